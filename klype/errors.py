@@ -1,0 +1,21 @@
+"""What a user did wrong, in one sentence, with what to do about it."""
+
+
+class KlypeError(Exception):
+    """Something failed for a reason the user can act on. Exit code 1."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}".strip()
+
+
+class UsageError(KlypeError):
+    """The command's words or inputs are wrong: nothing was started. Exit code 2."""
+
+    exit_code = 2

@@ -1,0 +1,198 @@
+"""The values that travel between the rooms. Frozen; shapes: B batch, T time, V vocabulary, K listed tokens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import torch
+
+Floats = npt.NDArray[np.floating[Any]]
+Ints = npt.NDArray[np.integer[Any]]
+How = Literal["prompt", "forced", "drawn", "drafted"]
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """A next-token distribution, most probable first.
+
+    ``ids_K`` and ``logp_K`` (nats) are the listed tokens; ``rest`` is the probability mass not listed:
+    0 when the distribution is whole, more when only the top was returned (a *partial* distribution).
+    """
+
+    ids: Ints
+    logp: Floats
+    rest: float = 0.0
+
+    @property
+    def whole(self) -> bool:
+        return self.rest == 0.0
+
+    def p(self, token: int) -> float | None:
+        """The token's probability; None when it is not listed and some mass is unlisted."""
+        found = np.flatnonzero(self.ids == token)
+        if found.size:
+            return float(np.exp(self.logp[found[0]]))
+        return 0.0 if self.whole else None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One token of an answer. ``logp`` under the model at temperature 1, ``drawn_logp`` under what was drawn from."""
+
+    token: int
+    logp: float
+    drawn_logp: float
+    how: How
+    distribution: Distribution | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is drawn from the logits. Temperature 0 is a one-hot distribution."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """``n`` answers to one prompt. ``stop`` are token ids that end an answer and are kept as its last step.
+
+    ``stop_texts`` end it at their first appearance in the decoded text. ``top`` asks for the distribution of every
+    step: 0 none, k the k most probable, -1 whole. ``first_sample`` numbers the samples (noise depends on it).
+    """
+
+    prompt: tuple[int, ...]
+    n: int = 1
+    limit: int = 64
+    sampling: Sampling = Sampling()
+    seed: int = 0
+    stop: tuple[int, ...] = ()
+    stop_texts: tuple[str, ...] = ()
+    top: int = 0
+    first_sample: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """One answer: everything a measure needs, so that the model is never asked twice.
+
+    ``ended`` is "stop" (a stop token or text), "length" (the limit) or "cancelled". ``model`` names the weights
+    (path and version). ``passes`` counts forward passes of the model that this answer needed.
+    """
+
+    prompt: tuple[int, ...]
+    steps: tuple[Step, ...]
+    sampling: Sampling
+    seed: int
+    sample: int
+    model: str
+    ended: Literal["stop", "length", "cancelled"]
+    passes: int
+    seconds: float
+    joules: float | None = None
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        return tuple(s.token for s in self.steps)
+
+    @property
+    def logp(self) -> float:
+        return sum(s.logp for s in self.steps)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Tokens to learn from. ``weights_BT`` is the loss weight of each target (0: not learnt)."""
+
+    tokens_BT: torch.Tensor
+    targets_BT: torch.Tensor
+    weights_BT: torch.Tensor
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """Sums, divided once after all micro-batches and workers: loss = total / count."""
+
+    total: torch.Tensor
+    count: torch.Tensor
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question to be answered. ``answers`` are references (any is right); ``extra`` is the asker's own business."""
+
+    id: str
+    question: str
+    context: str = ""
+    answers: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def prompt(self) -> str:
+        """The user's message: context, then question."""
+        return f"{self.context} {self.question}".strip()
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """An order over candidates, best first; candidates in one inner tuple are tied. Indices into ``candidates``."""
+
+    question: Question
+    candidates: tuple[str, ...]
+    order: tuple[tuple[int, ...], ...]
+    annotator: str
+    when: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A number with its uncertainty: a 95 % interval that contains it, or certain bounds, or why there is none."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    n: int = 0
+    unit: str = ""
+    certain: bool = False
+    why: str = ""
+    judge: str = ""
+
+    def json(self) -> dict[str, Any]:
+        if self.value is None or not math.isfinite(self.value):
+            return {"value": None, "why": self.why or "not finite"}
+        out: dict[str, Any] = {"value": self.value, "low": self.low, "high": self.high, "n": self.n, "unit": self.unit}
+        if self.certain:
+            out["certain"] = True
+        if self.judge:
+            out["judge"] = self.judge
+        return out
+
+
+class Batches(Protocol):
+    """An endless iterator of batches that can say where it is and be put back there."""
+
+    def __iter__(self) -> Iterator[Batch]: ...
+    def __next__(self) -> Batch: ...
+    def state(self) -> dict[str, Any]: ...
+    def restore(self, state: dict[str, Any]) -> None: ...
+
+
+Reward = Callable[[Sequence[Question], Sequence[str]], Floats]
