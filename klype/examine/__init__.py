@@ -1,0 +1,1 @@
+"""The examination: measures with intervals, and the report that shows them."""

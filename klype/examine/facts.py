@@ -1,0 +1,282 @@
+"""The facts of one run: everything its report shows, as plain JSON (``figures.json`` beside ``report.html``).
+
+The pipeline fills a ``Facts`` dictionary, section by section; the report leaves out sections that are absent.
+A probability is a number from 0 to 1, a duration is in seconds, a KL divergence in nats, unless a unit is given.
+
+Texts that a person reads are ``Text``: one string for both languages, or ``{"en": ..., "nb": ...}``.
+A *figure* is what ``klype.values.Figure.json()`` returns. A model is named after the stage that made it: ``base``,
+``finetuned``, ``aligned``; the stages of training are ``pretrain``, ``finetune``, ``rank``, ``reward``, ``align``.
+
+``check(facts)`` refuses unknown fields, wrong types, and numbers that are not finite.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal, NotRequired
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+from typing_extensions import TypedDict  # pydantic refuses typing's own before Python 3.12
+
+from klype.errors import KlypeError
+
+Text = str | dict[Literal["en", "nb"], str]
+StageName = Literal["base", "finetuned", "aligned"]
+strict = with_config(ConfigDict(extra="forbid", allow_inf_nan=False))
+
+
+@strict
+class FigureFacts(TypedDict):
+    """``klype.values.Figure.json()``: ``value`` None needs ``why``; ``t`` and ``distance`` place it on an axis."""
+
+    value: float | None
+    low: NotRequired[float | None]
+    high: NotRequired[float | None]
+    n: NotRequired[int]
+    unit: NotRequired[str]
+    certain: NotRequired[bool]
+    judge: NotRequired[str]
+    why: NotRequired[str]
+    t: NotRequired[int]
+    distance: NotRequired[int]
+
+
+StageFacts = dict[str, FigureFacts]
+"""What one model scored, by measure. World: right, word_for_word, polite, concise, annotator, s, kl, kl_reference,
+retrieval_hard, retrieval_text. Own text: bits_per_byte, copied. Others may be added.
+
+right, polite, concise, annotator: chat template, temperature .7, one answer a question; s and kl: the next word on
+held-out documents at temperature 1; retrieval_hard: right on stories with four facts of one relation.
+"""
+
+
+@strict
+class RewardFacts(TypedDict):
+    """Pair accuracy against the ranker; ``ceiling``: the ranker against itself (its noise); ``threshold`` to align."""
+
+    pair_accuracy: FigureFacts
+    ceiling: FigureFacts
+    threshold: NotRequired[float]
+
+
+@strict
+class GateFacts(TypedDict):
+    """``name``: retrieval_hard, finetuned_right, reward_pairs, aligned_right, aligned_polite, aligned_score_up,
+    retrieval_kept, seconds, kl, s, … (``label`` for one of your own). ``value`` None: it was not reached."""
+
+    name: str
+    value: float | None
+    threshold: float
+    passed: bool
+    label: NotRequired[Text]
+    unit: NotRequired[str]
+    below: NotRequired[bool]  # True: passed when value <= threshold (seconds, kl)
+
+
+@strict
+class CurveFacts(TypedDict):
+    """A stage's training: ``step`` and every series have one length. Series: ``loss`` (required in practice),
+    ``held_out``, ``reward``, ``score``, ``kl``, ``right``, ``polite``; None where nothing was measured."""
+
+    stage: Literal["pretrain", "finetune", "rank", "reward", "align"]
+    step: list[int]
+    series: dict[str, list[float | None]]
+    units: NotRequired[dict[str, str]]
+    tokens_per_second: NotRequired[float]
+
+
+@strict
+class TokenFacts(TypedDict):
+    """One token of an answer: its text (with its leading space), its probability under the model at temperature 1."""
+
+    text: str
+    p: float
+
+
+@strict
+class AnswerFacts(TypedDict):
+    """One drawn answer. right, polite, concise: None when the judge cannot decide."""
+
+    text: str
+    tokens: NotRequired[list[TokenFacts]]
+    right: NotRequired[bool | None]
+    polite: NotRequired[bool | None]
+    concise: NotRequired[bool | None]
+    score: NotRequired[float | None]
+    ended: NotRequired[Literal["stop", "length", "cancelled"]]
+
+
+@strict
+class QuestionFacts(TypedDict):
+    """One question with the answer of each model (None or absent: no such model)."""
+
+    question: str
+    context: NotRequired[str]
+    references: NotRequired[list[str]]
+    answers: dict[StageName, AnswerFacts | None]
+
+
+@strict
+class NextTokenFacts(TypedDict):
+    token: str
+    p: float
+    truth: NotRequired[float]
+    id: NotRequired[int]
+    p_tempered: NotRequired[float]
+
+
+@strict
+class NextFacts(TypedDict):
+    """The next word after ``prompt``, most probable first; ``rest``: the mass not listed, ``truth_rest``: that of p."""
+
+    prompt: str
+    tokens: list[NextTokenFacts]
+    rest: float
+    truth_rest: NotRequired[float]
+    s: NotRequired[float]
+    kl: NotRequired[float]
+
+
+@strict
+class TemperatureFacts(TypedDict):
+    """One temperature: figures (right, s, repetition, distinct, same_text, …) and some answers."""
+
+    temperature: float
+    figures: dict[str, FigureFacts]
+    samples: list[AnswerFacts]
+
+
+@strict
+class TemperaturesFacts(TypedDict):
+    stage: StageName
+    prompt: NotRequired[str]  # what all samples answer or continue
+    rows: list[TemperatureFacts]
+
+
+@strict
+class SurvivalFacts(TypedDict):
+    """By word ``t`` = 1, 2, …: R (no error yet), K (had the answers gone on), independent (mean S to the power t)."""
+
+    temperature: float
+    stage: StageName
+    s: FigureFacts
+    r: list[FigureFacts]
+    k: list[FigureFacts]
+    independent: list[FigureFacts]
+
+
+@strict
+class BinFacts(TypedDict):
+    """Mean probability said, and how often it came true."""
+
+    p: float
+    observed: FigureFacts
+
+
+@strict
+class CalibrationFacts(TypedDict):
+    stage: StageName
+    bins: list[BinFacts]
+    error: FigureFacts
+
+
+@strict
+class CostFacts(TypedDict):
+    """One model's answers: figures per answer (passes, tokens, flops, seconds, joules, joules_per_right)."""
+
+    parameters: int
+    figures: dict[str, FigureFacts]
+    joules_estimated: NotRequired[bool]
+
+
+@strict
+class TextFacts(TypedDict):
+    """Own text: bits per byte on held-out text beside what needs no language model."""
+
+    held_out_bytes: int
+    xz: float
+    ngram: float
+    ngram_order: NotRequired[int]
+
+
+@strict
+class DataFacts(TypedDict):
+    name: str
+    sha256: NotRequired[str]
+    bytes: NotRequired[int]
+    licence: NotRequired[str]
+    attribution: NotRequired[Text]
+
+
+@strict
+class PlanFacts(TypedDict):
+    stage: str
+    steps: NotRequired[int]
+    tokens: NotRequired[int]
+    planned_s: NotRequired[float]
+
+
+@strict
+class ProvenanceFacts(TypedDict):
+    data: list[DataFacts]
+    seed: int
+    versions: dict[str, str]
+    machine: dict[str, str]  # e.g. {"cpu": "...", "cores": "2", "memory": "7.6 GB", "system": "Linux"}
+    plan: NotRequired[list[PlanFacts]]
+    when: NotRequired[str]  # ISO date and time
+    model: NotRequired[dict[str, str | int | float]]  # parameters, width, layers, vocabulary, precision, ...
+
+
+@strict
+class CommandFacts(TypedDict):
+    command: str
+    what: Text
+
+
+@strict
+class Facts(TypedDict):
+    """One run. ``run`` is the run's name (its folder), ``kind`` says whether the truth is known."""
+
+    run: str
+    recipe: str
+    kind: Literal["world", "text"]
+    planned_s: NotRequired[float]
+    seconds: dict[str, float]  # "total", and one for each stage
+    stages: dict[StageName, StageFacts | None]
+    missing: NotRequired[dict[StageName, Text]]  # why a stage is None
+    annotator: NotRequired[Text]  # who ranked: simulated (by which rule), or a person
+    reward: NotRequired[RewardFacts | None]
+    gates: NotRequired[list[GateFacts]]
+    curves: NotRequired[list[CurveFacts]]
+    questions: NotRequired[list[QuestionFacts]]
+    next: NotRequired[list[NextFacts]]
+    temperatures: NotRequired[TemperaturesFacts]
+    survival: NotRequired[list[SurvivalFacts]]
+    calibration: NotRequired[list[CalibrationFacts]]
+    cost: NotRequired[dict[StageName, CostFacts]]
+    text: NotRequired[TextFacts]
+    copied_example: NotRequired[str]  # the longest run found verbatim in the training text
+    notes: NotRequired[list[Text]]  # honest remarks, e.g. that the questions were made from the text itself
+    provenance: NotRequired[ProvenanceFacts]
+    commands: NotRequired[list[CommandFacts]]  # how to go on; sensible ones are filled in when absent
+
+
+def check(facts: Any) -> Facts:
+    """The facts, when they have the shape above; else KlypeError that names the first field that is wrong."""
+    try:
+        return TypeAdapter(Facts).validate_python(facts)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the top"
+        raise KlypeError(f"The facts of this run are malformed at {where}: {first['msg'].lower()}.") from error
+
+
+def read(path: Path) -> Facts:
+    """Facts from a ``figures.json``."""
+    try:
+        return check(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError as error:
+        raise KlypeError(f"There is no {path.name} in {path.parent}.", "Run the examination first.") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise KlypeError(f"{path} is not JSON: {error}.") from error
