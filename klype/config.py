@@ -1,0 +1,117 @@
+"""Settings: defaults, then a TOML file, then dotted options. What is not known is an error that names its neighbour."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from klype.errors import UsageError
+
+S = TypeVar("S", bound=BaseModel)
+
+
+class Settings(BaseModel):
+    """The base of everything a user can set: frozen, and no key is ignored in silence."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+def load(kind: type[S], file: Path | None = None, overrides: Iterable[str] = ()) -> S:
+    """Defaults ← the TOML file ← overrides such as ``pretrain.steps=100``, in this order."""
+    values = read_toml(file) if file else {}
+    for override in overrides:
+        keys, value = parse_override(override)
+        _put(values, keys, value, override)
+    return make(kind, values, f"{file}: " if file else "")
+
+
+def make(kind: type[S], values: Mapping[str, Any], where: str = "") -> S:
+    """The settings with these values; a value that does not fit is a UsageError of one sentence."""
+    try:
+        return kind.model_validate(dict(values))
+    except ValidationError as error:
+        raise _explain(kind, error, where) from None
+
+
+def schema(kind: type[BaseModel]) -> dict[str, Any]:
+    """The JSON schema (draft 2020-12) of a settings class."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **kind.model_json_schema()}
+
+
+def read_toml(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"There is no file {file}.") from None
+    except (IsADirectoryError, PermissionError) as error:
+        raise UsageError(f"{file} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{file} is not UTF-8 text (byte {error.start}).") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{file} is not valid TOML: {error}.") from None
+
+
+def parse_override(text: str) -> tuple[list[str], Any]:
+    """``a.b=3`` → (["a", "b"], 3). The value is read as TOML; what is not TOML is a plain string."""
+    name, equals, raw = text.partition("=")
+    keys = [key.strip() for key in name.split(".")]
+    if not equals or not all(keys):
+        raise UsageError(f"'{text}' is not of the form key=value, such as pretrain.steps=100.")
+    try:
+        value = tomllib.loads(f"value = {raw.strip()}")
+    except tomllib.TOMLDecodeError:
+        return keys, raw.strip()
+    return keys, value["value"] if len(value) == 1 else raw.strip()
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The known name most like this one; "" when none is."""
+    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)), "")
+
+
+def _put(values: dict[str, Any], keys: list[str], value: Any, override: str) -> None:
+    for key in keys[:-1]:
+        inner = values.setdefault(key, {})
+        if not isinstance(inner, dict):
+            raise UsageError(f"'{override}': {key} is a value, not a section.")
+        values = inner
+    values[keys[-1]] = value
+
+
+def _explain(kind: type[BaseModel], error: ValidationError, where: str) -> UsageError:
+    first = error.errors(include_url=False)[0]
+    path = [str(part) for part in first["loc"]]
+    name = ".".join(path)
+    if first["type"] == "extra_forbidden":
+        known = _known(kind, path[:-1])
+        near = nearest(path[-1], known)
+        hint = f"Did you mean '{'.'.join([*path[:-1], near])}'?" if near else f"Known here: {', '.join(known)}."
+        return UsageError(f"{where}There is no setting '{name}'.", hint)
+    if first["type"] == "missing":
+        return UsageError(f"{where}The setting '{name}' is missing.")
+    what = str(first["ctx"]["error"]) if first["type"] == "value_error" else first["msg"]
+    if not name:
+        return UsageError(f"{where}{what}.")
+    what = what.removeprefix("Input should be ").removeprefix("a valid ")
+    return UsageError(f"{where}'{name}' should be {what} (it is {first['input']!r}).")
+
+
+def _known(kind: type[BaseModel], path: list[str]) -> list[str]:
+    """The keys that exist at a path; list positions and keys of free tables are passed over."""
+    for key in path:
+        field = kind.model_fields.get(key)
+        inner = _model_of(field.annotation) if field else None
+        if inner is not None:
+            kind = inner
+    return [field.alias or name for name, field in kind.model_fields.items()]
+
+
+def _model_of(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((m for m in map(_model_of, get_args(annotation)) if m is not None), None)

@@ -1,0 +1,1 @@
+"""A run: its folder, plan, recipe and the pipeline that makes it."""

@@ -1,0 +1,72 @@
+"""From what a user calls a MODEL to the checkpoint folder that is meant."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from klype.errors import KlypeError, UsageError
+
+NEWEST_FIRST = ("align", "finetune", "pretrain")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A model's folder; ``run`` is the run it belongs to and ``stage`` its stage, when it belongs to one."""
+
+    folder: Path
+    run: Path | None = None
+    stage: str = ""
+
+
+def find_model(name: str) -> Found:
+    """A checkpoint folder, a run's folder (its newest stage), ``RUN/STAGE`` or a local Hugging Face directory."""
+    _refuse_remote(name)
+    folder = Path(name).expanduser()
+    if not folder.exists():
+        raise UsageError(f"There is no model {name}.", _what_exists(folder))
+    if folder.suffix == ".gguf":
+        raise KlypeError(
+            "GGUF files cannot be opened yet.", "Give a checkpoint folder, a run or a Hugging Face directory."
+        )
+    if not folder.is_dir():
+        raise UsageError(f"{name} is a file, not a model's folder.")
+    if holds_weights(folder):
+        return _with_run(folder)
+    if (folder / "run.json").exists():
+        for stage in NEWEST_FIRST:
+            if holds_weights(folder / stage):
+                return Found(folder / stage, folder, stage)
+        raise KlypeError(
+            f"The run {name} has no finished stage yet.", f"Go on with it: klype run --out {name} --resume"
+        )
+    raise UsageError(f"{name} is not a model: it has no config.json with model.safetensors, and no run.json.")
+
+
+def holds_weights(folder: Path) -> bool:
+    """Whether a checkpoint was finished here: configuration and weights (one file, or shards with their index)."""
+    weights = ("model.safetensors", "model.safetensors.index.json")
+    return (folder / "config.json").is_file() and any((folder / w).is_file() for w in weights)
+
+
+def _with_run(folder: Path) -> Found:
+    parent = folder.resolve().parent
+    if folder.resolve().name in (*NEWEST_FIRST, "reward") and (parent / "run.json").exists():
+        return Found(folder, parent, folder.resolve().name)
+    return Found(folder)
+
+
+def _refuse_remote(name: str) -> None:
+    local = "Give a checkpoint folder, a run or a Hugging Face directory."
+    if name.startswith("hf:"):
+        raise KlypeError("Models by hub name (hf:owner/name) cannot be opened yet.", f"Download it first. {local}")
+    if name.startswith(("http://", "https://")):
+        raise KlypeError("Models behind a server cannot be asked yet.", local)
+
+
+def _what_exists(folder: Path) -> str:
+    parent = folder.parent
+    if (parent / "run.json").exists():
+        stages = [stage for stage in NEWEST_FIRST if holds_weights(parent / stage)]
+        return f"The run has: {', '.join(stages) or 'no finished stage'}."
+    return "Make one with 'klype run', or list what there is with 'klype runs list'."

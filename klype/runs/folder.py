@@ -1,0 +1,81 @@
+"""Where a run lives: its folder is chosen once and never written over."""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from klype.errors import KlypeError, UsageError
+
+RUNS = Path("runs")
+
+
+def choose(recipe: str, out: Path | None, resume: bool, today: date, base: Path = RUNS) -> Path:
+    """The folder of a run, made and writable: ``out``, or ``base/<recipe>-<date>-<n>``.
+
+    With ``resume`` it is ``out`` or the newest folder of this recipe, if there is one; without, an existing folder
+    that holds anything is refused.
+    """
+    if out is None:
+        old = _numbered(base, recipe) if resume else []
+        folder = old[-1] if old else _fresh(base, recipe, today)
+    else:
+        folder = out
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file, not a folder for a run.", "Choose another --out.")
+    if not resume and folder.is_dir() and any(folder.iterdir()):
+        raise UsageError(f"{folder} exists already.", "Add --resume to go on with it, or choose another --out.")
+    return _writable(folder)
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """The contents of a run's run.json."""
+    file = folder / "run.json"
+    try:
+        about = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"{folder} is not a run: it has no run.json.") from None
+    except (OSError, ValueError) as error:
+        raise KlypeError(f"{file} cannot be read: {error}.") from None
+    if not isinstance(about, dict):
+        raise KlypeError(f"{file} does not hold a JSON object.")
+    return about
+
+
+def _numbered(base: Path, recipe: str) -> list[Path]:
+    """Folders ``<recipe>-YYYY-MM-DD-<n>``, oldest first."""
+    found = []
+    for folder in base.glob(f"{recipe}-*"):
+        day, _, n = folder.name.removeprefix(f"{recipe}-").rpartition("-")
+        if folder.is_dir() and n.isdecimal() and _is_date(day):
+            found.append((day, int(n), folder))
+    return [folder for *_, folder in sorted(found)]
+
+
+def _is_date(text: str) -> bool:
+    try:
+        date.fromisoformat(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _fresh(base: Path, recipe: str, today: date) -> Path:
+    n = 1
+    while (base / f"{recipe}-{today.isoformat()}-{n}").exists():
+        n += 1
+    return base / f"{recipe}-{today.isoformat()}-{n}"
+
+
+def _writable(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".write-{os.getpid()}"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be written: {error.strerror}.", "Choose another --out.") from None
+    return folder

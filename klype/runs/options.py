@@ -1,0 +1,75 @@
+"""What a user may ask of a run or of one stage: checked once, here, before anything is started."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from klype.config import Settings
+
+Stage = Literal["pretrain", "finetune", "rank", "reward", "align"]
+Size = Literal["tiny", "small", "base"]
+Language = Literal["nb", "en"]
+
+
+class InputOptions(Settings):
+    """Where the data come from and how strictly they are read; shared by whole runs and single stages.
+
+    ``text``: files, folders or globs (.txt, .md, .jsonl, .parquet); ``instructions`` and ``preferences``: JSONL files;
+    ``data``: a folder of prepared shards. ``skip_bad`` counts broken rows and goes on instead of stopping at the first.
+    """
+
+    text: tuple[str, ...] = ()
+    instructions: Path | None = None
+    preferences: Path | None = None
+    data: Path | None = None
+    encoding: str = "utf-8"
+    skip_bad: bool = False
+
+
+class RunOptions(InputOptions):
+    """A whole life-cycle (``klype run``).
+
+    ``recipe`` is a recipe's name or a TOML file; empty: "world", or "text" when text or data are given.
+    ``out`` is the run's folder (see klype.runs.folder.choose); ``overrides`` are dotted recipe settings
+    ("pretrain.steps=100"); ``human`` ranks in the terminal; ``force`` aligns even with a weak reward model.
+    """
+
+    minutes: float = Field(default=5.0, gt=0, le=60 * 24 * 30, allow_inf_nan=False)
+    recipe: str = ""
+    out: Path | None = None
+    resume: bool = False
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    force: bool = False
+    human: bool = False
+    lang: Language = "en"
+    overrides: tuple[str, ...] = ()
+
+    @property
+    def recipe_name(self) -> str:
+        return self.recipe or ("text" if self.text or self.data else "world")
+
+
+class StageOptions(InputOptions):
+    """One stage (``klype train STAGE``). ``from_`` is the MODEL to start from; ``steps`` or ``minutes``: how long."""
+
+    stage: Stage
+    from_: str = ""
+    size: Size = "small"
+    steps: int | None = Field(default=None, gt=0)
+    minutes: float | None = Field(default=None, gt=0, le=60 * 24 * 30, allow_inf_nan=False)
+    out: Path | None = None
+    resume: bool = False
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    force: bool = False
+    human: bool = False
+    lang: Language = "en"
+    overrides: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _one_length(self) -> StageOptions:
+        if self.steps is not None and self.minutes is not None:
+            raise ValueError("give either --steps or --minutes, not both")
+        return self
