@@ -1,0 +1,1 @@
+"""The language model: configuration, transformer, cache, checkpoint folder, conversion."""

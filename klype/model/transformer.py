@@ -1,0 +1,169 @@
+"""A Llama-shaped decoder. Shapes: B batch, T time, D width, V vocabulary, H query heads, G key heads, K head width."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from klype.errors import KlypeError
+from klype.model.attention import MATERIALISED, attend, convolve, document_mask, document_positions
+from klype.model.config import ModelConfig
+from klype.model.rope import rope_table, rotate
+
+if TYPE_CHECKING:
+    from klype.model.cache import Cache, Pass
+
+
+class Transformer(nn.Module):
+    """Trunk (``hidden``) and head (``unembed``) are separable; losses are the objectives' business.
+
+    Weights are drawn from torch's generator: seed it before. Matrices are N(0, matrix_gain / sqrt(fan in)), embeddings
+    N(0, embed_std), the output projections of each layer and an untied head zero: every layer starts as the identity.
+    """
+
+    causal: Tensor
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(config.vocab_size, config.width)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
+        self.norm = nn.RMSNorm(config.width, config.norm_eps)
+        self.head = nn.Linear(config.width, config.vocab_size, bias=False)
+        self._initialise()
+        if config.tie:
+            self.head.weight = self.embed.weight
+        side = min(config.window, MATERIALISED)
+        self.register_buffer("causal", torch.full((side, side), float("-inf")).triu_(1), persistent=False)
+        cos, sin = rope_table(config) if config.rope_theta else (torch.empty(0), torch.empty(0))
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+
+    def hidden(self, tokens_BT: Tensor, cache: Cache | None = None, document_BT: Tensor | None = None) -> Tensor:
+        """States after the last norm, [B, T, D].
+
+        With a cache, the tokens continue each of its rows (which are T longer afterwards). ``document_BT`` are ids of
+        packed documents: neither attention nor convolution crosses a border, and positions restart there.
+        """
+        x_BTD: Tensor = self.embed(tokens_BT)
+        if cache is not None:
+            assert document_BT is None, "packed documents and a cache exclude each other"
+            return self._cached(x_BTD, cache)
+        T = tokens_BT.shape[1]
+        mask: Tensor | None
+        if document_BT is None:
+            self._check_length(T)
+            positions, mask = None, self.causal[:T, :T] if self.causal.shape[0] >= T else None
+            rope = (self.cos[:T], self.sin[:T]) if self.config.rope_theta else None
+        else:
+            positions, mask = document_positions(document_BT), document_mask(document_BT, x_BTD.dtype)
+            self._check_length(int(positions.max()) + 1)
+            rope = (self.cos[positions], self.sin[positions]) if self.config.rope_theta else None
+        for layer in self.layers:
+            x_BTD = layer(x_BTD, rope, mask, positions)
+        normed: Tensor = self.norm(x_BTD)
+        return normed
+
+    def unembed(self, hidden: Tensor) -> Tensor:
+        """Logits [..., V] of states [..., D]."""
+        logits: Tensor = self.head(hidden)
+        return logits
+
+    def forward(self, tokens_BT: Tensor, cache: Cache | None = None, document_BT: Tensor | None = None) -> Tensor:
+        """Logits [B, T, V] of the token after each position."""
+        return self.unembed(self.hidden(tokens_BT, cache, document_BT))
+
+    def _cached(self, x_BTD: Tensor, cache: Cache) -> Tensor:
+        step = cache.begin(x_BTD.shape[1])
+        rope = (self.cos[step.positions_BT], self.sin[step.positions_BT]) if self.config.rope_theta else None
+        for index, layer in enumerate(self.layers):
+            x_BTD = layer.cached(x_BTD, rope, step, index)
+        step.end()
+        normed: Tensor = self.norm(x_BTD)
+        return normed
+
+    def _check_length(self, length: int) -> None:
+        if length > self.config.window:
+            raise KlypeError(f"A text of {length} tokens is longer than the model's window of {self.config.window}.")
+
+    @torch.no_grad()
+    def _initialise(self) -> None:
+        nn.init.normal_(self.embed.weight, std=self.config.embed_std)
+        nn.init.zeros_(self.head.weight)
+        for layer in self.layers:
+            assert isinstance(layer, Layer)
+            for matrix in (layer.qkv.weight, layer.gate_up.weight):
+                nn.init.normal_(matrix, std=self.config.matrix_gain / math.sqrt(matrix.shape[1]))
+            for matrix in (layer.out.weight, layer.down.weight):
+                nn.init.zeros_(matrix)
+            if layer.qkv.bias is not None:
+                nn.init.zeros_(layer.qkv.bias)
+            if layer.taps is not None:
+                nn.init.normal_(layer.taps, std=self.config.conv_std)
+
+
+class Layer(nn.Module):
+    """Attention, then SwiGLU, each on a normed input and added to the stream.
+
+    ``qkv`` holds the rows of q, k, v; ``gate_up`` those of gate, up: the order of Hugging Face's apart matrices.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        d = config.width
+        self.attention_norm = nn.RMSNorm(d, config.norm_eps)
+        self.taps = nn.Parameter(torch.empty(config.conv, d)) if config.conv else None
+        self.qkv = nn.Linear(d, config.qkv_width, bias=config.qkv_bias)
+        self.q_norm = nn.RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
+        self.k_norm = nn.RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
+        self.out = nn.Linear(config.heads * config.head_dim, d, bias=False)
+        self.mlp_norm = nn.RMSNorm(d, config.norm_eps)
+        self.gate_up = nn.Linear(d, 2 * config.hidden, bias=False)
+        self.down = nn.Linear(config.hidden, d, bias=False)
+
+    def forward(
+        self, x_BTD: Tensor, rope: tuple[Tensor, Tensor] | None, mask: Tensor | None, positions: Tensor | None
+    ) -> Tensor:
+        u_BTD = self.attention_norm(x_BTD)
+        if self.taps is not None:
+            u_BTD = convolve(u_BTD, self.taps, positions)
+        B, T, _ = u_BTD.shape
+        heads_NBTK = self.qkv(u_BTD).view(B, T, -1, self.config.head_dim).permute(2, 0, 1, 3).contiguous()
+        q, k, v = self._rotated(heads_NBTK, rope)
+        x_BTD = x_BTD + self.out(attend(q, k, v, mask))
+        return x_BTD + self._mlp(x_BTD)
+
+    def cached(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor] | None, step: Pass, index: int) -> Tensor:
+        """As ``forward``, continuing what the cache holds for this layer."""
+        u_BTD = self.attention_norm(x_BTD)
+        if self.taps is not None:
+            u_BTD = step.convolve(index, u_BTD, self.taps)
+        B, T, _ = u_BTD.shape
+        heads_NBTK = self.qkv(u_BTD).view(B, T, -1, self.config.head_dim).permute(2, 0, 1, 3)
+        q, k, v = self._rotated(heads_NBTK, rope)
+        x_BTD = x_BTD + self.out(step.attend(index, q, k, v))
+        return x_BTD + self._mlp(x_BTD)
+
+    def _rotated(self, heads_NBTK: Tensor, rope: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+        H, G = self.config.heads, self.config.kv_heads
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(heads_NBTK[:H]), self.k_norm(heads_NBTK[H : H + G])
+            if rope is not None:
+                q, k = rotate(q, *rope), rotate(k, *rope)
+        elif rope is not None:
+            q, k = rotate(heads_NBTK[: H + G], *rope).split((H, G))
+        else:
+            q, k = heads_NBTK[:H], heads_NBTK[H : H + G]
+        return q, k, heads_NBTK[H + G :]
+
+    def _mlp(self, x_BTD: Tensor) -> Tensor:
+        gate, up = self.gate_up(self.mlp_norm(x_BTD)).chunk(2, -1)
+        out: Tensor = self.down(silu(gate) * up)
+        return out
