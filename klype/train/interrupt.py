@@ -1,0 +1,33 @@
+"""Ctrl-C and SIGTERM ask for a stop between two steps; a second Ctrl-C does not wait."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+
+@contextmanager
+def interruptible(stop: Callable[[], bool]) -> Iterator[Callable[[], bool]]:
+    """Within it, the yielded function tells whether ``stop`` or a signal asked to stop.
+
+    Signals belong to the main thread; elsewhere only ``stop`` is asked. Former handlers are put back.
+    """
+    asked: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    former: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        former = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked) or stop()
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)

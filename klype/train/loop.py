@@ -1,0 +1,303 @@
+"""One training loop for all stages.
+
+    batch → objective → backward, micro-batch by micro-batch → sum over ranks → divide once → clip → step → metrics
+
+Straight = killed and resumed, bit for bit on one machine: the state holds weights, optimizer, step, the position in the
+data and torch's generator; noise elsewhere is a function of (seed, step). What tells one run from another is in
+``Settings``; what differs from one start to the next is in ``Session``.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors.torch import save
+from torch import nn
+
+from klype.errors import KlypeError, UsageError
+from klype.train import parallel
+from klype.train.interrupt import interruptible
+from klype.train.metrics import MetricsFile
+from klype.train.objectives import Objective
+from klype.train.optimizer import Optimizer, OptimizerSettings, Parts
+from klype.train.resume import State, read_newest, states, write_durably, write_state
+from klype.train.schedule import Schedule, factor
+from klype.values import Batch, Batches
+
+Metrics = dict[str, float]
+
+
+class Settings(BaseModel):
+    """What makes a training run what it is. Resuming asks for the same, ``save_every`` and ``save_seconds`` apart."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    steps: int = Field(ge=0)
+    optimizer: OptimizerSettings = OptimizerSettings()
+    schedule: Schedule = Schedule()
+    clip: float = Field(default=1.0, ge=0)
+    micro_batches: int = Field(default=1, ge=1)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    compile: bool = False
+    save_every: int = Field(default=0, ge=0)
+    save_seconds: float = Field(default=30.0, ge=0)
+    bad_limit: int = Field(default=10, ge=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """How this start goes: whether it resumes, what it reports to, and what may stop it between two steps."""
+
+    resume: bool = False
+    parts: Parts = field(default_factory=dict)
+    on_step: Callable[[int, Metrics], None] = lambda step, metrics: None
+    stop: Callable[[], bool] = lambda: False
+    say: Callable[[str], None] = lambda message: None
+    clock: Callable[[], float] = time.perf_counter
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What came of it: ``seconds`` with those of earlier starts, ``skipped`` steps whose loss was no number."""
+
+    steps: int
+    seconds: float
+    skipped: int
+
+
+class Interrupted(KlypeError):  # noqa: N818 - it is no error but an end that was asked for
+    """Stopped between two steps, with the state saved: the same command with --resume goes on."""
+
+
+def train(
+    model: nn.Module,
+    objective: Objective,
+    batches: Batches,
+    settings: Settings,
+    folder: Path,
+    session: Session | None = None,
+) -> Trained:
+    """Trains ``model`` in place for ``settings.steps`` steps and leaves metrics.jsonl and resume/ in ``folder``.
+
+    Raises Interrupted when stopped (resumable), UsageError when the folder holds a state that is not resumed or that
+    belongs to other settings, KlypeError when the disk fails or too many losses are not finite.
+    """
+    session = session or Session()
+    run = _Run(model, objective, batches, settings, folder, session)
+    step = run.start()
+    with run.metrics_from(step), interruptible(session.stop) as stopped:
+        while step < settings.steps:
+            if stopped():
+                run.interrupt(step)
+            metrics = run.step(step)
+            step += 1
+            run.report(step, metrics)
+            if run.due(step):
+                run.save(step)
+    if run.saved != step:
+        run.save(step)
+    run.optimizer.release(model)
+    return Trained(step, run.seconds(), run.skipped)
+
+
+class _Run:
+    """What one call of ``train`` holds together."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        batches: Batches,
+        settings: Settings,
+        folder: Path,
+        session: Session,
+    ) -> None:
+        self.model, self.batches, self.settings, self.folder, self.session = model, batches, settings, folder, session
+        self.objective: Objective = torch.compile(objective, dynamic=False) if settings.compile else objective
+        self.optimizer = Optimizer(model, settings.optimizer, session.parts, getattr(torch, settings.precision))
+        self.skipped = 0
+        self.saved = -1
+        self._skipped_in_a_row = 0
+        self._earlier = 0.0
+        self._began = self._saved_at = session.clock()
+        self._metrics: MetricsFile | None = None
+
+    def start(self) -> int:
+        """The step to go on from."""
+        if not self.session.resume:
+            if states(self.folder):
+                raise UsageError(
+                    f"{self.folder} already holds the state of a training run.", "Add --resume or choose another --out."
+                )
+            return 0
+        state = read_newest(self.folder, self.session.say)
+        if state is None:
+            return 0
+        self._check_settings(state.about["settings"])
+        self.optimizer.load_state_dict(state.optimizer)
+        self._load_buffers(state.model)
+        self.batches.restore(state.about["batches"])
+        torch.set_rng_state(torch.tensor(state.about["generator"], dtype=torch.uint8))
+        self._earlier, self.skipped, self.saved = state.about["seconds"], state.about["skipped"], state.step
+        return state.step
+
+    def metrics_from(self, step: int) -> Any:
+        """Opens metrics.jsonl, cut back to ``step``; only the first rank writes."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise KlypeError(
+                f"The folder {self.folder} cannot be made: {error.strerror or error}.", "Choose another --out."
+            ) from error
+        name = "metrics.jsonl" if parallel.rank() == 0 else f".metrics-{parallel.rank()}.jsonl"
+        self._metrics = MetricsFile(self.folder / name, step)
+        return self._metrics
+
+    def step(self, step: int) -> Metrics:
+        """One update; its metrics. A loss or gradient that is no number changes nothing and is counted."""
+        factor_now = factor(self.settings.schedule, step / self.settings.steps)
+        self.optimizer.zero_grad()
+        sums, shown, drawn = self._accumulate()
+        total, count = sums["loss"], sums["loss_count"]
+        if count:
+            self.optimizer.gradient.div_(count)
+        norm = float(self.optimizer.clip(self.settings.clip))
+        finite = math.isfinite(total) and math.isfinite(norm)
+        if finite and count:
+            self.optimizer.step(factor_now)
+        self._watch(step, finite, drawn)
+        return {
+            **_means(sums, count),
+            **shown,
+            "count": count,
+            "norm": norm,
+            "factor": factor_now,
+            "skipped": self.skipped,
+        }
+
+    def report(self, step: int, metrics: Metrics) -> None:
+        assert self._metrics is not None
+        metrics["seconds"] = self.seconds()
+        self._metrics.append({"step": step, **metrics})
+        try:
+            self.session.on_step(step, metrics)
+        except KeyboardInterrupt:
+            self.interrupt(step)
+
+    def due(self, step: int) -> bool:
+        """Whether it is time to save. Ranks must agree, so that several processes go by steps alone."""
+        if self.settings.save_every and step % self.settings.save_every == 0:
+            return True
+        seconds = self.settings.save_seconds
+        return bool(seconds) and parallel.ranks() == 1 and self.session.clock() - self._saved_at >= seconds
+
+    def save(self, step: int) -> None:
+        """Makes the state after ``step`` steps durable."""
+        about = {
+            "batches": self.batches.state(),
+            "generator": torch.get_rng_state().tolist(),
+            "seconds": self.seconds(),
+            "settings": self.settings.model_dump(mode="json"),
+            "skipped": self.skipped,
+        }
+        if parallel.rank() == 0:
+            write_state(self.folder, State(step, self.model.state_dict(), self.optimizer.state_dict(), about))
+        parallel.wait_for_all()
+        self.saved, self._saved_at = step, self.session.clock()
+
+    def interrupt(self, step: int) -> None:
+        if self.saved != step:
+            self.save(step)
+        raise Interrupted(
+            f"Stopped after step {step} of {self.settings.steps}; everything is saved in {self.folder}.",
+            "The same command with --resume goes on from there.",
+        )
+
+    def seconds(self) -> float:
+        return self._earlier + self.session.clock() - self._began
+
+    def _accumulate(self) -> tuple[Metrics, Metrics, list[Batch]]:
+        """Sums over micro-batches and ranks, the batches' own metrics (means), and the batches."""
+        sums: Metrics = {"loss": 0.0, "loss_count": 0.0}
+        shown: Metrics = {}
+        drawn: list[Batch] = []
+        for _ in range(self.settings.micro_batches):
+            batch = next(self.batches)
+            drawn.append(batch)
+            loss = self.objective(self.model, batch)
+            if loss.total.requires_grad:
+                loss.total.backward()  # type: ignore[no-untyped-call]
+            self.optimizer.collect()
+            own = {"loss": float(loss.total.detach()), "loss_count": float(loss.count), **loss.metrics}
+            for name, value in own.items():
+                sums[name] = sums.get(name, 0.0) + value
+            for name, value in batch.extra.get("metrics", {}).items():
+                shown[name] = shown.get(name, 0.0) + value / self.settings.micro_batches
+        return self._over_ranks(sums), shown, drawn
+
+    def _over_ranks(self, sums: Metrics) -> Metrics:
+        if parallel.ranks() == 1:
+            return sums
+        parallel.sum_over_ranks_(self.optimizer.gradient)
+        values = torch.tensor(list(sums.values()), dtype=torch.float64)
+        parallel.sum_over_ranks_(values)
+        return dict(zip(sums, values.tolist(), strict=True))
+
+    def _watch(self, step: int, finite: bool, drawn: list[Batch]) -> None:
+        if finite:
+            self._skipped_in_a_row = 0
+            return
+        self.skipped += 1
+        self._skipped_in_a_row += 1
+        place = self.folder / f"bad-step-{step + 1:06d}-rank-{parallel.rank()}.safetensors"
+        write_durably(place, save(dict(_tensors(drawn))))
+        self.session.say(f"The loss of step {step + 1} is not a finite number: skipped; the batch is in {place}.")
+        if self._skipped_in_a_row >= self.settings.bad_limit:
+            raise KlypeError(
+                f"The loss was not a finite number in {self._skipped_in_a_row} steps on end, up to step {step + 1};"
+                f" the batch is in {place}.",
+                "Lower the learning rates, or look at the data.",
+            )
+
+    def _check_settings(self, saved: Mapping[str, Any]) -> None:
+        own = self.settings.model_dump(mode="json")
+        free = {"save_every", "save_seconds", "bad_limit"}
+        differing = [k for k in own if k not in free and own[k] != saved.get(k)]
+        if differing:
+            name = differing[0]
+            raise UsageError(
+                f"The state in {self.folder} was made with {name} = {saved.get(name)}, not {own[name]}.",
+                "Resume with the same settings, or choose another --out.",
+            )
+
+    @torch.no_grad()
+    def _load_buffers(self, saved: Mapping[str, torch.Tensor]) -> None:
+        trained = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        for name, tensor in self.model.state_dict().items():
+            if name not in trained:
+                tensor.copy_(saved[name])
+
+
+def _means(sums: Metrics, count: float) -> Metrics:
+    means = {}
+    for name, value in sums.items():
+        if name.endswith("_count"):
+            continue
+        divisor = sums.get(f"{name}_count", count)
+        means[name] = value / divisor if divisor else math.nan
+    return means
+
+
+def _tensors(batches: list[Batch]) -> Iterator[tuple[str, torch.Tensor]]:
+    for index, batch in enumerate(batches):
+        own = {"tokens": batch.tokens_BT, "targets": batch.targets_BT, "weights": batch.weights_BT}
+        extra = {k: v for k, v in batch.extra.items() if isinstance(v, torch.Tensor)}
+        for name, tensor in {**extra, **own}.items():
+            yield f"{index}.{name}", tensor.detach().cpu().clone(memory_format=torch.contiguous_format)

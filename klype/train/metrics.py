@@ -1,0 +1,63 @@
+"""metrics.jsonl: one line a step, only ever appended to; cut back to the step that a resumed run goes on from."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from klype.errors import KlypeError
+
+
+class MetricsFile:
+    """Appends lines to ``path``; lines after ``step`` (of a run that was killed) and a torn last one are cut off."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        self.path = path
+        try:
+            if path.exists():
+                os.truncate(path, _length_up_to(path, step))
+            self._file = path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def append(self, line: Mapping[str, Any]) -> None:
+        """Writes one line. What is not finite is written as null: there is no NaN in JSON."""
+        clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
+        try:
+            self._file.write(json.dumps(clean) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def sync(self) -> None:
+        """Waits until the disk has all lines."""
+        os.fsync(self._file.fileno())
+
+    def __enter__(self) -> MetricsFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def _failed(self, error: OSError) -> KlypeError:
+        return KlypeError(
+            f"{self.path} cannot be written: {error.strerror or error}.",
+            "Make room or make the folder writable, then go on with --resume.",
+        )
+
+
+def _length_up_to(path: Path, step: int) -> int:
+    length = 0
+    with path.open("rb") as file:
+        for line in file:
+            if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+                break
+            length += len(line)
+    return length

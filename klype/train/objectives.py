@@ -1,0 +1,91 @@
+"""What is learnt: functions (model, batch) -> Loss. Sums, so that they can be divided once after all micro-batches.
+
+A model here has ``hidden(tokens) -> hidden_BTD`` and ``unembed(hidden) -> logits``. Metrics are sums too: one with a
+partner ``NAME_count`` is divided by it, any other by the loss's count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, cast
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from klype.values import Batch, Loss
+
+Objective = Callable[[nn.Module, Batch], Loss]
+
+
+class LanguageModel(Protocol):
+    """What an objective asks of a model."""
+
+    def hidden(self, tokens_BT: torch.Tensor, *, document_BT: torch.Tensor | None = ...) -> torch.Tensor: ...
+    def unembed(self, hidden: torch.Tensor) -> torch.Tensor: ...
+
+
+def cross_entropy(model: nn.Module, batch: Batch) -> Loss:
+    """Next-token cross-entropy, weighted: total = Σ w·(−log p(target)) in nats, count = Σ w.
+
+    Targets of weight 0 are neither computed nor learnt. ``extra["document_BT"]``: documents packed into one row.
+    """
+    logits_NV, kept_N = learnt_logits(model, batch)
+    loss_N = functional.cross_entropy(wide(logits_NV), batch.targets_BT.flatten()[kept_N], reduction="none")
+    weights_N = batch.weights_BT.flatten()[kept_N].to(loss_N.dtype)
+    return Loss(loss_N @ weights_N, weights_N.sum())
+
+
+def soft_cross_entropy(model: nn.Module, batch: Batch) -> Loss:
+    """Cross-entropy to whole distributions, ``extra["soft_BTV"]`` (each sums to one): total = −Σ w Σ_v p_v log q_v."""
+    logits_NV, kept_N = learnt_logits(model, batch)
+    soft_NV = batch.extra["soft_BTV"].flatten(0, 1)[kept_N]
+    loss_N = functional.cross_entropy(wide(logits_NV), soft_NV, reduction="none")
+    weights_N = batch.weights_BT.flatten()[kept_N].to(loss_N.dtype)
+    return Loss(loss_N @ weights_N, weights_N.sum())
+
+
+def with_rehearsal(main: Objective, rehearsal: Objective, weight: float) -> Objective:
+    """The main objective, and the rehearsal on the batch in ``extra["rehearsal"]`` so that nothing is forgotten.
+
+    loss = (T_main + weight · T_rehearsal) / C_main: a rehearsal token weighs ``weight`` times what a unit of the main
+    count weighs. Sums over sums, so that splitting a batch changes nothing.
+    """
+
+    def mixed(model: nn.Module, batch: Batch) -> Loss:
+        loss = main(model, batch)
+        again: Batch | None = batch.extra.get("rehearsal")
+        if again is None or weight == 0:
+            return loss
+        other = rehearsal(model, again)
+        metrics = {"rehearsal": float(other.total.detach()), "rehearsal_count": float(other.count)}
+        return Loss(loss.total + weight * other.total, loss.count, loss.metrics | metrics)
+
+    return mixed
+
+
+def learnt_logits(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits at the positions that are learnt, and their indices in the flattened batch.
+
+    The unembedding is the dearest product of a small model, so that only what is learnt goes through it. A compiled
+    graph wants fixed shapes and gets all positions.
+    """
+    lm = cast(LanguageModel, model)
+    hidden_ND = lm.hidden(batch.tokens_BT, **_packed(batch)).flatten(0, 1)
+    weights_N = batch.weights_BT.flatten()
+    if torch.compiler.is_compiling():
+        return lm.unembed(hidden_ND), torch.arange(weights_N.numel(), device=weights_N.device)
+    kept_N = weights_N.nonzero()[:, 0]
+    if kept_N.numel() == weights_N.numel():
+        return lm.unembed(hidden_ND), kept_N
+    return lm.unembed(hidden_ND.index_select(0, kept_N)), kept_N
+
+
+def wide(logits: torch.Tensor) -> torch.Tensor:
+    """At least float32: a loss is never computed in half precision."""
+    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+
+
+def _packed(batch: Batch) -> dict[str, Any]:
+    documents = batch.extra.get("document_BT")
+    return {} if documents is None else {"document_BT": documents}

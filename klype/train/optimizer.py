@@ -1,0 +1,229 @@
+"""One optimizer for all stages: Muon for the matrices inside the model, AdamW for the rest.
+
+Parameters and gradients are views of flat buffers, so that zeroing, clipping, the momentum, AdamW and the exchange
+between processes are one kernel each, whatever the number of parameters: for a tiny model that is the difference
+between an optimizer that is noticed and one that is not.
+
+With ``dtype`` bfloat16 the model computes with rounded weights while a float32 master is what is updated and saved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+
+from klype.errors import KlypeError
+from klype.model.config import ModelConfig
+from klype.train.muon import Group, grouped, orthogonalise_
+
+# Not the inside of the model: a matrix by shape, but a table of vectors by use.
+TABLES = ("embed", "head", "taps", "norm")
+ALIGN = 16  # parameters start at multiples of 64 bytes, where vector instructions like them
+
+Parts = Mapping[str, Sequence[int]]
+
+
+class OptimizerSettings(BaseModel):
+    """Learning rates and their like. ``matrix_rate`` is Muon's (unused when ``kind`` is adamw), ``rate`` AdamW's."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["muon", "adamw"] = "muon"
+    matrix_rate: float = Field(default=0.02, gt=0)
+    rate: float = Field(default=1e-2, gt=0)
+    momentum: float = Field(default=0.95, ge=0, lt=1)
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = Field(default=1e-8, gt=0)
+    decay: float = Field(default=0.0, ge=0)
+
+
+class Optimizer:
+    """``backward()`` → ``collect()`` (after every micro-batch) → ``step(factor)`` → ``zero_grad()``.
+
+    ``parts`` gives the rows of fused matrices by the end of their name, for example
+    ``{"qkv.weight": (64, 32, 32), "gate_up.weight": (128, 128)}``: each part is made orthogonal apart.
+    ``master`` and ``gradient`` are the flat float32 buffers.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        settings: OptimizerSettings,
+        parts: Parts | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+        if not named:
+            raise KlypeError("Nothing can be trained: every parameter of the model is frozen.")
+        matrices = [(n, p) for n, p in named if settings.kind == "muon" and is_matrix(n, p)]
+        inside = {n for n, _ in matrices}
+        decayed = [(n, p) for n, p in named if n not in inside and p.ndim >= 2]
+        others = [(n, p) for n, p in named if n not in inside and p.ndim < 2]
+        self.settings = settings
+        self._parameters = [p for _, p in (*matrices, *decayed, *others)]
+        self._offsets, ends = _layout([matrices, decayed, others])
+        self._muon_end = ends[0]
+        self._bind(ends[-1], dtype)
+        self.momentum = torch.zeros_like(self.master[: ends[0]])
+        self._update = torch.zeros_like(self.momentum)
+        self._groups = _groups(matrices, self._offsets, self._update, parts or {})
+        self._adamw = self._build_adamw(ends)
+
+    def zero_grad(self) -> None:
+        self.gradient.zero_()
+        if self._low_gradient is not self.gradient:
+            self._low_gradient.zero_()
+
+    def collect(self) -> None:
+        """Adds what ``backward`` left to the gradient. Needed after every backward."""
+        for parameter, view in zip(self._parameters, self._gradient_views, strict=True):
+            if parameter.grad is not view:  # somebody cleared or replaced it
+                if parameter.grad is not None:
+                    view.copy_(parameter.grad)
+                parameter.grad = view
+        if self._low_gradient is not self.gradient:
+            self.gradient.add_(self._low_gradient)
+            self._low_gradient.zero_()
+
+    @torch.no_grad()
+    def clip(self, limit: float) -> torch.Tensor:
+        """The gradient's norm over all parameters (a scalar tensor); scales it down to ``limit`` when it is longer."""
+        norm: torch.Tensor = torch.linalg.vector_norm(self.gradient)
+        if limit > 0:
+            self.gradient.mul_((limit / (norm + 1e-6)).clamp(max=1.0))
+        return norm
+
+    @torch.no_grad()
+    def step(self, factor: float = 1.0) -> None:
+        """One update with both learning rates times ``factor``."""
+        if self._muon_end:
+            self._muon_step(factor)
+        if self._adamw is not None:
+            for group in self._adamw.param_groups:
+                group["lr"] = self.settings.rate * factor
+            self._adamw.step()
+        self._publish()
+
+    def release(self, model: nn.Module) -> None:
+        """Gives the model float32 weights of its own, so that it outlives the optimizer."""
+        for parameter, view in zip(self._parameters, self._views(self.master), strict=True):
+            parameter.grad = None
+            parameter.data = view.clone()
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Flat tensors: master weights, momentum, AdamW's moments and step count."""
+        state = {"master": self.master, "momentum": self.momentum}
+        for index, entry in enumerate(self._adamw_states()):
+            state |= {f"adamw.{index}.{key}": value for key, value in entry.items()}
+        return state
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Puts everything back, weights included. KlypeError when it was saved for a model of another shape."""
+        own = self.state_dict()
+        if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in state.items()}:
+            raise KlypeError("The saved optimizer state belongs to a model of another shape; start in another folder.")
+        for key, tensor in own.items():
+            tensor.copy_(state[key])
+        self._publish()
+
+    def _muon_step(self, factor: float) -> None:
+        settings, master = self.settings, self.master[: self._muon_end]
+        gradient, rate = self.gradient[: self._muon_end], self.settings.matrix_rate * factor
+        self.momentum.lerp_(gradient, 1 - settings.momentum)
+        torch.lerp(gradient, self.momentum, settings.momentum, out=self._update)  # Nesterov's look ahead
+        orthogonalise_(self._groups)
+        if settings.decay:
+            master.mul_(1 - rate * settings.decay)
+        master.add_(self._update, alpha=-rate)
+
+    def _bind(self, size: int, dtype: torch.dtype) -> None:
+        device = self._parameters[0].device
+        self.master = torch.zeros(size, dtype=torch.float32, device=device)
+        for parameter, view in zip(self._parameters, self._views(self.master), strict=True):
+            view.copy_(parameter.data)
+        self.gradient = torch.zeros_like(self.master)
+        whole = dtype == torch.float32
+        self._low = self.master if whole else self.master.to(dtype)
+        self._low_gradient = self.gradient if whole else torch.zeros_like(self._low)
+        self._gradient_views = self._views(self._low_gradient)
+        for parameter, view in zip(self._parameters, self._views(self._low), strict=True):
+            parameter.data = view
+        for parameter, view in zip(self._parameters, self._gradient_views, strict=True):
+            parameter.grad = view
+
+    def _views(self, flat: torch.Tensor) -> list[torch.Tensor]:
+        return [
+            flat[start : start + p.numel()].view(p.shape)
+            for p, start in zip(self._parameters, self._offsets, strict=True)
+        ]
+
+    def _publish(self) -> None:
+        if self._low is not self.master:
+            self._low.copy_(self.master)
+
+    def _build_adamw(self, ends: Sequence[int]) -> torch.optim.AdamW | None:
+        ranges = [(ends[0], ends[1], self.settings.decay), (ends[1], ends[2], 0.0)]
+        groups = []
+        for start, end, decay in ranges:
+            if end > start:
+                flat = nn.Parameter(self.master[start:end])
+                flat.grad = self.gradient[start:end]
+                groups.append({"params": [flat], "weight_decay": decay})
+        if not groups:
+            return None
+        adamw = torch.optim.AdamW(
+            groups, lr=self.settings.rate, betas=self.settings.betas, eps=self.settings.eps, fused=True
+        )
+        for group in groups:
+            (flat,) = group["params"]  # type: ignore[misc]
+            adamw.state[flat] = {
+                "step": torch.zeros((), dtype=torch.float32, device=flat.device),
+                "exp_avg": torch.zeros_like(flat.data),
+                "exp_avg_sq": torch.zeros_like(flat.data),
+            }
+        return adamw
+
+    def _adamw_states(self) -> list[dict[str, torch.Tensor]]:
+        if self._adamw is None:
+            return []
+        return [self._adamw.state[flat] for group in self._adamw.param_groups for flat in group["params"]]
+
+
+def fused_parts(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The rows of klype's own fused matrices: queries, keys, values; gate, up."""
+    queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
+    return {"qkv.weight": (queries, keys, keys), "gate_up.weight": (config.hidden, config.hidden)}
+
+
+def is_matrix(name: str, parameter: torch.Tensor) -> bool:
+    """Whether Muon takes it: two-dimensional and not a table of vectors (embedding, head, convolution, norm)."""
+    return parameter.ndim == 2 and not any(word in name for word in TABLES)
+
+
+def _layout(regions: Sequence[Sequence[tuple[str, torch.Tensor]]]) -> tuple[list[int], list[int]]:
+    """Where each parameter starts in the flat buffer, and where each region ends."""
+    offsets, ends, position = [], [], 0
+    for region in regions:
+        for _, parameter in region:
+            offsets.append(position)
+            position += -(-parameter.numel() // ALIGN) * ALIGN
+        ends.append(position)
+    return offsets, ends
+
+
+def _groups(
+    matrices: Sequence[tuple[str, torch.Tensor]], offsets: Sequence[int], update: torch.Tensor, parts: Parts
+) -> list[Group]:
+    views: list[torch.Tensor] = []
+    for (name, parameter), start in zip(matrices, offsets, strict=False):
+        view = update[start : start + parameter.numel()].view(parameter.shape)
+        rows = next((tuple(sizes) for end, sizes in parts.items() if name.endswith(end)), (parameter.shape[0],))
+        if sum(rows) != parameter.shape[0]:
+            raise KlypeError(f"The parts {rows} of {name} do not add up to its {parameter.shape[0]} rows.")
+        views += torch.split(view, list(rows))
+    return grouped(views)
