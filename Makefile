@@ -1,0 +1,69 @@
+# make setup | run | test | soak | format | constraints | release | clean
+# PYTHON=python3.12 picks the interpreter, EXTRAS=bench adds an extra, ARGS passes options to `klype run`, FAST=1 tests less.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup run test check soak format constraints release clean
+
+PYTHON ?= python3
+EXTRAS ?=
+ARGS ?=
+FAST ?=
+WORKERS ?= 2
+
+comma := ,
+space := $(subst ,, )
+extras := dev$(comma)hf$(comma)data$(if $(strip $(EXTRAS)),$(comma)$(subst $(space),$(comma),$(strip $(EXTRAS))))
+stamp := .venv/ready-$(subst $(comma),-,$(extras))
+bin := .venv/bin
+# One thread a test worker, and waiting threads that sleep: several workers share the cores.
+calm := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive GOMP_SPINCOUNT=0
+
+help:
+	@echo "make setup        .venv with everything that tests need"
+	@echo "make run          the whole life-cycle on the demo world (ARGS='--minutes 1' passes options)"
+	@echo "make test         everything that CI runs (FAST=1: what takes under two minutes)"
+	@echo "make soak         long fuzzing, and the coverage of all tests"
+	@echo "make format       format the code; make constraints: pin the installed versions anew"
+	@echo "make release      wheel and source archive in dist/"
+
+setup: $(stamp)
+
+$(stamp): pyproject.toml constraints.txt scripts/python-ready.sh
+	@bash scripts/python-ready.sh "$(PYTHON)"
+	$(bin)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(extras)]'
+	@touch $@
+
+run: setup
+	$(bin)/klype run $(ARGS)
+
+check: setup
+	$(bin)/ruff check .
+	$(bin)/ruff format --check .
+	$(bin)/mypy
+
+test: check
+	bash scripts/system-packages.sh
+	$(calm) $(bin)/python -m pytest -n $(WORKERS) -m "not soak$(if $(FAST), and not slow)"
+
+soak: setup
+	bash scripts/system-packages.sh
+	$(calm) $(bin)/python -m pytest -n $(WORKERS) -m soak
+	$(calm) $(bin)/python -m pytest -n $(WORKERS) -m "not soak" --cov=klype --cov-report=term:skip-covered
+
+format: setup
+	$(bin)/ruff check --fix .
+	$(bin)/ruff format .
+
+constraints: setup
+	$(bin)/python scripts/constraints.py dev hf data > constraints.new
+	mv constraints.new constraints.txt
+
+release: setup
+	rm -rf dist
+	$(bin)/python -m build
+	@ls -l dist
+
+clean:
+	rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

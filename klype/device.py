@@ -1,0 +1,232 @@
+"""The machine: thread policy, device, precision, seeds, and short probes of what it can do.
+
+torch is imported inside the functions that compute, so that ``thread_policy`` can come before it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import random
+import sys
+import time
+from collections.abc import Callable, MutableMapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import psutil
+
+from klype.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+Precision = Literal["float32", "bfloat16", "int8", "auto"]
+POLICY = (("OMP_WAIT_POLICY", "passive"), ("GOMP_SPINCOUNT", "0"), ("KMP_BLOCKTIME", "0"))
+POWERCAP = Path("/sys/class/powercap")
+# glibc: malloc(3), mallopt(3)
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
+
+
+def thread_policy(environ: MutableMapping[str, str] = os.environ) -> dict[str, str]:
+    """Waiting threads sleep instead of spinning; what the user has set stays. Returns what is in force.
+
+    Spinning costs tenfold where several processes share the cores. OpenMP reads this when torch is loaded.
+    """
+    for name, value in POLICY:
+        environ.setdefault(name, value)
+    return {name: environ[name] for name, _ in POLICY}
+
+
+def memory_policy() -> bool:
+    """Keep freed tensors in the process's heap, so that a step needs no new pages. True where glibc took it all."""
+    if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    wanted = {M_MMAP_THRESHOLD: 1 << 30, M_TRIM_THRESHOLD: (1 << 31) - 1, M_TOP_PAD: 64 << 20}
+    return all([mallopt(parameter, value) == 1 for parameter, value in wanted.items()])
+
+
+def usable_cores() -> int:
+    """Physical cores this process may use: its affinity and the container's quota are honoured."""
+    logical = len(os.sched_getaffinity(0)) if sys.platform == "linux" else psutil.cpu_count() or 1
+    physical = psutil.cpu_count(logical=False) or logical
+    return max(1, min(logical, physical, _quota() or logical))
+
+
+def set_threads(threads: int | None = None) -> int:
+    """Let torch compute with so many threads (default: every usable core); returns the number."""
+    import torch
+
+    if threads is not None and threads < 1:
+        raise UsageError(f"The number of threads should be at least 1 (it is {threads}).")
+    torch.set_num_threads(threads or usable_cores())
+    return torch.get_num_threads()
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """ "auto", "cpu", "cuda", "cuda:1" or "mps" → a device that exists here."""
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"There is no kind of device '{name}': use auto, cpu, cuda or mps.") from None
+    counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if (device.index or 0) >= counts.get(device.type, 0):
+        raise UsageError(f"The device '{name}' does not exist on this machine.", "Use --device cpu or auto.")
+    return device
+
+
+def pick_precision(name: str, device: torch.device) -> Literal["float32", "bfloat16", "int8"]:
+    """ "auto" is bfloat16 where a short GEMM probe finds it clearly faster, float32 elsewhere."""
+    explicit: tuple[Literal["float32", "bfloat16", "int8"], ...] = ("float32", "bfloat16", "int8")
+    for precision in explicit:
+        if name == precision:
+            return precision
+    if name != "auto":
+        raise UsageError(f"There is no precision '{name}': use float32, bfloat16, int8 or auto.")
+    fast = gemm_gflops("bfloat16", 512, 0.1, device) > 1.5 * gemm_gflops("float32", 512, 0.1, device)
+    return "bfloat16" if fast else "float32"
+
+
+def seed_everything(seed: int) -> None:
+    """Put Python's, numpy's and torch's global generators to a seed (0 … 2³²−1)."""
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def gemm_gflops(dtype: str, size: int = 1024, seconds: float = 0.3, device: torch.device | None = None) -> float:
+    """Measured matrix-multiplication speed: best of repeated size³ products (2·size³ FLOP each), in GFLOP/s."""
+    import torch
+
+    device = device or torch.device("cpu")
+    a = torch.randn(size, size, device=device).to(getattr(torch, dtype))
+    b = torch.randn(size, size, device=device).to(getattr(torch, dtype))
+    return 2 * size**3 / _best(lambda: torch.mm(a, b), seconds, _waiter(device)) / 1e9
+
+
+def bandwidth_gbs(mebibytes: int = 256, seconds: float = 0.3, device: torch.device | None = None) -> float:
+    """Measured speed of reading memory (a sum over a buffer larger than the caches), in GB/s."""
+    import torch
+
+    device = device or torch.device("cpu")
+    buffer = torch.ones(mebibytes << 18, device=device)
+    return buffer.nbytes / _best(lambda: buffer.sum(), seconds, _waiter(device)) / 1e9
+
+
+def memory_gib() -> tuple[float, float]:
+    """Main memory in GiB: (total, available now)."""
+    memory = psutil.virtual_memory()
+    return memory.total / 2**30, memory.available / 2**30
+
+
+def processor() -> str:
+    """The processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+class EnergyMeter:
+    """The joules that the processor packages have used (Linux RAPL), where the counters may be read."""
+
+    def __init__(self, root: Path = POWERCAP) -> None:
+        self._counters = [c for c in sorted(root.glob("*-rapl:?")) if _microjoules(c / "energy_uj") is not None]
+        self._last = [_microjoules(c / "energy_uj") or 0 for c in self._counters]
+        self._total = 0
+
+    @property
+    def available(self) -> bool:
+        return bool(self._counters)
+
+    def joules(self) -> float | None:
+        """Joules since the meter was made; None when nothing can be read. To be read at least once an hour (wraps)."""
+        for i, counter in enumerate(self._counters):
+            now = _microjoules(counter / "energy_uj")
+            if now is None:
+                return None
+            span = (_microjoules(counter / "max_energy_range_uj") or 0) + 1
+            self._total += now - self._last[i] if now >= self._last[i] else now - self._last[i] + span
+            self._last[i] = now
+        return self._total / 1e6 if self._counters else None
+
+
+class Shape(Protocol):
+    """What of a model's configuration decides its cost."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def layers(self) -> int: ...
+    @property
+    def heads(self) -> int: ...
+    @property
+    def kv_heads(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
+    @property
+    def hidden(self) -> int: ...
+    @property
+    def conv(self) -> int: ...
+
+
+def flops_per_token(shape: Shape, context: int) -> int:
+    """FLOP of one token's forward pass with ``context`` tokens to attend to (training costs about three times this).
+
+    Two per weight of the projections, SwiGLU and unembedding, four per attended position and head dimension
+    (scores and mixture), two per tap of the convolution (Kaplan et al. 2020, table 1, with gated units).
+    """
+    projections = shape.width * shape.head_dim * (2 * shape.heads + 2 * shape.kv_heads)
+    layer = 2 * (projections + 3 * shape.width * shape.hidden + shape.conv * shape.width)
+    attention = 4 * context * shape.heads * shape.head_dim
+    return shape.layers * (layer + attention) + 2 * shape.width * shape.vocab_size
+
+
+def _best(work: Callable[[], object], seconds: float, wait: Callable[[], None]) -> float:
+    """The shortest of repeated timings, in seconds; the first call (warm-up) does not count."""
+    work()
+    wait()
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end or best == float("inf"):
+        start = time.perf_counter()
+        work()
+        wait()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def _waiter(device: torch.device) -> Callable[[], None]:
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.synchronize
+    return torch.mps.synchronize if device.type == "mps" else lambda: None
+
+
+def _quota(file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int | None:
+    """The container's processor quota in whole cores, rounded up; None when there is none (cgroup v2)."""
+    try:
+        quota, period = file.read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        return None
+    return None if quota == "max" else -(-int(quota) // int(period))
+
+
+def _microjoules(file: Path) -> int | None:
+    try:
+        return int(file.read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None

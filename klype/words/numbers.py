@@ -1,0 +1,58 @@
+"""Numbers as they are written: ``0.83 [0.79, 0.87]``; in Norwegian a decimal comma, and a space before ``%``."""
+
+from __future__ import annotations
+
+import math
+
+from klype.values import Figure
+
+NARROW = "\u202f"
+
+
+def number(value: float, lang: str, decimals: int = 2) -> str:
+    """With so many decimals; a true minus sign; the decimal mark of the language."""
+    text = f"{abs(value):.{decimals}f}"
+    sign = "\u2212" if value < 0 and float(text) != 0 else ""
+    return sign + _mark(text, lang)
+
+
+def count(value: int, lang: str) -> str:
+    """A whole number in groups of three: 1,234,567, and with narrow spaces in Norwegian from five digits on."""
+    if lang == "nb":
+        return f"{value:,}".replace(",", NARROW) if abs(value) >= 10_000 else str(value)
+    return f"{value:,}"
+
+
+def percent(share: float, lang: str, decimals: int = 0) -> str:
+    """A share (0 … 1) in percent: 83%, 83 % in Norwegian."""
+    return number(100 * share, lang, decimals) + ("\u00a0%" if lang == "nb" else "%")
+
+
+def figure(value: Figure, lang: str, unit: bool = False) -> str:
+    """The figure with its interval; why, when there is none. In Norwegian a semicolon parts the ends."""
+    if value.value is None or not math.isfinite(value.value):
+        return f"\u2013 ({value.why})" if value.why else "\u2013"
+    tail = f" {value.unit}" if unit and value.unit else ""
+    if value.low is None or value.high is None:
+        return number(value.value, lang) + tail
+    decimals = interval_decimals(value.low, value.high)
+    ends = ("; " if lang == "nb" else ", ").join(number(end, lang, decimals) for end in (value.low, value.high))
+    return f"{number(value.value, lang, decimals)} [{ends}]{tail}"
+
+
+def interval_decimals(low: float, high: float) -> int:
+    """How many decimals an interval's half-width deserves: two digits of it when they read 10 … 35, else one.
+
+    The rule of the Particle Data Group (Review of Particle Physics, introduction, 5.3); at least two below one.
+    """
+    half = (high - low) / 2
+    if not math.isfinite(half) or half <= 0:
+        return 2
+    exponent = math.floor(math.log10(half))
+    digits = 2 if half / 10**exponent < 3.55 else 1
+    fewest = 2 if max(abs(low), abs(high)) <= 1 else 0
+    return min(6, max(fewest, digits - 1 - exponent))
+
+
+def _mark(text: str, lang: str) -> str:
+    return text.replace(".", ",") if lang == "nb" else text
