@@ -103,7 +103,7 @@ def train(
                 run.save(step)
     if run.saved != step:
         run.save(step)
-    run.optimizer.release(model)
+    run.optimizer.release()
     return Trained(step, run.seconds(), run.skipped)
 
 

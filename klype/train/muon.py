@@ -49,10 +49,10 @@ def grouped(matrices: Sequence[torch.Tensor]) -> list[Group]:
     return [Group(tuple(m.T if m.shape[0] > m.shape[1] else m for m in ms), _scales(ms)) for ms in shapes.values()]
 
 
-def orthogonalise_(groups: Sequence[Group]) -> None:
-    """Replaces every matrix of the groups by its orthogonalised, scaled self, in place."""
+def orthogonalise_(groups: Sequence[Group], dtype: torch.dtype = torch.float32) -> None:
+    """Replaces every matrix of the groups by its orthogonalised, scaled self, in place; computed in ``dtype``."""
     for group in groups:
-        update_NRC = orthogonalised(torch.stack(group.lying)).mul_(group.scales)
+        update_NRC = orthogonalised(torch.stack(group.lying).to(dtype)) * group.scales
         torch._foreach_copy_(group.lying, update_NRC.unbind())
 
 

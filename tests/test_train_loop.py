@@ -1,0 +1,350 @@
+"""The loop: resumed = straight, 1x8 = 8x1 = 2 processes x 4, and what happens when things go wrong."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import multiprocessing
+from train_toys import VOCAB, Seeded, random_batch, rows_of, tiny_config, tiny_model
+
+from klype.errors import KlypeError, UsageError
+from klype.train.loop import Interrupted, Session, Settings, Trained, train
+from klype.train.objectives import cross_entropy
+from klype.train.optimizer import OptimizerSettings, fused_parts
+from klype.train.resume import states
+from klype.values import Batch, Loss
+
+torch.set_num_threads(1)
+PARTS = fused_parts(tiny_config())
+
+
+def settings(steps: int = 8, **changes: Any) -> Settings:
+    return Settings(steps=steps, **{"save_seconds": 0.0, **changes})
+
+
+def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def without_time(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+
+def straight(folder: Path, **changes: Any) -> dict[str, torch.Tensor]:
+    model = tiny_model()
+    train(model, cross_entropy, Seeded(), settings(**changes), folder, Session(parts=PARTS))
+    return weights(model)
+
+
+def test_overfits_one_batch(tmp_path: Path) -> None:
+    batch = random_batch(0, rows=2)
+    train(tiny_model(), cross_entropy, Seeded(lambda i: batch), settings(150), tmp_path, Session(parts=PARTS))
+    assert lines(tmp_path)[-1]["loss"] < 0.01
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_resumed_is_straight_bit_for_bit(tmp_path: Path, precision: str) -> None:
+    expected = straight(tmp_path / "straight", precision=precision)
+    asked = iter([False] * 3 + [True])
+    first = Session(parts=PARTS, stop=lambda: next(asked))
+    with pytest.raises(Interrupted, match="after step 3 of 8"):
+        train(tiny_model(), cross_entropy, Seeded(), settings(precision=precision), tmp_path / "cut", first)
+    again = tiny_model(seed=5)  # whatever it held before, the state replaces it
+    done = train(again, cross_entropy, Seeded(), settings(precision=precision), tmp_path / "cut", Session(True, PARTS))
+    assert done.steps == 8
+    assert same(expected, weights(again))
+    assert without_time(lines(tmp_path / "straight")) == without_time(lines(tmp_path / "cut"))
+    seconds = [row["seconds"] for row in lines(tmp_path / "cut")]
+    assert seconds == sorted(seconds)
+
+
+def test_noise_of_the_global_generator_is_part_of_the_state(tmp_path: Path) -> None:
+    def noisy(model: torch.nn.Module, batch: Batch) -> Loss:
+        kept = (torch.rand_like(batch.weights_BT) < 0.5).float()
+        return cross_entropy(model, Batch(batch.tokens_BT, batch.targets_BT, batch.weights_BT * kept))
+
+    results = []
+    for name, stops in (("a", []), ("b", [False, False, True])):
+        torch.manual_seed(7)
+        asked = iter(stops)
+        folder, session = tmp_path / name, Session(parts=PARTS, stop=lambda asked=asked: next(asked, False))
+        model = tiny_model()
+        torch.manual_seed(7)
+        try:
+            train(model, noisy, Seeded(), settings(), folder, session)
+        except Interrupted:
+            torch.manual_seed(99)
+            train(model, noisy, Seeded(), settings(), folder, Session(True, PARTS))
+        results.append(weights(model))
+    assert same(*results)
+
+
+KILLED = """
+import os, sys, time
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import torch
+torch.set_num_threads(1)
+from train_toys import *
+from klype.train.loop import *
+from klype.train.objectives import cross_entropy
+from klype.train.optimizer import fused_parts
+session = Session(True, fused_parts(tiny_config()), on_step=lambda s, m: time.sleep(0.02))
+model = tiny_model()
+train(model, cross_entropy, Seeded(), Settings(steps=40, save_every=3, save_seconds=0.05), Path({folder!r}), session)
+"""
+
+
+def test_killed_and_resumed_is_straight_bit_for_bit(tmp_path: Path) -> None:
+    expected = straight(tmp_path / "straight", steps=40)
+    folder = tmp_path / "killed"
+    code = KILLED.format(tests=str(Path(__file__).parent), folder=str(folder))
+    for wanted in (4, 17):
+        process = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[1])
+        try:
+            end = time.monotonic() + 60
+            while not (states(folder) and int(states(folder)[-1].name[5:]) >= wanted):
+                assert time.monotonic() < end
+                assert process.poll() is None
+                time.sleep(0.01)
+        finally:
+            process.kill()
+            process.wait()
+    model = tiny_model(seed=3)
+    train(model, cross_entropy, Seeded(), settings(40), folder, Session(True, PARTS))
+    assert same(expected, weights(model))
+    assert [row["step"] for row in lines(folder)] == list(range(1, 41))
+    assert without_time(lines(folder)) == without_time(lines(tmp_path / "straight"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_between_two_steps(tmp_path: Path, number: signal.Signals) -> None:
+    def at_three(step: int, metrics: dict[str, float]) -> None:
+        if step == 3:
+            os.kill(os.getpid(), number)
+
+    before = signal.getsignal(number)
+    with pytest.raises(Interrupted):
+        train(tiny_model(), cross_entropy, Seeded(), settings(), tmp_path, Session(on_step=at_three))
+    assert signal.getsignal(number) is before
+    assert [place.name for place in states(tmp_path)] == ["step-000003"]
+
+
+def test_keyboard_interrupt_in_a_callback_saves(tmp_path: Path) -> None:
+    def raising(step: int, metrics: dict[str, float]) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted, match="after step 1"):
+        train(tiny_model(), cross_entropy, Seeded(), settings(), tmp_path, Session(on_step=raising))
+    assert states(tmp_path)
+
+
+def test_the_last_two_states_are_kept(tmp_path: Path) -> None:
+    straight(tmp_path, save_every=2)
+    assert [place.name for place in states(tmp_path)] == ["step-000006", "step-000008"]
+    assert not list((tmp_path / "resume").glob(".*"))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"])
+@pytest.mark.parametrize("damage", ["cut", "flip", "gone"])
+def test_a_torn_state_is_named_and_the_one_before_is_used(tmp_path: Path, name: str, damage: str) -> None:
+    expected = straight(tmp_path / "whole")
+    folder = tmp_path / "torn"
+    straight(folder, save_every=2)
+    path = states(folder)[-1] / name
+    content = bytearray(path.read_bytes())
+    if damage == "gone":
+        path.unlink()
+    elif damage == "cut":
+        path.write_bytes(content[: len(content) // 2])
+    else:
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    said: list[str] = []
+    model = tiny_model()
+    train(model, cross_entropy, Seeded(), settings(), folder, Session(True, PARTS, say=said.append))
+    assert any("step-000008 is damaged" in message for message in said)
+    assert same(expected, weights(model))
+
+
+def test_when_all_states_are_torn_it_says_so(tmp_path: Path) -> None:
+    straight(tmp_path)
+    for place in states(tmp_path):
+        (place / "manifest.json").write_text("{")
+    with pytest.raises(KlypeError, match="damaged"):
+        train(tiny_model(), cross_entropy, Seeded(), settings(), tmp_path, Session(True, PARTS))
+
+
+def test_a_folder_with_a_state_is_not_overwritten_and_settings_are_compared(tmp_path: Path) -> None:
+    straight(tmp_path)
+    with pytest.raises(UsageError, match="already holds"):
+        straight(tmp_path)
+    with pytest.raises(UsageError, match="steps = 8, not 9"):
+        train(tiny_model(), cross_entropy, Seeded(), settings(9), tmp_path, Session(True, PARTS))
+    done = train(tiny_model(), cross_entropy, Seeded(), settings(save_every=1), tmp_path, Session(True, PARTS))
+    assert done.steps == 8
+
+
+def test_resume_with_nothing_to_resume_starts_fresh(tmp_path: Path) -> None:
+    model = tiny_model()
+    assert train(model, cross_entropy, Seeded(), settings(), tmp_path, Session(True, PARTS)).steps == 8
+    assert same(weights(model), straight(tmp_path / "other"))
+
+
+def spoiled(bad: set[int]) -> Any:
+    """Cross-entropy that is no number at the given calls."""
+    calls = iter(range(10**6))
+
+    def objective(model: torch.nn.Module, batch: Batch) -> Loss:
+        loss = cross_entropy(model, batch)
+        return Loss(loss.total * math.nan, loss.count) if next(calls) in bad else loss
+
+    return objective
+
+
+def test_a_loss_that_is_no_number_changes_nothing_and_is_counted(tmp_path: Path) -> None:
+    said: list[str] = []
+    after: list[dict[str, torch.Tensor]] = []
+    model = tiny_model()
+    session = Session(parts=PARTS, on_step=lambda s, m: after.append(weights(model)), say=said.append)
+    done = train(model, spoiled({2, 5}), Seeded(), settings(), tmp_path, session)
+    assert done.skipped == 2
+    assert same(after[1], after[2])
+    assert not same(after[2], after[3])
+    assert lines(tmp_path)[2]["loss"] is None
+    assert len(said) == 2
+    assert len(list(tmp_path.glob("bad-step-000003*.safetensors"))) == 1
+
+
+def test_many_bad_losses_stop_with_the_batch_saved(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    with pytest.raises(KlypeError, match="3 steps on end"):
+        train(tiny_model(), spoiled(set(range(4, 99))), Seeded(), settings(bad_limit=3), tmp_path)
+    saved = load_file(next(iter(tmp_path.glob("bad-step-000005*"))))
+    assert torch.equal(saved["0.tokens"], random_batch(4).tokens_BT)
+
+
+def test_a_batch_without_anything_to_learn_changes_nothing(tmp_path: Path) -> None:
+    empty = random_batch(0)
+    empty = Batch(empty.tokens_BT, empty.targets_BT, torch.zeros_like(empty.weights_BT))
+    model = tiny_model()
+    before = weights(model)
+    done = train(model, cross_entropy, Seeded(lambda i: empty), settings(3), tmp_path, Session(parts=PARTS))
+    assert done.skipped == 0
+    assert same(before, weights(model))
+
+
+def test_a_full_disk_keeps_the_last_good_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from klype.train import resume
+
+    def full(path: Path, content: bytes) -> None:
+        if "step-000004" in str(path) and path.name == "optimizer.safetensors":
+            raise OSError(28, "No space left on device")
+        path.write_bytes(content)
+
+    monkeypatch.setattr(resume, "write_durably", full)
+    with pytest.raises(KlypeError, match="No space left"):
+        straight(tmp_path, save_every=2)
+    monkeypatch.undo()
+    assert [place.name for place in states(tmp_path)] == ["step-000002"]
+    model = tiny_model()
+    train(model, cross_entropy, Seeded(), settings(), tmp_path, Session(True, PARTS))
+    assert same(weights(model), straight(tmp_path / "other"))
+
+
+def test_a_folder_that_cannot_be_made_is_said_clearly(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(KlypeError, match="cannot be made"):
+        straight(tmp_path / "file" / "run")
+
+
+def pieces(rows_each: int) -> Seeded:
+    """Eight rows a step, with uneven masks, in batches of ``rows_each``."""
+    per_step = 8 // rows_each
+
+    def make(index: int) -> Batch:
+        step, part = divmod(index, per_step)
+        return rows_of(random_batch(step, rows=8), slice(part * rows_each, (part + 1) * rows_each))
+
+    return Seeded(make)
+
+
+def summed(folder: Path, rows_each: int) -> dict[str, torch.Tensor]:
+    model = tiny_model()
+    wanted = settings(4, micro_batches=8 // rows_each, optimizer=OptimizerSettings(matrix_rate=1e-3, rate=1e-3))
+    train(model, cross_entropy, pieces(rows_each), wanted, folder, Session(parts=PARTS))
+    return weights(model)
+
+
+def _worker(rank: int, folder: str, rendezvous: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"file://{rendezvous}", world_size=2, rank=rank)
+    model = tiny_model()
+    wanted = settings(4, micro_batches=1, optimizer=OptimizerSettings(matrix_rate=1e-3, rate=1e-3))
+    half = Seeded(lambda i: rows_of(random_batch(i, rows=8), slice(4 * rank, 4 * rank + 4)))
+    train(model, cross_entropy, half, wanted, Path(folder) / "run", Session(parts=PARTS))
+    torch.save(weights(model), Path(folder) / f"weights-{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_one_by_eight_is_eight_by_one_is_two_processes_by_four(tmp_path: Path) -> None:
+    whole = summed(tmp_path / "whole", 8)
+    single = summed(tmp_path / "single", 1)
+    multiprocessing.spawn(_worker, (str(tmp_path), str(tmp_path / "rendezvous")), nprocs=2)
+    ranks = [torch.load(tmp_path / f"weights-{rank}.pt", weights_only=True) for rank in (0, 1)]
+    assert same(*ranks)
+    for other in (single, ranks[0]):
+        for name in whole:
+            torch.testing.assert_close(whole[name], other[name], rtol=1e-4, atol=2e-5)
+    one, eight, two = (lines(tmp_path / name) for name in ("whole", "single", "run"))
+    for a, b, c in zip(one, eight, two, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5) == pytest.approx(c["loss"], rel=1e-5)
+        assert a["count"] == pytest.approx(b["count"]) == pytest.approx(c["count"])
+
+
+def test_metrics_of_the_objective_and_of_the_batch_reach_the_caller(tmp_path: Path) -> None:
+    def objective(model: torch.nn.Module, batch: Batch) -> Loss:
+        loss = cross_entropy(model, batch)
+        return Loss(loss.total, loss.count, {"double": 2 * float(loss.count), "rate": 6.0, "rate_count": 3.0})
+
+    def make(index: int) -> Batch:
+        batch = random_batch(index)
+        return Batch(batch.tokens_BT, batch.targets_BT, batch.weights_BT, {"metrics": {"reward": float(index % 2)}})
+
+    rows: list[dict[str, float]] = []
+    session = Session(on_step=lambda step, metrics: rows.append(metrics))
+    train(tiny_model(), objective, Seeded(make), settings(3, micro_batches=2), tmp_path, session)
+    for row in rows:
+        assert row["double"] == pytest.approx(2.0)
+        assert row["rate"] == pytest.approx(2.0)
+        assert row["reward"] == pytest.approx(0.5)
+
+
+def test_a_uniform_model_has_loss_ln_v(tmp_path: Path) -> None:
+    model = tiny_model()
+    torch.nn.init.zeros_(model.head.weight)
+    rows: list[float] = []
+    session = Session(on_step=lambda step, metrics: rows.append(metrics["loss"]))
+    assert train(model, cross_entropy, Seeded(), settings(1), tmp_path, session) == Trained(
+        1, pytest.approx(0, abs=60), 0
+    )
+    assert rows[0] == pytest.approx(math.log(VOCAB), rel=1e-6)

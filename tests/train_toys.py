@@ -1,0 +1,93 @@
+"""What the training tests share: a tiny model, a bigram model of free logits, and endless seeded batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from klype.model.config import ModelConfig
+from klype.model.transformer import Transformer
+from klype.values import Batch
+
+VOCAB = 24
+
+
+def tiny_config() -> ModelConfig:
+    return ModelConfig(vocab_size=VOCAB, width=16, layers=2, heads=2, kv_heads=1, hidden=32, window=32, conv=2)
+
+
+def tiny_model(seed: int = 0, dtype: torch.dtype = torch.float32) -> Transformer:
+    torch.manual_seed(seed)
+    model = Transformer(tiny_config())
+    nn.init.normal_(model.head.weight, std=0.3)
+    return model.to(dtype)
+
+
+class Bigram(nn.Module):
+    """Logits of the next token are a row of a table: exact distributions, exact gradients."""
+
+    def __init__(self, vocab: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.table = nn.Parameter(torch.randn(vocab, vocab, generator=generator, dtype=dtype))
+
+    def hidden(self, tokens_BT: torch.Tensor) -> torch.Tensor:
+        return self.table[tokens_BT]
+
+    def unembed(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden
+
+
+def random_batch(seed: int, rows: int = 4, length: int = 9, vocab: int = VOCAB) -> Batch:
+    """Tokens that repeat (so that there is something to learn) and uneven masks."""
+    generator = torch.Generator().manual_seed(seed)
+    half = torch.randint(0, vocab, (rows, length // 2 + 1), generator=generator)
+    tokens = torch.cat([half, half], 1)[:, : length + 1]
+    weights = (torch.rand(rows, length, generator=generator) < 0.6) * (
+        1 + 4 * torch.rand(rows, length, generator=generator)
+    )
+    weights[:, 0] = 1
+    return Batch(tokens[:, :-1], tokens[:, 1:], weights)
+
+
+class Seeded:
+    """Batch number i is ``make(i)``."""
+
+    def __init__(self, make: Callable[[int], Batch] = random_batch) -> None:
+        self.make, self.index = make, 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        self.index += 1
+        return self.make(self.index - 1)
+
+    def state(self) -> dict[str, Any]:
+        return {"index": self.index}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.index = state["index"]
+
+
+def rows_of(batch: Batch, rows: slice) -> Batch:
+    return Batch(batch.tokens_BT[rows], batch.targets_BT[rows], batch.weights_BT[rows])
+
+
+def finite_differences(function: Callable[[], torch.Tensor], at: torch.Tensor, step: float = 1e-6) -> torch.Tensor:
+    """Central differences of a scalar function with respect to every entry of ``at`` (float64)."""
+    out = torch.zeros_like(at)
+    with torch.no_grad():
+        flat = at.view(-1)
+        for i in range(flat.numel()):
+            kept = flat[i].item()
+            flat[i] = kept + step
+            high = function().item()
+            flat[i] = kept - step
+            low = function().item()
+            flat[i] = kept
+            out.view(-1)[i] = (high - low) / (2 * step)
+    return out
