@@ -1,0 +1,6 @@
+"""A small bilingual language whose truth is known: documents, questions, right answers, exact distributions."""
+
+from klype.world.automaton import END, Filter
+from klype.world.world import Document, Verdict, World
+
+__all__ = ["END", "Document", "Filter", "Verdict", "World"]

@@ -1,0 +1,217 @@
+"""A lazy weighted automaton: a language whose next-word distribution is known exactly.
+
+A *state* is ``(stack, env)``: the symbols still to be said, and what is bound so far. A symbol is a word, a
+``Choice`` of word sequences, or a ``Call`` of a rule. A rule maps the environment to weighted right-hand sides
+``[(probability, symbols, environment)]``: nothing is bound before a word depends on it, so few states stay alive.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from klype.errors import KlypeError
+
+END = "</s>"
+
+
+class Choice(NamedTuple):
+    """One of several word sequences, with probabilities that sum to one."""
+
+    options: tuple[tuple[float, tuple[str, ...]], ...]
+
+
+class Call(NamedTuple):
+    """A rule still to be applied."""
+
+    rule: Callable[..., list[Expansion]]
+    arguments: tuple[Any, ...] = ()
+
+
+Symbol = str | Choice | Call
+Symbols = tuple[Symbol, ...]
+Env = Any
+Expansion = tuple[float, Symbols, Env]
+State = tuple[Symbols, Env]
+
+
+def expansions(symbol: Choice | Call, env: Env) -> list[Expansion]:
+    if isinstance(symbol, Choice):
+        return [(p, words, env) for p, words in symbol.options]
+    return symbol.rule(env, *symbol.arguments)
+
+
+@lru_cache(maxsize=200_000)
+def arcs(state: State) -> tuple[tuple[str, float, State], ...]:
+    """Every word that can come next, with its probability and the state after it (rules without words are closed)."""
+    found: dict[tuple[str, State], float] = {}
+    todo: list[tuple[float, State]] = [(1.0, state)]
+    while todo:
+        weight, (stack, env) = todo.pop()
+        if not stack:
+            continue
+        head, tail = stack[0], stack[1:]
+        if isinstance(head, str):
+            # A finished text keeps nothing: all its endings are one state.
+            key = (head, (tail, env if tail else None))
+            found[key] = found.get(key, 0.0) + weight
+        else:
+            todo.extend((weight * p, (symbols + tail, bound)) for p, symbols, bound in expansions(head, env))
+    return tuple((word, p, after) for (word, after), p in found.items())
+
+
+def sample(start: State, rng: random.Random) -> tuple[list[str], Env]:
+    """A text drawn from the language, and the environment at its end."""
+    stack = list(reversed(start[0]))
+    env = start[1]
+    words: list[str] = []
+    while stack:
+        head = stack.pop()
+        if isinstance(head, str):
+            words.append(head)
+            continue
+        options = expansions(head, env)
+        _, symbols, env = options[0] if len(options) == 1 else _draw(options, rng)
+        stack.extend(reversed(symbols))
+    return words, env
+
+
+def _draw(options: list[Expansion], rng: random.Random) -> Expansion:
+    u = rng.random() * sum(o[0] for o in options)
+    for option in options:
+        u -= option[0]
+        if u < 0:
+            return option
+    return options[-1]
+
+
+class Filter:
+    """The next-word distribution after a prefix, exactly, also after mistakes.
+
+    After words that the language cannot say, the prefix is read in the ways that need the fewest *slips*
+    (one word said for another), weighted by the grammar: the limit of small slip probabilities. A slipped END
+    restarts the language. Raises ``KlypeError`` when more than ``max_states`` readings would have to be kept.
+    """
+
+    def __init__(self, start: State, max_states: int = 200_000) -> None:
+        self._start = start
+        self._max_states = max_states
+        self._prefix: list[str] = []
+        self.slips = 0
+        self.readings: Mapping[State, float] = {start: 1.0}
+        """The live states and their probabilities."""
+
+    @property
+    def prefix(self) -> tuple[str, ...]:
+        return tuple(self._prefix)
+
+    def next(self) -> dict[str, float]:
+        """{word: probability}; sums to one. After END the only continuation is END again."""
+        out: dict[str, float] = {}
+        for state, weight in self.readings.items():
+            following = arcs(state)
+            if not following:
+                out[END] = out.get(END, 0.0) + weight
+            for word, p, _ in following:
+                out[word] = out.get(word, 0.0) + weight * p
+        return out
+
+    def copy(self) -> Filter:
+        other = Filter(self._start, self._max_states)
+        other._prefix, other.slips, other.readings = list(self._prefix), self.slips, self.readings
+        return other
+
+    def acceptable(self) -> frozenset[str]:
+        """A(x): the words of probability above zero."""
+        return frozenset(self.next())
+
+    def push(self, word: str) -> float:
+        """Read one more word; its probability (0 when it was a slip)."""
+        before = self.next().get(word, 0.0)
+        self._prefix.append(word)
+        if before > 0.0:
+            self.readings = _normalised(_read(self.readings, word))
+        else:
+            self.slips += 1
+            self.readings = _normalised(self._replay())
+        return before
+
+    def _replay(self) -> dict[State, float]:
+        """Read the prefix anew, keeping readings by number of slips, with as many slips as it takes."""
+        while True:
+            levels: list[dict[State, float]] = [{self._start: 1.0}] + [{} for _ in range(self.slips)]
+            for word in self._prefix:
+                levels = self._advance(levels, word)
+            if levels[-1]:
+                return levels[-1]
+            self.slips += 1
+
+    def _advance(self, levels: list[dict[State, float]], word: str) -> list[dict[State, float]]:
+        out: list[dict[State, float]] = [{} for _ in levels]
+        for k, states in enumerate(levels):
+            for state, weight in states.items():
+                for said, p, after in arcs(state) or ((END, 1.0, state),):
+                    if said == word:
+                        _add(out[k], after, weight * p)
+                    elif k + 1 < len(levels):
+                        # A slipped END: the text went on, so the language starts again.
+                        _add(out[k + 1], self._start if said == END else after, weight * p)
+        if sum(map(len, out)) > self._max_states:
+            raise KlypeError(
+                f"The text has so many words that do not fit ({self.slips}) that its readings are too many to keep.",
+                "Shorten it, or look at an earlier position.",
+            )
+        scale = max((w for level in out for w in level.values()), default=1.0)
+        return [{state: weight / scale for state, weight in level.items()} for level in out]
+
+
+def _read(states: Mapping[State, float], word: str) -> dict[State, float]:
+    out: dict[State, float] = {}
+    for state, weight in states.items():
+        for said, p, after in arcs(state):
+            if said == word:
+                _add(out, after, weight * p)
+        if word == END and not arcs(state):  # after the end comes only the end
+            _add(out, state, weight)
+    return out
+
+
+def _add(states: dict[State, float], state: State, weight: float) -> None:
+    states[state] = states.get(state, 0.0) + weight
+
+
+def _normalised(states: dict[State, float]) -> dict[State, float]:
+    total = sum(states.values())
+    return {state: weight / total for state, weight in states.items()}
+
+
+def words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+def form(text: str) -> Symbols:
+    """``"på stranda|.5 stranden|.5"`` → ``("på", Choice(...))``; braces may mark a choice inside a sentence."""
+    symbols: list[Symbol] = []
+    options: list[tuple[float, tuple[str, ...]]] = []
+    for part in text.replace("{", " ").replace("}", " ").split():
+        word, bar, p = part.partition("|")
+        if not bar:
+            symbols.append(word)
+            continue
+        options.append((float(p), (word,)))
+        if abs(sum(q for q, _ in options) - 1) < 1e-9:
+            symbols.append(Choice(tuple(options)))
+            options = []
+    assert not options, f"probabilities do not sum to one: {text}"
+    return tuple(symbols)
+
+
+def capital(symbols: Iterable[Symbol]) -> Symbols:
+    """The same, beginning with a capital letter."""
+    first, *rest = symbols
+    if isinstance(first, str):
+        return (first[:1].upper() + first[1:], *rest)
+    assert type(first) is Choice
+    return (Choice(tuple((p, (w[0][:1].upper() + w[0][1:], *w[1:])) for p, w in first.options)), *rest)

@@ -1,0 +1,366 @@
+"""The language itself: documents and answers as rules of the automaton (``automaton.py`` says what a rule is)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from klype.world import lexicon as lex
+from klype.world import phrases
+from klype.world.automaton import END, Call, Expansion, State, Symbols, capital, form, words
+from klype.world.facts import Fact, Lexicon, uniform, weighted
+from klype.world.questions import FIXED, KINDS, Query, fixed_items, w
+
+BARE, SENTENCE, POLITE, BORING, MIXED, CHAT = "bare", "sentence", "polite", "boring", "mixed", "chat"
+
+# Shares of manners: documents while a model is young, documents, one answer of a mixed document, chat.
+PLAIN_DOCUMENTS = ((0.5, BARE), (0.5, SENTENCE))
+DOCUMENTS = ((0.33, BARE), (0.33, SENTENCE), (0.09, POLITE), (0.04, BORING), (0.21, MIXED))
+ANSWERS = {
+    MIXED: ((0.3, BARE), (0.35, SENTENCE), (0.25, POLITE), (0.1, BORING)),
+    CHAT: ((0.28, BARE), (0.32, SENTENCE), (0.26, POLITE), (0.14, BORING)),
+}
+QUESTIONS = {BARE: (5, 8), SENTENCE: (5, 8), POLITE: (3, 3), BORING: (3, 3), MIXED: (4, 4), "": (3, 8)}
+RELATIONS = ((0.28, "loc"), (0.24, "has"), (0.2, "like"), (0.28, "did"))
+
+
+class Env(NamedTuple):
+    """What is bound. ``content`` and ``style`` are of the answer last given: the meaning of a parse."""
+
+    lang: str = ""
+    facts: tuple[Fact, ...] = ()
+    same: bool | None = None  # all facts of one relation?
+    between: bool | None = None  # questions between the facts?
+    asked: frozenset[tuple[str, int]] = frozenset()
+    answered: int = 0  # questions answered
+    manner: str = ""  # of the document's answers; "" until the first
+    dash: bool | None = None  # "–" between question and answer?
+    season: str = ""
+    content: object = None
+    style: str = ""
+
+
+class Grammar:
+    """Rules over one lexicon. ``styled`` documents have every manner of answering; plain ones only two."""
+
+    def __init__(self, lexicon: Lexicon) -> None:
+        self.lexicon = lexicon
+
+    # documents
+
+    def document(self, styled: bool = True) -> State:
+        return ((Call(self.language, (styled,)), END), Env())
+
+    def language(self, env: Env, styled: bool) -> list[Expansion]:
+        kinds = ((0.75, self.story), (0.13, self.knowledge), (0.08, self.walk), (0.04, self.proverb))
+        manner = "" if styled else "plain"
+        return [
+            (0.5 * p, (Call(kind),), env._replace(lang=lang, manner=manner))
+            for lang in lex.LANGUAGES
+            for p, kind in kinds
+        ]
+
+    def story(self, env: Env) -> list[Expansion]:
+        return [(1.0, (Call(self.fact), Call(self.after_fact)), env)]
+
+    def after_fact(self, env: Env) -> list[Expansion]:
+        """Tell on, ask in between, or go over to the questions."""
+        n = len(env.facts)
+        more = {1: 1.0, 2: 2 / 3, 3: 1 / 2, 4: 0.0}[n]
+        out: list[Expansion] = []
+        ways = ((0.7, False), (0.3, True)) if env.between is None else ((1.0, env.between),)
+        for p, between in ways:
+            bound = env._replace(between=between)
+            ask: Symbols = (Call(self.ask),) if between else ()
+            if more > 0:
+                out.append((p * more, (*ask, Call(self.fact), Call(self.after_fact)), bound))
+            if more < 1:
+                out.append((p * (1 - more), (*ask, Call(self.questions)), bound))
+        return out
+
+    def questions(self, env: Env) -> list[Expansion]:
+        """Another question, or the end; how many there are is uniform between the manner's bounds."""
+        low, high = QUESTIONS[env.manner if env.manner in QUESTIONS else ""]
+        stop = 0.0 if env.answered < low else 1.0 if env.answered >= high else 1 / (high - env.answered + 1)
+        out: list[Expansion] = []
+        if stop < 1:
+            out.append((1 - stop, (Call(self.ask), Call(self.questions)), env))
+        if stop > 0:
+            out.append((stop, (), env))
+        return out
+
+    # facts
+
+    def fact(self, env: Env) -> list[Expansion]:
+        if len(env.facts) == 1:
+            only = env.facts[0][0]
+            return [
+                (0.72, (Call(self.tell, (only,)),), env._replace(same=True)),
+                *((0.28 * p, (Call(self.tell, (r,)),), env._replace(same=False)) for p, r in RELATIONS),
+            ]
+        if env.same:
+            return [(1.0, (Call(self.tell, (env.facts[0][0],)),), env)]
+        return [(p, (Call(self.tell, (r,)),), env) for p, r in RELATIONS]
+
+    def tell(self, env: Env, relation: str) -> list[Expansion]:
+        if relation == "did":
+            return [(0.85, (Call(self.event),), env), (0.15, (Call(self.event_inverted),), env)]
+        known = {f[1] for f in env.facts}
+        taken = {f[1] for f in env.facts if f[0] == relation}
+        favour = {name: 0.0 if name in taken else 3.0 for name in known if name in self.lexicon.persons}
+        verb = {"loc": phrases.ONE[env.lang], "has": phrases.HAS[env.lang][0], "like": phrases.LIKES[env.lang][0]}[
+            relation
+        ]
+        return [
+            (p, (name, verb, Call(self.value, (relation, name)), "."), env)
+            for p, name in weighted(self.lexicon.persons, favour)
+        ]
+
+    def value(self, env: Env, relation: str, person: str) -> list[Expansion]:
+        """Where, what or whom; two may be in one place or like the same."""
+        taken = {f[2] for f in env.facts if f[0] == relation}
+        g, x = env.lang, self.lexicon
+        if relation == "loc":
+            places = weighted(x.places, dict.fromkeys(taken, 0.7))
+            return [(p, phrases.place(g, v), _told(env, ("loc", person, v))) for p, v in places]
+        if relation == "like":
+            animals = weighted(x.animals, dict.fromkeys(taken, 0.5))
+            return [(p, phrases.animals(g, v), _told(env, ("like", person, v))) for p, v in animals]
+        objects = weighted(x.objects, dict.fromkeys(taken, 0.0))
+        return [
+            (p * q, phrases.an_object(g, o, c), _told(env, ("has", person, o, c)))
+            for p, o in objects
+            for q, c in uniform(x.colours)
+        ]
+
+    def event(self, env: Env) -> list[Expansion]:
+        agents = self.lexicon.event("agent", taken=_agents(env))
+        return [(p, (*capital(phrases.agent(env.lang, a)), Call(self.event_act, (a,)), "."), env) for p, a in agents]
+
+    def event_act(self, env: Env, agent: str) -> list[Expansion]:
+        acts = self.lexicon.event("act", agent)
+        return [(p, (*phrases.act(env.lang, a), Call(self.event_thing, (agent, a))), env) for p, a in acts]
+
+    def event_thing(self, env: Env, agent: str, act: str) -> list[Expansion]:
+        things = self.lexicon.event("thing", agent, act)
+        return [(p, (*phrases.thing(env.lang, t), Call(self.event_place, (agent, act, t))), env) for p, t in things]
+
+    def event_place(self, env: Env, agent: str, act: str, thing: str) -> list[Expansion]:
+        return [
+            (p, phrases.place(env.lang, v) if v else (), _told(env, ("did", agent, act, thing, v)))
+            for p, v in self.lexicon.event("place", agent, act, thing)
+        ]
+
+    def event_inverted(self, env: Env) -> list[Expansion]:
+        """«Den som drakk vann var hunden.»: who it was is said last, and bound last."""
+        return [
+            (
+                p,
+                (*w(env.lang, "Den som", "The one who"), *phrases.act(env.lang, a), Call(self.inverted_thing, (a,))),
+                env,
+            )
+            for p, a in self.lexicon.event("act", taken=_agents(env))
+        ]
+
+    def inverted_thing(self, env: Env, act: str) -> list[Expansion]:
+        things = self.lexicon.event("thing", act=act, taken=_agents(env))
+        was = phrases.pick(env.lang, "var", "was")
+        return [
+            (p, (*phrases.thing(env.lang, t), was, Call(self.inverted_agent, (act, t)), "."), env) for p, t in things
+        ]
+
+    def inverted_agent(self, env: Env, act: str, thing: str) -> list[Expansion]:
+        return [
+            (p, phrases.agent(env.lang, a), _told(env, ("did", a, act, thing, "")))
+            for p, a in self.lexicon.event("agent", act=act, thing=thing, taken=_agents(env))
+        ]
+
+    # questions
+
+    def ask(self, env: Env) -> list[Expansion]:
+        """A question about the story; one that was asked before is ten times rarer."""
+        choices: list[tuple[float, str, int]] = []
+        for i, fact in enumerate(env.facts):
+            for name, kind in KINDS.items():
+                if (kind.relation == "any" or fact[0] in kind.relation.split()) and not (
+                    name == "where-did" and not fact[4]
+                ):
+                    choices.append((kind.weight, name, i))
+        if len(env.facts) > 1:
+            choices.append((KINDS["summary"].weight, "summary", -1))
+        choices = [(p * (0.1 if (name, i) in env.asked else 1.0), name, i) for p, name, i in choices]
+        total = sum(p for p, _, _ in choices)
+        out: list[Expansion] = []
+        for p, name, i in choices:
+            bound = env._replace(asked=env.asked | {(name, i)})
+            abouts = self._yes_no_about(env, i) if name == "yes-no" else [(1.0, env.facts[i])]
+            out += [(p * q / total, (Call(self.put, (name, about)),), bound) for q, about in abouts]
+        return out
+
+    def _yes_no_about(self, env: Env, i: int) -> list[tuple[float, Fact]]:
+        """Half of the time what is true, else what is true of another (or of nobody)."""
+        fact = env.facts[i]
+        others = [f for f in env.facts if f[0] == fact[0] and f[2:] != fact[2:]]
+        if fact[0] == "did":
+            false = {(*fact[:2], *f[2:4], "") for f in others if f[2:4] != fact[2:4]}
+            true = (*fact[:4], "")
+        else:
+            false, true = {(*fact[:2], *f[2:]) for f in others}, fact
+        if not false:
+            return [(1.0, true)]
+        return [(0.5, true), *((0.5 / len(false), f) for f in sorted(false))]
+
+    def put(self, env: Env, kind: str, about: Fact) -> list[Expansion]:
+        """The question's words, then its answer; a few demand one word."""
+        row = KINDS[kind]
+        said = row.ask(env.lang, about)
+        mark = "." if kind == "translate" else "?"
+        plain: Symbols = (*capital(said), mark, Call(self.answer, (Query(kind, about),)))
+        if not row.one_word:
+            return [(1.0, plain, env)]
+        demand = w(env.lang, "Svar med ett ord :", "Answer in one word :")
+        return [
+            (0.93, plain, env),
+            (0.07, (*demand, *said, mark, Call(self.answer, (Query(kind, about, True),))), env),
+        ]
+
+    # answers
+
+    def answer(self, env: Env, query: Query) -> list[Expansion]:
+        """Choose manner and dash where the document has none yet, a right content, and say it."""
+        manners = {"": DOCUMENTS, "plain": PLAIN_DOCUMENTS}.get(env.manner, ((1.0, env.manner),))
+        dashes = ((0.5, True), (0.5, False)) if env.dash is None else ((1.0, env.dash),)
+        contents = KINDS[query.kind].right(query.about, env.facts)
+        out: list[Expansion] = []
+        for p, manner in manners:
+            for q, dash in dashes:
+                bound = env._replace(manner=manner, dash=dash, answered=env.answered + 1)
+                for r, style in ANSWERS.get(manner, ((1.0, manner),)):
+                    for s, content in contents:
+                        said = self.say(env.lang, query, content, style)
+                        out.append((p * q * r * s, ("–", *said) if dash else said, bound))
+        return out
+
+    def free_answer(self, env: Env, query: Query) -> list[Expansion]:
+        """Any answer to the question, right or wrong, in any manner: for reading what an answer means."""
+        contents = KINDS[query.kind].domain(query.about, env.facts, self.lexicon)
+        styles = (BARE, SENTENCE, POLITE, BORING)
+        share = 1 / (len(contents) * len(styles))
+        return [
+            (share, (*self.say(env.lang, query, content, style, strict=False), Call(_keep, (content, style))), env)
+            for content in contents
+            for style in styles
+        ]
+
+    def say(self, lang: str, query: Query, content: object, style: str, *, strict: bool = True) -> Symbols:
+        """An answer's words. ``strict``: a demand for one word is obeyed whatever the style."""
+        row = KINDS[query.kind]
+        bare, sentence = row.bare(lang, query.about, content), row.sentence(lang, query.about, content)
+        if style == BARE or (query.one_word and strict):
+            return (*capital(bare), ".")
+        if style == SENTENCE:
+            return (*capital(sentence), ".")
+        if style == POLITE:
+            return (Call(courtesy, (lang,)), *capital(sentence), ".")
+        assert style == BORING
+        before, after = lex.LONG_WINDED[lang]
+        inner = (*w(lang, "svaret er", "the answer is"), *bare) if query.kind == "yes-no" else sentence
+        if query.kind == "translate":
+            return (*capital(sentence), ".")
+        return (*words(before), *inner, *words(after))
+
+    # other documents
+
+    def knowledge(self, env: Env) -> list[Expansion]:
+        return [(1.0, (Call(self.known), Call(self.known_more, (1,))), env)]
+
+    def known_more(self, env: Env, said: int) -> list[Expansion]:
+        """Three to five things, uniformly."""
+        stop = {1: 0.0, 2: 0.0, 3: 1 / 3, 4: 1 / 2, 5: 1.0}[said]
+        more = (Call(self.known), Call(self.known_more, (said + 1,)))
+        return [(p, symbols, env) for p, symbols in ((1 - stop, more), (stop, ())) if p > 0]
+
+    def known(self, env: Env) -> list[Expansion]:
+        """Something that is always true, told or asked."""
+        total = sum(KINDS[k].weight for k in FIXED)
+        return [(KINDS[k].weight / total, (Call(self.known_of, (k,)),), env) for k in FIXED]
+
+    def known_of(self, env: Env, kind: str) -> list[Expansion]:
+        if kind == "translate":
+            demand = w(env.lang, "Oversett til engelsk :", "Translate to Norwegian :")
+            return [(1.0, (*demand, Call(self.translate_person)), env)]
+        items = fixed_items(kind, self.lexicon)
+        row, p = KINDS[kind], 1 / len(items)
+        out: list[Expansion] = []
+        for item in items:
+            content = row.right(item, ())[0][1]
+            out.append((p * 0.35, (*capital(row.sentence(env.lang, item, content)), "."), env))
+            out.append((p * 0.65, (Call(self.put, (kind, item)),), env))
+        return out
+
+    def translate_person(self, env: Env) -> list[Expansion]:
+        verbs = (("loc", phrases.ONE[env.lang]), ("like", phrases.LIKES[env.lang][0]))
+        return [
+            (p / 2, (person, verb, Call(self.translate_value, (relation, person))), env)
+            for p, person in uniform(self.lexicon.persons)
+            for relation, verb in verbs
+        ]
+
+    def translate_value(self, env: Env, relation: str, person: str) -> list[Expansion]:
+        values = self.lexicon.places if relation == "loc" else self.lexicon.animals
+        said = phrases.place if relation == "loc" else phrases.animals
+        out: list[Expansion] = []
+        for p, value in uniform(values):
+            query = Query("translate", ("translate", relation, person, value))
+            out.append((p, (*said(env.lang, value), ".", Call(self.answer, (query,))), env))
+        return out
+
+    def walk(self, env: Env) -> list[Expansion]:
+        """«Jeg gikk en tur på …»: where is graded, the weather follows the season, which is never said."""
+        g = env.lang
+        went = form("gikk|.75 spaserte|.25" if g == lex.NB else "walked|.8 strolled|.2")
+        tour = ("en", "tur") if g == lex.NB else ()
+        when = ((0.6, ()), (0.25, w(g, "i går", "yesterday")), (0.15, w(g, "i dag", "today")))
+        who = "Jeg" if g == lex.NB else "I"
+        return [
+            (
+                p * q * r,
+                (who, *went, *tour, *form(said), *time, ".", Call(self.weather, (place,))),
+                env._replace(season=season),
+            )
+            for season, r in lex.SEASONS.items()
+            for place, said, p in lex.WALKS[g]
+            for q, time in when
+        ]
+
+    def weather(self, env: Env, place: str) -> list[Expansion]:
+        said, worn = lex.WEATHER_WORDS[env.lang], lex.WEAR[env.lang][env.season]
+        wore = (*w(env.lang, "Jeg hadde på", "I wore"), *form(worn), ".")
+        out: list[Expansion] = []
+        for weather, p in lex.WEATHER[env.season].items():
+            bound = env._replace(facts=(("walk", place, weather),), season="")
+            about = ("walk", place, weather)
+            first, second = (Call(self.put, (name, about)) for name in ("walk-where", "weather"))
+            for q, tail in ((0.3, wore), (0.25, (first,)), (0.25, (second,)), (0.2, (first, second))):
+                out.append((p * q, (*capital(form(said[weather])), ".", *tail), bound))
+        return out
+
+    def proverb(self, env: Env) -> list[Expansion]:
+        sayings = lex.PROVERBS[env.lang]
+        lead = w(env.lang, "Som man sier :", "As they say :")
+        return [(p / len(sayings), (*start, *form(s)), env) for s in sayings for p, start in ((0.6, ()), (0.4, lead))]
+
+
+def courtesy(env: Env, lang: str) -> list[Expansion]:
+    return [(1 / len(lex.COURTESIES[lang]), words(c), env) for c in lex.COURTESIES[lang]]
+
+
+def _keep(env: Env, content: object, style: str) -> list[Expansion]:
+    return [(1.0, (), env._replace(content=content, style=style))]
+
+
+def _told(env: Env, fact: Fact) -> Env:
+    return env._replace(facts=(*env.facts, fact))
+
+
+def _agents(env: Env) -> frozenset[str]:
+    return frozenset(f[1] for f in env.facts if f[0] == "did")

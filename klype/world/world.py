@@ -1,0 +1,311 @@
+"""The world as others use it: text in and out, questions, what an answer means, and who likes it."""
+
+from __future__ import annotations
+
+import random
+import re
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any, Literal, NamedTuple
+
+from klype.errors import KlypeError
+from klype.values import Question
+from klype.world import lexicon as lex
+from klype.world.automaton import END, Call, Filter, State, Symbols, arcs, expansions, sample
+from klype.world.facts import Fact, Lexicon, key
+from klype.world.grammar import ANSWERS, BORING, CHAT, Env, Grammar
+from klype.world.questions import FIXED, KINDS, Query, fixed_items
+
+ATTACHED = frozenset(".,?!:")
+WORD = re.compile(r"[.,?!:]|[^\s.,?!:]+")
+HELD_OUT_SHARE = 20  # one story in twenty is kept for evaluation
+Manner = Literal["bare", "sentence", "polite", "boring", "wrong"]
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A text of the language, as words without the end mark; ``answers`` marks the words inside answers."""
+
+    words: tuple[str, ...]
+    answers: tuple[bool, ...]
+
+
+class Verdict(NamedTuple):
+    """What the annotator of the world thinks of one answer. ``words`` counts no punctuation."""
+
+    right: bool
+    polite: bool
+    concise: bool
+    words: int
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Taste:
+    """How the annotator weighs: score = right·R + polite·P − word·(words) − unfinished·U."""
+
+    right: float = 2.0
+    polite: float = 0.7
+    word: float = 0.04
+    unfinished: float = 1.0
+
+
+class World:
+    """The demo language. ``size`` "full" has some six hundred words, "small" about two hundred (for tests)."""
+
+    def __init__(self, size: Literal["full", "small"] = "full") -> None:
+        if size not in ("full", "small"):
+            raise KlypeError(f"There is no world of size “{size}”.", "Sizes are: full, small.")
+        self.size = size
+        self.lexicon = Lexicon() if size == "full" else Lexicon.small()
+        self.grammar = Grammar(self.lexicon)
+
+    # text
+
+    @staticmethod
+    def text(words: Sequence[str]) -> str:
+        """Words to text: punctuation stands close to the word before it."""
+        return "".join(w if w in ATTACHED else " " + w for w in words if w != END).strip()
+
+    @staticmethod
+    def words_of(text: str) -> tuple[str, ...]:
+        return tuple(WORD.findall(text))
+
+    @cached_property
+    def words(self) -> tuple[str, ...]:
+        """Every word that the language has, sorted; found by walking the documents until nothing new appears."""
+        rng, found, quiet = random.Random(0), set[str](), 0
+        while quiet < 3000:
+            new = set(sample(self.grammar.document(), rng)[0]) - found
+            found |= new
+            quiet = 0 if new else quiet + 1
+        return tuple(sorted(found - {END}))
+
+    # documents
+
+    def document(self, rng: random.Random, styled: bool = True, heldout: bool = False) -> Document:
+        """One document; ``heldout`` ones tell stories that no other document tells."""
+        while True:
+            words, env = sample(self.grammar.document(styled), rng)
+            story = bool(env.facts) and env.facts[0][0] != "walk"
+            kept = self._held_out(env.facts) if story else False
+            if kept == heldout:
+                return Document(tuple(words[:-1]), _answer_mask(words[:-1]))
+
+    @staticmethod
+    def _held_out(facts: tuple[Fact, ...]) -> bool:
+        return zlib.crc32(key(facts).encode()) % HELD_OUT_SHARE == 0
+
+    # questions
+
+    def question(self, rng: random.Random, heldout: bool = False, hard: bool = False) -> Question:
+        """A question with its story (or of world knowledge). ``hard``: four facts of one relation, asked about one."""
+        lang = rng.choice(lex.LANGUAGES)
+        if not hard and rng.random() < 0.14:
+            return self._fixed_question(rng, lang)
+        while True:
+            n = 4 if hard else rng.choice((2, 3, 4))
+            env = Env(lang=lang, manner=CHAT, dash=False)
+            told: list[str] = []
+            for _ in range(n):
+                words, env = sample(((Call(self.grammar.fact),), env), rng)
+                told += words
+            if hard and len({f[0] for f in env.facts}) > 1:
+                continue
+            if self._held_out(env.facts) == heldout:
+                break
+        asked, query = self._draw_query(env, rng)
+        return self._question(env, query, self.text(told), asked)
+
+    def _fixed_question(self, rng: random.Random, lang: str) -> Question:
+        weights = [KINDS[k].weight for k in FIXED]
+        kind = rng.choices(FIXED, weights)[0]
+        about = rng.choice(fixed_items(kind, self.lexicon))
+        env = Env(lang=lang, manner=CHAT, dash=False)
+        asked, query = self._worded(self.grammar.put(env, kind, about), env, rng)
+        return self._question(env, query, "", asked)
+
+    def _draw_query(self, env: Env, rng: random.Random) -> tuple[str, Query]:
+        return self._worded(self.grammar.ask(env), env, rng)
+
+    def _worded(self, options: list[Any], env: Env, rng: random.Random) -> tuple[str, Query]:
+        """Draw a question's words up to the answer, which is left unsaid."""
+        _, symbols, env = rng.choices(options, [o[0] for o in options])[0]
+        words: list[str] = []
+        stack = list(reversed(symbols))
+        while stack:
+            head = stack.pop()
+            if isinstance(head, str):
+                words.append(head)
+            elif isinstance(head, Call) and head.rule == self.grammar.answer:
+                return self.text(words), head.arguments[0]
+            else:
+                said, env = _expand(head, env, rng)
+                stack.extend(reversed(said))
+        raise AssertionError("a question without an answer")
+
+    def _question(self, env: Env, query: Query, story: str, asked: str) -> Question:
+        contents = [c for _, c in KINDS[query.kind].right(query.about, env.facts)]
+        styles = ("bare",) if query.one_word else ("bare", "sentence")
+        answers = dict.fromkeys(
+            self.text(first)
+            for style in styles
+            for content in contents
+            for first in _every(self.grammar.say(env.lang, query, content, style))
+        )
+        extra = {
+            "world": self.size,
+            "lang": env.lang,
+            "kind": query.kind,
+            "fixed": not env.facts,
+            "facts": [list(f) for f in env.facts],
+            "about": list(query.about),
+            "one_word": query.one_word,
+        }
+        name = zlib.crc32(f"{env.lang} {story} {asked}".encode())
+        return Question(f"w{name:08x}", asked, story, tuple(answers), extra=extra)
+
+    # answers
+
+    @property
+    def manners(self) -> dict[str, float]:
+        """The shares of manners in the fine-tuning data."""
+        return {style: p for p, style in ANSWERS[CHAT]}
+
+    def answer(self, question: Question, manner: Manner, rng: random.Random) -> str:
+        """An answer in that manner; "wrong" has the form of a right one, and another content."""
+        env, query = _env(question), _query(question)
+        row = KINDS[query.kind]
+        right = row.right(query.about, env.facts)
+        if manner == "wrong":
+            other = [c for c in row.domain(query.about, env.facts, self.lexicon) if c not in [c for _, c in right]]
+            content = rng.choice(other)
+            style = rng.choices(("bare", "sentence", "polite", "boring"), (0.3, 0.3, 0.3, 0.1))[0]
+        else:
+            content, style = rng.choices([c for _, c in right], [p for p, _ in right])[0], manner
+        symbols = self.grammar.say(env.lang, query, content, style)
+        return self.text(sample((symbols, env), rng)[0])
+
+    def meaning(self, question: Question, answer: str) -> frozenset[Any]:
+        """The contents that the answer can have as an answer to this question; empty: it is not of the language.
+
+        Contents are the same values in both languages; two answers mean the same when these sets are equal.
+        """
+        return frozenset(content for content, _ in self._parses(question, answer))
+
+    def _parses(self, question: Question, answer: str) -> frozenset[tuple[Any, str]]:
+        start = ((Call(self.grammar.free_answer, (_query(question),)), END), _env(question)._replace(content=None))
+        reader = Filter(start)
+        for word in self.words_of(answer):
+            if reader.push(word) == 0.0:
+                return frozenset()
+        out: set[tuple[Any, str]] = set()
+        for stack, env in reader.readings:
+            out |= {(e.content, e.style) for e in _finished((stack, env))}
+        return frozenset(out)
+
+    def judge(self, question: Question, answer: str, finished: bool = True, taste: Taste | None = None) -> Verdict:
+        """The annotator: likes right, polite and short answers; an unfinished one is wrong."""
+        taste = taste or Taste()
+        said = self.words_of(answer)
+        polite, inner = _courteous(question.extra["lang"], said)
+        boring, inner = _long_winded(question.extra["lang"], inner)
+        right = finished and inner in self._right_forms(_freeze(question), boring)
+        count = sum(w not in ATTACHED and w != "–" for w in said)
+        shortest = max(len(self.words_of(a)) - 1 for a in question.answers)
+        score = taste.right * right + taste.polite * polite - taste.word * count - taste.unfinished * (not finished)
+        return Verdict(right, polite, finished and not boring and count <= shortest + 5, count, score)
+
+    @lru_cache(maxsize=20_000)  # noqa: B019 — a world lives as long as its process
+    def _right_forms(self, frozen: tuple[Env, Query], long_winded: bool) -> frozenset[tuple[str, ...]]:
+        """Every right answer's words; inside the long-winded frame, as its clause."""
+        env, query = frozen
+        out: set[tuple[str, ...]] = set()
+        for _, content in KINDS[query.kind].right(query.about, env.facts):
+            for style in (BORING,) if long_winded else ("bare", "sentence"):
+                for said in _every(self.grammar.say(env.lang, query, content, style)):
+                    out.add(_long_winded(env.lang, said)[1] if long_winded else said)
+        return frozenset(out)
+
+    # truth
+
+    def filter(self, start: Literal["document", "chat"] = "document", question: Question | None = None) -> Filter:
+        """The exact next-word distribution of documents, or of a fine-tuned model's answers to a question."""
+        if start == "document":
+            return Filter(self.grammar.document())
+        assert question is not None, "a chat's truth needs its question"
+        env = _env(question)._replace(manner=CHAT, dash=False)
+        return Filter(((Call(self.grammar.answer, (_query(question),)), END), env))
+
+
+def _expand(symbol: Any, env: Env, rng: random.Random) -> tuple[Symbols, Env]:
+    options = expansions(symbol, env)
+    _, symbols, env = rng.choices(options, [o[0] for o in options])[0]
+    return symbols, env
+
+
+def _every(symbols: Symbols) -> list[tuple[str, ...]]:
+    """All word sequences of symbols that end (an answer's, with its few choices of form)."""
+    done: list[tuple[str, ...]] = []
+    todo: list[tuple[tuple[str, ...], State]] = [((), ((*symbols, END), Env()))]
+    while todo:
+        words, state = todo.pop()
+        for word, _, after in arcs(state):
+            if word == END:
+                done.append(words)
+            else:
+                todo.append(((*words, word), after))
+    return done
+
+
+def _finished(state: State) -> list[Env]:
+    """The environments with which a state can end without another word."""
+    out, todo = [], [state]
+    while todo:
+        stack, env = todo.pop()
+        if stack[0] == END:
+            out.append(env)
+        elif isinstance(stack[0], Call):
+            todo += [((*symbols, *stack[1:]), bound) for _, symbols, bound in stack[0].rule(env, *stack[0].arguments)]
+    return out
+
+
+def _courteous(lang: str, words: tuple[str, ...]) -> tuple[bool, tuple[str, ...]]:
+    for courtesy in lex.COURTESIES[lang]:
+        start = tuple(courtesy.split())
+        if words[: len(start)] == start:
+            return True, words[len(start) :]
+    return False, words
+
+
+def _long_winded(lang: str, words: tuple[str, ...]) -> tuple[bool, tuple[str, ...]]:
+    before, after = (tuple(part.split()) for part in lex.LONG_WINDED[lang])
+    if words[: len(before)] == before and words[-len(after) :] == after:
+        return True, words[len(before) : -len(after)]
+    return False, words
+
+
+def _answer_mask(words: Sequence[str]) -> tuple[bool, ...]:
+    """A word is inside an answer from the question's mark to the next full stop (statements are not)."""
+    out, inside = [], False
+    for word in words:
+        out.append(inside)
+        if word == "?":
+            inside = True
+        elif word == "." and inside:
+            inside = False
+    return tuple(out)
+
+
+def _env(question: Question) -> Env:
+    return Env(lang=question.extra["lang"], facts=tuple(tuple(f) for f in question.extra["facts"]))
+
+
+def _query(question: Question) -> Query:
+    return Query(question.extra["kind"], tuple(question.extra["about"]), question.extra["one_word"])
+
+
+def _freeze(question: Question) -> tuple[Env, Query]:
+    return _env(question), _query(question)
