@@ -1,0 +1,178 @@
+"""Messages to token ids through a chat template, so that no user's text can become a control token.
+
+The template is rendered around placeholders, one a message. What it writes itself may be control tokens; what stands in
+a placeholder's place is encoded as ordinary text, whatever it spells. The template never sees the messages' text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+
+from klype.errors import KlypeError
+from klype.text.render import render, render_apart
+from klype.text.tokenizer import Tokenizer, checked
+
+Message = Mapping[str, str]
+"""``role`` (system, user, assistant …) and ``content``."""
+
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{{ '<|' + message['role'] + '|> ' + message['content'] + '<|end|>' }}"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+"""klype's own: <|begin|><|user|> question<|end|><|assistant|> answer<|end|>"""
+
+_PAD = "\u205f"  # white space that a trimming template strips from a placeholder as it would from a message
+_SLOT = re.compile(f"({_PAD}?)klypeSlot([0-9]+)End({_PAD}?)")
+
+
+class Chat:
+    """The chat template of one tokenizer. ``today`` is what a template that writes the date is told."""
+
+    def __init__(self, tokenizer: Tokenizer, template: str | None = None, today: date | None = None) -> None:
+        """``template`` replaces the tokenizer's own. Raises KlypeError when there is none."""
+        text = template if template is not None else tokenizer.template
+        if text is None:
+            raise KlypeError("This model has no chat template.", "Use --raw to give it plain text.")
+        if _SLOT.search(text):
+            raise KlypeError("The chat template holds a placeholder of klype's own.", "Use --raw to go without it.")
+        self.tokenizer, self.template, self.today = tokenizer, text, today
+        self._rendered: dict[tuple[tuple[str, ...], bool], str] = {}
+        self._control = tokenizer.control_ids()
+        names = sorted(self._control, key=len, reverse=True)
+        self._split = re.compile("|".join(map(re.escape, names)) or r"(?!)")
+        self._swallowing = tokenizer.strips_right()
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of a conversation up to where the model's answer begins."""
+        ids, _ = self._encode(self._parts(messages, True))
+        return ids
+
+    def conversation(self, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
+        """Token ids of a whole conversation, and 1 for each token to be learnt: answers and what ends them."""
+        return self._encode(self._parts(messages, False))
+
+    def text(self, messages: Sequence[Message]) -> str:
+        """What the model is given, as text to be shown (never to be encoded)."""
+        return "".join(part.text for part in self._parts(messages, True))
+
+    def _parts(self, messages: Sequence[Message], prompt: bool) -> list[_Part]:
+        roles = tuple(_role(message) for message in messages)
+        if not messages:
+            raise KlypeError("A conversation needs at least one message.", "Give a question.")
+        contents = [checked(message["content"]) for message in messages]
+        rendered = self._render(roles, prompt)
+        borders = [] if prompt else self._answer_starts(roles, rendered)
+        parts = _cut(rendered, contents, roles, borders)
+        if len(roles) - 1 not in {part.message for part in parts}:
+            raise KlypeError("The chat template leaves out the last message.", "Use --raw to go without it.")
+        return parts
+
+    def _render(self, roles: tuple[str, ...], prompt: bool) -> str:
+        """The template with placeholders for the contents: a function of the roles alone, so kept."""
+        if (roles, prompt) not in self._rendered:
+            name = self.tokenizer.name
+            variables = {
+                "messages": [{"role": r, "content": f"{_PAD}klypeSlot{i}End{_PAD}"} for i, r in enumerate(roles)],
+                "add_generation_prompt": prompt,
+                "bos_token": name(self.tokenizer.begin) or "",
+                "eos_token": name(self.tokenizer.end) or "",
+                "pad_token": name(self.tokenizer.pad) or "",
+                "tools": None,
+                "documents": None,
+            }
+            run = render if self.template == TEMPLATE else render_apart
+            self._rendered[roles, prompt] = run(self.template, variables, self.today)
+        return self._rendered[roles, prompt]
+
+    def _answer_starts(self, roles: tuple[str, ...], rendered: str) -> list[tuple[int, int]]:
+        """Per answer: its message and where in ``rendered`` a prompt for it would have ended (when it is a prefix)."""
+        starts = []
+        for i in (i for i, role in enumerate(roles) if role == "assistant" and i > 0):
+            before = self._render(roles[:i], True)
+            if rendered.startswith(before):
+                starts.append((len(before), i))
+        return starts
+
+    def _encode(self, parts: Sequence[_Part]) -> tuple[list[int], list[int]]:
+        """Encode runs of text between control tokens; a token is learnt when any of its characters is."""
+        ids: list[int] = []
+        learnt: list[int] = []
+        text, wanted = "", bytearray()  # the run so far, and 1 for each character to be learnt
+        open_answer = False  # an answer has been said and its end token has not come yet
+
+        def flush() -> None:
+            nonlocal text, wanted
+            tokens, offsets = self.tokenizer.encode_with_offsets(text, first=not ids) if text else ([], [])
+            ids.extend(tokens)
+            learnt.extend(int(any(wanted[a : max(b, a + 1)])) for a, b in offsets)
+            text, wanted = "", bytearray()
+
+        for part in parts:
+            if part.breaks:
+                flush()
+            if part.message is not None:
+                text, wanted = text + part.text, wanted + bytes([part.learnt]) * len(part.text)
+                open_answer = part.learnt
+                continue
+            at, own = 0, part.text
+            for match in self._split.finditer(own):
+                between = own[at : match.start()]
+                text, wanted = text + between, wanted + bytes([part.learnt]) * len(between)
+                flush()
+                ids.append(self._control[match.group()])
+                open_answer = open_answer and not between.strip()
+                learnt.append(int(open_answer))
+                open_answer, at = False, match.end()
+                if ids[-1] in self._swallowing:
+                    at = len(own) - len(own[at:].lstrip())
+            text, wanted = text + own[at:], wanted + bytes([part.learnt]) * len(own[at:])
+            open_answer = open_answer and not own[at:].strip()
+        flush()
+        return ids, learnt
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A stretch of the rendered text: the template's own (``message`` None) or a message's content."""
+
+    text: str
+    message: int | None
+    learnt: bool
+    breaks: bool  # a prompt ends right before it, so no token may reach across
+
+
+def _cut(rendered: str, contents: Sequence[str], roles: Sequence[str], borders: list[tuple[int, int]]) -> list[_Part]:
+    parts: list[_Part] = []
+
+    def own(start: int, stop: int) -> None:
+        """The template's text between two placeholders, cut where a prompt would have ended."""
+        cut = next((b for b, _ in borders if start <= b <= stop), None)
+        if cut is None:
+            parts.append(_Part(rendered[start:stop], None, False, False))
+        else:
+            parts.append(_Part(rendered[start:cut], None, False, False))
+            parts.append(_Part(rendered[cut:stop], None, True, True))
+
+    at = 0
+    for slot in _SLOT.finditer(rendered):
+        message = int(slot.group(2))
+        own(at, slot.start())
+        content = contents[message]
+        content = content if slot.group(1) else content.lstrip()
+        content = content if slot.group(3) else content.rstrip()
+        parts.append(_Part(content, message, roles[message] == "assistant", False))
+        at = slot.end()
+    own(at, len(rendered))
+    return parts
+
+
+def _role(message: Message) -> str:
+    role, content = message.get("role"), message.get("content")
+    if not isinstance(role, str) or not re.fullmatch(r"[a-z_]{1,32}", role):
+        raise KlypeError(f"A message has the role {role!r}.", "Use system, user or assistant.")
+    if not isinstance(content, str):
+        raise KlypeError(f"A {role}'s message has no text.", 'Give it as "content".')
+    return role

@@ -1,0 +1,299 @@
+"""Text to token ids and back: byte-level BPE over Hugging Face's `tokenizers`, tokenizer.json as its file format.
+
+Text never becomes a control token: control tokens enter by id only (see chat.py). Any Unicode text round-trips exactly
+through a tokenizer trained here; there is no normalisation and no unknown token.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer as Backend
+
+from klype.errors import KlypeError, UsageError
+from klype.text.special import SpecialTokens, read_special_tokens
+
+LARGE_TEXT = 1_000_000  # characters; from here on, a word must occur twice to be given a token of its own
+TRAINING_TEXT = 64_000_000  # characters that a vocabulary is learnt from; more does not change it noticeably
+
+
+class Tokenizer:
+    """A vocabulary of bytes, merges or whole words, and control tokens. Immutable after construction.
+
+    ``template`` is the chat template that came with it (None: the model has none). ``ends`` are the ids that end an
+    answer (``end`` among them). ``user``, ``assistant`` and ``system`` are -1 for tokenizers of other makers.
+    ``asked`` is the vocabulary size asked for in training: ``vocab_size < asked`` says that the text supports no more.
+    """
+
+    CONTROL: ClassVar[tuple[str, ...]] = ("<|pad|>", "<|begin|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>")
+
+    def __init__(self, definition: dict[str, Any], special: SpecialTokens, asked: int = 0) -> None:
+        """``definition`` is the content of a tokenizer.json."""
+        definition = {**definition, "truncation": None, "padding": None}
+        self._definition = definition
+        self._special = special
+        self._backend = _backend(definition)
+        self._plain = _backend(_without_added_tokens(definition))
+        self._inner = _backend(_without_added_tokens(_never_prepending(definition)))
+        self._byte_level = "ByteLevel" in json.dumps([definition.get("pre_tokenizer"), definition.get("decoder")])
+        self._bytes = _token_bytes(self._backend, self._byte_level)
+        self.vocab_size = len(self._bytes)
+        self.asked = asked or self.vocab_size
+        self.template = special.template
+        self.begin, self.end, self.pad = (self._id(t) for t in (special.begin, special.end, special.pad))
+        self.user, self.assistant, self.system = (self._id(t) for t in self.CONTROL[3:])
+        self.pad = self.pad if self.pad >= 0 else max(self.end, 0)
+        self.ends = tuple(sorted({i for i in (self.end, *special.ends) if 0 <= i < self.vocab_size}))
+
+    @staticmethod
+    def train(texts: Iterable[str], size: int, template: str | None = None) -> Tokenizer:
+        """A vocabulary of at most ``size`` tokens learnt from ``texts``; the same texts give the same vocabulary.
+
+        When every word (piece of GPT-2's pattern) of the text fits, each gets a token of its own and the rest of the
+        room goes to merges, which spell words never seen; else all of the room goes to merges. A text that supports
+        fewer tokens than asked for gives a smaller vocabulary (``vocab_size < asked``).
+        """
+        if size < len(Tokenizer.CONTROL) + 256:
+            raise UsageError(
+                f"A vocabulary of {size} tokens is too small: 256 bytes and {len(Tokenizer.CONTROL)} control tokens "
+                f"need {len(Tokenizer.CONTROL) + 256}.",
+                "Ask for a larger vocabulary.",
+            )
+        kept = _some(texts)
+        if not kept:
+            raise KlypeError("There is no text to make a vocabulary from.", "Give a file that holds some text.")
+        pad, begin, end = Tokenizer.CONTROL[:3]
+        return Tokenizer(_learn(kept, size), SpecialTokens(begin, end, pad, (), template), size)
+
+    @staticmethod
+    def load(path: Path) -> Tokenizer:
+        """Read a checkpoint folder (klype's own or any Hugging Face directory with a tokenizer.json), or that file."""
+        folder, file = (path, path / "tokenizer.json") if path.is_dir() else (path.parent, path)
+        if not file.is_file():
+            raise KlypeError(f"There is no tokenizer.json in {folder}.", "Copy the model's tokenizer.json into it.")
+        try:
+            definition = json.loads(file.read_text(encoding="utf-8"))
+            return Tokenizer(definition, read_special_tokens(folder, definition))
+        except KlypeError:
+            raise
+        except Exception as error:  # the backend raises bare Exception for a bad definition
+            raise KlypeError(f"{file} is no tokenizer that can be read: {error}.", "Fetch the file again.") from error
+
+    def save(self, folder: Path) -> None:
+        """Write tokenizer.json, tokenizer_config.json and, where there is one, chat_template.jinja."""
+        folder.mkdir(parents=True, exist_ok=True)
+        names = {"bos_token": self._special.begin, "eos_token": self._special.end, "pad_token": self._special.pad}
+        about = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            **{name: token for name, token in names.items() if token is not None},
+            "clean_up_tokenization_spaces": False,
+            "add_prefix_space": False,
+        }
+        _write(folder / "tokenizer.json", json.dumps(self._definition, ensure_ascii=False))
+        _write(folder / "tokenizer_config.json", json.dumps(about, ensure_ascii=False, indent=2))
+        if self.template is not None:
+            _write(folder / "chat_template.jinja", self.template)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text. What looks like a control token is spelt out as ordinary text."""
+        return list(self._run(text, True).ids)
+
+    def encode_with_offsets(self, text: str, first: bool = True) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids and the [start, stop) characters of each. ``first``: nothing stands before the text."""
+        encoding = self._run(text, first)
+        return list(encoding.ids), [tuple(o) for o in encoding.offsets]
+
+    def encode_document(self, text: str) -> list[int]:
+        """begin, the text (led by one space unless it starts with white space), end: a whole document."""
+        body = self.encode(_spaced(text))
+        return [i for i in (self.begin,) if i >= 0] + body + [i for i in (self.end,) if i >= 0]
+
+    def encode_documents(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode_document` of many texts, on all cores."""
+        spaced = [checked(_spaced(t)) for t in texts]
+        begin, end = ([i for i in (j,) if i >= 0] for j in (self.begin, self.end))
+        return [begin + e.ids + end for e in self._plain.encode_batch_fast(spaced, add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids; control tokens are left out; bytes that are no UTF-8 become U+FFFD."""
+        if self._byte_level:
+            return b"".join([self._bytes[i] for i in ids]).decode("utf-8", errors="replace")
+        return str(self._backend.decode(list(ids), skip_special_tokens=True))
+
+    def decode_answer(self, ids: Sequence[int]) -> str:
+        """The text of an answer: without the one space that leads it."""
+        text = self.decode(ids)
+        return text[1:] if text[:1] == " " else text
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that a token adds to a text: none for a control token."""
+        return self._bytes[token]
+
+    def control_ids(self) -> dict[str, int]:
+        """Tokens that only a template may write, by their spelling."""
+        return {t["content"]: t["id"] for t in self._definition.get("added_tokens", ()) if t["id"] < self.vocab_size}
+
+    def strips_right(self) -> frozenset[int]:
+        """Control tokens that swallow the white space after them."""
+        return frozenset(t["id"] for t in self._definition.get("added_tokens", ()) if t.get("rstrip"))
+
+    def name(self, token: int) -> str | None:
+        """A control token's spelling; None for any other token."""
+        return next((text for text, i in self.control_ids().items() if i == token), None)
+
+    def token_named(self, text: str) -> int:
+        """The id of a token by its spelling in the vocabulary; -1 when there is none."""
+        return self._id(text)
+
+    def _run(self, text: str, first: bool) -> Any:
+        return (self._plain if first else self._inner).encode(checked(text), add_special_tokens=False)
+
+    def _id(self, token: str | None) -> int:
+        found = None if token is None else self._backend.token_to_id(token)
+        return -1 if found is None else int(found)
+
+
+def checked(text: str) -> str:
+    """The text itself; a lone surrogate is refused (it is half a character and no valid Unicode)."""
+    if not text.isascii():
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise KlypeError(
+                f"The text holds a lone surrogate (U+{ord(text[error.start]):04X}) at character {error.start}, "
+                "which is not valid Unicode.",
+                "Remove it or read the text with the right encoding.",
+            ) from error
+    return text
+
+
+def _spaced(text: str) -> str:
+    return text if not text or text[0].isspace() else " " + text
+
+
+def _some(texts: Iterable[str]) -> list[str]:
+    kept, characters = [], 0
+    for text in texts:
+        if text:
+            kept.append(checked(_spaced(text)))
+            characters += len(text)
+        if characters >= TRAINING_TEXT:
+            break
+    return kept
+
+
+def _learn(texts: list[str], size: int) -> dict[str, Any]:
+    """A tokenizer.json: control tokens 0…5, the 256 bytes in order, then words (most frequent first) and merges."""
+    tokens = [*Tokenizer.CONTROL, *_byte_characters()]
+    words = _words(texts, size - len(tokens))
+    whole = words is not None
+    tokens += words or []
+    known = set(tokens)
+    merges = []
+    for left, right in _merges(texts, size):
+        if left + right not in known:
+            if len(tokens) == size:
+                break
+            tokens.append(left + right)
+            known.add(left + right)
+        merges.append((left, right))
+    backend = Backend(models.BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=merges, ignore_merges=whole))
+    backend.pre_tokenizer = _pieces()
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in Tokenizer.CONTROL])
+    definition: dict[str, Any] = json.loads(backend.to_str())
+    return definition
+
+
+def _words(texts: list[str], room: int) -> list[str] | None:
+    """The distinct pieces of the text longer than a byte, most frequent first; None when they need over ``room``."""
+    least = 2 if sum(map(len, texts)) >= LARGE_TEXT else 1
+    pieces, counts, enough = _pieces(), Counter[str](), 0
+    for part in (part for text in texts for part in _parts(text)):
+        for piece, _ in pieces.pre_tokenize_str(part):
+            counts[piece] += 1
+            enough += counts[piece] == least and len(piece) > 1
+        if enough > room:
+            return None
+    return sorted((w for w, n in counts.items() if n >= least and len(w) > 1), key=lambda w: (-counts[w], w))
+
+
+def _parts(text: str, length: int = 100_000) -> Iterator[str]:
+    """Parts of about ``length`` characters, cut before a word's own space: inside no piece."""
+    start, border = 0, re.compile(r"\S(?= \S)")
+    while len(text) - start > length and (cut := border.search(text, start + length)):
+        yield text[start : cut.end()]
+        start = cut.end()
+    yield text[start:]
+
+
+def _merges(texts: list[str], size: int) -> list[tuple[str, str]]:
+    backend = Backend(models.BPE())
+    backend.pre_tokenizer = _pieces()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=list(Tokenizer.CONTROL),
+        initial_alphabet=_byte_characters(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    return [(left, right) for left, right in json.loads(backend.to_str())["model"]["merges"]]
+
+
+def _pieces() -> pre_tokenizers.ByteLevel:
+    return pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=True)
+
+
+def _byte_characters() -> list[str]:
+    """GPT-2's printable stand-in for each of the 256 byte values, in their order."""
+    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = iter(range(256, 512))
+    return [chr(b) if b in shown else chr(next(hidden)) for b in range(256)]
+
+
+def _backend(definition: dict[str, Any]) -> Backend:
+    backend = Backend.from_str(json.dumps(definition))
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
+
+
+def _without_added_tokens(definition: dict[str, Any]) -> dict[str, Any]:
+    """The same vocabulary in which no text is matched as an added token."""
+    return {**definition, "added_tokens": [], "post_processor": None}
+
+
+def _never_prepending(definition: dict[str, Any]) -> dict[str, Any]:
+    """For text inside a longer one: SentencePiece's "first" scheme puts its space before the first piece only."""
+    text = json.dumps(definition.get("pre_tokenizer"))
+    return {**definition, "pre_tokenizer": json.loads(text.replace('"first"', '"never"'))}
+
+
+def _token_bytes(backend: Backend, byte_level: bool) -> list[bytes]:
+    vocabulary = backend.get_vocab(with_added_tokens=True)
+    table = [b""] * (max(vocabulary.values()) + 1)
+    byte_of = {c: b for b, c in enumerate(_byte_characters())}
+    for token, i in vocabulary.items():
+        if not byte_level and len(token) == 6 and token.startswith("<0x"):
+            table[i] = bytes([int(token[3:5], 16)])
+        elif byte_level and all(c in byte_of for c in token):
+            table[i] = bytes(byte_of[c] for c in token)
+        else:
+            table[i] = token.replace("▁", " ").encode()
+    for i, added in backend.get_added_tokens_decoder().items():
+        table[i] = b"" if added.special else added.content.encode()
+    return table
+
+
+def _write(file: Path, text: str) -> None:
+    with open(file, "w", encoding="utf-8", newline="\n") as out:
+        out.write(text)
+        out.flush()
+        os.fsync(out.fileno())
