@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,24 @@ from klype.errors import KlypeError, UsageError
 RUNS = Path("runs")
 
 
+@contextmanager
+def chosen(recipe: str, out: Path | None, resume: bool, today: date) -> Iterator[Path]:
+    """The folder of a run, for as long as the run lasts; if it stays empty, it is gone afterwards."""
+    place = choose(recipe, out, resume, today)
+    try:
+        yield place
+    finally:
+        with suppress(OSError):  # not empty: as it should be
+            place.rmdir()
+
+
 def choose(recipe: str, out: Path | None, resume: bool, today: date, base: Path = RUNS) -> Path:
     """The folder of a run, made and writable: ``out``, or ``base/<recipe>-<date>-<n>``.
 
-    With ``resume`` it is ``out`` or the newest folder of this recipe, if there is one; without, an existing folder
-    that holds anything is refused.
+    A recipe that is a file gives its bare name. With ``resume`` it is ``out`` or the newest folder of this recipe,
+    if there is one; without, an existing folder that holds anything is refused.
     """
+    recipe = Path(recipe).stem
     if out is None:
         old = _numbered(base, recipe) if resume else []
         folder = old[-1] if old else _fresh(base, recipe, today)

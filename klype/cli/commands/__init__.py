@@ -1,0 +1,1 @@
+"""One file a command; each reads its options, calls the rooms, and prints."""

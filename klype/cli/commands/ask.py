@@ -1,0 +1,55 @@
+"""``klype ask``: one question, one answer."""
+
+from __future__ import annotations
+
+from klype.cli import options as o
+from klype.cli.terminal import Terminal
+
+
+def command(
+    model: o.Model,
+    text: o.Text,
+    temperature: o.Temperature = 0.7,
+    top_p: o.TopP = 1.0,
+    limit: o.Limit = 128,
+    raw: o.Raw = None,
+    precision: o.Precision = "float32",
+    seed: o.Seed = 0,
+    out: o.OutFile = None,
+    lang: o.Lang = None,
+    as_json: o.Json = False,
+) -> None:
+    """Ask MODEL one thing."""
+    terminal = Terminal(as_json, lang)
+    from klype.cli.model import checked_sampling, open_model, room, stream
+    from klype.values import Request
+
+    sampling = checked_sampling(temperature, top_p)
+    opened = open_model(model, precision)
+    prompt = opened.plain(text) if opened.as_raw(raw) else opened.prompt([{"role": "user", "content": text}])
+    request = Request(
+        prompt=tuple(prompt),
+        limit=room(opened, prompt, limit),
+        sampling=sampling,
+        seed=seed,
+        stop=opened.loaded.tokenizer.ends,
+    )
+    trace = None
+    for piece, done in stream(opened, request):
+        trace = done
+        if not as_json:
+            print(piece, end="", flush=True)
+    assert trace is not None, "an answer ends with its trace"
+    if not as_json:
+        print("" if trace.ended == "stop" else " …")
+    terminal.document(
+        {
+            "answer": opened.loaded.tokenizer.decode_answer(trace.tokens),
+            "tokens": len(trace.steps),
+            "passes": trace.passes,
+            "seconds": trace.seconds,
+            "flops": opened.flops(trace),
+            "joules": trace.joules,
+        },
+        out,
+    )

@@ -1,0 +1,217 @@
+"""``klype chat``: a conversation, streamed; lines that start with / are commands."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from klype.cli import options as o
+from klype.cli.terminal import Terminal
+from klype.errors import KlypeError
+from klype.values import Request, Sampling, Trace
+
+if TYPE_CHECKING:
+    from klype.cli.model import Opened
+    from klype.text.chat import Message
+
+
+def command(
+    model: o.Model,
+    temperature: o.Temperature = 0.7,
+    top_p: o.TopP = 1.0,
+    limit: o.Limit = 128,
+    precision: o.Precision = "float32",
+    seed: o.Seed = 0,
+    out: o.OutFile = None,
+    lang: o.Lang = None,
+    as_json: o.Json = False,
+) -> None:
+    """Talk to MODEL.
+
+    With --json, messages are read from stdin, a line each, and the conversation is printed at the end.
+    """
+    terminal = Terminal(as_json, lang)
+    from klype.cli.model import checked_sampling, open_model, room
+
+    sampling = checked_sampling(temperature, top_p)
+    opened = open_model(model, precision)
+    room(opened, opened.prompt([{"role": "user", "content": ""}]), limit)
+    talk = Talk(terminal, opened, sampling, limit, seed)
+    terminal.say("chat.hello", name=model)
+    for line in _lines(terminal):
+        if not talk.take(line):
+            break
+    terminal.document(talk.document(), out)
+
+
+class Talk:
+    """The conversation's state: what was said, how answers are drawn, and the last answer's trace."""
+
+    def __init__(self, terminal: Terminal, opened: Opened, sampling: Sampling, limit: int, seed: int) -> None:
+        self.terminal = terminal
+        self.opened = opened
+        self.sampling = sampling
+        self.limit = limit
+        self.seed = seed
+        self.messages: list[Message] = []
+        self.traces: list[Trace] = []
+        self._told = 0
+        self._answers = 0
+
+    def take(self, line: str) -> bool:
+        """One line of the user's: a message or a command. False: it was /quit."""
+        if not line.startswith("/"):
+            if line.strip():
+                self.messages.append({"role": "user", "content": line})
+                self._answer()
+            return True
+        name, _, value = line.partition(" ")
+        match name:
+            case "/quit":
+                return False
+            case "/help":
+                self.terminal.say("chat.help", temperature=self.sampling.temperature, top_p=self.sampling.top_p)
+            case "/temperature" | "/top_p":
+                self._set(name, value.strip())
+            case "/again":
+                self._again()
+            case "/probs":
+                self._probabilities()
+            case "/reset":
+                self.messages, self.traces, self._told = [], [], 0
+                self.terminal.say("chat.forgotten")
+            case _:
+                self.terminal.say("chat.unknown", command=name)
+        return True
+
+    def document(self) -> dict[str, Any]:
+        return {
+            "messages": list(self.messages),
+            "tokens": sum(len(trace.steps) for trace in self.traces),
+            "passes": sum(trace.passes for trace in self.traces),
+            "seconds": sum(trace.seconds for trace in self.traces),
+        }
+
+    def _answer(self) -> None:
+        from klype.cli.conversation import fit
+        from klype.cli.model import stream
+
+        window = self.opened.window
+        fitting = fit(self.messages, self.opened.prompt, window, min(self.limit, window // 4))
+        if fitting is None:
+            self.messages.pop()
+            self.terminal.say("chat.too_long", window=window)
+            return
+        kept, prompt = fitting
+        self._tell_dropped(len(self.messages) - len(kept))
+        limit = min(self.limit, window - len(prompt))
+        request = Request(
+            prompt=tuple(prompt),
+            limit=limit,
+            sampling=self.sampling,
+            seed=self.seed,
+            stop=self.opened.loaded.tokenizer.ends,
+            top=3,
+            first_sample=self._answers,
+        )
+        self._answers += 1
+        said = ""
+        try:
+            for piece, trace in stream(self.opened, request):
+                said += piece
+                self._print(piece)
+                if trace is not None:
+                    self.traces.append(trace)
+                    self._print("\n")
+                    if trace.ended == "length":
+                        self.terminal.say("chat.cut", limit=limit)
+        except KeyboardInterrupt:
+            self._print("\n")
+            self.terminal.say("chat.stopped")
+        self.messages.append({"role": "assistant", "content": said})
+
+    def _tell_dropped(self, dropped: int) -> None:
+        if dropped > self._told:
+            self.terminal.say("chat.full", window=self.opened.window, dropped=dropped)
+        self._told = dropped
+
+    def _again(self) -> None:
+        if not self.messages:
+            self.terminal.say("chat.nothing")
+            return
+        self.messages.pop()
+        self._answer()
+
+    def _set(self, name: str, text: str) -> None:
+        from klype.cli.model import checked_sampling
+
+        what = name.removeprefix("/")
+        try:
+            value = float(text.replace(",", "."))
+        except ValueError:
+            self.terminal.say("chat.needs_number", command=name, example=f"{name} 0.7")
+            return
+        temperature, top_p = (
+            (value, self.sampling.top_p) if what == "temperature" else (self.sampling.temperature, value)
+        )
+        try:
+            self.sampling = checked_sampling(temperature, top_p)
+        except KlypeError as error:
+            self.terminal.say("chat.refused", why=error.message)
+            return
+        self.terminal.say("chat.set", what=what, value=value)
+
+    def _probabilities(self) -> None:
+        from klype.cli.commands.next_token import spelled
+        from klype.cli.progress import print_table
+
+        if not self.traces:
+            self.terminal.say("chat.nothing")
+            return
+        print_table(
+            self.terminal.console,
+            "",
+            [self.terminal.words(f"probs.{column}") for column in ("token", "p", "instead")],
+            [
+                [spelled(self.opened, token).strip(), p, instead]
+                for token, p, instead in _weighed(self.traces[-1], self.opened, self.terminal.lang)
+            ],
+        )
+
+    def _print(self, text: str) -> None:
+        if not self.terminal.as_json:
+            print(text, end="", flush=True)
+
+
+def _weighed(trace: Trace, opened: Opened, lang: str) -> Iterator[tuple[int, str, str]]:
+    """Each token with its probability under the model at τ = 1, and the two likeliest others."""
+    import math
+
+    from klype.cli.commands.next_token import spelled
+    from klype.words import percent
+
+    for step in trace.steps:
+        others: list[str] = []
+        if step.distribution is not None:
+            pairs = zip(step.distribution.ids.tolist(), step.distribution.logp.tolist(), strict=True)
+            others = [
+                f"{spelled(opened, token).strip()} {percent(math.exp(logp), lang)}"
+                for token, logp in pairs
+                if token != step.token
+            ]
+        yield step.token, percent(math.exp(step.logp), lang), ", ".join(others[:2])
+
+
+def _lines(terminal: Terminal) -> Iterator[str]:
+    """The user's lines, without their ends: with editing where a person types, else as they stand on stdin."""
+    if not sys.stdin.isatty():
+        yield from (line.rstrip("\r\n") for line in sys.stdin)
+        return
+    if sys.platform != "win32":
+        import readline  # noqa: F401 — gives input() editing and history
+    while True:
+        try:
+            yield input(f"{terminal.words('chat.you')}> ")
+        except EOFError:
+            return

@@ -1,0 +1,31 @@
+"""``klype config``: what can be set."""
+
+from __future__ import annotations
+
+import typer
+
+from klype.cli import options as o
+from klype.cli.terminal import Terminal, to_json
+
+
+def app() -> typer.Typer:
+    config = typer.Typer(help="What can be set.", no_args_is_help=True, pretty_exceptions_enable=False)
+    config.callback()(_group)
+    config.command("schema")(schema_command)
+    return config
+
+
+def _group() -> None:
+    """What can be set."""
+
+
+def schema_command(out: o.OutFile = None, as_json: o.Json = False) -> None:
+    """Print the JSON schema of recipes (klype run --recipe FILE.toml, --set KEY=VALUE)."""
+    from klype.config import schema
+    from klype.runs.recipe import Recipe
+
+    terminal = Terminal(as_json)
+    document = schema(Recipe)
+    if not as_json:
+        print(to_json(document))
+    terminal.document(document, out)

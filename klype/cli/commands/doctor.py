@@ -1,0 +1,99 @@
+"""``klype doctor``: what is installed, and what this machine can do."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from klype.cli import options as o
+from klype.cli.terminal import Terminal
+
+PACKAGES = ("klype", "torch", "numpy", "scipy", "pydantic", "tokenizers", "safetensors", "nicegui")
+OPTIONAL = ("transformers", "gguf", "datasets", "ordb")
+
+
+def command(
+    seed: o.Seed = 0,
+    out: o.OutFile = None,
+    lang: o.Lang = None,
+    as_json: o.Json = False,
+) -> None:
+    """Show versions, cores, memory, and the measured speed of multiplication and memory."""
+    terminal = Terminal(as_json, lang)
+    from klype.device import seed_everything
+
+    seed_everything(seed)
+    document = {"versions": versions(), "machine": machine()}
+    if not as_json:
+        show(terminal, document)
+    terminal.document(document, out)
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of Python and of what klype stands on; None: not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for name in (*PACKAGES, *OPTIONAL):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """Cores, memory, and short measurements (about two seconds)."""
+    from klype import device
+
+    threads = device.set_threads()
+    chosen = device.pick_device()
+    total, available = device.memory_gib()
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": device.processor(),
+        "cores": device.usable_cores(),
+        "threads": threads,
+        "memory_gib": round(total, 2),
+        "memory_available_gib": round(available, 2),
+        "disk_free_gib": round(shutil.disk_usage(Path.cwd()).free / 2**30, 2),
+        "device": str(chosen),
+        "gemm_float32_gflops": round(device.gemm_gflops("float32"), 1),
+        "gemm_bfloat16_gflops": round(device.gemm_gflops("bfloat16"), 1),
+        "bandwidth_gbs": round(device.bandwidth_gbs(), 1),
+        "precision": device.pick_precision("auto", device.pick_device("cpu")),
+        "energy_counter": device.EnergyMeter().available,
+        "thread_policy": device.thread_policy(),
+    }
+
+
+def show(terminal: Terminal, document: dict[str, Any]) -> None:
+    from klype.cli.progress import print_table
+    from klype.words import number
+
+    w, lang, m = terminal.words, terminal.lang, document["machine"]
+    memory = w(
+        "doctor.memory_value",
+        available=number(m["memory_available_gib"], lang, 1),
+        total=number(m["memory_gib"], lang, 1),
+    )
+    rows = {
+        "processor": f"{m['processor']} ({m['system']})",
+        "cores": str(m["cores"]),
+        "threads": str(m["threads"]),
+        "memory": memory,
+        "disk": w("doctor.disk_value", free=number(m["disk_free_gib"], lang, 1)),
+        "device": m["device"],
+        "gemm_float32": f"{number(m['gemm_float32_gflops'], lang, 0)} GFLOP/s",
+        "gemm_bfloat16": f"{number(m['gemm_bfloat16_gflops'], lang, 0)} GFLOP/s",
+        "bandwidth": f"{number(m['bandwidth_gbs'], lang, 1)} GB/s",
+        "precision": m["precision"],
+        "energy": w("doctor.energy_yes" if m["energy_counter"] else "doctor.energy_no"),
+        "policy": ", ".join(f"{name}={value}" for name, value in m["thread_policy"].items()),
+    }
+    head = [w("doctor.what"), w("doctor.value")]
+    print_table(terminal.console, w("doctor.title"), head, [[w(f"doctor.{key}"), text] for key, text in rows.items()])
+    terminal.console.print()
+    installed = [[name, version or w("doctor.missing")] for name, version in document["versions"].items()]
+    print_table(terminal.console, w("doctor.versions"), head, installed)

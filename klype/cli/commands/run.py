@@ -1,0 +1,70 @@
+"""``klype run``: the whole life-cycle of a language model."""
+
+from __future__ import annotations
+
+from datetime import date
+from typing import Annotated
+
+import typer
+
+from klype.cli import options as o
+from klype.cli.terminal import Terminal
+
+
+def command(
+    minutes: Annotated[float, typer.Option("--minutes", help="How long it may take, all in all.")] = 5.0,
+    recipe: Annotated[
+        str, typer.Option("--recipe", help="A recipe's name or TOML file.", show_default="world, or text")
+    ] = "",
+    text: o.TextFiles = None,
+    instructions: o.Instructions = None,
+    preferences: o.Preferences = None,
+    data: o.Data = None,
+    out: o.Out = None,
+    resume: o.Resume = False,
+    seed: o.Seed = 0,
+    setting: o.Set = None,
+    encoding: o.Encoding = "utf-8",
+    skip_bad: o.SkipBad = False,
+    force: o.Force = False,
+    human: o.Human = False,
+    lang: o.Lang = None,
+    as_json: o.Json = False,
+) -> None:
+    """Train a model through all stages, question it, and write a report.
+
+    Without --text: the demo world, a small language in Norwegian and English whose truth is known.
+    """
+    terminal = Terminal(as_json, lang)
+    from klype.cli.inputs import checked
+    from klype.cli.progress import listener
+    from klype.config import make
+    from klype.runs import folder
+    from klype.runs.options import RunOptions
+
+    asked = make(
+        RunOptions,
+        {
+            "minutes": minutes,
+            "recipe": recipe,
+            "text": text or (),
+            "instructions": instructions,
+            "preferences": preferences,
+            "data": data,
+            "resume": resume,
+            "seed": seed,
+            "overrides": setting or (),
+            "encoding": encoding,
+            "skip_bad": skip_bad,
+            "force": force,
+            "human": human,
+            "lang": terminal.lang,
+        },
+        "klype run: ",
+    )
+    checked(asked)
+    from klype.runs import pipeline
+
+    with folder.chosen(asked.recipe_name, out, resume, date.today()) as place, listener(terminal) as say:
+        document = pipeline.run(asked.model_copy(update={"out": place}), say)
+    terminal.document(document)

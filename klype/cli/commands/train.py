@@ -1,0 +1,75 @@
+"""``klype train STAGE``: one stage, from any model that it can start from."""
+
+from __future__ import annotations
+
+from datetime import date
+from typing import Annotated
+
+import typer
+
+from klype.cli import options as o
+from klype.cli.terminal import Terminal
+
+
+def command(
+    stage: Annotated[str, typer.Argument(help="pretrain, finetune, rank, reward or align.")],
+    from_: Annotated[str, typer.Option("--from", help="The MODEL to start from.")] = "",
+    text: o.TextFiles = None,
+    instructions: o.Instructions = None,
+    preferences: o.Preferences = None,
+    data: o.Data = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="How many steps.")] = None,
+    minutes: Annotated[float | None, typer.Option("--minutes", help="How long, instead of --steps.")] = None,
+    size: Annotated[str, typer.Option("--size", help="tiny, small or base.")] = "small",
+    out: o.Out = None,
+    resume: o.Resume = False,
+    seed: o.Seed = 0,
+    setting: o.Set = None,
+    encoding: o.Encoding = "utf-8",
+    skip_bad: o.SkipBad = False,
+    force: o.Force = False,
+    human: o.Human = False,
+    lang: o.Lang = None,
+    as_json: o.Json = False,
+) -> None:
+    """Train one stage and save it as a checkpoint folder."""
+    values: dict[str, object] = {
+        "stage": stage,
+        "from_": from_,
+        "text": text or (),
+        "instructions": instructions,
+        "preferences": preferences,
+        "data": data,
+        "steps": steps,
+        "minutes": minutes,
+        "size": size,
+        "out": out,
+        "resume": resume,
+        "seed": seed,
+        "overrides": setting or (),
+        "encoding": encoding,
+        "skip_bad": skip_bad,
+        "force": force,
+        "human": human,
+    }
+    train(values, Terminal(as_json, lang))
+
+
+def train(values: dict[str, object], terminal: Terminal) -> None:
+    """Checks what was asked, chooses the run's folder, and trains the stage there."""
+    from klype.cli.inputs import checked
+    from klype.cli.progress import listener
+    from klype.config import make
+    from klype.runs import folder
+    from klype.runs.find import find_model
+    from klype.runs.options import StageOptions
+
+    asked = make(StageOptions, {**values, "lang": terminal.lang}, "klype train: ")
+    checked(asked)
+    if asked.from_:
+        find_model(asked.from_)
+    from klype.runs import pipeline
+
+    with folder.chosen(asked.stage, asked.out, asked.resume, date.today()) as place, listener(terminal) as say:
+        document = pipeline.train_stage(asked.model_copy(update={"out": place}), say)
+    terminal.document(document)

@@ -1,0 +1,36 @@
+"""What klype reads from the environment, all of it in one place."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+
+def state_folder(environ: Mapping[str, str] = os.environ) -> Path:
+    """Where klype keeps its own notes: KLYPE_HOME, or XDG_STATE_HOME/klype, or ~/.local/state/klype."""
+    if environ.get("KLYPE_HOME"):
+        return Path(environ["KLYPE_HOME"]).expanduser()
+    base = environ.get("XDG_STATE_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "state") / "klype"
+
+
+def language(environ: Mapping[str, str] = os.environ) -> Literal["nb", "en"]:
+    """Norwegian where KLYPE_LANG or the locale says so, else English."""
+    for name in ("KLYPE_LANG", "LC_ALL", "LC_MESSAGES", "LANG"):
+        value = environ.get(name, "")
+        if value:
+            return "nb" if value.lower().startswith(("nb", "nn", "no")) else "en"
+    return "en"
+
+
+def wants_json(argv: list[str]) -> bool:
+    """Whether --json is among the options (before a lone ``--``), also when the rest cannot be understood."""
+    options = argv[: argv.index("--")] if "--" in argv else argv
+    return "--json" in options
+
+
+def arguments() -> list[str]:
+    return sys.argv[1:]

@@ -1,0 +1,83 @@
+"""Every way a command can end, as an exit code and one sentence: never a traceback.
+
+0 fine · 1 failed · 2 the command's words or inputs are wrong · 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+import traceback
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+
+import typer
+
+from klype.cli.environment import state_folder, wants_json
+from klype.cli.terminal import silence_stdout, to_json
+from klype.errors import KlypeError
+
+INTERRUPTED = 130
+
+
+def guarded(command: Callable[[list[str]], object], argv: list[str]) -> int:
+    """Runs the command and returns its exit code, having told what went wrong if something did."""
+    as_json = wants_json(argv)
+    try:
+        code = command(argv)
+    except KlypeError as error:
+        return _tell(error.message, error.hint, error.exit_code, as_json)
+    except typer.TyperException as error:
+        return _tell(error.format_message(), _help_hint(argv), error.exit_code, as_json)
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except BrokenPipeError:
+        silence_stdout()
+        return 1
+    except MemoryError:
+        return _tell(
+            "There is not enough memory for this.", "Close other programs or choose a smaller model.", 1, as_json
+        )
+    except OSError as error:
+        return _tell(*_explain(error), 1, as_json)
+    except Exception as error:
+        return _tell(*_bug(error, state_folder(), argv), 1, as_json)
+    if code == INTERRUPTED:
+        return _tell("Interrupted.", "What was saved stays; --resume goes on from there.", INTERRUPTED, as_json)
+    return code if isinstance(code, int) else 0
+
+
+def _tell(message: str, hint: str, code: int, as_json: bool) -> int:
+    if as_json:
+        print(to_json({"error": {"message": message, "hint": hint}}), flush=True)
+    else:
+        print(f"klype: {message} {hint}".rstrip(), file=sys.stderr, flush=True)
+    return code
+
+
+def _help_hint(argv: list[str]) -> str:
+    command = next((word for word in argv if not word.startswith("-")), "")
+    return f"See: {' '.join(['klype', command]).strip()} --help"
+
+
+def _explain(error: OSError) -> tuple[str, str]:
+    where = f" ({error.filename})" if error.filename else ""
+    if error.errno == errno.ENOSPC:
+        return f"The disk is full{where}.", "Make room, then go on with --resume."
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"This may not be read or written here{where}.", "Check the permissions or choose another --out."
+    return f"The system refused: {error.strerror or error}{where}.", ""
+
+
+def _bug(error: Exception, folder: Path, argv: list[str]) -> tuple[str, str]:
+    """The traceback goes to a file, its place into the message."""
+    name = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+    text = f"klype {' '.join(argv)}\n\n{''.join(traceback.format_exception(error))}"
+    file = folder / "errors" / f"{datetime.now():%Y-%m-%d-%H%M%S-%f}.txt"
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    except OSError:
+        return f"This is a bug in klype ({name}).", f"Its traceback could not be written to {file.parent}."
+    return f"This is a bug in klype ({name}).", f"The full traceback is in {file}"

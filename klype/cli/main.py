@@ -1,0 +1,64 @@
+"""``klype``: the commands, put together."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from klype.cli import environment
+from klype.cli.commands import ask, chat, config, doctor, next_token, rank, run, runs, train
+from klype.cli.guard import guarded
+from klype.device import memory_policy, thread_policy
+
+
+def main() -> None:
+    """The console script: sets the thread policy before torch is loaded, then does what was asked."""
+    thread_policy()
+    memory_policy()
+    sys.exit(guarded(call, environment.arguments()))
+
+
+def call(argv: list[str]) -> object:
+    """One command; its exceptions come out, and typer's own exits are returned as a number."""
+    return app()(argv, prog_name="klype", standalone_mode=False)
+
+
+def app() -> typer.Typer:
+    """All commands, in the order in which a newcomer meets them."""
+    klype = typer.Typer(
+        name="klype",
+        help="Train a small language model through all its stages, and see and reduce the divergence of its answers.",
+        no_args_is_help=True,
+        add_completion=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    klype.callback()(_options)
+    klype.command("run")(run.command)
+    klype.command("chat")(chat.command)
+    klype.command("ask")(ask.command)
+    klype.command("next")(next_token.command)
+    klype.command("train")(train.command)
+    klype.command("rank")(rank.command)
+    klype.add_typer(runs.app(), name="runs")
+    klype.add_typer(config.app(), name="config")
+    klype.command("doctor")(doctor.command)
+    return klype
+
+
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=lambda v: _version(v))
+    ] = False,
+) -> None:
+    """Train a small language model through all its stages, and see and reduce the divergence of its answers."""
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"klype {version('klype')}")
+        raise typer.Exit

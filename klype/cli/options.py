@@ -1,0 +1,42 @@
+"""Options that several commands share: spelled, explained and typed once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; words go to stderr.")]
+Seed = Annotated[int, typer.Option("--seed", help="Same seed, same result.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Where to write.", show_default="runs/RECIPE-DATE-N")]
+OutFile = Annotated[Path | None, typer.Option("--out", help="Also write the JSON document to this file.")]
+Lang = Annotated[str | None, typer.Option("--lang", help="nb or en.", show_default="by the locale")]
+Model = Annotated[str, typer.Argument(help="A run, one of its stages (RUN/finetune), or a model's folder.")]
+Text = Annotated[str, typer.Argument(help="The question, or the text to go on from.")]
+Temperature = Annotated[float, typer.Option("--temperature", help="0: always the most probable token.")]
+TopP = Annotated[float, typer.Option("--top-p", help="Draw only from the most probable tokens of this mass.")]
+Limit = Annotated[int, typer.Option("--limit", help="Tokens of an answer at most.")]
+Raw = Annotated[
+    bool | None,
+    typer.Option(
+        "--raw/--chat-template", help="The text as it is, or as a user's message.", show_default="by the stage"
+    ),
+]
+Precision = Annotated[str, typer.Option("--precision", help="float32, bfloat16 or auto (what is fastest here).")]
+TextFiles = Annotated[
+    list[str] | None, typer.Option("--text", help="Files, folders or globs of text. May be repeated.")
+]
+Instructions = Annotated[
+    Path | None, typer.Option("--instructions", help="JSONL: messages, or questions with answers.")
+]
+Preferences = Annotated[Path | None, typer.Option("--preferences", help="JSONL: chosen and rejected, or ranked lists.")]
+Data = Annotated[Path | None, typer.Option("--data", help="A folder of prepared shards instead of text.")]
+Encoding = Annotated[str, typer.Option("--encoding", help="Of the text files.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Count broken rows and go on.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on where it stopped (or start, if nothing is there).")]
+Force = Annotated[bool, typer.Option("--force", help="Align even when the reward model is too weak.")]
+Human = Annotated[bool, typer.Option("--human", help="You rank, in the terminal, instead of the simulated annotator.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="A setting of the recipe: pretrain.steps=100. May be repeated.")
+]

@@ -1,0 +1,160 @@
+"""Progress on a terminal: a live bar where somebody looks, plain lines now and then where nobody does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from klype.words import count, number
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+
+    from klype.cli.terminal import Terminal
+    from klype.runs.say import Say
+
+PLAIN_EVERY_S = 15.0
+
+
+@contextmanager
+def listener(terminal: Terminal) -> Iterator[Say]:
+    """The listener that suits this terminal; the bars are gone when the block is left, however it is left."""
+    if terminal.console.is_terminal and not terminal.console.is_dumb_terminal:
+        live = Live(terminal.console, terminal.lang)
+        with live.progress:
+            yield live
+    else:
+        yield Plain(terminal.console, terminal.lang, time.monotonic)
+
+
+class _Printer:
+    """What the live and the plain listener have in common: notes and tables."""
+
+    def __init__(self, console: Console, lang: str) -> None:
+        self.console = console
+        self.lang = lang
+
+    def note(self, text: str) -> None:
+        self.console.print(text, markup=False)
+
+    def sample(self, text: str) -> None:
+        from rich.text import Text
+
+        shown = Text(f"  {_quoted(text, self.lang)}", style="italic")
+        shown.truncate(min(self.console.width, 100), overflow="ellipsis")
+        self.console.print(shown)
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        print_table(self.console, title, columns, rows)
+
+
+class Live(_Printer):
+    """A bar for the stage that is running, with what it measures; what the model says scrolls by above."""
+
+    def __init__(self, console: Console, lang: str) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        super().__init__(console, lang)
+        self._task: TaskID | None = None
+        self._total: int | None = None
+        self.progress: Progress = Progress(
+            TextColumn("{task.description:<9}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            expand=console.width <= 100,
+        )
+
+    def stage_start(self, name: str, total_steps: int) -> None:
+        self.stage_end()
+        self._total = total_steps or None
+        self._task = self.progress.add_task(name, total=self._total, numbers="")
+
+    def step(self, metrics: Mapping[str, float]) -> None:
+        if self._task is None:
+            self.stage_start("", 0)
+        if self._task is not None:
+            done = metrics.get("step")
+            self.progress.update(self._task, completed=done, numbers=_measures(metrics, self.lang, fewest=True))
+
+    def stage_end(self, summary: str = "") -> None:
+        if self._task is not None:
+            self.progress.update(self._task, completed=self._total)
+            self.progress.stop_task(self._task)
+            self._task = None
+        if summary:
+            self.note(summary)
+
+
+class Plain(_Printer):
+    """A line at the start of a stage, one every quarter of a minute, and one at its end."""
+
+    def __init__(self, console: Console, lang: str, clock: Callable[[], float]) -> None:
+        super().__init__(console, lang)
+        self._clock = clock
+        self._name = ""
+        self._total = 0
+        self._began = self._told = clock()
+        self._last: Mapping[str, float] = {}
+
+    def stage_start(self, name: str, total_steps: int) -> None:
+        self.stage_end()
+        self._name, self._total = name, total_steps
+        self._began = self._told = self._clock()
+        self._last = {}
+        self.note(f"{name}: {count(total_steps, self.lang)} steps" if total_steps else name)
+
+    def step(self, metrics: Mapping[str, float]) -> None:
+        self._last = metrics
+        now = self._clock()
+        if now - self._told < PLAIN_EVERY_S:
+            return
+        self._told = now
+        done = metrics.get("step", 0.0)
+        left = (now - self._began) * (self._total - done) / done if done and self._total else None
+        eta = f", {left:.0f} s left" if left is not None else ""
+        of = f"/{self._total}" if self._total else ""
+        self.note(f"{self._name} {done:.0f}{of}: {_measures(metrics, self.lang)}{eta}")
+
+    def stage_end(self, summary: str = "") -> None:
+        if self._name and self._last:
+            seconds = number(self._clock() - self._began, self.lang, 1)
+            self.note(f"{self._name}: {_measures(self._last, self.lang)} ({seconds} s)")
+        self._name, self._last = "", {}
+        if summary:
+            self.note(summary)
+
+
+def print_table(console: Console, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table without vertical rules; numbers stand to the right."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for i, name in enumerate(columns):
+        cells = [row[i] for row in rows if row[i]]
+        numeric = i > 0 and bool(cells) and all(cell[0].isdigit() or cell[0] in "\u2212\u2013" for cell in cells)
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*[Text(cell) for cell in row])
+    console.print(table)
+
+
+def _measures(metrics: Mapping[str, float], lang: str, fewest: bool = False) -> str:
+    """ "loss 2.31  12,345 tokens/s  kl 0.02": the loss and the speed by their own units, the rest by name."""
+    parts = [f"loss {number(metrics['loss'], lang, 3)}"] if "loss" in metrics else []
+    if "tokens_per_second" in metrics:
+        parts.append(f"{count(round(metrics['tokens_per_second']), lang)} tok/s")
+    rest = [name for name in metrics if name not in ("step", "loss", "tokens_per_second")]
+    parts += [f"{name} {number(metrics[name], lang, 3)}" for name in (rest[:1] if fewest else rest)]
+    return "  ".join(parts)
+
+
+def _quoted(text: str, lang: str) -> str:
+    flat = " ".join(text.split())
+    return f"«{flat}»" if lang == "nb" else f"“{flat}”"

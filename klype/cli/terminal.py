@@ -1,0 +1,66 @@
+"""Where words and documents go: the answer on stdout, everything else on stderr; plain when nobody looks."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from klype.cli.environment import language
+from klype.errors import UsageError
+from klype.words import LANGUAGES, Words, words
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+class Terminal:
+    """One command's output. With ``as_json`` stdout holds one JSON document, and words go to stderr."""
+
+    def __init__(self, as_json: bool = False, lang: str | None = None) -> None:
+        from rich.console import Console
+
+        lang = lang or language()
+        if lang not in LANGUAGES:
+            raise UsageError(f"There is no language '{lang}': use {' or '.join(LANGUAGES)}.")
+        self.as_json = as_json
+        self.words: Words = words(lang)
+        self.lang = lang
+        self.console: Console = Console(stderr=as_json, highlight=False, soft_wrap=False)
+
+    def say(self, key: str, **values: object) -> None:
+        """A message of the catalogue, as plain text."""
+        self.console.print(self.words(key, **values), markup=False)
+
+    def document(self, document: dict[str, Any], out: Path | None = None) -> None:
+        """The result for programs: on stdout with --json, and in a file when one is named."""
+        text = to_json(document)
+        if out is not None:
+            write(out, text + "\n")
+        if self.as_json:
+            print(text, flush=True)
+
+
+def to_json(document: dict[str, Any]) -> str:
+    """JSON without NaN or infinities: those are a programmer's error here."""
+    return json.dumps(document, ensure_ascii=False, allow_nan=False, indent=2)
+
+
+def write(file: Path, text: str) -> None:
+    """Whole or not at all: written beside, flushed to disk, then renamed."""
+    beside = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        with beside.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        beside.replace(file)
+    except OSError as error:
+        raise UsageError(f"{file} cannot be written: {error.strerror}.", "Choose another --out.") from None
+
+
+def silence_stdout() -> None:
+    """The reader of stdout has gone: let the interpreter's last flush go nowhere instead of failing."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,25 @@
+"""What every test gets: one computing thread, waiting threads that sleep, and a home of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from klype.device import set_threads, thread_policy
+
+thread_policy()
+set_threads(1)
+# A shared machine stalls now and then: an example's wall time says nothing about the code.
+settings.register_profile("klype", deadline=None, max_examples=50)
+settings.load_profile("klype")
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """KLYPE_HOME is empty and the test's own; no language comes from the machine."""
+    folder = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("KLYPE_HOME", str(folder))
+    monkeypatch.setenv("KLYPE_LANG", "en")
+    return folder
