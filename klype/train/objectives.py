@@ -81,6 +81,19 @@ def learnt_logits(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.T
     return lm.unembed(hidden_ND.index_select(0, kept_N)), kept_N
 
 
+def answer_logp(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """Log-probabilities of the targets, [B, T] in nats; 0 where nothing is learnt.
+
+    ``extra["temperature"]`` is the one that the answers were drawn at: scoring at another would bias every ratio.
+    """
+    logits_NV, kept_N = learnt_logits(model, batch)
+    logits_NV = wide(logits_NV) / batch.extra.get("temperature", 1.0)
+    logp_N = -functional.cross_entropy(logits_NV, batch.targets_BT.flatten()[kept_N], reduction="none")
+    flat = torch.zeros(batch.targets_BT.numel(), dtype=logp_N.dtype, device=logp_N.device)
+    logp_BT = flat.index_copy(0, kept_N, logp_N).view(batch.targets_BT.shape)
+    return logp_BT * (batch.weights_BT != 0)
+
+
 def wide(logits: torch.Tensor) -> torch.Tensor:
     """At least float32: a loss is never computed in half precision."""
     return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits

@@ -1,0 +1,121 @@
+"""Learning from rankings: Plackett-Luce with ties, its case of two, and the preference losses DPO, IPO and KTO.
+
+``ranks_QK`` holds, for each of Q questions, the place of each of K candidates: 0 best, equal numbers tied, -1 absent.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+from torch.nn import functional
+
+from klype.train.objectives import answer_logp
+from klype.values import Batch, Loss
+
+
+def plackett_luce(scores_QK: torch.Tensor, ranks_QK: torch.Tensor, weights_Q: torch.Tensor | None = None) -> Loss:
+    """-log of the probability of the rankings when candidates are chosen one by one in proportion to exp(score).
+
+    Ties in Efron's form (1977): the l-th of d tied candidates has l/d of the tied weight taken from its denominator,
+    so that a tied pair pulls its scores together. total: Σ over questions; count: Σ (candidates - 1), both weighted.
+    """
+    present_QK = ranks_QK >= 0
+    itself_KK = torch.eye(ranks_QK.shape[1], dtype=torch.bool, device=ranks_QK.device)
+    pair_QKK = present_QK[:, :, None] & present_QK[:, None, :]
+    left_QKK = (pair_QKK & (ranks_QK[:, None, :] >= ranks_QK[:, :, None])) | itself_KK
+    tied_QKK = (pair_QKK & (ranks_QK[:, None, :] == ranks_QK[:, :, None])) | itself_KK
+    log_left_QK = _logsumexp(scores_QK, left_QKK)
+    log_tied_QK = _logsumexp(scores_QK, tied_QKK)
+    earlier_QK = (tied_QKK & itself_KK.new_ones(itself_KK.shape).tril(-1)).sum(-1)
+    share_QK = earlier_QK.to(scores_QK.dtype) / tied_QKK.sum(-1)
+    log_rest_QK = log_left_QK + torch.log1p(-share_QK * (log_tied_QK - log_left_QK).exp())
+    loss_Q = ((log_rest_QK - scores_QK) * present_QK).sum(1)
+    count_Q = (present_QK.sum(1) - 1).clamp(min=0).to(scores_QK.dtype)
+    if weights_Q is None:
+        return Loss(loss_Q.sum(), count_Q.sum())
+    return Loss(loss_Q @ weights_Q, count_Q @ weights_Q)
+
+
+def bradley_terry(chosen_P: torch.Tensor, rejected_P: torch.Tensor, margin: float = 0.0) -> Loss:
+    """-log σ(chosen - rejected - margin), summed over P pairs."""
+    loss_P = -functional.logsigmoid(chosen_P - rejected_P - margin)
+    return Loss(loss_P.sum(), torch.tensor(float(loss_P.numel()), dtype=loss_P.dtype, device=loss_P.device))
+
+
+class PreferenceSettings(BaseModel):
+    """``beta``: how dear it is to leave the reference. The two weights are KTO's for good and bad answers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["dpo", "ipo", "kto"] = "dpo"
+    beta: float = Field(default=0.1, gt=0)
+    good_weight: float = Field(default=1.0, ge=0)
+    bad_weight: float = Field(default=1.0, ge=0)
+
+
+def preference(model: nn.Module, batch: Batch, settings: PreferenceSettings | None = None) -> Loss:
+    """Preferences without a reward model: log-ratios Δ = log π(answer) - log π_ref(answer) are the scores.
+
+    Rows are the K candidates of each question in turn; ``extra["reference_logp_B"]`` are whole answers under the
+    reference, ``extra["ranks_QK"]`` the rankings. DPO is Plackett-Luce on βΔ (Rafailov et al. 2023, appendix; pairs are
+    K = 2), IPO (Δ_w - Δ_l - 1/2β)² over all pairs (Azar et al. 2023), KTO takes ``extra["good_B"]`` (bool) instead of
+    rankings, and the baseline from ``extra["mismatched"]``, a batch of other questions' answers, 0 without (Ethayarajh
+    et al. 2024).
+    """
+    settings = settings or PreferenceSettings()
+    ratio_B = _log_ratio(model, batch)
+    if settings.kind == "kto":
+        return _kto(ratio_B, batch, model, settings)
+    ranks_QK = batch.extra["ranks_QK"]
+    ratio_QK = ratio_B.view(ranks_QK.shape)
+    if settings.kind == "dpo":
+        loss = plackett_luce(settings.beta * ratio_QK, ranks_QK)
+    else:
+        loss = _ipo(ratio_QK, ranks_QK, settings.beta)
+    right, pairs = pairs_right(ratio_QK.detach(), ranks_QK)
+    return Loss(loss.total, loss.count, {"pair_accuracy": right, "pair_accuracy_count": pairs})
+
+
+def pairs_right(scores_QK: torch.Tensor, ranks_QK: torch.Tensor) -> tuple[float, float]:
+    """How many ordered pairs the scores order the same way (equal scores: half), of how many."""
+    better_QKK = _better(ranks_QK)
+    difference_QKK = scores_QK[:, :, None] - scores_QK[:, None, :]
+    right = ((difference_QKK > 0) + 0.5 * (difference_QKK == 0))[better_QKK].sum()
+    return float(right), float(better_QKK.sum())
+
+
+def _better(ranks_QK: torch.Tensor) -> torch.Tensor:
+    """[Q, K, K]: whether candidate i is placed before candidate j, both present."""
+    present_QK = ranks_QK >= 0
+    return (ranks_QK[:, :, None] < ranks_QK[:, None, :]) & present_QK[:, :, None] & present_QK[:, None, :]
+
+
+def _ipo(ratio_QK: torch.Tensor, ranks_QK: torch.Tensor, beta: float) -> Loss:
+    difference_P = (ratio_QK[:, :, None] - ratio_QK[:, None, :])[_better(ranks_QK)]
+    loss_P = (difference_P - 1 / (2 * beta)) ** 2
+    return Loss(loss_P.sum(), torch.tensor(float(loss_P.numel()), dtype=loss_P.dtype, device=loss_P.device))
+
+
+def _kto(ratio_B: torch.Tensor, batch: Batch, model: nn.Module, settings: PreferenceSettings) -> Loss:
+    other: Batch | None = batch.extra.get("mismatched")
+    with torch.no_grad():
+        zero = ratio_B.new_zeros(())
+        baseline = zero if other is None else _log_ratio(model, other).mean().clamp(min=0)
+    good_B = batch.extra["good_B"]
+    sign_B = torch.where(good_B, 1.0, -1.0).to(ratio_B.dtype)
+    weight_B = torch.where(good_B, settings.good_weight, settings.bad_weight).to(ratio_B.dtype)
+    loss_B = weight_B * (1 - torch.sigmoid(sign_B * settings.beta * (ratio_B - baseline)))
+    return Loss(loss_B.sum(), ratio_B.new_tensor(float(loss_B.numel())))
+
+
+def _log_ratio(model: nn.Module, batch: Batch) -> torch.Tensor:
+    logp_B = answer_logp(model, batch).sum(1)
+    reference_B: torch.Tensor = batch.extra["reference_logp_B"]
+    return logp_B - reference_B.to(logp_B.dtype)
+
+
+def _logsumexp(scores_QK: torch.Tensor, mask_QKK: torch.Tensor) -> torch.Tensor:
+    return scores_QK[:, None, :].masked_fill(~mask_QKK, float("-inf")).logsumexp(-1)
