@@ -15,7 +15,8 @@ from klype.model.config import ModelConfig
 from klype.model.rope import rope_table, rotate
 
 if TYPE_CHECKING:
-    from klype.model.cache import Cache, Pass
+    from klype.model.cache import Cache
+    from klype.model.cached_attention import Pass
 
 
 class Transformer(nn.Module):
@@ -83,6 +84,7 @@ class Transformer(nn.Module):
         step = cache.begin(x_BTD.shape[1])
         rope = (self.cos[step.positions_BT], self.sin[step.positions_BT]) if self.config.rope_theta else None
         for index, layer in enumerate(self.layers):
+            assert isinstance(layer, Layer)
             x_BTD = layer.cached(x_BTD, rope, step, index)
         step.end()
         normed: Tensor = self.norm(x_BTD)
@@ -158,7 +160,8 @@ class Layer(nn.Module):
             if rope is not None:
                 q, k = rotate(q, *rope), rotate(k, *rope)
         elif rope is not None:
-            q, k = rotate(heads_NBTK[: H + G], *rope).split((H, G))
+            rotated = rotate(heads_NBTK[: H + G], *rope)
+            q, k = rotated[:H], rotated[H:]
         else:
             q, k = heads_NBTK[:H], heads_NBTK[H : H + G]
         return q, k, heads_NBTK[H + G :]

@@ -1,0 +1,140 @@
+"""Cached = uncached, whatever rows do: join, leave, fork, be cut, share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from klype.errors import KlypeError
+from klype.model.cache import Cache
+from klype.model.transformer import Transformer
+from tests.toys import SHAPES, toy
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def texts(count: int, length: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(0, 23, (count, length), generator=torch.Generator().manual_seed(seed))
+
+
+def equal(a: torch.Tensor, b: torch.Tensor) -> None:
+    torch.testing.assert_close(a, b, atol=3e-5, rtol=1e-4)
+
+
+@torch.inference_mode()
+def read(model: Transformer, cache: Cache, rows: list[list[int]]) -> list[torch.Tensor]:
+    """Ragged rows, right-padded, then cut back: the states of each row's own tokens."""
+    T = max(map(len, rows))
+    before = cache.lengths.copy()
+    padded = torch.tensor([row + [0] * (T - len(row)) for row in rows])
+    hidden = model.hidden(padded, cache)
+    cache.truncate(before + np.array([len(row) for row in rows]))
+    return [hidden[i, : len(row)] for i, row in enumerate(rows)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@torch.inference_mode()
+def test_cached_equals_uncached_in_any_chunks(shape: str) -> None:
+    model, tokens = toy(shape), texts(3, 40)
+    whole = model.hidden(tokens)
+    for cuts in ([40], [1] * 40, [7, 1, 1, 20, 11]):
+        cache = Cache(model.config, 3)
+        parts = [model.hidden(part, cache) for part in tokens.split(cuts, 1)]
+        equal(torch.cat(parts, 1), whole)
+        assert cache.lengths.tolist() == [40] * 3
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@given(data=st.data())
+@settings(max_examples=12, deadline=None)
+def test_ragged_rows_that_share_join_leave_fork_and_are_cut(shape: str, data: st.DataObject) -> None:
+    with torch.inference_mode():
+        live(toy(shape), data.draw)
+
+
+def live(model: Transformer, draw: Any) -> None:
+    """A random life of a cache against plain recomputation of every row's text."""
+    token = st.integers(0, 22)
+    text = st.lists(token, min_size=1, max_size=9)
+    cache, written = Cache(model.config), []
+
+    def bring() -> None:
+        prompts = draw(st.lists(text, min_size=1, max_size=3))
+        source = Cache(model.config, len(prompts))
+        read(model, source, prompts)
+        shelf = source.shelve()
+        chosen = draw(st.lists(st.integers(0, len(prompts) - 1), min_size=1, max_size=4))
+        lengths = [draw(st.integers(0, len(prompts[slot]))) for slot in chosen]
+        cache.join(shelf, chosen, lengths)
+        written.extend(prompts[slot][:length] for slot, length in zip(chosen, lengths, strict=True))
+
+    bring()
+    for _ in range(draw(st.integers(1, 5))):
+        event = draw(st.sampled_from(["bring", "read", "read", "leave", "fork", "cut", "shelve"]))
+        if event == "bring":
+            bring()
+        elif event == "leave" and len(written) > 1:
+            ended = np.array(draw(st.lists(st.booleans(), min_size=len(written), max_size=len(written))))
+            ended[draw(st.integers(0, len(written) - 1))] = False
+            written = [written[i] for i in cache.remove(ended)]
+        elif event == "fork":
+            rows = draw(st.lists(st.integers(0, len(written) - 1), min_size=1, max_size=5))
+            cache, written = cache.select(rows), [written[i] for i in rows]
+        elif event == "cut":
+            written = [row[: draw(st.integers(0, len(row)))] for row in written]
+            cache.truncate([len(row) for row in written])
+        elif event == "shelve":
+            shelf, lengths = cache.shelve(), [len(row) for row in written]
+            cache = Cache(model.config)
+            cache.join(shelf, range(len(lengths)), lengths)
+        rows = [draw(text) for _ in written]
+        if max(len(w) + len(r) for w, r in zip(written, rows, strict=True)) > 50:
+            break
+        states = read(model, cache, rows)
+        written = [w + r for w, r in zip(written, rows, strict=True)]
+        for state, new, whole in zip(states, rows, written, strict=True):
+            equal(state, model.hidden(torch.tensor([whole]))[0, -len(new) :])
+    assert cache.lengths.tolist() == [len(row) for row in written]
+
+
+@torch.inference_mode()
+def test_a_shared_prefix_is_stored_once() -> None:
+    model = toy(window=512)
+    source = Cache(model.config, 1)
+    model.hidden(texts(1, 300), source)
+    shelf, cache = source.shelve(), Cache(model.config)
+    cache.join(shelf, [0] * 64, [300] * 64)
+    model.hidden(texts(64, 1), cache)
+    per_token = 2 * model.config.layers * model.config.kv_heads * model.config.head_dim * 4
+    assert shelf.nbytes == 300 * per_token
+    assert cache.nbytes - shelf.nbytes <= 64 * 32 * per_token
+
+
+@torch.inference_mode()
+def test_alike_shelves_are_merged() -> None:
+    model, cache = toy("conv"), Cache(toy("conv").config)
+    tokens = texts(16, 6)
+    for i in range(16):
+        source = Cache(model.config, 1)
+        model.hidden(tokens[i : i + 1], source)
+        cache.join(source.shelve(), [0], [6])
+    assert len(cache.shelves) <= 2
+    after = texts(16, 2, seed=1)
+    equal(model.hidden(after, cache), model.hidden(torch.cat((tokens, after), 1))[:, 6:])
+
+
+def test_past_the_window_is_refused() -> None:
+    model = toy()
+    cache = Cache(model.config, 1)
+    with torch.inference_mode():
+        model.hidden(texts(1, 64), cache)
+        with pytest.raises(KlypeError, match="window of 64"):
+            model.hidden(texts(1, 1), cache)
