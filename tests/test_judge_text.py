@@ -54,6 +54,8 @@ def test_normalised_match(reference: str, answer: str, decision: str) -> None:
         ("1234.5", "1,234.5", "right"),
         ("-2", "−2", "right"),
         ("2", "version x2", "undecided"),
+        ("78", "7 8", "wrong"),
+        ("1000000", "1\u00a0000\u202f000", "right"),
     ],
 )
 def test_number_match(reference: str, answer: str, decision: str) -> None:

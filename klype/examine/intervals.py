@@ -17,7 +17,7 @@ from scipy import special
 
 from klype.values import Figure
 
-Array = npt.NDArray[np.float64]
+Array = npt.NDArray[np.floating[Any]]
 MANY = 40  # questions; below, a percentile bootstrap is too narrow (5/10/30 questions covered .81/.88/.90)
 RESAMPLES = 2000
 ONE = "one question only: nothing is known about others"
@@ -96,7 +96,7 @@ def ratio_of_means(
     if top_M.size >= MANY:
         means = resampled_means(np.stack([top_M, under_M], axis=1), seed)
         kept = means[:, 1] != 0
-        low, high = _percentiles(ratio, means[kept, 0] / means[kept, 1], top_M.size)
+        low, high = percentiles(ratio, means[kept, 0] / means[kept, 1], top_M.size)
     else:
         low, high = _student(ratio, ratio + (top_M - ratio * under_M) / under_M.mean())
     return _figure(ratio, low, high, top_M.size, unit, "")
@@ -131,7 +131,7 @@ def _interval(
     if trials:
         low, high = _trials(mean_M, count_M)
     elif mean_M.size >= MANY:
-        low, high = _percentiles(mean, resampled_means(mean_M[:, None], seed)[:, 0], mean_M.size)
+        low, high = percentiles(mean, resampled_means(mean_M[:, None], seed)[:, 0], mean_M.size)
     else:
         low, high = _student(mean, mean_M)
     return mean, min(low, mean), max(high, mean), ""
@@ -170,7 +170,7 @@ def _student(centre: float, value_M: Array) -> tuple[float, float]:
     return centre - float(half), centre + float(half)
 
 
-def _percentiles(value: float, value_B: Array, m: int) -> tuple[float, float]:
+def percentiles(value: float, value_B: Array, m: int) -> tuple[float, float]:
     """Bootstrap percentiles around a value, widened by what m draws and a normal tail miss (Hesterberg 2015)."""
     low, high = np.quantile(value_B, (0.025, 0.975))
     wider = float(np.sqrt(m / (m - 1)) * special.stdtrit(m - 1, 0.975) / special.ndtri(0.975))

@@ -21,7 +21,8 @@ NEGATIONS = frozenset(
 ARTICLES = frozenset(["a", "an", "the", "en", "ei", "et"])
 _NUMBER_EN = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 _NUMBER_NB = ["null", "én", "to", "tre", "fire", "fem", "seks", "sju", "åtte", "ni", "ti", "elleve", "tolv"]
-_NUMERAL = re.compile(r"(?<![\w.,])[-−]?\d+(?:[.,  ]\d+)*(?![\w])")
+_SPACE = r"[\u0020\u00a0\u202f]"
+_NUMERAL = re.compile(rf"(?<![\w.,])[-\u2212]?(?:\d{{1,3}}(?:{_SPACE}\d{{3}})+|\d+)(?:[.,]\d+)*(?!\w)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +134,7 @@ def choices_named(choices: tuple[str, ...], answer: str) -> set[int]:
 
 def _readings(numeral: str) -> frozenset[float]:
     """ "1 000" → 1000; "1,5" → 1.5; "1.234,5" → 1234.5; "1.000" → both 1 and 1000."""
-    text = numeral.replace("−", "-").replace(" ", "").replace(" ", "")
+    text = re.sub(r"\s", "", numeral.replace("\u2212", "-"))
     marks = [c for c in text if c in ".,"]
     if len(set(marks)) == 2:
         thousands, decimal = (".", ",") if text.rfind(",") > text.rfind(".") else (",", ".")

@@ -1,0 +1,32 @@
+"""What an answer costs. FLOPs are counted (a multiplication and an addition are two), not measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """``matrices``: parameters that are multiplied with (not looked-up embeddings); ``width``: of all query heads."""
+
+    matrices: int
+    layers: int
+    width: int
+
+
+def token_flops(shape: Shape, context: int) -> int:
+    """One token behind a context of so many (itself included): matrices once, attention's scores and values."""
+    return 2 * shape.matrices + 4 * shape.layers * shape.width * context
+
+
+def answer_flops(shape: Shape, prompt: int, answer: int, cached: bool = True) -> int:
+    """A prompt and an answer of so many tokens; the last token is drawn, not fed. Uncached: all again for each word."""
+    if answer == 0:
+        return 0
+    if cached:
+        return _text_flops(shape, prompt + answer - 1)
+    return sum(_text_flops(shape, prompt + i) for i in range(answer))
+
+
+def _text_flops(shape: Shape, length: int) -> int:
+    return 2 * shape.matrices * length + 4 * shape.layers * shape.width * (length * (length + 1) // 2)

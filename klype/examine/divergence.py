@@ -1,0 +1,104 @@
+"""How far a model's next-token distribution q is from the truth p, prefix by prefix. Nats."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from klype.examine.intervals import ratio_of_means
+from klype.values import Distribution, Figure
+
+Pair = tuple[Mapping[int, float], Distribution]
+"""(p, q) at one prefix: the truth by token id, which sums to one, and what the model says."""
+PARTIAL = "the model returned only its most probable tokens"
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One prefix. ``s``: the mass on possible tokens, bounded when q is partial; what needs all of q is None then."""
+
+    s_low: float
+    s_high: float
+    kl: float | None
+    kl_acceptable: float | None
+    jensen_shannon: float | None
+    overlap: float | None
+    log_score: float | None
+    brier: float | None
+
+
+def point(p: Mapping[int, float], q: Distribution) -> Point:
+    """All comparisons of p and q at one prefix; kl is infinite when a possible token has no probability."""
+    p_A = np.array([mass for mass in p.values() if mass > 0.0])
+    ids_A = [token for token, mass in p.items() if mass > 0.0]
+    logq = dict(zip(q.ids.tolist(), q.logp.tolist(), strict=True))
+    logq_A = np.array([logq.get(token, -math.inf) for token in ids_A])
+    q_A = np.exp(logq_A)
+    s = min(1.0, float(q_A.sum()))
+    if not q.whole:
+        unlisted = sum(token not in logq for token in ids_A)
+        smallest = float(np.exp(q.logp[-1])) if len(q.logp) else 1.0
+        return Point(s, min(1.0, s + min(q.rest, unlisted * smallest)), None, None, None, None, None, None)
+    cross = float(-(p_A * logq_A).sum())
+    log_p_A = np.log(p_A)
+    kl = max(0.0, cross + float((p_A * log_p_A).sum()))
+    within = q_A[q_A > 0] / s if s > 0 else q_A[:0]
+    kl_acceptable = float((within * (np.log(within) - log_p_A[q_A > 0])).sum()) if s > 0 else math.inf
+    middle_A = (p_A + q_A) / 2
+    js = float((p_A * (log_p_A - np.log(middle_A))).sum())
+    js += float((q_A[q_A > 0] * np.log(q_A[q_A > 0] / middle_A[q_A > 0])).sum()) + (1 - s) * math.log(2)
+    square = float((np.exp(q.logp) ** 2).sum())
+    return Point(
+        s_low=s,
+        s_high=s,
+        kl=kl,
+        kl_acceptable=max(0.0, kl_acceptable),
+        jensen_shannon=min(math.log(2), max(0.0, js / 2)),
+        overlap=min(1.0, float(np.minimum(p_A, q_A).sum())),
+        log_score=cross,
+        brier=square - 2 * float((p_A * q_A).sum()) + 1.0,
+    )
+
+
+def points(documents: Sequence[Sequence[Pair]]) -> list[list[Point]]:
+    return [[point(p, q) for p, q in document] for document in documents]
+
+
+def s_and_kl(
+    documents: Sequence[Sequence[Pair]], words: Sequence[int] | None = None, seed: int = 0
+) -> dict[str, Figure]:
+    """The figures ``s_corpus`` and ``kl`` of held-out documents. ``words`` as in ``Evidence``."""
+    found = points(documents)
+    return {"s_corpus": s_corpus(found, words, seed), "kl": divergence(found, "kl", words, seed)}
+
+
+def s_corpus(documents: Sequence[Sequence[Point]], words: Sequence[int] | None = None, seed: int = 0) -> Figure:
+    """Mass on tokens that can follow, on the corpus' own prefixes (ratio of means); bounds when q is partial."""
+    counts = [len(document) for document in documents]
+    unit = "share a word" if words is None else "share a token"
+    low, high = (
+        ratio_of_means([sum(getattr(at, side) for at in document) for document in documents], counts, unit, seed)
+        for side in ("s_low", "s_high")
+    )
+    if low.value is None or high.value is None:
+        return low
+    least = max(0.0, low.value if low.low is None else low.low)
+    most = min(1.0, high.value if high.high is None else high.high)
+    if low.value == high.value:
+        return low if low.low is None else Figure(low.value, least, most, low.n, unit)
+    return Figure((low.value + high.value) / 2, least, most, low.n, unit, why=PARTIAL)
+
+
+def divergence(
+    documents: Sequence[Sequence[Point]], name: str, words: Sequence[int] | None = None, seed: int = 0
+) -> Figure:
+    """One field of ``Point``, summed over each document, a word (kl, log_score) or a prefix (the others)."""
+    counts = words if name in ("kl", "log_score") and words is not None else [len(document) for document in documents]
+    unit = {"overlap": "share", "brier": "squared probability"}.get(name, "nats a word")
+    values = [[getattr(at, name) for at in document] for document in documents]
+    if any(value is None for document in values for value in document):
+        return Figure(None, n=len(documents), unit=unit, why=PARTIAL)
+    return ratio_of_means([sum(document) for document in values], counts, unit, seed)

@@ -1,0 +1,51 @@
+"""What measures are made from: answers that were drawn and judged, and the model's next word beside the truth's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from klype.examine.divergence import Point
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """One judged answer. A verdict is None when the judge cannot decide; a cost is None when it was not measured.
+
+    ``words`` without the end. ``first_error`` is the position (1, 2, …, the end of text counting as a word) of the
+    first word that cannot follow. ``s`` is the mass on words that can follow, Σ_{v∈A} q(v), before every position up
+    to the first error, the end, or the limit: the same for all answers of one evidence, known or unknown.
+    """
+
+    question: str
+    words: tuple[str, ...]
+    ended: Literal["stop", "length", "cancelled"]
+    right: bool | None = None
+    word_for_word: bool | None = None
+    polite: bool | None = None
+    concise: bool | None = None
+    score: float | None = None
+    first_error: int | None = None
+    s: tuple[float, ...] = ()
+    passes: int | None = None
+    tokens: int | None = None
+    flops: float | None = None
+    seconds: float | None = None
+    joules: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """Everything known of one model at one temperature; a measure whose evidence is absent is left out.
+
+    ``documents``: each held-out document's prefixes, compared with the truth (``divergence.points``). ``words``: how
+    many words each document has when a word may be several tokens (else every prefix is a word's). ``judge`` names
+    who said right or wrong.
+    """
+
+    answers: Sequence[Answered] = ()
+    documents: Sequence[Sequence[Point]] = ()
+    words: Sequence[int] | None = None
+    judge: str = ""
+    seed: int = 0

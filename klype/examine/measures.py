@@ -1,0 +1,176 @@
+"""All measures in one table. A new one: a function from Evidence to Figure, a row here, two sentences in klype/words.
+
+``measure(evidence)`` gives every figure that the evidence allows. Each row's explanation is ``measure.NAME`` in the
+report's catalogue; an explanation is what the figure means, in one line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+from klype.examine import repetition
+from klype.examine.divergence import divergence, s_corpus
+from klype.examine.evidence import Answered, Evidence
+from klype.examine.intervals import clopper_pearson, mean_by_question, ratio_of_means
+from klype.examine.survival import survival
+from klype.values import Figure
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """``judge``: who decides. "" nobody has to, "meaning" the evidence's judge, "text" equality, "truth" p itself."""
+
+    name: str
+    function: Callable[[Evidence], Figure]
+    unit: str
+    judge: str
+    better: Literal["more", "less", "neither"]
+
+    @property
+    def key(self) -> str:
+        """Of its explanation in the catalogue of words."""
+        return f"measure.{self.name}"
+
+
+def measure(evidence: Evidence) -> dict[str, Figure]:
+    """Every measure that the evidence allows, by name; what has nothing to be measured from is left out."""
+    figures = {row.name: row.function(evidence) for row in MEASURES}
+    return {name: figure for name, figure in figures.items() if figure.value is not None or figure.why != NOTHING}
+
+
+NOTHING = "nothing was measured"
+
+
+def verdict(evidence: Evidence, name: str) -> Figure:
+    """Share of answers with this verdict. Undecided ones count for neither side; ``undecided`` shows them."""
+    decided = [(answer.question, value) for answer in evidence.answers if (value := getattr(answer, name)) is not None]
+    judge = "word for word" if name == "word_for_word" else evidence.judge
+    return mean_by_question([float(v) for _, v in decided], [q for q, _ in decided], "share", judge, evidence.seed)
+
+
+def undecided(evidence: Evidence) -> Figure:
+    """Share of answers that the judge could not decide, where it decided any."""
+    values = [float(answer.right is None) for answer in evidence.answers]
+    if all(values):
+        return Figure(None, why=NOTHING)
+    return mean_by_question(values, _asked(evidence.answers), "share", evidence.judge, evidence.seed)
+
+
+def score(evidence: Evidence) -> Figure:
+    """The annotator's mean score."""
+    scored = [(answer.question, answer.score) for answer in evidence.answers if answer.score is not None]
+    return mean_by_question([s for _, s in scored], [q for q, _ in scored], "points", evidence.judge, evidence.seed)
+
+
+def s_own(evidence: Evidence) -> Figure:
+    """Mass on words that can follow, on the model's own right prefixes."""
+    if not all(answer.s for answer in evidence.answers) or not evidence.answers:
+        return Figure(None, why=NOTHING)
+    return survival(evidence.answers, evidence.seed).s
+
+
+def right_to_the_end(evidence: Evidence, last: int = 20) -> Figure:
+    """R at word 20, or at the longest answer's end, when errors are judged word by word."""
+    if not any(answer.s or answer.first_error is not None for answer in evidence.answers):
+        return Figure(None, why=NOTHING)
+    r = survival(evidence.answers, evidence.seed).r
+    return r[min(last, len(r)) - 1]
+
+
+def of_truth(evidence: Evidence, name: str) -> Figure:
+    """A divergence from p, when p is known."""
+    if not evidence.documents:
+        return Figure(None, why=NOTHING)
+    return divergence(evidence.documents, name, evidence.words, evidence.seed)
+
+
+def s_of_corpus(evidence: Evidence) -> Figure:
+    """S on the corpus' own prefixes, when p is known."""
+    if not evidence.documents:
+        return Figure(None, why=NOTHING)
+    return s_corpus(evidence.documents, evidence.words, evidence.seed)
+
+
+def repeats(evidence: Evidence, n: int = 4) -> Figure:
+    """seq-rep-4 of the answers long enough to have one."""
+    long = [(a.question, value) for a in evidence.answers if (value := repetition.repeated(a.words, n)) is not None]
+    return mean_by_question([v for _, v in long], [q for q, _ in long], "share of 4-grams", seed=evidence.seed)
+
+
+def by_question(evidence: Evidence, function: Callable[[list[Answered]], float | None], unit: str) -> Figure:
+    """A number per question from all of its answers."""
+    groups: dict[str, list[Answered]] = {}
+    for answer in evidence.answers:
+        groups.setdefault(answer.question, []).append(answer)
+    values = [(q, value) for q, answers in groups.items() if (value := function(answers)) is not None]
+    return mean_by_question([v for _, v in values], [q for q, _ in values], unit, seed=evidence.seed)
+
+
+def cost(evidence: Evidence, name: str, unit: str) -> Figure:
+    """Mean per answer."""
+    known = [(answer.question, value) for answer in evidence.answers if (value := getattr(answer, name)) is not None]
+    return mean_by_question([float(v) for _, v in known], [q for q, _ in known], unit, seed=evidence.seed)
+
+
+def joules_per_right(evidence: Evidence) -> Figure:
+    """Σ energy / Σ right. None right: no figure, but a lower bound in ``why``."""
+    known = [a for a in evidence.answers if a.joules is not None and a.right is not None]
+    if not known:
+        return Figure(None, why=NOTHING)
+    groups: dict[str, list[float]] = {}
+    for answer in known:
+        total = groups.setdefault(answer.question, [0.0, 0.0])
+        total[0] += answer.joules or 0.0
+        total[1] += float(bool(answer.right))
+    if not any(right for _, right in groups.values()):
+        least = sum(j for j, _ in groups.values()) / (len(known) * clopper_pearson(0, len(groups))[1])
+        return Figure(None, n=len(known), unit="J", why=f"none was right: at least {least:.3g} J")
+    energy, right = [j for j, _ in groups.values()], [r for _, r in groups.values()]
+    return ratio_of_means(energy, right, "J per right answer", evidence.seed)
+
+
+MEASURES: tuple[Measure, ...] = (
+    Measure("right", partial(verdict, name="right"), "share", "meaning", "more"),
+    Measure("word_for_word", partial(verdict, name="word_for_word"), "share", "text", "more"),
+    Measure("undecided", undecided, "share", "meaning", "less"),
+    Measure("polite", partial(verdict, name="polite"), "share", "meaning", "more"),
+    Measure("concise", partial(verdict, name="concise"), "share", "meaning", "more"),
+    Measure("annotator", score, "points", "meaning", "more"),
+    Measure("s", s_own, "share a word", "truth", "more"),
+    Measure("survival", right_to_the_end, "share of answers", "truth", "more"),
+    Measure("s_corpus", s_of_corpus, "share a word", "truth", "more"),
+    Measure("kl", partial(of_truth, name="kl"), "nats a word", "truth", "less"),
+    Measure("kl_acceptable", partial(of_truth, name="kl_acceptable"), "nats a word", "truth", "less"),
+    Measure("jensen_shannon", partial(of_truth, name="jensen_shannon"), "nats a word", "truth", "less"),
+    Measure("overlap", partial(of_truth, name="overlap"), "share", "truth", "more"),
+    Measure("log_score", partial(of_truth, name="log_score"), "nats a word", "truth", "less"),
+    Measure("brier", partial(of_truth, name="brier"), "squared probability", "truth", "less"),
+    Measure("repetition", repeats, "share of 4-grams", "", "less"),
+    Measure(
+        "distinct",
+        partial(by_question, function=lambda a: repetition.distinct([x.words for x in a]), unit="share of 2-grams"),
+        "share of 2-grams",
+        "",
+        "neither",
+    ),
+    Measure(
+        "same_text",
+        partial(by_question, function=lambda a: repetition.agreement([x.words for x in a]), unit="share of pairs"),
+        "share of pairs",
+        "",
+        "neither",
+    ),
+    Measure("passes", partial(cost, name="passes", unit="passes"), "passes", "", "less"),
+    Measure("tokens", partial(cost, name="tokens", unit="tokens"), "tokens", "", "neither"),
+    Measure("flops", partial(cost, name="flops", unit="FLOPs"), "FLOPs", "", "less"),
+    Measure("seconds", partial(cost, name="seconds", unit="s"), "s", "", "less"),
+    Measure("joules", partial(cost, name="joules", unit="J"), "J", "", "less"),
+    Measure("joules_per_right", joules_per_right, "J per right answer", "meaning", "less"),
+)
+
+
+def _asked(answers: Sequence[Answered]) -> list[str]:
+    return [answer.question for answer in answers]

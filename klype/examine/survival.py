@@ -1,0 +1,128 @@
+"""How long answers stay right: R_n as they are, K_n had they gone on, and what independence would make of it.
+
+h_t, the chance that the first error is word t given right and open before it, is the mean of 1 − S over the model's
+own right prefixes when S is known there (exact per prefix), else the observed share. An answer that ended right stays
+right (a competing event: open + ended right + erred = 1 at every t, Aalen–Johansen); only the token limit censors.
+K_n = Π(1 − h_t) (Kaplan–Meier) is the one to compare with the mean S to the power n.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from klype.examine.evidence import Answered
+from klype.examine.intervals import ONE, clopper_pearson, percentiles, resampled_means
+from klype.values import Figure
+
+Array = npt.NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Survival:
+    """Curves over t = 1, 2, … (index 0 is t = 1). ``open``, ``ended`` and ``erred`` are shares that sum to one."""
+
+    s: Figure
+    r: tuple[Figure, ...]
+    k: tuple[Figure, ...]
+    independent: tuple[Figure, ...]
+    difference: tuple[Figure, ...]  # K − S̄^t
+    open: tuple[float, ...]
+    ended: tuple[float, ...]
+    erred: tuple[float, ...]
+
+
+def survival(answers: Sequence[Answered], seed: int = 0) -> Survival:
+    """The curves up to the longest answer; intervals by resampling questions."""
+    table_MTE = _table(answers)
+    questions, length = table_MTE.shape[:2]
+    curves = _curves(table_MTE.mean(axis=0)[None])
+    drawn = _curves(resampled_means(table_MTE.reshape(questions, -1), seed).reshape(-1, length, 4))
+    seen_T = np.cumsum(table_MTE[:, :, ERRED].sum(axis=0)) > 0
+    shares = "share of answers"
+
+    def figure(name: str, t: int, unit: str) -> Figure:
+        return _interval(float(curves[name][0, t]), drawn[name][:, t], (questions, len(answers), bool(seen_T[t])), unit)
+
+    return Survival(
+        s=figure("s", length - 1, "share a word"),
+        r=tuple(figure("r", t, shares) for t in range(length)),
+        k=tuple(figure("k", t, shares) for t in range(length)),
+        independent=tuple(figure("independent", t, shares) for t in range(length)),
+        difference=tuple(figure("difference", t, "difference of shares") for t in range(length)),
+        open=tuple(curves["open"][0].tolist()),
+        ended=tuple(curves["ended"][0].tolist()),
+        erred=tuple((1 - curves["r"])[0].tolist()),
+    )
+
+
+AT_RISK, ERRED, CLEAN, ENDED = range(4)
+
+
+def _table(answers: Sequence[Answered]) -> Array:
+    """table_MTE by question and position: answers at risk; errors (exact or observed); without error; ended so."""
+    assert answers
+    place: dict[str, int] = {}
+    index = [place.setdefault(answer.question, len(place)) for answer in answers]
+    table_MTE = np.zeros((len(place), max(1, *(_positions(answer) for answer in answers)), 4))
+    for m, answer in zip(index, answers, strict=True):
+        positions = _positions(answer)
+        table_MTE[m, :positions, AT_RISK] += 1
+        table_MTE[m, :positions, CLEAN] += 1
+        if answer.first_error is not None:
+            table_MTE[m, answer.first_error - 1, CLEAN] -= 1
+        elif answer.ended == "stop":
+            table_MTE[m, positions - 1, ENDED] += 1
+        if answer.s:
+            assert len(answer.s) == positions, "S must be known at every right and open prefix, or at none"
+            table_MTE[m, :positions, ERRED] += 1 - np.array(answer.s)
+        elif answer.first_error is not None:
+            table_MTE[m, answer.first_error - 1, ERRED] += 1
+    return table_MTE
+
+
+def _positions(answer: Answered) -> int:
+    """How many positions it was right and open before: to its first error, its end, or the limit."""
+    if answer.first_error is not None:
+        return answer.first_error
+    return len(answer.words) + (answer.ended == "stop")
+
+
+def _curves(counts_BTE: Array) -> dict[str, Array]:
+    hazard_BT = _ratio(counts_BTE[..., ERRED], counts_BTE[..., AT_RISK])
+    ending_BT = _ratio(counts_BTE[..., ENDED], counts_BTE[..., CLEAN])
+    open_BT = np.cumprod((1 - hazard_BT) * (1 - ending_BT), axis=1)
+    before_BT = np.concatenate([np.ones_like(open_BT[:, :1]), open_BT[:, :-1]], axis=1)
+    risk_B1 = counts_BTE[..., AT_RISK].sum(axis=1, keepdims=True)
+    s_BT = np.broadcast_to(1 - _ratio(counts_BTE[..., ERRED].sum(axis=1, keepdims=True), risk_B1), open_BT.shape)
+    k_BT = np.cumprod(1 - hazard_BT, axis=1)
+    independent_BT = s_BT ** np.arange(1, s_BT.shape[1] + 1)
+    return {
+        "s": s_BT,
+        "open": open_BT,
+        "r": 1 - np.cumsum(before_BT * hazard_BT, axis=1),
+        "ended": np.cumsum(before_BT * (1 - hazard_BT) * ending_BT, axis=1),
+        "k": k_BT,
+        "independent": independent_BT,
+        "difference": k_BT - independent_BT,
+    }
+
+
+def _ratio(top: Array, under: Array) -> Array:
+    """top / under, and 0 where nobody is left."""
+    return np.divide(top, under, out=np.zeros_like(top), where=under > 0)
+
+
+def _interval(value: float, drawn_B: Array, counts: tuple[int, int, bool], unit: str) -> Figure:
+    questions, answers, erred = counts
+    if questions == 1:
+        return Figure(value, None, None, answers, unit, why=ONE)
+    if not erred and not unit.startswith("difference"):
+        return Figure(value, min(value, clopper_pearson(questions, questions)[0]), 1.0, answers, unit)
+    low, high = percentiles(value, drawn_B, questions)
+    floor = -1.0 if unit.startswith("difference") else 0.0
+    return Figure(value, max(floor, min(low, value)), min(1.0, max(high, value)), answers, unit)

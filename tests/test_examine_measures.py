@@ -1,0 +1,240 @@
+"""Measures obey the laws that define them, on toys whose truth is known."""
+
+import dataclasses
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from klype.examine.calibration import bins, calibration_error
+from klype.examine.cost import Shape, answer_flops, token_flops
+from klype.examine.divergence import divergence, point, points, s_and_kl
+from klype.examine.evidence import Answered, Evidence
+from klype.examine.measures import MEASURES, measure
+from klype.examine.repetition import agreement, distinct, loop, repeated
+from klype.examine.survival import survival
+from klype.values import Distribution
+from klype.words import LANGUAGES, words
+
+simplex = st.lists(st.integers(0, 1000), min_size=2, max_size=12).filter(lambda w: sum(w) > 0)
+
+
+def distribution(masses: list[float], top: int = 0) -> Distribution:
+    """Whole, or only the ``top`` most probable."""
+    q = np.array(masses, dtype=float) / np.sum(masses)
+    order = np.argsort(-q, kind="stable")[: top or None]
+    with np.errstate(divide="ignore"):
+        logp = np.log(q[order])
+    return Distribution(order, logp, float(1 - q[order].sum()) if top else 0.0)
+
+
+def truth(masses: list[float]) -> dict[int, float]:
+    return {i: mass / sum(masses) for i, mass in enumerate(masses) if mass}
+
+
+@given(simplex)
+def test_the_truth_itself_diverges_by_nothing(masses: list[int]) -> None:
+    at = point(truth(masses), distribution(masses))
+    assert at.s_low == pytest.approx(1)
+    assert at.overlap == pytest.approx(1)
+    for name in ("kl", "kl_acceptable", "jensen_shannon"):
+        assert getattr(at, name) == pytest.approx(0, abs=1e-9)
+    assert at.brier == pytest.approx(1 - sum(p * p for p in truth(masses).values()))
+
+
+@given(st.integers(2, 10).flatmap(lambda n: st.tuples(*[st.lists(st.integers(0, 99), min_size=n, max_size=n)] * 2)))
+def test_comparisons_equal_their_definitions(both: tuple[list[int], list[int]]) -> None:
+    p_raw, q_raw = both
+    if not sum(p_raw) or not sum(q_raw):
+        return
+    p, q = np.array(p_raw) / sum(p_raw), np.array(q_raw) / sum(q_raw)
+    at = point(truth(p_raw), distribution(q_raw))
+    assert at.s_low == at.s_high == pytest.approx(q[p > 0].sum())
+    assert at.overlap == pytest.approx(1 - abs(p - q).sum() / 2)
+    middle = (p + q) / 2
+    js = sum(x * math.log(x / m) for x, m in zip([*p, *q], [*middle, *middle], strict=True) if x > 0) / 2
+    assert at.jensen_shannon == pytest.approx(js, abs=1e-12)
+    impossible = bool(((p > 0) & (q == 0)).any())
+    kl = math.inf if impossible else sum(x * math.log(x / y) for x, y in zip(p, q, strict=True) if x > 0)
+    assert at.kl == pytest.approx(kl, abs=1e-9)
+    assert at.kl >= 0
+    assert at.brier == pytest.approx(sum(p[v] * ((q - np.eye(len(q))[v]) ** 2).sum() for v in range(len(q))))
+
+
+@given(st.lists(st.integers(1, 999), min_size=3, max_size=12), st.integers(1, 11), st.data())
+def test_a_partial_distribution_bounds_s_and_bounds_nest(masses: list[int], top: int, data: st.DataObject) -> None:
+    p = truth([m if data.draw(st.booleans()) else 0 for m in masses[:-1]] + [1])
+    exact = point(p, distribution(masses)).s_low
+    bounds = [point(p, distribution(masses, k)) for k in range(1, min(top, len(masses) - 1) + 1)]
+    for at in bounds:
+        assert at.s_low - 1e-9 <= exact <= at.s_high + 1e-9
+        assert at.kl is None
+    for wide, narrow in itertools.pairwise(bounds):
+        assert wide.s_low <= narrow.s_low + 1e-9
+        assert narrow.s_high <= wide.s_high + 1e-9
+
+
+def test_sum_of_kl_over_a_chain_is_the_kl_of_its_sequences() -> None:
+    """Two words from a bigram chain: averaged over documents drawn from p, Σ KL a document is the sequences' KL."""
+    p1, q1 = [0.3, 0.7], [0.5, 0.5]
+    p2, q2 = [[0.9, 0.1], [0.2, 0.8]], [[0.6, 0.4], [0.3, 0.7]]
+    sequences = list(itertools.product(range(2), range(2)))
+    exact = sum(p1[a] * p2[a][b] * math.log(p1[a] * p2[a][b] / (q1[a] * q2[a][b])) for a, b in sequences)
+    documents = [[(truth(p1), distribution(q1)), (truth(p2[a]), distribution(q2[a]))] for a in [0] * 30 + [1] * 70]
+    assert 2 * s_and_kl(documents)["kl"].value == pytest.approx(exact)
+    assert s_and_kl(documents, words=[1] * 100)["kl"].value == pytest.approx(exact)
+    assert s_and_kl(documents)["s_corpus"].value == pytest.approx(1)
+
+
+def test_what_a_partial_or_impossible_distribution_leaves_undefined_says_why() -> None:
+    partial = points([[(truth([1, 1, 1]), distribution([5, 3, 2], top=2))]] * 3)
+    assert "most probable" in divergence(partial, "kl").why
+    infinite = points([[(truth([1, 1]), distribution([1, 0]))]] * 3)
+    assert "no probability" in divergence(infinite, "kl").why
+    by_hand = (0.5 * math.log(2 / 3) + 0.5 * math.log(2) + math.log(4 / 3)) / 2
+    assert divergence(infinite, "jensen_shannon").value == pytest.approx(by_hand)
+
+
+def answered(question: str, said: int, ended: str, error: int | None = None, **more: object) -> Answered:
+    return Answered(question, ("w",) * said, ended, first_error=error, **more)  # type: ignore[arg-type]
+
+
+chains = st.lists(
+    st.tuples(st.integers(0, 5), st.integers(1, 6), st.sampled_from(["error", "stop", "length"])),
+    min_size=2,
+    max_size=40,
+)
+
+
+@given(chains)
+def test_open_ended_and_erred_sum_to_one_and_survival_never_rises(rows: list[tuple[int, int, str]]) -> None:
+    answers = [
+        answered(str(q), length, "stop" if end == "stop" else "length", length if end == "error" else None)
+        for q, length, end in rows
+    ]
+    curves = survival(answers)
+    for parts in zip(curves.open, curves.ended, curves.erred, strict=True):
+        assert sum(parts) == pytest.approx(1)
+    for figures in (curves.r, curves.k):
+        values = [figure.value for figure in figures]
+        assert all(b <= a + 1e-12 for a, b in itertools.pairwise(values))
+        assert all(f.low is None or f.low <= f.value <= f.high for f in figures)
+
+
+@given(chains)
+def test_without_censoring_r_is_the_share_without_an_error(rows: list[tuple[int, int, str]]) -> None:
+    answers = [answered(str(q), length, "stop", length if end == "error" else None) for q, length, end in rows]
+    for t, figure in enumerate(survival(answers).r, 1):
+        share = np.mean([answer.first_error is None or answer.first_error > t for answer in answers])
+        assert figure.value == pytest.approx(share)
+
+
+def test_a_constant_hazard_is_s_to_the_power_t() -> None:
+    answers = [answered(str(i), 9, "length", s=(0.9,) * 9) for i in range(50)]
+    curves = survival(answers)
+    for t in range(9):
+        assert curves.k[t].value == pytest.approx(0.9 ** (t + 1))
+        assert curves.r[t].value == pytest.approx(0.9 ** (t + 1))
+        assert curves.difference[t].value == pytest.approx(0, abs=1e-12)
+    assert curves.s.value == pytest.approx(0.9)
+
+
+def test_questions_that_differ_bend_the_curve_up_and_positions_that_differ_down() -> None:
+    """TRUTH: hazards that vary with the question only give K ≥ S̄^n, with position only K ≤ S̄^n."""
+    rng = np.random.default_rng(0)
+    questions = [simulate(rng, str(i), [e] * 30) for i in range(1500) for e in [float(rng.beta(0.5, 9.5))]]
+    positions = [simulate(rng, str(i), [0.01] * 10 + [0.2] * 10) for i in range(1500)]
+    assert survival(questions).difference[-1].low > 0
+    assert survival(positions).difference[9].value > 0
+    assert survival(positions).difference[-1].high < 0
+
+
+def simulate(rng: np.random.Generator, question: str, errors: list[float]) -> Answered:
+    hit = next((t for t, e in enumerate(errors, 1) if rng.random() < e), None)
+    return answered(question, hit or len(errors), "length", hit)
+
+
+def test_no_error_seen_is_not_certainty() -> None:
+    figure = survival([answered(str(i), 3, "stop") for i in range(20)]).r[-1]
+    assert figure.value == 1
+    assert figure.low == pytest.approx(0.025 ** (1 / 20))
+
+
+def test_an_honest_forecaster_has_no_calibration_error_and_a_boaster_has_his_gap() -> None:
+    rng = np.random.default_rng(0)
+    said = rng.random(4000)
+    came = (rng.random(4000) < said).astype(float)
+    honest = calibration_error(said, came, range(4000))
+    assert honest.value < 0.02
+    assert calibration_error(said, said, range(4000)).value == pytest.approx(0, abs=0.02)
+    boaster = calibration_error(np.full(4000, 0.9), (rng.random(4000) < 0.6).astype(float), range(4000))
+    assert boaster.low <= 0.3 <= boaster.high
+    table = bins(said, came, range(4000))
+    assert sum(figure.n for _, figure in table) == 4000
+    assert sum(figure.low <= p <= figure.high for p, figure in table) >= 8
+
+
+def test_repetition() -> None:
+    assert repeated(["a", "b", "c", "d", "e", "f"]) == 0
+    assert repeated(["a", "a", "a", "a", "a", "a"]) == pytest.approx(1 - 1 / 3)
+    assert repeated(["a", "b", "c"]) is None
+    assert distinct([["a", "b", "c"], ["a", "b", "d"]]) == pytest.approx(3 / 4)
+    assert loop(["x", "a", "b", "a", "b", "a", "b"]) == 4
+    assert loop(["a", "b", "c", "d"]) == 0
+
+
+@given(st.lists(st.sampled_from("abc"), min_size=2, max_size=7))
+def test_agreement_is_the_share_of_equal_pairs(answers: list[str]) -> None:
+    pairs = list(itertools.combinations(answers, 2))
+    assert agreement(answers) == pytest.approx(sum(a == b for a, b in pairs) / len(pairs))
+
+
+@given(st.integers(1, 40), st.integers(1, 40))
+def test_flops_add_up_token_by_token_and_a_cache_saves_all_but_the_first_pass(prompt: int, answer: int) -> None:
+    shape = Shape(matrices=1000, layers=2, width=8)
+    assert answer_flops(shape, prompt, answer) == sum(token_flops(shape, i + 1) for i in range(prompt + answer - 1))
+    assert answer_flops(shape, prompt, answer, cached=False) >= answer_flops(shape, prompt, answer)
+    assert answer_flops(shape, prompt, 1, cached=False) == answer_flops(shape, prompt, 1)
+
+
+@settings(max_examples=20)
+@given(st.integers(1, 5))
+def test_every_measure_is_left_out_or_has_a_value_inside_its_interval(samples: int) -> None:
+    """A full evidence has them all; an empty one has none; each is explained in every language."""
+    answers = [
+        Answered(
+            f"q{i}", tuple(f"the dog drank {i} of {j}".split()), "stop", right=(i + j) % 3 > 0, word_for_word=i % 2 > 0,
+            polite=True, concise=j > 0, score=float(i), s=(0.9,) * 7, passes=7, tokens=7, flops=7e6, seconds=0.1,
+            joules=0.5,
+        )
+        for i in range(10)
+        for j in range(samples)
+    ]  # fmt: skip
+    documents = points([[(truth([2, 1, 1]), distribution([3, 2, 1]))] * 4] * 5)
+    figures = measure(Evidence(answers, documents, judge="meaning"))
+    names = {row.name for row in MEASURES}
+    assert set(figures) == (names if samples > 1 else names - {"same_text"})
+    for figure in figures.values():
+        assert figure.low <= figure.value <= figure.high
+        assert figure.unit
+    assert measure(Evidence()) == {}
+
+
+def test_every_measure_is_explained_in_both_languages() -> None:
+    for lang in LANGUAGES:
+        explained = words(lang, "report").section("measure")
+        for row in MEASURES:
+            assert row.name in explained
+            assert f"{row.name}_how" in explained
+
+
+def test_energy_of_no_right_answer_is_a_bound() -> None:
+    wrong = [Answered(str(i), ("x",), "stop", right=False, joules=2.0) for i in range(10)]
+    figure = measure(Evidence(wrong)).get("joules_per_right")
+    assert figure is not None
+    assert "at least" in figure.why
+    right = [dataclasses.replace(answer, right=True) for answer in wrong]
+    assert measure(Evidence(right))["joules_per_right"].value == pytest.approx(2)
