@@ -1,0 +1,258 @@
+"""The reward model: it imitates whoever ranked. A frozen copy of the language model, and linear heads on its features.
+
+It is trained with Plackett-Luce on whole rankings, ties included. Several heads, each on a bootstrap of the questions,
+tell by their disagreement how sure the model is.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors.torch import load, save
+from torch import nn
+
+from klype.errors import KlypeError
+from klype.train.features import Ids, answer_features, feature_names
+from klype.train.loop import Session, Settings, train
+from klype.train.optimizer import OptimizerSettings
+from klype.train.preference import pairs_right, plackett_luce
+from klype.train.resume import write_durably
+from klype.train.schedule import Schedule
+from klype.values import Batch, Floats, Ints, Loss
+
+WEIGHTS, ABOUT = "reward.safetensors", "reward.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """Answers to one prompt as token ids; ``ranks``: 0 best, equal numbers tied."""
+
+    prompt: tuple[int, ...]
+    answers: tuple[tuple[int, ...], ...]
+    ranks: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PairOutcomes:
+    """Each ordered pair of held-out rankings: its question's index, and 1 when the scores agree, .5 when equal."""
+
+    question: Ints
+    right: Floats
+
+
+class RewardSettings(BaseModel):
+    """How the heads are fitted. ``questions`` rankings make a batch."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    heads: int = Field(default=1, ge=1)
+    questions: int = Field(default=64, ge=1)
+    seed: int = 0
+    training: Settings = Settings(
+        steps=1500,
+        optimizer=OptimizerSettings(kind="adamw", rate=1e-2, decay=1e-2),
+        schedule=Schedule(warmup=0.05),
+        clip=0.0,
+    )
+
+
+class RewardModel:
+    """``score(prompts, answers)``: token ids in, scores out: mean 0, standard deviation 1 over what it learnt from."""
+
+    def __init__(self, trunk: nn.Module, heads: int = 1) -> None:
+        self.trunk = copy.deepcopy(trunk).requires_grad_(False).eval()
+        size = _size(self.trunk)
+        self.head = nn.Linear(size, heads, bias=False)
+        nn.init.zeros_(self.head.weight)
+        self.mean_F, self.scale_F = torch.zeros(size), torch.ones(size)
+        self.centre, self.spread = 0.0, 1.0
+
+    def score(self, prompts: Sequence[Ids], answers: Sequence[Ids]) -> Floats:
+        """[N]: the mean over the heads, centred and scaled."""
+        scores: Floats = self.scores(prompts, answers).mean(1)
+        return scores
+
+    def uncertainty(self, prompts: Sequence[Ids], answers: Sequence[Ids]) -> Floats:
+        """[N]: the standard deviation between the heads, in units of ``score``; needs more than one head."""
+        assert self.head.out_features > 1, "one head cannot disagree with itself"
+        spread: Floats = self.scores(prompts, answers).std(1, ddof=1)
+        return spread
+
+    @torch.no_grad()
+    def scores(self, prompts: Sequence[Ids], answers: Sequence[Ids]) -> Floats:
+        """[N, H]: every head's score."""
+        raw_NH = self.head(self._standardised(answer_features(self.trunk, prompts, answers)))
+        scores: Floats = ((raw_NH - self.centre) / self.spread).double().numpy()
+        return scores
+
+    def save(self, folder: Path, about: dict[str, Any] | None = None) -> None:
+        """Writes the heads beside the trunk's checkpoint (which ``model/checkpoint.py`` saves) in ``folder``."""
+        tensors = {"head.weight": self.head.weight.detach(), "mean": self.mean_F, "scale": self.scale_F}
+        facts = {
+            "centre": self.centre,
+            "spread": self.spread,
+            "heads": self.head.out_features,
+            "features": self.head.in_features,
+            "trunk": fingerprint(self.trunk),
+            "about": about or {},
+        }
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_durably(folder / WEIGHTS, save(tensors))
+            write_durably(folder / ABOUT, json.dumps(facts, indent=1).encode())
+        except OSError as error:
+            raise KlypeError(f"The reward model cannot be written to {folder}: {error.strerror or error}.") from error
+
+    @staticmethod
+    def load(folder: Path, trunk: nn.Module) -> RewardModel:
+        """The heads in ``folder`` on ``trunk``. KlypeError when they are missing or were fitted on another trunk."""
+        try:
+            facts = json.loads((folder / ABOUT).read_bytes())
+            tensors = load((folder / WEIGHTS).read_bytes())
+        except (OSError, ValueError) as error:
+            raise KlypeError(f"{folder} holds no readable reward model.", "Train one: klype train reward.") from error
+        if facts["trunk"] != fingerprint(trunk):
+            raise KlypeError(f"The reward model in {folder} was fitted on another language model than the one given.")
+        model = RewardModel(trunk, facts["heads"])
+        with torch.no_grad():
+            model.head.weight.copy_(tensors["head.weight"])
+        model.mean_F, model.scale_F = tensors["mean"], tensors["scale"]
+        model.centre, model.spread = facts["centre"], facts["spread"]
+        return model
+
+    def _standardised(self, features_NF: torch.Tensor) -> torch.Tensor:
+        return (features_NF.to(self.mean_F.device) - self.mean_F) / self.scale_F
+
+
+def fit_reward(
+    trunk: nn.Module,
+    rankings: Sequence[Ranked],
+    settings: RewardSettings,
+    folder: Path,
+    session: Session | None = None,
+) -> RewardModel:
+    """Fits heads on ``trunk`` (copied, frozen) to the rankings by the common loop; metrics and states in ``folder``.
+
+    Rankings of fewer than two candidates teach nothing and are left out; KlypeError when nothing is left, or when all
+    candidates of all rankings are tied.
+    """
+    useful = [r for r in rankings if len(r.answers) > 1]
+    if not any(len(set(r.ranks)) > 1 for r in useful):
+        raise KlypeError(
+            "The rankings teach nothing: each has one candidate only, or all of its candidates are tied.",
+            "Rank questions whose candidates differ.",
+        )
+    model = RewardModel(trunk, settings.heads)
+    prompts, answers = _flat(useful)
+    features_NF = answer_features(model.trunk, prompts, answers)
+    model.mean_F = features_NF.mean(0)
+    model.scale_F = features_NF.std(0) + 1e-3
+    batches = _RankingBatches(model._standardised(features_NF), useful, settings)
+    train(model.head, rank_features, batches, settings.training, folder, session)
+    with torch.no_grad():
+        raw_N = model.head(model._standardised(features_NF)).mean(1)
+    model.centre, model.spread = float(raw_N.mean()), max(float(raw_N.std()), 1e-6)
+    return model
+
+
+def rank_features(head: nn.Module, batch: Batch) -> Loss:
+    """Plackett-Luce of every head: ``extra`` has ``features_QKF``, ``ranks_QK`` and ``weights_QH`` (the bootstrap)."""
+    scores_QKH = head(batch.extra["features_QKF"])
+    ranks_QK, weights_QH = batch.extra["ranks_QK"], batch.extra["weights_QH"]
+    losses = [plackett_luce(scores_QKH[..., h], ranks_QK, weights_QH[:, h]) for h in range(scores_QKH.shape[-1])]
+    right, pairs = pairs_right(scores_QKH.detach().mean(-1), ranks_QK)
+    return Loss(
+        torch.stack([loss.total for loss in losses]).sum(),
+        torch.stack([loss.count for loss in losses]).sum(),
+        {"pair_accuracy": right, "pair_accuracy_count": pairs},
+    )
+
+
+def pair_outcomes(model: RewardModel, rankings: Sequence[Ranked]) -> PairOutcomes:
+    """Every ordered pair of the rankings, for pair accuracy with an interval that takes questions as clusters."""
+    scores = model.score(*_flat(rankings))
+    questions: list[int] = []
+    right: list[float] = []
+    position = 0
+    for index, ranking in enumerate(rankings):
+        own = scores[position : position + len(ranking.answers)]
+        position += len(ranking.answers)
+        for i, better in enumerate(ranking.ranks):
+            for j, worse in enumerate(ranking.ranks):
+                if better < worse:
+                    questions.append(index)
+                    right.append(1.0 if own[i] > own[j] else 0.5 if own[i] == own[j] else 0.0)
+    return PairOutcomes(np.array(questions, dtype=np.int64), np.array(right, dtype=np.float64))
+
+
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 over the names and values of all parameters."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        digest.update(name.encode())
+        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+class _RankingBatches:
+    """Rankings padded to the longest; batch number i is drawn by a generator seeded with (seed, i)."""
+
+    def __init__(self, features_NF: torch.Tensor, rankings: Sequence[Ranked], settings: RewardSettings) -> None:
+        most = max(len(r.answers) for r in rankings)
+        self.features_QKF = torch.zeros(len(rankings), most, features_NF.shape[1], device=features_NF.device)
+        self.ranks_QK = torch.full((len(rankings), most), -1, device=features_NF.device)
+        position = 0
+        for index, ranking in enumerate(rankings):
+            number = len(ranking.answers)
+            self.features_QKF[index, :number] = features_NF[position : position + number]
+            self.ranks_QK[index, :number] = torch.tensor(ranking.ranks)
+            position += number
+        self.settings, self.index = settings, 0
+        generator = torch.Generator().manual_seed(settings.seed)
+        shape = (len(rankings), settings.heads)
+        drawn_QH = torch.empty(shape).exponential_(generator=generator)  # the Bayesian bootstrap
+        self.weights_QH = drawn_QH if settings.heads > 1 else torch.ones(shape)
+
+    def __iter__(self) -> _RankingBatches:
+        return self
+
+    def __next__(self) -> Batch:
+        generator = torch.Generator().manual_seed((self.settings.seed << 32) + self.index)
+        self.index += 1
+        chosen = torch.randint(0, len(self.ranks_QK), (self.settings.questions,), generator=generator)
+        ranks_QK = self.ranks_QK[chosen]
+        extra = {
+            "features_QKF": self.features_QKF[chosen],
+            "ranks_QK": ranks_QK,
+            "weights_QH": self.weights_QH[chosen],
+        }
+        return Batch(ranks_QK, ranks_QK, torch.ones_like(ranks_QK), extra)
+
+    def state(self) -> dict[str, Any]:
+        return {"index": self.index}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.index = state["index"]
+
+
+def _flat(rankings: Sequence[Ranked]) -> tuple[list[Ids], list[Ids]]:
+    prompts: list[Ids] = [r.prompt for r in rankings for _ in r.answers]
+    answers: list[Ids] = [a for r in rankings for a in r.answers]
+    return prompts, answers
+
+
+@torch.no_grad()
+def _size(trunk: nn.Module) -> int:
+    """How many features the trunk gives."""
+    device = next(trunk.parameters()).device
+    hidden = trunk.hidden(torch.zeros(1, 1, dtype=torch.long, device=device))  # type: ignore[operator]
+    return len(feature_names(hidden.shape[-1]))

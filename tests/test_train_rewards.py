@@ -1,0 +1,154 @@
+"""The reward model imitates who ranked, whatever the order of rows, and the audit sees its tastes."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from train_toys import VOCAB, tiny_model
+
+from klype.errors import KlypeError
+from klype.train import features
+from klype.train.audit import bias_audit
+from klype.train.features import answer_features, feature_names
+from klype.train.loop import Interrupted, Session
+from klype.train.rewards import Ranked, RewardModel, RewardSettings, fit_reward, pair_outcomes
+
+torch.set_num_threads(1)
+
+
+def quick(**changes: object) -> RewardSettings:
+    settings = RewardSettings()
+    return settings.model_copy(update={"training": settings.training.model_copy(update={"steps": 150}), **changes})
+
+
+def taste(answer: tuple[int, ...]) -> int:
+    """Likes token 3, and shortness."""
+    return 4 * (3 in answer) - len(answer)
+
+
+def rankings(number: int, seed: int) -> list[Ranked]:
+    draw = random.Random(seed)
+    out = []
+    for _ in range(number):
+        answers = tuple(tuple(draw.choices(range(1, 9), k=draw.randint(1, 5))) for _ in range(draw.randint(2, 5)))
+        values = sorted({taste(a) for a in answers}, reverse=True)
+        prompt = tuple(draw.choices(range(VOCAB), k=draw.randint(1, 6)))
+        out.append(Ranked(prompt, answers, tuple(values.index(taste(a)) for a in answers)))
+    return out
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> RewardModel:
+    return fit_reward(tiny_model(), rankings(150, 0), quick(heads=3), tmp_path_factory.mktemp("reward"))
+
+
+def test_held_out_rankings_are_imitated(fitted: RewardModel) -> None:
+    outcomes = pair_outcomes(fitted, rankings(80, 1))
+    assert outcomes.right.mean() > 0.9
+    assert set(outcomes.question) <= set(range(80))
+    assert len(outcomes.right) == len(outcomes.question)
+
+
+def test_scores_are_centred_scaled_and_independent_of_company(fitted: RewardModel) -> None:
+    rows = rankings(150, 0)
+    prompts = [r.prompt for r in rows for _ in r.answers]
+    answers = [a for r in rows for a in r.answers]
+    scores = fitted.score(prompts, answers)
+    assert scores.mean() == pytest.approx(0, abs=1e-5)
+    assert scores.std(ddof=1) == pytest.approx(1, abs=1e-5)
+    alone = [float(fitted.score([p], [a])[0]) for p, a in zip(prompts[:20], answers[:20], strict=True)]
+    np.testing.assert_allclose(scores[:20], alone, atol=1e-4)
+    turned = fitted.score(prompts[::-1], answers[::-1])
+    np.testing.assert_allclose(scores, turned[::-1], atol=1e-4)
+    assert (fitted.uncertainty(prompts[:5], answers[:5]) > 0).all()
+
+
+def test_features_equal_their_definition(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model()
+    prompts, answers = [(1, 2, 3), (4,), (5, 6)], [(7, 8), (9,), ()]
+    rows = answer_features(model, prompts, answers)
+    assert rows.shape == (3, len(feature_names(16)))
+    for row, prompt, answer in zip(rows, prompts, answers, strict=True):
+        hidden = model.hidden(torch.tensor([[*prompt, *answer]]))[0].detach()
+        own = hidden[len(prompt) :] if answer else hidden[-1:]
+        torch.testing.assert_close(row[:16], hidden[-1])
+        torch.testing.assert_close(row[16:32], own.mean(0))
+        if answer:
+            before = model.unembed(hidden[len(prompt) - 1 : -1]).log_softmax(-1).detach()
+            logp = before[torch.arange(len(answer)), torch.tensor(answer)]
+            beyond = -logp + (before.exp() * before).sum(1)
+            expected = [logp.sum(), logp.min(), logp.mean(), beyond.max().clamp(min=0), beyond.clamp(min=0).sum()]
+            torch.testing.assert_close(row[32:], torch.stack([*expected, torch.tensor(float(len(answer)))]))
+        else:
+            assert row[32:].abs().max() == 0
+    monkeypatch.setattr(features, "ROWS_TOKENS", 4)
+    torch.testing.assert_close(answer_features(model, prompts, answers), rows)
+
+
+def test_the_trunk_is_a_frozen_copy() -> None:
+    trunk = tiny_model()
+    model = RewardModel(trunk)
+    before = model.score([(1, 2)], [(3,)])
+    features_before = answer_features(model.trunk, [(1, 2)], [(3,)])
+    with torch.no_grad():
+        for parameter in trunk.parameters():
+            parameter.add_(1.0)
+    torch.testing.assert_close(answer_features(model.trunk, [(1, 2)], [(3,)]), features_before)
+    assert model.score([(1, 2)], [(3,)]) == before
+    assert all(p.requires_grad for p in trunk.parameters())
+
+
+def test_saved_and_loaded_is_the_same(fitted: RewardModel, tmp_path: Path) -> None:
+    fitted.save(tmp_path, {"annotator": "simulated"})
+    again = RewardModel.load(tmp_path, tiny_model())
+    np.testing.assert_array_equal(again.score([(1, 2)], [(3, 4)]), fitted.score([(1, 2)], [(3, 4)]))
+    with pytest.raises(KlypeError, match="another language model"):
+        RewardModel.load(tmp_path, tiny_model(seed=1))
+    with pytest.raises(KlypeError, match="no readable reward model"):
+        RewardModel.load(tmp_path / "nowhere", tiny_model())
+
+
+def test_fitting_resumed_is_straight(tmp_path: Path) -> None:
+    rows = rankings(40, 0)
+    whole = fit_reward(tiny_model(), rows, quick(heads=2), tmp_path / "whole")
+    count = iter(range(1000))
+    with pytest.raises(Interrupted):
+        fit_reward(tiny_model(), rows, quick(heads=2), tmp_path / "cut", Session(stop=lambda: next(count) == 70))
+    again = fit_reward(tiny_model(), rows, quick(heads=2), tmp_path / "cut", Session(resume=True))
+    assert torch.equal(whole.head.weight, again.head.weight)
+
+
+def test_rankings_that_teach_nothing_are_refused(tmp_path: Path) -> None:
+    single, tied = Ranked((1,), ((2,),), (0,)), Ranked((1,), ((2,), (3,)), (0, 0))
+    for rows in ([], [single], [tied, single]):
+        with pytest.raises(KlypeError, match="teach nothing"):
+            fit_reward(tiny_model(), rows, quick(), tmp_path)
+
+
+def test_contradictions_meet_in_the_middle(tmp_path: Path) -> None:
+    a, b = Ranked((1,), ((2,), (3,)), (0, 1)), Ranked((1,), ((2,), (3,)), (1, 0))
+    other = [Ranked((4,), ((5,), (6,)), (0, 1))] * 2
+    settings = quick(questions=400)
+    model = fit_reward(tiny_model(), [a, b, *other], settings, tmp_path)
+    clear = np.diff(model.score([(4,)] * 2, [(5,), (6,)]))
+    unclear = np.diff(model.score([(1,)] * 2, [(2,), (3,)]))
+    assert abs(unclear) < 0.5 * abs(clear)
+
+
+def test_the_audit_finds_a_love_of_length_and_nothing_else() -> None:
+    draw = np.random.default_rng(0)
+    questions = np.repeat(np.arange(100), 5)
+    quality, length, polite = draw.normal(size=500), draw.normal(size=500), draw.normal(size=500)
+    offset = draw.normal(size=100)[questions] * 9  # some questions are liked more: no matter
+    scores = 2 * quality + length + offset + draw.normal(size=500)
+    found = bias_audit(scores, quality, {"length": length, "polite": polite, "none": np.ones(500)}, questions)
+    assert found["length"].value == pytest.approx(2**-0.5, abs=0.08)
+    assert found["length"].low < 2**-0.5 < found["length"].high
+    assert found["polite"].low < 0 < found["polite"].high
+    assert found["none"].value is None
+    just = bias_audit(2 * length + offset, length, {"length": length + polite}, questions)["length"]
+    assert just.value is None or abs(just.value) < 0.1
