@@ -1,0 +1,178 @@
+"""Batches to learn from: packed windows of text, and padded rows of examples. Deterministic from seed and state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from klype.data.order import Permutation, mix
+from klype.data.pools import Arrays, Example, PoolProcess, PoolSettings, Sample, make_pool
+from klype.data.shards import Documents
+from klype.errors import KlypeError
+from klype.values import Batch
+
+
+class PackedBatches:
+    """Endless batches of full windows [B rows, T tokens] of text. In an epoch each target is learnt exactly once.
+
+    Documents are cut into pieces of at most T targets, at places that differ from epoch to epoch; the pieces come in
+    a seeded order that differs too, and fill row after row. ``extra["document_BT"]`` numbers the pieces of a row:
+    attention must not cross from one to the next. No target lies in another document than its token.
+    """
+
+    def __init__(self, documents: Documents, rows: int, window: int, seed: int = 0) -> None:
+        self._documents, self._rows, self._window, self._seed = documents, rows, window, seed
+        self._targets_D = np.maximum(documents.lengths - 1, 0)
+        if not self._targets_D.sum():
+            raise KlypeError("There is no text to train on.", "Give a file that holds some text.")
+        self._epoch = self._next = self._offset = 0
+        self._shift, self._firsts, self._order = self._plan()
+
+    @property
+    def tokens_per_epoch(self) -> int:
+        """Targets that one epoch holds."""
+        return int(self._targets_D.sum())
+
+    @property
+    def epoch(self) -> int:
+        """Epochs that have been completed."""
+        return self._epoch
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        shape = (self._rows, self._window)
+        tokens_BT, targets_BT, document_BT = (np.zeros(shape, np.int64) for _ in range(3))
+        for row in range(self._rows):
+            filled = number = 0
+            while filled < self._window:
+                piece = self._piece(self._window - filled)
+                stop = filled + len(piece) - 1
+                tokens_BT[row, filled:stop], targets_BT[row, filled:stop] = piece[:-1], piece[1:]
+                document_BT[row, filled:stop] = number
+                filled, number = stop, number + 1
+        arrays = (tokens_BT, targets_BT, np.ones(shape, np.float32))
+        return _batch(arrays, {"document_BT": torch.from_numpy(document_BT)})
+
+    def state(self) -> dict[str, Any]:
+        """Where it is: plain integers."""
+        return {"epoch": self._epoch, "piece": self._next, "offset": self._offset}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go to where ``state`` was taken (with the same documents, shape and seed)."""
+        self._epoch, self._next, self._offset = state["epoch"], state["piece"], state["offset"]
+        self._shift, self._firsts, self._order = self._plan()
+
+    def _plan(self) -> tuple[int, npt.NDArray[np.int64], Permutation]:
+        """This epoch's shift of the cuts, number of the first piece of each document (and of all), and order."""
+        shift = mix(self._seed, self._epoch, 1) % self._window
+        pieces_D = np.where(self._targets_D > 0, -(-(self._targets_D + shift) // self._window), 0)
+        firsts = np.concatenate([[0], np.cumsum(pieces_D)])
+        return shift, firsts, Permutation(int(firsts[-1]), mix(self._seed, self._epoch, 2))
+
+    def _piece(self, room: int) -> npt.NDArray[np.integer[Any]]:
+        """The next at most ``room`` targets of one document, and the token before the first of them."""
+        number = self._order(self._next)
+        document = int(np.searchsorted(self._firsts, number, side="right")) - 1
+        at = (number - int(self._firsts[document])) * self._window - self._shift
+        start = max(0, at) + self._offset
+        stop = min(int(self._targets_D[document]), at + self._window)
+        taken = min(room, stop - start)
+        if start + taken < stop:
+            self._offset += taken
+        else:
+            self._offset, self._next = 0, self._next + 1
+        piece = self._documents[document][start : start + taken + 1]
+        if self._next == self._order.size:
+            self._epoch, self._next = self._epoch + 1, 0
+            self._shift, self._firsts, self._order = self._plan()
+        return piece
+
+
+class PaddedBatches:
+    """Endless batches of examples, padded at the end; ``sample(i)`` is a pure function of i. State is one integer.
+
+    Examples are sorted by length within small pools. ``background`` makes the pools in another process (``sample``
+    must then be picklable); the batches are the same with and without it. Close it, or use it as a context.
+    """
+
+    def __init__(self, sample: Sample, settings: PoolSettings, background: bool = False) -> None:
+        self._sample, self._settings, self._background = sample, settings, background
+        self._position = 0
+        self._pool: tuple[int, list[Arrays]] | None = None
+        self._process: tuple[int, PoolProcess] | None = None  # the pool it gives next
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        number, at = divmod(self._position, self._settings.batches)
+        if self._pool is None or self._pool[0] != number:
+            self._pool = (number, self._make(number))
+        self._position += 1
+        return _batch(self._pool[1][at], {})
+
+    def state(self) -> dict[str, Any]:
+        return {"position": self._position}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._position = int(state["position"])
+
+    def close(self) -> None:
+        """End the background process."""
+        if self._process is not None:
+            self._process[1].close()
+            self._process = None
+
+    def __enter__(self) -> PaddedBatches:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _make(self, number: int) -> list[Arrays]:
+        if not self._background:
+            return make_pool(self._sample, number, self._settings)
+        if self._process is None or self._process[0] != number:
+            self.close()
+            self._process = (number, PoolProcess(self._sample, number, self._settings))
+        process = self._process[1]
+        self._process = (number + 1, process)
+        return process.get()
+
+
+@dataclass(frozen=True, slots=True)
+class Epochs:
+    """A finite list of examples as an endless one: each once per epoch, in another seeded order each time."""
+
+    examples: Sequence[Example]
+    seed: int = 0
+
+    def __call__(self, index: int) -> Example:
+        epoch, at = divmod(index, len(self.examples))
+        return self.examples[Permutation(len(self.examples), mix(self.seed, epoch))(at)]
+
+
+def conversation_batches(examples: Sequence[Example], settings: PoolSettings) -> PaddedBatches:
+    """Batches of a finite list of conversations (ids, weights). Raises KlypeError when there is nothing to learn."""
+    usable = [(t, w) for t, w in examples if len(t) > 1 and any(w[1:])]
+    if not usable:
+        raise KlypeError("No conversation holds an answer that fits.", "Give instructions with answers.")
+    return PaddedBatches(Epochs(usable, settings.seed), settings)
+
+
+def fit(example: Example, window: int) -> Example:
+    """An example of at most ``window`` inputs: of a longer one its end, where the answer is."""
+    tokens, weights = example
+    return (tokens, weights) if len(tokens) <= window + 1 else (tokens[-window - 1 :], weights[-window - 1 :])
+
+
+def _batch(arrays: Arrays, extra: dict[str, Any]) -> Batch:
+    tokens_BT, targets_BT, weights_BT = map(torch.from_numpy, arrays)
+    return Batch(tokens_BT, targets_BT, weights_BT, extra)

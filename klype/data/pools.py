@@ -1,0 +1,120 @@
+"""Examples made into padded arrays, pool by pool, here or in a process of its own. No torch: the process starts fast.
+
+Example i is a pure function of i; pool k holds examples [k·n, (k+1)·n), so both ways give the same arrays.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import queue
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from klype.data.order import Permutation
+from klype.errors import KlypeError
+
+Example = tuple[Sequence[int], Sequence[float]]
+"""Token ids and, for each, the weight with which it is learnt as a target (the first is never one)."""
+
+Sample = Callable[[int], Example]
+
+Arrays = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]
+"""tokens_BT, targets_BT, weights_BT"""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSettings:
+    """``rows`` a batch, ``batches`` a pool (sorted by length within it), padding to a multiple of ``multiple``."""
+
+    rows: int
+    batches: int = 8
+    pad: int = 0
+    multiple: int = 8
+    seed: int = 0
+
+
+def make_pool(sample: Sample, number: int, settings: PoolSettings) -> list[Arrays]:
+    """The batches of one pool, in a seeded order."""
+    size = settings.rows * settings.batches
+    examples = [sample(i) for i in range(number * size, (number + 1) * size)]
+    examples.sort(key=lambda example: len(example[0]))  # stable: ties stay in their order
+    order = Permutation(settings.batches, settings.seed * 1_000_003 + number)
+    groups = [order(b) * settings.rows for b in range(settings.batches)]
+    return [padded(examples[start : start + settings.rows], settings) for start in groups]
+
+
+def padded(examples: Sequence[Example], settings: PoolSettings) -> Arrays:
+    """Rows of equal length; padding has weight 0 and stands at the end."""
+    longest = max(len(tokens) for tokens, _ in examples) - 1
+    length = -(-max(longest, 1) // settings.multiple) * settings.multiple
+    tokens_BT = np.full((len(examples), length), settings.pad, np.int64)
+    targets_BT = np.full((len(examples), length), settings.pad, np.int64)
+    weights_BT = np.zeros((len(examples), length), np.float32)
+    for row, (tokens, weights) in enumerate(examples):
+        assert len(tokens) == len(weights)
+        n = len(tokens) - 1
+        tokens_BT[row, :n], targets_BT[row, :n], weights_BT[row, :n] = tokens[:-1], tokens[1:], weights[1:]
+    return tokens_BT, targets_BT, weights_BT
+
+
+class PoolProcess:
+    """Makes pools ahead in another process; `get` gives them in order. ``sample`` must be picklable."""
+
+    def __init__(self, sample: Sample, first: int, settings: PoolSettings, ahead: int = 3) -> None:
+        context = multiprocessing.get_context("spawn")  # forking a process with threads may deadlock
+        self._queue: Any = context.Queue(maxsize=ahead)
+        self._process = context.Process(
+            target=_work, args=(self._queue, sample, first, settings, os.getpid()), daemon=True
+        )
+        self._process.start()
+
+    def get(self) -> list[Arrays]:
+        """The next pool. Raises KlypeError when the process failed or ended."""
+        while True:
+            try:
+                pool = self._queue.get(timeout=1)
+            except queue.Empty:
+                if not self._process.is_alive():
+                    code = self._process.exitcode
+                    raise KlypeError(
+                        f"The process that prepares documents ended (exit code {code}).", "Start again with --resume."
+                    ) from None
+                continue
+            if isinstance(pool, str):
+                raise KlypeError(f"The process that prepares documents failed: {pool}.", "Start again with --resume.")
+            made: list[Arrays] = pool
+            return made
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.terminate()
+        self._process.join()
+        self._queue.close()
+        self._queue.cancel_join_thread()
+
+
+def _work(out: Any, sample: Sample, first: int, settings: PoolSettings, parent: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process
+    number = first
+    while True:
+        try:
+            pool: Any = make_pool(sample, number, settings)
+        except Exception as error:  # it goes to the parent, whatever it is
+            pool = f"{type(error).__name__}: {error}"
+        while True:
+            try:
+                out.put(pool, timeout=1)
+                break
+            except queue.Full:
+                if os.getppid() != parent:  # killed: nobody will ever ask again
+                    out.cancel_join_thread()
+                    return
+        if isinstance(pool, str):
+            return
+        number += 1

@@ -1,0 +1,294 @@
+"""Files to documents and rows: .txt, .md, .jsonl, .json, .csv, .tsv, .parquet, each also as .gz; folders and globs.
+
+A file that cannot be read, a broken line or a row without what is needed stops the reading and is named; with
+``skip_bad`` such rows are left out and counted in a `BadRows`.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import gzip
+import hashlib
+import io
+import json
+import re
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from klype.errors import KlypeError, UsageError
+
+PLAIN = (".txt", ".md", ".text", ".markdown")
+TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+_BLOCK = 16 * 2**20  # bytes of a plain file that are read at a time
+_SHOWN = 20  # bad rows that are kept to be shown; all are counted
+
+
+@dataclass(frozen=True, slots=True)
+class TextDocument:
+    """One document and where it stands: a file, and a row counted from 1 (0: the whole file)."""
+
+    text: str
+    source: str
+    row: int = 0
+
+
+@dataclass(slots=True)
+class BadRows:
+    """What was left out: how many, and the first of them in words. ``skip`` False: the first one stops the reading."""
+
+    skip: bool = False
+    count: int = 0
+    shown: list[str] = field(default_factory=list)
+
+    def add(self, message: str, hint: str = "") -> None:
+        if not self.skip:
+            raise KlypeError(message, hint or "Mend it, or leave such rows out with --skip-bad.")
+        self.count += 1
+        if len(self.shown) < _SHOWN:
+            self.shown.append(message)
+
+
+@dataclass(frozen=True, slots=True)
+class TextOptions:
+    """``encoding`` of text files, the field of a row that holds the text (empty: found out), where bad rows go."""
+
+    encoding: str = "utf-8"
+    text_field: str = ""
+    bad: BadRows = field(default_factory=BadRows)
+
+
+_NO_DATA = re.compile(r"(licen[cs]e|copying|readme)\b", re.IGNORECASE)
+
+Paths = str | Path | Sequence[str | Path]
+
+
+def read_texts(paths: Paths, options: TextOptions | None = None) -> Iterator[TextDocument]:
+    """The documents of files, folders and globs in the order of their names; exact duplicates and empty ones left out.
+
+    Raises KlypeError when a file is missing, unreadable, in another encoding or broken, or when nothing is left.
+    """
+    options = options or TextOptions()
+    seen: set[bytes] = set()
+    for file in files_of(paths):
+        for document in _documents(file, options):
+            digest = hashlib.blake2b(document.text.strip().encode("utf-8", "surrogatepass"), digest_size=12).digest()
+            if document.text.strip() and digest not in seen:
+                seen.add(digest)
+                yield document
+    if not seen:
+        raise KlypeError(f"There is no text in {_names(paths)}.", "Give a file that holds some text.")
+
+
+def files_of(paths: Paths, kinds: tuple[str, ...] = PLAIN + TABLES) -> list[Path]:
+    """Files, and those of some kinds in folders and globs; each once, sorted within its folder or glob.
+
+    In a folder, hidden files and those named LICENCE, LICENSE, COPYING or README are left out.
+    """
+    found: dict[Path, None] = {}
+    for given in [paths] if isinstance(paths, (str, Path)) else paths:
+        path = Path(given).expanduser()
+        if path.is_file():
+            matches = [path]
+        elif path.is_dir():
+            inside = (p for p in path.rglob("*") if _kind(p) in kinds and p.is_file())
+            matches = sorted(p for p in inside if not _NO_DATA.match(p.name) and not _hidden(p, path))
+        else:
+            matches = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
+        if not matches:
+            what = f"The folder {path} holds no file of a kind that can be read." if path.is_dir() else ""
+            raise UsageError(what or f"There is no file {path}.", f"Readable are {', '.join(kinds)}, also with .gz.")
+        found.update(dict.fromkeys(matches))
+    return list(found)
+
+
+def read_rows(file: Path, options: TextOptions | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows of a table: number from 1 (in .jsonl the line's) and fields. Raises KlypeError for a broken file."""
+    options = options or TextOptions()
+    kind = _kind(file)
+    if kind in (".jsonl", ".ndjson"):
+        yield from _json_lines(file, options)
+    elif kind == ".json":
+        yield from _json_file(file, options)
+    elif kind in (".csv", ".tsv"):
+        yield from _csv(file, options, "\t" if kind == ".tsv" else ",")
+    elif kind == ".parquet":
+        yield from _parquet(file)
+    else:
+        raise UsageError(f"{file} is no table of rows.", f"Readable are {', '.join(TABLES)}, also with .gz.")
+
+
+def read_bytes(file: Path) -> bytes:
+    """A file's content, unpacked when it is .gz."""
+    with _open(file) as stream:
+        return _read(stream, file)
+
+
+def _read(stream: IO[bytes], file: Path, size: int = -1) -> bytes:
+    try:
+        return stream.read(size)
+    except (OSError, EOFError, zlib.error) as error:
+        raise KlypeError(f"{file} cannot be read: {error}.", "Check the file.") from error
+
+
+def decode(raw: bytes, encoding: str, where: str, offset: int = 0) -> str:
+    """Text of bytes; a byte that does not belong to the encoding is named with its position in the file."""
+    try:
+        return raw.decode(encoding).removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise KlypeError(
+            f"{where} is not {encoding}: byte {offset + error.start} is 0x{raw[error.start]:02x}.",
+            "Name its encoding with --encoding (often latin-1).",
+        ) from error
+    except LookupError as error:
+        raise UsageError(f"There is no encoding {encoding!r}.", "Try utf-8, latin-1 or utf-16.") from error
+
+
+def _documents(file: Path, options: TextOptions) -> Iterator[TextDocument]:
+    if _kind(file) in TABLES:
+        for number, row in read_rows(file, options):
+            text = row_text(row, options.text_field)
+            if text is None:
+                wanted = f'text field "{options.text_field}"' if options.text_field else "field with text"
+                options.bad.add(f"{file} row {number} has no {wanted}.", "Name the field with --text-field.")
+            else:
+                yield TextDocument(text, str(file), number)
+    else:
+        try:
+            yield from _plain(file, options.encoding)
+        except UsageError:
+            raise
+        except KlypeError as error:
+            options.bad.add(error.message, error.hint)
+
+
+def _plain(file: Path, encoding: str) -> Iterator[TextDocument]:
+    """The whole file; a large one in parts that end at a line's end, so that it is never all in memory."""
+    wide = encoding.lower().replace("_", "-").startswith(("utf-16", "utf-32"))  # a newline is more than one byte there
+    offset, part, rest = 0, 0, b""
+    with _open(file) as stream:
+        while block := _read(stream, file, -1 if wide else _BLOCK):
+            rest += block
+            cut = rest.rfind(b"\n") + 1 if len(block) == _BLOCK else len(rest)
+            if cut:
+                text = decode(rest[:cut], encoding, str(file), offset)
+                part += 1
+                yield TextDocument(text.replace("\r\n", "\n"), str(file), part if offset or cut < len(rest) else 0)
+                offset, rest = offset + cut, rest[cut:]
+    if rest:
+        yield TextDocument(decode(rest, encoding, str(file), offset).replace("\r\n", "\n"), str(file), part + 1)
+
+
+def row_text(row: dict[str, Any], name: str = "") -> str | None:
+    """The text of a row: the named field; else title and text (or content, body …); else all fields of text.
+
+    Lists of strings are joined as paragraphs. None when there is no text.
+    """
+    if name:
+        return _joined(row.get(name))
+    main = next((t for n in ("text", "content", "body", "document", "tekst") if (t := _joined(row.get(n)))), None)
+    if main:
+        title = _joined(row.get("title")) or _joined(row.get("tittel"))
+        return main if not title or main.lstrip().startswith(title) else f"{title}\n\n{main}"
+    ignored = ("id", "uid", "licence", "license", "url", "lang", "language", "credits", "source", "split", "word_class")
+    parts = [_joined(value) for name, value in row.items() if name not in ignored]
+    return "\n".join(part for part in parts if part) or None
+
+
+def _joined(value: Any) -> str | None:
+    if isinstance(value, str):
+        return value.strip("\n") or None
+    if isinstance(value, list) and value and all(isinstance(v, str) for v in value):
+        return "\n\n".join(value)
+    return None
+
+
+def _json_lines(file: Path, options: TextOptions) -> Iterator[tuple[int, dict[str, Any]]]:
+    offset = 0
+    with _open(file) as stream:
+        for number, raw in enumerate(_lines(stream, file), 1):
+            try:
+                line = decode(raw, options.encoding, f"{file} line {number}", offset)
+                row = json.loads(line) if line.strip() else None
+            except ValueError as error:
+                options.bad.add(f"{file} line {number} is not JSON: {error}.")
+                row = None
+            except KlypeError as error:
+                options.bad.add(error.message, error.hint)
+                row = None
+            offset += len(raw)
+            if isinstance(row, dict):
+                yield number, row
+            elif row is not None:
+                options.bad.add(f"{file} line {number} is not a JSON object.")
+
+
+def _lines(stream: IO[bytes], file: Path) -> Iterator[bytes]:
+    try:
+        yield from stream
+    except (OSError, EOFError, zlib.error) as error:
+        raise KlypeError(f"{file} cannot be read: {error}.", "Check the file.") from error
+
+
+def _json_file(file: Path, options: TextOptions) -> Iterator[tuple[int, dict[str, Any]]]:
+    try:
+        content = json.loads(decode(read_bytes(file), options.encoding, str(file)))
+    except ValueError as error:
+        raise KlypeError(f"{file} is not JSON: {error}.", "One object a line goes into .jsonl.") from error
+    rows: Iterable[Any] = content if isinstance(content, list) else [content]
+    for number, row in enumerate(rows, 1):
+        if isinstance(row, dict):
+            yield number, row
+        else:
+            options.bad.add(f"{file} entry {number} is not a JSON object.")
+
+
+def _csv(file: Path, options: TextOptions, delimiter: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    text = decode(read_bytes(file), options.encoding, str(file))
+    try:
+        for number, row in enumerate(csv.DictReader(io.StringIO(text), delimiter=delimiter, strict=True), 1):
+            if None in row or None in row.values():
+                options.bad.add(f"{file} row {number} has another number of fields than the header.")
+            else:
+                yield number, row
+    except csv.Error as error:
+        raise KlypeError(f"{file} is not a table: {error}.", "Check its quotation marks.") from error
+
+
+def _parquet(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        number = 0
+        source = io.BytesIO(read_bytes(file)) if file.suffix == ".gz" else file
+        for batch in ParquetFile(source).iter_batches(batch_size=1024):
+            for row in batch.to_pylist():
+                number += 1
+                yield number, row
+    except (ArrowException, OSError) as error:
+        raise KlypeError(f"{file} is not a Parquet file that can be read: {error}.", "Fetch it again.") from error
+
+
+def _open(file: Path) -> IO[bytes]:
+    try:
+        return gzip.open(file, "rb") if file.suffix == ".gz" else open(file, "rb")  # type: ignore[return-value]
+    except FileNotFoundError as error:
+        raise UsageError(f"There is no file {file}.", "Check its name.") from error
+    except OSError as error:
+        raise KlypeError(f"{file} cannot be read: {error.strerror}.", "Check its permissions.") from error
+
+
+def _kind(file: Path) -> str:
+    return (Path(file.stem) if file.suffix == ".gz" else file).suffix.lower()
+
+
+def _hidden(file: Path, folder: Path) -> bool:
+    return any(part.startswith(".") for part in file.relative_to(folder).parts)
+
+
+def _names(paths: Paths) -> str:
+    return ", ".join(map(str, [paths] if isinstance(paths, (str, Path)) else paths))

@@ -1,0 +1,195 @@
+"""Rows of well-known shapes to conversations, rankings and questions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from klype.data.readers import TABLES, BadRows, Paths, TextOptions, files_of, read_rows
+from klype.errors import KlypeError
+from klype.values import Question, Ranking
+
+Conversation = list[dict[str, str]]
+"""Messages: role (system, user, assistant) and content; the last one is an answer."""
+
+_SPEAKERS = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "prompter": "user"}
+
+
+def read_instructions(paths: Paths, bad: BadRows | None = None) -> list[Conversation]:
+    """Conversations from rows of any of these shapes; exact duplicates are left out.
+
+    messages · conversations (ShareGPT: from, value) · instruction, input, output · question, answer (with context) ·
+    prompt, completion (or response). Raises KlypeError for a row without an answer, naming file and row.
+    """
+    found: dict[tuple[tuple[str, str], ...], Conversation] = {}
+    for where, row, rows in _rows(paths, bad):
+        conversation = conversation_of(row)
+        if conversation is None or not any(m["role"] == "assistant" and m["content"].strip() for m in conversation):
+            rows.add(f"{where} has no question with an answer.")
+        else:
+            found.setdefault(tuple((m["role"], m["content"]) for m in conversation), conversation)
+    if not found:
+        raise KlypeError(f"There are no instructions in {paths}.", "A row needs a question and an answer.")
+    return list(found.values())
+
+
+def read_preferences(paths: Paths, bad: BadRows | None = None, annotator: str = "") -> list[Ranking]:
+    """Rankings from rows of any of these shapes; exact duplicates are left out.
+
+    prompt, chosen, rejected (text or messages, with or without the prompt in them) · instruction, input, chosen,
+    rejected · question or prompt with candidates and order (or candidates best first). ``annotator`` names who judged
+    when the row does not.
+    """
+    found: dict[tuple[Any, ...], Ranking] = {}
+    for where, row, rows in _rows(paths, bad):
+        ranking = ranking_of(row, str(where.number), annotator or where.file.name)
+        if isinstance(ranking, str):
+            rows.add(f"{where} {ranking}.")
+        else:
+            found.setdefault((ranking.question.prompt, ranking.candidates, ranking.order), ranking)
+    if not found:
+        raise KlypeError(f"There are no preferences in {paths}.", "A row needs a prompt, chosen and rejected.")
+    return list(found.values())
+
+
+def read_questions(paths: Paths, bad: BadRows | None = None) -> list[Question]:
+    """Questions: rows with question, and where known context, answers (or answer), choices, id. Ids must differ."""
+    found: dict[str, Question] = {}
+    for where, row, rows in _rows(paths, bad):
+        text = row.get("question", row.get("instruction", row.get("prompt")))
+        answers, choices = row.get("answers", row.get("answer", [])), row.get("choices") or []
+        answers = [answers] if isinstance(answers, str) else answers or []
+        identity = str(row.get("id") or where.number)
+        if not isinstance(text, str) or not text.strip():
+            rows.add(f"{where} has no question.")
+        elif not _strings(answers) or not _strings(choices):
+            rows.add(f"{where} has answers or choices that are not lists of text.")
+        elif identity in found:
+            rows.add(f"{where} has the id {identity!r} of an earlier row.")
+        else:
+            known = ("question", "context", "answers", "answer", "choices", "id")
+            extra = {name: value for name, value in row.items() if name not in known}
+            context = str(row.get("context") or row.get("input") or "")
+            found[identity] = Question(identity, text.strip(), context, tuple(answers), tuple(choices), extra)
+    if not found:
+        raise KlypeError(f"There are no questions in {paths}.", 'A row needs "question".')
+    return list(found.values())
+
+
+def conversation_of(row: Mapping[str, Any]) -> Conversation | None:
+    """The messages of one row; None when it has none of the known shapes."""
+    for name in ("messages", "conversations", "conversation"):
+        if name in row:
+            return _messages(row[name])
+    for question, answers in (
+        ("instruction", ("output", "response", "answer")),
+        ("question", ("answer", "answers", "response")),
+        ("prompt", ("completion", "response", "answer", "output")),
+    ):
+        asked = row.get(question)
+        said = next((row[n] for n in answers if row.get(n)), None)
+        said = said[0] if isinstance(said, list) and said and isinstance(said[0], str) else said
+        if isinstance(asked, list) or isinstance(said, list):
+            return (_messages(asked) or []) + (_messages(said) or []) or None
+        if isinstance(asked, str) and isinstance(said, str) and asked.strip():
+            system = [{"role": "system", "content": str(row["system"])}] if row.get("system") else []
+            user = {"role": "user", "content": _asked(row, asked)}
+            return [*system, user, {"role": "assistant", "content": said}]
+    return None
+
+
+def ranking_of(row: Mapping[str, Any], identity: str, annotator: str) -> Ranking | str:
+    """The ranking of one row, or what is wrong with it, in words that follow the row's name."""
+    asked = next((row[n] for n in ("prompt", "instruction", "question") if row.get(n)), None)
+    chosen, rejected = row.get("chosen"), row.get("rejected")
+    if isinstance(chosen, list) and isinstance(rejected, list):
+        before, chosen, rejected = _split_pair(asked, chosen, rejected)
+        asked = asked if isinstance(asked, str) else before
+    elif isinstance(asked, list):
+        asked = _transcript(_messages(asked) or [])
+    if not isinstance(asked, str) or not asked.strip():
+        return "has no prompt"
+    candidates: Any
+    order: Any
+    if isinstance(chosen, str) and isinstance(rejected, str):
+        candidates, order = [chosen, rejected], [0, 1]
+        if chosen.strip() == rejected.strip():
+            return "has the same text as chosen and rejected"
+    else:
+        candidates = next((row[n] for n in ("candidates", "ranked", "responses", "completions") if row.get(n)), [])
+        order = row.get("order") or row.get("ranking") or list(range(len(candidates)))
+    groups = [i if isinstance(i, list) else [i] for i in order] if isinstance(order, list) else []
+    if not _strings(candidates) or len(candidates) < 2 or not all(c.strip() for c in candidates):
+        return "has no two answers to compare"
+    if sorted(i for group in order for i in (group if isinstance(group, list) else [-1])) != list(
+        range(len(candidates))
+    ):
+        return "has an order that does not name each candidate once"
+    context, text = ("", _asked(row, asked)) if "context" not in row else (str(row["context"]), asked)
+    question = Question(str(row.get("id", identity)), text.strip(), context)
+    who = str(row.get("annotator") or annotator)
+    return Ranking(question, tuple(candidates), tuple(map(tuple, groups)), who, str(row.get("when") or ""))
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    file: Path
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.file} {'line' if '.jsonl' in self.file.suffixes else 'row'} {self.number}"
+
+
+def _rows(paths: Paths, bad: BadRows | None) -> Iterator[tuple[_Place, dict[str, Any], BadRows]]:
+    rows = bad if bad is not None else BadRows()
+    for file in files_of(paths, TABLES):
+        for number, row in read_rows(file, TextOptions(bad=rows)):
+            yield _Place(file, number), row, rows
+
+
+def _messages(value: Any) -> Conversation | None:
+    """Chat or ShareGPT messages with the usual names for roles; None when they are neither."""
+    if isinstance(value, str):
+        return [{"role": "user", "content": value}]
+    messages: Conversation = []
+    for message in value if isinstance(value, list) else []:
+        if not isinstance(message, dict):
+            return None
+        role, content = message.get("role", message.get("from")), message.get("content", message.get("value"))
+        role = _SPEAKERS.get(str(role), role)
+        if role not in ("system", "user", "assistant") or not isinstance(content, str):
+            return None
+        messages.append({"role": str(role), "content": content})
+    return messages or None
+
+
+def _split_pair(asked: Any, chosen: list[Any], rejected: list[Any]) -> tuple[str, Any, Any]:
+    """The prompt that two lists of messages share, and the answer that each of them ends in."""
+    good, poor = _messages(chosen) or [], _messages(rejected) or []
+    before = _messages(asked) if isinstance(asked, list) else None
+    shared = before if before else good[:-1]
+    answers = [m[-1]["content"] if m and m[-1]["role"] == "assistant" else None for m in (good, poor)]
+    return _transcript(shared or []), answers[0], answers[1]
+
+
+def _transcript(messages: Conversation) -> str:
+    """One user message as it is; a longer conversation as text with the speakers' names."""
+    if len(messages) == 1 and messages[0]["role"] == "user":
+        return messages[0]["content"]
+    names = {"user": "Human", "assistant": "Assistant", "system": "System"}
+    return "\n\n".join(f"{names[m['role']]}: {m['content']}" for m in messages)
+
+
+def _asked(row: Mapping[str, Any], asked: str) -> str:
+    """The question with the row's context before it or its input after it."""
+    if isinstance(row.get("context"), str) and row["context"].strip():
+        return f"{row['context'].strip()} {asked.strip()}"
+    if isinstance(row.get("input"), str) and row["input"].strip():
+        return f"{asked.strip()}\n{row['input'].strip()}"
+    return asked.strip()
+
+
+def _strings(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(v, str) for v in value)

@@ -1,0 +1,175 @@
+"""Token ids of many documents: in memory, or in memory-mapped files with an index and a hash of their content.
+
+A folder of shards: shard-00000.bin (token ids, little-endian), shard-00000.idx (uint64 end of each document in its
+shard) and shards.json (dtype, counts, SHA-256 of every file), written last: a folder without it is unfinished.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from klype.errors import KlypeError
+from klype.text.tokenizer import Tokenizer
+
+SHARD_TOKENS = 2**26
+_ABOUT = "shards.json"
+_BATCH_CHARACTERS = 2_000_000  # tokenized at a time, on all cores
+
+
+@dataclass(frozen=True, slots=True)
+class Documents:
+    """Documents of token ids. ``parts`` are flat arrays, ``ends`` where each document ends in its part."""
+
+    parts: tuple[npt.NDArray[np.integer[Any]], ...]
+    ends: tuple[npt.NDArray[np.uint64], ...]
+    firsts: tuple[int, ...]  # number of the first document of each part, and at last of all documents
+
+    def __len__(self) -> int:
+        return self.firsts[-1]
+
+    def __getitem__(self, index: int) -> npt.NDArray[np.integer[Any]]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        part = int(np.searchsorted(self.firsts, index, side="right")) - 1
+        at = index - self.firsts[part]
+        start = int(self.ends[part][at - 1]) if at else 0
+        return self.parts[part][start : int(self.ends[part][at])]
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Tokens of each document."""
+        found = [np.diff(ends.astype(np.int64), prepend=0) for ends in self.ends]
+        return np.concatenate(found) if found else np.zeros(0, np.int64)
+
+    @staticmethod
+    def of(documents: Iterable[Sequence[int]]) -> Documents:
+        """In memory."""
+        lists = [np.asarray(d, dtype=np.uint32) for d in documents]
+        flat = np.concatenate(lists) if lists else np.zeros(0, np.uint32)
+        ends = np.cumsum([len(d) for d in lists], dtype=np.uint64) if lists else np.zeros(0, np.uint64)
+        return Documents((flat,), (ends,), (0, len(lists)))
+
+    @staticmethod
+    def open(folder: Path, verify: bool = True) -> Documents:
+        """Memory-mapped. ``verify`` reads every file once and compares its hash. KlypeError for a damaged one."""
+        about = _about(folder)
+        parts, ends, firsts = [], [], [0]
+        for shard in about["shards"]:
+            for name, digest in shard["sha256"].items():
+                if not (folder / name).is_file() or (verify and _sha256(folder / name) != digest):
+                    raise KlypeError(f"{folder / name} is missing or damaged.", "Delete the folder and make it again.")
+            stem = folder / shard["name"]
+            parts.append(_mapped(stem.with_suffix(".bin"), about["dtype"]))
+            ends.append(_mapped(stem.with_suffix(".idx"), "<u8"))
+            firsts.append(firsts[-1] + len(ends[-1]))
+        return Documents(tuple(parts), tuple(ends), tuple(firsts))
+
+
+def write_shards(
+    documents: Iterable[Sequence[int]], folder: Path, vocab_size: int, size: int = SHARD_TOKENS
+) -> Documents:
+    """Write documents to shards of about ``size`` tokens; at most one shard is in memory. The folder must be new."""
+    if (folder / _ABOUT).exists():
+        raise KlypeError(f"{folder} holds shards already.", "Choose another folder, or open it.")
+    folder.mkdir(parents=True, exist_ok=True)
+    dtype = "<u2" if vocab_size <= 2**16 else "<u4"
+    shards: list[dict[str, object]] = []
+    pending: list[npt.NDArray[np.integer[Any]]] = []
+    tokens = 0
+    try:
+        for document in documents:
+            pending.append(np.asarray(document, dtype=dtype))
+            tokens += len(document)
+            if tokens >= size:
+                shards.append(_write_shard(folder, len(shards), pending))
+                pending, tokens = [], 0
+        if pending or not shards:
+            shards.append(_write_shard(folder, len(shards), pending))
+        about = {"dtype": dtype, "vocab_size": vocab_size, "shards": shards}
+        _put(folder / _ABOUT, json.dumps(about, indent=1).encode())
+    except OSError as error:
+        raise KlypeError(
+            f"{folder} cannot be written: {error.strerror}.", "Make room or choose another folder."
+        ) from error
+    return Documents.open(folder, verify=False)
+
+
+def tokenize(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[list[int]]:
+    """Documents' token ids, begin and end included, in order; memory stays flat, all cores work."""
+    source = iter(texts)
+    while batch := _some(source):
+        yield from tokenizer.encode_documents(batch)
+
+
+def content_hash(documents: Documents) -> str:
+    """SHA-256 of the token ids and their borders: the same in memory and in shards of any size."""
+    digest = hashlib.sha256()
+    for i in range(len(documents)):
+        tokens = documents[i]
+        digest.update(len(tokens).to_bytes(8, "little") + tokens.astype("<u4").tobytes())
+    return digest.hexdigest()
+
+
+def _some(texts: Iterator[str]) -> list[str]:
+    batch, characters = [], 0
+    for text in islice(texts, 10_000):
+        batch.append(text)
+        characters += len(text)
+        if characters >= _BATCH_CHARACTERS:
+            break
+    return batch
+
+
+def _write_shard(folder: Path, number: int, documents: list[npt.NDArray[np.integer[Any]]]) -> dict[str, object]:
+    name = f"shard-{number:05d}"
+    ends = np.cumsum([len(d) for d in documents], dtype="<u8")
+    flat = np.concatenate(documents) if documents else np.zeros(0, "<u2")
+    files = {f"{name}.bin": flat.tobytes(), f"{name}.idx": ends.tobytes()}
+    for file, content in files.items():
+        _put(folder / file, content)
+    return {
+        "name": name,
+        "documents": len(documents),
+        "tokens": len(flat),
+        "sha256": {file: hashlib.sha256(content).hexdigest() for file, content in files.items()},
+    }
+
+
+def _put(file: Path, content: bytes) -> None:
+    """Write all or nothing."""
+    temporary = file.with_name(file.name + ".tmp")
+    with open(temporary, "wb") as out:
+        out.write(content)
+        out.flush()
+        os.fsync(out.fileno())
+    os.replace(temporary, file)
+
+
+def _about(folder: Path) -> Any:
+    try:
+        return json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise KlypeError(f"{folder} holds no finished shards.", "Delete the folder and make it again.") from error
+    except ValueError as error:
+        raise KlypeError(f"{folder / _ABOUT} is damaged.", "Delete the folder and make it again.") from error
+
+
+def _mapped(file: Path, dtype: str) -> npt.NDArray[Any]:
+    if file.stat().st_size == 0:  # nothing cannot be mapped
+        return np.zeros(0, dtype)
+    return np.memmap(file, dtype=dtype, mode="r")
+
+
+def _sha256(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

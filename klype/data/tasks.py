@@ -1,0 +1,104 @@
+"""Honest tasks made from a user's own text when there are no instructions: go on with it, or fill in a word.
+
+Nothing is invented: every answer is the text's own words. Each conversation is labelled by its user message, which
+says what is asked, and by ``TaskConversation.kind``.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Literal
+
+from klype.data.readers import TextDocument
+from klype.data.rows import Conversation
+from klype.errors import KlypeError
+
+Language = Literal["nb", "en"]
+
+_COMMON = {
+    "nb": frozenset(
+        "og i det som er på til av for en et med har ikke de den å jeg du han hun vi skal kan om var".split()  # noqa: SIM905
+    ),
+    "en": frozenset(
+        "the and of to in is that it for was on are with as his her be at by this have not he you i".split()  # noqa: SIM905
+    ),
+}
+_ASK = {
+    ("nb", "continue"): "Fortsett teksten: {text}",
+    ("en", "continue"): "Continue the text: {text}",
+    ("nb", "cloze"): "Hvilket ord mangler (___)? {text}",
+    ("en", "cloze"): "Which word is missing (___)? {text}",
+}
+_SENTENCE = re.compile(r"\S[^.!?]*(?:[.!?](?!\s)[^.!?]*)*[.!?]+[»”\"')]*(?=\s|$)")
+_WORD = re.compile(r"[^\W\d_]{3,}")
+
+
+@dataclass(frozen=True, slots=True)
+class TaskConversation:
+    """A question made from text and the text's own answer."""
+
+    kind: Literal["continue", "cloze"]
+    language: Language
+    messages: Conversation
+
+
+def language(text: str) -> Language:
+    """Norwegian Bokmål or English: whose commonest words (and letters) the text holds more of; else English."""
+    words = re.findall(r"[^\W\d_]+", text[:20_000].lower())
+    norwegian = sum(w in _COMMON["nb"] for w in words) + sum(any(c in "æøå" for c in w) for w in words)
+    return "nb" if norwegian > sum(w in _COMMON["en"] for w in words) else "en"
+
+
+def make_tasks(documents: Iterable[TextDocument], count: int, seed: int = 0) -> list[TaskConversation]:
+    """At most ``count`` tasks, half of them continuations, half with one word left out; the same for the same seed.
+
+    Raises KlypeError when the text holds no two sentences or lines.
+    """
+    made: list[TaskConversation] = []
+    pool = [(d, s) for d in documents if len(s := _sentences(d.text)) >= 2]
+    if not pool:
+        raise KlypeError("The text holds no two sentences to make tasks from.", "Give instructions, or more text.")
+    order = random.Random(seed)
+    seen: set[str] = set()
+    for task in islice(_endless(pool, order), 20 * count):
+        asked = task.messages[0]["content"]
+        if asked not in seen:
+            seen.add(asked)
+            made.append(task)
+        if len(made) == count:
+            break
+    return made
+
+
+def _endless(pool: list[tuple[TextDocument, list[str]]], order: random.Random) -> Iterator[TaskConversation]:
+    languages = [language(d.text) for d, _ in pool]
+    weights = [len(sentences) for _, sentences in pool]
+    while True:
+        at = order.choices(range(len(pool)), weights)[0]
+        sentences, lang = pool[at][1], languages[at]
+        i = order.randrange(len(sentences) - 1)
+        words = list(_WORD.finditer(sentences[i]))
+        if order.random() < 0.5 or not words:
+            yield _task("continue", lang, sentences[i], sentences[i + 1])
+        else:
+            word = order.choice(words)
+            gap = f"{sentences[i][: word.start()]}___{sentences[i][word.end() :]}"
+            yield _task("cloze", lang, gap, word.group())
+
+
+def _task(kind: Literal["continue", "cloze"], lang: Language, text: str, answer: str) -> TaskConversation:
+    asked = _ASK[lang, kind].format(text=text)
+    messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+    return TaskConversation(kind, lang, messages)
+
+
+def _sentences(text: str) -> list[str]:
+    """Sentences of at most 300 characters; where there are hardly any, lines."""
+    found = [" ".join(s.split()) for s in _SENTENCE.findall(text)]
+    lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
+    usable = [s for s in (found if len(found) >= 2 else lines) if 2 <= len(s) <= 300]
+    return usable
