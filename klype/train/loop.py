@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from safetensors.torch import save
 from torch import nn
 
+from klype import config
 from klype.errors import KlypeError, UsageError
 from klype.train import parallel
 from klype.train.interrupt import interruptible
@@ -34,10 +35,8 @@ from klype.values import Batch, Batches
 Metrics = dict[str, float]
 
 
-class Settings(BaseModel):
+class Settings(config.Settings):
     """What makes a training run what it is. Resuming asks for the same, ``save_every`` and ``save_seconds`` apart."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     steps: int = Field(ge=0)
     optimizer: OptimizerSettings = OptimizerSettings()

@@ -13,9 +13,10 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import nn
 
+from klype import config
 from klype.errors import KlypeError
 from klype.model.config import ModelConfig
 from klype.train.muon import Group, grouped, orthogonalise_
@@ -27,13 +28,11 @@ ALIGN = 16  # parameters start at multiples of 64 bytes, where vector instructio
 Parts = Mapping[str, Sequence[int]]
 
 
-class OptimizerSettings(BaseModel):
+class OptimizerSettings(config.Settings):
     """Learning rates and their like. ``matrix_rate`` is Muon's (unused when ``kind`` is adamw), ``rate`` AdamW's.
 
     ``coarse`` runs Muon's iteration in bfloat16: 1.7 to 3.5 times as fast where the processor has instructions for it.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["muon", "adamw"] = "muon"
     matrix_rate: float = Field(default=0.02, gt=0)
@@ -76,7 +75,9 @@ class Optimizer:
         self.momentum = torch.zeros_like(self.master[: ends[0]])
         self._update = torch.zeros_like(self.momentum)
         self._groups = _groups(matrices, self._offsets, self._update, parts or {})
-        self._adamw = self._build_adamw(ends)
+        self.moment, self.square = (torch.zeros_like(self.master[ends[0] :]) for _ in range(2))
+        self._taken = torch.zeros((), dtype=torch.float32, device=self.master.device)
+        self._adamw = [(ends[0], ends[1], settings.decay), (ends[1], ends[2], 0.0)]
 
     def zero_grad(self) -> None:
         self.gradient.zero_()
@@ -107,10 +108,7 @@ class Optimizer:
         """One update with both learning rates times ``factor``."""
         if self._muon_end:
             self._muon_step(factor)
-        if self._adamw is not None:
-            for group in self._adamw.param_groups:
-                group["lr"] = self.settings.rate * factor
-            self._adamw.step()
+        self._adamw_step(factor)
         self._publish()
 
     def release(self) -> None:
@@ -123,10 +121,13 @@ class Optimizer:
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Flat tensors: master weights, momentum, AdamW's moments and step count."""
-        state = {"master": self.master, "momentum": self.momentum}
-        for index, entry in enumerate(self._adamw_states()):
-            state |= {f"adamw.{index}.{key}": value for key, value in entry.items()}
-        return state
+        return {
+            "master": self.master,
+            "momentum": self.momentum,
+            "moment": self.moment,
+            "square": self.square,
+            "taken": self._taken,
+        }
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
@@ -147,6 +148,28 @@ class Optimizer:
         if settings.decay:
             master.mul_(1 - rate * settings.decay)
         master.add_(self._update, alpha=-rate)
+
+    def _adamw_step(self, factor: float) -> None:
+        """As torch.optim.AdamW(fused=True), whose import alone takes longer than a tiny model's first hundred steps."""
+        settings, first = self.settings, self._muon_end
+        self._taken += 1
+        for start, end, decay in self._adamw:
+            if end > start:
+                torch._fused_adamw_(
+                    [self.master[start:end]],
+                    [self.gradient[start:end]],
+                    [self.moment[start - first : end - first]],
+                    [self.square[start - first : end - first]],
+                    [],
+                    [self._taken],
+                    lr=settings.rate * factor,
+                    beta1=settings.betas[0],
+                    beta2=settings.betas[1],
+                    weight_decay=decay,
+                    eps=settings.eps,
+                    amsgrad=False,
+                    maximize=False,
+                )
 
     def _bind(self, size: int, dtype: torch.dtype) -> None:
         device = self._parameters[0].device
@@ -172,33 +195,6 @@ class Optimizer:
     def _publish(self) -> None:
         if self._low is not self.master:
             self._low.copy_(self.master)
-
-    def _build_adamw(self, ends: Sequence[int]) -> torch.optim.AdamW | None:
-        ranges = [(ends[0], ends[1], self.settings.decay), (ends[1], ends[2], 0.0)]
-        groups = []
-        for start, end, decay in ranges:
-            if end > start:
-                flat = nn.Parameter(self.master[start:end])
-                flat.grad = self.gradient[start:end]
-                groups.append({"params": [flat], "weight_decay": decay})
-        if not groups:
-            return None
-        adamw = torch.optim.AdamW(
-            groups, lr=self.settings.rate, betas=self.settings.betas, eps=self.settings.eps, fused=True
-        )
-        for group in groups:
-            (flat,) = group["params"]  # type: ignore[misc]
-            adamw.state[flat] = {
-                "step": torch.zeros((), dtype=torch.float32, device=flat.device),
-                "exp_avg": torch.zeros_like(flat.data),
-                "exp_avg_sq": torch.zeros_like(flat.data),
-            }
-        return adamw
-
-    def _adamw_states(self) -> list[dict[str, torch.Tensor]]:
-        if self._adamw is None:
-            return []
-        return [self._adamw.state[flat] for group in self._adamw.param_groups for flat in group["params"]]
 
 
 def fused_parts(config: ModelConfig) -> dict[str, tuple[int, ...]]:

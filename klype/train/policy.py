@@ -12,23 +12,22 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import nn
 
+from klype import config
 from klype.train.objectives import answer_logp
 from klype.values import Batch, Loss
 
 Scaling = Literal["group", "batch", "none", "rloo"]
 
 
-class PolicySettings(BaseModel):
+class PolicySettings(config.Settings):
     """``clip_high`` above ``clip_low`` lets rare tokens grow (DAPO). ``beta`` is the leash, in reward per nat.
 
     ``average``: over all tokens ("token", DAPO), over tokens of an answer and then answers ("answer", GRPO as first
     published: favours short right answers), or sums of answers over their number ("sum", Dr. GRPO: no length bias).
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     clip_low: float = Field(default=0.2, ge=0, lt=1)
     clip_high: float = Field(default=0.28, ge=0)

@@ -8,10 +8,11 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import nn
 from torch.nn import functional
 
+from klype import config
 from klype.train.objectives import answer_logp
 from klype.values import Batch, Loss
 
@@ -45,10 +46,8 @@ def bradley_terry(chosen_P: torch.Tensor, rejected_P: torch.Tensor, margin: floa
     return Loss(loss_P.sum(), torch.tensor(float(loss_P.numel()), dtype=loss_P.dtype, device=loss_P.device))
 
 
-class PreferenceSettings(BaseModel):
+class PreferenceSettings(config.Settings):
     """``beta``: how dear it is to leave the reference. The two weights are KTO's for good and bad answers."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["dpo", "ipo", "kto"] = "dpo"
     beta: float = Field(default=0.1, gt=0)

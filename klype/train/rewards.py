@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from safetensors.torch import load, save
 from torch import nn
 
+from klype import config
 from klype.errors import KlypeError
 from klype.train.features import Ids, answer_features, feature_names
 from klype.train.loop import Session, Settings, train
@@ -49,10 +50,8 @@ class PairOutcomes:
     right: Floats
 
 
-class RewardSettings(BaseModel):
+class RewardSettings(config.Settings):
     """How the heads are fitted. ``questions`` rankings make a batch."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     heads: int = Field(default=1, ge=1)
     questions: int = Field(default=64, ge=1)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from klype import config
 
 
-class Schedule(BaseModel):
+class Schedule(config.Settings):
     """Shares of the run: ``warmup`` rising, flat until ``flat``, then linear down to ``floor`` at the end."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     warmup: float = Field(default=0.03, ge=0, le=1)
     flat: float = Field(default=0.4, ge=0, le=1)
