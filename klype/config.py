@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -30,12 +30,15 @@ def load(kind: type[S], file: Path | None = None, overrides: Iterable[str] = ())
     return make(kind, values, f"{file}: " if file else "")
 
 
-def make(kind: type[S], values: Mapping[str, Any], where: str = "") -> S:
-    """The settings with these values; a value that does not fit is a UsageError of one sentence."""
+def make(kind: type[S], values: Mapping[str, Any], where: str = "", spell: Callable[[str], str] = repr) -> S:
+    """The settings with these values; a value that does not fit is a UsageError of one sentence.
+
+    ``where`` leads the sentence ("recipe.toml: "); ``spell`` writes a setting's dotted name as the user knows it.
+    """
     try:
         return kind.model_validate(dict(values))
     except ValidationError as error:
-        raise _explain(kind, error, where) from None
+        raise _explain(kind, error, where, spell) from None
 
 
 def schema(kind: type[BaseModel]) -> dict[str, Any]:
@@ -83,22 +86,23 @@ def _put(values: dict[str, Any], keys: list[str], value: Any, override: str) -> 
     values[keys[-1]] = value
 
 
-def _explain(kind: type[BaseModel], error: ValidationError, where: str) -> UsageError:
+def _explain(kind: type[BaseModel], error: ValidationError, where: str, spell: Callable[[str], str]) -> UsageError:
     first = error.errors(include_url=False)[0]
     path = [str(part) for part in first["loc"]]
     name = ".".join(path)
     if first["type"] == "extra_forbidden":
         known = _known(kind, path[:-1])
         near = nearest(path[-1], known)
-        hint = f"Did you mean '{'.'.join([*path[:-1], near])}'?" if near else f"Known here: {', '.join(known)}."
-        return UsageError(f"{where}There is no setting '{name}'.", hint)
+        hint = f"Did you mean {spell('.'.join([*path[:-1], near]))}?" if near else f"Known here: {', '.join(known)}."
+        return UsageError(f"{where}There is no setting {spell(name)}.", hint)
     if first["type"] == "missing":
-        return UsageError(f"{where}The setting '{name}' is missing.")
+        return UsageError(f"{where}The setting {spell(name)} is missing.")
     what = str(first["ctx"]["error"]) if first["type"] == "value_error" else first["msg"]
     if not name:
         return UsageError(f"{where}{what}.")
     what = what.removeprefix("Input should be ").removeprefix("a valid ")
-    return UsageError(f"{where}'{name}' should be {what} (it is {first['input']!r}).")
+    given = f"{first['input']:g}" if isinstance(first["input"], float) else repr(first["input"])
+    return UsageError(f"{where}{spell(name)} should be {what} (it is {given}).")
 
 
 def _known(kind: type[BaseModel], path: list[str]) -> list[str]:

@@ -29,7 +29,7 @@ def guarded(command: Callable[[list[str]], object], argv: list[str]) -> int:
     except KlypeError as error:
         return _tell(error.message, error.hint, error.exit_code, as_json)
     except typer.TyperException as error:
-        return _tell(error.format_message(), _help_hint(argv), error.exit_code, as_json)
+        return _tell(error.format_message(), "See: klype --help", error.exit_code, as_json)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except BrokenPipeError:
@@ -54,11 +54,6 @@ def _tell(message: str, hint: str, code: int, as_json: bool) -> int:
     else:
         print(f"klype: {message} {hint}".rstrip(), file=sys.stderr, flush=True)
     return code
-
-
-def _help_hint(argv: list[str]) -> str:
-    command = next((word for word in argv if not word.startswith("-")), "")
-    return f"See: {' '.join(['klype', command]).strip()} --help"
 
 
 def _explain(error: OSError) -> tuple[str, str]:

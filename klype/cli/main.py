@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from klype import __version__
 from klype.cli import environment
 from klype.cli.commands import ask, chat, config, doctor, next_token, rank, run, runs, train
 from klype.cli.guard import guarded
@@ -58,7 +59,5 @@ def _options(
 
 def _version(asked: bool) -> None:
     if asked:
-        from importlib.metadata import version
-
-        print(f"klype {version('klype')}")
+        print(f"klype {__version__}")
         raise typer.Exit

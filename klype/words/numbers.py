@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
-from klype.values import Figure
+if TYPE_CHECKING:
+    from klype.values import Figure
 
 NARROW = "\u202f"
 

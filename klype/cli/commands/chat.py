@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from klype.cli import options as o
 from klype.cli.terminal import Terminal
 from klype.errors import KlypeError
-from klype.values import Request, Sampling, Trace
 
 if TYPE_CHECKING:
     from klype.cli.model import Opened
     from klype.text.chat import Message
+    from klype.values import Sampling, Trace
 
 
 def command(
@@ -96,6 +96,7 @@ class Talk:
     def _answer(self) -> None:
         from klype.cli.conversation import fit
         from klype.cli.model import stream
+        from klype.values import Request
 
         window = self.opened.window
         fitting = fit(self.messages, self.opened.prompt, window, min(self.limit, window // 4))

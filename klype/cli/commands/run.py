@@ -36,7 +36,7 @@ def command(
     Without --text: the demo world, a small language in Norwegian and English whose truth is known.
     """
     terminal = Terminal(as_json, lang)
-    from klype.cli.inputs import checked
+    from klype.cli.inputs import as_option, checked
     from klype.cli.progress import listener
     from klype.config import make
     from klype.runs import folder
@@ -60,11 +60,11 @@ def command(
             "human": human,
             "lang": terminal.lang,
         },
-        "klype run: ",
+        spell=as_option,
     )
     checked(asked)
-    from klype.runs import pipeline
-
     with folder.chosen(asked.recipe_name, out, resume, date.today()) as place, listener(terminal) as say:
+        from klype.runs import pipeline
+
         document = pipeline.run(asked.model_copy(update={"out": place}), say)
     terminal.document(document)

@@ -10,7 +10,6 @@ import typer
 from klype.cli import options as o
 from klype.cli.terminal import Terminal
 from klype.errors import KlypeError, UsageError
-from klype.values import Figure
 
 Folder = Annotated[Path, typer.Option("--folder", help="Where the runs are.")]
 STAGES = ("base", "finetuned", "aligned")
@@ -117,6 +116,7 @@ def show_comparison(terminal: Terminal, runs: list[dict[str, Any]]) -> None:
 
 def shown(figure: dict[str, Any] | None, lang: str) -> str:
     """A figure as it stands in run.json, written for a reader."""
+    from klype.values import Figure
     from klype.words import figure as written
 
     if not isinstance(figure, dict) or figure.get("value") is None:

@@ -57,19 +57,19 @@ def command(
 
 def train(values: dict[str, object], terminal: Terminal) -> None:
     """Checks what was asked, chooses the run's folder, and trains the stage there."""
-    from klype.cli.inputs import checked
+    from klype.cli.inputs import as_option, checked
     from klype.cli.progress import listener
     from klype.config import make
     from klype.runs import folder
     from klype.runs.find import find_model
     from klype.runs.options import StageOptions
 
-    asked = make(StageOptions, {**values, "lang": terminal.lang}, "klype train: ")
+    asked = make(StageOptions, {**values, "lang": terminal.lang}, spell=as_option)
     checked(asked)
     if asked.from_:
         find_model(asked.from_)
-    from klype.runs import pipeline
-
     with folder.chosen(asked.stage, asked.out, asked.resume, date.today()) as place, listener(terminal) as say:
+        from klype.runs import pipeline
+
         document = pipeline.train_stage(asked.model_copy(update={"out": place}), say)
     terminal.document(document)

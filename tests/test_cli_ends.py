@@ -1,0 +1,218 @@
+"""Every way a command can end: its exit code, one sentence, and never a traceback."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import typer
+
+from klype.cli import guard
+from klype.cli.main import call
+from klype.errors import KlypeError, UsageError
+
+Captured = pytest.CaptureFixture[str]
+
+
+def klype(*argv: str) -> int:
+    return guard.guarded(call, list(argv))
+
+
+def raising(error: BaseException) -> Callable[[list[str]], object]:
+    def command(argv: list[str]) -> object:
+        raise error
+
+    return command
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "sentence"),
+    [
+        (KlypeError("It broke.", "Mend it."), 1, "klype: It broke. Mend it."),
+        (UsageError("That is wrong."), 2, "klype: That is wrong."),
+        (KeyboardInterrupt(), 130, "klype: Interrupted. What was saved stays; --resume goes on from there."),
+        (typer.Abort(), 130, "klype: Interrupted."),
+        (OSError(errno.ENOSPC, "No space left", "a/b"), 1, "klype: The disk is full (a/b)."),
+        (PermissionError(errno.EACCES, "denied", "a/b"), 1, "klype: This may not be read or written here (a/b)."),
+        (OSError(errno.EIO, "Input/output error", "a"), 1, "klype: The system refused: Input/output error (a)."),
+        (MemoryError(), 1, "klype: There is not enough memory"),
+        (ValueError("odd\nand long"), 1, "klype: This is a bug in klype (ValueError: odd)."),
+    ],
+)
+def test_each_error_is_one_line_and_its_code(error: BaseException, code: int, sentence: str, capsys: Captured) -> None:
+    assert guard.guarded(raising(error), []) == code
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith(sentence)
+    assert said.err.count("\n") == 1
+    assert guard.guarded(raising(error), ["--json"]) == code
+    said = capsys.readouterr()
+    assert said.err == ""
+    document = json.loads(said.out)
+    assert set(document) == {"error"}
+    assert set(document["error"]) == {"message", "hint"}
+
+
+def test_a_bug_leaves_its_traceback_in_a_file(home: Path, capsys: Captured) -> None:
+    assert guard.guarded(raising(ValueError("odd")), ["run", "--seed", "3"]) == 1
+    (file,) = (home / "errors").iterdir()
+    assert str(file) in capsys.readouterr().err
+    text = file.read_text(encoding="utf-8")
+    assert text.startswith("klype run --seed 3\n")
+    assert "Traceback" in text
+    assert "ValueError: odd" in text
+
+
+def test_a_bug_is_told_even_where_no_file_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    monkeypatch.setenv("KLYPE_HOME", str(tmp_path / "file"))
+    assert guard.guarded(raising(ValueError("odd")), []) == 1
+    assert "could not be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        (["run", "--minutes", "0"], "--minutes should be greater than 0 (it is 0)."),
+        (["run", "--minutes", "-1"], "--minutes should be greater than 0 (it is -1)."),
+        (["run", "--minutes", "nan"], "--minutes should be a finite number"),
+        (["run", "--minutes", "soon"], "Invalid value for '--minutes'"),
+        (["run", "--seed", "-1"], "--seed should be greater than or equal to 0"),
+        (["run", "--text", "no/such/*.txt"], "--text: there is nothing at no/such/*.txt."),
+        (["run", "--text", ".", "--instructions", "none.jsonl"], "--instructions: there is no file none.jsonl."),
+        (["run", "--text", ".", "--preferences", "none.jsonl"], "--preferences: there is no file none.jsonl."),
+        (["run", "--data", "none"], "--data: there is no folder none."),
+        (["run", "--text", ".", "--encoding", "utf-88"], "--encoding: there is no encoding 'utf-88'."),
+        (["run", "--lang", "fr"], "There is no language 'fr': use en or nb."),
+        (["run", "--minuts", "3"], "No such option: --minuts"),
+        (["train", "pretrian"], "STAGE should be 'pretrain', 'finetune', 'rank', 'reward' or 'align'"),
+        (["train", "pretrain", "--size", "huge"], "--size should be 'tiny', 'small' or 'base'"),
+        (["train", "pretrain", "--steps", "0"], "--steps should be greater than 0"),
+        (["train", "pretrain", "--steps", "3", "--minutes", "1"], "give either --steps or --minutes"),
+        (["train", "finetune", "--from", "nowhere"], "There is no model nowhere."),
+        (["train"], "Missing argument"),
+        (["rank", "nowhere", "--simulate"], "There is no model nowhere."),
+        (["ask", "nowhere", "hi"], "There is no model nowhere."),
+        (["ask", "nowhere", "hi", "--temperature", "-1"], "--temperature should be a number from 0 up (it is -1.0)."),
+        (["ask", "nowhere", "hi", "--temperature", "nan"], "--temperature should be a number from 0 up"),
+        (["ask", "nowhere", "hi", "--top-p", "0"], "--top-p should be above 0 and at most 1"),
+        (["next", "nowhere", "hi", "--top", "0"], "Invalid value for '--top'"),
+        (["chat", "nowhere"], "There is no model nowhere."),
+        (["runs", "compare", "a"], "A comparison needs two runs at least."),
+        (["runs", "compare", "a", "b"], "a is not a run: it has no run.json."),
+        (["tell"], "No such command 'tell'."),
+    ],
+)
+def test_wrong_words_and_inputs_start_nothing(
+    argv: list[str], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert klype(*argv, "--json") == 2
+    said = capsys.readouterr()
+    assert json.loads(said.out)["error"]["message"].startswith(sentence)
+    assert list(tmp_path.iterdir()) == []
+    assert klype(*argv) == 2
+    assert capsys.readouterr().err.startswith(f"klype: {sentence}")
+
+
+def test_help_and_version_end_well(capsys: Captured) -> None:
+    assert klype("--version") == 0
+    assert capsys.readouterr().out.startswith("klype 0.")
+    for argv in ([], ["run"], ["train"], ["rank"], ["chat"], ["ask"], ["next"], ["doctor"], ["runs", "list"]):
+        assert klype(*argv, "--help") == 0
+        shown = capsys.readouterr().out
+        assert " ".join(["klype", *argv]) in shown
+        assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_the_console_script_exits_with_the_code(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "klype", "ask", "nowhere", "hi"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("klype: There is no model nowhere.")
+    assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c_gives_130() -> None:
+    """A command that computes for long, interrupted from outside."""
+    script = (
+        "import sys, time\n"
+        "from klype.cli import main\n"
+        "from klype.cli.commands import doctor\n"
+        "def compute():\n"
+        "    print('computing', file=sys.stderr, flush=True)\n"
+        "    time.sleep(60)\n"
+        "doctor.machine = compute\n"
+        "sys.exit(main.guarded(main.call, ['doctor', '--json']))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    assert process.stderr.readline() == b"computing\n"
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert json.loads(out)["error"]["message"] == "Interrupted."
+    assert err == b""
+
+
+def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "klype", "runs", "list", "--json"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    err = process.stderr.read()
+    assert process.wait(timeout=60) in (0, 1)
+    assert err == b""
+
+
+def test_help_is_light() -> None:
+    """No heavy module is imported before it is needed."""
+    heavy = ("torch", "scipy", "numpy", "pydantic", "transformers", "pyarrow", "tokenizers", "nicegui", "jinja2")
+    script = (
+        "import sys, klype.cli.main as m\n"
+        "code = m.guarded(m.call, ['--help'])\n"
+        f"print('HEAVY', [h for h in {heavy!r} if h in sys.modules], code)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "HEAVY [] 0"
+
+
+def test_help_is_quick() -> None:
+    """The best of five; the budget is 0.3 s, and a shared machine gets twice that."""
+
+    def once() -> float:
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "klype", "--help"], capture_output=True, check=True)
+        return time.perf_counter() - start
+
+    assert min(once() for _ in range(5)) < 0.6
+
+
+def test_colour_is_for_terminals_and_not_where_unwanted(tmp_path: Path) -> None:
+    environ = {k: v for k, v in os.environ.items() if k not in ("FORCE_COLOR", "NO_COLOR")}
+    run = [sys.executable, "-m", "klype", "runs", "list"]
+    (tmp_path / "runs" / "a").mkdir(parents=True)
+    (tmp_path / "runs" / "a" / "run.json").write_text('{"recipe": "world"}', encoding="utf-8")
+    plain = subprocess.run(run, cwd=tmp_path, env=environ, capture_output=True, check=True).stdout
+    unwanted = subprocess.run(
+        run, cwd=tmp_path, env={**environ, "NO_COLOR": "1"}, capture_output=True, check=True
+    ).stdout
+    assert b"\x1b" not in plain
+    assert unwanted == plain

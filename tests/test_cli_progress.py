@@ -1,0 +1,117 @@
+"""Progress: the same facts live and plain, nothing flashing where nobody looks."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from klype.cli.environment import language, state_folder, wants_json
+from klype.cli.progress import Live, Plain, listener, print_table
+from klype.cli.terminal import Terminal, to_json
+from klype.runs.say import Say, Silent
+
+
+def tell(say: Say) -> None:
+    """A run in small."""
+    say.note("a note with [brackets]")
+    say.stage_start("pretrain", 100)
+    for step in range(1, 101):
+        say.step({"step": step, "loss": 3.0 / step, "tokens_per_second": 12345.6, "kl": 0.25})
+    say.sample("Hunden drakk\nvann.")
+    say.stage_end("done")
+    say.stage_start("align", 0)
+    say.step({"step": 1, "reward": 0.5})
+    say.stage_end()
+    say.table("Gates", ["name", "value"], [["kl", "0.12"], ["s", "0.98"]])
+
+
+class Clock:
+    def __init__(self, tick: float) -> None:
+        self.now, self.tick = 0.0, tick
+
+    def __call__(self) -> float:
+        self.now += self.tick
+        return self.now
+
+
+def test_plain_lines_come_now_and_then() -> None:
+    console = Console(file=io.StringIO(), width=80)
+    tell(Plain(console, "en", Clock(1.0)))
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    lines = text.splitlines()
+    assert "\x1b" not in text
+    assert max(map(len, lines)) <= 80
+    assert "a note with [brackets]" in lines
+    assert "pretrain: 100 steps" in lines
+    assert "  “Hunden drakk vann.”" in lines
+    told = [line for line in lines if line.startswith("pretrain ")]
+    assert 5 <= len(told) <= 8  # one every 15 s of about 100
+    assert told[0].startswith("pretrain 15/100: loss 0.200  12,346 tok/s  kl 0.250, ")
+    assert told[0].endswith(" s left")
+    assert lines[-3:] == ["name  value", "kl     0.12", "s      0.98"]
+
+
+def test_the_live_bar_shows_loss_speed_and_time_left() -> None:
+    console = Console(
+        file=io.StringIO(), force_terminal=True, width=80, height=40, color_system=None, legacy_windows=False
+    )
+    live = Live(console, "nb")
+    with live.progress:
+        live.stage_start("pretrain", 100)
+        live.step({"step": 40, "loss": 1.5, "tokens_per_second": 23456.0, "kl": 0.25, "right": 0.5})
+        assert live.progress.tasks[0].completed == 40
+        assert live.progress.tasks[0].fields["numbers"] == "loss 1,500  23\u202f456 tok/s  kl 0,250"
+        tell(live)
+    assert all(task.completed == task.total for task in live.progress.tasks if task.total)
+    assert isinstance(console.file, io.StringIO)
+    shown = console.file.getvalue()
+    assert "«Hunden drakk vann.»" in shown
+    assert "Gates" in shown
+    assert "done" in shown
+
+
+def test_a_pipe_gets_plain_lines_and_json_keeps_stdout_clean(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal = Terminal(as_json=True, lang="en")
+    with listener(terminal) as say:
+        assert isinstance(say, Plain)
+        tell(say)
+    terminal.document({"p": 0.5})
+    said = capsys.readouterr()
+    assert said.out == '{\n  "p": 0.5\n}\n'
+    assert "pretrain: 100 steps" in said.err
+
+
+def test_the_silent_listener_remembers() -> None:
+    silent = Silent()
+    tell(silent)
+    assert silent.stages == [("pretrain", 100), ("align", 0)]
+    assert len(silent.steps) == 101
+    assert silent.notes == ["a note with [brackets]", "done"]
+    assert silent.samples == ["Hunden drakk\nvann."]
+
+
+def test_a_table_fits_eighty_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(Console(width=80), "T", ["name", "text"], [["a", "word " * 60], ["b", ""]])
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
+def test_no_document_holds_what_json_does_not_know() -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        to_json({"p": float("nan")})
+
+
+def test_the_environment_is_read_by_the_conventions() -> None:
+    home = Path.home()
+    assert state_folder({}) == home / ".local" / "state" / "klype"
+    assert state_folder({"XDG_STATE_HOME": "/x"}) == Path("/x/klype")
+    assert state_folder({"XDG_STATE_HOME": "/x", "KLYPE_HOME": "/k"}) == Path("/k")
+    assert language({}) == "en"
+    assert language({"LANG": "nb_NO.UTF-8"}) == "nb"
+    assert language({"LANG": "nn_NO.UTF-8", "LC_ALL": "C"}) == "en"
+    assert language({"LANG": "en_GB.UTF-8", "KLYPE_LANG": "nb"}) == "nb"
+    assert wants_json(["ask", "m", "--json"])
+    assert not wants_json(["ask", "m", "--", "--json"])

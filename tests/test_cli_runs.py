@@ -1,0 +1,191 @@
+"""Run folders: chosen, never written over, found again by name, listed and compared."""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import date
+from pathlib import Path
+
+import pytest
+
+from klype.cli import guard
+from klype.cli.main import call
+from klype.errors import KlypeError, UsageError
+from klype.runs import folder
+from klype.runs.find import find_model
+
+DAY = date(2026, 11, 24)
+Captured = pytest.CaptureFixture[str]
+
+
+def checkpoint(place: Path) -> Path:
+    place.mkdir(parents=True)
+    for name in ("config.json", "model.safetensors"):
+        (place / name).write_text("{}", encoding="utf-8")
+    return place
+
+
+def run_of(place: Path, *stages: str, **about: object) -> Path:
+    place.mkdir(parents=True)
+    (place / "run.json").write_text(json.dumps(about), encoding="utf-8")
+    for stage in stages:
+        checkpoint(place / stage)
+    return place
+
+
+def test_folders_are_numbered_by_day_and_recipe(tmp_path: Path) -> None:
+    made = [folder.choose("world", None, False, DAY, tmp_path) for _ in range(3)]
+    assert [m.name for m in made] == [f"world-2026-11-24-{n}" for n in (1, 2, 3)]
+    assert folder.choose("recipes/mine.toml", None, False, DAY, tmp_path).name == "mine-2026-11-24-1"
+    assert all(m.is_dir() for m in made)
+
+
+def test_resume_takes_the_newest_and_starts_fresh_where_there_is_none(tmp_path: Path) -> None:
+    assert folder.choose("world", None, True, DAY, tmp_path).name == "world-2026-11-24-1"
+    for name in (
+        "world-2026-11-25-2",
+        "world-2026-11-25-10",
+        "world-2026-11-24-11",
+        "world-other-1",
+        "text-2026-12-01-1",
+    ):
+        (tmp_path / name).mkdir()
+    assert folder.choose("world", None, True, DAY, tmp_path).name == "world-2026-11-25-10"
+    assert folder.choose("world", tmp_path / "mine", True, DAY).name == "mine"
+
+
+def test_nothing_is_written_over(tmp_path: Path) -> None:
+    run = run_of(tmp_path / "run")
+    with pytest.raises(UsageError, match=r"exists already\. Add --resume") as error:
+        folder.choose("world", run, False, DAY)
+    assert error.value.exit_code == 2
+    assert folder.choose("world", run, True, DAY) == run
+    (tmp_path / "empty").mkdir()
+    assert folder.choose("world", tmp_path / "empty", False, DAY) == tmp_path / "empty"
+    with pytest.raises(UsageError, match="is a file"):
+        folder.choose("world", run / "run.json", True, DAY)
+    with pytest.raises(UsageError, match="cannot be written"):
+        folder.choose("world", run / "run.json" / "below", False, DAY)
+
+
+def test_a_folder_without_write_permission_is_refused(tmp_path: Path) -> None:
+    closed = Path("/proc/1/klype") if os.geteuid() == 0 else tmp_path / "closed" / "run"
+    if os.geteuid() != 0:
+        (tmp_path / "closed").mkdir(mode=0o500)
+    with pytest.raises(UsageError, match=r"cannot be written: .*Choose another --out"):
+        folder.choose("world", closed, False, DAY)
+
+
+def test_a_folder_that_stays_empty_goes_away(tmp_path: Path) -> None:
+    with folder.chosen("world", tmp_path / "run", False, DAY) as place:
+        assert place.is_dir()
+    assert not (tmp_path / "run").exists()
+    with folder.chosen("world", tmp_path / "run", False, DAY) as place:
+        (place / "run.json").write_text("{}", encoding="utf-8")
+    assert (tmp_path / "run" / "run.json").exists()
+
+
+def test_an_existing_run_stops_the_command(tmp_path: Path, capsys: Captured) -> None:
+    run = run_of(tmp_path / "run")
+    for argv in (["run", "--out", str(run)], ["train", "pretrain", "--steps", "1", "--text", ".", "--out", str(run)]):
+        assert guard.guarded(call, argv) == 2
+        assert capsys.readouterr().err == (
+            f"klype: {run} exists already. Add --resume to go on with it, or choose another --out.\n"
+        )
+    assert [p.name for p in run.iterdir()] == ["run.json"]
+
+
+def test_models_are_found_by_every_local_name(tmp_path: Path) -> None:
+    run = run_of(tmp_path / "run", "pretrain", "finetune")
+    assert find_model(str(run)).folder == run / "finetune"
+    checkpoint(run / "align")
+    newest = find_model(str(run))
+    assert (newest.folder, newest.run, newest.stage) == (run / "align", run, "align")
+    earlier = find_model(str(run / "pretrain"))
+    assert (earlier.folder, earlier.run, earlier.stage) == (run / "pretrain", run.resolve(), "pretrain")
+    alone = find_model(str(checkpoint(tmp_path / "alone")))
+    assert (alone.run, alone.stage) == (None, "")
+    sharded = tmp_path / "sharded"
+    sharded.mkdir()
+    for name in ("config.json", "model.safetensors.index.json"):
+        (sharded / name).write_text("{}", encoding="utf-8")
+    assert find_model(str(sharded)).folder == sharded
+
+
+def test_a_half_written_stage_is_not_picked(tmp_path: Path) -> None:
+    run = run_of(tmp_path / "run", "pretrain")
+    (run / "finetune" / "resume").mkdir(parents=True)
+    (run / "finetune" / "config.json").write_text("{}", encoding="utf-8")
+    assert find_model(str(run)).stage == "pretrain"
+
+
+def test_what_is_no_model_says_so(tmp_path: Path) -> None:
+    run = run_of(tmp_path / "run", "pretrain")
+    empty = run_of(tmp_path / "begun")
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    (tmp_path / "nothing").mkdir()
+    for name, sentence in (
+        (str(tmp_path / "none"), "There is no model"),
+        (str(run / "align"), r"There is no model .*The run has: pretrain\."),
+        (str(empty), "has no finished stage yet"),
+        (str(tmp_path / "nothing"), "is not a model"),
+        (str(run / "run.json"), "is a file"),
+        (str(tmp_path / "model.gguf"), "GGUF"),
+        ("hf:owner/name", "hub name"),
+        ("http://localhost:1/v1#m", "behind a server"),
+    ):
+        with pytest.raises(KlypeError, match=sentence):
+            find_model(name)
+
+
+def figures(right: float) -> dict[str, object]:
+    return {
+        "right": {"value": right, "low": right - 0.04, "high": right + 0.04, "n": 400, "unit": ""},
+        "s": {"value": None},
+    }
+
+
+def test_runs_are_listed_also_when_one_is_broken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    gates = [{"name": "kl", "passed": True}, {"name": "s", "passed": False}]
+    run_of(tmp_path / "runs" / "a", "pretrain", recipe="world", seconds={"total": 301.4}, gates=gates)
+    run_of(tmp_path / "runs" / "b").joinpath("run.json").write_text("{", encoding="utf-8")
+    assert guard.guarded(call, ["runs", "list", "--json"]) == 0
+    good, bad = json.loads(capsys.readouterr().out)["runs"]
+    assert good == {
+        "run": "runs/a",
+        "recipe": "world",
+        "seconds": 301.4,
+        "stages": ["pretrain"],
+        "gates_passed": 1,
+        "gates": 2,
+    }
+    assert bad["run"] == "runs/b"
+    assert "cannot be read" in bad["why"]
+    assert guard.guarded(call, ["runs", "list", "--lang", "nb"]) == 0
+    shown = capsys.readouterr().out
+    assert "oppskrift" in shown
+    assert "1/2" in shown
+
+
+def test_runs_are_compared_stage_by_stage(tmp_path: Path, capsys: Captured) -> None:
+    a = run_of(tmp_path / "a", recipe="world", stages={"base": figures(0.5), "aligned": None})
+    b = run_of(tmp_path / "b", recipe="world", stages={"base": figures(0.8), "aligned": figures(0.9)})
+    assert guard.guarded(call, ["runs", "compare", str(a), str(b), "--json", "--out", str(tmp_path / "c.json")]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert json.loads((tmp_path / "c.json").read_text(encoding="utf-8")) == document
+    assert document["runs"][1]["stages"]["aligned"] == figures(0.9)
+    assert document["runs"][0]["stages"]["finetuned"] is None
+    assert guard.guarded(call, ["runs", "compare", str(a), str(b)]) == 0
+    shown = capsys.readouterr().out
+    assert "0.50 [0.46, 0.54]" in shown
+    assert "0.80 [0.76, 0.84]" in shown
+    assert "finetuned" not in shown
+
+
+def test_a_document_is_written_whole_or_refused(tmp_path: Path, capsys: Captured) -> None:
+    assert guard.guarded(call, ["runs", "list", "--out", str(tmp_path / "none" / "x.json")]) == 2
+    assert "cannot be written" in capsys.readouterr().err

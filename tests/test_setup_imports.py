@@ -1,0 +1,143 @@
+"""The rules of the house, walked over the source: who imports whom, and what no module does."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "klype"
+# From the ground up: a room imports only rooms on its own level or on levels before it (docs/architecture.md).
+LEVELS = (
+    ("__init__", "errors", "values"),
+    ("config", "device", "words"),
+    ("text",),
+    ("world",),
+    ("model", "hf"),
+    ("data",),
+    ("engine",),
+    ("sources",),
+    ("judge",),
+    ("answers",),
+    ("preferences",),
+    ("train",),
+    ("examine",),
+    ("experiments",),
+    ("runs",),
+    ("serve",),
+    ("studio",),
+    ("bench",),
+    ("cli", "__main__"),
+)
+LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
+MAY_BE_LONG = {"world/questions.py": "one small class a kind of question, read as one table"}
+MAY_TAKE_MANY: dict[str, str] = {}  # path:function → why
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def name_of(module: Path) -> str:
+    return str(module.relative_to(PACKAGE))
+
+
+def room_of(module: Path) -> str:
+    return module.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Every absolute module name that is imported, wherever the statement stands."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: a relative import"
+            yield node.lineno, node.module or ""
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+
+
+def parse(module: Path) -> ast.Module:
+    return ast.parse(module.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("module", MODULES, ids=name_of)
+def test_imports_point_up(module: Path) -> None:
+    assert room_of(module) in LEVEL, f"the room {room_of(module)} has no place in LEVELS"
+    wrong = []
+    for line, name in imports(parse(module)):
+        parts = name.split(".")
+        known = parts[0] == "klype" and len(parts) > 1 and parts[1] in LEVEL
+        if known and LEVEL[parts[1]] > LEVEL[room_of(module)]:
+            wrong.append(f"line {line} imports {name}")
+    assert not wrong
+
+
+@pytest.mark.parametrize("module", MODULES, ids=name_of)
+def test_only_the_command_line_and_the_device_read_the_environment(module: Path) -> None:
+    if room_of(module) in ("cli", "device"):
+        assert room_of(module) in LEVEL
+        return
+    reads = [
+        node.lineno
+        for node in ast.walk(parse(module))
+        if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv", "environb", "putenv")
+    ]
+    assert not reads
+
+
+@pytest.mark.parametrize("module", MODULES, ids=name_of)
+def test_nothing_happens_at_import(module: Path) -> None:
+    assert not [f"line {node.lineno}: {ast.unparse(node)[:60]}" for node in parse(module).body if acts(node)]
+    assert not [node.lineno for node in ast.walk(parse(module)) if isinstance(node, ast.Global)]
+
+
+def acts(node: ast.stmt) -> bool:
+    """Whether a top-level statement does something: anything but imports, definitions, constants and docstrings."""
+    match node:
+        case ast.Import() | ast.ImportFrom() | ast.FunctionDef() | ast.ClassDef() | ast.AsyncFunctionDef():
+            return False
+        case ast.Assign() | ast.AnnAssign() | ast.Expr(value=ast.Constant()):
+            return False
+        case ast.If(test=test):
+            return ast.unparse(test) not in ("TYPE_CHECKING", "__name__ == '__main__'")
+    return True
+
+
+@pytest.mark.parametrize("module", MODULES, ids=name_of)
+def test_no_pickle_no_foreign_code(module: Path) -> None:
+    tree = parse(module)
+    pickles = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
+    assert not [name for _, name in imports(tree) if name.split(".")[0] in pickles]
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        function = ast.unparse(call.func)
+        given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+        where = f"line {call.lineno}: {function}"
+        assert function not in ("eval", "exec", "hasattr"), where
+        assert function != "torch.load" or given.get("weights_only") == "True", where
+        assert given.get("allow_pickle", "False") == "False", where
+        assert given.get("trust_remote_code", "False") == "False", where
+
+
+@pytest.mark.parametrize("module", MODULES, ids=name_of)
+def test_files_and_signatures_are_small(module: Path) -> None:
+    if name_of(module) not in MAY_BE_LONG:
+        assert len(module.read_text(encoding="utf-8").splitlines()) <= 400
+    if room_of(module) == "cli":  # a command's parameters are its options
+        return
+    crowded = [
+        f"line {node.lineno}: {node.name}"
+        for node in ast.walk(parse(module))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and parameters(node) > 6
+    ]
+    assert not [c for c in crowded if f"{name_of(module)}:{c.split()[-1]}" not in MAY_TAKE_MANY]
+
+
+def parameters(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    names = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+    return len([name for name in names if name not in ("self", "cls")])
+
+
+def test_the_walk_sees_a_wrong_import() -> None:
+    tree = ast.parse("def f():\n    from klype.cli import main\n")
+    assert "klype.cli" in [name for _, name in imports(tree)]
+    assert LEVEL["cli"] > LEVEL["engine"] > LEVEL["model"] > LEVEL["errors"]

@@ -1,0 +1,59 @@
+"""Both languages say the same things, with the same values in them."""
+
+from __future__ import annotations
+
+import ast
+import string
+from pathlib import Path
+
+import pytest
+
+from klype.words import LANGUAGES, catalogues, words
+
+CATALOGUES = sorted({name for name, _ in catalogues()})
+CLI = Path(__file__).resolve().parent.parent / "klype" / "cli"
+
+
+def placeholders(text: str) -> set[str]:
+    return {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
+
+
+def test_every_catalogue_is_there_in_every_language() -> None:
+    assert "cli" in CATALOGUES
+    assert set(catalogues()) == {(name, lang) for name in CATALOGUES for lang in LANGUAGES}
+
+
+@pytest.mark.parametrize("catalogue", CATALOGUES)
+def test_the_same_keys_and_placeholders(catalogue: str) -> None:
+    first, *others = (words(lang, catalogue) for lang in LANGUAGES)
+    for other in others:
+        assert set(other.messages) == set(first.messages)
+        for key, text in first.messages.items():
+            assert text.strip(), key
+            assert placeholders(other.messages[key]) == placeholders(text), key
+            assert "" not in placeholders(text), f"{key}: a placeholder without a name"
+
+
+def test_the_command_line_uses_every_message_and_no_other() -> None:
+    used, prefixes = set(), set()
+    for module in CLI.rglob("*.py"):
+        for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                used.add(node.value)
+            elif isinstance(node, ast.JoinedStr) and isinstance(node.values[0], ast.Constant):
+                prefixes.add(str(node.values[0].value))
+    known = set(words("en").messages)
+    unused = {k for k in known - used if not any(p.endswith(".") and k.startswith(p) for p in prefixes)}
+    assert not unused
+    sections = {key.partition(".")[0] for key in known}
+    looks_like = {u for u in used if u.count(".") == 1 and u.partition(".")[0] in sections and " " not in u}
+    assert {u for u in looks_like if not u.endswith(".")} <= known
+
+
+def test_a_message_takes_its_values() -> None:
+    assert words("nb")("chat.set", what="temperature", value=0.5) == "temperature er nå 0.5."
+    assert words("en").section("probs") == {"token": "token", "p": "p", "instead": "instead"}
+    with pytest.raises(KeyError):
+        words("en")("chat.set", what="temperature")
+    with pytest.raises(KeyError):
+        words("en")("chat.none")

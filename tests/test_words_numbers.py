@@ -1,0 +1,50 @@
+"""Numbers as a reader of each language writes them."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from klype.values import Figure
+from klype.words import count, figure, number, percent
+from klype.words.numbers import interval_decimals
+
+
+@pytest.mark.parametrize(
+    ("value", "en", "nb"),
+    [
+        (Figure(0.83, 0.79, 0.87), "0.83 [0.79, 0.87]", "0,83 [0,79; 0,87]"),
+        (Figure(0.976, 0.9712, 0.9805), "0.976 [0.971, 0.981]", "0,976 [0,971; 0,981]"),
+        (Figure(12.34, 11.0, 13.5), "12.3 [11.0, 13.5]", "12,3 [11,0; 13,5]"),
+        (Figure(1234.0, 1100.0, 1400.0), "1234 [1100, 1400]", "1234 [1100; 1400]"),
+        (Figure(-0.1, -0.2, 0.001), "−0.10 [−0.20, 0.00]", "−0,10 [−0,20; 0,00]"),
+        (Figure(0.5), "0.50", "0,50"),
+        (Figure(1.0, 1.0, 1.0, certain=True), "1.00 [1.00, 1.00]", "1,00 [1,00; 1,00]"),
+        (Figure(None, why="no answers"), "– (no answers)", "– (no answers)"),
+        (Figure(float("nan")), "–", "–"),
+    ],
+)
+def test_figures(value: Figure, en: str, nb: str) -> None:
+    assert figure(value, "en") == en
+    assert figure(value, "nb") == nb
+
+
+def test_units_percent_and_counts() -> None:
+    assert figure(Figure(0.5, 0.4, 0.6, unit="nats"), "en", unit=True) == "0.50 [0.40, 0.60] nats"
+    assert percent(0.83, "en") == "83%"
+    assert percent(0.83, "nb") == "83\u00a0%"
+    assert percent(0.8349, "nb", 1) == "83,5\u00a0%"
+    assert count(1234567, "en") == "1,234,567"
+    assert count(1234, "nb") == "1234"
+    assert count(1234567, "nb") == "1\u202f234\u202f567"
+    assert number(-0.001, "en") == "0.00"
+
+
+@given(st.floats(-1e6, 1e6), st.floats(1e-5, 1e6))
+def test_an_interval_stays_an_interval_when_written(low: float, width: float) -> None:
+    high = low + width
+    decimals = interval_decimals(low, high)
+    assert 0 <= decimals <= 6
+    half_unit = 0.5 * 10**-decimals
+    assert half_unit <= width  # rounding moves an end by less than the interval is wide
