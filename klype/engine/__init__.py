@@ -1,0 +1,1 @@
+"""Generation: sampling, continuous batching over one cache, speculation."""

@@ -1,0 +1,177 @@
+"""Reading prompts: what they have in common is computed once, and what was read lately is not read again."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from klype.model.cache import Cache
+from klype.model.shelf import Shelf
+from klype.model.transformer import Transformer
+
+Tokens = tuple[int, ...]
+GRAIN = 16
+"""Prefixes are remembered at multiples of this many tokens; shorter ones are cheaper to read again."""
+WORTH = 32
+"""Prompts of one call that begin with at least this many equal tokens have them read once."""
+CHUNK = 512
+PADDED = 8192
+"""Tokens a pass, padding included."""
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """A prompt that has been read: where it lies, and the logits [V] of what follows it."""
+
+    shelf: Shelf
+    slot: int
+    length: int
+    logits_V: Tensor
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Sorts prompts of one shelf together, by slot."""
+        return id(self.shelf), self.slot
+
+
+class Prefixes:
+    """Reads prompts and remembers them, the oldest forgotten when ``budget`` bytes are passed."""
+
+    def __init__(self, model: Transformer, budget: int = 256 << 20) -> None:
+        self.model = model
+        self.budget = budget
+        self.passes = 0
+        self.tokens = 0  # computed, without padding
+        self._known: dict[Tokens, tuple[Shelf, int, Tokens]] = {}
+        self._recent: deque[tuple[Shelf, list[Tokens]]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._recent)
+
+    def clear(self) -> None:
+        self._known.clear()
+        self._recent.clear()
+
+    @torch.inference_mode()
+    def read(self, prompts: Sequence[Tokens]) -> list[Place]:
+        """A place for every prompt, in order. Prompts that begin another are read with it."""
+        distinct = sorted(set(prompts))
+        host: dict[Tokens, Tokens] = {}
+        for prompt, after in zip(reversed(distinct), [(), *reversed(distinct)], strict=False):
+            host[prompt] = host[after] if after[: len(prompt)] == prompt else prompt
+        hosts = [prompt for prompt in distinct if host[prompt] == prompt]
+        for prefix in _common(hosts):
+            if self._lookup(prefix)[2] < len(prefix) - GRAIN:
+                self._compute([prefix], {prefix: [len(prefix)]})
+        wanted: dict[Tokens, list[int]] = {prompt: [] for prompt in hosts}
+        for prompt in distinct:
+            wanted[host[prompt]].append(len(prompt))
+        places = {}
+        for batch in self._batches(hosts, wanted):
+            places.update(self._compute(batch, wanted))
+        return [places[prompt] for prompt in prompts]
+
+    def _batches(self, hosts: list[Tokens], wanted: dict[Tokens, list[int]]) -> list[list[Tokens]]:
+        """Prompts of alike length together, so that little of a pass is padding."""
+        rest = {prompt: len(prompt) - self._start(prompt, wanted)[2] for prompt in hosts}
+        batches: list[list[Tokens]] = []
+        for prompt in sorted(hosts, key=lambda p: rest[p]):
+            shortest = rest[batches[-1][0]] if batches else 0
+            fits = batches and rest[prompt] <= shortest * 5 // 4 + 8
+            if fits and (len(batches[-1]) + 1) * min(rest[prompt], CHUNK) <= PADDED:
+                batches[-1].append(prompt)
+            else:
+                batches.append([prompt])
+        return batches
+
+    def _compute(self, batch: list[Tokens], wanted: dict[Tokens, list[int]]) -> dict[Tokens, Place]:
+        starts = [self._start(prompt, wanted) for prompt in batch]
+        cache = Cache(self.model.config, 0, dtype=self.model.embed.weight.dtype)
+        if any(length for _, _, length in starts):
+            order = sorted(range(len(batch)), key=lambda i: id(starts[i][0]))
+            batch, starts = [batch[i] for i in order], [starts[i] for i in order]
+            for shelf, slot, length in starts:
+                cache.join(shelf or _empty_shelf(self.model), [slot], [length])
+        else:
+            cache = Cache(self.model.config, len(batch), dtype=self.model.embed.weight.dtype)
+        begin = np.array([length for _, _, length in starts])
+        whole = np.array([len(prompt) for prompt in batch])
+        asks = [(row, length) for row, prompt in enumerate(batch) for length in sorted(set(wanted[prompt]))]
+        states: dict[tuple[int, int], Tensor] = {}
+        for first in range(0, int((whole - begin).max()), CHUNK):
+            done = np.minimum(begin + first, whole)
+            T = min(CHUNK, int((whole - begin).max()) - first)
+            rows = [prompt[at : at + T] for prompt, at in zip(batch, done, strict=True)]
+            tokens_BT = torch.tensor([[*row, *(0,) * (T - len(row))] for row in rows])
+            hidden_BTD = self.model.hidden(tokens_BT, cache)
+            cache.truncate(np.minimum(done + T, whole))
+            self.passes += 1
+            self.tokens += sum(map(len, rows))
+            for row, length in asks:
+                if done[row] < length <= done[row] + T:
+                    states[row, length] = hidden_BTD[row, length - 1 - done[row]]
+        logits_AV = self.model.unembed(torch.stack([states[ask] for ask in asks]))
+        shelf = cache.shelve()
+        self._remember(shelf, batch)
+        found = {}
+        for (row, length), logits_V in zip(asks, logits_AV, strict=True):
+            found[batch[row][:length]] = Place(shelf, row, length, logits_V)
+        return found
+
+    def _start(self, prompt: Tokens, wanted: dict[Tokens, list[int]]) -> tuple[Shelf | None, int, int]:
+        """What of the prompt is already read; at least the last token of the shortest that is asked for is left."""
+        shelf, slot, matched = self._lookup(prompt)
+        length = min(matched, min(wanted[prompt]) - 1)
+        return (shelf, slot, length) if shelf is not None and length >= GRAIN else (None, 0, 0)
+
+    def _lookup(self, prompt: Tokens) -> tuple[Shelf | None, int, int]:
+        """The longest known beginning: shelf, slot and length; (None, 0, 0) when there is none."""
+        for length in range(len(prompt) - len(prompt) % GRAIN, 0, -GRAIN):
+            entry = self._known.get(prompt[:length])
+            if entry is not None:
+                shelf, slot, text = entry
+                return shelf, slot, _common_length(prompt, text)
+        return None, 0, 0
+
+    def _remember(self, shelf: Shelf, prompts: list[Tokens]) -> None:
+        for slot, prompt in enumerate(prompts):
+            for length in range(GRAIN, len(prompt) + 1, GRAIN):
+                self._known[prompt[:length]] = (shelf, slot, prompt)
+        self._recent.append((shelf, prompts))
+        while sum(known.nbytes for known, _ in self._recent) > self.budget:
+            old, texts = self._recent.popleft()
+            for prompt in texts:
+                for length in range(GRAIN, len(prompt) + 1, GRAIN):
+                    if self._known.get(prompt[:length], (None,))[0] is old:
+                        del self._known[prompt[:length]]
+
+
+def _common(hosts: list[Tokens]) -> list[Tokens]:
+    """Beginnings of at least ``WORTH`` tokens shared by neighbours in sorted order, one for every such run."""
+    found: list[Tokens] = []
+    run: Tokens = ()
+    for before, prompt in pairwise(hosts):
+        shared = before[: _common_length(before, prompt)]
+        if len(shared) < WORTH:
+            run = ()
+        elif run and run[:WORTH] == shared[:WORTH]:
+            run = run if len(run) <= len(shared) else shared
+            found[-1] = run
+        else:
+            run = shared
+            found.append(run)
+    return found
+
+
+def _common_length(a: Tokens, b: Tokens) -> int:
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def _empty_shelf(model: Transformer) -> Shelf:
+    return Cache(model.config, 1, dtype=model.embed.weight.dtype).shelve()

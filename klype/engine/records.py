@@ -1,0 +1,108 @@
+"""What has been drawn so far: plain arrays, one line a running answer; Python objects are made when it has ended."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from klype.engine.prefixes import Place
+from klype.values import Distribution, How, Request, Step, Trace
+
+Indices = npt.NDArray[np.int64]
+Ended = Literal["stop", "length", "cancelled"]
+
+
+@dataclass(eq=False)
+class Job:
+    """A request on its way: which samples are still to be started and which are done."""
+
+    id: int
+    request: Request
+    room: int  # tokens an answer may have: the limit, or what the window leaves
+    waiting: int  # samples not started
+    place: Place | None = None
+    started: float = 0.0
+    traces: list[Trace] = field(default_factory=list)
+
+    @property
+    def next_sample(self) -> int:
+        return self.request.first_sample + self.request.n - self.waiting
+
+    def seen(self) -> Place:
+        assert self.place is not None, "the prompt has been read before its samples join"
+        return self.place
+
+
+class Records:
+    """Tokens and their log-probabilities, [lines, positions]; lines are reused."""
+
+    def __init__(self) -> None:
+        self.tokens: npt.NDArray[np.int64] = np.zeros((0, 32), np.int64)
+        self.logp: npt.NDArray[np.float64] = np.zeros((0, 32))
+        self.drawn_logp: npt.NDArray[np.float64] = np.zeros((0, 32))
+        self.distributions: dict[int, list[Distribution]] = {}
+        self.texts: dict[int, bytearray] = {}
+        self._free: list[int] = []
+
+    def open(self, count: int) -> Indices:
+        """Lines for so many new answers."""
+        missing = count - len(self._free)
+        if missing > 0:
+            used = len(self.tokens)
+            grown = max(missing, used // 2)
+            self._free.extend(range(used + grown - 1, used - 1, -1))
+            self._grow(grown, 0)
+        return np.array([self._free.pop() for _ in range(count)], np.int64)
+
+    def close(self, line: int) -> None:
+        self.distributions.pop(line, None)
+        self.texts.pop(line, None)
+        self._free.append(line)
+
+    def write(self, lines: Indices, at: Indices, tokens: Indices, logp: npt.NDArray[np.float64]) -> None:
+        """``logp`` [2, R]: under the model, and under what was drawn from."""
+        last = int(at.max(initial=0))
+        if last >= self.tokens.shape[1]:
+            self._grow(0, max(self.tokens.shape[1], last + 1 - self.tokens.shape[1]))
+        self.tokens[lines, at] = tokens
+        self.logp[lines, at] = logp[0]
+        self.drawn_logp[lines, at] = logp[1]
+
+    def last(self, line: int, count: int) -> Step:
+        """The newest of ``count`` steps."""
+        at = count - 1
+        listed = self.distributions.get(line)
+        token, logp, drawn = self.tokens[line, at], self.logp[line, at], self.drawn_logp[line, at]
+        return Step(int(token), float(logp), float(drawn), "drawn", listed[at] if listed else None)
+
+    def steps(self, line: int, count: int) -> tuple[Step, ...]:
+        tokens, logp = self.tokens[line, :count].tolist(), self.logp[line, :count].tolist()
+        drawn = self.drawn_logp[line, :count].tolist()
+        listed: Sequence[Distribution | None] = self.distributions.get(line) or [None] * count
+        how: How = "drawn"
+        return tuple(Step(t, p, d, how, q) for t, p, d, q in zip(tokens, logp, drawn, listed, strict=True))
+
+    def _grow(self, lines: int, positions: int) -> None:
+        more = ((0, lines), (0, positions))
+        self.tokens = np.pad(self.tokens, more)
+        self.logp = np.pad(self.logp, more)
+        self.drawn_logp = np.pad(self.drawn_logp, more)
+
+
+def distribution(logp_V: Tensor, top: int) -> Distribution:
+    """The most probable ``top`` tokens (-1: all), most probable first."""
+    k = logp_V.shape[-1] if top < 0 else min(top, logp_V.shape[-1])
+    values, ids = logp_V.topk(k)
+    rest = 0.0 if k == logp_V.shape[-1] else max(0.0, 1.0 - float(values.double().exp().sum()))
+    return Distribution(ids.numpy(), values.numpy(), rest)
+
+
+def token_counts(texts: list[npt.NDArray[np.int64]], vocab_size: int) -> Tensor:
+    """[B, V]: how often each token is in each text."""
+    return torch.from_numpy(np.stack([np.bincount(t, minlength=vocab_size) for t in texts])).float()

@@ -1,0 +1,83 @@
+"""How probable given answers are. Shapes: R answers, T tokens, V vocabulary, M positions of all answers together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from klype.engine.prefixes import Place, Prefixes
+from klype.engine.records import distribution
+from klype.model.cache import Cache
+from klype.values import Distribution, Sampling, Step, Trace
+
+PADDED = 8192
+"""Tokens a pass, padding included."""
+ENTRIES = 1 << 23
+"""Logits held at a time."""
+
+Tokens = Sequence[int]
+Scored = list[tuple[float, Distribution | None]]
+
+
+@torch.inference_mode()
+def score(
+    prefixes: Prefixes, prompts: Sequence[Tokens], answers: Sequence[Tokens], top: int, label: str
+) -> list[Trace]:
+    """Traces of forced answers. Equal prompts are read once; answers of alike length share a pass."""
+    places = prefixes.read([tuple(prompt) for prompt in prompts])
+    scored: list[Scored] = [[] for _ in prompts]
+    for rows in _batches([len(answer) for answer in answers]):
+        rows.sort(key=lambda row: places[row].order)
+        batch = _score(prefixes, [places[row] for row in rows], [answers[row] for row in rows], top)
+        for row, found in zip(rows, batch, strict=True):
+            scored[row] = found
+    traces = []
+    for prompt, answer, found in zip(prompts, answers, scored, strict=True):
+        steps = tuple(Step(token, logp, logp, "forced", q) for token, (logp, q) in zip(answer, found, strict=True))
+        traces.append(Trace(tuple(prompt), steps, Sampling(), 0, 0, label, "length", 1, 0.0))
+    return traces
+
+
+def _batches(lengths: list[int]) -> list[list[int]]:
+    batches: list[list[int]] = []
+    for row in sorted((r for r, length in enumerate(lengths) if length), key=lambda r: lengths[r]):
+        shortest = lengths[batches[-1][0]] if batches else 0
+        if batches and lengths[row] <= shortest * 5 // 4 + 8 and (len(batches[-1]) + 1) * lengths[row] <= PADDED:
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+    return batches
+
+
+def _score(prefixes: Prefixes, places: list[Place], answers: list[Tokens], top: int) -> list[Scored]:
+    model = prefixes.model
+    cache = Cache(model.config, 0, dtype=model.embed.weight.dtype)
+    for _, group in groupby(places, key=lambda place: place.order[0]):
+        alike = list(group)
+        cache.join(alike[0].shelf, [place.slot for place in alike], [place.length for place in alike])
+    first_RV = torch.stack([place.logits_V for place in places])
+    found: list[Scored] = [_read(first_RV, torch.tensor([answer[0] for answer in answers]), top)]
+    T = max(map(len, answers)) - 1
+    if T:
+        fed = [answer[:-1] for answer in answers]
+        tokens_RT = torch.tensor([[*row, *(0,) * (T - len(row))] for row in fed])
+        hidden_RTD = model.hidden(tokens_RT, cache)
+        prefixes.passes += 1
+        real_RT = torch.arange(T) < torch.tensor([len(row) for row in fed])[:, None]
+        hidden_MD = hidden_RTD[real_RT]
+        targets_M = torch.tensor([token for answer in answers for token in answer[1:]], dtype=torch.int64)
+        size = max(1, ENTRIES // model.config.vocab_size)
+        parts = zip(torch.split(hidden_MD, size), torch.split(targets_M, size), strict=True)
+        found += [_read(model.unembed(hidden), targets, top) for hidden, targets in parts]
+    firsts, later = found[0], iter([one for part in found[1:] for one in part])
+    return [[firsts[row], *(next(later) for _ in answer[1:])] for row, answer in enumerate(answers)]
+
+
+def _read(logits_MV: Tensor, targets_M: Tensor, top: int) -> Scored:
+    logp_MV = logits_MV.float().log_softmax(-1)
+    logp = logp_MV.gather(1, targets_M[:, None])[:, 0].double().numpy()
+    listed = [distribution(row, top) for row in logp_MV] if top else [None] * len(logp)
+    return list(zip(logp.tolist(), listed, strict=True))
