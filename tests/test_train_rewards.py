@@ -20,9 +20,8 @@ from klype.train.rewards import Ranked, RewardModel, RewardSettings, fit_reward,
 torch.set_num_threads(1)
 
 
-def quick(**changes: object) -> RewardSettings:
-    settings = RewardSettings()
-    return settings.model_copy(update={"training": settings.training.model_copy(update={"steps": 150}), **changes})
+def quick(**changes: int) -> RewardSettings:
+    return RewardSettings(steps=150, **changes)
 
 
 def taste(answer: tuple[int, ...]) -> int:

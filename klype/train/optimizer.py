@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 from torch import nn
+from torch.autograd.graph import increment_version
 
 from klype import config
 from klype.errors import KlypeError
@@ -193,8 +194,10 @@ class Optimizer:
         ]
 
     def _publish(self) -> None:
+        """Lets the model have the new weights, and torch know that they changed (whoever caches can tell)."""
         if self._low is not self.master:
             self._low.copy_(self.master)
+        increment_version(self._parameters)
 
 
 def fused_parts(config: ModelConfig) -> dict[str, tuple[int, ...]]:

@@ -20,7 +20,6 @@ from pydantic import Field
 from safetensors.torch import load, save
 from torch import nn
 
-from klype import config
 from klype.errors import KlypeError
 from klype.train.features import Ids, answer_features, feature_names
 from klype.train.loop import Session, Settings, train
@@ -50,18 +49,16 @@ class PairOutcomes:
     right: Floats
 
 
-class RewardSettings(config.Settings):
-    """How the heads are fitted. ``questions`` rankings make a batch."""
+class RewardSettings(Settings):
+    """How the heads are fitted. ``questions`` rankings make a batch; ``heads`` disagree where the model is unsure."""
 
+    steps: int = Field(default=1500, ge=0)
+    optimizer: OptimizerSettings = OptimizerSettings(kind="adamw", rate=1e-2, decay=1e-2)
+    schedule: Schedule = Schedule(warmup=0.05)
+    clip: float = Field(default=0.0, ge=0)
     heads: int = Field(default=1, ge=1)
     questions: int = Field(default=64, ge=1)
     seed: int = 0
-    training: Settings = Settings(
-        steps=1500,
-        optimizer=OptimizerSettings(kind="adamw", rate=1e-2, decay=1e-2),
-        schedule=Schedule(warmup=0.05),
-        clip=0.0,
-    )
 
 
 class RewardModel:
@@ -156,7 +153,7 @@ def fit_reward(
     model.mean_F = features_NF.mean(0)
     model.scale_F = features_NF.std(0) + 1e-3
     batches = _RankingBatches(model._standardised(features_NF), useful, settings)
-    train(model.head, rank_features, batches, settings.training, folder, session)
+    train(model.head, rank_features, batches, settings, folder, session)
     with torch.no_grad():
         raw_N = model.head(model._standardised(features_NF)).mean(1)
     model.centre, model.spread = float(raw_N.mean()), max(float(raw_N.std()), 1e-6)

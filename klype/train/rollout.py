@@ -1,0 +1,187 @@
+"""Rollouts are just another source of batches: ask, let the engine answer, reward, and hand out what to learn from.
+
+Everything random is a function of (seed, step), so that the step's number is the whole state: resumed = straight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import nn
+
+from klype import config
+from klype.errors import KlypeError
+from klype.train.features import Ids
+from klype.train.objectives import answer_logp
+from klype.train.policy import Scaling, advantages
+from klype.train.rewards import RewardModel
+from klype.values import Batch, Floats, Question, Request, Reward, Sampling, Trace
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A question and its prompt as token ids."""
+
+    prompt: tuple[int, ...]
+    question: Question | None = None
+
+
+Ask = Callable[[int], Sequence[Asked]]
+AnswerReward = Callable[[Sequence[Asked], Sequence[Ids]], Floats]
+
+
+class Answerer(Protocol):
+    """What is asked of an engine: answers, and to forget everything computed with older weights."""
+
+    def run(self, requests: Sequence[Request]) -> list[list[Trace]]: ...
+    def refresh(self, version: int) -> None: ...
+
+
+class RolloutSettings(config.Settings):
+    """``answers`` to each question, of at most ``limit`` tokens, drawn at ``temperature``; ``stop`` ends an answer.
+
+    ``unfinished`` is the reward added to an answer that did not end. ``kl_in_reward`` takes that much reward for each
+    nat that an answer's log-probability is above the reference's. ``drop_equal`` leaves out groups with all rewards
+    equal (their advantage is 0 in any case, but the leash would pull on them).
+    """
+
+    answers: int = Field(default=8, ge=2)
+    limit: int = Field(default=32, ge=1)
+    temperature: float = Field(default=1.0, gt=0)
+    scaling: Scaling = "batch"
+    unfinished: float = -1.0
+    kl_in_reward: float = Field(default=0.0, ge=0)
+    drop_equal: bool = False
+    seed: int = 0
+    stop: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Players:
+    """Who takes part: who asks (questions of a step), who answers, who rewards, and the frozen model not to leave.
+
+    ``rehearsal`` gives a step's batch of older material, put into ``extra["rehearsal"]``.
+    """
+
+    ask: Ask
+    engine: Answerer
+    reward: AnswerReward
+    reference: nn.Module | None = None
+    rehearsal: Callable[[int], Batch] | None = None
+
+
+class RolloutBatches:
+    """Batch number i: answers to the questions of step i by the model as it then is (see policy.py for its fields)."""
+
+    def __init__(self, players: Players, settings: RolloutSettings) -> None:
+        self.players, self.settings, self.index = players, settings, 0
+
+    def __iter__(self) -> RolloutBatches:
+        return self
+
+    def __next__(self) -> Batch:
+        step, players, settings = self.index, self.players, self.settings
+        asked = players.ask(step)
+        players.engine.refresh(step)
+        groups = players.engine.run([self._request(a, step, i) for i, a in enumerate(asked)])
+        traces = [trace for group in groups for trace in group]
+        of_each = [a for a, group in zip(asked, groups, strict=True) for _ in group]
+        batch = answers_batch([t.prompt for t in traces], [t.tokens for t in traces])
+        extra: dict[str, Any] = {"temperature": settings.temperature, "old_logp_BT": _drawn_logp(traces, batch)}
+        if players.reference is not None:
+            with torch.no_grad():
+                known = Batch(batch.tokens_BT, batch.targets_BT, batch.weights_BT, extra)
+                extra["reference_logp_BT"] = answer_logp(players.reference, known)
+        rewards_N = _checked(players.reward(of_each, [t.tokens for t in traces]), len(traces))
+        adjusted_QG = self._adjusted(rewards_N, traces, extra).reshape(len(asked), settings.answers)
+        advantages_QG = advantages(torch.from_numpy(adjusted_QG), settings.scaling).float()
+        different_Q = torch.from_numpy(np.ptp(adjusted_QG, axis=1) > 1e-9)
+        extra["advantages_B"] = (advantages_QG * different_Q[:, None]).flatten()
+        extra["metrics"] = _metrics(rewards_N, traces, different_Q)
+        if players.rehearsal is not None:
+            extra["rehearsal"] = players.rehearsal(step)
+        self.index += 1
+        kept_B = different_Q.repeat_interleave(settings.answers)
+        weights_BT = batch.weights_BT * kept_B[:, None] if settings.drop_equal else batch.weights_BT
+        return Batch(batch.tokens_BT, batch.targets_BT, weights_BT, extra)
+
+    def state(self) -> dict[str, Any]:
+        return {"index": self.index}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.index = state["index"]
+
+    def _request(self, asked: Asked, step: int, number: int) -> Request:
+        s = self.settings
+        seed = (s.seed << 40) + (step << 16) + number
+        sampling = Sampling(temperature=s.temperature)
+        return Request(asked.prompt, n=s.answers, limit=s.limit, sampling=sampling, seed=seed, stop=s.stop)
+
+    def _adjusted(self, rewards_N: Floats, traces: Sequence[Trace], extra: dict[str, Any]) -> Floats:
+        """Rewards with what being unfinished and leaving the reference cost."""
+        unfinished_N = np.array([trace.ended != "stop" for trace in traces])
+        adjusted_N = rewards_N + self.settings.unfinished * unfinished_N
+        if self.settings.kl_in_reward:
+            assert "reference_logp_BT" in extra, "KL in the reward needs a reference"
+            beyond_N = (extra["old_logp_BT"] - extra["reference_logp_BT"]).sum(1).double().numpy()
+            adjusted_N = adjusted_N - self.settings.kl_in_reward * beyond_N
+        return np.asarray(adjusted_N)
+
+
+def answers_batch(prompts: Sequence[Ids], answers: Sequence[Ids]) -> Batch:
+    """Prompt and answer as rows, padded on the right; weight 1 on the answers' tokens (the end token with them)."""
+    rows = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
+    width = max(map(len, rows))
+    tokens_BT = torch.tensor([row + [0] * (width - len(row)) for row in rows], dtype=torch.long)
+    start_B1 = torch.tensor([len(prompt) - 1 for prompt in prompts])[:, None]
+    end_B1 = torch.tensor([len(row) - 1 for row in rows])[:, None]
+    at_T = torch.arange(width - 1)[None]
+    weights_BT = ((at_T >= start_B1) & (at_T < end_B1)).float()
+    return Batch(tokens_BT[:, :-1], tokens_BT[:, 1:], weights_BT)
+
+
+def by_model(model: RewardModel) -> AnswerReward:
+    """A reward model's scores as reward."""
+    return lambda asked, answers: model.score([a.prompt for a in asked], answers)
+
+
+def by_text(reward: Reward, decode: Callable[[Ids], str]) -> AnswerReward:
+    """A plain function of questions and answers in words as reward."""
+
+    def rewarded(asked: Sequence[Asked], answers: Sequence[Ids]) -> Floats:
+        questions = [a.question for a in asked]
+        known = [q for q in questions if q is not None]
+        assert len(known) == len(questions), "a reward on words needs the questions"
+        return reward(known, [decode(answer) for answer in answers])
+
+    return rewarded
+
+
+def _drawn_logp(traces: Sequence[Trace], batch: Batch) -> torch.Tensor:
+    """[B, T]: log-probabilities under the distribution that was drawn from, 0 outside answers."""
+    flat = torch.tensor([step.drawn_logp for trace in traces for step in trace.steps], dtype=torch.float32)
+    return torch.zeros_like(batch.weights_BT).masked_scatter(batch.weights_BT > 0, flat)
+
+
+def _checked(rewards: Floats, number: int) -> Floats:
+    array = np.asarray(rewards, dtype=np.float64)
+    assert array.shape == (number,), "a reward gives one number an answer"
+    bad = int(number - np.isfinite(array).sum())
+    if bad:
+        raise KlypeError(f"The reward of {bad} of {number} answers is not a finite number.", "Look at the reward.")
+    return array
+
+
+def _metrics(rewards_N: Floats, traces: Sequence[Trace], different_Q: torch.Tensor) -> dict[str, float]:
+    return {
+        "reward": float(rewards_N.mean()),
+        "reward_std": float(rewards_N.std()),
+        "length": float(np.mean([len(trace.steps) for trace in traces])),
+        "finished": float(np.mean([trace.ended == "stop" for trace in traces])),
+        "groups_learnt": float(different_Q.double().mean()),
+    }
