@@ -78,7 +78,8 @@ def _discounts(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         return np.array([0.0, 0.5, 0.5, 0.5])
     y = n1 / (n1 + 2 * n2)
     found = np.array([0.0, 1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3])
-    return np.clip(found, [0.0, 0.05, 0.05, 0.05], [0.0, 0.95, 1.9, 2.8])
+    clipped: npt.NDArray[np.float64] = np.clip(found, [0.0, 0.05, 0.05, 0.05], [0.0, 0.95, 1.9, 2.8])
+    return clipped
 
 
 def _codes(text: bytes, order: int) -> Codes:

@@ -123,9 +123,8 @@ def ranking_of(row: Mapping[str, Any], identity: str, annotator: str) -> Ranking
     groups = [i if isinstance(i, list) else [i] for i in order] if isinstance(order, list) else []
     if not _strings(candidates) or len(candidates) < 2 or not all(c.strip() for c in candidates):
         return "has no two answers to compare"
-    if sorted(i for group in order for i in (group if isinstance(group, list) else [-1])) != list(
-        range(len(candidates))
-    ):
+    named = [i for group in groups for i in group]
+    if any(type(i) is not int for i in named) or sorted(named) != list(range(len(candidates))):
         return "has an order that does not name each candidate once"
     context, text = ("", _asked(row, asked)) if "context" not in row else (str(row["context"]), asked)
     question = Question(str(row.get("id", identity)), text.strip(), context)

@@ -1,0 +1,78 @@
+"""Registers klype's own model type with transformers' Auto classes: ``import klype.hf``, then load as any model.
+
+Only the shapes that no architecture of transformers computes need it (the convolution, no rotation); checkpoints of
+the plain shape load without. No remote code: this module is what a user imports.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutput
+
+from klype.model.convert import OWN, config_from_hf, restore_buffers
+from klype.model.transformer import Transformer
+
+
+class KlypeConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
+    """transformers' view of a klype shape: the fields of config.json, as they stand there."""
+
+    model_type = OWN
+
+
+class KlypeForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-untyped-call]
+    """A klype model behind transformers' interface; generation goes without a cache."""
+
+    config_class = KlypeConfig
+    _tied_weights_keys = {"transformer.head.weight": "transformer.embed.weight"}  # noqa: RUF012 (transformers' own)
+
+    def __init__(self, config: KlypeConfig) -> None:
+        super().__init__(config)
+        self.transformer = Transformer(config_from_hf(config.to_dict(), "the configuration"))
+        self.post_init()  # type: ignore[no-untyped-call]
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **_: Any,
+    ) -> CausalLMOutput:
+        """Logits [B, T, V]. Padding (0 in ``attention_mask``) is kept apart as a document of its own."""
+        padded = attention_mask is not None and not bool(attention_mask.all())
+        logits = self.transformer(input_ids, document_BT=attention_mask if padded else None)
+        loss = None
+        if labels is not None:
+            loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
+        return CausalLMOutput(loss=loss, logits=logits)
+
+    def prepare_inputs_for_generation(self, input_ids: torch.Tensor, **kwargs: Any) -> dict[str, Any]:
+        """The whole text at every step."""
+        return {"input_ids": input_ids, "attention_mask": kwargs.get("attention_mask")}
+
+    def get_input_embeddings(self) -> torch.nn.Module:
+        return self.transformer.embed
+
+    def set_input_embeddings(self, value: torch.nn.Module) -> None:
+        assert isinstance(value, torch.nn.Embedding)
+        self.transformer.embed = value
+
+    def get_output_embeddings(self) -> torch.nn.Module:
+        return self.transformer.head
+
+    @torch.no_grad()
+    def _init_weights(self, module: torch.nn.Module) -> None:
+        """Called after loading: the tables are not in the file."""
+        if isinstance(module, Transformer):
+            restore_buffers(module)
+
+
+def register() -> None:
+    """Make AutoConfig and AutoModelForCausalLM know the type; doing it again changes nothing."""
+    AutoConfig.register(OWN, KlypeConfig, exist_ok=True)
+    AutoModelForCausalLM.register(KlypeConfig, KlypeForCausalLM, exist_ok=True)
+
+
+register()

@@ -1,0 +1,176 @@
+"""A checkpoint folder that answers for itself, and is a Hugging Face directory as it is. No pickle, no remote code.
+
+config.json, model.safetensors, tokenizer.json, tokenizer_config.json, chat_template.jinja, generation_config.json,
+README.md (model card), run.json (what made it), manifest.json (SHA-256 of the others, written last).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from safetensors.torch import save_file
+
+import klype
+from klype.errors import KlypeError, UsageError
+from klype.model import manifest
+from klype.model.card import model_card
+from klype.model.config import ModelConfig
+from klype.model.convert import (
+    config_from_hf,
+    config_to_hf,
+    hf_shapes,
+    restore_buffers,
+    weights_from_hf,
+    weights_to_hf,
+)
+from klype.model.tensors import TensorFiles, weight_files
+from klype.model.transformer import Transformer
+from klype.text.chat import Chat
+from klype.text.tokenizer import Tokenizer
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model with everything that came in its folder. ``about`` is run.json ({} for other makers' models)."""
+
+    model: Transformer
+    tokenizer: Tokenizer
+    config: ModelConfig
+    about: dict[str, Any]
+    folder: Path
+
+    @cached_property
+    def chat(self) -> Chat:
+        """Raises KlypeError when the model has no chat template (--raw goes without)."""
+        return Chat(self.tokenizer)
+
+
+def save(folder: Path, model: Transformer, tokenizer: Tokenizer, about: dict[str, Any]) -> None:
+    """Write a checkpoint: all of it or nothing. Files in ``folder`` that are not part of one stay.
+
+    ``about`` goes to run.json as it is, with klype's and torch's versions. Raises KlypeError when it cannot be
+    written, or when the weights are not finite.
+    """
+    weights = weights_to_hf(model)
+    broken = next((name for name, w in weights.items() if not bool(torch.isfinite(w).all())), None)
+    if broken is not None:
+        raise KlypeError(f"The model is not saved: {broken} is not finite.", "Go on from an earlier checkpoint.")
+    ids = {"bos_token_id": tokenizer.begin, "eos_token_id": tokenizer.end, "pad_token_id": tokenizer.pad}
+    ids = {name: i for name, i in ids.items() if i >= 0}
+    dtype = str(next(iter(weights.values())).dtype).removeprefix("torch.")
+    config = {**config_to_hf(model.config), **ids, "torch_dtype": dtype}
+    versions = {"klype": klype.__version__, "torch": str(torch.__version__)}
+    generation: dict[str, Any] = {**ids, "do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    if len(tokenizer.ends) > 1:
+        generation["eos_token_id"] = list(tokenizer.ends)
+
+    def write(new: Path) -> None:
+        _json(new / "config.json", config)
+        _json(new / "generation_config.json", generation)
+        _json(new / "run.json", {**about, "versions": versions})
+        (new / "README.md").write_text(model_card(model.config, about), encoding="utf-8")
+        tokenizer.save(new)
+        save_file(weights, new / "model.safetensors", metadata={"format": "pt"})
+
+    manifest.put(folder, write)
+
+
+def load(folder: Path, weights: str = "", dtype: str = "float32") -> Loaded:
+    """Read klype's own checkpoint or a Hugging Face directory, of one weights file or several.
+
+    ``weights`` names another .safetensors file of the folder. Raises KlypeError, in one sentence, for whatever is
+    missing, damaged, of another shape, or too large for the memory that is free.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UsageError(f"There is no model folder {folder}.", "Give the folder of a checkpoint.")
+    if dtype not in DTYPES:
+        raise UsageError(f"There is no precision {dtype!r}.", f"Choose one of {', '.join(DTYPES)}.")
+    _check_whole(folder)
+    config = config_from_hf(read_json(folder / "config.json"), str(folder / "config.json"))
+    tokenizer = Tokenizer.load(folder)
+    files = TensorFiles(weight_files(folder, weights))
+    _check_shapes(folder, config, files)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise KlypeError(
+            f"The tokenizer in {folder} has {tokenizer.vocab_size} tokens but the model only {config.vocab_size}.",
+            "Use the tokenizer that the model was trained with.",
+        )
+    _check_memory(folder, config, DTYPES[dtype])
+    about = read_json(folder / "run.json") if (folder / "run.json").is_file() else {}
+    return Loaded(_build(config, files, DTYPES[dtype]), tokenizer, config, about, folder)
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """The shape of a checkpoint without its weights."""
+    return config_from_hf(read_json(Path(folder) / "config.json"), str(Path(folder) / "config.json"))
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """An object from a JSON file. Raises KlypeError when it is missing or damaged."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise KlypeError(f"{file} is missing or cannot be read.", "Give the folder of a checkpoint.") from error
+    except ValueError as error:
+        raise KlypeError(f"{file} is damaged: {error}.", "Fetch or save the model again.") from error
+    if not isinstance(content, dict):
+        raise KlypeError(f"{file} is damaged: it holds no object.", "Fetch or save the model again.")
+    return content
+
+
+def _check_whole(folder: Path) -> None:
+    manifest.finish(folder)
+    if manifest.is_whole(folder):
+        manifest.verify(folder)
+    elif (folder / "run.json").is_file() and "versions" in read_json(folder / "run.json"):
+        raise KlypeError(f"The checkpoint {folder} is unfinished: its manifest is missing.", "Use an earlier one.")
+
+
+def _check_shapes(folder: Path, config: ModelConfig, files: TensorFiles) -> None:
+    wanted = hf_shapes(config)
+    for name, shape in wanted.items():
+        if files.shapes.get(name) != shape:
+            found = f"have {name} in the shape {list(files.shapes[name])}" if name in files.shapes else f"lack {name}"
+            raise KlypeError(
+                f"The weights in {folder} {found}, where config.json asks for {list(shape)}.",
+                "They may belong to another model.",
+            )
+    harmless = {"lm_head.weight"} if config.tie else set()
+    extra = next((n for n in files.shapes if n not in wanted and n not in harmless and "rotary_emb" not in n), None)
+    if extra is not None:
+        raise KlypeError(f"The weights in {folder} have {extra}, which config.json knows nothing of.")
+
+
+def _check_memory(folder: Path, config: ModelConfig, dtype: torch.dtype) -> None:
+    needed, free = config.parameters * dtype.itemsize, int(psutil.virtual_memory().available)
+    if needed > free:
+        raise KlypeError(
+            f"{folder} needs {needed / 2**30:.1f} GiB of memory and {free / 2**30:.1f} GiB is free.",
+            "Use --precision bfloat16, or a smaller model.",
+        )
+
+
+def _build(config: ModelConfig, files: TensorFiles, dtype: torch.dtype) -> Transformer:
+    with torch.device("meta"):
+        model = Transformer(config)
+    state = {name: w.to(dtype, copy=True) for name, w in weights_from_hf(config, files.get)}
+    if config.tie:
+        state["head.weight"] = state["embed.weight"]
+    model.load_state_dict(state, assign=True)
+    if config.tie:
+        model.head.weight = model.embed.weight
+    restore_buffers(model)
+    return model.to(dtype).requires_grad_(True).eval()
+
+
+def _json(file: Path, content: dict[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")

@@ -1,0 +1,218 @@
+"""Configuration and weights to and from Hugging Face's names: Llama, Mistral, Qwen2 and Qwen3 shapes, and klype's own.
+
+The plain shape is written as one of those, so that a saved folder is a Hugging Face directory as it is. A model with
+the convolution, without rotation, or with both biases and normed queries has model_type "klype" (see klype/hf.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from klype.errors import KlypeError
+from klype.model.config import ModelConfig
+from klype.model.transformer import Transformer
+
+OWN = "klype"
+ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    OWN: "KlypeForCausalLM",
+}
+PREFIX = "transformer."  # of klype's own names in a file of model_type "klype"
+_NAMES = {  # ours to Hugging Face's, but for the fused ones
+    "attention_norm.weight": "input_layernorm.weight",
+    "q_norm.weight": "self_attn.q_norm.weight",
+    "k_norm.weight": "self_attn.k_norm.weight",
+    "out.weight": "self_attn.o_proj.weight",
+    "mlp_norm.weight": "post_attention_layernorm.weight",
+    "down.weight": "mlp.down_proj.weight",
+}
+_INITIAL = ("embed_std", "matrix_gain", "conv_std")
+
+
+def model_type(config: ModelConfig) -> str:
+    """The Hugging Face architecture that computes the same as this shape."""
+    if config.conv or not config.rope_theta or (config.qkv_bias and config.qk_norm):
+        return OWN
+    if config.qkv_bias:
+        return "qwen2" if config.head_dim * config.heads == config.width else OWN
+    return "qwen3" if config.qk_norm else "llama"
+
+
+def config_to_hf(config: ModelConfig) -> dict[str, Any]:
+    """What stands in config.json."""
+    kind = model_type(config)
+    out: dict[str, Any] = {
+        "architectures": [ARCHITECTURES[kind]],
+        "model_type": kind,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.width,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_dim,
+        "intermediate_size": config.hidden,
+        "max_position_embeddings": config.window,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": _scaling_to_hf(config),
+        "rms_norm_eps": config.norm_eps,
+        "tie_word_embeddings": config.tie,
+        "hidden_act": "silu",
+        "klype_initial": {name: getattr(config, name) for name in _INITIAL},
+    }
+    if kind == "llama":
+        out |= {"attention_bias": False, "mlp_bias": False}
+    if kind == "qwen2":
+        out |= {"use_sliding_window": False}
+    if kind == "qwen3":
+        out |= {"attention_bias": False, "use_sliding_window": False}
+    if kind == OWN:
+        out |= {"conv": config.conv, "qkv_bias": config.qkv_bias, "qk_norm": config.qk_norm}
+    return out
+
+
+def config_from_hf(data: dict[str, Any], where: str) -> ModelConfig:
+    """From config.json. Raises KlypeError naming what this shape cannot express."""
+    kind = data.get("model_type")
+    if kind not in ARCHITECTURES:
+        raise KlypeError(
+            f"{where} is of the architecture {kind!r}, which klype cannot load.",
+            f"It loads {', '.join(ARCHITECTURES)}; serve others elsewhere and give their address.",
+        )
+    if data.get("hidden_act", "silu") not in ("silu", "swish"):
+        raise KlypeError(f"{where} has the activation {data['hidden_act']!r}; klype has silu only.")
+    for name in ("attention_bias", "mlp_bias"):
+        if kind != OWN and data.get(name):
+            raise KlypeError(f"{where} has {name}, which klype cannot load.")
+    try:
+        window = data.get("max_position_embeddings") or 2048
+        slides = data.get("sliding_window") if kind == "mistral" or data.get("use_sliding_window") else None
+        rope = data.get("rope_parameters") or data.get("rope_scaling") or {}
+        fields = {
+            "vocab_size": data["vocab_size"],
+            "width": data["hidden_size"],
+            "layers": data["num_hidden_layers"],
+            "heads": data["num_attention_heads"],
+            "kv_heads": data.get("num_key_value_heads") or data["num_attention_heads"],
+            "head_dim": data.get("head_dim") or 0,
+            "hidden": data["intermediate_size"],
+            "window": min(window, slides) if slides else window,
+            "rope_theta": rope.get("rope_theta", data.get("rope_theta", 10_000.0)),
+            "rope_scaling": _scaling_from_hf(rope, where),
+            "norm_eps": data.get("rms_norm_eps", 1e-6),
+            "tie": data.get("tie_word_embeddings", False),
+            "conv": data.get("conv", 0) if kind == OWN else 0,
+            "qkv_bias": data.get("qkv_bias", False) if kind == OWN else kind == "qwen2",
+            "qk_norm": data.get("qk_norm", False) if kind == OWN else kind == "qwen3",
+            **{k: v for k, v in (data.get("klype_initial") or {}).items() if k in _INITIAL},
+        }
+    except (KeyError, TypeError, AttributeError) as error:
+        raise KlypeError(f"{where} lacks or misspells {error}.", "Fetch the model again.") from error
+    return ModelConfig.parse(fields, where)
+
+
+def weights_to_hf(model: Transformer) -> dict[str, Tensor]:
+    """Named weights as they stand in model.safetensors: contiguous, a tied head left out."""
+    config = model.config
+    own = {n: p.detach() for n, p in model.state_dict().items() if not (config.tie and n == "head.weight")}
+    if model_type(config) == OWN:
+        return {PREFIX + name: p.contiguous() for name, p in own.items()}
+    out: dict[str, Tensor] = {}
+    for name, theirs, rows in _pieces(config):
+        start = 0
+        for their, count in zip(theirs, rows, strict=True):
+            piece = own[name][start : start + count] if len(theirs) > 1 else own[name]
+            out[their], start = piece.contiguous().clone() if len(theirs) > 1 else piece.contiguous(), start + count
+    return out
+
+
+def weights_from_hf(config: ModelConfig, get: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Our names and weights, one at a time, from a function that gives Hugging Face's by name."""
+    for name, theirs, _ in _pieces(config):
+        yield name, get(theirs[0]) if len(theirs) == 1 else torch.cat([get(t) for t in theirs])
+
+
+def hf_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of each weight that a checkpoint of this configuration holds."""
+    with torch.device("meta"):
+        own = {n: tuple(p.shape) for n, p in Transformer(config).state_dict().items()}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, theirs, rows in _pieces(config):
+        for their, count in zip(theirs, rows, strict=True):
+            shapes[their] = own[name] if len(theirs) == 1 else (count, *own[name][1:])
+    return shapes
+
+
+def restore_buffers(model: Transformer) -> None:
+    """Give a model made without memory (torch's meta device) its tables, those of a model one unit wide."""
+    thin = model.config.model_copy(update={"vocab_size": 1, "width": 1, "hidden": 1, "layers": 1})
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        for name, table in Transformer(thin).named_buffers():
+            model.register_buffer(name, table, persistent=False)
+
+
+def _pieces(config: ModelConfig) -> Iterator[tuple[str, list[str], list[int]]]:
+    """Our name, the names in a file that it is made of (in the order of rows), and their rows."""
+    names = _own_names(config)
+    if model_type(config) == OWN:
+        yield from ((name, [PREFIX + name], [0]) for name in names)
+        return
+    query, key = config.heads * config.head_dim, config.kv_heads * config.head_dim
+    for name in names:
+        if not name.startswith("layers."):
+            their = {"embed.weight": "model.embed_tokens.weight", "norm.weight": "model.norm.weight"}
+            yield name, [their.get(name, "lm_head.weight")], [0]
+            continue
+        _, number, rest = name.split(".", 2)
+        at, last = f"model.layers.{number}.", rest.rsplit(".", 1)[-1]
+        if rest.startswith("qkv."):
+            yield name, [f"{at}self_attn.{p}_proj.{last}" for p in "qkv"], [query, key, key]
+        elif rest.startswith("gate_up."):
+            yield name, [f"{at}mlp.{p}_proj.{last}" for p in ("gate", "up")], [config.hidden] * 2
+        else:
+            yield name, [at + _NAMES[rest]], [0]
+
+
+def _own_names(config: ModelConfig) -> Iterator[str]:
+    yield "embed.weight"
+    layer = ["attention_norm.weight", "qkv.weight", "out.weight", "mlp_norm.weight", "gate_up.weight", "down.weight"]
+    layer += ["qkv.bias"] * config.qkv_bias + ["q_norm.weight", "k_norm.weight"] * config.qk_norm
+    layer += ["taps"] * bool(config.conv)
+    for number in range(config.layers):
+        yield from (f"layers.{number}.{name}" for name in layer)
+    yield "norm.weight"
+    if not config.tie:
+        yield "head.weight"
+
+
+def _scaling_to_hf(config: ModelConfig) -> dict[str, Any] | None:
+    scaling = config.rope_scaling
+    if scaling is None:
+        return None
+    if scaling.kind == "linear":
+        return {"rope_type": "linear", "factor": scaling.factor}
+    return {
+        "rope_type": "llama3",
+        "factor": scaling.factor,
+        "low_freq_factor": scaling.low_freq_factor,
+        "high_freq_factor": scaling.high_freq_factor,
+        "original_max_position_embeddings": scaling.original_window,
+    }
+
+
+def _scaling_from_hf(rope: dict[str, Any], where: str) -> dict[str, Any] | None:
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "default":
+        return None
+    if kind == "linear":
+        return {"kind": kind, "factor": rope["factor"]}
+    if kind == "llama3":
+        known = {n: rope[n] for n in ("factor", "low_freq_factor", "high_freq_factor")}
+        return {"kind": kind, **known, "original_window": rope["original_max_position_embeddings"]}
+    raise KlypeError(f"{where} stretches its positions by {kind!r}; klype has linear and llama3.")

@@ -1,0 +1,136 @@
+"""A folder that is either whole or not there: files are written apart, hashed, and put in place at once.
+
+Into an empty place the new folder is moved by one rename. Beside files that stay (metrics, states to resume from), the
+new files first arrive as one sub-folder, by one rename, and then move up one by one, the manifest last; `finish` goes
+on with that after a crash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from klype.errors import KlypeError
+
+MANIFEST = "manifest.json"
+_ARRIVED = ".arrived"
+
+
+def put(folder: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` fill a new folder, then put its files into ``folder``: all or none of them.
+
+    Raises KlypeError when the disk is full or the folder cannot be written; what was there is then still there.
+    """
+    folder = folder.absolute()
+    finish(folder)
+    temporary = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        beside = folder.is_dir() and any(folder.iterdir())
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder if beside else folder.parent))
+        temporary.chmod(0o755)
+        write(temporary)
+        _write_manifest(temporary)
+        if beside:
+            os.rename(temporary, folder / _ARRIVED)
+            sync_folder(folder)
+            finish(folder)
+        else:
+            os.rename(temporary, folder)
+            sync_folder(folder.parent)
+    except OSError as error:
+        raise KlypeError(
+            f"{folder} cannot be written: {error.strerror or error}.", "Make room, or choose another place with --out."
+        ) from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def finish(folder: Path) -> None:
+    """Move up what has arrived whole but was not moved because the process ended."""
+    arrived = folder / _ARRIVED
+    if not arrived.is_dir():
+        return
+    try:
+        (folder / MANIFEST).unlink(missing_ok=True) if (arrived / MANIFEST).exists() else None
+        for file in sorted(arrived.iterdir(), key=lambda f: f.name == MANIFEST):
+            os.replace(file, folder / file.name)
+        sync_folder(folder)
+        arrived.rmdir()
+    except FileNotFoundError:  # another process finishes too
+        return
+    except OSError as error:
+        raise KlypeError(
+            f"{folder} holds a checkpoint that was not put in place, and cannot be written: {error.strerror}.",
+            "Make it writable once.",
+        ) from error
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a finished checkpoint stands there (its hashes are not compared)."""
+    return (folder / MANIFEST).is_file() or (folder / _ARRIVED / MANIFEST).is_file()
+
+
+def verify(folder: Path) -> None:
+    """Compare every file of the manifest with its hash. Raises KlypeError naming the first that differs."""
+    file = folder / MANIFEST
+    try:
+        raw = file.read_bytes()
+        hashes = json.loads(raw)["sha256"]
+        sound = raw == _text(hashes)
+    except (OSError, ValueError, KeyError, TypeError):
+        sound = False
+    if not sound:
+        raise KlypeError(f"{file} is damaged.", "Use an earlier checkpoint, or save it again.")
+    for name, digest in hashes.items():
+        if os.path.basename(name) != name or not (folder / name).is_file():
+            raise KlypeError(f"{folder / name} is missing.", "Use an earlier checkpoint, or save it again.")
+        if hash_file(folder / name) != digest:
+            raise KlypeError(
+                f"{folder / name} is damaged: its hash is not the one in {MANIFEST}.",
+                "Use an earlier checkpoint, or save it again.",
+            )
+
+
+def hash_file(file: Path) -> str:
+    """SHA-256 of a file's content."""
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside a folder durable; systems that cannot open folders do it by themselves."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _write_manifest(folder: Path) -> None:
+    hashes = {}
+    for file in sorted(folder.iterdir()):
+        with open(file, "rb+") as stream:
+            os.fsync(stream.fileno())
+        hashes[file.name] = hash_file(file)
+    with open(folder / MANIFEST, "wb") as out:
+        out.write(_text(hashes))
+        out.flush()
+        os.fsync(out.fileno())
+    sync_folder(folder)
+
+
+def _text(hashes: dict[str, str]) -> bytes:
+    """The one way to write these hashes, with a hash of their own: any changed bit shows."""
+    body = json.dumps(hashes, sort_keys=True)
+    own = hashlib.sha256(body.encode()).hexdigest()
+    return json.dumps({"of_this": own, "sha256": hashes}, sort_keys=True, indent=1).encode()

@@ -1,0 +1,122 @@
+"""safetensors files, read with suspicion: header, offsets, shapes and values are checked first."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from klype.errors import KlypeError
+
+_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_HINT = "Fetch or save the model again."
+
+
+class TensorFiles:
+    """The weights of one folder by name, from one file or several. Every header is checked when it is opened."""
+
+    def __init__(self, files: list[Path]) -> None:
+        self._where: dict[str, Path] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        for file in files:
+            for name, shape in checked_header(file).items():
+                if name in self._where:
+                    raise KlypeError(f"{file} holds {name}, which {self._where[name].name} holds too.", _HINT)
+                self._where[name], self.shapes[name] = file, shape
+        self._open: dict[Path, Any] = {}
+
+    def get(self, name: str) -> Tensor:
+        """A weight. Raises KlypeError when it is missing or holds NaN or infinity."""
+        file = self._where[name]
+        try:
+            if file not in self._open:
+                self._open[file] = safe_open(file, framework="pt")
+            tensor: Tensor = self._open[file].get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise KlypeError(f"{file} cannot be read: {error}.", _HINT) from error
+        if not bool(torch.isfinite(tensor).all()):
+            raise KlypeError(f"{file} holds numbers that are not finite, in {name}.", _HINT)
+        return tensor
+
+
+def checked_header(file: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes. Raises KlypeError for a file that is cut, overlapping, ambiguous or not of floats."""
+    try:
+        size = file.stat().st_size
+        with open(file, "rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if size < 8 or length > min(size - 8, 100_000_000):
+                raise KlypeError(f"{file} is cut short or no safetensors file.", _HINT)
+            header = json.loads(stream.read(length), object_pairs_hook=_once)
+    except OSError as error:
+        raise KlypeError(f"{file} cannot be read: {error.strerror}.", _HINT) from error
+    except (ValueError, RecursionError) as error:
+        raise KlypeError(f"{file} has a damaged header: {error}.", _HINT) from error
+    if not isinstance(header, dict):
+        raise KlypeError(f"{file} has a damaged header.", _HINT)
+    header.pop("__metadata__", None)
+    spans = []
+    for name, entry in header.items():
+        try:
+            dtype, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
+            integers = all(type(n) is int and n >= 0 for n in (*shape, start, stop))
+            sound = integers and set(entry) == {"dtype", "shape", "data_offsets"}
+            sound = sound and stop - start == math.prod(shape) * _BYTES[dtype]
+        except (KeyError, TypeError, ValueError):
+            sound = False
+        if not sound:
+            raise KlypeError(f"{file} describes {name} wrongly.", _HINT)
+        if dtype not in _FLOATS:
+            raise KlypeError(f"{file} holds {name} as {dtype}, not as floating-point numbers.", _HINT)
+        spans.append((start, stop))
+    end = 0
+    for start, stop in sorted(spans):
+        if start != end:
+            raise KlypeError(f"{file} has gaps or overlaps between its weights.", _HINT)
+        end = stop
+    if end != size - 8 - length:
+        raise KlypeError(f"{file} is {size:,} bytes long but should be {8 + length + end:,}.", _HINT)
+    return {name: tuple(entry["shape"]) for name, entry in header.items()}
+
+
+def weight_files(folder: Path, weights: str = "") -> list[Path]:
+    """The named file, or model.safetensors, or the files that model.safetensors.index.json names."""
+    if weights:
+        file = folder / weights
+        if Path(weights).name != weights or not file.is_file():
+            raise KlypeError(f"There is no {weights} in {folder}.", "Name a .safetensors file of that folder.")
+        return [file]
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            if any(os.path.basename(name) != name for name in names):
+                raise ValueError("a name with a folder in it")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise KlypeError(f"{index} is damaged: {error}.", _HINT) from error
+        missing = next((n for n in names if not (folder / n).is_file()), None)
+        if missing:
+            raise KlypeError(f"{missing} is missing in {folder}.", _HINT)
+        return [folder / name for name in names]
+    pickled = next(iter([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]), None)
+    if pickled is not None:
+        raise KlypeError(
+            f"{pickled} is a pickle, which can run any program and is never read.", "Convert it to safetensors."
+        )
+    raise KlypeError(f"There are no weights (model.safetensors) in {folder}.", _HINT)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    if len(set(names)) < len(names):
+        raise ValueError("a name stands twice")
+    return dict(pairs)
