@@ -12,6 +12,7 @@ import pytest
 from klype.cli import guard
 from klype.cli.main import call
 from klype.errors import KlypeError, UsageError
+from klype.model.manifest import MANIFEST
 from klype.runs import folder
 from klype.runs.find import find_model
 
@@ -21,7 +22,7 @@ Captured = pytest.CaptureFixture[str]
 
 def checkpoint(place: Path) -> Path:
     place.mkdir(parents=True)
-    for name in ("config.json", "model.safetensors"):
+    for name in ("config.json", "model.safetensors", MANIFEST):
         (place / name).write_text("{}", encoding="utf-8")
     return place
 
@@ -116,7 +117,8 @@ def test_models_are_found_by_every_local_name(tmp_path: Path) -> None:
 def test_a_half_written_stage_is_not_picked(tmp_path: Path) -> None:
     run = run_of(tmp_path / "run", "pretrain")
     (run / "finetune" / "resume").mkdir(parents=True)
-    (run / "finetune" / "config.json").write_text("{}", encoding="utf-8")
+    for name in ("config.json", "model.safetensors"):  # no manifest: not finished
+        (run / "finetune" / name).write_text("{}", encoding="utf-8")
     assert find_model(str(run)).stage == "pretrain"
 
 

@@ -32,14 +32,12 @@ class Opened:
 
     def as_raw(self, raw: bool | None) -> bool:
         """Whether text goes in as it is: as asked; else where there is no template, or none has been learnt yet."""
-        if raw is False and self.loaded.chat is None:
-            raise UsageError(f"{self.name} has no chat template.", "Use --raw.")
-        return self.found.stage == "pretrain" or self.loaded.chat is None if raw is None else raw
+        if raw is None:
+            return self.found.stage == "pretrain" or self.loaded.tokenizer.template is None
+        return raw
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """The conversation as token ids, up to where the answer begins."""
-        if self.loaded.chat is None:
-            raise UsageError(f"{self.name} has no chat template.", "Use klype ask with --raw.")
         return self.loaded.chat.prompt(messages)
 
     def plain(self, text: str) -> list[int]:
@@ -59,8 +57,6 @@ def open_model(name: str, precision: str = "float32") -> Opened:
     from klype.runs.find import find_model
 
     found = find_model(name)
-    import torch
-
     from klype.device import pick_device, pick_precision, set_threads
     from klype.engine.engine import Engine
     from klype.model import checkpoint
@@ -69,9 +65,8 @@ def open_model(name: str, precision: str = "float32") -> Opened:
     chosen = pick_precision(precision, pick_device("cpu"))
     if chosen == "int8":
         raise KlypeError("int8 weights are not available yet.", "Use --precision float32, bfloat16 or auto.")
-    loaded = checkpoint.load(found.folder)
-    model = loaded.model.to(getattr(torch, chosen)).eval()
-    engine = Engine(model, decode_bytes=loaded.tokenizer.token_bytes, name=str(found.folder))
+    loaded = checkpoint.load(found.folder, dtype=chosen)
+    engine = Engine(loaded.model, decode_bytes=loaded.tokenizer.token_bytes, name=str(found.folder))
     return Opened(name, found, loaded, engine)
 
 

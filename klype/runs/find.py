@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from klype.errors import KlypeError, UsageError
+from klype.model.manifest import is_whole
 
 NEWEST_FIRST = ("align", "finetune", "pretrain")
 
@@ -31,11 +32,11 @@ def find_model(name: str) -> Found:
         )
     if not folder.is_dir():
         raise UsageError(f"{name} is a file, not a model's folder.")
-    if holds_weights(folder):
+    if holds_weights(folder) or is_whole(folder):
         return _with_run(folder)
     if (folder / "run.json").exists():
         for stage in NEWEST_FIRST:
-            if holds_weights(folder / stage):
+            if is_whole(folder / stage):
                 return Found(folder / stage, folder, stage)
         raise KlypeError(
             f"The run {name} has no finished stage yet.", f"Go on with it: klype run --out {name} --resume"
@@ -44,7 +45,7 @@ def find_model(name: str) -> Found:
 
 
 def holds_weights(folder: Path) -> bool:
-    """Whether a checkpoint was finished here: configuration and weights (one file, or shards with their index)."""
+    """Whether a model lies here, of any maker: configuration and weights (one file, or shards with their index)."""
     weights = ("model.safetensors", "model.safetensors.index.json")
     return (folder / "config.json").is_file() and any((folder / w).is_file() for w in weights)
 
@@ -67,6 +68,6 @@ def _refuse_remote(name: str) -> None:
 def _what_exists(folder: Path) -> str:
     parent = folder.parent
     if (parent / "run.json").exists():
-        stages = [stage for stage in NEWEST_FIRST if holds_weights(parent / stage)]
+        stages = [stage for stage in NEWEST_FIRST if is_whole(parent / stage)]
         return f"The run has: {', '.join(stages) or 'no finished stage'}."
     return "Make one with 'klype run', or list what there is with 'klype runs list'."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,36 +23,47 @@ def next_truth(found: Found, tokenizer: Tokenizer, text: str, raw: bool) -> dict
     """
     if found.run is None or read_run(found.run).get("recipe") != "world":
         return None
-    world = World()
+    asked = read_questions(found.run / "questions.jsonl")
+    world = World(next((q.extra["world"] for q in asked if "world" in q.extra), "full"))
     if raw:
-        words, read = world.filter("document"), tokenizer.encode(f" {text.strip()}") if text.strip() else []
-    else:
-        question = find_question(found.run / "questions.jsonl", text)
-        if question is None or question.extra.get("world") != world.size:
-            return None
-        words, read = world.filter("chat", question), []
-    return after(world, words, tokenizer, read)
+        return after(world.filter("document"), tokenizer, text)
+    question = find_question(asked, text)
+    return None if question is None else after(world.filter("chat", question), tokenizer, "")
 
 
-def after(world: World, words: Filter, tokenizer: Tokenizer, read: list[int]) -> dict[int, float]:
-    """The words' distribution lifted to tokens, after these tokens."""
-    spelled = Spellings(world.words, tokenizer.encode, tokenizer.end, "".join(sorted(ATTACHED)))
+def after(words: Filter, tokenizer: Tokenizer, text: str) -> dict[int, float]:
+    """The words' distribution lifted to tokens, after this text."""
+    spelled = Spellings(sorted(met(words, text)), tokenizer.encode, tokenizer.end, "".join(sorted(ATTACHED)))
     reader = TokenFilter(words, spelled)
-    for token in read:
+    for token in tokenizer.encode(f" {text.strip()}") if text.strip() else ():
         reader.push(token)
     return reader.next()
 
 
-def find_question(file: Path, text: str) -> Question | None:
-    """The row of a question file whose question, or context and question, is this text."""
-    if not file.is_file():
-        return None
+def met(words: Filter, text: str) -> set[str]:
+    """Every word that could have come somewhere along the text, or comes next: all whose spelling matters."""
+    reader = words.copy()
+    known = set(reader.next())
+    for word in World.words_of(text):
+        reader.push(word)
+        known |= set(reader.next())
+    return known
+
+
+def find_question(questions: Sequence[Question], text: str) -> Question | None:
+    """The world's question with this text, or with this context and question."""
     wanted = " ".join(text.split())
-    for line in file.read_text(encoding="utf-8").splitlines():
-        question = _question(json.loads(line))
-        if wanted in (" ".join(question.prompt.split()), " ".join(question.question.split())):
+    for question in questions:
+        if question.extra and wanted in (" ".join(question.prompt.split()), " ".join(question.question.split())):
             return question
     return None
+
+
+def read_questions(file: Path) -> list[Question]:
+    """A question file's rows; none where there is no file."""
+    if not file.is_file():
+        return []
+    return [_question(json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 def _question(row: dict[str, Any]) -> Question:

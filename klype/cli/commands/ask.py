@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from klype.cli import options as o
 from klype.cli.terminal import Terminal
+from klype.errors import UsageError
 
 
 def command(
@@ -22,8 +23,11 @@ def command(
     """Ask MODEL one thing."""
     terminal = Terminal(as_json, lang)
     from klype.cli.model import checked_sampling, open_model, room, stream
+    from klype.device import EnergyMeter
     from klype.values import Request
 
+    if not text.strip():
+        raise UsageError("There is no question.")
     sampling = checked_sampling(temperature, top_p)
     opened = open_model(model, precision)
     prompt = opened.plain(text) if opened.as_raw(raw) else opened.prompt([{"role": "user", "content": text}])
@@ -34,7 +38,7 @@ def command(
         seed=seed,
         stop=opened.loaded.tokenizer.ends,
     )
-    trace = None
+    trace, meter = None, EnergyMeter()
     for piece, done in stream(opened, request):
         trace = done
         if not as_json:
@@ -49,7 +53,7 @@ def command(
             "passes": trace.passes,
             "seconds": trace.seconds,
             "flops": opened.flops(trace),
-            "joules": trace.joules,
+            "joules": meter.joules() if trace.joules is None else trace.joules,
         },
         out,
     )

@@ -164,7 +164,7 @@ class Talk:
         self.terminal.say("chat.set", what=what, value=value)
 
     def _probabilities(self) -> None:
-        from klype.cli.commands.next_token import spelled
+        from klype.cli.commands.next_token import spelled, visible
         from klype.cli.progress import print_table
 
         if not self.traces:
@@ -175,7 +175,7 @@ class Talk:
             "",
             [self.terminal.words(f"probs.{column}") for column in ("token", "p", "instead")],
             [
-                [spelled(self.opened, token).strip(), p, instead]
+                [visible(spelled(self.opened, token)), p, instead]
                 for token, p, instead in _weighed(self.traces[-1], self.opened, self.terminal.lang)
             ],
         )
@@ -189,7 +189,7 @@ def _weighed(trace: Trace, opened: Opened, lang: str) -> Iterator[tuple[int, str
     """Each token with its probability under the model at τ = 1, and the two likeliest others."""
     import math
 
-    from klype.cli.commands.next_token import spelled
+    from klype.cli.commands.next_token import spelled, visible
     from klype.words import percent
 
     for step in trace.steps:
@@ -197,7 +197,7 @@ def _weighed(trace: Trace, opened: Opened, lang: str) -> Iterator[tuple[int, str
         if step.distribution is not None:
             pairs = zip(step.distribution.ids.tolist(), step.distribution.logp.tolist(), strict=True)
             others = [
-                f"{spelled(opened, token).strip()} {percent(math.exp(logp), lang)}"
+                f"{visible(spelled(opened, token))} {percent(math.exp(logp), lang)}"
                 for token, logp in pairs
                 if token != step.token
             ]

@@ -87,6 +87,11 @@ def spelled(opened: Opened, token: int) -> str:
     return name if name is not None else opened.loaded.tokenizer.token_bytes(token).decode("utf-8", "backslashreplace")
 
 
+def visible(token: str) -> str:
+    """A token's text for a table: without the space before it, and with a sign for what is only white space."""
+    return token.strip() or token.replace("\n", "↵").replace("\t", "⇥").replace(" ", "␣") or "∅"
+
+
 def chart(terminal: Terminal, document: dict[str, Any], text: str, temperature: float) -> None:
     """Bars of one scale: p, p after temperature and, where it is known, the truth."""
     from rich.text import Text
@@ -98,13 +103,13 @@ def chart(terminal: Terminal, document: dict[str, Any], text: str, temperature: 
     columns = [("p", w("next.p")), ("p_tempered", w("next.tempered", temperature=number(temperature, lang, 1)))]
     columns += [("truth", w("next.truth"))] if "truth" in rows[0] else []
     width = min(console.width, 100)
-    label = min(16, max(len(row["token"].strip()) for row in rows) + 1)
+    label = min(16, max(len(visible(row["token"])) for row in rows) + 1)
     bar = (width - label) // len(columns) - 8
     full = max(row[name] for row in rows for name, _ in columns) or 1.0
     console.print(Text(w("next.title", text=text), style="bold"))
     console.print(Text(" " * label + "".join(title[: bar + 7].ljust(bar + 8) for _, title in columns).rstrip()))
     for row in rows:
-        line = Text(row["token"].strip()[: label - 1].ljust(label))
+        line = Text(visible(row["token"])[: label - 1].ljust(label))
         for name, _ in columns:
             line.append(bar_of(row[name] / full, bar), style="blue" if name != "truth" else "green")
             line.append(percent(row[name], lang, 1).rjust(7) + " ")
