@@ -19,8 +19,8 @@ from train_toys import VOCAB, Seeded, random_batch, rows_of, tiny_config, tiny_m
 
 from klype.errors import KlypeError, UsageError
 from klype.train.loop import Interrupted, Session, Settings, Trained, train
-from klype.train.objectives import cross_entropy
-from klype.train.optimizer import OptimizerSettings, fused_parts
+from klype.train.objectives import cross_entropy, with_rehearsal
+from klype.train.optimizer import Optimizer, OptimizerSettings, fused_parts
 from klype.train.resume import states
 from klype.values import Batch, Loss
 
@@ -277,21 +277,33 @@ def test_a_folder_that_cannot_be_made_is_said_clearly(tmp_path: Path) -> None:
         straight(tmp_path / "file" / "run")
 
 
+REHEARSED = with_rehearsal(cross_entropy, cross_entropy, 0.3)
+
+
+def part(step: int, rows: slice) -> Batch:
+    """Some of the eight rows of a step, with some of the rows to rehearse, all with uneven masks."""
+    main, again = rows_of(random_batch(step, rows=8), rows), rows_of(random_batch(step + 500, rows=8), rows)
+    return Batch(main.tokens_BT, main.targets_BT, main.weights_BT, {"rehearsal": again})
+
+
 def pieces(rows_each: int) -> Seeded:
-    """Eight rows a step, with uneven masks, in batches of ``rows_each``."""
     per_step = 8 // rows_each
 
     def make(index: int) -> Batch:
-        step, part = divmod(index, per_step)
-        return rows_of(random_batch(step, rows=8), slice(part * rows_each, (part + 1) * rows_each))
+        step, at = divmod(index, per_step)
+        return part(step, slice(at * rows_each, (at + 1) * rows_each))
 
     return Seeded(make)
 
 
+def slow(micro_batches: int) -> Settings:
+    rates = OptimizerSettings(matrix_rate=1e-3, rate=1e-3)
+    return settings(4, micro_batches=micro_batches, optimizer=rates)
+
+
 def summed(folder: Path, rows_each: int) -> dict[str, torch.Tensor]:
     model = tiny_model()
-    wanted = settings(4, micro_batches=8 // rows_each, optimizer=OptimizerSettings(matrix_rate=1e-3, rate=1e-3))
-    train(model, cross_entropy, pieces(rows_each), wanted, folder, Session(parts=PARTS))
+    train(model, REHEARSED, pieces(rows_each), slow(8 // rows_each), folder, Session(parts=PARTS))
     return weights(model)
 
 
@@ -299,9 +311,8 @@ def _worker(rank: int, folder: str, rendezvous: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"file://{rendezvous}", world_size=2, rank=rank)
     model = tiny_model()
-    wanted = settings(4, micro_batches=1, optimizer=OptimizerSettings(matrix_rate=1e-3, rate=1e-3))
-    half = Seeded(lambda i: rows_of(random_batch(i, rows=8), slice(4 * rank, 4 * rank + 4)))
-    train(model, cross_entropy, half, wanted, Path(folder) / "run", Session(parts=PARTS))
+    half = Seeded(lambda i: part(i, slice(4 * rank, 4 * rank + 4)))
+    train(model, REHEARSED, half, slow(1), Path(folder) / "run", Session(parts=PARTS))
     torch.save(weights(model), Path(folder) / f"weights-{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -317,8 +328,31 @@ def test_one_by_eight_is_eight_by_one_is_two_processes_by_four(tmp_path: Path) -
             torch.testing.assert_close(whole[name], other[name], rtol=1e-4, atol=2e-5)
     one, eight, two = (lines(tmp_path / name) for name in ("whole", "single", "run"))
     for a, b, c in zip(one, eight, two, strict=True):
-        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5) == pytest.approx(c["loss"], rel=1e-5)
-        assert a["count"] == pytest.approx(b["count"]) == pytest.approx(c["count"])
+        for name in ("loss", "rehearsal", "count", "norm"):
+            assert a[name] == pytest.approx(b[name], rel=1e-4) == pytest.approx(c[name], rel=1e-4)
+
+
+def test_rehearsal_adds_the_weighted_mean(tmp_path: Path) -> None:
+    seen = []
+
+    class Watched(Optimizer):
+        def clip(self, limit: float) -> torch.Tensor:
+            seen.append(self.gradient.clone())
+            return super().clip(limit)
+
+    batch = part(0, slice(0, 8))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("klype.train.loop.Optimizer", Watched)
+        train(tiny_model(), REHEARSED, Seeded(lambda i: batch), settings(1), tmp_path, Session(parts=PARTS))
+    model = tiny_model()
+    optimizer = Optimizer(model, OptimizerSettings(), PARTS)
+    main, again = cross_entropy(model, batch), cross_entropy(model, batch.extra["rehearsal"])
+    (main.total / main.count + 0.3 * again.total / again.count).backward()
+    optimizer.collect()
+    torch.testing.assert_close(seen[0], optimizer.gradient, rtol=1e-4, atol=1e-6)
+    row = lines(tmp_path)[0]
+    assert row["loss"] == pytest.approx((main.total / main.count).item(), rel=1e-5)
+    assert row["rehearsal"] == pytest.approx((again.total / again.count).item(), rel=1e-5)
 
 
 def test_metrics_of_the_objective_and_of_the_batch_reach_the_caller(tmp_path: Path) -> None:

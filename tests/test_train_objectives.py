@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 from torch import nn
-from train_toys import VOCAB, Bigram, finite_differences, random_batch, rows_of, tiny_model
+from train_toys import VOCAB, Bigram, finite_differences, random_batch, tiny_model
 
-from klype.train.objectives import answer_logp, cross_entropy, soft_cross_entropy, with_rehearsal
+from klype.train.objectives import answer_logp, cross_entropy, soft_cross_entropy
 from klype.values import Batch
 
 torch.set_num_threads(1)
@@ -106,20 +106,3 @@ def test_order_of_rows_does_not_matter() -> None:
     order = torch.tensor([3, 1, 5, 0, 2, 4])
     moved = Batch(batch.tokens_BT[order], batch.targets_BT[order], batch.weights_BT[order])
     torch.testing.assert_close(cross_entropy(model, batch).total, cross_entropy(model, moved).total)
-
-
-def test_rehearsal_is_a_weighted_sum_and_does_not_mind_splitting() -> None:
-    model, main, again = Bigram(V), small(0), small(1)
-    objective = with_rehearsal(cross_entropy, cross_entropy, 0.25)
-    whole = objective(model, Batch(main.tokens_BT, main.targets_BT, main.weights_BT, {"rehearsal": again}))
-    a, b = cross_entropy(model, main), cross_entropy(model, again)
-    torch.testing.assert_close(whole.total, a.total + 0.25 * b.total)
-    assert whole.metrics["rehearsal"] / whole.metrics["rehearsal_count"] == pytest.approx(float(b.total / b.count))
-    parts = []
-    for rows in (slice(0, 1), slice(1, 3)):
-        piece = rows_of(main, rows)
-        extra = {"rehearsal": rows_of(again, rows)}
-        parts.append(objective(model, Batch(piece.tokens_BT, piece.targets_BT, piece.weights_BT, extra)))
-    torch.testing.assert_close(sum(p.total for p in parts), whole.total)
-    torch.testing.assert_close(sum(p.count for p in parts), whole.count)
-    torch.testing.assert_close(objective(model, main).total, a.total)

@@ -133,7 +133,7 @@ def test_the_reward_is_climbed_and_resumed_is_straight(objective: object, tmp_pa
 
     def go(folder: Path, session: Session) -> dict[str, torch.Tensor]:
         model = tiny_model()
-        learnt = with_rehearsal(partial(objective, settings=PolicySettings(beta=0.01)), cross_entropy, 0.01)
+        learnt = with_rehearsal(partial(objective, settings=PolicySettings(beta=0.01)), cross_entropy, 0.1)
         rehearsal = partial(random_batch, rows=2)
         players = Players(ask, Engine(model), likes, reference=tiny_model(), rehearsal=rehearsal)
         batches = RolloutBatches(players, SETTINGS.model_copy(update={"scaling": scaling}))

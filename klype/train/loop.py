@@ -26,7 +26,7 @@ from klype.errors import KlypeError, UsageError
 from klype.train import parallel
 from klype.train.interrupt import interruptible
 from klype.train.metrics import MetricsFile
-from klype.train.objectives import Objective
+from klype.train.objectives import LossBeside, Objective
 from klype.train.optimizer import Optimizer, OptimizerSettings, Parts
 from klype.train.resume import State, read_newest, states, write_durably, write_state
 from klype.train.schedule import Schedule, factor
@@ -165,11 +165,9 @@ class _Run:
         self.optimizer.zero_grad()
         sums, shown, drawn = self._accumulate()
         total, count = sums["loss"], sums["loss_count"]
-        if count:
-            self.optimizer.gradient.div_(count)
         norm = float(self.optimizer.clip(self.settings.clip))
         finite = math.isfinite(total) and math.isfinite(norm)
-        if finite and count:
+        if finite and (count or sums.get("rehearsal_count")):
             self.optimizer.step(factor_now)
         self._watch(step, finite, drawn)
         return {
@@ -223,28 +221,53 @@ class _Run:
         return self._earlier + self.session.clock() - self._began
 
     def _accumulate(self) -> tuple[Metrics, Metrics, list[Batch]]:
-        """Sums over micro-batches and ranks, the batches' own metrics (means), and the batches."""
+        """Sums over micro-batches and ranks, the batches' own metrics (means), and the batches.
+
+        The optimizer's gradient is then that of the step's loss.
+        """
         sums: Metrics = {"loss": 0.0, "loss_count": 0.0}
         shown: Metrics = {}
         drawn: list[Batch] = []
+        beside: torch.Tensor | None = None
+        weight = 0.0
         for _ in range(self.settings.micro_batches):
             batch = next(self.batches)
             drawn.append(batch)
             loss = self.objective(self.model, batch)
-            if loss.total.requires_grad:
-                loss.total.backward()  # type: ignore[no-untyped-call]
-            self.optimizer.collect()
+            self._backward(loss.total)
             own = {"loss": float(loss.total.detach()), "loss_count": float(loss.count), **loss.metrics}
-            for name, value in own.items():
-                sums[name] = sums.get(name, 0.0) + value
-            for name, value in batch.extra.get("metrics", {}).items():
-                shown[name] = shown.get(name, 0.0) + value / self.settings.micro_batches
-        return self._over_ranks(sums), shown, drawn
+            if isinstance(loss, LossBeside):
+                beside, weight = self._aside(loss.beside.total, beside), loss.weight
+                own["rehearsal"], own["rehearsal_count"] = float(loss.beside.total.detach()), float(loss.beside.count)
+            _add(sums, own, 1.0)
+            _add(shown, batch.extra.get("metrics", {}), 1 / self.settings.micro_batches)
+        sums = self._over_ranks(sums, beside)
+        self.optimizer.gradient.div_(sums["loss_count"] or 1.0)
+        if beside is not None:
+            self.optimizer.gradient.add_(beside, alpha=weight / (sums["rehearsal_count"] or 1.0))
+        return sums, shown, drawn
 
-    def _over_ranks(self, sums: Metrics) -> Metrics:
+    def _backward(self, total: torch.Tensor) -> None:
+        if total.requires_grad:
+            total.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.collect()
+
+    def _aside(self, total: torch.Tensor, beside: torch.Tensor | None) -> torch.Tensor:
+        """Adds the gradient of ``total`` to ``beside`` instead of the optimizer's, to be divided by its own count."""
+        gradient = self.optimizer.gradient
+        kept = gradient.clone()
+        gradient.zero_()
+        self._backward(total)
+        beside = gradient.clone() if beside is None else beside.add_(gradient)
+        gradient.copy_(kept)
+        return beside
+
+    def _over_ranks(self, sums: Metrics, beside: torch.Tensor | None) -> Metrics:
         if parallel.ranks() == 1:
             return sums
         parallel.sum_over_ranks_(self.optimizer.gradient)
+        if beside is not None:
+            parallel.sum_over_ranks_(beside)
         values = torch.tensor(list(sums.values()), dtype=torch.float64)
         parallel.sum_over_ranks_(values)
         return dict(zip(sums, values.tolist(), strict=True))
@@ -292,6 +315,11 @@ def _means(sums: Metrics, count: float) -> Metrics:
         divisor = sums.get(f"{name}_count", count)
         means[name] = value / divisor if divisor else math.nan
     return means
+
+
+def _add(sums: Metrics, more: Metrics, times: float) -> None:
+    for name, value in more.items():
+        sums[name] = sums.get(name, 0.0) + value * times
 
 
 def _tensors(batches: list[Batch]) -> Iterator[tuple[str, torch.Tensor]]:

@@ -7,6 +7,7 @@ partner ``NAME_count`` is divided by it, any other by the loss's count.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 import torch
@@ -45,11 +46,18 @@ def soft_cross_entropy(model: nn.Module, batch: Batch) -> Loss:
     return Loss(loss_N @ weights_N, weights_N.sum())
 
 
-def with_rehearsal(main: Objective, rehearsal: Objective, weight: float) -> Objective:
-    """The main objective, and the rehearsal on the batch in ``extra["rehearsal"]`` so that nothing is forgotten.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossBeside(Loss):
+    """A loss with another beside it, each over its own count: total/count + weight · beside.total/beside.count."""
 
-    loss = (T_main + weight · T_rehearsal) / C_main: a rehearsal token weighs ``weight`` times what a unit of the main
-    count weighs. Sums over sums, so that splitting a batch changes nothing.
+    beside: Loss
+    weight: float
+
+
+def with_rehearsal(main: Objective, rehearsal: Objective, weight: float) -> Objective:
+    """The main objective, and beside it the rehearsal of the Batch in ``extra["rehearsal"]``: nothing is forgotten.
+
+    loss = mean of the main + weight · mean of the rehearsal, both over all micro-batches and ranks of a step.
     """
 
     def mixed(model: nn.Module, batch: Batch) -> Loss:
@@ -57,9 +65,8 @@ def with_rehearsal(main: Objective, rehearsal: Objective, weight: float) -> Obje
         again: Batch | None = batch.extra.get("rehearsal")
         if again is None or weight == 0:
             return loss
-        other = rehearsal(model, again)
-        metrics = {"rehearsal": float(other.total.detach()), "rehearsal_count": float(other.count)}
-        return Loss(loss.total + weight * other.total, loss.count, loss.metrics | metrics)
+        beside = rehearsal(model, again)
+        return LossBeside(loss.total, loss.count, loss.metrics, beside=beside, weight=weight)
 
     return mixed
 
