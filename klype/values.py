@@ -152,6 +152,17 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
+class Verdict:
+    """What an annotator thinks of one answer; None: cannot decide. ``words`` counts no punctuation."""
+
+    right: bool | None
+    polite: bool | None
+    concise: bool | None
+    words: int
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
 class Ranking:
     """An order over candidates, best first; candidates in one inner tuple are tied. Indices into ``candidates``."""
 

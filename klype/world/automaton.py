@@ -187,10 +187,12 @@ def _normalised(states: dict[State, float]) -> dict[State, float]:
     return {state: weight / total for state, weight in states.items()}
 
 
+@lru_cache(maxsize=4096)
 def words(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
+@lru_cache(maxsize=4096)
 def form(text: str) -> Symbols:
     """``"på stranda|.5 stranden|.5"`` → ``("på", Choice(...))``; braces may mark a choice inside a sentence."""
     symbols: list[Symbol] = []

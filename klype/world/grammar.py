@@ -34,7 +34,6 @@ class Env(NamedTuple):
     answered: int = 0  # questions answered
     manner: str = ""  # of the document's answers; "" until the first
     dash: bool | None = None  # "–" between question and answer?
-    season: str = ""
     content: object = None
     style: str = ""
 
@@ -107,9 +106,8 @@ class Grammar:
         known = {f[1] for f in env.facts}
         taken = {f[1] for f in env.facts if f[0] == relation}
         favour = {name: 0.0 if name in taken else 3.0 for name in known if name in self.lexicon.persons}
-        verb = {"loc": phrases.ONE[env.lang], "has": phrases.HAS[env.lang][0], "like": phrases.LIKES[env.lang][0]}[
-            relation
-        ]
+        verbs = {"loc": phrases.ONE[env.lang], "has": phrases.HAS[env.lang][0], "like": phrases.LIKES[env.lang][0]}
+        verb = verbs[relation]
         return [
             (p, (name, verb, Call(self.value, (relation, name)), "."), env)
             for p, name in weighted(self.lexicon.persons, favour)
@@ -126,10 +124,12 @@ class Grammar:
             animals = weighted(x.animals, dict.fromkeys(taken, 0.5))
             return [(p, phrases.animals(g, v), _told(env, ("like", person, v))) for p, v in animals]
         objects = weighted(x.objects, dict.fromkeys(taken, 0.0))
+        return [(p, (Call(self.owned, (person, o)),), env) for p, o in objects]
+
+    def owned(self, env: Env, person: str, noun: str) -> list[Expansion]:
         return [
-            (p * q, phrases.an_object(g, o, c), _told(env, ("has", person, o, c)))
-            for p, o in objects
-            for q, c in uniform(x.colours)
+            (p, phrases.an_object(env.lang, noun, c), _told(env, ("has", person, noun, c)))
+            for p, c in uniform(self.lexicon.colours)
         ]
 
     def event(self, env: Env) -> list[Expansion]:
@@ -187,14 +187,16 @@ class Grammar:
                     choices.append((kind.weight, name, i))
         if len(env.facts) > 1:
             choices.append((KINDS["summary"].weight, "summary", -1))
-        choices = [(p * (0.1 if (name, i) in env.asked else 1.0), name, i) for p, name, i in choices]
-        total = sum(p for p, _, _ in choices)
-        out: list[Expansion] = []
-        for p, name, i in choices:
-            bound = env._replace(asked=env.asked | {(name, i)})
-            abouts = self._yes_no_about(env, i) if name == "yes-no" else [(1.0, env.facts[i])]
-            out += [(p * q / total, (Call(self.put, (name, about)),), bound) for q, about in abouts]
-        return out
+        weights = [p * (0.1 if (name, i) in env.asked else 1.0) for p, name, i in choices]
+        total = sum(weights)
+        return [
+            (p / total, (Call(self.about, (name, i)),), env) for p, (_, name, i) in zip(weights, choices, strict=True)
+        ]
+
+    def about(self, env: Env, name: str, i: int) -> list[Expansion]:
+        bound = env._replace(asked=env.asked | {(name, i)})
+        abouts = self._yes_no_about(env, i) if name == "yes-no" else [(1.0, env.facts[i])]
+        return [(p, (Call(self.put, (name, about)),), bound) for p, about in abouts]
 
     def _yes_no_about(self, env: Env, i: int) -> list[tuple[float, Fact]]:
         """Half of the time what is true, else what is true of another (or of nobody)."""
@@ -229,16 +231,25 @@ class Grammar:
         """Choose manner and dash where the document has none yet, a right content, and say it."""
         manners = {"": DOCUMENTS, "plain": PLAIN_DOCUMENTS}.get(env.manner, ((1.0, env.manner),))
         dashes = ((0.5, True), (0.5, False)) if env.dash is None else ((1.0, env.dash),)
+        return [
+            (
+                p * q,
+                (*(("–",) if dash else ()), Call(self.right, (query,))),
+                env._replace(manner=manner, dash=dash, answered=env.answered + 1),
+            )
+            for p, manner in manners
+            for q, dash in dashes
+        ]
+
+    def right(self, env: Env, query: Query) -> list[Expansion]:
+        styles = ANSWERS.get(env.manner, ((1.0, env.manner),))
         contents = KINDS[query.kind].right(query.about, env.facts)
-        out: list[Expansion] = []
-        for p, manner in manners:
-            for q, dash in dashes:
-                bound = env._replace(manner=manner, dash=dash, answered=env.answered + 1)
-                for r, style in ANSWERS.get(manner, ((1.0, manner),)):
-                    for s, content in contents:
-                        said = self.say(env.lang, query, content, style)
-                        out.append((p * q * r * s, ("–", *said) if dash else said, bound))
-        return out
+        return [
+            (p * q, (Call(self.said, (query, content, style)),), env) for p, style in styles for q, content in contents
+        ]
+
+    def said(self, env: Env, query: Query, content: object, style: str) -> list[Expansion]:
+        return [(1.0, self.say(env.lang, query, content, style), env)]
 
     def free_answer(self, env: Env, query: Query) -> list[Expansion]:
         """Any answer to the question, right or wrong, in any manner: for reading what an answer means."""
@@ -289,13 +300,15 @@ class Grammar:
             demand = w(env.lang, "Oversett til engelsk :", "Translate to Norwegian :")
             return [(1.0, (*demand, Call(self.translate_person)), env)]
         items = fixed_items(kind, self.lexicon)
-        row, p = KINDS[kind], 1 / len(items)
-        out: list[Expansion] = []
-        for item in items:
-            content = row.right(item, ())[0][1]
-            out.append((p * 0.35, (*capital(row.sentence(env.lang, item, content)), "."), env))
-            out.append((p * 0.65, (Call(self.put, (kind, item)),), env))
-        return out
+        return [(1 / len(items), (Call(self.known_item, (kind, item)),), env) for item in items]
+
+    def known_item(self, env: Env, kind: str, item: Fact) -> list[Expansion]:
+        row = KINDS[kind]
+        content = row.right(item, ())[0][1]
+        return [
+            (0.35, (*capital(row.sentence(env.lang, item, content)), "."), env),
+            (0.65, (Call(self.put, (kind, item)),), env),
+        ]
 
     def translate_person(self, env: Env) -> list[Expansion]:
         verbs = (("loc", phrases.ONE[env.lang]), ("like", phrases.LIKES[env.lang][0]))
@@ -319,26 +332,27 @@ class Grammar:
         g = env.lang
         went = form("gikk|.75 spaserte|.25" if g == lex.NB else "walked|.8 strolled|.2")
         tour = ("en", "tur") if g == lex.NB else ()
+        return [(1.0, ("Jeg" if g == lex.NB else "I", *went, *tour, Call(self.walk_place)), env)]
+
+    def walk_place(self, env: Env) -> list[Expansion]:
+        g = env.lang
         when = ((0.6, ()), (0.25, w(g, "i går", "yesterday")), (0.15, w(g, "i dag", "today")))
-        who = "Jeg" if g == lex.NB else "I"
         return [
-            (
-                p * q * r,
-                (who, *went, *tour, *form(said), *time, ".", Call(self.weather, (place,))),
-                env._replace(season=season),
-            )
-            for season, r in lex.SEASONS.items()
+            (p * q, (*form(said), *time, ".", Call(self.season, (place,))), env)
             for place, said, p in lex.WALKS[g]
             for q, time in when
         ]
 
-    def weather(self, env: Env, place: str) -> list[Expansion]:
-        said, worn = lex.WEATHER_WORDS[env.lang], lex.WEAR[env.lang][env.season]
+    def season(self, env: Env, place: str) -> list[Expansion]:
+        return [(p, (Call(self.weather, (place, season)),), env) for season, p in lex.SEASONS.items()]
+
+    def weather(self, env: Env, place: str, season: str) -> list[Expansion]:
+        said, worn = lex.WEATHER_WORDS[env.lang], lex.WEAR[env.lang][season]
         wore = (*w(env.lang, "Jeg hadde på", "I wore"), *form(worn), ".")
         out: list[Expansion] = []
-        for weather, p in lex.WEATHER[env.season].items():
-            bound = env._replace(facts=(("walk", place, weather),), season="")
+        for weather, p in lex.WEATHER[season].items():
             about = ("walk", place, weather)
+            bound = env._replace(facts=(about,))
             first, second = (Call(self.put, (name, about)) for name in ("walk-where", "weather"))
             for q, tail in ((0.3, wore), (0.25, (first,)), (0.25, (second,)), (0.2, (first, second))):
                 out.append((p * q, (*capital(form(said[weather])), ".", *tail), bound))

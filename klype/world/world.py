@@ -8,10 +8,10 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from klype.errors import KlypeError
-from klype.values import Question
+from klype.values import Question, Verdict
 from klype.world import lexicon as lex
 from klype.world.automaton import END, Call, Filter, State, Symbols, arcs, expansions, sample
 from klype.world.facts import Fact, Lexicon, key
@@ -30,16 +30,6 @@ class Document:
 
     words: tuple[str, ...]
     answers: tuple[bool, ...]
-
-
-class Verdict(NamedTuple):
-    """What the annotator of the world thinks of one answer. ``words`` counts no punctuation."""
-
-    right: bool
-    polite: bool
-    concise: bool
-    words: int
-    score: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +65,9 @@ class World:
 
     @cached_property
     def words(self) -> tuple[str, ...]:
-        """Every word that the language has, sorted; found by walking the documents until nothing new appears."""
-        rng, found, quiet = random.Random(0), set[str](), 0
+        """Every word that the language has, sorted: met on a long walk, the rarest (numbers) given."""
+        numbers = [n for lang in lex.LANGUAGES for n in lex.NUMBERS[lang][1:]]
+        rng, found, quiet = random.Random(0), {*numbers, *(n.capitalize() for n in numbers)}, 0
         while quiet < 3000:
             new = set(sample(self.grammar.document(), rng)[0]) - found
             found |= new
@@ -116,7 +107,7 @@ class World:
                 continue
             if self._held_out(env.facts) == heldout:
                 break
-        asked, query = self._draw_query(env, rng)
+        asked, query = self._worded(self.grammar.ask(env), env, rng)
         return self._question(env, query, self.text(told), asked)
 
     def _fixed_question(self, rng: random.Random, lang: str) -> Question:
@@ -126,9 +117,6 @@ class World:
         env = Env(lang=lang, manner=CHAT, dash=False)
         asked, query = self._worded(self.grammar.put(env, kind, about), env, rng)
         return self._question(env, query, "", asked)
-
-    def _draw_query(self, env: Env, rng: random.Random) -> tuple[str, Query]:
-        return self._worded(self.grammar.ask(env), env, rng)
 
     def _worded(self, options: list[Any], env: Env, rng: random.Random) -> tuple[str, Query]:
         """Draw a question's words up to the answer, which is left unsaid."""
@@ -166,6 +154,26 @@ class World:
         }
         name = zlib.crc32(f"{env.lang} {story} {asked}".encode())
         return Question(f"w{name:08x}", asked, story, tuple(answers), extra=extra)
+
+    def retrieval(
+        self, rng: random.Random, manner: Literal["bare", "sentence"], hard: bool = True
+    ) -> tuple[str, Question]:
+        """A plain text that ends in a question about its story, and that question.
+
+        Held-out story, one other question answered in the manner (so that a model that never saw a chat knows how to
+        answer), then the question. ``hard``: four facts of one relation.
+        """
+        while True:
+            question = self.question(rng, heldout=True, hard=hard)
+            if question.extra["fixed"] or question.extra["one_word"]:
+                continue
+            env = _env(question)
+            asked, query = self._worded(self.grammar.ask(env), env, rng)
+            if not query.one_word and asked != question.question:
+                break
+        shown = self._question(env, query, question.context, asked)
+        text = " ".join((question.context, asked, self.answer(shown, manner, rng), question.question))
+        return text, question
 
     # answers
 

@@ -1,0 +1,139 @@
+"""A recipe: everything that makes a run what it is, as one checked value. Recipes are TOML files in ``recipes/``."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from klype.config import Settings, load, nearest
+from klype.errors import UsageError
+from klype.train.loop import Settings as Training
+from klype.train.optimizer import OptimizerSettings
+from klype.train.policy import PolicySettings
+from klype.train.rewards import RewardSettings
+from klype.train.schedule import Schedule
+
+
+class TokenizerSection(Settings):
+    """``size``: the most tokens that the vocabulary may have."""
+
+    size: int = Field(default=2048, ge=262, le=1_000_000)
+
+
+class ModelSection(Settings):
+    """The transformer. ``conv``: taps of the short convolution before attention, with which positions are not rotated."""
+
+    width: int = Field(default=192, gt=0)
+    layers: int = Field(default=4, gt=0)
+    heads: int = Field(default=4, gt=0)
+    hidden: int = Field(default=512, gt=0)
+    window: int = Field(default=256, ge=16)
+    conv: int = Field(default=0, ge=0)
+    tie: bool = False
+    embed_std: float = Field(default=0.5, gt=0)
+
+
+class Lesson(Settings):
+    """What all stages of training share: their part of the time, the rows of a batch, and how it is trained."""
+
+    share: float = Field(default=0.0, ge=0, le=1)
+    rows: int = Field(default=16, ge=1)
+    training: Training = Training(steps=0)
+
+
+class PretrainSection(Lesson):
+    """``plain``: the part of the steps in which answers have only plain manners; ``answer_weight``: see lessons."""
+
+    plain: float = Field(default=0.6, ge=0, le=1)
+    answer_weight: float = Field(default=5.0, gt=0)
+
+
+class Rehearsing(Lesson):
+    """``rehearsal_rows`` rows of pre-training text a step, weighted, so that nothing is forgotten."""
+
+    rehearsal_rows: int = Field(default=0, ge=0)
+    rehearsal_weight: float = Field(default=0.5, ge=0)
+
+
+class RankSection(Settings):
+    """How many questions are ranked, and where each question's candidates come from.
+
+    ``drawn`` at temperature 1, ``hot`` at ``hot_temperature``, ``wrong`` made by the world; ``noise`` is the chance
+    that the annotator swaps two neighbours.
+    """
+
+    questions: int = Field(default=900, ge=1)
+    held_out: int = Field(default=200, ge=1)
+    drawn: int = Field(default=3, ge=1)
+    hot: int = Field(default=3, ge=0)
+    hot_temperature: float = Field(default=1.25, gt=0)
+    wrong: int = Field(default=2, ge=0)
+    noise: float = Field(default=0.1, ge=0, lt=0.5)
+    limit: int = Field(default=40, ge=1)
+
+
+class RewardSection(Settings):
+    """``threshold``: held-out pair accuracy below which alignment does not start; ``gate``: what is aimed at."""
+
+    threshold: float = Field(default=0.75, ge=0.5, le=1)
+    gate: float = Field(default=0.86, ge=0.5, le=1)
+    fit: RewardSettings = RewardSettings()
+
+
+class AlignSection(Rehearsing):
+    """``rows`` questions a step, ``answers`` to each, of at most ``limit`` tokens."""
+
+    answers: int = Field(default=8, ge=2)
+    limit: int = Field(default=40, ge=1)
+    policy: PolicySettings = PolicySettings()
+
+
+class ExamineSection(Settings):
+    """How much is measured: ``questions`` with one answer each, ``documents`` of held-out text."""
+
+    questions: int = Field(default=400, ge=1)
+    documents: int = Field(default=80, ge=1)
+    temperatures: tuple[float, ...] = (0.0, 0.7, 1.0, 1.3)
+    temperature: float = Field(default=0.7, ge=0)
+    share: float = Field(default=0.1, ge=0, le=1)
+
+
+class Recipe(Settings):
+    """A run's whole recipe. ``kind`` says what it is about: the demo world, or the user's own text."""
+
+    kind: Literal["world", "text"] = "text"
+    world: Literal["full", "small"] = "full"
+    tokenizer: TokenizerSection = TokenizerSection()
+    model: ModelSection = ModelSection()
+    pretrain: PretrainSection = PretrainSection(
+        share=0.6, training=Training(steps=0, optimizer=OptimizerSettings(rate=6e-3), schedule=Schedule(floor=0.03))
+    )
+    finetune: Rehearsing = Rehearsing(share=0.14)
+    rank: RankSection = RankSection()
+    reward: RewardSection = RewardSection()
+    align: AlignSection = AlignSection(share=0.14)
+    examine: ExamineSection = ExamineSection()
+
+
+def names() -> list[str]:
+    """The recipes that come with klype."""
+    return sorted(f.name.removesuffix(".toml") for f in _folder().iterdir() if f.name.endswith(".toml"))
+
+
+def read(name: str, overrides: tuple[str, ...] = ()) -> Recipe:
+    """A recipe by its name or TOML file, with dotted overrides. UsageError for an unknown name or setting."""
+    if name.endswith(".toml"):
+        return load(Recipe, Path(name), overrides)
+    if name not in names():
+        near = nearest(name, names())
+        hint = f"Did you mean {near}?" if near else f"Recipes are: {', '.join(names())}, or a TOML file."
+        raise UsageError(f"There is no recipe {name}.", hint)
+    with resources.as_file(_folder() / f"{name}.toml") as file:
+        return load(Recipe, file, overrides)
+
+
+def _folder() -> resources.abc.Traversable:
+    return resources.files("klype.runs") / "recipes"
