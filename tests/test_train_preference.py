@@ -121,7 +121,7 @@ def test_dpo_at_the_reference_is_ln_2() -> None:
     batch = at_the_reference(model, candidate_batch(each=2))
     extra = batch.extra | {"ranks_QK": torch.tensor([[0, 1], [1, 0]])}
     loss = preference(model, Batch(batch.tokens_BT, batch.targets_BT, batch.weights_BT, extra))
-    assert float(loss.total / loss.count) == pytest.approx(math.log(2))
+    assert (loss.total / loss.count).item() == pytest.approx(math.log(2))
     assert loss.metrics["pair_accuracy"] / loss.metrics["pair_accuracy_count"] == 0.5
 
 
@@ -130,7 +130,7 @@ def test_kto_at_the_reference_is_a_half_and_its_baseline_raises_the_bar() -> Non
     batch = at_the_reference(model, candidate_batch())
     settings = PreferenceSettings(kind="kto")
     loss = preference(model, batch, settings)
-    assert float(loss.total / loss.count) == pytest.approx(0.5)
+    assert (loss.total / loss.count).item() == pytest.approx(0.5)
     mismatched = candidate_batch(1)
     low = mismatched.extra | {"reference_logp_B": torch.full((6,), -50.0, dtype=torch.float64)}
     other = Batch(mismatched.tokens_BT, mismatched.targets_BT, mismatched.weights_BT, low)
@@ -140,7 +140,7 @@ def test_kto_at_the_reference_is_a_half_and_its_baseline_raises_the_bar() -> Non
         batch.weights_BT,
         batch.extra | {"mismatched": other, "good_B": torch.ones(6, dtype=torch.bool)},
     )
-    assert float(preference(model, good, settings).total) > 6 * 0.5
+    assert preference(model, good, settings).total.item() > 6 * 0.5
 
 
 @pytest.mark.parametrize("kind", ["dpo", "ipo", "kto"])
