@@ -1,0 +1,174 @@
+// The page's behaviour: draws the charts in the theme's colours, switches language and theme, saves pictures and data.
+const root = document.documentElement;
+const data = JSON.parse(document.getElementById("data").textContent);
+const drawn = new Map();                       // element of a chart -> ECharts instance
+
+const lang = () => root.dataset.lang;
+const dark = () => root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+const colour = (name) => getComputedStyle(root).getPropertyValue("--" + name).trim();
+const format = (value, options) => new Intl.NumberFormat(lang() === "nb" ? "nb-NO" : "en-GB", options).format(value);
+const number = (value) => typeof value === "number" ? format(value, { maximumSignificantDigits: 4 }) : value;
+const percent = (value) => typeof value === "number"
+  ? format(value, { style: "percent", maximumFractionDigits: Math.abs(value) < 0.01 || (value > 0.99 && value < 1) ? 2 : 1 })
+  : value;
+
+// A 95 % interval: from low to high at a row, with short caps. Data: [low, high, row].
+function whisker(params, api) {
+  const [low, y] = api.coord([api.value(0), api.value(2)]);
+  const [high] = api.coord([api.value(1), api.value(2)]);
+  const style = { stroke: api.visual("color"), lineWidth: 2, opacity: 0.75 };
+  const stroke = (x1, y1, x2, y2) => ({ type: "line", shape: { x1, y1, x2, y2 }, style });
+  return { type: "group", children: [stroke(low, y, high, y), stroke(low, y - 5, low, y + 5), stroke(high, y - 5, high, y + 5)] };
+}
+
+const functions = { number, percent, whisker };
+
+function revive(value) {
+  if (Array.isArray(value)) return value.map(revive);
+  if (value && typeof value === "object") return Object.fromEntries(Object.entries(value).map(([k, v]) => [k, revive(v)]));
+  if (typeof value !== "string") return value;
+  if (value === "inherit") return getComputedStyle(document.body).fontFamily;
+  if (value.startsWith("fn:") && functions[value.slice(3)]) return functions[value.slice(3)];
+  return /^\$[a-z]+$/.test(value) ? colour(value.slice(1)) || value : value;
+}
+
+function draw(figure) {
+  const picture = data.charts[lang()][figure.dataset.picture];
+  figure.querySelectorAll(".chart").forEach((element, i) => {
+    drawn.get(element)?.dispose();
+    const chart = echarts.init(element, null, { renderer: "svg" });
+    chart.setOption(revive(picture.panels[i].option));
+    drawn.set(element, chart);
+  });
+  const sliders = figure.querySelector("[data-formula]");
+  if (sliders) redrawFormula(sliders);
+}
+
+const visiblePictures = () => [...document.querySelectorAll(`.view[data-view="${lang()}"] [data-picture]`)];
+const drawAll = () => visiblePictures().forEach(draw);
+
+function setLanguage(code) {
+  root.dataset.lang = code;
+  root.lang = code;
+  drawAll();
+}
+
+// ---- the article's formula ------------------------------------------------------------------------------------
+// The slider for S is logarithmic in 1 − S: 0 is S = 0, 5 is S = 0.99999.
+function redrawFormula(box) {
+  const s = 1 - 10 ** -box.querySelector('[data-in="s"]').value;
+  const n = Number(box.querySelector('[data-in="n"]').value);
+  const words = data.words[lang()];
+  const digits = Math.max(1, Math.ceil(Number(box.querySelector('[data-in="s"]').value)) - 1);
+  const small = (p) => p < 1e-4 ? words.zero : format(p, { style: "percent", maximumFractionDigits: p > 0.99 ? 3 : 1 });
+  const say = (name, text) => { box.querySelector(`[data-out="${name}"]`).textContent = text; };
+  say("s", format(s, { style: "percent", maximumFractionDigits: digits }));
+  say("n", format(n));
+  say("right", small(s ** n));
+  say("article", small((1 - s) ** n));
+  const half = s > 0 ? Math.log(0.5) / Math.log(s) : 1;
+  say("half", words.half.replace("{n}", format(Math.ceil(half))));
+  const points = Array.from({ length: Math.min(n, 200) }, (_, i) => Math.round(1 + i * (n - 1) / Math.max(1, Math.min(n, 200) - 1)));
+  drawn.get(box.closest("figure").querySelector(".chart"))?.setOption({
+    xAxis: { max: n },
+    series: [{ data: points.map((i) => [i, s ** i]) }, { data: points.map((i) => [i, (1 - s) ** i]) }],
+  });
+}
+
+document.querySelectorAll("[data-formula]").forEach((box) => {
+  box.addEventListener("input", () => redrawFormula(box));
+  box.querySelectorAll("[data-preset]").forEach((button) => button.addEventListener("click", () => {
+    const model = button.dataset.preset === "model";
+    const s = model ? Number(box.dataset.modelS) : 0.99999;
+    box.querySelector('[data-in="s"]').value = String(Math.min(6, -Math.log10(Math.max(1e-6, 1 - s))));
+    box.querySelector('[data-in="n"]').value = model ? "50" : "100";
+    redrawFormula(box);
+  }));
+});
+
+// ---- saving ---------------------------------------------------------------------------------------------------
+function save(name, blob) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(blob);
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+}
+
+// All panels of a picture under its title, as one SVG with the theme's background.
+function svgOf(figure) {
+  const panels = [...figure.querySelectorAll(".panel")];
+  const escape = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;");
+  const width = Math.max(...panels.map((p) => p.querySelector(".chart").clientWidth)) + 32;
+  let y = 46;
+  const font = `font-family="sans-serif" fill="${colour("ink")}"`;
+  const parts = [`<text x="16" y="28" ${font} font-size="15" font-weight="600">${escape(figure.querySelector("h3").textContent)}</text>`];
+  for (const panel of panels) {
+    const title = panel.querySelector("h4");
+    if (title) { parts.push(`<text x="16" y="${y + 12}" ${font} font-size="12">${escape(title.textContent)}</text>`); y += 20; }
+    const svg = drawn.get(panel.querySelector(".chart")).renderToSVGString();
+    parts.push(svg.replace("<svg ", `<svg x="16" y="${y}" `));
+    y += panel.querySelector(".chart").clientHeight + 16;
+  }
+  return { width, height: y, text: `<svg xmlns="http://www.w3.org/2000/svg" width="${width}" height="${y}" viewBox="0 0 ${width} ${y}"><rect width="100%" height="100%" fill="${colour("card")}"/>${parts.join("")}</svg>` };
+}
+
+function png(svg) {
+  return new Promise((resolve, reject) => {
+    const image = new Image();
+    image.onload = () => {
+      const canvas = document.createElement("canvas");
+      canvas.width = svg.width * 2;
+      canvas.height = svg.height * 2;
+      canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
+      canvas.toBlob((blob) => blob ? resolve(blob) : reject(new Error("no picture")), "image/png");
+    };
+    image.onerror = reject;
+    image.src = "data:image/svg+xml;charset=utf-8," + encodeURIComponent(svg.text);
+  });
+}
+
+// Cells that a spreadsheet would take for a formula are quoted as text.
+const cell = (value) => {
+  if (value === null || value === undefined) return "";
+  const text = typeof value === "string" && /^[=+\-@\t\r]/.test(value) ? "'" + value : String(value);
+  return /[",\n\r]/.test(text) ? `"${text.replace(/"/g, '""')}"` : text;
+};
+
+const savers = {
+  svg: async (figure) => new Blob([svgOf(figure).text], { type: "image/svg+xml" }),
+  png: async (figure) => png(svgOf(figure)),
+  csv: async (_, picture) => new Blob(["\ufeff" + [picture.columns, ...picture.rows].map((row) => row.map(cell).join(",")).join("\r\n") + "\r\n"], { type: "text/csv" }),
+  json: async (_, picture) => new Blob([JSON.stringify({ title: picture.title, columns: picture.columns, rows: picture.rows }, null, 1)], { type: "application/json" }),
+};
+
+// ---- what is clicked ------------------------------------------------------------------------------------------
+document.addEventListener("click", async (event) => {
+  const button = event.target.closest("button");
+  if (!button) return;
+  if (button.dataset.setLang) setLanguage(button.dataset.setLang);
+  if ("toggleTheme" in button.dataset) { root.dataset.theme = dark() ? "light" : "dark"; drawAll(); }
+  if ("print" in button.dataset) window.print();
+  if (button.dataset.save) {
+    const figure = button.closest("[data-picture]");
+    const picture = data.charts[lang()][figure.dataset.picture];
+    save(`${figure.dataset.picture}.${button.dataset.save}`, await savers[button.dataset.save](figure, picture));
+  }
+});
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
+
+// Printing is on white: the style sheet has light colours there, the charts follow.
+let themeBeforePrint;
+addEventListener("beforeprint", () => { themeBeforePrint = root.dataset.theme; root.dataset.theme = "light"; drawAll(); });
+addEventListener("afterprint", () => {
+  if (themeBeforePrint) root.dataset.theme = themeBeforePrint; else delete root.dataset.theme;
+  drawAll();
+});
+let resizing;
+addEventListener("resize", () => {
+  clearTimeout(resizing);
+  resizing = setTimeout(() => drawn.forEach((chart, element) => { if (element.clientWidth) chart.resize(); }), 120);
+});
+
+drawAll();
+root.dataset.ready = "true";

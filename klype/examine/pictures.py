@@ -1,0 +1,345 @@
+"""The report's pictures: from the facts of a run to charts whose titles say what was found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from klype.examine.charts import (
+    Cell,
+    Option,
+    Panel,
+    Picture,
+    axis,
+    bars,
+    curve_with_band,
+    line,
+    lines,
+    whiskers,
+)
+from klype.examine.facts import CurveFacts, Facts, FigureFacts, NextFacts, StageName, SurvivalFacts
+from klype.examine.say import Say, is_share, visible
+
+STAGES: tuple[StageName, ...] = ("base", "finetuned", "aligned")
+CURVE_COLOURS = {"loss": "accent", "held_out": "aligned", "reward": "finetuned", "score": "accent", "kl": "bad",
+                 "right": "aligned", "polite": "truth"}  # fmt: skip
+MOST_POINTS = 240
+
+
+def pictures(facts: Facts, say: Say) -> dict[str, Picture]:
+    """Every picture that the facts allow, by its place in the page."""
+    made = [
+        curves(facts, say),
+        stages(facts, say),
+        reward(facts, say),
+        truth(facts, say),
+        next_words(facts, say),
+        temperatures(facts, say),
+        formula(facts, say),
+        survival(facts, say),
+        calibration(facts, say),
+        text(facts, say),
+    ]
+    return {picture.id: picture for picture in made if picture is not None}
+
+
+def curves(facts: Facts, say: Say) -> Picture | None:
+    """One panel for each stage of training: its loss, or its reward and leash."""
+    panels, rows = [], []
+    for curve in facts.get("curves", []):
+        shown = {name: values for name, values in curve["series"].items() if any(v is not None for v in values)}
+        if not shown or not curve["step"]:
+            continue
+        series = [
+            line(say.measure(name), _thin(curve["step"], values), CURVE_COLOURS.get(name, "muted"))
+            for name, values in shown.items()
+        ]
+        drawn = lines(axis(say("axis.step")), axis(scale="loss" in shown and len(shown) == 1), series)
+        panels.append(Panel(f"{say('train.' + curve['stage'])} – {_change(curve, say)}", drawn, 250))
+        rows += [
+            [say("train." + curve["stage"]), say.measure(n), x, y]
+            for n, v in shown.items()
+            for x, y in _thin(curve["step"], v)
+        ]
+    if not panels:
+        return None
+    columns = [say("column.stage"), say("column.series"), say("axis.step"), say("column.value")]
+    return Picture("curves", say("picture.curves"), say("how.curves"), panels, columns, rows)
+
+
+def stages(facts: Facts, say: Say) -> Picture | None:
+    """Right, polite, concise and the annotator's score of the three models."""
+    panels, rows = [], []
+    for name in ("right", "polite", "concise", "annotator"):
+        found = _by_stage(facts, name)
+        if not found:
+            continue
+        shares = is_share(found[0][1], name)
+        unit = say("axis.share") if shares else say("axis.points")
+        x = axis(unit, percent=shares, min=0, max=1) if shares else axis(unit)
+        panels.append(Panel(say.measure(name), _whiskers(found, name, x, say), 210))
+        rows += [_row(say.measure(name), say.stage(stage), figure) for stage, figure in found]
+    if not panels:
+        return None
+    return Picture("stages", _stages_title(facts, say), say("how.stages"), panels, _figure_columns(say), rows)
+
+
+def reward(facts: Facts, say: Say) -> Picture | None:
+    """How often the reward model prefers the answer that the ranker prefers."""
+    found = facts.get("reward")
+    if not found or found["pair_accuracy"]["value"] is None:
+        return None
+    figures = [("pair_accuracy", found["pair_accuracy"], "accent"), ("ceiling", found["ceiling"], "muted")]
+    drawn = whiskers(
+        [(say.measure(name), figure, say.figure(figure, name), colour) for name, figure, colour in figures],
+        axis(say("axis.pairs"), percent=True, min=0.5, max=1),
+        found.get("threshold"),
+    )
+    title = say(
+        "picture.reward",
+        accuracy=say.value(found["pair_accuracy"], "pair_accuracy"),
+        ceiling=say.value(found["ceiling"], "ceiling"),
+    )
+    rows = [_row(say.measure(name), "", figure) for name, figure, _ in figures]
+    how = say("how.reward") + (" " + say("how.reward_line") if "threshold" in found else "")
+    return Picture("reward", title, how, [Panel("", drawn, 170)], _figure_columns(say), rows)
+
+
+def truth(facts: Facts, say: Say) -> Picture | None:
+    """S and KL to the truth by stage."""
+    panels, rows = [], []
+    for name in ("s", "kl"):
+        found = _by_stage(facts, name)
+        if not found:
+            continue
+        x = axis(say(f"axis.{name}"), scale=True) if name == "s" else axis(say("axis.kl"), min=0)
+        panels.append(Panel(say.measure(name), _whiskers(found, name, x, say), 210))
+        rows += [_row(say.measure(name), say.stage(stage), figure) for stage, figure in found]
+    if not panels:
+        return None
+    first = {name: found[0][1] for name in ("s", "kl") if (found := _by_stage(facts, name))}
+    title = (
+        say("picture.truth", s=say.value(first["s"], "s"), kl=say.value(first["kl"], "kl"))
+        if len(first) == 2
+        else say("measure.s")
+    )
+    return Picture("truth", title, say("how.truth"), panels, _figure_columns(say), rows)
+
+
+def next_words(facts: Facts, say: Say) -> Picture | None:
+    """The next word after some beginnings: what the model says beside the truth."""
+    prompts = [n for n in facts.get("next", []) if n["tokens"]]
+    if not prompts:
+        return None
+    ordered = sorted(prompts, key=lambda n: (n["prompt"].startswith("Jeg gikk")) != (say.lang == "nb"))
+    rows: list[list[Cell]] = [
+        [visible(n["prompt"]), visible(t["token"]), t["p"], t.get("truth")] for n in ordered for t in n["tokens"]
+    ]
+    columns = [say("column.beginning"), say("column.word"), say("column.model"), say("column.truth")]
+    known = any("truth" in t for t in ordered[0]["tokens"])
+    how = say("how.next_truth") if known else say("how.next")
+    return Picture("next", _next_title(ordered[0], say), how, [_next_panel(n, say) for n in ordered], columns, rows)
+
+
+def temperatures(facts: Facts, say: Say) -> Picture | None:
+    """Right, S, repetition and diversity against the temperature."""
+    found = facts.get("temperatures")
+    if not found or len(found["rows"]) < 2:
+        return None
+    shown = [("right", "aligned", "solid"), ("s", "truth", "dashed"), ("repetition", "bad", "dotted"),
+             ("same_text", "finetuned", "solid")]  # fmt: skip
+    series: list[Option] = []
+    rows: list[list[Cell]] = []
+    for name, colour, style in shown:
+        figures = [(row["temperature"], row["figures"][name]) for row in found["rows"] if name in row["figures"]]
+        figures = [(t, f) for t, f in figures if f["value"] is not None]
+        if not figures:
+            continue
+        drawn = curve_with_band(say.measure(name), figures, colour, showSymbol=True, symbolSize=7)
+        drawn[-1]["lineStyle"] = {**drawn[-1]["lineStyle"], "type": style}
+        series += drawn
+        rows += [_row(say.measure(name), say.number(t, 1), f) for t, f in figures]
+    if not series:
+        return None
+    drawn_lines = lines(axis(say("axis.temperature"), min=0), axis(percent=True, min=0, max=1), series)
+    drawn_lines["tooltip"]["valueFormatter"] = "fn:percent"
+    columns = [say("column.measure"), say("axis.temperature"), *_figure_columns(say)[2:]]
+    return Picture("temperatures", _temperature_title(facts, say), say("how.temperatures"),
+                   [Panel("", drawn_lines, 340)], columns, rows, wide=True)  # fmt: skip
+
+
+def formula(facts: Facts, say: Say) -> Picture:
+    """S^n beside (1 − S)^n; the page's sliders redraw both."""
+    s, n = 0.99999, 100
+    lengths = range(1, n + 1)
+    drawn = lines(
+        axis(say("axis.words"), min=1),
+        axis(percent=True, min=0, max=1),
+        [
+            line(say("formula.right"), [(i, s**i) for i in lengths], "truth"),
+            line(
+                say("formula.article"),
+                [(i, (1 - s) ** i) for i in lengths],
+                "bad",
+                lineStyle={"color": "$bad", "type": "dashed", "width": 2},
+            ),
+        ],
+    )
+    drawn["tooltip"]["valueFormatter"] = "fn:percent"
+    rows: list[list[Cell]] = [[i, s**i, (1 - s) ** i] for i in (1, 10, 50, 100)]
+    columns = [say("axis.words"), say("formula.right"), say("formula.article")]
+    return Picture(
+        "formula", say("picture.formula"), say("how.formula"), [Panel("", drawn, 320)], columns, rows, wide=True
+    )
+
+
+def survival(facts: Facts, say: Say) -> Picture | None:
+    """R_n and K_n beside the independent S̄^n, one panel a temperature."""
+    panels, rows = [], []
+    found = [curve for curve in facts.get("survival", []) if curve["r"]]
+    for curve in found:
+        named = (("r", "aligned", "solid"), ("k", "truth", "dashed"), ("independent", "muted", "dotted"))
+        series: list[Option] = []
+        for key, colour, style in named:
+            figures = _placed(curve, key)
+            drawn = curve_with_band(say(f"survival.{key}"), figures, colour)
+            drawn[-1]["lineStyle"] = {**drawn[-1]["lineStyle"], "type": style}
+            series += drawn
+            rows += [
+                _row(say(f"survival.{key}"), f"{say.number(curve['temperature'], 1)}, {int(t)}", f) for t, f in figures
+            ]
+        drawn_lines = lines(axis(say("axis.words"), min=1), axis(percent=True, max=1), series)
+        drawn_lines["tooltip"]["valueFormatter"] = "fn:percent"
+        panels.append(Panel(say("panel.temperature", t=say.number(curve["temperature"], 1)), drawn_lines, 300))
+    if not panels:
+        return None
+    last = found[0]["r"][-1], found[0]["independent"][-1]
+    title = say(
+        "picture.survival",
+        r=say.value(last[0], "survival"),
+        independent=say.value(last[1], "survival"),
+        n=len(found[0]["r"]),
+    )
+    columns = [say("column.measure"), f"{say('axis.temperature')}, {say('axis.words')}", *_figure_columns(say)[2:]]
+    return Picture("survival", title, say("how.survival"), panels, columns, rows)
+
+
+def calibration(facts: Facts, say: Say) -> Picture | None:
+    """How often what was said to be likely came true."""
+    panels, rows = [], []
+    found = [c for c in facts.get("calibration", []) if c["bins"]]
+    for curve in found:
+        figures = [(b["p"], b["observed"]) for b in curve["bins"]]
+        series = [
+            *curve_with_band(say.stage(curve["stage"]), figures, curve["stage"], showSymbol=True, symbolSize=7),
+            line(
+                say("calibration.honest"),
+                [(0, 0), (1, 1)],
+                "muted",
+                lineStyle={"color": "$muted", "type": "dashed", "width": 1},
+            ),
+        ]
+        drawn = lines(axis(say("axis.said"), percent=True, min=0, max=1), axis(percent=True, min=0, max=1), series)
+        drawn["tooltip"]["valueFormatter"] = "fn:percent"
+        panels.append(Panel(say.stage(curve["stage"]), drawn, 300))
+        rows += [_row(say.stage(curve["stage"]), say.share(p), f) for p, f in figures]
+    if not panels:
+        return None
+    title = say("picture.calibration", gap=say.number(found[-1]["error"]["value"] or 0, 3))
+    columns = [say("column.model"), say("axis.said"), *_figure_columns(say)[2:]]
+    return Picture("calibration", title, say("how.calibration"), panels, columns, rows)
+
+
+def text(facts: Facts, say: Say) -> Picture | None:
+    """Own text: bits per byte beside what needs no language model."""
+    found, models = facts.get("text"), _by_stage(facts, "bits_per_byte")
+    if not found or not models:
+        return None
+    order = found.get("ngram_order", 5)
+    peers = [(say("text.ngram", n=order), found["ngram"]), (say("text.xz"), found["xz"])]
+    rows: list[tuple[str, FigureFacts, str, str]] = [(say.stage(s), f, say.figure(f), s) for s, f in models]
+    rows += [(name, FigureFacts(value=value), say.number(value), "muted") for name, value in peers]
+    best = min(f["value"] for _, f in models if f["value"] is not None)
+    table = [_row(say.stage(s), "", f) for s, f in models]
+    table += [[name, "", value, None, None, None, ""] for name, value in peers]
+    title = say("picture.text_below" if best < min(found["ngram"], found["xz"]) else "picture.text_above",
+                bits=say.number(best), ngram=say.number(found["ngram"]), xz=say.number(found["xz"]))  # fmt: skip
+    drawn = whiskers(rows, axis(say("axis.bits"), min=0))
+    return Picture("text", title, say("how.text"), [Panel("", drawn, 60 + 48 * len(rows))], _figure_columns(say), table)
+
+
+def _next_panel(prompt: NextFacts, say: Say) -> Panel:
+    tokens = prompt["tokens"][:10]
+    series: dict[str, tuple[str, Sequence[float]]] = {say("column.model"): ("accent", [t["p"] for t in tokens])}
+    if any("truth" in t for t in tokens):
+        series[say("column.truth")] = ("truth", [t.get("truth", 0.0) for t in tokens])
+    drawn = bars(
+        [visible(t["token"].strip()) or "␣" for t in tokens], series, axis(say("axis.probability"), percent=True, min=0)
+    )
+    return Panel(say("panel.next", prompt=visible(prompt["prompt"])), drawn, 70 + 34 * len(tokens))
+
+
+def _next_title(prompt: NextFacts, say: Say) -> str:
+    first = prompt["tokens"][0]
+    word = visible(first["token"].strip())
+    if "truth" in first:
+        return say("picture.next_truth", word=word, p=say.share(first["p"]), truth=say.share(first["truth"]))
+    return say("picture.next", word=word, p=say.share(first["p"]))
+
+
+def _stages_title(facts: Facts, say: Say) -> str:
+    right, polite = dict(_by_stage(facts, "right")), dict(_by_stage(facts, "polite"))
+    last = next((s for s in reversed(STAGES) if s in right), None)
+    if last == "aligned" and {"finetuned", "aligned"} <= set(polite):
+        before, after = (say.value(polite[stage], "polite") for stage in STAGES[1:])
+        return say("picture.stages_aligned", before=before, after=after, right=say.value(right["aligned"], "right"))
+    if last is None:
+        return say("picture.stages")
+    return say("picture.stages_last", model=say.stage(last), right=say.value(right[last], "right"))
+
+
+def _temperature_title(facts: Facts, say: Say) -> str:
+    rights = [(row["temperature"], row["figures"].get("right")) for row in facts["temperatures"]["rows"]]
+    known = [(t, figure) for t, figure in rights if figure is not None and figure["value"] is not None]
+    if len(known) < 2:
+        return say("picture.temperatures")
+    (t0, right0), (t1, right1) = known[0], known[-1]
+    shown = {"right0": say.value(right0, "right"), "right1": say.value(right1, "right")}
+    return say("picture.temperatures_right", t0=say.number(t0, 1), t1=say.number(t1, 1), **shown)
+
+
+def _change(curve: CurveFacts, say: Say) -> str:
+    name = next((n for n in ("loss", "score", "reward") if n in curve["series"]), next(iter(curve["series"])))
+    values = [v for v in curve["series"][name] if v is not None]
+    return say("panel.change", name=say.measure(name).lower(), first=say.number(values[0]), last=say.number(values[-1]))
+
+
+def _by_stage(facts: Facts, name: str) -> list[tuple[StageName, FigureFacts]]:
+    found = [(stage, (facts["stages"].get(stage) or {}).get(name)) for stage in STAGES]
+    return [(stage, figure) for stage, figure in found if figure is not None and figure["value"] is not None]
+
+
+def _whiskers(found: Sequence[tuple[StageName, FigureFacts]], name: str, x: Option, say: Say) -> Option:
+    return whiskers([(say.stage(stage), figure, say.figure(figure, name), stage) for stage, figure in found], x)
+
+
+def _placed(curve: SurvivalFacts, key: str) -> list[tuple[float, FigureFacts]]:
+    figures = {"r": curve["r"], "k": curve["k"], "independent": curve["independent"]}[key]
+    return [(figure.get("t", i), figure) for i, figure in enumerate(figures, 1)]
+
+
+def _figure_columns(say: Say) -> list[str]:
+    names = ("column.measure", "column.model", "column.value", "column.low", "column.high", "column.n", "column.judge")
+    return [say(name) for name in names]
+
+
+def _row(name: str, place: str, figure: FigureFacts) -> list[Cell]:
+    judge = figure.get("judge", "")
+    return [name, place, figure["value"], figure.get("low"), figure.get("high"), figure.get("n"), judge]
+
+
+def _thin(steps: Sequence[int], values: Sequence[float | None]) -> list[list[float | None]]:
+    """At most MOST_POINTS means of neighbours: a curve to be looked at, not every step."""
+    pairs = [(x, y) for x, y in zip(steps, values, strict=True) if y is not None]
+    size = -(-len(pairs) // MOST_POINTS)
+    groups = [pairs[i : i + size] for i in range(0, len(pairs), size or 1)]
+    return [[group[-1][0], sum(y for _, y in group) / len(group)] for group in groups]

@@ -1,0 +1,234 @@
+"""``report.html``: one file that shows a run to others. No network, both languages, light and dark, prints to PDF.
+
+What a model or a user wrote is inert in it: every text is escaped, hidden characters are shown as code points, and
+the page's own security policy allows no script but the ones written here, and no connection at all.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import tempfile
+from dataclasses import asdict
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
+
+from klype.errors import KlypeError, UsageError
+from klype.examine import echarts
+from klype.examine.colours import DARK, LIGHT, PROBABILITY_EDGES, probability_scale, step_of
+from klype.examine.facts import AnswerFacts, Facts, GateFacts, check
+from klype.examine.measures import MEASURES
+from klype.examine.pictures import STAGES, pictures
+from klype.examine.say import Say, is_share, visible
+from klype.examine.verdict import figures_of, last_model, verdict
+from klype.words import LANGUAGES
+
+
+def write(folder: Path, facts: Facts, lang: str = "en") -> Path:
+    """Write ``report.html`` and ``figures.json`` into an existing folder; both languages are in it, ``lang`` is shown.
+
+    Errors: malformed facts, an unknown language, an unwritable folder.
+    """
+    if lang not in LANGUAGES:
+        raise UsageError(f"There is no report in “{lang}”.", f"Languages: {', '.join(LANGUAGES)}.")
+    facts = check(facts)
+    page = render(facts, lang)
+    _replace(folder / "figures.json", json.dumps(facts, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
+    _replace(folder / "report.html", page)
+    return folder / "report.html"
+
+
+def render(facts: Facts, lang: str = "en") -> str:
+    """The page as text."""
+    environment = Environment(
+        loader=PackageLoader("klype.examine", "page"),
+        autoescape=select_autoescape(default=True, default_for_string=True),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["visible"] = visible
+    views = [_view(facts, Say(code)) for code in LANGUAGES]
+    charts = {view["lang"]: {key: asdict(picture) for key, picture in view["pictures"].items()} for view in views}
+    words = {view["lang"]: view["script_words"] for view in views}
+    scripts = [echarts.script(), _page_file("page.js")]
+    return environment.get_template("page.html.jinja").render(
+        lang=lang,
+        views=views,
+        facts=facts,
+        style=Markup(_theme() + _page_file("page.css")),
+        scripts=[Markup(script) for script in scripts],
+        policy=_policy(scripts),
+        data=_inert_json({"charts": charts, "words": words}),
+    )
+
+
+def _view(facts: Facts, say: Say) -> dict[str, Any]:
+    """What the template needs in one language."""
+    return {
+        "lang": say.lang,
+        "say": say,
+        "pictures": pictures(facts, say),
+        "verdict": verdict(facts, say),
+        "last": last_model(facts),
+        "key_figures": _key_figures(facts, say),
+        "stages": STAGES,
+        "step_of": step_of,
+        "edges": [say.share(edge) for edge in PROBABILITY_EDGES],
+        "least": lambda answer: _least(answer, say),
+        "gate": lambda gate: _gate(gate, say),
+        "cost_rows": [row.name for row in MEASURES if row.name in COSTS],
+        "cost": lambda name, figure: _cost(name, figure, say),
+        "temperature_figures": [
+            n for n in ("right", "s", "repetition", "same_text", "distinct") if _measured(facts, n)
+        ],
+        "commands": _commands(facts, say),
+        "script_words": {
+            "zero": say("formula.zero"),
+            "half": say("formula.half", n="{n}"),
+            "save": say("tools.save"),
+        },
+        "model_s": _model_s(facts),
+    }
+
+
+COSTS = ("passes", "tokens", "flops", "seconds", "joules", "joules_per_right")
+KEY_FIGURES = ("right", "polite", "annotator", "s", "kl", "bits_per_byte")
+
+
+def _key_figures(facts: Facts, say: Say) -> list[tuple[str, str, str, str]]:
+    """(name, value, interval and n, of which model) of the few that matter most."""
+    last, base = last_model(facts), "base"
+    found = []
+    for name in KEY_FIGURES:
+        stage = base if name in ("s", "kl") else last
+        figure = figures_of(facts, stage).get(name)
+        if figure is None:
+            continue
+        written = say.figure(figure, name)
+        value, _, interval = written.partition(" [")
+        count = f"n = {say.count(figure['n'])}" if figure.get("n") else ""
+        details = ", ".join(part for part in (f"[{interval}" if interval else "", count) if part)
+        found.append((say.measure(name), value, details, say.stage(stage)))
+    return found
+
+
+def _least(answer: AnswerFacts, say: Say) -> str:
+    """Names the least likely word, so that the colours are not the only place that says so."""
+    tokens = [token for token in answer.get("tokens", []) if token["text"].strip()]
+    if not tokens:
+        return ""
+    token = min(tokens, key=lambda t: t["p"])
+    return say("answers.least", word=visible(token["text"].strip()), p=say.share(token["p"]))
+
+
+def _gate(gate: GateFacts, say: Say) -> tuple[str, str, str]:
+    """(name, measured, required)."""
+    label = gate.get("label")
+    key = f"gate.{gate['name']}"
+    name = say.text(label) if label is not None else say(key) if say.has(key) else gate["name"].replace("_", " ")
+    seconds = gate["name"] == "seconds" or gate.get("unit") == "s"
+    share = gate["name"].startswith(("retrieval", "finetuned_", "reward_", "aligned_right", "aligned_polite"))
+    share = share or is_share({"unit": gate.get("unit", "")})
+
+    def written(value: float) -> str:
+        return say.seconds(value) if seconds else say.share(value) if share else say.number(value)
+
+    required = say("gates.most" if gate.get("below") else "gates.least", threshold=written(gate["threshold"]))
+    return name, say("gates.unreached") if gate["value"] is None else written(gate["value"]), required
+
+
+def _cost(name: str, figure: Any, say: Say) -> str:
+    if figure is None or figure["value"] is None:
+        return say.figure(figure)
+    value = figure["value"]
+    if name == "seconds":
+        return say.seconds(value)
+    if name == "flops":
+        return say.big(value)
+    return (
+        say.number(value, 1)
+        if name in ("passes", "tokens")
+        else f"{value:.3g} J".replace(".", "," if say.lang == "nb" else ".")
+    )
+
+
+def _measured(facts: Facts, name: str) -> bool:
+    return any(name in row["figures"] for row in facts.get("temperatures", {}).get("rows", []))
+
+
+def _model_s(facts: Facts) -> float | None:
+    s = figures_of(facts, last_model(facts)).get("s") or figures_of(facts, "base").get("s")
+    return s["value"] if s else None
+
+
+def _commands(facts: Facts, say: Say) -> list[tuple[str, str]]:
+    given = facts.get("commands")
+    if given:
+        return [(command["command"], say.text(command["what"])) for command in given]
+    run = facts["run"] if all(c.isalnum() or c in "-_./" for c in facts["run"]) else f"'{facts['run']}'"
+    prompt = facts["next"][0]["prompt"] if facts.get("next") else "Jeg gikk en tur på"
+    question = facts["questions"][0]["question"] if facts.get("questions") else prompt
+    return [
+        (f"klype chat {run}", say("on.chat")),
+        (f'klype next {run} "{prompt}" --raw', say("on.next")),
+        (f'klype tree {run} "{question}"', say("on.tree")),
+        (f"klype examine {run}", say("on.examine")),
+        (f"klype studio {run}", say("on.studio")),
+    ]
+
+
+def _theme() -> str:
+    """Custom properties of both themes; the scale of probabilities is p0 (certain) … p5, with its text in q0 … q5."""
+
+    def properties(dark: bool) -> str:
+        named = {**(DARK if dark else LIGHT)}
+        for i, (background, ink) in enumerate(probability_scale(dark)):
+            named |= {f"p{i}": background, f"q{i}": ink}
+        return ";".join(f"--{name}:{colour}" for name, colour in named.items())
+
+    dark = f"{{color-scheme:dark;{properties(True)}}}"
+    return (
+        f":root{{color-scheme:light;{properties(False)}}}\n"
+        f"@media screen and (prefers-color-scheme:dark){{:root:not([data-theme=light]){dark}}}\n"
+        f"@media screen{{:root[data-theme=dark]{dark}}}\n"
+    )
+
+
+def _policy(scripts: list[str]) -> str:
+    """Content-Security-Policy: these scripts and nothing else; images from the page itself (for saving); no net."""
+    hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
+    return (
+        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _inert_json(value: Any) -> Markup:
+    """JSON that cannot end its script element."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for char in "<>&\u2028\u2029":
+        text = text.replace(char, f"\\u{ord(char):04x}")
+    return Markup(text)
+
+
+def _page_file(name: str) -> str:
+    return (resources.files("klype.examine") / "page" / name).read_text(encoding="utf-8")
+
+
+def _replace(path: Path, text: str) -> None:
+    """Written whole or not at all."""
+    try:
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False, suffix=".part") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(file.name, path)
+    except OSError as error:
+        raise KlypeError(f"Cannot write {path}: {error.strerror}.") from error

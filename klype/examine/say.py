@@ -1,0 +1,130 @@
+"""Figures, durations and texts as a reader meets them, in one language."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Mapping
+from typing import Any
+
+from klype.examine.facts import FigureFacts, Text
+from klype.values import Figure
+from klype.words import Words, count, number, percent, words
+from klype.words import figure as figure_text
+from klype.words.numbers import interval_decimals
+
+SHARES = frozenset(
+    ["right", "word_for_word", "undecided", "polite", "concise", "s", "s_corpus", "retrieval_hard", "retrieval_text",
+     "survival", "overlap", "pair_accuracy", "ceiling", "repetition", "distinct", "same_text", "copied"]
+)  # fmt: skip
+EXACT = frozenset(["s", "s_corpus"])
+"""Shares so near to one that they are written as numbers: 0.974."""
+
+
+class Say:
+    """The report's words in one language."""
+
+    def __init__(self, lang: str) -> None:
+        self.lang = lang
+        self.words: Words = words(lang, "report")
+
+    def __call__(self, key: str, **values: object) -> str:
+        return self.words(key, **values)
+
+    def has(self, key: str) -> bool:
+        return key in self.words.messages
+
+    def text(self, text: Text) -> str:
+        """The reader's language, or the one there is."""
+        if isinstance(text, str):
+            return text
+        return {str(lang): said for lang, said in text.items()}.get(self.lang) or next(iter(text.values()))
+
+    def figure(self, figure: FigureFacts | None, name: str = "") -> str:
+        """``83% [79, 87]`` for shares, ``0.83 [0.79, 0.87]`` for other numbers; why, when there is none."""
+        if figure is None:
+            return "–"
+        value = figure["value"]
+        if value is None:
+            return f"– ({self.why(figure.get('why', ''))})" if figure.get("why") else "–"
+        low, high = figure.get("low"), figure.get("high")
+        if is_share(figure, name) and name not in EXACT:
+            if low is None or high is None:
+                return self.share(value)
+            decimals = max(0, interval_decimals(100 * low, 100 * high)) if high - low < 0.02 else 0
+            ends = ("; " if self.lang == "nb" else ", ").join(self.number(100 * x, decimals) for x in (low, high))
+            return f"{percent(value, self.lang, decimals)} [{ends}]"
+        if abs(value) >= 10_000:
+            return self.big(value)
+        if abs(value) >= 10 and low is None:
+            return self.number(value, 0 if value == int(value) else 1)
+        return figure_text(Figure(value, low, high), self.lang)
+
+    def value(self, figure: FigureFacts, name: str = "") -> str:
+        """Without its interval."""
+        return self.figure(FigureFacts(value=figure["value"]), name)
+
+    def number(self, value: float, decimals: int = 2) -> str:
+        return number(value, self.lang, decimals)
+
+    def share(self, value: float, decimals: int | None = None) -> str:
+        """With a decimal more where whole percents would say 0 or 100 of what is neither."""
+        if decimals is None:
+            decimals = 1 if 0 < value < 0.01 or 0.99 < value < 1 else 0
+        return percent(value, self.lang, decimals)
+
+    def count(self, value: int) -> str:
+        return count(value, self.lang)
+
+    def big(self, value: float) -> str:
+        """12.3 million."""
+        for size, key in ((1e12, "trillion"), (1e9, "billion"), (1e6, "million")):
+            if abs(value) >= size:
+                scaled = value / size
+                return f"{self.number(scaled, 0 if scaled >= 100 else 1)} {self(f'unit.{key}')}"
+        return self.count(round(value))
+
+    def seconds(self, value: float) -> str:
+        """4 min 52 s."""
+        if value < 1:
+            return f"{self.number(1000 * value, 0 if value >= 0.01 else 1)} ms"
+        if value < 60:
+            return f"{self.number(value, 1 if value < 10 else 0)} s"
+        minutes, seconds = divmod(round(value), 60)
+        if minutes < 60:
+            return f"{minutes} min {seconds} s"
+        return f"{minutes // 60} h {minutes % 60} min" if self.lang == "en" else f"{minutes // 60} t {minutes % 60} min"
+
+    def unit(self, unit: str) -> str:
+        key = f"unit.{_slug(unit)}"
+        return self(key) if self.has(key) else unit
+
+    def why(self, why: str) -> str:
+        """A reason in the reader's language, when the catalogue knows it."""
+        key = f"why.{_slug(why)}"
+        return self(key) if self.has(key) else why
+
+    def measure(self, name: str) -> str:
+        key = f"measure.{name}"
+        return self(key) if self.has(key) else name.replace("_", " ")
+
+    def stage(self, name: str) -> str:
+        key = f"stage.{name}"
+        return self(key) if self.has(key) else name
+
+
+def is_share(figure: Mapping[str, Any], name: str = "") -> bool:
+    return name in SHARES or str(figure.get("unit", "")).startswith("share")
+
+
+def visible(text: str) -> str:
+    """Hidden characters (controls, bidirectional overrides, tags, lone surrogates) shown as ⟨U+202E⟩."""
+    return "".join(c if c in "\n\t" or not _hidden(c) else f"⟨U+{ord(c):04X}⟩" for c in text)
+
+
+def _hidden(c: str) -> bool:
+    return unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp") and c not in "\u00ad\u200c\u200d"
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z]+", "_", text.lower()).strip("_")

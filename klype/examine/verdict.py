@@ -1,0 +1,108 @@
+"""The verdict of a report: a few plain sentences, chosen by the figures and never without them."""
+
+from __future__ import annotations
+
+from klype.examine.facts import Facts, FigureFacts
+from klype.examine.say import Say
+
+Figures = dict[str, FigureFacts]
+
+
+def verdict(facts: Facts, say: Say) -> list[str]:
+    """Sentences in the order to be read."""
+    sentences = [
+        _made(facts, say),
+        *_answers(facts, say),
+        *_language(facts, say),
+        *_hot(facts, say),
+        *_gates(facts, say),
+    ]
+    return [*sentences, say(f"verdict.small_{facts['kind']}")]
+
+
+def last_model(facts: Facts) -> str:
+    """The newest stage there is a model of."""
+    return next((s for s in ("aligned", "finetuned", "base") if facts["stages"].get(s)), "base")
+
+
+def figures_of(facts: Facts, stage: str) -> Figures:
+    """Those that have a value."""
+    found = {str(name): figures for name, figures in facts["stages"].items()}.get(stage) or {}
+    return {name: figure for name, figure in found.items() if figure["value"] is not None}
+
+
+def _made(facts: Facts, say: Say) -> str:
+    key = "verdict.made_three" if facts["stages"].get("aligned") else "verdict.made_two"
+    time = say.seconds(facts["seconds"].get("total", sum(facts["seconds"].values())))
+    parameters = facts.get("provenance", {}).get("model", {}).get("parameters")
+    if not isinstance(parameters, int):
+        return say(f"{key}_plain", time=time)
+    return say(key, time=time, parameters=say.count(parameters))
+
+
+def _answers(facts: Facts, say: Say) -> list[str]:
+    sentences = []
+    last = figures_of(facts, last_model(facts))
+    if "right" in last:
+        sentences.append(say("verdict.right", n=last["right"].get("n", 0), right=say.figure(last["right"], "right")))
+    before, after = figures_of(facts, "finetuned"), figures_of(facts, "aligned")
+    if {"right", "polite"} <= set(before) and {"right", "polite"} <= set(after):
+        up = _clearly(before["polite"], after["polite"]) > 0
+        kept = {0: "kept", 1: "up", -1: "down"}[_clearly(before["right"], after["right"])]
+        if kept == "up" and not up:
+            kept = "kept"
+        polite = {k: say.value(f["polite"], "polite") for k, f in (("before", before), ("after", after))}
+        right = {k: say.value(f["right"], "right") for k, f in (("before", before), ("after", after))}
+        first = say("verdict.polite_up" if up else "verdict.polite_down", **polite)
+        sentences.append(f"{first} {say(f'verdict.right_{kept}', **right)}")
+    why = facts.get("missing", {}).get("aligned")
+    if not facts["stages"].get("aligned") and why is not None:
+        sentences.append(say("verdict.missing", why=say.text(why)))
+    reward = facts.get("reward")
+    if reward and reward["pair_accuracy"]["value"] is not None:
+        named = {"accuracy": "pair_accuracy", "ceiling": "ceiling"}
+        shown = {key: say.value(reward[name], name) for key, name in named.items()}  # type: ignore[literal-required]
+        sentences.append(say("verdict.reward", **shown))
+    return sentences
+
+
+def _language(facts: Facts, say: Say) -> list[str]:
+    base = figures_of(facts, "base")
+    text, last = facts.get("text"), figures_of(facts, last_model(facts))
+    bits = base.get("bits_per_byte") or last.get("bits_per_byte")
+    if text and bits:
+        order = text.get("ngram_order", 5)
+        shown = {"bits": say.figure(bits), "ngram": say.number(text["ngram"]), "xz": say.number(text["xz"])}
+        return [say("verdict.text", n=order, **shown)]
+    if "s" in base and "kl" in base:
+        s = base["s"]["value"] or 0.0
+        return [say("verdict.truth", s=say.share(s, 1), kl=say.figure(base["kl"], "kl"))]
+    return []
+
+
+def _hot(facts: Facts, say: Say) -> list[str]:
+    rows = facts.get("temperatures", {}).get("rows", [])
+    rights = [(row["temperature"], row["figures"].get("right")) for row in rows]
+    known = [(t, figure) for t, figure in rights if figure is not None and figure["value"] is not None]
+    if len(known) < 2 or _clearly(known[0][1], known[-1][1]) >= 0:
+        return []
+    t, figure = known[-1]
+    return [say("verdict.hot", t=say.number(t, 1), right=say.figure(figure, "right"))]
+
+
+def _gates(facts: Facts, say: Say) -> list[str]:
+    gates = facts.get("gates", [])
+    if not gates:
+        return []
+    passed = sum(gate["passed"] for gate in gates)
+    if passed == len(gates):
+        return [say("verdict.gates_all", all=len(gates))]
+    return [say("verdict.gates_some", passed=passed, all=len(gates))]
+
+
+def _clearly(before: FigureFacts, after: FigureFacts) -> int:
+    """1 more, −1 less, 0 when the intervals overlap (or there are none)."""
+    low0, high0, low1, high1 = before.get("low"), before.get("high"), after.get("low"), after.get("high")
+    if low0 is None or high0 is None or low1 is None or high1 is None:
+        return 0
+    return int(low1 > high0) - int(high1 < low0)
