@@ -12,9 +12,9 @@ from klype.config import Settings, load, nearest
 from klype.errors import UsageError
 from klype.train.loop import Settings as Training
 from klype.train.optimizer import OptimizerSettings
-from klype.train.policy import PolicySettings
 from klype.train.rewards import RewardSettings
 from klype.train.schedule import Schedule
+from klype.train.stages import AlignSettings
 
 
 class TokenizerSection(Settings):
@@ -52,9 +52,14 @@ class PretrainSection(Lesson):
 
 
 class Rehearsing(Lesson):
-    """``rehearsal_rows`` rows of pre-training text a step, weighted, so that nothing is forgotten."""
+    """``rehearsal_rows`` rows of pre-training text a step, so that nothing is forgotten."""
 
     rehearsal_rows: int = Field(default=0, ge=0)
+
+
+class FinetuneSection(Rehearsing):
+    """``rehearsal_weight``: of a rehearsed token beside a learnt one."""
+
     rehearsal_weight: float = Field(default=0.5, ge=0)
 
 
@@ -84,11 +89,11 @@ class RewardSection(Settings):
 
 
 class AlignSection(Rehearsing):
-    """``rows`` questions a step, ``answers`` to each, of at most ``limit`` tokens."""
+    """``rows`` questions a step, ``answers`` to each, of at most ``limit`` tokens; ``how``: the method and its options."""
 
     answers: int = Field(default=8, ge=2)
     limit: int = Field(default=40, ge=1)
-    policy: PolicySettings = PolicySettings()
+    how: AlignSettings = AlignSettings()
 
 
 class ExamineSection(Settings):
@@ -111,7 +116,7 @@ class Recipe(Settings):
     pretrain: PretrainSection = PretrainSection(
         share=0.6, training=Training(steps=0, optimizer=OptimizerSettings(rate=6e-3), schedule=Schedule(floor=0.03))
     )
-    finetune: Rehearsing = Rehearsing(share=0.14)
+    finetune: FinetuneSection = FinetuneSection(share=0.14)
     rank: RankSection = RankSection()
     reward: RewardSection = RewardSection()
     align: AlignSection = AlignSection(share=0.14)

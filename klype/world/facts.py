@@ -34,7 +34,7 @@ class Lexicon:
 
     @staticmethod
     def small() -> Lexicon:
-        """A world of about two hundred words, for tests."""
+        """A smaller world, for tests."""
         return Lexicon(
             lex.PERSONS[:6],
             tuple(lex.OBJECTS)[:4],

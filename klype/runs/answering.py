@@ -1,0 +1,107 @@
+"""Asking a model many questions at once, and judging what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from klype.engine.engine import Engine
+from klype.examine.cost import Shape, answer_flops
+from klype.examine.evidence import Answered
+from klype.judge.text import word_for_word
+from klype.model.config import ModelConfig
+from klype.model.transformer import Transformer
+from klype.runs.lessons import messages
+from klype.runs.subject import Subject
+from klype.values import Distribution, Floats, Question, Request, Sampling, Trace
+
+Prompt = Callable[[Question], list[int]]
+
+
+def answer_all(
+    model: Transformer, subject: Subject, questions: Sequence[Question], sampling: Sampling, *, n: int = 1, top: int = 0
+) -> list[list[Trace]]:
+    """``n`` answers to each question through the chat template; sample k of a question is the same alone."""
+    tokenizer = subject.chat.tokenizer
+    requests = [
+        Request(
+            tuple(subject.chat.prompt(messages(question))),
+            n=n,
+            limit=subject.recipe.rank.limit,
+            sampling=sampling,
+            seed=i,
+            stop=tokenizer.ends,
+            top=top,
+        )
+        for i, question in enumerate(questions)
+    ]
+    return Engine(model, decode_bytes=tokenizer.token_bytes).run(requests)
+
+
+def said(subject: Subject, trace: Trace) -> str:
+    return subject.chat.tokenizer.decode_answer(trace.tokens)
+
+
+def judged(
+    subject: Subject, config: ModelConfig, questions: Sequence[Question], groups: Sequence[Sequence[Trace]]
+) -> list[Answered]:
+    """Every answer with its verdicts and what it cost."""
+    shape = shape_of(config)
+    out: list[Answered] = []
+    for question, traces in zip(questions, groups, strict=True):
+        for trace in traces:
+            text, finished = said(subject, trace), trace.ended == "stop"
+            verdict = subject.judge(question, text, finished)
+            s, first_error = correctness(subject, question, trace)
+            out.append(
+                Answered(
+                    question=question.id,
+                    words=tuple(text.split()),
+                    ended=trace.ended,
+                    right=verdict.right,
+                    word_for_word=word_for_word(question, text).right if question.answers else None,
+                    polite=verdict.polite,
+                    concise=verdict.concise,
+                    score=verdict.score,
+                    first_error=first_error,
+                    s=s,
+                    passes=trace.passes,
+                    tokens=len(trace.steps),
+                    flops=float(answer_flops(shape, len(trace.prompt), len(trace.steps))),
+                    seconds=trace.seconds,
+                )
+            )
+    return out
+
+
+def correctness(subject: Subject, question: Question, trace: Trace) -> tuple[tuple[float, ...], int | None]:
+    """S before every token up to the first error, and where that is (1, 2, …); nothing where nobody knows the truth."""
+    truth = subject.next_right(question)
+    if truth is None or any(step.distribution is None for step in trace.steps):
+        return (), None
+    s: list[float] = []
+    for t, step in enumerate(trace.steps, 1):
+        assert step.distribution is not None
+        possible = truth.next()
+        q_V = tempered(step.distribution, trace.sampling.temperature)
+        s.append(min(1.0, float(q_V[np.isin(step.distribution.ids, list(possible))].sum())))
+        if truth.push(step.token) == 0.0:
+            return tuple(s), t
+    return tuple(s), None
+
+
+def tempered(distribution: Distribution, temperature: float) -> Floats:
+    """Probabilities of the listed tokens at a temperature; 0 puts all on the first of the most probable."""
+    if temperature == 0.0:
+        q_V = np.zeros(len(distribution.logp))
+        q_V[int(np.argmax(distribution.logp))] = 1.0
+        return q_V
+    scaled_V = distribution.logp.astype(np.float64) / temperature
+    q_V = np.exp(scaled_V - scaled_V.max())
+    return np.asarray(q_V / q_V.sum())
+
+
+def shape_of(config: ModelConfig) -> Shape:
+    matrices = config.flops_per_token // 2
+    return Shape(matrices=matrices, layers=config.layers, width=config.heads * config.head_dim)

@@ -1,0 +1,76 @@
+"""What a run is about: the demo world, or somebody's own text. The pipeline knows only this."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from klype.examine.facts import DataFacts, NextFacts, Text, TextFacts
+from klype.model.transformer import Transformer
+from klype.runs.recipe import Recipe
+from klype.text.chat import Chat
+from klype.values import Batches, Figure, Question, Ranking, Verdict
+
+Asked = Callable[[int], Question]
+"""Question i of the training side, a pure function of i."""
+
+Judge = Callable[[Question, str, bool], Verdict]
+"""question, answer, finished → what the annotator thinks"""
+
+
+class Subject(Protocol):
+    """Everything that differs between the world and own text. Made once a run, from recipe and seed."""
+
+    recipe: Recipe
+    chat: Chat
+    held_out: list[Question]
+    annotator: Text
+    judge_name: str
+
+    def pretraining(self, steps: int, background: bool) -> Batches: ...
+
+    def finetuning(self, background: bool) -> Batches: ...
+
+    def rehearsal(self, rows: int) -> Batches: ...
+
+    def questions(self, part: int) -> Asked: ...
+
+    def judge(self, question: Question, answer: str, finished: bool) -> Verdict: ...
+
+    def wrong_answers(self, question: Question, n: int, seed: int) -> list[str]: ...
+
+    def given_rankings(self) -> list[Ranking]: ...
+
+    def before_finetuning(self, model: Transformer) -> None: ...
+
+    def knowledge(self, model: Transformer, few: bool) -> dict[str, Figure]:
+        """What the model knows of plain text: against the truth, or in bits per byte."""
+        ...
+
+    def next_words(self, model: Transformer) -> list[NextFacts]: ...
+
+    def next_right(self, question: Question) -> Any:
+        """The truth of the next token of an answer (a TokenFilter), or None where nobody knows it."""
+        ...
+
+    def yardsticks(self) -> TextFacts | None: ...
+
+    def data(self) -> list[DataFacts]: ...
+
+    def notes(self) -> list[Text]: ...
+
+    def speak(self, model: Transformer, trained: str) -> str:
+        """A line of what the model says now, for the one who waits."""
+        ...
+
+    def save_inputs(self, folder: Path) -> None: ...
+
+
+def greedy(model: Transformer, prompt: Sequence[int], ends: Sequence[int], limit: int = 30) -> list[int]:
+    from klype.engine.engine import Engine
+    from klype.values import Request, Sampling
+
+    request = Request(tuple(prompt), limit=limit, sampling=Sampling(temperature=0.0), stop=tuple(ends))
+    trace = Engine(model).run([request])[0][0]
+    return [t for t in trace.tokens if t not in ends]

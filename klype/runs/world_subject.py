@@ -1,0 +1,224 @@
+"""A run about the demo world, whose truth is known."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from klype.data.batches import PaddedBatches
+from klype.data.order import mix
+from klype.data.pools import PoolSettings
+from klype.engine.engine import Engine
+from klype.examine.divergence import point, s_corpus
+from klype.examine.divergence import divergence as divergence_figure
+from klype.examine.facts import DataFacts, NextFacts, NextTokenFacts, Text, TextFacts
+from klype.examine.intervals import mean_by_question
+from klype.model.transformer import Transformer
+from klype.runs.lessons import Asked, Documents, Questions, Turns, messages, spell
+from klype.runs.recipe import Recipe
+from klype.text.chat import TEMPLATE, Chat
+from klype.text.tokenizer import Tokenizer
+from klype.values import Batches, Distribution, Figure, Question, Ranking, Request, Sampling, Verdict
+from klype.world import Filter, TokenFilter, World
+
+SHOWN = {"nb": "Jeg gikk en tur på", "en": "I walked on the"}
+
+
+class WorldSubject:
+    """Documents without end, questions with known answers, an annotator with stated tastes."""
+
+    annotator: Text = {
+        "en": "simulated: likes right, polite and short answers; swaps neighbours now and then",
+        "nb": "simulert: liker riktige, høflige og korte svar; bytter om på naboer av og til",
+    }
+    judge_name = "the world's grammar"
+
+    def __init__(self, recipe: Recipe, seed: int, tokenizer: Tokenizer | None = None) -> None:
+        self.recipe, self.seed = recipe, seed
+        self.world = World(recipe.world)
+        self.chat = Chat(tokenizer or self._tokenizer())
+        self.spellings = spell(self.world, self.chat)
+        rng = random.Random(mix(seed, 0, 1))
+        self.held_out = [
+            self.world.question(rng, heldout=True) for _ in range(max(recipe.examine.questions, recipe.rank.held_out))
+        ]
+
+    def _tokenizer(self) -> Tokenizer:
+        rng = random.Random(mix(self.seed, 0, 2))
+        texts = [" " + self.world.text(self.world.document(rng).words) for _ in range(2000)]
+        every_word = " ".join(self.world.words)  # so that the rarest has its token too
+        return Tokenizer.train([*texts, " " + every_word], self.recipe.tokenizer.size, TEMPLATE)
+
+    # data
+
+    def _documents(self, part: int, styled_from: int = 0) -> Documents:
+        return Documents(
+            self.world,
+            self.spellings,
+            self.chat.tokenizer.begin,
+            mix(self.seed, part, 3),
+            styled_from,
+            self.recipe.pretrain.answer_weight,
+        )
+
+    def pretraining(self, steps: int, background: bool) -> Batches:
+        lesson = self.recipe.pretrain
+        documents = self._documents(0, int(lesson.plain * steps) * lesson.rows)
+        return PaddedBatches(documents, self._pools(lesson.rows), background)
+
+    def finetuning(self, background: bool) -> Batches:
+        turns = Turns(self.world, self.chat, mix(self.seed, 0, 4))
+        return PaddedBatches(turns, self._pools(self.recipe.finetune.rows), background)
+
+    def rehearsal(self, rows: int) -> Batches:
+        return PaddedBatches(self._documents(1), self._pools(rows))
+
+    def _pools(self, rows: int) -> PoolSettings:
+        return PoolSettings(rows, pad=self.chat.tokenizer.pad, seed=self.seed)
+
+    def questions(self, part: int) -> Asked:
+        return Questions(self.world, self.seed, 20 + part)
+
+    def judge(self, question: Question, answer: str, finished: bool) -> Verdict:
+        return self.world.judge(question, answer, finished)
+
+    def wrong_answers(self, question: Question, n: int, seed: int) -> list[str]:
+        rng = random.Random(mix(self.seed, seed, 5))
+        return [self.world.answer(question, "wrong", rng) for _ in range(n)]
+
+    def given_rankings(self) -> list[Ranking]:
+        return []
+
+    @torch.no_grad()
+    def before_finetuning(self, model: Transformer) -> None:
+        """The chat's marks start as what they stand for in plain text: a new text, and the dash before an answer."""
+        tokenizer = self.chat.tokenizer
+        dash = self.spellings.of["–"][-1]
+        model.embed.weight[tokenizer.assistant] = model.embed.weight[dash]
+        model.embed.weight[tokenizer.user] = model.embed.weight[tokenizer.begin]
+
+    # measures
+
+    def knowledge(self, model: Transformer, few: bool) -> dict[str, Figure]:
+        """S and KL(p‖q) on held-out documents, and retrieval from hard and ordinary stories told as plain text."""
+        n = self.recipe.examine.documents // (4 if few else 1)
+        rng = random.Random(mix(self.seed, 0, 6))
+        documents = [self.world.document(rng, heldout=rng.random() < 0.75) for _ in range(max(n, 1))]
+        lesson = self._documents(0)
+        words = [len(d.words) + 1 for d in documents]
+        found = []
+        for document in documents:
+            tokens, _ = lesson.example(document)
+            with torch.inference_mode():
+                logp_TV = model(torch.tensor([tokens[:-1]]))[0].log_softmax(-1).numpy()
+            truth = TokenFilter(self.world.filter(), self.spellings)
+            order = range(logp_TV.shape[1])
+            ids = torch.arange(len(order)).numpy()
+            points = []
+            for logp_V, token in zip(logp_TV, tokens[1:], strict=True):
+                points.append(point(truth.next(), Distribution(ids, logp_V)))
+                truth.push(token)
+            found.append(points)
+        figures = {"s": s_corpus(found, words), "kl": divergence_figure(found, "kl", words)}
+        for name, hard in (("retrieval_hard", True), ("retrieval_text", False)):
+            figures[name] = self._retrieval(model, hard, 100 if few else 200)
+        return figures
+
+    def _retrieval(self, model: Transformer, hard: bool, n: int) -> Figure:
+        rng = random.Random(mix(self.seed, int(hard), 7))
+        tokenizer = self.chat.tokenizer
+        asked = [self.world.retrieval(rng, manner, hard) for _ in range(n) for manner in ("bare", "sentence")]
+        stop = tuple(self.spellings.of["."])
+        requests = [
+            Request(
+                tuple([tokenizer.begin, *tokenizer.encode(" " + text)]),
+                limit=30,
+                sampling=Sampling(temperature=0.0),
+                stop=stop,
+            )
+            for text, _ in asked
+        ]
+        answers = Engine(model).run(requests)
+        right = []
+        for (_, question), (trace,) in zip(asked, answers, strict=True):
+            right.append(bool(self.world.judge(question, self._undashed(tokenizer.decode(trace.tokens))).right))
+        return mean_by_question(
+            [float(r) for r in right], [str(i) for i in range(len(right))], "share", self.judge_name
+        )
+
+    @staticmethod
+    def _undashed(text: str) -> str:
+        return text.strip().removeprefix("–")
+
+    def next_words(self, model: Transformer) -> list[NextFacts]:
+        """The article's example and an English one: the model's bars beside the truth's."""
+        out: list[NextFacts] = []
+        for text in SHOWN.values():
+            words: Filter = self.world.filter()
+            tokens = [self.chat.tokenizer.begin]
+            for word in self.world.words_of(text):
+                words.push(word)
+                tokens += self.spellings.of[word]
+            truth = TokenFilter(words, self.spellings).next()
+            q = Engine(model).next([tokens])[0]
+            compared = point(truth, q)
+            assert compared.kl is not None
+            shown: list[NextTokenFacts] = []
+            for token in dict.fromkeys([*q.ids[:6].tolist(), *sorted(truth, key=lambda t: -truth[t])[:8]]):
+                p = q.p(int(token))
+                assert p is not None
+                piece = self.chat.tokenizer.decode([int(token)])
+                shown.append({"token": piece, "id": int(token), "p": p, "truth": truth.get(int(token), 0.0)})
+            shown.sort(key=lambda t: -t["p"])
+            out.append(
+                {
+                    "prompt": text,
+                    "tokens": shown,
+                    "rest": max(0.0, 1 - sum(t["p"] for t in shown)),
+                    "truth_rest": max(0.0, 1 - sum(t.get("truth", 0.0) for t in shown)),
+                    "s": compared.s_low,
+                    "kl": compared.kl,
+                }
+            )
+        return out
+
+    def next_right(self, question: Question) -> TokenFilter:
+        return TokenFilter(self.world.filter("chat", question), self.spellings)
+
+    def yardsticks(self) -> TextFacts | None:
+        return None
+
+    def data(self) -> list[DataFacts]:
+        return [
+            {
+                "name": f"klype's demo world ({len(self.world.words)} words)",
+                "licence": "Apache-2.0",
+                "attribution": {"en": "made by klype's own grammar", "nb": "laget av klypes egen grammatikk"},
+            }
+        ]
+
+    def notes(self) -> list[Text]:
+        return []
+
+    def speak(self, model: Transformer, trained: str) -> str:
+        rng = random.Random(mix(self.seed, len(trained), 8))
+        question = self.world.question(rng, heldout=True)
+        tokenizer = self.chat.tokenizer
+        if trained == "pretrain":
+            prompt = [tokenizer.begin, *tokenizer.encode(" " + question.prompt)]
+            ends = (*tokenizer.ends, self.spellings.of["."][-1])
+        else:
+            prompt, ends = self.chat.prompt(messages(question)), tokenizer.ends
+        request = Request(tuple(prompt), limit=30, sampling=Sampling(temperature=0.0), stop=ends)
+        trace = Engine(model).run([request])[0][0]
+        return f"{question.question} → {tokenizer.decode(trace.tokens).strip()}"
+
+    def save_inputs(self, folder: Path) -> None:
+        """questions.jsonl: the held-out questions, as a question file that ``klype examine`` reads."""
+        rows = [{k: v for k, v in asdict(q).items() if v not in ("", ())} for q in self.held_out]
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (folder / "questions.jsonl").write_text(text, encoding="utf-8")
