@@ -1,0 +1,1 @@
+"""Candidates, rankings of them, and how well those who rank agree."""
