@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from klype.cli.commands.chat import Talk
-from klype.cli.commands.next_token import bar_of, describe, temper
+from klype.cli.commands.next_token import bar_of, describe, temper, visible
 from klype.cli.conversation import fit
 from klype.cli.model import Opened, Pieces, checked_sampling, room, stream
-from klype.cli.terminal import Terminal
+from klype.cli.terminal import Terminal, harmless
 from klype.engine.engine import Engine
 from klype.errors import UsageError
 from klype.model.checkpoint import Loaded
@@ -122,7 +122,7 @@ def test_the_same_seed_gives_the_same_conversation(opened: Opened, capsys: Captu
     assert first.document()["messages"] == again.document()["messages"]
     assert [m["role"] for m in first.messages] == ["user", "assistant"] * 2
     assert said(first) != said(other)
-    assert said(first)[0] in capsys.readouterr().out
+    assert harmless(said(first)[0]) in capsys.readouterr().out
 
 
 def test_again_answers_the_same_message_anew(opened: Opened) -> None:
@@ -191,6 +191,11 @@ def test_commands(opened: Opened, capsys: Captured) -> None:
     talk.take("/reset")
     assert talk.messages == []
     assert talk.take("/quit") is False
+
+
+def test_no_escape_code_reaches_the_terminal() -> None:
+    assert harmless("a\x1b[31mb\x07\x9b\tc\næ🐕") == "a\ufffd[31mb\ufffd\ufffd\tc\næ🐕"
+    assert [visible(t) for t in (" hund", " ", "\n", "\x1b[2J", "")] == ["hund", "␣", "↵", "\\x1b[2J", "∅"]
 
 
 def test_norwegian_words(opened: Opened, capsys: Captured) -> None:

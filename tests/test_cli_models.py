@@ -51,7 +51,11 @@ def run(world: World, question: Question, tmp_path_factory: pytest.TempPathFacto
     """A demo-world run with two stages (of random weights) and its held-out question."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     rng = random.Random(0)
-    texts = [world.text(world.document(rng).words) for _ in range(60)] + [question.prompt, *question.answers]
+    texts = [world.text(world.document(rng).words) for _ in range(60)] + [
+        world.text(world.words),
+        question.prompt,
+        *question.answers,
+    ]
     tokenizer = Tokenizer.train(texts, 4000, TEMPLATE)  # whole words
     for stage in ("pretrain", "finetune"):
         save(folder / stage, tokenizer)

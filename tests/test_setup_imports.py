@@ -33,6 +33,7 @@ LEVELS = (
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 MAY_BE_LONG = {"world/questions.py": "one small class a kind of question, read as one table"}
+MAY_ACT = {"hf.py": "importing it is how transformers is told about klype's model type"}
 MAY_TAKE_MANY: dict[str, str] = {}  # path:function → why
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
@@ -87,7 +88,8 @@ def test_only_the_command_line_and_the_device_read_the_environment(module: Path)
 
 @pytest.mark.parametrize("module", MODULES, ids=name_of)
 def test_nothing_happens_at_import(module: Path) -> None:
-    assert not [f"line {node.lineno}: {ast.unparse(node)[:60]}" for node in parse(module).body if acts(node)]
+    done = [f"line {node.lineno}: {ast.unparse(node)[:60]}" for node in parse(module).body if acts(node)]
+    assert not done or name_of(module) in MAY_ACT
     assert not [node.lineno for node in ast.walk(parse(module)) if isinstance(node, ast.Global)]
 
 
@@ -135,6 +137,11 @@ def test_files_and_signatures_are_small(module: Path) -> None:
 def parameters(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     names = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
     return len([name for name in names if name not in ("self", "cls")])
+
+
+def test_every_exception_is_still_one() -> None:
+    assert all(len((PACKAGE / name).read_text(encoding="utf-8").splitlines()) > 400 for name in MAY_BE_LONG)
+    assert all(any(map(acts, parse(PACKAGE / name).body)) for name in MAY_ACT)
 
 
 def test_the_walk_sees_a_wrong_import() -> None:

@@ -51,7 +51,7 @@ def test_the_command_line_uses_every_message_and_no_other() -> None:
 
 
 def test_a_message_takes_its_values() -> None:
-    assert words("nb")("chat.set", what="temperature", value=0.5) == "temperature er nå 0.5."
+    assert words("nb")("chat.set", what="temperature", value="0,5") == "temperature er nå 0,5."
     assert words("en").section("probs") == {"token": "token", "p": "p", "instead": "instead"}
     with pytest.raises(KeyError):
         words("en")("chat.set", what="temperature")

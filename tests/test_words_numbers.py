@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from klype.values import Figure
-from klype.words import count, figure, number, percent
+from klype.words import count, figure, number, percent, short
 from klype.words.numbers import interval_decimals
 
 
@@ -39,6 +39,7 @@ def test_units_percent_and_counts() -> None:
     assert count(1234, "nb") == "1234"
     assert count(1234567, "nb") == "1\u202f234\u202f567"
     assert number(-0.001, "en") == "0.00"
+    assert [short(0.7, "nb"), short(1.0, "en"), short(0.25, "en")] == ["0,7", "1", "0.25"]
 
 
 @given(st.floats(-1e6, 1e6), st.floats(1e-5, 1e6))

@@ -61,6 +61,11 @@ def write(file: Path, text: str) -> None:
         raise UsageError(f"{file} cannot be written: {error.strerror}.", "Choose another --out.") from None
 
 
+def harmless(text: str) -> str:
+    """A model's text for a terminal: line breaks and tabs stay, other control characters (escape codes) do not."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
 def silence_stdout() -> None:
     """The reader of stdout has gone: let the interpreter's last flush go nowhere instead of failing."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

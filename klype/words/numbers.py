@@ -18,6 +18,11 @@ def number(value: float, lang: str, decimals: int = 2) -> str:
     return sign + _mark(text, lang)
 
 
+def short(value: float, lang: str) -> str:
+    """A setting as it was typed: 0.7, 1; 0,7 in Norwegian."""
+    return _mark(f"{value:g}", lang)
+
+
 def count(value: int, lang: str) -> str:
     """A whole number in groups of three: 1,234,567, and with narrow spaces in Norwegian from five digits on."""
     if lang == "nb":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from klype.cli import options as o
-from klype.cli.terminal import Terminal
+from klype.cli.terminal import Terminal, harmless
 from klype.errors import UsageError
 
 
@@ -42,7 +42,7 @@ def command(
     for piece, done in stream(opened, request):
         trace = done
         if not as_json:
-            print(piece, end="", flush=True)
+            print(harmless(piece), end="", flush=True)
     assert trace is not None, "an answer ends with its trace"
     if not as_json:
         print("" if trace.ended == "stop" else " …")

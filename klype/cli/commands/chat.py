@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from klype.cli import options as o
-from klype.cli.terminal import Terminal
+from klype.cli.terminal import Terminal, harmless
 from klype.errors import KlypeError
 
 if TYPE_CHECKING:
@@ -71,7 +71,11 @@ class Talk:
             case "/quit":
                 return False
             case "/help":
-                self.terminal.say("chat.help", temperature=self.sampling.temperature, top_p=self.sampling.top_p)
+                self.terminal.say(
+                    "chat.help",
+                    temperature=self._number(self.sampling.temperature),
+                    top_p=self._number(self.sampling.top_p),
+                )
             case "/temperature" | "/top_p":
                 self._set(name, value.strip())
             case "/again":
@@ -161,7 +165,7 @@ class Talk:
         except KlypeError as error:
             self.terminal.say("chat.refused", why=error.message)
             return
-        self.terminal.say("chat.set", what=what, value=value)
+        self.terminal.say("chat.set", what=what, value=self._number(value))
 
     def _probabilities(self) -> None:
         from klype.cli.commands.next_token import spelled, visible
@@ -180,9 +184,14 @@ class Talk:
             ],
         )
 
+    def _number(self, value: float) -> str:
+        from klype.words import short
+
+        return short(value, self.terminal.lang)
+
     def _print(self, text: str) -> None:
         if not self.terminal.as_json:
-            print(text, end="", flush=True)
+            print(harmless(text), end="", flush=True)
 
 
 def _weighed(trace: Trace, opened: Opened, lang: str) -> Iterator[tuple[int, str, str]]:

@@ -89,7 +89,8 @@ def spelled(opened: Opened, token: int) -> str:
 
 def visible(token: str) -> str:
     """A token's text for a table: without the space before it, and with a sign for what is only white space."""
-    return token.strip() or token.replace("\n", "↵").replace("\t", "⇥").replace(" ", "␣") or "∅"
+    shown = "".join(c if c.isprintable() or c.isspace() else c.encode("unicode_escape").decode() for c in token)
+    return shown.strip() or shown.replace("\n", "↵").replace("\t", "⇥").replace(" ", "␣") or "∅"
 
 
 def chart(terminal: Terminal, document: dict[str, Any], text: str, temperature: float) -> None:
