@@ -56,8 +56,8 @@ def world_facts() -> Facts:
             "curves": curves(),
             "questions": questions(),
             "next": [
-                next_word("Jeg gikk en tur på", "stien veien fortauet stranda fjellet torget brygga taket", 0.41),
-                next_word("It is better with a bird in the hand than ten on", "the a my that", 0.93),
+                next_word("nb", "Jeg gikk en tur på", "stien veien fortauet stranda fjellet torget brygga taket", 0.41),
+                next_word("en", "It is better with a bird in the hand than ten on", "the a my that", 0.93),
             ],
             "temperatures": temperatures(),
             "survival": [survival(0.7, 0.988), survival(1.0, 0.972)],
@@ -113,8 +113,8 @@ def text_facts() -> Facts:
             ],
             "notes": [
                 {
-                    "en": "No instructions were given, so the questions were made from the text itself: continue, and fill the gap.",
-                    "nb": "Det fantes ingen instruksjoner, så spørsmålene er laget av teksten selv: fortsett, og fyll hullet.",
+                    "en": "No instructions were given, so the questions were made from the text itself.",
+                    "nb": "Det fantes ingen instruksjoner, så spørsmålene er laget av teksten selv.",
                 }
             ],
             "provenance": provenance("lover.txt"),
@@ -276,12 +276,12 @@ def questions() -> list[dict[str, Any]]:
     ]
 
 
-def next_word(prompt: str, words: str, first: float) -> dict[str, Any]:
+def next_word(lang: str, prompt: str, words: str, first: float) -> dict[str, Any]:
     names = words.split()
     masses = [first * 0.5**i for i in range(len(names))]
     truth = [m * (1.07 if i % 2 else 0.95) for i, m in enumerate(masses)]
     tokens = [{"token": " " + n, "p": m, "truth": t} for n, m, t in zip(names, masses, truth, strict=True)]
-    return {"prompt": prompt, "tokens": tokens, "rest": max(0.0, 1 - sum(masses)), "s": 0.98, "kl": 0.03}
+    return {"prompt": prompt, "lang": lang, "tokens": tokens, "rest": max(0.0, 1 - sum(masses)), "s": 0.98, "kl": 0.03}
 
 
 def temperatures() -> dict[str, Any]:

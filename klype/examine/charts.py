@@ -71,13 +71,18 @@ def axis(name: str = "", kind: str = "value", percent: bool = False, **more: Any
     if kind != "category":
         found["axisLabel"]["formatter"] = "fn:percent" if percent else "fn:number"
         found["splitNumber"] = 4
+    if percent and more.get("max") == 1:
+        found["interval"] = (1 - more.get("min", 0)) / 4
     return {**found, **more}
 
 
 def whiskers(rows: Sequence[tuple[str, FigureFacts, str, str]], x: Option, line: float | None = None) -> Option:
-    """A dot and its 95 % interval for each row: (label, figure, its text, the colour's name); rows from the top."""
+    """A dot and its 95 % interval for each row: (label, figure, its text, the colour's name); rows from the top.
+
+    The figure is written under its label, where it cannot collide with a mark.
+    """
     rows = [row for row in rows if row[1]["value"] is not None]
-    labels = [row[0] for row in rows]
+    labels = [f"{{name|{label}}}\n{{figure|{text}}}" for label, _, text, _ in rows]
     dots, spans = [], []
     for i, (_, figure, text, colour) in enumerate(rows):
         dots.append(
@@ -86,7 +91,6 @@ def whiskers(rows: Sequence[tuple[str, FigureFacts, str, str]], x: Option, line:
                 "name": text,
                 "symbol": MARKS.get(colour, "triangle"),
                 "itemStyle": {"color": f"${colour}"},
-                "label": {"formatter": text},
             }
         )
         if figure.get("low") is not None and figure.get("high") is not None:
@@ -98,19 +102,23 @@ def whiskers(rows: Sequence[tuple[str, FigureFacts, str, str]], x: Option, line:
             "data": dots,
             "symbolSize": 11,
             "tooltip": {"formatter": "{b}"},
-            "label": {"show": True, "position": "top", "distance": 5, "color": "$ink", "fontSize": 12.5},
-            "labelLayout": {"hideOverlap": False, "moveOverlap": "shiftX"},
         },
     ]
     if line is not None:
         series[1]["markLine"] = _rule("xAxis", line)
     y = axis(kind="category", data=labels, inverse=True)
-    y["axisLabel"] = {"color": "$ink", "fontSize": 13, "width": 108, "overflow": "break"}
+    y["axisLabel"] = {
+        "interval": 0,
+        "rich": {
+            "name": {"color": "$ink", "fontSize": 13, "lineHeight": 18, "align": "right"},
+            "figure": {"color": "$muted", "fontSize": 12, "lineHeight": 16, "align": "right"},
+        },
+    }
     return canvas(
         xAxis=x,
         yAxis=y,
         series=series,
-        grid={"left": 8, "right": 28, "top": 18, "bottom": 30, "containLabel": True},
+        grid={"left": 4, "right": 22, "top": 6, "bottom": 30, "containLabel": True},
     )
 
 
@@ -167,7 +175,7 @@ def curve_with_band(name: str, figures: Sequence[tuple[float, FigureFacts]], col
 
 
 def bars(labels: Sequence[str], series: Mapping[str, tuple[str, Sequence[float]]], x: Option) -> Option:
-    """Horizontal bars from the top, one colour a series: name → (colour, values)."""
+    """Horizontal bars from the top, name → (colour, values): the first series filled, the second hollow."""
     y = axis(kind="category", data=list(labels), inverse=True)
     y["axisLabel"] = {"color": "$ink", "fontSize": 13, "width": 110, "overflow": "truncate"}
     return canvas(
@@ -180,9 +188,13 @@ def bars(labels: Sequence[str], series: Mapping[str, tuple[str, Sequence[float]]
                 "data": list(values),
                 "barMaxWidth": 13,
                 "barGap": "12%",
-                "itemStyle": {"color": f"${colour}", "borderRadius": [0, 2, 2, 0]},
+                "itemStyle": {
+                    "color": f"${colour}" if filled else "$card",
+                    "borderColor": f"${colour}",
+                    "borderWidth": 1.5,
+                },
             }
-            for name, (colour, values) in series.items()
+            for filled, (name, (colour, values)) in zip((True, False), series.items(), strict=False)
         ],
         legend={"show": len(series) > 1, "top": 0, "left": 0, "textStyle": {"color": "$ink"}, "itemWidth": 12,
                 "itemHeight": 12},

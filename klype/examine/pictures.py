@@ -50,20 +50,25 @@ def curves(facts: Facts, say: Say) -> Picture | None:
         if not shown or not curve["step"]:
             continue
         series = [
-            line(say.measure(name), _thin(curve["step"], values), CURVE_COLOURS.get(name, "muted"))
+            line(
+                _series_name(name, say),
+                _thin(curve["step"], values),
+                CURVE_COLOURS.get(name, "muted"),
+                **_sparse(values),
+            )
             for name, values in shown.items()
         ]
         drawn = lines(axis(say("axis.step")), axis(scale="loss" in shown and len(shown) == 1), series)
         panels.append(Panel(f"{say('train.' + curve['stage'])} – {_change(curve, say)}", drawn, 250))
         rows += [
-            [say("train." + curve["stage"]), say.measure(n), x, y]
+            [say("train." + curve["stage"]), _series_name(n, say), x, y]
             for n, v in shown.items()
             for x, y in _thin(curve["step"], v)
         ]
     if not panels:
         return None
     columns = [say("column.stage"), say("column.series"), say("axis.step"), say("column.value")]
-    return Picture("curves", say("picture.curves"), say("how.curves"), panels, columns, rows)
+    return Picture("curves", _curves_title(facts, say), say("how.curves"), panels, columns, rows)
 
 
 def stages(facts: Facts, say: Say) -> Picture | None:
@@ -130,7 +135,7 @@ def next_words(facts: Facts, say: Say) -> Picture | None:
     prompts = [n for n in facts.get("next", []) if n["tokens"]]
     if not prompts:
         return None
-    ordered = sorted(prompts, key=lambda n: (n["prompt"].startswith("Jeg gikk")) != (say.lang == "nb"))
+    ordered = sorted(prompts, key=lambda n: n.get("lang", say.lang) != say.lang)
     rows: list[list[Cell]] = [
         [visible(n["prompt"]), visible(t["token"]), t["p"], t.get("truth")] for n in ordered for t in n["tokens"]
     ]
@@ -157,7 +162,7 @@ def temperatures(facts: Facts, say: Say) -> Picture | None:
         drawn = curve_with_band(say.measure(name), figures, colour, showSymbol=True, symbolSize=7)
         drawn[-1]["lineStyle"] = {**drawn[-1]["lineStyle"], "type": style}
         series += drawn
-        rows += [_row(say.measure(name), say.number(t, 1), f) for t, f in figures]
+        rows += [_row(say.measure(name), say.plain(t), f) for t, f in figures]
     if not series:
         return None
     drawn_lines = lines(axis(say("axis.temperature"), min=0), axis(percent=True, min=0, max=1), series)
@@ -205,20 +210,15 @@ def survival(facts: Facts, say: Say) -> Picture | None:
             drawn[-1]["lineStyle"] = {**drawn[-1]["lineStyle"], "type": style}
             series += drawn
             rows += [
-                _row(say(f"survival.{key}"), f"{say.number(curve['temperature'], 1)}, {int(t)}", f) for t, f in figures
+                _row(say(f"survival.{key}"), f"{say.plain(curve['temperature'])}, {int(t)}", f) for t, f in figures
             ]
         drawn_lines = lines(axis(say("axis.words"), min=1), axis(percent=True, max=1), series)
         drawn_lines["tooltip"]["valueFormatter"] = "fn:percent"
-        panels.append(Panel(say("panel.temperature", t=say.number(curve["temperature"], 1)), drawn_lines, 300))
+        panels.append(Panel(say("panel.temperature", t=say.plain(curve["temperature"])), drawn_lines, 300))
     if not panels:
         return None
-    last = found[0]["r"][-1], found[0]["independent"][-1]
-    title = say(
-        "picture.survival",
-        r=say.value(last[0], "survival"),
-        independent=say.value(last[1], "survival"),
-        n=len(found[0]["r"]),
-    )
+    k, independent = (say.value(found[0][key][-1], "survival") for key in ("k", "independent"))
+    title = say("picture.survival", k=k, independent=independent, n=len(found[0]["k"]))
     columns = [say("column.measure"), f"{say('axis.temperature')}, {say('axis.words')}", *_figure_columns(say)[2:]]
     return Picture("survival", title, say("how.survival"), panels, columns, rows)
 
@@ -271,7 +271,7 @@ def _next_panel(prompt: NextFacts, say: Say) -> Panel:
     tokens = prompt["tokens"][:10]
     series: dict[str, tuple[str, Sequence[float]]] = {say("column.model"): ("accent", [t["p"] for t in tokens])}
     if any("truth" in t for t in tokens):
-        series[say("column.truth")] = ("truth", [t.get("truth", 0.0) for t in tokens])
+        series[say("column.truth")] = ("ink", [t.get("truth", 0.0) for t in tokens])
     drawn = bars(
         [visible(t["token"].strip()) or "␣" for t in tokens], series, axis(say("axis.probability"), percent=True, min=0)
     )
@@ -304,13 +304,34 @@ def _temperature_title(facts: Facts, say: Say) -> str:
         return say("picture.temperatures")
     (t0, right0), (t1, right1) = known[0], known[-1]
     shown = {"right0": say.value(right0, "right"), "right1": say.value(right1, "right")}
-    return say("picture.temperatures_right", t0=say.number(t0, 1), t1=say.number(t1, 1), **shown)
+    return say("picture.temperatures_right", t0=say.plain(t0), t1=say.plain(t1), **shown)
+
+
+def _curves_title(facts: Facts, say: Say) -> str:
+    losses = [c["series"].get("loss", []) for c in facts.get("curves", []) if c["stage"] == "pretrain"]
+    known = [v for v in (losses[0] if losses else []) if v is not None]
+    if len(known) < 2:
+        return say("picture.curves_plain")
+    return say("picture.curves", first=say.number(known[0]), last=say.number(known[-1]))
+
+
+def _series_name(name: str, say: Say) -> str:
+    """During training, KL is to where alignment began, not to the truth."""
+    return say.measure("kl_reference" if name == "kl" else name)
+
+
+def _sparse(values: Sequence[float | None]) -> Option:
+    """Marks on a series that was measured now and then."""
+    few = sum(v is not None for v in values) < len(values) / 2
+    return {"showSymbol": True, "symbolSize": 6} if few else {}
 
 
 def _change(curve: CurveFacts, say: Say) -> str:
     name = next((n for n in ("loss", "score", "reward") if n in curve["series"]), next(iter(curve["series"])))
     values = [v for v in curve["series"][name] if v is not None]
-    return say("panel.change", name=say.measure(name).lower(), first=say.number(values[0]), last=say.number(values[-1]))
+    return say(
+        "panel.change", name=_series_name(name, say).lower(), first=say.number(values[0]), last=say.number(values[-1])
+    )
 
 
 def _by_stage(facts: Facts, name: str) -> list[tuple[StageName, FigureFacts]]:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterable
 from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
@@ -71,16 +72,18 @@ def render(facts: Facts, lang: str = "en") -> str:
 
 def _view(facts: Facts, say: Say) -> dict[str, Any]:
     """What the template needs in one language."""
+    shown = pictures(facts, say)
     return {
         "lang": say.lang,
         "say": say,
-        "pictures": pictures(facts, say),
+        "pictures": shown,
         "verdict": verdict(facts, say),
         "last": last_model(facts),
         "key_figures": _key_figures(facts, say),
         "stages": STAGES,
         "step_of": step_of,
         "edges": [say.share(edge) for edge in PROBABILITY_EDGES],
+        "sections": _sections(facts, shown),
         "least": lambda answer: _least(answer, say),
         "gate": lambda gate: _gate(gate, say),
         "cost_rows": [row.name for row in MEASURES if row.name in COSTS],
@@ -96,6 +99,26 @@ def _view(facts: Facts, say: Say) -> dict[str, Any]:
         },
         "model_s": _model_s(facts),
     }
+
+
+def _sections(facts: Facts, shown: Iterable[str]) -> list[str]:
+    """Names of the sections that the page will have, in its order."""
+    drawn, has = set(shown), {name for name, value in facts.items() if value}
+    places = {
+        "verdict": True,
+        "gates": "gates" in has,
+        "lifecycle": True,
+        "answers": "questions" in has,
+        "scores": bool(drawn & {"stages", "reward"}),
+        "text": "text" in drawn,
+        "next": bool(drawn & {"next", "truth"}),
+        "temperature": bool(facts.get("temperatures", {}).get("rows")),
+        "divergence": True,
+        "cost": "cost" in has,
+        "provenance": "provenance" in has,
+        "on": True,
+    }
+    return [name for name, there in places.items() if there]
 
 
 COSTS = ("passes", "tokens", "flops", "seconds", "joules", "joules_per_right")

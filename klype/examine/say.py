@@ -17,6 +17,7 @@ SHARES = frozenset(
     ["right", "word_for_word", "undecided", "polite", "concise", "s", "s_corpus", "retrieval_hard", "retrieval_text",
      "survival", "overlap", "pair_accuracy", "ceiling", "repetition", "distinct", "same_text", "copied"]
 )  # fmt: skip
+NBSP = "\u00a0"
 EXACT = frozenset(["s", "s_corpus"])
 """Shares so near to one that they are written as numbers: 0.974."""
 
@@ -51,7 +52,7 @@ class Say:
         if is_share(figure, name) and name not in EXACT:
             if low is None or high is None:
                 return self.share(value)
-            decimals = max(0, interval_decimals(100 * low, 100 * high)) if high - low < 0.02 else 0
+            decimals = interval_decimals(100 * low, 100 * high) if 0 < high - low < 0.02 else 0
             ends = ("; " if self.lang == "nb" else ", ").join(self.number(100 * x, decimals) for x in (low, high))
             return f"{percent(value, self.lang, decimals)} [{ends}]"
         if abs(value) >= 10_000:
@@ -66,6 +67,10 @@ class Say:
 
     def number(self, value: float, decimals: int = 2) -> str:
         return number(value, self.lang, decimals)
+
+    def plain(self, value: float) -> str:
+        """As short as it can be: 0, 0.7, 1."""
+        return self.number(value, 0 if value == int(value) else 1 if value * 10 == int(value * 10) else 2)
 
     def share(self, value: float, decimals: int | None = None) -> str:
         """With a decimal more where whole percents would say 0 or 100 of what is neither."""
@@ -87,13 +92,14 @@ class Say:
     def seconds(self, value: float) -> str:
         """4 min 52 s."""
         if value < 1:
-            return f"{self.number(1000 * value, 0 if value >= 0.01 else 1)} ms"
+            return f"{self.number(1000 * value, 0 if value >= 0.01 else 1)}{NBSP}ms"
         if value < 60:
-            return f"{self.number(value, 1 if value < 10 else 0)} s"
+            return f"{self.number(value, 1 if value < 10 else 0)}{NBSP}s"
         minutes, seconds = divmod(round(value), 60)
         if minutes < 60:
-            return f"{minutes} min {seconds} s"
-        return f"{minutes // 60} h {minutes % 60} min" if self.lang == "en" else f"{minutes // 60} t {minutes % 60} min"
+            return f"{minutes}{NBSP}min {seconds}{NBSP}s"
+        hour = "t" if self.lang == "nb" else "h"
+        return f"{minutes // 60}{NBSP}{hour} {minutes % 60}{NBSP}min"
 
     def unit(self, unit: str) -> str:
         key = f"unit.{_slug(unit)}"

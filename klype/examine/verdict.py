@@ -9,15 +9,13 @@ Figures = dict[str, FigureFacts]
 
 
 def verdict(facts: Facts, say: Say) -> list[str]:
-    """Sentences in the order to be read."""
-    sentences = [
-        _made(facts, say),
-        *_answers(facts, say),
-        *_language(facts, say),
-        *_hot(facts, say),
-        *_gates(facts, say),
+    """Paragraphs: what was made and how it answers; what it knows of its language; what to make of it."""
+    paragraphs = [
+        [_made(facts, say), *_answers(facts, say)],
+        [*_language(facts, say), *_hot(facts, say)],
+        [*_gates(facts, say), say(f"verdict.small_{facts['kind']}")],
     ]
-    return [*sentences, say(f"verdict.small_{facts['kind']}")]
+    return [" ".join(sentences) for sentences in paragraphs if sentences]
 
 
 def last_model(facts: Facts) -> str:
@@ -87,7 +85,7 @@ def _hot(facts: Facts, say: Say) -> list[str]:
     if len(known) < 2 or _clearly(known[0][1], known[-1][1]) >= 0:
         return []
     t, figure = known[-1]
-    return [say("verdict.hot", t=say.number(t, 1), right=say.figure(figure, "right"))]
+    return [say("verdict.hot", t=say.plain(t), right=say.figure(figure, "right"))]
 
 
 def _gates(facts: Facts, say: Say) -> list[str]:
