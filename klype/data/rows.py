@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +56,7 @@ def read_preferences(paths: Paths, bad: BadRows | None = None, annotator: str = 
 
 
 def read_questions(paths: Paths, bad: BadRows | None = None) -> list[Question]:
-    """Questions: rows with question, and where known context, answers (or answer), choices, id. Ids must differ."""
+    """Questions: rows with question, and where known context, answers (or answer), choices, id (made to differ)."""
     found: dict[str, Question] = {}
     for where, row, rows in _rows(paths, bad):
         text = row.get("question", row.get("instruction", row.get("prompt")))
@@ -66,9 +67,8 @@ def read_questions(paths: Paths, bad: BadRows | None = None) -> list[Question]:
             rows.add(f"{where} has no question.")
         elif not _strings(answers) or not _strings(choices):
             rows.add(f"{where} has answers or choices that are not lists of text.")
-        elif identity in found:
-            rows.add(f"{where} has the id {identity!r} of an earlier row.")
         else:
+            identity = identity if identity not in found else f"{identity}-{where.number}"
             known = ("question", "context", "answers", "answer", "choices", "id")
             extra = {name: value for name, value in row.items() if name not in known}
             context = str(row.get("context") or row.get("input") or "")
@@ -126,6 +126,7 @@ def ranking_of(row: Mapping[str, Any], identity: str, annotator: str) -> Ranking
     named = [i for group in groups for i in group]
     if any(type(i) is not int for i in named) or sorted(named) != list(range(len(candidates))):
         return "has an order that does not name each candidate once"
+    asked = _without_speakers(asked)
     context, text = ("", _asked(row, asked)) if "context" not in row else (str(row["context"]), asked)
     question = Question(str(row.get("id", identity)), text.strip(), context)
     who = str(row.get("annotator") or annotator)
@@ -179,6 +180,12 @@ def _transcript(messages: Conversation) -> str:
         return messages[0]["content"]
     names = {"user": "Human", "assistant": "Assistant", "system": "System"}
     return "\n\n".join(f"{names[m['role']]}: {m['content']}" for m in messages)
+
+
+def _without_speakers(prompt: str) -> str:
+    """Of a prompt in hh-rlhf's form ("Human: … Assistant:") the human's words when there is one turn."""
+    turn = re.fullmatch(r"\s*Human: (.*?)\s*Assistant:\s*", prompt, re.DOTALL)
+    return turn.group(1) if turn and "\n\nAssistant:" not in turn.group(1) else prompt
 
 
 def _asked(row: Mapping[str, Any], asked: str) -> str:

@@ -27,6 +27,8 @@ class Split:
 def split(documents: Iterable[TextDocument], share: float = HELD_OUT) -> Split:
     """Hold out about ``share`` of the documents, by the hash of their text; with few documents, of their blocks.
 
+    A document stays on its side when others come, but for texts of so few blocks that no hash falls below ``share``:
+    there the smallest is held out.
     Raises KlypeError when there is less text than two blocks of a sentence can be made of.
     """
     rest = iter(documents)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from klype.errors import KlypeError
-from klype.model.config import ModelConfig
+from klype.model.config import ModelConfig, RopeScaling
 from klype.model.transformer import Transformer
 
 OWN = "klype"
@@ -60,12 +60,13 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
         "intermediate_size": config.hidden,
         "max_position_embeddings": config.window,
         "rope_theta": config.rope_theta,
-        "rope_scaling": _scaling_to_hf(config),
         "rms_norm_eps": config.norm_eps,
         "tie_word_embeddings": config.tie,
         "hidden_act": "silu",
         "klype_initial": {name: getattr(config, name) for name in _INITIAL},
     }
+    if config.rope_scaling is not None:
+        out["rope_scaling"] = _scaling_to_hf(config.rope_scaling)
     if kind == "llama":
         out |= {"attention_bias": False, "mlp_bias": False}
     if kind == "qwen2":
@@ -191,10 +192,7 @@ def _own_names(config: ModelConfig) -> Iterator[str]:
         yield "head.weight"
 
 
-def _scaling_to_hf(config: ModelConfig) -> dict[str, Any] | None:
-    scaling = config.rope_scaling
-    if scaling is None:
-        return None
+def _scaling_to_hf(scaling: RopeScaling) -> dict[str, Any]:
     if scaling.kind == "linear":
         return {"rope_type": "linear", "factor": scaling.factor}
     return {

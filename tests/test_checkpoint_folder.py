@@ -1,0 +1,319 @@
+"""A checkpoint comes back as it was, shows any damage, and is whole or not there."""
+
+import json
+import os
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import toys
+from safetensors.torch import load_file, save_file
+
+from klype.errors import KlypeError, UsageError
+from klype.model import checkpoint, manifest
+from klype.model.checkpoint import load, save
+from klype.model.convert import config_from_hf, config_to_hf, weights_from_hf, weights_to_hf
+from klype.model.transformer import Transformer
+from klype.text.chat import TEMPLATE
+from klype.text.tokenizer import Tokenizer
+
+TOKENIZER = Tokenizer.train(["Hunden drakk vann."], 300, TEMPLATE)
+TOKENS = torch.arange(24).reshape(2, 12) * 7 % TOKENIZER.vocab_size
+
+
+def model(shape: str = "llama", seed: int = 0) -> Transformer:
+    return toys.toy(shape, seed, vocab_size=TOKENIZER.vocab_size)
+
+
+def saved(tmp_path: Path, shape: str = "llama") -> Path:
+    save(tmp_path / "m", model(shape), TOKENIZER, {"stage": "pretrain", "seed": 3})
+    return tmp_path / "m"
+
+
+@pytest.mark.parametrize("shape", toys.SHAPES)
+def test_saved_and_loaded_is_the_same(tmp_path: Path, shape: str) -> None:
+    loaded = load(saved(tmp_path, shape))
+    assert loaded.config == model(shape).config
+    assert loaded.about["stage"] == "pretrain"
+    assert torch.equal(loaded.model(TOKENS), model(shape)(TOKENS))
+    names = [n for n, _ in model(shape).named_parameters()]
+    assert [n for n, _ in loaded.model.named_parameters()] == names  # a tied head is one weight again
+    assert loaded.tokenizer.encode("Hunden") == TOKENIZER.encode("Hunden")
+    assert loaded.chat.prompt([{"role": "user", "content": "Hunden"}])[0] == TOKENIZER.begin
+
+
+@pytest.mark.parametrize("shape", toys.SHAPES)
+def test_exported_and_imported_is_the_same(shape: str) -> None:
+    one = model(shape)
+    assert config_from_hf(json.loads(json.dumps(config_to_hf(one.config))), "x") == one.config
+    back = dict(weights_from_hf(one.config, weights_to_hf(one).__getitem__))
+    state = {n: w for n, w in one.state_dict().items() if n in back}
+    assert set(one.state_dict()) - set(state) == ({"head.weight"} if one.config.tie else set())
+    assert all(torch.equal(w, back[n]) for n, w in state.items())
+
+
+def test_loading_draws_no_random_numbers(tmp_path: Path) -> None:
+    folder = saved(tmp_path)
+    before = torch.random.get_rng_state()
+    load(folder)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_a_precision_is_that_of_the_weights(tmp_path: Path) -> None:
+    half = load(saved(tmp_path), dtype="bfloat16").model
+    assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
+    assert torch.equal(half(TOKENS), model().to(torch.bfloat16)(TOKENS))
+    with pytest.raises(UsageError, match="no precision 'int3'"):
+        load(tmp_path / "m", dtype="int3")
+
+
+def test_every_flipped_bit_is_found(tmp_path: Path) -> None:
+    """200 single flips over all files, and each names the file; the manifest's own among them."""
+    folder = saved(tmp_path)
+    rng = random.Random(1)
+    files = sorted(folder.iterdir())
+    for turn in range(200):
+        file = files[turn % len(files)]
+        raw = file.read_bytes()
+        at = rng.randrange(len(raw))
+        file.write_bytes(raw[:at] + bytes([raw[at] ^ (1 << rng.randrange(8))]) + raw[at + 1 :])
+        with pytest.raises(KlypeError, match=f"{file.name} is damaged"):
+            manifest.verify(folder)
+        file.write_bytes(raw)
+    manifest.verify(folder)
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(KlypeError, match=r"tokenizer\.json is missing"):
+        load(folder)
+
+
+def test_a_folder_without_its_manifest_is_unfinished(tmp_path: Path) -> None:
+    folder = saved(tmp_path)
+    (folder / "manifest.json").unlink()
+    assert not manifest.is_whole(folder)
+    with pytest.raises(KlypeError, match="unfinished"):
+        load(folder)
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_killed_at_any_step_the_old_or_the_new_one_loads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beside: bool
+) -> None:
+    """The process ends before its k-th rename, for every k: what loads is whole, and other files stay."""
+    renames = 0
+
+    def dying(real: Callable[..., None], die_at: int) -> Callable[..., None]:
+        def rename(*args: object) -> None:
+            nonlocal renames
+            renames += 1
+            if renames > die_at:
+                raise KeyboardInterrupt
+            real(*args)
+
+        return rename
+
+    real_rename, real_replace, tried = os.rename, os.replace, 0
+    for die_at in range(20):
+        folder = tmp_path / str(die_at)
+        if beside:
+            save(folder, model(seed=1), TOKENIZER, {"stage": "old"})
+            (folder / "metrics.jsonl").write_text("{}\n")
+        renames = 0
+        monkeypatch.setattr(os, "rename", dying(real_rename, die_at))
+        monkeypatch.setattr(os, "replace", dying(real_replace, die_at))
+        try:
+            save(folder, model(seed=2), TOKENIZER, {"stage": "new"})
+            ended = True
+        except KeyboardInterrupt:
+            ended, tried = False, tried + 1
+        monkeypatch.setattr(os, "rename", real_rename)
+        monkeypatch.setattr(os, "replace", real_replace)
+        if not folder.exists():
+            assert not beside
+            assert die_at == 0
+            continue
+        loaded = load(folder)
+        seed = {"old": 1, "new": 2}[loaded.about["stage"]]
+        assert torch.equal(loaded.model(TOKENS), model(seed=seed)(TOKENS))
+        assert loaded.about["stage"] == "new" or die_at == 0
+        assert (folder / "metrics.jsonl").exists() == beside
+        assert not [f for f in folder.iterdir() if f.name.startswith(".")]
+        if ended:
+            break
+    assert tried == (10 if beside else 1)
+
+
+def test_a_disk_that_is_full_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = saved(tmp_path)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(KlypeError, match=r"cannot be written: No space left on device\. Make room"):
+        save(folder, model(seed=5), TOKENIZER, {})
+    assert load(folder).about["seed"] == 3
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m"]
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+    broken = model()
+    with torch.no_grad():
+        broken.norm.weight[3] = float("nan")
+    with pytest.raises(KlypeError, match=r"model\.norm\.weight is not finite"):
+        save(tmp_path / "m", broken, TOKENIZER, {})
+    assert not (tmp_path / "m").exists()
+
+
+def foreign(tmp_path: Path, change: Callable[[Path], None] = lambda _: None) -> Path:
+    """A folder of another maker: no manifest, no run.json."""
+    folder = tmp_path / "foreign"
+    shutil.copytree(saved(tmp_path), folder)
+    (folder / "manifest.json").unlink()
+    (folder / "run.json").unlink()
+    change(folder)
+    return folder
+
+
+def edit(name: str, **fields: object) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        content = json.loads((folder / name).read_text(encoding="utf-8"))
+        (folder / name).write_text(json.dumps({**content, **fields}), encoding="utf-8")
+
+    return change
+
+
+def reweight(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
+    def rewrite(folder: Path) -> None:
+        weights = load_file(folder / "model.safetensors")
+        change(weights)
+        save_file(weights, folder / "model.safetensors")
+
+    return rewrite
+
+
+NORM = "model.norm.weight"
+WRONG: dict[str, tuple[Callable[[Path], None], str]] = {
+    "architecture": (edit("config.json", model_type="gpt2"), "architecture 'gpt2'"),
+    "activation": (edit("config.json", hidden_act="gelu"), "activation 'gelu'"),
+    "bias": (edit("config.json", attention_bias=True), "attention_bias"),
+    "rope": (edit("config.json", rope_scaling={"rope_type": "yarn", "factor": 2}), "'yarn'"),
+    "shape": (edit("config.json", hidden_size=20, head_dim=4), r"embed_tokens\.weight in the shape \[\d+, 16\]"),
+    "heads": (edit("config.json", num_attention_heads=3), "heads 3"),
+    "layers": (edit("config.json", num_hidden_layers=3), r"lack model\.layers\.2\."),
+    "fewer layers": (edit("config.json", num_hidden_layers=1), r"have model\.layers\.1\..*knows nothing of"),
+    "field": (edit("config.json", hidden_size=None), "width"),
+    "no config": (lambda f: (f / "config.json").unlink(), r"config\.json is missing"),
+    "broken config": (lambda f: void((f / "config.json").write_text("{")), r"config\.json is damaged"),
+    "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), r"no tokenizer\.json"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "no weights"),
+    "pickle": (lambda f: void((f / "model.safetensors").rename(f / "model.bin")), "is a pickle"),
+    "missing": (reweight(lambda w: w.pop(NORM)), f"lack {NORM}"),
+    "nan": (reweight(lambda w: w[NORM].fill_(float("nan"))), f"not finite, in {NORM}"),
+    "integers": (reweight(lambda w: w.update({NORM: w[NORM].long()})), "as I64"),
+    "vocabulary": (
+        reweight(lambda w: w.update({n: w[n][:-1].clone() for n in ("model.embed_tokens.weight", "lm_head.weight")})),
+        "asks for",
+    ),
+}
+
+
+def void(_: object) -> None:
+    """A statement where an expression is wanted."""
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_wrong_with_a_folder_is_said(tmp_path: Path, name: str) -> None:
+    change, message = WRONG[name]
+    with pytest.raises(KlypeError, match=message):
+        load(foreign(tmp_path, change))
+
+
+def header(entries: str, data: bytes = b"\0" * 8) -> bytes:
+    return len(entries.encode()).to_bytes(8, "little") + entries.encode() + data
+
+
+GOOD = '{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}'
+MALFORMED = [
+    b"",
+    b"\0" * 7,
+    (2**63).to_bytes(8, "little") + b"{}",
+    (1000).to_bytes(8, "little") + b"{}",
+    header("{"),
+    header("[]"),
+    header('"a"'),
+    header(GOOD, b"\0" * 7),
+    header(GOOD, b"\0" * 9),
+    header(GOOD.replace("[0, 8]", "[0, 4]")),
+    header(GOOD.replace("[0, 8]", "[8, 0]")),
+    header(GOOD.replace("[0, 8]", "[-8, 0]")),
+    header(GOOD.replace("[2]", "[-2]")),
+    header(GOOD.replace("[2]", "[2.0]")),
+    header(GOOD.replace("F32", "F33")),
+    header(GOOD.replace("[0, 8]", "[4, 12]"), b"\0" * 12),
+    header(GOOD[:-1] + ', "a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}'),
+    header(GOOD[:-1] + ', "b": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}'),
+    header(GOOD[:-1] + ', "b": {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]}}', b"\0" * 12),
+    header('{"a": 3}'),
+    header("[" * 100_000),
+]
+
+
+@pytest.mark.parametrize("number", range(len(MALFORMED)))
+def test_malformed_weights_are_refused(tmp_path: Path, number: int) -> None:
+    folder = foreign(tmp_path, lambda f: void((f / "model.safetensors").write_bytes(MALFORMED[number])))
+    with pytest.raises(KlypeError, match=r"model\.safetensors"):
+        load(folder)
+
+
+def test_a_model_larger_than_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = saved(tmp_path)
+
+    class Memory:
+        available = 1000
+
+    monkeypatch.setattr(checkpoint.psutil, "virtual_memory", Memory)
+    with pytest.raises(KlypeError, match="GiB of memory"):
+        load(folder)
+
+
+def test_no_template_and_other_weights(tmp_path: Path) -> None:
+    folder = foreign(tmp_path, lambda f: (f / "chat_template.jinja").unlink())
+    loaded = load(folder)
+    with pytest.raises(KlypeError, match="--raw"):
+        _ = loaded.chat
+    other = weights_to_hf(model(seed=9))
+    save_file(other, folder / "best.safetensors")
+    assert torch.equal(load(folder, weights="best.safetensors").model(TOKENS), model(seed=9)(TOKENS))
+    for name in ("worst.safetensors", "../m/model.safetensors"):
+        with pytest.raises(KlypeError, match="There is no"):
+            load(folder, weights=name)
+    with pytest.raises(UsageError, match="no model folder"):
+        load(folder / "nothing")
+
+
+def test_sharded_weights(tmp_path: Path) -> None:
+    def shard(folder: Path) -> None:
+        weights = load_file(folder / "model.safetensors")
+        names = sorted(weights)
+        parts = {"model-1.safetensors": names[::2], "model-2.safetensors": names[1::2]}
+        for file, inside in parts.items():
+            save_file({n: weights[n] for n in inside}, folder / file)
+        index = {"weight_map": {n: file for file, inside in parts.items() for n in inside}}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        (folder / "model.safetensors").unlink()
+
+    folder = foreign(tmp_path, shard)
+    assert torch.equal(load(folder).model(TOKENS), model()(TOKENS))
+    (folder / "model-2.safetensors").unlink()
+    with pytest.raises(KlypeError, match=r"model-2\.safetensors is missing"):
+        load(folder)
+
+
+def test_the_card_says_what_it_is(tmp_path: Path) -> None:
+    card = (saved(tmp_path) / "README.md").read_text(encoding="utf-8")
+    assert card.startswith("---\nlanguage: [nb, en]\n")
+    assert f"| parameters | {model().config.parameters:,} |" in card
+    assert '"stage": "pretrain"' in card

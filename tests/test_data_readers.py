@@ -1,0 +1,230 @@
+"""Readers: each kind of file gives its documents, and each bad input is named where it stands."""
+
+import gzip
+import json
+import os
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from klype.data.readers import BadRows, TextOptions, files_of, read_rows, read_texts
+from klype.data.rows import read_instructions, read_preferences, read_questions
+from klype.errors import KlypeError, UsageError
+
+TEXT = "Jeg gikk en tur på stien.\n"
+
+
+def lines(file: Path, *rows: object) -> Path:
+    file.write_text("\n".join(json.dumps(r, ensure_ascii=False) for r in rows), encoding="utf-8")
+    return file
+
+
+def texts(*paths: object, **options: object) -> list[str]:
+    return [d.text for d in read_texts([str(p) for p in paths], TextOptions(**options))]  # type: ignore[arg-type]
+
+
+def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path) -> None:
+    rows = [{"text": "Kåre spiste blåbær, 'ja'"}, {"text": 'en "to"\ntre'}]
+    lines(tmp_path / "a.jsonl", *rows)
+    (tmp_path / "a.json").write_text(json.dumps(rows), encoding="utf-8")
+    (tmp_path / "a.csv").write_text('text\n"Kåre spiste blåbær, \'ja\'"\n"en ""to""\ntre"\n', encoding="utf-8")
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    for name in ("a.jsonl", "a.json", "a.csv", "a.parquet"):
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress((tmp_path / name).read_bytes()))
+        for file in (tmp_path / name, tmp_path / f"{name}.gz"):
+            assert [r for _, r in read_rows(file)] == rows, file
+
+
+def test_folders_globs_and_duplicates(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    for name in ("b.txt", "sub/a.md", ".hidden.txt", "LICENCE.txt", "README.md", "image.png"):
+        (tmp_path / name).write_text(name, encoding="utf-8")
+    (tmp_path / "copy.txt").write_text("b.txt\n", encoding="utf-8")
+    assert texts(tmp_path) == ["b.txt", "sub/a.md"]
+    assert texts(tmp_path / "**/*.md") == ["README.md", "sub/a.md"]
+    assert texts(tmp_path / "b.txt", tmp_path) == ["b.txt", "sub/a.md"]
+    assert files_of(tmp_path / "LICENCE.txt") == [tmp_path / "LICENCE.txt"]
+
+
+def test_which_fields_are_the_text(tmp_path: Path) -> None:
+    file = lines(
+        tmp_path / "a.jsonl",
+        {"id": "x", "title": "Tittel", "text": "Kropp"},
+        {"title": "Lov", "text": "Lov om vann"},
+        {"id": "y", "lemma": "tur", "definitions": ["gåtur", "reise"]},
+        {"note": "annet"},
+    )
+    assert texts(file) == ["Tittel\n\nKropp", "Lov om vann", "tur\ngåtur\n\nreise", "annet"]
+    bad = BadRows(skip=True)
+    assert texts(file, text_field="note", bad=bad) == ["annet"]
+    assert bad.count == 3
+    with pytest.raises(KlypeError, match=r'a\.jsonl row 1 has no text field "note"\..*--text-field'):
+        texts(file, text_field="note")
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz"])
+def test_a_large_file_in_parts_is_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr("klype.data.readers._BLOCK", 50)
+    content = "".join(f"linje {i} å\n" for i in range(40)) + "slutt uten linjeskift " + "x" * 90
+    raw = content.encode()
+    (tmp_path / name).write_bytes(gzip.compress(raw) if name.endswith("gz") else raw)
+    documents = list(read_texts(tmp_path / name))
+    assert "".join(d.text for d in documents) == content
+    assert [d.row for d in documents] == list(range(1, len(documents) + 1))
+    (tmp_path / name).write_bytes(gzip.compress(raw + b"\xff") if name.endswith("gz") else raw + b"\xff")
+    with pytest.raises(KlypeError, match=f"byte {len(raw)} is 0xff"):
+        list(read_texts(tmp_path / name))
+
+
+def test_encodings(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("på".encode("latin-1"))
+    with pytest.raises(KlypeError, match=r"a\.txt is not utf-8: byte 1 is 0xe5\..*--encoding"):
+        texts(tmp_path / "a.txt")
+    assert texts(tmp_path / "a.txt", encoding="latin-1") == ["på"]
+    (tmp_path / "b.txt").write_bytes(("\ufeff" + TEXT).encode("utf-16"))
+    assert texts(tmp_path / "b.txt", encoding="utf-16") == [TEXT]
+    (tmp_path / "c.txt").write_bytes(b"\xef\xbb\xbfabc")
+    assert texts(tmp_path / "c.txt") == ["abc"]
+    with pytest.raises(UsageError, match="no encoding 'klingon'"):
+        texts(tmp_path / "a.txt", encoding="klingon")
+
+
+BROKEN = {
+    "a.jsonl": (b'{"text": "a"}\n{"text": \n{"text": "b"}\n', "line 2 is not JSON", 2),
+    "b.jsonl": (b'{"text": "a"}\n[1]\n', "line 2 is not a JSON object", 1),
+    "c.jsonl": (b'{"text": "a"}\n{"text": "\xe5"}\n', r"line 2 is not utf-8: byte 24 is 0xe5", 1),
+    "d.jsonl": (b'{"text": "a"}\n{"n": 3}\n', "row 2 has no field with text", 1),
+    "e.csv": (b"text,id\na,1\nb\n", "row 2 has another number of fields", 1),
+    "f.json": (b'[{"text": "a"}, 3]', "entry 2 is not a JSON object", 1),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_rows_are_named_or_counted(tmp_path: Path, name: str) -> None:
+    content, message, good = BROKEN[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(KlypeError, match=message):
+        texts(tmp_path / name)
+    bad = BadRows(skip=True)
+    assert len(texts(tmp_path / name, bad=bad)) == good
+    assert bad.count == 1
+    assert name in bad.shown[0]
+
+
+def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"no file .*nothing\.txt"):
+        texts(tmp_path / "nothing.txt")
+    with pytest.raises(UsageError, match="holds no file of a kind"):
+        texts(tmp_path)
+    for name, content in (("empty.txt", b""), ("blank.md", b" \n\n"), ("none.jsonl", b"")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(KlypeError, match=f"no text in .*{name}"):
+            texts(tmp_path / name)
+    for name, content in (("x.parquet", b"PAR1"), ("x.txt.gz", b"no gzip"), ("x.json", b"{"), ("y.csv", b'a\n"b')):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(KlypeError, match=name):
+            texts(tmp_path / name)
+    (tmp_path / "cut.txt.gz").write_bytes(gzip.compress(os.urandom(999))[:500])
+    with pytest.raises(KlypeError, match=r"cut\.txt\.gz cannot be read"):
+        texts(tmp_path / "cut.txt.gz")
+    with pytest.raises(UsageError, match="no table of rows"):
+        list(read_rows(tmp_path / "empty.txt"))
+
+
+def test_instructions_of_every_shape(tmp_path: Path) -> None:
+    user, assistant = {"role": "user", "content": "Hva?"}, {"role": "assistant", "content": "Vann."}
+    file = lines(
+        tmp_path / "a.jsonl",
+        {"messages": [user, assistant]},
+        {"conversations": [{"from": "human", "value": "Hvem?"}, {"from": "gpt", "value": "Kari."}]},
+        {"instruction": "Rett", "input": "freind", "output": "friend"},
+        {"instruction": "Si hei", "input": "", "output": "hei"},
+        {"question": "Hvor?", "answer": "Bergen", "context": "Kari bor i Bergen."},
+        {"question": "Hvor?", "answers": ["Oslo", "i Oslo"]},
+        {"prompt": "Si ja", "completion": "ja"},
+        {"prompt": [user], "completion": [{"role": "assistant", "content": "Is."}]},
+        {"question": "Hva?", "answer": "Vann."},
+    )
+    assert [[m["content"] for m in c] for c in read_instructions(file)] == [
+        ["Hva?", "Vann."],
+        ["Hvem?", "Kari."],
+        ["Rett\nfreind", "friend"],
+        ["Si hei", "hei"],
+        ["Kari bor i Bergen. Hvor?", "Bergen"],
+        ["Hvor?", "Oslo"],
+        ["Si ja", "ja"],
+        ["Hva?", "Is."],
+    ]
+    assert all([m["role"] for m in c] == ["user", "assistant"] for c in read_instructions(file))
+
+
+@pytest.mark.parametrize("row", [{"question": "Hva?"}, {"messages": [{"role": "user", "content": "x"}]}, {"a": "b"}])
+def test_instructions_without_answers_are_named(tmp_path: Path, row: dict[str, object]) -> None:
+    file = lines(tmp_path / "a.jsonl", {"question": "Hva?", "answer": "Vann"}, row)
+    with pytest.raises(KlypeError, match=r"a\.jsonl line 2 has no question with an answer"):
+        read_instructions(file)
+    bad = BadRows(skip=True)
+    assert len(read_instructions(file, bad)) == bad.count == 1
+
+
+def test_preferences_of_every_shape(tmp_path: Path) -> None:
+    user = {"role": "user", "content": "Hei?"}
+    good, poor = ({"role": "assistant", "content": c} for c in ("Hei!", "Nei."))
+    file = lines(
+        tmp_path / "a.jsonl",
+        {"prompt": "Hva?", "chosen": "vann", "rejected": "stein"},
+        {"prompt": [user], "chosen": [good], "rejected": [poor]},
+        {"chosen": [user, good, user, good], "rejected": [user, good, user, poor]},
+        {"instruction": "Rett", "input": "freind", "output": "x", "chosen": "friend", "rejected": "no", "id": 7},
+        {"question": "Hvem?", "candidates": ["a", "b", "c"], "order": [2, [0, 1]], "annotator": "Kari"},
+        {"prompt": "Nå?", "candidates": ["best", "dårligst"]},
+        {"prompt": "Human: Why?\n\nAssistant:", "chosen": "so", "rejected": "no"},
+    )
+    found = read_preferences(file)
+    assert [(r.question.prompt, r.candidates, r.order) for r in found] == [
+        ("Hva?", ("vann", "stein"), ((0,), (1,))),
+        ("Hei?", ("Hei!", "Nei."), ((0,), (1,))),
+        ("Human: Hei?\n\nAssistant: Hei!\n\nHuman: Hei?", ("Hei!", "Nei."), ((0,), (1,))),
+        ("Rett\nfreind", ("friend", "no"), ((0,), (1,))),
+        ("Hvem?", ("a", "b", "c"), ((2,), (0, 1))),
+        ("Nå?", ("best", "dårligst"), ((0,), (1,))),
+        ("Why?", ("so", "no"), ((0,), (1,))),
+    ]
+    assert (found[0].annotator, found[3].question.id, found[4].annotator) == ("a.jsonl", "7", "Kari")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"chosen": "a", "rejected": "b"}, "has no prompt"),
+        ({"prompt": "x", "chosen": "a"}, "has no two answers"),
+        ({"prompt": "x", "chosen": "a", "rejected": "a "}, "has the same text"),
+        (
+            {"prompt": "x", "candidates": ["a", "b"], "order": [0, 0]},
+            "has an order that does not",
+        ),
+        (
+            {"prompt": "x", "candidates": ["a", "b"], "order": [0]},
+            "has an order that does not",
+        ),
+    ],
+)
+def test_rows_that_rank_nothing_are_named(tmp_path: Path, row: dict[str, object], message: str) -> None:
+    with pytest.raises(KlypeError, match=f"line 1 {message}"):
+        read_preferences(lines(tmp_path / "a.jsonl", row))
+
+
+def test_questions(tmp_path: Path) -> None:
+    rows = [
+        {"question": "Hvor?", "context": "Her.", "answers": ["her"], "id": "q", "lang": "nb"},
+        {"question": "Hvem?", "answer": "Kari", "choices": ["Kari", "Ola"], "id": "q"},
+    ]
+    first, second = read_questions(lines(tmp_path / "q.jsonl", *rows))
+    assert (first.id, first.prompt, first.answers, first.extra) == ("q", "Her. Hvor?", ("her",), {"lang": "nb"})
+    assert (second.id, second.answers, second.choices) == ("q-2", ("Kari",), ("Kari", "Ola"))
+    with pytest.raises(KlypeError, match="line 1 has no question"):
+        read_questions(lines(tmp_path / "r.jsonl", {"answer": "x"}))
+    with pytest.raises(KlypeError, match="not lists of text"):
+        read_questions(lines(tmp_path / "r.jsonl", {"question": "x", "answers": [1]}))

@@ -1,0 +1,136 @@
+"""Laws of the chat template: a prompt begins its conversation, answers alone are learnt, no text becomes control."""
+
+import datetime
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from klype.errors import KlypeError
+from klype.text.chat import TEMPLATE, Chat
+from klype.text.tokenizer import Tokenizer
+
+TOKENIZER = Tokenizer.train(["Hva drakk hunden? Den drakk vann.", "system user assistant\n"], 400, TEMPLATE)
+OWN = Chat(TOKENIZER)
+CHATML = Chat(
+    TOKENIZER,
+    """{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}
+{{ '<|system|>\nBe kind.<|end|>\n' }}{% endif %}
+{{ '<|' + message['role'] + '|>\n' + message['content'] | trim + '<|end|>' + '\n' }}{% endfor %}
+{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}""",
+)
+PIECES = st.sampled_from([*TOKENIZER.CONTROL, "klypeSlot0End", " Den drakk vann", "{{ 7*7 }}", "\n", "å"])
+CONTENTS = st.lists(PIECES | st.text(max_size=5), min_size=1, max_size=5).map("".join)
+CONTROL = set(range(6))
+
+
+def turns(*contents: str) -> list[dict[str, str]]:
+    return [{"role": ("user", "assistant")[i % 2], "content": c} for i, c in enumerate(contents)]
+
+
+@given(st.sampled_from([OWN, CHATML]), st.lists(CONTENTS, min_size=2, max_size=6))
+def test_text_adds_no_control_token_and_prompts_are_prefixes(chat: Chat, contents: list[str]) -> None:
+    messages = turns(*contents)
+    ids, learnt = chat.conversation(messages)
+    plain, _ = chat.conversation(turns(*["x"] * len(contents)))
+    assert [i for i in ids if i in CONTROL] == [i for i in plain if i in CONTROL]
+    assert len(ids) == len(learnt)
+    for n in range(1, len(messages) + 1, 2):
+        prompt = chat.prompt(messages[:n])
+        assert prompt == ids[: len(prompt)] or n == len(messages)
+
+
+@given(st.lists(CONTENTS, min_size=2, max_size=2))
+def test_what_is_learnt_is_the_answer_and_its_end(contents: list[str]) -> None:
+    for chat, said in ((OWN, contents[1]), (CHATML, contents[1].strip())):
+        ids, learnt = chat.conversation(turns(*contents))
+        answer = [i for i, w in zip(ids, learnt, strict=True) if w]
+        assert answer[-1] == TOKENIZER.end
+        assert TOKENIZER.decode(answer) == (" " + said if chat is OWN else said)
+        assert learnt[: learnt.index(1)] == [0] * len(chat.prompt(turns(contents[0])))
+
+
+def test_own_template_is_as_documented() -> None:
+    t = TOKENIZER
+    ids, _ = OWN.conversation(turns("Hva drakk hunden?", "vann"))
+    question, answer = t.encode(" Hva drakk hunden?"), t.encode(" vann")
+    assert ids == [t.begin, t.user, *question, t.end, t.assistant, *answer, t.end]
+    assert OWN.prompt(turns("Hva drakk hunden?")) == ids[: len(question) + 4]
+
+
+def test_each_answer_of_a_long_conversation_is_learnt() -> None:
+    ids, learnt = OWN.conversation(turns("Hva", "vann", "drakk", "hunden"))
+    said = TOKENIZER.decode([i for i, w in zip(ids, learnt, strict=True) if w])
+    assert said == " vann hunden"
+    assert sum(i == TOKENIZER.end and w for i, w in zip(ids, learnt, strict=True)) == 2
+
+
+PAYLOADS = [
+    "{% for i in range(10**9) %}{% endfor %}",
+    "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+    "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    "{{ messages.append(1) }}",
+    "{{ messages.__init__.__globals__ }}",
+    "{{ self.__init__.__globals__ }}",
+    "{{ range.__self__ }}{{ namespace.__init__.__globals__['os'].popen('id').read() }}",
+    "{{ cycler.__init__.__globals__.os.system('id') }}",
+    "{{ lipsum.__globals__['os'] }}",
+    "{{ joiner.__init__.__globals__.os }}",
+    "{{ raise_exception.__globals__['os'] }}",
+    "{{ 'x' * 10**10 }}",
+    "{{ '%1000000000000d' | format(1) }}",
+    "{{ 'x'.ljust(10**10) }}",
+    "{{ 2**(10**9) }}",
+    "{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}{{ n.x }}",
+    "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    "{% include '/etc/passwd' %}",
+    "{% import 'os' as os %}{{ os }}",
+    "{% for i in range(90000) %}{{ 'aaaaaaaaaaaaaaaaaaaaaaaa' }}{% endfor %}",
+]
+
+
+@pytest.mark.parametrize("payload", PAYLOADS)
+def test_a_hostile_template_is_refused(payload: str) -> None:
+    with pytest.raises(KlypeError):
+        Chat(TOKENIZER, payload + "{{ messages[0].content }}").prompt(turns("Hei"))
+
+
+def test_the_helpers_that_templates_expect() -> None:
+    template = (
+        "{%- if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif -%}"
+        "{{ bos_token }}{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}{% endif %}"
+        "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{{ eos_token }}"
+        "{% endgeneration %}{% continue %}{% endif %}{{ m.content }}{% endfor %}"
+    )
+    dated = Chat(TOKENIZER, template, datetime.date(2026, 11, 24))
+    assert dated.text(turns("Hei", "du")) == "<|begin|>24 Nov 2026Heidu<|end|>"
+    assert Chat(TOKENIZER, template).text(turns("Hei")) == "<|begin|>Hei"
+    with pytest.raises(KlypeError, match="no system"):
+        dated.prompt([{"role": "system", "content": "x"}])
+
+
+def test_what_is_wrong_with_messages_or_template_is_said() -> None:
+    bare = Tokenizer.train(["Hei"], 300)
+    with pytest.raises(KlypeError, match="--raw"):
+        Chat(bare)
+    with pytest.raises(KlypeError, match="leaves out the last message"):
+        Chat(TOKENIZER, "hello").prompt(turns("x"))
+    with pytest.raises(KlypeError, match="fails"):
+        Chat(TOKENIZER, "{% if %}").prompt(turns("x"))
+    for bad in ([], [{"role": "user|><|end|>", "content": ""}], [{"role": "user"}]):
+        with pytest.raises(KlypeError):
+            OWN.prompt(bad)  # type: ignore[arg-type]
+
+
+def test_transformers_gives_the_same_ids(tmp_path) -> None:
+    transformers = pytest.importorskip("transformers")
+    for chat in (OWN, CHATML):
+        TOKENIZER.save(tmp_path)
+        (tmp_path / "chat_template.jinja").write_text(chat.template)
+        theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+        messages = turns("Hva drakk hunden? ", " Den drakk", "vann\n")
+        text = theirs.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        assert text == chat.text(messages)
+        split = [p for p in re.split(r"(<\|[a-z]+\|>)", text) if p]
+        assert theirs(text, add_special_tokens=False)["input_ids"] == chat.prompt(messages), split

@@ -1,0 +1,104 @@
+"""Laws of the tokenizer: any text comes back, no text becomes a control token, training is a function of its input."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from klype.errors import KlypeError, UsageError
+from klype.text.tokenizer import Tokenizer
+
+SENTENCES = [
+    "Jeg gikk en tur på stien.",
+    "Kåre spiste blåbær, ærfugl og økologisk brød!",
+    "Hunden drakk vann.",
+]
+WHOLE = Tokenizer.train(SENTENCES, 2000)
+MERGED = Tokenizer.train(SENTENCES * 3, 300)
+TOKENIZERS = st.sampled_from([WHOLE, MERGED])
+HOSTILE = st.sampled_from([*Tokenizer.CONTROL, "<|end|", "|>", "</s>", "\x00", "\r\n", " ", "\u200d", "😀", "å"])
+TEXTS = st.lists(st.text() | HOSTILE | st.sampled_from(SENTENCES), max_size=6).map("".join)
+
+
+@given(TOKENIZERS, TEXTS)
+def test_any_text_comes_back_and_holds_no_control_token(tokenizer: Tokenizer, text: str) -> None:
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert all(i >= len(Tokenizer.CONTROL) for i in ids)
+    assert b"".join(map(tokenizer.token_bytes, ids)) == text.encode()
+
+
+@given(TOKENIZERS, TEXTS)
+def test_offsets_cover_the_text(tokenizer: Tokenizer, text: str) -> None:
+    ids, offsets = tokenizer.encode_with_offsets(text)
+    assert ids == tokenizer.encode(text)
+    assert {at for a, b in offsets for at in range(a, b)} == set(range(len(text)))
+
+
+@given(st.lists(TEXTS, max_size=4))
+def test_many_documents_at_once_are_each_alone(texts: list[str]) -> None:
+    assert MERGED.encode_documents(texts) == [MERGED.encode_document(t) for t in texts]
+
+
+def test_every_word_has_a_token_of_its_own_when_all_fit() -> None:
+    words = WHOLE.encode_document(SENTENCES[1])
+    assert [WHOLE.decode([i]) for i in words[1:7]] == [" Kåre", " spiste", " blåbær", ",", " ærfugl", " og"]
+    assert words[0] == WHOLE.begin == 1
+    assert words[-1] == WHOLE.end == 2
+    assert WHOLE.encode("Hunden") != WHOLE.encode(" Hunden") == [WHOLE.encode_document("Hunden")[1]]
+
+
+def test_ids_are_dense_and_the_size_is_kept() -> None:
+    assert MERGED.vocab_size == MERGED.asked == 300
+    assert sorted(WHOLE._definition["model"]["vocab"].values()) == list(range(WHOLE.vocab_size))
+    assert WHOLE.vocab_size < WHOLE.asked == 2000
+
+
+def test_the_same_text_gives_the_same_vocabulary() -> None:
+    again = Tokenizer.train(iter(SENTENCES * 3), 300)
+    assert again._definition == MERGED._definition
+
+
+def test_a_saved_tokenizer_is_the_same(tmp_path) -> None:
+    MERGED.save(tmp_path)
+    loaded = Tokenizer.load(tmp_path)
+    assert loaded.encode(SENTENCES[1]) == MERGED.encode(SENTENCES[1])
+    names = ("pad", "begin", "end", "user", "assistant", "system", "vocab_size", "ends", "template")
+    assert [getattr(loaded, n) for n in names] == [getattr(MERGED, n) for n in names]
+
+
+@pytest.mark.parametrize("text", ["\ud800", "abc\udfff"])
+def test_half_a_character_is_refused_with_its_place(text: str) -> None:
+    with pytest.raises(KlypeError, match=f"at character {len(text) - 1}"):
+        MERGED.encode(text)
+
+
+def test_what_cannot_be_trained_is_said() -> None:
+    with pytest.raises(UsageError, match="262"):
+        Tokenizer.train(SENTENCES, 261)
+    with pytest.raises(KlypeError, match="no text"):
+        Tokenizer.train(["", ""], 300)
+
+
+def test_a_missing_or_broken_file_is_named(tmp_path) -> None:
+    with pytest.raises(KlypeError, match=r"no tokenizer\.json"):
+        Tokenizer.load(tmp_path)
+    (tmp_path / "tokenizer.json").write_text('{"model": 3}')
+    with pytest.raises(KlypeError, match=r"tokenizer\.json is no tokenizer"):
+        Tokenizer.load(tmp_path)
+
+
+def test_other_makers_special_tokens_are_found(tmp_path) -> None:
+    """Names in special_tokens_map or config, several end tokens in generation_config, added tokens that are no text."""
+    definition = json.loads(json.dumps(MERGED._definition).replace("<|end|>", "</s>").replace("<|user|>", "<think>"))
+    definition["added_tokens"][3]["special"] = False
+    (tmp_path / "tokenizer.json").write_text(json.dumps(definition))
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": {"content": "</s>"}, "chat_template": "x"}')
+    (tmp_path / "config.json").write_text('{"bos_token_id": 1, "eos_token_id": 2}')
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [2, 4]}')
+    loaded = Tokenizer.load(tmp_path)
+    assert (loaded.begin, loaded.end, loaded.pad, loaded.ends, loaded.user) == (1, 2, 2, (2, 4), -1)
+    assert loaded.template == "x"
+    assert not set(loaded.encode("</s><think>")) & set(range(6))
+    assert loaded.decode([3, 2]) == "<think>"
