@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -23,11 +24,17 @@ class Settings(BaseModel):
 
 def load(kind: type[S], file: Path | None = None, overrides: Iterable[str] = ()) -> S:
     """Defaults ← the TOML file ← overrides such as ``pretrain.steps=100``, in this order."""
-    values = read_toml(file) if file else {}
+    read = read_toml(file) if file else {}
+    values = deepcopy(read)
     for override in overrides:
         keys, value = parse_override(override)
         _put(values, keys, value, override)
-    return make(kind, values, f"{file}: " if file else "")
+    try:
+        return make(kind, values)
+    except UsageError:
+        if file:
+            make(kind, read, f"{file}: ")  # the file's own fault is told with its name
+        raise
 
 
 def make(kind: type[S], values: Mapping[str, Any], where: str = "", spell: Callable[[str], str] = repr) -> S:

@@ -92,6 +92,10 @@ def test_a_bug_is_told_even_where_no_file_can_be_written(
         (["run", "--text", ".", "--instructions", "none.jsonl"], "--instructions: there is no file none.jsonl."),
         (["run", "--text", ".", "--preferences", "none.jsonl"], "--preferences: there is no file none.jsonl."),
         (["run", "--data", "none"], "--data: there is no folder none."),
+        (["run", "--recipe", "wrold"], "There is no recipe wrold."),
+        (["run", "--recipe", "none.toml"], "There is no file none.toml."),
+        (["run", "--set", "pretrain.shaer=1"], "There is no setting 'pretrain.shaer'."),
+        (["run", "--set", "pretrain"], "'pretrain' is not of the form key=value"),
         (["run", "--text", ".", "--encoding", "utf-88"], "--encoding: there is no encoding 'utf-88'."),
         (["run", "--lang", "fr"], "There is no language 'fr': use en or nb."),
         (["run", "--minuts", "3"], "No such option: --minuts"),
@@ -143,6 +147,19 @@ def test_the_console_script_exits_with_the_code(tmp_path: Path) -> None:
     assert done.stdout == ""
     assert done.stderr.startswith("klype: There is no model nowhere.")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("environ", [{"PYTHONIOENCODING": "ascii"}, {}])
+def test_any_bytes_and_any_terminal(tmp_path: Path, environ: dict[str, str]) -> None:
+    """An argument that is no UTF-8, on a terminal that knows only ASCII: still a sentence, and still JSON."""
+    for words in ([b"ask", b"\xff\xc3\xa6", b"hi"], [b"\xff\xc3\xa6"]):
+        run = [sys.executable.encode(), b"-m", b"klype", *words]
+        done = subprocess.run([*run, b"--json"], cwd=tmp_path, env={**os.environ, **environ}, capture_output=True)
+        assert done.returncode == 2
+        assert "æ" in json.loads(done.stdout)["error"]["message"]
+        done = subprocess.run(run, cwd=tmp_path, env={**os.environ, **environ}, capture_output=True)
+        assert done.stderr.startswith(b"klype: ")
+        assert done.stderr.count(b"\n") == 1
 
 
 def test_ctrl_c_gives_130() -> None:

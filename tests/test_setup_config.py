@@ -64,8 +64,12 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
             load(Outer, file)
         assert str(file) in error.value.message
     broken.write_text("nam = 'x'\n", encoding="utf-8")
-    with pytest.raises(UsageError, match=r"broken\.toml: There is no setting 'nam'"):
-        load(Outer, broken)
+    for overrides in ([], ["name=x"], ["nmae=x"]):
+        with pytest.raises(UsageError, match=r"broken\.toml: There is no setting 'nam'"):
+            load(Outer, broken, overrides)
+    broken.write_text("name = 'x'\n", encoding="utf-8")
+    with pytest.raises(UsageError, match=r"^There is no setting 'nmae'"):  # not the file's fault
+        load(Outer, broken, ["nmae=x"])
 
 
 def test_settings_are_frozen_and_spelled_as_the_user_knows_them() -> None:

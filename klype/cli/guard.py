@@ -49,6 +49,7 @@ def guarded(command: Callable[[list[str]], object], argv: list[str]) -> int:
 
 
 def _tell(message: str, hint: str, code: int, as_json: bool) -> int:
+    message = message if message.endswith((".", "?", "!", ")")) else f"{message}."
     if as_json:
         print(to_json({"error": {"message": message, "hint": hint}}), flush=True)
     else:
@@ -72,7 +73,7 @@ def _bug(error: Exception, folder: Path, argv: list[str]) -> tuple[str, str]:
     file = folder / "errors" / f"{datetime.now():%Y-%m-%d-%H%M%S-%f}.txt"
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text, encoding="utf-8")
+        file.write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError:
         return f"This is a bug in klype ({name}).", f"Its traceback could not be written to {file.parent}."
     return f"This is a bug in klype ({name}).", f"The full traceback is in {file}"

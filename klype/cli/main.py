@@ -11,6 +11,7 @@ from klype import __version__
 from klype.cli import environment
 from klype.cli.commands import ask, chat, config, doctor, next_token, rank, run, runs, train
 from klype.cli.guard import guarded
+from klype.cli.terminal import any_character
 from klype.device import memory_policy, thread_policy
 
 
@@ -18,6 +19,7 @@ def main() -> None:
     """The console script: sets the thread policy before torch is loaded, then does what was asked."""
     thread_policy()
     memory_policy()
+    any_character()
     sys.exit(guarded(call, environment.arguments()))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -64,6 +65,13 @@ def write(file: Path, text: str) -> None:
 def harmless(text: str) -> str:
     """A model's text for a terminal: line breaks and tabs stay, other control characters (escape codes) do not."""
     return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def any_character() -> None:
+    """Output is UTF-8 on every system; what cannot be written (a broken byte of an argument) is spelled out."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
 def silence_stdout() -> None:
