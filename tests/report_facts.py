@@ -35,8 +35,8 @@ def world_facts() -> Facts:
                 "aligned": stage([378, 392, 371, 2.33, 0.951, 0.402, 2.1]),
             },
             "annotator": {
-                "en": "simulated: likes answers that are right, polite and short, with 10% noise",
-                "nb": "simulert: liker svar som er riktige, høflige og korte, med 10 % støy",
+                "en": "a simulated annotator that likes right, polite and short answers, and errs in 10% of pairs",
+                "nb": "en simulert person som liker riktige, høflige og korte svar, og tar feil i 10 % av parene",
             },
             "reward": {
                 "pair_accuracy": {"value": 0.913, "low": 0.897, "high": 0.928, "n": 1400, "unit": "share of pairs"},

@@ -72,7 +72,7 @@ def axis(name: str = "", kind: str = "value", percent: bool = False, **more: Any
         found["axisLabel"]["formatter"] = "fn:percent" if percent else "fn:number"
         found["splitNumber"] = 4
     if percent and more.get("max") == 1:
-        found["interval"] = (1 - more.get("min", 0)) / 4
+        found["interval"] = 0.25 if more.get("min", 0) == 0 else 0.1
     return {**found, **more}
 
 
@@ -118,7 +118,7 @@ def whiskers(rows: Sequence[tuple[str, FigureFacts, str, str]], x: Option, line:
         xAxis=x,
         yAxis=y,
         series=series,
-        grid={"left": 4, "right": 22, "top": 6, "bottom": 30, "containLabel": True},
+        grid={"left": 162, "right": 22, "top": 6, "bottom": 50, "containLabel": False},
     )
 
 

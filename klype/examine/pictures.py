@@ -82,7 +82,7 @@ def stages(facts: Facts, say: Say) -> Picture | None:
         unit = say("axis.share") if shares else say("axis.points")
         x = axis(unit, percent=shares, min=0, max=1) if shares else axis(unit)
         panels.append(Panel(say.measure(name), _whiskers(found, name, x, say), 210))
-        rows += [_row(say.measure(name), say.stage(stage), figure) for stage, figure in found]
+        rows += [_row(say, say.measure(name), say.stage(stage), figure) for stage, figure in found]
     if not panels:
         return None
     return Picture("stages", _stages_title(facts, say), say("how.stages"), panels, _figure_columns(say), rows)
@@ -104,7 +104,7 @@ def reward(facts: Facts, say: Say) -> Picture | None:
         accuracy=say.value(found["pair_accuracy"], "pair_accuracy"),
         ceiling=say.value(found["ceiling"], "ceiling"),
     )
-    rows = [_row(say.measure(name), "", figure) for name, figure, _ in figures]
+    rows = [_row(say, say.measure(name), "", figure) for name, figure, _ in figures]
     how = say("how.reward") + (" " + say("how.reward_line") if "threshold" in found else "")
     return Picture("reward", title, how, [Panel("", drawn, 170)], _figure_columns(say), rows)
 
@@ -118,7 +118,7 @@ def truth(facts: Facts, say: Say) -> Picture | None:
             continue
         x = axis(say(f"axis.{name}"), scale=True) if name == "s" else axis(say("axis.kl"), min=0)
         panels.append(Panel(say.measure(name), _whiskers(found, name, x, say), 210))
-        rows += [_row(say.measure(name), say.stage(stage), figure) for stage, figure in found]
+        rows += [_row(say, say.measure(name), say.stage(stage), figure) for stage, figure in found]
     if not panels:
         return None
     first = {name: found[0][1] for name in ("s", "kl") if (found := _by_stage(facts, name))}
@@ -162,7 +162,7 @@ def temperatures(facts: Facts, say: Say) -> Picture | None:
         drawn = curve_with_band(say.measure(name), figures, colour, showSymbol=True, symbolSize=7)
         drawn[-1]["lineStyle"] = {**drawn[-1]["lineStyle"], "type": style}
         series += drawn
-        rows += [_row(say.measure(name), say.plain(t), f) for t, f in figures]
+        rows += [_row(say, say.measure(name), say.plain(t), f) for t, f in figures]
     if not series:
         return None
     drawn_lines = lines(axis(say("axis.temperature"), min=0), axis(percent=True, min=0, max=1), series)
@@ -210,7 +210,7 @@ def survival(facts: Facts, say: Say) -> Picture | None:
             drawn[-1]["lineStyle"] = {**drawn[-1]["lineStyle"], "type": style}
             series += drawn
             rows += [
-                _row(say(f"survival.{key}"), f"{say.plain(curve['temperature'])}, {int(t)}", f) for t, f in figures
+                _row(say, say(f"survival.{key}"), f"{say.plain(curve['temperature'])}, {int(t)}", f) for t, f in figures
             ]
         drawn_lines = lines(axis(say("axis.words"), min=1), axis(percent=True, max=1), series)
         drawn_lines["tooltip"]["valueFormatter"] = "fn:percent"
@@ -241,7 +241,7 @@ def calibration(facts: Facts, say: Say) -> Picture | None:
         drawn = lines(axis(say("axis.said"), percent=True, min=0, max=1), axis(percent=True, min=0, max=1), series)
         drawn["tooltip"]["valueFormatter"] = "fn:percent"
         panels.append(Panel(say.stage(curve["stage"]), drawn, 300))
-        rows += [_row(say.stage(curve["stage"]), say.share(p), f) for p, f in figures]
+        rows += [_row(say, say.stage(curve["stage"]), say.share(p), f) for p, f in figures]
     if not panels:
         return None
     title = say("picture.calibration", gap=say.number(found[-1]["error"]["value"] or 0, 3))
@@ -259,7 +259,7 @@ def text(facts: Facts, say: Say) -> Picture | None:
     rows: list[tuple[str, FigureFacts, str, str]] = [(say.stage(s), f, say.figure(f), s) for s, f in models]
     rows += [(name, FigureFacts(value=value), say.number(value), "muted") for name, value in peers]
     best = min(f["value"] for _, f in models if f["value"] is not None)
-    table = [_row(say.stage(s), "", f) for s, f in models]
+    table = [_row(say, say.stage(s), "", f) for s, f in models]
     table += [[name, "", value, None, None, None, ""] for name, value in peers]
     title = say("picture.text_below" if best < min(found["ngram"], found["xz"]) else "picture.text_above",
                 bits=say.number(best), ngram=say.number(found["ngram"]), xz=say.number(found["xz"]))  # fmt: skip
@@ -353,8 +353,8 @@ def _figure_columns(say: Say) -> list[str]:
     return [say(name) for name in names]
 
 
-def _row(name: str, place: str, figure: FigureFacts) -> list[Cell]:
-    judge = figure.get("judge", "")
+def _row(say: Say, name: str, place: str, figure: FigureFacts) -> list[Cell]:
+    judge = say.judge(figure.get("judge", ""))
     return [name, place, figure["value"], figure.get("low"), figure.get("high"), figure.get("n"), judge]
 
 

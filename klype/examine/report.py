@@ -125,20 +125,21 @@ COSTS = ("passes", "tokens", "flops", "seconds", "joules", "joules_per_right")
 KEY_FIGURES = ("right", "polite", "annotator", "s", "kl", "bits_per_byte")
 
 
-def _key_figures(facts: Facts, say: Say) -> list[tuple[str, str, str, str]]:
-    """(name, value, interval and n, of which model) of the few that matter most."""
+def _key_figures(facts: Facts, say: Say) -> list[tuple[str, str, list[str], str]]:
+    """(name, value, [interval and n, judge], of which model) of the few that matter most."""
     last, base = last_model(facts), "base"
     found = []
     for name in KEY_FIGURES:
-        stage = base if name in ("s", "kl") else last
+        stage = base if name in ("s", "kl", "bits_per_byte") else last
         figure = figures_of(facts, stage).get(name)
         if figure is None:
             continue
         written = say.figure(figure, name)
         value, _, interval = written.partition(" [")
-        count = f"n = {say.count(figure['n'])}" if figure.get("n") else ""
-        details = ", ".join(part for part in (f"[{interval}" if interval else "", count) if part)
-        found.append((say.measure(name), value, details, say.stage(stage)))
+        count = f"n\u00a0=\u00a0{say.count(figure['n'])}" if figure.get("n") else ""
+        judge = say.judge(figure.get("judge", ""))
+        details = [part for part in (f"[{interval}" if interval else "", count, judge) if part]
+        found.append((say.measure(name), value, [", ".join(details[:2]), *details[2:]], say.stage(stage)))
     return found
 
 

@@ -96,6 +96,8 @@ class Say:
         if value < 60:
             return f"{self.number(value, 1 if value < 10 else 0)}{NBSP}s"
         minutes, seconds = divmod(round(value), 60)
+        if minutes < 60 and seconds == 0:
+            return f"{minutes}{NBSP}min"
         if minutes < 60:
             return f"{minutes}{NBSP}min {seconds}{NBSP}s"
         hour = "t" if self.lang == "nb" else "h"
@@ -109,6 +111,11 @@ class Say:
         """A reason in the reader's language, when the catalogue knows it."""
         key = f"why.{_slug(why)}"
         return self(key) if self.has(key) else why
+
+    def judge(self, judge: str) -> str:
+        """Who said right or wrong."""
+        key = f"judge.{_slug(judge)}"
+        return self(key) if self.has(key) else judge
 
     def measure(self, name: str) -> str:
         key = f"measure.{name}"

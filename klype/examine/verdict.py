@@ -13,7 +13,7 @@ def verdict(facts: Facts, say: Say) -> list[str]:
     paragraphs = [
         [_made(facts, say), *_answers(facts, say)],
         [*_language(facts, say), *_hot(facts, say)],
-        [*_gates(facts, say), say(f"verdict.small_{facts['kind']}")],
+        [*_gates(facts, say), *_caution(facts, say)],
     ]
     return [" ".join(sentences) for sentences in paragraphs if sentences]
 
@@ -30,12 +30,14 @@ def figures_of(facts: Facts, stage: str) -> Figures:
 
 
 def _made(facts: Facts, say: Say) -> str:
-    key = "verdict.made_three" if facts["stages"].get("aligned") else "verdict.made_two"
+    made = sum(bool(stage) for stage in facts["stages"].values())
+    if made == 0:
+        return say("verdict.made_none")
     time = say.seconds(facts["seconds"].get("total", sum(facts["seconds"].values())))
     parameters = facts.get("provenance", {}).get("model", {}).get("parameters")
     if not isinstance(parameters, int):
-        return say(f"{key}_plain", time=time)
-    return say(key, time=time, parameters=say.count(parameters))
+        return say(f"verdict.made_{made}_plain", time=time)
+    return say(f"verdict.made_{made}", time=time, parameters=say.count(parameters))
 
 
 def _answers(facts: Facts, say: Say) -> list[str]:
@@ -96,6 +98,10 @@ def _gates(facts: Facts, say: Say) -> list[str]:
     if passed == len(gates):
         return [say("verdict.gates_all", all=len(gates))]
     return [say("verdict.gates_some", passed=passed, all=len(gates))]
+
+
+def _caution(facts: Facts, say: Say) -> list[str]:
+    return [say(f"verdict.small_{facts['kind']}")] if any(facts["stages"].values()) else []
 
 
 def _clearly(before: FigureFacts, after: FigureFacts) -> int:

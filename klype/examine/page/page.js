@@ -32,12 +32,20 @@ function revive(value) {
   return /^\$[a-z]+$/.test(value) ? colour(value.slice(1)) || value : value;
 }
 
+// What a narrow screen needs: room for a second line of legend, fewer numbers on the axis of shares.
+function adapt(option, width) {
+  if (width >= 480) return option;
+  if (option.legend?.show && (option.legend.data?.length ?? 0) > 2) option.grid.top += 22;
+  if (option.xAxis?.interval === 0.25) option.xAxis.interval = 0.5;
+  return option;
+}
+
 function draw(figure) {
   const picture = data.charts[lang()][figure.dataset.picture];
   figure.querySelectorAll(".chart").forEach((element, i) => {
     drawn.get(element)?.dispose();
     const chart = echarts.init(element, null, { renderer: "svg" });
-    chart.setOption(revive(picture.panels[i].option));
+    chart.setOption(adapt(revive(picture.panels[i].option), element.clientWidth));
     drawn.set(element, chart);
   });
   const sliders = figure.querySelector("[data-formula]");
