@@ -91,12 +91,17 @@ class Engine:
 
     def add(self, request: Request) -> int:
         """Queue a request; its samples join as soon as there is room. Returns its id."""
-        config = self.model.config
-        check_request(request, config.window, config.vocab_size, self.decode_bytes is not None)
-        room = min(request.limit, config.window - len(request.prompt) + 1)
+        self.check(request)
+        room = min(request.limit, self.model.config.window - len(request.prompt) + 1)
         self._next_id += 1
         self._queue.append(Job(self._next_id, request, room, request.n))
         return self._next_id
+
+    def check(self, request: Request) -> None:
+        """Raise what is wrong with a request, or with the freshness of what is remembered."""
+        config = self.model.config
+        check_request(request, config.window, config.vocab_size, self.decode_bytes is not None)
+        self._check_fresh()
 
     def step(self) -> list[Event]:
         """One token for every running row."""
@@ -144,9 +149,9 @@ class Engine:
             check_prompt(prefix, config.window, config.vocab_size)
         self._check_fresh()
         places = self.prefixes.read([tuple(prefix) for prefix in prefixes])
-        found = [distribution(place.logits_V.float().log_softmax(-1), top) for place in places]
+        found = [distribution(place.logits.float().log_softmax(-1), top) for place in places]
         if any(np.isnan(d.logp).any() for d in found):
-            raise _not_numbers(self.label)
+            raise self.not_numbers()
         return found
 
     def score(self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], top: int = 0) -> list[Trace]:
@@ -158,7 +163,7 @@ class Engine:
         self._check_fresh()
         traces = score(self.prefixes, prompts, answers, top, self.label)
         if any(np.isnan(step.logp) for trace in traces for step in trace.steps):
-            raise _not_numbers(self.label)
+            raise self.not_numbers()
         return traces
 
     def refresh(self, version: int | str) -> None:
@@ -171,6 +176,10 @@ class Engine:
         for job in self._queue:
             job.place = None
         self._clear_rows()
+
+    def not_numbers(self) -> KlypeError:
+        model = f"The model {self.label}" if self.label else "The model"
+        return KlypeError(f"{model} returns values that are not numbers: it is damaged, or its training diverged.")
 
     def _advance(self) -> Drawn:
         self._check_fresh()
@@ -207,7 +216,7 @@ class Engine:
             parts.append(self.model.unembed(self.model.hidden(self._last_R[:, None], self._cache)[:, 0]))
             self.passes += 1
         seats = sorted(((job.seen(), job, count) for job, count in joining), key=lambda seat: seat[0].order)
-        parts += [place.logits_V.expand(count, -1) for place, _, count in seats]
+        parts += [place.logits.expand(count, -1) for place, _, count in seats]
         self._join(seats)
         return torch.cat(parts)
 
@@ -223,7 +232,7 @@ class Engine:
     def _postprocess(self, logits_RV: Tensor) -> Drawn:
         tokens_R, logp_2R = self._draw(logits_RV)
         if np.isnan(logp_2R).any():
-            raise _not_numbers(self.label)
+            raise self.not_numbers()
         tokens = tokens_R.numpy()
         self._records.write(self._rows.lines, self._rows.counts, tokens, logp_2R)
         self._rows.counts = self._rows.counts + 1
@@ -330,8 +339,3 @@ class Engine:
     def _changes(self) -> int:
         """Grows whenever a weight is written in place (torch counts it)."""
         return sum(p._version for p in self._weights)
-
-
-def _not_numbers(label: str) -> KlypeError:
-    model = f"The model {label}" if label else "The model"
-    return KlypeError(f"{model} returns values that are not numbers: it is damaged, or its training diverged.")

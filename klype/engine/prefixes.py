@@ -32,7 +32,7 @@ class Place:
     shelf: Shelf
     slot: int
     length: int
-    logits_V: Tensor
+    logits: Tensor
 
     @property
     def order(self) -> tuple[int, int]:

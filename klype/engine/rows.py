@@ -19,10 +19,10 @@ KINDS = 64
 
 @dataclass
 class Rows:
-    """``offsets`` are prompt lengths, ``counts`` tokens drawn, ``rooms`` tokens allowed.
+    """``offsets`` are prompt lengths, ``counts`` tokens drawn, ``rooms`` tokens at most.
 
-    ``which`` indexes ``samplings``; ``lines`` are lines of the records; ``stop`` [R, S] holds stop tokens, -1 where a row has fewer; ``special`` rows
-    want distributions or have stop texts.
+    ``which`` indexes ``samplings``; ``lines`` are lines of the records; ``stop`` [R, S] holds stop tokens, -1 where a
+    row has fewer; ``special`` rows want distributions or have stop texts.
     """
 
     jobs: npt.NDArray[np.object_]

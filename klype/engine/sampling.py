@@ -25,10 +25,10 @@ BLOCK = 64
 
 @dataclass(frozen=True)
 class Seen:
-    """What penalties look at: how often each token is in prompt and answer together, and in the answer alone."""
+    """What penalties look at, [B, V]: uses of each token in prompt and answer together, and in the answer alone."""
 
-    text_BV: Tensor
-    counts_BV: Tensor
+    text: Tensor
+    counts: Tensor
 
 
 def check_sampling(sampling: Sampling, vocab_size: int) -> None:
@@ -108,9 +108,9 @@ def penalise(logits_BV: Tensor, sampling: Sampling, seen: Seen) -> Tensor:
     r = sampling.repetition_penalty
     if r != 1:
         punished = torch.where(logits_BV > 0, logits_BV / r, logits_BV * r)
-        logits_BV = torch.where(seen.text_BV > 0, punished, logits_BV)
-    said = (seen.counts_BV > 0).to(logits_BV.dtype)
-    return logits_BV - sampling.presence_penalty * said - sampling.frequency_penalty * seen.counts_BV
+        logits_BV = torch.where(seen.text > 0, punished, logits_BV)
+    said = (seen.counts > 0).to(logits_BV.dtype)
+    return logits_BV - sampling.presence_penalty * said - sampling.frequency_penalty * seen.counts
 
 
 def top_k(logp_BV: Tensor, k: int) -> Tensor:

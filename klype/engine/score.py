@@ -58,7 +58,7 @@ def _score(prefixes: Prefixes, places: list[Place], answers: list[Tokens], top: 
     for _, group in groupby(places, key=lambda place: place.order[0]):
         alike = list(group)
         cache.join(alike[0].shelf, [place.slot for place in alike], [place.length for place in alike])
-    first_RV = torch.stack([place.logits_V for place in places])
+    first_RV = torch.stack([place.logits for place in places])
     found: list[Scored] = [_read(first_RV, torch.tensor([answer[0] for answer in answers]), top)]
     T = max(map(len, answers)) - 1
     if T:

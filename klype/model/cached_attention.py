@@ -20,10 +20,17 @@ Indices = npt.NDArray[np.int64]
 WRITTEN = 1 << 24
 """Up to this many scores a layer they are written out; above, a fused kernel is used where no shelf is read."""
 
+SMALLEST = 400
+"""Products of fewer multiplications than this a matrix go to a plain loop in torch, three times slower (2.13)."""
+
 
 @dataclass(frozen=True, eq=False)
 class Pass:
-    """``start`` is the own length of every row when all agree (plain slices then); else None and flat indices."""
+    """``start`` is the own length of every row when all agree (plain slices then); else None and flat indices.
+
+    ``positions`` [R, T]; ``mask`` [R or 1, T, P + S]; ``places`` of keys [R*T*G], of convolution inputs [R*T] and of
+    the window that the convolution looks at [R*(J+T)].
+    """
 
     cache: Cache
     groups: list[Groups]
@@ -31,11 +38,11 @@ class Pass:
     S: int
     P: int
     start: int | None
-    positions_BT: Tensor
+    positions: Tensor
     mask: Tensor | None
-    places_RTG: Tensor | None
-    input_places_RT: Tensor | None
-    window_places_RW: Tensor | None
+    places: Tensor | None
+    input_places: Tensor | None
+    window_places: Tensor | None
 
     def end(self) -> None:
         """The new tokens are part of every row from here on."""
@@ -50,10 +57,10 @@ class Pass:
             past_RWD = stored[:R, self.start : self.start + J + self.T]
         else:
             flat = stored.view(-1, D)
-            assert self.input_places_RT is not None
-            assert self.window_places_RW is not None
-            flat.index_copy_(0, self.input_places_RT, x_RTD.reshape(-1, D))
-            past_RWD = flat.index_select(0, self.window_places_RW).view(R, J + self.T, D)
+            assert self.input_places is not None
+            assert self.window_places is not None
+            flat.index_copy_(0, self.input_places, x_RTD.reshape(-1, D))
+            past_RWD = flat.index_select(0, self.window_places).view(R, J + self.T, D)
         if self.T == 1:
             return x_RTD + (past_RWD[:, :J] * taps_JD.flip(0)).sum(1, keepdim=True)
         u_RTD = x_RTD.clone()
@@ -91,9 +98,9 @@ class Pass:
             keys[:R, :, span] = k_GRTK.transpose(0, 1)
             values[:R, :, span] = v_GRTK.transpose(0, 1)
         else:
-            assert self.places_RTG is not None
-            keys.view(-1, K).index_copy_(0, self.places_RTG, k_GRTK.permute(1, 2, 0, 3).reshape(-1, K))
-            values.view(-1, K).index_copy_(0, self.places_RTG, v_GRTK.permute(1, 2, 0, 3).reshape(-1, K))
+            assert self.places is not None
+            keys.view(-1, K).index_copy_(0, self.places, k_GRTK.permute(1, 2, 0, 3).reshape(-1, K))
+            values.view(-1, K).index_copy_(0, self.places, v_GRTK.permute(1, 2, 0, 3).reshape(-1, K))
         return keys[:R, :, : self.S], values[:R, :, : self.S]
 
     def _shelf_scores(self, layer: int, q_RGQK: Tensor) -> Tensor:
@@ -132,14 +139,15 @@ def prepare(cache: Cache, own: Indices, T: int) -> Pass:
     assert cache.groups is not None
     R, J = cache.rows, cache.config.conv
     G, capacity = cache.config.kv_heads, cache.keys[0].shape[2]
-    S, P = int(own.max(initial=0)) + T, max((g.P for g in cache.groups), default=0)
+    S, P = _span(int(own.max(initial=0)) + T, T, cache), max((g.P for g in cache.groups), default=0)
     same = R == 0 or bool((own == own[0]).all())
     columns_RT = own[:, None] + np.arange(T)
     positions = np.minimum(cache.shared[:, None] + columns_RT, cache.config.window - 1)
     places = input_places = window_places = None
     if not same:
         row = np.arange(R)[:, None]
-        places = torch.from_numpy(((row * G)[:, :, None] + np.arange(G)) * capacity + columns_RT[:, :, None]).flatten()
+        head_RTG = (row * G)[:, :, None] + np.arange(G)
+        places = torch.from_numpy(head_RTG * capacity + columns_RT[:, :, None]).flatten()
         if J:
             input_places = torch.from_numpy(row * (J + capacity) + J + columns_RT).flatten()
             window = row * (J + capacity) + own[:, None] + np.arange(J + T)
@@ -151,13 +159,19 @@ def prepare(cache: Cache, own: Indices, T: int) -> Pass:
     )
 
 
+def _span(needed: int, T: int, cache: Cache) -> int:
+    """Own positions to look at: a few unused ones too, where torch's kernel for the smallest products is slow."""
+    enough = -(-SMALLEST // cache.config.head_dim)
+    return min(enough, cache.keys[0].shape[2]) if T == 1 and needed < enough else needed
+
+
 def _mask(cache: Cache, own: Indices, sizes: tuple[int, int, int], same: bool) -> Tensor | None:
     """[R or 1, T, P+S] to add to the scores, or None when every position may be seen."""
     T, S, P = sizes
     assert cache.groups is not None
     ragged = any(group.rows is None and bool((group.lengths != group.P).any()) for group in cache.groups)
     partial = bool(cache.groups) and (len(cache.groups) > 1 or cache.groups[0].rows is not None)
-    if T == 1 and same and not ragged and not partial:
+    if T == 1 and same and not ragged and not partial and (cache.rows == 0 or own[0] + 1 == S):
         return None
     last = (own[:1] if same and not ragged and not partial else own)[:, None, None] + np.arange(T)[:, None]
     seen = np.arange(S) <= last

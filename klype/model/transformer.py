@@ -82,7 +82,7 @@ class Transformer(nn.Module):
 
     def _cached(self, x_BTD: Tensor, cache: Cache) -> Tensor:
         step = cache.begin(x_BTD.shape[1])
-        rope = (self.cos[step.positions_BT], self.sin[step.positions_BT]) if self.config.rope_theta else None
+        rope = (self.cos[step.positions], self.sin[step.positions]) if self.config.rope_theta else None
         for index, layer in enumerate(self.layers):
             assert isinstance(layer, Layer)
             x_BTD = layer.cached(x_BTD, rope, step, index)

@@ -1,0 +1,325 @@
+"""An answer does not depend on its company: batched = alone, joined late = joined early, forked = fresh."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from klype.engine.engine import Engine
+from klype.engine.sampling import draw, noise, shape
+from klype.errors import KlypeError, UsageError
+from klype.model.transformer import Transformer
+from klype.values import Request, Sampling, Trace
+from tests.toys import SHAPES, toy
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def letters(token: int) -> bytes:
+    return bytes([97 + token])
+
+
+def engine(shape_name: str = "conv", **options: Any) -> Engine:
+    return Engine(toy(shape_name), decode_bytes=letters, name="toy", **options)
+
+
+@torch.inference_mode()
+def plainly(model: Transformer, request: Request, sample: int) -> tuple[list[int], str]:
+    """The definition: recompute everything for every token, one row, no cache."""
+    text, answer, said = list(request.prompt), [], b""
+    while True:
+        logits = model(torch.tensor([text]))[:, -1]
+        u = noise(request.seed, np.array([sample]), np.array([len(text)]))
+        token = int(draw(shape(logits, request.sampling), u))
+        text.append(token)
+        answer.append(token)
+        said += letters(token)
+        if token in request.stop or any(stop.encode() in said for stop in request.stop_texts):
+            return answer, "stop"
+        if len(answer) == request.limit or len(text) > model.config.window:
+            return answer, "length"
+
+
+SAMPLINGS = st.sampled_from([Sampling(), Sampling(0.0), Sampling(0.7, top_k=5), Sampling(1.5, top_p=0.8)])
+PROMPTS = st.lists(st.integers(0, 22), min_size=1, max_size=20).map(tuple)
+REQUESTS = st.builds(
+    Request,
+    prompt=PROMPTS,
+    n=st.integers(1, 4),
+    limit=st.integers(1, 9),
+    sampling=SAMPLINGS,
+    seed=st.integers(-5, 5),
+    stop=st.lists(st.integers(0, 22), max_size=3).map(tuple),
+    stop_texts=st.sampled_from([(), ("ab",), ("c", "xyz")]),
+    first_sample=st.integers(0, 3),
+)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@given(requests=st.lists(REQUESTS, min_size=1, max_size=5), max_batch=st.sampled_from([1, 3, 64]))
+@settings(max_examples=8, deadline=None)
+def test_every_answer_is_what_plain_recomputation_gives(name: str, requests: list[Request], max_batch: int) -> None:
+    model = toy(name)
+    answers = Engine(model, decode_bytes=letters, max_batch=max_batch).run(requests)
+    for request, traces in zip(requests, answers, strict=True):
+        assert [trace.sample for trace in traces] == list(range(request.first_sample, request.first_sample + request.n))
+        for trace in traces:
+            assert (list(trace.tokens), trace.ended) == plainly(model, request, trace.sample)
+
+
+@given(requests=st.lists(REQUESTS, min_size=2, max_size=5), waits=st.lists(st.integers(0, 4), min_size=5, max_size=5))
+@settings(max_examples=15, deadline=None)
+def test_joined_late_equals_joined_early(requests: list[Request], waits: list[int]) -> None:
+    early = engine().run(requests)
+    late, ids, told = engine(), [], {}
+    for request, wait in zip(requests, waits, strict=False):
+        ids.append(late.add(request))
+        for _ in range(wait):
+            collect(late, told)
+    while late.busy:
+        collect(late, told)
+    for key, traces in zip(ids, early, strict=True):
+        for trace in traces:
+            tokens, final = told[key, trace.sample]
+            assert tuple(tokens) == trace.tokens == final.tokens
+            assert final.ended == trace.ended
+
+
+def collect(running: Engine, told: dict[tuple[int, int], tuple[list[int], Any]]) -> None:
+    for event in running.step():
+        tokens, final = told.setdefault((event.request, event.sample), ([], None))
+        assert final is None, "nothing comes after the end"
+        tokens.append(event.step.token)
+        told[event.request, event.sample] = (tokens, event.trace)
+
+
+def test_forked_equals_fresh_and_goes_on_where_it_was() -> None:
+    """A continuation from the middle of an answer, with the same seed and sample, is the rest of that answer."""
+    one = engine()
+    request = Request(tuple(range(20)), n=4, limit=12, seed=3)
+    (straight,) = one.run([request])
+    forks = [
+        Request((*request.prompt, *trace.tokens[:cut]), limit=12 - cut, seed=3, first_sample=trace.sample)
+        for trace in straight
+        for cut in (1, 5, 11)
+    ]
+    again = one.run(forks)
+    fresh = [engine().run([fork])[0][0] for fork in forks]
+    whole = [trace.tokens[cut:] for trace in straight for cut in (1, 5, 11)]
+    assert [traces[0].tokens for traces in again] == whole == [trace.tokens for trace in fresh]
+
+
+def test_a_prompt_shared_by_many_is_computed_once() -> None:
+    one, prompt = engine(), tuple(i % 23 for i in range(40))
+    one.run([Request(prompt, n=50, limit=3), Request(prompt[:30], n=5, limit=3), Request(prompt, limit=2, seed=9)])
+    assert one.prefixes.tokens == 40
+    one.run([Request((*prompt, 5, 6), n=3, limit=2)])
+    assert one.prefixes.tokens == 42
+
+
+def test_a_common_beginning_is_computed_once() -> None:
+    one, start = engine(), tuple(i % 23 for i in range(40))
+    prompts = [(*start, token, token) for token in range(10)]
+    got = one.next(prompts)
+    assert one.prefixes.tokens == 40 + 10 * 2
+    for prompt, distribution in zip(prompts, got, strict=True):
+        (alone,) = engine().next([prompt])
+        for token in range(23):
+            assert distribution.p(token) == pytest.approx(alone.p(token), abs=1e-5)
+
+
+def test_memory_of_read_prompts_is_bounded() -> None:
+    one = engine()
+    one.prefixes.budget = 200_000
+    for i in range(40):
+        one.next([tuple((i + j) % 23 for j in range(30)), tuple((i * j) % 23 for j in range(30))])
+    assert sum(shelf.nbytes for shelf, _ in one.prefixes._recent) <= 200_000
+    live = {id(shelf) for shelf, _ in one.prefixes._recent}
+    assert {id(entry[0]) for entry in one.prefixes._known.values()} <= live
+
+
+def test_rows_leave_at_once_and_the_rest_of_a_large_request_takes_their_seats() -> None:
+    one = engine(max_batch=4)
+    one.add(Request((1, 2), n=10, limit=50, stop=(3, 4, 5, 6, 7)))
+    seats = []
+    while one.busy:
+        events = one.step()
+        seats.append(len(events))
+        assert len(one._cache.lengths) == len(events) - sum(event.trace is not None for event in events)
+    assert max(seats) == 4
+    assert seats[:3] == [4, 4, 4]
+
+
+def test_score_equals_what_generation_recorded() -> None:
+    one = engine("grouped")
+    requests = [
+        Request((1, 2, 3), n=5, limit=9, stop=(4,)),
+        Request((7,), n=3, limit=4, sampling=Sampling(0.5), top=-1),
+    ]
+    traces = [trace for answers in one.run(requests) for trace in answers]
+    scored = engine("grouped").score([t.prompt for t in traces], [t.tokens for t in traces], top=-1)
+    for trace, forced in zip(traces, scored, strict=True):
+        assert forced.tokens == trace.tokens
+        np.testing.assert_allclose([s.logp for s in forced.steps], [s.logp for s in trace.steps], atol=2e-5)
+        assert forced.logp == pytest.approx(trace.logp, abs=1e-4)
+        for a, b in zip(forced.steps, trace.steps, strict=True):
+            assert a.how == "forced"
+            assert a.distribution is not None
+            assert a.distribution.p(a.token) == pytest.approx(math.exp(a.logp), rel=1e-4)
+            if b.distribution is not None:
+                assert b.distribution.p(3) == pytest.approx(a.distribution.p(3) or 0, abs=1e-5)
+    assert one.score([(1, 2)], [()])[0].steps == ()
+
+
+def test_logp_is_the_models_and_drawn_logp_that_of_the_distribution_drawn_from() -> None:
+    one = engine()
+    sampling = Sampling(0.6, top_k=4)
+    (trace,) = one.run([Request((1, 2, 3), limit=6, sampling=sampling, top=-1)])[0]
+    for step in trace.steps:
+        assert step.distribution is not None
+        assert math.exp(step.logp) == pytest.approx(step.distribution.p(step.token), rel=1e-4)
+        weights = np.exp(np.asarray(step.distribution.logp[:4], np.float64) / 0.6)
+        place = list(step.distribution.ids[:4]).index(step.token)
+        assert math.exp(step.drawn_logp) == pytest.approx(weights[place] / weights.sum(), rel=1e-4)
+
+
+def test_penalties_count_the_prompt_and_the_answer() -> None:
+    never_again = Sampling(0.0, frequency_penalty=1e6)
+    (trace,) = engine().run([Request((1, 2, 3), limit=23, sampling=never_again)])[0]
+    assert sorted(trace.tokens) == list(range(23))
+    (other,) = engine().run([Request((1, 2, 3), limit=15, sampling=Sampling(0.0, repetition_penalty=1e6))])[0]
+    assert not {1, 2, 3} & set(other.tokens[:10])
+
+
+def test_partial_distributions_say_what_is_left_out() -> None:
+    one = engine()
+    (part,), (whole,) = one.next([(1, 2)], top=5), one.next([(1, 2)])
+    assert whole.whole
+    assert len(part.ids) == 5
+    assert part.rest == pytest.approx(1 - np.exp(part.logp.astype(float)).sum(), abs=1e-6)
+    assert list(part.ids) == list(whole.ids[:5])
+    assert np.exp(whole.logp.astype(float)).sum() == pytest.approx(1, abs=1e-5)
+
+
+def test_a_full_window_ends_the_answer() -> None:
+    one = engine()
+    (trace,) = one.run([Request(tuple([5] * 60), limit=100)])[0]
+    assert (len(trace.steps), trace.ended) == (5, "length")  # the fifth follows the 64th token
+    (last,) = one.run([Request(tuple([5] * 64), limit=100)])[0]
+    assert len(last.steps) == 1
+
+
+def test_cancelling_frees_the_seats_and_returns_what_was_said() -> None:
+    one = engine(max_batch=3)
+    first, second = one.add(Request((1,), n=5, limit=20)), one.add(Request((2,), n=1, limit=3))
+    one.step()
+    one.step()
+    partial = one.cancel(first)
+    assert [(len(t.steps), t.ended) for t in partial] == [(2, "cancelled")] * 3
+    left: list[Trace | None] = []
+    while one.busy:
+        left += [event.trace for event in one.step() if event.request == second]
+    (alone,) = engine().run([Request((2,), n=1, limit=3)])[0]
+    assert left[-1] is not None
+    assert left[-1].tokens == alone.tokens
+    assert one.cancel(first) == []
+    assert one.step() == []
+
+
+def test_a_stale_cache_is_refused_until_refreshed() -> None:
+    model = toy("conv")
+    one = Engine(model, name="toy")
+    before = one.run([Request((1, 2, 3), limit=4)])[0][0]
+    with torch.no_grad():
+        model.head.weight.mul_(-1)
+    for ask in (lambda: one.run([Request((1, 2, 3))]), lambda: one.next([(1,)]), lambda: one.score([(1,)], [(2,)])):
+        with pytest.raises(KlypeError, match="refresh"):
+            ask()
+    assert not one.busy
+    one.refresh(2)
+    after = one.run([Request((1, 2, 3), limit=4)])[0][0]
+    assert after.tokens == Engine(model).run([Request((1, 2, 3), limit=4)])[0][0].tokens != before.tokens
+    assert (before.model, after.model) == ("toy", "toy@2")
+
+
+def test_weights_cannot_change_under_a_running_answer() -> None:
+    one = engine()
+    one.add(Request((1, 2), limit=5))
+    one.step()
+    with pytest.raises(KlypeError, match="finish or cancel"):
+        one.refresh(1)
+
+
+def test_damaged_weights_are_named() -> None:
+    model = toy()
+    with torch.no_grad():
+        model.head.weight[3, 3] = math.nan
+    one = Engine(model, name="broken")
+    for ask in (lambda: one.run([Request((1,), sampling=Sampling(0.0))]), lambda: one.next([(1,)])):
+        with pytest.raises(KlypeError, match=r"broken.*not numbers"):
+            ask()
+    assert not one.busy
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"prompt": ()}, "empty"),
+        ({"prompt": (1,) * 65}, "65 tokens.*window of 64"),
+        ({"prompt": (1, 23)}, "token 23"),
+        ({"limit": 0}, "limit is 0"),
+        ({"n": 0}, "n is 0"),
+        ({"top": -2}, "top is -2"),
+        ({"stop": (99,)}, "stop token"),
+        ({"stop_texts": ("",)}, "not empty"),
+        ({"stop_texts": (3,)}, "string"),
+        ({"first_sample": -1}, "first_sample"),
+        ({"sampling": Sampling(math.nan)}, "temperature"),
+    ],
+)
+def test_impossible_requests_are_refused_before_anything_runs(wrong: dict[str, Any], says: str) -> None:
+    one = engine()
+    with pytest.raises(UsageError, match=says):
+        one.run([Request(prompt=(1,)), Request(**{"prompt": (1,), **wrong})])
+    assert not one.busy
+    assert one.prefixes.tokens == 0
+
+
+def test_stop_texts_need_a_tokenizer() -> None:
+    with pytest.raises(UsageError, match="tokenizer"):
+        Engine(toy()).add(Request((1,), stop_texts=("a",)))
+
+
+def test_impossible_scores_are_refused() -> None:
+    for prompt, answer in [((), (1,)), ((1,), (1,) * 65), ((1,), (-1,)), ((1, 99), (1,))]:
+        with pytest.raises(UsageError):
+            engine().score([prompt], [answer])
+
+
+def test_many_kinds_of_sampling_do_not_pile_up() -> None:
+    one = engine()
+    keep = one.add(Request((1,), limit=60))
+    for i in range(200):
+        one.add(Request((2,), limit=1, sampling=Sampling(0.5 + i / 100)))
+        one.step()
+        if i == 40:
+            one.cancel(keep)
+            keep = one.add(Request((1,), limit=60))
+    assert len(one._rows.samplings) <= 64
+
+
+def test_seconds_come_from_the_clock_that_was_passed_in() -> None:
+    ticks = itertools.count()
+    (trace,) = Engine(toy(), clock=lambda: float(next(ticks))).run([Request((1,), limit=1)])[0]
+    assert trace.seconds >= 1
+    assert trace.seconds == int(trace.seconds)
