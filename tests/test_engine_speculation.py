@@ -14,6 +14,7 @@ from scipy import stats
 
 from klype.engine.drafts import LookupDraft, ModelDraft, NgramDraft, Proposal, Setting
 from klype.engine.engine import Engine
+from klype.engine.sampling import shape
 from klype.engine.speculation import expected_tokens, speculate
 from klype.errors import KlypeError, UsageError
 from klype.values import Request, Sampling
@@ -92,13 +93,13 @@ def test_look_up_and_ngrams_are_lossless(draft: LookupDraft | NgramDraft, temper
     assert [trace.tokens for trace in fast] == [trace.tokens for trace in plain]
 
 
-@pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.7), Sampling(1.2, top_k=3)])
+@pytest.mark.parametrize("sampling", [Sampling(0.8), Sampling(1.2, top_k=3)])
 def test_drawn_guesses_leave_the_distribution_as_it_is(sampling: Sampling) -> None:
     """Whole answers of three tokens, model and draft far apart, against their known probabilities."""
     generator = torch.Generator().manual_seed(0)
     table, other = (2 * torch.randn(4, 4, generator=generator) for _ in range(2))
-    engine, count = Engine(bigram(table)), 6000
-    request = Request((0,), n=count, limit=4, sampling=sampling, seed=5)
+    engine, count = Engine(bigram(table)), 1000
+    request = Request((0,), n=count, limit=3, sampling=sampling, seed=5)
     traces, report = speculate(engine, request, ModelDraft(bigram(other)), gamma=2)
     p = np.exp([[row[t] for t in range(4)] for row in shaped(table, sampling)])
     expected = {(a, b, c): p[0, a] * p[a, b] * p[b, c] for a in range(4) for b in range(4) for c in range(4)}
@@ -116,8 +117,6 @@ def test_drawn_guesses_leave_the_distribution_as_it_is(sampling: Sampling) -> No
 
 
 def shaped(table: torch.Tensor, sampling: Sampling) -> np.ndarray:
-    from klype.engine.sampling import shape
-
     return shape(table, sampling).double().numpy()
 
 
@@ -125,11 +124,11 @@ def test_acceptance_is_the_overlap_of_the_two_distributions() -> None:
     """alpha = sum of min(p, q) (the paper's theorem 3.5), for a model and draft that ignore the past."""
     p, q = np.array([0.5, 0.3, 0.15, 0.05]), np.array([0.25, 0.25, 0.25, 0.25])
     engine = Engine(bigram(torch.tensor(np.log(p)).expand(4, 4)))
-    request = Request((0,), n=400, limit=30, seed=2)
+    request = Request((0,), n=20, limit=60, seed=2)
     _, report = speculate(engine, request, ModelDraft(bigram(torch.tensor(np.log(q)).expand(4, 4))), gamma=3)
     looked_at = report.accepted + report.rejected
     assert report.alpha == pytest.approx(np.minimum(p, q).sum(), abs=4 * np.sqrt(0.25 / looked_at))
-    assert report.tokens_per_pass == pytest.approx(expected_tokens(0.7, 3), rel=0.05)
+    assert report.tokens_per_pass == pytest.approx(expected_tokens(0.7, 3), rel=0.1)
 
 
 def test_a_draft_equal_to_the_model_is_always_accepted() -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from klype.engine.drafts import Draft, Proposal, Setting
 from klype.engine.engine import Engine
+from klype.engine.prefixes import Place
 from klype.engine.records import Ended, distribution, token_counts
 from klype.engine.sampling import Seen, draw, needs_seen, noise, shape
 from klype.errors import KlypeError
@@ -81,7 +82,8 @@ def speculate(engine: Engine, request: Request, draft: Draft, gamma: int = 4) ->
     engine.check(request)
     counts = Speculation(gamma)
     samples = range(request.first_sample, request.first_sample + request.n)
-    return [_Answer(engine, request, sample, counts).write(draft) for sample in samples], counts
+    (place,) = engine.prefixes.read([request.prompt])
+    return [_Answer(engine, request, sample, counts).write(draft, place) for sample in samples], counts
 
 
 class _Answer:
@@ -99,9 +101,8 @@ class _Answer:
         self.room = min(request.limit, engine.model.config.window - len(request.prompt) + 1)
 
     @torch.inference_mode()
-    def write(self, draft: Draft) -> Trace:
+    def write(self, draft: Draft, place: Place) -> Trace:
         clock, started = self.engine.clock, self.engine.clock()
-        (place,) = self.engine.prefixes.read([self.request.prompt])
         cache = Cache(self.engine.model.config, 0, dtype=self.engine.model.embed.weight.dtype)
         cache.join(place.shelf, [place.slot], [place.length])
         self._check(place.logits[None], Proposal(()))
