@@ -1,0 +1,1 @@
+"""Models to ask, whatever runs them: all speak ``klype.sources.source.Source``."""

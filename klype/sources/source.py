@@ -1,0 +1,64 @@
+"""What every model that can be asked offers. Tokens are the source's own; ``codec`` translates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol
+
+from klype.engine.engine import Event
+from klype.values import Distribution, Request, Trace
+
+Message = Mapping[str, str]
+"""``role`` and ``content``."""
+
+
+class Codec(Protocol):
+    """Text to the source's tokens and back."""
+
+    @property
+    def stop(self) -> tuple[int, ...]:
+        """Tokens that end an answer."""
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """A text to be continued, with the token that begins a text where the model has one."""
+        ...
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """A conversation up to where the model's answer begins."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """An answer's text, control tokens left out."""
+        ...
+
+
+class Source(Protocol):
+    """``name`` says which weights answer; it is what traces carry."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def codec(self) -> Codec: ...
+
+    def next(self, prefixes: Sequence[Sequence[int]], top: int = -1) -> list[Distribution]:
+        """The next-token distribution (temperature 1) after each prefix; ``top`` -1: as much as the source gives."""
+        ...
+
+    def score(self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], top: int = 0) -> list[Trace]:
+        """How probable each given answer is, token by token."""
+        ...
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[Event]:
+        """Tokens as they come; ``Event.request`` is the request's place in the sequence. Closing it ends the work."""
+        ...
+
+
+def answers(source: Source, requests: Sequence[Request]) -> list[list[Trace]]:
+    """All answers, in order of request and sample."""
+    found: list[list[Trace]] = [[] for _ in requests]
+    for event in source.generate(requests):
+        if event.trace is not None:
+            found[event.request].append(event.trace)
+    return [sorted(traces, key=lambda trace: trace.sample) for traces in found]
