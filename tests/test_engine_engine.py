@@ -265,7 +265,8 @@ def test_damaged_weights_are_named() -> None:
     with torch.no_grad():
         model.head.weight[3, 3] = math.nan
     one = Engine(model, name="broken")
-    for ask in (lambda: one.run([Request((1,), sampling=Sampling(0.0))]), lambda: one.next([(1,)])):
+    one.add(Request((1,), n=3))
+    for ask in (one.step, lambda: one.run([Request((1,), sampling=Sampling(0.0))]), lambda: one.next([(1,)])):
         with pytest.raises(KlypeError, match=r"broken.*not numbers"):
             ask()
     assert not one.busy
@@ -323,3 +324,32 @@ def test_seconds_come_from_the_clock_that_was_passed_in() -> None:
     (trace,) = Engine(toy(), clock=lambda: float(next(ticks))).run([Request((1,), limit=1)])[0]
     assert trace.seconds >= 1
     assert trace.seconds == int(trace.seconds)
+
+
+@pytest.mark.parametrize("name", ["conv", "grouped"])
+def test_long_ragged_prompts_are_read_in_chunks(name: str) -> None:
+    model = toy(name, window=2048)
+    one, generator = Engine(model), np.random.default_rng(0)
+    prompts = [tuple(generator.integers(0, 23, length).tolist()) for length in (1300, 1500, 1501, 700, 3, 1)]
+    prompts.append((*prompts[0][:900], 4, 5, 6))
+    for prompt, found in zip(prompts, one.next(prompts), strict=True):
+        with torch.inference_mode():
+            expected = model(torch.tensor([prompt]))[0, -1].softmax(-1)
+        for token in range(23):
+            assert found.p(token) == pytest.approx(float(expected[token]), abs=1e-4)
+    assert one.prefixes.tokens == sum(map(len, prompts)) - 900
+
+
+def test_wide_reads_use_the_fused_kernel_and_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = [tuple((i * j + j) % 23 for j in range(40)) for i in range(1, 5)]
+    written = engine("grouped").next(prompts)
+    monkeypatch.setattr("klype.model.cached_attention.WRITTEN", 0)
+    for a, b in zip(written, engine("grouped").next(prompts), strict=True):
+        assert [a.p(token) for token in range(23)] == pytest.approx([b.p(token) for token in range(23)], abs=1e-5)
+
+
+def test_alike_prompts_share_passes_and_unlike_ones_do_not_pad_each_other() -> None:
+    one = Engine(toy("conv", vocab_size=23, width=512, hidden=1024, window=600))
+    alike = [tuple((i + j) % 23 for j in range(30 + i)) for i in range(4)]
+    one.next([*alike, tuple((3 * j) % 23 for j in range(400))])
+    assert one.prefixes.passes == 2

@@ -104,8 +104,12 @@ class Engine:
         self._check_fresh()
 
     def step(self) -> list[Event]:
-        """One token for every running row."""
-        drawn = self._advance()
+        """One token for every running row. When it fails (damaged weights), all that was running is dropped."""
+        try:
+            drawn = self._advance()
+        except BaseException:  # half a step cannot be gone on from
+            self._abandon()
+            raise
         events = []
         for row, job in enumerate(drawn.jobs):
             trace = drawn.ended.get(row)
@@ -137,8 +141,7 @@ class Engine:
             while self.busy:
                 self._advance()
         except BaseException:
-            self._queue.clear()
-            self._leave(np.ones(len(self._rows), bool))
+            self._abandon()
             raise
         return [sorted(job.traces, key=lambda trace: trace.sample) for job in jobs]
 
@@ -322,6 +325,12 @@ class Engine:
         order = self._cache.remove(ended)
         self._last_R = self._last_R[torch.from_numpy(order)]
         self._rows.take(order)
+
+    def _abandon(self) -> None:
+        self._queue.clear()
+        for line in self._rows.lines.tolist():
+            self._records.close(line)
+        self._clear_rows()
 
     def _clear_rows(self) -> None:
         self._cache = Cache(self.model.config, 0, dtype=self.model.embed.weight.dtype)

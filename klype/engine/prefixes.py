@@ -23,6 +23,8 @@ WORTH = 32
 CHUNK = 512
 PADDED = 8192
 """Tokens a pass, padding included."""
+SPARE = 120_000_000
+"""Multiply-adds a layer that may go to padding rather than to one more pass, and one more shelf in all later steps."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,16 +80,21 @@ class Prefixes:
         return [places[prompt] for prompt in prompts]
 
     def _batches(self, hosts: list[Tokens], wanted: dict[Tokens, list[int]]) -> list[list[Tokens]]:
-        """Prompts of alike length together, so that little of a pass is padding."""
+        """Prompts of alike length together, so that little of a pass is padding; a small model's may differ more."""
         rest = {prompt: len(prompt) - self._start(prompt, wanted)[2] for prompt in hosts}
+        spare = SPARE * self.model.config.layers // self.model.config.flops_per_token
         batches: list[list[Tokens]] = []
+        padding = 0
         for prompt in sorted(hosts, key=lambda p: rest[p]):
-            shortest = rest[batches[-1][0]] if batches else 0
-            fits = batches and rest[prompt] <= shortest * 5 // 4 + 8
-            if fits and (len(batches[-1]) + 1) * min(rest[prompt], CHUNK) <= PADDED:
-                batches[-1].append(prompt)
-            else:
-                batches.append([prompt])
+            if batches:
+                batch = batches[-1]
+                padding += len(batch) * (rest[prompt] - rest[batch[-1]])
+                alike = rest[prompt] <= rest[batch[0]] * 5 // 4 + 8 or padding <= spare
+                if alike and (len(batch) + 1) * min(rest[prompt], CHUNK) <= PADDED:
+                    batch.append(prompt)
+                    continue
+            batches.append([prompt])
+            padding = 0
         return batches
 
     def _compute(self, batch: list[Tokens], wanted: dict[Tokens, list[int]]) -> dict[Tokens, Place]:
