@@ -45,7 +45,7 @@ def probability_scale(dark: bool) -> list[tuple[str, str]]:
     for i in range(steps):
         part = i / (steps - 1)
         lightness = 0.30 + 0.52 * part if dark else 0.965 - 0.525 * part
-        background = oklch(lightness, 0.012 + 0.118 * part, 75 - 35 * part)
+        background = oklch(lightness, 0.012 + (0.088 if dark else 0.118) * part, 75 - 35 * part)
         inks = (DARK["ink"], "#0b0d0f") if dark else (LIGHT["ink"], "#ffffff")
         scale.append((background, max(inks, key=lambda ink: contrast(ink, background))))
     return scale

@@ -36,10 +36,11 @@ class Say:
         return key in self.words.messages
 
     def text(self, text: Text) -> str:
-        """The reader's language, or the one there is."""
+        """In the reader's language, or the one there is; hidden characters made visible."""
         if isinstance(text, str):
-            return text
-        return {str(lang): said for lang, said in text.items()}.get(self.lang) or next(iter(text.values()))
+            return visible(text)
+        said = {str(lang): said for lang, said in text.items()}
+        return visible(said.get(self.lang) or next(iter(said.values()), ""))
 
     def figure(self, figure: FigureFacts | None, name: str = "") -> str:
         """``83% [79, 87]`` for shares, ``0.83 [0.79, 0.87]`` for other numbers; why, when there is none."""
@@ -103,19 +104,15 @@ class Say:
         hour = "t" if self.lang == "nb" else "h"
         return f"{minutes // 60}{NBSP}{hour} {minutes % 60}{NBSP}min"
 
-    def unit(self, unit: str) -> str:
-        key = f"unit.{_slug(unit)}"
-        return self(key) if self.has(key) else unit
-
     def why(self, why: str) -> str:
         """A reason in the reader's language, when the catalogue knows it."""
         key = f"why.{_slug(why)}"
-        return self(key) if self.has(key) else why
+        return self(key) if self.has(key) else visible(why)
 
     def judge(self, judge: str) -> str:
         """Who said right or wrong."""
         key = f"judge.{_slug(judge)}"
-        return self(key) if self.has(key) else judge
+        return self(key) if self.has(key) else visible(judge)
 
     def measure(self, name: str) -> str:
         key = f"measure.{name}"

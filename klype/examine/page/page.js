@@ -27,7 +27,8 @@ function revive(value) {
   if (Array.isArray(value)) return value.map(revive);
   if (value && typeof value === "object") return Object.fromEntries(Object.entries(value).map(([k, v]) => [k, revive(v)]));
   if (typeof value !== "string") return value;
-  if (value === "inherit") return getComputedStyle(document.body).fontFamily;
+  // ECharts writes the family into an attribute as it is: double quotes would end it.
+  if (value === "inherit") return getComputedStyle(document.body).fontFamily.replace(/"/g, "'");
   if (value.startsWith("fn:") && functions[value.slice(3)]) return functions[value.slice(3)];
   return /^\$[a-z]+$/.test(value) ? colour(value.slice(1)) || value : value;
 }
@@ -103,14 +104,28 @@ function save(name, blob) {
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
 }
 
+// A text in lines of at most so many characters (a longer word has a line of its own).
+function lines(text, most) {
+  return text.trim().split(/ +/).reduce((found, word) => {
+    const last = found.length - 1;
+    if (last >= 0 && found[last].length + 1 + word.length <= most) found[last] += " " + word;
+    else found.push(word);
+    return found;
+  }, []);
+}
+
 // All panels of a picture under its title, as one SVG with the theme's background.
 function svgOf(figure) {
   const panels = [...figure.querySelectorAll(".panel")];
   const escape = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;");
   const width = Math.max(...panels.map((p) => p.querySelector(".chart").clientWidth)) + 32;
-  let y = 46;
+  let y = 28;
   const font = `font-family="sans-serif" fill="${colour("ink")}"`;
-  const parts = [`<text x="16" y="28" ${font} font-size="15" font-weight="600">${escape(figure.querySelector("h3").textContent)}</text>`];
+  const parts = [];
+  for (const line of lines(figure.querySelector("h3").textContent, (width - 32) / 8.2)) {
+    parts.push(`<text x="16" y="${y}" ${font} font-size="15" font-weight="600">${escape(line)}</text>`);
+    y += 20;
+  }
   for (const panel of panels) {
     const title = panel.querySelector("h4");
     if (title) { parts.push(`<text x="16" y="${y + 12}" ${font} font-size="12">${escape(title.textContent)}</text>`); y += 20; }
@@ -167,8 +182,14 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
 
 // Printing is on white: the style sheet has light colours there, the charts follow.
 let themeBeforePrint;
-addEventListener("beforeprint", () => { themeBeforePrint = root.dataset.theme; root.dataset.theme = "light"; drawAll(); });
+addEventListener("beforeprint", () => {
+  themeBeforePrint = root.dataset.theme;
+  root.dataset.theme = "light";
+  root.dataset.printing = "true";              // the width of a sheet, so that charts are drawn to fit it
+  drawAll();
+});
 addEventListener("afterprint", () => {
+  delete root.dataset.printing;
   if (themeBeforePrint) root.dataset.theme = themeBeforePrint; else delete root.dataset.theme;
   drawAll();
 });

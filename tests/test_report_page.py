@@ -1,0 +1,290 @@
+"""The report as text: it says what the facts say, in both languages, and nothing in it can act."""
+
+import base64
+import hashlib
+import itertools
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from report_facts import hostile_facts, smallest_facts, text_facts, world_facts
+
+from klype.errors import KlypeError, UsageError
+from klype.examine import echarts
+from klype.examine.colours import DARK, LIGHT, PROBABILITY_EDGES, contrast, probability_scale, step_of
+from klype.examine.facts import check, read
+from klype.examine.pictures import pictures
+from klype.examine.report import render, write
+from klype.examine.say import Say, visible
+from klype.examine.verdict import verdict
+from klype.words import LANGUAGES
+
+HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)></style></title>\u202egnp.exe{{7*7}}{0}\x00"
+KINDS = {
+    "world": world_facts,
+    "text": text_facts,
+    "smallest": smallest_facts,
+    "hostile": lambda: hostile_facts(HOSTILE),
+}
+
+
+class Page(HTMLParser):
+    """Elements with their attributes, and the text outside of scripts and styles, by language."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: dict[str, list[str]] = {lang: [] for lang in LANGUAGES}
+        self._silent, self._lang = False, ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        self._silent = tag in ("script", "style")
+        self._lang = dict(attrs).get("data-view") or self._lang
+
+    def handle_endtag(self, tag: str) -> None:
+        self._silent = False
+
+    def handle_data(self, data: str) -> None:
+        if not self._silent and self._lang:
+            self.texts[self._lang].append(data)
+
+    def text(self, lang: str) -> str:
+        return re.sub(r"\s+", " ", " ".join(self.texts[lang]))
+
+
+@pytest.fixture(scope="module")
+def pages() -> dict[str, Page]:
+    return {name: Page(render(facts())) for name, facts in KINDS.items()}
+
+
+def test_the_report_and_its_figures_are_written_together(tmp_path: Path) -> None:
+    facts = world_facts()
+    path = write(tmp_path, facts, "nb")
+    assert path == tmp_path / "report.html"
+    assert read(tmp_path / "figures.json") == facts
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["figures.json", "report.html"]
+    assert '<html lang="nb" data-lang="nb">' in path.read_text(encoding="utf-8")
+    assert render(facts, "nb") == path.read_text(encoding="utf-8")
+
+
+def test_what_a_user_can_do_wrong_is_said_in_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no report in"):
+        write(tmp_path, world_facts(), "sv")
+    with pytest.raises(KlypeError, match="Cannot write"):
+        write(tmp_path / "nowhere", world_facts())
+    with pytest.raises(KlypeError, match="no figures"):
+        read(tmp_path / "figures.json")
+    (tmp_path / "figures.json").write_text("{", encoding="utf-8")
+    with pytest.raises(KlypeError, match="not JSON"):
+        read(tmp_path / "figures.json")
+    for broken, where in (
+        ({**world_facts(), "seconds": {"total": float("nan")}}, "seconds.total"),
+        ({**world_facts(), "colour": 1}, "colour"),
+        ({**world_facts(), "stages": {"base": {"right": {"val": 1}}}}, "stages.base.right"),
+    ):
+        with pytest.raises(KlypeError, match=re.escape(where)):
+            check(broken)
+    assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_nothing_in_the_page_fetches_or_acts(name: str, pages: dict[str, Page]) -> None:
+    scripts = [attrs for tag, attrs in pages[name].elements if tag == "script"]
+    assert [s.get("type") for s in scripts] == ["application/json", "module", "module"]
+    for tag, attrs in pages[name].elements:
+        assert tag not in ("img", "iframe", "object", "embed", "base", "form", "link") or attrs.get("href") == "data:,"
+        assert not [key for key in attrs if key.startswith("on") or key in ("src", "srcset", "action", "formaction")]
+        assert (attrs.get("href") or "#").startswith(("#", "data:,"))
+
+
+def test_the_policy_allows_exactly_the_scripts_that_are_there() -> None:
+    page = render(hostile_facts(HOSTILE))
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)
+    assert policy is not None
+    scripts = re.findall(r'<script type="module">(.*?)</script>', page, re.S)
+    hashes = {base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts}
+    allowed = policy[1].replace("&#39;", "'")
+    assert set(re.findall(r"'sha256-([^']+)'", allowed)) == hashes
+    assert len(hashes) == 2
+    assert "default-src 'none'" in allowed
+    assert "connect-src" not in allowed
+    assert "unsafe-inline" not in allowed.split("script-src")[1].split(";")[0]
+
+
+def test_hostile_text_is_shown_and_inert(pages: dict[str, Page]) -> None:
+    for lang in LANGUAGES:
+        assert "<script>alert(1)</script>" in pages["hostile"].text(lang)
+        assert "⟨U+202E⟩gnp.exe{{7*7}}{0}⟨U+0000⟩" in pages["hostile"].text(lang)
+    raw = render(hostile_facts(HOSTILE)).split('<script type="module">')[0]
+    assert "\u202e" not in raw
+    assert "<script>alert" not in raw
+    data = re.search(r'<script type="application/json" id="data">(.*?)</script>', raw, re.S)
+    assert data is not None
+    assert json.loads(data[1])["charts"]["en"]["next"]["rows"][0][0].startswith("<script>")
+
+
+@given(st.text())
+def test_visible_text_has_no_hidden_characters_and_keeps_the_rest(text: str) -> None:
+    shown = visible(text)
+    assert visible(shown) == shown
+    assert not re.search("[\u202a-\u202e\u2066-\u2069\u200e\u200f\x00-\x08\x7f]", shown)
+    assert re.sub("⟨U\\+[0-9A-F]{4,6}⟩", "", shown).replace("⟨", "") == "".join(
+        c for c in re.sub("⟨U\\+[0-9A-F]{4,6}⟩", "", text).replace("⟨", "") if c in visible(c)
+    )
+
+
+@pytest.mark.parametrize("name", ["world", "text", "smallest"])
+def test_no_gap_shows_in_the_text(name: str, pages: dict[str, Page]) -> None:
+    for lang in LANGUAGES:
+        text = pages[name].text(lang)
+        assert not re.search(r"\b(None|nan|NaN|undefined|inf)\b|\{[a-z_]+\}|[a-z]_[a-z]", text)
+
+
+def test_what_is_missing_is_left_out_or_explained(pages: dict[str, Page]) -> None:
+    assert "64% of pairs, and 75% are required" in pages["text"].text("en")
+    assert "kravet er 75 %" in pages["text"].text("nb")
+    assert "KL" not in pages["text"].text("en")
+    assert "no model yet" in pages["smallest"].text("en")
+    assert set(pictures(smallest_facts(), Say("en"))) == {"formula"}
+    assert "bits_per_byte" not in pages["world"].text("en")
+
+
+@pytest.mark.parametrize("lang", LANGUAGES)
+def test_every_picture_says_its_finding_and_how_to_read_it(lang: str) -> None:
+    shown = pictures(world_facts(), Say(lang))
+    assert set(shown) == {
+        "curves",
+        "stages",
+        "reward",
+        "truth",
+        "next",
+        "temperatures",
+        "formula",
+        "survival",
+        "calibration",
+    }
+    assert "text" in pictures(text_facts(), Say(lang))
+    for picture in shown.values():
+        assert picture.panels
+        assert picture.rows
+        assert all(len(row) == len(picture.columns) for row in picture.rows)
+        assert len(re.findall(r"[.!](?= |$)", picture.how)) >= 2
+        if picture.id != "curves":
+            assert re.search(r"\d|ⁿ", picture.title)
+        for panel in picture.panels:
+            for name in strings(panel.option):
+                assert not name.startswith("fn:") or name in ("fn:number", "fn:percent", "fn:whisker")
+                assert not re.fullmatch(r"\$[a-z]+", name) or name[1:] in LIGHT
+            for key in ("xAxis", "yAxis"):
+                assert panel.option[key]["type"] in ("value", "category")
+
+
+def strings(value: Any) -> list[str]:
+    if isinstance(value, dict):
+        return [s for v in value.values() for s in strings(v)]
+    if isinstance(value, list):
+        return [s for v in value for s in strings(v)]
+    return [value] if isinstance(value, str) else []
+
+
+def test_the_verdict_says_the_figures_of_the_facts() -> None:
+    facts, en, nb = world_facts(), Say("en"), Say("nb")
+    english, norwegian = " ".join(verdict(facts, en)), " ".join(verdict(facts, nb))
+    right = facts["stages"]["aligned"]["right"]
+    assert f"{round(100 * right['value'])}% [{round(100 * right['low'])}, {round(100 * right['high'])}]" in english
+    assert "94\u00a0% [92; 97]" in norwegian
+    assert "0.118 [0.112, 0.124]" in english
+    assert "0,118 [0,112; 0,124]" in norwegian
+    assert "7 of 8 gates" in english
+    assert "18% to 98%" in english
+    assert not re.search(r"\d\.\d", norwegian)
+
+
+def test_the_verdict_does_not_call_noise_a_change() -> None:
+    facts = world_facts()
+    assert "within the uncertainty" in " ".join(verdict(facts, Say("en")))
+    facts["stages"]["aligned"]["right"] = {"value": 0.5, "low": 0.45, "high": 0.55, "n": 400}
+    assert "the share of right answers fell, from 93% to 50%" in " ".join(verdict(facts, Say("en")))
+    facts["stages"]["aligned"]["polite"] = facts["stages"]["finetuned"]["polite"]
+    assert "did not make answers politer" in " ".join(verdict(facts, Say("en")))
+
+
+@settings(max_examples=50)
+@given(st.floats(0, 1), st.floats(0, 0.2), st.floats(0, 0.2))
+def test_any_share_can_be_said_in_both_languages(value: float, below: float, above: float) -> None:
+    figure = {"value": value, "low": max(0.0, value - below), "high": min(1.0, value + above)}
+    assert re.fullmatch(r"\d+(\.\d+)?% \[\d+(\.\d+)?, \d+(\.\d+)?\]", Say("en").figure(figure, "right"))
+    assert re.fullmatch(r"\d+(,\d+)?\u00a0% \[\d+(,\d+)?; \d+(,\d+)?\]", Say("nb").figure(figure, "right"))
+
+
+def test_durations_and_large_numbers() -> None:
+    en, nb = Say("en"), Say("nb")
+    said = [en.seconds(s).replace("\u00a0", " ") for s in (0.0042, 0.25, 9.4, 59.0, 60.0, 291.6, 7500.0)]
+    assert said == ["4.2 ms", "250 ms", "9.4 s", "59 s", "1 min", "4 min 52 s", "2 h 5 min"]
+    assert nb.seconds(7500.0) == "2\u00a0t 5\u00a0min"
+    assert (en.big(7_800_000), nb.big(7_800_000), en.big(1234)) == ("7.8 million", "7,8 millioner", "1,234")
+    assert (en.share(0.9951), en.share(0.5), nb.share(0.005)) == ("99.5%", "50%", "0,5\u00a0%")
+    assert [nb.plain(t) for t in (0.0, 0.7, 1.0, 1.25)] == ["0", "0,7", "1", "1,25"]
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_every_colour_can_be_read_and_the_scale_is_even(dark: bool) -> None:
+    scale, theme = probability_scale(dark), DARK if dark else LIGHT
+    assert len(scale) == len(PROBABILITY_EDGES) + 1
+    for background, ink in scale:
+        assert contrast(background, ink) >= 4.5
+    for name in set(theme) - {"paper", "card", "line"}:
+        assert contrast(theme[name], theme["paper"]) >= 4.5
+        assert contrast(theme[name], theme["card"]) >= 4.5
+    assert contrast(theme["accent"], theme["card"]) >= 4.5
+    light = [lightness(background) for background, _ in scale]
+    steps = [b - a for a, b in itertools.pairwise(light)]
+    assert all(step * steps[0] > 0 for step in steps)
+    assert max(map(abs, steps)) <= 1.15 * min(map(abs, steps))
+
+
+def lightness(colour: str) -> float:
+    """OKLab L, from the definition."""
+    c = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    r, g, b = (x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in c)
+    lms = (0.4122214708 * r + 0.5363325363 * g + 0.0514459929 * b,
+           0.2119034982 * r + 0.6806995451 * g + 0.1073969566 * b,
+           0.0883024619 * r + 0.2817188376 * g + 0.6299787005 * b)  # fmt: skip
+    return sum(k * x ** (1 / 3) for k, x in zip((0.2104542553, 0.7936177850, -0.0040720468), lms, strict=True))
+
+
+@given(st.floats(0, 1))
+def test_a_less_likely_token_is_never_paler(p: float) -> None:
+    assert 0 <= step_of(p) <= len(PROBABILITY_EDGES)
+    assert step_of(p / 2) >= step_of(p)
+
+
+def test_echarts_is_found_where_nicegui_keeps_it_and_missed_with_a_sentence(tmp_path: Path) -> None:
+    text = echarts.script()
+    assert "</script" not in text
+    assert re.search(r"globalThis\.echarts=[\w$]+;$", text)
+    with pytest.raises(KlypeError, match="Cannot find ECharts"):
+        echarts.from_package(tmp_path)
+    dist = tmp_path / "elements" / "echart" / "dist"
+    dist.mkdir(parents=True)
+    (dist / "index.js").write_text(
+        'import{b as x,c as y}from"./core.js";export{x as echarts,y as gl};', encoding="utf-8"
+    )
+    (dist / "core.js").write_text(
+        'var z={"a":"</script>"};export{q as a,z as b,w as c};\n//# sourceMappingURL=c.map', encoding="utf-8"
+    )
+    assert echarts.from_package(tmp_path) == 'var z={"a":"<\\/script>"};globalThis.echarts=z;'
+    (dist / "core.js").write_text("var z=1;", encoding="utf-8")
+    with pytest.raises(KlypeError, match="Cannot find ECharts"):
+        echarts.from_package(tmp_path)
+
+
+def test_the_same_facts_give_the_same_bytes() -> None:
+    assert render(world_facts()) == render(world_facts())
