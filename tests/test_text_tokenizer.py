@@ -1,6 +1,7 @@
 """Laws of the tokenizer: any text comes back, no text becomes a control token, training is a function of its input."""
 
 import json
+import random
 
 import pytest
 from hypothesis import given
@@ -102,3 +103,17 @@ def test_other_makers_special_tokens_are_found(tmp_path) -> None:
     assert loaded.template == "x"
     assert not set(loaded.encode("</s><think>")) & set(range(6))
     assert loaded.decode([3, 2]) == "<think>"
+
+
+@pytest.mark.soak
+def test_a_hundred_thousand_texts_come_back() -> None:
+    """Random code points, control tokens' spellings and bytes' neighbours; none gives a control token."""
+    rng = random.Random(0)
+    spellings = [*Tokenizer.CONTROL, "<|", "|>", "\u200d", "\x00", " ", "\r\n"]
+    letters = [chr(i) for i in (*range(0xD800), *range(0xE000, 0x110000))]
+    for _ in range(100_000):
+        parts = [rng.choice(spellings) if rng.random() < 0.3 else rng.choice(letters) for _ in range(rng.randrange(12))]
+        text = "".join(parts)
+        ids = MERGED.encode(text)
+        assert MERGED.decode(ids) == text
+        assert min(ids, default=6) >= 6

@@ -7,6 +7,7 @@ README.md (model card), run.json (what made it), manifest.json (SHA-256 of the o
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import psutil
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 import klype
 from klype.errors import KlypeError, UsageError
@@ -29,7 +31,7 @@ from klype.model.convert import (
     weights_from_hf,
     weights_to_hf,
 )
-from klype.model.tensors import TensorFiles, weight_files
+from klype.model.tensors import TensorFiles, is_finite, weight_files
 from klype.model.transformer import Transformer
 from klype.text.chat import Chat
 from klype.text.tokenizer import Tokenizer
@@ -60,7 +62,7 @@ def save(folder: Path, model: Transformer, tokenizer: Tokenizer, about: dict[str
     written, or when the weights are not finite.
     """
     weights = weights_to_hf(model)
-    broken = next((name for name, w in weights.items() if not bool(torch.isfinite(w).all())), None)
+    broken = next((name for name, w in weights.items() if not is_finite(w)), None)
     if broken is not None:
         raise KlypeError(f"The model is not saved: {broken} is not finite.", "Go on from an earlier checkpoint.")
     ids = {"bos_token_id": tokenizer.begin, "eos_token_id": tokenizer.end, "pad_token_id": tokenizer.pad}
@@ -84,29 +86,26 @@ def save(folder: Path, model: Transformer, tokenizer: Tokenizer, about: dict[str
 
 
 def load(folder: Path, weights: str = "", dtype: str = "float32") -> Loaded:
-    """Read klype's own checkpoint or a Hugging Face directory, of one weights file or several.
+    """Read klype's own checkpoint, a Hugging Face directory (of one weights file or several) or a GGUF file.
 
     ``weights`` names another .safetensors file of the folder. Raises KlypeError, in one sentence, for whatever is
     missing, damaged, of another shape, or too large for the memory that is free.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise UsageError(f"There is no model folder {folder}.", "Give the folder of a checkpoint.")
     if dtype not in DTYPES:
         raise UsageError(f"There is no precision {dtype!r}.", f"Choose one of {', '.join(DTYPES)}.")
+    if folder.is_file() and folder.suffix.lower() == ".gguf":
+        return _load_gguf(folder, DTYPES[dtype])
+    if not folder.is_dir():
+        raise UsageError(f"There is no model folder {folder}.", "Give the folder of a checkpoint.")
     _check_whole(folder)
     config = config_from_hf(read_json(folder / "config.json"), str(folder / "config.json"))
     tokenizer = Tokenizer.load(folder)
     files = TensorFiles(weight_files(folder, weights))
-    _check_shapes(folder, config, files)
-    if tokenizer.vocab_size > config.vocab_size:
-        raise KlypeError(
-            f"The tokenizer in {folder} has {tokenizer.vocab_size} tokens but the model only {config.vocab_size}.",
-            "Use the tokenizer that the model was trained with.",
-        )
+    _check_fit(folder, config, files.shapes, tokenizer)
     _check_memory(folder, config, DTYPES[dtype])
     about = read_json(folder / "run.json") if (folder / "run.json").is_file() else {}
-    return Loaded(_build(config, files, DTYPES[dtype]), tokenizer, config, about, folder)
+    return Loaded(_build(config, files.get, DTYPES[dtype]), tokenizer, config, about, folder)
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -135,19 +134,34 @@ def _check_whole(folder: Path) -> None:
         raise KlypeError(f"The checkpoint {folder} is unfinished: its manifest is missing.", "Use an earlier one.")
 
 
-def _check_shapes(folder: Path, config: ModelConfig, files: TensorFiles) -> None:
+def _load_gguf(file: Path, dtype: torch.dtype) -> Loaded:
+    from klype.model.gguf import open_gguf
+
+    opened = open_gguf(file)
+    _check_fit(file, opened.config, opened.shapes, opened.tokenizer)
+    _check_memory(file, opened.config, dtype)
+    return Loaded(_build(opened.config, opened.get, dtype), opened.tokenizer, opened.config, {}, file)
+
+
+def _check_fit(where: Path, config: ModelConfig, shapes: dict[str, tuple[int, ...]], tokenizer: Tokenizer) -> None:
+    """Weights, configuration and tokenizer belong together."""
     wanted = hf_shapes(config)
     for name, shape in wanted.items():
-        if files.shapes.get(name) != shape:
-            found = f"have {name} in the shape {list(files.shapes[name])}" if name in files.shapes else f"lack {name}"
+        if shapes.get(name) != shape:
+            found = f"have {name} in the shape {list(shapes[name])}" if name in shapes else f"lack {name}"
             raise KlypeError(
-                f"The weights in {folder} {found}, where config.json asks for {list(shape)}.",
+                f"The weights in {where} {found}, where the configuration asks for {list(shape)}.",
                 "They may belong to another model.",
             )
     harmless = {"lm_head.weight"} if config.tie else set()
-    extra = next((n for n in files.shapes if n not in wanted and n not in harmless and "rotary_emb" not in n), None)
+    extra = next((n for n in shapes if n not in wanted and n not in harmless and "rotary_emb" not in n), None)
     if extra is not None:
-        raise KlypeError(f"The weights in {folder} have {extra}, which config.json knows nothing of.")
+        raise KlypeError(f"The weights in {where} have {extra}, which the configuration knows nothing of.")
+    if tokenizer.vocab_size > config.vocab_size:
+        raise KlypeError(
+            f"The tokenizer in {where} has {tokenizer.vocab_size} tokens but the model only {config.vocab_size}.",
+            "Use the tokenizer that the model was trained with.",
+        )
 
 
 def _check_memory(folder: Path, config: ModelConfig, dtype: torch.dtype) -> None:
@@ -159,10 +173,10 @@ def _check_memory(folder: Path, config: ModelConfig, dtype: torch.dtype) -> None
         )
 
 
-def _build(config: ModelConfig, files: TensorFiles, dtype: torch.dtype) -> Transformer:
+def _build(config: ModelConfig, get: Callable[[str], Tensor], dtype: torch.dtype) -> Transformer:
     with torch.device("meta"):
         model = Transformer(config)
-    state = {name: w.to(dtype, copy=True) for name, w in weights_from_hf(config, files.get)}
+    state = {name: w.to(dtype, copy=True) for name, w in weights_from_hf(config, get)}
     if config.tie:
         state["head.weight"] = state["embed.weight"]
     model.load_state_dict(state, assign=True)

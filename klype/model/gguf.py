@@ -1,0 +1,203 @@
+"""GGUF files (llama.cpp's format) of Llama, Qwen2 and Qwen3 shapes: weights, configuration, tokenizer, chat template.
+
+Quantised weights are expanded to float32 by the `gguf` package. Its tokenizer is rebuilt from the file's metadata; the
+patterns that cut text into pieces are those of llama.cpp's llama-vocab.cpp, by their names there.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from klype.errors import KlypeError
+from klype.model.config import ModelConfig
+from klype.model.convert import config_from_hf
+from klype.model.tensors import is_finite
+from klype.text.special import SpecialTokens
+from klype.text.tokenizer import Tokenizer
+
+_HINT = "Fetch the file again, or use the model's Hugging Face directory."
+_KINDS = ("llama", "qwen2", "qwen3")
+_CONTROL, _USER_DEFINED = 3, 4  # token types
+_NAMES = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+_BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False}
+
+
+@dataclass(frozen=True)
+class GGUFFile:
+    """An opened file: configuration, tokenizer, shapes by Hugging Face's names, and `get` for the weights."""
+
+    file: Path
+    config: ModelConfig
+    tokenizer: Tokenizer
+    shapes: dict[str, tuple[int, ...]]
+    _tensors: dict[str, Any]
+    _permuted: bool
+
+    def get(self, name: str) -> Tensor:
+        """A weight in float32, as Hugging Face's checkpoint has it. KlypeError when it is damaged or not finite."""
+        import gguf
+
+        entry = self._tensors[name]
+        try:
+            weight = torch.from_numpy(gguf.dequantize(entry.data, entry.tensor_type).copy()).float()
+            weight = weight.reshape(self.shapes[name])
+        except (ValueError, KeyError, TypeError, RuntimeError, NotImplementedError) as error:
+            raise KlypeError(f"{self.file} holds {name} in a form that cannot be read: {error}.", _HINT) from error
+        if not is_finite(weight):
+            raise KlypeError(f"{self.file} holds numbers that are not finite, in {name}.", _HINT)
+        if self._permuted and re.search(r"self_attn\.[qk]_proj\.", name):
+            heads = self.config.heads if "q_proj" in name else self.config.kv_heads
+            weight = _in_halves(weight, heads)
+        return weight
+
+
+def open_gguf(file: Path) -> GGUFFile:
+    """Read the header and metadata of a file. Raises KlypeError for what is damaged or cannot be expressed."""
+    try:
+        import gguf
+    except ImportError as error:
+        raise KlypeError("GGUF files need the package gguf.", "Install it: pip install 'klype[hf]'.") from error
+    try:
+        reader = gguf.GGUFReader(file)
+        metadata = {name: field.contents() for name, field in reader.fields.items()}
+        tensors = {_their_name(t.name, file): t for t in reader.tensors}
+    except KlypeError:
+        raise
+    except OSError as error:
+        raise KlypeError(f"{file} cannot be read: {error}.", "Check its name.") from error
+    except Exception as error:  # the reader raises whatever a damaged file leads to
+        raise KlypeError(f"{file} is damaged or no GGUF file: {error}.", _HINT) from error
+    shapes = {name: tuple(int(n) for n in reversed(t.shape)) for name, t in tensors.items()}
+    try:
+        config = _config(metadata, shapes, file)
+        tokenizer = _tokenizer(metadata, file)
+    except (KeyError, TypeError, IndexError) as error:
+        raise KlypeError(f"{file} lacks or misspells {error}.", _HINT) from error
+    return GGUFFile(file, config, tokenizer, shapes, tensors, metadata["general.architecture"] == "llama")
+
+
+def _config(metadata: dict[str, Any], shapes: dict[str, tuple[int, ...]], file: Path) -> ModelConfig:
+    kind = metadata["general.architecture"]
+    if kind not in _KINDS:
+        raise KlypeError(
+            f"{file} is of the architecture {kind!r}, which klype cannot load.", "It loads llama, qwen2, qwen3."
+        )
+
+    def of(name: str, default: Any = None) -> Any:
+        return metadata.get(f"{kind}.{name}", default)
+
+    scaling = of("rope.scaling.type", "none")
+    if scaling not in ("none", "linear"):
+        raise KlypeError(f"{file} stretches its positions by {scaling!r}, which klype cannot read from GGUF.", _HINT)
+    stretched = {"rope_type": "linear", "factor": of("rope.scaling.factor")} if scaling == "linear" else None
+    heads, width = metadata[f"{kind}.attention.head_count"], metadata[f"{kind}.embedding_length"]
+    fields = {
+        "model_type": kind,
+        "vocab_size": shapes["model.embed_tokens.weight"][0],
+        "hidden_size": width,
+        "num_hidden_layers": metadata[f"{kind}.block_count"],
+        "num_attention_heads": heads,
+        "num_key_value_heads": of("attention.head_count_kv", heads),
+        "head_dim": of("attention.key_length") or width // heads,
+        "intermediate_size": metadata[f"{kind}.feed_forward_length"],
+        "max_position_embeddings": metadata[f"{kind}.context_length"],
+        "rope_theta": of("rope.freq_base", 10_000.0),
+        "rope_scaling": stretched,
+        "rms_norm_eps": metadata[f"{kind}.attention.layer_norm_rms_epsilon"],
+        "tie_word_embeddings": "lm_head.weight" not in shapes,
+    }
+    return config_from_hf(fields, str(file))
+
+
+def _tokenizer(metadata: dict[str, Any], file: Path) -> Tokenizer:
+    kind, pattern = metadata["tokenizer.ggml.model"], metadata.get("tokenizer.ggml.pre", "default")
+    if kind != "gpt2":
+        raise KlypeError(f"{file} has a tokenizer of the kind {kind!r}, which klype cannot rebuild.", _HINT)
+    tokens, types = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
+    added = [
+        {"id": i, "content": t, "special": types[i] == _CONTROL, "normalized": False}
+        | dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
+        for i, t in enumerate(tokens)
+        if types[i] in (_CONTROL, _USER_DEFINED)
+    ]
+    definition = {
+        "version": "1.0",
+        "added_tokens": added,
+        "normalizer": {"type": "NFC"} if pattern == "qwen2" else None,
+        "pre_tokenizer": _pieces(pattern, file),
+        "post_processor": None,
+        "decoder": {**_BYTES, "use_regex": True},
+        "model": {
+            "type": "BPE",
+            "vocab": {t: i for i, t in enumerate(tokens)},
+            "merges": [m.split(" ", 1) for m in metadata["tokenizer.ggml.merges"]],
+            "ignore_merges": pattern == "llama-bpe",
+        },
+    }
+
+    def token(name: str) -> str | None:
+        i = metadata.get(f"tokenizer.ggml.{name}_token_id")
+        return None if i is None else str(tokens[i])
+
+    ends = tuple(
+        metadata[f"tokenizer.ggml.{n}_token_id"] for n in ("eos", "eot") if f"tokenizer.ggml.{n}_token_id" in metadata
+    )
+    special = SpecialTokens(token("bos"), token("eos"), token("padding"), ends, metadata.get("tokenizer.chat_template"))
+    try:
+        return Tokenizer(definition, special)
+    except Exception as error:  # the backend raises bare Exception for a bad definition
+        raise KlypeError(f"{file} has a tokenizer that cannot be read: {error}.", _HINT) from error
+
+
+def _pieces(pattern: str, file: Path) -> dict[str, Any]:
+    """The pre-tokenizer that a pattern's name stands for."""
+    if pattern in ("gpt-2", "default"):
+        return {**_BYTES, "use_regex": True}
+    if pattern in ("smollm", "starcoder", "refact", "command-r"):  # digits one by one
+        digits = {"type": "Digits", "individual_digits": True}
+        return {"type": "Sequence", "pretokenizers": [digits, {**_BYTES, "use_regex": True}]}
+    if pattern in ("llama-bpe", "qwen2"):
+        regex = _LLAMA3 if pattern == "llama-bpe" else _QWEN2
+        split = {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
+        return {"type": "Sequence", "pretokenizers": [split, {**_BYTES, "use_regex": False}]}
+    raise KlypeError(f"{file} cuts text by the pattern {pattern!r}, which klype does not know.", _HINT)
+
+
+def _their_name(name: str, file: Path) -> str:
+    """Hugging Face's name of a tensor."""
+    match = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)", name)
+    if match is None or match.group(2) not in _NAMES:
+        raise KlypeError(f"{file} holds {name}, which klype cannot use.", _HINT)
+    layer, part, last = match.groups()
+    return f"model.layers.{layer}.{_NAMES[part]}.{last}" if layer is not None else f"{_NAMES[part]}.{last}"
+
+
+def _in_halves(weight: Tensor, heads: int) -> Tensor:
+    """Rows of rotated pairs from llama.cpp's order (pair by pair) to Hugging Face's (first halves, second halves)."""
+    return weight.reshape(heads, -1, 2, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)

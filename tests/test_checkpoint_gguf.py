@@ -1,0 +1,143 @@
+"""A GGUF file gives the weights, the tokenizer and the template that went into it."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import toys
+
+from klype.errors import KlypeError
+from klype.model.checkpoint import load
+from klype.model.convert import weights_to_hf
+from klype.model.transformer import Transformer
+from klype.text.chat import TEMPLATE
+from klype.text.tokenizer import Tokenizer
+
+gguf = pytest.importorskip("gguf")
+
+MERGES = Tokenizer.train(["Hunden drakk vann. Katten drakk melk, og de andre katter drakk ikke."], 270, TEMPLATE)
+TOKENS = torch.arange(24).reshape(2, 12) * 7 % MERGES.vocab_size
+TENSORS = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
+
+def model(kind: str) -> Transformer:
+    shape = {"qkv_bias": True} if kind == "qwen2" else {}
+    return toys.toy("llama", vocab_size=MERGES.vocab_size, width=32, hidden=64, heads=4, kv_heads=2, **shape)
+
+
+def tensor_name(name: str) -> str:
+    parts = name.split(".")
+    last = parts.pop()
+    if parts[:2] == ["model", "layers"]:
+        return f"blk.{parts[2]}.{TENSORS['.'.join(parts[3:])]}.{last}"
+    return f"{TENSORS['.'.join(parts)]}.{last}"
+
+
+def pair_by_pair(weight: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:
+    """llama.cpp's order of the rows that are rotated together: first of the first half, first of the second, …"""
+    per_head = weight.reshape(heads, 2, -1, *weight.shape[1:])
+    return np.stack([per_head[:, 0], per_head[:, 1]], axis=2).reshape(weight.shape)
+
+
+def written(file: Path, kind: str = "llama", quantised: bool = False, **changes: Any) -> Path:
+    """A GGUF file of the toy model; ``changes`` replace fields of its metadata."""
+    ours = model(kind)
+    config = ours.config
+    writer = gguf.GGUFWriter(file, changes.get("architecture", kind))
+    for field, value in (
+        ("block_count", config.layers),
+        ("context_length", config.window),
+        ("embedding_length", config.width),
+        ("feed_forward_length", config.hidden),
+        ("attention.head_count", config.heads),
+        ("attention.head_count_kv", config.kv_heads),
+    ):
+        writer.add_uint32(f"{kind}.{field}", value)
+    writer.add_float32(f"{kind}.attention.layer_norm_rms_epsilon", config.norm_eps)
+    writer.add_float32(f"{kind}.rope.freq_base", config.rope_theta)
+    if "scaling" in changes:
+        writer.add_string(f"{kind}.rope.scaling.type", changes["scaling"])
+    vocabulary = MERGES._definition["model"]["vocab"]
+    writer.add_tokenizer_model(changes.get("tokenizer", "gpt2"))
+    writer.add_tokenizer_pre(changes.get("pre", "gpt-2"))
+    writer.add_token_list(sorted(vocabulary, key=vocabulary.get))
+    writer.add_token_types([3] * 6 + [1] * (len(vocabulary) - 6))
+    writer.add_token_merges([" ".join(m) for m in MERGES._definition["model"]["merges"]])
+    for add, i in ((writer.add_bos_token_id, 1), (writer.add_eos_token_id, 2), (writer.add_pad_token_id, 0)):
+        add(i)
+    writer.add_chat_template(TEMPLATE)
+    for name, tensor in weights_to_hf(ours).items():
+        weight = tensor.numpy()
+        if kind == "llama" and ("q_proj" in name or "k_proj" in name):
+            weight = pair_by_pair(weight, config.heads if "q_proj" in name else config.kv_heads)
+        if quantised and weight.ndim == 2:
+            raw = gguf.quantize(weight, gguf.GGMLQuantizationType.Q8_0)
+            writer.add_tensor(tensor_name(name), raw, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+        else:
+            writer.add_tensor(tensor_name(name), np.ascontiguousarray(weight))
+    for extra in changes.get("extra", ()):
+        writer.add_tensor(extra, np.ones(4, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_logits_are_those_of_the_model(tmp_path: Path, kind: str) -> None:
+    loaded = load(written(tmp_path / "m.gguf", kind))
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.model(TOKENS), model(kind)(TOKENS), atol=1e-5, rtol=0)
+        coarse = load(written(tmp_path / "q.gguf", kind, quantised=True)).model(TOKENS)
+        assert 0 < (coarse - model(kind)(TOKENS)).abs().max() < 0.3
+
+
+def test_the_tokenizer_is_rebuilt(tmp_path: Path) -> None:
+    loaded = load(written(tmp_path / "m.gguf"))
+    for text in ("Hunden drakk melk. æøå 😀\n  12", "<|end|>"):
+        assert loaded.tokenizer.encode(text) == MERGES.encode(text)
+        assert loaded.tokenizer.decode(MERGES.encode(text)) == text
+    names = ("begin", "end", "pad", "user", "assistant", "ends", "template")
+    assert [getattr(loaded.tokenizer, n) for n in names] == [getattr(MERGES, n) for n in names]
+    assert loaded.chat.prompt([{"role": "user", "content": "Hunden"}])[:2] == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architecture": "gpt2"}, "architecture 'gpt2'"),
+        ({"scaling": "yarn"}, "'yarn'"),
+        ({"tokenizer": "llama"}, "tokenizer of the kind 'llama'"),
+        ({"pre": "klingon"}, "pattern 'klingon'"),
+        ({"extra": ["rope_freqs.weight"]}, "holds rope_freqs"),
+        ({"extra": ["blk.7.attn_norm.weight"]}, "knows nothing of"),
+    ],
+)
+def test_what_cannot_be_expressed_is_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(KlypeError, match=message):
+        load(written(tmp_path / "m.gguf", **changes))
+
+
+def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
+    file = written(tmp_path / "m.gguf")
+    raw = file.read_bytes()
+    for broken in (b"", b"GGUF", raw[: len(raw) // 2], raw[:3000], b"x" + raw[1:]):
+        file.write_bytes(broken)
+        with pytest.raises(KlypeError, match=r"m\.gguf"):
+            load(file)
