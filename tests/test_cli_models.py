@@ -59,7 +59,9 @@ def run(world: World, question: Question, tmp_path_factory: pytest.TempPathFacto
     tokenizer = Tokenizer.train(texts, 4000, TEMPLATE)  # whole words
     for stage in ("pretrain", "finetune"):
         save(folder / stage, tokenizer)
-    (folder / "run.json").write_text(json.dumps({"recipe": "world"}), encoding="utf-8")
+    (folder / "run.json").write_text(
+        json.dumps({"recipe": "world", "settings": {"kind": "world", "world": "small"}}), encoding="utf-8"
+    )
     row = {k: v for k, v in dataclasses.asdict(question).items() if v}
     (folder / "questions.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
     return folder

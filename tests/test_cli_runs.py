@@ -153,13 +153,14 @@ def test_runs_are_listed_also_when_one_is_broken(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     gates = [{"name": "kl", "passed": True}, {"name": "s", "passed": False}]
-    run_of(tmp_path / "runs" / "a", "pretrain", recipe="world", seconds={"total": 301.4}, gates=gates)
+    run_of(tmp_path / "runs" / "a", "pretrain", recipe="world", state="done", seconds={"total": 301.4}, gates=gates)
     run_of(tmp_path / "runs" / "b").joinpath("run.json").write_text("{", encoding="utf-8")
     assert guard.guarded(call, ["runs", "list", "--json"]) == 0
     good, bad = json.loads(capsys.readouterr().out)["runs"]
     assert good == {
         "run": "runs/a",
         "recipe": "world",
+        "state": "done",
         "seconds": 301.4,
         "stages": ["pretrain"],
         "gates_passed": 1,
@@ -171,11 +172,12 @@ def test_runs_are_listed_also_when_one_is_broken(
     shown = capsys.readouterr().out
     assert "oppskrift" in shown
     assert "1/2" in shown
+    assert "ferdig" in shown
 
 
 def test_runs_are_compared_stage_by_stage(tmp_path: Path, capsys: Captured) -> None:
-    a = run_of(tmp_path / "a", recipe="world", stages={"base": figures(0.5), "aligned": None})
-    b = run_of(tmp_path / "b", recipe="world", stages={"base": figures(0.8), "aligned": figures(0.9)})
+    a = run_of(tmp_path / "a", recipe="world", figures={"base": figures(0.5), "aligned": None})
+    b = run_of(tmp_path / "b", recipe="world", figures={"base": figures(0.8), "aligned": figures(0.9)})
     assert guard.guarded(call, ["runs", "compare", str(a), str(b), "--json", "--out", str(tmp_path / "c.json")]) == 0
     document = json.loads(capsys.readouterr().out)
     assert json.loads((tmp_path / "c.json").read_text(encoding="utf-8")) == document

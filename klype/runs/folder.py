@@ -17,17 +17,24 @@ RUNS = Path("runs")
 
 @contextmanager
 def chosen(recipe: str, out: Path | None, resume: bool, today: date) -> Iterator[Path]:
-    """The folder of a run, for as long as the run lasts; if it stays empty, it is gone afterwards."""
-    place = choose(recipe, out, resume, today)
+    """The folder of a run, for as long as the run lasts; what was made for it and stayed empty goes afterwards."""
+    place = plan(recipe, out, resume, today)
+    new = [folder for folder in (place, *place.parents) if not folder.exists()]
     try:
-        yield place
+        yield _writable(place)
     finally:
-        with suppress(OSError):  # not empty: as it should be
-            place.rmdir()
+        with suppress(OSError):  # the first one that holds something ends this
+            for folder in new:
+                folder.rmdir()
 
 
 def choose(recipe: str, out: Path | None, resume: bool, today: date, base: Path = RUNS) -> Path:
-    """The folder of a run, made and writable: ``out``, or ``base/<recipe>-<date>-<n>``.
+    """The folder of a run, made and writable (see ``plan``)."""
+    return _writable(plan(recipe, out, resume, today, base))
+
+
+def plan(recipe: str, out: Path | None, resume: bool, today: date, base: Path = RUNS) -> Path:
+    """The folder that a run is to have: ``out``, or ``base/<recipe>-<date>-<n>``.
 
     A recipe that is a file gives its bare name. With ``resume`` it is ``out`` or the newest folder of this recipe,
     if there is one; without, an existing folder that holds anything is refused.
@@ -42,7 +49,7 @@ def choose(recipe: str, out: Path | None, resume: bool, today: date, base: Path 
         raise UsageError(f"{folder} is a file, not a folder for a run.", "Choose another --out.")
     if not resume and folder.is_dir() and any(folder.iterdir()):
         raise UsageError(f"{folder} exists already.", "Add --resume to go on with it, or choose another --out.")
-    return _writable(folder)
+    return folder
 
 
 def read_run(folder: Path) -> dict[str, Any]:

@@ -21,13 +21,13 @@ def next_truth(found: Found, tokenizer: Tokenizer, text: str, raw: bool) -> dict
 
     None where there is no truth to know: another recipe, or a question that is not among the run's held-out ones.
     """
-    if found.run is None or read_run(found.run).get("recipe") != "world":
+    settings = read_run(found.run).get("settings", {}) if found.run else {}
+    if found.run is None or settings.get("kind") != "world":
         return None
-    asked = read_questions(found.run / "questions.jsonl")
-    world = World(next((q.extra["world"] for q in asked if "world" in q.extra), "full"))
+    world = World(settings.get("world", "full"))
     if raw:
         return after(world.filter("document"), tokenizer, text)
-    question = find_question(asked, text)
+    question = find_question(read_questions(found.run / "questions.jsonl"), text)
     return None if question is None else after(world.filter("chat", question), tokenizer, "")
 
 

@@ -65,6 +65,7 @@ def summary(run: Path) -> dict[str, Any]:
     return {
         "run": str(run),
         "recipe": about.get("recipe"),
+        "state": about.get("state"),
         "seconds": seconds.get("total") if isinstance(seconds, dict) else None,
         "stages": [
             stage for stage in ("pretrain", "finetune", "reward", "align") if (run / stage / "config.json").exists()
@@ -76,7 +77,7 @@ def summary(run: Path) -> dict[str, Any]:
 
 def stages_of(about: dict[str, Any]) -> dict[str, Any]:
     """The figures of every stage that a run.json holds; None for a stage that was not reached."""
-    stages = about.get("stages")
+    stages = about.get("figures")
     return {stage: stages.get(stage) if isinstance(stages, dict) else None for stage in STAGES}
 
 
@@ -92,12 +93,13 @@ def show_list(terminal: Terminal, folder: Path, found: list[dict[str, Any]]) -> 
     for run in found:
         name = Path(run["run"]).name
         if "why" in run:
-            rows.append([name, w("runs.unreadable", why=run["why"]), "", "", ""])
+            rows.append([name, w("runs.unreadable", why=run["why"]), "", "", "", ""])
             continue
         seconds = number(run["seconds"], terminal.lang, 0) if run["seconds"] is not None else "\u2013"
         gates = f"{run['gates_passed']}/{run['gates']}" if run["gates"] else "\u2013"
-        rows.append([name, str(run["recipe"] or "\u2013"), seconds, " ".join(run["stages"]), gates])
-    columns = [w(f"runs.{key}") for key in ("run", "recipe", "seconds", "stages", "gates")]
+        state = w(f"runs.{run['state']}") if run["state"] in ("done", "running") else "\u2013"
+        rows.append([name, str(run["recipe"] or "\u2013"), state, seconds, " ".join(run["stages"]), gates])
+    columns = [w(f"runs.{key}") for key in ("run", "recipe", "state", "seconds", "stages", "gates")]
     print_table(terminal.console, w("runs.title", folder=folder), columns, rows)
 
 
