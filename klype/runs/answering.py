@@ -57,7 +57,7 @@ def judged(
             out.append(
                 Answered(
                     question=question.id,
-                    words=tuple(text.split()),
+                    words=_pieces(subject, trace) if s else tuple(text.split()),
                     ended=trace.ended,
                     right=verdict.right,
                     word_for_word=word_for_word(question, text).right if question.answers else None,
@@ -73,6 +73,12 @@ def judged(
                 )
             )
     return out
+
+
+def _pieces(subject: Subject, trace: Trace) -> tuple[str, ...]:
+    """The answer token by token, as S is known token by token (in the world: word by word)."""
+    tokenizer = subject.chat.tokenizer
+    return tuple(tokenizer.decode([t]) for t in trace.tokens if t not in tokenizer.ends)
 
 
 def correctness(subject: Subject, question: Question, trace: Trace) -> tuple[tuple[float, ...], int | None]:

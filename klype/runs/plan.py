@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def seconds_per_step(model: nn.Module, build: Build, training: Settings, threads
         on_step = Session(on_step=lambda step, metrics: stamps.append(time.perf_counter()))
         train(twin, objective, batches, settings, Path(folder), on_step)
     torch.set_rng_state(generator)
-    taken = sorted(b - a for a, b in zip(stamps[4:], stamps[5:], strict=False))
+    taken = sorted(b - a for a, b in pairwise(stamps[4:]))
     return taken[len(taken) // 2]
 
 

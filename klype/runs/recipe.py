@@ -24,7 +24,7 @@ class TokenizerSection(Settings):
 
 
 class ModelSection(Settings):
-    """The transformer. ``conv``: taps of the short convolution before attention, with which positions are not rotated."""
+    """The transformer. ``conv``: taps of the short convolution before attention; with it, positions are not rotated."""
 
     width: int = Field(default=192, gt=0)
     layers: int = Field(default=4, gt=0)
@@ -70,6 +70,7 @@ class RankSection(Settings):
     that the annotator swaps two neighbours.
     """
 
+    share: float = Field(default=0.04, ge=0, le=1)
     questions: int = Field(default=900, ge=1)
     held_out: int = Field(default=200, ge=1)
     drawn: int = Field(default=3, ge=1)
@@ -83,13 +84,14 @@ class RankSection(Settings):
 class RewardSection(Settings):
     """``threshold``: held-out pair accuracy below which alignment does not start; ``gate``: what is aimed at."""
 
+    share: float = Field(default=0.02, ge=0, le=1)
     threshold: float = Field(default=0.75, ge=0.5, le=1)
     gate: float = Field(default=0.86, ge=0.5, le=1)
     fit: RewardSettings = RewardSettings()
 
 
 class AlignSection(Rehearsing):
-    """``rows`` questions a step, ``answers`` to each, of at most ``limit`` tokens; ``how``: the method and its options."""
+    """``rows`` questions a step, ``answers`` to each, of at most ``limit`` tokens. ``how``: method and options."""
 
     answers: int = Field(default=8, ge=2)
     limit: int = Field(default=40, ge=1)

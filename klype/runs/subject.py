@@ -26,6 +26,7 @@ class Subject(Protocol):
     chat: Chat
     held_out: list[Question]
     annotator: Text
+    annotator_name: str
     judge_name: str
 
     def pretraining(self, steps: int, background: bool) -> Batches: ...

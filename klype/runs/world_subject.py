@@ -13,8 +13,8 @@ from klype.data.batches import PaddedBatches
 from klype.data.order import mix
 from klype.data.pools import PoolSettings
 from klype.engine.engine import Engine
-from klype.examine.divergence import point, s_corpus
 from klype.examine.divergence import divergence as divergence_figure
+from klype.examine.divergence import point, s_corpus
 from klype.examine.facts import DataFacts, NextFacts, NextTokenFacts, Text, TextFacts
 from klype.examine.intervals import mean_by_question
 from klype.model.transformer import Transformer
@@ -25,20 +25,21 @@ from klype.text.tokenizer import Tokenizer
 from klype.values import Batches, Distribution, Figure, Question, Ranking, Request, Sampling, Verdict
 from klype.world import Filter, TokenFilter, World
 
+TASTE: Text = {
+    "en": "simulated: likes right, polite and short answers; swaps neighbours now and then",
+    "nb": "simulert: liker riktige, høflige og korte svar; bytter om på naboer av og til",
+}
 SHOWN = {"nb": "Jeg gikk en tur på", "en": "I walked on the"}
 
 
 class WorldSubject:
     """Documents without end, questions with known answers, an annotator with stated tastes."""
 
-    annotator: Text = {
-        "en": "simulated: likes right, polite and short answers; swaps neighbours now and then",
-        "nb": "simulert: liker riktige, høflige og korte svar; bytter om på naboer av og til",
-    }
+    annotator_name = "likes right, polite and short answers"
     judge_name = "the world's grammar"
 
     def __init__(self, recipe: Recipe, seed: int, tokenizer: Tokenizer | None = None) -> None:
-        self.recipe, self.seed = recipe, seed
+        self.recipe, self.seed, self.annotator = recipe, seed, TASTE
         self.world = World(recipe.world)
         self.chat = Chat(tokenizer or self._tokenizer())
         self.spellings = spell(self.world, self.chat)

@@ -219,7 +219,7 @@ class Grammar:
         plain: Symbols = (*capital(said), mark, Call(self.answer, (Query(kind, about),)))
         if not row.one_word:
             return [(1.0, plain, env)]
-        demand = w(env.lang, "Svar med ett ord :", "Answer in one word :")
+        demand = words(lex.DEMAND[env.lang])
         return [
             (0.93, plain, env),
             (0.07, (*demand, *said, mark, Call(self.answer, (Query(kind, about, True),))), env),
@@ -330,13 +330,13 @@ class Grammar:
     def walk(self, env: Env) -> list[Expansion]:
         """«Jeg gikk en tur på …»: where is graded, the weather follows the season, which is never said."""
         g = env.lang
-        went = form("gikk|.75 spaserte|.25" if g == lex.NB else "walked|.8 strolled|.2")
+        went = form(lex.WENT[g])
         tour = ("en", "tur") if g == lex.NB else ()
         return [(1.0, ("Jeg" if g == lex.NB else "I", *went, *tour, Call(self.walk_place)), env)]
 
     def walk_place(self, env: Env) -> list[Expansion]:
         g = env.lang
-        when = ((0.6, ()), (0.25, w(g, "i går", "yesterday")), (0.15, w(g, "i dag", "today")))
+        when = ((0.6, ()), *((p, words(said)) for p, said in lex.WHEN[g]))
         return [
             (p * q, (*form(said), *time, ".", Call(self.season, (place,))), env)
             for place, said, p in lex.WALKS[g]
@@ -360,7 +360,7 @@ class Grammar:
 
     def proverb(self, env: Env) -> list[Expansion]:
         sayings = lex.PROVERBS[env.lang]
-        lead = w(env.lang, "Som man sier :", "As they say :")
+        lead = words(lex.SAYING[env.lang])
         return [(p / len(sayings), (*start, *form(s)), env) for s in sayings for p, start in ((0.6, ()), (0.4, lead))]
 
 

@@ -236,6 +236,8 @@ WALKS = {
         ("river", "along the river", 0.08),
     ),
 }
+WENT = {NB: "gikk|.75 spaserte|.25", EN: "walked|.8 strolled|.2"}
+WHEN = {NB: ((0.25, "i går"), (0.15, "i dag")), EN: ((0.25, "yesterday"), (0.15, "today"))}  # else: not said
 SEASONS = {"winter": 0.35, "summer": 0.4, "autumn": 0.25}
 WEATHER = {
     "winter": {"snow": 0.55, "cold": 0.35, "wind": 0.1},
@@ -267,6 +269,8 @@ WEAR = {
 
 NUMBERS = {NB: ("null", "én", "to", "tre", "fire"), EN: ("zero", "one", "two", "three", "four")}
 
+SAYING = {NB: "Som man sier :", EN: "As they say :"}
+DEMAND = {NB: "Svar med ett ord :", EN: "Answer in one word :"}
 COURTESIES = {
     NB: ("Takk for spørsmålet !", "Gjerne !", "Så hyggelig at du spør !"),
     EN: ("Thank you for asking !", "Gladly !", "How nice of you to ask !"),

@@ -142,9 +142,10 @@ def _told_of(fact: Fact, story: Story) -> list[tuple[float, Content]]:
 
 
 def _told_domain(fact: Fact, story: Story, lexicon: Lexicon) -> list[Content]:
-    """Every order-preserving part of the story's subjects."""
+    """Every order-preserving part of the story's subjects, and anybody else alone."""
     names = _told_of(fact, story)[0][1]
-    return [tuple(n for k, n in enumerate(names) if mask >> k & 1) for mask in range(1, 1 << len(names))]
+    parts = [tuple(n for k, n in enumerate(names) if mask >> k & 1) for mask in range(1, 1 << len(names))]
+    return parts + [(n,) for n in (*lexicon.persons, *lexicon.agents) if n not in names]
 
 
 def _anyone(lang: str, names: tuple[str, ...]) -> Symbols:

@@ -28,6 +28,9 @@ def vocabulary(grammar: Grammar) -> tuple[str, ...]:
                     found |= _words(kind.bare(lang, about, content), kind.sentence(lang, about, content))
         for saying in lex.PROVERBS[lang]:
             found |= _words(form(saying))
+        frames = (*lex.COURTESIES[lang], *lex.LONG_WINDED[lang], lex.SAYING[lang], lex.DEMAND[lang], lex.WENT[lang])
+        for frame in (*frames, *(when for _, when in lex.WHEN[lang])):
+            found |= _words(form(frame))
         for season in lex.SEASONS:
             found |= _words(form(lex.WEAR[lang][season]))
     rng = random.Random(0)

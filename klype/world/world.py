@@ -184,12 +184,16 @@ class World:
         right = row.right(query.about, env.facts)
         if manner == "wrong":
             other = [c for c in row.domain(query.about, env.facts, self.lexicon) if c not in [c for _, c in right]]
-            content = rng.choice(other)
             style = rng.choices(("bare", "sentence", "polite", "boring"), (0.3, 0.3, 0.3, 0.1))[0]
-        else:
-            content, style = rng.choices([c for _, c in right], [p for p, _ in right])[0], manner
-        symbols = self.grammar.say(env.lang, query, content, style)
-        return self.text(sample((symbols, env), rng)[0])
+            while True:  # another content can be said in the same words: "No." is right whatever is true instead
+                said = self._said(question, rng.choice(other), style, rng)
+                if not self.judge(question, said).right:
+                    return said
+        return self._said(question, rng.choices([c for _, c in right], [p for p, _ in right])[0], manner, rng)
+
+    def _said(self, question: Question, content: Any, style: str, rng: random.Random) -> str:
+        env = _env(question)
+        return self.text(sample((self.grammar.say(env.lang, _query(question), content, style), env), rng)[0])
 
     def meaning(self, question: Question, answer: str) -> frozenset[Any]:
         """The contents that the answer can have as an answer to this question; empty: it is not of the language.

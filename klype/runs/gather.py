@@ -1,0 +1,288 @@
+"""From a finished run to its facts: every figure of the report, measured once and put where the report reads it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from klype.examine.calibration import bins, calibration_error
+from klype.examine.evidence import Answered, Evidence
+from klype.examine.facts import AnswerFacts, CurveFacts, Facts, FigureFacts, GateFacts, QuestionFacts, StageName
+from klype.examine.intervals import paired
+from klype.examine.measures import measure
+from klype.examine.survival import survival
+from klype.model.transformer import Transformer
+from klype.runs.answering import answer_all, judged, said
+from klype.runs.stages import Run
+from klype.values import Question, Sampling, Trace
+
+MODELS: dict[StageName, str] = {"base": "pretrain", "finetuned": "finetune", "aligned": "align"}
+MAIN = ("right", "word_for_word", "undecided", "polite", "concise", "annotator")
+SIDE_BY_SIDE = 8
+CURVE_POINTS = 200
+
+
+def measure_stage(run: Run, name: StageName) -> dict[str, FigureFacts]:
+    """What one model scores: chat answers at the recipe's temperature, and its knowledge of plain text."""
+    model = run.model(MODELS[name])
+    answers = main_answers(run, model)
+    evidence = Evidence(answers, judge=run.subject.judge_name, seed=run.options.seed)
+    figures = {k: f for k, f in measure(evidence).items() if k in MAIN}
+    figures |= run.subject.knowledge(model, few=(run.options.minutes or 5) < 3)
+    run.record.content.setdefault("costs", {})[name] = _cost(model, evidence)
+    run.record.content.setdefault("scores", {})[name] = [a.score for a in answers]
+    return {k: f.json() for k, f in figures.items()}  # type: ignore[misc]
+
+
+def main_answers(run: Run, model: Transformer) -> list[Answered]:
+    questions = run.subject.held_out[: run.recipe.examine.questions]
+    sampling = Sampling(temperature=run.recipe.examine.temperature)
+    return judged(run.subject, model.config, questions, answer_all(model, run.subject, questions, sampling))
+
+
+def gather(run: Run) -> Facts:
+    """The facts of a run whose stages are done (alignment may have been refused)."""
+    content = run.record.content
+    newest: StageName = "aligned" if run.record.done("align") else "finetuned"
+    model = run.model(MODELS[newest])
+    facts: dict[str, Any] = {
+        "run": run.folder.name,
+        "recipe": content["recipe"],
+        "kind": run.recipe.kind,
+        "planned_s": content["planned_s"],
+        "stages": {name: content["figures"].get(name) for name in MODELS},
+        "annotator": run.subject.annotator,
+        "gates": gates(run),
+        "curves": curves(run),
+        "questions": side_by_side(run),
+        "next": run.subject.next_words(run.model("pretrain")),
+        "cost": content["costs"],
+        "notes": run.subject.notes(),
+    }
+    if content.get("refused"):
+        facts["missing"] = {"aligned": content["refused"]}
+    if content.get("reward"):
+        reward = content["reward"]
+        facts["reward"] = {k: reward[k] for k in ("pair_accuracy", "ceiling")}
+        facts["reward"]["threshold"] = run.recipe.reward.threshold
+    yardsticks = run.subject.yardsticks()
+    if yardsticks is not None:
+        facts["text"] = yardsticks
+    facts |= temperatures(run, model, newest)
+    facts["provenance"] = provenance(run, model)
+    facts["seconds"] = {k: v for k, v in content["seconds"].items() if k != "total"} | {"total": run.record.elapsed}
+    result: Facts = facts  # type: ignore[assignment]
+    return result
+
+
+def gates(run: Run) -> list[GateFacts]:
+    """What the recipe aims at, passed or missed, never hidden."""
+    figures, content = run.record.content["figures"], run.record.content
+
+    def value(stage: str, name: str) -> float | None:
+        found = (figures.get(stage) or {}).get(name)
+        return None if found is None else found["value"]
+
+    out: list[GateFacts] = []
+
+    def gate(name: str, got: float | None, threshold: float, below: bool = False) -> None:
+        passed = got is not None and (got <= threshold if below else got >= threshold)
+        row: GateFacts = {"name": name, "value": got, "threshold": threshold, "passed": passed}
+        if below:
+            row["below"] = True
+        out.append(row)
+
+    if run.recipe.kind == "world":
+        gate("retrieval_hard", value("base", "retrieval_hard"), 0.95)
+        gate("kl", value("base", "kl"), 0.15, below=True)
+        gate("s", value("base", "s"), 0.97)
+        gate("finetuned_right", value("finetuned", "right"), 0.90)
+    reward = (content.get("reward") or {}).get("pair_accuracy") or {}
+    gate("reward_pairs", reward.get("value"), run.recipe.reward.gate)
+    if run.recipe.kind == "world":
+        gate("aligned_right", value("aligned", "right"), 0.92)
+        gate("aligned_polite", value("aligned", "polite"), 0.95)
+        gate("aligned_score_up", _score_up(run), 0.0)
+        before, after = value("base", "retrieval_text"), value("aligned", "retrieval_text")
+        gate("retrieval_kept", after / before if before and after is not None else None, 0.90)
+    gate("seconds", run.record.elapsed, 1.15 * 60 * (run.options.minutes or 5), below=True)
+    return out
+
+
+def _score_up(run: Run) -> float | None:
+    """The lower end of the paired gain in the annotator's score: above 0, it is up beyond its interval."""
+    scores = run.record.content.get("scores", {})
+    if "finetuned" not in scores or "aligned" not in scores:
+        return None
+    questions = [q.id for q in run.subject.held_out[: len(scores["aligned"])]]
+    return paired(scores["finetuned"], scores["aligned"], questions).low
+
+
+def curves(run: Run) -> list[CurveFacts]:
+    """The loss (and reward) of every stage, thinned to a few hundred points."""
+    out: list[CurveFacts] = []
+    for stage in ("pretrain", "finetune", "reward", "align"):
+        file = run.folder / stage / "metrics.jsonl"
+        if not file.exists():
+            continue
+        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        if not lines:
+            continue
+        every = max(1, len(lines) // CURVE_POINTS)
+        groups = [lines[i : i + every] for i in range(0, len(lines), every)]
+        series = {
+            name: [_mean([line.get(name) for line in group]) for group in groups]
+            for name in ("loss", "reward", "kl")
+            if any(line.get(name) is not None for line in lines)
+        }
+        out.append({"stage": stage, "step": [group[-1]["step"] for group in groups], "series": series})
+    return out
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return sum(known) / len(known) if known else None
+
+
+def side_by_side(run: Run) -> list[QuestionFacts]:
+    """A few held-out questions with the answer of each model, token by token with its probability."""
+    questions = run.subject.held_out[:SIDE_BY_SIDE]
+    sampling = Sampling(temperature=run.recipe.examine.temperature)
+    answers: dict[StageName, list[AnswerFacts]] = {}
+    for name, stage in MODELS.items():
+        if run.record.done(stage):
+            groups = answer_all(run.model(stage), run.subject, questions, sampling)
+            answers[name] = [_answer(run, q, g[0]) for q, g in zip(questions, groups, strict=True)]
+    return [
+        {
+            "question": question.question,
+            "context": question.context,
+            "references": list(question.answers),
+            "answers": {name: answers[name][i] if name in answers else None for name in MODELS},
+        }
+        for i, question in enumerate(questions)
+    ]
+
+
+def _answer(run: Run, question: Question, trace: Trace) -> AnswerFacts:
+    tokenizer = run.subject.chat.tokenizer
+    text = said(run.subject, trace)
+    verdict = run.subject.judge(question, text, trace.ended == "stop")
+    steps = [s for s in trace.steps if s.token not in tokenizer.ends]
+    return {
+        "text": text,
+        "tokens": [{"text": tokenizer.decode([s.token]), "p": min(1.0, math.exp(s.logp))} for s in steps],
+        "right": verdict.right,
+        "polite": verdict.polite,
+        "concise": verdict.concise,
+        "score": verdict.score,
+        "ended": trace.ended,
+    }
+
+
+def temperatures(run: Run, model: Transformer, stage: StageName) -> dict[str, Any]:
+    """The same questions at several temperatures: dull, lively, nonsense; with survival and calibration."""
+    questions = run.subject.held_out[:200]
+    shown = run.subject.held_out[0]
+    rows, curves_, calibration = [], [], None
+    whole = run.recipe.kind == "world"
+    for temperature in run.recipe.examine.temperatures:
+        sampling = Sampling(temperature=temperature)
+        groups = answer_all(model, run.subject, questions, sampling, n=2, top=-1 if whole else 0)
+        answers = judged(run.subject, model.config, questions, groups)
+        figures = measure(Evidence(answers, judge=run.subject.judge_name, seed=run.options.seed))
+        samples = answer_all(model, run.subject, [shown], sampling, n=4)[0]
+        rows.append(
+            {
+                "temperature": temperature,
+                "figures": {k: f.json() for k, f in figures.items() if k in ROW},
+                "samples": [_answer(run, shown, t) for t in samples],
+            }
+        )
+        if whole and temperature in (0.7, 1.0):
+            found = survival(answers, run.options.seed)
+            curves_.append(
+                {
+                    "temperature": temperature,
+                    "stage": stage,
+                    "s": found.s.json(),
+                    **{
+                        name: [{**f.json(), "t": t} for t, f in enumerate(getattr(found, name), 1)]
+                        for name in ("r", "k", "independent")
+                    },
+                }
+            )
+        if temperature == 1.0:
+            calibration = _calibration(run, questions, groups, stage)
+    out: dict[str, Any] = {"temperatures": {"stage": stage, "prompt": shown.prompt, "rows": rows}}
+    if curves_:
+        out["survival"] = curves_
+    if calibration:
+        out["calibration"] = [calibration]
+    return out
+
+
+ROW = frozenset(["right", "word_for_word", "s", "repetition", "distinct", "same_text", "polite", "annotator"])
+
+
+def _calibration(
+    run: Run, questions: Sequence[Question], groups: Sequence[Sequence[Trace]], stage: StageName
+) -> dict[str, Any] | None:
+    """The likeliest next token: how likely the model says it is, against the truth, on its own right prefixes."""
+    told: list[float] = []
+    true: list[float] = []
+    asked: list[str] = []
+    for question, traces in zip(questions, groups, strict=True):
+        for trace in traces:
+            truth = run.subject.next_right(question)
+            if truth is None:
+                return None
+            for step in trace.steps:
+                assert step.distribution is not None
+                p = truth.next()
+                told.append(float(math.exp(step.distribution.logp[0])))
+                true.append(p.get(int(step.distribution.ids[0]), 0.0))
+                asked.append(question.id)
+                if truth.push(step.token) == 0.0:
+                    break
+    if len(set(asked)) < 40:
+        return None
+    return {
+        "stage": stage,
+        "bins": [{"p": p, "observed": observed.json()} for p, observed in bins(told, true, asked)],
+        "error": calibration_error(told, true, asked).json(),
+    }
+
+
+def _cost(model: Transformer, evidence: Evidence) -> dict[str, Any]:
+    found = measure(evidence)
+    kept = ("passes", "tokens", "flops")
+    return {
+        "parameters": model.config.parameters,
+        "figures": {name: found[name].json() for name in kept if name in found},
+    }
+
+
+def provenance(run: Run, model: Transformer) -> dict[str, Any]:
+    content, config = run.record.content, model.config
+    return {
+        "data": run.subject.data(),
+        "seed": run.options.seed,
+        "versions": content["versions"],
+        "machine": content["machine"],
+        "plan": [
+            {"stage": stage, "steps": p["steps"], "planned_s": p["planned_s"]} for stage, p in content["plan"].items()
+        ],
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "model": {
+            "parameters": config.parameters,
+            "width": config.width,
+            "layers": config.layers,
+            "heads": config.heads,
+            "vocabulary": config.vocab_size,
+            "convolution": config.conv,
+        },
+    }

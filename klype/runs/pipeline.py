@@ -1,0 +1,229 @@
+"""``klype run`` and ``klype train``: the stages one after the other, each measured, all of it resumable."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from klype.errors import UsageError
+from klype.examine import report
+from klype.runs.find import find_model
+from klype.runs.folder import read_run
+from klype.runs.gather import MODELS, gather, measure_stage
+from klype.runs.options import InputOptions, RunOptions, StageOptions
+from klype.runs.recipe import Recipe, read
+from klype.runs.record import Record, resumed_options
+from klype.runs.say import Say
+from klype.runs.stages import STAGES, Run
+from klype.runs.subject import Subject
+from klype.text.tokenizer import Tokenizer
+
+MEASURED = {stage: name for name, stage in MODELS.items()}
+
+
+def run(options: RunOptions, say: Say) -> dict[str, Any]:
+    """The whole life-cycle in ``options.out`` (empty, or to be resumed). Returns the JSON contract of a run."""
+    assert options.out is not None
+    folder, resumed = options.out, (options.out / "run.json").exists()
+    if resumed:
+        content = read_run(folder)
+        options, recipe = resumed_options(options, content["asked"]), Recipe.model_validate(content["settings"])
+    else:
+        recipe = read(options.recipe_name, options.overrides)
+        _check(options, recipe)
+    life = _open(folder, options, recipe, say, resumed)
+    say.note(_promise(life))
+    for name, stage in STAGES.items():
+        if life.record.done(name) or not _may_start(life, name):
+            continue
+        began = time.perf_counter()
+        stage(life)
+        life.record.finish(name, time.perf_counter() - began)
+        if name in MEASURED:
+            _measured(life, name)
+    return _report(life)
+
+
+def train_stage(options: StageOptions, say: Say) -> dict[str, Any]:
+    """One stage in a run folder of its own: ``out/STAGE`` is its checkpoint."""
+    assert options.out is not None
+    folder, resumed = options.out, (options.out / "run.json").exists()
+    if resumed:
+        content = read_run(folder)
+        options, recipe = resumed_options(options, content["asked"]), Recipe.model_validate(content["settings"])
+    else:
+        own_text = options.text or options.data or options.instructions
+        recipe = read("text" if own_text else "world", options.overrides)
+    start = find_model(options.from_) if options.from_ else None
+    if start is None and options.stage != "pretrain":
+        raise UsageError(f"The stage {options.stage} needs a model to start from.", "Give --from MODEL.")
+    life = _open(folder, options, recipe, say, resumed, start.folder if start else None)
+    before = start.run if start else None
+    if before is not None and options.stage in ("reward", "align"):
+        _bring(before, folder, "rank" if options.stage == "reward" else "reward", options.stage)
+    began = time.perf_counter()
+    STAGES[options.stage](life)
+    life.record.finish(options.stage, time.perf_counter() - began)
+    if options.stage in MEASURED:
+        _measured(life, options.stage)
+    life.record.content["state"] = "done"
+    life.record.save()
+    content = life.record.content
+    return {
+        "run": str(folder),
+        "stage": options.stage,
+        "model": str(folder / options.stage),
+        "seconds": content["seconds"],
+        "figures": content["figures"],
+        "reward": content.get("reward"),
+    }
+
+
+def _open(
+    folder: Path, options: RunOptions | StageOptions, recipe: Recipe, say: Say, resumed: bool, start: Path | None = None
+) -> Run:
+    """The record on disk, and everything the stages need in memory."""
+    if resumed:
+        record = Record(folder, read_run(folder))
+        options = options.model_copy(update={"resume": True})
+    else:
+        minutes = options.minutes or 0.0
+        name = options.recipe_name if isinstance(options, RunOptions) else recipe.kind
+        about = {"recipe": name, "settings": recipe.model_dump(mode="json"), "planned_s": minutes * 60}
+        record = Record.start(folder, options, about)
+    known = start if start is not None else folder
+    tokenizer = Tokenizer.load(known) if (known / "tokenizer.json").exists() else None
+    subject = _subject(recipe, options, tokenizer)
+    if not resumed:
+        subject.chat.tokenizer.save(folder)
+        subject.save_inputs(folder)
+        record.save()
+    return Run(folder, options, recipe, subject, record, say, start)
+
+
+def _subject(recipe: Recipe, options: InputOptions, tokenizer: Tokenizer | None) -> Subject:
+    seed: int = getattr(options, "seed", 0)
+    if recipe.kind == "world":
+        from klype.runs.world_subject import WorldSubject
+
+        return WorldSubject(recipe, seed, tokenizer)
+    from klype.runs.text_subject import TextSubject
+
+    return TextSubject(recipe, seed, options, tokenizer)
+
+
+def _check(options: RunOptions, recipe: Recipe) -> None:
+    if recipe.kind == "world" and (options.text or options.instructions or options.preferences):
+        raise UsageError(
+            f"The recipe {options.recipe_name} is about the demo world and takes no text of your own.",
+            "Leave --recipe out, or use --recipe text.",
+        )
+    if recipe.kind == "text" and not (options.text or options.data):
+        raise UsageError(f"The recipe {options.recipe_name} needs text.", "Give --text FILES or --data FOLDER.")
+
+
+def _promise(life: Run) -> str:
+    vocabulary = life.subject.chat.tokenizer.vocab_size
+    minutes = life.options.minutes or 0.0
+    m = life.recipe.model
+    asked = life.recipe.tokenizer.size
+    fewer = f" (the text supports no more of the {asked} asked for)" if vocabulary < asked else ""
+    return (
+        f"{minutes:g} minutes for all stages: a model of {m.layers} layers, {m.width} wide, and a vocabulary of "
+        f"{vocabulary} tokens{fewer}, in {life.folder}."
+    )
+
+
+def _may_start(life: Run, stage: str) -> bool:
+    """Alignment does not start on a reward model that imitates its ranker badly: it would learn something else."""
+    if stage != "align":
+        return True
+    threshold = life.recipe.reward.threshold
+    accuracy = life.record.content["reward"]["pair_accuracy"].get("value")
+    if accuracy is None or accuracy >= threshold:
+        return True
+    shown, wanted = f"{100 * accuracy:.0f} %", f"{100 * threshold:.0f} %"
+    if life.options.force:
+        life.say.note(f"The reward model agrees with the ranker on {shown} of pairs only; --force aligns all the same.")
+        return True
+    life.record.content["refused"] = {
+        "en": f"The reward model agrees with its ranker on {shown} of held-out pairs, below {wanted}: aligning to it "
+        "would teach something else than what the ranker likes. More rankings help; --force aligns all the same.",
+        "nb": f"Belønningsmodellen er enig med den som rangerer i {shown} av parene den ikke har sett, under {wanted}: "
+        "Å rette modellen etter den ville lære den noe annet enn det rangereren liker. Flere rangeringer hjelper; "
+        "--force gjør det likevel.",
+    }
+    life.record.save()
+    life.say.note(life.record.content["refused"]["en"])
+    return False
+
+
+def _measured(life: Run, stage: str) -> None:
+    began = time.perf_counter()
+    name = MEASURED[stage]
+    life.record.content["figures"][name] = measure_stage(life, name)
+    life.record.finish("examine", time.perf_counter() - began)
+    life.record.content["done"].pop("examine")
+    life.record.save()
+    life.say.table(f"{name} model", ("measure", "figure"), _rows(life.record.content["figures"][name]))
+
+
+def _rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
+    from klype.examine.say import Say as Words
+
+    words = Words("en")
+    return [(name, words.figure(figure, name)) for name, figure in figures.items()]
+
+
+def _report(life: Run) -> dict[str, Any]:
+    """Measures what only the whole run can tell, writes the report, and returns what ``--json`` prints."""
+    began = time.perf_counter()
+    facts = gather(life)
+    life.record.content["seconds"]["examine"] = round(
+        life.record.content["seconds"].get("examine", 0.0) + time.perf_counter() - began, 2
+    )
+    facts["seconds"] = {**life.record.content["seconds"], "total": round(life.record.elapsed, 2)}
+    path = report.write(life.folder, facts, life.options.lang)
+    content = life.record.content
+    content["state"], content["gates"] = "done", facts.get("gates", [])
+    life.record.save()
+    life.say.table(
+        "gates",
+        ("", "gate", "value", "threshold"),
+        [
+            (
+                "passed" if g["passed"] else "missed",
+                g["name"],
+                "–" if g["value"] is None else f"{g['value']:.3f}",
+                f"{'≤' if g.get('below') else '≥'} {g['threshold']:g}",
+            )
+            for g in content["gates"]
+        ],
+    )
+    life.say.note(f"The report: {path}\nTalk to the model: klype chat {life.folder}")
+    document: dict[str, Any] = {
+        "run": str(life.folder),
+        "recipe": content["recipe"],
+        "planned_s": content["planned_s"],
+        "seconds": content["seconds"],
+        "stages": {name: content["figures"].get(name) for name in MODELS},
+        "reward": content.get("reward"),
+        "gates": content["gates"],
+        "report": str(path),
+    }
+    if content.get("refused"):
+        document["why"] = content["refused"]["en"]
+    if "text" in facts:
+        document["yardsticks"] = facts["text"]
+    return document
+
+
+def _bring(run: Path, folder: Path, stage: str, wanted_by: str) -> None:
+    """Copy what an earlier run made for this stage: rankings for a reward model, a reward model for alignment."""
+    import shutil
+
+    if not (run / stage).is_dir():
+        raise UsageError(f"The run {run} has no {stage}, which the stage {wanted_by} needs.", f"Do {stage} first.")
+    if not (folder / stage).exists():
+        shutil.copytree(run / stage, folder / stage, ignore=shutil.ignore_patterns("resume"))

@@ -1,0 +1,101 @@
+"""run.json: what a run is, what it planned, how far it has come. Written whole, after everything worth keeping."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+
+from klype.errors import UsageError
+from klype.runs.options import RunOptions, StageOptions
+
+Asked = TypeVar("Asked", RunOptions, StageOptions)
+FREE = frozenset(["out", "resume", "lang", "force", "human"])
+"""Options that may differ when a run is resumed."""
+
+
+class Record:
+    """The contents of run.json, and the clock of the run (time of earlier starts included)."""
+
+    def __init__(self, folder: Path, content: dict[str, Any]) -> None:
+        self.folder, self.content = folder, content
+        self._began = time.perf_counter()
+        self._earlier = float(content["seconds"].get("total", 0.0))
+
+    @staticmethod
+    def start(folder: Path, options: RunOptions | StageOptions, about: dict[str, Any]) -> Record:
+        content = {"asked": asked(options), **about, "versions": versions(), "machine": machine()}
+        content |= {"plan": {}, "done": {}, "seconds": {}, "figures": {}, "state": "running"}
+        return Record(folder, content)
+
+    @property
+    def elapsed(self) -> float:
+        return self._earlier + time.perf_counter() - self._began
+
+    def done(self, stage: str) -> bool:
+        return stage in self.content["done"]
+
+    def finish(self, stage: str, seconds: float, **about: Any) -> None:
+        self.content["done"][stage] = about
+        self.content["seconds"][stage] = round(self.content["seconds"].get(stage, 0.0) + seconds, 2)
+        self.save()
+
+    def save(self) -> None:
+        self.content["seconds"]["total"] = round(self.elapsed, 2)
+        write_json(self.folder / "run.json", self.content)
+
+
+def asked(options: RunOptions | StageOptions) -> dict[str, Any]:
+    """What a resumed run must agree with."""
+    return {k: v for k, v in options.model_dump(mode="json").items() if k not in FREE}
+
+
+def resumed_options(options: Asked, saved: dict[str, Any]) -> Asked:
+    """What was asked then, for all that is not asked now. UsageError when the two differ."""
+    defaults = {k: v for k, v in type(options).model_construct().model_dump(mode="json").items()}
+    now = asked(options)
+    for name, value in now.items():
+        if value not in (saved.get(name), defaults.get(name)):
+            option = name.rstrip("_").replace("_", "-")
+            raise UsageError(
+                f"This run was started with --{option} {saved.get(name)}, not {value}.",
+                "Leave the option out to go on with it, or choose another --out.",
+            )
+    kept = {name: getattr(options, name) for name in type(options).model_fields if name in FREE}
+    return type(options).model_validate({**saved, **kept})
+
+
+def write_json(path: Path, content: Any) -> None:
+    """All of it or nothing: beside the old one first, then in its place."""
+    new = path.with_suffix(".new")
+    with new.open("w", encoding="utf-8") as file:
+        json.dump(content, file, indent=1, ensure_ascii=False, allow_nan=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)
+
+
+def versions() -> dict[str, str]:
+    import torch
+
+    import klype
+
+    return {"klype": klype.__version__, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def machine() -> dict[str, str]:
+    from klype.device import processor, usable_cores
+
+    memory = psutil.virtual_memory().total / 2**30
+    return {
+        "processor": processor(),
+        "cores": str(usable_cores()),
+        "memory": f"{memory:.0f} GiB",
+        "system": platform.system(),
+    }

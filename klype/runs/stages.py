@@ -1,0 +1,316 @@
+"""Each stage of a life, as a run does it: from the model before, through the common loop, to a checkpoint folder."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from klype.device import usable_cores
+from klype.engine.engine import Engine
+from klype.errors import UsageError
+from klype.model import checkpoint
+from klype.model.config import ModelConfig
+from klype.model.transformer import Transformer
+from klype.runs import ranking
+from klype.runs.lessons import messages
+from klype.runs.options import RunOptions, StageOptions
+from klype.runs.plan import Cycle, Planned, WithRehearsal, plan
+from klype.runs.recipe import Recipe
+from klype.runs.record import Record
+from klype.runs.say import Say
+from klype.runs.subject import Subject
+from klype.train.loop import Session, Settings, Trained, train
+from klype.train.objectives import Objective, cross_entropy, with_rehearsal
+from klype.train.optimizer import fused_parts
+from klype.train.resume import states
+from klype.train.rewards import RewardModel, fit_reward
+from klype.train.rollout import Asked, Players, RolloutBatches, RolloutSettings, by_model
+from klype.train.stages import align_objective, method
+from klype.values import Batch, Batches, Figure
+
+SPEAK_EVERY = 12.0  # seconds between two samples of what the model says
+
+
+@dataclass
+class Run:
+    """A run under way. ``start`` is a model's folder from outside that the first stage goes on from."""
+
+    folder: Path
+    options: RunOptions | StageOptions
+    recipe: Recipe
+    subject: Subject
+    record: Record
+    say: Say
+    start: Path | None = None
+    models: dict[str, Transformer] = field(default_factory=dict)
+
+    def model(self, stage: str) -> Transformer:
+        """The model that a stage left, from memory or its folder."""
+        if stage not in self.models:
+            folder = self.folder / stage
+            if not (folder / "model.safetensors").exists() and self.start is not None:
+                folder = self.start
+            self.models[stage] = checkpoint.load(folder).model
+        return self.models[stage]
+
+    def save(self, stage: str, model: Transformer, about: dict[str, Any]) -> None:
+        full = {"stage": stage, "recipe": self.record.content["recipe"], "seed": self.options.seed, **about}
+        checkpoint.save(self.folder / stage, model, self.subject.chat.tokenizer, full)
+        self.models[stage] = model
+
+
+def pretrain(run: Run) -> None:
+    """Next token, one-hot cross-entropy."""
+    lesson = run.recipe.pretrain
+    config = model_config(run.recipe, run.subject.chat.tokenizer.vocab_size)
+    torch.manual_seed(run.options.seed)
+    model = Transformer(config) if run.start is None else checkpoint.load(run.start).model
+
+    def build(twin: nn.Module, planned: Planned | None) -> tuple[Objective, Batches]:
+        if planned is None:
+            return cross_entropy, Cycle(run.subject.pretraining(1000, False))
+        return cross_entropy, run.subject.pretraining(planned.steps, background=True)
+
+    trained = learn(run, "pretrain", model, build, lesson.training)
+    run.save("pretrain", model, {"steps": trained.steps, "parameters": config.parameters})
+
+
+def finetune(run: Run) -> None:
+    """Answers only, with older text rehearsed beside."""
+    lesson = run.recipe.finetune
+    model = _copy(run.model("pretrain"))
+    run.subject.before_finetuning(model)
+    objective = with_rehearsal(cross_entropy, cross_entropy, lesson.rehearsal_weight)
+
+    def build(twin: nn.Module, planned: Planned | None) -> tuple[Objective, Batches]:
+        batches = run.subject.finetuning(background=planned is not None)
+        if lesson.rehearsal_rows:
+            batches = WithRehearsal(batches, run.subject.rehearsal(lesson.rehearsal_rows))
+        return objective, Cycle(batches) if planned is None else batches
+
+    trained = learn(run, "finetune", model, build, lesson.training)
+    run.save("finetune", model, {"steps": trained.steps, "parent": "pretrain"})
+
+
+def rank(run: Run) -> None:
+    """Many answers to each question, in an annotator's order: given, a person's, or the simulated one's."""
+    run.say.stage_start("rank", 0)
+    folder = run.folder / "rank"
+    made = ranking.make(run.model("finetune"), run.subject, run.options, folder, run.say)
+    run.say.stage_end(made.says)
+
+
+def reward(run: Run) -> None:
+    """A model that imitates the ranker; how well is measured on questions it has not seen."""
+    trunk = run.model("finetune")
+    ranked = ranking.load(run.subject, run.folder / "rank")
+    fit = run.recipe.reward.fit
+    run.say.stage_start("reward", fit.steps)
+    session = _session(run, "reward", lambda step, metrics: None)
+    model = fit_reward(trunk, ranked.train, fit, run.folder / "reward", session)
+    figures = ranking.agreement(model, ranked, run.subject, run.options.seed)
+    run.save("reward", trunk, {"parent": "finetune", "what": "the trunk of a reward model; its head lies beside"})
+    model.save(run.folder / "reward", {"annotator": ranked.annotator})
+    run.models.pop("reward")
+    run.record.content["reward"] = {name: figure.json() for name, figure in figures.items()}
+    run.say.stage_end(f"agrees with the ranker on {_share(figures['pair_accuracy'])} of held-out pairs")
+
+
+def align(run: Run) -> None:
+    """The ranker's imitator rewards fresh answers; a leash holds the model near what it was."""
+    section = run.recipe.align
+    row = method(section.how.method)
+    if row.learns_from != "rollouts" or row.scaling is None:
+        raise UsageError(f"The way to align called {row.name} learns from rankings, which a run cannot do yet.")
+    reference = _copy(run.model("finetune")).requires_grad_(False)
+    judge = RewardModel.load(run.folder / "reward", reference)
+    model = _copy(reference).requires_grad_(True)
+    asked = run.subject.questions(2)
+    tokenizer = run.subject.chat.tokenizer
+    rollouts = RolloutSettings(
+        answers=section.answers,
+        limit=section.limit,
+        scaling=row.scaling,
+        seed=run.options.seed % 2**20,
+        stop=tokenizer.ends,
+    )
+
+    def ask(step: int) -> list[Asked]:
+        questions = [asked(step * section.rows + i) for i in range(section.rows)]
+        return [Asked(tuple(run.subject.chat.prompt(messages(q))), q) for q in questions]
+
+    def build(twin: nn.Module, planned: Planned | None) -> tuple[Objective, Batches]:
+        assert isinstance(twin, Transformer)
+        rehearsed = run.subject.rehearsal(section.rehearsal_rows) if section.rehearsal_rows else None
+
+        def rehearsal(step: int) -> Batch:
+            assert rehearsed is not None
+            rehearsed.restore({"position": step})
+            return next(rehearsed)
+
+        players = Players(ask, Engine(twin), by_model(judge), reference, rehearsal if rehearsed else None)
+        return align_objective(section.how), RolloutBatches(players, rollouts)
+
+    trained = learn(run, "align", model, build, section.training)
+    run.save("align", model, {"steps": trained.steps, "parent": "finetune", "method": row.name})
+
+
+STAGES: dict[str, Callable[[Run], None]] = {
+    "pretrain": pretrain,
+    "finetune": finetune,
+    "rank": rank,
+    "reward": reward,
+    "align": align,
+}
+
+
+# The loop, as all stages use it
+
+
+def learn(
+    run: Run,
+    stage: str,
+    model: Transformer,
+    build: Callable[[nn.Module, Planned | None], tuple[Objective, Batches]],
+    training: Settings,
+) -> Trained:
+    """Plan (or replay the plan), train or resume, and tell how it goes."""
+    model.train()
+    planned = _planned(run, stage, model, lambda twin: build(twin, None), training)
+    torch.set_num_threads(planned.threads)
+    objective, batches = build(model, planned)
+    counted = _Counted(batches)
+    run.say.stage_start(stage, planned.steps)
+    spoken = [time.perf_counter()]
+
+    def speak(step: int, metrics: dict[str, float]) -> None:
+        if time.perf_counter() - spoken[0] > SPEAK_EVERY:
+            model.eval()
+            run.say.sample(run.subject.speak(model, stage))
+            model.train()
+            spoken[0] = time.perf_counter()
+
+    session = _session(run, stage, speak, counted, fused_parts(model.config))
+    try:
+        trained = train(
+            model, objective, counted, training.model_copy(update={"steps": planned.steps}), run.folder / stage, session
+        )
+    finally:
+        for source in (batches, counted):
+            close = getattr(source, "close", None)
+            if close is not None:
+                close()
+    model.eval()
+    run.say.stage_end(f"{trained.steps} steps, {counted.tokens:,} tokens in {trained.seconds:.0f} s")
+    return trained
+
+
+def _planned(run: Run, stage: str, model: nn.Module, build: Any, training: Settings) -> Planned:
+    known = run.record.content["plan"].get(stage)
+    if known:
+        return Planned(known["steps"], known["planned_s"], known["threads"])
+    steps = getattr(run.options, "steps", None)
+    threads = sorted({1, usable_cores()})
+    if steps:
+        planned = Planned(steps, 0.0, threads[-1])
+    else:
+        planned = plan(model, build, training, seconds_for(run, stage), threads)
+    run.record.content["plan"][stage] = planned.json()
+    run.record.save()
+    return planned
+
+
+def seconds_for(run: Run, stage: str) -> float:
+    """This stage's part of what is left of the minutes asked: by the shares of the stages still to come."""
+    minutes = run.options.minutes or 5.0
+    if isinstance(run.options, StageOptions):
+        return minutes * 60
+    shares = {
+        "pretrain": run.recipe.pretrain.share,
+        "finetune": run.recipe.finetune.share,
+        "rank": run.recipe.rank.share,
+        "reward": run.recipe.reward.share,
+        "align": run.recipe.align.share,
+        "examine": run.recipe.examine.share,
+    }
+    to_come = sum(share for name, share in shares.items() if not run.record.done(name))
+    return max(1.0, (minutes * 60 - run.record.elapsed) * shares[stage] / to_come)
+
+
+def _session(
+    run: Run,
+    stage: str,
+    then: Callable[[int, dict[str, float]], None],
+    counted: _Counted | None = None,
+    parts: dict[str, tuple[int, ...]] | None = None,
+) -> Session:
+    began = time.perf_counter()
+
+    def on_step(step: int, metrics: dict[str, float]) -> None:
+        shown = {"step": float(step), **{k: v for k, v in metrics.items() if k in SHOWN}}
+        if counted is not None:
+            shown["tokens_per_second"] = counted.tokens / max(1e-9, time.perf_counter() - began)
+        run.say.step(shown)
+        then(step, metrics)
+
+    resume = run.options.resume and bool(states(run.folder / stage))
+    return Session(resume=resume, parts=parts or {}, on_step=on_step, say=run.say.note)
+
+
+SHOWN = frozenset(["loss", "reward", "length", "pair_accuracy", "kl"])
+
+
+class _Counted:
+    """Batches, and how many tokens have been learnt from them."""
+
+    def __init__(self, batches: Batches) -> None:
+        self._batches, self.tokens = batches, 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        batch = next(self._batches)
+        self.tokens += int((batch.weights_BT > 0).sum())
+        return batch
+
+    def state(self) -> dict[str, Any]:
+        return {"tokens": self.tokens, "batches": self._batches.state()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.tokens = state["tokens"]
+        self._batches.restore(state["batches"])
+
+
+def model_config(recipe: Recipe, vocab_size: int) -> ModelConfig:
+    m = recipe.model
+    return ModelConfig.parse(
+        {
+            "vocab_size": vocab_size,
+            "width": m.width,
+            "layers": m.layers,
+            "heads": m.heads,
+            "hidden": m.hidden,
+            "window": m.window,
+            "conv": m.conv,
+            "rope_theta": 0.0 if m.conv else 10_000.0,
+            "tie": m.tie,
+            "embed_std": m.embed_std,
+        },
+        "the recipe's [model]",
+    )
+
+
+def _copy(model: Transformer) -> Transformer:
+    return copy.deepcopy(model)
+
+
+def _share(figure: Figure) -> str:
+    return "none" if figure.value is None else f"{100 * figure.value:.0f} %"
