@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from klype.errors import KlypeError
-from klype.model.attention import MATERIALISED, attend, convolve, document_mask, document_positions
+from klype.model.attention import MATERIALISED, attend, convolve, document_mask, document_positions, written_up_to
 from klype.model.config import ModelConfig
 from klype.model.rope import rope_table, rotate
 
@@ -60,7 +60,8 @@ class Transformer(nn.Module):
         mask: Tensor | None
         if document_BT is None:
             self._check_length(T)
-            positions, mask = None, self.causal[:T, :T] if self.causal.shape[0] >= T else None
+            written = min(self.causal.shape[0], written_up_to(x_BTD.dtype))
+            positions, mask = None, self.causal[:T, :T] if written >= T else None
             rope = (self.cos[:T], self.sin[:T]) if self.config.rope_theta else None
         else:
             positions, mask = document_positions(document_BT), document_mask(document_BT, x_BTD.dtype)
