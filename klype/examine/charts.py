@@ -118,7 +118,7 @@ def whiskers(rows: Sequence[tuple[str, FigureFacts, str, str]], x: Option, line:
         xAxis=x,
         yAxis=y,
         series=series,
-        grid={"left": 162, "right": 22, "top": 6, "bottom": 50, "containLabel": False},
+        grid={"left": 156, "right": 22, "top": 6, "bottom": 50, "containLabel": False},
     )
 
 
