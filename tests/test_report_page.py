@@ -288,3 +288,16 @@ def test_echarts_is_found_where_nicegui_keeps_it_and_missed_with_a_sentence(tmp_
 
 def test_the_same_facts_give_the_same_bytes() -> None:
     assert render(world_facts()) == render(world_facts())
+
+
+def test_a_near_miss_of_a_gate_is_seen() -> None:
+    facts = world_facts()
+    facts["gates"] = [
+        {"name": "aligned_polite", "value": 0.946, "threshold": 0.95, "passed": False},
+        {"name": "s", "value": 0.968, "threshold": 0.97, "passed": False},
+        {"name": "kl", "value": None, "threshold": 0.15, "passed": False, "below": True},
+    ]
+    text = Page(render(facts)).text("en")
+    assert "94.6% at least 95%" in text
+    assert "0.968 at least 0.97" in text
+    assert "not reached at most 0.15" in text

@@ -161,11 +161,15 @@ def _gate(gate: GateFacts, say: Say) -> tuple[str, str, str]:
     share = gate["name"].startswith(("retrieval", "finetuned_", "reward_", "aligned_right", "aligned_polite"))
     share = share or is_share({"unit": gate.get("unit", "")})
 
-    def written(value: float) -> str:
-        return say.seconds(value) if seconds else say.share(value) if share else say.number(value)
+    def written(value: float, more: int) -> str:
+        if seconds:
+            return say.seconds(value)
+        return say.share(value, more) if share else say.number(value, 2 + more)
 
-    required = say("gates.most" if gate.get("below") else "gates.least", threshold=written(gate["threshold"]))
-    return name, say("gates.unreached") if gate["value"] is None else written(gate["value"]), required
+    required = say("gates.most" if gate.get("below") else "gates.least", threshold=written(gate["threshold"], 0))
+    # One decimal more than the threshold: 94.6% misses 95% visibly.
+    measured = say("gates.unreached") if gate["value"] is None else written(gate["value"], 1)
+    return name, measured, required
 
 
 def _cost(name: str, figure: Any, say: Say) -> str:
