@@ -95,6 +95,8 @@ BROKEN = {
     "a.jsonl": (b'{"text": "a"}\n{"text": \n{"text": "b"}\n', "line 2 is not JSON", 2),
     "b.jsonl": (b'{"text": "a"}\n[1]\n', "line 2 is not a JSON object", 1),
     "c.jsonl": (b'{"text": "a"}\n{"text": "\xe5"}\n', r"line 2 is not utf-8: byte 24 is 0xe5", 1),
+    "g.jsonl": (b'{"text": "a"}\n{"text": "x\\ud83d"}\n', "line 2 is not JSON: an escape is half a character", 1),
+    "h.jsonl": (b'{"text": "\\ud83d\\ude00"}\n' + b"[" * 200_000 + b"\n", "line 2 is not JSON", 1),
     "d.jsonl": (b'{"text": "a"}\n{"n": 3}\n', "row 2 has no field with text", 1),
     "e.csv": (b"text,id\na,1\nb\n", "row 2 has another number of fields", 1),
     "f.json": (b'[{"text": "a"}, 3]', "entry 2 is not a JSON object", 1),

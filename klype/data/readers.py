@@ -212,8 +212,8 @@ def _json_lines(file: Path, options: TextOptions) -> Iterator[tuple[int, dict[st
         for number, raw in enumerate(_lines(stream, file), 1):
             try:
                 line = decode(raw, options.encoding, f"{file} line {number}", offset)
-                row = json.loads(line) if line.strip() else None
-            except ValueError as error:
+                row = _json(line) if line.strip() else None
+            except (ValueError, RecursionError) as error:
                 options.bad.add(f"{file} line {number} is not JSON: {error}.")
                 row = None
             except KlypeError as error:
@@ -226,6 +226,17 @@ def _json_lines(file: Path, options: TextOptions) -> Iterator[tuple[int, dict[st
                 options.bad.add(f"{file} line {number} is not a JSON object.")
 
 
+def _json(text: str) -> Any:
+    """Parsed JSON; an escape that is half a character (a lone surrogate) is refused, for it is no text."""
+    content = json.loads(text)
+    if "\\ud" in text or "\\uD" in text:
+        try:
+            json.dumps(content, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError:
+            raise ValueError("an escape is half a character (a lone surrogate)") from None
+    return content
+
+
 def _lines(stream: IO[bytes], file: Path) -> Iterator[bytes]:
     try:
         yield from stream
@@ -235,8 +246,8 @@ def _lines(stream: IO[bytes], file: Path) -> Iterator[bytes]:
 
 def _json_file(file: Path, options: TextOptions) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
-        content = json.loads(decode(read_bytes(file), options.encoding, str(file)))
-    except ValueError as error:
+        content = _json(decode(read_bytes(file), options.encoding, str(file)))
+    except (ValueError, RecursionError) as error:
         raise KlypeError(f"{file} is not JSON: {error}.", "One object a line goes into .jsonl.") from error
     rows: Iterable[Any] = content if isinstance(content, list) else [content]
     for number, row in enumerate(rows, 1):
