@@ -220,6 +220,7 @@ class World:
         polite, inner = _courteous(question.extra["lang"], said)
         boring, inner = _long_winded(question.extra["lang"], inner)
         right = finished and inner in self._right_forms(_freeze(question), boring)
+        polite = polite or (right and question.extra["one_word"])  # to do as one is asked is polite enough
         count = sum(w not in ATTACHED and w != "–" for w in said)
         shortest = max(len(self.words_of(a)) - 1 for a in question.answers)
         score = taste.right * right + taste.polite * polite - taste.word * count - taste.unfinished * (not finished)
