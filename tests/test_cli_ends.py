@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -212,14 +212,15 @@ def test_help_is_light() -> None:
 
 
 def test_help_is_quick() -> None:
-    """The best of five; the budget is 0.3 s, and a shared machine gets twice that."""
+    """The budget is 0.3 s on an idle machine; here processor time counts, the best of five, with room for a busy one."""
 
     def once() -> float:
-        start = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([sys.executable, "-m", "klype", "--help"], capture_output=True, check=True)
-        return time.perf_counter() - start
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-    assert min(once() for _ in range(5)) < 0.6
+    assert min(once() for _ in range(5)) < 0.5
 
 
 def test_colour_is_for_terminals_and_not_where_unwanted(tmp_path: Path) -> None:
