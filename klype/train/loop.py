@@ -10,6 +10,7 @@ data and torch's generator; noise elsewhere is a function of (seed, step). What 
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -100,8 +101,8 @@ def train(
             run.report(step, metrics)
             if run.due(step):
                 run.save(step)
-    if run.saved != step:
-        run.save(step)
+        if run.saved != step:
+            run.save(step)
     run.optimizer.release()
     return Trained(step, run.seconds(), run.skipped)
 
@@ -119,7 +120,7 @@ class _Run:
         session: Session,
     ) -> None:
         self.model, self.batches, self.settings, self.folder, self.session = model, batches, settings, folder, session
-        self.objective: Objective = torch.compile(objective, dynamic=False) if settings.compile else objective
+        self.objective: Objective = _compiled(objective) if settings.compile else objective
         self.optimizer = Optimizer(model, settings.optimizer, session.parts, getattr(torch, settings.precision))
         self.skipped = 0
         self.saved = -1
@@ -204,6 +205,8 @@ class _Run:
             "settings": self.settings.model_dump(mode="json"),
             "skipped": self.skipped,
         }
+        if self._metrics is not None:
+            self._metrics.sync()
         if parallel.rank() == 0:
             write_state(self.folder, State(step, self.model.state_dict(), self.optimizer.state_dict(), about))
         parallel.wait_for_all()
@@ -279,7 +282,14 @@ class _Run:
         self.skipped += 1
         self._skipped_in_a_row += 1
         place = self.folder / f"bad-step-{step + 1:06d}-rank-{parallel.rank()}.safetensors"
-        write_durably(place, save(dict(_tensors(drawn))))
+        try:
+            write_durably(place, save(dict(_tensors(drawn))))
+        except OSError as error:
+            raise KlypeError(
+                f"The loss of step {step + 1} is not a finite number, and its batch could not be written to {place}:"
+                f" {error.strerror or error}.",
+                "Make room or make the folder writable, then go on with --resume.",
+            ) from error
         self.session.say(f"The loss of step {step + 1} is not a finite number: skipped; the batch is in {place}.")
         if self._skipped_in_a_row >= self.settings.bad_limit:
             raise KlypeError(
@@ -305,6 +315,13 @@ class _Run:
         for name, tensor in self.model.state_dict().items():
             if name not in trained:
                 tensor.copy_(saved[name])
+
+
+def _compiled(objective: Objective) -> Objective:
+    """The objective as one graph; needs a C++ compiler where there is no GPU."""
+    if not torch.cuda.is_available() and not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):
+        raise KlypeError("Compiling the loss needs a C++ compiler, and none was found.", "Leave out compile.")
+    return torch.compile(objective, dynamic=False)
 
 
 def _means(sums: Metrics, count: float) -> Metrics:
