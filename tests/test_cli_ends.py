@@ -212,7 +212,7 @@ def test_help_is_light() -> None:
 
 
 def test_help_is_quick() -> None:
-    """The budget is 0.3 s on an idle machine; here processor time counts, the best of five, with room for a busy one."""
+    """The budget is 0.3 s on an idle machine; here processor time counts, the best of five, with some room."""
 
     def once() -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
