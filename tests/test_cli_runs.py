@@ -126,6 +126,7 @@ def test_what_is_no_model_says_so(tmp_path: Path) -> None:
     run = run_of(tmp_path / "run", "pretrain")
     empty = run_of(tmp_path / "begun")
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    assert find_model(str(tmp_path / "model.gguf")).folder == tmp_path / "model.gguf"
     (tmp_path / "nothing").mkdir()
     for name, sentence in (
         (str(tmp_path / "none"), "There is no model"),
@@ -133,7 +134,6 @@ def test_what_is_no_model_says_so(tmp_path: Path) -> None:
         (str(empty), "has no finished stage yet"),
         (str(tmp_path / "nothing"), "is not a model"),
         (str(run / "run.json"), "is a file"),
-        (str(tmp_path / "model.gguf"), "GGUF"),
         ("hf:owner/name", "hub name"),
         ("http://localhost:1/v1#m", "behind a server"),
     ):

@@ -13,7 +13,7 @@ NEWEST_FIRST = ("align", "finetune", "pretrain")
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A model's folder; ``run`` is the run it belongs to and ``stage`` its stage, when it belongs to one."""
+    """A model's folder (or GGUF file); ``run`` is the run it belongs to and ``stage`` its stage, when it belongs to one."""
 
     folder: Path
     run: Path | None = None
@@ -21,15 +21,13 @@ class Found:
 
 
 def find_model(name: str) -> Found:
-    """A checkpoint folder, a run's folder (its newest stage), ``RUN/STAGE`` or a local Hugging Face directory."""
+    """A checkpoint folder, a run's folder (its newest stage), ``RUN/STAGE``, a local Hugging Face directory or a GGUF file."""
     _refuse_remote(name)
     folder = Path(name).expanduser()
     if not folder.exists():
         raise UsageError(f"There is no model {name}.", _what_exists(folder))
-    if folder.suffix == ".gguf":
-        raise KlypeError(
-            "GGUF files cannot be opened yet.", "Give a checkpoint folder, a run or a Hugging Face directory."
-        )
+    if folder.is_file() and folder.suffix.lower() == ".gguf":
+        return Found(folder)
     if not folder.is_dir():
         raise UsageError(f"{name} is a file, not a model's folder.")
     if holds_weights(folder) or is_whole(folder):
@@ -58,7 +56,7 @@ def _with_run(folder: Path) -> Found:
 
 
 def _refuse_remote(name: str) -> None:
-    local = "Give a checkpoint folder, a run or a Hugging Face directory."
+    local = "Give a checkpoint folder, a run, a Hugging Face directory or a GGUF file."
     if name.startswith("hf:"):
         raise KlypeError("Models by hub name (hf:owner/name) cannot be opened yet.", f"Download it first. {local}")
     if name.startswith(("http://", "https://")):
