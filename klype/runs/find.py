@@ -13,7 +13,7 @@ NEWEST_FIRST = ("align", "finetune", "pretrain")
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A model's folder (or GGUF file); ``run`` is the run it belongs to and ``stage`` its stage, when it belongs to one."""
+    """A model's folder (or GGUF file); ``run`` and ``stage`` are those it belongs to, when it belongs to any."""
 
     folder: Path
     run: Path | None = None
@@ -21,7 +21,7 @@ class Found:
 
 
 def find_model(name: str) -> Found:
-    """A checkpoint folder, a run's folder (its newest stage), ``RUN/STAGE``, a local Hugging Face directory or a GGUF file."""
+    """A run's folder (its newest stage), ``RUN/STAGE``, a checkpoint or Hugging Face folder, or a GGUF file."""
     _refuse_remote(name)
     folder = Path(name).expanduser()
     if not folder.exists():
