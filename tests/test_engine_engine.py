@@ -353,3 +353,14 @@ def test_alike_prompts_share_passes_and_unlike_ones_do_not_pad_each_other() -> N
     alike = [tuple((i + j) % 23 for j in range(30 + i)) for i in range(4)]
     one.next([*alike, tuple((3 * j) % 23 for j in range(400))])
     assert one.prefixes.passes == 2
+
+
+@pytest.mark.parametrize("name", ["conv", "grouped"])
+def test_what_was_read_before_is_used_as_far_as_it_agrees(name: str) -> None:
+    """Branching off inside a known text, going on from it, and asking for its middle, in one call."""
+    one, known = engine(name), tuple((7 * j) % 23 for j in range(40))
+    one.next([known])
+    prompts = [(*known[:20], 9, 9, 9), (*known, 5), known[:18], known[:39], known]
+    for prompt, found in zip(prompts, one.next(prompts), strict=True):
+        (alone,) = engine(name).next([prompt])
+        assert [found.p(t) for t in range(23)] == pytest.approx([alone.p(t) for t in range(23)], abs=1e-5)
