@@ -8,7 +8,7 @@ from typing import Any
 
 from klype.errors import UsageError
 from klype.examine import report
-from klype.runs.find import find_model
+from klype.runs.find import Found, find_model, holds_weights
 from klype.runs.folder import read_run
 from klype.runs.gather import MODELS, gather, measure_stage
 from klype.runs.options import InputOptions, RunOptions, StageOptions
@@ -55,7 +55,7 @@ def train_stage(options: StageOptions, say: Say) -> dict[str, Any]:
     else:
         own_text = options.text or options.data or options.instructions
         recipe = read("text" if own_text else "world", options.overrides)
-    start = find_model(options.from_) if options.from_ else None
+    start = _start(options) if options.from_ else None
     if start is None and options.stage != "pretrain":
         raise UsageError(f"The stage {options.stage} needs a model to start from.", "Give --from MODEL.")
     life = _open(folder, options, recipe, say, resumed, start.folder if start else None)
@@ -78,6 +78,19 @@ def train_stage(options: StageOptions, say: Say) -> dict[str, Any]:
         "figures": content["figures"],
         "reward": content.get("reward"),
     }
+
+
+BEFORE = {"finetune": "pretrain", "rank": "finetune", "reward": "finetune", "align": "finetune"}
+
+
+def _start(options: StageOptions) -> Found:
+    """The model that the stage goes on from: of a whole run, the one that its own stage went on from."""
+    found = find_model(options.from_)
+    earlier = found.run / BEFORE.get(options.stage, "") if found.run else None
+    named_run = found.run is not None and Path(options.from_).resolve() == found.run.resolve()
+    if named_run and earlier is not None and holds_weights(earlier):
+        return Found(earlier, found.run, earlier.name)
+    return found
 
 
 def _open(

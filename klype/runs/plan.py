@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -24,32 +24,51 @@ from klype.values import Batch, Batches
 
 PROBED = 10  # steps of a probe, of which the first four warm up
 
+Precision = Literal["float32", "bfloat16"]
+
 Build = Callable[[nn.Module], tuple[Objective, Batches]]
 """A stage's objective and fresh batches for a model (a copy, in a probe)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """``threads`` belong to the plan: another number adds up in another order."""
+    """Threads and precision belong to the plan: others add up to other weights."""
 
     steps: int
     seconds: float
     threads: int
+    precision: Precision = "float32"
 
     def json(self) -> dict[str, Any]:
-        return {"steps": self.steps, "planned_s": round(self.seconds, 1), "threads": self.threads}
+        planned = {"steps": self.steps, "planned_s": round(self.seconds, 1)}
+        return {**planned, "threads": self.threads, "precision": self.precision}
+
+    def training(self, settings: Settings) -> Settings:
+        """The stage's settings as planned. Muon's iteration is coarse where the rest is."""
+        coarse = settings.optimizer.model_copy(update={"coarse": self.precision == "bfloat16"})
+        return settings.model_copy(update={"steps": self.steps, "precision": self.precision, "optimizer": coarse})
 
 
 def plan(model: nn.Module, build: Build, training: Settings, seconds: float, threads: Sequence[int]) -> Planned:
-    """The steps that fit into ``seconds`` at the fastest of the numbers of ``threads``; at least ten."""
+    """The steps that fit into ``seconds`` at the fastest of ``threads`` and precisions; at least ten.
+
+    A recipe that asks for bfloat16 gets it; one that asks for float32 gets bfloat16 where a step is a tenth faster.
+    """
     own = torch.get_num_threads()
+    precisions: tuple[Precision, ...] = ("float32", "bfloat16") if training.precision == "float32" else ("bfloat16",)
+    began, found = time.perf_counter(), []
     try:
-        found = [(seconds_per_step(model, build, training, n), n) for n in dict.fromkeys(threads)]
+        for n in dict.fromkeys(threads):
+            for precision in precisions:
+                tried = Planned(PROBED, 0.0, n, precision)
+                taken = seconds_per_step(model, build, tried.training(training), n)
+                found.append((taken * (0.9 if precision == "float32" else 1.0), taken, tried))
     finally:
         torch.set_num_threads(own)
-    step_seconds, best = min(found)
-    steps = max(10, round(seconds / step_seconds))
-    return Planned(steps, steps * step_seconds, best)
+    _, taken, best = min(found, key=lambda row: row[0])
+    left = max(0.0, seconds - (time.perf_counter() - began))
+    steps = max(10, round(left / taken))
+    return Planned(steps, steps * taken, best.threads, best.precision)
 
 
 def seconds_per_step(model: nn.Module, build: Build, training: Settings, threads: int) -> float:
@@ -59,7 +78,7 @@ def seconds_per_step(model: nn.Module, build: Build, training: Settings, threads
     twin = copy.deepcopy(model)
     objective, batches = build(twin)
     stamps = [time.perf_counter()]
-    settings = training.model_copy(update={"steps": PROBED, "save_seconds": 0.0, "save_every": 0})
+    settings = training.model_copy(update={"save_seconds": 0.0, "save_every": 0})
     with tempfile.TemporaryDirectory() as folder:
         on_step = Session(on_step=lambda step, metrics: stamps.append(time.perf_counter()))
         train(twin, objective, batches, settings, Path(folder), on_step)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -99,9 +99,12 @@ def draw(model: Transformer, subject: Subject, questions: Sequence[Question], se
 
 def load(subject: Subject, folder: Path) -> RankedSets:
     """The rankings that the rank stage left, as token ids."""
-    train, held_out = store.read(folder / TRAIN), store.read(folder / HELD_OUT)
+    train, held_out = (_fitting(subject, store.read(folder / name)) for name in (TRAIN, HELD_OUT))
     if not train:
-        raise KlypeError(f"There are no rankings in {folder}.", "Rank some answers first: klype rank MODEL.")
+        raise KlypeError(
+            f"There are no rankings in {folder} that fit the model's window.",
+            "Rank some answers first: klype rank MODEL.",
+        )
     annotator = train[0].annotator
     noise = subject.recipe.rank.noise if annotator.startswith("simulated") and not subject.given_rankings() else None
     return RankedSets(
@@ -162,6 +165,20 @@ def _tokens(subject: Subject, ranking: Ranking) -> Ranked:
     tokenizer = subject.chat.tokenizer
     answers = tuple((*tokenizer.encode(" " + text), tokenizer.end) for text in ranking.candidates)
     return Ranked(tuple(subject.chat.prompt(messages(ranking.question))), answers, ranks(ranking))
+
+
+def _fitting(subject: Subject, rankings: Sequence[Ranking]) -> list[Ranking]:
+    """Rankings of the candidates that fit into the model's window behind their question, of two or more."""
+    window, kept = subject.recipe.model.window, []
+    for ranking in rankings:
+        tokens = _tokens(subject, ranking)
+        fits = {i for i, answer in enumerate(tokens.answers) if len(tokens.prompt) + len(answer) <= window}
+        place = {old: new for new, old in enumerate(sorted(fits))}
+        order = tuple(group for g in ranking.order if (group := tuple(place[i] for i in g if i in fits)))
+        if len(fits) > 1:
+            candidates = tuple(c for i, c in enumerate(ranking.candidates) if i in fits)
+            kept.append(replace(ranking, candidates=candidates, order=order))
+    return kept
 
 
 def _by_question(rankings: Sequence[Ranking]) -> tuple[list[Ranking], list[Ranking]]:

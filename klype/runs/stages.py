@@ -199,9 +199,7 @@ def learn(
 
     session = _session(run, stage, speak, counted, fused_parts(model.config))
     try:
-        trained = train(
-            model, objective, counted, training.model_copy(update={"steps": planned.steps}), run.folder / stage, session
-        )
+        trained = train(model, objective, counted, planned.training(training), run.folder / stage, session)
     finally:
         for source in (batches, counted):
             close = getattr(source, "close", None)
@@ -215,7 +213,7 @@ def learn(
 def _planned(run: Run, stage: str, model: nn.Module, build: Any, training: Settings) -> Planned:
     known = run.record.content["plan"].get(stage)
     if known:
-        return Planned(known["steps"], known["planned_s"], known["threads"])
+        return Planned(known["steps"], known["planned_s"], known["threads"], known["precision"])
     steps = getattr(run.options, "steps", None)
     threads = sorted({1, usable_cores()})
     if steps:

@@ -134,7 +134,8 @@ class TextSubject:
 
     def _fits(self, asked: str) -> bool:
         prompt = self.chat.prompt([{"role": "user", "content": asked}])
-        return len(prompt) + 16 <= self.recipe.model.window
+        longest = max(self.recipe.rank.limit, self.recipe.align.limit)
+        return len(prompt) + longest <= self.recipe.model.window
 
     def _preferences(self) -> list[Ranking]:
         if not self.options.preferences:

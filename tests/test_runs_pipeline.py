@@ -1,0 +1,200 @@
+"""Whole lives in miniature: the world, own text, resumed and refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from klype.data.rows import read_questions
+from klype.errors import KlypeError, UsageError
+from klype.examine.facts import read as read_facts
+from klype.model import checkpoint
+from klype.runs import pipeline
+from klype.runs.options import RunOptions, StageOptions
+from klype.runs.record import resumed_options
+from klype.runs.say import Silent
+
+TINY = (
+    "model.width=16",
+    "model.heads=2",
+    "model.hidden=32",
+    "examine.questions=40",
+    "examine.documents=8",
+    "rank.questions=30",
+    "rank.held_out=20",
+    "reward.fit.steps=60",
+    "reward.threshold=0.5",
+)
+WORLD = ("world=small", *TINY)
+STORY = "Reven gikk over isen. Han så en fisk i vannet. «God dag,» sa reven. Fisken svarte ikke, for den var klok.\n\n"
+
+
+def life(folder: Path, **options: object) -> dict[str, object]:
+    folder.mkdir(parents=True, exist_ok=True)
+    return pipeline.run(RunOptions.model_validate({"minutes": 0.12, "out": folder, **options}), Silent())
+
+
+@pytest.fixture(scope="module")
+def world_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, object]]:
+    folder = tmp_path_factory.mktemp("runs") / "world"
+    return folder, life(folder, overrides=WORLD)
+
+
+def test_a_world_run_ends_with_three_models_a_reward_and_a_report(world_run: tuple[Path, dict[str, object]]) -> None:
+    folder, document = world_run
+    stages = document["stages"]
+    assert isinstance(stages, dict)
+    assert all(stages[name] is not None for name in ("base", "finetuned", "aligned"))
+    for name in ("right", "polite", "concise", "annotator", "s", "kl", "retrieval_hard"):
+        figure = stages["aligned"][name]
+        assert figure["low"] <= figure["value"] <= figure["high"]
+    assert (folder / "report.html").is_file()
+    for stage in ("pretrain", "finetune", "align", "reward"):
+        assert checkpoint.load(folder / stage).tokenizer.vocab_size > 262
+    assert {g["name"] for g in document["gates"]} >= {"retrieval_hard", "kl", "s", "seconds"}  # type: ignore[attr-defined]
+    assert json.dumps(document)
+
+
+def test_figures_in_the_report_are_those_in_run_json(world_run: tuple[Path, dict[str, object]]) -> None:
+    folder, document = world_run
+    facts = read_facts(folder / "figures.json")
+    about = json.loads((folder / "run.json").read_text())
+    assert facts["stages"] == about["figures"] == document["stages"]
+    assert about["state"] == "done"
+
+
+def test_the_held_out_questions_are_a_question_file(world_run: tuple[Path, dict[str, object]]) -> None:
+    folder, _ = world_run
+    questions = read_questions([folder / "questions.jsonl"])
+    assert len(questions) >= 40
+    assert all(q.answers for q in questions)
+
+
+def test_a_finished_run_resumed_does_nothing_anew(world_run: tuple[Path, dict[str, object]]) -> None:
+    folder, document = world_run
+    before = (folder / "align" / "model.safetensors").read_bytes()
+    again = life(folder, resume=True, overrides=WORLD)
+    assert (folder / "align" / "model.safetensors").read_bytes() == before
+    assert again["stages"] == document["stages"]
+
+
+def test_a_weak_reward_model_stops_alignment_and_says_why(tmp_path: Path) -> None:
+    overrides = (*WORLD[:-1], "reward.threshold=1.0")
+    document = life(tmp_path / "weak", overrides=overrides)
+    stages = document["stages"]
+    assert isinstance(stages, dict)
+    assert stages["aligned"] is None
+    assert "reward model agrees with its ranker" in str(document["why"])
+    assert not (tmp_path / "weak" / "align").exists()
+    assert (tmp_path / "weak" / "report.html").is_file()
+    forced = life(tmp_path / "weak", resume=True, force=True, overrides=overrides)
+    assert forced["stages"]["aligned"] is not None  # type: ignore[index]
+
+
+class StopAt(Silent):
+    """Ctrl-C after a step."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.at = step
+
+    def step(self, metrics: object) -> None:
+        super().step(metrics)  # type: ignore[arg-type]
+        if len(self.steps) == self.at:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "finetune", "align"])
+def test_resumed_is_straight(stage: str, world_run: tuple[Path, dict[str, object]], tmp_path: Path) -> None:
+    start = "" if stage == "pretrain" else str(world_run[0])
+    common = {"stage": stage, "steps": 12, "overrides": WORLD, "seed": 3, "from_": start}
+
+    def go(folder: Path, say: Silent, resume: bool = False) -> bytes:
+        folder.mkdir(exist_ok=True)
+        pipeline.train_stage(StageOptions.model_validate({**common, "out": folder, "resume": resume}), say)
+        return (folder / stage / "model.safetensors").read_bytes()
+
+    straight = go(tmp_path / "straight", Silent())
+    with pytest.raises(KlypeError, match="Stopped after step 5"):
+        go(tmp_path / "stopped", StopAt(5))
+    assert go(tmp_path / "stopped", Silent(), resume=True) == straight
+
+
+def test_a_resumed_run_keeps_what_was_asked(tmp_path: Path) -> None:
+    saved = RunOptions(minutes=2, seed=5, text=("a.txt",)).model_dump(mode="json")
+    kept = resumed_options(RunOptions(resume=True), saved)
+    assert (kept.minutes, kept.seed, kept.text) == (2, 5, ("a.txt",))
+    with pytest.raises(UsageError, match="--seed 5, not 6"):
+        resumed_options(RunOptions(resume=True, seed=6), saved)
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("texts")
+    for i in range(30):
+        animal = ("bjørnen", "ulven", "haren", "elgen", "gaupa")[i % 5]
+        (folder / f"{i}.txt").write_text((STORY.replace("reven", animal) + f"Dette var fortelling {i}.\n\n") * 4)
+    return folder
+
+
+SMALL_TEXT = (*TINY, "tokenizer.size=320", "model.window=64", "rank.questions=12", "rank.held_out=8", "rank.limit=12", "align.limit=12")
+
+
+def test_own_text_goes_through_all_stages(texts: Path, tmp_path: Path) -> None:
+    document = life(tmp_path / "text", text=(str(texts),), overrides=SMALL_TEXT)
+    stages = document["stages"]
+    assert isinstance(stages, dict)
+    for name in ("base", "finetuned", "aligned"):
+        assert stages[name]["bits_per_byte"]["value"] > 0
+    assert document["yardsticks"]["xz"] > 0  # type: ignore[index]
+    notes = read_facts(tmp_path / "text" / "figures.json")["notes"]
+    assert any("No instructions were given" in str(note) for note in notes)
+
+
+def test_own_instructions_and_preferences_are_used(texts: Path, tmp_path: Path) -> None:
+    rows = [{"question": f"Hva sa dyr nummer {i}?", "answer": f"God dag nummer {i}."} for i in range(60)]
+    (tmp_path / "i.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    ranked = [
+        {"prompt": r["question"], "chosen": r["answer"], "rejected": "Nei nei nei nei nei nei."} for r in rows[:30]
+    ]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(r) + "\n" for r in ranked))
+    document = life(
+        tmp_path / "own",
+        text=(str(texts),),
+        instructions=tmp_path / "i.jsonl",
+        preferences=tmp_path / "p.jsonl",
+        overrides=SMALL_TEXT,
+    )
+    assert document["reward"]["pair_accuracy"]["value"] is not None  # type: ignore[index]
+    assert document["reward"]["ceiling"]["value"] is None  # type: ignore[index]
+    held_out = (tmp_path / "own" / "rank" / "held-out.jsonl").read_text().splitlines()
+    assert 1 <= len(held_out) < 30
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"recipe": "nothing"}, "There is no recipe nothing"),
+        ({"recipe": "text"}, "needs text"),
+        ({"recipe": "world", "text": ("x.txt",)}, "takes no text of your own"),
+        ({"overrides": ("pretrain.stepz=1",)}, "stepz"),
+        ({"overrides": ("model.width=-1",)}, "width"),
+    ],
+)
+def test_bad_questions_are_answered_in_one_sentence(options: dict[str, object], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=message):
+        life(tmp_path / "bad", **options)
+
+
+def test_a_text_shorter_than_a_window_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("".join(f"Dette er setning nummer {i}.\n\n" for i in range(12)))
+    with pytest.raises(KlypeError, match="too short to learn from"):
+        life(tmp_path / "short", text=(str(tmp_path / "short.txt"),))
+
+
+@pytest.mark.parametrize("stage", ["finetune", "rank", "reward", "align"])
+def test_a_later_stage_needs_a_model(stage: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="needs a model to start from"):
+        pipeline.train_stage(StageOptions.model_validate({"stage": stage, "out": tmp_path}), Silent())
