@@ -1,0 +1,105 @@
+"""What a partial distribution (the k most probable tokens, the rest unlisted) says for certain. Nats.
+
+Any completion of it is allowed that gives no unlisted token more than the least listed one: its mass r lies on the
+V − k others. Each bound is attained by such a completion, except where a function says otherwise. ``vocabulary`` 0:
+unknown, hence unbounded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from klype.values import Distribution, Floats
+
+TINY = 1e-12
+
+
+@dataclass(frozen=True, slots=True)
+class Tempered:
+    """Probabilities of the listed tokens at a temperature, each from ``low_K`` to ``high_K``; ``rest`` = 1 − Σ low."""
+
+    low_K: Floats
+    high_K: Floats
+    rest: float
+
+
+def entropy(q: Distribution, vocabulary: int) -> tuple[float, float]:
+    """H(q): least when the rest is on as few tokens as may be, most when it is spread evenly."""
+    p_K = np.exp(q.logp[np.isfinite(q.logp)].astype(np.float64))
+    listed = float(-(p_K * np.log(p_K)).sum())
+    if q.rest <= 0.0 or not p_K.size:
+        return listed, listed
+    least, r = float(p_K.min()), q.rest
+    full, left = _packed(r, least)
+    low = listed - full * least * math.log(least) - (left * math.log(left) if left > TINY else 0.0)
+    others = vocabulary - len(q.ids) if vocabulary else 0
+    high = listed - r * math.log(r / others) if others > 0 else math.inf
+    return low, max(low, high)
+
+
+def mass_on(q: Distribution, acceptable: Collection[int]) -> tuple[float, float]:
+    """The probability of a set of tokens: what is listed, and as much of the rest as can lie on those unlisted."""
+    logq = dict(zip(q.ids.tolist(), q.logp.tolist(), strict=True))
+    inside = [math.exp(logq[token]) for token in acceptable if token in logq]
+    low = min(1.0, math.fsum(inside))
+    if q.rest <= 0.0:
+        return low, low
+    least = math.exp(float(q.logp.min())) if len(q.logp) else 1.0
+    unlisted = len(set(acceptable)) - len(inside)
+    return low, min(1.0, low + min(q.rest, unlisted * least))
+
+
+def divergence_low(p: Mapping[int, float], q: Distribution) -> float:
+    """KL(p‖q) is at least this (there is no upper bound): p and q with all unlisted tokens taken as one."""
+    logq = dict(zip(q.ids.tolist(), q.logp.tolist(), strict=True))
+    listed = [(mass, logq[token]) for token, mass in p.items() if mass > 0 and token in logq]
+    outside = 1.0 - math.fsum(mass for mass, _ in listed)
+    total = math.fsum(mass * (math.log(mass) - logp) for mass, logp in listed)
+    if outside > TINY:
+        if q.rest <= 0.0:
+            return math.inf
+        total += outside * math.log(outside / (q.rest + 1e-9))  # what was rounded away is allowed for
+    return max(0.0, total)
+
+
+def tempered(q: Distribution, temperature: float, vocabulary: int) -> Tempered:
+    """The listed tokens at a temperature: the unlisted ones' share of the normaliser is known between bounds only."""
+    logp_K = q.logp.astype(np.float64)
+    if temperature == 0.0:
+        p_K = np.zeros(len(logp_K))
+        p_K[int(np.argmax(logp_K))] = 1.0
+        return Tempered(p_K, p_K, 0.0)
+    top = float(logp_K.max())
+    weight_K = np.exp((logp_K - top) / temperature)
+    listed = float(weight_K.sum())
+    if q.rest <= 0.0:
+        return Tempered(weight_K / listed, weight_K / listed, 0.0)
+    if temperature == 1.0:
+        p_K = np.exp(logp_K)
+        return Tempered(p_K, p_K, max(0.0, 1.0 - float(p_K.sum())))
+    least, most = _unlisted(q, temperature, vocabulary, top)
+    low_K, high_K = weight_K / (listed + most), weight_K / (listed + least)
+    return Tempered(low_K, np.minimum(1.0, high_K), max(0.0, 1.0 - float(low_K.sum())))
+
+
+def _unlisted(q: Distribution, temperature: float, vocabulary: int, top: float) -> tuple[float, float]:
+    """Σ over unlisted tokens of (p / e^top)^(1/τ): between packed on few tokens and spread over all, or the reverse."""
+    full, left = _packed(q.rest, math.exp(float(q.logp.min())))
+    power = 1 / temperature
+    scale = math.exp(-top)
+    packed = full * (math.exp(float(q.logp.min())) * scale) ** power + (left * scale) ** power
+    others = vocabulary - len(q.ids) if vocabulary else 0
+    if others <= 0:
+        return (0.0, packed) if power > 1 else (packed, math.inf)
+    spread = others * (q.rest / others * scale) ** power
+    return min(packed, spread), max(packed, spread)
+
+
+def _packed(rest: float, least: float) -> tuple[int, float]:
+    """The rest on as few tokens as may be, none above ``least``: so many full ones, and what is left for one more."""
+    full = math.floor(rest / least + TINY)
+    return full, max(0.0, rest - full * least)

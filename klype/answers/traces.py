@@ -1,0 +1,218 @@
+"""Traces on disk: what a model said, with its distributions, so that it is never asked twice.
+
+NAME.safetensors holds the numbers (a distribution that several steps share is stored once), NAME.json the rest. The
+JSON file is written last and holds the hash of the other: a pair that is torn is told from a whole one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load as read_arrays
+from safetensors.numpy import save as write_arrays
+
+from klype.errors import KlypeError
+from klype.values import Distribution, How, Sampling, Step, Trace
+
+Arrays = dict[str, npt.NDArray[Any]]
+HOWS: tuple[How, ...] = get_args(How)
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """Traces that were read, and what was said about them."""
+
+    traces: tuple[Trace, ...]
+    about: dict[str, Any]
+
+
+def save(folder: Path, name: str, traces: Sequence[Trace], about: dict[str, Any] | None = None) -> None:
+    """Both files, whole or not at all. ``about`` is anything JSON can hold. Errors: an unwritable folder."""
+    arrays, prompts = _arrays(traces)
+    data = write_arrays(arrays)
+    samplings = list(dict.fromkeys(trace.sampling for trace in traces))
+    document = {
+        "format": FORMAT,
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "about": about or {},
+        "samplings": [asdict(sampling) for sampling in samplings],
+        "prompts": prompts,
+        "traces": [
+            {
+                "sampling": samplings.index(trace.sampling),
+                "seed": trace.seed,
+                "sample": trace.sample,
+                "model": trace.model,
+                "ended": trace.ended,
+                "passes": trace.passes,
+                "seconds": trace.seconds,
+                "joules": trace.joules,
+            }
+            for trace in traces
+        ],
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    replace(folder / f"{name}.safetensors", data)
+    replace(folder / f"{name}.json", json.dumps(document, ensure_ascii=False, allow_nan=False).encode())
+
+
+def load(folder: Path, name: str) -> Saved:
+    """Errors: files that are missing, damaged, or do not belong together."""
+    file = folder / f"{name}.json"
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+        data = (folder / f"{name}.safetensors").read_bytes()
+        if document["format"] != FORMAT:
+            raise KlypeError(f"{file} was written by another version of klype.", "Examine the model again.")
+        if hashlib.sha256(data).hexdigest() != document["sha256"]:
+            raise KlypeError(f"{file} and its numbers do not belong together.", "Examine the model again.")
+        return Saved(tuple(_traces(document, read_arrays(data))), document["about"])
+    except FileNotFoundError as error:
+        raise KlypeError(f"There are no traces {name} in {folder}.") from error
+    except OSError as error:
+        raise KlypeError(f"{file} cannot be read: {error.strerror}.") from error
+    except (ValueError, KeyError, TypeError, IndexError, SafetensorError) as error:
+        raise KlypeError(f"The traces {name} in {folder} are damaged.", "Examine the model again.") from error
+
+
+def saved(folder: Path, name: str, about: dict[str, Any]) -> Saved | None:
+    """The traces of that name, when they are whole and about the same; else None: they are to be made (again)."""
+    try:
+        found = load(folder, name)
+    except KlypeError:
+        return None
+    return found if found.about == json.loads(json.dumps(about)) else None
+
+
+def export_parquet(file: Path, traces: Sequence[Trace], token_text: Callable[[int], str]) -> None:
+    """One row a token: answer, position, token, its text, log-probabilities, entropy of its distribution (nats)."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    steps = [(i, t, trace, step) for i, trace in enumerate(traces) for t, step in enumerate(trace.steps)]
+    table = pa.table(
+        {
+            "answer": pa.array([i for i, *_ in steps], pa.int32()),
+            "position": pa.array([t for _, t, *_ in steps], pa.int32()),
+            "token": pa.array([step.token for *_, step in steps], pa.int32()),
+            "text": pa.array([token_text(step.token) for *_, step in steps], pa.string()),
+            "logp": pa.array([step.logp for *_, step in steps], pa.float64()),
+            "drawn_logp": pa.array([step.drawn_logp for *_, step in steps], pa.float64()),
+            "how": pa.array([step.how for *_, step in steps], pa.string()),
+            "entropy": pa.array([_entropy(step.distribution) for *_, step in steps], pa.float64()),
+            "unlisted": pa.array([step.distribution and step.distribution.rest for *_, step in steps], pa.float64()),
+            "temperature": pa.array([trace.sampling.temperature for *_, trace, _ in steps], pa.float64()),
+            "seed": pa.array([str(trace.seed) for *_, trace, _ in steps], pa.string()),
+            "sample": pa.array([trace.sample for *_, trace, _ in steps], pa.int64()),
+            "model": pa.array([trace.model for *_, trace, _ in steps], pa.string()),
+            "ended": pa.array([trace.ended for *_, trace, _ in steps], pa.string()),
+        }
+    )
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    replace(file, sink.getvalue().to_pybytes())
+
+
+def differences(a: Sequence[Trace], b: Sequence[Trace]) -> list[str]:
+    """What differs between two sets of traces, in order, one line a trace; times are not compared."""
+    found = [] if len(a) == len(b) else [f"{len(a)} traces against {len(b)}"]
+    for i, (one, other) in enumerate(zip(a, b, strict=False)):
+        at = next((t for t, (x, y) in enumerate(zip(one.tokens, other.tokens, strict=False)) if x != y), None)
+        if one.prompt != other.prompt:
+            found.append(f"trace {i}: another prompt")
+        elif at is not None:
+            found.append(f"trace {i}: token {one.tokens[at]} against {other.tokens[at]} at position {at}")
+        elif len(one.steps) != len(other.steps):
+            found.append(f"trace {i}: {len(one.steps)} tokens against {len(other.steps)}")
+        elif any(x.logp != y.logp for x, y in zip(one.steps, other.steps, strict=True)):
+            most = max(abs(x.logp - y.logp) for x, y in zip(one.steps, other.steps, strict=True))
+            found.append(f"trace {i}: log-probabilities differ by up to {most:.3g} nats")
+    return found
+
+
+def replace(file: Path, data: bytes) -> None:
+    """Written beside, flushed to disk, renamed."""
+    beside = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        with beside.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        beside.replace(file)
+    except OSError as error:
+        raise KlypeError(f"{file} cannot be written: {error.strerror}.", "Choose another --out.") from error
+
+
+def _arrays(traces: Sequence[Trace]) -> tuple[Arrays, list[list[int]]]:
+    steps = [step for trace in traces for step in trace.steps]
+    place: dict[tuple[int, ...], int] = {}
+    prompt_of = [place.setdefault(trace.prompt, len(place)) for trace in traces]
+    known: dict[tuple[bytes, bytes, float], int] = {}
+    kept: list[Distribution] = []
+    listed = []
+    for step in steps:
+        q = step.distribution
+        if q is None:
+            listed.append(-1)
+            continue
+        at = known.setdefault((q.ids.tobytes(), q.logp.tobytes(), q.rest), len(kept))
+        if at == len(kept):
+            kept.append(q)
+        listed.append(at)
+    arrays: Arrays = {
+        "prompt": np.array(prompt_of, np.int64),
+        "length": np.array([len(trace.steps) for trace in traces], np.int64),
+        "token": np.array([step.token for step in steps], np.int64),
+        "logp": np.array([step.logp for step in steps], np.float64),
+        "drawn_logp": np.array([step.drawn_logp for step in steps], np.float64),
+        "how": np.array([HOWS.index(step.how) for step in steps], np.uint8),
+        "listed": np.array(listed, np.int64),
+        "q_length": np.array([len(q.ids) for q in kept], np.int64),
+        "q_rest": np.array([q.rest for q in kept], np.float64),
+        "q_ids": np.concatenate([np.zeros(0, np.int32), *(q.ids.astype(np.int32) for q in kept)]),
+        "q_logp": _joined([q.logp for q in kept]),
+    }
+    return arrays, [list(prompt) for prompt in place]
+
+
+def _joined(parts: list[Any]) -> npt.NDArray[Any]:
+    return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+
+
+def _traces(document: dict[str, Any], arrays: Arrays) -> list[Trace]:
+    bounds = np.concatenate([[0], np.cumsum(arrays["q_length"])]).tolist()
+    q_ids, q_logp, rest = arrays["q_ids"].astype(np.int64), arrays["q_logp"], arrays["q_rest"].tolist()
+    listed = [Distribution(q_ids[a:b], q_logp[a:b], r) for a, b, r in zip(bounds, bounds[1:], rest, strict=False)]
+    columns = [arrays[name].tolist() for name in ("token", "logp", "drawn_logp", "how", "listed")]
+    steps = [Step(v, p, d, HOWS[h], listed[q] if q >= 0 else None) for v, p, d, h, q in zip(*columns, strict=True)]
+    samplings = [
+        Sampling(**{**row, "logit_bias": tuple((int(i), float(x)) for i, x in row["logit_bias"])})
+        for row in document["samplings"]
+    ]
+    prompts = [tuple(prompt) for prompt in document["prompts"]]
+    ends = np.cumsum(arrays["length"]).tolist()
+    traces = []
+    for row, at, length, end in zip(
+        document["traces"], arrays["prompt"].tolist(), arrays["length"].tolist(), ends, strict=True
+    ):
+        fields = {**row, "sampling": samplings[row["sampling"]]}
+        traces.append(Trace(prompt=prompts[at], steps=tuple(steps[end - length : end]), **fields))
+    return traces
+
+
+def _entropy(q: Distribution | None) -> float | None:
+    """Of the listed tokens, at temperature 1; None where nothing or not everything is listed."""
+    if q is None or not q.whole:
+        return None
+    logp = q.logp[np.isfinite(q.logp)].astype(np.float64)
+    return float(-(np.exp(logp) * logp).sum())

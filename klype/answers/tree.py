@@ -1,0 +1,378 @@
+"""The exact distribution of answers: the most probable whole texts, each with an interval that is certain.
+
+Best first: the heaviest open beginnings are read in one batch; an end of text adds to its answer's lower bound, all
+else stays open. What is open, and what a token limit or a partial distribution hides (lost), is the unexplored mass U:
+P(answer) lies in [low, low + U], and low and U of all answers sum to one. Different tokenisations of one text merge
+through its bytes; an upper bound counts only open beginnings from which the text can still be reached.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Literal
+
+import numpy as np
+import torch
+
+from klype.answers import bounds
+from klype.engine.sampling import needs_seen, shape
+from klype.errors import UsageError
+from klype.sources.source import Source
+from klype.values import Distribution, Floats, Ints, Sampling
+
+Tokens = tuple[int, ...]
+Spell = Callable[[int], bytes]
+Meaning = Callable[[str], Hashable]
+PLAIN = Sampling()
+WIDEST = 4096
+"""Continuations of a beginning that are kept one by one; those after them are lost mass."""
+ROUNDING = 2e-6
+"""Relative error of one probability in float32; an interval is widened by it for every token."""
+
+
+@dataclass(frozen=True, slots=True)
+class TreeSettings:
+    """``budget``: beginnings that are read (forward passes). ``until`` "mode": the most probable answer is certain;
+    "mass": less than ``eps`` is unexplored; "budget": neither. ``vocabulary``: number of tokens, 0 when unknown."""
+
+    sampling: Sampling = PLAIN
+    limit: int = 32
+    budget: int = 1000
+    until: Literal["mode", "mass", "budget"] = "mass"
+    eps: float = 0.01
+    batch: int = 16
+    vocabulary: int = 0
+
+    def check(self) -> None:
+        if needs_seen(self.sampling):
+            raise UsageError("The tree of answers cannot be grown with penalties on what was said before.")
+        if self.limit < 1 or self.budget < 1 or self.batch < 1:
+            raise UsageError("The tree needs a limit and a budget of at least 1.")
+        if self.until not in ("mode", "mass", "budget"):
+            raise UsageError(f"--until is {self.until}: it should be mode, mass or budget.")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A whole answer: its probability is in [low, high]; ``tokens``: its most probable spelling, the end included."""
+
+    text: str
+    low: float
+    high: float
+    meaning: Hashable
+    tokens: Tokens
+    mass: float  # of that spelling
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """Answers of one meaning; ``text`` is the most probable of them."""
+
+    meaning: Hashable
+    low: float
+    high: float
+    text: str
+    answers: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """``answers`` and ``clusters`` most probable first; entropies (nats) as certain bounds. ``stopped``: why."""
+
+    answers: tuple[Found, ...]
+    clusters: tuple[Cluster, ...]
+    unexplored: float
+    lost: float
+    expansions: int
+    entropy: tuple[float, float]
+    meaning_entropy: tuple[float, float]
+    stopped: Literal["mode", "mass", "budget", "whole"]
+    settings: TreeSettings
+
+
+@dataclass(slots=True)
+class Node:
+    """A beginning that was read: its continuations that do not end it, most probable first; those before ``taken``
+    have been read too. ``last``: the limit lies behind them. ``tail``: what is not listed one by one."""
+
+    tokens: Tokens
+    spelled: bytes
+    mass: float
+    ids: Ints
+    p_K: Floats
+    last: bool
+    tail: float
+    taken: int = 0
+
+    @property
+    def open_masses(self) -> Floats:
+        return self.mass * self.p_K[self.taken :]
+
+
+@dataclass(slots=True)
+class Sum:
+    """Mass of a text so far, its likeliest spelling and how many tokens its longest spelling has."""
+
+    low: float = 0.0
+    tokens: Tokens = ()
+    mass: float = 0.0
+    longest: int = 0
+
+
+@dataclass(slots=True)
+class Growth:
+    """The tree while it grows."""
+
+    source: Source
+    prompt: Tokens
+    settings: TreeSettings
+    spell: Spell | None
+    nodes: list[Node] = field(default_factory=list)
+    sums: dict[bytes, Sum] = field(default_factory=dict)
+    heap: list[tuple[float, int, Node]] = field(default_factory=list)
+    frontier: float = 1.0
+    order: count[int] = field(default_factory=count)
+
+    @property
+    def unexplored(self) -> float:
+        return max(0.0, 1.0 - math.fsum(found.low for found in self.sums.values()))
+
+    def read(self, beginnings: Sequence[tuple[Tokens, float]]) -> None:
+        """Expand these beginnings in one call of the source."""
+        prefixes = [self.prompt + tokens for tokens, _ in beginnings]
+        listed = continuations(self.source.next(prefixes, -1), self.settings)
+        for (tokens, mass), (ids, p_K, tail) in zip(beginnings, listed, strict=True):
+            self._settle(tokens, mass, ids, p_K, tail)
+
+    def heaviest(self, most: int) -> list[tuple[Tokens, float]]:
+        """The next beginnings to read; they leave the frontier."""
+        taken: list[tuple[Tokens, float]] = []
+        while self.heap and len(taken) < min(most, self.settings.batch):
+            mass, _, node = heapq.heappop(self.heap)
+            taken.append(((*node.tokens, int(node.ids[node.taken])), -mass))
+            node.taken += 1
+            self.frontier += mass
+            self._push(node)
+        return taken
+
+    def _settle(self, tokens: Tokens, mass: float, ids: Ints, p_K: Floats, tail: float) -> None:
+        ends_K = np.isin(ids, self.source.codec.stop)
+        spelled = b"".join(map(self.spell, tokens)) if self.spell else b""
+        for token, p in zip(ids[ends_K].tolist(), p_K[ends_K].tolist(), strict=True):
+            self._end(spelled if self.spell else self.source.codec.decode(tokens).encode(), (*tokens, token), mass * p)
+        ids, p_K = ids[~ends_K], p_K[~ends_K]
+        if len(ids) > WIDEST:
+            tail += float(p_K[WIDEST:].sum())
+            ids, p_K = ids[:WIDEST].copy(), p_K[:WIDEST].copy()
+        last = len(tokens) + 1 >= self.settings.limit
+        node = Node(tokens, spelled, mass, ids, p_K, last, mass * tail)
+        self.nodes.append(node)
+        if not last:
+            self.frontier += mass * float(p_K.sum())
+            self._push(node)
+
+    def _push(self, node: Node) -> None:
+        if node.taken < len(node.ids):
+            heapq.heappush(self.heap, (-node.mass * float(node.p_K[node.taken]), next(self.order), node))
+
+    def _end(self, spelled: bytes, tokens: Tokens, mass: float) -> None:
+        found = self.sums.setdefault(canonical(spelled) if self.spell else spelled, Sum())
+        found.low += mass
+        found.longest = max(found.longest, len(tokens))
+        if mass > found.mass:
+            found.tokens, found.mass = tokens, mass
+
+
+def grow(
+    source: Source,
+    prompt: Sequence[int],
+    settings: TreeSettings,
+    spell: Spell | None = None,
+    meaning: Meaning | None = None,
+    progress: Callable[[int, float], None] | None = None,
+) -> Tree:
+    """The tree below a prompt. ``spell``: a token's bytes, where known; ``meaning``: of a text (default: itself).
+
+    Errors: settings that cannot be; a partial distribution that is drawn from with more than a temperature.
+    """
+    settings.check()
+    growth = Growth(source, tuple(prompt), settings, spell)
+    growth.frontier = 0.0
+    growth.read([((), 1.0)])
+    expansions, stopped = 1, _stopped(growth)
+    while stopped is None and expansions < settings.budget:
+        batch = growth.heaviest(settings.budget - expansions)
+        growth.read(batch)
+        expansions += len(batch)
+        stopped = _stopped(growth)
+        if progress is not None:
+            progress(expansions, growth.unexplored)
+    return _finished(growth, expansions, stopped or "budget", meaning or (lambda text: text))
+
+
+def continuations(found: Sequence[Distribution], settings: TreeSettings) -> list[tuple[Ints, Floats, float]]:
+    """Token ids and probabilities as drawn from (what is certain of them), most probable first, and the mass left."""
+    out: list[tuple[Ints, Floats, float]] = []
+    for q in found:
+        if q.whole:
+            ids, p_K, tail = q.ids, _shaped(q, settings.sampling), 0.0
+        else:
+            if settings.sampling != Sampling(temperature=settings.sampling.temperature):
+                raise UsageError("This model returns only its most probable tokens: use --temperature alone.")
+            at = bounds.tempered(q, settings.sampling.temperature, settings.vocabulary)
+            ids, p_K, tail = q.ids, at.low_K, at.rest
+        order = np.argsort(-p_K, kind="stable")
+        order = order[p_K[order] > 0]
+        out.append((ids[order], p_K[order], tail))
+    return out
+
+
+def _shaped(q: Distribution, sampling: Sampling) -> Floats:
+    if sampling.temperature > 0 and sampling == Sampling(temperature=sampling.temperature):
+        return bounds.tempered(q, sampling.temperature, len(q.ids)).low_K
+    logits_1V = torch.full((1, int(q.ids.max()) + 1), -math.inf)
+    logits_1V[0, torch.from_numpy(q.ids.astype(np.int64))] = torch.from_numpy(q.logp.astype(np.float32))
+    p_V = shape(logits_1V, sampling)[0].double().exp().numpy()
+    p_K: Floats = p_V[q.ids] / p_V[q.ids].sum()
+    return p_K
+
+
+def canonical(spelled: bytes) -> bytes:
+    """An answer's bytes without the one space that leads it."""
+    return spelled[1:] if spelled[:1] == b" " else spelled
+
+
+def _stopped(growth: Growth) -> Literal["mode", "mass", "whole"] | None:
+    if not growth.heap:
+        return "whole"
+    unexplored = growth.unexplored
+    if growth.settings.until == "mass" and unexplored < growth.settings.eps:
+        return "mass"
+    if growth.settings.until == "mode":
+        best = heapq.nlargest(2, (found.low for found in growth.sums.values()))
+        if best and best[0] > (best[1] if len(best) > 1 else 0.0) + unexplored:
+            return "mode"
+    return None
+
+
+def _finished(
+    growth: Growth, expansions: int, stopped: Literal["mode", "mass", "budget", "whole"], meaning: Meaning
+) -> Tree:
+    unexplored = growth.unexplored
+    reach = Reach(growth)
+    answers = []
+    for spelled, found in sorted(growth.sums.items(), key=lambda item: (-item[1].low, item[0])):
+        text = spelled.decode("utf-8", errors="replace")
+        error = ROUNDING * (found.longest + 1)
+        high = found.low + min(unexplored, reach.of(spelled))
+        low, high = max(0.0, found.low * (1 - error)), min(1.0, high * (1 + error) + error * unexplored)
+        answers.append(Found(text, low, high, meaning(text), found.tokens, found.mass))
+    clusters = _clusters(answers, unexplored)
+    opened = _opened(growth)
+    return Tree(
+        answers=tuple(answers),
+        clusters=clusters,
+        unexplored=unexplored,
+        lost=max(0.0, unexplored - max(0.0, growth.frontier)),
+        expansions=expansions,
+        entropy=entropy_bounds([found.low for found in growth.sums.values()], unexplored, opened),
+        meaning_entropy=entropy_bounds([cluster.low for cluster in clusters], unexplored, opened),
+        stopped=stopped,
+        settings=growth.settings,
+    )
+
+
+class Reach:
+    """How much open mass can still become a given text."""
+
+    def __init__(self, growth: Growth) -> None:
+        self._known = growth.spell is not None
+        self._nodes: dict[bytes, list[tuple[Node, dict[int, float]]]] = {}
+        self._tokens: dict[bytes, list[int]] = {}
+        if growth.spell is None:
+            return
+        for node in growth.nodes:
+            left = dict(zip(node.ids[node.taken :].tolist(), node.open_masses.tolist(), strict=True))
+            self._nodes.setdefault(node.spelled, []).append((node, left))
+            for token in left:
+                self._tokens.setdefault(growth.spell(token), [])
+        for token in {token for nodes in self._nodes.values() for _, left in nodes for token in left}:
+            self._tokens[growth.spell(token)].append(token)
+
+    def of(self, text: bytes) -> float:
+        """An upper bound; the text may have been led by a space."""
+        if not self._known:
+            return math.inf
+        whole = [b" " + text] + ([text] if text[:1] != b" " else [])
+        return math.fsum(self._from(raw) for raw in whole)
+
+    def _from(self, raw: bytes) -> float:
+        total = []
+        for at in range(len(raw) + 1):
+            for node, left in self._nodes.get(raw[:at], ()):
+                total.append(node.tail)
+                for to in range(at, len(raw) + 1):
+                    total += [left[token] for token in self._tokens.get(raw[at:to], ()) if token in left]
+        return math.fsum(total)
+
+
+def _clusters(answers: Sequence[Found], unexplored: float) -> tuple[Cluster, ...]:
+    groups: dict[Hashable, list[Found]] = {}
+    for answer in answers:
+        groups.setdefault(answer.meaning, []).append(answer)
+    clusters = []
+    for meaning, members in groups.items():
+        low = math.fsum(member.low for member in members)
+        most = max(members, key=lambda member: member.low)
+        error = ROUNDING * (1 + max(len(member.tokens) for member in members))
+        clusters.append(Cluster(meaning, low, min(1.0, low + unexplored + error), most.text, len(members)))
+    return tuple(sorted(clusters, key=lambda cluster: -cluster.low))
+
+
+def _opened(growth: Growth) -> list[tuple[float, float]]:
+    """(mass, most nats of entropy that can follow) of every open beginning and of all that is lost."""
+    settings = growth.settings
+    word = math.log(settings.vocabulary) if settings.vocabulary else math.inf
+    out = []
+    for node in growth.nodes:
+        left = settings.limit - len(node.tokens)
+        if node.tail > 0:
+            out.append((node.tail, left * word))
+        behind = 0.0 if node.last else (left - 1) * word
+        out += [(mass, behind) for mass in node.open_masses.tolist() if mass > 0]
+    return out
+
+
+def entropy_bounds(
+    low: Sequence[float], unexplored: float, opened: Sequence[tuple[float, float]] = (), most: int = 0
+) -> tuple[float, float]:
+    """Entropy (nats) of a distribution whose masses are at least ``low`` and which has ``unexplored`` beside them.
+
+    Least: all of it on the largest. Most: shared out among ``most`` classes like water, where their number is known;
+    else the entropy of classes and open parts together, and what each part can add.
+    """
+    masses = sorted((mass for mass in low if mass > 0), reverse=True)
+    least = _entropy([(masses[0] if masses else 0.0) + unexplored, *masses[1:]])
+    if most:
+        return least, max(least, min(math.log(most), _entropy(_levelled(masses, unexplored, most))))
+    parts = [mass for mass, _ in opened] or [unexplored]
+    greatest = _entropy([*masses, *parts]) + math.fsum(mass * more for mass, more in opened)
+    return least, max(least, greatest if opened or unexplored == 0.0 else math.inf)
+
+
+def _levelled(masses: Sequence[float], water: float, classes: int) -> list[float]:
+    """Raise the lowest of so many classes to one level, until the water is used."""
+    rising = sorted([*masses, *(0.0,) * max(0, classes - len(masses))])
+    for lowest in range(1, len(rising) + 1):
+        level = (math.fsum(rising[:lowest]) + water) / lowest
+        if lowest == len(rising) or level <= rising[lowest]:
+            return [level] * lowest + rising[lowest:]
+    return rising
+
+
+def _entropy(masses: Sequence[float]) -> float:
+    return math.fsum(-mass * math.log(mass) for mass in masses if mass > 0)
