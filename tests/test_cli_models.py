@@ -180,7 +180,7 @@ def test_chat_reads_lines_and_prints_one_document(run: Path, capsys: Captured, m
         (["ask", "RUN", " "], 2, "There is no question."),
         (["ask", "RUN", "Hunden " * 200], 2, "The text has"),
         (["ask", "RUN", "Hvem?", "--limit", "0"], 2, "--limit should be at least 1"),
-        (["ask", "RUN", "Hvem?", "--precision", "int8"], 1, "int8 weights are not available yet."),
+        (["ask", "RUN", "Hvem?", "--precision", "int4"], 2, "There is no precision 'int4'"),
         (["ask", "RUN", "Hvem?", "--precision", "int3"], 2, "There is no precision 'int3'"),
         (["ask", "RUN/align", "Hvem?"], 2, "There is no model"),
         (["next", "RUN", "Hvem?", "--out", "RUN/none/x.json"], 2, "RUN/none/x.json cannot be written"),

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from klype.errors import KlypeError, UsageError
+from klype.errors import UsageError
 from klype.values import Request, Sampling, Trace
 
 if TYPE_CHECKING:
@@ -52,20 +52,24 @@ class Opened:
         return tokens * flops_per_token(self.loaded.config, tokens // 2)
 
 
-def open_model(name: str, precision: str = "float32") -> Opened:
-    """Finds, checks and loads a MODEL; computing uses every usable core."""
+def open_model(name: str, precision: str = "float32", measured: bool = False) -> Opened:
+    """Finds, checks and loads a MODEL; computing uses every usable core.
+
+    ``measured``: its probabilities are looked at, for which "auto" never chooses int8.
+    """
     from klype.runs.find import find_model
 
     found = find_model(name)
     from klype.device import pick_device, pick_precision, set_threads
     from klype.engine.engine import Engine
     from klype.model import checkpoint
+    from klype.model.packed import fastest_alone, pack
 
     set_threads()
-    chosen = pick_precision(precision, pick_device("cpu"))
-    if chosen == "int8":
-        raise KlypeError("int8 weights are not available yet.", "Use --precision float32, bfloat16 or auto.")
-    loaded = checkpoint.load(found.folder, dtype=chosen)
+    asked = fastest_alone() if precision == "auto" and not measured else precision
+    chosen = pick_precision(asked, pick_device("cpu"))
+    loaded = checkpoint.load(found.folder, dtype="float32" if chosen == "int8" else chosen)
+    pack(loaded.model, chosen)
     engine = Engine(loaded.model, decode_bytes=loaded.tokenizer.token_bytes, name=str(found.folder))
     return Opened(name, found, loaded, engine)
 

@@ -23,7 +23,7 @@ Raw = Annotated[
         "--raw/--chat-template", help="The text as it is, or as a user's message.", show_default="by the stage"
     ),
 ]
-Precision = Annotated[str, typer.Option("--precision", help="float32, bfloat16 or auto (what is fastest here).")]
+Precision = Annotated[str, typer.Option("--precision", help="float32, bfloat16, int8 or auto (what is fastest here).")]
 TextFiles = Annotated[
     list[str] | None, typer.Option("--text", help="Files, folders or globs of text. May be repeated.")
 ]

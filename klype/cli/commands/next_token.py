@@ -37,7 +37,7 @@ def command(
     from klype.cli.model import checked_sampling, open_model, room
 
     sampling = checked_sampling(temperature, top_p)
-    opened = open_model(model, precision)
+    opened = open_model(model, precision, measured=True)
     from klype.runs.truth import next_truth
 
     plain = opened.as_raw(raw)

@@ -1,0 +1,126 @@
+"""A model's matrices laid out for inference: oneDNN's own blocks in float32 and bfloat16, or 8-bit integers.
+
+A packed matrix takes the place of the one it was made from, so that memory holds one of them; only embeddings that
+are also the head are kept beside it. Packed models compute and do not learn; their weights never change.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from klype.device import Precision
+from klype.errors import KlypeError
+from klype.model.transformer import Transformer
+
+PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "int8")
+SMALL = 1 << 14
+"""Matrices of fewer numbers gain nothing."""
+FEW = 16
+"""Up to this many rows the 8-bit product is bound by memory; above, matrices are widened once a pass."""
+
+
+class BlockedLinear(nn.Module):
+    """A linear layer in the order in which oneDNN reads its matrix. Same numbers as before but for rounding."""
+
+    matrix: Tensor
+    bias: Tensor | None
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.register_buffer("matrix", torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None))
+        self.register_buffer("bias", bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.matrix, self.bias, "none", [], "")
+        return out
+
+
+class Int8Linear(nn.Module):
+    """A linear layer of 8-bit integers with one scale a row; bfloat16 goes in and comes out."""
+
+    matrix: Tensor
+    scale: Tensor
+    bias: Tensor | None
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        scale_O1 = (weight.float().abs().amax(1, keepdim=True) / 127).clamp_min(1e-12)
+        self.register_buffer("matrix", (weight.float() / scale_O1).round_().to(torch.int8))
+        self.register_buffer("scale", scale_O1[:, 0].bfloat16())
+        self.register_buffer("bias", None if bias is None else bias.bfloat16())
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows_MI = x.reshape(-1, x.shape[-1])
+        if rows_MI.shape[0] <= FEW:
+            out_MO = torch._weight_int8pack_mm(rows_MI, self.matrix, self.scale)
+        else:
+            out_MO = linear(rows_MI, self.matrix.bfloat16()).mul_(self.scale)
+        if self.bias is not None:
+            out_MO += self.bias
+        return out_MO.view(*x.shape[:-1], -1)
+
+
+def pack(model: Transformer, precision: Precision) -> Transformer:
+    """The same model, changed in place, for inference in "float32", "bfloat16" or "int8".
+
+    Matrices that are too small to gain, and machines without oneDNN, keep the plain ones. int8 weights are read
+    from the model as it is: load it in float32 so that they are rounded once. Raises KlypeError for other names.
+    """
+    if precision not in PRECISIONS:
+        raise KlypeError(f"A model cannot be packed as {precision!r}.", "Choose float32, bfloat16 or int8.")
+    if is_packed(model):
+        raise KlypeError("This model is packed already.", "Load it again to pack it otherwise.")
+    model.requires_grad_(False)
+    with torch.no_grad():
+        for parent in [*model.layers, model]:
+            for name, part in list(parent.named_children()):
+                if isinstance(part, nn.Linear):
+                    setattr(parent, name, _packed(part, precision))
+        return model.to(torch.float32 if precision == "float32" else torch.bfloat16)
+
+
+def fastest_alone(seconds: float = 0.05) -> Precision:
+    """The precision that answers one user soonest here: each is timed on one row against a matrix of 16 MB.
+
+    A coarser one has to be a quarter faster to be worth its loss.
+    """
+    best: tuple[Precision, float] = ("float32", math.inf)
+    for precision in PRECISIONS:
+        plain = nn.Linear(512, 8192, bias=False).requires_grad_(False)
+        layer = _packed(plain, precision).to(torch.float32 if precision == "float32" else torch.bfloat16)
+        row_MI = torch.randn(1, 512).to(torch.float32 if precision == "float32" else torch.bfloat16)
+        took = _shortest(layer, row_MI, seconds)
+        if took < 0.8 * best[1]:
+            best = precision, took
+    return best[0]
+
+
+def _shortest(layer: nn.Module, row_MI: Tensor, seconds: float) -> float:
+    shortest, end = math.inf, time.perf_counter() + seconds
+    with torch.inference_mode():
+        layer(row_MI)
+        while time.perf_counter() < end or shortest == math.inf:
+            start = time.perf_counter()
+            layer(row_MI)
+            shortest = min(shortest, time.perf_counter() - start)
+    return shortest
+
+
+def _packed(layer: nn.Linear, precision: Precision) -> nn.Module:
+    weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
+    if precision == "int8":
+        return Int8Linear(weight, bias)
+    if weight.numel() < SMALL or not torch.backends.mkldnn.is_available():
+        return layer
+    dtype = getattr(torch, precision)
+    return BlockedLinear(weight.to(dtype), None if bias is None else bias.to(dtype))
+
+
+def is_packed(model: Transformer) -> bool:
+    """Whether ``pack`` has been here: such a model can neither learn nor be saved."""
+    return any(isinstance(part, BlockedLinear | Int8Linear) for part in model.modules())
