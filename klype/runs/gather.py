@@ -185,7 +185,7 @@ def _answer(run: Run, question: Question, trace: Trace) -> AnswerFacts:
 
 def temperatures(run: Run, model: Transformer, stage: StageName) -> dict[str, Any]:
     """The same questions at several temperatures: dull, lively, nonsense; with survival and calibration."""
-    questions = run.subject.held_out[:200]
+    questions = run.subject.held_out[: 200 if run.recipe.kind == "world" else 60]
     shown = run.subject.held_out[0]
     rows, curves_, calibration = [], [], None
     whole = run.recipe.kind == "world"

@@ -18,11 +18,12 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from klype.device import gemm_gflops
 from klype.train.loop import Session, Settings, train
 from klype.train.objectives import Objective
 from klype.values import Batch, Batches
 
-PROBED = 10  # steps of a probe, of which the first four warm up
+PROBED = 8  # steps of a probe, of which the first three warm up
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -49,26 +50,26 @@ class Planned:
         return settings.model_copy(update={"steps": self.steps, "precision": self.precision, "optimizer": coarse})
 
 
-def plan(model: nn.Module, build: Build, training: Settings, seconds: float, threads: Sequence[int]) -> Planned:
-    """The steps that fit into ``seconds`` at the fastest of ``threads`` and precisions; at least ten.
-
-    A recipe that asks for bfloat16 gets it; one that asks for float32 gets bfloat16 where a step is a tenth faster.
-    """
-    own = torch.get_num_threads()
-    precisions: tuple[Precision, ...] = ("float32", "bfloat16") if training.precision == "float32" else ("bfloat16",)
-    began, found = time.perf_counter(), []
+def plan(
+    model: nn.Module, build: Build, training: Settings, seconds: float, threads: Sequence[int], precision: Precision
+) -> Planned:
+    """The steps that fit into ``seconds`` (the probe's own time is part of them) at the fastest of ``threads``."""
+    own, began, found = torch.get_num_threads(), time.perf_counter(), []
     try:
         for n in dict.fromkeys(threads):
-            for precision in precisions:
-                tried = Planned(PROBED, 0.0, n, precision)
-                taken = seconds_per_step(model, build, tried.training(training), n)
-                found.append((taken * (0.9 if precision == "float32" else 1.0), taken, tried))
+            tried = Planned(PROBED, 0.0, n, precision)
+            found.append((seconds_per_step(model, build, tried.training(training), n), tried))
     finally:
         torch.set_num_threads(own)
-    _, taken, best = min(found, key=lambda row: row[0])
+    taken, best = min(found, key=lambda row: row[0])
     left = max(0.0, seconds - (time.perf_counter() - began))
     steps = max(10, round(left / taken))
-    return Planned(steps, steps * taken, best.threads, best.precision)
+    return Planned(steps, steps * taken, best.threads, precision)
+
+
+def best_precision() -> Precision:
+    """bfloat16 where its matrix products are half as fast again as float32's: elsewhere it gains nothing."""
+    return "bfloat16" if gemm_gflops("bfloat16", seconds=0.1) > 1.5 * gemm_gflops("float32", seconds=0.1) else "float32"
 
 
 def seconds_per_step(model: nn.Module, build: Build, training: Settings, threads: int) -> float:
@@ -83,7 +84,7 @@ def seconds_per_step(model: nn.Module, build: Build, training: Settings, threads
         on_step = Session(on_step=lambda step, metrics: stamps.append(time.perf_counter()))
         train(twin, objective, batches, settings, Path(folder), on_step)
     torch.set_rng_state(generator)
-    taken = sorted(b - a for a, b in pairwise(stamps[4:]))
+    taken = sorted(b - a for a, b in pairwise(stamps[3:]))
     return taken[len(taken) // 2]
 
 

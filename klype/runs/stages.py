@@ -21,7 +21,7 @@ from klype.model.transformer import Transformer
 from klype.runs import ranking
 from klype.runs.lessons import messages
 from klype.runs.options import RunOptions, StageOptions
-from klype.runs.plan import Cycle, Planned, WithRehearsal, plan
+from klype.runs.plan import Cycle, Planned, WithRehearsal, best_precision, plan
 from klype.runs.recipe import Recipe
 from klype.runs.record import Record
 from klype.runs.say import Say
@@ -219,7 +219,9 @@ def _planned(run: Run, stage: str, model: nn.Module, build: Any, training: Setti
     if steps:
         planned = Planned(steps, 0.0, threads[-1])
     else:
-        planned = plan(model, build, training, seconds_for(run, stage), threads)
+        machine = run.record.content["machine"]
+        precision = machine.setdefault("precision", best_precision())
+        planned = plan(model, build, training, seconds_for(run, stage), threads, precision)
     run.record.content["plan"][stage] = planned.json()
     run.record.save()
     return planned

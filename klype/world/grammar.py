@@ -77,15 +77,12 @@ class Grammar:
         return out
 
     def questions(self, env: Env) -> list[Expansion]:
-        """Another question, or the end; how many there are is uniform between the manner's bounds."""
+        """Another question, or the end: mostly between the manner's bounds, now and then earlier or later."""
         low, high = QUESTIONS[env.manner if env.manner in QUESTIONS else ""]
-        stop = 0.0 if env.answered < low else 1.0 if env.answered >= high else 1 / (high - env.answered + 1)
-        out: list[Expansion] = []
-        if stop < 1:
-            out.append((1 - stop, (Call(self.ask), Call(self.questions)), env))
-        if stop > 0:
-            out.append((stop, (), env))
-        return out
+        inside = 1 / (high - env.answered + 1) if low <= env.answered <= high else float(env.answered > high)
+        stop = min(0.85, max(0.03, inside)) if env.answered else 0.0
+        more: Expansion = (1 - stop, (Call(self.ask), Call(self.questions)), env)
+        return [more, (stop, (), env)] if stop else [more]
 
     # facts
 

@@ -264,10 +264,10 @@ KINDS: dict[str, Kind] = {
         lambda g, f, c: phrases.place(g, c),
         lambda g, f, c: phrases.clause(g, (*f[:4], c)),
     ),
-    "yes-no": Kind("any", 0.35, _ask_yes_no, _yes_no, _yes_no_domain, _yes_no_bare, _yes_no_sentence, True),
+    "yes-no": Kind("any", 0.25, _ask_yes_no, _yes_no, _yes_no_domain, _yes_no_bare, _yes_no_sentence, True),
     "how-many": Kind(
         "loc like",
-        0.25,
+        0.2,
         lambda g, f: (
             *w(g, "hvor mange", "how many"),
             *(((phrases.MANY if f[0] == "loc" else {lex.NB: "liker", lex.EN: "like"})[g]),),
@@ -281,7 +281,7 @@ KINDS: dict[str, Kind] = {
     ),
     "summary": Kind(
         "story",
-        0.5,
+        0.35,
         lambda g, f: w(g, "hvem handler historien om", "who is the story about"),
         _told_of,
         _told_domain,

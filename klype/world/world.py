@@ -156,11 +156,15 @@ class World:
         """A plain text that ends in a question about its story, and that question.
 
         Held-out story, one other question answered in the manner (so that a model that never saw a chat knows how to
-        answer), then the question. ``hard``: four facts of one relation.
+        answer), then the question: who, what, where or which colour, never a task beside (yes or no, how many, a
+        summary). ``hard``: four facts of one relation.
         """
         while True:
             question = self.question(rng, heldout=True, hard=hard)
-            if question.extra["fixed"] or question.extra["one_word"]:
+            if (
+                KINDS[question.extra["kind"]].relation not in ("loc", "has", "like", "did")
+                or question.extra["one_word"]
+            ):
                 continue
             env = _env(question)
             asked, query = self._worded(self.grammar.ask(env), env, rng)
