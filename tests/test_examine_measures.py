@@ -3,19 +3,24 @@
 import dataclasses
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from klype.answers.forks import Forks
+from klype.answers.tree import Found, Tree, TreeSettings
 from klype.examine.calibration import bins, calibration_error
 from klype.examine.cost import Shape, answer_flops, token_flops
 from klype.examine.divergence import divergence, point, points, s_and_kl
-from klype.examine.evidence import Answered, Evidence
+from klype.examine.evidence import Answered, ByQuestion, Evidence, Told
+from klype.examine.feedback import Aftermath, Shock
 from klype.examine.measures import MEASURES, measure
 from klype.examine.repetition import agreement, distinct, loop, repeated
 from klype.examine.survival import survival
+from klype.examine.tuning import TEMPERATURES
 from klype.values import Distribution
 from klype.words import LANGUAGES, words
 
@@ -208,19 +213,36 @@ def test_every_measure_is_left_out_or_has_a_value_inside_its_interval(samples: i
         Answered(
             f"q{i}", tuple(f"the dog drank {i} of {j}".split()), "stop", right=(i + j) % 3 > 0, word_for_word=i % 2 > 0,
             polite=True, concise=j > 0, score=float(i), s=(0.9,) * 7, passes=7, tokens=7, flops=7e6, seconds=0.1,
-            joules=0.5,
+            joules=0.5, meaning=j % 2, entropy=1.0 + j, drawn_logp=-4.0 - i - j, copied=0.1,
         )
         for i in range(10)
         for j in range(samples)
     ]  # fmt: skip
     documents = points([[(truth([2, 1, 1]), distribution([3, 2, 1]))] * 4] * 5)
-    figures = measure(Evidence(answers, documents, judge="meaning"))
+    figures = measure(Evidence(answers, documents, judge="meaning", **more_evidence()))
     names = {row.name for row in MEASURES}
-    assert set(figures) == (names if samples > 1 else names - {"same_text"})
+    alone = {"same_text", "same_meaning", "common_prefix", "meaning_entropy"}  # need two draws
+    assert set(figures) == (names if samples > 1 else names - alone)
     for figure in figures.values():
         assert figure.low <= figure.value <= figure.high
         assert figure.unit
     assert measure(Evidence()) == {}
+
+
+def more_evidence() -> dict[str, Any]:
+    """What experiments, trees and truths add."""
+    shock = Shock("q", (), (1, 2, 2), 0.9)
+    arms = [{"wrong": (0.5 + i / 20,) * 3, "right": (0.1 + i / 50,) * 3, "near": (0.2,) * 3} for i in range(9)]
+    after = [
+        Aftermath(dataclasses.replace(shock, question=str(i)), arm, arm, arm, (0.3,) * 3) for i, arm in enumerate(arms)
+    ]
+    found = Found("a", 0.4, 0.5, "m", (1, 0), 0.4)
+    tree = Tree((found,), (), 0.1, 0.0, 9, (0.1, 0.9), (0.1, 0.5), "budget", TreeSettings())
+    forks = [Forks("a", (), (0.5, None), i % 4 if i % 3 else None, 0.01, (), None, 8) for i in range(12)]
+    scale = np.log(np.array(TEMPERATURES)) ** 2
+    sums = [ByQuestion(2.0 + i, 1.0 + i, tuple((scale * (1 + i)).tolist())) for i in range(9)]
+    told = [Told(0.1 * (i % 10), float(i % 2), f"q{i % 9}") for i in range(90)]
+    return {"told": told, "sums": sums, "aftermaths": after, "trees": [tree], "forks": forks}
 
 
 def test_every_measure_is_explained_in_both_languages() -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from klype.answers.forks import Forks
+from klype.answers.tree import Tree
 from klype.examine.divergence import Point
+from klype.examine.feedback import Aftermath
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +19,8 @@ class Answered:
     ``words`` without the end. ``first_error`` is the position (1, 2, …, the end of text counting as a word) of the
     first word that cannot follow. ``s`` is the mass on words that can follow, Σ_{v∈A} q(v), before every position up
     to the first error, the end, or the limit: the same for all answers of one evidence, known or unknown.
+    ``meaning`` is what it means (None: nobody can say); ``entropy`` is Σ_t H(q_t) of the distributions drawn from, and
+    ``drawn_logp`` the answer's log-probability under them (nats); ``copied`` is the share found in the training text.
     """
 
     question: str
@@ -33,6 +38,29 @@ class Answered:
     flops: float | None = None
     seconds: float | None = None
     joules: float | None = None
+    meaning: Hashable = None
+    entropy: float | None = None
+    drawn_logp: float | None = None
+    copied: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What was said to be so probable, how often it comes true (0 or 1, or the truth itself), and where."""
+
+    said: float
+    true: float
+    question: str
+
+
+@dataclass(frozen=True, slots=True)
+class ByQuestion:
+    """Sums over one question's beginnings: KL(p‖q) on the model's own and on true ones; cross-entropies by temperature
+    (``tuning.TEMPERATURES``)."""
+
+    own_kl: float | None = None
+    true_kl: float | None = None
+    cross_entropies: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,3 +77,8 @@ class Evidence:
     words: Sequence[int] | None = None
     judge: str = ""
     seed: int = 0
+    told: Sequence[Told] = ()
+    sums: Sequence[ByQuestion] = ()
+    aftermaths: Sequence[Aftermath] = ()
+    trees: Sequence[Tree] = ()
+    forks: Sequence[Forks] = ()

@@ -6,15 +6,16 @@ report's catalogue; an explanation is what the figure means, in one line.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from klype.examine import repetition
+from klype.examine import repetition, spread
 from klype.examine.divergence import divergence, s_corpus
-from klype.examine.evidence import Answered, Evidence
+from klype.examine.evidence import Evidence
 from klype.examine.intervals import clopper_pearson, mean_by_question, ratio_of_means
+from klype.examine.spread import NOTHING, per_question
 from klype.examine.survival import survival
 from klype.values import Figure
 
@@ -41,9 +42,6 @@ def measure(evidence: Evidence) -> dict[str, Figure]:
     return {name: figure for name, figure in figures.items() if figure.value is not None or figure.why != NOTHING}
 
 
-NOTHING = "nothing was measured"
-
-
 def verdict(evidence: Evidence, name: str) -> Figure:
     """Share of answers with this verdict. Undecided ones count for neither side; ``undecided`` shows them."""
     decided = [(answer.question, value) for answer in evidence.answers if (value := getattr(answer, name)) is not None]
@@ -56,7 +54,8 @@ def undecided(evidence: Evidence) -> Figure:
     values = [float(answer.right is None) for answer in evidence.answers]
     if all(values):
         return Figure(None, why=NOTHING)
-    return mean_by_question(values, _asked(evidence.answers), "share", evidence.judge, evidence.seed)
+    asked = [answer.question for answer in evidence.answers]
+    return mean_by_question(values, asked, "share", evidence.judge, evidence.seed)
 
 
 def score(evidence: Evidence) -> Figure:
@@ -98,15 +97,6 @@ def repeats(evidence: Evidence, n: int = 4) -> Figure:
     """seq-rep-4 of the answers long enough to have one."""
     long = [(a.question, value) for a in evidence.answers if (value := repetition.repeated(a.words, n)) is not None]
     return mean_by_question([v for _, v in long], [q for q, _ in long], "share of 4-grams", seed=evidence.seed)
-
-
-def by_question(evidence: Evidence, function: Callable[[list[Answered]], float | None], unit: str) -> Figure:
-    """A number per question from all of its answers."""
-    groups: dict[str, list[Answered]] = {}
-    for answer in evidence.answers:
-        groups.setdefault(answer.question, []).append(answer)
-    values = [(q, value) for q, answers in groups.items() if (value := function(answers)) is not None]
-    return mean_by_question([v for _, v in values], [q for q, _ in values], unit, seed=evidence.seed)
 
 
 def cost(evidence: Evidence, name: str, unit: str) -> Figure:
@@ -151,18 +141,38 @@ MEASURES: tuple[Measure, ...] = (
     Measure("repetition", repeats, "share of 4-grams", "", "less"),
     Measure(
         "distinct",
-        partial(by_question, function=lambda a: repetition.distinct([x.words for x in a]), unit="share of 2-grams"),
+        partial(per_question, function=lambda a: repetition.distinct([x.words for x in a]), unit="share of 2-grams"),
         "share of 2-grams",
         "",
         "neither",
     ),
     Measure(
         "same_text",
-        partial(by_question, function=lambda a: repetition.agreement([x.words for x in a]), unit="share of pairs"),
+        partial(per_question, function=lambda a: repetition.agreement([x.words for x in a]), unit="share of pairs"),
         "share of pairs",
         "",
         "neither",
     ),
+    Measure("same_meaning", spread.same_meaning, "share of pairs", "meaning", "neither"),
+    Measure("common_prefix", spread.common_prefix, "words", "", "neither"),
+    Measure("answer_entropy", spread.answer_entropy, "nats", "", "neither"),
+    Measure("meaning_entropy", spread.meaning_entropy, "nats", "meaning", "neither"),
+    Measure("unseen", spread.unseen, "share", "", "less"),
+    Measure("answer_mass", spread.answer_mass, "share", "", "neither"),
+    Measure("unexplored", spread.unexplored, "share", "", "less"),
+    Measure("tree_entropy", spread.tree_entropy, "nats", "meaning", "neither"),
+    Measure("independence", spread.independence, "difference of shares", "truth", "neither"),
+    Measure("weibull_shape", spread.shape, "shape", "truth", "neither"),
+    Measure("feedback", partial(spread.feedback, part="difference"), "difference of shares", "truth", "less"),
+    Measure("feedback_ratio", partial(spread.feedback, part="ratio"), "times as likely", "truth", "less"),
+    Measure("recovery", partial(spread.feedback, part="recovery", distance=3), "share of answers", "truth", "more"),
+    Measure("excess_error", spread.excess, "% more", "truth", "less"),
+    Measure("calibration", spread.calibration, "probability", "truth", "less"),
+    Measure("best_temperature", spread.temperature, "temperature", "truth", "neither"),
+    Measure("selective", spread.selective, "share of what knowing gains", "meaning", "more"),
+    Measure("fork", spread.forked, "share of answers", "meaning", "neither"),
+    Measure("fork_word", spread.fork_word, "word", "meaning", "neither"),
+    Measure("copied", spread.copied, "share of words", "text", "less"),
     Measure("passes", partial(cost, name="passes", unit="passes"), "passes", "", "less"),
     Measure("tokens", partial(cost, name="tokens", unit="tokens"), "tokens", "", "neither"),
     Measure("flops", partial(cost, name="flops", unit="FLOPs"), "FLOPs", "", "less"),
@@ -170,7 +180,3 @@ MEASURES: tuple[Measure, ...] = (
     Measure("joules", partial(cost, name="joules", unit="J"), "J", "", "less"),
     Measure("joules_per_right", joules_per_right, "J per right answer", "meaning", "less"),
 )
-
-
-def _asked(answers: Sequence[Answered]) -> list[str]:
-    return [answer.question for answer in answers]

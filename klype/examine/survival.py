@@ -38,7 +38,7 @@ class Survival:
 
 def survival(answers: Sequence[Answered], seed: int = 0) -> Survival:
     """The curves up to the longest answer; intervals by resampling questions."""
-    table_MTE = _table(answers)
+    table_MTE = hazards(answers)
     questions, length = table_MTE.shape[:2]
     curves = _curves(table_MTE.mean(axis=0)[None])
     drawn = _curves(resampled_means(table_MTE.reshape(questions, -1), seed).reshape(-1, length, 4))
@@ -63,7 +63,7 @@ def survival(answers: Sequence[Answered], seed: int = 0) -> Survival:
 AT_RISK, ERRED, CLEAN, ENDED = range(4)
 
 
-def _table(answers: Sequence[Answered]) -> Array:
+def hazards(answers: Sequence[Answered]) -> Array:
     """table_MTE by question and position: answers at risk; errors (exact or observed); without error; ended so."""
     assert answers
     place: dict[str, int] = {}

@@ -1,0 +1,216 @@
+"""Forks: the word at which an answer's meaning was decided (after Bigelow et al. 2024, arXiv:2412.07961).
+
+o_t is the distribution over meanings of the answers that begin with this answer's first t tokens; the strength of token
+t is how far it moves o. The total variation of two samples is never zero, so it is not the strength: the meanings B
+that gain at t are chosen on one half of the samples, and o_t(B) − o_{t−1}(B) is measured on the other half, without
+bias. Whether there is a fork at all is a permutation test of the greatest total variation over all tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from klype.answers.tree import TreeSettings, continuations
+from klype.errors import UsageError
+from klype.sources.source import Source, answers
+from klype.values import Figure, Request, Sampling, Trace
+
+Labels = npt.NDArray[np.int64]
+PLAIN = Sampling()
+
+
+@dataclass(frozen=True, slots=True)
+class ForkSettings:
+    """``n``: samples a position; ``others``: tokens so likely at the fork are followed (at most eight);
+    ``level``: a fork is one when chance alone shows as much less often than this."""
+
+    sampling: Sampling = PLAIN
+    limit: int = 32
+    n: int = 32
+    seed: int = 0
+    others: float = 0.05
+    permutations: int = 999
+    level: float = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """A token: how far it moved the meaning; shares of the answer's own and of right meanings after it."""
+
+    token: int
+    strength: Figure
+    variation: float
+    own: float
+    right: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Other:
+    """Another likely token at the fork, and what is said after it: meanings with their shares, most first."""
+
+    token: int
+    p: float
+    meanings: tuple[tuple[Hashable, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Forks:
+    """``fork``: index of the token that decided, None when chance could have shown as much; ``p`` is that chance.
+
+    ``before``: shares of own and right meanings before the first token. ``lost``: the first index after which the
+    right meaning has less than half (−1: already before the first token), None when never or not known.
+    """
+
+    text: str
+    positions: tuple[Position, ...]
+    before: tuple[float, float | None]
+    fork: int | None
+    p: float
+    others: tuple[Other, ...]
+    lost: int | None
+    samples: int
+
+
+def forks(
+    source: Source,
+    trace: Trace,
+    settings: ForkSettings,
+    meaning: Callable[[str], Hashable],
+    right: Callable[[str], bool | None] | None = None,
+) -> Forks:
+    """The forks of one answer. Errors: an empty answer, fewer than four samples."""
+    if settings.n < 4:
+        raise UsageError(f"Forks need at least 4 samples a position (asked for {settings.n}).")
+    if not trace.steps:
+        raise UsageError("The answer is empty: there is no word at which it could have been decided.")
+    answer = trace.tokens
+    texts = _continued(source, trace.prompt, answer, settings)
+    own = source.codec.decode(answer)
+    texts.append([own] * settings.n)
+    place: dict[Hashable, int] = {}
+    of_text = {text: place.setdefault(meaning(text), len(place)) for text in dict.fromkeys([own, *_flat(texts)])}
+    labels_TN = np.array([[of_text[text] for text in row] for row in texts])
+    variation_T, p = permutation_test(labels_TN, settings.permutations, settings.seed)
+    at = int(np.argmax(_variation(labels_TN[:, 0::2])))
+    fork = at if p < settings.level else None
+    rights = None if right is None else [_share([right(text) for text in row]) for row in texts]
+    owns = (labels_TN == of_text[own]).mean(axis=1).tolist()
+    positions = tuple(
+        Position(token, strength(labels_TN, t), float(variation_T[t]), owns[t + 1], rights[t + 1] if rights else None)
+        for t, token in enumerate(answer)
+    )
+    return Forks(
+        text=own,
+        positions=positions,
+        before=(owns[0], rights[0] if rights else None),
+        fork=fork,
+        p=p,
+        others=() if fork is None else _others(source, trace.prompt, answer[:fork], settings, meaning),
+        lost=None if rights is None else next((t - 1 for t, r in enumerate(rights) if r is not None and r < 0.5), None),
+        samples=settings.n,
+    )
+
+
+def strength(labels_TN: Labels, at: int) -> Figure:
+    """How much the meanings that token ``at`` favours gained by it: chosen on even samples, measured on odd ones.
+
+    Interval: Agresti & Caffo 2000, for a difference of two shares.
+    """
+    before, after = labels_TN[at, 0::2], labels_TN[at + 1, 0::2]
+    classes = int(labels_TN.max()) + 1
+    gained = np.bincount(after, minlength=classes) > np.bincount(before, minlength=classes)
+    x0, x1 = gained[labels_TN[at, 1::2]], gained[labels_TN[at + 1, 1::2]]
+    value = float(x1.mean() - x0.mean())
+    p0, p1 = ((x.sum() + 1) / (x.size + 2) for x in (x0, x1))
+    spread = 1.959964 * math.sqrt(p0 * (1 - p0) / (x0.size + 2) + p1 * (1 - p1) / (x1.size + 2))
+    low, high = max(-1.0, p1 - p0 - spread), min(1.0, p1 - p0 + spread)
+    return Figure(value, min(low, value), max(high, value), int(x0.size), "share of answers")
+
+
+def permutation_test(labels_TN: Labels, permutations: int, seed: int) -> tuple[npt.NDArray[np.float64], float]:
+    """Total variation between neighbouring rows, and how often rows that differ by chance only show as great a one."""
+    variation_T = _variation(labels_TN)
+    rng = np.random.default_rng(seed)
+    flat, greatest = labels_TN.ravel(), float(variation_T.max())
+    as_great = sum(
+        float(_variation(rng.permutation(flat).reshape(labels_TN.shape)).max()) >= greatest - 1e-12
+        for _ in range(permutations)
+    )
+    return variation_T, (1 + as_great) / (1 + permutations)
+
+
+def _variation(labels_TN: Labels) -> npt.NDArray[np.float64]:
+    rows, n = labels_TN.shape
+    classes = int(labels_TN.max()) + 1
+    index = (np.arange(rows)[:, None] * classes + labels_TN).ravel()
+    share_TC = np.bincount(index, minlength=rows * classes).reshape(rows, classes) / n
+    found: npt.NDArray[np.float64] = np.abs(np.diff(share_TC, axis=0)).sum(axis=1) / 2
+    return found
+
+
+def _continued(source: Source, prompt: Sequence[int], answer: Sequence[int], settings: ForkSettings) -> list[list[str]]:
+    """Texts that begin with the first t tokens, t = 0 … all but the last; every position has noise of its own."""
+    requests = [
+        Request(
+            (*prompt, *answer[:t]),
+            n=settings.n,
+            limit=max(1, settings.limit - t),
+            sampling=settings.sampling,
+            seed=settings.seed * 1_000_003 + t + 1,
+            stop=tuple(source.codec.stop),
+        )
+        for t in range(len(answer))
+    ]
+    groups = answers(source, requests)
+    decode = source.codec.decode
+    return [[decode((*answer[:t], *trace.tokens)) for trace in group] for t, group in enumerate(groups)]
+
+
+def _others(
+    source: Source,
+    prompt: Sequence[int],
+    kept: Sequence[int],
+    settings: ForkSettings,
+    meaning: Callable[[str], Hashable],
+) -> tuple[Other, ...]:
+    prefix = (*prompt, *kept)
+    listed = continuations(source.next([prefix], -1), TreeSettings(settings.sampling))[0]
+    likely = [(int(token), float(p)) for token, p in zip(listed[0], listed[1], strict=True) if p >= settings.others][:8]
+    stop = tuple(source.codec.stop)
+    going_on = [(token, p) for token, p in likely if token not in stop and settings.limit - len(kept) > 1]
+    requests = [
+        Request(
+            (*prefix, token),
+            n=settings.n,
+            limit=settings.limit - len(kept) - 1,
+            sampling=settings.sampling,
+            seed=settings.seed * 1_000_003 - token - 1,
+            stop=stop,
+        )
+        for token, _ in going_on
+    ]
+    groups = {token: group for (token, _), group in zip(going_on, answers(source, requests), strict=True)}
+    out = []
+    for token, p in likely:
+        ends = [trace.tokens for trace in groups[token]] if token in groups else [()]
+        counts: dict[Hashable, int] = {}
+        for tokens in ends:
+            said = meaning(source.codec.decode((*kept, token, *tokens)))
+            counts[said] = counts.get(said, 0) + 1
+        shares = sorted(((m, c / len(ends)) for m, c in counts.items()), key=lambda item: -item[1])
+        out.append(Other(token, p, tuple(shares)))
+    return tuple(out)
+
+
+def _flat(rows: Sequence[Sequence[str]]) -> list[str]:
+    return [text for row in rows for text in row]
+
+
+def _share(decided: Sequence[bool | None]) -> float | None:
+    known = [value for value in decided if value is not None]
+    return sum(known) / len(known) if known else None

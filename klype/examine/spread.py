@@ -1,0 +1,178 @@
+"""Measures of how far answers to one question differ: from draws, from exact trees, from forks and forced mistakes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from statistics import fmean
+from typing import Literal
+
+import numpy as np
+
+from klype.examine import diversity, repetition
+from klype.examine.calibration import calibration_error
+from klype.examine.evidence import Answered, Evidence
+from klype.examine.feedback import Effect, effect
+from klype.examine.independence import weibull_shape
+from klype.examine.intervals import mean_by_question, proportion
+from klype.examine.selective import rejection_ratio
+from klype.examine.survival import survival
+from klype.examine.tuning import best_temperature, excess_error
+from klype.values import Figure
+
+NOTHING = "nothing was measured"
+AT = 20
+"""Words: curves are told at this one, or where the longest answer ends."""
+
+
+def nothing() -> Figure:
+    return Figure(None, why=NOTHING)
+
+
+def per_question(evidence: Evidence, function: Callable[[list[Answered]], float | None], unit: str) -> Figure:
+    """A number per question from all of its answers."""
+    groups: dict[str, list[Answered]] = {}
+    for answer in evidence.answers:
+        groups.setdefault(answer.question, []).append(answer)
+    values = [(q, value) for q, answers in groups.items() if (value := function(answers)) is not None]
+    return mean_by_question([v for _, v in values], [q for q, _ in values], unit, seed=evidence.seed)
+
+
+def same_meaning(evidence: Evidence) -> Figure:
+    """The chance that two different draws mean the same (U-statistic)."""
+    figure = per_question(evidence, lambda a: _of_meanings(a, repetition.agreement), "share of pairs")
+    return _judged(figure, evidence.judge)
+
+
+def meaning_entropy(evidence: Evidence) -> Figure:
+    """Chao–Shen over draws."""
+    return _judged(per_question(evidence, lambda a: _of_meanings(a, diversity.chao_shen), "nats"), evidence.judge)
+
+
+def _of_meanings(answers: list[Answered], function: Callable[[list[object]], float | None]) -> float | None:
+    known = [answer.meaning for answer in answers if answer.meaning is not None]
+    return function(known) if len(known) == len(answers) else None
+
+
+def answer_entropy(evidence: Evidence) -> Figure:
+    """Mean of Σ_t H(q_t) over draws: unbiased for the entropy of token sequences."""
+    known = [(a.question, a.entropy) for a in evidence.answers if a.entropy is not None]
+    return mean_by_question([v for _, v in known], [q for q, _ in known], "nats", seed=evidence.seed)
+
+
+def unseen(evidence: Evidence) -> Figure:
+    """The probability of answers that no draw showed, exact per question."""
+
+    def left(answers: list[Answered]) -> float | None:
+        known = [(a, a.drawn_logp) for a in answers if a.drawn_logp is not None]
+        if len(known) < len(answers):
+            return None
+        # Two spellings of one text are two draws with probabilities of their own.
+        return diversity.unseen_known([((a.words, a.ended, round(logp, 3)), logp) for a, logp in known])
+
+    return per_question(evidence, left, "share")
+
+
+def common_prefix(evidence: Evidence) -> Figure:
+    return per_question(evidence, lambda a: diversity.common_prefix([x.words for x in a]), "words")
+
+
+def independence(evidence: Evidence) -> Figure:
+    """K_n − S̄^n."""
+    if not any(answer.s or answer.first_error is not None for answer in evidence.answers):
+        return nothing()
+    difference = survival(evidence.answers, evidence.seed).difference
+    return difference[min(AT, len(difference)) - 1]
+
+
+def shape(evidence: Evidence) -> Figure:
+    if not any(answer.s or answer.first_error is not None for answer in evidence.answers):
+        return nothing()
+    return weibull_shape(evidence.answers, evidence.seed)
+
+
+def calibration(evidence: Evidence) -> Figure:
+    if not evidence.told:
+        return nothing()
+    said, true = [t.said for t in evidence.told], [t.true for t in evidence.told]
+    return calibration_error(said, true, [t.question for t in evidence.told], seed=evidence.seed)
+
+
+def temperature(evidence: Evidence) -> Figure:
+    rows = [one.cross_entropies for one in evidence.sums if one.cross_entropies]
+    return best_temperature(np.array(rows), evidence.seed) if rows else nothing()
+
+
+def excess(evidence: Evidence) -> Figure:
+    pairs = [(one.own_kl, one.true_kl) for one in evidence.sums if one.own_kl is not None and one.true_kl is not None]
+    return excess_error([own for own, _ in pairs], [true for _, true in pairs], evidence.seed) if pairs else nothing()
+
+
+def feedback(evidence: Evidence, part: Literal["difference", "ratio", "recovery"], distance: int = 1) -> Figure:
+    """The experiment's effect at one distance."""
+    if not evidence.aftermaths:
+        return nothing()
+    found: Effect = effect(evidence.aftermaths, seed=evidence.seed)
+    figures: Sequence[Figure] = {"difference": found.difference, "ratio": found.ratio, "recovery": found.recovery}[part]
+    return figures[min(distance, len(figures)) - 1]
+
+
+def answer_mass(evidence: Evidence) -> Figure:
+    """P(the most probable answer), mean of its certain intervals over the questions whose tree was grown."""
+    modes = [tree.answers[0] for tree in evidence.trees if tree.answers]
+    if not modes:
+        return nothing()
+    return _certain([mode.low for mode in modes], [mode.high for mode in modes], "share")
+
+
+def unexplored(evidence: Evidence) -> Figure:
+    left = [tree.unexplored for tree in evidence.trees]
+    return _certain(left, left, "share") if left else nothing()
+
+
+def tree_entropy(evidence: Evidence) -> Figure:
+    """Entropy over meanings, mean of its certain bounds."""
+    bounds = [tree.meaning_entropy for tree in evidence.trees]
+    if not bounds or not all(math.isfinite(high) for _, high in bounds):
+        return nothing()
+    return _certain([low for low, _ in bounds], [high for _, high in bounds], "nats")
+
+
+def forked(evidence: Evidence) -> Figure:
+    """Share of answers whose meaning was decided at one word, by the permutation test; one answer a question."""
+    if not evidence.forks:
+        return nothing()
+    return proportion(sum(one.fork is not None for one in evidence.forks), len(evidence.forks), "share of answers")
+
+
+def fork_word(evidence: Evidence) -> Figure:
+    """Which word decided, where one did: its mean position."""
+    places = [one.fork + 1 for one in evidence.forks if one.fork is not None]
+    return mean_by_question([float(p) for p in places], list(range(len(places))), "word", seed=evidence.seed)
+
+
+def selective(evidence: Evidence) -> Figure:
+    """Prediction–rejection ratio of the answer's own log-probability a token."""
+    known = [
+        (-a.drawn_logp / max(1, a.tokens or len(a.words)), a.right, a.question)
+        for a in evidence.answers
+        if a.drawn_logp is not None and a.right is not None
+    ]
+    if not known:
+        return nothing()
+    scores, rights, questions = zip(*known, strict=True)
+    return _judged(rejection_ratio(scores, rights, questions, evidence.seed), evidence.judge)
+
+
+def copied(evidence: Evidence) -> Figure:
+    known = [(a.question, a.copied) for a in evidence.answers if a.copied is not None]
+    return mean_by_question([v for _, v in known], [q for q, _ in known], "share of words", seed=evidence.seed)
+
+
+def _certain(low: Sequence[float], high: Sequence[float], unit: str) -> Figure:
+    least, most = fmean(low), fmean(high)
+    return Figure((least + most) / 2, least, most, len(low), unit, certain=True)
+
+
+def _judged(figure: Figure, judge: str) -> Figure:
+    return Figure(figure.value, figure.low, figure.high, figure.n, figure.unit, judge=judge, why=figure.why)

@@ -1,0 +1,60 @@
+"""The temperature at which a model would be most honest, and how much its own mistakes cost it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from klype.examine.intervals import Array, percentiles, ratio_of_means, resampled_means
+from klype.values import Distribution, Figure
+
+TEMPERATURES = tuple(float(t) for t in np.exp(np.linspace(math.log(0.25), math.log(4.0), 49)))
+
+
+def cross_entropies(p: Mapping[int, float], q: Distribution) -> Array:
+    """−Σ p ln softmax(z/T) for every T of TEMPERATURES. ``p``: the truth, or {the token that came: 1}."""
+    logq_K = q.logp.astype(np.float64)
+    place = {int(token): i for i, token in enumerate(q.ids)}
+    known = [(place[token], mass) for token, mass in p.items() if token in place and mass > 0]
+    index, mass_A = [i for i, _ in known], np.array([mass for _, mass in known])
+    scaled_GK = logq_K[None] / np.array(TEMPERATURES)[:, None]
+    most_G1 = scaled_GK.max(axis=1, keepdims=True)
+    norm_G1 = most_G1 + np.log(np.exp(scaled_GK - most_G1).sum(axis=1, keepdims=True))
+    found: Array = -((scaled_GK[:, index] - norm_G1) * mass_A).sum(axis=1)
+    return found
+
+
+def best_temperature(table_MG: Array, seed: int = 0) -> Figure:
+    """The T of least cross-entropy, from each question's summed ``cross_entropies``; bootstrap over questions."""
+    questions = table_MG.shape[0]
+    if questions == 0:
+        return Figure(None, unit="temperature", why="nothing was measured")
+    value = float(_least(table_MG.mean(axis=0)[None])[0])
+    if questions == 1:
+        return Figure(value, None, None, 1, "temperature", why="one question only: nothing is known about others")
+    low, high = percentiles(value, _least(resampled_means(table_MG, seed)), questions)
+    return Figure(value, max(0.0, min(low, value)), max(high, value), questions, "temperature")
+
+
+def excess_error(own: Sequence[float], true: Sequence[float], seed: int = 0) -> Figure:
+    """ExAccErr (Arora et al. 2022, arXiv:2204.01171): 100 (ρ − 1) %, ρ = mean Σ KL(p‖q) over one's own open beginnings
+    ÷ the same over true ones; one sum a question in each."""
+    ratio = ratio_of_means(own, true, "ratio", seed)
+    if ratio.value is None:
+        return Figure(None, n=ratio.n, unit="% more", why=ratio.why)
+    ends = [None if end is None else 100 * (end - 1) for end in (ratio.low, ratio.high)]
+    return Figure(100 * (ratio.value - 1), ends[0], ends[1], ratio.n, "% more", why=ratio.why)
+
+
+def _least(mean_BG: Array) -> Array:
+    """The lowest point of each curve, between grid points by a parabola in ln T."""
+    at_B = np.clip(np.argmin(mean_BG, axis=1), 1, mean_BG.shape[1] - 2)
+    rows = np.arange(len(mean_BG))
+    before, here, after = (mean_BG[rows, at_B + step] for step in (-1, 0, 1))
+    bend = before - 2 * here + after
+    shift = np.divide(before - after, 2 * bend, out=np.zeros_like(bend), where=bend > 0)
+    step = math.log(TEMPERATURES[1] / TEMPERATURES[0])
+    found: Array = np.exp(np.log(np.array(TEMPERATURES))[at_B] + step * np.clip(shift, -1, 1))
+    return found

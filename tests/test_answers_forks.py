@@ -1,0 +1,105 @@
+"""Where an answer was decided: found where it is, not found where it is not, and without bias."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from klype.answers.forks import ForkSettings, forks, permutation_test, strength
+from klype.answers.tree import TreeSettings, grow
+from klype.errors import UsageError
+from klype.sources.native import NativeSource
+from klype.values import Request, Trace
+from tests.toy_sources import random_table, table_source
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+# . a b c d: from a (even odds) to b or c; both go on to d and end. What was said is decided by the first token.
+DECIDED = np.array(
+    [[1, 0, 0, 0, 0], [0, 0, 0.5, 0.5, 0], [0, 0, 0, 0, 1], [0, 0, 0, 0, 1], [1, 0, 0, 0, 0]], dtype=float
+)
+
+
+def drawn(source: NativeSource, limit: int = 8) -> Trace:
+    return source.engine.run([Request((1,), limit=limit, stop=(0,))])[0][0]
+
+
+def test_the_fork_is_where_the_meaning_was_decided() -> None:
+    source, _ = table_source(DECIDED)
+    trace = drawn(source)
+    found = forks(source, trace, ForkSettings(limit=8, n=32), lambda text: text, lambda text: text == "bd")
+    assert found.fork == 0
+    assert found.p < 0.01
+    assert found.positions[0].strength.low > 0
+    assert found.positions[0].strength.value == pytest.approx(0.5, abs=0.25)
+    for position in found.positions[1:]:
+        assert position.strength.value == 0
+        assert position.own == 1
+    assert {other.token for other in found.others} == {2, 3}
+    assert sorted(m for other in found.others for m, share in other.meanings if share == 1) == ["bd", "cd"]
+    said = source.codec.decode(trace.tokens)
+    assert found.lost == (None if said == "bd" else 0) or found.before[1] < 0.5
+
+
+def test_an_answer_of_one_meaning_has_no_fork() -> None:
+    source, _ = table_source(DECIDED)
+    found = forks(source, drawn(source), ForkSettings(limit=8, n=8), lambda text: "same")
+    assert found.fork is None
+    assert found.p == 1
+    assert all(position.strength.value == 0 and position.own == 1 for position in found.positions)
+
+
+def test_the_mean_over_the_next_token_is_what_was_before() -> None:
+    """E_w o_{t,w} = o_{t−1}, exactly, by the tree."""
+    table = random_table(np.random.default_rng(2), 4)
+    source, codec = table_source(table)
+
+    def meanings(prompt: list[int], limit: int) -> dict[int, float]:
+        tree = grow(
+            source, prompt, TreeSettings(limit=limit, budget=10_000, until="budget"), codec.spell, lambda t: t[:1]
+        )
+        return {str(c.meaning): c.low for c in tree.clusters}  # type: ignore[misc]
+
+    before = meanings([1], 5)
+    mean: dict[str, float] = {"": table[1][0]}
+    for token in (1, 2, 3):
+        after = meanings([1, token], 4)
+        mean[codec.letters[token]] = table[1][token] * math.fsum(after.values())
+    for meaning, mass in before.items():
+        assert mean[meaning] == pytest.approx(mass, abs=1e-5)  # type: ignore[index]
+
+
+def test_strength_is_without_bias_where_total_variation_is_not() -> None:
+    """Two meanings, equal odds before and after: mean total variation .1, mean strength 0 (N = 32)."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, (2000, 2, 32))
+    strengths = [strength(pair, 0) for pair in labels]
+    variations = [permutation_test(pair, 0, 0)[0][0] for pair in labels]
+    assert np.mean(variations) == pytest.approx(0.1, abs=0.01)
+    values = [figure.value for figure in strengths]
+    assert abs(np.mean(values)) < 5 * np.std(values) / math.sqrt(len(values))
+    covered = np.mean([figure.low <= 0 <= figure.high for figure in strengths])
+    assert covered >= 0.93
+
+
+def test_the_permutation_test_errs_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(1)
+    p = np.array([permutation_test(rng.integers(0, 2, (8, 16)), 99, seed)[1] for seed in range(300)])
+    assert (p <= 0.05).mean() <= 0.05 + 5 * math.sqrt(0.05 * 0.95 / 300)
+    assert p.mean() > 0.4
+
+
+def test_what_cannot_be_asked_is_refused() -> None:
+    source, _ = table_source(DECIDED)
+    with pytest.raises(UsageError):
+        forks(source, drawn(source), ForkSettings(n=2), lambda text: text)
+    empty = Trace((1,), (), drawn(source).sampling, 0, 0, "", "stop", 0, 0.0)
+    with pytest.raises(UsageError):
+        forks(source, empty, ForkSettings(), lambda text: text)

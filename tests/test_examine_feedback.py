@@ -1,0 +1,135 @@
+"""The feedback experiment on a chain whose answer is known in closed form."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from klype.examine.feedback import Asked, FeedbackSettings, Shock, aftermaths, effect, shocks
+from klype.examine.truth import Reader
+from klype.sources.native import NativeSource
+from tests.toy_sources import table_source
+
+END, OK, ERR = 0, 1, 2
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+class Always:
+    """A language in which only one token is ever right."""
+
+    def next(self) -> dict[int, float]:
+        return {OK: 1.0}
+
+    def push(self, token: int) -> float:
+        return float(token == OK)
+
+
+def chain(a: float, b: float, end: float = 0.0) -> NativeSource:
+    """P(error given error) = a, P(error given none) = b, of what does not end."""
+    going = 1 - end
+    return table_source(np.array([[1, 0, 0], [end, going * (1 - b), going * b], [end, going * (1 - a), going * a]]))[0]
+
+
+def asked(n: int) -> list[Asked]:
+    return [Asked(f"q{i}", (OK,), Reader(Always)) for i in range(n)]
+
+
+def test_the_two_state_chain_gives_its_closed_form() -> None:
+    a, b = 0.7, 0.2
+    slope, level = a - b, b / (1 - (a - b))
+    settings = FeedbackSettings(distances=4, samples=24)
+    questions = asked(60)
+    forced, without = shocks(chain(a, b), questions, settings, lambda t: True)
+    assert without < 60
+    found = effect(aftermaths(chain(a, b), questions, forced, settings))
+    assert found.difference[0].value == pytest.approx(slope, abs=1e-5)
+    assert found.ratio[0].value == pytest.approx(a / b, rel=1e-4)
+    for d in range(1, 4):
+        exact = slope ** (d + 1)
+        ratio = (level + (1 - level) * exact) / (level * (1 - exact))
+        wide = 1.5 * (found.difference[d].high - found.difference[d].low) / 2
+        assert found.difference[d].value == pytest.approx(exact, abs=wide + 1e-6)
+        assert found.ratio[d].value == pytest.approx(ratio, rel=0.25)
+        assert found.beside_near[d].value == pytest.approx(found.difference[d].value, abs=wide + 0.05)
+    assert all(share == 0 for row in found.ended.values() for share in row)
+    assert found.moved[0].value == pytest.approx(slope, abs=1e-5)
+    assert found.moved[1].value == pytest.approx(0, abs=1e-5)
+
+
+def test_without_memory_there_is_no_feedback() -> None:
+    settings = FeedbackSettings(distances=3, samples=2)
+    forced, _ = shocks(chain(0.3, 0.3), asked(20), settings, lambda t: True)
+    found = effect(aftermaths(chain(0.3, 0.3), asked(20), forced, settings))
+    for difference, ratio, moved in zip(found.difference, found.ratio, found.moved, strict=True):
+        assert difference.value == pytest.approx(0, abs=1e-6)
+        assert ratio.value == pytest.approx(1, abs=1e-5)
+        assert moved.value == pytest.approx(0, abs=1e-6)
+
+
+def test_who_never_recovers_has_recovery_zero_and_who_always_does_one() -> None:
+    settings = FeedbackSettings(distances=3, samples=2)
+    for a, recovery in ((1.0, 0.0), (0.0, 1.0)):
+        source = chain(a, 1e-9)
+        forced = [Shock(f"q{i}", (), (ERR, OK, OK), 1.0) for i in range(8)]
+        found = effect(aftermaths(source, asked(8), forced, settings))
+        assert [figure.value for figure in found.recovery] == pytest.approx([recovery] * 3)
+
+
+def test_an_arm_that_ended_counts_as_no_error_and_is_shown() -> None:
+    settings = FeedbackSettings(distances=4, samples=8)
+    source = chain(0.5, 0.5, end=0.5)
+    forced, _ = shocks(source, asked(40), settings, lambda t: True)
+    found = effect(aftermaths(source, asked(40), forced, settings))
+    assert found.ended["wrong"][0] == 0
+    assert found.ended["wrong"][1] == pytest.approx(0.5, abs=0.15)
+    assert list(found.ended["right"]) == sorted(found.ended["right"])
+
+
+def test_the_forced_tokens_are_wrong_right_and_near_and_never_the_end() -> None:
+    p = np.array([[1, 0, 0, 0, 0], [0.2, 0.5, 0.05, 0.2, 0.05], *[[0.2, 0.2, 0.2, 0.2, 0.2]] * 3])
+    source, _ = table_source(p)
+
+    class Two(Always):
+        def next(self) -> dict[int, float]:
+            return {OK: 0.4, 2: 0.4, END: 0.2}
+
+    questions = [Asked(f"q{i}", (OK,), Reader(Two)) for i in range(60)]
+    forced, _ = shocks(source, questions, FeedbackSettings(positions=1), lambda t: True)
+    assert len(forced) == 60
+    assert {shock.tokens[0] for shock in forced} == {3, 4}
+    assert {shock.tokens[1] for shock in forced} == {1, 2}
+    for shock in forced:
+        assert shock.tokens[2] == (1 if shock.tokens[0] == 3 else 2)
+        assert shock.s == pytest.approx(0.75, abs=1e-5)
+
+
+def test_errors_where_they_occur_weigh_by_one_less_s() -> None:
+    settings = FeedbackSettings(distances=1, samples=1)
+    forced = [Shock("q0", (), (ERR, OK, OK), 0.5), Shock("q1", (), (ERR, OK, OK), 1.0)]
+    found = aftermaths(chain(0.7, 0.2), asked(2), forced, settings)
+    assert effect(found, "errors").difference[0].value == pytest.approx(0.5, abs=1e-5)
+
+
+def test_the_reader_remembers_and_agrees_with_reading_anew() -> None:
+    class Count:
+        def __init__(self) -> None:
+            self.said: tuple[int, ...] = ()
+
+        def next(self) -> dict[int, float]:
+            return {len(self.said): 1.0}
+
+        def push(self, token: int) -> float:
+            fine = float(token == len(self.said))
+            self.said = (*self.said, token)
+            return fine
+
+    reader = Reader(Count)
+    assert reader.next((0, 1, 5)) == {3: 1.0}
+    assert reader.first_error((0, 1, 5, 3)) == 3
+    assert reader.first_error((0, 1)) is None
+    assert reader.next(()) == {0: 1.0}
