@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from klype.engine.sampling import Seen, check_sampling, draw, noise, shape
+from klype.engine.sampling import Seen, check_sampling, draw, noise, sample, shape, top_p
 from klype.errors import UsageError
 from klype.values import Sampling
 
@@ -183,3 +183,37 @@ def test_impossible_settings_are_one_clear_sentence(sampling: Sampling) -> None:
     with pytest.raises(UsageError, match="must be") as caught:
         check_sampling(sampling, 50)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(),
+        Sampling(temperature=0.7),
+        Sampling(temperature=0),
+        Sampling(temperature=1e-5),
+        Sampling(top_k=3),
+        Sampling(temperature=0.5, top_p=0.8),
+    ],
+)
+@pytest.mark.parametrize("vocabulary", [40, 3000])
+def test_sample_is_shape_then_draw(sampling: Sampling, vocabulary: int) -> None:
+    logits = 3 * torch.randn(50, vocabulary, generator=torch.Generator().manual_seed(3))
+    u = noise(5, np.arange(50), 2)
+    tokens, logp = sample(logits, sampling, u)
+    shaped = shape(logits, sampling)
+    assert torch.equal(tokens, draw(shaped, u))
+    torch.testing.assert_close(logp[0], logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0])
+    torch.testing.assert_close(logp[1], shaped.gather(1, tokens[:, None])[:, 0])
+
+
+@pytest.mark.parametrize("spread", [0.1, 5.0])
+def test_the_nucleus_of_a_wide_vocabulary_is_that_of_the_whole_sort(spread: float) -> None:
+    """Flat rows have a nucleus wider than what is looked at first; peaked ones lie within it."""
+    logp = (spread * torch.randn(4, 4000, generator=torch.Generator().manual_seed(0))).log_softmax(-1)
+    kept = top_p(logp, 0.7)
+    for row, whole in zip(kept, logp, strict=True):
+        order = whole.argsort(descending=True)
+        size = int((whole[order].exp().cumsum(0) < 0.7).sum()) + 1
+        assert set(row.isfinite().nonzero()[:, 0].tolist()) == set(order[:size].tolist())
+        assert float(row.exp().sum()) == pytest.approx(1, abs=1e-4)

@@ -21,14 +21,12 @@ from klype.engine.checks import check_answer, check_prompt, check_request
 from klype.engine.prefixes import Place, Prefixes
 from klype.engine.records import Ended, Job, Records, distribution, token_counts
 from klype.engine.rows import Rows
-from klype.engine.sampling import Seen, draw, needs_seen, noise, shape
+from klype.engine.sampling import Seen, needs_seen, noise, sample
 from klype.engine.score import score
 from klype.errors import KlypeError
 from klype.model.cache import Cache
 from klype.model.transformer import Transformer
-from klype.values import Distribution, Request, Sampling, Step, Trace
-
-PLAIN = Sampling()
+from klype.values import Distribution, Request, Step, Trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,33 +253,29 @@ class Engine:
     def _draw(self, logits_RV: Tensor) -> tuple[Tensor, npt.NDArray[np.float64]]:
         """Tokens [R] and log-probabilities [2, R]: the model's, and those of the distribution drawn from."""
         noise_R = noise(self._rows.seeds, self._rows.samples, self._rows.offsets + self._rows.counts)
-        logits_RV = logits_RV.float()
         kinds = np.unique(self._rows.which)
         if len(kinds) == 1:
-            shaped_RV = self._shape(logits_RV, self._rows.samplings[kinds[0]], np.arange(len(self._rows.which)))
+            tokens_R, logp_2R = self._sample(logits_RV, noise_R, np.arange(len(self._rows.which)))
         else:
-            shaped_RV = torch.empty_like(logits_RV)
+            tokens_R, logp_2R = torch.empty(len(noise_R), dtype=torch.int64), torch.empty(2, len(noise_R))
             for kind in kinds:
                 rows = np.flatnonzero(self._rows.which == kind)
                 index = torch.from_numpy(rows)
-                shaped_RV[index] = self._shape(logits_RV[index], self._rows.samplings[kind], rows)
-        tokens_R = draw(shaped_RV, noise_R)
-        drawn_R = shaped_RV.gather(1, tokens_R[:, None])[:, 0]
-        if len(kinds) == 1 and self._rows.samplings[kinds[0]] == PLAIN:
-            logp_R = drawn_R
-        else:
-            logp_R = logits_RV.gather(1, tokens_R[:, None])[:, 0] - logits_RV.logsumexp(-1)
-        return tokens_R, torch.stack((logp_R, drawn_R)).double().numpy()
+                tokens_R[index], logp_2R[:, index] = self._sample(logits_RV[index], noise_R[rows], rows)
+        return tokens_R, logp_2R.double().numpy()
 
-    def _shape(self, logits_RV: Tensor, sampling: Sampling, rows: npt.NDArray[np.int64]) -> Tensor:
-        seen = None
+    def _sample(
+        self, logits_RV: Tensor, noise_R: npt.NDArray[np.float64], rows: npt.NDArray[np.int64]
+    ) -> tuple[Tensor, Tensor]:
+        """As ``sample``, for rows that are all drawn alike."""
+        seen, sampling = None, self._rows.samplings[self._rows.which[rows[0]]]
         if needs_seen(sampling):
             size = logits_RV.shape[1]
             said = [self._records.tokens[self._rows.lines[row], : self._rows.counts[row]] for row in rows]
             counts = token_counts(said, size)
             prompts = token_counts([np.array(self._rows.jobs[row].request.prompt) for row in rows], size)
             seen = Seen(counts + prompts, counts)
-        return shape(logits_RV, sampling, seen)
+        return sample(logits_RV, sampling, noise_R, seen)
 
     def _look(self, logits_RV: Tensor, tokens: npt.NDArray[np.int64], stopped: npt.NDArray[np.bool_]) -> None:
         """Rows that asked for distributions or for stop texts."""

@@ -19,6 +19,8 @@ from klype.errors import UsageError
 from klype.values import Sampling
 
 Words = npt.NDArray[np.uint64]
+NUCLEUS = 512
+"""In wide vocabularies the nucleus is looked for among so many tokens before all are sorted."""
 BLOCK = 64
 """Wide vocabularies are searched in two levels: the block of this many tokens first, then the token in it."""
 
@@ -79,6 +81,32 @@ def shape(logits_BV: Tensor, sampling: Sampling, seen: Seen | None = None) -> Te
     return logp
 
 
+def sample(
+    logits_BV: Tensor, sampling: Sampling, noise_B: npt.NDArray[np.float64], seen: Seen | None = None
+) -> tuple[Tensor, Tensor]:
+    """Tokens [B] and their log-probabilities [2, B]: under the model, and under what was drawn from.
+
+    The same as ``shape`` and ``draw`` but for rounding; a whole distribution is not written out more often than needed.
+    """
+    logits = logits_BV.float()
+    tempered_only = sampling == Sampling(temperature=sampling.temperature)
+    if tempered_only and sampling.temperature == 0:
+        best_B, tokens_B = logits.max(-1)
+        drawn_B = best_B * 0
+    elif tempered_only and sampling.temperature > 1e-3:
+        p_BV = (logits if sampling.temperature == 1 else logits / sampling.temperature).softmax(-1)
+        tokens_B = _inverse_cdf(p_BV, noise_B)
+        drawn_B = p_BV.gather(1, tokens_B[:, None])[:, 0].log()
+        if sampling.temperature == 1:
+            return tokens_B, torch.stack((drawn_B, drawn_B))
+    else:
+        shaped_BV = shape(logits, sampling, seen)
+        tokens_B = draw(shaped_BV, noise_B)
+        drawn_B = shaped_BV.gather(1, tokens_B[:, None])[:, 0]
+    logp_B = logits.gather(1, tokens_B[:, None])[:, 0] - logits.logsumexp(-1)
+    return tokens_B, torch.stack((logp_B, drawn_B))
+
+
 def one_hot(logits_BV: Tensor) -> Tensor:
     """Temperature 0: all mass on the greatest logit (the lowest id of equals). A row of NaN stays NaN."""
     best_B1 = logits_BV.argmax(-1, keepdim=True)
@@ -120,6 +148,12 @@ def top_k(logp_BV: Tensor, k: int) -> Tensor:
 
 def top_p(logp_BV: Tensor, p: float) -> Tensor:
     """The smallest set of most probable tokens with mass at least p (nucleus; Holtzman et al. 2020, 1904.09751)."""
+    if logp_BV.shape[-1] > 4 * NUCLEUS:
+        values_BK, ids_BK = logp_BV.topk(NUCLEUS)
+        before_BK = values_BK.exp().cumsum(-1) - values_BK.exp()
+        if bool((before_BK[:, -1] >= p).all()):  # every row's nucleus is among them
+            kept_BK = values_BK.masked_fill(before_BK >= p, -math.inf)
+            return torch.full_like(logp_BV, -math.inf).scatter_(-1, ids_BK, kept_BK.log_softmax(-1))
     return _keep_first(logp_BV, -logp_BV, p)
 
 
@@ -138,13 +172,16 @@ def typical(logp_BV: Tensor, p: float) -> Tensor:
 
 def draw(logp_BV: Tensor, noise_B: npt.NDArray[np.float64] | Tensor) -> Tensor:
     """Tokens [B] by inverse cumulative distribution: the first whose cumulated mass exceeds noise * total."""
-    p_BV = logp_BV.exp()
+    return _inverse_cdf(logp_BV.exp(), noise_B)
+
+
+def _inverse_cdf(p_BV: Tensor, noise_B: npt.NDArray[np.float64] | Tensor) -> Tensor:
     u_B1 = torch.as_tensor(noise_B, dtype=torch.float64)[:, None]
     B, V = p_BV.shape
     if V <= 16 * BLOCK:
         return _first_above(p_BV.cumsum(-1), u_B1)
     blocks_BNC = pad(p_BV, (0, -V % BLOCK)).view(B, -1, BLOCK)
-    mass_BN = blocks_BNC.sum(-1, dtype=torch.float64)
+    mass_BN = blocks_BNC.sum(-1).double()
     total_BN = mass_BN.cumsum(-1)
     block_B = _first_above(total_BN, u_B1)
     rows = torch.arange(B)

@@ -115,7 +115,7 @@ def _packed(layer: nn.Linear, precision: Precision) -> nn.Module:
     weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
     if precision == "int8":
         return Int8Linear(weight, bias)
-    if weight.numel() < SMALL or not torch.backends.mkldnn.is_available():
+    if weight.numel() < SMALL or not torch._C._has_mkldnn:
         return layer
     dtype = getattr(torch, precision)
     return BlockedLinear(weight.to(dtype), None if bias is None else bias.to(dtype))
