@@ -9,7 +9,21 @@ import typer
 
 from klype import __version__
 from klype.cli import environment
-from klype.cli.commands import ask, chat, config, doctor, next_token, rank, run, runs, train
+from klype.cli.commands import (
+    ask,
+    bench,
+    chat,
+    config,
+    doctor,
+    examine,
+    forks,
+    next_token,
+    rank,
+    run,
+    runs,
+    train,
+    tree,
+)
 from klype.cli.guard import guarded
 from klype.cli.terminal import any_character
 from klype.device import memory_policy, thread_policy
@@ -43,9 +57,13 @@ def app() -> typer.Typer:
     klype.command("chat")(chat.command)
     klype.command("ask")(ask.command)
     klype.command("next")(next_token.command)
+    klype.command("tree")(tree.command)
+    klype.command("forks")(forks.command)
+    klype.command("examine")(examine.command)
     klype.command("train")(train.command)
     klype.command("rank")(rank.command)
     klype.add_typer(runs.app(), name="runs")
+    klype.add_typer(bench.app(), name="bench")
     klype.add_typer(config.app(), name="config")
     klype.command("doctor")(doctor.command)
     return klype

@@ -20,6 +20,8 @@ from klype.model.transformer import Transformer
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "int8")
 SMALL = 1 << 14
 """Matrices of fewer numbers gain nothing."""
+BLOCK = 32
+"""torch's 8-bit product (2.13) reads past the end of matrices of other sizes."""
 FEW = 16
 """Up to this many rows the 8-bit product is bound by memory; above, matrices are widened once a pass."""
 
@@ -53,10 +55,11 @@ class Int8Linear(nn.Module):
         self.register_buffer("matrix", (weight.float() / scale_O1).round_().to(torch.int8))
         self.register_buffer("scale", scale_O1[:, 0].bfloat16())
         self.register_buffer("bias", None if bias is None else bias.bfloat16())
+        self.in_blocks = all(size % BLOCK == 0 for size in weight.shape)
 
     def forward(self, x: Tensor) -> Tensor:
         rows_MI = x.reshape(-1, x.shape[-1])
-        if rows_MI.shape[0] <= FEW:
+        if self.in_blocks and rows_MI.shape[0] <= FEW:
             out_MO = torch._weight_int8pack_mm(rows_MI, self.matrix, self.scale)
         else:
             out_MO = linear(rows_MI, self.matrix.bfloat16()).mul_(self.scale)

@@ -1,0 +1,83 @@
+"""From timings in rounds to figures: medians with their spread, ratios paired within a round, and the loss of int8."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import product
+
+import numpy as np
+import numpy.typing as npt
+
+from klype.values import Figure
+
+Timings = Mapping[tuple[str, str], Sequence[float]]
+"""Seconds by (engine, measurement), one a round; engines of one round ran one after another."""
+Floats = npt.NDArray[np.float64]
+
+RATIOS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...], float, float]] = {
+    "single_fp32_vs_transformers_fp32": ("single", ("klype float32",), ("transformers float32",), 2.1, 2.6),
+    "n64_fp32_vs_transformers_fp32": ("n64", ("klype float32",), ("transformers float32",), 5.5, 7.0),
+    "n256_vs_transformers_bf16": ("n256", ("EXACT",), ("transformers bfloat16",), 5.8, 8.0),
+    "n256_vs_llama_cpp": ("n256", ("EXACT",), ("llama.cpp Q4_0", "llama.cpp BF16"), 3.0, 4.0),
+    "n256_vs_openvino": ("n256", ("EXACT",), ("OpenVINO GenAI",), 0.95, 1.2),
+    "single_best_vs_llama_cpp": (
+        "single",
+        ("klype float32", "klype bfloat16", "klype int8"),
+        ("llama.cpp Q4_0", "llama.cpp BF16"),
+        0.5,
+        1.0,
+    ),
+}
+"""Name: (measurement, ours, theirs, floor, goal). Of several the fastest counts."""
+EXACT_KL = 0.005
+
+
+def median(values: Sequence[float], unit: str) -> Figure:
+    """The median; ``low`` and ``high`` are the least and the greatest of the rounds."""
+    if not values:
+        return Figure(None, why="not measured")
+    return Figure(float(np.median(values)), min(values), max(values), len(values), unit)
+
+
+def ratios(timings: Timings, exact: Sequence[str], why: Mapping[str, str]) -> dict[str, Figure]:
+    """How many times faster; ``exact`` are our precisions whose loss is small enough to stand for "EXACT"."""
+    found = {}
+    for name, (what, ours, theirs, _, _) in RATIOS.items():
+        ours = tuple(exact) if ours == ("EXACT",) else ours
+        mine, other = _fastest(timings, what, ours), _fastest(timings, what, theirs)
+        if mine and other:
+            pairs = zip(timings[mine, what], timings[other, what], strict=False)
+            found[name] = median([b / a for a, b in pairs], "times")
+        else:
+            engines = theirs if mine else ours
+            missing = "; ".join(f"{engine}: {why.get(engine, 'not measured')}" for engine in engines)
+            found[name] = Figure(None, why=missing or "no precision is exact enough")
+    return found
+
+
+def decode_seconds(whole: Sequence[float], prefill: Sequence[float]) -> list[float]:
+    """What the tokens after the first took, round by round."""
+    return [max(a - b, 1e-9) for a, b in zip(whole, prefill, strict=True)]
+
+
+def loss(exact_TV: Floats, other_TV: Floats, tokens: Sequence[int]) -> dict[str, Figure]:
+    """Of log-probabilities [T, V] of one text: KL(exact‖other) a token, and S (mass on the token that followed)."""
+    kl_T = (np.exp(exact_TV) * (exact_TV - other_TV)).sum(-1)
+    after = list(tokens[1:])
+    at = np.arange(len(after))
+    return {
+        "kl": _mean(kl_T, "nats a token"),
+        "s": _mean(np.exp(other_TV[at, after]), "probability"),
+        "s_float32": _mean(np.exp(exact_TV[at, after]), "probability"),
+    }
+
+
+def _mean(values_T: Floats, unit: str) -> Figure:
+    mean, n = float(values_T.mean()), len(values_T)
+    half = 1.96 * float(values_T.std(ddof=1)) / n**0.5 if n > 1 else 0.0
+    return Figure(mean, mean - half, mean + half, n, unit)
+
+
+def _fastest(timings: Timings, what: str, engines: Sequence[str]) -> str | None:
+    measured = [engine for engine, w in product(engines, (what,)) if timings.get((engine, w))]
+    return min(measured, key=lambda engine: float(np.median(timings[engine, what])), default=None)

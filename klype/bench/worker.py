@@ -1,0 +1,53 @@
+"""One engine in a process of its own: ``python -m klype.bench.worker NAME``. One JSON line in, one out."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+from klype.bench.contenders import CONTENDERS
+from klype.bench.task import Contender, Files
+
+
+def main(name: str, orders: TextIO, answers: TextIO) -> None:
+    """Carries out orders until there are no more; what goes wrong is answered, not raised."""
+    contender = CONTENDERS[name][0]()
+    for line in orders:
+        try:
+            answer = obey(contender, json.loads(line))
+        except Exception as error:  # whatever a peer raises is its result
+            answer = {"error": f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+def obey(contender: Contender, order: dict[str, Any]) -> dict[str, Any]:
+    start = time.perf_counter()
+    match order["do"]:
+        case "load":
+            contender.load(Files(**order["files"]))
+            return {"seconds": time.perf_counter() - start}
+        case "run":
+            tokens = contender.run(order["prompt"], order["n"], order["limit"])
+            return {"seconds": time.perf_counter() - start, "tokens": tokens}
+        case "peak":
+            return {"bytes": peak_bytes()}
+        case _:
+            return contender.extra(order["do"], order["prompt"])
+
+
+def peak_bytes() -> int | None:
+    """The most memory this process has had resident; None where the system does not tell."""
+    if sys.platform != "linux":
+        return None
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
+if __name__ == "__main__":
+    private = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what engines print must not be taken for an answer
+    main(sys.argv[1], sys.stdin, private)

