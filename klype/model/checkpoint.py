@@ -176,7 +176,7 @@ def _check_memory(folder: Path, config: ModelConfig, dtype: torch.dtype) -> None
 def _build(config: ModelConfig, get: Callable[[str], Tensor], dtype: torch.dtype) -> Transformer:
     with torch.device("meta"):
         model = Transformer(config)
-    state = {name: w.to(dtype, copy=True) for name, w in weights_from_hf(config, get)}
+    state = {name: w.to(dtype) for name, w in weights_from_hf(config, get)}
     if config.tie:
         state["head.weight"] = state["embed.weight"]
     model.load_state_dict(state, assign=True)

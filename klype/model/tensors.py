@@ -5,49 +5,62 @@ from __future__ import annotations
 import json
 import math
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from klype.errors import KlypeError
 
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
-_FLOATS = ("F64", "F32", "F16", "BF16")
+_TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _HINT = "Fetch or save the model again."
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a weight lies in its file: its type as safetensors names it, its shape, and its first and last byte."""
+
+    file: Path
+    kind: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
 
 
 class TensorFiles:
     """The weights of one folder by name, from one file or several. Every header is checked when it is opened."""
 
     def __init__(self, files: list[Path]) -> None:
-        self._where: dict[str, Path] = {}
-        self.shapes: dict[str, tuple[int, ...]] = {}
+        self._entries: dict[str, Entry] = {}
         for file in files:
-            for name, shape in checked_header(file).items():
-                if name in self._where:
-                    raise KlypeError(f"{file} holds {name}, which {self._where[name].name} holds too.", _HINT)
-                self._where[name], self.shapes[name] = file, shape
-        self._open: dict[Path, Any] = {}
+            for name, entry in checked_header(file).items():
+                if name in self._entries:
+                    raise KlypeError(f"{file} holds {name}, which {self._entries[name].file.name} holds too.", _HINT)
+                self._entries[name] = entry
+        self.shapes = {name: entry.shape for name, entry in self._entries.items()}
 
     def get(self, name: str) -> Tensor:
-        """A weight. Raises KlypeError when it is missing or holds NaN or infinity."""
-        file = self._where[name]
+        """A weight in memory of its own (a mapped file would count twice). KlypeError when it holds NaN or infinity."""
+        entry = self._entries[name]
+        tensor = torch.empty(entry.shape, dtype=_TYPES[entry.kind])
         try:
-            if file not in self._open:
-                self._open[file] = safe_open(file, framework="pt")
-            tensor: Tensor = self._open[file].get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise KlypeError(f"{file} cannot be read: {error}.", _HINT) from error
+            with open(entry.file, "rb") as stream:
+                stream.seek(entry.start)
+                read = stream.readinto(memoryview(tensor.view(-1).view(torch.uint8).numpy())) if tensor.numel() else 0
+        except OSError as error:
+            raise KlypeError(f"{entry.file} cannot be read: {error.strerror}.", _HINT) from error
+        if read != entry.stop - entry.start:
+            raise KlypeError(f"{entry.file} was cut short while it was read.", _HINT)
         if not is_finite(tensor):
-            raise KlypeError(f"{file} holds numbers that are not finite, in {name}.", _HINT)
+            raise KlypeError(f"{entry.file} holds numbers that are not finite, in {name}.", _HINT)
         return tensor
 
 
-def checked_header(file: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes. Raises KlypeError for a file that is cut, overlapping, ambiguous or not of floats."""
+def checked_header(file: Path) -> dict[str, Entry]:
+    """What is where. Raises KlypeError for a file that is cut, overlapping, ambiguous or not of floats."""
     try:
         size = file.stat().st_size
         with open(file, "rb") as stream:
@@ -73,7 +86,7 @@ def checked_header(file: Path) -> dict[str, tuple[int, ...]]:
             sound = False
         if not sound:
             raise KlypeError(f"{file} describes {name} wrongly.", _HINT)
-        if dtype not in _FLOATS:
+        if dtype not in _TYPES:
             raise KlypeError(f"{file} holds {name} as {dtype}, not as floating-point numbers.", _HINT)
         spans.append((start, stop))
     end = 0
@@ -83,7 +96,17 @@ def checked_header(file: Path) -> dict[str, tuple[int, ...]]:
         end = stop
     if end != size - 8 - length:
         raise KlypeError(f"{file} is {size:,} bytes long but should be {8 + length + end:,}.", _HINT)
-    return {name: tuple(entry["shape"]) for name, entry in header.items()}
+    first = 8 + length
+    return {
+        name: Entry(
+            file,
+            entry["dtype"],
+            tuple(entry["shape"]),
+            first + entry["data_offsets"][0],
+            first + entry["data_offsets"][1],
+        )
+        for name, entry in header.items()
+    }
 
 
 def is_finite(weight: Tensor) -> bool:
