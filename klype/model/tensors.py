@@ -49,7 +49,7 @@ class TensorFiles:
         try:
             with open(entry.file, "rb") as stream:
                 stream.seek(entry.start)
-                read = stream.readinto(memoryview(tensor.view(-1).view(torch.uint8).numpy())) if tensor.numel() else 0
+                read = stream.readinto(tensor.view(-1).view(torch.uint8).numpy().data) if tensor.numel() else 0
         except OSError as error:
             raise KlypeError(f"{entry.file} cannot be read: {error.strerror}.", _HINT) from error
         if read != entry.stop - entry.start:
