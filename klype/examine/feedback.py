@@ -9,6 +9,7 @@ is recorded. An arm that has ended counts as no error; its share is shown. All e
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -165,7 +166,7 @@ def effect(found: Sequence[Aftermath], weights: Literal["shock", "errors"] = "sh
     every = range(distances)
     return Effect(
         difference=tuple(mean(less("wrong", "right", d), "difference of shares") for d in every),
-        ratio=tuple(ratio(at("wrong", d), at("right", d), "times as likely") for d in every),
+        ratio=tuple(_within(ratio(at("wrong", d), at("right", d), "times as likely"), math.inf) for d in every),
         beside_near=tuple(mean(less("wrong", "near", d), "difference of shares") for d in every),
         recovery=tuple(_within(mean([one.clean["wrong"][d] for one in found], "share of answers")) for d in every),
         moved=tuple(_moved_figure(found, d, seed) for d in every),
@@ -269,8 +270,8 @@ def _moved_figure(found: Sequence[Aftermath], d: int, seed: int) -> Figure:
     return _within(ratio_of_means(known, [1.0] * len(known), "share", seed))
 
 
-def _within(figure: Figure) -> Figure:
-    """A share lies between 0 and 1, and so does its interval."""
+def _within(figure: Figure, most: float = 1.0) -> Figure:
+    """A share lies between 0 and 1, and so does its interval; a ratio is not below 0."""
     if figure.value is None or figure.low is None or figure.high is None:
         return figure
-    return Figure(figure.value, max(0.0, figure.low), min(1.0, figure.high), figure.n, figure.unit)
+    return Figure(figure.value, max(0.0, figure.low), min(most, figure.high), figure.n, figure.unit)

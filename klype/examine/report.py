@@ -47,6 +47,11 @@ def write(folder: Path, facts: Facts, lang: str = "en") -> Path:
 
 def render(facts: Facts, lang: str = "en") -> str:
     """The page as text."""
+    return page("page.html.jinja", [_view(facts, Say(code)) for code in LANGUAGES], lang, facts=facts)
+
+
+def page(template: str, views: list[dict[str, Any]], lang: str, **content: Any) -> str:
+    """A template of ``klype/examine/page`` with the style, the scripts and the data of the pictures of its views."""
     environment = Environment(
         loader=PackageLoader("klype.examine", "page"),
         autoescape=select_autoescape(default=True, default_for_string=True),
@@ -55,14 +60,13 @@ def render(facts: Facts, lang: str = "en") -> str:
         lstrip_blocks=True,
     )
     environment.filters["visible"] = visible
-    views = [_view(facts, Say(code)) for code in LANGUAGES]
     charts = {view["lang"]: {key: asdict(picture) for key, picture in view["pictures"].items()} for view in views}
     words = {view["lang"]: view["script_words"] for view in views}
     scripts = [echarts.script(), _page_file("page.js")]
-    return environment.get_template("page.html.jinja").render(
+    return environment.get_template(template).render(
         lang=lang,
         views=views,
-        facts=facts,
+        **content,
         style=Markup(_theme() + _page_file("page.css")),
         scripts=[Markup(script) for script in scripts],
         policy=_policy(scripts),

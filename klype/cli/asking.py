@@ -1,0 +1,66 @@
+"""One question put to an opened model: its prompt, what its answers mean, and which of them are right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from klype.errors import UsageError
+
+if TYPE_CHECKING:
+    from klype.cli.model import Opened
+    from klype.judge.meaning import Meaning
+    from klype.sources.native import NativeSource
+    from klype.values import Question
+    from klype.world import World
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """``right`` is None where nobody knows; ``judge`` names who says what an answer means."""
+
+    source: NativeSource
+    prompt: tuple[int, ...]
+    question: Question
+    meaning: Meaning
+    judge: str
+    right: Callable[[str], bool | None] | None
+
+
+def source_of(opened: Opened) -> NativeSource:
+    from klype.sources.native import NativeCodec, NativeSource
+
+    tokenizer = opened.loaded.tokenizer
+    return NativeSource(opened.engine, NativeCodec(tokenizer, opened.loaded.chat if tokenizer.template else None))
+
+
+def asking(opened: Opened, text: str, raw: bool | None) -> Asking:
+    """The world's question where the text is one of the run's, else plain text with normalised meanings."""
+    from klype.judge.meaning import meaning_of
+    from klype.runs.truth import find_question, read_questions
+    from klype.values import Question
+
+    if not text.strip():
+        raise UsageError("There is no question.")
+    plain = opened.as_raw(raw)
+    prompt = opened.plain(text) if plain else opened.prompt([{"role": "user", "content": text}])
+    run = opened.found.run
+    found = find_question(read_questions(run / "questions.jsonl"), text) if run is not None and not plain else None
+    world = world_of(opened) if found is not None else None
+    question = found or Question("asked", text)
+    meaning, judge = meaning_of(question, world)
+    right: Callable[[str], bool | None] | None = None
+    if world is not None:
+        known = world
+        right = lambda answer: known.judge(question, answer).right
+    return Asking(source_of(opened), tuple(prompt), question, meaning, judge, right)
+
+
+def world_of(opened: Opened) -> World | None:
+    """The demo world that the model's run is about; None for other runs and models."""
+    from klype.runs.folder import read_run
+    from klype.world import World
+
+    settings = read_run(opened.found.run).get("settings", {}) if opened.found.run else {}
+    return World(settings.get("world", "full")) if settings.get("kind") == "world" else None

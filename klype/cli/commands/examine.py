@@ -1,0 +1,221 @@
+"""``klype examine``: how, where and why a model's answers diverge → report.html, figures.json and traces."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from klype.cli import options as o
+from klype.cli.terminal import Terminal, to_json, write
+from klype.errors import UsageError
+
+if TYPE_CHECKING:
+    from klype.examine.examination import Examined
+    from klype.examine.examinee import Examinee, ExamSettings, Plan
+    from klype.words import Words
+
+LONG_S = 180.0
+"""A plan longer than this is asked about, where somebody can answer."""
+
+
+def command(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL…", help="One; with --compare two.")],
+    questions: Annotated[
+        Path | None, typer.Option("--questions", help="JSONL: question, context, answers, choices.")
+    ] = None,
+    suite: Annotated[str, typer.Option("--suite", help="world: the demo world's held-out questions.")] = "",
+    most: Annotated[int, typer.Option("--most", min=0, help="Questions at most (0: all).", show_default="200")] = 200,
+    temperatures: Annotated[str, typer.Option("--temperatures", help="A list: 0,0.7,1,1.3")] = "0,0.7,1,1.3",
+    samples: Annotated[int, typer.Option("-n", "--samples", help="Answers a question and temperature.")] = 16,
+    limit: o.Limit = 32,
+    budget: Annotated[int, typer.Option("--budget", min=0, help="Forward passes at most (0: as planned).")] = 0,
+    fail_if: Annotated[
+        list[str] | None, typer.Option("--fail-if", help='Exit 1 when so: "right<0.8", "kl@1>0.3". May be repeated.')
+    ] = None,
+    compare: Annotated[bool, typer.Option("--compare", help="Two MODELs on the same questions, paired.")] = False,
+    training: Annotated[list[Path] | None, typer.Option("--training", help="Text that may be copied.")] = None,
+    parquet: Annotated[bool, typer.Option("--parquet", help="Also write every token to answers.parquet.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before a long examination.")] = False,
+    raw: o.Raw = None,
+    precision: o.Precision = "float32",
+    seed: o.Seed = 0,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder.", show_default="examinations/MODEL")] = None,
+    lang: o.Lang = None,
+    as_json: o.Json = False,
+) -> None:
+    """Examine MODEL: is it right, how often would it say the same, does one error bring the next, where was it decided?
+
+    What was drawn is kept in the folder's traces: the same command again goes on where it stopped.
+    """
+    terminal = Terminal(as_json, lang)
+    from klype.cli.model import open_model
+    from klype.examine.examinee import ExamSettings
+    from klype.examine.gates import failed, parse
+    from klype.words import words
+
+    if len(models) != 1 + compare:
+        raise UsageError("Give one MODEL, or two with --compare.")
+    conditions = [parse(text) for text in fail_if or []]
+    settings = ExamSettings(parse_temperatures(temperatures), samples, limit, seed)
+    settings.check()
+    w = words(terminal.lang, "examination")
+    texts = read_training(training or [])
+    folder = out or Path("examinations") / "-".join(Path(name).name or "model" for name in models)
+    found: list[Examined] = []
+    documents: list[dict[str, Any]] = []
+    for name in models:
+        from klype.cli.examining import examinee, questions_of
+
+        opened = open_model(name, precision)
+        one = examinee(opened, questions_of(opened, questions, suite, most), raw, texts)
+        place = folder / Path(name).name if compare else folder
+        one, fitted = planned(terminal, w, one, settings, budget, yes)
+        found.append(examined(terminal, w, one, fitted, place))
+        documents.append(written(terminal, found[-1], place, parquet))
+    if compare:
+        documents[0] = compared(terminal, w, found, folder)
+    else:
+        show(terminal, w, documents[0])
+    reasons = [why for condition in conditions for d in documents if "figures" in d and (why := failed(condition, d))]
+    if as_json:
+        print(to_json({**documents[0], "failed": reasons} if conditions else documents[0]), flush=True)
+    for why in reasons:
+        terminal.console.print(why, markup=False)
+    if reasons:
+        raise typer.Exit(1)
+
+
+def parse_temperatures(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise UsageError(f"--temperatures does not understand “{text}”.", "Write numbers: 0,0.7,1.") from None
+
+
+def read_training(files: list[Path]) -> list[str]:
+    for file in files:
+        if not file.exists():
+            raise UsageError(f"--training: there is nothing at {file}.")
+    if not files:
+        return []
+    from klype.data.readers import read_texts
+
+    return [document.text for document in read_texts(files)]
+
+
+def planned(
+    terminal: Terminal, w: Words, one: Examinee, settings: ExamSettings, budget: int, yes: bool
+) -> tuple[Examinee, ExamSettings]:
+    """The settings after a look at the cost: made to fit the budget, or agreed to."""
+    from dataclasses import replace
+
+    from klype.examine.examination import probe
+    from klype.examine.examinee import plan, within
+
+    tokens, speed = probe(one, settings)
+    known = one.reader is not None and one.whole
+    asked = len(one.questions)
+    if budget:
+        settings, asked = within(budget, asked, settings, tokens, known)
+        one = replace(one, questions=one.questions[:asked], prompts=one.prompts[:asked])
+    found = plan(asked, settings, tokens, speed, known)
+    tell_plan(terminal, w, found)
+    if found.seconds > LONG_S and not budget and not yes and sys.stdin.isatty():
+        typer.confirm(w("examine.ask"), abort=True, err=True)
+    return one, settings
+
+
+def tell_plan(terminal: Terminal, w: Words, found: Plan) -> None:
+    from klype.words import count, number
+
+    terminal.console.print(
+        w(
+            "examine.plan",
+            questions=count(found.questions, terminal.lang),
+            passes=count(found.total, terminal.lang),
+            seconds=number(found.seconds, terminal.lang, 0),
+        ),
+        markup=False,
+    )
+
+
+def examined(terminal: Terminal, w: Words, one: Examinee, settings: ExamSettings, folder: Path) -> Examined:
+    from klype.cli.progress import listener
+    from klype.examine.examination import examine
+
+    with listener(terminal) as say:
+        part = [""]
+
+        def progress(name: str, done: int, of: int) -> None:
+            if name != part[0]:
+                part[0] = name
+                say.stage_start(name, of)
+            say.step({"step": done})
+
+        found = examine(one, settings, folder, progress)
+        say.stage_end()
+    return found
+
+
+def written(terminal: Terminal, found: Examined, folder: Path, parquet: bool) -> dict[str, Any]:
+    """report.html, figures.json, and the answers as a table where it is asked for."""
+    from klype.answers.traces import export_parquet
+    from klype.examine.document import document
+    from klype.examine.examination_report import write as write_report
+
+    made = document(found)
+    made["report"] = str(write_report(folder, made, terminal.lang))
+    write(folder / "figures.json", to_json(made) + "\n")
+    if parquet:
+        drawn = [trace for groups in found.traces.values() for group in groups for trace in group]
+        text: Callable[[int], str] = lambda token: found.examinee.source.codec.decode([token])
+        export_parquet(folder / "answers.parquet", drawn, text)
+    return made
+
+
+def compared(terminal: Terminal, w: Words, found: list[Examined], folder: Path) -> dict[str, Any]:
+    from klype.cli.commands.runs import shown
+    from klype.cli.progress import print_table
+    from klype.examine.compare import compare
+
+    made = compare(found[0], found[1])
+    write(folder / "compared.json", to_json(made) + "\n")
+    rows = [
+        [f"{name}, τ = {t}", shown(figure, terminal.lang), f"{figure['p']:.3g}" if "p" in figure else ""]
+        for t, figures in made["differences"].items()
+        for name, figure in figures.items()
+    ]
+    title = w("examine.compared", a=found[0].examinee.name, b=found[1].examinee.name)
+    print_table(terminal.console, title, [w("examine.measure"), w("examine.difference"), "p"], rows)
+    return made
+
+
+def show(terminal: Terminal, w: Words, made: dict[str, Any]) -> None:
+    """The verdict in words, the main figures, and where the report is."""
+    from klype.cli.commands.runs import shown
+    from klype.cli.progress import print_table
+    from klype.examine.examination_report import verdict
+    from klype.examine.say import Say
+
+    say = Say(terminal.lang)
+    for paragraph in verdict(made, say):
+        terminal.console.print(paragraph, markup=False)
+    names = ("right", "word_for_word", "s", "survival", "same_meaning", "unseen", "feedback", "recovery", "fork")
+    columns = list(made["figures"])
+    known = [name for name in names if any(name in made["figures"][t] for t in columns)]
+    rows = [
+        [say.measure(name), *(shown(made["figures"][t].get(name), terminal.lang) for t in columns)] for name in known
+    ]
+    print_table(terminal.console, "", [w("examine.measure"), *(f"τ = {t}" for t in columns)], rows)
+    spent = made["time"]
+    share = 1 - spent["model_seconds"] / max(spent["seconds"], 1e-9)
+    speed = spent["tokens"] / max(spent["seconds"], 1e-9)
+    terminal.console.print(
+        w("examine.done", seconds=f"{spent['seconds']:.0f}", passes=spent["passes"], speed=f"{speed:.0f}",
+          share=f"{100 * share:.0f}", report=made["report"]),
+        markup=False,
+    )  # fmt: skip

@@ -1,0 +1,162 @@
+"""``klype tree``: the most probable whole answers, each with a certain interval, and what is unexplored."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from klype.cli import options as o
+from klype.cli.terminal import Terminal, harmless, write
+from klype.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.tree import Tree as RichTree
+
+    from klype.answers.branches import Branch
+    from klype.answers.tree import Tree
+    from klype.cli.asking import Asking
+    from klype.words import Words
+
+
+def command(
+    model: o.Model,
+    text: o.Text,
+    temperature: o.Temperature = 0.7,
+    top_p: o.TopP = 1.0,
+    until: Annotated[
+        str, typer.Option("--until", help="mode: the likeliest answer is certain; mass: nearly all is explored.")
+    ] = "mass",
+    eps: Annotated[float, typer.Option("--eps", help="With mass: stop when less than this is unexplored.")] = 0.01,
+    budget: Annotated[int, typer.Option("--budget", help="Forward passes at most.")] = 500,
+    limit: o.Limit = 32,
+    shown: Annotated[int, typer.Option("--show", min=1, help="How many answers are drawn.")] = 12,
+    sample: Annotated[int, typer.Option("--sample", min=0, help="Also draw so many, none twice.")] = 0,
+    raw: o.Raw = None,
+    precision: o.Precision = "float32",
+    seed: o.Seed = 0,
+    out: Annotated[Path | None, typer.Option("--out", help="Also write this file: .html a page, else JSON.")] = None,
+    lang: o.Lang = None,
+    as_json: o.Json = False,
+) -> None:
+    """Show the distribution of whole answers to TEXT: what the model would say, how likely, and what it means.
+
+    The intervals are certain, not statistical: what was not explored is in them. --seed is for --sample only.
+    """
+    terminal = Terminal(as_json, lang)
+    from klype.answers.gumbel import without_replacement
+    from klype.answers.tree import TreeSettings, grow
+    from klype.cli.asking import asking
+    from klype.cli.model import checked_sampling, open_model, room
+    from klype.words import words
+
+    if not 0 < eps < 1:
+        raise UsageError(f"--eps should be between 0 and 1 (it is {eps}).")
+    sampling = checked_sampling(temperature, top_p)
+    opened = open_model(model, precision)
+    ask = asking(opened, text, raw)
+    config = opened.loaded.config
+    settings = TreeSettings(
+        sampling,
+        room(opened, ask.prompt, limit),
+        budget,
+        until,  # type: ignore[arg-type]
+        eps,
+        batch=16 if config.vocab_size <= 4096 else 8,
+        vocabulary=config.vocab_size,
+    )
+    tokenizer = opened.loaded.tokenizer
+    tree = grow(ask.source, ask.prompt, settings, tokenizer.token_bytes, ask.meaning)
+    document = describe(tree)
+    if sample:
+        drawn = without_replacement(ask.source, ask.prompt, sample, settings, seed)
+        document["sampled"] = {
+            "answers": [{"text": ask.source.codec.decode(a.tokens), "p": a.p} for a in drawn.answers],
+            "unseen": drawn.unseen,
+        }
+    if not as_json:
+        chart(terminal, words(terminal.lang, "examination"), tree, ask, shown)
+    if out is not None and out.suffix.lower() in (".html", ".htm"):
+        from klype.examine.examination_report import tree_page
+
+        write(out, tree_page(tree, ask.question.prompt, ask.source.codec.decode, terminal.lang))
+        out = None
+    terminal.document(document, out)
+
+
+def describe(tree: Tree) -> dict[str, Any]:
+    """The JSON document; an entropy without an upper bound has null there."""
+    from klype.judge.meaning import label
+
+    def ends(bounds: tuple[float, float]) -> list[float | None]:
+        return [end if math.isfinite(end) else None for end in bounds]
+
+    return {
+        "answers": [{"text": a.text, "low": a.low, "high": a.high, "meaning": label(a.meaning)} for a in tree.answers],
+        "unexplored": tree.unexplored,
+        "expansions": tree.expansions,
+        "lost": tree.lost,
+        "stopped": tree.stopped,
+        "meanings": [
+            {"meaning": label(c.meaning), "low": c.low, "high": c.high, "text": c.text, "answers": c.answers}
+            for c in tree.clusters
+        ],
+        "entropy": ends(tree.entropy),
+        "meaning_entropy": ends(tree.meaning_entropy),
+    }
+
+
+def chart(terminal: Terminal, w: Words, tree: Tree, ask: Asking, shown: int) -> None:
+    """The branching tree, the meanings, and what is left."""
+    from rich.text import Text
+    from rich.tree import Tree as RichTree
+
+    from klype.answers.branches import branches
+    from klype.cli.commands.next_token import bar_of
+    from klype.words import count, percent
+
+    console, lang = terminal.console, terminal.lang
+    console.print(Text(w("tree.title", question=harmless(ask.question.prompt)), style="bold"))
+    root = branches(tree, ask.source.codec.decode, shown)
+    drawn = RichTree(_label(root, ask, lang, w), guide_style="dim")
+    _hang(drawn, root, ask, lang, w)
+    console.print(drawn)
+    if len(tree.answers) > shown:
+        console.print(w("tree.more", n=count(len(tree.answers) - shown, lang)), markup=False)
+    clusters = tree.clusters[:8]
+    if 0 < len(clusters) < len(tree.answers):
+        console.print(Text(w("tree.meanings", judge=ask.judge), style="bold"))
+        for cluster in clusters:
+            line = Text(bar_of(cluster.low, 20), style="blue")
+            line.append(f" {interval(cluster.low, cluster.high, lang)}  {harmless(cluster.text)}", style="default")
+            console.print(line)
+    left = percent(tree.unexplored, lang, 2)
+    console.print(w(f"tree.{tree.stopped}", left=left, passes=count(tree.expansions, lang)), markup=False)
+
+
+def interval(low: float, high: float, lang: str) -> str:
+    """A certain interval in percent; one number when both ends read alike."""
+    from klype.words import percent
+
+    ends = [percent(end, lang, 1) for end in (low, high)]
+    return ends[0] if ends[0] == ends[1] else f"{ends[0].removesuffix('%').rstrip()}–{ends[1]}"
+
+
+def _hang(drawn: RichTree, branch: Branch, ask: Asking, lang: str, w: Words) -> None:
+    for child in branch.children:
+        _hang(drawn.add(_label(child, ask, lang, w)), child, ask, lang, w)
+
+
+def _label(branch: Branch, ask: Asking, lang: str, w: Words) -> Any:
+    from rich.text import Text
+
+    from klype.words import percent
+
+    said = harmless(branch.text.strip()) or (w("tree.end") if branch.answer else "·")
+    if branch.answer is None:
+        return Text.assemble((said, "dim"), (f"  {percent(branch.mass, lang, 1)}", "blue"))
+    right = ask.right(branch.answer.text) if ask.right else None
+    mark = {True: " ✓", False: " ✗", None: ""}[right]
+    return Text.assemble(said, (f"  {interval(branch.answer.low, branch.answer.high, lang)}", "blue"), mark)

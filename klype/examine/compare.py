@@ -1,0 +1,64 @@
+"""Two examinations side by side, paired by question and sample: what differs, and whether by more than chance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from klype.errors import UsageError
+from klype.examine.evidence import Answered, Evidence
+from klype.examine.examination import Examined
+from klype.examine.intervals import mcnemar, paired
+
+PAIRED = ("right", "word_for_word", "polite", "concise", "score", "tokens", "entropy")
+UNITS = {"score": "points", "tokens": "tokens", "entropy": "nats"}
+
+
+def compare(a: Examined, b: Examined) -> dict[str, Any]:
+    """By temperature and measure: b − a on the same questions; McNemar's exact p where each has one trial a question.
+
+    Errors: no question or temperature in common.
+    """
+    shared = [t for t in a.evidence if t in b.evidence]
+    if not shared:
+        raise UsageError("The two examinations have no temperature in common.")
+    out: dict[str, Any] = {"a": a.examinee.name, "b": b.examinee.name, "differences": {}}
+    for t in shared:
+        out["differences"][f"{t:g}"] = differences(a.evidence[t], b.evidence[t])
+    return out
+
+
+def differences(a: Evidence, b: Evidence) -> dict[str, Any]:
+    """Sample k of a question stands beside sample k; questions that only one has are left out."""
+    rows = _pairs(a.answers, b.answers)
+    if not rows:
+        raise UsageError("The two examinations have no question in common.")
+    out = {}
+    for name in PAIRED:
+        known = [
+            (q, float(x), float(y))
+            for q, one, other in rows
+            if (x := getattr(one, name)) is not None and (y := getattr(other, name)) is not None
+        ]
+        if not known:
+            continue
+        questions, before, after = zip(*known, strict=True)
+        figure = paired(before, after, questions, UNITS.get(name, "difference of shares"), a.seed)
+        out[name] = figure.json()
+        if len(set(questions)) == len(questions) and set(before) | set(after) <= {0.0, 1.0}:
+            out[name]["p"] = mcnemar(before, after)
+    return out
+
+
+def _pairs(a: Sequence[Answered], b: Sequence[Answered]) -> list[tuple[str, Answered, Answered]]:
+    def numbered(answers: Sequence[Answered]) -> dict[tuple[str, int], Answered]:
+        seen: dict[str, int] = {}
+        out = {}
+        for answer in answers:
+            at = seen.get(answer.question, 0)
+            seen[answer.question] = at + 1
+            out[answer.question, at] = answer
+        return out
+
+    mine, theirs = numbered(a), numbered(b)
+    return [(place[0], answer, theirs[place]) for place, answer in mine.items() if place in theirs]

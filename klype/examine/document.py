@@ -1,0 +1,195 @@
+"""What an examination found, as one JSON document: figures by temperature, curves, trees, forks, examples, cost.
+
+Numbers only: two examinations with one seed differ in nothing but what stands under ``time`` and in measured seconds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from klype.answers.branches import Branch, branches
+from klype.examine.calibration import bins
+from klype.examine.evidence import Evidence
+from klype.examine.examination import Examined
+from klype.examine.feedback import effect
+from klype.examine.measures import MEASURES, measure
+from klype.examine.survival import survival
+from klype.judge.meaning import label
+from klype.values import Figure, Trace
+
+TIMED = frozenset(["seconds", "joules", "joules_per_right"])
+"""Measured anew each time: they stand under ``time``, not among the figures."""
+EXAMPLES = 12
+TREES = 6
+LONGEST = 40
+"""Positions that curves go to."""
+
+Document = dict[str, Any]
+
+
+def document(found: Examined) -> Document:
+    """The stable names are those of the JSON contract; the rest is what the report shows besides."""
+    examinee, settings = found.examinee, found.settings
+    measured = {t: measure(evidence) for t, evidence in found.evidence.items()}
+    return {
+        "model": examinee.name,
+        "questions": len(examinee.questions),
+        "figures": {
+            key(t): {name: f.json() for name, f in figures.items() if name not in TIMED}
+            for t, figures in measured.items()
+        },
+        **curves(found),
+        "feedback": {key(t): rows["difference"] for t, rows in _feedback(found).items()},
+        "after_error": {key(t): rows for t, rows in _feedback(found).items()},
+        "calibration": {key(t): reliability(evidence) for t, evidence in found.evidence.items() if evidence.told},
+        "main": key(settings.main),
+        "judge": examinee.judge_name,
+        "settings": {
+            "temperatures": list(settings.temperatures),
+            "n": settings.n,
+            "limit": settings.limit,
+            "seed": settings.seed,
+        },
+        "trees": trees(found),
+        "examples": examples(found),
+        "missing": missing(found),
+        "time": {
+            "seconds": found.seconds,
+            "model_seconds": found.model_s,
+            "passes": found.passes,
+            "tokens": found.tokens,
+            "figures": {
+                key(t): {name: f.json() for name, f in figures.items() if name in TIMED}
+                for t, figures in measured.items()
+            },
+        },
+    }
+
+
+def key(temperature: float) -> str:
+    """A temperature as it is typed: 0, 0.7, 1."""
+    return f"{temperature:g}"
+
+
+def curves(found: Examined) -> Document:
+    """R, K and S̄^n by position and temperature, where errors are judged word by word."""
+    out: Document = {"survival": {}, "would_survive": {}, "independent": {}}
+    for t, evidence in found.evidence.items():
+        if not any(answer.s or answer.first_error is not None for answer in evidence.answers):
+            continue
+        curve = survival(evidence.answers, evidence.seed)
+        for name, figures in (("survival", curve.r), ("would_survive", curve.k), ("independent", curve.independent)):
+            out[name][key(t)] = [{**f.json(), "t": at} for at, f in enumerate(figures[:LONGEST], 1)]
+    return out
+
+
+def reliability(evidence: Evidence) -> list[Document]:
+    """Equal-mass bins: probability said, how often it came true."""
+    said, true = [t.said for t in evidence.told], [t.true for t in evidence.told]
+    return [{"p": p, "observed": f.json()} for p, f in bins(said, true, [t.question for t in evidence.told])]
+
+
+def trees(found: Examined) -> list[Document]:
+    """The first few trees, their likeliest answers drawn as branches."""
+    out = []
+    decode = found.examinee.source.codec.decode
+    for question, tree in list(zip(found.examinee.questions, found.trees, strict=False))[:TREES]:
+        out.append(
+            {
+                "question": question.prompt,
+                "answers": [
+                    {"text": a.text, "low": a.low, "high": a.high, "meaning": label(a.meaning)}
+                    for a in tree.answers[:20]
+                ],
+                "meanings": [{"text": c.text, "low": c.low, "high": c.high} for c in tree.clusters[:8]],
+                "unexplored": tree.unexplored,
+                "expansions": tree.expansions,
+                "branches": branch(branches(tree, decode, 10)),
+            }
+        )
+    return out
+
+
+def branch(one: Branch) -> Document:
+    out: Document = {"text": one.text, "mass": one.mass, "children": [branch(child) for child in one.children]}
+    if one.answer is not None:
+        out |= {"low": one.answer.low, "high": one.answer.high}
+    return out
+
+
+def examples(found: Examined) -> list[Document]:
+    """Answers at the main temperature, token by token with probability; with the fork of the first where it has one."""
+    examinee, t = found.examinee, found.settings.main
+    evidence = iter(found.evidence[t].answers)
+    out = []
+    for place, (question, traces) in enumerate(zip(examinee.questions, found.traces[t], strict=True)):
+        judged = [next(evidence) for _ in traces]
+        if place >= EXAMPLES:
+            break
+        forks = found.forks[place] if place < len(found.forks) else None
+        out.append(
+            {
+                "question": question.question,
+                "context": question.context,
+                "references": list(question.answers[:4]),
+                "answers": [
+                    {"text": examinee.source.codec.decode(trace.tokens), "right": a.right, "ended": trace.ended,
+                     "tokens": _tokens(found, trace)}
+                    for trace, a in list(zip(traces, judged, strict=True))[:3]
+                ],
+                "fork": None if forks is None else forks.fork,
+                "fork_p": None if forks is None else forks.p,
+                "own": None if forks is None else [forks.before[0], *(p.own for p in forks.positions)],
+                "others": [] if forks is None else [
+                    {"token": examinee.source.codec.decode([other.token]).strip(), "p": other.p,
+                     "meanings": [{"text": label(m), "share": share} for m, share in other.meanings[:3]]}
+                    for other in forks.others
+                ],
+            }
+        )  # fmt: skip
+    return out
+
+
+def missing(found: Examined) -> list[str]:
+    """Names of measures that could not be made at the main temperature, as the table has them."""
+    figures = measure(found.evidence[found.settings.main])
+    return [row.name for row in MEASURES if row.name not in figures and row.name not in TIMED]
+
+
+def _tokens(found: Examined, trace: Trace) -> list[Document]:
+    stop = set(found.examinee.source.codec.stop)
+    decode = found.examinee.source.codec.decode
+    return [
+        {"text": _piece(found, step.token, decode), "p": min(1.0, math.exp(step.logp))}
+        for step in trace.steps
+        if step.token not in stop
+    ]
+
+
+def _piece(found: Examined, token: int, decode: Any) -> str:
+    """With its leading space, where bytes are known."""
+    spell = found.examinee.spell
+    return spell(token).decode("utf-8", errors="replace") if spell is not None else f" {decode([token])}"
+
+
+def _feedback(found: Examined) -> dict[float, dict[str, list[Document]]]:
+    out = {}
+    for t, evidence in found.evidence.items():
+        if not evidence.aftermaths:
+            continue
+        shown = effect(evidence.aftermaths, seed=evidence.seed)
+        rows: dict[str, Sequence[Figure]] = {
+            "difference": shown.difference,
+            "ratio": shown.ratio,
+            "beside_near": shown.beside_near,
+            "recovery": shown.recovery,
+            "moved": shown.moved,
+        }
+        out[t] = {
+            name: [{**f.json(), "distance": d} for d, f in enumerate(figures, 1)] for name, figures in rows.items()
+        }
+        out[t]["ended"] = [{"distance": d, **{arm: row[d - 1] for arm, row in shown.ended.items()}}
+                           for d in range(1, len(shown.difference) + 1)]  # fmt: skip
+    return out

@@ -1,0 +1,223 @@
+"""The whole examination: answers, experiments and trees, each kept as traces so that a second start goes on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from klype.answers.forks import Forks, ForkSettings, forks
+from klype.answers.tree import Tree, TreeSettings, grow
+from klype.examine.evidence import Answered, Evidence, Told
+from klype.examine.examinee import Examinee, ExamSettings
+from klype.examine.feedback import Aftermath, Asked, FeedbackSettings, Shock, aftermaths, shocks
+from klype.examine.from_traces import answered, sums, told
+from klype.examine.recorder import Recorder
+from klype.examine.truth import Reader, Tokens
+from klype.sources.source import answers
+from klype.values import Question, Request, Sampling, Trace
+
+Progress = Callable[[str, int, int], None]
+"""part, done, of how many"""
+
+
+@dataclass
+class Examined:
+    """Everything that was found out, by temperature where it depends on it."""
+
+    examinee: Examinee
+    settings: ExamSettings
+    evidence: dict[float, Evidence] = field(default_factory=dict)
+    traces: dict[float, list[list[Trace]]] = field(default_factory=dict)
+    shocks: dict[float, list[Shock]] = field(default_factory=dict)
+    trees: list[Tree] = field(default_factory=list)
+    forks: list[Forks] = field(default_factory=list)
+    passes: int = 0
+    tokens: int = 0
+    model_s: float = 0.0
+    seconds: float = 0.0
+
+
+@dataclass
+class Desk:
+    """Where the examination is at: its source, and the readers of all questions."""
+
+    examinee: Examinee
+    settings: ExamSettings
+    source: Recorder
+    progress: Progress
+    readers: dict[str, Reader] = field(default_factory=dict)
+
+    def reader(self, place: int) -> Reader | None:
+        question = self.examinee.questions[place]
+        if self.examinee.reader is None:
+            return None
+        if question.id not in self.readers:
+            self.readers[question.id] = self.examinee.reader(question)
+        return self.readers[question.id]
+
+
+def examine(
+    examinee: Examinee,
+    settings: ExamSettings,
+    folder: Path,
+    progress: Progress = lambda part, done, of: None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Examined:
+    """Traces land in ``folder/traces``; what is there from before, of the same weights, is not asked again."""
+    settings.check()
+    began = clock()
+    source = Recorder(examinee.source, examinee.identity, folder / "traces", clock)
+    desk = Desk(examinee, settings, source, progress)
+    found = Examined(examinee, settings)
+    true = _true_answers(desk)
+    for temperature in settings.temperatures:
+        found.traces[temperature] = _answers(desk, temperature)
+        found.evidence[temperature] = _evidence(desk, temperature, found.traces[temperature], true)
+        if examinee.reader is not None and examinee.whole and temperature > 0 and settings.shocks:
+            found.shocks[temperature], after = _feedback(desk, temperature)
+            found.evidence[temperature] = replace(found.evidence[temperature], aftermaths=after)
+    found.trees = _trees(desk)
+    found.forks = _forks(desk, found.traces[settings.main])
+    main = found.evidence[settings.main]
+    found.evidence[settings.main] = replace(main, trees=found.trees, forks=found.forks)
+    found.passes, found.tokens, found.model_s = source.passes, source.tokens, source.model_s
+    found.seconds = clock() - began
+    return found
+
+
+def probe(
+    examinee: Examinee, settings: ExamSettings, clock: Callable[[], float] = time.perf_counter
+) -> tuple[float, float]:
+    """Mean tokens of an answer and passes a second, from a few questions."""
+    few = range(min(8, len(examinee.prompts)))
+    requests = [_request(examinee, settings, i, settings.main, settings.drawn(settings.main)) for i in few]
+    answers(examinee.source, requests[:1])  # the first call is slower
+    began = clock()
+    groups = answers(examinee.source, requests)
+    lengths = [len(trace.steps) for group in groups for trace in group]
+    return float(np.mean(lengths)), sum(lengths) / max(1e-6, clock() - began)
+
+
+def _request(examinee: Examinee, settings: ExamSettings, place: int, temperature: float, n: int) -> Request:
+    return Request(
+        examinee.prompts[place],
+        n=n,
+        limit=settings.limit,
+        sampling=Sampling(temperature=temperature),
+        seed=settings.seed * 1_000_003 + place,
+        stop=tuple(examinee.source.codec.stop),
+        top=-1 if examinee.whole else 0,
+    )
+
+
+def _answers(desk: Desk, temperature: float) -> list[list[Trace]]:
+    """In chunks of questions: what was drawn before an interruption stays."""
+    total = len(desk.examinee.prompts)
+    out: list[list[Trace]] = []
+    for first in range(0, total, desk.settings.chunk):
+        places = range(first, min(total, first + desk.settings.chunk))
+        n = desk.settings.drawn(temperature)
+        requests = [_request(desk.examinee, desk.settings, i, temperature, n) for i in places]
+        out += answers(desk.source, requests)
+        desk.progress(f"answers {temperature:g}", len(out), total)
+    return out
+
+
+def _true_answers(desk: Desk) -> list[list[Trace]] | None:
+    """One answer of the truth's own to each question, and what the model thinks of it token by token."""
+    examinee = desk.examinee
+    if examinee.reader is None or not examinee.whole:
+        return None
+    said = [_say(desk, i) for i in range(len(examinee.prompts))]
+    traces = desk.source.score(examinee.prompts, said, -1)
+    desk.progress("truth", len(said), len(said))
+    return [[trace] for trace in traces]
+
+
+def _say(desk: Desk, place: int) -> Tokens:
+    reader = desk.reader(place)
+    assert reader is not None
+    rng = np.random.default_rng([desk.settings.seed, place, 17])
+    stop = set(desk.examinee.source.codec.stop)
+    tokens: Tokens = ()
+    while len(tokens) < desk.settings.limit and not set(tokens[-1:]) & stop:
+        p = reader.next(tokens)
+        weights = np.array(list(p.values()))
+        tokens = (*tokens, int(rng.choice(list(p), p=weights / weights.sum())))
+    return tokens
+
+
+def _evidence(
+    desk: Desk, temperature: float, groups: Sequence[Sequence[Trace]], true: Sequence[Sequence[Trace]] | None
+) -> Evidence:
+    examinee = desk.examinee
+    judged: list[Answered] = []
+    said: list[Told] = []
+    by_question = []
+    for place, (question, traces) in enumerate(zip(examinee.questions, groups, strict=True)):
+        reader = desk.reader(place)
+        judged += answered(examinee, question, traces, reader)
+        said += told(question.id, traces, reader)
+        if reader is not None and true is not None and temperature > 0:
+            by_question.append(sums(traces[:4], true[place], reader, temperature))
+    return Evidence(judged, judge=examinee.judge_name, seed=desk.settings.seed, told=said, sums=by_question)
+
+
+def _feedback(desk: Desk, temperature: float) -> tuple[list[Shock], list[Aftermath]]:
+    settings = FeedbackSettings(
+        temperature, distances=desk.settings.distances, samples=desk.settings.shock_samples, seed=desk.settings.seed
+    )
+    examinee = desk.examinee
+    asked = []
+    for place in range(min(desk.settings.shocks, len(examinee.questions))):
+        reader = desk.reader(place)
+        assert reader is not None
+        asked.append(Asked(examinee.questions[place].id, examinee.prompts[place], reader))
+    forced, _ = shocks(desk.source, asked, settings, examinee.is_word)
+    after = aftermaths(desk.source, asked, forced, settings)
+    desk.progress(f"feedback {temperature:g}", len(forced), len(asked))
+    return forced, after
+
+
+def _trees(desk: Desk) -> list[Tree]:
+    examinee, settings = desk.examinee, desk.settings
+    out: list[Tree] = []
+    asked = min(settings.trees, len(examinee.questions))
+    for place in range(asked):
+        grown = TreeSettings(
+            Sampling(temperature=settings.main),
+            settings.limit,
+            settings.tree_budget,
+            vocabulary=examinee.vocabulary,
+            batch=16 if examinee.whole else 8,
+        )
+        meaning = examinee.meaning(examinee.questions[place])
+        out.append(grow(desk.source, examinee.prompts[place], grown, examinee.spell, meaning))
+        desk.progress("trees", place + 1, asked)
+    return out
+
+
+def _forks(desk: Desk, groups: Sequence[Sequence[Trace]]) -> list[Forks]:
+    examinee, settings = desk.examinee, desk.settings
+    out: list[Forks] = []
+    asked = min(settings.forks, len(examinee.questions))
+    for place in range(asked):
+        question, trace = examinee.questions[place], groups[place][0]
+        if not trace.steps:
+            continue
+        chosen = ForkSettings(
+            Sampling(temperature=settings.main), settings.limit, settings.fork_samples, settings.seed + place
+        )
+        right = partial(_right, examinee, question) if question.answers else None
+        out.append(forks(desk.source, trace, chosen, examinee.meaning(question), right))
+        desk.progress("forks", place + 1, asked)
+    return out
+
+
+def _right(examinee: Examinee, question: Question, text: str) -> bool | None:
+    return examinee.judge(question, text, True).right

@@ -1,0 +1,212 @@
+"""The pictures of an examination: from its document to charts whose titles say what was found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from klype.examine.charts import Cell, Option, Panel, Picture, axis, canvas, curve_with_band, line, lines
+from klype.examine.facts import FigureFacts
+from klype.examine.pictures import formula
+from klype.examine.say import Say, visible
+
+Document = Mapping[str, Any]
+Row = tuple[str, str, FigureFacts]
+WIDE = frozenset(["feedback", "temperatures", "tree"])
+SWEEP = (("right", "aligned", "solid"), ("s", "truth", "dashed"), ("repetition", "bad", "dotted"),
+         ("same_meaning", "finetuned", "solid"))  # fmt: skip
+
+
+def pictures(document: Document, say: Say) -> dict[str, Picture]:
+    """All that the document allows, by place."""
+    made = [
+        survival(document, say),
+        feedback(document, say),
+        temperatures(document, say),
+        calibration(document, say),
+        tree(document, say),
+        cost(document, say),
+    ]
+    found = {picture.id: picture for picture in made if picture is not None}
+    return {**found, "formula": formula({}, say)}  # type: ignore[typeddict-item]
+
+
+def survival(document: Document, say: Say) -> Picture | None:
+    """R and K beside the independent S̄^n, a panel a temperature."""
+    panels, rows, title = [], [], ""
+    for t, curve in document["survival"].items():
+        if t == "0":
+            continue
+        parts = (("r", curve, "aligned", "solid"), ("k", document["would_survive"][t], "truth", "dashed"),
+                 ("independent", document["independent"][t], "muted", "dotted"))  # fmt: skip
+        series: list[Option] = []
+        for name, figures, colour, style in parts:
+            drawn = curve_with_band(say(f"survival.{name}"), [(f["t"], f) for f in figures], colour)
+            drawn[-1]["lineStyle"] = {**drawn[-1]["lineStyle"], "type": style}
+            series += drawn
+            rows += [(say(f"survival.{name}"), f"{say.plain(float(t))}, {f['t']}", f) for f in figures]
+        drawn_lines = _shares(lines(axis(say("axis.words"), min=1), axis(percent=True, min=0, max=1), series))
+        panels.append(Panel(say("panel.temperature", t=say.plain(float(t))), drawn_lines, 300))
+        if t == document["main"] or not title:
+            at = min(len(curve), 10) - 1
+            values = {n: say.value(figures[at], "survival") for n, figures, *_ in parts}
+            title = say("exam.survival", n=at + 1, k=values["k"], independent=values["independent"])
+    columns = [say("column.measure"), f"{say('axis.temperature')}, {say('axis.words')}"]
+    return _picture("survival", title, say, panels, columns, rows)
+
+
+def feedback(document: Document, say: Say) -> Picture | None:
+    """The difference that a forced error makes, by distance, a curve a temperature."""
+    colours = ("aligned", "truth", "finetuned", "bad")
+    series: list[Option] = []
+    rows: list[Row] = []
+    for (t, found), colour in zip(document["after_error"].items(), colours, strict=False):
+        name = say("panel.temperature", t=say.plain(float(t)))
+        series += curve_with_band(name, [(f["distance"], f) for f in found["difference"]], colour, showSymbol=True)
+        for part in ("difference", "beside_near", "ratio", "recovery", "moved"):
+            rows += [(say(f"exam.row_{part}"), f"{say.plain(float(t))}, {f['distance']}", f) for f in found[part]]
+    if not series:
+        return None
+    first = document["after_error"].get(document["main"]) or next(iter(document["after_error"].values()))
+    drawn = _shares(lines(axis(say("exam.distance"), min=1, minInterval=1), axis(percent=True), series))
+    title = say("exam.feedback", up=say.figure(first["difference"][0], "difference"))
+    columns = [say("column.measure"), f"{say('axis.temperature')}, {say('exam.distance')}"]
+    return _picture("feedback", title, say, [Panel("", drawn, 320)], columns, rows)
+
+
+def temperatures(document: Document, say: Say) -> Picture | None:
+    """Right, S, repetition and agreement against the temperature."""
+    if len(document["figures"]) < 2:
+        return None
+    series: list[Option] = []
+    rows: list[Row] = []
+    for name, colour, style in SWEEP:
+        known = [
+            (float(t), f[name]) for t, f in document["figures"].items() if f.get(name, {}).get("value") is not None
+        ]
+        if not known:
+            continue
+        drawn = curve_with_band(say.measure(name), sorted(known, key=lambda row: row[0]), colour, showSymbol=True)
+        drawn[-1]["lineStyle"] = {**drawn[-1]["lineStyle"], "type": style}
+        series += drawn
+        rows += [(say.measure(name), say.plain(t), f) for t, f in known]
+    drawn_lines = _shares(lines(axis(say("axis.temperature"), min=0), axis(percent=True, min=0, max=1), series))
+    rights = sorted((float(t), f["right"]) for t, f in document["figures"].items() if "right" in f)
+    title = say("picture.temperatures")
+    if len(rights) > 1:
+        (t0, right0), (t1, right1) = rights[0], rights[-1]
+        shown = {"right0": say.value(right0, "right"), "right1": say.value(right1, "right")}
+        title = say("picture.temperatures_right", t0=say.plain(t0), t1=say.plain(t1), **shown)
+    columns = [say("column.measure"), say("axis.temperature")]
+    return _picture("temperatures", title, say, [Panel("", drawn_lines, 340)], columns, rows)
+
+
+def calibration(document: Document, say: Say) -> Picture | None:
+    """What it says beside what comes true, at the main temperature."""
+    bins = document["calibration"].get(document["main"])
+    error = document["figures"][document["main"]].get("calibration")
+    if not bins or error is None:
+        return None
+    figures = [(b["p"], b["observed"]) for b in bins]
+    honest = line(say("calibration.honest"), [(0, 0), (1, 1)], "muted",
+                  lineStyle={"color": "$muted", "type": "dashed", "width": 1})  # fmt: skip
+    series = [*curve_with_band(document["model"], figures, "accent", showSymbol=True, symbolSize=7), honest]
+    drawn = _shares(lines(axis(say("axis.said"), percent=True, min=0, max=1), axis(percent=True, min=0, max=1), series))
+    title = say("picture.calibration", gap=say.number(error["value"] or 0, 3))
+    rows: list[Row] = [(document["model"], say.share(p), f) for p, f in figures]
+    return _picture("calibration", title, say, [Panel("", drawn, 300)], [say("column.model"), say("axis.said")], rows)
+
+
+def tree(document: Document, say: Say) -> Picture | None:
+    """The likeliest whole answers to some questions, as branching trees."""
+    panels = []
+    rows: list[Row] = []
+    for one in document["trees"]:
+        panels.append(
+            Panel(visible(one["question"])[-90:], _tree(one["branches"], say), 60 + 30 * _leaves(one["branches"]))
+        )
+        rows += [
+            (visible(one["question"]), visible(a["text"]), FigureFacts(value=a["low"], low=a["low"], high=a["high"]))
+            for a in one["answers"]
+        ]
+    if not panels:
+        return None
+    left = max(one["unexplored"] for one in document["trees"])
+    title = say("exam.tree", left=say.share(left, 1))
+    return _picture("tree", title, say, panels, [say("exam.question"), say("exam.answer")], rows)
+
+
+def cost(document: Document, say: Say) -> Picture | None:
+    """Operations for one right answer, by temperature."""
+    rows: list[Row] = []
+    points = []
+    for t, figures in document["figures"].items():
+        flops, right = figures.get("flops", {}).get("value"), figures.get("right", {}).get("value")
+        if flops is None or not right:
+            continue
+        points.append((say.plain(float(t)), flops / right / 1e6))
+        rows.append((say("exam.flops_right"), say.plain(float(t)), FigureFacts(value=flops / right)))
+    if not points:
+        return None
+    y = axis(kind="category", data=[t for t, _ in points], inverse=True)
+    bars: Option = {"type": "bar", "data": [v for _, v in points], "barMaxWidth": 16, "itemStyle": {"color": "$accent"}}
+    drawn = canvas(xAxis=axis(say("exam.mflops"), min=0), yAxis=y, series=[bars])
+    least = min(points, key=lambda row: row[1])
+    title = say("exam.cost", t=least[0], flops=say.number(least[1], 1))
+    columns = [say("column.measure"), say("axis.temperature")]
+    return _picture("cost", title, say, [Panel("", drawn, 70 + 34 * len(points))], columns, rows)
+
+
+def _tree(root: Document, say: Say) -> Option:
+    return canvas(
+        series=[
+            {
+                "type": "tree",
+                "data": [_node(root, say)],
+                "left": 12,
+                "right": 190,
+                "top": 8,
+                "bottom": 8,
+                "symbolSize": 7,
+                "initialTreeDepth": -1,
+                "expandAndCollapse": False,
+                "roam": False,
+                "itemStyle": {"color": "$accent", "borderColor": "$accent"},
+                "lineStyle": {"color": "$muted"},
+                "label": {"position": "top", "distance": 4, "color": "$ink", "fontSize": 12},
+                "leaves": {"label": {"position": "right", "align": "left", "verticalAlign": "middle"}},
+            }
+        ],
+        tooltip={"show": False},
+    )
+
+
+def _node(branch: Document, say: Say) -> Option:
+    share = say.share(branch["mass"], 1)
+    text = visible(branch["text"].strip()) or ("∅" if not branch["children"] else "…")
+    found: Option = {"name": f"{text}  {share}", "value": branch["mass"]}
+    if branch["children"]:
+        found["children"] = [_node(child, say) for child in branch["children"]]
+    return found
+
+
+def _leaves(branch: Document) -> int:
+    return sum(map(_leaves, branch["children"])) or 1
+
+
+def _shares(option: Option) -> Option:
+    option["tooltip"]["valueFormatter"] = "fn:percent"
+    return option
+
+
+def _picture(
+    name: str, title: str, say: Say, panels: Sequence[Panel], heads: Sequence[str], rows: Sequence[Row]
+) -> Picture | None:
+    if not panels:
+        return None
+    table: list[list[Cell]] = [
+        [first, place, f["value"], f.get("low"), f.get("high"), f.get("n")] for first, place, f in rows
+    ]
+    more = [say(f"column.{key}") for key in ("value", "low", "high", "n")]
+    how = say(f"exam.how_{name}") if say.has(f"exam.how_{name}") else say(f"how.{name}")
+    return Picture(name, title, how, list(panels), [*heads, *more], table, name in WIDE)

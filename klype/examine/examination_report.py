@@ -1,0 +1,107 @@
+"""``report.html`` of an examination: made to be read. One file, both languages, nothing fetched from the net."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from klype.answers.branches import branches
+from klype.answers.traces import replace
+from klype.answers.tree import Tree
+from klype.errors import UsageError
+from klype.examine.colours import PROBABILITY_EDGES, step_of
+from klype.examine.document import branch
+from klype.examine.examination_pictures import pictures
+from klype.examine.examination_pictures import tree as tree_picture
+from klype.examine.measures import MEASURES
+from klype.examine.report import page
+from klype.examine.say import Say
+from klype.words import LANGUAGES
+
+Document = Mapping[str, Any]
+
+
+def write(folder: Path, document: Document, lang: str = "en") -> Path:
+    """Writes ``report.html`` into an existing folder. Errors: an unknown language, an unwritable folder."""
+    if lang not in LANGUAGES:
+        raise UsageError(f"There is no report in “{lang}”.", f"Languages: {', '.join(LANGUAGES)}.")
+    replace(folder / "report.html", render(document, lang).encode())
+    return folder / "report.html"
+
+
+def render(document: Document, lang: str = "en") -> str:
+    return page("examination.html.jinja", [_view(document, Say(code)) for code in LANGUAGES], lang, document=document)
+
+
+def tree_page(tree: Tree, question: str, decode: Callable[[Sequence[int]], str], lang: str) -> str:
+    """A page of its own for one tree of answers."""
+    one = {
+        "question": question,
+        "answers": [{"text": a.text, "low": a.low, "high": a.high} for a in tree.answers[:50]],
+        "unexplored": tree.unexplored,
+        "branches": branch(branches(tree, decode, 20)),
+    }
+    document = {"trees": [one], "question": question}
+    views = []
+    for code in LANGUAGES:
+        say = Say(code)
+        drawn = tree_picture(document, say)
+        views.append(_page_view(say, {} if drawn is None else {"tree": drawn}))
+    return page("tree.html.jinja", views, lang, document=document)
+
+
+def verdict(document: Document, say: Say) -> list[str]:
+    """A paragraph in plain words with figures; nothing is said that was not measured."""
+    figures = {k: f for k, f in document["figures"][document["main"]].items() if f["value"] is not None}
+    t = say.plain(float(document["main"]))
+    out = [say("exam.asked", n=document["questions"], t=t)]
+    if "right" in figures:
+        shown = {"right": say.figure(figures["right"], "right"), "judge": say.judge(document["judge"])}
+        out.append(say("exam.right", **shown))
+    if "word_for_word" in figures:
+        out.append(say("exam.word_for_word", same=say.figure(figures["word_for_word"], "word_for_word")))
+    if figures.get("undecided", {}).get("value"):
+        out.append(say("exam.undecided", share=say.figure(figures["undecided"], "undecided")))
+    if "same_meaning" in figures:
+        out.append(say("exam.same", same=say.figure(figures["same_meaning"], "same_meaning")))
+    second = []
+    if "feedback_ratio" in figures and (figures["feedback"].get("low") or 0.0) > 0:
+        second.append(say("exam.ratio", times=say.figure(figures["feedback_ratio"])))
+    elif "feedback" in figures:
+        second.append(say("exam.no_feedback", up=say.figure(figures["feedback"])))
+    if "fork" in figures:
+        second.append(say("exam.forks", share=say.figure(figures["fork"], "fork")))
+        if "fork_word" in figures:
+            second.append(say("exam.fork_word", word=say.figure(figures["fork_word"])))
+    if "s" in figures:
+        second.append(say("exam.s", s=say.figure(figures["s"], "s")))
+    if "best_temperature" in figures:
+        second.append(say("exam.best", t=say.figure(figures["best_temperature"])))
+    return [" ".join(sentences) for sentences in (out, second) if sentences]
+
+
+def _view(document: Document, say: Say) -> dict[str, Any]:
+    shown = {name for figures in document["figures"].values() for name in figures}
+    rows = [row.name for row in MEASURES if row.name in shown]
+    s = document["figures"][document["main"]].get("s", {}).get("value")
+    return {
+        **_page_view(say, pictures(document, say)),
+        "verdict": verdict(document, say),
+        "rows": rows,
+        "cell": lambda name, t: _cell(document, name, t, say),
+        "model_s": s,
+        "edges": [say.share(edge) for edge in PROBABILITY_EDGES],
+        "step_of": step_of,
+        "not_measured": ", ".join(say.measure(name) for name in document["missing"]),
+    }
+
+
+def _page_view(say: Say, shown: Mapping[str, Any]) -> dict[str, Any]:
+    words = {"zero": say("formula.zero"), "half": say("formula.half", n="{n}"), "save": say("tools.save")}
+    return {"lang": say.lang, "say": say, "pictures": shown, "script_words": words}
+
+
+def _cell(document: Document, name: str, t: str, say: Say) -> str:
+    figure = document["figures"][t].get(name)
+    return say.figure(figure, name) if figure is not None else ""

@@ -1,0 +1,73 @@
+"""A source that remembers: whole answers are kept as traces and not asked for again; its work is counted and timed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from klype.answers import traces as store
+from klype.engine.engine import Event
+from klype.sources.source import Codec, Source, answers
+from klype.values import Distribution, Request, Trace
+
+
+class Recorder:
+    """``identity`` names the weights: what other weights said is not used. ``passes`` counts a forward pass for every
+    token drawn, beginning read and answer scored, whether it was done now or remembered."""
+
+    def __init__(self, source: Source, identity: str, folder: Path, clock: Callable[[], float]) -> None:
+        self._source, self._identity, self._folder, self._clock = source, identity, folder, clock
+        self.passes = 0
+        self.tokens = 0
+        self.model_s = 0.0
+        self.remembered = 0
+
+    @property
+    def name(self) -> str:
+        return self._source.name
+
+    @property
+    def codec(self) -> Codec:
+        return self._source.codec
+
+    def next(self, prefixes: Sequence[Sequence[int]], top: int = -1) -> list[Distribution]:
+        self.passes += len(prefixes)
+        began = self._clock()
+        found = self._source.next(prefixes, top)
+        self.model_s += self._clock() - began
+        return found
+
+    def score(self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], top: int = 0) -> list[Trace]:
+        asked = json.dumps([[list(p) for p in prompts], [list(a) for a in answers], top])
+        traces = self._kept("scored", asked, lambda: self._source.score(prompts, answers, top))
+        self.passes += len(traces)
+        self.tokens += sum(len(trace.steps) for trace in traces)
+        return traces
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[Event]:
+        """All answers are drawn first, then given out as ended."""
+        asked = json.dumps([asdict(request) for request in requests], sort_keys=True)
+        drawn = self._kept("drawn", asked, lambda: [t for group in answers(self._source, requests) for t in group])
+        rest = iter(drawn)
+        for place, request in enumerate(requests):
+            for _ in range(request.n):
+                trace = next(rest)
+                self.passes += len(trace.steps)
+                self.tokens += len(trace.steps)
+                yield Event(place, trace.sample, trace.steps[-1], trace)
+
+    def _kept(self, kind: str, asked: str, ask: Callable[[], list[Trace]]) -> list[Trace]:
+        about = {"identity": self._identity, "asked": hashlib.sha256(asked.encode()).hexdigest()}
+        name = f"{kind}-{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]}"
+        found = store.saved(self._folder, name, about)
+        if found is not None:
+            self.remembered += len(found.traces)
+            return list(found.traces)
+        began = self._clock()
+        traces = ask()
+        self.model_s += self._clock() - began
+        store.save(self._folder, name, traces, about)
+        return traces

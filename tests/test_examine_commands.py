@@ -1,0 +1,144 @@
+"""tree, forks and examine on a saved run of the demo world: contract, resuming, repeating, gates, what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from klype.cli import guard
+from klype.cli.main import call
+from tests.test_cli_models import Captured, document, question, run, world
+
+__all__ = ["question", "run", "world"]
+SMALL = ("--temperatures", "0.7,1", "-n", "3", "--limit", "5", "--seed", "3")
+
+
+def text_of(run: Path) -> str:
+    row = json.loads((run / "questions.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    return f"{row.get('context', '')} {row['question']}".strip()
+
+
+def test_tree_keeps_its_contract(run: Path, capsys: Captured, tmp_path: Path) -> None:
+    page = tmp_path / "tree.html"
+    found = document(capsys, "tree", str(run), text_of(run), "--budget", "20", "--limit", "4", "--out", str(page))
+    assert {"answers", "unexplored", "expansions"} <= set(found)
+    assert found["expansions"] <= 20
+    assert all({"text", "low", "high", "meaning"} <= set(row) for row in found["answers"])
+    assert sum(row["low"] for row in found["answers"]) + found["unexplored"] == pytest.approx(1, abs=1e-3)
+    assert "<script" in page.read_text(encoding="utf-8")
+    assert guard.guarded(call, ["tree", str(run), text_of(run), "--budget", "9", "--limit", "3", "--lang", "nb"]) == 0
+    assert "ikke utforsket" in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_tree_draws_without_replacement_when_asked(run: Path, capsys: Captured) -> None:
+    found = document(capsys, "tree", str(run), text_of(run), "--budget", "5", "--limit", "3", "--sample", "4")
+    drawn = found["sampled"]
+    assert len(drawn["answers"]) == 4
+    assert drawn["unseen"] == pytest.approx(1 - sum(a["p"] for a in drawn["answers"]), abs=1e-6)
+
+
+def test_forks_keeps_its_contract(run: Path, capsys: Captured) -> None:
+    found = document(capsys, "forks", str(run), text_of(run), "--limit", "5", "-n", "8")
+    assert {"answer", "positions", "fork"} <= set(found)
+    for row in found["positions"]:
+        assert row["strength"]["low"] <= row["strength"]["value"] <= row["strength"]["high"]
+    given = document(capsys, "forks", str(run), text_of(run), "--answer", "Kari.", "-n", "4", "--limit", "6")
+    assert given["answer"] == "Kari."
+    assert guard.guarded(call, ["forks", str(run), text_of(run), "--limit", "4", "-n", "4"]) == 0
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["tree", "RUN", " "],
+        ["tree", "RUN", "Hvem?", "--until", "never"],
+        ["tree", "RUN", "Hvem?", "--eps", "2"],
+        ["forks", "RUN", "Hvem?", "-n", "2"],
+        ["examine", "RUN", "--fail-if", "rigth<0.8"],
+        ["examine", "RUN", "--fail-if", "right is low"],
+        ["examine", "RUN", "--temperatures", "warm"],
+        ["examine", "RUN", "--temperatures", "1,1"],
+        ["examine", "RUN", "--suite", "trivia"],
+        ["examine", "RUN", "--questions", "nowhere.jsonl"],
+        ["examine", "RUN", "RUN"],
+        ["examine", "RUN", "--budget", "1"],
+    ],
+)
+def test_what_cannot_be_is_one_sentence(argv: list[str], run: Path, capsys: Captured, tmp_path: Path) -> None:
+    argv = [str(run) if part == "RUN" else part for part in argv]
+    if argv[0] == "examine":
+        argv += ["--out", str(tmp_path / "out")]
+    assert guard.guarded(call, [*argv, "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["error"]["message"]
+
+
+def examined(capsys: Captured, run: Path, out: Path, *more: str) -> dict[str, Any]:
+    return document(capsys, "examine", str(run), *SMALL, "--out", str(out), *more)
+
+
+def without_time(found: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in found.items() if key not in ("time", "report")}
+
+
+def test_examine_keeps_its_contract_repeats_and_goes_on(run: Path, capsys: Captured, tmp_path: Path) -> None:
+    first = examined(capsys, run, tmp_path / "a", "--parquet")
+    assert {"model", "questions", "figures", "survival", "independent", "feedback", "report"} <= set(first)
+    assert list(first["figures"]) == ["0.7", "1"]
+    assert {"right", "s", "answer_entropy", "unseen"} <= set(first["figures"]["0.7"])
+    assert first["survival"]["1"][0]["t"] == 1
+    assert (tmp_path / "a" / "report.html").is_file()
+    assert (tmp_path / "a" / "answers.parquet").is_file()
+    second = examined(capsys, run, tmp_path / "b")
+    assert without_time(second) == without_time(first)
+    kept = sorted((tmp_path / "a" / "traces").glob("*.json"))
+    kept[0].unlink()  # as if it had been killed there
+    before = {file: file.stat().st_mtime_ns for file in kept[1:]}
+    again = examined(capsys, run, tmp_path / "a")
+    assert without_time(again) == without_time(first)
+    assert before == {file: file.stat().st_mtime_ns for file in kept[1:]}
+    assert kept[0].is_file()
+
+
+def test_a_condition_that_holds_is_exit_one(run: Path, capsys: Captured, tmp_path: Path) -> None:
+    argv = ["examine", str(run), *SMALL, "--out", str(tmp_path / "a"), "--json"]
+    assert guard.guarded(call, [*argv, "--fail-if", "right<1.1", "--fail-if", "s@1>0"]) == 1
+    failed = json.loads(capsys.readouterr().out)["failed"]
+    assert len(failed) == 2
+    assert guard.guarded(call, [*argv, "--fail-if", "right>1.1"]) == 0
+    assert json.loads(capsys.readouterr().out)["failed"] == []
+
+
+def test_two_stages_are_compared_on_the_same_questions(run: Path, capsys: Captured, tmp_path: Path) -> None:
+    argv = [str(run / "finetune"), str(run / "finetune"), "--compare", *SMALL, "--out", str(tmp_path)]
+    found = document(capsys, "examine", *argv)
+    for figures in found["differences"].values():
+        assert figures["right"]["value"] == 0
+        assert figures["tokens"]["value"] == 0
+
+
+def test_plain_questions_without_a_truth_are_examined_too(run: Path, capsys: Captured, tmp_path: Path) -> None:
+    file = tmp_path / "asked.jsonl"
+    rows = [
+        {"question": "Hvem?", "answers": ["Kari"]},
+        {"question": "Hvor?"},
+        {"question": "A?", "choices": ["x", "y"]},
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    found = examined(capsys, run, tmp_path / "out", "--questions", str(file))
+    assert found["questions"] == 3
+    assert found["survival"] == {}
+    assert "s" in found["missing"]
+    assert found["figures"]["1"]["undecided"]["value"] > 0
+    page = Path(found["report"]).read_text(encoding="utf-8")
+    assert "Hvor?" in page
+
+
+def test_a_wrong_row_is_named(run: Path, capsys: Captured, tmp_path: Path) -> None:
+    file = tmp_path / "asked.jsonl"
+    file.write_text('{"question": "Hvem?"}\n{"text": "no question"}\n', encoding="utf-8")
+    assert guard.guarded(call, ["examine", str(run), "--questions", str(file), "--out", str(tmp_path), "--json"]) == 1
+    assert "line 2" in json.loads(capsys.readouterr().out)["error"]["message"]
