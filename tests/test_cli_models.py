@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -203,3 +204,22 @@ def test_a_damaged_checkpoint_is_one_sentence(run: Path, tmp_path: Path, capsys:
     assert said.out == ""
     assert said.err.count("\n") == 1
     assert "bug" not in said.err
+
+
+@pytest.mark.parametrize("draft", ["lookup", "ngram", "RUN/pretrain"])
+def test_guessing_ahead_says_the_same_and_counts(run: Path, draft: str, capsys: Captured) -> None:
+    argv = ["ask", str(run), SENTENCE, "--temperature", "0", "--limit", "20", "--json"]
+    argv += ["--speculate", draft.replace("RUN", str(run))]
+    assert guard.guarded(call, argv) == 0
+    found = json.loads(capsys.readouterr().out)["speculation"]
+    assert found["same_tokens"] is True
+    assert found["passes"] <= found["plain_passes"]
+    assert found["alpha"] is None or 0 <= found["alpha"] <= 1
+
+
+def test_a_draft_without_text_is_named(run: Path, tmp_path: Path, capsys: Captured) -> None:
+    shutil.copytree(run / "finetune", tmp_path / "alone")
+    assert guard.guarded(call, ["ask", str(tmp_path / "alone"), "Hei", "--speculate", "ngram"]) == 1
+    assert "no text at hand" in capsys.readouterr().err
+    assert guard.guarded(call, ["ask", str(run), "Hei", "--speculate", "ngram:/none"]) == 2
+    assert "/none of the n-gram draft cannot be read" in capsys.readouterr().err

@@ -24,6 +24,10 @@ Raw = Annotated[
     ),
 ]
 Precision = Annotated[str, typer.Option("--precision", help="float32, bfloat16, int8 or auto (what is fastest here).")]
+Speculate = Annotated[
+    str | None,
+    typer.Option("--speculate", help="Guess ahead with lookup, ngram, ngram:FILE or a MODEL, beside plain decoding."),
+]
 TextFiles = Annotated[
     list[str] | None, typer.Option("--text", help="Files, folders or globs of text. May be repeated.")
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from klype.cli import options as o
 from klype.cli.terminal import Terminal, harmless
 from klype.errors import UsageError
@@ -15,6 +17,7 @@ def command(
     limit: o.Limit = 128,
     raw: o.Raw = None,
     precision: o.Precision = "float32",
+    speculate: o.Speculate = None,
     seed: o.Seed = 0,
     out: o.OutFile = None,
     lang: o.Lang = None,
@@ -46,14 +49,36 @@ def command(
     assert trace is not None, "an answer ends with its trace"
     if not as_json:
         print("" if trace.ended == "stop" else " …")
-    terminal.document(
-        {
-            "answer": opened.loaded.tokenizer.decode_answer(trace.tokens),
-            "tokens": len(trace.steps),
-            "passes": trace.passes,
-            "seconds": trace.seconds,
-            "flops": opened.flops(trace),
-            "joules": meter.joules() if trace.joules is None else trace.joules,
-        },
-        out,
+    document = {
+        "answer": opened.loaded.tokenizer.decode_answer(trace.tokens),
+        "tokens": len(trace.steps),
+        "passes": trace.passes,
+        "seconds": trace.seconds,
+        "flops": opened.flops(trace),
+        "joules": meter.joules() if trace.joules is None else trace.joules,
+    }
+    if speculate is not None:
+        from klype.cli.speculating import beside_plain
+
+        document["speculation"] = found = beside_plain(opened, request, speculate, trace)
+        _tell(terminal, found)
+    terminal.document(document, out)
+
+
+def _tell(terminal: Terminal, found: dict[str, Any]) -> None:
+    from klype.words import number, percent
+
+    def said(value: float | None) -> str:
+        return "–" if value is None else number(value, terminal.lang, 2)
+
+    alpha = found["alpha"]
+    terminal.say(
+        "ask.speculated",
+        draft=found["draft"],
+        alpha="–" if alpha is None else percent(alpha, terminal.lang),
+        tokens=said(found["tokens_per_pass"]),
+        passes=found["passes"],
+        plain=found["plain_passes"],
+        speedup=said(found["speedup"]),
+        predicted=said(found["predicted_speedup"]),
     )

@@ -1,0 +1,87 @@
+"""``--speculate``: an answer written with guesses ahead, beside plain decoding of the same answer."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from klype.errors import KlypeError, UsageError
+from klype.values import Request, Trace
+
+if TYPE_CHECKING:
+    from klype.cli.model import Opened
+    from klype.engine.drafts import Draft
+
+DOCUMENTS = 2000
+"""Of the demo world, drawn anew for the counts of an n-gram draft."""
+
+
+def beside_plain(opened: Opened, request: Request, draft_name: str, plain: Trace, gamma: int = 4) -> dict[str, Any]:
+    """What guessing was worth: acceptance, tokens a pass, and the time beside plain decoding and the formula.
+
+    ``draft_name``: "lookup", "ngram" (of a demo-world run), "ngram:FILE", or a MODEL with the same tokenizer.
+    """
+    from klype.engine.speculation import speculate
+
+    draft = make_draft(opened, draft_name)
+    (traces, counts) = speculate(opened.engine, request, draft, gamma)
+    trace = traces[0]
+    return {
+        "draft": draft_name,
+        "gamma": gamma,
+        "alpha": counts.alpha,
+        "tokens_per_pass": counts.tokens_per_pass,
+        "cost": counts.cost,
+        "passes": trace.passes,
+        "seconds": trace.seconds,
+        "plain_passes": plain.passes,
+        "plain_seconds": plain.seconds,
+        "speedup": plain.seconds / trace.seconds if trace.seconds else None,
+        "predicted_speedup": counts.predicted_speedup,
+        "same_tokens": trace.tokens == plain.tokens,
+    }
+
+
+def make_draft(opened: Opened, name: str) -> Draft:
+    """Raises UsageError for a draft that cannot be had, or that has another vocabulary."""
+    from klype.engine.drafts import LookupDraft, ModelDraft, NgramDraft
+
+    if name == "lookup":
+        return LookupDraft()
+    if name == "ngram" or name.startswith("ngram:"):
+        return NgramDraft(_texts(opened, name.partition(":")[2]), opened.loaded.config.vocab_size)
+    from klype.model import checkpoint
+    from klype.model.packed import pack
+    from klype.runs.find import find_model
+
+    loaded = checkpoint.load(find_model(name).folder)
+    mine, theirs = opened.loaded.tokenizer, loaded.tokenizer
+    size = loaded.config.vocab_size
+    if size != opened.loaded.config.vocab_size or any(mine.name(i) != theirs.name(i) for i in range(min(size, 64))):
+        raise UsageError(
+            f"The draft {name} has {size} tokens and {opened.name} {opened.loaded.config.vocab_size}: they do not"
+            " share a tokenizer.",
+            "Choose a draft that was trained with the same one.",
+        )
+    return ModelDraft(pack(loaded.model, "float32"))
+
+
+def _texts(opened: Opened, file: str) -> list[list[int]]:
+    tokenizer = opened.loaded.tokenizer
+    if file:
+        try:
+            text = Path(file).read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise UsageError(f"The text {file} of the n-gram draft cannot be read: {error}.") from None
+        return tokenizer.encode_documents(text.split("\n\n"))
+    from klype.runs.folder import read_run
+    from klype.world.world import World
+
+    settings = read_run(opened.found.run).get("settings", {}) if opened.found.run else {}
+    if settings.get("kind") != "world":
+        raise KlypeError(
+            f"There is no text at hand to count for {opened.name}.", "Name one: --speculate ngram:FILE, or use lookup."
+        )
+    world, rng = World(settings.get("world", "full")), random.Random(0)
+    return tokenizer.encode_documents([world.text(world.document(rng).words) for _ in range(DOCUMENTS)])
