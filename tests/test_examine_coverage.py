@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from klype.examine.coverage import cases, run
 from klype.examine.intervals import mean_by_question, paired, proportion, ratio_of_means
 from klype.values import Figure
 
@@ -66,3 +67,10 @@ def test_coverage(name: str, runs: int) -> None:
     slack = 0.02 if runs >= 1000 else 5 * (0.95 * 0.05 / runs) ** 0.5
     assert covered >= 0.95 - slack, covered
     assert name in CONSERVATIVE or covered <= 0.95 + slack, covered
+
+
+@pytest.mark.parametrize("runs", [60, pytest.param(1000, marks=pytest.mark.soak)])
+def test_every_estimator_of_the_examination_covers(runs: int) -> None:
+    found = run(runs)
+    assert len({row["name"] for row in found["rows"]}) == len(cases())
+    assert [row for row in found["rows"] if not row["passed"]] == []

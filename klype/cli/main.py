@@ -10,6 +10,7 @@ import typer
 from klype import __version__
 from klype.cli import environment
 from klype.cli.commands import (
+    article,
     ask,
     bench,
     chat,
@@ -60,6 +61,7 @@ def app() -> typer.Typer:
     klype.command("tree")(tree.command)
     klype.command("forks")(forks.command)
     klype.command("examine")(examine.command)
+    klype.command("article")(article.command)
     klype.command("train")(train.command)
     klype.command("rank")(rank.command)
     klype.add_typer(runs.app(), name="runs")

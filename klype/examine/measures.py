@@ -15,7 +15,7 @@ from klype.examine import repetition, spread
 from klype.examine.divergence import divergence, s_corpus
 from klype.examine.evidence import Evidence
 from klype.examine.intervals import clopper_pearson, mean_by_question, ratio_of_means
-from klype.examine.spread import NOTHING, per_question
+from klype.examine.spread import NOTHING, as_share, per_question
 from klype.examine.survival import survival
 from klype.values import Figure
 
@@ -96,7 +96,8 @@ def s_of_corpus(evidence: Evidence) -> Figure:
 def repeats(evidence: Evidence, n: int = 4) -> Figure:
     """seq-rep-4 of the answers long enough to have one."""
     long = [(a.question, value) for a in evidence.answers if (value := repetition.repeated(a.words, n)) is not None]
-    return mean_by_question([v for _, v in long], [q for q, _ in long], "share of 4-grams", seed=evidence.seed)
+    figure = mean_by_question([v for _, v in long], [q for q, _ in long], "share of 4-grams", seed=evidence.seed)
+    return as_share(figure)
 
 
 def cost(evidence: Evidence, name: str, unit: str) -> Figure:

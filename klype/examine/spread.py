@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from statistics import fmean
 from typing import Literal
 
@@ -35,7 +36,14 @@ def per_question(evidence: Evidence, function: Callable[[list[Answered]], float 
     for answer in evidence.answers:
         groups.setdefault(answer.question, []).append(answer)
     values = [(q, value) for q, answers in groups.items() if (value := function(answers)) is not None]
-    return mean_by_question([v for _, v in values], [q for q, _ in values], unit, seed=evidence.seed)
+    return as_share(mean_by_question([v for _, v in values], [q for q, _ in values], unit, seed=evidence.seed))
+
+
+def as_share(figure: Figure) -> Figure:
+    """A share's interval does not leave 0 … 1."""
+    if figure.low is None or figure.high is None or not figure.unit.startswith("share"):
+        return figure
+    return replace(figure, low=max(0.0, figure.low), high=min(1.0, figure.high))
 
 
 def same_meaning(evidence: Evidence) -> Figure:
@@ -175,4 +183,4 @@ def _certain(low: Sequence[float], high: Sequence[float], unit: str) -> Figure:
 
 
 def _judged(figure: Figure, judge: str) -> Figure:
-    return Figure(figure.value, figure.low, figure.high, figure.n, figure.unit, judge=judge, why=figure.why)
+    return replace(figure, judge=judge)

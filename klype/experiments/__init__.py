@@ -1,0 +1,1 @@
+"""Experiments that train and examine, and the article measured on a model."""
