@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from train_toys import VOCAB, Bigram, finite_differences, random_batch, tiny_model
 
-from klype.train.objectives import answer_logp, cross_entropy, soft_cross_entropy
+from klype.train.objectives import _WeightedCrossEntropy, answer_logp, cross_entropy, soft_cross_entropy
 from klype.values import Batch
 
 torch.set_num_threads(1)
@@ -106,3 +106,21 @@ def test_order_of_rows_does_not_matter() -> None:
     order = torch.tensor([3, 1, 5, 0, 2, 4])
     moved = Batch(batch.tokens_BT[order], batch.targets_BT[order], batch.weights_BT[order])
     torch.testing.assert_close(cross_entropy(model, batch).total, cross_entropy(model, moved).total)
+
+
+def test_the_one_pass_cross_entropy_is_torchs_own_also_where_probabilities_underflow() -> None:
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(7, 11, generator=generator, dtype=torch.float64)
+    logits[2, 4] = 400.0
+    targets, weights = torch.randint(0, 4, (7,), generator=generator), torch.rand(7, generator=generator).double()
+    results = []
+    for function in (
+        lambda x: torch.nn.functional.cross_entropy(x, targets, reduction="none") @ weights,
+        lambda x: _WeightedCrossEntropy.apply(x, targets, weights),
+    ):
+        x = logits.clone().requires_grad_(True)
+        loss = function(x)
+        (3 * loss).backward()
+        results.append((loss.detach(), x.grad))
+    torch.testing.assert_close(results[0][0], results[1][0])
+    torch.testing.assert_close(results[0][1], results[1][1])

@@ -25,6 +25,7 @@ def spell(world: World, chat: Chat) -> Spellings:
 class Documents:
     """Pre-training documents: plain manners before example ``styled_from``, all manners after.
 
+    Before example ``easy_until`` some stories have two facts at most: all at first, then fewer and fewer.
     ``answer_weight`` is the loss weight of words inside answers: what one wants to learn is rare.
     """
 
@@ -33,11 +34,13 @@ class Documents:
     begin: int
     seed: int
     styled_from: int = 0
+    easy_until: int = 0
     answer_weight: float = 5.0
 
     def __call__(self, index: int) -> Example:
         rng = random.Random(mix(self.seed, index, 11))
-        return self.example(self.world.document(rng, styled=index >= self.styled_from))
+        easy = rng.random() * self.easy_until > index
+        return self.example(self.world.document(rng, index >= self.styled_from, most_facts=2 if easy else 4))
 
     def example(self, document: Document) -> Example:
         tokens, weights = [self.begin], [0.0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -59,9 +60,8 @@ def train_stage(options: StageOptions, say: Say) -> dict[str, Any]:
     if start is None and options.stage != "pretrain":
         raise UsageError(f"The stage {options.stage} needs a model to start from.", "Give --from MODEL.")
     life = _open(folder, options, recipe, say, resumed, start.folder if start else None)
-    before = start.run if start else None
-    if before is not None and options.stage in ("reward", "align"):
-        _bring(before, folder, "rank" if options.stage == "reward" else "reward", options.stage)
+    if start is not None and options.stage in NEEDS:
+        _bring(start, folder, options.stage)
     began = time.perf_counter()
     STAGES[options.stage](life)
     life.record.finish(options.stage, time.perf_counter() - began)
@@ -232,11 +232,24 @@ def _report(life: Run) -> dict[str, Any]:
     return document
 
 
-def _bring(run: Path, folder: Path, stage: str, wanted_by: str) -> None:
-    """Copy what an earlier run made for this stage: rankings for a reward model, a reward model for alignment."""
-    import shutil
+NEEDS = {"rank": (), "reward": ("rank",), "align": ("rank", "reward")}
 
-    if not (run / stage).is_dir():
-        raise UsageError(f"The run {run} has no {stage}, which the stage {wanted_by} needs.", f"Do {stage} first.")
-    if not (folder / stage).exists():
-        shutil.copytree(run / stage, folder / stage, ignore=shutil.ignore_patterns("resume"))
+
+def _bring(start: Found, folder: Path, stage: str) -> None:
+    """Copy what the stage builds on: the fine-tuned model, rankings for a reward model, a reward model for alignment.
+
+    So the new folder is a run of its own, which the next stage can start from.
+    """
+    for needed in NEEDS[stage]:
+        if start.run is None or not (start.run / needed).is_dir():
+            raise UsageError(
+                f"{start.run or start.folder} has no {needed}, which the stage {stage} needs.",
+                f"Do it first: klype train {needed} --from {start.run or start.folder}.",
+            )
+        _copy(start.run / needed, folder / needed)
+    _copy(start.folder, folder / "finetune")
+
+
+def _copy(source: Path, target: Path) -> None:
+    if not target.exists() and source.resolve() != target.resolve():
+        shutil.copytree(source, target, ignore=shutil.ignore_patterns("resume", "metrics.jsonl"))

@@ -215,7 +215,9 @@ def _planned(run: Run, stage: str, model: nn.Module, build: Any, training: Setti
     if known:
         return Planned(known["steps"], known["planned_s"], known["threads"], known["precision"])
     steps = getattr(run.options, "steps", None)
-    threads = sorted({1, usable_cores()})
+    # Lessons are made in a process of their own: it gets a core, or both would wait for each other.
+    free = usable_cores() - (run.recipe.kind == "world" and stage in ("pretrain", "finetune"))
+    threads = sorted({1, max(1, free)})
     if steps:
         planned = Planned(steps, 0.0, threads[-1])
     else:

@@ -56,19 +56,21 @@ class WorldSubject:
 
     # data
 
-    def _documents(self, part: int, styled_from: int = 0) -> Documents:
+    def _documents(self, part: int, styled_from: int = 0, easy_until: int = 0) -> Documents:
         return Documents(
             self.world,
             self.spellings,
             self.chat.tokenizer.begin,
             mix(self.seed, part, 3),
             styled_from,
+            easy_until,
             self.recipe.pretrain.answer_weight,
         )
 
     def pretraining(self, steps: int, background: bool) -> Batches:
         lesson = self.recipe.pretrain
-        documents = self._documents(0, int(lesson.plain * steps) * lesson.rows)
+        examples = steps * lesson.rows
+        documents = self._documents(0, int(lesson.plain * examples), int(lesson.easy * examples))
         return PaddedBatches(documents, self._pools(lesson.rows), background)
 
     def finetuning(self, background: bool) -> Batches:

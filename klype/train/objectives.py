@@ -32,9 +32,10 @@ def cross_entropy(model: nn.Module, batch: Batch) -> Loss:
     Targets of weight 0 are neither computed nor learnt. ``extra["document_BT"]``: documents packed into one row.
     """
     logits_NV, kept_N = learnt_logits(model, batch)
-    loss_N = functional.cross_entropy(wide(logits_NV), batch.targets_BT.flatten()[kept_N], reduction="none")
-    weights_N = batch.weights_BT.flatten()[kept_N].to(loss_N.dtype)
-    return Loss(loss_N @ weights_N, weights_N.sum())
+    targets_N = batch.targets_BT.flatten()[kept_N]
+    weights_N = batch.weights_BT.flatten()[kept_N].to(wide_dtype(logits_NV))
+    total = _WeightedCrossEntropy.apply(logits_NV, targets_N, weights_N)  # type: ignore[no-untyped-call]
+    return Loss(total, weights_N.sum())
 
 
 def soft_cross_entropy(model: nn.Module, batch: Batch) -> Loss:
@@ -99,6 +100,41 @@ def answer_logp(model: nn.Module, batch: Batch) -> torch.Tensor:
     flat = torch.zeros(batch.targets_BT.numel(), dtype=logp_N.dtype, device=logp_N.device)
     logp_BT = flat.index_copy(0, kept_N, logp_N).view(batch.targets_BT.shape)
     return logp_BT * (batch.weights_BT != 0)
+
+
+class _WeightedCrossEntropy(torch.autograd.Function):
+    """Σ w·(−log p(target)), with the gradient w·(p − 1[target]) made in the same pass over the logits.
+
+    The table of logits is the largest thing in a small model's step: going over it once instead of five times is a
+    fifth of the step.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits_NV: torch.Tensor, targets_N: torch.Tensor, weights_N: torch.Tensor) -> torch.Tensor:
+        p_NV = torch.softmax(logits_NV, -1, dtype=wide_dtype(logits_NV))
+        at_N1 = targets_N[:, None]
+        p_N = p_NV.gather(1, at_N1)[:, 0]
+        loss_N = -p_N.log()
+        tiny_N = p_N < TINY  # the logarithm of what underflows is taken from the logits themselves
+        if bool(tiny_N.any()):
+            rows = wide(logits_NV[tiny_N]).log_softmax(-1)
+            loss_N[tiny_N] = -rows.gather(1, at_N1[tiny_N])[:, 0]
+        if ctx.needs_input_grad[0]:
+            p_NV.scatter_add_(1, at_N1, p_NV.new_full((1, 1), -1.0).expand_as(at_N1))
+            ctx.save_for_backward(p_NV.mul_(weights_N[:, None]).to(logits_NV.dtype))
+        return loss_N @ weights_N
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (gradient_NV,) = ctx.saved_tensors
+        return gradient_NV * gradient.to(gradient_NV.dtype), None, None
+
+
+TINY = 1e-30
+
+
+def wide_dtype(logits: torch.Tensor) -> torch.dtype:
+    return torch.float32 if logits.dtype in (torch.bfloat16, torch.float16) else logits.dtype
 
 
 def wide(logits: torch.Tensor) -> torch.Tensor:

@@ -71,13 +71,13 @@ class World:
 
     # documents
 
-    def document(self, rng: random.Random, styled: bool = True, heldout: bool = False) -> Document:
+    def document(self, rng: random.Random, styled: bool = True, heldout: bool = False, most_facts: int = 4) -> Document:
         """One document; ``heldout`` ones tell stories that no other document tells."""
         while True:
             words, env = sample(self.grammar.document(styled), rng)
             story = bool(env.facts) and env.facts[0][0] != "walk"
             kept = self._held_out(env.facts) if story else False
-            if kept == heldout:
+            if kept == heldout and len(env.facts) <= most_facts:
                 return Document(tuple(words[:-1]), _answer_mask(words[:-1]))
 
     @staticmethod
