@@ -19,6 +19,7 @@ from klype.examine.evidence import Answered, ByQuestion, Evidence, Told
 from klype.examine.feedback import Aftermath, Shock
 from klype.examine.measures import MEASURES, measure
 from klype.examine.repetition import agreement, distinct, loop, repeated
+from klype.examine.replaced import Replaced
 from klype.examine.survival import survival
 from klype.examine.tuning import TEMPERATURES
 from klype.values import Distribution
@@ -241,8 +242,9 @@ def more_evidence() -> dict[str, Any]:
     forks = [Forks("a", (), (0.5, None), i % 4 if i % 3 else None, 0.01, (), None, 8) for i in range(12)]
     scale = np.log(np.array(TEMPERATURES)) ** 2
     sums = [ByQuestion(2.0 + i, 1.0 + i, tuple((scale * (1 + i)).tolist())) for i in range(9)]
+    other = [Replaced(str(i), 0.9, i / 20) for i in range(9)]
     told = [Told(0.1 * (i % 10), float(i % 2), f"q{i % 9}") for i in range(90)]
-    return {"told": told, "sums": sums, "aftermaths": after, "trees": [tree], "forks": forks}
+    return {"told": told, "sums": sums, "aftermaths": after, "trees": [tree], "forks": forks, "replaced": other}
 
 
 def test_every_measure_is_explained_in_both_languages() -> None:

@@ -290,18 +290,16 @@ class Reach:
     """How much open mass can still become a given text."""
 
     def __init__(self, growth: Growth) -> None:
-        self._known = growth.spell is not None
-        self._nodes: dict[bytes, list[tuple[Node, dict[int, float]]]] = {}
+        self._nodes: dict[bytes, list[Node]] = {}
         self._tokens: dict[bytes, list[int]] = {}
+        self._left: dict[int, dict[int, float]] = {}
+        self._known = growth.spell is not None
         if growth.spell is None:
             return
         for node in growth.nodes:
-            left = dict(zip(node.ids[node.taken :].tolist(), node.open_masses.tolist(), strict=True))
-            self._nodes.setdefault(node.spelled, []).append((node, left))
-            for token in left:
-                self._tokens.setdefault(growth.spell(token), [])
-        for token in {token for nodes in self._nodes.values() for _, left in nodes for token in left}:
-            self._tokens[growth.spell(token)].append(token)
+            self._nodes.setdefault(node.spelled, []).append(node)
+        for token in np.unique(np.concatenate([node.ids[node.taken :] for node in growth.nodes])).tolist():
+            self._tokens.setdefault(growth.spell(token), []).append(token)
 
     def of(self, text: bytes) -> float:
         """An upper bound; the text may have been led by a space."""
@@ -313,11 +311,21 @@ class Reach:
     def _from(self, raw: bytes) -> float:
         total = []
         for at in range(len(raw) + 1):
-            for node, left in self._nodes.get(raw[:at], ()):
+            nodes = self._nodes.get(raw[:at])
+            if nodes is None:
+                continue
+            fitting = [token for to in range(at, len(raw) + 1) for token in self._tokens.get(raw[at:to], ())]
+            for node in nodes:
+                left = self._open(node)
                 total.append(node.tail)
-                for to in range(at, len(raw) + 1):
-                    total += [left[token] for token in self._tokens.get(raw[at:to], ()) if token in left]
+                total += [left[token] for token in fitting if token in left]
         return math.fsum(total)
+
+    def _open(self, node: Node) -> dict[int, float]:
+        if id(node) not in self._left:
+            ids, masses = node.ids[node.taken :].tolist(), node.open_masses.tolist()
+            self._left[id(node)] = dict(zip(ids, masses, strict=True))
+        return self._left[id(node)]
 
 
 def _clusters(answers: Sequence[Found], unexplored: float) -> tuple[Cluster, ...]:
@@ -333,35 +341,37 @@ def _clusters(answers: Sequence[Found], unexplored: float) -> tuple[Cluster, ...
     return tuple(sorted(clusters, key=lambda cluster: -cluster.low))
 
 
-def _opened(growth: Growth) -> list[tuple[float, float]]:
-    """(mass, most nats of entropy that can follow) of every open beginning and of all that is lost."""
+def _opened(growth: Growth) -> tuple[Floats, Floats]:
+    """Mass of every open beginning and of all that is lost, and the most nats of entropy that can follow it."""
     settings = growth.settings
     word = math.log(settings.vocabulary) if settings.vocabulary else math.inf
-    out = []
+    masses: list[Floats] = [np.zeros(0)]
+    behind: list[Floats] = [np.zeros(0)]
     for node in growth.nodes:
         left = settings.limit - len(node.tokens)
-        if node.tail > 0:
-            out.append((node.tail, left * word))
-        behind = 0.0 if node.last else (left - 1) * word
-        out += [(mass, behind) for mass in node.open_masses.tolist() if mass > 0]
-    return out
+        masses += [node.open_masses, np.array([node.tail])]
+        behind += [np.full(len(node.open_masses), 0.0 if node.last else (left - 1) * word), np.array([left * word])]
+    mass_N, behind_N = np.concatenate(masses), np.concatenate(behind)
+    return mass_N[mass_N > 0], behind_N[mass_N > 0]
 
 
 def entropy_bounds(
-    low: Sequence[float], unexplored: float, opened: Sequence[tuple[float, float]] = (), most: int = 0
+    low: Sequence[float], unexplored: float, opened: tuple[Floats, Floats] | None = None, most: int = 0
 ) -> tuple[float, float]:
     """Entropy (nats) of a distribution whose masses are at least ``low`` and which has ``unexplored`` beside them.
 
     Least: all of it on the largest. Most: shared out among ``most`` classes like water, where their number is known;
-    else the entropy of classes and open parts together, and what each part can add.
+    else the entropy of classes and open parts together, and what each part (``opened``: masses, nats) can add.
     """
     masses = sorted((mass for mass in low if mass > 0), reverse=True)
     least = _entropy([(masses[0] if masses else 0.0) + unexplored, *masses[1:]])
     if most:
         return least, max(least, min(math.log(most), _entropy(_levelled(masses, unexplored, most))))
-    parts = [mass for mass, _ in opened] or [unexplored]
-    greatest = _entropy([*masses, *parts]) + math.fsum(mass * more for mass, more in opened)
-    return least, max(least, greatest if opened or unexplored == 0.0 else math.inf)
+    if opened is None:
+        return least, least if unexplored == 0.0 else math.inf
+    mass_N, behind_N = opened
+    more = float((mass_N * behind_N).sum()) if len(mass_N) else 0.0
+    return least, max(least, _entropy(masses) + float(-(mass_N * np.log(mass_N)).sum()) + more)
 
 
 def _levelled(masses: Sequence[float], water: float, classes: int) -> list[float]:

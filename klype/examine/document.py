@@ -33,6 +33,7 @@ def document(found: Examined) -> Document:
     """The stable names are those of the JSON contract; the rest is what the report shows besides."""
     examinee, settings = found.examinee, found.settings
     measured = {t: measure(evidence) for t, evidence in found.evidence.items()}
+    after = _feedback(found)
     return {
         "model": examinee.name,
         "questions": len(examinee.questions),
@@ -41,8 +42,8 @@ def document(found: Examined) -> Document:
             for t, figures in measured.items()
         },
         **curves(found),
-        "feedback": {key(t): rows["difference"] for t, rows in _feedback(found).items()},
-        "after_error": {key(t): rows for t, rows in _feedback(found).items()},
+        "feedback": {key(t): rows["difference"] for t, rows in after.items()},
+        "after_error": {key(t): rows for t, rows in after.items()},
         "calibration": {key(t): reliability(evidence) for t, evidence in found.evidence.items() if evidence.told},
         "main": key(settings.main),
         "judge": examinee.judge_name,
@@ -54,7 +55,7 @@ def document(found: Examined) -> Document:
         },
         "trees": trees(found),
         "examples": examples(found),
-        "missing": missing(found),
+        "missing": missing(measured[settings.main]),
         "time": {
             "seconds": found.seconds,
             "model_seconds": found.model_s,
@@ -152,9 +153,8 @@ def examples(found: Examined) -> list[Document]:
     return out
 
 
-def missing(found: Examined) -> list[str]:
+def missing(figures: dict[str, Figure]) -> list[str]:
     """Names of measures that could not be made at the main temperature, as the table has them."""
-    figures = measure(found.evidence[found.settings.main])
     return [row.name for row in MEASURES if row.name not in figures and row.name not in TIMED]
 
 

@@ -10,6 +10,7 @@ from klype.answers.forks import Forks
 from klype.answers.tree import Tree
 from klype.examine.divergence import Point
 from klype.examine.feedback import Aftermath
+from klype.examine.replaced import Replaced
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,3 +83,4 @@ class Evidence:
     aftermaths: Sequence[Aftermath] = ()
     trees: Sequence[Tree] = ()
     forks: Sequence[Forks] = ()
+    replaced: Sequence[Replaced] = ()

@@ -17,6 +17,7 @@ from klype.examine.examinee import Examinee, ExamSettings
 from klype.examine.feedback import Aftermath, Asked, FeedbackSettings, Shock, aftermaths, shocks
 from klype.examine.from_traces import answered, sums, told
 from klype.examine.recorder import Recorder
+from klype.examine.replaced import Replaced, Right, replaced
 from klype.examine.truth import Reader, Tokens
 from klype.sources.source import answers
 from klype.values import Question, Request, Sampling, Trace
@@ -81,6 +82,9 @@ def examine(
         if examinee.reader is not None and examinee.whole and temperature > 0 and settings.shocks:
             found.shocks[temperature], after = _feedback(desk, temperature)
             found.evidence[temperature] = replace(found.evidence[temperature], aftermaths=after)
+        elif examinee.reader is None and temperature > 0 and settings.shocks:
+            replacing = _replaced(desk, temperature, found.traces[temperature], found.evidence[temperature])
+            found.evidence[temperature] = replace(found.evidence[temperature], replaced=replacing)
     found.trees = _trees(desk)
     found.forks = _forks(desk, found.traces[settings.main])
     main = found.evidence[settings.main]
@@ -184,6 +188,20 @@ def _feedback(desk: Desk, temperature: float) -> tuple[list[Shock], list[Afterma
     return forced, after
 
 
+def _replaced(desk: Desk, temperature: float, groups: Sequence[Sequence[Trace]], evidence: Evidence) -> list[Replaced]:
+    """The first right answer of each question, with one word replaced."""
+    examinee, judged = desk.examinee, iter(evidence.answers)
+    rows: list[tuple[str, Trace, Right]] = []
+    for question, traces in zip(examinee.questions, groups, strict=True):
+        rights = [trace for trace, answer in [(t, next(judged)) for t in traces] if answer.right]
+        if rights and len(rows) < desk.settings.shocks:
+            rows.append((question.id, rights[0], partial(_judged, examinee, question)))
+    settings = FeedbackSettings(temperature, samples=desk.settings.shock_samples, seed=desk.settings.seed)
+    out = replaced(desk.source, rows, settings, desk.settings.limit)
+    desk.progress(f"feedback {temperature:g}", len(rows), len(rows))
+    return out
+
+
 def _trees(desk: Desk) -> list[Tree]:
     examinee, settings = desk.examinee, desk.settings
     out: list[Tree] = []
@@ -217,6 +235,10 @@ def _forks(desk: Desk, groups: Sequence[Sequence[Trace]]) -> list[Forks]:
         out.append(forks(desk.source, trace, chosen, examinee.meaning(question), right))
         desk.progress("forks", place + 1, asked)
     return out
+
+
+def _judged(examinee: Examinee, question: Question, text: str, finished: bool) -> bool | None:
+    return examinee.judge(question, text, finished).right
 
 
 def _right(examinee: Examinee, question: Question, text: str) -> bool | None:

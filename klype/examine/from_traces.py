@@ -12,7 +12,7 @@ from klype.examine.cost import answer_flops
 from klype.examine.divergence import point
 from klype.examine.evidence import Answered, ByQuestion, Told
 from klype.examine.examinee import Examinee
-from klype.examine.truth import Reader, at_temperature, entropy, mass
+from klype.examine.truth import Reader, Tokens, at_temperature, entropy, mass
 from klype.examine.tuning import cross_entropies
 from klype.judge.text import word_for_word
 from klype.values import Distribution, Question, Trace
@@ -23,6 +23,7 @@ def answered(examinee: Examinee, question: Question, traces: Sequence[Trace], re
     meaning = examinee.meaning(question)
     verdicts = {}
     out = []
+    looked = Looked(reader, traces[0].sampling.temperature if traces else 1.0)
     for trace in traces:
         text, finished = examinee.source.codec.decode(trace.tokens), trace.ended == "stop"
         if (text, finished) not in verdicts:
@@ -33,7 +34,7 @@ def answered(examinee: Examinee, question: Question, traces: Sequence[Trace], re
                 copied(text, examinee.training) if examinee.training is not None else None,
             )
         verdict, same, meant, found = verdicts[text, finished]
-        s, first_error = correctness(trace, reader)
+        s, first_error = correctness(trace, looked)
         shape = examinee.shape
         flops = None if shape is None else float(answer_flops(shape, len(trace.prompt), len(trace.steps)))
         out.append(
@@ -54,7 +55,7 @@ def answered(examinee: Examinee, question: Question, traces: Sequence[Trace], re
                 seconds=trace.seconds,
                 joules=trace.joules,
                 meaning=meant,
-                entropy=answer_entropy(trace),
+                entropy=answer_entropy(trace, looked),
                 drawn_logp=math.fsum(step.drawn_logp for step in trace.steps),
                 copied=None if found is None else found.share,
             )
@@ -62,41 +63,70 @@ def answered(examinee: Examinee, question: Question, traces: Sequence[Trace], re
     return out
 
 
-def correctness(trace: Trace, reader: Reader | None) -> tuple[tuple[float, ...], int | None]:
+class Looked:
+    """One question's distributions at one temperature, each looked at once: answers share their beginnings."""
+
+    def __init__(self, reader: Reader | None, temperature: float) -> None:
+        self.reader = reader
+        self._temperature = temperature
+        self._entropy: dict[Tokens, float] = {}
+        self._s: dict[Tokens, float] = {}
+
+    def entropy(self, tokens: Tokens, q: Distribution) -> float:
+        if tokens not in self._entropy:
+            self._entropy[tokens] = entropy(q, self._temperature)
+        return self._entropy[tokens]
+
+    def s(self, tokens: Tokens, q: Distribution) -> float:
+        if tokens not in self._s:
+            assert self.reader is not None
+            self._s[tokens] = mass(q, self._temperature, self.reader.next(tokens))
+        return self._s[tokens]
+
+
+def correctness(trace: Trace, looked: Looked) -> tuple[tuple[float, ...], int | None]:
     """S before every token up to the first error, and where that is; nothing where it cannot be known."""
-    if reader is None or any(step.distribution is None or not step.distribution.whole for step in trace.steps):
+    if looked.reader is None or not _whole(trace):
         return (), None
-    error = reader.first_error(trace.tokens)
+    error = looked.reader.first_error(trace.tokens)
     s = []
     for t, step in enumerate(trace.steps[: error or len(trace.steps)]):
         assert step.distribution is not None
-        s.append(mass(step.distribution, trace.sampling.temperature, reader.next(trace.tokens[:t])))
+        s.append(looked.s(trace.tokens[:t], step.distribution))
     return tuple(s), error
 
 
-def answer_entropy(trace: Trace) -> float:
+def answer_entropy(trace: Trace, looked: Looked) -> float:
     """Σ_t H(q_t) where the distributions are whole; else −log q(answer), which has the same mean."""
-    whole = [step.distribution for step in trace.steps if step.distribution is not None and step.distribution.whole]
-    if len(whole) == len(trace.steps):
-        return math.fsum(entropy(q, trace.sampling.temperature) for q in whole)
-    return -math.fsum(step.drawn_logp for step in trace.steps)
+    if not _whole(trace):
+        return -math.fsum(step.drawn_logp for step in trace.steps)
+    tokens = trace.tokens
+    return math.fsum(looked.entropy(tokens[:t], s.distribution) for t, s in enumerate(trace.steps) if s.distribution)
 
 
 def told(question: str, traces: Sequence[Trace], reader: Reader | None) -> list[Told]:
     """The likeliest next token on the model's own right beginnings: how likely it says it is, and how likely it is."""
     out: list[Told] = []
+    seen: dict[Tokens, Told] = {}
     if reader is None:
         return out
     for trace in traces:
+        tokens = trace.tokens
         for t, step in enumerate(trace.steps):
             if step.distribution is None or not step.distribution.whole:
                 return []
-            if t and not reader.is_right(trace.tokens[:t]):
+            if t and not reader.is_right(tokens[:t]):
                 break
-            said = float(at_temperature(step.distribution, trace.sampling.temperature)[0])
-            true = reader.next(trace.tokens[:t]).get(int(step.distribution.ids[0]), 0.0)
-            out.append(Told(said, true, question))
+            if tokens[:t] not in seen:
+                said = float(at_temperature(step.distribution, trace.sampling.temperature)[0])
+                true = reader.next(tokens[:t]).get(int(step.distribution.ids[0]), 0.0)
+                seen[tokens[:t]] = Told(said, true, question)
+            out.append(seen[tokens[:t]])
     return out
+
+
+def _whole(trace: Trace) -> bool:
+    return all(step.distribution is not None and step.distribution.whole for step in trace.steps)
 
 
 def sums(own: Sequence[Trace], true: Sequence[Trace], reader: Reader, temperature: float) -> ByQuestion:

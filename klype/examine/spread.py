@@ -15,7 +15,7 @@ from klype.examine.calibration import calibration_error
 from klype.examine.evidence import Answered, Evidence
 from klype.examine.feedback import Effect, effect
 from klype.examine.independence import weibull_shape
-from klype.examine.intervals import mean_by_question, proportion
+from klype.examine.intervals import mean_by_question, paired, proportion
 from klype.examine.selective import rejection_ratio
 from klype.examine.survival import survival
 from klype.examine.tuning import best_temperature, excess_error
@@ -123,6 +123,16 @@ def feedback(evidence: Evidence, part: Literal["difference", "ratio", "recovery"
     found: Effect = effect(evidence.aftermaths, seed=evidence.seed)
     figures: Sequence[Figure] = {"difference": found.difference, "ratio": found.ratio, "recovery": found.recovery}[part]
     return figures[min(distance, len(figures)) - 1]
+
+
+def replaced(evidence: Evidence) -> Figure:
+    """How much rarer right answers are when one of their words was replaced by another likely one."""
+    if not evidence.replaced:
+        return nothing()
+    found = evidence.replaced
+    figure = paired([one.other for one in found], [one.own for one in found], [one.question for one in found],
+                    "difference of shares", evidence.seed)  # fmt: skip
+    return _judged(figure, evidence.judge)
 
 
 def answer_mass(evidence: Evidence) -> Figure:

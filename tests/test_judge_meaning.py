@@ -1,0 +1,80 @@
+"""Two answers mean the same when their meanings are equal; nonsense agrees with nothing else."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+from klype.judge.meaning import JudgeModel, label, meaning_of, text_meaning, world_meaning
+from klype.values import Distribution, Question
+from klype.world import World
+
+
+def test_in_the_world_manners_differ_and_meaning_does_not() -> None:
+    world, rng = World("small"), random.Random(0)
+    differ = 0
+    for _ in range(20):
+        question = world.question(rng)
+        meaning = world_meaning(world, question)
+        bare, sentence = (world.answer(question, manner, rng) for manner in ("bare", "sentence"))  # type: ignore[arg-type]
+        wrong = world.answer(question, "wrong", rng)
+        differ += meaning(bare) != meaning(wrong)
+        assert meaning(bare) == meaning(bare)
+        assert meaning(f"{sentence} {sentence} tull") != meaning("annet tull")
+        assert meaning_of(question, world)[1] == "the world's grammar"
+    assert differ >= 15
+
+
+def test_plain_texts_mean_their_words_choices_and_numbers() -> None:
+    plain = text_meaning()
+    assert plain("The dog.") == plain("dog")
+    assert plain("a dog") != plain("a cat")
+    assert plain("7") == plain("seven")
+    choosing = text_meaning(Question("q", "?", choices=("red", "green")))
+    assert choosing("It is red.") == choosing("A") == choosing("red")
+    assert choosing("green") != choosing("red")
+    assert meaning_of(Question("q", "?"), None)[1] == "normalised match"
+
+
+def test_labels_do_not_depend_on_the_order_of_sets() -> None:
+    assert label(frozenset({"b", "a", "c"})) == "a or b or c"
+    assert label(("choice", 1)) == "(choice, 1)"
+
+
+class Says:
+    """A judge model whose next token is Yes, No or something else with these probabilities."""
+
+    name = "toy"
+
+    def __init__(self, yes: float, no: float) -> None:
+        self.p = [yes, no, 1 - yes - no]
+        self.codec = self
+
+    stop = (9,)
+
+    def encode(self, text: str) -> list[int]:
+        known = {"Yes": 0, "No": 1, "yes": 3, "no": 4, "": None}.get(text.strip(), 2)
+        return [8] if known is None else [8, known]
+
+    def prompt(self, messages: object) -> list[int]:
+        return [8]
+
+    def decode(self, ids: object) -> str:
+        return ""
+
+    def next(self, prefixes: object, top: int = -1) -> list[Distribution]:
+        return [Distribution(np.arange(3), np.log(np.array(self.p) + 1e-12))]
+
+
+@pytest.mark.parametrize(
+    ("yes", "no", "decision"),
+    [(0.7, 0.1, "right"), (0.1, 0.7, "wrong"), (0.4, 0.4, "undecided"), (0.05, 0.01, "undecided")],
+)
+def test_a_judge_model_decides_by_the_probability_of_its_word(yes: float, no: float, decision: str) -> None:
+    judge = JudgeModel(Says(yes, no))  # type: ignore[arg-type]
+    question = Question("q", "Who?", answers=("Kari",))
+    assert judge(question, "Kari").decision == decision
+    assert judge(question, "Kari").judge == "judge model toy"
+    assert judge(Question("q", "Who?"), "Kari").decision == "undecided"
