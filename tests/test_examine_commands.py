@@ -118,6 +118,7 @@ def test_two_stages_are_compared_on_the_same_questions(run: Path, capsys: Captur
     for figures in found["differences"].values():
         assert figures["right"]["value"] == 0
         assert figures["tokens"]["value"] == 0
+        assert figures.get("feedback", {"value": 0})["value"] == 0
 
 
 def test_plain_questions_without_a_truth_are_examined_too(run: Path, capsys: Captured, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from klype.errors import UsageError
 from klype.examine.evidence import Answered, Evidence
 from klype.examine.examination import Examined
+from klype.examine.feedback import Aftermath
 from klype.examine.intervals import mcnemar, paired
 
 PAIRED = ("right", "word_for_word", "polite", "concise", "score", "tokens", "entropy")
@@ -29,7 +30,10 @@ def compare(a: Examined, b: Examined) -> dict[str, Any]:
 
 
 def differences(a: Evidence, b: Evidence) -> dict[str, Any]:
-    """Sample k of a question stands beside sample k; questions that only one has are left out."""
+    """Sample k of a question stands beside sample k; questions that only one has are left out.
+
+    ``feedback``: of beginnings and forced words that both were given.
+    """
     rows = _pairs(a.answers, b.answers)
     if not rows:
         raise UsageError("The two examinations have no question in common.")
@@ -47,7 +51,17 @@ def differences(a: Evidence, b: Evidence) -> dict[str, Any]:
         out[name] = figure.json()
         if len(set(questions)) == len(questions) and set(before) | set(after) <= {0.0, 1.0}:
             out[name]["p"] = mcnemar(before, after)
+    mine, theirs = ({one.shock.question: one for one in side.aftermaths} for side in (a, b))
+    shocked = [q for q in mine if q in theirs and mine[q].shock.tokens == theirs[q].shock.tokens]
+    if shocked:
+        effects = [[_effect(side[q]) for q in shocked] for side in (mine, theirs)]
+        out["feedback"] = paired(effects[0], effects[1], shocked, "difference of shares", a.seed).json()
     return out
+
+
+def _effect(one: Aftermath) -> float:
+    """How much likelier an error is right after the forced one."""
+    return one.errors["wrong"][0] - one.errors["right"][0]
 
 
 def _pairs(a: Sequence[Answered], b: Sequence[Answered]) -> list[tuple[str, Answered, Answered]]:

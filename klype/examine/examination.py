@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -68,8 +68,12 @@ def examine(
     folder: Path,
     progress: Progress = lambda part, done, of: None,
     clock: Callable[[], float] = time.perf_counter,
+    given: Mapping[float, list[Shock]] | None = None,
 ) -> Examined:
-    """Traces land in ``folder/traces``; what is there from before, of the same weights, is not asked again."""
+    """Traces land in ``folder/traces``; what is there from before, of the same weights, is not asked again.
+
+    ``given``: another model's shocks by temperature; models are compared on the same beginnings and words.
+    """
     settings.check()
     began = clock()
     source = Recorder(examinee.source, examinee.identity, folder / "traces", clock)
@@ -80,7 +84,7 @@ def examine(
         found.traces[temperature] = _answers(desk, temperature)
         found.evidence[temperature] = _evidence(desk, temperature, found.traces[temperature], true)
         if examinee.reader is not None and examinee.whole and temperature > 0 and settings.shocks:
-            found.shocks[temperature], after = _feedback(desk, temperature)
+            found.shocks[temperature], after = _feedback(desk, temperature, (given or {}).get(temperature))
             found.evidence[temperature] = replace(found.evidence[temperature], aftermaths=after)
         elif examinee.reader is None and temperature > 0 and settings.shocks:
             replacing = _replaced(desk, temperature, found.traces[temperature], found.evidence[temperature])
@@ -172,7 +176,7 @@ def _evidence(
     return Evidence(judged, judge=examinee.judge_name, seed=desk.settings.seed, told=said, sums=by_question)
 
 
-def _feedback(desk: Desk, temperature: float) -> tuple[list[Shock], list[Aftermath]]:
+def _feedback(desk: Desk, temperature: float, given: list[Shock] | None) -> tuple[list[Shock], list[Aftermath]]:
     settings = FeedbackSettings(
         temperature, distances=desk.settings.distances, samples=desk.settings.shock_samples, seed=desk.settings.seed
     )
@@ -182,7 +186,11 @@ def _feedback(desk: Desk, temperature: float) -> tuple[list[Shock], list[Afterma
         reader = desk.reader(place)
         assert reader is not None
         asked.append(Asked(examinee.questions[place].id, examinee.prompts[place], reader))
-    forced, _ = shocks(desk.source, asked, settings, examinee.is_word)
+    known = {one.question for one in asked}
+    if given is None:
+        forced, _ = shocks(desk.source, asked, settings, examinee.is_word)
+    else:
+        forced = [shock for shock in given if shock.question in known]
     after = aftermaths(desk.source, asked, forced, settings)
     desk.progress(f"feedback {temperature:g}", len(forced), len(asked))
     return forced, after

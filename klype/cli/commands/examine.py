@@ -16,6 +16,7 @@ from klype.errors import UsageError
 if TYPE_CHECKING:
     from klype.examine.examination import Examined
     from klype.examine.examinee import Examinee, ExamSettings, Plan
+    from klype.examine.feedback import Shock
     from klype.words import Words
 
 LONG_S = 180.0
@@ -74,7 +75,7 @@ def command(
         one = examinee(opened, questions_of(opened, questions, suite, most), raw, texts)
         place = folder / Path(name).name if compare else folder
         one, fitted = planned(terminal, w, one, settings, budget, yes)
-        found.append(examined(terminal, w, one, fitted, place))
+        found.append(examined(terminal, w, one, fitted, place, found[0].shocks if found else None))
         documents.append(written(terminal, found[-1], place, parquet))
     if compare:
         documents[0] = compared(terminal, w, found, folder)
@@ -143,7 +144,15 @@ def tell_plan(terminal: Terminal, w: Words, found: Plan) -> None:
     )
 
 
-def examined(terminal: Terminal, w: Words, one: Examinee, settings: ExamSettings, folder: Path) -> Examined:
+def examined(
+    terminal: Terminal,
+    w: Words,
+    one: Examinee,
+    settings: ExamSettings,
+    folder: Path,
+    given: dict[float, list[Shock]] | None = None,
+) -> Examined:
+    """With its progress told. ``given``: the shocks of the model that it is compared with."""
     from klype.cli.progress import listener
     from klype.examine.examination import examine
 
@@ -156,7 +165,7 @@ def examined(terminal: Terminal, w: Words, one: Examinee, settings: ExamSettings
                 say.stage_start(name, of)
             say.step({"step": done})
 
-        found = examine(one, settings, folder, progress)
+        found = examine(one, settings, folder, progress, given=given)
         say.stage_end()
     return found
 
