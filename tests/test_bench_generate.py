@@ -101,6 +101,9 @@ def test_the_whole_comparison_with_a_toy(folder: Path, tmp_path: Path) -> None:
         "why": "transformers float32: it was not asked for",
     }
     assert 0 < document["ratios"]["sampler_share"]["value"] < 1
+    assert document["rows"][0]["per_core"]["n64"]["value"] > 0
+    assert 0 <= document["machine"]["busy_elsewhere"] <= 1
+    assert set(document["ratios_per_core"]) == set(figures.RATIOS)
     assert set(document["bounds"]) == set(document["ratios"])
     data, drawing = write(document, tmp_path / "out")
     assert json.loads(data.read_text()) == document

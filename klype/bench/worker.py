@@ -31,8 +31,10 @@ def obey(contender: Contender, order: dict[str, Any]) -> dict[str, Any]:
             contender.load(Files(**order["files"]))
             return {"seconds": time.perf_counter() - start}
         case "run":
+            busy = time.process_time()
             tokens = contender.run(order["prompt"], order["n"], order["limit"])
-            return {"seconds": time.perf_counter() - start, "tokens": tokens}
+            spent = time.process_time() - busy
+            return {"seconds": time.perf_counter() - start, "core_seconds": spent, "tokens": tokens}
         case "peak":
             return {"bytes": peak_bytes()}
         case _:

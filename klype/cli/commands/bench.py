@@ -13,6 +13,9 @@ from klype.cli.terminal import Terminal
 if TYPE_CHECKING:
     from rich.table import Table
 
+BUSY = 0.1
+"""Share of the processor that other programs may have before the reader is warned."""
+
 
 def app() -> typer.Typer:
     bench = typer.Typer(name="bench", help="Measure klype side by side with peers.", no_args_is_help=True)
@@ -57,6 +60,12 @@ def generate(
 def _show(terminal: Terminal, document: dict[str, Any]) -> None:
     terminal.console.print(_engines(document["rows"]))
     terminal.console.print(_ratios(document))
+    elsewhere = document["machine"]["busy_elsewhere"]
+    if elsewhere > BUSY:
+        terminal.console.print(
+            f"Other programs had {elsewhere:.0%} of the processor meanwhile: times say little; work a core is beside them.",
+            markup=False,
+        )
     for engine, why in document["missing"].items():
         terminal.console.print(f"{engine}: {why}", markup=False)
 
@@ -84,11 +93,18 @@ def _ratios(document: dict[str, Any]) -> Table:
     from rich.table import Table
 
     table = Table(title="ratios")
-    for column in ("ratio", "measured", "floor", "goal"):
+    for column in ("ratio", "in time", "in work a core", "floor", "goal"):
         table.add_column(column, justify="left" if column == "ratio" else "right")
     for name, figure in document["ratios"].items():
         bounds = document["bounds"][name]
-        table.add_row(name, _spread(figure, 2), str(bounds["floor"]), str(bounds["goal"]))
+        work = document["ratios_per_core"].get(name)
+        table.add_row(
+            name,
+            _spread(figure, 2),
+            "" if work is None else _spread(work, 2),
+            str(bounds["floor"]),
+            str(bounds["goal"]),
+        )
     return table
 
 
