@@ -113,21 +113,30 @@ def plan(questions: int, settings: ExamSettings, tokens: float, speed: float, tr
 
 
 def within(budget: int, questions: int, settings: ExamSettings, tokens: float, truth: bool) -> tuple[ExamSettings, int]:
-    """Smaller settings whose plan keeps to a budget of passes: forks and trees shrink first, then answers, then
-    questions. Errors: a budget that not even one question fits."""
+    """Smaller settings, and questions, whose plan keeps to a budget of passes.
+
+    Forks, trees and shocks shrink first, then answers, then questions; at last only answers are left. Errors: a budget
+    that not even one question fits.
+    """
     asked = questions
     while plan(asked, settings, tokens, 1.0, truth).total > budget:
-        smaller = (
-            replace(settings, forks=settings.forks // 2, trees=settings.trees // 2, shocks=settings.shocks // 2)
-            if max(settings.forks, settings.trees, settings.shocks // 20) > 1
-            else replace(settings, n=max(2, settings.n // 2))
-            if settings.n > 2
-            else None
-        )
-        if smaller is None:
+        if settings.forks > 2 or settings.trees > 2 or settings.shocks > 20:
+            settings = _fewer(settings, 2)
+        elif settings.n > 4:
+            settings = replace(settings, n=settings.n // 2)
+        elif asked > 20:
             asked //= 2
-            if asked == 0:
-                raise UsageError(f"A budget of {budget} passes is too small to answer even one question.")
+        elif settings.forks or settings.trees or settings.shocks:
+            settings = _fewer(settings, 1000)
+        elif settings.n > 1:
+            settings = replace(settings, n=settings.n // 2)
+        elif asked > 1:
+            asked //= 2
         else:
-            settings = smaller
+            raise UsageError(f"A budget of {budget} passes is too small to answer even one question.")
     return settings, asked
+
+
+def _fewer(settings: ExamSettings, part: int) -> ExamSettings:
+    forks, trees, shocks = (count // part for count in (settings.forks, settings.trees, settings.shocks))
+    return replace(settings, forks=forks, trees=trees, shocks=shocks)

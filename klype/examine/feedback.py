@@ -24,6 +24,8 @@ from klype.values import Distribution, Figure, Request, Sampling, Trace
 
 Arm = Literal["wrong", "right", "near"]
 ARMS: tuple[Arm, ...] = ("wrong", "right", "near")
+LEAST = 1e-12
+"""Words that are together less likely than this are none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +112,8 @@ def aftermaths(
     source: Source, asked: Sequence[Asked], forced: Sequence[Shock], settings: FeedbackSettings
 ) -> list[Aftermath]:
     """What follows each shock. ``forced`` may come from another model."""
+    if not forced:
+        return []
     by_name = {one.question: one for one in asked}
     requests = [
         Request(
@@ -202,7 +206,7 @@ def _beginnings(source: Source, asked: Sequence[Asked], settings: FeedbackSettin
 def _forced(q: Distribution, right_K: object, wrong_K: object, rng: np.random.Generator) -> tuple[int, int, int] | None:
     p_K = np.exp(q.logp.astype(np.float64))
     right, wrong = (np.where(np.asarray(mask), p_K, 0.0) for mask in (right_K, wrong_K))
-    if right.sum() <= 0 or wrong.sum() <= 0:
+    if right.sum() <= LEAST or wrong.sum() <= LEAST:
         return None
     w = int(rng.choice(len(p_K), p=wrong / wrong.sum()))
     r = int(rng.choice(len(p_K), p=right / right.sum()))

@@ -1,0 +1,200 @@
+"""The whole examination on toys: a model that is the truth, one that errs alike everywhere, and what a budget buys."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from klype.errors import KlypeError, UsageError
+from klype.examine.document import document
+from klype.examine.examination import Examined, examine
+from klype.examine.examinee import Examinee, ExamSettings, plan, within
+from klype.examine.from_traces import Looked, correctness
+from klype.examine.gates import failed, parse
+from klype.examine.truth import Reader, Tokens
+from klype.judge.meaning import text_meaning
+from klype.values import Question, Verdict
+from tests.toy_sources import enumerate_answers, table_source
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+class Chain:
+    """The truth as a table: row i after token i; a mistake leaves it where it was."""
+
+    def __init__(self, p_VV: np.ndarray, at: int) -> None:
+        self.p_VV, self.at = p_VV, at
+
+    def next(self) -> dict[int, float]:
+        return {i: float(p) for i, p in enumerate(self.p_VV[self.at]) if p > 0}
+
+    def push(self, token: int) -> float:
+        p = float(self.p_VV[self.at][token])
+        self.at = token if p > 0 else self.at
+        return p
+
+
+TRUTH = np.array([[1, 0, 0, 0], [0.2, 0.4, 0.4, 0], [0.5, 0.3, 0.2, 0], [1, 0, 0, 0]], dtype=float)
+ERRING = TRUTH * 0.9 + 0.1 * np.eye(4)[3]
+ERRING[3] = ERRING[1]
+
+
+def examinee(q_VV: np.ndarray, n: int = 12) -> Examinee:
+    source, codec = table_source(q_VV)
+    questions = tuple(Question(f"q{i}", f"question {i}", answers=("a", "")) for i in range(n))
+    return Examinee(
+        source=source,
+        name="toy",
+        identity=str(q_VV.tolist()),
+        vocabulary=4,
+        questions=questions,
+        prompts=tuple((1,) for _ in questions),
+        judge=lambda q, text, done: Verdict(text in q.answers, None, None, 1, math.nan),
+        judge_name="word for word",
+        meaning=text_meaning,
+        reader=lambda question: Reader(lambda: Chain(TRUTH, 1)),
+        spell=codec.spell,
+    )
+
+
+SETTINGS = ExamSettings((0.0, 1.0), n=6, limit=8, trees=2, tree_budget=60, forks=2, fork_samples=8, shock_samples=2)
+
+
+@pytest.fixture(scope="module")
+def honest(tmp_path_factory: pytest.TempPathFactory) -> Examined:
+    return examine(examinee(TRUTH), SETTINGS, tmp_path_factory.mktemp("honest"))
+
+
+@pytest.fixture(scope="module")
+def erring(tmp_path_factory: pytest.TempPathFactory) -> Examined:
+    return examine(examinee(ERRING), SETTINGS, tmp_path_factory.mktemp("erring"))
+
+
+def test_the_truth_itself_has_no_error_no_divergence_and_the_most_honest_temperature(honest: Examined) -> None:
+    figures = document(honest)["figures"]["1"]
+    assert figures["s"]["value"] == pytest.approx(1)
+    assert figures["survival"]["value"] == pytest.approx(1)
+    assert figures["calibration"]["value"] == pytest.approx(0, abs=1e-5)
+    assert figures["best_temperature"]["value"] == pytest.approx(1, abs=0.02)
+    assert all(sums.own_kl == pytest.approx(0, abs=1e-6) for sums in honest.evidence[1.0].sums)
+    assert "feedback" not in figures  # nothing wrong could be forced
+
+
+def test_a_constant_error_survives_as_s_to_the_n(erring: Examined) -> None:
+    made = document(erring)
+    assert made["figures"]["1"]["s"]["value"] == pytest.approx(0.9, abs=1e-5)
+    for k, s in zip(made["would_survive"]["1"], made["independent"]["1"], strict=True):
+        assert k["value"] == pytest.approx(0.9 ** k["t"], abs=1e-4)
+        assert s["value"] == pytest.approx(k["value"], abs=1e-6)
+    assert made["figures"]["1"]["weibull_shape"]["value"] == pytest.approx(1, abs=0.02)
+    assert made["figures"]["1"]["feedback"]["value"] == pytest.approx(0, abs=0.2)
+
+
+def test_products_of_s_over_right_answers_are_the_probability_of_no_error() -> None:
+    """E over x ~ q restricted to A of Π S(x_t) = P(no error by n), by enumeration."""
+    rng = np.random.default_rng(0)
+    q_VV = rng.dirichlet(np.ones(4), size=4)
+    for n in (1, 2, 3):
+        no_error, products = 0.0, 0.0
+        todo: list[tuple[Tokens, int, float, float, float]] = [((), 1, 1.0, 1.0, 1.0)]
+        for _ in range(n):
+            grown = []
+            for tokens, at, p, restricted, product in todo:
+                possible = [v for v in range(4) if TRUTH[at][v] > 0] if at != 0 else [0]
+                s = float(q_VV[at][possible].sum()) if at != 0 else 1.0
+                for v in possible:
+                    share = float(q_VV[at][v]) if at != 0 else 1.0
+                    grown.append(((*tokens, v), v, p * share, restricted * share / s, product * s))
+            todo = grown
+        for _, _, p, restricted, product in todo:
+            no_error += p
+            products += restricted * product
+        assert products == pytest.approx(no_error)
+
+
+def test_s_is_the_mass_on_what_can_follow_at_every_right_beginning(erring: Examined) -> None:
+    reader = Reader(lambda: Chain(TRUTH, 1))
+    for trace in [trace for group in erring.traces[1.0] for trace in group]:
+        s, error = correctness(trace, Looked(reader, 1.0))
+        assert len(s) == (error or len(trace.steps))
+        assert all(value == pytest.approx(0.9, abs=1e-5) for value in s)
+        assert error == next((t for t, token in enumerate(trace.tokens, 1) if token == 3), None)
+
+
+def test_the_trees_hold_the_enumeration(erring: Examined) -> None:
+    exact = {"".join(".abc"[t] for t in tokens): p for tokens, p in enumerate_answers(ERRING, 1, 8).items()}
+    for tree in erring.trees:
+        for answer in tree.answers:
+            assert answer.low <= exact[answer.text] <= answer.high
+
+
+def test_a_second_start_asks_nothing_that_is_kept(tmp_path: Path) -> None:
+    first = examine(examinee(ERRING), SETTINGS, tmp_path)
+    asked: list[str] = []
+
+    def forbid(*_: object) -> None:
+        asked.append("model")
+        raise AssertionError("the model was asked again")
+
+    again = examinee(ERRING)
+    again.source.generate = forbid  # type: ignore[method-assign, assignment]
+    again.source.score = forbid  # type: ignore[method-assign, assignment]
+    second = examine(again, SETTINGS, tmp_path)
+    assert asked == []
+    one, other = document(first), document(second)
+    assert {k: v for k, v in one.items() if k != "time"} == {k: v for k, v in other.items() if k != "time"}
+
+
+def test_one_question_and_one_answer_are_examined_and_say_so(tmp_path: Path) -> None:
+    settings = ExamSettings((1.0,), n=1, limit=4, trees=1, forks=1, fork_samples=4)
+    figures = document(examine(examinee(ERRING, 1), settings, tmp_path))["figures"]["1"]
+    assert figures["right"]["low"] is None
+    assert "same_meaning" not in figures
+
+
+def test_answers_that_never_end_are_cut_and_counted(tmp_path: Path) -> None:
+    endless = np.array([[1, 0, 0, 0], [0, 0.5, 0.5, 0], [0, 0.5, 0.5, 0], [0, 1, 0, 0]], dtype=float)
+    settings = ExamSettings((1.0,), n=3, limit=5, trees=1, tree_budget=40, forks=1, fork_samples=4)
+    found = examine(examinee(endless), settings, tmp_path)
+    assert all(answer.ended == "length" for answer in found.evidence[1.0].answers)
+    assert all(answer.low < 1e-80 for answer in found.trees[0].answers)
+    assert found.trees[0].unexplored == pytest.approx(1)
+    document(found)
+
+
+def test_values_that_are_not_numbers_are_refused(tmp_path: Path) -> None:
+    broken = examinee(ERRING)
+    with torch.no_grad():
+        broken.source.engine.model.head.weight[0, 0] = math.nan  # type: ignore[attr-defined]
+    with pytest.raises(KlypeError):
+        examine(broken, SETTINGS, tmp_path)
+
+
+@pytest.mark.parametrize("budget", [60, 500, 5_000, 100_000])
+def test_a_budget_is_kept_to(budget: int) -> None:
+    settings, asked = within(budget, 200, ExamSettings(), 8.0, True)
+    assert plan(asked, settings, 8.0, 1.0, True).total <= budget
+    if budget == 100_000:
+        assert asked == 200
+    with pytest.raises(UsageError):
+        within(1, 200, ExamSettings(), 8.0, True)
+
+
+def test_conditions_read_measure_temperature_sign_and_number(honest: Examined) -> None:
+    made = document(honest)
+    assert str(parse(" right@0.70 <= 0.8 ")) == "right@0.7<=0.8"
+    assert failed(parse("s<1.1"), made)
+    assert failed(parse("s@1<0.5"), made) == ""
+    with pytest.raises(UsageError, match="Did you mean"):
+        parse("calibraton>0.1")
+    with pytest.raises(UsageError, match="not examined"):
+        failed(parse("s@2<1"), made)
+    with pytest.raises(KlypeError, match="could not be measured"):
+        failed(parse("copied>0.1"), made)
