@@ -16,6 +16,7 @@ import numpy as np
 from klype.values import Distribution, Floats
 
 TINY = 1e-12
+ROUNDING = 1e-7
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,16 +88,22 @@ def tempered(q: Distribution, temperature: float, vocabulary: int) -> Tempered:
 
 
 def _unlisted(q: Distribution, temperature: float, vocabulary: int, top: float) -> tuple[float, float]:
-    """Σ over unlisted tokens of (p / e^top)^(1/τ): between packed on few tokens and spread over all, or the reverse."""
-    full, left = _packed(q.rest, math.exp(float(q.logp.min())))
-    power = 1 / temperature
-    scale = math.exp(-top)
-    packed = full * (math.exp(float(q.logp.min())) * scale) ** power + (left * scale) ** power
+    """Σ over unlisted tokens of (p / e^top)^(1/τ): between packed on few tokens and spread over all, or the reverse.
+
+    The rest is 1 less a sum of rounded numbers: it may be off by ROUNDING, which matters above temperature 1.
+    """
+    ends = [_ends(max(0.0, q.rest + off), q, temperature, vocabulary, top) for off in (-ROUNDING, ROUNDING)]
+    return min(ends[0]), max(ends[1])
+
+
+def _ends(rest: float, q: Distribution, temperature: float, vocabulary: int, top: float) -> tuple[float, float]:
+    power, scale, most = 1 / temperature, math.exp(-top), math.exp(float(q.logp.min()))
+    full, left = _packed(rest, most)
+    packed = full * (most * scale) ** power + (left * scale) ** power
     others = vocabulary - len(q.ids) if vocabulary else 0
     if others <= 0:
         return (0.0, packed) if power > 1 else (packed, math.inf)
-    spread = others * (q.rest / others * scale) ** power
-    return min(packed, spread), max(packed, spread)
+    return packed, others * (rest / others * scale) ** power
 
 
 def _packed(rest: float, least: float) -> tuple[int, float]:

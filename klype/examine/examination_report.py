@@ -104,4 +104,6 @@ def _page_view(say: Say, shown: Mapping[str, Any]) -> dict[str, Any]:
 
 def _cell(document: Document, name: str, t: str, say: Say) -> str:
     figure = document["figures"][t].get(name)
-    return say.figure(figure, name) if figure is not None else ""
+    if figure is None:
+        return ""
+    return say.figure(figure, name) if figure["value"] is not None else "–"
