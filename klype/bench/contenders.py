@@ -156,8 +156,10 @@ class OpenVino:
         import openvino_genai
 
         self.api = openvino_genai
-        cores = {"INFERENCE_NUM_THREADS": files.threads}
-        self.pipeline = openvino_genai.LLMPipeline(files.ggufs[self.kind], "CPU", **cores)
+        scheduler = openvino_genai.SchedulerConfig()
+        scheduler.enable_prefix_caching = False  # others read the prompt anew, too
+        options = {"INFERENCE_NUM_THREADS": files.threads, "scheduler_config": scheduler}
+        self.pipeline = openvino_genai.LLMPipeline(files.ggufs[self.kind], "CPU", **options)
 
     def run(self, prompt: list[int], n: int, limit: int) -> list[int]:
         import numpy as np

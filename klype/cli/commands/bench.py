@@ -63,7 +63,7 @@ def _show(terminal: Terminal, document: dict[str, Any]) -> None:
     elsewhere = document["machine"]["busy_elsewhere"]
     if elsewhere > BUSY:
         terminal.console.print(
-            f"Other programs had {elsewhere:.0%} of the processor meanwhile: times say little; work a core is beside them.",
+            f"Other programs had {elsewhere:.0%} of the processor: times say little; the work a core is beside them.",
             markup=False,
         )
     for engine, why in document["missing"].items():
