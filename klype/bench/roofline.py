@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from typing import Any
+
+import psutil
 
 from klype.bench.task import PROMPT
 from klype.device import bandwidth_gbs, flops_per_token, gemm_gflops, memory_gib, processor, set_threads
@@ -22,7 +23,7 @@ def machine(threads: int) -> dict[str, Any]:
         "system": platform.platform(),
         "threads": threads,
         "memory_gib": round(memory_gib()[0], 1),
-        "load": [round(x, 2) for x in os.getloadavg()] if hasattr(os, "getloadavg") else None,
+        "load": [round(x, 2) for x in psutil.getloadavg()],
         "bandwidth_gbs": bandwidth_gbs(),
         "gflops": {dtype: gemm_gflops(dtype, 2048) for dtype in ("float32", "bfloat16")},
     }
