@@ -139,7 +139,15 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-SMALL_TEXT = (*TINY, "tokenizer.size=320", "model.window=64", "rank.questions=12", "rank.held_out=8", "rank.limit=12", "align.limit=12")
+SMALL_TEXT = (
+    *TINY,
+    "tokenizer.size=320",
+    "model.window=64",
+    "rank.questions=12",
+    "rank.held_out=8",
+    "rank.limit=12",
+    "align.limit=12",
+)
 
 
 def test_own_text_goes_through_all_stages(texts: Path, tmp_path: Path) -> None:

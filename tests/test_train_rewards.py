@@ -68,7 +68,7 @@ def test_scores_are_centred_scaled_and_independent_of_company(fitted: RewardMode
 
 def test_features_equal_their_definition(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model()
-    prompts, answers = [(1, 2, 3), (4,), (5, 6)], [(7, 8), (9,), ()]
+    prompts, answers = [(1, 2, 3), (4,), (5, 6)], [(7, 8, 9, 10), (9,), ()]
     rows = answer_features(model, prompts, answers)
     assert rows.shape == (3, len(feature_names(16)))
     for row, prompt, answer in zip(rows, prompts, answers, strict=True):
@@ -76,14 +76,15 @@ def test_features_equal_their_definition(monkeypatch: pytest.MonkeyPatch) -> Non
         own = hidden[len(prompt) :] if answer else hidden[-1:]
         torch.testing.assert_close(row[:16], hidden[-1])
         torch.testing.assert_close(row[16:32], own.mean(0))
+        torch.testing.assert_close(row[32:48], own[:3].mean(0))
         if answer:
             before = model.unembed(hidden[len(prompt) - 1 : -1]).log_softmax(-1).detach()
             logp = before[torch.arange(len(answer)), torch.tensor(answer)]
             beyond = -logp + (before.exp() * before).sum(1)
             expected = [logp.sum(), logp.min(), logp.mean(), beyond.max().clamp(min=0), beyond.clamp(min=0).sum()]
-            torch.testing.assert_close(row[32:], torch.stack([*expected, torch.tensor(float(len(answer)))]))
+            torch.testing.assert_close(row[48:], torch.stack([*expected, torch.tensor(float(len(answer)))]))
         else:
-            assert row[32:].abs().max() == 0
+            assert row[48:].abs().max() == 0
     monkeypatch.setattr(features, "ROWS_TOKENS", 4)
     torch.testing.assert_close(answer_features(model, prompts, answers), rows)
 

@@ -43,7 +43,7 @@ class BlockedLinear(nn.Module):
 
 
 class Int8Linear(nn.Module):
-    """A linear layer of 8-bit integers with one scale a row. It computes in bfloat16, whatever goes in and comes out."""
+    """A linear layer of 8-bit integers, one scale a row. It computes in bfloat16, whatever goes in and comes out."""
 
     matrix: Tensor
     scale: Tensor

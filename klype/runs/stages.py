@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from klype.runs.recipe import Recipe
 from klype.runs.record import Record
 from klype.runs.say import Say
 from klype.runs.subject import Subject
-from klype.train.loop import Session, Settings, Trained, train
+from klype.train.loop import Interrupted, Session, Settings, Trained, train
 from klype.train.objectives import Objective, cross_entropy, with_rehearsal
 from klype.train.optimizer import fused_parts
 from klype.train.resume import states
@@ -75,7 +75,9 @@ def pretrain(run: Run) -> None:
 
     def build(twin: nn.Module, planned: Planned | None) -> tuple[Objective, Batches]:
         if planned is None:
-            return cross_entropy, Cycle(run.subject.pretraining(1000, False))
+            late = run.subject.pretraining(1000, False)
+            late.restore(run.subject.late(1000))  # documents grow: the pace that counts is that of the longest
+            return cross_entropy, Cycle(late)
         return cross_entropy, run.subject.pretraining(planned.steps, background=True)
 
     trained = learn(run, "pretrain", model, build, lesson.training)
@@ -113,7 +115,7 @@ def reward(run: Run) -> None:
     ranked = ranking.load(run.subject, run.folder / "rank")
     fit = run.recipe.reward.fit
     run.say.stage_start("reward", fit.steps)
-    session = _session(run, "reward", lambda step, metrics: None)
+    session = _session(run, "reward", None, None, None)
     model = fit_reward(trunk, ranked.train, fit, run.folder / "reward", session)
     figures = ranking.agreement(model, ranked, run.subject, run.options.seed)
     run.save("reward", trunk, {"parent": "finetune", "what": "the trunk of a reward model; its head lies beside"})
@@ -185,24 +187,24 @@ def learn(
     model.train()
     planned = _planned(run, stage, model, lambda twin: build(twin, None), training)
     torch.set_num_threads(planned.threads)
-    objective, batches = build(model, planned)
-    counted = _Counted(batches)
     run.say.stage_start(stage, planned.steps)
-    spoken = [time.perf_counter()]
-
-    def speak(step: int, metrics: dict[str, float]) -> None:
-        if time.perf_counter() - spoken[0] > SPEAK_EVERY:
-            model.eval()
-            run.say.sample(run.subject.speak(model, stage))
-            model.train()
-            spoken[0] = time.perf_counter()
-
-    session = _session(run, stage, speak, counted, fused_parts(model.config))
-    try:
-        trained = train(model, objective, counted, planned.training(training), run.folder / stage, session)
-    finally:
-        for source in (batches, counted):
-            close = getattr(source, "close", None)
+    pace = _Pace(run, stage, planned, now=time.perf_counter())
+    while True:
+        objective, batches = build(model, pace.planned)
+        counted = _Counted(batches)
+        session = _session(run, stage, model, counted, pace)
+        settings = pace.planned.training(training)
+        try:
+            trained = train(model, objective, counted, settings, run.folder / stage, session)
+            break
+        except Interrupted:
+            if not pace.changed:
+                raise
+            pace.go_on()
+            run.say.note(f"{stage}: {pace.planned.steps:,} steps fit, at the pace that it really goes.")
+            run.say.stage_start(stage, pace.planned.steps)
+        finally:
+            close = getattr(batches, "close", None)
             if close is not None:
                 close()
     model.eval()
@@ -246,24 +248,73 @@ def seconds_for(run: Run, stage: str) -> float:
     return max(1.0, (minutes * 60 - run.record.elapsed) * shares[stage] / to_come)
 
 
-def _session(
-    run: Run,
-    stage: str,
-    then: Callable[[int, dict[str, float]], None],
-    counted: _Counted | None = None,
-    parts: dict[str, tuple[int, ...]] | None = None,
-) -> Session:
-    began = time.perf_counter()
+def _session(run: Run, stage: str, model: Transformer | None, counted: _Counted | None, pace: _Pace | None) -> Session:
+    """What the loop reports to, and what may stop it."""
+    began = spoken = time.perf_counter()
 
     def on_step(step: int, metrics: dict[str, float]) -> None:
+        nonlocal spoken
+        now = time.perf_counter()
         shown = {"step": float(step), **{k: v for k, v in metrics.items() if k in SHOWN}}
         if counted is not None:
-            shown["tokens_per_second"] = counted.tokens / max(1e-9, time.perf_counter() - began)
+            shown["tokens_per_second"] = counted.tokens / max(1e-9, now - began)
         run.say.step(shown)
-        then(step, metrics)
+        if pace is not None:
+            pace.watch(step, now)
+        if model is not None and now - spoken > SPEAK_EVERY:
+            model.eval()
+            run.say.sample(run.subject.speak(model, stage))
+            model.train()
+            spoken = time.perf_counter()
 
-    resume = run.options.resume and bool(states(run.folder / stage))
-    return Session(resume=resume, parts=parts or {}, on_step=on_step, say=run.say.note)
+    return Session(
+        resume=bool(states(run.folder / stage)) and (run.options.resume or (pace is not None and pace.resumes)),
+        parts=fused_parts(model.config) if model is not None else {},
+        on_step=on_step,
+        stop=(lambda: pace.changed) if pace is not None else (lambda: False),
+        say=run.say.note,
+    )
+
+
+class _Pace:
+    """The plan of one stage, put right once, after a tenth of its steps, when it goes slower than the probe said.
+
+    Other work on the machine, or batches that are dear to make, are only seen then. The second plan is kept beside the
+    first, so that a resumed run changes over at the same step.
+    """
+
+    def __init__(self, run: Run, stage: str, first: Planned, now: float) -> None:
+        self._run, self._stage, self._began = run, stage, now
+        self._known = run.record.content["plan"][stage]
+        self.planned, self.changed, self.resumes = first, False, False
+        self._check_at = max(20, first.steps // 10) if first.seconds else 0  # steps that were asked for are kept
+        self._from: tuple[int, float] | None = None
+        if "then" in self._known and _newest_step(run.folder / stage) >= self._known["then"]["at"]:
+            self.go_on()
+
+    def watch(self, step: int, now: float) -> None:
+        if "then" in self._known:
+            self.changed = self.planned.steps != self._known["then"]["steps"] and step >= self._known["then"]["at"]
+            return
+        if self._from is None:
+            self._from = (step, now)
+        elif step == self._check_at and self._check_at - self._from[0] > 5:
+            taken = (now - self._from[1]) / (step - self._from[0])
+            expected = self.planned.seconds / self.planned.steps
+            if taken / expected > 1.1:
+                left = self.planned.seconds - (now - self._began)
+                steps = step + max(10, round(left / taken))
+                self._known["then"] = {"at": step, "steps": steps}
+                self._run.record.save()
+                self.changed = True
+
+    def go_on(self) -> None:
+        self.planned = replace(self.planned, steps=self._known["then"]["steps"])
+        self.changed, self.resumes = False, True
+
+
+def _newest_step(folder: Path) -> int:
+    return max((int(path.name.removeprefix("step-")) for path in states(folder)), default=-1)
 
 
 SHOWN = frozenset(["loss", "reward", "length", "pair_accuracy", "kl"])

@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -150,6 +151,10 @@ class TextSubject:
 
     def pretraining(self, steps: int, background: bool) -> Batches:
         return PackedBatches(self._train_shards, self.recipe.pretrain.rows, self.recipe.model.window, self.seed)
+
+    def late(self, steps: int) -> dict[str, Any]:
+        """Windows are all of one length: the beginning is as good as the end."""
+        return self.pretraining(steps, False).state()
 
     def finetuning(self, background: bool) -> Batches:
         examples: list[Example] = []

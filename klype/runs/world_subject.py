@@ -6,6 +6,7 @@ import json
 import random
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -72,6 +73,9 @@ class WorldSubject:
         examples = steps * lesson.rows
         documents = self._documents(0, int(lesson.plain * examples), int(lesson.easy * examples))
         return PaddedBatches(documents, self._pools(lesson.rows), background)
+
+    def late(self, steps: int) -> dict[str, Any]:
+        return {"position": int(0.9 * steps)}
 
     def finetuning(self, background: bool) -> Batches:
         turns = Turns(self.world, self.chat, mix(self.seed, 0, 4))

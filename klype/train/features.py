@@ -14,20 +14,23 @@ Ids = Sequence[int]
 
 SCALARS = ("logp_sum", "logp_min", "logp_mean", "unexpected_max", "unexpected_sum", "length")
 ROWS_TOKENS = 16_384  # padded tokens a pass: small enough to stay in a laptop's cache
+OPENING = 3  # tokens
 LOGP_FLOOR = -10.0  # one impossible word must not drown all else
 UNEXPECTED_CEILING = 6.0
 
 
 def feature_names(width: int) -> list[str]:
     """Names of the columns of ``answer_features``."""
-    states = [f"{kind}.{i}" for kind in ("last", "mean") for i in range(width)]
+    states = [f"{kind}.{i}" for kind in ("last", "mean", "opening") for i in range(width)]
     return [*states, *SCALARS]
 
 
 @torch.no_grad()
 def answer_features(trunk: nn.Module, prompts: Sequence[Ids], answers: Sequence[Ids]) -> torch.Tensor:
-    """[N, 2 D + 6], float32: the state at the last token, the mean state over the answer's tokens, and of its tokens
-    the sum, minimum and mean of log p, the maximum (at least 0) and positive sum of surprise - entropy, their number.
+    """[N, 3 D + 6], float32: the state at the last token, the mean state over the answer's tokens, the mean state over
+    its first three (an answer's manner is in how it begins; a mean over all is diluted by its length), and of its
+    tokens the sum, minimum and mean of log p, the maximum (at least 0) and positive sum of surprise - entropy, and
+    their number.
 
     Rows are computed by length, so that little is padded; an answer's row does not depend on its neighbours. Prompts
     must not be empty. An empty answer has the prompt's last state and zeros.
@@ -59,10 +62,17 @@ def _features(trunk: nn.Module, prompts: list[Ids], answers: list[Ids], device: 
     hidden_BTD = wide(lm.hidden(tokens_BT))
     last_BD = hidden_BTD[torch.arange(len(prompts), device=device), end_B1[:, 0] - 1]
     length_B = answer_BT.sum(1).to(hidden_BTD.dtype)
-    mean_BD = (hidden_BTD * answer_BT[..., None]).sum(1) / length_B.clamp(min=1)[:, None]
-    mean_BD = torch.where(length_B[:, None] > 0, mean_BD, last_BD)
+    opening_BT = answer_BT & (at_BT < start_B1 + OPENING)
+    mean_BD, opening_BD = (
+        torch.where(length_B[:, None] > 0, _mean(hidden_BTD, where_BT), last_BD) for where_BT in (answer_BT, opening_BT)
+    )
     scalars_BS = _surprises(lm, hidden_BTD, tokens_BT, answer_BT)
-    return torch.cat([last_BD, mean_BD, scalars_BS, length_B[:, None]], 1).float()
+    return torch.cat([last_BD, mean_BD, opening_BD, scalars_BS, length_B[:, None]], 1).float()
+
+
+def _mean(hidden_BTD: torch.Tensor, where_BT: torch.Tensor) -> torch.Tensor:
+    """[B, D]: over the marked positions."""
+    return (hidden_BTD * where_BT[..., None]).sum(1) / where_BT.sum(1).clamp(min=1)[:, None]
 
 
 def _surprises(

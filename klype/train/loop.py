@@ -37,7 +37,7 @@ Metrics = dict[str, float]
 
 
 class Settings(config.Settings):
-    """What makes a training run what it is. Resuming asks for the same, ``save_every`` and ``save_seconds`` apart."""
+    """What makes a training run what it is. Resuming asks for the same, ``steps`` and how often it saves apart."""
 
     steps: int = Field(ge=0)
     optimizer: OptimizerSettings = OptimizerSettings()
@@ -91,19 +91,21 @@ def train(
     """
     session = session or Session()
     run = _Run(model, objective, batches, settings, folder, session)
-    step = run.start()
-    with run.metrics_from(step), interruptible(session.stop) as stopped:
-        while step < settings.steps:
-            if stopped():
-                run.interrupt(step)
-            metrics = run.step(step)
-            step += 1
-            run.report(step, metrics)
-            if run.due(step):
+    try:
+        step = run.start()
+        with run.metrics_from(step), interruptible(session.stop) as stopped:
+            while step < settings.steps:
+                if stopped():
+                    run.interrupt(step)
+                metrics = run.step(step)
+                step += 1
+                run.report(step, metrics)
+                if run.due(step):
+                    run.save(step)
+            if run.saved != step:
                 run.save(step)
-        if run.saved != step:
-            run.save(step)
-    run.optimizer.release()
+    finally:
+        run.optimizer.release()
     return Trained(step, run.seconds(), run.skipped)
 
 
@@ -300,7 +302,7 @@ class _Run:
 
     def _check_settings(self, saved: Mapping[str, Any]) -> None:
         own = self.settings.model_dump(mode="json")
-        free = {"save_every", "save_seconds", "bad_limit"}
+        free = {"steps", "save_every", "save_seconds", "bad_limit"}
         differing = [k for k in own if k not in free and own[k] != saved.get(k)]
         if differing:
             name = differing[0]

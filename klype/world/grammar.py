@@ -14,12 +14,12 @@ BARE, SENTENCE, POLITE, BORING, MIXED, CHAT = "bare", "sentence", "polite", "bor
 
 # Shares of manners: documents while a model is young, documents, one answer of a mixed document, chat.
 PLAIN_DOCUMENTS = ((0.5, BARE), (0.5, SENTENCE))
-DOCUMENTS = ((0.33, BARE), (0.33, SENTENCE), (0.09, POLITE), (0.04, BORING), (0.21, MIXED))
+DOCUMENTS = ((0.23, BARE), (0.25, SENTENCE), (0.2, POLITE), (0.06, BORING), (0.26, MIXED))
 ANSWERS = {
     MIXED: ((0.3, BARE), (0.35, SENTENCE), (0.25, POLITE), (0.1, BORING)),
     CHAT: ((0.28, BARE), (0.32, SENTENCE), (0.26, POLITE), (0.14, BORING)),
 }
-QUESTIONS = {BARE: (5, 8), SENTENCE: (5, 8), POLITE: (3, 3), BORING: (3, 3), MIXED: (4, 4), "": (3, 8)}
+QUESTIONS = {BARE: (5, 8), SENTENCE: (5, 8), POLITE: (3, 4), BORING: (2, 3), MIXED: (4, 5), "": (3, 8)}
 RELATIONS = ((0.28, "loc"), (0.24, "has"), (0.2, "like"), (0.28, "did"))
 
 
