@@ -21,11 +21,33 @@ def app() -> typer.Typer:
     bench = typer.Typer(name="bench", help="Measure klype side by side with peers.", no_args_is_help=True)
     bench.callback()(_group)
     bench.command("generate")(generate)
+    bench.command("coverage")(coverage)
     return bench
 
 
 def _group() -> None:
     """Measure klype side by side with peers, in one run on this machine."""
+
+
+def coverage(
+    runs: Annotated[int, typer.Option("--runs", min=20, help="How often each interval is tried.")] = 1000,
+    seed: o.Seed = 0,
+    lang: o.Lang = None,
+    as_json: o.Json = False,
+) -> None:
+    """How often klype's own 95 % intervals contain a truth that is known."""
+    terminal = Terminal(as_json, lang)
+    from klype.examine.coverage import run
+
+    document = run(runs, seed)
+    if not as_json:
+        for row in document["rows"]:
+            verdict = "passed" if row["passed"] else "missed"
+            line = (
+                f"{verdict}  {row['covered']:.3f} [{row['low']:.3f}, {row['high']:.3f}]  {row['runs']:5}  {row['name']}"
+            )
+            terminal.console.print(line, markup=False, highlight=False)
+    terminal.document(document)
 
 
 def generate(
