@@ -13,6 +13,7 @@ from klype.examine.facts import read as read_facts
 from klype.model import checkpoint
 from klype.runs import pipeline
 from klype.runs.options import RunOptions, StageOptions
+from klype.runs.ranking import _different
 from klype.runs.record import resumed_options
 from klype.runs.say import Silent
 
@@ -206,3 +207,7 @@ def test_a_text_shorter_than_a_window_is_refused(tmp_path: Path) -> None:
 def test_a_later_stage_needs_a_model(stage: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="needs a model to start from"):
         pipeline.train_stage(StageOptions.model_validate({"stage": stage, "out": tmp_path}), Silent())
+
+
+def test_candidates_that_differ_in_white_space_are_one_and_blank_ones_none() -> None:
+    assert _different(["Ja.", " Ja.", "\n", "", "Nei."]) == ["Ja.", "Nei."]

@@ -94,7 +94,12 @@ def draw(model: Transformer, subject: Subject, questions: Sequence[Question], se
             texts += [said(subject, trace) for trace in traces if trace.ended == "stop"]
     for i, (question, texts) in enumerate(zip(questions, groups, strict=True)):
         texts += subject.wrong_answers(question, section.wrong, mix(seed, i))
-    return [[text for text in dict.fromkeys(texts) if text] for texts in groups]
+    return [_different(texts) for texts in groups]
+
+
+def _different(texts: Sequence[str]) -> list[str]:
+    """Each answer once, white space at its ends not counting; blank ones are none."""
+    return list(dict.fromkeys(stripped for text in texts if (stripped := text.strip())))
 
 
 def load(subject: Subject, folder: Path) -> RankedSets:

@@ -17,7 +17,7 @@ PLAIN_DOCUMENTS = ((0.5, BARE), (0.5, SENTENCE))
 DOCUMENTS = ((0.23, BARE), (0.25, SENTENCE), (0.2, POLITE), (0.06, BORING), (0.26, MIXED))
 ANSWERS = {
     MIXED: ((0.3, BARE), (0.35, SENTENCE), (0.25, POLITE), (0.1, BORING)),
-    CHAT: ((0.28, BARE), (0.32, SENTENCE), (0.26, POLITE), (0.14, BORING)),
+    CHAT: ((0.28, BARE), (0.3, SENTENCE), (0.34, POLITE), (0.08, BORING)),
 }
 QUESTIONS = {BARE: (5, 8), SENTENCE: (5, 8), POLITE: (3, 4), BORING: (2, 3), MIXED: (4, 5), "": (3, 8)}
 RELATIONS = ((0.28, "loc"), (0.24, "has"), (0.2, "like"), (0.28, "did"))
