@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -70,12 +70,3 @@ class Subject(Protocol):
         ...
 
     def save_inputs(self, folder: Path) -> None: ...
-
-
-def greedy(model: Transformer, prompt: Sequence[int], ends: Sequence[int], limit: int = 30) -> list[int]:
-    from klype.engine.engine import Engine
-    from klype.values import Request, Sampling
-
-    request = Request(tuple(prompt), limit=limit, sampling=Sampling(temperature=0.0), stop=tuple(ends))
-    trace = Engine(model).run([request])[0][0]
-    return [t for t in trace.tokens if t not in ends]

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any
@@ -110,9 +109,3 @@ def weighted(options: tuple[str, ...], favour: dict[str, float]) -> list[tuple[f
 def key(facts: tuple[Fact, ...]) -> str:
     """A story's identity, whatever the order it is told in."""
     return "|".join(sorted(":".join(fact) for fact in facts))
-
-
-def shuffled(options: tuple[str, ...], rng: random.Random) -> list[str]:
-    out = list(options)
-    rng.shuffle(out)
-    return out

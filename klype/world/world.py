@@ -183,7 +183,7 @@ class World:
 
     def answer(self, question: Question, manner: Manner, rng: random.Random) -> str:
         """An answer in that manner; "wrong" has the form of a right one, and another content."""
-        env, query = _env(question), _query(question)
+        env, query = _freeze(question)
         row = KINDS[query.kind]
         right = row.right(query.about, env.facts)
         if manner == "wrong":
