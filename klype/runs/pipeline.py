@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from klype.errors import UsageError
 from klype.examine import report
+from klype.runs.aligning import align, reward
 from klype.runs.find import Found, find_model, holds_weights
 from klype.runs.folder import read_run
 from klype.runs.gather import MODELS, gather, measure_stage
@@ -16,10 +18,17 @@ from klype.runs.options import InputOptions, RunOptions, StageOptions
 from klype.runs.recipe import Recipe, read
 from klype.runs.record import Record, resumed_options
 from klype.runs.say import Say
-from klype.runs.stages import STAGES, Run
+from klype.runs.stages import Run, finetune, pretrain, rank
 from klype.runs.subject import Subject
 from klype.text.tokenizer import Tokenizer
 
+STAGES: dict[str, Callable[[Run], None]] = {
+    "pretrain": pretrain,
+    "finetune": finetune,
+    "rank": rank,
+    "reward": reward,
+    "align": align,
+}
 MEASURED = {stage: name for name, stage in MODELS.items()}
 
 

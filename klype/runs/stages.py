@@ -1,4 +1,4 @@
-"""Each stage of a life, as a run does it: from the model before, through the common loop, to a checkpoint folder."""
+"""The stages of a life up to the rankings, as a run does them, and the common loop as all stages use it."""
 
 from __future__ import annotations
 
@@ -13,13 +13,10 @@ import torch
 from torch import nn
 
 from klype.device import usable_cores
-from klype.engine.engine import Engine
-from klype.errors import UsageError
 from klype.model import checkpoint
 from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
 from klype.runs import ranking
-from klype.runs.lessons import messages
 from klype.runs.options import RunOptions, StageOptions
 from klype.runs.plan import Cycle, Planned, WithRehearsal, best_precision, plan
 from klype.runs.recipe import Recipe
@@ -30,10 +27,7 @@ from klype.train.loop import Interrupted, Session, Settings, Trained, train
 from klype.train.objectives import Objective, cross_entropy, with_rehearsal
 from klype.train.optimizer import fused_parts
 from klype.train.resume import states
-from klype.train.rewards import RewardModel, fit_reward
-from klype.train.rollout import Asked, Players, RolloutBatches, RolloutSettings, by_model
-from klype.train.stages import align_objective, method
-from klype.values import Batch, Batches, Figure
+from klype.values import Batch, Batches
 
 SPEAK_EVERY = 12.0  # seconds between two samples of what the model says
 
@@ -87,7 +81,7 @@ def pretrain(run: Run) -> None:
 def finetune(run: Run) -> None:
     """Answers only, with older text rehearsed beside."""
     lesson = run.recipe.finetune
-    model = _copy(run.model("pretrain"))
+    model = copy.deepcopy(run.model("pretrain"))
     run.subject.before_finetuning(model)
     objective = with_rehearsal(cross_entropy, cross_entropy, lesson.rehearsal_weight)
 
@@ -109,70 +103,6 @@ def rank(run: Run) -> None:
     run.say.stage_end(made.says)
 
 
-def reward(run: Run) -> None:
-    """A model that imitates the ranker; how well is measured on questions it has not seen."""
-    trunk = run.model("finetune")
-    ranked = ranking.load(run.subject, run.folder / "rank")
-    fit = run.recipe.reward.fit
-    run.say.stage_start("reward", fit.steps)
-    session = _session(run, "reward", None, None, None)
-    model = fit_reward(trunk, ranked.train, fit, run.folder / "reward", session)
-    figures = ranking.agreement(model, ranked, run.subject, run.options.seed)
-    run.save("reward", trunk, {"parent": "finetune", "what": "the trunk of a reward model; its head lies beside"})
-    model.save(run.folder / "reward", {"annotator": ranked.annotator})
-    run.models.pop("reward")
-    run.record.content["reward"] = {name: figure.json() for name, figure in figures.items()}
-    run.say.stage_end(f"agrees with the ranker on {_share(figures['pair_accuracy'])} of held-out pairs")
-
-
-def align(run: Run) -> None:
-    """The ranker's imitator rewards fresh answers; a leash holds the model near what it was."""
-    section = run.recipe.align
-    row = method(section.how.method)
-    if row.learns_from != "rollouts" or row.scaling is None:
-        raise UsageError(f"The way to align called {row.name} learns from rankings, which a run cannot do yet.")
-    reference = _copy(run.model("finetune")).requires_grad_(False)
-    judge = RewardModel.load(run.folder / "reward", reference)
-    model = _copy(reference).requires_grad_(True)
-    asked = run.subject.questions(2)
-    tokenizer = run.subject.chat.tokenizer
-    rollouts = RolloutSettings(
-        answers=section.answers,
-        limit=section.limit,
-        scaling=row.scaling,
-        seed=run.options.seed % 2**20,
-        stop=tokenizer.ends,
-    )
-
-    def ask(step: int) -> list[Asked]:
-        questions = [asked(step * section.rows + i) for i in range(section.rows)]
-        return [Asked(tuple(run.subject.chat.prompt(messages(q))), q) for q in questions]
-
-    def build(twin: nn.Module, planned: Planned | None) -> tuple[Objective, Batches]:
-        assert isinstance(twin, Transformer)
-        rehearsed = run.subject.rehearsal(section.rehearsal_rows) if section.rehearsal_rows else None
-
-        def rehearsal(step: int) -> Batch:
-            assert rehearsed is not None
-            rehearsed.restore({"position": step})
-            return next(rehearsed)
-
-        players = Players(ask, Engine(twin), by_model(judge), reference, rehearsal if rehearsed else None)
-        return align_objective(section.how), RolloutBatches(players, rollouts)
-
-    trained = learn(run, "align", model, build, section.training)
-    run.save("align", model, {"steps": trained.steps, "parent": "finetune", "method": row.name})
-
-
-STAGES: dict[str, Callable[[Run], None]] = {
-    "pretrain": pretrain,
-    "finetune": finetune,
-    "rank": rank,
-    "reward": reward,
-    "align": align,
-}
-
-
 # The loop, as all stages use it
 
 
@@ -192,7 +122,7 @@ def learn(
     while True:
         objective, batches = build(model, pace.planned)
         counted = _Counted(batches)
-        session = _session(run, stage, model, counted, pace)
+        session = session_of(run, stage, model, counted, pace)
         settings = pace.planned.training(training)
         try:
             trained = train(model, objective, counted, settings, run.folder / stage, session)
@@ -248,7 +178,9 @@ def seconds_for(run: Run, stage: str) -> float:
     return max(1.0, (minutes * 60 - run.record.elapsed) * shares[stage] / to_come)
 
 
-def _session(run: Run, stage: str, model: Transformer | None, counted: _Counted | None, pace: _Pace | None) -> Session:
+def session_of(
+    run: Run, stage: str, model: Transformer | None, counted: _Counted | None, pace: _Pace | None
+) -> Session:
     """What the loop reports to, and what may stop it."""
     began = spoken = time.perf_counter()
 
@@ -359,11 +291,3 @@ def model_config(recipe: Recipe, vocab_size: int) -> ModelConfig:
         },
         "the recipe's [model]",
     )
-
-
-def _copy(model: Transformer) -> Transformer:
-    return copy.deepcopy(model)
-
-
-def _share(figure: Figure) -> str:
-    return "none" if figure.value is None else f"{100 * figure.value:.0f} %"
