@@ -1,0 +1,1 @@
+"""Models behind OpenAI's protocol: one engine a model, shared by all clients, behind one guard."""

@@ -1,0 +1,185 @@
+"""One client's answer, whole or as it is written; ends with the client."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import Response
+from starlette.types import Receive, Scope, Send
+
+from klype.serve.errors import ApiError, error_body
+from klype.serve.forms import Form
+from klype.serve.metrics import Metrics
+from klype.serve.plan import Plan
+from klype.serve.worker import Job, Scored, Worker
+from klype.values import Step, Trace
+
+STREAM_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """What stands around the choices: ``kind`` and ``chunk_kind`` are the names of the object, whole and in pieces."""
+
+    id: str
+    kind: str
+    chunk_kind: str
+    created: int
+    stream: bool
+    with_usage: bool
+
+
+class Choice:
+    """One of the answers: what has been said, and how it is written."""
+
+    def __init__(self, form: Form) -> None:
+        self.form = form
+        self.said = 0
+        self._opened = False
+
+    def pieces(self, prompt: Trace | None, steps: Sequence[tuple[Step, bytes]], reason: str | None) -> list[Any]:
+        """The next pieces: ``steps`` with their bytes, and why it ended (None: it goes on)."""
+        found = [] if self._opened else self.form.open(prompt)
+        self._opened = True
+        self.said += len(steps)
+        text = "".join([self.form.spoken.add(data) for _, data in steps])
+        if reason is not None:
+            text += self.form.spoken.add(b"", last=True)
+        piece = self.form.piece(text, [step for step, _ in steps], reason)
+        return [*found, piece] if text or reason or piece["logprobs"] else found
+
+
+class Answering(Response):
+    """An ASGI response that asks the worker when it is called, and takes its work back when the client has gone."""
+
+    def __init__(
+        self, plan: Plan, envelope: Envelope, form: Callable[[Plan, int], Form], worker: Worker, metrics: Metrics
+    ) -> None:
+        self.plan, self.envelope, self.worker, self.metrics = plan, envelope, worker, metrics
+        self.choices = [Choice(form(plan, index)) for index in range(plan.choices)]
+        self.status_code, self.background = 200, None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        plan = self.plan
+        scored = plan.prompts if plan.echoes is not None and plan.top is not None else ()
+        job = Job(plan.requests, scored, plan.top or 0)
+        self.worker.submit(job)
+        answer = self._stream if self.envelope.stream else self._whole
+        tasks = [asyncio.ensure_future(answer(job, send)), asyncio.ensure_future(_gone(receive))]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if tasks[0].done():
+                tasks[0].result()
+        finally:
+            self.worker.cancel(job)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _whole(self, job: Job, send: Send) -> None:
+        found: list[list[Any]] = [[] for _ in self.choices]
+        async for pieces in self._pieces(job):
+            for index, piece in pieces:
+                found[index].append(piece)
+        choices = [choice.form.whole(pieces) for choice, pieces in zip(self.choices, found, strict=True)]
+        document = {**self._about(self.envelope.kind), "choices": choices, "usage": self._usage()}
+        body = json.dumps(document, ensure_ascii=False, allow_nan=False).encode()
+        length = (b"content-length", str(len(body)).encode())
+        headers = [(b"content-type", b"application/json"), length]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    async def _stream(self, job: Job, send: Send) -> None:
+        """Server-sent events; tokens that have come meanwhile share an event."""
+        about = json.dumps(self._about(self.envelope.chunk_kind), ensure_ascii=False)[:-1]
+        usage = ', "usage": null}' if self.envelope.with_usage else "}"
+        started = False
+        try:
+            async for pieces in self._pieces(job):
+                if not started:
+                    await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
+                    started = True
+                events = [f'data: {about}, "choices": [{_json(piece)}]{usage}\n\n' for _, piece in pieces]
+                if events:
+                    await send({"type": "http.response.body", "body": "".join(events).encode(), "more_body": True})
+            tail = "data: [DONE]\n\n"
+            if self.envelope.with_usage:
+                tail = f'data: {about}, "choices": [], "usage": {_json(self._usage())}}}\n\n{tail}'
+            last = tail.encode()
+        except ApiError as error:
+            if not started:
+                raise
+            last = b"data: " + error_body(error.message, error.status, error.param, error.code) + b"\n\n"
+        await send({"type": "http.response.body", "body": last, "more_body": False})
+
+    async def _pieces(self, job: Job) -> AsyncIterator[list[tuple[int, Any]]]:
+        """Pieces of choices, by index, as they come."""
+        plan, clock = self.plan, self.metrics.clock
+        n, begun, first = plan.n, clock(), True
+        prompts: dict[int, Trace] = {}
+        waiting: dict[int, list[Any]] = {}  # answers that came before their prompt was scored
+        if not plan.requests and not job.texts:
+            yield [(i, piece) for i, choice in enumerate(self.choices) for piece in choice.pieces(None, [], "length")]
+        async for updates in job.updates():
+            steps: dict[int, list[tuple[Step, bytes]]] = {}
+            reasons: dict[int, str] = {}
+            ready: list[tuple[int, Any]] = []
+            for update in updates:
+                if isinstance(update, Scored):
+                    prompts[update.place] = update.trace
+                    for index in range(update.place * n, update.place * n + n):
+                        if not plan.requests:
+                            reasons[index] = "length"
+                        steps.setdefault(index, [])
+                    continue
+                index = update.request * n + update.sample
+                data = plan.served.token_bytes(update.step.token)
+                steps.setdefault(index, []).append((update.step, data))
+                if update.trace is not None:
+                    reasons[index] = "stop" if update.trace.ended == "stop" else "length"
+            scoring = plan.echoes is not None and plan.top is not None
+            for index, said in steps.items():
+                if scoring and index // n not in prompts:
+                    waiting.setdefault(index, []).append((said, reasons.get(index)))
+                    continue
+                for earlier, reason in (*waiting.pop(index, ()), (said, reasons.get(index))):
+                    if earlier or reason:
+                        pieces = self.choices[index].pieces(prompts.get(index // n), earlier, reason)
+                        ready += [(index, piece) for piece in pieces]
+            if first and ready:
+                first = False
+                self.metrics.first_token.labels(plan.served.name).observe(clock() - begun)
+            yield ready
+        self.metrics.answered(plan, sum(choice.said for choice in self.choices), clock() - begun)
+
+    def _about(self, kind: str) -> dict[str, Any]:
+        served, envelope = self.plan.served, self.envelope
+        return {
+            "id": envelope.id,
+            "object": kind,
+            "created": envelope.created,
+            "model": served.name,
+            "system_fingerprint": served.fingerprint,
+        }
+
+    def _usage(self) -> dict[str, int]:
+        prompt, said = self.plan.prompt_tokens, sum(choice.said for choice in self.choices)
+        return {"prompt_tokens": prompt, "completion_tokens": said, "total_tokens": prompt + said}
+
+
+async def _gone(receive: Receive) -> None:
+    """Returns when the client has left."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _json(document: Any) -> str:
+    return json.dumps(document, ensure_ascii=False, allow_nan=False)

@@ -1,0 +1,249 @@
+"""The server's app: models by name, OpenAI's endpoints, and what operators look at."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import PlainTextResponse
+from fastapi.routing import APIRoute
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel
+from pydantic_core import from_json
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp
+
+import klype
+from klype.errors import UsageError
+from klype.serve.answering import Answering, Envelope
+from klype.serve.errors import ApiError, handle_errors
+from klype.serve.forms import ChatForm, CompletionForm
+from klype.serve.guard import Guard, Rules
+from klype.serve.metrics import Counted, Metrics
+from klype.serve.plan import chat_prompt, plan_chat, plan_completion
+from klype.serve.responses import (
+    ChatCompletion,
+    Completion,
+    Detokenized,
+    ErrorAnswer,
+    Health,
+    ModelCard,
+    ModelList,
+    Tokenized,
+)
+from klype.serve.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from klype.serve.served import Served
+from klype.serve.settings import ServeSettings
+from klype.serve.worker import Worker
+
+T = TypeVar("T")
+KEYS = 100
+"""Members that a body may have: each unknown one costs memory for saying so."""
+LONG = 20_000
+"""Characters from which on a text is tokenized beside the event loop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chance:
+    """Time and randomness, passed in."""
+
+    clock: Callable[[], float] = time.perf_counter
+    now: Callable[[], float] = time.time
+    seed: Callable[[], int] = lambda: secrets.randbits(62)
+    id: Callable[[], str] = lambda: secrets.token_hex(12)
+
+
+def app(models: Sequence[Served], settings: ServeSettings | None = None, rules: Rules | None = None) -> ASGIApp:
+    """The guarded app. In process, call it as http://localhost: other hosts are refused."""
+    settings = settings or ServeSettings()
+    return Guard(api(models, settings), rules or Rules.of(settings))
+
+
+def api(models: Sequence[Served], settings: ServeSettings | None = None, chance: Chance | None = None) -> FastAPI:
+    """The endpoints without a guard: put one around it (``app`` does), also when more is mounted on it."""
+    server = _Server(models, settings or ServeSettings(), chance or Chance())
+    fast = FastAPI(
+        title="klype",
+        version=klype.__version__,
+        summary="Language models behind OpenAI's protocol.",
+        lifespan=server.lifespan,
+        redirect_slashes=False,
+        docs_url=None,
+        redoc_url=None,
+        responses={"4XX": {"model": ErrorAnswer}, "5XX": {"model": ErrorAnswer}},
+    )
+    fast.router.route_class = _Route
+    handle_errors(fast)
+    fast.add_middleware(Counted, metrics=server.metrics)
+    _add_answers(fast, server)
+    _add_tokens(fast, server)
+    _add_watching(fast, server)
+    return fast
+
+
+class _Server:
+    """The models with their workers."""
+
+    def __init__(self, models: Sequence[Served], settings: ServeSettings, chance: Chance) -> None:
+        names = [served.name for served in models]
+        if not names:
+            raise UsageError("There is no model to serve.", "Name at least one.")
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise UsageError(f"Two models are called '{twice}'.", "Give one another name: NAME=FOLDER.")
+        self.models = {served.name: served for served in models}
+        self.settings, self.chance = settings, chance
+        self.workers = {
+            name: Worker(served.source.engine, settings.batch, settings.queue, chance.clock)
+            for name, served in self.models.items()
+        }
+        self.metrics = Metrics(self.workers, chance.clock)
+
+    @asynccontextmanager
+    async def lifespan(self, _: FastAPI) -> AsyncIterator[None]:
+        yield
+        await asyncio.gather(*(asyncio.to_thread(worker.stop) for worker in self.workers.values()))
+
+    def model(self, name: str | None) -> Served:
+        """By its name, which is never a path; the first where none is named."""
+        if name is None:
+            return next(iter(self.models.values()))
+        if name not in self.models:
+            there = ", ".join(self.models)
+            message = f"The model {name[:100]!a} does not exist here. There is: {there}."
+            raise ApiError(message, 404, "model", "model_not_found")
+        return self.models[name]
+
+    def envelope(self, prefix: str, kinds: tuple[str, str], stream: bool | None, with_usage: bool) -> Envelope:
+        created = int(self.chance.now())
+        return Envelope(f"{prefix}-{self.chance.id()}", *kinds, created, bool(stream), with_usage)
+
+    def card(self, served: Served) -> ModelCard:
+        return ModelCard(
+            id=served.name, object="model", created=served.created, owned_by="klype", max_model_len=served.window
+        )
+
+
+def _add_answers(fast: FastAPI, server: _Server) -> None:
+    @fast.post("/v1/chat/completions", response_model=ChatCompletion)
+    async def chat(body: ChatRequest) -> Response:
+        """An answer to a conversation."""
+        served, seed = server.model(body.model), server.chance.seed()
+        plan = await _beside(body, lambda: plan_chat(body, served, server.settings, seed))
+        kinds = ("chat.completion", "chat.completion.chunk")
+        envelope = server.envelope("chatcmpl", kinds, body.stream, body.with_usage)
+        return Answering(plan, envelope, ChatForm, server.workers[served.name], server.metrics)
+
+    @fast.post("/v1/completions", response_model=Completion)
+    async def completions(body: CompletionRequest) -> Response:
+        """A text, gone on with; with ``echo`` and ``logprobs`` also how probable the given text is."""
+        served, seed = server.model(body.model), server.chance.seed()
+        plan = await _beside(body, lambda: plan_completion(body, served, server.settings, seed))
+        kinds = ("text_completion", "text_completion")
+        envelope = server.envelope("cmpl", kinds, body.stream, body.with_usage)
+        return Answering(plan, envelope, CompletionForm, server.workers[served.name], server.metrics)
+
+
+def _add_tokens(fast: FastAPI, server: _Server) -> None:
+    @fast.post("/tokenize")
+    async def tokenize(body: TokenizeRequest) -> Tokenized:
+        """Token ids of a text, or of a conversation as the model reads it."""
+        served = server.model(body.model)
+
+        def ids() -> list[int]:
+            if (body.prompt is None) == (body.messages is None):
+                raise ApiError("Give either prompt or messages.", 400, "prompt")
+            if body.messages is not None:
+                return list(chat_prompt(served, [message.plain() for message in body.messages]))
+            whole = body.add_special_tokens is not False
+            return (served.source.codec if whole else served.tokenizer).encode(body.prompt or "")
+
+        tokens = await _beside(body, ids)
+        return Tokenized(tokens=tokens, count=len(tokens), max_model_len=served.window)
+
+    @fast.post("/detokenize")
+    async def detokenize(body: DetokenizeRequest) -> Detokenized:
+        """The text of token ids; control tokens add nothing to it."""
+        served = server.model(body.model)
+        wrong = next((token for token in body.tokens if token >= served.vocab_size), None)
+        if wrong is not None:
+            raise ApiError(f"There is no token {wrong}: the model knows 0 to {served.vocab_size - 1}.", 400, "tokens")
+        return Detokenized(prompt=b"".join(map(served.token_bytes, body.tokens)).decode(errors="replace"))
+
+
+def _add_watching(fast: FastAPI, server: _Server) -> None:
+    @fast.get("/v1/models")
+    async def models() -> ModelList:
+        """What can be asked."""
+        return ModelList(object="list", data=[server.card(served) for served in server.models.values()])
+
+    @fast.get("/v1/models/{model}")
+    async def model(model: str) -> ModelCard:
+        """One model."""
+        return server.card(server.model(model))
+
+    @fast.get("/health")
+    async def health() -> Health:
+        """Whether the server runs."""
+        return Health(status="ok")
+
+    @fast.get("/metrics", response_class=PlainTextResponse)
+    async def metrics() -> Response:
+        """For Prometheus."""
+        return Response(server.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+
+async def _beside(body: BaseModel, work: Callable[[], T]) -> T:
+    """Long texts are worked on beside the event loop, so that nobody else waits for them."""
+    if _characters(body) < LONG:
+        return work()
+    return await asyncio.to_thread(work)
+
+
+def _characters(body: BaseModel) -> int:
+    """Roughly how much text a body holds."""
+    match body:
+        case ChatRequest(messages=messages) | TokenizeRequest(messages=[*messages]):
+            return sum(len(m.content) if isinstance(m.content, str) else LONG for m in messages)
+        case CompletionRequest(prompt=str(text)) | TokenizeRequest(prompt=str(text)):
+            return len(text)
+    return LONG
+
+
+class _Request(Request):
+    """A body is JSON as it should be: valid UTF-8, whole characters, no deep nesting, no NaN."""
+
+    async def json(self) -> Any:
+        body = await self.body()
+        try:
+            document = from_json(body, allow_inf_nan=False)
+        except ValueError as error:
+            raise ApiHttp(f"The body is no valid JSON: {str(error)[:200]}.") from None
+        if not isinstance(document, dict):
+            raise ApiHttp("The body must be a JSON object.")
+        if len(document) > KEYS:
+            raise ApiHttp(f"The body has {len(document)} members: {KEYS} at most.")
+        return document
+
+
+class ApiHttp(HTTPException):
+    """A body that cannot be read: FastAPI lets nothing but its own kind through here."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(400, message)
+
+
+class _Route(APIRoute):
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def strict(request: Request) -> Response:
+            return await handle(_Request(request.scope, request.receive))
+
+        return strict

@@ -1,0 +1,244 @@
+"""The outermost layer of everything that klype serves: who may speak to it, how much and how long.
+
+An ASGI middleware for HTTP and websockets. A web page that a user happens to visit must not reach a server on the
+user's own machine: neither by its own name made to point here (DNS rebinding: the Host header tells) nor across
+sites (Origin and Sec-Fetch-Site tell).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from http.cookies import CookieError, SimpleCookie
+from ipaddress import ip_address
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from klype.serve.errors import ApiError, error_body
+from klype.serve.settings import ServeSettings
+
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+OPEN = frozenset({"/health", "/metrics"})
+"""Asked without a key by whoever watches the server from its own machine."""
+COOKIE = "klype_session"
+AUTHORITY = re.compile(r"(\[[0-9a-fA-F:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::([0-9]{1,5}))?")
+PORTS = {"http": "80", "https": "443", "ws": "80", "wss": "443"}
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """``hosts`` are the names that the server answers to; ``addresses``: also to any IP address (which no foreign
+    name can be made to be). ``key`` None: no key is needed (on loopback only). ``seconds`` a body may take.
+    """
+
+    hosts: frozenset[str] = LOOPBACK
+    addresses: bool = False
+    key: str | None = None
+    body_bytes: int = 1 << 20
+    header_bytes: int = 16 << 10
+    seconds: float = 8.0
+    concurrent: int = 512
+
+    @staticmethod
+    def of(
+        settings: ServeSettings, key: str | None = None, host: str = "127.0.0.1", names: Iterable[str] = ()
+    ) -> Rules:
+        """For a server bound to ``host`` that is also reached under ``names``."""
+        hosts = LOOPBACK | {name.lower() for name in (host, *names)}
+        limits = (settings.body_bytes, settings.header_bytes, settings.seconds, settings.concurrent)
+        return Rules(hosts, not is_loopback(host), key, *limits)
+
+
+class Guard:
+    """Lets through what the rules allow, and answers everything else itself, in OpenAI's shape."""
+
+    def __init__(self, app: ASGIApp, rules: Rules) -> None:
+        self.app, self.rules = app, rules
+        self.inside = 0  # requests that are being answered
+        self._key = None if rules.key is None else _digest(rules.key.encode())
+        self._session = None if rules.key is None else session(rules.key).encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        try:
+            self._check(scope)
+        except ApiError as error:
+            await (_close(send) if scope["type"] == "websocket" else _refuse(send, error))
+            return
+        self.inside += 1
+        try:
+            if scope["type"] == "websocket":
+                await self.app(scope, receive, send)
+            else:
+                await self._limited(scope, receive, send)
+        finally:
+            self.inside -= 1
+
+    def _check(self, scope: Scope) -> None:
+        headers: list[tuple[bytes, bytes]] = scope["headers"]
+        if sum(len(name) + len(value) + 4 for name, value in headers) > self.rules.header_bytes:
+            raise ApiError(f"The headers are larger than {self.rules.header_bytes} bytes.", 431)
+        self._check_host(headers)
+        _check_origin(scope, headers)
+        self._check_key(scope, headers)
+        if self.inside >= self.rules.concurrent:
+            raise _busy()
+        lengths = _values(headers, b"content-length")
+        if any(not value.isdigit() or int(value[:20]) > self.rules.body_bytes for value in lengths):
+            raise self._too_large()
+
+    def _check_host(self, headers: list[tuple[bytes, bytes]]) -> None:
+        host = _authority(_values(headers, b"host"))
+        if host is None or not (host[0] in self.rules.hosts or (self.rules.addresses and _is_address(host[0]))):
+            raise ApiError("This host name is not one of the server's own.", 403)
+
+    def _check_key(self, scope: Scope, headers: list[tuple[bytes, bytes]]) -> None:
+        if self._key is None or (scope["path"] in OPEN and _is_near(scope, headers)):
+            return
+        for value in _values(headers, b"authorization"):
+            scheme, _, key = value.partition(b" ")
+            if scheme.lower() == b"bearer" and hmac.compare_digest(_digest(key.strip()), self._key):
+                return
+        assert self._session is not None
+        for value in _values(headers, b"cookie"):
+            if hmac.compare_digest(_digest(_cookie(value)), _digest(self._session)):
+                return
+        raise ApiError("This server needs its API key: Authorization: Bearer KEY.", 401)
+
+    async def _limited(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The body is counted and timed while it comes in."""
+        end = asyncio.get_running_loop().time() + self.rules.seconds
+        received, whole, begun = 0, False, False
+
+        async def counted() -> Message:
+            nonlocal received, whole
+            if whole:
+                return await receive()
+            try:
+                async with asyncio.timeout_at(end):
+                    message = await receive()
+            except TimeoutError:
+                raise ApiError(f"The request took longer than {self.rules.seconds:g} seconds to arrive.", 408) from None
+            if message["type"] == "http.request":
+                received += len(message.get("body", b""))
+                whole = not message.get("more_body", False)
+                if received > self.rules.body_bytes:
+                    raise self._too_large()
+            return message
+
+        async def watched(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self.app(scope, counted, watched)
+        except ApiError as error:
+            if begun:
+                raise
+            await _refuse(send, error)
+
+    def _too_large(self) -> ApiError:
+        return ApiError(f"The body is larger than {self.rules.body_bytes} bytes.", 413)
+
+
+def session(key: str) -> str:
+    """What a browser's cookie holds instead of the key."""
+    return hmac.new(key.encode(), b"klype session", hashlib.sha256).hexdigest()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a server bound to ``host``."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _check_origin(scope: Scope, headers: list[tuple[bytes, bytes]]) -> None:
+    """What a browser sends says which site it comes from; other clients send nothing of it."""
+    for origin in _values(headers, b"origin"):
+        scheme, found, rest = origin.partition(b"://")
+        site, host = _authority([rest]) if found else None, _authority(_values(headers, b"host"))
+        known = PORTS.get(scheme.decode("latin-1").lower())
+        same = site and host and known and (site[0], site[1] or known) == (host[0], host[1] or _port(scope))
+        if not same:
+            raise ApiError("Requests from other sites are refused.", 403)
+    if any(value.lower() in (b"cross-site", b"same-site") for value in _values(headers, b"sec-fetch-site")):
+        followed_link = (
+            scope["type"] == "http"
+            and scope["method"] == "GET"
+            and _values(headers, b"sec-fetch-mode") == [b"navigate"]
+            and _values(headers, b"sec-fetch-dest") == [b"document"]
+        )
+        if not followed_link:
+            raise ApiError("Requests from other sites are refused.", 403)
+
+
+def _authority(values: list[bytes]) -> tuple[str, str] | None:
+    """Host (lower case, without brackets) and port ("" where none is named); None unless there is exactly one."""
+    match = AUTHORITY.fullmatch(values[0].decode("latin-1")) if len(values) == 1 else None
+    return None if match is None else (match.group(1).strip("[]").lower(), match.group(2) or "")
+
+
+def _port(scope: Scope) -> str:
+    return PORTS.get(scope.get("scheme", "http"), "80")
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_near(scope: Scope, headers: list[tuple[bytes, bytes]]) -> bool:
+    """Whether the client itself is on this machine, not a proxy for somebody else."""
+    client = scope.get("client")
+    return client is not None and is_loopback(client[0]) and not _values(headers, b"x-forwarded-for")
+
+
+def _values(headers: list[tuple[bytes, bytes]], name: bytes) -> list[bytes]:
+    return [value.strip() for key, value in headers if key.lower() == name]
+
+
+def _cookie(header: bytes) -> bytes:
+    try:
+        found = SimpleCookie(header.decode("latin-1")).get(COOKIE)
+    except CookieError:
+        return b""
+    return found.value.encode("latin-1", "replace") if found is not None else b""
+
+
+def _digest(key: bytes) -> bytes:
+    """Equally long for every key, so that comparing tells nothing about its length."""
+    return hashlib.sha256(key).digest()
+
+
+def _busy() -> ApiError:
+    error = ApiError("The server has too many requests at once. Try again later.", 429)
+    error.headers = {"Retry-After": "1"}
+    return error
+
+
+async def _refuse(send: Send, error: ApiError) -> None:
+    """The connection ends with it: what the client may still be sending is not read."""
+    body = error_body(error.message, error.status, error.param, error.code)
+    headers = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
+    raw = [(name.lower().encode(), value.encode()) for name, value in {**headers, **error.headers}.items()]
+    await send({"type": "http.response.start", "status": error.status, "headers": raw})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _close(send: Send) -> None:
+    """Before it is accepted: the client sees 403."""
+    await send({"type": "websocket.close", "code": 1008, "reason": ""})

@@ -1,0 +1,201 @@
+"""A client's words as requests to the engine, or as one sentence about what cannot be."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from klype.engine.checks import check_request
+from klype.errors import KlypeError, UsageError
+from klype.serve.errors import ApiError
+from klype.serve.schemas import Asked, ChatRequest, CompletionRequest
+from klype.serve.served import Served
+from klype.serve.settings import ServeSettings
+from klype.values import Request
+
+BIASES = 1024
+BIAS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What one HTTP request asks of a model: ``n`` answers to each prompt, in order.
+
+    ``requests`` is empty when nothing is to be generated. ``top`` alternatives a token; None: no log-probabilities.
+    ``echoes`` are the texts that are repeated before the answers (one a prompt), with the ids that are scored.
+    """
+
+    served: Served
+    prompts: tuple[tuple[int, ...], ...]
+    requests: tuple[Request, ...]
+    n: int
+    top: int | None
+    stops: tuple[str, ...]
+    echoes: tuple[str, ...] | None = None
+    as_ids: bool = False
+
+    @property
+    def prompt_tokens(self) -> int:
+        return sum(map(len, self.prompts))
+
+    @property
+    def choices(self) -> int:
+        return len(self.prompts) * self.n
+
+
+def plan_chat(body: ChatRequest, served: Served, settings: ServeSettings, seed: int) -> Plan:
+    """Raises ApiError when it cannot be answered."""
+    _refuse_chat(body)
+    if body.top_logprobs is not None and not body.logprobs:
+        raise ApiError("top_logprobs needs logprobs to be true.", 400, "top_logprobs")
+    _at_most(body.top_logprobs, settings.chat_top, "top_logprobs")
+    prompt = chat_prompt(served, [message.plain() for message in body.messages])
+    limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
+    top = (body.top_logprobs or 0) if body.logprobs else None
+    requests = _requests(body, served, [prompt], limit, top, (settings, seed))
+    ids = bool(body.return_tokens_as_token_ids)
+    return Plan(served, (prompt,), requests, body.n or 1, top, body.stops, as_ids=ids)
+
+
+def plan_completion(body: CompletionRequest, served: Served, settings: ServeSettings, seed: int) -> Plan:
+    """Raises ApiError when it cannot be answered."""
+    if body.best_of is not None and body.best_of != (body.n or 1):
+        raise ApiError("best_of is only supported when it equals n.", 400, "best_of")
+    if body.suffix:
+        raise ApiError("suffix is not supported by this server.", 400, "suffix")
+    _at_most(body.logprobs, settings.completion_top, "logprobs")
+    asked = _prompts(body)
+    _few_enough(len(asked) * (body.n or 1), settings)
+    prompts = [_ids(prompt, served) for prompt in asked]
+    limit = 16 if body.max_tokens is None else body.max_tokens
+    requests = _requests(body, served, prompts, limit, body.logprobs, (settings, seed))
+    echoes = tuple(_text(prompt, served) for prompt in asked) if body.echo else None
+    ids = bool(body.return_tokens_as_token_ids)
+    return Plan(served, tuple(prompts), requests, body.n or 1, body.logprobs, body.stops, echoes, ids)
+
+
+def chat_prompt(served: Served, messages: Sequence[dict[str, str]]) -> tuple[int, ...]:
+    """A conversation through the model's template; what users write never becomes a control token."""
+    try:
+        return tuple(served.source.codec.prompt(messages))
+    except KlypeError as error:
+        if served.source.codec.chat is None:
+            message = f"The model {served.name} has no chat template: ask it at /v1/completions."
+            raise ApiError(message, 400, "model") from None
+        raise ApiError(error.message, 400, "messages") from None
+
+
+def _requests(
+    body: Asked,
+    served: Served,
+    prompts: Sequence[tuple[int, ...]],
+    limit: int | None,
+    top: int | None,
+    world: tuple[ServeSettings, int],
+) -> tuple[Request, ...]:
+    settings, seed = world
+    n = body.n or 1
+    _at_most(n, settings.n, "n")
+    _few_enough(n * len(prompts), settings)
+    if body.stream_options is not None and not body.stream:
+        raise ApiError("stream_options needs stream to be true.", 400, "stream_options")
+    most = Request(
+        prompt=(),
+        n=n,
+        sampling=body.sampling(_bias(body, served)),
+        seed=seed if body.seed is None else body.seed,
+        stop=() if body.ignore_eos else served.source.codec.stop,
+        stop_texts=body.stops,
+        top=top or 0,
+    )
+    found = []
+    for prompt in prompts:
+        room = served.window - len(prompt) + 1  # the last token of an answer is not read again
+        if room < 1 or (limit or 0) > room:
+            raise _too_long(served, len(prompt), limit)
+        request = replace(most, prompt=prompt, limit=room if limit is None else max(limit, 1))
+        try:
+            check_request(request, served.window, served.vocab_size, True)
+        except UsageError as error:
+            raise ApiError(error.message, 400) from None
+        found.append(request)
+    return () if limit == 0 else tuple(found)
+
+
+def _too_long(served: Served, length: int, limit: int | None) -> ApiError:
+    asked = f" and {limit} of the answer" if limit else ""
+    return ApiError(
+        f"This model's maximum context length is {served.window} tokens, and the request has {length} tokens of the "
+        f"prompt{asked}. Shorten the prompt or the answer.",
+        400,
+        "messages",
+        "context_length_exceeded",
+    )
+
+
+def _prompts(body: CompletionRequest) -> list[str | list[int]]:
+    if isinstance(body.prompt, str):
+        return [body.prompt]
+    if isinstance(body.prompt[0], int):
+        return [[token for token in body.prompt if isinstance(token, int)]]
+    return [prompt for prompt in body.prompt if not isinstance(prompt, int)]
+
+
+def _ids(prompt: str | list[int], served: Served) -> tuple[int, ...]:
+    """A text as the beginning of a document; token ids as they are."""
+    if isinstance(prompt, str):
+        ids = served.source.codec.encode(prompt)
+    elif (wrong := next((token for token in prompt if token >= served.vocab_size), None)) is not None:
+        raise ApiError(f"The prompt has token {wrong}; the model knows 0 to {served.vocab_size - 1}.", 400, "prompt")
+    else:
+        ids = prompt
+    if not ids:
+        raise ApiError("The prompt is empty, and this model has no token that begins a text.", 400, "prompt")
+    return tuple(ids)
+
+
+def _text(prompt: str | list[int], served: Served) -> str:
+    if isinstance(prompt, str):
+        return prompt
+    return b"".join(map(served.token_bytes, prompt)).decode(errors="replace")
+
+
+def _bias(body: Asked, served: Served) -> tuple[tuple[int, float], ...]:
+    pairs = []
+    if len(body.logit_bias or {}) > BIASES:
+        raise ApiError(f"logit_bias may name {BIASES} tokens at most.", 400, "logit_bias")
+    for key, value in (body.logit_bias or {}).items():
+        if not re.fullmatch(r"[0-9]{1,9}", key) or int(key) >= served.vocab_size:
+            message = f"logit_bias has the key {key[:50]!a}: it must be a token id below {served.vocab_size}."
+            raise ApiError(message, 400, "logit_bias")
+        if type(value) not in (int, float) or not -BIAS <= value <= BIAS:
+            raise ApiError(f"logit_bias values must be numbers from -{BIAS} to {BIAS}.", 400, "logit_bias")
+        pairs.append((int(key), float(value)))
+    return tuple(pairs)
+
+
+def _refuse_chat(body: ChatRequest) -> None:
+    """What changes an answer and is not supported is refused, never silently left out."""
+    for name in ("tools", "functions", "audio"):
+        if getattr(body, name):
+            raise ApiError(f"{name} is not supported by this server.", 400, name)
+    if body.tool_choice not in (None, "none", "auto"):
+        raise ApiError("tool_choice is not supported by this server.", 400, "tool_choice")
+    if body.function_call not in (None, "none", "auto"):
+        raise ApiError("function_call is not supported by this server.", 400, "function_call")
+    if body.response_format not in (None, {"type": "text"}):
+        raise ApiError('The only response_format of this server is {"type": "text"}.', 400, "response_format")
+    if body.modalities not in (None, ["text"]):
+        raise ApiError('The only modality of this server is "text".', 400, "modalities")
+
+
+def _at_most(value: int | None, most: int, name: str) -> None:
+    if value is not None and value > most:
+        raise ApiError(f"{name} is {value}: this server gives {most} at most.", 400, name)
+
+
+def _few_enough(choices: int, settings: ServeSettings) -> None:
+    if choices > settings.samples:
+        message = f"The request asks for {choices} choices in all: this server gives {settings.samples} at most."
+        raise ApiError(message, 400, "n")

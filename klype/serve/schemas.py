@@ -1,0 +1,143 @@
+"""What clients send, as OpenAI's API names it. Types are strict: "1" is no number, and what is unknown is refused.
+
+Lists end at their first mistake, so that a body full of mistakes costs no more than its parsing.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from klype.values import Sampling
+
+STOPS = 4
+SEED = 2**63
+
+Name = Annotated[str, Field(max_length=200)]
+Token = Annotated[int, Field(ge=0, lt=2**31)]
+Tokens = Annotated[list[Token], Field(fail_fast=True, min_length=1, max_length=1 << 18)]
+Texts = Annotated[list[str], Field(fail_fast=True, min_length=1, max_length=2048)]
+TokenLists = Annotated[list[Tokens], Field(fail_fast=True, min_length=1, max_length=2048)]
+StopText = Annotated[str, Field(min_length=1, max_length=200)]
+Stops = StopText | Annotated[list[StopText], Field(fail_fast=True, max_length=STOPS)]
+
+
+class Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class StreamOptions(BaseModel):
+    model_config = ConfigDict(extra="ignore", strict=True)
+    include_usage: bool | None = None
+
+
+class Asked(Body):
+    """What chat and completions have in common."""
+
+    model: Name
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, ge=0, le=1)
+    top_k: int | None = Field(None, ge=-1, lt=2**31, description="Draw from the k most probable tokens (0, -1: all).")
+    min_p: float | None = Field(None, ge=0, le=1)
+    typical_p: float | None = Field(None, gt=0, le=1)
+    repetition_penalty: float | None = Field(None, ge=0.1, le=10)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    logit_bias: dict[str, Any] | None = Field(None, description="Token id to a number from -100 to 100.")
+    n: int | None = Field(None, ge=1)
+    max_tokens: int | None = Field(None, ge=0)
+    seed: int | None = Field(None, ge=-SEED, lt=SEED)
+    stop: Stops | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    ignore_eos: bool | None = Field(None, description="Go on after an end token.")
+    return_tokens_as_token_ids: bool | None = Field(None, description='Spell tokens as "token_id:7".')
+    user: Any = Field(None, description="Accepted and not used.")
+
+    def sampling(self, bias: tuple[tuple[int, float], ...]) -> Sampling:
+        """What is not given is as OpenAI has it: nothing shaped, temperature 1."""
+        return Sampling(
+            temperature=1.0 if self.temperature is None else self.temperature,
+            top_k=max(self.top_k or 0, 0),
+            top_p=1.0 if self.top_p is None else max(self.top_p, 1e-9),  # 0: only the most probable
+            min_p=self.min_p or 0.0,
+            typical_p=1.0 if self.typical_p is None else self.typical_p,
+            repetition_penalty=1.0 if self.repetition_penalty is None else self.repetition_penalty,
+            presence_penalty=self.presence_penalty or 0.0,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            logit_bias=bias,
+        )
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    @property
+    def with_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+
+class CompletionRequest(Asked):
+    prompt: str | Texts | Tokens | TokenLists
+    logprobs: int | None = Field(None, ge=0)
+    echo: bool | None = None
+    best_of: int | None = Field(None, ge=1, description="As many as n.")
+    suffix: Any = Field(None, description="Not supported.")
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="ignore", strict=True)
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(BaseModel):
+    model_config = ConfigDict(extra="ignore", strict=True)
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | Annotated[list[Part], Field(fail_fast=True, min_length=1, max_length=256)]
+
+    def plain(self) -> dict[str, str]:
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+
+
+Messages = Annotated[list[ChatMessage], Field(fail_fast=True, min_length=1, max_length=1024)]
+
+
+class ChatRequest(Asked):
+    messages: Messages
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    max_tokens: int | None = Field(None, ge=1)
+    tools: Any = Field(None, description="Not supported.")
+    tool_choice: Any = Field(None, description="Not supported.")
+    parallel_tool_calls: Any = Field(None, description="Not supported.")
+    functions: Any = Field(None, description="Not supported.")
+    function_call: Any = Field(None, description="Not supported.")
+    response_format: Any = Field(None, description='Only {"type": "text"}.')
+    modalities: Any = Field(None, description='Only ["text"].')
+    audio: Any = Field(None, description="Not supported.")
+    prediction: Any = Field(None, description="Accepted and not used.")
+    reasoning_effort: Any = Field(None, description="Accepted and not used.")
+    verbosity: Any = Field(None, description="Accepted and not used.")
+    metadata: Any = Field(None, description="Accepted and not used.")
+    store: Any = Field(None, description="Accepted and not used.")
+    service_tier: Any = Field(None, description="Accepted and not used.")
+    prompt_cache_key: Any = Field(None, description="Accepted and not used.")
+    safety_identifier: Any = Field(None, description="Accepted and not used.")
+
+
+class TokenizeRequest(Body):
+    """A text, or a conversation as its chat template writes it."""
+
+    model: Name | None = None
+    prompt: str | None = None
+    messages: Messages | None = None
+    add_special_tokens: bool | None = Field(None, description="As the beginning of a document (the default).")
+
+
+class DetokenizeRequest(Body):
+    model: Name | None = None
+    tokens: Annotated[list[Token], Field(fail_fast=True, max_length=1 << 18)]

@@ -1,0 +1,267 @@
+"""One thread a model, and all clients' work in it: continuous batching, scoring between steps, quick cancelling."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from klype.engine.engine import Engine, Event
+from klype.serve.errors import ApiError, BusyError, as_api_error
+from klype.values import Request, Trace
+
+SCORED = 4096
+"""Tokens of given texts that are scored between two steps of the answers (one text at least)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A given text's tokens (but the first) with their log-probabilities; ``place`` is its place in the job."""
+
+    place: int
+    trace: Trace
+
+
+Update = Event | Scored
+"""``Event.request`` is the request's place in the job."""
+
+
+class Job:
+    """What one client asked: answers to ``requests``, and the probabilities of ``texts`` (``top`` beside each token).
+
+    Made on the event loop that waits for it. ``size`` counts answers and texts.
+    """
+
+    def __init__(self, requests: Sequence[Request], texts: Sequence[Sequence[int]] = (), top: int = 0) -> None:
+        self.requests = tuple(requests)
+        self.texts = deque(enumerate(tuple(text) for text in texts))
+        self.top = top
+        self.size = sum(request.n for request in requests) + len(texts)
+        self.left = self.size
+        self.loop = asyncio.get_running_loop()
+        self._arrived: list[Update] = []
+        self._error: BaseException | None = None
+        self._changed = asyncio.Event()
+
+    async def updates(self) -> AsyncIterator[list[Update]]:
+        """Everything that has come since the last time, until all has come. Raises what stopped the work."""
+        expected = self.size
+        while expected:
+            await self._changed.wait()
+            self._changed.clear()
+            news, self._arrived = self._arrived, []
+            expected -= sum(ends(update) for update in news)
+            if news:
+                yield news
+            if self._error is not None:
+                raise self._error
+
+    def arrive(self, news: Iterable[Update], error: BaseException | None) -> None:
+        """On the loop's thread only."""
+        self._arrived.extend(news)
+        self._error = self._error or error
+        self._changed.set()
+
+
+def ends(update: Update) -> bool:
+    """Whether an answer or a text is complete with it."""
+    return isinstance(update, Scored) or update.trace is not None
+
+
+class Worker:
+    """Owns an engine: nobody else may call it while the thread runs. Starts with the first job.
+
+    At most ``batch`` samples run and ``queue`` more wait; what comes on top is refused with ``BusyError``.
+    """
+
+    def __init__(self, engine: Engine, batch: int, queue: int, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.engine = engine
+        self.room = batch + queue
+        self.clock = clock
+        self.load = 0  # samples and texts that were accepted and are not done
+        self.cancelled = 0  # jobs
+        self._rate = 0.0  # samples a second, lately
+        self._batch = batch
+        self._changed = threading.Condition()
+        self._inbox: list[tuple[Job, bool]] = []  # job, and whether it is to be cancelled
+        self._jobs: dict[Job, set[int]] = {}  # the engine's ids of what runs
+        self._owners: dict[int, tuple[Job, int]] = {}  # engine's id: job, place
+        self._scoring: deque[Job] = deque()
+        self._news: dict[Job, list[Update]] = {}
+        self._errors: dict[Job, BaseException] = {}
+        self._thread: threading.Thread | None = None
+        self._stopping = False
+
+    @property
+    def running(self) -> int:
+        return min(self.load, self._batch)
+
+    @property
+    def waiting(self) -> int:
+        return self.load - self.running
+
+    def submit(self, job: Job) -> None:
+        """Raises ``BusyError`` when too much is waiting (an idle model takes whatever is allowed in one request)."""
+        with self._changed:
+            if self._stopping:
+                raise ApiError("The server is shutting down.", 503)
+            if self.load and self.load + job.size > self.room:
+                raise BusyError(self._retry_after())
+            self.load += job.size
+            self._inbox.append((job, False))
+            if self._thread is None:
+                self.engine.max_batch = self._batch
+                self._thread = threading.Thread(target=self._run, name="klype engine", daemon=True)
+                self._thread.start()
+            self._changed.notify()
+
+    def cancel(self, job: Job) -> None:
+        """Takes effect before the next step; a finished job is no error."""
+        with self._changed:
+            self._inbox.append((job, True))
+            self._changed.notify()
+
+    def stop(self) -> None:
+        """Ends the thread; what still runs is dropped."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _retry_after(self) -> int:
+        """Seconds until half of what waits will have been answered."""
+        if not self._rate:
+            return 1
+        return max(1, min(60, math.ceil(self.load / 2 / self._rate)))
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not (self._inbox or self._stopping or self._jobs):
+                    self._changed.wait()
+                if self._stopping:
+                    break
+                inbox, self._inbox = self._inbox, []
+            for job, gone in inbox:
+                if gone:
+                    self._drop(job)
+                else:
+                    self._take(job)
+            if self._jobs:
+                self._work()
+            self._deliver()
+        for job in list(self._jobs):
+            self._fail(job, ApiError("The server is shutting down.", 503))
+        self._deliver()
+
+    def _take(self, job: Job) -> None:
+        self._jobs[job] = set()
+        try:
+            for place, request in enumerate(job.requests):
+                number = self.engine.add(request)
+                self._jobs[job].add(number)
+                self._owners[number] = job, place
+        except Exception as error:
+            self._fail(job, error)
+            return
+        if job.texts:
+            self._scoring.append(job)
+
+    def _work(self) -> None:
+        """One turn: some given texts, then one token of every answer. What fails fails for all who took part."""
+        started, done = self.clock(), 0
+        if self._scoring:
+            done += self._score()
+        if self.engine.busy:
+            try:
+                events = self.engine.step()
+            except Exception as error:
+                logging.getLogger("klype.serve").exception("The engine failed.")
+                for job in {job for job, _ in self._owners.values()}:
+                    self._fail(job, error)
+                return
+            for event in events:
+                job, place = self._owners[event.request]
+                done += event.trace is not None
+                self._report(job, replace(event, request=place))
+        took = max(self.clock() - started, 1e-6)
+        self._rate += (done / took - self._rate) * min(1.0, took / 10)
+
+    def _score(self) -> int:
+        """The texts that have waited longest and list equally many alternatives, in one call of the engine."""
+        top, batch, tokens = self._scoring[0].top, list[tuple[Job, int, tuple[int, ...]]](), 0
+        while self._scoring and self._scoring[0].top == top and tokens < SCORED:
+            job = self._scoring[0]
+            place, text = job.texts.popleft()
+            batch.append((job, place, text))
+            tokens += len(text)
+            if not job.texts:
+                self._scoring.popleft()
+        try:
+            traces = self.engine.score([text[:1] for *_, text in batch], [text[1:] for *_, text in batch], top)
+        except Exception as error:
+            logging.getLogger("klype.serve").exception("Scoring failed.")
+            for job in {job for job, *_ in batch}:
+                self._fail(job, error)
+            return 0
+        for (job, place, _), trace in zip(batch, traces, strict=True):
+            self._report(job, Scored(place, trace))
+        return len(batch)
+
+    def _report(self, job: Job, update: Update) -> None:
+        self._news.setdefault(job, []).append(update)
+        if ends(update):
+            job.left -= 1
+            with self._changed:
+                self.load -= 1
+            if not job.left:
+                self._forget(job)
+
+    def _fail(self, job: Job, error: BaseException) -> None:
+        if job in self._jobs:
+            self._errors[job] = as_api_error(error)
+            self._release(job)
+
+    def _drop(self, job: Job) -> None:
+        """The client has gone."""
+        if job in self._jobs:
+            self.cancelled += 1
+            self._news.pop(job, None)
+            self._release(job)
+
+    def _release(self, job: Job) -> None:
+        for number in self._jobs[job]:
+            self.engine.cancel(number)
+        with self._changed:
+            self.load -= job.left
+        self._forget(job)
+
+    def _forget(self, job: Job) -> None:
+        for number in self._jobs.pop(job):
+            del self._owners[number]
+        if job in self._scoring:
+            self._scoring.remove(job)
+
+    def _deliver(self) -> None:
+        """One call into each event loop, whatever has happened."""
+        loops: dict[asyncio.AbstractEventLoop, list[tuple[Job, list[Update], BaseException | None]]] = {}
+        for job in {**self._news, **self._errors}:
+            loops.setdefault(job.loop, []).append((job, self._news.get(job, []), self._errors.get(job)))
+        self._news, self._errors = {}, {}
+        for loop, parcels in loops.items():
+            try:
+                loop.call_soon_threadsafe(_hand_over, parcels)
+            except RuntimeError:  # the loop is closed: nobody waits any more
+                for job, *_ in parcels:
+                    self._drop(job)
+
+
+def _hand_over(parcels: list[tuple[Job, list[Update], BaseException | None]]) -> None:
+    for job, news, error in parcels:
+        job.arrive(news, error)
