@@ -7,6 +7,7 @@ import glob
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from klype.data.hub import Dataset, is_hub
 from klype.errors import UsageError
 
 if TYPE_CHECKING:
@@ -30,5 +31,7 @@ def checked(asked: InputOptions) -> None:
     for option, file in (("--instructions", asked.instructions), ("--preferences", asked.preferences)):
         if file is not None and not file.is_file():
             raise UsageError(f"{option}: there is no file {file}.")
-    if asked.data is not None and not asked.data.is_dir():
+    if asked.data is not None and is_hub(asked.data):
+        Dataset.parse(str(asked.data))
+    elif asked.data is not None and not asked.data.is_dir():
         raise UsageError(f"--data: there is no folder {asked.data}.")

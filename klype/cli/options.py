@@ -35,7 +35,7 @@ Instructions = Annotated[
     Path | None, typer.Option("--instructions", help="JSONL: messages, or questions with answers.")
 ]
 Preferences = Annotated[Path | None, typer.Option("--preferences", help="JSONL: chosen and rejected, or ranked lists.")]
-Data = Annotated[Path | None, typer.Option("--data", help="A folder of prepared shards instead of text.")]
+Data = Annotated[Path | None, typer.Option("--data", help="A folder of texts, questions and rankings, or hf:OWNER/NAME.")]
 Encoding = Annotated[str, typer.Option("--encoding", help="Of the text files.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Count broken rows and go on.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where it stopped (or start, if nothing is there).")]

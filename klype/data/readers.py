@@ -54,10 +54,14 @@ class BadRows:
 
 @dataclass(frozen=True, slots=True)
 class TextOptions:
-    """``encoding`` of text files, the field of a row that holds the text (empty: found out), where bad rows go."""
+    """``encoding`` of text files, the field of a row that holds the text (empty: found out), where bad rows go.
+
+    ``language``: of fields that say theirs at their end (title_nb, title_en), only these.
+    """
 
     encoding: str = "utf-8"
     text_field: str = ""
+    language: str = ""
     bad: BadRows = field(default_factory=BadRows)
 
 
@@ -94,7 +98,7 @@ def files_of(paths: Paths, kinds: tuple[str, ...] = PLAIN + TABLES) -> list[Path
         if path.is_file():
             matches = [path]
         elif path.is_dir():
-            inside = (p for p in path.rglob("*") if _kind(p) in kinds and p.is_file())
+            inside = (p for p in path.rglob("*") if kind_of(p) in kinds and p.is_file())
             matches = sorted(p for p in inside if not _NO_DATA.match(p.name) and not _hidden(p, path))
         else:
             matches = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
@@ -108,7 +112,7 @@ def files_of(paths: Paths, kinds: tuple[str, ...] = PLAIN + TABLES) -> list[Path
 def read_rows(file: Path, options: TextOptions | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
     """Rows of a table: number from 1 (in .jsonl the line's) and fields. Raises KlypeError for a broken file."""
     options = options or TextOptions()
-    kind = _kind(file)
+    kind = kind_of(file)
     if kind in (".jsonl", ".ndjson"):
         yield from _json_lines(file, options)
     elif kind == ".json":
@@ -148,9 +152,9 @@ def decode(raw: bytes, encoding: str, where: str, offset: int = 0) -> str:
 
 
 def _documents(file: Path, options: TextOptions) -> Iterator[TextDocument]:
-    if _kind(file) in TABLES:
+    if kind_of(file) in TABLES:
         for number, row in read_rows(file, options):
-            text = row_text(row, options.text_field)
+            text = row_text(_of_language(row, options.language), options.text_field)
             if text is None:
                 wanted = f'text field "{options.text_field}"' if options.text_field else "field with text"
                 options.bad.add(f"{file} row {number} has no {wanted}.", "Name the field with --text-field.")
@@ -194,8 +198,16 @@ def row_text(row: dict[str, Any], name: str = "") -> str | None:
         title = _joined(row.get("title")) or _joined(row.get("tittel"))
         return main if not title or main.lstrip().startswith(title) else f"{title}\n\n{main}"
     ignored = ("id", "uid", "licence", "license", "url", "lang", "language", "credits", "source", "split", "word_class")
-    parts = [_joined(value) for name, value in row.items() if name not in ignored]
+    parts = [_joined(value) for name, value in row.items() if name not in ignored and not name.startswith("credits")]
     return "\n".join(part for part in parts if part) or None
+
+
+def _of_language(row: dict[str, Any], language: str) -> dict[str, Any]:
+    """Without the fields that are the same thing in other languages."""
+    own = {name.removesuffix(f"_{language}") for name in row if language and name.endswith(f"_{language}")}
+    return (
+        {n: v for n, v in row.items() if n.endswith(f"_{language}") or n.rpartition("_")[0] not in own} if own else row
+    )
 
 
 def _joined(value: Any) -> str | None:
@@ -293,7 +305,8 @@ def _open(file: Path) -> IO[bytes]:
         raise KlypeError(f"{file} cannot be read: {error.strerror}.", "Check its permissions.") from error
 
 
-def _kind(file: Path) -> str:
+def kind_of(file: Path) -> str:
+    """A file's kind by its ending, .gz apart: ".jsonl"."""
     return (Path(file.stem) if file.suffix == ".gz" else file).suffix.lower()
 
 

@@ -6,9 +6,15 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 WORD = re.compile(r"\w+|[^\w\s]")
 SHORTEST = 5
 """Words: shorter runs are the language's, not the text's."""
+_FACTOR = np.uint64(0x9E3779B97F4A7C15)
+
+Hashes = npt.NDArray[np.uint64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,24 +28,35 @@ class Copied:
 
 
 class Index:
-    """The words of training texts, found by any SHORTEST of them in a row."""
+    """The words of training texts, found by any SHORTEST of them in a row.
+
+    Twelve bytes a word: words are numbers, sequences are hashes in order; a hit is compared word by word.
+    """
 
     def __init__(self, texts: Iterable[str]) -> None:
-        self._texts = [words(text) for text in texts]
-        self._places: dict[tuple[str, ...], list[tuple[int, int]]] = {}
-        for number, text in enumerate(self._texts):
-            for at in range(len(text) - SHORTEST + 1):
-                self._places.setdefault(tuple(text[at : at + SHORTEST]), []).append((number, at))
+        self._numbers: dict[str, int] = {}
+        numbered: list[npt.NDArray[np.int32]] = []
+        for text in texts:  # a border between texts is a word that nobody says
+            found = [self._numbers.setdefault(word, len(self._numbers) + 1) for word in words(text)]
+            numbered.append(np.array([*found, 0], np.int32))
+        self._words_N = np.concatenate(numbered) if numbered else np.zeros(0, np.int32)
+        hashes_N = _sequences(self._words_N)
+        self._places_N = np.argsort(hashes_N, kind="stable").astype(np.int32)
+        self._hashes_N = hashes_N[self._places_N]
 
     def run(self, said: Sequence[str], at: int) -> int:
         """The longest run from word ``at`` on that stands in a text; 0 when shorter than SHORTEST."""
+        numbers = np.array([self._numbers.get(word, -1) for word in said[at:]], np.int32)
+        if len(numbers) < SHORTEST or (numbers[:SHORTEST] < 0).any():
+            return 0
+        wanted = _sequences(numbers[:SHORTEST])[0]
+        first, last = (int(np.searchsorted(self._hashes_N, wanted, side)) for side in ("left", "right"))
         best = 0
-        for number, place in self._places.get(tuple(said[at : at + SHORTEST]), ()):
-            text, length = self._texts[number], SHORTEST
-            while at + length < len(said) and place + length < len(text) and said[at + length] == text[place + length]:
-                length += 1
-            best = max(best, length)
-        return best
+        for place in self._places_N[first:last]:
+            text = self._words_N[place : place + len(numbers)]
+            same = text == numbers[: len(text)]
+            best = max(best, len(same) if same.all() else int(np.argmin(same)))
+        return best if best >= SHORTEST else 0
 
 
 def copied(answer: str, index: Index) -> Copied | None:
@@ -63,3 +80,12 @@ def copied(answer: str, index: Index) -> Copied | None:
 
 def words(text: str) -> list[str]:
     return WORD.findall(text)
+
+
+def _sequences(numbers_N: npt.NDArray[np.int32]) -> Hashes:
+    """A hash of every SHORTEST numbers in a row (polynomial, modulo 2⁶⁴)."""
+    length = max(0, len(numbers_N) - SHORTEST + 1)
+    hashes_N = np.zeros(length, np.uint64)
+    for i in range(SHORTEST):
+        hashes_N = hashes_N * _FACTOR + numbers_N[i : i + length].astype(np.uint64)
+    return hashes_N

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+WATTS_PER_CORE = 10.0
+"""Where energy cannot be read: about what a core at work takes, its share of the rest included."""
+
 
 @dataclass(frozen=True, slots=True)
 class Shape:
@@ -30,3 +33,8 @@ def answer_flops(shape: Shape, prompt: int, answer: int, cached: bool = True) ->
 
 def _text_flops(shape: Shape, length: int) -> int:
     return 2 * shape.matrices * length + 4 * shape.layers * shape.width * (length * (length + 1) // 2)
+
+
+def estimated_joules(seconds: float, cores: int) -> float:
+    """An estimate, to be labelled so: each core in use takes WATTS_PER_CORE."""
+    return seconds * cores * WATTS_PER_CORE

@@ -44,7 +44,8 @@ class FigureFacts(TypedDict):
 
 StageFacts = dict[str, FigureFacts]
 """What one model scored, by measure. World: right, word_for_word, polite, concise, annotator, s, kl, kl_reference,
-retrieval_hard, retrieval_text. Own text: bits_per_byte, copied. Others may be added.
+retrieval_hard, retrieval_text. Own text: bits_per_byte; with a dictionary well_formed (held-out words) and
+right_trained (words learnt from). Others may be added.
 
 right, polite, concise, annotator: chat template, temperature .7, one answer a question; s and kl: the next word on
 held-out documents at temperature 1; retrieval_hard: right on stories with four facts of one relation.
@@ -189,6 +190,7 @@ class CostFacts(TypedDict):
     parameters: int
     figures: dict[str, FigureFacts]
     joules_estimated: NotRequired[bool]
+    watts: NotRequired[float]  # a core in use, where energy is estimated
 
 
 @strict
@@ -199,6 +201,46 @@ class TextFacts(TypedDict):
     xz: float
     ngram: float
     ngram_order: NotRequired[int]
+
+
+@strict
+class DictionarySideFacts(TypedDict):
+    """``well_formed``: by stated rules of form; ``right``: in the dictionary's own words."""
+
+    well_formed: FigureFacts
+    right: FigureFacts
+
+
+@strict
+class DictionaryAnswerFacts(TypedDict):
+    question: str
+    text: str
+    reference: str
+    trained: bool  # whether the word was learnt from
+    right: bool
+    well_formed: bool
+
+
+@strict
+class DictionaryFacts(TypedDict):
+    """One kind of question about words: meaning, example, class, idiom, ending (of a saying)."""
+
+    kind: Literal["meaning", "example", "class", "idiom", "ending"]
+    held_out: NotRequired[DictionarySideFacts]
+    trained: NotRequired[DictionarySideFacts]
+    samples: list[DictionaryAnswerFacts]
+
+
+@strict
+class CopiedFacts(TypedDict):
+    """What stands word for word in the training text: of what the model writes freely after held-out beginnings, of
+    its answers, and of the held-out text itself (so much the language repeats anyway). ``longest``: words."""
+
+    free: FigureFacts
+    held_out: FigureFacts
+    answers: NotRequired[FigureFacts]
+    longest: int
+    temperature: float
 
 
 @strict
@@ -257,6 +299,8 @@ class Facts(TypedDict):
     calibration: NotRequired[list[CalibrationFacts]]
     cost: NotRequired[dict[StageName, CostFacts]]
     text: NotRequired[TextFacts]
+    dictionary: NotRequired[list[DictionaryFacts]]  # of the newest model
+    copied: NotRequired[CopiedFacts]
     copied_example: NotRequired[str]  # the longest run found verbatim in the training text
     notes: NotRequired[list[Text]]  # honest remarks, e.g. that the questions were made from the text itself
     provenance: NotRequired[ProvenanceFacts]

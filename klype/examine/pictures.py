@@ -18,8 +18,9 @@ from klype.examine.charts import (
 )
 from klype.examine.facts import CurveFacts, Facts, FigureFacts, NextFacts, StageName, SurvivalFacts
 from klype.examine.say import Say, is_share, visible
+from klype.examine.tables import STAGES, by_stage, figure_columns, figure_row
+from klype.examine.text_pictures import by_heart, dictionary, text
 
-STAGES: tuple[StageName, ...] = ("base", "finetuned", "aligned")
 CURVE_COLOURS = {"loss": "accent", "held_out": "aligned", "reward": "finetuned", "score": "accent", "kl": "bad",
                  "right": "aligned", "polite": "truth"}  # fmt: skip
 MOST_POINTS = 240
@@ -38,6 +39,8 @@ def pictures(facts: Facts, say: Say) -> dict[str, Picture]:
         survival(facts, say),
         calibration(facts, say),
         text(facts, say),
+        dictionary(facts, say),
+        by_heart(facts, say),
     ]
     return {picture.id: picture for picture in made if picture is not None}
 
@@ -74,18 +77,18 @@ def curves(facts: Facts, say: Say) -> Picture | None:
 def stages(facts: Facts, say: Say) -> Picture | None:
     """Right, polite, concise and the annotator's score of the three models."""
     panels, rows = [], []
-    for name in ("right", "polite", "concise", "annotator"):
-        found = _by_stage(facts, name)
+    for name in ("right", "well_formed", "right_trained", "polite", "concise", "annotator"):
+        found = by_stage(facts, name)
         if not found:
             continue
         shares = is_share(found[0][1], name)
         unit = say("axis.share") if shares else say("axis.points")
         x = axis(unit, percent=shares, min=0, max=1) if shares else axis(unit)
         panels.append(Panel(say.measure(name), _whiskers(found, name, x, say), 210))
-        rows += [_row(say, say.measure(name), say.stage(stage), figure) for stage, figure in found]
+        rows += [figure_row(say, say.measure(name), say.stage(stage), figure) for stage, figure in found]
     if not panels:
         return None
-    return Picture("stages", _stages_title(facts, say), say("how.stages"), panels, _figure_columns(say), rows)
+    return Picture("stages", _stages_title(facts, say), say("how.stages"), panels, figure_columns(say), rows)
 
 
 def reward(facts: Facts, say: Say) -> Picture | None:
@@ -104,30 +107,30 @@ def reward(facts: Facts, say: Say) -> Picture | None:
         accuracy=say.value(found["pair_accuracy"], "pair_accuracy"),
         ceiling=say.value(found["ceiling"], "ceiling"),
     )
-    rows = [_row(say, say.measure(name), "", figure) for name, figure, _ in figures]
+    rows = [figure_row(say, say.measure(name), "", figure) for name, figure, _ in figures]
     how = say("how.reward") + (" " + say("how.reward_line") if "threshold" in found else "")
-    return Picture("reward", title, how, [Panel("", drawn, 170)], _figure_columns(say), rows)
+    return Picture("reward", title, how, [Panel("", drawn, 170)], figure_columns(say), rows)
 
 
 def truth(facts: Facts, say: Say) -> Picture | None:
     """S and KL to the truth by stage."""
     panels, rows = [], []
     for name in ("s", "kl"):
-        found = _by_stage(facts, name)
+        found = by_stage(facts, name)
         if not found:
             continue
         x = axis(say(f"axis.{name}"), scale=True) if name == "s" else axis(say("axis.kl"), min=0)
         panels.append(Panel(say.measure(name), _whiskers(found, name, x, say), 210))
-        rows += [_row(say, say.measure(name), say.stage(stage), figure) for stage, figure in found]
+        rows += [figure_row(say, say.measure(name), say.stage(stage), figure) for stage, figure in found]
     if not panels:
         return None
-    first = {name: found[0][1] for name in ("s", "kl") if (found := _by_stage(facts, name))}
+    first = {name: found[0][1] for name in ("s", "kl") if (found := by_stage(facts, name))}
     title = (
         say("picture.truth", s=say.value(first["s"], "s"), kl=say.value(first["kl"], "kl"))
         if len(first) == 2
         else say("measure.s")
     )
-    return Picture("truth", title, say("how.truth"), panels, _figure_columns(say), rows)
+    return Picture("truth", title, say("how.truth"), panels, figure_columns(say), rows)
 
 
 def next_words(facts: Facts, say: Say) -> Picture | None:
@@ -162,12 +165,12 @@ def temperatures(facts: Facts, say: Say) -> Picture | None:
         drawn = curve_with_band(say.measure(name), figures, colour, showSymbol=True, symbolSize=7)
         drawn[-1]["lineStyle"] = {**drawn[-1]["lineStyle"], "type": style}
         series += drawn
-        rows += [_row(say, say.measure(name), say.plain(t), f) for t, f in figures]
+        rows += [figure_row(say, say.measure(name), say.plain(t), f) for t, f in figures]
     if not series:
         return None
     drawn_lines = lines(axis(say("axis.temperature"), min=0), axis(percent=True, min=0, max=1), series)
     drawn_lines["tooltip"]["valueFormatter"] = "fn:percent"
-    columns = [say("column.measure"), say("axis.temperature"), *_figure_columns(say)[2:]]
+    columns = [say("column.measure"), say("axis.temperature"), *figure_columns(say)[2:]]
     return Picture("temperatures", _temperature_title(facts, say), say("how.temperatures"),
                    [Panel("", drawn_lines, 340)], columns, rows, wide=True)  # fmt: skip
 
@@ -210,7 +213,8 @@ def survival(facts: Facts, say: Say) -> Picture | None:
             drawn[-1]["lineStyle"] = {**drawn[-1]["lineStyle"], "type": style}
             series += drawn
             rows += [
-                _row(say, say(f"survival.{key}"), f"{say.plain(curve['temperature'])}, {int(t)}", f) for t, f in figures
+                figure_row(say, say(f"survival.{key}"), f"{say.plain(curve['temperature'])}, {int(t)}", f)
+                for t, f in figures
             ]
         drawn_lines = lines(axis(say("axis.words"), min=1), axis(percent=True, max=1), series)
         drawn_lines["tooltip"]["valueFormatter"] = "fn:percent"
@@ -219,7 +223,7 @@ def survival(facts: Facts, say: Say) -> Picture | None:
         return None
     k, independent = (say.value(found[0][key][-1], "survival") for key in ("k", "independent"))
     title = say("picture.survival", k=k, independent=independent, n=len(found[0]["k"]))
-    columns = [say("column.measure"), f"{say('axis.temperature')}, {say('axis.words')}", *_figure_columns(say)[2:]]
+    columns = [say("column.measure"), f"{say('axis.temperature')}, {say('axis.words')}", *figure_columns(say)[2:]]
     return Picture("survival", title, say("how.survival"), panels, columns, rows)
 
 
@@ -241,30 +245,12 @@ def calibration(facts: Facts, say: Say) -> Picture | None:
         drawn = lines(axis(say("axis.said"), percent=True, min=0, max=1), axis(percent=True, min=0, max=1), series)
         drawn["tooltip"]["valueFormatter"] = "fn:percent"
         panels.append(Panel(say.stage(curve["stage"]), drawn, 300))
-        rows += [_row(say, say.stage(curve["stage"]), say.share(p), f) for p, f in figures]
+        rows += [figure_row(say, say.stage(curve["stage"]), say.share(p), f) for p, f in figures]
     if not panels:
         return None
     title = say("picture.calibration", gap=say.number(found[-1]["error"]["value"] or 0, 3))
-    columns = [say("column.model"), say("axis.said"), *_figure_columns(say)[2:]]
+    columns = [say("column.model"), say("axis.said"), *figure_columns(say)[2:]]
     return Picture("calibration", title, say("how.calibration"), panels, columns, rows)
-
-
-def text(facts: Facts, say: Say) -> Picture | None:
-    """Own text: bits per byte beside what needs no language model."""
-    found, models = facts.get("text"), _by_stage(facts, "bits_per_byte")
-    if not found or not models:
-        return None
-    order = found.get("ngram_order", 5)
-    peers = [(say("text.ngram", n=order), found["ngram"]), (say("text.xz"), found["xz"])]
-    rows: list[tuple[str, FigureFacts, str, str]] = [(say.stage(s), f, say.figure(f), s) for s, f in models]
-    rows += [(name, FigureFacts(value=value), say.number(value), "muted") for name, value in peers]
-    best = min(f["value"] for _, f in models if f["value"] is not None)
-    table = [_row(say, say.stage(s), "", f) for s, f in models]
-    table += [[name, "", value, None, None, None, ""] for name, value in peers]
-    title = say("picture.text_below" if best < min(found["ngram"], found["xz"]) else "picture.text_above",
-                bits=say.number(best), ngram=say.number(found["ngram"]), xz=say.number(found["xz"]))  # fmt: skip
-    drawn = whiskers(rows, axis(say("axis.bits"), min=0))
-    return Picture("text", title, say("how.text"), [Panel("", drawn, 60 + 48 * len(rows))], _figure_columns(say), table)
 
 
 def _next_panel(prompt: NextFacts, say: Say) -> Panel:
@@ -287,7 +273,7 @@ def _next_title(prompt: NextFacts, say: Say) -> str:
 
 
 def _stages_title(facts: Facts, say: Say) -> str:
-    right, polite = dict(_by_stage(facts, "right")), dict(_by_stage(facts, "polite"))
+    right, polite = dict(by_stage(facts, "right")), dict(by_stage(facts, "polite"))
     last = next((s for s in reversed(STAGES) if s in right), None)
     if last == "aligned" and {"finetuned", "aligned"} <= set(polite):
         before, after = (say.value(polite[stage], "polite") for stage in STAGES[1:])
@@ -334,11 +320,6 @@ def _change(curve: CurveFacts, say: Say) -> str:
     )
 
 
-def _by_stage(facts: Facts, name: str) -> list[tuple[StageName, FigureFacts]]:
-    found = [(stage, (facts["stages"].get(stage) or {}).get(name)) for stage in STAGES]
-    return [(stage, figure) for stage, figure in found if figure is not None and figure["value"] is not None]
-
-
 def _whiskers(found: Sequence[tuple[StageName, FigureFacts]], name: str, x: Option, say: Say) -> Option:
     return whiskers([(say.stage(stage), figure, say.figure(figure, name), stage) for stage, figure in found], x)
 
@@ -346,16 +327,6 @@ def _whiskers(found: Sequence[tuple[StageName, FigureFacts]], name: str, x: Opti
 def _placed(curve: SurvivalFacts, key: str) -> list[tuple[float, FigureFacts]]:
     figures = {"r": curve["r"], "k": curve["k"], "independent": curve["independent"]}[key]
     return [(figure.get("t", i), figure) for i, figure in enumerate(figures, 1)]
-
-
-def _figure_columns(say: Say) -> list[str]:
-    names = ("column.measure", "column.model", "column.value", "column.low", "column.high", "column.n", "column.judge")
-    return [say(name) for name in names]
-
-
-def _row(say: Say, name: str, place: str, figure: FigureFacts) -> list[Cell]:
-    judge = say.judge(figure.get("judge", ""))
-    return [name, place, figure["value"], figure.get("low"), figure.get("high"), figure.get("n"), judge]
 
 
 def _thin(steps: Sequence[int], values: Sequence[float | None]) -> list[list[float | None]]:

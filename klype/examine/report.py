@@ -23,10 +23,11 @@ from markupsafe import Markup
 from klype.errors import KlypeError, UsageError
 from klype.examine import echarts
 from klype.examine.colours import DARK, LIGHT, PROBABILITY_EDGES, probability_scale, step_of
-from klype.examine.facts import AnswerFacts, Facts, GateFacts, check
+from klype.examine.facts import AnswerFacts, DictionaryAnswerFacts, DictionaryFacts, Facts, GateFacts, check
 from klype.examine.measures import MEASURES
-from klype.examine.pictures import STAGES, pictures
+from klype.examine.pictures import pictures
 from klype.examine.say import Say, is_share, visible
+from klype.examine.tables import STAGES
 from klype.examine.verdict import figures_of, last_model, verdict
 from klype.words import LANGUAGES
 
@@ -90,6 +91,7 @@ def _view(facts: Facts, say: Say) -> dict[str, Any]:
         "sections": _sections(facts, shown),
         "least": lambda answer: _least(answer, say),
         "gate": lambda gate: _gate(gate, say),
+        "dictionary": [_kind(row, say) for row in facts.get("dictionary", [])],
         "cost_rows": [row.name for row in MEASURES if row.name in COSTS],
         "cost": lambda name, figure: _cost(name, figure, say),
         "temperature_figures": [
@@ -114,7 +116,9 @@ def _sections(facts: Facts, shown: Iterable[str]) -> list[str]:
         "lifecycle": True,
         "answers": "questions" in has,
         "scores": bool(drawn & {"stages", "reward"}),
+        "words": "dictionary" in has,
         "text": "text" in drawn,
+        "heart": bool({"copied", "copied_example"} & has),
         "next": bool(drawn & {"next", "truth"}),
         "temperature": bool(facts.get("temperatures", {}).get("rows")),
         "divergence": True,
@@ -125,8 +129,9 @@ def _sections(facts: Facts, shown: Iterable[str]) -> list[str]:
     return [name for name, there in places.items() if there]
 
 
+SIDES = ("held_out", "trained")
 COSTS = ("passes", "tokens", "flops", "seconds", "joules", "joules_per_right")
-KEY_FIGURES = ("right", "polite", "annotator", "s", "kl", "bits_per_byte")
+KEY_FIGURES = ("right", "well_formed", "right_trained", "polite", "annotator", "s", "kl", "bits_per_byte")
 
 
 def _key_figures(facts: Facts, say: Say) -> list[tuple[str, str, list[str], str]]:
@@ -191,6 +196,14 @@ def _cost(name: str, figure: Any, say: Say) -> str:
     )
 
 
+def _kind(row: DictionaryFacts, say: Say) -> tuple[str, list[tuple[str, list[DictionaryAnswerFacts]]]]:
+    """(kind of question, [(trained or not, answers)])."""
+    sides = [
+        (say(f"words.{side}"), [s for s in row["samples"] if s["trained"] == (side == "trained")]) for side in SIDES
+    ]
+    return say(f"words.{row['kind']}"), [(name, samples) for name, samples in sides if samples]
+
+
 def _measured(facts: Facts, name: str) -> bool:
     return any(name in row["figures"] for row in facts.get("temperatures", {}).get("rows", []))
 
@@ -209,6 +222,7 @@ def _commands(facts: Facts, say: Say) -> list[tuple[str, str]]:
     question = facts["questions"][0]["question"] if facts.get("questions") else prompt
     return [
         (f"klype chat {run}", say("on.chat")),
+        (f'klype ask {run} "{question}" --sure', say("on.sure")),
         (f'klype next {run} "{prompt}" --raw', say("on.next")),
         (f'klype tree {run} "{question}"', say("on.tree")),
         (f"klype examine {run}", say("on.examine")),

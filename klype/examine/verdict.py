@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from klype.examine.facts import Facts, FigureFacts
+from klype.examine.caution import caution, clearly, figures_of, last_model
+from klype.examine.facts import Facts
 from klype.examine.say import Say
 
-Figures = dict[str, FigureFacts]
+__all__ = ["figures_of", "last_model", "verdict"]
 
 
 def verdict(facts: Facts, say: Say) -> list[str]:
@@ -13,20 +14,10 @@ def verdict(facts: Facts, say: Say) -> list[str]:
     paragraphs = [
         [_made(facts, say), *_answers(facts, say)],
         [*_language(facts, say), *_hot(facts, say)],
-        [*_gates(facts, say), *_caution(facts, say)],
+        _gates(facts, say),
+        caution(facts, say),
     ]
     return [" ".join(sentences) for sentences in paragraphs if sentences]
-
-
-def last_model(facts: Facts) -> str:
-    """The newest stage there is a model of."""
-    return next((s for s in ("aligned", "finetuned", "base") if facts["stages"].get(s)), "base")
-
-
-def figures_of(facts: Facts, stage: str) -> Figures:
-    """Those that have a value."""
-    found = {str(name): figures for name, figures in facts["stages"].items()}.get(stage) or {}
-    return {name: figure for name, figure in found.items() if figure["value"] is not None}
 
 
 def _made(facts: Facts, say: Say) -> str:
@@ -43,12 +34,15 @@ def _made(facts: Facts, say: Say) -> str:
 def _answers(facts: Facts, say: Say) -> list[str]:
     sentences = []
     last = figures_of(facts, last_model(facts))
-    if "right" in last:
+    if {"well_formed", "right_trained"} <= set(last):
+        shown = {name: say.figure(last[name], name) for name in ("well_formed", "right_trained")}
+        sentences.append(say("verdict.words", **shown))
+    elif "right" in last:
         sentences.append(say("verdict.right", n=last["right"].get("n", 0), right=say.figure(last["right"], "right")))
     before, after = figures_of(facts, "finetuned"), figures_of(facts, "aligned")
     if {"right", "polite"} <= set(before) and {"right", "polite"} <= set(after):
-        up = _clearly(before["polite"], after["polite"]) > 0
-        kept = {0: "kept", 1: "up", -1: "down"}[_clearly(before["right"], after["right"])]
+        up = clearly(before["polite"], after["polite"]) > 0
+        kept = {0: "kept", 1: "up", -1: "down"}[clearly(before["right"], after["right"])]
         if kept == "up" and not up:
             kept = "kept"
         polite = {k: say.value(f["polite"], "polite") for k, f in (("before", before), ("after", after))}
@@ -84,7 +78,7 @@ def _hot(facts: Facts, say: Say) -> list[str]:
     rows = facts.get("temperatures", {}).get("rows", [])
     rights = [(row["temperature"], row["figures"].get("right")) for row in rows]
     known = [(t, figure) for t, figure in rights if figure is not None and figure["value"] is not None]
-    if len(known) < 2 or _clearly(known[0][1], known[-1][1]) >= 0:
+    if len(known) < 2 or clearly(known[0][1], known[-1][1]) >= 0:
         return []
     t, figure = known[-1]
     return [say("verdict.hot", t=say.plain(t), right=say.figure(figure, "right"))]
@@ -98,15 +92,3 @@ def _gates(facts: Facts, say: Say) -> list[str]:
     if passed == len(gates):
         return [say("verdict.gates_all", all=len(gates))]
     return [say("verdict.gates_some", passed=passed, all=len(gates))]
-
-
-def _caution(facts: Facts, say: Say) -> list[str]:
-    return [say(f"verdict.small_{facts['kind']}")] if any(facts["stages"].values()) else []
-
-
-def _clearly(before: FigureFacts, after: FigureFacts) -> int:
-    """1 more, −1 less, 0 when the intervals overlap (or there are none)."""
-    low0, high0, low1, high1 = before.get("low"), before.get("high"), after.get("low"), after.get("high")
-    if low0 is None or high0 is None or low1 is None or high1 is None:
-        return 0
-    return int(low1 > high0) - int(high1 < low0)

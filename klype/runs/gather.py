@@ -4,20 +4,36 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+import torch
+
+from klype.device import EnergyMeter
 from klype.examine.calibration import bins, calibration_error
+from klype.examine.cost import WATTS_PER_CORE, estimated_joules
 from klype.examine.evidence import Answered, Evidence
-from klype.examine.facts import AnswerFacts, CurveFacts, Facts, FigureFacts, GateFacts, QuestionFacts, StageName
+from klype.examine.facts import (
+    AnswerFacts,
+    CurveFacts,
+    Facts,
+    FigureFacts,
+    GateFacts,
+    QuestionFacts,
+    StageName,
+    TextFacts,
+)
 from klype.examine.intervals import paired
 from klype.examine.measures import measure
 from klype.examine.survival import survival
 from klype.model.transformer import Transformer
 from klype.runs.answering import answer_all, judged, said
 from klype.runs.stages import Run
-from klype.values import Question, Sampling, Trace
+from klype.runs.text_subject import TextSubject
+from klype.values import Figure, Question, Sampling, Trace
 
 MODELS: dict[StageName, str] = {"base": "pretrain", "finetuned": "finetune", "aligned": "align"}
 MAIN = ("right", "word_for_word", "undecided", "polite", "concise", "annotator")
@@ -28,19 +44,54 @@ CURVE_POINTS = 200
 def measure_stage(run: Run, name: StageName) -> dict[str, FigureFacts]:
     """What one model scores: chat answers at the recipe's temperature, and its knowledge of plain text."""
     model = run.model(MODELS[name])
-    answers = main_answers(run, model)
+    questions = run.subject.held_out[: run.recipe.examine.questions]
+    sampling = Sampling(temperature=run.recipe.examine.temperature)
+    groups = answer_all(model, run.subject, questions, sampling)
+    answers = judged(run.subject, model.config, questions, groups)
     evidence = Evidence(answers, judge=run.subject.judge_name, seed=run.options.seed)
     figures = {k: f for k, f in measure(evidence).items() if k in MAIN}
     figures |= run.subject.knowledge(model, few=(run.options.minutes or 5) < 3)
-    run.record.content.setdefault("costs", {})[name] = _cost(model, evidence)
+    if isinstance(run.subject, TextSubject) and name != "base":
+        figures |= text_figures(run, run.subject, model, questions, groups)
+    run.record.content.setdefault("costs", {})[name] = cost(run, model, answers)
     run.record.content.setdefault("scores", {})[name] = [a.score for a in answers]
+    run.record.content |= about(run)
     return {k: f.json() for k, f in figures.items()}  # type: ignore[misc]
 
 
-def main_answers(run: Run, model: Transformer) -> list[Answered]:
-    questions = run.subject.held_out[: run.recipe.examine.questions]
-    sampling = Sampling(temperature=run.recipe.examine.temperature)
-    return judged(run.subject, model.config, questions, answer_all(model, run.subject, questions, sampling))
+def about(run: Run) -> dict[str, Any]:
+    """What a model card says of the data: in run.json as soon as there is a model."""
+    data = run.subject.data()
+    licences = list(dict.fromkeys(row["licence"] for row in data if row.get("licence")))
+    languages = run.subject.languages if isinstance(run.subject, TextSubject) else ["nb", "en"]
+    return {"data": data, "licences": licences, "language": languages}
+
+
+def text_figures(
+    run: Run, subject: TextSubject, model: Transformer, questions: Sequence[Question], groups: Sequence[Sequence[Trace]]
+) -> dict[str, Figure]:
+    """Of a dictionary: held-out words well-formed, trained words right. What the model has by heart is kept aside."""
+    temperature = run.recipe.examine.temperature
+    answered = _told(subject, questions, groups)
+    texts = [text for _, text, _ in answered]
+    run.record.content["by_heart"] = subject.measures.by_heart(model, texts, run.options.seed, temperature)
+    if subject.exam is None:
+        return {}
+    trained = subject.exam.trained
+    known = _told(subject, trained, answer_all(model, subject, trained, Sampling(temperature=temperature)))
+    rows = subject.exam.rows(answered, known)
+    run.record.content["dictionary"] = rows
+    return subject.exam.figures(rows)
+
+
+def _told(
+    subject: TextSubject, questions: Sequence[Question], groups: Sequence[Sequence[Trace]]
+) -> list[tuple[Question, str, bool]]:
+    """(question, answer, finished)."""
+    return [
+        (question, said(subject, traces[0]), traces[0].ended == "stop")
+        for question, traces in zip(questions, groups, strict=True)
+    ]
 
 
 def gather(run: Run) -> Facts:
@@ -48,6 +99,8 @@ def gather(run: Run) -> Facts:
     content = run.record.content
     newest: StageName = "aligned" if run.record.done("align") else "finetuned"
     model = run.model(MODELS[newest])
+    yardsticks = run.subject.yardsticks()
+    content |= about(run)
     facts: dict[str, Any] = {
         "run": run.folder.name,
         "recipe": content["recipe"],
@@ -55,20 +108,22 @@ def gather(run: Run) -> Facts:
         "planned_s": content["planned_s"],
         "stages": {name: content["figures"].get(name) for name in MODELS},
         "annotator": run.subject.annotator,
-        "gates": gates(run),
+        "gates": gates(run, yardsticks),
         "curves": curves(run),
         "questions": side_by_side(run),
         "next": run.subject.next_words(run.model("pretrain")),
         "cost": content["costs"],
         "notes": run.subject.notes(),
     }
+    if content.get("dictionary"):
+        facts["dictionary"] = content["dictionary"]
+    facts |= content.get("by_heart", {})
     if content.get("refused"):
         facts["missing"] = {"aligned": content["refused"]}
     if content.get("reward"):
         reward = content["reward"]
         facts["reward"] = {k: reward[k] for k in ("pair_accuracy", "ceiling")}
         facts["reward"]["threshold"] = run.recipe.reward.threshold
-    yardsticks = run.subject.yardsticks()
     if yardsticks is not None:
         facts["text"] = yardsticks
     facts |= temperatures(run, model, newest)
@@ -78,7 +133,7 @@ def gather(run: Run) -> Facts:
     return result
 
 
-def gates(run: Run) -> list[GateFacts]:
+def gates(run: Run, yardsticks: TextFacts | None = None) -> list[GateFacts]:
     """What the recipe aims at, passed or missed, never hidden."""
     figures, content = run.record.content["figures"], run.record.content
 
@@ -100,6 +155,10 @@ def gates(run: Run) -> list[GateFacts]:
         gate("kl", value("base", "kl"), 0.15, below=True)
         gate("s", value("base", "s"), 0.97)
         gate("finetuned_right", value("finetuned", "right"), 0.90)
+    bits = value("base", "bits_per_byte")
+    if yardsticks is not None and bits is not None:
+        gate("bits_below_ngram", yardsticks["ngram"] - bits, 0.0)
+        gate("bits_below_xz", yardsticks["xz"] - bits, 0.0)
     reward = (content.get("reward") or {}).get("pair_accuracy") or {}
     gate("reward_pairs", reward.get("value"), run.recipe.reward.gate)
     if run.recipe.kind == "world":
@@ -257,13 +316,35 @@ def _calibration(
     }
 
 
-def _cost(model: Transformer, evidence: Evidence) -> dict[str, Any]:
-    found = measure(evidence)
-    kept = ("passes", "tokens", "flops")
-    return {
+ALONE = 12  # questions asked one by one, as a person asks
+
+
+def cost(run: Run, model: Transformer, answers: Sequence[Answered]) -> dict[str, Any]:
+    """Per answer: passes, tokens and FLOPs of all of them; seconds and joules of some that were asked alone.
+
+    Joules by the processor's own counters where they can be read, else a stated number of watts for each core in use.
+    """
+    questions = run.subject.held_out[:ALONE]
+    sampling = Sampling(temperature=run.recipe.examine.temperature)
+    answer_all(model, run.subject, questions[:1], sampling)  # warm
+    meter, alone = EnergyMeter(), []
+    meter.joules()
+    for question in questions:
+        began, before = time.perf_counter(), meter.joules()
+        traces = answer_all(model, run.subject, [question], sampling)
+        seconds, after = time.perf_counter() - began, meter.joules()
+        measured = None if before is None or after is None else after - before
+        joules = measured if measured is not None else estimated_joules(seconds, torch.get_num_threads())
+        (answer,) = judged(run.subject, model.config, [question], [traces[0]])
+        alone.append(replace(answer, seconds=seconds, joules=joules))
+    counted, timed = measure(Evidence(answers)), measure(Evidence(alone))
+    figures = {name: f for name, f in counted.items() if name in ("passes", "tokens", "flops")}
+    figures |= {name: f for name, f in timed.items() if name in ("seconds", "joules")}
+    out: dict[str, Any] = {
         "parameters": model.config.parameters,
-        "figures": {name: found[name].json() for name in kept if name in found},
+        "figures": {name: figure.json() for name, figure in figures.items()},
     }
+    return out if meter.available else {**out, "joules_estimated": True, "watts": WATTS_PER_CORE}
 
 
 def provenance(run: Run, model: Transformer) -> dict[str, Any]:

@@ -18,7 +18,8 @@ class InputOptions(Settings):
     """Where the data come from and how strictly they are read; shared by whole runs and single stages.
 
     ``text``: files, folders or globs (.txt, .md, .jsonl, .parquet); ``instructions`` and ``preferences``: JSONL files;
-    ``data``: a folder of prepared shards. ``skip_bad`` counts broken rows and goes on instead of stopping at the first.
+    ``data``: a folder of texts, questions with answers and rankings, sorted by what they are, or ``hf:owner/name``.
+    ``skip_bad`` counts broken rows and goes on instead of stopping at the first. ``out``: the run's folder.
     """
 
     text: tuple[str, ...] = ()
@@ -27,6 +28,8 @@ class InputOptions(Settings):
     data: Path | None = None
     encoding: str = "utf-8"
     skip_bad: bool = False
+    out: Path | None = None
+    seed: int = Field(default=0, ge=0, lt=2**32)
 
 
 class RunOptions(InputOptions):
@@ -39,9 +42,7 @@ class RunOptions(InputOptions):
 
     minutes: float = Field(default=5.0, gt=0, le=60 * 24 * 30, allow_inf_nan=False)
     recipe: str = ""
-    out: Path | None = None
     resume: bool = False
-    seed: int = Field(default=0, ge=0, lt=2**32)
     force: bool = False
     human: bool = False
     lang: Language = "en"
@@ -60,9 +61,7 @@ class StageOptions(InputOptions):
     size: Size = "small"
     steps: int | None = Field(default=None, gt=0)
     minutes: float | None = Field(default=None, gt=0, le=60 * 24 * 30, allow_inf_nan=False)
-    out: Path | None = None
     resume: bool = False
-    seed: int = Field(default=0, ge=0, lt=2**32)
     force: bool = False
     human: bool = False
     lang: Language = "en"

@@ -141,8 +141,6 @@ def _check(options: RunOptions, recipe: Recipe) -> None:
             f"The recipe {options.recipe_name} is about the demo world and takes no text of your own.",
             "Leave --recipe out, or use --recipe text.",
         )
-    if recipe.kind == "text" and not (options.text or options.data):
-        raise UsageError(f"The recipe {options.recipe_name} needs text.", "Give --text FILES or --data FOLDER.")
 
 
 def _promise(life: Run) -> str:

