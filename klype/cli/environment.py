@@ -26,6 +26,11 @@ def language(environ: Mapping[str, str] = os.environ) -> Literal["nb", "en"]:
     return "en"
 
 
+def api_key(environ: Mapping[str, str] = os.environ) -> str | None:
+    """What clients of klype's server must know: KLYPE_API_KEY; None when it is not set."""
+    return environ.get("KLYPE_API_KEY")
+
+
 def wants_json(argv: list[str]) -> bool:
     """Whether --json is among the options (before a lone ``--``), also when the rest cannot be understood."""
     options = argv[: argv.index("--")] if "--" in argv else argv

@@ -22,6 +22,7 @@ from klype.cli.commands import (
     rank,
     run,
     runs,
+    serve,
     train,
     tree,
 )
@@ -65,6 +66,7 @@ def app() -> typer.Typer:
     klype.command("train")(train.command)
     klype.command("rank")(rank.command)
     klype.add_typer(runs.app(), name="runs")
+    klype.command("serve")(serve.command)
     klype.add_typer(bench.app(), name="bench")
     klype.add_typer(config.app(), name="config")
     klype.command("doctor")(doctor.command)

@@ -137,9 +137,8 @@ def _too_long(served: Served, length: int, limit: int | None) -> ApiError:
 def _prompts(body: CompletionRequest) -> list[str | list[int]]:
     if isinstance(body.prompt, str):
         return [body.prompt]
-    if isinstance(body.prompt[0], int):
-        return [[token for token in body.prompt if isinstance(token, int)]]
-    return [prompt for prompt in body.prompt if not isinstance(prompt, int)]
+    tokens = [part for part in body.prompt if isinstance(part, int)]
+    return [tokens] if tokens else [part for part in body.prompt if isinstance(part, str | list)]
 
 
 def _ids(prompt: str | list[int], served: Served) -> tuple[int, ...]:

@@ -1,0 +1,101 @@
+"""The app on a socket: clients that dawdle are cut off, and what runs is finished when the server is told to end."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from klype.errors import KlypeError, UsageError
+from klype.serve.guard import Rules
+
+GRACE = 60
+"""Seconds that running answers have when the server is told to end."""
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens; port 0 is any free one. Raises KlypeError when the address cannot be had."""
+    if not 0 <= port <= 65535:
+        raise UsageError(f"--port should be from 0 to 65535 (it is {port}).")
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return socket.create_server(address[:2], family=family, backlog=512)
+    except (OSError, UnicodeError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise KlypeError(f"{host} port {port} cannot be listened at: {why}.", "Choose another --port.") from None
+
+
+def server(app: ASGIApp, rules: Rules, grace: int = GRACE) -> uvicorn.Server:
+    """To be run with ``run(sockets=[listen(…)])``. It trusts no proxy's headers and says nothing of itself."""
+    config = uvicorn.Config(
+        app,
+        http=protocol(rules),
+        log_level="warning",
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_graceful_shutdown=grace,
+        ws_max_size=rules.body_bytes,
+    )
+    return uvicorn.Server(config)
+
+
+def protocol(rules: Rules) -> type[HttpToolsProtocol]:
+    """HTTP as uvicorn speaks it, with an end to patience: for headers, and for a client that does not read."""
+
+    class Impatient(HttpToolsProtocol):
+        _head = 0  # bytes of headers that have come
+        _reading: asyncio.TimerHandle | None = None
+        _writing: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            self._expect_head()
+
+        def data_received(self, data: bytes) -> None:
+            if self._reading is None and (self.cycle is None or self.cycle.response_complete):
+                self._expect_head()
+            self._head += len(data)
+            super().data_received(data)
+            if self._reading is not None and self._head > 2 * rules.header_bytes:
+                self.transport.abort()
+
+        def on_headers_complete(self) -> None:
+            self._head_is_whole()
+            super().on_headers_complete()
+
+        def handle_websocket_upgrade(self) -> None:
+            self._head_is_whole()
+            super().handle_websocket_upgrade()
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._writing = self._writing or self.loop.call_later(rules.seconds, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            self._reads_on()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._head_is_whole()
+            self._reads_on()
+            super().connection_lost(exc)
+
+        def _expect_head(self) -> None:
+            self._head = 0
+            self._reading = self.loop.call_later(rules.seconds, self.transport.abort)
+
+        def _head_is_whole(self) -> None:
+            if self._reading is not None:
+                self._reading.cancel()
+                self._reading = None
+
+        def _reads_on(self) -> None:
+            if self._writing is not None:
+                self._writing.cancel()
+                self._writing = None
+
+    return Impatient
