@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from klype.cli.commands.chat import Talk
 from klype.cli.commands.next_token import bar_of, describe, temper, visible
 from klype.cli.conversation import fit
-from klype.cli.model import Opened, Pieces, checked_sampling, room, stream
+from klype.cli.model import Opened, Pieces, checked_sampling, native, room, stream
 from klype.cli.terminal import Terminal, harmless
 from klype.engine.engine import Engine
 from klype.errors import UsageError
@@ -44,7 +44,7 @@ def opened() -> Opened:
     model = Transformer(config).eval()
     torch.nn.init.normal_(model.head.weight, std=0.5)
     loaded = Loaded(model, tokenizer, config, {}, Path("toy"))
-    return Opened("toy", Found(Path("toy")), loaded, Engine(model, decode_bytes=tokenizer.token_bytes, name="toy"))
+    return native("toy", Found(Path("toy")), loaded, Engine(model, decode_bytes=tokenizer.token_bytes, name="toy"))
 
 
 def talk_to(opened: Opened, limit: int = 8, seed: int = 0) -> Talk:
@@ -230,7 +230,7 @@ def test_next_is_a_distribution_before_and_after_temperature(opened: Opened, tem
     distribution = opened.engine.next([opened.plain("Hunden drakk")])[0]
     sampling = Sampling(temperature=temperature)
     size = opened.loaded.config.vocab_size
-    tempered = torch.tensor(temper(distribution, sampling, size), dtype=torch.float64)
+    tempered = torch.tensor(list(temper(distribution, sampling, size)[0].values()), dtype=torch.float64)
     logp = torch.full((size,), float("-inf"), dtype=torch.float64)
     logp[torch.as_tensor(distribution.ids.copy())] = torch.as_tensor(distribution.logp.copy(), dtype=torch.float64)
     if temperature == 0:

@@ -104,7 +104,7 @@ def export_parquet(file: Path, traces: Sequence[Trace], token_text: Callable[[in
         {
             "answer": pa.array([i for i, *_ in steps], pa.int32()),
             "position": pa.array([t for _, t, *_ in steps], pa.int32()),
-            "token": pa.array([step.token for *_, step in steps], pa.int32()),
+            "token": pa.array([step.token for *_, step in steps], pa.int64()),
             "text": pa.array([token_text(step.token) for *_, step in steps], pa.string()),
             "logp": pa.array([step.logp for *_, step in steps], pa.float64()),
             "drawn_logp": pa.array([step.drawn_logp for *_, step in steps], pa.float64()),
@@ -179,10 +179,15 @@ def _arrays(traces: Sequence[Trace]) -> tuple[Arrays, list[list[int]]]:
         "listed": np.array(listed, np.int64),
         "q_length": np.array([len(q.ids) for q in kept], np.int64),
         "q_rest": np.array([q.rest for q in kept], np.float64),
-        "q_ids": np.concatenate([np.zeros(0, np.int32), *(q.ids.astype(np.int32) for q in kept)]),
+        "q_ids": _narrow(np.concatenate([np.zeros(0, np.int64), *(q.ids for q in kept)])),
         "q_logp": _joined([q.logp for q in kept]),
     }
     return arrays, [list(prompt) for prompt in place]
+
+
+def _narrow(ids_N: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+    """Four bytes a token where that is enough; servers without a tokenizer give texts for tokens, numbered by hash."""
+    return ids_N.astype(np.int32) if ids_N.max(initial=0) < 2**31 else ids_N.astype(np.int64)
 
 
 def _joined(parts: list[Any]) -> npt.NDArray[Any]:

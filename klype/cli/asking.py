@@ -11,7 +11,7 @@ from klype.errors import UsageError
 if TYPE_CHECKING:
     from klype.cli.model import Opened
     from klype.judge.meaning import Meaning
-    from klype.sources.native import NativeSource
+    from klype.sources.source import Source
     from klype.values import Question
     from klype.world import World
 
@@ -20,19 +20,12 @@ if TYPE_CHECKING:
 class Asking:
     """``right`` is None where nobody knows; ``judge`` names who says what an answer means."""
 
-    source: NativeSource
+    source: Source
     prompt: tuple[int, ...]
     question: Question
     meaning: Meaning
     judge: str
     right: Callable[[str], bool | None] | None
-
-
-def source_of(opened: Opened) -> NativeSource:
-    from klype.sources.native import NativeCodec, NativeSource
-
-    tokenizer = opened.loaded.tokenizer
-    return NativeSource(opened.engine, NativeCodec(tokenizer, opened.loaded.chat if tokenizer.template else None))
 
 
 def asking(opened: Opened, text: str, raw: bool | None) -> Asking:
@@ -54,7 +47,7 @@ def asking(opened: Opened, text: str, raw: bool | None) -> Asking:
     if world is not None:
         known = world
         right = lambda answer: known.judge(question, answer).right
-    return Asking(source_of(opened), tuple(prompt), question, meaning, judge, right)
+    return Asking(opened.source, tuple(prompt), question, meaning, judge, right)
 
 
 def world_of(opened: Opened) -> World | None:

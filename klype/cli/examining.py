@@ -12,6 +12,7 @@ from klype.errors import UsageError
 
 if TYPE_CHECKING:
     from klype.cli.model import Opened
+    from klype.examine.cost import Shape
     from klype.examine.examinee import Examinee
     from klype.examine.truth import Reader
     from klype.values import Question, Verdict
@@ -20,13 +21,11 @@ if TYPE_CHECKING:
 
 def examinee(opened: Opened, questions: list[Question], raw: bool | None, training: list[str]) -> Examinee:
     """Questions that leave no room in the model's window are an error that names the first."""
-    from klype.cli.asking import source_of, world_of
+    from klype.cli.asking import world_of
     from klype.examine.copied import Index
-    from klype.examine.cost import Shape
     from klype.examine.examinee import Examinee
     from klype.judge.meaning import Meaning, meaning_of
 
-    config, tokenizer = opened.loaded.config, opened.loaded.tokenizer
     world = world_of(opened) if any("kind" in q.extra for q in questions) else None
     if world is not None:
         questions = [q for q in questions if "kind" in q.extra]
@@ -42,20 +41,30 @@ def examinee(opened: Opened, questions: list[Question], raw: bool | None, traini
     known: World | None = world
     meaning: Callable[[Question], Meaning] = lambda question: meaning_of(question, known)[0]
     return Examinee(
-        source=source_of(opened),
+        source=opened.source,
         name=opened.name,
         identity=identity(opened),
-        vocabulary=config.vocab_size,
+        vocabulary=opened.vocabulary,
         questions=tuple(questions),
         prompts=tuple(tuple(prompt) for prompt in prompts),
         judge=partial(world.judge) if world is not None else judge_text,
         judge_name="the world's grammar" if world is not None else judge_name(questions),
         meaning=meaning,
         reader=reader_of(opened, world) if world is not None and not plain else None,
-        spell=tokenizer.token_bytes,
-        shape=Shape(config.flops_per_token // 2, config.layers, config.heads * config.head_dim),
+        spell=opened.spell,
+        shape=shape_of(opened),
         training=Index(training) if training else None,
     )
+
+
+def shape_of(opened: Opened) -> Shape | None:
+    """What its arithmetic costs; None where klype does not know the model's insides."""
+    from klype.examine.cost import Shape
+
+    if opened.native is None:
+        return None
+    config = opened.native.loaded.config
+    return Shape(config.flops_per_token // 2, config.layers, config.heads * config.head_dim)
 
 
 def questions_of(opened: Opened, file: Path | None, suite: str, most: int) -> list[Question]:
@@ -95,6 +104,8 @@ def identity(opened: Opened) -> str:
     """The weights' own hash: of the manifest where there is one, else of the files."""
     folder = opened.found.folder
     digest = hashlib.sha256()
+    if not folder.exists():  # behind a server: nobody here can see the weights
+        return hashlib.sha256(opened.source.name.encode()).hexdigest()
     manifest = folder / "manifest.json"
     files = [manifest] if manifest.is_file() else [folder] if folder.is_file() else sorted(folder.glob("*.safetensors"))
     for file in files:

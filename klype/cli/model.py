@@ -3,63 +3,116 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from klype.errors import UsageError
 from klype.values import Request, Sampling, Trace
 
 if TYPE_CHECKING:
-    from klype.engine.engine import Engine
+    from klype.engine.engine import Engine, Event
     from klype.model.checkpoint import Loaded
     from klype.runs.find import Found
+    from klype.sources.source import Source
     from klype.text.chat import Message
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
-    """A loaded model with its engine, and where it came from."""
+class Native:
+    """A model that klype computes itself."""
 
-    name: str
-    found: Found
     loaded: Loaded
     engine: Engine
 
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A MODEL that can be asked, whatever runs it: klype's own engine, transformers or a server.
+
+    ``vocabulary`` 0: nobody knows. ``spell`` gives a token's bytes, ``control`` a control token's name, ``say`` the
+    tokens of a given answer. ``native`` is there when klype computes the model itself.
+    """
+
+    name: str
+    found: Found
+    source: Source
+    window: int
+    vocabulary: int
+    spell: Callable[[int], bytes]
+    control: Callable[[int], str | None]
+    say: Callable[[str], list[int]]
+    template: bool
+    flops_per_token: Callable[[int], int] | None = None
+    native: Native | None = None
+
     @property
-    def window(self) -> int:
-        return self.loaded.config.window
+    def loaded(self) -> Loaded:
+        return self._own().loaded
+
+    @property
+    def engine(self) -> Engine:
+        return self._own().engine
+
+    @property
+    def stop(self) -> tuple[int, ...]:
+        """Tokens that end an answer."""
+        return tuple(self.source.codec.stop)
 
     def as_raw(self, raw: bool | None) -> bool:
         """Whether text goes in as it is: as asked; else where there is no template, or none has been learnt yet."""
-        if raw is None:
-            return self.found.stage == "pretrain" or self.loaded.tokenizer.template is None
-        return raw
+        return self.found.stage == "pretrain" or not self.template if raw is None else raw
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """The conversation as token ids, up to where the answer begins."""
-        return self.loaded.chat.prompt(messages)
+        return self.source.codec.prompt(messages)
 
     def plain(self, text: str) -> list[int]:
         """A text as the start of a document."""
-        return self.loaded.tokenizer.encode_document(text)[: -1 if self.loaded.tokenizer.end >= 0 else None]
+        return self.source.codec.encode(text)
 
-    def flops(self, trace: Trace) -> int:
+    def flops(self, trace: Trace) -> int | None:
         """FLOP of reading the prompt and of every step, each token attending to what was before it on average."""
-        from klype.device import flops_per_token
-
         tokens = len(trace.prompt) + len(trace.steps)
-        return tokens * flops_per_token(self.loaded.config, tokens // 2)
+        return None if self.flops_per_token is None else tokens * self.flops_per_token(tokens // 2)
+
+    def _own(self) -> Native:
+        if self.native is None:
+            raise UsageError(
+                f"{self.name} is not computed by klype itself, which this needs.",
+                "Give a checkpoint folder of klype's own, Llama's, Mistral's or Qwen's architecture, or a GGUF file.",
+            )
+        return self.native
 
 
-def open_model(name: str, precision: str = "float32", measured: bool = False) -> Opened:
+def open_model(name: str, precision: str = "float32", measured: bool = False, budget: str = "") -> Opened:
     """Finds, checks and loads a MODEL; computing uses every usable core.
 
-    ``measured``: its probabilities are looked at, for which "auto" never chooses int8.
+    ``measured``: its probabilities are looked at, for which "auto" never chooses int8. ``budget``: what a server may
+    be asked for at most, "500requests" or "20000tokens". Architectures that klype does not compute go to transformers.
     """
-    from klype.runs.find import find_model
+    if name.startswith(("http://", "https://")):
+        from klype.cli.remote import open_remote
 
-    found = find_model(name)
+        return open_remote(name, budget)
+    from klype.runs.find import Found, find_model
+
+    if name.startswith("hf:"):
+        from klype.sources.hf_open import fetch
+
+        found = Found(fetch(name.removeprefix("hf:")))
+    else:
+        found = find_model(name)
+    if found.folder.is_dir():
+        from klype.sources.hf_open import why_not_native
+
+        if why_not_native(found.folder):
+            return _open_hf(name, found, precision)
+    return _open_native(name, found, precision, measured)
+
+
+def _open_native(name: str, found: Found, precision: str, measured: bool) -> Opened:
     from klype.device import pick_device, pick_precision, set_threads
     from klype.engine.engine import Engine
     from klype.model import checkpoint
@@ -71,7 +124,66 @@ def open_model(name: str, precision: str = "float32", measured: bool = False) ->
     loaded = checkpoint.load(found.folder, dtype="float32" if chosen == "int8" else chosen)
     pack(loaded.model, chosen)
     engine = Engine(loaded.model, decode_bytes=loaded.tokenizer.token_bytes, name=str(found.folder))
-    return Opened(name, found, loaded, engine)
+    return native(name, found, loaded, engine)
+
+
+def native(name: str, found: Found, loaded: Loaded, engine: Engine) -> Opened:
+    """What klype computes itself, as a MODEL."""
+    from klype.device import flops_per_token
+    from klype.sources.native import NativeCodec, NativeSource
+
+    tokenizer, config = loaded.tokenizer, loaded.config
+    source = NativeSource(engine, NativeCodec(tokenizer, loaded.chat if tokenizer.template else None))
+    return Opened(
+        name,
+        found,
+        source,
+        config.window,
+        config.vocab_size,
+        tokenizer.token_bytes,
+        tokenizer.name,
+        lambda answer: tokenizer.encode(f" {answer.strip()}"),
+        tokenizer.template is not None,
+        lambda context: flops_per_token(config, context),
+        Native(loaded, engine),
+    )
+
+
+def _open_hf(name: str, found: Found, precision: str) -> Opened:
+    from klype.device import set_threads
+    from klype.sources.hf_open import open_hf
+
+    if precision == "int8":
+        raise UsageError(
+            f"--precision int8 is for models that klype computes itself; {name} goes through transformers."
+        )
+    set_threads()
+    quiet_transformers()
+    source = open_hf(found.folder, name, "float32" if precision == "auto" else precision)
+    tokenizer = source.codec.tokenizer
+    matrices = source.flops_per_token
+    return Opened(
+        name,
+        found,
+        source,
+        source.window,
+        source.vocabulary,
+        tokenizer.token_bytes,
+        tokenizer.name,
+        lambda answer: tokenizer.encode(f" {answer.strip()}"),
+        tokenizer.template is not None,
+        lambda context: matrices,
+    )
+
+
+def quiet_transformers() -> None:
+    """No bars and no advice from the library on the terminal; its errors are told in one sentence."""
+    try:
+        from transformers.utils import logging
+    except ImportError:
+        return
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
 
 
 def checked_sampling(temperature: float, top_p: float = 1.0) -> Sampling:
@@ -115,15 +227,7 @@ class Pieces:
 
 def stream(opened: Opened, request: Request) -> Iterator[tuple[str, Trace | None]]:
     """The answer piece by piece; the last item carries the trace. Leaving the loop early cancels the request."""
-    pieces, number = Pieces(), opened.engine.add(request)
-    ended = False
-    try:
-        while not ended:
-            for event in opened.engine.step():
-                if event.request == number:
-                    data = opened.loaded.tokenizer.token_bytes(event.step.token)
-                    ended = event.trace is not None
-                    yield pieces.add(data, ended), event.trace
-    finally:
-        if not ended:
-            opened.engine.cancel(number)
+    pieces = Pieces()
+    with closing(cast("Generator[Event, None, None]", opened.source.generate([request]))) as events:
+        for event in events:
+            yield pieces.add(opened.spell(event.step.token), event.trace is not None), event.trace

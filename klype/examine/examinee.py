@@ -20,7 +20,8 @@ WIDE = 4096
 @dataclass(frozen=True)
 class Examinee:
     """``identity`` names the weights (traces of others are not used again). ``judge(question, text, finished)`` and
-    ``meaning`` are named by ``judge_name``. ``reader`` knows the truth of a question's answers; None: nobody does."""
+    ``meaning`` are named by ``judge_name``. ``reader`` knows the truth of a question's answers; None: nobody does. ``vocabulary`` 0: nobody
+    knows; ``partial``: only the most probable tokens are told."""
 
     source: Source
     name: str
@@ -35,10 +36,11 @@ class Examinee:
     spell: Callable[[int], bytes] | None = None
     shape: Shape | None = None
     training: Index | None = None
+    partial: bool = False
 
     @property
     def whole(self) -> bool:
-        return self.vocabulary <= WIDE
+        return not self.partial and 0 < self.vocabulary <= WIDE
 
     def is_word(self, token: int) -> bool:
         """A token that says something: not a control token."""

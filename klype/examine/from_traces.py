@@ -56,7 +56,7 @@ def answered(examinee: Examinee, question: Question, traces: Sequence[Trace], re
                 joules=trace.joules,
                 meaning=meant,
                 entropy=answer_entropy(trace, looked),
-                drawn_logp=math.fsum(step.drawn_logp for step in trace.steps),
+                drawn_logp=known(math.fsum(step.drawn_logp for step in trace.steps)),
                 copied=None if found is None else found.share,
             )
         )
@@ -96,10 +96,15 @@ def correctness(trace: Trace, looked: Looked) -> tuple[tuple[float, ...], int | 
     return tuple(s), error
 
 
-def answer_entropy(trace: Trace, looked: Looked) -> float:
-    """Σ_t H(q_t) where the distributions are whole; else −log q(answer), which has the same mean."""
+def known(value: float) -> float | None:
+    """A sum of log-probabilities; None where a server did not tell one of them."""
+    return None if math.isnan(value) else value
+
+
+def answer_entropy(trace: Trace, looked: Looked) -> float | None:
+    """Σ_t H(q_t) where the distributions are whole; else −log q(answer), which has the same mean; None: not told."""
     if not _whole(trace):
-        return -math.fsum(step.drawn_logp for step in trace.steps)
+        return known(-math.fsum(step.drawn_logp for step in trace.steps))
     tokens = trace.tokens
     return math.fsum(looked.entropy(tokens[:t], s.distribution) for t, s in enumerate(trace.steps) if s.distribution)
 

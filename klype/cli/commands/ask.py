@@ -39,7 +39,7 @@ def command(
         limit=room(opened, prompt, limit),
         sampling=sampling,
         seed=seed,
-        stop=opened.loaded.tokenizer.ends,
+        stop=opened.stop,
     )
     trace, meter = None, EnergyMeter()
     for piece, done in stream(opened, request):
@@ -50,7 +50,7 @@ def command(
     if not as_json:
         print("" if trace.ended == "stop" else " …")
     document = {
-        "answer": opened.loaded.tokenizer.decode_answer(trace.tokens),
+        "answer": opened.source.codec.decode(trace.tokens),
         "tokens": len(trace.steps),
         "passes": trace.passes,
         "seconds": trace.seconds,

@@ -116,7 +116,7 @@ class Talk:
             limit=limit,
             sampling=self.sampling,
             seed=self.seed,
-            stop=self.opened.loaded.tokenizer.ends,
+            stop=self.opened.stop,
             top=3,
             first_sample=self._answers,
         )

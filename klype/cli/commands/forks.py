@@ -51,7 +51,7 @@ def command(
         request = Request(ask.prompt, limit=limit, sampling=sampling, seed=seed, stop=stop)
         trace = answers(ask.source, [request])[0][0]
     else:
-        said = opened.loaded.tokenizer.encode(f" {answer.strip()}")
+        said = opened.say(answer)
         trace = ask.source.score([ask.prompt], [[*said, *stop[:1]][:limit]])[0]
     settings = ForkSettings(sampling, max(limit, len(trace.steps)), samples, seed)
     found = forks(ask.source, trace, settings, ask.meaning, ask.right)

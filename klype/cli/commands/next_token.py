@@ -8,6 +8,7 @@ import typer
 
 from klype.cli import options as o
 from klype.cli.terminal import Terminal
+from klype.errors import UsageError
 
 if TYPE_CHECKING:
     from klype.cli.model import Opened
@@ -43,8 +44,8 @@ def command(
     plain = opened.as_raw(raw)
     prompt = opened.plain(text) if plain else opened.prompt([{"role": "user", "content": text}])
     room(opened, prompt, 1)
-    distribution = opened.engine.next([prompt], top=-1)[0]
-    truth = next_truth(opened.found, opened.loaded.tokenizer, text, plain)
+    distribution = opened.source.next([prompt], top=-1)[0]
+    truth = next_truth(opened.found, opened.loaded.tokenizer, text, plain) if opened.native else None
     document = describe(opened, distribution, sampling, truth, top)
     if not as_json:
         chart(terminal, document, text, temperature)
@@ -58,33 +59,47 @@ def describe(
     import numpy as np
 
     p = dict(zip(distribution.ids.tolist(), np.exp(distribution.logp).tolist(), strict=True))
-    tempered = temper(distribution, sampling, opened.loaded.config.vocab_size)
+    low, high = temper(distribution, sampling, opened.vocabulary)
     listed = distribution.ids[:top].tolist()
     truest = sorted(truth, key=lambda token: -truth[token])[:5] if truth else []
     listed += [token for token in truest if token not in listed]
     tokens = []
     for token in listed:
-        row = {"token": spelled(opened, token), "id": token, "p": p.get(token, 0.0), "p_tempered": tempered[token]}
+        row = {"token": spelled(opened, token), "id": token, "p": p.get(token, 0.0), "p_tempered": low[token]}
+        if not distribution.whole:
+            row["p_tempered_high"] = high[token]
         tokens.append({**row, "truth": truth.get(token, 0.0)} if truth is not None else row)
     return {"tokens": tokens, "rest": max(0.0, 1.0 - sum(p.get(token, 0.0) for token in listed))}
 
 
-def temper(distribution: Distribution, sampling: Sampling, vocabulary: int) -> list[float]:
-    """The probability of every token as it would be drawn: the function that the engine draws from."""
+def temper(
+    distribution: Distribution, sampling: Sampling, vocabulary: int
+) -> tuple[dict[int, float], dict[int, float]]:
+    """The probability of every listed token as it would be drawn, from the function that answers are drawn with: least
+    and greatest, which are equal where the distribution is whole."""
     import torch
 
+    from klype.answers import bounds
     from klype.engine.sampling import shape
+    from klype.values import Sampling
 
+    ids = distribution.ids.tolist()
+    if not distribution.whole:
+        if sampling != Sampling(temperature=sampling.temperature):
+            raise UsageError("This model returns only its most probable tokens: use --temperature alone.")
+        at = bounds.tempered(distribution, sampling.temperature, vocabulary)
+        low, high = (dict(zip(ids, end.tolist(), strict=True)) for end in (at.low_K, at.high_K))
+        return low, high
     logits = torch.full((1, vocabulary), float("-inf"))
     logits[0, torch.as_tensor(distribution.ids.copy())] = torch.as_tensor(distribution.logp.copy(), dtype=torch.float32)
-    probabilities: list[float] = shape(logits, sampling, None)[0].exp().tolist()
-    return probabilities
+    found = dict(enumerate(shape(logits, sampling, None)[0].exp().tolist()))
+    return found, found
 
 
 def spelled(opened: Opened, token: int) -> str:
     """A token's text; a control token's name; bytes that are no character stand as they are."""
-    name = opened.loaded.tokenizer.name(token)
-    return name if name is not None else opened.loaded.tokenizer.token_bytes(token).decode("utf-8", "backslashreplace")
+    name = opened.control(token)
+    return name if name is not None else opened.spell(token).decode("utf-8", "backslashreplace")
 
 
 def visible(token: str) -> str:

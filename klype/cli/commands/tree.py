@@ -57,18 +57,16 @@ def command(
     sampling = checked_sampling(temperature, top_p)
     opened = open_model(model, precision)
     ask = asking(opened, text, raw)
-    config = opened.loaded.config
     settings = TreeSettings(
         sampling,
         room(opened, ask.prompt, limit),
         budget,
         until,  # type: ignore[arg-type]
         eps,
-        batch=16 if config.vocab_size <= 4096 else 8,
-        vocabulary=config.vocab_size,
+        batch=16 if opened.vocabulary <= 4096 else 8,
+        vocabulary=opened.vocabulary,
     )
-    tokenizer = opened.loaded.tokenizer
-    tree = grow(ask.source, ask.prompt, settings, tokenizer.token_bytes, ask.meaning)
+    tree = grow(ask.source, ask.prompt, settings, opened.spell, ask.meaning)
     document = describe(tree)
     if sample:
         drawn = without_replacement(ask.source, ask.prompt, sample, settings, seed)
