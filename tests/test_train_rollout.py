@@ -68,7 +68,7 @@ def test_same_step_same_batch_and_another_step_another_batch() -> None:
     assert torch.equal(two.tokens_BT, other.tokens_BT)
     assert torch.equal(two.extra["advantages_B"], other.extra["advantages_B"])
     assert one.tokens_BT.shape != two.tokens_BT.shape or not torch.equal(one.tokens_BT, two.tokens_BT)
-    assert again.state() == first.state() == {"index": 2}
+    assert again.state() == first.state() == {"index": 2, "beta": 0.02, "kept": None}
 
 
 def test_unfinished_answers_are_punished() -> None:

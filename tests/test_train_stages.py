@@ -11,7 +11,7 @@ from train_toys import random_batch, tiny_model
 from klype import config
 from klype.errors import UsageError
 from klype.train.loop import Settings
-from klype.train.policy import advantages
+from klype.train.policy import ActorCritic, Scaling, advantages
 from klype.train.stages import METHODS, STAGES, AlignSettings, align_objective, method, stage
 from klype.values import Batch
 
@@ -29,17 +29,19 @@ def test_names_are_found_and_neighbours_proposed() -> None:
     assert stage("reward").name == "reward"
     with pytest.raises(UsageError, match="Did you mean align"):
         stage("aline")
-    with pytest.raises(UsageError, match="grpo, rloo, dpo"):
+    with pytest.raises(UsageError, match="grpo, rloo, ppo, expert, dpo"):
         method("ppo2")
 
 
-def everything() -> Batch:
+def everything(scaling: Scaling) -> Batch:
     """A batch with what every method needs."""
     batch = random_batch(0, rows=6)
     weights = (batch.weights_BT > 0).float()
     logp = torch.full_like(weights, -3.0) * weights
+    rewards_QG = torch.randn(2, 3, generator=torch.Generator().manual_seed(1))
     extra = {
-        "advantages_B": advantages(torch.randn(2, 3, generator=torch.Generator().manual_seed(1)), "none").flatten(),
+        "advantages_B": advantages(rewards_QG, scaling).flatten(),
+        "rewards_B": rewards_QG.flatten(),
         "old_logp_BT": logp,
         "reference_logp_BT": logp,
         "reference_logp_B": logp.sum(1),
@@ -53,8 +55,8 @@ def everything() -> Batch:
 def test_every_method_has_a_gradient_and_an_objective_of_its_own() -> None:
     values = set()
     for row in METHODS:
-        model = tiny_model()
-        loss = align_objective(AlignSettings(method=row.name))(model, everything())
+        model = ActorCritic.of(tiny_model()) if row.critic else tiny_model()
+        loss = align_objective(AlignSettings(method=row.name))(model, everything(row.scaling or "none"))
         loss.total.backward()
         assert float(loss.beside.count) > 0
         assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())

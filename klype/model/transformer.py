@@ -137,11 +137,8 @@ class Layer(nn.Module):
         u_BTD = self.attention_norm(x_BTD)
         if self.taps is not None:
             u_BTD = convolve(u_BTD, self.taps, positions)
-        B, T, _ = u_BTD.shape
-        heads_NBTK = self.qkv(u_BTD).view(B, T, -1, self.config.head_dim).permute(2, 0, 1, 3).contiguous()
-        q, k, v = self._rotated(heads_NBTK, rope)
-        x_BTD = x_BTD + self.out(attend(q, k, v, mask))
-        return x_BTD + self._mlp(x_BTD)
+        x_BTD = x_BTD + self.out(attend(*self.heads(u_BTD, rope), mask))
+        return x_BTD + self.mlp(x_BTD)
 
     def cached(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor] | None, step: Pass, index: int) -> Tensor:
         """As ``forward``, continuing what the cache holds for this layer."""
@@ -152,7 +149,13 @@ class Layer(nn.Module):
         heads_NBTK = self.qkv(u_BTD).view(B, T, -1, self.config.head_dim).permute(2, 0, 1, 3)
         q, k, v = self._rotated(heads_NBTK, rope)
         x_BTD = x_BTD + self.out(step.attend(index, q, k, v))
-        return x_BTD + self._mlp(x_BTD)
+        return x_BTD + self.mlp(x_BTD)
+
+    def heads(self, u_BTD: Tensor, rope: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of normed inputs, heads first, rotated."""
+        B, T, _ = u_BTD.shape
+        heads_NBTK = self.qkv(u_BTD).view(B, T, -1, self.config.head_dim).permute(2, 0, 1, 3).contiguous()
+        return self._rotated(heads_NBTK, rope)
 
     def _rotated(self, heads_NBTK: Tensor, rope: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
         H, G = self.config.heads, self.config.kv_heads
@@ -167,7 +170,7 @@ class Layer(nn.Module):
             q, k = heads_NBTK[:H], heads_NBTK[H : H + G]
         return q, k, heads_NBTK[H + G :]
 
-    def _mlp(self, x_BTD: Tensor) -> Tensor:
+    def mlp(self, x_BTD: Tensor) -> Tensor:
         gate, up = self.gate_up(self.mlp_norm(x_BTD)).chunk(2, -1)
         out: Tensor = self.down(silu(gate) * up)
         return out

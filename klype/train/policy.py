@@ -1,7 +1,8 @@
 """Learning from rewards: policy gradients with a KL leash to a reference.
 
 A batch holds answers as rows; ``weights_BT`` is 1 on answer tokens (the end token with them). In ``extra``:
-``advantages_B``, ``old_logp_BT`` (as drawn), ``reference_logp_BT``, ``temperature`` (what was drawn at).
+``advantages_B``, ``old_logp_BT`` (as drawn), ``reference_logp_BT``, ``temperature`` (what was drawn at), ``rewards_B``
+(for PPO) and ``beta``, when the leash adapts (see rollout.py).
 
 KL with r = log π - log π_ref: k1 = r, k2 = r²/2, k3 = exp(-r) - 1 + r. As losses, k2 and the importance-weighted k3
 have the gradient of KL(π‖π_ref); plain k3 (classic GRPO) has that of KL(π_ref‖π), and k1 has none (arXiv:2510.01555).
@@ -9,17 +10,19 @@ have the gradient of KL(π‖π_ref); plain k3 (classic GRPO) has that of KL(π_
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from pydantic import Field
 from torch import nn
 
 from klype import config
-from klype.train.objectives import answer_logp
+from klype.model.config import ModelConfig
+from klype.model.transformer import Transformer
+from klype.train.scoring import score_answers
 from klype.values import Batch, Loss
 
-Scaling = Literal["group", "batch", "none", "rloo"]
+Scaling = Literal["group", "batch", "none", "rloo", "best"]
 
 
 class PolicySettings(config.Settings):
@@ -34,6 +37,9 @@ class PolicySettings(config.Settings):
     beta: float = Field(default=0.02, ge=0)
     kl: Literal["k2", "k3"] = "k3"
     average: Literal["token", "answer", "sum"] = "token"
+    discount: float = Field(default=1.0, gt=0, le=1)
+    trace: float = Field(default=0.95, ge=0, le=1)
+    value_weight: float = Field(default=0.5, ge=0)
 
 
 def advantages(rewards_QG: torch.Tensor, scaling: Scaling) -> torch.Tensor:
@@ -41,7 +47,8 @@ def advantages(rewards_QG: torch.Tensor, scaling: Scaling) -> torch.Tensor:
 
     "group": (r - mean)/std in the group (GRPO); "batch": r - mean in the group, over the batch's standard deviation of
     these; "none": r - mean (Dr. GRPO); "rloo": r - mean of the *other* answers = G/(G-1) (r - mean). A group of equal
-    rewards has advantage 0 in each.
+    rewards has advantage 0 in each. "best": G for the best answer (equally best ones share it), 0 for all others: the
+    plain policy gradient is then cross-entropy on the best of G.
     """
     centred_QG = rewards_QG - rewards_QG.mean(1, keepdim=True)
     if scaling == "group":
@@ -52,6 +59,9 @@ def advantages(rewards_QG: torch.Tensor, scaling: Scaling) -> torch.Tensor:
         answers = rewards_QG.shape[1]
         assert answers > 1, "leave one out needs two answers a question"
         return centred_QG * (answers / (answers - 1))
+    if scaling == "best":
+        best_QG = (rewards_QG == rewards_QG.max(1, keepdim=True).values).to(rewards_QG.dtype)
+        return best_QG * rewards_QG.shape[1] / best_QG.sum(1, keepdim=True)
     return centred_QG
 
 
@@ -61,44 +71,151 @@ def grpo(model: nn.Module, batch: Batch, settings: PolicySettings | None = None)
     Metrics: ``kl`` (k3, nats an answer), ``clipped`` (share of tokens), ``ratio`` (mean, 1 on fresh answers).
     """
     settings = settings or PolicySettings()
-    logp_BT = answer_logp(model, batch)
-    mask_BT = (batch.weights_BT != 0).to(logp_BT.dtype)
-    advantage_B1 = batch.extra["advantages_B"].to(logp_BT.dtype)[:, None]
-    ratio_BT = (logp_BT - batch.extra["old_logp_BT"].to(logp_BT.dtype) * mask_BT).exp()
-    clipped_BT = ratio_BT.clamp(1 - settings.clip_low, 1 + settings.clip_high)
-    gain_BT = torch.minimum(ratio_BT * advantage_B1, clipped_BT * advantage_B1)
-    loss_BT = -gain_BT
-    fresh_BT, tokens = ratio_BT.detach(), float(mask_BT.sum())
-    metrics = {
-        "clipped": float(((fresh_BT * advantage_B1 > gain_BT.detach()) * mask_BT).sum()),
-        "clipped_count": tokens,
-        "ratio": float((fresh_BT * mask_BT).sum()),
-        "ratio_count": tokens,
-    }
-    if "reference_logp_BT" in batch.extra:
-        reference_BT = batch.extra["reference_logp_BT"].to(logp_BT.dtype) * mask_BT
-        if settings.beta:
-            loss_BT = loss_BT + settings.beta * kl_loss(logp_BT, reference_BT, ratio_BT, settings.kl)
-        metrics |= _measured_kl(logp_BT.detach(), reference_BT, mask_BT)
-    return _averaged(loss_BT, mask_BT, settings.average, metrics)
+    logp_BT = score_answers(model, batch).logp_BT
+    mask_BT = _mask(batch, logp_BT)
+    advantage_BT = batch.extra["advantages_B"].to(logp_BT.dtype)[:, None].expand_as(logp_BT)
+    gain_BT, ratio_BT, metrics = _clipped_gain(logp_BT, batch, mask_BT, advantage_BT, settings)
+    pull_BT, measured = _leash(logp_BT, batch, mask_BT, ratio_BT, settings)
+    return _averaged(pull_BT - gain_BT, mask_BT, settings.average, metrics | measured)
 
 
 def rloo(model: nn.Module, batch: Batch, settings: PolicySettings | None = None) -> Loss:
     """REINFORCE with what the other answers got as baseline: -A Σ_t log π, for fresh answers (Ahmadian et al. 2024).
 
-    ``advantages_B`` made with scaling "rloo"; the leash is k2, which is what fresh answers need.
+    ``advantages_B`` made with scaling "rloo"; the leash is k2, which is what fresh answers need. With scaling "best" it
+    is expert iteration: the best of each group is imitated.
+    """
+    settings = (settings or PolicySettings()).model_copy(update={"kl": "k2"})
+    logp_BT = score_answers(model, batch).logp_BT
+    mask_BT = _mask(batch, logp_BT)
+    loss_BT = -batch.extra["advantages_B"].to(logp_BT.dtype)[:, None] * logp_BT
+    pull_BT, metrics = _leash(logp_BT, batch, mask_BT, torch.ones_like(logp_BT), settings)
+    return _averaged(pull_BT + loss_BT, mask_BT, settings.average, metrics)
+
+
+def ppo(model: nn.Module, batch: Batch, settings: PolicySettings | None = None) -> Loss:
+    """Clipped steps on advantages token by token, from a value head and GAE (Schulman et al. 2015, 2017).
+
+    ``model`` is an ActorCritic. The reward comes with an answer's last token; advantages are normalised over answer
+    tokens, padding apart. The head looks at the states but does not move them. Metrics also: ``value_loss``.
     """
     settings = settings or PolicySettings()
-    logp_BT = answer_logp(model, batch)
-    mask_BT = (batch.weights_BT != 0).to(logp_BT.dtype)
-    loss_BT = -batch.extra["advantages_B"].to(logp_BT.dtype)[:, None] * logp_BT
-    metrics: dict[str, float] = {}
-    if "reference_logp_BT" in batch.extra:
-        reference_BT = batch.extra["reference_logp_BT"].to(logp_BT.dtype) * mask_BT
-        if settings.beta:
-            loss_BT = loss_BT + settings.beta * kl_loss(logp_BT, reference_BT, torch.ones_like(logp_BT), "k2")
-        metrics = _measured_kl(logp_BT.detach(), reference_BT, mask_BT)
-    return _averaged(loss_BT, mask_BT, settings.average, metrics)
+    scored = score_answers(model, batch)
+    logp_BT, mask_BT = scored.logp_BT, _mask(batch, scored.logp_BT)
+    value_N = cast(ActorCritic, model).values_of(scored.states_ND).to(logp_BT.dtype)
+    value_BT = torch.zeros_like(logp_BT).flatten().index_copy(0, scored.kept_N, value_N).view(logp_BT.shape)
+    reward_BT = at_the_end(batch.extra["rewards_B"].to(logp_BT.dtype), mask_BT)
+    raw_BT = gae(reward_BT, value_BT.detach(), mask_BT, settings.discount, settings.trace)
+    target_BT = raw_BT + value_BT.detach()
+    gain_BT, ratio_BT, metrics = _clipped_gain(logp_BT, batch, mask_BT, _normalised(raw_BT, mask_BT), settings)
+    pull_BT, measured = _leash(logp_BT, batch, mask_BT, ratio_BT, settings)
+    miss_BT = 0.5 * (value_BT - target_BT) ** 2
+    metrics |= {"value_loss": float((miss_BT.detach() * mask_BT).sum()), "value_loss_count": float(mask_BT.sum())}
+    loss_BT = pull_BT - gain_BT + settings.value_weight * miss_BT
+    return _averaged(loss_BT, mask_BT, settings.average, metrics | measured)
+
+
+class ActorCritic(Transformer):
+    """A language model with a value head: how much reward is to be expected from here on."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.value_head = nn.Linear(config.width, 1)
+        nn.init.zeros_(self.value_head.weight)
+        nn.init.zeros_(self.value_head.bias)
+
+    @staticmethod
+    def of(model: Transformer) -> ActorCritic:
+        """The same weights, and a head that expects nothing yet."""
+        actor = ActorCritic(model.config)
+        actor.load_state_dict(model.state_dict(), strict=False)
+        return actor
+
+    def actor(self) -> Transformer:
+        """The language model alone."""
+        model = Transformer(self.config)
+        model.load_state_dict({k: v for k, v in self.state_dict().items() if not k.startswith("value_head.")})
+        return model
+
+    def values_of(self, states_ND: torch.Tensor) -> torch.Tensor:
+        """[N]; the states are looked at, not moved."""
+        value_N1: torch.Tensor = self.value_head(states_ND.detach())
+        return value_N1[:, 0]
+
+
+def gae(
+    reward_BT: torch.Tensor, value_BT: torch.Tensor, mask_BT: torch.Tensor, discount: float, trace: float
+) -> torch.Tensor:
+    """A_t = Σ_l (γλ)^l δ_{t+l} with δ_t = r_t + γ V_{t+1} - V_t; nothing follows an answer's last token.
+
+    Answers are unbroken runs of 1 in ``mask_BT``; 0 elsewhere.
+    """
+    advantage_BT = torch.zeros_like(reward_BT)
+    ahead_B = next_B = torch.zeros_like(reward_BT[:, 0])
+    for t in range(reward_BT.shape[1] - 1, -1, -1):
+        inside_B = mask_BT[:, t]
+        delta_B = reward_BT[:, t] + discount * next_B - value_BT[:, t]
+        ahead_B = (delta_B + discount * trace * ahead_B) * inside_B
+        next_B = value_BT[:, t] * inside_B
+        advantage_BT[:, t] = ahead_B
+    return advantage_BT
+
+
+def at_the_end(reward_B: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
+    """[B, T]: each row's reward at its last answer token, 0 elsewhere."""
+    columns_T = torch.arange(mask_BT.shape[1], device=mask_BT.device)
+    last_B1 = torch.where(mask_BT != 0, columns_T, -1).max(1, keepdim=True).values
+    return (columns_T == last_B1) * reward_B[:, None]
+
+
+def _mask(batch: Batch, logp_BT: torch.Tensor) -> torch.Tensor:
+    return (batch.weights_BT != 0).to(logp_BT.dtype)
+
+
+def _normalised(advantage_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
+    """Mean 0 and standard deviation 1 over answer tokens."""
+    count = mask_BT.sum().clamp(min=1)
+    centred_BT = (advantage_BT - (advantage_BT * mask_BT).sum() / count) * mask_BT
+    return centred_BT / ((centred_BT**2).sum() / count).sqrt().clamp(min=1e-4)
+
+
+def _clipped_gain(
+    logp_BT: torch.Tensor,
+    batch: Batch,
+    mask_BT: torch.Tensor,
+    advantage_BT: torch.Tensor,
+    settings: PolicySettings,
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, float]]:
+    """min(ρA, clip(ρ)A), the ratio ρ to what the answers were drawn from, and metrics of both."""
+    ratio_BT = (logp_BT - batch.extra["old_logp_BT"].to(logp_BT.dtype) * mask_BT).exp()
+    clipped_BT = ratio_BT.clamp(1 - settings.clip_low, 1 + settings.clip_high)
+    gain_BT = torch.minimum(ratio_BT * advantage_BT, clipped_BT * advantage_BT)
+    fresh_BT, tokens = ratio_BT.detach(), float(mask_BT.sum())
+    metrics = {
+        "clipped": float(((fresh_BT * advantage_BT > gain_BT.detach()) * mask_BT).sum()),
+        "clipped_count": tokens,
+        "ratio": float((fresh_BT * mask_BT).sum()),
+        "ratio_count": tokens,
+    }
+    return gain_BT, ratio_BT, metrics
+
+
+def _leash(
+    logp_BT: torch.Tensor,
+    batch: Batch,
+    mask_BT: torch.Tensor,
+    ratio_BT: torch.Tensor,
+    settings: PolicySettings,
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """What leaving the reference costs, token by token, and how far it was left; nothing without a reference."""
+    if "reference_logp_BT" not in batch.extra:
+        return torch.zeros_like(logp_BT), {}
+    reference_BT = batch.extra["reference_logp_BT"].to(logp_BT.dtype) * mask_BT
+    metrics = _measured_kl(logp_BT.detach(), reference_BT, mask_BT)
+    beta = float(batch.extra.get("beta", settings.beta))
+    if not beta:
+        return torch.zeros_like(logp_BT), metrics
+    return beta * kl_loss(logp_BT, reference_BT, ratio_BT, settings.kl), metrics
 
 
 def kl_loss(

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from klype import config
-from klype.train.objectives import answer_logp
+from klype.train.scoring import score_answers
 from klype.values import Batch, Loss
 
 
@@ -111,7 +111,7 @@ def _kto(ratio_B: torch.Tensor, batch: Batch, model: nn.Module, settings: Prefer
 
 
 def _log_ratio(model: nn.Module, batch: Batch) -> torch.Tensor:
-    logp_B = answer_logp(model, batch).sum(1)
+    logp_B = score_answers(model, batch).logp_BT.sum(1)
     reference_B: torch.Tensor = batch.extra["reference_logp_B"]
     return logp_B - reference_B.to(logp_B.dtype)
 

@@ -17,9 +17,9 @@ from torch import nn
 from klype import config
 from klype.errors import KlypeError
 from klype.train.features import Ids
-from klype.train.objectives import answer_logp
 from klype.train.policy import Scaling, advantages
 from klype.train.rewards import RewardModel
+from klype.train.scoring import score_answers
 from klype.values import Batch, Floats, Question, Request, Reward, Sampling, Trace
 
 
@@ -48,6 +48,9 @@ class RolloutSettings(config.Settings):
     ``unfinished`` is the reward added to an answer that did not end. ``kl_in_reward`` takes that much reward for each
     nat that an answer's log-probability is above the reference's. ``drop_equal`` leaves out groups with all rewards
     equal (their advantage is 0 in any case, but the leash would pull on them).
+
+    ``updates`` steps are taken on the same answers: after the first they are no longer fresh, and only objectives with
+    an importance ratio may be given more than one. ``beta`` and ``target_kl``: see ``Leash``.
     """
 
     answers: int = Field(default=8, ge=2)
@@ -57,6 +60,9 @@ class RolloutSettings(config.Settings):
     unfinished: float = -1.0
     kl_in_reward: float = Field(default=0.0, ge=0)
     drop_equal: bool = False
+    updates: int = Field(default=1, ge=1)
+    beta: float = Field(default=0.02, ge=0)
+    target_kl: float = Field(default=0.0, ge=0)
     seed: int = 0
     stop: tuple[int, ...] = ()
 
@@ -75,46 +81,82 @@ class Players:
     rehearsal: Callable[[int], Batch] | None = None
 
 
+@dataclass
+class Leash:
+    """How dear it is to leave the reference: fixed, or led so that the KL (nats an answer) stays near a target.
+
+    Each step's measured KL moves ``beta`` by at most a tenth (after Ziegler et al. 2019, arXiv:1909.08593).
+    """
+
+    beta: float
+    target: float = 0.0
+
+    def pull(self, kl: float) -> None:
+        if self.target:
+            self.beta *= 1 + 0.1 * min(1.0, max(-1.0, kl / self.target - 1))
+            self.beta = min(max(self.beta, 1e-4), 100.0)
+
+
 class RolloutBatches:
     """Batch number i: answers to the questions of step i by the model as it then is (see policy.py for its fields)."""
 
     def __init__(self, players: Players, settings: RolloutSettings) -> None:
         self.players, self.settings, self.index = players, settings, 0
+        self.leash = Leash(settings.beta or 1e-3 if settings.target_kl else settings.beta, settings.target_kl)
+        self._kept: Batch | None = None
 
     def __iter__(self) -> RolloutBatches:
         return self
 
     def __next__(self) -> Batch:
-        step, players, settings = self.index, self.players, self.settings
+        round_, again = divmod(self.index, self.settings.updates)
+        if not again or self._kept is None:
+            self._kept = self._fresh(round_)
+        self.index += 1
+        extra = self._kept.extra
+        if self.players.rehearsal is not None:
+            extra = {**extra, "rehearsal": self.players.rehearsal(self.index - 1)}
+        return Batch(self._kept.tokens_BT, self._kept.targets_BT, self._kept.weights_BT, extra)
+
+    def _fresh(self, step: int) -> Batch:
+        players, settings = self.players, self.settings
         asked = players.ask(step)
-        players.engine.refresh(step)
+        players.engine.refresh(self.index)
         groups = players.engine.run([self._request(a, step, i) for i, a in enumerate(asked)])
         traces = [trace for group in groups for trace in group]
         of_each = [a for a, group in zip(asked, groups, strict=True) for _ in group]
-        batch = answers_batch([t.prompt for t in traces], [t.tokens for t in traces])
-        extra: dict[str, Any] = {"temperature": settings.temperature, "old_logp_BT": _drawn_logp(traces, batch)}
+        batch = answers_batch([t.prompt for t in traces], [t.tokens for t in traces], settings.answers)
+        extra: dict[str, Any] = {
+            **batch.extra,
+            "temperature": settings.temperature,
+            "old_logp_BT": _drawn_logp(traces, batch),
+        }
         if players.reference is not None:
+            known = Batch(batch.tokens_BT, batch.targets_BT, batch.weights_BT, extra)
             with torch.no_grad():
-                known = Batch(batch.tokens_BT, batch.targets_BT, batch.weights_BT, extra)
-                extra["reference_logp_BT"] = answer_logp(players.reference, known)
+                extra["reference_logp_BT"] = score_answers(players.reference, known).logp_BT
+            self.leash.pull(k3(extra["old_logp_BT"], extra["reference_logp_BT"]))
+            extra["beta"] = self.leash.beta
         rewards_N = _checked(players.reward(of_each, [t.tokens for t in traces]), len(traces))
         adjusted_QG = self._adjusted(rewards_N, traces, extra).reshape(len(asked), settings.answers)
         advantages_QG = advantages(torch.from_numpy(adjusted_QG), settings.scaling).float()
         different_Q = torch.from_numpy(np.ptp(adjusted_QG, axis=1) > 1e-9)
         extra["advantages_B"] = (advantages_QG * different_Q[:, None]).flatten()
-        extra["metrics"] = _metrics(rewards_N, traces, different_Q)
-        if players.rehearsal is not None:
-            extra["rehearsal"] = players.rehearsal(step)
-        self.index += 1
+        extra["rewards_B"] = torch.from_numpy(adjusted_QG).float().flatten()
+        extra["metrics"] = {**_metrics(rewards_N, traces, different_Q), "beta": self.leash.beta}
         kept_B = different_Q.repeat_interleave(settings.answers)
         weights_BT = batch.weights_BT * kept_B[:, None] if settings.drop_equal else batch.weights_BT
         return Batch(batch.tokens_BT, batch.targets_BT, weights_BT, extra)
 
     def state(self) -> dict[str, Any]:
-        return {"index": self.index}
+        """Where it is; between two updates on the same answers these, too: the weights that gave them are gone."""
+        kept = self._kept if self.index % self.settings.updates else None
+        return {"index": self.index, "beta": self.leash.beta, "kept": None if kept is None else _packed(kept)}
 
     def restore(self, state: dict[str, Any]) -> None:
-        self.index = state["index"]
+        self.index, kept = state["index"], state.get("kept")
+        self.leash.beta = state.get("beta", self.leash.beta)
+        self._kept = None if kept is None else _unpacked(kept)
 
     def _request(self, asked: Asked, step: int, number: int) -> Request:
         s = self.settings
@@ -133,8 +175,17 @@ class RolloutBatches:
         return np.asarray(adjusted_N)
 
 
-def answers_batch(prompts: Sequence[Ids], answers: Sequence[Ids]) -> Batch:
-    """Prompt and answer as rows, padded on the right; weight 1 on the answers' tokens (the end token with them)."""
+def k3(logp_BT: torch.Tensor, reference_BT: torch.Tensor) -> float:
+    """KL to the reference in nats an answer, by an estimate that has no bias and is never negative."""
+    r_BT = logp_BT - reference_BT
+    return float((torch.expm1(-r_BT) + r_BT).sum() / len(r_BT))
+
+
+def answers_batch(prompts: Sequence[Ids], answers: Sequence[Ids], group: int = 1) -> Batch:
+    """Prompt and answer as rows, padded on the right; weight 1 on the answers' tokens (the end token with them).
+
+    ``group`` rows in turn have the same prompt (see scoring.py).
+    """
     rows = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
     width = max(map(len, rows))
     tokens_BT = torch.tensor([row + [0] * (width - len(row)) for row in rows], dtype=torch.long)
@@ -142,7 +193,8 @@ def answers_batch(prompts: Sequence[Ids], answers: Sequence[Ids]) -> Batch:
     end_B1 = torch.tensor([len(row) - 1 for row in rows])[:, None]
     at_T = torch.arange(width - 1)[None]
     weights_BT = ((at_T >= start_B1) & (at_T < end_B1)).float()
-    return Batch(tokens_BT[:, :-1], tokens_BT[:, 1:], weights_BT)
+    extra = {"group": group, "prompt_B": torch.tensor([len(prompt) for prompt in prompts])}
+    return Batch(tokens_BT[:, :-1], tokens_BT[:, 1:], weights_BT, extra)
 
 
 def by_model(model: RewardModel) -> AnswerReward:
@@ -166,6 +218,20 @@ def _drawn_logp(traces: Sequence[Trace], batch: Batch) -> torch.Tensor:
     """[B, T]: log-probabilities under the distribution that was drawn from, 0 outside answers."""
     flat = torch.tensor([step.drawn_logp for trace in traces for step in trace.steps], dtype=torch.float32)
     return torch.zeros_like(batch.weights_BT).masked_scatter(batch.weights_BT > 0, flat)
+
+
+def _packed(batch: Batch) -> dict[str, Any]:
+    """A batch as JSON can hold it: float32 and integers survive it exactly."""
+    tensors = {"tokens": batch.tokens_BT, "targets": batch.targets_BT, "weights": batch.weights_BT}
+    tensors |= {f"extra.{k}": v for k, v in batch.extra.items() if isinstance(v, torch.Tensor)}
+    rest = {k: v for k, v in batch.extra.items() if isinstance(v, int | float | dict)}
+    return {"tensors": {k: v.tolist() for k, v in tensors.items()}, "rest": rest}
+
+
+def _unpacked(packed: dict[str, Any]) -> Batch:
+    tensors = {k: torch.tensor(v) for k, v in packed["tensors"].items()}
+    extra = {k.removeprefix("extra."): v for k, v in tensors.items() if k.startswith("extra.")}
+    return Batch(tensors["tokens"], tensors["targets"], tensors["weights"], {**extra, **packed["rest"]})
 
 
 def _checked(rewards: Floats, number: int) -> Floats:

@@ -14,7 +14,7 @@ from klype.errors import UsageError
 from klype.train.loop import Settings
 from klype.train.objectives import Objective, cross_entropy, with_rehearsal
 from klype.train.optimizer import OptimizerSettings
-from klype.train.policy import PolicySettings, Scaling, grpo, rloo
+from klype.train.policy import PolicySettings, Scaling, grpo, ppo, rloo
 from klype.train.preference import PreferenceSettings, preference
 from klype.train.rewards import RewardSettings, rank_features
 from klype.train.schedule import Schedule
@@ -23,24 +23,38 @@ Material = Literal["text", "instructions", "questions", "rankings"]
 Model = Literal["pretrain", "finetune", "reward"]
 
 
-class AlignSettings(config.Settings):
-    """Which method aligns, and what each kind of method takes."""
+MethodName = Literal["grpo", "rloo", "ppo", "expert", "dpo", "ipo", "kto"]
 
-    method: Literal["grpo", "rloo", "dpo", "ipo", "kto"] = "grpo"
+
+class AlignSettings(config.Settings):
+    """Which method aligns, and what each kind of method takes.
+
+    ``target_kl`` (nats an answer): the leash is led so that the model stays about so far from where it was; 0 keeps it
+    as ``policy.beta`` says. ``updates``: steps on the same answers, for methods that weigh how stale these are.
+    """
+
+    method: MethodName = "grpo"
     policy: PolicySettings = PolicySettings()
     preference: PreferenceSettings = PreferenceSettings()
     rehearsal_weight: float = Field(default=0.5, ge=0)
+    target_kl: float = Field(default=0.0, ge=0)
+    updates: int = Field(default=1, ge=1)
 
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """One way to align. ``learns_from``: fresh rollouts and their rewards, or rankings that are there already."""
+    """One way to align. ``learns_from``: fresh rollouts and their rewards, or rankings that are there already.
+
+    ``stale``: whether several updates may be made on the same answers; ``critic``: whether it needs a value head.
+    """
 
     name: str
     says: str
     learns_from: Literal["rollouts", "rankings"]
     scaling: Scaling | None
     objective: Callable[[AlignSettings], Objective]
+    stale: bool = False
+    critic: bool = False
 
 
 METHODS = (
@@ -50,12 +64,29 @@ METHODS = (
         "rollouts",
         "batch",
         lambda settings: partial(grpo, settings=settings.policy),
+        stale=True,
     ),
     Method(
         "rloo",
         "the plain policy gradient, with the mean of the other answers as baseline",
         "rollouts",
         "rloo",
+        lambda settings: partial(rloo, settings=settings.policy),
+    ),
+    Method(
+        "ppo",
+        "token by token, against what a value head expected, in clipped steps, on a leash",
+        "rollouts",
+        "none",
+        lambda settings: partial(ppo, settings=settings.policy),
+        stale=True,
+        critic=True,
+    ),
+    Method(
+        "expert",
+        "the best answer of each group is imitated, again and again: best-of-n made a habit",
+        "rollouts",
+        "best",
         lambda settings: partial(rloo, settings=settings.policy),
     ),
     Method(

@@ -1,0 +1,274 @@
+"""Alignment's laws: GAE by hand, shared prompts as separate ones, an adaptive leash, and a bandit for every method."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from train_toys import tiny_model
+
+from klype.engine.engine import Engine
+from klype.errors import KlypeError
+from klype.model.config import ModelConfig
+from klype.model.transformer import Transformer
+from klype.train import scoring
+from klype.train.loop import Interrupted, Session, Settings, train
+from klype.train.optimizer import OptimizerSettings
+from klype.train.pairs import RankingBatches, RankingSettings, marks
+from klype.train.policy import ActorCritic, PolicySettings, advantages, at_the_end, gae, grpo, ppo
+from klype.train.preference import PreferenceSettings, preference
+from klype.train.rewards import Ranked
+from klype.train.rollout import Asked, Leash, Players, RolloutBatches, RolloutSettings, answers_batch
+from klype.train.schedule import Schedule
+from klype.train.scoring import score_answers
+from klype.train.stages import METHODS, AlignSettings, Method, align_objective
+from klype.values import Batch, Batches, Floats
+
+torch.set_num_threads(1)
+STOP, LIKED = 2, 7
+
+
+# GAE and PPO
+
+
+def test_gae_is_the_example_done_by_hand() -> None:
+    reward = torch.tensor([[0.0, 0.0, 0.0, 1.0, 0.0]])
+    value = torch.tensor([[9.0, 0.5, 0.4, 0.6, 9.0]])
+    mask = torch.tensor([[0.0, 1.0, 1.0, 1.0, 0.0]])
+    # γ = .9, λ = .5: δ₃ = 1 - .6 = .4; δ₂ = .9·.6 - .4 = .14; δ₁ = .9·.4 - .5 = -.14
+    # A₃ = .4; A₂ = .14 + .45·.4 = .32; A₁ = -.14 + .45·.32 = .004
+    expected = torch.tensor([[0.0, 0.004, 0.32, 0.4, 0.0]])
+    torch.testing.assert_close(gae(reward, value, mask, 0.9, 0.5), expected)
+
+
+def test_gae_of_all_the_future_is_return_less_value() -> None:
+    draw = torch.Generator().manual_seed(0)
+    reward, value = torch.randn(3, 6, generator=draw), torch.randn(3, 6, generator=draw)
+    mask = torch.ones(3, 6)
+    to_go = reward.flip(1).cumsum(1).flip(1)
+    torch.testing.assert_close(gae(reward, value, mask, 1.0, 1.0), to_go - value)
+
+
+def test_the_reward_comes_with_the_last_token() -> None:
+    mask = torch.tensor([[0.0, 1.0, 1.0, 0.0], [1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    expected = torch.tensor([[0.0, 0.0, 5.0, 0.0], [6.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    torch.testing.assert_close(at_the_end(torch.tensor([5.0, 6.0, 7.0]), mask), expected)
+
+
+def test_an_actor_with_a_critic_speaks_as_before_and_the_head_moves_no_state() -> None:
+    model = lively()
+    actor = ActorCritic.of(model)
+    tokens = torch.tensor([[1, 4, 5, 6]])
+    assert torch.equal(actor(tokens), model(tokens))
+    assert torch.equal(actor.actor()(tokens), model(tokens))
+    batch = group_batch(seed=1)
+    batch.extra.update(rewards_B=torch.zeros(len(batch.tokens_BT)), old_logp_BT=score_answers(model, batch).logp_BT)
+    with torch.no_grad():
+        actor.value_head.bias.fill_(1.0)
+    loss = ppo(actor, batch, PolicySettings(beta=0.0, trace=1.0))
+    (loss.total / loss.count).backward()
+    assert actor.value_head.bias.grad.item() == pytest.approx(0.5)  # value_weight · (1 - 0)
+    # What is left of the policy's gradient is nothing: the advantages are all equal, so normalised they are 0.
+    assert actor.layers[0].qkv.weight.grad.abs().max() < 1e-6
+
+
+# The prompt of a group computed once
+
+
+def lively(seed: int = 0, conv: int = 2, rope: bool = True) -> Transformer:
+    """A tiny model none of whose weights is zero."""
+    torch.manual_seed(seed)
+    shape = {"vocab_size": 24, "width": 16, "layers": 2, "heads": 2, "kv_heads": 1, "hidden": 32, "window": 48}
+    model = Transformer(ModelConfig(**shape, conv=conv, rope_theta=10_000.0 if rope else 0.0))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def group_batch(seed: int, questions: int = 3, group: int = 4, longest: int = 7) -> Batch:
+    draw = np.random.default_rng(seed)
+    prompts, answers = [], []
+    for _ in range(questions):
+        prompt = draw.integers(3, 24, draw.integers(1, 12)).tolist()
+        prompts += [prompt] * group
+        answers += [draw.integers(3, 24, draw.integers(1, longest + 1)).tolist() for _ in range(group)]
+    return answers_batch(prompts, answers, group)
+
+
+@given(st.integers(0, 999), st.integers(1, 4), st.integers(2, 5), st.sampled_from([0, 2, 5]), st.booleans())
+@settings(max_examples=25, deadline=None)
+def test_shared_is_separate(seed: int, questions: int, group: int, conv: int, rope: bool) -> None:
+    model = lively(seed % 7, conv, rope or not conv).double()
+    batch = group_batch(seed, questions, group)
+    if int(batch.extra["prompt_B"].max()) < 2:
+        return
+    grads, found = [], []
+    for worth in (True, False):
+        model.zero_grad()
+        kept_N = batch.weights_BT.flatten().nonzero()[:, 0]
+        separate = None if worth else model.hidden(batch.tokens_BT).flatten(0, 1)[kept_N]
+        states = scoring._shared(model, batch, kept_N) if separate is None else separate
+        states.square().sum().backward()
+        found.append(states.detach())
+        grads.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-7, atol=1e-7)
+
+
+def test_sharing_is_chosen_when_it_saves_and_changes_no_number() -> None:
+    model = lively()
+    prompts, answers = [[5, 6, 7, 8, 9, 10, 11, 12]] * 6, [[3, 4], [4, 3], [5], [6, 7, 8], [9], [3]]
+    shared, separate = answers_batch(prompts, answers, 6), answers_batch(prompts, answers)
+    assert scoring.worth_sharing(shared)
+    assert not scoring.worth_sharing(separate)
+    assert not scoring.worth_sharing(answers_batch([[5]] * 6, answers, 6))
+    torch.testing.assert_close(score_answers(model, shared).logp_BT, score_answers(model, separate).logp_BT)
+
+
+def test_the_order_of_a_batchs_questions_does_not_matter() -> None:
+    model = lively()
+    batch = group_batch(3)
+    batch.extra.update(
+        advantages_B=advantages(torch.randn(3, 4, generator=torch.Generator().manual_seed(0)), "group").flatten(),
+        old_logp_BT=score_answers(model, batch).logp_BT.detach(),
+    )
+    order = torch.tensor([2, 0, 1]).repeat_interleave(4) * 4 + torch.arange(4).repeat(3)
+    moved = Batch(
+        batch.tokens_BT[order],
+        batch.targets_BT[order],
+        batch.weights_BT[order],
+        {k: v[order] if isinstance(v, torch.Tensor) else v for k, v in batch.extra.items()},
+    )
+    torch.testing.assert_close(grpo(model, batch).total, grpo(model, moved).total)
+
+
+# The leash
+
+
+def test_the_leash_is_led_to_its_target_and_a_fixed_one_stays() -> None:
+    leash = Leash(0.1, target=2.0)
+    leash.pull(6.0)
+    assert leash.beta == pytest.approx(0.11)  # farther than twice the target: a tenth, no more
+    leash.pull(2.0)
+    assert leash.beta == pytest.approx(0.11)
+    leash.pull(1.0)
+    assert leash.beta == pytest.approx(0.11 * 0.95)
+    fixed = Leash(0.1)
+    fixed.pull(50.0)
+    assert fixed.beta == 0.1
+
+
+def ask(step: int) -> list[Asked]:
+    return [Asked((1, 3 + (step + i) % 4, 5)) for i in range(4)]
+
+
+def likes(asked: Sequence[Asked], answers: Sequence[Sequence[int]]) -> Floats:
+    return np.array([float(LIKED in answer) for answer in answers])
+
+
+@pytest.mark.parametrize("updates", [1, 3])
+def test_resumed_is_straight_between_updates_on_the_same_answers(updates: int, tmp_path: Path) -> None:
+    rollouts = RolloutSettings(answers=4, limit=4, stop=(STOP,), updates=updates, target_kl=0.5)
+    training = Settings(steps=8, optimizer=OptimizerSettings(kind="adamw", rate=1e-2), save_seconds=0.0)
+
+    def go(folder: Path, session: Session) -> tuple[dict[str, torch.Tensor], float]:
+        model = tiny_model()
+        batches = RolloutBatches(Players(ask, Engine(model), likes, tiny_model()), rollouts)
+        train(model, align_objective(AlignSettings()), batches, training, folder, session)
+        return {n: p.detach().clone() for n, p in model.named_parameters()}, batches.leash.beta
+
+    ratios: list[float] = []
+    straight = go(tmp_path / "a", Session(on_step=lambda s, m: ratios.append(m["ratio"])))
+    count = iter(range(99))
+    with pytest.raises(Interrupted):
+        go(tmp_path / "b", Session(stop=lambda: next(count) == 4))
+    again = go(tmp_path / "b", Session(resume=True))
+    assert straight[1] == again[1] != RolloutSettings().beta
+    assert all(torch.equal(straight[0][n], again[0][n]) for n in straight[0])
+    assert ratios[0] == pytest.approx(1, abs=1e-5)
+    stale = [abs(r - 1) > 1e-5 for r in ratios]
+    assert stale == [i % updates > 0 for i in range(8)]
+
+
+# Rankings as batches
+
+
+def rankings() -> list[Ranked]:
+    return [
+        Ranked((1, 3 + i % 4, 5), ((LIKED, STOP), (8, STOP), (9, 10, STOP))[: 2 + i % 2], (0, 1, 1)[: 2 + i % 2])
+        for i in range(9)
+    ]
+
+
+def test_preferences_at_the_reference_are_undecided() -> None:
+    batches = RankingBatches([r for r in rankings() if len(r.answers) == 2], tiny_model(), RankingSettings())
+    loss = preference(tiny_model(), next(batches), PreferenceSettings())
+    assert loss.total.item() / loss.count.item() == pytest.approx(np.log(2), abs=1e-5)
+
+
+def test_absent_candidates_have_no_part_and_batches_are_a_function_of_their_number() -> None:
+    batches = RankingBatches(rankings(), tiny_model(), RankingSettings(questions=4))
+    model = lively()
+    first, second = next(batches), next(batches)
+    absent = torch.nonzero(first.extra["ranks_QK"].flatten() < 0)[:, 0]
+    assert len(absent)
+    weights = first.weights_BT.clone()
+    weights[absent] = 0
+    without = Batch(first.tokens_BT, first.targets_BT, weights, first.extra)
+    torch.testing.assert_close(preference(model, first).total, preference(model, without).total)
+    batches.restore({"index": 1})
+    assert torch.equal(next(batches).tokens_BT, second.tokens_BT)
+
+
+def test_marks_are_above_and_below_the_middle() -> None:
+    assert marks((0, 1, 2)) == [1, 0, -1]
+    assert marks((0, 1, 1)) == [1, -1, -1]
+    assert marks((0, 0)) == [0, 0]
+
+
+def test_rankings_all_tied_are_refused_in_one_sentence() -> None:
+    with pytest.raises(KlypeError, match="teach nothing"):
+        RankingBatches([Ranked((1,), ((2,), (3,)), (0, 0))], tiny_model(), RankingSettings())
+
+
+# Every method
+
+
+def bandit_batches(row: Method, model: Transformer) -> Batches:
+    """One token is an answer; LIKED is best, by reward or by ranking."""
+    arms = (LIKED, 8, 9, 10)
+    if row.learns_from == "rankings":
+        ranked = [Ranked((1, 3 + i, 5), tuple((arm,) for arm in arms), (0, 1, 1, 1)) for i in range(4)]
+        return RankingBatches(ranked, tiny_model(), RankingSettings(questions=4, marks=row.name == "kto"))
+    assert row.scaling is not None
+    settings = RolloutSettings(answers=16, limit=1, scaling=row.scaling, unfinished=0.0, beta=0.0)
+    return RolloutBatches(Players(ask, Engine(model), likes, tiny_model()), settings)
+
+
+@pytest.mark.parametrize("row", METHODS, ids=lambda row: row.name)
+def test_a_bandit_with_a_known_optimum_is_found_by_every_method(row: Method, tmp_path: Path) -> None:
+    model: Transformer = ActorCritic.of(tiny_model()) if row.critic else tiny_model()
+    training = Settings(
+        steps=120,
+        optimizer=OptimizerSettings(kind="adamw", rate=1e-2),
+        schedule=Schedule(warmup=0.0, flat=1.0),
+        save_seconds=0.0,
+    )
+    how = AlignSettings(method=row.name, policy=PolicySettings(beta=0.0), preference=PreferenceSettings(beta=0.05))
+
+    def liked() -> float:
+        with torch.no_grad():
+            logp = model(torch.tensor([[1, 3 + i, 5] for i in range(4)]))[:, -1].log_softmax(-1)
+        others = logp[:, [8, 9, 10]] if row.learns_from == "rankings" else logp
+        best = logp[:, LIKED].exp()
+        total = best + others.exp().sum(1) if row.learns_from == "rankings" else 1.0
+        return float((best / total).min())
+
+    before = liked()
+    train(model, align_objective(how), bandit_batches(row, model), training, tmp_path)
+    assert before < 0.5 < 0.9 < liked()
