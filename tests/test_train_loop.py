@@ -348,8 +348,8 @@ def test_rehearsal_adds_the_weighted_mean(tmp_path: Path) -> None:
     model = tiny_model()
     optimizer = Optimizer(model, OptimizerSettings(), PARTS)
     main, again = cross_entropy(model, batch), cross_entropy(model, batch.extra["rehearsal"])
-    (main.total / main.count + 0.3 * again.total / again.count).backward()
-    optimizer.collect()
+    optimizer.home.backward(main.total / main.count + 0.3 * again.total / again.count)
+    optimizer.collect(optimizer.home)
     torch.testing.assert_close(seen[0], optimizer.gradient, rtol=1e-4, atol=1e-6)
     row = lines(tmp_path)[0]
     assert row["loss"] == pytest.approx((main.total / main.count).item(), rel=1e-5)

@@ -30,10 +30,14 @@ Arrays = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.floa
 
 @dataclass(frozen=True, slots=True)
 class PoolSettings:
-    """``rows`` a batch, ``batches`` a pool (sorted by length within it), padding to a multiple of ``multiple``."""
+    """``rows`` a batch, ``batches`` a pool (sorted by length within it), padding to a multiple of ``multiple``.
+
+    ``pieces`` batches on end are of about the same length: the micro-batches of a step, which are made side by side.
+    """
 
     rows: int
     batches: int = 8
+    pieces: int = 1
     pad: int = 0
     multiple: int = 8
     seed: int = 0
@@ -41,12 +45,15 @@ class PoolSettings:
 
 def make_pool(sample: Sample, number: int, settings: PoolSettings) -> list[Arrays]:
     """The batches of one pool, in a seeded order."""
+    assert settings.batches % settings.pieces == 0
     size = settings.rows * settings.batches
     examples = [sample(i) for i in range(number * size, (number + 1) * size)]
     examples.sort(key=lambda example: len(example[0]))  # stable: ties stay in their order
-    order = Permutation(settings.batches, settings.seed * 1_000_003 + number)
-    groups = [order(b) * settings.rows for b in range(settings.batches)]
-    return [padded(examples[start : start + settings.rows], settings) for start in groups]
+    steps = settings.batches // settings.pieces
+    order = Permutation(steps, settings.seed * 1_000_003 + number)
+    together = settings.rows * settings.pieces
+    groups = [examples[order(s) * together : (order(s) + 1) * together] for s in range(steps)]
+    return [padded(group[piece :: settings.pieces], settings) for group in groups for piece in range(settings.pieces)]
 
 
 def padded(examples: Sequence[Example], settings: PoolSettings) -> Arrays:

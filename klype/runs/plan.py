@@ -23,7 +23,7 @@ from klype.train.loop import Session, Settings, train
 from klype.train.objectives import Objective
 from klype.values import Batch, Batches
 
-PROBED = 8  # steps of a probe, of which the first three warm up
+WARM, PROBED = 3, 8  # steps of a probe: those that warm up, and those that count (a pool of all lengths)
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -32,17 +32,38 @@ Build = Callable[[nn.Module], tuple[Objective, Batches]]
 
 
 @dataclass(frozen=True, slots=True)
+class Crew:
+    """Who computes: ``workers`` micro-batches side by side, ``threads`` in each product."""
+
+    workers: int = 1
+    threads: int = 1
+
+
+def crews(cores: int, micro_batches: int) -> list[Crew]:
+    """Those worth a try: one worker alone, one on all cores, and as many workers as there are micro-batches."""
+    workers = min(cores, micro_batches)
+    return list(dict.fromkeys((Crew(1, 1), Crew(1, cores), Crew(workers, cores // workers))))
+
+
+@dataclass(frozen=True, slots=True)
 class Planned:
-    """Threads and precision belong to the plan: others add up to other weights."""
+    """Threads and precision belong to the plan: others add up to other weights. ``workers``, micro-batches side by
+    side, do not."""
 
     steps: int
     seconds: float
-    threads: int
+    crew: Crew
     precision: Precision = "float32"
 
     def json(self) -> dict[str, Any]:
-        planned = {"steps": self.steps, "planned_s": round(self.seconds, 1)}
-        return {**planned, "threads": self.threads, "precision": self.precision}
+        planned = {"steps": self.steps, "planned_s": round(self.seconds, 1), "precision": self.precision}
+        return {**planned, "workers": self.crew.workers, "threads": self.crew.threads}
+
+    @staticmethod
+    def parse(known: dict[str, Any]) -> Planned:
+        """From what ``json`` gave."""
+        crew = Crew(known["workers"], known["threads"])
+        return Planned(known["steps"], known["planned_s"], crew, known["precision"])
 
     def training(self, settings: Settings) -> Settings:
         """The stage's settings as planned. Muon's iteration is coarse where the rest is."""
@@ -51,20 +72,20 @@ class Planned:
 
 
 def plan(
-    model: nn.Module, build: Build, training: Settings, seconds: float, threads: Sequence[int], precision: Precision
+    model: nn.Module, build: Build, training: Settings, seconds: float, cores: int, precision: Precision
 ) -> Planned:
-    """The steps that fit into ``seconds`` (the probe's own time is part of them) at the fastest of ``threads``."""
+    """The steps that fit into ``seconds`` (the probe's own time is part of them) with the fastest crew."""
     own, began, found = torch.get_num_threads(), time.perf_counter(), []
     try:
-        for n in dict.fromkeys(threads):
-            tried = Planned(PROBED, 0.0, n, precision)
-            found.append((seconds_per_step(model, build, tried.training(training), n), tried))
+        for crew in crews(cores, training.micro_batches):
+            tried = Planned(WARM + PROBED, 0.0, crew, precision)
+            found.append((seconds_per_step(model, build, tried, training, cores), crew))
     finally:
         torch.set_num_threads(own)
     taken, best = min(found, key=lambda row: row[0])
     left = max(0.0, seconds - (time.perf_counter() - began))
     steps = max(10, round(left / taken))
-    return Planned(steps, steps * taken, best.threads, precision)
+    return Planned(steps, steps * taken, best, precision)
 
 
 def best_precision() -> Precision:
@@ -72,35 +93,49 @@ def best_precision() -> Precision:
     return "bfloat16" if gemm_gflops("bfloat16", seconds=0.1) > 1.5 * gemm_gflops("float32", seconds=0.1) else "float32"
 
 
-def seconds_per_step(model: nn.Module, build: Build, training: Settings, threads: int) -> float:
-    """The median over a few steps of the real loop on a copy. Leaves the model and torch's generator as they were."""
-    torch.set_num_threads(threads)
+def seconds_per_step(model: nn.Module, build: Build, tried: Planned, training: Settings, cores: int) -> float:
+    """The mean of a few steps of the real loop on a copy, the fastest and the slowest left out.
+
+    Leaves the model and torch's generator as they were.
+
+    Batches that are made in a process beside take their part of the cores.
+    """
+    torch.set_num_threads(tried.crew.threads)
     generator = torch.get_rng_state()
     twin = copy.deepcopy(model)
     objective, batches = build(twin)
     stamps = [time.perf_counter()]
-    settings = training.model_copy(update={"save_seconds": 0.0, "save_every": 0})
+    settings = tried.training(training).model_copy(update={"save_seconds": 0.0, "save_every": 0})
     with tempfile.TemporaryDirectory() as folder:
-        on_step = Session(on_step=lambda step, metrics: stamps.append(time.perf_counter()))
-        train(twin, objective, batches, settings, Path(folder), on_step)
+        session = Session(
+            on_step=lambda step, metrics: stamps.append(time.perf_counter()), workers=tried.crew.workers
+        )
+        train(twin, objective, batches, settings, Path(folder), session)
     torch.set_rng_state(generator)
-    taken = sorted(b - a for a, b in pairwise(stamps[3:]))
-    return taken[len(taken) // 2]
+    taken = sorted(b - a for a, b in pairwise(stamps[WARM:]))[1:-1]
+    step = sum(taken) / len(taken)
+    if not isinstance(batches, Cycle):
+        return step
+    used = tried.crew.workers * tried.crew.threads
+    return max(step, (step * used + batches.making * settings.micro_batches) / cores)
 
 
 class Cycle:
-    """A few batches over and over: a probe of the training step alone, without what it costs to make batches."""
+    """A few batches over and over: a probe of the training step alone, and of what a batch costs to make (seconds)."""
 
-    def __init__(self, batches: Batches, n: int = 6) -> None:
+    def __init__(self, batches: Batches, n: int) -> None:
+        began = time.perf_counter()
         self._kept: list[Batch] = [next(batches) for _ in range(n)]
+        self.making = (time.perf_counter() - began) / n
         self._at = 0
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
+        batch = self._kept[self._at % len(self._kept)]
         self._at += 1
-        return self._kept[self._at % len(self._kept)]
+        return batch
 
     def state(self) -> dict[str, Any]:
         return {"at": self._at}

@@ -18,7 +18,7 @@ from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
 from klype.runs import ranking
 from klype.runs.options import RunOptions, StageOptions
-from klype.runs.plan import Cycle, Planned, WithRehearsal, best_precision, plan
+from klype.runs.plan import PROBED, Cycle, Planned, WithRehearsal, best_precision, crews, plan
 from klype.runs.recipe import Recipe
 from klype.runs.record import Record
 from klype.runs.say import Say
@@ -71,7 +71,7 @@ def pretrain(run: Run) -> None:
         if planned is None:
             late = run.subject.pretraining(1000, False)
             late.restore(run.subject.late(1000))  # documents grow: the pace that counts is that of the longest
-            return cross_entropy, Cycle(late)
+            return cross_entropy, Cycle(late, PROBED * lesson.training.micro_batches)
         return cross_entropy, run.subject.pretraining(planned.steps, background=True)
 
     trained = learn(run, "pretrain", model, build, lesson.training)
@@ -88,8 +88,9 @@ def finetune(run: Run) -> None:
     def build(twin: nn.Module, planned: Planned | None) -> tuple[Objective, Batches]:
         batches = run.subject.finetuning(background=planned is not None)
         if lesson.rehearsal_rows:
-            batches = WithRehearsal(batches, run.subject.rehearsal(lesson.rehearsal_rows))
-        return objective, Cycle(batches) if planned is None else batches
+            pieces = lesson.training.micro_batches
+            batches = WithRehearsal(batches, run.subject.rehearsal(lesson.rehearsal_rows, pieces))
+        return objective, Cycle(batches, PROBED * lesson.training.micro_batches) if planned is None else batches
 
     trained = learn(run, "finetune", model, build, lesson.training)
     run.save("finetune", model, {"steps": trained.steps, "parent": "pretrain"})
@@ -116,7 +117,7 @@ def learn(
     """Plan (or replay the plan), train or resume, and tell how it goes."""
     model.train()
     planned = _planned(run, stage, model, lambda twin: build(twin, None), training)
-    torch.set_num_threads(planned.threads)
+    torch.set_num_threads(planned.crew.threads)
     run.say.stage_start(stage, planned.steps)
     pace = _Pace(run, stage, planned, now=time.perf_counter())
     while True:
@@ -145,17 +146,14 @@ def learn(
 def _planned(run: Run, stage: str, model: nn.Module, build: Any, training: Settings) -> Planned:
     known = run.record.content["plan"].get(stage)
     if known:
-        return Planned(known["steps"], known["planned_s"], known["threads"], known["precision"])
-    steps = getattr(run.options, "steps", None)
-    # Lessons are made in a process of their own: it gets a core, or both would wait for each other.
-    free = usable_cores() - (run.recipe.kind == "world" and stage in ("pretrain", "finetune"))
-    threads = sorted({1, max(1, free)})
+        return Planned.parse(known)
+    steps, cores = getattr(run.options, "steps", None), usable_cores()
     if steps:
-        planned = Planned(steps, 0.0, threads[-1])
+        planned = Planned(steps, 0.0, crews(cores, training.micro_batches)[-1])
     else:
         machine = run.record.content["machine"]
         precision = machine.setdefault("precision", best_precision())
-        planned = plan(model, build, training, seconds_for(run, stage), threads, precision)
+        planned = plan(model, build, training, seconds_for(run, stage), cores, precision)
     run.record.content["plan"][stage] = planned.json()
     run.record.save()
     return planned
@@ -201,6 +199,7 @@ def session_of(
 
     return Session(
         resume=bool(states(run.folder / stage)) and (run.options.resume or (pace is not None and pace.resumes)),
+        workers=pace.planned.crew.workers if pace is not None else 1,
         parts=fused_parts(model.config) if model is not None else {},
         on_step=on_step,
         stop=(lambda: pace.changed) if pace is not None else (lambda: False),

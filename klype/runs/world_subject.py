@@ -30,6 +30,7 @@ TASTE: Text = {
     "en": "simulated: likes right, polite and short answers; swaps neighbours now and then",
     "nb": "simulert: liker riktige, høflige og korte svar; bytter om på naboer av og til",
 }
+POOL = 8  # steps whose examples are sorted by length together
 SHOWN = {"nb": "Jeg gikk en tur på", "en": "I walked on the"}
 
 
@@ -72,20 +73,24 @@ class WorldSubject:
         lesson = self.recipe.pretrain
         examples = steps * lesson.rows
         documents = self._documents(0, int(lesson.plain * examples), int(lesson.easy * examples))
-        return PaddedBatches(documents, self._pools(lesson.rows), background)
+        return PaddedBatches(documents, self._pools(lesson.rows, lesson.training.micro_batches), background)
 
     def late(self, steps: int) -> dict[str, Any]:
-        return {"position": int(0.9 * steps)}
+        pools = int(0.9 * steps) // POOL
+        return {"position": pools * POOL * self.recipe.pretrain.training.micro_batches}
 
     def finetuning(self, background: bool) -> Batches:
         turns = Turns(self.world, self.chat, mix(self.seed, 0, 4))
-        return PaddedBatches(turns, self._pools(self.recipe.finetune.rows), background)
+        lesson = self.recipe.finetune
+        return PaddedBatches(turns, self._pools(lesson.rows, lesson.training.micro_batches), background)
 
-    def rehearsal(self, rows: int) -> Batches:
-        return PaddedBatches(self._documents(1), self._pools(rows))
+    def rehearsal(self, rows: int, pieces: int = 1) -> Batches:
+        return PaddedBatches(self._documents(1), self._pools(rows, pieces))
 
-    def _pools(self, rows: int) -> PoolSettings:
-        return PoolSettings(rows, pad=self.chat.tokenizer.pad, seed=self.seed)
+    def _pools(self, rows: int, pieces: int) -> PoolSettings:
+        """``rows`` a step, in ``pieces`` micro-batches."""
+        pad = self.chat.tokenizer.pad
+        return PoolSettings(rows // pieces, batches=POOL * pieces, pieces=pieces, pad=pad, seed=self.seed)
 
     def questions(self, part: int) -> Asked:
         return Questions(self.world, self.seed, 20 + part)

@@ -27,8 +27,9 @@ from klype.errors import KlypeError, UsageError
 from klype.train import parallel
 from klype.train.interrupt import interruptible
 from klype.train.metrics import MetricsFile
-from klype.train.objectives import LossBeside, Objective
+from klype.train.objectives import Objective
 from klype.train.optimizer import Optimizer, OptimizerSettings, Parts
+from klype.train.replicas import Replicas
 from klype.train.resume import State, read_newest, states, write_durably, write_state
 from klype.train.schedule import Schedule, factor
 from klype.values import Batch, Batches
@@ -53,9 +54,13 @@ class Settings(config.Settings):
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """How this start goes: whether it resumes, what it reports to, and what may stop it between two steps."""
+    """How this start goes: whether it resumes, what it reports to, and what may stop it between two steps.
+
+    ``workers``: micro-batches side by side. Results do not depend on it.
+    """
 
     resume: bool = False
+    workers: int = 1
     parts: Parts = field(default_factory=dict)
     on_step: Callable[[int, Metrics], None] = lambda step, metrics: None
     stop: Callable[[], bool] = lambda: False
@@ -105,6 +110,7 @@ def train(
             if run.saved != step:
                 run.save(step)
     finally:
+        run.replicas.close()
         run.optimizer.release()
     return Trained(step, run.seconds(), run.skipped)
 
@@ -124,6 +130,7 @@ class _Run:
         self.model, self.batches, self.settings, self.folder, self.session = model, batches, settings, folder, session
         self.objective: Objective = _compiled(objective) if settings.compile else objective
         self.optimizer = Optimizer(model, settings.optimizer, session.parts, getattr(torch, settings.precision))
+        self.replicas = Replicas(model, self.optimizer, 1 if settings.compile else session.workers)
         self.skipped = 0
         self.saved = -1
         self._skipped_in_a_row = 0
@@ -232,40 +239,22 @@ class _Run:
         """
         sums: Metrics = {"loss": 0.0, "loss_count": 0.0}
         shown: Metrics = {}
-        drawn: list[Batch] = []
         beside: torch.Tensor | None = None
         weight = 0.0
-        for _ in range(self.settings.micro_batches):
-            batch = next(self.batches)
-            drawn.append(batch)
-            loss = self.objective(self.model, batch)
-            self._backward(loss.total)
-            own = {"loss": float(loss.total.detach()), "loss_count": float(loss.count), **loss.metrics}
-            if isinstance(loss, LossBeside):
-                beside, weight = self._aside(loss.beside.total, beside), loss.weight
-                own["rehearsal"], own["rehearsal_count"] = float(loss.beside.total.detach()), float(loss.beside.count)
-            _add(sums, own, 1.0)
+        drawn = [next(self.batches) for _ in range(self.settings.micro_batches)]
+        for batch in drawn:
             _add(shown, batch.extra.get("metrics", {}), 1 / self.settings.micro_batches)
+        for part in self.replicas.run(self.objective, drawn):
+            self.optimizer.collect(part.home)
+            _add(sums, part.sums, 1.0)
+            if part.beside is not None:
+                weight = part.weight
+                beside = part.beside.float() if beside is None else beside.add_(part.beside)
         sums = self._over_ranks(sums, beside)
         self.optimizer.gradient.div_(sums["loss_count"] or 1.0)
         if beside is not None:
             self.optimizer.gradient.add_(beside, alpha=weight / (sums["rehearsal_count"] or 1.0))
         return sums, shown, drawn
-
-    def _backward(self, total: torch.Tensor) -> None:
-        if total.requires_grad:
-            total.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.collect()
-
-    def _aside(self, total: torch.Tensor, beside: torch.Tensor | None) -> torch.Tensor:
-        """Adds the gradient of ``total`` to ``beside`` instead of the optimizer's, to be divided by its own count."""
-        gradient = self.optimizer.gradient
-        kept = gradient.clone()
-        gradient.zero_()
-        self._backward(total)
-        beside = gradient.clone() if beside is None else beside.add_(gradient)
-        gradient.copy_(kept)
-        return beside
 
     def _over_ranks(self, sums: Metrics, beside: torch.Tensor | None) -> Metrics:
         if parallel.ranks() == 1:

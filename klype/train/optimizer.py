@@ -9,7 +9,7 @@ With ``dtype`` bfloat16 the model computes with rounded weights while a float32 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -45,8 +45,34 @@ class OptimizerSettings(config.Settings):
     coarse: bool = False
 
 
+class Home:
+    """Where a model's parameters live: views of flat weights, and of a flat ``gradient`` that ``backward`` adds to."""
+
+    def __init__(
+        self,
+        parameters: Sequence[nn.Parameter],
+        weights: Sequence[torch.Tensor],
+        gradient: torch.Tensor,
+        views: Callable[[torch.Tensor], list[torch.Tensor]],
+    ) -> None:
+        self.gradient = gradient
+        self._owned = list(zip(parameters, views(gradient), strict=True))
+        for (parameter, own), weight in zip(self._owned, weights, strict=True):
+            parameter.data, parameter.grad = weight, own
+
+    def backward(self, total: torch.Tensor) -> None:
+        """Adds the gradient of ``total``; of a constant there is none."""
+        if total.requires_grad:
+            total.backward()  # type: ignore[no-untyped-call]
+        for parameter, own in self._owned:
+            if parameter.grad is not own:  # somebody cleared or replaced it
+                if parameter.grad is not None:
+                    own.copy_(parameter.grad)
+                parameter.grad = own
+
+
 class Optimizer:
-    """``backward()`` → ``collect()`` (after every micro-batch) → ``step(factor)`` → ``zero_grad()``.
+    """``zero_grad()`` → ``home.backward(total)`` → ``collect(home)``, for every micro-batch → ``step(factor)``.
 
     ``parts`` gives the rows of fused matrices by the end of their name, for example
     ``{"qkv.weight": (64, 32, 32), "gate_up.weight": (128, 128)}``: each part is made orthogonal apart.
@@ -69,6 +95,7 @@ class Optimizer:
         others = [(n, p) for n, p in named if n not in inside and p.ndim < 2]
         self.settings = settings
         self._buffers = _round_buffers(model, dtype)
+        self._names = [n for n, _ in (*matrices, *decayed, *others)]
         self._parameters = [p for _, p in (*matrices, *decayed, *others)]
         self._offsets, ends = _layout([matrices, decayed, others])
         self._muon_end = ends[0]
@@ -82,19 +109,19 @@ class Optimizer:
 
     def zero_grad(self) -> None:
         self.gradient.zero_()
-        if self._low_gradient is not self.gradient:
-            self._low_gradient.zero_()
+        self.home.gradient.zero_()
 
-    def collect(self) -> None:
-        """Adds what ``backward`` left to the gradient. Needed after every backward."""
-        for parameter, view in zip(self._parameters, self._gradient_views, strict=True):
-            if parameter.grad is not view:  # somebody cleared or replaced it
-                if parameter.grad is not None:
-                    view.copy_(parameter.grad)
-                parameter.grad = view
-        if self._low_gradient is not self.gradient:
-            self.gradient.add_(self._low_gradient)
-            self._low_gradient.zero_()
+    def collect(self, home: Home) -> None:
+        """Adds what ``backward`` left there to the gradient. Needed after every backward."""
+        if home.gradient is not self.gradient:
+            self.gradient.add_(home.gradient)
+            home.gradient.zero_()
+
+    def settle(self, twin: nn.Module) -> Home:
+        """Lets a copy of the model use the same weights, with a buffer for gradients of its own."""
+        named = dict(twin.named_parameters())
+        parameters = [named[name] for name in self._names]
+        return Home(parameters, self._views(self._low), torch.zeros_like(self._low), self._views)
 
     @torch.no_grad()
     def clip(self, limit: float) -> torch.Tensor:
@@ -180,12 +207,8 @@ class Optimizer:
         self.gradient = torch.zeros_like(self.master)
         whole = dtype == torch.float32
         self._low = self.master if whole else self.master.to(dtype)
-        self._low_gradient = self.gradient if whole else torch.zeros_like(self._low)
-        self._gradient_views = self._views(self._low_gradient)
-        for parameter, view in zip(self._parameters, self._views(self._low), strict=True):
-            parameter.data = view
-        for parameter, view in zip(self._parameters, self._gradient_views, strict=True):
-            parameter.grad = view
+        gradient = self.gradient if whole else torch.zeros_like(self._low)
+        self.home = Home(self._parameters, self._views(self._low), gradient, self._views)
 
     def _views(self, flat: torch.Tensor) -> list[torch.Tensor]:
         return [

@@ -79,7 +79,7 @@ def sample(start: State, rng: random.Random) -> tuple[list[str], Env]:
 
 
 def _draw(options: list[Expansion], rng: random.Random) -> Expansion:
-    u = rng.random() * sum(o[0] for o in options)
+    u = rng.random()  # the probabilities of a rule sum to one
     for option in options:
         u -= option[0]
         if u < 0:

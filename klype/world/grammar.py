@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 from klype.world import lexicon as lex
@@ -175,13 +176,11 @@ class Grammar:
 
     def ask(self, env: Env) -> list[Expansion]:
         """A question about the story; one that was asked before is ten times rarer."""
-        choices: list[tuple[float, str, int]] = []
-        for i, fact in enumerate(env.facts):
-            for name, kind in KINDS.items():
-                if (kind.relation == "any" or fact[0] in kind.relation.split()) and not (
-                    name == "where-did" and not fact[4]
-                ):
-                    choices.append((kind.weight, name, i))
+        choices = [
+            (weight, name, i)
+            for i, fact in enumerate(env.facts)
+            for weight, name in _asked_about(fact[0], placed=len(fact) > 4 and bool(fact[4]))
+        ]
         if len(env.facts) > 1:
             choices.append((KINDS["summary"].weight, "summary", -1))
         weights = [p * (0.1 if (name, i) in env.asked else 1.0) for p, name, i in choices]
@@ -359,6 +358,16 @@ class Grammar:
         sayings = lex.PROVERBS[env.lang]
         lead = words(lex.SAYING[env.lang])
         return [(p / len(sayings), (*start, *form(s)), env) for s in sayings for p, start in ((0.6, ()), (0.4, lead))]
+
+
+@lru_cache(maxsize=64)
+def _asked_about(relation: str, placed: bool) -> tuple[tuple[float, str], ...]:
+    """Weight and name of every kind of question about a fact; where it happened only when that was said."""
+    return tuple(
+        (kind.weight, name)
+        for name, kind in KINDS.items()
+        if (kind.relation == "any" or relation in kind.relation.split()) and (placed or name != "where-did")
+    )
 
 
 def courtesy(env: Env, lang: str) -> list[Expansion]:
