@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from klype.data.batches import Epochs, PackedBatches, PaddedBatches, conversation_batches, fit
 from klype.data.order import Permutation
-from klype.data.pools import Example, PoolSettings
+from klype.data.pools import Example, PoolSettings, make_pool
 from klype.data.shards import Documents, content_hash, tokenize, write_shards
 from klype.errors import KlypeError
 from klype.text.tokenizer import Tokenizer
@@ -109,6 +109,22 @@ class Sampled:
         rng = random.Random(index)
         n = rng.randrange(2, 40)
         return [index * 100 + i for i in range(n)], [float(rng.random() < 0.5) for _ in range(n)]
+
+
+@given(st.integers(1, 4), st.integers(1, 3), SEEDS)
+def test_pieces_share_a_step_s_examples_and_its_length(rows: int, pieces: int, seed: int) -> None:
+    def sample(i: int) -> Example:
+        n = 2 + i % 37
+        return [i] * n, [1.0] * n
+
+    whole = make_pool(sample, 3, PoolSettings(rows * pieces, batches=4, multiple=1, seed=seed))
+    parts = make_pool(sample, 3, PoolSettings(rows, batches=4 * pieces, multiple=1, seed=seed, pieces=pieces))
+    for step, (tokens_BT, _, _) in enumerate(whole):
+        own = parts[step * pieces : (step + 1) * pieces]
+        assert sorted(int(t) for p in own for t in p[0][:, 0]) == sorted(tokens_BT[:, 0].tolist())
+        gaps = np.diff(sorted(int((row == row[0]).sum()) for row in tokens_BT)).max(initial=0)
+        lengths = [p[0].shape[1] for p in own]
+        assert max(lengths) - min(lengths) <= gaps * pieces
 
 
 SETTINGS = PoolSettings(rows=3, batches=4, pad=7, seed=5)

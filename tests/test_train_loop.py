@@ -356,6 +356,44 @@ def test_rehearsal_adds_the_weighted_mean(tmp_path: Path) -> None:
     assert row["rehearsal"] == pytest.approx((again.total / again.count).item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("workers", [2, 3])
+def test_side_by_side_is_one_after_the_other_bit_for_bit(tmp_path: Path, precision: str, workers: int) -> None:
+    """Whatever the number of workers, also when it does not divide the micro-batches, and with a loss beside."""
+    asked = settings(4, micro_batches=5, precision=precision)
+    made = {}
+    for n in (1, workers):
+        model = tiny_model()
+        session = Session(parts=PARTS, workers=n)
+        train(
+            model, REHEARSED, Seeded(lambda i: part(i // 5, slice(i % 5, i % 5 + 2))), asked, tmp_path / str(n), session
+        )
+        made[n] = weights(model)
+    assert same(made[1], made[workers])
+    assert without_time(lines(tmp_path / "1")) == without_time(lines(tmp_path / str(workers)))
+
+
+def test_an_error_of_one_worker_is_the_error_of_the_step(tmp_path: Path) -> None:
+    def objective(model: torch.nn.Module, batch: Batch) -> Loss:
+        if int(batch.tokens_BT[0, 0]) == odd:
+            raise KlypeError("This batch cannot be learnt.")
+        return cross_entropy(model, batch)
+
+    batches = [random_batch(i) for i in range(8)]
+    odd = int(batches[5].tokens_BT[0, 0])
+    assert sum(int(b.tokens_BT[0, 0]) == odd for b in batches[:5]) == 0
+    with pytest.raises(KlypeError, match="cannot be learnt"):
+        train(
+            tiny_model(),
+            objective,
+            Seeded(lambda i: batches[i]),
+            settings(4, micro_batches=2),
+            tmp_path,
+            Session(parts=PARTS, workers=2),
+        )
+    assert len(lines(tmp_path)) == 2
+
+
 def test_metrics_of_the_objective_and_of_the_batch_reach_the_caller(tmp_path: Path) -> None:
     def objective(model: torch.nn.Module, batch: Batch) -> Loss:
         loss = cross_entropy(model, batch)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -107,9 +107,7 @@ def seconds_per_step(model: nn.Module, build: Build, tried: Planned, training: S
     stamps = [time.perf_counter()]
     settings = tried.training(training).model_copy(update={"save_seconds": 0.0, "save_every": 0})
     with tempfile.TemporaryDirectory() as folder:
-        session = Session(
-            on_step=lambda step, metrics: stamps.append(time.perf_counter()), workers=tried.crew.workers
-        )
+        session = Session(on_step=lambda step, metrics: stamps.append(time.perf_counter()), workers=tried.crew.workers)
         train(twin, objective, batches, settings, Path(folder), session)
     torch.set_rng_state(generator)
     taken = sorted(b - a for a, b in pairwise(stamps[WARM:]))[1:-1]

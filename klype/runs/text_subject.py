@@ -151,7 +151,9 @@ class TextSubject:
     # data
 
     def pretraining(self, steps: int, background: bool) -> Batches:
-        return PackedBatches(self._train_shards, self.recipe.pretrain.rows, self.recipe.model.window, self.seed)
+        lesson = self.recipe.pretrain
+        rows = max(1, lesson.rows // lesson.training.micro_batches)
+        return PackedBatches(self._train_shards, rows, self.recipe.model.window, self.seed)
 
     def late(self, steps: int) -> dict[str, Any]:
         """Windows are all of one length: the beginning is as good as the end."""
@@ -162,11 +164,14 @@ class TextSubject:
         for conversation in self._conversations:
             ids, learnt = self.chat.conversation(conversation)
             examples.append(fit((ids, [float(x) for x in learnt]), self.recipe.model.window))
-        settings = PoolSettings(self.recipe.finetune.rows, pad=self.chat.tokenizer.pad, seed=self.seed)
+        lesson, pieces = self.recipe.finetune, self.recipe.finetune.training.micro_batches
+        settings = PoolSettings(
+            max(1, lesson.rows // pieces), 8 * pieces, pad=self.chat.tokenizer.pad, seed=self.seed, pieces=pieces
+        )
         return conversation_batches(examples, settings)
 
-    def rehearsal(self, rows: int) -> Batches:
-        return _ByPosition(self._train_shards, rows, self.recipe.model.window // 2, mix(self.seed, 3))
+    def rehearsal(self, rows: int, pieces: int = 1) -> Batches:
+        return _ByPosition(self._train_shards, max(1, rows // pieces), self.recipe.model.window // 2, mix(self.seed, 3))
 
     def questions(self, part: int) -> _Asked:
         return _Asked(self._learnt, part)

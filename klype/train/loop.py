@@ -60,12 +60,12 @@ class Session:
     """
 
     resume: bool = False
-    workers: int = 1
     parts: Parts = field(default_factory=dict)
     on_step: Callable[[int, Metrics], None] = lambda step, metrics: None
     stop: Callable[[], bool] = lambda: False
     say: Callable[[str], None] = lambda message: None
     clock: Callable[[], float] = time.perf_counter
+    workers: int = 1
 
 
 @dataclass(frozen=True, slots=True)
