@@ -1,14 +1,18 @@
 #!/usr/bin/env bash
-# The tests look at pages with Chromium. As root on Debian or Ubuntu it is installed, elsewhere its absence is named.
+# The tests look at pages with Chromium and keep rankings in PostgreSQL. As root on Debian or Ubuntu what is missing is
+# installed, elsewhere its absence is named.
 set -euo pipefail
 
-for name in chromium chromium-browser google-chrome; do
-  command -v "$name" >/dev/null && exit 0
-done
-if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+have() { command -v "$1" >/dev/null; }
+missing=()
+have chromium || have chromium-browser || have google-chrome || missing+=(chromium)
+have initdb || compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || missing+=(postgresql)
+
+[ ${#missing[@]} = 0 ] && exit 0
+if [ "$(id -u)" = 0 ] && have apt-get; then
   apt-get update -qq
-  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 else
-  echo "klype: Chromium is not installed, so tests that look at pages cannot run. Install the package 'chromium'." >&2
+  echo "klype: not installed, so some tests cannot run: ${missing[*]}. Install these packages." >&2
   [ -z "${CI:-}" ] # on a build server that is a failure
 fi

@@ -11,9 +11,9 @@ from klype.data.rows import read_questions
 from klype.errors import KlypeError, UsageError
 from klype.examine.facts import read as read_facts
 from klype.model import checkpoint
+from klype.preferences.store import Store
 from klype.runs import pipeline
 from klype.runs.options import RunOptions, StageOptions
-from klype.runs.ranking import _different
 from klype.runs.record import resumed_options
 from klype.runs.say import Silent
 
@@ -178,8 +178,8 @@ def test_own_instructions_and_preferences_are_used(texts: Path, tmp_path: Path) 
     )
     assert document["reward"]["pair_accuracy"]["value"] is not None  # type: ignore[index]
     assert document["reward"]["ceiling"]["value"] is None  # type: ignore[index]
-    held_out = (tmp_path / "own" / "rank" / "held-out.jsonl").read_text().splitlines()
-    assert 1 <= len(held_out) < 30
+    with Store.open(tmp_path / "own" / "rank" / "rankings.db", read_only=True) as store:
+        assert 1 <= len(store.rankings("held-out")) < len(store.rankings()) <= 30
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,3 @@ def test_a_text_shorter_than_a_window_is_refused(tmp_path: Path) -> None:
 def test_a_later_stage_needs_a_model(stage: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="needs a model to start from"):
         pipeline.train_stage(StageOptions.model_validate({"stage": stage, "out": tmp_path}), Silent())
-
-
-def test_candidates_that_differ_in_white_space_are_one_and_blank_ones_none() -> None:
-    assert _different(["Ja.", " Ja.", "\n", "", "Nei."]) == ["Ja.", "Nei."]

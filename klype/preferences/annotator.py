@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from klype.errors import KlypeError
+from klype.preferences.records import SIMULATED
 from klype.values import Question, Ranking
 
-SIMULATED = "simulated"
 EQUAL = 1e-9
 
 
@@ -23,12 +23,18 @@ class Annotator:
 
 
 def rank_simulated(
-    annotator: Annotator, question: Question, candidates: Sequence[str], noise: float, rng: random.Random
+    annotator: Annotator,
+    question: Question,
+    candidates: Sequence[str],
+    noise: float,
+    rng: random.Random,
+    label: str = SIMULATED,
 ) -> Ranking:
     """Candidates by the annotator's score, equal scores tied; with chance ``noise`` each neighbour is passed over.
 
     One pass from the best to the worst: each group trades places with the next with this chance, so that errors are
-    mostly between neighbours, as people's are. Chance, not the order of ``candidates``, is all that ``rng`` decides.
+    mostly between neighbours, as people's are. ``label`` comes before the name. Chance, not the order of
+    ``candidates``, is all that ``rng`` decides.
     """
     scores = [annotator.score(question, candidate) for candidate in candidates]
     if not all(math.isfinite(score) for score in scores):
@@ -43,7 +49,7 @@ def rank_simulated(
         if rng.random() < noise:
             groups[place], groups[place + 1] = groups[place + 1], groups[place]
     order = tuple(tuple(sorted(group)) for group in groups)
-    return Ranking(question, tuple(candidates), order, f"{SIMULATED}: {annotator.name}")
+    return Ranking(question, tuple(candidates), order, f"{label}{annotator.name}")
 
 
 def ranks(ranking: Ranking) -> tuple[int, ...]:

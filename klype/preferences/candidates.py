@@ -1,10 +1,16 @@
-"""Candidate answers: those that say the same in nearly the same words are one."""
+"""Candidate answers: which are one and the same, which to show, and which question teaches the most."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,23 +21,74 @@ class Merged:
     members: tuple[int, ...]
 
 
-def merge_near_duplicates(candidates: Sequence[str], similar: float = 0.9) -> list[Merged]:
-    """Candidates in their order, each merged into the first earlier one that it nearly equals.
+def merge_near_duplicates(
+    candidates: Sequence[str], similar: float = 0.9, meaning: Callable[[str], Hashable] = lambda text: None
+) -> list[Merged]:
+    """Candidates in their order, each merged into the first earlier one that it nearly equals and that means the same.
 
     Nearly: the same words once case, punctuation and spaces are ignored, or a share of common character trigrams
-    (Jaccard) of at least ``similar``; in short answers a single other word is a difference.
+    (Jaccard) of at least ``similar``. One other name in a long answer is a small difference to trigrams and a large one
+    to the truth: give ``meaning`` where it is known.
     """
-    kept: list[tuple[str, frozenset[str], list[int]]] = []
+    kept: list[tuple[str, frozenset[str], Hashable, list[int]]] = []
     for index, text in enumerate(candidates):
-        plain = _plain(text)
+        plain, means = _plain(text), meaning(text)
         trigrams = _trigrams(plain)
-        for other, known, members in kept:
+        for other, known, meant, members in kept:
+            if means != meant:
+                continue
             if plain == other or (bool(plain) and bool(other) and _jaccard(trigrams, known) >= similar):
                 members.append(index)
                 break
         else:
-            kept.append((plain, trigrams, [index]))
-    return [Merged(candidates[members[0]], tuple(members)) for _, _, members in kept]
+            kept.append((plain, trigrams, means, [index]))
+    return [Merged(candidates[members[0]], tuple(members)) for *_, members in kept]
+
+
+def spread(meanings: Sequence[Hashable], most: int, worth: Sequence[float] | None = None) -> list[int]:
+    """Which ``most`` candidates to show: each meaning once before any twice, those of more ``worth`` first.
+
+    Indices in ascending order. Without ``worth`` the earlier ones come first.
+    """
+    value = worth if worth is not None else [0.0] * len(meanings)
+    turn: dict[Hashable, int] = {}
+    rounds = []
+    for index in sorted(range(len(meanings)), key=lambda i: -value[i]):
+        turn[meanings[index]] = turn.get(meanings[index], -1) + 1
+        rounds.append((turn[meanings[index]], index))
+    return sorted(index for _, index in sorted(rounds, key=lambda r: r[0])[:most])
+
+
+def information(scores_KH: Floats) -> Floats:
+    """[K, K]: how much (in nats) learning which of two candidates is better would tell about the heads of an ensemble.
+
+    BALD (Houlsby et al. 2011) on Bradley–Terry: the entropy of the mean prediction less the mean entropy of the heads'.
+    Zero where the heads agree, however unsure all of them are: that is the annotator's noise, not ignorance.
+    """
+    difference_KKH = scores_KH[:, None, :] - scores_KH[None, :, :]
+    p_KKH = 0.5 * (1 + np.tanh(difference_KKH / 2))
+    gain_KK: Floats = np.maximum(0.0, _entropy(p_KKH.mean(-1)) - _entropy(p_KKH).mean(-1))
+    return gain_KK
+
+
+def worth_of(scores_KH: Floats) -> Floats:
+    """[K]: what a candidate's comparison with all others would tell."""
+    return np.asarray(information(scores_KH).sum(1))
+
+
+def most_informative(groups: Sequence[Floats]) -> list[int]:
+    """Questions in the order in which to rank them: whose candidates' comparisons would tell the most, first.
+
+    ``groups``: the ensemble's scores [candidates, heads] of each question. Per question it is the sum over its pairs:
+    a ranking orders all of them at the price of one question.
+    """
+    value = [float(np.triu(information(scores), 1).sum()) for scores in groups]
+    return sorted(range(len(groups)), key=lambda i: -value[i])
+
+
+def _entropy(p: Floats) -> Floats:
+    q = np.clip(p, 1e-12, 1 - 1e-12)
+    return np.asarray(-(q * np.log(q) + (1 - q) * np.log(1 - q)))
 
 
 def _plain(text: str) -> str:

@@ -1,103 +1,244 @@
-"""Rankings in a JSONL file: a line that was acknowledged is on the disk, whatever happens next."""
+"""The store of preferences: what was acknowledged is on the disk, and nothing is ever taken out, only taken back."""
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, Engine, bindparam, delete, insert, select, update
 
 from klype.errors import KlypeError
-from klype.preferences.rows import ranking_from, row_of, trl_rows
+from klype.preferences import database
+from klype.preferences.records import Asked, Candidate, Entry
+from klype.preferences.rows import Annotator, added, annotator_id, asked_by_id, entries_of, new_candidates, recorded
+from klype.preferences.tables import annotators, candidates, claims, questions, rankings
 from klype.values import Ranking
 
+LEASE_S = 900.0  # how long a question that somebody looks at is not given to others
+APART = 3  # questions in between before one is asked again
 
-def append(path: Path, rankings: Sequence[Ranking]) -> None:
-    """Adds rankings and returns when the disk has them. What a killed writer left of a line is cut off first.
 
-    When it fails, none of them is there. One writer at a time.
-    """
-    lines = "".join(json.dumps(row_of(r), ensure_ascii=False) + "\n" for r in rankings).encode()
-    try:
-        new = not path.exists()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        with os.fdopen(descriptor, "r+b") as file:
-            end = _end_of_lines(file)
+class Store:
+    """Questions, candidates and rankings in SQLite or PostgreSQL. Safe for many processes at once; close it."""
+
+    def __init__(self, engine: Engine, place: str, clock: Callable[[], float]) -> None:
+        self._engine, self.place, self._clock = engine, place, clock
+
+    @staticmethod
+    def open(
+        place: str | Path, busy_s: float = 10.0, read_only: bool = False, clock: Callable[[], float] = time.time
+    ) -> Store:
+        """Makes what is missing and migrates what is older. KlypeError: newer, locked, unwritable, no store at all."""
+        file = database.file_of(place)
+        named = str(place) if file is not None else database.name_of(place)
+        if read_only and file is not None and not file.is_file():
+            raise KlypeError(f"There is no store {file}.")
+        with database.plainly(named):
+            if file is not None and not read_only:
+                file.parent.mkdir(parents=True, exist_ok=True)
+            engine = database.connect(place, busy_s, read_only)
             try:
-                file.seek(end)
-                file.truncate()
-                file.write(lines)
-                file.flush()
-                os.fsync(file.fileno())
-            except OSError:
-                file.truncate(end)
+                (database.check if read_only else database.migrate)(engine, named)
+            except BaseException:
+                engine.dispose()
                 raise
-        if new and os.name != "nt":
-            _sync_folder(path.parent)
-    except OSError as error:
-        raise KlypeError(
-            f"{len(rankings)} rankings could not be written to {path}: {error.strerror or error}.",
-            "Earlier rankings are safe: make room or make the file writable.",
-        ) from error
+        return Store(engine, named, clock)
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    # questions and candidates
+
+    def add(self, asked: Sequence[Asked]) -> list[int]:
+        """Questions with their candidates; what is there already is not doubled. The questions' ids."""
+        with self._writing() as connection:
+            return [found.id for found in added(connection, asked)]
+
+    def add_candidate(self, question: int, candidate: Candidate) -> Candidate:
+        """One more answer, such as one that a person wrote; with its id."""
+        with self._writing() as connection:
+            return new_candidates(connection, [(question, candidate)])[0]
+
+    def questions(self, part: str = "") -> list[Asked]:
+        """All questions with all their candidates, in the order added."""
+        with self._reading() as connection:
+            return list(asked_by_id(connection, part).values())
+
+    def prioritise(self, priority: Mapping[int, float]) -> None:
+        """The questions with the highest numbers are asked first; others keep theirs."""
+        if priority:
+            statement = update(questions).where(questions.c.id == bindparam("q")).values(priority=bindparam("p"))
+            with self._writing() as connection:
+                connection.execute(statement, [{"q": q, "p": p} for q, p in priority.items()])
+
+    # ranking
+
+    def claim(self, who: Annotator, part: str = "", each: int = 1, lease_s: float = LEASE_S) -> Asked | None:
+        """The next question for this annotator, kept from others for a while; None when nothing is left.
+
+        A question is wanted until ``each`` annotators of this kind have ranked or skipped it. One that another
+        sitting holds is given out only when its lease has run out, or to the same annotator when nothing else is left.
+        """
+        now = self._clock()
+        with self._writing() as connection:
+            _one_at_a_time(connection)
+            mine = annotator_id(connection, who, self._stamp())
+            found = _next(connection, mine, who, (part, each), now)
+            if found is None:
+                return None
+            held = (claims.c.question_id == found) & (claims.c.annotator_id == mine)
+            connection.execute(delete(claims).where(held | (claims.c.until < now)))
+            row = {"question_id": found, "annotator_id": mine, "session": who.session, "until": now + lease_s}
+            connection.execute(insert(claims), [row])
+            return asked_by_id(connection, only=[found])[found]
+
+    def claim_again(self, who: Annotator) -> Asked | None:
+        """A question that this annotator ranked some time ago and has not ranked twice; with the candidates shown then.
+
+        None while there is none that lies ``APART`` rankings back.
+        """
+        own = [e for e in self.entries(annotators=(who.name,)) if e.kind != "skip"]
+        times: dict[int, int] = {}
+        for entry in own:
+            times[entry.asked.id] = times.get(entry.asked.id, 0) + 1
+        return next((e.asked for e in own[: max(0, len(own) - APART)] if times[e.asked.id] == 1), None)
+
+    def release(self, who: Annotator) -> None:
+        """Gives back the questions that this sitting holds."""
+        with self._writing() as connection:
+            connection.execute(delete(claims).where(claims.c.session == who.session))
+
+    def record(self, entry: Entry) -> int:
+        """Keeps what was said; when this returns it is on the disk. ``asked`` and its candidates carry ids."""
+        return self.record_all([entry])[0]
+
+    def record_all(self, entries: Sequence[Entry]) -> list[int]:
+        """All of them in one transaction."""
+        with self._writing() as connection:
+            return recorded(connection, entries, self._stamp())
+
+    def undo(self, who: Annotator) -> Entry | None:
+        """Takes back the annotator's last ranking or skip; it stays in the store as taken back. None: nothing to."""
+        with self._writing() as connection:
+            _one_at_a_time(connection)
+            found = entries_of(connection, "", (who.name,))
+            if not found:
+                return None
+            last = found[-1]
+            mine = annotator_id(connection, who, self._stamp())
+            row = {
+                "question_id": last.asked.id,
+                "annotator_id": mine,
+                "kind": "undo",
+                "shown": [],
+                "ordering": [],
+                "at": self._stamp(),
+                "seconds": None,
+                "again": False,
+                "undoes": last.id,
+            }
+            connection.execute(insert(rankings), [row])
+            return last
+
+    def entries(self, part: str = "", annotators: Sequence[str] = ()) -> list[Entry]:
+        """What was said and not taken back, oldest first."""
+        with self._reading() as connection:
+            return entries_of(connection, part, annotators)
+
+    def rankings(self, part: str = "", annotators: Sequence[str] = ()) -> list[Ranking]:
+        """The entries with an order (skips have none)."""
+        return [entry.ranking() for entry in self.entries(part, annotators) if entry.kind != "skip"]
+
+    def taken_back(self) -> int:
+        """How many rankings were undone."""
+        with self._reading() as connection:
+            undone = select(sa.func.count()).select_from(rankings).where(rankings.c.kind == "undo")
+            return int(connection.execute(undone).scalar_one())
+
+    def put(self, entries: Sequence[Entry]) -> int:
+        """Entries from elsewhere, with their questions and candidates; exact doubles are left out. How many are new."""
+        with self._writing() as connection:
+            _one_at_a_time(connection)
+            stored = added(connection, [entry.asked for entry in entries])
+            known = {_key(entry) for entry in entries_of(connection, "", ())}
+            new = []
+            for entry, asked in zip(entries, stored, strict=True):
+                entry = replace(entry, asked=asked)
+                if _key(entry) not in known:
+                    known.add(_key(entry))
+                    new.append(entry)
+            recorded(connection, new, self._stamp())
+            return len(new)
+
+    def _stamp(self) -> str:
+        return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._clock()))
+
+    @contextmanager
+    def _writing(self) -> Iterator[Connection]:
+        with database.plainly(self.place), database.writing(self._engine) as connection:
+            yield connection
+
+    @contextmanager
+    def _reading(self) -> Iterator[Connection]:
+        with database.plainly(self.place), self._engine.connect() as connection:
+            yield connection
 
 
-def read(path: Path, say: Callable[[str], None] = lambda message: None) -> list[Ranking]:
-    """All rankings, oldest first. A torn last line is dropped, and that is said; any other bad line is a KlypeError."""
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise KlypeError(f"{path} cannot be read: {error.strerror or error}.") from error
-    end = _whole(content)
-    if end < len(content):
-        say(f"The last line of {path} was cut short (a writer was killed): it is left out.")
-    return [_ranking(path, number, line) for number, line in enumerate(content[:end].split(b"\n")[:-1], 1)]
+def _one_at_a_time(connection: Connection) -> None:
+    """SQLite has one writer anyway; elsewhere whoever claims or imports waits for the one before."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.text(f"SELECT pg_advisory_xact_lock({database.LOCK + 1})"))
 
 
-def export_pairs(path: Path, rankings: Iterable[Ranking]) -> int:
-    """Writes TRL's prompt/chosen/rejected rows; how many."""
-    rows = [row for ranking in rankings for row in trl_rows(ranking)]
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    except OSError as error:
-        raise KlypeError(f"{path} cannot be written: {error.strerror or error}.") from error
-    return len(rows)
+def _next(connection: Connection, mine: int, who: Annotator, wanted: tuple[str, int], now: float) -> int | None:
+    """The id of the question to claim: this sitting's own, else free ones, else one that another own sitting holds."""
+    part, each = wanted
+    undone = select(rankings.c.undoes).where(rankings.c.undoes.is_not(None))
+    said = (rankings.c.kind != "undo") & rankings.c.id.not_in(undone)
+    own = select(rankings.c.question_id).where(said, rankings.c.annotator_id == mine)
+    alike = annotators.c.by == who.by
+    ranked = (
+        select(rankings.c.question_id, rankings.c.annotator_id.label("who"))
+        .join(annotators, annotators.c.id == rankings.c.annotator_id)
+        .where(said, alike)
+    )
+    live = (
+        select(claims.c.question_id, claims.c.annotator_id.label("who"))
+        .join(annotators, annotators.c.id == claims.c.annotator_id)
+        .where(alike, claims.c.until >= now, claims.c.annotator_id != mine)
+    )
+    both = ranked.union(live).subquery()
+    taken = select(sa.func.count(sa.distinct(both.c.who))).where(both.c.question_id == questions.c.id).scalar_subquery()
+    elsewhere = sa.exists().where(
+        claims.c.question_id == questions.c.id,
+        claims.c.annotator_id == mine,
+        claims.c.session != who.session,
+        claims.c.until >= now,
+    )
+    enough = sa.exists().where(candidates.c.question_id == questions.c.id)
+    query = (
+        select(questions.c.id)
+        .where(questions.c.id.not_in(own), taken < each, enough)
+        .order_by(sa.case((elsewhere, 1), else_=0), questions.c.priority.desc(), questions.c.id)
+        .limit(1)
+    )
+    if part:
+        query = query.where(questions.c.part == part)
+    found = connection.execute(query).scalar()
+    return None if found is None else int(found)
 
 
-def _ranking(path: Path, number: int, line: bytes) -> Ranking:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        row = None
-    found = ranking_from(row, str(number)) if isinstance(row, dict) else "is not a JSON object"
-    if isinstance(found, str):
-        raise KlypeError(f"{path} line {number} {found}.", "Mend or remove the line.")
-    return found
-
-
-def _whole(content: bytes) -> int:
-    """Where the last whole line ends."""
-    return content.rfind(b"\n") + 1
-
-
-def _end_of_lines(file: BinaryIO) -> int:
-    size = file.seek(0, os.SEEK_END)
-    if size == 0:
-        return 0
-    file.seek(size - 1)
-    if file.read(1) == b"\n":
-        return size
-    file.seek(0)
-    return _whole(file.read())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _key(entry: Entry) -> tuple[Any, ...]:
+    shown = tuple(candidate.id for candidate in entry.asked.candidates)
+    return entry.asked.id, shown, entry.order, entry.kind, entry.annotator, entry.when, entry.again

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,14 @@ from klype.data.order import mix
 from klype.errors import KlypeError
 from klype.examine.intervals import ratio_of_means
 from klype.model.transformer import Transformer
-from klype.preferences import store
+from klype.preferences import formats
 from klype.preferences.agreement import ceiling
 from klype.preferences.annotator import Annotator, rank_simulated, ranks
+from klype.preferences.candidates import merge_near_duplicates
+from klype.preferences.records import SIMULATED, Asked, Candidate, Entry, Part, entry_of
+from klype.preferences.store import Store
 from klype.runs.answering import answer_all, said
-from klype.runs.human import rank_by_hand
+from klype.runs.human import Sitting, rank_by_hand
 from klype.runs.lessons import messages
 from klype.runs.options import RunOptions, StageOptions
 from klype.runs.say import Say
@@ -26,7 +30,11 @@ from klype.train.audit import bias_audit
 from klype.train.rewards import PairOutcomes, Ranked, RewardModel, pair_outcomes
 from klype.values import Figure, Question, Ranking, Sampling
 
-TRAIN, HELD_OUT = "rankings.jsonl", "held-out.jsonl"
+STORE = "rankings.db"  # of a run, in its folder rank/
+BEFORE_STORES: tuple[tuple[str, Part], ...] = (
+    ("rankings.jsonl", "train"),
+    ("held-out.jsonl", "held-out"),
+)  # what older runs have in its place
 BY_HAND = 40  # questions that a person is asked to rank
 
 
@@ -48,73 +56,155 @@ class RankedSets:
 
 
 def make(model: Transformer, subject: Subject, options: RunOptions | StageOptions, folder: Path, say: Say) -> Made:
-    """Writes both files of rankings; what is there already stays (a person's work goes on where it stopped)."""
-    given = subject.given_rankings()
-    if given:
-        train, held_out = _by_question(given)
-        _write(folder, train, held_out)
-        return Made(f"{len(given)} rankings were given; {len(held_out)} of them are held out")
-    section = subject.recipe.rank
-    if options.human:
+    """Fills the run's store; what is there already stays (a person's work goes on where it stopped)."""
+    with open_store(folder) as store:
+        given = subject.given_rankings()
+        if given:
+            return _given(store, given)
+        if options.human:
+            return _by_hand(store, model, subject, options.seed, say)
+        return _simulated(store, model, subject, options.seed)
+
+
+def open_store(folder: Path) -> Store:
+    """The store of a run's folder ``rank``, made when it is missing; an older run's files of rankings go into it."""
+    new = not (folder / STORE).exists()
+    store = Store.open(folder / STORE)
+    if new:
+        store.put(_older(folder))
+    return store
+
+
+def _older(folder: Path) -> list[Entry]:
+    found: list[Entry] = []
+    for name, part in BEFORE_STORES:
+        if (folder / name).is_file():
+            found += [replace(e, asked=replace(e.asked, part=part)) for e in formats.read(folder / name)]
+    return found
+
+
+def _given(store: Store, given: Sequence[Ranking]) -> Made:
+    parts = _parts([r.question for r in given])
+    entries = [entry_of(r, part, "imported") for r, part in zip(given, parts, strict=True)]
+    store.put(entries)
+    return Made(f"{len(given)} rankings were given; {parts.count('held-out')} of them are held out")
+
+
+def _by_hand(store: Store, model: Transformer, subject: Subject, seed: int, say: Say) -> Made:
+    if not store.questions():
         questions = [subject.questions(1)(i) for i in range(BY_HAND)]
-        candidates = draw(model, subject, questions, options.seed)
-        rank_by_hand(folder / TRAIN, questions, candidates, say)
-        train, held_out = _by_question(store.read(folder / TRAIN, say.note))
-        _write(folder, train, held_out, keep=True)
-        return Made(f"{len(train) + len(held_out)} questions ranked by you; {len(held_out)} of them are held out")
-    annotator = Annotator(subject.annotator_name, lambda question, answer: subject.judge(question, answer, True).score)
-    questions = [subject.questions(1)(i) for i in range(section.questions)]
-    kept = subject.held_out[: section.held_out]
-    sets: list[list[Ranking]] = []
-    for part, asked, noise in ((0, questions, section.noise), (1, kept, 0.0)):
-        candidates = draw(model, subject, asked, options.seed + part)
-        rng = random.Random(mix(options.seed, part, 9))
-        sets.append(
-            [
-                rank_simulated(annotator, question, answers, noise, rng)
-                for question, answers in zip(asked, candidates, strict=True)
-                if len(answers) > 1
-            ]
-        )
-    _write(folder, sets[0], sets[1])
-    drawn = sum(len(r.candidates) for r in sets[0])
-    return Made(f"{len(sets[0])} questions, {drawn:,} answers, ranked by the simulated annotator")
+        store.add(_asked(questions, draw(model, subject, questions, seed), _parts(questions)))
+    rank_by_hand(store, Sitting("you"), say)
+    done = store.entries(annotators=("you",))
+    held_out = sum(e.asked.part == "held-out" for e in done)
+    if not done:
+        raise KlypeError("Nothing was ranked.", "Rank at least one question, or let the simulated annotator do it.")
+    return Made(f"{len(done)} questions ranked by you; {held_out} of them are held out")
 
 
-def draw(model: Transformer, subject: Subject, questions: Sequence[Question], seed: int) -> list[list[str]]:
-    """Different finished answers to each question: drawn, drawn hot, and wrong ones where the subject can make them."""
+def _simulated(store: Store, model: Transformer, subject: Subject, seed: int) -> Made:
     section = subject.recipe.rank
-    groups: list[list[str]] = [[] for _ in questions]
+    annotator = Annotator(subject.annotator_name, lambda question, answer: subject.judge(question, answer, True).score)
+    entries: list[Entry] = []
+    drawn = 0
+    questions = [subject.questions(1)(i) for i in range(section.questions)]
+    rounds: list[tuple[Part, Sequence[Question], float]] = [
+        ("train", questions, section.noise),
+        ("held-out", subject.held_out[: section.held_out], 0.0),
+    ]
+    for at, (part, asked, noise) in enumerate(rounds):
+        candidates = draw(model, subject, asked, seed + at)
+        rng = random.Random(mix(seed, at, 9))
+        for one in _asked(asked, candidates, [part] * len(asked)):
+            ranking = rank_simulated(annotator, one.question, [c.text for c in one.candidates], noise, rng)
+            entries.append(Entry(one, ranking.order, ranking.annotator, by="simulated", when=now()))
+            drawn += len(one.candidates) if part == "train" else 0
+    store.put(entries)
+    ranked = sum(e.asked.part == "train" for e in entries)
+    return Made(f"{ranked} questions, {drawn:,} answers, ranked by the simulated annotator")
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _asked(
+    questions: Sequence[Question], candidates: Sequence[Sequence[Candidate]], parts: Sequence[Part]
+) -> list[Asked]:
+    """Questions with two answers or more: one answer cannot be ranked."""
+    rows = zip(questions, candidates, parts, strict=True)
+    return [Asked(question, tuple(answers), part) for question, answers, part in rows if len(answers) > 1]
+
+
+def draw(
+    model: Transformer, subject: Subject, questions: Sequence[Question], seed: int, name: str = "finetune"
+) -> list[list[Candidate]]:
+    """Different finished answers to each question: drawn, drawn hot, and wrong ones where the subject can make them.
+
+    ``name`` says which model answered.
+    """
+    section = subject.recipe.rank
+    groups: list[list[Candidate]] = [[] for _ in questions]
     for n, temperature in ((section.drawn, 1.0), (section.hot, section.hot_temperature)):
         if n == 0:
             continue
-        for texts, traces in zip(
+        for answers, traces in zip(
             groups, answer_all(model, subject, questions, Sampling(temperature=temperature), n=n), strict=True
         ):
-            texts += [said(subject, trace) for trace in traces if trace.ended == "stop"]
-    for i, (question, texts) in enumerate(zip(questions, groups, strict=True)):
-        texts += subject.wrong_answers(question, section.wrong, mix(seed, i))
-    return [_different(texts) for texts in groups]
+            for trace in traces:
+                if trace.ended == "stop":
+                    bare = replace(trace, steps=tuple(replace(s, distribution=None) for s in trace.steps), model=name)
+                    answers.append(Candidate(said(subject, trace), name, temperature, trace=bare))
+    for i, (question, answers) in enumerate(zip(questions, groups, strict=True)):
+        answers += [
+            Candidate(text, "made wrong") for text in subject.wrong_answers(question, section.wrong, mix(seed, i))
+        ]
+    return [different(subject, question, answers) for question, answers in zip(questions, groups, strict=True)]
 
 
-def _different(texts: Sequence[str]) -> list[str]:
-    """Each answer once, white space at its ends not counting; blank ones are none."""
-    return list(dict.fromkeys(stripped for text in texts if (stripped := text.strip())))
+def different(subject: Subject, question: Question, answers: Sequence[Candidate]) -> list[Candidate]:
+    """Each answer once: near-duplicates that are as right are one; white space at the ends and blank answers go."""
+    kept = [replace(c, text=text) for c in answers if (text := c.text.strip())]
+    merged = merge_near_duplicates(
+        [c.text for c in kept], meaning=lambda text: subject.judge(question, text, True).right
+    )
+    return [kept[one.members[0]] for one in merged]
 
 
-def load(subject: Subject, folder: Path) -> RankedSets:
-    """The rankings that the rank stage left, as token ids."""
-    train, held_out = (_fitting(subject, store.read(folder / name)) for name in (TRAIN, HELD_OUT))
+def load(subject: Subject, folder: Path, annotators: Sequence[str] = ()) -> RankedSets:
+    """The rankings that the rank stage left, as token ids: those of ``annotators``, or of all.
+
+    Simulated annotators are a stand-in: when none are named, and somebody else ranked too, theirs are left out.
+    """
+    entries = _entries(folder, annotators)
+    if not annotators and any(e.by != "simulated" for e in entries):
+        entries = [e for e in entries if e.by != "simulated"]
+    if entries and not any(e.asked.part == "held-out" for e in entries):
+        parts = _parts([e.asked.question for e in entries])
+        entries = [replace(e, asked=replace(e.asked, part=part)) for e, part in zip(entries, parts, strict=True)]
+    train, held_out = (
+        _fitting(subject, [e.ranking() for e in entries if e.asked.part == part]) for part in ("train", "held-out")
+    )
     if not train:
         raise KlypeError(
             f"There are no rankings in {folder} that fit the model's window.",
             "Rank some answers first: klype rank MODEL.",
         )
     annotator = train[0].annotator
-    noise = subject.recipe.rank.noise if annotator.startswith("simulated") and not subject.given_rankings() else None
+    known = annotator.startswith(SIMULATED) and not subject.given_rankings()
+    noise = subject.recipe.rank.noise if known else None
     return RankedSets(
         [_tokens(subject, r) for r in train], [_tokens(subject, r) for r in held_out], held_out, annotator, noise
     )
+
+
+def _entries(folder: Path, annotators: Sequence[str]) -> list[Entry]:
+    if (folder / STORE).exists():
+        with Store.open(folder / STORE, read_only=True) as store:
+            found = store.entries(annotators=annotators)
+    else:
+        found = [e for e in _older(folder) if not annotators or e.annotator in annotators]
+    return [e for e in found if e.kind != "skip"]
 
 
 def agreement(model: RewardModel, ranked: RankedSets, subject: Subject, seed: int) -> dict[str, Figure]:
@@ -186,18 +276,8 @@ def _fitting(subject: Subject, rankings: Sequence[Ranking]) -> list[Ranking]:
     return kept
 
 
-def _by_question(rankings: Sequence[Ranking]) -> tuple[list[Ranking], list[Ranking]]:
-    """A seventh of the questions is held out, and at least one."""
-    prompts = sorted({r.question.prompt for r in rankings}, key=lambda p: mix(len(p), *p.encode()[:64]))
+def _parts(questions: Sequence[Question]) -> list[Part]:
+    """A seventh of the questions is held out, and at least one; the same question always goes the same way."""
+    prompts = sorted({q.prompt for q in questions}, key=lambda p: mix(len(p), *p.encode()[:64]))
     kept = set(prompts[: max(1, len(prompts) // 7)]) if len(prompts) > 1 else set()
-    return [r for r in rankings if r.question.prompt not in kept], [r for r in rankings if r.question.prompt in kept]
-
-
-def _write(folder: Path, train: Sequence[Ranking], held_out: Sequence[Ranking], keep: bool = False) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, rankings in ((TRAIN, train), (HELD_OUT, held_out)):
-        if keep and name == TRAIN:
-            continue
-        (folder / name).unlink(missing_ok=True)
-        store.append(folder / name, rankings)
-    store.export_pairs(folder / "preferences.jsonl", train)
+    return ["held-out" if q.prompt in kept else "train" for q in questions]

@@ -1,0 +1,178 @@
+"""The database under a store: SQLite in a file or PostgreSQL by url, at the newest version of the tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from alembic.operations import Operations
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError
+
+from klype.errors import KlypeError, UsageError
+
+POSTGRES = ("postgresql", "postgres", "postgresql+psycopg")
+LOCK = 0x6B6C7970  # PostgreSQL's advisory lock while tables are made
+
+
+def connect(place: str | Path, busy_s: float = 10.0, read_only: bool = False) -> Engine:
+    """An engine whose transactions are durable when they are over; ``place``: a file, ``sqlite:///…``, ``postgresql://…``.
+
+    ``busy_s``: how long to wait for another writer. Errors: a url of another kind, a driver that is not installed.
+    """
+    url = _url(place)
+    if url.get_backend_name() == "sqlite":
+        return _sqlite(url, busy_s, read_only)
+    try:
+        engine = create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": max(2, int(busy_s))})
+    except ImportError as error:
+        raise UsageError(
+            "A store in PostgreSQL needs the driver psycopg.", "Install it: pip install 'klype[postgres]'."
+        ) from error
+
+    @event.listens_for(engine, "connect")
+    def prepare(connection: Any, record: Any) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("SET synchronous_commit = on")
+            cursor.execute(f"SET lock_timeout = {int(busy_s * 1000)}")
+        connection.commit()
+
+    return engine
+
+
+def name_of(place: str | Path) -> str:
+    """Where a store is, for a message: without a password."""
+    return str(place) if isinstance(place, Path) else _url(place).render_as_string(hide_password=True)
+
+
+def file_of(place: str | Path) -> Path | None:
+    """The file of a SQLite store; None for PostgreSQL."""
+    url = _url(place)
+    return Path(url.database) if url.get_backend_name() == "sqlite" and url.database else None
+
+
+@contextmanager
+def plainly(place: str) -> Iterator[None]:
+    """What a database refuses, as one sentence."""
+    try:
+        yield
+    except (DBAPIError, OSError) as error:
+        cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+        raise KlypeError(*_explained(place, str(cause).strip() or type(cause).__name__)) from error
+
+
+@contextmanager
+def writing(engine: Engine) -> Iterator[Connection]:
+    """One transaction that may write: all of it is on the disk afterwards, or nothing."""
+    with engine.connect() as raw:
+        connection = raw.execution_options(writes=True)
+        with connection.begin():
+            yield connection
+
+
+def migrate(engine: Engine, place: str) -> None:
+    """Brings the tables up to the newest version; KlypeError when they are newer than this klype."""
+    with engine.connect() as connection:
+        if _version(connection, place) == newest():
+            return
+    with writing(engine) as connection:
+        if engine.dialect.name == "postgresql":
+            connection.execute(text(f"SELECT pg_advisory_xact_lock({LOCK})"))
+        if _version(connection, place) != newest():  # another process may have been first
+            upgrade(connection)
+
+
+def check(engine: Engine, place: str) -> None:
+    """For reading only: the version must be the newest, as nothing can be changed."""
+    with engine.connect() as connection:
+        if _version(connection, place) != newest():
+            raise KlypeError(f"The store {place} is of an older version and cannot be brought up to date read-only.")
+
+
+def upgrade(connection: Connection, to: str = "head") -> None:
+    scripts = _scripts()
+    context = MigrationContext.configure(
+        connection, opts={"fn": lambda revision, _: scripts._upgrade_revs(to, revision), "transactional_ddl": True}
+    )
+    context.run_migrations(op=Operations(context))
+
+
+def newest() -> str:
+    head = _scripts().get_current_head()
+    assert head is not None
+    return head
+
+
+def _version(connection: Connection, place: str) -> str | None:
+    found = MigrationContext.configure(connection).get_current_revision()
+    if found is not None and found not in {script.revision for script in _scripts().walk_revisions()}:
+        raise KlypeError(f"The store {place} was written by a newer version of klype.", "Update klype to use it.")
+    return found
+
+
+def _scripts() -> ScriptDirectory:
+    folder = Path(__file__).parent
+    return ScriptDirectory(str(folder), version_locations=[str(folder / "versions")])
+
+
+def _url(place: str | Path) -> URL:
+    if isinstance(place, Path) or "://" not in place:
+        return URL.create("sqlite", database=str(Path(place).expanduser()))
+    try:
+        url = make_url(place)
+    except (ArgumentError, ValueError) as error:
+        raise UsageError(f"{place} is no url of a store.", "Give a file, or postgresql://user@host/name.") from error
+    if url.drivername in POSTGRES:
+        return url.set(drivername="postgresql+psycopg")
+    if url.drivername != "sqlite" or not url.database or url.database == ":memory:":
+        kind = url.render_as_string(hide_password=True)
+        raise UsageError(f"A store cannot be kept in {kind}.", "Give a file, or postgresql://user@host/name.")
+    return url
+
+
+def _sqlite(url: URL, busy_s: float, read_only: bool) -> Engine:
+    file = Path(str(url.database)).resolve()
+    if read_only:
+        # Without its log beside it nobody writes the file: it can be read where even SQLite's locks cannot be made.
+        alone = not file.with_name(f"{file.name}-wal").exists()
+        query = {"mode": "ro", "uri": "true", **({"immutable": "1"} if alone else {})}
+        url = URL.create("sqlite", database=f"file:{file}", query=query)
+    engine = create_engine(url, connect_args={"timeout": busy_s})
+
+    @event.listens_for(engine, "connect")
+    def prepare(connection: Any, record: Any) -> None:
+        connection.isolation_level = None  # transactions begin where SQLAlchemy says, see below
+        connection.execute(f"PRAGMA busy_timeout = {int(busy_s * 1000)}")
+        connection.execute("PRAGMA foreign_keys = ON")
+        if not read_only:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        writes = connection.get_execution_options().get("writes", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    return engine
+
+
+def _explained(place: str, cause: str) -> tuple[str, str]:
+    low = cause.lower()
+    for sign, message, hint in (
+        ("locked", f"The store {place} is locked by another program.", "Close it, or try again; nothing was lost."),
+        ("lock timeout", f"The store {place} is locked by another program.", "Try again; nothing was lost."),
+        ("full", f"The disk of the store {place} is full.", "Make room; earlier rankings are safe."),
+        ("no space", f"The disk of the store {place} is full.", "Make room; earlier rankings are safe."),
+        ("readonly", f"The store {place} may not be written.", "Make the file and its folder writable."),
+        ("unable to open", f"The store {place} cannot be opened.", "Check that its folder exists and may be written."),
+        ("not a database", f"{place} is not a store of rankings.", "Name another file."),
+        ("malformed", f"The store {place} is damaged.", "Bring it back from a copy."),
+    ):
+        if sign in low:
+            return message, hint
+    return f"The store {place} could not be used: {cause.splitlines()[0]}.", "Earlier rankings are safe."

@@ -1,0 +1,219 @@
+"""Preferences as JSONL: klype's own ranked lists, which lose nothing, and the pairs that other trainers read.
+
+trl: prompt, chosen, rejected · sharegpt: conversations, chosen, rejected as messages (from, value) ·
+alpaca: instruction, input, chosen, rejected · ranked: question, candidates, order, and who said so, when and how.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from klype.data.rows import ranking_of
+from klype.errors import KlypeError, UsageError
+from klype.preferences.annotator import ranks
+from klype.preferences.records import BYS, KINDS, PARTS, Asked, Candidate, Entry, by_name, entry_of
+from klype.preferences.traces import trace_from, trace_row
+from klype.values import Question, Ranking
+
+Format = Literal["ranked", "trl", "sharegpt", "alpaca"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+Row = dict[str, Any]
+
+
+def export(path: Path, entries: Iterable[Entry], form: Format) -> int:
+    """Writes the file, whole or not at all; how many rows."""
+    rows = [row for entry in entries for row in rows_of(entry, form)]
+    text = "".join(_line(row) for row in rows)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with beside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+        raise UsageError(f"{path} cannot be written: {error.strerror or error}.", "Choose another file.") from error
+    return len(rows)
+
+
+def read(path: Path, annotator: str = "") -> list[Entry]:
+    """The entries of a file in any of the formats, told by each row's names; ``annotator`` where the row names none.
+
+    A last line without its end that is no JSON was cut off by a writer that was killed: it is left out. Any other bad
+    row is a KlypeError that names it.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror or error}.") from error
+    found = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        row: Any = None
+        try:
+            row = json.loads(line)
+        except ValueError:
+            if number == len(lines) and number > 1:
+                break
+        entry = entry_from(row, str(number), annotator or path.name) if isinstance(row, dict) else "is no JSON object"
+        if isinstance(entry, str):
+            raise KlypeError(f"{path} line {number} {entry}.", "Mend or remove the line.")
+        found.append(entry)
+    return found
+
+
+def rows_of(entry: Entry, form: Format) -> list[Row]:
+    """One row for a ranked list; one for every ordered pair in the other formats (ties and skips make none)."""
+    if form == "ranked":
+        return [ranked_row(entry)]
+    if entry.kind == "skip":
+        return []
+    prompt = entry.asked.question.prompt
+    if form == "trl":
+        return [{"prompt": prompt, "chosen": good, "rejected": poor} for good, poor in pairs(entry.ranking())]
+    if form == "alpaca":
+        start = {"instruction": prompt, "input": ""}
+        return [{**start, "chosen": good, "rejected": poor} for good, poor in pairs(entry.ranking())]
+    return [
+        {
+            "conversations": [{"from": "human", "value": prompt}],
+            "chosen": {"from": "gpt", "value": good},
+            "rejected": {"from": "gpt", "value": poor},
+        }
+        for good, poor in pairs(entry.ranking())
+    ]
+
+
+def pairs(ranking: Ranking) -> list[tuple[str, str]]:
+    """Every ordered pair, the better one first."""
+    places, texts = ranks(ranking), ranking.candidates
+    return [(texts[i], texts[j]) for i, better in enumerate(places) for j, worse in enumerate(places) if better < worse]
+
+
+def ranked_row(entry: Entry) -> Row:
+    """An entry with its whole question; only what differs from the usual is written beside the order."""
+    question = entry.asked.question
+    row: Row = {
+        "id": question.id,
+        "question": question.question,
+        "context": question.context,
+        "candidates": [c.text for c in entry.asked.candidates],
+        "order": [list(group) for group in entry.order],
+        "annotator": entry.annotator,
+        "when": entry.when,
+    }
+    sources = [_source(c) for c in entry.asked.candidates]
+    kept: Row = {"answers": list(question.answers), "choices": list(question.choices), "extra": question.extra}
+    kept |= {"sources": sources if any(sources) else [], "again": entry.again}
+    if entry.by != by_name(entry.annotator):
+        kept["by"] = entry.by
+    if entry.asked.part != "train":
+        kept["part"] = entry.asked.part
+    if entry.kind != "order":
+        kept["kind"] = entry.kind
+    kept = {name: value for name, value in kept.items() if value}
+    return row | kept | ({} if entry.seconds is None else {"seconds": entry.seconds})
+
+
+def entry_from(row: Mapping[str, Any], identity: str, annotator: str = "") -> Entry | str:
+    """The entry of a row of any format, or what is wrong with it, in words that follow the row's name."""
+    if "candidates" in row and "order" in row and isinstance(row.get("question"), str):
+        return _ranked(row, identity, annotator)
+    chosen, rejected = row.get("chosen"), row.get("rejected")
+    if isinstance(chosen, dict) and isinstance(rejected, dict):  # ShareGPT: one message each
+        answers = [m.get("value", m.get("content")) for m in (chosen, rejected)]
+        asked = _only_human(row.get("conversations", row.get("messages")))
+    else:
+        answers = [chosen, rejected]
+        asked = row.get("prompt", row.get("instruction"))
+        if isinstance(asked, str) and isinstance(row.get("input"), str) and row["input"]:
+            asked = f"{asked}\n{row['input']}"
+    if isinstance(asked, str) and asked.strip() and all(isinstance(a, str) for a in answers):
+        if answers[0] == answers[1]:
+            return "has the same text as chosen and rejected"
+        question = Question(str(row.get("id", f"p{_short(asked)}")), asked)
+        who = str(row.get("annotator") or annotator)
+        return entry_of(Ranking(question, (str(answers[0]), str(answers[1])), ((0,), (1,)), who))
+    if isinstance(chosen, dict):
+        row = {"prompt": row.get("conversations", row.get("messages")), "chosen": answers[0], "rejected": answers[1]}
+    found = ranking_of(row, identity, annotator)  # messages with the prompt inside, and other known shapes
+    return found if isinstance(found, str) else entry_of(found)
+
+
+def _ranked(row: Mapping[str, Any], identity: str, annotator: str) -> Entry | str:
+    texts, order, kind = row["candidates"], row["order"], row.get("kind", "order")
+    if not isinstance(texts, list) or not texts or not all(isinstance(t, str) for t in texts):
+        return "has candidates that are not a list of texts"
+    if not row["question"].strip() and not str(row.get("context") or "").strip():
+        return "has no question"
+    groups = [group if isinstance(group, list) else [group] for group in order] if isinstance(order, list) else []
+    named = [i for group in groups for i in group]
+    complete = not any(type(i) is not int for i in named) and sorted(named) == list(range(len(texts)))
+    if kind not in KINDS or row.get("part", "train") not in PARTS:
+        return "has a kind or a part that is not known"
+    if not (complete or (kind == "skip" and not named)) or not all(groups):
+        return "has an order that does not name each candidate once"
+    answers, choices, extra = row.get("answers") or [], row.get("choices") or [], row.get("extra") or {}
+    if not isinstance(answers, list) or not isinstance(choices, list) or not isinstance(extra, dict):
+        return "has answers, choices or extra of another type"
+    who = str(row.get("annotator") or annotator)
+    by, seconds, sources = row.get("by") or by_name(who), row.get("seconds"), row.get("sources") or [{}] * len(texts)
+    if by not in BYS or not (seconds is None or isinstance(seconds, int | float)):
+        return "has a kind of annotator or a time that is not known"
+    try:
+        candidates = tuple(_candidate(text, source) for text, source in zip(texts, sources, strict=True))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return "has sources that do not fit its candidates"
+    context = str(row.get("context") or "")
+    question = Question(
+        str(row.get("id", identity)), row["question"], context, tuple(answers), tuple(choices), dict(extra)
+    )
+    asked = Asked(question, candidates, row.get("part", "train"))
+    entry = Entry(asked, tuple(tuple(group) for group in groups), who, kind, by, str(row.get("when") or ""))
+    return replace(entry, seconds=seconds, again=bool(row.get("again")))
+
+
+def _source(candidate: Candidate) -> Row:
+    trace = None if candidate.trace is None else trace_row(candidate.trace)
+    row = {"model": candidate.model, "author": candidate.author, "trace": trace}
+    kept = {name: value for name, value in row.items() if value}
+    return kept | ({} if candidate.temperature is None else {"temperature": candidate.temperature})
+
+
+def _candidate(text: str, source: Mapping[str, Any]) -> Candidate:
+    trace = trace_from(source["trace"]) if source.get("trace") else None
+    return Candidate(
+        text, str(source.get("model", "")), source.get("temperature"), str(source.get("author", "")), trace
+    )
+
+
+def _only_human(messages: Any) -> str | None:
+    """The text of a conversation of one human message; None for longer ones."""
+    if not isinstance(messages, Sequence) or len(messages) != 1 or not isinstance(messages[0], dict):
+        return None
+    value = messages[0].get("value", messages[0].get("content"))
+    return value if isinstance(value, str) else None
+
+
+def _short(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+
+
+def _line(row: Row) -> str:
+    text = json.dumps(row, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, which UTF-8 cannot write
+        text = json.dumps(row)
+    return f"{text}\n"

@@ -1,0 +1,78 @@
+"""What a store holds, as values: questions with their candidates, and what an annotator said about them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from klype.values import Question, Ranking, Trace
+
+Part = Literal["train", "held-out"]
+Kind = Literal["order", "none", "skip"]
+By = Literal["person", "simulated", "model", "imported"]
+PARTS: tuple[Part, ...] = get_args(Part)
+KINDS: tuple[Kind, ...] = get_args(Kind)
+BYS: tuple[By, ...] = get_args(By)
+SIMULATED, MODEL = "simulated: ", "model: "
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An answer. ``model`` and ``temperature`` say where it came from, ``author`` who rewrote it; ``trace`` without
+    distributions. ``id`` is the store's, 0 before it is stored."""
+
+    text: str
+    model: str = ""
+    temperature: float | None = None
+    author: str = ""
+    trace: Trace | None = None
+    id: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A question and the candidates that answer it."""
+
+    question: Question
+    candidates: tuple[Candidate, ...]
+    part: Part = "train"
+    id: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What one annotator said about one question: an order over the candidates in the order shown.
+
+    ``order`` holds indices into ``candidates``, best first, tied ones in one inner tuple. ``kind`` "none": none is good
+    (the order still counts: all tied when nothing else was said); "skip": no order. ``seconds``: how long it took.
+    """
+
+    asked: Asked
+    order: tuple[tuple[int, ...], ...]
+    annotator: str
+    kind: Kind = "order"
+    by: By = "person"
+    when: str = ""
+    seconds: float | None = None
+    again: bool = False
+    id: int = 0
+
+    def ranking(self) -> Ranking:
+        """The order as every trainer reads it."""
+        assert self.kind != "skip", "what was skipped has no order"
+        texts = tuple(candidate.text for candidate in self.asked.candidates)
+        return Ranking(self.asked.question, texts, self.order, self.annotator, self.when)
+
+
+def entry_of(ranking: Ranking, part: Part = "train", by: By | None = None) -> Entry:
+    """A ranking as an entry; who made it is read from the name when ``by`` is not given."""
+    candidates = tuple(Candidate(text) for text in ranking.candidates)
+    asked = Asked(ranking.question, candidates, part)
+    return Entry(asked, ranking.order, ranking.annotator, by=by or by_name(ranking.annotator), when=ranking.when)
+
+
+def by_name(annotator: str) -> By:
+    """Simulated annotators and judging models carry their kind in their name; anyone else is not known here."""
+    if annotator.startswith(SIMULATED):
+        return "simulated"
+    return "model" if annotator.startswith(MODEL) else "imported"

@@ -1,0 +1,153 @@
+"""JSONL out and in: ranked lists lose nothing, pairs stay the same pairs, and bad rows are named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from klype.data.rows import read_preferences
+from klype.errors import KlypeError, UsageError
+from klype.preferences import formats
+from klype.preferences.records import Asked, Candidate, Entry, by_name
+from klype.values import Question, Sampling, Step, Trace
+
+text = st.text(st.characters(), max_size=10)
+spoken = text.filter(lambda t: bool(t.strip()))
+number = st.floats(-9, 9)
+steps = st.lists(st.builds(Step, st.integers(0, 9), number, number, st.just("drawn")), max_size=3).map(tuple)
+samplings = st.builds(Sampling, st.floats(0, 2), logit_bias=st.just(()) | st.just(((3, -1.5),)))
+traces = st.builds(
+    Trace,
+    st.just((1, 2)),
+    steps,
+    samplings,
+    st.integers(0, 9),
+    st.integers(0, 3),
+    text,
+    st.just("stop"),
+    st.just(2),
+    st.just(0.5),
+)
+candidates = st.builds(Candidate, text, text, st.none() | st.floats(0, 2), text, st.none() | traces)
+
+
+@st.composite
+def entries(draw: st.DrawFn, unequal: bool = False) -> Entry:
+    n = draw(st.integers(1, 4))
+    answers = draw(st.lists(candidates, min_size=n, max_size=n, unique_by=(lambda c: c.text) if unequal else None))
+    groups: list[list[int]] = []
+    for index in draw(st.permutations(range(n))):
+        if groups and draw(st.booleans()):
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    kind = draw(st.sampled_from(["order", "none", "skip"]))
+    words = st.lists(text, max_size=2).map(tuple)
+    question = Question(
+        draw(text), draw(spoken), draw(text), draw(words), draw(words), draw(st.dictionaries(text, text, max_size=2))
+    )
+    asked = Asked(question, tuple(answers), draw(st.sampled_from(["train", "held-out"])))
+    name = draw(spoken | spoken.map("simulated: {}".format))
+    by = draw(st.sampled_from(["person", "model", "imported", by_name(name)]))
+    order = () if kind == "skip" else tuple(map(tuple, groups))
+    seconds = draw(st.none() | st.floats(0, 100))
+    return Entry(asked, order, name, kind, by, draw(text), seconds, draw(st.booleans()))
+
+
+roomy = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@given(st.lists(entries(), min_size=1, max_size=3))
+@roomy
+def test_ranked_lists_go_round_whole(tmp_path: Path, said: list[Entry]) -> None:
+    file = tmp_path / "ranked.jsonl"
+    assert formats.export(file, said, "ranked") == len(said)
+    assert formats.read(file) == said
+
+
+@pytest.mark.parametrize("form", ["trl", "sharegpt", "alpaca"])
+@given(said=st.lists(entries(unequal=True), min_size=1, max_size=3))
+@roomy
+def test_pairs_stay_the_same_pairs(tmp_path: Path, form: formats.Format, said: list[Entry]) -> None:
+    file, again = tmp_path / "pairs.jsonl", tmp_path / "again.jsonl"
+    formats.export(file, said, form)
+    wanted = [(e.asked.question.prompt, *p) for e in said if e.kind != "skip" for p in formats.pairs(e.ranking())]
+    back = formats.read(file) if wanted else []
+    assert [(e.asked.question.prompt, *p) for e in back for p in formats.pairs(e.ranking())] == wanted
+    formats.export(again, back, form)
+    assert again.read_bytes() == file.read_bytes()
+
+
+def simple(order: tuple[tuple[int, ...], ...]) -> Entry:
+    return Entry(
+        Asked(Question("q", "Hvem?", "Per kom."), (Candidate("Per"), Candidate("Kari"), Candidate("Ola"))), order, "me"
+    )
+
+
+def test_tied_pairs_make_no_row_and_trainers_rows_are_what_they_read() -> None:
+    rows = formats.rows_of(simple(((1,), (0, 2))), "trl")
+    assert rows == [
+        {"prompt": "Per kom. Hvem?", "chosen": "Kari", "rejected": "Per"},
+        {"prompt": "Per kom. Hvem?", "chosen": "Kari", "rejected": "Ola"},
+    ]
+    assert formats.rows_of(simple(((0, 1, 2),)), "alpaca") == []
+    (row, *_) = formats.rows_of(simple(((1,), (0, 2))), "sharegpt")
+    assert row["conversations"] == [{"from": "human", "value": "Per kom. Hvem?"}]
+    assert row["chosen"] == {"from": "gpt", "value": "Kari"}
+
+
+def test_the_training_side_reads_what_is_exported(tmp_path: Path) -> None:
+    for form in ("ranked", "trl", "alpaca"):
+        formats.export(tmp_path / "out.jsonl", [simple(((1,), (0,), (2,)))], form)  # type: ignore[arg-type]
+        found = read_preferences([tmp_path / "out.jsonl"])
+        assert {r.question.prompt for r in found} == {"Per kom. Hvem?"}
+        assert "Kari" in {r.candidates[r.order[0][0]] for r in found}
+        assert "Ola" not in {r.candidates[r.order[0][0]] for r in found}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("[1]", "is no JSON object"),
+        ("{", "is no JSON object"),
+        ('{"question": "?", "candidates": ["a", "b"], "order": [0, 0]}', "does not name each candidate once"),
+        ('{"question": "?", "candidates": [], "order": []}', "not a list of texts"),
+        ('{"question": "?", "candidates": ["a"], "order": [0], "kind": "odd"}', "not known"),
+        ('{"question": "?", "candidates": ["a"], "order": [0], "sources": [{}, {}]}', "do not fit"),
+        ('{"prompt": "?", "chosen": "a", "rejected": "a"}', "same text"),
+        ('{"prompt": "?"}', "no two answers"),
+    ],
+)
+def test_a_bad_row_is_named(tmp_path: Path, row: str, message: str) -> None:
+    good = json.dumps(formats.ranked_row(simple(((0,), (1,), (2,)))))
+    (tmp_path / "bad.jsonl").write_text(f"{good}\n{row}\n{good}\n")
+    with pytest.raises(KlypeError, match=f"line 2 .*{message}"):
+        formats.read(tmp_path / "bad.jsonl")
+
+
+def test_a_torn_last_line_is_left_out_and_a_missing_file_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    formats.export(file, [simple(((0,), (1,), (2,)))] * 2, "ranked")
+    file.write_bytes(file.read_bytes()[:-20])
+    assert formats.read(file) == [simple(((0,), (1,), (2,)))]
+    with pytest.raises(UsageError, match="cannot be read"):
+        formats.read(tmp_path / "none.jsonl")
+    with pytest.raises(UsageError, match="cannot be written"):
+        formats.export(file / "x" / "y", [], "trl")
+
+
+def test_a_conversation_of_several_turns_keeps_them(tmp_path: Path) -> None:
+    turns = [{"from": "human", "value": "Hei"}, {"from": "gpt", "value": "Hei!"}, {"from": "human", "value": "Hvem?"}]
+    row = {
+        "conversations": turns,
+        "chosen": {"from": "gpt", "value": "Per"},
+        "rejected": {"from": "gpt", "value": "Nei"},
+    }
+    (tmp_path / "s.jsonl").write_text(json.dumps(row) + "\n")
+    (found,) = formats.read(tmp_path / "s.jsonl")
+    assert "Assistant: Hei!" in found.asked.question.prompt
+    assert found.ranking().candidates == ("Per", "Nei")
