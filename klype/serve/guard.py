@@ -112,37 +112,41 @@ class Guard:
         raise ApiError("This server needs its API key: Authorization: Bearer KEY.", 401)
 
     async def _limited(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The body is counted and timed while it comes in."""
+        """The body is counted and timed while it comes in; what the app makes of a refused one is not sent."""
         end = asyncio.get_running_loop().time() + self.rules.seconds
         received, whole, begun = 0, False, False
+        refusal: ApiError | None = None
 
         async def counted() -> Message:
-            nonlocal received, whole
+            nonlocal received, whole, refusal
             if whole:
                 return await receive()
             try:
                 async with asyncio.timeout_at(end):
                     message = await receive()
             except TimeoutError:
-                raise ApiError(f"The request took longer than {self.rules.seconds:g} seconds to arrive.", 408) from None
-            if message["type"] == "http.request":
-                received += len(message.get("body", b""))
-                whole = not message.get("more_body", False)
-                if received > self.rules.body_bytes:
-                    raise self._too_large()
+                refusal = ApiError(f"The request took longer than {self.rules.seconds:g} seconds to arrive.", 408)
+                raise refusal from None
+            received += len(message.get("body", b""))
+            whole = not message.get("more_body", False)
+            if received > self.rules.body_bytes:
+                refusal = self._too_large()
+                raise refusal
             return message
 
         async def watched(message: Message) -> None:
             nonlocal begun
-            begun = True
-            await send(message)
+            if refusal is None or begun:
+                begun = True
+                await send(message)
 
         try:
             await self.app(scope, counted, watched)
-        except ApiError as error:
-            if begun:
+        except Exception:
+            if refusal is None or begun:
                 raise
-            await _refuse(send, error)
+        if refusal is not None and not begun:
+            await _refuse(send, refusal)
 
     def _too_large(self) -> ApiError:
         return ApiError(f"The body is larger than {self.rules.body_bytes} bytes.", 413)

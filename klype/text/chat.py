@@ -24,6 +24,8 @@ TEMPLATE = (
 )
 """klype's own: <|begin|><|user|> question<|end|><|assistant|> answer<|end|>"""
 
+KEPT = 256
+"""Sequences of roles whose rendering is kept; a server meets them without end."""
 _PAD = "\u205f"  # white space that a trimming template strips from a placeholder as it would from a message
 _SLOT = re.compile(f"({_PAD}?)klypeSlot([0-9]+)End({_PAD}?)")
 
@@ -72,7 +74,8 @@ class Chat:
 
     def _render(self, roles: tuple[str, ...], prompt: bool) -> str:
         """The template with placeholders for the contents: a function of the roles alone, so kept."""
-        if (roles, prompt) not in self._rendered:
+        known = self._rendered.get((roles, prompt))
+        if known is None:
             name = self.tokenizer.name
             variables = {
                 "messages": [{"role": r, "content": f"{_PAD}klypeSlot{i}End{_PAD}"} for i, r in enumerate(roles)],
@@ -84,8 +87,11 @@ class Chat:
                 "documents": None,
             }
             run = render if self.template == TEMPLATE else render_apart
-            self._rendered[roles, prompt] = run(self.template, variables, self.today)
-        return self._rendered[roles, prompt]
+            known = run(self.template, variables, self.today)
+            if len(self._rendered) >= KEPT:
+                self._rendered.clear()
+            self._rendered[roles, prompt] = known
+        return known
 
     def _answer_starts(self, roles: tuple[str, ...], rendered: str) -> list[tuple[int, int]]:
         """Per answer: its message and where in ``rendered`` a prompt for it would have ended (when it is a prefix)."""

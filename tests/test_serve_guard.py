@@ -1,0 +1,183 @@
+"""Who is let in: by Host, Origin and key; how much and how long; over HTTP and websockets."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route, WebSocketRoute
+from starlette.types import Message
+from starlette.websockets import WebSocket
+
+from klype.serve.guard import COOKIE, Guard, Rules, is_loopback, session
+from klype.serve.settings import ServeSettings
+
+OWN = "localhost:8000"
+HOSTILE: list[dict[str, str]] = [
+    {"host": "evil.example"},
+    {"host": "evil.example:8000"},
+    {"host": "localhost.evil.example:8000"},
+    {"host": "127.0.0.1.nip.io:8000"},
+    {"host": ""},
+    {"host": "localhost:8000@evil.example"},
+    {"host": OWN, "origin": "http://evil.example"},
+    {"host": OWN, "origin": "null"},
+    {"host": OWN, "origin": "http://localhost:9000"},
+    {"host": OWN, "origin": "https://localhost:8000.evil.example"},
+    {"host": OWN, "origin": "file://"},
+    {"host": OWN, "sec-fetch-site": "cross-site"},
+    {"host": OWN, "sec-fetch-site": "same-site", "sec-fetch-mode": "no-cors"},
+    {"host": "192.168.1.7:8000"},
+]
+FRIENDLY: list[dict[str, str]] = [
+    {"host": OWN},
+    {"host": "127.0.0.1:8000"},
+    {"host": "[::1]:8000"},
+    {"host": "LOCALHOST:1"},
+    {"host": OWN, "origin": "http://localhost:8000", "sec-fetch-site": "same-origin"},
+    {"host": "localhost", "origin": "http://localhost:80"},
+    {"host": OWN, "sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"},
+]
+
+
+async def echo(request: Any) -> PlainTextResponse:
+    return PlainTextResponse(str(len(await request.body())))
+
+
+async def talk(socket: WebSocket) -> None:
+    await socket.accept()
+    await socket.close()
+
+
+def guarded(rules: Rules | None = None) -> Guard:
+    routes = [Route("/{path:path}", echo, methods=["GET", "POST"]), WebSocketRoute("/ws", talk)]
+    return Guard(Starlette(routes=routes), rules or Rules())
+
+
+async def call(app: Guard, headers: dict[str, str], kind: str = "http", path: str = "/") -> list[Message]:
+    """What the app sends to one request without a body, or to one websocket's handshake."""
+    sent: list[Message] = []
+    coming = [{"type": "websocket.connect"} if kind == "websocket" else {"type": "http.request", "body": b""}]
+
+    async def receive() -> Message:
+        return coming.pop(0) if coming else {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+    scope = {"type": kind, "method": "GET", "path": path, "headers": raw, "query_string": b"", "scheme": "http",
+             "client": ("127.0.0.1", 5), "subprotocols": [], "http_version": "1.1"}  # fmt: skip
+    await app(scope, receive, send)
+    return sent
+
+
+def status(headers: dict[str, str], rules: Rules | None = None, path: str = "/") -> int:
+    return int(asyncio.run(call(guarded(rules), headers, path=path))[0]["status"])
+
+
+@pytest.mark.parametrize("headers", HOSTILE, ids=str)
+def test_other_sites_and_rebound_names_are_shut_out(headers: dict[str, str]) -> None:
+    assert status(headers) == 403
+    assert asyncio.run(call(guarded(), headers, "websocket", "/ws"))[0]["type"] == "websocket.close"
+
+
+def test_two_hosts_or_none_are_shut_out() -> None:
+    assert status({}) == 403
+    sent = asyncio.run(call(guarded(), {"host": OWN, "Host": "evil.example"}))
+    assert sent[0]["status"] == 403
+
+
+@pytest.mark.parametrize("headers", FRIENDLY, ids=str)
+def test_its_own_pages_and_plain_clients_come_in(headers: dict[str, str]) -> None:
+    assert status(headers) == 200
+    if headers.get("sec-fetch-mode") != "navigate":
+        assert asyncio.run(call(guarded(), headers, "websocket", "/ws"))[0]["type"] == "websocket.accept"
+
+
+def test_beyond_loopback_addresses_and_given_names_are_its_own() -> None:
+    rules = Rules.of(ServeSettings(), "key", "0.0.0.0", ["klype.example"])
+    bearer = {"authorization": "Bearer key"}
+    assert status({"host": "192.168.1.7:8000", **bearer}, rules) == 200
+    assert status({"host": "klype.example", **bearer}, rules) == 200
+    assert status({"host": "evil.example", **bearer}, rules) == 403
+    assert status({"host": "klype.example"}, rules) == 401
+
+
+def test_keys() -> None:
+    rules = Rules(key="hemmelig")
+    assert status({"host": OWN}, rules) == 401
+    for wrong in ("", "Bearer", "Bearer ", "Bearer hemmeli", "Bearer hemmeligg", "Basic hemmelig", "hemmelig",
+                  "Bearer HEMMELIG", "Bearer " + "æ" * 3000):  # fmt: skip
+        assert status({"host": OWN, "authorization": wrong}, rules) == 401, wrong
+    assert status({"host": OWN, "authorization": "Bearer hemmelig"}, rules) == 200
+    assert status({"host": OWN, "authorization": "bearer  hemmelig "}, rules) == 200
+    assert status({"host": OWN, "cookie": f"a=b; {COOKIE}={session('hemmelig')}"}, rules) == 200
+    assert status({"host": OWN, "cookie": f"{COOKIE}=hemmelig"}, rules) == 401
+    assert status({"host": OWN, "cookie": f"{COOKIE}={session('annen')}"}, rules) == 401
+    assert asyncio.run(call(guarded(rules), {"host": OWN}, "websocket", "/ws"))[0]["type"] == "websocket.close"
+
+
+def test_health_and_metrics_need_no_key_on_this_machine() -> None:
+    rules = Rules(key="hemmelig")
+    for path in ("/health", "/metrics"):
+        assert status({"host": OWN}, rules, path) == 200
+        assert status({"host": OWN, "x-forwarded-for": "8.8.8.8"}, rules, path) == 401
+        assert status({"host": "evil.example"}, rules, path) == 403
+    for path in ("/health/", "/Health", "/health/../v1/models", "//health"):
+        assert status({"host": OWN}, rules, path) == 401
+
+
+def test_headers_and_bodies_have_an_end() -> None:
+    rules = Rules(body_bytes=1000, header_bytes=500, seconds=0.2)
+    assert status({"host": OWN, "x": "y" * 500}, rules) == 431
+
+    async def send(body: Any) -> httpx.Response:
+        transport = httpx.ASGITransport(guarded(rules))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            return await client.post("/", content=body)
+
+    async def endless() -> Any:
+        for _ in range(10**6):
+            yield b"x" * 100
+
+    async def slow() -> Any:
+        for _ in range(50):
+            yield b"x"
+            await asyncio.sleep(0.05)
+
+    assert asyncio.run(send(b"x" * 1000)).text == "1000"
+    assert asyncio.run(send(b"x" * 1001)).status_code == 413
+    assert asyncio.run(send(endless())).status_code == 413
+    late = asyncio.run(send(slow()))
+    assert (late.status_code, late.json()["error"]["code"]) == (408, "timeout")
+    assert late.headers["connection"] == "close"
+
+
+@pytest.mark.parametrize("length", ["1e9", "-1", "9" * 5000, "0x10", "2000000"])
+def test_a_length_that_is_no_length_is_refused_unread(length: str) -> None:
+    assert status({"host": OWN, "content-length": length[:400]}) == 413
+
+
+def test_too_many_at_once_are_sent_away_and_places_come_back() -> None:
+    app, rules = guarded(Rules(concurrent=1)), {"host": OWN}
+    app.inside = 1
+    sent = asyncio.run(call(app, rules))
+    assert (sent[0]["status"], dict(sent[0]["headers"])[b"retry-after"]) == (429, b"1")
+    app.inside = 0
+    for _ in range(3):
+        assert asyncio.run(call(app, rules))[0]["status"] == 200
+    assert app.inside == 0
+
+
+@pytest.mark.parametrize(
+    ("host", "near"),
+    [("127.0.0.1", True), ("localhost", True), ("::1", True), ("127.8.8.8", True), ("0.0.0.0", False), ("::", False),
+     ("192.168.0.1", False), ("example.org", False), ("", False)],
+)  # fmt: skip
+def test_what_only_this_machine_can_reach(host: str, near: bool) -> None:
+    assert is_loopback(host) is near

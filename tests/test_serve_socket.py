@@ -1,0 +1,298 @@
+"""The server on a real socket: the official client, clients that leave or dawdle, an orderly end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
+
+from klype.cli.main import call
+from klype.errors import KlypeError, UsageError
+from klype.model import checkpoint
+from klype.serve.app import app
+from klype.serve.guard import Rules
+from klype.serve.server import listen
+from tests.serve_toys import running, served
+
+CHAT: Any = [{"role": "user", "content": "hvor gikk hun?"}]
+ENDLESS = {"model": "long", "prompt": "hun", "max_tokens": 4000, "stream": True, "ignore_eos": True}
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with running(app([served(), served("long", window=4096)])) as base:
+        yield base
+
+
+def gauge(url: str, name: str) -> float:
+    text = httpx.get(f"{url}/metrics").text
+    return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(f"klype_{name}{{"))
+
+
+def within(seconds: float, condition: Any) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def test_the_official_client_works_unchanged(url: str) -> None:
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="any")
+    assert [model.id for model in client.models.list()] == ["toy", "long"]
+    assert client.models.retrieve("toy").id == "toy"
+    settings: dict[str, Any] = {"model": "toy", "messages": CHAT, "seed": 5, "n": 2, "max_completion_tokens": 10}
+    whole = client.chat.completions.create(**settings, logprobs=True, top_logprobs=4, stop=["zz"], user="me")
+    assert len(whole.choices) == 2
+    assert whole.choices[0].logprobs is not None
+    for entry in whole.choices[0].logprobs.content or []:
+        assert len(entry.top_logprobs) == 4
+        assert entry.bytes is None or entry.token.startswith("\\x") or bytes(entry.bytes).decode() == entry.token
+    texts = {0: "", 1: ""}
+    usage = None
+    for chunk in client.chat.completions.create(**settings, stream=True, stream_options={"include_usage": True}):
+        usage = chunk.usage or usage
+        for part in chunk.choices:
+            texts[part.index] += part.delta.content or ""
+    assert [texts[0], texts[1]] == [choice.message.content for choice in whole.choices]
+    assert usage == whole.usage
+    completion = client.completions.create(model="toy", prompt="hun", max_tokens=4, logprobs=2, echo=True)
+    assert completion.choices[0].text.startswith("hun")
+    with pytest.raises(openai.NotFoundError, match="does not exist"):
+        client.chat.completions.create(model="other", messages=CHAT)
+    with pytest.raises(openai.BadRequestError, match="n"):
+        client.chat.completions.create(model="toy", messages=CHAT, n=10**6)
+
+
+def leave(url: str, times: int) -> None:
+    before = gauge(url, "cancelled_requests_total")
+    for _ in range(times):
+        with httpx.stream("POST", f"{url}/v1/completions", json=ENDLESS) as response:
+            next(response.iter_bytes())
+    assert within(5, lambda: gauge(url, "cancelled_requests_total") == before + times)
+    assert within(2, lambda: gauge(url, "running_samples") == 0)
+    assert gauge(url, "waiting_samples") == 0
+
+
+def test_a_client_that_leaves_takes_its_work_along(url: str) -> None:
+    leave(url, 20)
+
+
+@pytest.mark.soak
+def test_a_hundred_that_leave_leave_nothing(url: str) -> None:
+    leave(url, 20)
+    before = memory(url)
+    leave(url, 100)
+    assert memory(url) - before < 20e6
+
+
+def memory(url: str) -> float:
+    line = next(li for li in httpx.get(f"{url}/metrics").text.splitlines() if li.startswith("process_resident"))
+    return float(line.split()[1])
+
+
+def test_one_that_leaves_without_a_stream_is_noticed_too(url: str) -> None:
+    before = gauge(url, "cancelled_requests_total")
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{url}/v1/completions", json={**ENDLESS, "stream": False}, timeout=0.3)
+    assert within(5, lambda: gauge(url, "cancelled_requests_total") == before + 1)
+    assert within(2, lambda: gauge(url, "running_samples") == 0)
+
+
+def test_bombs_are_refused_at_once(url: str) -> None:
+    with httpx.Client() as client:
+        client.get(f"{url}/health")
+        for change in ({"n": 10**9}, {"n": 2**63}, {"max_tokens": 10**9}, {"best_of": 10**9}, {"prompt": ["a"] * 2000}):
+            started = time.perf_counter()
+            got = client.post(f"{url}/v1/completions", json={**ENDLESS, **change})
+            assert got.status_code == 400
+            assert time.perf_counter() - started < 0.25  # 10 ms on a quiet machine; the law is 50
+
+
+def test_websockets_are_shut_to_other_sites(url: str) -> None:
+    for headers in ({"Origin": "http://evil.example"}, {"Origin": "null"}):
+        with (
+            pytest.raises(InvalidStatus) as refused,
+            connect(f"{url.replace('http', 'ws')}/ws", additional_headers=headers),
+        ):
+            pass
+        assert refused.value.response.status_code == 403
+
+
+def test_paths_lead_nowhere(url: str) -> None:
+    port = int(url.rsplit(":", 1)[1])
+    for path in ("/../../etc/passwd", "/..%2f..%2fetc%2fpasswd", "/%2e%2e/etc/passwd", "/..\\..\\etc\\passwd",
+                 "/v1/models/..%2f..%2fetc%2fpasswd", "/v1/models/%00", "/v1/models/%ff", "//etc/passwd"):  # fmt: skip
+        answer = raw(port, f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+        assert answer.split(b" ")[1] in (b"404", b"400"), path
+        assert b"root:" not in answer
+
+
+def raw(port: int, data: bytes) -> bytes:
+    with socket.create_connection(("127.0.0.1", port), 5) as client:
+        client.sendall(data)
+        answer = b""
+        while part := client.recv(65536):
+            answer += part
+    return answer
+
+
+def dawdle(port: int, data: bytes, seconds: float) -> bool:
+    """Sends byte by byte; whether the server has closed the connection in time."""
+    with socket.create_connection(("127.0.0.1", port), 5) as client:
+        client.settimeout(0.05)
+        end, rest = time.monotonic() + seconds, iter(data)
+        while time.monotonic() < end:
+            try:
+                if (byte := next(rest, None)) is not None:
+                    client.sendall(bytes([byte]))
+                if not client.recv(65536):
+                    return True
+            except TimeoutError:
+                continue
+            except OSError:
+                return True
+    return False
+
+
+def test_slow_clients_are_closed() -> None:
+    rules = Rules(seconds=1.0)
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    dawdlers = [
+        b"",
+        b"\r\n" * 200,
+        head + b"X-Slow: " + b"a" * 500,
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n" + head + b"X: " + b"b" * 500,
+    ]
+    with running(rules=rules) as url:
+        port = int(url.rsplit(":", 1)[1])
+        closed: list[bool] = []
+        threads = [
+            threading.Thread(target=lambda data=data: closed.append(dawdle(port, data, 10))) for data in dawdlers * 12
+        ]
+        for thread in threads:
+            thread.start()
+        body = head + b"Content-Length: 1000\r\n\r\n"
+        with socket.create_connection(("127.0.0.1", port), 5) as client:
+            client.sendall(body + b"{")
+            assert client.recv(65536).startswith(b"HTTP/1.1 408")
+        for thread in threads:
+            thread.join()
+        assert closed == [True] * len(threads)
+        assert httpx.get(f"{url}/health").status_code == 200
+
+
+def test_one_that_does_not_read_is_cut_off() -> None:
+    rules = Rules(seconds=0.5)
+    body = json.dumps({**ENDLESS, "n": 64, "logprobs": 5}).encode()
+    with running(app([served("long", window=4096)], rules=rules), rules) as url:
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.connect(("127.0.0.1", int(url.rsplit(":", 1)[1])))
+            head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            head += f"Content-Length: {len(body)}\r\n\r\n"
+            client.sendall(head.encode() + body)
+            assert within(10, lambda: gauge(url, "cancelled_requests_total") == 1)
+        assert within(2, lambda: gauge(url, "running_samples") == 0)
+
+
+def test_headers_without_end_are_cut_off(url: str) -> None:
+    port = int(url.rsplit(":", 1)[1])
+    with socket.create_connection(("127.0.0.1", port), 5) as client:
+        client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n")
+        with pytest.raises(ConnectionError):
+            client.sendall((b"X-More: " + b"y" * 1000 + b"\r\n") * 5000)
+
+
+def test_large_bodies_are_refused_unread(url: str) -> None:
+    before = memory(url)
+    for content in (b"x" * (3 << 20), (b"y" * (1 << 16) for _ in range(64))):
+        with contextlib.suppress(httpx.WriteError, httpx.ReadError, httpx.RemoteProtocolError):  # cut off while sending
+            assert httpx.post(f"{url}/v1/completions", content=content).status_code == 413
+    assert memory(url) - before < 20e6
+    assert httpx.get(f"{url}/health").status_code == 200
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "en modell"
+    one = served(window=2048)
+    checkpoint.save(folder, one.source.engine.model, one.tokenizer, {})
+    return folder
+
+
+def start(folder: Path, *options: str, **environ: str) -> tuple[subprocess.Popen[str], str]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "klype", "serve", str(folder), "--port", "0", "--json", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environ},
+    )
+    assert process.stdout is not None
+    lines = ""
+    for line in process.stdout:
+        lines += line
+        if line == "}\n":
+            break
+    document = json.loads(lines)
+    assert document["models"] == ["en-modell"]
+    return process, document["url"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT])
+def test_what_runs_is_finished_when_it_is_told_to_end(folder: Path, ending: signal.Signals) -> None:
+    process, url = start(folder, KLYPE_API_KEY="hemmelig")
+    client = openai.OpenAI(base_url=url, api_key="hemmelig", max_retries=0)
+    with pytest.raises(openai.AuthenticationError):
+        openai.OpenAI(base_url=url, api_key="feil", max_retries=0).models.list()
+    stream = client.completions.create(
+        model="en-modell", prompt="hun", max_tokens=1500, stream=True, extra_body={"ignore_eos": True}
+    )
+    first = next(iter(stream))
+    process.send_signal(ending)
+    parts = [first, *stream]
+    assert parts[-1].choices[0].finish_reason == "length"
+    assert process.wait(20) == 0
+    assert process.stderr is not None
+    said = process.stderr.read()
+    assert "Traceback" not in said
+    with pytest.raises(openai.APIConnectionError):
+        client.models.list()
+
+
+def test_beyond_loopback_a_key_is_needed(folder: Path, tmp_path: Path) -> None:
+    for host in ("0.0.0.0", "::", "192.0.2.1", "example.org"):
+        with pytest.raises(UsageError, match="no API key"):
+            call(["serve", str(folder), "--host", host, "--port", "0"])
+    empty = tmp_path / "key"
+    empty.write_text("\n")
+    for file in (empty, tmp_path / "none", tmp_path):
+        with pytest.raises(UsageError):
+            call(["serve", str(folder), "--key-file", str(file)])
+
+
+def test_a_port_that_is_taken_is_said(folder: Path) -> None:
+    with listen("127.0.0.1", 0) as taken, pytest.raises(KlypeError, match="cannot be listened at"):
+        call(["serve", str(folder), "--port", str(taken.getsockname()[1])])
+    with pytest.raises(UsageError, match="no model"):
+        call(["serve", str(folder / "none"), "--port", "0"])
+    with pytest.raises(UsageError, match="--port"):
+        listen("127.0.0.1", 70000)
