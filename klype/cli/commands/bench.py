@@ -22,6 +22,7 @@ def app() -> typer.Typer:
     bench.callback()(_group)
     bench.command("generate")(generate)
     bench.command("coverage")(coverage)
+    bench.command("serve")(serve)
     return bench
 
 
@@ -47,6 +48,34 @@ def coverage(
                 f"{verdict}  {row['covered']:.3f} [{row['low']:.3f}, {row['high']:.3f}]  {row['runs']:5}  {row['name']}"
             )
             terminal.console.print(line, markup=False, highlight=False)
+    terminal.document(document)
+
+
+def serve(
+    model: Annotated[
+        str | None, typer.Argument(help="A run or a model's folder.", show_default="a fresh model of the small world")
+    ] = None,
+    seconds: Annotated[float, typer.Option("--seconds", help="How long all clients ask at once.")] = 60.0,
+    clients: Annotated[int, typer.Option("--clients", min=1, max=512, help="How many.")] = 64,
+    lang: o.Lang = None,
+    as_json: o.Json = False,
+) -> None:
+    """The server under load: no error, no mixed-up answer, and 16 clients against one."""
+    terminal = Terminal(as_json, lang)
+    from klype.bench.serve import serve as run
+
+    document = run(model, seconds, lambda text: terminal.console.print(text, markup=False, style="dim"), clients)
+    if not as_json:
+        for row in document["rows"]:
+            first = row["first_token_s"]["median"]
+            shown = "–" if first is None else f"{1000 * first:.0f} ms to the first token"
+            line = f"{row['clients']:4} clients: {_spread(row['tokens_per_second'], 0)} tokens/s, {shown}"
+            terminal.console.print(line, markup=False, highlight=False)
+        ratio = _spread(document["ratios"]["clients_16_vs_1"], 2)
+        verdict = "passed" if document["passed"] else "missed"
+        counts = f"{document['answers']} answers, {document['errors']} errors, {document['mixed_up']} mixed up"
+        line = f"{verdict}: {counts}; 16 clients {ratio} times one"
+        terminal.console.print(line, markup=False, highlight=False)
     terminal.document(document)
 
 
