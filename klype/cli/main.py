@@ -10,6 +10,7 @@ import typer
 from klype import __version__
 from klype.cli import environment
 from klype.cli.commands import (
+    align,
     article,
     ask,
     bench,
@@ -65,6 +66,7 @@ def app() -> typer.Typer:
     klype.command("article")(article.command)
     klype.command("train")(train.command)
     klype.command("rank")(rank.command)
+    klype.command("align")(align.command)
     klype.add_typer(runs.app(), name="runs")
     klype.command("serve")(serve.command)
     klype.add_typer(bench.app(), name="bench")

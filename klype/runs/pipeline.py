@@ -42,7 +42,7 @@ def run(options: RunOptions, say: Say) -> dict[str, Any]:
     else:
         recipe = read(options.recipe_name, options.overrides)
         _check(options, recipe)
-    life = _open(folder, options, recipe, say, resumed)
+    life = open_run(folder, options, recipe, say, resumed)
     say.note(_promise(life))
     for name, stage in STAGES.items():
         if life.record.done(name) or not _may_start(life, name):
@@ -65,12 +65,12 @@ def train_stage(options: StageOptions, say: Say) -> dict[str, Any]:
     else:
         own_text = options.text or options.data or options.instructions
         recipe = read("text" if own_text else "world", options.overrides)
-    start = _start(options) if options.from_ else None
+    start = start_of(options) if options.from_ else None
     if start is None and options.stage != "pretrain":
         raise UsageError(f"The stage {options.stage} needs a model to start from.", "Give --from MODEL.")
-    life = _open(folder, options, recipe, say, resumed, start.folder if start else None)
+    life = open_run(folder, options, recipe, say, resumed, start.folder if start else None)
     if start is not None and options.stage in NEEDS:
-        _bring(start, folder, options.stage)
+        bring(start, folder, options.stage)
     began = time.perf_counter()
     STAGES[options.stage](life)
     life.record.finish(options.stage, time.perf_counter() - began)
@@ -92,7 +92,7 @@ def train_stage(options: StageOptions, say: Say) -> dict[str, Any]:
 BEFORE = {"finetune": "pretrain", "rank": "finetune", "reward": "finetune", "align": "finetune"}
 
 
-def _start(options: StageOptions) -> Found:
+def start_of(options: StageOptions) -> Found:
     """The model that the stage goes on from: of a whole run, the one that its own stage went on from."""
     found = find_model(options.from_)
     earlier = found.run / BEFORE.get(options.stage, "") if found.run else None
@@ -102,7 +102,7 @@ def _start(options: StageOptions) -> Found:
     return found
 
 
-def _open(
+def open_run(
     folder: Path, options: RunOptions | StageOptions, recipe: Recipe, say: Say, resumed: bool, start: Path | None = None
 ) -> Run:
     """The record on disk, and everything the stages need in memory."""
@@ -242,7 +242,7 @@ def _report(life: Run) -> dict[str, Any]:
 NEEDS = {"rank": (), "reward": ("rank",), "align": ("rank", "reward")}
 
 
-def _bring(start: Found, folder: Path, stage: str) -> None:
+def bring(start: Found, folder: Path, stage: str) -> None:
     """Copy what the stage builds on: the fine-tuned model, rankings for a reward model, a reward model for alignment.
 
     So the new folder is a run of its own, which the next stage can start from.

@@ -106,10 +106,14 @@ class RewardSection(Settings):
 
 
 class AlignSection(Rehearsing):
-    """``rows`` questions a step, ``answers`` to each, of at most ``limit`` tokens. ``how``: method and options."""
+    """``rows`` questions a step, ``answers`` to each, of at most ``limit`` tokens. ``how``: method and options.
+
+    ``stops``: alignment ends when the reward model's score and the annotator's own part, where the latter is known.
+    """
 
     answers: int = Field(default=8, ge=2)
     limit: int = Field(default=40, ge=1)
+    stops: bool = True
     how: AlignSettings = AlignSettings()
 
 

@@ -119,6 +119,12 @@ class RewardModel:
         if facts["trunk"] != fingerprint(trunk):
             raise KlypeError(f"The reward model in {folder} was fitted on another language model than the one given.")
         model = RewardModel(trunk, facts["heads"])
+        if tensors["mean"].shape != model.mean_F.shape:
+            raise KlypeError(
+                f"The reward model in {folder} was made by another version of klype: it looks at"
+                f" {len(tensors['mean'])} features, and there are {len(model.mean_F)} now.",
+                "Train it again: klype train reward.",
+            )
         with torch.no_grad():
             model.head.weight.copy_(tensors["head.weight"])
         model.mean_F, model.scale_F = tensors["mean"], tensors["scale"]

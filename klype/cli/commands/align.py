@@ -1,0 +1,69 @@
+"""``klype align``: a run's answers are aligned with its rankings, watched, compared and judged in words."""
+
+from __future__ import annotations
+
+from datetime import date
+from typing import Annotated
+
+import typer
+
+from klype.cli import options as o
+from klype.cli.terminal import Terminal
+
+
+def command(
+    model: o.Model,
+    method: Annotated[str, typer.Option("--method", help="grpo, rloo, ppo, expert, dpo, ipo or kto.")] = "grpo",
+    rounds: Annotated[int, typer.Option("--rounds", help="How often to rank, train and rank again.")] = 1,
+    target_kl: Annotated[
+        float | None,
+        typer.Option("--target-kl", help="How far the answers may go, in nats an answer: the leash adapts to it."),
+    ] = None,
+    beta: Annotated[float | None, typer.Option("--beta", help="A fixed leash: what each nat costs.")] = None,
+    taste: Annotated[str, typer.Option("--taste", help="Rank anew with another taste: word=-0.1 loves length.")] = "",
+    steps: Annotated[int | None, typer.Option("--steps", help="How many steps a round.")] = None,
+    minutes: Annotated[float | None, typer.Option("--minutes", help="How long a round, instead of --steps.")] = None,
+    out: o.Out = None,
+    resume: o.Resume = False,
+    seed: o.Seed = 0,
+    setting: o.Set = None,
+    force: o.Force = False,
+    human: o.Human = False,
+    lang: o.Lang = None,
+    as_json: o.Json = False,
+) -> None:
+    """Align a run's fine-tuned model with its rankings, and say what came of it."""
+    terminal = Terminal(as_json, lang)
+    from klype.cli.inputs import as_option
+    from klype.cli.progress import listener
+    from klype.config import make
+    from klype.runs import folder
+    from klype.runs.find import find_model
+    from klype.runs.options import StageOptions
+    from klype.train.stages import method as row
+
+    kind = "preference" if row(method).learns_from == "rankings" else "policy"
+    settings = [f"align.how.method={method}", *(setting or ())]
+    if beta is not None:
+        settings.append(f"align.how.{kind}.beta={beta}")
+    if target_kl is not None:
+        settings.append(f"align.how.target_kl={target_kl}")
+    values = {
+        "stage": "align",
+        "from_": model,
+        "steps": steps,
+        "minutes": 0.5 if steps is None and minutes is None else minutes,
+        "seed": seed,
+        "overrides": tuple(settings),
+        "force": force,
+        "human": human,
+        "resume": resume,
+        "lang": terminal.lang,
+    }
+    asked = make(StageOptions, values, spell=as_option)
+    find_model(model)
+    with folder.chosen("align", out, resume, date.today()) as place, listener(terminal) as say:
+        from klype.runs.rounds import align_rounds
+
+        document = align_rounds(asked.model_copy(update={"out": place}), rounds, taste, say)
+    terminal.document(document)

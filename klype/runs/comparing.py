@@ -1,0 +1,151 @@
+"""Before and after alignment on the same held-out questions: paired, with intervals, and a verdict in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from klype.examine.calibration import calibration_error
+from klype.examine.evidence import Answered, Evidence
+from klype.examine.intervals import mean_by_question, paired
+from klype.examine.measures import measure
+from klype.model.transformer import Transformer
+from klype.runs.answering import answer_all, judged
+from klype.runs.stages import Run
+from klype.runs.watch import Seen, best
+from klype.values import Figure, Question, Sampling, Trace
+from klype.words import words
+
+TRAITS = ("right", "polite", "concise", "score")
+KEPT = {"retrieval_text": 1, "retrieval_hard": 1, "kl": -1, "bits_per_byte": -1}
+"""What is known of plain text, and whether more of it is better."""
+SEVERAL, DRAWN = 60, 4  # questions and answers to each for the measures of spread
+
+
+def compare(run: Run, before: Transformer, after: Transformer) -> dict[str, Any]:
+    """Figures of both models, of each difference, the win rate, and how far apart the two are."""
+    questions = run.subject.held_out[: run.recipe.examine.questions]
+    sampling = Sampling(temperature=run.recipe.examine.temperature)
+    answers = [
+        judged(run.subject, m.config, questions, answer_all(m, run.subject, questions, sampling))
+        for m in (before, after)
+    ]
+    spread = [_spread(run, m, questions[:SEVERAL]) for m in (before, after)]
+    known = [run.subject.knowledge(m, few=True) for m in (before, after)]
+    sides = [
+        {k: f.json() for k, f in {**_means(a, run), **s, **k_}.items()}
+        for a, s, k_ in zip(answers, spread, known, strict=True)
+    ]
+    return {
+        "before": sides[0],
+        "after": sides[1],
+        "gain": {name: f.json() for name, f in _gains(*answers).items()},
+        "win_rate": win_rate(_scores(answers[0]), _scores(answers[1])).json(),
+        "ties": _ties(_scores(answers[0]), _scores(answers[1])).json(),
+    }
+
+
+def win_rate(before: Sequence[float], after: Sequence[float]) -> Figure:
+    """How often the later answer is liked better; equally liked ones count half."""
+    wins = [1.0 if b > a else 0.5 if a == b else 0.0 for a, b in zip(before, after, strict=True)]
+    figure = mean_by_question(wins, range(len(wins)), "share of questions")
+    if figure.low is None or figure.high is None:
+        return figure
+    return Figure(figure.value, max(0.0, figure.low), min(1.0, figure.high), figure.n, figure.unit)
+
+
+def verdict(document: Mapping[str, Any], seen: Sequence[Seen], stopped: bool, lang: str) -> str:
+    """What came of it, in a few sentences."""
+    w = words(lang, "align")
+    said: list[str] = []
+    gain = document["gain"]["score"]
+    if gain["value"] is None or gain["low"] is None:
+        said.append(w("unknown"))
+    else:
+        kind = "better" if gain["low"] > 0 else "worse" if gain["high"] < 0 else "same"
+        said.append(w(kind, **{k: f"{gain[v]:+.2f}" for k, v in (("gain", "value"), ("low", "low"), ("high", "high"))}))
+    if stopped:
+        said.append(w("parted", step=seen[-1].step, best=best(seen).step))
+    elif len(seen) > 1 and np.mean(seen[-1].truth) < np.mean(seen[0].truth) and seen[-1].reward > seen[0].reward:
+        said.append(w("hacked"))
+    if seen:
+        said.append(w("far", kl=f"{(best(seen) if stopped else seen[-1]).kl:.2f}"))
+    lost = [name for name, better in KEPT.items() if _fell(document, name, better)]
+    said.append(w("forgot", measure=", ".join(lost)) if lost else w("kept"))
+    return " ".join(said)
+
+
+def _fell(document: Mapping[str, Any], name: str, better: int) -> bool:
+    """Whether the two intervals are apart, in the bad direction."""
+    a, b = document["before"].get(name), document["after"].get(name)
+    if not a or not b or a["value"] is None or b["value"] is None or a["low"] is None or b["low"] is None:
+        return False
+    return bool(b["high"] < a["low"]) if better > 0 else bool(b["low"] > a["high"])
+
+
+def _means(answers: Sequence[Answered], run: Run) -> dict[str, Figure]:
+    figures = measure(Evidence(answers, judge=run.subject.judge_name, seed=run.options.seed))
+    return {k: figures[k] for k in ("right", "polite", "concise", "annotator", "tokens") if k in figures}
+
+
+@torch.no_grad()
+def _spread(run: Run, model: Transformer, questions: Sequence[Question]) -> dict[str, Figure]:
+    """Diversity, S, and calibration, at temperature 1, several answers to each question."""
+    groups = answer_all(model, run.subject, questions, Sampling(temperature=1.0), n=DRAWN, top=-1)
+    answers = judged(run.subject, model.config, questions, groups)
+    figures = measure(Evidence(answers, judge=run.subject.judge_name, seed=run.options.seed))
+    found: dict[str, Figure] = {
+        k: figures[k] for k in ("answer_entropy", "distinct", "same_text", "s", "repetition") if k in figures
+    }
+    told = _told(run, questions, groups)
+    if told[0]:
+        found["calibration"] = calibration_error(*told)
+    return found
+
+
+def _told(
+    run: Run, questions: Sequence[Question], groups: Sequence[Sequence[Trace]]
+) -> tuple[list[float], list[float], list[str]]:
+    """The likeliest next token on right prefixes: how likely the model says it is, how likely it truly is."""
+    said, true, asked = [], [], []
+    for question, traces in zip(questions, groups, strict=True):
+        for trace in traces:
+            truth = run.subject.next_right(question)
+            if truth is None:
+                return [], [], []
+            for step in trace.steps:
+                assert step.distribution is not None
+                said.append(float(np.exp(step.distribution.logp[0])))
+                true.append(truth.next().get(int(step.distribution.ids[0]), 0.0))
+                asked.append(question.id)
+                if truth.push(step.token) == 0.0:
+                    break
+    return said, true, asked
+
+
+def _gains(before: Sequence[Answered], after: Sequence[Answered]) -> dict[str, Figure]:
+    """After less before, question by question; undecided ones are left out on both sides."""
+    gains = {}
+    for name in TRAITS:
+        rows = [
+            (float(x), float(y), a.question)
+            for a, b in zip(before, after, strict=True)
+            if (x := getattr(a, name)) is not None and (y := getattr(b, name)) is not None
+        ]
+        if rows:
+            gains[name] = paired(*(list(column) for column in zip(*rows, strict=True)))  # type: ignore[arg-type]
+        else:
+            gains[name] = Figure(None, why="nothing was decided")
+    return gains
+
+
+def _scores(answers: Sequence[Answered]) -> list[float]:
+    return [a.score if a.score is not None else 0.0 for a in answers]
+
+
+def _ties(before: Sequence[float], after: Sequence[float]) -> Figure:
+    equal = [float(a == b) for a, b in zip(before, after, strict=True)]
+    return mean_by_question(equal, range(len(equal)), "share of questions")

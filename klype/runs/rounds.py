@@ -1,0 +1,185 @@
+"""``klype align``: a run's answers are aligned, once or in rounds (rank → reward → align), and compared with before."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+from klype.config import make
+from klype.errors import KlypeError, UsageError
+from klype.preferences.tastes import Taste
+from klype.preferences.tastes import taste as read_taste
+from klype.runs.aligning import align, examined, reward
+from klype.runs.comparing import compare, verdict
+from klype.runs.find import Found
+from klype.runs.folder import read_run
+from klype.runs.options import StageOptions
+from klype.runs.pipeline import bring, open_run, start_of
+from klype.runs.recipe import Recipe
+from klype.runs.record import write_json
+from klype.runs.say import Say
+from klype.runs.stages import Run, rank
+from klype.runs.subject import Subject
+from klype.runs.watch import Seen
+from klype.train.stages import method
+from klype.values import Question, Verdict
+
+
+class Tasted:
+    """A subject whose annotator has another taste while it ranks; what is measured stays with the true one."""
+
+    def __init__(self, subject: Subject, taste: Taste) -> None:
+        self._subject, self._taste = subject, taste
+        self.annotator_name = f"taste {taste}"
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._subject, name)
+
+    def judge(self, question: Question, answer: str, finished: bool) -> Verdict:
+        verdict = self._subject.judge(question, answer, finished)
+        return replace(verdict, score=self._taste.score(verdict, finished))
+
+
+def align_rounds(options: StageOptions, rounds: int, taste: str, say: Say) -> dict[str, Any]:
+    """Aligns the run named by ``options.from_`` and returns the JSON document of the command.
+
+    More than one round, or a taste: the newest model's answers are ranked anew first, by the simulated annotator (or by
+    hand with ``options.human``). Raises KlypeError when the reward model is too weak and ``force`` was not given.
+    """
+    assert options.out is not None
+    if not 1 <= rounds <= 50:
+        raise UsageError(f"--rounds should be from 1 to 50 (it is {rounds}).")
+    flaw = read_taste(taste) if taste else None
+    start = start_of(options)
+    if start.run is None:
+        raise UsageError(f"{options.from_} is no run with a fine-tuned model.", "Give a run's folder.")
+    recipe = _recipe(start, options)
+    done: list[dict[str, Any]] = []
+    first, base = start, None
+    for number in range(1, rounds + 1):
+        folder = options.out if rounds == 1 else options.out / f"round-{number}"
+        document = _round(first, folder, (options, recipe), (flaw, rounds > 1 or flaw is not None), say)
+        done.append(document)
+        base = base or start.folder
+        first = Found(folder / "align", folder, "align")
+    whole = {
+        "run": str(options.out),
+        "from": options.from_,
+        "method": recipe.align.how.method,
+        "taste": taste,
+        "rounds": done,
+        **{key: done[-1][key] for key in ("verdict", "gain", "win_rate")},
+    }
+    write_json(options.out / "align.json", whole)
+    return whole
+
+
+def _recipe(start: Found, options: StageOptions) -> Recipe:
+    """The run's own recipe, with what is overridden now."""
+    assert start.run is not None
+    saved = read_run(start.run).get("settings")
+    if saved is None:
+        raise KlypeError(f"The run {start.run} does not say what recipe made it.")
+    values = Recipe.model_validate(saved).model_dump(mode="json")
+    for override in options.overrides:
+        name, _, value = override.partition("=")
+        *path, last = name.split(".")
+        place = values
+        for part in path:
+            place = place.get(part, {})
+        place[last] = value
+    recipe = make(Recipe, values)
+    method(recipe.align.how.method)
+    return recipe
+
+
+def _round(
+    start: Found, folder: Path, how: tuple[StageOptions, Recipe], ranking: tuple[Taste | None, bool], say: Say
+) -> dict[str, Any]:
+    """One round in a folder of its own; a finished one is not done again."""
+    options, recipe = how
+    flaw, anew = ranking
+    resumed = (folder / "run.json").exists()
+    if resumed and (known := read_run(folder)).get("aligned"):
+        return cast(dict[str, Any], known["aligned"])
+    folder.mkdir(parents=True, exist_ok=True)
+    life = open_run(folder, options.model_copy(update={"out": folder}), recipe, say, resumed, start.folder)
+    _prepare(start, folder, anew)
+    for name, stage in (("rank", rank), ("reward", reward)):
+        if anew and not life.record.done(name):
+            began = time.perf_counter()
+            tasted = flaw is not None and name == "rank"
+            stage(replace(life, subject=cast(Subject, Tasted(life.subject, flaw))) if tasted and flaw else life)
+            life.record.finish(name, time.perf_counter() - began)
+    if flaw is not None:  # the ranker's own ceiling is that of the taste it ranked by
+        own = examined(replace(life, subject=cast(Subject, Tasted(life.subject, flaw))))
+        life.record.content["reward"]["ceiling"] = own["ceiling"]
+    _check(life)
+    began = time.perf_counter()
+    align(life)
+    life.record.finish("align", time.perf_counter() - began)
+    return _compared(life)
+
+
+def _prepare(start: Found, folder: Path, anew: bool) -> None:
+    """Brings the model to start from, and rankings and reward model unless they are made anew."""
+    if anew:
+        bring(replace(start), folder, "rank")
+    else:
+        bring(start, folder, "align")
+
+
+def _check(life: Run) -> None:
+    """The reward model's audit, shown before anything is aligned; a weak one is refused."""
+    found = life.record.content.get("reward")
+    if found is None:
+        found = life.record.content["reward"] = examined(life)
+        life.record.save()
+    shown = [
+        (name, _figure(figure)) for name, figure in found.items() if isinstance(figure, dict) and "value" in figure
+    ]
+    life.say.table("the reward model, on held-out rankings", ("measure", "figure"), shown)
+    accuracy, threshold = found["pair_accuracy"].get("value"), life.recipe.reward.threshold
+    needs = method(life.recipe.align.how.method).learns_from == "rollouts"
+    if needs and accuracy is not None and accuracy < threshold and not life.options.force:
+        raise KlypeError(
+            f"The reward model agrees with its ranker on {100 * accuracy:.0f} % of held-out pairs, below"
+            f" {100 * threshold:.0f} %.",
+            "More rankings help; --force aligns all the same.",
+        )
+
+
+def _figure(figure: dict[str, Any]) -> str:
+    if figure["value"] is None:
+        return str(figure.get("why", "–"))
+    if figure.get("low") is None:
+        return f"{figure['value']:.3f}"
+    return f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
+
+
+def _compared(life: Run) -> dict[str, Any]:
+    watched = life.record.content["watch"]
+    document = compare(life, life.model("finetune"), life.model("align"))
+    seen = [Seen(**{**s, "truth": (s["truth"],)}) for s in watched["seen"]]
+    says = {lang: verdict(document, seen, watched["stopped"], lang) for lang in ("en", "nb")}
+    life.say.table(
+        "before and after",
+        ("measure", "before", "after"),
+        [(k, _figure(f), _figure(document["after"].get(k, f))) for k, f in document["before"].items()],
+    )
+    life.say.table("wins", ("", ""), [("win rate", _figure(document["win_rate"])), ("ties", _figure(document["ties"]))])
+    life.say.note(says[life.options.lang])
+    out = {
+        "run": str(life.folder),
+        "method": life.recipe.align.how.method,
+        "seconds": life.record.content["seconds"],
+        "reward": life.record.content.get("reward"),
+        "watch": watched,
+        **document,
+        "verdict": says,
+    }
+    life.record.content["aligned"], life.record.content["state"] = out, "done"
+    life.record.save()
+    return out

@@ -1,0 +1,152 @@
+"""Over-optimisation, seen while it happens: the annotator's own score beside the reward model's, over KL and length.
+
+The watch asks the model as it is some questions that alignment never trains on, a dozen times in all. Where the two
+scores part (the reward model's rises while the annotator's falls beyond chance) it ends the alignment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load, save
+
+from klype.examine.intervals import paired
+from klype.examine.repetition import repeated
+from klype.model.transformer import Transformer
+from klype.runs.answering import answer_all, said
+from klype.runs.subject import Subject
+from klype.train.resume import write_durably
+from klype.train.rewards import RewardModel
+from klype.train.rollout import answers_batch, k3
+from klype.train.scoring import score_answers
+from klype.values import Batch, Batches, Question, Sampling
+
+TIMES, ASKED = 10, 64
+BEST = "best.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the watch saw after ``step`` steps. ``truth`` is the annotator's score of each question's answer; ``reward``
+    the reward model's mean; ``kl`` in nats an answer; ``length`` in tokens; ``repetition`` a share of 4-grams."""
+
+    step: int
+    truth: tuple[float, ...]
+    reward: float
+    kl: float
+    length: float
+    finished: float
+    repetition: float
+
+    def json(self) -> dict[str, Any]:
+        return {**asdict(self), "truth": float(np.mean(self.truth))}
+
+
+class Parted(Exception):  # noqa: N818 - an end that was asked for
+    """The two scores went apart: nothing more is to be learnt from this reward."""
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Who is asked what, and who judges. ``judge`` is None for methods without a reward model."""
+
+    subject: Subject
+    questions: Sequence[Question]
+    reference: Transformer
+    judge: RewardModel | None
+
+    @torch.no_grad()
+    def look(self, model: Transformer, step: int) -> Seen:
+        groups = answer_all(model, self.subject, self.questions, Sampling(temperature=1.0))
+        traces = [group[0] for group in groups]
+        prompts, answers = [t.prompt for t in traces], [t.tokens for t in traces]
+        batch = answers_batch(prompts, answers)
+        own, reference = (score_answers(m, batch).logp_BT for m in (model, self.reference))
+        texts = [said(self.subject, t) for t in traces]
+        ended = [t.ended == "stop" for t in traces]
+        judged = zip(self.questions, texts, ended, strict=True)
+        repeats = [r for text in texts if (r := repeated(tuple(text.split()))) is not None]
+        return Seen(
+            step,
+            tuple(self.subject.judge(q, text, done).score for q, text, done in judged),
+            0.0 if self.judge is None else float(self.judge.score(prompts, answers).mean()),
+            k3(own.float(), reference.float()),
+            float(np.mean([len(a) for a in answers])),
+            float(np.mean(ended)),
+            float(np.mean(repeats)) if repeats else 0.0,
+        )
+
+
+class Watched:
+    """A stage's batches, with a look at the model every ``every`` steps; its weights at the best look are kept."""
+
+    def __init__(
+        self, batches: Batches, watch: Watch, model: Transformer, every: int, folder: Path, stops: bool
+    ) -> None:
+        self._batches, self._watch, self._model = batches, watch, model
+        self.every, self._folder, self._stops = every, folder, stops
+        self.seen: list[Seen] = []
+        self._index = 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        if self._index % self.every == 0:
+            self.look()
+            if self._stops and parted(self.seen):
+                raise Parted
+        batch = next(self._batches)
+        self._index += 1
+        if self.seen:
+            last = self.seen[-1]
+            shown = {"truth": float(np.mean(last.truth)), "watched_kl": last.kl, "watched_reward": last.reward}
+            batch.extra["metrics"] = {**batch.extra.get("metrics", {}), **shown}
+        return batch
+
+    def look(self) -> None:
+        """Looks at the model as it is; the best so far is kept on disk."""
+        if self.seen and self.seen[-1].step == self._index:
+            return
+        self._model.eval()
+        self.seen.append(self._watch.look(self._model, self._index))
+        self._model.train()
+        if best(self.seen) is self.seen[-1]:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            tensors = {k: v.detach().float().contiguous().clone() for k, v in self._model.state_dict().items()}
+            write_durably(self._folder / BEST, save(tensors))
+
+    def back_to_the_best(self) -> None:
+        self._model.load_state_dict(load((self._folder / BEST).read_bytes()))
+
+    def state(self) -> dict[str, Any]:
+        return {"index": self._index, "seen": [asdict(s) for s in self.seen], "batches": self._batches.state()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._index = state["index"]
+        self.seen = [Seen(**{**s, "truth": tuple(s["truth"])}) for s in state["seen"]]
+        self._batches.restore(state["batches"])
+
+    def close(self) -> None:
+        close: Callable[[], None] | None = getattr(self._batches, "close", None)
+        if close is not None:
+            close()
+
+
+def best(seen: Sequence[Seen]) -> Seen:
+    """The look at which the annotator was happiest; the first of equals."""
+    return max(seen, key=lambda s: float(np.mean(s.truth)))
+
+
+def parted(seen: Sequence[Seen]) -> bool:
+    """The annotator likes the newest answers less than the best ones, beyond chance; the reward model no less."""
+    top, last = best(seen), seen[-1]
+    if last is top or last.reward < top.reward:
+        return False
+    high = paired(top.truth, last.truth, range(len(top.truth))).high
+    return high is not None and high < 0
