@@ -30,6 +30,10 @@ Meaning = Callable[[str], Hashable]
 PLAIN = Sampling()
 WIDEST = 4096
 """Continuations of a beginning that are kept one by one; those after them are lost mass."""
+TIGHTENED = 256
+"""So many of the most probable answers have an upper bound of their own; the others' is what is unexplored."""
+GROWING = 24
+"""A batch may be this part of what was read already: wide trees are read faster, narrow ones not past their end."""
 ROUNDING = 2e-6
 """Relative error of one probability in float32; an interval is widened by it for every token."""
 
@@ -37,7 +41,8 @@ ROUNDING = 2e-6
 @dataclass(frozen=True, slots=True)
 class TreeSettings:
     """``budget``: beginnings that are read (forward passes). ``until`` "mode": the most probable answer is certain;
-    "mass": less than ``eps`` is unexplored; "budget": neither. ``vocabulary``: number of tokens, 0 when unknown."""
+    "mass": less than ``eps`` is unexplored; "budget": neither. ``batch``: beginnings read together at first,
+    ``widest``: in a tree that has grown wide. ``vocabulary``: number of tokens, 0 when unknown."""
 
     sampling: Sampling = PLAIN
     limit: int = 32
@@ -46,6 +51,7 @@ class TreeSettings:
     eps: float = 0.01
     batch: int = 16
     vocabulary: int = 0
+    widest: int = 64
 
     def check(self) -> None:
         if needs_seen(self.sampling):
@@ -151,7 +157,7 @@ class Growth:
     def heaviest(self, most: int) -> list[tuple[Tokens, float]]:
         """The next beginnings to read; they leave the frontier."""
         taken: list[tuple[Tokens, float]] = []
-        while self.heap and len(taken) < min(most, self.settings.batch):
+        while self.heap and len(taken) < most:
             mass, _, node = heapq.heappop(self.heap)
             taken.append(((*node.tokens, int(node.ids[node.taken])), -mass))
             node.taken += 1
@@ -205,7 +211,8 @@ def grow(
     growth.read([((), 1.0)])
     expansions, stopped = 1, _stopped(growth)
     while stopped is None and expansions < settings.budget:
-        batch = growth.heaviest(settings.budget - expansions)
+        wide = max(settings.batch, min(settings.widest, expansions // GROWING))
+        batch = growth.heaviest(min(settings.budget - expansions, wide))
         growth.read(batch)
         expansions += len(batch)
         stopped = _stopped(growth)
@@ -264,11 +271,11 @@ def _finished(
 ) -> Tree:
     unexplored = growth.unexplored
     reach = Reach(growth)
-    answers = []
+    answers: list[Found] = []
     for spelled, found in sorted(growth.sums.items(), key=lambda item: (-item[1].low, item[0])):
         text = spelled.decode("utf-8", errors="replace")
         error = ROUNDING * (found.longest + 1)
-        high = found.low + min(unexplored, reach.of(spelled))
+        high = found.low + (min(unexplored, reach.of(spelled)) if len(answers) < TIGHTENED else unexplored)
         low, high = max(0.0, found.low * (1 - error)), min(1.0, high * (1 + error) + error * unexplored)
         answers.append(Found(text, low, high, meaning(text), found.tokens, found.mass))
     clusters = _clusters(answers, unexplored)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from klype.engine.checks import check_answer, check_prompt, check_request
 from klype.engine.prefixes import Place, Prefixes
-from klype.engine.records import Ended, Job, Records, distribution, token_counts
+from klype.engine.records import Ended, Job, Records, distributions, token_counts
 from klype.engine.rows import Rows
 from klype.engine.sampling import Seen, needs_seen, noise, sample
 from klype.engine.score import score
@@ -150,7 +150,9 @@ class Engine:
             check_prompt(prefix, config.window, config.vocab_size)
         self._check_fresh()
         places = self.prefixes.read([tuple(prefix) for prefix in prefixes])
-        found = [distribution(place.logits.float().log_softmax(-1), top) for place in places]
+        if not places:
+            return []
+        found = distributions(torch.stack([place.logits for place in places]).float().log_softmax(-1), top)
         if any(np.isnan(d.logp).any() for d in found):
             raise self.not_numbers()
         return found
@@ -222,6 +224,8 @@ class Engine:
         return torch.cat(parts)
 
     def _join(self, seats: list[tuple[Place, Job, int]]) -> None:
+        if seats and len(self._rows) == 1:
+            self._cache.share()
         for _, group in groupby(seats, key=lambda seat: seat[0].order[0]):  # one call a shelf
             slots, lengths = [], []
             for place, job, count in group:
@@ -229,6 +233,8 @@ class Engine:
                 lengths += [place.length] * count
                 self._rows.seat(job, self._records.open(count))
             self._cache.join(place.shelf, slots, lengths)
+        if seats and len(self._rows) == 1:
+            self._cache.own()
 
     def _postprocess(self, logits_RV: Tensor) -> Drawn:
         tokens_R, logp_2R = self._draw(logits_RV)
@@ -279,11 +285,16 @@ class Engine:
 
     def _look(self, logits_RV: Tensor, tokens: npt.NDArray[np.int64], stopped: npt.NDArray[np.bool_]) -> None:
         """Rows that asked for distributions or for stop texts."""
-        for row in np.flatnonzero(self._rows.special).tolist():
+        special = np.flatnonzero(self._rows.special).tolist()
+        for top, group in groupby(sorted(special, key=self._top_of), key=self._top_of):
+            rows = list(group)
+            if not top:
+                continue
+            listed = distributions(logits_RV[rows].float().log_softmax(-1), top)
+            for row, q in zip(rows, listed, strict=True):
+                self._records.distributions.setdefault(int(self._rows.lines[row]), []).append(q)
+        for row in special:
             request, line = self._rows.jobs[row].request, int(self._rows.lines[row])
-            if request.top:
-                listed = distribution(logits_RV[row].float().log_softmax(-1), request.top)
-                self._records.distributions.setdefault(line, []).append(listed)
             if request.stop_texts:
                 assert self.decode_bytes is not None
                 text = self._records.texts.setdefault(line, bytearray())
@@ -292,6 +303,9 @@ class Engine:
                 for stop in request.stop_texts:
                     sought = stop.encode()
                     stopped[row] |= sought in text[-len(sought) - len(added) :]
+
+    def _top_of(self, row: int) -> int:
+        return int(self._rows.jobs[row].request.top)
 
     def _trace(self, row: int, ended: Ended) -> Trace:
         job, line, count = self._rows.jobs[row], int(self._rows.lines[row]), int(self._rows.counts[row])

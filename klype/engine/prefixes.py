@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 import numpy as np
 import torch
@@ -103,8 +103,9 @@ class Prefixes:
         if any(length for _, _, length in starts):
             order = sorted(range(len(batch)), key=lambda i: id(starts[i][0]))
             batch, starts = [batch[i] for i in order], [starts[i] for i in order]
-            for shelf, slot, length in starts:
-                cache.join(shelf or _empty_shelf(self.model), [slot], [length])
+            for _, group in groupby(starts, key=lambda start: id(start[0])):
+                shelf, slots, lengths = _living(list(group))
+                cache.join(shelf or _empty_shelf(self.model), slots, lengths)
         else:
             cache = Cache(self.model.config, len(batch), dtype=self.model.embed.weight.dtype)
         begin = np.array([length for _, _, length in starts])
@@ -178,6 +179,17 @@ def _common(hosts: list[Tokens]) -> list[Tokens]:
 
 def _common_length(a: Tokens, b: Tokens) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def _living(starts: Sequence[tuple[Shelf | None, int, int]]) -> tuple[Shelf | None, list[int], list[int]]:
+    """Slots and lengths on one shelf, of which only what is read is kept: attention goes over all that it holds."""
+    shelf, lengths = starts[0][0], [length for _, _, length in starts]
+    if shelf is None:
+        return None, [0] * len(starts), lengths
+    slots, renamed = np.unique([slot for _, slot, _ in starts], return_inverse=True)
+    if len(slots) < len(shelf.lengths):
+        return shelf.take(slots), renamed.tolist(), lengths
+    return shelf, [slot for _, slot, _ in starts], lengths
 
 
 def _empty_shelf(model: Transformer) -> Shelf:

@@ -97,10 +97,16 @@ class Records:
 
 def distribution(logp_V: Tensor, top: int) -> Distribution:
     """The most probable ``top`` tokens (-1: all), most probable first."""
-    k = logp_V.shape[-1] if top < 0 else min(top, logp_V.shape[-1])
-    values, ids = logp_V.topk(k)
-    rest = 0.0 if k == logp_V.shape[-1] else max(0.0, 1.0 - float(values.double().exp().sum()))
-    return Distribution(ids.numpy(), values.numpy(), rest)
+    return distributions(logp_V[None], top)[0]
+
+
+def distributions(logp_BV: Tensor, top: int) -> list[Distribution]:
+    """``distribution`` of every row."""
+    V = logp_BV.shape[-1]
+    k = V if top < 0 else min(top, V)
+    values_BK, ids_BK = logp_BV.topk(k)
+    rest = [0.0] * len(logp_BV) if k == V else (1.0 - values_BK.double().exp().sum(-1)).clamp(min=0.0).tolist()
+    return [Distribution(*row) for row in zip(ids_BK.numpy(), values_BK.numpy(), rest, strict=True)]
 
 
 def token_counts(texts: list[npt.NDArray[np.int64]], vocab_size: int) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from klype.engine.prefixes import Place, Prefixes
-from klype.engine.records import distribution
+from klype.engine.records import distributions
 from klype.model.cache import Cache
 from klype.values import Distribution, Sampling, Step, Trace
 
@@ -79,5 +79,5 @@ def _score(prefixes: Prefixes, places: list[Place], answers: list[Tokens], top: 
 def _read(logits_MV: Tensor, targets_M: Tensor, top: int) -> Scored:
     logp_MV = logits_MV.float().log_softmax(-1)
     logp = logp_MV.gather(1, targets_M[:, None])[:, 0].double().numpy()
-    listed = [distribution(row, top) for row in logp_MV] if top else [None] * len(logp)
+    listed = distributions(logp_MV, top) if top else [None] * len(logp)
     return list(zip(logp.tolist(), listed, strict=True))

@@ -15,7 +15,7 @@ from klype.answers.tree import Tree, TreeSettings, grow
 from klype.examine.evidence import Answered, Evidence, Told
 from klype.examine.examinee import Examinee, ExamSettings
 from klype.examine.feedback import Aftermath, Asked, FeedbackSettings, Shock, aftermaths, shocks
-from klype.examine.from_traces import answered, sums, told
+from klype.examine.from_traces import answered, crossings, sums, told
 from klype.examine.recorder import Recorder
 from klype.examine.replaced import Replaced, Right, replaced
 from klype.examine.truth import Reader, Tokens
@@ -45,13 +45,14 @@ class Examined:
 
 @dataclass
 class Desk:
-    """Where the examination is at: its source, and the readers of all questions."""
+    """Where the examination is at: its source, all questions' readers, what depends on no temperature."""
 
     examinee: Examinee
     settings: ExamSettings
     source: Recorder
     progress: Progress
     readers: dict[str, Reader] = field(default_factory=dict)
+    crossed: dict[int, tuple[float, ...]] = field(default_factory=dict)
 
     def reader(self, place: int) -> Reader | None:
         question = self.examinee.questions[place]
@@ -93,6 +94,7 @@ def examine(
     found.forks = _forks(desk, found.traces[settings.main])
     main = found.evidence[settings.main]
     found.evidence[settings.main] = replace(main, trees=found.trees, forks=found.forks)
+    source.finish()
     found.passes, found.tokens, found.model_s = source.passes, source.tokens, source.model_s
     found.seconds = clock() - began
     return found
@@ -172,7 +174,9 @@ def _evidence(
         judged += answered(examinee, question, traces, reader)
         said += told(question.id, traces, reader)
         if reader is not None and true is not None and temperature > 0:
-            by_question.append(sums(traces[:4], true[place], reader, temperature))
+            if place not in desk.crossed:
+                desk.crossed[place] = crossings(true[place], reader)
+            by_question.append(sums(traces[:4], true[place], reader, temperature, desk.crossed[place]))
     return Evidence(judged, judge=examinee.judge_name, seed=desk.settings.seed, told=said, sums=by_question)
 
 

@@ -20,8 +20,8 @@ WIDE = 4096
 @dataclass(frozen=True)
 class Examinee:
     """``identity`` names the weights (traces of others are not used again). ``judge(question, text, finished)`` and
-    ``meaning`` are named by ``judge_name``. ``reader`` knows the truth of a question's answers; None: nobody does. ``vocabulary`` 0: nobody
-    knows; ``partial``: only the most probable tokens are told."""
+    ``meaning`` are named by ``judge_name``. ``reader`` knows the truth of a question's answers; None: nobody does.
+    ``vocabulary`` 0: nobody knows; ``partial``: only the most probable tokens are told."""
 
     source: Source
     name: str

@@ -9,10 +9,10 @@ import numpy as np
 
 from klype.examine.copied import copied
 from klype.examine.cost import answer_flops
-from klype.examine.divergence import point
+from klype.examine.divergence import tempered_kl
 from klype.examine.evidence import Answered, ByQuestion, Told
 from klype.examine.examinee import Examinee
-from klype.examine.truth import Reader, Tokens, at_temperature, entropy, mass
+from klype.examine.truth import Reader, Tokens, at_temperature
 from klype.examine.tuning import cross_entropies
 from klype.judge.text import word_for_word
 from klype.values import Distribution, Question, Trace
@@ -69,19 +69,25 @@ class Looked:
     def __init__(self, reader: Reader | None, temperature: float) -> None:
         self.reader = reader
         self._temperature = temperature
-        self._entropy: dict[Tokens, float] = {}
-        self._s: dict[Tokens, float] = {}
+        self._looked: dict[Tokens, tuple[float, float]] = {}
 
     def entropy(self, tokens: Tokens, q: Distribution) -> float:
-        if tokens not in self._entropy:
-            self._entropy[tokens] = entropy(q, self._temperature)
-        return self._entropy[tokens]
+        return self._at(tokens, q)[0]
 
     def s(self, tokens: Tokens, q: Distribution) -> float:
-        if tokens not in self._s:
-            assert self.reader is not None
-            self._s[tokens] = mass(q, self._temperature, self.reader.next(tokens))
-        return self._s[tokens]
+        return self._at(tokens, q)[1]
+
+    def _at(self, tokens: Tokens, q: Distribution) -> tuple[float, float]:
+        """Entropy of q, and its mass on what can follow right beginnings (nan elsewhere: nobody asks)."""
+        if tokens not in self._looked:
+            q_K = at_temperature(q, self._temperature)
+            some_K = q_K[q_K > 0]
+            right = self.reader is not None and (not tokens or self.reader.first_error(tokens) is None)
+            s = math.nan
+            if right and self.reader is not None:
+                s = min(1.0, float(q_K[np.isin(q.ids, list(self.reader.next(tokens)))].sum()))
+            self._looked[tokens] = float(-(some_K * np.log(some_K)).sum()), s
+        return self._looked[tokens]
 
 
 def correctness(trace: Trace, looked: Looked) -> tuple[tuple[float, ...], int | None]:
@@ -134,34 +140,36 @@ def _whole(trace: Trace) -> bool:
     return all(step.distribution is not None and step.distribution.whole for step in trace.steps)
 
 
-def sums(own: Sequence[Trace], true: Sequence[Trace], reader: Reader, temperature: float) -> ByQuestion:
-    """KL(p‖q) along one's own and along true answers (means over answers), and what best temperature needs."""
-    own_kl = _mean([_kl(trace, reader, temperature) for trace in own])
-    true_kl = _mean([_kl(trace, reader, temperature) for trace in true])
+def sums(
+    own: Sequence[Trace], true: Sequence[Trace], reader: Reader, temperature: float, crossed: tuple[float, ...]
+) -> ByQuestion:
+    """KL(p‖q) along one's own and along true answers (means over answers); ``crossed`` as ``crossings`` gives it."""
+    known: dict[Tokens, float] = {}
+    own_kl, true_kl = (_mean([_kl(trace, reader, temperature, known) for trace in traces]) for traces in (own, true))
+    return ByQuestion(own_kl, true_kl, crossed)
+
+
+def crossings(true: Sequence[Trace], reader: Reader) -> tuple[float, ...]:
+    """What the best temperature needs of one question's true answers: the same at every temperature."""
     rows = [
         cross_entropies(reader.next(trace.tokens[:t]), step.distribution)
         for trace in true
         for t, step in enumerate(trace.steps)
         if step.distribution is not None
     ]
-    return ByQuestion(own_kl, true_kl, tuple(np.sum(rows, axis=0).tolist()) if rows else ())
+    return tuple(np.sum(rows, axis=0).tolist()) if rows else ()
 
 
-def _kl(trace: Trace, reader: Reader, temperature: float) -> float | None:
-    """Σ over open beginnings, also after mistakes; None when not finite."""
-    total = 0.0
+def _kl(trace: Trace, reader: Reader, temperature: float, known: dict[Tokens, float]) -> float | None:
+    """Σ over open beginnings, also after mistakes; None when not finite. ``known``: by beginning."""
+    total, tokens = 0.0, trace.tokens
     for t, step in enumerate(trace.steps):
         if step.distribution is None or not step.distribution.whole or temperature == 0:
             return None
-        found = point(reader.next(trace.tokens[:t]), _tempered(step.distribution, temperature)).kl
-        assert found is not None
-        total += found
+        if tokens[:t] not in known:
+            known[tokens[:t]] = tempered_kl(reader.next(tokens[:t]), step.distribution, temperature)
+        total += known[tokens[:t]]
     return total if math.isfinite(total) else None
-
-
-def _tempered(q: Distribution, temperature: float) -> Distribution:
-    with np.errstate(divide="ignore"):
-        return Distribution(q.ids, np.log(at_temperature(q, temperature)), 0.0)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,6 +21,8 @@ class Recorder:
 
     def __init__(self, source: Source, identity: str, folder: Path, clock: Callable[[], float]) -> None:
         self._source, self._identity, self._folder, self._clock = source, identity, folder, clock
+        self._beside = ThreadPoolExecutor(1, thread_name_prefix="traces")  # disks are slow: the model does not wait
+        self._saving: Future[None] | None = None
         self.passes = 0
         self.tokens = 0
         self.model_s = 0.0
@@ -69,5 +72,12 @@ class Recorder:
         began = self._clock()
         traces = ask()
         self.model_s += self._clock() - began
-        store.save(self._folder, name, traces, about)
+        self.finish()
+        self._saving = self._beside.submit(store.save, self._folder, name, traces, about)
         return traces
+
+    def finish(self) -> None:
+        """Wait until what was said is on disk. Errors: it could not be written."""
+        if self._saving is not None:
+            self._saving.result()
+            self._saving = None

@@ -16,7 +16,7 @@ TEMPERATURES = tuple(float(t) for t in np.exp(np.linspace(math.log(0.25), math.l
 def cross_entropies(p: Mapping[int, float], q: Distribution) -> Array:
     """−Σ p ln softmax(z/T) for every T of TEMPERATURES. ``p``: the truth, or {the token that came: 1}."""
     logq_K = q.logp.astype(np.float64)
-    place = {int(token): i for i, token in enumerate(q.ids)}
+    place = dict(zip(q.ids.tolist(), range(len(q.ids)), strict=True))
     known = [(place[token], mass) for token, mass in p.items() if token in place and mass > 0]
     index, mass_A = [i for i, _ in known], np.array([mass for _, mass in known])
     scaled_GK = logq_K[None] / np.array(TEMPERATURES)[:, None]

@@ -18,7 +18,8 @@ Meaning = Callable[[str], Hashable]
 
 def world_meaning(world: World, question: Question) -> Meaning:
     """The contents that the grammar reads in an answer; exact, and the same in both languages."""
-    return lambda text: world.meaning(question, text) or f"? {text.strip()}"
+    read = world.meanings(question)
+    return lambda text: read(text) or f"? {text.strip()}"
 
 
 def text_meaning(question: Question | None = None) -> Meaning:

@@ -35,6 +35,12 @@ Symbols = tuple[Symbol, ...]
 Env = Any
 Expansion = tuple[float, Symbols, Env]
 State = tuple[Symbols, Env]
+Levels = list[dict[State, float]]
+"""Live states by number of slips."""
+LEAST = 1e-150
+"""Weights below it are scaled up, before they are lost to rounding."""
+REMEMBERED, SMALL = 2000, 5000
+"""So many prefixes with slips are remembered; none of more states than ``SMALL`` beside others."""
 
 
 def expansions(symbol: Choice | Call, env: Env) -> list[Expansion]:
@@ -102,6 +108,7 @@ class Filter:
         self.slips = 0
         self.readings: Mapping[State, float] = {start: 1.0}
         """The live states and their probabilities."""
+        self._read_before: dict[tuple[int, tuple[str, ...]], Levels] = {}  # shared by copies: their texts begin alike
 
     @property
     def prefix(self) -> tuple[str, ...]:
@@ -121,6 +128,7 @@ class Filter:
     def copy(self) -> Filter:
         other = Filter(self._start, self._max_states)
         other._prefix, other.slips, other.readings = list(self._prefix), self.slips, self.readings
+        other._read_before = self._read_before
         return other
 
     def acceptable(self) -> frozenset[str]:
@@ -140,16 +148,25 @@ class Filter:
 
     def _replay(self) -> dict[State, float]:
         """Read the prefix anew, keeping readings by number of slips, with as many slips as it takes."""
+        words = tuple(self._prefix)
         while True:
-            levels: list[dict[State, float]] = [{self._start: 1.0}] + [{} for _ in range(self.slips)]
-            for word in self._prefix:
-                levels = self._advance(levels, word)
+            known = next((t for t in range(len(words), 0, -1) if (self.slips, words[:t]) in self._read_before), 0)
+            start: Levels = [{self._start: 1.0}, *({} for _ in range(self.slips))]
+            levels = self._read_before[self.slips, words[:known]] if known else start
+            for t in range(known, len(words)):
+                levels = self._advance(levels, words[t])
+                self._keep((self.slips, words[: t + 1]), levels)
             if levels[-1]:
                 return levels[-1]
             self.slips += 1
 
-    def _advance(self, levels: list[dict[State, float]], word: str) -> list[dict[State, float]]:
-        out: list[dict[State, float]] = [{} for _ in levels]
+    def _keep(self, at: tuple[int, tuple[str, ...]], levels: Levels) -> None:
+        if len(self._read_before) >= REMEMBERED or sum(map(len, levels)) > SMALL:
+            self._read_before.clear()
+        self._read_before[at] = levels
+
+    def _advance(self, levels: Levels, word: str) -> Levels:
+        out: Levels = [{} for _ in levels]
         for k, states in enumerate(levels):
             for state, weight in states.items():
                 for said, p, after in arcs(state) or ((END, 1.0, state),):
@@ -163,7 +180,9 @@ class Filter:
                 f"The text has so many words that do not fit ({self.slips}) that its readings are too many to keep.",
                 "Shorten it, or look at an earlier position.",
             )
-        scale = max((w for level in out for w in level.values()), default=1.0)
+        scale = max((max(level.values()) for level in out if level), default=1.0)
+        if scale > LEAST:
+            return out
         return [{state: weight / scale for state, weight in level.items()} for level in out]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, Literal
@@ -204,18 +204,32 @@ class World:
 
         Contents are the same values in both languages; two answers mean the same when these sets are equal.
         """
-        return frozenset(content for content, _ in self._parses(question, answer))
+        return self.meanings(question)(answer)
 
-    def _parses(self, question: Question, answer: str) -> frozenset[tuple[Any, str]]:
-        start = ((Call(self.grammar.free_answer, (_query(question),)), END), _env(question)._replace(content=None))
-        reader = Filter(start)
-        for word in self.words_of(answer):
-            if reader.push(word) == 0.0:
-                return frozenset()
-        out: set[tuple[Any, str]] = set()
-        for stack, env in reader.readings:
-            out |= {(e.content, e.style) for e in _finished((stack, env))}
-        return frozenset(out)
+    def meanings(self, question: Question) -> Callable[[str], frozenset[Any]]:
+        """``meaning`` for many answers to one question: beginnings that answers share are read once."""
+        start: State = (
+            (Call(self.grammar.free_answer, (_query(question),)), END),
+            _env(question)._replace(content=None),
+        )
+        known: dict[tuple[str, ...], frozenset[State]] = {(): frozenset([start])}
+
+        def after(words: tuple[str, ...]) -> frozenset[State]:
+            if words not in known:
+                states = after(words[:-1])
+                known[words] = frozenset(to for state in states for said, _, to in arcs(state) if said == words[-1])
+            return known[words]
+
+        def meaning(answer: str) -> frozenset[Any]:
+            states: frozenset[State] = known[()]
+            words = self.words_of(answer)
+            for t in range(1, len(words) + 1):
+                states = after(words[:t])
+                if not states:
+                    return frozenset()
+            return frozenset(env.content for state in states for env in _finished(state))
+
+        return meaning
 
     def judge(self, question: Question, answer: str, finished: bool = True, taste: Taste | None = None) -> Verdict:
         """The annotator: likes right, polite and short answers; an unfinished one is wrong."""

@@ -30,7 +30,10 @@ def command(
         str, typer.Option("--until", help="mode: the likeliest answer is certain; mass: nearly all is explored.")
     ] = "mass",
     eps: Annotated[float, typer.Option("--eps", help="With mass: stop when less than this is unexplored.")] = 0.01,
-    budget: Annotated[int, typer.Option("--budget", help="Forward passes at most.")] = 500,
+    budget: Annotated[
+        int | None,
+        typer.Option("--budget", help="Forward passes at most.", show_default="500; 4000 of a small vocabulary"),
+    ] = None,
     limit: o.Limit = 32,
     shown: Annotated[int, typer.Option("--show", min=1, help="How many answers are drawn.")] = 12,
     sample: Annotated[int, typer.Option("--sample", min=0, help="Also draw so many, none twice.")] = 0,
@@ -60,13 +63,13 @@ def command(
     settings = TreeSettings(
         sampling,
         room(opened, ask.prompt, limit),
-        budget,
+        (4000 if 0 < opened.vocabulary <= 4096 else 500) if budget is None else budget,
         until,  # type: ignore[arg-type]
         eps,
         batch=16 if opened.vocabulary <= 4096 else 8,
         vocabulary=opened.vocabulary,
     )
-    tree = grow(ask.source, ask.prompt, settings, opened.spell, ask.meaning)
+    tree = grow(ask.source, ask.prompt, settings, opened.spell if opened.exact else None, ask.meaning)
     document = describe(tree)
     if sample:
         drawn = without_replacement(ask.source, ask.prompt, sample, settings, seed)
