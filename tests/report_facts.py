@@ -122,6 +122,36 @@ def text_facts() -> Facts:
     )
 
 
+def dictionary_facts() -> Facts:
+    """Own text with a dictionary: words learnt and words held out, and what is known by heart."""
+    facts = text_facts()
+    share = {"low": 0.7, "high": 0.9, "n": 100, "unit": "share"}
+    facts["stages"]["finetuned"] = {
+        "bits_per_byte": {"value": 1.6, "low": 1.58, "high": 1.66, "n": 210, "unit": "bits per byte"},
+        "well_formed": {**share, "value": 0.84, "judge": "stated rules of form"},
+        "right_trained": {**share, "value": 0.31, "low": 0.25, "high": 0.37, "judge": "the dictionary’s own words"},
+    }
+    side = {"well_formed": {**share, "value": 0.84}, "right": {**share, "value": 0.02, "low": 0.0, "high": 0.06}}
+    known = {"well_formed": {**share, "value": 0.84}, "right": {**share, "value": 0.8}}
+    sample = {"question": "Hva betyr hund?", "text": "dyr", "reference": "firbeint husdyr", "right": False}
+    samples = [{**sample, "trained": trained, "well_formed": True} for trained in (False, True)]
+    facts["dictionary"] = [
+        {"kind": "meaning", "held_out": side, "trained": side, "samples": samples},
+        {"kind": "class", "held_out": known, "trained": known, "samples": samples},
+    ]
+    facts["copied"] = {"free": {**share, "value": 0.8}, "held_out": {**share, "value": 0.1, "low": 0.05, "high": 0.15},
+                       "longest": 7, "temperature": 0.7}  # fmt: skip
+    figures = {name: {**share, "value": 0.8} for name in ("real_words", "repetition", "same_text")}
+    facts["temperatures"] = {
+        "stage": "base",
+        "prompt": "hund (substantiv):",
+        "rows": [
+            {"temperature": t, "figures": figures, "samples": [answer("et dyr", [0.9, 0.4], None)]} for t in (0.0, 1.5)
+        ],
+    }
+    return check(facts)
+
+
 def smallest_facts() -> Facts:
     """The least that a run can know."""
     return check({"run": "r", "recipe": "demo", "kind": "world", "seconds": {"total": 3.0},

@@ -10,7 +10,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from report_facts import hostile_facts, smallest_facts, text_facts, world_facts
+from report_facts import dictionary_facts, hostile_facts, smallest_facts, text_facts, world_facts
 
 from klype.examine.report import write
 
@@ -23,6 +23,7 @@ HOSTILE = "<script>alert(1)</script><img src=http://localhost:9/x onerror=alert(
 FACTS = {
     "world": world_facts,
     "text": text_facts,
+    "dictionary": dictionary_facts,
     "smallest": smallest_facts,
     "hostile": lambda: hostile_facts(HOSTILE),
 }

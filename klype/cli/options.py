@@ -28,6 +28,9 @@ Speculate = Annotated[
     str | None,
     typer.Option("--speculate", help="Guess ahead with lookup, ngram, ngram:FILE or a MODEL, beside plain decoding."),
 ]
+Sure = Annotated[
+    bool, typer.Option("--sure", help="Say how sure it is of this answer: P(text), how many mean the same, what decided.")
+]
 TextFiles = Annotated[
     list[str] | None, typer.Option("--text", help="Files, folders or globs of text. May be repeated.")
 ]

@@ -109,7 +109,8 @@ def licence_of(file: Path) -> Licence:
     named = {name.lower(): value.strip() for name, value in re.findall(r"(?m)^(\w+): *(.+)$", text)}
     first = next((line.strip() for line in text.splitlines() if line.strip()), "")
     name = named.get("licence") or named.get("license") or first
-    said = " ".join(part for part in (named.get("attribution", ""), named.get("changes", "")) if part)
+    changed = f"changes: {named['changes']}" if named.get("changes") else ""
+    said = " – ".join(part.rstrip(".") for part in (named.get("attribution", ""), changed) if part)
     return Licence(_short(name), _short(said))
 
 

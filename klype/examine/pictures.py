@@ -153,7 +153,8 @@ def temperatures(facts: Facts, say: Say) -> Picture | None:
     found = facts.get("temperatures")
     if not found or len(found["rows"]) < 2:
         return None
-    shown = [("right", "aligned", "solid"), ("s", "truth", "dashed"), ("repetition", "bad", "dotted"),
+    shown = [("right", "aligned", "solid"), ("s", "truth", "dashed"), ("real_words", "aligned", "solid"),
+             ("repetition", "bad", "dotted"),
              ("same_text", "finetuned", "solid")]  # fmt: skip
     series: list[Option] = []
     rows: list[list[Cell]] = []
@@ -287,10 +288,21 @@ def _temperature_title(facts: Facts, say: Say) -> str:
     rights = [(row["temperature"], row["figures"].get("right")) for row in facts["temperatures"]["rows"]]
     known = [(t, figure) for t, figure in rights if figure is not None and figure["value"] is not None]
     if len(known) < 2:
-        return say("picture.temperatures")
+        return _written_title(facts, say)
     (t0, right0), (t1, right1) = known[0], known[-1]
     shown = {"right0": say.value(right0, "right"), "right1": say.value(right1, "right")}
     return say("picture.temperatures_right", t0=say.plain(t0), t1=say.plain(t1), **shown)
+
+
+def _written_title(facts: Facts, say: Say) -> str:
+    """Of free writing: what becomes of its words and its repetition."""
+    rows = facts["temperatures"]["rows"]
+    ends = [row["figures"] for row in (rows[0], rows[-1])]
+    for name in ("real_words", "repetition"):
+        if any(name not in figures or figures[name]["value"] is None for figures in ends):
+            return say("picture.temperatures")
+    shown = {f"{n}{i}": say.value(f[n], n) for i, f in enumerate(ends) for n in ("real_words", "repetition")}
+    return say("picture.temperatures_text", **shown)
 
 
 def _curves_title(facts: Facts, say: Say) -> str:

@@ -95,7 +95,7 @@ def _view(facts: Facts, say: Say) -> dict[str, Any]:
         "cost_rows": [row.name for row in MEASURES if row.name in COSTS],
         "cost": lambda name, figure: _cost(name, figure, say),
         "temperature_figures": [
-            n for n in ("right", "s", "repetition", "same_text", "distinct") if _measured(facts, n)
+            n for n in ("right", "s", "real_words", "repetition", "same_text", "distinct") if _measured(facts, n)
         ],
         "commands": _commands(facts, say),
         "script_words": {
@@ -196,12 +196,16 @@ def _cost(name: str, figure: Any, say: Say) -> str:
     )
 
 
-def _kind(row: DictionaryFacts, say: Say) -> tuple[str, list[tuple[str, list[DictionaryAnswerFacts]]]]:
-    """(kind of question, [(trained or not, answers)])."""
+def _kind(row: DictionaryFacts, say: Say) -> tuple[str, bool, list[tuple[str, list[DictionaryAnswerFacts]]]]:
+    """(kind of question, whether there is but one right answer, [(trained or not, answers)])."""
     sides = [
         (say(f"words.{side}"), [s for s in row["samples"] if s["trained"] == (side == "trained")]) for side in SIDES
     ]
-    return say(f"words.{row['kind']}"), [(name, samples) for name, samples in sides if samples]
+    return (
+        say(f"words.{row['kind']}"),
+        row["kind"] in ("class", "ending"),
+        [(name, samples) for name, samples in sides if samples],
+    )
 
 
 def _measured(facts: Facts, name: str) -> bool:

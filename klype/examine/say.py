@@ -16,7 +16,7 @@ from klype.words.numbers import interval_decimals
 SHARES = frozenset(
     ["right", "word_for_word", "undecided", "polite", "concise", "s", "s_corpus", "retrieval_hard", "retrieval_text",
      "survival", "overlap", "pair_accuracy", "ceiling", "repetition", "distinct", "same_text", "copied",
-     "well_formed", "right_trained"]
+     "well_formed", "right_trained", "real_words"]
 )  # fmt: skip
 NBSP = "\u00a0"
 EXACT = frozenset(["s", "s_corpus"])

@@ -32,6 +32,11 @@ QuestionKind = Literal["meaning", "example", "class", "idiom", "ending"]
 KINDS: tuple[QuestionKind, ...] = ("meaning", "example", "class", "idiom", "ending")
 _RETIRED = ("Tom", "Utgått", "Foreslått utgått", "Foreslått skjult")
 _LONGEST = 160  # characters of a definition or example that is asked for
+_RUDE = re.compile(  # not asked about, so that a report can be shown to anybody
+    r"vulgær|nedsettende|banne|kraftuttrykk|skjellsord|uttrykke sinne|seksu|samleie|kjønnsorgan|rasist|"
+    r"faen|helvete|satan|jævl|fitte|kukk|hore\b|neger|selvmord",
+    re.I,
+)
 # Before these words a verb is an infinitive; after those a noun or adjective is inflected.
 _INFINITIVE = frozenset(
     "å og eller skal skulle vil ville kan kunne må måtte bør burde får få fikk la lar tør torde ikke".split()  # noqa: SIM905
@@ -97,9 +102,8 @@ class Dictionary:
 
     def asked(self, most: int) -> list[Question]:
         """Questions about the ``most`` words of which the dictionary says most (a fifth of them idioms)."""
-        weighed = sorted(
-            self.words.values(), key=lambda w: (-min(8, len(w.examples)) - min(3, len(w.definitions)), w.lemma)
-        )
+        fit = [w for w in self.words.values() if not _RUDE.search(" ".join((w.lemma, *w.definitions, *w.examples)))]
+        weighed = sorted(fit, key=lambda w: (-min(8, len(w.examples)) - min(3, len(w.definitions)), w.lemma))
         idioms = [word for word in weighed if word.idiom][: most // 5]
         plain = [word for word in weighed if not word.idiom][: most - len(idioms)]
         return [question for word in (*plain, *idioms) for question in questions(word)]

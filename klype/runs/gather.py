@@ -244,13 +244,15 @@ def _answer(run: Run, question: Question, trace: Trace) -> AnswerFacts:
 
 def temperatures(run: Run, model: Transformer, stage: StageName) -> dict[str, Any]:
     """The same questions at several temperatures: dull, lively, nonsense; with survival and calibration."""
-    questions = run.subject.held_out[: 200 if run.recipe.kind == "world" else 60]
+    if isinstance(run.subject, TextSubject):
+        written = run.subject.temperatures(run.model("pretrain"))
+        return {"temperatures": {"stage": "base", "prompt": run.subject.measures.beginning(8).strip(), "rows": written}}
+    questions = run.subject.held_out[:200]
     shown = run.subject.held_out[0]
     rows, curves_, calibration = [], [], None
-    whole = run.recipe.kind == "world"
     for temperature in run.recipe.examine.temperatures:
         sampling = Sampling(temperature=temperature)
-        groups = answer_all(model, run.subject, questions, sampling, n=2, top=-1 if whole else 0)
+        groups = answer_all(model, run.subject, questions, sampling, n=2, top=-1)
         answers = judged(run.subject, model.config, questions, groups)
         figures = measure(Evidence(answers, judge=run.subject.judge_name, seed=run.options.seed))
         samples = answer_all(model, run.subject, [shown], sampling, n=4)[0]
@@ -261,7 +263,7 @@ def temperatures(run: Run, model: Transformer, stage: StageName) -> dict[str, An
                 "samples": [_answer(run, shown, t) for t in samples],
             }
         )
-        if whole and temperature in (0.7, 1.0):
+        if temperature in (0.7, 1.0):
             found = survival(answers, run.options.seed)
             curves_.append(
                 {

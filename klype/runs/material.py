@@ -47,18 +47,24 @@ def gather(options: InputOptions, section: DataSection, bad: BadRows) -> Materia
         raise UsageError("This recipe needs text.", "Give --text FILES or --data FOLDER.")
     rows = [*found.of("instructions"), *([options.instructions] if options.instructions else [])]
     ranked = [*found.of("preferences"), *([options.preferences] if options.preferences else [])]
-    conversations = read_instructions(rows, bad) if rows else []
-    said = [row for row in conversations if collection.in_language(row, section.language)]
+    told = {file: read_instructions([file], bad) for file in rows}
+    kept = {f: [row for row in t if collection.in_language(row, section.language)] for f, t in told.items()}
+    said = list({tuple((m["role"], m["content"]) for m in row): row for own in kept.values() for row in own}.values())
+    foreign = sum(map(len, told.values())) - sum(map(len, kept.values()))
     documents = _documents(own, found.of("text"), options, section, bad)
     if not documents and dictionary is None:  # rows of conversations alone: their answers are the text
         documents = [
             TextDocument("\n".join(m["content"] for m in row), "conversations", i) for i, row in enumerate(said, 1)
         ]
     material = Material(_split(documents, dictionary), said, dictionary=dictionary)
-    material.rankings = _rankings(ranked, section.language, bad)
+    orders = {file: _rankings([file], section.language, bad) for file in ranked}
+    material.rankings = [ranking for own in orders.values() for ranking in own]
     material.questions = [*(dictionary.asked(section.words) if dictionary else []), *_endings(found, section, bad)]
-    material.notes = _notes(found, len(conversations) - len(said), section)
-    used = [*texts, *rows, *ranked, *found.of("endings"), *(found.of("articles") if dictionary else [])]
+    material.notes = _notes(found, foreign, section)
+    read = {document.source for document in documents}
+    used = [file for file in texts if str(file) in read]
+    used += [file for files in (kept, orders) for file, own in files.items() if own]
+    used += [*found.of("endings"), *(found.of("articles") if dictionary else [])]
     material.data = [*(dictionary.sources if dictionary else []), *map(_facts, dict.fromkeys(used[:SHOWN_FILES]))]
     return material
 

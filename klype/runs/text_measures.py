@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,15 +17,20 @@ from klype.data.readers import TextDocument
 from klype.data.split import Split
 from klype.engine.engine import Engine
 from klype.examine.copied import Copied, Index, copied
-from klype.examine.facts import NextFacts, NextTokenFacts, TextFacts
+from klype.examine.evidence import Answered, Evidence
+from klype.examine.facts import AnswerFacts, NextFacts, NextTokenFacts, TemperatureFacts, TextFacts
 from klype.examine.intervals import mean_by_question, ratio_of_means
+from klype.examine.measures import measure
+from klype.examine.spread import as_share
 from klype.model.transformer import Transformer
+from klype.runs.wellformed import tokens_of, words_of
 from klype.text.tokenizer import Tokenizer
-from klype.values import Figure, Request, Sampling
+from klype.values import Figure, Request, Sampling, Trace
 
 BYTES = 400_000  # of held-out text that are measured; with little time FEW_BYTES
 FEW_BYTES = 60_000
 WRITTEN, BEGUN = 60, 8  # words: free writing, and its beginning
+HOT_PLACES = 30
 PLACES = 80  # beginnings that are gone on from
 
 
@@ -69,6 +74,10 @@ class TextMeasures:
             total -= float(logp_TV[own].gather(1, targets[own, None]).sum())
             done = start + piece.shape[1]
         return total / math.log(2), float(len(text.encode()))
+
+    def vocabulary(self) -> set[str]:
+        """Every word of the training text."""
+        return words_of(document.text for document in self._train)
 
     def yardsticks(self) -> TextFacts:
         """xz and a byte 5-gram on the very documents that the model was measured on."""
@@ -134,13 +143,60 @@ class TextMeasures:
             out["copied_example"] = longest.text
         return out
 
+    def temperatures(
+        self, model: Transformer, temperatures: Sequence[float], is_word: Callable[[str], bool], seed: int
+    ) -> list[TemperatureFacts]:
+        """Free writing after the same beginnings: how much it repeats, and how many of its words are words."""
+        places = range(min(HOT_PLACES, len(self._held_out)))
+        prompts = [self._prompt(self.beginning(BEGUN, place)) for place in places]
+        engine = Engine(model, decode_bytes=self._tokenizer.token_bytes)
+        rows: list[TemperatureFacts] = []
+        for temperature in temperatures:
+            sampling, ends = Sampling(temperature=temperature), self._tokenizer.ends
+            requests = [
+                Request(tuple(p), 2, min(WRITTEN, self._window - len(p)), sampling, seed + i, stop=ends)
+                for i, p in enumerate(prompts)
+            ]
+            groups = engine.run(requests)
+            answered = [
+                Answered(str(i), tuple(self._tokenizer.decode_answer(t.tokens).split()), t.ended)
+                for i, traces in enumerate(groups)
+                for t in traces
+            ]
+            figures = measure(Evidence(answered, seed=seed))
+            kept = ("repetition", "distinct", "same_text")
+            shown: dict[str, Any] = {name: f.json() for name, f in figures.items() if name in kept}
+            shown["real_words"] = _real(answered, is_word, seed).json()
+            samples = [self._written(trace) for trace in groups[0]]
+            rows.append({"temperature": temperature, "figures": shown, "samples": samples})
+        return rows
+
+    def _written(self, trace: Trace) -> AnswerFacts:
+        decode, steps = self._tokenizer.decode, [s for s in trace.steps if s.token not in self._tokenizer.ends]
+        return {
+            "text": self._tokenizer.decode_answer(trace.tokens),
+            "tokens": [{"text": decode([s.token]), "p": min(1.0, math.exp(s.logp))} for s in steps],
+            "ended": trace.ended,
+        }
+
     def _prompt(self, start: str) -> list[int]:
         tokens = [self._tokenizer.begin, *self._tokenizer.encode(start)]
         return tokens[: max(1, self._window - 1)]
+
+
+def _real(answered: Sequence[Answered], is_word: Callable[[str], bool], seed: int) -> Figure:
+    """The share of words that are words, punctuation and the last (which may be cut) apart."""
+    found: list[tuple[str, float]] = []
+    for answer in answered:
+        told = tokens_of(" ".join(answer.words[:-1] if answer.ended == "length" else answer.words))
+        if told:
+            found.append((answer.question, sum(map(is_word, told)) / len(told)))
+    figure = mean_by_question([share for _, share in found], [name for name, _ in found], "share of words", seed=seed)
+    return as_share(figure)
 
 
 def _shares(texts: Sequence[str], index: Index) -> tuple[Figure, list[Copied]]:
     """The share of words in runs that stand in a training text; texts too short to tell are left out."""
     found = [(str(i), run) for i, text in enumerate(texts) if (run := copied(text, index)) is not None]
     runs = [run for _, run in found]
-    return mean_by_question([run.share for run in runs], [name for name, _ in found], "share of words"), runs
+    return as_share(mean_by_question([run.share for run in runs], [name for name, _ in found], "share of words")), runs

@@ -20,7 +20,7 @@ from klype.data.shards import Documents
 from klype.data.tasks import language, make_tasks
 from klype.engine.engine import Engine
 from klype.errors import KlypeError
-from klype.examine.facts import DataFacts, NextFacts, Text, TextFacts
+from klype.examine.facts import DataFacts, NextFacts, TemperatureFacts, Text, TextFacts
 from klype.judge.text import normalise, normalised_match
 from klype.model.transformer import Transformer
 from klype.runs import material
@@ -29,6 +29,7 @@ from klype.runs.lessons import messages
 from klype.runs.options import InputOptions
 from klype.runs.recipe import Recipe
 from klype.runs.text_measures import TextMeasures
+from klype.runs.wellformed import WellFormed
 from klype.text.chat import TEMPLATE, Chat
 from klype.text.tokenizer import Tokenizer
 from klype.values import Batch, Batches, Figure, Question, Ranking, Request, Sampling, Verdict
@@ -217,6 +218,11 @@ class TextSubject:
 
     def next_words(self, model: Transformer) -> list[NextFacts]:
         return self.measures.next_words(model)
+
+    def temperatures(self, model: Transformer) -> list[TemperatureFacts]:
+        """Words are those of the training text and the dictionary, and their compounds."""
+        is_word = self.exam.well_formed.is_word if self.exam else WellFormed(self.measures.vocabulary(), {}).is_word
+        return self.measures.temperatures(model, self.recipe.examine.temperatures, is_word, self.seed % 2**20)
 
     def next_right(self, question: Question) -> None:
         return None

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Set
-from itertools import pairwise
 
 from klype.runs.dictionary import CLASSES, IDIOM
 from klype.values import Question
@@ -30,7 +29,7 @@ class WellFormed:
         A meaning has at most MOST_WORDS and is not the word itself; an example uses the word; a class is one.
         """
         text, kind = answer.strip(), question.extra.get("kind")
-        said = [token.lower() for token in _TOKEN.findall(text)]
+        said = tokens_of(text)
         if not finished or not said or not (text[0].isalnum() or text[0] in "([«–"):
             return False
         lemma = str(question.extra.get("lemma", "")).lower()
@@ -60,7 +59,12 @@ class WellFormed:
 
 def words_of(texts: Iterable[str]) -> set[str]:
     """The words of texts, in small letters."""
-    return {token.lower() for text in texts for token in _TOKEN.findall(text)}
+    return {token for text in texts for token in tokens_of(text)}
+
+
+def tokens_of(text: str) -> list[str]:
+    """Words without punctuation, in small letters, in their order."""
+    return [token.lower() for token in _TOKEN.findall(text)]
 
 
 def _uses(said: list[str], lemma: str, forms: Set[str]) -> bool:
@@ -72,9 +76,8 @@ def _uses(said: list[str], lemma: str, forms: Set[str]) -> bool:
 
 
 def _repeats(said: list[str]) -> bool:
-    """A word twice in a row, or three words that come again at once."""
-    doubled = any(a == b for a, b in pairwise(said))
-    return doubled or any(said[i : i + 3] == said[i + 3 : i + 6] for i in range(len(said) - 5))
+    """One, two or three words that come again at once."""
+    return any(said[i : i + n] == said[i + n : i + 2 * n] for n in (1, 2, 3) for i in range(len(said) - 2 * n + 1))
 
 
 def _closed(text: str) -> bool:

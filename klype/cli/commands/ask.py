@@ -18,6 +18,7 @@ def command(
     raw: o.Raw = None,
     precision: o.Precision = "float32",
     speculate: o.Speculate = None,
+    sure: o.Sure = False,
     seed: o.Seed = 0,
     out: o.OutFile = None,
     lang: o.Lang = None,
@@ -62,6 +63,13 @@ def command(
 
         document["speculation"] = found = beside_plain(opened, request, speculate, trace)
         _tell(terminal, found)
+    if sure:
+        from klype.cli.asking import asking
+        from klype.cli.sure import sure_of, tell
+
+        document["sure"] = certainty = sure_of(opened, asking(opened, text, raw), trace, request.limit)
+        if not as_json:
+            tell(terminal, certainty)
     terminal.document(document, out)
 
 

@@ -22,6 +22,7 @@ def command(
     top_p: o.TopP = 1.0,
     limit: o.Limit = 128,
     precision: o.Precision = "float32",
+    sure: o.Sure = False,
     seed: o.Seed = 0,
     out: o.OutFile = None,
     lang: o.Lang = None,
@@ -38,6 +39,7 @@ def command(
     opened = open_model(model, precision)
     room(opened, opened.prompt([{"role": "user", "content": ""}]), limit)
     talk = Talk(terminal, opened, sampling, limit, seed)
+    talk.sure = sure
     terminal.say("chat.hello", name=model)
     for line in _lines(terminal):
         if not talk.take(line):
@@ -56,6 +58,8 @@ class Talk:
         self.seed = seed
         self.messages: list[Message] = []
         self.traces: list[Trace] = []
+        self.sure = False
+        self.certainties: list[dict[str, Any]] = []
         self._told = 0
         self._answers = 0
 
@@ -90,7 +94,9 @@ class Talk:
         return True
 
     def document(self) -> dict[str, Any]:
+        certain = {"sure": self.certainties} if self.sure else {}
         return {
+            **certain,
             "messages": list(self.messages),
             "tokens": sum(len(trace.steps) for trace in self.traces),
             "passes": sum(trace.passes for trace in self.traces),
@@ -131,10 +137,24 @@ class Talk:
                     self._print("\n")
                     if trace.ended == "length":
                         self.terminal.say("chat.cut", limit=limit)
+                    if self.sure:
+                        self._tell_sure(prompt, trace, limit)
         except KeyboardInterrupt:
             self._print("\n")
             self.terminal.say("chat.stopped")
         self.messages.append({"role": "assistant", "content": said})
+
+    def _tell_sure(self, prompt: list[int], trace: Trace, limit: int) -> None:
+        from dataclasses import replace
+
+        from klype.cli.asking import asking
+        from klype.cli.sure import sure_of, tell
+
+        ask = replace(asking(self.opened, self.messages[-1]["content"], False), prompt=tuple(prompt))
+        found = sure_of(self.opened, ask, trace, limit)
+        self.certainties.append(found)
+        if not self.terminal.as_json:
+            tell(self.terminal, found)
 
     def _tell_dropped(self, dropped: int) -> None:
         if dropped > self._told:

@@ -1,0 +1,81 @@
+"""The report of a run about text: what it says follows from its figures, in both languages."""
+
+from __future__ import annotations
+
+import re
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+from report_facts import dictionary_facts, text_facts, world_facts
+
+from klype.examine.caution import caution
+from klype.examine.facts import read
+from klype.examine.pictures import pictures
+from klype.examine.report import render, write
+from klype.examine.say import Say
+from klype.examine.verdict import verdict
+
+
+def test_the_paragraph_is_chosen_by_the_figures() -> None:
+    facts, say = dictionary_facts(), Say("en")
+    said = " ".join(caution(facts, say))
+    assert "mastered the form: 84%" in said
+    assert "never seen it gets right 80% of the time" in said
+    assert "What such a word means it does not know" in said
+    assert "Hardly any of the explanations" in said
+    assert "repeats more of the training text" in said
+    assert "0.09 bits per byte below" in said
+    worse = deepcopy(facts)
+    worse["stages"]["finetuned"]["well_formed"]["value"] = 0.2
+    worse["stages"]["base"]["bits_per_byte"] = {"value": 1.9, "low": 1.8, "high": 2.0, "n": 9, "unit": "bits per byte"}
+    worse["dictionary"][0]["trained"]["right"]["value"] = 0.7
+    worse["copied"]["free"] = worse["copied"]["held_out"]
+    said = " ".join(caution(worse, say))
+    assert "does not have the form yet: only 20%" in said
+    assert "no more of the language than the simple methods" in said
+    assert "Most of the explanations" in said
+    assert "repeats no more of the training text" in said
+
+
+def test_a_world_and_no_model_have_cautions_of_their_own() -> None:
+    assert "small language made for the purpose" in caution(world_facts(), Say("en"))[0]
+    facts = text_facts()
+    facts["stages"] = {"base": None, "finetuned": None, "aligned": None}
+    assert caution(facts, Say("nb")) == []
+
+
+@pytest.mark.parametrize("lang", ["en", "nb"])
+def test_the_verdict_names_both_shares_and_leaves_no_gap(lang: str) -> None:
+    said = " ".join(verdict(dictionary_facts(), Say(lang)))
+    assert re.search(r"84\s?% \[70[,;] 90\]", said)
+    assert re.search(r"31\s?% \[25[,;] 37\]", said)
+    assert not re.search(r"\{|None|nan", said)
+
+
+def test_pictures_of_words_and_of_what_is_known_by_heart() -> None:
+    facts = dictionary_facts()
+    shown = pictures(facts, Say("nb"))
+    assert {"dictionary", "copied", "temperatures", "text"} <= set(shown)
+    values = {(row[0], row[1]): row[2] for row in shown["dictionary"].rows}
+    assert values["Ukjente ord: velformede svar", "Hva betyr ordet?"] == 0.84
+    assert values["Innøvde ord: ordbokas egne ord", "Hvilken ordklasse?"] == 0.8
+    assert "80\u00a0%" in shown["copied"].title
+    assert "10\u00a0%" in shown["copied"].title
+
+
+def test_every_place_in_the_page_has_one_name_and_every_link_leads_to_one() -> None:
+    page = render(dictionary_facts())
+    names = re.findall(r'\bid="([^"]+)"', page.split("<script")[0])
+    assert len(names) == len(set(names))
+    assert set(re.findall(r'href="#([^"]+)"', page)) <= set(names)
+
+
+def test_figures_json_is_what_the_page_was_made_of_and_both_may_move(tmp_path: Path) -> None:
+    facts = dictionary_facts()
+    write(tmp_path, facts)
+    moved = tmp_path.rename(tmp_path.with_name("elsewhere"))
+    assert read(moved / "figures.json") == facts
+    page = (moved / "report.html").read_text(encoding="utf-8")
+    assert str(tmp_path) not in page
+    assert page == render(read(moved / "figures.json"))
