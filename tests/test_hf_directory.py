@@ -7,9 +7,11 @@ import pytest
 import torch
 import toys
 
+from klype.engine.engine import Engine
 from klype.model.checkpoint import load, save
 from klype.text.chat import TEMPLATE
 from klype.text.tokenizer import Tokenizer
+from klype.values import Request, Sampling
 
 transformers = pytest.importorskip("transformers")
 
@@ -27,6 +29,7 @@ COMMON = {
 }
 THEIRS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {"rms_norm_eps": 1e-5}),
+    "smollm": ("Llama", {"tie_word_embeddings": True}),
     "tied": ("Llama", {"tie_word_embeddings": True, "head_dim": 8}),
     "llama3": (
         "Llama",
@@ -48,8 +51,9 @@ THEIRS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.parametrize("shard", ["20KB", "1GB"])
 @pytest.mark.parametrize("name", THEIRS)
-def test_a_model_of_transformers_loads_with_equal_logits(tmp_path: Path, name: str) -> None:
+def test_a_model_of_transformers_loads_with_equal_logits_and_answers(tmp_path: Path, name: str, shard: str) -> None:
     kind, fields = THEIRS[name]
     torch.manual_seed(0)
     config = getattr(transformers, f"{kind}Config")(**COMMON, **fields)
@@ -58,10 +62,16 @@ def test_a_model_of_transformers_loads_with_equal_logits(tmp_path: Path, name: s
         for parameter_name, parameter in theirs.named_parameters():
             if "bias" in parameter_name or "norm" in parameter_name:
                 parameter.uniform_(0.5, 1.5)
-    theirs.save_pretrained(tmp_path, max_shard_size="20KB")
+    theirs.save_pretrained(tmp_path, max_shard_size=shard)
+    assert (tmp_path / "model.safetensors.index.json").is_file() == (shard == "20KB")
     TOKENIZER.save(tmp_path)
+    ours = load(tmp_path).model
     with torch.no_grad():
-        torch.testing.assert_close(load(tmp_path).model(TOKENS), theirs(TOKENS).logits, atol=1e-4, rtol=0)
+        torch.testing.assert_close(ours(TOKENS), theirs(TOKENS).logits, atol=1e-4, rtol=0)
+    greedy = theirs.generate(TOKENS[:1, 1:21], max_new_tokens=30, do_sample=False, eos_token_id=None, pad_token_id=0)
+    request = Request(prompt=tuple(TOKENS[0, 1:21].tolist()), limit=30, sampling=Sampling(temperature=0))
+    ((answer,),) = Engine(ours).run([request])
+    assert list(answer.tokens) == greedy[0, 20:].tolist()
 
 
 @pytest.mark.parametrize("shape", toys.SHAPES)

@@ -138,3 +138,28 @@ def test_past_the_window_is_refused() -> None:
         model.hidden(texts(1, 64), cache)
         with pytest.raises(KlypeError, match="window of 64"):
             model.hidden(texts(1, 1), cache)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@torch.inference_mode()
+def test_a_row_that_nobody_shares_owns_its_text_until_others_join(shape: str) -> None:
+    model, tokens = toy(shape), texts(1, 40)
+    whole = model.hidden(tokens)
+    first = Cache(model.config, 1)
+    model.hidden(tokens[:, :17], first)
+    shelf = first.shelve()
+    cache = Cache(model.config, 0)
+    cache.join(shelf, [0], [15])
+    cache.own()
+    assert not cache.shelves
+    equal(model.hidden(tokens[:, 15:16], cache), whole[:, 15:16])
+    equal(model.hidden(tokens[:, 16:20], cache), whole[:, 16:20])
+    cache.share()
+    assert cache.shared.tolist() == [20]
+    cache.join(shelf, [0], [9])
+    both = [tokens[0, 20:26].tolist(), tokens[0, 9:13].tolist()]
+    long, short = read(model, cache, both)
+    equal(long, whole[0, 20:26])
+    equal(short, whole[0, 9:13])
+    assert cache.lengths.tolist() == [26, 13]
+    assert cache.shared.tolist() == [20, 9], "the own part of a row that joins is not as wide as the longest text"

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
+from copy import deepcopy
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from klype.bench.figures import loss
 from klype.bench.generate import packaged_model
 from klype.bench.task import plain_text
+from klype.engine.drafts import DRAFT_STREAM
 from klype.engine.engine import Engine
+from klype.engine.sampling import draw, noise, shape
+from klype.engine.speculation import Speculation, _Answer
 from klype.model import checkpoint
 from klype.model.checkpoint import Loaded
 from klype.model.packed import pack
@@ -106,3 +113,40 @@ def test_what_coarser_weights_lose_is_measured(
             record_property(f"{precision} {name}", figure.value)
         assert 0 < figures["kl"].value < 0.5
         assert figures["s"].value == pytest.approx(figures["s_float32"].value, abs=0.05)
+
+
+@torch.inference_mode()
+def test_one_speculated_step_over_the_top_50_has_the_models_distribution(packed: Loaded) -> None:
+    """The draft is the same model shown the last four tokens only: it guesses often enough, and often wrongly."""
+    text, count, sampling = tokens_of(packed)[:64], 4000, Sampling(top_k=50)
+    near_V, far_V = (packed.model(torch.tensor([part]))[:, -1] for part in (text, text[-4:]))
+    p_V, q_V = shape(near_V, sampling)[0], shape(far_V, sampling)[0]
+    request = Request(prompt=tuple(text), limit=4, sampling=sampling, seed=7)
+    engine, said, accepted = Engine(packed.model), Counter[int](), 0
+    for sample in range(count):
+        answer = _Answer(engine, request, sample, Speculation(1))
+        guess = int(draw(q_V[None], noise(7, sample, np.array([len(text)]), DRAFT_STREAM)))
+        token = answer._judged(p_V, guess, q_V)
+        said[token] += 1
+        accepted += token == guess
+    expected = p_V.double().exp().numpy() * count
+    likely = np.flatnonzero(expected >= 5)
+    assert set(said) <= set(np.flatnonzero(expected).tolist())
+    counts = [*(said[int(token)] for token in likely), sum(said.values()) - sum(said[int(t)] for t in likely)]
+    means = np.array([*expected[likely], max(count - expected[likely].sum(), 1e-9)])
+    assert stats.chisquare(counts, means / means.sum() * count).pvalue > 1e-3
+    overlap = float(torch.minimum(p_V.exp(), q_V.exp()).sum())
+    assert 0.1 < overlap < 0.9
+    assert accepted / count == pytest.approx(overlap, abs=4 * (0.25 / count) ** 0.5)
+
+
+@torch.inference_mode()
+def test_what_packing_adds_to_the_rounding_of_float32(folder: Path, packed: Loaded) -> None:
+    """Against float64, packed and plain float32 are both rounding: on average far below 1e-4."""
+    tokens_1T = torch.tensor([tokens_of(packed)])
+    plain = checkpoint.load(folder).model
+    exact = deepcopy(plain).double()(tokens_1T)
+    off_plain, off_packed = ((model(tokens_1T) - exact).abs() for model in (plain, packed.model))
+    assert off_plain.mean() < 1e-4
+    assert off_packed.mean() < 1e-4
+    assert off_packed.max() < 5e-4

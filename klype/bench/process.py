@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
 from dataclasses import dataclass, field
 from typing import IO, Any
+
+import psutil
+
+from klype.device import POLICY
 
 
 @dataclass(frozen=True)
@@ -25,13 +30,18 @@ class Worker:
     process: subprocess.Popen[str]
     log: IO[str]
     failed: str = ""
+    core_seconds: float = 0.0
+    """What the process has used of the cores, up to the last answer."""
     _timed_out: bool = field(default=False, init=False)
 
     @staticmethod
     def start(name: str, log: IO[str]) -> Worker:
-        command = [sys.executable, "-m", "klype.bench.worker", name]
-        pipe = subprocess.PIPE
-        return Worker(name, subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=log, text=True), log)
+        """Every engine waits in the way it was built to: klype's own thread policy, made for cores that others use
+        too, is not passed on."""
+        command, pipe = [sys.executable, "-m", "klype.bench.worker", name], subprocess.PIPE
+        environ = {k: v for k, v in os.environ.items() if k not in {name for name, _ in POLICY}}
+        process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=log, text=True, env=environ)
+        return Worker(name, process, log)
 
     def order(self, timeout: float, **order: Any) -> dict[str, Any] | Failed:
         """The answer, or why there is none; after a failure the worker answers nothing more."""
@@ -49,6 +59,7 @@ class Worker:
             line = ""
         finally:
             watch.cancel()
+            self._account()
         answer: dict[str, Any] = json.loads(line) if line else {"error": self._ending(timeout)}
         if "error" in answer:
             self.failed = str(answer["error"])
@@ -58,6 +69,7 @@ class Worker:
 
     def end(self) -> None:
         if self.process.poll() is None:
+            self._account()
             self.process.kill()
         self.process.wait()
         for stream in (self.process.stdin, self.process.stdout):
@@ -67,8 +79,17 @@ class Worker:
                 except OSError:
                     continue
 
+    def _account(self) -> None:
+        """Nothing for a process that has ended: what it used is then what it had used before."""
+        try:
+            times = psutil.Process(self.process.pid).cpu_times()
+        except psutil.Error:
+            return
+        self.core_seconds = max(self.core_seconds, times.user + times.system)
+
     def _expire(self) -> None:
         self._timed_out = True
+        self._account()
         self.process.kill()
 
     def _ending(self, timeout: float) -> str:
