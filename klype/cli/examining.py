@@ -51,7 +51,8 @@ def examinee(opened: Opened, questions: list[Question], raw: bool | None, traini
         judge_name="the world's grammar" if world is not None else judge_name(questions),
         meaning=meaning,
         reader=reader_of(opened, world) if world is not None and not plain else None,
-        spell=opened.spell,
+        spell=opened.spell if opened.exact else None,
+        partial=opened.native is None and not opened.exact,
         shape=shape_of(opened),
         training=Index(training) if training else None,
     )
@@ -70,7 +71,7 @@ def shape_of(opened: Opened) -> Shape | None:
 def questions_of(opened: Opened, file: Path | None, suite: str, most: int) -> list[Question]:
     """A file's questions; else the suite's; else those that the model's run kept back.
 
-    Suites: world (the demo world's held-out questions); any other name is that of a file of the run's folder.
+    Suites: world (the demo world's held-out questions); any other is a path, of a file or of a folder of JSONL files.
     """
     from klype.data.rows import read_questions
     from klype.runs.truth import read_questions as kept_questions
@@ -80,7 +81,7 @@ def questions_of(opened: Opened, file: Path | None, suite: str, most: int) -> li
             raise UsageError(f"--questions: there is no file {file}.")
         found = read_questions([file])
     elif suite not in ("", "world"):
-        raise UsageError(f"There is no suite {suite} here.", "Known: world. Give other questions by --questions FILE.")
+        found = read_questions(suite_files(suite))
     elif opened.found.run is not None and (opened.found.run / "questions.jsonl").is_file():
         found = kept_questions(opened.found.run / "questions.jsonl")
         if suite == "world" and not any("kind" in q.extra for q in found):
@@ -88,6 +89,17 @@ def questions_of(opened: Opened, file: Path | None, suite: str, most: int) -> li
     else:
         raise UsageError(f"{opened.name} has no questions of its own.", "Give some: --questions FILE (JSONL).")
     return found[:most] if most else found
+
+
+def suite_files(suite: str) -> list[Path]:
+    """The JSONL files of a suite that is a path. Errors: nothing there, or no such file in it."""
+    place = Path(suite)
+    files = [place] if place.is_file() else sorted(place.glob("*.jsonl"))
+    if not files:
+        raise UsageError(
+            f"There is no suite {suite} here.", "Known: world; else the path of a JSONL file or of a folder of them."
+        )
+    return files
 
 
 def reader_of(opened: Opened, world: World) -> Callable[[Question], Reader]:

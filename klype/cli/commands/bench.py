@@ -22,6 +22,7 @@ def app() -> typer.Typer:
     bench.callback()(_group)
     bench.command("generate")(generate)
     bench.command("coverage")(coverage)
+    bench.command("published")(published)
     bench.command("serve")(serve)
     return bench
 
@@ -49,6 +50,29 @@ def coverage(
             )
             terminal.console.print(line, markup=False, highlight=False)
     terminal.document(document)
+
+
+def published(
+    names: Annotated[Path | None, typer.Option("--names", help="makemore's names.txt, one name a line.")] = None,
+    seed: o.Seed = 0,
+    lang: o.Lang = None,
+    as_json: o.Json = False,
+) -> None:
+    """Figures that others published, computed here anew, each with its source."""
+    terminal = Terminal(as_json, lang)
+    from klype.bench.published import published as run
+
+    document = run(names, seed)
+    if not as_json:
+        for row in document["rows"]:
+            ours, value = row["ours"], row["ours"]["value"]
+            verdict = {True: "agrees", False: "differs", None: "not run"}[row["agrees"]]
+            found = ours["why"] if value is None else f"{value:.4f} [{ours['low']:.4f}, {ours['high']:.4f}]"
+            line = f"{verdict:8} {row['name']}: published {row['published']:g} ({row['source']}); ours: {found}"
+            terminal.console.print(line, markup=False, highlight=False)
+    terminal.document(document)
+    if not document["passed"]:
+        raise typer.Exit(1)
 
 
 def serve(
