@@ -28,9 +28,7 @@ def command(
     questions: Annotated[
         Path | None, typer.Option("--questions", help="JSONL: question, context, answers, choices.")
     ] = None,
-    suite: Annotated[
-        str, typer.Option("--suite", help="world (the run's held-out questions), or a file or folder of JSONL.")
-    ] = "",
+    suite: Annotated[str, typer.Option("--suite", help="world, or a JSONL file, or a folder of them.")] = "",
     most: Annotated[int, typer.Option("--most", min=0, help="Questions at most (0: all).", show_default="200")] = 200,
     temperatures: Annotated[str, typer.Option("--temperatures", help="A list: 0,0.7,1,1.3")] = "0,0.7,1,1.3",
     samples: Annotated[int, typer.Option("-n", "--samples", help="Answers a question and temperature.")] = 16,
