@@ -23,7 +23,7 @@ from klype.train.loop import Session, Settings, train
 from klype.train.objectives import Objective
 from klype.values import Batch, Batches
 
-WARM, PROBED = 3, 8  # steps of a probe: those that warm up, and those that count (a pool of all lengths)
+WARM, PROBED = 3, 10  # steps of a probe: those that warm up, and those that count
 
 Precision = Literal["float32", "bfloat16"]
 

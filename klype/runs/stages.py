@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from klype.data.pools import STEPS
 from klype.device import usable_cores
 from klype.model import checkpoint
 from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
 from klype.runs import ranking
 from klype.runs.options import RunOptions, StageOptions
-from klype.runs.plan import PROBED, Cycle, Planned, WithRehearsal, best_precision, crews, plan
+from klype.runs.plan import Cycle, Planned, WithRehearsal, best_precision, crews, plan
 from klype.runs.recipe import Recipe
 from klype.runs.record import Record
 from klype.runs.say import Say
@@ -71,7 +72,7 @@ def pretrain(run: Run) -> None:
         if planned is None:
             late = run.subject.pretraining(1000, False)
             late.restore(run.subject.late(1000))  # documents grow: the pace that counts is that of the longest
-            return cross_entropy, Cycle(late, PROBED * lesson.training.micro_batches)
+            return cross_entropy, Cycle(late, STEPS * lesson.training.micro_batches)
         return cross_entropy, run.subject.pretraining(planned.steps, background=True)
 
     trained = learn(run, "pretrain", model, build, lesson.training)
@@ -90,7 +91,7 @@ def finetune(run: Run) -> None:
         if lesson.rehearsal_rows:
             pieces = lesson.training.micro_batches
             batches = WithRehearsal(batches, run.subject.rehearsal(lesson.rehearsal_rows, pieces))
-        return objective, Cycle(batches, PROBED * lesson.training.micro_batches) if planned is None else batches
+        return objective, Cycle(batches, STEPS * lesson.training.micro_batches) if planned is None else batches
 
     trained = learn(run, "finetune", model, build, lesson.training)
     run.save("finetune", model, {"steps": trained.steps, "parent": "pretrain"})

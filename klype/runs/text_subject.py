@@ -13,7 +13,7 @@ from typing import Any
 
 from klype.data.batches import PackedBatches, conversation_batches, fit
 from klype.data.order import mix
-from klype.data.pools import Example, PoolSettings
+from klype.data.pools import STEPS, Example, PoolSettings
 from klype.data.readers import BadRows, TextDocument
 from klype.data.rows import Conversation
 from klype.data.shards import Documents
@@ -167,7 +167,7 @@ class TextSubject:
             examples.append(fit((ids, [float(x) for x in learnt]), self.recipe.model.window))
         lesson, pieces = self.recipe.finetune, self.recipe.finetune.training.micro_batches
         settings = PoolSettings(
-            max(1, lesson.rows // pieces), 8 * pieces, pad=self.chat.tokenizer.pad, seed=self.seed, pieces=pieces
+            max(1, lesson.rows // pieces), STEPS * pieces, pad=self.chat.tokenizer.pad, seed=self.seed, pieces=pieces
         )
         return conversation_batches(examples, settings)
 

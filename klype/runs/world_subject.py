@@ -12,7 +12,7 @@ import torch
 
 from klype.data.batches import PaddedBatches
 from klype.data.order import mix
-from klype.data.pools import PoolSettings
+from klype.data.pools import STEPS, PoolSettings
 from klype.engine.engine import Engine
 from klype.examine.divergence import divergence as divergence_figure
 from klype.examine.divergence import point, s_corpus
@@ -30,7 +30,6 @@ TASTE: Text = {
     "en": "simulated: likes right, polite and short answers; swaps neighbours now and then",
     "nb": "simulert: liker riktige, høflige og korte svar; bytter om på naboer av og til",
 }
-POOL = 8  # steps whose examples are sorted by length together
 SHOWN = {"nb": "Jeg gikk en tur på", "en": "I walked on the"}
 
 
@@ -76,8 +75,8 @@ class WorldSubject:
         return PaddedBatches(documents, self._pools(lesson.rows, lesson.training.micro_batches), background)
 
     def late(self, steps: int) -> dict[str, Any]:
-        pools = int(0.9 * steps) // POOL
-        return {"position": pools * POOL * self.recipe.pretrain.training.micro_batches}
+        pools = int(0.9 * steps) // STEPS
+        return {"position": pools * STEPS * self.recipe.pretrain.training.micro_batches}
 
     def finetuning(self, background: bool) -> Batches:
         turns = Turns(self.world, self.chat, mix(self.seed, 0, 4))
@@ -90,7 +89,7 @@ class WorldSubject:
     def _pools(self, rows: int, pieces: int) -> PoolSettings:
         """``rows`` a step, in ``pieces`` micro-batches."""
         pad = self.chat.tokenizer.pad
-        return PoolSettings(rows // pieces, batches=POOL * pieces, pieces=pieces, pad=pad, seed=self.seed)
+        return PoolSettings(rows // pieces, batches=STEPS * pieces, pieces=pieces, pad=pad, seed=self.seed)
 
     def questions(self, part: int) -> Asked:
         return Questions(self.world, self.seed, 20 + part)
