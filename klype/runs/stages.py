@@ -30,6 +30,7 @@ from klype.train.optimizer import fused_parts
 from klype.train.resume import states
 from klype.values import Batch, Batches
 
+MEASURED = (0.15, 0.3)  # from here to there the pace is measured
 SPEAK_EVERY = 12.0  # seconds between two samples of what the model says
 
 
@@ -209,33 +210,32 @@ def session_of(
 
 
 class _Pace:
-    """The plan of one stage, put right once, after a tenth of its steps, when it goes slower than the probe said.
+    """The plan of one stage, put right once, after three tenths of its steps, by how fast they really went.
 
-    Other work on the machine, or batches that are dear to make, are only seen then. The second plan is kept beside the
-    first, so that a resumed run changes over at the same step.
+    Other work on the machine, or batches that are dear to make, are only seen then (and no rate or lesson changes
+    before). The second plan is kept beside the first, so that a resumed run changes over at the same step.
     """
 
     def __init__(self, run: Run, stage: str, first: Planned, now: float) -> None:
         self._run, self._stage, self._began = run, stage, now
         self._known = run.record.content["plan"][stage]
         self.planned, self.changed, self.resumes = first, False, False
-        self._check_at = max(20, first.steps // 10) if first.seconds else 0  # steps that were asked for are kept
-        self._from: tuple[int, float] | None = None
+        self._from_step, self._check_at = (max(1, round(share * first.steps)) for share in MEASURED)
+        self._measures = first.seconds > 0 and self._check_at - self._from_step >= 5  # steps asked for are kept
+        self._from: float | None = None
         if "then" in self._known and _newest_step(run.folder / stage) >= self._known["then"]["at"]:
             self.go_on()
 
     def watch(self, step: int, now: float) -> None:
         if "then" in self._known:
             self.changed = self.planned.steps != self._known["then"]["steps"] and step >= self._known["then"]["at"]
-            return
-        if self._from is None:
-            self._from = (step, now)
-        elif step == self._check_at and self._check_at - self._from[0] > 5:
-            taken = (now - self._from[1]) / (step - self._from[0])
-            expected = self.planned.seconds / self.planned.steps
-            if taken / expected > 1.1:
-                left = self.planned.seconds - (now - self._began)
-                steps = step + max(10, round(left / taken))
+        elif step == self._from_step:
+            self._from = now
+        elif step == self._check_at and self._measures and self._from is not None:
+            taken = (now - self._from) / (step - self._from_step)
+            left = self.planned.seconds - (now - self._began)
+            steps = step + max(10, round(left / taken))
+            if abs(steps / self.planned.steps - 1) > 0.04:
                 self._known["then"] = {"at": step, "steps": steps}
                 self._run.record.save()
                 self.changed = True
