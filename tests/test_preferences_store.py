@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from klype.errors import KlypeError, UsageError
 from klype.preferences import database
 from klype.preferences.records import Asked, Candidate, Entry
-from klype.preferences.store import Annotator, Store
+from klype.preferences.rows import Annotator
+from klype.preferences.store import Store
 from klype.preferences.tables import METADATA
 from klype.values import Question, Sampling, Step, Trace
 

@@ -13,7 +13,8 @@ from klype.data.order import mix
 from klype.judge.meaning import text_meaning
 from klype.preferences.candidates import spread
 from klype.preferences.records import Asked, By, Candidate, Entry
-from klype.preferences.store import Annotator, Store
+from klype.preferences.rows import Annotator
+from klype.preferences.store import Store
 from klype.runs.say import Say
 from klype.words import Words, words
 

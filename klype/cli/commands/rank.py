@@ -1,38 +1,146 @@
-"""``klype rank``: candidates put in order, by you or by the simulated annotator."""
+"""``klype rank``: a run's answers put in order by you, by simulated annotators or by a model that judges."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import time
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from klype.cli import options as o
-from klype.cli.commands.train import train
 from klype.cli.terminal import Terminal
+from klype.errors import UsageError
+
+if TYPE_CHECKING:
+    from klype.preferences.store import Store
+    from klype.runs.find import Found
 
 
 def command(
-    model: o.Model,
-    simulate: Annotated[
-        bool, typer.Option("--simulate", help="The simulated annotator ranks, instead of you.")
-    ] = False,
-    steps: Annotated[int | None, typer.Option("--steps", help="How many questions.")] = None,
-    minutes: Annotated[float | None, typer.Option("--minutes", help="How long, instead of --steps.")] = None,
-    out: o.Out = None,
-    resume: o.Resume = False,
+    run: o.Model,
+    simulate: Annotated[bool, typer.Option("--simulate", help="Simulated annotators rank, instead of you.")] = False,
+    taste: Annotated[
+        list[str] | None,
+        typer.Option("--taste", help="right=2,polite=.7,concise=0,word=.04. Repeated: annotators who disagree."),
+    ] = None,
+    noise: Annotated[float, typer.Option("--noise", help="How often a simulated annotator swaps neighbours.")] = 0.1,
+    judge: Annotated[str, typer.Option("--judge", help="A MODEL that ranks, instead of you.")] = "",
+    store: Annotated[str, typer.Option("--store", help="A file or postgresql:// url.", show_default="RUN's own")] = "",
+    annotator: Annotated[str, typer.Option("--annotator", help="Who ranks.", show_default="you")] = "",
+    steps: Annotated[int, typer.Option("--steps", help="How many questions (0: all).")] = 0,
+    repeats: Annotated[int, typer.Option("--repeats", help="Ask every N-th question twice (0: never).")] = 10,
+    export: Annotated[Path | None, typer.Option("--export", help="Write the rankings to a JSONL file.")] = None,
+    form: Annotated[str, typer.Option("--format", help="Of --export: ranked, trl, sharegpt or alpaca.")] = "ranked",
+    import_: Annotated[Path | None, typer.Option("--import", help="Add the rankings of a JSONL file.")] = None,
     seed: o.Seed = 0,
     lang: o.Lang = None,
     as_json: o.Json = False,
 ) -> None:
-    """Let MODEL answer questions, and rank its answers."""
-    values: dict[str, object] = {
-        "stage": "rank",
-        "from_": model,
-        "steps": steps,
-        "minutes": minutes,
-        "out": out,
-        "resume": resume,
-        "seed": seed,
-        "human": not simulate,
-    }
-    train(values, Terminal(as_json, lang))
+    """Rank the answers in a run's store (or bring rankings in and out), and see how well the rankers agree."""
+    terminal = Terminal(as_json, lang)
+    from klype.preferences.formats import FORMATS
+    from klype.preferences.store import Store
+    from klype.runs import ranking
+    from klype.runs.find import find_model
+
+    if form not in FORMATS:
+        raise UsageError(f"--format: there is no format {form}.", f"Use {', '.join(FORMATS)}.")
+    if not 0 <= noise < 0.5:
+        raise UsageError(f"--noise should be from 0 to below .5 (it is {noise}).")
+    if judge and (simulate or taste):
+        raise UsageError("Either --simulate or --judge ranks, not both.")
+    if steps < 0 or repeats < 0:
+        raise UsageError("--steps and --repeats should be 0 or more.")
+    found = find_model(run)
+    if found.run is None and not store:
+        raise UsageError(f"{run} belongs to no run, so that it has no store.", "Name one with --store.")
+    with Store.open(store) if store else ranking.open_store(_folder(found)) as opened:
+        done = 0
+        if import_ is not None:
+            from klype.preferences import formats
+
+            done = opened.put(formats.read(import_))
+        elif simulate or taste:
+            done = _simulated(opened, found, (taste or [""], noise, annotator), steps, seed)
+        elif judge:
+            done = _judged(opened, judge, steps, seed)
+        elif export is None:
+            done = _by_hand(opened, terminal, annotator or "you", steps, repeats)
+        _tell(opened, terminal, {"run": run, "store": opened.place, "new": done}, export, form)
+
+
+def _folder(found: Found) -> Path:
+    assert found.run is not None
+    return found.run / "rank"
+
+
+def _simulated(store: Store, found: Found, how: tuple[list[str], float, str], steps: int, seed: int) -> int:
+    from klype.preferences.tastes import taste
+    from klype.runs import rankers
+    from klype.runs.folder import read_run
+    from klype.world import World
+
+    tastes, noise, name = how
+    settings = read_run(found.run).get("settings", {}) if found.run else {}
+    if settings.get("kind") != "world":
+        raise UsageError("Simulated annotators know the demo world only.", "Rank by hand, or with --judge MODEL.")
+    world = World(settings.get("world", "full"))
+    wanted = [taste(text) for text in tastes]
+    rankers.checked(store)
+    done = 0
+    for number, one in enumerate(wanted):
+        called = rankers.label(name if len(wanted) == 1 else "", one)
+        rank = rankers.by_taste(one, world.judge, noise, called)
+        done += rankers.rank_all(store, rank, "simulated", steps, seed + number)
+    return done
+
+
+def _judged(store: Store, judge: str, steps: int, seed: int) -> int:
+    from klype.cli.model import open_model
+    from klype.preferences.tastes import ModelJudge
+    from klype.runs import rankers
+
+    rankers.checked(store)
+    return rankers.rank_all(store, rankers.by_model(ModelJudge(open_model(judge).source)), "model", steps, seed)
+
+
+def _by_hand(store: Store, terminal: Terminal, name: str, steps: int, repeats: int) -> int:
+    from klype.cli.progress import Plain
+    from klype.runs import rankers
+    from klype.runs.human import Sitting, rank_by_hand
+
+    rankers.checked(store)
+    sitting = Sitting(name, steps, again_every=repeats, lang=terminal.lang, id=uuid.uuid4().hex)
+    say = Plain(terminal.console, terminal.lang, time.monotonic)
+    return rank_by_hand(store, sitting, say, lambda prompt: terminal.console.input(prompt, markup=False))
+
+
+def _tell(store: Store, terminal: Terminal, about: dict[str, Any], export: Path | None, form: Any) -> None:
+    from klype.cli.progress import print_table
+    from klype.preferences import formats
+    from klype.runs import rankers
+    from klype.words import number
+
+    entries = store.entries()
+    document = {**about, "entries": len(entries), **rankers.summary(entries)}
+    if export is not None:
+        document["exported"] = {"file": str(export), "format": form, "rows": formats.export(export, entries, form)}
+        terminal.say("rank.exported", rows=document["exported"]["rows"], file=export)
+
+    def shown(figure: dict[str, Any]) -> str:
+        return "–" if figure["value"] is None else number(figure["value"], terminal.lang, 2)
+
+    rows = [(a["name"], str(a["rankings"]), shown(a["with_oneself"])) for a in document["annotators"]]
+    columns = (terminal.words("rank.who"), terminal.words("rank.rankings"), terminal.words("rank.with_oneself"))
+    if rows:
+        print_table(terminal.console, "", columns, rows)
+    for pair in document["between"]:
+        a, b = pair["annotators"]
+        terminal.say("rank.between", a=a, b=b, tau=shown(pair["tau_b"]))
+    for one in document["annotators"]:
+        if one["always_first"]:
+            habit = one["first_shown"]
+            terminal.say("rank.always_first", who=one["name"], times=habit["times"], of=habit["of"])
+    terminal.document(document)

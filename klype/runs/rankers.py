@@ -1,0 +1,169 @@
+"""Who ranks what is in a store: simulated annotators, a judging model; and how well all of them agree."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import combinations
+from typing import Any
+
+from klype.data.order import mix
+from klype.errors import KlypeError
+from klype.examine.intervals import ratio_of_means
+from klype.preferences.agreement import kendall_tau_b
+from klype.preferences.alpha import alpha
+from klype.preferences.annotator import Annotator, rank_simulated
+from klype.preferences.habits import contradictions, first_shown
+from klype.preferences.records import MODEL, SIMULATED, Asked, By, Entry
+from klype.preferences.store import Store
+from klype.preferences.tastes import ModelJudge, Taste
+from klype.runs.ranking import now
+from klype.values import Figure, Question, Ranking, Verdict
+
+Judge = Callable[[Question, str, bool], Verdict]
+Rank = Callable[[Question, Sequence[str], random.Random], Ranking]
+
+
+def by_taste(taste: Taste, judge: Judge, noise: float, name: str) -> Rank:
+    """A simulated annotator who weighs what ``judge`` sees by ``taste``, and errs with chance ``noise``."""
+    annotator = Annotator(name, lambda question, answer: taste.score(judge(question, answer, True)))
+    return lambda question, answers, rng: rank_simulated(annotator, question, answers, noise, rng)
+
+
+def by_model(judge: ModelJudge) -> Rank:
+    """A model that judges; it always says the same."""
+    annotator = judge.annotator()
+    return lambda question, answers, rng: rank_simulated(annotator, question, answers, 0.0, rng, MODEL)
+
+
+def rank_all(store: Store, rank: Rank, by: By, most: int, seed: int) -> int:
+    """Every question that this annotator has not ranked yet, at most ``most`` (0: all), and a tenth twice; how many.
+
+    Each batch is durable before the next is begun, so that a stopped work goes on where it was.
+    """
+    ranked: list[Entry] = []
+    done: set[int] | None = None
+    written = 0
+    for asked in store.questions():
+        if most and written + len(ranked) >= most:
+            break
+        if len(asked.candidates) < 2:
+            continue
+        rng = random.Random(mix(seed, asked.id, 11))
+        order = list(range(len(asked.candidates)))
+        rng.shuffle(order)
+        shown = replace(asked, candidates=tuple(asked.candidates[i] for i in order))
+        first = _entry(shown, rank, by, rng)
+        if done is None:
+            done = {e.asked.id for e in store.entries(annotators=(first.annotator,))}
+        if asked.id in done:
+            continue
+        ranked.append(first)
+        if asked.id % 10 == 0:
+            ranked.append(replace(_entry(shown, rank, by, rng), again=True))
+        if len(ranked) >= 100:
+            written += len(store.record_all(ranked))
+            ranked = []
+    return written + len(store.record_all(ranked))
+
+
+def _entry(asked: Asked, rank: Rank, by: By, rng: random.Random) -> Entry:
+    ranking = rank(asked.question, [c.text for c in asked.candidates], rng)
+    return Entry(asked, ranking.order, ranking.annotator, by=by, when=now())
+
+
+def summary(entries: Sequence[Entry]) -> dict[str, Any]:
+    """Who ranked how much, how well each agrees with oneself and with others, and what looks wrong."""
+    names = list(dict.fromkeys(e.annotator for e in entries))
+    own = {name: [e for e in entries if e.annotator == name] for name in names}
+    ranked = [e for e in entries if e.kind != "skip"]
+    found = contradictions([e.ranking() for e in ranked if _unlike(e)])
+    return {
+        "annotators": [_one(name, own[name]) for name in names],
+        "between": [
+            {"annotators": [a, b], "tau_b": _between(own[a], own[b]).json()} for a, b in combinations(names, 2)
+        ],
+        "alpha": {level: alpha(_shared(ranked), level).json() for level in ("ordinal", "nominal")},
+        "contradictions": {
+            "opposed_pairs": _share(found.opposed, found.pairs),
+            "cyclic_triads": _share(found.cyclic, found.triads),
+        },
+    }
+
+
+def _one(name: str, entries: Sequence[Entry]) -> dict[str, Any]:
+    habit = first_shown(entries)
+    times = [e.seconds for e in entries if e.seconds is not None]
+    return {
+        "name": name,
+        "by": entries[0].by,
+        "rankings": sum(e.kind != "skip" for e in entries),
+        "none_good": sum(e.kind == "none" for e in entries),
+        "skipped": sum(e.kind == "skip" for e in entries),
+        "seconds": sum(times) if times else None,
+        "with_oneself": _with_oneself(entries).json(),
+        "first_shown": {"times": habit.times, "of": habit.rankings, "expected": habit.expected, "p": habit.p},
+        "always_first": habit.flagged,
+    }
+
+
+def _with_oneself(entries: Sequence[Entry]) -> Figure:
+    first: dict[int, Entry] = {}
+    pairs = []
+    for entry in entries:
+        if entry.kind != "skip" and entry.asked.id in first and _same(first[entry.asked.id], entry):
+            pairs.append((first[entry.asked.id], entry))
+        elif entry.kind != "skip":
+            first.setdefault(entry.asked.id, entry)
+    return _tau(pairs)
+
+
+def _between(a: Sequence[Entry], b: Sequence[Entry]) -> Figure:
+    theirs = {e.asked.id: e for e in b if e.kind != "skip" and not e.again}
+    mine = [e for e in a if e.kind != "skip" and not e.again and e.asked.id in theirs]
+    return _tau([(e, theirs[e.asked.id]) for e in mine if _same(e, theirs[e.asked.id])])
+
+
+def _tau(pairs: Sequence[tuple[Entry, Entry]]) -> Figure:
+    """Mean Kendall τ-b; pairs in which one ties everything have none."""
+    found = [kendall_tau_b(a.ranking(), b.ranking()) for a, b in pairs]
+    known = [tau for tau in found if tau is not None]
+    if not known:
+        return Figure(None, unit="τ-b", why="no question was ranked twice with the same answers")
+    return ratio_of_means(known, [1.0] * len(known), "τ-b")
+
+
+def _shared(entries: Sequence[Entry]) -> list[list[Ranking]]:
+    """The rankings of each question that several annotators ranked, one an annotator."""
+    groups: dict[int, dict[str, Ranking]] = {}
+    for entry in entries:
+        groups.setdefault(entry.asked.id, {}).setdefault(entry.annotator, entry.ranking())
+    return [list(group.values()) for group in groups.values() if len(group) > 1]
+
+
+def _same(a: Entry, b: Entry) -> bool:
+    texts = [c.text for c in a.asked.candidates]
+    return len(set(texts)) == len(texts) and sorted(texts) == sorted(c.text for c in b.asked.candidates)
+
+
+def _unlike(entry: Entry) -> bool:
+    texts = [c.text for c in entry.asked.candidates]
+    return len(set(texts)) == len(texts)
+
+
+def _share(k: int, n: int) -> dict[str, Any]:
+    return {"value": k / n, "n": n} if n else {"value": None, "why": "nothing was ordered more than once"}
+
+
+def checked(store: Store) -> None:
+    """KlypeError when there is nothing that could be ranked."""
+    if not any(len(asked.candidates) > 1 for asked in store.questions()):
+        raise KlypeError(
+            f"The store {store.place} has no question with two answers.", "Make some: klype train rank --from MODEL."
+        )
+
+
+def label(name: str, taste: Taste) -> str:
+    """The name of a simulated annotator, without what ``rank_simulated`` puts before it."""
+    return name.removeprefix(SIMULATED) or (f"taste {taste}" if str(taste) else "usual taste")
