@@ -17,6 +17,13 @@ def state_folder(environ: Mapping[str, str] = os.environ) -> Path:
     return (Path(base) if base else Path.home() / ".local" / "state") / "klype"
 
 
+def server_key(host: str, environ: Mapping[str, str] = os.environ) -> str:
+    """The key for a server: KLYPE_API_KEY; OPENAI_API_KEY goes to OpenAI's own address only."""
+    if environ.get("KLYPE_API_KEY"):
+        return environ["KLYPE_API_KEY"]
+    return environ.get("OPENAI_API_KEY", "") if host == "api.openai.com" else ""
+
+
 def language(environ: Mapping[str, str] = os.environ) -> Literal["nb", "en"]:
     """Norwegian where KLYPE_LANG or the locale says so, else English."""
     for name in ("KLYPE_LANG", "LC_ALL", "LC_MESSAGES", "LANG"):

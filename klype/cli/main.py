@@ -18,6 +18,7 @@ from klype.cli.commands import (
     config,
     doctor,
     examine,
+    export,
     forks,
     next_token,
     rank,
@@ -69,6 +70,7 @@ def app() -> typer.Typer:
     klype.command("align")(align.command)
     klype.add_typer(runs.app(), name="runs")
     klype.command("serve")(serve.command)
+    klype.command("export")(export.command)
     klype.add_typer(bench.app(), name="bench")
     klype.add_typer(config.app(), name="config")
     klype.command("doctor")(doctor.command)

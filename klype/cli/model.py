@@ -32,7 +32,8 @@ class Opened:
     """A MODEL that can be asked, whatever runs it: klype's own engine, transformers or a server.
 
     ``vocabulary`` 0: nobody knows. ``spell`` gives a token's bytes, ``control`` a control token's name, ``say`` the
-    tokens of a given answer. ``native`` is there when klype computes the model itself.
+    tokens of a given answer. ``native`` is there when klype computes the model itself;
+    ``exact``: tokens one by one spell what they spell together.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Opened:
     template: bool
     flops_per_token: Callable[[int], int] | None = None
     native: Native | None = None
+    exact: bool = True
 
     @property
     def loaded(self) -> Loaded:
@@ -182,8 +184,8 @@ def quiet_transformers() -> None:
         from transformers.utils import logging
     except ImportError:
         return
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def checked_sampling(temperature: float, top_p: float = 1.0) -> Sampling:

@@ -1,4 +1,4 @@
-"""``klype doctor``: what is installed, and what this machine can do."""
+"""``klype doctor``: what is installed, what this machine can do, and what a server offers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import platform
 import shutil
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from klype.cli import options as o
 from klype.cli.terminal import Terminal
@@ -16,13 +18,23 @@ OPTIONAL = ("transformers", "gguf", "datasets", "ordb")
 
 
 def command(
+    addresses: Annotated[
+        list[str] | None, typer.Argument(metavar="[ADDRESS…]", help="Servers to ask: http://host:port/v1#model.")
+    ] = None,
     seed: o.Seed = 0,
     out: o.OutFile = None,
     lang: o.Lang = None,
     as_json: o.Json = False,
 ) -> None:
-    """Show versions, cores, memory, and the measured speed of multiplication and memory."""
+    """Show versions, cores, memory, and the measured speed of multiplication and memory; or what servers offer."""
     terminal = Terminal(as_json, lang)
+    if addresses:
+        endpoints = [endpoint(address) for address in addresses]
+        if not as_json:
+            for found in endpoints:
+                show_endpoint(terminal, found)
+        terminal.document({"versions": versions(), "endpoints": endpoints}, out)
+        return
     from klype.device import seed_everything
 
     seed_everything(seed)
@@ -30,6 +42,31 @@ def command(
     if not as_json:
         show(terminal, document)
     terminal.document(document, out)
+
+
+def endpoint(address: str) -> dict[str, Any]:
+    """What a server offers, asked anew, and what is therefore whole, bounded or unavailable."""
+    from klype.cli.remote import offer_of, wire_of
+    from klype.errors import UsageError
+
+    if not address.startswith(("http://", "https://")):
+        raise UsageError(f"{address} is no address of a server.", "Write http://host:port/v1#model.")
+    wire, model = wire_of(address)
+    return {"address": wire.base, **offer_of(wire, model, again=True).json()}
+
+
+def show_endpoint(terminal: Terminal, found: dict[str, Any]) -> None:
+    from klype.cli.progress import print_table
+
+    w = terminal.words
+    said = {"True": w("doctor.yes"), "False": w("doctor.no")}
+    shown = {name: value for name, value in found.items() if name not in ("address", "measures")}
+    texts = {name: ", ".join(value) if isinstance(value, list) else str(value) for name, value in shown.items()}
+    rows = [[name, said.get(text, text)] for name, text in texts.items()]
+    print_table(terminal.console, found["address"], [w("doctor.what"), w("doctor.value")], rows)
+    terminal.console.print()
+    rows = [[name.replace("_", " "), w(f"doctor.{how}")] for name, how in found["measures"].items()]
+    print_table(terminal.console, "", [w("doctor.measure"), w("doctor.therefore")], rows)
 
 
 def versions() -> dict[str, str | None]:

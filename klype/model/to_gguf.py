@@ -1,0 +1,129 @@
+"""A checkpoint as one GGUF file in float32, as llama.cpp reads it; the counterpart of gguf.py.
+
+Llama's and Qwen's shapes only: llama.cpp has no architecture with a convolution before attention, nor without rotation.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from klype.errors import KlypeError
+from klype.model.checkpoint import Loaded
+from klype.model.convert import OWN, model_type, weights_to_hf
+from klype.model.gguf import _CONTROL, _NAMES
+
+NORMAL = 1
+THEIRS = {name: short for short, name in _NAMES.items()}
+
+
+def write_gguf(loaded: Loaded, file: Path) -> None:
+    """Written beside, then renamed. Errors: a shape or a tokenizer that llama.cpp has no name for; a full disk."""
+    try:
+        import gguf
+    except ImportError:
+        raise KlypeError("GGUF files need the package gguf.", "Install it: pip install 'klype[hf]'.") from None
+    config, kind = loaded.config, model_type(loaded.config)
+    if kind == OWN:
+        what = "a convolution before attention" if config.conv else "no rotation of positions, or both biases and norms"
+        raise KlypeError(
+            f"{loaded.folder} cannot be written as GGUF: it has {what}, which llama.cpp cannot compute.",
+            "Serve it with klype serve, or train with --set model.conv=0.",
+        )
+    if config.rope_scaling is not None:
+        raise KlypeError(f"{loaded.folder} stretches its positions, which klype does not write to GGUF.")
+    beside = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        writer = gguf.GGUFWriter(beside, kind)
+        _describe(writer, loaded)
+        _tokens(writer, loaded)
+        for name, weight in weights_to_hf(loaded.model).items():
+            writer.add_tensor(_their_name(name), _array(name, weight, loaded, kind))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        beside.replace(file)
+    except OSError as error:
+        raise KlypeError(f"{file} cannot be written: {error.strerror or error}.", "Choose another place.") from None
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _describe(writer: Any, loaded: Loaded) -> None:
+    config = loaded.config
+    writer.add_name(str(loaded.about.get("name") or loaded.folder.name))
+    writer.add_block_count(config.layers)
+    writer.add_context_length(config.window)
+    writer.add_embedding_length(config.width)
+    writer.add_feed_forward_length(config.hidden)
+    writer.add_head_count(config.heads)
+    writer.add_head_count_kv(config.kv_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_layer_norm_rms_eps(config.norm_eps)
+    writer.add_rope_freq_base(config.rope_theta)
+    writer.add_vocab_size(config.vocab_size)
+
+
+def _tokens(writer: Any, loaded: Loaded) -> None:
+    """Rows of the model that have no spelling get a name that no text can have."""
+    tokenizer, size = loaded.tokenizer, loaded.config.vocab_size
+    definition = tokenizer._definition
+    merges = definition["model"].get("merges")
+    if definition["model"].get("type") != "BPE" or merges is None:
+        raise KlypeError(f"{loaded.folder} has a tokenizer that klype does not write to GGUF.", "It must be BPE.")
+    names = {i: text for text, i in definition["model"]["vocab"].items()}
+    control = {i: text for text, i in tokenizer.control_ids().items()}
+    names |= control
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(_pattern(definition, loaded))
+    writer.add_token_list([names.get(i, f"[unused {i}]") for i in range(size)])
+    writer.add_token_types([_CONTROL if i in control or i not in names else NORMAL for i in range(size)])
+    writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in merges])
+    ids = (
+        (writer.add_bos_token_id, tokenizer.begin),
+        (writer.add_eos_token_id, tokenizer.end),
+        (writer.add_pad_token_id, tokenizer.pad),
+    )
+    for add, token in ids:
+        if token >= 0:
+            add(token)
+    writer.add_add_bos_token(tokenizer.begin >= 0)
+    if tokenizer.template is not None:
+        writer.add_chat_template(tokenizer.template)
+
+
+def _pattern(definition: dict[str, Any], loaded: Loaded) -> str:
+    """llama.cpp's name for how text is cut into pieces."""
+    text = str(definition.get("pre_tokenizer"))
+    if "'Digits'" in text and "ByteLevel" in text:
+        return "smollm"
+    if "Regex" in text:
+        return "llama-bpe" if "{1,3}" in text else "qwen2"
+    if "ByteLevel" in text:
+        return "gpt-2"
+    raise KlypeError(f"{loaded.folder} has a tokenizer that llama.cpp has no name for.")
+
+
+def _array(name: str, weight: Tensor, loaded: Loaded, kind: str) -> Any:
+    """In float32; llama.cpp's Llama rotates neighbouring rows, Hugging Face's the halves."""
+    array = weight.detach().float().cpu().numpy()
+    if kind == "llama" and re.search(r"self_attn\.[qk]_proj\.", name):
+        heads = loaded.config.heads if "q_proj" in name else loaded.config.kv_heads
+        array = array.reshape(heads, 2, -1, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
+    return np.ascontiguousarray(array)
+
+
+def _their_name(name: str) -> str:
+    parts = name.split(".")
+    if parts[:2] == ["model", "layers"]:
+        return f"blk.{parts[2]}.{THEIRS['.'.join(parts[3:-1])]}.{parts[-1]}"
+    return f"{THEIRS['.'.join(parts[:-1])]}.{parts[-1]}"

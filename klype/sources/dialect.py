@@ -1,0 +1,163 @@
+"""What servers answer, read strictly: OpenAI's chat and completions, vLLM's and llama.cpp's variants.
+
+Shapes after their documentation: OpenAI API reference (chat: ``logprobs.content``; completions: ``tokens``,
+``token_logprobs``, ``top_logprobs``), vLLM's OpenAI-compatible server (``token_id:N`` with
+``return_tokens_as_token_ids``), llama.cpp's server README (``content`` also for completions, with ``id``).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from klype.errors import KlypeError
+
+Key = int | bytes
+"""A token: its id where the server tells it, else its bytes."""
+UNLIKELY = -9999.0
+"""What stands for "less likely than anything listed" (OpenAI's own convention), or for no number at all."""
+ENDS = (
+    "</s>", "<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end|>", "<|end_of_text|>", "<end_of_turn>", "<eos>",
+    "<|eom_id|>",    "<｜end▁of▁sentence｜>",
+)  # fmt: skip
+"""How tokens that end an answer are spelled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """A token with its log-probability (NaN: not told) and the most probable tokens, most probable first."""
+
+    key: Key
+    logp: float
+    top: tuple[tuple[Key, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """One choice. ``tokens`` None: the server tells no log-probabilities."""
+
+    index: int
+    text: str
+    tokens: tuple[Heard, ...] | None
+    finish: str | None
+
+
+def choices(answer: dict[str, Any], n: int, where: str, most: int = 0, echoed: int = 0) -> list[Said]:
+    """All ``n`` choices in order; ``most``: tokens asked for; ``echoed``: tokens of the prompt told with each.
+
+    Errors: an answer that contradicts itself.
+    """
+    rows = answer.get("choices")
+    if not isinstance(rows, list) or len(rows) != n:
+        found = len(rows) if isinstance(rows, list) else "no"
+        raise KlypeError(f"{where} gave {found} answers where {n} were asked for.", "Nothing of them is used.")
+    found_ = sorted((choice(row, where) for row in rows), key=lambda said: said.index)
+    if [said.index for said in found_] != list(range(n)):
+        raise KlypeError(f"{where} numbers its answers {[said.index for said in found_]}.", "Nothing of them is used.")
+    for said in found_:
+        if said.finish is None:
+            raise KlypeError(f"{where} gave an answer without saying why it ended.", "Nothing of it is used.")
+        _spells(said, where)
+        if most and said.tokens is not None and len(said.tokens) > most:
+            raise KlypeError(f"{where} told {len(said.tokens)} tokens where {most} were asked for at most.")
+    told = [said.tokens for said in found_ if said.tokens is not None]
+    if len(told) == n:
+        counted(sum(map(len, told)) - n * echoed, n, answer.get("usage"), where)
+    return found_
+
+
+def choice(row: Any, where: str) -> Said:
+    """One choice, or one piece of a stream."""
+    try:
+        message = row.get("message", row.get("delta"))
+        text = (message.get("content") or "") if message is not None else row.get("text", "")
+        tokens = logprobs(row.get("logprobs"), where)
+        if not isinstance(text, str):
+            raise TypeError("text")
+        return Said(int(row.get("index", 0)), text, tokens, row.get("finish_reason"))
+    except (AttributeError, TypeError, ValueError, KeyError, IndexError) as error:
+        raise KlypeError(f"{where} gave an answer that cannot be read ({error}).", "Nothing of it is used.") from None
+
+
+def logprobs(found: Any, where: str) -> tuple[Heard, ...] | None:
+    """Either shape; None where there is none."""
+    if not found:
+        return None
+    if isinstance(found.get("content"), list):
+        return tuple(_entry(entry, where) for entry in found["content"])
+    if not isinstance(found.get("tokens"), list):
+        return None
+    tokens, logps = found["tokens"], found["token_logprobs"]
+    tops = found.get("top_logprobs") or [None] * len(tokens)
+    if not len(tokens) == len(logps) == len(tops):
+        raise KlypeError(
+            f"{where} tells {len(tokens)} tokens, {len(logps)} log-probabilities and {len(tops)} lists of others.",
+            "Nothing of it is used.",
+        )
+    heard = []
+    for token, logp, top in zip(tokens, logps, tops, strict=True):
+        listed = [(key_of(text), _logp(value, where)) for text, value in (top or {}).items()]
+        heard.append(Heard(key_of(token), _logp(logp, where), ordered(listed)))
+    return tuple(heard)
+
+
+def key_of(text: str, data: Sequence[int] | None = None) -> Key:
+    """A token from its spelling, or from its bytes where they are told."""
+    match = re.fullmatch(r"token_id:([0-9]+)", text)
+    if match:
+        return int(match[1])
+    if data:
+        return bytes(data)
+    if text.startswith("bytes:"):
+        return bytes.fromhex("".join(re.findall(r"\\x([0-9a-f]{2})", text)))
+    return text.encode("utf-8", "surrogatepass")
+
+
+def ordered(listed: Sequence[tuple[Key, float]]) -> tuple[tuple[Key, float], ...]:
+    """Most probable first, one entry a token, without those that are only said to be unlikely."""
+    best: dict[Key, float] = {}
+    for key, logp in listed:
+        if not math.isnan(logp):
+            best[key] = max(logp, best.get(key, -math.inf))
+    return tuple(sorted(best.items(), key=lambda item: -item[1]))
+
+
+def counted(told: int, n: int, usage: Any, where: str) -> None:
+    """The count of tokens agrees with the server's own; an end that is not told may be counted."""
+    if not isinstance(usage, dict) or not isinstance(usage.get("completion_tokens"), int):
+        return
+    details = usage.get("completion_tokens_details")
+    hidden = (details or {}).get("reasoning_tokens") or 0
+    claimed = usage["completion_tokens"] - hidden
+    if not told <= claimed <= told + n:
+        raise KlypeError(f"{where} says that it wrote {claimed} tokens and tells {told}.", "Nothing of it is used.")
+
+
+def _entry(entry: dict[str, Any], where: str) -> Heard:
+    def key(one: dict[str, Any]) -> Key:
+        number = one.get("id")
+        return number if isinstance(number, int) else key_of(one["token"], one.get("bytes"))
+
+    listed = [(key(one), _logp(one["logprob"], where)) for one in entry.get("top_logprobs") or ()]
+    return Heard(key(entry), _logp(entry["logprob"], where), ordered(listed))
+
+
+def _logp(value: Any, where: str) -> float:
+    """NaN where it is not told."""
+    if value is None:
+        return math.nan
+    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value) or value > 1e-3:
+        raise KlypeError(f"{where} gives the log-probability {value!r}, which cannot be.", "Nothing of it is used.")
+    return math.nan if value <= UNLIKELY else min(0.0, float(value))
+
+
+def _spells(said: Said, where: str) -> None:
+    """The tokens, where their bytes are told, contain the text."""
+    if not said.tokens or not all(isinstance(heard.key, bytes) for heard in said.tokens):
+        return
+    joined = b"".join(heard.key for heard in said.tokens if isinstance(heard.key, bytes)).decode(errors="replace")
+    if "\ufffd" not in joined + said.text and said.text.strip() not in joined:
+        raise KlypeError(f"{where} tells tokens that do not spell its text.", "Nothing of it is used.")

@@ -1,0 +1,294 @@
+"""JSON over HTTP with patience: retries, back-off, a budget, answers that are kept; one sentence for every fault."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import httpx
+
+from klype.errors import KlypeError, UsageError
+from klype.sources.kept import Kept, key_of
+
+PASSING = (408, 409, 425, 429, 500, 502, 503, 504)
+"""Answers after which the same question may be asked again."""
+LARGEST = 64 << 20
+"""Bytes of an answer."""
+
+
+class RefusedError(KlypeError):
+    """The server understood and said no: what was asked is not offered."""
+
+
+class BudgetSpentError(KlypeError):
+    """What may be asked for has been asked for; what was answered is kept."""
+
+
+@dataclass
+class Budget:
+    """At most so many requests and tokens (0: no limit); answers that are kept cost nothing."""
+
+    requests: int = 0
+    tokens: int = 0
+    asked: int = 0
+    prompt_tokens: int = 0
+    answer_tokens: int = 0
+    kept: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @staticmethod
+    def parse(text: str) -> Budget:
+        """ "500requests", "20000tokens", or both with a comma."""
+        found = Budget()
+        for part in text.replace(" ", "").replace("_", "").split(",") if text.strip() else ():
+            match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?(?:e[0-9]+)?)(requests|tokens)", part, re.IGNORECASE)
+            if match is None or float(match[1]) < 1:
+                raise UsageError(f"--budget does not understand “{part}”.", "Write 500requests or 20000tokens.")
+            if match[2].lower() == "requests":
+                found.requests = int(float(match[1]))
+            else:
+                found.tokens = int(float(match[1]))
+        return found
+
+    def take(self) -> None:
+        """One more request. Raises BudgetSpentError when there is no room for it."""
+        with self.lock:
+            spent = self.prompt_tokens + self.answer_tokens
+            if (self.requests and self.asked >= self.requests) or (self.tokens and spent >= self.tokens):
+                raise BudgetSpentError(
+                    f"The budget is spent: {self.asked} requests, {spent} tokens.",
+                    "What was answered is kept; the same command with a larger --budget goes on from there.",
+                )
+            self.asked += 1
+
+    def pay(self, usage: Any) -> None:
+        numbers = usage if isinstance(usage, Mapping) else {}
+        with self.lock:
+            self.prompt_tokens += _count(numbers.get("prompt_tokens"))
+            self.answer_tokens += _count(numbers.get("completion_tokens"))
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """``tries`` of a request; the first wait in seconds, doubled each time up to ``most``, unless the server says.
+
+    ``concurrency``: requests at once. ``client`` and ``sleep`` are passed in by tests.
+    """
+
+    tries: int = 6
+    first: float = 0.5
+    most: float = 30.0
+    longest: float = 300.0
+    concurrency: int = 8
+    client: httpx.Client | None = None
+    sleep: Callable[[float], None] = time.sleep
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """``sample`` tells repetitions apart; ``check`` raises when the answer is wrong: such a one is not kept."""
+
+    path: str
+    body: Mapping[str, Any]
+    sample: int = 0
+    check: Callable[[dict[str, Any]], object] = lambda answer: None
+
+
+class Wire:
+    """One server. ``key`` goes into the header and nowhere else."""
+
+    def __init__(
+        self,
+        base: str,
+        key: str = "",
+        kept: Kept | None = None,
+        budget: Budget | None = None,
+        patience: Patience | None = None,
+    ) -> None:
+        url = httpx.URL(base)
+        if url.scheme not in ("http", "https") or not url.host:
+            raise UsageError(f"{base} is no address of a server.", "Write http://host:port/v1#model.")
+        self._auth = (url.username, url.password) if url.username else None
+        self.base = str(url.copy_with(username=None, password=None, fragment=None, query=None)).rstrip("/")
+        self.root = self.base.removesuffix("/v1")
+        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self.patience = patience or Patience()
+        self._client = self.patience.client or httpx.Client(timeout=httpx.Timeout(120, connect=10))
+        self.kept, self.budget = kept or Kept(), budget or Budget()
+        self._sleep = self.patience.sleep
+        self._reached = False
+
+    def get(self, url: str) -> dict[str, Any]:
+        return self._json(self._send("GET", url, None))
+
+    def probe(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Asked now, whatever is kept."""
+        self.budget.take()
+        answer = self._json(self._send("POST", self._url(path), body))
+        self.budget.pay(answer.get("usage"))
+        return answer
+
+    def post(self, call: Call) -> dict[str, Any]:
+        """From what is kept, else from the server."""
+        key = key_of(self.base, call.path, call.body, call.sample)
+        found = self.kept.answer(key)
+        if found is not None:
+            with self.budget.lock:
+                self.budget.kept += 1
+            call.check(found)
+            return found
+        answer = self.probe(call.path, call.body)
+        call.check(answer)
+        self.kept.keep(key, answer)
+        return answer
+
+    def many(self, calls: Sequence[Call]) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Places and answers as they come, so many at once; at the first fault nothing more is begun."""
+        todo = iter(range(len(calls)))
+        with ThreadPoolExecutor(self.patience.concurrency) as pool:
+            running: dict[Future[dict[str, Any]], int] = {}
+            try:
+                while True:
+                    while len(running) < self.patience.concurrency and (place := next(todo, None)) is not None:
+                        running[pool.submit(self.post, calls[place])] = place
+                    if not running:
+                        return
+                    done, _ = wait(running, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        yield running.pop(future), future.result()
+            finally:
+                for future in running:
+                    future.cancel()
+
+    def stream(self, call: Call) -> Iterator[dict[str, Any]]:
+        """Server-sent events. Errors: a stream that ends before its [DONE], or holds anything but JSON."""
+        self.budget.take()
+        body = {**call.body, "stream": True, "stream_options": {"include_usage": True}}
+        request = self._client.build_request("POST", self._url(call.path), json=body, headers=self._headers)
+        response = self._patiently(lambda: self._client.send(request, stream=True, auth=self._auth))
+        try:
+            kind = response.headers.get("content-type", "")
+            if "text/event-stream" not in kind:
+                response.read()
+                raise self._strange(response)
+            for line in response.iter_lines():
+                data = line.removeprefix("data:").strip() if line.startswith("data:") else ""
+                if data == "[DONE]":
+                    return
+                if data:
+                    yield self._event(data)
+        except httpx.HTTPError as error:
+            raise KlypeError(f"{self.base} cut its answer off: {_short(error)}.", "Ask again.") from None
+        finally:
+            response.close()
+        raise KlypeError(f"{self.base} cut its answer off before its end.", "Ask again.")
+
+    def _event(self, data: str) -> dict[str, Any]:
+        try:
+            event = json.loads(data)
+        except ValueError:
+            raise KlypeError(f"{self.base} streams something that is no JSON: {data[:80]!r}.") from None
+        if not isinstance(event, dict):
+            raise KlypeError(f"{self.base} streams something that is no JSON object: {data[:80]!r}.")
+        if "error" in event:
+            raise KlypeError(f"{self.base} broke off: {_message(event)}.")
+        self.budget.pay(event.get("usage"))
+        return event
+
+    def _url(self, path: str) -> str:
+        return f"{self.root}{path}" if path.startswith("/") else f"{self.base}/{path}"
+
+    def _send(self, method: str, url: str, body: Mapping[str, Any] | None) -> httpx.Response:
+        def send() -> httpx.Response:
+            return self._client.request(method, url, json=body, headers=self._headers, auth=self._auth)
+
+        return self._patiently(send)
+
+    def _patiently(self, send: Callable[[], httpx.Response]) -> httpx.Response:
+        """The answer, once the server has one. Raises RefusedError for what it does not offer."""
+        wait_s, problem = self.patience.first, ""
+        for attempt in range(self.patience.tries):
+            if attempt:
+                self._sleep(wait_s)
+                wait_s = min(self.patience.most, wait_s * 2)
+            try:
+                response = send()
+            except httpx.ConnectError as error:
+                if not self._reached:
+                    raise KlypeError(f"No server answers at {self.base} ({_short(error)}).", "Is it started?") from None
+                problem = _short(error)
+                continue
+            except httpx.HTTPError as error:
+                problem = _short(error)
+                continue
+            self._reached = True
+            if response.status_code == 200:
+                return response
+            response.read()
+            if response.status_code not in PASSING:
+                raise self._refusal(response)
+            problem = f"status {response.status_code}"
+            asked = retry_after(response.headers.get("retry-after", ""), datetime.now(UTC))
+            if asked is not None and asked > self.patience.longest:
+                raise KlypeError(f"{self.base} asks to wait {asked:.0f} seconds.", "Try again then.")
+            wait_s = wait_s if asked is None else asked
+        raise KlypeError(f"{self.base} did not answer in {self.patience.tries} tries ({problem}).", "Try again later.")
+
+    def _refusal(self, response: httpx.Response) -> KlypeError:
+        status = response.status_code
+        if status in (401, 403):
+            return KlypeError(f"{self.base} wants a key, or another one ({status}).", "Set it as KLYPE_API_KEY.")
+        try:
+            said = _message(response.json())
+        except ValueError:
+            said = f"status {status}"
+        return RefusedError(f"{self.base} refused: {said}.")
+
+    def _json(self, response: httpx.Response) -> dict[str, Any]:
+        if len(response.content) > LARGEST:
+            raise KlypeError(f"{self.base} answers with {len(response.content) >> 20} MiB: that is no answer.")
+        try:
+            document = response.json()
+        except ValueError:
+            raise self._strange(response) from None
+        if not isinstance(document, dict):
+            raise self._strange(response)
+        return document
+
+    def _strange(self, response: httpx.Response) -> KlypeError:
+        kind = response.headers.get("content-type", "nothing")
+        return KlypeError(
+            f"{self.base} answers with {kind.split(';')[0]}, not as OpenAI's API does.", "Is it the address of an API?"
+        )
+
+
+def retry_after(text: str, now: datetime) -> float | None:
+    """Seconds to wait, from a number or a date; None when nothing usable is said."""
+    if re.fullmatch(r"[0-9]+(\.[0-9]+)?", text.strip()):
+        return float(text)
+    try:
+        return max(0.0, (parsedate_to_datetime(text) - now).total_seconds())
+    except (ValueError, TypeError):
+        return None
+
+
+def _message(document: Any) -> str:
+    error = document.get("error", document) if isinstance(document, dict) else document
+    said = error.get("message") if isinstance(error, dict) else error
+    return " ".join(str(said).split())[:300].rstrip(".")
+
+
+def _count(value: Any) -> int:
+    return value if isinstance(value, int) and value > 0 else 0
+
+
+def _short(error: Exception) -> str:
+    return (" ".join(str(error).split())[:120] or type(error).__name__).rstrip(".")

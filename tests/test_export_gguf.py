@@ -1,0 +1,67 @@
+"""A model given to others is the same model: as GGUF to klype and llama.cpp, as a folder to a hub."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from klype.cli import guard
+from klype.cli.main import call
+from klype.errors import KlypeError
+from klype.model.checkpoint import load, save
+from klype.model.to_gguf import write_gguf
+from klype.text.chat import TEMPLATE
+from klype.text.tokenizer import Tokenizer
+from tests.toys import toy
+
+pytest.importorskip("gguf")
+TOKENIZER = Tokenizer.train(["Hunden drakk vann. Katten drakk melk, og de andre katter drakk ikke."], 270, TEMPLATE)
+TOKENS = torch.arange(24).reshape(2, 12) * 7 % TOKENIZER.vocab_size
+
+
+@pytest.mark.parametrize("changes", [{}, {"qkv_bias": True}, {"qk_norm": True}, {"tie": True}], ids=str)
+def test_export_and_import_is_the_identity(tmp_path: Path, changes: dict[str, bool]) -> None:
+    model = toy("llama", vocab_size=TOKENIZER.vocab_size, width=32, hidden=64, kv_heads=2, **changes)
+    save(tmp_path / "m", model, TOKENIZER, {"name": "toy"})
+    write_gguf(load(tmp_path / "m"), tmp_path / "m.gguf")
+    again = load(tmp_path / "m.gguf")
+    with torch.no_grad():
+        torch.testing.assert_close(again.model(TOKENS), model(TOKENS), atol=1e-6, rtol=0)
+    text = "Hunden drakk melk. æøå 😀\n 12"
+    assert again.tokenizer.encode(text) == TOKENIZER.encode(text)
+    assert (again.tokenizer.ends, again.tokenizer.template) == (TOKENIZER.ends, TEMPLATE)
+    assert not list(tmp_path.glob(".*gguf*"))
+
+
+def test_the_convolution_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(tmp_path / "m", toy("conv", vocab_size=TOKENIZER.vocab_size), TOKENIZER, {})
+    with pytest.raises(KlypeError, match=r"a convolution before attention, which llama\.cpp cannot compute"):
+        write_gguf(load(tmp_path / "m"), tmp_path / "m.gguf")
+    assert guard.guarded(call, ["export", str(tmp_path / "m"), "--gguf", str(tmp_path / "m.gguf")]) == 1
+    assert "convolution" in capsys.readouterr().err
+    assert not (tmp_path / "m.gguf").exists()
+
+
+def test_the_hub_folder_is_a_checkpoint_with_a_card(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    save(run / "align", toy("llama", vocab_size=TOKENIZER.vocab_size), TOKENIZER, {"licence": "mit"})
+    (run / "align" / "metrics.jsonl").write_text("{}\n")
+    figure = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 400, "unit": "share"}
+    (run / "run.json").write_text(json.dumps({"stages": {"aligned": {"right": figure}}, "seconds": {"total": 12.0}}))
+    out = tmp_path / "pushed"
+    argv = ["export", str(run), "--hub", "owner/name", "--dry-run", "--out", str(out), "--json"]
+    assert guard.guarded(call, argv) == 0
+    files = json.loads(capsys.readouterr().out)["files"]
+    assert "metrics.jsonl" not in files
+    # what vLLM's loader reads of a directory: architecture, weights in safetensors, tokenizer, generation defaults
+    assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= set(files)
+    assert json.loads((out / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
+    card = (out / "README.md").read_text()
+    for part in ('license: "mit"', "## Intended use", "| aligned | right | 0.5 | 0.4 to 0.6 | 400 |", "Not measured."):
+        assert part in card
+    assert guard.guarded(call, argv) == 2
+    assert guard.guarded(call, ["export", str(run), "--hub", "nobody"]) == 2
+    assert guard.guarded(call, ["export", str(run)]) == 2

@@ -1,0 +1,205 @@
+"""Recorded shapes parse; a faulty server gives one clear sentence and never a figure."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx
+import pytest
+
+from klype.errors import KlypeError, UsageError
+from klype.sources.dialect import choices
+from klype.sources.offer import Offer
+from klype.sources.remote import RemoteSource
+from klype.sources.source import answers
+from klype.sources.wire import Budget, Call, Patience, Wire, retry_after
+from klype.values import Request
+
+OPENAI_CHAT = {
+    "choices": [
+        {
+            "index": 0,
+            "message": {"role": "assistant", "content": "Hello!", "refusal": None},
+            "logprobs": {
+                "content": [
+                    {"token": "Hello", "logprob": -0.1, "bytes": [72, 101, 108, 108, 111],
+                     "top_logprobs": [{"token": "Hello", "logprob": -0.1, "bytes": [72, 101, 108, 108, 111]},
+                                      {"token": "Hi", "logprob": -3.0, "bytes": [72, 105]}]},
+                    {"token": "!", "logprob": -9999.0, "bytes": [33],
+                     "top_logprobs": [{"token": ".", "logprob": -0.01, "bytes": [46]}]},
+                ]
+            },
+            "finish_reason": "stop",
+        }
+    ],
+    "usage": {"prompt_tokens": 9, "completion_tokens": 3, "total_tokens": 12},
+}  # fmt: skip
+VLLM = {
+    "choices": [
+        {
+            "index": 0,
+            "text": " Paris",
+            "logprobs": {
+                "text_offset": [0, 6],
+                "token_logprobs": [-0.2, -0.5],
+                "tokens": ["token_id:3681", "token_id:2"],
+                "top_logprobs": [{"token_id:3681": -0.2, "token_id:77": -2.0}, {"token_id:2": -0.5}],
+            },
+            "finish_reason": "stop",
+            "stop_reason": None,
+        }
+    ],
+    "usage": {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7},
+}
+LLAMA = {
+    "choices": [
+        {
+            "index": 0,
+            "text": " Paris",
+            "logprobs": {
+                "content": [
+                    {"id": 3681, "token": " Paris", "bytes": [32, 80, 97, 114, 105, 115], "logprob": -0.2,
+                     "top_logprobs": [{"id": 3681, "token": " Paris", "bytes": [], "logprob": -0.2}]}
+                ]
+            },
+            "finish_reason": "length",
+        }
+    ],
+    "usage": {"completion_tokens": 1, "prompt_tokens": 5, "total_tokens": 6},
+}  # fmt: skip
+OFFER = Offer("other", "m", ("m",), chat=True, chat_top=2)
+
+
+def changed(change: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
+    answer: dict[str, Any] = json.loads(json.dumps(OPENAI_CHAT))
+    change(answer)
+    return answer
+
+
+def source(*responses: httpx.Response | Exception, budget: Budget | None = None) -> tuple[RemoteSource, list[float]]:
+    """A server that says these things in turn, then the last again."""
+    queue, slept = list(responses), []
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        now = queue.pop(0) if len(queue) > 1 else queue[0]
+        if isinstance(now, Exception):
+            raise now
+        return httpx.Response(now.status_code, headers=now.headers, content=now.content)
+
+    client = httpx.Client(transport=httpx.MockTransport(handle))
+    patience = Patience(tries=4, client=client, sleep=slept.append)
+    return RemoteSource(Wire("http://there/v1", "key", budget=budget, patience=patience), OFFER), slept
+
+
+def ask(asked: RemoteSource, n: int = 2) -> Any:
+    prompt = tuple(asked.codec.prompt([{"role": "user", "content": "Hi"}]))
+    return answers(asked, [Request(prompt, n=n, limit=4)])
+
+
+def test_recorded_shapes() -> None:
+    (said,) = choices(OPENAI_CHAT, 1, "there")
+    assert said.tokens is not None
+    assert [heard.key for heard in said.tokens] == [b"Hello", b"!"]
+    assert math.isnan(said.tokens[1].logp)
+    assert said.tokens[0].top == ((b"Hello", -0.1), (b"Hi", -3.0))
+    (said,) = choices(VLLM, 1, "there")
+    assert said.tokens is not None
+    assert [(heard.key, heard.logp) for heard in said.tokens] == [(3681, -0.2), (2, -0.5)]
+    (said,) = choices(LLAMA, 1, "there")
+    assert said.tokens is not None
+    assert (said.tokens[0].key, said.finish) == (3681, "length")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a: a["choices"].append(a["choices"][0]), "gave 2 answers where 1"),
+        (lambda a: a["choices"][0].update(index=1), "numbers its answers"),
+        (lambda a: a["choices"][0].update(finish_reason=None), "without saying why"),
+        (lambda a: a["usage"].update(completion_tokens=9), "says that it wrote 9 tokens and tells 2"),
+        (lambda a: a["choices"][0]["logprobs"]["content"][0].update(logprob=0.5), "which cannot be"),
+        (lambda a: a["choices"][0]["message"].update(content="Goodbye"), "do not spell"),
+        (lambda a: a["choices"][0]["logprobs"]["content"][0].pop("token"), "cannot be read|do not spell"),
+        (lambda a: a.pop("choices"), "gave no answers"),
+    ],
+)
+def test_a_contradiction_is_not_used(change: Callable[[dict[str, Any]], object], message: str) -> None:
+    answer = changed(change)
+    if message.startswith("cannot"):
+        answer["choices"][0]["logprobs"]["content"][0].pop("bytes", None)
+    asked, _ = source(httpx.Response(200, json=answer))
+    with pytest.raises(KlypeError, match=message):
+        ask(asked)
+    assert asked.wire.kept._one("SELECT count(*) FROM answers", ()) == (0,)
+
+
+def test_html_and_refusals_are_one_sentence() -> None:
+    for response, message in (
+        (httpx.Response(200, html="<h1>Welcome</h1>"), "answers with text/html"),
+        (httpx.Response(401, json={"error": {"message": "bad key"}}), "KLYPE_API_KEY"),
+        (httpx.Response(400, json={"error": {"message": "no such thing"}}), "refused: no such thing"),
+        (httpx.ConnectError("refused"), "No server answers"),
+    ):
+        asked, slept = source(response)
+        with pytest.raises(KlypeError, match=message) as caught:
+            ask(asked)
+        assert "key" not in str(caught.value).replace("KLYPE_API_KEY", "").replace("wants a key", "")
+        assert slept == []
+
+
+def test_storms_are_waited_out() -> None:
+    fine = httpx.Response(200, json=OPENAI_CHAT)
+    asked, slept = source(httpx.Response(429, headers={"retry-after": "7"}), httpx.Response(503), fine)
+    assert ask(asked, 2)[0][0].ended == "stop"
+    assert 7.0 in slept
+    asked, slept = source(httpx.Response(429))
+    with pytest.raises(KlypeError, match="4 tries"):
+        ask(asked)
+    asked, _ = source(httpx.Response(429, headers={"retry-after": "9999"}))
+    with pytest.raises(KlypeError, match="asks to wait 9999"):
+        ask(asked)
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    assert retry_after("Thu, 01 Jan 2026 00:00:30 GMT", now) == 30.0
+    assert retry_after("soon", now) is None
+
+
+def test_cut_streams() -> None:
+    chunk = {"choices": [{"index": 0, "delta": {"content": "Hello"}, "logprobs": None, "finish_reason": None}]}
+    end = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
+    kind = {"content-type": "text/event-stream"}
+
+    def body(*events: Any) -> bytes:
+        rows = (e if isinstance(e, str) else json.dumps(e) for e in events)
+        return "".join(f"data: {row}\n\n" for row in rows).encode()
+
+    asked, _ = source(httpx.Response(200, headers=kind, content=body(chunk, end, "[DONE]")))
+    (trace,) = ask(asked, 1)[0]
+    assert (asked.codec.decode(trace.tokens), trace.ended) == ("Hello", "stop")
+    assert math.isnan(trace.logp)
+    for events, message in (
+        ((chunk,), "cut its answer off"),
+        ((chunk, "[DONE]"), "cut its answer off"),
+        ((chunk, "{"), "no JSON"),
+        ((chunk, end, chunk, "[DONE]"), "goes on after the end"),
+        ((chunk, {"error": {"message": "overloaded"}}), "broke off: overloaded"),
+    ):
+        asked, _ = source(httpx.Response(200, headers=kind, content=body(*events)))
+        with pytest.raises(KlypeError, match=message):
+            ask(asked, 1)
+
+
+def test_the_budget() -> None:
+    assert (Budget.parse("500requests").requests, Budget.parse("2e4tokens").tokens) == (500, 20_000)
+    for wrong in ("many", "-3tokens", "0requests"):
+        with pytest.raises(UsageError):
+            Budget.parse(wrong)
+    asked, _ = source(httpx.Response(200, json=OPENAI_CHAT), budget=Budget(tokens=20))
+    for sample in range(2):
+        asked.wire.post(Call("chat/completions", {"a": sample}))
+    with pytest.raises(KlypeError, match="budget is spent"):
+        asked.wire.post(Call("chat/completions", {"a": 2}))
+    assert asked.wire.budget.asked == 2
