@@ -13,7 +13,7 @@ from klype.examine import report
 from klype.runs.aligning import align, reward
 from klype.runs.find import Found, find_model, holds_weights
 from klype.runs.folder import read_run
-from klype.runs.gather import MODELS, gather, measure_stage
+from klype.runs.gather import MODELS, about, gather, measure_stage
 from klype.runs.options import InputOptions, RunOptions, StageOptions
 from klype.runs.recipe import Recipe, read
 from klype.runs.record import Record, resumed_options
@@ -112,16 +112,18 @@ def open_run(
     else:
         minutes = options.minutes or 0.0
         name = options.recipe_name if isinstance(options, RunOptions) else recipe.kind
-        about = {"recipe": name, "settings": recipe.model_dump(mode="json"), "planned_s": minutes * 60}
-        record = Record.start(folder, options, about)
+        made_by = {"recipe": name, "settings": recipe.model_dump(mode="json"), "planned_s": minutes * 60}
+        record = Record.start(folder, options, made_by)
     known = start if start is not None else folder
     tokenizer = Tokenizer.load(known) if (known / "tokenizer.json").exists() else None
     subject = _subject(recipe, options, tokenizer)
+    run = Run(folder, options, recipe, subject, record, say, start)
     if not resumed:
         subject.chat.tokenizer.save(folder)
         subject.save_inputs(folder)
+        record.content |= about(run)  # also the card of the first stage says whose data it was
         record.save()
-    return Run(folder, options, recipe, subject, record, say, start)
+    return run
 
 
 def _subject(recipe: Recipe, options: InputOptions, tokenizer: Tokenizer | None) -> Subject:
