@@ -1,16 +1,18 @@
-# make setup | run | test | soak | format | constraints | release | clean
+# make setup | run | test | soak | screenshots | format | constraints | release | clean
 # PYTHON=python3.12 picks the interpreter, EXTRAS=bench adds an extra, ARGS passes options to `klype run`, FAST=1 tests less.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check soak format constraints release clean
+.PHONY: help setup run test check soak screenshots format constraints release clean
 
 PYTHON ?= python3
 EXTRAS ?=
 ARGS ?=
 FAST ?=
 WORKERS ?= 2
+RUN ?=
+SHOTS ?= screenshots
 
 comma := ,
 space := $(subst ,, )
@@ -25,6 +27,7 @@ help:
 	@echo "make run          the whole life-cycle on the demo world (ARGS='--minutes 1' passes options)"
 	@echo "make test         everything that CI runs (FAST=1: what takes under two minutes)"
 	@echo "make soak         long fuzzing, and the coverage of all tests"
+	@echo "make screenshots  every page of the studio, with a run on it (RUN=runs/…), in SHOTS=screenshots"
 	@echo "make format       format the code; make constraints: pin the installed versions anew"
 	@echo "make release      wheel and source archive in dist/"
 
@@ -51,6 +54,12 @@ soak: setup
 	bash scripts/system-packages.sh
 	$(calm) $(bin)/python -m pytest -n $(WORKERS) -m soak
 	$(calm) $(bin)/python -m pytest -n $(WORKERS) -m "not soak" --cov=klype --cov-report=term:skip-covered
+
+# With RUN= the pages show that run; without, a small one is made first.
+screenshots: setup
+	bash scripts/system-packages.sh
+	$(if $(RUN),,test -d runs/screenshots || $(bin)/klype run --minutes 5 --out runs/screenshots)
+	$(bin)/python scripts/screenshots.py $(or $(RUN),runs/screenshots) $(SHOTS)
 
 format: setup
 	$(bin)/ruff check --fix .

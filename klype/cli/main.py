@@ -25,6 +25,7 @@ from klype.cli.commands import (
     run,
     runs,
     serve,
+    studio,
     train,
     tree,
 )
@@ -70,6 +71,7 @@ def app() -> typer.Typer:
     klype.command("align")(align.command)
     klype.add_typer(runs.app(), name="runs")
     klype.command("serve")(serve.command)
+    klype.command("studio")(studio.command)
     klype.command("export")(export.command)
     klype.add_typer(bench.app(), name="bench")
     klype.add_typer(config.app(), name="config")

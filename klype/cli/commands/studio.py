@@ -1,0 +1,236 @@
+"""``klype studio``: pages on which one sees how models answer."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from klype.cli import options as o
+from klype.cli.commands.serve import read_key
+from klype.cli.environment import state_folder
+from klype.cli.terminal import Terminal
+from klype.errors import KlypeError, UsageError
+
+if TYPE_CHECKING:
+    from klype.cli.model import Opened
+    from klype.examine.truth import Reader
+    from klype.studio.models import Model
+
+RUNS = Path("runs")
+READERS = 64
+"""Questions whose truth is remembered."""
+Models = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="Runs (all their stages), folders, GGUF files or servers; NAME=MODEL gives one another name.",
+        metavar="[MODEL…]",
+        show_default="the newest of runs/",
+    ),
+]
+
+
+def command(
+    models: Models = None,
+    host: Annotated[
+        str, typer.Option("--host", help="Where to listen; beyond loopback a key is needed.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", help="0: any free port.")] = 8080,
+    key_file: Annotated[
+        Path | None, typer.Option("--key-file", help="Holds the key.", show_default="KLYPE_API_KEY")
+    ] = None,
+    name: Annotated[
+        list[str] | None, typer.Option("--host-name", help="A name under which it is reached. May be repeated.")
+    ] = None,
+    no_open: Annotated[bool, typer.Option("--no-open", help="Do not open the browser.")] = False,
+    precision: o.Precision = "float32",
+    lang: o.Lang = None,
+    as_json: o.Json = False,
+) -> None:
+    """Open the studio in the browser: chat and see every word's probability, all ways to answer, and divergence.
+
+    Only this machine can reach it, unless --host says otherwise. It ends with Ctrl-C.
+    """
+    terminal = Terminal(as_json, lang)
+    key = read_key(key_file)
+    from klype.serve.guard import Rules, is_loopback
+    from klype.serve.server import listen, server
+    from klype.serve.settings import ServeSettings
+
+    if key is None and not is_loopback(host):
+        raise UsageError(
+            f"{host} can be reached from other machines, and there is no key.",
+            "Give one with --key-file FILE or KLYPE_API_KEY, or keep --host 127.0.0.1.",
+        )
+    socket = listen(host, port)
+    opened = opened_models(models or newest_run(), precision)
+    from klype.studio.app import app
+    from klype.studio.studio import Studio
+
+    studio = Studio(opened, state_folder(), [sys.executable, "-m", "klype"], first_questions(opened))
+    rules = Rules.of(ServeSettings(), key, host, name or ())
+    running = server(app(studio, rules), rules, grace=3)
+    shown = f"[{host}]" if ":" in host else host
+    url = f"http://{shown}:{socket.getsockname()[1]}/"
+    names = [model.name for model in opened]
+    terminal.say("studio.open", url=url, models=", ".join(names) or "–")
+    terminal.document({"url": url, "models": names})
+    if not no_open and is_loopback(host):
+        open_browser(url)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        warnings.filterwarnings("ignore", message=".*reduce_op.*")  # NiceGUI looks at every object there is
+        running.run(sockets=[socket])
+    except KeyboardInterrupt:
+        terminal.say("studio.ended")
+
+
+def newest_run() -> list[str]:
+    """The run that was changed last, where there is one with a finished stage; none is no error."""
+    from klype.runs.find import find_model
+
+    found = sorted(RUNS.glob("*/run.json"), key=lambda file: -file.stat().st_mtime)
+    for file in found:
+        try:
+            find_model(str(file.parent))
+        except KlypeError:
+            continue
+        return [str(file.parent)]
+    return []
+
+
+def opened_models(names: list[str], precision: str) -> list[Model]:
+    """Each of them; of a run, all its finished stages in their order."""
+    return [model for text in names for model in _models(text, precision)]
+
+
+def first_questions(models: list[Model]) -> dict[str, list[str]]:
+    """A few that the models' run kept back, by language: of different kinds, the shortest of each."""
+    from klype.runs.find import find_model
+    from klype.runs.truth import read_questions
+
+    for model in models:
+        run = find_model(model.address).run if model.stage else None
+        shortest: dict[tuple[str, str], str] = {}
+        for question in read_questions(run / "questions.jsonl") if run is not None else []:
+            key = str(question.extra.get("lang", "")), str(question.extra.get("kind", question.id))
+            if len(question.prompt) < len(shortest.get(key, question.prompt + " ")):
+                shortest[key] = question.prompt
+        if shortest:
+            languages = {lang for lang, _ in shortest if lang} or {"nb", "en"}
+            of = {
+                lang: sorted((q for (spoken, _), q in shortest.items() if spoken in (lang, "")), key=len)
+                for lang in languages
+            }
+            return {lang: found[2::5] or found for lang, found in of.items()}
+    return {}
+
+
+def _spread(texts: list[str]) -> list[str]:
+    """Some short, some longer."""
+    ordered = sorted(texts, key=len)
+    return ordered[2::5] or ordered
+
+
+def open_browser(url: str) -> None:
+    """Once the server answers; a machine without a browser is no error."""
+    import webbrowser
+
+    timer = threading.Timer(0.6, lambda: webbrowser.open(url))
+    timer.daemon = True
+    timer.start()
+
+
+def _models(text: str, precision: str) -> Iterator[Model]:
+    from klype.model.manifest import is_whole
+    from klype.runs.find import NEWEST_FIRST
+
+    given, separator, rest = text.partition("=")
+    named = bool(separator) and given.replace("-", "").replace("_", "").isalnum() and not Path(text).exists()
+    name, address = (given, rest) if named else ("", text)
+    folder = Path(address).expanduser()
+    if (folder / "run.json").is_file() and not (folder / "config.json").is_file():
+        stages = [stage for stage in reversed(NEWEST_FIRST) if is_whole(folder / stage)]
+        short = name or folder.resolve().name
+        for stage in stages:
+            yield _model(f"{short}/{stage}", str(folder / stage), precision)
+        if stages:
+            return
+    yield _model(name or _short(address), address, precision)
+
+
+def _short(address: str) -> str:
+    if address.startswith(("http://", "https://")):
+        return address.partition("#")[2] or address
+    path = Path(address.removeprefix("hf:"))
+    from klype.runs.find import NEWEST_FIRST
+
+    return f"{path.resolve().parent.name}/{path.name}" if path.name in NEWEST_FIRST else path.name
+
+
+def _model(name: str, address: str, precision: str) -> Model:
+    from klype.cli.asking import asking
+    from klype.cli.examining import identity
+    from klype.cli.model import open_model
+    from klype.engine.engine import Engine
+    from klype.sources.native import NativeCodec, NativeSource
+    from klype.studio.models import Model
+
+    opened = open_model(address, precision, measured=True)
+    source, engine = opened.source, None
+    if opened.native is not None:
+        engine = opened.engine
+        beside = Engine(engine.model, decode_bytes=opened.spell, name=engine.name)
+        source = NativeSource(
+            beside, NativeCodec(opened.loaded.tokenizer, opened.loaded.chat if opened.template else None)
+        )
+    run = opened.found.run
+    asked = run is not None and (run / "questions.jsonl").is_file()
+    return Model(
+        name,
+        address,
+        source,
+        opened.window,
+        opened.vocabulary,
+        opened.spell,
+        opened.control,
+        ask=lambda text: asking(opened, text, None),
+        truth=_truths(opened),
+        stage=opened.found.stage,
+        raw=opened.as_raw(None),
+        engine=engine,
+        flops_per_token=opened.flops_per_token,
+        identity=identity(opened) if asked else "",
+    )
+
+
+def _truths(opened: Opened) -> Callable[[str], Reader | None]:
+    """What is known to follow a text; asked from several threads, answered one after the other."""
+    lock = threading.Lock()
+    remembered = lru_cache(READERS)(partial(_reader, opened))
+
+    def truth(text: str) -> Reader | None:
+        with lock:
+            return remembered(text)
+
+    return truth
+
+
+def _reader(opened: Opened, text: str) -> Reader | None:
+    from klype.cli.asking import world_of
+    from klype.cli.examining import reader_of
+    from klype.runs.truth import find_question, read_questions
+
+    run = opened.found.run
+    if run is None or opened.native is None or opened.as_raw(None):
+        return None
+    question = find_question(read_questions(run / "questions.jsonl"), text)
+    world = world_of(opened) if question is not None else None
+    return None if question is None or world is None else reader_of(opened, world)(question)

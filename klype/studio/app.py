@@ -1,0 +1,110 @@
+"""The studio as an app: NiceGUI's pages on our own FastAPI, behind the guard that also stands before the API."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import RedirectResponse
+from nicegui import Client, ui
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from klype.serve.guard import Rules
+from klype.studio.door import Door
+from klype.studio.frame import framed, head
+from klype.studio.pages import PAGES
+from klype.studio.studio import Studio
+from klype.studio.visit import LANGUAGE_COOKIE, THEME_COOKIE, THEMES, Page, Visit
+from klype.words import words
+
+DARK = {"auto": None, "light": False, "dark": True}
+YEAR_S = 365 * 24 * 3600
+FAVICON = (
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32"><rect width="32" height="32" rx="7" fill="#0b5e6b"/>'
+    '<path d="M10 7v18M10 18l11-9M14 15l8 10" fill="none" stroke="#faf8f3" stroke-width="3.4" '
+    'stroke-linecap="round"/></svg>'
+)
+POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; object-src 'none'; base-uri 'self'; "
+    "form-action 'self'; frame-ancestors 'none'"
+)
+"""A page may load nothing from elsewhere, and stand in no other page. (Vue compiles templates: unsafe-eval.)"""
+
+
+def app(studio: Studio, rules: Rules | None = None) -> ASGIApp:
+    """The guarded app. NiceGUI has one app a process: make one studio only."""
+    rules = rules or Rules()
+    return Door.around(Policed(pages(studio)), rules)
+
+
+def pages(studio: Studio) -> FastAPI:
+    """All pages, without a guard."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        studio.stop()
+
+    fast = FastAPI(title="klype studio", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+
+    @fast.get("/choose")
+    async def choose(request: Request, to: str = "/", lang: str = "", theme: str = "") -> Response:
+        """Language and theme, kept in the browser, and back to where one was."""
+        known = {page.route for page in PAGES}
+        answer = RedirectResponse(to if to.partition("?")[0] in known else "/", 303)
+        if lang in ("nb", "en"):
+            answer.set_cookie(LANGUAGE_COOKIE, lang, max_age=YEAR_S, samesite="strict", httponly=True)
+        if theme in THEMES:
+            answer.set_cookie(THEME_COOKIE, theme, max_age=YEAR_S, samesite="strict", httponly=True)
+        return answer
+
+    for page in PAGES:
+        ui.page(page.route, language="en-US")(_builder(studio, page))
+    ui.run_with(
+        fast,
+        title="klype",
+        favicon=FAVICON,
+        dark=None,
+        tailwind=False,
+        reconnect_timeout=30.0,
+        show_welcome_message=False,
+        binding_refresh_interval=None,
+    )
+    return fast
+
+
+def _builder(studio: Studio, page: Page) -> Callable[[Request, Client], Awaitable[None]]:
+    async def build(request: Request, client: Client) -> None:
+        visit = Visit.of(studio, page, request)
+        client.page = copy.copy(client.page)  # shared by all visitors otherwise
+        client.page.language = "nb-NO" if visit.lang == "nb" else "en-GB"
+        client.page.dark = DARK[visit.theme]
+        client.title = f"{visit.words('title')} · klype"
+        ui.add_head_html(head())
+        with framed(visit, PAGES, lambda other: words(visit.lang, f"studio_{other.name}")("title")):
+            made = page.build(visit)
+            if made is not None:
+                await made
+
+    return build
+
+
+class Policed:
+    """Adds to every answer what a browser is to hold it to."""
+
+    HEADERS = ((b"content-security-policy", POLICY.encode()), (b"x-content-type-options", b"nosniff"),
+               (b"referrer-policy", b"no-referrer"), (b"cross-origin-opener-policy", b"same-origin"))  # fmt: skip
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def more(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message.get("headers", []), *self.HEADERS]}
+            await send(message)
+
+        await self.app(scope, receive, more if scope["type"] == "http" else send)

@@ -1,0 +1,100 @@
+"""Charts on pages: the report's option dictionaries, in colours that follow the theme without being drawn anew."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nicegui import ui
+
+from klype.examine.colours import DARK, LIGHT, probability_scale
+
+Option = dict[str, Any]
+MEANINGS = ("#0072b2", "#b85000", "#00735a", "#a3377c", "#7a6000", "#3f6fd1", "#8a3b12", "#5a4fa2")
+MEANINGS_DARK = ("#6cb8ea", "#f0a35e", "#4fc9a4", "#e79ac6", "#d9c25c", "#9db8ff", "#e8a184", "#bdb4f5")
+"""Told apart by colour-blind readers too (after Okabe and Ito); text beside them says the same."""
+FONT = "ui-sans-serif, system-ui, sans-serif"
+NUMBER = (
+    "(v => typeof v === 'number' ? new Intl.NumberFormat('{locale}', {{maximumSignificantDigits: 4}}).format(v) : v)"
+)
+PERCENT = (
+    "(v => typeof v === 'number' ? new Intl.NumberFormat('{locale}', {{style: 'percent', maximumFractionDigits: "
+    "Math.abs(v) < 0.01 || (v > 0.99 && v < 1) ? 2 : 1}}).format(v) : v)"
+)
+WHISKER = """((params, api) => {
+  const [low, y] = api.coord([api.value(0), api.value(2)]), [high] = api.coord([api.value(1), api.value(2)]);
+  const style = {stroke: api.visual('color'), lineWidth: 2, opacity: 0.75};
+  const stroke = (x1, y1, x2, y2) => ({type: 'line', shape: {x1, y1, x2, y2}, style});
+  return {type: 'group', children: [stroke(low, y, high, y),
+    stroke(low, y - 5, low, y + 5), stroke(high, y - 5, high, y + 5)]};
+})"""
+
+
+def chart(option: Option, lang: str, height: int, label: str) -> ui.echart:
+    """An ECharts drawing of the report's kind; ``label`` is what a screen reader says instead of it."""
+    drawn = ui.echart(revived(option, lang), renderer="svg").classes("k-chart")
+    drawn.style(f"height: {height}px").props["role"] = "img"
+    drawn.props["aria-label"] = label
+    return drawn
+
+
+def redraw(drawn: ui.echart, option: Option, lang: str) -> None:
+    drawn.options.clear()
+    drawn.options.update(revived(option, lang))
+    drawn.update()
+
+
+def revived(option: Mapping[str, Any], lang: str) -> Option:
+    """``$ink`` becomes a variable of the theme, ``fn:percent`` a function (under a key that begins with a colon).
+
+    Only values of our own option dictionaries become functions; texts of models and users stay texts.
+    """
+    found: Option = {}
+    for key, value in option.items():
+        if isinstance(value, str) and value.startswith("fn:") and value[3:] in ("number", "percent", "bar", "whisker"):
+            found[f":{key}"] = _function(value[3:], lang)
+        elif not key.startswith(":"):
+            found[key] = _value(value, lang)
+    return found
+
+
+def meaning_colour(place: int) -> str:
+    """The colour of the so-manieth meaning; grey from the ninth on."""
+    return f"var(--k-m{place})" if 0 <= place < len(MEANINGS) else "var(--k-base)"
+
+
+def theme() -> str:
+    """The page's colours as CSS: light and dark from the same names."""
+    return (
+        f"body{{{_variables(LIGHT, False)}}}\nbody.body--dark{{{_variables(DARK, True)}}}\n"
+        f"html{{background:{LIGHT['paper']};color-scheme:light}}html:has(body.body--dark){{background:{DARK['paper']};color-scheme:dark}}\n"
+        f"@media(prefers-color-scheme:dark){{html:not(:has(body.body--light)){{background:{DARK['paper']}}}}}"
+    )
+
+
+def _variables(colours: Mapping[str, str], dark: bool) -> str:
+    out = [f"--k-{name}:{value}" for name, value in colours.items()]
+    for i, (background, ink) in enumerate(probability_scale(dark)):
+        out += [f"--k-p{i}:{background}", f"--k-q{i}:{ink}"]
+    out += [f"--k-m{i}:{value}" for i, value in enumerate(MEANINGS_DARK if dark else MEANINGS)]
+    return ";".join(out)
+
+
+def _value(value: Any, lang: str) -> Any:
+    if isinstance(value, Mapping):
+        return revived(value, lang)
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_value(one, lang) for one in value]
+    if value == "inherit":  # what the page has, by name: text is measured with it
+        return FONT
+    if isinstance(value, str) and re.fullmatch(r"\$[a-z0-9]+", value):
+        return f"var(--k-{value[1:]})"
+    return value
+
+
+def _function(name: str, lang: str) -> str:
+    locale = "nb-NO" if lang == "nb" else "en-GB"
+    percent = PERCENT.format(locale=locale)
+    bar = f"(p => p.value < 0.0005 ? '' : ({percent})(p.value))"
+    return {"number": NUMBER.format(locale=locale), "percent": percent, "bar": bar, "whisker": WHISKER}[name]

@@ -1,0 +1,105 @@
+"""Where a key is asked for: a page with one field, which gives the browser the cookie that the guard knows.
+
+The guard stands outside for Host, Origin, sizes and time, and once more inside for the key, so that the door itself
+can be reached without one by whoever may reach the server at all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import html
+from dataclasses import replace
+from importlib import resources
+from urllib.parse import parse_qs
+
+from fastapi import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from klype.serve.guard import COOKIE, Guard, Rules, session
+from klype.studio.charts import theme
+from klype.studio.visit import language_of
+from klype.words import Words, words
+
+PATH = "/key"
+WAIT_S = 0.7
+"""Every wrong key costs this, one after the other."""
+DAY_S = 24 * 3600
+
+
+class Door:
+    """``inside`` checks the key, ``open`` is asked for the door's own page."""
+
+    def __init__(self, inside: ASGIApp, key: str, path: str = PATH) -> None:
+        self.inside, self.path = inside, path
+        self._session = session(key)
+        self._turn = asyncio.Lock()
+
+    @staticmethod
+    def around(app: ASGIApp, rules: Rules) -> ASGIApp:
+        """The guarded app, with a door where there is a key."""
+        if rules.key is None:
+            return Guard(app, rules)
+        return Guard(Door(Guard(app, rules), rules.key), replace(rules, key=None))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] == self.path:
+            response = await self._ask(Request(scope, receive))
+            await response(scope, receive, send)
+            return
+        await self.inside(scope, receive, self._led(scope, send) if scope["type"] == "http" else send)
+
+    async def _ask(self, request: Request) -> Response:
+        w = words(language_of(request), "studio_frame")
+        if request.method != "POST":
+            return self._page(w)
+        given = parse_qs((await request.body()).decode("utf-8", "replace"), max_num_fields=4).get("key", [""])[0]
+        if not hmac.compare_digest(session(given.strip()), self._session):
+            async with self._turn:
+                await asyncio.sleep(WAIT_S)
+            return self._page(w, wrong=True)
+        answer = RedirectResponse("/", 303)
+        secure = request.url.scheme == "https"
+        answer.set_cookie(COOKIE, self._session, max_age=30 * DAY_S, samesite="strict", httponly=True, secure=secure)
+        return answer
+
+    def _page(self, w: Words, wrong: bool = False) -> HTMLResponse:
+        """Our own words only, escaped all the same."""
+        style = (resources.files("klype.studio") / "door.css").read_text(encoding="utf-8")
+
+        def say(key: str) -> str:
+            return html.escape(w(key))
+
+        told = f'<p role="alert">{say("wrong_key")}</p>' if wrong else ""
+        text = (
+            f'<!doctype html><html lang="{w.lang}"><head><meta charset="utf-8"><meta name="viewport" '
+            f'content="width=device-width,initial-scale=1"><title>klype</title><style>{theme()}{style}</style></head><body>'
+            f'<main><form method="post" action="{self.path}"><h1>{say("key_title")}</h1>{told}<label>{say("key")}'
+            '<input name="key" type="password" autocomplete="current-password" required autofocus></label>'
+            f"<button>{say('enter')}</button></form></main></body></html>"
+        )
+        return HTMLResponse(text, 401 if wrong else 200, {"cache-control": "no-store", "x-frame-options": "DENY"})
+
+    def _led(self, scope: Scope, send: Send) -> Send:
+        """A person without a key is led to the door, a program is refused."""
+        accepts = b" ".join(value for name, value in scope["headers"] if name.lower() == b"accept")
+        if scope["method"] != "GET" or b"text/html" not in accepts:
+            return send
+        refused = False
+
+        async def leading(message: Message) -> None:
+            nonlocal refused
+            if message["type"] == "http.response.start" and message["status"] == 401:
+                refused = True
+                headers = [
+                    (b"location", self.path.encode()),
+                    (b"content-length", b"0"),
+                    (b"cache-control", b"no-store"),
+                ]
+                message = {"type": "http.response.start", "status": 303, "headers": headers}
+            elif refused and message["type"] == "http.response.body":
+                message = {"type": "http.response.body", "body": b"", "more_body": message.get("more_body", False)}
+            await send(message)
+
+        return leading

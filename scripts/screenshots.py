@@ -1,0 +1,149 @@
+"""Screenshots of the studio: every page in both languages, narrow and wide, light and dark, with something on it.
+
+python scripts/screenshots.py RUN OUT [--only answer] [--quick]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+LOCALES = {"nb": "nb-NO", "en": "en-GB"}
+QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync"]  # fmt: skip
+
+
+def answer(page: Any) -> None:
+    """All three models answer a question; a token is looked at, and another way is taken."""
+    page.goto(page.base + "/")
+    page.wait_for_selector(".k-check input")
+    for box in page.locator(".k-check input").all()[:3]:
+        box.check()
+    page.locator("textarea").first.fill(page.question)
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".k-costs >> nth=2", timeout=20_000)
+    unsure = page.locator(".k-said .k-tok:is(.p3, .p4, .p5, .p2):not(.control)")
+    (unsure.last if unsure.count() else page.locator(".k-said .k-tok").first).click()
+    page.wait_for_selector(".k-side svg")
+    page.wait_for_timeout(1500)
+
+
+def paths(page: Any) -> None:
+    """All answers to a question, and the word that decided."""
+    page.goto(page.base + "/paths")
+    page.locator("textarea").first.fill(page.question)
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".k-words", timeout=60_000)
+    page.wait_for_timeout(500)
+
+
+def divergence(page: Any) -> None:
+    """An examination, which the first visit starts and the others find."""
+    page.goto(page.base + "/divergence")
+    page.wait_for_selector(".k-chart svg")
+    page.wait_for_timeout(800)
+    go = page.locator("button.strong")
+    if go.count() and go.first.is_visible():
+        go.first.click()
+    page.wait_for_selector("h2 >> nth=4", timeout=240_000)
+    page.wait_for_timeout(800)
+
+
+SCENES: dict[str, Callable[[Any], None]] = {"answer": answer, "paths": paths, "divergence": divergence}
+
+
+@contextmanager
+def studio(run: Path, home: Path, command: list[str] | None = None) -> Iterator[str]:
+    """The real command on a free port; yields its address."""
+    arguments = command or [sys.executable, "-m", "klype"]
+    process = subprocess.Popen(
+        [*arguments, "studio", str(run), "--no-open", "--port", "0", "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "KLYPE_HOME": str(home)},
+    )
+    try:
+        yield address(process)
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def address(process: subprocess.Popen[str]) -> str:
+    """Read from the document that the command prints."""
+    assert process.stdout is not None
+    text = ""
+    for line in process.stdout:
+        text += line
+        try:
+            found: str = json.loads(text)["url"]
+        except ValueError:
+            continue
+        return found.rstrip("/")
+    raise SystemExit(f"The studio did not start: {text}")
+
+
+def question_of(run: Path, lang: str) -> str:
+    """A short question of the run in this language that has a context, so that there is something to decide."""
+    rows = [json.loads(line) for line in (run / "questions.jsonl").read_text(encoding="utf-8").splitlines()]
+    fitting = [
+        f"{row.get('context', '')} {row['question']}".strip()
+        for row in rows
+        if row.get("extra", {}).get("lang") == lang and row.get("context") and row["extra"].get("kind") != "yes-no"
+    ]
+    return min(fitting, key=lambda text: abs(len(text) - 70))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--only", choices=sorted(SCENES), action="append")
+    parser.add_argument("--quick", action="store_true", help="two of the eight kinds of page only")
+    asked = parser.parse_args()
+    from playwright.sync_api import sync_playwright
+
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        raise SystemExit("No Chromium is installed, so no screenshots can be taken.")
+    asked.out.mkdir(parents=True, exist_ok=True)
+    kinds = [(lang, width, theme) for lang in LOCALES for width in (390, 1440) for theme in ("light", "dark")]
+    with tempfile.TemporaryDirectory() as home, studio(asked.run, Path(home)) as base, sync_playwright() as running:
+        browser = running.chromium.launch(executable_path=chromium, args=QUIET)
+        for lang, width, theme in [kinds[2], kinds[5]] if asked.quick else kinds:
+            context = browser.new_context(
+                viewport={"width": width, "height": 900 if width > 500 else 844},
+                color_scheme=theme,
+                locale=LOCALES[lang],
+                device_scale_factor=1 if width > 500 else 2,
+                reduced_motion="reduce",
+            )
+            for name in asked.only or SCENES:
+                page = context.new_page()
+                page.base, page.question = base, question_of(asked.run, lang)
+                began = time.monotonic()
+                SCENES[name](page)
+                file = asked.out / f"{name}-{lang}-{width}-{theme}.png"
+                tall = page.evaluate("document.documentElement.scrollHeight")
+                page.set_viewport_size({"width": width, "height": max(844, tall)})
+                page.wait_for_timeout(300)
+                page.screenshot(path=file)
+                print(f"{file} ({time.monotonic() - began:.1f} s)", flush=True)
+                page.close()
+            context.close()
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()

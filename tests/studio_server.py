@@ -1,0 +1,125 @@
+"""A studio for browsers, in a process of its own: ``python -m tests.studio_server HOME`` prints its address.
+
+Its models: a toy of klype's own engine that can be examined, one that says hostile things, and one that never stops.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from klype.device import set_threads
+from klype.engine.engine import Event
+from klype.model import checkpoint
+from klype.serve.guard import Rules
+from klype.serve.server import listen, server
+from klype.studio.app import app
+from klype.studio.models import Model
+from klype.studio.studio import Studio
+from klype.values import Distribution, Question, Request, Step, Trace
+from tests.serve_toys import served
+from tests.studio_toys import Asked, model
+
+HOSTILE = [
+    b"<script>window.hacked=1</script>",
+    b"<img src=//evil.example/x onerror=window.hacked=2>",
+    "\u202egpj.exe\u2066".encode(),
+    b"\x1b[31m\x00",
+    b" <|end|>",
+    b"{{constructor.constructor('window.hacked=3')()}}",
+    b"`${window.hacked=4}`",
+    b"</span></div></template>",
+    b"{a|b}{name}",
+    b"=cmd()",
+    b"\xff\xfe",
+    b"x" * 100_000,
+]
+LONG = [f" word{i % 97}".encode() for i in range(2000)]
+
+
+class Scripted:
+    """A source that always says the same tokens; codec and source in one."""
+
+    name = "scripted"
+
+    def __init__(self, pieces: Sequence[bytes]) -> None:
+        self.pieces = list(pieces)
+        self.codec = self
+        self.stop = (len(pieces),)
+
+    def encode(self, text: str) -> list[int]:
+        return [min(len(self.pieces) - 1, c) for c in text.encode()[:50]] or [0]
+
+    def prompt(self, messages: Sequence[object]) -> list[int]:
+        return [0]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return b"".join(map(self.spell, ids)).decode("utf-8", "replace")
+
+    def spell(self, token: int) -> bytes:
+        return self.pieces[token] if token < len(self.pieces) else b""
+
+    def next(self, prefixes: Sequence[Sequence[int]], top: int = -1) -> list[Distribution]:
+        return [self._after(len(prefix) - 1) for prefix in prefixes]
+
+    def score(self, prompts: object, answers: object, top: int = 0) -> list[Trace]:
+        raise NotImplementedError
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[Event]:
+        for place, request in enumerate(requests):
+            begun = len(request.prompt) - 1
+            for sample in range(request.n):
+                steps: list[Step] = []
+                ids = [*range(begun, len(self.pieces) + 1)][: request.limit]
+                for i, token in enumerate(ids):
+                    steps.append(Step(token, -0.3, -0.2, "drawn", self._after(begun + i)))
+                    ended = i == len(ids) - 1
+                    trace = Trace(request.prompt, tuple(steps), request.sampling, 0, sample, "s", "stop", len(ids), 0.5)
+                    yield Event(place, sample, steps[-1], trace if ended else None)
+
+    def _after(self, place: int) -> Distribution:
+        size = len(self.pieces) + 1
+        first = min(place, size - 1)
+        ids = np.array([first, *(i for i in range(size) if i != first)][:12])
+        p = np.array([0.7, *([0.3 / (len(ids) - 1)] * (len(ids) - 1))])
+        return Distribution(ids, np.log(p))
+
+
+def scripted(name: str, pieces: Sequence[bytes]) -> Model:
+    source = Scripted(pieces)
+    size = len(pieces) + 1
+    ask = lambda text: Asked((0,), Question("q", text))
+    return Model(name, name, source, 4096, size, source.spell, lambda t: "<|end|>" if t == len(pieces) else None, ask)
+
+
+def run_folder(folder: Path) -> Path:
+    """A run with one finished stage and questions, as ``klype examine`` reads it."""
+    toy = served("toy", 3)
+    (folder / "run.json").write_text(json.dumps({"recipe": "toy", "settings": {"kind": "text"}}))
+    rows = [{"id": f"q{i}", "question": f"hvor gikk hun {i}?", "answers": ["hun gikk en tur"]} for i in range(10)]
+    (folder / "questions.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    checkpoint.save(folder / "finetune", toy.source.engine.model, toy.tokenizer, {"stage": "finetune"})
+    return folder / "finetune"
+
+
+def main() -> None:
+    set_threads(1)
+    home = Path(sys.argv[1])
+    (home / "run").mkdir()
+    toy = replace(model("toy/align", 3), address=str(run_folder(home / "run")))
+    models = [scripted("hostile", HOSTILE), scripted("long", LONG), toy]
+    asked = {"en": ["hvor gikk hun?"], "nb": ["hvor gikk hun?"]}
+    studio = Studio(models, home, [sys.executable, "-m", "klype"], asked)
+    socket, rules = listen("127.0.0.1", 0), Rules()
+    running = server(app(studio, rules), rules, grace=2)
+    print(f"http://127.0.0.1:{socket.getsockname()[1]}", flush=True)
+    running.run(sockets=[socket])
+
+
+if __name__ == "__main__":
+    main()

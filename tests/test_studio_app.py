@@ -1,0 +1,298 @@
+"""The pages without a browser: what they show and do, in both languages; and who is let in."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import httpx
+import pytest
+from nicegui import ElementFilter, ui
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+
+from klype.examine.say import visible
+from klype.serve.guard import COOKIE, Rules, session
+from klype.studio.app import Policed
+from klype.studio.door import Door
+from klype.studio.fields import Check, Choice, Slider, Text
+from klype.studio.pages import PAGES
+from klype.studio.tokens import Tokens
+from klype.words import words
+from tests.studio_toys import model, studio, visiting
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """One studio for all: NiceGUI has one app a process."""
+    made = studio(tmp_path_factory.mktemp("studio"), model("toy/base", 1), model("toy/align", 2))
+    with visiting(made) as (run, user):
+        yield run, user
+
+
+def find(user: Any, kind: type) -> list[Any]:
+    with user:
+        return list(ElementFilter(kind=kind))
+
+
+def texts(user: Any) -> str:
+    return "\n".join(str(element._text) for element in user.client.elements.values() if element._text)
+
+
+def send(user: Any, element: Any, event: str, args: Any = None) -> None:
+    """What a browser would send."""
+    with user:
+        for listener in list(element._event_listeners.values()):
+            if listener.type == event:
+                from nicegui.events import GenericEventArguments, handle_event
+
+                handle_event(listener.handler, GenericEventArguments(sender=element, client=user.client, args=args))
+
+
+def press(user: Any, name: str) -> None:
+    (button,) = [e for e in user.client.elements.values() if e.tag == "button" and e._text == name and e.visible]
+    send(user, button, "click")
+
+
+async def sent_to(user: Any, element: Any, event: str, args: Any) -> None:
+    send(user, element, event, args)
+    await asyncio.sleep(0)
+
+
+async def pressed(user: Any, name: str) -> None:
+    press(user, name)
+    await asyncio.sleep(0.1)
+
+
+async def until(met: Any) -> None:
+    for _ in range(600):
+        if met():
+            return
+        await asyncio.sleep(0.02)
+    raise AssertionError("it did not happen")
+
+
+@pytest.mark.parametrize("lang", ["en", "nb"])
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_page_opens_in_both_languages(place: Any, page: Any, lang: str) -> None:
+    run, user = place
+    user.http_client.headers["accept-language"] = lang
+    run(user.open(page.route))
+    w, shown = words(lang, f"studio_{page.name}"), texts(user)
+    assert w("heading") in shown
+    for text in w.section("explain").values():
+        assert text in shown
+    assert user.client.title.startswith(w("title"))
+    for other in PAGES:
+        assert words(lang, f"studio_{other.name}")("title") in shown
+    html = run(user.http_client.get(page.route)).text
+    assert f'lang="{"nb-NO" if lang == "nb" else "en-GB"}"' in html
+
+
+def test_language_and_theme_are_chosen_and_lead_back(place: Any) -> None:
+    run, user = place
+    for to, back in (("/paths", "/paths"), ("/?c=1", "/?c=1"), ("https://evil.example", "/"), ("//evil.example", "/"),
+                     ("/nowhere", "/")):  # fmt: skip
+        answer = run(user.http_client.get("/choose", params={"lang": "nb", "theme": "dark", "to": to}))
+        assert (answer.status_code, answer.headers["location"]) == (303, back)
+    cookies = answer.headers.get_list("set-cookie")
+    assert any("klype_lang=nb" in c and "SameSite=strict" in c for c in cookies)
+    assert any("klype_theme=dark" in c for c in cookies)
+    odd = run(user.http_client.get("/choose", params={"lang": "<x>", "theme": "x", "to": "/"}))
+    assert "set-cookie" not in odd.headers
+    user.http_client.cookies.clear()
+
+
+def test_a_question_is_answered_forked_and_looked_at(place: Any) -> None:
+    run, user = place
+    user.http_client.headers["accept-language"] = "en"
+    run(user.open("/"))
+    w = words("en", "studio_answer")
+    for check in find(user, Check)[:2]:
+        send(user, check._input, "change", True)
+    hostile = "<script>alert(1)</script> \u202e hvor gikk hun?"
+    area = find(user, Text)[0]
+
+    async def ask() -> None:
+        send(user, area._area, "keydown", hostile)
+        await until(lambda: len(find(user, Tokens)) == 2 and not any(t._props["busy"] for t in find(user, Tokens)))
+
+    run(ask())
+    assert area.value == ""
+    assert visible(hostile) in texts(user)
+    assert "\u202e" not in texts(user)
+    tokens = find(user, Tokens)[0]
+    assert w("passes", n="").strip() in texts(user)
+
+    async def look() -> None:
+        send(user, tokens, "pick", 1)
+        await until(lambda: bool(find(user, ui.echart)))
+
+    run(look())
+    chart = find(user, ui.echart)[0]
+    before = chart.options["series"][1]["data"]
+    assert len(chart.options["series"]) == 2
+    slider = find(user, Slider)[0]
+    send(user, slider._input, "input", "0")
+    after = chart.options["series"][1]["data"]
+    assert after != before
+    assert sorted(after)[-1] == 1.0
+    assert sum(after) == 1.0
+    assert chart.options["series"][0]["data"] == pytest.approx(sorted(chart.options["series"][0]["data"], reverse=True))
+
+    async def fork() -> None:
+        buttons = [e for e in user.client.elements.values() if e.tag == "button" and e._text == w("take")]
+        send(user, buttons[0], "click")
+        await until(lambda: w("first_way") in texts(user) and not any(t._props["busy"] for t in find(user, Tokens)))
+
+    run(fork())
+    ways = [e for e in user.client.elements.values() if e.tag == "button" and "aria-pressed" in e._props]
+    assert [e._props["aria-pressed"] for e in ways] == ["false", "true"]
+    send(user, ways[0], "click")
+    assert w("window", model="toy/base", n="", of="").split()[1] in texts(user)
+
+
+@pytest.mark.parametrize("sent", [None, "x", "nan", "1e999", [], {"a": 1}, "-5", "99"])
+def test_a_browser_may_send_anything(place: Any, sent: Any) -> None:
+    run, user = place
+    run(user.open("/"))
+    for slider in find(user, Slider):
+        send(user, slider._input, "input", sent)
+        assert slider.low <= slider.value <= slider.high
+    for choice in find(user, Choice):
+        run(sent_to(user, choice._select, "change", sent))
+        assert choice.value in choice.options
+    for text in find(user, Text):
+        send(user, text._area, "input", sent)
+        assert isinstance(text.value, str)
+
+
+def test_an_unsaid_question_is_no_question(place: Any) -> None:
+    run, user = place
+    run(user.open("/"))
+    run(pressed(user, words("en", "studio_answer")("send")))
+    assert not find(user, Tokens)
+    run(user.open("/paths"))
+    run(pressed(user, words("en", "studio_paths")("ask")))
+    assert not find(user, ui.echart)
+
+
+def test_a_text_is_cut_into_its_tokens(place: Any) -> None:
+    run, user = place
+    run(user.open("/"))
+    text = find(user, Text)[1]
+    send(user, text._area, "input", "hvor gikk hun? <b>🙂")
+    run(pressed(user, words("en", "studio_answer")("cut")))
+    ids = model().codec.encode("hvor gikk hun? <b>🙂")
+    assert f"{len(ids)} tokens of 19 characters" in texts(user)
+
+
+def test_paths_are_drawn_and_redrawn_at_another_temperature(place: Any) -> None:
+    run, user = place
+    run(user.open("/paths"))
+    w = words("en", "studio_paths")
+    area, sliders = find(user, Text)[0], find(user, Slider)
+    send(user, sliders[0]._input, "input", "16")
+    send(user, sliders[2]._input, "input", "4")
+
+    async def ask() -> None:
+        send(user, area._area, "keydown", "hvor gikk hun?")
+        await until(lambda: len(find(user, ui.echart)) == 2)
+
+    run(ask())
+    assert "16 answers" in texts(user)
+    assert w("meanings") in texts(user)
+    flow = find(user, ui.echart)[0].options["series"][0]
+    assert flow["data"][0]["value"] == 1.0
+    first = find(user, ui.echart)[0]
+
+    async def colder() -> None:
+        send(user, sliders[1]._input, "change", "0")
+        await until(lambda: find(user, ui.echart) and find(user, ui.echart)[0] is not first
+                    and "commonest has 100%" in texts(user))  # fmt: skip
+
+    run(colder())
+
+
+def test_the_formula_follows_its_sliders(place: Any) -> None:
+    run, user = place
+    run(user.open("/divergence"))
+    assert "99.900%" not in texts(user)
+    chart, (s, n, _, *_) = find(user, ui.echart)[0], find(user, Slider)
+    send(user, s._input, "input", "2")
+    send(user, n._input, "input", "69")
+    assert chart.options["series"][0]["data"][-1] == [69, pytest.approx(0.99**69)]
+    assert "50.0%" in texts(user)
+    press(user, words("en", "studio_divergence")("formula_example"))
+    assert "99.900%" in texts(user)
+    assert chart.options["series"][0]["data"][-1][1] == pytest.approx(0.999, abs=1e-3)
+
+
+def test_an_examination_that_fails_says_so(place: Any) -> None:
+    run, user = place
+    run(user.open("/divergence"))
+
+    async def go() -> None:
+        press(user, words("en", "studio_divergence")("go"))
+        await until(lambda: "It failed" in texts(user))
+
+    run(go())
+
+
+async def echo(request: Any) -> PlainTextResponse:
+    return PlainTextResponse("in")
+
+
+def client(rules: Rules) -> httpx.AsyncClient:
+    app = Door.around(Policed(Starlette(routes=[Route("/{path:path}", echo)])), rules)
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost")
+
+
+def test_the_door(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("klype.studio.door.WAIT_S", 0.01)
+
+    async def go() -> None:
+        async with client(Rules(key="hemmelig")) as browser:
+            page = {"accept": "text/html"}
+            led = await browser.get("/", headers=page)
+            assert (led.status_code, led.headers["location"]) == (303, "/key")
+            assert (await browser.get("/")).status_code == 401
+            assert (await browser.post("/", headers=page)).status_code == 401
+            asked = await browser.get("/key", headers={**page, "accept-language": "nb"})
+            assert asked.status_code == 200
+            assert "Nøkkel" in asked.text
+            assert "hemmelig" not in asked.text
+            for wrong in ("", "hemmeli", "HEMMELIG", "æ", "x" * 5000, session("hemmelig")):
+                refused = await browser.post("/key", data={"key": wrong})
+                assert refused.status_code == 401
+                assert "set-cookie" not in refused.headers
+            welcome = await browser.post("/key", data={"key": " hemmelig "})
+            assert (welcome.status_code, welcome.headers["location"]) == (303, "/")
+            cookie = welcome.headers["set-cookie"]
+            assert cookie.startswith(f"{COOKIE}={session('hemmelig')}")
+            assert "HttpOnly" in cookie
+            assert "SameSite=strict" in cookie
+            assert (await browser.get("/", headers=page)).text == "in"
+            for foreign in ({"host": "evil.example"}, {"origin": "http://evil.example"}):
+                for path in ("/key", "/"):
+                    assert (await browser.get(path, headers=foreign)).status_code == 403
+
+    asyncio.run(go())
+
+
+def test_without_a_key_there_is_no_door_and_pages_keep_to_themselves() -> None:
+    async def go() -> None:
+        async with client(Rules()) as browser:
+            answer = await browser.get("/")
+            assert answer.text == "in"
+            assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
+            assert "default-src 'self'" in answer.headers["content-security-policy"]
+            assert answer.headers["x-content-type-options"] == "nosniff"
+            assert (await browser.get("/", headers={"host": "evil.example"})).status_code == 403
+
+    asyncio.run(go())
+
+
+def test_pages_and_their_words_belong_together() -> None:
+    assert len({page.route for page in PAGES}) == len({page.name for page in PAGES}) == len(PAGES)

@@ -1,0 +1,265 @@
+"""Models at work: answers written together are those written alone; long work beside them; who leaves, what fails."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from klype.engine.engine import Event
+from klype.errors import KlypeError, UsageError
+from klype.sources.source import answers
+from klype.studio.answer_writing import begin, request_of, speculated, write
+from klype.studio.conversation import Branches, Conversation, Turn
+from klype.studio.examining import Examinations, Order
+from klype.studio.models import CancelledError, Model, Remembered, Shared, Voice
+from klype.studio.paths_work import PathSettings, Search
+from klype.values import Request, Sampling, Trace
+from tests.studio_toys import model, studio
+
+
+def request(toy: Model, text: str = "hvor gikk hun?", **changes: object) -> Request:
+    prompt = tuple(toy.codec.prompt([{"role": "user", "content": text}]))
+    return replace(Request(prompt, limit=12, seed=5, stop=tuple(toy.codec.stop), top=toy.top), **changes)  # type: ignore[arg-type]
+
+
+async def collect(voice: Voice, asked: Request) -> Trace:
+    events: list[Event] = []
+    async for news in voice.write(asked):
+        events += news
+    trace = events[-1].trace
+    assert trace is not None
+    assert tuple(event.step.token for event in events) == trace.tokens
+    return trace
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["engine", "source"])
+def test_written_together_as_written_alone(own: bool) -> None:
+    toy = model() if own else replace(model(), engine=None)
+    asked = [request(toy, text) for text in ("hvor gikk hun?", "jeg gikk en tur", "🫐")]
+    alone = [group[0].tokens for group in answers(model().source, asked)]
+    voice = Voice(toy)
+
+    async def all_of_them() -> list[Trace]:
+        return await asyncio.gather(*(collect(voice, one) for one in asked))
+
+    found = asyncio.run(all_of_them())
+    voice.stop()
+    assert [trace.tokens for trace in found] == alone
+    assert all(step.distribution is not None and step.distribution.whole for trace in found for step in trace.steps)
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["engine", "source"])
+def test_long_work_keeps_no_answer_waiting(own: bool) -> None:
+    toy = model() if own else replace(model(), engine=None)
+    voice, going = Voice(toy), threading.Event()
+
+    async def both() -> Trace:
+        work = asyncio.ensure_future(voice.beside(lambda source: (going.wait(20), source.next([(1,)]))))
+        await asyncio.sleep(0.01)
+        trace = await asyncio.wait_for(collect(voice, request(toy)), 10)
+        assert not work.done()
+        going.set()
+        await work
+        return trace
+
+    assert asyncio.run(both()).steps
+    voice.stop()
+
+
+def test_who_leaves_ends_the_work() -> None:
+    toy = model(window=512)
+    voice = Voice(toy)
+
+    async def leave() -> None:
+        events = voice.write(request(toy, limit=400, stop=()))
+        async for _ in events:
+            break
+        await events.aclose()  # type: ignore[attr-defined]
+        for _ in range(200):
+            if not toy.engine.busy:  # type: ignore[union-attr]
+                return
+            await asyncio.sleep(0.01)
+        raise AssertionError("the engine still writes")
+
+    asyncio.run(leave())
+    voice.stop()
+
+
+def test_what_fails_in_the_thread_is_told() -> None:
+    toy = replace(model(), engine=None)
+    voice = Voice(toy)
+    with pytest.raises(KlypeError):
+        asyncio.run(collect(voice, request(toy, limit=0)))
+    voice.stop()
+
+
+def test_shared_and_remembered_sources_are_the_source() -> None:
+    toy = model()
+    prefixes = [(1, 2), (1, 2, 3), (1, 2)]
+    plain = toy.source.next(prefixes)
+    known: dict = {}
+    for source in (Shared(toy.source, threading.Lock()), Remembered(toy.source, known), Remembered(toy.source, known)):
+        for q, same in zip(source.next(prefixes), plain, strict=True):
+            assert (q.ids == same.ids).all()
+            assert q.logp == pytest.approx(same.logp, abs=1e-5)
+        mine = answers(source, [request(toy, n=3)])[0]
+        assert [t.tokens for t in mine] == [t.tokens for t in answers(toy.source, [request(toy, n=3)])[0]]
+    assert set(known) == {(1, 2), (1, 2, 3)}
+
+    class Nothing:
+        codec, name = toy.codec, ""
+
+        def next(self, prefixes: list, top: int = -1) -> list:
+            raise AssertionError("asked again")
+
+    assert len(Remembered(Nothing(), known).next(prefixes)) == 3  # type: ignore[arg-type]
+
+
+def written(toy: Model, talk: Conversation, text: str, limit: int = 10) -> Branches:
+    branches, voice = Branches(toy.name), Voice(toy)
+    answer = branches.begin(begin(toy, talk, text), Sampling(), seed=11)
+
+    asyncio.run(write(voice, answer, limit))
+    voice.stop()
+    return branches
+
+
+def test_a_branch_with_the_same_noise_goes_on_as_it_was() -> None:
+    """Forced to a token and back: from there on the answer is the one that was drawn at first."""
+    toy = model()
+    branches = written(toy, Conversation("k"), "hvor gikk hun?")
+    first = branches.current
+    assert len(first.steps) == 10
+    other = next(int(t) for t in first.steps[4].distribution.ids if t != first.steps[4].token)  # type: ignore[union-attr]
+    fork = branches.fork(4, other, Sampling())
+    again = branches.fork(4, first.steps[4].token, Sampling())
+    assert again.tokens == first.tokens[:5]
+    voice = Voice(toy)
+
+    async def go() -> None:
+        for answer in (fork, again):
+            await write(voice, answer, 10)
+
+    asyncio.run(go())
+    voice.stop()
+    assert fork.tokens[:5] == (*first.tokens[:4], other)
+    assert again.tokens == first.tokens
+    assert len(fork.steps) <= 10
+
+
+def test_guessing_ahead_changes_no_word() -> None:
+    toy = model()
+    plain = written(toy, Conversation("k"), "hun gikk en tur").current
+    branches, voice = Branches(toy.name), Voice(toy)
+    answer = branches.begin(plain.prompt, Sampling(), seed=11)
+    asyncio.run(speculated(voice, answer, 10))
+    voice.stop()
+    assert answer.tokens == plain.tokens
+    assert answer.accepted is not None
+    assert answer.proposed is not None
+    assert 0 <= answer.accepted <= answer.proposed
+    assert all(step.distribution is not None for step in answer.steps)
+
+
+def test_a_window_that_is_full_forgets_the_oldest_turns() -> None:
+    toy = model(window=160)
+    talk = Conversation("k")
+    for i in range(12):
+        branches = Branches(toy.name)
+        answer = branches.begin([1], Sampling(), 0)
+        talk.turns.append(Turn(f"jeg gikk en tur {i}", {toy.name: branches}))
+        assert not answer.steps
+        prompt = begin(toy, talk, "hvor gikk hun?")
+        assert len(prompt) + 40 <= 160
+    with pytest.raises(UsageError, match="reads 160 at most"):
+        begin(toy, talk, "🙂" * 200)
+    with pytest.raises(UsageError, match="no room"):
+        request_of(toy, Branches("x").begin([1] * 160, Sampling(), 0), 10)
+
+
+def test_shares_of_paths_are_those_of_the_answers() -> None:
+    toy = model()
+    search = Search(toy, toy.ask("hvor gikk hun?"))
+    settings = PathSettings(n=40, limit=4, budget=60, temperature=0.8)
+    found = search.paths(toy.source, settings)
+    assert sum(one.drawn for one in found.meant) == 40 == len(found.traces)
+    assert 1 - sum(a.low for a in found.tree.answers) == pytest.approx(found.tree.unexplored, abs=1e-6)
+    assert [found.place_of(one.meaning) for one in found.meant] == list(range(len(found.meant)))
+    assert search.done > 0
+    before = len(search.known)
+    colder = search.paths(toy.source, replace(settings, temperature=0.3))
+    assert colder.settings.temperature == 0.3
+    assert len(search.known) < before + 60  # most had been read
+    assert [t.tokens for t in search.paths(toy.source, settings).traces] == [t.tokens for t in found.traces]
+
+
+def test_paths_that_nobody_wants_end_at_once() -> None:
+    toy = model()
+    search = Search(toy, toy.ask("hvor gikk hun?"))
+    search.cancelled.set()
+    with pytest.raises(CancelledError):
+        search.paths(toy.source, PathSettings())
+    tight = model(window=20)
+    asked = Search(tight, tight.ask("jeg gikk en tur på fjellet " * 3))
+    with pytest.raises(UsageError, match="reads 20 at most"):
+        asked.paths(tight.source, PathSettings())
+
+
+SCRIPT = """
+import json, sys, time
+folder = sys.argv[sys.argv.index('--out') + 1]
+print('answers 0: 3 steps', file=sys.stderr, flush=True)
+if sys.argv[2] == 'slow': time.sleep(60)
+if sys.argv[2] == 'bad':
+    print(json.dumps({'error': {'message': 'It is broken.', 'hint': 'Mend it.'}})); sys.exit(2)
+open(folder + '/figures.json', 'w').write(json.dumps({'figures': {'0': {}}}))
+"""
+
+
+@pytest.mark.parametrize(("address", "state"), [("good", "done"), ("bad", "failed"), ("slow", "cancelled")])
+def test_an_examination_is_a_process_of_its_own(tmp_path: Path, address: str, state: str) -> None:
+    script = tmp_path / "klype.py"
+    script.write_text(SCRIPT)
+
+    async def go() -> None:
+        kept = Examinations(tmp_path / "kept", [sys.executable, str(script)])
+        order = Order(address, "weights")
+        running = kept.start(order)
+        assert kept.start(order) is running
+        for _ in range(1000):
+            if running.part == "answers 0":
+                break
+            await asyncio.sleep(0.01)
+        if state == "cancelled":
+            kept.cancel(running)
+        while running.process is None or running.process.returncode is None or running.state == "running":
+            await asyncio.sleep(0.01)
+        assert running.state == state
+        assert (kept.found(order) is not None) is (state == "done")
+        assert running.why == ("It is broken. Mend it." if state == "failed" else "")
+
+    asyncio.run(asyncio.wait_for(go(), 20))
+
+
+def test_a_command_that_cannot_be_started_is_told(tmp_path: Path) -> None:
+    async def go() -> None:
+        kept = Examinations(tmp_path, ["/nowhere/klype"])
+        running = kept.start(Order("x", "y"))
+        while running.state == "running":
+            await asyncio.sleep(0.01)
+        assert running.state == "failed"
+        assert "No such file" in running.why
+
+    asyncio.run(asyncio.wait_for(go(), 20))
+
+
+def test_two_models_need_two_names(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="Two models"):
+        studio(tmp_path, model("a"), model("a"))
+    with pytest.raises(UsageError, match="no model"):
+        studio(tmp_path).voice("<script>")

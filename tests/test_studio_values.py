@@ -1,0 +1,227 @@
+"""The studio's own values: branches of answers, bars, flows, the formula; each against what it must equal."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from klype.engine.sampling import shape
+from klype.errors import UsageError
+from klype.studio.bars import bars_of, drawn_from, surprise_bits
+from klype.studio.charts import revived, theme
+from klype.studio.conversation import Branches, Conversation, Conversations, Turn
+from klype.studio.divergence_formula import clean, in_error, printed
+from klype.studio.examining import Examination, Examinations, Order
+from klype.studio.frame import to_csv
+from klype.studio.paths_pictures import Node, leaves, merged, pruned
+from klype.studio.visit import preferred
+from klype.values import Distribution, Sampling, Step
+
+SAMPLINGS = st.builds(
+    Sampling,
+    temperature=st.floats(0, 3),
+    top_p=st.floats(0.05, 1),
+    min_p=st.sampled_from([0.0, 0.01, 0.1, 0.4]),
+)
+
+
+def whole(seed: int, size: int = 30) -> Distribution:
+    logits = torch.randn(size, generator=torch.Generator().manual_seed(seed)) * 2
+    logp = logits.log_softmax(-1)
+    order = logp.argsort(descending=True, stable=True)
+    return Distribution(order.numpy(), logp[order].numpy())
+
+
+def step(q: Distribution, place: int = 0, how: str = "drawn") -> Step:
+    return Step(int(q.ids[place]), float(q.logp[place]), float(q.logp[place]), how, q)  # type: ignore[arg-type]
+
+
+@given(st.integers(0, 99), SAMPLINGS)
+def test_bars_are_what_the_engine_draws_from(seed: int, sampling: Sampling) -> None:
+    q = whole(seed)
+    logits_1V = torch.full((1, 30), -math.inf)
+    logits_1V[0, torch.from_numpy(q.ids)] = torch.from_numpy(q.logp)
+    engine_V = shape(logits_1V, sampling, None)[0].double().exp().numpy()
+    np.testing.assert_allclose(drawn_from(q, sampling, 30), engine_V[q.ids], atol=1e-6)
+    found = bars_of(step(q, 29), sampling, 30)
+    assert found is not None
+    assert found.exact
+    assert sum(bar.p for bar in found.bars) + found.rest == pytest.approx(1, abs=1e-5)
+    assert [bar.token for bar in found.bars if bar.chosen] == [int(q.ids[29])]
+    assert found.kept == int((engine_V > 0).sum())
+
+
+def test_bars_show_the_truth_even_where_the_model_does_not() -> None:
+    q = whole(1)
+    unlikely = int(q.ids[-1])
+    found = bars_of(step(q), Sampling(), 30, {unlikely: 1.0}, most=3)
+    assert found is not None
+    assert {bar.token: bar.truth for bar in found.bars}[unlikely] == 1.0
+    assert all(bar.truth == 0.0 for bar in found.bars if bar.token != unlikely)
+    assert bars_of(Step(3, -1.0, -1.0, "drawn", None), Sampling(), 30) is None
+
+
+@given(st.integers(0, 50), st.floats(0.2, 1.0))
+def test_bars_of_a_partial_distribution_promise_no_more_than_is_certain(seed: int, temperature: float) -> None:
+    q = whole(seed)
+    part = Distribution(q.ids[:8], q.logp[:8], float(np.exp(q.logp[8:]).sum()))
+    sampling = Sampling(temperature=temperature)
+    least = drawn_from(part, sampling, 30)
+    assert np.all(least <= drawn_from(q, sampling, 30)[:8] + 1e-6)
+    cut = drawn_from(part, Sampling(temperature=temperature, top_p=0.5), 30)
+    assert cut.sum() == pytest.approx(1) or np.array_equal(cut, least)
+
+
+def test_a_fork_begins_as_its_parent_and_keeps_the_rest() -> None:
+    branches = Branches("m")
+    first = branches.begin([1, 2], Sampling(), seed=7)
+    q = whole(2)
+    first.steps.extend(step(q, place) for place in (0, 1, 2))
+    other = int(q.ids[9])
+    made = branches.fork(1, other, Sampling(temperature=0.2))
+    assert made.tokens == (int(q.ids[0]), other)
+    assert (made.parent, made.at, made.seed, made.prompt) == (0, 1, 7, (1, 2))
+    assert made.steps[1].how == "forced"
+    assert made.steps[1].logp == pytest.approx(float(q.logp[9]))
+    assert branches.current is made
+    assert len(first.steps) == 3
+    for at, token in ((3, 1), (-1, 1), (0, int(q.ids[0]))):
+        branches.shown = 0
+        with pytest.raises(UsageError):
+            branches.fork(at, token, Sampling())
+
+
+def test_a_model_hears_only_its_own_answers() -> None:
+    talk = Conversation("k", [Turn("one", {"a": Branches("a"), "b": Branches("b")}), Turn("two", {"b": Branches("b")})])
+    said = {(0, "a"): "A1", (0, "b"): "B1", (1, "b"): "B2"}
+    assert [m["content"] for m in talk.messages("a", "three", said)] == ["one", "A1", "three"]
+    assert [m["content"] for m in talk.messages("b", "three", said)] == ["one", "B1", "two", "B2", "three"]
+
+
+def test_conversations_are_found_again_and_have_an_end() -> None:
+    kept = Conversations(most=3)
+    first = kept.get("")
+    assert kept.get(first.key) is first
+    others = [kept.get("made up") for _ in range(3)]
+    assert len({c.key for c in (first, *others)}) == 4
+    assert kept.get(first.key) is not first
+
+
+answers = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=6).map(tuple), min_size=1, max_size=60)
+
+
+@given(answers, st.integers(1, 12))
+def test_a_flow_loses_no_answer(texts: list[tuple[int, ...]], most: int) -> None:
+    root = merged([(tokens, tokens[-1]) for tokens in texts])
+
+    def check(node: Node) -> None:
+        if node.children:
+            assert sum(child.count for child in node.children) == node.count
+        for child in node.children:
+            assert child.begins == node.begins + len(node.tokens)
+            check(child)
+
+    def ways(node: Node) -> list[tuple[tuple[int, ...], int]]:
+        if not node.children:
+            return [(node.tokens, node.count)]
+        return [((*node.tokens, *tail), n) for child in node.children for tail, n in ways(child)]
+
+    check(root)
+    assert sorted(ways(root)) == sorted((t, texts.count(t)) for t in set(texts))
+    small = pruned(root, most)
+    check(small)
+    assert small.count == len(texts)
+    assert leaves(small) <= max(most, 1) or leaves(small) <= leaves(root)
+
+
+def test_a_wide_flow_becomes_small_enough() -> None:
+    wide = merged([((i, 1), 0) for i in range(256)])
+    assert leaves(wide) == 256
+    assert leaves(pruned(wide)) == 1
+    few = merged([((i // 30, i % 30), 0) for i in range(256)] + [((0, 0), 0)] * 99)
+    assert 1 < leaves(pruned(few)) <= 40
+
+
+@given(st.floats(0.01, 0.9999), st.integers(1, 300))
+def test_the_formula_and_its_chain(s: float, n: int) -> None:
+    assert clean(s, n) == pytest.approx(math.prod([s] * n))
+    assert printed(s, n) == pytest.approx(clean(1 - s, n))
+    assert in_error(s, 1 - s, n) == pytest.approx(1 - s)  # an error that brings nothing
+    assert in_error(s, 0.9, 1) == pytest.approx(1 - s)  # the first word has no error before it
+    wrong = 0.0
+    for _ in range(n):
+        wrong = wrong * 0.6 + (1 - wrong) * (1 - s)
+    assert in_error(s, 0.6, n) == pytest.approx(wrong)
+
+
+def test_the_article_as_printed_and_corrected() -> None:
+    assert clean(0.99999, 100) == pytest.approx(0.999, abs=1e-4)
+    assert printed(0.99999, 100) < 1e-300
+    assert surprise_bits(0.25) == 2
+    assert surprise_bits(0) == math.inf
+
+
+@pytest.mark.parametrize(
+    ("header", "lang"),
+    [("nb-NO,nb;q=0.9,en;q=0.8", "nb"), ("en-US,nb;q=0.9", "en"), ("nn", "nb"), ("no", "nb"), ("de,fr;q=0.5", "en"),
+     ("", "en"), ("nb;q=0,en", "en"), ("de;q=1,nb;q=0.1,en;q=0.2", "en"), (";;;q=x,,nb", "nb"), ("x" * 9000, "en")],
+)  # fmt: skip
+def test_the_browser_chooses_the_language(header: str, lang: str) -> None:
+    assert preferred(header) == lang
+
+
+def test_only_our_own_functions_become_code() -> None:
+    hostile = {"name": "fn:alert(1)", ":formatter": "alert(1)", "data": ["$ink", "$(x)", "fn:percent", {":a": "b"}]}
+    found = revived(hostile, "en")
+    assert found == {"name": "fn:alert(1)", "data": ["var(--k-ink)", "$(x)", "fn:percent", {}]}
+    (key,) = revived({"formatter": "fn:percent"}, "nb")
+    assert key == ":formatter"
+
+
+def test_both_themes_have_every_colour() -> None:
+    css = theme()
+    light, dark = css.split("body.body--dark{")[:2]
+    names = lambda text: {part.split(":")[0] for part in text.split("{")[-1].split("}")[0].split(";")}
+    assert names(light.removeprefix("body{")) | {"body"} >= names(dark.split("}")[0])
+    for name in ("--k-ink", "--k-p5", "--k-q0", "--k-m7"):
+        assert css.count(f"{name}:") == 2
+
+
+def test_a_saved_table_starts_no_formula() -> None:
+    text = to_csv(["a", "b"], [["=cmd()", 1.5], ["-2", None], ["@x", -2.0]]).decode("utf-8-sig")
+    assert text.splitlines() == ["a,b", "'=cmd(),1.5", "'-2,", "'@x,-2.0"]
+
+
+def test_progress_is_heard_from_the_commands_own_lines() -> None:
+    heard = Examination(Order("run", "w"), Path("nowhere"))
+    shares = []
+    for line in ("Planned: 60 questions", "answers 0: 60 steps", "answers 0.7: 60 steps", "answers 0.7: (2.0 s)",
+                 "feedback 1: 60 steps", "trees: 16 steps", "forks: 12 steps"):  # fmt: skip
+        heard.hear(line)
+        shares.append(heard.share)
+    assert shares == sorted(shares)
+    assert heard.part == "forks"
+    assert 0 < shares[1] < shares[-1] < 1
+
+
+def test_what_was_examined_is_found_by_its_weights_and_settings(tmp_path: Path) -> None:
+    kept = Examinations(tmp_path, ["klype"])
+    order = Order("runs/a", "weights")
+    assert kept.found(order) is None
+    folder = tmp_path / order.key
+    folder.mkdir()
+    for broken in ("", "[1]", "{", '{"other": 1}'):
+        (folder / "figures.json").write_text(broken)
+        assert kept.found(order) is None
+    (folder / "figures.json").write_text(json.dumps({"figures": {}}))
+    assert kept.found(Order("elsewhere/a", "weights")) == {"figures": {}}
+    assert kept.found(Order("runs/a", "other weights")) is None
+    assert kept.found(Order("runs/a", "weights", samples=9)) is None
+    assert kept.arguments(order)[:3] == ["klype", "examine", "runs/a"]
