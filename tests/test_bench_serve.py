@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from dataclasses import replace
 
-from klype.bench.serve import Seen, _crowd, _same, alone
+import pytest
+
+from klype.bench.serve import EDGE, FEW, Seen, _crowd, _same, alone, edge, serve
+from klype.errors import UsageError
 from klype.serve.app import app
+from klype.values import Request
 from tests.serve_toys import running, served
 
 
@@ -29,3 +34,27 @@ def test_only_an_unfinished_character_may_be_missing() -> None:
     assert _same("hei", "hei\ufffd")
     assert not _same("he", "hei")
     assert not _same("hei", "he")
+
+
+def test_a_draw_at_an_edge_is_noticed() -> None:
+    engine = served("bench", window=512).source.engine
+    traces = engine.run([Request((1, 2), n=8, limit=40, seed=3, top=-1)])[0]
+    for trace in traces:
+        near = edge(trace)
+        assert 0 < near < 0.1
+        other = engine.run([Request((1, 2), limit=40, seed=3, first_sample=trace.sample)])[0][0]
+        assert other.tokens == trace.tokens or near < EDGE
+    moved = replace(traces[0], steps=(replace(traces[0].steps[0], token=(traces[0].tokens[0] + 1) % 300),))
+    assert edge(moved) < 0  # the noise does not lie in another token's part
+
+
+@pytest.mark.slow
+def test_the_whole_bench_on_a_fresh_model() -> None:
+    document = serve(None, 1, lambda text: None, clients=8)
+    assert (document["errors"], document["mixed_up"], document["first_errors"]) == (0, 0, [])
+    assert [row["clients"] for row in document["rows"]] == [8, 1, FEW]
+    figure = document["ratios"]["clients_16_vs_1"]
+    assert figure["low"] <= figure["value"] <= figure["high"]
+    json.dumps(document, allow_nan=False)
+    with pytest.raises(UsageError):
+        serve(None, 0, lambda text: None)

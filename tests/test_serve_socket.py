@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+import torch
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
@@ -26,6 +27,7 @@ from klype.errors import KlypeError, UsageError
 from klype.model import checkpoint
 from klype.serve.app import app
 from klype.serve.guard import Rules
+from klype.serve.served import Served
 from klype.serve.server import listen
 from tests.serve_toys import running, served
 
@@ -296,3 +298,77 @@ def test_a_port_that_is_taken_is_said(folder: Path) -> None:
         call(["serve", str(folder / "none"), "--port", "0"])
     with pytest.raises(UsageError, match="--port"):
         listen("127.0.0.1", 70000)
+
+
+@pytest.mark.slow
+def test_a_killed_server_loses_nothing_for_it_keeps_nothing(folder: Path) -> None:
+    """What was acknowledged is an answer: the next server gives it again under its seed, at once."""
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    body = {"model": "en-modell", "prompt": "hun gikk", "max_tokens": 20, "seed": 4, "logprobs": 2}
+
+    def answer(url: str) -> Any:
+        got = httpx.post(f"{url}/completions", json=body, timeout=30).json()
+        return got["system_fingerprint"], got["choices"], got["usage"]
+
+    process, url = start(folder)
+    port = url.rsplit(":", 1)[1].removesuffix("/v1")
+    acknowledged = answer(url)
+    with httpx.stream(
+        "POST", f"{url}/completions", json={**ENDLESS, "model": "en-modell", "max_tokens": 2000}
+    ) as stream:
+        next(stream.iter_bytes())
+        process.kill()
+        process.wait(10)
+    again, url = start(folder, "--port", port)
+    try:
+        assert url.rsplit(":", 1)[1].removesuffix("/v1") == port
+        assert answer(url) == acknowledged
+    finally:
+        again.kill()
+        again.wait(10)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def of_letters() -> Served:
+    """A model that says nothing but æ, ø, å and 🙂, byte by byte: each byte is followed by what may follow it."""
+    one = served("letters", window=512)
+    model = one.source.engine.model
+    follows = {0xC3: (0xA6, 0xB8, 0xA5), 0xF0: (0x9F,), 0x9F: (0x99,), 0x99: (0x82,)}
+    follows |= dict.fromkeys((0xA6, 0xB8, 0xA5, 0x82), (0xC3, 0xF0))
+    spelt = {one.token_bytes(token): token for token in range(one.tokenizer.vocab_size)}
+    with torch.no_grad():
+        model.head.weight.zero_()
+        for layer in model.layers:
+            layer.out.weight.zero_()  # type: ignore[operator, union-attr]
+            layer.down.weight.zero_()  # type: ignore[operator, union-attr]
+        for place, (byte, nexts) in enumerate(follows.items()):
+            model.embed.weight[spelt[bytes([byte])]] = torch.eye(model.config.width)[place]
+            for after in nexts:
+                model.head.weight[spelt[bytes([after])], place] = 10.0
+    return Served.of("letters", one.source)
+
+
+def speak(streams: int) -> int:
+    """Streams that were read; each is whole characters only."""
+    one, said = of_letters(), ""
+    start_token = next(token for token in range(one.tokenizer.vocab_size) if one.token_bytes(token) == b"\x82")
+    with running(app([one])) as url, httpx.Client(base_url=url, timeout=60) as client:
+        for seed in range(streams):
+            body = {"model": "letters", "prompt": [start_token], "max_tokens": 20 + seed % 9, "stream": True}
+            with client.stream("POST", "/v1/completions", json={**body, "seed": seed}) as response:
+                lines = [line[6:] for line in response.iter_lines() if line.startswith("data: {")]
+            text = "".join(choice["text"] for line in lines for choice in json.loads(line)["choices"])
+            assert text
+            assert not set(text) - set("æøå🙂"), text
+            said += text
+    assert set(said) == set("æøå🙂")
+    return streams
+
+
+def test_streams_hold_whole_characters_only() -> None:
+    speak(30)
+
+
+@pytest.mark.soak
+def test_a_thousand_streams_hold_whole_characters_only() -> None:
+    assert speak(1000) == 1000
