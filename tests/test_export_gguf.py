@@ -65,3 +65,27 @@ def test_the_hub_folder_is_a_checkpoint_with_a_card(tmp_path: Path, capsys: pyte
     assert guard.guarded(call, argv) == 2
     assert guard.guarded(call, ["export", str(run), "--hub", "nobody"]) == 2
     assert guard.guarded(call, ["export", str(run)]) == 2
+
+
+def test_llama_cpp_answers_alike(tmp_path: Path) -> None:
+    xllamacpp = pytest.importorskip("xllamacpp")
+    model = toy("llama", vocab_size=TOKENIZER.vocab_size, width=64, hidden=64, window=128)
+    save(tmp_path / "m", model, TOKENIZER, {})
+    write_gguf(load(tmp_path / "m"), tmp_path / "m.gguf")
+    parameters = xllamacpp.CommonParams()
+    parameters.model.path = str(tmp_path / "m.gguf")
+    parameters.n_ctx, parameters.warmup, parameters.cpuparams.n_threads = 128, False, 1
+    parameters.cache_type_k = parameters.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    server = xllamacpp.Server(parameters)
+    prompt = TOKENIZER.encode_document("Hunden drakk")[:-1]
+    body = {"prompt": prompt, "max_tokens": 12, "temperature": 0, "logprobs": 1, "ignore_eos": True}
+    answer = server.handle_completions(body)
+    # llama.cpp tells the parts of one character as one entry: bytes are compared, not ids
+    theirs = b"".join(bytes(entry["bytes"]) for entry in answer["choices"][0]["logprobs"]["content"])
+    text = torch.tensor([prompt])
+    with torch.no_grad():
+        for _ in range(12):
+            logits = model(text)[:, -1]
+            logits[:, list(TOKENIZER.ends)] = -torch.inf
+            text = torch.cat([text, logits.argmax(-1, keepdim=True)], 1)
+    assert theirs == b"".join(map(TOKENIZER.token_bytes, text[0, len(prompt) :].tolist()))

@@ -203,3 +203,10 @@ def test_the_budget() -> None:
     with pytest.raises(KlypeError, match="budget is spent"):
         asked.wire.post(Call("chat/completions", {"a": 2}))
     assert asked.wire.budget.asked == 2
+
+
+def test_an_untold_token_is_no_end_where_the_limit_ended_the_answer() -> None:
+    answer = json.loads(json.dumps(LLAMA))
+    answer["usage"]["completion_tokens"] = 2
+    with pytest.raises(KlypeError, match="says that it wrote 2 tokens and tells 1"):
+        choices(answer, 1, "there")

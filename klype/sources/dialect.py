@@ -65,7 +65,8 @@ def choices(answer: dict[str, Any], n: int, where: str, most: int = 0, echoed: i
             raise KlypeError(f"{where} told {len(said.tokens)} tokens where {most} were asked for at most.")
     told = [said.tokens for said in found_ if said.tokens is not None]
     if len(told) == n:
-        counted(sum(map(len, told)) - n * echoed, n, answer.get("usage"), where)
+        silent = sum(said.finish == "stop" for said in found_)
+        counted(sum(map(len, told)) - n * echoed, silent, answer.get("usage"), where)
     return found_
 
 
@@ -125,14 +126,17 @@ def ordered(listed: Sequence[tuple[Key, float]]) -> tuple[tuple[Key, float], ...
     return tuple(sorted(best.items(), key=lambda item: -item[1]))
 
 
-def counted(told: int, n: int, usage: Any, where: str) -> None:
-    """The count of tokens agrees with the server's own; an end that is not told may be counted."""
+def counted(told: int, silent: int, usage: Any, where: str) -> None:
+    """The count of tokens agrees with the server's own, but for as many ends as may go untold.
+
+    llama.cpp tells tokens that are parts of one character as one: such an answer is not used.
+    """
     if not isinstance(usage, dict) or not isinstance(usage.get("completion_tokens"), int):
         return
     details = usage.get("completion_tokens_details")
     hidden = (details or {}).get("reasoning_tokens") or 0
     claimed = usage["completion_tokens"] - hidden
-    if not told <= claimed <= told + n:
+    if not told <= claimed <= told + silent:
         raise KlypeError(f"{where} says that it wrote {claimed} tokens and tells {told}.", "Nothing of it is used.")
 
 
