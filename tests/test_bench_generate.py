@@ -69,7 +69,9 @@ def test_every_contender_has_a_roofline() -> None:
 
 
 def test_a_worker_answers_orders_and_survives_what_goes_wrong() -> None:
-    orders = io.StringIO('{"do": "peak"}\n{"do": "load", "files": {"folder": "/none", "ggufs": {}, "threads": 1}}\n')
+    orders = io.StringIO(
+        '{"do": "peak"}\n{"do": "load", "files": {"folder": "/none", "ggufs": {}, "threads": 1, "home": ""}}\n'
+    )
     answers = io.StringIO()
     main("klype float32", orders, answers)
     peak, load = map(json.loads, answers.getvalue().splitlines())

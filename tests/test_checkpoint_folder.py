@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from klype.errors import KlypeError, UsageError
 from klype.model import checkpoint, manifest
-from klype.model.checkpoint import load, save
+from klype.model.checkpoint import load, read_config, save
 from klype.model.convert import config_from_hf, config_to_hf, weights_from_hf, weights_to_hf
 from klype.model.transformer import Transformer
 from klype.text.chat import TEMPLATE
@@ -271,8 +271,10 @@ def test_malformed_weights_are_refused(tmp_path: Path, number: int) -> None:
 def test_a_model_larger_than_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = saved(tmp_path)
 
+    weights = read_config(folder).parameters * 4
+
     class Memory:
-        available = 1000
+        available = weights + 1000  # the weights alone would fit, packing and a text's cache would not
 
     monkeypatch.setattr(checkpoint.psutil, "virtual_memory", Memory)
     with pytest.raises(KlypeError, match="GiB of memory"):

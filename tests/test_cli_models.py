@@ -181,6 +181,18 @@ def test_chat_reads_lines_and_prints_one_document(run: Path, capsys: Captured, m
         (["ask", "RUN", " "], 2, "There is no question."),
         (["ask", "RUN", "Hunden " * 200], 2, "The text has"),
         (["ask", "RUN", "Hvem?", "--limit", "0"], 2, "--limit should be at least 1"),
+        (["ask", "RUN", ""], 2, "There is no question."),
+        (["next", "RUN", "Hunden " * 200], 2, "The text has"),
+        (["ask", "RUN", "Hvem?", "--limit", "-3"], 2, "--limit should be at least 1"),
+        (["chat", "RUN", "--limit", "0"], 2, "--limit should be at least 1"),
+        (["ask", "RUN", "Hvem?", "--temperature", "nan"], 2, "--temperature should be a number from 0 up (it is nan)"),
+        (["ask", "RUN", "Hvem?", "--temperature", "inf"], 2, "--temperature should be a number from 0 up (it is inf)"),
+        (["chat", "RUN", "--temperature", "-1"], 2, "--temperature should be a number from 0 up (it is -1.0)"),
+        (["next", "RUN", "Hvem?", "--temperature", "nan"], 2, "--temperature should be a number from 0 up (it is nan)"),
+        (["ask", "RUN", "Hvem?", "--top-p", "0"], 2, "--top-p should be above 0 and at most 1 (it is 0.0)"),
+        (["chat", "RUN", "--top-p", "1.5"], 2, "--top-p should be above 0 and at most 1 (it is 1.5)"),
+        (["ask", "RUN", "Hvem?", "--top-p", "nan"], 2, "--top-p should be above 0 and at most 1 (it is nan)"),
+        (["chat", "RUN", "--speculate", "RUN/none"], 2, "There is no model"),
         (["ask", "RUN", "Hvem?", "--precision", "int4"], 2, "There is no precision 'int4'"),
         (["ask", "RUN", "Hvem?", "--precision", "int3"], 2, "There is no precision 'int3'"),
         (["ask", "RUN/align", "Hvem?"], 2, "There is no model"),
@@ -204,6 +216,54 @@ def test_a_damaged_checkpoint_is_one_sentence(run: Path, tmp_path: Path, capsys:
     assert said.out == ""
     assert said.err.count("\n") == 1
     assert "bug" not in said.err
+
+
+@pytest.mark.parametrize("cut", ["model.safetensors", "tokenizer.json", "config.json"])
+@pytest.mark.parametrize("manifest", [True, False])
+def test_a_truncated_or_missing_file_is_one_sentence(
+    run: Path, tmp_path: Path, cut: str, manifest: bool, capsys: Captured
+) -> None:
+    """Also of a folder without a manifest, as other makers' are."""
+    for gone in (False, True):
+        folder = tmp_path / f"model{gone}"
+        save(folder, Tokenizer.load(run / "pretrain"))
+        if not manifest:
+            (folder / "manifest.json").unlink()
+            (folder / "run.json").unlink()
+        file = folder / cut
+        file.unlink() if gone else file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+        assert guard.guarded(call, ["ask", str(folder), "Hvem?"]) in (1, 2)
+        said = capsys.readouterr()
+        assert said.out == ""
+        assert said.err.count("\n") == 1
+        assert said.err.startswith("klype: ")
+        assert "bug" not in said.err
+
+
+@pytest.mark.parametrize("command", [["ask", "RUN", "Hvem?"], ["chat", "RUN"]])
+def test_a_draft_with_another_vocabulary_is_refused(
+    run: Path, tmp_path: Path, command: list[str], capsys: Captured
+) -> None:
+    save(tmp_path / "other", Tokenizer.train(["entirely other words than those of the run"], 280))
+    argv = [*(word.replace("RUN", str(run)) for word in command), "--speculate", str(tmp_path / "other")]
+    assert guard.guarded(call, argv) == 2
+    assert "do not share a tokenizer" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("draft", ["lookup", "ngram", "RUN/pretrain"])
+def test_a_conversation_with_guesses_is_the_one_without(
+    run: Path, draft: str, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for extra in ([], ["--speculate", draft.replace("RUN", str(run))]):
+        monkeypatch.setattr("sys.stdin", io.StringIO("Hvem drakk?\n/again\nHva?\n"))
+        assert guard.guarded(call, ["chat", str(run), "--temperature", "0", "--limit", "12", "--json", *extra]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    assert found[0]["messages"] == found[1]["messages"]
+    assert found[0]["tokens"] == found[1]["tokens"]
+    assert "speculation" not in found[0]
+    assert len(found[1]["speculation"]) == 3
+    assert all(one["alpha"] is None or 0 <= one["alpha"] <= 1 for one in found[1]["speculation"])
 
 
 @pytest.mark.parametrize("draft", ["lookup", "ngram", "RUN/pretrain"])

@@ -25,13 +25,15 @@ class Klype:
         from klype.device import memory_policy, set_threads
         from klype.engine.engine import Engine
         from klype.model import checkpoint
+        from klype.model.native import kernel
         from klype.model.packed import pack
 
         memory_policy()
         set_threads(files.threads)
         dtype = "float32" if self.precision == "int8" else self.precision
         loaded = checkpoint.load(Path(files.folder), dtype=dtype)
-        self.engine = Engine(pack(loaded.model, self.precision))
+        compiled = kernel(Path(files.home)) if self.precision == "int8" else None
+        self.engine = Engine(pack(loaded.model, self.precision, compiled))
         gc.collect()
 
     def run(self, prompt: list[int], n: int, limit: int) -> list[int]:

@@ -32,10 +32,10 @@ MODEL = "SmolLM2-135M-Instruct"
 SHARES = {"single": 0.25, "n64": 0.45, "n256": 1.0}
 """When a measurement's rounds must end, as a share of the minutes."""
 ROUNDS = {"single": 7, "n64": 5, "n256": 5}
-SLOW = frozenset({"transformers float32"})
+SLOW = frozenset({"transformers float32", "CTranslate2 int8"})
 """Left out of the largest batch, where nothing is compared with them and a round would take minutes."""
-ONCE = frozenset({"CTranslate2 int8"})
-"""In the largest batch's first round only: in no ratio, and slow."""
+ALIKE = ("llama.cpp Q4_0", "llama.cpp BF16")
+"""Only the one that was faster with 64 samples takes part in the largest batch, so that two rounds fit."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def prepare(model: str | None, folder: Path, results: Results, say: Say) -> Subj
             f"{source} reads {loaded.config.window} tokens at most, and the comparison needs {need}.",
             "Choose a model with a longer window.",
         )
-    files = Files(str(home), ggufs, usable_cores())
+    files = Files(str(home), ggufs, usable_cores(), str(folder / "home"))
     name = MODEL if model is None else source.name
     return Subject(name, files, loaded.config, ids[:PROMPT], ids[: min(512, loaded.config.window)])
 
@@ -154,7 +154,7 @@ class _Bench:
                 begun = time.monotonic()
                 if number and begun + took > ends:
                     break
-                self._round(what, n, number)
+                self._round(what, n)
                 took = time.monotonic() - begun
                 self.say(f"{what}: round {number + 1} in {took:.0f} s")
             if what == "single":
@@ -162,15 +162,21 @@ class _Bench:
             if what == "n64":
                 self._peaks()
 
-    def _round(self, what: str, n: int, number: int) -> None:
+    def _round(self, what: str, n: int) -> None:
+        left_out = self._left_out() if what == "n256" else frozenset()
         for name, worker in self.workers.items():
-            if what == "n256" and (name in SLOW or (number and name in ONCE)):
+            if name in left_out:
                 continue
             if n == 1:
                 self._timed(worker, "prefill", 1, 1)
                 self._timed(worker, "single", 1, SINGLE)
             else:
                 self._timed(worker, what, n, MANY)
+
+    def _left_out(self) -> frozenset[str]:
+        measured = [name for name in ALIKE if self.results.seconds.get((name, "n64"))]
+        by_time = sorted(measured, key=lambda name: float(np.median(self.results.seconds[name, "n64"])))
+        return SLOW | frozenset(by_time[1:])
 
     def _timed(self, worker: Worker, what: str, n: int, limit: int) -> None:
         before = self.meter.joules()

@@ -40,11 +40,13 @@ def plain_text() -> str:
 
 @dataclass(frozen=True)
 class Files:
-    """One model in the forms that the engines read: a Hugging Face folder, and GGUF files by type of weight."""
+    """One model in the forms that the engines read: a Hugging Face folder, and GGUF files by type of weight. In
+    ``home`` engines may put what they compile."""
 
     folder: str
     ggufs: dict[str, str]
     threads: int
+    home: str
 
 
 class Contender(Protocol):

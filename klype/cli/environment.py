@@ -24,6 +24,14 @@ def server_key(host: str, environ: Mapping[str, str] = os.environ) -> str:
     return environ.get("OPENAI_API_KEY", "") if host == "api.openai.com" else ""
 
 
+def cache_folder(environ: Mapping[str, str] = os.environ) -> Path:
+    """Where klype keeps what it can make again: KLYPE_HOME/cache, or XDG_CACHE_HOME/klype, or ~/.cache/klype."""
+    if environ.get("KLYPE_HOME"):
+        return Path(environ["KLYPE_HOME"]).expanduser() / "cache"
+    base = environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "klype"
+
+
 def language(environ: Mapping[str, str] = os.environ) -> Literal["nb", "en"]:
     """Norwegian where KLYPE_LANG or the locale says so, else English."""
     for name in ("KLYPE_LANG", "LC_ALL", "LC_MESSAGES", "LANG"):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import codecs
+import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
+from klype.cli.environment import cache_folder, language
 from klype.errors import UsageError
 from klype.values import Request, Sampling, Trace
 
@@ -118,15 +120,25 @@ def _open_native(name: str, found: Found, precision: str, measured: bool) -> Ope
     from klype.device import pick_device, pick_precision, set_threads
     from klype.engine.engine import Engine
     from klype.model import checkpoint
+    from klype.model.native import kernel
     from klype.model.packed import fastest_alone, pack
 
     set_threads()
-    asked = fastest_alone() if precision == "auto" and not measured else precision
+    compiled = (
+        kernel(cache_folder(), _announce) if precision == "int8" or (precision == "auto" and not measured) else None
+    )
+    asked = fastest_alone(kernel=compiled) if precision == "auto" and not measured else precision
     chosen = pick_precision(asked, pick_device("cpu"))
     loaded = checkpoint.load(found.folder, dtype="float32" if chosen == "int8" else chosen)
-    pack(loaded.model, chosen)
+    pack(loaded.model, chosen, compiled)
     engine = Engine(loaded.model, decode_bytes=loaded.tokenizer.token_bytes, name=str(found.folder))
     return native(name, found, loaded, engine)
+
+
+def _announce() -> None:
+    from klype.words import words
+
+    print(words(language())("model.compiling", folder=cache_folder()), file=sys.stderr, flush=True)
 
 
 def native(name: str, found: Found, loaded: Loaded, engine: Engine) -> Opened:

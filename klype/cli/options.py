@@ -28,8 +28,12 @@ Speculate = Annotated[
     str | None,
     typer.Option("--speculate", help="Guess ahead with lookup, ngram, ngram:FILE or a MODEL, beside plain decoding."),
 ]
+SpeculateChat = Annotated[
+    str | None, typer.Option("--speculate", help="Guess ahead with lookup, ngram, ngram:FILE or a MODEL.")
+]
 Sure = Annotated[
-    bool, typer.Option("--sure", help="Say how sure it is of this answer: P(text), how many mean the same, what decided.")
+    bool,
+    typer.Option("--sure", help="Say how sure it is of this answer: P(text), how many mean the same, what decided."),
 ]
 TextFiles = Annotated[
     list[str] | None, typer.Option("--text", help="Files, folders or globs of text. May be repeated.")
@@ -38,7 +42,9 @@ Instructions = Annotated[
     Path | None, typer.Option("--instructions", help="JSONL: messages, or questions with answers.")
 ]
 Preferences = Annotated[Path | None, typer.Option("--preferences", help="JSONL: chosen and rejected, or ranked lists.")]
-Data = Annotated[Path | None, typer.Option("--data", help="A folder of texts, questions and rankings, or hf:OWNER/NAME.")]
+Data = Annotated[
+    Path | None, typer.Option("--data", help="A folder of texts, questions and rankings, or hf:OWNER/NAME.")
+]
 Encoding = Annotated[str, typer.Option("--encoding", help="Of the text files.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Count broken rows and go on.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where it stopped (or start, if nothing is there).")]

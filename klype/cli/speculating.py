@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,39 @@ def beside_plain(opened: Opened, request: Request, draft_name: str, plain: Trace
         "predicted_speedup": counts.predicted_speedup,
         "same_tokens": trace.tokens == plain.tokens,
     }
+
+
+class Guessing:
+    """Answers written with a draft's guesses, piece by piece, as plain decoding's are; counts over all of them."""
+
+    def __init__(self, opened: Opened, draft_name: str, gamma: int = 4) -> None:
+        from klype.engine.speculation import Speculation
+
+        self.opened = opened
+        self.name = draft_name
+        self.draft = make_draft(opened, draft_name)
+        self.gamma = gamma
+        self.counts = Speculation(gamma)  # of the last answer
+
+    def stream(self, request: Request) -> Iterator[tuple[str, Trace | None]]:
+        """As ``klype.cli.model.stream``."""
+        from klype.cli.model import Pieces
+        from klype.engine.speculation import Speculation, passes
+
+        pieces, self.counts = Pieces(), Speculation(self.gamma)
+        for steps, trace in passes(self.opened.engine, request, self.draft, self.counts):
+            data = b"".join(self.opened.spell(step.token) for step in steps)
+            yield pieces.add(data, trace is not None), trace
+
+    def document(self) -> dict[str, Any]:
+        return {
+            "draft": self.name,
+            "gamma": self.gamma,
+            "alpha": self.counts.alpha,
+            "tokens_per_pass": self.counts.tokens_per_pass,
+            "cost": self.counts.cost,
+            "predicted_speedup": self.counts.predicted_speedup,
+        }
 
 
 def make_draft(opened: Opened, name: str) -> Draft:

@@ -28,6 +28,11 @@ from klype.model.cache import Cache
 from klype.model.transformer import Transformer
 from klype.values import Distribution, Request, Step, Trace
 
+FEW = 8
+"""Rows that are worth a copy of what they share, where that lets one call compute a step."""
+COPIED = 4096
+"""Tokens that such copies may hold."""
+
 
 @dataclass(frozen=True, slots=True)
 class Event:
@@ -224,7 +229,7 @@ class Engine:
         return torch.cat(parts)
 
     def _join(self, seats: list[tuple[Place, Job, int]]) -> None:
-        if seats and len(self._rows) == 1:
+        if seats and self._cache.rows and not self._cache.shelves:
             self._cache.share()
         for _, group in groupby(seats, key=lambda seat: seat[0].order[0]):  # one call a shelf
             slots, lengths = [], []
@@ -233,7 +238,13 @@ class Engine:
                 lengths += [place.length] * count
                 self._rows.seat(job, self._records.open(count))
             self._cache.join(place.shelf, slots, lengths)
-        if seats and len(self._rows) == 1:
+        if seats:
+            self._settle()
+
+    def _settle(self) -> None:
+        """A lone row, and few rows of a model that has a way of its own for them, are read in one piece."""
+        rows, few = len(self._rows), self.model.stepper is not None
+        if self._cache.shelves and (rows == 1 or (few and rows <= FEW and self._cache.lengths.sum() <= COPIED)):
             self._cache.own()
 
     def _postprocess(self, logits_RV: Tensor) -> Drawn:
@@ -333,6 +344,8 @@ class Engine:
         order = self._cache.remove(ended)
         self._last_R = self._last_R[torch.from_numpy(order)]
         self._rows.take(order)
+        if self.model.stepper is not None:
+            self._settle()
 
     def _abandon(self) -> None:
         self._queue.clear()

@@ -9,7 +9,8 @@ probability of acceptance, p(guess).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -72,18 +73,31 @@ def expected_tokens(alpha: float, gamma: int) -> float:
 
 def speculate(engine: Engine, request: Request, draft: Draft, gamma: int = 4) -> tuple[list[Trace], Speculation]:
     """The request's answers, ``gamma`` tokens guessed a pass, and what the guessing was worth."""
-    if gamma < 1:
-        raise KlypeError(f"gamma is {gamma}: at least one token must be guessed.")
+    counts = Speculation(gamma)
+    traces = [
+        trace
+        for sample in range(request.first_sample, request.first_sample + request.n)
+        for _, trace in passes(engine, replace(request, n=1, first_sample=sample), draft, counts)
+        if trace is not None
+    ]
+    return traces, counts
+
+
+def passes(
+    engine: Engine, request: Request, draft: Draft, counts: Speculation
+) -> Iterator[tuple[Sequence[Step], Trace | None]]:
+    """One answer as it is written: what each pass added, and the trace with the last. ``counts`` goes on counting."""
+    if counts.gamma < 1:
+        raise KlypeError(f"gamma is {counts.gamma}: at least one token must be guessed.")
     size = engine.model.config.vocab_size
     if draft.vocab_size is not None and draft.vocab_size != size:
         raise KlypeError(
             f"The draft knows {draft.vocab_size} tokens and the model {size}: they must share a tokenizer."
         )
+    assert request.n == 1
     engine.check(request)
-    counts = Speculation(gamma)
-    samples = range(request.first_sample, request.first_sample + request.n)
     (place,) = engine.prefixes.read([request.prompt])
-    return [_Answer(engine, request, sample, counts).write(draft, place) for sample in samples], counts
+    yield from _Answer(engine, request, request.first_sample, counts).passes(draft, place)
 
 
 class _Answer:
@@ -100,29 +114,44 @@ class _Answer:
         self.ended: Ended | None = None
         self.room = min(request.limit, engine.model.config.window - len(request.prompt) + 1)
 
+    def passes(self, draft: Draft, place: Place) -> Iterator[tuple[Sequence[Step], Trace | None]]:
+        started, counted = self.engine.clock(), 1
+        cache = self._begin(place)
+        yield tuple(self.steps), self._trace(counted, started)
+        while self.ended is None:
+            before = len(self.steps)
+            self._pass(draft, cache)
+            counted += 1
+            yield tuple(self.steps[before:]), self._trace(counted, started)
+
     @torch.inference_mode()
-    def write(self, draft: Draft, place: Place) -> Trace:
-        clock, started = self.engine.clock, self.engine.clock()
+    def _begin(self, place: Place) -> Cache:
         cache = Cache(self.engine.model.config, 0, dtype=self.engine.model.embed.weight.dtype)
         cache.join(place.shelf, [place.slot], [place.length])
+        cache.own()
         self._check(place.logits[None], Proposal(()))
-        setting = Setting(self.request.sampling, self.request.seed, self.sample)
-        passes = 1
-        while self.ended is None:
-            begun = clock()
-            proposal = self._proposed(draft, setting)
-            guessed = clock()
-            fed = torch.tensor([[self.text[-1], *proposal.tokens]])
-            logits_TV = self.engine.model(fed, cache)[0]
-            before = len(self.steps)
-            self._check(logits_TV, proposal)
-            cache.truncate([len(self.text) - 1])
-            passes += 1
-            self.counts.passes += 1
-            self.counts.proposed += len(proposal.tokens)
-            self.counts.tokens += len(self.steps) - before
-            self.counts.draft_seconds += guessed - begun
-            self.counts.model_seconds += clock() - guessed
+        return cache
+
+    @torch.inference_mode()
+    def _pass(self, draft: Draft, cache: Cache) -> None:
+        clock, before = self.engine.clock, len(self.steps)
+        begun = clock()
+        proposal = self._proposed(draft, Setting(self.request.sampling, self.request.seed, self.sample))
+        guessed = clock()
+        fed = torch.tensor([[self.text[-1], *proposal.tokens]])
+        logits_TV = self.engine.model(fed, cache)[0]
+        self._check(logits_TV, proposal)
+        cache.truncate([len(self.text) - 1])
+        self.counts.passes += 1
+        self.counts.proposed += len(proposal.tokens)
+        self.counts.tokens += len(self.steps) - before
+        self.counts.draft_seconds += guessed - begun
+        self.counts.model_seconds += clock() - guessed
+
+    def _trace(self, passes: int, started: float) -> Trace | None:
+        """None while it is being written."""
+        if self.ended is None:
+            return None
         return Trace(
             prompt=self.request.prompt,
             steps=tuple(self.steps),
@@ -132,7 +161,7 @@ class _Answer:
             model=self.engine.label,
             ended=self.ended,
             passes=passes,
-            seconds=clock() - started,
+            seconds=self.engine.clock() - started,
         )
 
     def _proposed(self, draft: Draft, setting: Setting) -> Proposal:

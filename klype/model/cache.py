@@ -149,6 +149,15 @@ class Cache:
             self.groups = group_rows(self.shelves, self.shelf_of, self.slot_of, self.shared)
         return prepare(self, own, T)
 
+    def extend(self, T: int) -> Tensor:
+        """Make room for T more tokens a row, which has nothing on a shelf; their positions [R, T]."""
+        assert not self.shared.any()
+        assert (self.lengths + T <= self.config.window).all()
+        self._reserve(self.rows, int(self.lengths.max(initial=0)) + T)
+        positions_RT = self.lengths[:, None] + np.arange(T)
+        self.lengths = self.lengths + T
+        return torch.from_numpy(positions_RT)
+
     def _take(self, order: Indices) -> None:
         self.lengths, self.shared = self.lengths[order], self.shared[order]
         self.shelf_of, self.slot_of = self.shelf_of[order], self.slot_of[order]

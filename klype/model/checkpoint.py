@@ -38,6 +38,9 @@ from klype.text.tokenizer import Tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
+LONG = 4096
+"""Tokens of a text that memory should have room for, where the model's window is longer."""
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -164,8 +167,15 @@ def _check_fit(where: Path, config: ModelConfig, shapes: dict[str, tuple[int, ..
         )
 
 
+def memory_needed(config: ModelConfig, dtype: torch.dtype) -> int:
+    """Bytes of the weights, of the head's copy while it is packed (it stays where it is tied), and of one long text's
+    keys and values."""
+    text = min(config.window, LONG) * 2 * config.layers * config.kv_heads * config.head_dim
+    return (config.parameters + config.vocab_size * config.width + text) * dtype.itemsize
+
+
 def _check_memory(folder: Path, config: ModelConfig, dtype: torch.dtype) -> None:
-    needed, free = config.parameters * dtype.itemsize, int(psutil.virtual_memory().available)
+    needed, free = memory_needed(config, dtype), int(psutil.virtual_memory().available)
     if needed > free:
         raise KlypeError(
             f"{folder} needs {needed / 2**30:.1f} GiB of memory and {free / 2**30:.1f} GiB is free.",

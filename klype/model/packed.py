@@ -15,6 +15,8 @@ from torch.nn.functional import linear
 
 from klype.device import Precision
 from klype.errors import KlypeError
+from klype.model import native
+from klype.model.native import Kernel, Matrix, Stepper
 from klype.model.transformer import Transformer
 
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "int8")
@@ -43,7 +45,8 @@ class BlockedLinear(nn.Module):
 
 
 class Int8Linear(nn.Module):
-    """A linear layer of 8-bit integers, one scale a row. It computes in bfloat16, whatever goes in and comes out."""
+    """A linear layer of 8-bit integers, one scale a row, itself a bfloat16. torch computes it in bfloat16, whatever
+    goes in and comes out; with a ``kernel``, few rows are computed by that, in float32."""
 
     matrix: Tensor
     scale: Tensor
@@ -51,13 +54,25 @@ class Int8Linear(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
-        scale_O1 = (weight.float().abs().amax(1, keepdim=True) / 127).clamp_min(1e-12)
-        self.register_buffer("matrix", (weight.float() / scale_O1).round_().to(torch.int8))
-        self.register_buffer("scale", scale_O1[:, 0].bfloat16())
+        scale_O1 = (weight.float().abs().amax(1, keepdim=True) / 127).clamp_min(1e-12).bfloat16()
+        self.register_buffer("matrix", (weight.float() / scale_O1.float()).round_().clamp_(-127, 127).to(torch.int8))
+        self.register_buffer("scale", scale_O1[:, 0].contiguous())
         self.register_buffer("bias", None if bias is None else bias.bfloat16())
         self.in_blocks = all(size % BLOCK == 0 for size in weight.shape)
+        self.kernel: Kernel | None = None
+        self.wide = (self.scale.float(), None if self.bias is None else self.bias.float())
+        self.fields = Matrix(
+            self.matrix.data_ptr(),
+            self.wide[0].data_ptr(),
+            None if self.wide[1] is None else self.wide[1].data_ptr(),
+            *weight.shape,
+        )
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.kernel is not None and x.dtype == torch.float32 and 0 < x.numel() <= native.FEW * x.shape[-1]:
+            out = x.new_empty(*x.shape[:-1], len(self.matrix))
+            self.kernel.product(self.fields, x.contiguous().view(-1, x.shape[-1]), out.view(-1, len(self.matrix)))
+            return out
         rows_MI = x.reshape(-1, x.shape[-1]).bfloat16()
         if self.in_blocks and rows_MI.shape[0] <= FEW:
             out_MO = torch._weight_int8pack_mm(rows_MI, self.matrix, self.scale)
@@ -68,11 +83,12 @@ class Int8Linear(nn.Module):
         return out_MO.view(*x.shape[:-1], -1).to(x.dtype)
 
 
-def pack(model: Transformer, precision: Precision) -> Transformer:
+def pack(model: Transformer, precision: Precision, kernel: Kernel | None = None) -> Transformer:
     """The same model, changed in place, for inference in "float32", "bfloat16" or "int8".
 
     Matrices that are too small to gain, and machines without oneDNN, keep the plain ones. int8 weights are read
-    from the model as it is: load it in float32 so that they are rounded once. Raises KlypeError for other names.
+    from the model as it is: load it in float32 so that they are rounded once. With a ``kernel``, passes of an int8
+    model over few tokens are one call of C each. Raises KlypeError for other names.
     """
     if precision not in PRECISIONS:
         raise KlypeError(f"A model cannot be packed as {precision!r}.", "Choose float32, bfloat16 or int8.")
@@ -85,6 +101,10 @@ def pack(model: Transformer, precision: Precision) -> Transformer:
             for name, part in list(parent.named_children()):
                 if isinstance(part, nn.Linear):
                     setattr(parent, name, _packed(part, precision))
+    if kernel is not None and precision == "int8" and native.suits(model.config):
+        assert isinstance(model.head, Int8Linear)
+        model.head.kernel = kernel
+        model.stepper = Stepper(model, kernel)
     return model
 
 
@@ -93,7 +113,7 @@ def _stream(precision: Precision) -> torch.dtype:
     return torch.bfloat16 if precision == "bfloat16" else torch.float32
 
 
-def fastest_alone(seconds: float = 0.05) -> Precision:
+def fastest_alone(seconds: float = 0.05, kernel: Kernel | None = None) -> Precision:
     """The precision that answers one user soonest here: each is timed on one row against a matrix of 16 MB.
 
     A coarser one has to be a quarter faster to be worth its loss.
@@ -102,6 +122,8 @@ def fastest_alone(seconds: float = 0.05) -> Precision:
     for precision in PRECISIONS:
         plain = nn.Linear(512, 8192, bias=False).requires_grad_(False)
         layer = _packed(plain.to(_stream(precision)), precision)
+        if isinstance(layer, Int8Linear):
+            layer.kernel = kernel
         row_MI = torch.randn(1, 512).to(_stream(precision))
         took = _shortest(layer, row_MI, seconds)
         if took < 0.8 * best[1]:

@@ -17,6 +17,7 @@ from klype.model.rope import rope_table, rotate
 if TYPE_CHECKING:
     from klype.model.cache import Cache
     from klype.model.cached_attention import Pass
+    from klype.model.native import Stepper
 
 
 class Transformer(nn.Module):
@@ -45,6 +46,7 @@ class Transformer(nn.Module):
         cos, sin = rope_table(config) if config.rope_theta else (torch.empty(0), torch.empty(0))
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
+        self.stepper: Stepper | None = None  # what computes few tokens at a time, where something does
 
     def hidden(self, tokens_BT: Tensor, cache: Cache | None = None, document_BT: Tensor | None = None) -> Tensor:
         """States after the last norm, [B, T, D].
@@ -82,6 +84,8 @@ class Transformer(nn.Module):
         return self.unembed(self.hidden(tokens_BT, cache, document_BT))
 
     def _cached(self, x_BTD: Tensor, cache: Cache) -> Tensor:
+        if self.stepper is not None and self.stepper.takes(cache, x_BTD.shape[1]):
+            return self.stepper.hidden(x_BTD, cache)
         step = cache.begin(x_BTD.shape[1])
         rope = (self.cos[step.positions], self.sin[step.positions]) if self.config.rope_theta else None
         for index, layer in enumerate(self.layers):

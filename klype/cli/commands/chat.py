@@ -12,6 +12,7 @@ from klype.errors import KlypeError
 
 if TYPE_CHECKING:
     from klype.cli.model import Opened
+    from klype.cli.speculating import Guessing
     from klype.text.chat import Message
     from klype.values import Sampling, Trace
 
@@ -22,6 +23,7 @@ def command(
     top_p: o.TopP = 1.0,
     limit: o.Limit = 128,
     precision: o.Precision = "float32",
+    speculate: o.SpeculateChat = None,
     sure: o.Sure = False,
     seed: o.Seed = 0,
     out: o.OutFile = None,
@@ -40,6 +42,10 @@ def command(
     room(opened, opened.prompt([{"role": "user", "content": ""}]), limit)
     talk = Talk(terminal, opened, sampling, limit, seed)
     talk.sure = sure
+    if speculate is not None:
+        from klype.cli.speculating import Guessing
+
+        talk.guessing = Guessing(opened, speculate)
     terminal.say("chat.hello", name=model)
     for line in _lines(terminal):
         if not talk.take(line):
@@ -59,6 +65,8 @@ class Talk:
         self.messages: list[Message] = []
         self.traces: list[Trace] = []
         self.sure = False
+        self.guessing: Guessing | None = None
+        self.guesses: list[dict[str, Any]] = []
         self.certainties: list[dict[str, Any]] = []
         self._told = 0
         self._answers = 0
@@ -95,8 +103,10 @@ class Talk:
 
     def document(self) -> dict[str, Any]:
         certain = {"sure": self.certainties} if self.sure else {}
+        guesses = {"speculation": self.guesses} if self.guessing is not None else {}
         return {
             **certain,
+            **guesses,
             "messages": list(self.messages),
             "tokens": sum(len(trace.steps) for trace in self.traces),
             "passes": sum(trace.passes for trace in self.traces),
@@ -129,7 +139,8 @@ class Talk:
         self._answers += 1
         said = ""
         try:
-            for piece, trace in stream(self.opened, request):
+            pieces = stream(self.opened, request) if self.guessing is None else self.guessing.stream(request)
+            for piece, trace in pieces:
                 said += piece
                 self._print(piece)
                 if trace is not None:
@@ -137,12 +148,28 @@ class Talk:
                     self._print("\n")
                     if trace.ended == "length":
                         self.terminal.say("chat.cut", limit=limit)
+                    self._tell_guesses()
                     if self.sure:
                         self._tell_sure(prompt, trace, limit)
         except KeyboardInterrupt:
             self._print("\n")
             self.terminal.say("chat.stopped")
         self.messages.append({"role": "assistant", "content": said})
+
+    def _tell_guesses(self) -> None:
+        from klype.words import number, percent
+
+        if self.guessing is None:
+            return
+        found = self.guessing.document()
+        self.guesses.append(found)
+        if found["tokens_per_pass"] is not None:
+            self.terminal.say(
+                "chat.guessed",
+                draft=found["draft"],
+                alpha="–" if found["alpha"] is None else percent(found["alpha"], self.terminal.lang),
+                tokens=number(found["tokens_per_pass"], self.terminal.lang, 2),
+            )
 
     def _tell_sure(self, prompt: list[int], trace: Trace, limit: int) -> None:
         from dataclasses import replace

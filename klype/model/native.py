@@ -1,0 +1,195 @@
+"""A pass over a few tokens of an int8 model in one call of C (``step.c``), compiled once for the machine at hand.
+
+torch's own way through a model of 8 bits is some 5,000 calls a token; with a C compiler there is one. Nobody needs it:
+where there is none, or where a model's shape does not suit, torch computes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from klype.model.cache import Cache
+    from klype.model.config import ModelConfig
+    from klype.model.transformer import Transformer
+
+SOURCE = Path(__file__).with_name("step.c")
+COMPILERS = ("cc", "gcc", "clang")
+TUNED = (("-march=native", "-fopenmp"), ("-mcpu=native", "-fopenmp"), ("-fopenmp",), ("-march=native",), ())
+"""The processor's own instructions and threads, as far as this compiler knows them."""
+FLAGS = ("-O3", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
+FEW = 16
+"""Up to this many tokens a pass, C is as fast as torch or faster."""
+WIDTH = 16
+"""All of a model's widths must be multiples of this."""
+
+
+class Matrix(ctypes.Structure):
+    """step.c: Matrix."""
+
+    _fields_ = (
+        ("weight", ctypes.c_void_p),
+        ("scale", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("rows", ctypes.c_int64),
+        ("columns", ctypes.c_int64),
+    )
+
+
+class LayerFields(ctypes.Structure):
+    """step.c: Layer."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("attention_norm", "mlp_norm", "q_norm", "k_norm")),
+        *((name, Matrix) for name in ("qkv", "out", "gate_up", "down")),
+        *((name, ctypes.c_void_p) for name in ("keys", "values")),
+    )
+
+
+class ModelFields(ctypes.Structure):
+    """step.c: Model."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("layers", "norm", "cos", "sin")),
+        *((name, ctypes.c_int64) for name in ("layers_count", "width", "heads", "kv_heads", "head_dim", "hidden")),
+        ("positions", ctypes.c_int64),
+        ("norm_eps", ctypes.c_float),
+    )
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What was compiled."""
+
+    library: ctypes.CDLL
+
+    def product(self, matrix: Matrix, x_MI: Tensor, out_MO: Tensor) -> None:
+        """float32 rows times one matrix, into ``out_MO``."""
+        threads, M = torch.get_num_threads(), len(x_MI)
+        pointers = (_pointer(x_MI), _pointer(out_MO))
+        if self.library.klype_product(ctypes.byref(matrix), *pointers, ctypes.c_int64(M), ctypes.c_int(threads)):
+            raise MemoryError
+
+
+def kernel(folder: Path, announce: Callable[[], None] = lambda: None) -> Kernel | None:
+    """Compiled now, or before: it is kept in ``folder``, for these instructions of the processor and this source.
+
+    None where there is no C compiler, or no place to keep it that is the user's alone. ``announce`` is called before
+    a compilation.
+    """
+    compiler = next((found for name in COMPILERS if (found := shutil.which(name))), None)
+    if compiler is None or sys.platform == "win32":
+        return None
+    about = (SOURCE.read_text(encoding="utf-8"), compiler, *FLAGS, platform.platform(), _instructions())
+    file = folder / f"step-{hashlib.sha256(repr(about).encode()).hexdigest()[:16]}.so"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not _mine(folder):
+            return None
+        if not file.is_file():
+            announce()
+            _compile(compiler, file)
+        return Kernel(ctypes.CDLL(str(file))) if _mine(file) else None
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _compile(compiler: str, file: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=file.parent) as beside:
+        new = Path(beside) / file.name
+        for tuned in TUNED:
+            command = [compiler, *FLAGS, *tuned, str(SOURCE), "-o", str(new), "-lm"]
+            if subprocess.run(command, capture_output=True, timeout=120, check=False).returncode == 0:
+                break
+        else:
+            raise subprocess.SubprocessError
+        new.replace(file)
+
+
+def _mine(path: Path) -> bool:
+    """Whether nobody else can have written it."""
+    about = path.stat()
+    return about.st_uid == os.getuid() and not about.st_mode & 0o022
+
+
+def _instructions() -> str:
+    """What the processor can do: a home folder may be shared by machines."""
+    if sys.platform != "linux":
+        return platform.processor()
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+
+
+def suits(config: ModelConfig) -> bool:
+    """A convolution, or widths that are no multiples of 16, go through torch."""
+    return not config.conv and not any(size % WIDTH for size in (config.width, config.head_dim, config.hidden))
+
+
+class Stepper:
+    """A packed int8 model's passes over at most ``FEW`` tokens, of rows that have nothing on shelves."""
+
+    def __init__(self, model: Transformer, kernel: Kernel) -> None:
+        self.kernel = kernel
+        self.config = model.config
+        c, rotated = model.config, model.config.rope_theta > 0
+        self.layers = (LayerFields * c.layers)()
+        for fields, layer in zip(self.layers, model.layers, strict=True):
+            for name in ("attention_norm", "mlp_norm", "q_norm", "k_norm"):
+                norm = getattr(layer, name)
+                setattr(fields, name, None if norm is None else norm.weight.data_ptr())
+            for name in ("qkv", "out", "gate_up", "down"):
+                setattr(fields, name, getattr(layer, name).fields)
+        self.fields = ModelFields(
+            layers=ctypes.addressof(self.layers),
+            norm=model.norm.weight.data_ptr(),
+            cos=model.cos.data_ptr() if rotated else None,
+            sin=model.sin.data_ptr() if rotated else None,
+            layers_count=c.layers,
+            width=c.width,
+            heads=c.heads,
+            kv_heads=c.kv_heads,
+            head_dim=c.head_dim,
+            hidden=c.hidden,
+            norm_eps=c.norm_eps,
+        )
+
+    def takes(self, cache: Cache, T: int) -> bool:
+        """Whether T more tokens a row are few enough, and inside the window."""
+        few = 0 < T * cache.rows <= FEW and not cache.shared.any()
+        return few and bool(cache.lengths.max() + T <= self.config.window)
+
+    def hidden(self, x_BTD: Tensor, cache: Cache) -> Tensor:
+        """States after the last norm, [B, T, D], of embeddings, which are overwritten; the rows are T longer then."""
+        B, T, _ = x_BTD.shape
+        x_BTD = x_BTD.contiguous()
+        positions_BT = cache.extend(T)
+        rows_BT = torch.arange(B)[:, None].expand(B, T).contiguous()
+        for fields, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
+            fields.keys, fields.values = keys.data_ptr(), values.data_ptr()
+        self.fields.positions = cache.keys[0].shape[2]
+        out_BTD = torch.empty_like(x_BTD)
+        pointers = [_pointer(tensor) for tensor in (x_BTD, out_BTD, rows_BT, positions_BT)]
+        threads = ctypes.c_int(torch.get_num_threads())
+        run = self.kernel.library.klype_pass
+        if run(ctypes.byref(self.fields), *pointers, ctypes.c_int64(B * T), threads):
+            raise MemoryError
+        return out_BTD
+
+
+def _pointer(tensor: Tensor) -> ctypes.c_void_p:
+    assert tensor.is_contiguous()
+    return ctypes.c_void_p(tensor.data_ptr())

@@ -1,0 +1,313 @@
+/* A decoder's pass over a few new tokens, 8-bit matrices and 32-bit everything else: klype.model.native builds it.
+ *
+ * Every token has a row of the cache and a position in it; the row's keys and values up to there are read, its own
+ * are stored. Threads are OpenMP's, which torch computes with too (two pools would wait for each other's cores), but
+ * meet in a way of their own, five times a layer: OpenMP's may be told to sleep, which takes longer than the work. Shapes: M tokens, D width, H query heads, G key
+ * heads, K head width, F hidden width, S positions of the cache. All widths are multiples of 16. */
+#include <math.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define MOST 64    /* threads */
+#define TOGETHER 4 /* tokens that meet a matrix's rows at once */
+#define PATIENCE 2000 /* looks before a waiting thread gives its core to others */
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#define W 16
+#define WIDENED(w) ((Vec)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(w)))))
+#elif defined(__AVX2__)
+#include <immintrin.h>
+#define W 8
+#define WIDENED(w) ((Vec)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(w)))))
+#else
+#define W 8
+typedef int8_t Bytes __attribute__((vector_size(W), aligned(1), may_alias));
+#define WIDENED(w) __builtin_convertvector(*(const Bytes *)(w), Vec)
+#endif
+
+typedef float Vec __attribute__((vector_size(4 * W)));
+typedef float Loose __attribute__((vector_size(4 * W), aligned(4), may_alias)); /* at any address */
+
+typedef struct {
+    const int8_t *weight; /* [out, in] */
+    const float *scale;   /* [out] */
+    const float *bias;    /* [out] or NULL */
+    int64_t out, in;
+} Matrix;
+
+typedef struct {
+    const float *attention_norm, *mlp_norm, *q_norm, *k_norm; /* the last two may be NULL */
+    Matrix qkv, down_from_heads, gate_up, down;
+    float *keys, *values; /* [rows, G, S, K] */
+} Layer;
+
+typedef struct {
+    const Layer *layers;
+    const float *norm, *cos, *sin; /* cos and sin [window, K], or NULL: no rotation */
+    int64_t count, D, H, G, K, F, S;
+    float eps;
+} Model;
+
+typedef struct {
+    const Model *model;
+    const Matrix *matrix;
+    const float *in;
+    float *x, *heads, *mixed, *hidden; /* [M, D], [M, H*K], [M, H*K], [M, F] */
+    float *out;
+    const int64_t *rows, *positions;
+    int64_t M, scratch;
+    _Atomic int arrived, phase;
+} Job;
+
+typedef struct {
+    Job *job;
+    int id, threads;
+    float *own; /* a thread's scratch: normed [M, D], then scores or gates */
+} Part;
+
+static void relax(int *waited) {
+    if (++*waited > PATIENCE) sched_yield();
+#if defined(__x86_64__) || defined(__i386__)
+    else __builtin_ia32_pause();
+#endif
+}
+
+static void meet(const Part *p) {
+    Job *job = p->job;
+    int phase = atomic_load(&job->phase), waited = 0;
+    if (atomic_fetch_add(&job->arrived, 1) + 1 == p->threads) {
+        atomic_store(&job->arrived, 0);
+        atomic_store(&job->phase, phase + 1);
+    } else
+        while (atomic_load(&job->phase) == phase) relax(&waited);
+}
+
+static float total(Vec v) {
+    float sum = 0;
+    for (int i = 0; i < W; i++) sum += v[i];
+    return sum;
+}
+
+static inline Vec load(const float *x) { return *(const Loose *)x; }
+
+static float dot(const float *a, const float *b, int64_t n) {
+    Vec sum = {0};
+    for (int64_t i = 0; i < n; i += W) sum += load(a + i) * load(b + i);
+    return total(sum);
+}
+
+/* e^x to 2e-7, in steps that a compiler makes vectors of: 2^n times a Taylor series within half a factor of 2. */
+static inline float exponential(float x) {
+    x = x < -87.f ? -87.f : x > 88.f ? 88.f : x; /* a NaN stays one */
+    float n = rintf(x * 1.44269504f), r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    float y = 1.f + r * (1.f + r * (1.f / 2 + r * (1.f / 6 + r * (1.f / 24 + r * (1.f / 120 + r / 720)))));
+    union { int32_t i; float f; } power = {((int32_t)n + 127) << 23};
+    return y * power.f;
+}
+
+/* R rows of a matrix times T tokens: sums [T, R]. R and T are constants where it is called, so all stays in registers. */
+static inline __attribute__((always_inline)) void tile(
+    const int8_t *w, const float *x, int64_t in, const int R, const int T, float *sums) {
+    Vec sum[8 * TOGETHER];
+#pragma GCC unroll 16
+    for (int i = 0; i < R * T; i++) sum[i] = (Vec){0};
+    for (int64_t k = 0; k < in; k += W)
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++) {
+            Vec wide = WIDENED(w + r * in + k);
+#pragma GCC unroll 4
+            for (int t = 0; t < T; t++) sum[t * R + r] += wide * load(x + t * in + k);
+        }
+#pragma GCC unroll 16
+    for (int i = 0; i < R * T; i++) sums[i] = total(sum[i]);
+}
+
+/* out[m, o - from] of rows from..to, scaled, with bias; ``stride`` between tokens of out. */
+static void product(const Matrix *m, const float *x, int64_t M, int64_t from, int64_t to, float *out, int64_t stride) {
+    float sums[8 * TOGETHER];
+    for (int64_t o = from; o < to;) {
+        int64_t R = to - o >= 8 ? 8 : 1;
+        const int8_t *w = m->weight + o * m->in;
+        for (int64_t t = 0; t < M;) {
+            int64_t T = M - t >= TOGETHER && R == 8 ? TOGETHER : 1;
+            const float *in = x + t * m->in;
+            if (T == TOGETHER) {
+                tile(w, in, m->in, 4, TOGETHER, sums);
+                tile(w + 4 * m->in, in, m->in, 4, TOGETHER, sums + 4 * TOGETHER);
+                for (int i = 0; i < TOGETHER; i++)
+                    for (int r = 0; r < 8; r++)
+                        out[(t + i) * stride + o - from + r] = sums[r / 4 * 4 * TOGETHER + i * 4 + r % 4];
+            } else {
+                if (R == 8) tile(w, in, m->in, 8, 1, sums);
+                else tile(w, in, m->in, 1, 1, sums);
+                for (int r = 0; r < R; r++) out[t * stride + o - from + r] = sums[r];
+            }
+            for (int64_t i = t; i < t + T; i++)
+                for (int64_t r = 0; r < R; r++) {
+                    float *y = out + i * stride + o - from + r;
+                    *y = *y * m->scale[o + r] + (m->bias ? m->bias[o + r] : 0);
+                }
+            t += T;
+        }
+        o += R;
+    }
+}
+
+static void normed(const float *x, const float *gain, float *out, int64_t n, float eps) {
+    float by = 1.f / sqrtf(dot(x, x, n) / n + eps);
+    for (int64_t i = 0; i < n; i++) out[i] = x[i] * by * gain[i];
+}
+
+static void all_normed(const Job *job, const float *gain, float *out) {
+    int64_t D = job->model->D;
+    for (int64_t t = 0; t < job->M; t++) normed(job->x + t * D, gain, out + t * D, D, job->model->eps);
+}
+
+static void rotate(float *x, const float *cos, const float *sin, int64_t K) {
+    for (int64_t i = 0, j = K / 2; j < K; i++, j++) {
+        float a = x[i], b = x[j];
+        x[i] = a * cos[i] + b * sin[i];
+        x[j] = b * cos[j] + a * sin[j];
+    }
+}
+
+/* A share of 0..n in whole units. */
+static int64_t border(int64_t n, int64_t unit, int id, int threads) {
+    int64_t units = (n + unit - 1) / unit, at = units * id / threads * unit;
+    return at < n ? at : n;
+}
+
+/* Queries to heads [M, H*K], keys and values to the cache, each head by one thread. */
+static void read_heads(Part *p, const Layer *l) {
+    Job *job = p->job;
+    const Model *c = job->model;
+    int64_t K = c->K, D = c->D, M = job->M, heads = c->H + 2 * c->G;
+    float *own = p->own, *out = own + M * D;
+    all_normed(job, l->attention_norm, own);
+    for (int64_t h = heads * p->id / p->threads; h < heads * (p->id + 1) / p->threads; h++) {
+        product(&l->qkv, own, M, h * K, (h + 1) * K, out, K);
+        const float *gain = h < c->H ? l->q_norm : h < c->H + c->G ? l->k_norm : NULL;
+        for (int64_t t = 0; t < M; t++) {
+            float *head = out + t * K;
+            int64_t at = job->positions[t], g = h - c->H;
+            if (gain) normed(head, gain, head, K, c->eps);
+            if (h < c->H + c->G && c->cos) rotate(head, c->cos + at * K, c->sin + at * K, K);
+            float *to = h < c->H ? job->heads + (t * c->H + h) * K
+                : g < c->G ? l->keys + ((job->rows[t] * c->G + g) * c->S + at) * K
+                           : l->values + ((job->rows[t] * c->G + g - c->G) * c->S + at) * K;
+            memcpy(to, head, K * sizeof(float));
+        }
+    }
+}
+
+static void attend(Part *p, const Layer *l, int64_t t, int64_t h) {
+    Job *job = p->job;
+    const Model *c = job->model;
+    int64_t K = c->K, n = job->positions[t] + 1, past = (job->rows[t] * c->G + h * c->G / c->H) * c->S * K;
+    const float *q = job->heads + (t * c->H + h) * K, *keys = l->keys + past, *values = l->values + past;
+    float *scores = p->own, *out = job->mixed + (t * c->H + h) * K, most = -INFINITY, sum = 0, by = 1.f / sqrtf((float)K);
+    for (int64_t s = 0; s < n; s++) {
+        scores[s] = dot(q, keys + s * K, K) * by;
+        most = scores[s] > most ? scores[s] : most;
+    }
+    for (int64_t s = 0; s < n; s++) scores[s] = exponential(scores[s] - most);
+    for (int64_t s = 0; s < n; s++) sum += scores[s];
+    memset(out, 0, K * sizeof(float));
+    for (int64_t s = 0; s < n; s++)
+        for (int64_t k = 0; k < K; k++) out[k] += scores[s] * values[s * K + k];
+    for (int64_t k = 0; k < K; k++) out[k] /= sum;
+}
+
+static void add_product(Part *p, const Matrix *m, const float *in) {
+    Job *job = p->job;
+    int64_t from = border(m->out, 8, p->id, p->threads), to = border(m->out, 8, p->id + 1, p->threads);
+    product(m, in, job->M, from, to, p->own, to - from);
+    for (int64_t t = 0; t < job->M; t++)
+        for (int64_t o = from; o < to; o++) job->x[t * m->out + o] += p->own[t * (to - from) + o - from];
+}
+
+static void gated(Part *p, const Layer *l) {
+    Job *job = p->job;
+    int64_t D = job->model->D, F = job->model->F, M = job->M;
+    int64_t from = border(F, 8, p->id, p->threads), to = border(F, 8, p->id + 1, p->threads), n = to - from;
+    float *own = p->own, *gate = own + M * D, *up = gate + M * n;
+    all_normed(job, l->mlp_norm, own);
+    product(&l->gate_up, own, M, from, to, gate, n);
+    product(&l->gate_up, own, M, F + from, F + to, up, n);
+    for (int64_t t = 0; t < M; t++)
+        for (int64_t i = 0; i < n; i++) {
+            float g = gate[t * n + i];
+            job->hidden[t * F + from + i] = g / (1.f + exponential(-g)) * up[t * n + i];
+        }
+}
+
+static void through_layers(Part *p) {
+    Job *job = p->job;
+    const Model *c = job->model;
+    for (const Layer *l = c->layers; l < c->layers + c->count; l++) {
+        read_heads(p, l);
+        meet(p);
+        for (int64_t i = p->id; i < job->M * c->H; i += p->threads) attend(p, l, i / c->H, i % c->H);
+        meet(p);
+        add_product(p, &l->down_from_heads, job->mixed);
+        meet(p);
+        gated(p, l);
+        meet(p);
+        add_product(p, &l->down, job->hidden);
+        meet(p);
+    }
+    if (p->id == 0) all_normed(job, c->norm, job->out);
+}
+
+static void through_matrix(Part *p) {
+    Job *job = p->job;
+    const Matrix *m = job->matrix;
+    int64_t from = border(m->out, 8, p->id, p->threads), to = border(m->out, 8, p->id + 1, p->threads);
+    product(m, job->in, job->M, from, to, job->out + from, m->out);
+}
+
+static int run(Job *job, int threads) {
+    threads = threads < 1 ? 1 : threads > MOST ? MOST : threads;
+    float *own = aligned_alloc(64, (size_t)(job->scratch * threads) * sizeof(float));
+    if (!own) return 1;
+#pragma omp parallel num_threads(threads)
+    {
+#ifdef _OPENMP
+        Part part = {job, omp_get_thread_num(), omp_get_num_threads(), own + omp_get_thread_num() * job->scratch};
+#else
+        Part part = {job, 0, 1, own};
+#endif
+        if (job->model) through_layers(&part);
+        else through_matrix(&part);
+    }
+    free(own);
+    return 0;
+}
+
+/* x [M, D] are embeddings and are overwritten; out [M, D] the states after the last norm. 1: no memory. */
+int klype_pass(const Model *c, float *x, float *out, const int64_t *rows, const int64_t *positions, int64_t M, int threads) {
+    int64_t longest = 0;
+    for (int64_t t = 0; t < M; t++) longest = positions[t] >= longest ? positions[t] + 1 : longest;
+    int64_t widest = M * (c->D + (c->K > 2 * c->F ? c->K : 2 * c->F));
+    Job job = {.model = c, .x = x, .out = out, .rows = rows, .positions = positions, .M = M};
+    job.scratch = ((widest > longest ? widest : longest) + 15) / 16 * 16;
+    float *between = aligned_alloc(64, (size_t)(M * (2 * c->H * c->K + c->F)) * sizeof(float));
+    if (!between) return 1;
+    job.heads = between, job.mixed = between + M * c->H * c->K, job.hidden = job.mixed + M * c->H * c->K;
+    int failed = run(&job, threads);
+    free(between);
+    return failed;
+}
+
+/* out [M, out] = in [M, in] times the matrix. */
+int klype_product(const Matrix *m, const float *in, float *out, int64_t M, int threads) {
+    Job job = {.matrix = m, .in = in, .out = out, .M = M, .scratch = 16};
+    return run(&job, threads);
+}

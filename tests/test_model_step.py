@@ -1,0 +1,153 @@
+"""The compiled pass = torch's: the same states, the same cache, one token or several, one row or several."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from klype.engine.engine import Engine
+from klype.model import native
+from klype.model.cache import Cache
+from klype.model.native import FEW, Kernel, kernel, suits
+from klype.model.packed import Int8Linear, pack
+from klype.model.transformer import Transformer
+from klype.values import Request, Sampling
+from tests.toys import toy
+
+WIDE = {"width": 64, "hidden": 96, "heads": 4, "head_dim": 16, "window": 64, "vocab_size": 61}
+SHAPES = {
+    "llama": {},
+    "grouped": {"kv_heads": 2},
+    "qwen": {"kv_heads": 1, "qkv_bias": True, "qk_norm": True, "head_dim": 32},
+    "unrotated": {"rope_theta": 0.0, "heads": 2, "head_dim": 48},
+}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Kernel:
+    found = kernel(tmp_path_factory.mktemp("kernel"))
+    if found is None:
+        pytest.skip("there is no C compiler here")
+    return found
+
+
+def pair(shape: str, compiled: Kernel, **changes: int) -> tuple[Transformer, Transformer]:
+    """The 8-bit model in C, and the numbers it stands for in plain float32."""
+    fields = {**WIDE, **SHAPES[shape], **changes}
+    exact, packed = toy("llama", **fields), pack(toy("llama", **fields), "int8", compiled)
+    with torch.no_grad():
+        for ours, theirs in zip([*packed.layers, packed], [*exact.layers, exact], strict=True):
+            for name, part in ours.named_children():
+                if isinstance(part, Int8Linear):
+                    getattr(theirs, name).weight.copy_(part.matrix.float() * part.scale.float()[:, None])
+                    if part.bias is not None:
+                        getattr(theirs, name).bias.copy_(part.bias.float())
+    assert packed.stepper is not None
+    return packed, exact
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("shape", SHAPES)
+@torch.inference_mode()
+def test_c_computes_what_float32_does_with_the_same_numbers(shape: str, threads: int, compiled: Kernel) -> None:
+    packed, exact = pair(shape, compiled)
+    ours, theirs = Cache(packed.config, 1), Cache(exact.config, 1)
+    tokens_1T = torch.randint(0, 61, (1, 45), generator=torch.Generator().manual_seed(2))
+    torch.set_num_threads(threads)
+    for T in (1, 2, 4, 5, 7, 16, 1, 9):  # every way of tiling
+        done = int(ours.lengths[0])
+        fed = tokens_1T[:, done : done + T]
+        torch.testing.assert_close(packed(fed, ours), exact(fed, theirs), atol=2e-4, rtol=2e-4)
+        for mine, plain in zip((*ours.keys, *ours.values), (*theirs.keys, *theirs.values), strict=True):
+            torch.testing.assert_close(mine[:, :, : done + T], plain[:, :, : done + T], atol=1e-4, rtol=1e-4)
+    assert ours.lengths.tolist() == theirs.lengths.tolist() == [45]
+
+
+@torch.inference_mode()
+def test_rows_of_different_lengths_go_together(compiled: Kernel) -> None:
+    packed, exact = pair("grouped", compiled)
+    rows = [[3, 1, 4], [1, 5, 9, 2, 6], [58]]
+    ours, theirs = Cache(packed.config, 3), Cache(exact.config, 3)
+    longest = max(map(len, rows))
+    fed = torch.tensor([[*row, *(0,) * (longest - len(row))] for row in rows])
+    for model, cache in ((packed, ours), (exact, theirs)):
+        model.hidden(fed, cache)
+        cache.truncate([len(row) for row in rows])
+    after = torch.tensor([[7], [8], [9]])
+    torch.testing.assert_close(packed(after, ours), exact(after, theirs), atol=2e-4, rtol=2e-4)
+
+
+@torch.inference_mode()
+def test_c_and_torch_agree_to_the_rounding_of_bfloat16(compiled: Kernel) -> None:
+    packed, exact = pair("llama", compiled)
+    torchs = pack(toy("llama", **WIDE), "int8")
+    fed = torch.randint(0, 61, (2, 8), generator=torch.Generator().manual_seed(3))
+    mine, plain = packed(fed, Cache(packed.config, 2)), torchs(fed, Cache(torchs.config, 2))
+    wanted = exact(fed)
+    assert (mine - wanted).abs().max() < 1e-3
+    assert (plain - wanted).abs().max() < 0.02 * wanted.abs().max()
+    assert (mine - plain).abs().max() < 0.02 * wanted.abs().max()
+
+
+@torch.inference_mode()
+def test_damaged_weights_give_no_numbers_rather_than_wrong_ones(compiled: Kernel) -> None:
+    packed, _ = pair("llama", compiled)
+    packed.layers[0].mlp_norm.weight[3] = float("nan")  # type: ignore[union-attr, index, operator]
+    assert packed(torch.tensor([[1]]), Cache(packed.config, 1)).isnan().all()
+
+
+def test_answers_do_not_depend_on_their_company(compiled: Kernel) -> None:
+    packed, exact = pair("grouped", compiled)
+    prompts = [(3, 1, 4, 1, 5), (9, 2, 6), (5, 3, 5, 8, 9, 7, 9)]
+    asked = [Request(prompt, n=2, limit=12 + 5 * i, sampling=Sampling()) for i, prompt in enumerate(prompts)]
+    together = Engine(packed).run(asked)
+    alone = [Engine(packed).run([request])[0] for request in asked]
+    plain = Engine(exact).run(asked)
+    words = [[[trace.tokens for trace in traces] for traces in way] for way in (together, alone, plain)]
+    assert words[0] == words[1] == words[2]
+
+
+@torch.inference_mode()
+def test_what_does_not_suit_goes_through_torch(compiled: Kernel) -> None:
+    for fields in ({"conv": 3, "rope_theta": 0.0}, {"hidden": 40}):
+        model = pack(toy("llama", **{**WIDE, **fields}), "int8", compiled)
+        assert not suits(model.config)
+        assert model.stepper is None
+        model(torch.tensor([[1, 2, 3]]), Cache(model.config, 1))
+    packed, _ = pair("llama", compiled)
+    assert packed.stepper is not None
+    cache = Cache(packed.config, 1)
+    assert not packed.stepper.takes(cache, FEW + 1)
+    cache.lengths = np.array([packed.config.window - 1])
+    assert packed.stepper.takes(cache, 1)
+    assert not packed.stepper.takes(cache, 2)
+
+
+def test_it_is_compiled_once_and_told_before(tmp_path: Path, compiled: Kernel) -> None:
+    told: list[str] = []
+    for _ in range(2):
+        assert kernel(tmp_path / "new", lambda: told.append("now")) is not None
+    assert told == ["now"]
+    assert (tmp_path / "new").stat().st_mode & 0o077 == 0
+
+
+def test_without_a_compiler_or_a_place_of_ones_own_there_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: Kernel
+) -> None:
+    tmp_path.chmod(0o777)  # anybody could have put a library there
+    assert kernel(tmp_path) is None
+    tmp_path.chmod(0o700)
+    (tmp_path / "file").write_text("")
+    assert kernel(tmp_path / "file") is None
+    monkeypatch.setattr(native, "FLAGS", ("--no-such-flag",))
+    assert kernel(tmp_path) is None
+    monkeypatch.setenv("PATH", "")
+    assert kernel(tmp_path) is None
