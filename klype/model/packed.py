@@ -102,8 +102,9 @@ def pack(model: Transformer, precision: Precision, kernel: Kernel | None = None)
                 if isinstance(part, nn.Linear):
                     setattr(parent, name, _packed(part, precision))
     if kernel is not None and precision == "int8" and native.suits(model.config):
-        assert isinstance(model.head, Int8Linear)
-        model.head.kernel = kernel
+        head: nn.Module = model.head
+        assert isinstance(head, Int8Linear)
+        head.kernel = kernel
         model.stepper = Stepper(model, kernel)
     return model
 

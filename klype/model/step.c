@@ -89,10 +89,14 @@ static void meet(const Part *p) {
         while (atomic_load(&job->phase) == phase) relax(&waited);
 }
 
-static float total(Vec v) {
-    float sum = 0;
-    for (int i = 0; i < W; i++) sum += v[i];
-    return sum;
+static inline float total(Vec v) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_ps((__m512)v);
+#else
+    for (int half = W / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) v[i] += v[i + half];
+    return v[0];
+#endif
 }
 
 static inline Vec load(const float *x) { return *(const Loose *)x; }
