@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from klype.device import set_threads
 from klype.engine.engine import Event
@@ -24,6 +25,7 @@ from klype.studio.studio import Studio
 from klype.values import Distribution, Question, Request, Step, Trace
 from tests.serve_toys import served
 from tests.studio_toys import Asked, model
+from tests.toys import bigram
 
 HOSTILE = [
     b"<script>window.hacked=1</script>",
@@ -100,10 +102,13 @@ def scripted(name: str, pieces: Sequence[bytes]) -> Model:
 def run_folder(folder: Path) -> Path:
     """A run with one finished stage and questions, as ``klype examine`` reads it."""
     toy = served("toy", 3)
+    tokenizer = toy.tokenizer
+    logits_VV = torch.randn(tokenizer.vocab_size, tokenizer.vocab_size, generator=torch.Generator().manual_seed(3))
+    logits_VV[:, tokenizer.end] += 6  # answers of a few words
     (folder / "run.json").write_text(json.dumps({"recipe": "toy", "settings": {"kind": "text"}}))
     rows = [{"id": f"q{i}", "question": f"hvor gikk hun {i}?", "answers": ["hun gikk en tur"]} for i in range(10)]
     (folder / "questions.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
-    checkpoint.save(folder / "finetune", toy.source.engine.model, toy.tokenizer, {"stage": "finetune"})
+    checkpoint.save(folder / "finetune", bigram(logits_VV), tokenizer, {"stage": "finetune"})
     return folder / "finetune"
 
 
@@ -112,7 +117,7 @@ def main() -> None:
     home = Path(sys.argv[1])
     (home / "run").mkdir()
     toy = replace(model("toy/align", 3), address=str(run_folder(home / "run")))
-    models = [scripted("hostile", HOSTILE), scripted("long", LONG), toy]
+    models = [scripted("hostile", HOSTILE), scripted("short", HOSTILE[:-1]), scripted("long", LONG), toy]
     asked = {"en": ["hvor gikk hun?"], "nb": ["hvor gikk hun?"]}
     studio = Studio(models, home, [sys.executable, "-m", "klype"], asked)
     socket, rules = listen("127.0.0.1", 0), Rules()

@@ -92,7 +92,7 @@ class Visitor:
 
     def ask(self, question: str, *models: str) -> None:
         """On the answer page: exactly these models."""
-        for box in self.page.locator(".k-check:has(input)").all()[:3]:
+        for box in self.page.locator(".k-models .k-check").all():
             box.locator("input").set_checked(box.inner_text().strip() in models)
         self.page.locator("textarea").first.fill(question)
         self.page.keyboard.press("Enter")
@@ -109,13 +109,13 @@ def fill(visitor: Visitor, name: str) -> None:
     if name == "answer":
         visitor.ask("hvor gikk hun?", "toy/align", "hostile")
         page.locator(".k-said .k-tok").first.click()
-        page.wait_for_selector(".k-side svg path")
+        page.wait_for_selector(".k-side svg")
     if name == "paths":
         page.locator("textarea").first.fill("hvor gikk hun?")
         page.keyboard.press("Enter")
         page.wait_for_selector(".k-chart svg >> nth=1", timeout=30_000)
     if name == "divergence":
-        page.wait_for_selector(".k-chart svg path")
+        page.wait_for_selector(".k-chart svg")
         for slider in page.locator("input[type=range]").all()[3:5]:
             slider.focus()
             page.keyboard.press("Home")
@@ -172,7 +172,7 @@ def test_a_hostile_answer_is_only_text(browser: Any, base: str) -> None:
     assert page.locator("main script, main img").count() == 0
     assert page.evaluate("document.documentElement.scrollWidth") <= 1440
     page.goto(base + "/paths")
-    page.locator("select").select_option("hostile")
+    page.locator("select").select_option("short")
     page.locator("textarea").first.fill("<script>window.hacked=6</script>")
     page.keyboard.press("Enter")
     page.wait_for_selector(".k-chart svg >> nth=1", timeout=30_000)
@@ -264,7 +264,7 @@ def test_language_and_theme_are_switched_and_kept(browser: Any, base: str) -> No
 def test_pictures_and_data_can_be_saved(browser: Any, base: str, tmp_path: Path) -> None:
     visitor = Visitor(browser, base)
     page = visitor.go("/divergence")
-    page.wait_for_selector(".k-chart svg path")
+    page.wait_for_selector(".k-chart svg")
     for kind, begins in (("CSV", b"\xef\xbb\xbfwords,"), ("JSON", b'{\n "name": "formula"'), ("PNG", b"\x89PNG")):
         with page.expect_download() as download:
             page.locator(".k-data button", has_text=kind).first.click()

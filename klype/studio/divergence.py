@@ -60,7 +60,7 @@ class View:
 
     def start(self) -> None:
         if self.order is not None and self.visit.studio.examinations.found(self.order) is None:
-            self.visit.studio.examinations.start(self.order)
+            self.visit.studio.examinations.start(self.order, self.visit.lang)
         self._look()
 
     def cancel(self) -> None:
@@ -116,6 +116,7 @@ class View:
             part, _, temperature = running.part.partition(" ")
             name = w(f"part_{part}") + (f", τ = {say.plain(float(temperature))}" if temperature else "")
             text = w("running", part=name, seconds=say.seconds(max(1.0, float(int(running.seconds)))))
+            text = f"{text} {say.text(running.plan)}".strip()
         else:
             text = w(running.state, why=say.text(running.why))
         self.note._text = text

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import re
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -13,14 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from klype.examine.examinee import ExamSettings
-
-PLANNED = re.compile(r"(\d[\d\s\u202f,.]*) s\.?$")
-
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What is examined: so many questions, answers to each, at these temperatures."""
+    """What is examined: so many questions, answers to each, at these temperatures; ``budget`` forward passes at most
+    (what is examined becomes less until it keeps to that)."""
 
     address: str
     identity: str
@@ -28,11 +24,12 @@ class Order:
     samples: int = 8
     temperatures: tuple[float, ...] = (0.0, 0.7, 1.0)
     limit: int = 32
+    budget: int = 200_000
 
     @property
     def key(self) -> str:
         """The same for the same weights and settings, so that nothing is computed twice."""
-        about = json.dumps([self.identity, self.questions, self.samples, self.temperatures, self.limit])
+        about = json.dumps([self.identity, self.questions, self.samples, self.temperatures, self.limit, self.budget])
         return hashlib.sha256(about.encode()).hexdigest()[:20]
 
     @property
@@ -45,12 +42,15 @@ class Order:
 
 @dataclass
 class Examination:
-    """``state``: running, done, failed or cancelled. ``part`` is what it does now; ``share`` of its parts are done."""
+    """``state``: running, done, failed or cancelled. ``part`` is what it does now; ``share`` of its parts are done;
+    ``plan``: what it costs, in the words of the command."""
 
     order: Order
     folder: Path
+    lang: str = "en"
     state: Literal["running", "done", "failed", "cancelled"] = "running"
     part: str = "plan"
+    plan: str = ""
     share: float = 0.0
     began: float = field(default_factory=time.monotonic)
     why: str = ""
@@ -64,6 +64,7 @@ class Examination:
 
     def hear(self, line: str) -> None:
         """A line of the command's progress."""
+        self.plan = self.plan or line
         self.told.append(line)
         for part in self.order.parts:
             if line.startswith(f"{part}:") and part not in self._seen:
@@ -89,12 +90,12 @@ class Examinations:
             return None
         return document if isinstance(document, dict) and "figures" in document else None
 
-    def start(self, order: Order) -> Examination:
+    def start(self, order: Order, lang: str = "en") -> Examination:
         """The one that runs already, or a new one: it goes on where an earlier one was stopped."""
         known = self.running.get(order.key)
         if known is not None and known.state == "running":
             return known
-        made = Examination(order, self.folder / order.key)
+        made = Examination(order, self.folder / order.key, lang)
         self.running[order.key] = made
         task = asyncio.get_running_loop().create_task(self._run(made))
         self._tasks.add(task)
@@ -111,17 +112,25 @@ class Examinations:
         for examination in self.running.values():
             self.cancel(examination)
 
-    def arguments(self, order: Order) -> list[str]:
+    def arguments(self, order: Order, lang: str = "en") -> list[str]:
         temperatures = ",".join(f"{t:g}" for t in order.temperatures)
-        return [*self.command, "examine", order.address, "--json", "--yes", "--most", str(order.questions),
-                "-n", str(order.samples), "--temperatures", temperatures, "--limit", str(order.limit),
-                "--out", str(self.folder / order.key)]  # fmt: skip
+        options = {
+            "--most": order.questions,
+            "-n": order.samples,
+            "--temperatures": temperatures,
+            "--limit": order.limit,
+            "--budget": order.budget,
+            "--lang": lang,
+            "--out": self.folder / order.key,
+        }
+        given = [str(part) for option in options.items() for part in option]
+        return [*self.command, "examine", order.address, "--json", "--yes", *given]
 
     async def _run(self, examination: Examination) -> None:
         try:
             examination.folder.mkdir(parents=True, exist_ok=True)
             process = await asyncio.create_subprocess_exec(
-                *self.arguments(examination.order),
+                *self.arguments(examination.order, examination.lang),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
@@ -144,13 +153,6 @@ class Examinations:
             examination.state = "done" if code == 0 else "failed"
             examination.why = "" if code == 0 else _why(out, examination)
             examination.share = 1.0 if code == 0 else examination.share
-
-
-def settings_of(order: Order) -> ExamSettings:
-    """As the command reads it; raises UsageError for what cannot be."""
-    settings = ExamSettings(order.temperatures, order.samples, order.limit)
-    settings.check()
-    return settings
 
 
 def _end(examination: Examination) -> None:

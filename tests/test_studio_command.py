@@ -1,0 +1,60 @@
+"""``klype studio``: which models it opens, what it begins with, and what it refuses."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from klype.cli.commands.studio import first_questions, newest_run, opened_models
+from klype.cli.main import call
+from klype.errors import UsageError
+from tests.studio_server import run_folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose pre-training and fine-tuning are finished."""
+    folder = tmp_path_factory.mktemp("place") / "runs" / "mine"
+    folder.mkdir(parents=True)
+    shutil.copytree(run_folder(folder), folder / "pretrain")
+    return folder
+
+
+def test_a_run_is_opened_with_all_its_stages(run: Path) -> None:
+    models = opened_models([str(run), f"other={run / 'finetune'}"], "float32")
+    assert [(m.name, m.stage, m.raw) for m in models] == [
+        ("mine/pretrain", "pretrain", True),
+        ("mine/finetune", "finetune", False),
+        ("other", "finetune", False),
+    ]
+    assert all(m.identity and m.engine is not None and m.source is not m.engine for m in models)
+    assert models[1].identity == models[2].identity
+    assert models[1].truth("hvor gikk hun 1?") is None  # no world
+    asked = models[1].ask("hvor gikk hun 1?")
+    assert asked.prompt[-1] == models[1].codec.prompt([{"role": "user", "content": "x"}])[-1]
+    assert first_questions(models)["en"][0].startswith("hvor gikk hun")
+
+
+def test_without_a_model_the_newest_run_is_meant(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert newest_run() == []
+    assert first_questions([]) == {}
+    monkeypatch.chdir(run.parent.parent)
+    unfinished = run.parent / "unfinished"
+    unfinished.mkdir()
+    (unfinished / "run.json").write_text("{}")
+    assert newest_run() == ["runs/mine"]
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [(["--host", "0.0.0.0"], "other machines"), (["/nowhere"], "no model"), (["--port", "70000"], "0 to 65535"),
+     (["--key-file", "/nowhere"], "cannot be read")],
+)  # fmt: skip
+def test_what_it_refuses(words: list[str], why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KLYPE_API_KEY", raising=False)
+    port = [] if "--port" in words else ["--port", "0"]
+    with pytest.raises(UsageError, match=why):
+        call(["studio", "--no-open", *port, *words])
