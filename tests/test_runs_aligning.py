@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-import pytest
+import json
+from pathlib import Path
+from typing import Any, cast
 
+import pytest
+import torch
+
+from klype.errors import KlypeError
+from klype.model.transformer import Transformer
 from klype.runs.comparing import verdict, win_rate
-from klype.runs.judging import pairs
-from klype.runs.watch import Seen, best, parted
+from klype.runs.judging import pairs, tau_ceiling
+from klype.runs.watch import Seen, Watch, Watched, best, parted
+from klype.values import Batch, Question, Ranking
 
 
 def seen(step: int, truth: float, reward: float) -> Seen:
@@ -59,3 +67,92 @@ def test_the_verdict_follows_the_interval_in_both_languages(low: float, high: fl
     assert verdict(document, looks, False, "en").startswith(en)
     assert verdict(document, looks, True, "nb").startswith(nb)
     assert "step 0" in verdict(document, looks, True, "en")
+
+
+class Numbers:
+    """Batches that say where they are."""
+
+    def __init__(self) -> None:
+        self.index = 0
+
+    def __iter__(self) -> Numbers:
+        return self
+
+    def __next__(self) -> Batch:
+        self.index += 1
+        empty = torch.zeros(1, 1)
+        return Batch(empty, empty, empty)
+
+    def state(self) -> dict[str, Any]:
+        return {"index": self.index}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.index = state["index"]
+
+
+class Looks:
+    """A watch that sees what it is told to."""
+
+    def __init__(self, *truths: float) -> None:
+        self.truths = list(truths)
+
+    def look(self, model: torch.nn.Module, step: int) -> Seen:
+        return seen(step, self.truths[step], float(step))
+
+
+def watched(folder: Path, model: torch.nn.Module, *truths: float) -> Watched:
+    return Watched(Numbers(), cast(Watch, Looks(*truths)), cast(Transformer, model), 1, folder, False)
+
+
+def test_the_best_weights_stay_in_memory_until_a_state_is_saved(tmp_path: Path) -> None:
+    model = torch.nn.Linear(1, 1)
+    watch = watched(tmp_path, model, 0.0, 1.0, 0.5, 2.0, 3.0)
+    for step in range(3):
+        torch.nn.init.constant_(model.weight, step)
+        next(watch)
+    assert not list(tmp_path.iterdir())
+    state = json.loads(json.dumps(watch.state()))
+    assert [file.name for file in tmp_path.iterdir()] == ["best-000001.safetensors"]
+
+    other = torch.nn.Linear(1, 1)
+    resumed = watched(tmp_path, other, 0.0, 1.0, 0.5, 2.0, 3.0)
+    resumed.restore(state)
+    resumed.back_to_the_best()
+    assert other.weight.item() == 1.0  # from the disk
+
+    for step in (3, 4):
+        torch.nn.init.constant_(other.weight, step)
+        next(resumed)
+        resumed.state()
+    kept = sorted(file.name for file in tmp_path.iterdir())
+    assert kept == ["best-000003.safetensors", "best-000004.safetensors"]
+    resumed.back_to_the_best()
+    assert other.weight.item() == 4.0
+    resumed.forget()
+    assert not list(tmp_path.iterdir())
+
+
+def test_best_weights_that_are_gone_are_said_to_be(tmp_path: Path) -> None:
+    model = torch.nn.Linear(1, 1)
+    first = watched(tmp_path, model, 0.0)
+    next(first)
+    state = first.state()
+    first.forget()
+    resumed = watched(tmp_path, model, 0.0)
+    resumed.restore(state)
+    with pytest.raises(KlypeError, match="best weights"):
+        resumed.back_to_the_best()
+
+
+def test_an_annotator_without_noise_agrees_with_itself_and_a_noisy_one_less() -> None:
+    question = Question("1", "?")
+    exact = [Ranking(question, tuple("abcd"), ((0,), (1,), (2,), (3,)), "a")] * 30
+
+    def score(asked: Question, answer: str) -> float:
+        return -float(ord(answer))
+
+    still, noisy = (tau_ceiling(exact, noise, score, 0).value for noise in (0.0, 0.3))
+    assert still == pytest.approx(1.0)
+    assert noisy is not None
+    assert 0 < noisy < 0.95
+    assert tau_ceiling(exact, None, score, 0).value is None

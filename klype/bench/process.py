@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -12,7 +11,7 @@ from typing import IO, Any
 
 import psutil
 
-from klype.device import POLICY
+from klype.device import without_thread_policy
 
 
 @dataclass(frozen=True)
@@ -35,11 +34,11 @@ class Worker:
     _timed_out: bool = field(default=False, init=False)
 
     @staticmethod
-    def start(name: str, log: IO[str]) -> Worker:
-        """Every engine waits in the way it was built to: klype's own thread policy, made for cores that others use
-        too, is not passed on."""
-        command, pipe = [sys.executable, "-m", "klype.bench.worker", name], subprocess.PIPE
-        environ = {k: v for k, v in os.environ.items() if k not in {name for name, _ in POLICY}}
+    def start(name: str, log: IO[str], module: str = "klype.bench.worker", as_built: bool = True) -> Worker:
+        """``as_built``: it waits for its threads in the way it was built to, and klype's own thread policy, made for
+        cores that others use too, is not passed on."""
+        command, pipe = [sys.executable, "-m", module, name], subprocess.PIPE
+        environ = without_thread_policy() if as_built else None
         process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=log, text=True, env=environ)
         return Worker(name, process, log)
 

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -16,9 +17,14 @@ from klype.bench.task import Contender, Files
 def main(name: str, orders: TextIO, answers: TextIO) -> None:
     """Carries out orders until there are no more; what goes wrong is answered, not raised."""
     contender = CONTENDERS[name][0]()
+    answer_orders(lambda order: obey(contender, order), orders, answers)
+
+
+def answer_orders(obey: Callable[[dict[str, Any]], dict[str, Any]], orders: TextIO, answers: TextIO) -> None:
+    """One answer a line, until there are no more orders."""
     for line in orders:
         try:
-            answer = obey(contender, json.loads(line))
+            answer = obey(json.loads(line))
         except Exception as error:  # whatever a peer raises is its result
             answer = {"error": f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"}
         print(json.dumps(answer), file=answers, flush=True)
@@ -49,7 +55,12 @@ def peak_bytes() -> int | None:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
-if __name__ == "__main__":
+def private_output() -> TextIO:
+    """Where answers go; what engines print goes to standard error from now on, and is not taken for an answer."""
     private = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what engines print must not be taken for an answer
-    main(sys.argv[1], sys.stdin, private)
+    os.dup2(2, 1)
+    return private
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.stdin, private_output())

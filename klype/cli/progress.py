@@ -20,9 +20,12 @@ PLAIN_EVERY_S = 15.0
 
 
 @contextmanager
-def listener(terminal: Terminal) -> Iterator[Say]:
-    """The listener that suits this terminal; the bars are gone when the block is left, however it is left."""
-    if terminal.console.is_terminal and not terminal.console.is_dumb_terminal:
+def listener(terminal: Terminal, asks: bool = False) -> Iterator[Say]:
+    """The listener that suits this terminal; the bars are gone when the block is left, however it is left.
+
+    ``asks``: somebody is asked to type meanwhile, over whose line a bar would be drawn.
+    """
+    if not asks and terminal.console.is_terminal and not terminal.console.is_dumb_terminal:
         live = Live(terminal.console, terminal.lang)
         with live.progress:
             yield live

@@ -11,18 +11,18 @@ from klype.engine.engine import Engine
 from klype.errors import UsageError
 from klype.model.transformer import Transformer
 from klype.runs import ranking
-from klype.runs.judging import judge_the_judge
+from klype.runs.judging import judge_the_judge, tau_ceiling
 from klype.runs.lessons import messages
 from klype.runs.plan import Planned
 from klype.runs.stages import Run, learn, session_of
-from klype.runs.watch import ASKED, BEST, TIMES, Parted, Seen, Watch, Watched, best
+from klype.runs.watch import ASKED, TIMES, Parted, Seen, Watch, Watched, best
 from klype.train.objectives import Objective
 from klype.train.pairs import RankingBatches, RankingSettings
 from klype.train.policy import ActorCritic
 from klype.train.rewards import ABOUT, Ranked, RewardModel, fit_reward
 from klype.train.rollout import Asked, Players, RolloutBatches, RolloutSettings, by_model
 from klype.train.stages import align_objective, method
-from klype.values import Batch, Batches
+from klype.values import Batch, Batches, Question
 
 
 def reward(run: Run) -> None:
@@ -51,7 +51,12 @@ def examined(run: Run) -> dict[str, Any]:
 def _examined(run: Run, model: RewardModel, ranked: ranking.RankedSets) -> dict[str, Any]:
     figures = ranking.agreement(model, ranked, run.subject, run.options.seed)
     found: dict[str, Any] = {name: figure.json() for name, figure in figures.items()}
-    return found | judge_the_judge(model, ranked.held_out)
+    found |= judge_the_judge(model, ranked.held_out)
+
+    def score(question: Question, answer: str) -> float:
+        return run.subject.judge(question, answer, True).score
+
+    return found | {"tau_ceiling": tau_ceiling(ranked.exact, ranked.noise, score, run.options.seed).json()}
 
 
 def align(run: Run) -> None:
@@ -98,7 +103,7 @@ def align(run: Run) -> None:
     run.say.table("while it aligned", COLUMNS, [_row(s) for s in seen])
     aligned = model.actor() if isinstance(model, ActorCritic) else model
     run.save("align", aligned, {"steps": steps, "parent": "finetune", "method": row.name})
-    (run.folder / "align" / BEST).unlink(missing_ok=True)
+    watched[-1].forget()
 
 
 COLUMNS = ("step", "annotator", "reward model", "KL", "tokens", "repeated")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,12 @@ from scipy import stats
 
 from klype.examine.calibration import bins, calibration_error
 from klype.examine.intervals import mean_by_question
+from klype.preferences.annotator import Annotator, rank_simulated, ranks
 from klype.train.rewards import Ranked, RewardModel
-from klype.values import Figure
+from klype.values import Figure, Question, Ranking
 
 BINS = 8
+AGAIN = 5  # how often the annotator ranks again for its own ceiling
 
 
 def judge_the_judge(model: RewardModel, held_out: Sequence[Ranked]) -> dict[str, Any]:
@@ -36,17 +39,37 @@ def judge_the_judge(model: RewardModel, held_out: Sequence[Ranked]) -> dict[str,
     }
 
 
+def tau_ceiling(
+    exact: Sequence[Ranking], noise: float | None, score: Callable[[Question, str], float], seed: int
+) -> Figure:
+    """Kendall's τ-b of the annotator's rankings with its own, made again with its noise: no imitator can be expected to
+    agree more with it. None for people, whose noise is not known."""
+    if noise is None:
+        return Figure(None, why="a person's own noise is known only from repeats")
+    annotator, rng = Annotator("ceiling", score), random.Random(seed)
+    taus = []
+    for index, ranking in enumerate(exact):
+        first = ranks(ranking)
+        for _ in range(AGAIN):
+            again = ranks(rank_simulated(annotator, ranking.question, ranking.candidates, noise, rng))
+            if np.isfinite(tau := stats.kendalltau(first, again).statistic):
+                taus.append((index, float(tau)))
+    if not taus:
+        return Figure(None, why="no held-out pair is ordered")
+    return mean_by_question([t for _, t in taus], [i for i, _ in taus], "tau-b")
+
+
 def pairs(scored: Sequence[tuple[Sequence[int], Sequence[float]]]) -> tuple[list[float], list[float], list[int]]:
     """Of (ranks, scores) a question, every pair once: σ(s_i - s_j), 1 when i was placed before j (tied: ½), and where.
 
     Every other pair is turned round, so that candidates listed by quality would not all be winners.
     """
     said, won, asked = [], [], []
-    for index, (ranks, scores) in enumerate(scored):
-        for i in range(len(ranks)):
+    for index, (places, scores) in enumerate(scored):
+        for i in range(len(places)):
             for j in range(i):
                 a, b = (i, j) if (i + j) % 2 else (j, i)
                 said.append(float(1 / (1 + np.exp(min(50.0, max(-50.0, scores[b] - scores[a]))))))
-                won.append(1.0 if ranks[a] < ranks[b] else 0.5 if ranks[a] == ranks[b] else 0.0)
+                won.append(1.0 if places[a] < places[b] else 0.5 if places[a] == places[b] else 0.0)
                 asked.append(index)
     return said, won, asked

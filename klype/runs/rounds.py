@@ -45,8 +45,8 @@ class Tasted:
 def align_rounds(options: StageOptions, rounds: int, taste: str, say: Say) -> dict[str, Any]:
     """Aligns the run named by ``options.from_`` and returns the JSON document of the command.
 
-    More than one round, or a taste: the newest model's answers are ranked anew first, by the simulated annotator (or by
-    hand with ``options.human``). Raises KlypeError when the reward model is too weak and ``force`` was not given.
+    More than one round, a taste, or ``options.human``: the newest model's answers are ranked anew first, by the
+    simulated annotator or by hand. Raises KlypeError when the reward model is too weak and ``force`` was not given.
     """
     assert options.out is not None
     if not 1 <= rounds <= 50:
@@ -60,7 +60,9 @@ def align_rounds(options: StageOptions, rounds: int, taste: str, say: Say) -> di
     first, base = start, None
     for number in range(1, rounds + 1):
         folder = options.out if rounds == 1 else options.out / f"round-{number}"
-        document = _round(first, folder, (options, recipe), (flaw, rounds > 1 or flaw is not None), say)
+        document = _round(
+            first, folder, (options, recipe), (flaw, rounds > 1 or flaw is not None or options.human), say
+        )
         done.append(document)
         base = base or start.folder
         first = Found(folder / "align", folder, "align")
@@ -115,7 +117,7 @@ def _round(
             life.record.finish(name, time.perf_counter() - began)
     if flaw is not None:  # the ranker's own ceiling is that of the taste it ranked by
         own = examined(replace(life, subject=cast(Subject, Tasted(life.subject, flaw))))
-        life.record.content["reward"]["ceiling"] = own["ceiling"]
+        life.record.content["reward"] |= {name: own[name] for name in ("ceiling", "tau_ceiling")}
     _check(life)
     began = time.perf_counter()
     align(life)

@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from klype.errors import KlypeError
 from klype.examine.intervals import paired
 from klype.examine.repetition import repeated
 from klype.model.transformer import Transformer
@@ -27,7 +29,7 @@ from klype.train.scoring import score_answers
 from klype.values import Batch, Batches, Question, Sampling
 
 TIMES, ASKED = 10, 64
-BEST = "best.safetensors"
+BEST = "best-*.safetensors"  # the number is that of the step
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,11 @@ class Watch:
 
 
 class Watched:
-    """A stage's batches, with a look at the model every ``every`` steps; its weights at the best look are kept."""
+    """A stage's batches, with a look at the model every ``every`` steps; its weights at the best look are kept.
+
+    They are in memory; on the disk only beside a state to resume from, which would be of no use without them. The last
+    two stay there, as the last two states do: the older state's best may be the older one.
+    """
 
     def __init__(
         self, batches: Batches, watch: Watch, model: Transformer, every: int, folder: Path, stops: bool
@@ -92,6 +98,7 @@ class Watched:
         self.every, self._folder, self._stops = every, folder, stops
         self.seen: list[Seen] = []
         self._index = 0
+        self._best: dict[str, torch.Tensor] = {}
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -110,22 +117,53 @@ class Watched:
         return batch
 
     def look(self) -> None:
-        """Looks at the model as it is; the best so far is kept on disk."""
+        """Looks at the model as it is; the best so far is kept."""
         if self.seen and self.seen[-1].step == self._index:
             return
         self._model.eval()
         self.seen.append(self._watch.look(self._model, self._index))
         self._model.train()
         if best(self.seen) is self.seen[-1]:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            tensors = {k: v.detach().float().contiguous().clone() for k, v in self._model.state_dict().items()}
-            write_durably(self._folder / BEST, save(tensors))
+            self._best = {
+                k: v.detach().to("cpu", torch.float32, copy=True) for k, v in self._model.state_dict().items()
+            }
 
     def back_to_the_best(self) -> None:
-        self._model.load_state_dict(load((self._folder / BEST).read_bytes()))
+        """KlypeError when a resumed run's best weights are gone from the disk."""
+        if self._best:
+            self._model.load_state_dict(self._best)
+            return
+        file = self._file(best(self.seen).step)
+        try:
+            self._model.load_state_dict(load(file.read_bytes()))
+        except (OSError, SafetensorError) as error:
+            raise KlypeError(f"{file}, the best weights so far, is missing or damaged.", "Align again.") from error
+
+    def forget(self) -> None:
+        """Removes what was kept on the disk: nothing is left to resume."""
+        for file in self._folder.glob(BEST):
+            file.unlink()
 
     def state(self) -> dict[str, Any]:
+        self._keep()
         return {"index": self._index, "seen": [asdict(s) for s in self.seen], "batches": self._batches.state()}
+
+    def _keep(self) -> None:
+        """Makes the best weights durable, once."""
+        if not self._best or (file := self._file(best(self.seen).step)).exists():
+            return
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_durably(file, save({k: v.contiguous() for k, v in self._best.items()}))
+            for old in sorted(self._folder.glob(BEST))[:-2]:
+                old.unlink()
+        except OSError as error:
+            raise KlypeError(
+                f"{file} cannot be written: {error.strerror or error}.", "Make room, then --resume."
+            ) from error
+
+    def _file(self, step: int) -> Path:
+        return self._folder / BEST.replace("*", f"{step:06d}")
 
     def restore(self, state: dict[str, Any]) -> None:
         self._index = state["index"]

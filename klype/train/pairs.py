@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import nn
 
 from klype import config
+from klype.data.order import Permutation, mix
 from klype.errors import KlypeError
 from klype.train.features import Ids
 from klype.train.rewards import Ranked
@@ -30,7 +31,8 @@ class RankingSettings(config.Settings):
 
 
 class RankingBatches:
-    """Batch number i: rankings drawn without putting back, with what the reference thinks of every answer."""
+    """Batch number i: the next rankings (each once, then all anew in another order), with the reference's opinion of
+    every answer."""
 
     def __init__(
         self,
@@ -46,15 +48,14 @@ class RankingBatches:
                 "Rank questions whose candidates differ.",
             )
         self.reference, self.settings, self.rehearsal, self.index = reference, settings, rehearsal, 0
+        self._number = min(settings.questions, len(self.rankings))
         self._known: dict[int, torch.Tensor] = {}
 
     def __iter__(self) -> RankingBatches:
         return self
 
     def __next__(self) -> Batch:
-        generator = torch.Generator().manual_seed((self.settings.seed << 32) + self.index)
-        number = min(self.settings.questions, len(self.rankings))
-        chosen = torch.randperm(len(self.rankings), generator=generator)[:number].tolist()
+        chosen = [self._drawn(self.index * self._number + i) for i in range(self._number)]
         batch = self._marked(chosen) if self.settings.marks else self._ordered(chosen)
         if self.rehearsal is not None:
             batch.extra["rehearsal"] = self.rehearsal(self.index)
@@ -66,6 +67,11 @@ class RankingBatches:
 
     def restore(self, state: dict[str, Any]) -> None:
         self.index = state["index"]
+
+    def _drawn(self, place: int) -> int:
+        """The ranking at this place of an endless row: all of them, in a new order, again and again."""
+        epoch, at = divmod(place, len(self.rankings))
+        return Permutation(len(self.rankings), mix(self.settings.seed, epoch, 13))(at)
 
     def _ordered(self, chosen: Sequence[int]) -> Batch:
         """K rows a question; a ranking of fewer has its first answer again, marked absent."""

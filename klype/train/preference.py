@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -17,19 +18,23 @@ from klype.train.scoring import score_answers
 from klype.values import Batch, Loss
 
 
-def plackett_luce(scores_QK: torch.Tensor, ranks_QK: torch.Tensor, weights_Q: torch.Tensor | None = None) -> Loss:
+def plackett_luce(
+    scores_QK: torch.Tensor, ranks_QK: torch.Tensor, weights_Q: torch.Tensor | None = None, margin: float = 0.0
+) -> Loss:
     """-log of the probability of the rankings when candidates are chosen one by one in proportion to exp(score).
 
     Ties in Efron's form (1977): the l-th of d tied candidates has l/d of the tied weight taken from its denominator,
-    so that a tied pair pulls its scores together. total: Σ over questions; count: Σ (candidates - 1), both weighted.
+    so that a tied pair pulls its scores together. A chosen candidate must be ``margin`` above those left behind it: of
+    two, that is Bradley-Terry with a margin. total: Σ over questions; count: Σ (candidates - 1), both weighted.
     """
     present_QK = ranks_QK >= 0
     itself_KK = torch.eye(ranks_QK.shape[1], dtype=torch.bool, device=ranks_QK.device)
     pair_QKK = present_QK[:, :, None] & present_QK[:, None, :]
     left_QKK = (pair_QKK & (ranks_QK[:, None, :] >= ranks_QK[:, :, None])) | itself_KK
     tied_QKK = (pair_QKK & (ranks_QK[:, None, :] == ranks_QK[:, :, None])) | itself_KK
-    log_left_QK = _logsumexp(scores_QK, left_QKK)
-    log_tied_QK = _logsumexp(scores_QK, tied_QKK)
+    later_QKK = ranks_QK[:, None, :] > ranks_QK[:, :, None]
+    log_left_QK = _logsumexp(scores_QK[:, None, :] + margin * later_QKK, left_QKK)
+    log_tied_QK = _logsumexp(scores_QK[:, None, :], tied_QKK)
     earlier_QK = (tied_QKK & itself_KK.new_ones(itself_KK.shape).tril(-1)).sum(-1)
     share_QK = earlier_QK.to(scores_QK.dtype) / tied_QKK.sum(-1)
     log_rest_QK = log_left_QK + torch.log1p(-share_QK * (log_tied_QK - log_left_QK).exp())
@@ -44,6 +49,30 @@ def bradley_terry(chosen_P: torch.Tensor, rejected_P: torch.Tensor, margin: floa
     """-log σ(chosen - rejected - margin), summed over P pairs."""
     loss_P = -functional.logsigmoid(chosen_P - rejected_P - margin)
     return Loss(loss_P.sum(), torch.tensor(float(loss_P.numel()), dtype=loss_P.dtype, device=loss_P.device))
+
+
+def davidson(
+    scores_QK: torch.Tensor, ranks_QK: torch.Tensor, weights_Q: torch.Tensor | None = None, ties: float = 1.0
+) -> Loss:
+    """-log p of every pair of a ranking, ties an outcome of their own (Davidson 1970): with π = exp(score), i beats j
+    with π_i/(π_i + π_j + ν√(π_i π_j)), and they tie with what remains, ν (``ties``, above 0) its part.
+
+    Without ties it tends to Bradley-Terry over all pairs as ν goes to 0. total: Σ over pairs; count: pairs, weighted.
+    """
+    present_QK = ranks_QK >= 0
+    pair_QKK = (present_QK[:, :, None] & present_QK[:, None, :]).triu(1)
+    own_QKK = scores_QK[:, :, None].expand(ranks_QK.shape + ranks_QK.shape[1:])
+    other_QKK = own_QKK.mT
+    tie_QKK = (own_QKK + other_QKK) / 2 + math.log(ties)
+    whole_QKK = torch.stack([own_QKK, other_QKK, tie_QKK]).logsumexp(0)
+    before_QKK = ranks_QK[:, :, None] < ranks_QK[:, None, :]
+    after_QKK = ranks_QK[:, :, None] > ranks_QK[:, None, :]
+    seen_QKK = torch.where(before_QKK, own_QKK, torch.where(after_QKK, other_QKK, tie_QKK))
+    loss_Q = ((whole_QKK - seen_QKK) * pair_QKK).sum((1, 2))
+    count_Q = pair_QKK.sum((1, 2)).to(scores_QK.dtype)
+    if weights_Q is None:
+        return Loss(loss_Q.sum(), count_Q.sum())
+    return Loss(loss_Q @ weights_Q, count_Q @ weights_Q)
 
 
 class PreferenceSettings(config.Settings):
@@ -116,5 +145,5 @@ def _log_ratio(model: nn.Module, batch: Batch) -> torch.Tensor:
     return logp_B - reference_B.to(logp_B.dtype)
 
 
-def _logsumexp(scores_QK: torch.Tensor, mask_QKK: torch.Tensor) -> torch.Tensor:
-    return scores_QK[:, None, :].masked_fill(~mask_QKK, float("-inf")).logsumexp(-1)
+def _logsumexp(scores_QKK: torch.Tensor, mask_QKK: torch.Tensor) -> torch.Tensor:
+    return scores_QKK.masked_fill(~mask_QKK, float("-inf")).logsumexp(-1)

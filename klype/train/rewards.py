@@ -11,12 +11,13 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from safetensors.torch import load, save
 from torch import nn
 
@@ -24,7 +25,7 @@ from klype.errors import KlypeError
 from klype.train.features import Ids, answer_features, feature_names
 from klype.train.loop import Session, Settings, train
 from klype.train.optimizer import OptimizerSettings
-from klype.train.preference import pairs_right, plackett_luce
+from klype.train.preference import davidson, pairs_right, plackett_luce
 from klype.train.resume import write_durably
 from klype.train.schedule import Schedule
 from klype.values import Batch, Floats, Ints, Loss
@@ -50,7 +51,12 @@ class PairOutcomes:
 
 
 class RewardSettings(Settings):
-    """How the heads are fitted. ``questions`` rankings make a batch; ``heads`` disagree where the model is unsure."""
+    """How the heads are fitted. ``questions`` rankings make a batch; ``heads`` disagree where the model is unsure.
+
+    ``ties``: Plackett-Luce with ties in Efron's form, or Davidson's over all pairs, where a tie is an outcome of its
+    own, of weight ``tie_weight``. ``margin``: how far (in raw score) a better answer must be above; not for Davidson.
+    ``centre``: how dear it is that a question's mean score is not 0 (its square times this).
+    """
 
     steps: int = Field(default=1500, ge=0)
     optimizer: OptimizerSettings = OptimizerSettings(kind="adamw", rate=1e-2, decay=1e-2)
@@ -59,6 +65,16 @@ class RewardSettings(Settings):
     heads: int = Field(default=1, ge=1)
     questions: int = Field(default=64, ge=1)
     seed: int = 0
+    ties: Literal["efron", "davidson"] = "efron"
+    tie_weight: float = Field(default=1.0, gt=0)
+    margin: float = Field(default=0.0, ge=0)
+    centre: float = Field(default=0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if self.margin and self.ties == "davidson":
+            raise ValueError("a margin goes with ties = efron only")
+        return self
 
 
 class RewardModel:
@@ -83,10 +99,14 @@ class RewardModel:
         spread: Floats = self.scores(prompts, answers).std(1, ddof=1)
         return spread
 
-    @torch.no_grad()
     def scores(self, prompts: Sequence[Ids], answers: Sequence[Ids]) -> Floats:
         """[N, H]: every head's score."""
-        raw_NH = self.head(self._standardised(answer_features(self.trunk, prompts, answers)))
+        return self.scores_of(answer_features(self.trunk, prompts, answers))
+
+    @torch.no_grad()
+    def scores_of(self, features_NF: torch.Tensor) -> Floats:
+        """[N, H]: every head's score of answers whose features are known."""
+        raw_NH = self.head(self._standardised(features_NF))
         scores: Floats = ((raw_NH - self.centre) / self.spread).double().numpy()
         return scores
 
@@ -153,30 +173,57 @@ def fit_reward(
             "The rankings teach nothing: each has one candidate only, or all of its candidates are tied.",
             "Rank questions whose candidates differ.",
         )
+    return fit_heads(trunk, answer_features(trunk, *_flat(useful)), useful, settings, folder, session)
+
+
+def fit_heads(
+    trunk: nn.Module,
+    features_NF: torch.Tensor,
+    useful: Sequence[Ranked],
+    settings: RewardSettings,
+    folder: Path,
+    session: Session | None = None,
+) -> RewardModel:
+    """The same when the features of all answers, ranking by ranking, are known; each ranking has two or more."""
     model = RewardModel(trunk, settings.heads)
-    prompts, answers = _flat(useful)
-    features_NF = answer_features(model.trunk, prompts, answers)
     model.mean_F = features_NF.mean(0)
     model.scale_F = features_NF.std(0) + 1e-3
     batches = _RankingBatches(model._standardised(features_NF), useful, settings)
-    train(model.head, rank_features, batches, settings, folder, session)
+    train(model.head, partial(rank_features, settings=settings), batches, settings, folder, session)
     with torch.no_grad():
         raw_N = model.head(model._standardised(features_NF)).mean(1)
     model.centre, model.spread = float(raw_N.mean()), max(float(raw_N.std()), 1e-6)
     return model
 
 
-def rank_features(head: nn.Module, batch: Batch) -> Loss:
-    """Plackett-Luce of every head: ``extra`` has ``features_QKF``, ``ranks_QK`` and ``weights_QH`` (the bootstrap)."""
+def rank_features(head: nn.Module, batch: Batch, settings: RewardSettings | None = None) -> Loss:
+    """How unlikely the rankings are under every head's scores, by the model of ties that the settings name.
+
+    ``extra`` has ``features_QKF``, ``ranks_QK`` and ``weights_QH`` (the bootstrap).
+    """
+    settings = settings or RewardSettings()
     scores_QKH = head(batch.extra["features_QKF"])
     ranks_QK, weights_QH = batch.extra["ranks_QK"], batch.extra["weights_QH"]
-    losses = [plackett_luce(scores_QKH[..., h], ranks_QK, weights_QH[:, h]) for h in range(scores_QKH.shape[-1])]
+    losses = [_ranked(scores_QKH[..., h], ranks_QK, weights_QH[:, h], settings) for h in range(scores_QKH.shape[-1])]
     right, pairs = pairs_right(scores_QKH.detach().mean(-1), ranks_QK)
     return Loss(
         torch.stack([loss.total for loss in losses]).sum(),
         torch.stack([loss.count for loss in losses]).sum(),
         {"pair_accuracy": right, "pair_accuracy_count": pairs},
     )
+
+
+def _ranked(scores_QK: torch.Tensor, ranks_QK: torch.Tensor, weights_Q: torch.Tensor, settings: RewardSettings) -> Loss:
+    if settings.ties == "davidson":
+        loss = davidson(scores_QK, ranks_QK, weights_Q, settings.tie_weight)
+    else:
+        loss = plackett_luce(scores_QK, ranks_QK, weights_Q, settings.margin)
+    if not settings.centre:
+        return loss
+    present_QK = ranks_QK >= 0
+    mean_Q = (scores_QK * present_QK).sum(1) / present_QK.sum(1).clamp(min=1)
+    share = loss.count / weights_Q.sum().clamp(min=1e-9)  # a mean over questions beside a mean over choices
+    return Loss(loss.total + settings.centre * share * (mean_Q**2) @ weights_Q, loss.count)
 
 
 def pair_outcomes(model: RewardModel, rankings: Sequence[Ranked]) -> PairOutcomes:

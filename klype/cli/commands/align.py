@@ -62,7 +62,7 @@ def command(
     }
     asked = make(StageOptions, values, spell=as_option)
     find_model(model)
-    with folder.chosen("align", out, resume, date.today()) as place, listener(terminal) as say:
+    with folder.chosen("align", out, resume, date.today()) as place, listener(terminal, human) as say:
         from klype.runs.rounds import align_rounds
 
         document = align_rounds(asked.model_copy(update={"out": place}), rounds, taste, say)

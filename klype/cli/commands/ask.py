@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from klype.cli import options as o
 from klype.cli.terminal import Terminal, harmless
 from klype.errors import UsageError
+
+if TYPE_CHECKING:
+    from klype.cli.model import Opened
+    from klype.values import Request, Trace
 
 
 def command(
@@ -19,6 +25,9 @@ def command(
     precision: o.Precision = "float32",
     speculate: o.Speculate = None,
     sure: o.Sure = False,
+    best_of: Annotated[
+        int, typer.Option("--best-of", min=1, max=256, help="Draw so many answers; the run's reward model picks one.")
+    ] = 1,
     seed: o.Seed = 0,
     out: o.OutFile = None,
     lang: o.Lang = None,
@@ -42,11 +51,16 @@ def command(
         seed=seed,
         stop=opened.stop,
     )
-    trace, meter = None, EnergyMeter()
-    for piece, done in stream(opened, request):
-        trace = done
+    trace, picked, meter = None, None, EnergyMeter()
+    if best_of > 1:
+        trace, picked = _best_of(opened, request, best_of)
         if not as_json:
-            print(harmless(piece), end="", flush=True)
+            print(harmless(opened.source.codec.decode(trace.tokens)), end="", flush=True)
+    else:
+        for piece, done in stream(opened, request):
+            trace = done
+            if not as_json:
+                print(harmless(piece), end="", flush=True)
     assert trace is not None, "an answer ends with its trace"
     if not as_json:
         print("" if trace.ended == "stop" else " …")
@@ -58,6 +72,8 @@ def command(
         "flops": opened.flops(trace),
         "joules": meter.joules() if trace.joules is None else trace.joules,
     }
+    if picked is not None:
+        document["best_of"] = picked
     if speculate is not None:
         from klype.cli.speculating import beside_plain
 
@@ -71,6 +87,20 @@ def command(
         if not as_json:
             tell(terminal, certainty)
     terminal.document(document, out)
+
+
+def _best_of(opened: Opened, request: Request, n: int) -> tuple[Trace, dict[str, Any]]:
+    """The answer that the run's reward model likes best, and what ``--json`` tells of the choice."""
+    from dataclasses import replace
+
+    from klype.runs.best_of import judge_of, pick
+    from klype.sources.source import answers
+
+    judge = judge_of(opened.found)
+    (traces,) = answers(opened.source, [replace(request, n=n)])
+    best = pick(judge, traces)
+    scores = {"score": best.scores[best.chosen], "scores": list(best.scores), "kl_most": best.kl_most}
+    return traces[best.chosen], {"n": n, "tokens": sum(len(t.steps) for t in traces), **scores}
 
 
 def _tell(terminal: Terminal, found: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,6 +10,7 @@ import typer
 
 from klype.cli import options as o
 from klype.cli.terminal import Terminal
+from klype.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -21,6 +23,8 @@ def app() -> typer.Typer:
     bench = typer.Typer(name="bench", help="Measure klype side by side with peers.", no_args_is_help=True)
     bench.callback()(_group)
     bench.command("generate")(generate)
+    bench.command("align")(align)
+    bench.command("choice")(choice)
     bench.command("coverage")(coverage)
     bench.command("published")(published)
     bench.command("serve")(serve)
@@ -130,6 +134,73 @@ def generate(
     if not as_json:
         _show(terminal, document)
     terminal.document(document)
+
+
+def align(
+    minutes: Annotated[float, typer.Option("--minutes", help="How long it may take.")] = 5.0,
+    only: Annotated[list[str] | None, typer.Option("--only", help="sft, reward, dpo or grpo. May be repeated.")] = None,
+    lang: o.Lang = None,
+    as_json: o.Json = False,
+) -> None:
+    """Training and alignment: klype and TRL on the same weights and tokens."""
+    terminal = Terminal(as_json, lang)
+    from klype.bench.align import align as run
+    from klype.bench.align_task import TASKS
+
+    document = run(minutes, lambda text: terminal.console.print(text, markup=False, style="dim"), only=only or TASKS)
+    if not as_json:
+        terminal.console.print(_trainers(document["rows"]))
+        terminal.console.print(_ratios(document))
+        for name, why in document["missing"].items():
+            terminal.console.print(f"{name}: {why}", markup=False)
+    terminal.document(document)
+
+
+def choice(
+    run: o.Model,
+    step: Annotated[int, typer.Option("--step", min=1, help="How many rankings are added at a time.")] = 20,
+    most: Annotated[int, typer.Option("--most", min=2, help="Up to how many.")] = 160,
+    seeds: Annotated[int, typer.Option("--seeds", min=2, help="How often it is all done anew.")] = 6,
+    seed: o.Seed = 0,
+    lang: o.Lang = None,
+    as_json: o.Json = False,
+) -> None:
+    """How many rankings active choice of questions (klype rank --active) needs beside random choice."""
+    terminal = Terminal(as_json, lang)
+    from klype.bench.choice import ChoiceSettings, choice_of
+    from klype.cli.progress import Plain
+    from klype.runs.find import find_model
+
+    if most < 2 * step:
+        raise UsageError(f"--most {most} should be at least twice --step {step}.")
+    folder = find_model(run).run
+    if folder is None:
+        raise UsageError(f"{run} belongs to no run, so that it has no rankings.", "Give a run's folder.")
+    settings = ChoiceSettings(step, most, seeds, seed=seed)
+    document = choice_of(folder, settings, Plain(terminal.console, terminal.lang, time.monotonic))
+    if not as_json:
+        for size, active, random in zip(document["sizes"], *document["accuracy"].values(), strict=True):
+            line = f"{size:5} rankings: active {active:.3f}, random {random:.3f} of held-out pairs right"
+            terminal.console.print(line, markup=False, highlight=False)
+        share, gain = _spread(document["share_of_rankings"], 2), _spread(document["gain_at_most"], 3)
+        reached = f"what random choice reaches with {document['with_random']} rankings ({document['reached']:.3f})"
+        lines = f"active choice reaches {reached} with {share} of them", f"with {most} rankings it gains {gain}"
+        for line in lines:
+            terminal.console.print(line, markup=False, highlight=False)
+    terminal.document(document)
+
+
+def _trainers(rows: list[dict[str, Any]]) -> Table:
+    from rich.table import Table
+
+    table = Table(title="training")
+    for column in ("task", "trainer", "tokens/s", "completions/s", "tokens/core-second", "how"):
+        table.add_column(column, justify="left" if column in ("task", "trainer", "how") else "right")
+    for row in sorted(rows, key=lambda row: str(row["task"])):
+        rates = (row[f"{kind}_per_{unit}"] for kind, unit in (("tokens", "second"), ("completions", "second")))
+        shown = (_spread(rate, 0) for rate in (*rates, row["tokens_per_core_second"]))
+        table.add_row(row["task"], row["trainer"], *shown, row["how"])
+    return table
 
 
 def _show(terminal: Terminal, document: dict[str, Any]) -> None:

@@ -63,7 +63,7 @@ def command(
         spell=as_option,
     )
     checked(asked)
-    with folder.chosen(asked.recipe_name, out, resume, date.today()) as place, listener(terminal) as say:
+    with folder.chosen(asked.recipe_name, out, resume, date.today()) as place, listener(terminal, human) as say:
         from klype.runs import pipeline
 
         document = pipeline.run(asked.model_copy(update={"out": place}), say)

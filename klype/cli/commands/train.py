@@ -68,7 +68,10 @@ def train(values: dict[str, object], terminal: Terminal) -> None:
     checked(asked)
     if asked.from_:
         find_model(asked.from_)
-    with folder.chosen(asked.stage, asked.out, asked.resume, date.today()) as place, listener(terminal) as say:
+    with (
+        folder.chosen(asked.stage, asked.out, asked.resume, date.today()) as place,
+        listener(terminal, asked.human) as say,
+    ):
         from klype.runs import pipeline
 
         document = pipeline.train_stage(asked.model_copy(update={"out": place}), say)

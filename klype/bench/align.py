@@ -1,0 +1,209 @@
+"""``klype bench align``: training and alignment beside TRL: the same weights, token ids, sizes and threads.
+
+Each trainer is in a process of its own; in each round each has its turn, and a ratio is taken within a round. Both wait
+for their threads asleep (klype's policy): spinning would slow down whichever of them meets another program's work.
+"""
+
+from __future__ import annotations
+
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from klype.bench.align_task import TASKS, Given, Sizes, prepare, versions
+from klype.bench.align_trainers import TRAINERS
+from klype.bench.contenders import package_version
+from klype.bench.figures import median
+from klype.bench.generate import busy_cores
+from klype.bench.process import Failed, Worker
+from klype.device import processor, usable_cores
+from klype.errors import UsageError
+from klype.values import Figure
+
+Say = Callable[[str], None]
+BOUNDS: dict[str, tuple[float, float | None]] = {
+    "sft": (1.5, 3.0),
+    "reward": (1.5, None),
+    "dpo": (1.5, None),
+    "grpo": (2.0, 4.0),
+}
+"""Floor and goal of each ratio: how many times TRL's tokens a second."""
+ROUNDS = 9  # at most
+MODULE = "klype.bench.align_worker"
+
+
+@dataclass
+class Results:
+    """By (trainer, task), one entry a round; why a trainer has none."""
+
+    runs: dict[tuple[str, str], list[dict[str, Any]]] = field(default_factory=dict)
+    why: dict[str, str] = field(default_factory=dict)
+    peak: dict[str, int] = field(default_factory=dict)
+    elsewhere: float = 0.0  # share of the cores that other programs had meanwhile
+
+
+def align(minutes: float, say: Say, sizes: Sizes | None = None, only: Sequence[str] = TASKS) -> dict[str, Any]:
+    """The whole comparison as the JSON document of the command. Ends within ``minutes``, but for one order.
+
+    ``only``: the tasks, of ``sft``, ``reward``, ``dpo`` and ``grpo``. UsageError for others, or minutes out of range.
+    """
+    if not 0 < minutes <= 600:
+        raise UsageError(f"--minutes should be above 0 and at most 600 (it is {minutes}).")
+    unknown = next((name for name in only if name not in TASKS), None)
+    if unknown is not None:
+        raise UsageError(f"There is no task '{unknown}' to compare.", f"There are: {', '.join(TASKS)}.")
+    deadline, results, sizes = time.monotonic() + 60 * minutes, Results(), sizes or Sizes()
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="klype-bench-")))
+        say("preparing")
+        given = prepare(folder, sizes, usable_cores())
+        given.write(folder / "given.json")
+        log = stack.enter_context((folder / "log").open("w+", encoding="utf-8"))
+        bench = _Bench(folder, _start(results, log), results, say, deadline)
+        for worker in bench.workers.values():
+            stack.callback(worker.end)
+        bench.load()
+        before, mine = busy_cores(), bench.core_seconds
+        bench.measure([task for task in TASKS if task in only])
+        results.elsewhere = _elsewhere(before, busy_cores(), bench.core_seconds - mine)
+        bench.peaks()
+    return _document(given, results, only)
+
+
+def _start(results: Results, log: Any) -> dict[str, Worker]:
+    """A process for every trainer that is installed; why the others have none."""
+    workers = {}
+    for name, (_, package) in TRAINERS.items():
+        if package != "klype" and package_version(package) is None:
+            results.why[name] = f"{package} is not installed"
+        else:
+            workers[name] = Worker.start(name, log, MODULE, as_built=False)
+    return workers
+
+
+@dataclass
+class _Bench:
+    folder: Path
+    workers: dict[str, Worker]
+    results: Results
+    say: Say
+    deadline: float
+
+    @property
+    def core_seconds(self) -> float:
+        """What all trainers have used of the cores so far."""
+        return sum(worker.core_seconds for worker in self.workers.values())
+
+    def load(self) -> None:
+        for name, worker in self.workers.items():
+            answer = self._order(worker, do="load", given=str(self.folder / "given.json"))
+            if answer is not None:
+                self.say(f"{name}: loaded in {answer['seconds']:.1f} s")
+
+    def measure(self, tasks: Sequence[str]) -> None:
+        """Rounds of all tasks, as many as fit; the first ones of each trainer and task warm up and are not counted
+        when a second round fits."""
+        took = 0.0
+        for number in range(ROUNDS + 1):
+            begun = time.monotonic()
+            if number > 1 and begun + took > self.deadline:
+                break
+            for task in tasks:
+                for name, worker in self.workers.items():
+                    answer = self._order(worker, do="train", task=task, folder=str(self.folder / f"{name}-{task}"))
+                    if answer is not None:
+                        self.results.runs.setdefault((name, task), []).append(answer)
+            took = time.monotonic() - begun
+            self.say(f"round {number + 1} in {took:.0f} s")
+        for runs in self.results.runs.values():
+            if len(runs) > 1:
+                del runs[0]
+
+    def peaks(self) -> None:
+        for name, worker in self.workers.items():
+            answer = self._order(worker, do="peak")
+            if answer is not None and answer["bytes"] is not None:
+                self.results.peak[name] = answer["bytes"]
+
+    def _order(self, worker: Worker, **order: Any) -> dict[str, Any] | None:
+        if worker.failed:
+            return None
+        answer = worker.order(max(60.0, self.deadline - time.monotonic()), **order)
+        if isinstance(answer, Failed):
+            self.results.why[worker.name] = f"{order.get('task', order['do'])}: {answer.why}"
+            self.say(f"{worker.name}: {self.results.why[worker.name]}")
+            return None
+        return answer
+
+
+def _elsewhere(before: tuple[float, float], after: tuple[float, float], mine: float) -> float:
+    used, whole = after[0] - before[0], after[1] - before[1]
+    return min(1.0, max(0.0, used - mine) / whole) if whole else 0.0
+
+
+def _document(given: Given, results: Results, only: Sequence[str]) -> dict[str, Any]:
+    tasks = [task for task in TASKS if task in only]
+    found = {f"{task}_vs_trl": ratio(results.runs, task, "seconds", results.why) for task in tasks}
+    per_core = {f"{task}_vs_trl": ratio(results.runs, task, "core_seconds", results.why) for task in tasks}
+    return {
+        "bench": "align",
+        "machine": {
+            "processor": processor(),
+            "system": platform.platform(),
+            "threads": given.threads,
+            "load": [round(x, 2) for x in psutil.getloadavg()],
+            "busy_elsewhere": results.elsewhere,
+            "versions": versions(),
+        },
+        "task": {
+            **asdict(given.sizes),
+            "mean_tokens": given.mean_lengths,
+            "optimizer": "AdamW",
+            "precision": "float32",
+        },
+        "rows": [_row(name, task, runs) for (name, task), runs in results.runs.items()],
+        "peak_bytes": results.peak,
+        "missing": results.why,
+        "ratios": {name: figure.json() for name, figure in found.items()},
+        "ratios_per_core": {name: figure.json() for name, figure in per_core.items()},
+        "bounds": {f"{task}_vs_trl": dict(zip(("floor", "goal"), BOUNDS[task], strict=True)) for task in tasks},
+    }
+
+
+def _row(name: str, task: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One trainer at one task: medians of the rounds, least and greatest beside."""
+
+    def rate(what: str, over: str) -> dict[str, Any]:
+        unit = f"{what}/{'s' if over == 'seconds' else 'core-second'}"
+        return median([run[what] / run[over] for run in runs if run[over]], unit).json()
+
+    return {
+        "trainer": name,
+        "version": package_version(TRAINERS[name][1]),
+        "task": task,
+        "tokens_per_second": rate("tokens", "seconds"),
+        "completions_per_second": rate("completions", "seconds"),
+        "tokens_per_core_second": rate("tokens", "core_seconds"),
+        "tokens": runs[-1]["tokens"],
+        "loss": runs[-1]["loss"],
+        "how": runs[-1]["how"],
+    }
+
+
+def ratio(
+    runs: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]], task: str, over: str, why: Mapping[str, str]
+) -> Figure:
+    """How many times TRL's tokens klype learns from in the same time, round by round."""
+    mine, theirs = runs.get(("klype", task), ()), runs.get(("TRL", task), ())
+    if not mine or not theirs:
+        return Figure(None, why="; ".join(f"{k}: {v}" for k, v in why.items()) or "not measured")
+    pairs = zip(mine, theirs, strict=False)
+    rates = [(a["tokens"] / a[over]) / (b["tokens"] / b[over]) for a, b in pairs if a[over] and b[over]]
+    return median(rates, "times")

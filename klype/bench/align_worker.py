@@ -1,0 +1,36 @@
+"""One trainer in a process of its own: ``python -m klype.bench.align_worker NAME``. One JSON line in, one out."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+from klype.bench.align_task import Given, Trainer
+from klype.bench.align_trainers import TRAINERS
+from klype.bench.worker import answer_orders, peak_bytes, private_output
+
+
+def main(name: str, orders: TextIO, answers: TextIO) -> None:
+    """Carries out orders until there are no more; what goes wrong is answered, not raised."""
+    trainer = TRAINERS[name][0]()
+    answer_orders(lambda order: obey(trainer, order), orders, answers)
+
+
+def obey(trainer: Trainer, order: dict[str, Any]) -> dict[str, Any]:
+    start = time.perf_counter()
+    match order["do"]:
+        case "load":
+            trainer.load(Given.read(Path(order["given"])))
+            return {"seconds": time.perf_counter() - start}
+        case "train":
+            return trainer.train(order["task"], Path(order["folder"]))
+        case "peak":
+            return {"bytes": peak_bytes()}
+        case _:
+            raise AssertionError(f"there is no order {order['do']}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.stdin, private_output())
