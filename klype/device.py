@@ -11,7 +11,7 @@ import platform
 import random
 import sys
 import time
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -23,20 +23,26 @@ if TYPE_CHECKING:
     import torch
 
 Precision = Literal["float32", "bfloat16", "int8", "auto"]
-POLICY = (("OMP_WAIT_POLICY", "passive"), ("GOMP_SPINCOUNT", "0"), ("KMP_BLOCKTIME", "0"))
+POLICY = (("OMP_WAIT_POLICY", "passive"), ("GOMP_SPINCOUNT", "1000"), ("KMP_BLOCKTIME", "0"))
 POWERCAP = Path("/sys/class/powercap")
 # glibc: malloc(3), mallopt(3)
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 
 
 def thread_policy(environ: MutableMapping[str, str] = os.environ) -> dict[str, str]:
-    """Waiting threads sleep instead of spinning; what the user has set stays. Returns what is in force.
+    """Waiting threads look a thousand times, then sleep; what the user has set stays. Returns what is in force.
 
-    Spinning costs tenfold where several processes share the cores. OpenMP reads this when torch is loaded.
+    Longer spinning costs tenfold where several processes share the cores. OpenMP reads this when torch is loaded.
     """
     for name, value in POLICY:
         environ.setdefault(name, value)
     return {name: environ[name] for name, _ in POLICY}
+
+
+def without_thread_policy(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The environment for a program that is to wait for its threads as it was built to."""
+    left_out = {name for name, _ in POLICY}
+    return {name: value for name, value in environ.items() if name not in left_out}
 
 
 def memory_policy() -> bool:
