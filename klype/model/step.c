@@ -140,7 +140,7 @@ static void product(const Matrix *m, const float *x, int64_t M, int64_t from, in
         int64_t R = to - o >= 8 ? 8 : 1;
         const int8_t *w = m->weight + o * m->in;
         for (int64_t t = 0; t < M;) {
-            int64_t T = M - t >= TOGETHER && R == 8 ? TOGETHER : 1;
+            int64_t T = R == 1 || M - t == 1 ? 1 : M - t < TOGETHER ? 2 : TOGETHER;
             const float *in = x + t * m->in;
             if (T == TOGETHER) {
                 tile(w, in, m->in, 4, TOGETHER, sums);
@@ -149,9 +149,11 @@ static void product(const Matrix *m, const float *x, int64_t M, int64_t from, in
                     for (int r = 0; r < 8; r++)
                         out[(t + i) * stride + o - from + r] = sums[r / 4 * 4 * TOGETHER + i * 4 + r % 4];
             } else {
-                if (R == 8) tile(w, in, m->in, 8, 1, sums);
-                else tile(w, in, m->in, 1, 1, sums);
-                for (int r = 0; r < R; r++) out[t * stride + o - from + r] = sums[r];
+                if (R == 1) tile(w, in, m->in, 1, 1, sums);
+                else if (T == 1) tile(w, in, m->in, 8, 1, sums);
+                else tile(w, in, m->in, 8, 2, sums);
+                for (int64_t i = 0; i < T; i++)
+                    for (int r = 0; r < R; r++) out[(t + i) * stride + o - from + r] = sums[i * R + r];
             }
             for (int64_t i = t; i < t + T; i++)
                 for (int64_t r = 0; r < R; r++) {
