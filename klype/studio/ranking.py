@@ -1,0 +1,284 @@
+"""Rangering / Ranking: answers put in order, by many people at once, and a model that learns from it."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from nicegui import ui
+
+from klype.errors import KlypeError
+from klype.preferences import formats
+from klype.preferences.records import KINDS, Entry
+from klype.runs.rankers import summary
+from klype.studio.fields import Choice
+from klype.studio.frame import button, card
+from klype.studio.ranking_agreement import agreement
+from klype.studio.ranking_board import Board
+from klype.studio.ranking_desk import Desk, Turn
+from klype.studio.ranking_learn import Learn
+from klype.studio.ranking_people import KEY_MOST, NAME_MOST, People
+from klype.studio.ranking_places import Place, place_of, places
+from klype.studio.visit import Visit, text_of
+from klype.studio.work_fields import Line
+from klype.studio.work_upload import Given, Limits, Upload
+
+IMPORT = Limits(16 << 20, (".jsonl", ".json"))
+REFRESH_S = 6.0
+"""How agreement is at most computed anew, whoever ranks."""
+
+
+@dataclass
+class Tally:
+    """What a store holds, read in one go: its entries, how well their makers agree, how many questions there are."""
+
+    entries: Sequence[Entry]
+    summary: Mapping[str, Any]
+    questions: int
+
+
+@dataclass
+class View:
+    """The page as one visitor has it."""
+
+    visit: Visit
+    place: Place
+    desk: Desk | None = None
+    turn_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    tally: Tally | None = None
+    counted: tuple[int, int] = (-1, -1)
+    counting: bool = False
+    sitting: str = ""
+
+    def build(self, found: Sequence[Place]) -> None:
+        w = self.visit.words
+        with card() as self.setup:
+            text_of("h2", w("who"))
+            with ui.element("div").classes("r-setup"):
+                if len(found) > 1:
+                    options = {place.key: place.name for place in found}
+                    self.choice = Choice(w("store"), options, self.place.key, self._elsewhere)
+                self.name = Line(w("name"), NAME_MOST, self.enter)
+                self.key = Line(w("key"), KEY_MOST, self.enter, kind="password")
+                with ui.element("div"):
+                    button(w("begin"), self.enter, "strong")
+            text_of("p", w("key_note"), "k-small")
+            self.refused = text_of("p", "", "k-small")
+            self.refused.props["role"] = "alert"
+        with card() as self.table:
+            with ui.element("div").classes("r-progress"):
+                self.mine = text_of("strong", "")
+                self.all = text_of("span", "", "k-small")
+            labels = w.section("board")
+            self.board = Board(labels, self.place.key, self.act, self.arrive)
+            text_of("p", w("keys"), "k-small r-keys")
+        self.table.classes("r-hidden")
+        self.agree = ui.element("div")
+        with card():
+            text_of("h2", w("in_out"))
+            with ui.element("div").classes("k-row"):
+                self.form = Choice(w("format"), {f: w(f"form_{f}") for f in formats.FORMATS}, "ranked", lambda: None)
+                button(w("export"), self.export)
+                Upload(self.visit, w("import"), IMPORT, self.bring)
+            text_of("p", w("in_out_note"), "k-small")
+        self.learn = Learn(self.visit, self.place)
+        self.learn.build()
+        ui.timer(REFRESH_S, self.count)
+        ui.context.client.on_delete(self._leave)
+
+    # who ranks
+
+    async def arrive(self, sent: Mapping[str, Any]) -> None:
+        """A browser that has been here: its name is there already, and in the same tab the work goes on at once."""
+        self.sitting = re.sub(r"[^0-9a-zA-Z-]", "", str(sent.get("sitting", "")))[:64]
+        self.name.set(str(sent.get("name", "") or sent.get("who", ""))[:NAME_MOST])
+        who = str(sent.get("who", ""))
+        if who and self.desk is None:
+            self.name.set(who)
+            await self._enter(quietly=True)
+
+    async def enter(self) -> None:
+        await self._enter(quietly=False)
+
+    async def _enter(self, quietly: bool) -> None:
+        async with self.turn_lock:
+            if self.desk is not None:
+                return
+            try:
+                desk = self.desk = await asyncio.to_thread(self._sit, self.name.value, self.key.value)
+                turn = await asyncio.to_thread(desk.next)
+            except KlypeError as error:
+                await self._leave()
+                self._refuse("" if quietly else self.visit.why(error))
+                return
+            self._refuse("")
+            self.setup.classes("r-hidden")
+            self.table.classes(remove="r-hidden")
+            self.board.run_method("setName", desk.name, desk.name)
+            self._lay(turn)
+        await self.count()
+
+    def _sit(self, name: str, key: str) -> Desk:
+        known = People(self.visit.studio.home).enter(name, key)
+        return Desk.at(self.place.open(), known, self.sitting or known)
+
+    def _refuse(self, why: str) -> None:
+        self.refused._text = why
+        self.refused.update()
+
+    async def _leave(self) -> None:
+        desk, self.desk = self.desk, None
+        if desk is not None:
+            await asyncio.to_thread(desk.close)
+
+    def _elsewhere(self) -> None:
+        ui.navigate.to(f"{self.visit.page.route}?store={self.choice.value}")
+
+    # ranking
+
+    async def act(self, sent: Mapping[str, Any]) -> None:
+        """Whatever is done on the board; one thing after the other, and nothing of it in the server's own thread."""
+        async with self.turn_lock:
+            desk = self.desk
+            if desk is None:
+                return
+            try:
+                await self._done(desk, str(sent.get("do", "")), sent)
+            except KlypeError as error:
+                self.board.say(self.visit.why(error))
+        await self.count()
+
+    async def _done(self, desk: Desk, what: str, sent: Mapping[str, Any]) -> None:
+        w = self.visit.words
+        kind = next((kind for kind in KINDS if kind == what), None)
+        if kind is not None:
+            kept = await asyncio.to_thread(desk.say, sent.get("turn"), kind, sent.get("groups"))
+            said = w(f"said_{kind}") if kept else w("said_already")
+            self._lay(await asyncio.to_thread(desk.next) if desk.turn is None else desk.turn, said)
+        elif what == "undo":
+            turn = await asyncio.to_thread(desk.undo)
+            self._lay(turn or desk.turn, w("said_undone") if turn else w("said_nothing"))
+        elif what == "write":
+            turn = await asyncio.to_thread(desk.write, sent.get("turn"), str(sent.get("text", "")))
+            if turn is not None:
+                self.board.run_method("written")
+                self._lay(turn, w("said_written"))
+        elif what == "leave":
+            await self._leave()
+            self.board.run_method("setName", desk.name, "")
+            self.table.classes("r-hidden")
+            self.setup.classes(remove="r-hidden")
+
+    def _lay(self, turn: Turn | None, said: str = "") -> None:
+        again = self.visit.words("again") if turn is not None and turn.again else ""
+        nothing = self.visit.words("nothing_left") if turn is None else ""
+        self.board.lay(turn, " ".join(part for part in (said, nothing or again) if part))
+        self._tell()
+
+    def _tell(self) -> None:
+        w, say = self.visit.words, self.visit.say
+        if self.desk is not None:
+            self.mine._text = w("mine", name=self.desk.name, n=say.count(self.desk.done))
+            self.mine.update()
+        if self.tally is not None:
+            people = {e.annotator for e in self.tally.entries if e.by == "person"}
+            ranked = {e.asked.id for e in self.tally.entries if e.by == "person" and e.kind != "skip"}
+            self.all._text = w("all", people=say.count(len(people)), n=say.count(len(ranked)),
+                               of=say.count(self.tally.questions))  # fmt: skip
+            self.all.update()
+
+    # what has come of it
+
+    async def count(self) -> None:
+        """Looks whether anybody has ranked since; figures are computed beside the page, one count at a time."""
+        if self.counting:
+            return
+        self.counting = True
+        try:
+            tally = await asyncio.to_thread(self._count)
+            if tally is not None and not self.visit_gone():
+                self.tally = tally
+                self._tell()
+                self.learn.know(tally.summary["annotators"])
+                self.agree.clear()
+                with self.agree:
+                    agreement(self.visit, tally.summary)
+        except KlypeError as error:
+            self._refuse(self.visit.why(error))
+        finally:
+            self.counting = False
+
+    def visit_gone(self) -> bool:
+        return self.agree.is_deleted
+
+    def _count(self) -> Tally | None:
+        with self.place.open() as store:
+            entries = store.entries()
+            mark = (len(entries), max((entry.id for entry in entries), default=0))
+            if mark == self.counted:
+                return None
+            self.counted = mark
+            questions = sum(len(asked.candidates) > 1 for asked in store.questions())
+        return Tally(entries, summary(entries), questions)
+
+    async def export(self) -> None:
+        try:
+            data = await asyncio.to_thread(self._exported, self.form.value)
+        except KlypeError as error:
+            self.visit.tell(error)
+            return
+        ui.download.content(data, f"rankings-{self.form.value}.jsonl", "application/x-ndjson")
+
+    def _exported(self, form: Any) -> bytes:
+        with self.place.open() as store, tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "rankings.jsonl"
+            formats.export(file, store.entries(), form)
+            return file.read_bytes()
+
+    async def bring(self, given: Given) -> None:
+        try:
+            new, rows = await asyncio.to_thread(self._bring, given)
+        except KlypeError as error:
+            self.visit.tell(error)
+            return
+        say = self.visit.say
+        ui.notify(self.visit.words("brought", new=say.count(new), rows=say.count(rows)), position="top")
+        await self.count()
+
+    def _bring(self, given: Given) -> tuple[int, int]:
+        """An error names the file as its owner calls it, not where it lies here."""
+        try:
+            entries = formats.read(given.file, annotator=Path(given.name).stem[:NAME_MOST] or "imported")
+        except KlypeError as error:
+            raise KlypeError(error.message.replace(str(given.file), given.name), error.hint) from None
+        finally:
+            given.file.unlink(missing_ok=True)
+        with self.place.open() as store:
+            return store.put(entries), len(entries)
+
+
+async def build(visit: Visit) -> None:
+    """The page."""
+    ui.add_head_html(f"<style>{styles()}</style>")
+    try:
+        found = await asyncio.to_thread(places, visit.studio)
+        place = await asyncio.to_thread(place_of, visit.studio, visit.request.query_params.get("store", ""))
+    except KlypeError as error:
+        text_of("p", visit.why(error), "k-card k-empty")
+        return
+    if place is None:
+        text_of("p", visit.words("no_store"), "k-card k-empty")
+        return
+    View(visit, place).build(found)
+
+
+def styles() -> str:
+    """Of the pages with long work on them."""
+    files = resources.files("klype.studio")
+    return "".join((files / name).read_text(encoding="utf-8") for name in ("ranking.css", "work.css"))

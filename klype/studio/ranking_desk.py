@@ -1,0 +1,185 @@
+"""One annotator's sitting at a store: the next question, and what is said about it, on the disk before it is told.
+
+All of it waits for the store: call it in a thread.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+
+from klype.data.order import mix
+from klype.errors import UsageError
+from klype.judge.meaning import text_meaning
+from klype.preferences.candidates import spread
+from klype.preferences.records import Asked, Candidate, Entry, Kind
+from klype.preferences.rows import Annotator
+from klype.preferences.store import Store
+from klype.runs.human import HELD_OUT_EVERY, KEYS, SHOWN
+from klype.runs.ranking import now
+
+AGAIN_EVERY = 10
+"""Every so-manieth question is one ranked before: how far does one agree with oneself?"""
+SHARED_EVERY = 5
+"""Every so-manieth question is one that somebody else has ranked, or will: how far do people agree?"""
+TEXT_MOST = 20_000
+"""Characters of an answer that a person writes."""
+EVERYBODY = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What lies on the desk: a question, and its answers in the order shown. ``number`` tells turns apart."""
+
+    number: int
+    asked: Asked
+    again: bool
+    began: float
+
+    @property
+    def draft(self) -> str:
+        """Names what is half done in the browser."""
+        return f"{self.asked.id}{'+' if self.again else ''}"
+
+
+@dataclass
+class Desk:
+    """``done``: how many this annotator has ranked or skipped in all. ``sitting`` is the browser tab's own mark."""
+
+    store: Store
+    name: str
+    sitting: str
+    shown: int = SHOWN
+    done: int = 0
+    turns: int = 0
+    turn: Turn | None = None
+    _ranked: set[int] = field(default_factory=set)
+
+    @staticmethod
+    def at(store: Store, name: str, sitting: str) -> Desk:
+        desk = Desk(store, name, sitting)
+        desk._recount()
+        return desk
+
+    @property
+    def who(self) -> Annotator:
+        return Annotator(self.name, "person", self.sitting)
+
+    def next(self) -> Turn | None:
+        """The next question; None when this annotator has ranked all there are."""
+        again = None
+        if self.done % AGAIN_EVERY == AGAIN_EVERY - 1:
+            again = self.store.claim_again(self.who)
+        found = again or self._claimed()
+        return self._lay(found, again is not None) if found is not None else self._lay(None, False)
+
+    def say(self, number: object, kind: Kind, groups: object) -> bool:
+        """Keeps an order (ids of answers, best first; those that are missing come last, tied), none, or a skip.
+
+        Durable when it returns. False when this turn has been answered already, here or in another window of the same
+        annotator: nothing is kept twice. UsageError for an order that is none.
+        """
+        turn = self.turn
+        if turn is None or number != turn.number:
+            return False
+        order = () if kind == "skip" else order_of(turn.asked, groups, allow_none=kind == "none")
+        with _one_at_a_time(f"{self.store.place}\n{self.name}"):
+            self._recount()
+            twice = not turn.again and turn.asked.id in self._ranked
+            if not twice:
+                seconds = round(max(0.0, time.monotonic() - turn.began), 2)
+                entry = Entry(turn.asked, order, self.name, kind, when=now(), seconds=seconds, again=turn.again)
+                self.store.record(entry)
+                self.done += 1
+                self._ranked.add(turn.asked.id)
+        self.turn = None
+        return not twice
+
+    def undo(self) -> Turn | None:
+        """Takes back the last one, which lies on the desk again; None when there is nothing to take back."""
+        with _one_at_a_time(f"{self.store.place}\n{self.name}"):
+            back = self.store.undo(self.who)
+            self._recount()
+        if back is None:
+            return None
+        shown = back.asked
+        self.turns += 1
+        self.turn = Turn(self.turns, shown, back.again, time.monotonic())
+        return self.turn
+
+    def write(self, number: object, text: str) -> Turn | None:
+        """One more answer, by this annotator; UsageError when it is none, or there is no room on the desk."""
+        turn = self.turn
+        if turn is None or number != turn.number:
+            return None
+        text = text.strip()
+        if not text or len(text) > TEXT_MOST:
+            raise UsageError(f"An answer has from 1 to {TEXT_MOST:,} characters.")
+        if len(turn.asked.candidates) >= KEYS:
+            raise UsageError(f"There are {KEYS} answers at most.")
+        if any(text == candidate.text for candidate in turn.asked.candidates):
+            raise UsageError("This answer is there already.")
+        made = self.store.add_candidate(turn.asked.id, Candidate(text, author=self.name))
+        self.turn = replace(turn, asked=replace(turn.asked, candidates=(*turn.asked.candidates, made)))
+        return self.turn
+
+    def close(self) -> None:
+        """Gives back what was not answered."""
+        self.store.release(self.who)
+        self.store.close()
+
+    def _claimed(self) -> Asked | None:
+        """Now and then one that is kept for measuring, or one that others rank as well; at last whatever is left."""
+        part = "held-out" if self.done % HELD_OUT_EVERY == HELD_OUT_EVERY - 1 else "train"
+        each = 2 if self.done % SHARED_EVERY == SHARED_EVERY - 2 else 1
+        for wanted, times in ((part, each), ("", 1), ("", EVERYBODY)):
+            while (found := self.store.claim(self.who, wanted, times)) is not None:
+                if len(found.candidates) > 1:
+                    return found
+                self.store.record(Entry(found, (), self.name, "skip", when=now()))  # one answer cannot be ranked
+        return None
+
+    def _lay(self, asked: Asked | None, again: bool) -> Turn | None:
+        if asked is None:
+            self.turn = None
+            return None
+        kept: Sequence[Candidate] = asked.candidates
+        if not again:
+            own = [c for c in asked.candidates if not c.author or c.author == self.name]
+            meaning = text_meaning(asked.question)
+            kept = [own[i] for i in spread([meaning(c.text) for c in own], min(self.shown, KEYS))]
+        mixed = list(kept)
+        seed = mix(asked.id, int(again), *self.name.encode())
+        random.Random(seed).shuffle(mixed)  # the same again after a reload, another one for others
+        self.turns += 1
+        self.turn = Turn(self.turns, replace(asked, candidates=tuple(mixed)), again, time.monotonic())
+        return self.turn
+
+    def _recount(self) -> None:
+        own = self.store.entries(annotators=(self.name,))
+        self.done, self._ranked = len(own), {entry.asked.id for entry in own}
+
+
+def order_of(asked: Asked, groups: object, allow_none: bool = False) -> tuple[tuple[int, ...], ...]:
+    """Places in ``asked.candidates``, best first, from ids that a browser sent. UsageError for what is no order."""
+    places = {candidate.id: i for i, candidate in enumerate(asked.candidates)}
+    if not isinstance(groups, list) or not all(isinstance(group, list) and group for group in groups):
+        raise UsageError("This is no order of the answers.")
+    named = [number for group in groups for number in group]
+    if any(type(number) is not int or number not in places for number in named) or len(set(named)) < len(named):
+        raise UsageError("This order names answers that are not there, or one twice.")
+    if not named and not allow_none:
+        raise UsageError("Put at least one answer in its place first.")
+    rest = tuple(i for number, i in places.items() if number not in named)
+    order = tuple(tuple(places[number] for number in group) for group in groups)
+    return (*order, rest) if rest else order
+
+
+@cache
+def _one_at_a_time(whose: str) -> threading.Lock:
+    """Two windows of one annotator take turns."""
+    return threading.Lock()

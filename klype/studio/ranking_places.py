@@ -1,0 +1,77 @@
+"""Where rankings are kept: each run's own store, and those that a file in klype's home names (PostgreSQL by url)."""
+
+from __future__ import annotations
+
+import hashlib
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+from klype.errors import KlypeError
+from klype.model.manifest import is_whole
+from klype.preferences.records import Entry
+from klype.preferences.store import Store
+from klype.runs.ranking import BEFORE_STORES, STORE, open_store
+from klype.studio.runs_list import run_folders
+from klype.studio.studio import Studio
+
+STORES = "stores.toml"
+"""In klype's home: ``[NAME]`` with ``url`` and ``run``, the run whose model the rankings are for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """``url`` "": the run's own store. ``key`` is what a browser calls it; nothing else it sends is a place."""
+
+    name: str
+    run: Path
+    url: str = ""
+
+    @property
+    def key(self) -> str:
+        return hashlib.sha256(f"{self.name} {self.run} {self.url}".encode()).hexdigest()[:12]
+
+    def open(self) -> Store:
+        """Made when it is missing; close it. KlypeError when it cannot be opened."""
+        return Store.open(self.url) if self.url else open_store(self.run / "rank")
+
+    @property
+    def can_align(self) -> bool:
+        """Whether a fine-tuned model lies there to be aligned."""
+        return is_whole(self.run / "finetune")
+
+
+def places(studio: Studio) -> list[Place]:
+    """All of them, those of the studio's models first."""
+    known = [run for run in run_folders(studio) if _has_rankings(run)]
+    return [*(Place(run.name, run) for run in known), *_named(studio.home / STORES)]
+
+
+def place_of(studio: Studio, key: str) -> Place | None:
+    """By a key that a browser sent; the first when there is no such one."""
+    found = places(studio)
+    return next((place for place in found if place.key == key), found[0] if found else None)
+
+
+def snapshot(place: Place, folder: Path, annotators: tuple[str, ...]) -> list[Entry]:
+    """What these annotators have said so far, in a store of its own in ``folder``: people may go on meanwhile."""
+    with place.open() as store:
+        entries = store.entries(annotators=annotators)
+    folder.mkdir(parents=True, exist_ok=True)
+    with Store.open(folder / STORE) as copied:
+        copied.put(entries)
+    return entries
+
+
+def _has_rankings(run: Path) -> bool:
+    return any((run / "rank" / name).is_file() for name in (STORE, *(name for name, _ in BEFORE_STORES)))
+
+
+def _named(file: Path) -> list[Place]:
+    if not file.is_file():
+        return []
+    try:
+        found = tomllib.loads(file.read_text(encoding="utf-8"))
+        return [Place(name, Path(row["run"]).expanduser(), row["url"]) for name, row in found.items()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise KlypeError(f"{file} cannot be read: {error}.", "It should hold [NAME] with url and run.") from error

@@ -1,0 +1,220 @@
+"""The runs there are, as the pages show them: where they lie, what they reached, and which came of which."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from safetensors import SafetensorError, safe_open
+
+from klype.errors import KlypeError
+from klype.runs.find import NEWEST_FIRST, find_model
+from klype.runs.folder import RUNS, read_run
+from klype.studio.studio import Studio
+from klype.studio.work import Work, works
+
+ALL_STAGES = ("pretrain", "finetune", "rank", "reward", "align")
+FIGURES = {"pretrain": "base", "finetune": "finetuned", "align": "aligned"}
+"""What run.json calls a stage's figures."""
+QUIET_S = 90.0
+"""A run that says it runs and has not written for so long was stopped."""
+RunState = Literal["running", "done", "failed", "cancelled", "stopped", "unreadable"]
+
+
+@dataclass(frozen=True)
+class Told:
+    """A run as a page tells of it. ``key`` is what a browser calls it: nothing else that one sends names a folder.
+
+    ``parent`` is the key of the run it went on from; ``work`` what began it here; ``parameters`` of its newest stage.
+    """
+
+    key: str
+    folder: Path
+    name: str
+    state: RunState
+    recipe: str = ""
+    seconds: float | None = None
+    planned_s: float | None = None
+    changed: float = 0.0
+    stages: tuple[str, ...] = ()
+    parameters: int | None = None
+    bytes: int = 0
+    parent: str = ""
+    why: str = ""
+    work: Work | None = None
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def gates(self) -> tuple[int, int]:
+        """Passed ones, and all."""
+        gates = self.about.get("gates") or []
+        return sum(bool(gate.get("passed")) for gate in gates if isinstance(gate, dict)), len(gates)
+
+    def figures(self, stage: str) -> Mapping[str, Any]:
+        """What was measured of a stage's model; of one that was aligned here, what its comparison measured."""
+        found = self.about.get("figures", {}).get(FIGURES[stage])
+        if not found and stage in ("finetune", "align") and isinstance(self.about.get("aligned"), dict):
+            found = self.about["aligned"].get("before" if stage == "finetune" else "after")
+        return found if isinstance(found, dict) else {}
+
+
+def key_of(folder: Path) -> str:
+    return hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]
+
+
+def run_folders(studio: Studio) -> list[Path]:
+    """Those of the studio's models, those begun here, those in the folder ``runs``; each once."""
+    found: dict[Path, Path] = {}
+    for model in studio.models:
+        with suppress(KlypeError, OSError):
+            run = find_model(model.address).run
+            if run is not None:
+                found.setdefault(run.resolve(), run)
+    for base in (home_of_runs(studio), RUNS):
+        for file in sorted(base.glob("*/run.json"), key=_changed, reverse=True):
+            found.setdefault(file.parent.resolve(), file.parent)
+    return list(found.values())
+
+
+def home_of_runs(studio: Studio) -> Path:
+    """Where runs that are begun here lie."""
+    return studio.home / "runs"
+
+
+def all_runs(studio: Studio) -> list[Told]:
+    """Every run, newest first; work whose run has not written anything yet is told of, too."""
+    begun: dict[Path, Work] = {}
+    for work in works(studio.home):
+        with suppress(KeyError, TypeError):
+            begun.setdefault(work.plan.run.resolve(), work)
+    told = [tell(folder, begun.pop(folder.resolve(), None)) for folder in run_folders(studio)]
+    told += [tell(work.plan.run, work) for work in begun.values()]
+    return sorted(told, key=lambda run: run.changed, reverse=True)
+
+
+def find(studio: Studio, key: str) -> Told | None:
+    """By a key that a browser sent."""
+    return next((run for run in all_runs(studio) if run.key == key), None)
+
+
+def tell(folder: Path, work: Work | None) -> Told:
+    """What is known of one run; a run.json that cannot be read says why."""
+    known: dict[str, Any] = {"key": key_of(folder), "folder": folder, "name": folder.resolve().name, "work": work}
+    try:
+        about = read_run(folder)
+    except KlypeError as error:
+        state: RunState = "unreadable" if work is None else work.state
+        began = 0.0 if work is None else _changed(work.folder)
+        seconds = None if work is None else work.seconds
+        why = error.message if state == "unreadable" else _why(work)
+        planned = work.plan.about.get("planned_s") if work is not None else None
+        return Told(**known, state=state, why=why, changed=began, seconds=seconds, planned_s=planned)
+    stages = tuple(stage for stage in ALL_STAGES if _reached(folder, stage))
+    last = next((stage for stage in NEWEST_FIRST if (folder / stage / "model.safetensors").is_file()), "")
+    changed = max((_changed(file) for file in (folder / "run.json", *folder.glob("*/metrics.jsonl"))), default=0.0)
+    state = _state(about, work, changed)
+    seconds = about.get("seconds", {}).get("total") if isinstance(about.get("seconds"), dict) else None
+    origin = about.get("asked", {}).get("from_") if isinstance(about.get("asked"), dict) else None
+    return Told(
+        **known,
+        state=state,
+        recipe=str(about.get("recipe") or ""),
+        seconds=work.seconds if work is not None and state == "running" else seconds,
+        planned_s=about.get("planned_s") or (work.plan.about.get("planned_s") if work is not None else None),
+        changed=changed,
+        stages=stages,
+        parameters=parameters(folder / last) if last else None,
+        bytes=sum((folder / stage / "model.safetensors").stat().st_size for stage in stages if stage != "rank"
+                  and (folder / stage / "model.safetensors").is_file()),
+        parent=_parent(str(origin)) if origin else "",
+        why=_why(work) if state == "failed" else "",
+        about=about,
+    )  # fmt: skip
+
+
+def family(runs: Sequence[Told]) -> list[tuple[int, Told]]:
+    """(depth, run): every run under the one it went on from; what came last stands first."""
+    keys = {run.key for run in runs}
+    children: dict[str, list[Told]] = {}
+    for run in runs:
+        children.setdefault(run.parent if run.parent in keys and run.parent != run.key else "", []).append(run)
+    out: list[tuple[int, Told]] = []
+    seen: set[str] = set()
+
+    def walk(parent: str, depth: int) -> None:
+        for run in children.get(parent, []):
+            if run.key not in seen:
+                seen.add(run.key)
+                out.append((depth, run))
+                walk(run.key, depth + 1)
+
+    walk("", 0)
+    out += [(0, run) for run in runs if run.key not in seen]  # two that name each other
+    return out
+
+
+def planned_steps(run: Told, stage: str) -> int | None:
+    """How many steps the stage will take, when it is planned."""
+    plan = run.about.get("plan", {}).get(stage)
+    if not isinstance(plan, dict):
+        return None
+    then = plan.get("then")
+    steps = then.get("steps") if isinstance(then, dict) else plan.get("steps")
+    return steps if isinstance(steps, int) else None
+
+
+def parameters(folder: Path) -> int | None:
+    """Numbers in a checkpoint, read from its header."""
+    try:
+        with safe_open(folder / "model.safetensors", framework="np") as tensors:
+            found: int = sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+            return found
+    except (OSError, SafetensorError, ValueError):
+        return None
+
+
+def _reached(folder: Path, stage: str) -> bool:
+    if stage == "rank":
+        return (folder / stage).is_dir() and any((folder / stage).iterdir())
+    return (folder / stage / "config.json").is_file()
+
+
+def _state(about: Mapping[str, Any], work: Work | None, changed: float) -> RunState:
+    if about.get("state") == "done" and (work is None or work.state != "running"):
+        return "done"
+    if work is not None:
+        return work.state
+    return "running" if time.time() - changed < QUIET_S else "stopped"
+
+
+def _why(work: Work | None) -> str:
+    return work.why() if work is not None and work.state == "failed" else ""
+
+
+def _parent(origin: str) -> str:
+    """The run that a model belongs to, whether it is still there or not."""
+    folder = Path(origin).expanduser()
+    return key_of(folder.parent if folder.name in ALL_STAGES else folder)
+
+
+def _changed(file: Path) -> float:
+    try:
+        return file.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def document_of(folder: Path) -> dict[str, Any]:
+    """What ``klype align`` left in its folder; {} when it is not there yet."""
+    try:
+        found = json.loads((folder / "align.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

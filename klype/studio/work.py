@@ -1,0 +1,228 @@
+"""Long work in processes of their own, begun and read through files: it outlives the server that began it.
+
+A piece of work is a folder: ``work.json`` says what is to be done, ``process.json`` who does it, ``ended.json`` how it
+ended; ``N.out`` and ``N.err`` are what its steps said. Nothing of it is kept in the server's memory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from secrets import token_hex
+from typing import Any, Literal
+
+import psutil
+
+from klype.errors import KlypeError, UsageError
+from klype.runs.record import write_json
+
+State = Literal["running", "done", "failed", "cancelled", "stopped"]
+WORK, PROCESS, CHILD, ENDED = "work.json", "process.json", "child.json", "ended.json"
+SAMPLES = "samples.jsonl"
+INTERRUPTED = 130
+AT_ONCE = 2
+"""Pieces of work that may run at the same time in one home."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """``steps`` are commands, one after the other, each of which goes on where it was when it is run again.
+
+    ``run`` is the folder that comes of it. ``about``: whatever the page wants to know of it later.
+    """
+
+    kind: Literal["run", "align"]
+    run: Path
+    steps: Sequence[Sequence[str]]
+    about: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A piece of work by its folder; what it says is read anew every time."""
+
+    folder: Path
+
+    @property
+    def plan(self) -> Plan:
+        found = _read(self.folder / WORK)
+        return Plan(found["kind"], Path(found["run"]), found["steps"], found["about"])
+
+    @property
+    def began(self) -> str:
+        return str(_read(self.folder / WORK).get("began", ""))
+
+    @property
+    def state(self) -> State:
+        """``stopped``: its process is gone and did not say how it ended (killed, or the machine went down)."""
+        if (self.folder / ENDED).is_file():
+            ended = _read(self.folder / ENDED)
+            if ended.get("code") == 0:
+                return "done"
+            return "cancelled" if ended.get("cancelled") or ended.get("code") == INTERRUPTED else "failed"
+        return "running" if self._process() is not None else "stopped"
+
+    @property
+    def step(self) -> int:
+        """Which step is at work, or was last."""
+        return max((int(file.stem) for file in self.folder.glob("*.err") if file.stem.isdecimal()), default=0)
+
+    @property
+    def seconds(self) -> float:
+        """How long it has run, its earlier starts included."""
+        before = float(_read(self.folder / ENDED).get("seconds", 0.0)) if (self.folder / ENDED).is_file() else None
+        if before is not None:
+            return before
+        about, process = _read(self.folder / PROCESS), self._process()
+        earlier = float(about.get("earlier", 0.0))
+        return earlier + (0.0 if process is None else max(0.0, _now() - process.create_time()))
+
+    def document(self, step: int = -1) -> dict[str, Any] | None:
+        """What a step's ``--json`` printed: the last one's, when none is named."""
+        place = step if step >= 0 else len(self.plan.steps) - 1
+        found = _read(self.folder / f"{place}.out")
+        return found if found and "error" not in found else None
+
+    def why(self) -> str:
+        """Why it failed, in the command's own sentence."""
+        for file in (self.folder / f"{self.step}.out", self.folder / ENDED):
+            error = _read(file).get("error")
+            if isinstance(error, dict):
+                return f"{error.get('message', '')} {error.get('hint', '')}".strip()
+            if isinstance(error, str):
+                return error
+        lines = tail(self.folder / f"{self.step}.err", 1)
+        return lines[-1] if lines else ""
+
+    def told(self, lines: int = 12) -> list[str]:
+        """The last lines of its progress."""
+        return tail(self.folder / f"{self.step}.err", lines)
+
+    def samples(self) -> list[dict[str, Any]]:
+        """What the model in the making answered, oldest first: ``step`` and ``answers`` (see work_chain)."""
+        return [row for row in rows_of(self.folder / SAMPLES) if isinstance(row.get("answers"), list)]
+
+    def cancel(self) -> None:
+        """As Ctrl-C does: what was saved stays, and it can be gone on with."""
+        process = self._process()
+        if process is not None:
+            with suppress(psutil.Error):
+                process.send_signal(signal.SIGINT if os.name == "posix" else signal.SIGTERM)
+
+    def go_on(self) -> None:
+        """Begins again where it stopped; nothing happens when it runs or is done."""
+        if self.state in ("running", "done"):
+            return
+        earlier, orphan = self.seconds, self._process(CHILD)
+        if orphan is not None:  # the chain was killed, and its step lives on
+            with suppress(psutil.Error):
+                orphan.terminate()
+                orphan.wait(30)
+        with suppress(FileNotFoundError):
+            (self.folder / ENDED).unlink()
+        _launch(self.folder, earlier)
+
+    def _process(self, file: str = PROCESS) -> psutil.Process | None:
+        about = _read(self.folder / file)
+        try:
+            process = psutil.Process(int(about["pid"]))
+            same = abs(process.create_time() - float(about["created"])) < 1.0
+            return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+        except (psutil.Error, KeyError, ValueError, TypeError):
+            return None
+
+
+def begin(home: Path, plan: Plan, name: str = "") -> Work:
+    """Starts the work. UsageError when as much as may run at once does so already."""
+    if sum(work.state == "running" for work in works(home)) >= AT_ONCE:
+        raise UsageError(f"{AT_ONCE} pieces of work run already.", "Wait for one, or cancel it.")
+    folder = home / "work" / (name or new_name(plan.kind))
+    try:
+        folder.mkdir(parents=True)
+        stamp = datetime.now(UTC).isoformat(timespec="seconds")
+        content = {"kind": plan.kind, "run": str(plan.run), "steps": [list(map(str, s)) for s in plan.steps]}
+        write_json(folder / WORK, {**content, "about": plan.about, "began": stamp})
+    except OSError as error:
+        raise KlypeError(f"{folder} cannot be written: {error.strerror or error}.") from error
+    _launch(folder, 0.0)
+    return Work(folder)
+
+
+def works(home: Path) -> list[Work]:
+    """All pieces of work begun in this home, newest first."""
+    found = [Work(file.parent) for file in (home / "work").glob(f"*/{WORK}")]
+    return sorted(found, key=lambda work: (work.began, work.folder.name), reverse=True)
+
+
+def new_name(kind: str) -> str:
+    """A folder's name that nobody else has chosen; nothing of it comes from a browser."""
+    return f"{kind}-{datetime.now():%Y-%m-%d-%H%M%S}-{token_hex(2)}"
+
+
+def rows_of(file: Path) -> list[dict[str, Any]]:
+    """The whole rows of a JSONL file that may be growing."""
+    try:
+        lines = file.read_bytes().split(b"\n")
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        with suppress(ValueError):
+            row = json.loads(line) if line.strip() else None
+            if isinstance(row, dict):
+                found.append(row)
+    return found
+
+
+def tail(file: Path, lines: int, most: int = 1 << 14) -> list[str]:
+    """The last lines of a text that may be growing; blank ones are left out."""
+    try:
+        with file.open("rb") as opened:
+            opened.seek(max(0, file.stat().st_size - most))
+            text = opened.read().decode("utf-8", "replace")
+    except OSError:
+        return []
+    return [line.rstrip() for line in text.splitlines() if line.strip()][-lines:]
+
+
+def identity(pid: int) -> dict[str, Any]:
+    """What tells a process from a later one with the same number."""
+    try:
+        return {"pid": pid, "created": psutil.Process(pid).create_time()}
+    except psutil.Error:
+        return {"pid": pid, "created": _now()}
+
+
+def _launch(folder: Path, earlier: float) -> None:
+    """In a session of its own, so that neither the server's end nor its Ctrl-C takes it along."""
+    with (folder / "chain.err").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "klype.studio.work_chain", str(folder)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+            start_new_session=True,
+        )
+    write_json(folder / PROCESS, {**identity(process.pid), "earlier": earlier})
+    threading.Thread(target=process.wait, name="klype work", daemon=True).start()
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _now() -> float:
+    return datetime.now(UTC).timestamp()
