@@ -222,3 +222,27 @@ def test_kept_answers_survive_and_cost_nothing(app: Any, tmp_path: Path) -> None
     assert [[t.tokens for t in g] for g in answers(third, requests)] == [[t.tokens for t in g] for g in whole]
     assert third.wire.budget.asked == 0
     assert b"secret" not in (tmp_path / "kept.sqlite").read_bytes()
+
+
+def test_an_echo_alone_is_whole_however_fast_the_worker_is(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker has taken every text before the answer is begun, or it has taken none: the same is told."""
+    from klype.serve.worker import Job, Worker
+
+    submit = Worker.submit
+
+    def slowly(worker: Worker, job: Job) -> None:
+        submit(worker, job)
+        while job.texts:
+            threading.Event().wait(0.001)
+
+    body = {"prompt": ["jeg gikk", "hun gikk en tur"], "model": "toy", "max_tokens": 0, "echo": True, "logprobs": 2}
+
+    def told() -> Any:
+        client = httpx.Client(transport=InProcess(app))
+        choices = client.post("http://localhost/v1/completions", json=body).json()["choices"]
+        assert all(len(one["logprobs"]["tokens"]) > 1 and one["finish_reason"] == "length" for one in choices)
+        return [one["logprobs"] for one in choices]
+
+    plain = told()
+    monkeypatch.setattr(Worker, "submit", slowly)
+    assert told() == plain

@@ -126,7 +126,7 @@ class Answering(Response):
         n, begun, first = plan.n, clock(), True
         prompts: dict[int, Trace] = {}
         waiting: dict[int, list[Any]] = {}  # answers that came before their prompt was scored
-        if not plan.requests and not job.texts:
+        if not job.size:  # fixed when the job was made: its texts may have been taken by now
             yield [(i, piece) for i, choice in enumerate(self.choices) for piece in choice.pieces(None, [], "length")]
         async for updates in job.updates():
             steps: dict[int, list[tuple[Step, bytes]]] = {}
