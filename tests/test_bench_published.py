@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from klype.bench.published import bigram, published, speculation, wald_coverage
+from klype.bench.published import bigram, published, speculation, speculative, wald_coverage
 from klype.errors import UsageError
 
 
@@ -33,3 +33,11 @@ def test_what_cannot_be_run_says_so_and_nothing_disagrees(tmp_path: Path) -> Non
     assert all(row["agrees"] is not None or "not run" in row["ours"]["why"] for row in found["rows"])
     with pytest.raises(UsageError, match="no file"):
         published(tmp_path / "absent.txt")
+
+
+def test_speculation_accepts_the_overlap_and_draws_what_the_model_would() -> None:
+    """Over seeds the ratio is one in its mean, and χ² ÷ its degrees of freedom as well."""
+    rows = [speculative(seed, 300) for seed in range(4)]
+    for row, tolerance in ((0, 0.1), (1, 0.6)):
+        values = [found[row].ours.value or 0.0 for found in rows]
+        assert sum(values) / len(values) == pytest.approx(1, abs=tolerance)

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -143,3 +149,100 @@ def test_a_wrong_row_is_named(run: Path, capsys: Captured, tmp_path: Path) -> No
     file.write_text('{"question": "Hvem?"}\n{"text": "no question"}\n', encoding="utf-8")
     assert guard.guarded(call, ["examine", str(run), "--questions", str(file), "--out", str(tmp_path), "--json"]) == 1
     assert "line 2" in json.loads(capsys.readouterr().out)["error"]["message"]
+
+
+def asked(file: Path, rows: list[dict[str, Any]]) -> Path:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return file
+
+
+def test_a_question_too_long_for_the_model_is_left_out_and_counted(run: Path, capsys: Captured, tmp_path: Path) -> None:
+    long, short = {"question": "Hvem? " * 200}, {"question": "Hvem?", "answers": ["Kari"]}
+    found = examined(capsys, run, tmp_path / "out", "--questions", str(asked(tmp_path / "q.jsonl", [long, short])))
+    assert (found["questions"], found["skipped"]) == (1, 1)
+    assert "1 questions were too long" in Path(found["report"]).read_text(encoding="utf-8")
+    argv = ["examine", str(run), "--questions", str(asked(tmp_path / "l.jsonl", [long])), "--out", str(tmp_path)]
+    assert guard.guarded(call, [*argv, "--json"]) == 2
+    assert "leaves room" in json.loads(capsys.readouterr().out)["error"]["message"]
+
+
+def test_a_suite_is_a_file_or_a_folder_of_them(run: Path, capsys: Captured, tmp_path: Path) -> None:
+    (tmp_path / "suite").mkdir()
+    asked(tmp_path / "suite" / "a.jsonl", [{"question": "Hvem?", "answers": ["Kari"]}])
+    asked(tmp_path / "suite" / "b.jsonl", [{"question": "Hvor?", "answer": "Oslo"}])
+    found = examined(capsys, run, tmp_path / "out", "--suite", str(tmp_path / "suite"))
+    assert found["questions"] == 2
+    alone = examined(capsys, run, tmp_path / "alone", "--suite", str(tmp_path / "suite" / "a.jsonl"))
+    assert alone["questions"] == 1
+    own = examined(capsys, run, tmp_path / "own", "--suite", "world")
+    assert own["judge"] == "the world's grammar"
+
+
+def test_another_model_judges_and_is_named(run: Path, capsys: Captured, tmp_path: Path) -> None:
+    file = asked(tmp_path / "q.jsonl", [{"question": "Hvem?", "answers": ["Kari"]}, {"question": "Hvor?"}])
+    judge = str(run / "finetune")
+    found = examined(capsys, run, tmp_path / "out", "--questions", str(file), "--judge", judge)
+    assert found["judge"].startswith("judge model")
+    assert found["figures"]["1"].get("undecided", {"value": 1})["value"] > 0  # weights at random decide nothing
+    for wrong in (["--judge", judge, "--embedding", str(tmp_path)], ["--embedding", str(tmp_path)], ["--judge", "no"]):
+        argv = ["examine", str(run), "--questions", str(file), "--out", str(tmp_path / "x"), *wrong, "--json"]
+        assert guard.guarded(call, argv) in (1, 2)
+        assert json.loads(capsys.readouterr().out)["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"question": 7}, "line 1"),
+        ({"question": "Hvem?", "answers": [3]}, "line 1"),
+        ({"question": "Hvem?", "choices": "x"}, "line 1"),
+        ({"question": " "}, "line 1"),
+    ],
+)
+def test_wrong_fields_are_named_with_their_row(
+    row: dict[str, Any], says: str, run: Path, capsys: Captured, tmp_path: Path
+) -> None:
+    file = asked(tmp_path / "q.jsonl", [row])
+    assert guard.guarded(call, ["examine", str(run), "--questions", str(file), "--out", str(tmp_path), "--json"]) in (
+        1,
+        2,
+    )
+    assert says in json.loads(capsys.readouterr().out)["error"]["message"]
+
+
+def without_clock(page: str, folder: Path) -> str:
+    """The report but for its times and its own place."""
+    page = re.sub(r'"time": ?\{.*?\}\}\}', "", page.replace(str(folder), ""))
+    return re.sub(r"(took|tok) [^<]* (and|og) [^<]* (passes|gjennom)", "", page)
+
+
+@pytest.mark.slow
+def test_killed_and_gone_on_is_straight_to_the_byte(run: Path, tmp_path: Path) -> None:
+    rows = [{"question": f"Hvem er {i}?", "answers": ["Kari"]} for i in range(60)]
+    file = asked(tmp_path / "q.jsonl", rows)
+
+    def start(out: Path) -> subprocess.Popen[bytes]:
+        argv = [sys.executable, "-m", "klype", "examine", str(run), "--questions", str(file), *SMALL, "--out", str(out)]
+        return subprocess.Popen([*argv, "--lang", "en"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+    def finish(out: Path) -> tuple[dict[str, Any], str]:
+        process = start(out)
+        error = process.communicate(timeout=120)[1]
+        assert process.returncode == 0, error.decode()
+        figures = json.loads((out / "figures.json").read_text(encoding="utf-8"))
+        return without_time(figures), without_clock((out / "report.html").read_text(encoding="utf-8"), out)
+
+    straight = finish(tmp_path / "straight")
+    again = finish(tmp_path / "again")
+    assert again == straight
+    killed = tmp_path / "killed"
+    for least in (1, 4):
+        process = start(killed)
+        end = time.monotonic() + 60
+        while len(list((killed / "traces").glob("*.json"))) < least and process.poll() is None:
+            assert time.monotonic() < end
+            time.sleep(0.002)
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+    assert finish(killed) == straight

@@ -220,7 +220,8 @@ def test_every_measure_is_left_out_or_has_a_value_inside_its_interval(samples: i
         for j in range(samples)
     ]  # fmt: skip
     documents = points([[(truth([2, 1, 1]), distribution([3, 2, 1]))] * 4] * 5)
-    figures = measure(Evidence(answers, documents, judge="meaning", **more_evidence()))
+    language = {f"q{i}": ("a", "b", "c", "d", "e") for i in range(10)}
+    figures = measure(Evidence(answers, documents, judge="meaning", language=language, **more_evidence()))
     names = {row.name for row in MEASURES}
     alone = {"same_text", "same_meaning", "common_prefix", "meaning_entropy"}  # need two draws
     assert set(figures) == (names if samples > 1 else names - alone)
@@ -262,3 +263,16 @@ def test_energy_of_no_right_answer_is_a_bound() -> None:
     assert "at least" in figure.why
     right = [dataclasses.replace(answer, right=True) for answer in wrong]
     assert measure(Evidence(right))["joules_per_right"].value == pytest.approx(2)
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_who_speaks_as_the_language_does_repeats_no_more_than_it(repeats: int) -> None:
+    language = {f"q{i}": ("a", "b", "c", "d", str(i)) * repeats for i in range(5)}
+    same = [Answered(question, words, "stop") for question, words in language.items()]
+    figure = measure(Evidence(same, language=language))["repetition_beyond"]
+    assert figure.value == 0
+    assert (figure.low or 0) <= 0 <= (figure.high or 0)
+    loops = [Answered(question, ("a",) * 8, "stop") for question in language]
+    own = {1: 0.0, 3: 1 - 5 / 12}[repeats]
+    found = measure(Evidence(loops, language=language))["repetition_beyond"].value
+    assert found == pytest.approx(1 - 1 / 5 - own)

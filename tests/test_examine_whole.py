@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 
@@ -85,6 +86,37 @@ def test_the_truth_itself_has_no_error_no_divergence_and_the_most_honest_tempera
     assert figures["best_temperature"]["value"] == pytest.approx(1, abs=0.02)
     assert all(sums.own_kl == pytest.approx(0, abs=1e-6) for sums in honest.evidence[1.0].sums)
     assert "feedback" not in figures  # nothing wrong could be forced
+
+
+def test_the_truth_beside_itself_has_the_least_log_score_and_whole_overlap(honest: Examined) -> None:
+    figures = document(honest)["figures"]["1"]
+    assert figures["kl"]["value"] == pytest.approx(0, abs=1e-5)
+    assert figures["overlap"]["value"] == pytest.approx(1, abs=1e-5)
+    assert figures["s_corpus"]["value"] == pytest.approx(1, abs=1e-5)
+    beginnings = [t.tokens[:i] for t in honest.true for i in range(len(t.steps))]
+    entropies = [
+        -sum(p * math.log(p) for p in TRUTH[row] if p > 0) for row in ((b[-1] if b else 1) for b in beginnings)
+    ]
+    assert figures["log_score"]["value"] == pytest.approx(np.mean(entropies), abs=1e-4)
+
+
+def test_energy_is_shared_out_by_passes_where_it_can_be_read(tmp_path: Path) -> None:
+    used = itertools.count(step=10.0)
+    found = examine(examinee(ERRING), SETTINGS, tmp_path, joules=lambda: next(used))
+    traces = [trace for group in found.traces[1.0] for trace in group]
+    assert math.fsum(trace.joules or 0.0 for trace in traces) == pytest.approx(10)  # one chunk of questions
+    assert {round((t.joules or 0.0) / t.passes, 9) for t in traces} == {
+        round((traces[0].joules or 0.0) / traces[0].passes, 9)
+    }
+    assert document(found)["time"]["figures"]["1"]["joules"]["value"] > 0
+
+
+def test_the_curve_of_risk_ends_at_the_share_wrong(erring: Examined) -> None:
+    made = document(erring)
+    curve, right = made["selective"]["1"], made["figures"]["1"]["right"]["value"]
+    assert curve[-1]["kept"] == 1
+    assert curve[-1]["wrong"] == pytest.approx(1 - right)
+    assert [row["kept"] for row in curve] == sorted(row["kept"] for row in curve)
 
 
 def test_a_constant_error_survives_as_s_to_the_n(erring: Examined) -> None:

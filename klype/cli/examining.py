@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from klype.errors import UsageError
 
@@ -15,47 +14,91 @@ if TYPE_CHECKING:
     from klype.examine.cost import Shape
     from klype.examine.examinee import Examinee
     from klype.examine.truth import Reader
+    from klype.judge.meaning import Meaning
+    from klype.judge.text import Judgement
     from klype.values import Question, Verdict
     from klype.world import World
 
+LEAST_ROOM = 8
+"""Tokens of an answer that the feedback experiment needs at least."""
+UNDECIDED = 0.2
+"""So much less alike than what counts as the same, an answer is wrong; between them nobody can say."""
 
-def examinee(opened: Opened, questions: list[Question], raw: bool | None, training: list[str]) -> Examinee:
-    """Questions that leave no room in the model's window are an error that names the first."""
+
+class Judging(Protocol):
+    """A judge of meaning with a name: ``JudgeModel``, ``EmbeddingJudge``."""
+
+    name: str
+
+    def __call__(self, question: Question, answer: str) -> Judgement: ...
+
+
+def examinee(
+    opened: Opened,
+    questions: list[Question],
+    raw: bool | None = None,
+    training: Sequence[str] = (),
+    judge: Judging | None = None,
+    limit: int = 8,
+) -> Examinee:
+    """``judge`` decides what no rule can; the demo world's grammar needs none.
+
+    Questions that leave no room for an answer of ``limit`` tokens in the model's window are skipped and counted; that
+    none is left is an error.
+    """
     from klype.cli.asking import world_of
     from klype.examine.copied import Index
     from klype.examine.examinee import Examinee
-    from klype.judge.meaning import Meaning, meaning_of
 
-    world = world_of(opened) if any("kind" in q.extra for q in questions) else None
+    of_world = [q for q in questions if {"kind", "lang", "fixed"} <= q.extra.keys()]
+    world = world_of(opened) if of_world else None
     if world is not None:
-        questions = [q for q in questions if "kind" in q.extra]
+        questions = of_world
     plain = opened.as_raw(raw)
-    prompts = [
-        opened.plain(q.prompt) if plain else opened.prompt([{"role": "user", "content": q.prompt}]) for q in questions
-    ]
-    for question, prompt in zip(questions, prompts, strict=True):
-        if len(prompt) + 8 > opened.window:
-            raise UsageError(
-                f"Question {question.id} has {len(prompt)} tokens; the model reads {opened.window} at most."
-            )
-    known: World | None = world
-    meaning: Callable[[Question], Meaning] = lambda question: meaning_of(question, known)[0]
+    fitting = []
+    for question in questions:
+        said = question.prompt
+        prompt = opened.plain(said) if plain else opened.prompt([{"role": "user", "content": said}])
+        if len(prompt) + max(limit, LEAST_ROOM) <= opened.window:
+            fitting.append((question, tuple(prompt)))
+    if questions and not fitting:
+        raise UsageError(f"No question leaves room for {limit} tokens of answer: the model reads {opened.window}.")
+    if world is not None:
+        decide: Callable[[Question, str, bool], Verdict] = world.judge
+        name = "the world's grammar"
+    else:
+        decide, name = judged_by(judge), judge_name([q for q, _ in fitting], judge)
     return Examinee(
         source=opened.source,
         name=opened.name,
         identity=identity(opened),
         vocabulary=opened.vocabulary,
-        questions=tuple(questions),
-        prompts=tuple(tuple(prompt) for prompt in prompts),
-        judge=partial(world.judge) if world is not None else judge_text,
-        judge_name="the world's grammar" if world is not None else judge_name(questions),
-        meaning=meaning,
+        questions=tuple(question for question, _ in fitting),
+        prompts=tuple(prompt for _, prompt in fitting),
+        judge=decide,
+        judge_name=name,
+        meaning=meanings(world),
         reader=reader_of(opened, world) if world is not None and not plain else None,
         spell=opened.spell if opened.exact else None,
         partial=opened.native is None and not opened.exact,
         shape=shape_of(opened),
-        training=Index(training) if training else None,
+        training=Index(list(training)) if training else None,
+        skipped=len(questions) - len(fitting),
     )
+
+
+def meanings(world: World | None) -> Callable[[Question], Meaning]:
+    """Each question's meaning, made once: it remembers the beginnings that it has read."""
+    from klype.judge.meaning import meaning_of
+
+    known: dict[str, Meaning] = {}
+
+    def meaning(question: Question) -> Meaning:
+        if question.id not in known:
+            known[question.id] = meaning_of(question, world)[0]
+        return known[question.id]
+
+    return meaning
 
 
 def shape_of(opened: Opened) -> Shape | None:
@@ -126,16 +169,51 @@ def identity(opened: Opened) -> str:
     return digest.hexdigest()
 
 
-def judge_text(question: Question, answer: str, finished: bool) -> Verdict:
-    """By choice, number, then normalised match: the first that can decide."""
+def open_judge(model: str, embedding: Path | None, alike: float, precision: str) -> Judging | None:
+    """The judge that is asked for: another MODEL, or an encoder's folder. Errors: both; it cannot be opened."""
+    if model and embedding is not None:
+        raise UsageError("Give --judge or --embedding, not both.")
+    if model:
+        from klype.cli.model import open_model
+        from klype.judge.meaning import JudgeModel
+
+        opened = open_model(model, precision)
+        if not opened.template:
+            raise UsageError(f"--judge: {model} cannot be asked: it has no chat template.", "Give an instructed model.")
+        return JudgeModel(opened.source)
+    if embedding is None:
+        return None
+    from klype.judge.embedding import EmbeddingJudge, open_embedding
+
+    return EmbeddingJudge(open_embedding(embedding), embedding.name, alike, alike - UNDECIDED)
+
+
+def judged_by(judge: Judging | None) -> Callable[[Question, str, bool], Verdict]:
+    """By choice, number, then normalised match: the first that can decide. With a judge of meaning, these only say
+    what is right for certain, and it says the rest. What a token limit cut off is never right."""
     from klype.judge.text import choice_match, first_decided, normalised_match, number_match
     from klype.values import Verdict
 
-    judges = [choice_match] if question.choices else []
-    judgement = first_decided(*judges, normalised_match, number_match)(question, answer)
-    right = judgement.right if finished or judgement.right is not True else None
-    return Verdict(right, None, None, len(answer.split()), float("nan"))
+    known: dict[tuple[str, str], bool | None] = {}
+
+    def decide(question: Question, answer: str) -> bool | None:
+        if judge is None:
+            judges = [choice_match] if question.choices else []
+            return first_decided(*judges, normalised_match, number_match)(question, answer).right
+        if question.choices and (chosen := choice_match(question, answer).right) is not None:
+            return chosen
+        return True if normalised_match(question, answer).right else judge(question, answer).right
+
+    def verdict(question: Question, answer: str, finished: bool) -> Verdict:
+        if (question.id, answer) not in known:
+            known[question.id, answer] = decide(question, answer)
+        right = known[question.id, answer]
+        return Verdict(right if finished or right is not True else None, None, None, len(answer.split()), float("nan"))
+
+    return verdict
 
 
-def judge_name(questions: list[Question]) -> str:
+def judge_name(questions: list[Question], judge: Judging | None = None) -> str:
+    if judge is not None:
+        return judge.name
     return "choice match" if all(q.choices for q in questions) else "normalised match"

@@ -34,12 +34,13 @@ def point(p: Mapping[int, float], q: Distribution) -> Point:
     """All comparisons of p and q at one prefix; kl is infinite when a possible token has no probability."""
     p_A = np.array([mass for mass in p.values() if mass > 0.0])
     ids_A = [token for token, mass in p.items() if mass > 0.0]
-    logq = dict(zip(q.ids.tolist(), q.logp.tolist(), strict=True))
-    logq_A = np.array([logq.get(token, -math.inf) for token in ids_A])
+    place = {token: k for k, token in enumerate(q.ids.tolist())}
+    at_A = [place.get(token, -1) for token in ids_A]
+    logq_A = np.array([float(q.logp[k]) if k >= 0 else -math.inf for k in at_A])
     q_A = np.exp(logq_A)
     s = min(1.0, float(q_A.sum()))
     if not q.whole:
-        unlisted = sum(token not in logq for token in ids_A)
+        unlisted = at_A.count(-1)
         smallest = float(np.exp(q.logp[-1])) if len(q.logp) else 1.0
         return Point(s, min(1.0, s + min(q.rest, unlisted * smallest)), None, None, None, None, None, None)
     cross = float(-(p_A * logq_A).sum())

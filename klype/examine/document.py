@@ -6,15 +6,18 @@ Numbers only: two examinations with one seed differ in nothing but what stands u
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 from klype.answers.branches import Branch, branches
+from klype.answers.tree import Tree
 from klype.examine.calibration import bins
 from klype.examine.evidence import Evidence
 from klype.examine.examination import Examined
 from klype.examine.feedback import effect
 from klype.examine.measures import MEASURES, measure
+from klype.examine.selective import risk_coverage
+from klype.examine.spread import sureness
 from klype.examine.survival import survival
 from klype.judge.meaning import label
 from klype.values import Figure, Trace
@@ -23,6 +26,7 @@ TIMED = frozenset(["seconds", "joules", "joules_per_right"])
 """Measured anew each time: they stand under ``time``, not among the figures."""
 EXAMPLES = 12
 TREES = 6
+CURVE = 50
 LONGEST = 40
 """Positions that curves go to."""
 
@@ -45,7 +49,9 @@ def document(found: Examined) -> Document:
         "feedback": {key(t): rows["difference"] for t, rows in after.items()},
         "after_error": {key(t): rows for t, rows in after.items()},
         "calibration": {key(t): reliability(evidence) for t, evidence in found.evidence.items() if evidence.told},
+        "selective": {key(t): kept(evidence) for t, evidence in found.evidence.items()},
         "main": key(settings.main),
+        "skipped": examinee.skipped,
         "judge": examinee.judge_name,
         "settings": {
             "temperatures": list(settings.temperatures),
@@ -92,6 +98,17 @@ def reliability(evidence: Evidence) -> list[Document]:
     return [{"p": p, "observed": f.json()} for p, f in bins(said, true, [t.question for t in evidence.told])]
 
 
+def kept(evidence: Evidence) -> list[Document]:
+    """Share wrong among the answers that the model is surest of, by how many of them are kept: at most ``CURVE``
+    points."""
+    rows = sureness(evidence)
+    if not rows or len({right for _, right, _ in rows}) < 2:
+        return []
+    curve = risk_coverage([score for score, _, _ in rows], [right for _, right, _ in rows])
+    places = sorted({round(i * (len(curve) - 1) / CURVE) for i in range(CURVE + 1)})
+    return [{"kept": curve[i][0], "wrong": curve[i][1]} for i in places]
+
+
 def trees(found: Examined) -> list[Document]:
     """The first few trees, their likeliest answers drawn as branches."""
     out = []
@@ -107,16 +124,22 @@ def trees(found: Examined) -> list[Document]:
                 "meanings": [{"text": c.text, "low": c.low, "high": c.high} for c in tree.clusters[:8]],
                 "unexplored": tree.unexplored,
                 "expansions": tree.expansions,
-                "branches": branch(branches(tree, decode, 10)),
+                "branches": drawn(tree, decode, 10),
             }
         )
     return out
 
 
-def branch(one: Branch) -> Document:
-    out: Document = {"text": one.text, "mass": one.mass, "children": [branch(child) for child in one.children]}
+def drawn(tree: Tree, decode: Callable[[Sequence[int]], str], most: int) -> Document:
+    """The likeliest answers as branches; a meaning goes by the likeliest answer that has it."""
+    names = {cluster.meaning: cluster.text for cluster in tree.clusters}
+    return _branch(branches(tree, decode, most), names)
+
+
+def _branch(one: Branch, names: Mapping[Hashable, str]) -> Document:
+    out: Document = {"text": one.text, "mass": one.mass, "children": [_branch(child, names) for child in one.children]}
     if one.answer is not None:
-        out |= {"low": one.answer.low, "high": one.answer.high}
+        out |= {"low": one.answer.low, "high": one.answer.high, "meaning": names[one.meaning]}
     return out
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -84,3 +84,4 @@ class Evidence:
     trees: Sequence[Tree] = ()
     forks: Sequence[Forks] = ()
     replaced: Sequence[Replaced] = ()
+    language: Mapping[str, Sequence[str]] | None = None

@@ -15,7 +15,7 @@ from klype.answers.tree import Tree, TreeSettings, grow
 from klype.examine.evidence import Answered, Evidence, Told
 from klype.examine.examinee import Examinee, ExamSettings
 from klype.examine.feedback import Aftermath, Asked, FeedbackSettings, Shock, aftermaths, shocks
-from klype.examine.from_traces import answered, crossings, sums, told
+from klype.examine.from_traces import answered, compared, crossings, pieces, sums, told
 from klype.examine.recorder import Recorder
 from klype.examine.replaced import Replaced, Right, replaced
 from klype.examine.truth import Reader, Tokens
@@ -28,7 +28,8 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass
 class Examined:
-    """Everything that was found out, by temperature where it depends on it."""
+    """Everything that was found out, by temperature where it depends on it. ``true``: answers of the truth's own, and
+    what the model thinks of them."""
 
     examinee: Examinee
     settings: ExamSettings
@@ -37,6 +38,7 @@ class Examined:
     shocks: dict[float, list[Shock]] = field(default_factory=dict)
     trees: list[Tree] = field(default_factory=list)
     forks: list[Forks] = field(default_factory=list)
+    true: list[Trace] = field(default_factory=list)
     passes: int = 0
     tokens: int = 0
     model_s: float = 0.0
@@ -53,6 +55,7 @@ class Desk:
     progress: Progress
     readers: dict[str, Reader] = field(default_factory=dict)
     crossed: dict[int, tuple[float, ...]] = field(default_factory=dict)
+    language: dict[str, tuple[str, ...]] | None = None
 
     def reader(self, place: int) -> Reader | None:
         question = self.examinee.questions[place]
@@ -70,17 +73,22 @@ def examine(
     progress: Progress = lambda part, done, of: None,
     clock: Callable[[], float] = time.perf_counter,
     given: Mapping[float, list[Shock]] | None = None,
+    joules: Callable[[], float | None] = lambda: None,
 ) -> Examined:
     """Traces land in ``folder/traces``; what is there from before, of the same weights, is not asked again.
 
     ``given``: another model's shocks by temperature; models are compared on the same beginnings and words.
+    ``joules``: what the machine has used so far, where that can be read.
     """
     settings.check()
     began = clock()
-    source = Recorder(examinee.source, examinee.identity, folder / "traces", clock)
+    source = Recorder(examinee.source, examinee.identity, folder / "traces", clock, joules)
     desk = Desk(examinee, settings, source, progress)
     found = Examined(examinee, settings)
     true = _true_answers(desk)
+    if true is not None:
+        found.true = [trace for group in true for trace in group]
+        desk.language = {q.id: pieces(examinee, t[0]) for q, t in zip(examinee.questions, true, strict=True)}
     for temperature in settings.temperatures:
         found.traces[temperature] = _answers(desk, temperature)
         found.evidence[temperature] = _evidence(desk, temperature, found.traces[temperature], true)
@@ -169,6 +177,7 @@ def _evidence(
     judged: list[Answered] = []
     said: list[Told] = []
     by_question = []
+    documents = []
     for place, (question, traces) in enumerate(zip(examinee.questions, groups, strict=True)):
         reader = desk.reader(place)
         judged += answered(examinee, question, traces, reader)
@@ -177,7 +186,16 @@ def _evidence(
             if place not in desk.crossed:
                 desk.crossed[place] = crossings(true[place], reader)
             by_question.append(sums(traces[:4], true[place], reader, temperature, desk.crossed[place]))
-    return Evidence(judged, judge=examinee.judge_name, seed=desk.settings.seed, told=said, sums=by_question)
+            documents += [compared(trace, reader, temperature) for trace in true[place]]
+    return Evidence(
+        judged,
+        documents,
+        judge=examinee.judge_name,
+        seed=desk.settings.seed,
+        told=said,
+        sums=by_question,
+        language=desk.language,
+    )
 
 
 def _feedback(desk: Desk, temperature: float, given: list[Shock] | None) -> tuple[list[Shock], list[Aftermath]]:

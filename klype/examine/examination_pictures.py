@@ -12,7 +12,7 @@ from klype.examine.say import Say, visible
 
 Document = Mapping[str, Any]
 Row = tuple[str, str, FigureFacts]
-WIDE = frozenset(["feedback", "temperatures", "tree"])
+WIDE = frozenset(["feedback", "temperatures", "tree", "flow"])
 SWEEP = (("right", "aligned", "solid"), ("s", "truth", "dashed"), ("repetition", "bad", "dotted"),
          ("same_meaning", "finetuned", "solid"))  # fmt: skip
 
@@ -24,7 +24,9 @@ def pictures(document: Document, say: Say) -> dict[str, Picture]:
         feedback(document, say),
         temperatures(document, say),
         calibration(document, say),
+        selective(document, say),
         tree(document, say),
+        flow(document, say),
         cost(document, say),
     ]
     found = {picture.id: picture for picture in made if picture is not None}
@@ -115,6 +117,82 @@ def calibration(document: Document, say: Say) -> Picture | None:
     title = say("picture.calibration", gap=say.number(error["value"] or 0, 3))
     rows: list[Row] = [(document["model"], say.share(p), f) for p, f in figures]
     return _picture("calibration", title, say, [Panel("", drawn, 300)], [say("column.model"), say("axis.said")], rows)
+
+
+def selective(document: Document, say: Say) -> Picture | None:
+    """Of the answers that the model is surest of, how many are wrong? At the main temperature."""
+    curve = document["selective"].get(document["main"])
+    ratio = document["figures"][document["main"]].get("selective")
+    if not curve or ratio is None:
+        return None
+    whole = curve[-1]["wrong"]
+    half = min(curve, key=lambda row: abs(row["kept"] - 0.5))
+    series = [
+        line(document["model"], [(row["kept"], row["wrong"]) for row in curve], "accent"),
+        line(say("exam.at_random"), [(0, whole), (1, whole)], "muted",
+             lineStyle={"color": "$muted", "type": "dashed", "width": 1}),
+    ]  # fmt: skip
+    x = axis(say("exam.kept"), percent=True, min=0, max=1)
+    drawn = _shares(lines(x, axis(percent=True, min=0), series))
+    title = say("exam.selective", all=say.share(whole), half=say.share(half["wrong"]))
+    rows: list[Row] = [(say("exam.wrong"), say.share(row["kept"]), FigureFacts(value=row["wrong"])) for row in curve]
+    rows.append((say.measure("selective"), "", ratio))
+    columns = [say("column.measure"), say("exam.kept")]
+    return _picture("selective", title, say, [Panel("", drawn, 300)], columns, rows)
+
+
+def flow(document: Document, say: Say) -> Picture | None:
+    """How the probability of the first tree flows from the question through words and answers into meanings."""
+    if not document["trees"]:
+        return None
+    one = document["trees"][0]
+    nodes: list[Option] = []
+    links: list[Option] = []
+    rows: list[Row] = []
+    _flow(one["branches"], "q", say, (nodes, links))
+    meanings: dict[str, float] = {}
+    for leaf in _ends(one["branches"]):
+        meanings[leaf["meaning"]] = meanings.get(leaf["meaning"], 0.0) + leaf["mass"]
+    for text, mass in meanings.items():
+        nodes.append(_flow_node(f"m {text}", f"{visible(text)}  {say.share(mass, 1)}", "truth"))
+        rows.append((visible(text), visible(one["question"]), FigureFacts(value=mass)))
+    others = 1.0 - one["branches"]["mass"]
+    if others > 0.0005:
+        nodes.append(_flow_node("others", f"{say('exam.others')}  {say.share(others, 1)}", "muted"))
+        links.append({"source": "q", "target": "others", "value": others})
+        rows.append((say("exam.others"), visible(one["question"]), FigureFacts(value=others)))
+    sankey: Option = {
+        "type": "sankey", "data": nodes, "links": links, "left": 12, "right": 190, "top": 8, "bottom": 8,
+        "nodeWidth": 10, "nodeGap": 12, "draggable": False, "emphasis": {"disabled": True},
+        "lineStyle": {"color": "source", "opacity": 0.25}, "label": {"color": "$ink", "fontSize": 12},
+    }  # fmt: skip
+    drawn = canvas(series=[sankey], tooltip={"show": False})
+    height = 60 + 34 * max(_leaves(one["branches"]) + 1, len(meanings) + 1)
+    title = say("exam.flow", n=len(meanings), answers=_leaves(one["branches"]))
+    panel = Panel(visible(one["question"])[-90:], drawn, height)
+    return _picture("flow", title, say, [panel], [say("exam.answer"), say("exam.question")], rows)
+
+
+def _flow(branch: Document, name: str, say: Say, found: tuple[list[Option], list[Option]]) -> None:
+    """This branch's node, and the links that leave it."""
+    nodes, links = found
+    text = visible(branch["text"].strip()) or ("∅" if not branch["children"] else "…")
+    nodes.append(_flow_node(name, text, "accent"))
+    for place, child in enumerate(branch["children"]):
+        links.append({"source": name, "target": f"{name} {place}", "value": child["mass"]})
+        _flow(child, f"{name} {place}", say, found)
+    if not branch["children"]:
+        links.append({"source": name, "target": f"m {branch['meaning']}", "value": branch["mass"]})
+
+
+def _flow_node(name: str, text: str, colour: str) -> Option:
+    return {"name": name, "label": {"formatter": text}, "itemStyle": {"color": f"${colour}"}}
+
+
+def _ends(branch: Document) -> list[Document]:
+    if not branch["children"]:
+        return [dict(branch)]
+    return [end for child in branch["children"] for end in _ends(child)]
 
 
 def tree(document: Document, say: Say) -> Picture | None:

@@ -6,13 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from klype.answers.branches import branches
 from klype.answers.traces import replace
 from klype.answers.tree import Tree
 from klype.errors import UsageError
 from klype.examine.colours import PROBABILITY_EDGES, step_of
-from klype.examine.document import branch
-from klype.examine.examination_pictures import pictures
+from klype.examine.document import drawn
+from klype.examine.examination_pictures import flow, pictures
 from klype.examine.examination_pictures import tree as tree_picture
 from klype.examine.measures import MEASURES
 from klype.examine.report import page
@@ -40,14 +39,14 @@ def tree_page(tree: Tree, question: str, decode: Callable[[Sequence[int]], str],
         "question": question,
         "answers": [{"text": a.text, "low": a.low, "high": a.high} for a in tree.answers[:50]],
         "unexplored": tree.unexplored,
-        "branches": branch(branches(tree, decode, 20)),
+        "branches": drawn(tree, decode, 20),
     }
     document = {"trees": [one], "question": question}
     views = []
     for code in LANGUAGES:
         say = Say(code)
-        drawn = tree_picture(document, say)
-        views.append(_page_view(say, {} if drawn is None else {"tree": drawn}))
+        shown = [picture for made in (tree_picture, flow) if (picture := made(document, say)) is not None]
+        views.append(_page_view(say, {picture.id: picture for picture in shown}))
     return page("tree.html.jinja", views, lang, document=document)
 
 
@@ -56,6 +55,8 @@ def verdict(document: Document, say: Say) -> list[str]:
     figures = {k: f for k, f in document["figures"][document["main"]].items() if f["value"] is not None}
     t = say.plain(float(document["main"]))
     out = [say("exam.asked", n=document["questions"], t=t)]
+    if document.get("skipped"):
+        out.insert(0, say("exam.skipped", n=document["skipped"]))
     if "right" in figures:
         shown = {"right": say.figure(figures["right"], "right"), "judge": say.judge(document["judge"])}
         out.append(say("exam.right", **shown))

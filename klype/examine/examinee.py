@@ -21,7 +21,8 @@ WIDE = 4096
 class Examinee:
     """``identity`` names the weights (traces of others are not used again). ``judge(question, text, finished)`` and
     ``meaning`` are named by ``judge_name``. ``reader`` knows the truth of a question's answers; None: nobody does.
-    ``vocabulary`` 0: nobody knows; ``partial``: only the most probable tokens are told."""
+    ``vocabulary`` 0: nobody knows; ``partial``: only the most probable tokens are told. ``skipped``: questions that
+    were too long to be asked."""
 
     source: Source
     name: str
@@ -37,6 +38,7 @@ class Examinee:
     shape: Shape | None = None
     training: Index | None = None
     partial: bool = False
+    skipped: int = 0
 
     @property
     def whole(self) -> bool:

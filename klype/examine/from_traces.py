@@ -9,7 +9,7 @@ import numpy as np
 
 from klype.examine.copied import copied
 from klype.examine.cost import answer_flops
-from klype.examine.divergence import tempered_kl
+from klype.examine.divergence import Point, point, tempered_kl
 from klype.examine.evidence import Answered, ByQuestion, Told
 from klype.examine.examinee import Examinee
 from klype.examine.truth import Reader, Tokens, at_temperature
@@ -40,7 +40,7 @@ def answered(examinee: Examinee, question: Question, traces: Sequence[Trace], re
         out.append(
             Answered(
                 question=question.id,
-                words=_pieces(examinee, trace) if s else tuple(text.split()),
+                words=pieces(examinee, trace) if s else tuple(text.split()),
                 ended=trace.ended,
                 right=verdict.right,
                 word_for_word=same,
@@ -177,7 +177,23 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return math.fsum(known) / len(known) if known and len(known) == len(values) else None
 
 
-def _pieces(examinee: Examinee, trace: Trace) -> tuple[str, ...]:
+def compared(trace: Trace, reader: Reader, temperature: float) -> list[Point]:
+    """The truth beside the model at a temperature, before every token of one true answer."""
+    return [
+        point(reader.next(trace.tokens[:t]), tempered(step.distribution, temperature))
+        for t, step in enumerate(trace.steps)
+        if step.distribution is not None
+    ]
+
+
+def tempered(q: Distribution, temperature: float) -> Distribution:
+    """A whole distribution as it is drawn from at a temperature above 0."""
+    z_K = q.logp.astype(np.float64) / temperature
+    z_K -= z_K.max()
+    return Distribution(q.ids, z_K - math.log(float(np.exp(z_K).sum())))
+
+
+def pieces(examinee: Examinee, trace: Trace) -> tuple[str, ...]:
     """Token by token, as S is known token by token."""
     stop = set(examinee.source.codec.stop)
     return tuple(examinee.source.codec.decode([t]) for t in trace.tokens if t not in stop)

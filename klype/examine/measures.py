@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from statistics import fmean
 from typing import Literal
 
 from klype.examine import repetition, spread
 from klype.examine.divergence import divergence, s_corpus
 from klype.examine.evidence import Evidence
-from klype.examine.intervals import clopper_pearson, mean_by_question, ratio_of_means
+from klype.examine.intervals import clopper_pearson, mean_by_question, paired, ratio_of_means
 from klype.examine.spread import NOTHING, as_share, per_question
 from klype.examine.survival import survival
 from klype.values import Figure
@@ -100,6 +101,20 @@ def repeats(evidence: Evidence, n: int = 4) -> Figure:
     return as_share(figure)
 
 
+def repeats_beyond(evidence: Evidence, n: int = 4) -> Figure:
+    """seq-rep-4 less that of the language's own answers to the same questions."""
+    own: dict[str, list[float]] = {}
+    for answer in evidence.answers:
+        if (value := repetition.repeated(answer.words, n)) is not None:
+            own.setdefault(answer.question, []).append(value)
+    language = {q: repetition.repeated(words, n) for q, words in (evidence.language or {}).items()}
+    both = [(q, fmean(values), known) for q, values in own.items() if (known := language.get(q)) is not None]
+    if not both:
+        return Figure(None, why=NOTHING)
+    questions, model, truth = zip(*both, strict=True)
+    return paired(truth, model, questions, "difference of shares", evidence.seed)
+
+
 def cost(evidence: Evidence, name: str, unit: str) -> Figure:
     """Mean per answer."""
     known = [(answer.question, value) for answer in evidence.answers if (value := getattr(answer, name)) is not None]
@@ -140,6 +155,7 @@ MEASURES: tuple[Measure, ...] = (
     Measure("log_score", partial(of_truth, name="log_score"), "nats a word", "truth", "less"),
     Measure("brier", partial(of_truth, name="brier"), "squared probability", "truth", "less"),
     Measure("repetition", repeats, "share of 4-grams", "", "less"),
+    Measure("repetition_beyond", repeats_beyond, "difference of shares", "truth", "less"),
     Measure(
         "distinct",
         partial(per_question, function=lambda a: repetition.distinct([x.words for x in a]), unit="share of 2-grams"),

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from klype.answers import traces as store
@@ -19,8 +19,15 @@ class Recorder:
     """``identity`` names the weights: what other weights said is not used. ``passes`` counts a forward pass for every
     token drawn, beginning read and answer scored, whether it was done now or remembered."""
 
-    def __init__(self, source: Source, identity: str, folder: Path, clock: Callable[[], float]) -> None:
-        self._source, self._identity, self._folder, self._clock = source, identity, folder, clock
+    def __init__(
+        self,
+        source: Source,
+        identity: str,
+        folder: Path,
+        clock: Callable[[], float],
+        joules: Callable[[], float | None] = lambda: None,
+    ) -> None:
+        self._source, self._identity, self._folder, self._clock, self._joules = source, identity, folder, clock, joules
         self._beside = ThreadPoolExecutor(1, thread_name_prefix="traces")  # disks are slow: the model does not wait
         self._saving: Future[None] | None = None
         self.passes = 0
@@ -69,9 +76,10 @@ class Recorder:
         if found is not None:
             self.remembered += len(found.traces)
             return list(found.traces)
-        began = self._clock()
+        began, used = self._clock(), self._joules()
         traces = ask()
         self.model_s += self._clock() - began
+        traces = shared(traces, used, self._joules())
         self.finish()
         self._saving = self._beside.submit(store.save, self._folder, name, traces, about)
         return traces
@@ -81,3 +89,11 @@ class Recorder:
         if self._saving is not None:
             self._saving.result()
             self._saving = None
+
+
+def shared(traces: list[Trace], before: float | None, after: float | None) -> list[Trace]:
+    """The energy of answers that were made together, shared out by their passes; as they are where it is not known."""
+    passes = sum(trace.passes for trace in traces)
+    if before is None or after is None or not passes:
+        return traces
+    return [replace(trace, joules=(after - before) * trace.passes / passes) for trace in traces]

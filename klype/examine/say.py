@@ -112,6 +112,9 @@ class Say:
 
     def judge(self, judge: str) -> str:
         """Who said right or wrong."""
+        for prefix, named in (("judge model ", "model"), ("sentence embedding ", "embedding")):
+            if judge.startswith(prefix):
+                return self(f"judge.{named}", name=visible(judge.removeprefix(prefix)))
         key = f"judge.{_slug(judge)}"
         return self(key) if self.has(key) else visible(judge)
 

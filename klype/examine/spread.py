@@ -171,15 +171,20 @@ def fork_word(evidence: Evidence) -> Figure:
 
 def selective(evidence: Evidence) -> Figure:
     """Prediction–rejection ratio of the answer's own log-probability a token."""
-    known = [
-        (-a.drawn_logp / max(1, a.tokens or len(a.words)), a.right, a.question)
-        for a in evidence.answers
-        if a.drawn_logp is not None and a.right is not None
-    ]
+    known = sureness(evidence)
     if not known:
         return nothing()
     scores, rights, questions = zip(*known, strict=True)
     return _judged(rejection_ratio(scores, rights, questions, evidence.seed), evidence.judge)
+
+
+def sureness(evidence: Evidence) -> list[tuple[float, bool, str]]:
+    """Of every decided answer: nats a token that it cost the model to say it, whether it is right, its question."""
+    return [
+        (-a.drawn_logp / max(1, a.tokens or len(a.words)), a.right, a.question)
+        for a in evidence.answers
+        if a.drawn_logp is not None and a.right is not None
+    ]
 
 
 def copied(evidence: Evidence) -> Figure:

@@ -40,7 +40,7 @@ def command(
     settings.check()
     w = words(terminal.lang, "examination")
     opened = open_model(model, precision)
-    one = examinee(opened, questions_of(opened, questions, "", most), raw, [])
+    one = examinee(opened, questions_of(opened, questions, "", most), raw, limit=limit)
     one, settings = planned(terminal, w, one, settings, budget, True)
     folder = out or Path("examinations") / Path(model).name
     made = article(examined(terminal, w, one, settings, folder))

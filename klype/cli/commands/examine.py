@@ -38,6 +38,11 @@ def command(
         list[str] | None, typer.Option("--fail-if", help='Exit 1 when so: "right<0.8", "kl@1>0.3". May be repeated.')
     ] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Two MODELs on the same questions, paired.")] = False,
+    judge: Annotated[str, typer.Option("--judge", metavar="MODEL", help="Says what means the same.")] = "",
+    embedding: Annotated[
+        Path | None, typer.Option("--embedding", help="The same by an encoder's folder (Hugging Face).")
+    ] = None,
+    alike: Annotated[float, typer.Option("--alike", help="With it: cosine from which two mean the same.")] = 0.8,
     training: Annotated[list[Path] | None, typer.Option("--training", help="Text that may be copied.")] = None,
     parquet: Annotated[bool, typer.Option("--parquet", help="Also write every token to answers.parquet.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask before a long examination.")] = False,
@@ -53,6 +58,7 @@ def command(
     What was drawn is kept in the folder's traces: the same command again goes on where it stopped.
     """
     terminal = Terminal(as_json, lang)
+    from klype.cli.examining import examinee, open_judge, questions_of
     from klype.cli.model import open_model
     from klype.examine.examinee import ExamSettings
     from klype.examine.gates import failed, parse
@@ -65,14 +71,13 @@ def command(
     settings.check()
     w = words(terminal.lang, "examination")
     texts = read_training(training or [])
+    deciding = open_judge(judge, embedding, alike, precision)
     folder = out or Path("examinations") / "-".join(Path(name).name or "model" for name in models)
     found: list[Examined] = []
     documents: list[dict[str, Any]] = []
     for name in models:
-        from klype.cli.examining import examinee, questions_of
-
         opened = open_model(name, precision)
-        one = examinee(opened, questions_of(opened, questions, suite, most), raw, texts)
+        one = examinee(opened, questions_of(opened, questions, suite, most), raw, texts, deciding, limit)
         place = folder / Path(name).name if compare else folder
         one, fitted = planned(terminal, w, one, settings, budget, yes)
         found.append(examined(terminal, w, one, fitted, place, found[0].shocks if found else None))
@@ -154,6 +159,7 @@ def examined(
 ) -> Examined:
     """With its progress told. ``given``: the shocks of the model that it is compared with."""
     from klype.cli.progress import listener
+    from klype.device import EnergyMeter
     from klype.examine.examination import examine
 
     with listener(terminal) as say:
@@ -165,7 +171,7 @@ def examined(
                 say.stage_start(name, of)
             say.step({"step": done})
 
-        found = examine(one, settings, folder, progress, given=given)
+        found = examine(one, settings, folder, progress, given=given, joules=EnergyMeter().joules)
         say.stage_end()
     return found
 

@@ -1,0 +1,84 @@
+"""A judge that compares meanings as vectors: mean-pooled hidden states of a local encoder, through transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from klype.errors import KlypeError, UsageError
+from klype.judge.text import Judgement
+from klype.values import Floats, Question
+
+Embed = Callable[[Sequence[str]], Floats]
+"""Texts → vectors_NW of length 1."""
+INSTALL = "Install it: pip install 'klype[hf]'."
+TOGETHER = 32
+
+
+class EmbeddingJudge:
+    """Right: cosine with a reference at least ``alike``; wrong: with none above ``unlike``; between: undecided.
+
+    The thresholds are the encoder's own business: encoders differ in how near unrelated texts are.
+    """
+
+    def __init__(self, embed: Embed, name: str, alike: float = 0.8, unlike: float = 0.6) -> None:
+        if not -1 <= unlike <= alike <= 1:
+            raise UsageError(f"Likeness goes from -1 to 1, unlike before alike (they are {unlike:g} and {alike:g}).")
+        self._embed, self._alike, self._unlike = embed, alike, unlike
+        self.name = f"sentence embedding {name} at {alike:g}"
+
+    def __call__(self, question: Question, answer: str) -> Judgement:
+        if not question.answers:
+            return Judgement("undecided", self.name)
+        if not answer.strip():
+            return Judgement("wrong", self.name)
+        vectors_NW = self._embed([answer, *question.answers])
+        nearest = float((vectors_NW[1:] @ vectors_NW[0]).max())
+        if nearest >= self._alike:
+            return Judgement("right", self.name)
+        return Judgement("wrong" if nearest <= self._unlike else "undecided", self.name)
+
+
+def open_embedding(folder: Path) -> Embed:
+    """The encoder of a local Hugging Face directory. Errors: no transformers, no such model, code that would be run."""
+    if not (folder / "config.json").is_file():
+        raise UsageError(f"{folder} holds no encoder.", "Give the folder of a Hugging Face model.")
+    try:
+        import transformers
+    except ImportError:
+        raise KlypeError("Sentence embeddings are computed through transformers.", INSTALL) from None
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
+        model = transformers.AutoModel.from_pretrained(folder, use_safetensors=True, **options).eval()
+    except MemoryError:
+        raise
+    except Exception as error:  # transformers raises many kinds for what is missing or unknown
+        reason = str(error).strip().splitlines()[:1]
+        raise KlypeError(f"The encoder in {folder} cannot be opened: {' '.join(reason)}") from None
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    most = min(512, getattr(model.config, "max_position_embeddings", 512))
+    known: dict[str, Floats] = {}
+
+    @torch.inference_mode()
+    def compute(texts: Sequence[str]) -> None:
+        for first in range(0, len(texts), TOGETHER):
+            part = list(texts[first : first + TOGETHER])
+            read = tokenizer(part, padding=True, truncation=True, max_length=most, return_tensors="pt")
+            hidden_BTW = model(**read).last_hidden_state.float()
+            mask_BT1 = read["attention_mask"][:, :, None].float()
+            mean_BW = (hidden_BTW * mask_BT1).sum(1) / mask_BT1.sum(1).clamp(min=1)
+            unit_BW = torch.nn.functional.normalize(mean_BW, dim=-1).double().numpy()
+            known.update(zip(part, unit_BW, strict=True))
+
+    def embed(texts: Sequence[str]) -> Floats:
+        missing = [text for text in dict.fromkeys(texts) if text not in known]
+        compute(missing)
+        return np.stack([known[text] for text in texts])
+
+    return embed

@@ -1,0 +1,72 @@
+"""Sentence embeddings as a judge: a tiny encoder of transformers', saved and opened as a user's would be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from klype.errors import KlypeError, UsageError
+from klype.judge.embedding import EmbeddingJudge, open_embedding
+from klype.values import Question
+
+transformers = pytest.importorskip("transformers")
+WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "kari", "ola", "har", "en", "hund", "katt")
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("encoder")
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    words.normalizer = normalizers.Lowercase()
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]")
+    fast.save_pretrained(folder)
+    config = transformers.BertConfig(
+        vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        max_position_embeddings=16,
+    )  # fmt: skip
+    transformers.BertModel(config).save_pretrained(folder)
+    return folder
+
+
+def test_vectors_are_of_length_one_and_do_not_depend_on_their_company(encoder: Path) -> None:
+    texts = ["Kari", "Ola har en hund", "katt katt", "Kari har en katt " * 9]
+    together = open_embedding(encoder)(texts)
+    assert np.linalg.norm(together, axis=1) == pytest.approx(np.ones(4))
+    alone = open_embedding(encoder)
+    for text, vector in zip(texts, together, strict=True):
+        assert alone([text])[0] == pytest.approx(vector, abs=1e-5)
+
+
+def test_the_vector_is_the_mean_of_the_hidden_states(encoder: Path) -> None:
+    model = transformers.AutoModel.from_pretrained(encoder).eval()
+    with torch.no_grad():
+        hidden = model(torch.tensor([[4, 6, 7, 8]])).last_hidden_state[0].mean(0)
+    assert open_embedding(encoder)(["Kari har en hund"])[0] == pytest.approx((hidden / hidden.norm()).numpy(), abs=1e-5)
+
+
+def test_it_decides_between_its_thresholds_and_says_when_it_cannot() -> None:
+    places = {"a": [1.0, 0.0], "same": [0.9, 0.19**0.5], "between": [0.7, 0.51**0.5], "other": [0.0, 1.0]}
+    judge = EmbeddingJudge(lambda texts: np.array([places[text] for text in texts]), "toy")
+    question = Question("q", "?", answers=("a",))
+    found = {text: judge(question, text).decision for text in ("same", "between", "other")}
+    assert found == {"same": "right", "between": "undecided", "other": "wrong"}
+    assert judge(question, " ").decision == "wrong"
+    assert judge(Question("q", "?"), "same").decision == "undecided"
+    assert judge(question, "same").judge == "sentence embedding toy at 0.8"
+    with pytest.raises(UsageError):
+        EmbeddingJudge(lambda texts: np.zeros((1, 1)), "toy", alike=0.2, unlike=0.5)
+
+
+def test_what_is_no_encoder_is_one_sentence(encoder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no encoder"):
+        open_embedding(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "nonsense"}', encoding="utf-8")
+    with pytest.raises(KlypeError, match="cannot be opened"):
+        open_embedding(tmp_path)
