@@ -162,7 +162,7 @@ def flow(document: Document, say: Say) -> Picture | None:
         links.append({"source": "q", "target": "others", "value": others})
         rows.append((say("exam.others"), visible(one["question"]), FigureFacts(value=others)))
     sankey: Option = {
-        "type": "sankey", "data": nodes, "links": links, "left": 12, "right": 190, "top": 8, "bottom": 8,
+        "type": "sankey", "data": nodes, "links": links, "left": 12, "right": 280, "top": 8, "bottom": 8,
         "nodeWidth": 10, "nodeGap": 12, "draggable": False, "emphasis": {"disabled": True},
         "lineStyle": {"color": "source", "opacity": 0.25}, "label": {"color": "$ink", "fontSize": 12},
     }  # fmt: skip
