@@ -37,15 +37,18 @@ def by_model(judge: ModelJudge) -> Rank:
     return lambda question, answers, rng: rank_simulated(annotator, question, answers, 0.0, rng, MODEL)
 
 
-def rank_all(store: Store, rank: Rank, by: By, most: int, seed: int) -> int:
+def rank_all(store: Store, rank: Rank, by: By, most: int, seed: int, first: Sequence[int] = ()) -> int:
     """Every question that this annotator has not ranked yet, at most ``most`` (0: all), and a tenth twice; how many.
 
-    Each batch is durable before the next is begun, so that a stopped work goes on where it was.
+    The questions with the ids ``first`` come first. Each batch is durable before the next is begun, and what was ranked
+    is kept when a later question fails, so that a stopped work goes on where it was.
     """
+    place = {number: i for i, number in enumerate(first)}
+    wanted = sorted(store.questions(), key=lambda asked: place.get(asked.id, len(place)))
     ranked: list[Entry] = []
     done: set[int] | None = None
     written = 0
-    for asked in store.questions():
+    for asked in wanted:
         if most and written + len(ranked) >= most:
             break
         if len(asked.candidates) < 2:
@@ -54,12 +57,16 @@ def rank_all(store: Store, rank: Rank, by: By, most: int, seed: int) -> int:
         order = list(range(len(asked.candidates)))
         rng.shuffle(order)
         shown = replace(asked, candidates=tuple(asked.candidates[i] for i in order))
-        first = _entry(shown, rank, by, rng)
+        try:
+            entry = _entry(shown, rank, by, rng)
+        except KlypeError:
+            store.record_all(ranked)
+            raise
         if done is None:
-            done = {e.asked.id for e in store.entries(annotators=(first.annotator,))}
+            done = {e.asked.id for e in store.entries(annotators=(entry.annotator,))}
         if asked.id in done:
             continue
-        ranked.append(first)
+        ranked.append(entry)
         if asked.id % 10 == 0:
             ranked.append(replace(_entry(shown, rank, by, rng), again=True))
         if len(ranked) >= 100:

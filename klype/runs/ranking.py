@@ -26,6 +26,7 @@ from klype.runs.lessons import messages
 from klype.runs.options import RunOptions, StageOptions
 from klype.runs.say import Say
 from klype.runs.subject import Subject
+from klype.text.chat import Chat
 from klype.train.audit import bias_audit
 from klype.train.rewards import PairOutcomes, Ranked, RewardModel, pair_outcomes
 from klype.values import Figure, Question, Ranking, Sampling
@@ -194,7 +195,11 @@ def load(subject: Subject, folder: Path, annotators: Sequence[str] = ()) -> Rank
     known = annotator.startswith(SIMULATED) and not subject.given_rankings()
     noise = subject.recipe.rank.noise if known else None
     return RankedSets(
-        [_tokens(subject, r) for r in train], [_tokens(subject, r) for r in held_out], held_out, annotator, noise
+        [tokens(subject.chat, r) for r in train],
+        [tokens(subject.chat, r) for r in held_out],
+        held_out,
+        annotator,
+        noise,
     )
 
 
@@ -256,18 +261,19 @@ def _audit(model: RewardModel, ranked: RankedSets, subject: Subject) -> dict[str
     return {f"leans_on_{name}": figure for name, figure in found.items()}
 
 
-def _tokens(subject: Subject, ranking: Ranking) -> Ranked:
-    tokenizer = subject.chat.tokenizer
+def tokens(chat: Chat, ranking: Ranking) -> Ranked:
+    """A ranking as a reward model reads it."""
+    tokenizer = chat.tokenizer
     answers = tuple((*tokenizer.encode(" " + text), tokenizer.end) for text in ranking.candidates)
-    return Ranked(tuple(subject.chat.prompt(messages(ranking.question))), answers, ranks(ranking))
+    return Ranked(tuple(chat.prompt(messages(ranking.question))), answers, ranks(ranking))
 
 
 def _fitting(subject: Subject, rankings: Sequence[Ranking]) -> list[Ranking]:
     """Rankings of the candidates that fit into the model's window behind their question, of two or more."""
     window, kept = subject.recipe.model.window, []
     for ranking in rankings:
-        tokens = _tokens(subject, ranking)
-        fits = {i for i, answer in enumerate(tokens.answers) if len(tokens.prompt) + len(answer) <= window}
+        read = tokens(subject.chat, ranking)
+        fits = {i for i, answer in enumerate(read.answers) if len(read.prompt) + len(answer) <= window}
         place = {old: new for new, old in enumerate(sorted(fits))}
         order = tuple(group for g in ranking.order if (group := tuple(place[i] for i in g if i in fits)))
         if len(fits) > 1:

@@ -27,6 +27,16 @@ def command(
     ] = None,
     noise: Annotated[float, typer.Option("--noise", help="How often a simulated annotator swaps neighbours.")] = 0.1,
     judge: Annotated[str, typer.Option("--judge", help="A MODEL that ranks, instead of you.")] = "",
+    from_: Annotated[
+        list[str] | None, typer.Option("--from", help="First add answers of this MODEL. May be repeated.")
+    ] = None,
+    temperature: Annotated[
+        list[float] | None, typer.Option("--temperature", help="Of --from's answers. May be repeated.")
+    ] = None,
+    n: Annotated[int, typer.Option("-n", help="How many answers of --from a temperature.")] = 4,
+    active: Annotated[
+        bool, typer.Option("--active", help="First the questions on which a reward model is the least sure.")
+    ] = False,
     store: Annotated[str, typer.Option("--store", help="A file or postgresql:// url.", show_default="RUN's own")] = "",
     annotator: Annotated[str, typer.Option("--annotator", help="Who ranks.", show_default="you")] = "",
     steps: Annotated[int, typer.Option("--steps", help="How many questions (0: all).")] = 0,
@@ -53,20 +63,25 @@ def command(
         raise UsageError("Either --simulate or --judge ranks, not both.")
     if steps < 0 or repeats < 0:
         raise UsageError("--steps and --repeats should be 0 or more.")
+    if n < 1 or any(not 0 <= t <= 10 for t in temperature or ()):
+        raise UsageError("-n should be 1 or more, and --temperature from 0 to 10.")
     found = find_model(run)
     if found.run is None and not store:
         raise UsageError(f"{run} belongs to no run, so that it has no store.", "Name one with --store.")
     with Store.open(store) if store else ranking.open_store(_folder(found)) as opened:
         done = 0
+        if from_:
+            _drawn(opened, terminal, from_, (tuple(temperature or (1.0,)), n, steps, seed))
+        first = _first(opened, found, seed) if active else []
         if import_ is not None:
             from klype.preferences import formats
 
             done = opened.put(formats.read(import_))
         elif simulate or taste:
-            done = _simulated(opened, found, (taste or [""], noise, annotator), steps, seed)
+            done = _simulated(opened, found, (taste or [""], noise, annotator), (steps, seed, first))
         elif judge:
-            done = _judged(opened, judge, steps, seed)
-        elif export is None:
+            done = _judged(opened, judge, (steps, seed, first))
+        elif export is None and not from_:
             done = _by_hand(opened, terminal, annotator or "you", steps, repeats)
         _tell(opened, terminal, {"run": run, "store": opened.place, "new": done}, export, form)
 
@@ -76,13 +91,33 @@ def _folder(found: Found) -> Path:
     return found.run / "rank"
 
 
-def _simulated(store: Store, found: Found, how: tuple[list[str], float, str], steps: int, seed: int) -> int:
+def _drawn(store: Store, terminal: Terminal, names: list[str], how: tuple[tuple[float, ...], int, int, int]) -> None:
+    from klype.cli.model import open_model
+    from klype.runs.drawing import DrawSettings, draw_into
+
+    temperatures, n, steps, seed = how
+    settings = DrawSettings(temperatures, n, most=steps, seed=seed)
+    for name in names:
+        new = draw_into(store, name, open_model(name).source, settings)
+        terminal.say("rank.drawn", model=name, new=new)
+
+
+def _first(store: Store, found: Found, seed: int) -> list[int]:
+    if found.run is None:
+        raise UsageError("--active needs a run, whose fine-tuned model reads the answers.", "Give a run's folder.")
+    from klype.runs.choosing import prioritise
+
+    return prioritise(store, found.run, seed)
+
+
+def _simulated(store: Store, found: Found, how: tuple[list[str], float, str], which: tuple[int, int, list[int]]) -> int:
     from klype.preferences.tastes import taste
     from klype.runs import rankers
     from klype.runs.folder import read_run
     from klype.world import World
 
     tastes, noise, name = how
+    steps, seed, first = which
     settings = read_run(found.run).get("settings", {}) if found.run else {}
     if settings.get("kind") != "world":
         raise UsageError("Simulated annotators know the demo world only.", "Rank by hand, or with --judge MODEL.")
@@ -93,17 +128,18 @@ def _simulated(store: Store, found: Found, how: tuple[list[str], float, str], st
     for number, one in enumerate(wanted):
         called = rankers.label(name if len(wanted) == 1 else "", one)
         rank = rankers.by_taste(one, world.judge, noise, called)
-        done += rankers.rank_all(store, rank, "simulated", steps, seed + number)
+        done += rankers.rank_all(store, rank, "simulated", steps, seed + number, first)
     return done
 
 
-def _judged(store: Store, judge: str, steps: int, seed: int) -> int:
+def _judged(store: Store, judge: str, which: tuple[int, int, list[int]]) -> int:
     from klype.cli.model import open_model
     from klype.preferences.tastes import ModelJudge
     from klype.runs import rankers
 
     rankers.checked(store)
-    return rankers.rank_all(store, rankers.by_model(ModelJudge(open_model(judge).source)), "model", steps, seed)
+    steps, seed, first = which
+    return rankers.rank_all(store, rankers.by_model(ModelJudge(open_model(judge).source)), "model", steps, seed, first)
 
 
 def _by_hand(store: Store, terminal: Terminal, name: str, steps: int, repeats: int) -> int:
