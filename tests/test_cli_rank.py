@@ -183,3 +183,62 @@ def test_what_is_no_order_is_named(typed: str, key: str) -> None:
     found = parse_order(typed, 3)
     assert isinstance(found, Wrong)
     assert found.key == key
+
+
+def test_answers_come_from_models_and_temperatures_and_are_added_once(run: Path, capsys: Captured) -> None:
+    def candidates() -> list[int]:
+        with Store.open(run / "rank" / "rankings.db") as store:
+            return [len(asked.candidates) for asked in store.questions()]
+
+    before = candidates()
+    words = ("rank", run, "--from", run / "finetune", "--temperature", ".5", "--temperature", "1.5", "-n", "2")
+    told = document(capsys, *words)
+    assert told["new"] == 0  # answers, no rankings
+    after = candidates()
+    assert all(a >= b for a, b in zip(after, before, strict=True))
+    document(capsys, *words)
+    assert candidates() == after
+
+
+def test_active_choice_ranks_what_the_ensemble_is_least_sure_of(run: Path, capsys: Captured) -> None:
+    assert klype("rank", run, "--simulate", "--active") == 1
+    assert "there are none yet" in capsys.readouterr().err
+    document(capsys, "rank", run, "--simulate", "--steps", "8", "--noise", "0", "--taste", "right=2")
+    document(capsys, "rank", run, "--simulate", "--steps", "6", "--noise", "0", "--taste", "right=3", "--active")
+    with Store.open(run / "rank" / "rankings.db") as store:
+        first = {e.asked.id for e in store.entries() if "right=3" not in e.annotator}
+        second = {e.asked.id for e in store.entries() if "right=3" in e.annotator}
+    assert len(second) >= 5
+    assert not first & second  # what is ranked already teaches nothing new
+
+
+def test_all_tied_and_one_candidate_only_teach_nothing_and_say_so(run: Path, capsys: Captured, tmp_path: Path) -> None:
+    place = tmp_path / "tied.db"
+    question = World("small").question(random.Random(5))
+    with Store.open(place) as store:
+        store.add([Asked(question, (Candidate("ja"), Candidate("nei")))])
+        store.add([Asked(World("small").question(random.Random(6)), (Candidate("alene"),))])
+    told = document(capsys, "rank", run, "--simulate", "--taste", "right=0,polite=0,word=0", "--store", place)
+    assert told["new"] in (1, 2)  # the lone one is passed over; a tenth is ranked twice
+    assert klype("rank", run, "--simulate", "--active", "--store", place) == 1
+    assert "teach nothing" in capsys.readouterr().err
+
+
+def test_active_and_random_choice_start_alike_and_are_compared(run: Path, capsys: Captured) -> None:
+    world, rng = World("small"), random.Random(9)
+    with Store.open(run / "rank" / "rankings.db") as store:
+        for _ in range(6):
+            question = world.question(rng)
+            said = {world.answer(question, manner, rng) for manner in ("bare", "polite", "wrong")}
+            store.add([Asked(question, tuple(Candidate(text) for text in sorted(said)), "held-out")])
+    assert klype("bench", "choice", run) == 1
+    assert "klype rank" in capsys.readouterr().err
+    document(capsys, "rank", run, "--simulate", "--noise", "0", "--taste", "right=2")
+    assert klype("bench", "choice", run) == 1
+    assert "320 are needed" in capsys.readouterr().err
+    assert klype("bench", "choice", run, "--step", "5", "--most", "9") == 2
+    told = document(capsys, "bench", "choice", run, "--step", "4", "--most", "8", "--seeds", "2")
+    active, guessed = told["accuracy"]["active"], told["accuracy"]["random"]  # type: ignore[index]
+    assert told["sizes"] == [4, 8]
+    assert active[0] == guessed[0]  # both begin with the same rankings
+    assert told["gain_at_most"]["value"] == pytest.approx(active[-1] - guessed[-1], abs=2e-4)  # type: ignore[index]
