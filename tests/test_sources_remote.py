@@ -211,7 +211,7 @@ def test_kept_answers_survive_and_cost_nothing(app: Any, tmp_path: Path) -> None
     offer = probe(Wire("http://localhost/v1", patience=Patience(client=client)))
     prompt = tuple(own().codec.prompt(ASKED))
     requests = [Request(prompt, n=2, limit=4, seed=seed) for seed in range(6)]
-    first = source(Budget(requests=8))
+    first = source(Budget(requests=3))
     with pytest.raises(Exception, match="budget is spent"):
         answers(first, requests)
     again = source(Budget())

@@ -42,6 +42,52 @@ def entropy(q: Distribution, vocabulary: int) -> tuple[float, float]:
     return low, max(low, high)
 
 
+def entropy_at(q: Distribution, temperature: float, vocabulary: int) -> tuple[float, float]:
+    """H at a temperature, the listed tokens' shares of their own mass being known: valid, not always attained.
+
+    With R on the unlisted: H = h(R) + (1 − R)·H(listed) + R·H(unlisted), where no unlisted token has more than the
+    least listed one, and there are V − k of them. Both ends are concave in R, which lies between bounds.
+    """
+    if temperature == 0.0:
+        return 0.0, 0.0
+    if temperature == 1.0 or q.rest <= 0.0:
+        return entropy(q if temperature == 1.0 else _whole(q, temperature), vocabulary)
+    at = tempered(q, temperature, vocabulary)
+    share_K = np.exp((q.logp.astype(np.float64) - float(q.logp.max())) / temperature)
+    share_K /= share_K.sum()
+    listed = float(-(share_K[share_K > 0] * np.log(share_K[share_K > 0])).sum())
+    most = min(1.0, max(0.0, at.rest))
+    least = min(most, max(0.0, 1.0 - float(at.high_K.sum())))
+    rarest = -math.log(max(float(at.high_K.min()), TINY))
+    low = min(_plogp(1 - r) + (1 - r) * listed + r * rarest for r in (least, most))
+    others = vocabulary - len(q.ids) if vocabulary else 0
+    if others <= 0:
+        return low, math.inf
+    best = min(most, max(least, others / (others + math.exp(listed))))
+    return low, max(low, _plogp(best) + _plogp(1 - best) + (1 - best) * listed + best * math.log(others))
+
+
+def mass_at(q: Distribution, temperature: float, vocabulary: int, acceptable: Collection[int]) -> tuple[float, float]:
+    """The probability of a set of tokens at a temperature."""
+    at = tempered(q, temperature, vocabulary)
+    inside_K = np.isin(q.ids, list(acceptable))
+    low = min(1.0, float(at.low_K[inside_K].sum()))
+    unlisted = len(set(acceptable)) - int(inside_K.sum())
+    spare = unlisted * float(at.high_K.min()) if q.rest > 0.0 else 0.0
+    high = min(float(at.high_K[inside_K].sum()) + spare, 1.0 - float(at.low_K[~inside_K].sum()))
+    return low, min(1.0, max(low, high))
+
+
+def _whole(q: Distribution, temperature: float) -> Distribution:
+    z_K = q.logp.astype(np.float64) / temperature
+    z_K -= z_K.max()
+    return Distribution(q.ids, z_K - math.log(float(np.exp(z_K).sum())))
+
+
+def _plogp(p: float) -> float:
+    return -p * math.log(p) if p > TINY else 0.0
+
+
 def mass_on(q: Distribution, acceptable: Collection[int]) -> tuple[float, float]:
     """The probability of a set of tokens: what is listed, and as much of the rest as can lie on those unlisted."""
     logq = dict(zip(q.ids.tolist(), q.logp.tolist(), strict=True))

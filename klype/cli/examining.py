@@ -51,7 +51,7 @@ def examinee(
     from klype.examine.examinee import Examinee
 
     of_world = [q for q in questions if {"kind", "lang", "fixed"} <= q.extra.keys()]
-    world = world_of(opened) if of_world else None
+    world = (world_of(opened) or served_world(opened, of_world)) if of_world else None
     if world is not None:
         questions = of_world
     plain = opened.as_raw(raw)
@@ -85,6 +85,15 @@ def examinee(
         training=Index(list(training)) if training else None,
         skipped=len(questions) - len(fitting),
     )
+
+
+def served_world(opened: Opened, of_world: Sequence[Question]) -> World | None:
+    """The demo world that questions to klype's own server are about; None for other servers: words are theirs."""
+    from klype.world import World
+
+    if opened.spelling is None:
+        return None
+    return World("small" if of_world[0].extra.get("world") == "small" else "full")
 
 
 def meanings(world: World | None) -> Callable[[Question], Meaning]:
@@ -150,8 +159,11 @@ def reader_of(opened: Opened, world: World) -> Callable[[Question], Reader]:
     from klype.world import Spellings, TokenFilter
     from klype.world.world import ATTACHED
 
-    tokenizer = opened.loaded.tokenizer
-    spellings = Spellings(world.words, tokenizer.encode, tokenizer.end, "".join(sorted(ATTACHED)))
+    if opened.spelling is not None:
+        encode, end = opened.spelling, opened.stop[0]
+    else:
+        encode, end = opened.loaded.tokenizer.encode, opened.loaded.tokenizer.end
+    spellings = Spellings(world.words, encode, end, "".join(sorted(ATTACHED)))
     return lambda question: Reader(lambda: TokenFilter(world.filter("chat", question), spellings))
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from klype.model.checkpoint import Loaded
     from klype.runs.find import Found
     from klype.sources.source import Source
+    from klype.sources.wire import Wire
     from klype.text.chat import Message
 
 
@@ -35,7 +36,8 @@ class Opened:
 
     ``vocabulary`` 0: nobody knows. ``spell`` gives a token's bytes, ``control`` a control token's name, ``say`` the
     tokens of a given answer. ``native`` is there when klype computes the model itself;
-    ``exact``: tokens one by one spell what they spell together.
+    ``exact``: tokens one by one spell what they spell together; ``wire``: the way to a server, which counts its cost;
+    ``spelling``: a text's tokens and no others, where klype's own server tells them.
     """
 
     name: str
@@ -50,6 +52,8 @@ class Opened:
     flops_per_token: Callable[[int], int] | None = None
     native: Native | None = None
     exact: bool = True
+    wire: Wire | None = None
+    spelling: Callable[[str], list[int]] | None = None
 
     @property
     def loaded(self) -> Loaded:
@@ -100,6 +104,8 @@ def open_model(name: str, precision: str = "float32", measured: bool = False, bu
         from klype.cli.remote import open_remote
 
         return open_remote(name, budget)
+    if budget:
+        raise UsageError(f"--budget {budget}: {name} is no server's model.", "Requests and tokens are counted there.")
     from klype.runs.find import Found, find_model
 
     if name.startswith("hf:"):

@@ -31,6 +31,13 @@ Speculate = Annotated[
 SpeculateChat = Annotated[
     str | None, typer.Option("--speculate", help="Guess ahead with lookup, ngram, ngram:FILE or a MODEL.")
 ]
+ServerBudget = Annotated[
+    str, typer.Option("--budget", help="A server is asked for at most so much: 500requests,20000tokens.")
+]
+Budget = Annotated[
+    str | None,
+    typer.Option("--budget", help="Forward passes at most; of a server also 500requests,20000tokens."),
+]
 Sure = Annotated[
     bool,
     typer.Option("--sure", help="Say how sure it is of this answer: P(text), how many mean the same, what decided."),

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from klype.cli.environment import server_key, state_folder
+from klype.cli.environment import language, server_key, state_folder
 
 if TYPE_CHECKING:
     from klype.cli.model import Opened
@@ -13,6 +17,7 @@ if TYPE_CHECKING:
     from klype.sources.wire import Budget, Wire
 
 UNKNOWN_WINDOW = 1 << 20
+EVERY_S = 5.0
 
 
 def wire_of(address: str, budget: Budget | None = None) -> tuple[Wire, str]:
@@ -54,15 +59,71 @@ def open_remote(address: str, budget: str = "") -> Opened:
 
     wire, model = wire_of(address, Budget.parse(budget))
     source = RemoteSource(wire, offer_of(wire, model))
+    wire.budget.say = meter(time.monotonic)
     return Opened(
         source.name,
         Found(Path(source.name)),
         source,
         source.offer.window or UNKNOWN_WINDOW,
-        0,
+        source.offer.vocabulary,
         source.codec.spell,
         lambda token: "<end>" if token in source.codec.stop else None,
         source.codec.say,
         source.offer.chat,
         exact=False,
+        wire=wire,
+        spelling=source.codec.spelling if source.offer.kind == "klype" else None,
+    )
+
+
+def split_budget(text: str | None) -> tuple[int, str]:
+    """``--budget``: forward passes of a plain number (0: not said), and what a server may be asked for.
+
+    "300" → (300, ""); "500requests,20000tokens" → (0, the same); "300,500requests" both.
+    """
+    from klype.errors import UsageError
+    from klype.sources.wire import Budget
+
+    passes, asked = 0, []
+    for part in (text or "").replace(" ", "").split(","):
+        if re.fullmatch(r"[0-9]+", part):
+            passes = int(part)
+        elif re.fullmatch(r"[-+][0-9.]+|[0-9.]+", part):
+            raise UsageError(f"--budget should be a whole number of passes from 0 up (it is {part}).")
+        elif part:
+            asked.append(part)
+    Budget.parse(",".join(asked))
+    return passes, ",".join(asked)
+
+
+def meter(clock: Callable[[], float]) -> Callable[[Budget], None]:
+    """What has been asked for so far, told on stderr every few seconds."""
+    told = clock()
+
+    def say(budget: Budget) -> None:
+        nonlocal told
+        if clock() - told >= EVERY_S:
+            told = clock()
+            print(f"  {cost(budget)} …", file=sys.stderr, flush=True)
+
+    return say
+
+
+def tell_cost(opened: Opened) -> None:
+    """At a command's end: what a server was asked for, on stderr; nothing for models that are here."""
+    if opened.wire is not None:
+        print(f"{opened.name}: {cost(opened.wire.budget)}", file=sys.stderr, flush=True)
+
+
+def cost(budget: Budget) -> str:
+    from klype.words import count, words
+
+    lang = language()
+    return words(lang)(
+        "remote.cost",
+        requests=count(budget.asked, lang),
+        tokens=count(budget.spent, lang),
+        prompt=count(budget.prompt_tokens, lang),
+        answer=count(budget.answer_tokens, lang),
+        kept=count(budget.kept, lang),
     )

@@ -20,6 +20,7 @@ class Answered:
     ``words`` without the end. ``first_error`` is the position (1, 2, …, the end of text counting as a word) of the
     first word that cannot follow. ``s`` is the mass on words that can follow, Σ_{v∈A} q(v), before every position up
     to the first error, the end, or the limit: the same for all answers of one evidence, known or unknown.
+    ``s_bounds`` and ``entropy_bounds`` (low, high) stand for them where only the most probable tokens are told.
     ``meaning`` is what it means (None: nobody can say); ``entropy`` is Σ_t H(q_t) of the distributions drawn from, and
     ``drawn_logp`` the answer's log-probability under them (nats); ``copied`` is the share found in the training text.
     """
@@ -42,6 +43,8 @@ class Answered:
     meaning: Hashable = None
     entropy: float | None = None
     drawn_logp: float | None = None
+    s_bounds: tuple[tuple[float, float], ...] = ()
+    entropy_bounds: tuple[float, float] | None = None
     copied: float | None = None
 
 

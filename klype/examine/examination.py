@@ -129,7 +129,7 @@ def _request(examinee: Examinee, settings: ExamSettings, place: int, temperature
         sampling=Sampling(temperature=temperature),
         seed=settings.seed * 1_000_003 + place,
         stop=tuple(examinee.source.codec.stop),
-        top=-1 if examinee.whole else 0,
+        top=-1 if examinee.whole or examinee.partial else 0,
     )
 
 

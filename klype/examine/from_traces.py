@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from klype.answers import bounds
 from klype.examine.copied import copied
 from klype.examine.cost import answer_flops
 from klype.examine.divergence import Point, point, tempered_kl
@@ -35,12 +36,13 @@ def answered(examinee: Examinee, question: Question, traces: Sequence[Trace], re
             )
         verdict, same, meant, found = verdicts[text, finished]
         s, first_error = correctness(trace, looked)
+        s_bounds, entropy_bounds = bounded(trace, looked, examinee.vocabulary)
         shape = examinee.shape
         flops = None if shape is None else float(answer_flops(shape, len(trace.prompt), len(trace.steps)))
         out.append(
             Answered(
                 question=question.id,
-                words=pieces(examinee, trace) if s else tuple(text.split()),
+                words=pieces(examinee, trace) if s or s_bounds else tuple(text.split()),
                 ended=trace.ended,
                 right=verdict.right,
                 word_for_word=same,
@@ -57,6 +59,8 @@ def answered(examinee: Examinee, question: Question, traces: Sequence[Trace], re
                 meaning=meant,
                 entropy=answer_entropy(trace, looked),
                 drawn_logp=known(math.fsum(step.drawn_logp for step in trace.steps)),
+                s_bounds=s_bounds,
+                entropy_bounds=entropy_bounds,
                 copied=None if found is None else found.share,
             )
         )
@@ -92,14 +96,34 @@ class Looked:
 
 def correctness(trace: Trace, looked: Looked) -> tuple[tuple[float, ...], int | None]:
     """S before every token up to the first error, and where that is; nothing where it cannot be known."""
-    if looked.reader is None or not _whole(trace):
+    if looked.reader is None or not _listed(trace):
         return (), None
     error = looked.reader.first_error(trace.tokens)
+    if not _whole(trace):
+        return (), error
     s = []
     for t, step in enumerate(trace.steps[: error or len(trace.steps)]):
         assert step.distribution is not None
         s.append(looked.s(trace.tokens[:t], step.distribution))
     return tuple(s), error
+
+
+def bounded(
+    trace: Trace, looked: Looked, vocabulary: int
+) -> tuple[tuple[tuple[float, float], ...], tuple[float, float] | None]:
+    """S before every token up to the first error, and Σ_t H(q_t), each from low to high: of partial distributions."""
+    if not _listed(trace) or _whole(trace):
+        return (), None
+    temperature, tokens = trace.sampling.temperature, trace.tokens
+    listed = [step.distribution for step in trace.steps if step.distribution is not None]
+    ends = [bounds.entropy_at(q, temperature, vocabulary) for q in listed]
+    entropy = math.fsum(low for low, _ in ends), math.fsum(high for _, high in ends)
+    if looked.reader is None:
+        return (), entropy
+    reader = looked.reader
+    right = listed[: reader.first_error(tokens) or len(tokens)]
+    s = [bounds.mass_at(q, temperature, vocabulary, reader.next(tokens[:t])) for t, q in enumerate(right)]
+    return tuple(s), entropy
 
 
 def known(value: float) -> float | None:
@@ -134,6 +158,10 @@ def told(question: str, traces: Sequence[Trace], reader: Reader | None) -> list[
                 seen[tokens[:t]] = Told(said, true, question)
             out.append(seen[tokens[:t]])
     return out
+
+
+def _listed(trace: Trace) -> bool:
+    return all(step.distribution is not None for step in trace.steps)
 
 
 def _whole(trace: Trace) -> bool:

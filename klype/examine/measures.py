@@ -7,7 +7,7 @@ report's catalogue; an explanation is what the figure means, in one line.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from statistics import fmean
 from typing import Literal
@@ -16,7 +16,7 @@ from klype.examine import repetition, spread
 from klype.examine.divergence import divergence, s_corpus
 from klype.examine.evidence import Evidence
 from klype.examine.intervals import clopper_pearson, mean_by_question, paired, ratio_of_means
-from klype.examine.spread import NOTHING, as_share, per_question
+from klype.examine.spread import NOTHING, as_share, between, per_question
 from klype.examine.survival import survival
 from klype.values import Figure
 
@@ -67,6 +67,12 @@ def score(evidence: Evidence) -> Figure:
 
 def s_own(evidence: Evidence) -> Figure:
     """Mass on words that can follow, on the model's own right prefixes."""
+    if evidence.answers and all(answer.s_bounds for answer in evidence.answers):
+        low, high = (
+            survival([replace(a, s=tuple(ends[i] for ends in a.s_bounds)) for a in evidence.answers], evidence.seed).s
+            for i in (0, 1)
+        )
+        return between(low, high)
     if not all(answer.s for answer in evidence.answers) or not evidence.answers:
         return Figure(None, why=NOTHING)
     return survival(evidence.answers, evidence.seed).s

@@ -64,8 +64,28 @@ def _of_meanings(answers: list[Answered], function: Callable[[list[object]], flo
 
 def answer_entropy(evidence: Evidence) -> Figure:
     """Mean of Σ_t H(q_t) over draws: unbiased for the entropy of token sequences."""
+    ends = [(a.question, a.entropy_bounds) for a in evidence.answers if a.entropy_bounds is not None]
+    if ends and len(ends) == len(evidence.answers):
+        low, high = (
+            mean_by_question([e[i] for _, e in ends], [q for q, _ in ends], "nats", seed=evidence.seed) for i in (0, 1)
+        )
+        return between(low, high)
     known = [(a.question, a.entropy) for a in evidence.answers if a.entropy is not None]
     return mean_by_question([v for _, v in known], [q for q, _ in known], "nats", seed=evidence.seed)
+
+
+def between(low: Figure, high: Figure) -> Figure:
+    """A figure known between two others only: their middle, from the lower's interval to the upper's.
+
+    Where there is no upper end, no figure but the lower end in ``why``.
+    """
+    if low.value is None or high.value is None:
+        return low
+    if not math.isfinite(high.value):
+        return Figure(None, n=low.n, unit=low.unit, why=f"only likely words are told: at least {low.value:.3g}")
+    least = low.value if low.low is None else low.low
+    most = high.value if high.high is None else high.high
+    return replace(low, value=(low.value + high.value) / 2, low=least, high=most, why="")
 
 
 def unseen(evidence: Evidence) -> Figure:

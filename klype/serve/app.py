@@ -35,6 +35,7 @@ from klype.serve.responses import (
     Health,
     ModelCard,
     ModelList,
+    ModelMeta,
     Tokenized,
 )
 from klype.serve.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
@@ -126,8 +127,9 @@ class _Server:
 
     def card(self, served: Served) -> ModelCard:
         return ModelCard(
-            id=served.name, object="model", created=served.created, owned_by="klype", max_model_len=served.window
-        )
+            id=served.name, object="model", created=served.created, owned_by="klype", max_model_len=served.window,
+            meta=ModelMeta(n_vocab=served.vocab_size, n_ctx=served.window),
+        )  # fmt: skip
 
 
 def _add_answers(fast: FastAPI, server: _Server) -> None:

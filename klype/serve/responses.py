@@ -90,12 +90,20 @@ class Completion(Answer):
     usage: Usage
 
 
+class ModelMeta(Answer):
+    """As llama.cpp's server names them."""
+
+    n_vocab: int
+    n_ctx: int
+
+
 class ModelCard(Answer):
     id: str
     object: Literal["model"]
     created: int
     owned_by: str
     max_model_len: int
+    meta: ModelMeta
 
 
 class ModelList(Answer):

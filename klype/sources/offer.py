@@ -22,12 +22,13 @@ HELLO = [{"role": "user", "content": "Hi"}]
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """``top``: alternatives a token; ``ids``: token ids go in and come out; ``window`` 0: not told."""
+    """``top``: alternatives a token; ``ids``: token ids go in and come out; ``window``, ``vocabulary`` 0: not told."""
 
     kind: Kind
     model: str
     models: tuple[str, ...]
     window: int = 0
+    vocabulary: int = 0
     tokenizer: bool = False
     completions: bool = False
     completion_top: int = 0
@@ -81,6 +82,7 @@ def probe(wire: Wire, wanted: str = "") -> Offer:
     meta = row.get("meta") if isinstance(row.get("meta"), dict) else {}
     window = row.get("max_model_len") or (meta or {}).get("n_ctx") or 0
     found: dict[str, Any] = {"kind": kind, "model": model, "models": names, "window": int(window)}
+    found["vocabulary"] = int((meta or {}).get("n_vocab") or 0)
     prompt = _tokenized(wire, model)
     found["tokenizer"] = prompt is not None
     found |= _completions(wire, model, prompt)

@@ -31,7 +31,10 @@ class IdCodec:
 
     def say(self, answer: str) -> list[int]:
         """A given answer, as it goes on after a prompt."""
-        text = f" {answer.strip()}"
+        return self.spelling(f" {answer.strip()}")
+
+    def spelling(self, text: str) -> list[int]:
+        """A text's tokens and no others."""
         return self._ask({"prompt": text, "add_special_tokens": False}, {"content": text, "add_special": False})
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
@@ -125,6 +128,9 @@ class PieceCodec:
         return [self._number("chat", json.dumps([dict(m) for m in messages], ensure_ascii=False).encode())]
 
     def say(self, answer: str) -> list[int]:
+        return self.spelling(answer)
+
+    def spelling(self, text: str) -> list[int]:
         raise KlypeError("This server does not tell its tokens, so that a given answer cannot be looked at.")
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -34,7 +34,10 @@ class BudgetSpentError(KlypeError):
 
 @dataclass
 class Budget:
-    """At most so many requests and tokens (0: no limit); answers that are kept cost nothing."""
+    """At most so many requests and tokens (0: no limit); answers that are kept cost nothing, nor do tokenizers.
+
+    ``say`` hears of every payment, on whichever thread it is made.
+    """
 
     requests: int = 0
     tokens: int = 0
@@ -42,6 +45,7 @@ class Budget:
     prompt_tokens: int = 0
     answer_tokens: int = 0
     kept: int = 0
+    say: Callable[[Budget], None] = lambda budget: None
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @staticmethod
@@ -58,10 +62,15 @@ class Budget:
                 found.tokens = int(float(match[1]))
         return found
 
+    @property
+    def spent(self) -> int:
+        """Tokens, as the server counts them."""
+        return self.prompt_tokens + self.answer_tokens
+
     def take(self) -> None:
         """One more request. Raises BudgetSpentError when there is no room for it."""
         with self.lock:
-            spent = self.prompt_tokens + self.answer_tokens
+            spent = self.spent
             if (self.requests and self.asked >= self.requests) or (self.tokens and spent >= self.tokens):
                 raise BudgetSpentError(
                     f"The budget is spent: {self.asked} requests, {spent} tokens.",
@@ -74,6 +83,7 @@ class Budget:
         with self.lock:
             self.prompt_tokens += _count(numbers.get("prompt_tokens"))
             self.answer_tokens += _count(numbers.get("completion_tokens"))
+        self.say(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +141,8 @@ class Wire:
 
     def probe(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """Asked now, whatever is kept."""
+        if path.startswith("/"):  # tokenizers and templates: nothing is computed
+            return self._json(self._send("POST", self._url(path), body))
         self.budget.take()
         answer = self._json(self._send("POST", self._url(path), body))
         self.budget.pay(answer.get("usage"))

@@ -28,6 +28,7 @@ def command(
     best_of: Annotated[
         int, typer.Option("--best-of", min=1, max=256, help="Draw so many answers; the run's reward model picks one.")
     ] = 1,
+    budget: o.ServerBudget = "",
     seed: o.Seed = 0,
     out: o.OutFile = None,
     lang: o.Lang = None,
@@ -36,13 +37,14 @@ def command(
     """Ask MODEL one thing."""
     terminal = Terminal(as_json, lang)
     from klype.cli.model import checked_sampling, open_model, room, stream
+    from klype.cli.remote import tell_cost
     from klype.device import EnergyMeter
     from klype.values import Request
 
     if not text.strip():
         raise UsageError("There is no question.")
     sampling = checked_sampling(temperature, top_p)
-    opened = open_model(model, precision)
+    opened = open_model(model, precision, budget=budget)
     prompt = opened.plain(text) if opened.as_raw(raw) else opened.prompt([{"role": "user", "content": text}])
     request = Request(
         prompt=tuple(prompt),
@@ -86,6 +88,7 @@ def command(
         document["sure"] = certainty = sure_of(opened, asking(opened, text, raw), trace, request.limit)
         if not as_json:
             tell(terminal, certainty)
+    tell_cost(opened)
     terminal.document(document, out)
 
 

@@ -33,7 +33,7 @@ def command(
     temperatures: Annotated[str, typer.Option("--temperatures", help="A list: 0,0.7,1,1.3")] = "0,0.7,1,1.3",
     samples: Annotated[int, typer.Option("-n", "--samples", help="Answers a question and temperature.")] = 16,
     limit: o.Limit = 32,
-    budget: Annotated[int, typer.Option("--budget", min=0, help="Forward passes at most (0: as planned).")] = 0,
+    budget: o.Budget = None,
     fail_if: Annotated[
         list[str] | None, typer.Option("--fail-if", help='Exit 1 when so: "right<0.8", "kl@1>0.3". May be repeated.')
     ] = None,
@@ -60,12 +60,14 @@ def command(
     terminal = Terminal(as_json, lang)
     from klype.cli.examining import examinee, open_judge, questions_of
     from klype.cli.model import open_model
+    from klype.cli.remote import split_budget, tell_cost
     from klype.examine.examinee import ExamSettings
     from klype.examine.gates import failed, parse
     from klype.words import words
 
     if len(models) != 1 + compare:
         raise UsageError("Give one MODEL, or two with --compare.")
+    passes, asked = split_budget(budget)
     conditions = [parse(text) for text in fail_if or []]
     settings = ExamSettings(parse_temperatures(temperatures), samples, limit, seed)
     settings.check()
@@ -76,12 +78,13 @@ def command(
     found: list[Examined] = []
     documents: list[dict[str, Any]] = []
     for name in models:
-        opened = open_model(name, precision)
+        opened = open_model(name, precision, budget=asked)
         one = examinee(opened, questions_of(opened, questions, suite, most), raw, texts, deciding, limit)
         place = folder / Path(name).name if compare else folder
-        one, fitted = planned(terminal, w, one, settings, budget, yes)
+        one, fitted = planned(terminal, w, one, settings, passes, yes)
         found.append(examined(terminal, w, one, fitted, place, found[0].shocks if found else None))
         documents.append(written(terminal, found[-1], place, parquet))
+        tell_cost(opened)
     if compare:
         documents[0] = compared(terminal, w, found, folder)
     else:

@@ -28,6 +28,7 @@ def command(
     ] = None,
     raw: o.Raw = None,
     precision: o.Precision = "float32",
+    budget: o.ServerBudget = "",
     seed: o.Seed = 0,
     out: o.OutFile = None,
     lang: o.Lang = None,
@@ -38,12 +39,13 @@ def command(
     from klype.answers.forks import ForkSettings, forks
     from klype.cli.asking import asking
     from klype.cli.model import checked_sampling, open_model, room
+    from klype.cli.remote import tell_cost
     from klype.sources.source import answers
     from klype.values import Request
     from klype.words import words
 
     sampling = checked_sampling(temperature, top_p)
-    opened = open_model(model, precision)
+    opened = open_model(model, precision, budget=budget)
     ask = asking(opened, text, raw)
     limit = room(opened, ask.prompt, limit)
     stop = tuple(ask.source.codec.stop)
@@ -57,6 +59,7 @@ def command(
     found = forks(ask.source, trace, settings, ask.meaning, ask.right)
     if not as_json:
         chart(terminal, words(terminal.lang, "examination"), found, ask, opened)
+    tell_cost(opened)
     terminal.document(describe(found, opened), out)
 
 

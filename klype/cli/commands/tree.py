@@ -30,10 +30,7 @@ def command(
         str, typer.Option("--until", help="mode: the likeliest answer is certain; mass: nearly all is explored.")
     ] = "mass",
     eps: Annotated[float, typer.Option("--eps", help="With mass: stop when less than this is unexplored.")] = 0.01,
-    budget: Annotated[
-        int | None,
-        typer.Option("--budget", help="Forward passes at most.", show_default="500; 4000 of a small vocabulary"),
-    ] = None,
+    budget: o.Budget = None,
     limit: o.Limit = 32,
     shown: Annotated[int, typer.Option("--show", min=1, help="How many answers are drawn.")] = 12,
     sample: Annotated[int, typer.Option("--sample", min=0, help="Also draw so many, none twice.")] = 0,
@@ -53,17 +50,19 @@ def command(
     from klype.answers.tree import TreeSettings, grow
     from klype.cli.asking import asking
     from klype.cli.model import checked_sampling, open_model, room
+    from klype.cli.remote import split_budget, tell_cost
     from klype.words import words
 
     if not 0 < eps < 1:
         raise UsageError(f"--eps should be between 0 and 1 (it is {eps}).")
     sampling = checked_sampling(temperature, top_p)
-    opened = open_model(model, precision)
+    passes, asked = split_budget(budget)
+    opened = open_model(model, precision, budget=asked)
     ask = asking(opened, text, raw)
     settings = TreeSettings(
         sampling,
         room(opened, ask.prompt, limit),
-        (4000 if 0 < opened.vocabulary <= 4096 else 500) if budget is None else budget,
+        passes or (4000 if opened.exact and 0 < opened.vocabulary <= 4096 else 500),
         until,  # type: ignore[arg-type]
         eps,
         batch=16 if opened.vocabulary <= 4096 else 8,
@@ -84,6 +83,7 @@ def command(
 
         write(out, tree_page(tree, ask.question.prompt, ask.source.codec.decode, terminal.lang))
         out = None
+    tell_cost(opened)
     terminal.document(document, out)
 
 
