@@ -59,7 +59,7 @@ class Learn:
             with ui.element("div").classes("k-row"):
                 self.stop = button(self.visit.frame("cancel"), self.cancel)
                 self.on = button(w("resume"), self.resume)
-                self.open = text_of("a", w("open_run"))
+                self.open = text_of("a", w("open_run"), "k-button")
             self.note = text_of("p", "", "k-small")
             self.note.props.update({"role": "status", "aria-live": "polite"})
             self.progress = ui.element("div").classes("k-progress")

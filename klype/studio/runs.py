@@ -42,7 +42,6 @@ class View:
             names = ["run", "state", "recipe", "from", "stages", "parameters", "seconds", "gates_passed", "gates"]
             table_data(self.visit, "runs", names, self._rows)
         Form(self.visit).build()
-        ui.timer(LOOK_S, self.look)
 
     async def look(self) -> None:
         """Reads beside the page, draws what has changed."""
@@ -116,3 +115,4 @@ async def build(visit: Visit) -> None:
     view = View(visit, sent.get("run", "")[:KEY_MOST], sent.get("with", "")[:KEY_MOST])
     view.build()
     await view.look()
+    ui.timer(LOOK_S, view.look)

@@ -27,7 +27,7 @@ from klype.runs.record import write_json
 
 State = Literal["running", "done", "failed", "cancelled", "stopped"]
 WORK, PROCESS, CHILD, ENDED = "work.json", "process.json", "child.json", "ended.json"
-SAMPLES = "samples.jsonl"
+SAMPLES, CANCEL = "samples.jsonl", "cancel"
 INTERRUPTED = 130
 AT_ONCE = 2
 """Pieces of work that may run at the same time in one home."""
@@ -69,7 +69,9 @@ class Work:
             if ended.get("code") == 0:
                 return "done"
             return "cancelled" if ended.get("cancelled") or ended.get("code") == INTERRUPTED else "failed"
-        return "running" if self._process() is not None else "stopped"
+        if self._process() is not None:
+            return "running"
+        return "cancelled" if (self.folder / CANCEL).exists() else "stopped"
 
     @property
     def step(self) -> int:
@@ -115,6 +117,7 @@ class Work:
         """As Ctrl-C does: what was saved stays, and it can be gone on with."""
         process = self._process()
         if process is not None:
+            (self.folder / CANCEL).touch()  # a chain that has only begun does not hear signals yet
             with suppress(psutil.Error):
                 process.send_signal(signal.SIGINT if os.name == "posix" else signal.SIGTERM)
 
@@ -127,8 +130,8 @@ class Work:
             with suppress(psutil.Error):
                 orphan.terminate()
                 orphan.wait(30)
-        with suppress(FileNotFoundError):
-            (self.folder / ENDED).unlink()
+        for file in (ENDED, CANCEL):
+            (self.folder / file).unlink(missing_ok=True)
         _launch(self.folder, earlier)
 
     def _process(self, file: str = PROCESS) -> psutil.Process | None:

@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Any
 
 from klype.runs.record import write_json
-from klype.studio.work import CHILD, ENDED, INTERRUPTED, PROCESS, SAMPLES, Work, identity, rows_of
+from klype.studio.work import CANCEL, CHILD, ENDED, INTERRUPTED, PROCESS, SAMPLES, Work, identity, rows_of
 
 EVERY_S = 0.5
 PATIENCE_S = 120.0
@@ -33,6 +33,7 @@ class Chain:
     sampled: set[int] = field(default_factory=set)
 
     def run(self) -> int:
+        self.interrupted = self.interrupted or (self.work.folder / CANCEL).exists()
         began, plan = time.monotonic(), self.work.plan
         earlier = float(json.loads((self.work.folder / PROCESS).read_text()).get("earlier", 0.0))
         self.sampled = {int(row["step"]) for row in self.work.samples()}

@@ -1,0 +1,312 @@
+"""Runs on a page: work that outlives its server, growing curves, the family tree, uploads; one browser for the form."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from klype.errors import UsageError
+from klype.studio.runs_form import Order
+from klype.studio.runs_form import start as start_run
+from klype.studio.runs_list import all_runs, family, find, key_of, parameters, run_folders
+from klype.studio.studio import Studio
+from klype.studio.work import PROCESS, Plan, Work, begin, works
+from klype.studio.work_answers import answers
+from klype.studio.work_tail import Tail
+from klype.studio.work_upload import Given
+from klype.words import words
+from tests.studio_toys import visiting
+from tests.studio_work_toys import run_with_questions
+from tests.test_studio_ranking import chromium, serving, slow, texts
+
+COUNTS = """
+import json, pathlib, signal, sys, time
+file = pathlib.Path(sys.argv[1])
+at = len(file.read_text()) if file.exists() else 0
+try:
+    for step in range(at, int(sys.argv[2])):
+        file.write_text("x" * (step + 1))
+        print(f"step {step}", file=sys.stderr, flush=True)
+        time.sleep(0.05)
+except KeyboardInterrupt:
+    print(json.dumps({"error": {"message": "Interrupted.", "hint": ""}}))
+    raise SystemExit(130)
+print(json.dumps({"counted": len(file.read_text()), "from": at}))
+"""
+"""A step that goes on where it was, as klype's commands do."""
+
+
+def until(met: Callable[[], bool], seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not met():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.03)
+
+
+def counting(home: Path, to: int, steps: int = 1) -> Plan:
+    commands = [[sys.executable, "-c", COUNTS, str(home / f"count-{i}"), str(to)] for i in range(steps)]
+    return Plan("run", home / "runs" / "r", commands, {"planned_s": 5})
+
+
+# work
+
+
+def test_steps_follow_one_another_and_their_documents_are_kept(tmp_path: Path) -> None:
+    work = begin(tmp_path, counting(tmp_path, 3, steps=2))
+    until(lambda: work.state == "done")
+    assert work.document() == work.document(0) == {"counted": 3, "from": 0}
+    assert work.step == 1
+    assert work.seconds > 0
+    assert [w.folder for w in works(tmp_path)] == [work.folder]
+    work.go_on()
+    assert work.state == "done"
+
+
+def test_cancelled_work_goes_on_where_it_was(tmp_path: Path) -> None:
+    work = begin(tmp_path, counting(tmp_path, 60))
+    until(lambda: (tmp_path / "count-0").exists())
+    assert Work(work.folder).state == "running"
+    work.cancel()
+    until(lambda: work.state == "cancelled")
+    done = len((tmp_path / "count-0").read_text())
+    assert 0 < done < 60
+    work.go_on()
+    until(lambda: work.state == "done")
+    document = work.document()
+    assert document is not None
+    assert document == {"counted": 60, "from": done}
+
+
+def test_killed_work_is_stopped_and_its_orphan_does_not_work_beside_the_next(tmp_path: Path) -> None:
+    work = begin(tmp_path, counting(tmp_path, 400))
+    until(lambda: (tmp_path / "count-0").exists())
+    pid = json.loads((work.folder / PROCESS).read_text())["pid"]
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: work.state == "stopped")
+    orphan = psutil.Process(json.loads((work.folder / "child.json").read_text())["pid"])
+    work.go_on()
+    assert not orphan.is_running() or orphan.status() == psutil.STATUS_ZOMBIE
+    assert work.state == "running"
+    work.cancel()
+    until(lambda: work.state == "cancelled")
+
+
+def test_failed_work_says_why(tmp_path: Path) -> None:
+    told = json.dumps({"error": {"message": "There is no text.", "hint": "Give some."}})
+    fails = [sys.executable, "-c", f"print({told!r}); raise SystemExit(2)"]
+    work = begin(tmp_path, Plan("run", tmp_path / "runs" / "r", [fails, fails], {}))
+    until(lambda: work.state == "failed")
+    assert (work.step, work.why(), work.document()) == (0, "There is no text. Give some.", None)
+    work = begin(tmp_path, Plan("run", tmp_path / "runs" / "r", [[str(tmp_path / "nowhere")]], {}))
+    until(lambda: work.state == "failed")
+    assert "nowhere" in work.why()
+
+
+def test_only_so_much_runs_at_once(tmp_path: Path) -> None:
+    begun = [begin(tmp_path, Plan("run", tmp_path / str(i), counting(tmp_path, 400).steps, {})) for i in range(2)]
+    with pytest.raises(UsageError, match="already"):
+        begin(tmp_path, counting(tmp_path, 1))
+    for work in begun:
+        work.cancel()
+    until(lambda: all(work.state == "cancelled" for work in begun))
+
+
+# curves
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=60), st.data())
+def test_a_tail_read_in_pieces_is_the_file_read_whole(tmp_path_factory: Any, values: list[float], data: Any) -> None:
+    file = tmp_path_factory.mktemp("tail") / "metrics.jsonl"
+    text = "".join(json.dumps({"step": i, "loss": v}) + "\n" for i, v in enumerate(values, 1)).encode()
+    tail, at = Tail(file), 0
+    while at < len(text):
+        at += data.draw(st.integers(1, len(text)))
+        file.write_bytes(text[:at])
+        tail.read()
+    whole = Tail(file)
+    whole.read()
+    assert (
+        (tail.steps, tail.columns)
+        == (whole.steps, whole.columns)
+        == (list(range(1, len(values) + 1)), {"loss": values})
+    )
+    assert tail.curve("loss", most=1000) == [[float(i), v] for i, v in enumerate(values, 1)]
+    thin = tail.curve("loss", most=7)
+    assert len(thin) <= 7
+    assert thin[-1][0] == len(values)
+
+
+def test_a_tail_takes_resumed_steps_gaps_and_rubbish(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    rows = [
+        {"step": 1, "a": 1},
+        {"step": 2, "a": 2, "b": 5},
+        {"step": 3, "a": 3},
+        {"step": 2, "a": 9},
+        [],
+        {"step": "x"},
+    ]
+    file.write_text("\n".join([*map(json.dumps, rows), "{broken", '{"step": 4, "a": NaN, "b": 7}', ""]))
+    tail = Tail(file)
+    assert tail.read()
+    assert tail.steps == [1, 2, 4]
+    assert tail.curve("a") == [[1.0, 1.0], [2.0, 9.0]]
+    assert tail.curve("b") == [[4.0, 7.0]]
+    assert (tail.last("b"), tail.at("b", 0), tail.last("c")) == (7.0, None, None)
+    file.write_text('{"step": 1, "a": 4}\n')
+    assert tail.read()
+    assert tail.curve("a") == [[1.0, 4.0]]
+
+
+# runs
+
+
+def test_runs_are_told_of_by_keys_and_stand_under_what_they_came_from(tmp_path: Path) -> None:
+    parent = run_with_questions(tmp_path)
+    for name, origin in (("child", parent), ("grandchild", tmp_path / "runs" / "child" / "finetune")):
+        folder = tmp_path / "runs" / name
+        folder.mkdir()
+        about = {"recipe": "world", "asked": {"from_": str(origin)}, "state": "done", "seconds": {"total": 3}}
+        (folder / "run.json").write_text(json.dumps(about))
+    (tmp_path / "runs" / "odd").mkdir()
+    (tmp_path / "runs" / "odd" / "run.json").write_text("{")
+    studio = Studio([], tmp_path, ["false"])
+    runs = all_runs(studio)
+    assert {run.name: depth for depth, run in family(runs)} == {"toy": 0, "child": 1, "grandchild": 2, "odd": 0}
+    assert {run.name: run.state for run in runs}["odd"] == "unreadable"
+    toy = find(studio, key_of(parent))
+    assert toy is not None
+    assert (toy.stages, toy.parameters) == (("finetune", "rank"), parameters(parent / "finetune"))
+    assert toy.parameters
+    for said in ("", "../toy", str(parent), "x" * 10_000):
+        assert find(studio, said) is None
+    assert parent in run_folders(studio)
+
+
+def test_a_run_is_begun_on_text_under_our_own_names(tmp_path: Path) -> None:
+    said = tmp_path / "said"
+    studio = Studio(
+        [], tmp_path, [sys.executable, "-c", f"import sys; open({str(said)!r}, 'w').write(repr(sys.argv[1:]))"]
+    )
+    with pytest.raises(UsageError, match="no text"):
+        start_run(studio, Order("text", 1, "nb", 0))
+    (tmp_path / "uploads").mkdir()
+    file = tmp_path / "uploads" / "0123.txt"
+    file.write_text("en tekst")
+    work = start_run(studio, Order("text", 2, "nb", 7, [Given(file, "../../evil.txt", 8)]))
+    until(lambda: work.state == "done")
+    folder = work.plan.run
+    assert folder.parent == tmp_path / "runs"
+    assert [f.read_text() for f in (folder / "upload").iterdir()] == ["en tekst"]
+    assert not file.exists()
+    arguments = eval(said.read_text())
+    assert arguments[arguments.index("--text") + 1] == str(folder / "upload" / "text-1.txt")
+    assert "evil" not in said.read_text()
+    told = find(studio, key_of(folder))
+    assert told is not None
+    assert told.work == work
+
+
+def test_a_checkpoint_answers_the_same_with_its_own_weights_given_beside_it(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    from klype.model import checkpoint
+
+    folder = run_with_questions(tmp_path, 1) / "finetune"
+    state = checkpoint.load(folder).model.state_dict()
+    save_file({name: value.clone().contiguous() for name, value in state.items()}, tmp_path / "state.safetensors")
+    asked = ["hvor gikk hun?", "hvor?"]
+    plain = answers(folder, None, asked, 8)
+    assert plain == answers(folder, tmp_path / "state.safetensors", asked, 8)
+    assert len(plain) == 2
+
+
+# the page
+
+
+@pytest.mark.parametrize("lang", ["en", "nb"])
+def test_the_page_shows_curves_that_grow_and_work_that_runs(tmp_path: Path, lang: str) -> None:
+    import asyncio
+
+    parent = run_with_questions(tmp_path)
+    w = words(lang, "studio_runs")
+    studio = Studio([], tmp_path, ["false"])
+    work = begin(tmp_path, counting(tmp_path, 400))
+    with visiting(studio) as (run, user):
+        user.http_client.headers["accept-language"] = lang
+        run(user.open(f"/runs?run={key_of(parent)}"))
+        assert w("stage_finetune") in texts(user)
+        from nicegui import ElementFilter, ui
+
+        with user:
+            (chart,) = ElementFilter(kind=ui.echart)
+        assert chart.options["series"][0]["data"][-1][0] == 399.0
+        with (parent / "finetune" / "metrics.jsonl").open("a") as file:
+            file.write('{"step": 400, "loss": 0.001}\n')
+
+        async def grown() -> None:
+            for _ in range(400):
+                if chart.options["series"][0]["data"][-1][0] == 400.0:
+                    return
+                await asyncio.sleep(0.02)
+            raise AssertionError("it did not grow")
+
+        run(grown())
+        until(lambda: "step" in "".join(work.told()))
+        run(user.open(f"/runs?run={key_of(work.plan.run)}&with=../x"))
+        assert w("state_running") in texts(user)
+        assert "step " in texts(user)
+    work.cancel()
+    until(lambda: work.state == "cancelled")
+
+
+class TestBrowser:
+    pytestmark = slow
+
+    def test_a_text_is_uploaded_a_run_begun_and_cancelled_over_a_restart(self, tmp_path: Path) -> None:
+        text = tmp_path / "tekst.txt"
+        text.write_text("Det var en gang en konge som hadde tre sønner. " * 12_000)
+        home = tmp_path / "home"
+        run_with_questions(home)
+        with chromium() as browser:
+            with serving(home) as (process, base):
+                port = int(base.rpartition(":")[2])
+                context = browser.new_context(locale="nb-NO", viewport={"width": 390, "height": 844})
+                page, complaints = context.new_page(), []
+                page.on("console", lambda m: complaints.append(m.text) if m.type == "error" else None)
+                page.on("pageerror", lambda error: complaints.append(str(error)))
+                page.goto(f"{base}/runs")
+                page.wait_for_selector(".k-chart svg")
+                w = words("nb", "studio_runs")
+                page.get_by_label(w("recipe")).select_option("text")
+                page.locator("input[type=file]").set_input_files(text)
+                page.get_by_text("tekst.txt (0,58 MB)").wait_for()
+                assert page.evaluate("document.documentElement.scrollWidth") == 390
+                page.get_by_role("button", name=w("start"), exact=True).click()
+                page.wait_for_url("**/runs?run=*")
+                page.locator(".w-state.running").first.wait_for()
+                assert not complaints
+                (work,) = works(home)
+                (copied,) = (work.plan.run / "upload").iterdir()
+                assert copied.read_bytes() == text.read_bytes()
+                process.kill()
+                process.wait()
+            assert work.state == "running"
+            with serving(home, port):
+                page.reload()
+                page.locator(".w-state.running").first.wait_for()
+                page.get_by_role("button", name=words("nb", "studio_frame")("cancel")).click()
+                until(lambda: work.state != "running", 120)
+                page.locator(".w-state.cancelled").first.wait_for(timeout=10_000)
+                page.get_by_role("button", name=w("resume")).wait_for()
