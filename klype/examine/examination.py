@@ -66,23 +66,30 @@ class Desk:
         return self.readers[question.id]
 
 
+@dataclass(frozen=True, slots=True)
+class Meters:
+    """``clock``: seconds; ``joules``: what the machine has used so far, where that can be read."""
+
+    clock: Callable[[], float] = time.perf_counter
+    joules: Callable[[], float | None] = lambda: None
+
+
 def examine(
     examinee: Examinee,
     settings: ExamSettings,
     folder: Path,
     progress: Progress = lambda part, done, of: None,
-    clock: Callable[[], float] = time.perf_counter,
     given: Mapping[float, list[Shock]] | None = None,
-    joules: Callable[[], float | None] = lambda: None,
+    meters: Meters | None = None,
 ) -> Examined:
     """Traces land in ``folder/traces``; what is there from before, of the same weights, is not asked again.
 
     ``given``: another model's shocks by temperature; models are compared on the same beginnings and words.
-    ``joules``: what the machine has used so far, where that can be read.
     """
     settings.check()
-    began = clock()
-    source = Recorder(examinee.source, examinee.identity, folder / "traces", clock, joules)
+    meters = meters or Meters()
+    began = meters.clock()
+    source = Recorder(examinee.source, examinee.identity, folder / "traces", meters.clock, meters.joules)
     desk = Desk(examinee, settings, source, progress)
     found = Examined(examinee, settings)
     true = _true_answers(desk)
@@ -104,7 +111,7 @@ def examine(
     found.evidence[settings.main] = replace(main, trees=found.trees, forks=found.forks)
     source.finish()
     found.passes, found.tokens, found.model_s = source.passes, source.tokens, source.model_s
-    found.seconds = clock() - began
+    found.seconds = meters.clock() - began
     return found
 
 

@@ -163,7 +163,7 @@ def examined(
     """With its progress told. ``given``: the shocks of the model that it is compared with."""
     from klype.cli.progress import listener
     from klype.device import EnergyMeter
-    from klype.examine.examination import examine
+    from klype.examine.examination import Meters, examine
 
     with listener(terminal) as say:
         part = [""]
@@ -174,7 +174,7 @@ def examined(
                 say.stage_start(name, of)
             say.step({"step": done})
 
-        found = examine(one, settings, folder, progress, given=given, joules=EnergyMeter().joules)
+        found = examine(one, settings, folder, progress, given=given, meters=Meters(joules=EnergyMeter().joules))
         say.stage_end()
     return found
 
