@@ -73,6 +73,9 @@ def flow(
     links: list[Option] = []
     common = paths.common.tokens if paths.common is not None else ()
     _flow_node(root, 0, ((), common, fork), (nodes, links), (paths, spell, say, rest))
+    if not links:  # one answer only: a flow needs a second place to have a width
+        nodes.append({"name": "end", "depth": 1, "itemStyle": {"opacity": 0}, "label": {"show": False}})
+        links.append({"source": nodes[0]["name"], "target": "end", "value": nodes[0]["value"]})
     option = canvas(
         series=[
             {
