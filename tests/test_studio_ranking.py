@@ -431,8 +431,11 @@ def keep(page: Any, keys: str = "21") -> bool:
     return True
 
 
+alone = [*slow, pytest.mark.soak]  # two browsers and a server want the machine to themselves
+
+
 class TestBrowsers:
-    pytestmark = slow
+    pytestmark = alone
 
     def test_two_at_once_and_a_killed_server_lose_and_double_nothing(self, tmp_path: Path) -> None:
         run_with_questions(tmp_path, questions=6, hostile=True)

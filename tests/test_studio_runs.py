@@ -271,8 +271,11 @@ def test_the_page_shows_curves_that_grow_and_work_that_runs(tmp_path: Path, lang
     until(lambda: work.state == "cancelled")
 
 
+alone = [*slow, pytest.mark.soak]  # a browser and a server want the machine to themselves
+
+
 class TestBrowser:
-    pytestmark = slow
+    pytestmark = alone
 
     def test_a_text_is_uploaded_a_run_begun_and_cancelled_over_a_restart(self, tmp_path: Path) -> None:
         text = tmp_path / "tekst.txt"
