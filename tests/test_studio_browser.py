@@ -155,6 +155,7 @@ def serious(page: Any, axe: str) -> list[str]:
     ]
 
 
+@pytest.mark.soak  # it leaves pages while they are still drawn: alone, or a busy machine tears charts down half made
 def test_a_hostile_answer_is_only_text(browser: Any, base: str) -> None:
     visitor = Visitor(browser, base)
     page = visitor.go("/")
