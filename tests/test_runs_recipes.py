@@ -20,7 +20,7 @@ from klype.runs.find import find_model
 from klype.runs.options import RunOptions
 from klype.runs.say import Silent
 
-SHARED = next((p for p in (Path("../shared/data"), Path("/work/shared/data")) if p.is_dir()), None)
+SHARED = Path(__file__).parents[2] / "shared" / "data"
 TINY = (
     "tokenizer.size=400",
     "model.width=16",
@@ -140,10 +140,9 @@ def test_the_norwegian_recipe_runs_on_the_dictionary_alone(tmp_path: Path) -> No
         assert "Universitetet i Bergen" in place
 
 
-@pytest.mark.skipif(SHARED is None, reason="the folder of real text is not here")
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the folder of real text is not here")
 @pytest.mark.slow
 def test_real_english_is_read_and_norwegian_left(tmp_path: Path) -> None:
-    assert SHARED is not None
     found = material.gather(RunOptions(data=SHARED), recipe.read("english").data, BadRows())
     sources = {Path(d.source).name for d in (*found.split.train, *found.split.held_out)}
     assert {"input.txt", "stories_en.jsonl", "stories_nb_en.jsonl"} <= sources

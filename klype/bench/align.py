@@ -21,7 +21,7 @@ from klype.bench.align_task import TASKS, Given, Sizes, prepare, versions
 from klype.bench.align_trainers import TRAINERS
 from klype.bench.contenders import package_version
 from klype.bench.figures import median
-from klype.bench.generate import busy_cores
+from klype.bench.load import busy_cores, elsewhere
 from klype.bench.process import Failed, Worker
 from klype.device import processor, usable_cores
 from klype.errors import UsageError
@@ -72,7 +72,7 @@ def align(minutes: float, say: Say, sizes: Sizes | None = None, only: Sequence[s
         bench.load()
         before, mine = busy_cores(), bench.core_seconds
         bench.measure([task for task in TASKS if task in only])
-        results.elsewhere = _elsewhere(before, busy_cores(), bench.core_seconds - mine)
+        results.elsewhere = elsewhere(before, bench.core_seconds - mine)
         bench.peaks()
     return _document(given, results, only)
 
@@ -141,11 +141,6 @@ class _Bench:
             self.say(f"{worker.name}: {self.results.why[worker.name]}")
             return None
         return answer
-
-
-def _elsewhere(before: tuple[float, float], after: tuple[float, float], mine: float) -> float:
-    used, whole = after[0] - before[0], after[1] - before[1]
-    return min(1.0, max(0.0, used - mine) / whole) if whole else 0.0
 
 
 def _document(given: Given, results: Results, only: Sequence[str]) -> dict[str, Any]:

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import psutil
 
 from klype.bench import figures
 from klype.bench.contenders import CONTENDERS, package_version
 from klype.bench.ggufs import KINDS, requantised
+from klype.bench.load import busy_cores, elsewhere
 from klype.bench.process import Failed, Worker
 from klype.bench.roofline import machine, roofline
 from klype.bench.task import MANY, PROMPT, SINGLE, SIZES, Files, plain_text
@@ -88,7 +88,7 @@ def generate(model: str | None, minutes: float, say: Say, only: Sequence[str] = 
         bench.load()
         before, mine = busy_cores(), bench.core_seconds
         bench.measure(minutes, started)
-        results.elsewhere = _elsewhere(before, busy_cores(), bench.core_seconds - mine)
+        results.elsewhere = elsewhere(before, bench.core_seconds - mine)
         limits = machine(subject.files.threads)
     return _document(subject, results, limits)
 
@@ -226,18 +226,6 @@ class _Bench:
             self.say(f"{worker.name}: {answer.why}")
             return None
         return answer
-
-
-def busy_cores() -> tuple[float, float]:
-    """Core-seconds since the machine started: those that were used, and all."""
-    times = psutil.cpu_times()._asdict()
-    counted = sum(times.values()) - times.get("guest", 0.0) - times.get("guest_nice", 0.0)  # they are in user, too
-    return counted - times["idle"] - times.get("iowait", 0.0), counted
-
-
-def _elsewhere(before: tuple[float, float], after: tuple[float, float], mine: float) -> float:
-    used, whole = after[0] - before[0], after[1] - before[1]
-    return min(1.0, max(0.0, used - mine) / whole) if whole else 0.0
 
 
 def packaged_model() -> Path:

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from klype.answers import traces as store
 from klype.engine.engine import Event
-from klype.sources.source import Codec, Source, answers
+from klype.sources.source import Around, Source, answers
 from klype.values import Distribution, Request, Trace
 
 
-class Recorder:
+class Recorder(Around):
     """``identity`` names the weights: what other weights said is not used. ``passes`` counts a forward pass for every
     token drawn, beginning read and answer scored, whether it was done now or remembered."""
 
@@ -27,21 +27,14 @@ class Recorder:
         clock: Callable[[], float],
         joules: Callable[[], float | None] = lambda: None,
     ) -> None:
-        self._source, self._identity, self._folder, self._clock, self._joules = source, identity, folder, clock, joules
+        super().__init__(source)
+        self._identity, self._folder, self._clock, self._joules = identity, folder, clock, joules
         self._beside = ThreadPoolExecutor(1, thread_name_prefix="traces")  # disks are slow: the model does not wait
         self._saving: Future[None] | None = None
         self.passes = 0
         self.tokens = 0
         self.model_s = 0.0
         self.remembered = 0
-
-    @property
-    def name(self) -> str:
-        return self._source.name
-
-    @property
-    def codec(self) -> Codec:
-        return self._source.codec
 
     def next(self, prefixes: Sequence[Sequence[int]], top: int = -1) -> list[Distribution]:
         self.passes += len(prefixes)

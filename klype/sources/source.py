@@ -55,6 +55,30 @@ class Source(Protocol):
         ...
 
 
+class Around:
+    """A source that passes on what it is asked: for those that change or watch one of the three questions."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    @property
+    def name(self) -> str:
+        return self._source.name
+
+    @property
+    def codec(self) -> Codec:
+        return self._source.codec
+
+    def next(self, prefixes: Sequence[Sequence[int]], top: int = -1) -> list[Distribution]:
+        return self._source.next(prefixes, top)
+
+    def score(self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], top: int = 0) -> list[Trace]:
+        return self._source.score(prompts, answers, top)
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[Event]:
+        return self._source.generate(requests)
+
+
 def answers(source: Source, requests: Sequence[Request]) -> list[list[Trace]]:
     """All answers, in order of request and sample."""
     found: list[list[Trace]] = [[] for _ in requests]

@@ -13,7 +13,7 @@ from klype.engine.engine import Engine, Event
 from klype.examine.truth import Reader
 from klype.judge.meaning import Meaning
 from klype.serve.worker import Job, Worker
-from klype.sources.source import Codec, Source
+from klype.sources.source import Around, Codec, Source
 from klype.values import Distribution, Question, Request, Trace
 
 T = TypeVar("T")
@@ -113,19 +113,12 @@ class Voice:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-class Shared:
+class Shared(Around):
     """A source that one thread at a time may call: each call waits for its turn."""
 
     def __init__(self, source: Source, lock: threading.Lock) -> None:
-        self._source, self._lock = source, lock
-
-    @property
-    def name(self) -> str:
-        return self._source.name
-
-    @property
-    def codec(self) -> Codec:
-        return self._source.codec
+        super().__init__(source)
+        self._lock = lock
 
     def next(self, prefixes: Sequence[Sequence[int]], top: int = -1) -> list[Distribution]:
         with self._lock:
@@ -140,19 +133,12 @@ class Shared:
             yield from self._source.generate(requests)
 
 
-class Remembered:
+class Remembered(Around):
     """A source whose distributions are asked for once: at another temperature most of a tree is known already."""
 
     def __init__(self, source: Source, known: dict[tuple[int, ...], Distribution], most: int = 4000) -> None:
-        self._source, self._known, self._most = source, known, most
-
-    @property
-    def name(self) -> str:
-        return self._source.name
-
-    @property
-    def codec(self) -> Codec:
-        return self._source.codec
+        super().__init__(source)
+        self._known, self._most = known, most
 
     def next(self, prefixes: Sequence[Sequence[int]], top: int = -1) -> list[Distribution]:
         wanted = [tuple(prefix) for prefix in prefixes]
@@ -162,12 +148,6 @@ class Remembered:
         if len(self._known) + len(fresh) <= self._most:
             self._known.update(fresh)
         return found
-
-    def score(self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], top: int = 0) -> list[Trace]:
-        return self._source.score(prompts, answers, top)
-
-    def generate(self, requests: Sequence[Request]) -> Iterator[Event]:
-        return self._source.generate(requests)
 
 
 class CancelledError(Exception):

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import signal
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from klype.cli import options as o
-from klype.cli.environment import api_key
+from klype.cli.listening import listening
 from klype.cli.terminal import Terminal
-from klype.errors import UsageError
 
 Models = Annotated[
     list[str], typer.Argument(help="Runs, folders or GGUF files; NAME=MODEL gives one another name.", metavar="MODEL…")
@@ -43,59 +40,24 @@ def command(
 ) -> None:
     """Serve models to any client of OpenAI's API, until Ctrl-C; what runs is finished then."""
     terminal = Terminal(as_json, lang)
-    key = read_key(key_file)
-    from klype.serve.guard import Rules, is_loopback
-    from klype.serve.server import listen, server
-    from klype.serve.settings import ServeSettings
-
-    if key is None and not is_loopback(host):
-        raise UsageError(
-            f"{host} can be reached from other machines, and there is no API key.",
-            "Give one with --key-file FILE or KLYPE_API_KEY, or keep --host 127.0.0.1.",
-        )
-    socket = listen(host, port)
+    entrance = listening(host, port, key_file, "API key")
     from klype.device import set_threads
     from klype.serve.app import app
+    from klype.serve.guard import Rules
     from klype.serve.opening import open_served
+    from klype.serve.server import server
+    from klype.serve.settings import ServeSettings
 
     set_threads()
     settings = ServeSettings(batch=batch, queue=queue, chat_top=max(20, logprobs), completion_top=logprobs)
     served = [open_served(model, precision) for model in models]
-    rules = Rules.of(settings, key, host, name or ())
+    rules = Rules.of(settings, entrance.key, host, name or ())
     running = server(app(served, settings, rules), rules)
-    shown = f"[{host}]" if ":" in host else host
-    url = f"http://{shown}:{socket.getsockname()[1]}/v1"
+    url = f"{entrance.url}v1"
     names = [model.name for model in served]
     terminal.say("serve.listening", models=", ".join(names), url=url)
-    if key is not None:
+    if entrance.key is not None:
         terminal.say("serve.key")
     terminal.document({"url": url, "models": names})
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # what uvicorn raises again once all is finished
-    try:
-        running.run(sockets=[socket])
-    except KeyboardInterrupt:
+    if entrance.run(running):
         terminal.say("serve.ended")
-
-
-def read_key(file: Path | None) -> str | None:
-    """The API key of the file, else of the environment."""
-    if file is None:
-        return checked_key(api_key(), "KLYPE_API_KEY")
-    try:
-        text = file.expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(
-            f"The key file {file} cannot be read: {error}.", "Write the key into it, on one line."
-        ) from None
-    return checked_key(text.strip(), str(file))
-
-
-def checked_key(key: str | None, where: str) -> str | None:
-    if key is None:
-        return None
-    if not key or not key.isascii() or not key.isprintable() or " " in key:
-        raise UsageError(
-            f"The API key of {where} must be one line of letters, digits and signs, without spaces.",
-            "Make one: python -c 'import secrets; print(secrets.token_urlsafe(32))'",
-        )
-    return key

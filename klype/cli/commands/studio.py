@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import threading
 import warnings
@@ -14,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from klype.cli import options as o
-from klype.cli.commands.serve import read_key
 from klype.cli.environment import state_folder
+from klype.cli.listening import listening
 from klype.cli.terminal import Terminal
-from klype.errors import KlypeError, UsageError
+from klype.errors import KlypeError
 
 if TYPE_CHECKING:
     from klype.cli.model import Opened
@@ -59,36 +58,25 @@ def command(
     Only this machine can reach it, unless --host says otherwise. It ends with Ctrl-C.
     """
     terminal = Terminal(as_json, lang)
-    key = read_key(key_file)
-    from klype.serve.guard import Rules, is_loopback
-    from klype.serve.server import listen, server
-    from klype.serve.settings import ServeSettings
-
-    if key is None and not is_loopback(host):
-        raise UsageError(
-            f"{host} can be reached from other machines, and there is no key.",
-            "Give one with --key-file FILE or KLYPE_API_KEY, or keep --host 127.0.0.1.",
-        )
-    socket = listen(host, port)
+    entrance = listening(host, port, key_file, "key")
     opened = opened_models(models or newest_run(), precision)
+    from klype.serve.guard import Rules, is_loopback
+    from klype.serve.server import server
+    from klype.serve.settings import ServeSettings
     from klype.studio.app import app
     from klype.studio.studio import Studio
 
     studio = Studio(opened, state_folder(), [sys.executable, "-m", "klype"], first_questions(opened))
-    rules = Rules.of(ServeSettings(), key, host, name or ())
+    rules = Rules.of(ServeSettings(), entrance.key, host, name or ())
     running = server(app(studio, rules), rules, grace=3)
-    shown = f"[{host}]" if ":" in host else host
-    url = f"http://{shown}:{socket.getsockname()[1]}/"
+    url = entrance.url
     names = [model.name for model in opened]
     terminal.say("studio.open", url=url, models=", ".join(names) or "–")
     terminal.document({"url": url, "models": names})
     if not no_open and is_loopback(host):
         open_browser(url)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    try:
-        warnings.filterwarnings("ignore", message=".*reduce_op.*")  # NiceGUI looks at every object there is
-        running.run(sockets=[socket])
-    except KeyboardInterrupt:
+    warnings.filterwarnings("ignore", message=".*reduce_op.*")  # NiceGUI looks at every object there is
+    if entrance.run(running):
         terminal.say("studio.ended")
 
 
