@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -152,14 +152,16 @@ def parse_order(reply: str, n: int) -> tuple[tuple[int, ...], ...] | Wrong:
     return tuple(map(tuple, [*groups, rest] if rest else groups))
 
 
+def differing(asked: Asked, name: str, most: int) -> list[Candidate]:
+    """At most ``most`` answers that differ the most in meaning; what others wrote themselves is theirs alone."""
+    own = [c for c in asked.candidates if not c.author or c.author == name]
+    meaning = text_meaning(asked.question)
+    return [own[i] for i in spread([meaning(c.text) for c in own], min(most, KEYS))]
+
+
 def _shown(asked: Asked, sitting: Sitting, again: bool, number: int) -> list[Candidate]:
-    """The answers that differ the most in meaning, in an order of chance; what is asked again is shown whole."""
-    kept: Sequence[Candidate] = asked.candidates
-    if not again:
-        own = [c for c in asked.candidates if not c.author or c.author == sitting.name]
-        meaning = text_meaning(asked.question)
-        kept = [own[i] for i in spread([meaning(c.text) for c in own], min(sitting.shown, KEYS))]
-    out = list(kept)
+    """The answers that differ the most, in an order of chance; what is asked again is shown whole."""
+    out = list(asked.candidates) if again else differing(asked, sitting.name, sitting.shown)
     random.Random(mix(number, *sitting.name.encode(), *asked.question.prompt.encode())).shuffle(out)
     return out
 

@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib import resources
 from typing import Any
 from urllib.parse import quote
@@ -85,9 +86,13 @@ def button(text: str, on_click: Callable[[], Any], classes: str = "") -> ui.elem
 
 
 def as_data(
-    visit: Visit, name: str, columns: Sequence[str], rows: Callable[[], Sequence[Sequence[Cell]]], picture: ui.element
+    visit: Visit,
+    name: str,
+    columns: Sequence[str],
+    rows: Callable[[], Sequence[Sequence[Cell]]],
+    picture: ui.element | None = None,
 ) -> None:
-    """``Show as data``: the numbers behind a picture as CSV and JSON, the picture itself as PNG."""
+    """``Show as data``: numbers as CSV and JSON, and the picture that they stand behind as PNG, where there is one."""
 
     def save_csv() -> None:
         ui.download.content(to_csv(columns, rows()), f"{name}.csv", "text/csv;charset=utf-8")
@@ -97,13 +102,16 @@ def as_data(
         text = json.dumps({"name": name, "rows": found}, ensure_ascii=False, allow_nan=False, indent=1)
         ui.download.content(text.encode(), f"{name}.json", "application/json")
 
-    def save_png() -> None:
-        script = _file("save.js").replace("ID", json.dumps(picture.html_id)).replace("NAME", json.dumps(f"{name}.png"))
+    def save_png(drawn: ui.element) -> None:
+        script = _file("save.js").replace("ID", json.dumps(drawn.html_id)).replace("NAME", json.dumps(f"{name}.png"))
         ui.run_javascript(script)
 
+    kinds: list[tuple[str, Callable[[], None]]] = [("CSV", save_csv), ("JSON", save_json)]
+    if picture is not None:
+        kinds.append(("PNG", partial(save_png, picture)))
     with ui.element("div").classes("k-row k-data k-small"):
         text_of("span", visit.frame("data"))
-        for text, act in (("CSV", save_csv), ("JSON", save_json), ("PNG", save_png)):
+        for text, act in kinds:
             button(text, act, "tiny").props["aria-label"] = f"{visit.frame('data')} {text}"
 
 

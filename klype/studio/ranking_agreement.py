@@ -8,9 +8,8 @@ from typing import Any
 from nicegui import ui
 
 from klype.examine.say import visible
-from klype.studio.frame import card, table
+from klype.studio.frame import as_data, card, table
 from klype.studio.visit import Visit, text_of
-from klype.studio.work_data import table_data
 
 MOST = 40
 """Annotators, and pairs of them, that are listed."""
@@ -61,7 +60,7 @@ def agreement(visit: Visit, summary: Mapping[str, Any]) -> None:
             for one in people
         ]  # fmt: skip
         names = ["annotator", "by", "rankings", "none_good", "skipped", "seconds", "tau_b", "low", "high", "n"]
-        table_data(visit, "agreement", names, lambda: data)
+        as_data(visit, "agreement", names, lambda: data)
 
 
 def _figure(visit: Visit, figure: Mapping[str, Any]) -> str:

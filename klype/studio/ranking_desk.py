@@ -8,18 +8,15 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 
 from klype.data.order import mix
 from klype.errors import UsageError
-from klype.judge.meaning import text_meaning
-from klype.preferences.candidates import spread
 from klype.preferences.records import Asked, Candidate, Entry, Kind
 from klype.preferences.rows import Annotator
 from klype.preferences.store import Store
-from klype.runs.human import HELD_OUT_EVERY, KEYS, SHOWN
+from klype.runs.human import HELD_OUT_EVERY, KEYS, SHOWN, differing
 from klype.runs.ranking import now
 
 AGAIN_EVERY = 10
@@ -147,12 +144,7 @@ class Desk:
         if asked is None:
             self.turn = None
             return None
-        kept: Sequence[Candidate] = asked.candidates
-        if not again:
-            own = [c for c in asked.candidates if not c.author or c.author == self.name]
-            meaning = text_meaning(asked.question)
-            kept = [own[i] for i in spread([meaning(c.text) for c in own], min(self.shown, KEYS))]
-        mixed = list(kept)
+        mixed = list(asked.candidates) if again else differing(asked, self.name, self.shown)
         seed = mix(asked.id, int(again), *self.name.encode())
         random.Random(seed).shuffle(mixed)  # the same again after a reload, another one for others
         self.turns += 1

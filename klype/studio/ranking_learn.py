@@ -19,7 +19,6 @@ from klype.studio.ranking_align import Order, Seen, newest, start
 from klype.studio.ranking_places import Place
 from klype.studio.runs_list import key_of
 from klype.studio.visit import Visit, text_of
-from klype.studio.work_data import table_data
 from klype.words import Words
 
 LOOK_S = 1.0
@@ -260,7 +259,7 @@ class Learn:
             "measure",
             *(f"{side}{end}" for side in ("before", "after", "change") for end in ("", "_low", "_high")),
         ]
-        table_data(self.visit, "before-after", names, lambda: data)
+        as_data(self.visit, "before-after", names, lambda: data)
 
 
 def _at(w: Words, say: Say, step: int) -> str:

@@ -9,13 +9,12 @@ from dataclasses import dataclass, field
 from nicegui import ui
 
 from klype.examine.say import visible
-from klype.studio.frame import card
+from klype.studio.frame import as_data, card
 from klype.studio.ranking import styles
 from klype.studio.runs_detail import Detail
 from klype.studio.runs_form import Form
 from klype.studio.runs_list import Told, all_runs, family
 from klype.studio.visit import Visit, text_of
-from klype.studio.work_data import table_data
 
 LOOK_S = 1.5
 KEY_MOST = 20
@@ -40,7 +39,7 @@ class View:
             self.list = ui.element("div")
             self.note = text_of("p", "", "k-small")
             names = ["run", "state", "recipe", "from", "stages", "parameters", "seconds", "gates_passed", "gates"]
-            table_data(self.visit, "runs", names, self._rows)
+            as_data(self.visit, "runs", names, self._rows)
         Form(self.visit).build()
 
     async def look(self) -> None:

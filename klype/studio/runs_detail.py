@@ -19,7 +19,6 @@ from klype.studio.fields import Choice
 from klype.studio.frame import as_data, button, card, table
 from klype.studio.runs_list import FIGURES, Told, planned_steps
 from klype.studio.visit import Visit, text_of
-from klype.studio.work_data import table_data
 from klype.studio.work_tail import Tail
 
 DRAWN: Mapping[str, tuple[str, ...]] = {
@@ -226,9 +225,7 @@ class Detail:
             text_of("p", w("how_measures"), "k-small")
             data = [[name, title, *((f.get(name) or {}).get(k) for k in ("value", "low", "high", "n"))]
                     for title, f in columns for name in names]  # fmt: skip
-            table_data(
-                self.visit, f"measures-{told.key}", ["measure", "model", "value", "low", "high", "n"], lambda: data
-            )
+            as_data(self.visit, f"measures-{told.key}", ["measure", "model", "value", "low", "high", "n"], lambda: data)
 
     def _beside(self) -> None:
         assert self.told is not None
