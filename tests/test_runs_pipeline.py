@@ -152,7 +152,8 @@ SMALL_TEXT = (
 
 
 def test_own_text_goes_through_all_stages(texts: Path, tmp_path: Path) -> None:
-    document = life(tmp_path / "text", text=(str(texts),), overrides=SMALL_TEXT)
+    # How good a reward model seven seconds buy depends on the machine; that alignment is left out has a test of its own.
+    document = life(tmp_path / "text", text=(str(texts),), overrides=SMALL_TEXT, force=True)
     stages = document["stages"]
     assert isinstance(stages, dict)
     for name in ("base", "finetuned", "aligned"):
