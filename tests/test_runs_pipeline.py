@@ -152,7 +152,7 @@ SMALL_TEXT = (
 
 
 def test_own_text_goes_through_all_stages(texts: Path, tmp_path: Path) -> None:
-    # How good a reward model seven seconds buy depends on the machine; that alignment is left out has a test of its own.
+    # How good a reward model seven seconds buy is the machine's affair; that alignment is left out has its own test.
     document = life(tmp_path / "text", text=(str(texts),), overrides=SMALL_TEXT, force=True)
     stages = document["stages"]
     assert isinstance(stages, dict)
