@@ -110,7 +110,8 @@ class StopAt(Silent):
 @pytest.mark.parametrize("stage", ["pretrain", "finetune", "align"])
 def test_resumed_is_straight(stage: str, world_run: tuple[Path, dict[str, object]], tmp_path: Path) -> None:
     start = "" if stage == "pretrain" else str(world_run[0])
-    common = {"stage": stage, "steps": 12, "overrides": WORLD, "seed": 3, "from_": start}
+    overrides = (*WORLD, "align.stops=false")  # how good a model of seven seconds is depends on the machine
+    common = {"stage": stage, "steps": 12, "overrides": overrides, "seed": 3, "from_": start}
 
     def go(folder: Path, say: Silent, resume: bool = False) -> bytes:
         folder.mkdir(exist_ok=True)
