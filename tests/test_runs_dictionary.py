@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -165,6 +166,13 @@ def test_figures_count_both_sides() -> None:
     assert figures["right_trained"].low is not None
     assert figures["right_trained"].judge.startswith("the dictionary")
     assert {s["trained"] for s in rows[0]["samples"]} == {True, False}
+
+
+def test_beside_an_answer_stands_the_one_of_the_dictionarys_that_it_gave() -> None:
+    question = replace(asked("class"), answers=("substantiv", "verb"))
+    exam = DictionaryExam(dictionary(), [question], [TextDocument("et dyr som bjeffer", "t")], 0)
+    samples = exam.rows([(question, "Verb.", True), (question, "adverb", True)], [])[0]["samples"]
+    assert [(s["reference"], s["right"]) for s in samples] == [("verb", True), ("substantiv", False)]
 
 
 def test_a_word_in_its_own_article_is_found_again() -> None:

@@ -64,6 +64,8 @@ def test_figures_in_the_report_are_those_in_run_json(world_run: tuple[Path, dict
     about = json.loads((folder / "run.json").read_text())
     assert facts["stages"] == about["figures"] == document["stages"]
     assert about["state"] == "done"
+    taken = {row["stage"]: row["steps"] for row in facts["provenance"]["plan"]}
+    assert taken == {stage: json.loads((folder / stage / "run.json").read_text())["steps"] for stage in taken}
 
 
 def test_the_held_out_questions_are_a_question_file(world_run: tuple[Path, dict[str, object]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from klype.data.readers import TextDocument
@@ -77,11 +78,19 @@ class DictionaryExam:
         return {
             "question": question.question,
             "text": text,
-            "reference": question.answers[0],
+            "reference": _met(question, text),
             "trained": trained,
             "right": is_right(question, text, finished),
             "well_formed": self.well_formed(question, text, finished),
         }
+
+
+def _met(question: Question, text: str) -> str:
+    """Of the dictionary's answers the one that was given; the first when none was."""
+    given = (
+        answer for answer in question.answers if normalised_match(replace(question, answers=(answer,)), text).right
+    )
+    return next(given, question.answers[0])
 
 
 def is_right(question: Question, answer: str, finished: bool) -> bool:

@@ -29,6 +29,7 @@ from klype.examine.facts import (
 from klype.examine.intervals import paired
 from klype.examine.measures import measure
 from klype.examine.survival import survival
+from klype.model import checkpoint
 from klype.model.transformer import Transformer
 from klype.runs.answering import answer_all, judged, said
 from klype.runs.stages import Run
@@ -357,7 +358,8 @@ def provenance(run: Run, model: Transformer) -> dict[str, Any]:
         "versions": content["versions"],
         "machine": content["machine"],
         "plan": [
-            {"stage": stage, "steps": p["steps"], "planned_s": p["planned_s"]} for stage, p in content["plan"].items()
+            {"stage": stage, "steps": _steps(run, stage, p["steps"]), "planned_s": p["planned_s"]}
+            for stage, p in content["plan"].items()
         ],
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "model": {
@@ -369,3 +371,9 @@ def provenance(run: Run, model: Transformer) -> dict[str, Any]:
             "convolution": config.conv,
         },
     }
+
+
+def _steps(run: Run, stage: str, planned: int) -> int:
+    """Those behind the stage's weights: a plan is put right on the way, and an alignment may go back to its best."""
+    about = run.folder / stage / "run.json"
+    return int(checkpoint.read_json(about).get("steps", planned)) if about.is_file() else planned
