@@ -39,19 +39,20 @@ def test_a_run_is_opened_with_all_its_stages(run: Path) -> None:
 
 def test_without_a_model_the_newest_run_is_meant(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert newest_run() == []
+    assert newest_run(Path("runs")) == []
     assert first_questions([]) == {}
     monkeypatch.chdir(run.parent.parent)
     unfinished = run.parent / "unfinished"
     unfinished.mkdir()
     (unfinished / "run.json").write_text("{}")
-    assert newest_run() == ["runs/mine"]
+    assert newest_run(Path("runs")) == ["runs/mine"]
+    assert newest_run(run.parent) == [str(run)]
 
 
 @pytest.mark.parametrize(
     ("words", "why"),
     [(["--host", "0.0.0.0"], "other machines"), (["/nowhere"], "no model"), (["--port", "70000"], "0 to 65535"),
-     (["--key-file", "/nowhere"], "cannot be read")],
+     (["--key-file", "/nowhere"], "cannot be read"), (["--runs", "/dev/null"], "no folder")],
 )  # fmt: skip
 def test_what_it_refuses(words: list[str], why: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KLYPE_API_KEY", raising=False)

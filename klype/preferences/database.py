@@ -50,6 +50,14 @@ def name_of(place: str | Path) -> str:
     return str(place) if isinstance(place, Path) else _url(place).render_as_string(hide_password=True)
 
 
+def short(place: str | Path) -> str:
+    """A name for a list: the file's, or the database and its server."""
+    url = _url(place)
+    if url.get_backend_name() == "sqlite":
+        return Path(url.database or "").name
+    return f"{url.database or url.username or ''}@{url.host or url.query.get('host', 'localhost')}"
+
+
 def file_of(place: str | Path) -> Path | None:
     """The file of a SQLite store; None for PostgreSQL."""
     url = _url(place)

@@ -103,7 +103,8 @@ def start(studio: Studio, place: Place, order: Order) -> Seen:
     known = newest(studio, place)
     if known is not None and known.work.state == "running":
         raise UsageError("These rankings are being learnt from already.")
-    if not place.can_align:
+    source = place.run
+    if source is None or not place.can_align:
         raise UsageError(f"The run {place.name} has no fine-tuned model that could be aligned.")
     name = new_name("align")
     run = home_of_runs(studio) / name
@@ -121,12 +122,12 @@ def start(studio: Studio, place: Place, order: Order) -> Seen:
         "judge": str(judge),
         "planned_s": 60 * order.minutes + OVERHEAD_S,
         "ask": {
-            "before": str((place.run / "finetune").resolve()),
+            "before": str((source / "finetune").resolve()),
             "after": str(run / "align"),
-            "questions": asked(place.run),
+            "questions": asked(source),
         },
     }
-    return Seen(begin(studio.home, Plan("align", run, _steps(studio, place, (judge, run), order), about), name))
+    return Seen(begin(studio.home, Plan("align", run, _steps(studio, source, (judge, run), order), about), name))
 
 
 def asked(run: Path) -> list[str]:
@@ -139,13 +140,13 @@ def asked(run: Path) -> list[str]:
     return prompts[:: max(1, len(prompts) // ASKED)][:ASKED]
 
 
-def _steps(studio: Studio, place: Place, folders: tuple[Path, Path], order: Order) -> list[list[str]]:
+def _steps(studio: Studio, source: Path, folders: tuple[Path, Path], order: Order) -> list[list[str]]:
     judge, run = folders
     common = ["--resume", "--json", "--lang", order.lang, "--seed", str(order.seed)]
     force = ["--force"] if order.force else []
-    source = str(place.run.resolve())
+    run_of = str(source.resolve())
     return [
-        [*studio.command, "train", "reward", "--from", source, "--out", str(judge), *common, *_inputs(place.run)],
+        [*studio.command, "train", "reward", "--from", run_of, "--out", str(judge), *common, *_inputs(source)],
         [*studio.command, "align", str(judge), "--out", str(run), "--minutes", f"{order.minutes:g}", *force, *common],
     ]
 

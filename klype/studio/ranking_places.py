@@ -1,4 +1,5 @@
-"""Where rankings are kept: each run's own store, and those that a file in klype's home names (PostgreSQL by url)."""
+"""Where rankings are kept: each run's own store, one that the command names, and those that a file in klype's home
+names (PostgreSQL by url)."""
 
 from __future__ import annotations
 
@@ -7,8 +8,9 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from klype.errors import KlypeError
+from klype.errors import KlypeError, UsageError
 from klype.model.manifest import is_whole
+from klype.preferences import database
 from klype.preferences.records import Entry
 from klype.preferences.store import Store
 from klype.runs.ranking import BEFORE_STORES, STORE, open_store
@@ -21,10 +23,11 @@ STORES = "stores.toml"
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """``url`` "": the run's own store. ``key`` is what a browser calls it; nothing else it sends is a place."""
+    """``url`` "": the run's own store. ``key`` is what a browser calls it; nothing else it sends is a place.
+    ``run``: whose model the rankings are for; None when they are only collected."""
 
     name: str
-    run: Path
+    run: Path | None
     url: str = ""
 
     @property
@@ -33,18 +36,40 @@ class Place:
 
     def open(self) -> Store:
         """Made when it is missing; close it. KlypeError when it cannot be opened."""
-        return Store.open(self.url) if self.url else open_store(self.run / "rank")
+        if self.url or self.run is None:
+            return Store.open(self.url)
+        return open_store(self.run / "rank")
 
     @property
     def can_align(self) -> bool:
         """Whether a fine-tuned model lies there to be aligned."""
-        return is_whole(self.run / "finetune")
+        return self.run is not None and is_whole(self.run / "finetune")
 
 
 def places(studio: Studio) -> list[Place]:
-    """All of them, those of the studio's models first."""
+    """All of them: the one that the command names, those of the studio's models, the rest."""
     known = [run for run in run_folders(studio) if _has_rankings(run)]
-    return [*(Place(run.name, run) for run in known), *_named(studio.home / STORES)]
+    named = [Place(database.short(studio.store), known[0] if known else None, studio.store)] if studio.store else []
+    return [*named, *(Place(run.name, run) for run in known), *_named(studio.home / STORES)]
+
+
+def furnish(studio: Studio) -> None:
+    """Opens the store that the command names; what the first run has goes into an empty one: questions with their
+    answers, and who ranked them. KlypeError when it cannot be opened, UsageError when there is nothing to rank."""
+    if not studio.store:
+        return
+    place = places(studio)[0]
+    with place.open() as store:
+        if store.questions():
+            return
+        if place.run is None:
+            raise UsageError(
+                f"There are no questions in {place.name}, and no run to take them from.",
+                "Name a run whose answers are to be ranked.",
+            )
+        with Place(place.run.name, place.run).open() as own:
+            store.add(own.questions())
+            store.put(own.entries())
 
 
 def place_of(studio: Studio, key: str) -> Place | None:

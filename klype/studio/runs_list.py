@@ -70,14 +70,14 @@ def key_of(folder: Path) -> str:
 
 
 def run_folders(studio: Studio) -> list[Path]:
-    """Those of the studio's models, those begun here, those in the folder ``runs``; each once."""
+    """Those of the studio's models, those begun here, those in the folder ``runs`` or the one named; each once."""
     found: dict[Path, Path] = {}
     for model in studio.models:
         with suppress(KlypeError, OSError):
             run = find_model(model.address).run
             if run is not None:
                 found.setdefault(run.resolve(), run)
-    for base in (home_of_runs(studio), RUNS):
+    for base in (home_of_runs(studio), studio.home / "runs", studio.runs or RUNS):
         for file in sorted(base.glob("*/run.json"), key=_changed, reverse=True):
             found.setdefault(file.parent.resolve(), file.parent)
     return list(found.values())
@@ -85,7 +85,7 @@ def run_folders(studio: Studio) -> list[Path]:
 
 def home_of_runs(studio: Studio) -> Path:
     """Where runs that are begun here lie."""
-    return studio.home / "runs"
+    return studio.runs or studio.home / "runs"
 
 
 def all_runs(studio: Studio) -> list[Told]:
@@ -93,7 +93,8 @@ def all_runs(studio: Studio) -> list[Told]:
     begun: dict[Path, Work] = {}
     for work in works(studio.home):
         with suppress(KeyError, TypeError):
-            begun.setdefault(work.plan.run.resolve(), work)
+            if work.plan.kind in ("run", "align"):
+                begun.setdefault(work.plan.run.resolve(), work)
     told = [tell(folder, begun.pop(folder.resolve(), None)) for folder in run_folders(studio)]
     told += [tell(work.plan.run, work) for work in begun.values()]
     return sorted(told, key=lambda run: run.changed, reverse=True)

@@ -15,12 +15,15 @@ from klype.studio.models import Model, Voice
 @dataclass
 class Studio:
     """``home`` is klype's own folder: results of long work are kept there. ``command`` starts ``klype``.
-    ``questions`` are some to begin with, by language."""
+    ``questions`` are some to begin with, by language. ``store``: a file or url where rankings are kept instead of each
+    run's own place; ``runs``: where runs are looked for and made, when it is neither ``runs`` nor ``home``."""
 
     models: Sequence[Model]
     home: Path
     command: Sequence[str]
     questions: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    store: str = ""
+    runs: Path | None = None
     conversations: Conversations = field(default_factory=Conversations)
     voices: dict[str, Voice] = field(init=False)
     examinations: Examinations = field(init=False)

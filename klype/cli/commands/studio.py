@@ -16,7 +16,7 @@ from klype.cli import options as o
 from klype.cli.environment import state_folder
 from klype.cli.listening import listening
 from klype.cli.terminal import Terminal
-from klype.errors import KlypeError
+from klype.errors import KlypeError, UsageError
 
 if TYPE_CHECKING:
     from klype.cli.model import Opened
@@ -48,6 +48,13 @@ def command(
     name: Annotated[
         list[str] | None, typer.Option("--host-name", help="A name under which it is reached. May be repeated.")
     ] = None,
+    store: Annotated[
+        str,
+        typer.Option("--store", help="Rankings are kept there: a file or postgresql:// url.", show_default="RUN's own"),
+    ] = "",
+    runs: Annotated[
+        Path | None, typer.Option("--runs", help="Where runs lie and are made.", show_default="runs/, klype's own")
+    ] = None,
     no_open: Annotated[bool, typer.Option("--no-open", help="Do not open the browser.")] = False,
     precision: o.Precision = "float32",
     lang: o.Lang = None,
@@ -59,14 +66,19 @@ def command(
     """
     terminal = Terminal(as_json, lang)
     entrance = listening(host, port, key_file, "key")
-    opened = opened_models(models or newest_run(), precision)
+    if runs is not None and runs.exists() and not runs.is_dir():
+        raise UsageError(f"{runs} is no folder.", "--runs names the folder in which runs lie.")
+    opened = opened_models(models or newest_run(runs or RUNS), precision)
     from klype.serve.guard import Rules, is_loopback
     from klype.serve.server import server
     from klype.serve.settings import ServeSettings
     from klype.studio.app import app
+    from klype.studio.ranking_places import furnish
     from klype.studio.studio import Studio
 
-    studio = Studio(opened, state_folder(), [sys.executable, "-m", "klype"], first_questions(opened))
+    command = [sys.executable, "-m", "klype"]
+    studio = Studio(opened, state_folder(), command, first_questions(opened), store, runs)
+    furnish(studio)
     rules = Rules.of(ServeSettings(), entrance.key, host, name or ())
     running = server(app(studio, rules), rules, grace=3)
     url = entrance.url
@@ -80,11 +92,11 @@ def command(
         terminal.say("studio.ended")
 
 
-def newest_run() -> list[str]:
+def newest_run(base: Path) -> list[str]:
     """The run that was changed last, where there is one with a finished stage; none is no error."""
     from klype.runs.find import find_model
 
-    found = sorted(RUNS.glob("*/run.json"), key=lambda file: -file.stat().st_mtime)
+    found = sorted(base.glob("*/run.json"), key=lambda file: -file.stat().st_mtime)
     for file in found:
         try:
             find_model(str(file.parent))
@@ -119,12 +131,6 @@ def first_questions(models: list[Model]) -> dict[str, list[str]]:
             }
             return {lang: found[2::5] or found for lang, found in of.items()}
     return {}
-
-
-def _spread(texts: list[str]) -> list[str]:
-    """Some short, some longer."""
-    ordered = sorted(texts, key=len)
-    return ordered[2::5] or ordered
 
 
 def open_browser(url: str) -> None:
