@@ -1,6 +1,6 @@
 """Screenshots of the studio: every page in both languages, narrow and wide, light and dark, with something on it.
 
-python scripts/screenshots.py RUN OUT [--only answer] [--quick]
+python scripts/screenshots.py RUN OUT [--only answer] [--quick] [--home FOLDER]
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+PATIENCE_MS = 120_000  # a machine may be busy
 LOCALES = {"nb": "nb-NO", "en": "en-GB"}
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync"]  # fmt: skip
@@ -31,7 +32,7 @@ def answer(page: Any) -> None:
         box.check()
     page.locator("textarea").first.fill(page.question)
     page.keyboard.press("Enter")
-    page.wait_for_selector(".k-costs >> nth=2", timeout=20_000)
+    page.wait_for_selector(".k-costs >> nth=2", timeout=PATIENCE_MS)
     unsure = page.locator(".k-said .k-tok:is(.p3, .p4, .p5, .p2):not(.control)")
     (unsure.last if unsure.count() else page.locator(".k-said .k-tok").first).click()
     page.wait_for_selector(".k-side svg")
@@ -43,7 +44,7 @@ def paths(page: Any) -> None:
     page.goto(page.base + "/paths")
     page.locator("textarea").first.fill(page.question)
     page.keyboard.press("Enter")
-    page.wait_for_selector(".k-words", timeout=60_000)
+    page.wait_for_selector(".k-words", timeout=PATIENCE_MS)
     page.wait_for_timeout(500)
 
 
@@ -55,11 +56,77 @@ def divergence(page: Any) -> None:
     go = page.locator("button.strong")
     if go.count() and go.first.is_visible():
         go.first.click()
-    page.wait_for_selector("h2 >> nth=4", timeout=240_000)
+    page.wait_for_selector("h2 >> nth=4", timeout=1_200_000)
     page.wait_for_timeout(800)
 
 
-SCENES: dict[str, Callable[[Any], None]] = {"answer": answer, "paths": paths, "divergence": divergence}
+def ranking(page: Any) -> None:
+    """Two people rank; the model learns from the run's own rankings; a half-made order lies on the board."""
+    names = [f"{name} ({page.lang})" for name in ("Kari", "Ola")]
+    for name in names:
+        page.goto(page.base + "/ranking")
+        page.wait_for_selector(".r-board")
+        page.locator(".r-setup input[type=text]").fill(name)
+        page.keyboard.press("Enter")
+        page.wait_for_selector(".r-card")
+        rank(page, RANKED)
+        if name != names[-1]:
+            page.locator(".r-leave").click()
+    learn(page)
+    page.locator("h1").click()
+    for key in by_length(page)[:2]:
+        page.keyboard.press(key)
+    page.wait_for_timeout(7000)  # agreement is counted every six seconds
+
+
+def rank(page: Any, upto: int) -> None:
+    """Short answers first, until so many are done; whoever has done as many already only looks."""
+    done = page.locator(".r-progress strong")
+    while int("".join(c for c in done.inner_text().rpartition(":")[2] if c.isdecimal()) or 0) < upto:
+        before = done.inner_text()
+        page.locator("h1").click()
+        for key in by_length(page):
+            page.keyboard.press(key)
+        page.keyboard.press("Enter")
+        page.wait_for_function("b => document.querySelector('.r-progress strong').textContent !== b", arg=before)
+
+
+def by_length(page: Any) -> list[str]:
+    """The keys of the answers on the board, the shortest first."""
+    texts = page.locator(".r-board .r-text").all_inner_texts()
+    return [str(i + 1) for i in sorted(range(len(texts)), key=lambda i: (len(texts[i]), texts[i]))]
+
+
+def learn(page: Any) -> None:
+    """The first visit has the model learn; the others find what came of it."""
+    if page.locator("a.k-button[href^='/runs']").is_visible():
+        return
+    slider = page.locator("input[type=range]").first
+    slider.focus()
+    page.keyboard.press("Home")
+    whose = page.locator(".r-setup select").last
+    whose.select_option(whose.locator("option").last.get_attribute("value"))
+    page.locator(".k-check input").check()
+    page.locator("button.strong:visible").last.click()
+    page.locator("a.k-button[href^='/runs']").wait_for(timeout=1_200_000)
+
+
+def runs(page: Any) -> None:
+    """The run, among its children, beside the one that came of it by ranking."""
+    page.goto(page.base + "/runs")
+    page.locator(".u-run:not(.child) a").last.click()
+    page.wait_for_selector(".k-chart svg")
+    page.wait_for_timeout(1500)
+
+
+RANKED = 11  # the tenth comes again, so that agreement with oneself is seen
+SCENES: dict[str, Callable[[Any], None]] = {
+    "answer": answer,
+    "paths": paths,
+    "divergence": divergence,
+    "ranking": ranking,
+    "runs": runs,
+}
 
 
 @contextmanager
@@ -94,6 +161,14 @@ def address(process: subprocess.Popen[str]) -> str:
     raise SystemExit(f"The studio did not start: {text}")
 
 
+def copied(run: Path, home: Path) -> Path:
+    """The run is only looked at: what is ranked goes into a copy."""
+    place = home / run.resolve().name
+    if not place.exists():
+        shutil.copytree(run, place, ignore=shutil.ignore_patterns("resume"))
+    return place
+
+
 def question_of(run: Path, lang: str) -> str:
     """A short question of the run in this language that has a context, so that there is something to decide."""
     rows = [json.loads(line) for line in (run / "questions.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -110,6 +185,9 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--only", choices=sorted(SCENES), action="append")
+    parser.add_argument(
+        "--home", type=Path, help="keeps what took long (an examination, an alignment) for another time"
+    )
     parser.add_argument("--quick", action="store_true", help="two of the eight kinds of page only")
     asked = parser.parse_args()
     from playwright.sync_api import sync_playwright
@@ -119,7 +197,10 @@ def main() -> None:
         raise SystemExit("No Chromium is installed, so no screenshots can be taken.")
     asked.out.mkdir(parents=True, exist_ok=True)
     kinds = [(lang, width, theme) for lang in LOCALES for width in (390, 1440) for theme in ("light", "dark")]
-    with tempfile.TemporaryDirectory() as home, studio(asked.run, Path(home)) as base, sync_playwright() as running:
+    with ExitStack() as stack:
+        home = asked.home or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        base = stack.enter_context(studio(copied(asked.run, home), home))
+        running = stack.enter_context(sync_playwright())
         browser = running.chromium.launch(executable_path=chromium, args=QUIET)
         for lang, width, theme in [kinds[2], kinds[5]] if asked.quick else kinds:
             context = browser.new_context(
@@ -131,7 +212,8 @@ def main() -> None:
             )
             for name in asked.only or SCENES:
                 page = context.new_page()
-                page.base, page.question = base, question_of(asked.run, lang)
+                page.set_default_timeout(PATIENCE_MS)
+                page.base, page.lang, page.question = base, lang, question_of(asked.run, lang)
                 began = time.monotonic()
                 SCENES[name](page)
                 file = asked.out / f"{name}-{lang}-{width}-{theme}.png"

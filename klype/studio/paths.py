@@ -236,8 +236,14 @@ class View:
         text_of("p", w("fork_at", word=name, n=self.forks.fork + 1, moved=say.figure(facts(at.strength), "right")))
         rows = []
         for other in self.forks.others:
-            meant = ", ".join(f"{say.share(share)} {self._name(found, m)}" for m, share in other.meanings[:3])
-            rows.append([shown(spelled(model, other.token)), say.share(other.p), meant])
+            named: dict[str, float] = {}
+            for meaning, share in other.meanings[:3]:
+                name = self._name(found, meaning)
+                named[name] = named.get(name, 0.0) + share
+            meant = ", ".join(f"{say.share(share)} {name}" for name, share in named.items())
+            rows.append(
+                [partial(text_of, "bdi", shown(spelled(model, other.token)), "k-word"), say.share(other.p), meant]
+            )
         table([w("word"), w("p"), w("then")], rows, numeric=(1,))
         text_of("p", w("how_fork", n=self.forks.samples), "k-small")
 

@@ -108,7 +108,7 @@ def exact(paths: Paths, spell: Callable[[Tokens], str], say: Say, end: str) -> t
         series=[
             {
                 "type": "tree",
-                "data": [_tree_node(root, paths, say, end)],
+                "data": [{**_tree_node(root, paths, say, end), "label": {"align": "left"}}],
                 "left": 14,
                 "right": 230,
                 "top": 10,

@@ -169,7 +169,7 @@ class Detail:
                 for stage, name in self._drawn():
                     with ui.element("div"):
                         title = f"{w(f'stage_{stage}')}: {w(f'line_{name}')}"
-                        text_of("h3", title)
+                        text_of("h3", title[:1].upper() + title[1:])
                         self.charts[stage, name] = chart(self._option(stage, name), self.visit.lang, 230, title)
             text_of("p", w("how_curves"), "k-small")
             as_data(self.visit, f"curves-{told.key}", ["run", "stage", "curve", "step", "value"], self._points, box)
