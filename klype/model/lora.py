@@ -1,0 +1,104 @@
+"""Low-rank adapters: few weights are learnt beside a model's frozen ones (Hu et al. 2021, arXiv:2106.09685).
+
+    y = W x + (alpha / rank) · B A x        A [rank, in] drawn, B [out, rank] zero: at first the model is what it was
+
+Only A and B are parameters, so that gradients, optimizer and training states hold nothing else. The frozen weights are
+buffers that lie where the model's own do (there is no second copy), and no state dict holds them.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from klype import config
+from klype.model.transformer import Transformer
+
+MATRICES = ("qkv", "out", "gate_up", "down")
+"""Of every layer: adapters beside all of them learn as full training does, beside attention's alone less."""
+
+
+class LoraSettings(config.Settings):
+    """``rank`` 0: no adapters. ``alpha`` / rank scales what they add, so that a rate suits every rank."""
+
+    rank: int = Field(default=0, ge=0, le=4096)
+    alpha: float = Field(default=32.0, gt=0)
+
+
+class Adapted(nn.Module):
+    """A frozen linear layer with an adapter beside it."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, frozen: nn.Linear, settings: LoraSettings) -> None:
+        super().__init__()
+        for name, tensor in (("weight", frozen.weight), ("bias", frozen.bias)):
+            self.register_buffer(name, None if tensor is None else tensor.detach(), persistent=False)
+        device, rank = frozen.weight.device, settings.rank
+        self.a = nn.Parameter(torch.empty(rank, frozen.in_features, device=device))
+        self.b = nn.Parameter(torch.zeros(frozen.out_features, rank, device=device))
+        nn.init.uniform_(self.a, -1 / math.sqrt(frozen.in_features), 1 / math.sqrt(frozen.in_features))
+        self.scale = settings.alpha / rank
+
+    def forward(self, x: Tensor) -> Tensor:
+        low = linear(x, self.a.to(x.dtype)) * self.scale
+        return linear(x, self.weight, self.bias) + linear(low, self.b.to(x.dtype))
+
+
+class AdaptedTransformer(Transformer):
+    """``model`` with adapters beside the matrices of its layers. Its weights are looked at, and never changed.
+
+    A is drawn from torch's generator: seed it before. Copies share the frozen weights.
+    """
+
+    def __init__(self, model: Transformer, settings: LoraSettings) -> None:
+        super(Transformer, self).__init__()
+        shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
+        self.__dict__.update(copy.deepcopy(model, shared).__dict__)
+        self.stepper = None
+        for layer in self.layers:
+            for name in MATRICES:
+                setattr(layer, name, Adapted(getattr(layer, name), settings))
+        _freeze(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> AdaptedTransformer:
+        memo |= {id(buffer): buffer for buffer in self.buffers()}
+        twin = self.__class__.__new__(self.__class__)
+        memo[id(self)] = twin
+        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return twin
+
+    @torch.no_grad()
+    def merged(self, model: Transformer) -> Transformer:
+        """``model``, which the adapters were made for, with what they learnt in its own matrices; a copy."""
+        whole = copy.deepcopy(model)
+        for own, layer in zip(self.layers, whole.layers, strict=True):
+            for name in MATRICES:
+                adapted: Adapted = getattr(own, name)
+                weight: Tensor = getattr(layer, name).weight
+                weight.add_((adapted.b.float() @ adapted.a.float()).to(weight.dtype), alpha=adapted.scale)
+        return whole.requires_grad_(True)
+
+
+def frozen(model: Transformer, dtype: torch.dtype) -> Transformer:
+    """``model``, not to be trained, in ``dtype``: itself where it has that dtype already."""
+    own = model if next(model.parameters()).dtype == dtype else copy.deepcopy(model).to(dtype)
+    return own.requires_grad_(False)
+
+
+def _freeze(model: nn.Module) -> None:
+    """Parameters become buffers, but for those of adapters."""
+    for module in model.modules():
+        if isinstance(module, Adapted):
+            continue
+        for name, parameter in list(module._parameters.items()):
+            if parameter is not None:
+                del module._parameters[name]
+                module.register_buffer(name, parameter.detach(), persistent=False)
