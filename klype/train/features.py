@@ -8,11 +8,14 @@ from typing import cast
 import torch
 from torch import nn
 
+from klype.model.transformer import Transformer
 from klype.train.objectives import LanguageModel, wide
+from klype.train.scoring import saves, shared_states
 
 Ids = Sequence[int]
 
 SCALARS = ("logp_sum", "logp_min", "logp_mean", "unexpected_max", "unexpected_sum", "length")
+GROUP = 16  # the most answers that have their prompt read together
 ROWS_TOKENS = 16_384  # padded tokens a pass: small enough to stay in a laptop's cache
 OPENING = 3  # tokens
 LOGP_FLOOR = -10.0  # one impossible word must not drown all else
@@ -32,77 +35,103 @@ def answer_features(trunk: nn.Module, prompts: Sequence[Ids], answers: Sequence[
     tokens the sum, minimum and mean of log p, the maximum (at least 0) and positive sum of surprise - entropy, and
     their number.
 
-    Rows are computed by length, so that little is padded; an answer's row does not depend on its neighbours. Prompts
-    must not be empty. An empty answer has the prompt's last state and zeros.
+    Rows are computed by length, so that little is padded, and a prompt once for all of its answers; an answer's row
+    does not depend on its neighbours, but for rounding. Prompts must not be empty. An empty answer has the prompt's
+    last state and zeros.
     """
-    device = next(trunk.parameters()).device
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(answers[i]))
-    rows: list[torch.Tensor] = []
-    for chunk in _chunks(order, [len(p) + len(a) for p, a in zip(prompts, answers, strict=True)]):
-        rows.append(_features(trunk, [prompts[i] for i in chunk], [answers[i] for i in chunk], device))
-    if not rows:
+    if not prompts:
         raise AssertionError("features of no answers were asked for")
+    rows: list[torch.Tensor] = []
+    order: list[int] = []
+    for groups in _chunks(prompts, answers):
+        order += [i for group in groups for i in group]
+        states_BAD, answers_BA, lengths_B = _read(trunk, prompts, answers, groups)
+        rows.append(_features(cast(LanguageModel, trunk), states_BAD, answers_BA, lengths_B))
     out_NF = torch.cat(rows)
     back = torch.empty(len(order), dtype=torch.long)
     back[torch.tensor(order)] = torch.arange(len(order))
-    return out_NF[back.to(device)]
+    return out_NF[back.to(out_NF.device)]
 
 
-def _features(trunk: nn.Module, prompts: list[Ids], answers: list[Ids], device: torch.device) -> torch.Tensor:
-    lm = cast(LanguageModel, trunk)
-    lengths = [len(p) + len(a) for p, a in zip(prompts, answers, strict=True)]
-    tokens_BT = torch.zeros(len(prompts), max(lengths), dtype=torch.long)
-    for row, prompt, answer in zip(tokens_BT, prompts, answers, strict=True):
-        row[: len(prompt) + len(answer)] = torch.tensor([*prompt, *answer], dtype=torch.long)
-    tokens_BT = tokens_BT.to(device)
-    end_B1 = torch.tensor(lengths, device=device)[:, None]
-    start_B1 = torch.tensor([len(p) for p in prompts], device=device)[:, None]
-    at_BT = torch.arange(tokens_BT.shape[1], device=device)[None]
-    answer_BT = (at_BT >= start_B1) & (at_BT < end_B1)
-    hidden_BTD = wide(lm.hidden(tokens_BT))
-    last_BD = hidden_BTD[torch.arange(len(prompts), device=device), end_B1[:, 0] - 1]
-    length_B = answer_BT.sum(1).to(hidden_BTD.dtype)
-    opening_BT = answer_BT & (at_BT < start_B1 + OPENING)
+def _chunks(prompts: Sequence[Ids], answers: Sequence[Ids]) -> list[list[list[int]]]:
+    """Answers by their prompt, those with equally many and of a length together; at most ROWS_TOKENS padded positions
+    a chunk."""
+    of: dict[tuple[int, ...], list[int]] = {}
+    for i, prompt in enumerate(prompts):
+        of.setdefault(tuple(prompt), []).append(i)
+    together = [group[at : at + GROUP] for group in of.values() for at in range(0, len(group), GROUP)]
+    sized = [(len(group), len(prompts[group[0]]), max(len(answers[i]) for i in group) + 1, group) for group in together]
+    chunks: list[list[list[int]]] = []
+    size = longest_prompt = longest = 0
+    for number, prompt, answer, group in sorted(sized, key=lambda row: (row[0], row[1] + row[2])):
+        longest_prompt, longest = max(longest_prompt, prompt), max(longest, answer)
+        if number != size or (len(chunks[-1]) + 1) * (longest_prompt + number * longest) > ROWS_TOKENS:
+            chunks.append([])
+            size, longest_prompt, longest = number, prompt, answer
+        chunks[-1].append(group)
+    return chunks
+
+
+def _read(
+    trunk: nn.Module, prompts: Sequence[Ids], answers: Sequence[Ids], groups: list[list[int]]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What the trunk makes of groups of equally many answers to one prompt each, row by row.
+
+    States [B, 1 + A, D], first the one at the prompt's last token, the answers' tokens [B, A], padded with 0, and their
+    numbers [B].
+    """
+    device = next(trunk.parameters()).device
+    chosen = [i for group in groups for i in group]
+    rows = [[*prompts[i], *answers[i]] for i in chosen]
+    width, group = max(map(len, rows)), len(groups[0])
+    tokens_BT = torch.tensor([row + [0] * (width - len(row)) for row in rows], dtype=torch.long, device=device)
+    prompt_B, lengths_B = (torch.tensor([len(ids[i]) for i in chosen], device=device) for ids in (prompts, answers))
+    own, shared = int(lengths_B.max()) + 1, int(prompt_B.max()) - 1
+    at_BA = (prompt_B[:, None] - 1 + torch.arange(own, device=device)).clamp(max=width - 1)
+    if isinstance(trunk, Transformer) and device.type == "cpu" and saves(tokens_BT.shape, group, shared, own):
+        states_BAD = shared_states(trunk, tokens_BT, prompt_B, group, own)
+    else:
+        hidden_BTD = cast(LanguageModel, trunk).hidden(tokens_BT)
+        states_BAD = hidden_BTD.gather(1, at_BA[..., None].expand(-1, -1, hidden_BTD.shape[2]))
+    return wide(states_BAD), tokens_BT.gather(1, at_BA[:, 1:]), lengths_B
+
+
+def _features(
+    lm: LanguageModel, states_BAD: torch.Tensor, answers_BA: torch.Tensor, lengths_B: torch.Tensor
+) -> torch.Tensor:
+    answer_BA = torch.arange(answers_BA.shape[1], device=answers_BA.device) < lengths_B[:, None]
+    last_BD = states_BAD[torch.arange(len(lengths_B), device=lengths_B.device), lengths_B]
+    opening_BA = answer_BA.clone()
+    opening_BA[:, OPENING:] = False
+    length_B1 = lengths_B[:, None].to(states_BAD.dtype)
     mean_BD, opening_BD = (
-        torch.where(length_B[:, None] > 0, _mean(hidden_BTD, where_BT), last_BD) for where_BT in (answer_BT, opening_BT)
+        torch.where(length_B1 > 0, _mean(states_BAD[:, 1:], where_BA), last_BD) for where_BA in (answer_BA, opening_BA)
     )
-    scalars_BS = _surprises(lm, hidden_BTD, tokens_BT, answer_BT)
-    return torch.cat([last_BD, mean_BD, opening_BD, scalars_BS, length_B[:, None]], 1).float()
+    scalars_BS = _surprises(lm, states_BAD[:, :-1], answers_BA, answer_BA)
+    return torch.cat([last_BD, mean_BD, opening_BD, scalars_BS, length_B1], 1).float()
 
 
-def _mean(hidden_BTD: torch.Tensor, where_BT: torch.Tensor) -> torch.Tensor:
+def _mean(hidden_BAD: torch.Tensor, where_BA: torch.Tensor) -> torch.Tensor:
     """[B, D]: over the marked positions."""
-    return (hidden_BTD * where_BT[..., None]).sum(1) / where_BT.sum(1).clamp(min=1)[:, None]
+    return (hidden_BAD * where_BA[..., None]).sum(1) / where_BA.sum(1).clamp(min=1)[:, None]
 
 
 def _surprises(
-    lm: LanguageModel, hidden_BTD: torch.Tensor, tokens_BT: torch.Tensor, answer_BT: torch.Tensor
+    lm: LanguageModel, before_BAD: torch.Tensor, tokens_BA: torch.Tensor, answer_BA: torch.Tensor
 ) -> torch.Tensor:
     """[B, 5]: sum, minimum, mean of log p; maximum and positive sum of surprise beyond the entropy."""
-    before_BT = torch.zeros_like(answer_BT)
-    before_BT[:, :-1] = answer_BT[:, 1:]
-    logp_NV = wide(lm.unembed(hidden_BTD[before_BT])).log_softmax(-1)
-    chosen_N = logp_NV.gather(1, tokens_BT[answer_BT][:, None])[:, 0].clamp(min=LOGP_FLOOR)
+    logp_NV = wide(lm.unembed(before_BAD[answer_BA])).log_softmax(-1)
+    chosen_N = logp_NV.gather(1, tokens_BA[answer_BA][:, None])[:, 0].clamp(min=LOGP_FLOOR)
     entropy_N = -(logp_NV.exp() * logp_NV.clamp(min=-1e4)).sum(1)
-    logp_BT = torch.zeros_like(hidden_BTD[..., 0]).masked_scatter(answer_BT, chosen_N)
-    unexpected_BT = torch.zeros_like(logp_BT).masked_scatter(answer_BT, -chosen_N - entropy_N)
-    number_B = answer_BT.sum(1).clamp(min=1)
-    total_B = logp_BT.sum(1)
+    logp_BA = torch.zeros_like(before_BAD[..., 0]).masked_scatter(answer_BA, chosen_N)
+    unexpected_BA = torch.zeros_like(logp_BA).masked_scatter(answer_BA, -chosen_N - entropy_N)
+    number_B = answer_BA.sum(1).clamp(min=1)
+    total_B = logp_BA.sum(1)
     columns = (
         total_B,
-        logp_BT.min(1).values,
+        logp_BA.min(1).values,
         total_B / number_B,
-        unexpected_BT.max(1).values.clamp(max=UNEXPECTED_CEILING),
-        unexpected_BT.clamp(min=0).sum(1),
+        unexpected_BA.max(1).values.clamp(max=UNEXPECTED_CEILING),
+        unexpected_BA.clamp(min=0).sum(1),
     )
     return torch.stack(columns, 1)
-
-
-def _chunks(order: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
-    """Neighbours in length together, at most ROWS_TOKENS padded tokens a chunk."""
-    chunks: list[list[int]] = [[]]
-    for i in order:  # ascending: the newest is the longest
-        if chunks[-1] and (len(chunks[-1]) + 1) * lengths[i] > ROWS_TOKENS:
-            chunks.append([])
-        chunks[-1].append(i)
-    return chunks if chunks[0] else []

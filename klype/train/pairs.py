@@ -50,6 +50,7 @@ class RankingBatches:
         self.reference, self.settings, self.rehearsal, self.index = reference, settings, rehearsal, 0
         self._number = min(settings.questions, len(self.rankings))
         self._known: dict[int, torch.Tensor] = {}
+        self._block: dict[int, int] = {}
 
     def __iter__(self) -> RankingBatches:
         return self
@@ -74,24 +75,27 @@ class RankingBatches:
         return Permutation(len(self.rankings), mix(self.settings.seed, epoch, 13))(at)
 
     def _ordered(self, chosen: Sequence[int]) -> Batch:
-        """K rows a question; a ranking of fewer has its first answer again, marked absent."""
+        batch = self._rows(chosen)
+        most = int(batch.extra["group"])
+        reference_QK = torch.zeros(len(chosen), most)
+        ranks_QK = torch.full((len(chosen), most), -1)
+        for row, i in enumerate(chosen):
+            known_K, ranks = self._reference(i), self.rankings[i].ranks
+            reference_QK[row] = known_K[0]
+            reference_QK[row, : len(ranks)] = known_K
+            ranks_QK[row, : len(ranks)] = torch.tensor(ranks)
+        batch.extra.update(ranks_QK=ranks_QK, reference_logp_B=reference_QK.flatten())
+        return batch
+
+    def _rows(self, chosen: Sequence[int]) -> Batch:
+        """K rows a question; a ranking of fewer has its first answer again."""
         most = max(len(self.rankings[i].answers) for i in chosen)
         prompts: list[Ids] = []
         answers: list[Ids] = []
-        reference: list[torch.Tensor] = []
-        ranks_QK = torch.full((len(chosen), most), -1)
-        for row, i in enumerate(chosen):
-            ranked = self.rankings[i]
-            number = len(ranked.answers)
-            padded = [*ranked.answers, *[ranked.answers[0]] * (most - number)]
+        for ranked in (self.rankings[i] for i in chosen):
             prompts += [ranked.prompt] * most
-            answers += padded
-            known = self._reference(i)
-            reference.append(torch.cat([known, known[:1].expand(most - number)]))
-            ranks_QK[row, :number] = torch.tensor(ranked.ranks)
-        batch = answers_batch(prompts, answers, most)
-        batch.extra.update(ranks_QK=ranks_QK, reference_logp_B=torch.cat(reference))
-        return batch
+            answers += [*ranked.answers, *[ranked.answers[0]] * (most - len(ranked.answers))]
+        return answers_batch(prompts, answers, most)
 
     def _marked(self, chosen: Sequence[int]) -> Batch:
         """Answers in the upper half of their ranking are good, those in the lower bad; beside them others' answers."""
@@ -111,15 +115,25 @@ class RankingBatches:
             batch.extra["mismatched"] = mismatched
         return batch
 
-    @torch.no_grad()
     def _reference(self, i: int) -> torch.Tensor:
         """[K]: log-probabilities of ranking i's answers under the reference, computed once."""
         if i not in self._known:
-            ranked = self.rankings[i]
-            number = len(ranked.answers)
-            batch = answers_batch([ranked.prompt] * number, ranked.answers, number)
-            self._known[i] = score_answers(self.reference, batch).logp_BT.sum(1)
+            self._compute(self._company(i))
         return self._known[i]
+
+    def _company(self, i: int) -> list[int]:
+        """Whom ranking i is computed with: always its first batch, so that it rounds the same when resumed."""
+        if not self._block:
+            self._block = {self._drawn(place): place // self._number for place in range(len(self.rankings))}
+        begin = self._block[i] * self._number
+        return [self._drawn(place) for place in range(begin, min(begin + self._number, len(self.rankings)))]
+
+    @torch.no_grad()
+    def _compute(self, company: Sequence[int]) -> None:
+        batch = self._rows(company)
+        logp_QK = score_answers(self.reference, batch).logp_BT.sum(1).view(len(company), -1)
+        for i, logp_K in zip(company, logp_QK, strict=True):
+            self._known[i] = logp_K[: len(self.rankings[i].answers)]
 
 
 def marks(ranks: Sequence[int]) -> list[int]:

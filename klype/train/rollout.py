@@ -81,19 +81,31 @@ class Players:
     rehearsal: Callable[[int], Batch] | None = None
 
 
+TIGHTEN, LOOSEN = 0.2, 0.02  # at most, a step
+
+
 @dataclass
 class Leash:
     """How dear it is to leave the reference: fixed, or led so that the KL (nats an answer) stays near a target.
 
-    Each step's measured KL moves ``beta`` by at most a tenth (after Ziegler et al. 2019, arXiv:1909.08593).
+    Each step's measured KL moves ``beta``, in proportion to how far off it is (after Ziegler et al. 2019,
+    arXiv:1909.08593): quickly when the answers are too far, slowly when they are near. Trained steps lag behind, so
+    that one that gives way as quickly has lost its hold when it is needed.
     """
 
     beta: float
     target: float = 0.0
 
+    @staticmethod
+    def of(beta: float, target: float) -> Leash:
+        """One with a target starts tight: the answers that are best at a price β of KL, π ∝ π_ref exp(A/β), are
+        Var(A)/2β² away for small ones, and advantages have a variance of 1."""
+        return Leash(max(beta, (2 * target) ** -0.5) if target else beta, target)
+
     def pull(self, kl: float) -> None:
         if self.target:
-            self.beta *= 1 + 0.1 * min(1.0, max(-1.0, kl / self.target - 1))
+            off = min(1.0, max(-1.0, kl / self.target - 1))
+            self.beta *= 1 + (TIGHTEN if off > 0 else LOOSEN) * off
             self.beta = min(max(self.beta, 1e-4), 100.0)
 
 
@@ -102,7 +114,7 @@ class RolloutBatches:
 
     def __init__(self, players: Players, settings: RolloutSettings) -> None:
         self.players, self.settings, self.index = players, settings, 0
-        self.leash = Leash(settings.beta or 1e-3 if settings.target_kl else settings.beta, settings.target_kl)
+        self.leash = Leash.of(settings.beta, settings.target_kl)
         self._kept: Batch | None = None
 
     def __iter__(self) -> RolloutBatches:

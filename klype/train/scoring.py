@@ -7,6 +7,7 @@ width, J convolution taps. Shared = separate up to rounding; a test holds it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -54,9 +55,14 @@ def worth_sharing(batch: Batch) -> bool:
     group = int(batch.extra.get("group", 1))
     if group < 2 or "prompt_B" not in batch.extra:
         return False
-    rows, width = batch.tokens_BT.shape
-    shared, own = int(batch.extra["prompt_B"].max()) - 1, _longest(batch)
-    return shared > 0 and own > 0 and rows * width > WORTH * (rows // group * shared + rows * own)
+    return saves(batch.tokens_BT.shape, group, int(batch.extra["prompt_B"].max()) - 1, _longest(batch))
+
+
+def saves(shape: Sequence[int], group: int, shared: int, own: int) -> bool:
+    """Whether groups of that many of the [rows, width] are worth having their ``shared`` positions computed once,
+    beside ``own`` ones of each row."""
+    rows, width = shape
+    return group > 1 and min(shared, own) > 0 and rows * width > WORTH * (rows // group * shared + rows * own)
 
 
 def _longest(batch: Batch) -> int:
