@@ -90,6 +90,17 @@ def test_features_equal_their_definition(monkeypatch: pytest.MonkeyPatch) -> Non
     torch.testing.assert_close(answer_features(model, prompts, answers), rows)
 
 
+def test_features_of_answers_to_one_prompt_are_those_of_each_alone() -> None:
+    model, draw = tiny_model(), random.Random(3)
+    prompts = [tuple(draw.choices(range(VOCAB), k=k)) for k in (1, 9, 12, 12) for _ in range(5)]
+    prompts = [prompts[5 * (i // 5)] for i in range(20)] + [(1, 2, 3)] * 40  # more than are read together
+    answers = [tuple(draw.choices(range(VOCAB), k=i % 4)) for i in range(60)]
+    together = answer_features(model, prompts, answers)
+    for row, prompt, answer in zip(together, prompts, answers, strict=True):
+        torch.testing.assert_close(row, answer_features(model, [prompt], [answer])[0], atol=1e-4, rtol=1e-4)
+    assert answer_features(model, [(1, 2), (1, 2)], [(), ()]).shape[0] == 2
+
+
 def test_the_trunk_is_a_frozen_copy() -> None:
     trunk = tiny_model()
     model = RewardModel(trunk)

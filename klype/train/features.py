@@ -86,7 +86,7 @@ def _read(
     width, group = max(map(len, rows)), len(groups[0])
     tokens_BT = torch.tensor([row + [0] * (width - len(row)) for row in rows], dtype=torch.long, device=device)
     prompt_B, lengths_B = (torch.tensor([len(ids[i]) for i in chosen], device=device) for ids in (prompts, answers))
-    own, shared = int(lengths_B.max()) + 1, int(prompt_B.max()) - 1
+    own, shared = max(1, int(lengths_B.max())) + 1, int(prompt_B.max()) - 1
     at_BA = (prompt_B[:, None] - 1 + torch.arange(own, device=device)).clamp(max=width - 1)
     if isinstance(trunk, Transformer) and device.type == "cpu" and saves(tokens_BT.shape, group, shared, own):
         states_BAD = shared_states(trunk, tokens_BT, prompt_B, group, own)
@@ -131,7 +131,7 @@ def _surprises(
         total_B,
         logp_BA.min(1).values,
         total_B / number_B,
-        unexpected_BA.max(1).values.clamp(max=UNEXPECTED_CEILING),
+        unexpected_BA.max(1).values.clamp(min=0, max=UNEXPECTED_CEILING),
         unexpected_BA.clamp(min=0).sum(1),
     )
     return torch.stack(columns, 1)
