@@ -12,11 +12,13 @@ from torch.nn.functional import silu
 from klype.errors import KlypeError
 from klype.model.attention import MATERIALISED, attend, convolve, document_mask, document_positions, written_up_to
 from klype.model.config import ModelConfig
+from klype.model.laid import Texts, laid_out
 from klype.model.rope import rope_table, rotate
 
 if TYPE_CHECKING:
     from klype.model.cache import Cache
     from klype.model.cached_attention import Pass
+    from klype.model.fused import Fused
     from klype.model.native import Stepper
 
 
@@ -47,6 +49,7 @@ class Transformer(nn.Module):
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
         self.stepper: Stepper | None = None  # what computes few tokens at a time, where something does
+        self.fused: Fused | None = None  # what computes between the products in training, where something does
 
     def hidden(self, tokens_BT: Tensor, cache: Cache | None = None, document_BT: Tensor | None = None) -> Tensor:
         """States after the last norm, [B, T, D].
@@ -74,6 +77,21 @@ class Transformer(nn.Module):
         normed: Tensor = self.norm(x_BTD)
         return normed
 
+    def states_at(self, tokens_BT: Tensor, wanted_BT: Tensor, document_BT: Tensor | None = None) -> Tensor:
+        """States after the last norm at the wanted positions, [N, D], in their order.
+
+        With ``fused``, nothing is computed for what follows a row's last wanted position, such as padding.
+        """
+        if self.fused is not None:
+            laid = laid_out(wanted_BT, document_BT)
+            self._check_length(laid.texts.longest)
+            if self.fused.suits(self.config, laid.texts.longest, self.embed.weight):
+                hidden_ND = self._laid(self.fused, tokens_BT.flatten()[laid.rows], laid.texts)
+                return hidden_ND if laid.wanted is None else hidden_ND.index_select(0, laid.wanted)
+        hidden_ND = self.hidden(tokens_BT, document_BT=document_BT).flatten(0, 1)
+        wanted_N = wanted_BT.flatten().nonzero()[:, 0]
+        return hidden_ND if len(wanted_N) == len(hidden_ND) else hidden_ND.index_select(0, wanted_N)
+
     def unembed(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] of states [..., D]."""
         logits: Tensor = self.head(hidden)
@@ -82,6 +100,19 @@ class Transformer(nn.Module):
     def forward(self, tokens_BT: Tensor, cache: Cache | None = None, document_BT: Tensor | None = None) -> Tensor:
         """Logits [B, T, V] of the token after each position."""
         return self.unembed(self.hidden(tokens_BT, cache, document_BT))
+
+    def _laid(self, fused: Fused, tokens_N: Tensor, texts: Texts) -> Tensor:
+        """States after the last norm, [N, D], of texts that lie end to end."""
+        rope = (self.cos.float(), self.sin.float()) if self.config.rope_theta else None
+        x_ND: Tensor = self.embed(tokens_N)
+        added_ND: Tensor | None = None
+        for layer in self.layers:
+            assert isinstance(layer, Layer)
+            x_ND, u_ND = fused.norm(x_ND, added_ND, layer.attention_norm, layer.taps, texts)
+            added_ND = layer.out(fused.attention(layer.qkv(u_ND), self.config, rope, texts))
+            x_ND, u_ND = fused.norm(x_ND, added_ND, layer.mlp_norm, None, texts)
+            added_ND = layer.down(fused.swiglu(layer.gate_up(u_ND)))
+        return fused.norm(x_ND, added_ND, self.norm, None, texts)[1]
 
     def _cached(self, x_BTD: Tensor, cache: Cache) -> Tensor:
         if self.stepper is not None and self.stepper.takes(cache, x_BTD.shape[1]):

@@ -19,7 +19,8 @@ class InputOptions(Settings):
 
     ``text``: files, folders or globs (.txt, .md, .jsonl, .parquet); ``instructions`` and ``preferences``: JSONL files;
     ``data``: a folder of texts, questions with answers and rankings, sorted by what they are, or ``hf:owner/name``.
-    ``skip_bad`` counts broken rows and goes on instead of stopping at the first. ``out``: the run's folder.
+    ``skip_bad`` counts broken rows and goes on instead of stopping at the first. ``out``: the run's folder. ``cache``:
+    where what is compiled for this processor is kept (None: nothing is, and torch computes everything).
     """
 
     text: tuple[str, ...] = ()
@@ -29,6 +30,7 @@ class InputOptions(Settings):
     encoding: str = "utf-8"
     skip_bad: bool = False
     out: Path | None = None
+    cache: Path | None = None
     seed: int = Field(default=0, ge=0, lt=2**32)
 
 

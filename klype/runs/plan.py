@@ -47,23 +47,25 @@ def crews(cores: int, micro_batches: int) -> list[Crew]:
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """Threads and precision belong to the plan: others add up to other weights. ``workers``, micro-batches side by
-    side, do not."""
+    """Threads, precision and who computes between the products (``fused``: compiled code) belong to the plan: others
+    add up to other weights. ``workers``, micro-batches side by side, do not."""
 
     steps: int
     seconds: float
     crew: Crew
     precision: Precision = "float32"
+    fused: bool = False
 
     def json(self) -> dict[str, Any]:
-        planned = {"steps": self.steps, "planned_s": round(self.seconds, 1), "precision": self.precision}
-        return {**planned, "workers": self.crew.workers, "threads": self.crew.threads}
+        planned: dict[str, Any] = {"steps": self.steps, "planned_s": round(self.seconds, 1)}
+        crew = {"workers": self.crew.workers, "threads": self.crew.threads}
+        return {**planned, "precision": self.precision, "fused": self.fused, **crew}
 
     @staticmethod
     def parse(known: dict[str, Any]) -> Planned:
         """From what ``json`` gave."""
         crew = Crew(known["workers"], known["threads"])
-        return Planned(known["steps"], known["planned_s"], crew, known["precision"])
+        return Planned(known["steps"], known["planned_s"], crew, known["precision"], known.get("fused", False))
 
     def training(self, settings: Settings) -> Settings:
         """The stage's settings as planned. Muon's iteration is coarse where the rest is."""
@@ -74,7 +76,9 @@ class Planned:
 def plan(
     model: nn.Module, build: Build, training: Settings, seconds: float, cores: int, precision: Precision
 ) -> Planned:
-    """The steps that fit into ``seconds`` (the probe's own time is part of them) with the fastest crew."""
+    """The steps that fit into ``seconds`` (the probe's own time is part of them) with the fastest crew, for the model
+    as it is: with compiled code or without.
+    """
     own, began, found = torch.get_num_threads(), time.perf_counter(), []
     try:
         for crew in crews(cores, training.micro_batches):
@@ -85,7 +89,7 @@ def plan(
     taken, best = min(found, key=lambda row: row[0])
     left = max(0.0, seconds - (time.perf_counter() - began))
     steps = max(10, round(left / taken))
-    return Planned(steps, steps * taken, best, precision)
+    return Planned(steps, steps * taken, best, precision, getattr(model, "fused", None) is not None)
 
 
 def best_precision() -> Precision:

@@ -15,7 +15,7 @@ from klype.errors import UsageError
 from klype.runs.options import RunOptions, StageOptions
 
 Asked = TypeVar("Asked", RunOptions, StageOptions)
-FREE = frozenset(["out", "resume", "lang", "force", "human"])
+FREE = frozenset(["out", "cache", "resume", "lang", "force", "human"])
 """Options that may differ when a run is resumed."""
 
 

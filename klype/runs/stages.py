@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from klype.data.pools import STEPS
 from klype.device import usable_cores
 from klype.model import checkpoint
 from klype.model.config import ModelConfig
+from klype.model.fused import Fused, fused
 from klype.model.transformer import Transformer
 from klype.runs import ranking
 from klype.runs.options import RunOptions, StageOptions
@@ -55,6 +57,13 @@ class Run:
                 folder = self.start
             self.models[stage] = checkpoint.load(folder).model
         return self.models[stage]
+
+    @cached_property
+    def fused(self) -> Fused | None:
+        """What is compiled for training, where there is a compiler and a place to keep it."""
+        if self.options.cache is None:
+            return None
+        return fused(self.options.cache, lambda: self.say.note("Compiling klype's training code once: some seconds."))
 
     def save(self, stage: str, model: Transformer, about: dict[str, Any]) -> None:
         full = {"stage": stage, "recipe": self.record.content["recipe"], "seed": self.options.seed, **about}
@@ -118,7 +127,11 @@ def learn(
 ) -> Trained:
     """Plan (or replay the plan), train or resume, and tell how it goes."""
     model.train()
+    model.fused = run.fused
     planned = _planned(run, stage, model, lambda twin: build(twin, None), training)
+    if planned.fused and model.fused is None:
+        run.say.note("No compiler is found any more: what follows is not bit for bit what it would have been.")
+    model.fused = run.fused if planned.fused else None
     torch.set_num_threads(planned.crew.threads)
     run.say.stage_start(stage, planned.steps)
     pace = _Pace(run, stage, planned, now=time.perf_counter())
@@ -141,6 +154,7 @@ def learn(
             if close is not None:
                 close()
     model.eval()
+    model.fused = None
     run.say.stage_end(f"{trained.steps} steps, {counted.tokens:,} tokens in {trained.seconds:.0f} s")
     return trained
 
@@ -151,7 +165,8 @@ def _planned(run: Run, stage: str, model: nn.Module, build: Any, training: Setti
         return Planned.parse(known)
     steps, cores = getattr(run.options, "steps", None), usable_cores()
     if steps:
-        planned = Planned(steps, 0.0, crews(cores, training.micro_batches)[-1])
+        crew = crews(cores, training.micro_batches)[-1]
+        planned = Planned(steps, 0.0, crew, fused=run.fused is not None)
     else:
         machine = run.record.content["machine"]
         precision = machine.setdefault("precision", best_precision())

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from klype.model.transformer import Transformer
 from klype.values import Batch, Loss
 
 Objective = Callable[[nn.Module, Batch], Loss]
@@ -34,6 +35,8 @@ def cross_entropy(model: nn.Module, batch: Batch) -> Loss:
     logits_NV, kept_N = learnt_logits(model, batch)
     targets_N = batch.targets_BT.flatten()[kept_N]
     weights_N = batch.weights_BT.flatten()[kept_N].to(wide_dtype(logits_NV))
+    if isinstance(model, Transformer) and model.fused is not None and model.fused.takes(logits_NV):
+        return Loss(model.fused.cross_entropy(logits_NV, targets_N, weights_N), weights_N.sum())
     total = _WeightedCrossEntropy.apply(logits_NV, targets_N, weights_N)  # type: ignore[no-untyped-call]
     return Loss(total, weights_N.sum())
 
@@ -79,8 +82,11 @@ def learnt_logits(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.T
     graph wants fixed shapes and gets all positions.
     """
     lm = cast(LanguageModel, model)
-    hidden_ND = lm.hidden(batch.tokens_BT, **_packed(batch)).flatten(0, 1)
     weights_N = batch.weights_BT.flatten()
+    if isinstance(model, Transformer) and not torch.compiler.is_compiling():
+        states_ND = model.states_at(batch.tokens_BT, batch.weights_BT != 0, **_packed(batch))
+        return lm.unembed(states_ND), weights_N.nonzero()[:, 0]
+    hidden_ND = lm.hidden(batch.tokens_BT, **_packed(batch)).flatten(0, 1)
     if torch.compiler.is_compiling():
         return lm.unembed(hidden_ND), torch.arange(weights_N.numel(), device=weights_N.device)
     kept_N = weights_N.nonzero()[:, 0]

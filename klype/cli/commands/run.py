@@ -36,6 +36,7 @@ def command(
     Without --text: the demo world, a small language in Norwegian and English whose truth is known.
     """
     terminal = Terminal(as_json, lang)
+    from klype.cli.environment import cache_folder
     from klype.cli.inputs import as_option, checked
     from klype.cli.progress import listener
     from klype.config import make
@@ -66,5 +67,5 @@ def command(
     with folder.chosen(asked.recipe_name, out, resume, date.today()) as place, listener(terminal, human) as say:
         from klype.runs import pipeline
 
-        document = pipeline.run(asked.model_copy(update={"out": place}), say)
+        document = pipeline.run(asked.model_copy(update={"out": place, "cache": cache_folder()}), say)
     terminal.document(document)

@@ -57,6 +57,7 @@ def command(
 
 def train(values: dict[str, object], terminal: Terminal) -> None:
     """Checks what was asked, chooses the run's folder, and trains the stage there."""
+    from klype.cli.environment import cache_folder
     from klype.cli.inputs import as_option, checked
     from klype.cli.progress import listener
     from klype.config import make
@@ -74,5 +75,5 @@ def train(values: dict[str, object], terminal: Terminal) -> None:
     ):
         from klype.runs import pipeline
 
-        document = pipeline.train_stage(asked.model_copy(update={"out": place}), say)
+        document = pipeline.train_stage(asked.model_copy(update={"out": place, "cache": cache_folder()}), say)
     terminal.document(document)

@@ -1,0 +1,260 @@
+"""What lies between a layer's matrix products, each in one pass over memory, forward and backward (``train.c``).
+
+torch's own way is several passes, each with a table of its own and a call from Python; a tiny model's step is made of
+them. Nobody needs it: where there is no C compiler, or where a model's shape does not suit, torch computes.
+
+Texts lie end to end, so that nothing is padded: text s has the rows ``starts[s]`` to ``starts[s + 1]`` of N. Shapes as
+in transformer.py; float32 or bfloat16, sums in float32.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from klype.model.config import ModelConfig
+from klype.model.laid import Texts
+from klype.model.native import library
+
+SOURCE = Path(__file__).with_name("train.c")
+WIDTH = 16
+"""Width and hidden width must be multiples of this, heads' width of half of it."""
+LONGEST = 512
+"""Scores of a text are written out, up to this many positions squared."""
+POINTER, COUNT = ctypes.c_void_p, ctypes.c_int64
+
+
+class NormFields(ctypes.Structure):
+    """train.c: Norm."""
+
+    _fields_ = (
+        *((name, POINTER) for name in ("x", "delta", "weight", "taps", "sum", "u", "scale")),
+        *((name, POINTER) for name in ("sum_gradient", "u_gradient", "x_gradient", "weight_gradient", "starts")),
+        *((name, COUNT) for name in ("texts", "D", "J")),
+        ("eps", ctypes.c_float),
+    )
+
+
+class AttentionFields(ctypes.Structure):
+    """train.c: Attention."""
+
+    _fields_ = (
+        *((name, POINTER) for name in ("in", "out", "spread", "cos", "sin", "out_gradient", "in_gradient", "starts")),
+        *((name, COUNT) for name in ("texts", "H", "G", "K", "longest")),
+    )
+
+
+def fused(folder: Path, announce: Callable[[], None] = lambda: None) -> Fused | None:
+    """Compiled now, or before (see native.library); None where it cannot be."""
+    found = library(SOURCE, folder, announce)
+    return None if found is None else Fused(found)
+
+
+@dataclass(frozen=True)
+class Fused:
+    """What was compiled."""
+
+    library: ctypes.CDLL
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Fused:
+        return self  # copies of a model share it
+
+    def suits(self, config: ModelConfig, longest: int, x: Tensor) -> bool:
+        """Whether it computes such a model on texts of at most so many tokens, in the dtype and on the device of x."""
+        widths = config.width % WIDTH or config.hidden % WIDTH or config.head_dim % (WIDTH // 2)
+        return not widths and not config.qk_norm and longest <= LONGEST and self.takes(x)
+
+    def takes(self, x: Tensor) -> bool:
+        """Whether it computes with such numbers."""
+        return x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
+
+    def norm(
+        self, x_ND: Tensor, delta_ND: Tensor | None, norm: torch.nn.RMSNorm, taps_JD: Tensor | None, texts: Texts
+    ) -> tuple[Tensor, Tensor]:
+        """x + delta, and its RMSNorm, convolved where there are taps (see attention.convolve)."""
+        rest = texts, norm.eps or 0.0, self
+        got: tuple[Tensor, Tensor] = _Norm.apply(x_ND, delta_ND, norm.weight, taps_JD, rest)  # type: ignore[no-untyped-call]
+        return got
+
+    def attention(
+        self, qkv_NE: Tensor, config: ModelConfig, rope: tuple[Tensor, Tensor] | None, texts: Texts
+    ) -> Tensor:
+        """Causal attention within each text, queries and keys rotated: [N, H * K]."""
+        out: Tensor = _Attention.apply(qkv_NE, config, rope, texts, self)  # type: ignore[no-untyped-call]
+        return out
+
+    def swiglu(self, gate_up_NF: Tensor) -> Tensor:
+        """silu(gate) * up."""
+        out: Tensor = _SwiGLU.apply(gate_up_NF, self)  # type: ignore[no-untyped-call]
+        return out
+
+    def cross_entropy(self, logits_NV: Tensor, targets_N: Tensor, weights_N: Tensor) -> Tensor:
+        """Σ w·(−log p(target)), float32. The logits are **overwritten** by their gradient: use them no more."""
+        total: Tensor = _Entropy.apply(logits_NV, targets_N, weights_N, self)  # type: ignore[no-untyped-call]
+        return total
+
+    def call(self, name: str, *arguments: Any, like: Tensor) -> None:
+        low = int(like.dtype == torch.bfloat16)
+        if getattr(self.library, name)(*arguments, ctypes.c_int(low), ctypes.c_int(torch.get_num_threads())):
+            raise MemoryError
+
+
+class _Norm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_ND: Tensor,
+        delta_ND: Tensor | None,
+        weight_D: Tensor,
+        taps_JD: Tensor | None,
+        rest: tuple[Texts, float, Fused],
+    ) -> tuple[Tensor, Tensor]:
+        texts, eps, fused = rest
+        sum_ND = x_ND if delta_ND is None else torch.empty_like(x_ND)
+        u_ND, scale_N = torch.empty_like(x_ND), x_ND.new_empty(len(x_ND), dtype=torch.float32)
+        fields = _norm_fields(x_ND, weight_D, taps_JD, texts, eps, scale_N)
+        fields.delta, fields.sum, fields.u = _at(delta_ND), _at(sum_ND), _at(u_ND)
+        fused.call("klype_norm", ctypes.byref(fields), ctypes.c_int(0), like=x_ND)
+        ctx.save_for_backward(sum_ND, weight_D, taps_JD, scale_N)
+        ctx.set_materialize_grads(False)
+        ctx.rest = *rest, delta_ND is not None
+        return sum_ND, u_ND
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, sum_gradient_ND: Tensor | None, u_gradient_ND: Tensor | None) -> tuple[Tensor | None, ...]:
+        texts, eps, fused, added = ctx.rest
+        if u_gradient_ND is None:
+            return (sum_gradient_ND, sum_gradient_ND if added else None, None, None, None)
+        sum_ND, weight_D, taps_JD, scale_N = ctx.saved_tensors
+        gradient_ND = torch.empty_like(sum_ND)
+        J, D = (0 if taps_JD is None else len(taps_JD)), sum_ND.shape[1]
+        sums = torch.zeros(torch.get_num_threads(), 1 + J, D, dtype=torch.float32)
+        fields = _norm_fields(sum_ND, weight_D, taps_JD, texts, eps, scale_N)
+        kept = [None if g is None else g.contiguous() for g in (sum_gradient_ND, u_gradient_ND)]
+        fields.sum_gradient, fields.u_gradient = map(_at, kept)
+        fields.x_gradient, fields.weight_gradient = _at(gradient_ND), _at(sums)
+        fused.call("klype_norm", ctypes.byref(fields), ctypes.c_int(1), like=sum_ND)
+        low = sums[0].to(weight_D.dtype)
+        return gradient_ND, gradient_ND if added else None, low[0], low[1:] if J else None, None
+
+
+def _norm_fields(
+    x_ND: Tensor, weight_D: Tensor, taps_JD: Tensor | None, texts: Texts, eps: float, scale_N: Tensor
+) -> NormFields:
+    return NormFields(
+        x=_at(x_ND),
+        weight=_at(weight_D),
+        taps=_at(taps_JD),
+        scale=_at(scale_N),
+        starts=_at(texts.starts),
+        texts=len(texts.starts) - 1,
+        D=x_ND.shape[1],
+        J=0 if taps_JD is None else len(taps_JD),
+        eps=eps,
+    )
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, qkv_NE: Tensor, config: ModelConfig, rope: tuple[Tensor, Tensor] | None, texts: Texts, fused: Fused
+    ) -> Tensor:
+        N = len(qkv_NE)
+        out_NE = qkv_NE.new_empty(N, config.heads * config.head_dim)
+        spread_NH = qkv_NE.new_empty(N, config.heads, dtype=torch.float32)
+        fields = _attention_fields(qkv_NE, out_NE, spread_NH, config, rope, texts)
+        fused.call("klype_attention", ctypes.byref(fields), ctypes.c_int(0), like=qkv_NE)
+        ctx.save_for_backward(qkv_NE, out_NE, spread_NH)
+        ctx.rest = config, rope, texts, fused
+        return out_NE
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient_NE: Tensor) -> tuple[Tensor | None, ...]:
+        qkv_NE, out_NE, spread_NH = ctx.saved_tensors
+        config, rope, texts, fused = ctx.rest
+        gradient_NE, qkv_gradient_NE = gradient_NE.contiguous(), torch.empty_like(qkv_NE)
+        fields = _attention_fields(qkv_NE, out_NE, spread_NH, config, rope, texts)
+        fields.out_gradient, fields.in_gradient = _at(gradient_NE), _at(qkv_gradient_NE)
+        fused.call("klype_attention", ctypes.byref(fields), ctypes.c_int(1), like=qkv_NE)
+        return qkv_gradient_NE, None, None, None, None
+
+
+def _attention_fields(
+    qkv_NE: Tensor,
+    out_NE: Tensor,
+    spread_NH: Tensor,
+    config: ModelConfig,
+    rope: tuple[Tensor, Tensor] | None,
+    texts: Texts,
+) -> AttentionFields:
+    cos, sin = rope if rope is not None else (None, None)
+    return AttentionFields(
+        _at(qkv_NE),
+        _at(out_NE),
+        _at(spread_NH),
+        cos=_at(cos),
+        sin=_at(sin),
+        starts=_at(texts.starts),
+        texts=len(texts.starts) - 1,
+        H=config.heads,
+        G=config.kv_heads,
+        K=config.head_dim,
+        longest=texts.longest,
+    )
+
+
+class _SwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate_up_NF: Tensor, fused: Fused) -> Tensor:
+        ctx.save_for_backward(gate_up_NF)
+        ctx.fused = fused
+        N, F = len(gate_up_NF), gate_up_NF.shape[1] // 2
+        out_NF = gate_up_NF.new_empty(N, F)
+        fused.call("klype_swiglu", _at(gate_up_NF), None, _at(out_NF), COUNT(N), COUNT(F), like=gate_up_NF)
+        return out_NF
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient_NF: Tensor) -> tuple[Tensor, None]:
+        (gate_up_NF,) = ctx.saved_tensors
+        gradient_NF, out_NF = gradient_NF.contiguous(), torch.empty_like(gate_up_NF)
+        N, F = gradient_NF.shape
+        pointers = _at(gate_up_NF), _at(gradient_NF), _at(out_NF)
+        ctx.fused.call("klype_swiglu", *pointers, COUNT(N), COUNT(F), like=gate_up_NF)
+        return out_NF, None
+
+
+class _Entropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits_NV: Tensor, targets_N: Tensor, weights_N: Tensor, fused: Fused) -> Tensor:
+        N, V = logits_NV.shape
+        targets_N, weights_N = targets_N.contiguous(), weights_N.contiguous()
+        loss_N = logits_NV.new_empty(N, dtype=torch.float32)
+        pointers = _at(logits_NV), _at(targets_N), _at(weights_N), _at(loss_N)
+        wants = ctypes.c_int(ctx.needs_input_grad[0])
+        fused.call("klype_entropy", *pointers, COUNT(N), COUNT(V), wants, like=logits_NV)
+        ctx.gradient_NV = logits_NV.detach()
+        return loss_N.sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        if float(gradient) != 1.0:
+            ctx.gradient_NV.mul_(gradient.to(ctx.gradient_NV.dtype))
+        return ctx.gradient_NV, None, None, None
+
+
+def _at(tensor: Tensor | None) -> ctypes.c_void_p | None:
+    if tensor is None:
+        return None
+    assert tensor.is_contiguous()
+    return POINTER(tensor.data_ptr())
