@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from klype.world.automaton import END, Call, Choice, Filter, arcs, capital, form, sample
+from klype.world.automaton import END, Call, Choice, Filter, arcs, capital, following, form, sample
 
 A_OR_B = Choice(((0.75, ("a",)), (0.25, ("b",))))
 
@@ -100,3 +100,15 @@ def test_forms_and_capitals() -> None:
     assert form("på stranda|.5 stranden|.5") == ("på", Choice(((0.5, ("stranda",)), (0.5, ("stranden",)))))
     assert capital(("åpen", "dør")) == ("Åpen", "dør")
     assert capital(form("boka|.6 boken|.4"))[0] == Choice(((0.6, ("Boka",)), (0.4, ("Boken",))))
+
+
+def test_what_follows_a_word_is_what_the_arcs_say() -> None:
+    todo, seen = [START], 0
+    while todo:
+        state = todo.pop()
+        for said in ("a", "b", END, "c"):
+            after = {to for word, _, to in arcs(state) if word == said}
+            assert set(following(state, said)) == after
+            seen += len(after)
+            todo += after if said != END else []
+    assert seen > 10

@@ -68,6 +68,22 @@ def arcs(state: State) -> tuple[tuple[str, float, State], ...]:
     return tuple((word, p, after) for (word, after), p in found.items())
 
 
+def following(state: State, word: str) -> list[State]:
+    """The states that ``arcs`` reaches by this word; others are neither made nor remembered."""
+    found: list[State] = []
+    todo = [state]
+    while todo:
+        stack, env = todo.pop()
+        if not stack:
+            continue
+        head, tail = stack[0], stack[1:]
+        if not isinstance(head, str):
+            todo.extend((symbols + tail, bound) for _, symbols, bound in expansions(head, env))
+        elif head == word:
+            found.append((tail, env if tail else None))
+    return found
+
+
 def sample(start: State, rng: random.Random) -> tuple[list[str], Env]:
     """A text drawn from the language, and the environment at its end."""
     stack = list(reversed(start[0]))

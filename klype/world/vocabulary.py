@@ -62,7 +62,7 @@ def _words(*said: Symbols) -> set[str]:
     """As they are, and with a capital at the start."""
     found: set[str] = set()
     for symbols in said:
-        for symbol in (*symbols, *capital(symbols)):
+        for symbol in (*symbols, *capital(symbols[:1])):
             if isinstance(symbol, Choice):
                 found |= {word for _, words in symbol.options for word in words}
             else:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from klype.errors import KlypeError
 from klype.values import Question, Verdict
 from klype.world import lexicon as lex
-from klype.world.automaton import END, Call, Filter, State, Symbols, arcs, expansions, sample
+from klype.world.automaton import END, Call, Filter, State, Symbols, arcs, expansions, following, sample
 from klype.world.facts import Fact, Lexicon, key
 from klype.world.grammar import ANSWERS, BORING, CHAT, Env, Grammar
 from klype.world.questions import FIXED, KINDS, Query, fixed_items
@@ -214,17 +214,16 @@ class World:
         )
         known: dict[tuple[str, ...], frozenset[State]] = {(): frozenset([start])}
 
-        def after(words: tuple[str, ...]) -> frozenset[State]:
+        def read(words: tuple[str, ...]) -> frozenset[State]:
             if words not in known:
-                states = after(words[:-1])
-                known[words] = frozenset(to for state in states for said, _, to in arcs(state) if said == words[-1])
+                known[words] = frozenset(to for state in read(words[:-1]) for to in following(state, words[-1]))
             return known[words]
 
         def meaning(answer: str) -> frozenset[Any]:
             states: frozenset[State] = known[()]
             words = self.words_of(answer)
             for t in range(1, len(words) + 1):
-                states = after(words[:t])
+                states = read(words[:t])
                 if not states:
                     return frozenset()
             return frozenset(env.content for state in states for env in _finished(state))
