@@ -14,6 +14,7 @@ from klype.cli.commands import (
     article,
     ask,
     bench,
+    bias,
     chat,
     config,
     doctor,
@@ -66,6 +67,7 @@ def app() -> typer.Typer:
     klype.command("forks")(forks.command)
     klype.command("examine")(examine.command)
     klype.command("article")(article.command)
+    klype.command("bias")(bias.command)
     klype.command("train")(train.command)
     klype.command("rank")(rank.command)
     klype.command("align")(align.command)

@@ -1,0 +1,238 @@
+"""What the experiment is about: documents to learn from, to stop by and to test on, with the truth where it is known.
+
+Shapes: N all target positions of some documents in order, V vocabulary. A document of n tokens has n − 1 targets.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from klype.data.order import mix
+from klype.data.readers import TextDocument
+from klype.data.split import split
+from klype.errors import KlypeError
+from klype.text.tokenizer import Tokenizer
+from klype.world import Filter, World
+from klype.world.automaton import END, sample
+
+Ids = tuple[int, ...]
+LONGEST = 48
+"""Tokens of a document at most: of longer ones the beginning (the world) or pieces (text), so that many fit."""
+BEGIN = "<s>"
+SHOWN = "Jeg gikk en tur på"
+TEST, QUESTIONS, ANSWERS = 160, 60, 16
+"""Documents to test on; questions in them that are asked; a question with more right answers is left out."""
+SHARE = 0.1  # of a text held out to stop by, and as much again to test on
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """p at each of N positions, sparse: position k has ``ids[starts[k]:starts[k + 1]]`` with their ``p``."""
+
+    starts: npt.NDArray[np.int64]
+    ids: npt.NDArray[np.int64]
+    p: npt.NDArray[np.float32]
+
+    @staticmethod
+    def of(rows: Sequence[dict[int, float]]) -> Truth:
+        starts = np.cumsum([0, *map(len, rows)])
+        ids = np.array([i for row in rows for i in row], np.int64)
+        return Truth(starts, ids, np.array([p for row in rows for p in row.values()], np.float32))
+
+    def first(self, positions: int) -> Truth:
+        """The truth at the first positions only."""
+        end = int(self.starts[positions])
+        return Truth(self.starts[: positions + 1], self.ids[:end], self.p[:end])
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A text that ends in a question mark, and every right answer, each up to its full stop."""
+
+    prefix: Ids
+    answers: tuple[Ids, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Test:
+    """Documents to test on; what is None is not known of them.
+
+    ``bytes`` is the length of the documents' text where bits per byte mean something, else 0.
+    """
+
+    documents: tuple[Ids, ...]
+    truth: Truth | None = None
+    asked: tuple[Asked, ...] = ()
+    shown: tuple[Ids, dict[int, float]] | None = None
+    bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """Token documents that begin with a begin token: to learn from, and held out to stop by. ``truth`` is of train."""
+
+    vocabulary: tuple[str, ...]
+    end: int
+    train: tuple[Ids, ...]
+    held_out: tuple[Ids, ...]
+    truth: Truth | None = None
+
+    def first(self, documents: int) -> Corpus:
+        """With the first documents only to learn from."""
+        train = self.train[:documents]
+        truth = self.truth.first(sum(len(d) - 1 for d in train)) if self.truth is not None else None
+        return replace(self, train=train, truth=truth)
+
+    @property
+    def size(self) -> int:
+        return len(self.vocabulary)
+
+
+def targets(documents: Sequence[Ids]) -> npt.NDArray[np.int64]:
+    """All targets of the documents, in order: [N]."""
+    return np.array([token for document in documents for token in document[1:]], np.int64)
+
+
+class Source(Protocol):
+    """Where documents come from. ``knows``: the truth is known."""
+
+    knows: bool
+    vocabulary: tuple[str, ...]
+
+    def within(self, documents: tuple[int, ...]) -> tuple[int, ...]:
+        """These numbers of documents, or fewer where there are not so many."""
+        ...
+
+    def corpus(self, seed: int, documents: int, held_out: int) -> Corpus:
+        """What this seed learns from and stops by; fewer documents are the first of more."""
+        ...
+
+    def test(self) -> Test:
+        """The same for all seeds."""
+        ...
+
+
+class WorldSource:
+    """Documents of the demo world, drawn anew for every seed; the test is the same for all. A word is a token."""
+
+    knows = True
+
+    def __init__(self, size: Literal["full", "small"] = "full", longest: int = LONGEST) -> None:
+        self._world = World(size)
+        self._longest = longest
+        self.vocabulary = (BEGIN, END, *(word for word in self._world.words if word != END))
+        self._id = {word: i for i, word in enumerate(self.vocabulary)}
+        self._start = self._world.grammar.document(styled=False)
+
+    def within(self, documents: tuple[int, ...]) -> tuple[int, ...]:
+        return documents
+
+    def corpus(self, seed: int, documents: int, held_out: int) -> Corpus:
+        """Fresh documents of this seed; fewer are the first of more. p of the documents to learn from comes along."""
+        train = self._documents(mix(seed, 1), documents)
+        held = self._documents(mix(seed, 2), held_out)
+        return Corpus(self.vocabulary, 1, train, held, self._truth(train))
+
+    def test(self, documents: int = TEST, questions: int = QUESTIONS) -> Test:
+        found = self._documents(mix(0, 3), documents)
+        asked = [q for d in found if (q := self._asked(d)) is not None]
+        prefix = self._ids(SHOWN.split())
+        p = self._filter(prefix).next()
+        shown = (prefix, {self._id[word]: q for word, q in sorted(p.items(), key=lambda pair: -pair[1])})
+        return Test(found, self._truth(found), tuple(asked[:questions]), shown)
+
+    def _documents(self, seed: int, count: int) -> tuple[Ids, ...]:
+        rng = random.Random(seed)
+        return tuple(self._ids(sample(self._start, rng)[0][: self._longest]) for _ in range(count))
+
+    def _ids(self, words: Iterable[str]) -> Ids:
+        return (0, *(self._id[word] for word in words))
+
+    def _filter(self, ids: Ids) -> Filter:
+        words = Filter(self._start)
+        for i in ids[1:]:
+            words.push(self.vocabulary[i])
+        return words
+
+    def _truth(self, documents: Sequence[Ids]) -> Truth:
+        rows = []
+        for document in documents:
+            words = Filter(self._start)
+            for i in document[1:]:
+                rows.append({self._id[word]: p for word, p in words.next().items()})
+                words.push(self.vocabulary[i])
+        return Truth.of(rows)
+
+    def _asked(self, document: Ids) -> Asked | None:
+        """The document's last question that leaves room for an answer; None without one."""
+        mark = self._id["?"]
+        places = [t for t, i in enumerate(document[: self._longest - 12]) if i == mark]
+        if not places:
+            return None
+        prefix = document[: places[-1] + 1]
+        answers: list[Ids] = []
+        todo: list[tuple[Ids, Filter]] = [((), self._filter(prefix))]
+        while todo and len(answers) <= ANSWERS:
+            said, words = todo.pop()
+            if len(prefix) + len(said) > self._longest:
+                return None
+            for word in words.next():
+                after = words.copy()
+                after.push(word)
+                now = (*said, self._id[word])
+                if word == ".":
+                    answers.append(now)
+                else:
+                    todo.append((now, after))
+        return Asked(prefix, tuple(answers)) if 0 < len(answers) <= ANSWERS else None
+
+
+class TextSource:
+    """One's own text: pieces of ``longest`` tokens; which of them are learnt differs from seed to seed."""
+
+    knows = False
+
+    def __init__(self, texts: Iterable[TextDocument], vocabulary: int = 800, longest: int = LONGEST) -> None:
+        first = split(texts, SHARE)
+        second = split(first.train, SHARE)
+        self._tokenizer = Tokenizer.train((d.text for d in second.train), vocabulary)
+        self._longest = longest
+        self._train, self._held = self._pieces(second.train), self._pieces(second.held_out)
+        self._test = self._pieces(first.held_out)
+        if min(map(len, (self._train, self._held, self._test))) < 8:
+            raise KlypeError(
+                f"The text gives only {len(self._train)} pieces of {longest} tokens to learn from,"
+                f" {len(self._held)} to stop by and {len(self._test)} to test on: too few to compare anything.",
+                "Give more text.",
+            )
+        size = self._tokenizer.vocab_size
+        self.vocabulary = tuple(self._tokenizer.token_bytes(i).decode(errors="replace") for i in range(size))
+
+    def within(self, documents: tuple[int, ...]) -> tuple[int, ...]:
+        """Numbers of pieces that there are; three quarters of all at most, so that seeds differ."""
+        most = max(8, 3 * len(self._train) // 4)
+        return documents if documents[-1] <= most else (most // 4, most // 2, most)
+
+    def corpus(self, seed: int, documents: int, held_out: int) -> Corpus:
+        train = tuple(random.Random(mix(seed, 1)).sample(self._train, min(documents, len(self._train))))
+        held = tuple(random.Random(mix(seed, 2)).sample(self._held, min(held_out, len(self._held))))
+        return Corpus(self.vocabulary, self._tokenizer.end, train, held)
+
+    def test(self, documents: int = TEST) -> Test:
+        found = tuple(random.Random(mix(0, 3)).sample(self._test, min(documents, len(self._test))))
+        length = sum(len(self._tokenizer.token_bytes(i)) for document in found for i in document[1:])
+        return Test(found, bytes=length)
+
+    def _pieces(self, texts: Sequence[TextDocument]) -> list[Ids]:
+        begin, out = self._tokenizer.begin, []
+        for ids in self._tokenizer.encode_documents([d.text for d in texts]):
+            inside = ids[1:]
+            cuts = range(0, len(inside), self._longest - 1)
+            out += [(begin, *inside[at : at + self._longest - 1]) for at in cuts if len(inside) - at > 1]
+        return out

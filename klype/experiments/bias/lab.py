@@ -1,0 +1,210 @@
+"""Models trained by the one loop on whatever targets they are given, and stopped when held-out loss has turned."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from klype import config
+from klype.data.order import Permutation, mix
+from klype.experiments.bias.corpus import Corpus, Ids, targets
+from klype.model.config import ModelConfig
+from klype.model.transformer import Transformer
+from klype.train.loop import Interrupted, Session, Settings, train
+from klype.train.objectives import cross_entropy, soft_cross_entropy
+from klype.train.optimizer import OptimizerSettings, fused_parts
+from klype.train.schedule import Schedule
+from klype.values import Batch
+
+Curve = list[tuple[int, float, float | None]]
+"""(epoch, held-out loss, KL to the truth where it is watched), nats a token."""
+Soft = Callable[[torch.Tensor], torch.Tensor]
+"""Positions [n] among all targets of a lesson's documents → distributions [n, V], each summing to one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """Documents and what is said to follow at each of their positions; None: the one word that does, one-hot.
+
+    ``flops`` is what it took to make them, teachers included.
+    """
+
+    documents: tuple[Ids, ...]
+    soft: Soft | None = None
+    flops: float = 0.0
+
+
+class LabSettings(config.Settings):
+    """How every model is trained, whatever its targets."""
+
+    width: int = 64
+    layers: int = 2
+    rows: int = 16
+    epochs: int = 16
+    patience: int = 3
+    matrix_rate: float = 0.02
+    rate: float = 1e-2
+    decay: float = 0.1
+    teachers: int = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Learnt:
+    """A model as it was when held-out loss was least. ``turned``: it then rose; ``flops``: all it took, teachers too;
+    ``reads``: FLOPs of reading one token."""
+
+    model: nn.Module
+    curve: Curve
+    turned: bool
+    flops: float
+    reads: float
+
+
+class LabelledBatches:
+    """Endless batches [rows, T] of whole documents, each once an epoch, with their targets' distributions."""
+
+    def __init__(self, lesson: Lesson, rows: int, seed: int) -> None:
+        self._lesson, self._rows, self._seed = lesson, rows, seed
+        self._starts = np.cumsum([0, *(len(d) - 1 for d in lesson.documents)])
+        self._position = 0
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-len(self._lesson.documents) // self._rows)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        epoch, at = divmod(self._position, self.steps_per_epoch)
+        self._position += 1
+        order = Permutation(len(self._lesson.documents), mix(self._seed, epoch))
+        drawn = [order(i) for i in range(at * self._rows, min((at + 1) * self._rows, len(self._lesson.documents)))]
+        tokens_BT, targets_BT, weights_BT = padded([self._lesson.documents[i] for i in drawn])
+        if self._lesson.soft is None:
+            return Batch(tokens_BT, targets_BT, weights_BT)
+        where_BT = torch.from_numpy(self._starts[drawn])[:, None] + torch.arange(tokens_BT.shape[1])
+        where_BT = torch.where(weights_BT > 0, where_BT, 0)
+        soft_BTV = self._lesson.soft(where_BT.flatten()).view(*where_BT.shape, -1)
+        return Batch(tokens_BT, targets_BT, weights_BT, {"soft_BTV": soft_BTV})
+
+    def state(self) -> dict[str, Any]:
+        return {"position": self._position}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._position = int(state["position"])
+
+
+def padded(documents: Sequence[Ids]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """tokens_BT, targets_BT and weights_BT (0 where nothing is)."""
+    shape = (len(documents), max(len(d) for d in documents) - 1)
+    tokens_BT, targets_BT = (torch.zeros(shape, dtype=torch.long) for _ in range(2))
+    weights_BT = torch.zeros(shape)
+    for row, document in enumerate(documents):
+        ids = torch.tensor(document)
+        n = len(document) - 1
+        tokens_BT[row, :n], targets_BT[row, :n], weights_BT[row, :n] = ids[:-1], ids[1:], 1.0
+    return tokens_BT, targets_BT, weights_BT
+
+
+@torch.no_grad()
+def predict(model: nn.Module, documents: Sequence[Ids], rows: int = 64) -> torch.Tensor:
+    """Log-probabilities at every target of the documents, in order: [N, V] in nats."""
+    found = []
+    for at in range(0, len(documents), rows):
+        tokens_BT, _, weights_BT = padded(documents[at : at + rows])
+        found.append(model(tokens_BT)[weights_BT > 0].log_softmax(-1))
+    return torch.cat(found)
+
+
+def held_out_loss(model: nn.Module, documents: Sequence[Ids]) -> float:
+    """Nats a token."""
+    logp_NV = predict(model, documents)
+    return float(-logp_NV.gather(1, torch.from_numpy(targets(documents))[:, None]).mean())
+
+
+@dataclass(slots=True)
+class _Watch:
+    """Looks at the model once an epoch, keeps the best, and asks to stop when nothing gets better any more."""
+
+    model: nn.Module
+    loss: Callable[[], float]
+    shown: Callable[[], float | None]
+    every: int
+    patience: int
+    tell: Callable[[Curve], None]
+    curve: Curve = field(default_factory=list)
+    best: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def step(self, step: int, metrics: dict[str, float]) -> None:
+        if step % self.every:
+            return
+        loss = self.loss()
+        if not self.curve or loss < min(past for _, past, _ in self.curve):
+            self.best = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+        self.curve.append((step // self.every, loss, self.shown()))
+        self.tell(self.curve)
+
+    def since_best(self) -> int:
+        losses = [loss for _, loss, _ in self.curve]
+        return len(losses) - 1 - losses.index(min(losses)) if losses else 0
+
+    def stop(self) -> bool:
+        return self.since_best() >= self.patience
+
+
+def learn(
+    lesson: Lesson,
+    corpus: Corpus,
+    settings: LabSettings,
+    seed: int,
+    watch: Callable[[nn.Module], float | None] = lambda model: None,
+    tell: Callable[[Curve], None] = lambda curve: None,
+) -> Learnt:
+    """A fresh model of the settings' size, taught the lesson by the one loop, as it was at the least held-out loss."""
+    torch.manual_seed(mix(seed, 4))
+    model = Transformer(shape(corpus.size, settings))
+    batches = LabelledBatches(lesson, settings.rows, mix(seed, 5))
+    every = batches.steps_per_epoch
+    training = Settings(
+        steps=settings.epochs * every,
+        optimizer=OptimizerSettings(matrix_rate=settings.matrix_rate, rate=settings.rate, decay=settings.decay),
+        schedule=Schedule(warmup=0.05, flat=0.1, floor=0.05),
+        save_seconds=0.0,
+    )
+    loss = lambda: held_out_loss(model, corpus.held_out)
+    seen = _Watch(model, loss, lambda: watch(model), every, settings.patience, tell)
+    objective = cross_entropy if lesson.soft is None else soft_cross_entropy
+    session = Session(parts=fused_parts(model.config), on_step=seen.step, stop=seen.stop)
+    with tempfile.TemporaryDirectory(prefix="klype-bias-") as folder:
+        try:
+            train(model, objective, batches, training, Path(folder), session)
+        except Interrupted:
+            if not seen.stop():
+                raise
+    model.load_state_dict(seen.best)
+    reads = float(model.config.flops_per_token)
+    read = sum(len(d) - 1 for d in lesson.documents) * len(seen.curve)
+    return Learnt(model.eval(), seen.curve, seen.since_best() > 0, lesson.flops + 3 * reads * read, reads)
+
+
+def shape(vocabulary: int, settings: LabSettings) -> ModelConfig:
+    """Small, with the convolution and without rotation: what learns the world in seconds."""
+    width = settings.width
+    return ModelConfig(
+        vocab_size=vocabulary,
+        width=width,
+        layers=settings.layers,
+        heads=4,
+        hidden=2 * width,
+        window=128,
+        rope_theta=0.0,
+        conv=5,
+    )

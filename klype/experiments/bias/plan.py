@@ -1,0 +1,128 @@
+"""What fits: how many documents and seeds, in training steps; kept, so that a resumed run is the same."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from klype import config
+from klype.answers.traces import replace
+from klype.errors import KlypeError, UsageError
+from klype.experiments.bias.corpus import Corpus, Source
+from klype.experiments.bias.lab import LabSettings, Lesson, learn
+from klype.experiments.bias.targets import TARGETS, target, uniform
+
+CHOICES = (
+    ((300, 600, 1200), 5),
+    ((200, 400, 800), 5),
+    ((150, 300, 600), 5),
+    ((150, 300, 600), 3),
+    ((100, 200, 400), 3),
+    ((75, 150, 300), 3),
+    ((50, 100, 200), 2),
+)
+"""From the most wanted to the least: numbers of documents, and seeds."""
+ENDED = 0.8  # of all steps are usually taken before held-out loss has turned for long enough
+OTHER = 1.3  # times the training: truth, labels, measures
+
+
+class Plan(config.Settings):
+    """``steps``: of training, at most, over all cells."""
+
+    documents: tuple[int, ...]
+    seeds: int
+    seed: int = 0
+    targets: tuple[str, ...]
+    settings: LabSettings = LabSettings()
+    steps: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a user wants; empty ``documents`` and 0 ``seeds``: what fits into the minutes."""
+
+    minutes: float = 10.0
+    documents: tuple[int, ...] = ()
+    seeds: int = 0
+    seed: int = 0
+    targets: tuple[str, ...] = ()
+    settings: LabSettings = field(default_factory=LabSettings)
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Seconds a step: one-hot, and with whole distributions."""
+
+    hard: float
+    soft: float
+
+
+def make(source: Source, folder: Path, asked: Asked, cores: int) -> Plan:
+    """The folder's plan, when an earlier start has left one; else a new one, which is kept there."""
+    file = folder / "plan.json"
+    if file.is_file():
+        try:
+            return Plan.model_validate_json(file.read_bytes())
+        except ValidationError:
+            raise KlypeError(f"{file} is damaged.", "Choose another --out.") from None
+    names = checked(asked.targets, truth=source.knows)
+    if asked.documents and source.within(asked.documents) != asked.documents:
+        most = source.within(asked.documents)[-1]
+        raise UsageError(f"--documents: the text has only {most} pieces to draw from.", f"Ask for {most} at most.")
+    few = source.corpus(asked.seed, 10 * asked.settings.rows, 8)
+    choices = [(asked.documents or source.within(documents), asked.seeds or seeds) for documents, seeds in CHOICES]
+    plan = fit(asked, list(dict.fromkeys(choices)), probe(few, asked.settings), names, cores)
+    replace(file, plan.model_dump_json(indent=1).encode())
+    return plan
+
+
+def checked(names: Sequence[str], truth: bool) -> tuple[str, ...]:
+    """Names of rows in the table's order, one-hot always among them; UsageError for one there is not."""
+    known = [row.name for row in TARGETS if truth or row.kind != "truth"]
+    for name in names:
+        if name not in known:
+            near = config.nearest(name, known)
+            hint = f"Did you mean {near}?" if near else f"There are: {', '.join(known)}."
+            raise UsageError(f"--targets: there are no targets called {name}.", hint)
+    return tuple(name for name in known if not names or name in names or name == "one-hot")
+
+
+def probe(corpus: Corpus, settings: LabSettings) -> Speed:
+    """Seconds a step on a few documents, either way, after one that warms up."""
+    once = settings.model_copy(update={"epochs": 1})
+    found = []
+    for soft in (None, None, uniform(corpus.size)):
+        began = time.perf_counter()
+        learn(Lesson(corpus.train, soft), corpus, once, 0)
+        found.append((time.perf_counter() - began) / -(-len(corpus.train) // settings.rows))
+    return Speed(*found[1:])
+
+
+def steps(documents: int, targets: tuple[str, ...], settings: LabSettings) -> tuple[int, int]:
+    """Steps of one cell at most: one-hot ones, and with whole distributions."""
+    once = settings.epochs * -(-documents // settings.rows)
+    hard = settings.teachers + ("larger-teacher" in targets or "larger-one-hot" in targets)
+    soft = sum(target(name).kind in ("cure", "truth") for name in targets)
+    return hard * once, (soft + ("ensemble-written" in targets)) * once
+
+
+def fit(
+    asked: Asked, choices: Sequence[tuple[tuple[int, ...], int]], speed: Speed, names: tuple[str, ...], cores: int
+) -> Plan:
+    """The first of the choices that fits into the minutes; the last one when none does."""
+    plan = Plan(documents=(), seeds=0, seed=asked.seed, targets=names, settings=asked.settings)
+    for documents, seeds in choices:
+        both = [steps(count, names, asked.settings) for count in documents]
+        hard, soft = (seeds * sum(part) for part in zip(*both, strict=True))
+        seconds = round(OTHER * ENDED * (hard * speed.hard + soft * speed.soft) / cores, 1)
+        plan = plan.model_copy(
+            update={"documents": documents, "seeds": seeds, "steps": hard + soft, "seconds": seconds}
+        )
+        if seconds <= 60 * asked.minutes:
+            break
+    return plan

@@ -1,0 +1,234 @@
+"""``report.html`` of the hard-target experiment, both languages in it: what each target leaves, costs and closes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from klype.answers.traces import replace
+from klype.examine.charts import (
+    Cell,
+    Option,
+    Panel,
+    Picture,
+    axis,
+    bars,
+    curve_with_band,
+    line,
+    lines,
+    whiskers,
+)
+from klype.examine.facts import FigureFacts
+from klype.examine.report import page
+from klype.examine.say import Say
+from klype.experiments.bias.board import MEASURES, Best, Board, Row
+from klype.words import LANGUAGES, Words, words
+
+COLOURS = {"one-hot": "base", "label-smoothing": "bad", "kneser-ney": "finetuned", "oracle": "truth",
+           "ensemble": "aligned", "ensemble-written": "accent"}  # fmt: skip
+"""The targets that have curves; all are in the tables."""
+OTHER = "muted"
+WITHOUT_GAP = ("one-hot", "oracle")
+
+
+def write(folder: Path, board: Board, lang: str) -> Path:
+    """Writes ``report.html`` into the folder."""
+    replace(folder / "report.html", render(board, lang).encode())
+    return folder / "report.html"
+
+
+def render(board: Board, lang: str) -> str:
+    views = [_view(board, Say(code), words(code, "bias")) for code in LANGUAGES]
+    return page("bias.html.jinja", views, lang, title=words(lang, "bias")("title"))
+
+
+def verdict(board: Board, say: Say, own: Words) -> list[str]:
+    """What was found, in words; nothing is said that was not measured."""
+    most = board.documents[-1]
+    found = {row.target: row.figures for row in board.rows if row.documents == most}
+    said = []
+    if board.source == "text":
+        cures = [name for name in found if board.kinds[name] == "cure"]
+        if "one-hot" in found and cures:
+            best = min(cures, key=lambda name: found[name]["bits_per_byte"]["value"] or 0.0)
+            figures = (found[name]["bits_per_byte"] for name in (best, "one-hot"))
+            bits, base = (say.figure(figure) for figure in figures)
+            said.append(own("text_best", target=_name(own, best), bits=bits, base=base))
+        return said
+    if {"one-hot", "oracle"} <= found.keys():
+        said.append(own("hard", kl=say.figure(found["one-hot"]["kl"]), oracle=say.figure(found["oracle"]["kl"])))
+    for best in board.best:
+        said.append(_best(best, found, say, own))
+    if "best-of-five" in found:
+        said.append(own("not_longer", kl=say.figure(found["best-of-five"]["kl"])))
+    return said
+
+
+def table(board: Board, documents: int, say: Say, own: Words) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of all figures at one number of documents."""
+    rows = [row for row in board.rows if row.documents == documents]
+    kept = [name for name in MEASURES if any(name in row.figures for row in rows)]
+    columns = [own("column.target"), *(own(f"column.{name}") for name in kept), own("turned")]
+    return columns, [
+        [_name(own, row.target), *(_cell(row, name, say, own) for name in kept), f"{row.turned}/{row.seeds}"]
+        for row in rows
+    ]
+
+
+def pictures(board: Board, say: Say, own: Words) -> list[Picture]:
+    """All of which there is something to show."""
+    made = [_gap(board, say, own), _bars(board, say, own), _documents(board, say, own), _compute(board, say, own),
+            _training(board, own)]  # fmt: skip
+    return [picture for picture in made if picture is not None]
+
+
+def _view(board: Board, say: Say, own: Words) -> dict[str, Any]:
+    tables = []
+    for count in reversed(board.documents):
+        columns, rows = table(board, count, say, own)
+        tables.append({"title": own("table", documents=say.count(count)), "columns": columns, "rows": rows})
+    lead = f"{own('lead', seeds=board.seeds)} {own('lead_world' if board.source == 'world' else 'lead_text')}"
+    return {
+        "lang": say.lang,
+        "say": say,
+        "own": own,
+        "lead": lead,
+        "verdict": verdict(board, say, own),
+        "pictures": {picture.id: picture for picture in pictures(board, say, own)},
+        "tables": tables,
+        "targets": [(_name(own, name), own(f"what.{name}")) for name in board.kinds],
+        "script_words": {"zero": say("formula.zero"), "half": say("formula.half", n="{n}"), "save": say("tools.save")},
+    }
+
+
+def _best(best: Best, found: dict[str, dict[str, FigureFacts]], say: Say, own: Words) -> str:
+    gap = say.figure(best.gap, "right")
+    if best.within is not None:
+        return own("best_within", target=_name(own, best.target), gap=gap)
+    compute = say.value(found[best.target]["compute"])
+    return own("best", target=_name(own, best.target), gap=gap, compute=compute)
+
+
+def _gap(board: Board, say: Say, own: Words) -> Picture | None:
+    rows = [
+        (r.target, r.figures["gap"])
+        for r in _most(board)
+        if r.target not in WITHOUT_GAP and r.figures.get("gap", {}).get("value") is not None
+    ]
+    if not rows:
+        return None
+    rows.sort(key=lambda row: -(row[1]["value"] or 0.0))
+    drawn = [(_name(own, name), figure, say.figure(figure, "right"), COLOURS.get(name, OTHER)) for name, figure in rows]
+    option = whiskers(drawn, axis(own("picture.axis_gap"), percent=True), 0.0)
+    table = [_figure_cells(_name(own, name), figure) for name, figure in rows]
+    panel = Panel("", option, 70 + 44 * len(rows))
+    columns = [own("column.target"), own("column.gap"), *ENDS[say.lang]]
+    return Picture("gap", own("picture.gap"), own("picture.gap_how"), [panel], columns, table, True)
+
+
+def _bars(board: Board, say: Say, own: Words) -> Picture | None:
+    if board.bars is None or not board.bars.targets:
+        return None
+    shown = board.bars
+    panels, table = [], []
+    for name, values in shown.targets.items():
+        if board.kinds[name] == "beside":
+            continue
+        series = {
+            own("picture.truth"): ("truth", shown.truth),
+            own("picture.model"): (COLOURS.get(name, "aligned") if name != "oracle" else "aligned", values),
+        }
+        x = axis(percent=True, min=0, max=max(0.5, *shown.truth, *(v for vs in shown.targets.values() for v in vs)))
+        panels.append(Panel(_name(own, name), bars(shown.words, series, x), 210))
+        table += [[_name(own, name), w, p, q] for w, p, q in zip(shown.words, shown.truth, values, strict=True)]
+    columns = [own("column.target"), own("column.word"), own("picture.truth"), own("picture.model")]
+    title = own("picture.bars", text=shown.text, count=len(panels))
+    return Picture("bars", title, own("picture.bars_how"), panels, columns, table, True)
+
+
+def _documents(board: Board, say: Say, own: Words) -> Picture | None:
+    key, place = ("kl", "documents") if board.source == "world" else ("bits_per_byte", "text_documents")
+    series: list[Option] = []
+    table: list[list[Cell]] = []
+    for name in board.kinds:
+        figures = [(float(r.documents), r.figures[key]) for r in board.rows if r.target == name and key in r.figures]
+        table += [_figure_cells(_name(own, name), figure, int(count)) for count, figure in figures]
+        if name in COLOURS and figures:
+            series += curve_with_band(_name(own, name), figures, COLOURS[name], showSymbol=True)
+    if not series:
+        return None
+    x = axis(own("picture.axis_documents"), kind="log", min=board.documents[0], max=board.documents[-1])
+    y = axis(own("picture.axis_kl") if key == "kl" else own("column.bits_per_byte"), scale=key != "kl")
+    columns = [own("column.target"), own("column.documents"), own(f"column.{key}"), *ENDS[say.lang]]
+    panel = Panel("", lines(x, y, series), 340)
+    return Picture("documents", own(f"picture.{place}"), own(f"picture.{place}_how"), [panel], columns, table, True)
+
+
+def _compute(board: Board, say: Say, own: Words) -> Picture | None:
+    rows = [
+        (r.target, r.figures["compute"]["value"], r.figures["kl"]["value"])
+        for r in _most(board)
+        if "kl" in r.figures and r.figures.get("compute", {}).get("value")
+    ]
+    if not rows:
+        return None
+    point = {"showSymbol": True, "symbolSize": 11}
+    series = [
+        line(_name(own, name), [(times, kl)], COLOURS.get(name, OTHER), **point,
+             label={"show": True, "formatter": _name(own, name), "color": "$ink", "position": "top"})
+        for name, times, kl in rows
+    ]  # fmt: skip
+    option = lines(axis(own("picture.axis_compute"), kind="log"), axis(own("picture.axis_kl"), scale=True), series)
+    option["legend"]["show"] = False
+    table: list[list[Cell]] = [[_name(own, name), times, kl] for name, times, kl in rows]
+    columns = [own("column.target"), own("column.compute"), own("column.kl")]
+    panel = Panel("", option, 380)
+    return Picture("compute", own("picture.compute"), own("picture.compute_how"), [panel], columns, table, True)
+
+
+def _training(board: Board, own: Words) -> Picture | None:
+    """The way of one seed's models: KL where it is known, else held-out loss."""
+    at = 2 if board.source == "world" else 1
+    most = board.documents[-1]
+    chosen = [c for c in board.curves if c.documents == most and c.member == 0 and c.target in COLOURS]
+    first = min((c.seed for c in chosen), default=0)
+    chosen = [c for c in chosen if c.seed == first]
+    if not chosen:
+        return None
+    ordered = [c for name in board.kinds for c in chosen if c.target == name]
+    series = [line(_name(own, c.target), [(p[0], p[at]) for p in c.points], COLOURS[c.target]) for c in ordered]
+    x, y = (
+        axis(own("picture.axis_epoch"), min=1),
+        axis(own("picture.axis_kl" if at == 2 else "picture.axis_loss"), scale=True),
+    )
+    table: list[list[Cell]] = [[_name(own, c.target), *p] for c in ordered for p in c.points]
+    columns = [own("column.target"), own("column.epoch"), own("column.loss"), own("column.kl")]
+    panel = Panel("", lines(x, y, series), 320)
+    return Picture("training", own("picture.training"), own("picture.training_how"), [panel], columns, table, True)
+
+
+ENDS = {"en": ("low", "high"), "nb": ("nedre", "øvre")}
+
+
+def _figure_cells(name: str, figure: FigureFacts, *place: Cell) -> list[Cell]:
+    return [name, *place, figure["value"], figure.get("low"), figure.get("high")]
+
+
+def _cell(row: Row, name: str, say: Say, own: Words) -> str:
+    figure = row.figures.get(name)
+    if figure is None or figure["value"] is None:
+        return ""
+    if name == "compute":
+        return own("compute_unit", times=say.plain(round(figure["value"], 1)))
+    if name == "gap":
+        return "" if row.target in WITHOUT_GAP else say.figure(figure, "right")
+    return say.figure(figure, name)
+
+
+def _most(board: Board) -> Sequence[Row]:
+    return [row for row in board.rows if row.documents == board.documents[-1]]
+
+
+def _name(own: Words, target: str) -> str:
+    return own(f"target.{target}")

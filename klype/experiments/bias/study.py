@@ -1,0 +1,219 @@
+"""The experiment as a whole: cells side by side in processes, read back from their files, summed up over seeds."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import special
+
+from klype.device import memory_policy, set_threads, thread_policy
+from klype.errors import KlypeError
+from klype.examine.facts import FigureFacts
+from klype.examine.intervals import ratio_of_means
+from klype.experiments.bias.board import MEASURES, Bars, Best, Board, Curve, Row
+from klype.experiments.bias.cell import Cell, finished
+from klype.experiments.bias.corpus import SHOWN, Source, Test
+from klype.experiments.bias.plan import Plan
+from klype.experiments.bias.targets import TARGETS, target
+from klype.values import Figure
+
+Finished = dict[str, Any]
+"""What a cell wrote of one model."""
+UNITS = {"kl": "nats a token", "reverse_kl": "nats a token", "loss": "nats a token", "s": "share a token",
+         "right": "share", "calibration": "probability", "bits_per_byte": "bits a byte"}  # fmt: skip
+AT_MOST_ONE = ("s", "right", "calibration")
+WITHIN = (None, 3.2)
+"""Winners: at any compute, and at three times that of one-hot (early stopping makes it vary a little)."""
+HELD_OUT = 150
+
+
+def run(source: Source, plan: Plan, folder: Path, tell: Callable[[Board], None], workers: int = 2) -> Board:
+    """Runs what of the plan is not finished, telling how it stands (and writing targets.json); the board at the end.
+
+    KlypeError when one of the processes ends unasked.
+    """
+    left = [
+        (count, seed)
+        for count in sorted(plan.documents)
+        for seed in range(plan.seed, plan.seed + plan.seeds)
+        if not finished(_place(folder, count, seed), plan.targets)
+    ]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_alone) as pool:
+        try:
+            drawing = pool.submit(source.test)
+            seeds = sorted({seed for _, seed in left})
+            drawn = {seed: pool.submit(source.corpus, seed, plan.documents[-1], HELD_OUT) for seed in seeds}
+            test = drawing.result()
+
+            def look(done: bool = False) -> Board:
+                found = board(folder, source, plan, test, done)
+                found.write(folder)
+                tell(found)
+                return found
+
+            _follow(drawn.values(), look)
+            running = [
+                pool.submit(_cell, Cell(drawn[seed].result().first(count), test, plan.settings, count, seed,
+                                        _place(folder, count, seed)), plan.targets)
+                for count, seed in left
+            ]  # fmt: skip
+            _follow(running, look)
+        except BrokenProcessPool:
+            raise KlypeError(
+                "One of the processes that train ended unasked (out of memory, perhaps).",
+                "The same command with --resume goes on; what is finished is kept.",
+            ) from None
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+    return look(done=True)
+
+
+def board(folder: Path, source: Source, plan: Plan, test: Test, done: bool) -> Board:
+    """How it stands, from the cells' files."""
+    found = [json.loads(f.read_text(encoding="utf-8")) for f in sorted((folder / "cells").glob("*/*.json"))]
+    measured = [one for one in found if "values" in one and one["member"] == 0]
+    summed = [r for count in plan.documents for name in plan.targets if (r := _row(measured, name, count)) is not None]
+    curves = [
+        Curve(
+            points=one["curve"], done="values" in one, **{k: one[k] for k in ("target", "documents", "seed", "member")}
+        )
+        for one in found
+        if one["curve"]
+    ]
+    return Board(
+        source="world" if test.truth is not None else "text",
+        documents=plan.documents,
+        seeds=plan.seeds,
+        kinds={name: target(name).kind for name in plan.targets},
+        steps=plan.steps,
+        epochs=plan.settings.epochs,
+        done=done,
+        cells_done=sum(one["target"] in plan.targets for one in measured),
+        cells=len(plan.targets) * len(plan.documents) * plan.seeds,
+        rows=summed,
+        curves=curves,
+        bars=_bars(measured, test, source.vocabulary),
+        best=list(_best(measured, plan)),
+    )
+
+
+def gaps(one_hot: Sequence[float], cure: Sequence[float], oracle: Sequence[float]) -> Figure:
+    """The share of the way from one-hot to the oracle that a cure goes, paired by seed: Σ(o − c) / Σ(o − p)."""
+    o, c, p = (np.asarray(values, float) for values in (one_hot, cure, oracle))
+    return ratio_of_means(o - c, o - p, "share of the gap")
+
+
+def over_seeds(values: Sequence[float], unit: str, most: float = np.inf) -> Figure:
+    """Mean over seeds (documents, first weights and order all drawn anew) with Student's t; one seed: no interval."""
+    value_S = np.asarray(values, float)
+    mean, n = float(value_S.mean()), value_S.size
+    if n < 2:
+        return Figure(mean, None, None, n, unit, why="one seed only")
+    half = float(special.stdtrit(n - 1, 0.975) * value_S.std(ddof=1) / np.sqrt(n))
+    return Figure(mean, max(0.0, mean - half), min(most, mean + half), n, unit)
+
+
+def _row(measured: Sequence[Finished], name: str, documents: int) -> Row | None:
+    own = _by_seed(measured, name, documents)
+    if not own:
+        return None
+    figures = {
+        key: over_seeds([one["values"][key] for one in own.values()], UNITS[key], 1.0 if key in AT_MOST_ONE else np.inf)
+        for key in MEASURES
+        if all(key in one["values"] for one in own.values())
+    }
+    base = _by_seed(measured, "one-hot", documents)
+    both = sorted(own.keys() & base.keys())
+    if both:
+        figures["compute"] = ratio_of_means(
+            [own[s]["flops"] for s in both], [base[s]["flops"] for s in both], "times one-hot's"
+        )
+        truth = _by_seed(measured, "oracle", documents)
+        if shared := sorted(truth.keys() & set(both)):
+            parts = ([group[s]["values"]["kl"] for s in shared] for group in (base, own, truth))
+            figures["gap"] = gaps(*parts)
+    turned = sum(one["turned"] for one in own.values())
+    shown: dict[str, FigureFacts] = {key: FigureFacts(**figure.json()) for key, figure in figures.items()}
+    return Row(target=name, documents=documents, seeds=len(own), turned=turned, figures=shown)
+
+
+def _by_seed(measured: Sequence[Finished], name: str, documents: int) -> dict[int, Finished]:
+    return {one["seed"]: one for one in measured if one["target"] == name and one["documents"] == documents}
+
+
+def _best(measured: Sequence[Finished], plan: Plan) -> Iterator[Best]:
+    """Chosen on one half of the test, told by the other: a winner's own luck is not counted for it."""
+    most = plan.documents[-1]
+    base, truth = (_by_seed(measured, name, most) for name in ("one-hot", "oracle"))
+    if len(base) < plan.seeds or len(truth) < plan.seeds:
+        return
+    cures = {
+        name: own
+        for name in plan.targets
+        if target(name).kind == "cure" and len(own := _by_seed(measured, name, most)) == plan.seeds
+    }
+    for within in WITHIN:
+        allowed = {
+            name: own
+            for name, own in cures.items()
+            if within is None
+            or sum(o["flops"] for o in own.values()) <= within * sum(o["flops"] for o in base.values())
+        }
+        if allowed:
+            name = min(allowed, key=lambda n: sum(one["values"]["kl_chosen"] for one in allowed[n].values()))
+            parts = ([group[s]["values"]["kl"] for s in sorted(base)] for group in (base, allowed[name], truth))
+            yield Best(target=name, within=within, gap=FigureFacts(**gaps(*parts).json()))
+
+
+def _bars(measured: Sequence[Finished], test: Test, vocabulary: Sequence[str]) -> Bars | None:
+    if test.shown is None:
+        return None
+    most = max((one["documents"] for one in measured), default=0)
+    by_target: dict[str, list[list[float]]] = {}
+    for one in measured:
+        if one["documents"] == most and "bars" in one:
+            by_target.setdefault(one["target"], []).append(one["bars"])
+    words = [vocabulary[i] for i in test.shown[1]]
+    means = {name: [float(x) for x in np.mean(rows, axis=0)] for name, rows in by_target.items()}
+    ordered = {row.name: means[row.name] for row in TARGETS if row.name in means}
+    return Bars(text=SHOWN, words=words, truth=list(test.shown[1].values()), targets=ordered)
+
+
+def _place(folder: Path, documents: int, seed: int) -> Path:
+    return folder / "cells" / f"{documents}-{seed}"
+
+
+def _follow(running: Iterable[Future[Any]], look: Callable[[], object]) -> None:
+    """Looks every second until all have ended; what failed in one is raised here."""
+    left = set(running)
+    while left:
+        ended, left = wait(left, timeout=1.0)
+        for one in ended:
+            one.result()
+        look()
+
+
+# in the processes
+
+
+def _alone() -> None:
+    thread_policy()
+    memory_policy()
+    set_threads(1)
+
+
+def _cell(cell: Cell, names: Sequence[str]) -> None:
+    cell.folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        cell.taught(name)
+    for file in cell.folder.glob("*.safetensors"):  # they were kept for resuming within the cell
+        file.unlink()

@@ -1,0 +1,262 @@
+"""What a model is trained towards, as rows of one table: a new target is one function and one row.
+
+A row is a function (lab) → lesson, or → a model that has learnt already. ``lab`` has the documents, and gives models
+trained on other rows when asked. Only ``oracle`` looks at the truth.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+import torch
+from torch import nn
+
+from klype.data.order import mix
+from klype.engine.engine import Engine
+from klype.experiments.bias.corpus import Corpus, Ids, Truth, targets
+from klype.experiments.bias.kneser_ney import Floats, KneserNey, cross_fitted
+from klype.experiments.bias.lab import LabSettings, Learnt, Lesson, Soft, predict
+from klype.values import Request
+
+SMOOTHED, MIXED = 0.05, 0.3
+ORDER = 4
+PORTION = 64  # documents that teachers read at a time
+
+
+class Lab(Protocol):
+    """One cell's documents and settings, and what has been trained on them."""
+
+    corpus: Corpus
+    settings: LabSettings
+    seed: int
+
+    def taught(self, target: str, member: int = 0) -> Learnt:
+        """The model trained on this row; members differ in initial weights and order. Trained when first asked for."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """``kind``: the baseline, a cure, the truth, or beside: no student of the same size, so neither cure nor winner.
+
+    ``width``: of its model, times the width of the others.
+    """
+
+    name: str
+    make: Callable[[Lab], Lesson | Learnt]
+    kind: Literal["baseline", "cure", "beside", "truth"] = "cure"
+    width: float = 1.0
+
+
+# the rows
+
+
+def one_hot(lab: Lab) -> Lesson:
+    """The word that followed, and nothing else."""
+    return Lesson(lab.corpus.train)
+
+
+def smoothing(lab: Lab) -> Lesson:
+    """A little of every word: (1 − ε) one-hot + ε uniform."""
+    return Lesson(lab.corpus.train, mixed(hard(lab), uniform(lab.corpus.size), SMOOTHED))
+
+
+def kneser_ney(lab: Lab) -> Lesson:
+    """What followed the same three words elsewhere in the documents, mixed in."""
+    return Lesson(lab.corpus.train, mixed(hard(lab), rows(counted(lab)), MIXED))
+
+
+def self_taught(lab: Lab) -> Lesson:
+    """What an earlier self says: the same model, trained on one-hot targets before (born-again networks, 2018)."""
+    return _taught(lab, [lab.taught("one-hot")])
+
+
+def larger(lab: Lab) -> Lesson:
+    """What a model of twice the width says."""
+    return _taught(lab, [lab.taught("larger-one-hot")])
+
+
+def pair(lab: Lab) -> Lesson:
+    """What two models say on average, and counts beside them: three times the compute of one."""
+    return _with_counts(lab, _teachers(lab, 2))
+
+
+def best_of(lab: Lab) -> Learnt:
+    """One-hot with the compute of five: of five models, the one that says held-out documents best."""
+    teachers = _teachers(lab)
+    best = min(teachers, key=lambda t: min(loss for _, loss, _ in t.curve))
+    return replace(best, flops=sum(t.flops for t in teachers))
+
+
+def together(lab: Lab) -> Learnt:
+    """The five themselves, at five times the cost of every answer."""
+    teachers = _teachers(lab)
+    model = Mixture([t.model for t in teachers])
+    turned = all(t.turned for t in teachers)
+    return Learnt(model, [], turned, sum(t.flops for t in teachers), sum(t.reads for t in teachers))
+
+
+def ensemble(lab: Lab) -> Lesson:
+    """What five models say on average that differ in nothing but their first weights and the order of documents."""
+    return _taught(lab, _teachers(lab))
+
+
+def ensemble_and_counts(lab: Lab) -> Lesson:
+    """The ensemble mixed with Kneser–Ney, in the share that fits held-out documents best."""
+    return _with_counts(lab, _teachers(lab))
+
+
+def ensemble_and_written(lab: Lab) -> Lesson:
+    """… and as many documents again that the five have written, labelled by the same mixture."""
+    return _with_counts(lab, _teachers(lab), written(lab, _teachers(lab), len(lab.corpus.train)))
+
+
+def oracle(lab: Lab) -> Lesson:
+    """p itself: what no corpus shows, and the least that any target can leave."""
+    assert lab.corpus.truth is not None, "only the world knows its truth"
+    return Lesson(lab.corpus.train, true(lab.corpus.truth, lab.corpus.size))
+
+
+TARGETS = (
+    Target("one-hot", one_hot, "baseline"),
+    Target("label-smoothing", smoothing),
+    Target("kneser-ney", kneser_ney),
+    Target("earlier-self", self_taught),
+    Target("larger-one-hot", one_hot, "beside", width=2.0),
+    Target("larger-teacher", larger),
+    Target("pair-kneser-ney", pair),
+    Target("best-of-five", best_of, "baseline"),
+    Target("five-together", together, "beside"),
+    Target("ensemble", ensemble),
+    Target("ensemble-kneser-ney", ensemble_and_counts),
+    Target("ensemble-written", ensemble_and_written),
+    Target("oracle", oracle, "truth"),
+)
+
+
+def target(name: str) -> Target:
+    """The row of this name, which is there."""
+    return next(row for row in TARGETS if row.name == name)
+
+
+# distributions at positions
+
+
+def hard(lab: Lab) -> Soft:
+    """One-hot."""
+    at_N, size = torch.from_numpy(targets(lab.corpus.train)), lab.corpus.size
+    return lambda positions: torch.nn.functional.one_hot(at_N[positions], size).float()
+
+
+def uniform(size: int) -> Soft:
+    return lambda positions: torch.full((len(positions), size), 1 / size)
+
+
+def rows(table_NV: torch.Tensor | Floats) -> Soft:
+    """A table kept in half precision; each row is made to sum to one again."""
+    kept_NV = torch.as_tensor(table_NV).half()
+
+    def soft(positions: torch.Tensor) -> torch.Tensor:
+        p_nV = kept_NV[positions].float()
+        return p_nV / p_nV.sum(-1, keepdim=True)
+
+    return soft
+
+
+def mixed(first: Soft, second: Soft, share: float) -> Soft:
+    """(1 − share) · first + share · second."""
+    assert 0 <= share <= 1
+    return lambda positions: torch.lerp(first(positions), second(positions), share)
+
+
+def true(truth: Truth, size: int) -> Soft:
+    starts, ids, p = map(torch.from_numpy, (truth.starts, truth.ids, truth.p))
+
+    def soft(positions: torch.Tensor) -> torch.Tensor:
+        counts = starts[positions + 1] - starts[positions]
+        row = torch.repeat_interleave(torch.arange(len(positions)), counts)
+        first = torch.repeat_interleave(starts[positions] - (counts.cumsum(0) - counts), counts)
+        at = first + torch.arange(len(row))
+        out_nV = torch.zeros(len(positions), size)
+        out_nV[row, ids[at]] = p[at]
+        return out_nV
+
+    return soft
+
+
+# teachers
+
+
+class Mixture(nn.Module):
+    """The mean of several models' distributions, as one model; its logits are log-probabilities."""
+
+    def __init__(self, models: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.models = nn.ModuleList(models)
+
+    def forward(self, tokens_BT: torch.Tensor) -> torch.Tensor:
+        said = torch.stack([model(tokens_BT).log_softmax(-1) for model in self.models])
+        return said.logsumexp(0) - math.log(len(self.models))
+
+
+def average(models: Sequence[nn.Module], documents: Sequence[Ids]) -> torch.Tensor:
+    """The mean of the models' distributions at every target, [N, V] in half precision, read a few at a time."""
+    portions = [documents[at : at + PORTION] for at in range(0, len(documents), PORTION)]
+    return torch.cat([predict(Mixture(models), part).exp_().half() for part in portions])
+
+
+def counted(lab: Lab) -> Floats:
+    return cross_fitted(lab.corpus.train, lab.corpus.size, ORDER)
+
+
+def best_share(first_NV: torch.Tensor, second_NV: torch.Tensor, documents: Sequence[Ids]) -> float:
+    """The share of the second, in twentieths, with which the mixture says the documents best."""
+    at_N1 = torch.from_numpy(targets(documents))[:, None]
+    a_N, b_N = (table.float().gather(1, at_N1)[:, 0].clamp_min(1e-9) for table in (first_NV, second_NV))
+    shares = [k / 20 for k in range(20)]
+    return max(shares, key=lambda share: float(torch.lerp(a_N, b_N, share).log().mean()))
+
+
+def written(lab: Lab, teachers: Sequence[Learnt], count: int) -> tuple[Ids, ...]:
+    """``count`` documents drawn from the teachers, each its part, at temperature 1."""
+    longest = max(len(d) for d in lab.corpus.train)
+    begin, end = lab.corpus.train[0][0], lab.corpus.end
+    out: list[Ids] = []
+    for k, teacher in enumerate(teachers):
+        share = count // len(teachers) + (k < count % len(teachers))
+        if share:
+            request = Request((begin,), share, longest - 1, seed=mix(lab.seed, 6, k), stop=(end,))
+            out += [(begin, *trace.tokens) for trace in Engine(teacher.model).run([request])[0]]
+    return tuple(out)
+
+
+def _teachers(lab: Lab, count: int = 0) -> list[Learnt]:
+    return [lab.taught("one-hot", k) for k in range(count or lab.settings.teachers)]
+
+
+def _taught(lab: Lab, teachers: Sequence[Learnt]) -> Lesson:
+    documents = lab.corpus.train
+    table_NV = average([t.model for t in teachers], documents)
+    return Lesson(documents, rows(table_NV), _cost(teachers, documents))
+
+
+def _with_counts(lab: Lab, teachers: Sequence[Learnt], more: tuple[Ids, ...] = ()) -> Lesson:
+    models, corpus = [t.model for t in teachers], lab.corpus
+    table = KneserNey(corpus.train, corpus.size, ORDER)
+    held_NV = torch.from_numpy(table.table(corpus.held_out))
+    share = best_share(average(models, corpus.held_out), held_NV, corpus.held_out)
+    counts_NV = torch.from_numpy(counted(lab))
+    if more:
+        counts_NV = torch.cat([counts_NV, torch.from_numpy(table.table(more)).half()])
+    documents = (*corpus.train, *more)
+    mixed_NV = average(models, documents).lerp_(counts_NV, share)
+    return Lesson(documents, rows(mixed_NV), _cost(teachers, documents))
+
+
+def _cost(teachers: Sequence[Learnt], documents: Sequence[Ids]) -> float:
+    """Multiply–adds, twice: the teachers' training, and their reading of the documents."""
+    tokens = sum(len(d) - 1 for d in documents)
+    return sum(t.flops + t.reads * tokens for t in teachers)

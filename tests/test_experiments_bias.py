@@ -1,0 +1,385 @@
+"""The hard-target experiment: targets are distributions, the n-gram is what it says, and the truth teaches best."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from bias_toys import END, SIZE, Chain, reference_kneser_ney
+from hypothesis import given
+from hypothesis import strategies as st
+
+from klype.cli.main import call
+from klype.errors import KlypeError, UsageError
+from klype.experiments.bias import report, study
+from klype.experiments.bias.board import FILE, Board, document
+from klype.experiments.bias.cell import Cell, finished
+from klype.experiments.bias.corpus import WorldSource, targets
+from klype.experiments.bias.kneser_ney import KneserNey, cross_fitted
+from klype.experiments.bias.lab import LabelledBatches, LabSettings, Lesson, learn, predict
+from klype.experiments.bias.measure import divergence, measure, right
+from klype.experiments.bias.plan import Asked, Plan, Speed, checked, fit
+from klype.experiments.bias.targets import TARGETS, Mixture, best_share, hard, mixed, true, uniform
+from klype.train.objectives import cross_entropy, soft_cross_entropy
+from klype.values import Batch
+
+SETTINGS = LabSettings(width=16, layers=1, rows=8, epochs=6, patience=6, teachers=2)
+PLAN = Plan(documents=(12, 24), seeds=2, targets=tuple(row.name for row in TARGETS), settings=SETTINGS)
+
+
+def cell(folder: Path, documents: int = 24, seed: int = 0, settings: LabSettings = SETTINGS) -> Cell:
+    source = Chain()
+    return Cell(source.corpus(seed, documents, 20), source.test(), settings, documents, seed, folder)
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Board]:
+    folder = tmp_path_factory.mktemp("bias")
+    return folder, study.run(Chain(), PLAN, folder, lambda board: None, workers=2)
+
+
+# targets
+
+
+@pytest.mark.parametrize("row", [row for row in TARGETS if row.name not in ("best-of-five", "five-together")])
+def test_every_target_is_a_distribution_over_the_right_documents(row: object, tmp_path: Path) -> None:
+    own = cell(tmp_path)
+    made = row.make(own)  # type: ignore[attr-defined]
+    assert isinstance(made, Lesson)
+    assert made.documents[: len(own.corpus.train)] == own.corpus.train
+    if made.soft is not None:
+        soft_NV = made.soft(torch.arange(len(targets(made.documents))))
+        assert soft_NV.shape[1] == SIZE
+        assert float(soft_NV.min()) >= 0
+        torch.testing.assert_close(soft_NV.sum(-1), torch.ones(len(soft_NV)), atol=1e-5, rtol=0)
+
+
+@given(share=st.sampled_from([0.0, 1e-6, 1e-3]))
+def test_soft_targets_are_one_hot_in_the_limit(share: float) -> None:
+    own = cell(Path())
+    at_N = torch.from_numpy(targets(own.corpus.train))
+    soft = mixed(hard(own), uniform(SIZE), share)(torch.arange(len(at_N)))
+    one_hot = torch.nn.functional.one_hot(at_N, SIZE).float()
+    assert float((soft - one_hot).abs().max()) <= share
+
+
+def test_soft_cross_entropy_to_one_hot_is_cross_entropy() -> None:
+    own = cell(Path())
+    torch.manual_seed(0)
+    model = learn(Lesson(own.corpus.train), own.corpus, SETTINGS.model_copy(update={"epochs": 1}), 0).model
+    batch = next(LabelledBatches(Lesson(own.corpus.train, hard(own)), 8, 0))
+    plain = Batch(batch.tokens_BT, batch.targets_BT, batch.weights_BT)
+    soft, sharp = soft_cross_entropy(model, batch), cross_entropy(model, plain)
+    torch.testing.assert_close(soft.total, sharp.total)
+    assert float(soft.count) == float(sharp.count) == float(batch.weights_BT.sum())
+
+
+def test_batches_bring_each_document_once_with_its_own_labels() -> None:
+    own = cell(Path())
+    truth = own.corpus.truth
+    assert truth is not None
+    soft = true(truth, SIZE)
+    batches = LabelledBatches(Lesson(own.corpus.train, soft), 5, 3)
+    seen = []
+    for _ in range(batches.steps_per_epoch):
+        batch = next(batches)
+        for row in range(len(batch.tokens_BT)):
+            n = int(batch.weights_BT[row].sum())
+            ids = (*batch.tokens_BT[row, :n].tolist(), int(batch.targets_BT[row, n - 1]))
+            seen.append(ids)
+            for t in range(n):
+                p = Chain().next(ids[t])
+                assert batch.extra["soft_BTV"][row, t].tolist() == pytest.approx([p.get(v, 0.0) for v in range(SIZE)])
+    assert sorted(seen) == sorted(own.corpus.train)
+
+
+# the n-gram
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_the_ngram_is_its_definition(order: int) -> None:
+    documents = list(Chain().documents(5, 12))
+    model = KneserNey(documents, SIZE, order)
+    for text in Chain().documents(6, 6):
+        for t in range(1, len(text)):
+            context = text[max(0, t - order + 1) : t]
+            p_V = model.next(context)
+            assert float(p_V.sum()) == pytest.approx(1, abs=1e-5)
+            np.testing.assert_allclose(p_V, reference_kneser_ney(documents, context, SIZE, order), atol=1e-6)
+
+
+def test_a_document_is_never_labelled_by_itself() -> None:
+    documents = [(0, 2, 3, END), (0, 2, 4, END), (0, 2, 5, END)]
+    table = cross_fitted(documents, SIZE, order=2, folds=3)
+    for d, text in enumerate(documents):
+        others = KneserNey([x for x in documents if x != text], SIZE, 2)
+        np.testing.assert_allclose(table[3 * d : 3 * d + 3], others.table([text]), atol=1e-3)
+
+
+# models
+
+
+def test_the_truth_teaches_better_than_one_right_word() -> None:
+    source = Chain()
+    corpus, test = source.corpus(0, 40, 60), source.test()
+    settings = LabSettings(width=16, layers=1, rows=8, epochs=12, patience=12)
+    one_hot = learn(Lesson(corpus.train), corpus, settings, 0)
+    assert corpus.truth is not None
+    oracle = learn(Lesson(corpus.train, true(corpus.truth, SIZE)), corpus, settings, 0)
+    assert measure(oracle.model, test)["kl"] < measure(one_hot.model, test)["kl"]
+    assert min(loss for _, loss, _ in one_hot.curve) <= one_hot.curve[0][1]
+
+
+def test_a_model_is_taken_where_held_out_loss_was_least() -> None:
+    corpus = Chain().corpus(0, 8, 60)
+    settings = LabSettings(width=16, layers=1, rows=4, epochs=40, patience=2, decay=0.0)
+    learnt = learn(Lesson(corpus.train), corpus, settings, 1)
+    losses = [loss for _, loss, _ in learnt.curve]
+    assert learnt.turned
+    assert len(losses) - 1 - losses.index(min(losses)) == settings.patience
+    at_N1 = torch.from_numpy(targets(corpus.held_out))[:, None]
+    again = float(-predict(learnt.model, corpus.held_out).gather(1, at_N1).mean())
+    assert again == pytest.approx(min(losses), abs=1e-6)
+
+
+def test_a_mixture_of_one_is_that_one_and_of_two_lies_between() -> None:
+    own = cell(Path())
+    once = SETTINGS.model_copy(update={"epochs": 1})
+    a, b = (learn(Lesson(own.corpus.train), own.corpus, once, seed).model for seed in (1, 2))
+    documents = own.test.documents
+    torch.testing.assert_close(predict(Mixture([a]), documents), predict(a, documents))
+    mean = (predict(a, documents).exp() + predict(b, documents).exp()) / 2
+    torch.testing.assert_close(predict(Mixture([a, b]), documents).exp(), mean)
+
+
+def test_the_share_that_says_held_out_documents_best_is_found() -> None:
+    documents = [(0, 1)] * 10
+    good, bad = (torch.tensor([[1 - p, p]]).expand(10, 2) for p in (0.9, 0.1))
+    assert best_share(good, bad, documents) == 0
+    assert best_share(bad, good, documents) == 0.95
+
+
+# measures
+
+
+class Saying(torch.nn.Module):
+    """Says the chain's own probabilities, or a mixture of them with uniform ones."""
+
+    def __init__(self, noise: float) -> None:
+        super().__init__()
+        table = np.full((SIZE, SIZE), noise / SIZE)
+        for word in range(SIZE):
+            for follower, p in Chain().next(word).items():
+                table[word, follower] += (1 - noise) * p
+        self.logp = torch.from_numpy(table).log()
+
+    def forward(self, tokens_BT: torch.Tensor) -> torch.Tensor:
+        return self.logp[tokens_BT]
+
+
+def test_the_truth_itself_has_no_divergence_and_is_calibrated() -> None:
+    test = Chain().test()
+    found = measure(Saying(0.0), test)
+    assert found["kl"] == pytest.approx(0, abs=1e-6)
+    assert found["reverse_kl"] == pytest.approx(0, abs=1e-6)
+    assert found["s"] == pytest.approx(1)
+    assert found["calibration"] == pytest.approx(0, abs=1e-6)
+    asked = [Chain().next(q.prefix[-1])[q.answers[0][0]] for q in test.asked]
+    assert right(Saying(0.0), test.asked) == pytest.approx(np.mean(asked))
+
+
+def test_noise_shows_in_every_measure() -> None:
+    test = Chain().test()
+    quiet, loud = measure(Saying(0.1), test), measure(Saying(0.5), test)
+    assert 0 < quiet["kl"] < loud["kl"]
+    assert 1 > quiet["s"] > loud["s"]
+    assert quiet["calibration"] < loud["calibration"]
+    assert quiet["right"] > loud["right"]
+    assert test.truth is not None
+    assert divergence(Saying(0.1), test.documents, test.truth) > 0
+
+
+def test_text_is_measured_without_a_truth() -> None:
+    test = Chain().test()
+    plain = replace(test, truth=None, asked=(), shown=None, bytes=1000)
+    found = measure(Saying(0.1), plain)
+    tokens = sum(len(d) - 1 for d in test.documents)
+    assert found["bits_per_byte"] == pytest.approx(found["loss"] * tokens / 1000 / np.log(2))
+    assert set(found) == {"loss", "bits_per_byte", "calibration", "right"}
+
+
+def test_first_documents_bring_their_own_truth() -> None:
+    corpus = Chain().corpus(0, 10, 8)
+    few = corpus.first(3)
+    assert few.truth is not None
+    np.testing.assert_array_equal(few.truth.p, Chain().truth(corpus.train[:3]).p)
+
+
+def test_gap_and_intervals() -> None:
+    gap = study.gaps([1.0, 1.2, 0.8], [0.5, 0.7, 0.6], [0.2, 0.2, 0.2])
+    assert gap.value == pytest.approx(1.2 / 2.4)
+    assert gap.low is not None
+    assert gap.low < 0.5
+    whole = study.gaps([1.0, 1.2], [0.2, 0.2], [0.2, 0.2])
+    assert (whole.value, whole.low, whole.high) == pytest.approx((1, 1, 1))
+    figure = study.over_seeds([0.1, 0.3], "nats")
+    assert figure.value == pytest.approx(0.2)
+    assert figure.high == pytest.approx(0.2 + 12.7062 * 0.1, rel=1e-4)
+    assert study.over_seeds([0.1], "nats").low is None
+
+
+# the experiment
+
+
+def test_the_experiment_is_whole_and_its_file_can_be_read(ran: tuple[Path, Board]) -> None:
+    folder, board = ran
+    assert board == Board.read(folder)
+    assert board.done
+    assert board.cells_done == board.cells == len(TARGETS) * 4
+    assert {(r.target, r.documents) for r in board.rows} == {(t.name, n) for t in TARGETS for n in (12, 24)}
+    made = document(board)
+    assert (made["documents"], made["seeds"]) == (24, 2)
+    for name in ("one-hot", "oracle", "ensemble"):
+        for measured in ("kl", "s", "calibration"):
+            figure = made["targets"][name][measured]
+            assert figure["low"] <= figure["value"] <= figure["high"]
+    assert made["targets"]["one-hot"]["gap"]["value"] == 0
+    assert made["targets"]["oracle"]["gap"]["value"] == pytest.approx(1)
+    assert made["targets"]["best-of-five"]["compute"]["value"] > 1.5
+    assert board.bars is not None
+    assert sum(board.bars.truth) == pytest.approx(1)
+    assert set(board.bars.targets) == {row.name for row in TARGETS}
+    json.dumps(made, allow_nan=False)
+    assert not list((folder / "cells").glob("*/*.safetensors"))
+
+
+def test_the_report_tells_it_in_both_languages(ran: tuple[Path, Board]) -> None:
+    folder, board = ran
+    page = report.write(folder, board, "nb").read_text(encoding="utf-8")
+    for text in ("Lukket av gapet", "Gap closed", "Jeg gikk en tur på", "default-src"):
+        assert text in page
+    assert "http://" not in page.split("<script")[0]
+
+
+def test_finished_cells_are_kept_and_equal_seeds_give_equal_figures(ran: tuple[Path, Board], tmp_path: Path) -> None:
+    folder, board = ran
+    before = {f: f.stat().st_mtime_ns for f in (folder / "cells").glob("*/*.json")}
+    assert study.run(Chain(), PLAN, folder, lambda board: None, workers=1).rows == board.rows
+    assert before == {f: f.stat().st_mtime_ns for f in (folder / "cells").glob("*/*.json")}
+    names = ("one-hot", "kneser-ney", "ensemble-written")
+    own = cell(tmp_path, 12, 1)
+    for name in names:
+        own.taught(name)
+    for name in names:
+        told, again = (json.loads((f / f"{name}.0.json").read_text()) for f in (folder / "cells" / "12-1", tmp_path))
+        assert told["values"] == again["values"]
+    assert finished(tmp_path, names)
+    assert not finished(tmp_path, ("oracle",))
+    reread = cell(tmp_path, 12, 1).taught("one-hot")
+    torch.testing.assert_close(
+        predict(reread.model, own.test.documents), predict(own.taught("one-hot").model, own.test.documents)
+    )
+
+
+def test_a_board_that_is_missing_or_damaged_says_so(tmp_path: Path) -> None:
+    with pytest.raises(KlypeError, match=r"no targets\.json"):
+        Board.read(tmp_path)
+    (tmp_path / FILE).write_text('{"version": 1}')
+    with pytest.raises(KlypeError, match="damaged"):
+        Board.read(tmp_path)
+
+
+# the world
+
+
+def test_the_world_gives_its_truth_and_its_answers() -> None:
+    source = WorldSource("small")
+    corpus, test = source.corpus(0, 3, 2), source.test(6, 3)
+    assert corpus.truth is not None
+    assert corpus.train[:2] == source.corpus(0, 2, 2).train
+    soft = true(corpus.truth, corpus.size)(torch.arange(len(targets(corpus.train))))
+    torch.testing.assert_close(soft.sum(-1), torch.ones(len(soft)), atol=1e-5, rtol=0)
+    at_N1 = torch.from_numpy(targets(corpus.train))[:, None]
+    assert float(soft.gather(1, at_N1).min()) > 0
+    assert test.shown is not None
+    assert {source.vocabulary[i] for i in test.shown[1]} == {"stien", "veien", "fortauet", "fjellet"}
+    for question in test.asked:
+        assert source.vocabulary[question.prefix[-1]] == "?"
+        assert all(source.vocabulary[answer[-1]] == "." for answer in question.answers)
+
+
+# plans and bad input
+
+
+def test_a_plan_takes_what_fits() -> None:
+    names = checked((), truth=True)
+    choices = [((300, 600), 5), ((100, 200), 3)]
+    roomy = fit(Asked(1e6), choices, Speed(0.01, 0.02), names, 2)
+    tight = fit(Asked(1e-6), choices, Speed(0.01, 0.02), names, 2)
+    assert (roomy.documents, roomy.seeds) == choices[0]
+    assert (tight.documents, tight.seeds) == choices[1]
+    assert tight.steps < roomy.steps
+    assert checked(("oracle",), truth=True) == ("one-hot", "oracle")
+
+
+def test_unknown_targets_are_named() -> None:
+    with pytest.raises(UsageError, match="no targets called ensembel"):
+        checked(("ensembel",), truth=True)
+    with pytest.raises(UsageError, match="no targets called oracle"):
+        checked(("oracle",), truth=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--minutes", "0"], "--minutes should be above 0"),
+        (["--documents", "ten"], "does not understand"),
+        (["--documents", "3"], "teach nothing"),
+        (["--targets", "orakel"], "no targets called orakel"),
+        (["--set", "widht=3"], "widht"),
+        (["--text", "nowhere.txt"], "nowhere.txt"),
+    ],
+)
+def test_bad_input_is_one_sentence(arguments: list[str], said: str, tmp_path: Path) -> None:
+    with pytest.raises(KlypeError, match=said):
+        call(["bias", "--out", str(tmp_path / "new"), *arguments])
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_command_on_ones_own_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "den",
+        "gamle",
+        "mannen",
+        "gikk",
+        "langs",
+        "veien",
+        "og",
+        "så",
+        "en",
+        "liten",
+        "hund",
+        "som",
+        "sov",
+        "under",
+        "et",
+        "stort",
+        "tre",
+    ]
+    rng = np.random.default_rng(0)
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(" ".join(rng.choice(words, 12)) + "." for _ in range(900)), encoding="utf-8")
+    asked = ["--documents", "16", "--seeds", "2", "--targets", "kneser-ney,ensemble", "--set", "width=16"]
+    small = ["--set", "epochs=2", "--set", "teachers=2", "--set", "layers=1"]
+    call(["bias", "--text", str(text), *asked, *small, "--out", str(tmp_path / "out"), "--json"])
+    made = json.loads(capsys.readouterr().out)
+    assert set(made["targets"]) == {"one-hot", "kneser-ney", "ensemble"}
+    assert made["targets"]["ensemble"]["bits_per_byte"]["value"] > 0
+    assert "kl" not in made["targets"]["one-hot"]
+    assert Path(made["report"]).is_file()
+    with pytest.raises(UsageError, match="exists already"):
+        call(["bias", "--text", str(text), *asked, "--out", str(tmp_path / "out")])
