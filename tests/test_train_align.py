@@ -15,6 +15,7 @@ from train_toys import tiny_model
 from klype.engine.engine import Engine
 from klype.errors import KlypeError
 from klype.model.config import ModelConfig
+from klype.model.fused import fused
 from klype.model.transformer import Transformer
 from klype.train import scoring
 from klype.train.loop import Interrupted, Session, Settings, train
@@ -118,6 +119,28 @@ def test_shared_is_separate(seed: int, questions: int, group: int, conv: int, ro
         grads.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
     torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(grads[0], grads[1], rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("conv", [0, 3])
+def test_compiled_scoring_is_plain_scoring(conv: int, tmp_path: Path) -> None:
+    compiled = fused(tmp_path)
+    if compiled is None:
+        pytest.skip("no C compiler")
+    shape = {"vocab_size": 20, "width": 32, "layers": 2, "heads": 2, "hidden": 48, "window": 64, "conv": conv}
+    model = Transformer(ModelConfig.parse({**shape, "rope_theta": 0.0 if conv else 10_000.0}))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    prompts = [[1 + q, 2, 3, 4, 5, 6, 7, 8][: 8 - q] for q in range(2) for _ in range(3)]
+    batch = answers_batch(prompts, [[9 + i, 10, 11][: 1 + i % 3] for i in range(6)], 3)
+    found = []
+    for way in (None, compiled):
+        model.fused = way
+        model.zero_grad()
+        logp_BT = score_answers(model, batch).logp_BT
+        (logp_BT * torch.arange(1, 7)[:, None]).sum().backward()
+        found.append([logp_BT.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
+    for plain, quick in zip(*found, strict=True):
+        torch.testing.assert_close(quick, plain, atol=1e-4, rtol=1e-3)
 
 
 def test_sharing_is_chosen_when_it_saves_and_changes_no_number() -> None:
@@ -233,7 +256,7 @@ def test_what_the_reference_thinks_does_not_depend_on_what_was_asked_before() ->
         assert torch.equal(next(resumed).extra["reference_logp_B"], rows[begin])
     for ranked, row in zip((straight.rankings[straight._drawn(i)] for i in range(4)), rows[0].view(4, -1), strict=True):
         for answer, known in zip(ranked.answers, row, strict=False):
-            alone = score_answers(tiny_model(), answers_batch([ranked.prompt], [answer])).logp_BT.sum()
+            alone = score_answers(tiny_model(), answers_batch([ranked.prompt], [answer])).logp_BT.detach().sum()
             assert float(known) == pytest.approx(float(alone), abs=1e-5)
 
 

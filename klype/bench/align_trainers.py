@@ -40,11 +40,13 @@ class Klype:
     def load(self, given: Given) -> None:
         from klype.device import memory_policy, set_threads
         from klype.model import checkpoint
+        from klype.model.fused import fused
 
         memory_policy()
         set_threads(given.threads)
         self.given = given
         self.loaded = checkpoint.load(Path(given.folder))
+        self.loaded.model.fused = fused(Path(given.folder).parent / "compiled")  # as in a run; its copies have it too
         self.crews: dict[str, bool] = {}
         self.scratch = Path(given.folder).parent / "crews"
         for task in TASKS:

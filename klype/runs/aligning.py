@@ -5,16 +5,19 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import torch
 from torch import nn
 
 from klype.engine.engine import Engine
 from klype.errors import UsageError
+from klype.model.lora import frozen
 from klype.model.transformer import Transformer
 from klype.runs import ranking
+from klype.runs.adapting import learner, learnt
 from klype.runs.judging import judge_the_judge, tau_ceiling
 from klype.runs.lessons import messages
 from klype.runs.plan import Planned
-from klype.runs.stages import Run, learn, session_of
+from klype.runs.stages import Run, learn, precision_of, session_of
 from klype.runs.watch import ASKED, TIMES, Parted, Seen, Watch, Watched, best
 from klype.train.objectives import Objective
 from klype.train.pairs import RankingBatches, RankingSettings
@@ -68,12 +71,17 @@ def align(run: Run) -> None:
             f"The way to align called {row.name} learns from fresh answers only.",
             "Leave out align.how.updates, or use grpo or ppo.",
         )
-    reference = copy.deepcopy(run.model("finetune")).requires_grad_(False)
+    whole = run.model("finetune").requires_grad_(False)
     judge = None
     if row.learns_from == "rollouts" or (run.folder / "reward" / ABOUT).exists():
-        judge = RewardModel.load(run.folder / "reward", reference)
-    start = copy.deepcopy(reference).requires_grad_(True)
-    model = ActorCritic.of(start) if row.critic else start
+        judge = RewardModel.load(run.folder / "reward", whole)
+    if run.recipe.lora.rank:  # the reference is the same weights without the adapters
+        reference = frozen(whole, getattr(torch, precision_of(run, "align")))
+        model = learner(run.recipe, run.options.seed, reference)
+    else:
+        reference = whole
+        start = copy.deepcopy(whole).requires_grad_(True)
+        model = ActorCritic.of(start) if row.critic else start
     watch = Watch(run.subject, [run.subject.questions(3)(i) for i in range(ASKED)], reference, judge)
     ranked = ranking.load(run.subject, run.folder / "rank")
     watched: list[Watched] = []
@@ -90,7 +98,7 @@ def align(run: Run) -> None:
 
     stopped = False
     try:
-        steps = learn(run, "align", model, build, section.training).steps
+        steps = learn(run, "align", model, build, run.recipe.training("align")).steps
         watched[-1].look()
     except Parted:
         stopped = True
@@ -101,7 +109,7 @@ def align(run: Run) -> None:
     seen = watched[-1].seen
     run.record.content["watch"] = {"stopped": stopped, "seen": [s.json() for s in seen]}
     run.say.table("while it aligned", COLUMNS, [_row(s) for s in seen])
-    aligned = model.actor() if isinstance(model, ActorCritic) else model
+    aligned = model.actor() if isinstance(model, ActorCritic) else learnt(model, whole)
     run.save("align", aligned, {"steps": steps, "parent": "finetune", "method": row.name})
     watched[-1].forget()
 

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from klype.model.attention import attend, convolve
+from klype.model.fused import Fused
+from klype.model.laid import Texts
 from klype.model.transformer import Layer, Transformer
 from klype.train.objectives import LanguageModel, wide
 from klype.values import Batch
@@ -43,11 +45,17 @@ def score_answers(model: nn.Module, batch: Batch) -> Scored:
     if isinstance(model, Transformer) and worth_sharing(batch):
         states_ND = _shared(model, batch, kept_N)
     else:
-        states_ND = lm.hidden(batch.tokens_BT).flatten(0, 1).index_select(0, kept_N)
+        states_ND = _separate(lm, batch, kept_N)
     logits_NV = wide(lm.unembed(states_ND)) / batch.extra.get("temperature", 1.0)
     logp_N = -functional.cross_entropy(logits_NV, batch.targets_BT.flatten()[kept_N], reduction="none")
     flat = torch.zeros(batch.targets_BT.numel(), dtype=logp_N.dtype, device=logp_N.device)
     return Scored(flat.index_copy(0, kept_N, logp_N).view(batch.targets_BT.shape), states_ND, kept_N)
+
+
+def _separate(lm: LanguageModel, batch: Batch, kept_N: Tensor) -> Tensor:
+    if isinstance(lm, Transformer):
+        return lm.states_at(batch.tokens_BT, batch.weights_BT != 0)
+    return lm.hidden(batch.tokens_BT).flatten(0, 1).index_select(0, kept_N)
 
 
 def worth_sharing(batch: Batch) -> bool:
@@ -86,12 +94,12 @@ def shared_states(model: Transformer, tokens_BT: Tensor, prompt_B: Tensor, group
     if model.config.rope_theta:
         ropes = (model.cos[:P], model.sin[:P]), (model.cos[at_BA], model.sin[at_BA])
     seen_QP = torch.arange(P) < shared_Q[:, None]
+    fused = model.fused if model.fused is not None and model.fused.suits(model.config, 1, model.embed.weight) else None
     last = len(model.layers) - 1
     for index, layer in enumerate(model.layers):
         assert isinstance(layer, Layer)
-        x_QPD, y_BAD = _layer(layer, (x_QPD, y_BAD), ropes, (shared_Q, seen_QP), index == last)
-    normed: Tensor = model.norm(y_BAD)
-    return normed
+        x_QPD, y_BAD = _layer(layer, (x_QPD, y_BAD), ropes, (shared_Q, seen_QP, fused), index == last)
+    return _normed(model.norm, y_BAD, fused)
 
 
 Rope = tuple[Tensor, Tensor]
@@ -111,13 +119,13 @@ def _layer(
     layer: Layer,
     streams: tuple[Tensor, Tensor],
     ropes: tuple[Rope, Rope] | None,
-    shared: tuple[Tensor, Tensor],
+    shared: tuple[Tensor, Tensor, Fused | None],
     last: bool,
 ) -> tuple[Tensor, Tensor]:
     """One layer on both streams; of the last one only the answers' is of use."""
     x_QPD, y_BAD = streams
-    shared_Q, seen_QP = shared
-    u_QPD, v_BAD = layer.attention_norm(x_QPD), layer.attention_norm(y_BAD)
+    shared_Q, seen_QP, fused = shared
+    u_QPD, v_BAD = (_normed(layer.attention_norm, z, fused) for z in streams)
     if layer.taps is not None:
         J = layer.taps.shape[0]
         before_BJD = _tail(u_QPD, shared_Q, J).repeat_interleave(len(v_BAD) // len(u_QPD), 0)
@@ -126,13 +134,31 @@ def _layer(
     q_HQPK, k_GQPK, v_GQPK = layer.heads(u_QPD, None if ropes is None else ropes[0])
     own = layer.heads(v_BAD, None if ropes is None else ropes[1])
     y_BAD = y_BAD + layer.out(_attend_both(own, (k_GQPK, v_GQPK), seen_QP))
-    y_BAD = y_BAD + layer.mlp(y_BAD)
+    y_BAD = y_BAD + _mlp(layer, y_BAD, fused)
     if not last:
         P = x_QPD.shape[1]
         causal_PP = torch.full((P, P), float("-inf"), dtype=q_HQPK.dtype).triu_(1)
         x_QPD = x_QPD + layer.out(attend(q_HQPK, k_GQPK, v_GQPK, causal_PP))
-        x_QPD = x_QPD + layer.mlp(x_QPD)
+        x_QPD = x_QPD + _mlp(layer, x_QPD, fused)
     return x_QPD, y_BAD
+
+
+def _normed(norm: nn.RMSNorm, x_BTD: Tensor, fused: Fused | None) -> Tensor:
+    if fused is None or not x_BTD.numel():
+        normed: Tensor = norm(x_BTD)
+        return normed
+    rows_ND, T = x_BTD.flatten(0, 1).contiguous(), x_BTD.shape[1]
+    texts = Texts(torch.arange(0, len(rows_ND) + 1, T), T)
+    return fused.norm(rows_ND, None, norm, None, texts)[1].view_as(x_BTD)
+
+
+def _mlp(layer: Layer, x_BTD: Tensor, fused: Fused | None) -> Tensor:
+    """As ``Layer.mlp``."""
+    if fused is None or not x_BTD.numel():
+        return layer.mlp(x_BTD)
+    gate_up_NF = layer.gate_up(_normed(layer.mlp_norm, x_BTD, fused)).flatten(0, 1)
+    out_ND: Tensor = layer.down(fused.swiglu(gate_up_NF))
+    return out_ND.view_as(x_BTD)
 
 
 def _tail(u_QPD: Tensor, shared_Q: Tensor, J: int) -> Tensor:
