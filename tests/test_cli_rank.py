@@ -135,6 +135,15 @@ def test_by_hand_in_a_terminal_with_undo_ties_a_better_answer_and_going_on_later
     later.sendcontrol("d")
     later.expect_exact("3 in all")
     later.close()
+    broken_off = start()
+    broken_off.expect_exact("4: ")
+    broken_off.expect_exact("order: ")
+    broken_off.sendintr()
+    broken_off.expect_exact("3 in all")
+    broken_off.expect_exact("The same command goes on from there.")  # it has no --resume
+    broken_off.expect(pexpect.EOF)
+    broken_off.close()
+    assert broken_off.exitstatus == 130
 
 
 @pytest.mark.parametrize(

@@ -52,22 +52,24 @@ class Wrong:
 def rank_by_hand(store: Store, sitting: Sitting, say: Say, ask: Callable[[str], str] = input) -> int:
     """Asks for an order of the next question's answers until the annotator stops or nothing is left; how many.
 
-    Answers come in an order of chance, blind to where they come from.
+    Answers come in an order of chance, blind to where they come from. Ctrl-C ends it as q does, and is passed on.
     """
     told = words(sitting.lang, "ranking")
     say.note(told("help"))
     before = len(store.entries(annotators=(sitting.name,)))
     done, go_on = 0, True
-    while go_on and (not sitting.most or done < sitting.most):
-        asked, again = _next(store, sitting, done)
-        if asked is None:
-            say.note(told("nothing_left"))
-            break
-        step, go_on = _one(store, sitting, (asked, again), (say, told, ask))
-        done = max(0, done + step)
-    store.release(sitting.annotator)
-    found = len(store.entries(annotators=(sitting.name,)))
-    say.note(told("end", now=max(0, found - before), all=found))
+    try:
+        while go_on and (not sitting.most or done < sitting.most):
+            asked, again = _next(store, sitting, done)
+            if asked is None:
+                say.note(told("nothing_left"))
+                break
+            step, go_on = _one(store, sitting, (asked, again), (say, told, ask))
+            done = max(0, done + step)
+    finally:  # with Ctrl-C too
+        store.release(sitting.annotator)
+        found = len(store.entries(annotators=(sitting.name,)))
+        say.note("\n" + told("end", now=max(0, found - before), all=found))
     return found - before
 
 
@@ -168,8 +170,8 @@ def _shown(asked: Asked, sitting: Sitting, again: bool, number: int) -> list[Can
 
 def _show(say: Say, told: Words, asked: Asked, number: int) -> None:
     rows = [(str(i), _harmless(c.text)) for i, c in enumerate(asked.candidates, 1)]
-    title = told("title", number=number, question=_harmless(asked.question.prompt))
-    say.table(title, ("", told("answer")), rows)
+    say.note("\n" + told("title", number=number, question=_harmless(asked.question.prompt)))
+    say.table("", ("", told("answer")), rows)
 
 
 def _harmless(text: str) -> str:

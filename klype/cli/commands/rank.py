@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from klype.cli import options as o
+from klype.cli.guard import INTERRUPTED
 from klype.cli.terminal import Terminal
-from klype.errors import UsageError
+from klype.errors import KlypeError, UsageError
 
 if TYPE_CHECKING:
     from klype.preferences.store import Store
@@ -150,7 +151,16 @@ def _by_hand(store: Store, terminal: Terminal, name: str, steps: int, repeats: i
     rankers.checked(store)
     sitting = Sitting(name, steps, again_every=repeats, lang=terminal.lang, id=uuid.uuid4().hex)
     say = Plain(terminal.console, terminal.lang, time.monotonic)
-    return rank_by_hand(store, sitting, say, lambda prompt: terminal.console.input(prompt, markup=False))
+    try:
+        return rank_by_hand(store, sitting, say, lambda prompt: terminal.console.input(prompt, markup=False))
+    except KeyboardInterrupt:
+        raise BrokenOff("Interrupted.", "The same command goes on from there.") from None
+
+
+class BrokenOff(KlypeError):  # noqa: N818 - an end that was asked for
+    """Stopped by Ctrl-C, with everything that was ranked saved."""
+
+    exit_code = INTERRUPTED
 
 
 def _tell(store: Store, terminal: Terminal, about: dict[str, Any], export: Path | None, form: Any) -> None:
@@ -174,7 +184,8 @@ def _tell(store: Store, terminal: Terminal, about: dict[str, Any], export: Path 
         print_table(terminal.console, "", columns, rows)
     for pair in document["between"]:
         a, b = pair["annotators"]
-        terminal.say("rank.between", a=a, b=b, tau=shown(pair["tau_b"]))
+        if pair["tau_b"]["value"] is not None:
+            terminal.say("rank.between", a=a, b=b, tau=shown(pair["tau_b"]))
     for one in document["annotators"]:
         if one["always_first"]:
             habit = one["first_shown"]
