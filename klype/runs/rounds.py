@@ -53,14 +53,12 @@ def align_rounds(options: StageOptions, rounds: int, taste: str, say: Say) -> di
         raise UsageError(f"--rounds should be from 1 to 50 (it is {rounds}).")
     flaw = read_taste(taste) if taste else None
     start = start_of(options)
-    if start.run is None:
-        raise UsageError(f"{options.from_} is no run with a fine-tuned model.", "Give a run's folder.")
-    recipe = _recipe(start, options)
+    recipe = recipe_of(start, options)
     done: list[dict[str, Any]] = []
     first, base = start, None
     for number in range(1, rounds + 1):
         folder = options.out if rounds == 1 else options.out / f"round-{number}"
-        document = _round(
+        document = one_round(
             first, folder, (options, recipe), (flaw, rounds > 1 or flaw is not None or options.human), say
         )
         done.append(document)
@@ -78,9 +76,10 @@ def align_rounds(options: StageOptions, rounds: int, taste: str, say: Say) -> di
     return whole
 
 
-def _recipe(start: Found, options: StageOptions) -> Recipe:
-    """The run's own recipe, with what is overridden now."""
-    assert start.run is not None
+def recipe_of(start: Found, options: StageOptions) -> Recipe:
+    """The run's own recipe, with what is overridden now. UsageError for a model without a run."""
+    if start.run is None:
+        raise UsageError(f"{options.from_} is no run with a fine-tuned model.", "Give a run's folder.")
     saved = read_run(start.run).get("settings")
     if saved is None:
         raise KlypeError(f"The run {start.run} does not say what recipe made it.")
@@ -97,10 +96,13 @@ def _recipe(start: Found, options: StageOptions) -> Recipe:
     return recipe
 
 
-def _round(
+def one_round(
     start: Found, folder: Path, how: tuple[StageOptions, Recipe], ranking: tuple[Taste | None, bool], say: Say
 ) -> dict[str, Any]:
-    """One round in a folder of its own; a finished one is not done again."""
+    """One round in a folder of its own; a finished one is not done again.
+
+    ``ranking``: the ranker's taste, where it is another than the annotator's, and whether answers are ranked anew.
+    """
     options, recipe = how
     flaw, anew = ranking
     resumed = (folder / "run.json").exists()
@@ -117,7 +119,7 @@ def _round(
             life.record.finish(name, time.perf_counter() - began)
     if flaw is not None:  # the ranker's own ceiling is that of the taste it ranked by
         own = examined(replace(life, subject=cast(Subject, Tasted(life.subject, flaw))))
-        life.record.content["reward"] |= {name: own[name] for name in ("ceiling", "tau_ceiling")}
+        life.record.content.setdefault("reward", own).update({name: own[name] for name in ("ceiling", "tau_ceiling")})
     _check(life)
     began = time.perf_counter()
     align(life)

@@ -63,11 +63,11 @@ def _chunks(prompts: Sequence[Ids], answers: Sequence[Ids]) -> list[list[list[in
     sized = [(len(group), len(prompts[group[0]]), max(len(answers[i]) for i in group) + 1, group) for group in together]
     chunks: list[list[list[int]]] = []
     size = longest_prompt = longest = 0
-    for number, prompt, answer, group in sorted(sized, key=lambda row: (row[0], row[1] + row[2])):
-        longest_prompt, longest = max(longest_prompt, prompt), max(longest, answer)
+    for number, shared, own, group in sorted(sized, key=lambda row: (row[0], row[1] + row[2])):
+        longest_prompt, longest = max(longest_prompt, shared), max(longest, own)
         if number != size or (len(chunks[-1]) + 1) * (longest_prompt + number * longest) > ROWS_TOKENS:
             chunks.append([])
-            size, longest_prompt, longest = number, prompt, answer
+            size, longest_prompt, longest = number, shared, own
         chunks[-1].append(group)
     return chunks
 

@@ -9,6 +9,7 @@ import typer
 
 from klype.cli import options as o
 from klype.cli.terminal import Terminal
+from klype.errors import UsageError
 
 
 def command(
@@ -21,6 +22,9 @@ def command(
     ] = None,
     beta: Annotated[float | None, typer.Option("--beta", help="A fixed leash: what each nat costs.")] = None,
     taste: Annotated[str, typer.Option("--taste", help="Rank anew with another taste: word=-0.1 loves length.")] = "",
+    leash: Annotated[
+        bool, typer.Option("--leash-demo", help="Twice from one flawed reward: without a leash, and with one.")
+    ] = False,
     steps: Annotated[int | None, typer.Option("--steps", help="How many steps a round.")] = None,
     minutes: Annotated[float | None, typer.Option("--minutes", help="How long a round, instead of --steps.")] = None,
     out: o.Out = None,
@@ -42,6 +46,8 @@ def command(
     from klype.runs.options import StageOptions
     from klype.train.stages import method as row
 
+    if leash and (rounds > 1 or human or beta is not None):
+        raise UsageError("--leash-demo chooses for itself: leave out --rounds, --human and --beta.")
     kind = "preference" if row(method).learns_from == "rankings" else "policy"
     settings = [f"align.how.method={method}", *(setting or ())]
     if beta is not None:
@@ -63,7 +69,9 @@ def command(
     asked = make(StageOptions, values, spell=as_option)
     find_model(model)
     with folder.chosen("align", out, resume, date.today()) as place, listener(terminal, human) as say:
+        from klype.runs.leash import leash_demo
         from klype.runs.rounds import align_rounds
 
-        document = align_rounds(asked.model_copy(update={"out": place}), rounds, taste, say)
+        asked = asked.model_copy(update={"out": place})
+        document = leash_demo(asked, taste, say) if leash else align_rounds(asked, rounds, taste, say)
     terminal.document(document)
