@@ -52,6 +52,13 @@ Preferences = Annotated[Path | None, typer.Option("--preferences", help="JSONL: 
 Data = Annotated[
     Path | None, typer.Option("--data", help="A folder of texts, questions and rankings, or hf:OWNER/NAME.")
 ]
+From = Annotated[
+    str, typer.Option("--from", help="The MODEL to start from: a run, a folder (Hugging Face's too), a GGUF file.")
+]
+Lora = Annotated[
+    int | None,
+    typer.Option("--lora", help="Train adapters of this rank beside the model's frozen weights.", show_default="all"),
+]
 Encoding = Annotated[str, typer.Option("--encoding", help="Of the text files.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Count broken rows and go on.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where it stopped (or start, if nothing is there).")]

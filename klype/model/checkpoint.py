@@ -112,8 +112,21 @@ def load(folder: Path, weights: str = "", dtype: str = "float32") -> Loaded:
 
 
 def read_config(folder: Path) -> ModelConfig:
-    """The shape of a checkpoint without its weights."""
+    """The shape of a checkpoint (or GGUF file) without its weights."""
+    if Path(folder).is_file():
+        from klype.model.gguf import open_gguf
+
+        return open_gguf(Path(folder)).config
     return config_from_hf(read_json(Path(folder) / "config.json"), str(Path(folder) / "config.json"))
+
+
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a checkpoint (or GGUF file)."""
+    if Path(folder).is_file():
+        from klype.model.gguf import open_gguf
+
+        return open_gguf(Path(folder)).tokenizer
+    return Tokenizer.load(folder)
 
 
 def read_json(file: Path) -> dict[str, Any]:

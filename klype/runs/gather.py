@@ -213,7 +213,7 @@ def side_by_side(run: Run) -> list[QuestionFacts]:
     sampling = Sampling(temperature=run.recipe.examine.temperature)
     answers: dict[StageName, list[AnswerFacts]] = {}
     for name, stage in MODELS.items():
-        if run.record.done(stage):
+        if run.record.content["figures"].get(name):
             groups = answer_all(run.model(stage), run.subject, questions, sampling)
             answers[name] = [_answer(run, q, g[0]) for q, g in zip(questions, groups, strict=True)]
     return [

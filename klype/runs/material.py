@@ -43,7 +43,7 @@ def gather(options: InputOptions, section: DataSection, bad: BadRows) -> Materia
     dictionary = _dictionary(found, section, bad)
     own = files_of(options.text) if options.text else []
     texts = [*own, *found.of("text")]
-    if not texts and dictionary is None and not found.of("instructions"):
+    if not texts and dictionary is None and not found.of("instructions") and not options.instructions:
         raise UsageError("This recipe needs text.", "Give --text FILES or --data FOLDER.")
     rows = [*found.of("instructions"), *([options.instructions] if options.instructions else [])]
     ranked = [*found.of("preferences"), *([options.preferences] if options.preferences else [])]

@@ -40,10 +40,14 @@ class RunOptions(InputOptions):
     ``recipe`` is a recipe's name or a TOML file; empty: "world", or "text" when text or data are given.
     ``out`` is the run's folder (see klype.runs.folder.choose); ``overrides`` are dotted recipe settings
     ("pretrain.steps=100"); ``human`` ranks in the terminal; ``force`` aligns even with a weak reward model.
+    ``from_``: a MODEL to go on from, whose stages are not done again; ``lora``: the rank of adapters that are trained
+    in place of its weights.
     """
 
     minutes: float = Field(default=5.0, gt=0, le=60 * 24 * 30, allow_inf_nan=False)
     recipe: str = ""
+    from_: str = ""
+    lora: int | None = Field(default=None, ge=1, le=4096)
     resume: bool = False
     force: bool = False
     human: bool = False
@@ -52,14 +56,18 @@ class RunOptions(InputOptions):
 
     @property
     def recipe_name(self) -> str:
-        return self.recipe or ("text" if self.text or self.data else "world")
+        return self.recipe or recipe_for(self)
 
 
 class StageOptions(InputOptions):
-    """One stage (``klype train STAGE``). ``from_`` is the MODEL to start from; ``steps`` or ``minutes``: how long."""
+    """One stage (``klype train STAGE``). ``from_`` is the MODEL to start from; ``steps`` or ``minutes``: how long.
+
+    ``lora``: see RunOptions.
+    """
 
     stage: Stage
     from_: str = ""
+    lora: int | None = Field(default=None, ge=1, le=4096)
     size: Size = "small"
     steps: int | None = Field(default=None, gt=0)
     minutes: float | None = Field(default=None, gt=0, le=60 * 24 * 30, allow_inf_nan=False)
@@ -74,3 +82,10 @@ class StageOptions(InputOptions):
         if self.steps is not None and self.minutes is not None:
             raise ValueError("give either --steps or --minutes, not both")
         return self
+
+
+def recipe_for(options: RunOptions | StageOptions) -> str:
+    """The recipe that suits what is given: the demo world where it is nothing."""
+    if not (options.text or options.data or options.instructions):
+        return "world"
+    return "lora" if options.lora else "text"

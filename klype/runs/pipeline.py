@@ -10,11 +10,13 @@ from typing import Any
 
 from klype.errors import UsageError
 from klype.examine import report
+from klype.model.checkpoint import load, read_tokenizer, save
+from klype.runs.adapting import done_already, suited
 from klype.runs.aligning import align, reward
 from klype.runs.find import Found, find_model, holds_weights
 from klype.runs.folder import read_run
 from klype.runs.gather import MODELS, about, gather, measure_stage
-from klype.runs.options import InputOptions, RunOptions, StageOptions
+from klype.runs.options import InputOptions, RunOptions, StageOptions, recipe_for
 from klype.runs.recipe import Recipe, read
 from klype.runs.record import Record, resumed_options
 from klype.runs.say import Say
@@ -42,7 +44,12 @@ def run(options: RunOptions, say: Say) -> dict[str, Any]:
     else:
         recipe = read(options.recipe_name, options.overrides)
         _check(options, recipe)
-    life = open_run(folder, options, recipe, say, resumed)
+    start = find_model(options.from_) if options.from_ else None
+    if not resumed:
+        recipe = suited(recipe, options, start)
+    life = open_run(folder, options, recipe, say, resumed, start.folder if start else None)
+    if start is not None:
+        _leave_out(life, done_already(start, options))
     say.note(_promise(life))
     for name, stage in STAGES.items():
         if life.record.done(name) or not _may_start(life, name):
@@ -63,11 +70,12 @@ def train_stage(options: StageOptions, say: Say) -> dict[str, Any]:
         content = read_run(folder)
         options, recipe = resumed_options(options, content["asked"]), Recipe.model_validate(content["settings"])
     else:
-        own_text = options.text or options.data or options.instructions
-        recipe = read("text" if own_text else "world", options.overrides)
+        recipe = read(recipe_for(options), options.overrides)
     start = start_of(options) if options.from_ else None
     if start is None and options.stage != "pretrain":
         raise UsageError(f"The stage {options.stage} needs a model to start from.", "Give --from MODEL.")
+    if not resumed:
+        recipe = suited(recipe, options, start)
     life = open_run(folder, options, recipe, say, resumed, start.folder if start else None)
     if start is not None and options.stage in NEEDS:
         bring(start, folder, options.stage)
@@ -115,7 +123,8 @@ def open_run(
         made_by = {"recipe": name, "settings": recipe.model_dump(mode="json"), "planned_s": minutes * 60}
         record = Record.start(folder, options, made_by)
     known = start if start is not None else folder
-    tokenizer = Tokenizer.load(known) if (known / "tokenizer.json").exists() else None
+    there = known.is_file() or (known / "tokenizer.json").exists()
+    tokenizer = read_tokenizer(known) if there else None
     subject = _subject(recipe, options, tokenizer)
     run = Run(folder, options, recipe, subject, record, say, start)
     if not resumed:
@@ -137,6 +146,16 @@ def _subject(recipe: Recipe, options: InputOptions, tokenizer: Tokenizer | None)
     return TextSubject(recipe, seed, options, tokenizer)
 
 
+def _leave_out(life: Run, stages: tuple[str, ...]) -> None:
+    """Stages that the model from outside has behind it; it is measured as the last of them left it."""
+    if MEASURED[stages[-1]] in life.record.content["figures"]:
+        return
+    life.say.note(f"The model has behind it: {', '.join(stages)}. It goes on from there.")
+    for stage in stages:
+        life.record.finish(stage, 0.0, brought=str(life.start))
+    _measured(life, stages[-1])
+
+
 def _check(options: RunOptions, recipe: Recipe) -> None:
     if recipe.kind == "world" and (options.text or options.instructions or options.preferences):
         raise UsageError(
@@ -148,6 +167,10 @@ def _check(options: RunOptions, recipe: Recipe) -> None:
 def _promise(life: Run) -> str:
     vocabulary = life.subject.chat.tokenizer.vocab_size
     minutes = life.options.minutes or 0.0
+    if life.start is not None:
+        rank = life.recipe.lora.rank
+        how = f", by adapters of rank {rank}" if rank else ""
+        return f"{minutes:g} minutes for all stages that are left{how}, in {life.folder}."
     m = life.recipe.model
     asked = life.recipe.tokenizer.size
     fewer = f" (the text supports no more of the {asked} asked for)" if vocabulary < asked else ""
@@ -260,5 +283,9 @@ def bring(start: Found, folder: Path, stage: str) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
+    if source.is_file():  # a GGUF file becomes a folder like others
+        loaded = load(source)
+        save(target, loaded.model, loaded.tokenizer, {"stage": target.name, "from": source.name})
+        return
     if not target.exists() and source.resolve() != target.resolve():
         shutil.copytree(source, target, ignore=shutil.ignore_patterns("resume", "metrics.jsonl"))

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from klype.config import Settings, load, nearest
 from klype.errors import UsageError
+from klype.model.lora import LoraSettings
 from klype.train.loop import Settings as Training
 from klype.train.optimizer import OptimizerSettings
 from klype.train.rewards import RewardSettings
@@ -47,6 +48,14 @@ class ModelSection(Settings):
     conv: int = Field(default=0, ge=0)
     tie: bool = False
     embed_std: float = Field(default=0.5, gt=0)
+
+
+class LoraSection(LoraSettings):
+    """``rank`` above 0: adapters are trained in place of the model's weights, by these optimizers in place of the
+    stages' own; ``align`` is that of alignment."""
+
+    optimizer: OptimizerSettings = OptimizerSettings(kind="adamw", rate=1e-3, betas=(0.9, 0.99))
+    align: OptimizerSettings = OptimizerSettings(kind="adamw", rate=3e-4, betas=(0.9, 0.99))
 
 
 class Lesson(Settings):
@@ -135,6 +144,7 @@ class Recipe(Settings):
     data: DataSection = DataSection()
     tokenizer: TokenizerSection = TokenizerSection()
     model: ModelSection = ModelSection()
+    lora: LoraSection = LoraSection()
     pretrain: PretrainSection = PretrainSection(
         share=0.6, training=Training(steps=0, optimizer=OptimizerSettings(rate=6e-3), schedule=Schedule(floor=0.03))
     )
@@ -143,6 +153,14 @@ class Recipe(Settings):
     reward: RewardSection = RewardSection()
     align: AlignSection = AlignSection(share=0.14)
     examine: ExamineSection = ExamineSection()
+
+    def training(self, stage: Literal["pretrain", "finetune", "align"]) -> Training:
+        """How a stage trains what it trains: weights, or adapters."""
+        own: Training = getattr(self, stage).training
+        if not self.lora.rank:
+            return own
+        rates = self.lora.align if stage == "align" else self.lora.optimizer
+        return own.model_copy(update={"optimizer": rates})
 
 
 def names() -> list[str]:

@@ -20,8 +20,9 @@ from klype.model.config import ModelConfig
 from klype.model.fused import Fused, fused
 from klype.model.transformer import Transformer
 from klype.runs import ranking
+from klype.runs.adapting import learner, learnt
 from klype.runs.options import RunOptions, StageOptions
-from klype.runs.plan import Cycle, Planned, WithRehearsal, best_precision, crews, plan
+from klype.runs.plan import Cycle, Planned, Precision, WithRehearsal, best_precision, crews, plan
 from klype.runs.recipe import Recipe
 from klype.runs.record import Record
 from klype.runs.say import Say
@@ -53,10 +54,15 @@ class Run:
         """The model that a stage left, from memory or its folder."""
         if stage not in self.models:
             folder = self.folder / stage
-            if not (folder / "model.safetensors").exists() and self.start is not None:
-                folder = self.start
-            self.models[stage] = checkpoint.load(folder).model
+            here = (folder / "model.safetensors").exists() or self.start is None
+            self.models[stage] = checkpoint.load(folder).model if here else self.started
         return self.models[stage]
+
+    @cached_property
+    def started(self) -> Transformer:
+        """The model from outside."""
+        assert self.start is not None
+        return checkpoint.load(self.start).model
 
     @cached_property
     def fused(self) -> Fused | None:
@@ -74,9 +80,10 @@ class Run:
 def pretrain(run: Run) -> None:
     """Next token, one-hot cross-entropy."""
     lesson = run.recipe.pretrain
-    config = model_config(run.recipe, run.subject.chat.tokenizer.vocab_size)
     torch.manual_seed(run.options.seed)
-    model = Transformer(config) if run.start is None else checkpoint.load(run.start).model
+    config = model_config(run.recipe, run.subject.chat.tokenizer.vocab_size)
+    whole = Transformer(config) if run.start is None else checkpoint.load(run.start).model
+    model = learner(run.recipe, run.options.seed, whole)
 
     def build(twin: nn.Module, planned: Planned | None) -> tuple[Objective, Batches]:
         if planned is None:
@@ -85,15 +92,17 @@ def pretrain(run: Run) -> None:
             return cross_entropy, Cycle(late, STEPS * lesson.training.micro_batches)
         return cross_entropy, run.subject.pretraining(planned.steps, background=True)
 
-    trained = learn(run, "pretrain", model, build, lesson.training)
-    run.save("pretrain", model, {"steps": trained.steps, "parameters": config.parameters})
+    trained = learn(run, "pretrain", model, build, run.recipe.training("pretrain"))
+    about = {"steps": trained.steps, "parameters": whole.config.parameters}
+    run.save("pretrain", learnt(model, whole), about)
 
 
 def finetune(run: Run) -> None:
     """Answers only, with older text rehearsed beside."""
     lesson = run.recipe.finetune
-    model = copy.deepcopy(run.model("pretrain"))
-    run.subject.before_finetuning(model)
+    whole = copy.deepcopy(run.model("pretrain"))
+    run.subject.before_finetuning(whole)
+    model = learner(run.recipe, run.options.seed, whole)
     objective = with_rehearsal(cross_entropy, cross_entropy, lesson.rehearsal_weight)
 
     def build(twin: nn.Module, planned: Planned | None) -> tuple[Objective, Batches]:
@@ -103,8 +112,8 @@ def finetune(run: Run) -> None:
             batches = WithRehearsal(batches, run.subject.rehearsal(lesson.rehearsal_rows, pieces))
         return objective, Cycle(batches, STEPS * lesson.training.micro_batches) if planned is None else batches
 
-    trained = learn(run, "finetune", model, build, lesson.training)
-    run.save("finetune", model, {"steps": trained.steps, "parent": "pretrain"})
+    trained = learn(run, "finetune", model, build, run.recipe.training("finetune"))
+    run.save("finetune", learnt(model, whole), {"steps": trained.steps, "parent": "pretrain"})
 
 
 def rank(run: Run) -> None:
@@ -168,12 +177,23 @@ def _planned(run: Run, stage: str, model: nn.Module, build: Any, training: Setti
         crew = crews(cores, training.micro_batches)[-1]
         planned = Planned(steps, 0.0, crew, fused=run.fused is not None)
     else:
-        machine = run.record.content["machine"]
-        precision = machine.setdefault("precision", best_precision())
-        planned = plan(model, build, training, seconds_for(run, stage), cores, precision)
+        planned = plan(model, build, training, seconds_for(run, stage), cores, precision_of(run, stage))
     run.record.content["plan"][stage] = planned.json()
     run.record.save()
     return planned
+
+
+def precision_of(run: Run, stage: str) -> Precision:
+    """What a stage is or will be planned to compute in."""
+    known, machine = run.record.content["plan"].get(stage), run.record.content["machine"]
+    if known:
+        return Planned.parse(known).precision
+    if getattr(run.options, "steps", None):
+        return "float32"
+    if "precision" not in machine:
+        machine["precision"] = best_precision()
+    precision: Precision = machine["precision"]
+    return precision
 
 
 def seconds_for(run: Run, stage: str) -> float:

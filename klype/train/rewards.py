@@ -81,7 +81,8 @@ class RewardModel:
     """``score(prompts, answers)``: token ids in, scores out: mean 0, standard deviation 1 over what it learnt from."""
 
     def __init__(self, trunk: nn.Module, heads: int = 1) -> None:
-        self.trunk = copy.deepcopy(trunk).requires_grad_(False).eval()
+        learns = any(parameter.requires_grad for parameter in trunk.parameters())
+        self.trunk = (copy.deepcopy(trunk).requires_grad_(False) if learns else trunk).eval()
         size = _size(self.trunk)
         self.head = nn.Linear(size, heads, bias=False)
         nn.init.zeros_(self.head.weight)

@@ -16,6 +16,8 @@ def command(
     recipe: Annotated[
         str, typer.Option("--recipe", help="A recipe's name or TOML file.", show_default="world, or text")
     ] = "",
+    from_: o.From = "",
+    lora: o.Lora = None,
     text: o.TextFiles = None,
     instructions: o.Instructions = None,
     preferences: o.Preferences = None,
@@ -41,6 +43,7 @@ def command(
     from klype.cli.progress import listener
     from klype.config import make
     from klype.runs import folder
+    from klype.runs.find import find_model
     from klype.runs.options import RunOptions
 
     asked = make(
@@ -48,6 +51,8 @@ def command(
         {
             "minutes": minutes,
             "recipe": recipe,
+            "from_": from_,
+            "lora": lora,
             "text": text or (),
             "instructions": instructions,
             "preferences": preferences,
@@ -64,6 +69,8 @@ def command(
         spell=as_option,
     )
     checked(asked)
+    if asked.from_:
+        find_model(asked.from_)
     with folder.chosen(asked.recipe_name, out, resume, date.today()) as place, listener(terminal, human) as say:
         from klype.runs import pipeline
 

@@ -13,7 +13,8 @@ from klype.cli.terminal import Terminal
 
 def command(
     stage: Annotated[str, typer.Argument(help="pretrain, finetune, rank, reward or align.")],
-    from_: Annotated[str, typer.Option("--from", help="The MODEL to start from.")] = "",
+    from_: o.From = "",
+    lora: o.Lora = None,
     text: o.TextFiles = None,
     instructions: o.Instructions = None,
     preferences: o.Preferences = None,
@@ -36,6 +37,7 @@ def command(
     values: dict[str, object] = {
         "stage": stage,
         "from_": from_,
+        "lora": lora,
         "text": text or (),
         "instructions": instructions,
         "preferences": preferences,

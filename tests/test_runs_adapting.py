@@ -1,0 +1,122 @@
+"""Going on from a model: what is left out, and adapters in place of its weights through every stage."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from klype.errors import UsageError
+from klype.model import checkpoint
+from klype.runs import pipeline
+from klype.runs.adapting import done_already
+from klype.runs.find import find_model
+from klype.runs.options import RunOptions, StageOptions
+from klype.runs.say import Silent
+
+SMALL = (
+    "model.window=64",
+    "examine.questions=12",
+    "examine.temperatures=[0.7]",
+    "rank.questions=8",
+    "rank.held_out=6",
+    "rank.limit=8",
+    "align.limit=8",
+    "align.rows=2",
+    "reward.fit.steps=20",
+    "reward.threshold=0.5",
+)
+BASE = ("tokenizer.size=400", "model.width=16", "model.layers=1", "model.heads=2", "model.hidden=32", "pretrain.rows=2")
+
+
+def train(folder: Path, **options: object) -> dict[str, Any]:
+    folder.mkdir(parents=True, exist_ok=True)
+    return pipeline.train_stage(StageOptions.model_validate({"steps": 4, "out": folder, **options}), Silent())
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows of instructions, a text, and a base model of it."""
+    folder = tmp_path_factory.mktemp("adapting")
+    rows = [{"question": f"Hva sa dyr nummer {i}?", "answer": f"God dag, god dag, sa dyr {i}."} for i in range(60)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    stories = [f"Reven gikk over isen {i} ganger. Han så en fisk i vannet. «God dag,» sa reven." for i in range(60)]
+    (folder / "text.txt").write_text("\n\n".join(stories))
+    train(folder / "base", stage="pretrain", text=(str(folder / "text.txt"),), overrides=(*SMALL, *BASE))
+    return folder
+
+
+def matrices(folder: Path) -> dict[str, torch.Tensor]:
+    return checkpoint.load(folder).model.state_dict()
+
+
+def test_a_run_goes_on_from_a_model_by_adapters(place: Path) -> None:
+    folder, base = place / "run", place / "base" / "pretrain"
+    folder.mkdir()
+    asked: dict[str, object] = {"minutes": 0.05, "from_": str(base), "lora": 2, "instructions": place / "rows.jsonl"}
+    options = RunOptions.model_validate({**asked, "out": folder, "overrides": SMALL, "force": True})
+    document = pipeline.run(options, Silent())
+    assert document["recipe"] == "lora"
+    assert all(document["stages"][name] is not None for name in ("base", "finetuned", "aligned"))
+    assert (folder / "report.html").is_file()
+    assert not (folder / "pretrain" / "model.safetensors").exists()
+    before, taught, aligned = (matrices(p) for p in (base, folder / "finetune", folder / "align"))
+    assert before.keys() == taught.keys() == aligned.keys()
+    for name in before:
+        learnt = name.endswith(("qkv.weight", "out.weight", "gate_up.weight", "down.weight"))
+        assert torch.equal(before[name], taught[name]) is not learnt
+        assert torch.equal(taught[name], aligned[name]) is not learnt
+    again = Silent()
+    pipeline.run(options.model_copy(update={"resume": True}), again)
+    assert not again.steps
+
+
+def test_a_stage_by_adapters_is_reproduced_from_its_seed(place: Path) -> None:
+    found = []
+    for name in ("one", "two"):
+        options = {"instructions": place / "rows.jsonl", "lora": 3, "from_": str(place / "base"), "overrides": SMALL}
+        train(place / name, stage="finetune", **options)
+        found.append(matrices(place / name / "finetune"))
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+def test_the_stages_behind_a_model_are_left_out(place: Path, tmp_path: Path) -> None:
+    base = place / "base" / "pretrain"
+    stages = ("pretrain", "finetune", "align")
+    for stage in stages:
+        shutil.copytree(base, tmp_path / stage, ignore=shutil.ignore_patterns("resume"))
+        about = json.loads((base / "run.json").read_text()) | {"stage": stage}
+        (tmp_path / stage / "run.json").write_text(json.dumps(about))
+    left_out = [done_already(find_model(str(tmp_path / stage)), RunOptions()) for stage in stages]
+    assert left_out == [("pretrain",), ("pretrain", "finetune"), ("pretrain", "finetune")]
+
+
+def test_a_chat_model_from_elsewhere_is_taught_only_where_there_is_something_to_teach(
+    place: Path, tmp_path: Path
+) -> None:
+    foreign = tmp_path / "foreign"
+    shutil.copytree(place / "base" / "pretrain", foreign, ignore=shutil.ignore_patterns("resume", "run.json"))
+    rows = RunOptions(instructions=place / "rows.jsonl")
+    assert done_already(find_model(str(foreign)), RunOptions(text=("x",))) == ("pretrain", "finetune")
+    assert done_already(find_model(str(foreign)), rows) == ("pretrain",)
+    (foreign / "chat_template.jinja").unlink()
+    assert done_already(find_model(str(foreign)), RunOptions(text=("x",))) == ("pretrain",)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lora": 4}, "a model that is there"),
+        ({"lora": 4, "from_": "BASE", "overrides": ("align.how.method=ppo",)}, "ppo"),
+    ],
+)
+def test_what_adapters_cannot_do_is_said(options: dict[str, Any], message: str, place: Path, tmp_path: Path) -> None:
+    asked = {k: str(place / "base") if v == "BASE" else v for k, v in options.items()}
+    with pytest.raises(UsageError, match=message):
+        pipeline.run(
+            RunOptions.model_validate({**asked, "instructions": place / "rows.jsonl", "out": tmp_path}), Silent()
+        )
