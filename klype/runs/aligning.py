@@ -6,7 +6,6 @@ import copy
 from typing import Any
 
 import torch
-import torch
 from torch import nn
 
 from klype.engine.engine import Engine
