@@ -17,6 +17,8 @@ import torch
 from klype.device import set_threads
 from klype.engine.engine import Event
 from klype.model import checkpoint
+from klype.preferences.records import Entry
+from klype.runs.ranking import open_store
 from klype.serve.guard import Rules
 from klype.serve.server import listen, server
 from klype.studio.app import app
@@ -24,6 +26,7 @@ from klype.studio.models import Model
 from klype.studio.studio import Studio
 from klype.values import Distribution, Question, Request, Step, Trace
 from tests.serve_toys import served
+from tests.studio_targets_toys import board
 from tests.studio_toys import Asked, model
 from tests.toys import bigram
 
@@ -112,10 +115,24 @@ def run_folder(folder: Path) -> Path:
     return folder / "finetune"
 
 
+def ranked_and_trained(home: Path) -> None:
+    """A run whose answers two people have ranked, and an experiment on targets."""
+    from tests.studio_work_toys import run_with_questions
+
+    with open_store(run_with_questions(home) / "rank") as store:
+        questions = store.questions()
+        for name in ("Kari", "Ola"):
+            order = ((0,), (1, 2), (3,))
+            store.put([Entry(one, order, name, when=f"2026-01-0{i}") for i, one in enumerate(questions[:5], 1)])
+    (home / "targets" / "toy").mkdir(parents=True)
+    board().write(home / "targets" / "toy")
+
+
 def main() -> None:
     set_threads(1)
     home = Path(sys.argv[1])
     (home / "run").mkdir()
+    ranked_and_trained(home)
     toy = replace(model("toy/align", 3), address=str(run_folder(home / "run")))
     models = [scripted("hostile", HOSTILE), scripted("short", HOSTILE[:-1]), scripted("long", LONG), toy]
     asked = {"en": ["hvor gikk hun?"], "nb": ["hvor gikk hun?"]}

@@ -40,7 +40,7 @@ class Plan:
     ``run`` is the folder that comes of it. ``about``: whatever the page wants to know of it later.
     """
 
-    kind: Literal["run", "align"]
+    kind: Literal["run", "align", "bias"]
     run: Path
     steps: Sequence[Sequence[str]]
     about: dict[str, Any]
