@@ -65,7 +65,7 @@ def ranking(page: Any) -> None:
     names = [f"{name} ({page.lang})" for name in ("Kari", "Ola")]
     for name in names:
         page.goto(page.base + "/ranking")
-        page.wait_for_selector(".r-board")
+        page.wait_for_selector(".r-setup input[type=text]")
         page.locator(".r-setup input[type=text]").fill(name)
         page.keyboard.press("Enter")
         page.wait_for_selector(".r-card")
@@ -83,12 +83,12 @@ def rank(page: Any, upto: int) -> None:
     """Short answers first, until so many are done; whoever has done as many already only looks."""
     done = page.locator(".r-progress strong")
     while int("".join(c for c in done.inner_text().rpartition(":")[2] if c.isdecimal()) or 0) < upto:
-        before = done.inner_text()
+        turn = page.locator(".r-board").get_attribute("data-turn")
         page.locator("h1").click()
         for key in by_length(page):
             page.keyboard.press(key)
         page.keyboard.press("Enter")
-        page.wait_for_function("b => document.querySelector('.r-progress strong').textContent !== b", arg=before)
+        page.wait_for_function("turn => document.querySelector('.r-board').dataset.turn !== turn", arg=turn)
 
 
 def by_length(page: Any) -> list[str]:

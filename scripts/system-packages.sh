@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# The tests look at pages with Chromium and keep rankings in PostgreSQL. As root on Debian or Ubuntu what is missing is
-# installed, elsewhere its absence is named.
+# The tests look at pages with Chromium, have axe-core (from npm) look at them, and keep rankings in PostgreSQL.
+# As root on Debian or Ubuntu what is missing is installed, elsewhere its absence is named.
 set -euo pipefail
 
 have() { command -v "$1" >/dev/null; }
 missing=()
 have chromium || have chromium-browser || have google-chrome || missing+=(chromium)
+have npm || missing+=(npm)
 have initdb || compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || missing+=(postgresql)
 
 [ ${#missing[@]} = 0 ] && exit 0

@@ -142,6 +142,10 @@ def test_a_question_is_answered_forked_and_looked_at(place: Any) -> None:
     assert chart.options["series"][0]["data"] == pytest.approx(sorted(chart.options["series"][0]["data"], reverse=True))
 
     async def fork() -> None:
+        (fold,) = [e for e in user.client.elements.values() if e.tag == "details" and "k-fold" in e._classes
+                   and any(heard.type == "toggle" for heard in e._event_listeners.values())]  # fmt: skip
+        assert w("take") not in texts(user)
+        send(user, fold, "toggle", True)
         buttons = [e for e in user.client.elements.values() if e.tag == "button" and e._text == w("take")]
         send(user, buttons[0], "click")
         await until(lambda: w("first_way") in texts(user) and not any(t._props["busy"] for t in find(user, Tokens)))

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -57,11 +58,18 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """axe-core's script, installed when it is not there yet."""
+    """axe-core's script, installed when it is not there yet; empty, with what npm said, where it cannot be."""
     made = subprocess.run(["bash", "scripts/axe-core.sh"], cwd=ROOT, capture_output=True, text=True)
     if made.returncode:
-        pytest.skip(f"axe-core cannot be installed: {made.stderr.strip()[-200:]}")
+        warnings.warn(f"axe-core cannot be installed: {made.stderr.strip()[-300:]}", stacklevel=1)
+        return ""
     return (ROOT / made.stdout.strip()).read_text(encoding="utf-8")
+
+
+def test_accessibility_is_looked_at(axe: str) -> None:
+    if not axe:
+        pytest.skip("axe-core cannot be installed (npm), so every page is tested without it")
+    assert "axe.run" in axe
 
 
 class Visitor:
@@ -124,6 +132,23 @@ def fill(visitor: Visitor, name: str) -> None:
         if go.is_visible():
             go.click()
         page.wait_for_selector(f"h2:has-text('{visitor.w('divergence', 'greedy_title')}')", timeout=120_000)
+    if name == "ranking":
+        page.wait_for_selector(".r-setup input[type=text]")
+        page.locator(".r-setup input[type=text]").fill(
+            page.evaluate("`${innerWidth} ${navigator.language} ${Math.random()}`")
+        )
+        page.keyboard.press("Enter")
+        page.wait_for_selector(".r-card")
+        for key in "21":
+            page.locator("h1").click()
+            page.keyboard.press(key)
+        page.wait_for_selector(f"h2:has-text('{visitor.w('ranking', 'agreement')}')")
+    if name == "targets":
+        page.wait_for_selector(".k-chart svg >> nth=4")
+        page.wait_for_selector(".t-what dd")
+    if name == "runs":
+        page.locator(".u-name", has_text="toy").click()
+        page.wait_for_selector(".k-chart svg")
 
 
 @pytest.mark.parametrize(("lang", "width", "theme"), KINDS)
@@ -144,6 +169,9 @@ def test_every_page(browser: Any, base: str, axe: str, name: str, lang: str, wid
 
 
 def serious(page: Any, axe: str) -> list[str]:
+    """What axe-core finds serious or critical; nothing where it is not installed."""
+    if not axe:
+        return []
     page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true })")
     page.evaluate(axe)
     found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
@@ -199,9 +227,8 @@ def test_a_long_answer_stays_smooth(browser: Any, base: str) -> None:
 
 CLICK = """place => new Promise(resolve => {
   const token = document.querySelectorAll('.k-said .k-tok')[place], title = document.querySelector('.k-side h2');
-  const begun = performance.now();
-  const shown = () => title.textContent.includes(`${(place + 1).toLocaleString('en-GB')}:`)
-    && document.querySelector('.k-side svg path');
+  const drawn = () => document.querySelector('.k-side svg')?.innerHTML, before = drawn(), begun = performance.now();
+  const shown = () => title.textContent.includes(`${(place + 1).toLocaleString('en-GB')}:`) && drawn() !== before;
   const wait = () => shown() ? resolve(performance.now() - begun) : requestAnimationFrame(wait);
   token.click(); wait();
 })"""

@@ -420,14 +420,12 @@ def keep(page: Any, keys: str = "21") -> bool:
     asked = page.locator(".r-asked p")
     if not asked.count():
         return False
-    before = page.locator(".r-progress strong").inner_text()
+    turn = page.locator(".r-board").get_attribute("data-turn")
     page.locator("h1").click()
     for key in keys:
         page.keyboard.press(key)
     page.keyboard.press("Enter")
-    page.wait_for_function(
-        "(before) => document.querySelector('.r-progress strong').textContent !== before", arg=before
-    )
+    page.wait_for_function("turn => document.querySelector('.r-board').dataset.turn !== turn", arg=turn)
     return True
 
 

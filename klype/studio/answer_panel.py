@@ -37,6 +37,8 @@ class Panel:
         self.note = text_of("p", visit.words("panel_empty"), "k-small")
         self.box = ui.element("div")
         self.drawn: ui.echart | None = None
+        self.ways: ui.element | None = None
+        self.unfolded = False
 
     def look(self, model: Model, branches: Branches, at: int, question: str, opened: bool = True) -> None:
         """At token ``at`` of the shown answer. The truth comes a moment later, where somebody knows it."""
@@ -79,12 +81,14 @@ class Panel:
         return bars_of(step, self.sampling(), self.place[0].vocabulary, self.truth)
 
     def _build(self) -> None:
+        """The chart stays the same element from token to token: a new one takes a browser three times as long."""
         found, step = self._bars(), self._step()
-        self.box.clear()
-        self.drawn = None
+        if found is None and self.drawn is not None:
+            self.box.clear()
+            self.drawn = self.ways = None
         if self.place is None or step is None:
             return
-        model, branches, at = self.place
+        model, _, at = self.place
         w = self.visit.words
         said = shown(spelled(model, step.token))
         self.title._text = w("panel_at", n=self.visit.say.count(at + 1), token=said)
@@ -94,14 +98,40 @@ class Panel:
             self.note.update()
             return
         self._tell(found)
+        height = 76 + 26 * len(found.bars) * (3 if self.truth is not None else 2) // 2
+        label = w("chart_of", token=said)
+        if self.drawn is None:
+            self._lay(found, height, label)
+        else:
+            self.drawn.style(f"height: {height}px").props["aria-label"] = label
+            redraw(self.drawn, self._option(found), self.visit.lang)
+        self._list()
+
+    def _lay(self, found: Bars, height: int, label: str) -> None:
+        w = self.visit.words
         with self.box:
-            height = 76 + 26 * len(found.bars) * (3 if self.truth is not None else 2) // 2
-            self.drawn = chart(self._option(found), self.visit.lang, height, w("chart_of", token=said))
+            self.drawn = chart(self._option(found), self.visit.lang, height, label)
             text_of("p", w("how_bars"), "k-small")
-            with ui.element("details").classes("k-fold"):
+            with ui.element("details").classes("k-fold") as fold:
                 text_of("summary", w("others"))
-                self._ways(model, branches, at, found)
+                self.ways = ui.element("div")
+            fold.on("toggle", lambda event: self._unfold(event.args is True), js_handler="(e) => emit(e.target.open)")
             as_data(self.visit, "next-token", self._columns(), self._rows, self.drawn)
+        self.unfolded = False
+
+    def _unfold(self, unfolded: bool) -> None:
+        self.unfolded = unfolded
+        self._list()
+
+    def _list(self) -> None:
+        """The ways as a table, while somebody looks at it."""
+        found = self._bars()
+        if self.ways is None or self.place is None or found is None:
+            return
+        self.ways.clear()
+        if self.unfolded:
+            with self.ways:
+                self._ways(*self.place, found)
 
     def _tell(self, found: Bars) -> None:
         """What was drawn, and why."""

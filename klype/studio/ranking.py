@@ -60,7 +60,8 @@ class View:
         w = self.visit.words
         with card() as self.setup:
             text_of("h2", w("who"))
-            with ui.element("div").classes("r-setup"):
+            with ui.element("form").classes("r-setup") as form:  # browsers want keys in one
+                form.on("submit", js_handler="(e) => e.preventDefault()")
                 if len(found) > 1:
                     options = {place.key: place.name for place in found}
                     self.choice = Choice(w("store"), options, self.place.key, self._elsewhere)

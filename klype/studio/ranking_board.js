@@ -1,7 +1,7 @@
 // Answers put in order by keys, clicks or dragging. Texts are interpolated by Vue, never parsed as HTML.
 export default {
   template: `
-  <div class="r-board" :class="{ dragging: drag && drag.moved }">
+  <div class="r-board" :data-turn="turn" :class="{ dragging: drag && drag.moved }">
     <p class="r-status" role="status" aria-live="polite">{{ note || said }}</p>
     <template v-if="open">
       <div class="r-asked"><span class="r-label">{{ labels.question }}</span><p>{{ question }}</p></div>

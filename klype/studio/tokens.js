@@ -3,12 +3,13 @@ export default {
   template: `
     <div class="k-answer" role="listbox" :aria-label="label" :aria-busy="busy ? 'true' : 'false'" tabindex="0"
          :aria-activedescendant="active >= 0 ? idOf(active) : null" @keydown="key" @focus="focused" @click="clicked"
-    ><template v-for="(t, i) in rows" :key="i">{{ lead(t[0]) }}<span role="option" :id="idOf(i)" :data-i="i" :aria-selected="i === chosen ? 'true' : 'false'"
+    ><template v-for="(t, i) in rows" :key="i" v-memo="[t, i === chosen, i === active]">{{ lead(t[0]) }}<span role="option" :id="idOf(i)" :data-i="i" :aria-selected="i === chosen ? 'true' : 'false'"
          :class="['k-tok', 'p' + t[1], t[2], { chosen: i === chosen, active: i === active }]" :title="t[3]">{{ t[0].slice(lead(t[0]).length) || "\u00a0" }}</span></template
     ><span v-if="busy" class="k-caret" aria-hidden="true"></span></div>`,
   props: { tokens: Array, label: String, busy: Boolean, picked: Number },
   data() {
-    return { rows: [...(this.tokens ?? [])], chosen: this.picked ?? -1, active: -1 };
+    const base = `k${Math.random().toString(36).slice(2)}`; // a token that is not drawn again keeps its id
+    return { rows: [...(this.tokens ?? [])], chosen: this.picked ?? -1, active: -1, base };
   },
   watch: {
     tokens(rows) { this.rows = [...rows]; },
@@ -17,7 +18,7 @@ export default {
   methods: {
     // The space before a word is not coloured: it may stand at the end of a line.
     lead(text) { return text.length > 1 && text[0] === " " ? " " : ""; },
-    idOf(i) { return `${this.$el?.id || "k"}-t${i}`; },
+    idOf(i) { return `${this.base}-t${i}`; },
     // Tokens from place `start` on; sent twice they land in the same place.
     put(start, rows) { this.rows.splice(start, this.rows.length - start, ...rows); },
     pick(i) {
