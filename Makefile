@@ -27,7 +27,7 @@ help:
 	@echo "make run          the whole life-cycle on the demo world (ARGS='--minutes 1' passes options)"
 	@echo "make test         everything that CI runs (FAST=1: what takes under two minutes)"
 	@echo "make soak         long fuzzing, and the coverage of all tests"
-	@echo "make screenshots  every page of the studio, with a run on it (RUN=runs/…), in SHOTS=screenshots"
+	@echo "make screenshots  every page of the studio, with a run on it (RUN=runs/…), in SHOTS=screenshots; README's in docs/"
 	@echo "make format       format the code; make constraints: pin the installed versions anew"
 	@echo "make release      wheel and source archive in dist/"
 
@@ -61,7 +61,7 @@ soak: setup
 screenshots: setup
 	bash scripts/system-packages.sh
 	$(if $(RUN),,test -d runs/screenshots || $(bin)/klype run --minutes 5 --out runs/screenshots)
-	$(bin)/python scripts/screenshots.py $(or $(RUN),runs/screenshots) $(SHOTS)
+	$(bin)/python scripts/screenshots.py $(or $(RUN),runs/screenshots) $(SHOTS) --docs docs
 
 format: setup
 	$(bin)/ruff check --fix .

@@ -1,11 +1,12 @@
 """Screenshots of the studio: every page in both languages, narrow and wide, light and dark, with something on it.
 
-python scripts/screenshots.py RUN OUT [--only answer] [--quick] [--home FOLDER]
+python scripts/screenshots.py RUN OUT [--only answer] [--quick] [--home FOLDER] [--docs FOLDER]
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import shutil
@@ -17,6 +18,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+
+from klype.words import words
 
 PATIENCE_MS = 120_000  # a machine may be busy
 LOCALES = {"nb": "nb-NO", "en": "en-GB"}
@@ -58,6 +61,21 @@ def divergence(page: Any) -> None:
         go.first.click()
     page.wait_for_selector("h2 >> nth=4", timeout=1_200_000)
     page.wait_for_timeout(800)
+
+
+def targets(page: Any) -> None:
+    """The shortest experiment, which the first visit begins and the others find."""
+    page.goto(page.base + "/targets")
+    page.wait_for_selector("main h1")
+    page.wait_for_timeout(2500)
+    go = page.locator("button.strong").first
+    if not page.locator(".t-what dd").count() and go.is_visible():
+        page.locator("input[type=range]").first.focus()
+        page.keyboard.press("Home")
+        go.click()
+    found = words(page.lang, "studio_targets")("found")
+    page.locator("h2").get_by_text(found, exact=True).wait_for(timeout=2_400_000)
+    page.wait_for_timeout(1500)
 
 
 def ranking(page: Any) -> None:
@@ -120,10 +138,13 @@ def runs(page: Any) -> None:
 
 
 RANKED = 11  # the tenth comes again, so that agreement with oneself is seen
+SHOWN, COLOURS = ("answer", "paths", "targets", "ranking"), 96
+"""What the README shows."""
 SCENES: dict[str, Callable[[Any], None]] = {
     "answer": answer,
     "paths": paths,
     "divergence": divergence,
+    "targets": targets,
     "ranking": ranking,
     "runs": runs,
 }
@@ -169,6 +190,14 @@ def copied(run: Path, home: Path) -> Path:
     return place
 
 
+def shrink(png: bytes, file: Path) -> None:
+    """For the README: few colours, small enough for a repository."""
+    from PIL import Image
+
+    picture = Image.open(io.BytesIO(png)).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
+    picture.save(file, optimize=True)
+
+
 def question_of(run: Path, lang: str) -> str:
     """A short question of the run in this language that has a context, so that there is something to decide."""
     rows = [json.loads(line) for line in (run / "questions.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -188,6 +217,7 @@ def main() -> None:
     parser.add_argument(
         "--home", type=Path, help="keeps what took long (an examination, an alignment) for another time"
     )
+    parser.add_argument("--docs", type=Path, help="a folder for the README's pictures, wide and light")
     parser.add_argument("--quick", action="store_true", help="two of the eight kinds of page only")
     asked = parser.parse_args()
     from playwright.sync_api import sync_playwright
@@ -217,6 +247,8 @@ def main() -> None:
                 began = time.monotonic()
                 SCENES[name](page)
                 file = asked.out / f"{name}-{lang}-{width}-{theme}.png"
+                if asked.docs and width > 500 and theme == "light" and name in SHOWN:
+                    shrink(page.screenshot(), asked.docs / f"studio-{name}-{lang}.png")
                 tall = page.evaluate("document.documentElement.scrollHeight")
                 page.set_viewport_size({"width": width, "height": max(844, tall)})
                 page.wait_for_timeout(300)
