@@ -20,14 +20,14 @@ from klype.experiments.bias.board import FILE, Board, document
 from klype.experiments.bias.cell import Cell, finished
 from klype.experiments.bias.corpus import WorldSource, targets
 from klype.experiments.bias.kneser_ney import KneserNey, cross_fitted
-from klype.experiments.bias.lab import LabelledBatches, LabSettings, Lesson, learn, predict
+from klype.experiments.bias.lab import LabelledBatches, LabSettings, Lesson, Mixture, learn, predict
 from klype.experiments.bias.measure import divergence, measure, right
 from klype.experiments.bias.plan import Asked, Plan, Speed, checked, fit
-from klype.experiments.bias.targets import TARGETS, Mixture, best_share, hard, mixed, true, uniform
+from klype.experiments.bias.targets import TARGETS, best_share, hard, mixed, true, uniform
 from klype.train.objectives import cross_entropy, soft_cross_entropy
 from klype.values import Batch
 
-SETTINGS = LabSettings(width=16, layers=1, rows=8, epochs=6, patience=6, teachers=2)
+SETTINGS = LabSettings(width=16, layers=1, rows=8, epochs=3, patience=3, teachers=2)
 PLAN = Plan(documents=(12, 24), seeds=2, targets=tuple(row.name for row in TARGETS), settings=SETTINGS)
 
 

@@ -22,7 +22,7 @@ from klype.world import Filter, World
 from klype.world.automaton import END, sample
 
 Ids = tuple[int, ...]
-LONGEST = 48
+LONGEST = 32
 """Tokens of a document at most: of longer ones the beginning (the world) or pieces (text), so that many fit."""
 BEGIN = "<s>"
 SHOWN = "Jeg gikk en tur på"
@@ -123,7 +123,7 @@ class WorldSource:
 
     knows = True
 
-    def __init__(self, size: Literal["full", "small"] = "full", longest: int = LONGEST) -> None:
+    def __init__(self, size: Literal["full", "small"] = "small", longest: int = LONGEST) -> None:
         self._world = World(size)
         self._longest = longest
         self.vocabulary = (BEGIN, END, *(word for word in self._world.words if word != END))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -33,18 +34,19 @@ Soft = Callable[[torch.Tensor], torch.Tensor]
 class Lesson:
     """Documents and what is said to follow at each of their positions; None: the one word that does, one-hot.
 
-    ``flops`` is what it took to make them, teachers included.
+    ``flops`` is what it took to make them, teachers included; ``epochs``: fewer than the settings', where not 0.
     """
 
     documents: tuple[Ids, ...]
     soft: Soft | None = None
     flops: float = 0.0
+    epochs: int = 0
 
 
 class LabSettings(config.Settings):
     """How every model is trained, whatever its targets."""
 
-    width: int = 64
+    width: int = 48
     layers: int = 2
     rows: int = 16
     epochs: int = 16
@@ -60,11 +62,23 @@ class Learnt:
     """A model as it was when held-out loss was least. ``turned``: it then rose; ``flops``: all it took, teachers too;
     ``reads``: FLOPs of reading one token."""
 
-    model: nn.Module
+    model: Transformer | Mixture
     curve: Curve
     turned: bool
     flops: float
     reads: float
+
+
+class Mixture(nn.Module):
+    """The mean of several models' distributions, as one model; its logits are log-probabilities."""
+
+    def __init__(self, models: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.models = nn.ModuleList(models)
+
+    def forward(self, tokens_BT: torch.Tensor) -> torch.Tensor:
+        said = torch.stack([model(tokens_BT).log_softmax(-1) for model in self.models])
+        return said.logsumexp(0) - math.log(len(self.models))
 
 
 class LabelledBatches:
@@ -174,7 +188,7 @@ def learn(
     batches = LabelledBatches(lesson, settings.rows, mix(seed, 5))
     every = batches.steps_per_epoch
     training = Settings(
-        steps=settings.epochs * every,
+        steps=(lesson.epochs or settings.epochs) * every,
         optimizer=OptimizerSettings(matrix_rate=settings.matrix_rate, rate=settings.rate, decay=settings.decay),
         schedule=Schedule(warmup=0.05, flat=0.1, floor=0.05),
         save_seconds=0.0,

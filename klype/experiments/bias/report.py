@@ -51,10 +51,9 @@ def verdict(board: Board, say: Say, own: Words) -> list[str]:
     if board.source == "text":
         cures = [name for name in found if board.kinds[name] == "cure"]
         if "one-hot" in found and cures:
-            best = min(cures, key=lambda name: found[name]["bits_per_byte"]["value"] or 0.0)
-            figures = (found[name]["bits_per_byte"] for name in (best, "one-hot"))
-            bits, base = (say.figure(figure) for figure in figures)
-            said.append(own("text_best", target=_name(own, best), bits=bits, base=base))
+            name = min(cures, key=lambda name: found[name]["bits_per_byte"]["value"] or 0.0)
+            bits, base = (say.figure(found[of]["bits_per_byte"]) for of in (name, "one-hot"))
+            said.append(own("text_best", target=_name(own, name), bits=bits, base=base))
         return said
     if {"one-hot", "oracle"} <= found.keys():
         said.append(own("hard", kl=say.figure(found["one-hot"]["kl"]), oracle=say.figure(found["oracle"]["kl"])))
@@ -114,7 +113,7 @@ def _gap(board: Board, say: Say, own: Words) -> Picture | None:
     rows = [
         (r.target, r.figures["gap"])
         for r in _most(board)
-        if r.target not in WITHOUT_GAP and r.figures.get("gap", {}).get("value") is not None
+        if r.target not in WITHOUT_GAP and "gap" in r.figures and r.figures["gap"]["value"] is not None
     ]
     if not rows:
         return None
@@ -131,7 +130,8 @@ def _bars(board: Board, say: Say, own: Words) -> Picture | None:
     if board.bars is None or not board.bars.targets:
         return None
     shown = board.bars
-    panels, table = [], []
+    panels: list[Panel] = []
+    table: list[list[Cell]] = []
     for name, values in shown.targets.items():
         if board.kinds[name] == "beside":
             continue
@@ -169,7 +169,7 @@ def _compute(board: Board, say: Say, own: Words) -> Picture | None:
     rows = [
         (r.target, r.figures["compute"]["value"], r.figures["kl"]["value"])
         for r in _most(board)
-        if "kl" in r.figures and r.figures.get("compute", {}).get("value")
+        if "kl" in r.figures and "compute" in r.figures and r.figures["compute"]["value"]
     ]
     if not rows:
         return None

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from scipy import special
@@ -142,8 +142,12 @@ def _row(measured: Sequence[Finished], name: str, documents: int) -> Row | None:
             parts = ([group[s]["values"]["kl"] for s in shared] for group in (base, own, truth))
             figures["gap"] = gaps(*parts)
     turned = sum(one["turned"] for one in own.values())
-    shown: dict[str, FigureFacts] = {key: FigureFacts(**figure.json()) for key, figure in figures.items()}
+    shown = {key: _facts(figure) for key, figure in figures.items()}
     return Row(target=name, documents=documents, seeds=len(own), turned=turned, figures=shown)
+
+
+def _facts(figure: Figure) -> FigureFacts:
+    return cast(FigureFacts, figure.json())
 
 
 def _by_seed(measured: Sequence[Finished], name: str, documents: int) -> dict[int, Finished]:
@@ -171,7 +175,7 @@ def _best(measured: Sequence[Finished], plan: Plan) -> Iterator[Best]:
         if allowed:
             name = min(allowed, key=lambda n: sum(one["values"]["kl_chosen"] for one in allowed[n].values()))
             parts = ([group[s]["values"]["kl"] for s in sorted(base)] for group in (base, allowed[name], truth))
-            yield Best(target=name, within=within, gap=FigureFacts(**gaps(*parts).json()))
+            yield Best(target=name, within=within, gap=_facts(gaps(*parts)))
 
 
 def _bars(measured: Sequence[Finished], test: Test, vocabulary: Sequence[str]) -> Bars | None:

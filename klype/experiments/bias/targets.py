@@ -6,7 +6,6 @@ trained on other rows when asked. Only ``oracle`` looks at the truth.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
@@ -18,11 +17,14 @@ from klype.data.order import mix
 from klype.engine.engine import Engine
 from klype.experiments.bias.corpus import Corpus, Ids, Truth, targets
 from klype.experiments.bias.kneser_ney import Floats, KneserNey, cross_fitted
-from klype.experiments.bias.lab import LabSettings, Learnt, Lesson, Soft, predict
+from klype.experiments.bias.lab import LabSettings, Learnt, Lesson, Mixture, Soft, predict
+from klype.model.transformer import Transformer
 from klype.values import Request
 
 SMOOTHED, MIXED = 0.05, 0.3
 ORDER = 4
+TIMES, FEWEST = 3.0, 4
+"""The compute of a pair and its student, times that of one-hot; and the epochs that the student has in any case."""
 PORTION = 64  # documents that teachers read at a time
 
 
@@ -79,9 +81,18 @@ def larger(lab: Lab) -> Lesson:
     return _taught(lab, [lab.taught("larger-one-hot")])
 
 
+def self_and_counts(lab: Lab) -> Lesson:
+    """What an earlier self says, mixed with Kneser–Ney in the share that fits held-out documents best."""
+    return _with_counts(lab, _teachers(lab, 1))
+
+
 def pair(lab: Lab) -> Lesson:
-    """What two models say on average, and counts beside them: three times the compute of one."""
-    return _with_counts(lab, _teachers(lab, 2))
+    """The same with two models, and a student that trains for what is left of three times the compute of one-hot."""
+    lesson = _with_counts(lab, _teachers(lab, 2))
+    one = lab.taught("one-hot")
+    epoch = 3 * one.reads * sum(len(d) - 1 for d in lesson.documents)
+    left = int((TIMES * one.flops - lesson.flops) / epoch)
+    return replace(lesson, epochs=min(max(left, FEWEST), lab.settings.epochs))
 
 
 def best_of(lab: Lab) -> Learnt:
@@ -127,6 +138,7 @@ TARGETS = (
     Target("earlier-self", self_taught),
     Target("larger-one-hot", one_hot, "beside", width=2.0),
     Target("larger-teacher", larger),
+    Target("self-kneser-ney", self_and_counts),
     Target("pair-kneser-ney", pair),
     Target("best-of-five", best_of, "baseline"),
     Target("five-together", together, "beside"),
@@ -190,18 +202,6 @@ def true(truth: Truth, size: int) -> Soft:
 # teachers
 
 
-class Mixture(nn.Module):
-    """The mean of several models' distributions, as one model; its logits are log-probabilities."""
-
-    def __init__(self, models: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.models = nn.ModuleList(models)
-
-    def forward(self, tokens_BT: torch.Tensor) -> torch.Tensor:
-        said = torch.stack([model(tokens_BT).log_softmax(-1) for model in self.models])
-        return said.logsumexp(0) - math.log(len(self.models))
-
-
 def average(models: Sequence[nn.Module], documents: Sequence[Ids]) -> torch.Tensor:
     """The mean of the models' distributions at every target, [N, V] in half precision, read a few at a time."""
     portions = [documents[at : at + PORTION] for at in range(0, len(documents), PORTION)]
@@ -227,7 +227,7 @@ def written(lab: Lab, teachers: Sequence[Learnt], count: int) -> tuple[Ids, ...]
     out: list[Ids] = []
     for k, teacher in enumerate(teachers):
         share = count // len(teachers) + (k < count % len(teachers))
-        if share:
+        if share and isinstance(teacher.model, Transformer):
             request = Request((begin,), share, longest - 1, seed=mix(lab.seed, 6, k), stop=(end,))
             out += [(begin, *trace.tokens) for trace in Engine(teacher.model).run([request])[0]]
     return tuple(out)
