@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,6 +12,8 @@ from klype.cli.terminal import Terminal, harmless
 from klype.errors import UsageError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from klype.cli.model import Opened
     from klype.values import Request, Trace
 
@@ -28,7 +31,15 @@ def command(
     best_of: Annotated[
         int, typer.Option("--best-of", min=1, max=256, help="Draw so many answers; the run's reward model picks one.")
     ] = 1,
-    budget: o.ServerBudget = "",
+    decoder: Annotated[
+        str, typer.Option("--decoder", help="Spend more passes on a better answer: consensus, forks, search-meaning …")
+    ] = "",
+    budget: Annotated[
+        str,
+        typer.Option(
+            "--budget", help="With --decoder: 8× a plain answer's passes. Of a server: 500requests,20000tokens."
+        ),
+    ] = "",
     seed: o.Seed = 0,
     out: o.OutFile = None,
     lang: o.Lang = None,
@@ -44,7 +55,12 @@ def command(
     if not text.strip():
         raise UsageError("There is no question.")
     sampling = checked_sampling(temperature, top_p)
-    opened = open_model(model, precision, budget=budget)
+    from klype.cli.deciding import split
+
+    times, server = split(decoder, budget)
+    if decoder and (best_of > 1 or speculate is not None or sure):
+        raise UsageError("--decoder decides by itself: leave out --best-of, --speculate and --sure.")
+    opened = open_model(model, precision, budget=server)
     prompt = opened.plain(text) if opened.as_raw(raw) else opened.prompt([{"role": "user", "content": text}])
     request = Request(
         prompt=tuple(prompt),
@@ -54,6 +70,9 @@ def command(
         stop=opened.stop,
     )
     trace, picked, meter = None, None, EnergyMeter()
+    if decoder:
+        _decide(terminal, opened, request, (text, raw), (decoder, times), out)
+        return
     if best_of > 1:
         trace, picked = _best_of(opened, request, best_of)
         if not as_json:
@@ -90,6 +109,33 @@ def command(
             tell(terminal, certainty)
     tell_cost(opened)
     terminal.document(document, out)
+
+
+def _decide(
+    terminal: Terminal,
+    opened: Opened,
+    request: Request,
+    asked: tuple[str, bool | None],
+    decoder: tuple[str, float],
+    out: Path | None,
+) -> None:
+    """An answer that a decoder chose: the answer, why, and what it cost."""
+    from klype.cli.asking import asking
+    from klype.cli.deciding import decided, document, tell
+    from klype.cli.remote import tell_cost
+    from klype.device import EnergyMeter
+
+    meter, started = EnergyMeter(), time.perf_counter()
+    ask = asking(opened, *asked)
+    found = decided(opened, ask, request.limit, request.sampling, request.seed, *decoder, asked[1])
+    told, chosen = document(found, *decoder), found.choice.chosen
+    if not terminal.as_json:
+        print(harmless(chosen.text) + ("" if chosen.ended else " …"), flush=True)
+        tell(terminal, told)
+    tell_cost(opened)
+    made = {"answer": chosen.text, "tokens": len(chosen.tokens), "passes": found.passes,
+            "seconds": time.perf_counter() - started, "joules": meter.joules(), "decoder": told}  # fmt: skip
+    terminal.document(made, out)
 
 
 def _best_of(opened: Opened, request: Request, n: int) -> tuple[Trace, dict[str, Any]]:

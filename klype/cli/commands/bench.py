@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from klype.cli import options as o
+from klype.cli.commands import cures
 from klype.cli.terminal import Terminal
 from klype.errors import UsageError
 
@@ -26,6 +27,7 @@ def app() -> typer.Typer:
     bench.command("align")(align)
     bench.command("choice")(choice)
     bench.command("coverage")(coverage)
+    bench.command("cures")(cures.command)
     bench.command("published")(published)
     bench.command("serve")(serve)
     return bench

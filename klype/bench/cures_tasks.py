@@ -1,0 +1,299 @@
+"""The questions of ``klype bench cures``: the world's held-out ones for a run, real ones for any other model.
+
+Each comes with what the decoders need beside it: the question put otherwise, the question without what its answer
+should depend on, and checks. Questions on which settings are chosen (dev) are never those that are reported (test).
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from klype.answers.decoders import checks
+from klype.answers.decoders.orders import Asked, Variant
+from klype.answers.decoders.wordings import MOST as VARIANTS
+from klype.answers.decoders.wordings import reordered
+from klype.errors import UsageError
+from klype.judge.meaning import text_meaning, world_meaning
+from klype.judge.text import choice_match, normalise, number_match
+from klype.runs.truth import read_questions
+from klype.sources.source import Codec, Source
+from klype.train.rewards import RewardModel
+from klype.values import Question
+from klype.world import World
+
+LETTERS = "AB"
+
+
+@dataclass(frozen=True, slots=True)
+class Posed:
+    """A question as it is put to one source, and who says whether an answer is right."""
+
+    question: Question
+    asked: Asked
+    right: Callable[[str], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """``missing``: why there are no questions."""
+
+    name: str
+    judge: str
+    dev: tuple[Posed, ...] = ()
+    test: tuple[Posed, ...] = ()
+    missing: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    dev: int = 60
+    test: int = 150
+    seed: int = 0
+
+    def check(self) -> None:
+        if self.dev < 10 or self.test < 10:
+            raise UsageError("The benchmark needs at least 10 questions to choose settings on and 10 to report.")
+
+
+def world_task(source: Source, run: Path, world: World, sizes: Sizes, reward: RewardModel | None) -> Task:
+    """Test: the held-out questions that the run keeps; dev: others, drawn from the same world."""
+    test = read_questions(run / "questions.jsonl")[: sizes.test]
+    known, rng = {question.prompt for question in test}, random.Random(f"dev {sizes.seed}")
+    dev: list[Question] = []
+    while len(dev) < sizes.dev:
+        question = world.question(rng, heldout=True)
+        if question.prompt not in known:
+            known.add(question.prompt)
+            dev.append(question)
+    while len(test) < sizes.test:  # a run keeps some hundreds; more are drawn, never one of dev's
+        question = world.question(rng, heldout=True)
+        if question.prompt not in known:
+            known.add(question.prompt)
+            test.append(question)
+    dev_posed, test_posed = (
+        tuple(_world_posed(source.codec, world, q, sizes.seed, reward) for q in part) for part in (dev, test)
+    )
+    return Task("world", "the world's grammar", dev_posed, test_posed)
+
+
+def _world_posed(codec: Codec, world: World, question: Question, seed: int, reward: RewardModel | None) -> Posed:
+    def prompt(text: str) -> tuple[int, ...]:
+        return tuple(codec.prompt([{"role": "user", "content": text}]))
+
+    known: dict[str, checks.Check] = {"likelihood": checks.likelihood, "variants": checks.variants,
+                                      "contrast": checks.contrast}  # fmt: skip
+    before = tuple(codec.encode(question.prompt))  # as the stories that it was pre-trained on ask and answer
+    known["statement"] = checks.given(lambda answer: (before, _behind(codec, question.prompt, answer)))
+    if reward is not None:
+        known["reward"] = checks.judged(lambda prompts, answers: reward.score(prompts, answers).tolist())
+    others = [f"{context} {question.question}" for context in reordered(question.context)]
+    asked = Asked(
+        prompt(question.prompt),
+        world_meaning(world, question),
+        32,
+        tuple(codec.stop),
+        seed,
+        blank=prompt(question.question) if question.context else (),
+        variants=tuple(Variant(prompt(other)) for other in others),
+        checks=known,
+    )
+    return Posed(question, asked, lambda answer: bool(world.judge(question, answer).right))
+
+
+def _behind(codec: Codec, before: str, text: str) -> tuple[int, ...]:
+    """The tokens of a text that goes on from another; one that is empty still has the token of a full stop."""
+    return tuple(codec.encode(f"{before} {text.strip() or '.'}")[len(codec.encode(before)) :])
+
+
+def real_tasks(source: Source, data: Path | None, sizes: Sizes, only: Sequence[str] = ()) -> list[Task]:
+    """Arithmetic, grammar (BLiMP) and reading in Norwegian (NorQuAD); what lies in no ``data`` folder is missing."""
+    made: dict[str, Callable[[], Task]] = {
+        "arithmetic": lambda: _few_shot(source, _arithmetic(sizes), sizes),
+        "grammar": lambda: _from_file(source, data, "blimp-small/blimp.jsonl", _grammar, sizes, "grammar"),
+        "reading": lambda: _from_file(source, data, "norquad-wiki/qa.jsonl", _reading, sizes, "reading"),
+    }
+    return [make() for name, make in made.items() if not only or name in only]
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A kind of question: its words, its examples (more than are shown at once) and its questions."""
+
+    name: str
+    judge: str
+    words: tuple[str, str]
+    right: Callable[[Question, str], bool]
+    examples: tuple[Question, ...]
+    questions: tuple[Question, ...]
+    shown: int
+    limit: int
+    blank: Callable[[Question], Question]
+    states: Callable[[Question, str], tuple[str, str]] | None = None
+    letters: bool = False
+
+
+def _from_file(
+    source: Source, data: Path | None, name: str, rows: Callable[[list[Any], Sizes], Rows], sizes: Sizes, task: str
+) -> Task:
+    file = data / name if data is not None else None
+    if file is None or not file.is_file():
+        return Task(task, "", missing=f"--data FOLDER with {name} was not given" if data is None else f"no {file}")
+    read = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    random.Random(f"{task} {sizes.seed}").shuffle(read)
+    return _few_shot(source, rows(read, sizes), sizes)
+
+
+def _arithmetic(sizes: Sizes) -> Rows:
+    rng, found = random.Random(f"arithmetic {sizes.seed}"), dict[str, str]()
+    while len(found) < sizes.dev + sizes.test + 12:
+        a, b, plus = rng.randint(10, 99), rng.randint(10, 99), rng.random() < 0.5
+        a, b = (a, b) if plus else (max(a, b), min(a, b))
+        found[f"What is {a} {'+' if plus else '-'} {b}?"] = str(a + b if plus else a - b)
+    questions = [Question(f"a{i}", text, answers=(value,)) for i, (text, value) in enumerate(found.items())]
+    return Rows(
+        "arithmetic", "number match", ("Question", "Answer"), lambda q, a: bool(number_match(q, a).right),
+        tuple(questions[:12]), tuple(questions[12:]), 4, 8,
+        lambda q: Question(q.id, "What is it?"), _equation,
+    )  # fmt: skip
+
+
+def _grammar(read: list[Any], sizes: Sizes) -> Rows:
+    """Which of two sentences is good English. A and B are the good one equally often."""
+    questions = []
+    for i, row in enumerate(read[: sizes.dev + sizes.test + 12]):
+        pair = [row["sentence_good"], row["sentence_bad"]]
+        if i % 2:
+            pair.reverse()
+        text = f"Which sentence is correct English?\nA: {pair[0]}\nB: {pair[1]}"
+        questions.append(Question(f"g{i}", text, answers=(LETTERS[i % 2],), choices=tuple(pair)))
+    return Rows(
+        "grammar", "choice match", ("Question", "Answer"), lambda q, a: bool(choice_match(q, a).right),
+        tuple(questions[:12]), tuple(questions[12:]), 4, 4,
+        lambda q: Question(q.id, "Which sentence is correct English?\nA: N/A\nB: N/A"), _sentence, True,
+    )  # fmt: skip
+
+
+def _equation(question: Question, answer: str) -> tuple[str, str]:
+    return f"10 + 25 = 35\n62 - 41 = 21\n{question.question.removeprefix('What is ').removesuffix('?')} =", answer
+
+
+def _sentence(question: Question, answer: str) -> tuple[str, str]:
+    """The sentence that a letter stands for, as plain text; of no letter: the answer itself."""
+    letter = answer.strip()[:1]
+    return "Sentence:", question.choices[LETTERS.index(letter)] if letter in tuple(LETTERS) else answer
+
+
+def _reading(read: list[Any], sizes: Sizes) -> Rows:
+    """The answer stands in the text. Short texts only, so that a laptop reads them in time."""
+    short = sorted(read, key=lambda row: len(row["context"]))[: sizes.dev + sizes.test + 12]
+    random.Random(f"reading {sizes.seed}").shuffle(short)
+    questions = [Question(f"r{row['id']}", row["question"], row["context"], (row["answer"],)) for row in short]
+    questions.sort(key=lambda q: len(q.context) > 500)  # examples come from the shortest
+    return Rows(
+        "reading", "holds the reference", ("Spørsmål", "Svar"), holds_reference,
+        tuple(questions[:6]), tuple(sorted(questions[6:], key=lambda q: q.id)), 1, 24,
+        lambda q: Question(q.id, q.question, ""),
+    )  # fmt: skip
+
+
+def holds_reference(question: Question, answer: str) -> bool:
+    """The reference's words stand in the answer, in order, and the answer is at most ten words longer."""
+    said, wanted = normalise(answer), normalise(question.answers[0])
+    return f" {wanted} " in f" {said} " and len(said.split()) <= len(wanted.split()) + 10
+
+
+def _few_shot(source: Source, rows: Rows, sizes: Sizes) -> Task:
+    dev, test = rows.questions[: sizes.dev], rows.questions[sizes.dev : sizes.dev + sizes.test]
+    posed = [tuple(_posed(source.codec, rows, q, sizes.seed) for q in part) for part in (dev, test)]
+    return Task(rows.name, rows.judge, posed[0], posed[1])
+
+
+def _posed(codec: Codec, rows: Rows, question: Question, seed: int) -> Posed:
+    def encoded(text: str) -> tuple[int, ...]:
+        return tuple(codec.encode(text))
+
+    def put(order: int, asked: Question) -> str:
+        return "\n\n".join([*(_shot(rows, q, True) for q in _chosen(rows, order)), _shot(rows, asked, False)])
+
+    first = _chosen(rows, 0)
+
+    def asked_back(answer: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        ask, say = rows.words
+        shots = [f"{say}: {q.answers[0]}\n{ask}: {q.prompt}" for q in first]
+        before = encoded("\n\n".join([*shots, f"{say}: {answer}\n{ask}:"]))
+        whole = encoded("\n\n".join([*shots, f"{say}: {answer}\n{ask}: {question.prompt}"]))
+        return whole[: len(before)], whole[len(before) :]
+
+    def checked(answer: str) -> tuple[int, ...]:
+        ask, say = rows.words
+        wrong = [_chosen(rows, 1)[0].answers[0], *(q.answers[0] for q in first)]
+        shots = [
+            f"{ask}: {q.prompt}\n{say}: {given}\nRight? {'Yes' if given == q.answers[0] else 'No'}"
+            for i, q in enumerate(first)
+            for given in [q.answers[0] if i % 2 == 0 else wrong[i]]
+        ]
+        return encoded("\n\n".join([*shots, f"{ask}: {question.prompt}\n{say}: {answer}\nRight?"]))
+
+    def variant(order: int) -> Variant:
+        """Other examples; of two choices every other time exchanged."""
+        if not rows.letters or order % 2 == 0:
+            return Variant(encoded(put(order, question)))
+        pair = tuple(_behind(codec, f"{rows.words[1]}:", letter)[0] for letter in LETTERS)
+        return Variant(encoded(put(order // 2, _exchanged(question))), ((pair[0], pair[1]),))
+
+    known: dict[str, checks.Check] = {
+        "likelihood": checks.likelihood,
+        "variants": checks.variants,
+        "contrast": checks.contrast,
+        "question": checks.given(asked_back),
+        "yes": checks.yes(checked, *(_first(codec, word) for word in ("Yes", "No"))),
+    }
+    if rows.states is not None:
+        states = rows.states
+
+        def stated(answer: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+            before, text = states(question, answer)
+            return encoded(before), _behind(codec, before, text)
+
+        known["statement"] = checks.given(stated)
+    asked = Asked(
+        encoded(put(0, question)),
+        text_meaning(question),
+        rows.limit,
+        tuple(codec.stop),
+        seed,
+        ("\n",),
+        encoded(put(0, rows.blank(question))),
+        tuple(variant(order) for order in range(1, VARIANTS + 1)),
+        checks=known,
+    )
+    return Posed(question, asked, lambda answer: rows.right(question, answer.strip()))
+
+
+def _exchanged(question: Question) -> Question:
+    first, second = question.choices
+    text = question.question.split("\n")[0]
+    return Question(question.id, f"{text}\nA: {second}\nB: {first}", choices=(second, first))
+
+
+def _first(codec: Codec, word: str) -> tuple[int, ...]:
+    """The token with which a word begins behind a text."""
+    return _behind(codec, "Right?", word)[:1]
+
+
+def _chosen(rows: Rows, order: int) -> list[Question]:
+    """The examples that are shown, others or in another order for every ``order``."""
+    examples = list(rows.examples)
+    if order:
+        random.Random(f"{rows.name} {order}").shuffle(examples)
+    return examples[: rows.shown]
+
+
+def _shot(rows: Rows, question: Question, answered: bool) -> str:
+    ask, say = rows.words
+    return f"{ask}: {question.prompt}\n{say}:" + (f" {question.answers[0]}" if answered else "")

@@ -1,0 +1,157 @@
+"""``klype ask --decoder``: what was chosen, what spoke for it, and what it cost beside a plain answer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from klype.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from klype.answers.decoders.checks import Check
+    from klype.answers.decoders.orders import Asked
+    from klype.answers.decoders.table import Decided
+    from klype.cli.asking import Asking
+    from klype.cli.model import Opened
+    from klype.cli.terminal import Terminal
+    from klype.values import Sampling
+
+SHOWN = 5
+BUDGET = 4.0
+
+
+def split(decoder: str, budget: str) -> tuple[float, str]:
+    """``--budget`` as what a decoder may spend, and what a server may be asked for: "8×", "500requests", or both.
+
+    Errors: plain answers without a decoder, a decoder that does not exist.
+    """
+    parts = budget.split(",") if budget else []
+    server = [part for part in parts if part.strip().endswith(("requests", "tokens"))]
+    own = ",".join(part for part in parts if part not in server)
+    if own and not decoder:
+        if own.strip()[-1:] in ("×", "x", "X"):
+            raise UsageError(f"--budget {own} is for a decoder.", "Name one: --decoder consensus.")
+        return BUDGET, budget
+    if not decoder:
+        return BUDGET, budget
+    from klype.answers.decoders.orders import parse_budget
+    from klype.answers.decoders.table import decoder as find
+
+    find(decoder)
+    return (parse_budget(own) if own else BUDGET), ",".join(server)
+
+
+def decided(
+    opened: Opened, ask: Asking, limit: int, sampling: Sampling, seed: int, name: str, budget: float, raw: bool | None
+) -> Decided:
+    """One question decided. UsageError where the decoder needs what this model has not."""
+    from klype.answers.decoders.orders import Tuning
+    from klype.answers.decoders.table import decide
+
+    tuning = Tuning(temperature=sampling.temperature or 1.0)
+    posed = _posed(opened, ask, limit, sampling, seed, raw, name)
+    return decide(opened.source, [posed], name, budget, tuning)[0]
+
+
+def document(found: Decided, name: str, budget: float) -> dict[str, Any]:
+    """What ``--json`` tells of the choice."""
+    from klype.judge.meaning import label
+
+    return {
+        "name": name,
+        "budget": budget,
+        "plain": found.plain.chosen.text,
+        "changed": found.choice.chosen.meaning != found.plain.chosen.meaning,
+        "shares": [
+            {"text": share.text, "meaning": label(share.meaning), "share": share.share} for share in found.choice.shares
+        ],
+        "passes": found.passes,
+        "plain_passes": found.plain_passes,
+        "times": found.passes / max(1, found.plain_passes),
+        "positions": found.positions,
+        "plain_positions": found.plain_positions,
+    }
+
+
+def tell(terminal: Terminal, told: dict[str, Any]) -> None:
+    """Why, and at what cost, in a few lines."""
+    from klype.cli.terminal import harmless
+    from klype.words import number, percent, words
+
+    w, lang = words(terminal.lang, "deciding"), terminal.lang
+    lines = [w(f"way.{told['name']}")]
+    if told["name"] not in ("greedy", "sample"):
+        for share in told["shares"][:SHOWN]:
+            lines.append(w("share", share=percent(share["share"], lang), text=harmless(share["text"])))
+        lines.append(w("changed", plain=harmless(told["plain"])) if told["changed"] else w("same"))
+    shown = {key: told[key] for key in ("passes", "plain_passes", "positions", "plain_positions")}
+    lines.append(w("cost", times=number(told["times"], lang, 1), **shown))
+    for line in lines:
+        terminal.console.print(line, markup=False, highlight=False)
+
+
+def _posed(
+    opened: Opened, ask: Asking, limit: int, sampling: Sampling, seed: int, raw: bool | None, name: str
+) -> Asked:
+    from klype.answers.decoders.orders import Asked, Variant
+    from klype.answers.decoders.wordings import parted, reordered
+
+    question = ask.question
+    context, asks = (question.context, question.question) if question.context else parted(question.question)
+
+    def prompt(text: str) -> tuple[int, ...]:
+        plain = opened.as_raw(raw)
+        return tuple(opened.plain(text) if plain else opened.prompt([{"role": "user", "content": text}]))
+
+    return Asked(
+        ask.prompt,
+        ask.meaning,
+        limit,
+        opened.stop,
+        seed,
+        blank=prompt(asks) if context else (),
+        variants=tuple(Variant(prompt(f"{other} {asks}")) for other in reordered(context)) if context else (),
+        sampling=sampling,
+        checks=_checks(opened, question.prompt, bool(context), name, not opened.as_raw(raw)),
+    )
+
+
+def _checks(opened: Opened, question: str, context: bool, name: str, chat: bool) -> dict[str, Check]:
+    from klype.answers.decoders import checks
+
+    known: dict[str, Check] = {"likelihood": checks.likelihood}
+    if context:
+        known |= {"contrast": checks.contrast, "variants": checks.variants}
+    if chat:
+        known["yes"] = _yes(opened, question)
+    if name == "verify-question":
+        known["question"] = checks.given(_back(opened, question))
+    if name == "verify-statement":
+        known["statement"] = checks.given(lambda answer: (tuple(opened.plain(question)), tuple(opened.say(answer))))
+    if name == "verify-reward":
+        from klype.runs.best_of import judge_of
+
+        judge = judge_of(opened.found)
+        known["reward"] = checks.judged(lambda prompts, answers: judge.score(prompts, answers).tolist())
+    return known
+
+
+def _yes(opened: Opened, question: str) -> Check:
+    from klype.answers.decoders import checks
+
+    def put(answer: str) -> tuple[int, ...]:
+        text = f"{question}\nProposed answer: {answer}\nIs the proposed answer right? Yes or No?"
+        return tuple(opened.prompt([{"role": "user", "content": text}]))
+
+    def first(word: str) -> list[int]:
+        return [opened.say(word)[0], *opened.source.codec.encode(word)[-1:]]
+
+    return checks.yes(put, first("Yes"), first("No"))
+
+
+def _back(opened: Opened, question: str) -> Callable[[str], tuple[tuple[int, ...], tuple[int, ...]]]:
+    def put(answer: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return tuple(opened.plain(f"{answer}")), tuple(opened.say(question))
+
+    return put

@@ -1,0 +1,48 @@
+"""Decoders through klype's own server, in process, decide as they do on the same model here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+
+from klype.answers.decoders import checks
+from klype.answers.decoders.orders import Asked, Variant
+from klype.answers.decoders.table import decide
+from klype.sources.offer import probe
+from klype.sources.remote import RemoteSource
+from klype.sources.wire import Patience, Wire
+from tests.test_sources_remote import ASKED, InProcess, own, served
+
+
+@pytest.fixture(scope="module")
+def remote() -> RemoteSource:
+    pytest.importorskip("fastapi")
+    client = httpx.Client(transport=InProcess(served()))
+    wire = Wire("http://localhost/v1", patience=Patience(client=client))
+    return RemoteSource(wire, probe(wire))
+
+
+@pytest.mark.parametrize("name", ["greedy", "sample", "consensus", "search-meaning", "forks", "backtrack",
+                                  "rephrase", "verify-variants"])  # fmt: skip
+def test_remote_decides_as_native(remote: RemoteSource, name: str) -> None:
+    native = own()
+    other = tuple(native.codec.prompt([{"role": "user", "content": "hun gikk i byen. hvor gikk hun?"}]))
+
+    def asked(codec: Any) -> list[Asked]:
+        prompt = tuple(codec.prompt(ASKED))
+        known: dict[str, checks.Check] = {"variants": checks.variants}
+        return [
+            Asked(
+                prompt, lambda text: text.lower(), 8, tuple(codec.stop), seed, variants=(Variant(other),), checks=known
+            )
+            for seed in (0, 3)
+        ]
+
+    theirs, mine = (decide(source, asked(source.codec), name, 4.0) for source in (remote, native))
+    for a, b in zip(theirs, mine, strict=True):
+        assert a.choice.chosen.tokens == b.choice.chosen.tokens
+        assert (a.passes, a.positions, a.plain_passes) == (b.passes, b.positions, b.plain_passes)
+        assert a.choice.chosen.logp == pytest.approx(b.choice.chosen.logp, abs=1e-4)
+        assert a.passes <= 4 * a.plain_passes

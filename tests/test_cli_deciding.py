@@ -1,0 +1,65 @@
+"""``klype ask --decoder``: what was chosen, why, and what it cost, of a model whose meanings are counted by hand."""
+
+from __future__ import annotations
+
+import io
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from klype.answers.decoders.table import DECODERS
+from klype.cli import deciding
+from klype.cli.asking import Asking
+from klype.errors import UsageError
+from klype.values import Question, Sampling
+from klype.words import words
+from tests.toy_sources import table_source
+
+TABLE = np.array([[1, 0, 0, 0, 0], [0, 0, 0.4, 0.3, 0.3], *np.tile(np.eye(5)[0], (3, 1))])
+
+
+def told(name: str, budget: float = 8.0) -> dict[str, Any]:
+    source, codec = table_source(TABLE)
+    merged = {"c": "x", "d": "x"}
+    ask = Asking(source, (1,), Question("q", "a"), lambda text: merged.get(text, text), "text", None)
+    opened = cast(Any, SimpleNamespace(source=source, stop=(0,), as_raw=lambda raw: True, plain=codec.encode))
+    found = deciding.decided(opened, ask, 4, Sampling(0.7), 1, name, budget, None)
+    return deciding.document(found, name, budget)
+
+
+def test_what_was_chosen_why_and_at_what_cost() -> None:
+    found = told("forks")
+    assert found["plain"] == "b"
+    assert found["changed"]
+    assert found["shares"][0] == {"text": "c", "meaning": "x", "share": pytest.approx(0.6)}
+    assert found["plain_passes"] == 2
+    assert found["plain_passes"] < found["passes"] <= 16
+    assert told("greedy")["passes"] == 2
+
+
+@pytest.mark.parametrize("lang", ["en", "nb"])
+def test_every_decoder_has_words(lang: str) -> None:
+    for catalogue in ("deciding", "cures"):
+        assert set(words(lang, catalogue).section("way")) == set(DECODERS)
+    out = io.StringIO()
+    deciding.tell(cast(Any, SimpleNamespace(lang=lang, console=Console(file=out, width=200))), told("forks"))
+    assert "60" in out.getvalue()
+    assert "b" in out.getvalue()
+
+
+def test_budgets_for_decoders_and_for_servers() -> None:
+    assert deciding.split("consensus", "8×") == (8.0, "")
+    assert deciding.split("consensus", "8x,500requests") == (8.0, "500requests")
+    assert deciding.split("forks", "") == (deciding.BUDGET, "")
+    assert deciding.split("", "500requests,20000tokens")[1] == "500requests,20000tokens"
+    with pytest.raises(UsageError, match="for a decoder"):
+        deciding.split("", "8×")
+    with pytest.raises(UsageError, match="no decoder"):
+        deciding.split("guess", "8×")
+    with pytest.raises(UsageError, match="plain answers"):
+        deciding.split("forks", "lots")
+    with pytest.raises(UsageError, match="nothing to check with"):
+        told("verify-variants")
