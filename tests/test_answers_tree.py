@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from klype.answers import bounds
-from klype.answers.tree import Tree, TreeSettings, entropy_bounds, grow
+from klype.answers.entropies import entropy_bounds
+from klype.answers.tree import Tree, TreeSettings, grow
 from klype.errors import UsageError
 from klype.values import Distribution, Sampling
 from tests.toy_sources import Partial, at_temperature, enumerate_answers, random_table, table_source

@@ -19,9 +19,11 @@ import numpy as np
 import torch
 
 from klype.answers import bounds
+from klype.answers.entropies import entropy_bounds
 from klype.engine.sampling import needs_seen, shape
 from klype.errors import UsageError
 from klype.sources.source import Source
+from klype.sources.wire import BudgetSpentError
 from klype.values import Distribution, Floats, Ints, Sampling
 
 Tokens = tuple[int, ...]
@@ -140,6 +142,7 @@ class Growth:
     nodes: list[Node] = field(default_factory=list)
     sums: dict[bytes, Sum] = field(default_factory=dict)
     heap: list[tuple[float, int, Node]] = field(default_factory=list)
+    unread: list[tuple[Tokens, float]] = field(default_factory=list)
     frontier: float = 1.0
     order: count[int] = field(default_factory=count)
 
@@ -154,6 +157,16 @@ class Growth:
         for (tokens, mass), (ids, p_K, tail) in zip(beginnings, listed, strict=True):
             self._settle(tokens, mass, ids, p_K, tail)
 
+    def read_paid(self, beginnings: Sequence[tuple[Tokens, float]]) -> int:
+        """``read`` what was answered before a server's budget was spent; how many. The others are open still."""
+        for tokens, mass in beginnings:
+            try:
+                self.read([(tokens, mass)])
+            except BudgetSpentError:
+                self.unread.append((tokens, mass))
+                self.frontier += mass
+        return len(beginnings) - len(self.unread)
+
     def heaviest(self, most: int) -> list[tuple[Tokens, float]]:
         """The next beginnings to read; they leave the frontier."""
         taken: list[tuple[Tokens, float]] = []
@@ -166,7 +179,7 @@ class Growth:
         return taken
 
     def _settle(self, tokens: Tokens, mass: float, ids: Ints, p_K: Floats, tail: float) -> None:
-        ends_K = np.isin(ids, self.source.codec.stop)
+        ends_K = np.logical_or.reduce([ids == stop for stop in self.source.codec.stop] or [np.zeros(len(ids), bool)])
         spelled = b"".join(map(self.spell, tokens)) if self.spell else b""
         for token, p in zip(ids[ends_K].tolist(), p_K[ends_K].tolist(), strict=True):
             self._end(spelled if self.spell else self.source.codec.decode(tokens).encode(), (*tokens, token), mass * p)
@@ -203,6 +216,7 @@ def grow(
 ) -> Tree:
     """The tree below a prompt. ``spell``: a token's bytes, where known; ``meaning``: of a text (default: itself).
 
+    A server's budget that is spent ends it as ``settings.budget`` does, if it was enough for the prompt itself.
     Errors: settings that cannot be; a partial distribution that is drawn from with more than a temperature.
     """
     settings.check()
@@ -213,7 +227,11 @@ def grow(
     while stopped is None and expansions < settings.budget:
         wide = max(settings.batch, min(settings.widest, expansions // GROWING))
         batch = growth.heaviest(min(settings.budget - expansions, wide))
-        growth.read(batch)
+        try:
+            growth.read(batch)
+        except BudgetSpentError:
+            expansions += growth.read_paid(batch)
+            break
         expansions += len(batch)
         stopped = _stopped(growth)
         if progress is not None:
@@ -232,9 +250,11 @@ def continuations(found: Sequence[Distribution], settings: TreeSettings) -> list
                 raise UsageError("This model returns only its most probable tokens: use --temperature alone.")
             at = bounds.tempered(q, settings.sampling.temperature, settings.vocabulary)
             ids, p_K, tail = q.ids, at.low_K, at.rest
-        order = np.argsort(-p_K, kind="stable")
-        order = order[p_K[order] > 0]
-        out.append((ids[order], p_K[order], tail))
+        if (p_K[1:] > p_K[:-1]).any():  # a temperature keeps the order
+            order = np.argsort(-p_K, kind="stable")
+            ids, p_K = ids[order], p_K[order]
+        possible = int(np.count_nonzero(p_K))
+        out.append((ids[:possible], p_K[:possible], tail))
     return out
 
 
@@ -299,40 +319,49 @@ class Reach:
     def __init__(self, growth: Growth) -> None:
         self._nodes: dict[bytes, list[Node]] = {}
         self._tokens: dict[bytes, list[int]] = {}
-        self._left: dict[int, dict[int, float]] = {}
+        self._unread: dict[bytes, float] = {}
+        self._masses: dict[tuple[bytes, bytes], float] = {}
+        self._longest = 0
         self._known = growth.spell is not None
         if growth.spell is None:
             return
+        for tokens, mass in growth.unread:
+            spelled = b"".join(map(growth.spell, tokens))
+            self._unread[spelled] = self._unread.get(spelled, 0.0) + mass
         for node in growth.nodes:
             self._nodes.setdefault(node.spelled, []).append(node)
         for token in np.unique(np.concatenate([node.ids[node.taken :] for node in growth.nodes])).tolist():
-            self._tokens.setdefault(growth.spell(token), []).append(token)
+            spelled = growth.spell(token)
+            self._tokens.setdefault(spelled, []).append(token)
+            self._longest = max(self._longest, len(spelled))
 
     def of(self, text: bytes) -> float:
         """An upper bound; the text may have been led by a space."""
         if not self._known:
             return math.inf
         whole = [b" " + text] + ([text] if text[:1] != b" " else [])
-        return math.fsum(self._from(raw) for raw in whole)
+        return math.fsum(mass for raw in whole for mass in self._from(raw))
 
-    def _from(self, raw: bytes) -> float:
+    def _from(self, raw: bytes) -> list[float]:
         total = []
         for at in range(len(raw) + 1):
-            nodes = self._nodes.get(raw[:at])
-            if nodes is None:
-                continue
-            fitting = [token for to in range(at, len(raw) + 1) for token in self._tokens.get(raw[at:to], ())]
-            for node in nodes:
-                left = self._open(node)
-                total.append(node.tail)
-                total += [left[token] for token in fitting if token in left]
-        return math.fsum(total)
+            begin = raw[:at]
+            if begin in self._nodes:
+                total += [node.tail for node in self._nodes[begin]]
+                ends = range(at, min(at + self._longest, len(raw)) + 1)
+                total += [self._into(begin, raw[at:to]) for to in ends if raw[at:to] in self._tokens]
+        return total
 
-    def _open(self, node: Node) -> dict[int, float]:
-        if id(node) not in self._left:
-            ids, masses = node.ids[node.taken :].tolist(), node.open_masses.tolist()
-            self._left[id(node)] = dict(zip(ids, masses, strict=True))
-        return self._left[id(node)]
+    def _into(self, begin: bytes, spelled: bytes) -> float:
+        """Open mass that goes on from a beginning with so many bytes; many texts share it."""
+        if (begin, spelled) not in self._masses:
+            found = []
+            for node in self._nodes[begin]:
+                ids = node.ids[node.taken :]
+                places = np.flatnonzero(np.logical_or.reduce([ids == token for token in self._tokens[spelled]]))
+                found += [node.mass * float(node.p_K[node.taken + place]) for place in places.tolist()]
+            self._masses[begin, spelled] = math.fsum(found)
+        return self._masses[begin, spelled]
 
 
 def _clusters(answers: Sequence[Found], unexplored: float) -> tuple[Cluster, ...]:
@@ -358,38 +387,7 @@ def _opened(growth: Growth) -> tuple[Floats, Floats]:
         left = settings.limit - len(node.tokens)
         masses += [node.open_masses, np.array([node.tail])]
         behind += [np.full(len(node.open_masses), 0.0 if node.last else (left - 1) * word), np.array([left * word])]
+    masses.append(np.array([mass for _, mass in growth.unread]))
+    behind.append(np.array([(settings.limit - len(tokens)) * word for tokens, _ in growth.unread]))
     mass_N, behind_N = np.concatenate(masses), np.concatenate(behind)
     return mass_N[mass_N > 0], behind_N[mass_N > 0]
-
-
-def entropy_bounds(
-    low: Sequence[float], unexplored: float, opened: tuple[Floats, Floats] | None = None, most: int = 0
-) -> tuple[float, float]:
-    """Entropy (nats) of a distribution whose masses are at least ``low`` and which has ``unexplored`` beside them.
-
-    Least: all of it on the largest. Most: shared out among ``most`` classes like water, where their number is known;
-    else the entropy of classes and open parts together, and what each part (``opened``: masses, nats) can add.
-    """
-    masses = sorted((mass for mass in low if mass > 0), reverse=True)
-    least = _entropy([(masses[0] if masses else 0.0) + unexplored, *masses[1:]])
-    if most:
-        return least, max(least, min(math.log(most), _entropy(_levelled(masses, unexplored, most))))
-    if opened is None:
-        return least, least if unexplored == 0.0 else math.inf
-    mass_N, behind_N = opened
-    more = float((mass_N * behind_N).sum()) if len(mass_N) else 0.0
-    return least, max(least, _entropy(masses) + float(-(mass_N * np.log(mass_N)).sum()) + more)
-
-
-def _levelled(masses: Sequence[float], water: float, classes: int) -> list[float]:
-    """Raise the lowest of so many classes to one level, until the water is used."""
-    rising = sorted([*masses, *(0.0,) * max(0, classes - len(masses))])
-    for lowest in range(1, len(rising) + 1):
-        level = (math.fsum(rising[:lowest]) + water) / lowest
-        if lowest == len(rising) or level <= rising[lowest]:
-            return [level] * lowest + rising[lowest:]
-    return rising
-
-
-def _entropy(masses: Sequence[float]) -> float:
-    return math.fsum(-mass * math.log(mass) for mass in masses if mass > 0)

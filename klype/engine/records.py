@@ -103,10 +103,24 @@ def distribution(logp_V: Tensor, top: int) -> Distribution:
 def distributions(logp_BV: Tensor, top: int) -> list[Distribution]:
     """``distribution`` of every row."""
     V = logp_BV.shape[-1]
-    k = V if top < 0 else min(top, V)
-    values_BK, ids_BK = logp_BV.topk(k)
-    rest = [0.0] * len(logp_BV) if k == V else (1.0 - values_BK.double().exp().sum(-1)).clamp(min=0.0).tolist()
+    if top < 0 or top >= V:
+        ids_BV, sorted_BV = _sorted(logp_BV.numpy())
+        return [Distribution(ids_V, logp_V) for ids_V, logp_V in zip(ids_BV, sorted_BV, strict=True)]
+    values_BK, ids_BK = logp_BV.topk(top)
+    rest = (1.0 - values_BK.double().exp().sum(-1)).clamp(min=0.0).tolist()
     return [Distribution(*row) for row in zip(ids_BK.numpy(), values_BK.numpy(), rest, strict=True)]
+
+
+def _sorted(logp_BV: npt.NDArray[np.float32]) -> tuple[Indices, npt.NDArray[np.float32]]:
+    """Most probable first, equals by id. Value and id are sorted as one integer: several times as fast as ``topk``,
+    and the same on every processor."""
+    bits_BV = np.ascontiguousarray(logp_BV).view(np.uint32)
+    rising_BV = np.where(bits_BV >> 31, ~bits_BV, bits_BV | np.uint32(1 << 31))
+    keys_BV = (~rising_BV).astype(np.uint64) << np.uint64(32)
+    keys_BV |= np.arange(logp_BV.shape[1], dtype=np.uint64)
+    keys_BV.sort(axis=1)
+    ids_BV = (keys_BV & np.uint64(0xFFFFFFFF)).astype(np.int64)
+    return ids_BV, np.take_along_axis(logp_BV, ids_BV, axis=1)
 
 
 def token_counts(texts: list[npt.NDArray[np.int64]], vocab_size: int) -> Tensor:
