@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from klype.answers.forks import Forks
 from klype.answers.tree import Found, Tree, TreeSettings
 from klype.examine.calibration import bins, calibration_error
-from klype.examine.cost import Shape, answer_flops, token_flops
+from klype.examine.cost import Shape, answer_bytes, answer_flops, token_flops
 from klype.examine.divergence import divergence, point, points, s_and_kl
 from klype.examine.evidence import Answered, ByQuestion, Evidence, Told
 from klype.examine.feedback import Aftermath, Shock
 from klype.examine.measures import MEASURES, measure
 from klype.examine.repetition import agreement, distinct, loop, repeated
 from klype.examine.replaced import Replaced
+from klype.examine.say import Say
 from klype.examine.survival import survival
 from klype.examine.tuning import TEMPERATURES
 from klype.values import Distribution
@@ -206,6 +207,20 @@ def test_flops_add_up_token_by_token_and_a_cache_saves_all_but_the_first_pass(pr
     assert answer_flops(shape, prompt, 1, cached=False) == answer_flops(shape, prompt, 1)
 
 
+@given(st.integers(1, 40), st.integers(1, 40))
+def test_bytes_add_up_pass_by_pass(prompt: int, answer: int) -> None:
+    shape = Shape(1000, 2, 8, weight_bytes=4000, cache_bytes=64)
+    first = shape.weight_bytes + 64 * prompt
+    later = [shape.weight_bytes + 64 * (prompt + i + 1) for i in range(answer - 1)]
+    assert answer_bytes(shape, prompt, answer) == first + sum(later)
+
+
+@pytest.mark.parametrize(("text", "share"), [("a b c d", 0), ("a b a b a b", 4 / 6), ("x y y y y", 3 / 5)])
+def test_a_loop_is_what_only_repeats_the_words_before(text: str, share: float) -> None:
+    said = Evidence([Answered(q, tuple(text.split()), "length") for q in "ab"])
+    assert measure(said)["loops"].value == pytest.approx(share)
+
+
 @settings(max_examples=20)
 @given(st.integers(1, 5))
 def test_every_measure_is_left_out_or_has_a_value_inside_its_interval(samples: int) -> None:
@@ -213,8 +228,8 @@ def test_every_measure_is_left_out_or_has_a_value_inside_its_interval(samples: i
     answers = [
         Answered(
             f"q{i}", tuple(f"the dog drank {i} of {j}".split()), "stop", right=(i + j) % 3 > 0, word_for_word=i % 2 > 0,
-            polite=True, concise=j > 0, score=float(i), s=(0.9,) * 7, passes=7, tokens=7, flops=7e6, seconds=0.1,
-            joules=0.5, meaning=j % 2, entropy=1.0 + j, drawn_logp=-4.0 - i - j, copied=0.1,
+            polite=True, concise=j > 0, score=float(i), s=(0.9,) * 7, passes=7, tokens=7, flops=7e6, bytes_moved=3e6,
+            seconds=0.1, joules=0.5, meaning=j % 2, entropy=1.0 + j, drawn_logp=-4.0 - i - j, copied=0.1,
         )
         for i in range(10)
         for j in range(samples)
@@ -254,6 +269,7 @@ def test_every_measure_is_explained_in_both_languages() -> None:
         for row in MEASURES:
             assert row.name in explained
             assert f"{row.name}_how" in explained
+            assert Say(lang).unit(row.unit) or row.unit == "share"
 
 
 def test_energy_of_no_right_answer_is_a_bound() -> None:

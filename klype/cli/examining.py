@@ -116,8 +116,14 @@ def shape_of(opened: Opened) -> Shape | None:
 
     if opened.native is None:
         return None
-    config = opened.native.loaded.config
-    return Shape(config.flops_per_token // 2, config.layers, config.heads * config.head_dim)
+    from klype.model.packed import Int8Linear
+
+    config, model = opened.native.loaded.config, opened.native.loaded.model
+    matrices = config.flops_per_token // 2
+    number = model.embed.weight.element_size()
+    weight = 1 if any(isinstance(part, Int8Linear) for part in model.modules()) else number
+    cached = 2 * config.layers * config.kv_heads * config.head_dim * number
+    return Shape(matrices, config.layers, config.heads * config.head_dim, matrices * weight, cached)
 
 
 def questions_of(opened: Opened, file: Path | None, suite: str, most: int) -> list[Question]:

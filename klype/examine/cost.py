@@ -10,11 +10,14 @@ WATTS_PER_CORE = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """``matrices``: parameters that are multiplied with (not looked-up embeddings); ``width``: of all query heads."""
+    """``matrices``: parameters that are multiplied with (not looked-up embeddings); ``width``: of all query heads.
+    ``weight_bytes`` are read in every pass, ``cache_bytes`` are kept for every token; 0: not known."""
 
     matrices: int
     layers: int
     width: int
+    weight_bytes: int = 0
+    cache_bytes: int = 0
 
 
 def token_flops(shape: Shape, context: int) -> int:
@@ -33,6 +36,16 @@ def answer_flops(shape: Shape, prompt: int, answer: int, cached: bool = True) ->
 
 def _text_flops(shape: Shape, length: int) -> int:
     return 2 * shape.matrices * length + 4 * shape.layers * shape.width * (length * (length + 1) // 2)
+
+
+def answer_bytes(shape: Shape, prompt: int, answer: int) -> int:
+    """What one answer alone moves between memory and processor: the weights once a pass, the cache of each token
+    written once and read in every later pass. The prompt is one pass, and each token but the last is one more."""
+    if answer == 0:
+        return 0
+    written = prompt + answer - 1
+    read = sum(range(prompt, prompt + answer - 1))
+    return answer * shape.weight_bytes + shape.cache_bytes * (written + read)
 
 
 def estimated_joules(seconds: float, cores: int) -> float:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from klype.examine.intervals import ratio_of_means
-from klype.values import Distribution, Figure
+from klype.values import Distribution, Figure, Floats, Ints
 
 Pair = tuple[Mapping[int, float], Distribution]
 """(p, q) at one prefix: the truth by token id, which sums to one, and what the model says."""
@@ -32,15 +32,12 @@ class Point:
 
 def point(p: Mapping[int, float], q: Distribution) -> Point:
     """All comparisons of p and q at one prefix; kl is infinite when a possible token has no probability."""
-    p_A = np.array([mass for mass in p.values() if mass > 0.0])
-    ids_A = [token for token, mass in p.items() if mass > 0.0]
-    place = {token: k for k, token in enumerate(q.ids.tolist())}
-    at_A = [place.get(token, -1) for token in ids_A]
-    logq_A = np.array([float(q.logp[k]) if k >= 0 else -math.inf for k in at_A])
+    ids_A, p_A = possible(p)
+    logq_A = of(q, ids_A)
     q_A = np.exp(logq_A)
     s = min(1.0, float(q_A.sum()))
     if not q.whole:
-        unlisted = at_A.count(-1)
+        unlisted = int(np.isneginf(logq_A).sum())
         smallest = float(np.exp(q.logp[-1])) if len(q.logp) else 1.0
         return Point(s, min(1.0, s + min(q.rest, unlisted * smallest)), None, None, None, None, None, None)
     cross = float(-(p_A * logq_A).sum())
@@ -64,15 +61,25 @@ def point(p: Mapping[int, float], q: Distribution) -> Point:
     )
 
 
-def tempered_kl(p: Mapping[int, float], q: Distribution, temperature: float) -> float:
-    """KL(p‖q) with a whole q at a temperature above 0: ``point(...).kl`` alone, for the many beginnings of answers."""
-    z_K = q.logp.astype(np.float64) / temperature
-    z_K -= z_K.max()
-    logq_V = np.full(int(max(q.ids.max(), max(p))) + 1, -math.inf)
-    logq_V[q.ids] = z_K - math.log(float(np.exp(z_K).sum()))
+def possible(p: Mapping[int, float]) -> tuple[Ints, Floats]:
+    """Tokens that can follow, and how likely they are."""
     ids_A, p_A = np.fromiter(p.keys(), np.int64, len(p)), np.fromiter(p.values(), float, len(p))
-    ids_A, p_A = ids_A[p_A > 0], p_A[p_A > 0]
-    return max(0.0, float((p_A * (np.log(p_A) - logq_V[ids_A])).sum()))
+    return (ids_A, p_A) if p_A.min(initial=1.0) > 0.0 else (ids_A[p_A > 0], p_A[p_A > 0])
+
+
+def of(q: Distribution, ids_A: Ints) -> Floats:
+    """Log-probabilities of these tokens, −∞ where they are not listed."""
+    logq_A = np.full(len(ids_A), -math.inf)
+    if q.whole and len(q.ids) and int(q.ids.max()) == len(q.ids) - 1:
+        logq_V = np.empty(len(q.ids))
+        logq_V[q.ids] = q.logp
+        known_A = ids_A < len(q.ids)
+        logq_A[known_A] = logq_V[ids_A[known_A]]
+        return logq_A
+    place = {token: k for k, token in enumerate(q.ids.tolist())}
+    at_A = np.array([place.get(token, -1) for token in ids_A.tolist()], int)
+    logq_A[at_A >= 0] = q.logp[at_A[at_A >= 0]]
+    return logq_A
 
 
 def points(documents: Sequence[Sequence[Pair]]) -> list[list[Point]]:

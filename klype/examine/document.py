@@ -14,11 +14,10 @@ from klype.answers.tree import Tree
 from klype.examine.calibration import bins
 from klype.examine.evidence import Evidence
 from klype.examine.examination import Examined
-from klype.examine.feedback import effect
 from klype.examine.measures import MEASURES, measure
 from klype.examine.selective import risk_coverage
-from klype.examine.spread import sureness
-from klype.examine.survival import survival
+from klype.examine.spread import effect_of, sureness
+from klype.examine.survival import survival_of
 from klype.judge.meaning import label
 from klype.values import Figure, Trace
 
@@ -29,6 +28,8 @@ TREES = 6
 CURVE = 50
 LONGEST = 40
 """Positions that curves go to."""
+DRAWN = 0.005
+"""Answers that are less likely are not drawn; they belong to what is left."""
 
 Document = dict[str, Any]
 
@@ -86,7 +87,7 @@ def curves(found: Examined) -> Document:
     for t, evidence in found.evidence.items():
         if not any(answer.s or answer.first_error is not None for answer in evidence.answers):
             continue
-        curve = survival(evidence.answers, evidence.seed)
+        curve = survival_of(evidence)
         for name, figures in (("survival", curve.r), ("would_survive", curve.k), ("independent", curve.independent)):
             out[name][key(t)] = [{**f.json(), "t": at} for at, f in enumerate(figures[:LONGEST], 1)]
     return out
@@ -133,7 +134,8 @@ def trees(found: Examined) -> list[Document]:
 def drawn(tree: Tree, decode: Callable[[Sequence[int]], str], most: int) -> Document:
     """The likeliest answers as branches; a meaning goes by the likeliest answer that has it."""
     names = {cluster.meaning: cluster.text for cluster in tree.clusters}
-    return _branch(branches(tree, decode, most), names)
+    likely = sum(answer.low >= DRAWN for answer in tree.answers)
+    return _branch(branches(tree, decode, max(1, min(most, likely))), names)
 
 
 def _branch(one: Branch, names: Mapping[Hashable, str]) -> Document:
@@ -202,7 +204,7 @@ def _feedback(found: Examined) -> dict[float, dict[str, list[Document]]]:
     for t, evidence in found.evidence.items():
         if not evidence.aftermaths:
             continue
-        shown = effect(evidence.aftermaths, seed=evidence.seed)
+        shown = effect_of(evidence)
         rows: dict[str, Sequence[Figure]] = {
             "difference": shown.difference,
             "ratio": shown.ratio,

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
 
 from klype.answers.forks import Forks
 from klype.answers.tree import Tree
 from klype.examine.divergence import Point
 from klype.examine.feedback import Aftermath
 from klype.examine.replaced import Replaced
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,7 @@ class Answered:
     passes: int | None = None
     tokens: int | None = None
     flops: float | None = None
+    bytes_moved: float | None = None
     seconds: float | None = None
     joules: float | None = None
     meaning: Hashable = None
@@ -88,3 +91,11 @@ class Evidence:
     forks: Sequence[Forks] = ()
     replaced: Sequence[Replaced] = ()
     language: Mapping[str, Sequence[str]] | None = None
+    _known: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def once(self, name: str, make: Callable[[], Found]) -> Found:
+        """What several measures need is computed once."""
+        if name not in self._known:
+            self._known[name] = make()
+        found: Found = self._known[name]
+        return found

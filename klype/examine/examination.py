@@ -15,7 +15,7 @@ from klype.answers.tree import Tree, TreeSettings, grow
 from klype.examine.evidence import Answered, Evidence, Told
 from klype.examine.examinee import Examinee, ExamSettings
 from klype.examine.feedback import Aftermath, Asked, FeedbackSettings, Shock, aftermaths, shocks
-from klype.examine.from_traces import answered, compared, crossings, pieces, sums, told
+from klype.examine.from_traces import Looked, answered, compared, crossings, pieces, sums, told
 from klype.examine.recorder import Recorder
 from klype.examine.replaced import Replaced, Right, replaced
 from klype.examine.truth import Reader, Tokens
@@ -187,12 +187,13 @@ def _evidence(
     documents = []
     for place, (question, traces) in enumerate(zip(examinee.questions, groups, strict=True)):
         reader = desk.reader(place)
-        judged += answered(examinee, question, traces, reader)
-        said += told(question.id, traces, reader)
+        looked = Looked(reader, temperature)
+        judged += answered(examinee, question, traces, looked)
+        said += told(question.id, traces, looked)
         if reader is not None and true is not None and temperature > 0:
             if place not in desk.crossed:
                 desk.crossed[place] = crossings(true[place], reader)
-            by_question.append(sums(traces[:4], true[place], reader, temperature, desk.crossed[place]))
+            by_question.append(sums(traces[:4], true[place], looked, desk.crossed[place]))
             documents += [compared(trace, reader, temperature) for trace in true[place]]
     return Evidence(
         judged,

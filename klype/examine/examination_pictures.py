@@ -143,9 +143,9 @@ def selective(document: Document, say: Say) -> Picture | None:
 
 def flow(document: Document, say: Say) -> Picture | None:
     """How the probability of the first tree flows from the question through words and answers into meanings."""
-    if not document["trees"]:
+    one = next((tree for tree in document["trees"] if tree["answers"]), None)  # within the limit there may be none
+    if one is None:
         return None
-    one = document["trees"][0]
     nodes: list[Option] = []
     links: list[Option] = []
     rows: list[Row] = []
@@ -169,7 +169,7 @@ def flow(document: Document, say: Say) -> Picture | None:
     drawn = canvas(series=[sankey], tooltip={"show": False})
     height = 60 + 34 * max(_leaves(one["branches"]) + 1, len(meanings) + 1)
     title = say("exam.flow", n=len(meanings), answers=_leaves(one["branches"]))
-    panel = Panel(visible(one["question"])[-90:], drawn, height)
+    panel = Panel(_short(one["question"]), drawn, height)
     return _picture("flow", title, say, [panel], [say("exam.answer"), say("exam.question")], rows)
 
 
@@ -200,9 +200,7 @@ def tree(document: Document, say: Say) -> Picture | None:
     panels = []
     rows: list[Row] = []
     for one in document["trees"]:
-        panels.append(
-            Panel(visible(one["question"])[-90:], _tree(one["branches"], say), 60 + 30 * _leaves(one["branches"]))
-        )
+        panels.append(Panel(_short(one["question"]), _tree(one["branches"], say), 60 + 30 * _leaves(one["branches"])))
         rows += [
             (visible(one["question"]), visible(a["text"]), FigureFacts(value=a["low"], low=a["low"], high=a["high"]))
             for a in one["answers"]
@@ -266,6 +264,12 @@ def _node(branch: Document, say: Say) -> Option:
     if branch["children"]:
         found["children"] = [_node(child, say) for child in branch["children"]]
     return found
+
+
+def _short(question: str, most: int = 160) -> str:
+    """A question's end, from a word on; the story before it stands in the table."""
+    text = visible(" ".join(question.split()))
+    return text if len(text) <= most else "… " + text[-most:].partition(" ")[2]
 
 
 def _leaves(branch: Document) -> int:

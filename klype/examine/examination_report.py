@@ -85,12 +85,16 @@ def verdict(document: Document, say: Say) -> list[str]:
 def _view(document: Document, say: Say) -> dict[str, Any]:
     shown = {name for figures in document["figures"].values() for name in figures}
     rows = [row.name for row in MEASURES if row.name in shown]
+    units, judges = {row.name: row.unit for row in MEASURES}, {row.name: row.judge for row in MEASURES}
     s = document["figures"][document["main"]].get("s", {}).get("value")
     return {
         **_page_view(say, pictures(document, say)),
         "verdict": verdict(document, say),
         "rows": rows,
         "cell": lambda name, t: _cell(document, name, t, say),
+        "counted": lambda name, t: _counted(document, name, t, say),
+        "unit": lambda name: say.unit(units[name]),
+        "judged": lambda name: _judged(document, judges[name], say),
         "model_s": s,
         "edges": [say.share(edge) for edge in PROBABILITY_EDGES],
         "step_of": step_of,
@@ -108,3 +112,14 @@ def _cell(document: Document, name: str, t: str, say: Say) -> str:
     if figure is None:
         return ""
     return say.figure(figure, name) if figure["value"] is not None else "–"
+
+
+def _counted(document: Document, name: str, t: str, say: Say) -> str:
+    n = document["figures"][t].get(name, {}).get("n")
+    return say.count(n) if n else ""
+
+
+def _judged(document: Document, judge: str, say: Say) -> str:
+    """Who decides; nothing where nobody has to."""
+    known = {"text": "word for word", "meaning": document["judge"]}
+    return say("exam.by_truth") if judge == "truth" else say.judge(known[judge]) if judge in known else ""

@@ -18,7 +18,7 @@ from zlib import crc32
 import numpy as np
 
 from klype.examine.intervals import ratio_of_means
-from klype.examine.truth import Reader, Tokens, at_temperature, mass
+from klype.examine.truth import Reader, Tokens, among, at_temperature, mass
 from klype.sources.source import Source, answers
 from klype.values import Distribution, Figure, Request, Sampling, Trace
 
@@ -95,14 +95,16 @@ def shocks(
     begun = _beginnings(source, asked, settings)
     places = [i for i, before in enumerate(begun) if before is not None]
     listed = source.next([(*asked[i].prompt, *(begun[i] or ())) for i in places], -1) if places else []
+    last = max((int(q.ids.max()) for q in listed), default=-1)
+    word_V = np.array([token not in stop and is_word(token) for token in range(last + 1)], bool)
     found = []
     for i, q in zip(places, listed, strict=True):
         one, before = asked[i], begun[i] or ()
         rng = np.random.default_rng([settings.seed, crc32(one.question.encode())])
         possible = one.reader.next(before)
-        words = np.array([int(t) not in stop and is_word(int(t)) for t in q.ids])
-        right_K = np.isin(q.ids, list(possible)) & words
-        tokens = _forced(q, right_K, words & ~np.isin(q.ids, list(possible)), rng)
+        words = word_V[q.ids]
+        possible_K = among(q.ids, possible)
+        tokens = _forced(q, words & possible_K, words & ~possible_K, rng)
         if tokens is not None:
             found.append(Shock(one.question, before, tokens, mass(q, settings.temperature, possible)))
     return found, len(asked) - len(found)

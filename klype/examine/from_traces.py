@@ -9,22 +9,21 @@ import numpy as np
 
 from klype.answers import bounds
 from klype.examine.copied import copied
-from klype.examine.cost import answer_flops
-from klype.examine.divergence import Point, point, tempered_kl
+from klype.examine.cost import answer_bytes, answer_flops
+from klype.examine.divergence import Point, of, point, possible
 from klype.examine.evidence import Answered, ByQuestion, Told
 from klype.examine.examinee import Examinee
-from klype.examine.truth import Reader, Tokens, at_temperature
+from klype.examine.truth import Reader, Tokens
 from klype.examine.tuning import cross_entropies
 from klype.judge.text import word_for_word
-from klype.values import Distribution, Question, Trace
+from klype.values import Distribution, Floats, Ints, Question, Trace
 
 
-def answered(examinee: Examinee, question: Question, traces: Sequence[Trace], reader: Reader | None) -> list[Answered]:
+def answered(examinee: Examinee, question: Question, traces: Sequence[Trace], looked: Looked) -> list[Answered]:
     """One question's answers, judged; equal texts are judged once."""
     meaning = examinee.meaning(question)
     verdicts = {}
     out = []
-    looked = Looked(reader, traces[0].sampling.temperature if traces else 1.0)
     for trace in traces:
         text, finished = examinee.source.codec.decode(trace.tokens), trace.ended == "stop"
         if (text, finished) not in verdicts:
@@ -38,7 +37,9 @@ def answered(examinee: Examinee, question: Question, traces: Sequence[Trace], re
         s, first_error = correctness(trace, looked)
         s_bounds, entropy_bounds = bounded(trace, looked, examinee.vocabulary)
         shape = examinee.shape
-        flops = None if shape is None else float(answer_flops(shape, len(trace.prompt), len(trace.steps)))
+        lengths = len(trace.prompt), len(trace.steps)
+        flops = None if shape is None else float(answer_flops(shape, *lengths))
+        moved = None if shape is None or not shape.weight_bytes else float(answer_bytes(shape, *lengths))
         out.append(
             Answered(
                 question=question.id,
@@ -54,6 +55,7 @@ def answered(examinee: Examinee, question: Question, traces: Sequence[Trace], re
                 passes=trace.passes,
                 tokens=len(trace.steps),
                 flops=flops,
+                bytes_moved=moved,
                 seconds=trace.seconds,
                 joules=trace.joules,
                 meaning=meant,
@@ -72,26 +74,57 @@ class Looked:
 
     def __init__(self, reader: Reader | None, temperature: float) -> None:
         self.reader = reader
-        self._temperature = temperature
-        self._looked: dict[Tokens, tuple[float, float]] = {}
+        self.temperature = temperature
+        self._looked: dict[Tokens, tuple[float, float, float]] = {}
+        self._s: dict[Tokens, float] = {}
+        self._kl: dict[Tokens, float] = {}
 
     def entropy(self, tokens: Tokens, q: Distribution) -> float:
         return self._at(tokens, q)[0]
 
-    def s(self, tokens: Tokens, q: Distribution) -> float:
+    def said(self, tokens: Tokens, q: Distribution) -> float:
+        """The probability of the likeliest token."""
         return self._at(tokens, q)[1]
 
-    def _at(self, tokens: Tokens, q: Distribution) -> tuple[float, float]:
-        """Entropy of q, and its mass on what can follow right beginnings (nan elsewhere: nobody asks)."""
+    def s(self, tokens: Tokens, q: Distribution) -> float:
+        """The mass on what can follow a right beginning."""
+        if tokens not in self._s:
+            assert self.reader is not None
+            logq_A = self._logq(tokens, q, np.fromiter(self.reader.next(tokens), np.int64))
+            self._s[tokens] = min(1.0, float(np.exp(logq_A).sum()))
+        return self._s[tokens]
+
+    def kl(self, tokens: Tokens, q: Distribution) -> float:
+        """KL(p‖q) in nats, also after mistakes."""
+        if tokens not in self._kl:
+            assert self.reader is not None
+            ids_A, p_A = possible(self.reader.next(tokens))
+            logq_A = self._logq(tokens, q, ids_A)
+            self._kl[tokens] = max(0.0, float((p_A * (np.log(p_A) - logq_A)).sum()))
+        return self._kl[tokens]
+
+    def _logq(self, tokens: Tokens, q: Distribution, ids_A: Ints) -> Floats:
+        """Log-probabilities as drawn from."""
+        if self.temperature == 0.0:
+            return np.where(ids_A == q.ids[int(np.argmax(q.logp))], 0.0, -np.inf)
+        logq_A: Floats = of(q, ids_A) / self.temperature - self._at(tokens, q)[2]
+        return logq_A
+
+    def _at(self, tokens: Tokens, q: Distribution) -> tuple[float, float, float]:
+        """Entropy, the greatest probability, and the logarithm of Σ p^(1/τ)."""
         if tokens not in self._looked:
-            q_K = at_temperature(q, self._temperature)
-            some_K = q_K[q_K > 0]
-            right = self.reader is not None and (not tokens or self.reader.first_error(tokens) is None)
-            s = math.nan
-            if right and self.reader is not None:
-                s = min(1.0, float(q_K[np.isin(q.ids, list(self.reader.next(tokens)))].sum()))
-            self._looked[tokens] = float(-(some_K * np.log(some_K)).sum()), s
+            self._looked[tokens] = (0.0, 1.0, 0.0) if self.temperature == 0.0 else _normalised(q, self.temperature)
         return self._looked[tokens]
+
+
+def _normalised(q: Distribution, temperature: float) -> tuple[float, float, float]:
+    z_K = q.logp.astype(np.float64) / temperature
+    z_K = z_K[np.isfinite(z_K)]
+    most = float(z_K.max())
+    z_K -= most
+    weight_K = np.exp(z_K)
+    total = float(weight_K.sum())
+    return math.log(total) - float(weight_K @ z_K) / total, 1.0 / total, most + math.log(total)
 
 
 def correctness(trace: Trace, looked: Looked) -> tuple[tuple[float, ...], int | None]:
@@ -139,10 +172,11 @@ def answer_entropy(trace: Trace, looked: Looked) -> float | None:
     return math.fsum(looked.entropy(tokens[:t], s.distribution) for t, s in enumerate(trace.steps) if s.distribution)
 
 
-def told(question: str, traces: Sequence[Trace], reader: Reader | None) -> list[Told]:
+def told(question: str, traces: Sequence[Trace], looked: Looked) -> list[Told]:
     """The likeliest next token on the model's own right beginnings: how likely it says it is, and how likely it is."""
     out: list[Told] = []
     seen: dict[Tokens, Told] = {}
+    reader = looked.reader
     if reader is None:
         return out
     for trace in traces:
@@ -153,9 +187,8 @@ def told(question: str, traces: Sequence[Trace], reader: Reader | None) -> list[
             if t and not reader.is_right(tokens[:t]):
                 break
             if tokens[:t] not in seen:
-                said = float(at_temperature(step.distribution, trace.sampling.temperature)[0])
                 true = reader.next(tokens[:t]).get(int(step.distribution.ids[0]), 0.0)
-                seen[tokens[:t]] = Told(said, true, question)
+                seen[tokens[:t]] = Told(looked.said(tokens[:t], step.distribution), true, question)
             out.append(seen[tokens[:t]])
     return out
 
@@ -168,12 +201,9 @@ def _whole(trace: Trace) -> bool:
     return all(step.distribution is not None and step.distribution.whole for step in trace.steps)
 
 
-def sums(
-    own: Sequence[Trace], true: Sequence[Trace], reader: Reader, temperature: float, crossed: tuple[float, ...]
-) -> ByQuestion:
+def sums(own: Sequence[Trace], true: Sequence[Trace], looked: Looked, crossed: tuple[float, ...]) -> ByQuestion:
     """KL(p‖q) along one's own and along true answers (means over answers); ``crossed`` as ``crossings`` gives it."""
-    known: dict[Tokens, float] = {}
-    own_kl, true_kl = (_mean([_kl(trace, reader, temperature, known) for trace in traces]) for traces in (own, true))
+    own_kl, true_kl = (_mean([_kl(trace, looked) for trace in traces]) for traces in (own, true))
     return ByQuestion(own_kl, true_kl, crossed)
 
 
@@ -188,15 +218,13 @@ def crossings(true: Sequence[Trace], reader: Reader) -> tuple[float, ...]:
     return tuple(np.sum(rows, axis=0).tolist()) if rows else ()
 
 
-def _kl(trace: Trace, reader: Reader, temperature: float, known: dict[Tokens, float]) -> float | None:
-    """Σ over open beginnings, also after mistakes; None when not finite. ``known``: by beginning."""
+def _kl(trace: Trace, looked: Looked) -> float | None:
+    """Σ over open beginnings, also after mistakes; None when not finite."""
     total, tokens = 0.0, trace.tokens
     for t, step in enumerate(trace.steps):
-        if step.distribution is None or not step.distribution.whole or temperature == 0:
+        if step.distribution is None or not step.distribution.whole or looked.temperature == 0:
             return None
-        if tokens[:t] not in known:
-            known[tokens[:t]] = tempered_kl(reader.next(tokens[:t]), step.distribution, temperature)
-        total += known[tokens[:t]]
+        total += looked.kl(tokens[:t], step.distribution)
     return total if math.isfinite(total) else None
 
 

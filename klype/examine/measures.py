@@ -17,7 +17,7 @@ from klype.examine.divergence import divergence, s_corpus
 from klype.examine.evidence import Evidence
 from klype.examine.intervals import clopper_pearson, mean_by_question, paired, ratio_of_means
 from klype.examine.spread import NOTHING, as_share, between, per_question
-from klype.examine.survival import survival
+from klype.examine.survival import survival, survival_of
 from klype.values import Figure
 
 
@@ -75,15 +75,23 @@ def s_own(evidence: Evidence) -> Figure:
         return between(low, high)
     if not all(answer.s for answer in evidence.answers) or not evidence.answers:
         return Figure(None, why=NOTHING)
-    return survival(evidence.answers, evidence.seed).s
+    return survival_of(evidence).s
 
 
 def right_to_the_end(evidence: Evidence, last: int = 20) -> Figure:
     """R at word 20, or at the longest answer's end, when errors are judged word by word."""
     if not any(answer.s or answer.first_error is not None for answer in evidence.answers):
         return Figure(None, why=NOTHING)
-    r = survival(evidence.answers, evidence.seed).r
+    r = survival_of(evidence).r
     return r[min(last, len(r)) - 1]
+
+
+def would_survive(evidence: Evidence, last: int = 20) -> Figure:
+    """K at the same word: had the answers gone on."""
+    if not any(answer.s or answer.first_error is not None for answer in evidence.answers):
+        return Figure(None, why=NOTHING)
+    k = survival_of(evidence).k
+    return k[min(last, len(k)) - 1]
 
 
 def of_truth(evidence: Evidence, name: str) -> Figure:
@@ -121,6 +129,12 @@ def repeats_beyond(evidence: Evidence, n: int = 4) -> Figure:
     return paired(truth, model, questions, "difference of shares", evidence.seed)
 
 
+def loops(evidence: Evidence) -> Figure:
+    """Share of an answer's words, at its end, that only repeat the words just before them."""
+    said = [(a.question, repetition.loop(a.words) / len(a.words)) for a in evidence.answers if a.words]
+    return as_share(mean_by_question([v for _, v in said], [q for q, _ in said], "share of words", seed=evidence.seed))
+
+
 def cost(evidence: Evidence, name: str, unit: str) -> Figure:
     """Mean per answer."""
     known = [(answer.question, value) for answer in evidence.answers if (value := getattr(answer, name)) is not None]
@@ -153,6 +167,7 @@ MEASURES: tuple[Measure, ...] = (
     Measure("annotator", score, "points", "meaning", "more"),
     Measure("s", s_own, "share a word", "truth", "more"),
     Measure("survival", right_to_the_end, "share of answers", "truth", "more"),
+    Measure("would_survive", would_survive, "share of answers", "truth", "more"),
     Measure("s_corpus", s_of_corpus, "share a word", "truth", "more"),
     Measure("kl", partial(of_truth, name="kl"), "nats a word", "truth", "less"),
     Measure("kl_acceptable", partial(of_truth, name="kl_acceptable"), "nats a word", "truth", "less"),
@@ -161,6 +176,7 @@ MEASURES: tuple[Measure, ...] = (
     Measure("log_score", partial(of_truth, name="log_score"), "nats a word", "truth", "less"),
     Measure("brier", partial(of_truth, name="brier"), "squared probability", "truth", "less"),
     Measure("repetition", repeats, "share of 4-grams", "", "less"),
+    Measure("loops", loops, "share of words", "", "less"),
     Measure("repetition_beyond", repeats_beyond, "difference of shares", "truth", "less"),
     Measure(
         "distinct",
@@ -200,6 +216,7 @@ MEASURES: tuple[Measure, ...] = (
     Measure("passes", partial(cost, name="passes", unit="passes"), "passes", "", "less"),
     Measure("tokens", partial(cost, name="tokens", unit="tokens"), "tokens", "", "neither"),
     Measure("flops", partial(cost, name="flops", unit="FLOPs"), "FLOPs", "", "less"),
+    Measure("bytes_moved", partial(cost, name="bytes_moved", unit="bytes"), "bytes", "", "less"),
     Measure("seconds", partial(cost, name="seconds", unit="s"), "s", "", "less"),
     Measure("joules", partial(cost, name="joules", unit="J"), "J", "", "less"),
     Measure("joules_per_right", joules_per_right, "J per right answer", "meaning", "less"),

@@ -122,6 +122,10 @@ class Say:
         key = f"measure.{name}"
         return self(key) if self.has(key) else name.replace("_", " ")
 
+    def unit(self, unit: str) -> str:
+        """What a figure counts; nothing for plain shares, which are written as percent."""
+        return self(f"measured_in.{_slug(unit)}") if unit != "share" else ""
+
     def stage(self, name: str) -> str:
         key = f"stage.{name}"
         return self(key) if self.has(key) else name

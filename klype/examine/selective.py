@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
+from scipy import special
 
 from klype.examine.intervals import Array
 from klype.values import Figure
@@ -36,12 +39,12 @@ def rejection_ratio(
     index_N = np.array([place.setdefault(question, len(place)) for question in questions])
     if len(place) == 1:
         return Figure(value, None, None, len(wrong_N), unit, why="one question only: nothing is known about others")
-    members = [np.flatnonzero(index_N == i) for i in range(len(place))]
     rng = np.random.default_rng(seed)
+    ranked = Ranked.of(score_N, wrong_N, index_N)
     drawn = []
     for _ in range(RESAMPLES):
-        rows = np.concatenate([members[i] for i in rng.integers(0, len(place), len(place))])
-        again = _ratio(score_N[rows], wrong_N[rows])
+        times_M = np.bincount(rng.integers(0, len(place), len(place)), minlength=len(place))
+        again = ranked.ratio(times_M)
         if again is not None:
             drawn.append(again)
     low, high = np.quantile(drawn, (0.025, 0.975)) if drawn else (value, value)
@@ -49,11 +52,48 @@ def rejection_ratio(
 
 
 def _ratio(score_N: Array, wrong_N: Array) -> float | None:
-    base = float(wrong_N.mean())
-    if base in (0.0, 1.0):
-        return None
-    best = float(_risks(wrong_N, wrong_N).mean())
-    return (base - float(_risks(score_N, wrong_N).mean())) / (base - best)
+    return Ranked.of(score_N, wrong_N, np.zeros(len(score_N), int)).ratio(np.ones(1, int))
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """Answers in the order of their scores, sorted once: a resample of questions only counts them anew.
+
+    ``starts``: where groups of equal scores begin. Within a group errors are spread evenly, so that the risks of its
+    n₀ + 1 … n₁ kept ones, (E₀ + r (j − n₀)) / j, sum to r (n₁ − n₀) + (E₀ − r n₀) (H(n₁) − H(n₀)), H the harmonic sums.
+    """
+
+    question_N: npt.NDArray[np.int64]
+    wrong_N: Array
+    starts: npt.NDArray[np.int64]
+
+    @staticmethod
+    def of(score_N: Array, wrong_N: Array, question_N: npt.NDArray[np.int64]) -> Ranked:
+        order = np.argsort(score_N, kind="stable")
+        sorted_N = score_N[order]
+        starts = np.flatnonzero(np.r_[True, sorted_N[1:] != sorted_N[:-1]])
+        return Ranked(question_N[order], wrong_N[order], starts)
+
+    def ratio(self, times_M: npt.NDArray[np.int64]) -> float | None:
+        """``times_M``: how often each question is taken. None: all right, or all wrong."""
+        times_N = times_M[self.question_N]
+        kept_G = np.add.reduceat(times_N, self.starts)
+        wrong_G = np.add.reduceat(times_N * self.wrong_N, self.starts)
+        n, errors = int(kept_G.sum()), float(wrong_G.sum())
+        if errors in (0.0, float(n)):
+            return None
+        base = errors / n
+        best = _mean_risk(np.array([n - round(errors), round(errors)]), np.array([0.0, errors]))
+        return (base - _mean_risk(kept_G, wrong_G)) / (base - best)
+
+
+def _mean_risk(kept_G: npt.NDArray[np.int64], wrong_G: Array) -> float:
+    there = kept_G > 0
+    kept_G, wrong_G = kept_G[there], wrong_G[there]
+    end_G, rate_G = np.cumsum(kept_G), wrong_G / kept_G
+    begin_G, before_G = end_G - kept_G, np.cumsum(wrong_G) - wrong_G
+    harmonic = special.digamma(end_G + 1.0) - special.digamma(begin_G + 1.0)
+    return float((rate_G * kept_G + (before_G - rate_G * begin_G) * harmonic).sum() / end_G[-1])
 
 
 def _risks(score_N: Array, wrong_N: Array) -> Array:

@@ -17,7 +17,7 @@ from klype.examine.feedback import Effect, effect
 from klype.examine.independence import weibull_shape
 from klype.examine.intervals import mean_by_question, paired, proportion
 from klype.examine.selective import rejection_ratio
-from klype.examine.survival import survival
+from klype.examine.survival import survival_of
 from klype.examine.tuning import best_temperature, excess_error
 from klype.values import Figure
 
@@ -109,7 +109,7 @@ def independence(evidence: Evidence) -> Figure:
     """K_n − S̄^n."""
     if not any(answer.s or answer.first_error is not None for answer in evidence.answers):
         return nothing()
-    difference = survival(evidence.answers, evidence.seed).difference
+    difference = survival_of(evidence).difference
     return difference[min(AT, len(difference)) - 1]
 
 
@@ -136,11 +136,16 @@ def excess(evidence: Evidence) -> Figure:
     return excess_error([own for own, _ in pairs], [true for _, true in pairs], evidence.seed) if pairs else nothing()
 
 
+def effect_of(evidence: Evidence) -> Effect:
+    """Of all its shocks, each alike."""
+    return evidence.once("effect", lambda: effect(evidence.aftermaths, seed=evidence.seed))
+
+
 def feedback(evidence: Evidence, part: Literal["difference", "ratio", "recovery"], distance: int = 1) -> Figure:
     """The experiment's effect at one distance."""
     if not evidence.aftermaths:
         return nothing()
-    found: Effect = effect(evidence.aftermaths, seed=evidence.seed)
+    found = effect_of(evidence)
     figures: Sequence[Figure] = {"difference": found.difference, "ratio": found.ratio, "recovery": found.recovery}[part]
     return figures[min(distance, len(figures)) - 1]
 

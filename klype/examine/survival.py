@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from klype.examine.evidence import Answered
+from klype.examine.evidence import Answered, Evidence
 from klype.examine.intervals import ONE, clopper_pearson, percentiles, resampled_means
 from klype.values import Figure
 
@@ -58,6 +58,11 @@ def survival(answers: Sequence[Answered], seed: int = 0) -> Survival:
         ended=tuple(curves["ended"][0].tolist()),
         erred=tuple((1 - curves["r"])[0].tolist()),
     )
+
+
+def survival_of(evidence: Evidence) -> Survival:
+    """Of all its answers."""
+    return evidence.once("survival", lambda: survival(evidence.answers, evidence.seed))
 
 
 AT_RISK, ERRED, CLEAN, ENDED = range(4)

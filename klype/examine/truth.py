@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
-from klype.values import Distribution, Floats
+from klype.values import Distribution, Floats, Ints
 
 Tokens = tuple[int, ...]
 
@@ -30,6 +31,7 @@ class Reader:
         self._truths: dict[Tokens, Truth] = {(): start()}
         self._right: dict[Tokens, bool] = {(): True}
         self._next: dict[Tokens, Mapping[int, float]] = {}
+        self._errors: dict[Tokens, int | None] = {(): None}
 
     def next(self, tokens: Tokens) -> Mapping[int, float]:
         """{token: p} after these tokens; its keys are A(x)."""
@@ -44,7 +46,14 @@ class Reader:
 
     def first_error(self, tokens: Tokens) -> int | None:
         """The position (1, 2, …) of the first token that could not follow."""
-        return next((t for t in range(1, len(tokens) + 1) if not self.is_right(tokens[:t])), None)
+        known = len(tokens)
+        while tokens[:known] not in self._errors:
+            known -= 1
+        error = self._errors[tokens[:known]]
+        for t in range(known + 1, len(tokens) + 1):
+            error = error or (None if self.is_right(tokens[:t]) else t)
+            self._errors[tokens[:t]] = error
+        return error
 
     def _at(self, tokens: Tokens) -> Truth:
         known = len(tokens)
@@ -69,9 +78,20 @@ def at_temperature(q: Distribution, temperature: float) -> Floats:
     return np.asarray(q_K / q_K.sum() * (1.0 - q.rest))
 
 
+def among(ids_K: Ints, tokens: Sequence[int] | Mapping[int, float]) -> npt.NDArray[np.bool_]:
+    """Which of these ids are in a set. Whole distributions list all ids below their length: a table tells at once."""
+    wanted = np.fromiter(tokens, np.int64, len(tokens))
+    if len(ids_K) == 0 or int(ids_K.max()) >= len(ids_K) or int(ids_K.min()) < 0:
+        return np.isin(ids_K, wanted)
+    is_in = np.zeros(len(ids_K), bool)
+    is_in[wanted[(wanted >= 0) & (wanted < len(ids_K))]] = True
+    found: npt.NDArray[np.bool_] = is_in[ids_K]
+    return found
+
+
 def mass(q: Distribution, temperature: float, tokens: Sequence[int] | Mapping[int, float]) -> float:
     """The probability of a set of tokens at a temperature."""
-    return min(1.0, float(at_temperature(q, temperature)[np.isin(q.ids, list(tokens))].sum()))
+    return min(1.0, float(at_temperature(q, temperature)[among(q.ids, tokens)].sum()))
 
 
 def entropy(q: Distribution, temperature: float) -> float:

@@ -185,6 +185,7 @@ let themeBeforePrint;
 addEventListener("beforeprint", () => {
   themeBeforePrint = root.dataset.theme;
   root.dataset.theme = "light";
+  document.querySelectorAll("details.explained").forEach((details) => { details.open = true; });
   root.dataset.printing = "true";              // the width of a sheet, so that charts are drawn to fit it
   drawAll();
 });
