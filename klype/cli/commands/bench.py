@@ -30,6 +30,7 @@ def app() -> typer.Typer:
     bench.command("cures")(cures.command)
     bench.command("published")(published)
     bench.command("serve")(serve)
+    bench.command("trees")(trees)
     return bench
 
 
@@ -74,11 +75,61 @@ def published(
             ours, value = row["ours"], row["ours"]["value"]
             verdict = {True: "agrees", False: "differs", None: "not run"}[row["agrees"]]
             found = ours["why"] if value is None else f"{value:.4f} [{ours['low']:.4f}, {ours['high']:.4f}]"
-            line = f"{verdict:8} {row['name']}: published {row['published']:g} ({row['source']}); ours: {found}"
+            said = {"least": "≥ ", "most": "≤ "}.get(row["bound"], "") + f"{row['published']:g}"
+            line = f"{verdict:8} {row['name']}: published {said} ({row['source']}); ours: {found}"
             terminal.console.print(line, markup=False, highlight=False)
     terminal.document(document)
     if not document["passed"]:
         raise typer.Exit(1)
+
+
+def trees(
+    model: o.Model,
+    questions: Annotated[Path | None, typer.Option("--questions", help="JSONL: question, answers, choices.")] = None,
+    most: Annotated[int, typer.Option("--most", min=1, help="Questions at most.")] = 12,
+    temperature: o.Temperature = 0.7,
+    limit: o.Limit = 32,
+    budget: Annotated[
+        int, typer.Option("--budget", min=0, help="Beginnings a tree may read.", show_default="4000, or 500")
+    ] = 0,
+    raw: o.Raw = None,
+    precision: o.Precision = "float32",
+    seed: o.Seed = 0,
+    lang: o.Lang = None,
+    as_json: o.Json = False,
+) -> None:
+    """Trees of answers and an answer's forks: how much is explored, and how fast."""
+    terminal = Terminal(as_json, lang)
+    from klype.bench.trees import TreeBench
+    from klype.bench.trees import trees as run
+    from klype.cli.examining import examinee, questions_of
+    from klype.cli.model import open_model
+
+    opened = open_model(model, precision)
+    one = examinee(opened, questions_of(opened, questions, "", most), raw, limit=limit)
+    settings = TreeBench(temperature, budget or (4000 if one.whole else 500), limit, seed=seed)
+    document = run(one, settings, lambda text: terminal.console.print(text, markup=False, style="dim"))
+    if not as_json:
+        from rich.table import Table
+        from rich.text import Text
+
+        from klype.cli.terminal import harmless
+
+        table = Table(title=f"{one.name}, temperature {temperature:g}")
+        for column in ("likeliest answer", "words", "passes", "seconds", "unexplored"):
+            table.add_column(column, justify="left" if column == "likeliest answer" else "right")
+        for row in document["rows"]:
+            numbers = (str(row["words"]), str(row["passes"]), f"{row['seconds']:.2f}", f"{row['unexplored']:.4f}")
+            table.add_row(Text(harmless(row["answer"][:60])), *numbers)
+        terminal.console.print(table)
+        found, forked = document["in_time"], document["forks"]
+        terminal.console.print(
+            f"{found['value']:.2f} of the trees: less than {settings.eps:g} unexplored within {settings.until_s:g} s; "
+            f"forks of {forked['tokens']} tokens, {forked['samples']} samples each: {forked['seconds']:.2f} s",
+            markup=False,
+            highlight=False,
+        )
+    terminal.document(document)
 
 
 def serve(
