@@ -54,6 +54,12 @@ def memory_policy() -> bool:
     return all([mallopt(parameter, value) == 1 for parameter, value in wanted.items()])
 
 
+def trim_memory() -> None:
+    """Give back to the system what `memory_policy` keeps and nobody uses just now."""
+    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def usable_cores() -> int:
     """Physical cores this process may use: its affinity and the container's quota are honoured."""
     logical = len(os.sched_getaffinity(0)) if sys.platform == "linux" else psutil.cpu_count() or 1

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from klype.device import gemm_gflops
+from klype.device import gemm_gflops, trim_memory
 from klype.train.loop import Session, Settings, train
 from klype.train.objectives import Objective
 from klype.values import Batch, Batches
@@ -84,6 +84,7 @@ def plan(
         for crew in crews(cores, training.micro_batches):
             tried = Planned(WARM + PROBED, 0.0, crew, precision)
             found.append((seconds_per_step(model, build, tried, training, cores), crew))
+            trim_memory()  # threads keep heaps of their own, and the next crew has others
     finally:
         torch.set_num_threads(own)
     taken, best = min(found, key=lambda row: row[0])

@@ -30,6 +30,7 @@ def app() -> typer.Typer:
     bench.command("cures")(cures.command)
     bench.command("published")(published)
     bench.command("serve")(serve)
+    bench.command("train")(train)
     bench.command("trees")(trees)
     return bench
 
@@ -209,6 +210,29 @@ def align(
     terminal.document(document)
 
 
+def train(
+    minutes: Annotated[float, typer.Option("--minutes", help="How long it may take.")] = 6.0,
+    only: Annotated[list[str] | None, typer.Option("--only", help="a, b or tiny. May be repeated.")] = None,
+    lang: o.Lang = None,
+    as_json: o.Json = False,
+) -> None:
+    """Training: klype, nanoGPT's model and Hugging Face's Trainer on the same shapes and tokens."""
+    terminal = Terminal(as_json, lang)
+    from klype.bench.train import train as run
+    from klype.cli.environment import cache_folder
+
+    def say(text: str) -> None:
+        terminal.console.print(text, markup=False, style="dim")
+
+    document = run(minutes, say, only or (), cache_folder())
+    if not as_json:
+        terminal.console.print(_speeds(document["rows"]))
+        terminal.console.print(_ratios({**document, "ratios_per_core": {}}))
+        for name, why in document["missing"].items():
+            terminal.console.print(f"{name}: {why}", markup=False)
+    terminal.document(document)
+
+
 def choice(
     run: o.Model,
     step: Annotated[int, typer.Option("--step", min=1, help="How many rankings are added at a time.")] = 20,
@@ -241,6 +265,19 @@ def choice(
         for line in lines:
             terminal.console.print(line, markup=False, highlight=False)
     terminal.document(document)
+
+
+def _speeds(rows: list[dict[str, Any]]) -> Table:
+    from rich.table import Table
+
+    table = Table(title="training")
+    for column in ("shape", "trainer", "tokens/s", "of the peak", "peak MB", "how"):
+        table.add_column(column, justify="left" if column in ("shape", "trainer", "how") else "right")
+    for row in rows:
+        memory = f"{row['peak_bytes'] / 1e6:,.0f}" if row["peak_bytes"] else "–"
+        rate, share = _spread(row["tokens_per_second"], 0), _spread(row["mfu"], 2)
+        table.add_row(row["shape"], row["trainer"], rate, share, memory, row["how"])
+    return table
 
 
 def _trainers(rows: list[dict[str, Any]]) -> Table:

@@ -1,0 +1,228 @@
+"""The trainers behind the same two methods. A peer is imported when its trainer is made, never before."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from klype.bench.train_task import WARM, Shape, Trainer, batch
+from klype.values import Batch
+
+RATE = 1e-3
+TRIED = 2  # steps of each crew before the faster one is chosen
+
+
+class Clock:
+    """Wall and core seconds between the end of the warm steps and that of the last."""
+
+    def __init__(self, steps: int) -> None:
+        self._last, self._marks = WARM + steps, [(0.0, 0.0)]
+
+    def step(self, number: int) -> None:
+        """Step ``number``, from 1, is done."""
+        if number in (WARM, self._last):
+            self._marks.append((time.perf_counter(), time.process_time()))
+
+    def read(self, loss: float) -> dict[str, Any]:
+        (wall, busy), (wall_end, busy_end) = self._marks[-2:]
+        return {"seconds": wall_end - wall, "core_seconds": busy_end - busy, "loss": loss}
+
+
+class Klype:
+    """klype's one loop, with the precision, the crew and the compiled code that its own plan would choose, or forced
+    to float32. The optimizer is AdamW, as the peers': Muon is a matter of quality."""
+
+    def __init__(self, precision: Literal["auto", "float32"] = "auto") -> None:
+        self.asked = precision
+
+    def load(self, shape: Shape, threads: int, cache: str) -> None:
+        import torch
+
+        from klype.device import memory_policy, trim_memory
+        from klype.model.config import ModelConfig
+        from klype.model.fused import fused
+        from klype.model.transformer import Transformer
+        from klype.runs.plan import best_precision, crews
+
+        memory_policy()
+        torch.set_num_threads(threads)
+        self._shape = shape
+        self.precision = best_precision() if self.asked == "auto" else "float32"
+        torch.manual_seed(0)
+        fields = {"vocab_size": shape.vocab, "width": shape.width, "layers": shape.layers, "heads": shape.heads}
+        rotation = 0.0 if shape.conv else 10_000.0
+        sizes = {"hidden": shape.hidden, "window": shape.window, "conv": shape.conv, "rope_theta": rotation}
+        self._model = Transformer(ModelConfig.parse({**fields, **sizes}))
+        self._model.fused = fused(Path(cache))
+        tried = {}
+        for crew in crews(threads, threads):
+            tried[crew] = self._run(crew, TRIED)["seconds"]
+            trim_memory()
+        self._crew = min(tried, key=lambda crew: tried[crew])
+        code = "compiled" if self._model.fused else "torch"
+        side = f"{self._crew.workers} side by side, {self._crew.threads} threads each"
+        self.how = f"{self.precision}, {code} between the products, {side}, AdamW"
+
+    def train(self, steps: int) -> dict[str, Any]:
+        return self._run(self._crew, steps)
+
+    def _run(self, crew: Any, steps: int) -> dict[str, Any]:
+        import torch
+
+        from klype.train.loop import Session, Settings, train
+        from klype.train.objectives import cross_entropy
+        from klype.train.optimizer import OptimizerSettings, fused_parts
+        from klype.train.schedule import Schedule
+
+        torch.set_num_threads(crew.threads)
+        settings = Settings(
+            steps=WARM + steps,
+            optimizer=OptimizerSettings(kind="adamw", rate=RATE),
+            schedule=Schedule(warmup=0.0, flat=1.0),
+            micro_batches=crew.workers,
+            precision=self.precision,
+            save_seconds=0.0,
+        )
+        clock, losses = Clock(steps), []
+
+        def on_step(step: int, metrics: dict[str, float]) -> None:
+            clock.step(step)
+            losses.append(metrics["loss"])
+
+        with tempfile.TemporaryDirectory() as folder:
+            session = Session(parts=fused_parts(self._model.config), on_step=on_step, workers=crew.workers)
+            train(self._model, cross_entropy, _Rows(self._shape, crew.workers), settings, Path(folder), session)
+        return clock.read(losses[-1])
+
+
+class _Rows:
+    """The common batches in so many equal parts."""
+
+    def __init__(self, shape: Shape, parts: int) -> None:
+        self._shape, self._parts, self._at = shape, parts, 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        import torch
+
+        number, part = divmod(self._at, self._parts)
+        self._at += 1
+        rows = batch(self._shape, number).chunk(self._parts)[part]
+        return Batch(rows[:, :-1], rows[:, 1:], torch.ones(rows[:, 1:].shape))
+
+    def state(self) -> dict[str, Any]:
+        return {"at": self._at}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._at = state["at"]
+
+
+class NanoGPT:
+    """A plain script: forward, backward, clip, AdamW, with autocast where it is to be bfloat16."""
+
+    def __init__(self, precision: Literal["float32", "bfloat16"]) -> None:
+        self.precision = precision
+        self.how = "torch's AdamW, SDPA" + ("" if precision == "float32" else ", autocast")
+
+    def load(self, shape: Shape, threads: int, cache: str) -> None:
+        import torch
+
+        from klype.bench import nanogpt
+
+        torch.set_num_threads(threads)
+        torch.manual_seed(0)
+        self._shape = shape
+        self._model = nanogpt.NanoGPT(shape)
+
+    def train(self, steps: int) -> dict[str, Any]:
+        import torch
+
+        from klype.bench import nanogpt
+
+        clock, optimizer = Clock(steps), nanogpt.optimizer(self._model, RATE)
+        low = self.precision == "bfloat16"
+        loss = torch.zeros(())
+        for number in range(WARM + steps):
+            rows = batch(self._shape, number)
+            with torch.autocast("cpu", torch.bfloat16, enabled=low):
+                loss = self._model(rows[:, :-1], rows[:, 1:])
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self._model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            clock.step(number + 1)
+        return clock.read(loss.item())
+
+
+class HuggingFace:
+    """transformers' Trainer on a Llama of the shape."""
+
+    def __init__(self, precision: Literal["float32", "bfloat16"]) -> None:
+        import transformers
+
+        self.precision = precision
+        self.how = f"Trainer of transformers {transformers.__version__}, Llama" + (
+            ", bf16" if precision != "float32" else ""
+        )
+
+    def load(self, shape: Shape, threads: int, cache: str) -> None:
+        import torch
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        torch.set_num_threads(threads)
+        torch.manual_seed(0)
+        self._shape = shape
+        config = LlamaConfig(
+            vocab_size=shape.vocab,
+            hidden_size=shape.width,
+            intermediate_size=shape.hidden,
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads,
+            max_position_embeddings=shape.window + 1,
+            use_cache=False,
+        )
+        self._model = LlamaForCausalLM(config)
+
+    def train(self, steps: int) -> dict[str, Any]:
+        from transformers import Trainer as HFTrainer
+        from transformers import TrainerCallback, TrainingArguments
+
+        clock, shape = Clock(steps), self._shape
+
+        class Watch(TrainerCallback):
+            def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+                clock.step(state.global_step)
+
+        rows = [row for number in range(WARM + steps) for row in batch(shape, number)]
+        examples = [{"input_ids": row[:-1], "labels": row[:-1]} for row in rows]
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = TrainingArguments(
+                output_dir=folder,
+                use_cpu=True,
+                bf16=self.precision == "bfloat16",
+                per_device_train_batch_size=shape.rows,
+                max_steps=WARM + steps,
+                learning_rate=RATE,
+                save_strategy="no",
+                logging_strategy="no",
+                report_to=[],
+                disable_tqdm=True,
+                dataloader_pin_memory=False,
+            )
+            done = HFTrainer(model=self._model, args=arguments, train_dataset=examples, callbacks=[Watch()]).train()
+        return clock.read(float(done.training_loss))
+
+
+CONTENDERS: dict[str, tuple[Callable[[], Trainer], tuple[str, ...], tuple[str, ...]]] = {
+    "klype": (Klype, (), ("a", "b", "tiny")),
+    "klype float32": (lambda: Klype("float32"), (), ("a", "tiny")),
+    "nanoGPT bfloat16": (lambda: NanoGPT("bfloat16"), (), ("a", "b", "tiny")),
+    "nanoGPT float32": (lambda: NanoGPT("float32"), (), ("a", "tiny")),
+    "HF Trainer bfloat16": (lambda: HuggingFace("bfloat16"), ("transformers", "accelerate"), ("a", "b", "tiny")),
+}
+"""Name: how it is made, the packages that it needs, and the shapes that it is measured on."""

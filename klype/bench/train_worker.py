@@ -1,0 +1,35 @@
+"""One trainer in a process of its own: ``python -m klype.bench.train_worker NAME``. One JSON line in, one out."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any, TextIO
+
+from klype.bench.train_contenders import CONTENDERS
+from klype.bench.train_task import SHAPES, Trainer
+from klype.bench.worker import answer_orders, peak_bytes, private_output
+
+
+def main(name: str, orders: TextIO, answers: TextIO) -> None:
+    """Carries out orders until there are no more; what goes wrong is answered, not raised."""
+    trainer = CONTENDERS[name][0]()
+    answer_orders(lambda order: obey(trainer, order), orders, answers)
+
+
+def obey(trainer: Trainer, order: dict[str, Any]) -> dict[str, Any]:
+    start = time.perf_counter()
+    match order["do"]:
+        case "load":
+            trainer.load(SHAPES[order["shape"]], order["threads"], order["cache"])
+            return {"seconds": time.perf_counter() - start, "precision": trainer.precision, "how": trainer.how}
+        case "train":
+            return trainer.train(order["steps"])
+        case "peak":
+            return {"bytes": peak_bytes()}
+        case _:
+            raise AssertionError(f"there is no order {order['do']}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.stdin, private_output())
