@@ -108,8 +108,8 @@ def _part(name: str, entrants: Sequence[Entrant], settings: CureSettings, say: S
                 found = measure(entrant.source, task.test, decoder.name, budget, tuning, plain)
                 if not base:
                     base = found.rights
-                row = _row(entrant.name, decoder.name, budget, tuning, found, task.test, base)
-                row["dev"] = dev
+                row = _row(found, task.test, base) | {"settings": asdict(tuning), "dev": dev}
+                row = {"model": entrant.name, "decoder": decoder.name, "budget": budget} | row
                 rows.append(row)
                 say(f"{name}, {entrant.name}: {decoder.name} {budget:g}×: {_told(row)}")
             if decoder.name != "greedy" and (dev_best is None or dev > dev_best[0]):
@@ -212,18 +212,12 @@ def _with_back(tuning: Tuning, entrant: Entrant) -> Tuning:
     return tuning if entrant.back is None else Tuning(**{**asdict(tuning), "back": entrant.back})
 
 
-def _row(
-    model: str, name: str, budget: float, tuning: Tuning, found: Measured, posed: Sequence[Posed], base: Sequence[float]
-) -> dict[str, Any]:
+def _row(found: Measured, posed: Sequence[Posed], base: Sequence[float]) -> dict[str, Any]:
     ids = [one.question.id for one in posed]
     spent, plain = (sum(getattr(d, k) for d in found.decided) for k in ("passes", "plain_passes"))
     work, plain_work = (sum(getattr(d, k) for d in found.decided) for k in ("positions", "plain_positions"))
     changed = [d.choice.chosen.meaning != d.plain.chosen.meaning for d in found.decided]
     return {
-        "model": model,
-        "decoder": name,
-        "budget": budget,
-        "settings": asdict(tuning),
         "right": mean_by_question(found.rights, ids, "share of questions").json(),
         "gain": paired(base, found.rights, ids, "share of questions").json(),
         "mcnemar": mcnemar(base, found.rights),
