@@ -38,11 +38,15 @@ class TextDocument:
 
 @dataclass(slots=True)
 class BadRows:
-    """What was left out: how many, and the first of them in words. ``skip`` False: the first one stops the reading."""
+    """What was left out: how many, and the first of them in words. ``skip`` False: the first one stops the reading.
+
+    ``repeated``: texts that were there already.
+    """
 
     skip: bool = False
     count: int = 0
     shown: list[str] = field(default_factory=list)
+    repeated: int = 0
 
     def add(self, message: str, hint: str = "") -> None:
         if not self.skip:
@@ -80,7 +84,9 @@ def read_texts(paths: Paths, options: TextOptions | None = None) -> Iterator[Tex
     for file in files_of(paths):
         for document in _documents(file, options):
             digest = hashlib.blake2b(document.text.strip().encode("utf-8", "surrogatepass"), digest_size=12).digest()
-            if document.text.strip() and digest not in seen:
+            if digest in seen:
+                options.bad.repeated += 1
+            elif document.text.strip():
                 seen.add(digest)
                 yield document
     if not seen:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -21,7 +22,7 @@ import numpy.typing as npt
 from klype.errors import KlypeError
 from klype.text.tokenizer import Tokenizer
 
-SHARD_TOKENS = 2**26
+SHARD_TOKENS = 2**24  # 32 MB of two-byte ids
 _ABOUT = "shards.json"
 _BATCH_CHARACTERS = 2_000_000  # tokenized at a time, on all cores
 
@@ -79,29 +80,62 @@ def write_shards(
     documents: Iterable[Sequence[int]], folder: Path, vocab_size: int, size: int = SHARD_TOKENS
 ) -> Documents:
     """Write documents to shards of about ``size`` tokens; at most one shard is in memory. The folder must be new."""
-    if (folder / _ABOUT).exists():
-        raise KlypeError(f"{folder} holds shards already.", "Choose another folder, or open it.")
-    folder.mkdir(parents=True, exist_ok=True)
-    dtype = "<u2" if vocab_size <= 2**16 else "<u4"
-    shards: list[dict[str, object]] = []
-    pending: list[npt.NDArray[np.integer[Any]]] = []
-    tokens = 0
-    try:
-        for document in documents:
-            pending.append(np.asarray(document, dtype=dtype))
-            tokens += len(document)
-            if tokens >= size:
-                shards.append(_write_shard(folder, len(shards), pending))
-                pending, tokens = [], 0
-        if pending or not shards:
-            shards.append(_write_shard(folder, len(shards), pending))
-        about = {"dtype": dtype, "vocab_size": vocab_size, "shards": shards}
-        _put(folder / _ABOUT, json.dumps(about, indent=1).encode())
-    except OSError as error:
-        raise KlypeError(
-            f"{folder} cannot be written: {error.strerror}.", "Make room or choose another folder."
-        ) from error
-    return Documents.open(folder, verify=False)
+    writer = ShardWriter(folder, vocab_size, size)
+    for document in documents:
+        writer.add(document)
+    return writer.finish()
+
+
+class ShardWriter:
+    """Documents come one by one; until ``finish`` the folder counts as unfinished. At most one shard is in memory.
+
+    KlypeError when the folder holds shards already or cannot be written.
+    """
+
+    def __init__(self, folder: Path, vocab_size: int, size: int = SHARD_TOKENS) -> None:
+        if (folder / _ABOUT).exists():
+            raise KlypeError(f"{folder} holds shards already.", "Choose another folder, or open it.")
+        self.folder, self._size = folder, size
+        self._dtype, self._vocab_size = "<u2" if vocab_size <= 2**16 else "<u4", vocab_size
+        self._shards: list[dict[str, object]] = []
+        self._pending: list[npt.NDArray[np.integer[Any]]] = []
+        self._tokens = 0
+        with self._writing():
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def add(self, document: Sequence[int]) -> None:
+        self._pending.append(np.asarray(document, dtype=self._dtype))
+        self._tokens += len(document)
+        if self._tokens >= self._size:
+            self._flush()
+
+    def finish(self) -> Documents:
+        """The shards, memory-mapped."""
+        if self._pending or not self._shards:
+            self._flush()
+        about = {"dtype": self._dtype, "vocab_size": self._vocab_size, "shards": self._shards}
+        with self._writing():
+            _put(self.folder / _ABOUT, json.dumps(about, indent=1).encode())
+        return Documents.open(self.folder, verify=False)
+
+    def _flush(self) -> None:
+        with self._writing():
+            self._shards.append(_write_shard(self.folder, len(self._shards), self._pending))
+        self._pending, self._tokens = [], 0
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise KlypeError(
+                f"{self.folder} cannot be written: {error.strerror}.", "Make room or choose another folder."
+            ) from error
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether whole shards lie there."""
+    return (folder / _ABOUT).is_file()
 
 
 def tokenize(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[list[int]]:
@@ -134,7 +168,7 @@ def _write_shard(folder: Path, number: int, documents: list[npt.NDArray[np.integ
     name = f"shard-{number:05d}"
     ends = np.cumsum([len(d) for d in documents], dtype="<u8")
     flat = np.concatenate(documents) if documents else np.zeros(0, "<u2")
-    files = {f"{name}.bin": flat.tobytes(), f"{name}.idx": ends.tobytes()}
+    files: dict[str, bytes | memoryview] = {f"{name}.bin": flat.view(np.uint8).data, f"{name}.idx": ends.tobytes()}
     for file, content in files.items():
         _put(folder / file, content)
     return {
@@ -145,7 +179,7 @@ def _write_shard(folder: Path, number: int, documents: list[npt.NDArray[np.integ
     }
 
 
-def _put(file: Path, content: bytes) -> None:
+def _put(file: Path, content: bytes | memoryview) -> None:
     """Write all or nothing."""
     temporary = file.with_name(file.name + ".tmp")
     with open(temporary, "wb") as out:

@@ -48,6 +48,11 @@ def is_held_out(text: str, share: float = HELD_OUT) -> bool:
     return _hash(text) < share
 
 
+def is_sampled(text: str, share: float) -> bool:
+    """Whether a document belongs to a sample of about ``share`` of all, whether it is held out or not."""
+    return int.from_bytes(_digest(text)[8:], "big") / 2**64 < share
+
+
 def unique(documents: Iterable[TextDocument]) -> Iterator[TextDocument]:
     """Each text once."""
     seen: set[bytes] = set()

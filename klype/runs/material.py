@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from klype.data import collection, hub
+from klype.data.prepare import BOOK
 from klype.data.readers import BadRows, TextDocument, TextOptions, files_of, read_texts
 from klype.data.rows import Conversation, read_instructions, read_preferences
-from klype.data.split import Split, blocks, is_held_out, split
+from klype.data.split import Split, blocks, is_held_out, is_sampled, split
 from klype.data.tasks import language
 from klype.errors import UsageError
 from klype.examine.facts import DataFacts, Text
@@ -21,12 +22,15 @@ from klype.values import Question, Ranking
 
 HELD_OUT = 0.1  # share of questions
 SHOWN_FILES = 60
-BOOK = 20_000  # characters: longer documents are held out by blocks, so that some of each is measured
 
 
 @dataclass(slots=True)
 class Material:
-    """``questions`` have known answers (a dictionary's, endings of sayings); ``conversations`` are rows of users."""
+    """``questions`` have known answers (a dictionary's, endings of sayings); ``conversations`` are rows of users.
+
+    ``share``: how much of the user's own texts is in ``split``; below 1 they are too large for memory, and what is
+    trained on comes from ``texts()`` as shards.
+    """
 
     split: Split
     conversations: list[Conversation] = field(default_factory=list)
@@ -35,6 +39,8 @@ class Material:
     dictionary: Dictionary | None = None
     data: list[DataFacts] = field(default_factory=list)
     notes: list[Text] = field(default_factory=list)
+    share: float = 1.0
+    texts: Callable[[], Iterator[TextDocument]] = lambda: iter(())
 
 
 def gather(options: InputOptions, section: DataSection, bad: BadRows) -> Material:
@@ -51,16 +57,21 @@ def gather(options: InputOptions, section: DataSection, bad: BadRows) -> Materia
     kept = {f: [row for row in t if collection.in_language(row, section.language)] for f, t in told.items()}
     said = list({tuple((m["role"], m["content"]) for m in row): row for own in kept.values() for row in own}.values())
     foreign = sum(map(len, told.values())) - sum(map(len, kept.values()))
-    documents = _documents(own, found.of("text"), options, section, bad)
+    share = min(1.0, section.memory_megabytes * 1e6 / max(1, sum(file.stat().st_size for file in own)))
+    documents = _documents((own, share), found.of("text"), options, section, bad)
     if not documents and dictionary is None:  # rows of conversations alone: their answers are the text
         documents = [
             TextDocument("\n".join(m["content"] for m in row), "conversations", i) for i, row in enumerate(said, 1)
         ]
-    material = Material(_split(documents, dictionary), said, dictionary=dictionary)
+    material = Material(_split(documents, dictionary), said, dictionary=dictionary, share=share)
+    reading = TextOptions(encoding=options.encoding, language=section.language, bad=BadRows(skip=bad.skip))
+    material.texts = lambda: read_texts(own, reading)
     orders = {file: _rankings([file], section.language, bad) for file in ranked}
     material.rankings = [ranking for own in orders.values() for ranking in own]
     material.questions = [*(dictionary.asked(section.words) if dictionary else []), *_endings(found, section, bad)]
     material.notes = _notes(found, foreign, section)
+    if share < 1:
+        material.notes.append(_sampled(share, section))
     read = {document.source for document in documents}
     used = [file for file in texts if str(file) in read]
     used += [file for files in (kept, orders) for file, own in files.items() if own]
@@ -107,15 +118,24 @@ def _split(documents: list[TextDocument], dictionary: Dictionary | None) -> Spli
 
 
 def _documents(
-    own: list[Path], found: list[Path], options: InputOptions, section: DataSection, bad: BadRows
+    own: tuple[list[Path], float], found: list[Path], options: InputOptions, section: DataSection, bad: BadRows
 ) -> list[TextDocument]:
-    """The user's own files as they are; of a folder what is in the recipe's language. Books are cut into blocks."""
+    """The user's own files as they are, or a share of them; of a folder what is in the recipe's language. Books are cut
+    into blocks."""
     reading = TextOptions(encoding=options.encoding, language=section.language, bad=bad)
-    documents = list(read_texts(own, reading)) if own else []
+    files, share = own
+    cut = (b for d in read_texts(files, reading) for b in _cut(d)) if files else iter(())
+    documents = [b for b in cut if share == 1 or is_sampled(b.text, share)]
     if found:
         wanted = section.language
-        documents += [d for d in read_texts(found, reading) if not wanted or language(d.text) == wanted]
-    return [b for d in documents for b in (blocks(d) if len(d.text) > BOOK else [d])]
+        documents += [
+            b for d in read_texts(found, reading) if not wanted or language(d.text) == wanted for b in _cut(d)
+        ]
+    return documents
+
+
+def _cut(document: TextDocument) -> Iterator[TextDocument]:
+    return blocks(document) if len(document.text) > BOOK else iter((document,))
 
 
 def _endings(found: collection.Collection, section: DataSection, bad: BadRows) -> Iterator[Question]:
@@ -151,10 +171,21 @@ def _notes(found: collection.Collection, foreign: int, section: DataSection) -> 
     return notes
 
 
+def _sampled(share: float, section: DataSection) -> Text:
+    megabytes, percent = f"{section.memory_megabytes:g}", f"{100 * share:.0f}"
+    return {
+        "en": f"The text is larger than the {megabytes} MB that are held in memory: all of it is trained on, from "
+        f"shards on the disk; vocabulary, tasks and measures are of a sample of {percent} %.",
+        "nb": f"Teksten er større enn de {megabytes} MB som holdes i minnet: Alt trenes det på, fra filer på disken; "
+        f"ordforråd, oppgaver og mål er fra et utvalg på {percent} %.",
+    }
+
+
 def _facts(file: Path) -> DataFacts:
     licence = collection.licence_of(file)
-    raw = file.read_bytes()
-    facts: DataFacts = {"name": file.name, "sha256": hashlib.sha256(raw).hexdigest(), "bytes": len(raw)}
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    facts: DataFacts = {"name": file.name, "sha256": digest, "bytes": file.stat().st_size}
     if licence.name:
         facts["licence"] = licence.name
     if licence.attribution:

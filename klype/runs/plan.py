@@ -7,9 +7,11 @@ run.json: a resumed run replays it, so that resumed = straight.
 from __future__ import annotations
 
 import copy
+import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -19,11 +21,12 @@ import torch
 from torch import nn
 
 from klype.device import gemm_gflops, trim_memory
-from klype.train.loop import Session, Settings, train
+from klype.train.loop import Interrupted, Session, Settings, train
 from klype.train.objectives import Objective
 from klype.values import Batch, Batches
 
 WARM, PROBED = 3, 10  # steps of a probe: those that warm up, and those that count
+PROBE, FEWEST = 0.05, 4  # the part of the time that one crew's probe may take, with so many steps at least that count
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -83,7 +86,7 @@ def plan(
     try:
         for crew in crews(cores, training.micro_batches):
             tried = Planned(WARM + PROBED, 0.0, crew, precision)
-            found.append((seconds_per_step(model, build, tried, training, cores), crew))
+            found.append((seconds_per_step(model, build, tried, training, cores, PROBE * seconds), crew))
             trim_memory()  # threads keep heaps of their own, and the next crew has others
     finally:
         torch.set_num_threads(own)
@@ -98,8 +101,11 @@ def best_precision() -> Precision:
     return "bfloat16" if gemm_gflops("bfloat16", seconds=0.1) > 1.5 * gemm_gflops("float32", seconds=0.1) else "float32"
 
 
-def seconds_per_step(model: nn.Module, build: Build, tried: Planned, training: Settings, cores: int) -> float:
-    """The mean of a few steps of the real loop on a copy, the fastest and the slowest left out.
+def seconds_per_step(
+    model: nn.Module, build: Build, tried: Planned, training: Settings, cores: int, longest: float = math.inf
+) -> float:
+    """The mean of a few steps of the real loop on a copy, the fastest and the slowest left out; of fewer steps when
+    they take longer than ``longest`` seconds.
 
     Leaves the model and torch's generator as they were.
 
@@ -112,8 +118,13 @@ def seconds_per_step(model: nn.Module, build: Build, tried: Planned, training: S
     stamps = [time.perf_counter()]
     settings = tried.training(training).model_copy(update={"save_seconds": 0.0, "save_every": 0})
     with tempfile.TemporaryDirectory() as folder:
-        session = Session(on_step=lambda step, metrics: stamps.append(time.perf_counter()), workers=tried.crew.workers)
-        train(twin, objective, batches, settings, Path(folder), session)
+        session = Session(
+            on_step=lambda step, metrics: stamps.append(time.perf_counter()),
+            stop=lambda: len(stamps) > WARM + FEWEST and stamps[-1] - stamps[0] > longest,
+            workers=tried.crew.workers,
+        )
+        with suppress(Interrupted):
+            train(twin, objective, batches, settings, Path(folder), session)
     torch.set_rng_state(generator)
     taken = sorted(b - a for a, b in pairwise(stamps[WARM:]))[1:-1]
     step = sum(taken) / len(taken)

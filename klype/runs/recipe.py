@@ -28,13 +28,14 @@ class DataSection(Settings):
     """What is read beside the user's own text. ``language``: only that of ``--data`` is taken ("": all).
 
     ``dictionary``: Bokmålsordboka's articles are read, and ``words`` of its words are asked about. ``megabytes``: how
-    much of a data set of the Hub is fetched.
+    much of a data set of the Hub is fetched. ``memory_megabytes``: larger texts are trained on from the disk.
     """
 
     language: Literal["", "nb", "en"] = ""
     dictionary: Literal["", "bokmalsordboka"] = ""
     words: int = Field(default=6000, ge=50)
     megabytes: float = Field(default=40.0, gt=0, allow_inf_nan=False)
+    memory_megabytes: float = Field(default=64.0, gt=0, allow_inf_nan=False)
 
 
 class ModelSection(Settings):

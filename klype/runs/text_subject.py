@@ -14,6 +14,7 @@ from typing import Any
 from klype.data.batches import PackedBatches, conversation_batches, fit
 from klype.data.order import mix
 from klype.data.pools import STEPS, Example, PoolSettings
+from klype.data.prepare import prepare
 from klype.data.readers import BadRows, TextDocument
 from klype.data.rows import Conversation
 from klype.data.shards import Documents
@@ -77,7 +78,7 @@ class TextSubject:
         given: Text = {"en": f"the rows of {rows}", "nb": f"radene i {rows}"}
         self.annotator: Text = given if self._rankings else TASTE if self.exam else RULE
         self.measures = TextMeasures(self._split, self.chat.tokenizer, recipe.model.window)
-        self._train_shards = self._tokens(self._split.train)
+        self._train_shards = self._tokens(self._split.train) if self._material.share == 1 else self._sharded()
 
     # input
 
@@ -95,6 +96,11 @@ class TextSubject:
 
     def _tokens(self, documents: Sequence[TextDocument]) -> Documents:
         return Documents.of(self.chat.tokenizer.encode_documents([d.text for d in documents]))
+
+    def _sharded(self) -> Documents:
+        """All of a text that memory does not hold; made once, in the run's folder."""
+        assert self.options.out is not None
+        return prepare(self._material.texts(), self.chat.tokenizer, self.options.out / "tokens").train
 
     def _exercises(self) -> tuple[list[Question], list[Conversation], list[Question]]:
         """Questions and conversations to learn from, and questions held out; too long ones are left out and counted."""

@@ -27,6 +27,7 @@ def app() -> typer.Typer:
     bench.command("align")(align)
     bench.command("choice")(choice)
     bench.command("coverage")(coverage)
+    bench.command("data")(corpus.command)
     bench.command("cures")(cures.command)
     bench.command("published")(published)
     bench.command("serve")(serve)

@@ -1,0 +1,116 @@
+"""A corpus to shards: the same as in memory, nothing twice, nothing on both sides, whatever its size."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from klype.bench import data as bench
+from klype.data import prepare as preparing
+from klype.data import shards
+from klype.data.prepare import near_duplicates, prepare
+from klype.data.readers import BadRows, TextDocument, TextOptions, read_texts
+from klype.data.shards import Documents, ShardWriter, content_hash
+from klype.data.split import is_held_out
+from klype.errors import KlypeError
+from klype.runs import pipeline
+from klype.runs.material import gather
+from klype.runs.options import StageOptions
+from klype.runs.recipe import read
+from klype.runs.say import Silent
+from klype.text.tokenizer import Tokenizer
+
+TEXTS = [f"Reven gikk {i} ganger over isen, og fisken så på. Dag {i} var over." for i in range(200)]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train(TEXTS, 300)
+
+
+def test_shards_are_the_texts_of_their_side(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    prepared = prepare((TextDocument(t, "here") for t in TEXTS), tokenizer, tmp_path)
+    held = [t for t in TEXTS if is_held_out(t)]
+    for documents, texts in ((prepared.held_out, held), (prepared.train, [t for t in TEXTS if t not in held])):
+        assert content_hash(documents) == content_hash(Documents.of(tokenizer.encode_documents(texts)))
+    again = prepare(iter(()), tokenizer, tmp_path)  # they are there
+    assert content_hash(again.train) == content_hash(prepared.train)
+
+
+def test_a_long_document_is_split_by_its_blocks(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    book = "\n\n".join(TEXTS * 6)
+    assert len(book) > preparing.BOOK
+    prepared = prepare([TextDocument(book, "book")], tokenizer, tmp_path)
+    assert len(prepared.train) + len(prepared.held_out) > 10
+
+
+def test_bad_lines_and_repetitions_are_counted(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    lines = [json.dumps({"text": t}) for t in (*TEXTS[:50], *TEXTS[:7])]
+    raw = "\n".join([*lines, "{", '{"number": 3}']).encode() + b'\n{"text": "\xff"}\n'
+    (tmp_path / "rows.jsonl").write_bytes(raw)
+    bad = BadRows(skip=True)
+    prepared = prepare(read_texts(tmp_path / "rows.jsonl", TextOptions(bad=bad)), tokenizer, tmp_path / "shards")
+    assert len(prepared.train) + len(prepared.held_out) == 50
+    assert (bad.count, bad.repeated) == (3, 7)
+    assert any("line 60" in said for said in bad.shown)
+
+
+def test_a_shard_is_written_as_soon_as_it_is_full(tmp_path: Path) -> None:
+    writer = ShardWriter(tmp_path / "new", 300, size=10)
+    for _ in range(3):
+        writer.add(np.arange(5).tolist())
+    assert len(list((tmp_path / "new").glob("*.bin"))) == 1
+    assert not shards.is_finished(tmp_path / "new")
+    assert len(writer.finish()) == 3
+    with pytest.raises(KlypeError, match="already"):
+        ShardWriter(tmp_path / "new", 300)
+
+
+def test_near_repetitions_are_left_out_where_datasketch_is_there(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    pytest.importorskip("datasketch")
+    long = " ".join(f"Ord nummer {i} er et ord." for i in range(40))
+    texts = [long, long.replace("39", "trettini"), " ".join(f"Noe annet om {i} dyr og planter." for i in range(40))]
+    prepared = prepare([TextDocument(t, "here") for t in texts], tokenizer, tmp_path, near_duplicates(0.8))
+    assert (len(prepared.train) + len(prepared.held_out), prepared.near) == (2, 1)
+
+
+def test_without_datasketch_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasketch", None)
+    with pytest.raises(KlypeError, match="datasketch"):
+        near_duplicates()
+
+
+def test_the_benchmark_counts_what_it_made(tmp_path: Path) -> None:
+    corpus = bench.Corpus(0.002, seed=3)
+    made = bench.make(corpus, tmp_path)
+    measured = bench.measure(corpus, tmp_path)
+    kept, left = measured["documents"], measured["left_out"]
+    assert made["documents"] == sum(kept.values()) + left["repeated"] + left["broken"]
+    assert measured["bytes"] == made["bytes"] >= 2_000_000
+    assert measured["tokens"] > 100_000
+    assert measured["batches"]["tokens_per_s"] > 0
+
+
+def test_a_text_that_memory_does_not_hold_is_trained_on_from_the_disk(tmp_path: Path) -> None:
+    stories = [f"{TEXTS[i]} Så kom dag {i * 7} med sol, {i * 3} måker og litt vind over øya." for i in range(200)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in stories), encoding="utf-8")
+    small = ("tokenizer.size=400", "model.width=16", "model.layers=1", "model.heads=2", "model.hidden=32")
+    sizes = ("model.window=64", "examine.questions=5", "rank.limit=8", "align.limit=8", "data.memory_megabytes=0.012")
+    options: dict[str, Any] = {
+        "stage": "pretrain",
+        "text": (str(tmp_path / "rows.jsonl"),),
+        "steps": 2,
+        "overrides": (*small, *sizes),
+    }
+    pipeline.train_stage(StageOptions.model_validate({**options, "out": tmp_path / "run"}), Silent())
+    train = Documents.open(tmp_path / "run" / "tokens" / "train")
+    assert len(train) == sum(not is_held_out(t) for t in stories)
+    material = gather(StageOptions.model_validate(options), read("text", options["overrides"]).data, BadRows())
+    sampled = len(material.split.train) + len(material.split.held_out)
+    assert 10 < sampled < 150
+    assert any("larger than" in note["en"] for note in material.notes)
