@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import io
+import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from klype.cli.environment import language, state_folder, wants_json
-from klype.cli.progress import Live, Plain, listener, print_table
+from klype.cli.progress import Live, LossCurve, Plain, listener, print_table
 from klype.cli.terminal import Terminal, to_json
 from klype.runs.say import Say, Silent
 
@@ -72,6 +74,34 @@ def test_the_live_bar_shows_loss_speed_and_time_left() -> None:
     assert "«Hunden drakk vann.»" in shown
     assert "Gates" in shown
     assert "done" in shown
+
+
+def curve(losses: Iterable[float], columns: int) -> str:
+    drawn = LossCurve()
+    for loss in losses:
+        drawn.add(loss)
+    return drawn.drawn(columns)
+
+
+def test_the_loss_curve_falls_from_the_highest_block_to_the_lowest() -> None:
+    assert curve([8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0], 8) == "█▇▆▅▄▃▂▁"
+    assert curve([4.0, 2.0, math.nan, 1.0, 1.0], 2) == "█▁"  # means of equal parts; what is no number is left out
+    assert curve([1.0, 1.0, 1.0], 8) == "▁▁▁"
+    assert curve([1.0], 8) == curve([1.0, 2.0], 0) == ""
+    many = curve((100_000.0 - i for i in range(100_000)), 8)
+    assert many == "█▇▆▅▄▃▂▁"
+
+
+def test_a_wide_terminal_shows_the_curve() -> None:
+    for width, shown in ((120, True), (80, False)):
+        live = Live(Console(file=io.StringIO(), force_terminal=True, width=width), "en")
+        with live.progress:
+            live.stage_start("pretrain", 100)
+            for step in range(1, 20):
+                live.step({"step": step, "loss": 3.0 / step})
+            drawn = live.progress.tasks[0].fields["curve"]
+        assert bool(drawn) is shown
+        assert not shown or (drawn[0], drawn[-1]) == ("█", "▁")
 
 
 def test_a_pipe_gets_plain_lines_and_json_keeps_stdout_clean(capsys: pytest.CaptureFixture[str]) -> None:

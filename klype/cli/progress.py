@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from klype.words import count, number
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from klype.runs.say import Say
 
 PLAIN_EVERY_S = 15.0
+CURVE = 24  # columns of the loss curve
 
 
 @contextmanager
@@ -63,11 +66,13 @@ class Live(_Printer):
         super().__init__(console, lang)
         self._task: TaskID | None = None
         self._total: int | None = None
+        self._curve = LossCurve()
         self.progress: Progress = Progress(
             TextColumn("{task.description:<9}"),
             BarColumn(bar_width=None),
             TextColumn("{task.percentage:>3.0f}%"),
             TextColumn("{task.fields[numbers]}"),
+            TextColumn("{task.fields[curve]}", style="cyan"),
             TimeRemainingColumn(compact=True),
             console=console,
             expand=console.width <= 100,
@@ -76,14 +81,23 @@ class Live(_Printer):
     def stage_start(self, name: str, total_steps: int) -> None:
         self.stage_end()
         self._total = total_steps or None
-        self._task = self.progress.add_task(name, total=self._total, numbers="")
+        self._task = self.progress.add_task(name, total=self._total, numbers="", curve="")
+        self._curve = LossCurve()
 
     def step(self, metrics: Mapping[str, float]) -> None:
         if self._task is None:
             self.stage_start("", 0)
         if self._task is not None:
-            done = metrics.get("step")
-            self.progress.update(self._task, completed=done, numbers=_measures(metrics, self.lang, fewest=True))
+            if "loss" in metrics:
+                self._curve.add(metrics["loss"])
+            numbers, curve = _measures(metrics, self.lang, fewest=True), self._curve.drawn(self._room())
+            self.progress.update(self._task, completed=metrics.get("step"), numbers=numbers, curve=curve)
+
+    def _room(self) -> int:
+        """Columns for the curve: none on a narrow terminal, or one that has no such characters."""
+        if not self.console.encoding.lower().startswith("utf"):
+            return 0
+        return min(CURVE, max(0, self.console.width - 80))
 
     def stage_end(self, summary: str = "") -> None:
         if self._task is not None:
@@ -131,6 +145,41 @@ class Plain(_Printer):
         self._name, self._last = "", {}
         if summary:
             self.note(summary)
+
+
+class LossCurve:
+    """The losses so far as a handful of means of equally many steps, however many steps there are."""
+
+    def __init__(self) -> None:
+        self._means: list[float] = []
+        self._each = 1  # steps of a mean
+        self._sum, self._count = 0.0, 0
+
+    def add(self, loss: float) -> None:
+        """What is no number is left out."""
+        if not math.isfinite(loss):
+            return
+        self._sum, self._count = self._sum + loss, self._count + 1
+        if self._count == self._each:
+            self._means.append(self._sum / self._count)
+            self._sum, self._count = 0.0, 0
+        if len(self._means) == 2 * CURVE:
+            self._means = [(x + y) / 2 for x, y in zip(self._means[::2], self._means[1::2], strict=True)]
+            self._each *= 2
+
+    def drawn(self, columns: int) -> str:
+        """Blocks from ▁ (the least) to █, in at most so many columns."""
+        columns = min(columns, len(self._means))
+        if columns < 2:
+            return ""
+        edges = [len(self._means) * i // columns for i in range(columns + 1)]
+        means = [sum(self._means[a:b]) / (b - a) for a, b in pairwise(edges)]
+        low, high = min(means), max(means)
+        scale = (len(BLOCKS) - 1) / (high - low) if high > low else 0.0
+        return "".join(BLOCKS[round((mean - low) * scale)] for mean in means)
+
+
+BLOCKS = "▁▂▃▄▅▆▇█"
 
 
 def print_table(console: Console, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
