@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from klype.cli import options as o
-from klype.cli.commands import cures
+from klype.cli.commands import corpus, cures
 from klype.cli.terminal import Terminal
 from klype.errors import UsageError
 
