@@ -13,7 +13,7 @@ import pytest
 
 from klype.errors import KlypeError, UsageError
 from klype.sources.dialect import choices
-from klype.sources.offer import Offer
+from klype.sources.offer import Offer, probe
 from klype.sources.remote import RemoteSource
 from klype.sources.source import answers
 from klype.sources.wire import Budget, Call, Patience, Wire, retry_after
@@ -71,6 +71,38 @@ LLAMA = {
     ],
     "usage": {"completion_tokens": 1, "prompt_tokens": 5, "total_tokens": 6},
 }  # fmt: skip
+MERGED = {
+    "choices": [
+        {
+            "index": 0,
+            "text": " på 😂",
+            "logprobs": {
+                "content": [
+                    {"id": 5, "token": " på", "bytes": [32, 112, 195, 165], "logprob": -0.5, "top_logprobs": []},
+                    {"id": 224, "token": " 😂", "bytes": [32, 240, 159, 152, 130], "logprob": -0.1, "top_logprobs": []},
+                ]
+            },
+            "finish_reason": "length",
+        }
+    ],
+    "usage": {"completion_tokens": 3, "prompt_tokens": 2, "total_tokens": 5},
+}
+"""llama.cpp's server: the token before the one that ends a character is not told (process_token in server.cpp)."""
+LM_STUDIO = {
+    "id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": "m",
+    "choices": [{"index": 0, "logprobs": None, "finish_reason": "stop",
+                 "message": {"role": "assistant", "content": "Hello there!", "tool_calls": []}}],
+    "usage": {"prompt_tokens": 9, "completion_tokens": 4, "total_tokens": 13},
+    "stats": {}, "system_fingerprint": "m",
+}  # fmt: skip
+OLLAMA = {
+    "id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": "m", "system_fingerprint": "fp_ollama",
+    "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "Hi"},
+                 "logprobs": {"content": [{"token": "Hi", "logprob": -0.3, "bytes": [72, 105],
+                                           "top_logprobs": [{"token": "Hi", "logprob": -0.3, "bytes": [72, 105]},
+                                                            {"token": "Yo", "logprob": -2.0, "bytes": [89, 111]}]}]}}],
+    "usage": {"prompt_tokens": 9, "completion_tokens": 2, "total_tokens": 11},
+}  # fmt: skip
 OFFER = Offer("other", "m", ("m",), chat=True, chat_top=2)
 
 
@@ -112,6 +144,62 @@ def test_recorded_shapes() -> None:
     (said,) = choices(LLAMA, 1, "there")
     assert said.tokens is not None
     assert (said.tokens[0].key, said.finish) == (3681, "length")
+
+
+def test_an_untold_part_of_a_character_costs_its_own_probabilities_only() -> None:
+    """The text is whole; tokens that spell it take the place of those that were not told, without probabilities."""
+    spelled = {5: " på", 26525: " \ufffd", 224: "\ufffd"}
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        body = json.loads(request.content)
+        if request.url.path == "/detokenize":
+            return httpx.Response(200, json={"content": "".join(spelled[token] for token in body["tokens"])})
+        if request.url.path == "/tokenize":
+            return httpx.Response(200, json={"tokens": [26525, 224] if body["content"] == " 😂" else [1, 1]})
+        return httpx.Response(200, json=MERGED)
+
+    wire = Wire("http://there/v1", patience=Patience(client=httpx.Client(transport=httpx.MockTransport(handle))))
+    asked = RemoteSource(wire, Offer("llama.cpp", "m", ("m",), completions=True, completion_top=2, ids=True))
+    ((trace, _),) = answers(asked, [Request((1, 2), n=2, limit=4)])
+    assert trace.tokens == (5, 26525, 224)
+    assert [math.isnan(step.logp) for step in trace.steps] == [False, True, True]
+    fewer = json.loads(json.dumps(MERGED))
+    fewer["usage"]["completion_tokens"] = 12
+    with pytest.raises(KlypeError, match="says that it wrote 12 tokens and tells 2"):
+        choices(fewer, 1, "there")
+
+
+@pytest.mark.parametrize(
+    ("owner", "answer", "kind", "told"),
+    [("organization_owner", LM_STUDIO, "lmstudio", "unavailable"), ("library", OLLAMA, "ollama", "whole")],
+)
+def test_lm_studio_and_ollama_as_documented(owner: str, answer: dict[str, Any], kind: str, told: str) -> None:
+    """LM Studio answers unknown paths with status 200 and an error; Ollama takes no ids and ignores n."""
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/v1/models":
+            return httpx.Response(
+                200, json={"object": "list", "data": [{"id": "m", "object": "model", "owned_by": owner}]}
+            )
+        if request.url.path == "/v1/chat/completions":
+            return httpx.Response(200, json=answer)
+        if request.url.path == "/v1/completions":
+            (choice,) = answer["choices"]
+            plain = {"index": 0, "text": choice["message"]["content"], "finish_reason": "stop", "logprobs": None}
+            return httpx.Response(200, json={**answer, "choices": [plain]})
+        unknown = {"error": f"Unexpected endpoint or method. (POST {request.url.path})"}
+        return httpx.Response(200 if owner == "organization_owner" else 404, json=unknown)
+
+    wire = Wire("http://there/v1", patience=Patience(client=httpx.Client(transport=httpx.MockTransport(handle))))
+    offer = probe(wire)
+    assert (offer.kind, offer.chat, offer.completions, offer.ids, offer.n) == (kind, True, True, False, False)
+    assert (offer.measures()["probability_of_drawn_tokens"], offer.measures()["tree"]) == (told, "unavailable")
+    asked = RemoteSource(wire, offer)
+    prompt = tuple(asked.codec.prompt([{"role": "user", "content": "Hi"}]))
+    ((one, two),) = answers(asked, [Request(prompt, n=2, limit=8)])
+    said = answer["choices"][0]["message"]["content"]
+    assert asked.codec.decode(one.tokens) == asked.codec.decode(two.tokens) == said
+    assert math.isnan(one.steps[0].logp) == (told == "unavailable")
 
 
 @pytest.mark.parametrize(

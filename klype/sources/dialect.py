@@ -28,11 +28,21 @@ ENDS = (
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """A token with its log-probability (NaN: not told) and the most probable tokens, most probable first."""
+    """A token with its log-probability (NaN: not told) and the most probable tokens, most probable first.
+
+    ``data``: what it adds to the text, where that is told beside its id. llama.cpp tells a token that leaves a
+    character unfinished only together with the one that ends it, under the latter's id.
+    """
 
     key: Key
     logp: float
     top: tuple[tuple[Key, float], ...]
+    data: bytes = b""
+
+    @property
+    def hidden(self) -> int:
+        """How many untold tokens it may stand for: a character has four bytes at most."""
+        return 0 if self.data.isascii() else 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +75,7 @@ def choices(answer: dict[str, Any], n: int, where: str, most: int = 0, echoed: i
             raise KlypeError(f"{where} told {len(said.tokens)} tokens where {most} were asked for at most.")
     told = [said.tokens for said in found_ if said.tokens is not None]
     if len(told) == n:
-        silent = sum(said.finish == "stop" for said in found_)
+        silent = sum(said.finish == "stop" for said in found_) + sum(h.hidden for tokens in told for h in tokens)
         counted(sum(map(len, told)) - n * echoed, silent, answer.get("usage"), where)
     return found_
 
@@ -127,10 +137,7 @@ def ordered(listed: Sequence[tuple[Key, float]]) -> tuple[tuple[Key, float], ...
 
 
 def counted(told: int, silent: int, usage: Any, where: str) -> None:
-    """The count of tokens agrees with the server's own, but for as many ends as may go untold.
-
-    llama.cpp tells tokens that are parts of one character as one: such an answer is not used.
-    """
+    """The count of tokens agrees with the server's own, but for as many as may go untold."""
     if not isinstance(usage, dict) or not isinstance(usage.get("completion_tokens"), int):
         return
     details = usage.get("completion_tokens_details")
@@ -146,7 +153,8 @@ def _entry(entry: dict[str, Any], where: str) -> Heard:
         return number if isinstance(number, int) else key_of(one["token"], one.get("bytes"))
 
     listed = [(key(one), _logp(one["logprob"], where)) for one in entry.get("top_logprobs") or ()]
-    return Heard(key(entry), _logp(entry["logprob"], where), ordered(listed))
+    data = bytes(entry.get("bytes") or ()) if isinstance(entry.get("id"), int) else b""
+    return Heard(key(entry), _logp(entry["logprob"], where), ordered(listed), data)
 
 
 def _logp(value: Any, where: str) -> float:

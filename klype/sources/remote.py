@@ -165,10 +165,18 @@ class RemoteSource:
     def _heard(self, tokens: Sequence[Heard], request: Request) -> list[Step]:
         out = []
         for heard in tokens:
+            if self._several(heard):
+                spelled = self.codec.spelling(heard.data.decode(errors="replace"))
+                out += [Step(token, math.nan, math.nan, "drawn") for token in spelled]
+                continue
             listed = self._distribution(heard) if request.top and heard.top else None
             token = self.codec.number(heard.key)
             out.append(Step(token, heard.logp, drawn_logp(heard.logp, request.sampling), "drawn", listed))
         return out
+
+    def _several(self, heard: Heard) -> bool:
+        """Whether tokens before it, parts of one character, are told with it."""
+        return bool(heard.hidden) and isinstance(heard.key, int) and self.codec.spell(heard.key) != heard.data
 
     def _ended(self, steps: list[Step], finish: str | None) -> list[Step]:
         """An end that the server keeps to itself has a probability that nobody tells."""
