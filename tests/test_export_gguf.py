@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import torch
 
 from klype.cli import guard
+from klype.cli.commands.export import push, write_repository
 from klype.cli.main import call
 from klype.errors import KlypeError
 from klype.model.checkpoint import load, save
@@ -65,6 +70,92 @@ def test_the_hub_folder_is_a_checkpoint_with_a_card(tmp_path: Path, capsys: pyte
     assert guard.guarded(call, argv) == 2
     assert guard.guarded(call, ["export", str(run), "--hub", "nobody"]) == 2
     assert guard.guarded(call, ["export", str(run)]) == 2
+
+
+class Hub(BaseHTTPRequestHandler):
+    """The hub's HTTP interface, as huggingface_hub calls it: what is committed is kept. Every file goes in whole."""
+
+    created: ClassVar[list[dict[str, Any]]] = []
+    committed: ClassVar[dict[str, bytes]] = {}
+    tokens: ClassVar[set[str | None]] = set()
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        self.tokens.add(self.headers["authorization"])
+        if self.path == "/api/repos/create":
+            self.created.append(json.loads(body))
+            self._say({"url": f"http://{self.headers['host']}/owner/name", "id": "owner/name"})
+        elif self.path.startswith("/api/models/owner/name/preupload/"):
+            paths = [file["path"] for file in json.loads(body)["files"]]
+            self._say({"files": [{"path": path, "uploadMode": "regular", "shouldIgnore": False} for path in paths]})
+        elif self.path.startswith("/api/models/owner/name/commit/"):
+            rows = [json.loads(line) for line in body.splitlines()]
+            files = [row["value"] for row in rows if row["key"] == "file"]
+            self.committed.update({file["path"]: base64.b64decode(file["content"]) for file in files})
+            url = f"http://{self.headers['host']}/owner/name/commit/0123"
+            self._say({"success": True, "commitOid": "0123", "commitUrl": url})
+        elif self.path == "/api/validate-yaml":
+            self._say({"errors": [], "warnings": []})
+        else:
+            self.send_error(404)
+
+    def do_GET(self) -> None:
+        self._say({"id": "owner/name", "sha": "0" * 40, "siblings": []})
+
+    def log_message(self, *_: object) -> None: ...
+
+    def _say(self, document: dict[str, Any]) -> None:
+        body = json.dumps(document).encode()
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def test_what_is_pushed_is_the_folder_and_loads_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    model = toy("llama", vocab_size=TOKENIZER.vocab_size)
+    save(tmp_path / "m", model, TOKENIZER, {"licence": "mit", "name": "m"})
+    assert guard.guarded(call, ["export", str(tmp_path / "m"), "--hub", "owner/name", "--json"]) == 1
+    assert "Nobody is logged in" in capsys.readouterr().out
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    write_repository(load(tmp_path / "m"), None, "owner/name", tmp_path / "repository")
+    try:
+        api = huggingface_hub.HfApi(endpoint=f"http://127.0.0.1:{server.server_port}", token="hf_secret")
+        where = push(tmp_path / "repository", "owner/name", api)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert where.endswith("owner/name/commit/0123")
+    assert Hub.tokens == {"Bearer hf_secret"}
+    assert [(row["name"], row["organization"]) for row in Hub.created] == [("name", "owner")]
+    here = {file.name: file.read_bytes() for file in (tmp_path / "repository").iterdir()}
+    assert Hub.committed == here
+    assert "metrics.jsonl" not in here
+    card = here["README.md"].decode()
+    assert huggingface_hub.ModelCard(card).data.license == "mit"
+    assert "## Intended use" in card
+    for name, data in Hub.committed.items():
+        (tmp_path / "fetched").mkdir(exist_ok=True)
+        (tmp_path / "fetched" / name).write_bytes(data)
+    with torch.no_grad():
+        torch.testing.assert_close(load(tmp_path / "fetched").model(TOKENS), model(TOKENS), atol=0, rtol=0)
+    (tmp_path / "fetched" / "README.md").write_text("another card")  # as one does on a hub
+    load(tmp_path / "fetched")
+    (tmp_path / "fetched" / "config.json").write_text("{}")
+    with pytest.raises(KlypeError, match=r"config\.json is damaged"):
+        load(tmp_path / "fetched")
+
+
+def test_a_hub_that_refuses_is_one_sentence(tmp_path: Path) -> None:
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    (tmp_path / "config.json").write_text("{}")
+    api = huggingface_hub.HfApi(endpoint="http://127.0.0.1:9", token="hf_secret")
+    with pytest.raises(KlypeError, match=r"owner/name was not pushed: .*\.") as error:
+        push(tmp_path, "owner/name", api)
+    assert "hf_secret" not in str(error.value)
 
 
 def test_llama_cpp_answers_alike(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from klype.errors import KlypeError, UsageError
 if TYPE_CHECKING:
     from klype.model.checkpoint import Loaded
 
-LEFT = ("metrics.jsonl", "resume", "manifest.json")
-"""Of a checkpoint folder: what made it, not what it is."""
+LEFT = ("metrics.jsonl", "resume", "manifest.json", "README.md")
+"""Of a checkpoint folder: what made it, not what it is; the hashes and the card are written anew."""
 
 
 def command(
@@ -70,12 +70,22 @@ def to_hub(loaded: Loaded, run: Path | None, name: str, folder: Path | None) -> 
 
 
 def write_repository(loaded: Loaded, run: Path | None, name: str, folder: Path) -> list[str]:
-    """The checkpoint's files, with a card made from what its run says of data, measures and energy."""
+    """The checkpoint's files, with a card made from what its run says of data, measures and energy.
+
+    The hashes are not of the card: who has it on a hub may edit it.
+    """
     from klype.model.card import hub_card
+    from klype.model.manifest import put
 
     if not loaded.folder.is_dir():
         raise UsageError(f"{loaded.folder} is no checkpoint folder.", "Only those are pushed.")
-    shutil.copytree(loaded.folder, folder, ignore=shutil.ignore_patterns(*LEFT, ".*"))
+
+    def copy(to: Path) -> None:
+        for file in loaded.folder.iterdir():
+            if file.is_file() and file.name not in LEFT and not file.name.startswith("."):
+                shutil.copyfile(file, to / file.name)
+
+    put(folder, copy)
     about = dict(loaded.about)
     if run is not None:
         from klype.runs.folder import read_run
@@ -85,15 +95,16 @@ def write_repository(loaded: Loaded, run: Path | None, name: str, folder: Path) 
     return sorted(file.name for file in folder.iterdir())
 
 
-def push(folder: Path, name: str) -> str:
+def push(folder: Path, name: str, api: Any = None) -> str:
+    """The address of the commit. ``api``: an HfApi; the hub that this machine is logged in to when None."""
     try:
         from huggingface_hub import HfApi, get_token
     except ImportError:
         raise KlypeError("The hub needs the package huggingface_hub.", "Install it: pip install 'klype[hf]'.") from None
-    if get_token() is None:
+    if api is None and get_token() is None:
         raise KlypeError("Nobody is logged in to the hub here.", "Log in with 'hf auth login', or use --dry-run.")
     try:
-        api = HfApi()
+        api = api or HfApi()
         api.create_repo(name, exist_ok=True)
         return str(api.upload_folder(repo_id=name, folder_path=folder))
     except Exception as error:  # offline, refused: the client raises many kinds
