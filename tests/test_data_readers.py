@@ -222,10 +222,12 @@ def test_questions(tmp_path: Path) -> None:
     rows = [
         {"question": "Hvor?", "context": "Her.", "answers": ["her"], "id": "q", "lang": "nb"},
         {"question": "Hvem?", "answer": "Kari", "choices": ["Kari", "Ola"], "id": "q"},
+        {"question": "Når?", "extra": {"kind": "time", "fixed": True}, "lang": "nb"},  # as a run's own file has it
     ]
-    first, second = read_questions(lines(tmp_path / "q.jsonl", *rows))
+    first, second, third = read_questions(lines(tmp_path / "q.jsonl", *rows))
     assert (first.id, first.prompt, first.answers, first.extra) == ("q", "Her. Hvor?", ("her",), {"lang": "nb"})
     assert (second.id, second.answers, second.choices) == ("q-2", ("Kari",), ("Kari", "Ola"))
+    assert third.extra == {"kind": "time", "fixed": True, "lang": "nb"}
     with pytest.raises(KlypeError, match="line 1 has no question"):
         read_questions(lines(tmp_path / "r.jsonl", {"answer": "x"}))
     with pytest.raises(KlypeError, match="not lists of text"):

@@ -22,6 +22,8 @@ from tests.test_cli_models import Captured, document, question, run, world
 from tests.test_sources_remote import serving
 
 __all__ = ["question", "run", "world"]
+COUNTED = ("survival", "would_survive")
+"""Shares of answers that were seen to stay right, where S is not whole: another estimate of what S gives exactly."""
 SMALL = ("--temperatures", "1", "-n", "2", "--limit", "4", "--seed", "3", "--most", "2", "--raw")
 
 
@@ -62,6 +64,34 @@ def test_examined_through_the_server_as_it_is_here(run: Path, capsys: Captured, 
         assert theirs["figures"]["1"][name]["value"] == mine["figures"]["1"][name]["value"]
     here, there = mine["figures"]["1"]["answer_entropy"], theirs["figures"]["1"]["answer_entropy"]
     assert there["low"] <= here["value"] <= there["high"]
+
+
+def test_every_figure_is_the_models_own_or_bounds_it(run: Path, capsys: Captured, tmp_path: Path) -> None:
+    """In chat, on the world's questions: judged by its grammar, beside its truth."""
+    from klype.serve.app import app
+    from klype.serve.served import Served
+    from klype.serve.settings import ServeSettings
+
+    asked = ("--questions", str(run / "questions.jsonl"), "--temperatures", "0.8,1", "-n", "4", "--limit", "8")
+    mine = document(capsys, "examine", str(run), *asked, "--out", str(tmp_path / "here"))
+    guarded_app = app([Served.of("toy", open_model(str(run)).source)], ServeSettings(completion_top=20))  # type: ignore[arg-type]
+    with serving(guarded_app) as address:
+        theirs = document(capsys, "examine", address, *asked, "--out", str(tmp_path / "there"))
+    same = set()
+    for t, figures in mine["figures"].items():
+        for name, figure in figures.items():
+            other = theirs["figures"][t].get(name)
+            if other is None or figure["value"] is None or name == "unexplored":
+                continue  # what a part cannot tell is left out, never guessed; a tree of a part explores less
+            if name in COUNTED:
+                share = other["value"] * other["n"]
+                assert share == pytest.approx(round(share))
+            elif other["value"] != pytest.approx(figure["value"], abs=1e-5):
+                assert other["low"] - 1e-6 <= figure["value"] <= other["high"] + 1e-6, (t, name)
+            else:
+                same.add(name)
+    assert {"right", "word_for_word", "annotator", "polite", "concise", "repetition", "distinct", "tokens"} <= same
+    assert {"s", "answer_entropy", "tree_entropy"} <= theirs["figures"]["1"].keys()
 
 
 def test_a_budget_is_of_passes_or_of_a_server() -> None:

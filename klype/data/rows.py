@@ -56,7 +56,10 @@ def read_preferences(paths: Paths, bad: BadRows | None = None, annotator: str = 
 
 
 def read_questions(paths: Paths, bad: BadRows | None = None) -> list[Question]:
-    """Questions: rows with question, and where known context, answers (or answer), choices, id (made to differ)."""
+    """Questions: rows with question, and where known context, answers (or answer), choices, id (made to differ).
+
+    What else a row has is the question's ``extra``, together with what a column of that name holds.
+    """
     found: dict[str, Question] = {}
     for where, row, rows in _rows(paths, bad):
         text = row.get("question", row.get("instruction", row.get("prompt")))
@@ -69,8 +72,12 @@ def read_questions(paths: Paths, bad: BadRows | None = None) -> list[Question]:
             rows.add(f"{where} has answers or choices that are not lists of text.")
         else:
             identity = identity if identity not in found else f"{identity}-{where.number}"
-            known = ("question", "context", "answers", "answer", "choices", "id")
-            extra = {name: value for name, value in row.items() if name not in known}
+            known = ("question", "context", "answers", "answer", "choices", "id", "extra")
+            inner = row.get("extra")
+            extra = {
+                **(inner if isinstance(inner, dict) else {}),
+                **{name: value for name, value in row.items() if name not in known},
+            }
             context = str(row.get("context") or row.get("input") or "")
             found[identity] = Question(identity, text.strip(), context, tuple(answers), tuple(choices), extra)
     if not found:
