@@ -45,8 +45,8 @@ class BlockedLinear(nn.Module):
 
 
 class Int8Linear(nn.Module):
-    """A linear layer of 8-bit integers, one scale a row, itself a bfloat16. torch computes it in bfloat16, whatever
-    goes in and comes out; with a ``kernel``, few rows are computed by that, in float32."""
+    """A linear layer of 8-bit integers, one scale a row, itself a bfloat16. Only the weights are rounded: products are
+    float32's, many rows at once or, with a ``kernel``, few. Without one, torch computes few rows in bfloat16."""
 
     matrix: Tensor
     scale: Tensor
@@ -73,11 +73,11 @@ class Int8Linear(nn.Module):
             out = x.new_empty(*x.shape[:-1], len(self.matrix))
             self.kernel.product(self.fields, x.contiguous().view(-1, x.shape[-1]), out.view(-1, len(self.matrix)))
             return out
-        rows_MI = x.reshape(-1, x.shape[-1]).bfloat16()
-        if self.in_blocks and rows_MI.shape[0] <= FEW:
-            out_MO = torch._weight_int8pack_mm(rows_MI, self.matrix, self.scale)
+        rows_MI = x.reshape(-1, x.shape[-1])
+        if self.in_blocks and rows_MI.shape[0] <= FEW and self.kernel is None:
+            out_MO = torch._weight_int8pack_mm(rows_MI.bfloat16(), self.matrix, self.scale)
         else:
-            out_MO = linear(rows_MI, self.matrix.bfloat16()).mul_(self.scale)
+            out_MO = linear(rows_MI.float(), self.matrix.float()).mul_(self.wide[0])
         if self.bias is not None:
             out_MO += self.bias
         return out_MO.view(*x.shape[:-1], -1).to(x.dtype)
@@ -102,9 +102,9 @@ def pack(model: Transformer, precision: Precision, kernel: Kernel | None = None)
                 if isinstance(part, nn.Linear):
                     setattr(parent, name, _packed(part, precision))
     if kernel is not None and precision == "int8" and native.suits(model.config):
-        head: nn.Module = model.head
-        assert isinstance(head, Int8Linear)
-        head.kernel = kernel
+        for part in model.modules():
+            if isinstance(part, Int8Linear):
+                part.kernel = kernel
         model.stepper = Stepper(model, kernel)
     return model
 
