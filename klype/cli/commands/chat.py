@@ -271,4 +271,8 @@ def _lines(terminal: Terminal) -> Iterator[str]:
         try:
             yield input(f"{terminal.words('chat.you')}> ")
         except EOFError:
+            print()
             return
+        except KeyboardInterrupt:  # what was typed is given up, the conversation is not
+            print()
+            terminal.say("chat.ends")
