@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,18 +17,26 @@ if TYPE_CHECKING:
 
 DOCUMENTS = 2000
 """Of the demo world, drawn anew for the counts of an n-gram draft."""
+WARM = 8
+"""Tokens written before anything is timed: what is made at first use is not compared."""
 
 
-def beside_plain(opened: Opened, request: Request, draft_name: str, plain: Trace, gamma: int = 4) -> dict[str, Any]:
+def beside_plain(opened: Opened, request: Request, draft_name: str, gamma: int = 4) -> dict[str, Any]:
     """What guessing was worth: acceptance, tokens a pass, and the time beside plain decoding and the formula.
 
-    ``draft_name``: "lookup", "ngram" (of a demo-world run), "ngram:FILE", or a MODEL with the same tokenizer.
+    Both ways are warm and read the prompt anew. ``draft_name``: "lookup", "ngram" (of a demo-world run),
+    "ngram:FILE", or a MODEL with the same tokenizer.
     """
     from klype.engine.speculation import speculate
 
     draft = make_draft(opened, draft_name)
-    (traces, counts) = speculate(opened.engine, request, draft, gamma)
-    trace = traces[0]
+    engine, warming = opened.engine, replace(request, limit=min(WARM, request.limit))
+    engine.run([warming])
+    speculate(engine, warming, draft, gamma)
+    engine.prefixes.clear()
+    ((plain,),) = engine.run([request])
+    engine.prefixes.clear()
+    ((trace,), counts) = speculate(engine, request, draft, gamma)
     return {
         "draft": draft_name,
         "gamma": gamma,

@@ -98,7 +98,7 @@ def command(
     if speculate is not None:
         from klype.cli.speculating import beside_plain
 
-        document["speculation"] = found = beside_plain(opened, request, speculate, trace)
+        document["speculation"] = found = beside_plain(opened, request, speculate)
         _tell(terminal, found)
     if sure:
         from klype.cli.asking import asking
