@@ -41,6 +41,7 @@ def command(
     """Serve models to any client of OpenAI's API, until Ctrl-C; what runs is finished then."""
     terminal = Terminal(as_json, lang)
     entrance = listening(host, port, key_file, "API key")
+    from klype.cli.model import compiled_pass
     from klype.device import set_threads
     from klype.serve.app import app
     from klype.serve.guard import Rules
@@ -50,7 +51,7 @@ def command(
 
     set_threads()
     settings = ServeSettings(batch=batch, queue=queue, chat_top=max(20, logprobs), completion_top=logprobs)
-    served = [open_served(model, precision) for model in models]
+    served = [open_served(model, precision, compiled_pass) for model in models]
     rules = Rules.of(settings, entrance.key, host, name or ())
     running = server(app(served, settings, rules), rules)
     url = f"{entrance.url}v1"
