@@ -22,7 +22,7 @@ from klype.sources.native import NativeSource
 from klype.sources.offer import probe
 from klype.sources.remote import RemoteSource
 from klype.sources.source import answers
-from klype.sources.wire import Budget, Patience, Wire
+from klype.sources.wire import Budget, BudgetSpentError, Patience, Wire
 from klype.text.chat import TEMPLATE, Chat
 from klype.text.tokenizer import Tokenizer
 from klype.values import Request, Sampling
@@ -222,6 +222,33 @@ def test_kept_answers_survive_and_cost_nothing(app: Any, tmp_path: Path) -> None
     assert [[t.tokens for t in g] for g in answers(third, requests)] == [[t.tokens for t in g] for g in whole]
     assert third.wire.budget.asked == 0
     assert b"secret" not in (tmp_path / "kept.sqlite").read_bytes()
+
+
+@pytest.mark.parametrize("requests", [2, 5, 11])
+def test_a_spent_budget_shows_the_tree_so_far(app: Any, tmp_path: Path, requests: int) -> None:
+    """What was paid for is in it, what was not is open still; the same with more goes on without paying again."""
+    client = httpx.Client(transport=InProcess(app))
+    kept = Kept(tmp_path / "kept.sqlite")
+    offer = probe(Wire("http://localhost/v1", patience=Patience(client=client)))
+    prompt = tuple(own().codec.prompt(ASKED))
+    settings = TreeSettings(limit=4, budget=40, batch=4, vocabulary=TOKENIZER.vocab_size)
+
+    def grown(budget: Budget) -> Any:
+        wire = Wire("http://localhost/v1", "", kept, budget, Patience(client=client, concurrency=1))
+        return grow(RemoteSource(wire, offer), prompt, settings)
+
+    part, budget = grown(Budget(requests=requests)), Budget()
+    assert (part.stopped, part.expansions) == ("budget", requests)
+    assert part.unexplored == pytest.approx(1 - sum(answer.low for answer in part.answers), abs=1e-5)
+    whole = grown(budget)
+    assert (whole.expansions, budget.asked, budget.kept > 0) == (40, 40 - requests, True)
+    assert part.unexplored >= whole.unexplored
+    assert part.lost <= whole.lost + 1e-9  # nothing that is open counts as lost
+    assert part.entropy[0] <= whole.entropy[1]
+    assert whole.entropy[0] <= part.entropy[1]
+    spent = Wire("http://localhost/v1", "", None, Budget(requests=1, asked=1), Patience(client=client))
+    with pytest.raises(BudgetSpentError, match="budget is spent"):
+        grow(RemoteSource(spent, offer), prompt, settings)
 
 
 def test_an_echo_alone_is_whole_however_fast_the_worker_is(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
