@@ -16,6 +16,7 @@ from klype.model import fused as compiling
 from klype.model import native
 from klype.model.fused import Fused, fused
 from klype.model.laid import laid_out
+from klype.model.lora import AdaptedTransformer, LoraSettings
 from klype.model.transformer import Transformer
 from klype.runs.plan import Crew, Planned, Precision
 from klype.train.loop import Interrupted, Session, Settings, train
@@ -89,6 +90,19 @@ def test_bfloat16_is_no_further_from_the_truth_than_torchs(shape: str, compiled:
     fast.fused = compiled
     _, exactly = learnt(exact, batch)
     assert off(learnt(fast, batch)[1], exactly) < 1.5 * off(learnt(plain, batch)[1], exactly)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_adapters_learn_as_with_torch(shape: str, compiled: Fused) -> None:
+    base, batch = toy("llama", **(WIDE | SHAPES[shape])), ragged()
+    fast = AdaptedTransformer(base, LoraSettings(rank=3))
+    for parameter in fast.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    exact = copy.deepcopy(fast).double()
+    fast.fused = compiled
+    (loss, gradients), (expected, exactly) = learnt(fast, batch), learnt(exact, batch)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert off(gradients, exactly) < 1e-4
 
 
 def test_gradients_are_finite_differences(compiled: Fused) -> None:
