@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import random
 import signal
-import subprocess
-import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,42 +97,52 @@ def test_noise_of_the_global_generator_is_part_of_the_state(tmp_path: Path) -> N
     assert same(*results)
 
 
-KILLED = """
-import os, sys, time
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-import torch
-torch.set_num_threads(1)
-from train_toys import *
-from klype.train.loop import *
-from klype.train.objectives import cross_entropy
-from klype.train.optimizer import fused_parts
-session = Session(True, fused_parts(tiny_config()), on_step=lambda s, m: time.sleep(0.02))
-model = tiny_model()
-train(model, cross_entropy, Seeded(), Settings(steps=40, save_every=3, save_seconds=0.05), Path({folder!r}), session)
-"""
+def _life(folder: Path, steps: int) -> None:
+    """One life of a training process, slow enough to be killed anywhere in a step or while it saves."""
+    session = Session(True, PARTS, on_step=lambda step, metrics: time.sleep(0.01))
+    train(tiny_model(), cross_entropy, Seeded(), settings(steps, save_every=3, save_seconds=0.05), folder, session)
+
+
+def killed(folder: Path, steps: int, moments: Sequence[float]) -> int:
+    """How often a training process was killed: so many seconds after it had saved something."""
+    forked = multiprocessing.get_context("fork")  # a fresh interpreter takes longer than a life
+    for number, moment in enumerate(moments, 1):
+        before, process = newest(folder), forked.Process(target=_life, args=(folder, steps))
+        process.start()
+        try:
+            while newest(folder) == before and process.is_alive():
+                time.sleep(0.005)
+            time.sleep(moment)
+        finally:
+            process.kill()
+            process.join()
+        if newest(folder) >= steps:
+            return number
+    return len(moments)
+
+
+def newest(folder: Path) -> int:
+    return int(states(folder)[-1].name[5:]) if states(folder) else 0
+
+
+def killed_is_straight(folder: Path, steps: int, moments: Sequence[float]) -> None:
+    expected = straight(folder / "straight", steps=steps)
+    assert killed(folder / "killed", steps, moments) == len(moments)
+    model = tiny_model(seed=3)
+    train(model, cross_entropy, Seeded(), settings(steps), folder / "killed", Session(True, PARTS))
+    assert same(expected, weights(model))
+    assert [row["step"] for row in lines(folder / "killed")] == list(range(1, steps + 1))
+    assert without_time(lines(folder / "killed")) == without_time(lines(folder / "straight"))
 
 
 def test_killed_and_resumed_is_straight_bit_for_bit(tmp_path: Path) -> None:
-    expected = straight(tmp_path / "straight", steps=40)
-    folder = tmp_path / "killed"
-    code = KILLED.format(tests=str(Path(__file__).parent), folder=str(folder))
-    for wanted in (4, 17):
-        process = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[1])
-        try:
-            end = time.monotonic() + 60
-            while not (states(folder) and int(states(folder)[-1].name[5:]) >= wanted):
-                assert time.monotonic() < end
-                assert process.poll() is None
-                time.sleep(0.01)
-        finally:
-            process.kill()
-            process.wait()
-    model = tiny_model(seed=3)
-    train(model, cross_entropy, Seeded(), settings(40), folder, Session(True, PARTS))
-    assert same(expected, weights(model))
-    assert [row["step"] for row in lines(folder)] == list(range(1, 41))
-    assert without_time(lines(folder)) == without_time(lines(tmp_path / "straight"))
+    killed_is_straight(tmp_path, 400, [0.0, 0.013, 0.05, 0.11, 0.23])
+
+
+@pytest.mark.soak
+def test_killed_a_hundred_times_is_straight(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    killed_is_straight(tmp_path, 1500, [0.2 * rng.random() for _ in range(100)])
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
