@@ -45,6 +45,9 @@ def answer(page: Any) -> None:
 def paths(page: Any) -> None:
     """All answers to a question, and the word that decided."""
     page.goto(page.base + "/paths")
+    page.locator("input[type=range]").nth(1).focus()
+    for _ in range(WARMER):
+        page.keyboard.press("ArrowRight")
     page.locator("textarea").first.fill(page.question)
     page.keyboard.press("Enter")
     page.wait_for_selector(".k-words", timeout=PATIENCE_MS)
@@ -138,6 +141,7 @@ def runs(page: Any) -> None:
 
 
 RANKED = 11  # the tenth comes again, so that agreement with oneself is seen
+WARMER = 12  # steps of a slider, to τ = 1.3: a good model says one thing only when it is cool
 SHOWN, COLOURS = ("answer", "paths", "targets", "ranking"), 96
 """What the README shows."""
 SCENES: dict[str, Callable[[Any], None]] = {

@@ -52,8 +52,9 @@ SCROLL = """choose => new Promise(resolve => {
   };
   requestAnimationFrame(step);
 })"""
-ANOTHER = "turn => document.querySelector('.r-board').dataset.turn !== turn"
-"""The next question is laid when the last one's order is on the disk."""
+ANOTHER = "turn => !window.sitting || document.querySelector('.r-board').dataset.turn !== turn"
+"""The next question is laid when the last one's order is on the disk; or the page has lost its server and is new."""
+BACK = "() => window.did_handshake && document.querySelector('.r-progress strong')?.textContent"
 
 
 @dataclass
@@ -63,6 +64,7 @@ class Person:
     name: str
     kept: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
     took: list[float] = field(default_factory=list)
+    reloads: int = 0
 
 
 @contextmanager
@@ -170,6 +172,7 @@ async def sits(browser: Any, base: str, person: Person) -> None:
     while await tab.locator(".r-asked p").count():
         question = await tab.locator(".r-asked p").inner_text()
         texts = await tab.locator(".r-pool .r-text").all_inner_texts()
+        await tab.evaluate("() => { window.sitting = true }")
         turn = await tab.locator(".r-board").get_attribute("data-turn")
         first = (len(person.kept) + sum(map(ord, person.name))) % len(texts)
         places = [*range(first, len(texts)), *range(first)][: 1 + len(person.kept) % len(texts)]
@@ -179,10 +182,26 @@ async def sits(browser: Any, base: str, person: Person) -> None:
         begun = time.perf_counter()
         await tab.keyboard.press("Enter")
         await tab.wait_for_function(ANOTHER, arg=turn)
+        if not await tab.evaluate("() => window.sitting"):
+            await back(tab, person, question)
         person.took.append(time.perf_counter() - begun)
         left = [i for i in range(len(texts)) if i not in places]
         person.kept.append((question, tuple(texts[i] for i in (places + left if len(left) == 1 else places))))
     await context.close()
+
+
+async def back(tab: Any, person: Person, question: str) -> None:
+    """A page that came back by itself: the order was kept, or lies there half made and is sent again."""
+    person.reloads += 1
+    await tab.wait_for_function(BACK)
+    await tab.wait_for_timeout(500)
+    shown = tab.locator(".r-asked p")
+    if await shown.count() and await shown.inner_text() == question and await tab.locator(".r-order .r-card").count():
+        await tab.evaluate("() => { window.sitting = true }")
+        turn = await tab.locator(".r-board").get_attribute("data-turn")
+        await tab.locator("h1").click()
+        await tab.keyboard.press("Enter")
+        await tab.wait_for_function(ANOTHER, arg=turn)
 
 
 async def ranking(browser: Any, home: Path, questions: int) -> dict[str, Any]:
@@ -216,6 +235,7 @@ async def ranking(browser: Any, home: Path, questions: int) -> dict[str, Any]:
         "doubled": sum(n - 1 for n in once.values()),
         "seconds": seconds,
         "training_rows_meanwhile": trained,
+        "pages_that_came_back": sum(person.reloads for person in people),
         "took": [1000 * t for person in people for t in person.took],
     }
 

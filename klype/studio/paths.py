@@ -160,15 +160,9 @@ class View:
         best = found.meant[0] if found.meant else None
         with card() as box:
             share = say.share(best.drawn / max(1, len(found.traces))) if best else ""
-            text_of(
-                "h2",
-                w(
-                    "flow",
-                    n=say.count(len(found.traces)),
-                    meanings=say.count(sum(m.drawn > 0 for m in found.meant)),
-                    share=share,
-                ),
-            )
+            n, meanings = say.count(len(found.traces)), sum(m.drawn > 0 for m in found.meant)
+            several = w("flow", n=n, meanings=say.count(meanings), share=share)
+            text_of("h2", several if meanings > 1 else w("flow_one", n=n))
             with ui.element("div").classes("k-scroll") as scroll:
                 scroll.props.update({"tabindex": "0", "role": "region", "aria-label": w("flow_region")})
                 chart(option, self.visit.lang, height, w("flow_region")).style("min-width:680px")
