@@ -19,6 +19,7 @@ def app() -> typer.Typer:
     runs = typer.Typer(help="List runs, or compare them.", no_args_is_help=True, pretty_exceptions_enable=False)
     runs.command("list")(list_runs)
     runs.command("compare")(compare)
+    runs.command("tensorboard")(tensorboard)
     return runs
 
 
@@ -50,6 +51,23 @@ def compare(
     if not as_json:
         show_comparison(terminal, document["runs"])
     terminal.document(document, out)
+
+
+def tensorboard(
+    run: Annotated[Path, typer.Argument(help="A run, finished or under way.")],
+    lang: o.Lang = None,
+    as_json: o.Json = False,
+) -> None:
+    """Write a run's metrics as TensorBoard's event files, into its folder tensorboard."""
+    terminal = Terminal(as_json, lang)
+    from klype.runs.events import FOLDER, write_events
+    from klype.runs.folder import read_run
+
+    read_run(run)
+    steps = write_events(run)
+    if not as_json:
+        terminal.console.print(f"tensorboard --logdir {run / FOLDER}", markup=False, highlight=False)
+    terminal.document({"run": str(run), "folder": str(run / FOLDER), "steps": steps})
 
 
 def summary(run: Path) -> dict[str, Any]:
