@@ -20,10 +20,11 @@ from klype.experiments.bias.board import FILE, Board, document
 from klype.experiments.bias.cell import Cell, finished
 from klype.experiments.bias.corpus import WorldSource, targets
 from klype.experiments.bias.kneser_ney import KneserNey, cross_fitted
-from klype.experiments.bias.lab import LabelledBatches, LabSettings, Lesson, Mixture, learn, predict
+from klype.experiments.bias.lab import Beside, LabelledBatches, LabSettings, Lesson, Mixture, learn, predict
 from klype.experiments.bias.measure import divergence, measure, right
 from klype.experiments.bias.plan import Asked, Plan, Speed, checked, fit
 from klype.experiments.bias.targets import TARGETS, best_share, hard, mixed, true, uniform
+from klype.model.fused import fused
 from klype.train.objectives import cross_entropy, soft_cross_entropy
 from klype.values import Batch
 
@@ -144,6 +145,16 @@ def test_a_model_is_taken_where_held_out_loss_was_least() -> None:
     at_N1 = torch.from_numpy(targets(corpus.held_out))[:, None]
     again = float(-predict(learnt.model, corpus.held_out).gather(1, at_N1).mean())
     assert again == pytest.approx(min(losses), abs=1e-6)
+
+
+def test_compiled_code_trains_the_same_model(tmp_path: Path) -> None:
+    found = fused(tmp_path)
+    if found is None:
+        pytest.skip("no C compiler")
+    own = cell(tmp_path)
+    lesson = Lesson(own.corpus.train, hard(own))
+    plain, compiled = (learn(lesson, own.corpus, SETTINGS, 0, Beside(fused=code)) for code in (None, found))
+    assert [loss for _, loss, _ in compiled.curve] == pytest.approx([loss for _, loss, _ in plain.curve], rel=1e-3)
 
 
 def test_a_mixture_of_one_is_that_one_and_of_two_lies_between() -> None:

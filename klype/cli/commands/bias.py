@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from klype.cli import options as o
+from klype.cli.environment import cache_folder
 from klype.cli.terminal import Terminal, to_json, write
 from klype.errors import UsageError
 
@@ -70,10 +71,10 @@ def command(
     cores = usable_cores()
     set_threads(1)
     with folder.chosen("bias", out, resume, date.today()) as place:
-        plan = make(source, place, asked, cores)
+        plan = make(source, place, asked, cores, cache_folder())
         tell_plan(terminal, own, plan, cores)
         with listener(terminal, own) as tell:
-            board = run(source, plan, place, tell, cores)
+            board = run(source, plan, place, tell, cores, cache_folder())
         made = {**document(board), "report": str(report.write(place, board, terminal.lang)), "plan": plan.model_dump()}
         write(place / "bias.json", to_json(made) + "\n")
     if not as_json:

@@ -19,9 +19,10 @@ from torch import nn
 from klype.answers.traces import replace
 from klype.data.order import mix
 from klype.experiments.bias.corpus import Corpus, Test
-from klype.experiments.bias.lab import Curve, LabSettings, Learnt, Lesson, learn, shape
+from klype.experiments.bias.lab import Beside, Curve, LabSettings, Learnt, Lesson, learn, shape
 from klype.experiments.bias.measure import bars, divergence, measure
 from klype.experiments.bias.targets import Target, target
+from klype.model.fused import fused
 from klype.model.transformer import Transformer
 
 WATCHED = 24  # test documents whose KL is seen while a model trains
@@ -29,7 +30,10 @@ WATCHED = 24  # test documents whose KL is seen while a model trains
 
 @dataclass(slots=True)
 class Cell:
-    """``taught`` trains what is asked for, once; what an earlier start has finished is read."""
+    """``taught`` trains what is asked for, once; what an earlier start has finished is read.
+
+    ``compiled``: where compiled code is kept; None: torch computes.
+    """
 
     corpus: Corpus
     test: Test
@@ -37,6 +41,7 @@ class Cell:
     documents: int
     seed: int
     folder: Path
+    compiled: Path | None = None
     _known: dict[tuple[str, int], Learnt] = field(default_factory=dict)
 
     def taught(self, name: str, member: int = 0) -> Learnt:
@@ -59,7 +64,8 @@ class Cell:
         if isinstance(made, Lesson):
             settings = self._settings(row)
             tell = lambda curve: self._write(about, curve)
-            made = learn(made, self.corpus, settings, mix(self.seed, member, 7), self._watch, tell)
+            beside = Beside(self._watch, tell, fused(self.compiled) if self.compiled else None)
+            made = learn(made, self.corpus, settings, mix(self.seed, member, 7), beside)
         values = measure(made.model, self.test)
         about |= {"turned": made.turned, "flops": made.flops, "reads": made.reads, "values": values}
         if self.test.shown is not None:

@@ -17,6 +17,7 @@ from klype import config
 from klype.data.order import Permutation, mix
 from klype.experiments.bias.corpus import Corpus, Ids, targets
 from klype.model.config import ModelConfig
+from klype.model.fused import Fused
 from klype.model.transformer import Transformer
 from klype.train.loop import Interrupted, Session, Settings, train
 from klype.train.objectives import cross_entropy, soft_cross_entropy
@@ -24,6 +25,7 @@ from klype.train.optimizer import OptimizerSettings, fused_parts
 from klype.train.schedule import Schedule
 from klype.values import Batch
 
+HEAD = 16  # width of a head; compiled code wants a multiple of eight
 Curve = list[tuple[int, float, float | None]]
 """(epoch, held-out loss, KL to the truth where it is watched), nats a token."""
 Soft = Callable[[torch.Tensor], torch.Tensor]
@@ -174,17 +176,24 @@ class _Watch:
         return self.since_best() >= self.patience
 
 
-def learn(
-    lesson: Lesson,
-    corpus: Corpus,
-    settings: LabSettings,
-    seed: int,
-    watch: Callable[[nn.Module], float | None] = lambda model: None,
-    tell: Callable[[Curve], None] = lambda curve: None,
-) -> Learnt:
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What goes on beside a training: ``watch`` measures the model once an epoch, ``tell`` gets the curve so far.
+
+    ``fused``: what computes between the matrix products, where there is a compiler.
+    """
+
+    watch: Callable[[nn.Module], float | None] = lambda model: None
+    tell: Callable[[Curve], None] = lambda curve: None
+    fused: Fused | None = None
+
+
+def learn(lesson: Lesson, corpus: Corpus, settings: LabSettings, seed: int, beside: Beside | None = None) -> Learnt:
     """A fresh model of the settings' size, taught the lesson by the one loop, as it was at the least held-out loss."""
+    beside = beside or Beside()
     torch.manual_seed(mix(seed, 4))
     model = Transformer(shape(corpus.size, settings))
+    model.fused = beside.fused
     batches = LabelledBatches(lesson, settings.rows, mix(seed, 5))
     every = batches.steps_per_epoch
     training = Settings(
@@ -194,7 +203,7 @@ def learn(
         save_seconds=0.0,
     )
     loss = lambda: held_out_loss(model, corpus.held_out)
-    seen = _Watch(model, loss, lambda: watch(model), every, settings.patience, tell)
+    seen = _Watch(model, loss, lambda: beside.watch(model), every, settings.patience, beside.tell)
     objective = cross_entropy if lesson.soft is None else soft_cross_entropy
     session = Session(parts=fused_parts(model.config), on_step=seen.step, stop=seen.stop)
     with tempfile.TemporaryDirectory(prefix="klype-bias-") as folder:
@@ -204,6 +213,7 @@ def learn(
             if not seen.stop():
                 raise
     model.load_state_dict(seen.best)
+    model.fused = None
     reads = float(model.config.flops_per_token)
     read = sum(len(d) - 1 for d in lesson.documents) * len(seen.curve)
     return Learnt(model.eval(), seen.curve, seen.since_best() > 0, lesson.flops + 3 * reads * read, reads)
@@ -216,7 +226,7 @@ def shape(vocabulary: int, settings: LabSettings) -> ModelConfig:
         vocab_size=vocabulary,
         width=width,
         layers=settings.layers,
-        heads=4,
+        heads=max(1, width // HEAD),
         hidden=2 * width,
         window=128,
         rope_theta=0.0,

@@ -13,8 +13,9 @@ from klype import config
 from klype.answers.traces import replace
 from klype.errors import KlypeError, UsageError
 from klype.experiments.bias.corpus import Corpus, Source
-from klype.experiments.bias.lab import LabSettings, Lesson, learn
+from klype.experiments.bias.lab import Beside, LabSettings, Lesson, learn
 from klype.experiments.bias.targets import TARGETS, target, uniform
+from klype.model.fused import fused
 
 CHOICES = (
     ((300, 600, 1200), 5),
@@ -62,7 +63,7 @@ class Speed:
     soft: float
 
 
-def make(source: Source, folder: Path, asked: Asked, cores: int) -> Plan:
+def make(source: Source, folder: Path, asked: Asked, cores: int, compiled: Path | None = None) -> Plan:
     """The folder's plan, when an earlier start has left one; else a new one, which is kept there."""
     file = folder / "plan.json"
     if file.is_file():
@@ -76,7 +77,7 @@ def make(source: Source, folder: Path, asked: Asked, cores: int) -> Plan:
         raise UsageError(f"--documents: the text has only {most} pieces to draw from.", f"Ask for {most} at most.")
     few = source.corpus(asked.seed, 10 * asked.settings.rows, 8)
     choices = [(asked.documents or source.within(documents), asked.seeds or seeds) for documents, seeds in CHOICES]
-    plan = fit(asked, list(dict.fromkeys(choices)), probe(few, asked.settings), names, cores)
+    plan = fit(asked, list(dict.fromkeys(choices)), probe(few, asked.settings, compiled), names, cores)
     replace(file, plan.model_dump_json(indent=1).encode())
     return plan
 
@@ -92,13 +93,14 @@ def checked(names: Sequence[str], truth: bool) -> tuple[str, ...]:
     return tuple(name for name in known if not names or name in names or name == "one-hot")
 
 
-def probe(corpus: Corpus, settings: LabSettings) -> Speed:
+def probe(corpus: Corpus, settings: LabSettings, compiled: Path | None) -> Speed:
     """Seconds a step on a few documents, either way, after one that warms up."""
     once = settings.model_copy(update={"epochs": 1})
+    beside = Beside(fused=fused(compiled) if compiled else None)
     found = []
     for soft in (None, None, uniform(corpus.size)):
         began = time.perf_counter()
-        learn(Lesson(corpus.train, soft), corpus, once, 0)
+        learn(Lesson(corpus.train, soft), corpus, once, 0, beside)
         found.append((time.perf_counter() - began) / -(-len(corpus.train) // settings.rows))
     return Speed(*found[1:])
 

@@ -34,10 +34,17 @@ WITHIN = (None, 3.2)
 HELD_OUT = 150
 
 
-def run(source: Source, plan: Plan, folder: Path, tell: Callable[[Board], None], workers: int = 2) -> Board:
+def run(
+    source: Source,
+    plan: Plan,
+    folder: Path,
+    tell: Callable[[Board], None],
+    workers: int = 2,
+    compiled: Path | None = None,
+) -> Board:
     """Runs what of the plan is not finished, telling how it stands (and writing targets.json); the board at the end.
 
-    KlypeError when one of the processes ends unasked.
+    ``compiled``: where compiled code is kept. KlypeError when one of the processes ends unasked.
     """
     left = [
         (count, seed)
@@ -62,7 +69,7 @@ def run(source: Source, plan: Plan, folder: Path, tell: Callable[[Board], None],
             _follow(drawn.values(), look)
             running = [
                 pool.submit(_cell, Cell(drawn[seed].result().first(count), test, plan.settings, count, seed,
-                                        _place(folder, count, seed)), plan.targets)
+                                        _place(folder, count, seed), compiled), plan.targets)
                 for count, seed in left
             ]  # fmt: skip
             _follow(running, look)
