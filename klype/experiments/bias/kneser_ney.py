@@ -84,9 +84,9 @@ def _rows(level: Counter[tuple[int, ...]]) -> dict[tuple[int, ...], Row]:
         followers[gram[:-1]].append((gram[-1], count))
     once, twice = (sum(count == k for count in level.values()) for k in (1, 2))
     discount = once / (once + 2 * twice) if once and twice else 0.5
-    found: dict[tuple[int, ...], Row] = {}
+    table: dict[tuple[int, ...], Row] = {}
     for context, pairs in followers.items():
         total = sum(count for _, count in pairs)
         shares = np.array([count - discount for _, count in pairs], np.float32) / total
-        found[context] = (np.array([i for i, _ in pairs], np.int64), shares, discount * len(pairs) / total)
-    return found
+        table[context] = (np.array([i for i, _ in pairs], np.int64), shares, discount * len(pairs) / total)
+    return table
