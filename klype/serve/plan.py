@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from klype.engine.checks import check_request
 from klype.errors import KlypeError, UsageError
@@ -16,6 +17,8 @@ from klype.values import Request
 
 BIASES = 1024
 BIAS = 100
+SHRINKS = 4
+"""A tokenizer's normalisation makes no text shorter than this part of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +53,13 @@ def plan_chat(body: ChatRequest, served: Served, settings: ServeSettings, seed: 
     if body.top_logprobs is not None and not body.logprobs:
         raise ApiError("top_logprobs needs logprobs to be true.", 400, "top_logprobs")
     _at_most(body.top_logprobs, settings.chat_top, "top_logprobs")
-    prompt = chat_prompt(served, [message.plain() for message in body.messages])
+    _few_enough(body.n or 1, 1, settings)
+    messages = [message.plain() for message in body.messages]
+    _short_enough("".join(message["content"] for message in messages), served)
+    prompt = chat_prompt(served, messages)
     limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     top = (body.top_logprobs or 0) if body.logprobs else None
-    requests = _requests(body, served, [prompt], limit, top, (settings, seed))
+    requests = _requests(body, served, [prompt], limit, top, seed)
     ids = bool(body.return_tokens_as_token_ids)
     return Plan(served, (prompt,), requests, body.n or 1, top, body.stops, as_ids=ids)
 
@@ -66,10 +72,12 @@ def plan_completion(body: CompletionRequest, served: Served, settings: ServeSett
         raise ApiError("suffix is not supported by this server.", 400, "suffix")
     _at_most(body.logprobs, settings.completion_top, "logprobs")
     asked = _prompts(body)
-    _few_enough(len(asked) * (body.n or 1), settings)
+    _few_enough(body.n or 1, len(asked), settings)
+    for prompt in asked:
+        _short_enough(prompt, served)
     prompts = [_ids(prompt, served) for prompt in asked]
     limit = 16 if body.max_tokens is None else body.max_tokens
-    requests = _requests(body, served, prompts, limit, body.logprobs, (settings, seed))
+    requests = _requests(body, served, prompts, limit, body.logprobs, seed)
     echoes = tuple(_text(prompt, served) for prompt in asked) if body.echo else None
     ids = bool(body.return_tokens_as_token_ids)
     return Plan(served, tuple(prompts), requests, body.n or 1, body.logprobs, body.stops, echoes, ids)
@@ -92,17 +100,13 @@ def _requests(
     prompts: Sequence[tuple[int, ...]],
     limit: int | None,
     top: int | None,
-    world: tuple[ServeSettings, int],
+    seed: int,
 ) -> tuple[Request, ...]:
-    settings, seed = world
-    n = body.n or 1
-    _at_most(n, settings.n, "n")
-    _few_enough(n * len(prompts), settings)
     if body.stream_options is not None and not body.stream:
         raise ApiError("stream_options needs stream to be true.", 400, "stream_options")
     most = Request(
         prompt=(),
-        n=n,
+        n=body.n or 1,
         sampling=body.sampling(_bias(body, served)),
         seed=seed if body.seed is None else body.seed,
         stop=() if body.ignore_eos else served.source.codec.stop,
@@ -123,6 +127,19 @@ def _requests(
     return () if limit == 0 else tuple(found)
 
 
+def _short_enough(prompt: str | list[int], served: Served) -> None:
+    """Refuses, before it is tokenized, what must be longer than the window."""
+    least = len(prompt) // (SHRINKS * served.longest) if isinstance(prompt, str) else len(prompt)
+    if least > served.window:
+        raise ApiError(
+            f"This model's maximum context length is {served.window} tokens, and the request has {least} tokens "
+            "of the prompt or more. Shorten it.",
+            400,
+            "messages",
+            "context_length_exceeded",
+        )
+
+
 def _too_long(served: Served, length: int, limit: int | None) -> ApiError:
     asked = f" and {limit} of the answer" if limit else ""
     return ApiError(
@@ -137,8 +154,8 @@ def _too_long(served: Served, length: int, limit: int | None) -> ApiError:
 def _prompts(body: CompletionRequest) -> list[str | list[int]]:
     if isinstance(body.prompt, str):
         return [body.prompt]
-    tokens = [part for part in body.prompt if isinstance(part, int)]
-    return [tokens] if tokens else [part for part in body.prompt if isinstance(part, str | list)]
+    alone: Any = body.prompt if isinstance(body.prompt[0], int) else None
+    return [alone] if alone is not None else [part for part in body.prompt if isinstance(part, str | list)]
 
 
 def _ids(prompt: str | list[int], served: Served) -> tuple[int, ...]:
@@ -194,7 +211,9 @@ def _at_most(value: int | None, most: int, name: str) -> None:
         raise ApiError(f"{name} is {value}: this server gives {most} at most.", 400, name)
 
 
-def _few_enough(choices: int, settings: ServeSettings) -> None:
+def _few_enough(n: int, prompts: int, settings: ServeSettings) -> None:
+    _at_most(n, settings.n, "n")
+    choices = n * prompts
     if choices > settings.samples:
         message = f"The request asks for {choices} choices in all: this server gives {settings.samples} at most."
         raise ApiError(message, 400, "n")

@@ -25,6 +25,8 @@ class Served:
     source: NativeSource
     fingerprint: str
     created: int = 0
+    longest: int = 1 << 20
+    """Bytes of the longest token."""
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
@@ -36,7 +38,9 @@ class Served:
     @staticmethod
     def of(name: str, source: NativeSource, created: int = 0) -> Served:
         """The source's engine is the server's from now on."""
-        served = Served(name, source, fingerprint(source.engine.model), created)
+        tokenizer = source.codec.tokenizer
+        longest = max(len(tokenizer.token_bytes(token)) for token in range(tokenizer.vocab_size))
+        served = Served(name, source, fingerprint(source.engine.model), created, longest)
         source.engine.decode_bytes = served.token_bytes
         return served
 
