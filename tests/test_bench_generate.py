@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from klype.bench.process import Failed, Worker
 from klype.bench.roofline import BYTES
 from klype.bench.worker import main
 from klype.errors import KlypeError
-from klype.model import checkpoint
+from klype.model import checkpoint, native
 from klype.text.tokenizer import Tokenizer
 from tests.toys import toy
 
@@ -27,7 +28,7 @@ from tests.toys import toy
 def folder(tmp_path: Path) -> Path:
     """A small model with a window long enough for the comparison."""
     tokenizer = Tokenizer.train(["the woman of the world was a man in the wood"] * 3, 300)
-    model = toy(vocab_size=tokenizer.vocab_size, window=256)
+    model = toy(vocab_size=tokenizer.vocab_size, window=256, width=64, hidden=64)  # step.c takes multiples of 16
     checkpoint.save(tmp_path / "model", model, tokenizer, {})
     return tmp_path / "model"
 
@@ -97,6 +98,10 @@ def test_the_whole_comparison_with_a_toy(folder: Path, tmp_path: Path) -> None:
         for what in ("prefill", "decode", "single", "n64", "n256"):
             assert row[what]["low"] <= row[what]["value"] <= row[what]["high"]
     assert document["rows"][0]["loss"]["kl"]["value"] == 0
+    assert "loss_compiled" not in document["rows"][0]
+    if any(map(shutil.which, native.COMPILERS)):
+        loss = document["rows"][1]
+        assert 0 < loss["loss_compiled"]["kl"]["value"] < 2 * loss["loss"]["kl"]["value"]
     assert set(document["missing"]) == set(CONTENDERS) - {"klype float32", "klype int8"}
     assert document["ratios"]["n64_fp32_vs_transformers_fp32"] == {
         "value": None,

@@ -9,10 +9,13 @@ import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from klype.bench.task import Contender, Files
 from klype.device import Precision
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Klype:
@@ -61,12 +64,29 @@ class Klype:
                     sample(logits_BV, Sampling(), u_B)
                     took.append(time.perf_counter() - start)
                 return {"seconds": sorted(took)[len(took) // 2]}
-            tokens_1T = torch.tensor([prompt])
-            logp_TV = self.engine.model(tokens_1T)[0].float().log_softmax(-1)
+            if what == "logp_compiled" and self.engine.model.stepper is None:
+                return {}
+            logits_TV = (
+                self._in_steps(prompt) if what == "logp_compiled" else self.engine.model(torch.tensor([prompt]))[0]
+            )
+            logp_TV = logits_TV.float().log_softmax(-1)
             handle, file = tempfile.mkstemp(suffix=".npy")
             with os.fdopen(handle, "wb") as stream:
                 np.save(stream, logp_TV.numpy())
             return {"file": file}
+
+    def _in_steps(self, text: list[int]) -> Tensor:
+        """Logits [T, V] of a text that is read as answers are written: few tokens a pass, which are compiled."""
+        import torch
+
+        from klype.model.cache import Cache
+        from klype.model.native import FEW
+
+        model, found = self.engine.model, []
+        cache = Cache(model.config, 1, dtype=model.embed.weight.dtype)
+        for at in range(0, len(text), FEW):
+            found.append(model(torch.tensor([text[at : at + FEW]]), cache)[0])
+        return torch.cat(found)
 
 
 class Transformers:

@@ -34,6 +34,11 @@ SHARES = {"single": 0.25, "n64": 0.45, "n256": 1.0}
 ROUNDS = {"single": 7, "n64": 5, "n256": 5}
 SLOW = frozenset({"transformers float32", "CTranslate2 int8"})
 """Left out of the largest batch, where nothing is compared with them and a round would take minutes."""
+LEAST_S = 60.0
+"""An order may take this long, however little is left of the minutes: an engine that somebody else holds up is
+measured, not ended."""
+GROWTH = 4.0
+"""256 samples are taken to need this many times as long as 64 did."""
 ALIKE = ("llama.cpp Q4_0", "llama.cpp BF16")
 """Only the one that was faster with 64 samples takes part in the largest batch, so that two rounds fit."""
 
@@ -62,6 +67,7 @@ class Results:
     greedy: dict[str, list[int]] = field(default_factory=dict)
     sampler: dict[str, float] = field(default_factory=dict)
     losses: dict[str, dict[str, Figure]] = field(default_factory=dict)
+    compiled: dict[str, dict[str, Figure]] = field(default_factory=dict)  # losses of the pass that is one call of C
     why: dict[str, str] = field(default_factory=dict)
 
 
@@ -165,13 +171,23 @@ class _Bench:
     def _round(self, what: str, n: int) -> None:
         left_out = self._left_out() if what == "n256" else frozenset()
         for name, worker in self.workers.items():
-            if name in left_out:
+            if name in left_out or (what == "n256" and not self._fits(worker)):
                 continue
             if n == 1:
                 self._timed(worker, "prefill", 1, 1)
                 self._timed(worker, "single", 1, SINGLE)
             else:
                 self._timed(worker, what, n, MANY)
+
+    def _fits(self, worker: Worker) -> bool:
+        """Whether 256 samples are likely to be there in time; else why they are not measured."""
+        before = self.results.seconds.get((worker.name, "n64"), [0.0])[-1]
+        left = max(LEAST_S, self.deadline - time.monotonic())
+        if GROWTH * before <= left:
+            return True
+        self.results.why[worker.name] = f"256 samples need about {GROWTH * before:.0f} s, and {left:.0f} s were left"
+        self.say(f"{worker.name}: {self.results.why[worker.name]}")
+        return False
 
     def _left_out(self) -> frozenset[str]:
         measured = [name for name in ALIKE if self.results.seconds.get((name, "n64"))]
@@ -194,21 +210,24 @@ class _Bench:
 
     def _once(self) -> None:
         """Loss of the coarser precisions and the sampler's share, of our own engine."""
-        logp = {}
+        logp: dict[str, figures.Floats] = {}
+        compiled: dict[str, figures.Floats] = {}
         for name, worker in self.workers.items():
             if not name.startswith("klype "):
                 continue
-            answer = self._order(worker, do="logp", prompt=self.subject.text)
-            if answer is not None:
-                logp[name] = np.load(answer["file"]).astype(np.float64)
-                Path(answer["file"]).unlink()
+            for do, found in (("logp", logp), ("logp_compiled", compiled)):
+                answer = self._order(worker, do=do, prompt=self.subject.text)
+                if answer is not None and "file" in answer:
+                    found[name] = np.load(answer["file"]).astype(np.float64)
+                    Path(answer["file"]).unlink()
             answer = self._order(worker, do="sampler", prompt=[])
             if answer is not None:
                 self.results.sampler[name] = answer["seconds"]
         exact = logp.get("klype float32")
         if exact is not None:
-            for name, other in logp.items():
-                self.results.losses[name] = figures.loss(exact, other, self.subject.text)
+            text = self.subject.text
+            self.results.losses = {name: figures.loss(exact, other, text) for name, other in logp.items()}
+            self.results.compiled = {name: figures.loss(exact, other, text) for name, other in compiled.items()}
 
     def _peaks(self) -> None:
         for name, worker in self.workers.items():
@@ -219,7 +238,7 @@ class _Bench:
     def _order(self, worker: Worker, **order: Any) -> dict[str, Any] | None:
         if worker.failed:
             return None
-        left = max(30.0, self.deadline - time.monotonic())
+        left = max(LEAST_S, self.deadline - time.monotonic())
         answer = worker.order(left, **order)
         if isinstance(answer, Failed):
             self.results.why[worker.name] = answer.why
@@ -321,6 +340,8 @@ def _row(subject: Subject, results: Results, name: str, limits: dict[str, Any]) 
         row["greedy_equal"] = next(different, len(reference))
     if name in results.losses:
         row["loss"] = {what: figure.json() for what, figure in results.losses[name].items()}
+    if name in results.compiled:
+        row["loss_compiled"] = {what: figure.json() for what, figure in results.compiled[name].items()}
     if name in results.sampler:
         row["sampler_s"] = results.sampler[name]
     return row

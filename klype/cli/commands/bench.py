@@ -296,6 +296,13 @@ def _trainers(rows: list[dict[str, Any]]) -> Table:
 
 def _show(terminal: Terminal, document: dict[str, Any]) -> None:
     terminal.console.print(_engines(document["rows"]))
+    for row in document["rows"]:
+        for key, how in (("loss", ""), ("loss_compiled", ", compiled pass")):
+            if key in row:
+                loss = row[key]
+                kl, s, exact = (_spread(loss[name], 4) for name in ("kl", "s", "s_float32"))
+                line = f"{row['engine']}{how}: KL {kl} nats a token, S {s} (float32 {exact}), {loss['kl']['n']} tokens"
+                terminal.console.print(line, markup=False, highlight=False)
     terminal.console.print(_ratios(document))
     elsewhere = document["machine"]["busy_elsewhere"]
     if elsewhere > BUSY:
