@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from klype.data.batches import Epochs, PackedBatches, PaddedBatches, conversation_batches, fit
 from klype.data.order import Permutation
-from klype.data.pools import Example, PoolSettings, make_pool
+from klype.data.pools import BLOCK, Example, PoolSettings, make_pool
 from klype.data.shards import Documents, content_hash, tokenize, write_shards
 from klype.errors import KlypeError
 from klype.text.tokenizer import Tokenizer
@@ -213,3 +213,40 @@ def test_tokenize_keeps_the_order() -> None:
     tokenizer = Tokenizer.train(["Hunden drakk vann."], 300)
     texts = [f"Hunden drakk {i} vann." for i in range(100)]
     assert list(tokenize(iter(texts), tokenizer)) == [tokenizer.encode_document(t) for t in texts]
+
+
+def test_a_document_is_met_again_in_other_company() -> None:
+    settings = PoolSettings(rows=3, batches=4, multiple=1, seed=5, passes=2)
+    made: list[int] = []
+
+    def sample(index: int) -> Example:
+        made.append(index)
+        return [index, *range(index % 5 + 2)], [0.0] + [1.0] * (index % 5 + 2)
+
+    def batches() -> PaddedBatches:
+        return PaddedBatches(sample, settings)
+
+    straight = batches()
+    drawn = [next(straight).tokens_BT for _ in range(2 * 2 * BLOCK * settings.batches)]
+    assert sorted(made) == list(range(2 * BLOCK * settings.size))  # each made once
+    half = len(drawn) // 2
+    whole = [sorted(int(row[0]) for batch in part for row in batch) for part in (drawn[:half], drawn[half:])]
+    for number, met in enumerate(whole):  # a block, each of its documents twice, then the next
+        block = range(number * BLOCK * settings.size, (number + 1) * BLOCK * settings.size)
+        assert met == sorted([*block, *block])
+    quarter = half // 2
+    first, again = (
+        {frozenset(int(row[0]) for row in batch) for batch in part} for part in (drawn[:quarter], drawn[quarter:half])
+    )
+    assert len(first & again) < len(first) / 10
+    for position in (3, quarter + 7, half + 1):  # resumed anywhere
+        resumed = batches()
+        resumed.restore({"position": position})
+        assert all(torch.equal(next(resumed).tokens_BT, drawn[position + i]) for i in range(9))
+
+
+def test_distinct_documents_are_counted() -> None:
+    settings = PoolSettings(rows=3, batches=4, passes=2)
+    assert [settings.distinct(n) for n in (0, 1, BLOCK, 2 * BLOCK - 1, 2 * BLOCK, 2 * BLOCK + 1)] == [
+        12 * n for n in (0, 1, BLOCK, BLOCK, BLOCK, BLOCK + 1)
+    ]

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from klype.data.order import Permutation, mix
-from klype.data.pools import Arrays, Example, PoolProcess, PoolSettings, Sample, make_pool
+from klype.data.pools import Arrays, Example, Kept, PoolProcess, PoolSettings, Sample, pool
 from klype.data.shards import Documents
 from klype.errors import KlypeError
 from klype.values import Batch
@@ -103,7 +103,7 @@ class PaddedBatches:
     """
 
     def __init__(self, sample: Sample, settings: PoolSettings, background: bool = False) -> None:
-        self._sample, self._settings, self._background = sample, settings, background
+        self._sample, self._settings, self._background = Kept(sample), settings, background
         self._position = 0
         self._pool: tuple[int, list[Arrays]] | None = None
         self._process: tuple[int, PoolProcess] | None = None  # the pool it gives next
@@ -117,6 +117,11 @@ class PaddedBatches:
             self._pool = (number, self._make(number))
         self._position += 1
         return _batch(self._pool[1][at], {})
+
+    @property
+    def passes(self) -> int:
+        """How many times an example is met for once that it is made."""
+        return self._settings.passes
 
     def state(self) -> dict[str, Any]:
         return {"position": self._position}
@@ -138,10 +143,10 @@ class PaddedBatches:
 
     def _make(self, number: int) -> list[Arrays]:
         if not self._background:
-            return make_pool(self._sample, number, self._settings)
+            return pool(self._sample, number, self._settings)
         if self._process is None or self._process[0] != number:
             self.close()
-            self._process = (number, PoolProcess(self._sample, number, self._settings))
+            self._process = (number, PoolProcess(self._sample.sample, number, self._settings))
         process = self._process[1]
         self._process = (number + 1, process)
         return process.get()

@@ -1,6 +1,7 @@
 """Examples made into padded arrays, pool by pool, here or in a process of its own. No torch: the process starts fast.
 
-Example i is a pure function of i; pool k holds examples [k·n, (k+1)·n), so both ways give the same arrays.
+Example i is a pure function of i, and pool k of k, so both ways give the same arrays. Examples that are dear to make
+may be met several times: see ``PoolSettings.passes``.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from klype.data.order import Permutation
+from klype.data.order import Permutation, mix
 from klype.errors import KlypeError
 
 Example = tuple[Sequence[int], Sequence[float]]
@@ -27,6 +28,9 @@ Sample = Callable[[int], Example]
 STEPS = 16
 """Steps whose examples are sorted by length together: half as much padding as with eight, and still mixed."""
 
+BLOCK = 8
+"""Pools whose examples are met again together: far enough apart, few enough to be kept."""
+
 Arrays = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]
 """tokens_BT, targets_BT, weights_BT"""
 
@@ -36,6 +40,7 @@ class PoolSettings:
     """``rows`` a batch, ``batches`` a pool (sorted by length within it), padding to a multiple of ``multiple``.
 
     ``pieces`` batches on end are of about the same length: the micro-batches of a step, which are made side by side.
+    ``passes``: the examples of ``BLOCK`` pools are met so many times, in other company each time.
     """
 
     rows: int
@@ -44,19 +49,70 @@ class PoolSettings:
     pad: int = 0
     multiple: int = 8
     seed: int = 0
+    passes: int = 1
+
+    @property
+    def size(self) -> int:
+        """Examples in a pool."""
+        return self.rows * self.batches
+
+    def distinct(self, pools: int) -> int:
+        """How many examples the first so many pools hold."""
+        blocks, rest = divmod(pools, BLOCK * self.passes)
+        return (blocks * BLOCK + min(rest, BLOCK)) * self.size
+
+    def block(self, number: int) -> int:
+        """The first example of the block that pool ``number`` takes from."""
+        return number // (BLOCK * self.passes) * BLOCK * self.size
 
 
 def make_pool(sample: Sample, number: int, settings: PoolSettings) -> list[Arrays]:
     """The batches of one pool, in a seeded order."""
     assert settings.batches % settings.pieces == 0
-    size = settings.rows * settings.batches
-    examples = [sample(i) for i in range(number * size, (number + 1) * size)]
+    examples = [sample(i) for i in _indices(number, settings)]
     examples.sort(key=lambda example: len(example[0]))  # stable: ties stay in their order
     steps = settings.batches // settings.pieces
     order = Permutation(steps, settings.seed * 1_000_003 + number)
     together = settings.rows * settings.pieces
     groups = [examples[order(s) * together : (order(s) + 1) * together] for s in range(steps)]
     return [padded(group[piece :: settings.pieces], settings) for group in groups for piece in range(settings.pieces)]
+
+
+def _indices(number: int, settings: PoolSettings) -> list[int]:
+    """Which examples pool ``number`` holds: at the first pass in their order, later in a seeded one."""
+    turn, place = divmod(number % (BLOCK * settings.passes), BLOCK)
+    first, size = settings.block(number), settings.size
+    places = range(place * size, (place + 1) * size)
+    if turn == 0:
+        return [first + i for i in places]
+    order = Permutation(BLOCK * size, mix(settings.seed, first, turn))
+    return [first + order(i) for i in places]
+
+
+class Kept:
+    """``sample``, with the examples of the last blocks remembered: what is met again is not made again."""
+
+    def __init__(self, sample: Sample) -> None:
+        self.sample = sample
+        self._kept: dict[int, Example] = {}
+
+    def __call__(self, index: int) -> Example:
+        if index not in self._kept:
+            self._kept[index] = self.sample(index)
+        return self._kept[index]
+
+    def forget(self, before: int) -> None:
+        """Let go of the examples before this one."""
+        for index in [i for i in self._kept if i < before]:
+            del self._kept[index]
+
+
+def pool(kept: Kept, number: int, settings: PoolSettings) -> list[Arrays]:
+    """As ``make_pool``, remembering what will be met again."""
+    if settings.passes == 1:
+        return make_pool(kept.sample, number, settings)
+    kept.forget(settings.block(number))
+    return make_pool(kept, number, settings)
 
 
 def padded(examples: Sequence[Example], settings: PoolSettings) -> Arrays:
@@ -88,7 +144,7 @@ class PoolProcess:
         """The next pool. Raises KlypeError when the process failed or ended."""
         while True:
             try:
-                pool = self._queue.get(timeout=1)
+                got = self._queue.get(timeout=1)
             except queue.Empty:
                 if not self._process.is_alive():
                     code = self._process.exitcode
@@ -96,9 +152,9 @@ class PoolProcess:
                         f"The process that prepares documents ended (exit code {code}).", "Start again with --resume."
                     ) from None
                 continue
-            if isinstance(pool, str):
-                raise KlypeError(f"The process that prepares documents failed: {pool}.", "Start again with --resume.")
-            made: list[Arrays] = pool
+            if isinstance(got, str):
+                raise KlypeError(f"The process that prepares documents failed: {got}.", "Start again with --resume.")
+            made: list[Arrays] = got
             return made
 
     def close(self) -> None:
@@ -111,20 +167,20 @@ class PoolProcess:
 
 def _work(out: Any, sample: Sample, first: int, settings: PoolSettings, parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process
-    number = first
+    number, kept = first, Kept(sample)
     while True:
         try:
-            pool: Any = make_pool(sample, number, settings)
+            made: Any = pool(kept, number, settings)
         except Exception as error:  # it goes to the parent, whatever it is
-            pool = f"{type(error).__name__}: {error}"
+            made = f"{type(error).__name__}: {error}"
         while True:
             try:
-                out.put(pool, timeout=1)
+                out.put(made, timeout=1)
                 break
             except queue.Full:
                 if os.getppid() != parent:  # killed: nobody will ever ask again
                     out.cancel_join_thread()
                     return
-        if isinstance(pool, str):
+        if isinstance(made, str):
             return
         number += 1

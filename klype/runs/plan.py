@@ -140,7 +140,7 @@ class Cycle:
     def __init__(self, batches: Batches, n: int) -> None:
         began = time.perf_counter()
         self._kept: list[Batch] = [next(batches) for _ in range(n)]
-        self.making = (time.perf_counter() - began) / n
+        self.making = (time.perf_counter() - began) / n / getattr(batches, "passes", 1)
         self._at = 0
 
     def __iter__(self) -> Iterator[Batch]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 
 from klype.data.batches import PaddedBatches
 from klype.data.order import mix
-from klype.data.pools import STEPS, PoolSettings
+from klype.data.pools import BLOCK, STEPS, PoolSettings
 from klype.engine.engine import Engine
 from klype.examine.divergence import divergence as divergence_figure
 from klype.examine.divergence import point, s_corpus
@@ -70,12 +70,14 @@ class WorldSubject:
 
     def pretraining(self, steps: int, background: bool) -> Batches:
         lesson = self.recipe.pretrain
-        examples = steps * lesson.rows
+        pools = replace(self._pools(lesson.rows, lesson.training.micro_batches), passes=lesson.passes)
+        examples = pools.distinct(-(-steps // STEPS))
         documents = self._documents(0, int(lesson.plain * examples), int(lesson.easy * examples))
-        return PaddedBatches(documents, self._pools(lesson.rows, lesson.training.micro_batches), background)
+        return PaddedBatches(documents, pools, background)
 
     def late(self, steps: int) -> dict[str, Any]:
-        pools = int(0.9 * steps) // STEPS
+        whole = BLOCK * self.recipe.pretrain.passes  # documents are made when a block begins
+        pools = int(0.9 * steps) // STEPS // whole * whole
         return {"position": pools * STEPS * self.recipe.pretrain.training.micro_batches}
 
     def finetuning(self, background: bool) -> Batches:
