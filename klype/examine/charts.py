@@ -3,6 +3,7 @@ the page's script (number formats in the reader's language, the shape of a whisk
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,8 @@ from klype.examine.facts import FigureFacts
 
 Option = dict[str, Any]
 Cell = str | float | int | None
+NARROW_PX = 330
+"""The width of a drawing on a phone: a legend's rows are counted for it."""
 MARKS = {"base": "circle", "finetuned": "diamond", "aligned": "rect"}
 
 
@@ -125,6 +128,7 @@ def whiskers(rows: Sequence[tuple[str, FigureFacts, str, str]], x: Option, line:
 def lines(x: Option, y: Option, series: Sequence[Option]) -> Option:
     """Lines, with a legend when there is more than one (bands have no name of their own in it)."""
     names = [s["name"] for s in series if s.get("type") == "line" and not s.get("stack")]
+    rows = math.ceil(sum(34 + 7 * len(name) for name in names) / NARROW_PX) if len(names) > 1 else 0
     return canvas(
         xAxis=x,
         yAxis=y,
@@ -132,7 +136,7 @@ def lines(x: Option, y: Option, series: Sequence[Option]) -> Option:
         tooltip={**canvas()["tooltip"], "trigger": "axis", "valueFormatter": "fn:number"},
         legend={"show": len(names) > 1, "data": names, "top": 0, "left": 0, "textStyle": {"color": "$ink"},
                 "icon": "rect", "itemWidth": 16, "itemHeight": 3},
-        grid={"left": 26, "right": 20, "top": 34 if len(names) > 1 else 14, "bottom": 30, "containLabel": True},
+        grid={"left": 26, "right": 20, "top": 14 + 19 * rows, "bottom": 30, "containLabel": True},
     )  # fmt: skip
 
 

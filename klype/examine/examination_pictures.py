@@ -161,10 +161,12 @@ def flow(document: Document, say: Say) -> Picture | None:
         nodes.append(_flow_node("others", f"{say('exam.others')}  {say.share(others, 1)}", "muted"))
         links.append({"source": "q", "target": "others", "value": others})
         rows.append((say("exam.others"), visible(one["question"]), FigureFacts(value=others)))
+    room = _room([node["label"]["formatter"] for node in nodes if node["itemStyle"]["color"] != "$accent"])
     sankey: Option = {
-        "type": "sankey", "data": nodes, "links": links, "left": 12, "right": 280, "top": 8, "bottom": 8,
+        "type": "sankey", "data": nodes, "links": links, "left": 12, "right": room, "top": 8, "bottom": 8,
         "nodeWidth": 10, "nodeGap": 12, "draggable": False, "emphasis": {"disabled": True},
-        "lineStyle": {"color": "source", "opacity": 0.25}, "label": {"color": "$ink", "fontSize": 12},
+        "lineStyle": {"color": "source", "opacity": 0.25},
+        "label": {"color": "$ink", "fontSize": 12, "width": room - 8, "overflow": "truncate"},
     }  # fmt: skip
     drawn = canvas(series=[sankey], tooltip={"show": False})
     height = 60 + 34 * max(_leaves(one["branches"]) + 1, len(meanings) + 1)
@@ -234,13 +236,16 @@ def cost(document: Document, say: Say) -> Picture | None:
 
 
 def _tree(root: Document, say: Say) -> Option:
+    drawn = _node(root, say)
+    drawn["label"] = {"position": "top", "align": "left"}
+    room = _room(_names(drawn))
     return canvas(
         series=[
             {
                 "type": "tree",
-                "data": [_node(root, say)],
+                "data": [drawn],
                 "left": 12,
-                "right": 190,
+                "right": room,
                 "top": 8,
                 "bottom": 8,
                 "symbolSize": 7,
@@ -250,7 +255,15 @@ def _tree(root: Document, say: Say) -> Option:
                 "itemStyle": {"color": "$accent", "borderColor": "$accent"},
                 "lineStyle": {"color": "$muted"},
                 "label": {"position": "top", "distance": 4, "color": "$ink", "fontSize": 12},
-                "leaves": {"label": {"position": "right", "align": "left", "verticalAlign": "middle"}},
+                "leaves": {
+                    "label": {
+                        "position": "right",
+                        "align": "left",
+                        "verticalAlign": "middle",
+                        "width": room - 12,
+                        "overflow": "truncate",
+                    }
+                },
             }
         ],
         tooltip={"show": False},
@@ -264,6 +277,18 @@ def _node(branch: Document, say: Say) -> Option:
     if branch["children"]:
         found["children"] = [_node(child, say) for child in branch["children"]]
     return found
+
+
+def _room(texts: Sequence[str]) -> int:
+    """Pixels beside the last nodes that their texts need, within reason."""
+    return min(340, max(90, 20 + 7 * max(map(len, texts), default=0)))
+
+
+def _names(node: Option) -> list[str]:
+    """What stands at the leaves."""
+    if "children" not in node:
+        return [node["name"]]
+    return [name for child in node["children"] for name in _names(child)]
 
 
 def _short(question: str, most: int = 160) -> str:

@@ -107,11 +107,13 @@ def _page_view(say: Say, shown: Mapping[str, Any]) -> dict[str, Any]:
     return {"lang": say.lang, "say": say, "pictures": shown, "script_words": words}
 
 
-def _cell(document: Document, name: str, t: str, say: Say) -> str:
+def _cell(document: Document, name: str, t: str, say: Say) -> tuple[str, str]:
+    """A figure and its interval, each on a line of its own."""
     figure = document["figures"][t].get(name)
     if figure is None:
-        return ""
-    return say.figure(figure, name) if figure["value"] is not None else "–"
+        return "", ""
+    value, bracket, ends = (say.figure(figure, name) if figure["value"] is not None else "–").partition("[")
+    return value.strip(), bracket + ends
 
 
 def _counted(document: Document, name: str, t: str, say: Say) -> str:

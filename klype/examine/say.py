@@ -54,7 +54,7 @@ class Say:
         if is_share(figure, name) and name not in EXACT:
             if low is None or high is None:
                 return self.share(value)
-            decimals = interval_decimals(100 * low, 100 * high) if 0 < high - low < 0.02 else 0
+            decimals = min(2, interval_decimals(100 * low, 100 * high)) if 0 < high - low < 0.02 else 0
             ends = ("; " if self.lang == "nb" else ", ").join(self.number(100 * x, decimals) for x in (low, high))
             return f"{percent(value, self.lang, decimals)} [{ends}]"
         if abs(value) >= 10_000:
