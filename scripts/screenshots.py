@@ -126,7 +126,8 @@ def learn(page: Any) -> None:
     slider.focus()
     page.keyboard.press("Home")
     whose = page.locator(".r-setup select").last
-    whose.select_option(whose.locator("option").last.get_attribute("value"))
+    own = whose.locator("option[value^='one:simulated']")
+    whose.select_option((own if own.count() else whose.locator("option")).first.get_attribute("value"))
     page.locator(".k-check input").check()
     page.locator("button.strong:visible").last.click()
     page.locator("a.k-button[href^='/runs']").wait_for(timeout=1_200_000)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from klype.device import set_threads, thread_policy
 
 thread_policy()
 set_threads(1)
+# Whoever starts the tests in the background has Ctrl-C ignored, and what tests start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # A shared machine stalls now and then: an example's wall time says nothing about the code.
 settings.register_profile("klype", deadline=None, max_examples=50)
 settings.load_profile("klype")

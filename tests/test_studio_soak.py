@@ -62,4 +62,4 @@ def test_pages_come_back_by_themselves_with_what_was_half_done(tmp_path: Path) -
                 f".r-progress strong:has-text('{words('en', 'studio_ranking')('mine', name='Kari', n='1')}')"
             )
             assert keep(kari, "")
-            assert "Kari: 2" in kari.locator(".r-progress strong").inner_text()
+            kari.wait_for_selector(".r-progress strong:has-text('Kari: 2')")

@@ -152,7 +152,6 @@ def asked_by_id(connection: Connection, part: str = "", only: Sequence[int] | No
 
 
 def entries_of(connection: Connection, part: str, names: Sequence[str]) -> list[Entry]:
-    asked = asked_by_id(connection, part)
     undone = select(rankings.c.undoes).where(rankings.c.undoes.is_not(None))
     query = (
         select(rankings, annotators.c.name, annotators.c.by)
@@ -162,8 +161,10 @@ def entries_of(connection: Connection, part: str, names: Sequence[str]) -> list[
     )
     if names:
         query = query.where(annotators.c.name.in_(names))
+    rows = connection.execute(query).all()
+    asked = asked_by_id(connection, part, sorted({row.question_id for row in rows}))  # one's own are few of them
     out = []
-    for row in connection.execute(query):
+    for row in rows:
         question = asked.get(row.question_id)
         if question is None:
             continue

@@ -98,7 +98,7 @@ class Panel:
             self.note.update()
             return
         self._tell(found)
-        height = 76 + 26 * len(found.bars) * (3 if self.truth is not None else 2) // 2
+        height = 76 + len(found.bars) * (44 if self.truth is not None else 28)
         label = w("chart_of", token=said)
         if self.drawn is None:
             self._lay(found, height, label)

@@ -15,8 +15,7 @@ from nicegui import ui
 
 from klype.errors import KlypeError
 from klype.preferences import formats
-from klype.preferences.records import KINDS, Entry
-from klype.runs.rankers import summary
+from klype.preferences.records import KINDS
 from klype.studio.fields import Choice
 from klype.studio.frame import button, card
 from klype.studio.ranking_agreement import agreement
@@ -25,6 +24,7 @@ from klype.studio.ranking_desk import Desk, Turn
 from klype.studio.ranking_learn import Learn
 from klype.studio.ranking_people import KEY_MOST, NAME_MOST, People
 from klype.studio.ranking_places import Place, place_of, places
+from klype.studio.ranking_tally import Tally
 from klype.studio.visit import Visit, text_of
 from klype.studio.work_fields import Line
 from klype.studio.work_upload import Given, Limits, Upload
@@ -32,15 +32,6 @@ from klype.studio.work_upload import Given, Limits, Upload
 IMPORT = Limits(16 << 20, (".jsonl", ".json"))
 REFRESH_S = 6.0
 """How agreement is at most computed anew, whoever ranks."""
-
-
-@dataclass
-class Tally:
-    """What a store holds, read in one go: its entries, how well their makers agree, how many questions there are."""
-
-    entries: Sequence[Entry]
-    summary: Mapping[str, Any]
-    questions: int
 
 
 @dataclass
@@ -52,7 +43,6 @@ class View:
     desk: Desk | None = None
     turn_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     tally: Tally | None = None
-    counted: tuple[int, int] = (-1, -1)
     counting: bool = False
     sitting: str = ""
 
@@ -202,8 +192,8 @@ class View:
             return
         self.counting = True
         try:
-            tally = await asyncio.to_thread(self._count)
-            if tally is not None and not self.visit_gone():
+            tally = await asyncio.to_thread(self.visit.studio.tallies.of, self.place)
+            if tally is not self.tally and not self.visit_gone():
                 self.tally = tally
                 self._tell()
                 self.learn.know(tally.summary["annotators"])
@@ -217,16 +207,6 @@ class View:
 
     def visit_gone(self) -> bool:
         return self.agree.is_deleted
-
-    def _count(self) -> Tally | None:
-        with self.place.open() as store:
-            entries = store.entries()
-            mark = (len(entries), max((entry.id for entry in entries), default=0))
-            if mark == self.counted:
-                return None
-            self.counted = mark
-            questions = sum(len(asked.candidates) > 1 for asked in store.questions())
-        return Tally(entries, summary(entries), questions)
 
     async def export(self) -> None:
         try:

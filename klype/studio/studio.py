@@ -10,6 +10,7 @@ from klype.errors import UsageError
 from klype.studio.conversation import Conversations
 from klype.studio.examining import Examinations
 from klype.studio.models import Model, Voice
+from klype.studio.ranking_tally import Tallies
 
 
 @dataclass
@@ -25,6 +26,7 @@ class Studio:
     store: str = ""
     runs: Path | None = None
     conversations: Conversations = field(default_factory=Conversations)
+    tallies: Tallies = field(default_factory=Tallies)
     voices: dict[str, Voice] = field(init=False)
     examinations: Examinations = field(init=False)
 

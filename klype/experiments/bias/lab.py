@@ -51,7 +51,7 @@ class LabSettings(config.Settings):
     width: int = 48
     layers: int = 2
     rows: int = 16
-    epochs: int = 16
+    epochs: int = 12
     patience: int = 3
     matrix_rate: float = 0.02
     rate: float = 1e-2

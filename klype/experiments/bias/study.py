@@ -48,7 +48,7 @@ def run(
     """
     left = [
         (count, seed)
-        for count in sorted(plan.documents)
+        for count in sorted(plan.documents, reverse=True)  # the longest first, so that processes end together
         for seed in range(plan.seed, plan.seed + plan.seeds)
         if not finished(_place(folder, count, seed), plan.targets)
     ]
