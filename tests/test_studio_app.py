@@ -214,7 +214,7 @@ def test_paths_are_drawn_and_redrawn_at_another_temperature(place: Any) -> None:
     async def colder() -> None:
         send(user, sliders[1]._input, "change", "0")
         await until(lambda: find(user, ui.echart) and find(user, ui.echart)[0] is not first
-                    and "commonest has 100%" in texts(user))  # fmt: skip
+                    and w("flow_one", n="16") in texts(user))  # fmt: skip
 
     run(colder())
 
