@@ -21,7 +21,7 @@ from typing import Any
 
 from klype.words import words
 
-PATIENCE_MS = 120_000  # a machine may be busy
+PATIENCE_MS = 600_000  # a machine may be busy
 LOCALES = {"nb": "nb-NO", "en": "en-GB"}
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync"]  # fmt: skip

@@ -248,6 +248,12 @@ def test_all_of_it_by_keyboard(browser: Any, base: str) -> None:
     page = visitor.go("/")
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.className") == "k-skip"
+    slider = page.locator("input[type=range]").first
+    slider.focus()
+    for step in range(1, 6):  # each is drawn before the next
+        page.keyboard.press("ArrowRight")
+        page.wait_for_selector(f".k-field output:has-text('{0.7 + step * 0.05:.2f}')")
+    assert float(slider.input_value()) == pytest.approx(0.95)
     visitor.ask("hvor gikk hun?", "toy/align")
     page.locator(".k-said .k-answer").focus()
     page.keyboard.press("ArrowRight")

@@ -13,6 +13,15 @@ from nicegui.events import GenericEventArguments
 from klype.studio.visit import text_of
 
 Number = Callable[[float], str]
+AT_FIRST = "^value"
+"""An input's value as an attribute: as a property, Vue would set it again whenever anything on the page changes, and
+take back what was typed or moved since."""
+
+
+def fill(field: ui.element, value: float | str) -> None:
+    """Puts a value into an input, in place of what was typed or moved."""
+    field.props[AT_FIRST] = value
+    field.client.run_javascript(f"document.getElementById('{field.html_id}').value = {json.dumps(value)}")
 
 
 class Slider(ui.element):
@@ -31,7 +40,8 @@ class Slider(ui.element):
             text_of("span", name)
             self._output = text_of("output", shown(value))
             self._input = ui.element("input")
-            self._input.props.update({"type": "range", "min": self.low, "max": self.high, "step": step, "value": value})
+            self._input.props.update({"type": "range", "min": self.low, "max": self.high, "step": step})
+            self._input.props[AT_FIRST] = value
             self._input.on("input", self._moves, throttle=0.1, js_handler="(e) => emit(e.target.value)")
             self._input.on("change", self._lets_go, js_handler="(e) => emit(e.target.value)")
 
@@ -45,8 +55,7 @@ class Slider(ui.element):
 
     def set(self, value: float) -> None:
         self._take(value)
-        self._input.props["value"] = self.value
-        ui.run_javascript(f"document.getElementById('{self._input.html_id}').value = {self.value}")
+        fill(self._input, self.value)
 
     def _moves(self, event: GenericEventArguments) -> None:
         self._take(event.args)

@@ -8,6 +8,7 @@ from typing import Literal
 from nicegui import ui
 from nicegui.events import GenericEventArguments
 
+from klype.studio.fields import AT_FIRST, fill
 from klype.studio.visit import text_of
 
 
@@ -33,8 +34,7 @@ class Line(ui.element):
 
     def set(self, value: str) -> None:
         self.value = value[: self._most]
-        self.input.props["value"] = self.value
-        self.input.update()
+        fill(self.input, self.value)
 
     def _take(self, event: GenericEventArguments) -> None:
         self.value = str(event.args or "")[: self._most]
@@ -54,7 +54,7 @@ class Whole(ui.element):
         with self:
             text_of("span", name)
             self.input = ui.element("input")
-            self.input.props.update({"type": "number", "min": low, "max": high, "step": 1, "value": value})
+            self.input.props.update({"type": "number", "min": low, "max": high, "step": 1, AT_FIRST: value})
             self.input.on("input", self._take, js_handler="(e) => emit(e.target.value)")
 
     def _take(self, event: GenericEventArguments) -> None:
