@@ -7,16 +7,15 @@ from typing import Any
 
 from nicegui import ui
 
-from klype.examine.charts import Picture
 from klype.examine.document import key as temperature_key
 from klype.examine.examination_pictures import pictures
 from klype.examine.examination_report import verdict
-from klype.studio.charts import chart
 from klype.studio.divergence_formula import Formula
 from klype.studio.divergence_greedy import greedy
 from klype.studio.examining import Examination, Order
 from klype.studio.fields import Choice, Slider
-from klype.studio.frame import as_data, button, card
+from klype.studio.frame import button, card
+from klype.studio.pictures import picture
 from klype.studio.visit import Visit, text_of
 
 SHOWN = ("survival", "feedback", "temperatures", "calibration")
@@ -138,20 +137,6 @@ class View:
                     picture(self.visit, shown[name])
             if temperature_key(0.0) in document["figures"]:
                 greedy(self.visit, document)
-
-
-def picture(visit: Visit, found: Picture) -> None:
-    """A picture of the report on a page: its finding as the title, its panels, how to read it, its data."""
-    with card() as box:
-        text_of("h2", found.title)
-        with ui.element("div").classes("k-panels"):
-            for panel in found.panels:
-                with ui.element("div"):
-                    if panel.title:
-                        text_of("h3", panel.title)
-                    chart(panel.option, visit.lang, panel.height, f"{found.title} {panel.title}".strip())
-        text_of("p", found.how, "k-small")
-        as_data(visit, found.id, found.columns, lambda: found.rows, box)
 
 
 def build(visit: Visit) -> None:

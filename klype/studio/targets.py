@@ -11,7 +11,7 @@ from nicegui import ui
 from klype.errors import KlypeError
 from klype.examine.say import visible
 from klype.experiments.bias.board import Board
-from klype.experiments.bias.report import verdict
+from klype.experiments.bias.report import running, verdict
 from klype.studio.fields import Choice, Slider
 from klype.studio.frame import as_data, button, card, table
 from klype.studio.ranking import styles
@@ -154,12 +154,7 @@ class View:
         if board is None:
             return w("preparing", time=seconds)
         parts = [self.own("progress", done=say.count(board.cells_done), all=say.count(board.cells)), seconds]
-        parts += [
-            self.own("running", target=self.own(f"target.{c.target}"), documents=say.count(c.documents),
-                     seed=c.seed, epoch=c.points[-1][0], epochs=board.epochs)
-            for c in board.curves
-            if not c.done and c.points
-        ]  # fmt: skip
+        parts += running(board, self.own, say.count)
         return " · ".join(part for part in parts if part)
 
     def _draw(self) -> None:

@@ -11,9 +11,9 @@ from klype.examine.charts import Cell, Picture
 from klype.examine.say import Say
 from klype.experiments.bias import report
 from klype.experiments.bias.board import Board
-from klype.studio.charts import chart, redraw
-from klype.studio.frame import as_data, card
-from klype.studio.visit import Visit, text_of
+from klype.studio.charts import redraw
+from klype.studio.pictures import picture
+from klype.studio.visit import Visit
 from klype.words import Words
 
 ORDER = ("bars", "training", "gap", "documents", "compute")
@@ -58,35 +58,20 @@ class Pictures:
     def show(self, pictures: Sequence[Picture]) -> None:
         self.now = {picture.id: picture for picture in pictures}
         for name in ORDER:
-            picture = self.now.get(name)
-            if picture is None:
+            one = self.now.get(name)
+            if one is None:
                 self.boxes[name].clear()
                 self.drawn.pop(name, None)
                 continue
-            shape = (picture.title, [(panel.title, panel.height) for panel in picture.panels])
+            shape = (one.title, [(panel.title, panel.height) for panel in one.panels])
             known = self.drawn.get(name)
             if known is None or known[0] != shape:
                 self.boxes[name].clear()
                 with self.boxes[name]:
-                    self.drawn[name] = (shape, self._lay(picture))
+                    self.drawn[name] = (shape, picture(self.visit, one, self._rows(name)))
             else:
-                for drawn, panel in zip(known[1], picture.panels, strict=True):
+                for drawn, panel in zip(known[1], one.panels, strict=True):
                     redraw(drawn, panel.option, self.visit.lang)
-
-    def _lay(self, picture: Picture) -> list[ui.echart]:
-        made = []
-        with card() as box:
-            text_of("h2", picture.title)
-            with ui.element("div").classes("k-panels"):
-                for panel in picture.panels:
-                    with ui.element("div"):
-                        if panel.title:
-                            text_of("h3", panel.title)
-                        label = f"{picture.title} {panel.title}".strip()
-                        made.append(chart(panel.option, self.visit.lang, panel.height, label))
-            text_of("p", picture.how, "k-small")
-            as_data(self.visit, picture.id, picture.columns, self._rows(picture.id), box)
-        return made
 
     def _rows(self, name: str) -> Callable[[], Sequence[Sequence[Cell]]]:
         return lambda: self.now[name].rows

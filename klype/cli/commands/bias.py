@@ -140,14 +140,9 @@ def listener(terminal: Terminal, own: Words) -> Iterator[Callable[[Board], None]
 
 def progress(board: Board, own: Words) -> str:
     """How many models are measured, and which are being trained."""
-    said = own("progress", done=board.cells_done, all=board.cells)
-    running = [
-        own("running", target=own(f"target.{c.target}"), documents=c.documents, seed=c.seed, epoch=c.points[-1][0],
-            epochs=board.epochs)
-        for c in board.curves
-        if not c.done
-    ]  # fmt: skip
-    return "\n".join([said, *running])
+    from klype.experiments.bias.report import running
+
+    return "\n".join([own("progress", done=board.cells_done, all=board.cells), *running(board, own)])
 
 
 def table(board: Board, say: Say, own: Words) -> Table:

@@ -31,7 +31,6 @@ class KneserNey:
         for document in documents:
             for t in range(1, len(document)):
                 grams[tuple(document[max(0, t - order + 1) : t + 1])] += 1
-        self._rows: list[dict[tuple[int, ...], Row]] = []
         levels = [Counter({g: n for g, n in grams.items() if len(g) == order})]
         for n in range(order - 1, 0, -1):
             before: dict[tuple[int, ...], set[int]] = defaultdict(set)

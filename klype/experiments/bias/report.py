@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,16 @@ def verdict(board: Board, say: Say, own: Words) -> list[str]:
     if "best-of-five" in found:
         said.append(own("not_longer", kl=say.figure(found["best-of-five"]["kl"])))
     return said
+
+
+def running(board: Board, own: Words, count: Callable[[int], str] = str) -> list[str]:
+    """Which models are being trained, each in a sentence. ``count`` writes a number of documents."""
+    return [
+        own("running", target=_name(own, c.target), documents=count(c.documents), seed=c.seed, epoch=c.points[-1][0],
+            epochs=board.epochs)
+        for c in board.curves
+        if not c.done and c.points
+    ]  # fmt: skip
 
 
 def table(board: Board, documents: int, say: Say, own: Words) -> tuple[list[str], list[list[str]]]:
