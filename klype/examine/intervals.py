@@ -99,7 +99,7 @@ def ratio_of_means(
         kept = means[:, 1] != 0
         low, high = percentiles(ratio, means[kept, 0] / means[kept, 1], top_M.size)
     else:
-        low, high = _student(ratio, ratio + (top_M - ratio * under_M) / under_M.mean())
+        low, high = student(ratio, ratio + (top_M - ratio * under_M) / under_M.mean())
     return _figure(ratio, low, high, top_M.size, unit, "")
 
 
@@ -142,7 +142,7 @@ def _interval(
     elif mean_M.size >= MANY:
         low, high = percentiles(mean, resampled_means(mean_M[:, None], seed)[:, 0], mean_M.size)
     else:
-        low, high = _student(mean, mean_M)
+        low, high = student(mean, mean_M)
     return mean, min(low, mean), max(high, mean), ""
 
 
@@ -174,7 +174,8 @@ def _trials(mean_M: Array, count_M: Array) -> tuple[float, float]:
     return clopper_pearson(mean * effective, effective)
 
 
-def _student(centre: float, value_M: Array) -> tuple[float, float]:
+def student(centre: float, value_M: Array) -> tuple[float, float]:
+    """95 % by Student's t around a centre, from how two values or more are spread."""
     half = special.stdtrit(value_M.size - 1, 0.975) * value_M.std(ddof=1) / np.sqrt(value_M.size)
     return centre - float(half), centre + float(half)
 

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from klype import config
+from klype.data import pools
 from klype.data.order import Permutation, mix
 from klype.experiments.bias.corpus import Corpus, Ids, targets
 from klype.model.config import ModelConfig
@@ -25,6 +26,7 @@ from klype.train.optimizer import OptimizerSettings, fused_parts
 from klype.train.schedule import Schedule
 from klype.values import Batch
 
+UNPADDED = pools.PoolSettings(rows=1, multiple=1)  # no wider than the longest document
 HEAD = 16  # width of a head; compiled code wants a multiple of eight
 Curve = list[tuple[int, float, float | None]]
 """(epoch, held-out loss, KL to the truth where it is watched), nats a token."""
@@ -120,13 +122,8 @@ class LabelledBatches:
 
 def padded(documents: Sequence[Ids]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """tokens_BT, targets_BT and weights_BT (0 where nothing is)."""
-    shape = (len(documents), max(len(d) for d in documents) - 1)
-    tokens_BT, targets_BT = (torch.zeros(shape, dtype=torch.long) for _ in range(2))
-    weights_BT = torch.zeros(shape)
-    for row, document in enumerate(documents):
-        ids = torch.tensor(document)
-        n = len(document) - 1
-        tokens_BT[row, :n], targets_BT[row, :n], weights_BT[row, :n] = ids[:-1], ids[1:], 1.0
+    examples = [(document, [1.0] * len(document)) for document in documents]
+    tokens_BT, targets_BT, weights_BT = map(torch.from_numpy, pools.padded(examples, UNPADDED))
     return tokens_BT, targets_BT, weights_BT
 
 

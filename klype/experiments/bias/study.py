@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from scipy import special
 
 from klype.device import memory_policy, set_threads, thread_policy
 from klype.errors import KlypeError
 from klype.examine.facts import FigureFacts
-from klype.examine.intervals import ratio_of_means
+from klype.examine.intervals import ratio_of_means, student
 from klype.experiments.bias.board import MEASURES, Bars, Best, Board, Curve, Row
 from klype.experiments.bias.cell import Cell, finished
 from klype.experiments.bias.corpus import SHOWN, Source, Test
@@ -125,8 +124,8 @@ def over_seeds(values: Sequence[float], unit: str, most: float = np.inf) -> Figu
     mean, n = float(value_S.mean()), value_S.size
     if n < 2:
         return Figure(mean, None, None, n, unit, why="one seed only")
-    half = float(special.stdtrit(n - 1, 0.975) * value_S.std(ddof=1) / np.sqrt(n))
-    return Figure(mean, max(0.0, mean - half), min(most, mean + half), n, unit)
+    low, high = student(mean, value_S)
+    return Figure(mean, max(0.0, low), min(most, high), n, unit)
 
 
 def _row(measured: Sequence[Finished], name: str, documents: int) -> Row | None:
