@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 
 from klype.bench import data as bench
-from klype.data import prepare as preparing
 from klype.data import shards
 from klype.data.prepare import near_duplicates, prepare
 from klype.data.readers import BadRows, TextDocument, TextOptions, read_texts
 from klype.data.shards import Documents, ShardWriter, content_hash
-from klype.data.split import is_held_out
+from klype.data.split import BOOK, is_held_out
 from klype.errors import KlypeError
 from klype.runs import pipeline
 from klype.runs.material import gather
@@ -44,7 +43,7 @@ def test_shards_are_the_texts_of_their_side(tokenizer: Tokenizer, tmp_path: Path
 
 def test_a_long_document_is_split_by_its_blocks(tokenizer: Tokenizer, tmp_path: Path) -> None:
     book = "\n\n".join(TEXTS * 6)
-    assert len(book) > preparing.BOOK
+    assert len(book) > BOOK
     prepared = prepare([TextDocument(book, "book")], tokenizer, tmp_path)
     assert len(prepared.train) + len(prepared.held_out) > 10
 

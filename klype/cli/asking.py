@@ -37,7 +37,7 @@ def asking(opened: Opened, text: str, raw: bool | None) -> Asking:
     if not text.strip():
         raise UsageError("There is no question.")
     plain = opened.as_raw(raw)
-    prompt = opened.plain(text) if plain else opened.prompt([{"role": "user", "content": text}])
+    prompt = opened.put(text, raw)
     run = opened.found.run
     found = find_question(read_questions(run / "questions.jsonl"), text) if run is not None and not plain else None
     world = world_of(opened) if found is not None else None

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any
 from klype.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from klype.answers.decoders.checks import Check
     from klype.answers.decoders.orders import Asked
     from klype.answers.decoders.table import Decided
@@ -29,11 +27,9 @@ def split(decoder: str, budget: str) -> tuple[float, str]:
     parts = budget.split(",") if budget else []
     server = [part for part in parts if part.strip().endswith(("requests", "tokens"))]
     own = ",".join(part for part in parts if part not in server)
-    if own and not decoder:
+    if not decoder:
         if own.strip()[-1:] in ("×", "x", "X"):
             raise UsageError(f"--budget {own} is for a decoder.", "Name one: --decoder consensus.")
-        return BUDGET, budget
-    if not decoder:
         return BUDGET, budget
     from klype.answers.decoders.orders import parse_budget
     from klype.answers.decoders.table import decoder as find
@@ -101,8 +97,7 @@ def _posed(
     context, asks = (question.context, question.question) if question.context else parted(question.question)
 
     def prompt(text: str) -> tuple[int, ...]:
-        plain = opened.as_raw(raw)
-        return tuple(opened.plain(text) if plain else opened.prompt([{"role": "user", "content": text}]))
+        return tuple(opened.put(text, raw))
 
     return Asked(
         ask.prompt,
@@ -126,7 +121,7 @@ def _checks(opened: Opened, question: str, context: bool, name: str, chat: bool)
     if chat:
         known["yes"] = _yes(opened, question)
     if name == "verify-question":
-        known["question"] = checks.given(_back(opened, question))
+        known["question"] = checks.given(lambda answer: (tuple(opened.plain(answer)), tuple(opened.say(question))))
     if name == "verify-statement":
         known["statement"] = checks.given(lambda answer: (tuple(opened.plain(question)), tuple(opened.say(answer))))
     if name == "verify-reward":
@@ -148,10 +143,3 @@ def _yes(opened: Opened, question: str) -> Check:
         return [opened.say(word)[0], *opened.source.codec.encode(word)[-1:]]
 
     return checks.yes(put, first("Yes"), first("No"))
-
-
-def _back(opened: Opened, question: str) -> Callable[[str], tuple[tuple[int, ...], tuple[int, ...]]]:
-    def put(answer: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        return tuple(opened.plain(f"{answer}")), tuple(opened.say(question))
-
-    return put

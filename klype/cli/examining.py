@@ -57,8 +57,7 @@ def examinee(
     plain = opened.as_raw(raw)
     fitting = []
     for question in questions:
-        said = question.prompt
-        prompt = opened.plain(said) if plain else opened.prompt([{"role": "user", "content": said}])
+        prompt = opened.put(question.prompt, raw)
         if len(prompt) + max(limit, LEAST_ROOM) <= opened.window:
             fitting.append((question, tuple(prompt)))
     if questions and not fitting:

@@ -81,6 +81,10 @@ class Opened:
         """A text as the start of a document."""
         return self.source.codec.encode(text)
 
+    def put(self, text: str, raw: bool | None = None) -> list[int]:
+        """A user's text as the model is asked it: by the chat template, or as it is (see ``as_raw``)."""
+        return self.plain(text) if self.as_raw(raw) else self.prompt([{"role": "user", "content": text}])
+
     def flops(self, trace: Trace) -> int | None:
         """FLOP of reading the prompt and of every step, each token attending to what was before it on average."""
         tokens = len(trace.prompt) + len(trace.steps)

@@ -35,6 +35,10 @@ class Terminal:
         """A message of the catalogue, as plain text."""
         self.console.print(self.words(key, **values), markup=False)
 
+    def aside(self, text: str) -> None:
+        """How it goes, for whoever waits."""
+        self.console.print(text, markup=False, style="dim")
+
     def document(self, document: dict[str, Any], out: Path | None = None) -> None:
         """The result for programs: on stdout with --json, and in a file when one is named."""
         text = to_json(document)

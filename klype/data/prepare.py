@@ -14,12 +14,11 @@ from pathlib import Path
 
 from klype.data.readers import TextDocument
 from klype.data.shards import Documents, ShardWriter, is_finished, tokenize
-from klype.data.split import HELD_OUT, blocks, is_held_out
+from klype.data.split import HELD_OUT, is_held_out, units
 from klype.errors import KlypeError
 from klype.text.tokenizer import Tokenizer
 
 SIDES = ("train", "held-out")
-BOOK = 20_000  # characters: longer documents are held out by blocks, so that some of each is measured
 PERMUTATIONS, SHINGLE = 64, 5  # of MinHash; words of a shingle
 
 
@@ -52,7 +51,7 @@ def prepare(
     def kept() -> Iterator[str]:
         nonlocal near
         for document in documents:
-            for unit in blocks(document) if len(document.text) > BOOK else (document,):
+            for unit in units(document):
                 if is_new(unit.text):
                     sides.append(is_held_out(unit.text, HELD_OUT))
                     yield unit.text

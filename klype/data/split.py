@@ -13,6 +13,7 @@ from klype.errors import KlypeError
 
 HELD_OUT = 0.05  # share of documents
 BLOCK = 4000  # characters of a block of a long document, about
+BOOK = 20_000  # characters: longer documents are held out by blocks, so that some of each is measured
 _FEW = 40  # with fewer documents, the long ones are cut into blocks
 
 
@@ -33,10 +34,10 @@ def split(documents: Iterable[TextDocument], share: float = HELD_OUT) -> Split:
     """
     rest = iter(documents)
     first = list(islice(rest, _FEW))
-    units = first if len(first) == _FEW else [b for d in first for b in blocks(d)]
+    begun = first if len(first) == _FEW else [b for d in first for b in blocks(d)]
     train: list[TextDocument] = []
     held: list[TextDocument] = []
-    for document in unique(chain(units, rest)):
+    for document in unique(chain(begun, rest)):
         (held if is_held_out(document.text, share) else train).append(document)
     if not held or not train:
         train, held = _by_rank(train + held, share)
@@ -61,6 +62,11 @@ def unique(documents: Iterable[TextDocument]) -> Iterator[TextDocument]:
         if digest not in seen:
             seen.add(digest)
             yield document
+
+
+def units(document: TextDocument) -> Iterator[TextDocument]:
+    """What is held out as a whole: the document, or the blocks of a book."""
+    return blocks(document) if len(document.text) > BOOK else iter((document,))
 
 
 def blocks(document: TextDocument, length: int = BLOCK) -> Iterator[TextDocument]:

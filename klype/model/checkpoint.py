@@ -107,7 +107,7 @@ def load(folder: Path, weights: str = "", dtype: str = "float32") -> Loaded:
     files = TensorFiles(weight_files(folder, weights))
     _check_fit(folder, config, files.shapes, tokenizer)
     _check_memory(folder, config, DTYPES[dtype])
-    about = read_json(folder / "run.json") if (folder / "run.json").is_file() else {}
+    about = read_about(folder)
     return Loaded(_build(config, files.get, DTYPES[dtype]), tokenizer, config, about, folder)
 
 
@@ -129,6 +129,12 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     return Tokenizer.load(folder)
 
 
+def read_about(folder: Path) -> dict[str, Any]:
+    """What made a checkpoint, as ``save`` was told; {} for a GGUF file and for other makers' models."""
+    file = folder / "run.json"
+    return read_json(file) if file.is_file() else {}
+
+
 def read_json(file: Path) -> dict[str, Any]:
     """An object from a JSON file. Raises KlypeError when it is missing or damaged."""
     try:
@@ -146,7 +152,7 @@ def _check_whole(folder: Path) -> None:
     manifest.finish(folder)
     if manifest.is_whole(folder):
         manifest.verify(folder)
-    elif (folder / "run.json").is_file() and "versions" in read_json(folder / "run.json"):
+    elif "versions" in read_about(folder):
         raise KlypeError(f"The checkpoint {folder} is unfinished: its manifest is missing.", "Use an earlier one.")
 
 

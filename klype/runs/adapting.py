@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from klype.errors import UsageError
@@ -48,13 +46,8 @@ def done_already(start: Found, options: RunOptions) -> tuple[str, ...]:
     Of a model from elsewhere, nobody knows: with a chat template it answers already, and is taught only when
     there are instructions to teach.
     """
-    stage = start.stage or _about(start).get("stage", "")
+    stage = start.stage or checkpoint.read_about(start.folder).get("stage", "")
     if stage:
         return ("pretrain",) if stage == "pretrain" else ("pretrain", "finetune")
     chats = checkpoint.read_tokenizer(start.folder).template is not None
     return ("pretrain", "finetune") if chats and not (options.instructions or options.data) else ("pretrain",)
-
-
-def _about(start: Found) -> dict[str, Any]:
-    file = start.folder / "run.json"
-    return checkpoint.read_json(file) if file.is_file() else {}

@@ -375,5 +375,4 @@ def provenance(run: Run, model: Transformer) -> dict[str, Any]:
 
 def _steps(run: Run, stage: str, planned: int) -> int:
     """Those behind the stage's weights: a plan is put right on the way, and an alignment may go back to its best."""
-    about = run.folder / stage / "run.json"
-    return int(checkpoint.read_json(about).get("steps", planned)) if about.is_file() else planned
+    return int(checkpoint.read_about(run.folder / stage).get("steps", planned))

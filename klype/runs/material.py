@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from klype.data import collection, hub
-from klype.data.prepare import BOOK
 from klype.data.readers import BadRows, TextDocument, TextOptions, files_of, read_texts
 from klype.data.rows import Conversation, read_instructions, read_preferences
-from klype.data.split import Split, blocks, is_held_out, is_sampled, split
+from klype.data.split import Split, is_held_out, is_sampled, split, units
 from klype.data.tasks import language
 from klype.errors import UsageError
 from klype.examine.facts import DataFacts, Text
@@ -124,18 +123,14 @@ def _documents(
     into blocks."""
     reading = TextOptions(encoding=options.encoding, language=section.language, bad=bad)
     files, share = own
-    cut = (b for d in read_texts(files, reading) for b in _cut(d)) if files else iter(())
+    cut = (b for d in read_texts(files, reading) for b in units(d)) if files else iter(())
     documents = [b for b in cut if share == 1 or is_sampled(b.text, share)]
     if found:
         wanted = section.language
         documents += [
-            b for d in read_texts(found, reading) if not wanted or language(d.text) == wanted for b in _cut(d)
+            b for d in read_texts(found, reading) if not wanted or language(d.text) == wanted for b in units(d)
         ]
     return documents
-
-
-def _cut(document: TextDocument) -> Iterator[TextDocument]:
-    return blocks(document) if len(document.text) > BOOK else iter((document,))
 
 
 def _endings(found: collection.Collection, section: DataSection, bad: BadRows) -> Iterator[Question]:

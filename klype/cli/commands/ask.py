@@ -61,7 +61,7 @@ def command(
     if decoder and (best_of > 1 or speculate is not None or sure):
         raise UsageError("--decoder decides by itself: leave out --best-of, --speculate and --sure.")
     opened = open_model(model, precision, budget=server)
-    prompt = opened.plain(text) if opened.as_raw(raw) else opened.prompt([{"role": "user", "content": text}])
+    prompt = opened.put(text, raw)
     request = Request(
         prompt=tuple(prompt),
         limit=room(opened, prompt, limit),

@@ -110,7 +110,7 @@ def trees(
     opened = open_model(model, precision)
     one = examinee(opened, questions_of(opened, questions, "", most), raw, limit=limit)
     settings = TreeBench(temperature, budget or (4000 if one.whole else 500), limit, seed=seed)
-    document = run(one, settings, lambda text: terminal.console.print(text, markup=False, style="dim"))
+    document = run(one, settings, terminal.aside)
     if not as_json:
         from rich.table import Table
         from rich.text import Text
@@ -147,7 +147,7 @@ def serve(
     terminal = Terminal(as_json, lang)
     from klype.bench.serve import serve as run
 
-    document = run(model, seconds, lambda text: terminal.console.print(text, markup=False, style="dim"), clients)
+    document = run(model, seconds, terminal.aside, clients)
     if not as_json:
         for row in document["rows"]:
             first = row["first_token_s"]["median"]
@@ -179,13 +179,10 @@ def generate(
     from klype.bench.generate import generate as run
     from klype.bench.generate import write
 
-    def say(text: str) -> None:
-        terminal.console.print(text, markup=False, style="dim")
-
-    document = run(model, minutes, say, only or ())
+    document = run(model, minutes, terminal.aside, only or ())
     if out is not None:
         for file in write(document, out):
-            say(str(file))
+            terminal.aside(str(file))
     if not as_json:
         _show(terminal, document)
     terminal.document(document)
@@ -202,7 +199,7 @@ def align(
     from klype.bench.align import align as run
     from klype.bench.align_task import TASKS
 
-    document = run(minutes, lambda text: terminal.console.print(text, markup=False, style="dim"), only=only or TASKS)
+    document = run(minutes, terminal.aside, only=only or TASKS)
     if not as_json:
         terminal.console.print(_trainers(document["rows"]))
         terminal.console.print(_ratios(document))
@@ -222,10 +219,7 @@ def train(
     from klype.bench.train import train as run
     from klype.cli.environment import cache_folder
 
-    def say(text: str) -> None:
-        terminal.console.print(text, markup=False, style="dim")
-
-    document = run(minutes, say, only or (), cache_folder())
+    document = run(minutes, terminal.aside, only or (), cache_folder())
     if not as_json:
         terminal.console.print(_speeds(document["rows"]))
         terminal.console.print(_ratios({**document, "ratios_per_core": {}}))

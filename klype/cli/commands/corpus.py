@@ -26,9 +26,7 @@ def command(
     terminal = Terminal(as_json, lang)
     from klype.bench.data import Corpus, data
 
-    document = data(
-        Corpus(gigabytes, tuple(text or ()), near, seed), lambda line: terminal.console.print(line, style="dim")
-    )
+    document = data(Corpus(gigabytes, tuple(text or ()), near, seed), terminal.aside)
     if not as_json:
         left, batches = document["left_out"], document["batches"]
         lines = (

@@ -48,7 +48,7 @@ def command(
     settings = CureSettings(_budgets(budgets), tuple(only or ()))
     settings.check()
     entrants = [_entrant(name, sizes, data, precision, tasks or []) for name in models or [_packaged()]]
-    document = cures(entrants, settings, lambda text: terminal.console.print(text, markup=False, style="dim"))
+    document = cures(entrants, settings, terminal.aside)
     own = words(terminal.lang, "cures")
     if not as_json:
         for part in document["tasks"]:
@@ -59,7 +59,7 @@ def command(
             terminal.console.print(f"{own(f'task.{name}')}: {why}", markup=False, highlight=False)
     if out is not None:
         for file in write(out, document, terminal.lang):
-            terminal.console.print(str(file), markup=False, style="dim")
+            terminal.aside(str(file))
     terminal.document(document)
 
 

@@ -42,7 +42,7 @@ def command(
     from klype.runs.truth import next_truth
 
     plain = opened.as_raw(raw)
-    prompt = opened.plain(text) if plain else opened.prompt([{"role": "user", "content": text}])
+    prompt = opened.put(text, raw)
     room(opened, prompt, 1)
     distribution = opened.source.next([prompt], top=-1)[0]
     truth = next_truth(opened.found, opened.loaded.tokenizer, text, plain) if opened.native else None
