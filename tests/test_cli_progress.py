@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -55,6 +56,18 @@ def test_plain_lines_come_now_and_then() -> None:
     assert told[0].startswith("pretrain 15/100: loss 0.200  12,346 tok/s  kl 0.250, ")
     assert told[0].endswith(" s left")
     assert lines[-3:] == ["name  value", "kl     0.12", "s      0.98"]
+
+
+def test_time_left_after_a_restart_is_told_by_the_pace_since_then() -> None:
+    console = Console(file=io.StringIO(), width=80)
+    plain = Plain(console, "en", Clock(1.0))
+    plain.stage_start("pretrain", 1000)
+    for step in range(901, 951):  # a step a second
+        plain.step({"step": step, "loss": 1.0})
+    assert isinstance(console.file, io.StringIO)
+    last = [line for line in console.file.getvalue().splitlines() if line.startswith("pretrain ")][-1]
+    step, left = (int(part) for part in re.findall(r"pretrain (\d+)/1000: .* (\d+) s left", last)[0])
+    assert left == 1000 - step
 
 
 def test_the_live_bar_shows_loss_speed_and_time_left() -> None:

@@ -117,6 +117,7 @@ class Plain(_Printer):
         self._name = ""
         self._total = 0
         self._began = self._told = clock()
+        self._first = (0.0, self._began)  # the step that this start was at when it was first heard of, and when
         self._last: Mapping[str, float] = {}
 
     def stage_start(self, name: str, total_steps: int) -> None:
@@ -127,13 +128,15 @@ class Plain(_Printer):
         self.note(f"{name}: {count(total_steps, self.lang)} steps" if total_steps else name)
 
     def step(self, metrics: Mapping[str, float]) -> None:
+        now, done = self._clock(), metrics.get("step", 0.0)
+        if not self._last:
+            self._first = (done, now)
         self._last = metrics
-        now = self._clock()
         if now - self._told < PLAIN_EVERY_S:
             return
         self._told = now
-        done = metrics.get("step", 0.0)
-        left = (now - self._began) * (self._total - done) / done if done and self._total else None
+        gone = done - self._first[0]
+        left = (now - self._first[1]) * (self._total - done) / gone if gone and self._total else None
         eta = f", {left:.0f} s left" if left is not None else ""
         of = f"/{self._total}" if self._total else ""
         self.note(f"{self._name} {done:.0f}{of}: {_measures(metrics, self.lang)}{eta}")

@@ -224,7 +224,7 @@ def session_of(
         now = time.perf_counter()
         shown = {"step": float(step), **{k: v for k, v in metrics.items() if k in SHOWN}}
         if counted is not None:
-            shown["tokens_per_second"] = counted.tokens / max(1e-9, now - began)
+            shown["tokens_per_second"] = counted.lately / max(1e-9, now - began)
         run.say.step(shown)
         if pace is not None:
             pace.watch(step, now)
@@ -288,17 +288,18 @@ SHOWN = frozenset(["loss", "reward", "length", "pair_accuracy", "kl"])
 
 
 class _Counted:
-    """Batches, and how many tokens have been learnt from them."""
+    """Batches, and how many tokens have been learnt from them: ever, and since this start."""
 
     def __init__(self, batches: Batches) -> None:
-        self._batches, self.tokens = batches, 0
+        self._batches, self.tokens, self.lately = batches, 0, 0
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
         batch = next(self._batches)
-        self.tokens += int((batch.weights_BT > 0).sum())
+        learnt = int((batch.weights_BT > 0).sum())
+        self.tokens, self.lately = self.tokens + learnt, self.lately + learnt
         return batch
 
     def state(self) -> dict[str, Any]:
