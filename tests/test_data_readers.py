@@ -9,7 +9,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from klype.data.readers import BadRows, TextOptions, files_of, read_rows, read_texts
+from klype.data.readers import PACKED, BadRows, TextOptions, files_of, read_rows, read_texts
 from klype.data.rows import read_instructions, read_preferences, read_questions
 from klype.errors import KlypeError, UsageError
 
@@ -19,6 +19,13 @@ TEXT = "Jeg gikk en tur på stien.\n"
 def lines(file: Path, *rows: object) -> Path:
     file.write_text("\n".join(json.dumps(r, ensure_ascii=False) for r in rows), encoding="utf-8")
     return file
+
+
+def packed(raw: bytes, name: str) -> bytes:
+    """As a file of that name holds it."""
+    if name.endswith(".gz"):
+        return gzip.compress(raw)
+    return bytes(pyarrow.compress(raw, "zstd", asbytes=True)) if name.endswith(".zst") else raw
 
 
 def texts(*paths: object, **options: object) -> list[str]:
@@ -32,8 +39,9 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text('text\n"Kåre spiste blåbær, \'ja\'"\n"en ""to""\ntre"\n', encoding="utf-8")
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
     for name in ("a.jsonl", "a.json", "a.csv", "a.parquet"):
-        (tmp_path / f"{name}.gz").write_bytes(gzip.compress((tmp_path / name).read_bytes()))
-        for file in (tmp_path / name, tmp_path / f"{name}.gz"):
+        for ending in ("", *PACKED):
+            file = tmp_path / f"{name}{ending}"
+            file.write_bytes(packed((tmp_path / name).read_bytes(), ending))
             assert [r for _, r in read_rows(file)] == rows, file
 
 
@@ -64,16 +72,16 @@ def test_which_fields_are_the_text(tmp_path: Path) -> None:
         texts(file, text_field="note")
 
 
-@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz"])
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.txt.zst"])
 def test_a_large_file_in_parts_is_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr("klype.data.readers._BLOCK", 50)
     content = "".join(f"linje {i} å\n" for i in range(40)) + "slutt uten linjeskift " + "x" * 90
     raw = content.encode()
-    (tmp_path / name).write_bytes(gzip.compress(raw) if name.endswith("gz") else raw)
+    (tmp_path / name).write_bytes(packed(raw, name))
     documents = list(read_texts(tmp_path / name))
     assert "".join(d.text for d in documents) == content
     assert [d.row for d in documents] == list(range(1, len(documents) + 1))
-    (tmp_path / name).write_bytes(gzip.compress(raw + b"\xff") if name.endswith("gz") else raw + b"\xff")
+    (tmp_path / name).write_bytes(packed(raw + b"\xff", name))
     with pytest.raises(KlypeError, match=f"byte {len(raw)} is 0xff"):
         list(read_texts(tmp_path / name))
 

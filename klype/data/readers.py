@@ -1,4 +1,4 @@
-"""Files to documents and rows: .txt, .md, .jsonl, .json, .csv, .tsv, .parquet, each also as .gz; folders and globs.
+"""Files to documents and rows: .txt, .md, .jsonl, .json, .csv, .tsv, .parquet, each also as .gz or .zst; folders, globs.
 
 A file that cannot be read, a broken line or a row without what is needed stops the reading and is named; with
 ``skip_bad`` such rows are left out and counted in a `BadRows`.
@@ -23,6 +23,7 @@ from klype.errors import KlypeError, UsageError
 
 PLAIN = (".txt", ".md", ".text", ".markdown")
 TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+PACKED = (".gz", ".zst")
 _BLOCK = 16 * 2**20  # bytes of a plain file that are read at a time
 _SHOWN = 20  # bad rows that are kept to be shown; all are counted
 
@@ -110,7 +111,7 @@ def files_of(paths: Paths, kinds: tuple[str, ...] = PLAIN + TABLES) -> list[Path
             matches = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
         if not matches:
             what = f"The folder {path} holds no file of a kind that can be read." if path.is_dir() else ""
-            raise UsageError(what or f"There is no file {path}.", f"Readable are {', '.join(kinds)}, also with .gz.")
+            raise UsageError(what or f"There is no file {path}.", _readable(kinds))
         found.update(dict.fromkeys(matches))
     return list(found)
 
@@ -128,11 +129,11 @@ def read_rows(file: Path, options: TextOptions | None = None) -> Iterator[tuple[
     elif kind == ".parquet":
         yield from _parquet(file)
     else:
-        raise UsageError(f"{file} is no table of rows.", f"Readable are {', '.join(TABLES)}, also with .gz.")
+        raise UsageError(f"{file} is no table of rows.", _readable(TABLES))
 
 
 def read_bytes(file: Path) -> bytes:
-    """A file's content, unpacked when it is .gz."""
+    """A file's content, unpacked when it is .gz or .zst."""
     with _open(file) as stream:
         return _read(stream, file)
 
@@ -293,7 +294,7 @@ def _parquet(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
     try:
         number = 0
-        source = io.BytesIO(read_bytes(file)) if file.suffix == ".gz" else file
+        source = io.BytesIO(read_bytes(file)) if file.suffix in PACKED else file
         for batch in ParquetFile(source).iter_batches(batch_size=1024):
             for row in batch.to_pylist():
                 number += 1
@@ -304,20 +305,37 @@ def _parquet(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _open(file: Path) -> IO[bytes]:
     try:
-        return gzip.open(file, "rb") if file.suffix == ".gz" else open(file, "rb")  # type: ignore[return-value]
+        match file.suffix:
+            case ".gz":
+                return gzip.open(file, "rb")  # type: ignore[return-value]
+            case ".zst":
+                return _zstandard(file)
+            case _:
+                return open(file, "rb")
     except FileNotFoundError as error:
         raise UsageError(f"There is no file {file}.", "Check its name.") from error
     except OSError as error:
         raise KlypeError(f"{file} cannot be read: {error.strerror}.", "Check its permissions.") from error
 
 
+def _zstandard(file: Path) -> IO[bytes]:
+    """By pyarrow, which notices when the end is missing; the package zstandard takes what is there for the whole."""
+    import pyarrow
+
+    return io.BufferedReader(pyarrow.input_stream(str(file), compression="zstd"))
+
+
 def kind_of(file: Path) -> str:
-    """A file's kind by its ending, .gz apart: ".jsonl"."""
-    return (Path(file.stem) if file.suffix == ".gz" else file).suffix.lower()
+    """A file's kind by its ending, .gz or .zst apart: ".jsonl"."""
+    return (Path(file.stem) if file.suffix in PACKED else file).suffix.lower()
 
 
 def _hidden(file: Path, folder: Path) -> bool:
     return any(part.startswith(".") for part in file.relative_to(folder).parts)
+
+
+def _readable(kinds: Sequence[str]) -> str:
+    return f"Readable are {', '.join(kinds)}, also with {' or '.join(PACKED)}."
 
 
 def _names(paths: Paths) -> str:

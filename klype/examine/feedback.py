@@ -5,18 +5,22 @@ fixed by rule beforehand, a whole token is forced: *wrong* ~ q outside A; *right
 whose q is nearest to the wrong one's, so that rarity is not taken for wrongness. Never the end of the text; forced at
 temperature 1. Then the model goes on at its temperature, and at distance d the exact mass on tokens that cannot follow
 is recorded. An arm that has ended counts as no error; its share is shown. All effects are paired by beginning.
+
+Where the model has a token that takes the last word back, it is obeyed, the forced token included; distances are then
+passes: to take back is no error, but it costs one. What no model else can do is told beside: whether an error stands.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 from zlib import crc32
 
 import numpy as np
 
+from klype.answers.decoders.taking_back import Sheet, obeyed
 from klype.examine.intervals import ratio_of_means
 from klype.examine.truth import Reader, Tokens, among, at_temperature, mass
 from klype.sources.source import Source, answers
@@ -39,13 +43,17 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class FeedbackSettings:
-    """Question i is shocked at position i mod ``positions`` of its own answer, ``samples`` continuations an arm."""
+    """Question i is shocked at position i mod ``positions`` of its own answer, ``samples`` continuations an arm.
+
+    ``back``: the token that takes the last word back, where the model has learnt one.
+    """
 
     temperature: float = 1.0
     positions: int = 3
     distances: int = 6
     samples: int = 4
     seed: int = 0
+    back: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +72,15 @@ class Shock:
 @dataclass(frozen=True, slots=True)
 class Aftermath:
     """What followed one shock, by arm and distance (1, 2, …): mean error mass, share that had ended, share without an
-    error so far; ``moved``: total variation between q after *wrong* and after *right* before the same next words."""
+    error so far; ``moved``: total variation between q after *wrong* and after *right* before the same next words;
+    ``standing``: share in whose text an error stands, the forced one included (read where words can be taken back)."""
 
     shock: Shock
     errors: dict[Arm, tuple[float, ...]]
     ended: dict[Arm, tuple[float, ...]]
     clean: dict[Arm, tuple[float, ...]]
     moved: tuple[float | None, ...]
+    standing: dict[Arm, tuple[float, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,9 +140,10 @@ def aftermaths(
         for shock in forced
         for arm, token in zip(ARMS, shock.tokens, strict=True)
     ]
-    groups = iter(answers(source, requests))
+    groups = iter(_gone_on(source, requests, forced, settings.back))
     drawn = [{arm: next(groups) for arm in ARMS} for _ in forced]
-    moved = _moved(source, by_name, forced, drawn, settings)
+    nothing: list[tuple[float | None, ...]] = [(None,) * settings.distances] * len(forced)
+    moved = nothing if settings.back is not None else _moved(source, by_name, forced, drawn, settings)
     out = []
     for shock, arms, change in zip(forced, drawn, moved, strict=True):
         reader = by_name[shock.question].reader
@@ -140,8 +151,8 @@ def aftermaths(
             arm: [_followed(reader, (*shock.before, token), trace, settings) for trace in arms[arm]]
             for arm, token in zip(ARMS, shock.tokens, strict=True)
         }
-        parts = [{arm: tuple(np.mean([r[k] for r in rows[arm]], axis=0).tolist()) for arm in ARMS} for k in range(3)]
-        out.append(Aftermath(shock, parts[0], parts[1], parts[2], change))
+        parts = [{arm: tuple(np.mean([r[k] for r in rows[arm]], axis=0).tolist()) for arm in ARMS} for k in range(4)]
+        out.append(Aftermath(shock, parts[0], parts[1], parts[2], change, parts[3]))
     return out
 
 
@@ -217,26 +228,44 @@ def _forced(q: Distribution, right_K: object, wrong_K: object, rng: np.random.Ge
     return int(q.ids[w]), int(q.ids[r]), int(q.ids[near])
 
 
+def _gone_on(
+    source: Source, requests: Sequence[Request], forced: Sequence[Shock], back: int | None
+) -> list[list[Trace]]:
+    if back is None:
+        return answers(source, requests)
+    own = [len(shock.before) + 1 for shock in forced for _ in ARMS]
+    return obeyed(source, requests, own, back)
+
+
 def _followed(
     reader: Reader, before: Tokens, trace: Trace, settings: FeedbackSettings
-) -> tuple[list[float], list[float], list[float]]:
-    """Error mass, whether it had ended, and whether there was no error so far, at each distance."""
-    errors, ended, clean = [], [], []
-    tokens, open_, fine = before, True, True
+) -> tuple[list[float], list[float], list[float], list[float]]:
+    """At each distance: error mass; whether it had ended; whether there was no error so far; whether one stands."""
+    errors, ended, clean, standing = [], [], [], []
+    sheet, open_, fine = Sheet(before, settings.back), True, True
     for d in range(settings.distances):
         if open_ and d < len(trace.steps):
             step = trace.steps[d]
             assert step.distribution is not None
-            errors.append(1.0 - mass(step.distribution, settings.temperature, reader.next(tokens)))
+            errors.append(_error_mass(step.distribution, settings.temperature, reader.next(sheet.tokens), sheet))
             ended.append(0.0)
-            tokens = (*tokens, step.token)
-            fine = fine and reader.is_right(tokens)
+            sheet.push(step.token)
+            fine = fine and (sheet.taken or reader.is_right(sheet.tokens))
             open_ = not (trace.ended == "stop" and d + 1 == len(trace.steps))
         else:
             errors.append(0.0)
             ended.append(1.0)
         clean.append(float(fine))
-    return errors, ended, clean
+        standing.append(float(reader.first_error(sheet.tokens) is not None) if settings.back is not None else 0.0)
+    return errors, ended, clean, standing
+
+
+def _error_mass(q: Distribution, temperature: float, possible: Mapping[int, float], sheet: Sheet) -> float:
+    """The probability of what cannot follow, of what is not barred; taking back is no error."""
+    bars = sheet.bars()
+    fine = {*possible, *(() if sheet.back is None else (sheet.back,))} - bars
+    left = 1.0 - (mass(q, temperature, tuple(bars)) if bars else 0.0)
+    return max(0.0, 1.0 - mass(q, temperature, tuple(fine)) / left) if left > LEAST else 0.0
 
 
 def _moved(

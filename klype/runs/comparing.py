@@ -17,7 +17,7 @@ from klype.runs.answering import answer_all, judged
 from klype.runs.stages import Run
 from klype.runs.watch import Seen, best
 from klype.values import Figure, Question, Sampling, Trace
-from klype.words import words
+from klype.words import number, words
 
 TRAITS = ("right", "polite", "concise", "score")
 KEPT = {"retrieval_text": 1, "retrieval_hard": 1, "kl": -1, "bits_per_byte": -1}
@@ -66,16 +66,25 @@ def verdict(document: Mapping[str, Any], seen: Sequence[Seen], stopped: bool, la
         said.append(w("unknown"))
     else:
         kind = "better" if gain["low"] > 0 else "worse" if gain["high"] < 0 else "same"
-        said.append(w(kind, **{k: f"{gain[v]:+.2f}" for k, v in (("gain", "value"), ("low", "low"), ("high", "high"))}))
+        said.append(w(kind, **gained(gain, lang)))
     if stopped:
         said.append(w("parted", step=seen[-1].step, best=best(seen).step))
     elif len(seen) > 1 and np.mean(seen[-1].truth) < np.mean(seen[0].truth) and seen[-1].reward > seen[0].reward:
         said.append(w("hacked"))
     if seen:
-        said.append(w("far", kl=f"{(best(seen) if stopped else seen[-1]).kl:.2f}"))
+        said.append(w("far", kl=number((best(seen) if stopped else seen[-1]).kl, lang)))
     lost = [name for name, better in KEPT.items() if _fell(document, name, better)]
     said.append(w("forgot", measure=", ".join(lost)) if lost else w("kept"))
     return " ".join(said)
+
+
+def gained(figure: Mapping[str, float], lang: str) -> dict[str, str]:
+    """A difference and its interval, signed, under the names that the sentences know."""
+    return {name: signed(figure[key], lang) for name, key in (("gain", "value"), ("low", "low"), ("high", "high"))}
+
+
+def signed(value: float, lang: str) -> str:
+    return ("+" if value >= 0 else "") + number(value, lang)
 
 
 def _fell(document: Mapping[str, Any], name: str, better: int) -> bool:

@@ -43,13 +43,13 @@ def write_events(run: Path) -> dict[str, int]:
 
 def _write(writer: Any, file: Path) -> int:
     last = 0
-    began = file.stat().st_mtime
+    ended = file.stat().st_mtime
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     whole = rows[-1]["seconds"] if rows else 0.0
     for row in rows:
         last = row["step"]
         for name, value in row.items():
             if name not in NO_CURVES and isinstance(value, int | float) and math.isfinite(value):
-                when = began - whole + row["seconds"]
+                when = ended - whole + row["seconds"]
                 writer.add_scalar(name, value, last, walltime=when)
     return last

@@ -12,7 +12,7 @@ from typing import Any
 from klype.errors import UsageError
 from klype.model import checkpoint
 from klype.preferences.tastes import taste as read_taste
-from klype.runs.comparing import compare
+from klype.runs.comparing import compare, gained, signed
 from klype.runs.find import Found
 from klype.runs.options import StageOptions
 from klype.runs.pipeline import open_run, start_of
@@ -69,7 +69,7 @@ def verdict(whole: Mapping[str, Any], lang: str) -> str:
         w("leashed", target=number(whole["target_kl"], lang), **_told(leashed, lang)),
     ]
     kind = "leash_keeps" if difference["low"] > 0 else "leash_costs" if difference["high"] < 0 else "leash_same"
-    return " ".join([*said, w(kind, **_numbers(difference, lang))])
+    return " ".join([*said, w(kind, **gained(difference, lang))])
 
 
 def _told(document: Mapping[str, Any], lang: str) -> dict[str, str]:
@@ -77,15 +77,7 @@ def _told(document: Mapping[str, Any], lang: str) -> dict[str, str]:
     seen, score = document["watch"]["seen"], document["gain"]["score"]
     kind = "rose" if score["low"] > 0 else "fell" if score["high"] < 0 else "stayed"
     return {
-        "reward": _signed(seen[-1]["reward"] - seen[0]["reward"], lang),
+        "reward": signed(seen[-1]["reward"] - seen[0]["reward"], lang),
         "kl": number(seen[-1]["kl"], lang),
-        "did": words(lang, "align")(kind, **_numbers(score, lang)),
+        "did": words(lang, "align")(kind, **gained(score, lang)),
     }
-
-
-def _numbers(figure: Mapping[str, float], lang: str) -> dict[str, str]:
-    return {name: _signed(figure[key], lang) for name, key in (("gain", "value"), ("low", "low"), ("high", "high"))}
-
-
-def _signed(value: float, lang: str) -> str:
-    return ("+" if value >= 0 else "") + number(value, lang)

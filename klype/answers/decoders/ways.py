@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from klype.answers.decoders.orders import Bench, Candidate, Choice, Deciding, Draw, Order, Read, Share, Tokens
+from klype.answers.decoders.taking_back import obey
 from klype.errors import UsageError
 from klype.values import Request, Sampling, Step, Trace
 
@@ -274,8 +275,7 @@ def backtrack(bench: Bench) -> Deciding:
 
 
 def backspace(bench: Bench) -> Deciding:
-    """A model that has learnt a token which takes the last word back (SequenceMatch: Cundy & Ermon 2023,
-    arXiv:2306.05426) is obeyed: word and token leave the text, that word is barred from its place, and writing goes on.
+    """A model that has learnt a token which takes the last word back is obeyed (taking_back.py), greedily.
 
     ``Tuning.back`` is the token. It never takes back what stands before the answer: there it is barred.
     """
@@ -285,41 +285,15 @@ def backspace(bench: Bench) -> Deciding:
             "This model has learnt no token that takes a word back, which the decoder backspace needs.",
             "Train one, or choose another --decoder.",
         )
-    steps, barred = list[Step](), dict[Tokens, set[int]]()
     plain = bench.plain.tokens
-    cut = plain.index(back) if back in plain else len(plain)
-    steps += bench.plain.steps[:cut]
-    if cut == len(plain):
+    if back not in plain:
         return Choice(bench.candidate(bench.plain))
-    ended = False
-    while not ended:
-        if steps:
-            gone = steps.pop()
-            barred.setdefault(tuple(s.token for s in steps), set()).add(gone.token)
-        head = tuple(s.token for s in steps)
-        bars = {*barred.get(head, ()), back}
-        room = min(bench.purse.left, asked.limit - len(head))
-        if room < 1:
-            break
-        once = replace(GREEDY, logit_bias=tuple((token, -1e4) for token in sorted(bars)))
-        prompt = (*asked.prompt, *head)
-        (trace,) = yield Draw(Request(prompt, 1, 1, once, asked.seed, asked.stop, asked.stop_texts), len(prompt))
-        steps += trace.steps
-        ended = trace.ended == "stop"
-        room = min(bench.purse.left, asked.limit - len(steps))
-        if ended or room < 1:
-            break
-        prompt = (*asked.prompt, *(s.token for s in steps))
-        (trace,) = yield Draw(
-            Request(prompt, 1, room, GREEDY, asked.seed, (*asked.stop, back), asked.stop_texts), len(prompt) - 1
-        )
-        took_back = trace.tokens[-1:] == (back,)
-        steps += trace.steps[:-1] if took_back else trace.steps
-        ended = not took_back
-    tokens = tuple(s.token for s in steps)
+    request = Request(asked.prompt, 1, asked.limit, GREEDY, asked.seed, asked.stop, asked.stop_texts)
+    written = yield from obey(request, back, bench.purse, bench.plain.steps[: plain.index(back)], taken=True)
+    tokens = tuple(step.token for step in written.steps)
     text = bench.spell(tokens)
-    logp = sum(s.logp for s in steps)
-    return Choice(Candidate(text, tokens, logp, asked.meaning(text), tokens[-1:] in [(s,) for s in asked.stop]))
+    logp = sum(step.logp for step in written.steps)
+    return Choice(Candidate(text, tokens, logp, asked.meaning(text), written.ended))
 
 
 def verify(name: str) -> Any:
