@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import re
 from pathlib import Path
 
 import pyarrow
@@ -132,13 +133,20 @@ def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(KlypeError, match=f"no text in .*{name}"):
             texts(tmp_path / name)
-    for name, content in (("x.parquet", b"PAR1"), ("x.txt.gz", b"no gzip"), ("x.json", b"{"), ("y.csv", b'a\n"b')):
+    for name, content in (
+        ("x.parquet", b"PAR1"),
+        ("x.txt.gz", b"no gzip"),
+        ("x.txt.zst", b"no zstandard"),
+        ("x.json", b"{"),
+        ("y.csv", b'a\n"b'),
+    ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(KlypeError, match=name):
             texts(tmp_path / name)
-    (tmp_path / "cut.txt.gz").write_bytes(gzip.compress(os.urandom(999))[:500])
-    with pytest.raises(KlypeError, match=r"cut\.txt\.gz cannot be read"):
-        texts(tmp_path / "cut.txt.gz")
+    for name in ("cut.txt.gz", "cut.txt.zst"):
+        (tmp_path / name).write_bytes(packed(os.urandom(999), name)[:500])
+        with pytest.raises(KlypeError, match=rf"{re.escape(name)} cannot be read"):
+            texts(tmp_path / name)
     with pytest.raises(UsageError, match="no table of rows"):
         list(read_rows(tmp_path / "empty.txt"))
 

@@ -1,4 +1,4 @@
-"""Files to documents and rows: .txt, .md, .jsonl, .json, .csv, .tsv, .parquet, each also as .gz or .zst; folders, globs.
+"""Files to documents and rows: .txt, .md, .jsonl, .json, .csv, .tsv, .parquet, also as .gz or .zst; folders and globs.
 
 A file that cannot be read, a broken line or a row without what is needed stops the reading and is named; with
 ``skip_bad`` such rows are left out and counted in a `BadRows`.
