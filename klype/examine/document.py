@@ -85,7 +85,7 @@ def curves(found: Examined) -> Document:
     """R, K and S̄^n by position and temperature, where errors are judged word by word."""
     out: Document = {"survival": {}, "would_survive": {}, "independent": {}}
     for t, evidence in found.evidence.items():
-        if not any(answer.s or answer.first_error is not None for answer in evidence.answers):
+        if not evidence.by_word:
             continue
         curve = survival_of(evidence)
         for name, figures in (("survival", curve.r), ("would_survive", curve.k), ("independent", curve.independent)):

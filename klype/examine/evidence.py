@@ -93,6 +93,11 @@ class Evidence:
     language: Mapping[str, Sequence[str]] | None = None
     _known: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
+    @property
+    def by_word(self) -> bool:
+        """Whether errors are judged word by word."""
+        return any(answer.s or answer.s_bounds or answer.first_error is not None for answer in self.answers)
+
     def once(self, name: str, make: Callable[[], Found]) -> Found:
         """What several measures need is computed once."""
         if name not in self._known:

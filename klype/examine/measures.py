@@ -16,7 +16,7 @@ from klype.examine import repetition, spread
 from klype.examine.divergence import divergence, s_corpus
 from klype.examine.evidence import Evidence
 from klype.examine.intervals import clopper_pearson, mean_by_question, paired, ratio_of_means
-from klype.examine.spread import NOTHING, as_share, between, per_question
+from klype.examine.spread import NOTHING, as_share, between, nothing, per_question
 from klype.examine.survival import survival, survival_of
 from klype.values import Figure
 
@@ -54,7 +54,7 @@ def undecided(evidence: Evidence) -> Figure:
     """Share of answers that the judge could not decide, where it decided any."""
     values = [float(answer.right is None) for answer in evidence.answers]
     if all(values):
-        return Figure(None, why=NOTHING)
+        return nothing()
     asked = [answer.question for answer in evidence.answers]
     return mean_by_question(values, asked, "share", evidence.judge, evidence.seed)
 
@@ -74,37 +74,21 @@ def s_own(evidence: Evidence) -> Figure:
         )
         return between(low, high)
     if not all(answer.s for answer in evidence.answers) or not evidence.answers:
-        return Figure(None, why=NOTHING)
+        return nothing()
     return survival_of(evidence).s
-
-
-def right_to_the_end(evidence: Evidence, last: int = 20) -> Figure:
-    """R at word 20, or at the longest answer's end, when errors are judged word by word."""
-    if not any(answer.s or answer.first_error is not None for answer in evidence.answers):
-        return Figure(None, why=NOTHING)
-    r = survival_of(evidence).r
-    return r[min(last, len(r)) - 1]
-
-
-def would_survive(evidence: Evidence, last: int = 20) -> Figure:
-    """K at the same word: had the answers gone on."""
-    if not any(answer.s or answer.first_error is not None for answer in evidence.answers):
-        return Figure(None, why=NOTHING)
-    k = survival_of(evidence).k
-    return k[min(last, len(k)) - 1]
 
 
 def of_truth(evidence: Evidence, name: str) -> Figure:
     """A divergence from p, when p is known."""
     if not evidence.documents:
-        return Figure(None, why=NOTHING)
+        return nothing()
     return divergence(evidence.documents, name, evidence.words, evidence.seed)
 
 
 def s_of_corpus(evidence: Evidence) -> Figure:
     """S on the corpus' own prefixes, when p is known."""
     if not evidence.documents:
-        return Figure(None, why=NOTHING)
+        return nothing()
     return s_corpus(evidence.documents, evidence.words, evidence.seed)
 
 
@@ -124,7 +108,7 @@ def repeats_beyond(evidence: Evidence, n: int = 4) -> Figure:
     language = {q: repetition.repeated(words, n) for q, words in (evidence.language or {}).items()}
     both = [(q, fmean(values), known) for q, values in own.items() if (known := language.get(q)) is not None]
     if not both:
-        return Figure(None, why=NOTHING)
+        return nothing()
     questions, model, truth = zip(*both, strict=True)
     return paired(truth, model, questions, "difference of shares", evidence.seed)
 
@@ -145,7 +129,7 @@ def joules_per_right(evidence: Evidence) -> Figure:
     """Σ energy / Σ right. None right: no figure, but a lower bound in ``why``."""
     known = [a for a in evidence.answers if a.joules is not None and a.right is not None]
     if not known:
-        return Figure(None, why=NOTHING)
+        return nothing()
     groups: dict[str, list[float]] = {}
     for answer in known:
         total = groups.setdefault(answer.question, [0.0, 0.0])
@@ -166,8 +150,8 @@ MEASURES: tuple[Measure, ...] = (
     Measure("concise", partial(verdict, name="concise"), "share", "meaning", "more"),
     Measure("annotator", score, "points", "meaning", "more"),
     Measure("s", s_own, "share a word", "truth", "more"),
-    Measure("survival", right_to_the_end, "share of answers", "truth", "more"),
-    Measure("would_survive", would_survive, "share of answers", "truth", "more"),
+    Measure("survival", partial(spread.surviving, curve="r"), "share of answers", "truth", "more"),
+    Measure("would_survive", partial(spread.surviving, curve="k"), "share of answers", "truth", "more"),
     Measure("s_corpus", s_of_corpus, "share a word", "truth", "more"),
     Measure("kl", partial(of_truth, name="kl"), "nats a word", "truth", "less"),
     Measure("kl_acceptable", partial(of_truth, name="kl_acceptable"), "nats a word", "truth", "less"),
@@ -200,7 +184,7 @@ MEASURES: tuple[Measure, ...] = (
     Measure("answer_mass", spread.answer_mass, "share", "", "neither"),
     Measure("unexplored", spread.unexplored, "share", "", "less"),
     Measure("tree_entropy", spread.tree_entropy, "nats", "meaning", "neither"),
-    Measure("independence", spread.independence, "difference of shares", "truth", "neither"),
+    Measure("independence", partial(spread.surviving, curve="difference"), "difference of shares", "truth", "neither"),
     Measure("weibull_shape", spread.shape, "shape", "truth", "neither"),
     Measure("feedback", partial(spread.feedback, part="difference"), "difference of shares", "truth", "less"),
     Measure("feedback_ratio", partial(spread.feedback, part="ratio"), "times as likely", "truth", "less"),

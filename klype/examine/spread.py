@@ -105,18 +105,17 @@ def common_prefix(evidence: Evidence) -> Figure:
     return per_question(evidence, lambda a: diversity.common_prefix([x.words for x in a]), "words")
 
 
-def independence(evidence: Evidence) -> Figure:
-    """K_n − S̄^n."""
-    if not any(answer.s or answer.first_error is not None for answer in evidence.answers):
+def surviving(evidence: Evidence, curve: Literal["r", "k", "difference"], at: int = AT) -> Figure:
+    """R, K or K − S̄^n at one word, or at the longest answer's end, when errors are judged word by word."""
+    if not evidence.by_word:
         return nothing()
-    difference = survival_of(evidence).difference
-    return difference[min(AT, len(difference)) - 1]
+    found = survival_of(evidence)
+    figures = {"r": found.r, "k": found.k, "difference": found.difference}[curve]
+    return figures[min(at, len(figures)) - 1]
 
 
 def shape(evidence: Evidence) -> Figure:
-    if not any(answer.s or answer.first_error is not None for answer in evidence.answers):
-        return nothing()
-    return weibull_shape(evidence.answers, evidence.seed)
+    return weibull_shape(evidence.answers, evidence.seed) if evidence.by_word else nothing()
 
 
 def calibration(evidence: Evidence) -> Figure:
