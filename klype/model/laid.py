@@ -8,6 +8,11 @@ import torch
 from torch import Tensor
 
 
+ROUND = 128
+"""Rows are laid out by so many: oneDNN makes a kernel for every number of rows that it has not met before, which takes
+as long as a tenth of the product. Texts of one token each, which nobody wants, fill them up."""
+
+
 @dataclass(frozen=True)
 class Texts:
     """Where texts begin and end, [S + 1], and the length of the longest."""
@@ -26,7 +31,7 @@ class Laid:
 
 
 def laid_out(wanted_BT: Tensor, document_BT: Tensor | None = None) -> Laid:
-    """The rows up to their last wanted position, cut where a document ends."""
+    """The rows up to their last wanted position, cut where a document ends, and filled up to a round number."""
     T = wanted_BT.shape[1]
     index_T = torch.arange(T)
     lengths_B = torch.where(wanted_BT, index_T + 1, 0).amax(1)
@@ -42,6 +47,14 @@ def laid_out(wanted_BT: Tensor, document_BT: Tensor | None = None) -> Laid:
         inside = first_BT.flatten()[rows].nonzero()[:, 0]
         starts = torch.cat([inside, inside.new_tensor([len(rows)])])
         lengths = starts.diff()
-    texts = Texts(starts, int(lengths.max()) if len(lengths) else 0)
     wanted = wanted_BT.flatten()[rows]
-    return Laid(texts, rows, None if bool(wanted.all()) else wanted.nonzero()[:, 0])
+    longest, spare = int(lengths.max()) if len(lengths) else 0, missing(len(rows))
+    if not spare and bool(wanted.all()):
+        return Laid(Texts(starts, longest), rows, None)
+    filled = torch.cat([starts, torch.arange(1, spare + 1) + len(rows)])
+    return Laid(Texts(filled, longest), torch.cat([rows, rows.new_zeros(spare)]), wanted.nonzero()[:, 0])
+
+
+def missing(rows: int) -> int:
+    """How many more make a round number."""
+    return -rows % ROUND

@@ -77,8 +77,10 @@ class Transformer(nn.Module):
         normed: Tensor = self.norm(x_BTD)
         return normed
 
-    def states_at(self, tokens_BT: Tensor, wanted_BT: Tensor, document_BT: Tensor | None = None) -> Tensor:
-        """States after the last norm at the wanted positions, [N, D], in their order.
+    def states_at(
+        self, tokens_BT: Tensor, wanted_BT: Tensor, document_BT: Tensor | None = None, *, spare: int = 0
+    ) -> Tensor:
+        """States after the last norm at the wanted positions, [N, D], in their order; then ``spare`` of no meaning.
 
         With ``fused``, nothing is computed for what follows a row's last wanted position, such as padding.
         """
@@ -87,10 +89,10 @@ class Transformer(nn.Module):
             self._check_length(laid.texts.longest)
             if self.fused.suits(self.config, laid.texts.longest, self.embed.weight):
                 hidden_ND = self._laid(self.fused, tokens_BT.flatten()[laid.rows], laid.texts)
-                return hidden_ND if laid.wanted is None else hidden_ND.index_select(0, laid.wanted)
+                return hidden_ND if laid.wanted is None else _picked(hidden_ND, laid.wanted, spare)
         hidden_ND = self.hidden(tokens_BT, document_BT=document_BT).flatten(0, 1)
         wanted_N = wanted_BT.flatten().nonzero()[:, 0]
-        return hidden_ND if len(wanted_N) == len(hidden_ND) else hidden_ND.index_select(0, wanted_N)
+        return hidden_ND if len(wanted_N) == len(hidden_ND) else _picked(hidden_ND, wanted_N, spare)
 
     def unembed(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] of states [..., D]."""
@@ -144,6 +146,10 @@ class Transformer(nn.Module):
                 nn.init.zeros_(layer.qkv.bias)
             if layer.taps is not None:
                 nn.init.normal_(layer.taps, std=self.config.conv_std)
+
+
+def _picked(states_ND: Tensor, wanted_N: Tensor, spare: int) -> Tensor:
+    return states_ND.index_select(0, torch.cat([wanted_N, wanted_N.new_zeros(spare)]) if spare else wanted_N)
 
 
 class Layer(nn.Module):

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from klype.model.laid import missing
 from klype.model.transformer import Transformer
 from klype.values import Batch, Loss
 
@@ -78,14 +79,17 @@ def with_rehearsal(main: Objective, rehearsal: Objective, weight: float) -> Obje
 def learnt_logits(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits at the positions that are learnt, and their indices in the flattened batch.
 
-    The unembedding is the dearest product of a small model, so that only what is learnt goes through it. A compiled
-    graph wants fixed shapes and gets all positions.
+    The unembedding is the dearest product of a small model, so that only what is learnt goes through it, and some
+    positions of weight 0 for a round number (see laid.py). A compiled graph wants fixed shapes and gets all positions.
     """
     lm = cast(LanguageModel, model)
     weights_N = batch.weights_BT.flatten()
     if isinstance(model, Transformer) and not torch.compiler.is_compiling():
-        states_ND = model.states_at(batch.tokens_BT, batch.weights_BT != 0, **_packed(batch))
-        return lm.unembed(states_ND), weights_N.nonzero()[:, 0]
+        kept_N = weights_N.nonzero()[:, 0]
+        spare = missing(len(kept_N)) if len(kept_N) < len(weights_N) else 0
+        states_ND = model.states_at(batch.tokens_BT, batch.weights_BT != 0, **_packed(batch), spare=spare)
+        free = (weights_N == 0).int().argmax().expand(spare)
+        return lm.unembed(states_ND), torch.cat([kept_N, free]) if spare else kept_N
     hidden_ND = lm.hidden(batch.tokens_BT, **_packed(batch)).flatten(0, 1)
     if torch.compiler.is_compiling():
         return lm.unembed(hidden_ND), torch.arange(weights_N.numel(), device=weights_N.device)
