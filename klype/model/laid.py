@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-
 ROUND = 128
 """Rows are laid out by so many: oneDNN makes a kernel for every number of rows that it has not met before, which takes
 as long as a tenth of the product. Texts of one token each, which nobody wants, fill them up."""

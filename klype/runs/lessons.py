@@ -40,7 +40,7 @@ class Documents:
     def __call__(self, index: int) -> Example:
         rng = random.Random(mix(self.seed, index, 11))
         easy = rng.random() * self.easy_until > index
-        return self.example(self.world.document(rng, index >= self.styled_from, most_facts=2 if easy else 4))
+        return self.example(self.world.document(rng, index >= self.styled_from, most_facts=2 if easy else None))
 
     def example(self, document: Document) -> Example:
         tokens, weights = [self.begin], [0.0]

@@ -68,24 +68,24 @@ def arcs(state: State) -> tuple[tuple[str, float, State], ...]:
     return tuple((word, p, after) for (word, after), p in found.items())
 
 
-def following(state: State, word: str) -> list[State]:
-    """The states that ``arcs`` reaches by this word; others are neither made nor remembered."""
-    found: list[State] = []
-    todo = [state]
+def branches(states: Iterable[State]) -> dict[str, set[State]]:
+    """Every word that can come next, and the states that it leads to; their probabilities are left out."""
+    found: dict[str, set[State]] = {}
+    todo = list(states)
     while todo:
         stack, env = todo.pop()
         if not stack:
             continue
         head, tail = stack[0], stack[1:]
-        if not isinstance(head, str):
+        if isinstance(head, str):
+            found.setdefault(head, set()).add((tail, env if tail else None))
+        else:
             todo.extend((symbols + tail, bound) for _, symbols, bound in expansions(head, env))
-        elif head == word:
-            found.append((tail, env if tail else None))
     return found
 
 
-def sample(start: State, rng: random.Random) -> tuple[list[str], Env]:
-    """A text drawn from the language, and the environment at its end."""
+def sample(start: State, rng: random.Random, unless: Callable[[Env], bool] | None = None) -> tuple[list[str], Env]:
+    """A text drawn from the language, and the environment at its end, or where ``unless`` first held."""
     stack = list(reversed(start[0]))
     env = start[1]
     words: list[str] = []
@@ -97,6 +97,8 @@ def sample(start: State, rng: random.Random) -> tuple[list[str], Env]:
         options = expansions(head, env)
         _, symbols, env = options[0] if len(options) == 1 else _draw(options, rng)
         stack.extend(reversed(symbols))
+        if unless is not None and unless(env):
+            break
     return words, env
 
 
@@ -124,27 +126,30 @@ class Filter:
         self.slips = 0
         self.readings: Mapping[State, float] = {start: 1.0}
         """The live states and their probabilities."""
+        self._next: Mapping[str, float] | None = None
         self._read_before: dict[tuple[int, tuple[str, ...]], Levels] = {}  # shared by copies: their texts begin alike
 
     @property
     def prefix(self) -> tuple[str, ...]:
         return tuple(self._prefix)
 
-    def next(self) -> dict[str, float]:
+    def next(self) -> Mapping[str, float]:
         """{word: probability}; sums to one. After END the only continuation is END again."""
-        out: dict[str, float] = {}
-        for state, weight in self.readings.items():
-            following = arcs(state)
-            if not following:
-                out[END] = out.get(END, 0.0) + weight
-            for word, p, _ in following:
-                out[word] = out.get(word, 0.0) + weight * p
-        return out
+        if self._next is None:
+            out: dict[str, float] = {}
+            for state, weight in self.readings.items():
+                following = arcs(state)
+                if not following:
+                    out[END] = out.get(END, 0.0) + weight
+                for word, p, _ in following:
+                    out[word] = out.get(word, 0.0) + weight * p
+            self._next = out
+        return self._next
 
     def copy(self) -> Filter:
         other = Filter(self._start, self._max_states)
         other._prefix, other.slips, other.readings = list(self._prefix), self.slips, self.readings
-        other._read_before = self._read_before
+        other._read_before, other._next = self._read_before, self._next
         return other
 
     def acceptable(self) -> frozenset[str]:
@@ -154,6 +159,7 @@ class Filter:
     def push(self, word: str) -> float:
         """Read one more word; its probability (0 when it was a slip)."""
         before = self.next().get(word, 0.0)
+        self._next = None
         self._prefix.append(word)
         if before > 0.0:
             self.readings = _normalised(_read(self.readings, word))

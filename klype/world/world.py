@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, Literal
@@ -13,7 +13,7 @@ from typing import Any, Literal
 from klype.errors import KlypeError
 from klype.values import Question, Verdict
 from klype.world import lexicon as lex
-from klype.world.automaton import END, Call, Filter, State, Symbols, arcs, expansions, following, sample
+from klype.world.automaton import END, Call, Filter, State, Symbols, arcs, branches, expansions, sample
 from klype.world.facts import Fact, Lexicon, key
 from klype.world.grammar import ANSWERS, BORING, CHAT, Env, Grammar
 from klype.world.questions import FIXED, KINDS, Query, fixed_items
@@ -71,13 +71,19 @@ class World:
 
     # documents
 
-    def document(self, rng: random.Random, styled: bool = True, heldout: bool = False, most_facts: int = 4) -> Document:
+    def document(
+        self, rng: random.Random, styled: bool = True, heldout: bool = False, most_facts: int | None = None
+    ) -> Document:
         """One document; ``heldout`` ones tell stories that no other document tells."""
+
+        def too_long(env: Env) -> bool:
+            return most_facts is not None and len(env.facts) > most_facts
+
         while True:
-            words, env = sample(self.grammar.document(styled), rng)
+            words, env = sample(self.grammar.document(styled), rng, too_long if most_facts else None)
             story = bool(env.facts) and env.facts[0][0] != "walk"
             kept = self._held_out(env.facts) if story else False
-            if kept == heldout and len(env.facts) <= most_facts:
+            if kept == heldout and not too_long(env):
                 return Document(tuple(words[:-1]), _answer_mask(words[:-1]))
 
     @staticmethod
@@ -212,18 +218,15 @@ class World:
             (Call(self.grammar.free_answer, (_query(question),)), END),
             _env(question)._replace(content=None),
         )
-        known: dict[tuple[str, ...], frozenset[State]] = {(): frozenset([start])}
-
-        def read(words: tuple[str, ...]) -> frozenset[State]:
-            if words not in known:
-                known[words] = frozenset(to for state in read(words[:-1]) for to in following(state, words[-1]))
-            return known[words]
+        onward: dict[tuple[str, ...], dict[str, set[State]]] = {}
 
         def meaning(answer: str) -> frozenset[Any]:
-            states: frozenset[State] = known[()]
+            states: Iterable[State] = [start]
             words = self.words_of(answer)
-            for t in range(1, len(words) + 1):
-                states = read(words[:t])
+            for t, word in enumerate(words):
+                if words[:t] not in onward:
+                    onward[words[:t]] = branches(states)
+                states = onward[words[:t]].get(word, ())
                 if not states:
                     return frozenset()
             return frozenset(env.content for state in states for env in _finished(state))
