@@ -13,18 +13,40 @@ from bias_toys import END, SIZE, Chain, reference_kneser_ney
 from hypothesis import given
 from hypothesis import strategies as st
 
+from klype.answers.traces import replace as replace_file
 from klype.cli.main import call
 from klype.errors import KlypeError, UsageError
 from klype.experiments.bias import report, study
 from klype.experiments.bias.board import FILE, Board, document
-from klype.experiments.bias.cell import Cell, finished
+from klype.experiments.bias.cell import Cell, Written, finished
 from klype.experiments.bias.corpus import WorldSource, targets
 from klype.experiments.bias.kneser_ney import KneserNey, cross_fitted
-from klype.experiments.bias.lab import Beside, LabelledBatches, LabSettings, Lesson, Mixture, learn, predict
+from klype.experiments.bias.lab import (
+    Averaged,
+    Beside,
+    LabelledBatches,
+    LabSettings,
+    Lesson,
+    Mixture,
+    learn,
+    predict,
+    shape,
+)
 from klype.experiments.bias.measure import divergence, measure, right
 from klype.experiments.bias.plan import Asked, Plan, Speed, checked, fit
-from klype.experiments.bias.targets import TARGETS, best_share, hard, mixed, true, uniform
+from klype.experiments.bias.targets import (
+    TARGETS,
+    best_of,
+    best_share,
+    hard,
+    mixed,
+    steady_together,
+    together,
+    true,
+    uniform,
+)
 from klype.model.fused import fused
+from klype.model.transformer import Transformer
 from klype.train.objectives import cross_entropy, soft_cross_entropy
 from klype.values import Batch
 
@@ -46,7 +68,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Board]:
 # targets
 
 
-@pytest.mark.parametrize("row", [row for row in TARGETS if row.name not in ("best-of-five", "five-together")])
+@pytest.mark.parametrize("row", [row for row in TARGETS if row.make not in (best_of, together, steady_together)])
 def test_every_target_is_a_distribution_over_the_right_documents(row: object, tmp_path: Path) -> None:
     own = cell(tmp_path)
     made = row.make(own)  # type: ignore[attr-defined]
@@ -98,6 +120,23 @@ def test_batches_bring_each_document_once_with_its_own_labels() -> None:
     assert sorted(seen) == sorted(own.corpus.train)
 
 
+def test_blanks_hide_context_and_nothing_else() -> None:
+    documents = tuple((0, *range(2, 10), *range(2, 10), END) for _ in range(40))
+    plain, blanked, again = (LabelledBatches(Lesson(documents), 40, 3, share) for share in (0.0, 0.3, 0.3))
+    looks = []
+    for _ in range(3):
+        seen, hidden = next(plain), next(blanked)
+        torch.testing.assert_close(hidden.targets_BT, seen.targets_BT)
+        torch.testing.assert_close(hidden.weights_BT, seen.weights_BT)
+        blank_BT = hidden.tokens_BT != seen.tokens_BT
+        assert not hidden.tokens_BT[blank_BT].any()  # the begin mark is 0
+        assert float(blank_BT[:, 1:].float().mean()) == pytest.approx(0.3, abs=0.08)  # 640 tokens: over four deviations
+        looks.append(hidden)
+    assert not torch.equal(looks[0].tokens_BT, looks[1].tokens_BT)
+    again.restore({"position": 2})
+    torch.testing.assert_close(next(again).tokens_BT, looks[2].tokens_BT)
+
+
 # the n-gram
 
 
@@ -145,6 +184,31 @@ def test_a_model_is_taken_where_held_out_loss_was_least() -> None:
     at_N1 = torch.from_numpy(targets(corpus.held_out))[:, None]
     again = float(-predict(learnt.model, corpus.held_out).gather(1, at_N1).mean())
     assert again == pytest.approx(min(losses), abs=1e-6)
+
+
+def test_the_mean_of_weights_is_its_definition() -> None:
+    model = Transformer(shape(SIZE, SETTINGS))
+    first = model.head.weight.detach().clone()
+    mean = Averaged(model, 0.5)
+    expected, weight = first, first
+    for step in range(1, 12):
+        weight = weight + 1
+        with torch.no_grad():
+            model.head.weight.copy_(weight)
+        mean.add(step)
+        keep = min(0.5, (step + 1) / (step + 10))
+        expected = keep * expected + (1 - keep) * weight
+        torch.testing.assert_close(mean.twin.head.weight, expected)
+    torch.testing.assert_close(mean.twin.embed.weight, model.embed.weight)  # what stands still is its own mean
+
+
+def test_a_model_of_averaged_weights_is_the_one_that_was_looked_at() -> None:
+    corpus = Chain().corpus(0, 16, 60)
+    settings = SETTINGS.model_copy(update={"average": 0.9, "blanks": 0.2})
+    learnt = learn(Lesson(corpus.train), corpus, settings, 1)
+    at_N1 = torch.from_numpy(targets(corpus.held_out))[:, None]
+    again = float(-predict(learnt.model, corpus.held_out).gather(1, at_N1).mean())
+    assert again == pytest.approx(min(loss for _, loss, _ in learnt.curve), abs=1e-6)
 
 
 def test_compiled_code_trains_the_same_model(tmp_path: Path) -> None:
@@ -294,6 +358,25 @@ def test_finished_cells_are_kept_and_equal_seeds_give_equal_figures(ran: tuple[P
     torch.testing.assert_close(
         predict(reread.model, own.test.documents), predict(own.taught("one-hot").model, own.test.documents)
     )
+
+
+def test_of_what_cells_write_only_the_new_is_read(tmp_path: Path) -> None:
+    place = tmp_path / "12-0"
+    place.mkdir()
+    (place / "one-hot.0.json").write_text('{"epoch": 1}')
+    written = Written(tmp_path)
+    assert written.read() == ([{"epoch": 1}], True)
+    (place / "oracle.0.json").write_text('{"epoch": 1}')
+    found, new = written.read()
+    assert (len(found), new) == (2, True)
+    again, new = written.read()
+    assert not new
+    assert all(a is b for a, b in zip(found, again, strict=True))
+    replace_file(place / "oracle.0.json", b'{"epoch": 2}')
+    last, new = written.read()
+    assert new
+    assert last[0] is found[0]
+    assert last[1] == {"epoch": 2}
 
 
 def test_a_board_that_is_missing_or_damaged_says_so(tmp_path: Path) -> None:

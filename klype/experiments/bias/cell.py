@@ -57,12 +57,12 @@ class Cell:
             "documents": self.documents,
             "seed": self.seed,
             "member": member,
-            "epochs": self.settings.epochs,
+            "epochs": row.how(self.settings).epochs,
         }
         self._write(about, [])
         made = row.make(self)
         if isinstance(made, Lesson):
-            settings = self._settings(row)
+            settings = row.how(self.settings)
             tell = lambda curve: self._write(about, curve)
             beside = Beside(self._watch, tell, fused(self.compiled) if self.compiled else None)
             made = learn(made, self.corpus, settings, mix(self.seed, member, 7), beside)
@@ -74,9 +74,6 @@ class Cell:
             replace(self._file(row.name, member, ".safetensors"), save(_weights(made.model)))
         self._write(about | {"seconds": time.perf_counter() - began}, made.curve)
         return made
-
-    def _settings(self, row: Target) -> LabSettings:
-        return self.settings.model_copy(update={"width": round(self.settings.width * row.width)})
 
     def _watch(self, model: nn.Module) -> float | None:
         if self.test.truth is None:
@@ -91,7 +88,7 @@ class Cell:
         about = json.loads(file.read_text(encoding="utf-8"))
         if "values" not in about:
             return None
-        model = Transformer(shape(self.corpus.size, self._settings(target(name))))
+        model = Transformer(shape(self.corpus.size, target(name).how(self.settings)))
         model.load_state_dict(load_file(weights))
         curve = [(epoch, loss, kl) for epoch, loss, kl in about["curve"]]
         return Learnt(model.eval(), curve, about["turned"], about["flops"], about["reads"])
@@ -102,6 +99,29 @@ class Cell:
 
     def _file(self, name: str, member: int, end: str) -> Path:
         return self.folder / f"{name}.{member}{end}"
+
+
+class Written:
+    """What cells have written under a folder; a file is read again only when it is another one than before."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._known: dict[Path, tuple[tuple[int, int, int], dict[str, Any]]] = {}
+
+    def read(self) -> tuple[list[dict[str, Any]], bool]:
+        """Every model's file, in the order of names, and whether anything is new."""
+        found: dict[Path, tuple[tuple[int, int, int], dict[str, Any]]] = {}
+        for file in sorted(self._folder.glob("*/*.json")):
+            about = file.stat()
+            stamp = (about.st_ino, about.st_mtime_ns, about.st_size)
+            before = self._known.get(file)
+            if before is not None and before[0] == stamp:
+                found[file] = before
+            else:
+                found[file] = (stamp, json.loads(file.read_text(encoding="utf-8")))
+        new = [stamp for stamp, _ in found.values()] != [stamp for stamp, _ in self._known.values()]
+        self._known = found
+        return [about for _, about in found.values()], new
 
 
 def finished(folder: Path, names: Sequence[str]) -> bool:

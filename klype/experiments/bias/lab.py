@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import nn
 
 from klype import config
@@ -48,7 +50,11 @@ class Lesson:
 
 
 class LabSettings(config.Settings):
-    """How every model is trained, whatever its targets."""
+    """How every model is trained, whatever its targets.
+
+    ``blanks``: the share of context tokens that are hidden while it learns; ``average``: what a running mean of the
+    weights keeps at every step (0: the weights as they are).
+    """
 
     width: int = 48
     layers: int = 2
@@ -58,6 +64,8 @@ class LabSettings(config.Settings):
     matrix_rate: float = 0.02
     rate: float = 1e-2
     decay: float = 0.1
+    blanks: float = Field(default=0.0, ge=0, lt=1)
+    average: float = Field(default=0.0, ge=0, lt=1)
     teachers: int = 5
 
 
@@ -86,10 +94,14 @@ class Mixture(nn.Module):
 
 
 class LabelledBatches:
-    """Endless batches [rows, T] of whole documents, each once an epoch, with their targets' distributions."""
+    """Endless batches [rows, T] of whole documents, each once an epoch, with their targets' distributions.
 
-    def __init__(self, lesson: Lesson, rows: int, seed: int) -> None:
-        self._lesson, self._rows, self._seed = lesson, rows, seed
+    ``blanks`` of the context tokens, others at every look, give way to the begin mark; what follows them is to be said
+    all the same (blank noise: Xie et al. 2017).
+    """
+
+    def __init__(self, lesson: Lesson, rows: int, seed: int, blanks: float = 0.0) -> None:
+        self._lesson, self._rows, self._seed, self._blanks = lesson, rows, seed, blanks
         self._starts = np.cumsum([0, *(len(d) - 1 for d in lesson.documents)])
         self._position = 0
 
@@ -106,6 +118,10 @@ class LabelledBatches:
         order = Permutation(len(self._lesson.documents), mix(self._seed, epoch))
         drawn = [order(i) for i in range(at * self._rows, min((at + 1) * self._rows, len(self._lesson.documents)))]
         tokens_BT, targets_BT, weights_BT = padded([self._lesson.documents[i] for i in drawn])
+        if self._blanks:
+            noise = torch.Generator().manual_seed(mix(self._seed, 10, self._position))
+            hidden_BT = torch.rand(tokens_BT.shape, generator=noise) < self._blanks
+            tokens_BT = tokens_BT.masked_fill(hidden_BT, self._lesson.documents[0][0])
         if self._lesson.soft is None:
             return Batch(tokens_BT, targets_BT, weights_BT)
         where_BT = torch.from_numpy(self._starts[drawn])[:, None] + torch.arange(tokens_BT.shape[1])
@@ -143,11 +159,27 @@ def held_out_loss(model: nn.Module, documents: Sequence[Ids]) -> float:
     return float(-logp_NV.gather(1, torch.from_numpy(targets(documents))[:, None]).mean())
 
 
+class Averaged:
+    """A twin of a model whose weights are a running mean of the model's (Polyak and Juditsky 1992)."""
+
+    def __init__(self, model: Transformer, keep: float) -> None:
+        self.twin = copy.deepcopy(model)
+        self._model, self._keep = model, keep
+
+    @torch.no_grad()
+    def add(self, step: int) -> None:
+        """After each step, from 1 on. The first weights are forgotten soon: the mean is over a tenth of all at most."""
+        keep = min(self._keep, (step + 1) / (step + 10))
+        for mean, weight in zip(self.twin.state_dict().values(), self._model.state_dict().values(), strict=True):
+            mean.lerp_(weight, 1 - keep)
+
+
 @dataclass(slots=True)
 class _Watch:
     """Looks at the model once an epoch, keeps the best, and asks to stop when nothing gets better any more."""
 
     model: nn.Module
+    each: Callable[[int], None]
     loss: Callable[[], float]
     shown: Callable[[], float | None]
     every: int
@@ -157,6 +189,7 @@ class _Watch:
     best: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def step(self, step: int, metrics: dict[str, float]) -> None:
+        self.each(step)
         if step % self.every:
             return
         loss = self.loss()
@@ -190,8 +223,10 @@ def learn(lesson: Lesson, corpus: Corpus, settings: LabSettings, seed: int, besi
     beside = beside or Beside()
     torch.manual_seed(mix(seed, 4))
     model = Transformer(shape(corpus.size, settings))
+    mean = Averaged(model, settings.average) if settings.average else None
+    looked_at = mean.twin if mean is not None else model
     model.fused = beside.fused
-    batches = LabelledBatches(lesson, settings.rows, mix(seed, 5))
+    batches = LabelledBatches(lesson, settings.rows, mix(seed, 5), settings.blanks)
     every = batches.steps_per_epoch
     training = Settings(
         steps=(lesson.epochs or settings.epochs) * every,
@@ -199,8 +234,15 @@ def learn(lesson: Lesson, corpus: Corpus, settings: LabSettings, seed: int, besi
         schedule=Schedule(warmup=0.05, flat=0.1, floor=0.05),
         save_seconds=0.0,
     )
-    loss = lambda: held_out_loss(model, corpus.held_out)
-    seen = _Watch(model, loss, lambda: beside.watch(model), every, settings.patience, beside.tell)
+    seen = _Watch(
+        model=looked_at,
+        each=mean.add if mean is not None else lambda step: None,
+        loss=lambda: held_out_loss(looked_at, corpus.held_out),
+        shown=lambda: beside.watch(looked_at),
+        every=every,
+        patience=settings.patience,
+        tell=beside.tell,
+    )
     objective = cross_entropy if lesson.soft is None else soft_cross_entropy
     session = Session(parts=fused_parts(model.config), on_step=seen.step, stop=seen.stop)
     with tempfile.TemporaryDirectory(prefix="klype-bias-") as folder:

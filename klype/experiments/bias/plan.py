@@ -14,7 +14,7 @@ from klype.answers.traces import replace
 from klype.errors import KlypeError, UsageError
 from klype.experiments.bias.corpus import Corpus, Source
 from klype.experiments.bias.lab import Beside, LabSettings, Lesson, learn
-from klype.experiments.bias.targets import TARGETS, target, uniform
+from klype.experiments.bias.targets import TARGETS, WRITTEN, members, one_hot, target, uniform
 from klype.model.fused import fused
 
 CHOICES = (
@@ -107,10 +107,16 @@ def probe(corpus: Corpus, settings: LabSettings, compiled: Path | None) -> Speed
 
 def steps(documents: int, targets: tuple[str, ...], settings: LabSettings) -> tuple[int, int]:
     """Steps of one cell at most: one-hot ones, and with whole distributions."""
-    once = settings.epochs * -(-documents // settings.rows)
-    hard = settings.teachers + ("larger-teacher" in targets or "larger-one-hot" in targets)
-    soft = sum(target(name).kind in ("cure", "truth") for name in targets)
-    return hard * once, (soft + ("ensemble-written" in targets)) * once
+    rows = [target(name) for name in targets]
+    hard = sum(row.how(settings).epochs for row in rows if row.make is one_hot)
+    soft = sum(row.how(settings).epochs for row in rows if row.make is not one_hot and row.kind in ("cure", "truth"))
+    written = {"ensemble-written": 1, "steady-written": WRITTEN}  # times the documents, beside those there are
+    soft += sum(more * target(name).how(settings).epochs for name, more in written.items() if name in targets)
+    for name, count in members(settings).items():
+        if any(row.members == name for row in rows):
+            hard += (count - (name in targets)) * target(name).how(settings).epochs
+    once = -(-documents // settings.rows)
+    return hard * once, soft * once
 
 
 def fit(

@@ -26,7 +26,7 @@ from klype.experiments.bias.board import MEASURES, Best, Board, Row
 from klype.words import LANGUAGES, Words, words
 
 COLOURS = {"one-hot": "base", "label-smoothing": "bad", "kneser-ney": "finetuned", "oracle": "truth",
-           "ensemble": "aligned", "ensemble-written": "accent"}  # fmt: skip
+           "ensemble": "aligned", "steady": "accent"}  # fmt: skip
 """The targets that have curves; all are in the tables."""
 OTHER = "muted"
 WITHOUT_GAP = ("one-hot", "oracle")
@@ -61,6 +61,10 @@ def verdict(board: Board, say: Say, own: Words) -> list[str]:
         said.append(_best(best, found, say, own))
     if "best-of-five" in found:
         said.append(own("not_longer", kl=say.figure(found["best-of-five"]["kl"])))
+    if {"steady", "oracle-steady"} <= found.keys():
+        said.append(
+            own("steadily", kl=say.figure(found["steady"]["kl"]), oracle=say.figure(found["oracle-steady"]["kl"]))
+        )
     return said
 
 

@@ -25,6 +25,11 @@ SMOOTHED, MIXED = 0.05, 0.3
 ORDER = 4
 TIMES, FEWEST = 3.0, 4
 """The compute of a pair and its student, times that of one-hot; and the epochs that the student has in any case."""
+DECAYED = 10.0  # times the weight decay
+BLANKS, AVERAGE, LONGER = 0.3, 0.98, 2
+"""Of a steady model: the share of hidden context, what the mean of weights keeps, and its epochs, times the others'."""
+STEADY = 3  # steady teachers
+WRITTEN = 2  # times the documents there are
 PORTION = 64  # documents that teachers read at a time
 
 
@@ -44,13 +49,48 @@ class Lab(Protocol):
 class Target:
     """``kind``: the baseline, a cure, the truth, or beside: no student of the same size, so neither cure nor winner.
 
-    ``width``: of its model, times the width of the others.
+    ``how``: its model is trained, where that differs from the others. ``members``: the row of which several models
+    teach it.
     """
 
     name: str
     make: Callable[[Lab], Lesson | Learnt]
     kind: Literal["baseline", "cure", "beside", "truth"] = "cure"
-    width: float = 1.0
+    how: Callable[[LabSettings], LabSettings] = lambda settings: settings
+    members: str = ""
+
+
+# ways to train
+
+
+def wide(settings: LabSettings) -> LabSettings:
+    """Twice the width."""
+    return settings.model_copy(update={"width": 2 * settings.width})
+
+
+def decayed(settings: LabSettings) -> LabSettings:
+    """Weights are pulled towards zero much harder."""
+    return settings.model_copy(update={"decay": DECAYED * settings.decay})
+
+
+def averaged(settings: LabSettings) -> LabSettings:
+    """The mean of the last steps' weights is the model."""
+    return settings.model_copy(update={"average": AVERAGE})
+
+
+def blanked(settings: LabSettings) -> LabSettings:
+    """Three tenths of the context are hidden while it learns: less can be learnt by heart, and it takes longer."""
+    return settings.model_copy(update={"blanks": BLANKS, "epochs": LONGER * settings.epochs})
+
+
+def long_averaged(settings: LabSettings) -> LabSettings:
+    """The mean of weights, over twice the epochs: for those whom soft targets keep from learning by heart already."""
+    return averaged(settings).model_copy(update={"epochs": LONGER * settings.epochs})
+
+
+def steady(settings: LabSettings) -> LabSettings:
+    """All three: hidden context, weights pulled harder, and their mean."""
+    return averaged(blanked(decayed(settings)))
 
 
 # the rows
@@ -81,6 +121,11 @@ def larger(lab: Lab) -> Lesson:
     return _taught(lab, [lab.taught("larger-one-hot")])
 
 
+def self_taught_twice(lab: Lab) -> Lesson:
+    """What the student of an earlier self says."""
+    return _taught(lab, [lab.taught("earlier-self")])
+
+
 def self_and_counts(lab: Lab) -> Lesson:
     """What an earlier self says, mixed with Kneser–Ney in the share that fits held-out documents best."""
     return _with_counts(lab, _teachers(lab, 1))
@@ -104,10 +149,7 @@ def best_of(lab: Lab) -> Learnt:
 
 def together(lab: Lab) -> Learnt:
     """The five themselves, at five times the cost of every answer."""
-    teachers = _teachers(lab)
-    model = Mixture([t.model for t in teachers])
-    turned = all(t.turned for t in teachers)
-    return Learnt(model, [], turned, sum(t.flops for t in teachers), sum(t.reads for t in teachers))
+    return _mixture(_teachers(lab))
 
 
 def ensemble(lab: Lab) -> Lesson:
@@ -125,6 +167,27 @@ def ensemble_and_written(lab: Lab) -> Lesson:
     return _with_counts(lab, _teachers(lab), written(lab, _teachers(lab), len(lab.corpus.train)))
 
 
+def steady_self(lab: Lab) -> Lesson:
+    """What a steady model says."""
+    return _taught(lab, _teachers(lab, 1, "steady"))
+
+
+def steady_together(lab: Lab) -> Learnt:
+    """The three steady models themselves."""
+    return _mixture(_teachers(lab, name="steady"))
+
+
+def steady_ensemble(lab: Lab) -> Lesson:
+    """What three steady models say on average."""
+    return _taught(lab, _teachers(lab, name="steady"))
+
+
+def steady_written(lab: Lab) -> Lesson:
+    """… and twice as many documents again that the three have written."""
+    teachers = _teachers(lab, name="steady")
+    return _taught(lab, teachers, written(lab, teachers, WRITTEN * len(lab.corpus.train)))
+
+
 def oracle(lab: Lab) -> Lesson:
     """p itself: what no corpus shows, and the least that any target can leave."""
     assert lab.corpus.truth is not None, "only the world knows its truth"
@@ -136,17 +199,33 @@ TARGETS = (
     Target("label-smoothing", smoothing),
     Target("kneser-ney", kneser_ney),
     Target("earlier-self", self_taught),
-    Target("larger-one-hot", one_hot, "beside", width=2.0),
+    Target("earlier-self-twice", self_taught_twice),
+    Target("larger-one-hot", one_hot, "beside", wide),
     Target("larger-teacher", larger),
     Target("self-kneser-ney", self_and_counts),
     Target("pair-kneser-ney", pair),
-    Target("best-of-five", best_of, "baseline"),
-    Target("five-together", together, "beside"),
-    Target("ensemble", ensemble),
-    Target("ensemble-kneser-ney", ensemble_and_counts),
-    Target("ensemble-written", ensemble_and_written),
+    Target("best-of-five", best_of, "baseline", members="one-hot"),
+    Target("five-together", together, "beside", members="one-hot"),
+    Target("ensemble", ensemble, members="one-hot"),
+    Target("ensemble-kneser-ney", ensemble_and_counts, members="one-hot"),
+    Target("ensemble-written", ensemble_and_written, members="one-hot"),
+    Target("strong-decay", one_hot, how=decayed),
+    Target("averaged", one_hot, how=averaged),
+    Target("blanks", one_hot, how=blanked),
+    Target("steady", one_hot, how=steady),
+    Target("steady-kneser-ney", kneser_ney, how=steady),
+    Target("steady-self", steady_self, how=long_averaged),
+    Target("steady-together", steady_together, "beside", members="steady"),
+    Target("steady-ensemble", steady_ensemble, how=long_averaged, members="steady"),
+    Target("steady-written", steady_written, how=averaged, members="steady"),
     Target("oracle", oracle, "truth"),
+    Target("oracle-steady", oracle, "truth", steady),
 )
+
+
+def members(settings: LabSettings) -> dict[str, int]:
+    """How many models of a row teach together."""
+    return {"one-hot": settings.teachers, "steady": STEADY}
 
 
 def target(name: str) -> Target:
@@ -233,12 +312,19 @@ def written(lab: Lab, teachers: Sequence[Learnt], count: int) -> tuple[Ids, ...]
     return tuple(out)
 
 
-def _teachers(lab: Lab, count: int = 0) -> list[Learnt]:
-    return [lab.taught("one-hot", k) for k in range(count or lab.settings.teachers)]
+def _teachers(lab: Lab, count: int = 0, name: str = "one-hot") -> list[Learnt]:
+    return [lab.taught(name, k) for k in range(count or members(lab.settings)[name])]
 
 
-def _taught(lab: Lab, teachers: Sequence[Learnt]) -> Lesson:
-    documents = lab.corpus.train
+def _mixture(models: Sequence[Learnt]) -> Learnt:
+    turned = all(m.turned for m in models)
+    return Learnt(
+        Mixture([m.model for m in models]), [], turned, sum(m.flops for m in models), sum(m.reads for m in models)
+    )
+
+
+def _taught(lab: Lab, teachers: Sequence[Learnt], more: tuple[Ids, ...] = ()) -> Lesson:
+    documents = (*lab.corpus.train, *more)
     table_NV = average([t.model for t in teachers], documents)
     return Lesson(documents, rows(table_NV), _cost(teachers, documents))
 
