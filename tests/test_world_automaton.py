@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from klype.world.automaton import END, Call, Choice, Filter, arcs, capital, following, form, sample
+from klype.world.automaton import END, Call, Choice, Filter, arcs, branches, capital, form, sample
 
 A_OR_B = Choice(((0.75, ("a",)), (0.25, ("b",))))
 
@@ -96,6 +96,17 @@ def test_a_copy_goes_its_own_way() -> None:
     assert other.prefix == ("a",)
 
 
+def test_a_copy_goes_its_own_way_from_what_both_have_seen() -> None:
+    reader = Filter(START)
+    seen = dict(reader.next())
+    other = reader.copy()
+    other.push("a")
+    fresh = Filter(START)
+    fresh.push("a")
+    assert other.next() == fresh.next() != seen
+    assert reader.next() == seen
+
+
 def test_forms_and_capitals() -> None:
     assert form("på stranda|.5 stranden|.5") == ("på", Choice(((0.5, ("stranda",)), (0.5, ("stranden",)))))
     assert capital(("åpen", "dør")) == ("Åpen", "dør")
@@ -108,7 +119,7 @@ def test_what_follows_a_word_is_what_the_arcs_say() -> None:
         state = todo.pop()
         for said in ("a", "b", END, "c"):
             after = {to for word, _, to in arcs(state) if word == said}
-            assert set(following(state, said)) == after
+            assert branches([state]).get(said, set()) == after
             seen += len(after)
             todo += after if said != END else []
     assert seen > 10

@@ -22,6 +22,8 @@ from klype.values import Figure, Request, Sampling, Trace
 
 Labels = npt.NDArray[np.int64]
 PLAIN = Sampling()
+TOGETHER = 32
+"""Permutations that are counted in one go."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +98,7 @@ def forks(
     of_text = {text: place.setdefault(meaning(text), len(place)) for text in dict.fromkeys([own, *_flat(texts)])}
     labels_TN = np.array([[of_text[text] for text in row] for row in texts])
     variation_T, p = permutation_test(labels_TN, settings.permutations, settings.seed)
-    at = int(np.argmax(_variation(labels_TN[:, 0::2])))
+    at = int(np.argmax(_variation(labels_TN[None, :, 0::2])))
     fork = at if p < settings.level else None
     rights = None if right is None else [_share([right(text) for text in row]) for row in texts]
     owns = (labels_TN == of_text[own]).mean(axis=1).tolist()
@@ -134,22 +136,23 @@ def strength(labels_TN: Labels, at: int) -> Figure:
 
 def permutation_test(labels_TN: Labels, permutations: int, seed: int) -> tuple[npt.NDArray[np.float64], float]:
     """Total variation between neighbouring rows, and how often rows that differ by chance only show as great a one."""
-    variation_T = _variation(labels_TN)
+    variation_T = _variation(labels_TN[None])[0]
     rng = np.random.default_rng(seed)
-    flat, greatest = labels_TN.ravel(), float(variation_T.max())
-    as_great = sum(
-        float(_variation(rng.permutation(flat).reshape(labels_TN.shape)).max()) >= greatest - 1e-12
-        for _ in range(permutations)
-    )
+    flat, greatest, as_great = labels_TN.ravel(), float(variation_T.max()), 0
+    for first in range(0, permutations, TOGETHER):
+        drawn = rng.permuted(np.tile(flat, (min(TOGETHER, permutations - first), 1)), axis=1)
+        variation_BT = _variation(drawn.reshape(-1, *labels_TN.shape))
+        as_great += int((variation_BT.max(axis=1) >= greatest - 1e-12).sum())
     return variation_T, (1 + as_great) / (1 + permutations)
 
 
-def _variation(labels_TN: Labels) -> npt.NDArray[np.float64]:
-    rows, n = labels_TN.shape
-    classes = int(labels_TN.max()) + 1
-    index = (np.arange(rows)[:, None] * classes + labels_TN).ravel()
-    share_TC = np.bincount(index, minlength=rows * classes).reshape(rows, classes) / n
-    found: npt.NDArray[np.float64] = np.abs(np.diff(share_TC, axis=0)).sum(axis=1) / 2
+def _variation(labels_BTN: Labels) -> npt.NDArray[np.float64]:
+    """Total variation between neighbouring rows of each table, [B, T − 1]."""
+    tables, rows, n = labels_BTN.shape
+    classes = int(labels_BTN.max()) + 1
+    index = (np.arange(tables * rows)[:, None] * classes + labels_BTN.reshape(-1, n)).ravel()
+    share_BTC = np.bincount(index, minlength=tables * rows * classes).reshape(tables, rows, classes) / n
+    found: npt.NDArray[np.float64] = np.abs(np.diff(share_BTC, axis=1)).sum(axis=2) / 2
     return found
 
 

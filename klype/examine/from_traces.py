@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -15,58 +16,65 @@ from klype.examine.evidence import Answered, ByQuestion, Told
 from klype.examine.examinee import Examinee
 from klype.examine.truth import Reader, Tokens
 from klype.examine.tuning import cross_entropies
+from klype.judge.meaning import Meaning
 from klype.judge.text import word_for_word
 from klype.values import Distribution, Floats, Ints, Question, Trace
 
 
 def answered(examinee: Examinee, question: Question, traces: Sequence[Trace], looked: Looked) -> list[Answered]:
-    """One question's answers, judged; equal texts are judged once."""
+    """One question's answers, judged. Equal ones are read and judged once: only what they cost is each one's own."""
     meaning = examinee.meaning(question)
-    verdicts = {}
+    known: dict[tuple[Tokens, bool], Answered] = {}
     out = []
     for trace in traces:
-        text, finished = examinee.source.codec.decode(trace.tokens), trace.ended == "stop"
-        if (text, finished) not in verdicts:
-            verdicts[text, finished] = (
-                examinee.judge(question, text, finished),
-                word_for_word(question, text).right if question.answers else None,
-                meaning(text),
-                copied(text, examinee.training) if examinee.training is not None else None,
-            )
-        verdict, same, meant, found = verdicts[text, finished]
-        s, first_error = correctness(trace, looked)
-        s_bounds, entropy_bounds = bounded(trace, looked, examinee.vocabulary)
-        shape = examinee.shape
-        lengths = len(trace.prompt), len(trace.steps)
-        flops = None if shape is None else float(answer_flops(shape, *lengths))
-        moved = None if shape is None or not shape.weight_bytes else float(answer_bytes(shape, *lengths))
+        tokens, finished = trace.tokens, trace.ended == "stop"
+        if (tokens, finished) not in known:
+            known[tokens, finished] = _judged(examinee, question, trace, looked, meaning)
+        one, shape = known[tokens, finished], examinee.shape
+        lengths = len(trace.prompt), len(tokens)
+        drawn_logp = told_sum([step.drawn_logp for step in trace.steps])
         out.append(
-            Answered(
-                question=question.id,
-                words=pieces(examinee, trace) if s or s_bounds else tuple(text.split()),
+            replace(
+                one,
                 ended=trace.ended,
-                right=verdict.right,
-                word_for_word=same,
-                polite=verdict.polite,
-                concise=verdict.concise,
-                score=verdict.score if math.isfinite(verdict.score) else None,
-                first_error=first_error,
-                s=s,
                 passes=trace.passes,
-                tokens=len(trace.steps),
-                flops=flops,
-                bytes_moved=moved,
+                tokens=len(tokens),
+                flops=None if shape is None else float(answer_flops(shape, *lengths)),
+                bytes_moved=None if shape is None or not shape.weight_bytes else float(answer_bytes(shape, *lengths)),
                 seconds=trace.seconds,
                 joules=trace.joules,
-                meaning=meant,
-                entropy=answer_entropy(trace, looked),
-                drawn_logp=known(math.fsum(step.drawn_logp for step in trace.steps)),
-                s_bounds=s_bounds,
-                entropy_bounds=entropy_bounds,
-                copied=None if found is None else found.share,
+                entropy=-drawn_logp if one.entropy is None and drawn_logp is not None else one.entropy,
+                drawn_logp=drawn_logp,
             )
         )
     return out
+
+
+def _judged(examinee: Examinee, question: Question, trace: Trace, looked: Looked, meaning: Meaning) -> Answered:
+    """What an answer is, whatever it cost. ``entropy``: Σ_t H(q_t) where the distributions are whole; −log q(answer),
+    which has the same mean, stands for it elsewhere."""
+    text = examinee.source.codec.decode(trace.tokens)
+    verdict = examinee.judge(question, text, trace.ended == "stop")
+    found = copied(text, examinee.training) if examinee.training is not None else None
+    s, first_error = correctness(trace, looked)
+    s_bounds, entropy_bounds = bounded(trace, looked, examinee.vocabulary)
+    return Answered(
+        question=question.id,
+        words=pieces(examinee, trace) if s or s_bounds else tuple(text.split()),
+        ended=trace.ended,
+        right=verdict.right,
+        word_for_word=word_for_word(question, text).right if question.answers else None,
+        polite=verdict.polite,
+        concise=verdict.concise,
+        score=verdict.score if math.isfinite(verdict.score) else None,
+        first_error=first_error,
+        s=s,
+        meaning=meaning(text),
+        entropy=whole_entropy(trace, looked),
+        s_bounds=s_bounds,
+        entropy_bounds=entropy_bounds,
+        copied=None if found is None else found.share,
+    )
 
 
 class Looked:
@@ -131,13 +139,14 @@ def correctness(trace: Trace, looked: Looked) -> tuple[tuple[float, ...], int | 
     """S before every token up to the first error, and where that is; nothing where it cannot be known."""
     if looked.reader is None or not _listed(trace):
         return (), None
-    error = looked.reader.first_error(trace.tokens)
+    tokens = trace.tokens
+    error = looked.reader.first_error(tokens)
     if not _whole(trace):
         return (), error
     s = []
-    for t, step in enumerate(trace.steps[: error or len(trace.steps)]):
+    for t, step in enumerate(trace.steps[: error or len(tokens)]):
         assert step.distribution is not None
-        s.append(looked.s(trace.tokens[:t], step.distribution))
+        s.append(looked.s(tokens[:t], step.distribution))
     return tuple(s), error
 
 
@@ -159,15 +168,16 @@ def bounded(
     return tuple(s), entropy
 
 
-def known(value: float) -> float | None:
+def told_sum(logps: Sequence[float]) -> float | None:
     """A sum of log-probabilities; None where a server did not tell one of them."""
-    return None if math.isnan(value) else value
+    total = math.fsum(logps)
+    return None if math.isnan(total) else total
 
 
-def answer_entropy(trace: Trace, looked: Looked) -> float | None:
-    """Σ_t H(q_t) where the distributions are whole; else −log q(answer), which has the same mean; None: not told."""
+def whole_entropy(trace: Trace, looked: Looked) -> float | None:
+    """Σ_t H(q_t); None where a distribution is not whole."""
     if not _whole(trace):
-        return known(-math.fsum(step.drawn_logp for step in trace.steps))
+        return None
     tokens = trace.tokens
     return math.fsum(looked.entropy(tokens[:t], s.distribution) for t, s in enumerate(trace.steps) if s.distribution)
 
@@ -209,12 +219,7 @@ def sums(own: Sequence[Trace], true: Sequence[Trace], looked: Looked, crossed: t
 
 def crossings(true: Sequence[Trace], reader: Reader) -> tuple[float, ...]:
     """What the best temperature needs of one question's true answers: the same at every temperature."""
-    rows = [
-        cross_entropies(reader.next(trace.tokens[:t]), step.distribution)
-        for trace in true
-        for t, step in enumerate(trace.steps)
-        if step.distribution is not None
-    ]
+    rows = [cross_entropies(reader.next(tokens), q) for trace in true for tokens, q in beginnings(trace)]
     return tuple(np.sum(rows, axis=0).tolist()) if rows else ()
 
 
@@ -235,11 +240,15 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 def compared(trace: Trace, reader: Reader, temperature: float) -> list[Point]:
     """The truth beside the model at a temperature, before every token of one true answer."""
-    return [
-        point(reader.next(trace.tokens[:t]), tempered(step.distribution, temperature))
-        for t, step in enumerate(trace.steps)
-        if step.distribution is not None
-    ]
+    return [point(reader.next(tokens), tempered(q, temperature)) for tokens, q in beginnings(trace)]
+
+
+def beginnings(trace: Trace) -> Iterator[tuple[Tokens, Distribution]]:
+    """What had been said before every token, and what the model then said of the next; where it did."""
+    tokens = trace.tokens
+    for t, step in enumerate(trace.steps):
+        if step.distribution is not None:
+            yield tokens[:t], step.distribution
 
 
 def tempered(q: Distribution, temperature: float) -> Distribution:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from klype.answers import traces as store
@@ -44,7 +44,7 @@ class Recorder(Around):
         return found
 
     def score(self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], top: int = 0) -> list[Trace]:
-        asked = json.dumps([[list(p) for p in prompts], [list(a) for a in answers], top])
+        asked = repr([[tuple(p) for p in prompts], [tuple(a) for a in answers], top])
         traces = self._kept("scored", asked, lambda: self._source.score(prompts, answers, top))
         self.passes += len(traces)
         self.tokens += sum(len(trace.steps) for trace in traces)
@@ -52,8 +52,7 @@ class Recorder(Around):
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Event]:
         """All answers are drawn first, then given out as ended."""
-        asked = json.dumps([asdict(request) for request in requests], sort_keys=True)
-        drawn = self._kept("drawn", asked, lambda: [t for group in answers(self._source, requests) for t in group])
+        drawn = self._kept("drawn", repr(list(requests)), lambda: [t for group in answers(self._source, requests) for t in group])
         rest = iter(drawn)
         for place, request in enumerate(requests):
             for _ in range(request.n):

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from klype.examine.divergence import of, possible
 from klype.examine.intervals import Array, percentiles, ratio_of_means, resampled_means
 from klype.values import Distribution, Figure
 
@@ -15,14 +16,14 @@ TEMPERATURES = tuple(float(t) for t in np.exp(np.linspace(math.log(0.25), math.l
 
 def cross_entropies(p: Mapping[int, float], q: Distribution) -> Array:
     """−Σ p ln softmax(z/T) for every T of TEMPERATURES. ``p``: the truth, or {the token that came: 1}."""
-    logq_K = q.logp.astype(np.float64)
-    place = dict(zip(q.ids.tolist(), range(len(q.ids)), strict=True))
-    known = [(place[token], mass) for token, mass in p.items() if token in place and mass > 0]
-    index, mass_A = [i for i, _ in known], np.array([mass for _, mass in known])
-    scaled_GK = logq_K[None] / np.array(TEMPERATURES)[:, None]
-    most_G1 = scaled_GK.max(axis=1, keepdims=True)
-    norm_G1 = most_G1 + np.log(np.exp(scaled_GK - most_G1).sum(axis=1, keepdims=True))
-    found: Array = -((scaled_GK[:, index] - norm_G1) * mass_A).sum(axis=1)
+    ids_A, p_A = possible(p)
+    logq_A = of(q, ids_A)
+    listed_A = logq_A > -math.inf if not q.whole else np.ones(len(ids_A), bool)
+    cold_G = 1 / np.array(TEMPERATURES)
+    most = float(q.logp.max())
+    weight_GK = np.multiply.outer(cold_G, q.logp.astype(np.float64) - most)
+    norm_G = most * cold_G + np.log(np.exp(weight_GK, out=weight_GK).sum(axis=1))
+    found: Array = norm_G * p_A[listed_A].sum() - cold_G * float(p_A[listed_A] @ logq_A[listed_A])
     return found
 
 
