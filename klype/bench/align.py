@@ -9,7 +9,7 @@ from __future__ import annotations
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,12 +22,11 @@ from klype.bench.align_trainers import TRAINERS
 from klype.bench.contenders import package_version
 from klype.bench.figures import median
 from klype.bench.load import busy_cores, elsewhere
-from klype.bench.process import Failed, Worker
+from klype.bench.process import Say, Team, Worker
 from klype.device import processor, usable_cores
 from klype.errors import UsageError
 from klype.values import Figure
 
-Say = Callable[[str], None]
 BOUNDS: dict[str, tuple[float, float | None]] = {
     "sft": (1.5, 3.0),
     "reward": (1.5, None),
@@ -66,14 +65,13 @@ def align(minutes: float, say: Say, sizes: Sizes | None = None, only: Sequence[s
         given = prepare(folder, sizes, usable_cores())
         given.write(folder / "given.json")
         log = stack.enter_context((folder / "log").open("w+", encoding="utf-8"))
-        bench = _Bench(folder, _start(results, log), results, say, deadline)
-        for worker in bench.workers.values():
-            stack.callback(worker.end)
-        bench.load()
-        before, mine = busy_cores(), bench.core_seconds
-        bench.measure([task for task in TASKS if task in only])
-        results.elsewhere = elsewhere(before, bench.core_seconds - mine)
-        bench.peaks()
+        team = Team(_start(results, log), results.why, say, deadline)
+        stack.callback(team.end)
+        _load(team, folder)
+        before, mine = busy_cores(), team.core_seconds
+        _measure(team, results, [task for task in TASKS if task in only], folder)
+        results.elsewhere = elsewhere(before, team.core_seconds - mine)
+        results.peak = team.peaks()
     return _document(given, results, only)
 
 
@@ -88,59 +86,31 @@ def _start(results: Results, log: Any) -> dict[str, Worker]:
     return workers
 
 
-@dataclass
-class _Bench:
-    folder: Path
-    workers: dict[str, Worker]
-    results: Results
-    say: Say
-    deadline: float
+def _load(team: Team, folder: Path) -> None:
+    for name in team.workers:
+        answer = team.order(name, do="load", given=str(folder / "given.json"))
+        if answer is not None:
+            team.say(f"{name}: loaded in {answer['seconds']:.1f} s")
 
-    @property
-    def core_seconds(self) -> float:
-        """What all trainers have used of the cores so far."""
-        return sum(worker.core_seconds for worker in self.workers.values())
 
-    def load(self) -> None:
-        for name, worker in self.workers.items():
-            answer = self._order(worker, do="load", given=str(self.folder / "given.json"))
-            if answer is not None:
-                self.say(f"{name}: loaded in {answer['seconds']:.1f} s")
-
-    def measure(self, tasks: Sequence[str]) -> None:
-        """Rounds of all tasks, as many as fit; the first ones of each trainer and task warm up and are not counted
-        when a second round fits."""
-        took = 0.0
-        for number in range(ROUNDS + 1):
-            begun = time.monotonic()
-            if number > 1 and begun + took > self.deadline:
-                break
-            for task in tasks:
-                for name, worker in self.workers.items():
-                    answer = self._order(worker, do="train", task=task, folder=str(self.folder / f"{name}-{task}"))
-                    if answer is not None:
-                        self.results.runs.setdefault((name, task), []).append(answer)
-            took = time.monotonic() - begun
-            self.say(f"round {number + 1} in {took:.0f} s")
-        for runs in self.results.runs.values():
-            if len(runs) > 1:
-                del runs[0]
-
-    def peaks(self) -> None:
-        for name, worker in self.workers.items():
-            answer = self._order(worker, do="peak")
-            if answer is not None and answer["bytes"] is not None:
-                self.results.peak[name] = answer["bytes"]
-
-    def _order(self, worker: Worker, **order: Any) -> dict[str, Any] | None:
-        if worker.failed:
-            return None
-        answer = worker.order(max(60.0, self.deadline - time.monotonic()), **order)
-        if isinstance(answer, Failed):
-            self.results.why[worker.name] = f"{order.get('task', order['do'])}: {answer.why}"
-            self.say(f"{worker.name}: {self.results.why[worker.name]}")
-            return None
-        return answer
+def _measure(team: Team, results: Results, tasks: Sequence[str], folder: Path) -> None:
+    """Rounds of all tasks, as many as fit; the first ones of each trainer and task warm up and are not counted
+    when a second round fits."""
+    took = 0.0
+    for number in range(ROUNDS + 1):
+        begun = time.monotonic()
+        if number > 1 and begun + took > team.deadline:
+            break
+        for task in tasks:
+            for name in team.workers:
+                answer = team.order(name, task, do="train", task=task, folder=str(folder / f"{name}-{task}"))
+                if answer is not None:
+                    results.runs.setdefault((name, task), []).append(answer)
+        took = time.monotonic() - begun
+        team.say(f"round {number + 1} in {took:.0f} s")
+    for runs in results.runs.values():
+        if len(runs) > 1:
+            del runs[0]
 
 
 def _document(given: Given, results: Results, only: Sequence[str]) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from typing import Any, TextIO
 
 from klype.bench.align_task import Given, Trainer
 from klype.bench.align_trainers import TRAINERS
-from klype.bench.worker import answer_orders, peak_bytes, private_output
+from klype.bench.load import peak_bytes
+from klype.bench.worker import answer_orders, private_output
 
 
 def main(name: str, orders: TextIO, answers: TextIO) -> None:

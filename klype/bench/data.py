@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import random
-import resource
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +18,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from klype.bench.load import peak_bytes
 from klype.data.batches import PackedBatches
 from klype.data.prepare import near_duplicates, prepare
 from klype.data.readers import BadRows, TextOptions, read_texts
@@ -94,13 +93,13 @@ def measure(corpus: Corpus, folder: Path) -> dict[str, Any]:
         "documents": {"train": len(prepared.train), "held_out": len(prepared.held_out)},
         "left_out": {"repeated": bad.repeated, "near": prepared.near, "broken": bad.count},
         "first_broken": bad.shown[:1],
-        "peak_mb": round(peak, 1),
-        "before_mb": round(before, 1),
+        "peak_mb": peak,
+        "before_mb": before,
         "batches": _batches(prepared.train),
     }
 
 
-def _batches(documents: Documents) -> dict[str, float]:
+def _batches(documents: Documents) -> dict[str, float | None]:
     """How fast windows come out of the shards, in a permutation that is computed as it goes."""
     began = time.perf_counter()
     batches = PackedBatches(documents, ROWS, WINDOW)
@@ -111,7 +110,7 @@ def _batches(documents: Documents) -> dict[str, float]:
     return {
         "start_s": round(ready - began, 3),
         "tokens_per_s": round(tokens / (time.perf_counter() - ready)),
-        "peak_mb": round(_peak(), 1),
+        "peak_mb": _peak(),
     }
 
 
@@ -160,10 +159,10 @@ def _made(folder: Path) -> Path:
     return folder
 
 
-def _peak() -> float:
+def _peak() -> float | None:
     """The most memory that this process has had, MB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1e6 if sys.platform == "darwin" else 1e3)
+    peak = peak_bytes()
+    return None if peak is None else round(peak / 1e6, 1)
 
 
 def _machine() -> dict[str, str]:

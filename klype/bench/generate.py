@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -18,7 +18,7 @@ from klype.bench import figures
 from klype.bench.contenders import CONTENDERS, package_version
 from klype.bench.ggufs import KINDS, requantised
 from klype.bench.load import busy_cores, elsewhere
-from klype.bench.process import Failed, Worker
+from klype.bench.process import Say, Team, Worker
 from klype.bench.roofline import machine, roofline
 from klype.bench.task import MANY, PROMPT, SINGLE, SIZES, Files, plain_text
 from klype.device import EnergyMeter, usable_cores
@@ -27,16 +27,12 @@ from klype.model import checkpoint
 from klype.model.config import ModelConfig
 from klype.values import Figure
 
-Say = Callable[[str], None]
 MODEL = "SmolLM2-135M-Instruct"
 SHARES = {"single": 0.25, "n64": 0.45, "n256": 1.0}
 """When a measurement's rounds must end, as a share of the minutes."""
 ROUNDS = {"single": 7, "n64": 5, "n256": 5}
 SLOW = frozenset({"transformers float32", "CTranslate2 int8"})
 """Left out of the largest batch, where nothing is compared with them and a round would take minutes."""
-LEAST_S = 60.0
-"""An order may take this long, however little is left of the minutes: an engine that somebody else holds up is
-measured, not ended."""
 GROWTH = 4.0
 """256 samples are taken to need this many times as long as 64 did."""
 ALIKE = ("llama.cpp Q4_0", "llama.cpp BF16")
@@ -88,13 +84,13 @@ def generate(model: str | None, minutes: float, say: Say, only: Sequence[str] = 
         subject = prepare(model, folder, results, say)
         log = stack.enter_context((folder / "log").open("w+", encoding="utf-8"))
         workers = _start(subject, only or tuple(CONTENDERS), results, log)
-        for worker in workers.values():
-            stack.callback(worker.end)
-        bench = _Bench(subject, workers, results, say, started + 60 * minutes)
+        team = Team(workers, results.why, say, started + 60 * minutes)
+        stack.callback(team.end)
+        bench = _Bench(subject, team, results)
         bench.load()
-        before, mine = busy_cores(), bench.core_seconds
+        before, mine = busy_cores(), team.core_seconds
         bench.measure(minutes, started)
-        results.elsewhere = elsewhere(before, bench.core_seconds - mine)
+        results.elsewhere = elsewhere(before, team.core_seconds - mine)
         limits = machine(subject.files.threads)
     return _document(subject, results, limits)
 
@@ -127,29 +123,20 @@ def prepare(model: str | None, folder: Path, results: Results, say: Say) -> Subj
 
 
 class _Bench:
-    def __init__(
-        self, subject: Subject, workers: dict[str, Worker], results: Results, say: Say, deadline: float
-    ) -> None:
+    def __init__(self, subject: Subject, team: Team, results: Results) -> None:
         self.subject = subject
-        self.workers = workers
+        self.team = team
         self.results = results
-        self.say = say
-        self.deadline = deadline
         self.meter = EnergyMeter()
 
-    @property
-    def core_seconds(self) -> float:
-        """What all engines have used of the cores so far."""
-        return sum(worker.core_seconds for worker in self.workers.values())
-
     def load(self) -> None:
-        for name, worker in self.workers.items():
-            answer = self._order(worker, do="load", files=vars(self.subject.files))
+        for name in self.team.workers:
+            answer = self.team.order(name, do="load", files=vars(self.subject.files))
             if answer is not None:
                 self.results.load[name] = answer["seconds"]
-                self.say(f"{name}: loaded in {answer['seconds']:.1f} s")
+                self.team.say(f"{name}: loaded in {answer['seconds']:.1f} s")
                 for n in (1, 4):  # what is built at first use is not what is compared
-                    self._order(worker, do="run", prompt=self.subject.prompt, n=n, limit=4)
+                    self.team.order(name, do="run", prompt=self.subject.prompt, n=n, limit=4)
 
     def measure(self, minutes: float, started: float) -> None:
         """Rounds of each measurement, every engine once a round, as many as fit into its share of the time."""
@@ -162,31 +149,30 @@ class _Bench:
                     break
                 self._round(what, n)
                 took = time.monotonic() - begun
-                self.say(f"{what}: round {number + 1} in {took:.0f} s")
+                self.team.say(f"{what}: round {number + 1} in {took:.0f} s")
             if what == "single":
                 self._once()
             if what == "n64":
-                self._peaks()
+                self.results.peak = self.team.peaks()
 
     def _round(self, what: str, n: int) -> None:
         left_out = self._left_out() if what == "n256" else frozenset()
-        for name, worker in self.workers.items():
-            if name in left_out or (what == "n256" and not self._fits(worker)):
+        for name in self.team.workers:
+            if name in left_out or (what == "n256" and not self._fits(name)):
                 continue
             if n == 1:
-                self._timed(worker, "prefill", 1, 1)
-                self._timed(worker, "single", 1, SINGLE)
+                self._timed(name, "prefill", 1, 1)
+                self._timed(name, "single", 1, SINGLE)
             else:
-                self._timed(worker, what, n, MANY)
+                self._timed(name, what, n, MANY)
 
-    def _fits(self, worker: Worker) -> bool:
+    def _fits(self, name: str) -> bool:
         """Whether 256 samples are likely to be there in time; else why they are not measured."""
-        before = self.results.seconds.get((worker.name, "n64"), [0.0])[-1]
-        left = max(LEAST_S, self.deadline - time.monotonic())
-        if GROWTH * before <= left:
+        need, left = GROWTH * self.results.seconds.get((name, "n64"), [0.0])[-1], self.team.left
+        if need <= left:
             return True
-        self.results.why[worker.name] = f"256 samples need about {GROWTH * before:.0f} s, and {left:.0f} s were left"
-        self.say(f"{worker.name}: {self.results.why[worker.name]}")
+        self.results.why[name] = f"256 samples need about {need:.0f} s, and {left:.0f} s were left"
+        self.team.say(f"{name}: {self.results.why[name]}")
         return False
 
     def _left_out(self) -> frozenset[str]:
@@ -194,33 +180,33 @@ class _Bench:
         by_time = sorted(measured, key=lambda name: float(np.median(self.results.seconds[name, "n64"])))
         return SLOW | frozenset(by_time[1:])
 
-    def _timed(self, worker: Worker, what: str, n: int, limit: int) -> None:
+    def _timed(self, name: str, what: str, n: int, limit: int) -> None:
         before = self.meter.joules()
-        answer = self._order(worker, do="run", prompt=self.subject.prompt, n=n, limit=limit)
+        answer = self.team.order(name, do="run", prompt=self.subject.prompt, n=n, limit=limit)
         if answer is None:
             return
-        key = (worker.name, what)
+        key = (name, what)
         self.results.seconds.setdefault(key, []).append(answer["seconds"])
         self.results.cores.setdefault(key, []).append(answer["core_seconds"])
         after = self.meter.joules()
         if before is not None and after is not None:
             self.results.joules.setdefault(key, []).append((after - before) / (n * limit))
         if what == "single" and answer["tokens"]:
-            self.results.greedy[worker.name] = answer["tokens"]
+            self.results.greedy[name] = answer["tokens"]
 
     def _once(self) -> None:
         """Loss of the coarser precisions and the sampler's share, of our own engine."""
         logp: dict[str, figures.Floats] = {}
         compiled: dict[str, figures.Floats] = {}
-        for name, worker in self.workers.items():
+        for name in self.team.workers:
             if not name.startswith("klype "):
                 continue
             for do, found in (("logp", logp), ("logp_compiled", compiled)):
-                answer = self._order(worker, do=do, prompt=self.subject.text)
+                answer = self.team.order(name, do=do, prompt=self.subject.text)
                 if answer is not None and "file" in answer:
                     found[name] = np.load(answer["file"]).astype(np.float64)
                     Path(answer["file"]).unlink()
-            answer = self._order(worker, do="sampler", prompt=[])
+            answer = self.team.order(name, do="sampler", prompt=[])
             if answer is not None:
                 self.results.sampler[name] = answer["seconds"]
         exact = logp.get("klype float32")
@@ -228,23 +214,6 @@ class _Bench:
             text = self.subject.text
             self.results.losses = {name: figures.loss(exact, other, text) for name, other in logp.items()}
             self.results.compiled = {name: figures.loss(exact, other, text) for name, other in compiled.items()}
-
-    def _peaks(self) -> None:
-        for name, worker in self.workers.items():
-            answer = self._order(worker, do="peak")
-            if answer is not None and answer["bytes"] is not None:
-                self.results.peak[name] = answer["bytes"]
-
-    def _order(self, worker: Worker, **order: Any) -> dict[str, Any] | None:
-        if worker.failed:
-            return None
-        left = max(LEAST_S, self.deadline - time.monotonic())
-        answer = worker.order(left, **order)
-        if isinstance(answer, Failed):
-            self.results.why[worker.name] = answer.why
-            self.say(f"{worker.name}: {answer.why}")
-            return None
-        return answer
 
 
 def packaged_model() -> Path:

@@ -1,6 +1,9 @@
-"""How much of the machine other programs had while a benchmark ran."""
+"""How much of the machine other programs had while a benchmark ran, and how much memory a process took."""
 
 from __future__ import annotations
+
+import sys
+from pathlib import Path
 
 import psutil
 
@@ -17,3 +20,11 @@ def elsewhere(before: tuple[float, float], mine: float) -> float:
     after = busy_cores()
     used, whole = after[0] - before[0], after[1] - before[1]
     return min(1.0, max(0.0, used - mine) / whole) if whole else 0.0
+
+
+def peak_bytes() -> int | None:
+    """The most memory this process has had resident; None where the system does not tell."""
+    if sys.platform != "linux":
+        return None
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))

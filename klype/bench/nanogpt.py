@@ -6,6 +6,8 @@ optimizer is torch's AdamW. The shape is that of github.com/karpathy/nanoGPT, wr
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -36,7 +38,7 @@ class Block(nn.Module):
 
 
 class NanoGPT(nn.Module):
-    """The loss of a batch: mean cross-entropy in nats."""
+    """The loss of a batch: mean cross-entropy in nats. What ends a layer starts smaller, the deeper the model."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -46,21 +48,27 @@ class NanoGPT(nn.Module):
         self.norm = nn.LayerNorm(shape.width, bias=False)
         self.head = nn.Linear(shape.width, shape.vocab, bias=False)
         self.head.weight = self.embed.weight
-        for parameter in self.parameters():
+        ends = ("out.weight", "mlp.2.weight")
+        for name, parameter in self.named_parameters():
             if parameter.ndim == 2:
-                nn.init.normal_(parameter, std=0.02)
+                depth = 2 * shape.layers if name.endswith(ends) else 1
+                nn.init.normal_(parameter, std=0.02 / math.sqrt(depth))
 
     def forward(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        return functional.cross_entropy(self.logits(tokens_BT).flatten(0, 1), targets_BT.flatten())
+
+    def logits(self, tokens_BT: Tensor) -> Tensor:
+        """Logits [B, T, V]."""
         x_BTD = self.embed(tokens_BT) + self.places.weight[: tokens_BT.shape[1]]
         for block in self.blocks:
             x_BTD = block(x_BTD)
-        logits_BTV = self.head(self.norm(x_BTD))
-        return functional.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten())
+        logits_BTV: Tensor = self.head(self.norm(x_BTD))
+        return logits_BTV
 
 
-def optimizer(model: nn.Module, rate: float) -> torch.optim.Optimizer:
+def optimizer(model: nn.Module, rate: float, beta2: float = 0.95) -> torch.optim.Optimizer:
     """AdamW with weight decay on matrices only, as the script makes it for a CPU."""
     decayed = [p for p in model.parameters() if p.ndim >= 2]
     others = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95))
+    return torch.optim.AdamW(groups, lr=rate, betas=(0.9, beta2))

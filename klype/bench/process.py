@@ -6,12 +6,19 @@ import json
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import IO, Any
 
 import psutil
 
 from klype.device import without_thread_policy
+
+Say = Callable[[str], None]
+LEAST_S = 90.0
+"""An order may take this long, however little is left of the minutes: whoever somebody else's program holds up is
+measured, not ended."""
 
 
 @dataclass(frozen=True)
@@ -95,3 +102,45 @@ class Worker:
         if self._timed_out:
             return f"no answer within {timeout:.0f} s"
         return f"its process ended with code {self.process.wait()}"
+
+
+@dataclass
+class Team:
+    """Workers with their turns until ``deadline`` (of ``time.monotonic``). ``why``: who has no figures, and why."""
+
+    workers: dict[str, Worker]
+    why: dict[str, str]
+    say: Say
+    deadline: float
+
+    @property
+    def core_seconds(self) -> float:
+        """What all of them have used of the cores so far."""
+        return sum(worker.core_seconds for worker in self.workers.values())
+
+    @property
+    def left(self) -> float:
+        """Seconds that an order given now may take."""
+        return max(LEAST_S, self.deadline - time.monotonic())
+
+    def order(self, name: str, about: str = "", **order: Any) -> dict[str, Any] | None:
+        """The worker's answer; None when it fails, and when it has failed before. ``about``: what is asked, for the
+        reader of ``why``."""
+        worker = self.workers[name]
+        if worker.failed:
+            return None
+        answer = worker.order(self.left, **order)
+        if isinstance(answer, Failed):
+            self.why[name] = f"{about}: {answer.why}" if about else answer.why
+            self.say(f"{name}: {self.why[name]}")
+            return None
+        return answer
+
+    def peaks(self) -> dict[str, int]:
+        """The most memory that each has had, where that can be told."""
+        found = {name: self.order(name, do="peak") for name in self.workers}
+        return {name: answer["bytes"] for name, answer in found.items() if answer is not None and answer["bytes"]}
+
+    def end(self) -> None:
+        for worker in self.workers.values():
+            worker.end()

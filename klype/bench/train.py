@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,14 +15,13 @@ import psutil
 
 from klype.bench.figures import median
 from klype.bench.load import busy_cores, elsewhere
-from klype.bench.process import Failed, Worker
+from klype.bench.process import Say, Team, Worker
 from klype.bench.train_contenders import CONTENDERS
 from klype.bench.train_task import SHAPES, WARM
 from klype.device import gemm_gflops, processor, set_threads, usable_cores
 from klype.errors import UsageError
 from klype.values import Figure
 
-Say = Callable[[str], None]
 ROUNDS = 5
 TURN_S = 2.0
 """Seconds that a turn's counted steps are to take, at least two of them."""
@@ -87,11 +86,11 @@ def _measure(shape: str, results: Results, say: Say, deadline: float, where: tup
             results.why[name] = f"{' and '.join(missing)} not installed (extra bench)"
         elif shape in shapes:
             workers[name] = Worker.start(name, log, "klype.bench.train_worker", as_built=not name.startswith("klype"))
-    steps: dict[str, int] = {}
+    team, steps = Team(workers, results.why, say, deadline), dict[str, int]()
     try:
-        for name, worker in workers.items():
-            about = _order(worker, results, deadline, do="load", shape=shape, threads=usable_cores(), cache=str(cache))
-            first = about and _order(worker, results, deadline, do="train", steps=2)
+        for name in workers:
+            about = team.order(name, shape, do="load", shape=shape, threads=usable_cores(), cache=str(cache))
+            first = about and team.order(name, shape, do="train", steps=2)
             if about and first:
                 results.about[name, shape] = about
                 steps[name] = max(2, round(2 * TURN_S / first["seconds"]))
@@ -101,7 +100,7 @@ def _measure(shape: str, results: Results, say: Say, deadline: float, where: tup
             for dtype in ("float32", "bfloat16"):
                 results.gflops.setdefault(dtype, []).append(gemm_gflops(dtype, 2048, 0.2))
             for name, count in steps.items():
-                answer = _order(workers[name], results, deadline, do="train", steps=count)
+                answer = team.order(name, shape, do="train", steps=count)
                 if answer is not None:
                     rate = count * SHAPES[shape].tokens / answer["seconds"]
                     results.runs.setdefault((name, shape), []).append({**answer, "rate": rate, "round": number})
@@ -109,24 +108,10 @@ def _measure(shape: str, results: Results, say: Say, deadline: float, where: tup
             say(f"{shape}: round {number + 1} in {took:.0f} s")
             if time.monotonic() + took > deadline:
                 break
-        for name, worker in workers.items():
-            peak = _order(worker, results, deadline, do="peak")
-            if peak is not None and peak["bytes"] is not None:
-                results.memory[name, shape] = peak["bytes"]
+        results.memory |= {(name, shape): size for name, size in team.peaks().items()}
     finally:
-        for worker in workers.values():
-            worker.end()
-    return sum(worker.core_seconds for worker in workers.values())
-
-
-def _order(worker: Worker, results: Results, deadline: float, **order: Any) -> dict[str, Any] | None:
-    if worker.failed:
-        return None
-    answer = worker.order(max(90.0, deadline - time.monotonic()), **order)
-    if isinstance(answer, Failed):
-        results.why[worker.name] = f"{order.get('shape', order['do'])}: {answer.why}"
-        return None
-    return answer
+        team.end()
+    return team.core_seconds
 
 
 def _document(results: Results, shapes: Sequence[str]) -> dict[str, Any]:

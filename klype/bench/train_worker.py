@@ -6,9 +6,10 @@ import sys
 import time
 from typing import Any, TextIO
 
+from klype.bench.load import peak_bytes
 from klype.bench.train_contenders import CONTENDERS
 from klype.bench.train_task import SHAPES, Trainer
-from klype.bench.worker import answer_orders, peak_bytes, private_output
+from klype.bench.worker import answer_orders, private_output
 
 
 def main(name: str, orders: TextIO, answers: TextIO) -> None:

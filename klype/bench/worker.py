@@ -7,10 +7,10 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TextIO
 
 from klype.bench.contenders import CONTENDERS
+from klype.bench.load import peak_bytes
 from klype.bench.task import Contender, Files
 
 
@@ -45,14 +45,6 @@ def obey(contender: Contender, order: dict[str, Any]) -> dict[str, Any]:
             return {"bytes": peak_bytes()}
         case _:
             return contender.extra(order["do"], order["prompt"])
-
-
-def peak_bytes() -> int | None:
-    """The most memory this process has had resident; None where the system does not tell."""
-    if sys.platform != "linux":
-        return None
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def private_output() -> TextIO:

@@ -17,19 +17,23 @@ def xz_bits_per_byte(text: bytes) -> float:
 
 
 def ngram_bits_per_byte(train: bytes, text: bytes, order: int = 5) -> float:
-    """Cross-entropy in bits per byte of ``text`` under a byte n-gram of ``train``: interpolated, modified Kneser–Ney.
+    """Cross-entropy in bits per byte of ``text`` under a byte n-gram of ``train``."""
+    return float(ngram_bits(train, text, order).mean()) if text else 0.0
+
+
+def ngram_bits(train: bytes, text: bytes, order: int = 5) -> npt.NDArray[np.float64]:
+    """Bits of each byte of ``text`` under a byte n-gram of ``train``: interpolated, modified Kneser–Ney.
 
     Chen and Goodman 1999, section 3; below the unigram lies the uniform distribution, so nothing has probability 0.
     """
     assert 1 <= order <= 8
-    if not text:
-        return 0.0
     codes_N = _codes(text, order)
     p_N = np.full(len(text), 1 / 256)
     for n, table in enumerate(_tables(train, order), 1):
         at = slice(min(n - 1, len(text)), None)  # the first bytes have no context that long
         p_N[at] = table.interpolate(codes_N[at] & _mask(n), p_N[at])
-    return float(-np.log2(p_N).mean())
+    bits_N: npt.NDArray[np.float64] = -np.log2(p_N)
+    return bits_N
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,10 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from klype.data.baselines import ngram_bits_per_byte, xz_bits_per_byte
 from klype.data.readers import TextDocument
@@ -32,6 +35,27 @@ FEW_BYTES = 60_000
 WRITTEN, BEGUN = 60, 8  # words: free writing, and its beginning
 HOT_PLACES = 30
 PLACES = 80  # beginnings that are gone on from
+
+
+@torch.inference_mode()
+def token_bits(
+    model: Callable[[torch.Tensor], torch.Tensor], ids: Sequence[int], window: int, rows: int = 1
+) -> npt.NDArray[np.float64]:
+    """Cross-entropy in bits of each token but the first, over windows that overlap by half, so that every token has
+    some context. ``model``: tokens [B, T] to logits; it reads ``rows`` windows at a time."""
+    ids_N, half = torch.tensor(ids), window // 2
+    nats_N = torch.zeros(len(ids), dtype=torch.float64)
+    starts = range(0, max(1, len(ids) - 1 - half), window - half) if len(ids) > 1 else range(0)
+    for at in range(0, len(starts), rows):
+        pieces = [ids_N[start : start + window + 1] for start in starts[at : at + rows]]
+        piece_BT = pad_sequence(pieces, batch_first=True)
+        logp_BTV = model(piece_BT[:, :-1]).float().log_softmax(-1)
+        logp_BT = logp_BTV.gather(-1, piece_BT[:, 1:, None])[..., 0]
+        for start, piece, logp_T in zip(starts[at : at + rows], pieces, logp_BT, strict=True):
+            own = half if start else 0
+            nats_N[start + own + 1 : start + len(piece)] = -logp_T[own : len(piece) - 1]
+    bits_N: npt.NDArray[np.float64] = nats_N[1:].numpy() / math.log(2)
+    return bits_N
 
 
 class TextMeasures:
@@ -59,21 +83,9 @@ class TextMeasures:
         bits, sizes = zip(*(self._bits(model, d.text) for d in self._measured), strict=True)
         return ratio_of_means(list(bits), list(sizes), "bits per byte")
 
-    @torch.inference_mode()
     def _bits(self, model: Transformer, text: str) -> tuple[float, float]:
-        """Cross-entropy in bits over windows that overlap by half, so that every token has some context."""
-        ids = self._tokenizer.encode_document(text)
-        window = self._window
-        half, total, done = window // 2, 0.0, 1
-        while done < len(ids):
-            start = max(0, done - half)
-            piece = torch.tensor([ids[start : start + window]])
-            logp_TV = model(piece[:, :-1])[0].float().log_softmax(-1)
-            targets = piece[0, 1:]
-            own = slice(done - start - 1, None)
-            total -= float(logp_TV[own].gather(1, targets[own, None]).sum())
-            done = start + piece.shape[1]
-        return total / math.log(2), float(len(text.encode()))
+        bits_N = token_bits(model, self._tokenizer.encode_document(text), self._window)
+        return float(bits_N.sum()), float(len(text.encode()))
 
     def vocabulary(self) -> set[str]:
         """Every word of the training text."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from klype.cli import options as o
-from klype.cli.commands import corpus, cures
+from klype.cli.commands import corpus, cures, quality
 from klype.cli.terminal import Terminal
 from klype.errors import UsageError
 
@@ -30,6 +30,7 @@ def app() -> typer.Typer:
     bench.command("data")(corpus.command)
     bench.command("cures")(cures.command)
     bench.command("published")(published)
+    bench.command("quality")(quality.command)
     bench.command("serve")(serve)
     bench.command("train")(train)
     bench.command("trees")(trees)
@@ -222,7 +223,7 @@ def train(
     document = run(minutes, terminal.aside, only or (), cache_folder())
     if not as_json:
         terminal.console.print(_speeds(document["rows"]))
-        terminal.console.print(_ratios({**document, "ratios_per_core": {}}))
+        terminal.console.print(_ratios(document))
         for name, why in document["missing"].items():
             terminal.console.print(f"{name}: {why}", markup=False)
     terminal.document(document)
@@ -328,21 +329,18 @@ def _engines(rows: list[dict[str, Any]]) -> Table:
 
 
 def _ratios(document: dict[str, Any]) -> Table:
+    """Ratios in time, beside their floors and goals; those in work a core where they were taken."""
     from rich.table import Table
 
+    per_core = document.get("ratios_per_core")
     table = Table(title="ratios")
-    for column in ("ratio", "in time", "in work a core", "floor", "goal"):
+    for column in ("ratio", "in time", *(("in work a core",) if per_core is not None else ()), "floor", "goal"):
         table.add_column(column, justify="left" if column == "ratio" else "right")
     for name, figure in document["ratios"].items():
-        bounds = document["bounds"][name]
-        work = document["ratios_per_core"].get(name)
-        table.add_row(
-            name,
-            _spread(figure, 2),
-            "" if work is None else _spread(work, 2),
-            str(bounds["floor"]),
-            str(bounds["goal"]),
-        )
+        bounds, cells = document["bounds"][name], [_spread(figure, 2)]
+        if per_core is not None:
+            cells.append(_spread(per_core[name], 2) if name in per_core else "")
+        table.add_row(name, *cells, str(bounds["floor"]), str(bounds["goal"]))
     return table
 
 

@@ -33,9 +33,13 @@ def command(
             f"{document['mb_per_s']:.1f} MB/s: {document['bytes'] / 1e6:,.0f} MB in {document['seconds']:.1f} s, "
             f"{document['tokens']:,} tokens",
             f"left out: {left['repeated']} repeated, {left['near']} nearly so, {left['broken']} broken lines",
-            f"peak of memory {document['peak_mb']:.0f} MB ({document['before_mb']:.0f} MB before it began)",
+            f"peak of memory {_megabytes(document['peak_mb'])} ({_megabytes(document['before_mb'])} before it began)",
             f"batches: {batches['tokens_per_s']:,} tokens/s after {batches['start_s']} s",
         )
         for line in lines:
             terminal.console.print(line, markup=False, highlight=False)
     terminal.document(document, out)
+
+
+def _megabytes(figure: float | None) -> str:
+    return "unknown" if figure is None else f"{figure:.0f} MB"

@@ -1,0 +1,203 @@
+"""``klype bench quality``: what a model is worth after a fixed time, in bits per byte of held-out text.
+
+One trainer after another has the whole machine, each in a process of its own. What a model needs for the held-out text
+is counted in bits per byte, so that vocabularies do not matter; an interval resamples blocks of that text, not
+trainings: with another seed a model ends elsewhere, too.
+"""
+
+from __future__ import annotations
+
+import platform
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import psutil
+
+from klype.bench.load import busy_cores, elsewhere
+from klype.bench.process import Say, Team, Worker
+from klype.bench.quality_task import BLOCK, HELD_OUT, TEXTS, Given, in_blocks, put
+from klype.bench.quality_trainers import TRAINERS
+from klype.data.baselines import ngram_bits, xz_bits_per_byte
+from klype.data.readers import read_texts
+from klype.device import processor, usable_cores
+from klype.errors import UsageError
+from klype.examine.intervals import ratio_of_means
+from klype.values import Figure
+
+ORDER = 5  # of the byte n-gram
+UNIT = "bits per byte"
+PATIENCE = 2.0
+"""How many times its seconds a trainer may take before it is ended; reading and scoring come on top."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """``data``: the folder of the texts. ``seconds``: for every text, where not each has its own. ``only``: trainers,
+    all that are installed when empty. ``texts``: likewise. ``cache``: where klype keeps what it compiles."""
+
+    data: Path
+    seconds: float | None = None
+    seed: int = 0
+    only: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ()
+    cache: Path | None = None
+
+
+@dataclass
+class Results:
+    """By (text, trainer or yardstick): bits of each block of held-out text; its bytes; how each trainer learnt."""
+
+    bits: dict[tuple[str, str], list[float]] = field(default_factory=dict)
+    sizes: dict[str, list[float]] = field(default_factory=dict)
+    about: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+    xz: dict[str, Figure] = field(default_factory=dict)
+    why: dict[str, str] = field(default_factory=dict)
+    core_seconds: float = 0.0
+    elsewhere: float = 0.0
+
+
+def quality(asked: Asked, say: Say) -> dict[str, Any]:
+    """The comparison as the JSON document of the command: machine, rows, yardsticks, ratios, gates, missing."""
+    if asked.seconds is not None and not 1 <= asked.seconds <= 86_400:
+        raise UsageError(f"--seconds should be from 1 to 86400 (it is {asked.seconds:g}).")
+    for what, chosen, known in (("trainer", asked.only, tuple(TRAINERS)), ("text", asked.texts, tuple(TEXTS))):
+        unknown = next((name for name in chosen if name not in known), None)
+        if unknown is not None:
+            raise UsageError(f"There is no {what} '{unknown}' to compare.", f"There are: {'; '.join(known)}.")
+    results = Results()
+    texts = _texts(asked, results)
+    before = busy_cores()
+    with tempfile.TemporaryDirectory(prefix="klype-bench-") as place, (Path(place) / "log").open("w") as log:
+        for name, text in texts.items():
+            folder = Path(place) / name
+            _yardsticks(name, put(folder, text), results)
+            seconds = asked.seconds or TEXTS[name].seconds
+            given = Given(str(folder), seconds, asked.seed, usable_cores(), str(asked.cache or Path(place) / "cache"))
+            _measure(name, given, asked, results, say, log)
+    results.elsewhere = elsewhere(before, results.core_seconds + time.process_time())
+    return _document(asked, results, tuple(texts))
+
+
+def _texts(asked: Asked, results: Results) -> dict[str, str]:
+    """Those that are there, each in one piece; why others are not measured."""
+    found = {}
+    for name in asked.texts or TEXTS:
+        file = asked.data / TEXTS[name].file
+        if file.is_file():
+            found[name] = "\n\n".join(document.text for document in read_texts(file))
+        else:
+            results.why[name] = f"there is no file {file}"
+    if not found:
+        wanted = " or ".join(TEXTS[name].file for name in asked.texts or TEXTS)
+        raise UsageError(f"The folder {asked.data} holds no {wanted}.", "Name the folder of the texts with --data.")
+    return found
+
+
+def _yardsticks(name: str, parts: tuple[str, str], results: Results) -> None:
+    """What needs no model: a byte n-gram of the part that is learnt from, and the held-out part packed alone."""
+    train, held_out = (part.encode() for part in parts)
+    bits_N = ngram_bits(train, held_out, ORDER)
+    results.bits[name, "5-gram"], results.sizes[name] = in_blocks(bits_N, np.ones(len(bits_N)))
+    packed = xz_bits_per_byte(held_out)
+    results.xz[name] = Figure(packed, packed, packed, len(held_out), UNIT, certain=True)
+
+
+def _measure(text: str, given: Given, asked: Asked, results: Results, say: Say, log: IO[str]) -> None:
+    """All trainers on one text, one after another, each in a process that has ended before the next begins."""
+    for name, (_, packages) in TRAINERS.items():
+        missing = [package for package in packages if find_spec(package) is None]
+        if asked.only and name not in asked.only:
+            results.why[name] = "it was not asked for"
+        elif missing:
+            results.why[name] = f"{' and '.join(missing)} not installed (extra bench)"
+        else:
+            say(f"{text}: {name} learns for {given.seconds:g} s")
+            worker = Worker.start(name, log, "klype.bench.quality_worker", as_built=name != "klype")
+            team = Team({name: worker}, results.why, say, time.monotonic() + PATIENCE * given.seconds)
+            orders = {do: team.order(name, text, do=do, given=asdict(given)) for do in ("load", "learn", "score")}
+            team.end()
+            results.core_seconds += team.core_seconds
+            learnt, scored = orders["learn"], orders["score"]
+            if learnt is not None and scored is not None:
+                assert np.allclose(scored["bytes"], results.sizes[text], atol=8), "all count the same bytes"
+                results.about[text, name], results.bits[text, name] = learnt, scored["bits"]
+                say(f"{text}: {name}: {bits_per_byte(results, text, name, asked.seed).value:.3f} {UNIT}")
+
+
+def bits_per_byte(results: Results, text: str, name: str, seed: int = 0) -> Figure:
+    """Of one model or n-gram; over blocks of the held-out text."""
+    if (text, name) not in results.bits:
+        return Figure(None, unit=UNIT, why=results.why.get(name, results.why.get(text, "not measured")))
+    return ratio_of_means(results.bits[text, name], results.sizes[text], UNIT, seed)
+
+
+def ratio(results: Results, text: str, ours: str, theirs: str, seed: int = 0) -> Figure:
+    """Our bits over theirs on the same blocks: below 1 is better."""
+    absent = next((name for name in (theirs, ours) if (text, name) not in results.bits), None)
+    if absent is not None:
+        return Figure(None, why=results.why.get(absent, results.why.get(text, "not measured")))
+    return ratio_of_means(results.bits[text, ours], results.bits[text, theirs], "times", seed)
+
+
+def gates(results: Results, text: str, seconds: float | None) -> list[dict[str, Any]]:
+    """Floor and goal, for a model that had no more time than they were set for."""
+    aims, found = TEXTS[text], bits_per_byte(results, text, "klype").value
+    if found is None or (seconds is not None and seconds > aims.seconds):
+        return []
+    rows = (("floor", aims.floor), ("goal", aims.goal))
+    return [
+        {"name": f"{text}_{kind}", "value": found, "threshold": aim, "below": True, "passed": found <= aim}
+        for kind, aim in rows
+    ]
+
+
+def _document(asked: Asked, results: Results, texts: Sequence[str]) -> dict[str, Any]:
+    peers = [name for name in (*TRAINERS, "5-gram") if name != "klype"]
+    named = {
+        name: name.lower().replace(", ", "_").replace("'", "").replace(" ", "_").replace("-", "") for name in peers
+    }
+    ratios = {
+        f"{text}_vs_{named[peer]}": ratio(results, text, "klype", peer, asked.seed) for text in texts for peer in peers
+    }
+    return {
+        "bench": "quality",
+        "machine": {
+            "processor": processor(),
+            "system": platform.platform(),
+            "threads": usable_cores(),
+            "load": [round(x, 2) for x in psutil.getloadavg()],
+            "busy_elsewhere": results.elsewhere,
+        },
+        "task": {"held_out": HELD_OUT, "block_bytes": BLOCK, "seed": asked.seed, **_seconds(asked, texts)},
+        "rows": [_row(results, text, name, about, asked.seed) for (text, name), about in results.about.items()],
+        "yardsticks": {
+            text: {
+                "held_out_bytes": int(sum(results.sizes[text])),
+                "ngram": bits_per_byte(results, text, "5-gram", asked.seed).json(),
+                "xz": results.xz[text].json(),
+            }
+            for text in texts
+        },
+        "ratios": {name: figure.json() for name, figure in ratios.items()},
+        "gates": [gate for text in texts for gate in gates(results, text, asked.seconds)],
+        "missing": results.why,
+    }
+
+
+def _seconds(asked: Asked, texts: Sequence[str]) -> Mapping[str, Any]:
+    return {"seconds": {text: asked.seconds or TEXTS[text].seconds for text in texts}}
+
+
+def _row(results: Results, text: str, name: str, about: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    return {
+        "text": text,
+        "trainer": name,
+        UNIT.replace(" ", "_"): bits_per_byte(results, text, name, seed).json(),
+        **about,
+    }

@@ -1,0 +1,204 @@
+"""The trainers of ``klype bench quality`` behind the same three methods. A peer is imported in ``load``, never before.
+
+Whatever belongs to learning is within the seconds: the vocabulary, encoding, trying out how long a step takes.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from klype.bench.quality_reading import Characters, Reading, Tokens
+from klype.bench.quality_task import Array, Given, Learnt, Trainer
+from klype.runs.recipe import read
+
+PROBED = 8  # batches of klype's probe, and steps of the Trainer's, of which half warm up
+
+
+class Klype:
+    """The recipe for own text: its vocabulary, model, plan of steps and schedule, and the one loop."""
+
+    def __init__(self, overrides: tuple[str, ...] = ()) -> None:
+        self._recipe = read("text", overrides)
+
+    def load(self, threads: int, cache: str) -> None:
+        import torch
+
+        from klype.device import memory_policy
+        from klype.model.fused import fused
+
+        memory_policy()
+        torch.set_num_threads(threads)
+        self._fused = fused(Path(cache))
+
+    def learn(self, given: Given) -> Learnt:
+        import torch
+
+        from klype.data.batches import PackedBatches
+        from klype.model.transformer import Transformer
+        from klype.runs.plan import Cycle, best_precision, plan
+        from klype.runs.stages import model_config
+        from klype.train.loop import Session, train
+        from klype.train.objectives import Objective, cross_entropy
+        from klype.train.optimizer import fused_parts
+        from klype.values import Batches
+
+        began = time.perf_counter()
+        recipe, self._text = self._recipe, Tokens(given, self._recipe)
+        documents = self._text.documents
+        training, pieces = recipe.pretrain.training, recipe.pretrain.training.micro_batches
+        rows, window = max(1, recipe.pretrain.rows // pieces), recipe.model.window
+        torch.manual_seed(given.seed)
+        model = Transformer(model_config(recipe, self._text.shape.vocab))
+        model.fused = self._fused
+
+        def build(twin: torch.nn.Module) -> tuple[Objective, Batches]:
+            return cross_entropy, Cycle(PackedBatches(documents, rows, window, given.seed), PROBED * pieces)
+
+        left = given.seconds - (time.perf_counter() - began)
+        planned = plan(model, build, training, left, given.threads, best_precision())
+        crew = planned.crew
+        torch.set_num_threads(crew.threads)
+        batches = PackedBatches(documents, rows, window, given.seed)
+        session = Session(parts=fused_parts(model.config), workers=crew.workers)
+        train(model, cross_entropy, batches, planned.training(training), Path(given.folder), session)
+        torch.set_num_threads(given.threads)
+        model.fused, self._model = None, model.eval()
+        how = f"{self._text.how}, {planned.precision}, {'compiled' if planned.fused else 'torch'}, "
+        how += f"{crew.workers} side by side, {crew.threads} threads each"
+        return Learnt(how, planned.steps, planned.steps * rows * pieces * window, model.config.parameters)
+
+    def score(self, text: str) -> tuple[Array, Array]:
+        return self._text.score(self._model, text)
+
+
+class NanoGPT:
+    """nanoGPT's model and script with the rates that its README gives for a CPU. The cosine goes by the clock, so that
+    it ends with the seconds."""
+
+    RATE, LEAST, WARMUP, BETA2 = 1e-3, 1e-4, 100, 0.99
+
+    def __init__(self, read: Callable[[Given], Reading], clock: Callable[[], float] = time.perf_counter) -> None:
+        self.read, self._clock = read, clock
+
+    def load(self, threads: int, cache: str) -> None:
+        import torch
+
+        from klype.bench import nanogpt
+
+        torch.set_num_threads(threads)
+        nanogpt.optimizer(torch.nn.Linear(1, 1), self.RATE)  # what it imports when it is first made takes seconds
+
+    def learn(self, given: Given) -> Learnt:
+        import torch
+
+        from klype.bench import nanogpt
+
+        began, step = self._clock(), 0
+        torch.manual_seed(given.seed)
+        self._text = self.read(given)
+        shape, ids = self._text.shape, torch.tensor(self._text.ids)
+        model = nanogpt.NanoGPT(shape)
+        optimizer = nanogpt.optimizer(model, self.RATE, self.BETA2)
+        while (past := self._clock() - began) < given.seconds:
+            for group in optimizer.param_groups:
+                group["lr"] = self.rate(step, past / given.seconds)
+            starts = torch.randint(len(ids) - shape.window, (shape.rows,)).tolist()
+            rows = torch.stack([ids[start : start + shape.window + 1] for start in starts])
+            model(rows[:, :-1], rows[:, 1:]).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            step += 1
+        self._model = model.eval()
+        return Learnt(f"{self._text.how}, AdamW, float32", step, step * shape.tokens, weights(model))
+
+    def rate(self, step: int, over: float) -> float:
+        """The learning rate: up in so many steps, then down. ``over``: the share of the time that is over."""
+        falling = self.LEAST + (self.RATE - self.LEAST) * 0.5 * (1 + math.cos(math.pi * min(1.0, over)))
+        return min(self.RATE * (step + 1) / (self.WARMUP + 1), falling)
+
+    def score(self, text: str) -> tuple[Array, Array]:
+        return self._text.score(self._model.logits, text)
+
+
+class HuggingFace:
+    """transformers' Trainer with its defaults (eight rows a step, AdamW at 5e-5, linearly down) on a Llama of klype's
+    size and klype's tokens. How many steps fit is found by a few of its own."""
+
+    def load(self, threads: int, cache: str) -> None:
+        import torch
+        import transformers
+
+        torch.set_num_threads(threads)
+        self._version = transformers.__version__
+
+    def learn(self, given: Given) -> Learnt:
+        began = time.perf_counter()
+        self._text = Tokens(given)
+        stamps: list[float] = []
+        self._train(given, PROBED, lambda: stamps.append(time.perf_counter()))
+        step_s = (stamps[-1] - stamps[PROBED // 2]) / (len(stamps) - 1 - PROBED // 2)
+        steps = max(PROBED, round((given.seconds - (time.perf_counter() - began)) / step_s))
+        self._model, rows = self._train(given, steps, lambda: None)
+        how = f"{self._text.how}, Llama by Trainer of transformers {self._version}, float32"
+        return Learnt(how, steps, steps * rows * self._text.shape.window, weights(self._model))
+
+    def _train(self, given: Given, steps: int, on_step: Callable[[], None]) -> tuple[Any, int]:
+        """A model after so many steps, and the rows of a step."""
+        import torch
+        from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback, TrainingArguments
+        from transformers import Trainer as HFTrainer
+
+        class Watch(TrainerCallback):
+            def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+                on_step()
+
+        torch.manual_seed(given.seed)
+        shape, ids = self._text.shape, torch.tensor(self._text.ids)
+        config = LlamaConfig(
+            vocab_size=shape.vocab,
+            hidden_size=shape.width,
+            intermediate_size=shape.hidden,
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads,
+            max_position_embeddings=shape.window,
+            use_cache=False,
+        )
+        model = LlamaForCausalLM(config)
+        windows = ids[: len(ids) // shape.window * shape.window].view(-1, shape.window)
+        arguments = TrainingArguments(
+            output_dir=given.folder,
+            use_cpu=True,
+            max_steps=steps,
+            seed=given.seed,
+            save_strategy="no",
+            logging_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            dataloader_pin_memory=False,
+        )
+        examples = [{"input_ids": row, "labels": row} for row in windows]
+        HFTrainer(model=model, args=arguments, train_dataset=examples, callbacks=[Watch()]).train()
+        model.train(False)
+        return model, arguments.per_device_train_batch_size
+
+    def score(self, text: str) -> tuple[Array, Array]:
+        return self._text.score(lambda tokens_BT: self._model(tokens_BT).logits, text)
+
+
+def weights(model: Any) -> int:
+    """How many, tied ones once."""
+    return sum(p.numel() for p in model.parameters())
+
+
+TRAINERS: dict[str, tuple[Callable[[], Trainer], tuple[str, ...]]] = {
+    "klype": (Klype, ()),
+    "nanoGPT": (lambda: NanoGPT(Characters), ()),
+    "nanoGPT, klype's size": (lambda: NanoGPT(Tokens), ()),
+    "HF Trainer": (HuggingFace, ("transformers", "accelerate")),
+}
+"""Name: how it is made, and the packages that it needs."""
