@@ -93,6 +93,17 @@ def pick_device(name: str = "auto") -> torch.device:
     return device
 
 
+def rank_device(local_rank: int) -> torch.device:
+    """The device of one of several processes of a machine: a GPU each, where there are GPUs, else the processor."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = pick_device(f"cuda:{local_rank}")
+    torch.cuda.set_device(device)
+    return device
+
+
 def pick_precision(name: str, device: torch.device) -> Literal["float32", "bfloat16", "int8"]:
     """ "auto" is bfloat16 where a short GEMM probe finds it clearly faster, float32 elsewhere."""
     explicit: tuple[Literal["float32", "bfloat16", "int8"], ...] = ("float32", "bfloat16", "int8")

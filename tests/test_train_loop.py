@@ -1,4 +1,4 @@
-"""The loop: resumed = straight, 1x8 = 8x1 = 2 processes x 4, and what happens when things go wrong."""
+"""The loop: resumed = straight, 1x8 = 8x1, and what happens when things go wrong."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 import torch
 from torch import multiprocessing
-from train_toys import VOCAB, Seeded, random_batch, rows_of, tiny_config, tiny_model
+from train_toys import VOCAB, Seeded, part, pieces, random_batch, tiny_config, tiny_model
 
 from klype.errors import KlypeError, UsageError
+from klype.train.layout import Whole
 from klype.train.loop import Interrupted, Session, Settings, Trained, train
 from klype.train.objectives import cross_entropy, with_rehearsal
 from klype.train.optimizer import Optimizer, OptimizerSettings, fused_parts
@@ -291,22 +292,6 @@ def test_a_folder_that_cannot_be_made_is_said_clearly(tmp_path: Path) -> None:
 REHEARSED = with_rehearsal(cross_entropy, cross_entropy, 0.3)
 
 
-def part(step: int, rows: slice) -> Batch:
-    """Some of the eight rows of a step, with some of the rows to rehearse, all with uneven masks."""
-    main, again = rows_of(random_batch(step, rows=8), rows), rows_of(random_batch(step + 500, rows=8), rows)
-    return Batch(main.tokens_BT, main.targets_BT, main.weights_BT, {"rehearsal": again})
-
-
-def pieces(rows_each: int) -> Seeded:
-    per_step = 8 // rows_each
-
-    def make(index: int) -> Batch:
-        step, at = divmod(index, per_step)
-        return part(step, slice(at * rows_each, (at + 1) * rows_each))
-
-    return Seeded(make)
-
-
 def slow(micro_batches: int) -> Settings:
     rates = OptimizerSettings(matrix_rate=1e-3, rate=1e-3)
     return settings(4, micro_batches=micro_batches, optimizer=rates)
@@ -318,29 +303,14 @@ def summed(folder: Path, rows_each: int) -> dict[str, torch.Tensor]:
     return weights(model)
 
 
-def _worker(rank: int, folder: str, rendezvous: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", f"file://{rendezvous}", world_size=2, rank=rank)
-    model = tiny_model()
-    half = Seeded(lambda i: part(i, slice(4 * rank, 4 * rank + 4)))
-    train(model, REHEARSED, half, slow(1), Path(folder) / "run", Session(parts=PARTS))
-    torch.save(weights(model), Path(folder) / f"weights-{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
-def test_one_by_eight_is_eight_by_one_is_two_processes_by_four(tmp_path: Path) -> None:
-    whole = summed(tmp_path / "whole", 8)
-    single = summed(tmp_path / "single", 1)
-    multiprocessing.spawn(_worker, (str(tmp_path), str(tmp_path / "rendezvous")), nprocs=2)
-    ranks = [torch.load(tmp_path / f"weights-{rank}.pt", weights_only=True) for rank in (0, 1)]
-    assert same(*ranks)
-    for other in (single, ranks[0]):
-        for name in whole:
-            torch.testing.assert_close(whole[name], other[name], rtol=1e-4, atol=2e-5)
-    one, eight, two = (lines(tmp_path / name) for name in ("whole", "single", "run"))
-    for a, b, c in zip(one, eight, two, strict=True):
+def test_one_by_eight_is_eight_by_one(tmp_path: Path) -> None:
+    """And two processes by four: tests/test_train_parallel.py."""
+    whole, single = summed(tmp_path / "whole", 8), summed(tmp_path / "single", 1)
+    for name in whole:
+        torch.testing.assert_close(whole[name], single[name], rtol=1e-4, atol=2e-5)
+    for a, b in zip(lines(tmp_path / "whole"), lines(tmp_path / "single"), strict=True):
         for name in ("loss", "rehearsal", "count", "norm"):
-            assert a[name] == pytest.approx(b[name], rel=1e-4) == pytest.approx(c[name], rel=1e-4)
+            assert a[name] == pytest.approx(b[name], rel=1e-4)
 
 
 def test_rehearsal_adds_the_weighted_mean(tmp_path: Path) -> None:
@@ -356,7 +326,7 @@ def test_rehearsal_adds_the_weighted_mean(tmp_path: Path) -> None:
         patch.setattr("klype.train.loop.Optimizer", Watched)
         train(tiny_model(), REHEARSED, Seeded(lambda i: batch), settings(1), tmp_path, Session(parts=PARTS))
     model = tiny_model()
-    optimizer = Optimizer(model, OptimizerSettings(), PARTS)
+    optimizer = Optimizer(Whole(model), OptimizerSettings(), PARTS)
     main, again = cross_entropy(model, batch), cross_entropy(model, batch.extra["rehearsal"])
     optimizer.home.backward(main.total / main.count + 0.3 * again.total / again.count)
     optimizer.collect(optimizer.home)

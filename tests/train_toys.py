@@ -77,6 +77,22 @@ def rows_of(batch: Batch, rows: slice) -> Batch:
     return Batch(batch.tokens_BT[rows], batch.targets_BT[rows], batch.weights_BT[rows])
 
 
+def part(step: int, rows: slice) -> Batch:
+    """Some of the eight rows of a step, with some of the rows to rehearse, all with uneven masks."""
+    main, again = rows_of(random_batch(step, rows=8), rows), rows_of(random_batch(step + 500, rows=8), rows)
+    return Batch(main.tokens_BT, main.targets_BT, main.weights_BT, {"rehearsal": again})
+
+
+def pieces(rows_each: int) -> Seeded:
+    per_step = 8 // rows_each
+
+    def make(index: int) -> Batch:
+        step, at = divmod(index, per_step)
+        return part(step, slice(at * rows_each, (at + 1) * rows_each))
+
+    return Seeded(make)
+
+
 def finite_differences(function: Callable[[], torch.Tensor], at: torch.Tensor, step: float = 1e-6) -> torch.Tensor:
     """Central differences of a scalar function with respect to every entry of ``at`` (float64)."""
     out = torch.zeros_like(at)

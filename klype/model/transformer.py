@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
+from torch.utils.checkpoint import checkpoint
 
 from klype.errors import KlypeError
 from klype.model.attention import MATERIALISED, attend, convolve, document_mask, document_positions, written_up_to
@@ -50,6 +52,7 @@ class Transformer(nn.Module):
         self.register_buffer("sin", sin, persistent=False)
         self.stepper: Stepper | None = None  # what computes few tokens at a time, where something does
         self.fused: Fused | None = None  # what computes between the products in training, where something does
+        self.recompute = False  # whether a layer's activations are computed again in backward instead of kept
 
     def hidden(self, tokens_BT: Tensor, cache: Cache | None = None, document_BT: Tensor | None = None) -> Tensor:
         """States after the last norm, [B, T, D].
@@ -73,7 +76,7 @@ class Transformer(nn.Module):
             self._check_length(int(positions.max()) + 1)
             rope = (self.cos[positions], self.sin[positions]) if self.config.rope_theta else None
         for layer in self.layers:
-            x_BTD = layer(x_BTD, rope, mask, positions)
+            x_BTD = self._through(layer, x_BTD, rope, mask, positions)
         normed: Tensor = self.norm(x_BTD)
         return normed
 
@@ -110,11 +113,13 @@ class Transformer(nn.Module):
         added_ND: Tensor | None = None
         for layer in self.layers:
             assert isinstance(layer, Layer)
-            x_ND, u_ND = fused.norm(x_ND, added_ND, layer.attention_norm, layer.taps, texts)
-            added_ND = layer.out(fused.attention(layer.qkv(u_ND), self.config, rope, texts))
-            x_ND, u_ND = fused.norm(x_ND, added_ND, layer.mlp_norm, None, texts)
-            added_ND = layer.down(fused.swiglu(layer.gate_up(u_ND)))
+            x_ND, added_ND = self._through(layer.laid, x_ND, added_ND, fused, rope, texts)
         return fused.norm(x_ND, added_ND, self.norm, None, texts)[1]
+
+    def _through(self, layer: Callable[..., Any], *inputs: Any) -> Any:
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=False)  # nothing is drawn
+        return layer(*inputs)
 
     def _cached(self, x_BTD: Tensor, cache: Cache) -> Tensor:
         if self.stepper is not None and self.stepper.takes(cache, x_BTD.shape[1]):
@@ -180,6 +185,20 @@ class Layer(nn.Module):
             u_BTD = convolve(u_BTD, self.taps, positions)
         x_BTD = x_BTD + self.out(attend(*self.heads(u_BTD, rope), mask))
         return x_BTD + self.mlp(x_BTD)
+
+    def laid(
+        self,
+        x_ND: Tensor,
+        added_ND: Tensor | None,
+        fused: Fused,
+        rope: tuple[Tensor, Tensor] | None,
+        texts: Texts,
+    ) -> tuple[Tensor, Tensor]:
+        """As ``forward``, of texts that lie end to end. What is to be added to the stream stays beside it."""
+        x_ND, u_ND = fused.norm(x_ND, added_ND, self.attention_norm, self.taps, texts)
+        added_ND = self.out(fused.attention(self.qkv(u_ND), self.config, rope, texts))
+        x_ND, u_ND = fused.norm(x_ND, added_ND, self.mlp_norm, None, texts)
+        return x_ND, self.down(fused.swiglu(self.gate_up(u_ND)))
 
     def cached(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor] | None, step: Pass, index: int) -> Tensor:
         """As ``forward``, continuing what the cache holds for this layer."""

@@ -2,6 +2,9 @@
 
     batch → objective → backward, micro-batch by micro-batch → sum over ranks → divide once → clip → step → metrics
 
+On one process the model's weights are whole; on several each has its shards (see layout.py), draws all batches of a
+step and computes its part of them. Nothing else differs, so that what N processes saved goes on on M.
+
 Straight = killed and resumed, bit for bit on one machine: the state holds weights, optimizer, step, the position in the
 data and torch's generator; noise elsewhere is a function of (seed, step). What tells one run from another is in
 ``Settings``; what differs from one start to the next is in ``Session``.
@@ -13,6 +16,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -24,11 +28,13 @@ from torch import nn
 
 from klype import config
 from klype.errors import KlypeError, UsageError
+from klype.model.transformer import Transformer
 from klype.train import parallel
 from klype.train.interrupt import interruptible
+from klype.train.layout import Layout, Parts, Whole
 from klype.train.metrics import MetricsFile
 from klype.train.objectives import Objective
-from klype.train.optimizer import Optimizer, OptimizerSettings, Parts
+from klype.train.optimizer import Optimizer, OptimizerSettings
 from klype.train.replicas import Replicas
 from klype.train.resume import State, read_newest, states, write_durably, write_state
 from klype.train.schedule import Schedule, factor
@@ -38,7 +44,11 @@ Metrics = dict[str, float]
 
 
 class Settings(config.Settings):
-    """What makes a training run what it is. Resuming asks for the same, ``steps`` and how often it saves apart."""
+    """What makes a training run what it is. Resuming asks for the same, ``steps`` and how often it saves apart.
+
+    ``micro_batches``: of a step, on all processes together. ``recompute``: the activations of a layer are computed
+    again in backward instead of kept, which takes more time, less memory, and gives the same bits.
+    """
 
     steps: int = Field(ge=0)
     optimizer: OptimizerSettings = OptimizerSettings()
@@ -47,6 +57,7 @@ class Settings(config.Settings):
     micro_batches: int = Field(default=1, ge=1)
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
+    recompute: bool = False
     save_every: int = Field(default=0, ge=0)
     save_seconds: float = Field(default=30.0, ge=0)
     bad_limit: int = Field(default=10, ge=1)
@@ -100,7 +111,7 @@ def train(
         step = run.start()
         with run.metrics_from(step), interruptible(session.stop) as stopped:
             while step < settings.steps:
-                if stopped():
+                if parallel.any_rank(stopped()):
                     run.interrupt(step)
                 metrics = run.step(step)
                 step += 1
@@ -109,9 +120,13 @@ def train(
                     run.save(step)
             if run.saved != step:
                 run.save(step)
-    finally:
-        run.replicas.close()
-        run.optimizer.release()
+    except Interrupted:  # on all ranks after the same step
+        run.close(run.layout.release)
+        raise
+    except BaseException:
+        run.close(run.layout.abandon)
+        raise
+    run.close(run.layout.release)
     return Trained(step, run.seconds(), run.skipped)
 
 
@@ -128,9 +143,14 @@ class _Run:
         session: Session,
     ) -> None:
         self.model, self.batches, self.settings, self.folder, self.session = model, batches, settings, folder, session
-        self.objective: Objective = _compiled(objective) if settings.compile else objective
-        self.optimizer = Optimizer(model, settings.optimizer, session.parts, getattr(torch, settings.precision))
-        self.replicas = Replicas(model, self.optimizer, 1 if settings.compile else session.workers)
+        if settings.compile:
+            _check_compiler()
+        alone = parallel.ranks() == 1
+        self.layout = _layout(model, settings)
+        self._recompute(settings.recompute)
+        self.objective = self.layout.objective(_compiled(objective) if settings.compile and alone else objective)
+        self.optimizer = Optimizer(self.layout, settings.optimizer, session.parts)
+        self.replicas = Replicas(self.optimizer, session.workers if alone and not settings.compile else 1)
         self.skipped = 0
         self.saved = -1
         self._skipped_in_a_row = 0
@@ -150,23 +170,27 @@ class _Run:
         if state is None:
             return 0
         self._check_settings(state.about["settings"])
-        self.optimizer.load_state_dict(state.optimizer)
-        self._load_buffers(state.model)
+        if state.shards is None:
+            self.optimizer.load_state_dict(state.optimizer)
+        else:
+            self._read_shards(state.shards)
+        self._load_untrained(state.model)
         self.batches.restore(state.about["batches"])
         torch.set_rng_state(torch.tensor(state.about["generator"], dtype=torch.uint8))
         self._earlier, self.skipped, self.saved = state.about["seconds"], state.about["skipped"], state.step
         return state.step
 
     def metrics_from(self, step: int) -> Any:
-        """Opens metrics.jsonl, cut back to ``step``; only the first rank writes."""
+        """Opens metrics.jsonl, cut back to ``step``; only the first rank writes it."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise KlypeError(
                 f"The folder {self.folder} cannot be made: {error.strerror or error}.", "Choose another --out."
             ) from error
-        name = "metrics.jsonl" if parallel.rank() == 0 else f".metrics-{parallel.rank()}.jsonl"
-        self._metrics = MetricsFile(self.folder / name, step)
+        if not parallel.is_first():
+            return nullcontext()
+        self._metrics = MetricsFile(self.folder / "metrics.jsonl", step)
         return self._metrics
 
     def step(self, step: int) -> Metrics:
@@ -190,20 +214,22 @@ class _Run:
         }
 
     def report(self, step: int, metrics: Metrics) -> None:
-        assert self._metrics is not None
         metrics["seconds"] = self.seconds()
-        self._metrics.append({"step": step, **metrics})
+        if self._metrics is not None:
+            self._metrics.append({"step": step, **metrics})
         try:
             self.session.on_step(step, metrics)
         except KeyboardInterrupt:
+            if parallel.ranks() > 1:  # the others do not know, and go on
+                raise
             self.interrupt(step)
 
     def due(self, step: int) -> bool:
-        """Whether it is time to save. Ranks must agree, so that several processes go by steps alone."""
+        """Whether it is time to save: by the clock of any rank."""
         if self.settings.save_every and step % self.settings.save_every == 0:
             return True
         seconds = self.settings.save_seconds
-        return bool(seconds) and parallel.ranks() == 1 and self.session.clock() - self._saved_at >= seconds
+        return bool(seconds) and parallel.any_rank(self.session.clock() - self._saved_at >= seconds)
 
     def save(self, step: int) -> None:
         """Makes the state after ``step`` steps durable."""
@@ -216,9 +242,11 @@ class _Run:
         }
         if self._metrics is not None:
             self._metrics.sync()
-        if parallel.rank() == 0:
-            write_state(self.folder, State(step, self.model.state_dict(), self.optimizer.state_dict(), about))
-        parallel.wait_for_all()
+        if parallel.ranks() == 1:
+            state = State(step, self.model.state_dict(), self.optimizer.state_dict(), about)
+        else:
+            state = State(step, dict(self._untrained(self.model)), self.optimizer.named_state(), about)
+        write_state(self.folder, state)
         self.saved, self._saved_at = step, self.session.clock()
 
     def interrupt(self, step: int) -> None:
@@ -228,6 +256,11 @@ class _Run:
             f"Stopped after step {step} of {self.settings.steps}; everything is saved in {self.folder}.",
             "The same command with --resume goes on from there.",
         )
+
+    def close(self, end: Callable[[], None]) -> None:
+        self.replicas.close()
+        self._recompute(False)
+        end()
 
     def seconds(self) -> float:
         return self._earlier + self.session.clock() - self._began
@@ -244,27 +277,17 @@ class _Run:
         drawn = [next(self.batches) for _ in range(self.settings.micro_batches)]
         for batch in drawn:
             _add(shown, batch.extra.get("metrics", {}), 1 / self.settings.micro_batches)
-        for part in self.replicas.run(self.objective, drawn):
+        for part in self.replicas.run(self.objective, parallel.dealt(drawn)):
             self.optimizer.collect(part.home)
             _add(sums, part.sums, 1.0)
             if part.beside is not None:
                 weight = part.weight
                 beside = part.beside.float() if beside is None else beside.add_(part.beside)
-        sums = self._over_ranks(sums, beside)
+        sums = _over_ranks(sums)
         self.optimizer.gradient.div_(sums["loss_count"] or 1.0)
         if beside is not None:
             self.optimizer.gradient.add_(beside, alpha=weight / (sums["rehearsal_count"] or 1.0))
         return sums, shown, drawn
-
-    def _over_ranks(self, sums: Metrics, beside: torch.Tensor | None) -> Metrics:
-        if parallel.ranks() == 1:
-            return sums
-        parallel.sum_over_ranks_(self.optimizer.gradient)
-        if beside is not None:
-            parallel.sum_over_ranks_(beside)
-        values = torch.tensor(list(sums.values()), dtype=torch.float64)
-        parallel.sum_over_ranks_(values)
-        return dict(zip(sums, values.tolist(), strict=True))
 
     def _watch(self, step: int, finite: bool, drawn: list[Batch]) -> None:
         if finite:
@@ -272,9 +295,10 @@ class _Run:
             return
         self.skipped += 1
         self._skipped_in_a_row += 1
-        place = self.folder / f"bad-step-{step + 1:06d}-rank-{parallel.rank()}.safetensors"
+        place = self.folder / f"bad-step-{step + 1:06d}.safetensors"
         try:
-            write_durably(place, save(dict(_tensors(drawn))))
+            if parallel.is_first():  # which has drawn all of the step
+                write_durably(place, save(dict(_tensors(drawn))))
         except OSError as error:
             raise KlypeError(
                 f"The loss of step {step + 1} is not a finite number, and its batch could not be written to {place}:"
@@ -291,7 +315,7 @@ class _Run:
 
     def _check_settings(self, saved: Mapping[str, Any]) -> None:
         own = self.settings.model_dump(mode="json")
-        free = {"steps", "save_every", "save_seconds", "bad_limit"}
+        free = {"steps", "save_every", "save_seconds", "bad_limit", "recompute"}
         differing = [k for k in own if k not in free and own[k] != saved.get(k)]
         if differing:
             name = differing[0]
@@ -300,18 +324,56 @@ class _Run:
                 "Resume with the same settings, or choose another --out.",
             )
 
+    def _read_shards(self, folder: Path) -> None:
+        from klype.train.shards import read_shards
+
+        read_shards(folder, self.optimizer.named_state())
+        self.layout.publish()
+
     @torch.no_grad()
-    def _load_buffers(self, saved: Mapping[str, torch.Tensor]) -> None:
-        trained = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
-        for name, tensor in self.model.state_dict().items():
-            if name not in trained:
-                tensor.copy_(saved[name])
+    def _load_untrained(self, saved: Mapping[str, torch.Tensor]) -> None:
+        for name, tensor in self._untrained(self.model):
+            tensor.copy_(saved[name])
+        if self.layout.model is not self.model:
+            for name, tensor in self._untrained(self.layout.model):
+                own = self.layout.own(tensor)
+                own.copy_(saved[name] if own.shape == saved[name].shape else self.layout.own_of(saved[name]))
+
+    def _untrained(self, model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+        """Buffers, and parameters that are frozen."""
+        named = self.model.named_parameters(remove_duplicate=False)
+        trained = {name for name, parameter in named if parameter.requires_grad}
+        return ((name, tensor) for name, tensor in model.state_dict().items() if name not in trained)
+
+    def _recompute(self, wanted: bool) -> None:
+        if isinstance(self.layout.model, Transformer):
+            self.layout.model.recompute = wanted
+
+
+def _layout(model: nn.Module, settings: Settings) -> Layout:
+    dtype: torch.dtype = getattr(torch, settings.precision)
+    if parallel.ranks() == 1:
+        return Whole(model, dtype)
+    from klype.train.sharded import Sharded
+
+    return Sharded(model, dtype, parallel.device(), settings.compile)
+
+
+def _over_ranks(sums: Metrics) -> Metrics:
+    if parallel.ranks() == 1:
+        return sums
+    values = torch.tensor(list(sums.values()), dtype=torch.float64)
+    parallel.sum_over_ranks_(values)
+    return dict(zip(sums, values.tolist(), strict=True))
+
+
+def _check_compiler() -> None:
+    if not torch.cuda.is_available() and not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):
+        raise KlypeError("Compiling the loss needs a C++ compiler, and none was found.", "Leave out compile.")
 
 
 def _compiled(objective: Objective) -> Objective:
-    """The objective as one graph; needs a C++ compiler where there is no GPU."""
-    if not torch.cuda.is_available() and not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):
-        raise KlypeError("Compiling the loss needs a C++ compiler, and none was found.", "Leave out compile.")
+    """The objective as one graph; in shards, where each layer is gathered apart, each is a graph of its own."""
     return torch.compile(objective, dynamic=False)
 
 

@@ -1,9 +1,73 @@
-"""Several processes as one: sums over ranks, when torch.distributed has been initialised; otherwise nothing."""
+"""Several processes as one, when torch.distributed has been initialised; otherwise nothing.
+
+Ranks take the same steps in the same order: whatever a clock, a signal or a disk tells one of them is agreed on before
+anybody acts on it.
+"""
 
 from __future__ import annotations
 
+import errno
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any
+
 import torch
 import torch.distributed as dist
+
+from klype.device import rank_device
+from klype.errors import KlypeError
+from klype.values import Batch
+
+LONGEST = timedelta(days=1)
+"""How long a rank waits for the others: the first may be preparing data. One that dies is noticed at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Team:
+    """What a launcher such as torchrun tells a process of its job: ``local`` counts the processes of this machine."""
+
+    rank: int
+    ranks: int
+    local_rank: int = 0
+    local: int = 1
+    restarts: int = 0
+
+
+@contextmanager
+def joined(team: Team | None) -> Iterator[None]:
+    """Within it, this process is one of the team's. The address to meet at is where torch looks for it."""
+    if team is None or team.ranks == 1:
+        yield
+        return
+    device = rank_device(team.local_rank)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=LONGEST)
+    try:
+        yield
+    except RuntimeError as error:
+        if not _is_lost_peer(error):
+            raise
+        raise KlypeError(
+            f"Process {team.rank} of {team.ranks} has lost another one, which ended or cannot be reached.",
+            "The last state is whole: --resume goes on from there (torchrun's --max-restarts does it by itself).",
+        ) from error
+    finally:
+        leave()
+
+
+def device() -> torch.device:
+    """Where this rank of several computes."""
+    if "nccl" in str(dist.get_backend_config()):
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
+def leave() -> None:
+    """From here on, this process is alone."""
+    if ranks() > 1:
+        dist.destroy_process_group()
 
 
 def ranks() -> int:
@@ -14,12 +78,83 @@ def rank() -> int:
     return dist.get_rank() if ranks() > 1 else 0
 
 
+def is_first() -> bool:
+    """Whether this rank is the one that writes and speaks."""
+    return rank() == 0
+
+
 def sum_over_ranks_(tensor: torch.Tensor) -> None:
     """Replaces the tensor by its sum over all ranks."""
     if ranks() > 1:
         dist.all_reduce(tensor)
 
 
+def any_rank(flag: bool) -> bool:
+    """Whether it is so on any rank."""
+    if ranks() == 1:
+        return flag
+    count = torch.tensor([int(flag)])
+    dist.all_reduce(count)
+    return bool(count)
+
+
+def from_all(value: Any) -> list[Any]:
+    """What every rank gives (JSON), in their order."""
+    if ranks() == 1:
+        return [value]
+    text = json.dumps(value).encode()
+    lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(ranks())]
+    dist.all_gather(lengths, torch.tensor([len(text)]))
+    longest = max(int(length) for length in lengths)
+    padded = torch.frombuffer(bytearray(text.ljust(longest)), dtype=torch.uint8)
+    texts = [torch.empty_like(padded) for _ in range(ranks())]
+    dist.all_gather(texts, padded)
+    return [json.loads(each.numpy().tobytes()) for each in texts]
+
+
+def from_first(value: Any) -> Any:
+    """The first rank's value (JSON), on all ranks."""
+    return value if ranks() == 1 else from_all(value if is_first() else None)[0]
+
+
 def wait_for_all() -> None:
-    if ranks() > 1:
-        dist.barrier()
+    any_rank(False)
+
+
+@contextmanager
+def first_alone() -> Iterator[None]:
+    """The first rank goes through it alone, then all others, who find what it left."""
+    if not is_first():
+        wait_for_all()
+    yield
+    if is_first():
+        wait_for_all()
+
+
+def together(work: Callable[[], None]) -> None:
+    """Does it on every rank; when the disk of one says no, it is an OSError on all."""
+    failed: OSError | None = None
+    try:
+        work()
+    except OSError as error:
+        failed = error
+    if any_rank(failed is not None):
+        raise failed or OSError(errno.EIO, "another process could not")
+
+
+def dealt(batches: Sequence[Batch]) -> list[Batch]:
+    """Those of a step's micro-batches that this rank computes: as many on every rank, for all take part in every
+    exchange. Where they do not come out even, some rank gets one with nothing to learn.
+    """
+    most = -(-len(batches) // ranks())
+    own = list(batches[rank() :: ranks()])
+    return own + [_idle(batches[0])] * (most - len(own))
+
+
+def _idle(batch: Batch) -> Batch:
+    extra = {name: _idle(value) if isinstance(value, Batch) else value for name, value in batch.extra.items()}
+    return replace(batch, weights_BT=torch.zeros_like(batch.weights_BT), extra=extra)
+
+
+def _is_lost_peer(error: RuntimeError) -> bool:
+    return isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "NCCL", "nccl"))

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from klype.train.layout import Home
 from klype.train.objectives import LossBeside, Objective
-from klype.train.optimizer import Home, Optimizer
+from klype.train.optimizer import Optimizer
 from klype.values import Batch
 
 
@@ -36,7 +37,8 @@ class Part:
 class Replicas:
     """``workers`` copies of a model on threads. With one worker there is neither copy nor thread."""
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer, workers: int) -> None:
+    def __init__(self, optimizer: Optimizer, workers: int) -> None:
+        model = optimizer.layout.model
         self._models = [(model, optimizer.home)]
         for _ in range(workers - 1):
             twin = copy.deepcopy(model)

@@ -2,6 +2,8 @@
 
 ``FOLDER/resume/step-000123/`` holds model.safetensors, optimizer.safetensors, state.json and, written last,
 manifest.json with the SHA-256 of the others. The last two are kept; a torn one is skipped, and that is said.
+Several processes write one state together: in place of optimizer.safetensors there is ``shards/``, a file of each,
+which any number of processes can read (shards.py).
 """
 
 from __future__ import annotations
@@ -11,7 +13,8 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,46 +22,49 @@ import torch
 from safetensors.torch import load, save
 
 from klype.errors import KlypeError
+from klype.train import parallel
 
 KEPT = 2
-MANIFEST = "manifest.json"
-CONTENTS = ("model.safetensors", "optimizer.safetensors", "state.json")
+MANIFEST, SHARDS = "manifest.json", "shards"
+MODEL, OPTIMIZER, ABOUT = "model.safetensors", "optimizer.safetensors", "state.json"
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What training goes on from after ``step`` steps. ``about`` is JSON: batches, settings, seconds, skipped."""
+    """What training goes on from after ``step`` steps. ``about`` is JSON: batches, settings, seconds, skipped.
+
+    ``shards``: the folder that holds the optimizer's tensors, where several processes wrote them.
+    """
 
     step: int
     model: Mapping[str, torch.Tensor]
     optimizer: Mapping[str, torch.Tensor]
     about: dict[str, Any]
+    shards: Path | None = field(default=None, compare=False)
 
 
 def write_state(folder: Path, state: State) -> Path:
-    """Writes a state under ``folder/resume`` and drops all but the last two. KlypeError when the disk says no."""
+    """Writes a state under ``folder/resume`` and drops all but the last two. KlypeError when the disk says no.
+
+    Every rank calls it. Of several, each has its part of the optimizer's tensors, named as by ``named_state``.
+    """
     place = folder / "resume" / f"step-{state.step:06d}"
     draft = place.with_name(f".{place.name}.draft")
     files = {
-        "model.safetensors": save(_contiguous(state.model)),
-        "optimizer.safetensors": save(_contiguous(state.optimizer)),
-        "state.json": json.dumps({"step": state.step, **state.about}).encode(),
+        MODEL: save(_contiguous(state.model)),
+        ABOUT: json.dumps({"step": state.step, **state.about}).encode(),
     }
-    manifest = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    files[MANIFEST] = json.dumps({"files": manifest}, indent=1).encode()
     try:
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(parents=True)
-        for name, content in files.items():
-            write_durably(draft / name, content)
-        sync_folder(draft)
-        if place.exists():
-            shutil.rmtree(place)
-        draft.rename(place)
-        sync_folder(place.parent)
-        _drop_old(place.parent)
+        parallel.together(partial(_begin, draft))
+        sharded: dict[str, str] = {}
+        if parallel.ranks() == 1:
+            files[OPTIMIZER] = save(_contiguous(state.optimizer))
+        else:
+            sharded = _write_shards(draft, state.optimizer)
+        parallel.together(partial(_finish, draft, place, files, sharded))
     except OSError as error:
-        shutil.rmtree(draft, ignore_errors=True)
+        if parallel.is_first():
+            shutil.rmtree(draft, ignore_errors=True)
         raise KlypeError(
             f"The state of step {state.step} could not be written to {place.parent}: {error.strerror or error}.",
             "Earlier states are intact: make room or make the folder writable, then go on with --resume.",
@@ -69,8 +75,18 @@ def write_state(folder: Path, state: State) -> Path:
 def read_newest(folder: Path, say: Callable[[str], None]) -> State | None:
     """The newest whole state under ``folder/resume``; None when there is none at all.
 
-    A torn one is named through ``say`` and the one before it is used; KlypeError when all are torn.
+    A torn one is named through ``say`` and the one before it is used; KlypeError when all are torn. Of several ranks,
+    the first looks which one is whole.
     """
+    if not parallel.is_first():
+        name = parallel.from_first(None)
+        return _read(folder / "resume" / name, checked=True) if name else None
+    found = _newest_whole(folder, say)
+    parallel.from_first(f"step-{found.step:06d}" if found else None)
+    return found
+
+
+def _newest_whole(folder: Path, say: Callable[[str], None]) -> State | None:
     places = states(folder)
     for place in reversed(places):
         try:
@@ -113,19 +129,59 @@ class _TornError(Exception):
     """A state that is not what its manifest says."""
 
 
-def _read(place: Path) -> State:
+def _begin(draft: Path) -> None:
+    if parallel.is_first():
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+
+
+def _write_shards(draft: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """What each rank has of the tensors; the files' hashes, by their names in the state."""
+    from klype.train.shards import hashes, write_shards
+
+    write_shards(draft / SHARDS, tensors)
+    files = sorted((draft / SHARDS).iterdir())
+    return {f"{SHARDS}/{name}": digest for name, digest in hashes(files).items()}
+
+
+def _finish(draft: Path, place: Path, files: dict[str, bytes], sharded: dict[str, str]) -> None:
+    """What is common to all, then the manifest, then the name."""
+    if not parallel.is_first():
+        return
+    manifest = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()} | sharded
+    for name, content in files.items():
+        write_durably(draft / name, content)
+    write_durably(draft / MANIFEST, json.dumps({"files": manifest}, indent=1).encode())
+    sync_folder(draft)
+    if place.exists():
+        shutil.rmtree(place)
+    draft.rename(place)
+    sync_folder(place.parent)
+    _drop_old(place.parent)
+
+
+def _read(place: Path, checked: bool = False) -> State:
+    """``checked``: somebody has compared the hashes already."""
     try:
-        manifest = json.loads((place / MANIFEST).read_bytes())["files"]
-        contents = {
-            name: (place / name).read_bytes() for name in ("model.safetensors", "optimizer.safetensors", "state.json")
-        }
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        manifest: dict[str, str] = json.loads((place / MANIFEST).read_bytes())["files"]
+        sharded = [name for name in manifest if name.startswith(f"{SHARDS}/")]
+        names = [MODEL, ABOUT] if sharded else [MODEL, OPTIMIZER, ABOUT]
+        contents = {name: (place / name).read_bytes() for name in names}
+        for name in () if checked else [*names, *sharded]:
+            if _digest(place / name, contents.get(name)) != manifest.get(name):
+                raise _TornError(f"{name} does not match its hash")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _TornError(f"{type(error).__name__}: {error}") from error
-    for name, content in contents.items():
-        if hashlib.sha256(content).hexdigest() != manifest.get(name):
-            raise _TornError(f"{name} does not match its hash")
-    about = json.loads(contents["state.json"])
-    return State(about.pop("step"), load(contents["model.safetensors"]), load(contents["optimizer.safetensors"]), about)
+    about = json.loads(contents[ABOUT])
+    optimizer = {} if sharded else load(contents[OPTIMIZER])
+    return State(about.pop("step"), load(contents[MODEL]), optimizer, about, place / SHARDS if sharded else None)
+
+
+def _digest(file: Path, content: bytes | None) -> str:
+    if content is not None:
+        return hashlib.sha256(content).hexdigest()
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _contiguous(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

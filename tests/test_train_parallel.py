@@ -1,0 +1,306 @@
+"""Several processes are one: the same losses and weights, states that any number of them can go on from, their ends.
+
+All of it on processors, with gloo; workers are forked, since a fresh interpreter takes longer than what they do.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import multiprocessing, nn
+from train_toys import Seeded, part, pieces, random_batch, tiny_config, tiny_model
+
+from klype.errors import KlypeError
+from klype.model.fused import fused
+from klype.model.lora import AdaptedTransformer, LoraSettings
+from klype.train import parallel, shards
+from klype.train.layout import Whole
+from klype.train.loop import Interrupted, Session, Settings, train
+from klype.train.objectives import cross_entropy, with_rehearsal
+from klype.train.optimizer import Optimizer, OptimizerSettings, fused_parts
+from klype.train.resume import read_newest, states
+from klype.train.sharded import Sharded
+from klype.values import Batch
+
+torch.set_num_threads(1)
+PARTS = fused_parts(tiny_config())
+REHEARSED = with_rehearsal(cross_entropy, cross_entropy, 0.3)
+STEPS = 4
+
+
+def team(ranks: int, work: Callable[[], None], folder: Path) -> None:
+    """Does it on so many processes, which know each other; an error of one is one here."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if ranks == 1:
+        work()
+        return
+    forked = multiprocessing.get_context("fork")
+    members = [forked.Process(target=_member, args=(rank, ranks, work, folder)) for rank in range(ranks)]
+    for member in members:
+        member.start()
+    for member in members:
+        member.join(120)
+    try:
+        assert [member.exitcode for member in members] == [0] * ranks
+    finally:
+        for member in members:
+            member.kill()
+
+
+def _member(rank: int, ranks: int, work: Callable[[], None], folder: Path) -> None:
+    meeting = folder / f"meeting-{ranks}"
+    dist.init_process_group("gloo", f"file://{meeting}", world_size=ranks, rank=rank)
+    work()
+    dist.destroy_process_group()
+
+
+def settings(steps: int = STEPS, **changes: Any) -> Settings:
+    """Eight micro-batches of one row a step, and rates at which rounding stays rounding."""
+    rates = OptimizerSettings(matrix_rate=1e-3, rate=1e-3, decay=0.1)
+    return Settings(steps=steps, **{"save_seconds": 0.0, "micro_batches": 8, "optimizer": rates, **changes})
+
+
+def learn(
+    folder: Path, asked: Settings, make: Callable[[], nn.Module] = tiny_model, session: Session | None = None
+) -> None:
+    """Trains, on however many processes, and leaves the weights of each in ``folder``."""
+    model = make()
+    train(model, REHEARSED, pieces(1), asked, folder, session or Session(parts=PARTS))
+    torch.save(model.state_dict(), folder / f"weights-{parallel.rank()}.pt")
+
+
+def weights(folder: Path, rank: int = 0) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = torch.load(folder / f"weights-{rank}.pt", weights_only=True)
+    return found
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def same_learning(a: Path, b: Path, rel: float = 1e-4) -> None:
+    one, other = weights(a), weights(b)
+    assert one.keys() == other.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=rel, atol=rel / 5)
+    for x, y in zip(lines(a), lines(b), strict=True):
+        assert x.keys() == y.keys()
+        for name in ("loss", "rehearsal", "count", "norm", "factor"):
+            assert x[name] == pytest.approx(y[name], rel=rel)
+
+
+def compiled(cache: Path) -> nn.Module:
+    model = tiny_model()
+    model.fused = fused(cache)
+    return model
+
+
+def adapted() -> nn.Module:
+    base = tiny_model().requires_grad_(False)
+    torch.manual_seed(3)
+    return AdaptedTransformer(base, LoraSettings(rank=3))
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+def test_any_number_of_processes_learns_what_one_does(tmp_path: Path, ranks: int) -> None:
+    """With uneven masks, with rows that do not come out even (three processes), and a loss beside."""
+    for n in (1, ranks):
+        team(n, partial(learn, tmp_path / str(n), settings()), tmp_path / str(n))
+    same_learning(tmp_path / "1", tmp_path / str(ranks))
+    for rank in range(1, ranks):  # all have the whole model afterwards
+        for name, tensor in weights(tmp_path / str(ranks)).items():
+            assert torch.equal(tensor, weights(tmp_path / str(ranks), rank)[name])
+    assert not list((tmp_path / str(ranks)).glob(".*"))
+
+
+@pytest.mark.parametrize("kind", ["compiled", "adapters", "recompute"])
+def test_so_do_compiled_code_adapters_and_recomputed_activations(tmp_path: Path, kind: str) -> None:
+    make = {"compiled": partial(compiled, tmp_path / "cache"), "adapters": adapted, "recompute": tiny_model}[kind]
+    asked = settings(recompute=kind == "recompute")
+    if kind == "compiled" and make().fused is None:
+        pytest.skip("no C compiler")
+    for n in (1, 2):
+        team(n, partial(learn, tmp_path / str(n), asked, make), tmp_path / str(n))
+    same_learning(tmp_path / "1", tmp_path / "2")
+
+
+def test_mixed_precision_on_two_is_that_on_one_within_its_rounding(tmp_path: Path) -> None:
+    for n in (1, 2):
+        team(n, partial(learn, tmp_path / str(n), settings(precision="bfloat16")), tmp_path / str(n))
+    assert {t.dtype for t in weights(tmp_path / "2").values()} == {torch.float32}
+    same_learning(tmp_path / "1", tmp_path / "2", rel=0.02)
+
+
+@pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2), (3, 2)])
+def test_what_some_saved_others_go_on_from(tmp_path: Path, first: int, then: int) -> None:
+    straight, cut = tmp_path / "straight", tmp_path / "cut"
+    team(1, partial(learn, straight, settings(6)), straight)
+    team(first, partial(learn, cut, settings(3)), cut)
+    assert (states(cut)[0] / "shards").is_dir() == (first > 1)
+    assert not [f for f in cut.rglob("*") if "pickle" in f.name or f.name == ".metadata"]
+    team(then, partial(learn, cut, settings(6), partial(tiny_model, 9), Session(True, PARTS)), cut)
+    # the schedule of the first three steps was that of a shorter run: what is equal is a run with the same schedule
+    again = tmp_path / "again"
+    team(1, partial(learn, again, settings(3)), again)
+    team(1, partial(learn, again, settings(6), partial(tiny_model, 9), Session(True, PARTS)), again)
+    same_learning(again, cut)
+    assert [row["step"] for row in lines(cut)] == [1, 2, 3, 4, 5, 6]
+
+
+def _one_wants_to_stop(folder: Path) -> None:
+    asked = iter([False, False, True, True, True, True, True])
+    stop = (lambda: next(asked)) if parallel.rank() == 1 else (lambda: False)
+    model = tiny_model()
+    with pytest.raises(Interrupted, match="after step 2"):
+        train(model, REHEARSED, pieces(1), settings(), folder, Session(parts=PARTS, stop=stop))
+    assert model.head.weight.shape == (24, 16)  # it has its weights back
+
+
+def test_when_one_is_to_stop_all_stop_after_the_same_step_and_go_on(tmp_path: Path) -> None:
+    straight, cut = tmp_path / "straight", tmp_path / "cut"
+    team(2, partial(learn, straight, settings()), straight)
+    team(2, partial(_one_wants_to_stop, cut), cut)
+    (cut / "meeting-2").unlink()
+    team(2, partial(learn, cut, settings(), partial(tiny_model, 5), Session(True, PARTS)), cut)
+    for name, tensor in weights(straight).items():
+        assert torch.equal(tensor, weights(cut)[name]), name  # the same number of processes: bit for bit
+
+
+def _disk_of_one_is_full(folder: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards, "HuggingFaceStorageWriter", partial(_Full, parallel.rank()))
+        with pytest.raises(KlypeError, match="No space left"):
+            learn(folder, settings(save_every=2))
+
+
+class _Full(shards.HuggingFaceStorageWriter):
+    """A disk that has no room any more, on the second process, for the second state."""
+
+    def __init__(self, rank: int, path: str, **how: Any) -> None:
+        super().__init__(path, **how)
+        self._is_full = rank == 1 and "step-000004" in path
+
+    def write_data(self, *arguments: Any) -> Any:
+        if self._is_full:
+            raise OSError(28, "No space left on device")
+        return super().write_data(*arguments)
+
+
+def test_a_full_disk_of_one_is_an_error_of_all_and_the_earlier_state_is_intact(tmp_path: Path) -> None:
+    team(2, partial(_disk_of_one_is_full, tmp_path), tmp_path)
+    assert [place.name for place in (tmp_path / "resume").iterdir()] == ["step-000002"]
+    state = read_newest(tmp_path, print)
+    assert state is not None
+    assert state.step == 2
+
+
+def test_a_damaged_shard_is_named_and_the_state_before_is_used(tmp_path: Path) -> None:
+    team(2, partial(learn, tmp_path, settings(save_every=2)), tmp_path)
+    shard = sorted((states(tmp_path)[-1] / "shards").iterdir())[1]
+    content = bytearray(shard.read_bytes())
+    content[-7] ^= 1
+    shard.write_bytes(content)
+    said: list[str] = []
+    state = read_newest(tmp_path, said.append)
+    assert state is not None
+    assert state.step == 2
+    assert f"shards/{shard.name} does not match its hash" in said[0]
+
+
+def _same_update(folder: Path) -> None:
+    """One step from the same gradient, whole and in shards; and how much of it is here."""
+    gradient = {
+        n: torch.randn(p.shape, generator=torch.Generator().manual_seed(i))
+        for i, (n, p) in enumerate(tiny_model().named_parameters())
+    }
+    whole, lent = tiny_model(), tiny_model()
+    one = Optimizer(Whole(whole), OptimizerSettings(decay=0.1), PARTS)
+    layout = Sharded(lent, torch.float32, torch.device("cpu"))
+    many = Optimizer(layout, OptimizerSettings(decay=0.1), PARTS)
+    assert lent.head.weight.numel() == 0
+    for factor in (1.0, 0.5):
+        for optimizer in (one, many):
+            optimizer.zero_grad()
+            for (name, p), own in zip(optimizer._named, optimizer._places.views(optimizer.gradient), strict=True):
+                own.copy_(optimizer.layout.own_of(gradient[name]) if optimizer is many else gradient[name])
+                assert own.shape == optimizer.layout.own(p).shape
+        torch.testing.assert_close(one.clip(0.7), many.clip(0.7))
+        for optimizer in (one, many):
+            optimizer.step(factor)
+    for optimizer in (one, many):
+        optimizer.layout.release()
+    for (name, a), b in zip(whole.named_parameters(), lent.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-6, msg=name)
+    rows = many.master.numel() / one.master.numel()
+    assert rows < 1 / parallel.ranks() + 0.2  # padded to whole cache lines
+
+
+@pytest.mark.parametrize("ranks", [2, 5])
+def test_an_update_in_shards_is_the_update_muon_included(tmp_path: Path, ranks: int) -> None:
+    """Five processes: some have no row of some parameters."""
+    team(ranks, partial(_same_update, tmp_path), tmp_path)
+
+
+def _agreeing() -> None:
+    rank = parallel.rank()
+    assert parallel.from_first({"a": [rank, "ø"]}) == {"a": [0, "ø"]}
+    assert parallel.from_all("x" * rank) == ["", "x", "xx"]
+    assert parallel.any_rank(rank == 2)
+    assert not parallel.any_rank(False)
+    with pytest.raises(OSError, match="full" if rank == 1 else "another process"):
+        parallel.together(partial(_fails, rank == 1))
+
+
+def _fails(here: bool) -> None:
+    if here:
+        raise OSError(28, "full")
+
+
+def test_ranks_agree_on_what_only_one_of_them_knows(tmp_path: Path) -> None:
+    team(3, _agreeing, tmp_path)
+
+
+def test_a_batch_is_dealt_whole_and_what_is_left_over_teaches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel, "ranks", lambda: 3)
+    batches = [part(i, slice(0, 2)) for i in range(4)]
+    dealt: list[Sequence[Batch]] = []
+    for rank in range(3):
+        monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
+        dealt.append(parallel.dealt(batches))
+    assert [len(own) for own in dealt] == [2, 2, 2]
+    taught = [batch for own in dealt for batch in own if batch.weights_BT.any()]
+    assert sorted(map(id, taught)) == sorted(map(id, batches))
+    idle = [batch for own in dealt for batch in own if not batch.weights_BT.any()]
+    assert len(idle) == 2
+    assert not idle[0].extra["rehearsal"].weights_BT.any()
+
+
+def test_recomputed_activations_give_the_same_bits_and_keep_less(tmp_path: Path) -> None:
+    kept = {}
+    for recompute in (False, True):
+        folder, count = tmp_path / str(recompute), [0]
+        folder.mkdir()
+
+        def weighed(model: nn.Module, batch: Batch, count: list[int] = count) -> Any:
+            def pack(tensor: torch.Tensor) -> torch.Tensor:
+                count[0] += tensor.numel()
+                return tensor
+
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+                return cross_entropy(model, batch)
+
+        model = tiny_model()
+        train(model, weighed, Seeded(random_batch), settings(recompute=recompute), folder, Session(parts=PARTS))
+        assert not model.recompute
+        torch.save(model.state_dict(), folder / "weights-0.pt")
+        kept[recompute] = count[0]
+    for name, tensor in weights(tmp_path / "False").items():
+        assert torch.equal(tensor, weights(tmp_path / "True")[name])
+    assert kept[True] < 0.5 * kept[False]
