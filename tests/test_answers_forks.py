@@ -96,6 +96,20 @@ def test_the_permutation_test_errs_as_often_as_it_says() -> None:
     assert p.mean() > 0.4
 
 
+def test_permutations_counted_together_are_those_counted_one_by_one() -> None:
+    rng = np.random.default_rng(2)
+    labels_TN = rng.integers(0, 5, (6, 10))
+
+    def greatest(rows_TN: np.ndarray) -> float:
+        shares = np.array([[(row == label).mean() for label in range(5)] for row in rows_TN])
+        return float(np.abs(np.diff(shares, axis=0)).sum(axis=1).max() / 2)
+
+    drawn = np.random.default_rng(7)
+    again = [greatest(drawn.permuted(labels_TN.ravel()).reshape(labels_TN.shape)) for _ in range(100)]
+    as_great = sum(value >= greatest(labels_TN) - 1e-12 for value in again)
+    assert permutation_test(labels_TN, 100, 7)[1] == (1 + as_great) / 101
+
+
 def test_what_cannot_be_asked_is_refused() -> None:
     source, _ = table_source(DECIDED)
     with pytest.raises(UsageError):

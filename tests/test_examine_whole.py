@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from klype.errors import KlypeError, UsageError
 from klype.examine.document import document
 from klype.examine.examination import Examined, Meters, examine
 from klype.examine.examinee import Examinee, ExamSettings, plan, within
-from klype.examine.from_traces import Looked, correctness
+from klype.examine.from_traces import Looked, answered, correctness
 from klype.examine.gates import failed, parse
 from klype.examine.truth import Reader, Tokens
 from klype.judge.meaning import text_meaning
@@ -158,6 +159,22 @@ def test_s_is_the_mass_on_what_can_follow_at_every_right_beginning(erring: Exami
         assert len(s) == (error or len(trace.steps))
         assert all(value == pytest.approx(0.9, abs=1e-5) for value in s)
         assert error == next((t for t, token in enumerate(trace.tokens, 1) if token == 3), None)
+
+
+def test_equal_answers_are_judged_once_and_are_what_each_is_alone(erring: Examined) -> None:
+    asked: list[tuple[str, bool]] = []
+
+    def judge(question: Question, text: str, finished: bool) -> Verdict:
+        asked.append((text, finished))
+        return erring.examinee.judge(question, text, finished)
+
+    one = replace(erring.examinee, judge=judge)
+    traces = [trace for group in erring.traces[1.0] for trace in group]
+    together = answered(one, one.questions[0], traces, Looked(Reader(lambda: Chain(TRUTH, 1)), 1.0))
+    different = {(trace.tokens, trace.ended) for trace in traces}
+    assert len(asked) == len(different) < len(traces)
+    alone = [answered(one, one.questions[0], [t], Looked(Reader(lambda: Chain(TRUTH, 1)), 1.0))[0] for t in traces]
+    assert together == alone
 
 
 def test_the_trees_hold_the_enumeration(erring: Examined) -> None:
