@@ -248,3 +248,10 @@ def test_questions(tmp_path: Path) -> None:
         read_questions(lines(tmp_path / "r.jsonl", {"answer": "x"}))
     with pytest.raises(KlypeError, match="not lists of text"):
         read_questions(lines(tmp_path / "r.jsonl", {"question": "x", "answers": [1]}))
+    for row, wrong in (({"question": 5}, "question"), ({"question": "x", "context": ["y"]}, "context")):
+        with pytest.raises(KlypeError, match=f"line 1 has a {wrong} that is not text") as caught:
+            read_questions(lines(tmp_path / "r.jsonl", row))
+        assert caught.value.hint == "Mend it."  # there is nothing to leave rows out with, as there is for training
+    with pytest.raises(KlypeError) as caught:
+        read_questions(lines(tmp_path / "r.jsonl", row), BadRows(skip=False))
+    assert "--skip-bad" in caught.value.hint

@@ -39,19 +39,21 @@ class TextDocument:
 
 @dataclass(slots=True)
 class BadRows:
-    """What was left out: how many, and the first of them in words. ``skip`` False: the first one stops the reading.
+    """What was left out: how many, and the first of them in words. ``skip`` False: the first one stops the reading;
+    None: so it does, and nobody can ask for anything else.
 
     ``repeated``: texts that were there already.
     """
 
-    skip: bool = False
+    skip: bool | None = None
     count: int = 0
     shown: list[str] = field(default_factory=list)
     repeated: int = 0
 
     def add(self, message: str, hint: str = "") -> None:
         if not self.skip:
-            raise KlypeError(message, hint or "Mend it, or leave such rows out with --skip-bad.")
+            mend = "Mend it." if self.skip is None else "Mend it, or leave such rows out with --skip-bad."
+            raise KlypeError(message, hint or mend)
         self.count += 1
         if len(self.shown) < _SHOWN:
             self.shown.append(message)

@@ -66,8 +66,13 @@ def read_questions(paths: Paths, bad: BadRows | None = None) -> list[Question]:
         answers, choices = row.get("answers", row.get("answer", [])), row.get("choices") or []
         answers = [answers] if isinstance(answers, str) else answers or []
         identity = str(row.get("id") or where.number)
-        if not isinstance(text, str) or not text.strip():
+        context = row.get("context") or row.get("input") or ""
+        if text is not None and not isinstance(text, str):
+            rows.add(f"{where} has a question that is not text.")
+        elif text is None or not text.strip():
             rows.add(f"{where} has no question.")
+        elif not isinstance(context, str):
+            rows.add(f"{where} has a context that is not text.")
         elif not _strings(answers) or not _strings(choices):
             rows.add(f"{where} has answers or choices that are not lists of text.")
         else:
@@ -78,7 +83,6 @@ def read_questions(paths: Paths, bad: BadRows | None = None) -> list[Question]:
                 **(inner if isinstance(inner, dict) else {}),
                 **{name: value for name, value in row.items() if name not in known},
             }
-            context = str(row.get("context") or row.get("input") or "")
             found[identity] = Question(identity, text.strip(), context, tuple(answers), tuple(choices), extra)
     if not found:
         raise KlypeError(f"There are no questions in {paths}.", 'A row needs "question".')
