@@ -252,6 +252,8 @@ def test_questions(tmp_path: Path) -> None:
         with pytest.raises(KlypeError, match=f"line 1 has a {wrong} that is not text") as caught:
             read_questions(lines(tmp_path / "r.jsonl", row))
         assert caught.value.hint == "Mend it."  # there is nothing to leave rows out with, as there is for training
+    with pytest.raises(KlypeError, match=r"no questions in \S+/n\.jsonl, \S+/n\.jsonl\."):
+        read_questions([lines(tmp_path / "n.jsonl")] * 2)
     with pytest.raises(KlypeError) as caught:
         read_questions(lines(tmp_path / "r.jsonl", row), BadRows(skip=False))
     assert "--skip-bad" in caught.value.hint

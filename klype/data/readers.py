@@ -93,7 +93,7 @@ def read_texts(paths: Paths, options: TextOptions | None = None) -> Iterator[Tex
                 seen.add(digest)
                 yield document
     if not seen:
-        raise KlypeError(f"There is no text in {_names(paths)}.", "Give a file that holds some text.")
+        raise KlypeError(f"There is no text in {names(paths)}.", "Give a file that holds some text.")
 
 
 def files_of(paths: Paths, kinds: tuple[str, ...] = PLAIN + TABLES) -> list[Path]:
@@ -154,7 +154,7 @@ def decode(raw: bytes, encoding: str, where: str, offset: int = 0) -> str:
     except UnicodeDecodeError as error:
         raise KlypeError(
             f"{where} is not {encoding}: byte {offset + error.start} is 0x{raw[error.start]:02x}.",
-            "Name its encoding with --encoding (often latin-1).",
+            "Save it as UTF-8 (klype run and klype train take --encoding, often latin-1).",
         ) from error
     except LookupError as error:
         raise UsageError(f"There is no encoding {encoding!r}.", "Try utf-8, latin-1 or utf-16.") from error
@@ -340,5 +340,5 @@ def _readable(kinds: Sequence[str]) -> str:
     return f"Readable are {', '.join(kinds)}, also with {' or '.join(PACKED)}."
 
 
-def _names(paths: Paths) -> str:
+def names(paths: Paths) -> str:
     return ", ".join(map(str, [paths] if isinstance(paths, (str, Path)) else paths))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from klype.data.readers import TABLES, BadRows, Paths, TextOptions, files_of, read_rows
+from klype.data.readers import TABLES, BadRows, Paths, TextOptions, files_of, names, read_rows
 from klype.errors import KlypeError
 from klype.values import Question, Ranking
 
@@ -32,7 +32,7 @@ def read_instructions(paths: Paths, bad: BadRows | None = None) -> list[Conversa
         else:
             found.setdefault(tuple((m["role"], m["content"]) for m in conversation), conversation)
     if not found:
-        raise KlypeError(f"There are no instructions in {paths}.", "A row needs a question and an answer.")
+        raise KlypeError(f"There are no instructions in {names(paths)}.", "A row needs a question and an answer.")
     return list(found.values())
 
 
@@ -51,7 +51,7 @@ def read_preferences(paths: Paths, bad: BadRows | None = None, annotator: str = 
         else:
             found.setdefault((ranking.question.prompt, ranking.candidates, ranking.order), ranking)
     if not found:
-        raise KlypeError(f"There are no preferences in {paths}.", "A row needs a prompt, chosen and rejected.")
+        raise KlypeError(f"There are no preferences in {names(paths)}.", "A row needs a prompt, chosen and rejected.")
     return list(found.values())
 
 
@@ -85,7 +85,7 @@ def read_questions(paths: Paths, bad: BadRows | None = None) -> list[Question]:
             }
             found[identity] = Question(identity, text.strip(), context, tuple(answers), tuple(choices), extra)
     if not found:
-        raise KlypeError(f"There are no questions in {paths}.", 'A row needs "question".')
+        raise KlypeError(f"There are no questions in {names(paths)}.", 'A row needs "question".')
     return list(found.values())
 
 
