@@ -19,12 +19,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from chromium import CHROMIUM, QUIET
+
 from klype.words import words
 
 PATIENCE_MS = 600_000  # a machine may be busy
 LOCALES = {"nb": "nb-NO", "en": "en-GB"}
-QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync"]  # fmt: skip
 
 
 def answer(page: Any) -> None:
@@ -227,8 +227,7 @@ def main() -> None:
     asked = parser.parse_args()
     from playwright.sync_api import sync_playwright
 
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
+    if CHROMIUM is None:
         raise SystemExit("No Chromium is installed, so no screenshots can be taken.")
     asked.out.mkdir(parents=True, exist_ok=True)
     kinds = [(lang, width, theme) for lang in LOCALES for width in (390, 1440) for theme in ("light", "dark")]
@@ -236,7 +235,7 @@ def main() -> None:
         home = asked.home or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         base = stack.enter_context(studio(copied(asked.run, home), home))
         running = stack.enter_context(sync_playwright())
-        browser = running.chromium.launch(executable_path=chromium, args=QUIET)
+        browser = running.chromium.launch(executable_path=CHROMIUM, args=QUIET)
         for lang, width, theme in [kinds[2], kinds[5]] if asked.quick else kinds:
             context = browser.new_context(
                 viewport={"width": width, "height": 900 if width > 500 else 844},

@@ -14,7 +14,6 @@ import asyncio
 import json
 import os
 import platform
-import shutil
 import statistics
 import subprocess
 import sys
@@ -30,7 +29,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from scripts.screenshots import QUIET  # noqa: E402
+from scripts.chromium import CHROMIUM, QUIET  # noqa: E402
 from tests.studio_work_toys import run_with_questions  # noqa: E402
 
 PEOPLE, PATIENCE_MS = 10, 900_000
@@ -259,7 +258,7 @@ def summed(values: Sequence[float]) -> dict[str, float | int]:
     }
 
 
-async def measure(only: Sequence[str], questions: int, chromium: str) -> dict[str, Any]:
+async def measure(only: Sequence[str], questions: int) -> dict[str, Any]:
     """All rows asked for, each printed as soon as it is known."""
     from playwright.async_api import async_playwright
 
@@ -270,7 +269,7 @@ async def measure(only: Sequence[str], questions: int, chromium: str) -> dict[st
         print(f"{name}: {', '.join(f'{k} {v:g}' for k, v in row.items())}", flush=True)
 
     async with async_playwright() as running:
-        browser = await running.chromium.launch(executable_path=chromium, args=QUIET)
+        browser = await running.chromium.launch(executable_path=CHROMIUM, args=QUIET)
         with tempfile.TemporaryDirectory() as folder:
             home = Path(folder)
             if set(only) - {"people"}:
@@ -304,10 +303,9 @@ def main() -> int:
     parser.add_argument("--questions", type=int, default=20)
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
+    if CHROMIUM is None:
         raise SystemExit("No Chromium is installed.")
-    found = asyncio.run(measure(asked.only or ("paint", "answer", "tree", "people"), asked.questions, chromium))
+    found = asyncio.run(measure(asked.only or ("paint", "answer", "tree", "people"), asked.questions))
     machine = {
         "date": date.today().isoformat(),
         "cores": os.cpu_count(),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -16,17 +15,15 @@ import pytest
 
 from klype.studio.pages import PAGES
 from klype.words import words
+from scripts.chromium import CHROMIUM, QUIET
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 ROOT = Path(__file__).resolve().parent.parent
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed"),
     pytest.mark.xdist_group("studio"),
 ]
-QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync"]  # fmt: skip
 LOCALES = {"nb": "nb-NO", "en": "en-GB"}
 KINDS = [(lang, width, theme) for lang in LOCALES for width in (390, 1440) for theme in ("light", "dark")]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -38,13 +37,11 @@ from klype.studio.studio import Studio
 from klype.studio.work_upload import Upload
 from klype.values import Question
 from klype.words import words
+from scripts.chromium import CHROMIUM, QUIET
 from tests.studio_toys import visiting
 from tests.studio_work_toys import HOSTILE, run_with_questions
 
 ROOT = Path(__file__).resolve().parent.parent
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync"]  # fmt: skip
 slow = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from klype.words import words
+from scripts.chromium import CHROMIUM
 from tests.studio_work_toys import run_with_questions
 from tests.test_studio_ranking import alone, chromium, keep, serving, visitor
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 pytestmark = alone
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="no Chromium is installed")
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 def test_ten_people_rank_while_a_model_trains(tmp_path: Path) -> None:
     pytest.importorskip("playwright.async_api", reason="playwright is not installed")
     out = tmp_path / "speed.json"
