@@ -25,11 +25,14 @@ class Chain:
         train = self.documents(mix(seed, 1), documents)
         return Corpus(self.vocabulary, END, train, self.documents(mix(seed, 2), held_out), self.truth(train))
 
-    def test(self) -> Test:
-        found = self.documents(mix(0, 3), 30)
+    def test(self, documents: int = 30) -> Test:
+        found = self.documents(mix(0, 3), documents)
         asked = tuple(Asked((0, word), ((self.after(word)[0],),)) for word in range(2, 6))
         shown = ((0, 2), dict(zip(self.after(2), (0.6, 0.3, 0.1), strict=True)))
         return Test(found, self.truth(found), asked, shown)
+
+    def beginning(self) -> ChainTruth:
+        return ChainTruth()
 
     @staticmethod
     def after(word: int) -> tuple[int, int, int]:
@@ -56,6 +59,21 @@ class Chain:
 
     def truth(self, documents: tuple[Ids, ...]) -> Truth:
         return Truth.of([self.next(word) for document in documents for word in document[:-1]])
+
+
+class ChainTruth:
+    """What the chain says after what was read; the end is followed by the end."""
+
+    def __init__(self) -> None:
+        self.last = 0
+
+    def next(self) -> dict[int, float]:
+        return Chain().next(self.last) if self.last < SIZE and self.last != END else {END: 1.0}
+
+    def push(self, token: int) -> float:
+        p = self.next().get(token, 0.0)
+        self.last = token
+        return p
 
 
 def reference_kneser_ney(

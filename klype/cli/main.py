@@ -21,6 +21,7 @@ from klype.cli.commands import (
     examine,
     export,
     forks,
+    mistakes,
     next_token,
     rank,
     run,
@@ -68,6 +69,7 @@ def app() -> typer.Typer:
     klype.command("examine")(examine.command)
     klype.command("article")(article.command)
     klype.command("bias")(bias.command)
+    klype.command("mistakes")(mistakes.command)
     klype.command("train")(train.command)
     klype.command("rank")(rank.command)
     klype.command("align")(align.command)

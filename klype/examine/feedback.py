@@ -7,7 +7,7 @@ temperature 1. Then the model goes on at its temperature, and at distance d the 
 is recorded. An arm that has ended counts as no error; its share is shown. All effects are paired by beginning.
 
 Where the model has a token that takes the last word back, it is obeyed, the forced token included; distances are then
-passes: to take back is no error, but it costs one. What no model else can do is told beside: whether an error stands.
+passes: to take back is no error, but it costs one. Beside it stands in what share of texts an error is left.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Shock:
 class Aftermath:
     """What followed one shock, by arm and distance (1, 2, …): mean error mass, share that had ended, share without an
     error so far; ``moved``: total variation between q after *wrong* and after *right* before the same next words;
-    ``standing``: share in whose text an error stands, the forced one included (read where words can be taken back)."""
+    ``standing``: share in whose text an error stands, the forced one included (always, where nothing is taken back)."""
 
     shock: Shock
     errors: dict[Arm, tuple[float, ...]]
@@ -256,7 +256,7 @@ def _followed(
             errors.append(0.0)
             ended.append(1.0)
         clean.append(float(fine))
-        standing.append(float(reader.first_error(sheet.tokens) is not None) if settings.back is not None else 0.0)
+        standing.append(float(reader.first_error(sheet.tokens) is not None))
     return errors, ended, clean, standing
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from klype.engine.engine import Engine, Event
 from klype.errors import KlypeError
 from klype.model.transformer import Transformer
-from klype.sources.source import Message
+from klype.sources.source import Codec, Message
 from klype.text.chat import Chat
 from klype.text.tokenizer import Tokenizer
 from klype.values import Distribution, Request, Trace
@@ -39,17 +39,12 @@ class NativeCodec:
         return self.tokenizer.decode_answer(ids)
 
 
-class NativeSource:
-    """An engine with the words it speaks."""
+class EngineSource:
+    """An engine with the words it speaks, whatever codec knows them."""
 
-    def __init__(self, engine: Engine, codec: NativeCodec) -> None:
+    def __init__(self, engine: Engine, codec: Codec) -> None:
         self.engine = engine
         self.codec = codec
-
-    @staticmethod
-    def of(model: Transformer, tokenizer: Tokenizer, chat: Chat | None = None, name: str = "") -> NativeSource:
-        """A source with an engine of its own."""
-        return NativeSource(Engine(model, decode_bytes=tokenizer.token_bytes, name=name), NativeCodec(tokenizer, chat))
 
     @property
     def name(self) -> str:
@@ -78,3 +73,17 @@ class NativeSource:
         finally:
             for request_id in places:
                 self.engine.cancel(request_id)
+
+
+class NativeSource(EngineSource):
+    """… whose words are a tokenizer's."""
+
+    codec: NativeCodec
+
+    def __init__(self, engine: Engine, codec: NativeCodec) -> None:
+        super().__init__(engine, codec)
+
+    @staticmethod
+    def of(model: Transformer, tokenizer: Tokenizer, chat: Chat | None = None, name: str = "") -> NativeSource:
+        """A source with an engine of its own."""
+        return NativeSource(Engine(model, decode_bytes=tokenizer.token_bytes, name=name), NativeCodec(tokenizer, chat))

@@ -51,6 +51,19 @@ def soft_cross_entropy(model: nn.Module, batch: Batch) -> Loss:
     return Loss(loss_N @ weights_N, weights_N.sum())
 
 
+def reverse_divergence(model: nn.Module, batch: Batch) -> Loss:
+    """KL(q‖p) from the model to whole distributions, ``extra["soft_BTV"]``: total = Σ w Σ_v q_v (log q_v − log p_v).
+
+    It draws the model to what p holds for likely. What p holds for less likely than ``FLOOR`` counts as that.
+    """
+    logits_NV, kept_N = learnt_logits(model, batch)
+    logq_NV = wide(logits_NV).log_softmax(-1)
+    logp_NV = batch.extra["soft_BTV"].flatten(0, 1)[kept_N].to(logq_NV.dtype).clamp_min(FLOOR).log()
+    loss_N = (logq_NV.exp() * (logq_NV - logp_NV)).sum(-1)
+    weights_N = batch.weights_BT.flatten()[kept_N].to(loss_N.dtype)
+    return Loss(loss_N @ weights_N, weights_N.sum())
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossBeside(Loss):
     """A loss with another beside it, each over its own count: total/count + weight · beside.total/beside.count."""
@@ -141,6 +154,7 @@ class _WeightedCrossEntropy(torch.autograd.Function):
 
 
 TINY = 1e-30
+FLOOR = 1e-6
 
 
 def wide_dtype(logits: torch.Tensor) -> torch.dtype:

@@ -6,7 +6,7 @@ Shapes: N all target positions of some documents in order, V vocabulary. A docum
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -17,6 +17,7 @@ from klype.data.order import mix
 from klype.data.readers import TextDocument
 from klype.data.split import split
 from klype.errors import KlypeError
+from klype.examine.truth import Truth as KnownTruth
 from klype.text.tokenizer import Tokenizer
 from klype.world import Filter, World
 from klype.world.automaton import END, sample
@@ -99,6 +100,23 @@ def targets(documents: Sequence[Ids]) -> npt.NDArray[np.int64]:
     return np.array([token for document in documents for token in document[1:]], np.int64)
 
 
+class WordTruth:
+    """The world's truth over the experiment's ids, at the beginning of a document. A shallow copy is a snapshot."""
+
+    def __init__(self, words: Filter, vocabulary: Sequence[str], ids: Mapping[str, int]) -> None:
+        self._words, self._vocabulary, self._ids = words, vocabulary, ids
+
+    def __copy__(self) -> WordTruth:
+        return WordTruth(self._words.copy(), self._vocabulary, self._ids)
+
+    def next(self) -> dict[int, float]:
+        return {self._ids[word]: p for word, p in self._words.next().items()}
+
+    def push(self, token: int) -> float:
+        """An id that is no word of the language is a mistake like any other."""
+        return self._words.push(self._vocabulary[token] if token < len(self._vocabulary) else "")
+
+
 class Source(Protocol):
     """Where documents come from. ``knows``: the truth is known."""
 
@@ -113,8 +131,12 @@ class Source(Protocol):
         """What this seed learns from and stops by; fewer documents are the first of more."""
         ...
 
-    def test(self) -> Test:
-        """The same for all seeds."""
+    def test(self, documents: int = TEST) -> Test:
+        """The same for all seeds; so many documents, or as many as there are."""
+        ...
+
+    def beginning(self) -> KnownTruth | None:
+        """The truth at the beginning of a document, to be read on from; None where nobody knows it."""
         ...
 
 
@@ -146,6 +168,9 @@ class WorldSource:
         p = self._filter(prefix).next()
         shown = (prefix, {self._id[word]: q for word, q in sorted(p.items(), key=lambda pair: -pair[1])})
         return Test(found, self._truth(found), tuple(asked[:questions]), shown)
+
+    def beginning(self) -> WordTruth:
+        return WordTruth(Filter(self._start), self.vocabulary, self._id)
 
     def _documents(self, seed: int, count: int) -> tuple[Ids, ...]:
         rng = random.Random(seed)
@@ -228,6 +253,9 @@ class TextSource:
         found = tuple(random.Random(mix(0, 3)).sample(self._test, min(documents, len(self._test))))
         length = sum(len(self._tokenizer.token_bytes(i)) for document in found for i in document[1:])
         return Test(found, bytes=length)
+
+    def beginning(self) -> None:
+        return None
 
     def _pieces(self, texts: Sequence[TextDocument]) -> list[Ids]:
         begin, out = self._tokenizer.begin, []

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-from klype.answers.traces import replace
 from klype.examine.charts import (
     Cell,
     Option,
@@ -20,9 +18,10 @@ from klype.examine.charts import (
     whiskers,
 )
 from klype.examine.facts import FigureFacts
-from klype.examine.report import page
 from klype.examine.say import Say
+from klype.experiments import page as experiment
 from klype.experiments.bias.board import MEASURES, Best, Board, Row
+from klype.experiments.page import ENDS, Table, View, figure_cells
 from klype.words import LANGUAGES, Words, words
 
 COLOURS = {"one-hot": "base", "label-smoothing": "bad", "kneser-ney": "finetuned", "oracle": "truth",
@@ -34,13 +33,11 @@ WITHOUT_GAP = ("one-hot", "oracle")
 
 def write(folder: Path, board: Board, lang: str) -> Path:
     """Writes ``report.html`` into the folder."""
-    replace(folder / "report.html", render(board, lang).encode())
-    return folder / "report.html"
+    return experiment.write(folder, render(board, lang))
 
 
 def render(board: Board, lang: str) -> str:
-    views = [_view(board, Say(code), words(code, "bias")) for code in LANGUAGES]
-    return page("bias.html.jinja", views, lang, title=words(lang, "bias")("title"))
+    return experiment.render([_view(board, Say(code), words(code, "bias")) for code in LANGUAGES], "bias", lang)
 
 
 def verdict(board: Board, say: Say, own: Words) -> list[str]:
@@ -96,23 +93,21 @@ def pictures(board: Board, say: Say, own: Words) -> list[Picture]:
     return [picture for picture in made if picture is not None]
 
 
-def _view(board: Board, say: Say, own: Words) -> dict[str, Any]:
-    tables = []
-    for count in reversed(board.documents):
-        columns, rows = table(board, count, say, own)
-        tables.append({"title": own("table", documents=say.count(count)), "columns": columns, "rows": rows})
+def _view(board: Board, say: Say, own: Words) -> View:
+    tables = [
+        Table(own("table", documents=say.count(n)), *table(board, n, say, own)) for n in reversed(board.documents)
+    ]
     lead = f"{own('lead', seeds=board.seeds)} {own('lead_world' if board.source == 'world' else 'lead_text')}"
-    return {
-        "lang": say.lang,
-        "say": say,
-        "own": own,
-        "lead": lead,
-        "verdict": verdict(board, say, own),
-        "pictures": {picture.id: picture for picture in pictures(board, say, own)},
-        "tables": tables,
-        "targets": [(_name(own, name), own(f"what.{name}")) for name in board.kinds],
-        "script_words": {"zero": say("formula.zero"), "half": say("formula.half", n="{n}"), "save": say("tools.save")},
-    }
+    return View(
+        say=say,
+        own=own,
+        lead=lead,
+        verdict=verdict(board, say, own),
+        pictures=pictures(board, say, own),
+        tables=tables,
+        notes=f"{own('interval')} {own('how_turned')}",
+        described=[(_name(own, name), own(f"what.{name}")) for name in board.kinds],
+    )
 
 
 def _best(best: Best, found: dict[str, dict[str, FigureFacts]], say: Say, own: Words) -> str:
@@ -134,7 +129,7 @@ def _gap(board: Board, say: Say, own: Words) -> Picture | None:
     rows.sort(key=lambda row: -(row[1]["value"] or 0.0))
     drawn = [(_name(own, name), figure, say.figure(figure, "right"), COLOURS.get(name, OTHER)) for name, figure in rows]
     option = whiskers(drawn, axis(own("picture.axis_gap"), percent=True), 0.0)
-    table = [_figure_cells(_name(own, name), figure) for name, figure in rows]
+    table = [figure_cells(_name(own, name), figure) for name, figure in rows]
     panel = Panel("", option, 70 + 44 * len(rows))
     columns = [own("column.target"), own("column.gap"), *ENDS[say.lang]]
     return Picture("gap", own("picture.gap"), own("picture.gap_how"), [panel], columns, table, True)
@@ -167,7 +162,7 @@ def _documents(board: Board, say: Say, own: Words) -> Picture | None:
     table: list[list[Cell]] = []
     for name in board.kinds:
         figures = [(float(r.documents), r.figures[key]) for r in board.rows if r.target == name and key in r.figures]
-        table += [_figure_cells(_name(own, name), figure, int(count)) for count, figure in figures]
+        table += [figure_cells(_name(own, name), figure, int(count)) for count, figure in figures]
         if name in COLOURS and figures:
             series += curve_with_band(_name(own, name), figures, COLOURS[name], showSymbol=True)
     if not series:
@@ -220,13 +215,6 @@ def _training(board: Board, own: Words) -> Picture | None:
     columns = [own("column.target"), own("column.epoch"), own("column.loss"), own("column.kl")]
     panel = Panel("", lines(x, y, series), 320)
     return Picture("training", own("picture.training"), own("picture.training_how"), [panel], columns, table, True)
-
-
-ENDS = {"en": ("low", "high"), "nb": ("nedre", "øvre")}
-
-
-def _figure_cells(name: str, figure: FigureFacts, *place: Cell) -> list[Cell]:
-    return [name, *place, figure["value"], figure.get("low"), figure.get("high")]
 
 
 def _cell(row: Row, name: str, say: Say, own: Words) -> str:

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import multiprocessing
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
-from klype.device import memory_policy, set_threads, thread_policy
-from klype.errors import KlypeError
 from klype.examine.facts import FigureFacts
 from klype.examine.intervals import ratio_of_means, student
 from klype.experiments.bias.board import MEASURES, Bars, Best, Board, Curve, Row
-from klype.experiments.bias.cell import Cell, finished
+from klype.experiments.bias.cell import Cell, Written, finished
 from klype.experiments.bias.corpus import SHOWN, Source, Test
 from klype.experiments.bias.plan import Plan
 from klype.experiments.bias.targets import TARGETS, target
+from klype.experiments.cells import follow, side_by_side
 from klype.values import Figure
 
 Finished = dict[str, Any]
@@ -51,41 +46,35 @@ def run(
         for seed in range(plan.seed, plan.seed + plan.seeds)
         if not finished(_place(folder, count, seed), plan.targets)
     ]
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_alone) as pool:
-        try:
-            drawing = pool.submit(source.test)
-            seeds = sorted({seed for _, seed in left})
-            drawn = {seed: pool.submit(source.corpus, seed, plan.documents[-1], HELD_OUT) for seed in seeds}
-            test = drawing.result()
+    with side_by_side(workers) as pool:
+        drawing = pool.submit(source.test)
+        seeds = sorted({seed for _, seed in left})
+        drawn = {seed: pool.submit(source.corpus, seed, plan.documents[-1], HELD_OUT) for seed in seeds}
+        test = drawing.result()
+        written = Written(folder / "cells")
+        last: Board | None = None
 
-            def look(done: bool = False) -> Board:
-                found = board(folder, source, plan, test, done)
-                found.write(folder)
-                tell(found)
-                return found
+        def look(done: bool = False) -> Board:
+            nonlocal last
+            found, new = written.read()
+            if new or done or last is None:
+                last = board(found, source, plan, test, done)
+            last.write(folder)  # in any case: what was written just now goes on
+            tell(last)
+            return last
 
-            _follow(drawn.values(), look)
-            running = [
-                pool.submit(_cell, Cell(drawn[seed].result().first(count), test, plan.settings, count, seed,
-                                        _place(folder, count, seed), compiled), plan.targets)
-                for count, seed in left
-            ]  # fmt: skip
-            _follow(running, look)
-        except BrokenProcessPool:
-            raise KlypeError(
-                "One of the processes that train ended unasked (out of memory, perhaps).",
-                "The same command with --resume goes on; what is finished is kept.",
-            ) from None
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
+        follow(drawn.values(), look)
+        running = [
+            pool.submit(_cell, Cell(drawn[seed].result().first(count), test, plan.settings, count, seed,
+                                    _place(folder, count, seed), compiled), plan.targets)
+            for count, seed in left
+        ]  # fmt: skip
+        follow(running, look)
     return look(done=True)
 
 
-def board(folder: Path, source: Source, plan: Plan, test: Test, done: bool) -> Board:
-    """How it stands, from the cells' files."""
-    found = [json.loads(f.read_text(encoding="utf-8")) for f in sorted((folder / "cells").glob("*/*.json"))]
+def board(found: Sequence[Finished], source: Source, plan: Plan, test: Test, done: bool) -> Board:
+    """How it stands, from what the cells have written."""
     measured = [one for one in found if "values" in one and one["member"] == 0]
     summed = [r for count in plan.documents for name in plan.targets if (r := _row(measured, name, count)) is not None]
     curves = [
@@ -118,14 +107,17 @@ def gaps(one_hot: Sequence[float], cure: Sequence[float], oracle: Sequence[float
     return ratio_of_means(o - c, o - p, "share of the gap")
 
 
-def over_seeds(values: Sequence[float], unit: str, most: float = np.inf) -> Figure:
-    """Mean over seeds (documents, first weights and order all drawn anew) with Student's t; one seed: no interval."""
+def over_seeds(values: Sequence[float], unit: str, most: float = np.inf, least: float = 0.0) -> Figure:
+    """Mean over seeds (documents, first weights and order all drawn anew) with Student's t; one seed: no interval.
+
+    The interval ends at the ``least`` and the ``most`` that there can be.
+    """
     value_S = np.asarray(values, float)
     mean, n = float(value_S.mean()), value_S.size
     if n < 2:
         return Figure(mean, None, None, n, unit, why="one seed only")
     low, high = student(mean, value_S)
-    return Figure(mean, max(0.0, low), min(most, high), n, unit)
+    return Figure(mean, max(least, low), min(most, high), n, unit)
 
 
 def _row(measured: Sequence[Finished], name: str, documents: int) -> Row | None:
@@ -202,23 +194,7 @@ def _place(folder: Path, documents: int, seed: int) -> Path:
     return folder / "cells" / f"{documents}-{seed}"
 
 
-def _follow(running: Iterable[Future[Any]], look: Callable[[], object]) -> None:
-    """Looks every second until all have ended; what failed in one is raised here."""
-    left = set(running)
-    while left:
-        ended, left = wait(left, timeout=1.0)
-        for one in ended:
-            one.result()
-        look()
-
-
 # in the processes
-
-
-def _alone() -> None:
-    thread_policy()
-    memory_policy()
-    set_threads(1)
 
 
 def _cell(cell: Cell, names: Sequence[str]) -> None:

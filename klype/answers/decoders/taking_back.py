@@ -1,0 +1,141 @@
+"""Writing with a token that takes the last word back (SequenceMatch: Cundy & Ermon 2023, arXiv:2306.05426).
+
+The token and the word before it leave the text, and that word is barred from its place; right after that, and where
+nothing of one's own stands, the token itself is barred: nothing that others wrote is ever taken back. Every token that
+the model said is a pass, those that are gone among them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field, replace
+
+from klype.answers.decoders.orders import Draw, Purse, Tokens, pay, serve
+from klype.data.order import mix
+from klype.sources.source import Source
+from klype.values import Request, Sampling, Step, Trace
+
+BARRED = -1e4
+
+
+@dataclass(slots=True)
+class Sheet:
+    """One's own text as it stands. ``back``: the token that takes back; None: nothing ever does.
+
+    ``taken``: the last token took one back.
+    """
+
+    tokens: Tokens = ()
+    back: int | None = None
+    taken: bool = False
+    gone: dict[Tokens, set[int]] = field(default_factory=dict)
+
+    def bars(self) -> set[int]:
+        """What may not come next."""
+        own = {self.back} if self.back is not None and (self.taken or not self.tokens) else set()
+        return self.gone.get(self.tokens, set()) | own
+
+    def push(self, token: int) -> None:
+        """Reads what was said: a word, or the token that takes the last one back."""
+        self.taken = token == self.back
+        if not self.taken:
+            self.tokens = (*self.tokens, token)
+        elif self.tokens:
+            self.tokens, last = self.tokens[:-1], self.tokens[-1]
+            self.gone.setdefault(self.tokens, set()).add(last)
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """``steps``: the text as it stands; ``passes``: all that was said for it; ``ended``: by a stop."""
+
+    steps: tuple[Step, ...]
+    passes: tuple[Step, ...]
+    ended: bool
+
+
+Writing = Generator[Draw, list[Trace], Written]
+
+
+def obey(request: Request, back: int, purse: Purse, begun: Sequence[Step] = (), taken: bool = False) -> Writing:
+    """Goes on from what was ``begun`` (and has just been ``taken`` back) to a stop, to ``request.limit`` tokens that
+    stand, or until the purse is empty. After something was taken back, noise is drawn anew."""
+    steps, passes, turns = list(begun), list[Step](), 0
+    sheet = Sheet(tuple(step.token for step in begun), back)
+
+    def read(said: Sequence[Step]) -> None:
+        for step in said:
+            sheet.push(step.token)
+            if not sheet.taken:
+                steps.append(step)
+            elif steps:
+                steps.pop()
+
+    if taken:
+        read([Step(back, 0.0, 0.0, "forced")])
+        turns = 1
+    while (room := min(purse.left, request.limit - len(steps))) > 0:
+        prompt = (*request.prompt, *sheet.tokens)
+        seed = mix(request.seed, turns) if turns else request.seed
+        on = replace(request, prompt=prompt, n=1, limit=room, seed=seed, stop=(*request.stop, back))
+        if bars := sheet.bars():
+            on = replace(on, limit=1, stop=request.stop, sampling=barring(request.sampling, bars))
+            (trace,) = yield Draw(on, len(prompt))
+        else:
+            (trace,) = yield Draw(on, len(prompt) - 1)
+        passes += trace.steps
+        read(trace.steps)
+        turns += sheet.taken
+        if trace.ended == "stop" and not sheet.taken:
+            return Written(tuple(steps), tuple(passes), True)
+    return Written(tuple(steps), tuple(passes), False)
+
+
+def barring(sampling: Sampling, tokens: set[int]) -> Sampling:
+    """The same, without these tokens."""
+    return replace(sampling, logit_bias=(*sampling.logit_bias, *((token, BARRED) for token in sorted(tokens))))
+
+
+def obeyed(source: Source, requests: Sequence[Request], own: Sequence[int], back: int) -> list[list[Trace]]:
+    """``answers`` of a model that takes words back; a trace's steps are its passes, ``request.limit`` at most.
+
+    The last ``own[i]`` tokens of prompt i are the model's own: they may be taken back, and nothing before them.
+    """
+    purses, writings, places = list[Purse](), list[Writing](), list[tuple[Request, int]]()
+    for request, count in zip(requests, own, strict=True):
+        cut = len(request.prompt) - count
+        begun = [Step(token, 0.0, 0.0, "forced") for token in request.prompt[cut:]]
+        for sample in range(request.first_sample, request.first_sample + request.n):
+            alone = replace(request, prompt=request.prompt[:cut], limit=request.limit + count, first_sample=sample)
+            purses.append(Purse(request.limit))
+            writings.append(obey(alone, back, purses[-1], begun))
+            places.append((request, sample))
+    done = _side_by_side(source, writings, purses)
+    traces = [
+        Trace(request.prompt, w.passes, request.sampling, request.seed, sample, source.name,
+              "stop" if w.ended else "length", len(w.passes), 0.0)
+        for w, (request, sample) in zip(done, places, strict=True)
+    ]  # fmt: skip
+    found = iter(traces)
+    return [[next(found) for _ in range(request.n)] for request in requests]
+
+
+def _side_by_side(source: Source, writings: Sequence[Writing], purses: Sequence[Purse]) -> list[Written]:
+    done: dict[int, Written] = {}
+    orders: dict[int, Draw] = {}
+
+    def send(place: int, found: list[Trace] | None) -> None:
+        try:
+            orders[place] = next(writings[place]) if found is None else writings[place].send(found)
+        except StopIteration as end:
+            done[place] = end.value
+
+    for place in range(len(writings)):
+        send(place, None)
+    while orders:
+        placed, orders = list(orders.items()), {}
+        served = serve(source, [order for _, order in placed])
+        for (place, order), found in zip(placed, served, strict=True):
+            pay(purses[place], order, found)
+            send(place, [trace for trace in found if isinstance(trace, Trace)])
+    return [done[place] for place in range(len(writings))]

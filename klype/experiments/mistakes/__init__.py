@@ -1,0 +1,1 @@
+"""Learning from one's own mistakes: what training can do against errors that make the next one likelier."""

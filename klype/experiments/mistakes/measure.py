@@ -1,0 +1,197 @@
+"""What one model does after mistakes and without them: plain numbers; intervals come from several seeds.
+
+All models of a seed are asked the same: the same documents, the same beginnings, the same forced words. Of a model
+that has learnt to take words back, words are measured given that a word is said, and what it writes as it stands once
+the token was obeyed; ``alarm`` tells how often it would take back what is right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from klype.answers.decoders import orders
+from klype.answers.decoders.orders import Tuning
+from klype.answers.decoders.table import decide
+from klype.answers.decoders.taking_back import Sheet, obeyed
+from klype.errors import KlypeError
+from klype.examine.divergence import point
+from klype.examine.feedback import Aftermath, Asked, FeedbackSettings, Shock, aftermaths, shocks
+from klype.examine.truth import Reader, Tokens
+from klype.experiments.bias.corpus import Ids, Test
+from klype.experiments.bias.lab import Mixture, predict
+from klype.experiments.bias.measure import measure
+from klype.experiments.mistakes.codec import Pupil
+from klype.experiments.mistakes.course import SLIPS
+from klype.sources.source import answers
+from klype.values import Distribution, Request
+
+OPENING, WORDS, EXCESS = 6, 20, 10
+"""Words of a test document that its model goes on from; words it then says; words over which KL is summed."""
+SPENDS = 1.5
+"""Passes that a model which takes back may use, times the words."""
+BUDGET = 3.0
+"""The same for answers to questions, times those of the plain answer."""
+ANSWER = 10
+RIGHT_AT = (5, 10, 20)
+Values = dict[str, Any]
+
+
+class WithoutBack(nn.Module):
+    """The model's words, given that it says one."""
+
+    def __init__(self, model: nn.Module, back: int) -> None:
+        super().__init__()
+        self.model, self.back = model, back
+
+    def forward(self, tokens_BT: torch.Tensor) -> torch.Tensor:
+        logits_BTV: torch.Tensor = self.model(tokens_BT)
+        return logits_BTV.index_fill(-1, torch.tensor([self.back]), -1e4)
+
+
+@dataclass(frozen=True, slots=True)
+class Exam:
+    """What all models of a seed are asked. ``asked``: beginnings of test documents with their truth, ``rest`` how they
+    went on; ``forced``: the feedback experiment's shocks, of the model that all start from."""
+
+    test: Test
+    asked: tuple[Asked, ...]
+    rest: tuple[Ids, ...]
+    forced: tuple[Shock, ...]
+    settings: FeedbackSettings
+    back: int
+
+
+def exam(test: Test, reader: Callable[[Ids], Reader], pupil: Pupil, settings: FeedbackSettings, back: int) -> Exam:
+    """The beginnings, and the shocks of this model. ``reader(prompt)`` is the truth after a prompt."""
+    long = [d for d in test.documents if len(d) > OPENING + 1]
+    asked = tuple(Asked(str(i), d[: OPENING + 1], reader(d[: OPENING + 1])) for i, d in enumerate(long))
+    is_word = lambda token: token not in (test.documents[0][0], *pupil.codec.stop, back)
+    forced, _ = shocks(pupil, asked, settings, is_word)
+    if not forced:
+        raise KlypeError(
+            f"After none of {len(asked)} beginnings could a mistake be forced.", "Ask for more documents to learn from."
+        )
+    return Exam(test, asked, tuple(d[OPENING + 1 :] for d in long), tuple(forced), settings, back)
+
+
+def look(pupil: Pupil, asked: Exam, takes_back: bool) -> Values:
+    """World: all of it. ``feedback`` and the arms' hazards are lists, a row a shock, over distances."""
+    back = asked.back if takes_back else None
+    found: Values = dict(measure(WithoutBack(pupil.model, asked.back), asked.test))
+    found["alarm"] = float(predict(pupil.model, asked.test.documents)[:, asked.back].exp().mean())
+    found |= _going_on(pupil, asked, back) | _answers(pupil, asked, back)
+    return found | _after(aftermaths(pupil, asked.asked, asked.forced, replace(asked.settings, back=back)))
+
+
+def text_values(pupil: Pupil, test: Test, teachers: Sequence[nn.Module], back: int) -> Values:
+    """Text, where nobody knows the truth: bits per byte, calibration, and KL from the teachers' mean on documents and
+    on what the model itself writes."""
+    found: Values = dict(measure(WithoutBack(pupil.model, back), test))
+    begun = [d[: OPENING + 1] for d in test.documents if len(d) > OPENING + 1]
+    requests = [Request(p, limit=WORDS, seed=i, stop=pupil.codec.stop) for i, p in enumerate(begun)]
+    own = [(*t.prompt, *t.tokens) for (t,) in answers(pupil, requests)]
+    teacher = Mixture(teachers)
+    for name, texts in (("teacher_kl", list(test.documents)), ("teacher_kl_own", own)):
+        p_NV, q_NV = (predict(model, texts) for model in (teacher, WithoutBack(pupil.model, back)))
+        found[name] = float((p_NV.exp() * (p_NV - q_NV)).sum(-1).mean())
+    return found
+
+
+def _after(found: Sequence[Aftermath]) -> Values:
+    """Row by shock. ``recovery``: no further error in all of the distances; ``standing``: an error is left then."""
+    wrong, right, near = ([list(one.errors[arm]) for one in found] for arm in ("wrong", "right", "near"))
+    less = (np.array(wrong) - np.array(right)).tolist()
+    return {
+        "questions": [one.shock.question for one in found],
+        "feedback": less,
+        "beside_near": (np.array(wrong) - np.array(near)).tolist(),
+        "hazard_wrong": wrong,
+        "hazard_right": right,
+        "recovery": float(np.mean([one.clean["wrong"][-1] for one in found])),
+        "standing": float(np.mean([one.standing["wrong"][-1] for one in found])),
+        "shocks": len(found),
+    }
+
+
+def _going_on(pupil: Pupil, asked: Exam, back: int | None) -> Values:
+    """One text a beginning at temperature 1: P(no error in the first n words), S, and excess error."""
+    limit = WORDS if back is None else round(SPENDS * WORDS)
+    requests = [
+        Request(one.prompt, limit=limit, seed=1000 + i, stop=pupil.codec.stop) for i, one in enumerate(asked.asked)
+    ]
+    traces = answers(pupil, requests) if back is None else obeyed(pupil, requests, [0] * len(requests), back)
+    own = [standing(trace.tokens, back)[:WORDS] for (trace,) in traces]
+    errors = [one.reader.first_error(text) for one, text in zip(asked.asked, own, strict=True)]
+    found: Values = {f"right_{n}": float(np.mean([e is None or e > n for e in errors])) for n in RIGHT_AT}
+    found["passes"] = sum(len(t.steps) for (t,) in traces) / max(1, sum(map(len, own)))
+    rows = _along(pupil, asked, own)
+    right = [s for row, e in zip(rows, errors, strict=True) for _, s in row[: e or len(row)]]
+    true = _along(pupil, asked, asked.rest)
+    found["s_own"] = float(np.mean(right))
+    found["excess_error"] = 100 * (_mean_kl(rows) / _mean_kl(true) - 1)
+    return found
+
+
+def _mean_kl(rows: Sequence[Sequence[tuple[float, float]]]) -> float:
+    """Nats a word, on the first ``EXCESS`` words."""
+    return float(np.mean([kl for row in rows for kl, _ in row[:EXCESS]]))
+
+
+def standing(said: Sequence[int], back: int | None) -> Tokens:
+    """The text as it stands when the token that takes back is obeyed."""
+    sheet = Sheet((), back)
+    for token in said:
+        sheet.push(token)
+    return sheet.tokens
+
+
+def _along(pupil: Pupil, asked: Exam, texts: Sequence[Tokens]) -> list[list[tuple[float, float]]]:
+    """(KL(p‖q), S) at every place of each text behind its beginning, up to its third error; q given that a word is
+    said."""
+    read = [up_to_slips(one.reader, text) for one, text in zip(asked.asked, texts, strict=True)]
+    scored = pupil.score([one.prompt for one in asked.asked], read, -1)
+    out = []
+    for one, text, trace in zip(asked.asked, read, scored, strict=True):
+        row = []
+        for t, step in enumerate(trace.steps):
+            assert step.distribution is not None
+            at = point(one.reader.next(text[:t]), words_only(step.distribution, asked.back))
+            assert at.kl is not None
+            row.append((at.kl, at.s_low))
+        out.append(row)
+    return out
+
+
+def up_to_slips(reader: Reader, text: Tokens) -> Tokens:
+    """The text before the word that is one slip too many, for the truth to be computed at every place of it."""
+    slips = 0
+    for t, token in enumerate(text):
+        slips += token not in reader.next(text[:t])
+        if slips > SLIPS:
+            return text[:t]
+    return text
+
+
+def words_only(q: Distribution, back: int) -> Distribution:
+    """Given that a word is said."""
+    logp = np.where(q.ids == back, -1e4, q.logp)
+    return Distribution(q.ids, logp - np.logaddexp.reduce(logp))
+
+
+def _answers(pupil: Pupil, asked: Exam, back: int | None) -> Values:
+    """The share of right greedy answers (with words taken back, where that was learnt) and their passes."""
+    stop = {answer[-1] for one in asked.test.asked for answer in one.answers}
+    put = [orders.Asked(one.prefix, str, ANSWER, (*pupil.codec.stop, *sorted(stop))) for one in asked.test.asked]
+    if not put:
+        return {}
+    name = "greedy" if back is None else "backspace"
+    found = decide(pupil, put, name, BUDGET, Tuning(back=back))
+    rights = [one.choice.chosen.tokens in q.answers for one, q in zip(found, asked.test.asked, strict=True)]
+    words = sum(len(one.choice.chosen.tokens) for one in found)
+    return {"right_greedy": float(np.mean(rights)), "passes_greedy": sum(one.passes for one in found) / max(1, words)}

@@ -1,0 +1,392 @@
+"""Learning from mistakes: methods are what they say, laws hold in the limit, words are taken back within their text."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from bias_toys import END, SIZE, Chain
+
+from klype.answers.decoders.taking_back import Sheet, obeyed
+from klype.cli.main import call
+from klype.errors import KlypeError, UsageError
+from klype.examine.feedback import Asked as Shocked
+from klype.examine.feedback import FeedbackSettings, aftermaths, effect, shocks
+from klype.examine.truth import Reader
+from klype.experiments.bias.corpus import Corpus, WorldSource
+from klype.experiments.bias.lab import LabelledBatches, LabSettings, Learnt, Lesson, learn
+from klype.experiments.bias.targets import rows
+from klype.experiments.mistakes import report, study
+from klype.experiments.mistakes.altered import Enriched, Scheduled
+from klype.experiments.mistakes.cell import taught
+from klype.experiments.mistakes.codec import Pupil, WordCodec
+from klype.experiments.mistakes.course import BACK, Course, CourseSettings, joined
+from klype.experiments.mistakes.measure import standing
+from klype.experiments.mistakes.methods import METHODS, documents, method, scheduled_sampling
+from klype.experiments.mistakes.own import ByTeachers, ByTruth, Rounds, own_texts
+from klype.experiments.mistakes.plan import Asked, Plan, checked, make
+from klype.sources.source import answers
+from klype.train.objectives import cross_entropy, reverse_divergence, soft_cross_entropy
+from klype.values import Request
+from tests.test_examine_feedback import Always, chain
+from tests.toy_sources import table_source
+
+SETTINGS = CourseSettings(width=16, layers=1, rows=8, epochs=2, teachers=1, steps=4, rounds=2, own=8)
+BACKED = SIZE  # the token that takes back: the last of the vocabulary
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def first() -> tuple[Corpus, Learnt]:
+    corpus = Chain().corpus(0, 40, 20)
+    corpus = replace(corpus, vocabulary=(*corpus.vocabulary, BACK))
+    return corpus, learn(Lesson(corpus.train), corpus, LabSettings(**_lab()), 0)
+
+
+def _lab() -> dict[str, int]:
+    return {"width": 16, "layers": 1, "rows": 8, "epochs": 6}
+
+
+def course(first: tuple[Corpus, Learnt], **settings: object) -> Course:
+    corpus, learnt = first
+    pupil = Pupil(copy.deepcopy(learnt.model), WordCodec(corpus.vocabulary, END, (0, BACKED)))  # type: ignore[arg-type]
+    own = SETTINGS.model_copy(update=settings)
+    return Course(corpus, own, 5, pupil, Chain().beginning, lambda: [learnt])
+
+
+def weights(one: Course) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in one.pupil.model.parameters()])
+
+
+# methods
+
+
+def test_scheduled_sampling_at_rate_nothing_is_plain(first: tuple[Corpus, Learnt]) -> None:
+    never, plain = course(first, replaced=0.0), course(first)
+    taught(never, method("scheduled-sampling"))
+    taught(plain, method("documents"))
+    assert torch.equal(weights(never), weights(plain))
+
+
+def test_scheduled_sampling_replaces_words_but_not_what_follows(first: tuple[Corpus, Learnt]) -> None:
+    own = course(first, replaced=1.0, steps=2)
+    sampled, plain = Scheduled(own), documents(own).batches
+    for step in range(2):
+        batch, whole = next(sampled), next(plain)
+        assert torch.equal(batch.targets_BT, whole.targets_BT)
+        assert torch.equal(batch.tokens_BT[:, 0], whole.tokens_BT[:, 0])
+        assert torch.equal(batch.tokens_BT, whole.tokens_BT) == (step == 0)
+    assert scheduled_sampling(own).objective is cross_entropy
+
+
+@pytest.mark.parametrize("by", [ByTruth, ByTeachers])
+def test_labels_of_own_texts_are_distributions(first: tuple[Corpus, Learnt], by: type) -> None:
+    own = course(first)
+    batches = Rounds(own, by(own))
+    for _ in range(own.settings.steps):
+        batch = next(batches)
+        said_NV = batch.extra["soft_BTV"][batch.weights_BT > 0]
+        torch.testing.assert_close(said_NV.sum(-1), torch.ones(len(said_NV)), atol=2e-3, rtol=0)
+        assert float(said_NV.min()) >= 0
+    assert own.spent.tokens > 0
+    assert (own.spent.teachers > 0) == (by is ByTeachers)
+
+
+def test_own_texts_are_labelled_by_the_truth_also_after_mistakes(first: tuple[Corpus, Learnt]) -> None:
+    own = course(first, own=24)
+    labeller = ByTruth(own)
+    texts = own_texts(own, labeller, 0)
+    kept, table_NV = labeller.label(texts)
+    assert len(table_NV) == sum(len(text) - 1 for text in kept)
+    erring, at = 0, 0
+    for text in kept:
+        truth = Chain().beginning()
+        for token in text[1:]:
+            p = truth.next()
+            erring += token not in p
+            expected = [p.get(v, 0.0) for v in range(SIZE + 1)]
+            np.testing.assert_allclose(table_NV[at].float().numpy(), expected, atol=1e-3)
+            truth.push(token)
+            at += 1
+    assert erring > 0
+
+
+def test_own_right_texts_with_one_hot_labels_are_documents(first: tuple[Corpus, Learnt]) -> None:
+    """DAgger in the limit: when the model writes what the documents say, and labels are one-hot, it is plain."""
+    corpus, _ = first
+    own = course(first)
+    hard_NV = torch.nn.functional.one_hot(torch.tensor([t for d in corpus.train for t in d[1:]]), SIZE + 1)
+    soft = LabelledBatches(Lesson(corpus.train, rows(hard_NV)), 8, 3)
+    plain = LabelledBatches(Lesson(corpus.train), 8, 3)
+    a, b = (joined(next(batches), next(batches)) for batches in (soft, plain))
+    same, sharp = soft_cross_entropy(own.pupil.model, a), cross_entropy(own.pupil.model, b)
+    torch.testing.assert_close(same.total, sharp.total)
+    assert float(same.count) == float(sharp.count)
+
+
+def test_reverse_kl_is_nothing_at_the_labels_and_has_its_gradient(first: tuple[Corpus, Learnt]) -> None:
+    own = course(first)
+    model = own.pupil.model.double()
+    plain = next(LabelledBatches(Lesson(own.corpus.train), 4, 0))
+    with torch.no_grad():
+        same_BTV = model(plain.tokens_BT).softmax(-1)
+    plain.extra["soft_BTV"] = same_BTV
+    assert float(reverse_divergence(model, plain).total.detach()) == pytest.approx(0, abs=1e-4)
+    plain.extra["soft_BTV"] = torch.full_like(same_BTV, 1 / (SIZE + 1))
+    weight = next(model.parameters())
+    loss = reverse_divergence(model, plain).total
+    (gradient,) = torch.autograd.grad(loss, weight)
+    step = 1e-5
+    with torch.no_grad():
+        sides = []
+        for sign in (1, -1):
+            weight.view(-1)[0] += sign * step
+            sides.append(float(reverse_divergence(model, plain).total.detach()))
+            weight.view(-1)[0] -= sign * step
+    assert float(gradient.flatten()[0]) == pytest.approx((sides[0] - sides[1]) / (2 * step), rel=1e-3, abs=1e-6)
+
+
+def test_enriched_documents_teach_to_take_back_and_never_the_wrong_word(first: tuple[Corpus, Learnt]) -> None:
+    own = course(first)
+    batches, seen = Enriched(own), 0
+    for _ in range(6):
+        batch = next(batches)
+        for tokens_T, targets_T, weights_T in zip(batch.tokens_BT, batch.targets_BT, batch.weights_BT, strict=True):
+            assert BACKED not in tokens_T
+            places = ((targets_T == BACKED) & (weights_T > 0)).nonzero()[:, 0].tolist()
+            for at in places:
+                seen += 1
+                wrong, before = int(tokens_T[at]), int(tokens_T[at - 1])
+                assert wrong not in Chain().next(before)
+                assert 2 <= wrong < SIZE
+                assert float(weights_T[at - 1]) == 0
+                assert float(weights_T[at + 1 :].sum()) == 0
+                assert float(weights_T[: at - 1].min()) == 1 if at > 1 else True
+            assert len(places) <= 1
+    assert seen > 6
+
+
+def test_a_model_learns_to_take_back_what_cannot_follow(first: tuple[Corpus, Learnt]) -> None:
+    own = course(first, steps=250, rows=16, again=1.0)
+    taught(own, method("backspace"))
+    own.pupil.refresh()
+    wrong, right = [], []
+    for word in range(2, SIZE):
+        after = Chain().next(word)
+        for follower in range(2, SIZE):
+            q = own.pupil.next([(0, word, follower)])[0].p(BACKED)
+            (right if follower in after else wrong).append(q)
+    assert np.mean(wrong) > 2 * np.mean(right)
+
+
+# taking back
+
+
+def test_a_sheet_takes_back_within_its_text() -> None:
+    sheet = Sheet((), 9)
+    assert sheet.bars() == {9}
+    for token in (9, 1, 2, 9, 3):
+        sheet.push(token)
+    assert sheet.tokens == (1, 3)
+    assert sheet.bars() == set()
+    sheet.push(9)
+    assert sheet.tokens == (1,)
+    assert sheet.bars() == {2, 3, 9}
+    assert standing((1, 2, 9, 3), 9) == (1, 3)
+    assert standing((1, 2, 9, 3), None) == (1, 2, 9, 3)
+
+
+def test_who_never_takes_back_writes_as_ever() -> None:
+    table = np.array([[1, 0, 0, 0], [0.2, 0.4, 0.4, 0], [0.3, 0.3, 0.4, 0], [1, 0, 0, 0]])
+    source, _ = table_source(table)
+    requests = [Request((1,), n=3, limit=7, seed=seed, stop=(0,)) for seed in range(4)]
+    plain = answers(source, requests)
+    backed = obeyed(source, requests, [0] * 4, 3)
+    assert [[t.tokens for t in group] for group in backed] == [[t.tokens for t in group] for group in plain]
+
+
+@pytest.mark.parametrize("own", [0, 1, 2])
+def test_nothing_is_taken_back_beyond_ones_own(own: int) -> None:
+    """Even a model that takes back all it can."""
+    rng = np.random.default_rng(own)
+    table = rng.dirichlet(np.ones(5), 5)
+    table[:, 4] += 2.0
+    table /= table.sum(1, keepdims=True)
+    source, _ = table_source(table)
+    requests = [Request((1, 2, 3), n=4, limit=12, seed=seed, stop=(0,)) for seed in range(5)]
+    for group in obeyed(source, requests, [own] * 5, 4):
+        for trace in group:
+            assert len(trace.tokens) <= 12
+            sheet = Sheet((1, 2, 3)[3 - own :], 4)
+            for token in trace.tokens:
+                assert token not in sheet.bars()
+                sheet.push(token)
+
+
+def test_taking_back_shows_in_the_experiment_and_costs_a_pass() -> None:
+    """After the wrong word (2) the token that takes back (3) comes for certain: the hazard is gone, and so is it."""
+    table = np.array([[1, 0, 0, 0], [0, 0.8, 0.2, 0], [0, 0, 0, 1.0], [1, 0, 0, 0]])
+    source, _ = table_source(table)
+    asked = [Shocked(f"q{i}", (1,), Reader(Always)) for i in range(30)]
+    settings = FeedbackSettings(positions=2, distances=4, samples=3, back=3)
+    forced, _ = shocks(source, asked, settings, lambda token: token != 3)
+    found = aftermaths(source, asked, forced, settings)
+    assert all(one.errors["wrong"][0] == pytest.approx(0) for one in found)
+    assert all(one.standing["wrong"][0] == 0 for one in found)
+    assert all(one.errors["right"][0] == pytest.approx(0.2, abs=1e-5) for one in found)
+    # the pass after: what was taken back is barred, and so is the token
+    assert all(one.errors["wrong"][1] == pytest.approx(0, abs=1e-5) for one in found)
+    assert effect(found).moved[0].value is None
+
+
+def test_without_taking_back_a_forced_mistake_stands() -> None:
+    asked = [Shocked(f"q{i}", (1,), Reader(Always)) for i in range(6)]
+    settings = FeedbackSettings(distances=2, samples=2)
+    forced, _ = shocks(chain(0.6, 0.2), asked, settings, lambda token: True)
+    for one in aftermaths(chain(0.6, 0.2), asked, forced, settings):
+        assert one.standing["wrong"] == (1.0, 1.0)
+
+
+def test_controls_cannot_be_written() -> None:
+    codec = WordCodec((*Chain.vocabulary, BACK), END, (0, BACKED))
+    assert codec.encode("a b") == [2, 3]
+    assert codec.decode([2, BACKED, 3, END]) == "a b"
+    for text in (BACK, "</s>", "<s>", "zebra"):
+        with pytest.raises(KlypeError, match="no word"):
+            codec.encode(text)
+
+
+# the experiment
+
+
+NAMES = ("documents", "own-truth", "own-teachers-reverse", "backspace", "outcome")
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Plan, dict]:  # type: ignore[type-arg]
+    folder = tmp_path_factory.mktemp("mistakes")
+    plan = Plan(documents=24, questions=20, seeds=2, methods=NAMES, settings=SETTINGS)
+    return folder, plan, study.run(Chain(), plan, folder, lambda found: None, workers=1)
+
+
+def test_the_experiment_tells_every_method_beside_its_control(ran: tuple[Path, Plan, dict]) -> None:  # type: ignore[type-arg]
+    folder, _, found = ran
+    assert found["done"]
+    assert found["finished"] == found["all"] == 2 * (1 + len(NAMES))
+    assert list(found["methods"]) == ["before", *NAMES]
+    assert found["methods"]["documents"]["figures"]["ratio"]["value"] == pytest.approx(1)
+    assert found["methods"]["documents"]["figures"]["kl_change"]["value"] == 0
+    for name, row in found["methods"].items():
+        figures = row["figures"]
+        assert figures["feedback"]["low"] <= figures["feedback"]["value"] <= figures["feedback"]["high"]
+        at = [f["value"] for f in row["feedback_by_distance"]]
+        assert figures["feedback"]["value"] == pytest.approx(np.mean(at))
+        assert 0 <= figures["right_20"]["value"] <= figures["right_5"]["value"] <= 1
+        if name != "backspace":
+            assert figures["standing"]["value"] == 1
+            assert figures["passes"]["value"] == pytest.approx(1)
+    assert json.loads((folder / study.FILE).read_text()) == found
+    json.dumps(found, allow_nan=False)
+
+
+def test_resumed_is_straight_and_equal_seeds_give_equal_figures(
+    ran: tuple[Path, Plan, dict],  # type: ignore[type-arg]
+    tmp_path: Path,
+) -> None:
+    folder, plan, found = ran
+    times = {f: f.stat().st_mtime_ns for f in (folder / "cells").glob("*/*.json")}
+    assert study.run(Chain(), plan, folder, lambda found: None, workers=1) == found
+    assert times == {f: f.stat().st_mtime_ns for f in times}
+    one = plan.model_copy(update={"seeds": 1, "methods": ("documents",)})
+    study.run(Chain(), one, tmp_path, lambda found: None, workers=1)
+    two = plan.model_copy(update={"seeds": 1, "methods": ("documents", "backspace")})
+    study.run(Chain(), two, tmp_path, lambda found: None, workers=1)
+    for name in ("before", "documents", "backspace"):
+        straight, again = (json.loads((f / "cells" / "0" / f"{name}.json").read_text()) for f in (folder, tmp_path))
+        assert straight["values"] == again["values"]
+        assert straight["flops"] == again["flops"]
+
+
+def test_the_report_tells_it_in_both_languages(ran: tuple[Path, Plan, dict]) -> None:  # type: ignore[type-arg]
+    folder, _, found = ran
+    page = report.write(folder, found, "nb").read_text(encoding="utf-8")
+    for text in ("Tilbakevirkning", "Feedback", "tilbaketasten", "default-src"):
+        assert text in page
+
+
+def test_halving_asks_for_both_intervals_and_for_no_loss() -> None:
+    def row(ratio: float, by_question: float, change: float, kind: str = "cure") -> dict[str, object]:
+        return {
+            "kind": kind,
+            "figures": {
+                "ratio": {"high": ratio},
+                "ratio_by_question": {"high": by_question},
+                "kl_change": {"low": change},
+            },
+        }
+
+    assert study.halves(row(0.4, 0.45, -0.1))
+    assert not study.halves(row(0.4, 0.55, -0.1))
+    assert not study.halves(row(0.55, 0.4, -0.1))
+    assert not study.halves(row(0.4, 0.4, 0.01))
+    assert not study.halves(row(0.4, 0.4, -0.1, "beside"))
+
+
+# plans and bad input
+
+
+def test_plans_fit_and_are_kept(tmp_path: Path) -> None:
+    tiny = SETTINGS.model_copy(update={"epochs": 1})
+    roomy = make(Chain(), tmp_path, Asked(1e6, settings=tiny), 1)
+    assert roomy.methods == tuple(row.name for row in METHODS)
+    assert make(Chain(), tmp_path, Asked(1e-6, settings=tiny), 1) == roomy
+    tight = make(Chain(), tmp_path.parent, Asked(1e-6, settings=tiny, methods=("backspace",)), 1)
+    (tmp_path.parent / "plan.json").unlink()
+    assert (tight.documents, tight.methods) == (600, ("documents", "backspace"))
+    assert tight.seconds < roomy.seconds
+
+
+def test_the_world_is_read_after_mistakes() -> None:
+    source = WorldSource("small")
+    truth = source.beginning()
+    words = [source.vocabulary.index(word) for word in ("Jeg", "gikk", "en", "tur", "på")]
+    for token in words:
+        assert truth.push(token) > 0
+    before = truth.next()
+    again = copy.copy(truth)
+    assert again.push(len(source.vocabulary)) == 0  # the token that takes back is no word of the language
+    assert sum(again.next().values()) == pytest.approx(1)
+    assert truth.next() == before
+
+
+def test_only_what_needs_no_truth_is_for_text() -> None:
+    assert "own-teachers" in checked((), truth=False)
+    for name in ("own-truth", "backspace", "outcome"):
+        with pytest.raises(UsageError, match=f"no method called {name}"):
+            checked((name,), truth=False)
+    with pytest.raises(UsageError, match="no method called bakspace"):
+        checked(("bakspace",), truth=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--minutes", "0"], "--minutes should be above 0"),
+        (["--documents", "3"], "teach nothing"),
+        (["--methods", "magic"], "no method called magic"),
+        (["--set", "stpes=3"], "stpes"),
+    ],
+)
+def test_bad_input_is_one_sentence(arguments: list[str], said: str, tmp_path: Path) -> None:
+    with pytest.raises(KlypeError, match=said):
+        call(["mistakes", "--out", str(tmp_path / "new"), *arguments])
+    assert not (tmp_path / "new").exists()
