@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,13 +13,12 @@ from klype.cli.main import call
 from klype.errors import KlypeError, UsageError
 from klype.preferences.store import Store
 from klype.studio.ranking_board import Board
-from klype.studio.ranking_desk import Desk
 from klype.studio.ranking_places import furnish, place_of, places, snapshot
 from klype.studio.runs_list import home_of_runs, run_folders
 from klype.studio.studio import Studio
 from tests.studio_toys import visiting
 from tests.studio_work_toys import run_with_questions
-from tests.test_studio_ranking import find, first, send, texts, until
+from tests.test_studio_ranking import find, send, ten_people, texts, until
 
 
 @pytest.fixture(scope="module")
@@ -65,25 +63,7 @@ def test_ten_people_at_once_lose_and_double_nothing(tmp_path: Path, url: str) ->
     studio = studio_of(tmp_path, url, 4)
     furnish(studio)
     place = places(studio)[0]
-    failed: list[BaseException] = []
-
-    def sit(name: str) -> None:
-        try:
-            desk = Desk.at(place.open(), name, name)
-            while (turn := desk.next()) is not None:
-                assert desk.say(turn.number, "order", first(desk))
-            desk.close()
-        except BaseException as error:
-            failed.append(error)
-
-    threads = [threading.Thread(target=sit, args=(f"person {i}",)) for i in range(10)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(120)
-    assert not failed
-    with place.open() as store:
-        made = [(entry.annotator, entry.asked.id) for entry in store.entries() if not entry.again]
+    made = ten_people(place)
     assert len(made) == len(set(made)) == 10 * 4
     copied = snapshot(place, tmp_path / "copy", ("person 1", "person 2"))
     assert {entry.annotator for entry in copied} == {"person 1", "person 2"}
