@@ -390,3 +390,22 @@ def test_bad_input_is_one_sentence(arguments: list[str], said: str, tmp_path: Pa
     with pytest.raises(KlypeError, match=said):
         call(["mistakes", "--out", str(tmp_path / "new"), *arguments])
     assert not (tmp_path / "new").exists()
+
+
+def test_the_command_on_ones_own_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("den", "gamle", "mannen", "gikk", "langs", "veien", "og", "så", "en", "liten", "hund", "som", "sov")
+    rng = np.random.default_rng(0)
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(" ".join(rng.choice(words, 12)) + "." for _ in range(700)), encoding="utf-8")
+    asked = ["--documents", "16", "--seeds", "2", "--methods", "own-teachers", "--out", str(tmp_path / "out"), "--json"]
+    small = [f"{key}={value}" for key, value in _lab().items()] + ["epochs=1", "teachers=1", "steps=2", "own=4"]
+    call(["mistakes", "--text", str(text), *asked, *(part for one in small for part in ("--set", one))])
+    made = json.loads(capsys.readouterr().out)
+    assert list(made["methods"]) == ["before", "documents", "own-teachers"]
+    figures = made["methods"]["own-teachers"]["figures"]
+    assert figures["bits_per_byte"]["value"] > 0
+    assert figures["teacher_kl_own"]["value"] >= 0
+    assert figures["bits_change"]["low"] <= figures["bits_change"]["value"] <= figures["bits_change"]["high"]
+    assert "kl" not in figures
+    assert made["halved"] == []
+    assert Path(made["report"]).is_file()

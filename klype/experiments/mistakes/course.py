@@ -34,7 +34,7 @@ class CourseSettings(LabSettings):
 
     rows: int = 32
     epochs: int = 8
-    teachers: int = 3
+    teachers: int = Field(default=3, ge=1)
     steps: int = Field(default=200, ge=1)
     rounds: int = Field(default=5, ge=1)
     own: int = Field(default=96, ge=2)

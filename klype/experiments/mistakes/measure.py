@@ -133,14 +133,15 @@ def _going_on(pupil: Pupil, asked: Exam, back: int | None) -> Values:
     rows = _along(pupil, asked, own)
     right = [s for row, e in zip(rows, errors, strict=True) for _, s in row[: e or len(row)]]
     true = _along(pupil, asked, asked.rest)
-    found["s_own"] = float(np.mean(right))
-    found["excess_error"] = 100 * (_mean_kl(rows) / _mean_kl(true) - 1)
-    return found
+    found |= {"s_own": float(np.mean(right))} if right else {}
+    own_kl, true_kl = _mean_kl(rows), _mean_kl(true)
+    return found | ({"excess_error": 100 * (own_kl / true_kl - 1)} if own_kl and true_kl else {})
 
 
-def _mean_kl(rows: Sequence[Sequence[tuple[float, float]]]) -> float:
-    """Nats a word, on the first ``EXCESS`` words."""
-    return float(np.mean([kl for row in rows for kl, _ in row[:EXCESS]]))
+def _mean_kl(rows: Sequence[Sequence[tuple[float, float]]]) -> float | None:
+    """Nats a word, on the first ``EXCESS`` words; None where there are none."""
+    found = [kl for row in rows for kl, _ in row[:EXCESS]]
+    return float(np.mean(found)) if found else None
 
 
 def standing(said: Sequence[int], back: int | None) -> Tokens:

@@ -64,7 +64,7 @@ def verdict(found: Document, say: Say, own: Words) -> list[str]:
 
 def pictures(found: Document, say: Say, own: Words) -> list[Picture]:
     """All of which there is something to show."""
-    made = [_whiskers(found, say, own, "ratio", 0.5), _distance(found, own),
+    made = [_whiskers(found, say, own, "ratio", 0.5), _distance(found, say, own),
             _whiskers(found, say, own, "kl_change", 0.0)]  # fmt: skip
     return [picture for picture in made if picture is not None]
 
@@ -101,7 +101,7 @@ def _whiskers(found: Document, say: Say, own: Words, key: str, at: float) -> Pic
     return Picture(key, own(f"picture.{key}"), own(f"picture.{key}_how"), [panel], columns, cells, True)
 
 
-def _distance(found: Document, own: Words) -> Picture | None:
+def _distance(found: Document, say: Say, own: Words) -> Picture | None:
     key = "feedback_by_distance"
     rows = {name: row[key] for name, row in found["methods"].items() if key in row}
     if not rows:
@@ -117,7 +117,7 @@ def _distance(found: Document, own: Words) -> Picture | None:
         for name, figures in rows.items()
         for d, figure in enumerate(figures, 1)
     ]
-    columns = [own("column.method"), own("picture.axis_distance"), own("column.feedback"), "2.5 %", "97.5 %"]
+    columns = [own("column.method"), own("picture.axis_distance"), own("column.feedback"), *ENDS[say.lang]]
     panel = Panel("", option, 340)
     return Picture("distance", own("picture.distance"), own("picture.distance_how"), [panel], columns, cells, True)
 

@@ -113,7 +113,7 @@ def _row(name: str, by: dict[str, dict[int, Finished]]) -> Document:
     figures: dict[str, Figure] = {}
     first = next(iter(values.values()))
     for key in MEASURES:
-        if isinstance(first.get(key), float):
+        if all(isinstance(v.get(key), float) for v in values.values()):
             most = np.inf if key in UNITS else 1.0
             least = -np.inf if key == "excess_error" else 0.0
             figures[key] = over_seeds([v[key] for v in values.values()], UNITS.get(key, "share"), most, least)
