@@ -119,8 +119,9 @@ def test_the_script_of_a_peer_warms_up_and_falls_to_a_tenth() -> None:
 
 
 def results(klype: float, peer: float) -> Results:
-    """Two blocks, the second twice as dear."""
+    """Two blocks of different size, the same bits a byte in both."""
     found = Results(sizes={"laws": [2000.0, 1000.0]}, why={"HF Trainer": "not installed"})
+    found.about["laws", "klype"] = {"seconds": TEXTS["laws"].seconds}
     for name, bits in (("klype", klype), ("nanoGPT", peer), ("5-gram", 2.0)):
         found.bits["laws", name] = [bits * 2000, bits * 1000]
     return found
@@ -132,6 +133,9 @@ def test_floor_and_goal_are_judged_for_no_more_time_than_theirs(found: float, pa
         assert [gate["passed"] for gate in gates(results(found, 2.0), "laws", seconds)] == passed
     assert gates(results(found, 2.0), "laws", TEXTS["laws"].seconds + 1) == []
     assert gates(Results(), "laws", None) == []
+    late = results(found, 2.0)
+    late.about["laws", "klype"] = {"seconds": 1.2 * TEXTS["laws"].seconds}
+    assert not any(gate["passed"] for gate in gates(late, "laws", None))
 
 
 def test_ratios_pair_blocks_and_name_what_is_missing() -> None:
@@ -163,7 +167,6 @@ def test_the_whole_comparison_with_a_toy(tmp_path: Path) -> None:
 
 def test_a_document_has_a_ratio_to_every_peer(tmp_path: Path) -> None:
     found = results(1.0, 1.6)
-    found.about["laws", "klype"] = {"seconds": 300.0}
     found.xz["laws"] = found.xz.get("laws") or ratio(found, "laws", "klype", "klype")
     document = _document(Asked(tmp_path), found, ["laws"])
     peers = ("nanogpt", "nanogpt_klypes_size", "hf_trainer", "5gram")

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import psutil
 
+BUSY = 0.1
+"""Share of the cores that others may have before the reader is warned."""
+
 
 def busy_cores() -> tuple[float, float]:
     """Core-seconds since the machine started: those that were used, and all."""

@@ -61,7 +61,7 @@ def published(names: Path | None = None, seed: int = 0) -> dict[str, Any]:
             0.0475, NEXT_ORDER, count_divergence(20, 200, seed)),
         Row("Bigram of 32,033 names, nats a character", "Karpathy, makemore", 2.454, 0.0005, bigram(names)),
         Row("Character-level Shakespeare after three minutes of CPU, nats", "Karpathy, nanoGPT", 1.88, 0.005,
-            _not_run("it is a training run: klype run --text input.txt --minutes 3")),
+            _not_run("it is a training run: klype bench quality")),
         *seen_once(seed),
     ]  # fmt: skip
     documents = [row.json() for row in rows]

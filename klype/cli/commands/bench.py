@@ -16,9 +16,6 @@ from klype.errors import UsageError
 if TYPE_CHECKING:
     from rich.table import Table
 
-BUSY = 0.1
-"""Share of the processor that other programs may have before the reader is warned."""
-
 
 def app() -> typer.Typer:
     bench = typer.Typer(name="bench", help="Measure klype side by side with peers.", no_args_is_help=True)
@@ -299,6 +296,8 @@ def _show(terminal: Terminal, document: dict[str, Any]) -> None:
                 line = f"{row['engine']}{how}: KL {kl} nats a token, S {s} (float32 {exact}), {loss['kl']['n']} tokens"
                 terminal.console.print(line, markup=False, highlight=False)
     terminal.console.print(_ratios(document))
+    from klype.bench.load import BUSY
+
     elsewhere = document["machine"]["busy_elsewhere"]
     if elsewhere > BUSY:
         terminal.console.print(

@@ -34,6 +34,7 @@ def command(
 ) -> None:
     """Quality for a time: klype, nanoGPT's recipe and Hugging Face's Trainer, in bits per byte of held-out text."""
     terminal = Terminal(as_json, lang)
+    from klype.bench.load import BUSY
     from klype.bench.quality import Asked, quality
 
     asked = Asked(data, seconds, seed, tuple(only or ()), tuple(text or ()), cache_folder())
@@ -42,8 +43,11 @@ def command(
         terminal.console.print(_table(document))
         for gate in document["gates"]:
             verdict, name = "passed" if gate["passed"] else "missed", gate["name"].replace("_", ", ")
-            line = f"{verdict}  {name}: {gate['value']:.3f} ≤ {gate['threshold']:g} bits per byte"
+            found = f"{gate['value']:.3f} ≤ {gate['threshold']:g} bits per byte, in {gate['seconds']:.0f} s"
+            line = f"{verdict}  {name}: {found}"
             terminal.console.print(line, markup=False, highlight=False)
+        if (elsewhere := document["machine"]["busy_elsewhere"]) > BUSY:
+            terminal.console.print(f"Other programs had {elsewhere:.0%} of the processor: alone, all would learn more.")
         for name, why in document["missing"].items():
             terminal.console.print(f"{name}: {why}", markup=False)
     terminal.document(document, out)
