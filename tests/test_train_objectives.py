@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from train_toys import VOCAB, Bigram, finite_differences, random_batch, tiny_model
 
-from klype.train.objectives import _WeightedCrossEntropy, answer_logp, cross_entropy, soft_cross_entropy
+from klype.train.objectives import _WeightedCrossEntropy, cross_entropy, soft_cross_entropy
+from klype.train.scoring import score_answers
 from klype.values import Batch
 
 torch.set_num_threads(1)
@@ -77,10 +78,10 @@ def test_only_what_is_learnt_is_unembedded_and_that_changes_nothing() -> None:
     dense = nn.functional.cross_entropy(logits.flatten(0, 1), batch.targets_BT.flatten(), reduction="none")
     torch.testing.assert_close(cross_entropy(model, batch).total, dense @ batch.weights_BT.flatten())
     logp = logits.log_softmax(-1).gather(-1, batch.targets_BT[..., None])[..., 0]
-    torch.testing.assert_close(answer_logp(model, batch), logp * (batch.weights_BT != 0))
+    torch.testing.assert_close(score_answers(model, batch).logp_BT, logp * (batch.weights_BT != 0))
     hot = Batch(batch.tokens_BT, batch.targets_BT, batch.weights_BT, {"temperature": 0.7})
     logp = (logits / 0.7).log_softmax(-1).gather(-1, batch.targets_BT[..., None])[..., 0]
-    torch.testing.assert_close(answer_logp(model, hot), logp * (batch.weights_BT != 0))
+    torch.testing.assert_close(score_answers(model, hot).logp_BT, logp * (batch.weights_BT != 0))
 
 
 def test_packed_documents_reach_the_model() -> None:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from train_toys import Bigram, finite_differences, random_batch
 
-from klype.train.objectives import answer_logp
 from klype.train.policy import PolicySettings, advantages, grpo, kl_loss, rloo
+from klype.train.scoring import score_answers
 from klype.values import Batch
 
 torch.set_num_threads(1)
@@ -27,8 +27,8 @@ def answers(model: Bigram, rewards_QG: torch.Tensor, scaling: str, seed: int = 0
     reference = Bigram(V, seed=9)
     extra = {
         "advantages_B": advantages(rewards_QG, scaling).flatten(),
-        "old_logp_BT": answer_logp(model, bare).detach(),
-        "reference_logp_BT": answer_logp(reference, bare).detach(),
+        "old_logp_BT": score_answers(model, bare).logp_BT.detach(),
+        "reference_logp_BT": score_answers(reference, bare).logp_BT.detach(),
     }
     return Batch(bare.tokens_BT, bare.targets_BT, weights, extra)
 

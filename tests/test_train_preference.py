@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from train_toys import Bigram, finite_differences, random_batch
 
-from klype.train.objectives import answer_logp
 from klype.train.preference import PreferenceSettings, bradley_terry, davidson, pairs_right, plackett_luce, preference
+from klype.train.scoring import score_answers
 from klype.values import Batch
 
 torch.set_num_threads(1)
@@ -112,7 +112,7 @@ def test_preference_gradient_is_the_finite_difference(kind: str) -> None:
 
 
 def at_the_reference(model: Bigram, batch: Batch) -> Batch:
-    extra = batch.extra | {"reference_logp_B": answer_logp(model, batch).sum(1).detach()}
+    extra = batch.extra | {"reference_logp_B": score_answers(model, batch).logp_BT.sum(1).detach()}
     return Batch(batch.tokens_BT, batch.targets_BT, batch.weights_BT, extra)
 
 

@@ -14,11 +14,12 @@ from train_toys import Bigram, random_batch, tiny_model
 from klype.engine.engine import Engine
 from klype.errors import KlypeError
 from klype.train.loop import Interrupted, Session, Settings, train
-from klype.train.objectives import answer_logp, cross_entropy, with_rehearsal
+from klype.train.objectives import cross_entropy, with_rehearsal
 from klype.train.optimizer import OptimizerSettings
 from klype.train.policy import PolicySettings, grpo, rloo
 from klype.train.rewards import RewardModel
 from klype.train.rollout import Asked, Players, RolloutBatches, RolloutSettings, answers_batch, by_model, by_text
+from klype.train.scoring import score_answers
 from klype.values import Batch, Floats, Question
 
 torch.set_num_threads(1)
@@ -43,7 +44,7 @@ def rollouts(model: torch.nn.Module, settings: RolloutSettings = SETTINGS, rewar
 def test_fresh_answers_have_ratio_one_at_any_temperature(temperature: float) -> None:
     model = tiny_model()
     batch = next(rollouts(model, SETTINGS.model_copy(update={"temperature": temperature})))
-    recomputed = answer_logp(model, batch).detach()
+    recomputed = score_answers(model, batch).logp_BT.detach()
     torch.testing.assert_close(recomputed, batch.extra["old_logp_BT"], rtol=0, atol=2e-5)
     torch.testing.assert_close(batch.extra["reference_logp_BT"], recomputed, rtol=0, atol=2e-5)
     metrics = grpo(model, batch).metrics

@@ -90,39 +90,32 @@ def with_rehearsal(main: Objective, rehearsal: Objective, weight: float) -> Obje
 
 
 def learnt_logits(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits at the positions that are learnt, and their indices in the flattened batch.
+    """Logits at the positions that are learnt, and their indices in the flattened batch, as ``learnt_states`` has them.
 
-    The unembedding is the dearest product of a small model, so that only what is learnt goes through it, and some
-    positions of weight 0 for a round number (see laid.py). A compiled graph wants fixed shapes and gets all positions.
+    The unembedding is the dearest product of a small model, so that only what is learnt goes through it.
     """
-    lm = cast(LanguageModel, model)
+    states_ND, kept_N = learnt_states(model, batch)
+    return cast(LanguageModel, model).unembed(states_ND), kept_N
+
+
+def learnt_states(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """States at the positions that are learnt, and their indices in the flattened batch.
+
+    Among them are some positions of weight 0 for a round number (see laid.py). A compiled graph wants fixed shapes and
+    gets all positions.
+    """
     weights_N = batch.weights_BT.flatten()
     if isinstance(model, Transformer) and not torch.compiler.is_compiling():
         kept_N = weights_N.nonzero()[:, 0]
         spare = missing(len(kept_N)) if len(kept_N) < len(weights_N) else 0
         states_ND = model.states_at(batch.tokens_BT, batch.weights_BT != 0, **_packed(batch), spare=spare)
         free = (weights_N == 0).int().argmax().expand(spare)
-        return lm.unembed(states_ND), torch.cat([kept_N, free]) if spare else kept_N
-    hidden_ND = lm.hidden(batch.tokens_BT, **_packed(batch)).flatten(0, 1)
+        return states_ND, torch.cat([kept_N, free]) if spare else kept_N
+    hidden_ND = cast(LanguageModel, model).hidden(batch.tokens_BT, **_packed(batch)).flatten(0, 1)
     if torch.compiler.is_compiling():
-        return lm.unembed(hidden_ND), torch.arange(weights_N.numel(), device=weights_N.device)
+        return hidden_ND, torch.arange(weights_N.numel(), device=weights_N.device)
     kept_N = weights_N.nonzero()[:, 0]
-    if kept_N.numel() == weights_N.numel():
-        return lm.unembed(hidden_ND), kept_N
-    return lm.unembed(hidden_ND.index_select(0, kept_N)), kept_N
-
-
-def answer_logp(model: nn.Module, batch: Batch) -> torch.Tensor:
-    """Log-probabilities of the targets, [B, T] in nats; 0 where nothing is learnt.
-
-    ``extra["temperature"]`` is the one that the answers were drawn at: scoring at another would bias every ratio.
-    """
-    logits_NV, kept_N = learnt_logits(model, batch)
-    logits_NV = wide(logits_NV) / batch.extra.get("temperature", 1.0)
-    logp_N = -functional.cross_entropy(logits_NV, batch.targets_BT.flatten()[kept_N], reduction="none")
-    flat = torch.zeros(batch.targets_BT.numel(), dtype=logp_N.dtype, device=logp_N.device)
-    logp_BT = flat.index_copy(0, kept_N, logp_N).view(batch.targets_BT.shape)
-    return logp_BT * (batch.weights_BT != 0)
+    return hidden_ND if kept_N.numel() == weights_N.numel() else hidden_ND.index_select(0, kept_N), kept_N
 
 
 class _WeightedCrossEntropy(torch.autograd.Function):

@@ -19,7 +19,7 @@ from klype.model.attention import attend, convolve
 from klype.model.fused import Fused
 from klype.model.laid import Texts
 from klype.model.transformer import Layer, Transformer
-from klype.train.objectives import LanguageModel, wide
+from klype.train.objectives import LanguageModel, learnt_states, wide
 from klype.values import Batch
 
 WORTH = 1.2  # positions saved that pay for attention written out: the speed-up is their ratio (1.2 to 4.8 measured)
@@ -27,8 +27,8 @@ WORTH = 1.2  # positions saved that pay for attention written out: the speed-up 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """``logp_BT``: of the targets, nats, 0 where nothing is learnt. ``states_ND``: what the learnt ones came from, in
-    the order of ``kept_N``, their indices in the flattened batch."""
+    """``logp_BT``: of the targets, nats, 0 where nothing is learnt. ``states_ND``: what the learnt ones came from, and
+    perhaps others, in the order of ``kept_N``, their indices in the flattened batch."""
 
     logp_BT: Tensor
     states_ND: Tensor
@@ -40,22 +40,16 @@ def score_answers(model: nn.Module, batch: Batch) -> Scored:
 
     Scoring at another temperature than was drawn at would bias every ratio.
     """
-    lm = cast(LanguageModel, model)
-    kept_N = batch.weights_BT.flatten().nonzero()[:, 0]
     if isinstance(model, Transformer) and worth_sharing(batch):
+        kept_N = batch.weights_BT.flatten().nonzero()[:, 0]
         states_ND = _shared(model, batch, kept_N)
     else:
-        states_ND = _separate(lm, batch, kept_N)
-    logits_NV = wide(lm.unembed(states_ND)) / batch.extra.get("temperature", 1.0)
+        states_ND, kept_N = learnt_states(model, batch)
+    logits_NV = wide(cast(LanguageModel, model).unembed(states_ND)) / batch.extra.get("temperature", 1.0)
     logp_N = -functional.cross_entropy(logits_NV, batch.targets_BT.flatten()[kept_N], reduction="none")
     flat = torch.zeros(batch.targets_BT.numel(), dtype=logp_N.dtype, device=logp_N.device)
-    return Scored(flat.index_copy(0, kept_N, logp_N).view(batch.targets_BT.shape), states_ND, kept_N)
-
-
-def _separate(lm: LanguageModel, batch: Batch, kept_N: Tensor) -> Tensor:
-    if isinstance(lm, Transformer):
-        return lm.states_at(batch.tokens_BT, batch.weights_BT != 0)
-    return lm.hidden(batch.tokens_BT).flatten(0, 1).index_select(0, kept_N)
+    logp_BT = flat.index_copy(0, kept_N, logp_N).view(batch.targets_BT.shape) * (batch.weights_BT != 0)
+    return Scored(logp_BT, states_ND, kept_N)
 
 
 def worth_sharing(batch: Batch) -> bool:
