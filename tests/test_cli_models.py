@@ -245,9 +245,20 @@ def test_a_draft_with_another_vocabulary_is_refused(
     run: Path, tmp_path: Path, command: list[str], capsys: Captured
 ) -> None:
     save(tmp_path / "other", Tokenizer.train(["entirely other words than those of the run"], 280))
-    argv = [*(word.replace("RUN", str(run)) for word in command), "--speculate", str(tmp_path / "other")]
-    assert guard.guarded(call, argv) == 2
-    assert "do not share a tokenizer" in capsys.readouterr().err
+    swapped = tmp_path / "swapped"  # as many tokens, two of which have changed places
+    shutil.copytree(run / "finetune", swapped)
+    for name in ("manifest.json", "run.json"):
+        (swapped / name).unlink()
+    definition = json.loads((swapped / "tokenizer.json").read_text())
+    vocab, (one, two) = definition["model"]["vocab"], list(definition["model"]["vocab"])[-2:]
+    vocab[one], vocab[two] = vocab[two], vocab[one]
+    (swapped / "tokenizer.json").write_text(json.dumps(definition))
+    for draft in ("other", "swapped"):
+        argv = [*(word.replace("RUN", str(run)) for word in command), "--speculate", str(tmp_path / draft)]
+        assert guard.guarded(call, argv) == 2
+        said = capsys.readouterr()
+        assert "do not share a tokenizer" in said.err
+        assert said.out == ""  # nothing was answered first
 
 
 @pytest.mark.parametrize("draft", ["lookup", "ngram", "RUN/pretrain"])

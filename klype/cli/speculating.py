@@ -21,15 +21,13 @@ WARM = 8
 """Tokens written before anything is timed: what is made at first use is not compared."""
 
 
-def beside_plain(opened: Opened, request: Request, draft_name: str, gamma: int = 4) -> dict[str, Any]:
+def beside_plain(opened: Opened, request: Request, name: str, draft: Draft, gamma: int = 4) -> dict[str, Any]:
     """What guessing was worth: acceptance, tokens a pass, and the time beside plain decoding and the formula.
 
-    Both ways are warm and read the prompt anew. ``draft_name``: "lookup", "ngram" (of a demo-world run),
-    "ngram:FILE", or a MODEL with the same tokenizer.
+    Both ways are warm and read the prompt anew. ``name`` and ``draft``: see ``make_draft``.
     """
     from klype.engine.speculation import speculate
 
-    draft = make_draft(opened, draft_name)
     engine, warming = opened.engine, replace(request, limit=min(WARM, request.limit))
     engine.run([warming])
     speculate(engine, warming, draft, gamma)
@@ -38,7 +36,7 @@ def beside_plain(opened: Opened, request: Request, draft_name: str, gamma: int =
     engine.prefixes.clear()
     ((trace,), counts) = speculate(engine, request, draft, gamma)
     return {
-        "draft": draft_name,
+        "draft": name,
         "gamma": gamma,
         "alpha": counts.alpha,
         "tokens_per_pass": counts.tokens_per_pass,
@@ -87,7 +85,10 @@ class Guessing:
 
 
 def make_draft(opened: Opened, name: str) -> Draft:
-    """Raises UsageError for a draft that cannot be had, or that has another vocabulary."""
+    """``lookup``, ``ngram`` (of a demo-world run), ``ngram:FILE``, or a MODEL with the same tokenizer.
+
+    Errors: a draft that cannot be had, or that has another vocabulary.
+    """
     from klype.engine.drafts import LookupDraft, ModelDraft, NgramDraft
 
     if name == "lookup":
@@ -99,12 +100,11 @@ def make_draft(opened: Opened, name: str) -> Draft:
     from klype.runs.find import find_model
 
     loaded = checkpoint.load(find_model(name).folder)
-    mine, theirs = opened.loaded.tokenizer, loaded.tokenizer
-    size = loaded.config.vocab_size
-    if size != opened.loaded.config.vocab_size or any(mine.name(i) != theirs.name(i) for i in range(min(size, 64))):
+    own = opened.loaded
+    if loaded.config.vocab_size != own.config.vocab_size or not loaded.tokenizer.agrees(own.tokenizer):
         raise UsageError(
-            f"The draft {name} has {size} tokens and {opened.name} {opened.loaded.config.vocab_size}: they do not"
-            " share a tokenizer.",
+            f"The draft {name} and {opened.name} do not share a tokenizer: {loaded.config.vocab_size} tokens and"
+            f" {own.config.vocab_size}, not all of them the same.",
             "Choose a draft that was trained with the same one.",
         )
     return ModelDraft(pack(loaded.model, "float32"))

@@ -136,6 +136,10 @@ class Tokenizer:
         """The bytes that a token adds to a text: none for a control token."""
         return self._bytes[token]
 
+    def agrees(self, other: Tokenizer) -> bool:
+        """Whether every token is the same to both, so that one's ids can be given to the other."""
+        return self._bytes == other._bytes and self.control_ids() == other.control_ids()
+
     def control_ids(self) -> dict[str, int]:
         """Tokens that only a template may write, by their spelling."""
         return {t["content"]: t["id"] for t in self._definition.get("added_tokens", ()) if t["id"] < self.vocab_size}

@@ -69,6 +69,10 @@ def command(
         seed=seed,
         stop=opened.stop,
     )
+    if speculate is not None:
+        from klype.cli.speculating import beside_plain, make_draft
+
+        draft = make_draft(opened, speculate)  # one that cannot be had is refused before anything is said
     trace, picked, meter = None, None, EnergyMeter()
     if decoder:
         _decide(terminal, opened, request, (text, raw), (decoder, times), out)
@@ -96,9 +100,7 @@ def command(
     if picked is not None:
         document["best_of"] = picked
     if speculate is not None:
-        from klype.cli.speculating import beside_plain
-
-        document["speculation"] = found = beside_plain(opened, request, speculate)
+        document["speculation"] = found = beside_plain(opened, request, speculate, draft)
         _tell(terminal, found)
     if sure:
         from klype.cli.asking import asking
