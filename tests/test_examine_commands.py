@@ -66,6 +66,8 @@ def test_forks_keeps_its_contract(run: Path, capsys: Captured) -> None:
         ["forks", "RUN", "Hvem?", "-n", "2"],
         ["examine", "RUN", "--fail-if", "rigth<0.8"],
         ["examine", "RUN", "--fail-if", "right is low"],
+        ["examine", "RUN", "--fail-if", "right@5<0.8"],
+        ["examine", "RUN", "--alike", "7"],
         ["examine", "RUN", "--temperatures", "warm"],
         ["examine", "RUN", "--temperatures", "1,1"],
         ["examine", "RUN", "--suite", "trivia"],
@@ -120,7 +122,11 @@ def test_a_condition_that_holds_is_exit_one(run: Path, capsys: Captured, tmp_pat
 
 def test_two_stages_are_compared_on_the_same_questions(run: Path, capsys: Captured, tmp_path: Path) -> None:
     argv = [str(run / "finetune"), str(run / "finetune"), "--compare", *SMALL, "--out", str(tmp_path)]
-    found = document(capsys, "examine", *argv)
+    assert guard.guarded(call, ["examine", *argv, "--fail-if", "right<1.1", "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert len(found["failed"]) == 2
+    assert all(why.startswith(f"{run / 'finetune'}: right is") for why in found["failed"])
+    assert all((tmp_path / f"finetune-{number}" / "figures.json").is_file() for number in (1, 2))
     for figures in found["differences"].values():
         assert figures["right"]["value"] == 0
         assert figures["tokens"]["value"] == 0

@@ -11,15 +11,16 @@ import numpy as np
 import pytest
 import torch
 
+from klype.answers import bounds
 from klype.errors import KlypeError, UsageError
 from klype.examine.document import document
 from klype.examine.examination import Examined, Meters, examine
 from klype.examine.examinee import Examinee, ExamSettings, plan, within
 from klype.examine.from_traces import Looked, answered, correctness
 from klype.examine.gates import failed, parse
-from klype.examine.truth import Reader, Tokens
+from klype.examine.truth import Reader, Tokens, at_temperature
 from klype.judge.meaning import text_meaning
-from klype.values import Question, Verdict
+from klype.values import Distribution, Question, Verdict
 from tests.toy_sources import enumerate_answers, table_source
 
 
@@ -159,6 +160,16 @@ def test_s_is_the_mass_on_what_can_follow_at_every_right_beginning(erring: Exami
         assert len(s) == (error or len(trace.steps))
         assert all(value == pytest.approx(0.9, abs=1e-5) for value in s)
         assert error == next((t for t, token in enumerate(trace.tokens, 1) if token == 3), None)
+
+
+@pytest.mark.parametrize("temperature", [1e-4, 1e-300, 1e-320])
+def test_however_near_to_0_a_temperature_is_it_is_like_0(temperature: float) -> None:
+    q = Distribution(np.array([1, 0, 2, 3]), np.log([0.6, 0.3, 0.1, 1e-30]))
+    cold = Looked(Reader(lambda: Chain(TRUTH, 1)), temperature)
+    assert at_temperature(q, temperature).tolist() == [1, 0, 0, 0]
+    assert (cold.entropy((), q), cold.said((), q), cold.s((), q)) == (0.0, 1.0, 1.0)
+    assert cold.kl((), q) > 100  # the truth is not so sure
+    assert np.exp(bounds.whole_at(q, temperature).logp).tolist() == [1, 0, 0, 0]
 
 
 def test_equal_answers_are_judged_once_and_are_what_each_is_alone(erring: Examined) -> None:

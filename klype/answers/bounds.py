@@ -51,9 +51,9 @@ def entropy_at(q: Distribution, temperature: float, vocabulary: int) -> tuple[fl
     if temperature == 0.0:
         return 0.0, 0.0
     if temperature == 1.0 or q.rest <= 0.0:
-        return entropy(q if temperature == 1.0 else _whole(q, temperature), vocabulary)
+        return entropy(q if temperature == 1.0 else whole_at(q, temperature), vocabulary)
     at = tempered(q, temperature, vocabulary)
-    share_K = np.exp((q.logp.astype(np.float64) - float(q.logp.max())) / temperature)
+    share_K = np.exp(relative(q, temperature))
     share_K /= share_K.sum()
     listed = float(-(share_K[share_K > 0] * np.log(share_K[share_K > 0])).sum())
     most = min(1.0, max(0.0, at.rest))
@@ -78,9 +78,17 @@ def mass_at(q: Distribution, temperature: float, vocabulary: int, acceptable: Co
     return low, min(1.0, max(low, high))
 
 
-def _whole(q: Distribution, temperature: float) -> Distribution:
-    z_K = q.logp.astype(np.float64) / temperature
-    z_K -= z_K.max()
+def relative(q: Distribution, temperature: float) -> Floats:
+    """ln of the listed tokens' p^(1/τ), less that of the most probable: nothing overflows, however near to 0 τ is."""
+    logp_K = q.logp.astype(np.float64)
+    with np.errstate(over="ignore"):
+        relative_K: Floats = (logp_K - logp_K.max()) / temperature
+    return relative_K
+
+
+def whole_at(q: Distribution, temperature: float) -> Distribution:
+    """A whole distribution as it is drawn from at a temperature above 0."""
+    z_K = relative(q, temperature)
     return Distribution(q.ids, z_K - math.log(float(np.exp(z_K).sum())))
 
 
@@ -120,15 +128,14 @@ def tempered(q: Distribution, temperature: float, vocabulary: int) -> Tempered:
         p_K = np.zeros(len(logp_K))
         p_K[int(np.argmax(logp_K))] = 1.0
         return Tempered(p_K, p_K, 0.0)
-    top = float(logp_K.max())
-    weight_K = np.exp((logp_K - top) / temperature)
+    weight_K = np.exp(relative(q, temperature))
     listed = float(weight_K.sum())
     if q.rest <= 0.0:
         return Tempered(weight_K / listed, weight_K / listed, 0.0)
     if temperature == 1.0:
         p_K = np.exp(logp_K)
         return Tempered(p_K, p_K, max(0.0, 1.0 - float(p_K.sum())))
-    least, most = _unlisted(q, temperature, vocabulary, top)
+    least, most = _unlisted(q, temperature, vocabulary, float(logp_K.max()))
     low_K, high_K = weight_K / (listed + most), weight_K / (listed + least)
     return Tempered(low_K, np.minimum(1.0, high_K), max(0.0, 1.0 - float(low_K.sum())))
 

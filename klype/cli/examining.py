@@ -187,7 +187,10 @@ def identity(opened: Opened) -> str:
 
 
 def open_judge(model: str, embedding: Path | None, alike: float, precision: str) -> Judging | None:
-    """The judge that is asked for: another MODEL, or an encoder's folder. Errors: both; it cannot be opened."""
+    """The judge that is asked for: another MODEL, or an encoder's folder. Errors: both; it cannot be opened; ``alike``
+    is no cosine."""
+    if not -1 <= alike <= 1:
+        raise UsageError(f"--alike should be a cosine, from -1 to 1 (it is {alike:g}).")
     if model and embedding is not None:
         raise UsageError("Give --judge or --embedding, not both.")
     if model:

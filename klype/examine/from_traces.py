@@ -83,7 +83,7 @@ class Looked:
     def __init__(self, reader: Reader | None, temperature: float) -> None:
         self.reader = reader
         self.temperature = temperature
-        self._looked: dict[Tokens, tuple[float, float, float]] = {}
+        self._looked: dict[Tokens, tuple[float, float]] = {}
         self._s: dict[Tokens, float] = {}
         self._kl: dict[Tokens, float] = {}
 
@@ -115,24 +115,23 @@ class Looked:
         """Log-probabilities as drawn from."""
         if self.temperature == 0.0:
             return np.where(ids_A == q.ids[int(np.argmax(q.logp))], 0.0, -np.inf)
-        logq_A: Floats = of(q, ids_A) / self.temperature - self._at(tokens, q)[2]
-        return logq_A
+        with np.errstate(over="ignore"):
+            logq_A: Floats = (of(q, ids_A) - float(q.logp.max())) / self.temperature
+        return logq_A + math.log(self.said(tokens, q))
 
-    def _at(self, tokens: Tokens, q: Distribution) -> tuple[float, float, float]:
-        """Entropy, the greatest probability, and the logarithm of Σ p^(1/τ)."""
+    def _at(self, tokens: Tokens, q: Distribution) -> tuple[float, float]:
+        """Entropy and the greatest probability."""
         if tokens not in self._looked:
-            self._looked[tokens] = (0.0, 1.0, 0.0) if self.temperature == 0.0 else _normalised(q, self.temperature)
+            self._looked[tokens] = (0.0, 1.0) if self.temperature == 0.0 else _normalised(q, self.temperature)
         return self._looked[tokens]
 
 
-def _normalised(q: Distribution, temperature: float) -> tuple[float, float, float]:
-    z_K = q.logp.astype(np.float64) / temperature
+def _normalised(q: Distribution, temperature: float) -> tuple[float, float]:
+    z_K = bounds.relative(q, temperature)
     z_K = z_K[np.isfinite(z_K)]
-    most = float(z_K.max())
-    z_K -= most
     weight_K = np.exp(z_K)
     total = float(weight_K.sum())
-    return math.log(total) - float(weight_K @ z_K) / total, 1.0 / total, most + math.log(total)
+    return math.log(total) - float(weight_K @ z_K) / total, 1.0 / total
 
 
 def correctness(trace: Trace, looked: Looked) -> tuple[tuple[float, ...], int | None]:
@@ -240,7 +239,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 def compared(trace: Trace, reader: Reader, temperature: float) -> list[Point]:
     """The truth beside the model at a temperature, before every token of one true answer."""
-    return [point(reader.next(tokens), tempered(q, temperature)) for tokens, q in beginnings(trace)]
+    return [point(reader.next(tokens), bounds.whole_at(q, temperature)) for tokens, q in beginnings(trace)]
 
 
 def beginnings(trace: Trace) -> Iterator[tuple[Tokens, Distribution]]:
@@ -249,13 +248,6 @@ def beginnings(trace: Trace) -> Iterator[tuple[Tokens, Distribution]]:
     for t, step in enumerate(trace.steps):
         if step.distribution is not None:
             yield tokens[:t], step.distribution
-
-
-def tempered(q: Distribution, temperature: float) -> Distribution:
-    """A whole distribution as it is drawn from at a temperature above 0."""
-    z_K = q.logp.astype(np.float64) / temperature
-    z_K -= z_K.max()
-    return Distribution(q.ids, z_K - math.log(float(np.exp(z_K).sum())))
 
 
 def pieces(examinee: Examinee, trace: Trace) -> tuple[str, ...]:

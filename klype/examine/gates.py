@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,12 @@ class Condition:
         at = f"@{self.temperature}" if self.temperature else ""
         return f"{self.measure}{at}{self.sign}{self.threshold:g}"
 
+    def check(self, temperatures: Sequence[str]) -> None:
+        """Errors: it is about a temperature that is not among these."""
+        if self.temperature and self.temperature not in temperatures:
+            known = ", ".join(temperatures)
+            raise UsageError(f"--fail-if {self}: temperature {self.temperature} is not examined ({known} are).")
+
 
 def parse(text: str) -> Condition:
     """``right<0.8``, or ``right@1<0.8`` at temperature 1. Errors: a form or a measure that does not exist."""
@@ -56,11 +62,8 @@ def parse(text: str) -> Condition:
 def failed(condition: Condition, document: Mapping[str, Any]) -> str:
     """Why it failed, "" when it did not. Errors: the measure was not made."""
     temperature = condition.temperature or document["main"]
-    figures = document["figures"].get(temperature)
-    if figures is None:
-        known = ", ".join(document["figures"])
-        raise UsageError(f"--fail-if {condition}: temperature {temperature} was not examined ({known} were).")
-    figure = figures.get(condition.measure)
+    condition.check(list(document["figures"]))
+    figure = document["figures"][temperature].get(condition.measure)
     if figure is None or figure["value"] is None:
         why = (figure or {}).get("why", "nothing to measure it from")
         raise KlypeError(f"--fail-if {condition}: {condition.measure} could not be measured ({why}).")

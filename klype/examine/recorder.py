@@ -52,7 +52,8 @@ class Recorder(Around):
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Event]:
         """All answers are drawn first, then given out as ended."""
-        drawn = self._kept("drawn", repr(list(requests)), lambda: [t for group in answers(self._source, requests) for t in group])
+        asked = repr(list(requests))
+        drawn = self._kept("drawn", asked, lambda: [t for group in answers(self._source, requests) for t in group])
         rest = iter(drawn)
         for place, request in enumerate(requests):
             for _ in range(request.n):

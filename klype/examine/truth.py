@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from klype.answers import bounds
 from klype.values import Distribution, Floats, Ints
 
 Tokens = tuple[int, ...]
@@ -73,8 +74,7 @@ def at_temperature(q: Distribution, temperature: float) -> Floats:
         q_K = np.zeros(len(q.logp))
         q_K[int(np.argmax(q.logp))] = 1.0
         return q_K
-    scaled_K = q.logp.astype(np.float64) / temperature
-    q_K = np.exp(scaled_K - scaled_K.max())
+    q_K = np.exp(bounds.relative(q, temperature))
     return np.asarray(q_K / q_K.sum() * (1.0 - q.rest))
 
 

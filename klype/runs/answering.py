@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
 from klype.engine.engine import Engine
 from klype.examine.cost import Shape, answer_flops
 from klype.examine.evidence import Answered
+from klype.examine.truth import mass
 from klype.judge.text import word_for_word
 from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
 from klype.runs.lessons import messages
 from klype.runs.subject import Subject
-from klype.values import Distribution, Floats, Question, Request, Sampling, Trace
+from klype.values import Question, Request, Sampling, Trace
 
 Prompt = Callable[[Question], list[int]]
 
@@ -89,23 +88,10 @@ def correctness(subject: Subject, question: Question, trace: Trace) -> tuple[tup
     s: list[float] = []
     for t, step in enumerate(trace.steps, 1):
         assert step.distribution is not None
-        possible = truth.next()
-        q_V = tempered(step.distribution, trace.sampling.temperature)
-        s.append(min(1.0, float(q_V[np.isin(step.distribution.ids, list(possible))].sum())))
+        s.append(mass(step.distribution, trace.sampling.temperature, truth.next()))
         if truth.push(step.token) == 0.0:
             return tuple(s), t
     return tuple(s), None
-
-
-def tempered(distribution: Distribution, temperature: float) -> Floats:
-    """Probabilities of the listed tokens at a temperature; 0 puts all on the first of the most probable."""
-    if temperature == 0.0:
-        q_V = np.zeros(len(distribution.logp))
-        q_V[int(np.argmax(distribution.logp))] = 1.0
-        return q_V
-    scaled_V = distribution.logp.astype(np.float64) / temperature
-    q_V = np.exp(scaled_V - scaled_V.max())
-    return np.asarray(q_V / q_V.sum())
 
 
 def shape_of(config: ModelConfig) -> Shape:

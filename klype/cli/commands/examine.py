@@ -71,31 +71,45 @@ def command(
     conditions = [parse(text) for text in fail_if or []]
     settings = ExamSettings(parse_temperatures(temperatures), samples, limit, seed)
     settings.check()
+    for condition in conditions:
+        condition.check([f"{t:g}" for t in settings.temperatures])
     w = words(terminal.lang, "examination")
     texts = read_training(training or [])
     deciding = open_judge(judge, embedding, alike, precision)
     folder = out or Path("examinations") / "-".join(Path(name).name or "model" for name in models)
     found: list[Examined] = []
     documents: list[dict[str, Any]] = []
-    for name in models:
+    for name, place in zip(models, apart(folder, models) if compare else [folder], strict=True):
         opened = open_model(name, precision, budget=asked)
         one = examinee(opened, questions_of(opened, questions, suite, most), raw, texts, deciding, limit)
-        place = folder / Path(name).name if compare else folder
         one, fitted = planned(terminal, w, one, settings, passes, yes)
         found.append(examined(terminal, w, one, fitted, place, found[0].shocks if found else None))
         documents.append(written(terminal, found[-1], place, parquet))
         tell_cost(opened)
     if compare:
-        documents[0] = compared(terminal, w, found, folder)
+        made = compared(terminal, w, found, folder)
     else:
-        show(terminal, w, documents[0])
-    reasons = [why for condition in conditions for d in documents if "figures" in d and (why := failed(condition, d))]
+        made = documents[0]
+        show(terminal, w, made)
+    reasons = [
+        f"{document['model']}: {why}" if compare else why
+        for condition in conditions
+        for document in documents
+        if (why := failed(condition, document))
+    ]
     if as_json:
-        print(to_json({**documents[0], "failed": reasons} if conditions else documents[0]), flush=True)
+        print(to_json({**made, "failed": reasons} if conditions else made), flush=True)
     for why in reasons:
         terminal.console.print(why, markup=False)
     if reasons:
         raise typer.Exit(1)
+
+
+def apart(folder: Path, models: list[str]) -> list[Path]:
+    """A folder for each model; those that are called alike are numbered."""
+    names = [Path(model).name or "model" for model in models]
+    alike = len(set(names)) < len(names)
+    return [folder / (f"{name}-{number}" if alike else name) for number, name in enumerate(names, 1)]
 
 
 def parse_temperatures(text: str) -> tuple[float, ...]:
