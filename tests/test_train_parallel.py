@@ -6,6 +6,8 @@ All of it on processors, with gloo; workers are forked, since a fresh interprete
 from __future__ import annotations
 
 import json
+import os
+import socket
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,7 +19,8 @@ import torch.distributed as dist
 from torch import multiprocessing, nn
 from train_toys import Seeded, part, pieces, random_batch, tiny_config, tiny_model
 
-from klype.errors import KlypeError
+from klype.cli import environment
+from klype.errors import KlypeError, UsageError
 from klype.model.fused import fused
 from klype.model.lora import AdaptedTransformer, LoraSettings
 from klype.train import parallel, shards
@@ -58,7 +61,7 @@ def _member(rank: int, ranks: int, work: Callable[[], None], folder: Path) -> No
     meeting = folder / f"meeting-{ranks}"
     dist.init_process_group("gloo", f"file://{meeting}", world_size=ranks, rank=rank)
     work()
-    dist.destroy_process_group()
+    parallel.leave()
 
 
 def settings(steps: int = STEPS, **changes: Any) -> Settings:
@@ -108,50 +111,71 @@ def adapted() -> nn.Module:
     return AdaptedTransformer(base, LoraSettings(rank=3))
 
 
-@pytest.mark.parametrize("ranks", [2, 3, 4])
-def test_any_number_of_processes_learns_what_one_does(tmp_path: Path, ranks: int) -> None:
+KINDS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
+    "plain": (tiny_model, {}),
+    "compiled": (tiny_model, {}),
+    "adapters": (adapted, {}),
+    "recompute": (tiny_model, {"recompute": True}),
+    "bfloat16": (tiny_model, {"precision": "bfloat16"}),
+}
+
+
+def _lives(folder: Path, kinds: Sequence[str], cut: Sequence[int] = (), goes_on: Sequence[int] = ()) -> None:
+    """Trains each kind; the first half of lives that are ``cut`` here and go on elsewhere; the rest of others."""
+    ranks = parallel.ranks()
+    for kind in kinds:
+        make, changes = KINDS[kind]
+        make = partial(compiled, folder / "cache") if kind == "compiled" else make
+        learn(folder / kind / str(ranks), settings(**changes), make)
+    for other in cut:
+        learn(folder / f"{ranks}-{other}", settings(3))
+    for other in goes_on:
+        learn(folder / f"{other}-{ranks}", settings(6), partial(tiny_model, 9), Session(True, PARTS))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one, two, three and four processes learnt, and lives begun by some and ended by others."""
+    folder = tmp_path_factory.mktemp("parallel")
+    team(1, partial(_lives, folder, list(KINDS), cut=[1, 2], goes_on=[1]), folder)
+    team(3, partial(_lives, folder, ["plain"], cut=[2]), folder)
+    team(2, partial(_lives, folder, list(KINDS), cut=[1], goes_on=[1, 3]), folder)
+    team(1, partial(_lives, folder, [], goes_on=[2]), folder)
+    return folder
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_any_number_of_processes_learns_what_one_does(place: Path, ranks: int) -> None:
     """With uneven masks, with rows that do not come out even (three processes), and a loss beside."""
-    for n in (1, ranks):
-        team(n, partial(learn, tmp_path / str(n), settings()), tmp_path / str(n))
-    same_learning(tmp_path / "1", tmp_path / str(ranks))
+    same_learning(place / "plain" / "1", place / "plain" / str(ranks))
     for rank in range(1, ranks):  # all have the whole model afterwards
-        for name, tensor in weights(tmp_path / str(ranks)).items():
-            assert torch.equal(tensor, weights(tmp_path / str(ranks), rank)[name])
-    assert not list((tmp_path / str(ranks)).glob(".*"))
+        for name, tensor in weights(place / "plain" / str(ranks)).items():
+            assert torch.equal(tensor, weights(place / "plain" / str(ranks), rank)[name])
+    assert not list((place / "plain" / str(ranks)).glob(".*"))  # and the first alone wrote
+
+
+def test_so_do_four(place: Path) -> None:
+    team(4, partial(_lives, place, ["plain"]), place)
+    same_learning(place / "plain" / "1", place / "plain" / "4")
 
 
 @pytest.mark.parametrize("kind", ["compiled", "adapters", "recompute"])
-def test_so_do_compiled_code_adapters_and_recomputed_activations(tmp_path: Path, kind: str) -> None:
-    make = {"compiled": partial(compiled, tmp_path / "cache"), "adapters": adapted, "recompute": tiny_model}[kind]
-    asked = settings(recompute=kind == "recompute")
-    if kind == "compiled" and make().fused is None:
-        pytest.skip("no C compiler")
-    for n in (1, 2):
-        team(n, partial(learn, tmp_path / str(n), asked, make), tmp_path / str(n))
-    same_learning(tmp_path / "1", tmp_path / "2")
+def test_so_do_compiled_code_adapters_and_recomputed_activations(place: Path, kind: str) -> None:
+    same_learning(place / kind / "1", place / kind / "2")
 
 
-def test_mixed_precision_on_two_is_that_on_one_within_its_rounding(tmp_path: Path) -> None:
-    for n in (1, 2):
-        team(n, partial(learn, tmp_path / str(n), settings(precision="bfloat16")), tmp_path / str(n))
-    assert {t.dtype for t in weights(tmp_path / "2").values()} == {torch.float32}
-    same_learning(tmp_path / "1", tmp_path / "2", rel=0.02)
+def test_mixed_precision_on_two_is_that_on_one_within_its_rounding(place: Path) -> None:
+    assert {t.dtype for t in weights(place / "bfloat16" / "2").values()} == {torch.float32}
+    same_learning(place / "bfloat16" / "1", place / "bfloat16" / "2", rel=0.02)
 
 
 @pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2), (3, 2)])
-def test_what_some_saved_others_go_on_from(tmp_path: Path, first: int, then: int) -> None:
-    straight, cut = tmp_path / "straight", tmp_path / "cut"
-    team(1, partial(learn, straight, settings(6)), straight)
-    team(first, partial(learn, cut, settings(3)), cut)
-    assert (states(cut)[0] / "shards").is_dir() == (first > 1)
-    assert not [f for f in cut.rglob("*") if "pickle" in f.name or f.name == ".metadata"]
-    team(then, partial(learn, cut, settings(6), partial(tiny_model, 9), Session(True, PARTS)), cut)
-    # the schedule of the first three steps was that of a shorter run: what is equal is a run with the same schedule
-    again = tmp_path / "again"
-    team(1, partial(learn, again, settings(3)), again)
-    team(1, partial(learn, again, settings(6), partial(tiny_model, 9), Session(True, PARTS)), again)
-    same_learning(again, cut)
+def test_what_some_saved_others_go_on_from(place: Path, first: int, then: int) -> None:
+    cut = place / f"{first}-{then}"
+    same_learning(place / "1-1", cut)
     assert [row["step"] for row in lines(cut)] == [1, 2, 3, 4, 5, 6]
+    assert [(state / "shards").is_dir() for state in states(cut)] == [first > 1, then > 1]
+    assert {file.suffix for file in (cut / "resume").rglob("*") if file.is_file()} == {".json", ".safetensors"}
 
 
 def _one_wants_to_stop(folder: Path) -> None:
@@ -163,21 +187,26 @@ def _one_wants_to_stop(folder: Path) -> None:
     assert model.head.weight.shape == (24, 16)  # it has its weights back
 
 
-def test_when_one_is_to_stop_all_stop_after_the_same_step_and_go_on(tmp_path: Path) -> None:
-    straight, cut = tmp_path / "straight", tmp_path / "cut"
-    team(2, partial(learn, straight, settings()), straight)
-    team(2, partial(_one_wants_to_stop, cut), cut)
-    (cut / "meeting-2").unlink()
-    team(2, partial(learn, cut, settings(), partial(tiny_model, 5), Session(True, PARTS)), cut)
-    for name, tensor in weights(straight).items():
-        assert torch.equal(tensor, weights(cut)[name]), name  # the same number of processes: bit for bit
-
-
-def _disk_of_one_is_full(folder: Path) -> None:
+def _troubles(folder: Path) -> None:
+    _one_wants_to_stop(folder / "stopped")
+    learn(folder / "stopped", settings(), partial(tiny_model, 5), Session(True, PARTS))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shards, "HuggingFaceStorageWriter", partial(_Full, parallel.rank()))
         with pytest.raises(KlypeError, match="No space left"):
-            learn(folder, settings(save_every=2))
+            learn(folder / "full", settings(save_every=2))
+    learn(folder / "damaged", settings(save_every=2))
+
+
+@pytest.fixture(scope="module")
+def troubles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("troubles")
+    team(2, partial(_troubles, folder), folder)
+    return folder
+
+
+def test_when_one_is_to_stop_all_stop_after_the_same_step_and_go_on(place: Path, troubles: Path) -> None:
+    for name, tensor in weights(place / "plain" / "2").items():  # the same number of processes: bit for bit
+        assert torch.equal(tensor, weights(troubles / "stopped")[name]), name
 
 
 class _Full(shards.HuggingFaceStorageWriter):
@@ -193,22 +222,20 @@ class _Full(shards.HuggingFaceStorageWriter):
         return super().write_data(*arguments)
 
 
-def test_a_full_disk_of_one_is_an_error_of_all_and_the_earlier_state_is_intact(tmp_path: Path) -> None:
-    team(2, partial(_disk_of_one_is_full, tmp_path), tmp_path)
-    assert [place.name for place in (tmp_path / "resume").iterdir()] == ["step-000002"]
-    state = read_newest(tmp_path, print)
+def test_a_full_disk_of_one_is_an_error_of_all_and_the_earlier_state_is_intact(troubles: Path) -> None:
+    assert [place.name for place in (troubles / "full" / "resume").iterdir()] == ["step-000002"]
+    state = read_newest(troubles / "full", print)
     assert state is not None
     assert state.step == 2
 
 
-def test_a_damaged_shard_is_named_and_the_state_before_is_used(tmp_path: Path) -> None:
-    team(2, partial(learn, tmp_path, settings(save_every=2)), tmp_path)
-    shard = sorted((states(tmp_path)[-1] / "shards").iterdir())[1]
+def test_a_damaged_shard_is_named_and_the_state_before_is_used(troubles: Path) -> None:
+    shard = sorted((states(troubles / "damaged")[-1] / "shards").iterdir())[1]
     content = bytearray(shard.read_bytes())
     content[-7] ^= 1
     shard.write_bytes(content)
     said: list[str] = []
-    state = read_newest(tmp_path, said.append)
+    state = read_newest(troubles / "damaged", said.append)
     assert state is not None
     assert state.step == 2
     assert f"shards/{shard.name} does not match its hash" in said[0]
@@ -246,6 +273,46 @@ def _same_update(folder: Path) -> None:
 def test_an_update_in_shards_is_the_update_muon_included(tmp_path: Path, ranks: int) -> None:
     """Five processes: some have no row of some parameters."""
     team(ranks, partial(_same_update, tmp_path), tmp_path)
+
+
+def _one_is_killed(folder: Path, port: int) -> None:
+    rank = parallel.rank()
+    parallel.leave()
+    for name, value in {"RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "localhost", "MASTER_PORT": port}.items():
+        os.environ[name] = str(value)
+    mine = environment.team()
+    assert mine is not None
+
+    def on_step(step: int, metrics: dict[str, float]) -> None:
+        if step == 3 and rank == 1:
+            os._exit(0)  # as by kill -9, but that ``team`` takes it for an end
+
+    with pytest.raises(KlypeError, match="Process 0 of 2 has lost another one"), parallel.joined(mine):
+        learn(folder, settings(save_every=2), session=Session(parts=PARTS, on_step=on_step))
+    assert parallel.ranks() == 1
+
+
+def test_the_end_of_one_is_the_clean_end_of_all_and_what_was_saved_is_whole(tmp_path: Path) -> None:
+    with socket.create_server(("localhost", 0)) as free:
+        port = int(free.getsockname()[1])
+    team(2, partial(_one_is_killed, tmp_path, port), tmp_path)
+    state = read_newest(tmp_path, pytest.fail)
+    assert state is not None
+    assert state.step == 2
+
+
+def test_a_launcher_is_known_by_its_variables() -> None:
+    told = {"RANK": "3", "WORLD_SIZE": "8", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
+    assert environment.team({}) is None
+    assert environment.team({**told, "WORLD_SIZE": "1"}) is None
+    assert environment.team(told) == parallel.Team(3, 8, 3, 8, 0)
+    own = {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RESTART_COUNT": "4"}
+    assert environment.team({**told, **own}) == parallel.Team(3, 8, 1, 2, 4)
+    assert environment.speaks(["train", "pretrain"], {})
+    assert environment.speaks(["ask", "model"], told)
+    assert not environment.speaks(["train", "pretrain"], told)
+    with pytest.raises(UsageError, match="RANK=x"):
+        environment.team({**told, "RANK": "x"})
 
 
 def _agreeing() -> None:

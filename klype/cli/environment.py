@@ -6,7 +6,12 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+from klype.errors import UsageError
+
+if TYPE_CHECKING:
+    from klype.train.parallel import Team
 
 
 def state_folder(environ: Mapping[str, str] = os.environ) -> Path:
@@ -39,6 +44,26 @@ def language(environ: Mapping[str, str] = os.environ) -> Literal["nb", "en"]:
         if value:
             return "nb" if value.lower().startswith(("nb", "nn", "no")) else "en"
     return "en"
+
+
+def team(environ: Mapping[str, str] = os.environ) -> Team | None:
+    """The processes among which torchrun, or a launcher that sets the same, started this one; None: it is alone."""
+    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= environ.keys() or environ["WORLD_SIZE"] == "1":
+        return None
+    from klype.train.parallel import Team
+
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT")
+    defaults = {"LOCAL_RANK": environ["RANK"], "LOCAL_WORLD_SIZE": environ["WORLD_SIZE"]}
+    try:
+        return Team(*(int(environ.get(name, defaults.get(name, "0"))) for name in names))
+    except ValueError:
+        told = " ".join(f"{name}={environ[name]}" for name in names if name in environ)
+        raise UsageError(f"The launcher's variables should be numbers ({told}).", "Start with torchrun.") from None
+
+
+def speaks(argv: list[str], environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process is alone, or the one that speaks for all that a launcher started to train together."""
+    return argv[:1] not in (["train"], ["run"]) or "MASTER_ADDR" not in environ or environ.get("RANK", "0") == "0"
 
 
 def api_key(environ: Mapping[str, str] = os.environ) -> str | None:

@@ -10,11 +10,12 @@ import sys
 import traceback
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import typer
 
-from klype.cli.environment import state_folder, wants_json
+from klype.cli.environment import speaks, state_folder, wants_json
 from klype.cli.terminal import silence_stdout, to_json
 from klype.errors import KlypeError
 
@@ -23,34 +24,35 @@ INTERRUPTED = 130
 
 def guarded(command: Callable[[list[str]], object], argv: list[str]) -> int:
     """Runs the command and returns its exit code, having told what went wrong if something did."""
-    as_json = wants_json(argv)
+    tell = partial(_tell, wants_json(argv), speaks(argv))
     try:
         code = command(argv)
     except KlypeError as error:
-        return _tell(error.message, error.hint, error.exit_code, as_json)
+        return tell(error.message, error.hint, error.exit_code)
     except typer.TyperException as error:
-        return _tell(error.format_message(), "See: klype --help", error.exit_code, as_json)
+        return tell(error.format_message(), "See: klype --help", error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except BrokenPipeError:
         silence_stdout()
         return 1
     except MemoryError:
-        return _tell(
-            "There is not enough memory for this.", "Close other programs or choose a smaller model.", 1, as_json
-        )
+        return tell("There is not enough memory for this.", "Close other programs or choose a smaller model.", 1)
     except OSError as error:
-        return _tell(*_explain(error), 1, as_json)
+        return tell(*_explain(error), 1)
     except Exception as error:
-        return _tell(*_bug(error, state_folder(), argv), 1, as_json)
+        return tell(*_bug(error, state_folder(), argv), 1)
     if code == INTERRUPTED:
-        return _tell("Interrupted.", "What was saved stays; --resume goes on from there.", INTERRUPTED, as_json)
+        return tell("Interrupted.", "What was saved stays; --resume goes on from there.", INTERRUPTED)
     return code if isinstance(code, int) else 0
 
 
-def _tell(message: str, hint: str, code: int, as_json: bool) -> int:
+def _tell(as_json: bool, speaks: bool, message: str, hint: str, code: int) -> int:
     message = message if message.endswith((".", "?", "!", ")")) else f"{message}."
-    if as_json:
+    if not speaks:  # of several processes one speaks for all; of the others only what is their own trouble is told
+        if code == 1:
+            print(f"klype (another process): {message} {hint}".rstrip(), file=sys.stderr, flush=True)
+    elif as_json:
         print(to_json({"error": {"message": message, "hint": hint}}), flush=True)
     else:
         print(f"klype: {message} {hint}".rstrip(), file=sys.stderr, flush=True)

@@ -40,6 +40,17 @@ def suited(recipe: Recipe, options: RunOptions | StageOptions, start: Found | No
     return recipe
 
 
+def dealt_out(recipe: Recipe, processes: int) -> Recipe:
+    """The recipe with as many micro-batches in a step as come out even on so many processes, if its rows allow it."""
+    lessons = {}
+    for name, lesson in (("pretrain", recipe.pretrain), ("finetune", recipe.finetune)):
+        pieces = -(-lesson.training.micro_batches // processes) * processes
+        if lesson.rows % pieces == 0:
+            training = lesson.training.model_copy(update={"micro_batches": pieces})
+            lessons[name] = lesson.model_copy(update={"training": training})
+    return recipe.model_copy(update=lessons)
+
+
 def done_already(start: Found, options: RunOptions) -> tuple[str, ...]:
     """The stages that a whole run leaves out: those behind the model that it goes on from.
 

@@ -20,7 +20,8 @@ class InputOptions(Settings):
     ``text``: files, folders or globs (.txt, .md, .jsonl, .parquet); ``instructions`` and ``preferences``: JSONL files;
     ``data``: a folder of texts, questions with answers and rankings, sorted by what they are, or ``hf:owner/name``.
     ``skip_bad`` counts broken rows and goes on instead of stopping at the first. ``out``: the run's folder. ``cache``:
-    where what is compiled for this processor is kept (None: nothing is, and torch computes everything).
+    where what is compiled for this processor is kept (None: nothing is, and torch computes everything). ``processes``:
+    how many that work together share this machine.
     """
 
     text: tuple[str, ...] = ()
@@ -31,6 +32,7 @@ class InputOptions(Settings):
     skip_bad: bool = False
     out: Path | None = None
     cache: Path | None = None
+    processes: int = Field(default=1, ge=1)
     seed: int = Field(default=0, ge=0, lt=2**32)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from klype.errors import UsageError
 from klype.examine import report
 from klype.model.checkpoint import load, read_tokenizer, save
-from klype.runs.adapting import done_already, suited
+from klype.runs.adapting import dealt_out, done_already, suited
 from klype.runs.aligning import align, reward
 from klype.runs.find import Found, find_model, holds_weights
 from klype.runs.folder import read_run
@@ -23,6 +23,7 @@ from klype.runs.say import Say
 from klype.runs.stages import Run, finetune, pretrain, rank
 from klype.runs.subject import Subject
 from klype.text.tokenizer import Tokenizer
+from klype.train import parallel
 
 STAGES: dict[str, Callable[[Run], None]] = {
     "pretrain": pretrain,
@@ -32,10 +33,38 @@ STAGES: dict[str, Callable[[Run], None]] = {
     "align": align,
 }
 MEASURED = {stage: name for name, stage in MODELS.items()}
+SHARED = ("pretrain", "finetune")
+"""Stages that several processes do together; the others are one process's."""
 
 
 def run(options: RunOptions, say: Say) -> dict[str, Any]:
-    """The whole life-cycle in ``options.out`` (empty, or to be resumed). Returns the JSON contract of a run."""
+    """The whole life-cycle in ``options.out`` (empty, or to be resumed). Returns the JSON contract of a run.
+
+    Several processes do what can be shared together, then the first goes on alone, and the others return nothing.
+    """
+    with parallel.first_alone():
+        life = _life(options, say)
+    for name, stage in STAGES.items():
+        if life.record.done(name) or not _may_start(life, name):
+            continue
+        if name not in SHARED and parallel.ranks() > 1:
+            if not parallel.is_first():
+                return {}
+            _go_on_alone(life)
+        began = time.perf_counter()
+        stage(life)
+        life.record.finish(name, time.perf_counter() - began)
+        if name in MEASURED and parallel.is_first():
+            _measured(life, name)
+    return _report(life) if parallel.is_first() else {}
+
+
+def _go_on_alone(life: Run) -> None:
+    parallel.leave()
+    life.options = life.options.model_copy(update={"processes": 1})
+
+
+def _life(options: RunOptions, say: Say) -> Run:
     assert options.out is not None
     folder, resumed = options.out, (options.out / "run.json").exists()
     if resumed:
@@ -46,24 +75,41 @@ def run(options: RunOptions, say: Say) -> dict[str, Any]:
         _check(options, recipe)
     start = find_model(options.from_) if options.from_ else None
     if not resumed:
-        recipe = suited(recipe, options, start)
+        recipe = dealt_out(suited(recipe, options, start), parallel.ranks())
     life = open_run(folder, options, recipe, say, resumed, start.folder if start else None)
     if start is not None:
         _leave_out(life, done_already(start, options))
     say.note(_promise(life))
-    for name, stage in STAGES.items():
-        if life.record.done(name) or not _may_start(life, name):
-            continue
-        began = time.perf_counter()
-        stage(life)
-        life.record.finish(name, time.perf_counter() - began)
-        if name in MEASURED:
-            _measured(life, name)
-    return _report(life)
+    return life
 
 
 def train_stage(options: StageOptions, say: Say) -> dict[str, Any]:
-    """One stage in a run folder of its own: ``out/STAGE`` is its checkpoint."""
+    """One stage in a run folder of its own: ``out/STAGE`` is its checkpoint. Of several processes, the first tells."""
+    if options.stage not in SHARED and parallel.ranks() > 1:
+        raise UsageError(f"The stage {options.stage} is done by one process.", "Leave out the launcher (torchrun).")
+    with parallel.first_alone():
+        life = _stage_life(options, say)
+    began = time.perf_counter()
+    STAGES[options.stage](life)
+    if not parallel.is_first():
+        return {}
+    life.record.finish(options.stage, time.perf_counter() - began)
+    if options.stage in MEASURED:
+        _measured(life, options.stage)
+    life.record.content["state"] = "done"
+    life.record.save()
+    content = life.record.content
+    return {
+        "run": str(life.folder),
+        "stage": options.stage,
+        "model": str(life.folder / options.stage),
+        "seconds": content["seconds"],
+        "figures": content["figures"],
+        "reward": content.get("reward"),
+    }
+
+
+def _stage_life(options: StageOptions, say: Say) -> Run:
     assert options.out is not None
     folder, resumed = options.out, (options.out / "run.json").exists()
     if resumed:
@@ -75,26 +121,11 @@ def train_stage(options: StageOptions, say: Say) -> dict[str, Any]:
     if start is None and options.stage != "pretrain":
         raise UsageError(f"The stage {options.stage} needs a model to start from.", "Give --from MODEL.")
     if not resumed:
-        recipe = suited(recipe, options, start)
+        recipe = dealt_out(suited(recipe, options, start), parallel.ranks())
     life = open_run(folder, options, recipe, say, resumed, start.folder if start else None)
     if start is not None and options.stage in NEEDS:
         bring(start, folder, options.stage)
-    began = time.perf_counter()
-    STAGES[options.stage](life)
-    life.record.finish(options.stage, time.perf_counter() - began)
-    if options.stage in MEASURED:
-        _measured(life, options.stage)
-    life.record.content["state"] = "done"
-    life.record.save()
-    content = life.record.content
-    return {
-        "run": str(folder),
-        "stage": options.stage,
-        "model": str(folder / options.stage),
-        "seconds": content["seconds"],
-        "figures": content["figures"],
-        "reward": content.get("reward"),
-    }
+    return life
 
 
 BEFORE = {"finetune": "pretrain", "rank": "finetune", "reward": "finetune", "align": "finetune"}
@@ -115,7 +146,7 @@ def open_run(
 ) -> Run:
     """The record on disk, and everything the stages need in memory."""
     if resumed:
-        record = Record(folder, read_run(folder))
+        record = Record(folder, read_run(folder), parallel.is_first())
         options = options.model_copy(update={"resume": True})
     else:
         minutes = options.minutes or 0.0

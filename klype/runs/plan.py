@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from klype.device import gemm_gflops, trim_memory
+from klype.train import parallel
 from klype.train.loop import Interrupted, Session, Settings, train
 from klype.train.objectives import Objective
 from klype.values import Batch, Batches
@@ -43,8 +44,10 @@ class Crew:
 
 
 def crews(cores: int, micro_batches: int) -> list[Crew]:
-    """Those worth a try: one worker alone, one on all cores, and as many workers as there are micro-batches."""
-    workers = min(cores, micro_batches)
+    """Those worth a try: one worker alone, one on all cores, and as many workers as there are micro-batches (a process
+    that works with others has one).
+    """
+    workers = min(cores, micro_batches) if parallel.ranks() == 1 else 1
     return list(dict.fromkeys((Crew(1, 1), Crew(1, cores), Crew(workers, cores // workers))))
 
 
@@ -129,7 +132,7 @@ def seconds_per_step(
             workers=tried.crew.workers,
         )
         with suppress(Interrupted):
-            train(twin, objective, batches, settings, Path(folder), session)
+            train(twin, objective, batches, settings, Path(parallel.from_first(folder)), session)
     torch.set_rng_state(generator)
     taken = sorted(b - a for a, b in pairwise(stamps[WARM:]))[1:-1]
     step = sum(taken) / len(taken)

@@ -15,15 +15,18 @@ from klype.errors import UsageError
 from klype.runs.options import RunOptions, StageOptions
 
 Asked = TypeVar("Asked", RunOptions, StageOptions)
-FREE = frozenset(["out", "cache", "resume", "lang", "force", "human"])
+FREE = frozenset(["out", "cache", "processes", "resume", "lang", "force", "human"])
 """Options that may differ when a run is resumed."""
 
 
 class Record:
-    """The contents of run.json, and the clock of the run (time of earlier starts included)."""
+    """The contents of run.json, and the clock of the run (time of earlier starts included).
 
-    def __init__(self, folder: Path, content: dict[str, Any]) -> None:
-        self.folder, self.content = folder, content
+    ``writes``: of several processes that work together, the first.
+    """
+
+    def __init__(self, folder: Path, content: dict[str, Any], writes: bool = True) -> None:
+        self.folder, self.content, self._writes = folder, content, writes
         self._began = time.perf_counter()
         self._earlier = float(content["seconds"].get("total", 0.0))
 
@@ -47,7 +50,8 @@ class Record:
 
     def save(self) -> None:
         self.content["seconds"]["total"] = round(self.elapsed, 2)
-        write_json(self.folder / "run.json", self.content)
+        if self._writes:
+            write_json(self.folder / "run.json", self.content)
 
 
 def asked(options: RunOptions | StageOptions) -> dict[str, Any]:

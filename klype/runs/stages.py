@@ -27,6 +27,7 @@ from klype.runs.recipe import Recipe
 from klype.runs.record import Record
 from klype.runs.say import Say
 from klype.runs.subject import Subject
+from klype.train import parallel
 from klype.train.loop import Interrupted, Session, Settings, Trained, train
 from klype.train.objectives import Objective, cross_entropy, with_rehearsal
 from klype.train.optimizer import fused_parts
@@ -73,7 +74,8 @@ class Run:
 
     def save(self, stage: str, model: Transformer, about: dict[str, Any]) -> None:
         full = {"stage": stage, "recipe": self.record.content["recipe"], "seed": self.options.seed, **about}
-        checkpoint.save(self.folder / stage, model, self.subject.chat.tokenizer, full)
+        if parallel.is_first():
+            checkpoint.save(self.folder / stage, model, self.subject.chat.tokenizer, full)
         self.models[stage] = model
 
 
@@ -172,12 +174,13 @@ def _planned(run: Run, stage: str, model: nn.Module, build: Any, training: Setti
     known = run.record.content["plan"].get(stage)
     if known:
         return Planned.parse(known)
-    steps, cores = getattr(run.options, "steps", None), usable_cores()
+    steps, cores = getattr(run.options, "steps", None), max(1, usable_cores() // run.options.processes)
     if steps:
         crew = crews(cores, training.micro_batches)[-1]
         planned = Planned(steps, 0.0, crew, fused=run.fused is not None)
     else:
         planned = plan(model, build, training, seconds_for(run, stage), cores, precision_of(run, stage))
+    planned = Planned.parse(parallel.from_first(planned.json()))
     run.record.content["plan"][stage] = planned.json()
     run.record.save()
     return planned
@@ -191,7 +194,7 @@ def precision_of(run: Run, stage: str) -> Precision:
     if getattr(run.options, "steps", None):
         return "float32"
     if "precision" not in machine:
-        machine["precision"] = best_precision()
+        machine["precision"] = parallel.from_first(best_precision())
     precision: Precision = machine["precision"]
     return precision
 
@@ -228,7 +231,7 @@ def session_of(
         run.say.step(shown)
         if pace is not None:
             pace.watch(step, now)
-        if model is not None and now - spoken > SPEAK_EVERY:
+        if model is not None and parallel.ranks() == 1 and now - spoken > SPEAK_EVERY:  # in shards it cannot speak
             model.eval()
             run.say.sample(run.subject.speak(model, stage))
             model.train()
@@ -269,7 +272,7 @@ class _Pace:
         elif step == self._check_at and self._measures and self._from is not None:
             taken = (now - self._from) / (step - self._from_step)
             left = self.planned.seconds - (now - self._began)
-            steps = step + max(10, round(left / taken))
+            steps = parallel.from_first(step + max(10, round(left / taken)))
             if abs(steps / self.planned.steps - 1) > 0.04:
                 self._known["then"] = {"at": step, "steps": steps}
                 self._run.record.save()

@@ -51,7 +51,7 @@ def joined(team: Team | None) -> Iterator[None]:
             raise
         raise KlypeError(
             f"Process {team.rank} of {team.ranks} has lost another one, which ended or cannot be reached.",
-            "The last state is whole: --resume goes on from there (torchrun's --max-restarts does it by itself).",
+            "What was saved last is whole: --resume goes on from there (torchrun's --max-restarts does it by itself).",
         ) from error
     finally:
         leave()

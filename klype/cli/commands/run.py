@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import date
 from typing import Annotated
 
 import typer
@@ -38,11 +37,9 @@ def command(
     Without --text: the demo world, a small language in Norwegian and English whose truth is known.
     """
     terminal = Terminal(as_json, lang)
-    from klype.cli.environment import cache_folder
     from klype.cli.inputs import as_option, checked
-    from klype.cli.progress import listener
+    from klype.cli.team import working
     from klype.config import make
-    from klype.runs import folder
     from klype.runs.find import find_model
     from klype.runs.options import RunOptions
 
@@ -64,6 +61,7 @@ def command(
             "skip_bad": skip_bad,
             "force": force,
             "human": human,
+            "out": out,
             "lang": terminal.lang,
         },
         spell=as_option,
@@ -71,8 +69,9 @@ def command(
     checked(asked)
     if asked.from_:
         find_model(asked.from_)
-    with folder.chosen(asked.recipe_name, out, resume, date.today()) as place, listener(terminal, human) as say:
+    with working(asked.recipe_name, asked, terminal, human) as (placed, say):
         from klype.runs import pipeline
 
-        document = pipeline.run(asked.model_copy(update={"out": place, "cache": cache_folder()}), say)
-    terminal.document(document)
+        document = pipeline.run(placed, say)
+    if document:
+        terminal.document(document)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import date
 from typing import Annotated
 
 import typer
@@ -59,11 +58,9 @@ def command(
 
 def train(values: dict[str, object], terminal: Terminal) -> None:
     """Checks what was asked, chooses the run's folder, and trains the stage there."""
-    from klype.cli.environment import cache_folder
     from klype.cli.inputs import as_option, checked
-    from klype.cli.progress import listener
+    from klype.cli.team import working
     from klype.config import make
-    from klype.runs import folder
     from klype.runs.find import find_model
     from klype.runs.options import StageOptions
 
@@ -71,11 +68,9 @@ def train(values: dict[str, object], terminal: Terminal) -> None:
     checked(asked)
     if asked.from_:
         find_model(asked.from_)
-    with (
-        folder.chosen(asked.stage, asked.out, asked.resume, date.today()) as place,
-        listener(terminal, asked.human) as say,
-    ):
+    with working(asked.stage, asked, terminal, asked.human) as (placed, say):
         from klype.runs import pipeline
 
-        document = pipeline.train_stage(asked.model_copy(update={"out": place, "cache": cache_folder()}), say)
-    terminal.document(document)
+        document = pipeline.train_stage(placed, say)
+    if document:
+        terminal.document(document)
