@@ -120,10 +120,10 @@ def test_the_script_of_a_peer_warms_up_and_falls_to_a_tenth() -> None:
 
 def results(klype: float, peer: float) -> Results:
     """Two blocks of different size, the same bits a byte in both."""
-    found = Results(sizes={"laws": [2000.0, 1000.0]}, why={"HF Trainer": "not installed"})
+    found = Results(why={"HF Trainer": "not installed"})
     found.about["laws", "klype"] = {"seconds": TEXTS["laws"].seconds}
     for name, bits in (("klype", klype), ("nanoGPT", peer), ("5-gram", 2.0)):
-        found.bits["laws", name] = [bits * 2000, bits * 1000]
+        found.bits["laws", name], found.sizes["laws", name] = [bits * 2000, bits * 1000], [2000.0, 1000.0]
     return found
 
 
