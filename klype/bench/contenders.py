@@ -35,8 +35,7 @@ class Klype:
         set_threads(files.threads)
         dtype = "float32" if self.precision == "int8" else self.precision
         loaded = checkpoint.load(Path(files.folder), dtype=dtype)
-        compiled = kernel(Path(files.home)) if self.precision == "int8" else None
-        self.engine = Engine(pack(loaded.model, self.precision, compiled))
+        self.engine = Engine(pack(loaded.model, self.precision, kernel(Path(files.home))))
         gc.collect()
 
     def run(self, prompt: list[int], n: int, limit: int) -> list[int]:

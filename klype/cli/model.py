@@ -131,20 +131,20 @@ def _open_native(name: str, found: Found, precision: str, measured: bool) -> Ope
     from klype.device import pick_device, pick_precision, set_threads
     from klype.engine.engine import Engine
     from klype.model import checkpoint
+    from klype.model.native import suits
     from klype.model.packed import fastest_alone, pack
 
     set_threads()
-    compiled = compiled_pass() if precision == "int8" or (precision == "auto" and not measured) else None
-    asked = fastest_alone(kernel=compiled) if precision == "auto" and not measured else precision
+    asked = fastest_alone(kernel=compiled_pass()) if precision == "auto" and not measured else precision
     chosen = pick_precision(asked, pick_device("cpu"))
     loaded = checkpoint.load(found.folder, dtype="float32" if chosen == "int8" else chosen)
-    pack(loaded.model, chosen, compiled)
+    pack(loaded.model, chosen, compiled_pass() if suits(loaded.config) else None)
     engine = Engine(loaded.model, decode_bytes=loaded.tokenizer.token_bytes, name=str(found.folder))
     return native(name, found, loaded, engine)
 
 
 def compiled_pass() -> Kernel | None:
-    """The pass in C for 8-bit weights; the first time it is compiled, which is told."""
+    """The pass over few tokens in C; the first time it is compiled, which is told."""
     from klype.model.native import kernel
 
     return kernel(cache_folder(), _announce)

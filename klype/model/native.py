@@ -1,7 +1,7 @@
-"""A pass over a few tokens of an int8 model in one call of C (``step.c``), compiled once for the machine at hand.
+"""A pass over a few tokens of a packed model in one call of C (``step.c``), compiled once for the machine at hand.
 
-torch's own way through a model of 8 bits is some 5,000 calls a token; with a C compiler there is one. Nobody needs it:
-where there is none, or where a model's shape does not suit, torch computes.
+torch's own way through a model is hundreds of calls a token, of 8 bits some 5,000; with a C compiler there is one.
+Nobody needs it: where there is none, or where a model's shape does not suit, torch computes.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 if TYPE_CHECKING:
     from klype.model.cache import Cache
@@ -36,6 +37,8 @@ FEW = 16
 """Up to this many tokens a pass, C is as fast as torch or faster."""
 WIDTH = 16
 """All of a model's widths must be multiples of this."""
+BLOCK = 64
+"""Rows of a matrix that lie side by side."""
 
 
 class Matrix(ctypes.Structure):
@@ -47,6 +50,7 @@ class Matrix(ctypes.Structure):
         ("bias", ctypes.c_void_p),
         ("rows", ctypes.c_int64),
         ("columns", ctypes.c_int64),
+        ("bits", ctypes.c_int64),
     )
 
 
@@ -67,6 +71,7 @@ class ModelFields(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("layers", "norm", "cos", "sin")),
         *((name, ctypes.c_int64) for name in ("layers_count", "width", "heads", "kv_heads", "head_dim", "hidden")),
         ("positions", ctypes.c_int64),
+        ("kept_bits", ctypes.c_int64),
         ("norm_eps", ctypes.c_float),
     )
 
@@ -77,12 +82,17 @@ class Kernel:
 
     library: ctypes.CDLL
 
-    def product(self, matrix: Matrix, x_MI: Tensor, out_MO: Tensor) -> None:
-        """float32 rows times one matrix, into ``out_MO``."""
-        threads, M = torch.get_num_threads(), len(x_MI)
-        pointers = (_pointer(x_MI), _pointer(out_MO))
-        if self.library.klype_product(ctypes.byref(matrix), *pointers, ctypes.c_int64(M), ctypes.c_int(threads)):
+    def takes(self, x: Tensor) -> bool:
+        """Whether these are few rows."""
+        return 0 < x.numel() <= FEW * x.shape[-1]
+
+    def product(self, matrix: Matrix, x: Tensor) -> Tensor:
+        """Rows [..., in] times one matrix, computed in float32, returned as they came."""
+        rows, out = x.float().contiguous(), torch.empty(*x.shape[:-1], matrix.rows)
+        threads, M = ctypes.c_int(torch.get_num_threads()), ctypes.c_int64(x.numel() // x.shape[-1])
+        if self.library.klype_product(ctypes.byref(matrix), _pointer(rows), _pointer(out), M, threads):
             raise MemoryError
+        return out.to(x.dtype)
 
 
 def kernel(folder: Path, announce: Callable[[], None] = lambda: None) -> Kernel | None:
@@ -145,25 +155,52 @@ def suits(config: ModelConfig) -> bool:
     return not config.conv and not any(size % WIDTH for size in (config.width, config.head_dim, config.hidden))
 
 
+def blocked(weight_OI: Tensor) -> Tensor:
+    """As ``step.c`` reads a matrix: [O / 64, I, 64], in bfloat16 [O / 64, I / 2, 64, 2], the last block filled up."""
+    rows, columns = weight_OI.shape
+    beside = 2 if weight_OI.dtype == torch.bfloat16 else 1
+    filled = pad(weight_OI, (0, 0, 0, -rows % BLOCK))
+    return filled.view(-1, BLOCK, columns // beside, beside).transpose(1, 2).contiguous()
+
+
+def lies_in_blocks(weight_OI: Tensor, address: int, size: int) -> bool:
+    """Whether so many bytes at this address are the matrix as ``blocked`` lays it: other processors have other ways."""
+    if weight_OI.shape[1] % WIDTH:
+        return False
+    wanted = blocked(weight_OI)
+    found = (ctypes.c_char * size).from_address(address)
+    return wanted.nbytes == size and torch.equal(wanted.flatten(), torch.frombuffer(found, dtype=wanted.dtype))
+
+
+def matrix_at(address: int, weight_OI: Tensor, bias_O: Tensor | None = None, scale_O: Tensor | None = None) -> Matrix:
+    """What ``step.c`` is told of a matrix in blocks. The float32 bias and scale must be kept alive beside it."""
+    bits = 8 * weight_OI.element_size()
+    return Matrix(address, _address(scale_O), _address(bias_O), *weight_OI.shape, bits)
+
+
 class Stepper:
-    """A packed int8 model's passes over at most ``FEW`` tokens, of rows that have nothing on shelves."""
+    """A packed model's passes over at most ``FEW`` tokens, of rows that have nothing on shelves.
+
+    What lies between the matrices is computed in float32; only the cache is in the model's own precision.
+    """
 
     def __init__(self, model: Transformer, kernel: Kernel) -> None:
         self.kernel = kernel
         self.config = model.config
+        self.kept: list[Tensor] = []
         c, rotated = model.config, model.config.rope_theta > 0
         self.layers = (LayerFields * c.layers)()
         for fields, layer in zip(self.layers, model.layers, strict=True):
             for name in ("attention_norm", "mlp_norm", "q_norm", "k_norm"):
                 norm = getattr(layer, name)
-                setattr(fields, name, None if norm is None else norm.weight.data_ptr())
+                setattr(fields, name, None if norm is None else self._float32(norm.weight))
             for name in ("qkv", "out", "gate_up", "down"):
                 setattr(fields, name, getattr(layer, name).fields)
         self.fields = ModelFields(
             layers=ctypes.addressof(self.layers),
-            norm=model.norm.weight.data_ptr(),
-            cos=model.cos.data_ptr() if rotated else None,
-            sin=model.sin.data_ptr() if rotated else None,
+            norm=self._float32(model.norm.weight),
+            cos=self._float32(model.cos) if rotated else None,
+            sin=self._float32(model.sin) if rotated else None,
             layers_count=c.layers,
             width=c.width,
             heads=c.heads,
@@ -181,19 +218,32 @@ class Stepper:
     def hidden(self, x_BTD: Tensor, cache: Cache) -> Tensor:
         """States after the last norm, [B, T, D], of embeddings, which are overwritten; the rows are T longer then."""
         B, T, _ = x_BTD.shape
-        x_BTD = x_BTD.contiguous()
+        x, dtype = x_BTD.float().contiguous(), x_BTD.dtype
         positions_BT = cache.extend(T)
         rows_BT = torch.arange(B)[:, None].expand(B, T).contiguous()
         for fields, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
             fields.keys, fields.values = keys.data_ptr(), values.data_ptr()
         self.fields.positions = cache.keys[0].shape[2]
-        out_BTD = torch.empty_like(x_BTD)
-        pointers = [_pointer(tensor) for tensor in (x_BTD, out_BTD, rows_BT, positions_BT)]
+        self.fields.kept_bits = 8 * cache.keys[0].element_size()
+        out_BTD = torch.empty_like(x)
+        pointers = [_pointer(tensor) for tensor in (x, out_BTD, rows_BT, positions_BT)]
         threads = ctypes.c_int(torch.get_num_threads())
         run = self.kernel.library.klype_pass
         if run(ctypes.byref(self.fields), *pointers, ctypes.c_int64(B * T), threads):
             raise MemoryError
-        return out_BTD
+        return out_BTD.to(dtype)
+
+    def _float32(self, weight: Tensor) -> int:
+        self.kept.append(weight.detach().float().contiguous())
+        return self.kept[-1].data_ptr()
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    if tensor is None:
+        return None
+    assert tensor.is_contiguous()
+    assert tensor.dtype == torch.float32
+    return tensor.data_ptr()
 
 
 def _pointer(tensor: Tensor) -> ctypes.c_void_p:

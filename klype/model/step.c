@@ -1,9 +1,16 @@
-/* A decoder's pass over a few new tokens, 8-bit matrices and 32-bit everything else: klype.model.native builds it.
+/* A decoder's pass over a few new tokens, matrices of 8-bit integers, bfloat16 or float32, the cache bfloat16 or float32,
+ * all that is computed float32: klype.model.native builds it.
  *
  * Every token has a row of the cache and a position in it; the row's keys and values up to there are read, its own
  * are stored. Threads are OpenMP's, which torch computes with too (two pools would wait for each other's cores), but
- * meet in a way of their own, five times a layer: OpenMP's may be told to sleep, which takes longer than the work. Shapes: M tokens, D width, H query heads, G key
- * heads, K head width, F hidden width, S positions of the cache. All widths are multiples of 16. */
+ * meet in a way of their own, five times a layer: OpenMP's may be told to sleep, which takes longer than the work.
+ *
+ * Matrices lie as oneDNN reads them: blocks of 64 rows, in a block column after column (bfloat16: two columns at a time),
+ * in a column row after row, the last block filled up. So a matrix is read from its beginning to its end, and a token's
+ * sums are added in the same order however many tokens and threads there are.
+ *
+ * Shapes: M tokens, D width, H query heads, G key heads, K head width, F hidden width, S positions of the cache. All
+ * widths are multiples of 16. */
 #include <math.h>
 #ifdef _OPENMP
 #include <omp.h>
@@ -16,6 +23,8 @@
 
 #define MOST 64    /* threads */
 #define TOGETHER 4 /* tokens that meet a matrix's rows at once */
+#define BLOCK 64   /* rows of a matrix that lie side by side */
+#define UNIT 16    /* rows that a thread takes at least */
 #define PATIENCE 2000 /* looks before a waiting thread gives its core to others */
 
 #if defined(__AVX512F__)
@@ -34,24 +43,29 @@ typedef int8_t Bytes __attribute__((vector_size(W), aligned(1), may_alias));
 
 typedef float Vec __attribute__((vector_size(4 * W)));
 typedef float Loose __attribute__((vector_size(4 * W), aligned(4), may_alias)); /* at any address */
+typedef uint32_t Words __attribute__((vector_size(4 * W)));
+typedef uint32_t LooseWords __attribute__((vector_size(4 * W), aligned(4), may_alias));
+typedef uint16_t LooseHalves __attribute__((vector_size(2 * W), aligned(2), may_alias));
+
+enum { INT8 = 8, BFLOAT16 = 16, FLOAT32 = 32 };
 
 typedef struct {
-    const int8_t *weight; /* [out, in] */
-    const float *scale;   /* [out] */
-    const float *bias;    /* [out] or NULL */
-    int64_t out, in;
+    const char *weight; /* [out / 64, in, 64], bfloat16 [out / 64, in / 2, 64, 2] */
+    const float *scale; /* [out] or NULL */
+    const float *bias;  /* [out] or NULL */
+    int64_t out, in, bits;
 } Matrix;
 
 typedef struct {
     const float *attention_norm, *mlp_norm, *q_norm, *k_norm; /* the last two may be NULL */
     Matrix qkv, down_from_heads, gate_up, down;
-    float *keys, *values; /* [rows, G, S, K] */
+    void *keys, *values; /* [rows, G, S, K] */
 } Layer;
 
 typedef struct {
     const Layer *layers;
     const float *norm, *cos, *sin; /* cos and sin [window, K], or NULL: no rotation */
-    int64_t count, D, H, G, K, F, S;
+    int64_t count, D, H, G, K, F, S, kept; /* bits of a number in the cache */
     float eps;
 } Model;
 
@@ -101,9 +115,27 @@ static inline float total(Vec v) {
 
 static inline Vec load(const float *x) { return *(const Loose *)x; }
 
-static float dot(const float *a, const float *b, int64_t n) {
+/* W numbers of the cache, from the i-th on. */
+static inline Vec recalled(const void *kept, int64_t i, int64_t bits) {
+    if (bits == FLOAT32) return load((const float *)kept + i);
+    return (Vec)(__builtin_convertvector(*(const LooseHalves *)((const uint16_t *)kept + i), Words) << 16);
+}
+
+static void keep(void *kept, int64_t i, const float *x, int64_t n, int64_t bits) {
+    if (bits == FLOAT32) {
+        memcpy((float *)kept + i, x, n * sizeof(float));
+        return;
+    }
+    uint16_t *to = (uint16_t *)kept + i;
+    for (int64_t j = 0; j < n; j++) { /* to the nearest, halves to the even; a NaN stays one */
+        union { float f; uint32_t u; } one = {x[j]};
+        to[j] = x[j] != x[j] ? 0x7fc0 : (one.u + 0x7fff + (one.u >> 16 & 1)) >> 16;
+    }
+}
+
+static float dot(const float *a, const void *b, int64_t at, int64_t n, int64_t bits) {
     Vec sum = {0};
-    for (int64_t i = 0; i < n; i += W) sum += load(a + i) * load(b + i);
+    for (int64_t i = 0; i < n; i += W) sum += load(a + i) * recalled(b, at + i, bits);
     return total(sum);
 }
 
@@ -116,58 +148,72 @@ static inline float exponential(float x) {
     return y * power.f;
 }
 
-/* R rows of a matrix times T tokens: sums [T, R]. R and T are constants where it is called, so all stays in registers. */
-static inline __attribute__((always_inline)) void tile(
-    const int8_t *w, const float *x, int64_t in, const int R, const int T, float *sums) {
-    Vec sum[8 * TOGETHER];
-#pragma GCC unroll 16
-    for (int i = 0; i < R * T; i++) sum[i] = (Vec){0};
-    for (int64_t k = 0; k < in; k += W)
-#pragma GCC unroll 8
-        for (int r = 0; r < R; r++) {
-            Vec wide = WIDENED(w + r * in + k);
-#pragma GCC unroll 4
-            for (int t = 0; t < T; t++) sum[t * R + r] += wide * load(x + t * in + k);
-        }
-#pragma GCC unroll 16
-    for (int i = 0; i < R * T; i++) sums[i] = total(sum[i]);
+/* The c-th of the columns that lie side by side at w, of W rows. */
+static inline __attribute__((always_inline)) Vec widened(const char *w, const int bits, const int c) {
+    if (bits == INT8) return WIDENED(w);
+    if (bits == FLOAT32) return load((const float *)w);
+    Words two = *(const LooseWords *)w;
+    return (Vec)(c ? two & 0xffff0000u : two << 16);
 }
 
-/* out[m, o - from] of rows from..to, scaled, with bias; ``stride`` between tokens of out. */
-static void product(const Matrix *m, const float *x, int64_t M, int64_t from, int64_t to, float *out, int64_t stride) {
-    float sums[8 * TOGETHER];
-    for (int64_t o = from; o < to;) {
-        int64_t R = to - o >= 8 ? 8 : 1;
-        const int8_t *w = m->weight + o * m->in;
-        for (int64_t t = 0; t < M;) {
-            int64_t T = R == 1 || M - t == 1 ? 1 : M - t < TOGETHER ? 2 : TOGETHER;
-            const float *in = x + t * m->in;
-            if (T == TOGETHER) {
-                tile(w, in, m->in, 4, TOGETHER, sums);
-                tile(w + 4 * m->in, in, m->in, 4, TOGETHER, sums + 4 * TOGETHER);
-                for (int i = 0; i < TOGETHER; i++)
-                    for (int r = 0; r < 8; r++)
-                        out[(t + i) * stride + o - from + r] = sums[r / 4 * 4 * TOGETHER + i * 4 + r % 4];
-            } else {
-                if (R == 1) tile(w, in, m->in, 1, 1, sums);
-                else if (T == 1) tile(w, in, m->in, 8, 1, sums);
-                else tile(w, in, m->in, 8, 2, sums);
-                for (int64_t i = 0; i < T; i++)
-                    for (int r = 0; r < R; r++) out[(t + i) * stride + o - from + r] = sums[i * R + r];
+/* R times W rows of a block times T tokens: sums [T, R * W]. All but w, x and in are constants where it is called, so
+ * that the sums stay in registers. */
+static inline __attribute__((always_inline)) void tile(
+    const char *w, const float *x, int64_t in, const int bits, const int R, const int T, float *sums) {
+    const int columns = bits == BFLOAT16 ? 2 : 1, bytes = columns * bits / 8;
+    Vec sum[R * T];
+#pragma GCC unroll 32
+    for (int i = 0; i < R * T; i++) sum[i] = (Vec){0};
+    for (int64_t k = 0; k < in; k += columns, w += BLOCK * bytes)
+#pragma GCC unroll 2
+        for (int c = 0; c < columns; c++)
+#pragma GCC unroll 8
+            for (int r = 0; r < R; r++) {
+                Vec wide = widened(w + r * W * bytes, bits, c);
+#pragma GCC unroll 4
+                for (int t = 0; t < T; t++) sum[t * R + r] += wide * x[t * in + k + c];
             }
-            for (int64_t i = t; i < t + T; i++)
-                for (int64_t r = 0; r < R; r++) {
-                    float *y = out + i * stride + o - from + r;
-                    *y = *y * m->scale[o + r] + (m->bias ? m->bias[o + r] : 0);
+#pragma GCC unroll 32
+    for (int i = 0; i < R * T; i++) *(Loose *)(sums + i * W) = sum[i];
+}
+
+static inline __attribute__((always_inline)) void tile_of_rows(
+    const char *w, const float *x, int64_t in, const int bits, const int rows, int64_t T, float *sums) {
+    if (T == 1) tile(w, x, in, bits, rows / W, 1, sums);
+    else if (T == 2) tile(w, x, in, bits, rows / W, 2, sums);
+    else tile(w, x, in, bits, rows / W, TOGETHER, sums);
+}
+
+static inline __attribute__((always_inline)) void tile_of_bits(
+    const Matrix *m, int64_t o, const float *x, const int bits, const int64_t rows, int64_t T, float *sums) {
+    const char *w = m->weight + (o / BLOCK * BLOCK * m->in + o % BLOCK * (bits == BFLOAT16 ? 2 : 1)) * (bits / 8);
+    if (rows == BLOCK) tile_of_rows(w, x, m->in, bits, BLOCK, T, sums);
+    else tile_of_rows(w, x, m->in, bits, UNIT, T, sums);
+}
+
+/* out[m, o - from] of rows from..to, scaled, with bias; ``stride`` between tokens of out. ``from`` is whole units. */
+static void product(const Matrix *m, const float *x, int64_t M, int64_t from, int64_t to, float *out, int64_t stride) {
+    float sums[BLOCK * TOGETHER];
+    for (int64_t o = from, rows; o < to; o += rows) {
+        rows = o % BLOCK == 0 && to - o >= BLOCK ? BLOCK : UNIT;
+        int64_t used = to - o < rows ? to - o : rows;
+        for (int64_t t = 0, T; t < M; t += T) {
+            T = M - t >= TOGETHER ? TOGETHER : M - t >= 2 ? 2 : 1;
+            const float *in = x + t * m->in;
+            if (m->bits == INT8) tile_of_bits(m, o, in, INT8, rows, T, sums);
+            else if (m->bits == BFLOAT16) tile_of_bits(m, o, in, BFLOAT16, rows, T, sums);
+            else tile_of_bits(m, o, in, FLOAT32, rows, T, sums);
+            for (int64_t i = 0; i < T; i++)
+                for (int64_t r = 0; r < used; r++) {
+                    float sum = sums[i * rows + r] * (m->scale ? m->scale[o + r] : 1);
+                    out[(t + i) * stride + o - from + r] = sum + (m->bias ? m->bias[o + r] : 0);
                 }
-            t += T;
         }
-        o += R;
     }
 }
 
 static void normed(const float *x, const float *gain, float *out, int64_t n, float eps) {
-    float by = 1.f / sqrtf(dot(x, x, n) / n + eps);
+    float by = 1.f / sqrtf(dot(x, x, 0, n, FLOAT32) / n + eps);
     for (int64_t i = 0; i < n; i++) out[i] = x[i] * by * gain[i];
 }
 
@@ -205,10 +251,8 @@ static void read_heads(Part *p, const Layer *l) {
             int64_t at = job->positions[t], g = h - c->H;
             if (gain) normed(head, gain, head, K, c->eps);
             if (h < c->H + c->G && c->cos) rotate(head, c->cos + at * K, c->sin + at * K, K);
-            float *to = h < c->H ? job->heads + (t * c->H + h) * K
-                : g < c->G ? l->keys + ((job->rows[t] * c->G + g) * c->S + at) * K
-                           : l->values + ((job->rows[t] * c->G + g - c->G) * c->S + at) * K;
-            memcpy(to, head, K * sizeof(float));
+            if (h < c->H) memcpy(job->heads + (t * c->H + h) * K, head, K * sizeof(float));
+            else keep(g < c->G ? l->keys : l->values, ((job->rows[t] * c->G + g % c->G) * c->S + at) * K, head, K, c->kept);
         }
     }
 }
@@ -217,23 +261,23 @@ static void attend(Part *p, const Layer *l, int64_t t, int64_t h) {
     Job *job = p->job;
     const Model *c = job->model;
     int64_t K = c->K, n = job->positions[t] + 1, past = (job->rows[t] * c->G + h * c->G / c->H) * c->S * K;
-    const float *q = job->heads + (t * c->H + h) * K, *keys = l->keys + past, *values = l->values + past;
+    const float *q = job->heads + (t * c->H + h) * K;
     float *scores = p->own, *out = job->mixed + (t * c->H + h) * K, most = -INFINITY, sum = 0, by = 1.f / sqrtf((float)K);
     for (int64_t s = 0; s < n; s++) {
-        scores[s] = dot(q, keys + s * K, K) * by;
+        scores[s] = dot(q, l->keys, past + s * K, K, c->kept) * by;
         most = scores[s] > most ? scores[s] : most;
     }
     for (int64_t s = 0; s < n; s++) scores[s] = exponential(scores[s] - most);
     for (int64_t s = 0; s < n; s++) sum += scores[s];
     memset(out, 0, K * sizeof(float));
     for (int64_t s = 0; s < n; s++)
-        for (int64_t k = 0; k < K; k++) out[k] += scores[s] * values[s * K + k];
+        for (int64_t k = 0; k < K; k += W) *(Loose *)(out + k) += scores[s] * recalled(l->values, past + s * K + k, c->kept);
     for (int64_t k = 0; k < K; k++) out[k] /= sum;
 }
 
 static void add_product(Part *p, const Matrix *m, const float *in) {
     Job *job = p->job;
-    int64_t from = border(m->out, 8, p->id, p->threads), to = border(m->out, 8, p->id + 1, p->threads);
+    int64_t from = border(m->out, UNIT, p->id, p->threads), to = border(m->out, UNIT, p->id + 1, p->threads);
     product(m, in, job->M, from, to, p->own, to - from);
     for (int64_t t = 0; t < job->M; t++)
         for (int64_t o = from; o < to; o++) job->x[t * m->out + o] += p->own[t * (to - from) + o - from];
@@ -242,7 +286,7 @@ static void add_product(Part *p, const Matrix *m, const float *in) {
 static void gated(Part *p, const Layer *l) {
     Job *job = p->job;
     int64_t D = job->model->D, F = job->model->F, M = job->M;
-    int64_t from = border(F, 8, p->id, p->threads), to = border(F, 8, p->id + 1, p->threads), n = to - from;
+    int64_t from = border(F, UNIT, p->id, p->threads), to = border(F, UNIT, p->id + 1, p->threads), n = to - from;
     float *own = p->own, *gate = own + M * D, *up = gate + M * n;
     all_normed(job, l->mlp_norm, own);
     product(&l->gate_up, own, M, from, to, gate, n);
@@ -275,7 +319,7 @@ static void through_layers(Part *p) {
 static void through_matrix(Part *p) {
     Job *job = p->job;
     const Matrix *m = job->matrix;
-    int64_t from = border(m->out, 8, p->id, p->threads), to = border(m->out, 8, p->id + 1, p->threads);
+    int64_t from = border(m->out, UNIT, p->id, p->threads), to = border(m->out, UNIT, p->id + 1, p->threads);
     product(m, job->in, job->M, from, to, job->out + from, m->out);
 }
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from klype.device import pick_device, pick_precision
 from klype.errors import UsageError
 from klype.model import checkpoint
-from klype.model.native import Kernel
+from klype.model.native import Kernel, suits
 from klype.model.packed import fastest_alone, pack
 from klype.runs.find import Found, find_model
 from klype.serve.served import NAME, Served
@@ -19,16 +19,15 @@ from klype.sources.native import NativeSource
 
 def open_served(text: str, precision: str = "float32", compiled: Callable[[], Kernel | None] = lambda: None) -> Served:
     """``MODEL`` or ``NAME=MODEL``; without a name it is made from the folder's. ``compiled`` is asked for the pass in
-    C where 8-bit weights may be chosen."""
+    C where the model suits, or where a precision is to be chosen."""
     given, separator, rest = text.partition("=")
     named = bool(separator) and NAME.fullmatch(given) is not None and not Path(text).exists()
     found = find_model(rest if named else text)
     name = given if named else name_of(found, text)
-    kernel = compiled() if precision in ("int8", "auto") else None
-    asked = fastest_alone(kernel=kernel) if precision == "auto" else precision
+    asked = fastest_alone(kernel=compiled()) if precision == "auto" else precision
     chosen = pick_precision(asked, pick_device("cpu"))
     loaded = checkpoint.load(found.folder, dtype="float32" if chosen == "int8" else chosen)
-    pack(loaded.model, chosen, kernel)
+    pack(loaded.model, chosen, compiled() if suits(loaded.config) else None)
     chat = loaded.chat if loaded.tokenizer.template is not None else None
     created = int(found.folder.stat().st_mtime)
     return Served.of(name, NativeSource.of(loaded.model, loaded.tokenizer, chat, name), min(created, int(time.time())))
