@@ -332,6 +332,25 @@ def test_the_experiment_is_whole_and_its_file_can_be_read(ran: tuple[Path, Board
     assert not list((folder / "cells").glob("*/*.safetensors"))
 
 
+def test_a_teacher_nobody_asked_for_is_not_in_the_report(tmp_path: Path) -> None:
+    plan = PLAN.model_copy(update={"documents": (12,), "seeds": 1, "targets": ("one-hot", "larger-teacher")})
+    place = tmp_path / "cells" / "12-0"
+    place.mkdir(parents=True)
+    own = cell(place, 12)
+    for name in plan.targets:
+        own.taught(name)
+    board = study.board(Written(tmp_path / "cells").read()[0], Chain(), plan, own.test, done=True)
+    assert board.bars is not None
+    assert set(board.bars.targets) == {row.target for row in board.rows} == set(plan.targets)
+    assert (board.cells_done, board.cells) == (2, 2)
+    assert "larger teacher" in report.render(board, "en")
+
+
+def test_what_costs_more_and_leaves_more_is_not_worth_it() -> None:
+    rows = [("dear", 5.0, 0.3), ("base", 1.0, 1.0), ("same", 1.0, 1.2), ("worse", 2.0, 1.0), ("good", 2.0, 0.4)]
+    assert report._worth_it(rows) == {"base", "good", "dear"}
+
+
 def test_the_report_tells_it_in_both_languages(ran: tuple[Path, Board]) -> None:
     folder, board = ran
     page = report.write(folder, board, "nb").read_text(encoding="utf-8")

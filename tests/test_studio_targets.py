@@ -87,7 +87,7 @@ def test_of_half_an_experiment_the_most_documents_so_far_are_shown(tmp_path: Pat
     own, say = words("en", "bias"), Say("en")
     half = board(done=False)
     pictures = {picture.id: picture for picture in found(half, say, own)}
-    assert list(pictures) == ["bars", "training", "gap", "documents", "compute"]
+    assert list(pictures) == ["bars", "training", "gap", "compute"]
     assert [len(row) for row in pictures["training"].rows[:1]] == [4]
     assert {row[0] for row in pictures["training"].rows} == {own("target.one-hot")}  # of the 100 documents
     assert pictures["gap"].rows[0][0] == own("target.ensemble")

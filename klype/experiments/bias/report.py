@@ -165,7 +165,7 @@ def _documents(board: Board, say: Say, own: Words) -> Picture | None:
         table += [figure_cells(_name(own, name), figure, int(count)) for count, figure in figures]
         if name in COLOURS and figures:
             series += curve_with_band(_name(own, name), figures, COLOURS[name], showSymbol=True)
-    if not series:
+    if not series or len(board.documents) < 2:
         return None
     x = axis(own("picture.axis_documents"), kind="log", min=board.documents[0], max=board.documents[-1])
     y = axis(own("picture.axis_kl") if key == "kl" else own("column.bits_per_byte"), scale=key != "kl")
@@ -176,24 +176,38 @@ def _documents(board: Board, say: Say, own: Words) -> Picture | None:
 
 def _compute(board: Board, say: Say, own: Words) -> Picture | None:
     rows = [
-        (r.target, r.figures["compute"]["value"], r.figures["kl"]["value"])
+        (r.target, times, kl)
         for r in _most(board)
-        if "kl" in r.figures and "compute" in r.figures and r.figures["compute"]["value"]
+        if {"kl", "compute"} <= r.figures.keys()
+        and (times := r.figures["compute"]["value"])
+        and (kl := r.figures["kl"]["value"]) is not None
     ]
     if not rows:
         return None
     point = {"showSymbol": True, "symbolSize": 11}
+    named = _worth_it([row for row in rows if board.kinds[row[0]] != "truth"])
+    named |= {name for name, _, _ in rows if board.kinds[name] in ("baseline", "truth")}
     series = [
         line(_name(own, name), [(times, kl)], COLOURS.get(name, OTHER), **point,
-             label={"show": True, "formatter": _name(own, name), "color": "$ink", "position": "top"})
+             label={"show": name in named, "formatter": _name(own, name), "color": "$ink", "position": "right"})
         for name, times, kl in rows
     ]  # fmt: skip
     option = lines(axis(own("picture.axis_compute"), kind="log"), axis(own("picture.axis_kl"), scale=True), series)
-    option["legend"]["show"] = False
+    option["legend"]["show"], option["grid"]["top"] = False, 24  # names stand beside the points
     table: list[list[Cell]] = [[_name(own, name), times, kl] for name, times, kl in rows]
     columns = [own("column.target"), own("column.compute"), own("column.kl")]
     panel = Panel("", option, 380)
     return Picture("compute", own("picture.compute"), own("picture.compute_how"), [panel], columns, table, True)
+
+
+def _worth_it(rows: Sequence[tuple[str, float, float]]) -> set[str]:
+    """Of (name, compute, KL): those that leave less than all that cost less."""
+    found, least = set(), float("inf")
+    for name, _, kl in sorted(rows, key=lambda row: row[1:]):
+        if kl < least:
+            found.add(name)
+            least = kl
+    return found
 
 
 def _training(board: Board, own: Words) -> Picture | None:

@@ -75,7 +75,8 @@ def run(
 
 def board(found: Sequence[Finished], source: Source, plan: Plan, test: Test, done: bool) -> Board:
     """How it stands, from what the cells have written."""
-    measured = [one for one in found if "values" in one and one["member"] == 0]
+    asked = [one for one in found if one["target"] in plan.targets]  # others were trained only to teach
+    measured = [one for one in asked if "values" in one and one["member"] == 0]
     summed = [r for count in plan.documents for name in plan.targets if (r := _row(measured, name, count)) is not None]
     curves = [
         Curve(
@@ -92,7 +93,7 @@ def board(found: Sequence[Finished], source: Source, plan: Plan, test: Test, don
         steps=plan.steps,
         epochs=plan.settings.epochs,
         done=done,
-        cells_done=sum(one["target"] in plan.targets for one in measured),
+        cells_done=len(measured),
         cells=len(plan.targets) * len(plan.documents) * plan.seeds,
         rows=summed,
         curves=curves,
