@@ -211,6 +211,6 @@ def _row(results: Results, text: str, name: str, about: Mapping[str, Any], seed:
     return {
         "text": text,
         "trainer": name,
-        UNIT.replace(" ", "_"): bits_per_byte(results, text, name, seed).json(),
+        "bits_per_byte": bits_per_byte(results, text, name, seed).json(),
         **about,
     }
