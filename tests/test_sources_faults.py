@@ -213,13 +213,14 @@ def test_lm_studio_and_ollama_as_documented(owner: str, answer: dict[str, Any], 
         (lambda a: a["choices"][0]["message"].update(content="Goodbye"), "do not spell"),
         (lambda a: a["choices"][0]["logprobs"]["content"][0].pop("token"), "cannot be read|do not spell"),
         (lambda a: a.pop("choices"), "gave no answers"),
+        (lambda a: a["choices"][0].update(index=math.inf), "cannot be read"),
     ],
 )
 def test_a_contradiction_is_not_used(change: Callable[[dict[str, Any]], object], message: str) -> None:
     answer = changed(change)
     if message.startswith("cannot"):
         answer["choices"][0]["logprobs"]["content"][0].pop("bytes", None)
-    asked, _ = source(httpx.Response(200, json=answer))
+    asked, _ = source(httpx.Response(200, content=json.dumps(answer)))
     with pytest.raises(KlypeError, match=message):
         ask(asked)
     assert asked.wire.kept._one("SELECT count(*) FROM answers", ()) == (0,)
@@ -228,6 +229,8 @@ def test_a_contradiction_is_not_used(change: Callable[[dict[str, Any]], object],
 def test_html_and_refusals_are_one_sentence() -> None:
     for response, message in (
         (httpx.Response(200, html="<h1>Welcome</h1>"), "answers with text/html"),
+        (httpx.Response(200, content=b"[" * 100_000), "answers with"),
+        (httpx.Response(400, content=b"[" * 100_000), "refused: status 400"),
         (httpx.Response(401, json={"error": {"message": "bad key"}}), "KLYPE_API_KEY"),
         (httpx.Response(400, json={"error": {"message": "no such thing"}}), "refused: no such thing"),
         (httpx.ConnectError("refused"), "No server answers"),
@@ -237,6 +240,27 @@ def test_html_and_refusals_are_one_sentence() -> None:
             ask(asked)
         assert "key" not in str(caught.value).replace("KLYPE_API_KEY", "").replace("wants a key", "")
         assert slept == []
+
+
+@pytest.mark.parametrize("told", [math.nan, math.inf, "many", [5], {"a": 1}, -3, None])
+def test_what_is_no_number_is_not_told(told: Any) -> None:
+    def handle(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/v1/models":
+            row = {"id": "m", "max_model_len": told, "meta": {"n_ctx": told, "n_vocab": told}}
+            return httpx.Response(200, content=json.dumps({"data": [row]}))
+        usage = {**OPENAI_CHAT["usage"], "completion_tokens_details": told}  # type: ignore[dict-item]
+        return httpx.Response(200, content=json.dumps({**OPENAI_CHAT, "usage": usage}))
+
+    wire = Wire("http://there/v1", patience=Patience(client=httpx.Client(transport=httpx.MockTransport(handle))))
+    offer = probe(wire)
+    assert (offer.window, offer.vocabulary, offer.chat) == (0, 0, True)
+
+
+def test_a_server_that_lists_nothing_is_asked_for_a_name() -> None:
+    client = httpx.Client(transport=httpx.MockTransport(lambda _: httpx.Response(200, json={"data": []})))
+    with pytest.raises(UsageError, match="lists no model") as caught:
+        probe(Wire("http://there/v1", patience=Patience(client=client)))
+    assert caught.value.hint == "Name the one to ask: http://there/v1#MODEL."
 
 
 def test_storms_are_waited_out() -> None:

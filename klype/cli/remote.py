@@ -30,11 +30,13 @@ def wire_of(address: str, budget: Budget | None = None) -> tuple[Wire, str]:
 
     base, _, model = address.partition("#")
     try:
-        host = httpx.URL(base).host
+        url = httpx.URL(base)
     except httpx.InvalidURL:
-        raise UsageError(f"{base} is no address of a server.", "Write http://host:port/v1#model.") from None
+        url = httpx.URL()
+    if not url.host or not 0 < (url.port or 80) < 1 << 16:
+        raise UsageError(f"{base} is no address of a server.", "Write http://host:port/v1#model.")
     kept = Kept(state_folder() / "answers.sqlite")
-    return Wire(base, server_key(host), kept, budget), model
+    return Wire(base, server_key(url.host), kept, budget), model
 
 
 def offer_of(wire: Wire, model: str, again: bool = False) -> Offer:

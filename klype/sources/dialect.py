@@ -89,7 +89,7 @@ def choice(row: Any, where: str) -> Said:
         if not isinstance(text, str):
             raise TypeError("text")
         return Said(int(row.get("index", 0)), text, tokens, row.get("finish_reason"))
-    except (AttributeError, TypeError, ValueError, KeyError, IndexError) as error:
+    except (AttributeError, TypeError, ValueError, OverflowError, KeyError, IndexError) as error:
         raise KlypeError(f"{where} gave an answer that cannot be read ({error}).", "Nothing of it is used.") from None
 
 
@@ -141,8 +141,8 @@ def counted(told: int, silent: int, usage: Any, where: str) -> None:
     if not isinstance(usage, dict) or not isinstance(usage.get("completion_tokens"), int):
         return
     details = usage.get("completion_tokens_details")
-    hidden = (details or {}).get("reasoning_tokens") or 0
-    claimed = usage["completion_tokens"] - hidden
+    hidden = details.get("reasoning_tokens") if isinstance(details, dict) else 0
+    claimed = usage["completion_tokens"] - (hidden if isinstance(hidden, int) else 0)
     if not told <= claimed <= told + silent:
         raise KlypeError(f"{where} says that it wrote {claimed} tokens and tells {told}.", "Nothing of it is used.")
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from klype.errors import KlypeError, UsageError
 from klype.sources.dialect import choices
-from klype.sources.wire import RefusedError, Wire
+from klype.sources.wire import RefusedError, Wire, count
 
 Kind = Literal["klype", "vllm", "llama.cpp", "lmstudio", "ollama", "openai", "other"]
 OWNERS: dict[str, Kind] = {
@@ -80,9 +80,9 @@ def probe(wire: Wire, wanted: str = "") -> Offer:
     host_is_openai = wire.base.startswith("https://api.openai.com")
     kind: Kind = "openai" if host_is_openai else OWNERS.get(str(row.get("owned_by", "")).lower(), "other")
     meta = row.get("meta") if isinstance(row.get("meta"), dict) else {}
-    window = row.get("max_model_len") or (meta or {}).get("n_ctx") or 0
-    found: dict[str, Any] = {"kind": kind, "model": model, "models": names, "window": int(window)}
-    found["vocabulary"] = int((meta or {}).get("n_vocab") or 0)
+    window = count(row.get("max_model_len")) or count((meta or {}).get("n_ctx"))
+    found: dict[str, Any] = {"kind": kind, "model": model, "models": names, "window": window}
+    found["vocabulary"] = count((meta or {}).get("n_vocab"))
     prompt = _tokenized(wire, model)
     found["tokenizer"] = prompt is not None
     found |= _completions(wire, model, prompt)
@@ -96,8 +96,9 @@ def _chosen(wire: Wire, names: tuple[str, ...], wanted: str) -> str:
     if wanted and (wanted in names or not names):
         return wanted
     if wanted or len(names) != 1:
-        there = ", ".join(names[:8]) or "no model"
-        raise UsageError(f"{wire.base} has {there}.", f"Name one of them: {wire.base}#MODEL.")
+        if not names:
+            raise UsageError(f"{wire.base} lists no model.", f"Name the one to ask: {wire.base}#MODEL.")
+        raise UsageError(f"{wire.base} has {', '.join(names[:8])}.", f"Name one of them: {wire.base}#MODEL.")
     return names[0]
 
 

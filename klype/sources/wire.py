@@ -81,8 +81,8 @@ class Budget:
     def pay(self, usage: Any) -> None:
         numbers = usage if isinstance(usage, Mapping) else {}
         with self.lock:
-            self.prompt_tokens += _count(numbers.get("prompt_tokens"))
-            self.answer_tokens += _count(numbers.get("completion_tokens"))
+            self.prompt_tokens += count(numbers.get("prompt_tokens"))
+            self.answer_tokens += count(numbers.get("completion_tokens"))
         self.say(self)
 
 
@@ -205,7 +205,7 @@ class Wire:
 
     def _event(self, data: str) -> dict[str, Any]:
         try:
-            event = json.loads(data)
+            event = parsed(data)
         except ValueError:
             raise KlypeError(f"{self.base} streams something that is no JSON: {data[:80]!r}.") from None
         if not isinstance(event, dict):
@@ -259,7 +259,7 @@ class Wire:
         if status in (401, 403):
             return KlypeError(f"{self.base} wants a key, or another one ({status}).", "Set it as KLYPE_API_KEY.")
         try:
-            said = _message(response.json())
+            said = _message(parsed(response.content))
         except ValueError:
             said = f"status {status}"
         return RefusedError(f"{self.base} refused: {said}.")
@@ -268,7 +268,7 @@ class Wire:
         if len(response.content) > LARGEST:
             raise KlypeError(f"{self.base} answers with {len(response.content) >> 20} MiB: that is no answer.")
         try:
-            document = response.json()
+            document = parsed(response.content)
         except ValueError:
             raise self._strange(response) from None
         if not isinstance(document, dict):
@@ -292,13 +292,22 @@ def retry_after(text: str, now: datetime) -> float | None:
         return None
 
 
+def parsed(data: str | bytes) -> Any:
+    """What JSON says. ValueError also for what is nested too deeply to be read."""
+    try:
+        return json.loads(data)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
 def _message(document: Any) -> str:
     error = document.get("error", document) if isinstance(document, dict) else document
     said = error.get("message") if isinstance(error, dict) else error
     return " ".join(str(said).split())[:300].rstrip(".")
 
 
-def _count(value: Any) -> int:
+def count(value: Any) -> int:
+    """A number above 0 that a server tells; 0 for anything else."""
     return value if isinstance(value, int) and value > 0 else 0
 
 
