@@ -158,6 +158,14 @@ def test_the_truth_lies_within_the_bounds(remote: RemoteSource, temperature: flo
         assert low <= answer.high + 1e-5
 
 
+@pytest.mark.parametrize(
+    "address", ["there/v1", "http://", "http://:1/v1", "http://127.0.0.1:65536/v1", "http://[::/v1"]
+)
+def test_what_is_no_address_is_not_asked(address: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert guard.guarded(call, ["doctor", address, "--json"]) == 2
+    assert "is no address of a server" in json.loads(capsys.readouterr().out)["error"]["message"]
+
+
 def test_the_same_over_a_socket(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("fastapi")
     with serving(served()) as address:
