@@ -61,9 +61,14 @@ def team(environ: Mapping[str, str] = os.environ) -> Team | None:
         raise UsageError(f"The launcher's variables should be numbers ({told}).", "Start with torchrun.") from None
 
 
+def is_launched(argv: list[str], environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether a launcher started this process to train together with others."""
+    return argv[:1] in (["train"], ["run"]) and {"RANK", "MASTER_ADDR"} <= environ.keys()
+
+
 def speaks(argv: list[str], environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether this process is alone, or the one that speaks for all that a launcher started to train together."""
-    return argv[:1] not in (["train"], ["run"]) or "MASTER_ADDR" not in environ or environ.get("RANK", "0") == "0"
+    """Whether this process is alone, or the one that speaks for all."""
+    return not is_launched(argv, environ) or environ["RANK"] == "0"
 
 
 def api_key(environ: Mapping[str, str] = os.environ) -> str | None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import typer
 
-from klype.cli.environment import speaks, state_folder, wants_json
+from klype.cli.environment import is_launched, speaks, state_folder, wants_json
 from klype.cli.terminal import silence_stdout, to_json
 from klype.errors import KlypeError
 
@@ -24,7 +24,8 @@ INTERRUPTED = 130
 
 def guarded(command: Callable[[list[str]], object], argv: list[str]) -> int:
     """Runs the command and returns its exit code, having told what went wrong if something did."""
-    tell = partial(_tell, wants_json(argv), speaks(argv))
+    as_json = wants_json(argv) and not is_launched(argv)  # started again, it has a result yet: stdout is for that
+    tell = partial(_tell, as_json, speaks(argv))
     try:
         code = command(argv)
     except KlypeError as error:
