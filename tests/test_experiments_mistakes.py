@@ -290,6 +290,8 @@ def test_the_experiment_tells_every_method_beside_its_control(ran: tuple[Path, P
         assert figures["feedback"]["low"] <= figures["feedback"]["value"] <= figures["feedback"]["high"]
         at = [f["value"] for f in row["feedback_by_distance"]]
         assert figures["feedback"]["value"] == pytest.approx(np.mean(at))
+        arms = [figures[key]["value"] for key in ("after_wrong", "after_right")]
+        assert figures["feedback"]["value"] == pytest.approx(arms[0] - arms[1])
         assert 0 <= figures["right_20"]["value"] <= figures["right_5"]["value"] <= 1
         if name != "backspace":
             assert figures["standing"]["value"] == 1

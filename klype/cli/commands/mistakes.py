@@ -110,8 +110,10 @@ def listener(terminal: Terminal, own: Words) -> Iterator[Callable[[dict[str, Any
         yield lambda found: live.update(Group(table(found, say, own), Text(progress(found))))
 
 
-SHOWN = ("feedback", "ratio", "ratio_by_question", "kl", "kl_change", "s_own", "right_10", "right_greedy", "standing",
-         "bits_per_byte", "bits_change", "teacher_kl", "teacher_kl_own", "compute")  # fmt: skip
+SHOWN = (
+    *("feedback", "ratio", "after_wrong", "after_right", "kl", "kl_change", "s_own", "right_10", "right_greedy"),
+    *("standing", "bits_per_byte", "bits_change", "teacher_kl", "teacher_kl_own", "compute"),
+)
 """Columns that a terminal has room for; the report has all."""
 
 

@@ -18,7 +18,10 @@ COLOURS = {BEFORE: "muted", CONTROL: "base", "scheduled-sampling": "bad", "own-t
            "own-teachers": "finetuned", "backspace": "aligned", "outcome": "accent"}  # fmt: skip
 """The methods that have curves; all are in the table."""
 OTHER = "muted"
-SHARES = ("s", "s_own", "right_5", "right_10", "right_20", "right", "right_greedy", "recovery", "standing", "alarm")
+SHARES = (
+    *("after_wrong", "after_right", "s", "s_own", "right_5", "right_10", "right_20", "right", "right_greedy"),
+    *("recovery", "standing", "alarm"),
+)
 
 
 def write(folder: Path, found: Document, lang: str) -> Path:

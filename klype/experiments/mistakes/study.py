@@ -22,12 +22,14 @@ from klype.values import Figure
 
 FILE = "figures.json"
 MEASURES = (
-    *("feedback", "ratio", "ratio_by_question", "kl", "kl_change", "s_own", "s", "right_5", "right_10", "right_20"),
+    *("feedback", "ratio", "ratio_by_question", "after_wrong", "after_right"),
+    *("kl", "kl_change", "s_own", "s", "right_5", "right_10", "right_20"),
     *("right", "right_greedy", "excess_error", "recovery", "standing", "alarm", "calibration", "bits_per_byte"),
     *("bits_change", "teacher_kl", "teacher_kl_own", "passes", "passes_greedy", "compute"),
 )
 """What a method may tell, in the order of columns. feedback: hazard after a forced error less after a right word, mean
-over distances; ratio: feedback, times the control's (by seed, and by question); changes are from the control's."""
+over distances, and these two themselves (a method that makes mistakes everywhere lowers the difference, too); ratio:
+feedback, times the control's (by seed, and by question); changes are from the control's."""
 UNITS = {
     "kl": "nats a word",
     "excess_error": "% more",
@@ -132,7 +134,8 @@ def _row(name: str, by: dict[str, dict[int, Finished]]) -> Document:
             told[f"{key}_by_distance"] = [
                 _difference([float(row_D[d]) for row_D in at]).json() for d in range(len(at[0]))
             ]
-        for key in ("hazard_wrong", "hazard_right"):
+        for key, shown in (("hazard_wrong", "after_wrong"), ("hazard_right", "after_right")):
+            figures[shown] = over_seeds([float(np.mean(v[key])) for v in values.values()], "share", 1.0)
             told[key] = np.mean([np.mean(v[key], axis=0) for v in values.values()], axis=0).tolist()
     if both and name != BEFORE:
         flops = [[group[s]["flops"] for s in both] for group in (own, control)]
