@@ -110,10 +110,7 @@ def listener(terminal: Terminal, own: Words) -> Iterator[Callable[[dict[str, Any
         yield lambda found: live.update(Group(table(found, say, own), Text(progress(found))))
 
 
-SHOWN = (
-    *("feedback", "ratio", "after_wrong", "after_right", "kl", "kl_change", "s_own", "right_10", "right_greedy"),
-    *("standing", "bits_per_byte", "bits_change", "teacher_kl", "teacher_kl_own", "compute"),
-)
+SHOWN = ("ratio", "after_wrong", "after_right", "kl_change", "bits_per_byte", "teacher_kl_own")
 """Columns that a terminal has room for; the report has all."""
 
 
