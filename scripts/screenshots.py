@@ -93,6 +93,7 @@ def ranking(page: Any) -> None:
         rank(page, RANKED)
         if name != names[-1]:
             page.locator(".r-leave").click()
+            page.locator(".r-setup input[type=text]").wait_for()  # else the next page still has the first one seated
     learn(page)
     page.locator("h1").click()
     for key in by_length(page)[:2]:
