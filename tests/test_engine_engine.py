@@ -13,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from klype.engine.engine import Engine
+from klype.engine.prefixes import Place, by_shelf
 from klype.engine.sampling import draw, noise, shape
 from klype.errors import KlypeError, UsageError
+from klype.model.cache import Cache
 from klype.model.transformer import Transformer
 from klype.values import Request, Sampling, Trace
 from tests.toys import SHAPES, toy
@@ -364,3 +366,12 @@ def test_what_was_read_before_is_used_as_far_as_it_agrees(name: str) -> None:
     for prompt, found in zip(prompts, one.next(prompts), strict=True):
         (alone,) = engine(name).next([prompt])
         assert [found.p(t) for t in range(23)] == pytest.approx([alone.p(t) for t in range(23)], abs=1e-5)
+
+
+def test_where_prompts_lie_in_memory_does_not_order_them() -> None:
+    """Else rows would stand in another order in another run, and be rounded otherwise."""
+    config = toy("llama").config
+    shelves = sorted((Cache(config, 2).shelve() for _ in range(6)), key=id)
+    for lying in (shelves, shelves[::-1]):
+        places = [Place(lying[i], slot, 1, torch.zeros(1)) for i, slot in ((2, 1), (0, 0), (2, 0), (5, 0), (0, 1))]
+        assert by_shelf(places) == [2, 0, 1, 4, 3]

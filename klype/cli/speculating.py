@@ -115,8 +115,10 @@ def _texts(opened: Opened, file: str) -> list[list[int]]:
     if file:
         try:
             text = Path(file).read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
-            raise UsageError(f"The text {file} of the n-gram draft cannot be read: {error}.") from None
+        except OSError as error:
+            raise UsageError(f"The text {file} of the n-gram draft cannot be read: {error.strerror}.") from None
+        except ValueError as error:
+            raise UsageError(f"The text {file} of the n-gram draft is not UTF-8: {error}.") from None
         return tokenizer.encode_documents(text.split("\n\n"))
     from klype.runs.folder import read_run
     from klype.world.world import World

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from klype.engine.checks import check_answer, check_prompt, check_request
-from klype.engine.prefixes import Place, Prefixes
+from klype.engine.prefixes import Place, Prefixes, by_shelf
 from klype.engine.records import Ended, Job, Records, distributions, token_counts
 from klype.engine.rows import Rows
 from klype.engine.sampling import Seen, needs_seen, noise, sample
@@ -223,7 +223,8 @@ class Engine:
         if len(self._rows):
             parts.append(self.model.unembed(self.model.hidden(self._last_R[:, None], self._cache)[:, 0]))
             self.passes += 1
-        seats = sorted(((job.seen(), job, count) for job, count in joining), key=lambda seat: seat[0].order)
+        places = [job.seen() for job, _ in joining]
+        seats = [(places[i], *joining[i]) for i in by_shelf(places)]
         parts += [place.logits.expand(count, -1) for place, _, count in seats]
         self._join(seats)
         return torch.cat(parts)
@@ -231,7 +232,7 @@ class Engine:
     def _join(self, seats: list[tuple[Place, Job, int]]) -> None:
         if seats and self._cache.rows and not self._cache.shelves:
             self._cache.share()
-        for _, group in groupby(seats, key=lambda seat: seat[0].order[0]):  # one call a shelf
+        for _, group in groupby(seats, key=lambda seat: id(seat[0].shelf)):  # one call a shelf
             slots, lengths = [], []
             for place, job, count in group:
                 slots += [place.slot] * count

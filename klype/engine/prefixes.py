@@ -36,11 +36,6 @@ class Place:
     length: int
     logits: Tensor
 
-    @property
-    def order(self) -> tuple[int, int]:
-        """Sorts prompts of one shelf together, by slot."""
-        return id(self.shelf), self.slot
-
 
 class Prefixes:
     """Reads prompts and remembers them, the oldest forgotten when ``budget`` bytes are passed."""
@@ -101,7 +96,7 @@ class Prefixes:
         starts = [self._start(prompt, wanted) for prompt in batch]
         cache = Cache(self.model.config, 0, dtype=self.model.embed.weight.dtype)
         if any(length for _, _, length in starts):
-            order = sorted(range(len(batch)), key=lambda i: id(starts[i][0]))
+            order = sorted(range(len(batch)), key=numbered([shelf for shelf, _, _ in starts]).__getitem__)
             batch, starts = [batch[i] for i in order], [starts[i] for i in order]
             for _, group in groupby(starts, key=lambda start: id(start[0])):
                 shelf, slots, lengths = _living(list(group))
@@ -158,6 +153,19 @@ class Prefixes:
                 for length in range(GRAIN, len(prompt) + 1, GRAIN):
                     if self._known.get(prompt[:length], (None,))[0] is old:
                         del self._known[prompt[:length]]
+
+
+def numbered(shelves: Sequence[Shelf | None]) -> list[int]:
+    """Each one's number in the order of first appearance, to sort by. Where shelves lie in memory differs from run to
+    run; if rows were in that order, so would what is rounded."""
+    known: dict[int, int] = {}
+    return [known.setdefault(id(shelf), len(known)) for shelf in shelves]
+
+
+def by_shelf(places: Sequence[Place]) -> list[int]:
+    """Indices that bring prompts of one shelf together, by slot."""
+    number = numbered([place.shelf for place in places])
+    return sorted(range(len(places)), key=lambda i: (number[i], places[i].slot))
 
 
 def _common(hosts: list[Tokens]) -> list[Tokens]:

@@ -8,7 +8,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from klype.engine.prefixes import Place, Prefixes
+from klype.engine.prefixes import Place, Prefixes, by_shelf
 from klype.engine.records import distributions
 from klype.model.cache import Cache
 from klype.values import Distribution, Sampling, Step, Trace
@@ -30,7 +30,7 @@ def score(
     places = prefixes.read([tuple(prompt) for prompt in prompts])
     scored: list[Scored] = [[] for _ in prompts]
     for rows in _batches([len(answer) for answer in answers]):
-        rows.sort(key=lambda row: places[row].order)
+        rows = [rows[i] for i in by_shelf([places[row] for row in rows])]
         batch = _score(prefixes, [places[row] for row in rows], [answers[row] for row in rows], top)
         for row, found in zip(rows, batch, strict=True):
             scored[row] = found
@@ -55,7 +55,7 @@ def _batches(lengths: list[int]) -> list[list[int]]:
 def _score(prefixes: Prefixes, places: list[Place], answers: list[Tokens], top: int) -> list[Scored]:
     model = prefixes.model
     cache = Cache(model.config, 0, dtype=model.embed.weight.dtype)
-    for _, group in groupby(places, key=lambda place: place.order[0]):
+    for _, group in groupby(places, key=lambda place: id(place.shelf)):
         alike = list(group)
         cache.join(alike[0].shelf, [place.slot for place in alike], [place.length for place in alike])
     first_RV = torch.stack([place.logits for place in places])
