@@ -125,7 +125,7 @@ def test_a_whole_run_begins_on_two_and_ends_on_one(tmp_path: Path, text: Path) -
 def launched(out: Path, text: Path, ranks: int, *options: str) -> subprocess.Popen[str]:
     """``torchrun … -m klype train pretrain``."""
     settings = [part for setting in (*SMALL, "pretrain.training.save_every=5") for part in ("--set", setting)]
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--max-restarts", "1", "-m", "klype"]
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--max-restarts", "3", "-m", "klype"]
     command = ["train", "pretrain", "--text", str(text), "--steps", "300", "--out", str(out), "--json", *options]
     environ = {**os.environ, "KLYPE_HOME": str(text.parent / "home"), "OMP_NUM_THREADS": "1"}
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environ}

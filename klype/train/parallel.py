@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from klype.device import rank_device
 from klype.errors import KlypeError
@@ -42,9 +43,11 @@ def joined(team: Team | None) -> Iterator[None]:
     if team is None or team.ranks == 1:
         yield
         return
-    device = rank_device(team.local_rank)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=LONGEST)
+    backend = "cpu:gloo,cuda:nccl" if rank_device(team.local_rank).type == "cuda" else "gloo"
     try:
+        store, rank, ranks = next(iter(rendezvous("env://", timeout=LONGEST)))
+        life = dist.PrefixStore(f"start-{team.restarts}", store)  # an earlier one left addresses where nobody is now
+        dist.init_process_group(backend, store=life, rank=rank, world_size=ranks, timeout=LONGEST)
         yield
     except RuntimeError as error:
         if not _is_lost_peer(error):
@@ -157,4 +160,4 @@ def _idle(batch: Batch) -> Batch:
 
 
 def _is_lost_peer(error: RuntimeError) -> bool:
-    return isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "NCCL", "nccl"))
+    return isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "Gloo", "NCCL", "nccl"))
