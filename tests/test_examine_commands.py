@@ -84,6 +84,16 @@ def test_what_cannot_be_is_one_sentence(argv: list[str], run: Path, capsys: Capt
     assert json.loads(capsys.readouterr().out)["error"]["message"]
 
 
+def test_a_place_that_cannot_be_is_refused_before_anything_is_asked(
+    run: Path, capsys: Captured, tmp_path: Path
+) -> None:
+    (tmp_path / "taken").write_text("")
+    for out in (tmp_path / "taken", tmp_path / "taken" / "below"):
+        assert guard.guarded(call, ["examine", str(run), *SMALL, "--out", str(out), "--json"]) == 2
+        assert "taken is a file, not a folder" in json.loads(capsys.readouterr().out)["error"]["message"]
+    assert [file.name for file in tmp_path.iterdir()] == ["taken"]
+
+
 def examined(capsys: Captured, run: Path, out: Path, *more: str) -> dict[str, Any]:
     return document(capsys, "examine", str(run), *SMALL, "--out", str(out), *more)
 

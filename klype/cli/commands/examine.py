@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -77,6 +78,7 @@ def command(
     texts = read_training(training or [])
     deciding = open_judge(judge, embedding, alike, precision)
     folder = out or Path("examinations") / "-".join(Path(name).name or "model" for name in models)
+    check_place(folder)
     found: list[Examined] = []
     documents: list[dict[str, Any]] = []
     for name, place in zip(models, apart(folder, models) if compare else [folder], strict=True):
@@ -103,6 +105,15 @@ def command(
         terminal.console.print(why, markup=False)
     if reasons:
         raise typer.Exit(1)
+
+
+def check_place(folder: Path) -> None:
+    """Whether a folder can be made there is known before minutes are spent. Errors: it cannot."""
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise UsageError(f"--out {folder}: {there} is a file, not a folder.")
+    if not os.access(there, os.W_OK):
+        raise UsageError(f"--out {folder}: nothing may be written in {there}.")
 
 
 def apart(folder: Path, models: list[str]) -> list[Path]:
