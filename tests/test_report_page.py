@@ -18,7 +18,7 @@ from klype.errors import KlypeError, UsageError
 from klype.examine import echarts
 from klype.examine.colours import DARK, LIGHT, PROBABILITY_EDGES, contrast, probability_scale, step_of
 from klype.examine.facts import check, read
-from klype.examine.pictures import pictures
+from klype.examine.pictures import pictures, reward
 from klype.examine.report import render, write
 from klype.examine.say import Say, visible
 from klype.examine.verdict import verdict
@@ -205,6 +205,18 @@ def test_the_verdict_says_the_figures_of_the_facts() -> None:
     assert "7 of 8 gates" in english
     assert "18% to 98%" in english
     assert not re.search(r"\d\.\d", norwegian)
+
+
+def test_a_ranker_whose_ceiling_is_unknown_is_not_said_to_have_one() -> None:
+    facts = world_facts()
+    assert "agrees with itself on" in " ".join(verdict(facts, Say("en")))
+    facts["reward"]["ceiling"] = {"value": None, "low": None, "high": None, "n": 0}
+    assert "agrees with the ranker on" in (said := " ".join(verdict(facts, Say("en"))))
+    assert "agrees with itself" not in said
+    picture = reward(facts, Say("nb"))
+    assert picture is not None
+    assert "taket" not in picture.title
+    assert len(picture.rows) == 1
 
 
 def test_the_verdict_does_not_call_noise_a_change() -> None:

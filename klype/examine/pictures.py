@@ -96,14 +96,16 @@ def reward(facts: Facts, say: Say) -> Picture | None:
     found = facts.get("reward")
     if not found or found["pair_accuracy"]["value"] is None:
         return None
-    figures = [("pair_accuracy", found["pair_accuracy"], "accent"), ("ceiling", found["ceiling"], "muted")]
+    known = found["ceiling"]["value"] is not None
+    figures = [("pair_accuracy", found["pair_accuracy"], "accent")]
+    figures += [("ceiling", found["ceiling"], "muted")] if known else []
     drawn = whiskers(
         [(say.measure(name), figure, say.figure(figure, name), colour) for name, figure, colour in figures],
         axis(say("axis.pairs"), percent=True, min=0.5, max=1),
         found.get("threshold"),
     )
     title = say(
-        "picture.reward",
+        "picture.reward" if known else "picture.reward_alone",
         accuracy=say.value(found["pair_accuracy"], "pair_accuracy"),
         ceiling=say.value(found["ceiling"], "ceiling"),
     )

@@ -56,7 +56,8 @@ def _answers(facts: Facts, say: Say) -> list[str]:
     if reward and reward["pair_accuracy"]["value"] is not None:
         named = {"accuracy": "pair_accuracy", "ceiling": "ceiling"}
         shown = {key: say.value(reward[name], name) for key, name in named.items()}  # type: ignore[literal-required]
-        sentences.append(say("verdict.reward", **shown))
+        known = reward["ceiling"]["value"] is not None
+        sentences.append(say("verdict.reward" if known else "verdict.reward_alone", **shown))
     return sentences
 
 

@@ -46,7 +46,8 @@ def joined(team: Team | None) -> Iterator[None]:
     backend = "cpu:gloo,cuda:nccl" if rank_device(team.local_rank).type == "cuda" else "gloo"
     try:
         store, rank, ranks = next(iter(rendezvous("env://", timeout=LONGEST)))
-        life = dist.distributed_c10d.PrefixStore(f"start-{team.restarts}", store)  # an earlier one left addresses where nobody is now
+        # an earlier start left addresses where nobody is now
+        life = dist.distributed_c10d.PrefixStore(f"start-{team.restarts}", store)
         dist.init_process_group(backend, store=life, rank=rank, world_size=ranks, timeout=LONGEST)
         yield
     except RuntimeError as error:
