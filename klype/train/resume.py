@@ -22,6 +22,7 @@ import torch
 from safetensors.torch import load, save
 
 from klype.errors import KlypeError
+from klype.model.manifest import hash_file
 from klype.train import parallel
 
 KEPT = 2
@@ -178,10 +179,7 @@ def _read(place: Path, checked: bool = False) -> State:
 
 
 def _digest(file: Path, content: bytes | None) -> str:
-    if content is not None:
-        return hashlib.sha256(content).hexdigest()
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return hash_file(file) if content is None else hashlib.sha256(content).hexdigest()
 
 
 def _contiguous(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -5,7 +5,6 @@ Its safetensors format is used, in which a file says in its header which rows of
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 
 from klype.errors import KlypeError
+from klype.model.manifest import hash_file
 from klype.train import parallel
 
 
@@ -47,7 +47,7 @@ def read_shards(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
 
 def hashes(files: list[Path]) -> dict[str, str]:
     """SHA-256 by name; every process reads its part of the files."""
-    own = {file.name: _sha256(file) for file in files[parallel.rank() :: parallel.ranks()]}
+    own = {file.name: hash_file(file) for file in files[parallel.rank() :: parallel.ranks()]}
     return {name: digest for part in parallel.from_all(own) for name, digest in part.items()}
 
 
@@ -58,11 +58,6 @@ def _present(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         for name, tensor in tensors.items()
         if not isinstance(tensor, DTensor) or tensor.to_local().numel()
     }
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _disk(error: CheckpointException) -> BaseException:

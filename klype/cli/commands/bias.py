@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +11,7 @@ import typer
 
 from klype.cli import options as o
 from klype.cli.environment import cache_folder
+from klype.cli.experimenting import check_few, check_minutes, grid, listed, open_source, watching
 from klype.cli.terminal import Terminal, to_json, write
 from klype.errors import UsageError
 
@@ -21,11 +20,8 @@ if TYPE_CHECKING:
 
     from klype.examine.say import Say
     from klype.experiments.bias.board import Board
-    from klype.experiments.bias.corpus import Source
     from klype.experiments.bias.plan import Plan
     from klype.words import Words
-
-PLAIN_EVERY_S = 15.0
 
 
 def command(
@@ -49,8 +45,7 @@ def command(
     Without --text: in the demo world, whose true probabilities are known.
     """
     terminal = Terminal(as_json, lang)
-    if not minutes > 0:
-        raise UsageError(f"--minutes should be above 0 (it is {minutes:g}).")
+    check_minutes(minutes)
     counts = parse_counts(documents)
     from klype.config import load
     from klype.device import set_threads, usable_cores
@@ -64,7 +59,7 @@ def command(
     from klype.words import words
 
     own, say = words(terminal.lang, "bias"), Say(terminal.lang)
-    names = tuple(part.strip() for part in targets.split(",") if part.strip())
+    names = listed(targets)
     checked(names, truth=not text)
     asked = Asked(minutes, counts, seeds, seed, names, load(LabSettings, overrides=setting or ()))
     source = open_source(text or [], encoding)
@@ -73,7 +68,7 @@ def command(
     with folder.chosen("bias", out, resume, date.today()) as place:
         plan = make(source, place, asked, cores, cache_folder())
         tell_plan(terminal, own, plan, cores)
-        with listener(terminal, own) as tell:
+        with watching(terminal, partial(table, say=say, own=own), partial(progress, own=own)) as tell:
             board = run(source, plan, place, tell, cores, cache_folder())
         made = {**document(board), "report": str(report.write(place, board, terminal.lang)), "plan": plan.model_dump()}
         write(place / "bias.json", to_json(made) + "\n")
@@ -89,17 +84,9 @@ def parse_counts(text: str) -> tuple[int, ...]:
         found = tuple(sorted({int(part) for part in text.split(",") if part.strip()}))
     except ValueError:
         raise UsageError(f"--documents does not understand “{text}”.", "Write numbers: 300,600,1200.") from None
-    if found and found[0] < 8:
-        raise UsageError(f"--documents: {found[0]} documents teach nothing; give at least 8.")
+    if found:
+        check_few(found[0])
     return found
-
-
-def open_source(text: list[str], encoding: str) -> Source:
-    """The demo world, or the user's own text."""
-    from klype.data.readers import TextOptions, read_texts
-    from klype.experiments.bias.corpus import TextSource, WorldSource
-
-    return TextSource(read_texts(text, TextOptions(encoding=encoding))) if text else WorldSource()
 
 
 def tell_plan(terminal: Terminal, own: Words, plan: Plan, cores: int) -> None:
@@ -114,30 +101,6 @@ def tell_plan(terminal: Terminal, own: Words, plan: Plan, cores: int) -> None:
     terminal.console.print(said, markup=False)
 
 
-@contextmanager
-def listener(terminal: Terminal, own: Words) -> Iterator[Callable[[Board], None]]:
-    """Where somebody looks, a table that fills; elsewhere a line now and then. targets.json is kept up to date."""
-    from klype.examine.say import Say
-
-    say = Say(terminal.lang)
-    if not terminal.console.is_terminal or terminal.console.is_dumb_terminal:
-        told = [time.monotonic()]
-
-        def plain(board: Board) -> None:
-            if time.monotonic() - told[0] >= PLAIN_EVERY_S:
-                told[0] = time.monotonic()
-                terminal.console.print(progress(board, own), markup=False)
-
-        yield plain
-        return
-    from rich.console import Group
-    from rich.live import Live
-    from rich.text import Text
-
-    with Live(console=terminal.console, refresh_per_second=4, transient=True) as live:
-        yield lambda board: live.update(Group(table(board, say, own), Text(progress(board, own))))
-
-
 def progress(board: Board, own: Words) -> str:
     """How many models are measured, and which are being trained."""
     from klype.experiments.bias.report import running
@@ -147,18 +110,11 @@ def progress(board: Board, own: Words) -> str:
 
 def table(board: Board, say: Say, own: Words) -> Table:
     """The figures at the most documents of which there are any."""
-    from rich.table import Table
-
     from klype.experiments.bias import report
 
     count = max((row.documents for row in board.rows), default=board.documents[0])
     columns, rows = report.table(board, count, say, own)
-    found = Table(title=own("table", documents=say.count(count)), title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for i, name in enumerate(columns):
-        found.add_column(name, justify="right" if i else "left")
-    for row in rows:
-        found.add_row(*row)
-    return found
+    return grid(own("table", documents=say.count(count)), columns, rows)
 
 
 def show(terminal: Terminal, board: Board, say: Say, own: Words) -> None:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from klype.cli import options as o
-from klype.cli.commands.bias import PLAIN_EVERY_S, open_source
 from klype.cli.environment import cache_folder
+from klype.cli.experimenting import check_few, check_minutes, grid, listed, open_source, watching
 from klype.cli.terminal import Terminal
-from klype.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -45,10 +42,8 @@ def command(
     Without --text: in the demo world, whose true probabilities are known, also after mistakes.
     """
     terminal = Terminal(as_json, lang)
-    if not minutes > 0:
-        raise UsageError(f"--minutes should be above 0 (it is {minutes:g}).")
-    if 0 < documents < 8:
-        raise UsageError(f"--documents: {documents} documents teach nothing; give at least 8.")
+    check_minutes(minutes)
+    check_few(documents)
     from klype.config import load
     from klype.device import set_threads, usable_cores
     from klype.examine.say import Say
@@ -60,7 +55,7 @@ def command(
     from klype.words import count, number, words
 
     own, say = words(terminal.lang, "mistakes"), Say(terminal.lang)
-    names = tuple(part.strip() for part in methods.split(",") if part.strip())
+    names = listed(methods)
     checked(names, truth=not text)
     asked = Asked(minutes, documents, seeds, seed, names, load(CourseSettings, overrides=setting or ()))
     source = open_source(text or [], encoding)
@@ -72,7 +67,7 @@ def command(
                       methods=len(plan.methods), steps=count(plan.settings.steps, terminal.lang),
                       minutes=number(plan.seconds / 60, terminal.lang, 1))  # fmt: skip
         terminal.console.print(planned, markup=False)
-        with listener(terminal, own) as tell:
+        with watching(terminal, partial(table, say=say, own=own), partial(progress, own=own)) as tell:
             found = run(source, plan, place, tell, cores, cache_folder())
         made = {**found, "report": str(report.write(place, found, terminal.lang)), "plan": plan.model_dump()}
     if not as_json:
@@ -82,32 +77,8 @@ def command(
     terminal.document(made)
 
 
-@contextmanager
-def listener(terminal: Terminal, own: Words) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Where somebody looks, a table that fills; elsewhere a line now and then. figures.json is kept up to date."""
-    from klype.examine.say import Say
-
-    say = Say(terminal.lang)
-
-    def progress(found: dict[str, Any]) -> str:
-        return own("progress", done=found["finished"], all=found["all"])
-
-    if not terminal.console.is_terminal or terminal.console.is_dumb_terminal:
-        told = [time.monotonic()]
-
-        def plain(found: dict[str, Any]) -> None:
-            if time.monotonic() - told[0] >= PLAIN_EVERY_S:
-                told[0] = time.monotonic()
-                terminal.console.print(progress(found), markup=False)
-
-        yield plain
-        return
-    from rich.console import Group
-    from rich.live import Live
-    from rich.text import Text
-
-    with Live(console=terminal.console, refresh_per_second=4, transient=True) as live:
-        yield lambda found: live.update(Group(table(found, say, own), Text(progress(found))))
+def progress(found: dict[str, Any], own: Words) -> str:
+    return own("progress", done=found["finished"], all=found["all"])
 
 
 SHOWN = ("ratio", "after_wrong", "after_right", "kl_change", "bits_per_byte", "teacher_kl_own")
@@ -115,16 +86,9 @@ SHOWN = ("ratio", "after_wrong", "after_right", "kl_change", "bits_per_byte", "t
 
 
 def table(found: dict[str, Any], say: Say, own: Words) -> Table:
-    from rich.table import Table
-
     from klype.experiments.mistakes import report
 
     columns, rows = report.table(found, say, own)
     kept = [0, *(i for i, name in enumerate(columns) if name in {own(f"column.{key}") for key in SHOWN})]
     title = own("table", documents=say.count(found["documents"]))
-    shown = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for i in kept:
-        shown.add_column(columns[i], justify="right" if i else "left")
-    for row in rows:
-        shown.add_row(*(row[i] for i in kept))
-    return shown
+    return grid(title, [columns[i] for i in kept], [[row[i] for i in kept] for row in rows])

@@ -7,14 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from klype import config
 from klype.answers.traces import replace
-from klype.errors import KlypeError, UsageError
 from klype.experiments.bias.corpus import Corpus, Source
 from klype.experiments.bias.lab import Beside, LabSettings, Lesson, learn
 from klype.experiments.bias.targets import TARGETS, WRITTEN, members, one_hot, target, uniform
+from klype.experiments.planning import check_documents, kept, rows_called
 from klype.model.fused import fused
 
 CHOICES = (
@@ -66,15 +64,10 @@ class Speed:
 def make(source: Source, folder: Path, asked: Asked, cores: int, compiled: Path | None = None) -> Plan:
     """The folder's plan, when an earlier start has left one; else a new one, which is kept there."""
     file = folder / "plan.json"
-    if file.is_file():
-        try:
-            return Plan.model_validate_json(file.read_bytes())
-        except ValidationError:
-            raise KlypeError(f"{file} is damaged.", "Choose another --out.") from None
+    if (before := kept(file, Plan)) is not None:
+        return before
     names = checked(asked.targets, truth=source.knows)
-    if asked.documents and source.within(asked.documents) != asked.documents:
-        most = source.within(asked.documents)[-1]
-        raise UsageError(f"--documents: the text has only {most} pieces to draw from.", f"Ask for {most} at most.")
+    check_documents(source, asked.documents)
     few = source.corpus(asked.seed, 10 * asked.settings.rows, 8)
     choices = [(asked.documents or source.within(documents), asked.seeds or seeds) for documents, seeds in CHOICES]
     plan = fit(asked, list(dict.fromkeys(choices)), probe(few, asked.settings, compiled), names, cores)
@@ -85,12 +78,7 @@ def make(source: Source, folder: Path, asked: Asked, cores: int, compiled: Path 
 def checked(names: Sequence[str], truth: bool) -> tuple[str, ...]:
     """Names of rows in the table's order, one-hot always among them; UsageError for one there is not."""
     known = [row.name for row in TARGETS if truth or row.kind != "truth"]
-    for name in names:
-        if name not in known:
-            near = config.nearest(name, known)
-            hint = f"Did you mean {near}?" if near else f"There are: {', '.join(known)}."
-            raise UsageError(f"--targets: there are no targets called {name}.", hint)
-    return tuple(name for name in known if not names or name in names or name == "one-hot")
+    return rows_called(names, known, "one-hot", "--targets: there are no targets")
 
 
 def probe(corpus: Corpus, settings: LabSettings, compiled: Path | None) -> Speed:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from klype.examine.truth import Reader
+from klype.examine.truth import Reader, Tokens
 from klype.examine.truth import Truth as KnownTruth
 from klype.experiments.bias.corpus import Corpus, Ids
 from klype.experiments.bias.lab import LabSettings, Learnt
@@ -104,6 +104,16 @@ def reader(beginning: Callable[[], KnownTruth], prompt: Ids) -> Reader:
         return truth
 
     return Reader(start)
+
+
+def up_to_slips(reader: Reader, text: Tokens) -> Tokens:
+    """The text before the word that is one slip too many, for the truth to be computed at every place of it."""
+    slips = 0
+    for t, token in enumerate(text):
+        slips += token not in reader.next(text[:t])
+        if slips > SLIPS:
+            return text[:t]
+    return text
 
 
 class InOneGo:

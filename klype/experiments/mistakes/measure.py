@@ -27,7 +27,7 @@ from klype.experiments.bias.corpus import Ids, Test
 from klype.experiments.bias.lab import Mixture, predict
 from klype.experiments.bias.measure import measure
 from klype.experiments.mistakes.codec import Pupil
-from klype.experiments.mistakes.course import SLIPS
+from klype.experiments.mistakes.course import up_to_slips
 from klype.sources.source import answers
 from klype.values import Distribution, Request
 
@@ -167,16 +167,6 @@ def _along(pupil: Pupil, asked: Exam, texts: Sequence[Tokens]) -> list[list[tupl
             row.append((at.kl, at.s_low))
         out.append(row)
     return out
-
-
-def up_to_slips(reader: Reader, text: Tokens) -> Tokens:
-    """The text before the word that is one slip too many, for the truth to be computed at every place of it."""
-    slips = 0
-    for t, token in enumerate(text):
-        slips += token not in reader.next(text[:t])
-        if slips > SLIPS:
-            return text[:t]
-    return text
 
 
 def words_only(q: Distribution, back: int) -> Distribution:

@@ -7,7 +7,7 @@ and the model goes on from there. A text begins as a document does, with a few w
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -18,7 +18,7 @@ from klype.examine.truth import Reader
 from klype.experiments.bias.corpus import Ids
 from klype.experiments.bias.lab import LabelledBatches, Lesson, Mixture, Soft
 from klype.experiments.bias.targets import average, rows, true
-from klype.experiments.mistakes.course import SLIPS, Course, InOneGo, joined
+from klype.experiments.mistakes.course import Course, InOneGo, joined, up_to_slips
 from klype.sources.source import answers
 from klype.values import Batch, Request
 
@@ -61,19 +61,12 @@ class ByTruth:
         return self._course.reader(prompt)
 
     def label(self, texts: Sequence[Ids]) -> tuple[list[Ids], torch.Tensor]:
-        kept, found = [], []
+        kept, found = list[Ids](), list[Mapping[int, float]]()
         for text in texts:
-            truth, slips, said = self._course.truth(), 0, list[dict[int, float]]()
-            for token in text[1:]:
-                p = dict(truth.next())
-                slips += token not in p
-                if slips > SLIPS:
-                    break
-                said.append(p)
-                truth.push(token)
-            if said:
-                kept.append(text[: len(said) + 1])
-                found += said
+            reader = self.reader(text[:1])
+            if read := up_to_slips(reader, text[1:]):
+                kept.append((*text[:1], *read))
+                found += [reader.next(read[:t]) for t in range(len(read))]
         table_NV = torch.zeros(len(found), self._course.corpus.size, dtype=torch.half)
         for row_V, p in zip(table_NV, found, strict=True):
             row_V[list(p)] = torch.tensor(list(p.values()), dtype=torch.half)

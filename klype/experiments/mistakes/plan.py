@@ -6,15 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from klype import config
 from klype.answers.traces import replace
-from klype.errors import KlypeError, UsageError
 from klype.experiments.bias.corpus import Source
 from klype.experiments.bias.plan import Speed, probe
 from klype.experiments.mistakes.course import CourseSettings
 from klype.experiments.mistakes.methods import CONTROL, METHODS, method
+from klype.experiments.planning import check_documents, kept, rows_called
 
 CHOICES = ((3000, 200, 5), (3000, 160, 3), (2000, 120, 3), (1000, 80, 3), (600, 60, 2))
 """From the most wanted to the least: documents, questions, and seeds."""
@@ -51,15 +49,10 @@ class Asked:
 def make(source: Source, folder: Path, asked: Asked, cores: int, compiled: Path | None = None) -> Plan:
     """The folder's plan, when an earlier start has left one; else a new one, which is kept there."""
     file = folder / "plan.json"
-    if file.is_file():
-        try:
-            return Plan.model_validate_json(file.read_bytes())
-        except ValidationError:
-            raise KlypeError(f"{file} is damaged.", "Choose another --out.") from None
+    if (before := kept(file, Plan)) is not None:
+        return before
     names = checked(asked.methods, truth=source.knows)
-    if asked.documents and source.within((asked.documents,)) != (asked.documents,):
-        most = source.within((asked.documents,))[-1]
-        raise UsageError(f"--documents: the text has only {most} pieces to draw from.", f"Ask for {most} at most.")
+    check_documents(source, (asked.documents,) if asked.documents else ())
     few = source.corpus(asked.seed, 6 * asked.settings.rows, 8)
     speed = probe(few, asked.settings, compiled)
     for documents, questions, seeds in CHOICES:
@@ -93,9 +86,4 @@ def seconds(plan: Plan, speed: Speed, knows: bool, cores: int) -> float:
 def checked(names: Sequence[str], truth: bool) -> tuple[str, ...]:
     """Names of rows in the table's order, the control always among them; UsageError for one there is not."""
     known = [row.name for row in METHODS if truth or row.knows in ("nothing", "teachers")]
-    for name in names:
-        if name not in known:
-            near = config.nearest(name, known)
-            hint = f"Did you mean {near}?" if near else f"There are: {', '.join(known)}."
-            raise UsageError(f"--methods: there is no method called {name}.", hint)
-    return tuple(name for name in known if not names or name in names or name == CONTROL)
+    return rows_called(names, known, CONTROL, "--methods: there is no method")
