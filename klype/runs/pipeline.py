@@ -18,7 +18,7 @@ from klype.runs.folder import read_run
 from klype.runs.gather import MODELS, about, gather, measure_stage
 from klype.runs.options import InputOptions, RunOptions, StageOptions, recipe_for
 from klype.runs.recipe import Recipe, read
-from klype.runs.record import Record, resumed_options
+from klype.runs.record import Asked, Record, resumed_options
 from klype.runs.say import Say
 from klype.runs.stages import Run, finetune, pretrain, rank
 from klype.runs.subject import Subject
@@ -68,8 +68,7 @@ def _life(options: RunOptions, say: Say) -> Run:
     assert options.out is not None
     folder, resumed = options.out, (options.out / "run.json").exists()
     if resumed:
-        content = read_run(folder)
-        options, recipe = resumed_options(options, content["asked"]), Recipe.model_validate(content["settings"])
+        options, recipe = _as_begun(folder, options)
     else:
         recipe = read(options.recipe_name, options.overrides)
         _check(options, recipe)
@@ -81,6 +80,12 @@ def _life(options: RunOptions, say: Say) -> Run:
         _leave_out(life, done_already(start, options))
     say.note(_promise(life))
     return life
+
+
+def _as_begun(folder: Path, options: Asked) -> tuple[Asked, Recipe]:
+    """What was asked for when the run began, and the recipe that it goes by."""
+    content = read_run(folder)
+    return resumed_options(options, content["asked"]), Recipe.model_validate(content["settings"])
 
 
 def train_stage(options: StageOptions, say: Say) -> dict[str, Any]:
@@ -113,8 +118,7 @@ def _stage_life(options: StageOptions, say: Say) -> Run:
     assert options.out is not None
     folder, resumed = options.out, (options.out / "run.json").exists()
     if resumed:
-        content = read_run(folder)
-        options, recipe = resumed_options(options, content["asked"]), Recipe.model_validate(content["settings"])
+        options, recipe = _as_begun(folder, options)
     else:
         recipe = read(recipe_for(options), options.overrides)
     start = start_of(options) if options.from_ else None
