@@ -17,20 +17,10 @@ from klype.runs.adapting import done_already
 from klype.runs.find import find_model
 from klype.runs.options import RunOptions, StageOptions
 from klype.runs.say import Silent
+from tests.train_toys import FEW, NARROW
 
-SMALL = (
-    "model.window=64",
-    "examine.questions=12",
-    "examine.temperatures=[0.7]",
-    "rank.questions=8",
-    "rank.held_out=6",
-    "rank.limit=8",
-    "align.limit=8",
-    "align.rows=2",
-    "reward.fit.steps=20",
-    "reward.threshold=0.5",
-)
-BASE = ("tokenizer.size=400", "model.width=16", "model.layers=1", "model.heads=2", "model.hidden=32", "pretrain.rows=2")
+SMALL = (*FEW, "model.window=64", "examine.questions=12")
+BASE = (*NARROW, "tokenizer.size=400", "pretrain.rows=2")
 
 
 def train(folder: Path, **options: object) -> dict[str, Any]:

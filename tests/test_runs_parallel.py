@@ -25,26 +25,9 @@ from klype.runs.recipe import read
 from klype.runs.say import Silent
 from klype.train import parallel
 from klype.train.resume import states
+from tests.train_toys import FEW, NARROW
 
-SMALL = (
-    "tokenizer.size=300",
-    "model.window=64",
-    "model.width=16",
-    "model.layers=1",
-    "model.heads=2",
-    "model.hidden=32",
-    "pretrain.rows=4",
-    "examine.questions=8",
-    "examine.documents=2",
-    "examine.temperatures=[0.7]",
-    "rank.questions=8",
-    "rank.held_out=6",
-    "rank.limit=8",
-    "align.limit=8",
-    "align.rows=2",
-    "reward.fit.steps=20",
-    "reward.threshold=0.5",
-)
+SMALL = (*NARROW, *FEW, "tokenizer.size=300", "pretrain.rows=4", "examine.questions=8", "examine.documents=2")
 
 
 @pytest.fixture

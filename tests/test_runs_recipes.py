@@ -104,7 +104,8 @@ def test_only_the_recipes_language_is_taken(folder: Path) -> None:
 
 
 def test_the_english_recipe_goes_through_all_stages_and_its_run_can_be_moved(folder: Path, tmp_path: Path) -> None:
-    document = life(tmp_path / "run", "english", folder)
+    # one micro-batch: in three seconds it makes more steps, and learns to write words enough to be looked up
+    document = life(tmp_path / "run", "english", folder, "pretrain.training.micro_batches=1")
     assert all(document["stages"][name]["bits_per_byte"]["value"] > 0 for name in ("base", "finetuned", "aligned"))
     assert {gate["name"] for gate in document["gates"]} >= {"bits_below_ngram", "bits_below_xz", "reward_pairs"}
     shutil.move(tmp_path / "run", tmp_path / "elsewhere")
@@ -120,8 +121,7 @@ def test_the_english_recipe_goes_through_all_stages_and_its_run_can_be_moved(fol
     rows = facts["temperatures"]["rows"]
     assert [row["temperature"] for row in rows] == [0.0, 0.4, 0.7, 1.0, 1.25, 1.5]
     assert all(0 <= row["figures"]["real_words"]["value"] <= 1 for row in rows)
-    if "copied" in facts:  # in three seconds it may not learn to write five words on end
-        assert facts["copied"]["held_out"]["value"] > 0.5  # the stories are nearly one
+    assert facts["copied"]["held_out"]["value"] > 0.5  # the stories are nearly one
     assert facts["cost"]["base"]["figures"]["joules"]["value"] > 0
 
 

@@ -13,6 +13,18 @@ from klype.model.transformer import Transformer
 from klype.values import Batch
 
 VOCAB = 24
+NARROW = ("model.width=16", "model.layers=1", "model.heads=2", "model.hidden=32", "model.window=64")
+FEW = (
+    "examine.temperatures=[0.7]",
+    "rank.questions=8",
+    "rank.held_out=6",
+    "rank.limit=8",
+    "align.limit=8",
+    "align.rows=2",
+    "reward.fit.steps=20",
+    "reward.threshold=0.5",
+)
+"""Settings of a recipe: a model of next to nothing, and little to do with it."""
 
 
 def tiny_config() -> ModelConfig:
