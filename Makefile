@@ -54,7 +54,7 @@ test: check
 
 soak: setup
 	bash scripts/system-packages.sh
-	$(calm) $(bin)/python -m pytest -n $(WORKERS) -m soak
+	$(calm) $(bin)/python -m pytest -n $(WORKERS) -m soak --timeout 7200
 	$(calm) $(bin)/python -m pytest -n $(WORKERS) -m "not soak" --cov=klype --cov-report=term:skip-covered
 
 # With RUN= the pages show that run; without, a small one is made first.

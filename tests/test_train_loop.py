@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import multiprocessing
+from children import forked
 from train_toys import VOCAB, Seeded, part, pieces, random_batch, tiny_config, tiny_model
 
 from klype.errors import KlypeError, UsageError
@@ -106,9 +106,8 @@ def _life(folder: Path, steps: int) -> None:
 
 def killed(folder: Path, steps: int, moments: Sequence[float]) -> int:
     """How often a training process was killed: so many seconds after it had saved something."""
-    forked = multiprocessing.get_context("fork")  # a fresh interpreter takes longer than a life
     for number, moment in enumerate(moments, 1):
-        before, process = newest(folder), forked.Process(target=_life, args=(folder, steps))
+        before, process = newest(folder), forked().Process(target=_life, args=(folder, steps))
         process.start()
         try:
             while newest(folder) == before and process.is_alive():

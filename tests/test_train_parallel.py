@@ -1,6 +1,6 @@
 """Several processes are one: the same losses and weights, states that any number of them can go on from, their ends.
 
-All of it on processors, with gloo; workers are forked, since a fresh interpreter takes longer than what they do.
+All of it on processors, with gloo; workers are forks, of a process that has imported what they need.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from torch import multiprocessing, nn
+from torch import nn
+from children import forked
 from train_toys import Seeded, part, pieces, random_batch, tiny_config, tiny_model
 
 from klype.cli import environment
@@ -44,8 +45,7 @@ def team(ranks: int, work: Callable[[], None], folder: Path) -> None:
     if ranks == 1:
         work()
         return
-    forked = multiprocessing.get_context("fork")
-    members = [forked.Process(target=_member, args=(rank, ranks, work, folder)) for rank in range(ranks)]
+    members = [forked().Process(target=_member, args=(rank, ranks, work, folder)) for rank in range(ranks)]
     for member in members:
         member.start()
     for member in members:
