@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from torch import nn
 from children import forked
+from torch import nn
 from train_toys import Seeded, part, pieces, random_batch, tiny_config, tiny_model
 
 from klype.cli import environment
