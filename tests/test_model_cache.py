@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from klype.errors import KlypeError
 from klype.model.cache import Cache
+from klype.model.fused import fused
 from klype.model.transformer import Transformer
 from tests.toys import SHAPES, toy
+
+WAYS = ("torch", "C")
+"""Who computes a pass of one token a row."""
+
+
+def model_of(shape: str, way: str = "torch", folder: Path | None = None) -> Transformer:
+    if way == "torch":
+        return toy(shape)
+    model = toy(shape, width=32, hidden=48, head_dim=8)
+    assert folder is not None
+    model.fused = fused(folder)
+    assert model.fused is not None
+    return model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where C is compiled to."""
+    return tmp_path_factory.mktemp("compiled")
 
 
 @pytest.fixture(autouse=True)
@@ -40,10 +61,11 @@ def read(model: Transformer, cache: Cache, rows: list[list[int]]) -> list[torch.
     return [hidden[i, : len(row)] for i, row in enumerate(rows)]
 
 
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("shape", SHAPES)
 @torch.inference_mode()
-def test_cached_equals_uncached_in_any_chunks(shape: str) -> None:
-    model, tokens = toy(shape), texts(3, 40)
+def test_cached_equals_uncached_in_any_chunks(shape: str, way: str, folder: Path) -> None:
+    model, tokens = model_of(shape, way, folder), texts(3, 40)
     whole = model.hidden(tokens)
     for cuts in ([40], [1] * 40, [7, 1, 1, 20, 11]):
         cache = Cache(model.config, 3)
@@ -52,17 +74,20 @@ def test_cached_equals_uncached_in_any_chunks(shape: str) -> None:
         assert cache.lengths.tolist() == [40] * 3
 
 
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("shape", SHAPES)
 @given(data=st.data())
-@settings(max_examples=12, deadline=None)
-def test_ragged_rows_that_share_join_leave_fork_and_are_cut(shape: str, data: st.DataObject) -> None:
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_ragged_rows_that_share_join_leave_fork_and_are_cut(
+    shape: str, way: str, folder: Path, data: st.DataObject
+) -> None:
     with torch.inference_mode():
-        live(toy(shape), data.draw)
+        live(model_of(shape, way, folder), data.draw, one_by_one=way == "C")
 
 
-def live(model: Transformer, draw: Any) -> None:
+def live(model: Transformer, draw: Any, one_by_one: bool = False) -> None:
     """A random life of a cache against plain recomputation of every row's text."""
-    token = st.integers(0, 22)
+    token, more = st.integers(0, 22), 1 if one_by_one else 9
     text = st.lists(token, min_size=1, max_size=9)
     cache, written = Cache(model.config), []
 
@@ -95,7 +120,7 @@ def live(model: Transformer, draw: Any) -> None:
             shelf, lengths = cache.shelve(), [len(row) for row in written]
             cache = Cache(model.config)
             cache.join(shelf, range(len(lengths)), lengths)
-        rows = [draw(text) for _ in written]
+        rows = [draw(st.lists(token, min_size=1, max_size=more)) for _ in written]
         if max(len(w) + len(r) for w, r in zip(written, rows, strict=True)) > 50:
             break
         states = read(model, cache, rows)
@@ -140,10 +165,11 @@ def test_past_the_window_is_refused() -> None:
             model.hidden(texts(1, 1), cache)
 
 
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("shape", SHAPES)
 @torch.inference_mode()
-def test_a_row_that_nobody_shares_owns_its_text_until_others_join(shape: str) -> None:
-    model, tokens = toy(shape), texts(1, 40)
+def test_a_row_that_nobody_shares_owns_its_text_until_others_join(shape: str, way: str, folder: Path) -> None:
+    model, tokens = model_of(shape, way, folder), texts(1, 40)
     whole = model.hidden(tokens)
     first = Cache(model.config, 1)
     model.hidden(tokens[:, :17], first)
@@ -163,3 +189,55 @@ def test_a_row_that_nobody_shares_owns_its_text_until_others_join(shape: str) ->
     equal(short, whole[0, 9:13])
     assert cache.lengths.tolist() == [26, 13]
     assert cache.shared.tolist() == [20, 9], "the own part of a row that joins is not as wide as the longest text"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", SHAPES)
+@torch.inference_mode()
+def test_in_c_what_comes_out_for_a_row_depends_neither_on_others_nor_on_threads(
+    shape: str, dtype: torch.dtype, folder: Path
+) -> None:
+    """Bit for bit: 70 rows on three shelves' slots and on none, of all lengths, against some of them alone."""
+    model = model_of(shape, "C", folder).to(dtype)
+    source = Cache(model.config, 4, dtype=dtype)
+    model.hidden(texts(4, 21), source)
+    cache, rng = Cache(model.config, dtype=dtype), np.random.default_rng(1)
+    cache.join(source.shelve(), rng.integers(0, 4, 70).tolist(), rng.integers(0, 22, 70).tolist())
+    fused, rows, width = model.fused, cache.rows, model.config.qkv_width
+    assert fused is not None
+    for token in range(3):
+        few = rng.choice(rows, 7, replace=False)
+        alone, qkv_RE = (
+            cache.select(few),
+            torch.randn(rows, width, generator=torch.Generator().manual_seed(token)).to(dtype),
+        )
+        torch.set_num_threads(1 + token)
+        together = [_attended(model, cache, qkv_RE, layer) for layer in range(2)]
+        torch.set_num_threads(1)
+        apart = [_attended(model, alone, qkv_RE[torch.from_numpy(few)], layer) for layer in range(2)]
+        for a, b in zip(together, apart, strict=True):
+            assert torch.equal(a[torch.from_numpy(few)], b)
+        model.hidden(texts(rows, 1, seed=token), cache)
+
+
+def _attended(model: Transformer, cache: Cache, qkv_RE: torch.Tensor, layer: int) -> torch.Tensor:
+    assert model.fused is not None
+    rows = cache.begin_one(model.fused, (model.cos, model.sin) if model.config.rope_theta else None)
+    return rows.attend(layer, qkv_RE, model.layers[layer])
+
+
+@torch.inference_mode()
+def test_in_c_low_precision_is_torchs_but_for_rounding(folder: Path) -> None:
+    model, tokens = model_of("grouped", "C", folder).to(torch.bfloat16), texts(3, 30)
+    shared = Cache(model.config, 1, dtype=torch.bfloat16)
+    model.hidden(tokens[:1, :8], shared)
+    shelf, states, exact = shared.shelve(), [], model_of("grouped", "C", folder).hidden
+    for way in (model.fused, None):
+        model.fused = way
+        cache = Cache(model.config, dtype=torch.bfloat16)
+        cache.join(shelf, [0, 0, 0], [8, 8, 8])
+        states.append(torch.cat([model.hidden(token, cache) for token in tokens[:, 8:].split(1, 1)], 1).float())
+    whole = exact(torch.cat((tokens[:1, :8].expand(3, -1), tokens[:, 8:]), 1))[:, 8:]
+    ours, theirs = ((state - whole).abs().mean() for state in states)
+    assert ours < 0.05
+    assert ours < 1.5 * theirs

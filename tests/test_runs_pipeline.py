@@ -147,7 +147,7 @@ SMALL_TEXT = (
     *TINY,
     "tokenizer.size=320",
     "model.window=64",
-    "rank.questions=12",
+    "rank.questions=40",
     "rank.held_out=8",
     "rank.limit=12",
     "align.limit=12",
@@ -164,6 +164,18 @@ def test_own_text_goes_through_all_stages(texts: Path, tmp_path: Path) -> None:
     assert document["yardsticks"]["xz"] > 0  # type: ignore[index]
     notes = read_facts(tmp_path / "text" / "figures.json")["notes"]
     assert any("No instructions were given" in str(note) for note in notes)
+
+
+def test_where_all_answers_are_liked_alike_nothing_is_imitated_and_the_run_ends(texts: Path, tmp_path: Path) -> None:
+    one_each = ("rank.drawn=1", "rank.hot=0", "rank.wrong=0")
+    document = life(tmp_path / "tied", text=(str(texts),), overrides=(*SMALL_TEXT, *one_each), force=True)
+    stages = document["stages"]
+    assert isinstance(stages, dict)
+    assert stages["finetuned"] is not None
+    assert stages["aligned"] is None
+    assert document["reward"] is None
+    assert "No question has two different answers" in str(document["why"])
+    assert "Ikke noe spørsmål har to ulike svar" in (tmp_path / "tied" / "report.html").read_text()
 
 
 def test_own_instructions_and_preferences_are_used(texts: Path, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ class Klype:
         from klype.device import memory_policy, set_threads
         from klype.engine.engine import Engine
         from klype.model import checkpoint
+        from klype.model.fused import fused
         from klype.model.native import kernel
         from klype.model.packed import pack
 
@@ -35,7 +36,8 @@ class Klype:
         set_threads(files.threads)
         dtype = "float32" if self.precision == "int8" else self.precision
         loaded = checkpoint.load(Path(files.folder), dtype=dtype)
-        self.engine = Engine(pack(loaded.model, self.precision, kernel(Path(files.home))))
+        pack(loaded.model, self.precision, kernel(Path(files.home))).fused = fused(Path(files.home))
+        self.engine = Engine(loaded.model)
         gc.collect()
 
     def run(self, prompt: list[int], n: int, limit: int) -> list[int]:

@@ -131,6 +131,7 @@ def _open_native(name: str, found: Found, precision: str, measured: bool) -> Ope
     from klype.device import pick_device, pick_precision, set_threads
     from klype.engine.engine import Engine
     from klype.model import checkpoint
+    from klype.model.fused import fused
     from klype.model.native import suits
     from klype.model.packed import fastest_alone, pack
 
@@ -139,6 +140,7 @@ def _open_native(name: str, found: Found, precision: str, measured: bool) -> Ope
     chosen = pick_precision(asked, pick_device("cpu"))
     loaded = checkpoint.load(found.folder, dtype="float32" if chosen == "int8" else chosen)
     pack(loaded.model, chosen, compiled_pass() if suits(loaded.config) else None)
+    loaded.model.fused = fused(cache_folder(), _announce)
     engine = Engine(loaded.model, decode_bytes=loaded.tokenizer.token_bytes, name=str(found.folder))
     return native(name, found, loaded, engine)
 

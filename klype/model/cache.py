@@ -17,6 +17,8 @@ from torch import Tensor
 from klype.errors import KlypeError
 from klype.model.cached_attention import Pass, prepare
 from klype.model.config import ModelConfig
+from klype.model.fused import Fused
+from klype.model.one_more import OneMore, Tables, seated
 from klype.model.shelf import Groups, Shelf, group_rows
 
 Indices = npt.NDArray[np.int64]
@@ -39,6 +41,7 @@ class Cache:
         self.values: list[Tensor] = []
         self.inputs: list[Tensor] = []
         self.groups: list[Groups] | None = None
+        self.tables: Tables | None = None
         self._allocate(rows, 0)
 
     @property
@@ -65,7 +68,7 @@ class Cache:
         self._reserve(first + count, 0)
         self._lead(np.arange(first, first + count))
         self._merge_shelves()
-        self.groups = None
+        self._rearranged()
 
     def remove(self, ended: npt.NDArray[np.bool_]) -> Indices:
         """Drop rows at once; returns the old index of every row that stays, in its new order.
@@ -108,7 +111,7 @@ class Cache:
         if len(inside):
             self.shared = np.minimum(self.shared, new)
             self._lead(inside)
-            self.groups = None
+            self._rearranged()
 
     def shelve(self) -> Shelf:
         """These rows as a shelf that others share. Without shared parts no copy is made: do not continue this cache."""
@@ -129,7 +132,7 @@ class Cache:
         self.keys, self.values, self.inputs = whole.keys, whole.values, whole.inputs
         self.shared, self.shelves = np.zeros_like(self.shared), []
         self.shelf_of, self.slot_of = np.full_like(self.shelf_of, -1), np.zeros_like(self.slot_of)
-        self.groups = None
+        self._rearranged()
 
     def share(self) -> None:
         """The way back: the rows' texts go on a shelf, so that rows that join need not be as wide as the longest."""
@@ -149,6 +152,13 @@ class Cache:
             self.groups = group_rows(self.shelves, self.shelf_of, self.slot_of, self.shared)
         return prepare(self, own, T)
 
+    def begin_one(self, fused: Fused, rope: tuple[Tensor, Tensor] | None) -> OneMore:
+        """As ``begin`` for one token, for C; no row fills the window yet."""
+        self._reserve(self.rows, int((self.lengths - self.shared).max()) + 1)
+        if self.tables is None:
+            self.tables = seated(self.shelves, np.where(self.shared > 0, self.shelf_of, -1), self.slot_of, self.config)
+        return OneMore(self, self.tables, fused, rope)
+
     def extend(self, T: int) -> Tensor:
         """Make room for T more tokens a row, which has nothing on a shelf; their positions [R, T]."""
         assert not self.shared.any()
@@ -158,10 +168,14 @@ class Cache:
         self.lengths = self.lengths + T
         return torch.from_numpy(positions_RT)
 
+    def _rearranged(self) -> None:
+        """Who reads what has changed."""
+        self.groups = self.tables = None
+
     def _take(self, order: Indices) -> None:
         self.lengths, self.shared = self.lengths[order], self.shared[order]
         self.shelf_of, self.slot_of = self.shelf_of[order], self.slot_of[order]
-        self.groups = None
+        self._rearranged()
         self._tidy_shelves()
 
     def _tidy_shelves(self) -> None:

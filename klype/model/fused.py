@@ -23,7 +23,7 @@ from klype.model.config import ModelConfig
 from klype.model.laid import Texts
 from klype.model.native import library
 
-SOURCE = Path(__file__).with_name("train.c")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("vectors.h", "train.c", "rows.c"))
 WIDTH = 16
 """Width and hidden width must be multiples of this, heads' width of half of it."""
 LONGEST = 512
@@ -53,7 +53,7 @@ class AttentionFields(ctypes.Structure):
 
 def fused(folder: Path, announce: Callable[[], None] = lambda: None) -> Fused | None:
     """Compiled now, or before (see native.library); None where it cannot be."""
-    found = library(SOURCE, folder, announce)
+    found = library(SOURCES, folder, announce)
     return None if found is None else Fused(found)
 
 
@@ -120,7 +120,7 @@ class _Norm(torch.autograd.Function):
         sum_ND = x_ND if delta_ND is None else torch.empty_like(x_ND)
         u_ND, scale_N = torch.empty_like(x_ND), x_ND.new_empty(len(x_ND), dtype=torch.float32)
         fields = _norm_fields(x_ND, weight_D, taps_JD, texts, eps, scale_N)
-        fields.delta, fields.sum, fields.u = _at(delta_ND), _at(sum_ND), _at(u_ND)
+        fields.delta, fields.sum, fields.u = at(delta_ND), at(sum_ND), at(u_ND)
         fused.call("klype_norm", ctypes.byref(fields), ctypes.c_int(0), like=x_ND)
         ctx.save_for_backward(sum_ND, weight_D, taps_JD, scale_N)
         ctx.set_materialize_grads(False)
@@ -139,8 +139,8 @@ class _Norm(torch.autograd.Function):
         sums = torch.zeros(torch.get_num_threads(), 1 + J, D, dtype=torch.float32)
         fields = _norm_fields(sum_ND, weight_D, taps_JD, texts, eps, scale_N)
         kept = [None if g is None else g.contiguous() for g in (sum_gradient_ND, u_gradient_ND)]
-        fields.sum_gradient, fields.u_gradient = map(_at, kept)
-        fields.x_gradient, fields.weight_gradient = _at(gradient_ND), _at(sums)
+        fields.sum_gradient, fields.u_gradient = map(at, kept)
+        fields.x_gradient, fields.weight_gradient = at(gradient_ND), at(sums)
         fused.call("klype_norm", ctypes.byref(fields), ctypes.c_int(1), like=sum_ND)
         low = sums[0].to(weight_D.dtype)
         return gradient_ND, gradient_ND if added else None, low[0], low[1:] if J else None, None
@@ -150,11 +150,11 @@ def _norm_fields(
     x_ND: Tensor, weight_D: Tensor, taps_JD: Tensor | None, texts: Texts, eps: float, scale_N: Tensor
 ) -> NormFields:
     return NormFields(
-        x=_at(x_ND),
-        weight=_at(weight_D),
-        taps=_at(taps_JD),
-        scale=_at(scale_N),
-        starts=_at(texts.starts),
+        x=at(x_ND),
+        weight=at(weight_D),
+        taps=at(taps_JD),
+        scale=at(scale_N),
+        starts=at(texts.starts),
         texts=len(texts.starts) - 1,
         D=x_ND.shape[1],
         J=0 if taps_JD is None else len(taps_JD),
@@ -183,7 +183,7 @@ class _Attention(torch.autograd.Function):
         config, rope, texts, fused = ctx.rest
         gradient_NE, qkv_gradient_NE = gradient_NE.contiguous(), torch.empty_like(qkv_NE)
         fields = _attention_fields(qkv_NE, out_NE, spread_NH, config, rope, texts)
-        fields.out_gradient, fields.in_gradient = _at(gradient_NE), _at(qkv_gradient_NE)
+        fields.out_gradient, fields.in_gradient = at(gradient_NE), at(qkv_gradient_NE)
         fused.call("klype_attention", ctypes.byref(fields), ctypes.c_int(1), like=qkv_NE)
         return qkv_gradient_NE, None, None, None, None
 
@@ -198,12 +198,12 @@ def _attention_fields(
 ) -> AttentionFields:
     cos, sin = rope if rope is not None else (None, None)
     return AttentionFields(
-        _at(qkv_NE),
-        _at(out_NE),
-        _at(spread_NH),
-        cos=_at(cos),
-        sin=_at(sin),
-        starts=_at(texts.starts),
+        at(qkv_NE),
+        at(out_NE),
+        at(spread_NH),
+        cos=at(cos),
+        sin=at(sin),
+        starts=at(texts.starts),
         texts=len(texts.starts) - 1,
         H=config.heads,
         G=config.kv_heads,
@@ -219,7 +219,7 @@ class _SwiGLU(torch.autograd.Function):
         ctx.fused = fused
         N, F = len(gate_up_NF), gate_up_NF.shape[1] // 2
         out_NF = gate_up_NF.new_empty(N, F)
-        fused.call("klype_swiglu", _at(gate_up_NF), None, _at(out_NF), COUNT(N), COUNT(F), like=gate_up_NF)
+        fused.call("klype_swiglu", at(gate_up_NF), None, at(out_NF), COUNT(N), COUNT(F), like=gate_up_NF)
         return out_NF
 
     @staticmethod
@@ -228,7 +228,7 @@ class _SwiGLU(torch.autograd.Function):
         (gate_up_NF,) = ctx.saved_tensors
         gradient_NF, out_NF = gradient_NF.contiguous(), torch.empty_like(gate_up_NF)
         N, F = gradient_NF.shape
-        pointers = _at(gate_up_NF), _at(gradient_NF), _at(out_NF)
+        pointers = at(gate_up_NF), at(gradient_NF), at(out_NF)
         ctx.fused.call("klype_swiglu", *pointers, COUNT(N), COUNT(F), like=gate_up_NF)
         return out_NF, None
 
@@ -239,7 +239,7 @@ class _Entropy(torch.autograd.Function):
         N, V = logits_NV.shape
         targets_N, weights_N = targets_N.contiguous(), weights_N.contiguous()
         loss_N = logits_NV.new_empty(N, dtype=torch.float32)
-        pointers = _at(logits_NV), _at(targets_N), _at(weights_N), _at(loss_N)
+        pointers = at(logits_NV), at(targets_N), at(weights_N), at(loss_N)
         wants = ctypes.c_int(ctx.needs_input_grad[0])
         fused.call("klype_entropy", *pointers, COUNT(N), COUNT(V), wants, like=logits_NV)
         ctx.gradient_NV = logits_NV.detach()
@@ -253,7 +253,8 @@ class _Entropy(torch.autograd.Function):
         return ctx.gradient_NV, None, None, None
 
 
-def _at(tensor: Tensor | None) -> ctypes.c_void_p | None:
+def at(tensor: Tensor | None) -> ctypes.c_void_p | None:
+    """Where its numbers lie."""
     if tensor is None:
         return None
     assert tensor.is_contiguous()

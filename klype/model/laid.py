@@ -19,6 +19,11 @@ class Texts:
     starts: Tensor
     longest: int
 
+    @staticmethod
+    def alone(rows: int) -> Texts:
+        """So many texts of one token each."""
+        return Texts(torch.arange(rows + 1), 1)
+
 
 @dataclass(frozen=True)
 class Laid:

@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -97,11 +97,11 @@ class Kernel:
 
 def kernel(folder: Path, announce: Callable[[], None] = lambda: None) -> Kernel | None:
     """``step.c`` as a library; None where it cannot be."""
-    found = library(SOURCE, folder, announce)
+    found = library((SOURCE,), folder, announce)
     return None if found is None else Kernel(found)
 
 
-def library(source: Path, folder: Path, announce: Callable[[], None] = lambda: None) -> ctypes.CDLL | None:
+def library(sources: Sequence[Path], folder: Path, announce: Callable[[], None] = lambda: None) -> ctypes.CDLL | None:
     """Compiled now, or before: it is kept in ``folder``, for these instructions of the processor and this source.
 
     None where there is no C compiler, or no place to keep it that is the user's alone. ``announce`` is called before
@@ -110,25 +110,26 @@ def library(source: Path, folder: Path, announce: Callable[[], None] = lambda: N
     compiler = next((found for name in COMPILERS if (found := shutil.which(name))), None)
     if compiler is None or sys.platform == "win32":
         return None
-    about = (source.read_text(encoding="utf-8"), compiler, *FLAGS, platform.platform(), _instructions())
-    file = folder / f"{source.stem}-{hashlib.sha256(repr(about).encode()).hexdigest()[:16]}.so"
+    texts = [source.read_text(encoding="utf-8") for source in sources]
+    about = (*texts, compiler, *FLAGS, platform.platform(), _instructions())
+    file = folder / f"{sources[-1].stem}-{hashlib.sha256(repr(about).encode()).hexdigest()[:16]}.so"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not _mine(folder):
             return None
         if not file.is_file():
             announce()
-            _compile(compiler, source, file)
+            _compile(compiler, [str(source) for source in sources if source.suffix == ".c"], file)
         return ctypes.CDLL(str(file)) if _mine(file) else None
     except (OSError, subprocess.SubprocessError):
         return None
 
 
-def _compile(compiler: str, source: Path, file: Path) -> None:
+def _compile(compiler: str, sources: list[str], file: Path) -> None:
     with tempfile.TemporaryDirectory(dir=file.parent) as beside:
         new = Path(beside) / file.name
         for tuned in TUNED:
-            command = [compiler, *FLAGS, *tuned, str(source), "-o", str(new), "-lm"]
+            command = [compiler, *FLAGS, *tuned, *sources, "-o", str(new), "-lm"]
             if subprocess.run(command, capture_output=True, timeout=120, check=False).returncode == 0:
                 break
         else:

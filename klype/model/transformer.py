@@ -15,6 +15,7 @@ from klype.errors import KlypeError
 from klype.model.attention import MATERIALISED, attend, convolve, document_mask, document_positions, written_up_to
 from klype.model.config import ModelConfig
 from klype.model.laid import Texts, laid_out
+from klype.model.one_more import suits
 from klype.model.rope import rope_table, rotate
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from klype.model.cached_attention import Pass
     from klype.model.fused import Fused
     from klype.model.native import Stepper
+    from klype.model.one_more import OneMore
 
 
 class Transformer(nn.Module):
@@ -51,7 +53,7 @@ class Transformer(nn.Module):
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
         self.stepper: Stepper | None = None  # what computes few tokens at a time, where something does
-        self.fused: Fused | None = None  # what computes between the products in training, where something does
+        self.fused: Fused | None = None  # what computes between the products, where something does
         self.recompute = False  # whether a layer's activations are computed again in backward instead of kept
 
     def hidden(self, tokens_BT: Tensor, cache: Cache | None = None, document_BT: Tensor | None = None) -> Tensor:
@@ -124,6 +126,8 @@ class Transformer(nn.Module):
     def _cached(self, x_BTD: Tensor, cache: Cache) -> Tensor:
         if self.stepper is not None and self.stepper.takes(cache, x_BTD.shape[1]):
             return self.stepper.hidden(x_BTD, cache)
+        if self.fused is not None and suits(self.fused, cache, x_BTD):
+            return self._one_more(x_BTD[:, 0], cache, self.fused)[:, None]
         step = cache.begin(x_BTD.shape[1])
         rope = (self.cos[step.positions], self.sin[step.positions]) if self.config.rope_theta else None
         for index, layer in enumerate(self.layers):
@@ -132,6 +136,15 @@ class Transformer(nn.Module):
         step.end()
         normed: Tensor = self.norm(x_BTD)
         return normed
+
+    def _one_more(self, x_RD: Tensor, cache: Cache, fused: Fused) -> Tensor:
+        rows = cache.begin_one(fused, (self.cos, self.sin) if self.config.rope_theta else None)
+        added_RD: Tensor | None = None
+        for index, layer in enumerate(self.layers):
+            assert isinstance(layer, Layer)
+            x_RD, added_RD = layer.one_more(x_RD, added_RD, rows, index)
+        rows.end()
+        return fused.norm(x_RD, added_RD, self.norm, None, rows.texts)[1]
 
     def _check_length(self, length: int) -> None:
         if length > self.config.window:
@@ -210,6 +223,16 @@ class Layer(nn.Module):
         q, k, v = self._rotated(heads_NBTK, rope)
         x_BTD = x_BTD + self.out(step.attend(index, q, k, v))
         return x_BTD + self.mlp(x_BTD)
+
+    def one_more(self, x_RD: Tensor, added_RD: Tensor | None, rows: OneMore, index: int) -> tuple[Tensor, Tensor]:
+        """As ``laid``, of one token more of every row of a cache."""
+        fused = rows.fused
+        x_RD, u_RD = fused.norm(x_RD, added_RD, self.attention_norm, None, rows.texts)
+        if self.taps is not None:
+            u_RD = rows.convolve(index, u_RD, self.taps)
+        added_RD = self.out(rows.attend(index, self.qkv(u_RD), self))
+        x_RD, u_RD = fused.norm(x_RD, added_RD, self.mlp_norm, None, rows.texts)
+        return x_RD, self.down(fused.swiglu(self.gate_up(u_RD)))
 
     def heads(self, u_BTD: Tensor, rope: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of normed inputs, heads first, rotated."""

@@ -11,6 +11,7 @@ from typing import Any
 from klype.errors import UsageError
 from klype.examine import report
 from klype.model.checkpoint import load, read_tokenizer, save
+from klype.runs import ranking
 from klype.runs.adapting import dealt_out, done_already, suited
 from klype.runs.aligning import align, reward
 from klype.runs.find import Found, find_model, holds_weights
@@ -24,6 +25,7 @@ from klype.runs.stages import Run, finetune, pretrain, rank
 from klype.runs.subject import Subject
 from klype.text.tokenizer import Tokenizer
 from klype.train import parallel
+from klype.train.rewards import teach_nothing
 
 STAGES: dict[str, Callable[[Run], None]] = {
     "pretrain": pretrain,
@@ -216,9 +218,20 @@ def _promise(life: Run) -> str:
 
 
 def _may_start(life: Run, stage: str) -> bool:
-    """Alignment does not start on a reward model that imitates its ranker badly: it would learn something else."""
+    """Nothing is imitated where the ranker liked all answers alike, nor aligned to a bad imitation."""
+    if stage == "reward" and teach_nothing(ranking.load(life.subject, life.folder / "rank").train):
+        return _refused(
+            life,
+            "No question has two different answers of which the ranker likes one better: there is nothing to imitate, "
+            "and nothing to align to. More questions to rank help, or a longer run, whose answers differ.",
+            "Ikke noe spørsmål har to ulike svar der den som rangerer, liker det ene bedre: Det er ingenting å "
+            "etterligne og ingenting å rette modellen etter. Flere spørsmål å rangere hjelper, eller en lengre "
+            "kjøring, der svarene blir forskjellige.",
+        )
     if stage != "align":
         return True
+    if not life.record.done("reward"):
+        return False
     threshold = life.recipe.reward.threshold
     accuracy = life.record.content["reward"]["pair_accuracy"].get("value")
     if accuracy is None or accuracy >= threshold:
@@ -227,15 +240,21 @@ def _may_start(life: Run, stage: str) -> bool:
     if life.options.force:
         life.say.note(f"The reward model agrees with the ranker on {shown} of pairs only; --force aligns all the same.")
         return True
-    life.record.content["refused"] = {
-        "en": f"The reward model agrees with its ranker on {shown} of held-out pairs, below {wanted}: aligning to it "
+    return _refused(
+        life,
+        f"The reward model agrees with its ranker on {shown} of held-out pairs, below {wanted}: aligning to it "
         "would teach something else than what the ranker likes. More rankings help; --force aligns all the same.",
-        "nb": f"Belønningsmodellen er enig med den som rangerer i {shown} av parene den ikke har sett, under {wanted}: "
+        f"Belønningsmodellen er enig med den som rangerer i {shown} av parene den ikke har sett, under {wanted}: "
         "Å rette modellen etter den ville lære den noe annet enn det rangereren liker. Flere rangeringer hjelper; "
         "--force gjør det likevel.",
-    }
+    )
+
+
+def _refused(life: Run, en: str, nb: str) -> bool:
+    """Says why, now and in the report."""
+    life.record.content["refused"] = {"en": en, "nb": nb}
     life.record.save()
-    life.say.note(life.record.content["refused"]["en"])
+    life.say.note(en)
     return False
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -156,6 +156,11 @@ class RewardModel:
         return (features_NF.to(self.mean_F.device) - self.mean_F) / self.scale_F
 
 
+def teach_nothing(rankings: Iterable[Ranked]) -> bool:
+    """Whether each has one candidate only, or all of its candidates are tied."""
+    return not any(len(set(ranking.ranks)) > 1 for ranking in rankings)
+
+
 def fit_reward(
     trunk: nn.Module,
     rankings: Sequence[Ranked],
@@ -165,11 +170,10 @@ def fit_reward(
 ) -> RewardModel:
     """Fits heads on ``trunk`` (copied, frozen) to the rankings by the common loop; metrics and states in ``folder``.
 
-    Rankings of fewer than two candidates teach nothing and are left out; KlypeError when nothing is left, or when all
-    candidates of all rankings are tied.
+    Rankings of fewer than two candidates are left out. Raises KlypeError when rankings ``teach_nothing``.
     """
     useful = [r for r in rankings if len(r.answers) > 1]
-    if not any(len(set(r.ranks)) > 1 for r in useful):
+    if teach_nothing(useful):
         raise KlypeError(
             "The rankings teach nothing: each has one candidate only, or all of its candidates are tied.",
             "Rank questions whose candidates differ.",

@@ -1,0 +1,266 @@
+/* What train.c and rows.c are written in: vectors of numbers that are float or (low) bfloat16 in memory and float in
+ * registers, products of small matrices, and the parts of a softmax.
+ *
+ * Shapes: K head width, a multiple of 8; KP filled up to whole panels; T positions, PP filled up. */
+#pragma once
+#include <math.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#define W 16
+#else
+#define W 8
+#endif
+#define PANEL (2 * W) /* columns of a product that are computed at once */
+#define BLOCK 6       /* and its rows */
+#define INLINE static inline __attribute__((always_inline))
+
+typedef float Vec __attribute__((vector_size(4 * W)));
+typedef uint32_t Bits __attribute__((vector_size(4 * W)));
+typedef int32_t Ints __attribute__((vector_size(4 * W)));
+typedef uint16_t Halves __attribute__((vector_size(2 * W)));
+typedef float Loose __attribute__((vector_size(4 * W), aligned(4), may_alias)); /* at any address */
+typedef uint16_t LooseHalves __attribute__((vector_size(2 * W), aligned(2), may_alias));
+
+typedef float Eight __attribute__((vector_size(32), aligned(4), may_alias)); /* heads are multiples of eight wide */
+typedef uint32_t EightBits __attribute__((vector_size(32)));
+typedef uint16_t EightHalves __attribute__((vector_size(16), aligned(2), may_alias));
+
+typedef struct { int64_t from, to; } Span;
+
+INLINE Vec all(float x) { return x - (Vec){0}; }
+
+INLINE Vec get(const void *base, int64_t i, int low) {
+    if (!low) return *(const Loose *)((const float *)base + i);
+    return (Vec)(__builtin_convertvector(*(const LooseHalves *)((const uint16_t *)base + i), Bits) << 16);
+}
+
+INLINE float get1(const void *base, int64_t i, int low) {
+    if (!low) return ((const float *)base)[i];
+    union { uint32_t u; float f; } x = {(uint32_t)((const uint16_t *)base)[i] << 16};
+    return x.f;
+}
+
+INLINE Eight get8(const void *base, int64_t i, int low) {
+    if (!low) return *(const Eight *)((const float *)base + i);
+    return (Eight)(__builtin_convertvector(*(const EightHalves *)((const uint16_t *)base + i), EightBits) << 16);
+}
+
+INLINE void put8(void *base, int64_t i, Eight v, int low) {
+    if (!low) {
+        *(Eight *)((float *)base + i) = v;
+        return;
+    }
+    EightBits u = (EightBits)v, nan = (EightBits)(v != v);
+    u = ((u + 0x7fff + ((u >> 16) & 1)) >> 16 & ~nan) | (0x7fc0 & nan);
+    *(EightHalves *)((uint16_t *)base + i) = __builtin_convertvector(u, EightHalves);
+}
+
+INLINE uint16_t halved(float value) { /* to the nearest, ties to even; a NaN stays one */
+    union { float f; uint32_t u; } x = {value};
+    return value != value ? 0x7fc0 : (uint16_t)((x.u + 0x7fff + ((x.u >> 16) & 1)) >> 16);
+}
+
+INLINE void put(void *base, int64_t i, Vec v, int low) {
+    if (!low) {
+        *(Loose *)((float *)base + i) = v;
+        return;
+    }
+    Bits u = (Bits)v, nan = (Bits)(v != v);
+    u = ((u + 0x7fff + ((u >> 16) & 1)) >> 16 & ~nan) | (0x7fc0 & nan);
+    *(LooseHalves *)((uint16_t *)base + i) = __builtin_convertvector(u, Halves);
+}
+
+INLINE void put1(void *base, int64_t i, float v, int low) {
+    if (low) ((uint16_t *)base)[i] = halved(v);
+    else ((float *)base)[i] = v;
+}
+
+INLINE float total(Vec v) { /* as a tree */
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_ps((__m512)v);
+#endif
+    for (int half = W / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) v[i] += v[i + half];
+    return v[0];
+}
+
+INLINE float greatest(Vec v) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_max_ps((__m512)v);
+#endif
+    for (int half = W / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) v[i] = v[i] > v[i + half] ? v[i] : v[i + half];
+    return v[0];
+}
+
+INLINE Vec chosen(Ints which, Vec a, Vec b) { return (Vec)((which & (Ints)a) | (~which & (Ints)b)); }
+
+INLINE Vec larger(Vec a, Vec b) { return chosen(a > b, a, b); }
+
+/* e^x to 2e-7: 2^n times a Taylor series within half a factor of 2. Below -87 it is 0. */
+INLINE Vec exponential(Vec x) {
+#if defined(__AVX512F__)
+    __mmask16 stays = _mm512_cmp_ps_mask((__m512)x, (__m512)all(-87.f), _CMP_NLT_UQ); /* a NaN does */
+    Vec n = (Vec)_mm512_roundscale_ps((__m512)(x * 1.44269504f), 0);
+#else
+    Ints gone = x < -87.f;
+    x = chosen(gone, all(-87.f), chosen(x > 88.f, all(88.f), x));
+    Vec shifted = x * 1.44269504f + 12582912.f, n = shifted - 12582912.f; /* 1.5 * 2^23: rounds to a whole number */
+#endif
+    Vec r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    Vec e = 1.f + r * (1.f + r * (1.f / 2 + r * (1.f / 6 + r * (1.f / 24 + r * (1.f / 120 + r * (1.f / 720))))));
+#if defined(__AVX512F__)
+    return (Vec)_mm512_maskz_scalef_ps(stays, (__m512)e, (__m512)n); /* tiny ones cost a hundred times as much */
+#else
+    Ints power = (__builtin_convertvector(chosen(n == n, n, all(0.f)), Ints) + 127) << 23;
+    return chosen(gone, all(0.f), e * (Vec)power);
+#endif
+}
+
+static int me(void) {
+#ifdef _OPENMP
+    return omp_get_thread_num();
+#else
+    return 0;
+#endif
+}
+
+static Span mine(int64_t n) { /* this thread's part of n things */
+    int64_t threads = 1;
+#ifdef _OPENMP
+    threads = omp_get_num_threads();
+#endif
+    Span span = {n * me() / threads, n * (me() + 1) / threads};
+    return span;
+}
+
+static float *room(int64_t floats) {
+    void *memory = NULL;
+    return posix_memalign(&memory, 64, (size_t)(floats + 64) * sizeof(float)) ? NULL : memory;
+}
+
+/* c[R, PANEL] = (add: c +) the sum over d of a[r * a_row + d * a_column] * b[d * b_row ..]. */
+INLINE void tile(const float *a, int64_t a_row, int64_t a_column, const float *b, int64_t b_row, float *c,
+                 int64_t c_row, int64_t depth, int add, int R) {
+    Vec sum[BLOCK][2];
+    for (int r = 0; r < R; r++)
+        for (int v = 0; v < 2; v++) sum[r][v] = add ? *(Vec *)(c + r * c_row + v * W) : (Vec){0};
+    for (int64_t d = 0; d < depth; d++) {
+        Vec left = *(const Vec *)(b + d * b_row), right = *(const Vec *)(b + d * b_row + W);
+        for (int r = 0; r < R; r++) {
+            float x = a[r * a_row + d * a_column];
+            sum[r][0] += x * left;
+            sum[r][1] += x * right;
+        }
+    }
+    for (int r = 0; r < R; r++)
+        for (int v = 0; v < 2; v++) *(Vec *)(c + r * c_row + v * W) = sum[r][v];
+}
+
+/* The same over a number of columns that is a multiple of PANEL; rows are at most BLOCK. */
+INLINE void product_or_sum(const float *a, int64_t a_row, int64_t a_column, const float *b, int64_t b_row, float *c,
+                           int64_t c_row, int64_t depth, int64_t rows, int64_t columns, int add) {
+    for (int64_t n = 0; n < columns; n += PANEL)
+        switch (rows) {
+#define CASE(R) case R: tile(a, a_row, a_column, b + n, b_row, c + n, c_row, depth, add, R); break
+            CASE(1);
+            CASE(2);
+            CASE(3);
+            CASE(4);
+            CASE(5);
+            CASE(6);
+#undef CASE
+        }
+}
+
+static void product(const float *a, int64_t a_row, int64_t a_column, const float *b, int64_t b_row, float *c,
+                    int64_t c_row, int64_t depth, int64_t rows, int64_t columns) {
+    product_or_sum(a, a_row, a_column, b, b_row, c, c_row, depth, rows, columns, 0);
+}
+
+static void added(const float *a, int64_t a_row, int64_t a_column, const float *b, int64_t b_row, float *c,
+                  int64_t c_row, int64_t depth, int64_t rows, int64_t columns) {
+    product_or_sum(a, a_row, a_column, b, b_row, c, c_row, depth, rows, columns, 1);
+}
+
+INLINE int64_t padded(int64_t n) { return (n + PANEL - 1) / PANEL * PANEL; }
+
+/* By a position's angles, in halves; the sign of the first half is in sin. */
+INLINE void rotated(float *x, int64_t K, const float *cos, const float *sin) {
+    int64_t half = K / 2;
+    for (int64_t k = 0; k < half; k++) {
+        float left = x[k], right = x[k + half];
+        x[k] = left * cos[k] + right * sin[k];
+        x[k + half] = right * cos[k + half] + left * sin[k + half];
+    }
+}
+
+/* Rows of one head, rotated (where cos is given) and scaled. */
+INLINE void fetch(const void *in, int64_t row, int64_t T, int64_t K, const float *cos, const float *sin, float scale,
+                  float *out, int64_t KP, int low) {
+    for (int64_t t = 0; t < T; t++) {
+        float *to = out + t * KP;
+        for (int64_t k = 0; k < K; k += 8) *(Eight *)(to + k) = get8(in, t * row + k, low) * scale;
+        for (int64_t k = K; k < KP; k += 8) *(Eight *)(to + k) = (Eight){0};
+        if (cos) rotated(to, K, cos + t * K, sin + t * K);
+    }
+}
+
+/* out[8 rows of k][8 columns of t] = in[8 rows of t][8 columns of k] */
+INLINE void turn8(const float *in, int64_t in_row, float *out, int64_t out_row) {
+    Eight a[8], b[8];
+    for (int i = 0; i < 8; i++) a[i] = *(const Eight *)(in + i * in_row);
+    for (int i = 0; i < 8; i += 2) {
+        b[i] = __builtin_shufflevector(a[i], a[i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
+        b[i + 1] = __builtin_shufflevector(a[i], a[i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
+    }
+    for (int i = 0; i < 8; i += 4)
+        for (int j = 0; j < 2; j++) {
+            a[i + 2 * j] = __builtin_shufflevector(b[i + j], b[i + j + 2], 0, 1, 8, 9, 4, 5, 12, 13);
+            a[i + 2 * j + 1] = __builtin_shufflevector(b[i + j], b[i + j + 2], 2, 3, 10, 11, 6, 7, 14, 15);
+        }
+    for (int i = 0; i < 4; i++) {
+        *(Eight *)(out + i * out_row) = __builtin_shufflevector(a[i], a[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
+        *(Eight *)(out + (i + 4) * out_row) = __builtin_shufflevector(a[i], a[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+    }
+}
+
+/* [K, PP] of [T, KP], with zeros up to a whole panel. */
+static void turned(float *in, int64_t T, int64_t K, int64_t KP, float *out, int64_t PP) {
+    int64_t whole = padded(T);
+    memset(in + T * KP, 0, (size_t)((whole - T) * KP) * sizeof(float));
+    for (int64_t t = 0; t < whole; t += 8)
+        for (int64_t k = 0; k < K; k += 8) turn8(in + t * KP + k, KP, out + k * PP + t, PP);
+}
+
+/* Masks the keys after the row's own; the greatest score that is left. */
+INLINE float masked(float *row, int64_t own, int64_t columns) {
+    static const float lanes[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    int64_t j = 0;
+    Vec most = all(-INFINITY);
+    for (; j + W <= own + 1; j += W) most = larger(most, *(Vec *)(row + j));
+    for (; j < columns; j += W) {
+        Vec x = chosen(*(const Loose *)lanes > (float)(own - j), all(-INFINITY), *(Vec *)(row + j));
+        *(Vec *)(row + j) = x;
+        most = larger(most, x);
+    }
+    return greatest(most);
+}
+
+/* Scores become e^(score - top); their sum. */
+INLINE float weighed(float *row, int64_t columns, float top) {
+    Vec sums = {0};
+    for (int64_t j = 0; j < columns; j += W) {
+        Vec e = exponential(*(Vec *)(row + j) - top);
+        *(Vec *)(row + j) = e;
+        sums += e;
+    }
+    return total(sums);
+}
