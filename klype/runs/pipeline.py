@@ -25,7 +25,7 @@ from klype.runs.stages import Run, finetune, pretrain, rank
 from klype.runs.subject import Subject
 from klype.text.tokenizer import Tokenizer
 from klype.train import parallel
-from klype.train.rewards import teach_nothing
+from klype.train.rewards import Ranked, teach_nothing
 
 STAGES: dict[str, Callable[[Run], None]] = {
     "pretrain": pretrain,
@@ -219,7 +219,7 @@ def _promise(life: Run) -> str:
 
 def _may_start(life: Run, stage: str) -> bool:
     """Nothing is imitated where the ranker liked all answers alike, nor aligned to a bad imitation."""
-    if stage == "reward" and teach_nothing(ranking.load(life.subject, life.folder / "rank").train):
+    if stage == "reward" and teach_nothing(_rankings(life)):
         return _refused(
             life,
             "No question has two different answers of which the ranker likes one better: there is nothing to imitate, "
@@ -248,6 +248,13 @@ def _may_start(life: Run, stage: str) -> bool:
         "Å rette modellen etter den ville lære den noe annet enn det rangereren liker. Flere rangeringer hjelper; "
         "--force gjør det likevel.",
     )
+
+
+def _rankings(life: Run) -> list[Ranked]:
+    try:
+        return ranking.load(life.subject, life.folder / "rank").train
+    except ranking.NoRankingsError:
+        return []
 
 
 def _refused(life: Run, en: str, nb: str) -> bool:

@@ -172,10 +172,15 @@ def different(subject: Subject, question: Question, answers: Sequence[Candidate]
     return [kept[one.members[0]] for one in merged]
 
 
+class NoRankingsError(KlypeError):
+    """There is nothing to learn from."""
+
+
 def load(subject: Subject, folder: Path, annotators: Sequence[str] = ()) -> RankedSets:
     """The rankings that the rank stage left, as token ids: those of ``annotators``, or of all.
 
-    Simulated annotators are a stand-in: when none are named, and somebody else ranked too, theirs are left out.
+    Simulated annotators are a stand-in: when none are named, and somebody else ranked too, theirs are left out. Raises
+    NoRankingsError.
     """
     entries = _entries(folder, annotators)
     if not annotators and any(e.by != "simulated" for e in entries):
@@ -187,7 +192,7 @@ def load(subject: Subject, folder: Path, annotators: Sequence[str] = ()) -> Rank
         _fitting(subject, [e.ranking() for e in entries if e.asked.part == part]) for part in ("train", "held-out")
     )
     if not train:
-        raise KlypeError(
+        raise NoRankingsError(
             f"There are no rankings in {folder} that fit the model's window.",
             "Rank some answers first: klype rank MODEL.",
         )
