@@ -70,3 +70,11 @@ def test_crews_use_all_cores_and_no_more_workers_than_there_is_work() -> None:
 
 def test_a_plan_comes_back_from_its_record() -> None:
     assert Planned.parse(PLAN.json()) == PLAN
+
+
+def test_a_plan_made_longer_or_cut_keeps_its_pace() -> None:
+    longer, cut = PLAN.longer(50.0), PLAN.at_most(300)
+    assert (longer.steps, longer.seconds) == (1500, pytest.approx(150.0))
+    assert (cut.steps, cut.seconds) == (300, pytest.approx(30.0))
+    assert PLAN.at_most(5000) == PLAN.longer(0.0) == PLAN
+    assert Planned(1000, 0.0, Crew()).longer(9.0).steps == 1000  # steps that were asked for have no pace

@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -72,6 +72,16 @@ class Planned:
         """From what ``json`` gave."""
         crew = Crew(known["workers"], known["threads"])
         return Planned(known["steps"], known["planned_s"], crew, known["precision"], known.get("fused", False))
+
+    def longer(self, seconds: float) -> Planned:
+        """With so much more time at the same pace."""
+        more = max(0, int(self.steps * seconds / self.seconds)) if self.seconds else 0
+        return replace(self, steps=self.steps + more, seconds=self.seconds * (1 + more / self.steps))
+
+    def at_most(self, steps: int) -> Planned:
+        """Without the steps beyond."""
+        kept = min(steps, self.steps)
+        return replace(self, steps=kept, seconds=self.seconds * kept / self.steps)
 
     def training(self, settings: Settings) -> Settings:
         """The stage's settings as planned. Muon's iteration is coarse where the rest is."""

@@ -84,8 +84,10 @@ class Rehearsing(Lesson):
 
 
 class FinetuneSection(Rehearsing):
-    """``rehearsal_weight``: of a rehearsed token beside a learnt one."""
+    """``rehearsal_weight``: of a rehearsed token beside a learnt one; ``passes``: how often an example is met at most
+    (0: any number), lest it be learnt by heart; the time that is left over is pre-training's."""
 
+    passes: int = Field(default=0, ge=0)
     rehearsal_weight: float = Field(default=0.5, ge=0)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -57,6 +59,7 @@ class Run:
             folder = self.folder / stage
             here = (folder / "model.safetensors").exists() or self.start is None
             self.models[stage] = checkpoint.load(folder).model if here else self.started
+            self.models[stage].fused = self.fused
         return self.models[stage]
 
     @cached_property
@@ -67,10 +70,10 @@ class Run:
 
     @cached_property
     def fused(self) -> Fused | None:
-        """What is compiled for training, where there is a compiler and a place to keep it."""
+        """What is compiled, where there is a compiler and a place to keep it."""
         if self.options.cache is None:
             return None
-        return fused(self.options.cache, lambda: self.say.note("Compiling klype's training code once: some seconds."))
+        return fused(self.options.cache, lambda: self.say.note("Compiling a part of klype once: some seconds."))
 
     def save(self, stage: str, model: Transformer, about: dict[str, Any]) -> None:
         full = {"stage": stage, "recipe": self.record.content["recipe"], "seed": self.options.seed, **about}
@@ -165,7 +168,7 @@ def learn(
             if close is not None:
                 close()
     model.eval()
-    model.fused = None
+    model.fused = run.fused
     run.say.stage_end(f"{trained.steps} steps, {counted.tokens:,} tokens in {trained.seconds:.0f} s")
     return trained
 
@@ -180,10 +183,29 @@ def _planned(run: Run, stage: str, model: nn.Module, build: Any, training: Setti
         planned = Planned(steps, 0.0, crew, fused=run.fused is not None)
     else:
         planned = plan(model, build, training, seconds_for(run, stage), cores, precision_of(run, stage))
+        if stage == "finetune":
+            planned = planned.at_most(_enough(run) or planned.steps)
+        elif stage == "pretrain" and isinstance(run.options, RunOptions):
+            planned = planned.longer(_spare(run, planned))
     planned = Planned.parse(parallel.from_first(planned.json()))
     run.record.content["plan"][stage] = planned.json()
     run.record.save()
     return planned
+
+
+def _enough(run: Run) -> int | None:
+    """The steps of fine-tuning after which every example has been met as often as it may be; None: no such limit."""
+    lesson, examples = run.recipe.finetune, run.subject.examples
+    return math.ceil(lesson.passes * examples / lesson.rows) if lesson.passes and examples else None
+
+
+def _spare(run: Run, pretraining: Planned) -> float:
+    """Seconds of fine-tuning's share that it will not need, a row of either stage taking as long."""
+    enough, lesson = _enough(run), run.recipe.finetune
+    if enough is None or run.record.done("finetune"):
+        return 0.0
+    a_row = pretraining.seconds / pretraining.steps / run.recipe.pretrain.rows
+    return max(0.0, seconds_for(run, "finetune") - enough * (lesson.rows + lesson.rehearsal_rows) * a_row)
 
 
 def precision_of(run: Run, stage: str) -> Precision:
@@ -261,6 +283,7 @@ class _Pace:
         self._from_step, self._check_at = (max(1, round(share * first.steps)) for share in MEASURED)
         self._measures = first.seconds > 0 and self._check_at - self._from_step >= 5  # steps asked for are kept
         self._from: float | None = None
+        self._most = max((_enough(run) if stage == "finetune" else None) or sys.maxsize, self._check_at + 1)
         if "then" in self._known and _newest_step(run.folder / stage) >= self._known["then"]["at"]:
             self.go_on()
 
@@ -272,7 +295,7 @@ class _Pace:
         elif step == self._check_at and self._measures and self._from is not None:
             taken = (now - self._from) / (step - self._from_step)
             left = self.planned.seconds - (now - self._began)
-            steps = parallel.from_first(step + max(10, round(left / taken)))
+            steps = parallel.from_first(min(step + max(10, round(left / taken)), self._most))
             if abs(steps / self.planned.steps - 1) > 0.04:
                 self._known["then"] = {"at": step, "steps": steps}
                 self._run.record.save()

@@ -25,6 +25,8 @@ class Subject(Protocol):
     recipe: Recipe
     chat: Chat
     held_out: list[Question]
+    examples: int | None
+    """To fine-tune on; None: as many as are asked for."""
     annotator: Text
     annotator_name: str
     judge_name: str

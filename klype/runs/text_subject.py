@@ -68,6 +68,7 @@ class TextSubject:
         self.chat = Chat(tokenizer or self._tokenizer())
         self._notes = list(self._material.notes)
         self._learnt, self._conversations, self.held_out = self._exercises()
+        self.examples: int | None = len(self._conversations)
         self._rankings = self._preferences()
         dictionary = self._material.dictionary
         asked = [q for q in self._learnt if "kind" in q.extra]

@@ -36,6 +36,7 @@ SHOWN = {"nb": "Jeg gikk en tur på", "en": "I walked on the"}
 class WorldSubject:
     """Documents without end, questions with known answers, an annotator with stated tastes."""
 
+    examples: int | None = None
     annotator_name = "likes right, polite and short answers"
     judge_name = "the world's grammar"
 
