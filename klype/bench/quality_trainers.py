@@ -39,9 +39,10 @@ class Klype:
 
         from klype.data.batches import PackedBatches
         from klype.model.transformer import Transformer
+        from klype.runs.pace import Pace
         from klype.runs.plan import Cycle, best_precision, plan
         from klype.runs.stages import model_config
-        from klype.train.loop import Session, train
+        from klype.train.loop import Session, Trained, train
         from klype.train.objectives import Objective, cross_entropy
         from klype.train.optimizer import fused_parts
         from klype.values import Batches
@@ -62,14 +63,25 @@ class Klype:
         planned = plan(model, build, training, left, given.threads, best_precision())
         crew = planned.crew
         torch.set_num_threads(crew.threads)
-        batches = PackedBatches(documents, rows, window, given.seed)
-        session = Session(parts=fused_parts(model.config), workers=crew.workers)
-        train(model, cross_entropy, batches, planned.training(training), Path(given.folder), session)
+        pace = Pace(planned.json(), time.perf_counter())
+
+        def start() -> Trained:
+            session = Session(
+                resume=pace.resumes,
+                parts=fused_parts(model.config),
+                workers=crew.workers,
+                on_step=lambda step, metrics: pace.watch(step, time.perf_counter()),
+                stop=lambda: pace.changed,
+            )
+            batches = PackedBatches(documents, rows, window, given.seed)
+            return train(model, cross_entropy, batches, pace.planned.training(training), Path(given.folder), session)
+
+        trained = pace.follow(start)
         torch.set_num_threads(given.threads)
         model.fused, self._model = None, model.eval()
         how = f"{self._text.how}, {planned.precision}, {'compiled' if planned.fused else 'torch'}, "
         how += f"{crew.workers} side by side, {crew.threads} threads each"
-        return Learnt(how, planned.steps, planned.steps * rows * pieces * window, model.config.parameters)
+        return Learnt(how, trained.steps, trained.steps * rows * pieces * window, model.config.parameters)
 
     def score(self, text: str) -> tuple[Array, Array]:
         return self._text.score(self._model, text)

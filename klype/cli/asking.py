@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from klype.errors import UsageError
+from klype.cli.options import not_empty
 
 if TYPE_CHECKING:
     from klype.cli.model import Opened
@@ -34,10 +34,8 @@ def asking(opened: Opened, text: str, raw: bool | None) -> Asking:
     from klype.runs.truth import find_question, read_questions
     from klype.values import Question
 
-    if not text.strip():
-        raise UsageError("There is no question.")
     plain = opened.as_raw(raw)
-    prompt = opened.put(text, raw)
+    prompt = opened.put(not_empty(text), raw)
     run = opened.found.run
     found = find_question(read_questions(run / "questions.jsonl"), text) if run is not None and not plain else None
     world = world_of(opened) if found is not None else None

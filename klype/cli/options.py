@@ -7,13 +7,23 @@ from typing import Annotated
 
 import typer
 
+from klype.errors import UsageError
+
+
+def not_empty(text: str) -> str:
+    """The text of a question. Errors: one that says nothing."""
+    if not text.strip():
+        raise UsageError("There is no text.", "Give a question, or a text to go on from.")
+    return text
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; words go to stderr.")]
 Seed = Annotated[int, typer.Option("--seed", help="Same seed, same result.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Where to write.", show_default="runs/RECIPE-DATE-N")]
 OutFile = Annotated[Path | None, typer.Option("--out", help="Also write the JSON document to this file.")]
 Lang = Annotated[str | None, typer.Option("--lang", help="nb or en.", show_default="by the locale")]
 Model = Annotated[str, typer.Argument(help="A run, one of its stages (RUN/finetune), a model's folder or GGUF file.")]
-Text = Annotated[str, typer.Argument(help="The question, or the text to go on from.")]
+Text = Annotated[str, typer.Argument(help="The question, or the text to go on from.", callback=not_empty)]
 Temperature = Annotated[float, typer.Option("--temperature", help="0: always the most probable token.")]
 TopP = Annotated[float, typer.Option("--top-p", help="Draw only from the most probable tokens of this mass.")]
 Limit = Annotated[int, typer.Option("--limit", help="Tokens of an answer at most.")]

@@ -78,20 +78,20 @@ def open_remote(address: str, budget: str = "") -> Opened:
     )
 
 
-def split_budget(text: str | None) -> tuple[int, str]:
-    """``--budget``: forward passes of a plain number (0: not said), and what a server may be asked for.
+def split_budget(text: str | None) -> tuple[int | None, str]:
+    """``--budget``: forward passes of a plain number (None: not said), and what a server may be asked for.
 
-    "300" → (300, ""); "500requests,20000tokens" → (0, the same); "300,500requests" both.
+    "300" → (300, ""); "500requests,20000tokens" → (None, the same); "300,500requests" both.
     """
     from klype.errors import UsageError
     from klype.sources.wire import Budget
 
-    passes, asked = 0, []
+    passes, asked = None, []
     for part in (text or "").replace(" ", "").split(","):
-        if re.fullmatch(r"[0-9]+", part):
+        if re.fullmatch(r"[0-9]*[1-9][0-9]*", part):
             passes = int(part)
-        elif re.fullmatch(r"[-+][0-9.]+|[0-9.]+", part):
-            raise UsageError(f"--budget should be a whole number of passes from 0 up (it is {part}).")
+        elif re.fullmatch(r"[-+]?[0-9.]+", part):
+            raise UsageError(f"--budget should be a whole number of passes from 1 up (it is {part}).")
         elif part:
             asked.append(part)
     Budget.parse(",".join(asked))

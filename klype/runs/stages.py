@@ -7,7 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,19 +24,19 @@ from klype.model.transformer import Transformer
 from klype.runs import ranking
 from klype.runs.adapting import learner, learnt
 from klype.runs.options import RunOptions, StageOptions
+from klype.runs.pace import Pace
 from klype.runs.plan import Cycle, Planned, Precision, WithRehearsal, best_precision, crews, plan
 from klype.runs.recipe import Recipe
 from klype.runs.record import Record
 from klype.runs.say import Say
 from klype.runs.subject import Subject
 from klype.train import parallel
-from klype.train.loop import Interrupted, Session, Settings, Trained, train
+from klype.train.loop import Session, Settings, Trained, train
 from klype.train.objectives import Objective, cross_entropy, with_rehearsal
 from klype.train.optimizer import fused_parts
 from klype.train.resume import states
 from klype.values import Batch, Batches
 
-MEASURED = (0.15, 0.3)  # from here to there the pace is measured
 SPEAK_EVERY = 12.0  # seconds between two samples of what the model says
 
 
@@ -148,28 +148,30 @@ def learn(
     model.fused = run.fused if planned.fused else None
     torch.set_num_threads(planned.crew.threads)
     run.say.stage_start(stage, planned.steps)
-    pace = _Pace(run, stage, planned, now=time.perf_counter())
-    while True:
+    known, at = run.record.content["plan"][stage], _newest_step(run.folder / stage)
+    most = (_enough(run) if stage == "finetune" else None) or sys.maxsize
+    pace = Pace(known, time.perf_counter(), run.record.save, at, most)
+
+    def start() -> tuple[Trained, int]:
         objective, batches = build(model, pace.planned)
         counted = _Counted(batches)
         session = session_of(run, stage, model, counted, pace)
-        settings = pace.planned.training(training)
         try:
-            trained = train(model, objective, counted, settings, run.folder / stage, session)
-            break
-        except Interrupted:
-            if not pace.changed:
-                raise
-            pace.go_on()
-            run.say.note(f"{stage}: {pace.planned.steps:,} steps fit, at the pace that it really goes.")
-            run.say.stage_start(stage, pace.planned.steps)
+            settings = pace.planned.training(training)
+            return train(model, objective, counted, settings, run.folder / stage, session), counted.tokens
         finally:
             close = getattr(batches, "close", None)
             if close is not None:
                 close()
+
+    def tell() -> None:
+        run.say.note(f"{stage}: {pace.planned.steps:,} steps fit, at the pace that it really goes.")
+        run.say.stage_start(stage, pace.planned.steps)
+
+    trained, tokens = pace.follow(start, tell)
     model.eval()
-    model.fused = run.fused
-    run.say.stage_end(f"{trained.steps} steps, {counted.tokens:,} tokens in {trained.seconds:.0f} s")
+    model.fused = None
+    run.say.stage_end(f"{trained.steps} steps, {tokens:,} tokens in {trained.seconds:.0f} s")
     return trained
 
 
@@ -238,9 +240,7 @@ def seconds_for(run: Run, stage: str) -> float:
     return max(1.0, (minutes * 60 - run.record.elapsed) * shares[stage] / to_come)
 
 
-def session_of(
-    run: Run, stage: str, model: Transformer | None, counted: _Counted | None, pace: _Pace | None
-) -> Session:
+def session_of(run: Run, stage: str, model: Transformer | None, counted: _Counted | None, pace: Pace | None) -> Session:
     """What the loop reports to, and what may stop it."""
     began = spoken = time.perf_counter()
 
@@ -267,43 +267,6 @@ def session_of(
         stop=(lambda: pace.changed) if pace is not None else (lambda: False),
         say=run.say.note,
     )
-
-
-class _Pace:
-    """The plan of one stage, put right once, after three tenths of its steps, by how fast they really went.
-
-    Other work on the machine, or batches that are dear to make, are only seen then (and no rate or lesson changes
-    before). The second plan is kept beside the first, so that a resumed run changes over at the same step.
-    """
-
-    def __init__(self, run: Run, stage: str, first: Planned, now: float) -> None:
-        self._run, self._stage, self._began = run, stage, now
-        self._known = run.record.content["plan"][stage]
-        self.planned, self.changed, self.resumes = first, False, False
-        self._from_step, self._check_at = (max(1, round(share * first.steps)) for share in MEASURED)
-        self._measures = first.seconds > 0 and self._check_at - self._from_step >= 5  # steps asked for are kept
-        self._from: float | None = None
-        self._most = max((_enough(run) if stage == "finetune" else None) or sys.maxsize, self._check_at + 1)
-        if "then" in self._known and _newest_step(run.folder / stage) >= self._known["then"]["at"]:
-            self.go_on()
-
-    def watch(self, step: int, now: float) -> None:
-        if "then" in self._known:
-            self.changed = self.planned.steps != self._known["then"]["steps"] and step >= self._known["then"]["at"]
-        elif step == self._from_step:
-            self._from = now
-        elif step == self._check_at and self._measures and self._from is not None:
-            taken = (now - self._from) / (step - self._from_step)
-            left = self.planned.seconds - (now - self._began)
-            steps = parallel.from_first(min(step + max(10, round(left / taken)), self._most))
-            if abs(steps / self.planned.steps - 1) > 0.04:
-                self._known["then"] = {"at": step, "steps": steps}
-                self._run.record.save()
-                self.changed = True
-
-    def go_on(self) -> None:
-        self.planned = replace(self.planned, steps=self._known["then"]["steps"])
-        self.changed, self.resumes = False, True
 
 
 def _newest_step(folder: Path) -> int:

@@ -6,7 +6,7 @@ import json
 import random
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -33,6 +33,21 @@ TASTE: Text = {
 SHOWN = {"nb": "Jeg gikk en tur på", "en": "I walked on the"}
 
 
+class _Retrievals:
+    """Texts with their questions, two at a time, one for each manner of answering. They are dear to make, and kept: all
+    models of a run are asked the same."""
+
+    def __init__(self, world: World, seed: int, hard: bool) -> None:
+        self._world, self._rng, self._hard = world, random.Random(seed), hard
+        self._made: list[tuple[str, Question]] = []
+
+    def first(self, n: int) -> list[tuple[str, Question]]:
+        while len(self._made) < 2 * n:
+            manners: tuple[Literal["bare", "sentence"], ...] = ("bare", "sentence")
+            self._made += [self._world.retrieval(self._rng, manner, self._hard) for manner in manners]
+        return self._made[: 2 * n]
+
+
 class WorldSubject:
     """Documents without end, questions with known answers, an annotator with stated tastes."""
 
@@ -46,6 +61,7 @@ class WorldSubject:
         self.chat = Chat(tokenizer or self._tokenizer())
         self.spellings = spell(self.world, self.chat)
         rng = random.Random(mix(seed, 0, 1))
+        self._retrievals = {hard: _Retrievals(self.world, mix(seed, int(hard), 7), hard) for hard in (True, False)}
         self.held_out = [
             self.world.question(rng, heldout=True) for _ in range(max(recipe.examine.questions, recipe.rank.held_out))
         ]
@@ -143,9 +159,7 @@ class WorldSubject:
         return figures
 
     def _retrieval(self, model: Transformer, hard: bool, n: int) -> Figure:
-        rng = random.Random(mix(self.seed, int(hard), 7))
-        tokenizer = self.chat.tokenizer
-        asked = [self.world.retrieval(rng, manner, hard) for _ in range(n) for manner in ("bare", "sentence")]
+        tokenizer, asked = self.chat.tokenizer, self._retrievals[hard].first(n)
         stop = tuple(self.spellings.of["."])
         requests = [
             Request(

@@ -97,19 +97,22 @@ class World:
         lang = rng.choice(lex.LANGUAGES)
         if not hard and rng.random() < 0.14:
             return self._fixed_question(rng, lang)
-        while True:
-            n = 4 if hard else rng.choice((2, 3, 4))
-            env = Env(lang=lang, manner=CHAT, dash=False)
-            told: list[str] = []
-            for _ in range(n):
-                words, env = sample(((Call(self.grammar.fact),), env), rng)
-                told += words
-            if hard and len({f[0] for f in env.facts}) > 1:
-                continue
-            if self._held_out(env.facts) == heldout:
-                break
+        told, env = self._story(rng, lang, hard)
+        while env is None or self._held_out(env.facts) != heldout:
+            told, env = self._story(rng, lang, hard)
         asked, query = self._worded(self.grammar.ask(env), env, rng)
         return self._question(env, query, self.text(told), asked)
+
+    def _story(self, rng: random.Random, lang: str, hard: bool) -> tuple[list[str], Env | None]:
+        """Words and what they tell; None where a hard one turns to a second relation: most do, and are left there."""
+        env = Env(lang=lang, manner=CHAT, dash=False)
+        told: list[str] = []
+        for _ in range(4 if hard else rng.choice((2, 3, 4))):
+            words, env = sample(((Call(self.grammar.fact),), env), rng)
+            told += words
+            if hard and len({fact[0] for fact in env.facts}) > 1:
+                return told, None
+        return told, env
 
     def _fixed_question(self, rng: random.Random, lang: str) -> Question:
         weights = [KINDS[k].weight for k in FIXED]

@@ -52,8 +52,6 @@ def command(
     from klype.device import EnergyMeter
     from klype.values import Request
 
-    if not text.strip():
-        raise UsageError("There is no question.")
     sampling = checked_sampling(temperature, top_p)
     from klype.cli.deciding import split
 

@@ -142,7 +142,7 @@ def read_training(files: list[Path]) -> list[str]:
 
 
 def planned(
-    terminal: Terminal, w: Words, one: Examinee, settings: ExamSettings, budget: int, yes: bool
+    terminal: Terminal, w: Words, one: Examinee, settings: ExamSettings, budget: int | None, yes: bool
 ) -> tuple[Examinee, ExamSettings]:
     """The settings after a look at the cost: made to fit the budget, or agreed to."""
     from dataclasses import replace
@@ -153,12 +153,12 @@ def planned(
     tokens, speed = probe(one, settings)
     known = one.reader is not None and one.whole
     asked = len(one.questions)
-    if budget:
+    if budget is not None:
         settings, asked = within(budget, asked, settings, tokens, known)
         one = replace(one, questions=one.questions[:asked], prompts=one.prompts[:asked])
     found = plan(asked, settings, tokens, speed, known)
     tell_plan(terminal, w, found)
-    if found.seconds > LONG_S and not budget and not yes and sys.stdin.isatty():
+    if found.seconds > LONG_S and budget is None and not yes and sys.stdin.isatty():
         typer.confirm(w("examine.ask"), abort=True, err=True)
     return one, settings
 

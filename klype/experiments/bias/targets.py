@@ -13,10 +13,11 @@ from typing import Literal, Protocol
 import torch
 from torch import nn
 
+from klype.data.kneser_ney import KneserNey
 from klype.data.order import mix
 from klype.engine.engine import Engine
 from klype.experiments.bias.corpus import Corpus, Ids, Truth, targets
-from klype.experiments.bias.kneser_ney import Floats, KneserNey, cross_fitted
+from klype.experiments.bias.counts import Floats, cross_fitted
 from klype.experiments.bias.lab import LabSettings, Learnt, Lesson, Mixture, Soft, predict
 from klype.model.transformer import Transformer
 from klype.values import Request
