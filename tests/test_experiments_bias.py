@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 
 from klype.answers.traces import replace as replace_file
 from klype.cli.main import call
+from klype.data.kneser_ney import KneserNey
 from klype.errors import KlypeError, UsageError
 from klype.experiments.bias import report, study
 from klype.experiments.bias.board import FILE, Board, document
 from klype.experiments.bias.cell import Cell, Written, finished
 from klype.experiments.bias.corpus import WorldSource, targets
-from klype.experiments.bias.kneser_ney import KneserNey, cross_fitted
+from klype.experiments.bias.counts import cross_fitted
 from klype.experiments.bias.lab import (
     Averaged,
     Beside,
@@ -145,11 +146,13 @@ def test_the_ngram_is_its_definition(order: int) -> None:
     documents = list(Chain().documents(5, 12))
     model = KneserNey(documents, SIZE, order)
     for text in Chain().documents(6, 6):
+        p_NV, p_N = model.table([text]), model.of([text])
         for t in range(1, len(text)):
-            context = text[max(0, t - order + 1) : t]
-            p_V = model.next(context)
+            p_V = p_NV[t - 1]
             assert float(p_V.sum()) == pytest.approx(1, abs=1e-5)
+            context = text[max(0, t - order + 1) : t]
             np.testing.assert_allclose(p_V, reference_kneser_ney(documents, context, SIZE, order), atol=1e-6)
+            assert p_N[t - 1] == pytest.approx(p_V[text[t]], rel=1e-4)
 
 
 def test_a_document_is_never_labelled_by_itself() -> None:

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
-
 import pytest
 
+from klype.runs.pace import Pace
 from klype.runs.plan import Crew, Planned, crews
-from klype.runs.stages import _Pace
+from klype.train.loop import Interrupted
 
 PLAN = Planned(1000, 100.0, Crew(2, 1), "bfloat16")
 
 
-def run_of(folder: Path, plan: dict[str, Any]) -> Any:
-    """What a pace asks of a run: its folder, and a record that can be kept."""
-    record = SimpleNamespace(content={"plan": plan}, save=lambda: None)
-    return SimpleNamespace(folder=folder, record=record)
-
-
-def go(pace: _Pace, seconds_a_step: float, start: int = 0) -> int:
+def go(pace: Pace, seconds_a_step: float, start: int = 0) -> int:
     """Steps at a steady pace until the plan changes or is done; the last step."""
     for step in range(start + 1, pace.planned.steps + 1):
         pace.watch(step, step * seconds_a_step)
@@ -29,36 +20,51 @@ def go(pace: _Pace, seconds_a_step: float, start: int = 0) -> int:
     return pace.planned.steps
 
 
+def follow(pace: Pace, seconds_a_step: float) -> list[tuple[bool, int]]:
+    """Of each start: whether it resumes, and the step that it comes to."""
+    starts: list[tuple[bool, int]] = []
+
+    def train() -> None:
+        starts.append((pace.resumes, go(pace, seconds_a_step, starts[-1][1] if starts else 0)))
+        if pace.changed:
+            raise Interrupted("stopped")
+
+    pace.follow(train)
+    return starts
+
+
 @pytest.mark.parametrize("seconds_a_step", [0.05, 0.085, 0.13, 0.4])
-def test_a_stage_ends_on_time_at_the_pace_that_it_really_goes(tmp_path: Path, seconds_a_step: float) -> None:
-    run = run_of(tmp_path, {"pretrain": PLAN.json()})
-    pace = _Pace(run, "pretrain", PLAN, now=0.0)
-    assert go(pace, seconds_a_step) == 300
-    pace.go_on()
-    assert pace.resumes
+def test_a_training_ends_on_time_at_the_pace_that_it_really_goes(seconds_a_step: float) -> None:
+    known, kept = PLAN.json(), list[int]()
+    pace = Pace(known, 0.0, lambda: kept.append(known["then"]["steps"]))
+    assert follow(pace, seconds_a_step) == [(False, 300), (True, pace.planned.steps)]  # once is enough
+    assert kept == [pace.planned.steps]
     assert pace.planned.steps * seconds_a_step == pytest.approx(max(PLAN.seconds, 310 * seconds_a_step), rel=0.01)
-    assert go(pace, seconds_a_step, 300) == pace.planned.steps  # once is enough
 
 
-def test_a_plan_that_holds_is_kept(tmp_path: Path) -> None:
-    pace = _Pace(run_of(tmp_path, {"pretrain": PLAN.json()}), "pretrain", PLAN, now=0.0)
+def test_a_stop_that_is_no_change_of_plan_stops() -> None:
+    def train() -> None:
+        raise Interrupted("Ctrl-C")
+
+    with pytest.raises(Interrupted, match="Ctrl-C"):
+        Pace(PLAN.json(), 0.0).follow(train)
+
+
+def test_a_plan_that_holds_is_kept() -> None:
+    pace = Pace(PLAN.json(), 0.0)
     assert go(pace, 0.102) == 1000
     assert pace.planned == PLAN
 
 
-def test_steps_that_were_asked_for_are_kept(tmp_path: Path) -> None:
-    asked = Planned(1000, 0.0, Crew())
-    pace = _Pace(run_of(tmp_path, {"pretrain": asked.json()}), "pretrain", asked, now=0.0)
-    assert go(pace, 0.9) == 1000
+def test_steps_that_were_asked_for_are_kept_and_the_most_is_not_passed() -> None:
+    assert follow(Pace(Planned(1000, 0.0, Crew()).json(), 0.0), 0.9) == [(False, 1000)]
+    assert follow(Pace(PLAN.json(), 0.0, most=1200), 0.05) == [(False, 300), (True, 1200)]
 
 
-def test_a_resumed_run_changes_over_at_the_same_step(tmp_path: Path) -> None:
-    known = {"pretrain": {**PLAN.json(), "then": {"at": 300, "steps": 640}}}
-    pace = _Pace(run_of(tmp_path, known), "pretrain", PLAN, now=0.0)
-    assert go(pace, 0.01, start=120) == 300
-    (tmp_path / "pretrain" / "resume" / "step-000300").mkdir(parents=True)
-    later = _Pace(run_of(tmp_path, known), "pretrain", PLAN, now=0.0)
-    assert later.planned.steps == 640
+def test_a_resumed_run_changes_over_at_the_same_step() -> None:
+    known = {**PLAN.json(), "then": {"at": 300, "steps": 640}}
+    assert go(Pace(known, 0.0, at=120), 0.01, start=120) == 300
+    assert Pace(known, 0.0, at=300).planned.steps == 640
 
 
 def test_crews_use_all_cores_and_no_more_workers_than_there_is_work() -> None:
