@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
 import torch
 
-from klype.answers.forks import ForkSettings, forks, permutation_test, strength
+from klype.answers.forks import ForkSettings, _continued, forks, permutation_test, strength
 from klype.answers.tree import TreeSettings, grow
+from klype.engine.engine import Event
 from klype.errors import UsageError
 from klype.sources.native import NativeSource
+from klype.sources.source import Around
 from klype.values import Request, Trace
 from tests.toy_sources import random_table, table_source
 
@@ -117,3 +121,53 @@ def test_what_cannot_be_asked_is_refused() -> None:
     empty = Trace((1,), (), drawn(source).sampling, 0, 0, "", "stop", 0, 0.0)
     with pytest.raises(UsageError):
         forks(source, empty, ForkSettings(), lambda text: text)
+
+
+class Counted(Around):
+    """… and how many tokens were drawn."""
+
+    tokens = 0
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[Event]:
+        for event in self._source.generate(requests):
+            self.tokens += 1
+            yield event
+
+
+def test_samples_that_neighbours_share_are_drawn_as_if_alone() -> None:
+    """By the tree: what is said after t tokens, at every t; and fewer tokens are drawn than by drawing each alone."""
+    table = random_table(np.random.default_rng(4), 4)
+    plain, codec = table_source(table)
+    trace = next(t for t in plain.engine.run([Request((1,), 50, 6, stop=(0,))])[0] if len(t.steps) == 5)
+    source, n = Counted(plain), 2000
+    texts = _continued(source, trace.prompt, trace.tokens, ForkSettings(limit=6, n=n))
+    assert [len(row) for row in texts] == [n] * 6
+    assert set(texts[-1]) == {codec.decode(trace.tokens)}
+    for t in range(5):
+        grown = TreeSettings(limit=6 - t, budget=10_000, until="budget")
+        tree = grow(plain, [1, *trace.tokens[:t]], grown, codec.spell)
+        begun, said = codec.decode(trace.tokens[:t]), Counter(texts[t])
+        for found in tree.answers:
+            spread = math.sqrt(n * found.low * (1 - found.low)) + 1
+            assert abs(said[begun + found.text] - n * found.low) < 5 * spread
+    alone = [Request((1, *trace.tokens[:t]), n, 6 - t, stop=(0,)) for t in range(5)]
+    assert source.tokens < sum(len(one.steps) for group in plain.engine.run(alone) for one in group)
+
+
+def test_an_answer_that_was_cut_short_goes_on_in_its_last_samples() -> None:
+    source, _ = table_source(DECIDED)
+    trace = drawn(source, limit=1)
+    texts = _continued(source, trace.prompt, trace.tokens, ForkSettings(limit=8, n=16))
+    assert set(texts[0]) == {"bd", "cd"}
+    assert set(texts[1]) == {source.codec.decode(trace.tokens)}
+
+
+def test_samples_in_common_make_the_permutation_test_no_bolder() -> None:
+    """Rows of one distribution, each sample with some probability the same as in the row after."""
+    rng, p = np.random.default_rng(3), []
+    for seed in range(300):
+        labels_TN = rng.integers(0, 2, (8, 16))
+        for t in reversed(range(7)):
+            labels_TN[t] = np.where(rng.random(16) < seed % 10 / 10, labels_TN[t + 1], labels_TN[t])
+        p.append(permutation_test(labels_TN, 99, seed)[1])
+    assert (np.array(p) <= 0.05).mean() <= 0.05 + 5 * math.sqrt(0.05 * 0.95 / 300)

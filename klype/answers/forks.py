@@ -3,7 +3,8 @@
 o_t is the distribution over meanings of the answers that begin with this answer's first t tokens; the strength of token
 t is how far it moves o. The total variation of two samples is never zero, so it is not the strength: the meanings B
 that gain at t are chosen on one half of the samples, and o_t(B) − o_{t−1}(B) is measured on the other half, without
-bias. Whether there is a fork at all is a permutation test of the greatest total variation over all tokens.
+bias. Whether there is a fork at all is a permutation test of the greatest total variation over all tokens. Neighbours
+have samples in common (see ``_continued``): chance shows less than the test allows for, which errs on the careful side.
 """
 
 from __future__ import annotations
@@ -92,8 +93,7 @@ def forks(
         raise UsageError("The answer is empty: there is no word at which it could have been decided.")
     answer = trace.tokens
     texts = _continued(source, trace.prompt, answer, settings)
-    own = source.codec.decode(answer)
-    texts.append([own] * settings.n)
+    own = texts[-1][0]
     place: dict[Hashable, int] = {}
     of_text = {text: place.setdefault(meaning(text), len(place)) for text in dict.fromkeys([own, *_flat(texts)])}
     labels_TN = np.array([[of_text[text] for text in row] for row in texts])
@@ -121,16 +121,18 @@ def forks(
 def strength(labels_TN: Labels, at: int) -> Figure:
     """How much the meanings that token ``at`` favours gained by it: chosen on even samples, measured on odd ones.
 
-    Interval: Agresti & Caffo 2000, for a difference of two shares.
+    Sample i before and after it are a pair, often one and the same text. Interval: Agresti & Min 2005, for a difference
+    of matched shares.
     """
     before, after = labels_TN[at, 0::2], labels_TN[at + 1, 0::2]
     classes = int(labels_TN.max()) + 1
     gained = np.bincount(after, minlength=classes) > np.bincount(before, minlength=classes)
     x0, x1 = gained[labels_TN[at, 1::2]], gained[labels_TN[at + 1, 1::2]]
     value = float(x1.mean() - x0.mean())
-    p0, p1 = ((x.sum() + 1) / (x.size + 2) for x in (x0, x1))
-    spread = 1.959964 * math.sqrt(p0 * (1 - p0) / (x0.size + 2) + p1 * (1 - p1) / (x1.size + 2))
-    low, high = max(-1.0, p1 - p0 - spread), min(1.0, p1 - p0 + spread)
+    won, lost, n = int((x1 & ~x0).sum()), int((x0 & ~x1).sum()), x0.size + 2
+    middle = (won - lost) / n
+    spread = 1.959964 * math.sqrt((won + lost + 1) / n - middle**2) / math.sqrt(n)
+    low, high = max(-1.0, middle - spread), min(1.0, middle + spread)
     return Figure(value, min(low, value), max(high, value), int(x0.size), "share of answers")
 
 
@@ -157,21 +159,47 @@ def _variation(labels_BTN: Labels) -> npt.NDArray[np.float64]:
 
 
 def _continued(source: Source, prompt: Sequence[int], answer: Sequence[int], settings: ForkSettings) -> list[list[str]]:
-    """Texts that begin with the first t tokens, t = 0 … all but the last; every position has noise of its own."""
-    requests = [
-        Request(
-            (*prompt, *answer[:t]),
-            n=settings.n,
-            limit=max(1, settings.limit - t),
-            sampling=settings.sampling,
-            seed=settings.seed * 1_000_003 + t + 1,
-            stop=tuple(source.codec.stop),
-        )
-        for t in range(len(answer))
-    ]
-    groups = answers(source, requests)
-    decode = source.codec.decode
-    return [[decode((*answer[:t], *trace.tokens)) for trace in group] for t, group in enumerate(groups)]
+    """[T + 1][n] texts that begin with the first t tokens, t = 0 … all; the last row is the answer itself.
+
+    The next token is drawn n times at every t, with noise of its own. Sample i whose token is the answer's own goes on
+    as sample i of the row after: only those that leave the answer are drawn to their end.
+    """
+    stop, decode, T = set(source.codec.stop), source.codec.decode, len(answer)
+    firsts = answers(
+        source, [_request((*prompt, *answer[:t]), settings.n, 1, settings, t + 1, 0, stop) for t in range(T)]
+    )
+    first_TN = [[trace.tokens[0] for trace in group] for group in firsts]
+    ended = answer[-1] in stop or settings.limit <= T  # an answer that was cut short does not end where it ends
+    leaving: list[tuple[int, int, list[int]]] = []  # index, token, samples
+    for t, tokens in enumerate(first_TN):
+        by_token: dict[int, list[int]] = {}
+        for i, token in enumerate(tokens):
+            by_token.setdefault(token, []).append(i)
+        leaving += [(t, v, samples) for v, samples in by_token.items() if v != answer[t] or (t == T - 1 and not ended)]
+    drawn = [(t, v, samples) for t, v, samples in leaving if v not in stop and settings.limit - t > 1]
+    taken, requests = [0] * T, []
+    for t, token, samples in drawn:
+        prefix, room = (*prompt, *answer[:t], token), settings.limit - t - 1
+        requests.append(_request(prefix, len(samples), room, settings, t + 1, taken[t], stop))
+        taken[t] += len(samples)
+    after = {(t, v): group for (t, v, _), group in zip(drawn, answers(source, requests), strict=True)}
+    texts = [[decode(answer)] * settings.n]
+    for t in reversed(range(T)):
+        row = list(texts[0])
+        for _, token, samples in (one for one in leaving if one[0] == t):
+            ends = [trace.tokens for trace in after[t, token]] if (t, token) in after else [()] * len(samples)
+            for i, end in zip(samples, ends, strict=True):
+                row[i] = decode((*answer[:t], token, *end))
+        texts.insert(0, row)
+    return texts
+
+
+def _request(
+    prefix: Sequence[int], n: int, limit: int, settings: ForkSettings, noise: int, first: int, stop: set[int]
+) -> Request:
+    """``noise`` and the samples' numbers, from ``first``, tell all draws of one answer's forks apart."""
+    seed = settings.seed * 1_000_003 + noise
+    return Request(tuple(prefix), n, limit, settings.sampling, seed, tuple(sorted(stop)), first_sample=first)
 
 
 def _others(

@@ -93,6 +93,7 @@ def cases() -> list[Case]:
         Case("best temperature", _temperature),
         Case("unseen mass (Good–Turing, Esty)", _unseen),
         Case("strength of a fork", _fork, conservative=True),
+        Case("strength of a fork, a quarter of its samples shared", _fork_shared, conservative=True),
         Case("right in the demo world, 60 questions × 2", _world(), conservative=True),
     ]
 
@@ -176,6 +177,13 @@ def _fork(rng: Rng, seed: int) -> tuple[Figure, float]:
     """Two meanings, .3 before and .8 after: what B gains is .5."""
     labels = np.stack([rng.random(64) < 0.3, rng.random(64) < 0.8]).astype(np.int64)
     return strength(labels, 0), 0.5
+
+
+def _fork_shared(rng: Rng, seed: int) -> tuple[Figure, float]:
+    """The same gain, a quarter of the samples being the same before and after: .3 = .25 · .8 + .75 · .1333."""
+    after = rng.random(64) < 0.8
+    before = np.where(rng.random(64) < 0.25, after, rng.random(64) < 0.4 / 3)
+    return strength(np.stack([before, after]).astype(np.int64), 0), 0.5
 
 
 def _world() -> Toy:
