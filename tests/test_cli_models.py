@@ -178,10 +178,8 @@ def test_chat_reads_lines_and_prints_one_document(run: Path, capsys: Captured, m
 @pytest.mark.parametrize(
     ("argv", "code", "sentence"),
     [
-        (["ask", "RUN", " "], 2, "There is no question."),
         (["ask", "RUN", "Hunden " * 200], 2, "The text has"),
         (["ask", "RUN", "Hvem?", "--limit", "0"], 2, "--limit should be at least 1"),
-        (["ask", "RUN", ""], 2, "There is no question."),
         (["next", "RUN", "Hunden " * 200], 2, "The text has"),
         (["ask", "RUN", "Hvem?", "--limit", "-3"], 2, "--limit should be at least 1"),
         (["chat", "RUN", "--limit", "0"], 2, "--limit should be at least 1"),
@@ -202,7 +200,8 @@ def test_chat_reads_lines_and_prints_one_document(run: Path, capsys: Captured, m
 def test_what_cannot_be_asked(run: Path, argv: list[str], code: int, sentence: str, capsys: Captured) -> None:
     argv = [word.replace("RUN", str(run)) for word in argv]
     assert guard.guarded(call, argv) == code
-    assert capsys.readouterr().err.startswith(f"klype: {sentence.replace('RUN', str(run))}")
+    told = capsys.readouterr().err.splitlines()[-1]  # after what is told of compiling
+    assert told.startswith(f"klype: {sentence.replace('RUN', str(run))}")
 
 
 def test_a_damaged_checkpoint_is_one_sentence(run: Path, tmp_path: Path, capsys: Captured) -> None:

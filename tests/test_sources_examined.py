@@ -96,9 +96,9 @@ def test_every_figure_is_the_models_own_or_bounds_it(run: Path, capsys: Captured
 
 def test_a_budget_is_of_passes_or_of_a_server() -> None:
     assert split_budget("300") == (300, "")
-    assert split_budget("500requests,20000tokens") == (0, "500requests,20000tokens")
+    assert split_budget("500requests,20000tokens") == (None, "500requests,20000tokens")
     assert split_budget("300, 5requests") == (300, "5requests")
-    for wrong in ("-3", "1.5", "many", "5eggs"):
+    for wrong in ("0", "-3", "1.5", "many", "5eggs"):
         with pytest.raises(UsageError, match="--budget"):
             split_budget(wrong)
 
