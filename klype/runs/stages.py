@@ -170,7 +170,7 @@ def learn(
 
     trained, tokens = pace.follow(start, tell)
     model.eval()
-    model.fused = None
+    model.fused = run.fused
     run.say.stage_end(f"{trained.steps} steps, {tokens:,} tokens in {trained.seconds:.0f} s")
     return trained
 
