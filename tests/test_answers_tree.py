@@ -11,7 +11,7 @@ import torch
 
 from klype.answers import bounds
 from klype.answers.entropies import entropy_bounds
-from klype.answers.tree import Tree, TreeSettings, grow
+from klype.answers.tree import Tree, TreeSettings, grow, grow_together
 from klype.errors import UsageError
 from klype.values import Distribution, Sampling
 from tests.toy_sources import Partial, at_temperature, enumerate_answers, random_table, table_source
@@ -240,3 +240,20 @@ def test_the_width_for_entropy_is_as_published() -> None:
         q = Distribution(np.arange(20), np.log(p), rest)
         low, high = bounds.entropy(q, 50_000)
         assert 0.5 * width <= high - low <= 1.5 * width
+
+
+def test_trees_that_grow_together_are_those_that_grow_alone() -> None:
+    source, codec = table_source(random_table(np.random.default_rng(6), 5))
+    prompts = [(1,), (2,), (1, 3)]
+    meanings = [lambda text: text[:1], lambda text: text, lambda text: len(text)]
+    settings = TreeSettings(limit=6, budget=90, batch=4, vocabulary=5)
+    for alone, together in zip(
+        [grow(source, p, settings, codec.spell, m) for p, m in zip(prompts, meanings, strict=True)],
+        grow_together(source, prompts, settings, codec.spell, meanings),
+        strict=True,
+    ):
+        assert (together.expansions, together.stopped) == (alone.expansions, alone.stopped)
+        assert [a.text for a in together.answers] == [a.text for a in alone.answers]
+        np.testing.assert_allclose([a.low for a in together.answers], [a.low for a in alone.answers], rtol=1e-5)
+        assert [c.meaning for c in together.clusters] == [c.meaning for c in alone.clusters]
+        assert together.unexplored == pytest.approx(alone.unexplored, abs=1e-6)

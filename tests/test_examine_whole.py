@@ -14,8 +14,8 @@ import torch
 from klype.answers import bounds
 from klype.errors import KlypeError, UsageError
 from klype.examine.document import document
-from klype.examine.examination import Examined, Meters, examine
-from klype.examine.examinee import Examinee, ExamSettings, plan, within
+from klype.examine.examination import Examined, Meters, examine, probe
+from klype.examine.examinee import SHARE, Examinee, ExamSettings, Pace, in_time, plan, within
 from klype.examine.from_traces import Looked, answered, correctness
 from klype.examine.gates import failed, parse
 from klype.examine.truth import Reader, Tokens, at_temperature
@@ -67,6 +67,7 @@ def examinee(q_VV: np.ndarray, n: int = 12) -> Examinee:
     )
 
 
+PACE = Pace(tokens=8.0, speed=1000.0, tree_speed=1000.0, fork_tokens=36.0)
 SETTINGS = ExamSettings((0.0, 1.0), n=6, limit=8, trees=2, tree_budget=60, forks=2, fork_samples=8, shock_samples=2)
 
 
@@ -239,12 +240,37 @@ def test_values_that_are_not_numbers_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("budget", [60, 500, 5_000, 100_000])
 def test_a_budget_is_kept_to(budget: int) -> None:
-    settings, asked = within(budget, 200, ExamSettings(), 8.0, True)
-    assert plan(asked, settings, 8.0, 1.0, True).total <= budget
+    settings, asked = within(budget, 200, ExamSettings(), PACE, True)
+    assert plan(asked, settings, PACE, True).total <= budget
     if budget == 100_000:
         assert asked == 200
     with pytest.raises(UsageError):
-        within(1, 200, ExamSettings(), 8.0, True)
+        within(1, 200, ExamSettings(), PACE, True)
+
+
+def test_minutes_are_kept_to_by_trees_and_forks_of_fewer_questions() -> None:
+    asked, slow = ExamSettings((0.7, 1.0)), replace(PACE, tree_speed=20.0)
+    whole = plan(200, asked, slow, False)
+    assert in_time(whole.seconds / SHARE + 1, 200, asked, slow, False) == asked
+    fewer = in_time(whole.seconds * 0.8, 200, asked, slow, False)
+    assert 2 <= fewer.trees < asked.trees
+    assert 2 <= fewer.forks < asked.forks
+    assert plan(200, fewer, slow, False).seconds <= whole.seconds * 0.8
+    least = in_time(1e-9, 200, asked, slow, False)
+    assert (least.trees, least.forks, least.n) == (2, 2, asked.n)
+    none = replace(asked, trees=0, forks=1)
+    assert in_time(1e-9, 200, none, slow, False) == none
+
+
+def test_the_probe_foretells_what_forks_draw(tmp_path: Path) -> None:
+    """On average over answers: what is drawn is within half as much again of what was planned."""
+    one = examinee(ERRING, 60)
+    settings = ExamSettings((1.0,), n=4, limit=12, trees=1, tree_budget=60, forks=60, fork_samples=32, shocks=0)
+    pace = probe(one, settings)
+    planned = plan(60, settings, pace, False).passes["forks"]
+    without = examine(one, replace(settings, forks=0), tmp_path / "without")
+    spent = examine(one, settings, tmp_path / "with").passes - without.passes
+    assert planned / 1.5 < spent < planned * 1.5
 
 
 def test_conditions_read_measure_temperature_sign_and_number(honest: Examined) -> None:

@@ -12,7 +12,7 @@ import heapq
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, islice
 from typing import Literal
 
 import numpy as np
@@ -20,6 +20,7 @@ import torch
 
 from klype.answers import bounds
 from klype.answers.entropies import entropy_bounds
+from klype.answers.reach import Reach
 from klype.engine.sampling import needs_seen, shape
 from klype.errors import UsageError
 from klype.sources.source import Source
@@ -29,6 +30,7 @@ from klype.values import Distribution, Floats, Ints, Sampling
 Tokens = tuple[int, ...]
 Spell = Callable[[int], bytes]
 Meaning = Callable[[str], Hashable]
+Stopped = Literal["mode", "mass", "budget", "whole"]
 PLAIN = Sampling()
 WIDEST = 4096
 """Continuations of a beginning that are kept one by one; those after them are lost mass."""
@@ -98,7 +100,7 @@ class Tree:
     expansions: int
     entropy: tuple[float, float]
     meaning_entropy: tuple[float, float]
-    stopped: Literal["mode", "mass", "budget", "whole"]
+    stopped: Stopped
     settings: TreeSettings
 
 
@@ -143,29 +145,41 @@ class Growth:
     sums: dict[bytes, Sum] = field(default_factory=dict)
     heap: list[tuple[float, int, Node]] = field(default_factory=list)
     unread: list[tuple[Tokens, float]] = field(default_factory=list)
-    frontier: float = 1.0
+    frontier: float = 0.0
     order: count[int] = field(default_factory=count)
+    expansions: int = 0
+    stopped: Stopped | None = None
 
     @property
     def unexplored(self) -> float:
         return max(0.0, 1.0 - math.fsum(found.low for found in self.sums.values()))
 
-    def read(self, beginnings: Sequence[tuple[Tokens, float]]) -> None:
-        """Expand these beginnings in one call of the source."""
-        prefixes = [self.prompt + tokens for tokens, _ in beginnings]
-        listed = continuations(self.source.next(prefixes, -1), self.settings)
-        for (tokens, mass), (ids, p_K, tail) in zip(beginnings, listed, strict=True):
-            self._settle(tokens, mass, ids, p_K, tail)
+    def prefixes(self, beginnings: Sequence[tuple[Tokens, float]]) -> list[Tokens]:
+        return [self.prompt + tokens for tokens, _ in beginnings]
 
-    def read_paid(self, beginnings: Sequence[tuple[Tokens, float]]) -> int:
-        """``read`` what was answered before a server's budget was spent; how many. The others are open still."""
+    def expand(self, beginnings: Sequence[tuple[Tokens, float]], found: Sequence[Distribution]) -> None:
+        """What can follow these beginnings has been read."""
+        for (tokens, mass), (ids, p_K, tail) in zip(beginnings, continuations(found, self.settings), strict=True):
+            self._settle(tokens, mass, ids, p_K, tail)
+        self.expansions += len(beginnings)
+        self.stopped = self._why_stop()
+
+    def expand_paid(self, beginnings: Sequence[tuple[Tokens, float]]) -> None:
+        """``expand`` what was answered before a server's budget was spent, and end; the others are open still."""
         for tokens, mass in beginnings:
             try:
-                self.read([(tokens, mass)])
+                self.expand([(tokens, mass)], self.source.next([self.prompt + tokens], -1))
             except BudgetSpentError:
                 self.unread.append((tokens, mass))
                 self.frontier += mass
-        return len(beginnings) - len(self.unread)
+        self.stopped = "budget"
+
+    def batch(self) -> list[tuple[Tokens, float]]:
+        """The next beginnings to read."""
+        if not self.expansions:
+            return [((), 1.0)]
+        wide = max(self.settings.batch, min(self.settings.widest, self.expansions // GROWING))
+        return self.heaviest(min(self.settings.budget - self.expansions, wide))
 
     def heaviest(self, most: int) -> list[tuple[Tokens, float]]:
         """The next beginnings to read; they leave the frontier."""
@@ -177,6 +191,18 @@ class Growth:
             self.frontier += mass
             self._push(node)
         return taken
+
+    def _why_stop(self) -> Stopped | None:
+        if not self.heap:
+            return "whole"
+        unexplored = self.unexplored
+        if self.settings.until == "mass" and unexplored < self.settings.eps:
+            return "mass"
+        if self.settings.until == "mode":
+            best = heapq.nlargest(2, (found.low for found in self.sums.values()))
+            if best and best[0] > (best[1] if len(best) > 1 else 0.0) + unexplored:
+                return "mode"
+        return "budget" if self.expansions >= self.settings.budget else None
 
     def _settle(self, tokens: Tokens, mass: float, ids: Ints, p_K: Floats, tail: float) -> None:
         ends_K = np.logical_or.reduce([ids == stop for stop in self.source.codec.stop] or [np.zeros(len(ids), bool)])
@@ -219,24 +245,39 @@ def grow(
     A server's budget that is spent ends it as ``settings.budget`` does, if it was enough for the prompt itself.
     Errors: settings that cannot be; a partial distribution that is drawn from with more than a temperature.
     """
+    return grow_together(source, [prompt], settings, spell, [meaning or (lambda text: text)], progress)[0]
+
+
+def grow_together(
+    source: Source,
+    prompts: Sequence[Sequence[int]],
+    settings: TreeSettings,
+    spell: Spell | None,
+    meanings: Sequence[Meaning],
+    progress: Callable[[int, float], None] | None = None,
+) -> list[Tree]:
+    """``grow`` for each prompt: the same trees, but every call of the source reads the next batch of all of them.
+
+    ``progress``: beginnings that were read, and the most that is unexplored in a tree.
+    """
     settings.check()
-    growth = Growth(source, tuple(prompt), settings, spell)
-    growth.frontier = 0.0
-    growth.read([((), 1.0)])
-    expansions, stopped = 1, _stopped(growth)
-    while stopped is None and expansions < settings.budget:
-        wide = max(settings.batch, min(settings.widest, expansions // GROWING))
-        batch = growth.heaviest(min(settings.budget - expansions, wide))
+    growths = [Growth(source, tuple(prompt), settings, spell) for prompt in prompts]
+    while growing := [growth for growth in growths if growth.stopped is None]:
+        batches = [growth.batch() for growth in growing]
+        wanted = [prefix for growth, batch in zip(growing, batches, strict=True) for prefix in growth.prefixes(batch)]
         try:
-            growth.read(batch)
+            found = iter(source.next(wanted, -1))
         except BudgetSpentError:
-            expansions += growth.read_paid(batch)
+            if not all(growth.expansions for growth in growths):
+                raise
+            for growth, batch in zip(growing, batches, strict=True):
+                growth.expand_paid(batch)
             break
-        expansions += len(batch)
-        stopped = _stopped(growth)
+        for growth, batch in zip(growing, batches, strict=True):
+            growth.expand(batch, list(islice(found, len(batch))))
         if progress is not None:
-            progress(expansions, growth.unexplored)
-    return _finished(growth, expansions, stopped or "budget", meaning or (lambda text: text))
+            progress(sum(growth.expansions for growth in growths), max(growth.unexplored for growth in growths))
+    return [_finished(growth, meaning) for growth, meaning in zip(growths, meanings, strict=True)]
 
 
 def continuations(found: Sequence[Distribution], settings: TreeSettings) -> list[tuple[Ints, Floats, float]]:
@@ -273,22 +314,7 @@ def canonical(spelled: bytes) -> bytes:
     return spelled[1:] if spelled[:1] == b" " else spelled
 
 
-def _stopped(growth: Growth) -> Literal["mode", "mass", "whole"] | None:
-    if not growth.heap:
-        return "whole"
-    unexplored = growth.unexplored
-    if growth.settings.until == "mass" and unexplored < growth.settings.eps:
-        return "mass"
-    if growth.settings.until == "mode":
-        best = heapq.nlargest(2, (found.low for found in growth.sums.values()))
-        if best and best[0] > (best[1] if len(best) > 1 else 0.0) + unexplored:
-            return "mode"
-    return None
-
-
-def _finished(
-    growth: Growth, expansions: int, stopped: Literal["mode", "mass", "budget", "whole"], meaning: Meaning
-) -> Tree:
+def _finished(growth: Growth, meaning: Meaning) -> Tree:
     unexplored = growth.unexplored
     reach = Reach(growth)
     answers: list[Found] = []
@@ -305,63 +331,12 @@ def _finished(
         clusters=clusters,
         unexplored=unexplored,
         lost=max(0.0, unexplored - max(0.0, growth.frontier)),
-        expansions=expansions,
+        expansions=growth.expansions,
         entropy=entropy_bounds([found.low for found in growth.sums.values()], unexplored, opened),
         meaning_entropy=entropy_bounds([cluster.low for cluster in clusters], unexplored, opened),
-        stopped=stopped,
+        stopped=growth.stopped or "budget",
         settings=growth.settings,
     )
-
-
-class Reach:
-    """How much open mass can still become a given text."""
-
-    def __init__(self, growth: Growth) -> None:
-        self._nodes: dict[bytes, list[Node]] = {}
-        self._tokens: dict[bytes, list[int]] = {}
-        self._unread: dict[bytes, float] = {}
-        self._masses: dict[tuple[bytes, bytes], float] = {}
-        self._longest = 0
-        self._known = growth.spell is not None
-        if growth.spell is None:
-            return
-        for tokens, mass in growth.unread:
-            spelled = b"".join(map(growth.spell, tokens))
-            self._unread[spelled] = self._unread.get(spelled, 0.0) + mass
-        for node in growth.nodes:
-            self._nodes.setdefault(node.spelled, []).append(node)
-        for token in np.unique(np.concatenate([node.ids[node.taken :] for node in growth.nodes])).tolist():
-            spelled = growth.spell(token)
-            self._tokens.setdefault(spelled, []).append(token)
-            self._longest = max(self._longest, len(spelled))
-
-    def of(self, text: bytes) -> float:
-        """An upper bound; the text may have been led by a space."""
-        if not self._known:
-            return math.inf
-        whole = [b" " + text] + ([text] if text[:1] != b" " else [])
-        return math.fsum(mass for raw in whole for mass in self._from(raw))
-
-    def _from(self, raw: bytes) -> list[float]:
-        total = []
-        for at in range(len(raw) + 1):
-            begin = raw[:at]
-            if begin in self._nodes:
-                total += [node.tail for node in self._nodes[begin]]
-                ends = range(at, min(at + self._longest, len(raw)) + 1)
-                total += [self._into(begin, raw[at:to]) for to in ends if raw[at:to] in self._tokens]
-        return total
-
-    def _into(self, begin: bytes, spelled: bytes) -> float:
-        """Open mass that goes on from a beginning with so many bytes; many texts share it."""
-        if (begin, spelled) not in self._masses:
-            found = []
-            for node in self._nodes[begin]:
-                ids = node.ids[node.taken :]
-                places = np.flatnonzero(np.logical_or.reduce([ids == token for token in self._tokens[spelled]]))
-                found += [node.mass * float(node.p_K[node.taken + place]) for place in places.tolist()]
-            self._masses[begin, spelled] = math.fsum(found)
-        return self._masses[begin, spelled]
 
 
 def _clusters(answers: Sequence[Found], unexplored: float) -> tuple[Cluster, ...]:

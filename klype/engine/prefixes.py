@@ -23,6 +23,8 @@ WORTH = 32
 CHUNK = 512
 PADDED = 8192
 """Tokens a pass, padding included."""
+PADDING = 4
+"""At most one token of padding for so many that are read, beside what is spare."""
 SPARE = 120_000_000
 """Multiply-adds a layer that may go to padding rather than to one more pass, and one more shelf in all later steps."""
 
@@ -79,17 +81,18 @@ class Prefixes:
         rest = {prompt: len(prompt) - self._start(prompt, wanted)[2] for prompt in hosts}
         spare = SPARE * self.model.config.layers // self.model.config.flops_per_token
         batches: list[list[Tokens]] = []
-        padding = 0
+        padding = read = 0
         for prompt in sorted(hosts, key=lambda p: rest[p]):
             if batches:
                 batch = batches[-1]
                 padding += len(batch) * (rest[prompt] - rest[batch[-1]])
-                alike = rest[prompt] <= rest[batch[0]] * 5 // 4 + 8 or padding <= spare
+                alike = padding <= spare + read // PADDING
                 if alike and (len(batch) + 1) * min(rest[prompt], CHUNK) <= PADDED:
                     batch.append(prompt)
+                    read += rest[prompt]
                     continue
             batches.append([prompt])
-            padding = 0
+            padding, read = 0, rest[prompt]
         return batches
 
     def _compute(self, batch: list[Tokens], wanted: dict[Tokens, list[int]]) -> dict[Tokens, Place]:

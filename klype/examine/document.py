@@ -59,6 +59,8 @@ def document(found: Examined) -> Document:
             "n": settings.n,
             "limit": settings.limit,
             "seed": settings.seed,
+            "trees": len(found.trees),
+            "forks": len(found.forks),
         },
         "trees": trees(found),
         "examples": examples(found),

@@ -11,17 +11,19 @@ from pathlib import Path
 import numpy as np
 
 from klype.answers.forks import Forks, ForkSettings, forks
-from klype.answers.tree import Tree, TreeSettings, grow
+from klype.answers.tree import Tree, TreeSettings, grow_together
 from klype.examine.evidence import Answered, Evidence, Told
-from klype.examine.examinee import Examinee, ExamSettings
+from klype.examine.examinee import Examinee, ExamSettings, Pace, fork_tokens
 from klype.examine.feedback import Aftermath, Asked, FeedbackSettings, Shock, aftermaths, shocks
 from klype.examine.from_traces import Looked, answered, compared, crossings, pieces, sums, told
 from klype.examine.recorder import Recorder
 from klype.examine.replaced import Replaced, Right, replaced
 from klype.examine.truth import Reader, Tokens
-from klype.sources.source import answers
+from klype.sources.source import Source, answers
 from klype.values import Question, Request, Sampling, Trace
 
+PROBED = 8
+"""Questions from whose answers the time is estimated."""
 Progress = Callable[[str, int, int], None]
 """part, done, of how many"""
 
@@ -115,17 +117,21 @@ def examine(
     return found
 
 
-def probe(
-    examinee: Examinee, settings: ExamSettings, clock: Callable[[], float] = time.perf_counter
-) -> tuple[float, float]:
-    """Mean tokens of an answer and passes a second, from a few questions."""
-    few = range(min(8, len(examinee.prompts)))
+def probe(examinee: Examinee, settings: ExamSettings, clock: Callable[[], float] = time.perf_counter) -> Pace:
+    """A few questions answered, and trees begun as all will be, where klype computes the model itself."""
+    few = range(min(PROBED, len(examinee.prompts)))
     requests = [_request(examinee, settings, i, settings.main, settings.drawn(settings.main)) for i in few]
     answers(examinee.source, requests[:1])  # the first call is slower
     began = clock()
-    groups = answers(examinee.source, requests)
-    lengths = [len(trace.steps) for group in groups for trace in group]
-    return float(np.mean(lengths)), sum(lengths) / max(1e-6, clock() - began)
+    traces = [trace for group in answers(examinee.source, requests) for trace in group]
+    speed = sum(len(trace.steps) for trace in traces) / max(1e-6, clock() - began)
+    tokens, tree_speed = float(np.mean([len(trace.steps) for trace in traces])), speed
+    if settings.trees and examinee.shape is not None:
+        places = range(min(examinee.trees_together(settings.limit), settings.trees, len(examinee.prompts)))
+        began = clock()
+        grown = _grown(examinee.source, examinee, replace(settings, tree_budget=settings.tree_budget // 4 or 1), places)
+        tree_speed = sum(tree.expansions for tree in grown) / max(1e-6, clock() - began)
+    return Pace(tokens, speed, tree_speed, fork_tokens(traces))
 
 
 def _request(examinee: Examinee, settings: ExamSettings, place: int, temperature: float, n: int) -> Request:
@@ -244,18 +250,24 @@ def _trees(desk: Desk) -> list[Tree]:
     examinee, settings = desk.examinee, desk.settings
     out: list[Tree] = []
     asked = min(settings.trees, len(examinee.questions))
-    for place in range(asked):
-        grown = TreeSettings(
-            Sampling(temperature=settings.main),
-            settings.limit,
-            settings.tree_budget,
-            vocabulary=examinee.vocabulary,
-            batch=16 if examinee.whole else 8,
-        )
-        meaning = examinee.meaning(examinee.questions[place])
-        out.append(grow(desk.source, examinee.prompts[place], grown, examinee.spell, meaning))
-        desk.progress("trees", place + 1, asked)
+    together = examinee.trees_together(settings.limit)
+    for first in range(0, asked, together):
+        places = range(first, min(asked, first + together))
+        out += _grown(desk.source, examinee, settings, places)
+        desk.progress("trees", len(out), asked)
     return out
+
+
+def _grown(source: Source, examinee: Examinee, settings: ExamSettings, places: Sequence[int]) -> list[Tree]:
+    grown = TreeSettings(
+        Sampling(temperature=settings.main),
+        settings.limit,
+        settings.tree_budget,
+        vocabulary=examinee.vocabulary,
+        batch=examinee.tree_batch,
+    )
+    meanings = [examinee.meaning(examinee.questions[place]) for place in places]
+    return grow_together(source, [examinee.prompts[place] for place in places], grown, examinee.spell, meanings)
 
 
 def _forks(desk: Desk, groups: Sequence[Sequence[Trace]]) -> list[Forks]:

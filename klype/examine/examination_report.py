@@ -72,7 +72,7 @@ def verdict(document: Document, say: Say) -> list[str]:
     elif "feedback" in figures:
         second.append(say("exam.no_feedback", up=say.figure(figures["feedback"])))
     if "fork" in figures:
-        second.append(say("exam.forks", share=say.figure(figures["fork"], "fork")))
+        second.append(say("exam.forks", share=say.figure(figures["fork"], "fork"), n=figures["fork"]["n"]))
         if "fork_word" in figures:
             second.append(say("exam.fork_word", word=say.figure(figures["fork_word"])))
     if "s" in figures:

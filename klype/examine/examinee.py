@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from klype.errors import UsageError
 from klype.examine.copied import Index
@@ -11,10 +14,18 @@ from klype.examine.cost import Shape
 from klype.examine.truth import Reader
 from klype.judge.meaning import Meaning
 from klype.sources.source import Source
-from klype.values import Question, Verdict
+from klype.values import Question, Trace, Verdict
 
 WIDE = 4096
 """Vocabularies up to this size have whole distributions in every trace."""
+ROOM = 128 << 20
+"""Bytes for the beginnings that one call reads."""
+TREES = 16
+"""Trees that are grown at once at most."""
+OTHERS = 3.0
+"""About how many other words are followed where an answer forks."""
+SHARE = 0.9
+"""A plan is made for this part of the time allowed: probes are short."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +54,17 @@ class Examinee:
     @property
     def whole(self) -> bool:
         return not self.partial and 0 < self.vocabulary <= WIDE
+
+    @property
+    def tree_batch(self) -> int:
+        """Beginnings of a tree that are read together at first."""
+        return 16 if self.whole else 8
+
+    def trees_together(self, limit: int) -> int:
+        """How many trees are grown at once: as many as leave room for what is remembered of their beginnings."""
+        longest = max(map(len, self.prompts), default=0) + limit
+        kept = self.tree_batch * longest * (self.shape.cache_bytes if self.shape is not None else 0)
+        return max(1, min(TREES, ROOM // kept)) if kept else 1
 
     def is_word(self, token: int) -> bool:
         """A token that says something: not a control token."""
@@ -86,44 +108,86 @@ class ExamSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class Pace:
+    """What a probe found out: ``tokens`` of an answer and those that forks draw for one sample of it, in the mean;
+    ``speed``: passes a second of answers drawn together, ``tree_speed``: beginnings that trees read in a second."""
+
+    tokens: float
+    speed: float
+    tree_speed: float
+    fork_tokens: float
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What an examination costs, in forward passes (one a token that is drawn) and seconds, part by part."""
 
     settings: ExamSettings
     questions: int
-    passes: dict[str, int] = field(default_factory=dict)
-    seconds: float = 0.0
+    passes: dict[str, int]
+    seconds: float
 
     @property
     def total(self) -> int:
         return sum(self.passes.values())
 
 
-def plan(questions: int, settings: ExamSettings, tokens: float, speed: float, truth: bool) -> Plan:
-    """``tokens``: mean length of an answer, ``speed``: passes a second, both from a probe."""
+def fork_tokens(traces: Sequence[Trace]) -> float:
+    """Tokens that the forks of such answers draw for one sample: one at every word, and where it is not the answer's
+    own, as many more as answers go on for from there; then those of other words at the fork."""
+    lengths = np.array([len(trace.steps) for trace in traces])
+    longest = int(lengths.max(initial=0))
+    rest_T = np.array([(lengths[lengths > t] - t - 1).mean() for t in range(longest)])
+    beyond_T = np.array([(lengths[lengths > t + 1] - t - 1).mean() for t in range(longest - 1)] + [0.0])
+    drawn, rests = [], []
+    for trace in traces:
+        leaving_T = [1 - math.exp(step.drawn_logp) for step in trace.steps]
+        after = [*rest_T[: len(leaving_T) - 1], (beyond_T if trace.ended == "stop" else rest_T)[len(leaving_T) - 1]]
+        drawn.append(len(leaving_T) + float(np.dot(leaving_T, after)))
+        rests += after
+    return float(np.mean(drawn)) + OTHERS * float(np.mean(rests))
+
+
+def plan(questions: int, settings: ExamSettings, pace: Pace, truth: bool) -> Plan:
+    """``truth``: it is known which words can follow."""
+    tokens = pace.tokens
     draws = sum(settings.drawn(t) for t in settings.temperatures)
     warm = sum(t > 0 for t in settings.temperatures)
     asked = min(settings.shocks, questions)
+    arms = (
+        2 + 3 * settings.shock_samples * min(tokens, settings.distances)
+        if truth
+        else 1 + 2 * settings.shock_samples * tokens
+    )
     passes = {
         "answers": round(questions * draws * tokens),
-        "feedback": round(asked * warm * (2 + 3 * settings.shock_samples * min(tokens, settings.distances)))
-        if truth
-        else 0,
+        "feedback": round(asked * warm * arms),
         "truth": round(questions * tokens) if truth else 0,
         "trees": min(settings.trees, questions) * settings.tree_budget,
-        "forks": round(min(settings.forks, questions) * settings.fork_samples * tokens * (tokens + 1) / 2),
+        "forks": round(min(settings.forks, questions) * settings.fork_samples * pace.fork_tokens),
     }
-    return Plan(settings, questions, passes, sum(passes.values()) / max(speed, 1e-9))
+    drawn = sum(passes.values()) - passes["trees"]
+    return Plan(
+        settings, questions, passes, drawn / max(pace.speed, 1e-9) + passes["trees"] / max(pace.tree_speed, 1e-9)
+    )
 
 
-def within(budget: int, questions: int, settings: ExamSettings, tokens: float, truth: bool) -> tuple[ExamSettings, int]:
+def in_time(seconds: float, questions: int, settings: ExamSettings, pace: Pace, truth: bool) -> ExamSettings:
+    """With trees and forks of fewer questions, two at least, where all of them would take longer."""
+    while plan(questions, settings, pace, truth).seconds > SHARE * seconds and max(settings.trees, settings.forks) > 2:
+        trees, forks = (count if count <= 2 else max(2, count * 3 // 4) for count in (settings.trees, settings.forks))
+        settings = replace(settings, trees=trees, forks=forks)
+    return settings
+
+
+def within(budget: int, questions: int, settings: ExamSettings, pace: Pace, truth: bool) -> tuple[ExamSettings, int]:
     """Smaller settings, and questions, whose plan keeps to a budget of passes.
 
     Forks, trees and shocks shrink first, then answers, then questions; at last only answers are left. Errors: a budget
     that not even one question fits.
     """
     asked = questions
-    while plan(asked, settings, tokens, 1.0, truth).total > budget:
+    while plan(asked, settings, pace, truth).total > budget:
         if settings.forks > 2 or settings.trees > 2 or settings.shocks > 20:
             settings = _fewer(settings, 2)
         elif settings.n > 4:

@@ -41,7 +41,7 @@ def command(
     w = words(terminal.lang, "examination")
     opened = open_model(model, precision)
     one = examinee(opened, questions_of(opened, questions, "", most), raw, limit=limit)
-    one, settings = planned(terminal, w, one, settings, budget, True)
+    one, settings = planned(terminal, w, one, settings, budget or None, 0, True)
     folder = out or Path("examinations") / Path(model).name
     made = article(examined(terminal, w, one, settings, folder))
     made["report"] = str(write_page(folder, made, terminal.lang))

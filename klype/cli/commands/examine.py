@@ -35,6 +35,9 @@ def command(
     samples: Annotated[int, typer.Option("-n", "--samples", help="Answers a question and temperature.")] = 16,
     limit: o.Limit = 32,
     budget: o.Budget = None,
+    minutes: Annotated[
+        float, typer.Option("--minutes", min=0, help="Trees and forks of fewer questions to keep to it (0: of all).")
+    ] = 6.0,
     fail_if: Annotated[
         list[str] | None, typer.Option("--fail-if", help='Exit 1 when so: "right<0.8", "kl@1>0.3". May be repeated.')
     ] = None,
@@ -84,7 +87,7 @@ def command(
     for name, place in zip(models, apart(folder, models) if compare else [folder], strict=True):
         opened = open_model(name, precision, budget=asked)
         one = examinee(opened, questions_of(opened, questions, suite, most), raw, texts, deciding, limit)
-        one, fitted = planned(terminal, w, one, settings, passes, yes)
+        one, fitted = planned(terminal, w, one, settings, passes, minutes, yes)
         found.append(examined(terminal, w, one, fitted, place, found[0].shocks if found else None))
         documents.append(written(terminal, found[-1], place, parquet))
         tell_cost(opened)
@@ -142,21 +145,23 @@ def read_training(files: list[Path]) -> list[str]:
 
 
 def planned(
-    terminal: Terminal, w: Words, one: Examinee, settings: ExamSettings, budget: int | None, yes: bool
+    terminal: Terminal, w: Words, one: Examinee, settings: ExamSettings, budget: int | None, minutes: float, yes: bool
 ) -> tuple[Examinee, ExamSettings]:
-    """The settings after a look at the cost: made to fit the budget, or agreed to."""
+    """The settings after a look at the cost: made to fit the budget or else the minutes, or agreed to."""
     from dataclasses import replace
 
     from klype.examine.examination import probe
-    from klype.examine.examinee import plan, within
+    from klype.examine.examinee import in_time, plan, within
 
-    tokens, speed = probe(one, settings)
+    pace = probe(one, settings)
     known = one.reader is not None and one.whole
     asked = len(one.questions)
     if budget is not None:
-        settings, asked = within(budget, asked, settings, tokens, known)
+        settings, asked = within(budget, asked, settings, pace, known)
         one = replace(one, questions=one.questions[:asked], prompts=one.prompts[:asked])
-    found = plan(asked, settings, tokens, speed, known)
+    elif minutes:
+        settings = in_time(60 * minutes, asked, settings, pace, known)
+    found = plan(asked, settings, pace, known)
     tell_plan(terminal, w, found)
     if found.seconds > LONG_S and budget is None and not yes and sys.stdin.isatty():
         typer.confirm(w("examine.ask"), abort=True, err=True)
@@ -166,15 +171,14 @@ def planned(
 def tell_plan(terminal: Terminal, w: Words, found: Plan) -> None:
     from klype.words import count, number
 
-    terminal.console.print(
-        w(
-            "examine.plan",
-            questions=count(found.questions, terminal.lang),
-            passes=count(found.total, terminal.lang),
-            seconds=number(found.seconds, terminal.lang, 0),
-        ),
-        markup=False,
-    )
+    counts = {
+        "questions": found.questions,
+        "trees": min(found.settings.trees, found.questions),
+        "forks": min(found.settings.forks, found.questions),
+        "passes": found.total,
+    }
+    shown = {name: count(value, terminal.lang) for name, value in counts.items()}
+    terminal.console.print(w("examine.plan", **shown, seconds=number(found.seconds, terminal.lang, 0)), markup=False)
 
 
 def examined(
