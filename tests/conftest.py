@@ -19,10 +19,19 @@ settings.register_profile("klype", deadline=None, max_examples=50)
 settings.load_profile("klype")
 
 
+@pytest.fixture(scope="session")
+def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where klype's C is kept: compiled once, it is the same for all tests."""
+    folder = tmp_path_factory.mktemp("compiled")
+    folder.chmod(0o700)
+    return folder
+
+
 @pytest.fixture(autouse=True)
-def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """KLYPE_HOME is empty and the test's own; no language comes from the machine."""
+def home(tmp_path_factory: pytest.TempPathFactory, compiled_once: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """KLYPE_HOME holds what is compiled and is the test's own; no language comes from the machine."""
     folder = tmp_path_factory.mktemp("home")
+    (folder / "cache").symlink_to(compiled_once)
     monkeypatch.setenv("KLYPE_HOME", str(folder))
     monkeypatch.setenv("KLYPE_LANG", "en")
     return folder

@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -106,14 +108,25 @@ def test_a_whole_run_begins_on_two_and_ends_on_one(tmp_path: Path, text: Path) -
     assert shards == {"pretrain", "finetune"}
 
 
-def launched(out: Path, text: Path, ranks: int, *options: str) -> subprocess.Popen[str]:
-    """``torchrun … -m klype train pretrain``."""
+STEPS = 120
+PATIENCE_S = 1200.0
+"""What one start may take: a starved machine needs many times the half minute of an idle one."""
+
+
+@contextmanager
+def launched(out: Path, text: Path, ranks: int, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """``torchrun … -m klype train pretrain``; nothing of it outlives the test."""
     settings = [part for setting in (*SMALL, "pretrain.training.save_every=5") for part in ("--set", setting)]
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--max-restarts", "3", "-m", "klype"]
-    command = ["train", "pretrain", "--text", str(text), "--steps", "300", "--out", str(out), "--json", *options]
+    command = ["train", "pretrain", "--text", str(text), "--steps", str(STEPS), "--out", str(out), "--json", *options]
     environ = {**os.environ, "KLYPE_HOME": str(text.parent / "home"), "OMP_NUM_THREADS": "1"}
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environ}
-    return subprocess.Popen([sys.executable, *launcher, *command, *settings], **pipes)
+    process = subprocess.Popen([sys.executable, *launcher, *command, *settings], **pipes)
+    try:
+        yield process
+    finally:
+        process.terminate()  # which it passes on
+        process.communicate(timeout=PATIENCE_S)
 
 
 def workers(launcher: int) -> list[int]:
@@ -127,20 +140,26 @@ def has_saved(out: Path, steps: int, process: subprocess.Popen[str]) -> None:
         time.sleep(0.05)
 
 
+def ended(process: subprocess.Popen[str]) -> tuple[str, str]:
+    """What it said when all went well."""
+    out, err = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0, err
+    return out, err
+
+
 @pytest.mark.soak
+@pytest.mark.timeout(4 * PATIENCE_S)
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for the launcher's children in /proc")
 def test_a_killed_worker_is_started_again_and_all_go_on_from_the_last_state(tmp_path: Path, text: Path) -> None:
     """No --resume is given: started again by torchrun, they know. What comes of it is what an unbroken run gives."""
-    straight = launched(tmp_path / "straight", text, 2)
-    told = json.loads(straight.communicate(timeout=300)[0])
-    assert straight.returncode == 0
-    assert told["stage"] == "pretrain"
-    broken = launched(tmp_path / "broken", text, 2)
-    has_saved(tmp_path / "broken", 10, broken)
-    os.kill(workers(broken.pid)[1], signal.SIGKILL)
-    out, err = broken.communicate(timeout=300)
-    assert broken.returncode == 0, err
+    with launched(tmp_path / "straight", text, 2) as straight:
+        assert json.loads(ended(straight)[0])["stage"] == "pretrain"
+    with launched(tmp_path / "broken", text, 2) as broken:
+        has_saved(tmp_path / "broken", 10, broken)
+        os.kill(workers(broken.pid)[1], signal.SIGKILL)
+        out, err = ended(broken)
     assert json.loads(out)["stage"] == "pretrain"  # one document, of the first
+    assert "has lost another one" in err
     assert "Traceback" not in err
     assert "bug" not in err
     one, other = (checkpoint.load(tmp_path / name / "pretrain").model.state_dict() for name in ("straight", "broken"))
@@ -150,17 +169,17 @@ def test_a_killed_worker_is_started_again_and_all_go_on_from_the_last_state(tmp_
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(4 * PATIENCE_S)
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for the launcher's children in /proc")
 def test_ctrl_c_at_the_launcher_saves_and_resume_goes_on(tmp_path: Path, text: Path) -> None:
-    process = launched(tmp_path / "run", text, 2)
-    has_saved(tmp_path / "run", 10, process)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=120)
+    with launched(tmp_path / "run", text, 2) as process:
+        has_saved(tmp_path / "run", 10, process)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode != 0
     assert err.count("everything is saved") == 1
     stopped = int(states(tmp_path / "run" / "pretrain")[-1].name[5:])
-    assert 10 <= stopped < 300
-    again = launched(tmp_path / "run", text, 4, "--resume")
-    again.communicate(timeout=300)
-    assert again.returncode == 0
-    assert len(losses(tmp_path / "run")) == 300
+    assert 10 <= stopped < STEPS
+    with launched(tmp_path / "run", text, 4, "--resume") as again:
+        ended(again)
+    assert len(losses(tmp_path / "run")) == STEPS

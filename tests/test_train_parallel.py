@@ -49,7 +49,7 @@ def team(ranks: int, work: Callable[[], None], folder: Path) -> None:
     for member in members:
         member.start()
     for member in members:
-        member.join(120)
+        member.join(400)  # many times what an idle machine takes
     try:
         assert [member.exitcode for member in members] == [0] * ranks
     finally:
