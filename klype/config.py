@@ -25,10 +25,7 @@ class Settings(BaseModel):
 def load(kind: type[S], file: Path | None = None, overrides: Iterable[str] = ()) -> S:
     """Defaults ← the TOML file ← overrides such as ``pretrain.steps=100``, in this order."""
     read = read_toml(file) if file else {}
-    values = deepcopy(read)
-    for override in overrides:
-        keys, value = parse_override(override)
-        _put(values, keys, value, override)
+    values = overridden(read, overrides)
     try:
         return make(kind, values)
     except UsageError:
@@ -46,6 +43,15 @@ def make(kind: type[S], values: Mapping[str, Any], where: str = "", spell: Calla
         return kind.model_validate(dict(values))
     except ValidationError as error:
         raise _explain(kind, error, where, spell) from None
+
+
+def overridden(values: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """The values with what is overridden."""
+    new = deepcopy(dict(values))
+    for override in overrides:
+        keys, value = parse_override(override)
+        _put(new, keys, value, override)
+    return new
 
 
 def schema(kind: type[BaseModel]) -> dict[str, Any]:

@@ -129,9 +129,11 @@ def test_the_english_recipe_goes_through_all_stages_and_its_run_can_be_moved(fol
 @pytest.mark.slow
 def test_the_norwegian_recipe_runs_on_the_dictionary_alone(tmp_path: Path) -> None:
     document = life(tmp_path / "norsk", "norsk", None, "data.words=60", "tokenizer.size=300")
-    for name in ("finetuned", "aligned"):
+    stages = document["stages"]
+    assert stages["aligned"] or "No question has two different answers" in document["why"]  # three seconds may buy none
+    for stage in filter(None, (stages["finetuned"], stages["aligned"])):
         for figure in ("well_formed", "right_trained"):
-            found = document["stages"][name][figure]
+            found = stage[figure]
             assert found["low"] <= found["value"] <= found["high"]
     facts = read_facts(tmp_path / "norsk" / "figures.json")
     assert {row["kind"] for row in facts["dictionary"]} >= {"meaning", "example", "class"}

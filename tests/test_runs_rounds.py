@@ -14,8 +14,9 @@ from klype.model import checkpoint
 from klype.model.transformer import Transformer
 from klype.runs.leash import leash_demo, verdict
 from klype.runs.options import StageOptions
+from klype.runs.pipeline import start_of
 from klype.runs.recipe import read
-from klype.runs.rounds import align_rounds
+from klype.runs.rounds import align_rounds, recipe_of
 from klype.runs.say import Silent
 from klype.runs.stages import model_config
 from klype.runs.world_subject import WorldSubject
@@ -143,3 +144,13 @@ def test_the_verdict_says_what_the_leash_did(
     assert ("annotator's fell" in told) == (loose[1] < 0)
     assert "did not change beyond chance" in told
     assert "2,50 nat" in verdict(whole, "nb")
+
+
+def test_overrides_are_read_as_those_of_any_recipe(run: Path, tmp_path: Path) -> None:
+    asked = options(run, tmp_path, overrides=("examine.temperatures=[0.5]", "align.rows=3"))
+    recipe = recipe_of(start_of(asked), asked)
+    assert (recipe.examine.temperatures, recipe.align.rows, recipe.align.limit) == ((0.5,), 3, 8)
+    for wrong in ("algin=3", "align.rowz=3", "align.rows"):
+        asked = options(run, tmp_path, overrides=(wrong,))
+        with pytest.raises(UsageError, match=wrong.removesuffix("=3")):
+            recipe_of(start_of(asked), asked)

@@ -166,7 +166,7 @@ def _continued(source: Source, prompt: Sequence[int], answer: Sequence[int], set
     """
     stop, decode, T = set(source.codec.stop), source.codec.decode, len(answer)
     firsts = answers(
-        source, [_request((*prompt, *answer[:t]), settings.n, 1, settings, t + 1, 0, stop) for t in range(T)]
+        source, [_request((*prompt, *answer[:t]), settings.n, 1, settings, (t + 1, 0), stop) for t in range(T)]
     )
     first_TN = [[trace.tokens[0] for trace in group] for group in firsts]
     ended = answer[-1] in stop or settings.limit <= T  # an answer that was cut short does not end where it ends
@@ -180,7 +180,7 @@ def _continued(source: Source, prompt: Sequence[int], answer: Sequence[int], set
     taken, requests = [0] * T, []
     for t, token, samples in drawn:
         prefix, room = (*prompt, *answer[:t], token), settings.limit - t - 1
-        requests.append(_request(prefix, len(samples), room, settings, t + 1, taken[t], stop))
+        requests.append(_request(prefix, len(samples), room, settings, (t + 1, taken[t]), stop))
         taken[t] += len(samples)
     after = {(t, v): group for (t, v, _), group in zip(drawn, answers(source, requests), strict=True)}
     texts = [[decode(answer)] * settings.n]
@@ -195,9 +195,10 @@ def _continued(source: Source, prompt: Sequence[int], answer: Sequence[int], set
 
 
 def _request(
-    prefix: Sequence[int], n: int, limit: int, settings: ForkSettings, noise: int, first: int, stop: set[int]
+    prefix: Sequence[int], n: int, limit: int, settings: ForkSettings, draws: tuple[int, int], stop: set[int]
 ) -> Request:
-    """``noise`` and the samples' numbers, from ``first``, tell all draws of one answer's forks apart."""
+    """``draws``: a number of noise, and the first sample's; they tell all draws of one answer's forks apart."""
+    noise, first = draws
     seed = settings.seed * 1_000_003 + noise
     return Request(tuple(prefix), n, limit, settings.sampling, seed, tuple(sorted(stop)), first_sample=first)
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-from klype.config import make
+from klype.config import make, overridden
 from klype.errors import KlypeError, UsageError
 from klype.preferences.tastes import Taste
 from klype.preferences.tastes import taste as read_taste
@@ -23,7 +23,7 @@ from klype.runs.say import Say
 from klype.runs.stages import Run, rank
 from klype.runs.subject import Subject
 from klype.runs.watch import Seen
-from klype.train.stages import method
+from klype.train.methods import method
 from klype.values import Question, Verdict
 
 
@@ -83,15 +83,7 @@ def recipe_of(start: Found, options: StageOptions) -> Recipe:
     saved = read_run(start.run).get("settings")
     if saved is None:
         raise KlypeError(f"The run {start.run} does not say what recipe made it.")
-    values = Recipe.model_validate(saved).model_dump(mode="json")
-    for override in options.overrides:
-        name, _, value = override.partition("=")
-        *path, last = name.split(".")
-        place = values
-        for part in path:
-            place = place.get(part, {})
-        place[last] = value
-    recipe = make(Recipe, values)
+    recipe = make(Recipe, overridden(saved, options.overrides))
     method(recipe.align.how.method)
     return recipe
 
@@ -110,29 +102,21 @@ def one_round(
         return cast(dict[str, Any], known["aligned"])
     folder.mkdir(parents=True, exist_ok=True)
     life = open_run(folder, options.model_copy(update={"out": folder}), recipe, say, resumed, start.folder)
-    _prepare(start, folder, anew)
-    for name, stage in (("rank", rank), ("reward", reward)):
+    bring(start, folder, "rank" if anew else "align")
+    tasted = life if flaw is None else replace(life, subject=cast(Subject, Tasted(life.subject, flaw)))
+    for name, stage, own_life in (("rank", rank, tasted), ("reward", reward, life)):
         if anew and not life.record.done(name):
             began = time.perf_counter()
-            tasted = flaw is not None and name == "rank"
-            stage(replace(life, subject=cast(Subject, Tasted(life.subject, flaw))) if tasted and flaw else life)
+            stage(own_life)
             life.record.finish(name, time.perf_counter() - began)
     if flaw is not None:  # the ranker's own ceiling is that of the taste it ranked by
-        own = examined(replace(life, subject=cast(Subject, Tasted(life.subject, flaw))))
+        own = examined(tasted)
         life.record.content.setdefault("reward", own).update({name: own[name] for name in ("ceiling", "tau_ceiling")})
     _check(life)
     began = time.perf_counter()
     align(life)
     life.record.finish("align", time.perf_counter() - began)
     return _compared(life)
-
-
-def _prepare(start: Found, folder: Path, anew: bool) -> None:
-    """Brings the model to start from, and rankings and reward model unless they are made anew."""
-    if anew:
-        bring(replace(start), folder, "rank")
-    else:
-        bring(start, folder, "align")
 
 
 def _check(life: Run) -> None:
