@@ -19,6 +19,7 @@ from klype.model.fused import fused
 from klype.model.transformer import Transformer
 from klype.train import scoring
 from klype.train.loop import Interrupted, Session, Settings, train
+from klype.train.methods import METHODS, AlignSettings, Method, align_objective
 from klype.train.optimizer import OptimizerSettings
 from klype.train.pairs import RankingBatches, RankingSettings, marks
 from klype.train.policy import ActorCritic, PolicySettings, advantages, at_the_end, gae, grpo, ppo
@@ -27,7 +28,6 @@ from klype.train.rewards import Ranked
 from klype.train.rollout import Asked, Leash, Players, RolloutBatches, RolloutSettings, answers_batch
 from klype.train.schedule import Schedule
 from klype.train.scoring import score_answers
-from klype.train.stages import METHODS, AlignSettings, Method, align_objective
 from klype.values import Batch, Batches, Floats
 
 torch.set_num_threads(1)

@@ -152,51 +152,27 @@ class HuggingFace:
         began = time.perf_counter()
         self._text = Tokens(given)
         stamps: list[float] = []
-        self._train(given, PROBED, lambda: stamps.append(time.perf_counter()))
+        self._train(given, PROBED, lambda step: stamps.append(time.perf_counter()))
         step_s = (stamps[-1] - stamps[PROBED // 2]) / (len(stamps) - 1 - PROBED // 2)
         steps = max(PROBED, round((given.seconds - (time.perf_counter() - began)) / step_s))
-        self._model, rows = self._train(given, steps, lambda: None)
+        self._model, rows = self._train(given, steps, lambda step: None)
         how = f"{self._text.how}, Llama by Trainer of transformers {self._version}, float32"
         return Learnt(how, steps, steps * rows * self._text.shape.window, weights(self._model))
 
-    def _train(self, given: Given, steps: int, on_step: Callable[[], None]) -> tuple[Any, int]:
+    def _train(self, given: Given, steps: int, on_step: Callable[[int], None]) -> tuple[Any, int]:
         """A model after so many steps, and the rows of a step."""
         import torch
-        from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback, TrainingArguments
-        from transformers import Trainer as HFTrainer
 
-        class Watch(TrainerCallback):
-            def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-                on_step()
+        from klype.bench import hf_trainer
 
         torch.manual_seed(given.seed)
         shape, ids = self._text.shape, torch.tensor(self._text.ids)
-        config = LlamaConfig(
-            vocab_size=shape.vocab,
-            hidden_size=shape.width,
-            intermediate_size=shape.hidden,
-            num_hidden_layers=shape.layers,
-            num_attention_heads=shape.heads,
-            max_position_embeddings=shape.window,
-            use_cache=False,
-        )
-        model = LlamaForCausalLM(config)
-        windows = ids[: len(ids) // shape.window * shape.window].view(-1, shape.window)
-        arguments = TrainingArguments(
-            output_dir=given.folder,
-            use_cpu=True,
-            max_steps=steps,
-            seed=given.seed,
-            save_strategy="no",
-            logging_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-            dataloader_pin_memory=False,
-        )
-        examples = [{"input_ids": row, "labels": row} for row in windows]
-        HFTrainer(model=model, args=arguments, train_dataset=examples, callbacks=[Watch()]).train()
+        model = hf_trainer.llama(shape, shape.window)
+        windows = list(ids[: len(ids) // shape.window * shape.window].view(-1, shape.window))
+        options = {"max_steps": steps, "seed": given.seed}
+        _, rows = hf_trainer.train(model, windows, given.folder, on_step, **options)
         model.train(False)
-        return model, arguments.per_device_train_batch_size
+        return model, rows
 
     def score(self, text: str) -> tuple[Array, Array]:
         return self._text.score(lambda tokens_BT: self._model(tokens_BT).logits, text)

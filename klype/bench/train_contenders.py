@@ -172,50 +172,28 @@ class HuggingFace:
 
     def load(self, shape: Shape, threads: int, cache: str) -> None:
         import torch
-        from transformers import LlamaConfig, LlamaForCausalLM
+
+        from klype.bench import hf_trainer
 
         torch.set_num_threads(threads)
         torch.manual_seed(0)
         self._shape = shape
-        config = LlamaConfig(
-            vocab_size=shape.vocab,
-            hidden_size=shape.width,
-            intermediate_size=shape.hidden,
-            num_hidden_layers=shape.layers,
-            num_attention_heads=shape.heads,
-            max_position_embeddings=shape.window + 1,
-            use_cache=False,
-        )
-        self._model = LlamaForCausalLM(config)
+        self._model = hf_trainer.llama(shape, shape.window + 1)
 
     def train(self, steps: int) -> dict[str, Any]:
-        from transformers import Trainer as HFTrainer
-        from transformers import TrainerCallback, TrainingArguments
+        from klype.bench import hf_trainer
 
         clock, shape = Clock(steps), self._shape
-
-        class Watch(TrainerCallback):
-            def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-                clock.step(state.global_step)
-
-        rows = [row for number in range(WARM + steps) for row in batch(shape, number)]
-        examples = [{"input_ids": row[:-1], "labels": row[:-1]} for row in rows]
+        rows = [row[:-1] for number in range(WARM + steps) for row in batch(shape, number)]
+        options = {
+            "bf16": self.precision == "bfloat16",
+            "per_device_train_batch_size": shape.rows,
+            "max_steps": WARM + steps,
+            "learning_rate": RATE,
+        }
         with tempfile.TemporaryDirectory() as folder:
-            arguments = TrainingArguments(
-                output_dir=folder,
-                use_cpu=True,
-                bf16=self.precision == "bfloat16",
-                per_device_train_batch_size=shape.rows,
-                max_steps=WARM + steps,
-                learning_rate=RATE,
-                save_strategy="no",
-                logging_strategy="no",
-                report_to=[],
-                disable_tqdm=True,
-                dataloader_pin_memory=False,
-            )
-            done = HFTrainer(model=self._model, args=arguments, train_dataset=examples, callbacks=[Watch()]).train()
-        return clock.read(float(done.training_loss))
+            loss, _ = hf_trainer.train(self._model, rows, folder, clock.step, **options)
+        return clock.read(loss)
 
 
 CONTENDERS: dict[str, tuple[Callable[[], Trainer], tuple[str, ...], tuple[str, ...]]] = {

@@ -19,12 +19,12 @@ from klype.runs.lessons import messages
 from klype.runs.plan import Planned
 from klype.runs.stages import Run, learn, precision_of, session_of
 from klype.runs.watch import ASKED, TIMES, Parted, Seen, Watch, Watched, best
+from klype.train.methods import align_objective, method
 from klype.train.objectives import Objective
 from klype.train.pairs import RankingBatches, RankingSettings
 from klype.train.policy import ActorCritic
 from klype.train.rewards import ABOUT, Ranked, RewardModel, fit_reward
 from klype.train.rollout import Asked, Players, RolloutBatches, RolloutSettings, by_model
-from klype.train.stages import align_objective, method
 from klype.values import Batch, Batches, Question
 
 

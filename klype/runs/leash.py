@@ -19,7 +19,7 @@ from klype.runs.pipeline import open_run, start_of
 from klype.runs.record import write_json
 from klype.runs.rounds import one_round, recipe_of
 from klype.runs.say import Say
-from klype.train.stages import method
+from klype.train.methods import method
 from klype.words import number, words
 
 FLAW = "word=-0.3,right=0.5"  # loves length, and cares less for what is right

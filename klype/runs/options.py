@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field, model_validator
 
 from klype.config import Settings
 
 Stage = Literal["pretrain", "finetune", "rank", "reward", "align"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
 Size = Literal["tiny", "small", "base"]
 Language = Literal["nb", "en"]
 

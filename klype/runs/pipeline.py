@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +28,26 @@ from klype.text.tokenizer import Tokenizer
 from klype.train import parallel
 from klype.train.rewards import Ranked, teach_nothing
 
-STAGES: dict[str, Callable[[Run], None]] = {
-    "pretrain": pretrain,
-    "finetune": finetune,
-    "rank": rank,
-    "reward": reward,
-    "align": align,
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """``before``: whose model it goes on from; ``needs``: whose findings lie in the run's folder, too. ``shared``:
+    several processes do it together; the others are one process's."""
+
+    do: Callable[[Run], None]
+    before: str = ""
+    needs: tuple[str, ...] = ()
+    shared: bool = False
+
+
+STAGES = {
+    "pretrain": Stage(pretrain, shared=True),
+    "finetune": Stage(finetune, "pretrain", shared=True),
+    "rank": Stage(rank, "finetune"),
+    "reward": Stage(reward, "finetune", ("rank",)),
+    "align": Stage(align, "finetune", ("rank", "reward")),
 }
 MEASURED = {stage: name for name, stage in MODELS.items()}
-SHARED = ("pretrain", "finetune")
-"""Stages that several processes do together; the others are one process's."""
 
 
 def run(options: RunOptions, say: Say) -> dict[str, Any]:
@@ -49,12 +60,12 @@ def run(options: RunOptions, say: Say) -> dict[str, Any]:
     for name, stage in STAGES.items():
         if life.record.done(name) or not _may_start(life, name):
             continue
-        if name not in SHARED and parallel.ranks() > 1:
+        if not stage.shared and parallel.ranks() > 1:
             if not parallel.is_first():
                 return {}
             _go_on_alone(life)
         began = time.perf_counter()
-        stage(life)
+        stage.do(life)
         life.record.finish(name, time.perf_counter() - began)
         if name in MEASURED and parallel.is_first():
             _measured(life, name)
@@ -92,12 +103,13 @@ def _as_begun(folder: Path, options: Asked) -> tuple[Asked, Recipe]:
 
 def train_stage(options: StageOptions, say: Say) -> dict[str, Any]:
     """One stage in a run folder of its own: ``out/STAGE`` is its checkpoint. Of several processes, the first tells."""
-    if options.stage not in SHARED and parallel.ranks() > 1:
+    stage = STAGES[options.stage]
+    if not stage.shared and parallel.ranks() > 1:
         raise UsageError(f"The stage {options.stage} is done by one process.", "Leave out the launcher (torchrun).")
     with parallel.first_alone():
         life = _stage_life(options, say)
     began = time.perf_counter()
-    STAGES[options.stage](life)
+    stage.do(life)
     if not parallel.is_first():
         return {}
     life.record.finish(options.stage, time.perf_counter() - began)
@@ -129,18 +141,15 @@ def _stage_life(options: StageOptions, say: Say) -> Run:
     if not resumed:
         recipe = dealt_out(suited(recipe, options, start), parallel.ranks())
     life = open_run(folder, options, recipe, say, resumed, start.folder if start else None)
-    if start is not None and options.stage in NEEDS:
+    if start is not None and STAGES[options.stage].before == "finetune":
         bring(start, folder, options.stage)
     return life
-
-
-BEFORE = {"finetune": "pretrain", "rank": "finetune", "reward": "finetune", "align": "finetune"}
 
 
 def start_of(options: StageOptions) -> Found:
     """The model that the stage goes on from: of a whole run, the one that its own stage went on from."""
     found = find_model(options.from_)
-    earlier = found.run / BEFORE.get(options.stage, "") if found.run else None
+    earlier = found.run / STAGES[options.stage].before if found.run else None
     named_run = found.run is not None and Path(options.from_).resolve() == found.run.resolve()
     if named_run and earlier is not None and holds_weights(earlier):
         return Found(earlier, found.run, earlier.name)
@@ -325,15 +334,12 @@ def _report(life: Run) -> dict[str, Any]:
     return document
 
 
-NEEDS = {"rank": (), "reward": ("rank",), "align": ("rank", "reward")}
-
-
 def bring(start: Found, folder: Path, stage: str) -> None:
     """Copy what the stage builds on: the fine-tuned model, rankings for a reward model, a reward model for alignment.
 
     So the new folder is a run of its own, which the next stage can start from.
     """
-    for needed in NEEDS[stage]:
+    for needed in STAGES[stage].needs:
         if start.run is None or not (start.run / needed).is_dir():
             raise UsageError(
                 f"{start.run or start.folder} has no {needed}, which the stage {stage} needs.",

@@ -12,10 +12,10 @@ from klype.config import Settings, load, nearest
 from klype.errors import UsageError
 from klype.model.lora import LoraSettings
 from klype.train.loop import Settings as Training
+from klype.train.methods import AlignSettings
 from klype.train.optimizer import OptimizerSettings
 from klype.train.rewards import RewardSettings
 from klype.train.schedule import Schedule
-from klype.train.stages import AlignSettings
 
 
 class TokenizerSection(Settings):

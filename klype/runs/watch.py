@@ -24,7 +24,7 @@ from klype.runs.answering import answer_all, said
 from klype.runs.subject import Subject
 from klype.train.resume import write_durably
 from klype.train.rewards import RewardModel
-from klype.train.rollout import answers_batch, k3
+from klype.train.rollout import answers_batch, kl_an_answer
 from klype.train.scoring import score_answers
 from klype.values import Batch, Batches, Question, Sampling
 
@@ -77,7 +77,7 @@ class Watch:
             step,
             tuple(self.subject.judge(q, text, done).score for q, text, done in judged),
             0.0 if self.judge is None else float(self.judge.score(prompts, answers).mean()),
-            k3(own.float(), reference.float()),
+            kl_an_answer(own.float(), reference.float()),
             float(np.mean([len(a) for a in answers])),
             float(np.mean(ended)),
             float(np.mean(repeats)) if repeats else 0.0,

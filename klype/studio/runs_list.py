@@ -17,10 +17,10 @@ from safetensors import SafetensorError, safe_open
 from klype.errors import KlypeError
 from klype.runs.find import NEWEST_FIRST, find_model
 from klype.runs.folder import RUNS, read_run
+from klype.runs.options import STAGES
 from klype.studio.studio import Studio
 from klype.studio.work import Work, works
 
-ALL_STAGES = ("pretrain", "finetune", "rank", "reward", "align")
 FIGURES = {"pretrain": "base", "finetune": "finetuned", "align": "aligned"}
 """What run.json calls a stage's figures."""
 QUIET_S = 90.0
@@ -117,7 +117,7 @@ def tell(folder: Path, work: Work | None) -> Told:
         why = error.message if state == "unreadable" else _why(work)
         planned = work.plan.about.get("planned_s") if work is not None else None
         return Told(**known, state=state, why=why, changed=began, seconds=seconds, planned_s=planned)
-    stages = tuple(stage for stage in ALL_STAGES if _reached(folder, stage))
+    stages = tuple(stage for stage in STAGES if _reached(folder, stage))
     last = next((stage for stage in NEWEST_FIRST if (folder / stage / "model.safetensors").is_file()), "")
     changed = max((_changed(file) for file in (folder / "run.json", *folder.glob("*/metrics.jsonl"))), default=0.0)
     state = _state(about, work, changed)
@@ -202,7 +202,7 @@ def _why(work: Work | None) -> str:
 def _parent(origin: str) -> str:
     """The run that a model belongs to, whether it is still there or not."""
     folder = Path(origin).expanduser()
-    return key_of(folder.parent if folder.name in ALL_STAGES else folder)
+    return key_of(folder.parent if folder.name in STAGES else folder)
 
 
 def _changed(file: Path) -> float:

@@ -14,9 +14,8 @@ from torch import nn
 
 from klype import config
 from klype.data.order import Permutation, mix
-from klype.errors import KlypeError
 from klype.train.features import Ids
-from klype.train.rewards import Ranked
+from klype.train.rewards import Ranked, teaching
 from klype.train.rollout import answers_batch
 from klype.train.scoring import score_answers
 from klype.values import Batch
@@ -41,12 +40,7 @@ class RankingBatches:
         settings: RankingSettings,
         rehearsal: Callable[[int], Batch] | None = None,
     ) -> None:
-        self.rankings = [r for r in rankings if len(r.answers) > 1 and len(set(r.ranks)) > 1]
-        if not self.rankings:
-            raise KlypeError(
-                "The rankings teach nothing: each has one candidate only, or all of its candidates are tied.",
-                "Rank questions whose candidates differ.",
-            )
+        self.rankings = [r for r in teaching(rankings) if len(set(r.ranks)) > 1]
         self.reference, self.settings, self.rehearsal, self.index = reference, settings, rehearsal, 0
         self._number = min(settings.questions, len(self.rankings))
         self._known: dict[int, torch.Tensor] = {}

@@ -211,7 +211,8 @@ def _leash(
     if "reference_logp_BT" not in batch.extra:
         return torch.zeros_like(logp_BT), {}
     reference_BT = batch.extra["reference_logp_BT"].to(logp_BT.dtype) * mask_BT
-    metrics = _measured_kl(logp_BT.detach(), reference_BT, mask_BT)
+    measured = (k3(logp_BT.detach(), reference_BT) * mask_BT).sum()
+    metrics = {"kl": float(measured), "kl_count": float(mask_BT.shape[0])}
     beta = float(batch.extra.get("beta", settings.beta))
     if not beta:
         return torch.zeros_like(logp_BT), metrics
@@ -222,15 +223,15 @@ def kl_loss(
     logp: torch.Tensor, reference: torch.Tensor, ratio: torch.Tensor, kind: Literal["k2", "k3"]
 ) -> torch.Tensor:
     """A loss per token whose expected gradient is that of KL(π‖π_ref), for tokens drawn from ``logp - log ratio``."""
-    r = logp - reference
     if kind == "k2":
-        return ratio.detach() * 0.5 * r**2
-    return ratio * (torch.expm1(-r) + r)
+        return ratio.detach() * 0.5 * (logp - reference) ** 2
+    return ratio * k3(logp, reference)
 
 
-def _measured_kl(logp_BT: torch.Tensor, reference_BT: torch.Tensor, mask_BT: torch.Tensor) -> dict[str, float]:
-    r_BT = logp_BT - reference_BT
-    return {"kl": float(((torch.expm1(-r_BT) + r_BT) * mask_BT).sum()), "kl_count": float(mask_BT.shape[0])}
+def k3(logp: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """KL(π‖π_ref) by an estimate that has no bias and is never negative, for tokens drawn from π."""
+    r = logp - reference
+    return torch.expm1(-r) + r
 
 
 def _averaged(

@@ -161,6 +161,17 @@ def teach_nothing(rankings: Iterable[Ranked]) -> bool:
     return not any(len(set(ranking.ranks)) > 1 for ranking in rankings)
 
 
+def teaching(rankings: Iterable[Ranked]) -> list[Ranked]:
+    """Those of two candidates or more. Raises KlypeError when rankings ``teach_nothing``."""
+    found = [ranking for ranking in rankings if len(ranking.answers) > 1]
+    if teach_nothing(found):
+        raise KlypeError(
+            "The rankings teach nothing: each has one candidate only, or all of its candidates are tied.",
+            "Rank questions whose candidates differ.",
+        )
+    return found
+
+
 def fit_reward(
     trunk: nn.Module,
     rankings: Sequence[Ranked],
@@ -172,12 +183,7 @@ def fit_reward(
 
     Rankings of fewer than two candidates are left out. Raises KlypeError when rankings ``teach_nothing``.
     """
-    useful = [r for r in rankings if len(r.answers) > 1]
-    if teach_nothing(useful):
-        raise KlypeError(
-            "The rankings teach nothing: each has one candidate only, or all of its candidates are tied.",
-            "Rank questions whose candidates differ.",
-        )
+    useful = teaching(rankings)
     return fit_heads(trunk, answer_features(trunk, *_flat(useful)), useful, settings, folder, session)
 
 

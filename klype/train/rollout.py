@@ -17,7 +17,7 @@ from torch import nn
 from klype import config
 from klype.errors import KlypeError
 from klype.train.features import Ids
-from klype.train.policy import Scaling, advantages
+from klype.train.policy import Scaling, advantages, k3
 from klype.train.rewards import RewardModel
 from klype.train.scoring import score_answers
 from klype.values import Batch, Floats, Question, Request, Reward, Sampling, Trace
@@ -147,7 +147,7 @@ class RolloutBatches:
             known = Batch(batch.tokens_BT, batch.targets_BT, batch.weights_BT, extra)
             with torch.no_grad():
                 extra["reference_logp_BT"] = score_answers(players.reference, known).logp_BT
-            self.leash.pull(k3(extra["old_logp_BT"], extra["reference_logp_BT"]))
+            self.leash.pull(kl_an_answer(extra["old_logp_BT"], extra["reference_logp_BT"]))
             extra["beta"] = self.leash.beta
         rewards_N = _checked(players.reward(of_each, [t.tokens for t in traces]), len(traces))
         adjusted_QG = self._adjusted(rewards_N, traces, extra).reshape(len(asked), settings.answers)
@@ -187,10 +187,9 @@ class RolloutBatches:
         return np.asarray(adjusted_N)
 
 
-def k3(logp_BT: torch.Tensor, reference_BT: torch.Tensor) -> float:
-    """KL to the reference in nats an answer, by an estimate that has no bias and is never negative."""
-    r_BT = logp_BT - reference_BT
-    return float((torch.expm1(-r_BT) + r_BT).sum() / len(r_BT))
+def kl_an_answer(logp_BT: torch.Tensor, reference_BT: torch.Tensor) -> float:
+    """KL to the reference in nats, estimated from drawn answers."""
+    return float(k3(logp_BT, reference_BT).sum() / len(logp_BT))
 
 
 def answers_batch(prompts: Sequence[Ids], answers: Sequence[Ids], group: int = 1) -> Batch:

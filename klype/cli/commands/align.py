@@ -44,7 +44,7 @@ def command(
     from klype.runs import folder
     from klype.runs.find import find_model
     from klype.runs.options import StageOptions
-    from klype.train.stages import method as row
+    from klype.train.methods import method as row
 
     if leash and (rounds > 1 or human or beta is not None):
         raise UsageError("--leash-demo chooses for itself: leave out --rounds, --human and --beta.")

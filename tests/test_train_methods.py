@@ -1,4 +1,4 @@
-"""The table of stages: every row stands on rows before it, and every method is runnable from a recipe."""
+"""The table of ways to align: every row is runnable from a recipe."""
 
 from __future__ import annotations
 
@@ -11,24 +11,13 @@ from train_toys import random_batch, tiny_model
 from klype import config
 from klype.errors import UsageError
 from klype.train.loop import Settings
+from klype.train.methods import METHODS, AlignSettings, align_objective, method
 from klype.train.policy import ActorCritic, Scaling, advantages
-from klype.train.stages import METHODS, STAGES, AlignSettings, align_objective, method, stage
 from klype.values import Batch
 
 
-def test_every_stage_needs_only_earlier_ones() -> None:
-    done: set[str] = set()
-    for row in STAGES:
-        assert set(row.models) <= done
-        assert (row.training is None) == (row.objective is None)
-        done.add(row.name)
-    assert [row.name for row in STAGES] == ["pretrain", "finetune", "rank", "reward", "align"]
-
-
-def test_names_are_found_and_neighbours_proposed() -> None:
-    assert stage("reward").name == "reward"
-    with pytest.raises(UsageError, match="Did you mean align"):
-        stage("aline")
+def test_a_name_that_there_is_none_of_is_told_those_that_there_are() -> None:
+    assert method("kto").name == "kto"
     with pytest.raises(UsageError, match="grpo, rloo, ppo, expert, dpo"):
         method("ppo2")
 
@@ -66,7 +55,7 @@ def test_every_method_has_a_gradient_and_an_objective_of_its_own() -> None:
 
 
 class Recipe(config.Settings):
-    pretrain: Settings = stage("pretrain").training
+    pretrain: Settings = Settings(steps=0)
     align: AlignSettings = AlignSettings()
 
 

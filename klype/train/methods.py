@@ -1,4 +1,4 @@
-"""The stages of a life, in order, and the methods of the last one, as tables: a new one is a new row."""
+"""The ways to align a model, as a table: a new one is a new row."""
 
 from __future__ import annotations
 
@@ -11,17 +11,9 @@ from pydantic import Field
 
 from klype import config
 from klype.errors import UsageError
-from klype.train.loop import Settings
 from klype.train.objectives import Objective, cross_entropy, with_rehearsal
-from klype.train.optimizer import OptimizerSettings
 from klype.train.policy import PolicySettings, Scaling, grpo, ppo, rloo
 from klype.train.preference import PreferenceSettings, preference
-from klype.train.rewards import RewardSettings, rank_features
-from klype.train.schedule import Schedule
-
-Material = Literal["text", "instructions", "questions", "rankings"]
-Model = Literal["pretrain", "finetune", "reward"]
-
 
 MethodName = Literal["grpo", "rloo", "ppo", "expert", "dpo", "ipo", "kto"]
 
@@ -111,83 +103,6 @@ METHODS = (
         lambda settings: partial(preference, settings=settings.preference.model_copy(update={"kind": "kto"})),
     ),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """One stage: what it does, the material and the models of earlier stages it needs, and how it trains by default.
-
-    ``training`` is None for a stage that trains nothing; ``steps`` in it is for the plan to set.
-    """
-
-    name: str
-    says: str
-    material: tuple[Material, ...]
-    models: tuple[Model, ...]
-    training: Settings | None
-    objective: Callable[[AlignSettings], Objective] | None
-
-
-STAGES = (
-    Stage(
-        "pretrain",
-        "learns to continue text: next-token cross-entropy on documents",
-        ("text",),
-        (),
-        Settings(steps=0),
-        lambda settings: cross_entropy,
-    ),
-    Stage(
-        "finetune",
-        "learns to answer: cross-entropy on answers only, with text rehearsed",
-        ("instructions",),
-        ("pretrain",),
-        Settings(
-            steps=0,
-            optimizer=OptimizerSettings(matrix_rate=0.007, rate=3e-3),
-            schedule=Schedule(warmup=0.05, flat=0.3),
-        ),
-        lambda settings: with_rehearsal(cross_entropy, cross_entropy, settings.rehearsal_weight),
-    ),
-    Stage(
-        "rank",
-        "answers questions many times over, and lets an annotator rank the answers",
-        ("questions",),
-        ("finetune",),
-        None,
-        None,
-    ),
-    Stage(
-        "reward",
-        "learns to imitate the annotator: Plackett-Luce on the rankings",
-        ("rankings",),
-        ("finetune",),
-        RewardSettings(),
-        lambda settings: rank_features,
-    ),
-    Stage(
-        "align",
-        "learns to answer as the annotator likes: rewards on fresh answers, on a leash, with text rehearsed",
-        ("questions",),
-        ("finetune", "reward"),
-        Settings(
-            steps=0,
-            optimizer=OptimizerSettings(kind="adamw", rate=7e-4, betas=(0.9, 0.98)),
-            schedule=Schedule(warmup=0.05, flat=0.5),
-        ),
-        lambda settings: align_objective(settings),
-    ),
-)
-
-
-def stage(name: str) -> Stage:
-    """The row of this name; UsageError for a name there is none of."""
-    for row in STAGES:
-        if row.name == name:
-            return row
-    near = config.nearest(name, [row.name for row in STAGES])
-    hint = f"Did you mean {near}?" if near else f"Stages are: {', '.join(row.name for row in STAGES)}."
-    raise UsageError(f"There is no stage {name}.", hint)
 
 
 def method(name: str) -> Method:
