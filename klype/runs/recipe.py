@@ -69,12 +69,13 @@ class Lesson(Settings):
 
 class PretrainSection(Lesson):
     """``plain``: the part of the steps in which answers have only plain manners; ``easy``: the part over which stories
-    grow from two facts to four; ``answer_weight``: see lessons; ``passes``: how often a document is met."""
+    grow from two facts to four; ``answer_weight``: see lessons; ``passes``: how often a document is
+    met; of a text of one's own: at most, lest it be learnt by heart."""
 
     plain: float = Field(default=0.6, ge=0, le=1)
     easy: float = Field(default=0.3, ge=0, le=1)
     answer_weight: float = Field(default=5.0, gt=0)
-    passes: int = Field(default=1, ge=1, le=8)
+    passes: int = Field(default=1, ge=1)
 
 
 class Rehearsing(Lesson):

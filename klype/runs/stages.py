@@ -23,7 +23,7 @@ from klype.model.fused import Fused, fused
 from klype.model.transformer import Transformer
 from klype.runs import ranking
 from klype.runs.adapting import learner, learnt
-from klype.runs.options import RunOptions, StageOptions
+from klype.runs.options import STAGES, RunOptions, StageOptions
 from klype.runs.pace import Pace
 from klype.runs.plan import Cycle, Planned, Precision, WithRehearsal, best_precision, crews, plan
 from klype.runs.recipe import Recipe
@@ -149,8 +149,7 @@ def learn(
     torch.set_num_threads(planned.crew.threads)
     run.say.stage_start(stage, planned.steps)
     known, at = run.record.content["plan"][stage], _newest_step(run.folder / stage)
-    most = (_enough(run) if stage == "finetune" else None) or sys.maxsize
-    pace = Pace(known, time.perf_counter(), run.record.save, at, most)
+    pace = Pace(known, time.perf_counter(), run.record.save, at, _enough(run, stage))
 
     def start() -> tuple[Trained, int]:
         objective, batches = build(model, pace.planned)
@@ -184,28 +183,43 @@ def _planned(run: Run, stage: str, model: nn.Module, build: Any, training: Setti
         crew = crews(cores, training.micro_batches)[-1]
         planned = Planned(steps, 0.0, crew, fused=run.fused is not None)
     else:
-        planned = plan(model, build, training, seconds_for(run, stage), cores, precision_of(run, stage))
-        if stage == "finetune":
-            planned = planned.at_most(_enough(run) or planned.steps)
-        elif stage == "pretrain" and isinstance(run.options, RunOptions):
-            planned = planned.longer(_spare(run, planned))
+        fits = plan(model, build, training, seconds_for(run, stage), cores, precision_of(run, stage))
+        if stage == "pretrain" and isinstance(run.options, RunOptions):
+            fits = fits.longer(_spare(run, fits))
+        planned = fits.at_most(_enough(run, stage))
+        if planned.steps < fits.steps and stage == "pretrain":
+            _give_back(run, fits.seconds - planned.seconds)
     planned = Planned.parse(parallel.from_first(planned.json()))
     run.record.content["plan"][stage] = planned.json()
     run.record.save()
     return planned
 
 
-def _enough(run: Run) -> int | None:
-    """The steps of fine-tuning after which every example has been met as often as it may be; None: no such limit."""
-    lesson, examples = run.recipe.finetune, run.subject.examples
-    return math.ceil(lesson.passes * examples / lesson.rows) if lesson.passes and examples else None
+def _enough(run: Run, stage: str) -> int:
+    """The steps after which everything has been met as often as it may be; sys.maxsize where there is no limit."""
+    subject, recipe = run.subject, run.recipe
+    if stage == "finetune" and recipe.finetune.passes and subject.examples:
+        return math.ceil(recipe.finetune.passes * subject.examples / recipe.finetune.rows)
+    if stage == "pretrain" and subject.tokens:
+        return math.ceil(recipe.pretrain.passes * subject.tokens / (recipe.pretrain.rows * recipe.model.window))
+    return sys.maxsize
+
+
+def _give_back(run: Run, seconds: float) -> None:
+    """Time that nothing is to be learnt in is not taken."""
+    run.say.note(
+        f"After {run.recipe.pretrain.passes} times through this text it would be learnt by heart: {seconds:.0f} s of "
+        "pre-training are left out. More text would use them (--set pretrain.passes=… to go on all the same)."
+    )
+    if isinstance(run.options, RunOptions):
+        run.record.content["planned_s"] -= round(seconds, 1)
 
 
 def _spare(run: Run, pretraining: Planned) -> float:
     """Seconds of fine-tuning's share that it will not need, a row of either stage taking as long."""
-    enough, lesson = _enough(run), run.recipe.finetune
-    if enough is None or run.record.done("finetune"):
+    if run.record.done("finetune"):
         return 0.0
+    enough, lesson = _enough(run, "finetune"), run.recipe.finetune
     a_row = pretraining.seconds / pretraining.steps / run.recipe.pretrain.rows
     return max(0.0, seconds_for(run, "finetune") - enough * (lesson.rows + lesson.rehearsal_rows) * a_row)
 
@@ -224,20 +238,13 @@ def precision_of(run: Run, stage: str) -> Precision:
 
 
 def seconds_for(run: Run, stage: str) -> float:
-    """This stage's part of what is left of the minutes asked: by the shares of the stages still to come."""
-    minutes = run.options.minutes or 5.0
+    """This stage's part of what is left of the time planned: by the shares of the stages still to come."""
     if isinstance(run.options, StageOptions):
-        return minutes * 60
-    shares = {
-        "pretrain": run.recipe.pretrain.share,
-        "finetune": run.recipe.finetune.share,
-        "rank": run.recipe.rank.share,
-        "reward": run.recipe.reward.share,
-        "align": run.recipe.align.share,
-        "examine": run.recipe.examine.share,
-    }
+        return 60 * (run.options.minutes or 5.0)
+    shares: dict[str, float] = {name: getattr(run.recipe, name).share for name in (*STAGES, "examine")}
     to_come = sum(share for name, share in shares.items() if not run.record.done(name))
-    return max(1.0, (minutes * 60 - run.record.elapsed) * shares[stage] / to_come)
+    left: float = run.record.content["planned_s"] - run.record.elapsed
+    return max(1.0, left * shares[stage] / to_come)
 
 
 def session_of(run: Run, stage: str, model: Transformer | None, counted: _Counted | None, pace: Pace | None) -> Session:

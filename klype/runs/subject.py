@@ -25,6 +25,8 @@ class Subject(Protocol):
     recipe: Recipe
     chat: Chat
     held_out: list[Question]
+    tokens: int | None
+    """Of the text to pre-train on; None: it has no end."""
     examples: int | None
     """To fine-tune on; None: as many as are asked for."""
     annotator: Text

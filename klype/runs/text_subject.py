@@ -80,6 +80,7 @@ class TextSubject:
         self.annotator: Text = given if self._rankings else TASTE if self.exam else RULE
         self.measures = TextMeasures(self._split, self.chat.tokenizer, recipe.model.window)
         self._train_shards = self._tokens(self._split.train) if self._material.share == 1 else self._sharded()
+        self.tokens: int | None = int(self._train_shards.lengths.sum())
 
     # input
 

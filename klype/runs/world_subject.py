@@ -51,6 +51,7 @@ class _Retrievals:
 class WorldSubject:
     """Documents without end, questions with known answers, an annotator with stated tastes."""
 
+    tokens: int | None = None
     examples: int | None = None
     annotator_name = "likes right, polite and short answers"
     judge_name = "the world's grammar"
