@@ -6,6 +6,7 @@ import pytest
 
 from klype.runs.pace import Pace
 from klype.runs.plan import Crew, Planned, crews
+from klype.runs.recipe import read
 from klype.train.loop import Interrupted
 
 PLAN = Planned(1000, 100.0, Crew(2, 1), "bfloat16")
@@ -84,3 +85,10 @@ def test_a_plan_made_longer_or_cut_keeps_its_pace() -> None:
     assert (cut.steps, cut.seconds) == (300, pytest.approx(30.0))
     assert PLAN.at_most(5000) == PLAN.longer(0.0) == PLAN
     assert Planned(1000, 0.0, Crew()).longer(9.0).steps == 1000  # steps that were asked for have no pace
+
+
+def test_a_text_that_is_met_more_often_decays_more() -> None:
+    recipe = read("text", ("pretrain.rows=8", "model.window=256", "pretrain.decay_a_pass=0.1"))
+    decays = [recipe.pretraining(steps, 2048 * 100).optimizer.decay for steps in (0, 300, 900, 5000)]
+    assert decays == [0.0, pytest.approx(0.3), pytest.approx(0.9), 1.0]
+    assert recipe.pretraining(900, None) == recipe.training("pretrain")

@@ -64,6 +64,7 @@ class Klype:
         crew = planned.crew
         torch.set_num_threads(crew.threads)
         pace = Pace(planned.json(), time.perf_counter())
+        training = recipe.pretraining(planned.steps, int(documents.lengths.sum()))
 
         def start() -> Trained:
             session = Session(

@@ -70,12 +70,14 @@ class Lesson(Settings):
 class PretrainSection(Lesson):
     """``plain``: the part of the steps in which answers have only plain manners; ``easy``: the part over which stories
     grow from two facts to four; ``answer_weight``: see lessons; ``passes``: how often a document is
-    met; of a text of one's own: at most, lest it be learnt by heart."""
+    met; of a text of one's own: at most, lest it be learnt by heart. ``decay_a_pass``: weight decay for each time that
+    such a text will be met, up to 1 in all: what is met often is learnt by heart without."""
 
     plain: float = Field(default=0.6, ge=0, le=1)
     easy: float = Field(default=0.3, ge=0, le=1)
     answer_weight: float = Field(default=5.0, gt=0)
     passes: int = Field(default=1, ge=1)
+    decay_a_pass: float = Field(default=0.0, ge=0)
 
 
 class Rehearsing(Lesson):
@@ -166,6 +168,15 @@ class Recipe(Settings):
             return own
         rates = self.lora.align if stage == "align" else self.lora.optimizer
         return own.model_copy(update={"optimizer": rates})
+
+    def pretraining(self, steps: int, tokens: int | None) -> Training:
+        """How so many steps of pre-training go on a text of so many tokens (None: without end)."""
+        own = self.training("pretrain")
+        if not tokens or not self.pretrain.decay_a_pass or self.lora.rank:
+            return own
+        passes = steps * self.pretrain.rows * self.model.window / tokens
+        decay = min(1.0, self.pretrain.decay_a_pass * passes)
+        return own.model_copy(update={"optimizer": own.optimizer.model_copy(update={"decay": decay})})
 
 
 def names() -> list[str]:

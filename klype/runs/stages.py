@@ -145,6 +145,8 @@ def learn(
     planned = _planned(run, stage, model, lambda twin: build(twin, None), training)
     if planned.fused and model.fused is None:
         run.say.note("No compiler is found any more: what follows is not bit for bit what it would have been.")
+    if stage == "pretrain":
+        training = run.recipe.pretraining(planned.steps, run.subject.tokens)
     model.fused = run.fused if planned.fused else None
     torch.set_num_threads(planned.crew.threads)
     run.say.stage_start(stage, planned.steps)
