@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from klype.engine import prefixes
 from klype.engine.engine import Engine
 from klype.engine.prefixes import Place, by_shelf
 from klype.engine.sampling import draw, noise, shape
@@ -375,3 +376,15 @@ def test_where_prompts_lie_in_memory_does_not_order_them() -> None:
     for lying in (shelves, shelves[::-1]):
         places = [Place(lying[i], slot, 1, torch.zeros(1)) for i, slot in ((2, 1), (0, 0), (2, 0), (5, 0), (0, 1))]
         assert by_shelf(places) == [2, 0, 1, 4, 3]
+
+
+def test_little_of_a_pass_is_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """… even where a model is so large that nothing is spare for it."""
+    monkeypatch.setattr(prefixes, "SPARE", 0)
+    rng = np.random.default_rng(0)
+    prompts = [tuple(rng.integers(0, 23, length).tolist()) for length in rng.integers(1, 60, 50)]
+    batches = engine().prefixes._batches(prompts, {prompt: [len(prompt)] for prompt in prompts})
+    assert sorted(prompt for batch in batches for prompt in batch) == sorted(prompts)
+    assert len(batches) < 12
+    for lengths in ([len(prompt) for prompt in batch] for batch in batches):
+        assert len(lengths) * max(lengths) <= sum(lengths) * 1.25

@@ -13,6 +13,7 @@ import torch
 
 from klype.answers import bounds
 from klype.errors import KlypeError, UsageError
+from klype.examine.cost import Shape
 from klype.examine.document import document
 from klype.examine.examination import Examined, Meters, examine, probe
 from klype.examine.examinee import SHARE, Examinee, ExamSettings, Pace, in_time, plan, within
@@ -284,3 +285,42 @@ def test_conditions_read_measure_temperature_sign_and_number(honest: Examined) -
         failed(parse("s@2<1"), made)
     with pytest.raises(KlypeError, match="could not be measured"):
         failed(parse("copied>0.1"), made)
+
+
+def test_trees_grow_together_as_far_as_there_is_room() -> None:
+    one, small = examinee(TRUTH), Shape(matrices=100, layers=1, width=8, cache_bytes=64)
+    assert one.trees_together(32) == 1  # nobody knows how large a token's keys and values are
+    assert replace(one, shape=small).trees_together(32) == 16
+    large = replace(small, cache_bytes=46_080)
+    assert 1 < replace(one, shape=large, prompts=((1,) * 8,)).trees_together(32) < 16
+    assert replace(one, shape=large, prompts=((1,) * 4000,)).trees_together(32) == 1
+
+
+def test_trees_that_grow_together_are_examined_alike(tmp_path: Path) -> None:
+    one = examinee(ERRING)
+    settings = replace(SETTINGS, temperatures=(1.0,), trees=6, forks=0, shocks=0)
+    shape = Shape(matrices=100, layers=1, width=8, cache_bytes=64)
+    alone, together = (
+        document(examine(who, settings, tmp_path / name))
+        for who, name in ((one, "alone"), (replace(one, shape=shape), "together"))
+    )
+    assert together["settings"]["trees"] == 6
+    assert [tree["expansions"] for tree in together["trees"]] == [tree["expansions"] for tree in alone["trees"]]
+    for a, b in zip(together["trees"], alone["trees"], strict=True):
+        assert a["unexplored"] == pytest.approx(b["unexplored"], abs=1e-6)
+
+
+def test_every_part_is_told_when_it_begins_and_how_far_it_is(tmp_path: Path) -> None:
+    told: list[tuple[str, int, int]] = []
+    examine(examinee(ERRING), SETTINGS, tmp_path, lambda *about: told.append(about))
+    parts = list(dict.fromkeys(part for part, _, _ in told))
+    assert parts == ["truth", "answers 0", "answers 1", "feedback 1", "trees", "forks"]
+    for part in parts:
+        done = [(at, of) for name, at, of in told if name == part]
+        assert done[0][0] == 0
+        assert done[-1][0] == done[-1][1]
+        assert [at for at, _ in done] == sorted(at for at, _ in done)
+    told.clear()
+    only = replace(SETTINGS, temperatures=(1.0,), trees=0, forks=0, shocks=0)
+    examine(examinee(ERRING), only, tmp_path, lambda *about: told.append(about))
+    assert {part for part, _, _ in told} == {"truth", "answers 1"}

@@ -25,7 +25,7 @@ from klype.values import Question, Request, Sampling, Trace
 PROBED = 8
 """Questions from whose answers the time is estimated."""
 Progress = Callable[[str, int, int], None]
-"""part, done, of how many"""
+"""part, done (0: it begins), of how many"""
 
 
 @dataclass
@@ -58,6 +58,10 @@ class Desk:
     readers: dict[str, Reader] = field(default_factory=dict)
     crossed: dict[int, tuple[float, ...]] = field(default_factory=dict)
     language: dict[str, tuple[str, ...]] | None = None
+
+    def begin(self, part: str, of: int) -> None:
+        if of:
+            self.progress(part, 0, of)
 
     def reader(self, place: int) -> Reader | None:
         question = self.examinee.questions[place]
@@ -150,6 +154,7 @@ def _answers(desk: Desk, temperature: float) -> list[list[Trace]]:
     """In chunks of questions: what was drawn before an interruption stays."""
     total = len(desk.examinee.prompts)
     out: list[list[Trace]] = []
+    desk.begin(f"answers {temperature:g}", total)
     for first in range(0, total, desk.settings.chunk):
         places = range(first, min(total, first + desk.settings.chunk))
         n = desk.settings.drawn(temperature)
@@ -164,6 +169,7 @@ def _true_answers(desk: Desk) -> list[list[Trace]] | None:
     examinee = desk.examinee
     if examinee.reader is None or not examinee.whole:
         return None
+    desk.begin("truth", len(examinee.prompts))
     said = [_say(desk, i) for i in range(len(examinee.prompts))]
     traces = desk.source.score(examinee.prompts, said, -1)
     desk.progress("truth", len(said), len(said))
@@ -217,8 +223,10 @@ def _feedback(desk: Desk, temperature: float, given: list[Shock] | None) -> tupl
         temperature, distances=desk.settings.distances, samples=desk.settings.shock_samples, seed=desk.settings.seed
     )
     examinee = desk.examinee
+    total = min(desk.settings.shocks, len(examinee.questions))
+    desk.begin(f"feedback {temperature:g}", total)
     asked = []
-    for place in range(min(desk.settings.shocks, len(examinee.questions))):
+    for place in range(total):
         reader = desk.reader(place)
         assert reader is not None
         asked.append(Asked(examinee.questions[place].id, examinee.prompts[place], reader))
@@ -228,7 +236,7 @@ def _feedback(desk: Desk, temperature: float, given: list[Shock] | None) -> tupl
     else:
         forced = [shock for shock in given if shock.question in known]
     after = aftermaths(desk.source, asked, forced, settings)
-    desk.progress(f"feedback {temperature:g}", len(forced), len(asked))
+    desk.progress(f"feedback {temperature:g}", total, total)
     return forced, after
 
 
@@ -241,6 +249,7 @@ def _replaced(desk: Desk, temperature: float, groups: Sequence[Sequence[Trace]],
         if rights and len(rows) < desk.settings.shocks:
             rows.append((question.id, rights[0], partial(_judged, examinee, question)))
     settings = FeedbackSettings(temperature, samples=desk.settings.shock_samples, seed=desk.settings.seed)
+    desk.begin(f"feedback {temperature:g}", len(rows))
     out = replaced(desk.source, rows, settings, desk.settings.limit)
     desk.progress(f"feedback {temperature:g}", len(rows), len(rows))
     return out
@@ -251,6 +260,7 @@ def _trees(desk: Desk) -> list[Tree]:
     out: list[Tree] = []
     asked = min(settings.trees, len(examinee.questions))
     together = examinee.trees_together(settings.limit)
+    desk.begin("trees", asked)
     for first in range(0, asked, together):
         places = range(first, min(asked, first + together))
         out += _grown(desk.source, examinee, settings, places)
@@ -274,6 +284,7 @@ def _forks(desk: Desk, groups: Sequence[Sequence[Trace]]) -> list[Forks]:
     examinee, settings = desk.examinee, desk.settings
     out: list[Forks] = []
     asked = min(settings.forks, len(examinee.questions))
+    desk.begin("forks", asked)
     for place in range(asked):
         question, trace = examinee.questions[place], groups[place][0]
         if not trace.steps:

@@ -190,7 +190,8 @@ def forked(evidence: Evidence) -> Figure:
 def fork_word(evidence: Evidence) -> Figure:
     """Which word decided, where one did: its mean position."""
     places = [one.fork + 1 for one in evidence.forks if one.fork is not None]
-    return mean_by_question([float(p) for p in places], list(range(len(places))), "word", seed=evidence.seed)
+    figure = mean_by_question([float(p) for p in places], list(range(len(places))), "word", seed=evidence.seed)
+    return figure if figure.low is None else replace(figure, low=max(1.0, figure.low))  # no word comes before the first
 
 
 def selective(evidence: Evidence) -> Figure:
