@@ -23,7 +23,7 @@ from klype.train.methods import align_objective, method
 from klype.train.objectives import Objective
 from klype.train.pairs import RankingBatches, RankingSettings
 from klype.train.policy import ActorCritic
-from klype.train.rewards import ABOUT, Ranked, RewardModel, fit_reward
+from klype.train.rewards import ABOUT, Ranked, RewardModel, fit_reward, teaching
 from klype.train.rollout import Asked, Players, RolloutBatches, RolloutSettings, by_model
 from klype.values import Batch, Batches, Question
 
@@ -32,10 +32,11 @@ def reward(run: Run) -> None:
     """A model that imitates the ranker; how well is measured on questions it has not seen."""
     trunk = run.model("finetune")
     ranked = ranking.load(run.subject, run.folder / "rank")
+    useful = teaching(ranked.train)
     fit = run.recipe.reward.fit
     run.say.stage_start("reward", fit.steps)
     session = session_of(run, "reward", None, None, None)
-    model = fit_reward(trunk, ranked.train, fit, run.folder / "reward", session)
+    model = fit_reward(trunk, useful, fit, run.folder / "reward", session)
     run.save("reward", trunk, {"parent": "finetune", "what": "the trunk of a reward model; its head lies beside"})
     model.save(run.folder / "reward", {"annotator": ranked.annotator})
     run.models.pop("reward")

@@ -12,7 +12,6 @@ from typing import Any
 from klype.errors import UsageError
 from klype.examine import report
 from klype.model.checkpoint import load, read_tokenizer, save
-from klype.runs import ranking
 from klype.runs.adapting import dealt_out, done_already, suited
 from klype.runs.aligning import align, reward
 from klype.runs.find import Found, find_model, holds_weights
@@ -26,7 +25,7 @@ from klype.runs.stages import Run, finetune, pretrain, rank
 from klype.runs.subject import Subject
 from klype.text.tokenizer import Tokenizer
 from klype.train import parallel
-from klype.train.rewards import Ranked, teach_nothing
+from klype.train.rewards import NothingTaughtError
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +64,11 @@ def run(options: RunOptions, say: Say) -> dict[str, Any]:
                 return {}
             _go_on_alone(life)
         began = time.perf_counter()
-        stage.do(life)
+        try:
+            stage.do(life)
+        except NothingTaughtError:
+            _nothing_to_imitate(life)
+            continue
         life.record.finish(name, time.perf_counter() - began)
         if name in MEASURED and parallel.is_first():
             _measured(life, name)
@@ -227,16 +230,7 @@ def _promise(life: Run) -> str:
 
 
 def _may_start(life: Run, stage: str) -> bool:
-    """Nothing is imitated where the ranker liked all answers alike, nor aligned to a bad imitation."""
-    if stage == "reward" and teach_nothing(_rankings(life)):
-        return _refused(
-            life,
-            "No question has two different answers of which the ranker likes one better: there is nothing to imitate, "
-            "and nothing to align to. More questions to rank help, or a longer run, whose answers differ.",
-            "Ikke noe spørsmål har to ulike svar der den som rangerer, liker det ene bedre: Det er ingenting å "
-            "etterligne og ingenting å rette modellen etter. Flere spørsmål å rangere hjelper, eller en lengre "
-            "kjøring, der svarene blir forskjellige.",
-        )
+    """Nothing is aligned to a bad imitation of the ranker, or without one."""
     if stage != "align":
         return True
     if not life.record.done("reward"):
@@ -259,11 +253,15 @@ def _may_start(life: Run, stage: str) -> bool:
     )
 
 
-def _rankings(life: Run) -> list[Ranked]:
-    try:
-        return ranking.load(life.subject, life.folder / "rank").train
-    except ranking.NoRankingsError:
-        return []
+def _nothing_to_imitate(life: Run) -> bool:
+    return _refused(
+        life,
+        "No question has two different answers of which the ranker likes one better: there is nothing to imitate, "
+        "and nothing to align to. More questions to rank help, or a longer run, whose answers differ.",
+        "Ikke noe spørsmål har to ulike svar der den som rangerer, liker det ene bedre: Det er ingenting å "
+        "etterligne og ingenting å rette modellen etter. Flere spørsmål å rangere hjelper, eller en lengre "
+        "kjøring, der svarene blir forskjellige.",
+    )
 
 
 def _refused(life: Run, en: str, nb: str) -> bool:

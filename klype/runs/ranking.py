@@ -28,7 +28,7 @@ from klype.runs.say import Say
 from klype.runs.subject import Subject
 from klype.text.chat import Chat
 from klype.train.audit import bias_audit
-from klype.train.rewards import PairOutcomes, Ranked, RewardModel, pair_outcomes
+from klype.train.rewards import NothingTaughtError, PairOutcomes, Ranked, RewardModel, pair_outcomes
 from klype.values import Figure, Question, Ranking, Sampling
 
 STORE = "rankings.db"  # of a run, in its folder rank/
@@ -172,15 +172,11 @@ def different(subject: Subject, question: Question, answers: Sequence[Candidate]
     return [kept[one.members[0]] for one in merged]
 
 
-class NoRankingsError(KlypeError):
-    """There is nothing to learn from."""
-
-
 def load(subject: Subject, folder: Path, annotators: Sequence[str] = ()) -> RankedSets:
     """The rankings that the rank stage left, as token ids: those of ``annotators``, or of all.
 
     Simulated annotators are a stand-in: when none are named, and somebody else ranked too, theirs are left out. Raises
-    NoRankingsError.
+    NothingTaughtError.
     """
     entries = _entries(folder, annotators)
     if not annotators and any(e.by != "simulated" for e in entries):
@@ -192,7 +188,7 @@ def load(subject: Subject, folder: Path, annotators: Sequence[str] = ()) -> Rank
         _fitting(subject, [e.ranking() for e in entries if e.asked.part == part]) for part in ("train", "held-out")
     )
     if not train:
-        raise NoRankingsError(
+        raise NothingTaughtError(
             f"There are no rankings in {folder} that fit the model's window.",
             "Rank some answers first: klype rank MODEL.",
         )

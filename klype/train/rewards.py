@@ -156,16 +156,15 @@ class RewardModel:
         return (features_NF.to(self.mean_F.device) - self.mean_F) / self.scale_F
 
 
-def teach_nothing(rankings: Iterable[Ranked]) -> bool:
-    """Whether each has one candidate only, or all of its candidates are tied."""
-    return not any(len(set(ranking.ranks)) > 1 for ranking in rankings)
+class NothingTaughtError(KlypeError):
+    """Rankings from which nothing can be learnt."""
 
 
 def teaching(rankings: Iterable[Ranked]) -> list[Ranked]:
-    """Those of two candidates or more. Raises KlypeError when rankings ``teach_nothing``."""
+    """Those of two candidates or more. Raises NothingTaughtError when in none of them one is liked better."""
     found = [ranking for ranking in rankings if len(ranking.answers) > 1]
-    if teach_nothing(found):
-        raise KlypeError(
+    if not any(len(set(ranking.ranks)) > 1 for ranking in found):
+        raise NothingTaughtError(
             "The rankings teach nothing: each has one candidate only, or all of its candidates are tied.",
             "Rank questions whose candidates differ.",
         )
@@ -181,7 +180,7 @@ def fit_reward(
 ) -> RewardModel:
     """Fits heads on ``trunk`` (copied, frozen) to the rankings by the common loop; metrics and states in ``folder``.
 
-    Rankings of fewer than two candidates are left out. Raises KlypeError when rankings ``teach_nothing``.
+    Rankings of fewer than two candidates are left out. Raises NothingTaughtError: see ``teaching``.
     """
     useful = teaching(rankings)
     return fit_heads(trunk, answer_features(trunk, *_flat(useful)), useful, settings, folder, session)
