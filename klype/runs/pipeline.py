@@ -253,8 +253,8 @@ def _may_start(life: Run, stage: str) -> bool:
     )
 
 
-def _nothing_to_imitate(life: Run) -> bool:
-    return _refused(
+def _nothing_to_imitate(life: Run) -> None:
+    _refused(
         life,
         "No question has two different answers of which the ranker likes one better: there is nothing to imitate, "
         "and nothing to align to. More questions to rank help, or a longer run, whose answers differ.",
