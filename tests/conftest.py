@@ -35,3 +35,9 @@ def home(tmp_path_factory: pytest.TempPathFactory, compiled_once: Path, monkeypa
     monkeypatch.setenv("KLYPE_HOME", str(folder))
     monkeypatch.setenv("KLYPE_LANG", "en")
     return folder
+
+
+@pytest.fixture
+def elsewhere(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a folder without runs: those of the checkout, which its owner may have made, are not the test's."""
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))

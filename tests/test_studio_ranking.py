@@ -41,6 +41,8 @@ from scripts.chromium import CHROMIUM, QUIET
 from tests.studio_toys import visiting
 from tests.studio_work_toys import HOSTILE, run_with_questions
 
+pytestmark = pytest.mark.usefixtures("elsewhere")
+
 ROOT = Path(__file__).resolve().parent.parent
 slow = [
     pytest.mark.slow,

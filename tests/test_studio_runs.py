@@ -30,6 +30,8 @@ from tests.studio_toys import visiting
 from tests.studio_work_toys import run_with_questions
 from tests.test_studio_ranking import chromium, serving, slow, texts
 
+pytestmark = pytest.mark.usefixtures("elsewhere")
+
 COUNTS = """
 import json, pathlib, signal, sys, time
 file = pathlib.Path(sys.argv[1])

@@ -23,6 +23,8 @@ from tests.studio_toys import visiting
 from tests.test_studio_ranking import texts, until
 from tests.test_studio_runs import until as wait
 
+pytestmark = pytest.mark.usefixtures("elsewhere")
+
 WAITS = """
 import pathlib, sys, time
 said = pathlib.Path(sys.argv[sys.argv.index("--out") + 1])
