@@ -39,7 +39,10 @@ class DataSection(Settings):
 
 
 class ModelSection(Settings):
-    """The transformer. ``conv``: taps of the short convolution before attention; with it, positions are not rotated."""
+    """The transformer. ``conv``: taps of the short convolution before attention; with it, positions are not rotated.
+
+    ``conv_std``: of the taps at first.
+    """
 
     width: int = Field(default=192, gt=0)
     layers: int = Field(default=4, gt=0)
@@ -47,6 +50,7 @@ class ModelSection(Settings):
     hidden: int = Field(default=512, gt=0)
     window: int = Field(default=256, ge=16)
     conv: int = Field(default=0, ge=0)
+    conv_std: float = Field(default=1.0, ge=0)
     tie: bool = False
     embed_std: float = Field(default=0.5, gt=0)
 

@@ -319,6 +319,7 @@ def model_config(recipe: Recipe, vocab_size: int) -> ModelConfig:
             "hidden": m.hidden,
             "window": m.window,
             "conv": m.conv,
+            "conv_std": m.conv_std,
             "rope_theta": 0.0 if m.conv else 10_000.0,
             "tie": m.tie,
             "embed_std": m.embed_std,

@@ -1,8 +1,8 @@
 """Writing with a token that takes the last word back (SequenceMatch: Cundy & Ermon 2023, arXiv:2306.05426).
 
-The token and the word before it leave the text, and that word is barred from its place; right after that, and where
-nothing of one's own stands, the token itself is barred: nothing that others wrote is ever taken back. Every token that
-the model said is a pass, those that are gone among them.
+The token and the word before it leave the text, and that word is barred from its place; where nothing of one's own
+stands, the token itself is barred: nothing that others wrote is ever taken back. A model that notices late takes back
+word after word. Every token that the model said is a pass, those that are gone among them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Sheet:
 
     def bars(self) -> set[int]:
         """What may not come next."""
-        own = {self.back} if self.back is not None and (self.taken or not self.tokens) else set()
+        own = {self.back} if self.back is not None and not self.tokens else set()
         return self.gone.get(self.tokens, set()) | own
 
     def push(self, token: int) -> None:

@@ -44,8 +44,9 @@ class Scheduled(InOneGo):
 
 
 class Enriched(InOneGo):
-    """Half documents as they are; half broken off at some place by a word that the model might say there and that
-    cannot follow, then the token that takes it back. Nobody learns to say the wrong word."""
+    """Half documents as they are; half with a word somewhere that the model might say there and that cannot follow.
+    What should come then is the token that takes back, also ``late``, when words of the document stand between.
+    Nobody learns to say the wrong word."""
 
     def __init__(self, course: Course) -> None:
         self._course = course
@@ -65,7 +66,8 @@ class Enriched(InOneGo):
 
 
 def broken(course: Course, batch: Batch, drawing: torch.Generator) -> Batch:
-    """Each row up to some place, a wrong word and the token that takes it back; whole where nothing wrong is likely."""
+    """Each row up to some place, a wrong word and the token that takes it back, there and later; whole where nothing
+    wrong is likely."""
     q_BTV = said(course, batch)
     wrong_BTV = q_BTV * (batch.extra["soft_BTV"] == 0)
     wrong_BTV[..., [i for i in range(course.corpus.size) if not course.is_word(i)]] = 0
@@ -76,9 +78,10 @@ def broken(course: Course, batch: Batch, drawing: torch.Generator) -> Batch:
         if targets < 2 or float(wrong_BTV[row, at].sum()) < LEAST:
             continue
         tokens_BT[row, at + 1] = torch.multinomial(wrong_BTV[row, at], 1, generator=drawing)[0]
-        targets_BT[row, at + 1] = course.back
+        until = min(at + 2 + course.settings.late, targets)
+        targets_BT[row, at + 1 : until] = course.back
         weights_BT[row, at] = 0
-        weights_BT[row, at + 2 :] = 0
+        weights_BT[row, until:] = 0
     return Batch(tokens_BT, targets_BT, weights_BT)
 
 

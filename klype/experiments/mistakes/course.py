@@ -29,7 +29,7 @@ class CourseSettings(LabSettings):
 
     Methods that learn from the model's own texts have ``own`` of them drawn at the beginning of each of ``rounds``, by
     the model as it then is; those of earlier rounds are kept (DAgger). ``replaced``: the share of words that scheduled
-    sampling replaces at its end.
+    sampling replaces at its end. ``late``: for so many words after a wrong one it is still to be taken back.
     """
 
     rows: int = 32
@@ -40,6 +40,7 @@ class CourseSettings(LabSettings):
     own: int = Field(default=96, ge=2)
     again: float = Field(default=0.5, gt=0)
     replaced: float = Field(default=0.25, ge=0, le=1)
+    late: int = Field(default=3, ge=0)
 
 
 @dataclass(slots=True)
