@@ -208,8 +208,10 @@ def test_a_sheet_takes_back_within_its_text() -> None:
     sheet.push(9)
     assert sheet.tokens == ()
     assert sheet.bars() == {1, 9}
-    assert standing((1, 2, 9, 3), 9) == (1, 3)
-    assert standing((1, 2, 9, 3), None) == (1, 2, 9, 3)
+    assert standing((1, 2, 9, 3), 9, 20) == ((1, 3), 4)
+    assert standing((1, 2, 9, 3), None, 20) == ((1, 2, 9, 3), 4)
+    assert standing((1, 2, 9, 3), 9, 2) == ((1, 2), 2)
+    assert standing((1, 9, 2, 3, 9), 9, 2) == ((2, 3), 4)
 
 
 def test_who_never_takes_back_writes_as_ever() -> None:

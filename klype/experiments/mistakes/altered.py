@@ -44,15 +44,15 @@ class Scheduled(InOneGo):
 
 
 class Enriched(InOneGo):
-    """Half documents as they are; half with a word somewhere that the model might say there and that cannot follow.
-    What should come then is the token that takes back, also ``late``, when words of the document stand between.
-    Nobody learns to say the wrong word."""
+    """The documents as they are, and beside them half as many with a word somewhere that the model might say there and
+    that cannot follow. What should come then is the token that takes back, also ``late``, when words of the document
+    stand between. Nobody learns to say the wrong word."""
 
     def __init__(self, course: Course) -> None:
         self._course = course
         half, truth = course.settings.rows // 2, ByTruth(course).documents()
         train = course.corpus.train
-        self._plain = LabelledBatches(Lesson(train), course.settings.rows - half, mix(course.seed, 14))
+        self._plain = LabelledBatches(Lesson(train), course.settings.rows, mix(course.seed, 14))
         self._broken = LabelledBatches(Lesson(train, truth), half, mix(course.seed, 17))
         self._position = 0
 

@@ -40,7 +40,7 @@ class CourseSettings(LabSettings):
     own: int = Field(default=96, ge=2)
     again: float = Field(default=0.5, gt=0)
     replaced: float = Field(default=0.25, ge=0, le=1)
-    late: int = Field(default=3, ge=0)
+    late: int = Field(default=1, ge=0)
 
 
 @dataclass(slots=True)

@@ -126,10 +126,10 @@ def _going_on(pupil: Pupil, asked: Exam, back: int | None) -> Values:
         Request(one.prompt, limit=limit, seed=1000 + i, stop=pupil.codec.stop) for i, one in enumerate(asked.asked)
     ]
     traces = answers(pupil, requests) if back is None else obeyed(pupil, requests, [0] * len(requests), back)
-    own = [standing(trace.tokens, back)[:WORDS] for (trace,) in traces]
+    own, passes = zip(*(standing(trace.tokens, back, WORDS) for (trace,) in traces), strict=True)
     errors = [one.reader.first_error(text) for one, text in zip(asked.asked, own, strict=True)]
     found: Values = {f"right_{n}": float(np.mean([e is None or e > n for e in errors])) for n in RIGHT_AT}
-    found["passes"] = sum(len(t.steps) for (t,) in traces) / max(1, sum(map(len, own)))
+    found["passes"] = sum(passes) / max(1, sum(map(len, own)))
     rows = _along(pupil, asked, own)
     right = [s for row, e in zip(rows, errors, strict=True) for _, s in row[: e or len(row)]]
     true = _along(pupil, asked, asked.rest)
@@ -144,12 +144,16 @@ def _mean_kl(rows: Sequence[Sequence[tuple[float, float]]]) -> float | None:
     return float(np.mean(found)) if found else None
 
 
-def standing(said: Sequence[int], back: int | None) -> Tokens:
-    """The text as it stands when the token that takes back is obeyed."""
-    sheet = Sheet((), back)
+def standing(said: Sequence[int], back: int | None, words: int) -> tuple[Tokens, int]:
+    """The text as soon as so many words stand, the token that takes back being obeyed, or as it is in the end; and how
+    many tokens had been said by then."""
+    sheet, passes = Sheet((), back), 0
     for token in said:
+        if len(sheet.tokens) == words:
+            break
         sheet.push(token)
-    return sheet.tokens
+        passes += 1
+    return sheet.tokens, passes
 
 
 def _along(pupil: Pupil, asked: Exam, texts: Sequence[Tokens]) -> list[list[tuple[float, float]]]:
