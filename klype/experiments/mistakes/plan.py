@@ -17,8 +17,10 @@ from klype.experiments.planning import check_documents, kept, rows_called
 CHOICES = ((3000, 200, 5), (3000, 160, 3), (2000, 120, 3), (1000, 80, 3), (600, 60, 2))
 """From the most wanted to the least: documents, questions, and seeds."""
 ENDED = 0.9  # of the first training's steps are usually taken before held-out loss has turned for long enough
-LOOKED = 0.15
+LOOKED = 0.3
 """Seconds that a question takes for each model that is measured in the world, most of them the truth's."""
+LABELLED = 0.2
+"""Seconds that the truth of one of the model's own texts takes."""
 DISTANCES, SAMPLES = 4, 2
 
 
@@ -78,7 +80,7 @@ def seconds(plan: Plan, speed: Speed, knows: bool, cores: int) -> float:
     teachers = settings.teachers if not knows or any(row.knows == "teachers" for row in rows) else 0
     steps = sum(row.times for row in rows) * settings.steps * speed.soft
     looked = (len(rows) + 1) * plan.questions * LOOKED if knows else 0.0
-    own = sum(row.knows in ("truth", "language") for row in rows) * settings.rounds * settings.own * 0.05
+    own = sum(row.knows in ("truth", "language") for row in rows) * settings.rounds * settings.own * LABELLED
     side_by_side = max(1, min(cores, plan.seeds))
     return round(plan.seeds * ((1 + teachers) * first + steps + looked + own) / side_by_side, 1)
 
