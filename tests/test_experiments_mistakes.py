@@ -28,7 +28,7 @@ from klype.experiments.mistakes.codec import Pupil, WordCodec
 from klype.experiments.mistakes.course import BACK, Course, CourseSettings, joined
 from klype.experiments.mistakes.measure import standing
 from klype.experiments.mistakes.methods import METHODS, documents, method, scheduled_sampling
-from klype.experiments.mistakes.own import ByTeachers, ByTruth, Rounds, own_texts
+from klype.experiments.mistakes.own import UNLIKELY, ByTeachers, ByTruth, Rounds, own_texts
 from klype.experiments.mistakes.plan import Asked, Plan, checked, make
 from klype.sources.source import answers
 from klype.train.objectives import cross_entropy, reverse_divergence, soft_cross_entropy
@@ -160,7 +160,7 @@ def test_enriched_documents_teach_to_take_back_and_never_the_wrong_word(
     first: tuple[Corpus, Learnt], late: int
 ) -> None:
     own = course(first, late=late)
-    batches, seen = Enriched(own), 0
+    batches, seen = Enriched(own, ByTruth(own)), 0
     for _ in range(6):
         batch = next(batches)
         for tokens_T, targets_T, weights_T in zip(batch.tokens_BT, batch.targets_BT, batch.weights_BT, strict=True):
@@ -177,6 +177,27 @@ def test_enriched_documents_teach_to_take_back_and_never_the_wrong_word(
                 assert float(weights_T[: at - 1].min()) == 1 if at > 1 else True
             assert len(places) <= 1 + late
     assert seen > 6
+
+
+def test_teachers_may_say_what_is_to_be_taken_back(first: tuple[Corpus, Learnt]) -> None:
+    """What they hold for impossible."""
+    own = course(first)
+    _, learnt = first
+    teachers = ByTeachers(own)
+    assert teachers.impossible == UNLIKELY
+    teachers.impossible = 0.04  # so small a teacher is sure of nothing
+    batches, seen = Enriched(own, teachers), 0
+    for _ in range(6):
+        batch = next(batches)
+        q_BTV = learnt.model(batch.tokens_BT).softmax(-1).detach()
+        for row, (targets_T, weights_T) in enumerate(zip(batch.targets_BT, batch.weights_BT, strict=True)):
+            for at in ((targets_T == BACKED) & (weights_T > 0)).nonzero()[:1, 0].tolist():
+                seen += 1
+                wrong = int(batch.tokens_BT[row, at])
+                assert float(q_BTV[row, at - 1, wrong]) <= 0.04 * 1.01  # the only teacher; kept in half precision
+                assert wrong not in (0, END, BACKED)
+    assert seen > 6
+    assert own.spent.teachers > 0
 
 
 def test_a_model_learns_to_take_back_what_cannot_follow(first: tuple[Corpus, Learnt]) -> None:

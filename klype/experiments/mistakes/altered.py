@@ -9,7 +9,7 @@ import torch
 from klype.data.order import mix
 from klype.experiments.bias.lab import LabelledBatches, Lesson
 from klype.experiments.mistakes.course import Course, InOneGo, joined
-from klype.experiments.mistakes.own import ByTruth
+from klype.experiments.mistakes.own import Labeller
 from klype.values import Batch
 
 LEAST = 1e-9
@@ -45,15 +45,15 @@ class Scheduled(InOneGo):
 
 class Enriched(InOneGo):
     """The documents as they are, and beside them half as many with a word somewhere that the model might say there and
-    that cannot follow. What should come then is the token that takes back, also ``late``, when words of the document
-    stand between. Nobody learns to say the wrong word."""
+    that cannot follow, as the labeller has it. What should come then is the token that takes back, also ``late``, when
+    words of the document stand between. Nobody learns to say the wrong word."""
 
-    def __init__(self, course: Course) -> None:
-        self._course = course
-        half, truth = course.settings.rows // 2, ByTruth(course).documents()
+    def __init__(self, course: Course, labeller: Labeller) -> None:
+        self._course, self._impossible = course, labeller.impossible
+        half, said = course.settings.rows // 2, labeller.documents()
         train = course.corpus.train
         self._plain = LabelledBatches(Lesson(train), course.settings.rows, mix(course.seed, 14))
-        self._broken = LabelledBatches(Lesson(train, truth), half, mix(course.seed, 17))
+        self._broken = LabelledBatches(Lesson(train, said), half, mix(course.seed, 17))
         self._position = 0
 
     def __iter__(self) -> Iterator[Batch]:
@@ -62,14 +62,15 @@ class Enriched(InOneGo):
     def __next__(self) -> Batch:
         self._position += 1
         drawing = torch.Generator().manual_seed(mix(self._course.seed, 18, self._position) % 2**63)
-        return joined(next(self._plain), broken(self._course, next(self._broken), drawing))
+        return joined(next(self._plain), broken(self._course, next(self._broken), self._impossible, drawing))
 
 
-def broken(course: Course, batch: Batch, drawing: torch.Generator) -> Batch:
+def broken(course: Course, batch: Batch, impossible: float, drawing: torch.Generator) -> Batch:
     """Each row up to some place, a wrong word and the token that takes it back, there and later; whole where nothing
     wrong is likely."""
     q_BTV = said(course, batch)
-    wrong_BTV = q_BTV * (batch.extra["soft_BTV"] == 0)
+    wrong_BTV = q_BTV * (batch.extra["soft_BTV"] <= impossible)
+    wrong_BTV.scatter_(-1, batch.targets_BT[..., None], 0.0)  # teachers may think it impossible
     wrong_BTV[..., [i for i in range(course.corpus.size) if not course.is_word(i)]] = 0
     tokens_BT, targets_BT, weights_BT = (t.clone() for t in (batch.tokens_BT, batch.targets_BT, batch.weights_BT))
     for row, weight_T in enumerate(batch.weights_BT):

@@ -35,7 +35,8 @@ GROUP, WORDS = 8, 12
 @dataclass(frozen=True, slots=True)
 class Method:
     """``kind``: the control, a known baseline, beside (a cure's labels on documents alone: what own texts add shows
-    against it), or a cure. ``times`` the steps; ``back``: the model learns to take words back."""
+    against it), or a cure. ``times`` the steps; ``back``: the model learns to take words back; ``own``: it learns
+    from texts of its own that the truth must be told of."""
 
     name: str
     make: Callable[[Course], Training]
@@ -43,6 +44,7 @@ class Method:
     knows: Knows = "nothing"
     times: int = 1
     back: bool = False
+    own: bool = False
 
 
 # the rows
@@ -68,9 +70,9 @@ def own(course: Course, by: Callable[[Course], Labeller], objective: Objective) 
     return Training(Rounds(course, by(course)), objective)
 
 
-def backspace(course: Course) -> Training:
-    """Documents broken off by a wrong word of the model's own, and the token that takes it back; one-hot."""
-    return Training(Enriched(course), cross_entropy)
+def backspace(course: Course, by: Callable[[Course], Labeller]) -> Training:
+    """Documents, and some with a wrong word of the model's own and the token that takes it back; one-hot."""
+    return Training(Enriched(course, by(course)), cross_entropy)
 
 
 def outcome(course: Course) -> Training:
@@ -110,12 +112,13 @@ METHODS = (
     Method("longer", documents, "control", times=2),
     Method("scheduled-sampling", scheduled_sampling, "baseline"),
     Method("truth", partial(labelled, by=ByTruth), "beside", "truth"),
-    Method("own-truth", partial(own, by=ByTruth, objective=soft_cross_entropy), knows="truth"),
+    Method("own-truth", partial(own, by=ByTruth, objective=soft_cross_entropy), knows="truth", own=True),
     Method("teachers", partial(labelled, by=ByTeachers), "beside", "teachers"),
     Method("own-teachers", partial(own, by=ByTeachers, objective=soft_cross_entropy), knows="teachers"),
     Method("own-teachers-reverse", partial(own, by=ByTeachers, objective=reverse_divergence), knows="teachers"),
-    Method("backspace", backspace, knows="language", back=True),
-    Method("outcome", outcome, knows="language"),
+    Method("backspace", partial(backspace, by=ByTruth), knows="language", back=True),
+    Method("backspace-teachers", partial(backspace, by=ByTeachers), knows="teachers", back=True),
+    Method("outcome", outcome, knows="language", own=True),
 )
 CONTROL = "documents"
 BEFORE = "before"

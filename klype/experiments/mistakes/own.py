@@ -31,7 +31,9 @@ UNLIKELY = 1e-3
 
 
 class Labeller(Protocol):
-    """Who says what follows."""
+    """Who says what follows. ``impossible``: what is no more probable than this cannot."""
+
+    impossible: float
 
     def documents(self) -> Soft:
         """At every position of the documents to learn from."""
@@ -49,6 +51,8 @@ class Labeller(Protocol):
 
 class ByTruth:
     """p itself, exact also after mistakes."""
+
+    impossible = 0.0
 
     def __init__(self, course: Course) -> None:
         self._course = course
@@ -75,6 +79,8 @@ class ByTruth:
 
 class ByTeachers:
     """The mean of what several models say that were trained as the pupil was: no truth is needed."""
+
+    impossible = UNLIKELY
 
     def __init__(self, course: Course) -> None:
         self._course = course

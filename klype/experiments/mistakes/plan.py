@@ -80,7 +80,7 @@ def seconds(plan: Plan, speed: Speed, knows: bool, cores: int) -> float:
     teachers = settings.teachers if not knows or any(row.knows == "teachers" for row in rows) else 0
     steps = sum(row.times for row in rows) * settings.steps * speed.soft
     looked = (len(rows) + 1) * plan.questions * LOOKED if knows else 0.0
-    own = sum(row.knows in ("truth", "language") for row in rows) * settings.rounds * settings.own * LABELLED
+    own = sum(row.own for row in rows) * settings.rounds * settings.own * LABELLED
     side_by_side = max(1, min(cores, plan.seeds))
     return round(plan.seeds * ((1 + teachers) * first + steps + looked + own) / side_by_side, 1)
 
