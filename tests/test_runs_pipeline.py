@@ -13,6 +13,7 @@ from klype.examine.facts import read as read_facts
 from klype.model import checkpoint
 from klype.preferences.store import Store
 from klype.runs import pipeline
+from klype.runs.folder import read_run
 from klype.runs.options import RunOptions, StageOptions
 from klype.runs.record import resumed_options
 from klype.runs.say import Silent
@@ -164,6 +165,14 @@ def test_own_text_goes_through_all_stages(texts: Path, tmp_path: Path) -> None:
     assert document["yardsticks"]["xz"] > 0  # type: ignore[index]
     notes = read_facts(tmp_path / "text" / "figures.json")["notes"]
     assert any("No instructions were given" in str(note) for note in notes)
+    # a stage that goes on from it, given nothing else, goes on with its text and recipe
+    again = tmp_path / "again"
+    stage = {"stage": "rank", "from_": str(tmp_path / "text"), "out": again, "overrides": ("rank.questions=20",)}
+    pipeline.train_stage(StageOptions.model_validate(stage), Silent())
+    told = read_run(again)
+    assert (told["settings"]["kind"], told["settings"]["tokenizer"]["size"]) == ("text", 320)
+    assert told["settings"]["rank"]["questions"] == 20
+    assert told["asked"]["text"] == [str(texts)]
 
 
 def test_where_all_answers_are_liked_alike_nothing_is_imitated_and_the_run_ends(texts: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from klype.config import make, overridden
 from klype.errors import UsageError
 from klype.examine import report
 from klype.model.checkpoint import load, read_tokenizer, save
@@ -47,6 +48,7 @@ STAGES = {
     "align": Stage(align, "finetune", ("rank", "reward")),
 }
 MEASURED = {stage: name for name, stage in MODELS.items()}
+INPUTS = ("text", "instructions", "preferences", "data", "encoding", "skip_bad")
 
 
 def run(options: RunOptions, say: Say) -> dict[str, Any]:
@@ -134,11 +136,8 @@ def train_stage(options: StageOptions, say: Say) -> dict[str, Any]:
 def _stage_life(options: StageOptions, say: Say) -> Run:
     assert options.out is not None
     folder, resumed = options.out, (options.out / "run.json").exists()
-    if resumed:
-        options, recipe = _as_begun(folder, options)
-    else:
-        recipe = read(recipe_for(options), options.overrides)
     start = start_of(options) if options.from_ else None
+    options, recipe = _as_begun(folder, options) if resumed else _as_of(start, options)
     if start is None and options.stage != "pretrain":
         raise UsageError(f"The stage {options.stage} needs a model to start from.", "Give --from MODEL.")
     if not resumed:
@@ -147,6 +146,17 @@ def _stage_life(options: StageOptions, say: Say) -> Run:
     if start is not None and STAGES[options.stage].before == "finetune":
         bring(start, folder, options.stage)
     return life
+
+
+def _as_of(start: Found | None, options: StageOptions) -> tuple[StageOptions, Recipe]:
+    """What the run that is gone on from was given, and its recipe, where nothing else is given now."""
+    given = options.text or options.data or options.instructions or options.preferences
+    content = read_run(start.run) if start is not None and start.run is not None and not given else {}
+    if "settings" not in content:
+        return options, read(recipe_for(options), options.overrides)
+    asked = {name: content["asked"][name] for name in INPUTS if name in content["asked"]}
+    own = make(StageOptions, {**options.model_dump(), **asked})
+    return own, make(Recipe, overridden(content["settings"], options.overrides))
 
 
 def start_of(options: StageOptions) -> Found:
