@@ -16,6 +16,7 @@ from klype.runs import pipeline
 from klype.runs.folder import read_run
 from klype.runs.options import RunOptions, StageOptions
 from klype.runs.record import resumed_options
+from klype.runs.rounds import align_rounds
 from klype.runs.say import Silent
 
 TINY = (
@@ -173,6 +174,9 @@ def test_own_text_goes_through_all_stages(texts: Path, tmp_path: Path) -> None:
     assert (told["settings"]["kind"], told["settings"]["tokenizer"]["size"]) == ("text", 320)
     assert told["settings"]["rank"]["questions"] == 20
     assert told["asked"]["text"] == [str(texts)]
+    aligned = {"stage": "align", "from_": str(tmp_path / "text"), "out": tmp_path / "aligned", "steps": 1}
+    found = align_rounds(StageOptions.model_validate({**aligned, "force": True}), 1, "", Silent())
+    assert found["verdict"]["nb"]
 
 
 def test_where_all_answers_are_liked_alike_nothing_is_imitated_and_the_run_ends(texts: Path, tmp_path: Path) -> None:

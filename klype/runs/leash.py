@@ -15,7 +15,7 @@ from klype.preferences.tastes import taste as read_taste
 from klype.runs.comparing import compare, gained, signed
 from klype.runs.find import Found
 from klype.runs.options import StageOptions
-from klype.runs.pipeline import open_run, start_of
+from klype.runs.pipeline import open_run, start_of, with_inputs_of
 from klype.runs.record import write_json
 from klype.runs.rounds import one_round, recipe_of
 from klype.runs.say import Say
@@ -32,9 +32,9 @@ def leash_demo(options: StageOptions, taste: str, say: Say) -> dict[str, Any]:
     The second goes on from the first one's rankings and reward model. ``taste`` is the flaw ("": FLAW); a target of KL
     among the overrides is the leash's ("": TARGET). UsageError for a method that pleases no reward model.
     """
-    assert options.out is not None
     start, flaw = start_of(options), read_taste(taste or FLAW)
-    recipe = recipe_of(start, options)
+    recipe, options = recipe_of(start, options), with_inputs_of(start, options)
+    assert options.out is not None
     if method(recipe.align.how.method).learns_from != "rollouts":
         raise UsageError(f"{recipe.align.how.method} pleases no reward model.", "Use grpo, rloo, ppo or expert.")
     target = recipe.align.how.target_kl or TARGET

@@ -149,14 +149,21 @@ def _stage_life(options: StageOptions, say: Say) -> Run:
 
 
 def _as_of(start: Found | None, options: StageOptions) -> tuple[StageOptions, Recipe]:
-    """What the run that is gone on from was given, and its recipe, where nothing else is given now."""
+    """Gone on with as the run was made that is gone on from, where nothing else is given."""
+    own = with_inputs_of(start, options)
+    if own is options or start is None or start.run is None:
+        return options, read(recipe_for(options), options.overrides)
+    return own, make(Recipe, overridden(read_run(start.run)["settings"], options.overrides))
+
+
+def with_inputs_of(start: Found | None, options: StageOptions) -> StageOptions:
+    """With the texts, questions and rankings that the run was given, where none are given now."""
     given = options.text or options.data or options.instructions or options.preferences
     content = read_run(start.run) if start is not None and start.run is not None and not given else {}
     if "settings" not in content:
-        return options, read(recipe_for(options), options.overrides)
+        return options
     asked = {name: content["asked"][name] for name in INPUTS if name in content["asked"]}
-    own = make(StageOptions, {**options.model_dump(), **asked})
-    return own, make(Recipe, overridden(content["settings"], options.overrides))
+    return make(StageOptions, {**options.model_dump(), **asked})
 
 
 def start_of(options: StageOptions) -> Found:

@@ -16,7 +16,7 @@ from klype.runs.comparing import compare, verdict
 from klype.runs.find import Found
 from klype.runs.folder import read_run
 from klype.runs.options import StageOptions
-from klype.runs.pipeline import bring, open_run, start_of
+from klype.runs.pipeline import bring, open_run, start_of, with_inputs_of
 from klype.runs.recipe import Recipe
 from klype.runs.record import write_json
 from klype.runs.say import Say
@@ -48,12 +48,12 @@ def align_rounds(options: StageOptions, rounds: int, taste: str, say: Say) -> di
     More than one round, a taste, or ``options.human``: the newest model's answers are ranked anew first, by the
     simulated annotator or by hand. Raises KlypeError when the reward model is too weak and ``force`` was not given.
     """
-    assert options.out is not None
     if not 1 <= rounds <= 50:
         raise UsageError(f"--rounds should be from 1 to 50 (it is {rounds}).")
     flaw = read_taste(taste) if taste else None
     start = start_of(options)
-    recipe = recipe_of(start, options)
+    recipe, options = recipe_of(start, options), with_inputs_of(start, options)
+    assert options.out is not None
     done: list[dict[str, Any]] = []
     first, base = start, None
     for number in range(1, rounds + 1):
