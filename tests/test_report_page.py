@@ -226,6 +226,11 @@ def test_the_verdict_does_not_call_noise_a_change() -> None:
     assert "the share of right answers fell, from 93% to 50%" in " ".join(verdict(facts, Say("en")))
     facts["stages"]["aligned"]["polite"] = facts["stages"]["finetuned"]["polite"]
     assert "did not make answers politer" in " ".join(verdict(facts, Say("en")))
+    assert "have become worse" not in " ".join(verdict(facts, Say("en")))
+    facts["stages"]["finetuned"]["annotator"] = {"value": 1.10, "low": 1.06, "high": 1.15, "n": 119}
+    facts["stages"]["aligned"]["annotator"] = {"value": 0.62, "low": 0.57, "high": 0.67, "n": 119}
+    assert "have become worse, from 1.10 [1.06, 1.15] to 0.62 [0.57, 0.67]" in " ".join(verdict(facts, Say("en")))
+    assert "har gjort belønningsmodellen til lags" in " ".join(verdict(facts, Say("nb")))
 
 
 @settings(max_examples=50)

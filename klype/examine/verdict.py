@@ -49,6 +49,9 @@ def _answers(facts: Facts, say: Say) -> list[str]:
         right = {k: say.value(f["right"], "right") for k, f in (("before", before), ("after", after))}
         first = say("verdict.polite_up" if up else "verdict.polite_down", **polite)
         sentences.append(f"{first} {say(f'verdict.right_{kept}', **right)}")
+    if "annotator" in before and "annotator" in after and clearly(before["annotator"], after["annotator"]) < 0:
+        shown = {key: say.figure(f["annotator"], "annotator") for key, f in (("before", before), ("after", after))}
+        sentences.append(say("verdict.score_down", **shown))
     why = facts.get("missing", {}).get("aligned")
     if not facts["stages"].get("aligned") and why is not None:
         sentences.append(say("verdict.missing", why=say.text(why)))

@@ -160,7 +160,7 @@ def with_inputs_of(start: Found | None, options: StageOptions) -> StageOptions:
     """With the texts, questions and rankings that the run was given, where none are given now."""
     given = options.text or options.data or options.instructions or options.preferences
     content = read_run(start.run) if start is not None and start.run is not None and not given else {}
-    if "settings" not in content:
+    if not {"settings", "asked"} <= content.keys():
         return options
     asked = {name: content["asked"][name] for name in INPUTS if name in content["asked"]}
     return make(StageOptions, {**options.model_dump(), **asked})
