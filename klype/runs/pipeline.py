@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from klype.config import make, overridden
-from klype.errors import UsageError
+from klype.errors import KlypeError, UsageError
 from klype.examine import report
 from klype.model.checkpoint import load, read_tokenizer, save
 from klype.runs.adapting import dealt_out, done_already, suited
@@ -151,9 +151,9 @@ def _stage_life(options: StageOptions, say: Say) -> Run:
 def _as_of(start: Found | None, options: StageOptions) -> tuple[StageOptions, Recipe]:
     """Gone on with as the run was made that is gone on from, where nothing else is given."""
     own = with_inputs_of(start, options)
-    if own is options or start is None or start.run is None:
+    if start is None or own is options:
         return options, read(recipe_for(options), options.overrides)
-    return own, make(Recipe, overridden(read_run(start.run)["settings"], options.overrides))
+    return own, recipe_of(start, options)
 
 
 def with_inputs_of(start: Found | None, options: StageOptions) -> StageOptions:
@@ -164,6 +164,16 @@ def with_inputs_of(start: Found | None, options: StageOptions) -> StageOptions:
         return options
     asked = {name: content["asked"][name] for name in INPUTS if name in content["asked"]}
     return make(StageOptions, {**options.model_dump(), **asked})
+
+
+def recipe_of(start: Found, options: StageOptions) -> Recipe:
+    """The run's own recipe, with what is overridden now. UsageError for a model without a run."""
+    if start.run is None:
+        raise UsageError(f"{options.from_} is no run with a fine-tuned model.", "Give a run's folder.")
+    saved = read_run(start.run).get("settings")
+    if saved is None:
+        raise KlypeError(f"The run {start.run} does not say what recipe made it.")
+    return make(Recipe, overridden(saved, options.overrides))
 
 
 def start_of(options: StageOptions) -> Found:

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-from klype.config import make, overridden
 from klype.errors import KlypeError, UsageError
 from klype.preferences.tastes import Taste
 from klype.preferences.tastes import taste as read_taste
@@ -16,7 +15,7 @@ from klype.runs.comparing import compare, verdict
 from klype.runs.find import Found
 from klype.runs.folder import read_run
 from klype.runs.options import StageOptions
-from klype.runs.pipeline import bring, open_run, start_of, with_inputs_of
+from klype.runs.pipeline import bring, open_run, recipe_of, start_of, with_inputs_of
 from klype.runs.recipe import Recipe
 from klype.runs.record import write_json
 from klype.runs.say import Say
@@ -53,6 +52,7 @@ def align_rounds(options: StageOptions, rounds: int, taste: str, say: Say) -> di
     flaw = read_taste(taste) if taste else None
     start = start_of(options)
     recipe, options = recipe_of(start, options), with_inputs_of(start, options)
+    method(recipe.align.how.method)  # one there is
     assert options.out is not None
     done: list[dict[str, Any]] = []
     first, base = start, None
@@ -74,18 +74,6 @@ def align_rounds(options: StageOptions, rounds: int, taste: str, say: Say) -> di
     }
     write_json(options.out / "align.json", whole)
     return whole
-
-
-def recipe_of(start: Found, options: StageOptions) -> Recipe:
-    """The run's own recipe, with what is overridden now. UsageError for a model without a run."""
-    if start.run is None:
-        raise UsageError(f"{options.from_} is no run with a fine-tuned model.", "Give a run's folder.")
-    saved = read_run(start.run).get("settings")
-    if saved is None:
-        raise KlypeError(f"The run {start.run} does not say what recipe made it.")
-    recipe = make(Recipe, overridden(saved, options.overrides))
-    method(recipe.align.how.method)
-    return recipe
 
 
 def one_round(
