@@ -226,6 +226,12 @@ def test_the_verdict_does_not_call_noise_a_change() -> None:
     assert "the share of right answers fell, from 93% to 50%" in " ".join(verdict(facts, Say("en")))
     facts["stages"]["aligned"]["polite"] = facts["stages"]["finetuned"]["polite"]
     assert "did not make answers politer" in " ".join(verdict(facts, Say("en")))
+    assert "took the share of right answers down, from 93% to 50%" in " ".join(verdict(facts, Say("en")))
+    assert pictures(facts, Say("en"))["stages"].title == "Aligned: 50% of answers are right"
+    for name in ("finetuned", "aligned"):
+        facts["stages"][name]["polite"] = {"value": 0.0, "low": 0.0, "high": 0.01, "n": 400}
+    assert "polite" not in " ".join(verdict(facts, Say("en")))
+    assert "høflig" not in pictures(facts, Say("nb"))["stages"].title
     assert "have become worse" not in " ".join(verdict(facts, Say("en")))
     facts["stages"]["finetuned"]["annotator"] = {"value": 1.10, "low": 1.06, "high": 1.15, "n": 119}
     facts["stages"]["aligned"]["annotator"] = {"value": 0.62, "low": 0.57, "high": 0.67, "n": 119}

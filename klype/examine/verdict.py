@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from klype.examine.caution import caution, clearly, figures_of, last_model
+from klype.examine.caution import Figures, caution, clearly, figures_of, last_model
 from klype.examine.facts import Facts
 from klype.examine.say import Say
 
@@ -40,15 +40,8 @@ def _answers(facts: Facts, say: Say) -> list[str]:
     elif "right" in last:
         sentences.append(say("verdict.right", n=last["right"].get("n", 0), right=say.figure(last["right"], "right")))
     before, after = figures_of(facts, "finetuned"), figures_of(facts, "aligned")
-    if {"right", "polite"} <= set(before) and {"right", "polite"} <= set(after):
-        up = clearly(before["polite"], after["polite"]) > 0
-        kept = {0: "kept", 1: "up", -1: "down"}[clearly(before["right"], after["right"])]
-        if kept == "up" and not up:
-            kept = "kept"
-        polite = {k: say.value(f["polite"], "polite") for k, f in (("before", before), ("after", after))}
-        right = {k: say.value(f["right"], "right") for k, f in (("before", before), ("after", after))}
-        first = say("verdict.polite_up" if up else "verdict.polite_down", **polite)
-        sentences.append(f"{first} {say(f'verdict.right_{kept}', **right)}")
+    if "right" in before and "right" in after:
+        sentences += _alignment(before, after, say)
     if "annotator" in before and "annotator" in after and clearly(before["annotator"], after["annotator"]) < 0:
         shown = {key: say.figure(f["annotator"], "annotator") for key, f in (("before", before), ("after", after))}
         sentences.append(say("verdict.score_down", **shown))
@@ -62,6 +55,21 @@ def _answers(facts: Facts, say: Say) -> list[str]:
         known = reward["ceiling"]["value"] is not None
         sentences.append(say("verdict.reward" if known else "verdict.reward_alone", **shown))
     return sentences
+
+
+def _alignment(before: Figures, after: Figures, say: Say) -> list[str]:
+    """What alignment did to politeness, where anybody was ever polite, and to right answers."""
+    right = {key: say.value(f["right"], "right") for key, f in (("before", before), ("after", after))}
+    kept = {0: "kept", 1: "up", -1: "down"}[clearly(before["right"], after["right"])]
+    alone = say(f"verdict.right_alone_{kept}", **right)
+    if not all("polite" in figures for figures in (before, after)) or not any(
+        figures["polite"]["value"] for figures in (before, after)
+    ):
+        return [alone]
+    polite = {key: say.value(f["polite"], "polite") for key, f in (("before", before), ("after", after))}
+    if clearly(before["polite"], after["polite"]) > 0:
+        return [f"{say('verdict.polite_up', **polite)} {say(f'verdict.right_{kept}', **right)}"]
+    return [say("verdict.polite_same", **polite), alone]
 
 
 def _language(facts: Facts, say: Say) -> list[str]:
