@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import random
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ from klype.errors import KlypeError
 from klype.model import fused as compiling
 from klype.model import native
 from klype.model.fused import Fused, fused
-from klype.model.laid import ROUND, laid_out
+from klype.model.laid import ROUND, Stems, grown, laid_out
 from klype.model.lora import AdaptedTransformer, LoraSettings
 from klype.model.transformer import Transformer
 from klype.runs.plan import Crew, Planned, Precision
 from klype.train.loop import Interrupted, Session, Settings, train
 from klype.train.objectives import cross_entropy
 from klype.train.optimizer import fused_parts
+from klype.train.rollout import answers_batch
 from klype.values import Batch
 from tests.toys import toy
 
@@ -103,6 +105,49 @@ def test_adapters_learn_as_with_torch(shape: str, compiled: Fused) -> None:
     (loss, gradients), (expected, exactly) = learnt(fast, batch), learnt(exact, batch)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert off(gradients, exactly) < 1e-4
+
+
+def grouped(group: int, seed: int = 0) -> Batch:
+    """Four questions of 1 to 23 tokens, with ``group`` answers of up to 20 tokens each, one of them empty."""
+    draw = random.Random(seed)
+    prompts = [tuple(draw.choices(range(53), k=k)) for k in (14, 1, 23, 6)]
+    rows = [prompt for prompt in prompts for _ in range(group)]
+    lengths = [0 if row == 1 else draw.randint(1, 20) for row in range(len(rows))]
+    return answers_batch(rows, [tuple(draw.choices(range(53), k=k)) for k in lengths], group)
+
+
+def separate(batch: Batch) -> Batch:
+    return Batch(batch.tokens_BT, batch.targets_BT, batch.weights_BT)
+
+
+@pytest.mark.parametrize("group", [2, 5])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_answers_to_one_prompt_are_branches_and_as_if_each_had_its_own(shape: str, group: int, compiled: Fused) -> None:
+    batch = grouped(group)
+    exact, fast = toy("llama", **(WIDE | SHAPES[shape])).double(), toy("llama", **(WIDE | SHAPES[shape]))
+    fast.fused = compiled
+    (loss, gradients), (expected, exactly) = learnt(fast, batch), learnt(exact, separate(batch))
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert off(gradients, exactly) < 1e-4
+    apart, _ = learnt(fast, separate(batch))
+    assert loss.item() == pytest.approx(apart.item(), rel=1e-6)
+    torch.set_num_threads(3)
+    assert off(learnt(fast, batch)[1], gradients) < 1e-5
+
+
+def test_a_stem_is_laid_once_and_the_rest_is_as_it_was(compiled: Fused) -> None:
+    batch = grouped(8)
+    wanted_BT = batch.weights_BT != 0
+    laid = grown(wanted_BT, Stems(8, batch.extra["prompt_B"][::8]))
+    tokens_N = batch.tokens_BT.flatten()[laid.rows]
+    assert laid.wanted is not None
+    assert torch.equal(tokens_N[laid.wanted], batch.tokens_BT[wanted_BT])
+    assert laid.texts.trees is not None
+    stems = [laid.texts.starts[tree : tree + 2].tolist() for tree in laid.texts.trees[:4].tolist()]
+    assert [to - at for at, to in stems] == [14, 1, 23, 6]
+    used = 14 + 1 + 23 + 6 + int((batch.weights_BT.sum(1) - 1).clamp(min=0).sum())
+    assert used <= len(laid.rows) < used + ROUND
+    assert len(laid.rows) < len(laid_out(wanted_BT).rows)
 
 
 def test_gradients_are_finite_differences(compiled: Fused) -> None:

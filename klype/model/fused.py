@@ -3,8 +3,8 @@
 torch's own way is several passes, each with a table of its own and a call from Python; a tiny model's step is made of
 them. Nobody needs it: where there is no C compiler, or where a model's shape does not suit, torch computes.
 
-Texts lie end to end, so that nothing is padded: text s has the rows ``starts[s]`` to ``starts[s + 1]`` of N. Shapes as
-in transformer.py; float32 or bfloat16, sums in float32.
+Texts lie end to end, so that nothing is padded (laid.py). Shapes as in transformer.py; float32 or bfloat16, sums in
+float32.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ class NormFields(ctypes.Structure):
 
     _fields_ = (
         *((name, POINTER) for name in ("x", "delta", "weight", "taps", "sum", "u", "scale")),
-        *((name, POINTER) for name in ("sum_gradient", "u_gradient", "x_gradient", "weight_gradient", "starts")),
-        *((name, COUNT) for name in ("texts", "D", "J")),
+        *((name, POINTER) for name in ("sum_gradient", "u_gradient", "x_gradient", "weight_gradient")),
+        *((name, POINTER) for name in ("starts", "trees")),
+        *((name, COUNT) for name in ("number", "D", "J")),
         ("eps", ctypes.c_float),
     )
 
@@ -46,8 +47,9 @@ class AttentionFields(ctypes.Structure):
     """train.c: Attention."""
 
     _fields_ = (
-        *((name, POINTER) for name in ("in", "out", "spread", "cos", "sin", "out_gradient", "in_gradient", "starts")),
-        *((name, COUNT) for name in ("texts", "H", "G", "K", "longest")),
+        *((name, POINTER) for name in ("in", "out", "spread", "cos", "sin", "out_gradient", "in_gradient")),
+        *((name, POINTER) for name in ("starts", "trees")),
+        *((name, COUNT) for name in ("number", "H", "G", "K", "longest")),
     )
 
 
@@ -86,7 +88,7 @@ class Fused:
     def attention(
         self, qkv_NE: Tensor, config: ModelConfig, rope: tuple[Tensor, Tensor] | None, texts: Texts
     ) -> Tensor:
-        """Causal attention within each text, queries and keys rotated: [N, H * K]."""
+        """Causal attention within each text, queries and keys rotated: [N, H * K]. A branch sees its stem."""
         out: Tensor = _Attention.apply(qkv_NE, config, rope, texts, self)  # type: ignore[no-untyped-call]
         return out
 
@@ -155,7 +157,8 @@ def _norm_fields(
         taps=at(taps_JD),
         scale=at(scale_N),
         starts=at(texts.starts),
-        texts=len(texts.starts) - 1,
+        trees=at(texts.trees),
+        number=texts.number,
         D=x_ND.shape[1],
         J=0 if taps_JD is None else len(taps_JD),
         eps=eps,
@@ -204,7 +207,8 @@ def _attention_fields(
         cos=at(cos),
         sin=at(sin),
         starts=at(texts.starts),
-        texts=len(texts.starts) - 1,
+        trees=at(texts.trees),
+        number=texts.number,
         H=config.heads,
         G=config.kv_heads,
         K=config.head_dim,

@@ -1,4 +1,7 @@
-"""Texts laid end to end, so that nothing is padded: text s has the rows ``starts[s]`` to ``starts[s + 1]`` of N."""
+"""Texts laid end to end, so that nothing is padded: piece s has the rows ``starts[s]`` to ``starts[s + 1]`` of N.
+
+A text is one piece, or a tree of them: a stem, such as a prompt, and branches that go on from it, such as its answers.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +17,24 @@ as long as a tenth of the product. Texts of one token each, which nobody wants, 
 
 @dataclass(frozen=True)
 class Texts:
-    """Where texts begin and end, [S + 1], and the length of the longest."""
+    """Where pieces begin and end, [S + 1], and the length of the longest text: a stem's counts with each branch.
+
+    ``trees``: tree i has the pieces ``trees[i]`` (its stem) to ``trees[i + 1]``; None: each piece is a text.
+    """
 
     starts: Tensor
     longest: int
+    trees: Tensor | None = None
 
     @staticmethod
     def alone(rows: int) -> Texts:
         """So many texts of one token each."""
         return Texts(torch.arange(rows + 1), 1)
+
+    @property
+    def number(self) -> int:
+        """Of trees."""
+        return len(self.starts if self.trees is None else self.trees) - 1
 
 
 @dataclass(frozen=True)
@@ -34,29 +46,74 @@ class Laid:
     wanted: Tensor | None
 
 
+@dataclass(frozen=True)
+class Stems:
+    """Rows come in groups of ``group``; those of group q begin with the same ``lengths[q]`` tokens."""
+
+    group: int
+    lengths: Tensor
+
+
 def laid_out(wanted_BT: Tensor, document_BT: Tensor | None = None) -> Laid:
     """The rows up to their last wanted position, cut where a document ends, and filled up to a round number."""
     T = wanted_BT.shape[1]
-    index_T = torch.arange(T)
-    lengths_B = torch.where(wanted_BT, index_T + 1, 0).amax(1)
-    used_BT = index_T < lengths_B[:, None]
+    lengths_B = _lengths(wanted_BT)
+    used_BT = torch.arange(T) < lengths_B[:, None]
     rows = used_BT.flatten().nonzero()[:, 0]
     if document_BT is None:
-        lengths = lengths_B[lengths_B > 0]
-        starts = torch.zeros(len(lengths) + 1, dtype=torch.int64)
-        torch.cumsum(lengths, 0, out=starts[1:])
+        starts = _starts(lengths_B[lengths_B > 0])
     else:
         first_BT = torch.ones_like(used_BT)
         first_BT[:, 1:] = document_BT[:, 1:] != document_BT[:, :-1]
         inside = first_BT.flatten()[rows].nonzero()[:, 0]
         starts = torch.cat([inside, inside.new_tensor([len(rows)])])
-        lengths = starts.diff()
+    longest = int(starts.diff().max()) if len(starts) > 1 else 0
     wanted = wanted_BT.flatten()[rows]
-    longest, spare = int(lengths.max()) if len(lengths) else 0, missing(len(rows))
-    if not spare and bool(wanted.all()):
-        return Laid(Texts(starts, longest), rows, None)
-    filled = torch.cat([starts, torch.arange(1, spare + 1) + len(rows)])
-    return Laid(Texts(filled, longest), torch.cat([rows, rows.new_zeros(spare)]), wanted.nonzero()[:, 0])
+    every = bool(wanted.all())
+    return _filled(Texts(starts, longest), rows, wanted.nonzero()[:, 0], every)
+
+
+def grown(wanted_BT: Tensor, stems: Stems) -> Laid:
+    """The same, what rows of a group begin with only once. ``wanted`` is in the order of ``wanted_BT``."""
+    B, T = wanted_BT.shape
+    G, Q = stems.group, len(stems.lengths)
+    lengths_QG = _lengths(wanted_BT).view(Q, G)
+    stem_Q = torch.minimum(stems.lengths, lengths_QG.amax(1))
+    pieces_QE = torch.cat([stem_Q[:, None], (lengths_QG - stem_Q[:, None]).clamp(min=0)], 1)
+    starts, sizes = _starts(pieces_QE.flatten()), pieces_QE.flatten()
+    piece_N = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
+    tree_N, branch_N = piece_N // (G + 1), piece_N % (G + 1) - 1
+    column_N = torch.arange(len(piece_N)) - starts[piece_N] + torch.where(branch_N >= 0, stem_Q[tree_N], 0)
+    rows = (tree_N * G + branch_N.clamp(min=0)) * T + column_N
+    row_W, column_W = wanted_BT.nonzero(as_tuple=True)
+    tree_W = row_W // G
+    beyond_W = column_W - stem_Q[tree_W]
+    at_W = tree_W * (G + 1) + torch.where(beyond_W >= 0, row_W % G + 1, 0)
+    wanted = starts[at_W] + torch.where(beyond_W >= 0, beyond_W, column_W)
+    longest = int((stem_Q + pieces_QE[:, 1:].amax(1)).max()) if B else 0
+    return _filled(Texts(starts, longest, torch.arange(0, Q * (G + 1) + 1, G + 1)), rows, wanted, False)
+
+
+def _lengths(wanted_BT: Tensor) -> Tensor:
+    """[B]: up to each row's last wanted position, that one too."""
+    return torch.where(wanted_BT, torch.arange(wanted_BT.shape[1]) + 1, 0).amax(1)
+
+
+def _starts(lengths: Tensor) -> Tensor:
+    starts = torch.zeros(len(lengths) + 1, dtype=torch.int64)
+    torch.cumsum(lengths, 0, out=starts[1:])
+    return starts
+
+
+def _filled(texts: Texts, rows: Tensor, wanted: Tensor, every: bool) -> Laid:
+    """With texts of one token each, up to a round number; ``every``: all rows are wanted, in their order."""
+    spare = missing(len(rows))
+    if not spare and every:
+        return Laid(texts, rows, None)
+    more = torch.arange(1, spare + 1)
+    trees = None if texts.trees is None else torch.cat([texts.trees, texts.trees[-1] + more])
+    starts = torch.cat([texts.starts, more + len(rows)])
+    return Laid(Texts(starts, texts.longest, trees), torch.cat([rows, rows.new_zeros(spare)]), wanted)
 
 
 def missing(rows: int) -> int:

@@ -68,7 +68,7 @@ INLINE void recall(const Rows *a, const Desk *d, int64_t row, int64_t g, int low
     memcpy(values + size * own * K, value, (size_t)(size * K));
     fetch(keys, K, own + 1, K, NULL, NULL, 1.f, d->own_keys, d->KP, low);
     fetch(values, K, own + 1, K, NULL, NULL, 1.f, d->own_values, d->KP, low);
-    turned(d->own_keys, own + 1, K, d->KP, d->own_across, padded(own + 1));
+    turned(d->own_keys, 0, own + 1, K, d->KP, d->own_across, padded(own + 1));
 }
 
 INLINE void table(const Rows *a, const Desk *d, int64_t t, int64_t g, int low) {
@@ -80,7 +80,7 @@ INLINE void table(const Rows *a, const Desk *d, int64_t t, int64_t g, int low) {
         int64_t shift = size * g * a->strides[t];
         fetch((const char *)a->shelf_keys[t] + shift, K, P, K, NULL, NULL, 1.f, d->keys, KP, low);
         fetch((const char *)a->shelf_values[t] + shift, K, P, K, NULL, NULL, 1.f, d->values, KP, low);
-        turned(d->keys, P, K, KP, d->across, PP);
+        turned(d->keys, 0, P, K, KP, d->across, PP);
     }
     for (int64_t i = 0; i < heads; i++)
         new_head(a, a->rows[first + i / each], g * each + i % each, a->q_norm, 1.f / sqrtf((float)K), d->q + i * KP, KP, low);

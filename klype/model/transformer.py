@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from klype.errors import KlypeError
 from klype.model.attention import MATERIALISED, attend, convolve, document_mask, document_positions, written_up_to
 from klype.model.config import ModelConfig
-from klype.model.laid import Texts, laid_out
+from klype.model.laid import Stems, Texts, grown, laid_out
 from klype.model.one_more import suits
 from klype.model.rope import rope_table, rotate
 
@@ -83,14 +83,22 @@ class Transformer(nn.Module):
         return normed
 
     def states_at(
-        self, tokens_BT: Tensor, wanted_BT: Tensor, document_BT: Tensor | None = None, *, spare: int = 0
+        self,
+        tokens_BT: Tensor,
+        wanted_BT: Tensor,
+        document_BT: Tensor | None = None,
+        *,
+        stems: Stems | None = None,
+        spare: int = 0,
     ) -> Tensor:
         """States after the last norm at the wanted positions, [N, D], in their order; then ``spare`` of no meaning.
 
-        With ``fused``, nothing is computed for what follows a row's last wanted position, such as padding.
+        With ``fused``, nothing is computed for what follows a row's last wanted position, such as padding, and what
+        rows begin with alike, as ``stems`` says, only once.
         """
+        assert document_BT is None or stems is None, "packed documents and stems exclude each other"
         if self.fused is not None:
-            laid = laid_out(wanted_BT, document_BT)
+            laid = laid_out(wanted_BT, document_BT) if stems is None else grown(wanted_BT, stems)
             self._check_length(laid.texts.longest)
             if self.fused.suits(self.config, laid.texts.longest, self.embed.weight):
                 hidden_ND = self._laid(self.fused, tokens_BT.flatten()[laid.rows], laid.texts)

@@ -232,11 +232,11 @@ INLINE void turn8(const float *in, int64_t in_row, float *out, int64_t out_row) 
     }
 }
 
-/* [K, PP] of [T, KP], with zeros up to a whole panel. */
-static void turned(float *in, int64_t T, int64_t K, int64_t KP, float *out, int64_t PP) {
+/* [K, PP] of [T, KP], with zeros up to a whole panel; what lies before position `from` has been turned before. */
+static void turned(float *in, int64_t from, int64_t T, int64_t K, int64_t KP, float *out, int64_t PP) {
     int64_t whole = padded(T);
     memset(in + T * KP, 0, (size_t)((whole - T) * KP) * sizeof(float));
-    for (int64_t t = 0; t < whole; t += 8)
+    for (int64_t t = from / 8 * 8; t < whole; t += 8)
         for (int64_t k = 0; k < K; k += 8) turn8(in + t * KP + k, KP, out + k * PP + t, PP);
 }
 

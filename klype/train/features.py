@@ -8,9 +8,10 @@ from typing import cast
 import torch
 from torch import nn
 
+from klype.model.laid import Stems
 from klype.model.transformer import Transformer
 from klype.train.objectives import LanguageModel, wide
-from klype.train.scoring import saves, shared_states
+from klype.train.scoring import grows, saves, shared_states
 
 Ids = Sequence[int]
 
@@ -88,7 +89,15 @@ def _read(
     prompt_B, lengths_B = (torch.tensor([len(ids[i]) for i in chosen], device=device) for ids in (prompts, answers))
     own, shared = max(1, int(lengths_B.max())) + 1, int(prompt_B.max()) - 1
     at_BA = (prompt_B[:, None] - 1 + torch.arange(own, device=device)).clamp(max=width - 1)
-    if isinstance(trunk, Transformer) and device.type == "cpu" and saves(tokens_BT.shape, group, shared, own):
+    if isinstance(trunk, Transformer) and grows(trunk, tokens_BT):
+        wanted_BA = torch.arange(own) <= lengths_B[:, None]
+        wanted_BT = torch.zeros(tokens_BT.shape, dtype=torch.bool)
+        wanted_BT[torch.arange(len(rows))[:, None].expand_as(at_BA)[wanted_BA], at_BA[wanted_BA]] = True
+        stems = Stems(group, prompt_B[::group]) if group > 1 else None
+        states_ND = trunk.states_at(tokens_BT, wanted_BT, stems=stems)
+        states_BAD = states_ND.new_zeros(*wanted_BA.shape, states_ND.shape[1])
+        states_BAD[wanted_BA] = states_ND
+    elif isinstance(trunk, Transformer) and device.type == "cpu" and saves(tokens_BT.shape, group, shared, own):
         states_BAD = shared_states(trunk, tokens_BT, prompt_B, group, own)
     else:
         hidden_BTD = cast(LanguageModel, trunk).hidden(tokens_BT)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from klype.model.laid import missing
+from klype.model.laid import Stems, missing
 from klype.model.transformer import Transformer
 from klype.values import Batch, Loss
 
@@ -108,7 +108,8 @@ def learnt_states(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.T
     if isinstance(model, Transformer) and not torch.compiler.is_compiling():
         kept_N = weights_N.nonzero()[:, 0]
         spare = missing(len(kept_N)) if len(kept_N) < len(weights_N) else 0
-        states_ND = model.states_at(batch.tokens_BT, batch.weights_BT != 0, **_packed(batch), spare=spare)
+        how = _packed(batch) | ({} if (stems := stems_of(batch)) is None else {"stems": stems})
+        states_ND = model.states_at(batch.tokens_BT, batch.weights_BT != 0, **how, spare=spare)
         free = (weights_N == 0).int().argmax().expand(spare)
         return states_ND, torch.cat([kept_N, free]) if spare else kept_N
     hidden_ND = cast(LanguageModel, model).hidden(batch.tokens_BT, **_packed(batch)).flatten(0, 1)
@@ -157,6 +158,12 @@ def wide_dtype(logits: torch.Tensor) -> torch.dtype:
 def wide(logits: torch.Tensor) -> torch.Tensor:
     """At least float32: a loss is never computed in half precision."""
     return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+
+
+def stems_of(batch: Batch) -> Stems | None:
+    """What groups of rows begin with: ``extra["group"]`` rows have one prompt, of ``extra["prompt_B"]`` tokens."""
+    group = int(batch.extra.get("group", 1))
+    return Stems(group, batch.extra["prompt_B"][::group]) if group > 1 and "prompt_B" in batch.extra else None
 
 
 def _packed(batch: Batch) -> dict[str, Any]:

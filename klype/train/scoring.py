@@ -1,5 +1,6 @@
 """Log-probabilities of answers, with the prompt of a group of answers computed once.
 
+Compiled code lays a group out as a tree (klype.model.laid). Where there is none, torch computes as is written here.
 Rows of one group have the same prompt: Q groups of G rows. ``extra["group"]`` is G and ``extra["prompt_B"]`` the
 lengths of the prompts. Shapes: P prompt positions that are shared, A positions of an answer's row, H heads, K their
 width, J convolution taps. Shared = separate up to rounding; a test holds it.
@@ -16,10 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from klype.model.attention import attend, convolve
-from klype.model.fused import Fused
-from klype.model.laid import Texts
 from klype.model.transformer import Layer, Transformer
-from klype.train.objectives import LanguageModel, learnt_states, wide
+from klype.train.objectives import LanguageModel, learnt_states, stems_of, wide
 from klype.values import Batch
 
 WORTH = 1.2  # positions saved that pay for attention written out: the speed-up is their ratio (1.2 to 4.8 measured)
@@ -40,7 +39,7 @@ def score_answers(model: nn.Module, batch: Batch) -> Scored:
 
     Scoring at another temperature than was drawn at would bias every ratio.
     """
-    if isinstance(model, Transformer) and worth_sharing(batch):
+    if isinstance(model, Transformer) and not grows(model, batch.tokens_BT) and worth_sharing(batch):
         kept_N = batch.weights_BT.flatten().nonzero()[:, 0]
         states_ND = _shared(model, batch, kept_N)
     else:
@@ -54,10 +53,16 @@ def score_answers(model: nn.Module, batch: Batch) -> Scored:
 
 def worth_sharing(batch: Batch) -> bool:
     """Whether the rows are groups, with prompts long enough beside the answers."""
-    group = int(batch.extra.get("group", 1))
-    if group < 2 or "prompt_B" not in batch.extra:
+    stems = stems_of(batch)
+    if stems is None:
         return False
-    return saves(batch.tokens_BT.shape, group, int(batch.extra["prompt_B"].max()) - 1, _longest(batch))
+    return saves(batch.tokens_BT.shape, stems.group, int(stems.lengths.max()) - 1, _longest(batch))
+
+
+def grows(model: Transformer, tokens_BT: Tensor) -> bool:
+    """Whether compiled code computes such rows, so that stems cost nothing."""
+    fused = model.fused
+    return fused is not None and fused.suits(model.config, tokens_BT.shape[1], model.embed.weight)
 
 
 def saves(shape: Sequence[int], group: int, shared: int, own: int) -> bool:
@@ -88,12 +93,12 @@ def shared_states(model: Transformer, tokens_BT: Tensor, prompt_B: Tensor, group
     if model.config.rope_theta:
         ropes = (model.cos[:P], model.sin[:P]), (model.cos[at_BA], model.sin[at_BA])
     seen_QP = torch.arange(P) < shared_Q[:, None]
-    fused = model.fused if model.fused is not None and model.fused.suits(model.config, 1, model.embed.weight) else None
     last = len(model.layers) - 1
     for index, layer in enumerate(model.layers):
         assert isinstance(layer, Layer)
-        x_QPD, y_BAD = _layer(layer, (x_QPD, y_BAD), ropes, (shared_Q, seen_QP, fused), index == last)
-    return _normed(model.norm, y_BAD, fused)
+        x_QPD, y_BAD = _layer(layer, (x_QPD, y_BAD), ropes, (shared_Q, seen_QP), index == last)
+    states_BAD: Tensor = model.norm(y_BAD)
+    return states_BAD
 
 
 Rope = tuple[Tensor, Tensor]
@@ -113,13 +118,13 @@ def _layer(
     layer: Layer,
     streams: tuple[Tensor, Tensor],
     ropes: tuple[Rope, Rope] | None,
-    shared: tuple[Tensor, Tensor, Fused | None],
+    shared: tuple[Tensor, Tensor],
     last: bool,
 ) -> tuple[Tensor, Tensor]:
     """One layer on both streams; of the last one only the answers' is of use."""
     x_QPD, y_BAD = streams
-    shared_Q, seen_QP, fused = shared
-    u_QPD, v_BAD = (_normed(layer.attention_norm, z, fused) for z in streams)
+    shared_Q, seen_QP = shared
+    u_QPD, v_BAD = (layer.attention_norm(z) for z in streams)
     if layer.taps is not None:
         J = layer.taps.shape[0]
         before_BJD = _tail(u_QPD, shared_Q, J).repeat_interleave(len(v_BAD) // len(u_QPD), 0)
@@ -128,31 +133,13 @@ def _layer(
     q_HQPK, k_GQPK, v_GQPK = layer.heads(u_QPD, None if ropes is None else ropes[0])
     own = layer.heads(v_BAD, None if ropes is None else ropes[1])
     y_BAD = y_BAD + layer.out(_attend_both(own, (k_GQPK, v_GQPK), seen_QP))
-    y_BAD = y_BAD + _mlp(layer, y_BAD, fused)
+    y_BAD = y_BAD + layer.mlp(y_BAD)
     if not last:
         P = x_QPD.shape[1]
         causal_PP = torch.full((P, P), float("-inf"), dtype=q_HQPK.dtype).triu_(1)
         x_QPD = x_QPD + layer.out(attend(q_HQPK, k_GQPK, v_GQPK, causal_PP))
-        x_QPD = x_QPD + _mlp(layer, x_QPD, fused)
+        x_QPD = x_QPD + layer.mlp(x_QPD)
     return x_QPD, y_BAD
-
-
-def _normed(norm: nn.RMSNorm, x_BTD: Tensor, fused: Fused | None) -> Tensor:
-    if fused is None or not x_BTD.numel():
-        normed: Tensor = norm(x_BTD)
-        return normed
-    rows_ND, T = x_BTD.flatten(0, 1).contiguous(), x_BTD.shape[1]
-    texts = Texts(torch.arange(0, len(rows_ND) + 1, T), T)
-    return fused.norm(rows_ND, None, norm, None, texts)[1].view_as(x_BTD)
-
-
-def _mlp(layer: Layer, x_BTD: Tensor, fused: Fused | None) -> Tensor:
-    """As ``Layer.mlp``."""
-    if fused is None or not x_BTD.numel():
-        return layer.mlp(x_BTD)
-    gate_up_NF = layer.gate_up(_normed(layer.mlp_norm, x_BTD, fused)).flatten(0, 1)
-    out_ND: Tensor = layer.down(fused.swiglu(gate_up_NF))
-    return out_ND.view_as(x_BTD)
 
 
 def _tail(u_QPD: Tensor, shared_Q: Tensor, J: int) -> Tensor:
