@@ -11,7 +11,8 @@ import platform
 import random
 import sys
 import time
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 Precision = Literal["float32", "bfloat16", "int8", "auto"]
 POLICY = (("OMP_WAIT_POLICY", "passive"), ("GOMP_SPINCOUNT", "1000"), ("KMP_BLOCKTIME", "0"))
 POWERCAP = Path("/sys/class/powercap")
+WAKING = 20e6
+"""Operations of a product in float32 that pay for a second thread (docs/speed.md has what was measured)."""
 # glibc: malloc(3), mallopt(3)
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 
@@ -75,6 +78,22 @@ def set_threads(threads: int | None = None) -> int:
         raise UsageError(f"The number of threads should be at least 1 (it is {threads}).")
     torch.set_num_threads(threads or usable_cores())
     return torch.get_num_threads()
+
+
+@contextmanager
+def threads_for(operations: float) -> Iterator[None]:
+    """Compute with one thread where products are of so few operations that it takes longer to wake another one."""
+    import torch
+
+    threads = torch.get_num_threads()
+    alone = threads > 1 and operations < WAKING
+    if alone:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if alone:
+            torch.set_num_threads(threads)
 
 
 def pick_device(name: str = "auto") -> torch.device:

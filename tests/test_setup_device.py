@@ -37,6 +37,18 @@ def test_threads_are_at_least_one_and_at_most_the_cores() -> None:
         device.set_threads(0)
 
 
+def test_small_products_are_one_threads_and_the_number_is_what_it_was_afterwards() -> None:
+    before = torch.get_num_threads()
+    device.set_threads(3)
+    with device.threads_for(device.WAKING):
+        assert torch.get_num_threads() == 3
+    with pytest.raises(ValueError, match="inside"), device.threads_for(device.WAKING / 2):
+        assert torch.get_num_threads() == 1
+        raise ValueError("inside")
+    assert torch.get_num_threads() == 3
+    device.set_threads(before)
+
+
 @pytest.mark.parametrize(
     ("text", "cores"), [("max 100000", None), ("150000 100000", 2), ("100000 100000", 1), ("", None)]
 )

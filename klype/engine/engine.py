@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from klype.device import threads_for
 from klype.engine.checks import check_answer, check_prompt, check_request
 from klype.engine.prefixes import Place, Prefixes, by_shelf
 from klype.engine.records import Ended, Job, Records, distributions, token_counts
@@ -30,6 +31,8 @@ from klype.values import Distribution, Request, Step, Trace
 
 FEW = 8
 """Rows that are worth a copy of what they share, where that lets one call compute a step."""
+PRODUCTS = 4
+"""Of a layer."""
 COPIED = 4096
 """Tokens that such copies may hold."""
 
@@ -195,8 +198,14 @@ class Engine:
             joining = self._schedule()
             if not joining and not len(self._rows):
                 return Drawn(self._rows.jobs, self._rows.samples, self._rows.lines, self._rows.counts, {})
-            logits_RV = self._run(joining)
-            return self._postprocess(logits_RV)
+            with threads_for(self._operations(len(self._rows))):
+                logits_RV = self._run(joining)
+                return self._postprocess(logits_RV)
+
+    def _operations(self, rows: int) -> float:
+        """Of a pass's mean matrix product, as float32's; numbers of half the size take half as long."""
+        c, size = self.model.config, self.model.embed.weight.element_size()
+        return rows * c.flops_per_token / (PRODUCTS * c.layers + 1) * size / 4
 
     def _schedule(self) -> list[tuple[Job, int]]:
         """Which samples join: (job, how many), first come first served, as far as there is room."""
