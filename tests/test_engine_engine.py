@@ -12,8 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from klype.device import WAKING
 from klype.engine import prefixes
-from klype.engine.engine import Engine
+from klype.engine.engine import Engine, operations
 from klype.engine.prefixes import Place, by_shelf
 from klype.engine.sampling import draw, noise, shape
 from klype.errors import KlypeError, UsageError
@@ -388,3 +389,20 @@ def test_little_of_a_pass_is_padding(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(batches) < 12
     for lengths in ([len(prompt) for prompt in batch] for batch in batches):
         assert len(lengths) * max(lengths) <= sum(lengths) * 1.25
+
+
+def test_only_large_steps_wake_a_second_thread() -> None:
+    small, wide = toy("llama"), toy("llama", width=1024, hidden=2048)
+    assert operations(small, 256) < WAKING < operations(wide, 1)
+    assert operations(wide, 1) == operations(wide, 16) < operations(wide, 64) == 4 * operations(wide, 16) * 0.8
+    assert operations(wide.bfloat16(), 64) == operations(wide.float(), 64) / 2
+
+
+def test_answers_do_not_depend_on_the_threads() -> None:
+    requests = [Request((3, 1, 4), n=3, limit=12, seed=1), Request((2, 7), n=2, limit=9, seed=2)]
+    said = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        said.append([[t.tokens for t in traces] for traces in engine().run(requests)])
+        assert torch.get_num_threads() == threads
+    assert said[0] == said[1]

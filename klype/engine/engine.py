@@ -33,6 +33,8 @@ FEW = 8
 """Rows that are worth a copy of what they share, where that lets one call compute a step."""
 PRODUCTS = 4
 """Of a layer."""
+FETCHED = 10
+"""Operations in the time that it takes to fetch a byte of a matrix from memory."""
 COPIED = 4096
 """Tokens that such copies may hold."""
 
@@ -198,14 +200,9 @@ class Engine:
             joining = self._schedule()
             if not joining and not len(self._rows):
                 return Drawn(self._rows.jobs, self._rows.samples, self._rows.lines, self._rows.counts, {})
-            with threads_for(self._operations(len(self._rows))):
+            with threads_for(operations(self.model, len(self._rows))):
                 logits_RV = self._run(joining)
                 return self._postprocess(logits_RV)
-
-    def _operations(self, rows: int) -> float:
-        """Of a pass's mean matrix product, as float32's; numbers of half the size take half as long."""
-        c, size = self.model.config, self.model.embed.weight.element_size()
-        return rows * c.flops_per_token / (PRODUCTS * c.layers + 1) * size / 4
 
     def _schedule(self) -> list[tuple[Job, int]]:
         """Which samples join: (job, how many), first come first served, as far as there is room."""
@@ -379,3 +376,11 @@ class Engine:
     def _changes(self) -> int:
         """Grows whenever a weight is written in place (torch counts it)."""
         return sum(p._version for p in self._weights)
+
+
+def operations(model: Transformer, rows: int) -> float:
+    """What the mean matrix product of a step of so many rows takes, in operations of float32: numbers of half the size
+    take half as long, and few rows wait for the matrix to come from memory."""
+    config = model.config
+    numbers = config.flops_per_token / 2 / (PRODUCTS * config.layers + 1)
+    return numbers * model.embed.weight.element_size() * max(rows / 2, FETCHED)
