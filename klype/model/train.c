@@ -340,8 +340,9 @@ INLINE void head_backward(const Attention *a, const Scratch *z, Piece p, int64_t
         store(in_gradient + (i - before) * row * (low ? 2 : 4) + h * wide, row, rows, K, a->cos ? a->cos + i * K : NULL,
               a->cos ? a->sin + i * K : NULL, scale, z->own, KP, low);
     }
-    for (int64_t j = 0; j < end; j += BLOCK) {
-        int64_t rows = end - j < BLOCK ? end - j : BLOCK, from = j > before ? j : before;
+    for (int64_t j = 0, rows; j < end; j += rows) { /* blocks of the piece's own columns begin where those of its rows do */
+        int64_t left = (j < before ? before : end) - j, from = j > before ? j : before;
+        rows = left < BLOCK ? left : BLOCK;
         added(z->s + from * PP + j, 1, PP, z->q + from * KP, KP, z->key_gradient + j * KP, KP, end - from, rows, KP);
         added(z->p + from * PP + j, 1, PP, z->g + from * KP, KP, z->value_gradient + j * KP, KP, end - from, rows, KP);
     }
