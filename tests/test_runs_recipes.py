@@ -103,6 +103,20 @@ def test_only_the_recipes_language_is_taken(folder: Path) -> None:
     assert len(everything.conversations) == 51
 
 
+def test_texts_too_short_to_tell_are_in_the_language_of_their_file(tmp_path: Path) -> None:
+    write(tmp_path / "ord.jsonl", {"text": "full fart akterover"}, {"text": "Reven er en rask og brun fugl."})
+    write(tmp_path / "sayings.jsonl", {"idiom_start": "alle gode ting er", "accepted_completions": ["tre"]})
+    (tmp_path / "a.txt").write_text("full speed ahead\n", encoding="utf-8")
+    (tmp_path / "b.txt").write_text("The fox is quick and brown.\n", encoding="utf-8")
+    english, every = (
+        material.gather(RunOptions(data=tmp_path), recipe.read(name).data, BadRows()) for name in ("english", "text")
+    )
+    texts = [d.text.strip() for d in (*english.split.train, *english.split.held_out)]
+    assert sorted(texts) == ["The fox is quick and brown.", "full speed ahead"]
+    assert {row["name"] for row in english.data} == {"a.txt", "b.txt"}
+    assert {row["name"] for row in every.data} == {"a.txt", "b.txt", "ord.jsonl", "sayings.jsonl"}
+
+
 def test_the_english_recipe_goes_through_all_stages_and_its_run_can_be_moved(folder: Path, tmp_path: Path) -> None:
     # one micro-batch: in three seconds it makes more steps, and learns to write words enough to be looked up
     document = life(tmp_path / "run", "english", folder, "pretrain.training.micro_batches=1")
@@ -149,7 +163,8 @@ def test_real_english_is_read_and_norwegian_left(tmp_path: Path) -> None:
     found = material.gather(RunOptions(data=SHARED), recipe.read("english").data, BadRows())
     sources = {Path(d.source).name for d in (*found.split.train, *found.split.held_out)}
     assert {"input.txt", "stories_en.jsonl", "stories_nb_en.jsonl"} <= sources
-    assert "lover.jsonl" not in sources
+    assert not sources & {"lover.jsonl", "ordbok.jsonl"}
+    assert not {row["name"] for row in found.data} & {"idioms.jsonl", "ordbok.jsonl"}
     assert any(Path(d.source).name == "input.txt" for d in found.split.held_out)
     assert len(found.conversations) > 900
     assert len(found.rankings) > 1500

@@ -46,11 +46,15 @@ class TaskConversation:
     messages: Conversation
 
 
-def language(text: str) -> Language:
-    """Norwegian Bokmål or English: whose commonest words (and letters) the text holds more of; else English."""
+def language(text: str, otherwise: Language = "en", lead: int = 1) -> Language:
+    """Norwegian Bokmål or English: whose commonest words (and letters) the text holds more of, by ``lead`` at least;
+    else ``otherwise``."""
     words = re.findall(r"[^\W\d_]+", text[:20_000].lower())
     norwegian = sum(w in _COMMON["nb"] for w in words) + sum(any(c in "æøå" for c in w) for w in words)
-    return "nb" if norwegian > sum(w in _COMMON["en"] for w in words) else "en"
+    english = sum(w in _COMMON["en"] for w in words)
+    if abs(norwegian - english) < lead:
+        return otherwise
+    return "nb" if norwegian > english else "en"
 
 
 def make_tasks(documents: Iterable[TextDocument], count: int, seed: int = 0) -> list[TaskConversation]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 
 from klype.data import collection, hub
@@ -20,6 +21,8 @@ from klype.runs.recipe import DataSection
 from klype.values import Question, Ranking
 
 HELD_OUT = 0.1  # share of questions
+LOOKED_AT = 200  # texts of a file, by which its language is known
+CLEARLY = 3  # more words of the other language make a text of it one of that
 SHOWN_FILES = 60
 
 
@@ -67,14 +70,16 @@ def gather(options: InputOptions, section: DataSection, bad: BadRows) -> Materia
     material.texts = lambda: read_texts(own, reading)
     orders = {file: _rankings([file], section.language, bad) for file in ranked}
     material.rankings = [ranking for own in orders.values() for ranking in own]
-    material.questions = [*(dictionary.asked(section.words) if dictionary else []), *_endings(found, section, bad)]
+    endings = {file: list(_endings(file, section, bad)) for file in found.of("endings")}
+    material.questions = dictionary.asked(section.words) if dictionary else []
+    material.questions += [question for own in endings.values() for question in own]
     material.notes = _notes(found, foreign, section)
     if share < 1:
         material.notes.append(_sampled(share, section))
     read = {document.source for document in documents}
     used = [file for file in texts if str(file) in read]
-    used += [file for files in (kept, orders) for file, own in files.items() if own]
-    used += [*found.of("endings"), *(found.of("articles") if dictionary else [])]
+    used += [file for files in (kept, orders, endings) for file, own in files.items() if own]
+    used += found.of("articles") if dictionary else []
     material.data = [*(dictionary.sources if dictionary else []), *map(_facts, dict.fromkeys(used[:SHOWN_FILES]))]
     return material
 
@@ -125,19 +130,26 @@ def _documents(
     files, share = own
     cut = (b for d in read_texts(files, reading) for b in units(d)) if files else iter(())
     documents = [b for b in cut if share == 1 or is_sampled(b.text, share)]
-    if found:
-        wanted = section.language
-        documents += [
-            b for d in read_texts(found, reading) if not wanted or language(d.text) == wanted for b in units(d)
-        ]
+    documents += [b for file in found for d in _in_language(file, reading) for b in units(d)]
     return documents
 
 
-def _endings(found: collection.Collection, section: DataSection, bad: BadRows) -> Iterator[Question]:
-    for file in found.of("endings"):
-        for asked, accepted in collection.endings(file, section.language, bad):
-            name = hashlib.sha256(asked.encode()).hexdigest()[:12]
-            yield Question(name, asked, answers=accepted, extra={"kind": "ending"})
+def _in_language(file: Path, reading: TextOptions) -> Iterator[TextDocument]:
+    """A file's texts in the language that is wanted. Those too short to tell are taken to be in the language of its
+    first ones together."""
+    texts = read_texts([file], reading)
+    if not reading.language:
+        yield from texts
+        return
+    first = list(islice(texts, LOOKED_AT))
+    common = language(" ".join(d.text[:100] for d in first))
+    yield from (d for d in chain(first, texts) if language(d.text, common, CLEARLY) == reading.language)
+
+
+def _endings(file: Path, section: DataSection, bad: BadRows) -> Iterator[Question]:
+    for asked, accepted in collection.endings(file, section.language, bad):
+        name = hashlib.sha256(asked.encode()).hexdigest()[:12]
+        yield Question(name, asked, answers=accepted, extra={"kind": "ending"})
 
 
 def _rankings(files: list[Path], wanted: str, bad: BadRows) -> list[Ranking]:
