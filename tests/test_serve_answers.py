@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from klype.engine.engine import Engine
@@ -268,14 +268,18 @@ def test_fingerprints_tell_weights_apart() -> None:
     st.lists(st.text("aå🙂", min_size=1, max_size=3), max_size=3),
     st.lists(st.integers(1, 4), max_size=40),
 )
+@example("åaa", ["a", "åaa"], [3])  # the longer stop begins earlier, but the shorter one is whole first
 def test_pieces_put_together_are_the_text_up_to_the_first_stop(text: str, stops: list[str], cuts: list[int]) -> None:
     data, spoken, pieces = text.encode(), Spoken(stops), []
-    for cut in cuts:
-        pieces.append(spoken.add(data[:cut]))
-        data = data[cut:]
-    pieces += [spoken.add(data), spoken.add(b"", last=True)]
-    first = min((at for stop in stops if (at := text.find(stop)) >= 0), default=len(text))
-    assert "".join(pieces) == text[:first]
+    said, first = b"", len(text.encode())
+    for part in (*cuts, len(data)):
+        piece, data = data[:part], data[part:]
+        pieces.append(spoken.add(piece))
+        if not any(stop.encode() in said for stop in stops):
+            said += piece
+            first = min((at for stop in stops if (at := said.find(stop.encode())) >= 0), default=first)
+    pieces.append(spoken.add(b"", last=True))
+    assert "".join(pieces) == text.encode()[:first].decode()
     assert all("\ufffd" not in piece for piece in pieces)
 
 

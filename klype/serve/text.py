@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 
 class Spoken:
-    """Bytes in, text out. What may turn out to be the beginning of a stop text waits until it is known.
+    """Bytes in, text out, up to the stop text that is whole first. What may turn out to be the beginning of one waits
+    until it is known.
 
     ``lead``: the one space that leads a chat answer is left out. Bytes that cannot become UTF-8 are U+FFFD; the first
     bytes of a character that never came whole are left out.
