@@ -279,6 +279,7 @@ def test_an_update_in_shards_is_the_update_muon_included(tmp_path: Path, ranks: 
 
 def _one_is_killed(folder: Path, port: int) -> None:
     rank = parallel.rank()
+    dist.barrier()  # who leaves sooner would end the other's meeting
     parallel.leave()
     for name, value in {"RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "localhost", "MASTER_PORT": port}.items():
         os.environ[name] = str(value)
