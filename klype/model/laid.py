@@ -68,9 +68,8 @@ def laid_out(wanted_BT: Tensor, document_BT: Tensor | None = None) -> Laid:
         inside = first_BT.flatten()[rows].nonzero()[:, 0]
         starts = torch.cat([inside, inside.new_tensor([len(rows)])])
     longest = int(starts.diff().max()) if len(starts) > 1 else 0
-    wanted = wanted_BT.flatten()[rows]
-    every = bool(wanted.all())
-    return _filled(Texts(starts, longest), rows, wanted.nonzero()[:, 0], every)
+    wanted = wanted_BT.flatten()[rows].nonzero()[:, 0]
+    return _filled(Texts(starts, longest), rows, wanted, len(wanted) == len(rows))
 
 
 def grown(wanted_BT: Tensor, stems: Stems) -> Laid:

@@ -108,8 +108,8 @@ def learnt_states(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.T
     if isinstance(model, Transformer) and not torch.compiler.is_compiling():
         kept_N = weights_N.nonzero()[:, 0]
         spare = missing(len(kept_N)) if len(kept_N) < len(weights_N) else 0
-        how = _packed(batch) | ({} if (stems := stems_of(batch)) is None else {"stems": stems})
-        states_ND = model.states_at(batch.tokens_BT, batch.weights_BT != 0, **how, spare=spare)
+        wanted_BT, stems = batch.weights_BT != 0, stems_of(batch)
+        states_ND = model.states_at(batch.tokens_BT, wanted_BT, **_packed(batch), stems=stems, spare=spare)
         free = (weights_N == 0).int().argmax().expand(spare)
         return states_ND, torch.cat([kept_N, free]) if spare else kept_N
     hidden_ND = cast(LanguageModel, model).hidden(batch.tokens_BT, **_packed(batch)).flatten(0, 1)
