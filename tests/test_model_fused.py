@@ -33,6 +33,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "conv": {"rope_theta": 0.0, "conv": 5},
     "grouped": {"heads": 4, "kv_heads": 2, "head_dim": 16, "conv": 2, "qkv_bias": True},
     "tied": {"tie": True, "head_dim": 32, "kv_heads": 1},
+    "narrow": {"heads": 3, "head_dim": 8},
 }
 DOCUMENTS = torch.tensor([[0] * 9 + [1] + [5] * 13 + [2] * 14] * 4)
 
@@ -135,6 +136,34 @@ def test_memory_that_others_have_used_changes_nothing(shape: str, compiled: Fuse
         batch = grouped(2, seed)
         dirty()
         assert off(learnt(model, batch)[1], learnt(exact, separate(batch))[1]) < 1e-4, seed
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_memory_that_others_have_used_changes_no_bit_in_bfloat16(shape: str, compiled: Fused) -> None:
+    model = toy("llama", **(WIDE | SHAPES[shape])).bfloat16()
+    model.fused = compiled
+    for seed in range(6):
+        batch = grouped(2, seed)
+        loss, gradients = learnt(model, batch)
+        dirty()
+        again, same = learnt(model, batch)
+        assert again == loss, seed
+        assert all(torch.equal(same[n], g) for n, g in gradients.items()), seed
+
+
+@pytest.mark.parametrize("group", [2, 5])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_branches_in_bfloat16_are_no_further_from_the_truth_than_torchs(
+    shape: str, group: int, compiled: Fused
+) -> None:
+    batch, exact = grouped(group), toy("llama", **(WIDE | SHAPES[shape])).bfloat16().double()
+    fast = toy("llama", **(WIDE | SHAPES[shape])).bfloat16()
+    plain = copy.deepcopy(fast)
+    fast.fused = compiled
+    expected, exactly = learnt(exact, separate(batch))
+    found, gradients = learnt(fast, batch)
+    assert found.item() == pytest.approx(expected.item(), rel=0.01)
+    assert off(gradients, exactly) < 1.5 * off(learnt(plain, separate(batch))[1], exactly)
 
 
 @pytest.mark.parametrize("group", [2, 5])

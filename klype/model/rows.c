@@ -86,7 +86,7 @@ INLINE void table(const Rows *a, const Desk *d, int64_t t, int64_t g, int low) {
         new_head(a, a->rows[first + i / each], g * each + i % each, a->q_norm, 1.f / sqrtf((float)K), d->q + i * KP, KP, low);
     for (int64_t i = 0; i < heads; i += BLOCK) {
         int64_t some = heads - i < BLOCK ? heads - i : BLOCK;
-        product(d->q + i * KP, KP, 1, d->across, PP, d->p + i * wide, wide, K, some, PP);
+        product(d->q + i * KP, KP, 1, d->across, PP, d->p + i * wide, wide, K, some, PP, 1);
     }
     for (int64_t s = 0; s < seats; s++) {
         int64_t row = a->rows[first + s], own = a->own[row], columns = padded(own + 1);
@@ -94,17 +94,17 @@ INLINE void table(const Rows *a, const Desk *d, int64_t t, int64_t g, int low) {
         for (int64_t i = s * each; i < (s + 1) * each; i += BLOCK) {
             int64_t some = (s + 1) * each - i < BLOCK ? (s + 1) * each - i : BLOCK;
             float *p = d->p + i * wide;
-            product(d->q + i * KP, KP, 1, d->own_across, columns, p + PP, wide, K, some, columns);
+            product(d->q + i * KP, KP, 1, d->own_across, columns, p + PP, wide, K, some, columns, 1);
             for (int64_t r = 0; r < some; r++, p += wide) {
                 float before = masked(p, a->shared[row] - 1, PP), top = masked(p + PP, own, columns);
                 d->sums[i + r] = weighed(p, PP + columns, before > top ? before : top);
             }
-            product(d->p + i * wide + PP, wide, 1, d->own_values, KP, d->out + i * KP, KP, own + 1, some, KP);
+            product(d->p + i * wide + PP, wide, 1, d->own_values, KP, d->out + i * KP, KP, own + 1, some, KP, 1);
         }
     }
     for (int64_t i = 0; P && i < heads; i += BLOCK) {
         int64_t some = heads - i < BLOCK ? heads - i : BLOCK;
-        added(d->p + i * wide, wide, 1, d->values, KP, d->out + i * KP, KP, P, some, KP);
+        added(d->p + i * wide, wide, 1, d->values, KP, d->out + i * KP, KP, P, some, KP, 1);
     }
     for (int64_t i = 0; i < heads; i++) {
         int64_t at = (a->rows[first + i / each] * a->H + g * each + i % each) * K;

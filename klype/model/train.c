@@ -153,7 +153,9 @@ int klype_norm(const Norm *n, int backward, int low, int threads) {
 /* SwiGLU: silu(gate) * up, of rows that hold gate and up */
 
 INLINE void swiglu(const void *in, const void *gradient, void *out, int64_t F, Span span, int low) {
-    for (int64_t n = span.from; n < span.to; n++)
+    for (int64_t n = span.from; n < span.to; n++) {
+        expected((const char *)in + (n + 1) * 2 * F * (low ? 2 : 4), 2 * F * (low ? 2 : 4));
+        if (gradient) expected((const char *)gradient + (n + 1) * F * (low ? 2 : 4), F * (low ? 2 : 4));
         for (int64_t f = 0; f < F; f += W) {
             Vec gate = get(in, n * 2 * F + f, low), up = get(in, n * 2 * F + F + f, low);
             Vec chance = 1.f / (1.f + exponential(-gate)), silu = gate * chance;
@@ -165,6 +167,7 @@ INLINE void swiglu(const void *in, const void *gradient, void *out, int64_t F, S
             put(out, n * 2 * F + f, g * up * (chance + silu * (1.f - chance)), low);
             put(out, n * 2 * F + F + f, g * silu, low);
         }
+    }
 }
 
 void klype_swiglu(const void *in, const void *gradient, void *out, int64_t N, int64_t F, int low, int threads) {
@@ -235,27 +238,65 @@ typedef struct {
     int64_t H, G, K, longest;
 } Attention;
 
-typedef struct { /* of one text and head, by position, all as float; rows are padded to whole panels with zeros */
-    float *q, *k, *v, *g, *key_gradient, *value_gradient; /* [P, KP] */
-    float *across_k, *across_v;                           /* [KP, PP]: transposed */
-    float *p, *s; /* [P, PP]: weights, and the gradient of the scores */
-    float *own; /* [BLOCK, KP] */
-    int64_t KP, PP;
+/* Of one text and head; rows are filled up to whole panels with zeros. What is multiplied is in cells (vectors.h), C numbers
+ * each, of which a row has KR. `stacked` cells are of C rows that follow one another; where C is 1 they are the rows. Keys and
+ * values are by position, what only the rows of a piece have by the row's number in it. */
+typedef struct {
+    float *q, *k, *v, *g;                 /* rows: [P, KR] */
+    float *q_stack, *k_stack, *v_stack, *g_stack; /* [P / C, KP] */
+    float *across_k, *across_v;           /* [KR, PP] */
+    float *weights, *slopes;              /* stacked: what is looked at how much, and the gradient of the scores: [P / C, PP] */
+    float *weights_now, *slopes_now;      /* a block's, as float: [BLOCK, PP]; where C is 1 they lie in the former */
+    float *rows_now;                      /* one of the two as rows: [BLOCK, PP / C] */
+    float *key_gradient, *value_gradient; /* float: [P, KP] */
+    float *own;                           /* float: [BLOCK, KP] */
+    int64_t KP, KR, PP;
 } Scratch;
 
-static int64_t scratch_size(const Attention *a) {
-    int64_t KP = padded(a->K), PP = padded(a->longest), rows = padded(a->longest) + BLOCK;
-    return 6 * rows * KP + 2 * KP * PP + 2 * rows * PP + BLOCK * KP;
+typedef struct { float *memory; int64_t taken; } Store;
+
+static float *taken(Store *store, int64_t floats) { /* multiples of 64 bytes; NULL where it is only reckoned */
+    float *from = store->memory ? store->memory + store->taken : NULL;
+    store->taken += floats;
+    return from;
 }
 
-static Scratch divided(const Attention *a, float *memory) {
-    int64_t KP = padded(a->K), PP = padded(a->longest), rows = padded(a->longest) + BLOCK, own = rows * KP;
-    Scratch s = {.KP = KP, .PP = PP};
-    s.q = memory, s.k = s.q + own, s.v = s.k + own, s.g = s.v + own;
-    s.key_gradient = s.g + own, s.value_gradient = s.key_gradient + own;
-    s.across_k = s.value_gradient + own, s.across_v = s.across_k + KP * PP;
-    s.p = s.across_v + KP * PP, s.s = s.p + rows * PP, s.own = s.s + rows * PP;
+static Scratch divided(const Attention *a, Store *at, int cell) {
+    int64_t KP = padded(a->K), PP = padded(a->longest), P = PP + 2 * BLOCK, KR = KP / cell;
+    Scratch s = {.KP = KP, .KR = KR, .PP = PP};
+    float **rows[] = {&s.q, &s.k, &s.v, &s.g}, **stacks[] = {&s.q_stack, &s.k_stack, &s.v_stack, &s.g_stack};
+    for (int i = 0; i < 4; i++) {
+        *rows[i] = taken(at, P * KR);
+        *stacks[i] = cell == 1 ? *rows[i] : taken(at, P / 2 * KP);
+    }
+    s.across_k = taken(at, KR * PP), s.across_v = taken(at, KR * PP);
+    s.weights = taken(at, P / cell * PP), s.slopes = taken(at, P / cell * PP);
+    if (cell == 2) s.weights_now = taken(at, BLOCK * PP), s.slopes_now = taken(at, BLOCK * PP), s.rows_now = taken(at, BLOCK * PP / 2);
+    s.key_gradient = taken(at, P * KP), s.value_gradient = taken(at, P * KP), s.own = taken(at, BLOCK * KP);
     return s;
+}
+
+/* Rows of one head as cells: as fetch has them. */
+INLINE void gather(const Scratch *z, const void *in, int64_t row, int64_t T, int64_t K, const float *cos, const float *sin,
+                   float scale, float *out, int low) {
+    if (CELL(low) == 1) fetch(in, row, T, K, cos, sin, scale, out, z->KP, low);
+    else
+        for (int64_t t = 0; t < T; t++) {
+            const float *c = cos ? cos + t * K : NULL, *s = cos ? sin + t * K : NULL;
+            fetch((const uint16_t *)in + t * row, row, 1, K, c, s, scale, z->own, z->KP, 1);
+            for (int64_t k = 0; k < z->KP; k += W) put(out + t * z->KR, k, *(Vec *)(z->own + k), 1);
+        }
+}
+
+/* Pairs of rows of halves as cells, a lone last one with zeros; `from` is even. */
+static void stacked(const float *rows, int64_t from, int64_t T, const Scratch *z, float *out) {
+    for (int64_t t = from; t < T; t += 2)
+        for (int64_t k = 0; k < z->KP; k += W) {
+            const uint16_t *row = (const uint16_t *)(rows + t * z->KR) + k;
+            Halves first = *(const LooseHalves *)row, second = {0};
+            if (t + 1 < T) second = *(const LooseHalves *)(row + z->KP);
+            *(Vec *)(out + t / 2 * z->KP + k) = paired(first, second);
+        }
 }
 
 /* The way back: of gradients, turned the other way. */
@@ -275,76 +316,115 @@ INLINE void store(void *out, int64_t row, int64_t T, int64_t K, const float *cos
 }
 
 /* What forward and backward need of a head: rows of its piece, queries scaled, keys of a group fetched once. */
-INLINE void heads(const Attention *a, const Scratch *z, Piece p, int64_t h, int low) {
-    int64_t K = a->K, H = a->H, G = a->G, KP = z->KP, row = (H + 2 * G) * K, g = h / (H / G), at = p.before * KP;
+INLINE void heads(const Attention *a, const Scratch *z, Piece p, int64_t h, int backward, int low) {
+    int64_t K = a->K, H = a->H, G = a->G, KR = z->KR, row = (H + 2 * G) * K, g = h / (H / G), at = p.before * KR, end = p.before + p.T;
+    int64_t deep = K / CELL(low), even = p.before / 2 * 2;
     const float *cos = a->cos ? a->cos + p.before * K : NULL, *sin = a->cos ? a->sin + p.before * K : NULL;
     const char *in = (const char *)a->in + (low ? 2 : 4) * p.first * row;
     int64_t wide = (low ? 2 : 4) * K;
-    fetch(in + h * wide, row, p.T, K, cos, sin, 1.f / sqrtf((float)K), z->q + at, KP, low);
+    gather(z, in + h * wide, row, p.T, K, cos, sin, 1.f / sqrtf((float)K), z->q, low);
+    if (backward && CELL(low) == 2) stacked(z->q, 0, p.T, z, z->q_stack);
     if (h % (H / G)) return;
-    fetch(in + (H + g) * wide, row, p.T, K, cos, sin, 1.f, z->k + at, KP, low);
-    fetch(in + (H + G + g) * wide, row, p.T, K, NULL, NULL, 1.f, z->v + at, KP, low);
-    turned(z->k, p.before, p.before + p.T, K, KP, z->across_k, z->PP);
+    gather(z, in + (H + g) * wide, row, p.T, K, cos, sin, 1.f, z->k + at, low);
+    gather(z, in + (H + G + g) * wide, row, p.T, K, NULL, NULL, 1.f, z->v + at, low);
+    turned(z->k, p.before, end, deep, KR, z->across_k, z->PP);
+    if (backward) turned(z->v, p.before, end, deep, KR, z->across_v, z->PP);
+    if (backward && CELL(low) == 2) stacked(z->k, even, end, z, z->k_stack);
+    if (!backward && CELL(low) == 2) stacked(z->v, even, end, z, z->v_stack);
 }
 
+/* Where the block of rows from i on is computed as float. */
+INLINE float *now(const Scratch *z, float *block, float *stack, int64_t i, int low) {
+    return CELL(low) == 2 ? block : stack + i * z->PP;
+}
+
+/* The block as cells of rows, for products with what is stacked. */
+INLINE const float *as_rows(const Scratch *z, const float *block, int64_t rows, int64_t columns, int low) {
+    if (CELL(low) == 1) return block;
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t j = 0; j < columns; j += W) put(z->rows_now + r * z->PP / 2, j, *(const Vec *)(block + r * z->PP + j), 1);
+    return z->rows_now;
+}
+
+/* The block joins what is stacked. */
+INLINE void pile(const Scratch *z, const float *block, float *stack, int64_t i, int64_t rows, int64_t columns, int low) {
+    if (CELL(low) == 1) return;
+    for (int64_t r = 0; r < rows; r += 2)
+        for (int64_t j = 0; j < columns; j += W) {
+            const float *row = block + r * z->PP + j;
+            Halves first = halves(*(const Vec *)row), second = {0};
+            if (r + 1 < rows) second = halves(*(const Vec *)(row + z->PP));
+            *(Vec *)(stack + (i + r) / 2 * z->PP + j) = paired(first, second);
+        }
+}
+
+INLINE int64_t cells(int64_t numbers, int low) { return (numbers + CELL(low) - 1) / CELL(low); }
+
 INLINE void head_forward(const Attention *a, const Scratch *z, Piece p, int64_t h, int low) {
-    int64_t K = a->K;
-    heads(a, z, p, h, low);
+    int64_t K = a->K, KP = z->KP, PP = z->PP;
+    int cell = CELL(low);
+    heads(a, z, p, h, 0, low);
     for (int64_t i = 0; i < p.T; i += BLOCK) {
         int64_t rows = p.T - i < BLOCK ? p.T - i : BLOCK, seen = p.before + i, columns = padded(seen + rows);
-        float sums[BLOCK];
-        product(z->q + seen * z->KP, z->KP, 1, z->across_k, z->PP, z->p, z->PP, K, rows, columns);
+        float sums[BLOCK], *weights = now(z, z->weights_now, z->weights, 0, low);
+        product(z->q + i * z->KR, z->KR, 1, z->across_k, PP, weights, PP, K / cell, rows, columns, cell);
         for (int64_t r = 0; r < rows; r++) {
-            float top = masked(z->p + r * z->PP, seen + r, columns);
-            sums[r] = weighed(z->p + r * z->PP, columns, top);
+            float top = masked(weights + r * PP, seen + r, columns);
+            sums[r] = weighed(weights + r * PP, columns, top);
             a->spread[(p.first + i + r) * a->H + h] = logf(sums[r]) + top;
         }
-        product(z->p, z->PP, 1, z->v, z->KP, z->own, z->KP, seen + rows, rows, z->KP);
+        const float *by_row = as_rows(z, weights, rows, columns, low);
+        product(by_row, PP / cell, 1, z->v_stack, KP, z->own, KP, cells(seen + rows, low), rows, KP, cell);
         for (int64_t r = 0; r < rows; r++)
             for (int64_t k = 0; k < K; k += 8)
-                put8(a->out, ((p.first + i + r) * a->H + h) * K + k, *(Eight *)(z->own + r * z->KP + k) / sums[r], low);
+                put8(a->out, ((p.first + i + r) * a->H + h) * K + k, *(Eight *)(z->own + r * KP + k) / sums[r], low);
     }
 }
 
 INLINE void head_backward(const Attention *a, const Scratch *z, Piece p, int64_t h, int low) {
-    int64_t K = a->K, H = a->H, G = a->G, KP = z->KP, PP = z->PP, before = p.before, end = before + p.T;
+    int64_t K = a->K, H = a->H, G = a->G, KP = z->KP, KR = z->KR, PP = z->PP, before = p.before, end = before + p.T;
     int64_t row = (H + 2 * G) * K, wide = (low ? 2 : 4) * K, at = p.first * H + h;
     const char *out_gradient = (const char *)a->out_gradient + at * wide;
     char *in_gradient = (char *)a->in_gradient + (low ? 2 : 4) * p.first * row;
     float scale = 1.f / sqrtf((float)K);
-    heads(a, z, p, h, low);
+    int cell = CELL(low);
+    heads(a, z, p, h, 1, low);
     if (h % (H / G) == 0) {
-        turned(z->v, before, end, K, KP, z->across_v, PP);
         memset(z->key_gradient + before * KP, 0, (size_t)(p.T * KP) * sizeof(float));
         memset(z->value_gradient + before * KP, 0, (size_t)(p.T * KP) * sizeof(float));
     }
-    fetch(out_gradient, H * K, p.T, K, NULL, NULL, 1.f, z->g + before * KP, KP, low);
-    for (int64_t i = before; i < end; i += BLOCK) {
-        int64_t rows = end - i < BLOCK ? end - i : BLOCK, columns = padded(i + rows);
-        float *weights = z->p + i * PP, *scores = z->s + i * PP;
-        product(z->q + i * KP, KP, 1, z->across_k, PP, weights, PP, K, rows, columns);
-        product(z->g + i * KP, KP, 1, z->across_v, PP, scores, PP, K, rows, columns);
+    gather(z, out_gradient, H * K, p.T, K, NULL, NULL, 1.f, z->g, low);
+    if (cell == 2) stacked(z->g, 0, p.T, z, z->g_stack);
+    for (int64_t i = 0; i < p.T; i += BLOCK) {
+        int64_t rows = p.T - i < BLOCK ? p.T - i : BLOCK, seen = before + i, columns = padded(seen + rows);
+        float *weights = now(z, z->weights_now, z->weights, i, low), *slopes = now(z, z->slopes_now, z->slopes, i, low);
+        product(z->q + i * KR, KR, 1, z->across_k, PP, weights, PP, K / cell, rows, columns, cell);
+        product(z->g + i * KR, KR, 1, z->across_v, PP, slopes, PP, K / cell, rows, columns, cell);
         for (int64_t r = 0; r < rows; r++) {
-            int64_t n = at + (i - before + r) * H;
+            int64_t n = at + (i + r) * H;
             Eight sums = {0};
-            for (int64_t k = 0; k < K; k += 8) sums += get8(a->out, n * K + k, low) * *(Eight *)(z->g + (i + r) * KP + k);
+            expected((const char *)a->out + (n + SOON * H) * wide, wide);
+            for (int64_t k = 0; k < K; k += 8) sums += get8(a->out, n * K + k, low) * get8(out_gradient, (i + r) * H * K + k, low);
             float along = ((sums[0] + sums[4]) + (sums[1] + sums[5])) + ((sums[2] + sums[6]) + (sums[3] + sums[7]));
-            masked(weights + r * PP, i + r, columns);
+            masked(weights + r * PP, seen + r, columns);
             weighed(weights + r * PP, columns, a->spread[n]);
             for (int64_t j = 0; j < columns; j += W) {
-                Vec *to = (Vec *)(scores + r * PP + j);
+                Vec *to = (Vec *)(slopes + r * PP + j);
                 *to = *(Vec *)(weights + r * PP + j) * (*to - along);
             }
         }
-        product(scores, PP, 1, z->k, KP, z->own, KP, i + rows, rows, KP);
-        store(in_gradient + (i - before) * row * (low ? 2 : 4) + h * wide, row, rows, K, a->cos ? a->cos + i * K : NULL,
-              a->cos ? a->sin + i * K : NULL, scale, z->own, KP, low);
+        pile(z, weights, z->weights, i, rows, columns, low);
+        pile(z, slopes, z->slopes, i, rows, columns, low);
+        const float *by_row = as_rows(z, slopes, rows, columns, low);
+        product(by_row, PP / cell, 1, z->k_stack, KP, z->own, KP, cells(seen + rows, low), rows, KP, cell);
+        store(in_gradient + i * row * (low ? 2 : 4) + h * wide, row, rows, K, a->cos ? a->cos + seen * K : NULL,
+              a->cos ? a->sin + seen * K : NULL, scale, z->own, KP, low);
     }
-    for (int64_t j = 0, rows; j < end; j += rows) { /* blocks of the piece's own columns begin where those of its rows do */
-        int64_t left = (j < before ? before : end) - j, from = j > before ? j : before;
-        rows = left < BLOCK ? left : BLOCK;
-        added(z->s + from * PP + j, 1, PP, z->q + from * KP, KP, z->key_gradient + j * KP, KP, end - from, rows, KP);
-        added(z->p + from * PP + j, 1, PP, z->g + from * KP, KP, z->value_gradient + j * KP, KP, end - from, rows, KP);
+    for (int64_t j = 0, columns; j < end; j += columns) { /* blocks of the piece's own columns begin where those of its rows do */
+        int64_t left = (j < before ? before : end) - j, from = (j > before ? j - before : 0) / cell, deep = cells(p.T, low) - from;
+        columns = left < BLOCK ? left : BLOCK;
+        added(z->slopes + from * PP + j, 1, PP, z->q_stack + from * KP, KP, z->key_gradient + j * KP, KP, deep, columns, KP, cell);
+        added(z->weights + from * PP + j, 1, PP, z->g_stack + from * KP, KP, z->value_gradient + j * KP, KP, deep, columns, KP, cell);
     }
 }
 
@@ -369,23 +449,26 @@ INLINE void attention(const Attention *a, const Scratch *z, Span tree, int64_t g
     if (backward) store_keys(a, z, piece(&a->texts, tree, tree.from), g, low);
 }
 
+INLINE int attentions(const Attention *a, Span span, int backward, int low) {
+    Store store = {0};
+    divided(a, &store, CELL(low));
+    float *memory = room(store.taken);
+    if (!memory) return 1;
+    store = (Store){memory, 0};
+    Scratch z = divided(a, &store, CELL(low));
+    for (int64_t i = span.from; i < span.to; i++)
+        for (int64_t g = 0; g < a->G; g++) attention(a, &z, pieces(&a->texts, i), g, backward, low);
+    free(memory);
+    return 0;
+}
+
 int klype_attention(const Attention *a, int backward, int low, int threads) {
     int failed = 0;
 #pragma omp parallel num_threads(threads) if (threads > 1) reduction(| : failed)
     {
-        float *memory = room(scratch_size(a));
         Span span = mine(a->texts.number);
-        if (!memory) failed = 1;
-        else {
-            Scratch z = divided(a, memory);
-            for (int64_t i = span.from; i < span.to; i++)
-                for (int64_t g = 0; g < a->G; g++) {
-                    Span tree = pieces(&a->texts, i);
-                    if (backward) low ? attention(a, &z, tree, g, 1, 1) : attention(a, &z, tree, g, 1, 0);
-                    else low ? attention(a, &z, tree, g, 0, 1) : attention(a, &z, tree, g, 0, 0);
-                }
-        }
-        free(memory);
+        if (backward) failed = low ? attentions(a, span, 1, 1) : attentions(a, span, 1, 0);
+        else failed = low ? attentions(a, span, 0, 1) : attentions(a, span, 0, 0);
     }
     return failed;
 }

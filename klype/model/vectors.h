@@ -11,15 +11,26 @@
 #include <stdlib.h>
 #include <string.h>
 
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
 #include <immintrin.h>
+#endif
+#if defined(__AVX512F__)
 #define W 16
 #else
 #define W 8
 #endif
 #define PANEL (2 * W) /* columns of a product that are computed at once */
 #define BLOCK 6       /* and its rows */
+#define SOON 12       /* rows */
 #define INLINE static inline __attribute__((always_inline))
+
+/* What products are made of: cells of 32 bits, a float, or two bfloat16 that are multiplied in pairs where that is faster:
+ * AMD's cores add twice as many products so, Intel's (AMX apart) half as many. */
+#if defined(__AVX512BF16__) && defined(__AVX512VL__) && (defined(__znver3__) || defined(__znver4__) || defined(__znver5__))
+#define CELL(low) ((low) ? 2 : 1)
+#else
+#define CELL(low) 1
+#endif
 
 typedef float Vec __attribute__((vector_size(4 * W)));
 typedef uint32_t Bits __attribute__((vector_size(4 * W)));
@@ -36,9 +47,17 @@ typedef struct { int64_t from, to; } Span;
 
 INLINE Vec all(float x) { return x - (Vec){0}; }
 
+INLINE Bits widened(Halves x) {
+#if defined(__AVX512F__)
+    return (Bits)_mm512_cvtepu16_epi32((__m256i)x);
+#else
+    return __builtin_convertvector(x, Bits);
+#endif
+}
+
 INLINE Vec get(const void *base, int64_t i, int low) {
     if (!low) return *(const Loose *)((const float *)base + i);
-    return (Vec)(__builtin_convertvector(*(const LooseHalves *)((const uint16_t *)base + i), Bits) << 16);
+    return (Vec)(widened(*(const LooseHalves *)((const uint16_t *)base + i)) << 16);
 }
 
 INLINE float get1(const void *base, int64_t i, int low) {
@@ -49,7 +68,11 @@ INLINE float get1(const void *base, int64_t i, int low) {
 
 INLINE Eight get8(const void *base, int64_t i, int low) {
     if (!low) return *(const Eight *)((const float *)base + i);
+#if defined(__AVX2__)
+    return (Eight)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)((const uint16_t *)base + i))), 16);
+#else
     return (Eight)(__builtin_convertvector(*(const EightHalves *)((const uint16_t *)base + i), EightBits) << 16);
+#endif
 }
 
 INLINE void put8(void *base, int64_t i, Eight v, int low) {
@@ -57,9 +80,13 @@ INLINE void put8(void *base, int64_t i, Eight v, int low) {
         *(Eight *)((float *)base + i) = v;
         return;
     }
+#if defined(__AVX512BF16__) && defined(__AVX512VL__)
+    *(EightHalves *)((uint16_t *)base + i) = (EightHalves)_mm256_cvtneps_pbh((__m256)v);
+#else
     EightBits u = (EightBits)v, nan = (EightBits)(v != v);
     u = ((u + 0x7fff + ((u >> 16) & 1)) >> 16 & ~nan) | (0x7fc0 & nan);
     *(EightHalves *)((uint16_t *)base + i) = __builtin_convertvector(u, EightHalves);
+#endif
 }
 
 INLINE uint16_t halved(float value) { /* to the nearest, ties to even; a NaN stays one */
@@ -67,14 +94,24 @@ INLINE uint16_t halved(float value) { /* to the nearest, ties to even; a NaN sta
     return value != value ? 0x7fc0 : (uint16_t)((x.u + 0x7fff + ((x.u >> 16) & 1)) >> 16);
 }
 
-INLINE void put(void *base, int64_t i, Vec v, int low) {
-    if (!low) {
-        *(Loose *)((float *)base + i) = v;
-        return;
-    }
+INLINE Halves halves(Vec v) {
+#if defined(__AVX512BF16__)
+    return (Halves)_mm512_cvtneps_pbh((__m512)v);
+#else
     Bits u = (Bits)v, nan = (Bits)(v != v);
     u = ((u + 0x7fff + ((u >> 16) & 1)) >> 16 & ~nan) | (0x7fc0 & nan);
-    *(LooseHalves *)((uint16_t *)base + i) = __builtin_convertvector(u, Halves);
+    return __builtin_convertvector(u, Halves);
+#endif
+}
+
+INLINE void put(void *base, int64_t i, Vec v, int low) {
+    if (low) *(LooseHalves *)((uint16_t *)base + i) = halves(v);
+    else *(Loose *)((float *)base + i) = v;
+}
+
+/* Cells of which the first halves are one vector's and the second another's. */
+INLINE Vec paired(Halves first, Halves second) {
+    return (Vec)(widened(first) | widened(second) << 16);
 }
 
 INLINE void put1(void *base, int64_t i, float v, int low) {
@@ -146,18 +183,31 @@ static float *room(int64_t floats) {
     return posix_memalign(&memory, 64, (size_t)(floats + 64) * sizeof(float)) ? NULL : memory;
 }
 
-/* c[R, PANEL] = (add: c +) the sum over d of a[r * a_row + d * a_column] * b[d * b_row ..]. */
+/* sum + a * b, lane by lane; of cells that are pairs, both products. */
+INLINE Vec summed(Vec sum, const float *a, Vec b, int cell) {
+#if defined(__AVX512BF16__)
+    if (cell == 2) return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_ps(*a), (__m512bh)b);
+#endif
+    return sum + *a * b;
+}
+
+/* What lies far from what was read before, which a processor does not foresee, is asked for some time ahead. */
+INLINE void expected(const void *in, int64_t bytes) {
+    for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch((const char *)in + line);
+}
+
+/* c[R, PANEL] = (add: c +) the sum over d of a[r * a_row + d * a_column] * b[d * b_row ..]; a, b in cells, c float. */
 INLINE void tile(const float *a, int64_t a_row, int64_t a_column, const float *b, int64_t b_row, float *c,
-                 int64_t c_row, int64_t depth, int add, int R) {
+                 int64_t c_row, int64_t depth, int add, int cell, int R) {
     Vec sum[BLOCK][2];
     for (int r = 0; r < R; r++)
         for (int v = 0; v < 2; v++) sum[r][v] = add ? *(Vec *)(c + r * c_row + v * W) : (Vec){0};
     for (int64_t d = 0; d < depth; d++) {
         Vec left = *(const Vec *)(b + d * b_row), right = *(const Vec *)(b + d * b_row + W);
         for (int r = 0; r < R; r++) {
-            float x = a[r * a_row + d * a_column];
-            sum[r][0] += x * left;
-            sum[r][1] += x * right;
+            const float *x = a + r * a_row + d * a_column;
+            sum[r][0] = summed(sum[r][0], x, left, cell);
+            sum[r][1] = summed(sum[r][1], x, right, cell);
         }
     }
     for (int r = 0; r < R; r++)
@@ -166,10 +216,10 @@ INLINE void tile(const float *a, int64_t a_row, int64_t a_column, const float *b
 
 /* The same over a number of columns that is a multiple of PANEL; rows are at most BLOCK. */
 INLINE void product_or_sum(const float *a, int64_t a_row, int64_t a_column, const float *b, int64_t b_row, float *c,
-                           int64_t c_row, int64_t depth, int64_t rows, int64_t columns, int add) {
+                           int64_t c_row, int64_t depth, int64_t rows, int64_t columns, int add, int cell) {
     for (int64_t n = 0; n < columns; n += PANEL)
         switch (rows) {
-#define CASE(R) case R: tile(a, a_row, a_column, b + n, b_row, c + n, c_row, depth, add, R); break
+#define CASE(R) case R: tile(a, a_row, a_column, b + n, b_row, c + n, c_row, depth, add, cell, R); break
             CASE(1);
             CASE(2);
             CASE(3);
@@ -181,13 +231,15 @@ INLINE void product_or_sum(const float *a, int64_t a_row, int64_t a_column, cons
 }
 
 static void product(const float *a, int64_t a_row, int64_t a_column, const float *b, int64_t b_row, float *c,
-                    int64_t c_row, int64_t depth, int64_t rows, int64_t columns) {
-    product_or_sum(a, a_row, a_column, b, b_row, c, c_row, depth, rows, columns, 0);
+                    int64_t c_row, int64_t depth, int64_t rows, int64_t columns, int cell) {
+    if (cell == 1) product_or_sum(a, a_row, a_column, b, b_row, c, c_row, depth, rows, columns, 0, 1);
+    else product_or_sum(a, a_row, a_column, b, b_row, c, c_row, depth, rows, columns, 0, 2);
 }
 
 static void added(const float *a, int64_t a_row, int64_t a_column, const float *b, int64_t b_row, float *c,
-                  int64_t c_row, int64_t depth, int64_t rows, int64_t columns) {
-    product_or_sum(a, a_row, a_column, b, b_row, c, c_row, depth, rows, columns, 1);
+                  int64_t c_row, int64_t depth, int64_t rows, int64_t columns, int cell) {
+    if (cell == 1) product_or_sum(a, a_row, a_column, b, b_row, c, c_row, depth, rows, columns, 1, 1);
+    else product_or_sum(a, a_row, a_column, b, b_row, c, c_row, depth, rows, columns, 1, 2);
 }
 
 INLINE int64_t padded(int64_t n) { return (n + PANEL - 1) / PANEL * PANEL; }
@@ -207,6 +259,7 @@ INLINE void fetch(const void *in, int64_t row, int64_t T, int64_t K, const float
                   float *out, int64_t KP, int low) {
     for (int64_t t = 0; t < T; t++) {
         float *to = out + t * KP;
+        expected((const char *)in + (t + SOON) * row * (low ? 2 : 4), K * (low ? 2 : 4));
         for (int64_t k = 0; k < K; k += 8) *(Eight *)(to + k) = get8(in, t * row + k, low) * scale;
         for (int64_t k = K; k < KP; k += 8) *(Eight *)(to + k) = (Eight){0};
         if (cos) rotated(to, K, cos + t * K, sin + t * K);

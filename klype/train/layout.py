@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Protocol
 
 import torch
@@ -20,6 +19,7 @@ from torch.autograd.graph import increment_version
 from klype.errors import KlypeError
 from klype.train.muon import Group, grouped, orthogonalise_
 from klype.train.objectives import Objective
+from klype.train.workers import Workers
 
 ALIGN = 16  # parameters start at multiples of 64 bytes, where vector instructions like them
 
@@ -67,6 +67,7 @@ class Layout(Protocol):
     """``model`` is what computes. A parameter's *own* tensor is what of it is here."""
 
     model: nn.Module
+    workers: Workers
 
     def objective(self, objective: Objective) -> Objective:
         """The objective as ``model`` computes it."""
@@ -118,8 +119,9 @@ class Whole:
     master is what is updated and saved.
     """
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, model: nn.Module, dtype: torch.dtype = torch.float32, workers: Workers | None = None) -> None:
         self.model = model
+        self.workers = workers or Workers()
         self._dtype = dtype
 
     def objective(self, objective: Objective) -> Objective:
@@ -148,16 +150,18 @@ class Whole:
     def orthogonaliser(
         self, named: Sequence[tuple[str, nn.Parameter]], own: Sequence[torch.Tensor], parts: Parts
     ) -> Callable[[torch.dtype], None]:
-        return partial(orthogonalise_, groups([n for n, _ in named], own, parts))
+        found = groups([n for n, _ in named], own, parts)
+        return lambda dtype: orthogonalise_(found, dtype, self.workers)
 
     def norm(self, gradient: torch.Tensor) -> torch.Tensor:
-        norm: torch.Tensor = torch.linalg.vector_norm(gradient)
+        norms = self.workers.sweep(lambda at: torch.linalg.vector_norm(gradient[at]), len(gradient))
+        norm: torch.Tensor = torch.linalg.vector_norm(torch.stack(norms))
         return norm
 
     def publish(self) -> None:
         """And torch know that they changed (whoever caches can tell)."""
         if self._low is not self._master:
-            self._low.copy_(self._master)
+            self.workers.sweep(lambda at: self._low[at].copy_(self._master[at]), len(self._low))
         increment_version(self._parameters)
 
     def release(self) -> None:

@@ -38,6 +38,7 @@ from klype.train.optimizer import Optimizer, OptimizerSettings
 from klype.train.replicas import Replicas
 from klype.train.resume import State, read_newest, states, write_durably, write_state
 from klype.train.schedule import Schedule, factor
+from klype.train.workers import Workers
 from klype.values import Batch, Batches
 
 Metrics = dict[str, float]
@@ -146,11 +147,12 @@ class _Run:
         if settings.compile:
             _check_compiler()
         alone = parallel.ranks() == 1
-        self.layout = _layout(model, settings)
+        self.workers = Workers(session.workers if alone and not settings.compile else 1)
+        self.layout = _layout(model, settings, self.workers)
         self._recompute(settings.recompute)
         self.objective = self.layout.objective(_compiled(objective) if settings.compile and alone else objective)
         self.optimizer = Optimizer(self.layout, settings.optimizer, session.parts)
-        self.replicas = Replicas(self.optimizer, session.workers if alone and not settings.compile else 1)
+        self.replicas = Replicas(self.optimizer)
         self.skipped = 0
         self.saved = -1
         self._skipped_in_a_row = 0
@@ -258,7 +260,7 @@ class _Run:
         )
 
     def close(self, end: Callable[[], None]) -> None:
-        self.replicas.close()
+        self.workers.close()
         self._recompute(False)
         end()
 
@@ -284,7 +286,7 @@ class _Run:
                 weight = part.weight
                 beside = part.beside.float() if beside is None else beside.add_(part.beside)
         sums = _over_ranks(sums)
-        self.optimizer.gradient.div_(sums["loss_count"] or 1.0)
+        self.optimizer.divide(sums["loss_count"] or 1.0)
         if beside is not None:
             self.optimizer.gradient.add_(beside, alpha=weight / (sums["rehearsal_count"] or 1.0))
         return sums, shown, drawn
@@ -350,10 +352,10 @@ class _Run:
             self.layout.model.recompute = wanted
 
 
-def _layout(model: nn.Module, settings: Settings) -> Layout:
+def _layout(model: nn.Module, settings: Settings, workers: Workers) -> Layout:
     dtype: torch.dtype = getattr(torch, settings.precision)
     if parallel.ranks() == 1:
-        return Whole(model, dtype)
+        return Whole(model, dtype, workers)
     from klype.train.sharded import Sharded
 
     return Sharded(model, dtype, parallel.device(), settings.compile)

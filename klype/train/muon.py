@@ -5,10 +5,13 @@ Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+
+from klype.train.workers import Workers
 
 COEFFICIENTS = (
     # One quintic per step, tuned so that five steps bring singular values in (0.003, 1] near 1 (You Jiacheng, 2025).
@@ -40,20 +43,37 @@ class Group:
     scales: torch.Tensor  # [N, 1, 1]
 
 
+ENOUGH = 8e8
+"""Operations of a group: so many take longer than the calls that ask for them, and one matrix at a time is slow."""
+
+
 def grouped(matrices: Sequence[torch.Tensor]) -> list[Group]:
-    """Groups of equal shape, so that each needs one batched iteration. ``matrices`` are views into one buffer."""
+    """Groups of equal shape, for one batched iteration each, dearest first. ``matrices`` are views into a buffer."""
     shapes: dict[tuple[int, int], list[torch.Tensor]] = {}
     for matrix in matrices:
         rows, columns = matrix.shape
         shapes.setdefault((min(rows, columns), max(rows, columns)), []).append(matrix)
-    return [Group(tuple(m.T if m.shape[0] > m.shape[1] else m for m in ms), _scales(ms)) for ms in shapes.values()]
+    groups = []
+    for (rows, columns), alike in sorted(shapes.items(), key=lambda each: -operations(*each[0])):
+        most = math.ceil(ENOUGH / operations(rows, columns))
+        groups += [alike[at : at + most] for at in range(0, len(alike), most)]
+    return [Group(tuple(m.T if m.shape[0] > m.shape[1] else m for m in ms), _scales(ms)) for ms in groups]
 
 
-def orthogonalise_(groups: Sequence[Group], dtype: torch.dtype = torch.float32) -> None:
+def operations(rows: int, columns: int) -> float:
+    """Additions and multiplications for one matrix, rows <= columns."""
+    return len(COEFFICIENTS) * 2.0 * rows * rows * (2 * columns + rows)
+
+
+def orthogonalise_(groups: Sequence[Group], dtype: torch.dtype = torch.float32, workers: Workers | None = None) -> None:
     """Replaces every matrix of the groups by its orthogonalised, scaled self, in place; computed in ``dtype``."""
-    for group in groups:
+
+    @torch.no_grad()
+    def one(group: Group) -> None:
         update_NRC = orthogonalised(torch.stack(group.lying).to(dtype)) * group.scales
         torch._foreach_copy_(group.lying, update_NRC.unbind())
+
+    (workers or Workers()).each(one, groups)
 
 
 def _scales(matrices: Sequence[torch.Tensor]) -> torch.Tensor:

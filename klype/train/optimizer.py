@@ -6,7 +6,7 @@ layout's business (layout.py).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
@@ -39,7 +39,8 @@ class OptimizerSettings(config.Settings):
 
 
 class Optimizer:
-    """``zero_grad()`` → ``home.backward(total)`` → ``collect(home)``, for every micro-batch → ``step(factor)``.
+    """``zero_grad()`` → ``home.backward(total)`` → ``collect(home)``, for every micro-batch → ``divide(count)`` →
+    ``clip(limit)`` → ``step(factor)``.
 
     ``parts`` gives the rows of fused matrices by the end of their name, for example
     ``{"qkv.weight": (64, 32, 32), "gate_up.weight": (128, 128)}``: each part is made orthogonal apart.
@@ -72,14 +73,24 @@ class Optimizer:
         self._adamw = [(first, second, settings.decay), (second, end, 0.0)]
 
     def zero_grad(self) -> None:
-        self.gradient.zero_()
-        self.home.gradient.zero_()
+        self._sweep(lambda at: self.gradient[at].zero_())
+        if self.home.gradient is not self.gradient:
+            self._sweep(lambda at: self.home.gradient[at].zero_())
 
     def collect(self, home: Home) -> None:
         """Adds what ``backward`` left there to the gradient. Needed after every backward."""
-        if home.gradient is not self.gradient:
-            self.gradient.add_(home.gradient)
-            home.gradient.zero_()
+        if home.gradient is self.gradient:
+            return
+
+        def move(at: slice) -> None:
+            self.gradient[at].add_(home.gradient[at])
+            home.gradient[at].zero_()
+
+        self._sweep(move)
+
+    def divide(self, count: float) -> None:
+        """Makes the gradient of a sum that of a mean."""
+        self._sweep(lambda at: self.gradient[at].div_(count))
 
     def settle(self, twin: nn.Module) -> Home:
         """Lets a copy of the model use the same weights, with a buffer for gradients of its own."""
@@ -91,7 +102,8 @@ class Optimizer:
         """The gradient's norm over all parameters (a scalar tensor); scales it down to ``limit`` when it is longer."""
         norm = self.layout.norm(self.gradient)
         if limit > 0:
-            self.gradient.mul_((limit / (norm + 1e-6)).clamp(max=1.0))
+            scale = (limit / (norm + 1e-6)).clamp(max=1.0)
+            self._sweep(lambda at: self.gradient[at].mul_(scale))
         return norm
 
     @torch.no_grad()
@@ -151,25 +163,36 @@ class Optimizer:
 
     def _muon_step(self, factor: float) -> None:
         settings, master = self.settings, self.master[: self._muon_end]
-        gradient, rate = self.gradient[: self._muon_end], self.settings.matrix_rate * factor
-        self.momentum.lerp_(gradient, 1 - settings.momentum)
-        torch.lerp(gradient, self.momentum, settings.momentum, out=self._update)  # Nesterov's look ahead
+        rate = settings.matrix_rate * factor
+
+        def look(at: slice) -> None:
+            gradient, momentum = self.gradient[at], self.momentum[at]
+            momentum.lerp_(gradient, 1 - settings.momentum)
+            torch.lerp(gradient, momentum, settings.momentum, out=self._update[at])  # Nesterov's look ahead
+
+        def move(at: slice) -> None:
+            if settings.decay:
+                master[at].mul_(1 - rate * settings.decay)
+            master[at].add_(self._update[at], alpha=-rate)
+
+        self.layout.workers.sweep(look, self._muon_end)
         self._orthogonalise(torch.bfloat16 if settings.coarse else torch.float32)
-        if settings.decay:
-            master.mul_(1 - rate * settings.decay)
-        master.add_(self._update, alpha=-rate)
+        self.layout.workers.sweep(move, self._muon_end)
 
     def _adamw_step(self, factor: float) -> None:
         """As torch.optim.AdamW(fused=True), whose import alone takes longer than a tiny model's first hundred steps."""
         settings, first = self.settings, self._muon_end
         self._taken += 1
         for start, end, decay in self._adamw:
-            if end > start:
+
+            def move(at: slice, start: int = start, decay: float = decay) -> None:
+                own = slice(at.start + start, at.stop + start)
+                state = slice(own.start - first, own.stop - first)
                 torch._fused_adamw_(
-                    [self.master[start:end]],
-                    [self.gradient[start:end]],
-                    [self.moment[start - first : end - first]],
-                    [self.square[start - first : end - first]],
+                    [self.master[own]],
+                    [self.gradient[own]],
+                    [self.moment[state]],
+                    [self.square[state]],
                     [],
                     [self._taken],
                     lr=settings.rate * factor,
@@ -180,6 +203,11 @@ class Optimizer:
                     amsgrad=False,
                     maximize=False,
                 )
+
+            self.layout.workers.sweep(move, end - start)
+
+    def _sweep(self, work: Callable[[slice], object]) -> None:
+        self.layout.workers.sweep(work, len(self.gradient))
 
     def _bind(self, size: int) -> None:
         parameters = [p for _, p in self._named]

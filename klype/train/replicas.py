@@ -1,15 +1,12 @@
 """Several micro-batches at once, each on a thread with a copy of the model that shares its weights.
 
-A small model's products are too small to be split between cores; two micro-batches side by side use two cores whole.
-Torch lets go of Python's lock while it computes. Gradients are added in the order of the micro-batches, so that any
-number of workers gives the same bits.
+Gradients are added in the order of the micro-batches, so that any number of threads gives the same bits.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -35,37 +32,20 @@ class Part:
 
 
 class Replicas:
-    """``workers`` copies of a model on threads. With one worker there is neither copy nor thread."""
+    """A copy of a model for each of the layout's workers but the first. With one worker there is no copy."""
 
-    def __init__(self, optimizer: Optimizer, workers: int) -> None:
-        model = optimizer.layout.model
+    def __init__(self, optimizer: Optimizer) -> None:
+        model, self._workers = optimizer.layout.model, optimizer.layout.workers
         self._models = [(model, optimizer.home)]
-        for _ in range(workers - 1):
+        for _ in range(self._workers.number - 1):
             twin = copy.deepcopy(model)
             self._models.append((twin, optimizer.settle(twin)))
-        self._pool: ThreadPoolExecutor | None = None
-        if workers > 1:
-            threads = torch.get_num_threads()  # OpenMP keeps a number for each thread that asks
-            self._pool = ThreadPoolExecutor(workers, "replica", initializer=lambda: torch.set_num_threads(threads))
 
     def run(self, objective: Objective, batches: Sequence[Batch]) -> Iterator[Part]:
         """The parts of the micro-batches, in order. Each must be collected before the next one is asked for."""
-        if self._pool is None:
-            for batch in batches:
-                yield _part(objective, *self._models[0], batch)
-            return
         for start in range(0, len(batches), len(self._models)):
-            wave = batches[start : start + len(self._models)]
-            running = [
-                self._pool.submit(_part, objective, model, home, batch)
-                for (model, home), batch in zip(self._models, wave, strict=False)
-            ]
-            yield from [each.result() for each in running]
-
-    def close(self) -> None:
-        """End the threads."""
-        if self._pool is not None:
-            self._pool.shutdown()
+            wave = list(zip(self._models, batches[start : start + len(self._models)], strict=False))
+            yield from self._workers.each(lambda one: _part(objective, *one[0], one[1]), wave)
 
 
 def _part(objective: Objective, model: nn.Module, home: Home, batch: Batch) -> Part:

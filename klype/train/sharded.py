@@ -22,6 +22,7 @@ from klype.model.transformer import Transformer
 from klype.train.layout import Home, Parts, Places, groups, round_buffers
 from klype.train.muon import orthogonalise_
 from klype.train.objectives import LossBeside, Objective
+from klype.train.workers import Workers
 from klype.values import Batch, Loss
 
 
@@ -31,7 +32,7 @@ class Sharded:
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype, device: torch.device, compiles: bool = False) -> None:
-        self._lender, self._device = model, device
+        self._lender, self._device, self.workers = model, device, Workers()
         self._mesh = init_device_mesh(device.type, (dist.get_world_size(),))
         self.model = copy.deepcopy(model)
         round_buffers(self.model, dtype)
