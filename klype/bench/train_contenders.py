@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from klype.bench.train_task import WARM, Shape, Trainer, batch
 from klype.values import Batch
 
 RATE = 1e-3
-TRIED = 2  # steps of each crew before the faster one is chosen
+TRIED, LOOKS = 2, 2  # steps of each crew, and how often by turns, before the fastest one is chosen
 
 
 class Clock:
@@ -45,7 +46,7 @@ class Klype:
         from klype.model.config import ModelConfig
         from klype.model.fused import fused
         from klype.model.transformer import Transformer
-        from klype.runs.plan import best_precision, crews
+        from klype.runs.plan import Crew, best_precision, crews
 
         memory_policy()
         torch.set_num_threads(threads)
@@ -57,9 +58,9 @@ class Klype:
         sizes = {"hidden": shape.hidden, "window": shape.window, "conv": shape.conv, "rope_theta": rotation}
         self._model = Transformer(ModelConfig.parse({**fields, **sizes}))
         self._model.fused = fused(Path(cache))
-        tried = {}
-        for crew in crews(threads, threads):
-            tried[crew] = self._run(crew, TRIED)["seconds"]
+        tried: dict[Crew, float] = {}
+        for crew in crews(threads, threads) * LOOKS:
+            tried[crew] = min(self._run(crew, TRIED)["seconds"], tried.get(crew, math.inf))
             trim_memory()
         self._crew = min(tried, key=lambda crew: tried[crew])
         code = "compiled" if self._model.fused else "torch"

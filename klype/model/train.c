@@ -153,10 +153,13 @@ int klype_norm(const Norm *n, int backward, int low, int threads) {
 /* SwiGLU: silu(gate) * up, of rows that hold gate and up */
 
 INLINE void swiglu(const void *in, const void *gradient, void *out, int64_t F, Span span, int low) {
-    for (int64_t n = span.from; n < span.to; n++) {
-        expected((const char *)in + (n + 1) * 2 * F * (low ? 2 : 4), 2 * F * (low ? 2 : 4));
-        if (gradient) expected((const char *)gradient + (n + 1) * F * (low ? 2 : 4), F * (low ? 2 : 4));
+    for (int64_t n = span.from; n < span.to; n++)
         for (int64_t f = 0; f < F; f += W) {
+            for (int half = 0; half < 2; half++) { /* of the next row */
+                expected(in, (2 * n + 2 + half) * F + f, W, low);
+                expected(out, gradient ? (2 * n + 2 + half) * F + f : (n + 1) * F + f, W, low);
+            }
+            if (gradient) expected(gradient, (n + 1) * F + f, W, low);
             Vec gate = get(in, n * 2 * F + f, low), up = get(in, n * 2 * F + F + f, low);
             Vec chance = 1.f / (1.f + exponential(-gate)), silu = gate * chance;
             if (!gradient) {
@@ -167,7 +170,6 @@ INLINE void swiglu(const void *in, const void *gradient, void *out, int64_t F, S
             put(out, n * 2 * F + f, g * up * (chance + silu * (1.f - chance)), low);
             put(out, n * 2 * F + F + f, g * silu, low);
         }
-    }
 }
 
 void klype_swiglu(const void *in, const void *gradient, void *out, int64_t N, int64_t F, int low, int threads) {
@@ -403,7 +405,7 @@ INLINE void head_backward(const Attention *a, const Scratch *z, Piece p, int64_t
         for (int64_t r = 0; r < rows; r++) {
             int64_t n = at + (i + r) * H;
             Eight sums = {0};
-            expected((const char *)a->out + (n + SOON * H) * wide, wide);
+            expected(a->out, (n + SOON * H) * K, K, low);
             for (int64_t k = 0; k < K; k += 8) sums += get8(a->out, n * K + k, low) * get8(out_gradient, (i + r) * H * K + k, low);
             float along = ((sums[0] + sums[4]) + (sums[1] + sums[5])) + ((sums[2] + sums[6]) + (sums[3] + sums[7]));
             masked(weights + r * PP, seen + r, columns);

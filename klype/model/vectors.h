@@ -192,8 +192,9 @@ INLINE Vec summed(Vec sum, const float *a, Vec b, int cell) {
 }
 
 /* What lies far from what was read before, which a processor does not foresee, is asked for some time ahead. */
-INLINE void expected(const void *in, int64_t bytes) {
-    for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch((const char *)in + line);
+INLINE void expected(const void *base, int64_t i, int64_t n, int low) {
+    const char *at = (const char *)base + i * (low ? 2 : 4);
+    for (int64_t byte = 0; byte < n * (low ? 2 : 4); byte += 64) __builtin_prefetch(at + byte);
 }
 
 /* c[R, PANEL] = (add: c +) the sum over d of a[r * a_row + d * a_column] * b[d * b_row ..]; a, b in cells, c float. */
@@ -259,7 +260,7 @@ INLINE void fetch(const void *in, int64_t row, int64_t T, int64_t K, const float
                   float *out, int64_t KP, int low) {
     for (int64_t t = 0; t < T; t++) {
         float *to = out + t * KP;
-        expected((const char *)in + (t + SOON) * row * (low ? 2 : 4), K * (low ? 2 : 4));
+        expected(in, (t + SOON) * row, K, low);
         for (int64_t k = 0; k < K; k += 8) *(Eight *)(to + k) = get8(in, t * row + k, low) * scale;
         for (int64_t k = K; k < KP; k += 8) *(Eight *)(to + k) = (Eight){0};
         if (cos) rotated(to, K, cos + t * K, sin + t * K);
