@@ -13,7 +13,7 @@ from klype.bench.train_task import WARM, Shape, Trainer, batch
 from klype.values import Batch
 
 RATE = 1e-3
-TRIED, LOOKS = 2, 2  # steps of each crew, and how often by turns, before the fastest one is chosen
+TRIED, LOOKS = 2, 3  # steps of each crew, and how often by turns, before the fastest one is chosen
 
 
 class Clock:

@@ -73,17 +73,23 @@ class Optimizer:
         self._adamw = [(first, second, settings.decay), (second, end, 0.0)]
 
     def zero_grad(self) -> None:
-        self._sweep(lambda at: self.gradient[at].zero_())
-        if self.home.gradient is not self.gradient:
-            self._sweep(lambda at: self.home.gradient[at].zero_())
+        """Forgets the gradient. What is collected from elsewhere next takes its place."""
+        self._forgotten = self.home.gradient is not self.gradient
+        if not self._forgotten:
+            self._sweep(lambda at: self.gradient[at].zero_())
 
     def collect(self, home: Home) -> None:
         """Adds what ``backward`` left there to the gradient. Needed after every backward."""
         if home.gradient is self.gradient:
             return
 
+        first, self._forgotten = self._forgotten, False
+
         def move(at: slice) -> None:
-            self.gradient[at].add_(home.gradient[at])
+            if first:
+                self.gradient[at].copy_(home.gradient[at])
+            else:
+                self.gradient[at].add_(home.gradient[at])
             home.gradient[at].zero_()
 
         self._sweep(move)
@@ -215,6 +221,7 @@ class Optimizer:
         for parameter, view in zip(parameters, self._places.views(self.master), strict=True):
             view.copy_(self.layout.own(parameter))
         self.gradient = torch.zeros_like(self.master)
+        self._forgotten = False
         self.home = self.layout.bind(parameters, self._places, (self.master, self.gradient))
 
 
