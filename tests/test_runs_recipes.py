@@ -82,6 +82,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+def test_a_vocabulary_doubles_when_a_text_is_four_times_as_long() -> None:
+    section = recipe.read("text").tokenizer
+    assert [section.tokens(n) for n in (0, 1_000_000, 4_000_000, 16_000_000)] == [1024, 1024, 2048, 4096]
+    assert section.tokens(10**12) == section.size
+    assert recipe.read("text", ("tokenizer.size=300",)).tokenizer.tokens(4_000_000) == 300
+    assert recipe.read("norsk").tokenizer.tokens(10) == recipe.read("norsk").tokenizer.size
+
+
 def test_a_folder_is_sorted_by_what_its_files_hold(folder: Path) -> None:
     found = collection.collect(folder)
     assert [f.name for f in found.of("instructions")] == ["i.jsonl"]

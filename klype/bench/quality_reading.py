@@ -44,7 +44,7 @@ class Tokens:
     def __init__(self, given: Given, recipe: Recipe | None = None) -> None:
         recipe = recipe or read("text")
         texts = [unit.text for unit in units(TextDocument(given.train, "train.txt"))]
-        self.tokenizer = Tokenizer.train(texts, recipe.tokenizer.size, TEMPLATE)
+        self.tokenizer = Tokenizer.train(texts, recipe.tokenizer.tokens(sum(map(len, texts))), TEMPLATE)
         encoded = self.tokenizer.encode_documents(texts)
         self.documents = Documents.of(encoded)
         self.ids = [i for ids in encoded for i in ids]

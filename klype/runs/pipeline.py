@@ -241,14 +241,13 @@ def _check(options: RunOptions, recipe: Recipe) -> None:
 
 
 def _promise(life: Run) -> str:
-    vocabulary = life.subject.chat.tokenizer.vocab_size
+    vocabulary, asked = life.subject.chat.tokenizer.vocab_size, life.subject.chat.tokenizer.asked
     minutes = life.options.minutes or 0.0
     if life.start is not None:
         rank = life.recipe.lora.rank
         how = f", by adapters of rank {rank}" if rank else ""
         return f"{minutes:g} minutes for all stages that are left{how}, in {life.folder}."
     m = life.recipe.model
-    asked = life.recipe.tokenizer.size
     fewer = f" (the text supports no more of the {asked} asked for)" if vocabulary < asked else ""
     return (
         f"{minutes:g} minutes for all stages: a model of {m.layers} layers, {m.width} wide, and a vocabulary of "

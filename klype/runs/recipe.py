@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from importlib import resources
 from pathlib import Path
 from typing import Literal
@@ -19,9 +20,20 @@ from klype.train.schedule import Schedule
 
 
 class TokenizerSection(Settings):
-    """``size``: the most tokens that the vocabulary may have."""
+    """``size``: the most tokens that the vocabulary may have. ``megabyte``: how many it has for a text of a megabyte;
+    for other texts it grows with the root of their length, as the words of a text do (Heaps 1978), by doubling.
+    0: as many as there may be, whatever the text.
+    """
 
     size: int = Field(default=2048, ge=262, le=1_000_000)
+    megabyte: int = Field(default=0, ge=0, le=1_000_000)
+
+    def tokens(self, characters: int) -> int:
+        """How many are asked for, for a text of this length."""
+        if not self.megabyte:
+            return self.size
+        doubled = max(0, round(math.log2(max(1, characters) / 1e6) / 2))
+        return min(self.size, self.megabyte * 2**doubled)
 
 
 class DataSection(Settings):

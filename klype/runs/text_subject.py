@@ -94,7 +94,8 @@ class TextSubject:
             )
 
     def _tokenizer(self) -> Tokenizer:
-        return Tokenizer.train((d.text for d in self._split.train), self.recipe.tokenizer.size, TEMPLATE)
+        size = self.recipe.tokenizer.tokens(sum(len(d.text) for d in self._split.train))
+        return Tokenizer.train((d.text for d in self._split.train), size, TEMPLATE)
 
     def _tokens(self, documents: Sequence[TextDocument]) -> Documents:
         return Documents.of(self.chat.tokenizer.encode_documents([d.text for d in documents]))

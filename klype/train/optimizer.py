@@ -47,6 +47,8 @@ class Optimizer:
     ``master`` and ``gradient`` are the flat float32 buffers.
     """
 
+    home: Home
+
     def __init__(self, layout: Layout, settings: OptimizerSettings, parts: Parts | None = None) -> None:
         named = [(n, p) for n, p in layout.model.named_parameters() if p.requires_grad]
         if not named:
