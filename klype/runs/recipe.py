@@ -33,7 +33,7 @@ class TokenizerSection(Settings):
         if not self.megabyte:
             return self.size
         doubled = max(0, round(math.log2(max(1, characters) / 1e6) / 2))
-        return min(self.size, self.megabyte * 2**doubled)
+        return min(self.size, self.megabyte << doubled)
 
 
 class DataSection(Settings):
