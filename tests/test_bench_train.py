@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -86,3 +91,28 @@ def test_forced_to_float32_klype_says_so() -> None:
     assert (NanoGPT("float32").precision, Klype("float32").asked) == ("float32", "float32")
     pytest.importorskip("transformers")
     assert HuggingFace("bfloat16").precision == "bfloat16"
+
+
+ORDERS = """
+import sys, time
+from klype.bench.process import Worker
+worker = Worker.start("nanoGPT float32", sys.stderr, "klype.bench.train_worker")
+worker.order(90, do="load", shape="tiny", threads=1, cache="")
+print(worker.process.pid, flush=True)
+worker.order(90, do="train", steps=1_000_000)
+"""
+
+
+def test_a_busy_worker_ends_with_whoever_ordered() -> None:
+    boss = subprocess.Popen([sys.executable, "-c", ORDERS], stdout=subprocess.PIPE, text=True)
+    assert boss.stdout is not None
+    worker = psutil.Process(int(boss.stdout.readline()))
+    time.sleep(0.5)
+    boss.kill()
+    boss.wait()
+    boss.stdout.close()
+    limit = time.monotonic() + 60
+    with suppress(psutil.NoSuchProcess):
+        while worker.status() != psutil.STATUS_ZOMBIE:  # which nobody may have buried yet
+            assert time.monotonic() < limit
+            time.sleep(0.1)

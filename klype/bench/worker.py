@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from threading import Thread
 from typing import Any, TextIO
 
 from klype.bench.contenders import CONTENDERS
@@ -48,10 +49,21 @@ def obey(contender: Contender, order: dict[str, Any]) -> dict[str, Any]:
 
 
 def private_output() -> TextIO:
-    """Where answers go; what engines print goes to standard error from now on, and is not taken for an answer."""
+    """Where answers go; what engines print goes to standard error from now on, and is not taken for an answer.
+
+    From now on the process ends when the one that ordered is gone, even in the middle of an order: it would disturb
+    whatever is measured next.
+    """
+    Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     private = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     return private
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
 
 
 if __name__ == "__main__":
