@@ -147,10 +147,11 @@ class _Run:
         if settings.compile:
             _check_compiler()
         alone = parallel.ranks() == 1
-        self.workers = Workers(session.workers if alone and not settings.compile else 1)
-        self.layout = _layout(model, settings, self.workers)
+        self.layout = _layout(model, settings, session.workers)
         self._recompute(settings.recompute)
-        self.objective = self.layout.objective(_compiled(objective) if settings.compile and alone else objective)
+        if settings.compile and alone:  # in shards, where each layer is gathered apart, each is a graph of its own
+            objective = torch.compile(objective, dynamic=False)
+        self.objective = self.layout.objective(objective)
         self.optimizer = Optimizer(self.layout, settings.optimizer, session.parts)
         self.replicas = Replicas(self.optimizer)
         self.skipped = 0
@@ -260,7 +261,7 @@ class _Run:
         )
 
     def close(self, end: Callable[[], None]) -> None:
-        self.workers.close()
+        self.layout.workers.close()
         self._recompute(False)
         end()
 
@@ -352,10 +353,10 @@ class _Run:
             self.layout.model.recompute = wanted
 
 
-def _layout(model: nn.Module, settings: Settings, workers: Workers) -> Layout:
+def _layout(model: nn.Module, settings: Settings, workers: int) -> Layout:
     dtype: torch.dtype = getattr(torch, settings.precision)
     if parallel.ranks() == 1:
-        return Whole(model, dtype, workers)
+        return Whole(model, dtype, Workers(1 if settings.compile else workers))
     from klype.train.sharded import Sharded
 
     return Sharded(model, dtype, parallel.device(), settings.compile)
@@ -372,11 +373,6 @@ def _over_ranks(sums: Metrics) -> Metrics:
 def _check_compiler() -> None:
     if not torch.cuda.is_available() and not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):
         raise KlypeError("Compiling the loss needs a C++ compiler, and none was found.", "Leave out compile.")
-
-
-def _compiled(objective: Objective) -> Objective:
-    """The objective as one graph; in shards, where each layer is gathered apart, each is a graph of its own."""
-    return torch.compile(objective, dynamic=False)
 
 
 def _means(sums: Metrics, count: float) -> Metrics:
