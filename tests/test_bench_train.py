@@ -94,7 +94,7 @@ def test_forced_to_float32_klype_says_so() -> None:
 
 
 ORDERS = """
-import sys, time
+import sys
 from klype.bench.process import Worker
 worker = Worker.start("nanoGPT float32", sys.stderr, "klype.bench.train_worker")
 worker.order(90, do="load", shape="tiny", threads=1, cache="")

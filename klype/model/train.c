@@ -291,7 +291,8 @@ INLINE void gather(const Scratch *z, const void *in, int64_t row, int64_t T, int
 }
 
 /* Pairs of rows of halves as cells, a lone last one with zeros; `from` is even. */
-static void stacked(const float *rows, int64_t from, int64_t T, const Scratch *z, float *out) {
+INLINE void stacked(const float *rows, int64_t from, int64_t T, const Scratch *z, float *out, int low) {
+    if (CELL(low) == 1) return;
     for (int64_t t = from; t < T; t += 2)
         for (int64_t k = 0; k < z->KP; k += W) {
             const uint16_t *row = (const uint16_t *)(rows + t * z->KR) + k;
@@ -325,14 +326,14 @@ INLINE void heads(const Attention *a, const Scratch *z, Piece p, int64_t h, int 
     const char *in = (const char *)a->in + (low ? 2 : 4) * p.first * row;
     int64_t wide = (low ? 2 : 4) * K;
     gather(z, in + h * wide, row, p.T, K, cos, sin, 1.f / sqrtf((float)K), z->q, low);
-    if (backward && CELL(low) == 2) stacked(z->q, 0, p.T, z, z->q_stack);
+    if (backward) stacked(z->q, 0, p.T, z, z->q_stack, low);
     if (h % (H / G)) return;
     gather(z, in + (H + g) * wide, row, p.T, K, cos, sin, 1.f, z->k + at, low);
     gather(z, in + (H + G + g) * wide, row, p.T, K, NULL, NULL, 1.f, z->v + at, low);
     turned(z->k, p.before, end, deep, KR, z->across_k, z->PP);
     if (backward) turned(z->v, p.before, end, deep, KR, z->across_v, z->PP);
-    if (backward && CELL(low) == 2) stacked(z->k, even, end, z, z->k_stack);
-    if (!backward && CELL(low) == 2) stacked(z->v, even, end, z, z->v_stack);
+    if (backward) stacked(z->k, even, end, z, z->k_stack, low);
+    else stacked(z->v, even, end, z, z->v_stack, low);
 }
 
 /* Where the block of rows from i on is computed as float. */
@@ -396,7 +397,7 @@ INLINE void head_backward(const Attention *a, const Scratch *z, Piece p, int64_t
         memset(z->value_gradient + before * KP, 0, (size_t)(p.T * KP) * sizeof(float));
     }
     gather(z, out_gradient, H * K, p.T, K, NULL, NULL, 1.f, z->g, low);
-    if (cell == 2) stacked(z->g, 0, p.T, z, z->g_stack);
+    stacked(z->g, 0, p.T, z, z->g_stack, low);
     for (int64_t i = 0; i < p.T; i += BLOCK) {
         int64_t rows = p.T - i < BLOCK ? p.T - i : BLOCK, seen = before + i, columns = padded(seen + rows);
         float *weights = now(z, z->weights_now, z->weights, i, low), *slopes = now(z, z->slopes_now, z->slopes, i, low);

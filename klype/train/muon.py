@@ -68,7 +68,6 @@ def operations(rows: int, columns: int) -> float:
 def orthogonalise_(groups: Sequence[Group], dtype: torch.dtype = torch.float32, workers: Workers | None = None) -> None:
     """Replaces every matrix of the groups by its orthogonalised, scaled self, in place; computed in ``dtype``."""
 
-    @torch.no_grad()
     def one(group: Group) -> None:
         update_NRC = orthogonalised(torch.stack(group.lying).to(dtype)) * group.scales
         torch._foreach_copy_(group.lying, update_NRC.unbind())

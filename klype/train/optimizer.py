@@ -84,7 +84,6 @@ class Optimizer:
         """Adds what ``backward`` left there to the gradient. Needed after every backward."""
         if home.gradient is self.gradient:
             return
-
         first, self._forgotten = self._forgotten, False
 
         def move(at: slice) -> None:
