@@ -316,9 +316,9 @@ def test_rehearsal_adds_the_weighted_mean(tmp_path: Path) -> None:
     seen = []
 
     class Watched(Optimizer):
-        def clip(self, limit: float) -> torch.Tensor:
-            seen.append(self.gradient.clone())
-            return super().clip(limit)
+        def clip(self, limit: float, count: float = 1.0) -> torch.Tensor:
+            seen.append(self.gradient / count)
+            return super().clip(limit, count)
 
     batch = part(0, slice(0, 8))
     with pytest.MonkeyPatch.context() as patch:
@@ -328,7 +328,7 @@ def test_rehearsal_adds_the_weighted_mean(tmp_path: Path) -> None:
     optimizer = Optimizer(Whole(model), OptimizerSettings(), PARTS)
     main, again = cross_entropy(model, batch), cross_entropy(model, batch.extra["rehearsal"])
     optimizer.home.backward(main.total / main.count + 0.3 * again.total / again.count)
-    optimizer.collect(optimizer.home)
+    optimizer.collect([optimizer.home])
     torch.testing.assert_close(seen[0], optimizer.gradient, rtol=1e-4, atol=1e-6)
     row = lines(tmp_path)[0]
     assert row["loss"] == pytest.approx((main.total / main.count).item(), rel=1e-5)

@@ -24,7 +24,7 @@ torch.set_num_threads(1)
 def gradients(model: nn.Module, optimizer: Optimizer, seed: int) -> None:
     optimizer.zero_grad()
     optimizer.home.backward(cross_entropy(model, random_batch(seed)).total)
-    optimizer.collect(optimizer.home)
+    optimizer.collect([optimizer.home])
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 8, 20), (2, 5, 64)])
@@ -122,14 +122,19 @@ def test_adamw_alone_equals_torch() -> None:
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
-def test_clip_equals_torch_and_reports_the_norm() -> None:
+@pytest.mark.parametrize("count", [1, 1000])
+def test_clip_equals_torch_and_reports_the_norm(count: int) -> None:
     ours, theirs = tiny_model(), tiny_model()
     optimizer = Optimizer(Whole(ours), OptimizerSettings())
     gradients(ours, optimizer, 0)
     cross_entropy(theirs, random_batch(0)).total.backward()
-    norm = optimizer.clip(0.5)
+    norm = optimizer.clip(0.5, count)
+    optimizer.step()
+    for p in theirs.parameters():
+        p.grad.div_(count)
     expected = nn.utils.clip_grad_norm_(theirs.parameters(), 0.5)
     torch.testing.assert_close(norm, expected)
+    assert (expected > 0.5) == (count == 1)
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad)
 
@@ -164,7 +169,7 @@ def test_bfloat16_weights_follow_a_float32_master() -> None:
     assert all(p.dtype == torch.bfloat16 for p in model.parameters())
     for p in model.parameters():
         p.grad.fill_(0.25)
-    optimizer.collect(optimizer.home)
+    optimizer.collect([optimizer.home])
     assert optimizer.gradient.max() == 0.25
     optimizer.step(1e-4)  # far below what bfloat16 resolves near 1
     ones = model.norm.weight

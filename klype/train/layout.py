@@ -25,6 +25,9 @@ ALIGN = 16  # parameters start at multiples of 64 bytes, where vector instructio
 
 Parts = Mapping[str, Sequence[int]]
 
+Change = tuple[slice, Callable[[slice], object]]
+"""A region of the flat weights, and what changes a stretch of it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Places:
@@ -101,8 +104,12 @@ class Layout(Protocol):
         """Of the whole gradient, of which this is what is here."""
         ...
 
+    def change(self, changes: Sequence[Change]) -> None:
+        """Changes the flat weights, region by region, and lets the model have them."""
+        ...
+
     def publish(self) -> None:
-        """Lets the model have the new weights."""
+        """Lets the model have weights that were changed by others."""
         ...
 
     def release(self) -> None:
@@ -154,15 +161,25 @@ class Whole:
         return lambda dtype: orthogonalise_(found, dtype, self.workers)
 
     def norm(self, gradient: torch.Tensor) -> torch.Tensor:
-        norms = self.workers.sweep(lambda at: torch.linalg.vector_norm(gradient[at]), len(gradient))
+        norms = self.workers.sweep(lambda at: torch.linalg.vector_norm(gradient[at]), slice(0, len(gradient)))
         norm: torch.Tensor = torch.linalg.vector_norm(torch.stack(norms))
         return norm
 
-    def publish(self) -> None:
-        """And torch know that they changed (whoever caches can tell)."""
-        if self._low is not self._master:
-            self.workers.sweep(lambda at: self._low[at].copy_(self._master[at]), len(self._low))
+    def change(self, changes: Sequence[Change]) -> None:
+        """A stretch is rounded while it is in a core's cache. Torch knows that the weights changed (whoever caches can
+        tell).
+        """
+
+        def rounding(work: Callable[[slice], object]) -> Callable[[slice], object]:
+            return lambda at: (work(at), self._low[at].copy_(self._master[at]))
+
+        rounded = self._low is not self._master
+        for region, work in changes:
+            self.workers.sweep(rounding(work) if rounded else work, region)
         increment_version(self._parameters)
+
+    def publish(self) -> None:
+        self.change([(slice(0, len(self._master)), lambda at: None)])
 
     def release(self) -> None:
         for module, name, buffer in self._buffers:

@@ -202,7 +202,7 @@ class _Run:
         self.optimizer.zero_grad()
         sums, shown, drawn = self._accumulate()
         total, count = sums["loss"], sums["loss_count"]
-        norm = float(self.optimizer.clip(self.settings.clip))
+        norm = float(self.optimizer.clip(self.settings.clip, count or 1.0))
         finite = math.isfinite(total) and math.isfinite(norm)
         if finite and (count or sums.get("rehearsal_count")):
             self.optimizer.step(factor_now)
@@ -271,7 +271,7 @@ class _Run:
     def _accumulate(self) -> tuple[Metrics, Metrics, list[Batch]]:
         """Sums over micro-batches and ranks, the batches' own metrics (means), and the batches.
 
-        The optimizer's gradient is then that of the step's loss.
+        The optimizer's gradient is then that of the step's loss times the sum's count.
         """
         sums: Metrics = {"loss": 0.0, "loss_count": 0.0}
         shown: Metrics = {}
@@ -280,16 +280,17 @@ class _Run:
         drawn = [next(self.batches) for _ in range(self.settings.micro_batches)]
         for batch in drawn:
             _add(shown, batch.extra.get("metrics", {}), 1 / self.settings.micro_batches)
-        for part in self.replicas.run(self.objective, parallel.dealt(drawn)):
-            self.optimizer.collect(part.home)
-            _add(sums, part.sums, 1.0)
-            if part.beside is not None:
-                weight = part.weight
-                beside = part.beside.float() if beside is None else beside.add_(part.beside)
+        for parts in self.replicas.run(self.objective, parallel.dealt(drawn)):
+            self.optimizer.collect([part.home for part in parts])
+            for part in parts:
+                _add(sums, part.sums, 1.0)
+                if part.beside is not None:
+                    weight = part.weight
+                    beside = part.beside.float() if beside is None else beside.add_(part.beside)
         sums = _over_ranks(sums)
-        self.optimizer.divide(sums["loss_count"] or 1.0)
         if beside is not None:
-            self.optimizer.gradient.add_(beside, alpha=weight / (sums["rehearsal_count"] or 1.0))
+            weight *= (sums["loss_count"] or 1.0) / (sums["rehearsal_count"] or 1.0)
+            self.optimizer.gradient.add_(beside, alpha=weight)
         return sums, shown, drawn
 
     def _watch(self, step: int, finite: bool, drawn: list[Batch]) -> None:

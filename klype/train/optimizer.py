@@ -6,7 +6,7 @@ layout's business (layout.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -16,7 +16,7 @@ from torch import nn
 from klype import config
 from klype.errors import KlypeError
 from klype.model.config import ModelConfig
-from klype.train.layout import Home, Layout, Parts, Places
+from klype.train.layout import Change, Home, Layout, Parts, Places
 
 # Not the inside of the model: a matrix by shape, but a table of vectors by use.
 TABLES = ("embed", "head", "taps", "norm")
@@ -39,8 +39,8 @@ class OptimizerSettings(config.Settings):
 
 
 class Optimizer:
-    """``zero_grad()`` → ``home.backward(total)`` → ``collect(home)``, for every micro-batch → ``divide(count)`` →
-    ``clip(limit)`` → ``step(factor)``.
+    """``zero_grad()`` → ``home.backward(total)`` → ``collect(homes)``, for all micro-batches → ``clip(limit, count)`` →
+    ``step(factor)``: as few passes over the buffers as there can be.
 
     ``parts`` gives the rows of fused matrices by the end of their name, for example
     ``{"qkv.weight": (64, 32, 32), "gate_up.weight": (128, 128)}``: each part is made orthogonal apart.
@@ -72,7 +72,8 @@ class Optimizer:
         self._orthogonalise = layout.orthogonaliser(matrices, views, parts or {})
         self.moment, self.square = (torch.zeros_like(self.master[first:]) for _ in range(2))
         self._taken = torch.zeros((), dtype=torch.float32, device=self.master.device)
-        self._adamw = [(first, second, settings.decay), (second, end, 0.0)]
+        self._decays = [(slice(first, second), settings.decay), (slice(second, end), 0.0)]
+        self._scale: torch.Tensor | None = None
 
     def zero_grad(self) -> None:
         """Forgets the gradient. What is collected from elsewhere next takes its place."""
@@ -80,24 +81,21 @@ class Optimizer:
         if not self._forgotten:
             self._sweep(lambda at: self.gradient[at].zero_())
 
-    def collect(self, home: Home) -> None:
-        """Adds what ``backward`` left there to the gradient. Needed after every backward."""
-        if home.gradient is self.gradient:
-            return
-        first, self._forgotten = self._forgotten, False
+    def collect(self, homes: Sequence[Home]) -> None:
+        """Adds what ``backward`` left there to the gradient, in this order. Needed after every backward."""
+        elsewhere = [home.gradient for home in homes if home.gradient is not self.gradient]
+        forgotten, self._forgotten = self._forgotten, self._forgotten and not elsewhere
 
         def move(at: slice) -> None:
-            if first:
-                self.gradient[at].copy_(home.gradient[at])
-            else:
-                self.gradient[at].add_(home.gradient[at])
-            home.gradient[at].zero_()
+            for number, gradient in enumerate(elsewhere):
+                if forgotten and not number:
+                    self.gradient[at].copy_(gradient[at])
+                else:
+                    self.gradient[at].add_(gradient[at])
+                gradient[at].zero_()
 
-        self._sweep(move)
-
-    def divide(self, count: float) -> None:
-        """Makes the gradient of a sum that of a mean."""
-        self._sweep(lambda at: self.gradient[at].div_(count))
+        if elsewhere:
+            self._sweep(move)
 
     def settle(self, twin: nn.Module) -> Home:
         """Lets a copy of the model use the same weights, with a buffer for gradients of its own."""
@@ -105,21 +103,20 @@ class Optimizer:
         return self.layout.twin([named[name] for name, _ in self._named])
 
     @torch.no_grad()
-    def clip(self, limit: float) -> torch.Tensor:
-        """The gradient's norm over all parameters (a scalar tensor); scales it down to ``limit`` when it is longer."""
-        norm = self.layout.norm(self.gradient)
-        if limit > 0:
-            scale = (limit / (norm + 1e-6)).clamp(max=1.0)
-            self._sweep(lambda at: self.gradient[at].mul_(scale))
+    def clip(self, limit: float, count: float = 1.0) -> torch.Tensor:
+        """The gradient was that of a sum over ``count``: the norm of the mean's over all parameters (a scalar tensor).
+        ``step`` goes by the mean's, scaled down to ``limit`` when it is longer.
+        """
+        norm = self.layout.norm(self.gradient) / count
+        self._scale = (limit / (norm + 1e-6)).clamp(max=1.0) / count if limit > 0 else torch.full_like(norm, 1 / count)
         return norm
 
     @torch.no_grad()
     def step(self, factor: float = 1.0) -> None:
-        """One update with both learning rates times ``factor``."""
-        if self._matrices:
-            self._muon_step(factor)
-        self._adamw_step(factor)
-        self.layout.publish()
+        """One update with both learning rates times ``factor``. The gradient is scaled as ``clip`` found."""
+        self._taken += 1
+        self.layout.change([*self._muon(factor), *self._adamw(factor)])
+        self._scale = None
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Flat tensors: master weights, momentum, AdamW's moments and step count."""
@@ -168,36 +165,40 @@ class Optimizer:
         ends = {"master": slice(None), "momentum": slice(0, self._matrices)}
         return ends.get(buffer, slice(self._matrices, None))
 
-    def _muon_step(self, factor: float) -> None:
-        settings, master = self.settings, self.master[: self._muon_end]
+    def _scaled(self, at: slice) -> torch.Tensor:
+        """A stretch of the gradient, scaled in place."""
+        gradient = self.gradient[at]
+        return gradient if self._scale is None else gradient.mul_(self._scale)
+
+    def _muon(self, factor: float) -> Iterator[Change]:
+        settings, region = self.settings, slice(0, self._muon_end)
         rate = settings.matrix_rate * factor
 
         def look(at: slice) -> None:
-            gradient, momentum = self.gradient[at], self.momentum[at]
+            gradient, momentum = self._scaled(at), self.momentum[at]
             momentum.lerp_(gradient, 1 - settings.momentum)
             torch.lerp(gradient, momentum, settings.momentum, out=self._update[at])  # Nesterov's look ahead
 
         def move(at: slice) -> None:
             if settings.decay:
-                master[at].mul_(1 - rate * settings.decay)
-            master[at].add_(self._update[at], alpha=-rate)
+                self.master[at].mul_(1 - rate * settings.decay)
+            self.master[at].add_(self._update[at], alpha=-rate)
 
-        self.layout.workers.sweep(look, self._muon_end)
-        self._orthogonalise(torch.bfloat16 if settings.coarse else torch.float32)
-        self.layout.workers.sweep(move, self._muon_end)
+        if self._matrices:
+            self.layout.workers.sweep(look, region)
+            self._orthogonalise(torch.bfloat16 if settings.coarse else torch.float32)
+            yield region, move
 
-    def _adamw_step(self, factor: float) -> None:
+    def _adamw(self, factor: float) -> Iterator[Change]:
         """As torch.optim.AdamW(fused=True), whose import alone takes longer than a tiny model's first hundred steps."""
         settings, first = self.settings, self._muon_end
-        self._taken += 1
-        for start, end, decay in self._adamw:
+        for region, decay in self._decays:
 
-            def move(at: slice, start: int = start, decay: float = decay) -> None:
-                own = slice(at.start + start, at.stop + start)
-                state = slice(own.start - first, own.stop - first)
+            def move(at: slice, decay: float = decay) -> None:
+                state = slice(at.start - first, at.stop - first)
                 torch._fused_adamw_(
-                    [self.master[own]],
-                    [self.gradient[own]],
+                    [self.master[at]],
+                    [self._scaled(at)],
                     [self.moment[state]],
                     [self.square[state]],
                     [],
@@ -211,10 +212,10 @@ class Optimizer:
                     maximize=False,
                 )
 
-            self.layout.workers.sweep(move, end - start)
+            yield region, move
 
     def _sweep(self, work: Callable[[slice], object]) -> None:
-        self.layout.workers.sweep(work, len(self.gradient))
+        self.layout.workers.sweep(work, slice(0, len(self.gradient)))
 
     def _bind(self, size: int) -> None:
         parameters = [p for _, p in self._named]

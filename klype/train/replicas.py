@@ -41,11 +41,13 @@ class Replicas:
             twin = copy.deepcopy(model)
             self._models.append((twin, optimizer.settle(twin)))
 
-    def run(self, objective: Objective, batches: Sequence[Batch]) -> Iterator[Part]:
-        """The parts of the micro-batches, in order. Each must be collected before the next one is asked for."""
+    def run(self, objective: Objective, batches: Sequence[Batch]) -> Iterator[list[Part]]:
+        """The parts of the micro-batches, in order, as many at a time as there are workers. They must be collected
+        before the next ones are asked for.
+        """
         for start in range(0, len(batches), len(self._models)):
             wave = list(zip(self._models, batches[start : start + len(self._models)], strict=False))
-            yield from self._workers.each(lambda one: _part(objective, *one[0], one[1]), wave)
+            yield self._workers.each(lambda one: _part(objective, *one[0], one[1]), wave)
 
 
 def _part(objective: Objective, model: nn.Module, home: Home, batch: Batch) -> Part:

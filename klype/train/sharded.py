@@ -19,7 +19,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
 from klype.model.transformer import Transformer
-from klype.train.layout import Home, Parts, Places, groups, round_buffers
+from klype.train.layout import Change, Home, Parts, Places, groups, round_buffers
 from klype.train.muon import orthogonalise_
 from klype.train.objectives import LossBeside, Objective
 from klype.train.workers import Workers
@@ -90,6 +90,11 @@ class Sharded:
         dist.all_reduce(square)
         norm: torch.Tensor = square.sqrt()
         return norm
+
+    def change(self, changes: Sequence[Change]) -> None:
+        for region, work in changes:
+            self.workers.sweep(work, region)
+        self.publish()
 
     def publish(self) -> None:
         with torch.no_grad():

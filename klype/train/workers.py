@@ -48,9 +48,9 @@ class Workers:
             each.result()
         return [results[index] for index in range(len(items))]
 
-    def sweep(self, work: Callable[[slice], R], size: int) -> list[R]:
-        """``work`` on each stretch of a buffer of this size."""
-        stretches = [slice(at, min(at + STRETCH, size)) for at in range(0, size, STRETCH)]
+    def sweep(self, work: Callable[[slice], R], region: slice) -> list[R]:
+        """``work`` on each stretch of a region of a buffer."""
+        stretches = [slice(at, min(at + STRETCH, region.stop)) for at in range(region.start, region.stop, STRETCH)]
         return self.each(work, stretches) if len(stretches) > FEW else [work(at) for at in stretches]
 
     def close(self) -> None:
