@@ -14,7 +14,7 @@ from klype.bench import data as bench
 from klype.data import shards
 from klype.data.prepare import near_duplicates, prepare
 from klype.data.readers import BadRows, TextDocument, TextOptions, read_texts
-from klype.data.shards import Documents, ShardWriter, content_hash
+from klype.data.shards import ABOUT, Documents, ShardWriter, content_hash
 from klype.data.split import BOOK, is_held_out
 from klype.errors import KlypeError
 from klype.runs import pipeline
@@ -39,6 +39,15 @@ def test_shards_are_the_texts_of_their_side(tokenizer: Tokenizer, tmp_path: Path
         assert content_hash(documents) == content_hash(Documents.of(tokenizer.encode_documents(texts)))
     again = prepare(iter(()), tokenizer, tmp_path)  # they are there
     assert content_hash(again.train) == content_hash(prepared.train)
+
+
+def test_what_was_cut_off_between_its_two_sides_is_made_anew(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    documents = [TextDocument(t, "here") for t in TEXTS]
+    whole = prepare(documents, tokenizer, tmp_path)
+    (tmp_path / "held-out" / ABOUT).unlink()
+    again = prepare(documents, tokenizer, tmp_path)
+    for one, two in ((whole.train, again.train), (whole.held_out, again.held_out)):
+        assert content_hash(one) == content_hash(two)
 
 
 def test_a_long_document_is_split_by_its_blocks(tokenizer: Tokenizer, tmp_path: Path) -> None:

@@ -12,8 +12,10 @@ from toys import SHAPES, toy
 from train_toys import Seeded, random_batch
 
 from klype.engine.engine import Engine
+from klype.model.config import ModelConfig
 from klype.model.lora import AdaptedTransformer, LoraSettings, frozen
 from klype.model.transformer import Transformer
+from klype.train.layout import round_buffers
 from klype.train.loop import Interrupted, Session, Settings, train
 from klype.train.objectives import cross_entropy
 from klype.train.optimizer import OptimizerSettings
@@ -99,6 +101,17 @@ def test_frozen_weights_have_no_gradient_and_do_not_change(precision: str, tmp_p
     assert all(parameter.grad is None for parameter in base.parameters())
     assert model.embed.weight.data_ptr() == base.embed.weight.data_ptr()  # still no copy
     assert any(bool(parameter.any()) for name, parameter in model.named_parameters() if name.endswith(".b"))
+
+
+def test_frozen_tied_weights_stay_one_when_they_are_rounded() -> None:
+    base = Transformer(ModelConfig(vocab_size=24, width=16, layers=1, heads=2, hidden=32, window=32, tie=True))
+    model = adapted(base)
+    own = round_buffers(model, torch.bfloat16)
+    assert model.embed.weight.dtype == torch.bfloat16
+    assert model.embed.weight.data_ptr() == model.head.weight.data_ptr()
+    for module, name, buffer in own:
+        setattr(module, name, buffer)
+    assert model.embed.weight.data_ptr() == base.embed.weight.data_ptr()
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
+import torch
+from torch import nn
+from train_toys import Seeded, random_batch, tiny_model
 
 from klype.runs.pace import Pace
-from klype.runs.plan import Crew, Planned, crews
+from klype.runs.plan import Crew, Planned, WithRehearsal, crews, seconds_per_step
 from klype.runs.recipe import read
-from klype.train.loop import Interrupted
+from klype.train.loop import Interrupted, Settings
+from klype.train.objectives import Objective, cross_entropy
+from klype.values import Batch, Batches
 
 PLAN = Planned(1000, 100.0, Crew(2, 1), "bfloat16")
 
@@ -92,3 +99,42 @@ def test_a_text_that_is_met_more_often_decays_more() -> None:
     decays = [recipe.pretraining(steps, 2048 * 100).optimizer.decay for steps in (0, 300, 900, 5000)]
     assert decays == [0.0, pytest.approx(0.3), pytest.approx(0.9), 1.0]
     assert recipe.pretraining(900, None) == recipe.training("pretrain")
+
+
+@pytest.mark.parametrize("at", [2, 9])
+def test_ctrl_c_while_it_tries_out_how_long_a_step_takes_is_heard(at: int) -> None:
+    def spoilt(number: int) -> Batch:
+        if number == at:
+            signal.raise_signal(signal.SIGINT)
+        return random_batch(number)
+
+    def build(model: nn.Module) -> tuple[Objective, Batches]:
+        return cross_entropy, Seeded(spoilt)
+
+    model, before = tiny_model(), torch.get_rng_state()
+    with pytest.raises(KeyboardInterrupt):
+        seconds_per_step(model, build, Planned(20, 0.0, Crew()), Settings(steps=20), cores=1)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_probe_ends_by_itself_when_it_takes_too_long() -> None:
+    drawn = []
+
+    def build(model: nn.Module) -> tuple[Objective, Batches]:
+        return cross_entropy, Seeded(lambda number: drawn.append(number) or random_batch(number))
+
+    assert seconds_per_step(tiny_model(), build, Planned(50, 0.0, Crew()), Settings(steps=50), 1, longest=0.0) > 0
+    assert len(drawn) < 20
+
+
+def test_rehearsal_is_closed_with_what_it_is_beside() -> None:
+    class Closing(Seeded):
+        closed = 0
+
+        def close(self) -> None:
+            self.closed += 1
+
+    main, rehearsal = Closing(), Closing()
+    WithRehearsal(main, rehearsal).close()
+    assert main.closed == rehearsal.closed == 1
+    WithRehearsal(Seeded(), Seeded()).close()  # nothing to close

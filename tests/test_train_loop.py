@@ -17,12 +17,13 @@ import torch
 from children import forked
 from train_toys import VOCAB, Seeded, part, pieces, random_batch, tiny_config, tiny_model
 
+from klype import durable
 from klype.errors import KlypeError, UsageError
 from klype.train.layout import Whole
 from klype.train.loop import Interrupted, Session, Settings, Trained, train
 from klype.train.objectives import cross_entropy, with_rehearsal
 from klype.train.optimizer import Optimizer, OptimizerSettings, fused_parts
-from klype.train.resume import states
+from klype.train.resume import newest_step, states
 from klype.values import Batch, Loss
 
 torch.set_num_threads(1)
@@ -188,6 +189,7 @@ def test_a_torn_state_is_named_and_the_one_before_is_used(tmp_path: Path, name: 
     else:
         content[len(content) // 2] ^= 1
         path.write_bytes(content)
+    assert newest_step(folder) == 6
     said: list[str] = []
     model = tiny_model()
     train(model, cross_entropy, Seeded(), settings(), folder, Session(True, PARTS, say=said.append))
@@ -254,6 +256,46 @@ def test_many_bad_losses_stop_with_the_batch_saved(tmp_path: Path) -> None:
     assert torch.equal(saved["0.tokens"], random_batch(4).tokens_BT)
 
 
+def test_bad_losses_are_counted_across_a_restart(tmp_path: Path) -> None:
+    asked = iter([False] * 6 + [True])
+    with pytest.raises(Interrupted, match="after step 6"):  # two of the three
+        train(
+            tiny_model(),
+            spoiled(set(range(4, 99))),
+            Seeded(),
+            settings(bad_limit=3),
+            tmp_path,
+            Session(stop=lambda: next(asked)),
+        )
+    rest = Session(resume=True)
+    with pytest.raises(KlypeError, match="3 steps on end, up to step 7"):
+        train(tiny_model(), spoiled(set(range(99))), Seeded(), settings(bad_limit=3), tmp_path, rest)
+
+
+def test_what_somebody_killed_while_saving_left_is_cleared_away(tmp_path: Path) -> None:
+    left = tmp_path / "resume" / ".step-000003.draft"
+    left.mkdir(parents=True)
+    (left / "model.safetensors").write_bytes(b"half")
+    straight(tmp_path)
+    assert [place.name for place in (tmp_path / "resume").iterdir()] == ["step-000008"]
+
+
+def test_where_nothing_is_kept_nothing_is_left(tmp_path: Path) -> None:
+    asked = iter([False] * 3 + [True])
+    with pytest.raises(Interrupted):
+        train(
+            tiny_model(),
+            cross_entropy,
+            Seeded(),
+            settings(save_every=1),
+            tmp_path,
+            Session(keeps=False, stop=lambda: next(asked)),
+        )
+    assert not (tmp_path / "resume").exists()
+    train(tiny_model(), cross_entropy, Seeded(), settings(), tmp_path / "whole", Session(keeps=False))
+    assert not (tmp_path / "whole" / "resume").exists()
+
+
 def test_a_batch_without_anything_to_learn_changes_nothing(tmp_path: Path) -> None:
     empty = random_batch(0)
     empty = Batch(empty.tokens_BT, empty.targets_BT, torch.zeros_like(empty.weights_BT))
@@ -265,14 +307,12 @@ def test_a_batch_without_anything_to_learn_changes_nothing(tmp_path: Path) -> No
 
 
 def test_a_full_disk_keeps_the_last_good_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from klype.train import resume
-
     def full(path: Path, content: bytes) -> None:
         if "step-000004" in str(path) and path.name == "optimizer.safetensors":
             raise OSError(28, "No space left on device")
         path.write_bytes(content)
 
-    monkeypatch.setattr(resume, "write_durably", full)
+    monkeypatch.setattr(durable, "write", full)
     with pytest.raises(KlypeError, match="No space left"):
         straight(tmp_path, save_every=2)
     monkeypatch.undo()

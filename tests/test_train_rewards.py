@@ -15,7 +15,7 @@ from klype.train import features
 from klype.train.audit import bias_audit
 from klype.train.features import answer_features, feature_names
 from klype.train.loop import Interrupted, Session
-from klype.train.rewards import Ranked, RewardModel, RewardSettings, fit_reward, pair_outcomes, rank_features
+from klype.train.rewards import ABOUT, Ranked, RewardModel, RewardSettings, fit_reward, pair_outcomes, rank_features
 from klype.values import Batch
 
 torch.set_num_threads(1)
@@ -122,6 +122,15 @@ def test_saved_and_loaded_is_the_same(fitted: RewardModel, tmp_path: Path) -> No
         RewardModel.load(tmp_path, tiny_model(seed=1))
     with pytest.raises(KlypeError, match="no readable reward model"):
         RewardModel.load(tmp_path / "nowhere", tiny_model())
+    about = (tmp_path / ABOUT).read_bytes()
+    with torch.no_grad():
+        fitted.head.weight.add_(1.0)
+    fitted.save(tmp_path)
+    (tmp_path / ABOUT).write_bytes(about)  # as if it had been killed between the two files
+    with torch.no_grad():
+        fitted.head.weight.sub_(1.0)
+    with pytest.raises(KlypeError, match="no readable reward model"):
+        RewardModel.load(tmp_path, tiny_model())
 
 
 def test_fitting_resumed_is_straight(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as read_arrays
 from safetensors.numpy import save as write_arrays
 
+from klype import durable
 from klype.errors import KlypeError
 from klype.values import Distribution, How, Sampling, Step, Trace
 
@@ -141,14 +141,8 @@ def differences(a: Sequence[Trace], b: Sequence[Trace]) -> list[str]:
 
 
 def replace(file: Path, data: bytes) -> None:
-    """Written beside, flushed to disk, renamed."""
-    beside = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        with beside.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        beside.replace(file)
+        durable.write(file, data)
     except OSError as error:
         raise KlypeError(f"{file} cannot be written: {error.strerror}.", "Choose another --out.") from error
 

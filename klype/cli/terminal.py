@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from klype import durable
 from klype.cli.environment import language
 from klype.errors import UsageError
 from klype.words import LANGUAGES, Words, words
@@ -54,14 +55,9 @@ def to_json(document: dict[str, Any]) -> str:
 
 
 def write(file: Path, text: str) -> None:
-    """Whole or not at all: written beside, flushed to disk, then renamed."""
-    beside = file.with_name(f".{file.name}.{os.getpid()}")
+    """Whole or not at all (durable.py)."""
     try:
-        with beside.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        beside.replace(file)
+        durable.write(file, text)
     except OSError as error:
         raise UsageError(f"{file} cannot be written: {error.strerror}.", "Choose another --out.") from None
 

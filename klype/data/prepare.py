@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from klype.data.readers import TextDocument
-from klype.data.shards import Documents, ShardWriter, is_finished, tokenize
+from klype.data.shards import ABOUT, Documents, ShardWriter, is_finished, tokenize
 from klype.data.split import HELD_OUT, is_held_out, units
 from klype.errors import KlypeError
 from klype.text.tokenizer import Tokenizer
@@ -58,6 +58,8 @@ def prepare(
                 else:
                     near += 1
 
+    for side in SIDES:  # a side that was finished before the other one failed
+        (folder / side / ABOUT).unlink(missing_ok=True)
     writers = [ShardWriter(folder / side, tokenizer.vocab_size) for side in SIDES]
     for ids in tokenize(kept(), tokenizer):
         writers[sides.popleft()].add(ids)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,11 +18,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from klype import durable
 from klype.errors import KlypeError
 from klype.text.tokenizer import Tokenizer
 
 SHARD_TOKENS = 2**24  # 32 MB of two-byte ids
-_ABOUT = "shards.json"
+ABOUT = "shards.json"
 _BATCH_CHARACTERS = 2_000_000  # tokenized at a time, on all cores
 
 
@@ -67,7 +67,7 @@ class Documents:
         parts, ends, firsts = [], [], [0]
         for shard in about["shards"]:
             for name, digest in shard["sha256"].items():
-                if not (folder / name).is_file() or (verify and _sha256(folder / name) != digest):
+                if not (folder / name).is_file() or (verify and durable.hash_file(folder / name) != digest):
                     raise KlypeError(f"{folder / name} is missing or damaged.", "Delete the folder and make it again.")
             stem = folder / shard["name"]
             parts.append(_mapped(stem.with_suffix(".bin"), about["dtype"]))
@@ -93,7 +93,7 @@ class ShardWriter:
     """
 
     def __init__(self, folder: Path, vocab_size: int, size: int = SHARD_TOKENS) -> None:
-        if (folder / _ABOUT).exists():
+        if (folder / ABOUT).exists():
             raise KlypeError(f"{folder} holds shards already.", "Choose another folder, or open it.")
         self.folder, self._size = folder, size
         self._dtype, self._vocab_size = "<u2" if vocab_size <= 2**16 else "<u4", vocab_size
@@ -115,7 +115,7 @@ class ShardWriter:
             self._flush()
         about = {"dtype": self._dtype, "vocab_size": self._vocab_size, "shards": self._shards}
         with self._writing():
-            _put(self.folder / _ABOUT, json.dumps(about, indent=1).encode())
+            durable.write(self.folder / ABOUT, json.dumps(about, indent=1).encode())
         return Documents.open(self.folder, verify=False)
 
     def _flush(self) -> None:
@@ -135,7 +135,7 @@ class ShardWriter:
 
 def is_finished(folder: Path) -> bool:
     """Whether whole shards lie there."""
-    return (folder / _ABOUT).is_file()
+    return (folder / ABOUT).is_file()
 
 
 def tokenize(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[list[int]]:
@@ -170,7 +170,7 @@ def _write_shard(folder: Path, number: int, documents: list[npt.NDArray[np.integ
     flat = np.concatenate(documents) if documents else np.zeros(0, "<u2")
     files: dict[str, bytes | memoryview] = {f"{name}.bin": flat.view(np.uint8).data, f"{name}.idx": ends.tobytes()}
     for file, content in files.items():
-        _put(folder / file, content)
+        durable.write(folder / file, content)
     return {
         "name": name,
         "documents": len(documents),
@@ -179,31 +179,16 @@ def _write_shard(folder: Path, number: int, documents: list[npt.NDArray[np.integ
     }
 
 
-def _put(file: Path, content: bytes | memoryview) -> None:
-    """Write all or nothing."""
-    temporary = file.with_name(file.name + ".tmp")
-    with open(temporary, "wb") as out:
-        out.write(content)
-        out.flush()
-        os.fsync(out.fileno())
-    os.replace(temporary, file)
-
-
 def _about(folder: Path) -> Any:
     try:
-        return json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
+        return json.loads((folder / ABOUT).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise KlypeError(f"{folder} holds no finished shards.", "Delete the folder and make it again.") from error
     except ValueError as error:
-        raise KlypeError(f"{folder / _ABOUT} is damaged.", "Delete the folder and make it again.") from error
+        raise KlypeError(f"{folder / ABOUT} is damaged.", "Delete the folder and make it again.") from error
 
 
 def _mapped(file: Path, dtype: str) -> npt.NDArray[Any]:
     if file.stat().st_size == 0:  # nothing cannot be mapped
         return np.zeros(0, dtype)
     return np.memmap(file, dtype=dtype, mode="r")
-
-
-def _sha256(file: Path) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -9,8 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict
 from importlib import resources
@@ -20,6 +18,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
+from klype import durable
 from klype.errors import KlypeError, UsageError
 from klype.examine import echarts
 from klype.examine.colours import DARK, LIGHT, PROBABILITY_EDGES, probability_scale, step_of
@@ -273,12 +272,7 @@ def _page_file(name: str) -> str:
 
 
 def _replace(path: Path, text: str) -> None:
-    """Written whole or not at all."""
     try:
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False, suffix=".part") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(file.name, path)
+        durable.write(path, text)
     except OSError as error:
         raise KlypeError(f"Cannot write {path}: {error.strerror}.") from error

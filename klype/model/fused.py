@@ -70,8 +70,11 @@ class Fused:
 
     def suits(self, config: ModelConfig, longest: int, x: Tensor) -> bool:
         """Whether it computes such a model on texts of at most so many tokens, in the dtype and on the device of x."""
-        widths = config.width % WIDTH or config.hidden % WIDTH or config.head_dim % (WIDTH // 2)
-        return not widths and not config.qk_norm and longest <= LONGEST and self.takes(x)
+        return self.fits(config) and not config.qk_norm and longest <= LONGEST and self.takes(x)
+
+    def fits(self, config: ModelConfig) -> bool:
+        """Whether widths are whole vectors."""
+        return not (config.width % WIDTH or config.hidden % WIDTH or config.head_dim % (WIDTH // 2))
 
     def takes(self, x: Tensor) -> bool:
         """Whether it computes with such numbers."""

@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from klype.durable import hash_file, sync_folder
 from klype.errors import KlypeError
 
 MANIFEST = "manifest.json"
@@ -96,24 +97,6 @@ def verify(folder: Path) -> None:
                 f"{folder / name} is damaged: its hash is not the one in {MANIFEST}.",
                 "Use an earlier checkpoint, or save it again.",
             )
-
-
-def hash_file(file: Path) -> str:
-    """SHA-256 of a file's content."""
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames inside a folder durable; systems that cannot open folders do it by themselves."""
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _write_manifest(folder: Path) -> None:

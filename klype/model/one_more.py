@@ -149,4 +149,4 @@ def suits(fused: Fused, cache: Cache, x_RTD: Tensor) -> bool:
     c = cache.config
     if x_RTD.shape[1] != 1 or not cache.rows or cache.lengths.max() >= c.window or torch.is_grad_enabled():
         return False
-    return not (c.width % 16 or c.hidden % 16 or c.head_dim % 8) and fused.takes(x_RTD)
+    return fused.fits(c) and fused.takes(x_RTD)

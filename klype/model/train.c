@@ -172,12 +172,13 @@ INLINE void swiglu(const void *in, const void *gradient, void *out, int64_t F, S
         }
 }
 
-void klype_swiglu(const void *in, const void *gradient, void *out, int64_t N, int64_t F, int low, int threads) {
+int klype_swiglu(const void *in, const void *gradient, void *out, int64_t N, int64_t F, int low, int threads) {
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         Span span = mine(N);
         low ? swiglu(in, gradient, out, F, span, 1) : swiglu(in, gradient, out, F, span, 0);
     }
+    return 0;
 }
 
 /* Cross-entropy: loss = weight * -log p(target); the logits become their own gradient, weight * (p - 1[target]) */

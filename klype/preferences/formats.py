@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from klype import durable
 from klype.data.rows import ranking_of
 from klype.errors import KlypeError, UsageError
 from klype.preferences.annotator import ranks
@@ -31,17 +30,10 @@ def export(path: Path, entries: Iterable[Entry], form: Format) -> int:
     """Writes the file, whole or not at all; how many rows."""
     rows = [row for entry in entries for row in rows_of(entry, form)]
     text = "".join(_line(row) for row in rows)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with beside.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
+        durable.write(path, text)
     except OSError as error:
-        with suppress(OSError):
-            beside.unlink(missing_ok=True)
         raise UsageError(f"{path} cannot be written: {error.strerror or error}.", "Choose another file.") from error
     return len(rows)
 

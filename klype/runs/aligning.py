@@ -155,6 +155,8 @@ def _batches(
         updates=how.updates,
         beta=how.policy.beta,
         target_kl=how.target_kl,
+        kl_in_reward=how.kl_in_reward,
+        drop_equal=how.drop_equal,
         seed=seed,
         stop=tokenizer.ends,
     )

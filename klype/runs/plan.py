@@ -11,7 +11,6 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -134,16 +133,25 @@ def seconds_per_step(
     twin = copy.deepcopy(model)
     objective, batches = build(twin)
     stamps = [time.perf_counter()]
+
+    def enough() -> bool:
+        return len(stamps) > WARM + FEWEST and stamps[-1] - stamps[0] > longest
+
     settings = tried.training(training).model_copy(update={"save_seconds": 0.0, "save_every": 0})
     with tempfile.TemporaryDirectory() as folder:
         session = Session(
             on_step=lambda step, metrics: stamps.append(time.perf_counter()),
-            stop=lambda: len(stamps) > WARM + FEWEST and stamps[-1] - stamps[0] > longest,
+            stop=enough,
             workers=tried.crew.workers,
+            keeps=False,
         )
-        with suppress(Interrupted):
+        try:
             train(twin, objective, batches, settings, Path(parallel.from_first(folder)), session)
-    torch.set_rng_state(generator)
+        except Interrupted:
+            if not enough():  # a person wants it
+                raise KeyboardInterrupt from None
+        finally:
+            torch.set_rng_state(generator)
     taken = sorted(b - a for a, b in pairwise(stamps[WARM:]))[1:-1]
     step = sum(taken) / len(taken)
     if not isinstance(batches, Cycle):
@@ -197,3 +205,9 @@ class WithRehearsal:
     def restore(self, state: dict[str, Any]) -> None:
         self._main.restore(state["main"])
         self._rehearsal.restore(state["rehearsal"])
+
+    def close(self) -> None:
+        for batches in (self._main, self._rehearsal):
+            close = getattr(batches, "close", None)
+            if close is not None:
+                close()

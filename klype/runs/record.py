@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import time
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, TypeVar
 
 import psutil
 
+from klype import durable
 from klype.errors import UsageError
 from klype.runs.options import RunOptions, StageOptions
 
@@ -75,14 +75,8 @@ def resumed_options(options: Asked, saved: dict[str, Any]) -> Asked:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """All of it or nothing: beside the old one first, then in its place."""
-    new = path.with_suffix(".new")
-    with new.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1, ensure_ascii=False, allow_nan=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
+    """All of it or nothing (durable.py)."""
+    durable.write(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def versions() -> dict[str, str]:

@@ -34,7 +34,7 @@ from klype.train import parallel
 from klype.train.loop import Session, Settings, Trained, train
 from klype.train.objectives import Objective, cross_entropy, with_rehearsal
 from klype.train.optimizer import fused_parts
-from klype.train.resume import states
+from klype.train.resume import newest_step, states
 from klype.values import Batch, Batches
 
 SPEAK_EVERY = 12.0  # seconds between two samples of what the model says
@@ -150,7 +150,7 @@ def learn(
     model.fused = run.fused if planned.fused else None
     torch.set_num_threads(planned.crew.threads)
     run.say.stage_start(stage, planned.steps)
-    known, at = run.record.content["plan"][stage], _newest_step(run.folder / stage)
+    known, at = run.record.content["plan"][stage], newest_step(run.folder / stage)
     pace = Pace(known, time.perf_counter(), run.record.save, at, _enough(run, stage))
 
     def start() -> tuple[Trained, int]:
@@ -276,10 +276,6 @@ def session_of(run: Run, stage: str, model: Transformer | None, counted: _Counte
         stop=(lambda: pace.changed) if pace is not None else (lambda: False),
         say=run.say.note,
     )
-
-
-def _newest_step(folder: Path) -> int:
-    return max((int(path.name.removeprefix("step-")) for path in states(folder)), default=-1)
 
 
 SHOWN = frozenset(["loss", "reward", "length", "pair_accuracy", "kl"])

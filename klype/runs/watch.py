@@ -16,13 +16,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from klype import durable
 from klype.errors import KlypeError
 from klype.examine.intervals import paired
 from klype.examine.repetition import repeated
 from klype.model.transformer import Transformer
 from klype.runs.answering import answer_all, said
 from klype.runs.subject import Subject
-from klype.train.resume import write_durably
 from klype.train.rewards import RewardModel
 from klype.train.rollout import answers_batch, kl_an_answer
 from klype.train.scoring import score_answers
@@ -154,7 +154,7 @@ class Watched:
             return
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            write_durably(file, save({k: v.contiguous() for k, v in self._best.items()}))
+            durable.write(file, save({k: v.contiguous() for k, v in self._best.items()}))
             for old in sorted(self._folder.glob(BEST))[:-2]:
                 old.unlink()
         except OSError as error:

@@ -109,7 +109,7 @@ class WorldSubject:
     def _pools(self, rows: int, pieces: int) -> PoolSettings:
         """``rows`` a step, in ``pieces`` micro-batches."""
         pad = self.chat.tokenizer.pad
-        return PoolSettings(rows // pieces, batches=STEPS * pieces, pieces=pieces, pad=pad, seed=self.seed)
+        return PoolSettings(max(1, rows // pieces), batches=STEPS * pieces, pieces=pieces, pad=pad, seed=self.seed)
 
     def questions(self, part: int) -> Asked:
         return Questions(self.world, self.seed, 20 + part)

@@ -1,9 +1,9 @@
 """Where the trained weights of a model live while they are trained, chosen once for a run.
 
-The optimizer works on flat buffers in which every parameter has its place, so that zeroing, clipping, the momentum and
-AdamW are one kernel each, whatever the number of parameters: for a tiny model that is the difference between an
-optimizer that is noticed and one that is not. On one process (``Whole``) the parameters are views of such a buffer; on
-several (sharded.py) each process has its own rows of each parameter in it, and nothing of the others'.
+The optimizer works on flat buffers in which every parameter has its place, so that gradients are collected, the
+momentum and AdamW moved in one sweep each, whatever the number of parameters: for a tiny model that is the difference
+between an optimizer that is noticed and one that is not. On one process (``Whole``) the parameters are views of such a
+buffer; on several (sharded.py) each process has its own rows of each parameter in it, and nothing of the others'.
 """
 
 from __future__ import annotations
@@ -234,6 +234,7 @@ def round_buffers(model: nn.Module, dtype: torch.dtype) -> list[tuple[nn.Module,
         for name, buffer in module.named_buffers(recurse=False)
         if buffer.is_floating_point()
     ]
+    rounded: dict[tuple[int, torch.Size], torch.Tensor] = {}  # tied ones stay tied
     for module, name, buffer in own:
-        setattr(module, name, buffer.to(dtype))
+        setattr(module, name, rounded.setdefault((buffer.data_ptr(), buffer.shape), buffer.to(dtype)))
     return own

@@ -26,26 +26,25 @@ from pydantic import Field
 from safetensors.torch import save
 from torch import nn
 
-from klype import config
+from klype import config, durable
 from klype.errors import KlypeError, UsageError
 from klype.model.transformer import Transformer
 from klype.train import parallel
 from klype.train.interrupt import interruptible
 from klype.train.layout import Layout, Parts, Whole
-from klype.train.metrics import MetricsFile
+from klype.train.metrics import Metrics, MetricsFile, add, means, over_ranks
 from klype.train.objectives import Objective
 from klype.train.optimizer import Optimizer, OptimizerSettings
 from klype.train.replicas import Replicas
-from klype.train.resume import State, read_newest, states, write_durably, write_state
+from klype.train.resume import State, read_newest, states, write_state
 from klype.train.schedule import Schedule, factor
 from klype.train.workers import Workers
 from klype.values import Batch, Batches
 
-Metrics = dict[str, float]
-
 
 class Settings(config.Settings):
-    """What makes a training run what it is. Resuming asks for the same, ``steps`` and how often it saves apart.
+    """What makes a training run what it is. Resuming asks for the same, but for ``steps``, how often it saves, when
+    it gives up, and ``recompute``.
 
     ``micro_batches``: of a step, on all processes together. ``recompute``: the activations of a layer are computed
     again in backward instead of kept, which takes more time, less memory, and gives the same bits.
@@ -68,7 +67,8 @@ class Settings(config.Settings):
 class Session:
     """How this start goes: whether it resumes, what it reports to, and what may stop it between two steps.
 
-    ``workers``: micro-batches side by side. Results do not depend on it.
+    ``workers``: micro-batches side by side. Results do not depend on it. ``keeps``: whether states are left to
+    resume from.
     """
 
     resume: bool = False
@@ -78,6 +78,7 @@ class Session:
     say: Callable[[str], None] = lambda message: None
     clock: Callable[[], float] = time.perf_counter
     workers: int = 1
+    keeps: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +182,7 @@ class _Run:
         self.batches.restore(state.about["batches"])
         torch.set_rng_state(torch.tensor(state.about["generator"], dtype=torch.uint8))
         self._earlier, self.skipped, self.saved = state.about["seconds"], state.about["skipped"], state.step
+        self._skipped_in_a_row = state.about["skipped_in_a_row"]
         return state.step
 
     def metrics_from(self, step: int) -> Any:
@@ -208,7 +210,7 @@ class _Run:
             self.optimizer.step(factor_now)
         self._watch(step, finite, drawn)
         return {
-            **_means(sums, count),
+            **means(sums, count),
             **shown,
             "count": count,
             "norm": norm,
@@ -236,12 +238,15 @@ class _Run:
 
     def save(self, step: int) -> None:
         """Makes the state after ``step`` steps durable."""
+        if not self.session.keeps:
+            return
         about = {
             "batches": self.batches.state(),
             "generator": torch.get_rng_state().tolist(),
             "seconds": self.seconds(),
             "settings": self.settings.model_dump(mode="json"),
             "skipped": self.skipped,
+            "skipped_in_a_row": self._skipped_in_a_row,
         }
         if self._metrics is not None:
             self._metrics.sync()
@@ -279,15 +284,15 @@ class _Run:
         weight = 0.0
         drawn = [next(self.batches) for _ in range(self.settings.micro_batches)]
         for batch in drawn:
-            _add(shown, batch.extra.get("metrics", {}), 1 / self.settings.micro_batches)
+            add(shown, batch.extra.get("metrics", {}), 1 / self.settings.micro_batches)
         for parts in self.replicas.run(self.objective, parallel.dealt(drawn)):
             self.optimizer.collect([part.home for part in parts])
             for part in parts:
-                _add(sums, part.sums, 1.0)
+                add(sums, part.sums, 1.0)
                 if part.beside is not None:
                     weight = part.weight
                     beside = part.beside.float() if beside is None else beside.add_(part.beside)
-        sums = _over_ranks(sums)
+        sums = over_ranks(sums)
         if beside is not None:
             weight *= (sums["loss_count"] or 1.0) / (sums["rehearsal_count"] or 1.0)
             self.optimizer.gradient.add_(beside, alpha=weight)
@@ -302,7 +307,7 @@ class _Run:
         place = self.folder / f"bad-step-{step + 1:06d}.safetensors"
         try:
             if parallel.is_first():  # which has drawn all of the step
-                write_durably(place, save(dict(_tensors(drawn))))
+                durable.write(place, save(dict(_tensors(drawn))))
         except OSError as error:
             raise KlypeError(
                 f"The loss of step {step + 1} is not a finite number, and its batch could not be written to {place}:"
@@ -363,32 +368,9 @@ def _layout(model: nn.Module, settings: Settings, workers: int) -> Layout:
     return Sharded(model, dtype, parallel.device(), settings.compile)
 
 
-def _over_ranks(sums: Metrics) -> Metrics:
-    if parallel.ranks() == 1:
-        return sums
-    values = torch.tensor(list(sums.values()), dtype=torch.float64)
-    parallel.sum_over_ranks_(values)
-    return dict(zip(sums, values.tolist(), strict=True))
-
-
 def _check_compiler() -> None:
     if not torch.cuda.is_available() and not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):
         raise KlypeError("Compiling the loss needs a C++ compiler, and none was found.", "Leave out compile.")
-
-
-def _means(sums: Metrics, count: float) -> Metrics:
-    means = {}
-    for name, value in sums.items():
-        if name.endswith("_count"):
-            continue
-        divisor = sums.get(f"{name}_count", count)
-        means[name] = value / divisor if divisor else math.nan
-    return means
-
-
-def _add(sums: Metrics, more: Metrics, times: float) -> None:
-    for name, value in more.items():
-        sums[name] = sums.get(name, 0.0) + value * times
 
 
 def _tensors(batches: list[Batch]) -> Iterator[tuple[str, torch.Tensor]]:

@@ -23,6 +23,7 @@ class AlignSettings(config.Settings):
 
     ``target_kl`` (nats an answer): the leash is led so that the model stays about so far from where it was; 0 keeps it
     as ``policy.beta`` says. ``updates``: steps on the same answers, for methods that weigh how stale these are.
+    ``kl_in_reward`` and ``drop_equal``: see RolloutSettings.
     """
 
     method: MethodName = "grpo"
@@ -31,6 +32,8 @@ class AlignSettings(config.Settings):
     rehearsal_weight: float = Field(default=0.5, ge=0)
     target_kl: float = Field(default=0.0, ge=0)
     updates: int = Field(default=1, ge=1)
+    kl_in_reward: float = Field(default=0.0, ge=0)
+    drop_equal: bool = False
 
 
 @dataclass(frozen=True, slots=True)

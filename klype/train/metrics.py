@@ -10,7 +10,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
+
 from klype.errors import KlypeError
+from klype.train import parallel
+
+Metrics = dict[str, float]
 
 
 class MetricsFile:
@@ -61,3 +66,29 @@ def _length_up_to(path: Path, step: int) -> int:
                 break
             length += len(line)
     return length
+
+
+def over_ranks(sums: Metrics) -> Metrics:
+    """The sums of all ranks together."""
+    if parallel.ranks() == 1:
+        return sums
+    values = torch.tensor(list(sums.values()), dtype=torch.float64)
+    parallel.sum_over_ranks_(values)
+    return dict(zip(sums, values.tolist(), strict=True))
+
+
+def means(sums: Metrics, count: float) -> Metrics:
+    """Each sum over its own ``NAME_count`` where there is one, else over ``count``; NaN over nothing."""
+    found = {}
+    for name, value in sums.items():
+        if name.endswith("_count"):
+            continue
+        divisor = sums.get(f"{name}_count", count)
+        found[name] = value / divisor if divisor else math.nan
+    return found
+
+
+def add(sums: Metrics, more: Metrics, times: float) -> None:
+    """Adds ``more`` to ``sums``, in place."""
+    for name, value in more.items():
+        sums[name] = sums.get(name, 0.0) + value * times

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,8 +21,9 @@ from typing import Any
 import torch
 from safetensors.torch import load, save
 
+from klype import durable
+from klype.durable import hash_file, sync_folder
 from klype.errors import KlypeError
-from klype.model.manifest import hash_file
 from klype.train import parallel
 
 KEPT = 2
@@ -102,28 +103,17 @@ def _newest_whole(folder: Path, say: Callable[[str], None]) -> State | None:
     return None
 
 
+def newest_step(folder: Path) -> int:
+    """Of the newest whole state under ``folder/resume``; -1 where there is none."""
+    for place in reversed(states(folder)):
+        with suppress(_TornError):
+            return _read(place).step
+    return -1
+
+
 def states(folder: Path) -> list[Path]:
     """The states under ``folder/resume``, oldest first."""
     return sorted((folder / "resume").glob("step-*"), key=lambda place: int(place.name.removeprefix("step-")))
-
-
-def write_durably(path: Path, content: bytes) -> None:
-    """Writes and waits until the disk has it."""
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes names (new, renamed) durable, where folders can be synced at all."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class _TornError(Exception):
@@ -131,8 +121,10 @@ class _TornError(Exception):
 
 
 def _begin(draft: Path) -> None:
+    """Also clears away what whoever was killed while saving has left."""
     if parallel.is_first():
-        shutil.rmtree(draft, ignore_errors=True)
+        for abandoned in draft.parent.glob(".step-*.draft"):
+            shutil.rmtree(abandoned, ignore_errors=True)
         draft.mkdir(parents=True)
 
 
@@ -151,8 +143,8 @@ def _finish(draft: Path, place: Path, files: dict[str, bytes], sharded: dict[str
         return
     manifest = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()} | sharded
     for name, content in files.items():
-        write_durably(draft / name, content)
-    write_durably(draft / MANIFEST, json.dumps({"files": manifest}, indent=1).encode())
+        durable.write(draft / name, content)
+    durable.write(draft / MANIFEST, json.dumps({"files": manifest}, indent=1).encode())
     sync_folder(draft)
     if place.exists():
         shutil.rmtree(place)

@@ -21,12 +21,12 @@ from pydantic import Field, model_validator
 from safetensors.torch import load, save
 from torch import nn
 
+from klype import durable
 from klype.errors import KlypeError
 from klype.train.features import Ids, answer_features, feature_names
 from klype.train.loop import Session, Settings, train
 from klype.train.optimizer import OptimizerSettings
 from klype.train.preference import davidson, pairs_right, plackett_luce
-from klype.train.resume import write_durably
 from klype.train.schedule import Schedule
 from klype.values import Batch, Floats, Ints, Loss
 
@@ -113,8 +113,9 @@ class RewardModel:
 
     def save(self, folder: Path, about: dict[str, Any] | None = None) -> None:
         """Writes the heads beside the trunk's checkpoint (which ``model/checkpoint.py`` saves) in ``folder``."""
-        tensors = {"head.weight": self.head.weight.detach(), "mean": self.mean_F, "scale": self.scale_F}
+        weights = save({"head.weight": self.head.weight.detach(), "mean": self.mean_F, "scale": self.scale_F})
         facts = {
+            "weights": hashlib.sha256(weights).hexdigest(),  # the two files belong together
             "centre": self.centre,
             "spread": self.spread,
             "heads": self.head.out_features,
@@ -124,8 +125,8 @@ class RewardModel:
         }
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            write_durably(folder / WEIGHTS, save(tensors))
-            write_durably(folder / ABOUT, json.dumps(facts, indent=1).encode())
+            durable.write(folder / WEIGHTS, weights)
+            durable.write(folder / ABOUT, json.dumps(facts, indent=1).encode())
         except OSError as error:
             raise KlypeError(f"The reward model cannot be written to {folder}: {error.strerror or error}.") from error
 
@@ -134,8 +135,11 @@ class RewardModel:
         """The heads in ``folder`` on ``trunk``. KlypeError when they are missing or were fitted on another trunk."""
         try:
             facts = json.loads((folder / ABOUT).read_bytes())
-            tensors = load((folder / WEIGHTS).read_bytes())
-        except (OSError, ValueError) as error:
+            weights = (folder / WEIGHTS).read_bytes()
+            if facts["weights"] != hashlib.sha256(weights).hexdigest():
+                raise ValueError("not the weights that are told of")
+            tensors = load(weights)
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise KlypeError(f"{folder} holds no readable reward model.", "Train one: klype train reward.") from error
         if facts["trunk"] != fingerprint(trunk):
             raise KlypeError(f"The reward model in {folder} was fitted on another language model than the one given.")

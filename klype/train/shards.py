@@ -16,8 +16,8 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 
+from klype.durable import hash_file
 from klype.errors import KlypeError
-from klype.model.manifest import hash_file
 from klype.train import parallel
 
 
