@@ -30,6 +30,7 @@ from klype.runs.recipe import Recipe
 from klype.runs.record import Record
 from klype.runs.say import Say
 from klype.runs.subject import Subject
+from klype.runs.validating import Validated, every
 from klype.train import parallel
 from klype.train.loop import Session, Settings, Trained, train
 from klype.train.objectives import Objective, cross_entropy, with_rehearsal
@@ -89,17 +90,38 @@ def pretrain(run: Run) -> None:
     config = model_config(run.recipe, run.subject.chat.tokenizer.vocab_size)
     whole = Transformer(config) if run.start is None else checkpoint.load(run.start).model
     model = learner(run.recipe, run.options.seed, whole)
+    held_out = run.subject.held_out_text() if parallel.ranks() == 1 else None  # of shards nobody has the whole
+    watched: list[Validated] = []
 
     def build(twin: nn.Module, planned: Planned | None) -> tuple[Objective, Batches]:
         if planned is None:
             late = run.subject.pretraining(1000, False)
             late.restore(run.subject.late(1000))  # documents grow: the pace that counts is that of the longest
             return cross_entropy, Cycle(late, STEPS * lesson.training.micro_batches)
-        return cross_entropy, run.subject.pretraining(planned.steps, background=True)
+        batches = run.subject.pretraining(planned.steps, background=True)
+        if held_out is not None:
+            looks = lesson.training.micro_batches * every(planned.steps, planned.seconds)
+            batches = Validated(batches, held_out, twin, looks, run.folder / "pretrain")
+            watched.append(batches)
+        return cross_entropy, batches
 
     trained = learn(run, "pretrain", model, build, run.recipe.training("pretrain"))
-    about = {"steps": trained.steps, "parameters": whole.config.parameters}
+    about: dict[str, Any] = {"steps": trained.steps, "parameters": whole.config.parameters}
+    if watched:
+        about["validation"] = _validated(run, watched[-1])
     run.save("pretrain", learnt(model, whole), about)
+    if watched:
+        watched[-1].forget()
+
+
+def _validated(run: Run, watched: Validated) -> float:
+    """The loss on held-out text of the weights that are kept, in nats a token."""
+    back = watched.finish()
+    batches, loss = watched.best
+    step = batches // run.recipe.pretrain.training.micro_batches
+    kept = f": the best was after step {step}, and those weights are kept" if back else ""
+    run.say.note(f"On held-out text {loss:.3f} nats a token{kept}.")
+    return loss
 
 
 def finetune(run: Run) -> None:
@@ -278,7 +300,7 @@ def session_of(run: Run, stage: str, model: Transformer | None, counted: _Counte
     )
 
 
-SHOWN = frozenset(["loss", "reward", "length", "pair_accuracy", "kl"])
+SHOWN = frozenset(["loss", "validation", "reward", "length", "pair_accuracy", "kl"])
 
 
 class _Counted:

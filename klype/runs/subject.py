@@ -10,7 +10,7 @@ from klype.examine.facts import DataFacts, NextFacts, Text, TextFacts
 from klype.model.transformer import Transformer
 from klype.runs.recipe import Recipe
 from klype.text.chat import Chat
-from klype.values import Batches, Figure, Question, Ranking, Verdict
+from klype.values import Batch, Batches, Figure, Question, Ranking, Verdict
 
 Asked = Callable[[int], Question]
 """Question i of the training side, a pure function of i."""
@@ -34,6 +34,10 @@ class Subject(Protocol):
     judge_name: str
 
     def pretraining(self, steps: int, background: bool) -> Batches: ...
+
+    def held_out_text(self) -> Batch | None:
+        """What a model is measured on while it is pre-trained; None where no text is met twice."""
+        ...
 
     def late(self, steps: int) -> dict[str, Any]:
         """A state of ``pretraining(steps)`` near its end."""

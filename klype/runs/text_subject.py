@@ -36,6 +36,7 @@ from klype.text.tokenizer import Tokenizer
 from klype.values import Batch, Batches, Figure, Question, Ranking, Request, Sampling, Verdict
 
 TASKS = 3000
+HELD_OUT_ROWS = 16  # windows of held-out text that are looked at while a model learns
 OVERLAP = "a stated rule: whole, short, not repetitive, on the question's words"
 EXAMPLES = 3  # answers to one question that are learnt from
 POLITE = re.compile(r"^(takk|gjerne|så hyggelig|thank|gladly|how nice|of course|sure|certainly|selvfølgelig)", re.I)
@@ -164,6 +165,12 @@ class TextSubject:
         lesson = self.recipe.pretrain
         rows = max(1, lesson.rows // lesson.training.micro_batches)
         return PackedBatches(self._train_shards, rows, self.recipe.model.window, self.seed)
+
+    def held_out_text(self) -> Batch | None:
+        documents = self._tokens(self._split.held_out)
+        if documents.lengths.max(initial=0) < 2:
+            return None
+        return next(PackedBatches(documents, HELD_OUT_ROWS, self.recipe.model.window, self.seed))
 
     def late(self, steps: int) -> dict[str, Any]:
         """Windows are all of one length: the beginning is as good as the end."""

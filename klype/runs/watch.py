@@ -13,15 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 
-from klype import durable
-from klype.errors import KlypeError
 from klype.examine.intervals import paired
 from klype.examine.repetition import repeated
 from klype.model.transformer import Transformer
 from klype.runs.answering import answer_all, said
+from klype.runs.best import Best
 from klype.runs.subject import Subject
 from klype.train.rewards import RewardModel
 from klype.train.rollout import answers_batch, kl_an_answer
@@ -29,7 +26,6 @@ from klype.train.scoring import score_answers
 from klype.values import Batch, Batches, Question, Sampling
 
 TIMES, ASKED = 10, 64
-BEST = "best-*.safetensors"  # the number is that of the step
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,20 +81,16 @@ class Watch:
 
 
 class Watched:
-    """A stage's batches, with a look at the model every ``every`` steps; its weights at the best look are kept.
-
-    They are in memory; on the disk only beside a state to resume from, which would be of no use without them. The last
-    two stay there, as the last two states do: the older state's best may be the older one.
-    """
+    """A stage's batches, with a look at the model every ``every`` steps; its weights at the best look are kept."""
 
     def __init__(
         self, batches: Batches, watch: Watch, model: Transformer, every: int, folder: Path, stops: bool
     ) -> None:
         self._batches, self._watch, self._model = batches, watch, model
-        self.every, self._folder, self._stops = every, folder, stops
+        self.every, self._stops = every, stops
         self.seen: list[Seen] = []
         self._index = 0
-        self._best: dict[str, torch.Tensor] = {}
+        self._best = Best(model, folder)
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -124,46 +116,20 @@ class Watched:
         self.seen.append(self._watch.look(self._model, self._index))
         self._model.train()
         if best(self.seen) is self.seen[-1]:
-            self._best = {
-                k: v.detach().to("cpu", torch.float32, copy=True) for k, v in self._model.state_dict().items()
-            }
+            self._best.keep()
 
     def back_to_the_best(self) -> None:
         """KlypeError when a resumed run's best weights are gone from the disk."""
-        if self._best:
-            self._model.load_state_dict(self._best)
-            return
-        file = self._file(best(self.seen).step)
-        try:
-            self._model.load_state_dict(load(file.read_bytes()))
-        except (OSError, SafetensorError) as error:
-            raise KlypeError(f"{file}, the best weights so far, is missing or damaged.", "Align again.") from error
+        self._best.restore(best(self.seen).step, "Align again.")
 
     def forget(self) -> None:
         """Removes what was kept on the disk: nothing is left to resume."""
-        for file in self._folder.glob(BEST):
-            file.unlink()
+        self._best.forget()
 
     def state(self) -> dict[str, Any]:
-        self._keep()
+        if self.seen:
+            self._best.save(best(self.seen).step)
         return {"index": self._index, "seen": [asdict(s) for s in self.seen], "batches": self._batches.state()}
-
-    def _keep(self) -> None:
-        """Makes the best weights durable, once."""
-        if not self._best or (file := self._file(best(self.seen).step)).exists():
-            return
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            durable.write(file, save({k: v.contiguous() for k, v in self._best.items()}))
-            for old in sorted(self._folder.glob(BEST))[:-2]:
-                old.unlink()
-        except OSError as error:
-            raise KlypeError(
-                f"{file} cannot be written: {error.strerror or error}.", "Make room, then --resume."
-            ) from error
-
-    def _file(self, step: int) -> Path:
-        return self._folder / BEST.replace("*", f"{step:06d}")
 
     def restore(self, state: dict[str, Any]) -> None:
         self._index = state["index"]

@@ -22,7 +22,7 @@ from klype.studio.visit import Visit, text_of
 from klype.studio.work_tail import Tail
 
 DRAWN: Mapping[str, tuple[str, ...]] = {
-    "pretrain": ("loss",),
+    "pretrain": ("loss", "validation"),
     "finetune": ("loss",),
     "reward": ("pair_accuracy",),
     "align": ("reward", "kl"),
@@ -182,7 +182,13 @@ class Detail:
                 most = max(most, tail.steps[-1], (planned_steps(one, stage) or 0) if one.state == "running" else 0)
                 series.append(line(visible(one.name), tail.curve(name), colour))
         share = name == "pair_accuracy"
-        y = axis(percent=share, max=1) if share else axis(min=0) if name in ("loss", "kl") else axis(scale=True)
+        y = (
+            axis(percent=share, max=1)
+            if share
+            else axis(min=0)
+            if name in ("loss", "validation", "kl")
+            else axis(scale=True)
+        )
         if share:
             y.pop("interval", None)
             y["min"] = 0.5

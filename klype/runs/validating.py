@@ -1,0 +1,88 @@
+"""The loss on held-out text while a model learns: what it learns by heart is seen, and the best weights are kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from klype.runs.best import Best
+from klype.train.objectives import cross_entropy
+from klype.values import Batch, Batches
+
+LOOKS, SECONDS = 10, 6.0  # looks in all; seconds of training between two, at least
+
+
+class Validated:
+    """A stage's batches; every so many steps the model is measured on ``held_out``, the same tokens each time.
+
+    Each batch brings the newest figure along (metric ``validation``, nats a token).
+    """
+
+    def __init__(self, batches: Batches, held_out: Batch, model: nn.Module, every: int, folder: Path) -> None:
+        self._batches, self._held_out, self._model, self._every = batches, held_out, model, every
+        self.seen: list[tuple[int, float]] = []  # (batches drawn, loss)
+        self._best, self._drawn = Best(model, folder), 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        if self._drawn and self._drawn % self._every == 0:
+            self.look()
+        batch = next(self._batches)
+        self._drawn += 1
+        if self.seen:
+            batch.extra["metrics"] = {**batch.extra.get("metrics", {}), "validation": self.seen[-1][1]}
+        return batch
+
+    def look(self) -> None:
+        """Measures the model as it is; the best so far is kept."""
+        if self.seen and self.seen[-1][0] == self._drawn:
+            return
+        with torch.no_grad():
+            loss = cross_entropy(self._model, self._held_out)
+        self.seen.append((self._drawn, float(loss.total / loss.count)))
+        if self.best == self.seen[-1]:
+            self._best.keep()
+
+    @property
+    def best(self) -> tuple[int, float]:
+        """The look with the least loss, the last of equals."""
+        return min(reversed(self.seen), key=lambda look: look[1] if math.isfinite(look[1]) else math.inf)
+
+    def finish(self) -> bool:
+        """A last look, at the trained model; it is put back to the best weights if those were better."""
+        self.look()
+        back = self.best != self.seen[-1]
+        if back:
+            self._best.restore(self.best[0], "Train again.")
+        return back
+
+    def forget(self) -> None:
+        """Removes what was kept on the disk: nothing is left to resume."""
+        self._best.forget()
+
+    def state(self) -> dict[str, Any]:
+        if self.seen:
+            self._best.save(self.best[0])
+        return {"drawn": self._drawn, "seen": self.seen, "batches": self._batches.state()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._drawn, self.seen = state["drawn"], [(drawn, loss) for drawn, loss in state["seen"]]
+        self._batches.restore(state["batches"])
+
+    def close(self) -> None:
+        close: Callable[[], None] | None = getattr(self._batches, "close", None)
+        if close is not None:
+            close()
+
+
+def every(steps: int, seconds: float) -> int:
+    """Steps between two looks of a training of so many steps that takes so many seconds (0: nobody knows)."""
+    looks = min(LOOKS, max(2, int(seconds / SECONDS))) if seconds else LOOKS
+    return max(1, steps // looks)
