@@ -17,8 +17,9 @@ from klype.errors import KlypeError, UsageError
 from klype.examine.facts import read as read_facts
 from klype.runs import material, pipeline, recipe
 from klype.runs.find import find_model
-from klype.runs.options import RunOptions
+from klype.runs.options import RunOptions, StageOptions
 from klype.runs.say import Silent
+from klype.runs.stages import model_config
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 TINY = (
@@ -220,3 +221,17 @@ def test_a_net_that_breaks_is_one_sentence_and_leaves_nothing_to_be_taken_for_wh
 def test_what_is_no_name_of_a_data_set_is_refused(spec: str) -> None:
     with pytest.raises(UsageError, match="is no data set of the Hub"):
         hub.Dataset.parse(spec)
+
+
+def test_a_size_is_a_shape_and_what_is_set_goes_before_it() -> None:
+    shapes = [
+        (r.model.width, r.model.layers) for r in (recipe.read("text", (), size) for size in (None, "tiny", "base"))
+    ]
+    assert shapes == [(192, 4), (96, 2), (384, 6)]
+    assert recipe.read("text", ("model.layers=3",), "base").model.layers == 3
+    for size in recipe.SIZES:
+        assert model_config(recipe.read("text", (), size), 300).parameters > 0
+    for options in (RunOptions, StageOptions):
+        more = {"stage": "pretrain"} if options is StageOptions else {}
+        with pytest.raises(ValueError, match="leave out --size"):
+            options(**more, size="base", from_="model")

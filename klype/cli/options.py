@@ -69,6 +69,14 @@ Lora = Annotated[
     int | None,
     typer.Option("--lora", help="Train adapters of this rank beside the model's frozen weights.", show_default="all"),
 ]
+Size = Annotated[
+    str | None,
+    typer.Option(
+        "--size",
+        help="The model's shape: tiny (2 layers, 96 wide), small (4, 192) or base (6, 384).",
+        show_default="the recipe's",
+    ),
+]
 Encoding = Annotated[str, typer.Option("--encoding", help="Of the text files.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Count broken rows and go on.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where it stopped (or start, if nothing is there).")]

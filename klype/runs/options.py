@@ -43,6 +43,7 @@ class RunOptions(InputOptions):
     ``recipe`` is a recipe's name or a TOML file; empty: "world", or "text" when text or data are given.
     ``out`` is the run's folder (see klype.runs.folder.choose); ``overrides`` are dotted recipe settings
     ("pretrain.steps=100"); ``human`` ranks in the terminal; ``force`` aligns even with a weak reward model.
+    ``size``: the model's shape, in place of the recipe's (see recipe.SIZES).
     ``from_``: a MODEL to go on from, whose stages are not done again; ``lora``: the rank of adapters that are trained
     in place of its weights.
     """
@@ -51,11 +52,17 @@ class RunOptions(InputOptions):
     recipe: str = ""
     from_: str = ""
     lora: int | None = Field(default=None, ge=1, le=4096)
+    size: Size | None = None
     resume: bool = False
     force: bool = False
     human: bool = False
     lang: Language = "en"
     overrides: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _one_shape(self) -> RunOptions:
+        _check_shape(self)
+        return self
 
     @property
     def recipe_name(self) -> str:
@@ -65,13 +72,13 @@ class RunOptions(InputOptions):
 class StageOptions(InputOptions):
     """One stage (``klype train STAGE``). ``from_`` is the MODEL to start from; ``steps`` or ``minutes``: how long.
 
-    ``lora``: see RunOptions.
+    ``lora`` and ``size``: see RunOptions.
     """
 
     stage: Stage
     from_: str = ""
     lora: int | None = Field(default=None, ge=1, le=4096)
-    size: Size = "small"
+    size: Size | None = None
     steps: int | None = Field(default=None, gt=0)
     minutes: float | None = Field(default=None, gt=0, le=60 * 24 * 30, allow_inf_nan=False)
     resume: bool = False
@@ -84,7 +91,13 @@ class StageOptions(InputOptions):
     def _one_length(self) -> StageOptions:
         if self.steps is not None and self.minutes is not None:
             raise ValueError("give either --steps or --minutes, not both")
+        _check_shape(self)
         return self
+
+
+def _check_shape(options: RunOptions | StageOptions) -> None:
+    if options.size is not None and options.from_:
+        raise ValueError("the model of --from has its shape already: leave out --size")
 
 
 def recipe_for(options: RunOptions | StageOptions) -> str:

@@ -88,7 +88,7 @@ def _life(options: RunOptions, say: Say) -> Run:
     if resumed:
         options, recipe = _as_begun(folder, options)
     else:
-        recipe = read(options.recipe_name, options.overrides)
+        recipe = read(options.recipe_name, options.overrides, options.size)
         _check(options, recipe)
     start = find_model(options.from_) if options.from_ else None
     if not resumed:
@@ -152,7 +152,7 @@ def _as_of(start: Found | None, options: StageOptions) -> tuple[StageOptions, Re
     """Gone on with as the run was made that is gone on from, where nothing else is given."""
     own = with_inputs_of(start, options)
     if start is None or own is options:
-        return options, read(recipe_for(options), options.overrides)
+        return options, read(recipe_for(options), options.overrides, options.size)
     return own, recipe_of(start, options)
 
 

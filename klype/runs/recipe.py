@@ -195,13 +195,27 @@ class Recipe(Settings):
         return own.model_copy(update={"optimizer": own.optimizer.model_copy(update={"decay": decay})})
 
 
+SIZES: dict[str, tuple[str, ...]] = {
+    size: tuple(f"model.{name}={value}" for name, value in shape.items())
+    for size, shape in {
+        "tiny": {"width": 96, "layers": 2, "heads": 4, "hidden": 256},
+        "small": {"width": 192, "layers": 4, "heads": 4, "hidden": 512},
+        "base": {"width": 384, "layers": 6, "heads": 6, "hidden": 1024},
+    }.items()
+}
+"""Settings of a shape that is asked for by its name."""
+
+
 def names() -> list[str]:
     """The recipes that come with klype."""
     return sorted(f.name.removesuffix(".toml") for f in _folder().iterdir() if f.name.endswith(".toml"))
 
 
-def read(name: str, overrides: tuple[str, ...] = ()) -> Recipe:
-    """A recipe by its name or TOML file, with dotted overrides. UsageError for an unknown name or setting."""
+def read(name: str, overrides: tuple[str, ...] = (), size: str | None = None) -> Recipe:
+    """A recipe by its name or TOML file, of this size, with dotted overrides. UsageError for an unknown name or
+    setting.
+    """
+    overrides = (*(SIZES[size] if size else ()), *overrides)
     if name.endswith(".toml"):
         return load(Recipe, Path(name), overrides)
     if name not in names():

@@ -20,7 +20,7 @@ def command(
     data: o.Data = None,
     steps: Annotated[int | None, typer.Option("--steps", help="How many steps.")] = None,
     minutes: Annotated[float | None, typer.Option("--minutes", help="How long, instead of --steps.")] = None,
-    size: Annotated[str, typer.Option("--size", help="tiny, small or base.")] = "small",
+    size: o.Size = None,
     out: o.Out = None,
     resume: o.Resume = False,
     seed: o.Seed = 0,
