@@ -44,6 +44,10 @@ def raising(error: BaseException) -> Callable[[list[str]], object]:
         (PermissionError(errno.EACCES, "denied", "a/b"), 1, "klype: This may not be read or written here (a/b)."),
         (OSError(errno.EIO, "Input/output error", "a"), 1, "klype: The system refused: Input/output error (a)."),
         (MemoryError(), 1, "klype: There is not enough memory"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), 1, "klype: There is not enough memory"),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"), 1, "klype: There is not enough memory"),
+        (type("OutOfMemoryError", (RuntimeError,), {})("CUDA"), 1, "klype: There is not enough memory"),
+        (RuntimeError("shapes differ"), 1, "klype: This is a bug in klype (RuntimeError: shapes differ)."),
         (ValueError("odd\nand long"), 1, "klype: This is a bug in klype (ValueError: odd)."),
     ],
 )
@@ -59,6 +63,18 @@ def test_each_error_is_one_line_and_its_code(error: BaseException, code: int, se
     document = json.loads(said.out)
     assert set(document) == {"error"}
     assert set(document["error"]) == {"message", "hint"}
+
+
+def test_torch_without_memory_is_no_bug() -> None:
+    script = (
+        "import resource, sys, torch\n"
+        "from klype.cli.guard import guarded\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (1 << 33, 1 << 33))\n"
+        "sys.exit(guarded(lambda argv: torch.empty(1 << 34), []))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    hint = "Close other programs or choose a smaller model."
+    assert (done.returncode, done.stderr) == (1, f"klype: There is not enough memory for this. {hint}\n")
 
 
 def test_a_bug_leaves_its_traceback_in_a_file(home: Path, capsys: Captured) -> None:

@@ -20,6 +20,8 @@ from klype.cli.terminal import silence_stdout, to_json
 from klype.errors import KlypeError
 
 INTERRUPTED = 130
+NO_MEMORY = ("can't allocate memory", "cannot allocate memory", "not enough memory", "out of memory", "bad_alloc")
+"""What torch's errors say, in small letters: its own on Linux and macOS, the system's, Windows', a GPU's, C++'s."""
 
 
 def guarded(command: Callable[[list[str]], object], argv: list[str]) -> int:
@@ -37,12 +39,11 @@ def guarded(command: Callable[[list[str]], object], argv: list[str]) -> int:
     except BrokenPipeError:
         silence_stdout()
         return 1
-    except MemoryError:
-        return tell("There is not enough memory for this.", "Close other programs or choose a smaller model.", 1)
-    except OSError as error:
-        return tell(*_explain(error), 1)
     except Exception as error:
-        return tell(*_bug(error, state_folder(), argv), 1)
+        if _lacks_memory(error):
+            return tell("There is not enough memory for this.", "Close other programs or choose a smaller model.", 1)
+        told = _explain(error) if isinstance(error, OSError) else _bug(error, state_folder(), argv)
+        return tell(*told, 1)
     if code == INTERRUPTED:
         return tell("Interrupted.", "What was saved stays; --resume goes on from there.", INTERRUPTED)
     return code if isinstance(code, int) else 0
@@ -58,6 +59,15 @@ def _tell(as_json: bool, speaks: bool, message: str, hint: str, code: int) -> in
     else:
         print(f"klype: {message} {hint}".rstrip(), file=sys.stderr, flush=True)
     return code
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """Whether Python, the system or torch (told by name: it is not imported here) had no memory to give."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in NO_MEMORY)
 
 
 def _explain(error: OSError) -> tuple[str, str]:
