@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -177,6 +178,52 @@ def test_own_text_goes_through_all_stages(texts: Path, tmp_path: Path) -> None:
     aligned = {"stage": "align", "from_": str(tmp_path / "text"), "out": tmp_path / "aligned", "steps": 1}
     found = align_rounds(StageOptions.model_validate({**aligned, "force": True}), 1, "", Silent())
     assert found["verdict"]["nb"]
+
+
+def _changed(file: Path) -> None:
+    file.write_text(file.read_text().replace("Reven", "Ulven").replace("Hva", "Hvem"))
+
+
+def _added(file: Path) -> None:
+    (file.parent / "new.txt").write_text(STORY * 4)
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "happens", "said"),
+    [
+        ("text", "d/0.txt", _changed, "0.txt has changed since this run began"),
+        ("text", "d/0.txt", Path.unlink, "0.txt is missing, which this run began with"),
+        ("text", "d/0.txt", _added, "new.txt is new since this run began"),
+        ("data", "d/0.txt", _changed, "0.txt has changed since this run began"),
+        ("instructions", "i.jsonl", _changed, "i.jsonl has changed since this run began"),
+        ("preferences", "p.jsonl", _changed, "p.jsonl has changed since this run began"),
+    ],
+)
+def test_a_run_does_not_go_on_with_other_files(
+    option: str, name: str, happens: Callable[[Path], None], said: str, tmp_path: Path
+) -> None:
+    d, i, p, out = tmp_path / "d", tmp_path / "i.jsonl", tmp_path / "p.jsonl", tmp_path / "run"
+    d.mkdir()
+    for n in range(4):
+        (d / f"{n}.txt").write_text(f"Fortelling {n}. {STORY}" * 4)
+    i.write_text("".join(f'{{"question": "Hva sa dyr {n}?", "answer": "God dag {n}."}}\n' for n in range(30)))
+    p.write_text("".join(f'{{"prompt": "Hva sa dyr {n}?", "chosen": "Hei.", "rejected": "Nei."}}\n' for n in range(9)))
+    read = {"data": d} if option == "data" else {"text": (str(d),), "instructions": i, "preferences": p}
+    asked = {"stage": "pretrain", "out": out, "steps": 9, "overrides": SMALL_TEXT, **read}
+    out.mkdir()
+    with pytest.raises(KlypeError, match="Stopped after step 2"):
+        pipeline.train_stage(StageOptions.model_validate(asked), StopAt(2))
+    before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+    kept = (tmp_path / name).read_bytes()
+    happens(tmp_path / name)
+    with pytest.raises(UsageError, match=said) as error:
+        pipeline.train_stage(StageOptions(stage="pretrain", out=out, resume=True), Silent())
+    assert "start another run with another --out" in error.value.hint
+    assert before == {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+    (tmp_path / name).write_bytes(kept)
+    (d / "new.txt").unlink(missing_ok=True)
+    with pytest.raises(KlypeError, match="Stopped after step 4"):
+        pipeline.train_stage(StageOptions(stage="pretrain", out=out, resume=True), StopAt(2))
 
 
 def test_where_all_answers_are_liked_alike_nothing_is_imitated_and_the_run_ends(texts: Path, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
@@ -13,6 +13,7 @@ from klype.data.readers import BadRows, TextDocument, TextOptions, files_of, rea
 from klype.data.rows import Conversation, read_instructions, read_preferences
 from klype.data.split import Split, is_held_out, is_sampled, split, units
 from klype.data.tasks import language
+from klype.durable import hash_file
 from klype.errors import UsageError
 from klype.examine.facts import DataFacts, Text
 from klype.runs.dictionary import Dictionary, bokmalsordboka, read_articles
@@ -45,8 +46,13 @@ class Material:
     texts: Callable[[], Iterator[TextDocument]] = lambda: iter(())
 
 
-def gather(options: InputOptions, section: DataSection, bad: BadRows) -> Material:
-    """Everything that is given, sorted by what it is. Raises KlypeError when it cannot be read or is nothing."""
+def gather(
+    options: InputOptions, section: DataSection, bad: BadRows, known: Mapping[str, str] | None = None
+) -> Material:
+    """Everything that is given, sorted by what it is. Raises KlypeError when it cannot be read or is nothing.
+
+    ``known``: hashes of files, where somebody has computed them (inputs.py).
+    """
     found = _collected(options, section)
     dictionary = _dictionary(found, section, bad)
     own = files_of(options.text) if options.text else []
@@ -80,7 +86,8 @@ def gather(options: InputOptions, section: DataSection, bad: BadRows) -> Materia
     used = [file for file in texts if str(file) in read]
     used += [file for files in (kept, orders, endings) for file, own in files.items() if own]
     used += found.of("articles") if dictionary else []
-    material.data = [*(dictionary.sources if dictionary else []), *map(_facts, dict.fromkeys(used[:SHOWN_FILES]))]
+    facts = [_facts(file, known or {}) for file in dict.fromkeys(used[:SHOWN_FILES])]
+    material.data = [*(dictionary.sources if dictionary else []), *facts]
     return material
 
 
@@ -188,10 +195,9 @@ def _sampled(share: float, section: DataSection) -> Text:
     }
 
 
-def _facts(file: Path) -> DataFacts:
+def _facts(file: Path, known: Mapping[str, str]) -> DataFacts:
     licence = collection.licence_of(file)
-    with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    digest = known.get(str(file)) or hash_file(file)
     facts: DataFacts = {"name": file.name, "sha256": digest, "bytes": file.stat().st_size}
     if licence.name:
         facts["licence"] = licence.name

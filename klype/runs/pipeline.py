@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from klype.config import make, overridden
 from klype.errors import KlypeError, UsageError
 from klype.examine import report
 from klype.model.checkpoint import load, read_tokenizer, save
+from klype.runs import inputs
 from klype.runs.adapting import dealt_out, done_already, suited
 from klype.runs.aligning import align, reward
 from klype.runs.find import Found, find_model, holds_weights
@@ -189,19 +190,21 @@ def start_of(options: StageOptions) -> Found:
 def open_run(
     folder: Path, options: RunOptions | StageOptions, recipe: Recipe, say: Say, resumed: bool, start: Path | None = None
 ) -> Run:
-    """The record on disk, and everything the stages need in memory."""
+    """The record on disk, and everything the stages need in memory. UsageError where a resumed run has other files."""
     if resumed:
         record = Record(folder, read_run(folder), parallel.is_first())
         options = options.model_copy(update={"resume": True})
+        hashes = inputs.unchanged(options, record.content["inputs"])
     else:
         minutes = options.minutes or 0.0
         name = options.recipe_name if isinstance(options, RunOptions) else recipe.kind
+        hashes = inputs.hashes(options)
         made_by = {"recipe": name, "settings": recipe.model_dump(mode="json"), "planned_s": minutes * 60}
-        record = Record.start(folder, options, made_by)
+        record = Record.start(folder, options, {**made_by, "inputs": hashes})
     known = start if start is not None else folder
     there = known.is_file() or (known / "tokenizer.json").exists()
     tokenizer = read_tokenizer(known) if there else None
-    subject = _subject(recipe, options, tokenizer)
+    subject = _subject(recipe, options, tokenizer, hashes)
     run = Run(folder, options, recipe, subject, record, say, start)
     if not resumed:
         subject.chat.tokenizer.save(folder)
@@ -211,7 +214,7 @@ def open_run(
     return run
 
 
-def _subject(recipe: Recipe, options: InputOptions, tokenizer: Tokenizer | None) -> Subject:
+def _subject(recipe: Recipe, options: InputOptions, tokenizer: Tokenizer | None, hashes: Mapping[str, str]) -> Subject:
     seed: int = getattr(options, "seed", 0)
     if recipe.kind == "world":
         from klype.runs.world_subject import WorldSubject
@@ -219,7 +222,7 @@ def _subject(recipe: Recipe, options: InputOptions, tokenizer: Tokenizer | None)
         return WorldSubject(recipe, seed, tokenizer)
     from klype.runs.text_subject import TextSubject
 
-    return TextSubject(recipe, seed, options, tokenizer)
+    return TextSubject(recipe, seed, options, tokenizer, hashes)
 
 
 def _leave_out(life: Run, stages: tuple[str, ...]) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -57,13 +57,21 @@ MADE: Text = {
 class TextSubject:
     """Own text in blocks or files, instructions given or made from it, preferences given or a stated rule.
 
-    ``exam`` is there when a dictionary is part of the text. ``held_out``: questions never learnt from.
+    ``exam`` is there when a dictionary is part of the text. ``held_out``: questions never learnt from. ``known``:
+    hashes of files that have been computed.
     """
 
-    def __init__(self, recipe: Recipe, seed: int, options: InputOptions, tokenizer: Tokenizer | None = None) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        seed: int,
+        options: InputOptions,
+        tokenizer: Tokenizer | None = None,
+        known: Mapping[str, str] | None = None,
+    ) -> None:
         self.recipe, self.seed, self.options = recipe, seed, options
         self._bad = BadRows(skip=options.skip_bad)
-        self._material = material.gather(options, recipe.data, self._bad)
+        self._material = material.gather(options, recipe.data, self._bad, known)
         self._split = self._material.split
         self._check_length()
         self.chat = Chat(tokenizer or self._tokenizer())

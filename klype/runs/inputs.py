@@ -1,0 +1,35 @@
+"""The files that a run reads, by their hashes: a resumed run goes on with the same ones, or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from klype.data.hub import is_hub
+from klype.data.readers import files_of
+from klype.durable import hash_file
+from klype.errors import UsageError
+from klype.runs.options import InputOptions
+
+ANOTHER = "start another run with another --out"
+
+
+def hashes(options: InputOptions) -> dict[str, str]:
+    """SHA-256 of every file that is given, by its name. What was fetched from the Hub lies in the run's own folder."""
+    given = [*options.text, options.instructions, options.preferences, options.data]
+    paths = [path for path in given if path is not None and not is_hub(path)]
+    return {str(file): hash_file(file) for file in files_of(paths)}
+
+
+def unchanged(options: InputOptions, began: Mapping[str, str]) -> dict[str, str]:
+    """The hashes, which are those that the run began with. UsageError for a file that is missing, new or another."""
+    for name in began:
+        if not Path(name).is_file():
+            raise UsageError(f"{name} is missing, which this run began with.", f"Put the file back, or {ANOTHER}.")
+    now = hashes(options)
+    for name, digest in now.items():
+        if name not in began:
+            raise UsageError(f"{name} is new since this run began.", f"Take it away, or {ANOTHER}.")
+        if began[name] != digest:
+            raise UsageError(f"{name} has changed since this run began.", f"Put the old file back, or {ANOTHER}.")
+    return now
