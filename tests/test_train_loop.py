@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from children import forked
+from safetensors.torch import load_file
 from train_toys import VOCAB, Seeded, part, pieces, random_batch, tiny_config, tiny_model
 
 from klype import durable
@@ -248,12 +249,40 @@ def test_a_loss_that_is_no_number_changes_nothing_and_is_counted(tmp_path: Path)
 
 
 def test_many_bad_losses_stop_with_the_batch_saved(tmp_path: Path) -> None:
-    from safetensors.torch import load_file
-
     with pytest.raises(KlypeError, match="3 steps on end"):
         train(tiny_model(), spoiled(set(range(4, 99))), Seeded(), settings(bad_limit=3), tmp_path)
     saved = load_file(next(iter(tmp_path.glob("bad-step-000005*"))))
     assert torch.equal(saved["0.tokens"], random_batch(4).tokens_BT)
+
+
+def test_among_bad_losses_no_state_is_saved(tmp_path: Path) -> None:
+    with pytest.raises(KlypeError, match="5 steps on end") as error:
+        train(tiny_model(), spoiled(set(range(4, 99))), Seeded(), settings(9, bad_limit=5, save_every=1), tmp_path)
+    assert [place.name for place in states(tmp_path)] == ["step-000003", "step-000004"]
+    assert "another run with lower learning rates and another --out" in error.value.hint
+    again = Session(True)
+    with pytest.raises(KlypeError, match="5 steps on end, up to step 9"):  # the same streak, from its beginning
+        train(tiny_model(), spoiled(set(range(99))), Seeded(), settings(9, bad_limit=5, save_every=1), tmp_path, again)
+    assert [place.name for place in states(tmp_path)] == ["step-000003", "step-000004"]
+
+
+def test_after_bad_losses_the_end_is_saved_and_resumed_is_straight(tmp_path: Path) -> None:
+    how = settings(save_every=1)
+    train(tiny_model(), spoiled({3, 4, 7}), Seeded(), how, tmp_path / "straight", Session(parts=PARTS))
+    assert newest_step(tmp_path / "straight") == 8
+
+    def killed(step: int, metrics: object) -> None:
+        if step == 5:
+            raise RuntimeError("killed")
+
+    cut = Session(parts=PARTS, on_step=killed)
+    with pytest.raises(RuntimeError, match="killed"):
+        train(tiny_model(), spoiled({3, 4, 7}), Seeded(), how, tmp_path / "cut", cut)
+    assert newest_step(tmp_path / "cut") == 3
+    train(tiny_model(seed=5), spoiled({0, 1, 4}), Seeded(), how, tmp_path / "cut", Session(True, PARTS))
+    assert without_time(lines(tmp_path / "straight")) == without_time(lines(tmp_path / "cut"))
+    ends = [load_file(states(tmp_path / name)[-1] / "model.safetensors") for name in ("straight", "cut")]
+    assert same(*ends)
 
 
 def test_bad_losses_are_counted_across_a_restart(tmp_path: Path) -> None:

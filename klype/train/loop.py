@@ -230,7 +230,12 @@ class _Run:
             self.interrupt(step)
 
     def due(self, step: int) -> bool:
-        """Whether it is time to save: by the clock of any rank."""
+        """Whether it is time to save: by the clock of any rank.
+
+        Not among losses that are no numbers: the weights stay as they are, and good states would be rotated out.
+        """
+        if self._skipped_in_a_row:
+            return False
         if self.settings.save_every and step % self.settings.save_every == 0:
             return True
         seconds = self.settings.save_seconds
@@ -319,7 +324,7 @@ class _Run:
             raise KlypeError(
                 f"The loss was not a finite number in {self._skipped_in_a_row} steps on end, up to step {step + 1};"
                 f" the batch is in {place}.",
-                "Lower the learning rates, or look at the data.",
+                "Look at the data, or start another run with lower learning rates and another --out.",
             )
 
     def _check_settings(self, saved: Mapping[str, Any]) -> None:
