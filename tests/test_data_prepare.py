@@ -122,3 +122,25 @@ def test_a_text_that_memory_does_not_hold_is_trained_on_from_the_disk(tmp_path: 
     sampled = len(material.split.train) + len(material.split.held_out)
     assert 10 < sampled < 150
     assert any("larger than" in note["en"] for note in material.notes)
+
+
+def test_texts_of_a_folder_are_in_the_shards_beside_the_users_own(tmp_path: Path) -> None:
+    own, folder = tmp_path / "book.txt", tmp_path / "folder"
+    folder.mkdir()
+    own.write_text("\n\n".join(TEXTS * 8), encoding="utf-8")
+    for i in range(60):
+        (folder / f"{i}.txt").write_text(f"Fortelling {i}: en måke fløy {i} ganger over øya.", encoding="utf-8")
+    for given in ({"text": (str(own),), "data": folder}, {"data": folder}):
+        settings = read("text", ("data.memory_megabytes=0.002",)).data
+        material = gather(StageOptions.model_validate({"stage": "pretrain", **given}), settings, BadRows())
+        assert material.share < 1
+        assert sum("Fortelling" in d.text for d in material.texts()) == 60
+        assert sum("Reven" in d.text for d in material.texts()) == ("text" in given)
+        assert len({row["name"] for row in material.data}) == 60  # as many as are shown
+
+
+def test_documents_follow_others(tmp_path: Path) -> None:
+    first, second = Documents.of([[1, 2], [3]]), Documents.of([[4], [5, 6]])
+    both = first.followed_by(second)
+    assert [both[i].tolist() for i in range(4)] == [[1, 2], [3], [4], [5, 6]]
+    assert both.lengths.tolist() == [2, 1, 1, 2]

@@ -52,6 +52,11 @@ class Documents:
         found = [np.diff(ends.astype(np.int64), prepend=0) for ends in self.ends]
         return np.concatenate(found) if found else np.zeros(0, np.int64)
 
+    def followed_by(self, others: Documents) -> Documents:
+        """These and then the others, none of them copied."""
+        firsts = (*self.firsts, *(len(self) + first for first in others.firsts[1:]))
+        return Documents((*self.parts, *others.parts), (*self.ends, *others.ends), firsts)
+
     @staticmethod
     def of(documents: Iterable[Sequence[int]]) -> Documents:
         """In memory."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
 
 from klype.data import collection, hub
 from klype.data.readers import BadRows, TextDocument, TextOptions, files_of, read_texts
 from klype.data.rows import Conversation, read_instructions, read_preferences
-from klype.data.split import Split, is_held_out, is_sampled, split, units
+from klype.data.split import Split, is_held_out, is_sampled, split, unique, units
 from klype.data.tasks import language
 from klype.durable import hash_file
 from klype.errors import UsageError
@@ -31,8 +31,8 @@ SHOWN_FILES = 60
 class Material:
     """``questions`` have known answers (a dictionary's, endings of sayings); ``conversations`` are rows of users.
 
-    ``share``: how much of the user's own texts is in ``split``; below 1 they are too large for memory, and what is
-    trained on comes from ``texts()`` as shards.
+    ``share``: how much of the texts is in ``split`` (the dictionary's are there whole); below 1 they are too large for
+    memory, and what is trained on comes from ``texts()``, which reads all of them, as shards.
     """
 
     split: Split
@@ -65,15 +65,20 @@ def gather(
     kept = {f: [row for row in t if collection.in_language(row, section.language)] for f, t in told.items()}
     said = list({tuple((m["role"], m["content"]) for m in row): row for own in kept.values() for row in own}.values())
     foreign = sum(map(len, told.values())) - sum(map(len, kept.values()))
-    share = min(1.0, section.memory_megabytes * 1e6 / max(1, sum(file.stat().st_size for file in own)))
-    documents = _documents((own, share), found.of("text"), options, section, bad)
-    if not documents and dictionary is None:  # rows of conversations alone: their answers are the text
+    share = min(1.0, section.memory_megabytes * 1e6 / max(1, sum(file.stat().st_size for file in texts)))
+    reading = TextOptions(encoding=options.encoding, language=section.language, bad=bad)
+    read: set[str] = set()
+    documents: list[TextDocument] = []
+    for document in _texts(own, found.of("text"), reading):
+        read.add(document.source)
+        documents += [unit for unit in units(document) if share == 1 or is_sampled(unit.text, share)]
+    if not read and dictionary is None:  # rows of conversations alone: their answers are the text
         documents = [
             TextDocument("\n".join(m["content"] for m in row), "conversations", i) for i, row in enumerate(said, 1)
         ]
     material = Material(_split(documents, dictionary), said, dictionary=dictionary, share=share)
-    reading = TextOptions(encoding=options.encoding, language=section.language, bad=BadRows(skip=bad.skip))
-    material.texts = lambda: read_texts(own, reading)
+    again = replace(reading, bad=BadRows(skip=bad.skip))  # bad rows are counted once
+    material.texts = lambda: _texts(own, found.of("text"), again)
     orders = {file: _rankings([file], section.language, bad) for file in ranked}
     material.rankings = [ranking for own in orders.values() for ranking in own]
     endings = {file: list(_endings(file, section, bad)) for file in found.of("endings")}
@@ -82,7 +87,6 @@ def gather(
     material.notes = _notes(found, foreign, section)
     if share < 1:
         material.notes.append(_sampled(share, section))
-    read = {document.source for document in documents}
     used = [file for file in texts if str(file) in read]
     used += [file for files in (kept, orders, endings) for file, own in files.items() if own]
     used += found.of("articles") if dictionary else []
@@ -128,17 +132,13 @@ def _split(documents: list[TextDocument], dictionary: Dictionary | None) -> Spli
     return Split([*train, *parts.train], [*held, *parts.held_out])
 
 
-def _documents(
-    own: tuple[list[Path], float], found: list[Path], options: InputOptions, section: DataSection, bad: BadRows
-) -> list[TextDocument]:
-    """The user's own files as they are, or a share of them; of a folder what is in the recipe's language. Books are cut
-    into blocks."""
-    reading = TextOptions(encoding=options.encoding, language=section.language, bad=bad)
-    files, share = own
-    cut = (b for d in read_texts(files, reading) for b in units(d)) if files else iter(())
-    documents = [b for b in cut if share == 1 or is_sampled(b.text, share)]
-    documents += [b for file in found for d in _in_language(file, reading) for b in units(d)]
-    return documents
+def _texts(own: list[Path], found: list[Path], reading: TextOptions) -> Iterator[TextDocument]:
+    """The user's own files as they are, of a folder what is in the recipe's language; each text once."""
+    if not reading.language:
+        yield from read_texts([*own, *found], reading) if own or found else ()
+        return
+    given = read_texts(own, reading) if own else iter(())
+    yield from unique(chain(given, *(_in_language(file, reading) for file in found)))
 
 
 def _in_language(file: Path, reading: TextOptions) -> Iterator[TextDocument]:

@@ -110,9 +110,11 @@ class TextSubject:
         return Documents.of(self.chat.tokenizer.encode_documents([d.text for d in documents]))
 
     def _sharded(self) -> Documents:
-        """All of a text that memory does not hold; made once, in the run's folder."""
+        """All of a text that memory does not hold, from shards in the run's folder; and the dictionary's articles."""
         assert self.options.out is not None
-        return prepare(self._material.texts(), self.chat.tokenizer, self.options.out / "tokens").train
+        shards = prepare(self._material.texts(), self.chat.tokenizer, self.options.out / "tokens").train
+        dictionary = self._material.dictionary
+        return shards.followed_by(self._tokens(dictionary.documents(held_out=False))) if dictionary else shards
 
     def _exercises(self) -> tuple[list[Question], list[Conversation], list[Question]]:
         """Questions and conversations to learn from, and questions held out; too long ones are left out and counted."""
