@@ -178,7 +178,17 @@ def test_instructions_of_every_shape(tmp_path: Path) -> None:
     assert all([m["role"] for m in c] == ["user", "assistant"] for c in read_instructions(file))
 
 
-@pytest.mark.parametrize("row", [{"question": "Hva?"}, {"messages": [{"role": "user", "content": "x"}]}, {"a": "b"}])
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"question": "Hva?"},
+        {"messages": [{"role": "user", "content": "x"}]},
+        {"messages": [{"role": "assistant", "content": "x"}]},
+        {"messages": [{"role": "assistant", "content": "x"}, {"role": "user", "content": "y"}]},
+        {"messages": [{"role": "system", "content": "x"}, {"role": "assistant", "content": "y"}]},
+        {"a": "b"},
+    ],
+)
 def test_instructions_without_answers_are_named(tmp_path: Path, row: dict[str, object]) -> None:
     file = lines(tmp_path / "a.jsonl", {"question": "Hva?", "answer": "Vann"}, row)
     with pytest.raises(KlypeError, match=r"a\.jsonl line 2 has no question with an answer"):
@@ -218,6 +228,8 @@ def test_preferences_of_every_shape(tmp_path: Path) -> None:
     [
         ({"chosen": "a", "rejected": "b"}, "has no prompt"),
         ({"prompt": "x", "chosen": "a"}, "has no two answers"),
+        ({"prompt": "Hei", "candidates": 5}, "has no two answers"),
+        ({"prompt": "Hei", "candidates": ["a", "b"], "order": 5}, "has an order that does not"),
         ({"prompt": "x", "chosen": "a", "rejected": "a "}, "has the same text"),
         (
             {"prompt": "x", "candidates": ["a", "b"], "order": [0, 0]},

@@ -27,7 +27,7 @@ def read_instructions(paths: Paths, bad: BadRows | None = None) -> list[Conversa
     found: dict[tuple[tuple[str, str], ...], Conversation] = {}
     for where, row, rows in _rows(paths, bad):
         conversation = conversation_of(row)
-        if conversation is None or not any(m["role"] == "assistant" and m["content"].strip() for m in conversation):
+        if conversation is None or not _is_answered(conversation):
             rows.add(f"{where} has no question with an answer.")
         else:
             found.setdefault(tuple((m["role"], m["content"]) for m in conversation), conversation)
@@ -130,10 +130,11 @@ def ranking_of(row: Mapping[str, Any], identity: str, annotator: str) -> Ranking
             return "has the same text as chosen and rejected"
     else:
         candidates = next((row[n] for n in ("candidates", "ranked", "responses", "completions") if row.get(n)), [])
-        order = row.get("order") or row.get("ranking") or list(range(len(candidates)))
-    groups = [i if isinstance(i, list) else [i] for i in order] if isinstance(order, list) else []
+        order = row.get("order") or row.get("ranking")
     if not _strings(candidates) or len(candidates) < 2 or not all(c.strip() for c in candidates):
         return "has no two answers to compare"
+    order = order or list(range(len(candidates)))
+    groups = [i if isinstance(i, list) else [i] for i in order] if isinstance(order, list) else []
     named = [i for group in groups for i in group]
     if any(type(i) is not int for i in named) or sorted(named) != list(range(len(candidates))):
         return "has an order that does not name each candidate once"
@@ -206,6 +207,12 @@ def _asked(row: Mapping[str, Any], asked: str) -> str:
     if isinstance(row.get("input"), str) and row["input"].strip():
         return f"{asked.strip()}\n{row['input'].strip()}"
     return asked.strip()
+
+
+def _is_answered(conversation: Conversation) -> bool:
+    """Whether some user is answered: an answer before every question is to nothing."""
+    roles = [m["role"] for m in conversation if m["role"] != "system" and m["content"].strip()]
+    return "user" in roles and "assistant" in roles[roles.index("user") :]
 
 
 def _strings(value: Any) -> bool:
