@@ -144,3 +144,27 @@ def test_documents_follow_others(tmp_path: Path) -> None:
     both = first.followed_by(second)
     assert [both[i].tolist() for i in range(4)] == [[1, 2], [3], [4], [5, 6]]
     assert both.lengths.tolist() == [2, 1, 1, 2]
+
+
+def test_rows_that_are_skipped_are_said_and_stand_in_the_runs_record(tmp_path: Path) -> None:
+    rows = [json.dumps({"n": t}) for t in TEXTS]
+    (tmp_path / "rows.jsonl").write_text("\n".join([*rows[:3], "{", *rows[3:], "[1]"]), encoding="utf-8")
+    small = ("tokenizer.size=400", "model.width=16", "model.layers=1", "model.heads=2", "model.hidden=32")
+    options: dict[str, Any] = {
+        "stage": "pretrain",
+        "text": (str(tmp_path / "rows.jsonl"),),
+        "text_field": "n",
+        "skip_bad": True,
+        "overrides": (*small, "model.window=64", "rank.limit=8", "align.limit=8"),
+    }
+    say, folder = Silent(), tmp_path / "run"
+    folder.mkdir()
+    asked = StageOptions.model_validate({**options, "out": folder})
+    pipeline.open_run(folder, asked, read("text", options["overrides"]), say, resumed=False)
+    skipped = json.loads((folder / "run.json").read_text(encoding="utf-8"))["skipped"]
+    assert skipped["rows"] == 2
+    assert [place.split(" is ")[0].split("/")[-1] for place in skipped["first"]] == [
+        "rows.jsonl line 4",
+        "rows.jsonl line 202",
+    ]
+    assert any("2 bad rows were skipped" in note and "line 4" in note for note in say.notes)

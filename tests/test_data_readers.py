@@ -69,8 +69,22 @@ def test_which_fields_are_the_text(tmp_path: Path) -> None:
     bad = BadRows(skip=True)
     assert texts(file, text_field="note", bad=bad) == ["annet"]
     assert bad.count == 3
-    with pytest.raises(KlypeError, match=r'a\.jsonl row 1 has no text field "note"\..*--text-field'):
+    with pytest.raises(KlypeError, match=r'a\.jsonl line 1 has no text field "note"\..*--text-field'):
+        texts(file, text_field="note", bad=BadRows(skip=False))
+    with pytest.raises(KlypeError) as caught:  # a command without that option
         texts(file, text_field="note")
+    assert "--text-field" not in str(caught.value)
+
+
+def test_what_was_skipped_is_said_with_its_places(tmp_path: Path) -> None:
+    bad = BadRows(skip=True)
+    file = lines(tmp_path / "a.jsonl", {"text": "a"}, *([3] * 5))
+    assert texts(file, bad=bad) == ["a"]
+    assert re.fullmatch(r"5 bad rows were skipped: \S+a\.jsonl line 2 is .*; \S+ line 4 is [^;]*; 2 more\.", bad.said())
+    one = BadRows(skip=True)
+    texts(lines(file, {"text": "a"}, 3), bad=one)
+    assert one.said().startswith("1 bad row was skipped: ")
+    assert "more" not in one.said()
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.txt.zst"])
@@ -106,7 +120,7 @@ BROKEN = {
     "c.jsonl": (b'{"text": "a"}\n{"text": "\xe5"}\n', r"line 2 is not utf-8: byte 24 is 0xe5", 1),
     "g.jsonl": (b'{"text": "a"}\n{"text": "x\\ud83d"}\n', "line 2 is not JSON: an escape is half a character", 1),
     "h.jsonl": (b'{"text": "\\ud83d\\ude00"}\n' + b"[" * 200_000 + b"\n", "line 2 is not JSON", 1),
-    "d.jsonl": (b'{"text": "a"}\n{"n": 3}\n', "row 2 has no field with text", 1),
+    "d.jsonl": (b'{"text": "a"}\n{"n": 3}\n', "line 2 has no field with text", 1),
     "e.csv": (b"text,id\na,1\nb\n", "row 2 has another number of fields", 1),
     "f.json": (b'[{"text": "a"}, 3]', "entry 2 is not a JSON object", 1),
 }

@@ -78,7 +78,10 @@ Size = Annotated[
     ),
 ]
 Encoding = Annotated[str, typer.Option("--encoding", help="Of the text files.")]
-SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Count broken rows and go on.")]
+TextField = Annotated[
+    str, typer.Option("--text-field", help="The field of a row that holds the text.", show_default="found out")
+]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave broken rows out, name the first, and go on.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where it stopped (or start, if nothing is there).")]
 Force = Annotated[bool, typer.Option("--force", help="Align even when the reward model is too weak.")]
 Human = Annotated[bool, typer.Option("--human", help="You rank, in the terminal, instead of the simulated annotator.")]

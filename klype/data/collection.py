@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from klype.data.readers import TABLES, BadRows, Paths, TextOptions, files_of, kind_of, read_rows
+from klype.data.readers import TABLES, BadRows, Paths, TextOptions, files_of, kind_of, place, read_rows
 from klype.data.rows import Conversation, conversation_of
 from klype.data.tasks import language
 
@@ -83,7 +83,7 @@ def endings(file: Path, wanted: str, bad: BadRows) -> Iterator[tuple[str, tuple[
             or not isinstance(accepted, list)
             or not all(isinstance(a, str) for a in accepted)
         ):
-            bad.add(f"{file} row {number} has no beginning with its endings.")
+            bad.add(f"{place(file, number)} has no beginning with its endings.")
             continue
         code = _CODES.get(str(row.get("language", "")), "" if "language" in row else language(start))
         if accepted and code in _ENDING and code == (wanted or code):

@@ -26,6 +26,7 @@ TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 PACKED = (".gz", ".zst")
 _BLOCK = 16 * 2**20  # bytes of a plain file that are read at a time
 _SHOWN = 20  # bad rows that are kept to be shown; all are counted
+_NAMED = 3  # of them that are said in the terminal
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,12 @@ class BadRows:
     count: int = 0
     shown: list[str] = field(default_factory=list)
     repeated: int = 0
+
+    def said(self) -> str:
+        """How many, and where and what the first few are."""
+        few = [" ".join(message.split()).rstrip(".") for message in self.shown[:_NAMED]]
+        rows, more = ("row was", "") if self.count == 1 else ("rows were", f"; {self.count - len(few):,} more")
+        return f"{self.count:,} bad {rows} skipped: {'; '.join(few)}{more if self.count > len(few) else ''}."
 
     def add(self, message: str, hint: str = "") -> None:
         if not self.skip:
@@ -134,6 +141,11 @@ def read_rows(file: Path, options: TextOptions | None = None) -> Iterator[tuple[
         raise UsageError(f"{file} is no table of rows.", _readable(TABLES))
 
 
+def place(file: Path, number: int) -> str:
+    """A row in words: its file, and the line or row that ``read_rows`` numbers it by."""
+    return f"{file} {'line' if kind_of(file) in ('.jsonl', '.ndjson') else 'row'} {number}"
+
+
 def read_bytes(file: Path) -> bytes:
     """A file's content, unpacked when it is .gz or .zst."""
     with _open(file) as stream:
@@ -166,7 +178,8 @@ def _documents(file: Path, options: TextOptions) -> Iterator[TextDocument]:
             text = row_text(_of_language(row, options.language), options.text_field)
             if text is None:
                 wanted = f'text field "{options.text_field}"' if options.text_field else "field with text"
-                options.bad.add(f"{file} row {number} has no {wanted}.", "Name the field with --text-field.")
+                hint = "" if options.bad.skip is None else "Name the field with --text-field, or use --skip-bad."
+                options.bad.add(f"{place(file, number)} has no {wanted}.", hint)
             else:
                 yield TextDocument(text, str(file), number)
     else:

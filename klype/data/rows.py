@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from klype.data.readers import TABLES, BadRows, Paths, TextOptions, files_of, names, read_rows
+from klype.data.readers import TABLES, BadRows, Paths, TextOptions, files_of, names, place, read_rows
 from klype.errors import KlypeError
 from klype.values import Question, Ranking
 
@@ -151,7 +151,7 @@ class _Place:
     number: int
 
     def __str__(self) -> str:
-        return f"{self.file} {'line' if '.jsonl' in self.file.suffixes else 'row'} {self.number}"
+        return place(self.file, self.number)
 
 
 def _rows(paths: Paths, bad: BadRows | None) -> Iterator[tuple[_Place, dict[str, Any], BadRows]]:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from klype.data.readers import BadRows, TextDocument, TextOptions, read_rows
+from klype.data.readers import BadRows, TextDocument, TextOptions, place, read_rows
 from klype.data.split import is_held_out
 from klype.errors import KlypeError
 from klype.examine.facts import DataFacts
@@ -198,7 +198,7 @@ def read_articles(file: Path, dictionary: Dictionary, bad: BadRows) -> None:
     for number, row in read_rows(file, TextOptions(bad=bad)):
         lemma, definitions, examples = row.get("lemma"), _strings(row.get("definitions")), _strings(row.get("examples"))
         if not isinstance(lemma, str) or definitions is None or examples is None:
-            bad.add(f"{file} row {number} is no dictionary article.")
+            bad.add(f"{place(file, number)} is no dictionary article.")
         elif lemma not in known:
             forms = _strings(row.get("forms")) or ()
             dictionary.add(lemma, str(row.get("word_class", "")), definitions, examples, forms)

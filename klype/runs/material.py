@@ -66,7 +66,7 @@ def gather(
     said = list({tuple((m["role"], m["content"]) for m in row): row for own in kept.values() for row in own}.values())
     foreign = sum(map(len, told.values())) - sum(map(len, kept.values()))
     share = min(1.0, section.memory_megabytes * 1e6 / max(1, sum(file.stat().st_size for file in texts)))
-    reading = TextOptions(encoding=options.encoding, language=section.language, bad=bad)
+    reading = TextOptions(options.encoding, options.text_field, section.language, bad)
     read: set[str] = set()
     documents: list[TextDocument] = []
     for document in _texts(own, found.of("text"), reading):

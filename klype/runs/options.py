@@ -20,6 +20,7 @@ class InputOptions(Settings):
 
     ``text``: files, folders or globs (.txt, .md, .jsonl, .parquet); ``instructions`` and ``preferences``: JSONL files;
     ``data``: a folder of texts, questions with answers and rankings, sorted by what they are, or ``hf:owner/name``.
+    ``text_field``: the field of a row that holds the text (empty: found out).
     ``skip_bad`` counts broken rows and goes on instead of stopping at the first. ``out``: the run's folder. ``cache``:
     where what is compiled for this processor is kept (None: nothing is, and torch computes everything). ``processes``:
     how many that work together share this machine.
@@ -30,6 +31,7 @@ class InputOptions(Settings):
     preferences: Path | None = None
     data: Path | None = None
     encoding: str = "utf-8"
+    text_field: str = ""
     skip_bad: bool = False
     out: Path | None = None
     cache: Path | None = None

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from klype.config import make, overridden
+from klype.data.readers import BadRows
 from klype.errors import KlypeError, UsageError
 from klype.examine import report
 from klype.model.checkpoint import load, read_tokenizer, save
@@ -49,7 +50,7 @@ STAGES = {
     "align": Stage(align, "finetune", ("rank", "reward")),
 }
 MEASURED = {stage: name for name, stage in MODELS.items()}
-INPUTS = ("text", "instructions", "preferences", "data", "encoding", "skip_bad")
+INPUTS = ("text", "instructions", "preferences", "data", "encoding", "text_field", "skip_bad")
 
 
 def run(options: RunOptions, say: Say) -> dict[str, Any]:
@@ -204,8 +205,12 @@ def open_run(
     known = start if start is not None else folder
     there = known.is_file() or (known / "tokenizer.json").exists()
     tokenizer = read_tokenizer(known) if there else None
-    subject = _subject(recipe, options, tokenizer, hashes)
+    bad = BadRows(skip=options.skip_bad)
+    subject = _subject(recipe, options, bad, tokenizer, hashes)
     run = Run(folder, options, recipe, subject, record, say, start)
+    if bad.count:
+        record.content["skipped"] = {"rows": bad.count, "first": bad.shown}
+        say.note(bad.said())
     if not resumed:
         subject.chat.tokenizer.save(folder)
         subject.save_inputs(folder)
@@ -214,7 +219,9 @@ def open_run(
     return run
 
 
-def _subject(recipe: Recipe, options: InputOptions, tokenizer: Tokenizer | None, hashes: Mapping[str, str]) -> Subject:
+def _subject(
+    recipe: Recipe, options: InputOptions, bad: BadRows, tokenizer: Tokenizer | None, hashes: Mapping[str, str]
+) -> Subject:
     seed: int = getattr(options, "seed", 0)
     if recipe.kind == "world":
         from klype.runs.world_subject import WorldSubject
@@ -222,7 +229,7 @@ def _subject(recipe: Recipe, options: InputOptions, tokenizer: Tokenizer | None,
         return WorldSubject(recipe, seed, tokenizer)
     from klype.runs.text_subject import TextSubject
 
-    return TextSubject(recipe, seed, options, tokenizer, hashes)
+    return TextSubject(recipe, seed, options, bad, tokenizer, hashes)
 
 
 def _leave_out(life: Run, stages: tuple[str, ...]) -> None:

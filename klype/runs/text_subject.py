@@ -66,12 +66,13 @@ class TextSubject:
         recipe: Recipe,
         seed: int,
         options: InputOptions,
+        bad: BadRows,
         tokenizer: Tokenizer | None = None,
         known: Mapping[str, str] | None = None,
     ) -> None:
         self.recipe, self.seed, self.options = recipe, seed, options
-        self._bad = BadRows(skip=options.skip_bad)
-        self._material = material.gather(options, recipe.data, self._bad, known)
+        self._bad = bad
+        self._material = material.gather(options, recipe.data, bad, known)
         self._split = self._material.split
         self._check_length()
         self.chat = Chat(tokenizer or self._tokenizer())
