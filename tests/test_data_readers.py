@@ -1,5 +1,6 @@
 """Readers: each kind of file gives its documents, and each bad input is named where it stands."""
 
+import csv
 import gzip
 import json
 import os
@@ -121,7 +122,10 @@ BROKEN = {
     "g.jsonl": (b'{"text": "a"}\n{"text": "x\\ud83d"}\n', "line 2 is not JSON: an escape is half a character", 1),
     "h.jsonl": (b'{"text": "\\ud83d\\ude00"}\n' + b"[" * 200_000 + b"\n", "line 2 is not JSON", 1),
     "d.jsonl": (b'{"text": "a"}\n{"n": 3}\n', "line 2 has no field with text", 1),
-    "e.csv": (b"text,id\na,1\nb\n", "row 2 has another number of fields", 1),
+    "e.csv": (b"text,id\na,1\nb\n", "line 3 has another number of fields", 1),
+    "i.csv": (b'text,id\n"a\nb",1\n"c" d,2\ne,3\n', "line 4 is not a row of a table", 2),
+    "j.csv": (b"text,id\na,1\n\xe5,2\nb,3\n", "line 3 is not utf-8: it has the byte 0xe5", 2),
+    "k.csv": (b'text,id\n"a,1\nb,2\nc,3\n', "line 2 is not a row of a table", 2),
     "f.json": (b'[{"text": "a"}, 3]', "entry 2 is not a JSON object", 1),
 }
 
@@ -136,6 +140,26 @@ def test_broken_rows_are_named_or_counted(tmp_path: Path, name: str) -> None:
     assert len(texts(tmp_path / name, bad=bad)) == good
     assert bad.count == 1
     assert name in bad.shown[0]
+
+
+def test_a_field_of_any_length_is_read_and_nothing_else_is_changed(tmp_path: Path) -> None:
+    before = csv.field_size_limit()
+    (tmp_path / "a.csv").write_text(f"text\n{'x' * 140_000}\n\n", encoding="utf-8")
+    assert [len(t) for t in texts(tmp_path / "a.csv")] == [140_000]
+    assert csv.field_size_limit() == before
+    (tmp_path / "a.csv").write_bytes(b"te\xe5xt\na\n")
+    with pytest.raises(KlypeError, match=r"a\.csv line 1 is not utf-8"):
+        texts(tmp_path / "a.csv", bad=BadRows(skip=True))  # there is nothing to read its rows by
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-32", "utf-8-sig", "utf-8", "latin-1"])
+def test_tables_in_other_encodings(tmp_path: Path, encoding: str) -> None:
+    words = ["på øya", "bla\u010a"] if encoding.startswith("utf") else ["på øya"]  # 0x0a within a character
+    content = {"a.jsonl": "".join(json.dumps({"text": w}, ensure_ascii=False) + "\n" for w in words)}
+    content["a.csv"] = "text\n" + "".join(f"{w}\n" for w in words)
+    for name, text in content.items():
+        (tmp_path / name).write_bytes(text.encode(encoding))
+        assert texts(tmp_path / name, encoding=encoding) == words
 
 
 def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:

@@ -19,14 +19,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from klype.data.fields import of_language, row_text
+from klype.data.separated import separated
 from klype.errors import KlypeError, UsageError
 
 PLAIN = (".txt", ".md", ".text", ".markdown")
 TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+LINES = (".jsonl", ".ndjson", ".csv", ".tsv")  # a row's number is that of its (first) line
 PACKED = (".gz", ".zst")
+_SAVE = "Save it as UTF-8 (klype run and klype train take --encoding, often latin-1)."
 _BLOCK = 16 * 2**20  # bytes of a plain file that are read at a time
 _SHOWN = 20  # bad rows that are kept to be shown; all are counted
 _NAMED = 3  # of them that are said in the terminal
+
+
+class UnicodeFaultError(KlypeError):
+    """Bytes that are not in the encoding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +134,7 @@ def files_of(paths: Paths, kinds: tuple[str, ...] = PLAIN + TABLES) -> list[Path
 
 
 def read_rows(file: Path, options: TextOptions | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows of a table: number from 1 (in .jsonl the line's) and fields. Raises KlypeError for a broken file."""
+    """Rows of a table: number from 1 (in .jsonl and .csv the line's) and fields. KlypeError for a broken file."""
     options = options or TextOptions()
     kind = kind_of(file)
     if kind in (".jsonl", ".ndjson"):
@@ -143,7 +151,7 @@ def read_rows(file: Path, options: TextOptions | None = None) -> Iterator[tuple[
 
 def place(file: Path, number: int) -> str:
     """A row in words: its file, and the line or row that ``read_rows`` numbers it by."""
-    return f"{file} {'line' if kind_of(file) in ('.jsonl', '.ndjson') else 'row'} {number}"
+    return f"{file} {'line' if kind_of(file) in LINES else 'row'} {number}"
 
 
 def read_bytes(file: Path) -> bytes:
@@ -164,9 +172,9 @@ def decode(raw: bytes, encoding: str, where: str, offset: int = 0) -> str:
     try:
         return raw.decode(encoding).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        raise KlypeError(
+        raise UnicodeFaultError(
             f"{where} is not {encoding}: byte {offset + error.start} is 0x{raw[error.start]:02x}.",
-            "Save it as UTF-8 (klype run and klype train take --encoding, often latin-1).",
+            _SAVE,
         ) from error
     except LookupError as error:
         raise UsageError(f"There is no encoding {encoding!r}.", "Try utf-8, latin-1 or utf-16.") from error
@@ -175,7 +183,7 @@ def decode(raw: bytes, encoding: str, where: str, offset: int = 0) -> str:
 def _documents(file: Path, options: TextOptions) -> Iterator[TextDocument]:
     if kind_of(file) in TABLES:
         for number, row in read_rows(file, options):
-            text = row_text(_of_language(row, options.language), options.text_field)
+            text = row_text(of_language(row, options.language), options.text_field)
             if text is None:
                 wanted = f'text field "{options.text_field}"' if options.text_field else "field with text"
                 hint = "" if options.bad.skip is None else "Name the field with --text-field, or use --skip-bad."
@@ -193,7 +201,7 @@ def _documents(file: Path, options: TextOptions) -> Iterator[TextDocument]:
 
 def _plain(file: Path, encoding: str) -> Iterator[TextDocument]:
     """The whole file; a large one in parts that end at a line's end, so that it is never all in memory."""
-    wide = encoding.lower().replace("_", "-").startswith(("utf-16", "utf-32"))  # a newline is more than one byte there
+    wide = _is_wide(encoding)
     offset, part, rest = 0, 0, b""
     with _open(file) as stream:
         while block := _read(stream, file, -1 if wide else _BLOCK):
@@ -208,56 +216,45 @@ def _plain(file: Path, encoding: str) -> Iterator[TextDocument]:
         yield TextDocument(decode(rest, encoding, str(file), offset).replace("\r\n", "\n"), str(file), part + 1)
 
 
-def row_text(row: dict[str, Any], name: str = "") -> str | None:
-    """The text of a row: the named field; else title and text (or content, body …); else all fields of text.
-
-    Lists of strings are joined as paragraphs. None when there is no text.
-    """
-    if name:
-        return _joined(row.get(name))
-    main = next((t for n in ("text", "content", "body", "document", "tekst") if (t := _joined(row.get(n)))), None)
-    if main:
-        title = _joined(row.get("title")) or _joined(row.get("tittel"))
-        return main if not title or main.lstrip().startswith(title) else f"{title}\n\n{main}"
-    ignored = ("id", "uid", "licence", "license", "url", "lang", "language", "credits", "source", "split", "word_class")
-    parts = [_joined(value) for name, value in row.items() if name not in ignored and not name.startswith("credits")]
-    return "\n".join(part for part in parts if part) or None
-
-
-def _of_language(row: dict[str, Any], language: str) -> dict[str, Any]:
-    """Without the fields that are the same thing in other languages."""
-    own = {name.removesuffix(f"_{language}") for name in row if language and name.endswith(f"_{language}")}
-    return (
-        {n: v for n, v in row.items() if n.endswith(f"_{language}") or n.rpartition("_")[0] not in own} if own else row
-    )
-
-
-def _joined(value: Any) -> str | None:
-    if isinstance(value, str):
-        return value.strip("\n") or None
-    if isinstance(value, list) and value and all(isinstance(v, str) for v in value):
-        return "\n\n".join(value)
-    return None
+def _is_wide(encoding: str) -> bool:
+    """Whether a newline is other bytes than 0x0a, so that bytes cannot be split into lines."""
+    try:
+        return "\n".encode(encoding) != b"\n"
+    except LookupError:
+        return False  # decode will say so
 
 
 def _json_lines(file: Path, options: TextOptions) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in _decoded_lines(file, options):
+        try:
+            row = _json(line) if line.strip() else None
+        except (ValueError, RecursionError) as error:
+            options.bad.add(f"{file} line {number} is not JSON: {error}.")
+            continue
+        if isinstance(row, dict):
+            yield number, row
+        elif line.strip():
+            options.bad.add(f"{file} line {number} is not a JSON object.")
+
+
+def _decoded_lines(file: Path, options: TextOptions) -> Iterator[tuple[int, str]]:
+    """Lines and their numbers; where bytes cannot be split, a file that is not in its encoding is one bad row."""
+    if _is_wide(options.encoding):
+        try:
+            text = decode(read_bytes(file), options.encoding, str(file))
+        except UnicodeFaultError as error:
+            options.bad.add(error.message, error.hint)
+            return
+        yield from enumerate(io.StringIO(text), 1)
+        return
     offset = 0
     with _open(file) as stream:
         for number, raw in enumerate(_lines(stream, file), 1):
             try:
-                line = decode(raw, options.encoding, f"{file} line {number}", offset)
-                row = _json(line) if line.strip() else None
-            except (ValueError, RecursionError) as error:
-                options.bad.add(f"{file} line {number} is not JSON: {error}.")
-                row = None
-            except KlypeError as error:
+                yield number, decode(raw, options.encoding, f"{file} line {number}", offset)
+            except UnicodeFaultError as error:
                 options.bad.add(error.message, error.hint)
-                row = None
             offset += len(raw)
-            if isinstance(row, dict):
-                yield number, row
-            elif row is not None:
-                options.bad.add(f"{file} line {number} is not a JSON object.")
 
 
 def _json(text: str) -> Any:
@@ -292,15 +289,36 @@ def _json_file(file: Path, options: TextOptions) -> Iterator[tuple[int, dict[str
 
 
 def _csv(file: Path, options: TextOptions, delimiter: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    text = decode(read_bytes(file), options.encoding, str(file))
-    try:
-        for number, row in enumerate(csv.DictReader(io.StringIO(text), delimiter=delimiter, strict=True), 1):
-            if None in row or None in row.values():
-                options.bad.add(f"{file} row {number} has another number of fields than the header.")
-            else:
-                yield number, row
-    except csv.Error as error:
-        raise KlypeError(f"{file} is not a table: {error}.", "Check its quotation marks.") from error
+    """A byte that is no text is kept as half a character (surrogateescape) until the row that it stands in is known."""
+    header: list[str] = []
+    for number, fields in separated(_separated_text(file, options), delimiter):
+        where = place(file, number)
+        strange = isinstance(fields, list) and re.search("[\udc80-\udcff]", "".join(fields))
+        if isinstance(fields, csv.Error):
+            wrong, hint = f"{where} is not a row of a table: {fields}.", "Check its quotation marks."
+        elif strange:
+            wrong, hint = f"{where} is not {options.encoding}: it has the byte 0x{ord(strange[0]) - 0xDC00:02x}.", _SAVE
+        elif header and len(fields) != len(header):
+            wrong, hint = f"{where} has another number of fields than the header.", ""
+        elif header:
+            yield number, dict(zip(header, fields, strict=True))
+            continue
+        else:
+            header = fields
+            continue
+        if not header:
+            raise KlypeError(wrong, hint)  # without the header no row can be read
+        options.bad.add(wrong, hint)
+
+
+def _separated_text(file: Path, options: TextOptions) -> str:
+    raw = read_bytes(file)
+    if not _is_wide(options.encoding):
+        try:
+            return raw.decode(options.encoding, "surrogateescape").removeprefix("\ufeff")
+        except UnicodeError:
+            pass  # an encoding that has no such half characters
+    return decode(raw, options.encoding, str(file))
 
 
 def _parquet(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
