@@ -18,10 +18,12 @@ from klype.data.shards import ABOUT, Documents, ShardWriter, content_hash
 from klype.data.split import BOOK, is_held_out
 from klype.errors import KlypeError
 from klype.runs import pipeline
+from klype.runs.lessons import messages
 from klype.runs.material import gather
 from klype.runs.options import StageOptions
 from klype.runs.recipe import read
 from klype.runs.say import Silent
+from klype.runs.text_subject import TextSubject
 from klype.text.tokenizer import Tokenizer
 
 TEXTS = [f"Reven gikk {i} ganger over isen, og fisken så på. Dag {i} var over." for i in range(200)]
@@ -168,3 +170,47 @@ def test_rows_that_are_skipped_are_said_and_stand_in_the_runs_record(tmp_path: P
         "rows.jsonl line 202",
     ]
     assert any("2 bad rows were skipped" in note and "line 4" in note for note in say.notes)
+
+
+SMALL = ("tokenizer.size=400", "model.width=16", "model.layers=1", "model.heads=2", "model.hidden=32")
+SHORT = ("model.window=64", "examine.questions=5", "rank.limit=8", "align.limit=8")
+
+
+def test_pretraining_needs_no_tasks_and_finetuning_says_so(tmp_path: Path) -> None:
+    rows = [{"text": f"reven {i} gikk over isen og så {i * 7} måker der ute"} for i in range(100)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    given = {"text": (str(tmp_path / "rows.jsonl"),), "steps": 2, "overrides": (*SMALL, *SHORT)}
+    asked = StageOptions.model_validate({**given, "stage": "pretrain", "out": tmp_path / "run"})
+    document = pipeline.train_stage(asked, Silent())
+    assert list(document["figures"]["base"]) == ["bits_per_byte"]
+    (tmp_path / "next").mkdir()
+    then = {**given, "stage": "finetune", "from_": str(tmp_path / "run"), "out": tmp_path / "next"}
+    with pytest.raises(KlypeError, match="no two sentences to make tasks from"):
+        pipeline.train_stage(StageOptions.model_validate(then), Silent())
+
+
+def test_conversations_of_every_form_are_learnt_and_held_out(tmp_path: Path) -> None:
+    first = [{"role": "user", "content": "Hei"}, {"role": "assistant", "content": "Hei du"}]
+    system = [{"role": "system", "content": "Svar kort"}]
+    rows = [
+        {
+            "messages": [
+                *(system if i % 2 else []),
+                *(first if i % 3 else []),
+                {"role": "user", "content": f"Dag {i}?"},
+                {"role": "assistant", "content": f"Sol {i}"},
+                *([{"role": "user", "content": "Takk"}] if i % 5 == 0 else []),
+            ]
+        }
+        for i in range(200)
+    ]
+    (tmp_path / "i.jsonl").write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    options = StageOptions(stage="finetune", instructions=tmp_path / "i.jsonl")
+    subject = TextSubject(read("text", (*SMALL, "model.window=128", *SHORT[1:])), 0, options, BadRows())
+    assert subject.examples is not None
+    assert subject.examples + len(subject.held_out) == 200
+    assert 5 < len(subject.held_out) < 50
+    for question in subject.held_out:
+        row = rows[int(question.prompt.removeprefix("Dag ").rstrip("?"))]["messages"]
+        assert messages(question) == row[: row.index({"role": "user", "content": question.prompt}) + 1]
+        assert question.answers == (f"Sol {question.prompt[4:-1]}",)

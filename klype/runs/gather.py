@@ -32,6 +32,7 @@ from klype.examine.survival import survival
 from klype.model import checkpoint
 from klype.model.transformer import Transformer
 from klype.runs.answering import answer_all, judged, said
+from klype.runs.lessons import messages
 from klype.runs.stages import Run
 from klype.runs.text_subject import TextSubject
 from klype.values import Figure, Question, Sampling, Trace
@@ -50,11 +51,12 @@ def measure_stage(run: Run, name: StageName) -> dict[str, FigureFacts]:
     groups = answer_all(model, run.subject, questions, sampling)
     answers = judged(run.subject, model.config, questions, groups)
     evidence = Evidence(answers, judge=run.subject.judge_name, seed=run.options.seed)
-    figures = {k: f for k, f in measure(evidence).items() if k in MAIN}
+    figures = {k: f for k, f in measure(evidence).items() if k in MAIN} if answers else {}
     figures |= run.subject.knowledge(model, few=(run.options.minutes or 5) < 3)
     if isinstance(run.subject, TextSubject) and name != "base":
         figures |= text_figures(run, run.subject, model, questions, groups)
-    run.record.content.setdefault("costs", {})[name] = cost(run, model, answers)
+    if answers:
+        run.record.content.setdefault("costs", {})[name] = cost(run, model, answers)
     run.record.content.setdefault("scores", {})[name] = [a.score for a in answers]
     run.record.content |= about(run)
     return {k: f.json() for k, f in figures.items()}  # type: ignore[misc]
@@ -219,7 +221,7 @@ def side_by_side(run: Run) -> list[QuestionFacts]:
     return [
         {
             "question": question.question,
-            "context": question.context,
+            "context": " ".join([*(m["content"] for m in messages(question)[:-1]), question.context]).strip(),
             "references": list(question.answers),
             "answers": {name: answers[name][i] if name in answers else None for name in MODELS},
         }

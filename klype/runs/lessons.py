@@ -85,5 +85,6 @@ Asked = Callable[[int], Question]
 
 
 def messages(question: Question, answer: str | None = None) -> list[dict[str, str]]:
-    said = [{"role": "user", "content": question.prompt}]
+    """What was said before the question (``extra["before"]``: messages), the question, and its answer."""
+    said = [*question.extra.get("before", ()), {"role": "user", "content": question.prompt}]
     return said if answer is None else [*said, {"role": "assistant", "content": answer}]

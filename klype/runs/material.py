@@ -17,6 +17,7 @@ from klype.durable import hash_file
 from klype.errors import UsageError
 from klype.examine.facts import DataFacts, Text
 from klype.runs.dictionary import Dictionary, bokmalsordboka, read_articles
+from klype.runs.lessons import messages
 from klype.runs.options import InputOptions
 from klype.runs.recipe import DataSection
 from klype.values import Question, Ranking
@@ -96,9 +97,11 @@ def gather(
 
 
 def held_out(question: Question) -> bool:
-    """A dictionary's by its word, others by their text: a function of the question alone."""
+    """A dictionary's by its word, others by all that is said up to them: a function of the question alone."""
     word = question.extra.get("lemma")
-    return is_held_out(word.lower(), 0.05) if isinstance(word, str) else is_held_out(question.prompt, HELD_OUT)
+    if isinstance(word, str):
+        return is_held_out(word.lower(), 0.05)
+    return is_held_out("\n".join(message["content"] for message in messages(question)), HELD_OUT)
 
 
 def _collected(options: InputOptions, section: DataSection) -> collection.Collection:

@@ -7,7 +7,7 @@ import json
 import random
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from klype.model.transformer import Transformer
 from klype.runs import material
 from klype.runs.dictionary_exam import JUDGE, TASTE, DictionaryExam, is_right
 from klype.runs.lessons import messages
-from klype.runs.options import InputOptions
+from klype.runs.options import InputOptions, StageOptions
 from klype.runs.recipe import Recipe
 from klype.runs.text_measures import TextMeasures
 from klype.runs.wellformed import WellFormed
@@ -121,7 +121,12 @@ class TextSubject:
         """Questions and conversations to learn from, and questions held out; too long ones are left out and counted."""
         rows, known = self._material.conversations, self._material.questions
         if not rows and not known:
-            made = [make_tasks(side, TASKS, self.seed) for side in (self._split.train, self._split.held_out)]
+            try:
+                made = [make_tasks(side, TASKS, self.seed) for side in (self._split.train, self._split.held_out)]
+            except KlypeError:
+                if self._only_text:
+                    return [], [], []
+                raise
             rows = [task.messages for tasks in made for task in tasks]
             self._notes.append(MADE)
         learnt: list[Question] = []
@@ -129,16 +134,19 @@ class TextSubject:
         kept: list[Question] = []
         too_long = 0
         for question, conversation in [*((q, None) for q in known), *((_question(row), row) for row in rows)]:
-            if not self._fits(question.prompt):
-                too_long += 1
+            if not self._fits(question):
+                if conversation and self._fits(replace(question, extra={})) and not material.held_out(question):
+                    taught.append(conversation)  # its end is learnt from
+                else:
+                    too_long += 1
             elif not material.held_out(question):
                 learnt.append(question)
                 taught += (
                     [conversation] if conversation else [messages(question, a) for a in question.answers[:EXAMPLES]]
                 )
-            elif conversation is None or len(conversation) == 2:
+            else:
                 kept.append(question)
-        if not learnt or not kept:
+        if (not learnt or not kept) and not self._only_text:
             raise KlypeError(
                 f"{len(rows) + len(known) - too_long} instructions that fit the model's window are too few to keep "
                 "some back for the examination.",
@@ -154,8 +162,13 @@ class TextSubject:
         random.Random(self.seed).shuffle(kept)
         return learnt, taught, kept
 
-    def _fits(self, asked: str) -> bool:
-        prompt = self.chat.prompt([{"role": "user", "content": asked}])
+    @property
+    def _only_text(self) -> bool:
+        """Whether nothing is done that needs questions."""
+        return isinstance(self.options, StageOptions) and self.options.stage == "pretrain"
+
+    def _fits(self, question: Question) -> bool:
+        prompt = self.chat.prompt(messages(question))
         longest = max(self.recipe.rank.limit, self.recipe.align.limit)
         return len(prompt) + longest <= self.recipe.model.window
 
@@ -163,7 +176,7 @@ class TextSubject:
         """Those that fit and whose question is not one of the examination's."""
         given = self._material.rankings
         kept = {question.prompt for question in self.held_out}
-        fitting = [r for r in given if r.question.prompt not in kept and self._fits(r.question.prompt)]
+        fitting = [r for r in given if r.question.prompt not in kept and self._fits(r.question)]
         if given and not fitting:
             raise KlypeError(
                 f"No preference in {self.options.preferences or self.options.data} fits the model's window."
@@ -285,8 +298,8 @@ class TextSubject:
             start = self.measures.beginning(6)
             prompt = [tokenizer.begin, *tokenizer.encode(start)]
         else:
-            start = self.held_out[mix(self.seed, len(trained)) % len(self.held_out)].question
-            prompt = self.chat.prompt([{"role": "user", "content": start}])
+            question = self.held_out[mix(self.seed, len(trained)) % len(self.held_out)]
+            start, prompt = question.question, self.chat.prompt(messages(question))
         request = Request(tuple(prompt), limit=30, sampling=Sampling(temperature=0.7), stop=stop)
         trace = Engine(model).run([request])[0][0]
         return " ".join(f"{start} … {tokenizer.decode(trace.tokens)}".split())
@@ -298,8 +311,19 @@ class TextSubject:
 
 
 def _question(conversation: Conversation) -> Question:
-    asked, answer = conversation[-2]["content"], conversation[-1]["content"]
-    return Question(hashlib.sha256(asked.encode()).hexdigest()[:12], asked, answers=(answer,))
+    """The last question that is answered, behind what was said before it."""
+    roles = [message["role"] if message["content"].strip() else "" for message in conversation]
+    first = roles.index("user")
+    answer = max(i for i, role in enumerate(roles) if role == "assistant" and i > first)
+    asked = max(i for i, role in enumerate(roles[:answer]) if role == "user")
+    before = conversation[:asked]
+    text = "\n".join(message["content"] for message in conversation[: asked + 1])
+    return Question(
+        hashlib.sha256(text.encode()).hexdigest()[:12],
+        conversation[asked]["content"],
+        answers=(conversation[answer]["content"],),
+        extra={"before": before} if before else {},
+    )
 
 
 class _Asked:
