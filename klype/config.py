@@ -23,7 +23,7 @@ class Settings(BaseModel):
 
 
 def load(kind: type[S], file: Path | None = None, overrides: Iterable[str] = ()) -> S:
-    """Defaults ← the TOML file ← overrides such as ``pretrain.steps=100``, in this order."""
+    """Defaults ← the TOML file ← overrides such as ``pretrain.rows=32``, in this order."""
     read = read_toml(file) if file else {}
     values = overridden(read, overrides)
     try:
@@ -77,7 +77,7 @@ def parse_override(text: str) -> tuple[list[str], Any]:
     name, equals, raw = text.partition("=")
     keys = [key.strip() for key in name.split(".")]
     if not equals or not all(keys):
-        raise UsageError(f"'{text}' is not of the form key=value, such as pretrain.steps=100.")
+        raise UsageError(f"'{text}' is not of the form key=value.")
     try:
         value = tomllib.loads(f"value = {raw.strip()}")
     except tomllib.TOMLDecodeError:

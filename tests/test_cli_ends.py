@@ -5,19 +5,26 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import typer
 
 from klype.cli import guard
+from klype.cli.commands import bias, mistakes, run, train
 from klype.cli.main import call
+from klype.config import load
 from klype.errors import KlypeError, UsageError
+from klype.experiments.bias.lab import LabSettings
+from klype.experiments.mistakes.course import CourseSettings
+from klype.runs import recipe
 
 Captured = pytest.CaptureFixture[str]
 
@@ -75,6 +82,30 @@ def test_torch_without_memory_is_no_bug() -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     hint = "Close other programs or choose a smaller model."
     assert (done.returncode, done.stderr) == (1, f"klype: There is not enough memory for this. {hint}\n")
+
+
+@pytest.mark.parametrize("argv", [[], ["runs"], ["bench"], ["config"]])
+def test_without_a_command_there_is_help_and_nothing_else(argv: list[str], capsys: Captured) -> None:
+    assert klype(*argv) == 2
+    said = capsys.readouterr()
+    assert "Commands" in said.out
+    assert said.err == ""
+
+
+@pytest.mark.parametrize(
+    ("command", "read"),
+    [
+        (run.command, lambda given: recipe.read("world", given)),
+        (train.command, lambda given: recipe.read("text", given)),
+        (bias.command, lambda given: load(LabSettings, overrides=given)),
+        (mistakes.command, lambda given: load(CourseSettings, overrides=given)),
+    ],
+)
+def test_examples_of_settings_work(command: Callable[..., None], read: Callable[[tuple[str, ...]], object]) -> None:
+    shown = get_args(get_type_hints(command, include_extras=True)["setting"])[1].help
+    examples = tuple(re.findall(r"[\w.]+=\w+", shown))
+    assert examples
+    read(examples)
 
 
 def test_a_bug_leaves_its_traceback_in_a_file(home: Path, capsys: Captured) -> None:

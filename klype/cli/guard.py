@@ -33,7 +33,10 @@ def guarded(command: Callable[[list[str]], object], argv: list[str]) -> int:
     except KlypeError as error:
         return tell(error.message, error.hint, error.exit_code)
     except typer.TyperException as error:
-        return tell(error.format_message(), "See: klype --help", error.exit_code)
+        message = error.format_message()
+        return (
+            tell(message, "See: klype --help", error.exit_code) if message else error.exit_code
+        )  # help is out already
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except BrokenPipeError:

@@ -86,5 +86,5 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on where it stopped (
 Force = Annotated[bool, typer.Option("--force", help="Align even when the reward model is too weak.")]
 Human = Annotated[bool, typer.Option("--human", help="You rank, in the terminal, instead of the simulated annotator.")]
 Set = Annotated[
-    list[str] | None, typer.Option("--set", help="A setting of the recipe: pretrain.steps=100. May be repeated.")
+    list[str] | None, typer.Option("--set", help="A setting of the recipe: pretrain.rows=32. May be repeated.")
 ]

@@ -44,7 +44,7 @@ class RunOptions(InputOptions):
 
     ``recipe`` is a recipe's name or a TOML file; empty: "world", or "text" when text or data are given.
     ``out`` is the run's folder (see klype.runs.folder.choose); ``overrides`` are dotted recipe settings
-    ("pretrain.steps=100"); ``human`` ranks in the terminal; ``force`` aligns even with a weak reward model.
+    ("pretrain.rows=32"); ``human`` ranks in the terminal; ``force`` aligns even with a weak reward model.
     ``size``: the model's shape, in place of the recipe's (see recipe.SIZES).
     ``from_``: a MODEL to go on from, whose stages are not done again; ``lora``: the rank of adapters that are trained
     in place of its weights.
