@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import typer
 
+from klype.cli.main import app
 from klype.data.rows import read_questions
 from klype.errors import KlypeError, UsageError
 from klype.examine.facts import read as read_facts
@@ -16,7 +19,7 @@ from klype.preferences.store import Store
 from klype.runs import pipeline
 from klype.runs.folder import read_run
 from klype.runs.options import RunOptions, StageOptions
-from klype.runs.record import resumed_options
+from klype.runs.record import FREE, resumed_options
 from klype.runs.rounds import align_rounds
 from klype.runs.say import Silent
 
@@ -59,6 +62,12 @@ def test_a_world_run_ends_with_three_models_a_reward_and_a_report(world_run: tup
         assert checkpoint.load(folder / stage).tokenizer.vocab_size > 262
     assert {g["name"] for g in document["gates"]} >= {"retrieval_hard", "kl", "s", "seconds"}  # type: ignore[attr-defined]
     assert json.dumps(document)
+
+
+def test_rankings_without_text_say_that_text_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n', encoding="utf-8")
+    with pytest.raises(UsageError, match=r"there is no --text\. .*--text FILES"):
+        life(tmp_path / "run", preferences=tmp_path / "p.jsonl")
 
 
 def test_figures_in_the_report_are_those_in_run_json(world_run: tuple[Path, dict[str, object]]) -> None:
@@ -133,8 +142,32 @@ def test_a_resumed_run_keeps_what_was_asked(tmp_path: Path) -> None:
     saved = RunOptions(minutes=2, seed=5, text=("a.txt",)).model_dump(mode="json")
     kept = resumed_options(RunOptions(resume=True), saved)
     assert (kept.minutes, kept.seed, kept.text) == (2, 5, ("a.txt",))
-    with pytest.raises(UsageError, match="--seed 5, not 6"):
+    with pytest.raises(UsageError, match="with --seed 5, not with --seed 6"):
         resumed_options(RunOptions(resume=True, seed=6), saved)
+
+
+OTHER = {int: 7, float: 0.25, str: "b", bool: True, tuple: ("a.rows=1", "a.width=2")}
+
+
+@pytest.mark.parametrize(("options", "command"), [(RunOptions, "run"), (StageOptions, "train")])
+def test_what_differs_from_the_start_is_named_by_its_option(
+    options: type[RunOptions] | type[StageOptions], command: str
+) -> None:
+    commands = typer.main.get_command(app()).commands  # type: ignore[attr-defined]
+    named = {"STAGE", *(name for parameter in commands[command].params for name in parameter.opts)}
+    begun = {} if options is RunOptions else {"stage": "pretrain"}
+    saved = options.model_validate(begun).model_dump(mode="json")
+    given = {"stage": "finetune", "lora": 3, "steps": 3, "size": "tiny", "minutes": 2.5}
+    paths = {name: Path("b") for name in ("instructions", "preferences", "data")}
+    for name in saved.keys() - FREE:
+        default = options.model_fields[name].default
+        now = options.model_validate({**begun, name: {**given, **paths}.get(name, OTHER.get(type(default)))})
+        with pytest.raises(UsageError, match="This run was started with") as error:
+            resumed_options(now, saved)
+        assert re.findall(r"--[\w-]+|STAGE", error.value.message)[-1] in named, error.value.message
+    now = options.model_validate({**begun, "overrides": OTHER[tuple]})
+    with pytest.raises(UsageError, match=r"without --set, not with --set a\.rows=1 --set a\.width=2"):
+        resumed_options(now, saved)
 
 
 @pytest.fixture(scope="module")

@@ -14,11 +14,6 @@ if TYPE_CHECKING:
     from klype.runs.options import InputOptions
 
 
-def as_option(setting: str) -> str:
-    """A setting's name as it is typed: skip_bad → --skip-bad; the stage is an argument."""
-    return "STAGE" if setting == "stage" else f"--{setting.rstrip('_').replace('_', '-')}"
-
-
 def checked(asked: InputOptions) -> None:
     """Every named file, folder or pattern leads to something, and the encoding has a decoder."""
     try:

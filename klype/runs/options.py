@@ -107,3 +107,10 @@ def recipe_for(options: RunOptions | StageOptions) -> str:
     if not (options.text or options.data or options.instructions):
         return "world"
     return "lora" if options.lora else "text"
+
+
+def as_option(setting: str) -> str:
+    """A setting's name as it is typed: skip_bad → --skip-bad; the stage is an argument."""
+    if setting == "stage":
+        return "STAGE"
+    return "--set" if setting == "overrides" else f"--{setting.rstrip('_').replace('_', '-')}"

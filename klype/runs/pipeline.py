@@ -29,6 +29,7 @@ from klype.runs.subject import Subject
 from klype.text.tokenizer import Tokenizer
 from klype.train import parallel
 from klype.train.rewards import NothingTaughtError
+from klype.words import percents_apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,6 +244,11 @@ def _leave_out(life: Run, stages: tuple[str, ...]) -> None:
 
 
 def _check(options: RunOptions, recipe: Recipe) -> None:
+    if not options.recipe and options.recipe_name == "world" and options.preferences:
+        raise UsageError(
+            "Rankings alone (--preferences) are nothing to learn a language from: there is no --text.",
+            "Give text beside them: --text FILES, or --data FOLDER.",
+        )
     if recipe.kind == "world" and (options.text or options.instructions or options.preferences):
         raise UsageError(
             f"The recipe {options.recipe_name} is about the demo world and takes no text of your own.",
@@ -275,7 +281,7 @@ def _may_start(life: Run, stage: str) -> bool:
     accuracy = life.record.content["reward"]["pair_accuracy"].get("value")
     if accuracy is None or accuracy >= threshold:
         return True
-    shown, wanted = f"{100 * accuracy:.0f} %", f"{100 * threshold:.0f} %"
+    (shown, wanted), (vist, krav) = (percents_apart(accuracy, threshold, lang) for lang in ("en", "nb"))
     if life.options.force:
         life.say.note(f"The reward model agrees with the ranker on {shown} of pairs only; --force aligns all the same.")
         return True
@@ -283,7 +289,7 @@ def _may_start(life: Run, stage: str) -> bool:
         life,
         f"The reward model agrees with its ranker on {shown} of held-out pairs, below {wanted}: aligning to it "
         "would teach something else than what the ranker likes. More rankings help; --force aligns all the same.",
-        f"Belønningsmodellen er enig med den som rangerer i {shown} av parene den ikke har sett, under {wanted}: "
+        f"Belønningsmodellen er enig med den som rangerer i {vist} av parene den ikke har sett, under {krav}: "
         "Å rette modellen etter den ville lære den noe annet enn det rangereren liker. Flere rangeringer hjelper; "
         "--force gjør det likevel.",
     )

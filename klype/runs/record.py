@@ -12,7 +12,7 @@ import psutil
 
 from klype import durable
 from klype.errors import UsageError
-from klype.runs.options import RunOptions, StageOptions
+from klype.runs.options import RunOptions, StageOptions, as_option
 
 Asked = TypeVar("Asked", RunOptions, StageOptions)
 FREE = frozenset(["out", "cache", "processes", "resume", "lang", "force", "human"])
@@ -65,13 +65,23 @@ def resumed_options(options: Asked, saved: dict[str, Any]) -> Asked:
     now = asked(options)
     for name, value in now.items():
         if value not in (saved.get(name), defaults.get(name)):
-            option = name.rstrip("_").replace("_", "-")
             raise UsageError(
-                f"This run was started with --{option} {saved.get(name)}, not {value}.",
+                f"This run was started {_typed(name, saved.get(name))}, not {_typed(name, value)}.",
                 "Leave the option out to go on with it, or choose another --out.",
             )
     kept = {name: getattr(options, name) for name in type(options).model_fields if name in FREE}
     return type(options).model_validate({**saved, **kept})
+
+
+def _typed(name: str, value: Any) -> str:
+    """An option as it was given: "with --set a=1 --set b=2", "without --lora"."""
+    option = as_option(name)
+    if value is None or value is False or value in ("", [], ()):
+        return f"without {option}"
+    if value is True:
+        return f"with {option}"
+    values = value if isinstance(value, list | tuple) else [value]
+    return "with " + " ".join(f"{option} {f'{v:g}' if isinstance(v, float) else v}" for v in values)
 
 
 def write_json(path: Path, content: Any) -> None:

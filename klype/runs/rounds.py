@@ -24,6 +24,7 @@ from klype.runs.subject import Subject
 from klype.runs.watch import Seen
 from klype.train.methods import method
 from klype.values import Question, Verdict
+from klype.words import percents_apart
 
 
 class Tasted:
@@ -120,9 +121,9 @@ def _check(life: Run) -> None:
     accuracy, threshold = found["pair_accuracy"].get("value"), life.recipe.reward.threshold
     needs = method(life.recipe.align.how.method).learns_from == "rollouts"
     if needs and accuracy is not None and accuracy < threshold and not life.options.force:
+        reached, wanted = percents_apart(accuracy, threshold, "en")
         raise KlypeError(
-            f"The reward model agrees with its ranker on {100 * accuracy:.0f} % of held-out pairs, below"
-            f" {100 * threshold:.0f} %.",
+            f"The reward model agrees with its ranker on {reached} of held-out pairs, below {wanted}.",
             "More rankings help; --force aligns all the same.",
         )
 

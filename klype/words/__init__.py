@@ -1,6 +1,17 @@
 """The words klype says, in both languages: one TOML file per catalogue and language (``cli_nb.toml``)."""
 
 from klype.words.catalogue import LANGUAGES, Words, catalogues, words
-from klype.words.numbers import count, figure, number, percent, short
+from klype.words.numbers import count, figure, number, percent, percents_apart, short
 
-__all__ = ["LANGUAGES", "Words", "catalogues", "count", "figure", "number", "percent", "short", "words"]
+__all__ = [
+    "LANGUAGES",
+    "Words",
+    "catalogues",
+    "count",
+    "figure",
+    "number",
+    "percent",
+    "percents_apart",
+    "short",
+    "words",
+]

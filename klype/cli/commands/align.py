@@ -38,12 +38,11 @@ def command(
 ) -> None:
     """Align a run's fine-tuned model with its rankings, and say what came of it."""
     terminal = Terminal(as_json, lang)
-    from klype.cli.inputs import as_option
     from klype.cli.progress import listener
     from klype.config import make
     from klype.runs import folder
     from klype.runs.find import find_model
-    from klype.runs.options import StageOptions
+    from klype.runs.options import StageOptions, as_option
     from klype.train.methods import method as row
 
     if leash and (rounds > 1 or human or beta is not None):

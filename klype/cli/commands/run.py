@@ -39,11 +39,11 @@ def command(
     Without --text: the demo world, a small language in Norwegian and English whose truth is known.
     """
     terminal = Terminal(as_json, lang)
-    from klype.cli.inputs import as_option, checked
+    from klype.cli.inputs import checked
     from klype.cli.team import working
     from klype.config import make
     from klype.runs.find import find_model
-    from klype.runs.options import RunOptions
+    from klype.runs.options import RunOptions, as_option
 
     asked = make(
         RunOptions,

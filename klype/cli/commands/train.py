@@ -60,11 +60,11 @@ def command(
 
 def train(values: dict[str, object], terminal: Terminal) -> None:
     """Checks what was asked, chooses the run's folder, and trains the stage there."""
-    from klype.cli.inputs import as_option, checked
+    from klype.cli.inputs import checked
     from klype.cli.team import working
     from klype.config import make
     from klype.runs.find import find_model
-    from klype.runs.options import StageOptions
+    from klype.runs.options import StageOptions, as_option
 
     asked = make(StageOptions, {**values, "lang": terminal.lang}, spell=as_option)
     checked(asked)
