@@ -61,23 +61,24 @@ def run(options: RunOptions, say: Say) -> dict[str, Any]:
     """
     with parallel.first_alone():
         life = _life(options, say)
-    for name, stage in STAGES.items():
-        if life.record.done(name) or not _may_start(life, name):
-            continue
-        if not stage.shared and parallel.ranks() > 1:
-            if not parallel.is_first():
-                return {}
-            _go_on_alone(life)
-        began = time.perf_counter()
-        try:
-            stage.do(life)
-        except NothingTaughtError:
-            _nothing_to_imitate(life)
-            continue
-        life.record.finish(name, time.perf_counter() - began)
-        if name in MEASURED and parallel.is_first():
-            _measured(life, name)
-    return _report(life) if parallel.is_first() else {}
+    with life.record.under_way():
+        for name, stage in STAGES.items():
+            if life.record.done(name) or not _may_start(life, name):
+                continue
+            if not stage.shared and parallel.ranks() > 1:
+                if not parallel.is_first():
+                    return {}
+                _go_on_alone(life)
+            began = time.perf_counter()
+            try:
+                stage.do(life)
+            except NothingTaughtError:
+                _nothing_to_imitate(life)
+                continue
+            life.record.finish(name, time.perf_counter() - began)
+            if name in MEASURED and parallel.is_first():
+                _measured(life, name)
+        return _report(life) if parallel.is_first() else {}
 
 
 def _go_on_alone(life: Run) -> None:
@@ -117,7 +118,8 @@ def train_stage(options: StageOptions, say: Say) -> dict[str, Any]:
     with parallel.first_alone():
         life = _stage_life(options, say)
     began = time.perf_counter()
-    stage.do(life)
+    with life.record.under_way():
+        stage.do(life)
     if not parallel.is_first():
         return {}
     life.record.finish(options.stage, time.perf_counter() - began)

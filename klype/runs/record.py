@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -48,10 +51,42 @@ class Record:
         self.content["seconds"][stage] = round(self.content["seconds"].get(stage, 0.0) + seconds, 2)
         self.save()
 
+    @contextmanager
+    def under_way(self) -> Iterator[None]:
+        """run.json says which process is at work, and why it failed; an interruption is no failure."""
+        self.content["process"] = this_process()
+        self.content.pop("failure", None)
+        self.content["state"] = "running"
+        self.save()
+        try:
+            yield
+        except Exception as error:
+            if type(error).__name__ == "Interrupted":  # its room imports torch, which a list of runs does without
+                raise
+            self.content["state"], self.content["failure"] = "failed", getattr(error, "message", str(error))
+            with suppress(OSError):
+                self.save()
+            raise
+
     def save(self) -> None:
         self.content["seconds"]["total"] = round(self.elapsed, 2)
         if self._writes:
             write_json(self.folder / "run.json", self.content)
+
+
+def this_process() -> dict[str, Any]:
+    """What tells this process from a later one with the same number."""
+    return {"pid": os.getpid(), "created": psutil.Process().create_time()}
+
+
+def process_lives(about: dict[str, Any]) -> bool:
+    """Whether the process of that number is still the same one."""
+    try:
+        process = psutil.Process(int(about["pid"]))
+        same = abs(process.create_time() - float(about["created"])) < 1.0
+        return same and process.status() != psutil.STATUS_ZOMBIE
+    except (psutil.Error, KeyError, ValueError, TypeError):
+        return False
 
 
 def asked(options: RunOptions | StageOptions) -> dict[str, Any]:

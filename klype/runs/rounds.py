@@ -93,18 +93,21 @@ def one_round(
     life = open_run(folder, options.model_copy(update={"out": folder}), recipe, say, resumed, start.folder)
     bring(start, folder, "rank" if anew else "align")
     tasted = life if flaw is None else replace(life, subject=cast(Subject, Tasted(life.subject, flaw)))
-    for name, stage, own_life in (("rank", rank, tasted), ("reward", reward, life)):
-        if anew and not life.record.done(name):
-            began = time.perf_counter()
-            stage(own_life)
-            life.record.finish(name, time.perf_counter() - began)
-    if flaw is not None:  # the ranker's own ceiling is that of the taste it ranked by
-        own = examined(tasted)
-        life.record.content.setdefault("reward", own).update({name: own[name] for name in ("ceiling", "tau_ceiling")})
-    _check(life)
-    began = time.perf_counter()
-    align(life)
-    life.record.finish("align", time.perf_counter() - began)
+    with life.record.under_way():
+        for name, stage, own_life in (("rank", rank, tasted), ("reward", reward, life)):
+            if anew and not life.record.done(name):
+                began = time.perf_counter()
+                stage(own_life)
+                life.record.finish(name, time.perf_counter() - began)
+        if flaw is not None:  # the ranker's own ceiling is that of the taste it ranked by
+            own = examined(tasted)
+            life.record.content.setdefault("reward", own).update(
+                {name: own[name] for name in ("ceiling", "tau_ceiling")}
+            )
+        _check(life)
+        began = time.perf_counter()
+        align(life)
+        life.record.finish("align", time.perf_counter() - began)
     return _compared(life)
 
 

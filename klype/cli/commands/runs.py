@@ -9,7 +9,7 @@ import typer
 
 from klype.cli import options as o
 from klype.cli.terminal import Terminal
-from klype.errors import KlypeError, UsageError
+from klype.errors import UsageError
 
 Folder = Annotated[Path, typer.Option("--folder", help="Where the runs are.")]
 STAGES = ("base", "finetuned", "aligned")
@@ -28,7 +28,9 @@ def list_runs(
 ) -> None:
     """List the runs in a folder."""
     terminal = Terminal(as_json, lang)
-    found = [summary(place.parent) for place in sorted(folder.glob("*/run.json"))]
+    from klype.runs.overview import overview
+
+    found = [overview(place.parent) for place in sorted(folder.glob("*/run.json"))]
     if not as_json:
         show_list(terminal, folder, found)
     terminal.document({"runs": found}, out)
@@ -70,29 +72,6 @@ def tensorboard(
     terminal.document({"run": str(run), "folder": str(run / FOLDER), "steps": steps})
 
 
-def summary(run: Path) -> dict[str, Any]:
-    """One line about a run; a run.json that cannot be read says why."""
-    from klype.runs.folder import read_run
-
-    try:
-        about = read_run(run)
-    except KlypeError as error:
-        return {"run": str(run), "why": error.message}
-    gates = about.get("gates") or []
-    seconds = about.get("seconds")
-    return {
-        "run": str(run),
-        "recipe": about.get("recipe"),
-        "state": about.get("state"),
-        "seconds": seconds.get("total") if isinstance(seconds, dict) else None,
-        "stages": [
-            stage for stage in ("pretrain", "finetune", "reward", "align") if (run / stage / "config.json").exists()
-        ],
-        "gates_passed": sum(bool(gate.get("passed")) for gate in gates),
-        "gates": len(gates),
-    }
-
-
 def stages_of(about: dict[str, Any]) -> dict[str, Any]:
     """The figures of every stage that a run.json holds; None for a stage that was not reached."""
     stages = about.get("figures")
@@ -101,24 +80,46 @@ def stages_of(about: dict[str, Any]) -> dict[str, Any]:
 
 def show_list(terminal: Terminal, folder: Path, found: list[dict[str, Any]]) -> None:
     from klype.cli.progress import print_table
-    from klype.words import number
 
     w = terminal.words
     if not found:
         terminal.say("runs.none", folder=folder)
         return
-    rows = []
-    for run in found:
-        name = Path(run["run"]).name
-        if "why" in run:
-            rows.append([name, w("runs.unreadable", why=run["why"]), "", "", "", ""])
-            continue
-        seconds = number(run["seconds"], terminal.lang, 0) if run["seconds"] is not None else "\u2013"
-        gates = f"{run['gates_passed']}/{run['gates']}" if run["gates"] else "\u2013"
-        state = w(f"runs.{run['state']}") if run["state"] in ("done", "running") else "\u2013"
-        rows.append([name, str(run["recipe"] or "\u2013"), state, seconds, " ".join(run["stages"]), gates])
-    columns = [w(f"runs.{key}") for key in ("run", "recipe", "state", "seconds", "stages", "gates")]
+    width = terminal.console.width
+    keys = ["run", "state", "seconds", "figures"]
+    keys += [*(["parameters", "megabytes"] if width >= 80 else []), *(["parent"] if width >= 100 else [])]
+    keys += ["recipe"] if width >= 120 else []
+    columns = [w(f"runs.{key}") for key in keys]
+    rows = [[_cell(terminal, run, key) for key in keys] for run in found]
     print_table(terminal.console, w("runs.title", folder=folder), columns, rows)
+    for run in found:
+        if why := run.get("why") or run.get("failure"):
+            terminal.say("runs.because", run=Path(run["run"]).name, why=why)
+
+
+def _cell(terminal: Terminal, run: dict[str, Any], key: str) -> str:
+    from klype.words import count, number
+
+    w, lang, none = terminal.words, terminal.lang, "\u2013"
+    if key == "run":
+        return Path(run["run"]).name
+    if "why" in run:
+        return w("runs.unreadable") if key == "state" else ""
+    if key == "state":
+        text = w(f"runs.{run['state']}")
+        if run["state"] == "finished" or not run["stage"]:
+            return text
+        of = f" {run['step'] or 0}/{run['steps']}" if run["steps"] else ""
+        return f"{text}: {run['stage']}{of}"
+    if key == "seconds":
+        return number(run["trained_s"], lang, 0)
+    if key == "megabytes":
+        return number(run["bytes"] / 1e6, lang, 1)
+    if key == "parameters":
+        return count(run[key], lang) if run[key] else none
+    if key == "figures":
+        return ", ".join(f"{name} {number(f['value'], lang)}" for name, f in run[key].items()) or none
+    return Path(run[key]).name if run[key] and key == "parent" else str(run[key] or none)
 
 
 def show_comparison(terminal: Terminal, runs: list[dict[str, Any]]) -> None:
