@@ -19,7 +19,7 @@ from klype.preferences.store import Store
 from klype.runs import pipeline
 from klype.runs.folder import read_run
 from klype.runs.options import RunOptions, StageOptions
-from klype.runs.record import FREE, resumed_options
+from klype.runs.record import FREE, asked, resumed_options
 from klype.runs.rounds import align_rounds
 from klype.runs.say import Silent
 
@@ -139,9 +139,9 @@ def test_resumed_is_straight(stage: str, world_run: tuple[Path, dict[str, object
 
 
 def test_a_resumed_run_keeps_what_was_asked(tmp_path: Path) -> None:
-    saved = RunOptions(minutes=2, seed=5, text=("a.txt",)).model_dump(mode="json")
-    kept = resumed_options(RunOptions(resume=True), saved)
-    assert (kept.minutes, kept.seed, kept.text) == (2, 5, ("a.txt",))
+    saved = asked(RunOptions(minutes=2, seed=5, text=("a.txt",), data=Path("hf:a/b")))
+    kept = resumed_options(RunOptions(resume=True, text=("a.txt",)), saved)
+    assert (kept.minutes, kept.seed, kept.text, kept.data) == (2, 5, (str(Path("a.txt").absolute()),), Path("hf:a/b"))
     with pytest.raises(UsageError, match="with --seed 5, not with --seed 6"):
         resumed_options(RunOptions(resume=True, seed=6), saved)
 

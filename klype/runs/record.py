@@ -20,6 +20,7 @@ from klype.runs.options import RunOptions, StageOptions, as_option
 Asked = TypeVar("Asked", RunOptions, StageOptions)
 FREE = frozenset(["out", "cache", "processes", "resume", "lang", "force", "human"])
 """Options that may differ when a run is resumed."""
+PLACES = frozenset(["text", "instructions", "preferences", "data", "from_"])
 
 
 class Record:
@@ -91,7 +92,17 @@ def process_lives(about: dict[str, Any]) -> bool:
 
 def asked(options: RunOptions | StageOptions) -> dict[str, Any]:
     """What a resumed run must agree with."""
-    return {k: v for k, v in options.model_dump(mode="json").items() if k not in FREE}
+    content = {k: v for k, v in options.model_dump(mode="json").items() if k not in FREE}
+    return {k: _from_anywhere(v) if k in PLACES else v for k, v in content.items()}
+
+
+def _from_anywhere(place: Any) -> Any:
+    """A path as it is from any folder, since a run is gone on with from another one; other names as they are."""
+    if isinstance(place, list | tuple):
+        return [_from_anywhere(one) for one in place]
+    if not place or str(place).startswith("hf:"):
+        return place
+    return os.path.abspath(os.path.expanduser(place))
 
 
 def resumed_options(options: Asked, saved: dict[str, Any]) -> Asked:
