@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
+import subprocess
+import sys
 from datetime import date
 from pathlib import Path
 
@@ -89,6 +93,49 @@ def test_a_folder_that_stays_empty_goes_away(tmp_path: Path) -> None:
     with folder.chosen("world", tmp_path / "run", False, DAY) as place:
         (place / "run.json").write_text("{}", encoding="utf-8")
     assert (tmp_path / "run" / "run.json").exists()
+
+
+HOLDING = (
+    "import sys, pathlib, datetime; from klype.runs.folder import chosen\n"
+    "with chosen('world', pathlib.Path(sys.argv[1]), True, datetime.date.today()): print(flush=True); sys.stdin.read()"
+)
+
+
+def test_a_folder_is_one_process_s_until_it_ends_however_it_ends(tmp_path: Path, capsys: Captured) -> None:
+    run = run_of(tmp_path / "run")
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDING, str(run)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as p:
+        assert p.stdout is not None
+        p.stdout.readline()
+        for argv in (["run", "--resume"], ["train", "pretrain", "--steps", "1", "--resume"]):
+            assert guard.guarded(call, [*argv, "--out", str(run)]) == 2
+            assert capsys.readouterr().err == (
+                f"klype: {run} is being trained by process {p.pid}. Wait for it or stop it, or choose another --out.\n"
+            )
+        p.kill()
+    assert (run / ".lock").exists()
+    for _ in range(2):  # one after the other
+        with folder.chosen("world", run, True, DAY):
+            pass
+    assert [p.name for p in run.iterdir()] == ["run.json"]
+
+
+def test_what_a_killed_process_left_of_its_lock_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / ".lock").write_text("1", encoding="utf-8")
+    with folder.chosen("world", tmp_path, False, DAY) as place:
+        second = folder.chosen("world", place, False, DAY)
+        with pytest.raises(UsageError, match=f"by process {os.getpid()}"):
+            second.__enter__()
+
+
+def test_a_disk_without_locks_is_no_hindrance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(handle: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with folder.chosen("world", tmp_path, True, DAY) as place, folder.chosen("world", place, True, DAY) as again:
+        assert again == tmp_path
 
 
 def test_an_existing_run_stops_the_command(tmp_path: Path, capsys: Captured) -> None:

@@ -11,17 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from klype.errors import KlypeError, UsageError
+from klype.runs import lock
 
 RUNS = Path("runs")
 
 
 @contextmanager
 def chosen(recipe: str, out: Path | None, resume: bool, today: date) -> Iterator[Path]:
-    """The folder of a run, for as long as the run lasts; what was made for it and stayed empty goes afterwards."""
+    """The folder of a run, this process's alone for as long as the run lasts; what was made for it and stayed empty
+    goes afterwards. UsageError when another process is at work in it."""
     place = plan(recipe, out, resume, today)
     new = [folder for folder in (place, *place.parents) if not folder.exists()]
     try:
-        yield _writable(place)
+        with lock.held(_writable(place)):
+            yield place
     finally:
         with suppress(OSError):  # the first one that holds something ends this
             for folder in new:
@@ -47,7 +50,7 @@ def plan(recipe: str, out: Path | None, resume: bool, today: date, base: Path = 
         folder = out
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file, not a folder for a run.", "Choose another --out.")
-    if not resume and folder.is_dir() and any(folder.iterdir()):
+    if not resume and folder.is_dir() and any(file.name != lock.LOCK for file in folder.iterdir()):
         raise UsageError(f"{folder} exists already.", "Add --resume to go on with it, or choose another --out.")
     return folder
 
