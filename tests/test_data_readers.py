@@ -307,3 +307,25 @@ def test_questions(tmp_path: Path) -> None:
     with pytest.raises(KlypeError) as caught:
         read_questions(lines(tmp_path / "r.jsonl", row), BadRows(skip=False))
     assert "--skip-bad" in caught.value.hint
+
+
+def test_a_data_set_that_was_saved_is_its_rows(tmp_path: Path) -> None:
+    table = pyarrow.Table.from_pylist([{"text": "Reven sov."}, {"text": "Fisken sov."}])
+    for part in ("train", "test"):
+        (tmp_path / part).mkdir()
+        for name in ("state.json", "dataset_info.json"):
+            (tmp_path / part / name).write_text('{"description": "about"}', encoding="utf-8")
+        for name in ("data-00000-of-00001.arrow", "cache-5e1f.arrow"):
+            with pyarrow.ipc.new_stream(tmp_path / part / name, table.schema) as stream:
+                stream.write_table(table if name.startswith("data") else table.slice(1))
+    (tmp_path / "dataset_dict.json").write_text('{"splits": ["train", "test"]}', encoding="utf-8")
+    assert [file.name for file in files_of(tmp_path)] == ["data-00000-of-00001.arrow"] * 2
+    assert texts(tmp_path / "train") == texts(tmp_path) == ["Reven sov.", "Fisken sov."]
+    with pyarrow.ipc.new_file(tmp_path / "a.arrow", table.schema) as file:
+        file.write_table(table)
+    assert texts(tmp_path / "a.arrow") == ["Reven sov.", "Fisken sov."]
+    raw = (tmp_path / "train" / "data-00000-of-00001.arrow").read_bytes()
+    for broken in (b"", b"no arrow", raw[: len(raw) // 2]):
+        (tmp_path / "a.arrow").write_bytes(broken)
+        with pytest.raises(KlypeError, match=r"a\.arrow"):
+            texts(tmp_path / "a.arrow")

@@ -1,4 +1,4 @@
-"""Files to documents and rows: .txt, .md, .jsonl, .json, .csv, .tsv, .parquet, also as .gz or .zst; folders and globs.
+"""Files to documents and rows: text, JSON, CSV, Parquet and Arrow, also as .gz or .zst; folders and globs.
 
 A file that cannot be read, a broken line or a row without what is needed stops the reading and is named; with
 ``skip_bad`` such rows are left out and counted in a `BadRows`.
@@ -24,7 +24,7 @@ from klype.data.separated import separated
 from klype.errors import KlypeError, UsageError
 
 PLAIN = (".txt", ".md", ".text", ".markdown")
-TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 LINES = (".jsonl", ".ndjson", ".csv", ".tsv")  # a row's number is that of its (first) line
 PACKED = (".gz", ".zst")
 _SAVE = "Save it as UTF-8 (klype run and klype train take --encoding, often latin-1)."
@@ -87,7 +87,7 @@ class TextOptions:
     bad: BadRows = field(default_factory=BadRows)
 
 
-_NO_DATA = re.compile(r"(licen[cs]e|copying|readme)\b", re.IGNORECASE)
+_NO_DATA = re.compile(r"(licen[cs]e|copying|readme)\b|dataset_dict\.json$", re.IGNORECASE)
 
 Paths = str | Path | Sequence[str | Path]
 
@@ -114,7 +114,8 @@ def read_texts(paths: Paths, options: TextOptions | None = None) -> Iterator[Tex
 def files_of(paths: Paths, kinds: tuple[str, ...] = PLAIN + TABLES) -> list[Path]:
     """Files, and those of some kinds in folders and globs; each once, sorted within its folder or glob.
 
-    In a folder, hidden files and those named LICENCE, LICENSE, COPYING or README are left out.
+    In a folder, hidden files and those named LICENCE, LICENSE, COPYING or README are left out, and of a data set that
+    ``datasets`` saved there all but its rows.
     """
     found: dict[Path, None] = {}
     for given in [paths] if isinstance(paths, (str, Path)) else paths:
@@ -123,7 +124,9 @@ def files_of(paths: Paths, kinds: tuple[str, ...] = PLAIN + TABLES) -> list[Path
             matches = [path]
         elif path.is_dir():
             inside = (p for p in path.rglob("*") if kind_of(p) in kinds and p.is_file())
-            matches = sorted(p for p in inside if not _NO_DATA.match(p.name) and not _hidden(p, path))
+            matches = sorted(
+                p for p in inside if not _NO_DATA.match(p.name) and not _hidden(p, path) and not _beside_rows(p)
+            )
         else:
             matches = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
         if not matches:
@@ -143,8 +146,8 @@ def read_rows(file: Path, options: TextOptions | None = None) -> Iterator[tuple[
         yield from _json_file(file, options)
     elif kind in (".csv", ".tsv"):
         yield from _csv(file, options, "\t" if kind == ".tsv" else ",")
-    elif kind == ".parquet":
-        yield from _parquet(file)
+    elif kind in (".parquet", ".arrow"):
+        yield from _columns(file)
     else:
         raise UsageError(f"{file} is no table of rows.", _readable(TABLES))
 
@@ -321,19 +324,34 @@ def _separated_text(file: Path, options: TextOptions) -> str:
     return decode(raw, options.encoding, str(file))
 
 
-def _parquet(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _columns(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     from pyarrow import ArrowException
-    from pyarrow.parquet import ParquetFile
 
     try:
         number = 0
-        source = io.BytesIO(read_bytes(file)) if file.suffix in PACKED else file
-        for batch in ParquetFile(source).iter_batches(batch_size=1024):
+        for batch in _batches(file):
             for row in batch.to_pylist():
                 number += 1
                 yield number, row
     except (ArrowException, OSError) as error:
-        raise KlypeError(f"{file} is not a Parquet file that can be read: {error}.", "Fetch it again.") from error
+        named = "a Parquet" if kind_of(file) == ".parquet" else "an Arrow"
+        raise KlypeError(f"{file} is not {named} file that can be read: {error}.", "Fetch it again.") from error
+
+
+def _batches(file: Path) -> Iterator[Any]:
+    """Of Parquet, and of both of Arrow's formats: streams (of the package datasets) and files."""
+    import pyarrow
+    from pyarrow.parquet import ParquetFile
+
+    source = pyarrow.BufferReader(read_bytes(file)) if file.suffix in PACKED else pyarrow.memory_map(str(file))
+    if kind_of(file) == ".parquet":
+        return iter(ParquetFile(source).iter_batches(batch_size=1024))
+    is_file = source.read(6) == b"ARROW1"
+    source.seek(0)
+    if not is_file:
+        return iter(pyarrow.ipc.open_stream(source))
+    reader = pyarrow.ipc.open_file(source)
+    return map(reader.get_batch, range(reader.num_record_batches))
 
 
 def _open(file: Path) -> IO[bytes]:
@@ -365,6 +383,12 @@ def kind_of(file: Path) -> str:
 
 def _hidden(file: Path, folder: Path) -> bool:
     return any(part.startswith(".") for part in file.relative_to(folder).parts)
+
+
+def _beside_rows(file: Path) -> bool:
+    """Whether ``save_to_disk`` of the package datasets wrote it beside the rows, or it was cached there."""
+    saved = all((file.parent / name).is_file() for name in ("state.json", "dataset_info.json"))
+    return saved and not (file.suffix == ".arrow" and file.name.startswith("data-"))
 
 
 def _readable(kinds: Sequence[str]) -> str:

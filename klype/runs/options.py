@@ -18,7 +18,7 @@ Language = Literal["nb", "en"]
 class InputOptions(Settings):
     """Where the data come from and how strictly they are read; shared by whole runs and single stages.
 
-    ``text``: files, folders or globs (.txt, .md, .jsonl, .parquet); ``instructions`` and ``preferences``: JSONL files;
+    ``text``: files, folders or globs (.txt, .md, .jsonl, .arrow …); ``instructions`` and ``preferences``: JSONL files;
     ``data``: a folder of texts, questions with answers and rankings, sorted by what they are, or ``hf:owner/name``.
     ``text_field``: the field of a row that holds the text (empty: found out).
     ``skip_bad`` counts broken rows and goes on instead of stopping at the first. ``out``: the run's folder. ``cache``:
