@@ -19,9 +19,11 @@ from klype.preferences.store import Store
 from klype.runs import pipeline
 from klype.runs.folder import read_run
 from klype.runs.options import RunOptions, StageOptions
+from klype.runs.recipe import read
 from klype.runs.record import FREE, asked, resumed_options
 from klype.runs.rounds import align_rounds
 from klype.runs.say import Silent
+from klype.text.tokenizer import Tokenizer
 
 TINY = (
     "model.width=16",
@@ -68,6 +70,14 @@ def test_rankings_without_text_say_that_text_is_missing(tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n', encoding="utf-8")
     with pytest.raises(UsageError, match=r"there is no --text\. .*--text FILES"):
         life(tmp_path / "run", preferences=tmp_path / "p.jsonl")
+
+
+def test_a_model_without_chat_template_is_told_how_to_get_one(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.train(["a b c"], 300)
+    tokenizer.template = None
+    recipe = read("world", WORLD)
+    with pytest.raises(KlypeError, match=r"has no chat template.*as chat_template\.jinja"):
+        pipeline._subject(recipe, StageOptions(stage="finetune"), tokenizer)
 
 
 def test_figures_in_the_report_are_those_in_run_json(world_run: tuple[Path, dict[str, object]]) -> None:

@@ -198,6 +198,8 @@ def open_run(
     if resumed:
         record = Record(folder, read_run(folder), parallel.is_first())
         options = options.model_copy(update={"resume": True})
+        if "inputs" not in record.content:
+            raise UsageError("This run was begun by an earlier klype.", "Start another one, with another --out.")
         hashes = inputs.unchanged(options, record.content["inputs"])
     else:
         minutes = options.minutes or 0.0
@@ -225,6 +227,11 @@ def open_run(
 def _subject(
     recipe: Recipe, options: InputOptions, bad: BadRows, tokenizer: Tokenizer | None, hashes: Mapping[str, str]
 ) -> Subject:
+    if tokenizer is not None and tokenizer.template is None:
+        raise KlypeError(
+            "The model to start from has no chat template, which says how questions and answers are written.",
+            "Put one beside its weights, as chat_template.jinja (that of its maker's chat model, say).",
+        )
     seed: int = getattr(options, "seed", 0)
     if recipe.kind == "world":
         from klype.runs.world_subject import WorldSubject
