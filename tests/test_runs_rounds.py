@@ -12,9 +12,10 @@ import torch
 from klype.errors import KlypeError, UsageError
 from klype.model import checkpoint
 from klype.model.transformer import Transformer
+from klype.runs.inherited import recipe_of
 from klype.runs.leash import leash_demo, verdict
 from klype.runs.options import StageOptions
-from klype.runs.pipeline import recipe_of, start_of
+from klype.runs.pipeline import start_of
 from klype.runs.recipe import read
 from klype.runs.rounds import align_rounds
 from klype.runs.say import Silent

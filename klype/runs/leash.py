@@ -14,8 +14,9 @@ from klype.model import checkpoint
 from klype.preferences.tastes import taste as read_taste
 from klype.runs.comparing import compare, gained, signed
 from klype.runs.find import Found
+from klype.runs.inherited import recipe_of, with_inputs_of
 from klype.runs.options import StageOptions
-from klype.runs.pipeline import open_run, recipe_of, start_of, with_inputs_of
+from klype.runs.pipeline import open_run, start_of
 from klype.runs.record import write_json
 from klype.runs.rounds import one_round
 from klype.runs.say import Say

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from klype.config import make, overridden
 from klype.data.readers import BadRows
 from klype.errors import KlypeError, UsageError
 from klype.examine import report
@@ -20,6 +19,7 @@ from klype.runs.aligning import align, reward
 from klype.runs.find import Found, find_model, holds_weights
 from klype.runs.folder import read_run
 from klype.runs.gather import MODELS, about, gather, measure_stage
+from klype.runs.inherited import recipe_of, with_inputs_of
 from klype.runs.options import InputOptions, RunOptions, StageOptions, recipe_for
 from klype.runs.recipe import Recipe, read
 from klype.runs.record import Asked, Record, resumed_options
@@ -51,7 +51,6 @@ STAGES = {
     "align": Stage(align, "finetune", ("rank", "reward")),
 }
 MEASURED = {stage: name for name, stage in MODELS.items()}
-INPUTS = ("text", "instructions", "preferences", "data", "encoding", "text_field", "skip_bad")
 
 
 def run(options: RunOptions, say: Say) -> dict[str, Any]:
@@ -159,26 +158,6 @@ def _as_of(start: Found | None, options: StageOptions) -> tuple[StageOptions, Re
     if start is None or own is options:
         return options, read(recipe_for(options), options.overrides, options.size)
     return own, recipe_of(start, options)
-
-
-def with_inputs_of(start: Found | None, options: StageOptions) -> StageOptions:
-    """With the texts, questions and rankings that the run was given, where none are given now."""
-    given = options.text or options.data or options.instructions or options.preferences
-    content = read_run(start.run) if start is not None and start.run is not None and not given else {}
-    if not {"settings", "asked"} <= content.keys():
-        return options
-    asked = {name: content["asked"][name] for name in INPUTS if name in content["asked"]}
-    return make(StageOptions, {**options.model_dump(), **asked})
-
-
-def recipe_of(start: Found, options: StageOptions) -> Recipe:
-    """The run's own recipe, with what is overridden now. UsageError for a model without a run."""
-    if start.run is None:
-        raise UsageError(f"{options.from_} is no run with a fine-tuned model.", "Give a run's folder.")
-    saved = read_run(start.run).get("settings")
-    if saved is None:
-        raise KlypeError(f"The run {start.run} does not say what recipe made it.")
-    return make(Recipe, overridden(saved, options.overrides))
 
 
 def start_of(options: StageOptions) -> Found:

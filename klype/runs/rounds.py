@@ -14,8 +14,9 @@ from klype.runs.aligning import align, examined, reward
 from klype.runs.comparing import compare, verdict
 from klype.runs.find import Found
 from klype.runs.folder import read_run
+from klype.runs.inherited import recipe_of, with_inputs_of
 from klype.runs.options import StageOptions
-from klype.runs.pipeline import bring, open_run, recipe_of, start_of, with_inputs_of
+from klype.runs.pipeline import bring, open_run, start_of
 from klype.runs.recipe import Recipe
 from klype.runs.record import write_json
 from klype.runs.say import Say
