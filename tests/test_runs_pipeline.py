@@ -11,6 +11,7 @@ import pytest
 import typer
 
 from klype.cli.main import app
+from klype.data.readers import BadRows
 from klype.data.rows import read_questions
 from klype.errors import KlypeError, UsageError
 from klype.examine.facts import read as read_facts
@@ -77,7 +78,7 @@ def test_a_model_without_chat_template_is_told_how_to_get_one(tmp_path: Path) ->
     tokenizer.template = None
     recipe = read("world", WORLD)
     with pytest.raises(KlypeError, match=r"has no chat template.*as chat_template\.jinja"):
-        pipeline._subject(recipe, StageOptions(stage="finetune"), tokenizer)
+        pipeline._subject(recipe, StageOptions(stage="finetune"), BadRows(), tokenizer, {})
 
 
 def test_figures_in_the_report_are_those_in_run_json(world_run: tuple[Path, dict[str, object]]) -> None:

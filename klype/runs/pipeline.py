@@ -50,6 +50,7 @@ STAGES = {
     "reward": Stage(reward, "finetune", ("rank",)),
     "align": Stage(align, "finetune", ("rank", "reward")),
 }
+SHORTEST = 2  # minutes of a run that ends in time
 MEASURED = {stage: name for name, stage in MODELS.items()}
 
 
@@ -100,6 +101,10 @@ def _life(options: RunOptions, say: Say) -> Run:
     if start is not None:
         _leave_out(life, done_already(start, options))
     say.note(_promise(life))
+    if options.minutes < SHORTEST:
+        say.note(
+            f"Rankings and the examination alone take about a minute: under {SHORTEST} it takes longer than asked."
+        )
     return life
 
 
