@@ -141,6 +141,20 @@ def test_texts_of_a_folder_are_in_the_shards_beside_the_users_own(tmp_path: Path
         assert len({row["name"] for row in material.data}) == 60  # as many as are shown
 
 
+@pytest.mark.parametrize("memory", [64.0, 0.0001])
+def test_texts_that_nearly_repeat_others_are_left_out_where_that_is_wanted(tmp_path: Path, memory: float) -> None:
+    pytest.importorskip("datasketch")
+    long = " ".join(f"ord{i}" for i in range(200))
+    for name, text in (("a", long), ("b", f"{long} nytt"), ("c", "noe helt annet som ikke likner på det andre")):
+        (tmp_path / f"{name}.txt").write_text(text, encoding="utf-8")
+    options = StageOptions.model_validate({"stage": "pretrain", "text": (str(tmp_path),)})
+    for near, kept in ((0.0, 3), (0.8, 2)):
+        settings = read("text", (f"data.near={near}", f"data.memory_megabytes={memory}")).data
+        material = gather(options, settings, BadRows())
+        assert sum(1 for _ in material.texts()) == kept
+        assert any("nearly repeat" in note["en"] and "b.txt" in note["en"] for note in material.notes) == (kept == 2)
+
+
 def test_documents_follow_others(tmp_path: Path) -> None:
     first, second = Documents.of([[1, 2], [3]]), Documents.of([[4], [5, 6]])
     both = first.followed_by(second)

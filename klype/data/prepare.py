@@ -78,7 +78,7 @@ def near_duplicates(threshold: float = 0.8) -> IsNew:
     except ImportError:
         raise KlypeError(
             "Texts that nearly repeat others are found by the package datasketch, which is not installed.",
-            "pip install 'klype[data]', or leave out --near.",
+            "pip install 'klype[data]', or leave them in (data.near = 0).",
         ) from None
     index = MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS)
     number = 0

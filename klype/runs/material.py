@@ -9,6 +9,7 @@ from itertools import chain, islice
 from pathlib import Path
 
 from klype.data import collection, hub
+from klype.data.prepare import near_duplicates
 from klype.data.readers import BadRows, TextDocument, TextOptions, files_of, read_texts
 from klype.data.rows import Conversation, read_instructions, read_preferences
 from klype.data.split import Split, is_held_out, is_sampled, split, unique, units
@@ -70,7 +71,8 @@ def gather(
     reading = TextOptions(options.encoding, options.text_field, section.language, bad)
     read: set[str] = set()
     documents: list[TextDocument] = []
-    for document in _texts(own, found.of("text"), reading):
+    left: list[str] = []
+    for document in _without_near(_texts(own, found.of("text"), reading), section.near, left):
         read.add(document.source)
         documents += [unit for unit in units(document) if share == 1 or is_sampled(unit.text, share)]
     if not read and dictionary is None:  # rows of conversations alone: their answers are the text
@@ -79,7 +81,7 @@ def gather(
         ]
     material = Material(_split(documents, dictionary), said, dictionary=dictionary, share=share)
     again = replace(reading, bad=BadRows(skip=bad.skip))  # bad rows are counted once
-    material.texts = lambda: _texts(own, found.of("text"), again)
+    material.texts = lambda: _without_near(_texts(own, found.of("text"), again), section.near, [])
     orders = {file: _rankings([file], section.language, bad) for file in ranked}
     material.rankings = [ranking for own in orders.values() for ranking in own]
     endings = {file: list(_endings(file, section, bad)) for file in found.of("endings")}
@@ -88,6 +90,8 @@ def gather(
     material.notes = _notes(found, foreign, section)
     if share < 1:
         material.notes.append(_sampled(share, section))
+    if left:
+        material.notes.append(_repeated(left))
     used = [file for file in texts if str(file) in read]
     used += [file for files in (kept, orders, endings) for file, own in files.items() if own]
     used += found.of("articles") if dictionary else []
@@ -142,6 +146,23 @@ def _texts(own: list[Path], found: list[Path], reading: TextOptions) -> Iterator
         return
     given = read_texts(own, reading) if own else iter(())
     yield from unique(chain(given, *(_in_language(file, reading) for file in found)))
+
+
+def _without_near(texts: Iterator[TextDocument], threshold: float, left: list[str]) -> Iterator[TextDocument]:
+    """Texts that nearly repeat an earlier one are left out; the file of each goes into ``left``."""
+    is_new = near_duplicates(threshold) if threshold else None
+    for document in texts:
+        if is_new is None or is_new(document.text):
+            yield document
+        else:
+            left.append(Path(document.source).name)
+
+
+def _repeated(left: list[str]) -> Text:
+    return {
+        "en": f"{len(left):,} texts that nearly repeat an earlier one were left out, {left[0]} first.",
+        "nb": f"{len(left)} tekster som nesten gjentar en tidligere, ble utelatt; den første var {left[0]}.",
+    }
 
 
 def _in_language(file: Path, reading: TextOptions) -> Iterator[TextDocument]:
