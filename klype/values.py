@@ -206,4 +206,11 @@ class Batches(Protocol):
     def restore(self, state: dict[str, Any]) -> None: ...
 
 
+def end(batches: Batches) -> None:
+    """Ends what makes them beside, where anything does: such batches have a ``close``."""
+    close: Callable[[], None] | None = getattr(batches, "close", None)
+    if close is not None:
+        close()
+
+
 Reward = Callable[[Sequence[Question], Sequence[str]], Floats]

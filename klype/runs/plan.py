@@ -23,7 +23,7 @@ from klype.device import gemm_gflops, trim_memory
 from klype.train import parallel
 from klype.train.loop import Interrupted, Session, Settings, train
 from klype.train.objectives import Objective
-from klype.values import Batch, Batches
+from klype.values import Batch, Batches, end
 
 WARM, PROBED = 3, 10  # steps of a probe: those that warm up, and those that count
 PROBE, FEWEST = 0.05, 4  # the part of the time that one crew's probe may take, with so many steps at least that count
@@ -137,7 +137,7 @@ def seconds_per_step(
     def enough() -> bool:
         return len(stamps) > WARM + FEWEST and stamps[-1] - stamps[0] > longest
 
-    settings = tried.training(training).model_copy(update={"save_seconds": 0.0, "save_every": 0})
+    settings = tried.training(training)
     with tempfile.TemporaryDirectory() as folder:
         session = Session(
             on_step=lambda step, metrics: stamps.append(time.perf_counter()),
@@ -207,7 +207,5 @@ class WithRehearsal:
         self._rehearsal.restore(state["rehearsal"])
 
     def close(self) -> None:
-        for batches in (self._main, self._rehearsal):
-            close = getattr(batches, "close", None)
-            if close is not None:
-                close()
+        end(self._main)
+        end(self._rehearsal)

@@ -36,7 +36,7 @@ from klype.train.loop import Session, Settings, Trained, train
 from klype.train.objectives import Objective, cross_entropy, with_rehearsal
 from klype.train.optimizer import fused_parts
 from klype.train.resume import newest_step, states
-from klype.values import Batch, Batches
+from klype.values import Batch, Batches, end
 
 SPEAK_EVERY = 12.0  # seconds between two samples of what the model says
 
@@ -183,9 +183,7 @@ def learn(
             settings = pace.planned.training(training)
             return train(model, objective, counted, settings, run.folder / stage, session), counted.tokens
         finally:
-            close = getattr(batches, "close", None)
-            if close is not None:
-                close()
+            end(batches)
 
     def tell() -> None:
         run.say.note(f"{stage}: {pace.planned.steps:,} steps fit, at the pace that it really goes.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import nn
 
 from klype.runs.best import Best
 from klype.train.objectives import cross_entropy
-from klype.values import Batch, Batches
+from klype.values import Batch, Batches, end
 
 LOOKS, SECONDS = 10, 6.0  # looks in all; seconds of training between two, at least
 
@@ -77,9 +77,7 @@ class Validated:
         self._batches.restore(state["batches"])
 
     def close(self) -> None:
-        close: Callable[[], None] | None = getattr(self._batches, "close", None)
-        if close is not None:
-            close()
+        end(self._batches)
 
 
 def every(steps: int, seconds: float) -> int:

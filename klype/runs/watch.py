@@ -6,7 +6,7 @@ scores part (the reward model's rises while the annotator's falls beyond chance)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from klype.runs.subject import Subject
 from klype.train.rewards import RewardModel
 from klype.train.rollout import answers_batch, kl_an_answer
 from klype.train.scoring import score_answers
-from klype.values import Batch, Batches, Question, Sampling
+from klype.values import Batch, Batches, Question, Sampling, end
 
 TIMES, ASKED = 10, 64
 
@@ -137,9 +137,7 @@ class Watched:
         self._batches.restore(state["batches"])
 
     def close(self) -> None:
-        close: Callable[[], None] | None = getattr(self._batches, "close", None)
-        if close is not None:
-            close()
+        end(self._batches)
 
 
 def best(seen: Sequence[Seen]) -> Seen:

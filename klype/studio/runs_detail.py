@@ -182,14 +182,9 @@ class Detail:
                 most = max(most, tail.steps[-1], (planned_steps(one, stage) or 0) if one.state == "running" else 0)
                 series.append(line(visible(one.name), tail.curve(name), colour))
         share = name == "pair_accuracy"
-        y = (
-            axis(percent=share, max=1)
-            if share
-            else axis(min=0)
-            if name in ("loss", "validation", "kl")
-            else axis(scale=True)
-        )
+        y = axis(min=0) if name in ("loss", "validation", "kl") else axis(scale=True)
         if share:
+            y = axis(percent=True, max=1)
             y.pop("interval", None)
             y["min"] = 0.5
         return lines(axis(self.visit.words("steps"), min=0, max=most), y, series)
