@@ -19,3 +19,7 @@ class UsageError(KlypeError):
     """The command's words or inputs are wrong: nothing was started. Exit code 2."""
 
     exit_code = 2
+
+
+class Interrupted(KlypeError):  # noqa: N818 - it is no error but an end that was asked for
+    """Stopped between two steps of training, with the state saved: the same command with --resume goes on."""

@@ -17,12 +17,11 @@ from safetensors.numpy import save_file
 
 from klype.cli import guard
 from klype.cli.main import call
-from klype.errors import KlypeError, UsageError
+from klype.errors import Interrupted, KlypeError, UsageError
 from klype.model.manifest import MANIFEST
 from klype.runs import folder
 from klype.runs.find import find_model
-from klype.runs.record import Record, this_process
-from klype.train.loop import Interrupted
+from klype.runs.record import Record, process_of
 
 DAY = date(2026, 11, 24)
 Captured = pytest.CaptureFixture[str]
@@ -213,7 +212,7 @@ def test_runs_are_listed_also_when_one_is_broken(
         >= {
             "run": "runs/a",
             "recipe": "world",
-            "state": "finished",
+            "state": "done",
             "seconds": 301.4,
             "stages": ["pretrain"],
             "gates_passed": 1,
@@ -232,7 +231,7 @@ def test_a_list_tells_how_runs_stand_and_what_they_are(tmp_path: Path, capsys: C
     plan = {"pretrain": {"steps": 500}}
     gone = {"pid": os.getpid(), "created": 1.0}
     shared = {"recipe": "text", "state": "running", "plan": plan, "seconds": {"total": 1.0}, "asked": {"from_": "x/a"}}
-    for name, process in (("gone", gone), ("alive", this_process())):
+    for name, process in (("gone", gone), ("alive", process_of(os.getpid()))):
         run = run_of(tmp_path / name, **shared, process=process, figures={"base": figures(0.5)})
         (run / "pretrain").mkdir()
         (run / "pretrain" / "metrics.jsonl").write_text('{"step": 200, "seconds": 41.5}\n{"st', encoding="utf-8")

@@ -11,7 +11,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from klype.data.readers import PACKED, BadRows, TextOptions, files_of, read_rows, read_texts
+from klype.data.files import PACKED, files_of
+from klype.data.readers import BadRows, TextOptions, read_rows, read_texts
 from klype.data.rows import read_instructions, read_preferences, read_questions
 from klype.errors import KlypeError, UsageError
 
@@ -56,6 +57,22 @@ def test_folders_globs_and_duplicates(tmp_path: Path) -> None:
     assert texts(tmp_path / "**/*.md") == ["README.md", "sub/a.md"]
     assert texts(tmp_path / "b.txt", tmp_path) == ["b.txt", "sub/a.md"]
     assert files_of(tmp_path / "LICENCE.txt") == [tmp_path / "LICENCE.txt"]
+
+
+def test_what_klypes_runs_wrote_is_no_text(tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "one"
+    (run / "pretrain").mkdir(parents=True)
+    (tmp_path / "own.txt").write_text("own")
+    (tmp_path / "runs" / "beside.txt").write_text("beside")
+    (run / "pretrain" / "notes.txt").write_text("of a run")
+    assert texts(tmp_path) == ["own", "beside", "of a run"]
+    for about in ("{", "[]", '{"recipe": "pancakes"}', '{"versions": []}'):
+        (run / "run.json").write_text(about)
+        assert run / "pretrain" / "notes.txt" in files_of(tmp_path), about
+    (run / "run.json").write_text('{"versions": {"klype": "1"}}')
+    assert texts(tmp_path) == ["own", "beside"]
+    assert files_of(run) == [run / "pretrain" / "notes.txt", run / "run.json"]  # asked for by name
+    assert files_of(tmp_path / "runs" / "*" / "*.json") == [run / "run.json"]
 
 
 def test_which_fields_are_the_text(tmp_path: Path) -> None:

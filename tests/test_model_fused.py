@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional
 from train_toys import Seeded, random_batch
 
-from klype.errors import KlypeError
+from klype.errors import Interrupted, KlypeError
 from klype.model import fused as compiling
 from klype.model import native
 from klype.model.fused import Fused, fused
@@ -20,7 +20,7 @@ from klype.model.laid import ROUND, Stems, grown, laid_out
 from klype.model.lora import AdaptedTransformer, LoraSettings
 from klype.model.transformer import Transformer
 from klype.runs.plan import Crew, Planned, Precision
-from klype.train.loop import Interrupted, Session, Settings, train
+from klype.train.loop import Session, Settings, train
 from klype.train.objectives import cross_entropy
 from klype.train.optimizer import fused_parts
 from klype.train.rollout import answers_batch

@@ -12,11 +12,12 @@ from toys import SHAPES, toy
 from train_toys import Seeded, random_batch
 
 from klype.engine.engine import Engine
+from klype.errors import Interrupted
 from klype.model.config import ModelConfig
 from klype.model.lora import AdaptedTransformer, LoraSettings, frozen
 from klype.model.transformer import Transformer
 from klype.train.layout import round_buffers
-from klype.train.loop import Interrupted, Session, Settings, train
+from klype.train.loop import Session, Settings, train
 from klype.train.objectives import cross_entropy
 from klype.train.optimizer import OptimizerSettings
 from klype.train.resume import read_newest, states

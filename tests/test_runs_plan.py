@@ -9,10 +9,11 @@ import torch
 from torch import nn
 from train_toys import Seeded, random_batch, tiny_model
 
+from klype.errors import Interrupted
 from klype.runs.pace import Pace
 from klype.runs.plan import Crew, Planned, WithRehearsal, crews, seconds_per_step
 from klype.runs.recipe import read
-from klype.train.loop import Interrupted, Settings
+from klype.train.loop import Settings
 from klype.train.objectives import Objective, cross_entropy
 from klype.values import Batch, Batches
 

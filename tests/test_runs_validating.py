@@ -10,12 +10,15 @@ import pytest
 import torch
 from train_toys import FEW, NARROW, Seeded, random_batch, tiny_model
 
-from klype.errors import KlypeError
+from klype.data.readers import BadRows
+from klype.errors import Interrupted, KlypeError
 from klype.runs import pipeline
 from klype.runs.options import StageOptions
+from klype.runs.recipe import read
 from klype.runs.say import Silent
+from klype.runs.text_subject import TextSubject
 from klype.runs.validating import Validated, every
-from klype.train.loop import Interrupted, Session, Settings, train
+from klype.train.loop import Session, Settings, train
 from klype.train.objectives import cross_entropy
 
 HELD_OUT = random_batch(99)
@@ -116,3 +119,29 @@ def test_a_text_of_ones_own_is_validated(tmp_path: Path) -> None:
     assert {"validation"} <= rows[-1].keys()
     assert any("On held-out text" in line and "nats a token" in line for line in said)
     assert not list((tmp_path / "run" / "pretrain").glob("best-*"))
+
+
+def test_instructions_are_validated_by_questions_that_nothing_else_asks(tmp_path: Path) -> None:
+    text, rows = tmp_path / "bok.txt", tmp_path / "spørsmål.jsonl"
+    text.write_text("\n\n".join(f"Reven gikk {i} ganger over isen. Fisken så på dag {i}." for i in range(300)))
+    rows.write_text("".join(f'{{"question": "Hva så dyr {i}?", "answer": "Dag {i}."}}\n' for i in range(400)))
+    given = {"stage": "finetune", "text": (str(text),), "instructions": rows, "steps": 12}
+    options = StageOptions(**given, from_="none", overrides=(*NARROW, *FEW))
+    subject = TextSubject(read("text", options.overrides), 0, options, BadRows())
+    batch = subject.held_out_batch("finetune")
+    assert batch is not None
+    assert len(batch.tokens_BT) == len(subject._watched) == (len(subject.held_out) + len(batch.tokens_BT)) // 5
+    learnt, asked = {q.prompt for q in subject._learnt}, {q.prompt for q in subject.held_out}
+    watched = {q.prompt for q in subject._watched}
+    assert len(watched) == len(batch.tokens_BT)
+    assert not watched & (learnt | asked)
+    learnt_BT = batch.weights_BT > 0
+    answers = [row[kept].tolist() for row, kept in zip(batch.targets_BT, learnt_BT, strict=True)]
+    said = {subject.chat.tokenizer.decode(ids).strip() for ids in answers}
+    assert said == {q.answers[0] for q in subject._watched}
+    few = tmp_path / "få.jsonl"
+    few.write_text("".join(rows.read_text().splitlines(keepends=True)[:30]))
+    fewer = options.model_copy(update={"instructions": few})
+    subject = TextSubject(read("text", options.overrides), 0, fewer, BadRows())
+    assert subject.held_out_batch("finetune") is None
+    assert subject.held_out

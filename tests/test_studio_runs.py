@@ -17,9 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from klype.errors import UsageError
+from klype.runs.overview import parameters
 from klype.studio.runs_form import Order
 from klype.studio.runs_form import start as start_run
-from klype.studio.runs_list import all_runs, family, find, key_of, parameters, run_folders
+from klype.studio.runs_list import all_runs, family, find, key_of, run_folders
 from klype.studio.studio import Studio
 from klype.studio.work import PROCESS, Plan, Work, begin, works
 from klype.studio.work_answers import answers

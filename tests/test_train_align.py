@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from train_toys import tiny_model
 
 from klype.engine.engine import Engine
-from klype.errors import KlypeError
+from klype.errors import Interrupted, KlypeError
 from klype.model.config import ModelConfig
 from klype.model.fused import fused
 from klype.model.transformer import Transformer
 from klype.train import scoring
-from klype.train.loop import Interrupted, Session, Settings, train
+from klype.train.loop import Session, Settings, train
 from klype.train.methods import METHODS, AlignSettings, Method, align_objective
 from klype.train.optimizer import OptimizerSettings
 from klype.train.pairs import RankingBatches, RankingSettings, marks

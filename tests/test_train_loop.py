@@ -19,9 +19,9 @@ from safetensors.torch import load_file
 from train_toys import VOCAB, Seeded, part, pieces, random_batch, tiny_config, tiny_model
 
 from klype import durable
-from klype.errors import KlypeError, UsageError
+from klype.errors import Interrupted, KlypeError, UsageError
 from klype.train.layout import Whole
-from klype.train.loop import Interrupted, Session, Settings, Trained, train
+from klype.train.loop import Session, Settings, Trained, train
 from klype.train.objectives import cross_entropy, with_rehearsal
 from klype.train.optimizer import Optimizer, OptimizerSettings, fused_parts
 from klype.train.resume import newest_step, states

@@ -23,12 +23,12 @@ from torch import nn
 from train_toys import Seeded, part, pieces, random_batch, tiny_config, tiny_model
 
 from klype.cli import environment
-from klype.errors import KlypeError, UsageError
+from klype.errors import Interrupted, KlypeError, UsageError
 from klype.model.fused import fused
 from klype.model.lora import AdaptedTransformer, LoraSettings
 from klype.train import parallel, shards
 from klype.train.layout import Whole
-from klype.train.loop import Interrupted, Session, Settings, train
+from klype.train.loop import Session, Settings, train
 from klype.train.objectives import cross_entropy, with_rehearsal
 from klype.train.optimizer import Optimizer, OptimizerSettings, fused_parts
 from klype.train.resume import read_newest, states

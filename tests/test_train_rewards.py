@@ -10,11 +10,11 @@ import pytest
 import torch
 from train_toys import VOCAB, tiny_model
 
-from klype.errors import KlypeError
+from klype.errors import Interrupted, KlypeError
 from klype.train import features
 from klype.train.audit import bias_audit
 from klype.train.features import answer_features, feature_names
-from klype.train.loop import Interrupted, Session
+from klype.train.loop import Session
 from klype.train.rewards import ABOUT, Ranked, RewardModel, RewardSettings, fit_reward, pair_outcomes, rank_features
 from klype.values import Batch
 

@@ -12,8 +12,8 @@ import torch
 from train_toys import Bigram, random_batch, tiny_model
 
 from klype.engine.engine import Engine
-from klype.errors import KlypeError
-from klype.train.loop import Interrupted, Session, Settings, train
+from klype.errors import Interrupted, KlypeError
+from klype.train.loop import Session, Settings, train
 from klype.train.objectives import cross_entropy, with_rehearsal
 from klype.train.optimizer import OptimizerSettings
 from klype.train.policy import PolicySettings, grpo, rloo

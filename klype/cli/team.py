@@ -35,9 +35,9 @@ def working(recipe: str, asked: Asked, terminal: Terminal, asks: bool) -> Iterat
         with _folder(recipe, asked) as placed, listener(terminal, asks) as say:
             yield placed, say
         return
+    from klype.errors import Interrupted
     from klype.runs.say import Silent
     from klype.train import parallel
-    from klype.train.loop import Interrupted
 
     asked = asked.model_copy(update={"processes": team.local, "resume": asked.resume or team.restarts > 0})
     with parallel.joined(team):

@@ -12,7 +12,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from klype.data.readers import TABLES, BadRows, Paths, TextOptions, files_of, kind_of, place, read_rows
+from klype.data.files import TABLES, Paths, files_of, kind_of
+from klype.data.readers import BadRows, TextOptions, place, read_rows
 from klype.data.rows import Conversation, conversation_of
 from klype.data.tasks import language
 

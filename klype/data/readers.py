@@ -7,26 +7,23 @@ A file that cannot be read, a broken line or a row without what is needed stops 
 from __future__ import annotations
 
 import csv
-import glob
 import gzip
 import hashlib
 import io
 import json
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 from klype.data.fields import of_language, row_text
+from klype.data.files import PACKED, TABLES, Paths, files_of, kind_of, names, readable
 from klype.data.separated import separated
 from klype.errors import KlypeError, UsageError
 
-PLAIN = (".txt", ".md", ".text", ".markdown")
-TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 LINES = (".jsonl", ".ndjson", ".csv", ".tsv")  # a row's number is that of its (first) line
-PACKED = (".gz", ".zst")
 _SAVE = "Save it as UTF-8 (klype run and klype train take --encoding, often latin-1)."
 _BLOCK = 16 * 2**20  # bytes of a plain file that are read at a time
 _SHOWN = 20  # bad rows that are kept to be shown; all are counted
@@ -87,11 +84,6 @@ class TextOptions:
     bad: BadRows = field(default_factory=BadRows)
 
 
-_NO_DATA = re.compile(r"(licen[cs]e|copying|readme)\b|dataset_dict\.json$", re.IGNORECASE)
-
-Paths = str | Path | Sequence[str | Path]
-
-
 def read_texts(paths: Paths, options: TextOptions | None = None) -> Iterator[TextDocument]:
     """The documents of files, folders and globs in the order of their names; exact duplicates and empty ones left out.
 
@@ -111,31 +103,6 @@ def read_texts(paths: Paths, options: TextOptions | None = None) -> Iterator[Tex
         raise KlypeError(f"There is no text in {names(paths)}.", "Give a file that holds some text.")
 
 
-def files_of(paths: Paths, kinds: tuple[str, ...] = PLAIN + TABLES) -> list[Path]:
-    """Files, and those of some kinds in folders and globs; each once, sorted within its folder or glob.
-
-    In a folder, hidden files and those named LICENCE, LICENSE, COPYING or README are left out, and of a data set that
-    ``datasets`` saved there all but its rows.
-    """
-    found: dict[Path, None] = {}
-    for given in [paths] if isinstance(paths, (str, Path)) else paths:
-        path = Path(given).expanduser()
-        if path.is_file():
-            matches = [path]
-        elif path.is_dir():
-            inside = (p for p in path.rglob("*") if kind_of(p) in kinds and p.is_file())
-            matches = sorted(
-                p for p in inside if not _NO_DATA.match(p.name) and not _hidden(p, path) and not _beside_rows(p)
-            )
-        else:
-            matches = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
-        if not matches:
-            what = f"The folder {path} holds no file of a kind that can be read." if path.is_dir() else ""
-            raise UsageError(what or f"There is no file {path}.", _readable(kinds))
-        found.update(dict.fromkeys(matches))
-    return list(found)
-
-
 def read_rows(file: Path, options: TextOptions | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
     """Rows of a table: number from 1 (in .jsonl and .csv the line's) and fields. KlypeError for a broken file."""
     options = options or TextOptions()
@@ -149,7 +116,7 @@ def read_rows(file: Path, options: TextOptions | None = None) -> Iterator[tuple[
     elif kind in (".parquet", ".arrow"):
         yield from _columns(file)
     else:
-        raise UsageError(f"{file} is no table of rows.", _readable(TABLES))
+        raise UsageError(f"{file} is no table of rows.", readable(TABLES))
 
 
 def place(file: Path, number: int) -> str:
@@ -374,26 +341,3 @@ def _zstandard(file: Path) -> IO[bytes]:
     import pyarrow
 
     return io.BufferedReader(pyarrow.input_stream(str(file), compression="zstd"))
-
-
-def kind_of(file: Path) -> str:
-    """A file's kind by its ending, .gz or .zst apart: ".jsonl"."""
-    return (Path(file.stem) if file.suffix in PACKED else file).suffix.lower()
-
-
-def _hidden(file: Path, folder: Path) -> bool:
-    return any(part.startswith(".") for part in file.relative_to(folder).parts)
-
-
-def _beside_rows(file: Path) -> bool:
-    """Whether ``save_to_disk`` of the package datasets wrote it beside the rows, or it was cached there."""
-    saved = all((file.parent / name).is_file() for name in ("state.json", "dataset_info.json"))
-    return saved and not (file.suffix == ".arrow" and file.name.startswith("data-"))
-
-
-def _readable(kinds: Sequence[str]) -> str:
-    return f"Readable are {', '.join(kinds)}, also with {' or '.join(PACKED)}."
-
-
-def names(paths: Paths) -> str:
-    return ", ".join(map(str, [paths] if isinstance(paths, (str, Path)) else paths))

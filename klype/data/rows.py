@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from klype.data.readers import TABLES, BadRows, Paths, TextOptions, files_of, names, place, read_rows
+from klype.data.files import TABLES, Paths, files_of, names
+from klype.data.readers import BadRows, TextOptions, place, read_rows
 from klype.errors import KlypeError
 from klype.values import Question, Ranking
 

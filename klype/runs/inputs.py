@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from klype.data.files import files_of
 from klype.data.hub import is_hub
-from klype.data.readers import files_of
 from klype.durable import hash_file
 from klype.errors import UsageError
 from klype.runs.options import InputOptions

@@ -9,8 +9,9 @@ from itertools import chain, islice
 from pathlib import Path
 
 from klype.data import collection, hub
+from klype.data.files import files_of
 from klype.data.prepare import near_duplicates
-from klype.data.readers import BadRows, TextDocument, TextOptions, files_of, read_texts
+from klype.data.readers import BadRows, TextDocument, TextOptions, read_texts
 from klype.data.rows import Conversation, read_instructions, read_preferences
 from klype.data.split import Split, is_held_out, is_sampled, split, unique, units
 from klype.data.tasks import language

@@ -6,6 +6,7 @@ import json
 import math
 import struct
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -13,13 +14,13 @@ from typing import Any, Literal
 from klype.errors import KlypeError
 from klype.runs.folder import read_run
 from klype.runs.options import STAGES
-from klype.runs.record import process_lives
+from klype.runs.record import living
 
 FIGURES = ("right", "bits_per_byte", "s", "kl")
 """Those that a list shows: the first two that the newest model has."""
 QUIET_S = 90.0
 """A run without a process of its own that has not written for so long was stopped."""
-State = Literal["finished", "running", "stopped", "failed"]
+State = Literal["done", "running", "stopped", "failed"]
 
 
 def overview(run: Path) -> dict[str, Any]:
@@ -37,16 +38,16 @@ def overview(run: Path) -> dict[str, Any]:
     return {
         "run": str(run),
         "recipe": about.get("recipe"),
-        "state": _state(run, about),
+        "state": state_of(run, about),
         "stage": stage,
         "step": rows[stage].get("step") if stage else None,
-        "steps": _steps(plan.get(stage)) if stage else None,
+        "steps": planned_steps(about, stage) if stage else None,
         "seconds": _table(about, "seconds").get("total"),
         "trained_s": round(sum(trained), 2),
         "parent": _table(about, "asked").get("from_") or about.get("parent") or None,
         "stages": [name for name in STAGES if (run / name / "config.json").is_file()],
         "figures": _figures(about),
-        "parameters": next(filter(None, (_parameters(run / name) for name in reversed(STAGES))), None),
+        "parameters": next(filter(None, (parameters(run / name) for name in reversed(STAGES))), None),
         "bytes": sum(_size(file) for file in run.rglob("*")),
         "gates_passed": sum(bool(gate.get("passed")) for gate in gates),
         "gates": len(gates),
@@ -54,18 +55,19 @@ def overview(run: Path) -> dict[str, Any]:
     }
 
 
-def _state(run: Path, about: dict[str, Any]) -> State:
+def state_of(run: Path, about: Mapping[str, Any]) -> State:
+    """How a run stands: by what its run.json says, and by whether its process lives."""
     if about.get("state") == "done":
-        return "finished"
+        return "done"
     if about.get("state") == "failed":
         return "failed"
     if "process" in about:
-        return "running" if process_lives(_table(about, "process")) else "stopped"
+        return "running" if living(_table(about, "process")) else "stopped"
     written = [file.stat().st_mtime for file in run.glob("*/metrics.jsonl")]
     return "running" if written and time.time() - max(written) < QUIET_S else "stopped"
 
 
-def _figures(about: dict[str, Any]) -> dict[str, Any]:
+def _figures(about: Mapping[str, Any]) -> dict[str, Any]:
     """Of the newest model that was measured."""
     figures = _table(about, "figures")
     newest: dict[str, Any] = next((figures[name] for name in ("aligned", "finetuned", "base") if figures.get(name)), {})
@@ -73,7 +75,9 @@ def _figures(about: dict[str, Any]) -> dict[str, Any]:
     return dict(list(known.items())[:2])
 
 
-def _steps(planned: Any) -> int | None:
+def planned_steps(about: Mapping[str, Any], stage: str) -> int | None:
+    """How many steps a stage will take, when it is planned."""
+    planned = _table(about, "plan").get(stage)
     if not isinstance(planned, dict):
         return None
     then = planned.get("then")
@@ -97,7 +101,7 @@ def _last_row(file: Path, most: int = 1 << 14) -> dict[str, Any]:
     return {}
 
 
-def _parameters(folder: Path) -> int | None:
+def parameters(folder: Path) -> int | None:
     """Numbers in a checkpoint, from its header (which this room reads without torch)."""
     try:
         with (folder / "model.safetensors").open("rb") as file:
@@ -114,6 +118,6 @@ def _size(file: Path) -> int:
     return 0
 
 
-def _table(about: dict[str, Any], key: str) -> dict[str, Any]:
+def _table(about: Mapping[str, Any], key: str) -> dict[str, Any]:
     found = about.get(key)
     return found if isinstance(found, dict) else {}

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from klype.errors import Interrupted
 from klype.runs.plan import Planned
 from klype.train import parallel
-from klype.train.loop import Interrupted
 
 MEASURED = (0.15, 0.3)  # from here to there the pace is measured
 

@@ -20,8 +20,9 @@ import torch
 from torch import nn
 
 from klype.device import gemm_gflops, trim_memory
+from klype.errors import Interrupted
 from klype.train import parallel
-from klype.train.loop import Interrupted, Session, Settings, train
+from klype.train.loop import Session, Settings, train
 from klype.train.objectives import Objective
 from klype.values import Batch, Batches, end
 

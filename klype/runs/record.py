@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import psutil
 
 from klype import durable
-from klype.errors import UsageError
+from klype.errors import Interrupted, UsageError
 from klype.runs.options import RunOptions, StageOptions, as_option
 
 Asked = TypeVar("Asked", RunOptions, StageOptions)
@@ -55,15 +55,15 @@ class Record:
     @contextmanager
     def under_way(self) -> Iterator[None]:
         """run.json says which process is at work, and why it failed; an interruption is no failure."""
-        self.content["process"] = this_process()
+        self.content["process"] = process_of(os.getpid())
         self.content.pop("failure", None)
         self.content["state"] = "running"
         self.save()
         try:
             yield
+        except Interrupted:
+            raise
         except Exception as error:
-            if type(error).__name__ == "Interrupted":  # its room imports torch, which a list of runs does without
-                raise
             self.content["state"], self.content["failure"] = "failed", getattr(error, "message", str(error))
             with suppress(OSError):
                 self.save()
@@ -75,19 +75,22 @@ class Record:
             write_json(self.folder / "run.json", self.content)
 
 
-def this_process() -> dict[str, Any]:
-    """What tells this process from a later one with the same number."""
-    return {"pid": os.getpid(), "created": psutil.Process().create_time()}
+def process_of(pid: int) -> dict[str, Any]:
+    """What tells a process from a later one with the same number."""
+    try:
+        return {"pid": pid, "created": psutil.Process(pid).create_time()}
+    except psutil.Error:  # it has ended already
+        return {"pid": pid, "created": time.time()}
 
 
-def process_lives(about: dict[str, Any]) -> bool:
-    """Whether the process of that number is still the same one."""
+def living(about: dict[str, Any]) -> psutil.Process | None:
+    """That process, if it still lives."""
     try:
         process = psutil.Process(int(about["pid"]))
         same = abs(process.create_time() - float(about["created"])) < 1.0
-        return same and process.status() != psutil.STATUS_ZOMBIE
+        return process if same and process.status() != psutil.STATUS_ZOMBIE else None
     except (psutil.Error, KeyError, ValueError, TypeError):
-        return False
+        return None
 
 
 def asked(options: RunOptions | StageOptions) -> dict[str, Any]:

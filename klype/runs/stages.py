@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -30,7 +30,7 @@ from klype.runs.recipe import Recipe
 from klype.runs.record import Record
 from klype.runs.say import Say
 from klype.runs.subject import Subject
-from klype.runs.validating import Validated, every
+from klype.runs.validating import Looks
 from klype.train import parallel
 from klype.train.loop import Session, Settings, Trained, train
 from klype.train.objectives import Objective, cross_entropy, with_rehearsal
@@ -90,8 +90,7 @@ def pretrain(run: Run) -> None:
     config = model_config(run.recipe, run.subject.chat.tokenizer.vocab_size)
     whole = Transformer(config) if run.start is None else checkpoint.load(run.start).model
     model = learner(run.recipe, run.options.seed, whole)
-    held_out = run.subject.held_out_text() if parallel.ranks() == 1 else None  # of shards nobody has the whole
-    watched: list[Validated] = []
+    looks = _looks(run, "pretrain")
 
     def build(twin: nn.Module, planned: Planned | None) -> tuple[Objective, Batches]:
         if planned is None:
@@ -99,29 +98,12 @@ def pretrain(run: Run) -> None:
             late.restore(run.subject.late(1000))  # documents grow: the pace that counts is that of the longest
             return cross_entropy, Cycle(late, STEPS * lesson.training.micro_batches)
         batches = run.subject.pretraining(planned.steps, background=True)
-        if held_out is not None:
-            looks = lesson.training.micro_batches * every(planned.steps, planned.seconds)
-            batches = Validated(batches, held_out, twin, looks, run.folder / "pretrain")
-            watched.append(batches)
-        return cross_entropy, batches
+        return cross_entropy, looks.along(batches, twin, planned.steps, planned.seconds)
 
     trained = learn(run, "pretrain", model, build, run.recipe.training("pretrain"))
-    about: dict[str, Any] = {"steps": trained.steps, "parameters": whole.config.parameters}
-    if watched:
-        about["validation"] = _validated(run, watched[-1])
-    run.save("pretrain", learnt(model, whole), about)
-    if watched:
-        watched[-1].forget()
-
-
-def _validated(run: Run, watched: Validated) -> float:
-    """The loss on held-out text of the weights that are kept, in nats a token."""
-    back = watched.finish()
-    batches, loss = watched.best
-    step = batches // run.recipe.pretrain.training.micro_batches
-    kept = f": the best was after step {step}, and those weights are kept" if back else ""
-    run.say.note(f"On held-out text {loss:.3f} nats a token{kept}.")
-    return loss
+    with looks.finished(run.say.note) as validation:
+        about = {"steps": trained.steps, "parameters": whole.config.parameters, **validation}
+        run.save("pretrain", learnt(model, whole), about)
 
 
 def finetune(run: Run) -> None:
@@ -131,16 +113,27 @@ def finetune(run: Run) -> None:
     run.subject.before_finetuning(whole)
     model = learner(run.recipe, run.options.seed, whole)
     objective = with_rehearsal(cross_entropy, cross_entropy, lesson.rehearsal_weight)
+    looks = _looks(run, "finetune")
 
     def build(twin: nn.Module, planned: Planned | None) -> tuple[Objective, Batches]:
         batches = run.subject.finetuning(background=planned is not None)
         if lesson.rehearsal_rows:
             pieces = lesson.training.micro_batches
             batches = WithRehearsal(batches, run.subject.rehearsal(lesson.rehearsal_rows, pieces))
-        return objective, Cycle(batches, STEPS * lesson.training.micro_batches) if planned is None else batches
+        if planned is None:
+            return objective, Cycle(batches, STEPS * lesson.training.micro_batches)
+        return objective, looks.along(batches, twin, planned.steps, planned.seconds)
 
     trained = learn(run, "finetune", model, build, run.recipe.training("finetune"))
-    run.save("finetune", learnt(model, whole), {"steps": trained.steps, "parent": "pretrain"})
+    with looks.finished(run.say.note) as validation:
+        about = {"steps": trained.steps, "parent": "pretrain", **validation}
+        run.save("finetune", learnt(model, whole), about)
+
+
+def _looks(run: Run, stage: Literal["pretrain", "finetune"]) -> Looks:
+    pieces = getattr(run.recipe, stage).training.micro_batches
+    held_out = run.subject.held_out_batch(stage) if parallel.ranks() == 1 else None  # of shards nobody has the whole
+    return Looks(held_out, run.folder / stage, pieces)
 
 
 def rank(run: Run) -> None:

@@ -35,8 +35,9 @@ class Subject(Protocol):
 
     def pretraining(self, steps: int, background: bool) -> Batches: ...
 
-    def held_out_text(self) -> Batch | None:
-        """What a model is measured on while it is pre-trained; None where no text is met twice."""
+    def held_out_batch(self, stage: str) -> Batch | None:
+        """What a model is measured on while a stage trains it; None where nothing is met twice, or too little is held
+        out. No answers of ``held_out``: what the examination asks chooses no weights."""
         ...
 
     def late(self, steps: int) -> dict[str, Any]:

@@ -37,6 +37,7 @@ from klype.values import Batch, Batches, Figure, Question, Ranking, Request, Sam
 
 TASKS = 3000
 HELD_OUT_ROWS = 16  # windows of held-out text that are looked at while a model learns
+WATCHED, WATCHED_PART = (8, 32), 5  # held-out questions that are: at least (or none) and at most; one in so many
 OVERLAP = "a stated rule: whole, short, not repetitive, on the question's words"
 EXAMPLES = 3  # answers to one question that are learnt from
 POLITE = re.compile(r"^(takk|gjerne|så hyggelig|thank|gladly|how nice|of course|sure|certainly|selvfølgelig)", re.I)
@@ -77,7 +78,10 @@ class TextSubject:
         self._check_length()
         self.chat = Chat(tokenizer or self._tokenizer())
         self._notes = list(self._material.notes)
-        self._learnt, self._conversations, self.held_out = self._exercises()
+        self._learnt, self._conversations, kept = self._exercises()
+        watched = min(WATCHED[1], len(kept) // WATCHED_PART)
+        watched = watched if watched >= WATCHED[0] else 0  # a few would choose the weights by chance
+        self._watched, self.held_out = kept[:watched], kept[watched:]
         self.examples: int | None = len(self._conversations)
         self._rankings = self._preferences()
         dictionary = self._material.dictionary
@@ -190,7 +194,10 @@ class TextSubject:
         rows = max(1, lesson.rows // lesson.training.micro_batches)
         return PackedBatches(self._train_shards, rows, self.recipe.model.window, self.seed)
 
-    def held_out_text(self) -> Batch | None:
+    def held_out_batch(self, stage: str) -> Batch | None:
+        if stage != "pretrain":
+            examples = [self._example(messages(q, q.answers[0])) for q in self._watched]
+            return next(conversation_batches(examples, self._pools(len(examples), 1))) if examples else None
         documents = self._tokens(self._split.held_out)
         if documents.lengths.max(initial=0) < 2:
             return None
@@ -201,15 +208,16 @@ class TextSubject:
         return self.pretraining(steps, False).state()
 
     def finetuning(self, background: bool) -> Batches:
-        examples: list[Example] = []
-        for conversation in self._conversations:
-            ids, learnt = self.chat.conversation(conversation)
-            examples.append(fit((ids, [float(x) for x in learnt]), self.recipe.model.window))
+        examples = [self._example(conversation) for conversation in self._conversations]
         lesson, pieces = self.recipe.finetune, self.recipe.finetune.training.micro_batches
-        settings = PoolSettings(
-            max(1, lesson.rows // pieces), STEPS * pieces, pad=self.chat.tokenizer.pad, seed=self.seed, pieces=pieces
-        )
-        return conversation_batches(examples, settings)
+        return conversation_batches(examples, self._pools(max(1, lesson.rows // pieces), STEPS * pieces, pieces))
+
+    def _example(self, conversation: Conversation) -> Example:
+        ids, learnt = self.chat.conversation(conversation)
+        return fit((ids, [float(x) for x in learnt]), self.recipe.model.window)
+
+    def _pools(self, rows: int, batches: int, pieces: int = 1) -> PoolSettings:
+        return PoolSettings(rows, batches, pad=self.chat.tokenizer.pad, seed=self.seed, pieces=pieces)
 
     def rehearsal(self, rows: int, pieces: int = 1) -> Batches:
         return _ByPosition(self._train_shards, max(1, rows // pieces), self.recipe.model.window // 2, mix(self.seed, 3))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,39 @@ class Validated:
 
     def close(self) -> None:
         end(self._batches)
+
+
+class Looks:
+    """The looks of one stage, from its first batch to its best weights; without held-out tokens, none.
+
+    ``micro_batches``: of a step.
+    """
+
+    def __init__(self, held_out: Batch | None, folder: Path, micro_batches: int) -> None:
+        self._held_out, self._folder, self._micro_batches = held_out, folder, micro_batches
+        self._validated: Validated | None = None
+
+    def along(self, batches: Batches, model: nn.Module, steps: int, seconds: float) -> Batches:
+        """The batches of so many steps, with looks at the model between them."""
+        if self._held_out is None:
+            return batches
+        often = self._micro_batches * every(steps, seconds)
+        self._validated = Validated(batches, self._held_out, model, often, self._folder)
+        return self._validated
+
+    @contextmanager
+    def finished(self, note: Callable[[str], None]) -> Iterator[dict[str, float]]:
+        """The model has its best weights, which is told; within, they are to be kept. ``validation``: their loss."""
+        if self._validated is None:
+            yield {}
+            return
+        back = self._validated.finish()
+        batches, loss = self._validated.best
+        step = batches // self._micro_batches
+        kept = f": the best was after step {step}, and those weights are kept" if back else ""
+        note(f"On held-out text {loss:.3f} nats a token{kept}.")
+        yield {"validation": loss}
+        self._validated.forget()
 
 
 def every(steps: int, seconds: float) -> int:

@@ -93,8 +93,8 @@ class WorldSubject:
         documents = self._documents(0, int(lesson.plain * examples), int(lesson.easy * examples))
         return PaddedBatches(documents, pools, background)
 
-    def held_out_text(self) -> None:
-        """Every document is new: the loss says as much."""
+    def held_out_batch(self, stage: str) -> None:
+        """Every document and question is new: the loss says as much."""
 
     def late(self, steps: int) -> dict[str, Any]:
         whole = BLOCK * self.recipe.pretrain.passes  # documents are made when a block begins

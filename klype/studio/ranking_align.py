@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from klype.errors import UsageError
+from klype.errors import KlypeError, UsageError
 from klype.runs.folder import read_run
+from klype.runs.overview import planned_steps
 from klype.runs.truth import read_questions
 from klype.studio.ranking_places import Place, snapshot
-from klype.studio.runs_list import document_of, home_of_runs, planned_steps, tell
+from klype.studio.runs_list import document_of, home_of_runs
 from klype.studio.studio import Studio
 from klype.studio.work import Plan, Work, begin, new_name, works
 from klype.studio.work_tail import Tail
@@ -69,7 +71,8 @@ class Seen:
         self.samples = work.samples()
         run = work.plan.run
         if self.planned is None and (run / "run.json").is_file():
-            self.planned = planned_steps(tell(run, None), "align")
+            with suppress(KlypeError):
+                self.planned = planned_steps(read_run(run), "align")
         self.why = work.why() if self.state == "failed" else ""
         if self.state == "done" and not self.document:
             self.document = document_of(run)

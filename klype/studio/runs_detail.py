@@ -14,10 +14,11 @@ from klype.errors import KlypeError
 from klype.examine.charts import axis, line, lines
 from klype.examine.say import visible
 from klype.runs.find import NEWEST_FIRST
+from klype.runs.overview import planned_steps
 from klype.studio.charts import chart, redraw
 from klype.studio.fields import Choice
 from klype.studio.frame import as_data, button, card, table
-from klype.studio.runs_list import FIGURES, Told, planned_steps
+from klype.studio.runs_list import FIGURES, Told
 from klype.studio.visit import Visit, text_of
 from klype.studio.work_tail import Tail
 
@@ -135,7 +136,7 @@ class Detail:
             parts.append(w("megabytes", n=say.number(told.bytes / 1e6, 1)))
         stage = self._now(told)
         if told.state == "running" and stage:
-            tail, planned = self.tails.get((told.key, stage)), planned_steps(told, stage)
+            tail, planned = self.tails.get((told.key, stage)), planned_steps(told.about, stage)
             step = tail.steps[-1] if tail is not None and tail.steps else 0
             key = "at_step_of" if planned else "at_step"
             parts.insert(0, w(key, stage=w(f"stage_{stage}"), step=say.count(step), of=say.count(planned or 0)))
@@ -179,7 +180,9 @@ class Detail:
         for one, colour in ((self.told, OWN), (self.other, OTHER)):
             tail = self.tails.get((one.key, stage)) if one is not None else None
             if one is not None and tail is not None and tail.steps:
-                most = max(most, tail.steps[-1], (planned_steps(one, stage) or 0) if one.state == "running" else 0)
+                most = max(
+                    most, tail.steps[-1], (planned_steps(one.about, stage) or 0) if one.state == "running" else 0
+                )
                 series.append(line(visible(one.name), tail.curve(name), colour))
         share = name == "pair_accuracy"
         y = axis(min=0) if name in ("loss", "validation", "kl") else axis(scale=True)

@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from safetensors import SafetensorError, safe_open
-
 from klype.errors import KlypeError
 from klype.runs.find import NEWEST_FIRST, find_model
 from klype.runs.folder import RUNS, read_run
 from klype.runs.options import STAGES
+from klype.runs.overview import parameters, state_of
 from klype.studio.studio import Studio
 from klype.studio.work import Work, works
 
 FIGURES = {"pretrain": "base", "finetune": "finetuned", "align": "aligned"}
 """What run.json calls a stage's figures."""
-QUIET_S = 90.0
-"""A run that says it runs and has not written for so long was stopped."""
 RunState = Literal["running", "done", "failed", "cancelled", "stopped", "unreadable"]
 
 
@@ -114,13 +109,13 @@ def tell(folder: Path, work: Work | None) -> Told:
         state: RunState = "unreadable" if work is None else work.state
         began = 0.0 if work is None else _changed(work.folder)
         seconds = None if work is None else work.seconds
-        why = error.message if state == "unreadable" else _why(work)
+        why = error.message if state == "unreadable" else _why(work, {})
         planned = work.plan.about.get("planned_s") if work is not None else None
         return Told(**known, state=state, why=why, changed=began, seconds=seconds, planned_s=planned)
     stages = tuple(stage for stage in STAGES if _reached(folder, stage))
     last = next((stage for stage in NEWEST_FIRST if (folder / stage / "model.safetensors").is_file()), "")
     changed = max((_changed(file) for file in (folder / "run.json", *folder.glob("*/metrics.jsonl"))), default=0.0)
-    state = _state(about, work, changed)
+    state = _state(folder, about, work)
     seconds = about.get("seconds", {}).get("total") if isinstance(about.get("seconds"), dict) else None
     origin = about.get("asked", {}).get("from_") if isinstance(about.get("asked"), dict) else None
     return Told(
@@ -135,7 +130,7 @@ def tell(folder: Path, work: Work | None) -> Told:
         bytes=sum((folder / stage / "model.safetensors").stat().st_size for stage in stages if stage != "rank"
                   and (folder / stage / "model.safetensors").is_file()),
         parent=_parent(str(origin)) if origin else "",
-        why=_why(work) if state == "failed" else "",
+        why=_why(work, about) if state == "failed" else "",
         about=about,
     )  # fmt: skip
 
@@ -161,42 +156,20 @@ def family(runs: Sequence[Told]) -> list[tuple[int, Told]]:
     return out
 
 
-def planned_steps(run: Told, stage: str) -> int | None:
-    """How many steps the stage will take, when it is planned."""
-    plan = run.about.get("plan", {}).get(stage)
-    if not isinstance(plan, dict):
-        return None
-    then = plan.get("then")
-    steps = then.get("steps") if isinstance(then, dict) else plan.get("steps")
-    return steps if isinstance(steps, int) else None
-
-
-def parameters(folder: Path) -> int | None:
-    """Numbers in a checkpoint, read from its header."""
-    try:
-        with safe_open(folder / "model.safetensors", framework="np") as tensors:
-            found: int = sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
-            return found
-    except (OSError, SafetensorError, ValueError):
-        return None
-
-
 def _reached(folder: Path, stage: str) -> bool:
     if stage == "rank":
         return (folder / stage).is_dir() and any((folder / stage).iterdir())
     return (folder / stage / "config.json").is_file()
 
 
-def _state(about: Mapping[str, Any], work: Work | None, changed: float) -> RunState:
-    if about.get("state") == "done" and (work is None or work.state != "running"):
-        return "done"
-    if work is not None:
-        return work.state
-    return "running" if time.time() - changed < QUIET_S else "stopped"
+def _state(folder: Path, about: Mapping[str, Any], work: Work | None) -> RunState:
+    found = state_of(folder, about)
+    return found if work is None or (found == "done" and work.state != "running") else work.state
 
 
-def _why(work: Work | None) -> str:
-    return work.why() if work is not None and work.state == "failed" else ""
+def _why(work: Work | None, about: Mapping[str, Any]) -> str:
+    """What went wrong: in the words of the command that was begun here, or of the run itself."""
+    return work.why() if work is not None and work.state == "failed" else str(about.get("failure") or "")
 
 
 def _parent(origin: str) -> str:

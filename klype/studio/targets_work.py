@@ -10,7 +10,8 @@ from pathlib import Path
 from klype.errors import KlypeError, UsageError
 from klype.experiments.bias.board import FILE, Board
 from klype.runs.folder import RUNS
-from klype.studio.runs_list import QUIET_S, key_of
+from klype.runs.overview import QUIET_S
+from klype.studio.runs_list import key_of
 from klype.studio.studio import Studio
 from klype.studio.work import Plan, State, Work, begin, new_name, works
 

@@ -23,7 +23,7 @@ from typing import Any, Literal
 import psutil
 
 from klype.errors import KlypeError, UsageError
-from klype.runs.record import write_json
+from klype.runs.record import living, process_of, write_json
 
 State = Literal["running", "done", "failed", "cancelled", "stopped"]
 WORK, PROCESS, CHILD, ENDED = "work.json", "process.json", "child.json", "ended.json"
@@ -135,13 +135,7 @@ class Work:
         _launch(self.folder, earlier)
 
     def _process(self, file: str = PROCESS) -> psutil.Process | None:
-        about = _read(self.folder / file)
-        try:
-            process = psutil.Process(int(about["pid"]))
-            same = abs(process.create_time() - float(about["created"])) < 1.0
-            return process if same and process.status() != psutil.STATUS_ZOMBIE else None
-        except (psutil.Error, KeyError, ValueError, TypeError):
-            return None
+        return living(_read(self.folder / file))
 
 
 def begin(home: Path, plan: Plan, name: str = "") -> Work:
@@ -197,14 +191,6 @@ def tail(file: Path, lines: int, most: int = 1 << 14) -> list[str]:
     return [line.rstrip() for line in text.splitlines() if line.strip()][-lines:]
 
 
-def identity(pid: int) -> dict[str, Any]:
-    """What tells a process from a later one with the same number."""
-    try:
-        return {"pid": pid, "created": psutil.Process(pid).create_time()}
-    except psutil.Error:
-        return {"pid": pid, "created": _now()}
-
-
 def _launch(folder: Path, earlier: float) -> None:
     """In a session of its own, so that neither the server's end nor its Ctrl-C takes it along."""
     with (folder / "chain.err").open("ab") as log:
@@ -215,7 +201,7 @@ def _launch(folder: Path, earlier: float) -> None:
             stderr=log,
             start_new_session=True,
         )
-    write_json(folder / PROCESS, {**identity(process.pid), "earlier": earlier})
+    write_json(folder / PROCESS, {**process_of(process.pid), "earlier": earlier})
     threading.Thread(target=process.wait, name="klype work", daemon=True).start()
 
 

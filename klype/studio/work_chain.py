@@ -17,8 +17,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from klype.runs.record import write_json
-from klype.studio.work import CANCEL, CHILD, ENDED, INTERRUPTED, PROCESS, SAMPLES, Work, identity, rows_of
+from klype.runs.record import process_of, write_json
+from klype.studio.work import CANCEL, CHILD, ENDED, INTERRUPTED, PROCESS, SAMPLES, Work, rows_of
 
 EVERY_S = 0.5
 PATIENCE_S = 120.0
@@ -64,7 +64,7 @@ class Chain:
                 self.child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
             except OSError as error:
                 return 1, f"{command[0]}: {error.strerror or error}."
-            write_json(self.work.folder / CHILD, identity(self.child.pid))
+            write_json(self.work.folder / CHILD, process_of(self.child.pid))
             given_up = 0.0
             while self.child.poll() is None:
                 time.sleep(EVERY_S)

@@ -27,7 +27,7 @@ from safetensors.torch import save
 from torch import nn
 
 from klype import config, durable
-from klype.errors import KlypeError, UsageError
+from klype.errors import Interrupted, KlypeError, UsageError
 from klype.model.transformer import Transformer
 from klype.train import parallel
 from klype.train.interrupt import interruptible
@@ -88,10 +88,6 @@ class Trained:
     steps: int
     seconds: float
     skipped: int
-
-
-class Interrupted(KlypeError):  # noqa: N818 - it is no error but an end that was asked for
-    """Stopped between two steps, with the state saved: the same command with --resume goes on."""
 
 
 def train(

@@ -107,7 +107,7 @@ def _cell(terminal: Terminal, run: dict[str, Any], key: str) -> str:
         return w("runs.unreadable") if key == "state" else ""
     if key == "state":
         text = w(f"runs.{run['state']}")
-        if run["state"] == "finished" or not run["stage"]:
+        if run["state"] == "done" or not run["stage"]:
             return text
         of = f" {run['step'] or 0}/{run['steps']}" if run["steps"] else ""
         return f"{text}: {run['stage']}{of}"

@@ -18,11 +18,12 @@ from torch import nn
 from klype import config
 from klype.data import pools
 from klype.data.order import Permutation, mix
+from klype.errors import Interrupted
 from klype.experiments.bias.corpus import Corpus, Ids, targets
 from klype.model.config import ModelConfig
 from klype.model.fused import Fused
 from klype.model.transformer import Transformer
-from klype.train.loop import Interrupted, Session, Settings, train
+from klype.train.loop import Session, Settings, train
 from klype.train.objectives import cross_entropy, soft_cross_entropy
 from klype.train.optimizer import OptimizerSettings, fused_parts
 from klype.train.schedule import Schedule
