@@ -10,7 +10,7 @@ import torch
 
 from klype.errors import KlypeError
 from klype.model.attention import convolve, document_positions
-from klype.model.config import ModelConfig, sized
+from klype.model.config import ModelConfig
 from klype.model.rope import rope_table, rotate
 from klype.model.transformer import Transformer
 from tests.toys import SHAPES, bigram, toy
@@ -113,7 +113,7 @@ def test_parameters_are_counted(shape: str) -> None:
 
 def test_every_layer_starts_as_the_identity_and_the_head_is_silent() -> None:
     torch.manual_seed(0)
-    model = Transformer(sized(23, "tiny", conv=5))
+    model = Transformer(ModelConfig(vocab_size=23, conv=5, rope_theta=0.0))
     logits = model(texts(2, 9))
     assert logits.abs().max() == 0
     assert model.embed.weight.std().item() == pytest.approx(0.7, rel=0.1)
@@ -144,11 +144,6 @@ def test_a_wrong_configuration_is_one_clear_sentence(data: dict[str, Any], says:
     with pytest.raises(KlypeError, match=says) as caught:
         ModelConfig.parse(data)
     assert "\n" not in str(caught.value)
-
-
-def test_an_unknown_size_names_the_known_ones() -> None:
-    with pytest.raises(KlypeError, match="tiny, small, base"):
-        sized(9, "huge")  # type: ignore[arg-type]
 
 
 def test_a_text_longer_than_the_window_is_refused() -> None:

@@ -50,8 +50,9 @@ def stage(folder: Path, text: Path, out: Path, **asked: Any) -> None:
     (folder / f"told-{parallel.rank()}.json").write_text(json.dumps(told))
 
 
-def losses(out: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (out / "pretrain" / "metrics.jsonl").read_text().splitlines()]
+def losses(out: Path, name: str = "loss") -> list[float]:
+    rows = [json.loads(line) for line in (out / "pretrain" / "metrics.jsonl").read_text().splitlines()]
+    return [row[name] for row in rows if name in row]
 
 
 def test_a_stage_by_two_is_the_stage_by_one_and_is_written_by_the_first(tmp_path: Path, text: Path) -> None:
@@ -60,6 +61,9 @@ def test_a_stage_by_two_is_the_stage_by_one_and_is_written_by_the_first(tmp_path
         out, overrides = tmp_path / f"run-{n}", recipe if n == 1 else SMALL
         team(n, partial(stage, tmp_path, text, out, overrides=overrides, processes=n), tmp_path)
     assert losses(tmp_path / "run-1") == pytest.approx(losses(tmp_path / "run-2"), rel=1e-4)
+    held_out = losses(tmp_path / "run-1", "validation")
+    assert len(set(held_out)) >= 3  # after each step but the last, which no batch comes after
+    assert held_out == pytest.approx(losses(tmp_path / "run-2", "validation"), rel=1e-4)
     one, two = (checkpoint.load(tmp_path / f"run-{n}" / "pretrain").model.state_dict() for n in (1, 2))
     for name in one:
         torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=1e-4)

@@ -270,6 +270,25 @@ def test_a_run_does_not_go_on_with_other_files(
         pipeline.train_stage(StageOptions(stage="pretrain", out=out, resume=True), StopAt(2))
 
 
+def test_a_run_in_the_folder_of_its_text_is_gone_on_with_from_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts, elsewhere = tmp_path / "texts", tmp_path / "elsewhere"
+    texts.mkdir()
+    elsewhere.mkdir()
+    for n in range(4):
+        (texts / f"{n}.txt").write_text(f"Fortelling {n}. {STORY}" * 4)
+    monkeypatch.chdir(texts)
+    asked = {"stage": "pretrain", "text": (".",), "out": Path("run"), "steps": 6, "overrides": SMALL_TEXT}
+    Path("run").mkdir()
+    with pytest.raises(KlypeError, match="Stopped after step 2"):
+        pipeline.train_stage(StageOptions.model_validate(asked), StopAt(2))
+    (texts / "run" / "notes.txt").write_text("What is written beside a run's files is none of its text.")
+    monkeypatch.chdir(elsewhere)
+    pipeline.train_stage(StageOptions(stage="pretrain", out=texts / "run", resume=True), Silent())
+    assert sorted(read_run(texts / "run")["inputs"]) == [str(texts / f"{n}.txt") for n in range(4)]
+
+
 def test_where_all_answers_are_liked_alike_nothing_is_imitated_and_the_run_ends(texts: Path, tmp_path: Path) -> None:
     one_each = ("rank.drawn=1", "rank.hot=0", "rank.wrong=0")
     document = life(tmp_path / "tied", text=(str(texts),), overrides=(*SMALL_TEXT, *one_each), force=True)

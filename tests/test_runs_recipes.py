@@ -19,7 +19,7 @@ from klype.runs import material, pipeline, recipe
 from klype.runs.find import find_model
 from klype.runs.options import RunOptions, StageOptions
 from klype.runs.say import Silent
-from klype.runs.stages import model_config
+from klype.runs.shape import model_config
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 TINY = (
@@ -225,12 +225,14 @@ def test_what_is_no_name_of_a_data_set_is_refused(spec: str) -> None:
 
 def test_a_size_is_a_shape_and_what_is_set_goes_before_it() -> None:
     shapes = [
-        (r.model.width, r.model.layers) for r in (recipe.read("text", (), size) for size in (None, "tiny", "base"))
+        (r.model.width, r.model.layers) for r in (recipe.read("text", (), size) for size in ("small", "tiny", "base"))
     ]
     assert shapes == [(192, 4), (96, 2), (384, 6)]
     assert recipe.read("text", ("model.layers=3",), "base").model.layers == 3
-    for size in recipe.SIZES:
-        assert model_config(recipe.read("text", (), size), 300).parameters > 0
+    assert recipe.read("text").model.open
+    for size in recipe.SHAPES:
+        assert not recipe.read("text", (), size).model.open
+        assert model_config(recipe.read("text", (), size).model, 300).parameters > 0
     for options in (RunOptions, StageOptions):
         more = {"stage": "pretrain"} if options is StageOptions else {}
         with pytest.raises(ValueError, match="leave out --size"):

@@ -19,7 +19,7 @@ from klype.runs.pipeline import start_of
 from klype.runs.recipe import read
 from klype.runs.rounds import align_rounds
 from klype.runs.say import Silent
-from klype.runs.stages import model_config
+from klype.runs.shape import model_config
 from klype.runs.world_subject import WorldSubject
 
 TINY = (
@@ -63,7 +63,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = read("world", TINY)
     subject = WorldSubject(recipe, 0)
     torch.manual_seed(0)
-    model = Transformer(model_config(recipe, subject.chat.tokenizer.vocab_size))
+    model = Transformer(model_config(recipe.model, subject.chat.tokenizer.vocab_size))
     checkpoint.save(folder / "finetune", model, subject.chat.tokenizer, {"stage": "finetune"})
     (folder / "run.json").write_text(json.dumps({"settings": recipe.model_dump(mode="json")}))
     return folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from train_toys import FEW, NARROW, Seeded, random_batch, tiny_model
 from klype.data.readers import BadRows
 from klype.errors import Interrupted, KlypeError
 from klype.runs import pipeline
+from klype.runs.best import Best
 from klype.runs.options import StageOptions
 from klype.runs.recipe import read
 from klype.runs.say import Silent
@@ -33,7 +35,9 @@ def loss_of(model: torch.nn.Module) -> float:
 def run(folder: Path, session: Session, steps: int = 12) -> tuple[torch.nn.Module, Validated]:
     """On four batches over and over, which are learnt by heart: held-out text becomes worse."""
     model = tiny_model()
-    batches = Validated(Seeded(lambda i: random_batch(i % 4)), HELD_OUT, model, 2, folder)
+    batches = Validated(
+        Seeded(lambda i: random_batch(i % 4)), HELD_OUT, partial(cross_entropy, model), 2, Best(model, folder)
+    )
     settings = Settings(steps=steps, save_seconds=0.0, save_every=1)
     train(model, cross_entropy, batches, settings, folder, session)
     return model, batches
@@ -42,7 +46,7 @@ def run(folder: Path, session: Session, steps: int = 12) -> tuple[torch.nn.Modul
 def test_what_was_seen_is_the_loss_of_the_model_as_it_was(tmp_path: Path) -> None:
     model = tiny_model()
     before = loss_of(model)
-    batches = Validated(Seeded(), HELD_OUT, model, 3, tmp_path)
+    batches = Validated(Seeded(), HELD_OUT, partial(cross_entropy, model), 3, Best(model, tmp_path))
     for _ in range(4):
         batch = next(batches)
     assert batches.seen == [(3, pytest.approx(before))]
@@ -80,7 +84,7 @@ def test_the_best_weights_come_back_straight_or_resumed(tmp_path: Path, stopped:
 
 def test_where_the_last_is_the_best_it_stays(tmp_path: Path) -> None:
     model = tiny_model()
-    batches = Validated(Seeded(lambda i: HELD_OUT), HELD_OUT, model, 2, tmp_path)
+    batches = Validated(Seeded(lambda i: HELD_OUT), HELD_OUT, partial(cross_entropy, model), 2, Best(model, tmp_path))
     train(model, cross_entropy, batches, Settings(steps=20, save_seconds=0.0), tmp_path)
     after = loss_of(model)
     assert not batches.finish()

@@ -11,7 +11,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
@@ -28,6 +28,7 @@ from klype.data.readers import read_texts
 from klype.device import processor, usable_cores
 from klype.errors import UsageError
 from klype.examine.intervals import ratio_of_means
+from klype.runs.recipe import SHAPES
 from klype.values import Figure
 
 ORDER = 5  # of the byte n-gram
@@ -41,13 +42,15 @@ PATIENCE = 2.0
 @dataclass(frozen=True, slots=True)
 class Asked:
     """``data``: the folder of the texts. ``seconds``: for every text, where not each has its own. ``only``: trainers,
-    all that are installed when empty. ``texts``: likewise. ``cache``: where klype keeps what it compiles."""
+    all that are installed when empty. ``texts``: likewise. ``size``: klype's shape (see recipe.SHAPES), in place of its
+    own choice. ``cache``: where klype keeps what it compiles."""
 
     data: Path
     seconds: float | None = None
     seed: int = 0
     only: tuple[str, ...] = ()
     texts: tuple[str, ...] = ()
+    size: str | None = None
     cache: Path | None = None
 
 
@@ -69,7 +72,12 @@ def quality(asked: Asked, say: Say) -> dict[str, Any]:
     """The comparison as the JSON document of the command: machine, rows, yardsticks, ratios, gates, missing."""
     if asked.seconds is not None and not 1 <= asked.seconds <= 86_400:
         raise UsageError(f"--seconds should be from 1 to 86400 (it is {asked.seconds:g}).")
-    for what, chosen, known in (("trainer", asked.only, tuple(TRAINERS)), ("text", asked.texts, tuple(TEXTS))):
+    sizes = (asked.size,) if asked.size else ()
+    for what, chosen, known in (
+        ("trainer", asked.only, TRAINERS),
+        ("text", asked.texts, TEXTS),
+        ("size", sizes, SHAPES),
+    ):
         unknown = next((name for name in chosen if name not in known), None)
         if unknown is not None:
             raise UsageError(f"There is no {what} '{unknown}' to compare.", f"There are: {'; '.join(known)}.")
@@ -81,7 +89,8 @@ def quality(asked: Asked, say: Say) -> dict[str, Any]:
             folder = Path(place) / name
             _yardsticks(name, put(folder, text), results)
             seconds = asked.seconds or TEXTS[name].seconds
-            given = Given(str(folder), seconds, asked.seed, usable_cores(), str(asked.cache or Path(place) / "cache"))
+            cache, shape = str(asked.cache or Path(place) / "cache"), list(SHAPES[asked.size]) if asked.size else []
+            given = Given(str(folder), seconds, asked.seed, usable_cores(), cache, shape)
             _measure(name, given, asked, results, say, log)
     results.elsewhere = elsewhere(before, results.core_seconds + time.process_time())
     return _document(asked, results, tuple(texts))
@@ -127,6 +136,8 @@ def _measure(text: str, given: Given, asked: Asked, results: Results, say: Say, 
             team.end()
             results.core_seconds += team.core_seconds
             learnt, scored = orders["learn"], orders["score"]
+            shape = learnt.pop("shape") if learnt is not None else []
+            given = replace(given, shape=list(shape) or given.shape)
             if learnt is not None and scored is not None:
                 results.about[text, name], results.bits[text, name] = learnt, scored["bits"]
                 results.sizes[text, name] = scored["bytes"]
@@ -187,7 +198,7 @@ def _document(asked: Asked, results: Results, texts: Sequence[str]) -> dict[str,
             "load": [round(x, 2) for x in psutil.getloadavg()],
             "busy_elsewhere": results.elsewhere,
         },
-        "task": {"held_out": HELD_OUT, "block_bytes": BLOCK, "seed": asked.seed, **_seconds(asked, texts)},
+        "task": {"held_out": HELD_OUT, "block_bytes": BLOCK, **_asked(asked, texts)},
         "rows": [_row(results, text, name, about, asked.seed) for (text, name), about in results.about.items()],
         "yardsticks": {
             text: {
@@ -203,8 +214,9 @@ def _document(asked: Asked, results: Results, texts: Sequence[str]) -> dict[str,
     }
 
 
-def _seconds(asked: Asked, texts: Sequence[str]) -> Mapping[str, Any]:
-    return {"seconds": {text: asked.seconds or TEXTS[text].seconds for text in texts}}
+def _asked(asked: Asked, texts: Sequence[str]) -> Mapping[str, Any]:
+    asked_s = {text: asked.seconds or TEXTS[text].seconds for text in texts}
+    return {"seconds": asked_s, "seed": asked.seed, "size": asked.size}
 
 
 def _row(results: Results, text: str, name: str, about: Mapping[str, Any], seed: int) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from klype.bench.train_task import Shape
 from klype.data.readers import TextDocument
 from klype.data.shards import Documents
 from klype.data.split import units
-from klype.runs.recipe import Recipe, read
+from klype.runs.recipe import SHAPES, Recipe, read
+from klype.runs.recipe import Shape as Size
 from klype.text.chat import TEMPLATE
 from klype.text.tokenizer import Tokenizer
 
@@ -39,7 +40,7 @@ class Reading(Protocol):
 
 
 class Tokens:
-    """Blocks of a book, each with a begin and an end, in the recipe's vocabulary; the model has the recipe's size."""
+    """Blocks of a book, each with a begin and an end, in the recipe's vocabulary; a peer's model has klype's shape."""
 
     def __init__(self, given: Given, recipe: Recipe | None = None) -> None:
         recipe = recipe or read("text")
@@ -48,7 +49,8 @@ class Tokens:
         encoded = self.tokenizer.encode_documents(texts)
         self.documents = Documents.of(encoded)
         self.ids = [i for ids in encoded for i in ids]
-        model, vocab, rows = recipe.model, self.tokenizer.vocab_size, recipe.pretrain.rows
+        model = recipe.model.filled(Size(*given.shape) if given.shape else SHAPES["small"])
+        vocab, rows = self.tokenizer.vocab_size, recipe.pretrain.rows
         self.shape = Shape(model.layers, model.width, model.heads, model.hidden, model.window, vocab, rows)
         self.how = f"{model.layers} × {model.width}, {vocab} tokens, rows of {model.window}"
 

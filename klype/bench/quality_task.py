@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,13 +35,14 @@ TEXTS = {
 @dataclass(frozen=True, slots=True)
 class Given:
     """``folder`` holds train.txt and held-out.txt, and is where a trainer may write. ``cache``: where klype keeps what
-    it compiles."""
+    it compiles. ``shape``: that of klype's model, also for those who take the same; empty: klype chooses."""
 
     folder: str
     seconds: float
     seed: int
     threads: int
     cache: str
+    shape: list[int] = field(default_factory=list)
 
     @property
     def train(self) -> str:
@@ -54,12 +55,13 @@ class Given:
 
 @dataclass(frozen=True, slots=True)
 class Learnt:
-    """How much was learnt in the seconds given, and by what."""
+    """How much was learnt in the seconds given, and by what. ``shape``: klype's own choice (see recipe.Shape)."""
 
     how: str
     steps: int
     tokens: int
     parameters: int
+    shape: tuple[int, ...] = ()
 
     def json(self) -> dict[str, Any]:
         return asdict(self)

@@ -13,9 +13,10 @@ from typing import Any
 
 from klype.bench.quality_reading import Characters, Reading, Tokens
 from klype.bench.quality_task import Array, Given, Learnt, Trainer
-from klype.runs.recipe import read
+from klype.runs.recipe import Shape, read
 
-PROBED = 8  # batches of klype's probe, and steps of the Trainer's, of which half warm up
+BATCHES = 8  # of klype's probe
+TRIED = 8  # steps of the Trainer's probe, of which half warm up
 
 
 class Klype:
@@ -38,10 +39,11 @@ class Klype:
         import torch
 
         from klype.data.batches import PackedBatches
+        from klype.model.config import ModelConfig
         from klype.model.transformer import Transformer
         from klype.runs.pace import Pace
-        from klype.runs.plan import Cycle, best_precision, plan
-        from klype.runs.stages import model_config
+        from klype.runs.plan import Cycle, best_precision, look, plan
+        from klype.runs.shape import fitting, in_time, model_config
         from klype.train.loop import Session, Trained, train
         from klype.train.objectives import Objective, cross_entropy
         from klype.train.optimizer import fused_parts
@@ -49,18 +51,31 @@ class Klype:
 
         began = time.perf_counter()
         recipe, self._text = self._recipe, Tokens(given, self._recipe)
-        documents = self._text.documents
+        if given.shape:
+            recipe = recipe.model_copy(update={"model": recipe.model.filled(Shape(*given.shape))})
+        documents, vocabulary = self._text.documents, self._text.shape.vocab
         training, pieces = recipe.pretrain.training, recipe.pretrain.training.micro_batches
         rows, window = max(1, recipe.pretrain.rows // pieces), recipe.model.window
-        torch.manual_seed(given.seed)
-        model = Transformer(model_config(recipe, self._text.shape.vocab))
-        model.fused = self._fused
+        precision = best_precision()
 
         def build(twin: torch.nn.Module) -> tuple[Objective, Batches]:
-            return cross_entropy, Cycle(PackedBatches(documents, rows, window, given.seed), PROBED * pieces)
+            return cross_entropy, Cycle(PackedBatches(documents, rows, window, given.seed), BATCHES * pieces)
 
-        left = given.seconds - (time.perf_counter() - began)
-        planned = plan(model, build, training, left, given.threads, best_precision())
+        def left() -> float:
+            return given.seconds - (time.perf_counter() - began)
+
+        def step_seconds(config: ModelConfig) -> float:
+            return look(new(config), build, training, left(), given.threads, precision)
+
+        def new(config: ModelConfig) -> Transformer:
+            torch.manual_seed(given.seed)
+            model = Transformer(config)
+            model.fused = self._fused
+            return model
+
+        recipe = fitting(recipe, vocabulary, in_time(left(), rows * pieces * window, step_seconds))
+        model = new(model_config(recipe.model, vocabulary))
+        planned = plan(model, build, training, left(), given.threads, precision)
         crew = planned.crew
         torch.set_num_threads(crew.threads)
         pace = Pace(planned.json(), time.perf_counter())
@@ -80,9 +95,11 @@ class Klype:
         trained = pace.follow(start)
         torch.set_num_threads(given.threads)
         model.fused, self._model = None, model.eval()
-        how = f"{self._text.how}, {planned.precision}, {'compiled' if planned.fused else 'torch'}, "
-        how += f"{crew.workers} side by side, {crew.threads} threads each"
-        return Learnt(how, trained.steps, trained.steps * rows * pieces * window, model.config.parameters)
+        m = recipe.model
+        how = f"{m.layers} × {m.width}, {vocabulary} tokens, rows of {window}, {planned.precision}, "
+        how += f"{'compiled' if planned.fused else 'torch'}, {crew.workers} side by side, {crew.threads} threads each"
+        shape = (m.width, m.layers, m.heads, m.hidden)
+        return Learnt(how, trained.steps, trained.steps * rows * pieces * window, model.config.parameters, shape)
 
     def score(self, text: str) -> tuple[Array, Array]:
         return self._text.score(self._model, text)
@@ -153,9 +170,9 @@ class HuggingFace:
         began = time.perf_counter()
         self._text = Tokens(given)
         stamps: list[float] = []
-        self._train(given, PROBED, lambda step: stamps.append(time.perf_counter()))
-        step_s = (stamps[-1] - stamps[PROBED // 2]) / (len(stamps) - 1 - PROBED // 2)
-        steps = max(PROBED, round((given.seconds - (time.perf_counter() - began)) / step_s))
+        self._train(given, TRIED, lambda step: stamps.append(time.perf_counter()))
+        step_s = (stamps[-1] - stamps[TRIED // 2]) / (len(stamps) - 1 - TRIED // 2)
+        steps = max(TRIED, round((given.seconds - (time.perf_counter() - began)) / step_s))
         self._model, rows = self._train(given, steps, lambda step: None)
         how = f"{self._text.how}, Llama by Trainer of transformers {self._version}, float32"
         return Learnt(how, steps, steps * rows * self._text.shape.window, weights(self._model))

@@ -23,7 +23,7 @@ from klype.device import processor, usable_cores
 from klype.engine.sampling import noise
 from klype.errors import KlypeError, UsageError
 from klype.model import checkpoint
-from klype.model.config import sized
+from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
 from klype.runs.find import find_model
 from klype.serve.opening import open_served
@@ -230,7 +230,7 @@ def _fresh(folder: Path) -> Path:
     texts = [world.text(world.document(rng).words) for _ in range(400)]
     tokenizer = Tokenizer.train(texts, 2000, TEMPLATE)
     torch.manual_seed(0)
-    model = Transformer(sized(tokenizer.vocab_size, "tiny"))
+    model = Transformer(ModelConfig(vocab_size=tokenizer.vocab_size, width=64, layers=2, heads=4, hidden=128))
     torch.nn.init.normal_(model.head.weight, std=1.0)  # as sure as one that has learnt: few draws are near an edge
     checkpoint.save(folder, model, tokenizer, {})
     return folder

@@ -73,8 +73,9 @@ Size = Annotated[
     str | None,
     typer.Option(
         "--size",
-        help="The model's shape: tiny (2 layers, 96 wide), small (4, 192) or base (6, 384).",
-        show_default="the recipe's",
+        help="The model's shape: tiny (2 layers, 96 wide), mini (3, 128), small (4, 192), medium (5, 256) or base "
+        "(6, 384).",
+        show_default="the recipe's, or what the time can teach",
     ),
 ]
 Encoding = Annotated[str, typer.Option("--encoding", help="Of the text files.")]

@@ -1,4 +1,4 @@
-"""What a model looks like: one strict, validated description, and one dial that sizes it."""
+"""What a model looks like: one strict, validated description."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from klype.errors import KlypeError
-
-Size = Literal["tiny", "small", "base"]
 
 
 class RopeScaling(BaseModel):
@@ -111,19 +109,3 @@ class ModelConfig(BaseModel):
         d = self.width
         layer = d * self.qkv_width + self.heads * self.head_dim * d + 3 * d * self.hidden
         return 2 * (self.layers * layer + d * self.vocab_size)
-
-
-_SIZES: dict[Size, tuple[int, int, int, int]] = {
-    "tiny": (64, 2, 4, 128),
-    "small": (192, 4, 4, 512),
-    "base": (384, 6, 6, 1024),
-}
-
-
-def sized(vocab_size: int, size: Size = "tiny", *, window: int = 512, conv: int = 0) -> ModelConfig:
-    """One dial: width, layers, heads and hidden width go together. With a convolution, positions are not rotated."""
-    if size not in _SIZES:
-        raise KlypeError(f"There is no model size {size!r}.", f"Choose one of {', '.join(_SIZES)}.")
-    width, layers, heads, hidden = _SIZES[size]
-    data = dict(vocab_size=vocab_size, width=width, layers=layers, heads=heads, hidden=hidden, window=window, conv=conv)
-    return ModelConfig.parse({**data, "rope_theta": 0.0 if conv else 10_000.0})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,10 +16,11 @@ ANOTHER = "start another run with another --out"
 
 
 def hashes(options: InputOptions) -> dict[str, str]:
-    """SHA-256 of every file that is given, by its name. What was fetched from the Hub lies in the run's own folder."""
+    """SHA-256 of every file that is given, by its absolute path, for a run is gone on with from any folder. What was
+    fetched from the Hub lies in the run's own folder."""
     given = [*options.text, options.instructions, options.preferences, options.data]
     paths = [path for path in given if path is not None and not is_hub(path)]
-    return {str(file): hash_file(file) for file in files_of(paths)}
+    return {os.path.abspath(file): hash_file(file) for file in files_of(paths)}
 
 
 def unchanged(options: InputOptions, began: Mapping[str, str]) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
@@ -222,7 +223,7 @@ def _sampled(share: float, section: DataSection) -> Text:
 
 def _facts(file: Path, known: Mapping[str, str]) -> DataFacts:
     licence = collection.licence_of(file)
-    digest = known.get(str(file)) or hash_file(file)
+    digest = known.get(os.path.abspath(file)) or hash_file(file)
     facts: DataFacts = {"name": file.name, "sha256": digest, "bytes": file.stat().st_size}
     if licence.name:
         facts["licence"] = licence.name

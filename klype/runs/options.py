@@ -11,7 +11,7 @@ from klype.config import Settings
 
 Stage = Literal["pretrain", "finetune", "rank", "reward", "align"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
-Size = Literal["tiny", "small", "base"]
+Size = Literal["tiny", "mini", "small", "medium", "base"]
 Language = Literal["nb", "en"]
 
 
@@ -45,7 +45,7 @@ class RunOptions(InputOptions):
     ``recipe`` is a recipe's name or a TOML file; empty: "world", or "text" when text or data are given.
     ``out`` is the run's folder (see klype.runs.folder.choose); ``overrides`` are dotted recipe settings
     ("pretrain.rows=32"); ``human`` ranks in the terminal; ``force`` aligns even with a weak reward model.
-    ``size``: the model's shape, in place of the recipe's (see recipe.SIZES).
+    ``size``: the model's shape, in place of the recipe's (see recipe.SHAPES).
     ``from_``: a MODEL to go on from, whose stages are not done again; ``lora``: the rank of adapters that are trained
     in place of its weights.
     """

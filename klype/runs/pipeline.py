@@ -21,6 +21,7 @@ from klype.runs.folder import read_run
 from klype.runs.gather import MODELS, about, gather, measure_stage
 from klype.runs.inherited import recipe_of, with_inputs_of
 from klype.runs.options import InputOptions, RunOptions, StageOptions, recipe_for
+from klype.runs.promise import settle
 from klype.runs.recipe import Recipe, read
 from klype.runs.record import Asked, Record, resumed_options
 from klype.runs.say import Say
@@ -50,7 +51,6 @@ STAGES = {
     "reward": Stage(reward, "finetune", ("rank",)),
     "align": Stage(align, "finetune", ("rank", "reward")),
 }
-SHORTEST = 2  # minutes of a run that ends in time
 MEASURED = {stage: name for name, stage in MODELS.items()}
 
 
@@ -62,6 +62,7 @@ def run(options: RunOptions, say: Say) -> dict[str, Any]:
     with parallel.first_alone():
         life = _life(options, say)
     with life.record.under_way():
+        settle(life)
         for name, stage in STAGES.items():
             if life.record.done(name) or not _may_start(life, name):
                 continue
@@ -100,11 +101,6 @@ def _life(options: RunOptions, say: Say) -> Run:
     life = open_run(folder, options, recipe, say, resumed, start.folder if start else None)
     if start is not None:
         _leave_out(life, done_already(start, options))
-    say.note(_promise(life))
-    if options.minutes < SHORTEST:
-        say.note(
-            f"Rankings and the examination alone take about a minute: under {SHORTEST} it takes longer than asked."
-        )
     return life
 
 
@@ -123,6 +119,8 @@ def train_stage(options: StageOptions, say: Say) -> dict[str, Any]:
         life = _stage_life(options, say)
     began = time.perf_counter()
     with life.record.under_way():
+        if options.stage == "pretrain":
+            settle(life)
         stage.do(life)
     if not parallel.is_first():
         return {}
@@ -247,21 +245,6 @@ def _check(options: RunOptions, recipe: Recipe) -> None:
             f"The recipe {options.recipe_name} is about the demo world and takes no text of your own.",
             "Leave --recipe out, or use --recipe text.",
         )
-
-
-def _promise(life: Run) -> str:
-    vocabulary, asked = life.subject.chat.tokenizer.vocab_size, life.subject.chat.tokenizer.asked
-    minutes = life.options.minutes or 0.0
-    if life.start is not None:
-        rank = life.recipe.lora.rank
-        how = f", by adapters of rank {rank}" if rank else ""
-        return f"{minutes:g} minutes for all stages that are left{how}, in {life.folder}."
-    m = life.recipe.model
-    fewer = f" (the text supports no more of the {asked} asked for)" if vocabulary < asked else ""
-    return (
-        f"{minutes:g} minutes for all stages: a model of {m.layers} layers, {m.width} wide, and a vocabulary of "
-        f"{vocabulary} tokens{fewer}, in {life.folder}."
-    )
 
 
 def _may_start(life: Run, stage: str) -> bool:

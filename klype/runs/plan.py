@@ -109,6 +109,12 @@ def plan(
     return Planned(steps, steps * taken, best, precision, getattr(model, "fused", None) is not None)
 
 
+def look(model: nn.Module, build: Build, training: Settings, seconds: float, cores: int, precision: Precision) -> float:
+    """How long a step takes on all cores (seconds), by a short probe: of a training that may take ``seconds``."""
+    tried = Planned(WARM + PROBED, 0.0, crews(cores, training.micro_batches)[-1], precision)
+    return seconds_per_step(model, build, tried, training, cores, PROBE * seconds)
+
+
 def best_precision() -> Precision:
     """bfloat16 where its matrix products are half as fast again as float32's: elsewhere it gains nothing.
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import Field
 
 from klype.config import Settings, load, nearest
 from klype.errors import UsageError
 from klype.model.lora import LoraSettings
+from klype.runs.options import Size
 from klype.train.loop import Settings as Training
 from klype.train.methods import AlignSettings
 from klype.train.optimizer import OptimizerSettings
@@ -52,21 +53,50 @@ class DataSection(Settings):
     near: float = Field(default=0.0, ge=0, lt=1)
 
 
-class ModelSection(Settings):
-    """The transformer. ``conv``: taps of the short convolution before attention; with it, positions are not rotated.
+class Shape(NamedTuple):
+    """How large a transformer is."""
 
-    ``conv_std``: of the taps at first.
+    width: int
+    layers: int
+    heads: int
+    hidden: int
+
+
+SHAPES: dict[str, Shape] = {
+    "tiny": Shape(96, 2, 4, 256),
+    "mini": Shape(128, 3, 4, 352),
+    "small": Shape(192, 4, 4, 512),
+    "medium": Shape(256, 5, 4, 704),
+    "base": Shape(384, 6, 6, 1024),
+}
+"""Shapes that are asked for by name, or chosen by the time (see shape)."""
+
+
+class ModelSection(Settings):
+    """The transformer. Of its shape (width, layers, heads, hidden) what is 0 is chosen by the time that there is.
+
+    ``conv``: taps of the short convolution before attention; with it, positions are not rotated. ``conv_std``: of the
+    taps at first.
     """
 
-    width: int = Field(default=192, gt=0)
-    layers: int = Field(default=4, gt=0)
-    heads: int = Field(default=4, gt=0)
-    hidden: int = Field(default=512, gt=0)
+    width: int = Field(default=0, ge=0)
+    layers: int = Field(default=0, ge=0)
+    heads: int = Field(default=0, ge=0)
+    hidden: int = Field(default=0, ge=0)
     window: int = Field(default=256, ge=16)
     conv: int = Field(default=0, ge=0)
     conv_std: float = Field(default=1.0, ge=0)
     tie: bool = False
     embed_std: float = Field(default=0.5, gt=0)
+
+    @property
+    def open(self) -> bool:
+        """Whether some of its shape is to be chosen."""
+        return not all(getattr(self, name) for name in Shape._fields)
+
+    def filled(self, shape: Shape) -> ModelSection:
+        """With this shape where it is open."""
+        return self.model_copy(update={k: getattr(self, k) or v for k, v in shape._asdict().items()})
 
 
 class LoraSection(LoraSettings):
@@ -197,27 +227,17 @@ class Recipe(Settings):
         return own.model_copy(update={"optimizer": own.optimizer.model_copy(update={"decay": decay})})
 
 
-SIZES: dict[str, tuple[str, ...]] = {
-    size: tuple(f"model.{name}={value}" for name, value in shape.items())
-    for size, shape in {
-        "tiny": {"width": 96, "layers": 2, "heads": 4, "hidden": 256},
-        "small": {"width": 192, "layers": 4, "heads": 4, "hidden": 512},
-        "base": {"width": 384, "layers": 6, "heads": 6, "hidden": 1024},
-    }.items()
-}
-"""Settings of a shape that is asked for by its name."""
-
-
 def names() -> list[str]:
     """The recipes that come with klype."""
     return sorted(f.name.removesuffix(".toml") for f in _folder().iterdir() if f.name.endswith(".toml"))
 
 
-def read(name: str, overrides: tuple[str, ...] = (), size: str | None = None) -> Recipe:
+def read(name: str, overrides: tuple[str, ...] = (), size: Size | None = None) -> Recipe:
     """A recipe by its name or TOML file, of this size, with dotted overrides. UsageError for an unknown name or
     setting.
     """
-    overrides = (*(SIZES[size] if size else ()), *overrides)
+    sized = [f"model.{k}={v}" for k, v in SHAPES[size]._asdict().items()] if size else []
+    overrides = (*sized, *overrides)
     if name.endswith(".toml"):
         return load(Recipe, Path(name), overrides)
     if name not in names():

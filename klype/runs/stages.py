@@ -7,7 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +18,6 @@ from torch import nn
 from klype.data.pools import STEPS
 from klype.device import usable_cores
 from klype.model import checkpoint
-from klype.model.config import ModelConfig
 from klype.model.fused import Fused, fused
 from klype.model.transformer import Transformer
 from klype.runs import ranking
@@ -29,10 +28,11 @@ from klype.runs.plan import Cycle, Planned, Precision, WithRehearsal, best_preci
 from klype.runs.recipe import Recipe
 from klype.runs.record import Record
 from klype.runs.say import Say
+from klype.runs.shape import model_config
 from klype.runs.subject import Subject
 from klype.runs.validating import Looks
 from klype.train import parallel
-from klype.train.loop import Session, Settings, Trained, train
+from klype.train.loop import Measure, Session, Settings, Trained, train
 from klype.train.objectives import Objective, cross_entropy, with_rehearsal
 from klype.train.optimizer import fused_parts
 from klype.train.resume import newest_step, states
@@ -85,25 +85,29 @@ class Run:
 
 def pretrain(run: Run) -> None:
     """Next token, one-hot cross-entropy."""
-    lesson = run.recipe.pretrain
     torch.manual_seed(run.options.seed)
-    config = model_config(run.recipe, run.subject.chat.tokenizer.vocab_size)
+    config = model_config(run.recipe.model, run.subject.chat.tokenizer.vocab_size)
     whole = Transformer(config) if run.start is None else checkpoint.load(run.start).model
     model = learner(run.recipe, run.options.seed, whole)
     looks = _looks(run, "pretrain")
 
     def build(twin: nn.Module, planned: Planned | None) -> tuple[Objective, Batches]:
         if planned is None:
-            late = run.subject.pretraining(1000, False)
-            late.restore(run.subject.late(1000))  # documents grow: the pace that counts is that of the longest
-            return cross_entropy, Cycle(late, STEPS * lesson.training.micro_batches)
+            return cross_entropy, late_text(run)
         batches = run.subject.pretraining(planned.steps, background=True)
         return cross_entropy, looks.along(batches, twin, planned.steps, planned.seconds)
 
-    trained = learn(run, "pretrain", model, build, run.recipe.training("pretrain"))
+    trained = learn(run, "pretrain", model, build, run.recipe.training("pretrain"), looks.ready)
     with looks.finished(run.say.note) as validation:
         about = {"steps": trained.steps, "parameters": whole.config.parameters, **validation}
         run.save("pretrain", learnt(model, whole), about)
+
+
+def late_text(run: Run) -> Cycle:
+    """For a probe: documents grow, and the pace that counts is that of the longest."""
+    late = run.subject.pretraining(1000, False)
+    late.restore(run.subject.late(1000))
+    return Cycle(late, STEPS * run.recipe.pretrain.training.micro_batches)
 
 
 def finetune(run: Run) -> None:
@@ -124,7 +128,7 @@ def finetune(run: Run) -> None:
             return objective, Cycle(batches, STEPS * lesson.training.micro_batches)
         return objective, looks.along(batches, twin, planned.steps, planned.seconds)
 
-    trained = learn(run, "finetune", model, build, run.recipe.training("finetune"))
+    trained = learn(run, "finetune", model, build, run.recipe.training("finetune"), looks.ready)
     with looks.finished(run.say.note) as validation:
         about = {"steps": trained.steps, "parent": "pretrain", **validation}
         run.save("finetune", learnt(model, whole), about)
@@ -132,8 +136,7 @@ def finetune(run: Run) -> None:
 
 def _looks(run: Run, stage: Literal["pretrain", "finetune"]) -> Looks:
     pieces = getattr(run.recipe, stage).training.micro_batches
-    held_out = run.subject.held_out_batch(stage) if parallel.ranks() == 1 else None  # of shards nobody has the whole
-    return Looks(held_out, run.folder / stage, pieces)
+    return Looks(run.subject.held_out_batch(stage), run.folder / stage, pieces)
 
 
 def rank(run: Run) -> None:
@@ -153,8 +156,9 @@ def learn(
     model: Transformer,
     build: Callable[[nn.Module, Planned | None], tuple[Objective, Batches]],
     training: Settings,
+    ready: Callable[[Measure], None] = lambda measure: None,
 ) -> Trained:
-    """Plan (or replay the plan), train or resume, and tell how it goes."""
+    """Plan (or replay the plan), train or resume, and tell how it goes. ``ready``: see Session."""
     model.train()
     model.fused = run.fused
     planned = _planned(run, stage, model, lambda twin: build(twin, None), training)
@@ -166,12 +170,12 @@ def learn(
     torch.set_num_threads(planned.crew.threads)
     run.say.stage_start(stage, planned.steps)
     known, at = run.record.content["plan"][stage], newest_step(run.folder / stage)
-    pace = Pace(known, time.perf_counter(), run.record.save, at, _enough(run, stage))
+    pace = Pace(known, time.perf_counter(), run.record.save, at, enough_steps(run, stage))
 
     def start() -> tuple[Trained, int]:
         objective, batches = build(model, pace.planned)
         counted = _Counted(batches)
-        session = session_of(run, stage, model, counted, pace)
+        session = replace(session_of(run, stage, model, counted, pace), ready=ready)
         try:
             settings = pace.planned.training(training)
             return train(model, objective, counted, settings, run.folder / stage, session), counted.tokens
@@ -201,7 +205,7 @@ def _planned(run: Run, stage: str, model: nn.Module, build: Any, training: Setti
         fits = plan(model, build, training, seconds_for(run, stage), cores, precision_of(run, stage))
         if stage == "pretrain" and isinstance(run.options, RunOptions):
             fits = fits.longer(_spare(run, fits))
-        planned = fits.at_most(_enough(run, stage))
+        planned = fits.at_most(enough_steps(run, stage))
         if planned.steps < fits.steps and stage == "pretrain":
             _give_back(run, fits.seconds - planned.seconds)
     planned = Planned.parse(parallel.from_first(planned.json()))
@@ -210,7 +214,7 @@ def _planned(run: Run, stage: str, model: nn.Module, build: Any, training: Setti
     return planned
 
 
-def _enough(run: Run, stage: str) -> int:
+def enough_steps(run: Run, stage: str) -> int:
     """The steps after which everything has been met as often as it may be; sys.maxsize where there is no limit."""
     subject, recipe = run.subject, run.recipe
     if stage == "finetune" and recipe.finetune.passes and subject.examples:
@@ -234,9 +238,9 @@ def _spare(run: Run, pretraining: Planned) -> float:
     """Seconds of fine-tuning's share that it will not need, a row of either stage taking as long."""
     if run.record.done("finetune"):
         return 0.0
-    enough, lesson = _enough(run, "finetune"), run.recipe.finetune
+    most, lesson = enough_steps(run, "finetune"), run.recipe.finetune
     a_row = pretraining.seconds / pretraining.steps / run.recipe.pretrain.rows
-    return max(0.0, seconds_for(run, "finetune") - enough * (lesson.rows + lesson.rehearsal_rows) * a_row)
+    return max(0.0, seconds_for(run, "finetune") - most * (lesson.rows + lesson.rehearsal_rows) * a_row)
 
 
 def precision_of(run: Run, stage: str) -> Precision:
@@ -315,23 +319,3 @@ class _Counted:
     def restore(self, state: dict[str, Any]) -> None:
         self.tokens = state["tokens"]
         self._batches.restore(state["batches"])
-
-
-def model_config(recipe: Recipe, vocab_size: int) -> ModelConfig:
-    m = recipe.model
-    return ModelConfig.parse(
-        {
-            "vocab_size": vocab_size,
-            "width": m.width,
-            "layers": m.layers,
-            "heads": m.heads,
-            "hidden": m.hidden,
-            "window": m.window,
-            "conv": m.conv,
-            "conv_std": m.conv_std,
-            "rope_theta": 0.0 if m.conv else 10_000.0,
-            "tie": m.tie,
-            "embed_std": m.embed_std,
-        },
-        "the recipe's [model]",
-    )

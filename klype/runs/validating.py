@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import torch
 from torch import nn
 
 from klype.runs.best import Best
+from klype.train import parallel
+from klype.train.loop import Measure
 from klype.train.objectives import cross_entropy
 from klype.values import Batch, Batches, end
 
@@ -19,15 +22,16 @@ LOOKS, SECONDS = 10, 6.0  # looks in all; seconds of training between two, at le
 
 
 class Validated:
-    """A stage's batches; every so many steps the model is measured on ``held_out``, the same tokens each time.
+    """A stage's batches; every so many steps the model is measured on ``held_out``, the same tokens each time, by
+    ``measure``. The best weights are kept in ``best``, if there is one.
 
     Each batch brings the newest figure along (metric ``validation``, nats a token).
     """
 
-    def __init__(self, batches: Batches, held_out: Batch, model: nn.Module, every: int, folder: Path) -> None:
-        self._batches, self._held_out, self._model, self._every = batches, held_out, model, every
+    def __init__(self, batches: Batches, held_out: Batch, measure: Measure, every: int, best: Best | None) -> None:
+        self._batches, self._held_out, self._every = batches, held_out, every
         self.seen: list[tuple[int, float]] = []  # (batches drawn, loss)
-        self._best, self._drawn = Best(model, folder), 0
+        self._best, self._drawn, self.measure = best, 0, measure
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -46,9 +50,9 @@ class Validated:
         if self.seen and self.seen[-1][0] == self._drawn:
             return
         with torch.no_grad():
-            loss = cross_entropy(self._model, self._held_out)
+            loss = self.measure(self._held_out)
         self.seen.append((self._drawn, float(loss.total / loss.count)))
-        if self.best == self.seen[-1]:
+        if self._best is not None and self.best == self.seen[-1]:
             self._best.keep()
 
     @property
@@ -57,19 +61,20 @@ class Validated:
         return min(reversed(self.seen), key=lambda look: look[1] if math.isfinite(look[1]) else math.inf)
 
     def finish(self) -> bool:
-        """A last look, at the trained model; it is put back to the best weights if those were better."""
+        """A last look, at the trained model; it is put back to the best weights if those were better and are kept."""
         self.look()
-        back = self.best != self.seen[-1]
-        if back:
-            self._best.restore(self.best[0], "Train again.")
-        return back
+        if self._best is None or self.best == self.seen[-1]:
+            return False
+        self._best.restore(self.best[0], "Train again.")
+        return True
 
     def forget(self) -> None:
         """Removes what was kept on the disk: nothing is left to resume."""
-        self._best.forget()
+        if self._best is not None:
+            self._best.forget()
 
     def state(self) -> dict[str, Any]:
-        if self.seen:
+        if self._best is not None and self.seen:
             self._best.save(self.best[0])
         return {"drawn": self._drawn, "seen": self.seen, "batches": self._batches.state()}
 
@@ -84,19 +89,26 @@ class Validated:
 class Looks:
     """The looks of one stage, from its first batch to its best weights; without held-out tokens, none.
 
-    ``micro_batches``: of a step.
+    ``micro_batches``: of a step. Several processes look together; the best weights are kept by one that is alone.
     """
 
     def __init__(self, held_out: Batch | None, folder: Path, micro_batches: int) -> None:
         self._held_out, self._folder, self._micro_batches = held_out, folder, micro_batches
         self._validated: Validated | None = None
 
+    def ready(self, measure: Measure) -> None:
+        """How the loop measures the model that it trains."""
+        if self._validated is not None:
+            self._validated.measure = measure
+
     def along(self, batches: Batches, model: nn.Module, steps: int, seconds: float) -> Batches:
         """The batches of so many steps, with looks at the model between them."""
         if self._held_out is None:
             return batches
         often = self._micro_batches * every(steps, seconds)
-        self._validated = Validated(batches, self._held_out, model, often, self._folder)
+        self._whole = partial(cross_entropy, model)
+        best = Best(model, self._folder) if parallel.ranks() == 1 else None
+        self._validated = Validated(batches, self._held_out, self._whole, often, best)
         return self._validated
 
     @contextmanager
@@ -105,8 +117,9 @@ class Looks:
         if self._validated is None:
             yield {}
             return
+        self._validated.measure = self._whole  # shards have been put together
         back = self._validated.finish()
-        batches, loss = self._validated.best
+        batches, loss = self._validated.best if back else self._validated.seen[-1]
         step = batches // self._micro_batches
         kept = f": the best was after step {step}, and those weights are kept" if back else ""
         note(f"On held-out text {loss:.3f} nats a token{kept}.")

@@ -33,13 +33,13 @@ from klype.train import parallel
 from klype.train.interrupt import interruptible
 from klype.train.layout import Layout, Parts, Whole
 from klype.train.metrics import Metrics, MetricsFile, add, means, over_ranks
-from klype.train.objectives import Objective
+from klype.train.objectives import Objective, cross_entropy
 from klype.train.optimizer import Optimizer, OptimizerSettings
 from klype.train.replicas import Replicas
 from klype.train.resume import State, read_newest, states, write_state
 from klype.train.schedule import Schedule, factor
 from klype.train.workers import Workers
-from klype.values import Batch, Batches
+from klype.values import Batch, Batches, Loss
 
 
 class Settings(config.Settings):
@@ -63,16 +63,21 @@ class Settings(config.Settings):
     bad_limit: int = Field(default=10, ge=1)
 
 
+Measure = Callable[[Batch], Loss]
+
+
 @dataclass(frozen=True, slots=True)
 class Session:
     """How this start goes: whether it resumes, what it reports to, and what may stop it between two steps.
 
-    ``workers``: micro-batches side by side. Results do not depend on it. ``keeps``: whether states are left to
-    resume from.
+    ``ready`` is told, before the first step, what measures the cross-entropy of the model as it stands (by all ranks at
+    once, for each has but its shards). ``workers``: micro-batches side by side. Results do not depend on it. ``keeps``:
+    whether states are left to resume from.
     """
 
     resume: bool = False
     parts: Parts = field(default_factory=dict)
+    ready: Callable[[Measure], None] = lambda measure: None
     on_step: Callable[[int, Metrics], None] = lambda step, metrics: None
     stop: Callable[[], bool] = lambda: False
     say: Callable[[str], None] = lambda message: None
@@ -107,6 +112,7 @@ def train(
     run = _Run(model, objective, batches, settings, folder, session)
     try:
         step = run.start()
+        session.ready(run.measure)
         with run.metrics_from(step), interruptible(session.stop) as stopped:
             while step < settings.steps:
                 if parallel.any_rank(stopped()):
@@ -193,6 +199,11 @@ class _Run:
             return nullcontext()
         self._metrics = MetricsFile(self.folder / "metrics.jsonl", step)
         return self._metrics
+
+    @torch.no_grad()
+    def measure(self, batch: Batch) -> Loss:
+        """The cross-entropy of the model as it stands."""
+        return self.layout.objective(cross_entropy)(self.layout.model, batch)
 
     def step(self, step: int) -> Metrics:
         """One update; its metrics. A loss or gradient that is no number changes nothing and is counted."""

@@ -27,6 +27,10 @@ def command(
     only: Annotated[
         list[str] | None, typer.Option("--only", help="A trainer that takes part. May be repeated.")
     ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option("--size", help="klype's shape (see klype run).", show_default="what the time can teach"),
+    ] = None,
     seed: o.Seed = 0,
     out: o.OutFile = None,
     lang: o.Lang = None,
@@ -37,7 +41,7 @@ def command(
     from klype.bench.load import BUSY
     from klype.bench.quality import Asked, quality
 
-    asked = Asked(data, seconds, seed, tuple(only or ()), tuple(text or ()), cache_folder())
+    asked = Asked(data, seconds, seed, tuple(only or ()), tuple(text or ()), size, cache_folder())
     document = quality(asked, terminal.aside)
     if not as_json:
         terminal.console.print(_table(document))
