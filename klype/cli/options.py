@@ -73,8 +73,8 @@ Size = Annotated[
     str | None,
     typer.Option(
         "--size",
-        help="The model's shape: tiny (2 layers, 96 wide), mini (3, 128), small (4, 192), medium (5, 256) or base "
-        "(6, 384).",
+        help="The model's shape: tiny (2 layers, 96 wide), mini (3, 128), small (4, 192), medium (5, 256), base "
+        "(6, 384) or large (8, 512).",
         show_default="the recipe's, or what the time can teach",
     ),
 ]

@@ -11,7 +11,7 @@ from klype.config import Settings
 
 Stage = Literal["pretrain", "finetune", "rank", "reward", "align"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
-Size = Literal["tiny", "mini", "small", "medium", "base"]
+Size = Literal["tiny", "mini", "small", "medium", "base", "large"]
 Language = Literal["nb", "en"]
 
 

@@ -68,6 +68,7 @@ SHAPES: dict[str, Shape] = {
     "small": Shape(192, 4, 4, 512),
     "medium": Shape(256, 5, 4, 704),
     "base": Shape(384, 6, 6, 1024),
+    "large": Shape(512, 8, 8, 1376),
 }
 """Shapes that are asked for by name, or chosen by the time (see shape)."""
 
@@ -119,13 +120,16 @@ class PretrainSection(Lesson):
     """``plain``: the part of the steps in which answers have only plain manners; ``easy``: the part over which stories
     grow from two facts to four; ``answer_weight``: see lessons; ``passes``: how often a document is
     met; of a text of one's own: at most, lest it be learnt by heart. ``decay_a_pass``: weight decay for each time that
-    such a text will be met, up to 1 in all: what is met often is learnt by heart without."""
+    such a text will be met, up to 1 in all: what is met often is learnt by heart without. ``decay_tokens``: weight
+    decay is so many over the text's tokens, up to a half, however often they are met: what it forgets over, its time
+    scale, is then about the same share of every text (Wang and Aitchison 2024, arXiv:2405.13698)."""
 
     plain: float = Field(default=0.6, ge=0, le=1)
     easy: float = Field(default=0.3, ge=0, le=1)
     answer_weight: float = Field(default=5.0, gt=0)
     passes: int = Field(default=1, ge=1)
     decay_a_pass: float = Field(default=0.0, ge=0)
+    decay_tokens: float = Field(default=0.0, ge=0)
 
 
 class Rehearsing(Lesson):
@@ -220,10 +224,11 @@ class Recipe(Settings):
     def pretraining(self, steps: int, tokens: int | None) -> Training:
         """How so many steps of pre-training go on a text of so many tokens (None: without end)."""
         own = self.training("pretrain")
-        if not tokens or not self.pretrain.decay_a_pass or self.lora.rank:
+        lesson = self.pretrain
+        if not tokens or not (lesson.decay_a_pass or lesson.decay_tokens) or self.lora.rank:
             return own
-        passes = steps * self.pretrain.rows * self.model.window / tokens
-        decay = min(1.0, self.pretrain.decay_a_pass * passes)
+        passes = steps * lesson.rows * self.model.window / tokens
+        decay = min(1.0, lesson.decay_a_pass * passes + min(0.5, lesson.decay_tokens / tokens))
         return own.model_copy(update={"optimizer": own.optimizer.model_copy(update={"decay": decay})})
 
 
