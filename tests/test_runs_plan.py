@@ -96,10 +96,19 @@ def test_a_plan_made_longer_or_cut_keeps_its_pace() -> None:
 
 
 def test_a_text_that_is_met_more_often_decays_more() -> None:
-    recipe = read("text", ("pretrain.rows=8", "model.window=256", "pretrain.decay_a_pass=0.1"))
+    options = ("pretrain.decay_a_pass=0.1", "pretrain.decay_tokens=0")
+    recipe = read("text", ("pretrain.rows=8", "model.window=256", *options))
     decays = [recipe.pretraining(steps, 2048 * 100).optimizer.decay for steps in (0, 300, 900, 5000)]
     assert decays == [0.0, pytest.approx(0.3), pytest.approx(0.9), 1.0]
     assert recipe.pretraining(900, None) == recipe.training("pretrain")
+
+
+def test_the_shorter_a_text_the_stronger_it_decays_up_to_a_half() -> None:
+    recipe = read("text", ("pretrain.decay_tokens=1000",))
+    decays = [recipe.pretraining(50, tokens).optimizer.decay for tokens in (100, 2000, 4000, 10**6)]
+    assert decays == [0.5, 0.5, 0.25, 0.001]
+    assert recipe.pretraining(5000, 4000) == recipe.pretraining(50, 4000)
+    assert recipe.pretraining(50, None) == recipe.training("pretrain")
 
 
 @pytest.mark.parametrize("at", [2, 9])
