@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-import json
+import random
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from train_toys import FEW
 
+from klype.errors import UsageError
 from klype.model.checkpoint import read_config
 from klype.model.config import ModelConfig
-from klype.runs import pipeline
+from klype.model.transformer import Transformer
+from klype.runs import pipeline, promise, stages
+from klype.runs.adapting import suited
 from klype.runs.folder import read_run
-from klype.runs.options import StageOptions
+from klype.runs.options import RunOptions, Size, StageOptions
 from klype.runs.recipe import SHAPES, Recipe, read
 from klype.runs.say import Silent
 from klype.runs.shape import enough, fitting, in_time, model_config
+from klype.runs.stages import Run
 
 VOCABULARY = 2048
-CONFIGS = [model_config(read("text", (), size).model, VOCABULARY) for size in SHAPES]
+SET = ("model.width=32", "model.layers=1", "model.heads=2", "model.hidden=32", "model.window=64")
+CONFIGS = [model_config(read("text", (), size).model, VOCABULARY) for size in get_args(Size)]
 
 
 def chosen(tokens: float) -> ModelConfig:
@@ -78,16 +83,92 @@ def test_twice_the_speed_is_twice_the_time(seconds: float) -> None:
     assert shape(2 * seconds + 1, 160.0) == shape(seconds + 0.5, 320.0)
 
 
-def test_a_run_of_many_steps_has_a_larger_model_and_is_gone_on_with_as_it_was(tmp_path: Path) -> None:
-    text = tmp_path / "bok.txt"
-    text.write_text("\n\n".join(f"Reven gikk {i} ganger over isen. Fisken så på dag {i}." for i in range(300)))
-    given: dict[str, Any] = {"stage": "pretrain", "text": (str(text),), "overrides": FEW}
-    said = Silent()
-    pipeline.train_stage(StageOptions(**given, steps=2, out=tmp_path / "few"), said)
-    assert any("2 layers, 96 wide" in note for note in said.notes)
-    about = read_run(tmp_path / "few")
-    assert about["settings"]["model"]["width"] == read_config(tmp_path / "few" / "pretrain").width == 96
-    given["overrides"] = (*FEW, "model.width=32")
-    pipeline.train_stage(StageOptions(**given, steps=2, out=tmp_path / "set"), said)
-    made = json.loads((tmp_path / "set" / "pretrain" / "config.json").read_text())
-    assert (made["hidden_size"], made["num_hidden_layers"]) == (32, 2)
+@pytest.mark.parametrize(
+    "setting", ["width=128", "width=256", "width=64", "heads=3", "heads=6", "hidden=48", "layers=9"]
+)
+@pytest.mark.parametrize("tokens", [0.0, 3e6, 1e9])
+def test_what_is_set_makes_a_model_with_some_shape(setting: str, tokens: float) -> None:
+    recipe = fitting(read("text", (f"model.{setting}",)), VOCABULARY, lambda smaller, larger: tokens)
+    name, value = setting.split("=")
+    assert getattr(model_config(recipe.model, VOCABULARY), name) == int(value)
+
+
+@pytest.mark.parametrize("settings", [("model.width=7",), ("model.heads=7",), (*SET, "model.heads=5")])
+def test_what_is_no_model_is_said_before_anything_is_read(settings: tuple[str, ...], tmp_path: Path) -> None:
+    missing = str(tmp_path / "missing.txt")
+    for options in (
+        RunOptions(text=(missing,), overrides=settings),
+        StageOptions(stage="pretrain", overrides=settings),
+    ):
+        with pytest.raises(UsageError, match=r"width \d+ is not a multiple of heads") as error:
+            suited(read("text", settings), options, None)
+        assert "model.heads" in error.value.hint
+
+
+class Learnt(Exception):  # noqa: N818
+    """Where the test's learning ends: the shape has been settled."""
+
+
+def settled(
+    folder: Path, text: Path | None, monkeypatch: pytest.MonkeyPatch, **asked: Any
+) -> tuple[ModelConfig, list[str]]:
+    """The shape of a stage's model as it begins to learn, and what was said."""
+
+    def learn(run: Run, stage: str, model: Transformer, *rest: Any) -> None:
+        said.append(model.config)
+        raise Learnt
+
+    said: list[Any] = []
+    say = Silent()
+    monkeypatch.setattr(stages, "learn", learn)
+    options: dict[str, Any] = {"stage": "pretrain", "out": folder, "resume": text is None, **asked}
+    options |= {"text": (str(text),), "overrides": (*FEW, *asked.get("overrides", ()))} if text else {}
+    with pytest.raises(Learnt):
+        pipeline.train_stage(StageOptions.model_validate(options), say)
+    return said[0], say.notes
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    rng = random.Random(0)
+    words = ["".join(rng.choices("abdefghijklmnoprstuvyæøå", k=rng.randint(2, 9))) for _ in range(3000)]
+    file = tmp_path / "bok.txt"
+    file.write_text("\n\n".join(" ".join(rng.choices(words, k=40)) + "." for _ in range(400)))
+    return file
+
+
+def test_steps_minutes_and_the_text_decide(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, notes = settled(tmp_path / "few", text, monkeypatch, steps=2)
+    assert (made.width, made.layers) == (96, 2)
+    assert any("2 layers, 96 wide: the largest that 2 steps can teach" in note for note in notes)
+    assert read_run(tmp_path / "few")["settings"]["model"]["width"] == 96
+    made, notes = settled(tmp_path / "many", text, monkeypatch, steps=2000)
+    assert made.width > 192
+    again, _ = settled(tmp_path / "many", None, monkeypatch)
+    assert again == made
+    short, notes = settled(tmp_path / "short", text, monkeypatch, minutes=0.01)
+    assert short.width == 96
+    assert any("the largest that the time can teach" in note for note in notes)
+    monkeypatch.setattr(promise, "look", lambda model, *rest: model.config.flops_per_token / 1e8)
+    made, notes = settled(tmp_path / "long", text, monkeypatch, minutes=1e4)
+    assert any("the largest that this text can teach" in note for note in notes)
+    often = ("pretrain.passes=100000",)
+    longer, notes = settled(tmp_path / "passes", text, monkeypatch, minutes=1e4, overrides=often)
+    assert longer.width == SHAPES["large"].width > made.width
+    assert any("the largest that the time can teach" in note for note in notes)
+
+
+def test_a_model_from_elsewhere_keeps_its_shape(tmp_path: Path, text: Path) -> None:
+    pipeline.train_stage(
+        StageOptions(stage="pretrain", text=(str(text),), steps=2, out=tmp_path / "one", overrides=(*FEW, *SET)),
+        Silent(),
+    )
+    shape = read_config(tmp_path / "one" / "pretrain")
+    for out, lora in (("two", None), ("three", 2)):
+        more = StageOptions(
+            stage="pretrain", from_=str(tmp_path / "one" / "pretrain"), text=(str(text),), steps=2, lora=lora,
+            out=tmp_path / out, overrides=FEW,
+        )  # fmt: skip
+        pipeline.train_stage(more, Silent())
+        assert read_config(tmp_path / out / "pretrain") == shape
+        assert read_run(tmp_path / out)["settings"]["model"]["width"] == shape.width

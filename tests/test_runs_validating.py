@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from klype.runs.text_subject import TextSubject
 from klype.runs.validating import Validated, every
 from klype.train.loop import Session, Settings, train
 from klype.train.objectives import cross_entropy
+from klype.values import Batch, Loss
 
 HELD_OUT = random_batch(99)
 
@@ -36,7 +39,7 @@ def run(folder: Path, session: Session, steps: int = 12) -> tuple[torch.nn.Modul
     """On four batches over and over, which are learnt by heart: held-out text becomes worse."""
     model = tiny_model()
     batches = Validated(
-        Seeded(lambda i: random_batch(i % 4)), HELD_OUT, partial(cross_entropy, model), 2, Best(model, folder)
+        Seeded(lambda i: random_batch(i % 4)), [HELD_OUT], partial(cross_entropy, model), 2, Best(model, folder)
     )
     settings = Settings(steps=steps, save_seconds=0.0, save_every=1)
     train(model, cross_entropy, batches, settings, folder, session)
@@ -46,7 +49,7 @@ def run(folder: Path, session: Session, steps: int = 12) -> tuple[torch.nn.Modul
 def test_what_was_seen_is_the_loss_of_the_model_as_it_was(tmp_path: Path) -> None:
     model = tiny_model()
     before = loss_of(model)
-    batches = Validated(Seeded(), HELD_OUT, partial(cross_entropy, model), 3, Best(model, tmp_path))
+    batches = Validated(Seeded(), [HELD_OUT], partial(cross_entropy, model), 3, Best(model, tmp_path))
     for _ in range(4):
         batch = next(batches)
     assert batches.seen == [(3, pytest.approx(before))]
@@ -76,19 +79,20 @@ def test_the_best_weights_come_back_straight_or_resumed(tmp_path: Path, stopped:
     seen = batches.seen
     batches.look()
     assert batches.finish()  # learnt by heart: the last is not the best
-    assert batches.best[1] == min(loss for _, loss in seen) == pytest.approx(loss_of(model), rel=1e-6)
+    assert batches.kept is not None
+    assert batches.kept[1] == min(loss for _, loss in seen) == pytest.approx(loss_of(model), rel=1e-6)
     assert list(tmp_path.glob("best-*"))
-    batches.forget()
+    Best(model, tmp_path).forget()
     assert not list(tmp_path.glob("best-*"))
 
 
 def test_where_the_last_is_the_best_it_stays(tmp_path: Path) -> None:
     model = tiny_model()
-    batches = Validated(Seeded(lambda i: HELD_OUT), HELD_OUT, partial(cross_entropy, model), 2, Best(model, tmp_path))
+    batches = Validated(Seeded(lambda i: HELD_OUT), [HELD_OUT], partial(cross_entropy, model), 2, Best(model, tmp_path))
     train(model, cross_entropy, batches, Settings(steps=20, save_seconds=0.0), tmp_path)
     after = loss_of(model)
     assert not batches.finish()
-    assert batches.best == (20, pytest.approx(after))
+    assert batches.kept == (20, pytest.approx(after))
 
 
 def test_best_weights_that_are_gone_are_missed(tmp_path: Path) -> None:
@@ -98,6 +102,51 @@ def test_best_weights_that_are_gone_are_missed(tmp_path: Path) -> None:
     batches = run(tmp_path, Session(resume=True), 60)[1]
     with pytest.raises(KlypeError, match=r"best-\d+.safetensors, the best weights so far, is missing"):
         batches.finish()
+
+
+def test_what_several_processes_looked_at_has_no_weights_and_one_goes_on_from_there(tmp_path: Path) -> None:
+    """The least loss of theirs lies behind: the best is that of the looks to come."""
+    model = tiny_model()
+    measure = partial(cross_entropy, model)
+    several = Validated(Seeded(), [HELD_OUT], measure, 1, None)
+    several.restore({"drawn": 6, "seen": [[2, 0.001], [4, 0.5]], "kept": None, "batches": several.state()["batches"]})
+    next(several)
+    state = json.loads(json.dumps(several.state()))
+    alone = Validated(Seeded(), [HELD_OUT], measure, 1, Best(model, tmp_path))
+    alone.restore(state)
+    before = copy.deepcopy(model.state_dict())
+    next(alone)
+    assert alone.kept == (7, pytest.approx(loss_of(model)))
+    for weight in model.parameters():
+        weight.data.add_(torch.randn_like(weight))
+    assert alone.finish()
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+    several.restore(json.loads(json.dumps(alone.state())))  # and back
+    assert several.state()["kept"] is None
+    assert not several.finish()
+
+
+def test_a_loss_that_is_no_number_is_never_the_best(tmp_path: Path) -> None:
+    found = iter([math.nan, 3.0, math.inf, 2.0, math.nan])
+    model = tiny_model()
+    measure = lambda batch: Loss(torch.tensor(next(found)), torch.tensor(1.0))
+    batches = Validated(Seeded(), [HELD_OUT], measure, 1, Best(model, tmp_path))
+    kept = []
+    for _ in range(5):
+        next(batches)
+        kept.append(batches.kept and batches.kept[0])
+    assert kept == [None, 1, 2, 2, 4]
+    assert batches.finish()
+
+
+def test_held_out_tokens_are_measured_in_pieces_as_in_one(tmp_path: Path) -> None:
+    model = tiny_model()
+    whole = (HELD_OUT.tokens_BT, HELD_OUT.targets_BT, HELD_OUT.weights_BT)
+    rows = [Batch(*(part[i : i + 1] for part in whole)) for i in range(len(whole[0]))]
+    batches = Validated(Seeded(), rows, partial(cross_entropy, model), 1, None)
+    batches.look()
+    assert len(rows) > 1
+    assert batches.seen == [(0, pytest.approx(loss_of(model), rel=1e-6))]
 
 
 def test_looks_are_few_where_time_is_short() -> None:
@@ -129,23 +178,36 @@ def test_instructions_are_validated_by_questions_that_nothing_else_asks(tmp_path
     text, rows = tmp_path / "bok.txt", tmp_path / "spørsmål.jsonl"
     text.write_text("\n\n".join(f"Reven gikk {i} ganger over isen. Fisken så på dag {i}." for i in range(300)))
     rows.write_text("".join(f'{{"question": "Hva så dyr {i}?", "answer": "Dag {i}."}}\n' for i in range(400)))
-    given = {"stage": "finetune", "text": (str(text),), "instructions": rows, "steps": 12}
-    options = StageOptions(**given, from_="none", overrides=(*NARROW, *FEW))
-    subject = TextSubject(read("text", options.overrides), 0, options, BadRows())
-    batch = subject.held_out_batch("finetune")
-    assert batch is not None
-    assert len(batch.tokens_BT) == len(subject._watched) == (len(subject.held_out) + len(batch.tokens_BT)) // 5
-    learnt, asked = {q.prompt for q in subject._learnt}, {q.prompt for q in subject.held_out}
-    watched = {q.prompt for q in subject._watched}
-    assert len(watched) == len(batch.tokens_BT)
-    assert not watched & (learnt | asked)
-    learnt_BT = batch.weights_BT > 0
-    answers = [row[kept].tolist() for row, kept in zip(batch.targets_BT, learnt_BT, strict=True)]
-    said = {subject.chat.tokenizer.decode(ids).strip() for ids in answers}
-    assert said == {q.answers[0] for q in subject._watched}
+    given: dict[str, Any] = {"stage": "finetune", "text": (str(text),), "instructions": rows, "steps": 12}
+    options = StageOptions(**given, from_="none", overrides=(*NARROW, *FEW, "finetune.rows=6"))
+
+    def subject(seed: int = 0, **more: Any) -> TextSubject:
+        asked = options.model_copy(update={**more, "seed": seed})
+        return TextSubject(read("text", options.overrides), seed, asked, BadRows())
+
+    first = subject()
+    batches = first.watched("finetune")
+    assert all(len(batch.tokens_BT) <= 6 for batch in batches)
+    watched, asked = {q.prompt for q in first._watched}, {q.prompt for q in first.held_out}
+    assert sum(len(batch.tokens_BT) for batch in batches) == len(watched) == len(first._watched)
+    assert 8 <= len(watched) <= 32
+    assert not watched & (asked | {q.prompt for q in first._learnt})
+    answers = [row[kept].tolist() for b in batches for row, kept in zip(b.targets_BT, b.weights_BT > 0, strict=True)]
+    assert {first.chat.tokenizer.decode(ids).strip() for ids in answers} == {q.answers[0] for q in first._watched}
+    assert {q.prompt for q in subject(seed=5)._watched} == watched  # another stage's seed mixes nothing
+    # two answers to every question: both are watched, or asked
+    twice = tmp_path / "to.jsonl"
+    twice.write_text(rows.read_text() + rows.read_text().replace("Dag ", "Om natta "))
+    again = subject(instructions=twice)
+    assert {q.prompt for q in again._watched} == watched
+    assert {q.prompt for q in again.held_out} == asked
+    # rankings of held-out questions are not learnt from
+    ranked = tmp_path / "p.jsonl"
+    pairs = [{"prompt": f"Hva så dyr {i}?", "chosen": "A.", "rejected": "B."} for i in range(400)]
+    ranked.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    told = {r.question.prompt for r in subject(preferences=ranked).given_rankings()}
+    assert told == {q.prompt for q in first._learnt}
     few = tmp_path / "få.jsonl"
-    few.write_text("".join(rows.read_text().splitlines(keepends=True)[:30]))
-    fewer = options.model_copy(update={"instructions": few})
-    subject = TextSubject(read("text", options.overrides), 0, fewer, BadRows())
-    assert subject.held_out_batch("finetune") is None
-    assert subject.held_out
+    few.write_text("".join(rows.read_text().splitlines(keepends=True)[:60]))
+    assert subject(instructions=few).watched("finetune") == []
+    assert subject(instructions=few).held_out

@@ -40,7 +40,8 @@ class Reading(Protocol):
 
 
 class Tokens:
-    """Blocks of a book, each with a begin and an end, in the recipe's vocabulary; a peer's model has klype's shape."""
+    """Blocks of a book, each with a begin and an end, in the recipe's vocabulary; a peer's model has klype's shape
+    (small, where klype takes no part)."""
 
     def __init__(self, given: Given, recipe: Recipe | None = None) -> None:
         recipe = recipe or read("text")

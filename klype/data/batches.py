@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from klype.data.order import Permutation, mix
-from klype.data.pools import Arrays, Example, Kept, PoolProcess, PoolSettings, Sample, pool
+from klype.data.pools import Arrays, Example, Kept, PoolProcess, PoolSettings, Sample, padded, pool
 from klype.data.shards import Documents
 from klype.errors import KlypeError
 from klype.values import Batch
@@ -170,6 +170,13 @@ def conversation_batches(examples: Sequence[Example], settings: PoolSettings) ->
     if not usable:
         raise KlypeError("No conversation holds an answer that fits.", "Give instructions with answers.")
     return PaddedBatches(Epochs(usable, settings.seed), settings)
+
+
+def once(examples: Sequence[Example], settings: PoolSettings) -> list[Batch]:
+    """Conversations that hold something to learn, each once, in their order, ``settings.rows`` a batch."""
+    usable = [(t, w) for t, w in examples if len(t) > 1 and any(w[1:])]
+    starts = range(0, len(usable), settings.rows)
+    return [_batch(padded(usable[start : start + settings.rows], settings), {}) for start in starts]
 
 
 def fit(example: Example, window: int) -> Example:

@@ -51,7 +51,12 @@ def is_held_out(text: str, share: float = HELD_OUT) -> bool:
 
 def is_sampled(text: str, share: float) -> bool:
     """Whether a document belongs to a sample of about ``share`` of all, whether it is held out or not."""
-    return int.from_bytes(_digest(text)[8:], "big") / 2**64 < share
+    return sampled_from(text) < share
+
+
+def sampled_from(text: str) -> float:
+    """The share from which on a document belongs to a sample, in [0, 1)."""
+    return int.from_bytes(_digest(text)[8:], "big") / 2**64
 
 
 def unique(documents: Iterable[TextDocument]) -> Iterator[TextDocument]:

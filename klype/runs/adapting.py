@@ -10,7 +10,8 @@ from klype.model.lora import AdaptedTransformer
 from klype.model.transformer import Transformer
 from klype.runs.find import Found
 from klype.runs.options import RunOptions, StageOptions
-from klype.runs.recipe import Recipe
+from klype.runs.recipe import Recipe, Shape
+from klype.runs.shape import possible
 
 
 def learner(recipe: Recipe, seed: int, whole: Transformer) -> Transformer:
@@ -27,17 +28,22 @@ def learnt(model: Transformer, whole: Transformer) -> Transformer:
 
 
 def suited(recipe: Recipe, options: RunOptions | StageOptions, start: Found | None) -> Recipe:
-    """The recipe for this start: adapters of the rank asked for, and no text longer than the model's window."""
+    """The recipe for this start: adapters of the rank asked for, the model's own shape, and no text longer than its
+    window. UsageError for what goes with no model.
+    """
     if options.lora is not None:
         if start is None:
             raise UsageError("--lora trains adapters beside a model that is there.", "Give it: --from MODEL.")
         recipe = recipe.model_copy(update={"lora": recipe.lora.model_copy(update={"rank": options.lora})})
     if recipe.lora.rank and recipe.align.how.method == "ppo":
         raise UsageError("The way to align called ppo trains a value head, which goes with no adapters.", "Use grpo.")
-    if start is not None:
-        window = min(recipe.model.window, checkpoint.read_config(start.folder).window)
-        recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"window": window})})
-    return recipe
+    if start is None:
+        possible(recipe.model, 1)
+        return recipe
+    own = checkpoint.read_config(start.folder)
+    shape = {name: getattr(own, name) for name in Shape._fields}
+    window = min(recipe.model.window, own.window)
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={**shape, "window": window})})
 
 
 def dealt_out(recipe: Recipe, processes: int) -> Recipe:

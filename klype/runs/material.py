@@ -103,11 +103,14 @@ def gather(
 
 
 def held_out(question: Question) -> bool:
-    """A dictionary's by its word, others by all that is said up to them: a function of the question alone."""
+    """A function of the question alone (see ``key_of``)."""
+    return is_held_out(key_of(question), 0.05 if isinstance(question.extra.get("lemma"), str) else HELD_OUT)
+
+
+def key_of(question: Question) -> str:
+    """What it is held out by: a dictionary's its word, others all that is said up to them."""
     word = question.extra.get("lemma")
-    if isinstance(word, str):
-        return is_held_out(word.lower(), 0.05)
-    return is_held_out("\n".join(message["content"] for message in messages(question)), HELD_OUT)
+    return word.lower() if isinstance(word, str) else "\n".join(m["content"] for m in messages(question))
 
 
 def _collected(options: InputOptions, section: DataSection) -> collection.Collection:

@@ -155,7 +155,7 @@ def seconds_per_step(
         try:
             train(twin, objective, batches, settings, Path(parallel.from_first(folder)), session)
         except Interrupted:
-            if not enough():  # a person wants it
+            if not parallel.any_rank(enough()):  # a person wants it
                 raise KeyboardInterrupt from None
         finally:
             torch.set_rng_state(generator)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from klype.device import usable_cores
 from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
@@ -18,34 +20,35 @@ SHORTEST = 2  # minutes of a run that ends in time
 
 def settle(life: Run) -> None:
     """Chooses the shape of a new model where the recipe leaves it open, for good, and says what is going to be made."""
-    recipe = _shaped(life)
-    chosen = recipe is not life.recipe
-    if chosen:
+    began = time.perf_counter()
+    recipe, limit = _shaped(life)
+    if limit:
         life.recipe = life.subject.recipe = recipe
+        life.settling_s = time.perf_counter() - began
         life.record.content["settings"] = recipe.model_dump(mode="json")
         life.record.save()
     if isinstance(life.options, StageOptions):
-        if chosen:
+        if limit:
             m = recipe.model
-            life.say.note(f"A model of {m.layers} layers, {m.width} wide: the largest that this can teach.")
+            life.say.note(f"A model of {m.layers} layers, {m.width} wide: the largest that {limit} can teach.")
         return
-    life.say.note(_promise(life, chosen))
+    life.say.note(_promise(life, limit))
     if life.options.minutes < SHORTEST:
         life.say.note(
             f"Rankings and the examination alone take about a minute: under {SHORTEST} it takes longer than asked."
         )
 
 
-def _shaped(run: Run) -> Recipe:
-    """The run's recipe with a shape for a new model that suits the steps or the minutes asked for, and the text."""
+def _shaped(run: Run) -> tuple[Recipe, str]:
+    """The run's recipe with a shape for a new model, and what keeps it from being larger ("": it was not open)."""
     recipe, lesson = run.recipe, run.recipe.pretrain
     if run.start is not None or not recipe.model.open:
-        return recipe
+        return recipe, ""
     tokens_a_step, vocabulary = lesson.rows * recipe.model.window, run.subject.chat.tokenizer.vocab_size
     steps: int | None = getattr(run.options, "steps", None)
     if steps:
-        return fitting(recipe, vocabulary, lambda smaller, larger: tokens_a_step * steps)
-    seconds, cores = seconds_for(run, "pretrain"), max(1, usable_cores() // run.options.processes)
+        return fitting(recipe, vocabulary, lambda smaller, larger: tokens_a_step * steps), f"{steps:,} steps"
+    seconds, cores = parallel.from_first(seconds_for(run, "pretrain")), max(1, usable_cores() // run.options.processes)
     precision, most = precision_of(run, "pretrain"), tokens_a_step * enough_steps(run, "pretrain")
 
     def step_seconds(config: ModelConfig) -> float:
@@ -53,12 +56,19 @@ def _shaped(run: Run) -> Recipe:
         model.fused = run.fused
         return look(model, lambda twin: (cross_entropy, late_text(run)), lesson.training, seconds, cores, precision)
 
-    learns = in_time(seconds, tokens_a_step, step_seconds)
-    agreed = lambda *shapes: parallel.from_first(min(learns(*shapes), most))
-    return fitting(recipe, vocabulary, agreed)
+    fits, limit = in_time(seconds, tokens_a_step, step_seconds), ""
+
+    def learns(smaller: ModelConfig, larger: ModelConfig) -> float:
+        """All processes go on with one shape."""
+        nonlocal limit
+        tokens: float = parallel.from_first(fits(smaller, larger))
+        limit = "this text" if most < tokens else "the time"
+        return min(tokens, most)
+
+    return fitting(recipe, vocabulary, learns), limit or "the time"
 
 
-def _promise(life: Run, chosen: bool) -> str:
+def _promise(life: Run, limit: str) -> str:
     vocabulary, asked = life.subject.chat.tokenizer.vocab_size, life.subject.chat.tokenizer.asked
     minutes = life.options.minutes or 0.0
     if life.start is not None:
@@ -67,7 +77,7 @@ def _promise(life: Run, chosen: bool) -> str:
         return f"{minutes:g} minutes for all stages that are left{how}, in {life.folder}."
     m = life.recipe.model
     fewer = f" (the text supports no more of the {asked} asked for)" if vocabulary < asked else ""
-    largest = " (the largest that the time can teach)" if chosen else ""
+    largest = f" (the largest that {limit} can teach)" if limit else ""
     return (
         f"{minutes:g} minutes for all stages: a model of {m.layers} layers, {m.width} wide{largest}, and a vocabulary "
         f"of {vocabulary} tokens{fewer}, in {life.folder}."

@@ -11,8 +11,9 @@ import time
 from collections.abc import Callable
 from itertools import pairwise
 
+from klype.errors import KlypeError, UsageError
 from klype.model.config import ModelConfig
-from klype.runs.recipe import SHAPES, ModelSection, Recipe
+from klype.runs.recipe import SHAPES, ModelSection, Recipe, Shape
 
 TOKENS = 1.4e6
 """That a model of a million weights learns from, when it begins to be worth more than a smaller one."""
@@ -25,7 +26,7 @@ def fitting(recipe: Recipe, vocabulary: int, learns: Learns) -> Recipe:
     """The recipe with the largest of the shapes that learns from enough tokens, but for what it says itself."""
     if not recipe.model.open:
         return recipe
-    sections = [recipe.model.filled(shape) for shape in SHAPES.values()]
+    sections = possible(recipe.model, vocabulary)
     chosen = sections[0]
     for smaller, larger in pairwise(sections):
         configs = model_config(smaller, vocabulary), model_config(larger, vocabulary)
@@ -33,6 +34,24 @@ def fitting(recipe: Recipe, vocabulary: int, learns: Learns) -> Recipe:
             break
         chosen = larger
     return recipe.model_copy(update={"model": chosen})
+
+
+def possible(section: ModelSection, vocabulary: int) -> list[ModelSection]:
+    """What a recipe says of the shape, with each of the shapes where it is open, the smallest first. UsageError when
+    none of them is a model.
+    """
+    found: dict[ModelSection, ModelConfig] = {}
+    why = ""
+    for shape in SHAPES.values() if section.open else [Shape(0, 0, 0, 0)]:
+        filled = section.filled(shape)
+        try:
+            found[filled] = model_config(filled, vocabulary)
+        except KlypeError as error:
+            why = why or error.message
+    if not found:
+        hint = "Heads (model.heads) share the width (model.width) evenly, and each has an even part of it."
+        raise UsageError(why.removesuffix("; give head_dim.").rstrip(".") + ".", hint)
+    return sorted(found, key=lambda one: found[one].parameters)
 
 
 def enough(config: ModelConfig) -> float:

@@ -43,7 +43,8 @@ SPEAK_EVERY = 12.0  # seconds between two samples of what the model says
 
 @dataclass
 class Run:
-    """A run under way. ``start`` is a model's folder from outside that the first stage goes on from."""
+    """A run under way. ``start`` is a model's folder from outside that the first stage goes on from. ``settling_s``:
+    what it took to choose a shape."""
 
     folder: Path
     options: RunOptions | StageOptions
@@ -52,6 +53,7 @@ class Run:
     record: Record
     say: Say
     start: Path | None = None
+    settling_s: float = 0.0
     models: dict[str, Transformer] = field(default_factory=dict)
 
     def model(self, stage: str) -> Transformer:
@@ -86,8 +88,10 @@ class Run:
 def pretrain(run: Run) -> None:
     """Next token, one-hot cross-entropy."""
     torch.manual_seed(run.options.seed)
-    config = model_config(run.recipe.model, run.subject.chat.tokenizer.vocab_size)
-    whole = Transformer(config) if run.start is None else checkpoint.load(run.start).model
+    if run.start is None:
+        whole = Transformer(model_config(run.recipe.model, run.subject.chat.tokenizer.vocab_size))
+    else:
+        whole = checkpoint.load(run.start).model
     model = learner(run.recipe, run.options.seed, whole)
     looks = _looks(run, "pretrain")
 
@@ -136,7 +140,8 @@ def finetune(run: Run) -> None:
 
 def _looks(run: Run, stage: Literal["pretrain", "finetune"]) -> Looks:
     pieces = getattr(run.recipe, stage).training.micro_batches
-    return Looks(run.subject.held_out_batch(stage), run.folder / stage, pieces)
+    what = "text" if stage == "pretrain" else "answers"
+    return Looks(run.subject.watched(stage), what, run.folder / stage, pieces)
 
 
 def rank(run: Run) -> None:
@@ -259,7 +264,7 @@ def precision_of(run: Run, stage: str) -> Precision:
 def seconds_for(run: Run, stage: str) -> float:
     """This stage's part of what is left of the time planned: by the shares of the stages still to come."""
     if isinstance(run.options, StageOptions):
-        return 60 * (run.options.minutes or 5.0)
+        return max(1.0, 60 * (run.options.minutes or 5.0) - run.settling_s)
     shares: dict[str, float] = {name: getattr(run.recipe, name).share for name in (*STAGES, "examine")}
     to_come = sum(share for name, share in shares.items() if not run.record.done(name))
     left: float = run.record.content["planned_s"] - run.record.elapsed

@@ -35,9 +35,9 @@ class Subject(Protocol):
 
     def pretraining(self, steps: int, background: bool) -> Batches: ...
 
-    def held_out_batch(self, stage: str) -> Batch | None:
-        """What a model is measured on while a stage trains it; None where nothing is met twice, or too little is held
-        out. No answers of ``held_out``: what the examination asks chooses no weights."""
+    def watched(self, stage: str) -> list[Batch]:
+        """What a model is measured on while a stage trains it, in the stage's micro-batches; none where nothing is met
+        twice, or too little is held out. No answers of ``held_out``: what the examination asks chooses no weights."""
         ...
 
     def late(self, steps: int) -> dict[str, Any]:

@@ -11,13 +11,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from klype.data.batches import PackedBatches, conversation_batches, fit
+from klype.data.batches import PackedBatches, conversation_batches, fit, once
 from klype.data.order import mix
 from klype.data.pools import STEPS, Example, PoolSettings
 from klype.data.prepare import prepare
 from klype.data.readers import BadRows, TextDocument
 from klype.data.rows import Conversation
 from klype.data.shards import Documents
+from klype.data.split import sampled_from
 from klype.data.tasks import language, make_tasks
 from klype.engine.engine import Engine
 from klype.errors import KlypeError
@@ -36,8 +37,9 @@ from klype.text.tokenizer import Tokenizer
 from klype.values import Batch, Batches, Figure, Question, Ranking, Request, Sampling, Verdict
 
 TASKS = 3000
-HELD_OUT_ROWS = 16  # windows of held-out text that are looked at while a model learns
-WATCHED, WATCHED_PART = (8, 32), 5  # held-out questions that are: at least (or none) and at most; one in so many
+WINDOWS = 16  # of held-out text that are looked at while a model learns
+FEWEST_WATCHED, MOST_WATCHED = 8, 32  # held-out questions that are (or none: a few would choose weights by chance)
+WATCHED_SHARE = 0.2  # of the held-out questions, at most
 OVERLAP = "a stated rule: whole, short, not repetitive, on the question's words"
 EXAMPLES = 3  # answers to one question that are learnt from
 POLITE = re.compile(r"^(takk|gjerne|så hyggelig|thank|gladly|how nice|of course|sure|certainly|selvfølgelig)", re.I)
@@ -79,9 +81,7 @@ class TextSubject:
         self.chat = Chat(tokenizer or self._tokenizer())
         self._notes = list(self._material.notes)
         self._learnt, self._conversations, kept = self._exercises()
-        watched = min(WATCHED[1], len(kept) // WATCHED_PART)
-        watched = watched if watched >= WATCHED[0] else 0  # a few would choose the weights by chance
-        self._watched, self.held_out = kept[:watched], kept[watched:]
+        self._watched, self.held_out = _watched(kept)
         self.examples: int | None = len(self._conversations)
         self._rankings = self._preferences()
         dictionary = self._material.dictionary
@@ -177,9 +177,9 @@ class TextSubject:
         return len(prompt) + longest <= self.recipe.model.window
 
     def _preferences(self) -> list[Ranking]:
-        """Those that fit and whose question is not one of the examination's."""
+        """Those that fit and whose question is not held out."""
         given = self._material.rankings
-        kept = {question.prompt for question in self.held_out}
+        kept = {question.prompt for question in (*self.held_out, *self._watched)}
         fitting = [r for r in given if r.question.prompt not in kept and self._fits(r.question)]
         if given and not fitting:
             raise KlypeError(
@@ -194,14 +194,17 @@ class TextSubject:
         rows = max(1, lesson.rows // lesson.training.micro_batches)
         return PackedBatches(self._train_shards, rows, self.recipe.model.window, self.seed)
 
-    def held_out_batch(self, stage: str) -> Batch | None:
+    def watched(self, stage: str) -> list[Batch]:
+        lesson = self.recipe.pretrain if stage == "pretrain" else self.recipe.finetune
+        rows = max(1, lesson.rows // lesson.training.micro_batches)
         if stage != "pretrain":
             examples = [self._example(messages(q, q.answers[0])) for q in self._watched]
-            return next(conversation_batches(examples, self._pools(len(examples), 1))) if examples else None
+            return once(examples, self._pools(rows, 1))
         documents = self._tokens(self._split.held_out)
         if documents.lengths.max(initial=0) < 2:
-            return None
-        return next(PackedBatches(documents, HELD_OUT_ROWS, self.recipe.model.window, self.seed))
+            return []
+        batches = PackedBatches(documents, rows, self.recipe.model.window, self.seed)
+        return [next(batches) for _ in range(max(1, WINDOWS // rows))]
 
     def late(self, steps: int) -> dict[str, Any]:
         """Windows are all of one length: the beginning is as good as the end."""
@@ -316,6 +319,15 @@ class TextSubject:
         rows = [{k: v for k, v in asdict(q).items() if v not in ("", (), {})} for q in self.held_out]
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         (folder / "questions.jsonl").write_text(text, encoding="utf-8")
+
+
+def _watched(held_out: Sequence[Question]) -> tuple[list[Question], list[Question]]:
+    """Held-out questions that are looked at in training, one wording each, and those that the examination may ask: a
+    function of the questions, so that no seed mixes them."""
+    keys = sorted({key for q in held_out if sampled_from(key := material.key_of(q)) < WATCHED_SHARE}, key=sampled_from)
+    chosen = set(keys[:MOST_WATCHED]) if len(keys) >= FEWEST_WATCHED else set()
+    watched = {material.key_of(q): q for q in held_out if material.key_of(q) in chosen}
+    return [watched[key] for key in keys if key in watched], [q for q in held_out if material.key_of(q) not in chosen]
 
 
 def _question(conversation: Conversation) -> Question:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -22,15 +22,18 @@ LOOKS, SECONDS = 10, 6.0  # looks in all; seconds of training between two, at le
 
 
 class Validated:
-    """A stage's batches; every so many steps the model is measured on ``held_out``, the same tokens each time, by
+    """A stage's batches; every so many of them the model is measured on ``held_out``, the same tokens each time, by
     ``measure``. The best weights are kept in ``best``, if there is one.
 
     Each batch brings the newest figure along (metric ``validation``, nats a token).
     """
 
-    def __init__(self, batches: Batches, held_out: Batch, measure: Measure, every: int, best: Best | None) -> None:
+    def __init__(
+        self, batches: Batches, held_out: Sequence[Batch], measure: Measure, every: int, best: Best | None
+    ) -> None:
         self._batches, self._held_out, self._every = batches, held_out, every
         self.seen: list[tuple[int, float]] = []  # (batches drawn, loss)
+        self.kept: tuple[int, float] | None = None  # that with the least loss, the last of equals
         self._best, self._drawn, self.measure = best, 0, measure
 
     def __iter__(self) -> Iterator[Batch]:
@@ -50,36 +53,30 @@ class Validated:
         if self.seen and self.seen[-1][0] == self._drawn:
             return
         with torch.no_grad():
-            loss = self.measure(self._held_out)
-        self.seen.append((self._drawn, float(loss.total / loss.count)))
-        if self._best is not None and self.best == self.seen[-1]:
+            losses = [self.measure(batch) for batch in self._held_out]
+        loss = float(sum(loss.total for loss in losses) / sum(loss.count for loss in losses))
+        self.seen.append((self._drawn, loss))
+        if self._best is not None and (self.kept is None or loss <= self.kept[1] or not math.isfinite(self.kept[1])):
             self._best.keep()
-
-    @property
-    def best(self) -> tuple[int, float]:
-        """The look with the least loss, the last of equals."""
-        return min(reversed(self.seen), key=lambda look: look[1] if math.isfinite(look[1]) else math.inf)
+            self.kept = self.seen[-1]
 
     def finish(self) -> bool:
         """A last look, at the trained model; it is put back to the best weights if those were better and are kept."""
         self.look()
-        if self._best is None or self.best == self.seen[-1]:
+        if self._best is None or self.kept is None or self.kept[0] == self._drawn:
             return False
-        self._best.restore(self.best[0], "Train again.")
+        self._best.restore(self.kept[0], "Train again.")
         return True
 
-    def forget(self) -> None:
-        """Removes what was kept on the disk: nothing is left to resume."""
-        if self._best is not None:
-            self._best.forget()
-
     def state(self) -> dict[str, Any]:
-        if self._best is not None and self.seen:
-            self._best.save(self.best[0])
-        return {"drawn": self._drawn, "seen": self.seen, "batches": self._batches.state()}
+        if self._best is not None and self.kept is not None:
+            self._best.save(self.kept[0])
+        return {"drawn": self._drawn, "seen": self.seen, "kept": self.kept, "batches": self._batches.state()}
 
     def restore(self, state: dict[str, Any]) -> None:
+        """Of a state that several processes saved, no weights are kept: the best is then that of the looks to come."""
         self._drawn, self.seen = state["drawn"], [(drawn, loss) for drawn, loss in state["seen"]]
+        self.kept = tuple(state["kept"]) if self._best is not None and state["kept"] else None
         self._batches.restore(state["batches"])
 
     def close(self) -> None:
@@ -89,11 +86,12 @@ class Validated:
 class Looks:
     """The looks of one stage, from its first batch to its best weights; without held-out tokens, none.
 
-    ``micro_batches``: of a step. Several processes look together; the best weights are kept by one that is alone.
+    ``what`` is held out, in words; ``micro_batches``: of a step. Several processes look together; the best weights are
+    kept by one that is alone.
     """
 
-    def __init__(self, held_out: Batch | None, folder: Path, micro_batches: int) -> None:
-        self._held_out, self._folder, self._micro_batches = held_out, folder, micro_batches
+    def __init__(self, held_out: Sequence[Batch], what: str, folder: Path, micro_batches: int) -> None:
+        self._held_out, self._what, self._folder, self._micro_batches = held_out, what, folder, micro_batches
         self._validated: Validated | None = None
 
     def ready(self, measure: Measure) -> None:
@@ -103,28 +101,30 @@ class Looks:
 
     def along(self, batches: Batches, model: nn.Module, steps: int, seconds: float) -> Batches:
         """The batches of so many steps, with looks at the model between them."""
-        if self._held_out is None:
+        if not self._held_out:
             return batches
         often = self._micro_batches * every(steps, seconds)
-        self._whole = partial(cross_entropy, model)
-        best = Best(model, self._folder) if parallel.ranks() == 1 else None
+        self._whole, self._best = partial(cross_entropy, model), Best(model, self._folder)
+        best = self._best if parallel.ranks() == 1 else None
         self._validated = Validated(batches, self._held_out, self._whole, often, best)
         return self._validated
 
     @contextmanager
     def finished(self, note: Callable[[str], None]) -> Iterator[dict[str, float]]:
         """The model has its best weights, which is told; within, they are to be kept. ``validation``: their loss."""
-        if self._validated is None:
+        validated = self._validated
+        if validated is None:
             yield {}
             return
-        self._validated.measure = self._whole  # shards have been put together
-        back = self._validated.finish()
-        batches, loss = self._validated.best if back else self._validated.seen[-1]
-        step = batches // self._micro_batches
+        validated.measure = self._whole  # shards have been put together
+        back = validated.finish()
+        drawn, loss = validated.kept if back and validated.kept else validated.seen[-1]
+        step = drawn // self._micro_batches
         kept = f": the best was after step {step}, and those weights are kept" if back else ""
-        note(f"On held-out text {loss:.3f} nats a token{kept}.")
+        note(f"On held-out {self._what} {loss:.3f} nats a token{kept}.")
         yield {"validation": loss}
-        self._validated.forget()
+        if parallel.is_first():
+            self._best.forget()  # nothing is left to resume
 
 
 def every(steps: int, seconds: float) -> int:

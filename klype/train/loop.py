@@ -181,7 +181,12 @@ class _Run:
         else:
             self._read_shards(state.shards)
         self._load_untrained(state.model)
-        self.batches.restore(state.about["batches"])
+        try:
+            self.batches.restore(state.about["batches"])
+        except (KeyError, TypeError):
+            raise UsageError(
+                f"The state in {self.folder} was written by an earlier klype.", "Start again, in another folder."
+            ) from None
         torch.set_rng_state(torch.tensor(state.about["generator"], dtype=torch.uint8))
         self._earlier, self.skipped, self.saved = state.about["seconds"], state.about["skipped"], state.step
         self._skipped_in_a_row = state.about["skipped_in_a_row"]
