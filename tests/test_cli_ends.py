@@ -147,7 +147,7 @@ def test_a_bug_is_told_even_where_no_file_can_be_written(
         (["run", "--lang", "fr"], "There is no language 'fr': use en or nb."),
         (["run", "--minuts", "3"], "No such option: --minuts"),
         (["train", "pretrian"], "STAGE should be 'pretrain', 'finetune', 'rank', 'reward' or 'align'"),
-        (["train", "pretrain", "--size", "huge"], "--size should be 'tiny', 'small' or 'base'"),
+        (["train", "pretrain", "--size", "huge"], "--size should be 'tiny', 'mini', 'small', 'medium', 'base' or"),
         (["train", "pretrain", "--steps", "0"], "--steps should be greater than 0"),
         (["train", "pretrain", "--steps", "3", "--minutes", "1"], "give either --steps or --minutes"),
         (["train", "finetune", "--from", "nowhere"], "There is no model nowhere."),
