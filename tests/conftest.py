@@ -19,6 +19,28 @@ settings.register_profile("klype", deadline=None, max_examples=50)
 settings.load_profile("klype")
 
 
+DEAR = {
+    "test_runs_pipeline": {"world_run"},
+    "test_train_parallel": {"place", "troubles"},
+    "test_model_native": {"folder", "theirs", "packed"},
+    "test_experiments_bias": {"ran"},
+    "test_experiments_mistakes": {"ran"},
+    "test_bench_align": {"given"},
+    "test_studio_browser": {"base", "browser", "axe"},
+    "test_report_browser": {"browser", "folders"},
+    "test_studio_app": {"place"},
+}
+"""Fixtures that take seconds to make: whoever uses one is slow, too."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        module = item.nodeid.split("::")[0].rsplit("/", 1)[-1].removesuffix(".py")
+        if DEAR.get(module, set()) & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where klype's C is kept: compiled once, it is the same for all tests."""

@@ -71,6 +71,7 @@ def test_the_most_probable_meaning_is_found(name: str, budget: float) -> None:
     assert math.fsum(share.share for share in choice.shares) == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_consensus_gives_the_mode_of_a_known_distribution() -> None:
     for seed in range(4):
         table = random_table(np.random.default_rng(seed), 5)
@@ -130,6 +131,7 @@ def test_budgets_are_kept_and_equal_seeds_decide_alike(name: str, budget: float)
         assert [d.choice.chosen.text for d in alone] == [d.choice.chosen.text for d in first]
 
 
+@pytest.mark.slow
 def test_strata_of_forks_never_hold_more_than_everything() -> None:
     for seed in range(5):
         table = random_table(np.random.default_rng(seed), 6)

@@ -134,6 +134,7 @@ class Counted(Around):
             yield event
 
 
+@pytest.mark.slow
 def test_samples_that_neighbours_share_are_drawn_as_if_alone() -> None:
     """By the tree: what is said after t tokens, at every t; and fewer tokens are drawn than by drawing each alone."""
     table = random_table(np.random.default_rng(4), 4)

@@ -41,6 +41,7 @@ def test_when_all_are_found_nothing_is_unseen() -> None:
     assert found.estimate(lambda a: 1.0) == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_estimates_are_unbiased() -> None:
     """Five standard errors over 400 seeds, for the share of answers that begin with "b"."""
     table = random_table(np.random.default_rng(4), 4)

@@ -32,6 +32,7 @@ class Paid(Partial):
         return super().next(prefixes, top)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("paid", range(1, 9))
 @pytest.mark.parametrize("seed", range(3))
 def test_what_was_not_read_can_still_become_any_text_that_begins_so(seed: int, paid: int) -> None:

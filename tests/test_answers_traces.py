@@ -98,6 +98,7 @@ def test_damage_is_refused_in_one_sentence(fault: str, tmp_path: Path) -> None:
     assert t.saved(tmp_path, "a", {}) is None
 
 
+@pytest.mark.slow
 def test_parquet_has_a_row_a_token(tmp_path: Path) -> None:
     traces = drawn(-1)
     t.export_parquet(tmp_path / "a.parquet", traces, str)

@@ -39,6 +39,7 @@ def grown(table: np.ndarray, settings: TreeSettings, k: int = 0) -> Tree:
     return grow(Partial(source, k) if k else source, [1], settings, codec.spell)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 1.4])
 def test_the_intervals_hold_the_enumerated_probabilities(seed: int, temperature: float) -> None:
@@ -113,6 +114,7 @@ def test_temperature_zero_has_one_answer() -> None:
     assert tree.entropy[0] == pytest.approx(0, abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 1.5])
 @pytest.mark.parametrize("k", [2, 3])
 def test_a_partial_distribution_still_gives_certain_intervals(k: int, temperature: float) -> None:
@@ -161,6 +163,7 @@ def by_text_of(table: np.ndarray, limit: int) -> dict[str, float]:
     return {"".join(".abc"[t] for t in tokens): p for tokens, p in enumerate_answers(table, 1, limit).items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_entropy_lies_within_its_bounds(seed: int) -> None:
     table = random_table(np.random.default_rng(seed), 4)
@@ -220,6 +223,7 @@ def hold(rng: np.random.Generator) -> None:
             assert at.low_K.sum() + at.rest == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_bounds_of_partial_distributions_hold() -> None:
     rng = np.random.default_rng(0)
     for _ in range(300):

@@ -25,6 +25,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Given:
     return Given.read(file)
 
 
+@pytest.mark.slow
 def test_klype_learns_from_what_was_given_and_counts_it(given: Given, tmp_path: Path) -> None:
     trainer = Klype()
     trainer.load(given)

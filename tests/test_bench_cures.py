@@ -64,6 +64,7 @@ def test_a_cure_that_helps_is_recommended_and_paid_for() -> None:
     assert "verify-yes" in part["skipped"]
 
 
+@pytest.mark.slow
 def test_equal_seeds_give_equal_figures() -> None:
     def told(made: dict[str, Any]) -> list[Any]:
         timed = ("joules_each",)

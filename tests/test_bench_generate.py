@@ -89,6 +89,7 @@ def test_a_worker_that_says_nothing_is_ended(tmp_path: Path) -> None:
         assert isinstance(worker.order(1.0, do="peak"), Failed)
 
 
+@pytest.mark.slow
 def test_the_whole_comparison_with_a_toy(folder: Path, tmp_path: Path) -> None:
     said: list[str] = []
     document = generate(str(folder), 0.05, said.append, ["klype float32", "klype int8"])

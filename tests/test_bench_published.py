@@ -54,6 +54,7 @@ def test_a_bound_is_kept_by_the_whole_interval(low: float, bound: Literal["least
     assert row.json()["agrees"] is agrees
 
 
+@pytest.mark.slow
 def test_what_cannot_be_run_says_so_and_nothing_disagrees(tmp_path: Path) -> None:
     found = published()
     assert found["passed"]
@@ -62,6 +63,7 @@ def test_what_cannot_be_run_says_so_and_nothing_disagrees(tmp_path: Path) -> Non
         published(tmp_path / "absent.txt")
 
 
+@pytest.mark.slow
 def test_speculation_accepts_the_overlap_and_draws_what_the_model_would() -> None:
     """Over seeds the ratio is one in its mean, and χ² ÷ its degrees of freedom as well."""
     rows = [speculative(seed, 300) for seed in range(4)]

@@ -89,6 +89,7 @@ def test_an_n_grams_bits_are_those_of_its_mean() -> None:
     assert len(ngram_bits(train, text)) == len(text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRAINERS)
 def test_every_trainer_learns_a_text_that_repeats(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make, packages = TRAINERS[name]
@@ -145,6 +146,7 @@ def test_ratios_pair_blocks_and_name_what_is_missing() -> None:
     assert ratio(results(1.0, 1.6), "laws", "klype", "HF Trainer").why == "not installed"
 
 
+@pytest.mark.slow
 def test_the_whole_comparison_with_a_toy(tmp_path: Path) -> None:
     (tmp_path / "tinyshakespeare").mkdir()
     (tmp_path / "tinyshakespeare" / "input.txt").write_text(VERSE * 400, encoding="utf-8")

@@ -15,6 +15,7 @@ from klype.values import Request
 from tests.serve_toys import running, served
 
 
+@pytest.mark.slow
 def test_wrong_answers_and_errors_are_counted() -> None:
     tasks = alone(served("bench", window=512))[:12]
     with running(app([served("bench", window=512)])) as url:

@@ -22,6 +22,7 @@ from klype.errors import UsageError
 SMALL = Shape(layers=1, width=32, heads=2, hidden=48, window=12, vocab=40, rows=4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONTENDERS)
 def test_everybody_learns_the_common_batches(name: str, tmp_path: Path) -> None:
     make, packages, _ = CONTENDERS[name]
@@ -103,6 +104,7 @@ worker.order(90, do="train", steps=1_000_000)
 """
 
 
+@pytest.mark.slow
 def test_a_busy_worker_ends_with_whoever_ordered() -> None:
     boss = subprocess.Popen([sys.executable, "-c", ORDERS], stdout=subprocess.PIPE, text=True)
     assert boss.stdout is not None

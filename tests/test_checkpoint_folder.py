@@ -97,6 +97,7 @@ def test_a_folder_without_its_manifest_is_unfinished(tmp_path: Path) -> None:
         load(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beside", [False, True])
 def test_killed_at_any_step_the_old_or_the_new_one_loads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beside: bool

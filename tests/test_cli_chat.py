@@ -55,6 +55,7 @@ def said(talk: Talk) -> list[str]:
     return [message["content"] for message in talk.messages if message["role"] == "assistant"]
 
 
+@pytest.mark.slow
 @given(st.text(max_size=20), st.integers(1, 4))
 def test_pieces_are_whole_characters(text: str, size: int) -> None:
     data = text.encode("utf-8", "ignore")

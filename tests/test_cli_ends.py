@@ -72,6 +72,7 @@ def test_each_error_is_one_line_and_its_code(error: BaseException, code: int, se
     assert set(document["error"]) == {"message", "hint"}
 
 
+@pytest.mark.slow
 def test_torch_without_memory_is_no_bug() -> None:
     script = (
         "import resource, sys, torch\n"
@@ -182,6 +183,7 @@ def test_wrong_words_and_inputs_start_nothing(
     assert capsys.readouterr().err.startswith(f"klype: {sentence}")
 
 
+@pytest.mark.slow
 def test_help_and_version_end_well(capsys: Captured) -> None:
     assert klype("--version") == 0
     assert capsys.readouterr().out.startswith("klype 0.")
@@ -202,6 +204,7 @@ def test_the_console_script_exits_with_the_code(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("environ", [{"PYTHONIOENCODING": "ascii"}, {}])
 def test_any_bytes_and_any_terminal(tmp_path: Path, environ: dict[str, str]) -> None:
     """An argument that is no UTF-8, on a terminal that knows only ASCII: still a sentence, and still JSON."""
@@ -215,6 +218,7 @@ def test_any_bytes_and_any_terminal(tmp_path: Path, environ: dict[str, str]) -> 
         assert done.stderr.count(b"\n") == 1
 
 
+@pytest.mark.slow
 def test_ctrl_c_gives_130() -> None:
     """A command that computes for long, interrupted from outside."""
     script = (
@@ -264,6 +268,7 @@ def test_help_is_light() -> None:
     assert done.stdout.splitlines()[-1] == "HEAVY [] 0"
 
 
+@pytest.mark.slow
 def test_help_is_quick() -> None:
     """The budget is 0.3 s on an idle machine; here processor time counts, the best of five, with some room."""
 
@@ -276,6 +281,7 @@ def test_help_is_quick() -> None:
     assert min(once() for _ in range(5)) < 0.5
 
 
+@pytest.mark.slow
 def test_colour_is_for_terminals_and_not_where_unwanted(tmp_path: Path) -> None:
     environ = {k: v for k, v in os.environ.items() if k not in ("FORCE_COLOR", "NO_COLOR")}
     run = [sys.executable, "-m", "klype", "runs", "list"]

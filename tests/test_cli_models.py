@@ -74,6 +74,7 @@ def document(capsys: Captured, *argv: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_ask_answers_with_its_cost(run: Path, capsys: Captured, tmp_path: Path) -> None:
     out = tmp_path / "answer.json"
     first = document(capsys, "ask", str(run), "Hvem?", "--limit", "9", "--out", str(out))
@@ -94,6 +95,7 @@ def test_ask_answers_with_its_cost(run: Path, capsys: Captured, tmp_path: Path) 
     assert len(greedy) == 1
 
 
+@pytest.mark.slow
 def test_a_stage_that_knows_no_template_gets_plain_text(run: Path, capsys: Captured) -> None:
     def first_tokens(*argv: str) -> list[int]:
         return [row["id"] for row in document(capsys, "next", *argv)["tokens"]]
@@ -260,6 +262,7 @@ def test_a_draft_with_another_vocabulary_is_refused(
         assert said.out == ""  # nothing was answered first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draft", ["lookup", "ngram", "RUN/pretrain"])
 def test_a_conversation_with_guesses_is_the_one_without(
     run: Path, draft: str, capsys: Captured, monkeypatch: pytest.MonkeyPatch
@@ -276,6 +279,7 @@ def test_a_conversation_with_guesses_is_the_one_without(
     assert all(one["alpha"] is None or 0 <= one["alpha"] <= 1 for one in found[1]["speculation"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draft", ["lookup", "ngram", "RUN/pretrain"])
 def test_guessing_ahead_says_the_same_and_counts(run: Path, draft: str, capsys: Captured) -> None:
     argv = ["ask", str(run), SENTENCE, "--temperature", "0", "--limit", "20", "--json"]

@@ -43,6 +43,7 @@ def chat(folder: Path, home: Path, limit: int) -> Any:
     )
 
 
+@pytest.mark.slow
 def test_a_conversation_at_a_terminal(tmp_path: Path, home: Path) -> None:
     talk = chat(babbler(tmp_path / "babbler", WINDOW), home, limit=8)
     talk.expect_exact("/help shows the commands")
@@ -80,6 +81,7 @@ def test_a_conversation_at_a_terminal(tmp_path: Path, home: Path) -> None:
     assert talk.exitstatus == 0
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_an_answer_and_not_the_conversation(tmp_path: Path, home: Path) -> None:
     talk = chat(babbler(tmp_path / "babbler", LONG), home, limit=LONG)
     talk.expect_exact("you> ")

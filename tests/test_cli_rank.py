@@ -55,6 +55,7 @@ def document(captured: Captured, *words: str | Path) -> dict[str, object]:
     return json.loads(captured.readouterr().out)  # type: ignore[no-any-return]
 
 
+@pytest.mark.slow
 def test_two_simulated_annotators_disagree_as_much_as_their_tastes(run: Path, capsys: Captured) -> None:
     same = document(
         capsys, "rank", run, "--simulate", "--taste", "right=2", "--taste", "right=2,word=.041", "--noise", "0"
@@ -77,6 +78,7 @@ def test_a_model_judges_and_is_named(run: Path, capsys: Captured) -> None:
     assert judge["name"].startswith("model: ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["ranked", "trl", "sharegpt", "alpaca"])
 def test_rankings_go_out_and_come_into_another_store(run: Path, capsys: Captured, tmp_path: Path, form: str) -> None:
     klype("rank", run, "--simulate")
@@ -89,6 +91,7 @@ def test_rankings_go_out_and_come_into_another_store(run: Path, capsys: Captured
     assert into["new"] == len(set(lines))  # a pair that a repeat says once more is an exact double
 
 
+@pytest.mark.slow
 def test_by_hand_in_a_terminal_with_undo_ties_a_better_answer_and_going_on_later(run: Path) -> None:
     def start() -> pexpect.spawn[str]:
         words = ["-m", "klype", "rank", str(run), "--annotator", "kari", "--lang", "en", "--repeats", "0"]
@@ -194,6 +197,7 @@ def test_what_is_no_order_is_named(typed: str, key: str) -> None:
     assert found.key == key
 
 
+@pytest.mark.slow
 def test_answers_come_from_models_and_temperatures_and_are_added_once(run: Path, capsys: Captured) -> None:
     def candidates() -> list[int]:
         with Store.open(run / "rank" / "rankings.db") as store:
@@ -209,6 +213,7 @@ def test_answers_come_from_models_and_temperatures_and_are_added_once(run: Path,
     assert candidates() == after
 
 
+@pytest.mark.slow
 def test_active_choice_ranks_what_the_ensemble_is_least_sure_of(run: Path, capsys: Captured) -> None:
     assert klype("rank", run, "--simulate", "--active") == 1
     assert "there are none yet" in capsys.readouterr().err
@@ -233,6 +238,7 @@ def test_all_tied_and_one_candidate_only_teach_nothing_and_say_so(run: Path, cap
     assert "teach nothing" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_active_and_random_choice_start_alike_and_are_compared(run: Path, capsys: Captured) -> None:
     world, rng = World("small"), random.Random(9)
     with Store.open(run / "rank" / "rankings.db") as store:

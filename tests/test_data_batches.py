@@ -48,6 +48,7 @@ def test_permutations_differ_and_mix() -> None:
     assert Permutation(10**15, 3)(7) < 10**15
 
 
+@pytest.mark.slow
 @given(LENGTHS, st.integers(1, 3), st.integers(2, 20), SEEDS)
 def test_each_target_is_learnt_once_per_epoch(lengths: list[int], rows: int, window: int, seed: int) -> None:
     documents = numbered(lengths)
@@ -146,6 +147,7 @@ def test_padded_examples_come_once_with_their_weights() -> None:
     assert sorted(seen) == list(range(24))
 
 
+@pytest.mark.slow
 def test_a_process_gives_the_same_batches_and_resumed_is_straight() -> None:
     straight = PaddedBatches(Sampled(), SETTINGS)
     wanted = [next(straight) for _ in range(20)]
@@ -156,6 +158,7 @@ def test_a_process_gives_the_same_batches_and_resumed_is_straight() -> None:
         assert all(same(next(apart), w) for w in wanted[10:])
 
 
+@pytest.mark.slow
 def test_a_failing_process_is_reported() -> None:
     with PaddedBatches(Sampled(broken=13), SETTINGS, background=True) as apart:
         for _ in range(4):

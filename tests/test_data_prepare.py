@@ -95,6 +95,7 @@ def test_without_datasketch_it_says_what_to_install(monkeypatch: pytest.MonkeyPa
         near_duplicates()
 
 
+@pytest.mark.slow
 def test_the_benchmark_counts_what_it_made(tmp_path: Path) -> None:
     corpus = bench.Corpus(0.002, seed=3)
     made = bench.make(corpus, tmp_path)
@@ -106,6 +107,7 @@ def test_the_benchmark_counts_what_it_made(tmp_path: Path) -> None:
     assert measured["batches"]["tokens_per_s"] > 0
 
 
+@pytest.mark.slow
 def test_a_text_that_memory_does_not_hold_is_trained_on_from_the_disk(tmp_path: Path) -> None:
     stories = [f"{TEXTS[i]} Så kom dag {i * 7} med sol, {i * 3} måker og litt vind over øya." for i in range(200)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in stories), encoding="utf-8")
@@ -162,6 +164,7 @@ def test_documents_follow_others(tmp_path: Path) -> None:
     assert both.lengths.tolist() == [2, 1, 1, 2]
 
 
+@pytest.mark.slow
 def test_rows_that_are_skipped_are_said_and_stand_in_the_runs_record(tmp_path: Path) -> None:
     rows = [json.dumps({"n": t}) for t in TEXTS]
     (tmp_path / "rows.jsonl").write_text("\n".join([*rows[:3], "{", *rows[3:], "[1]"]), encoding="utf-8")

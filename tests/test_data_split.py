@@ -22,6 +22,7 @@ WORDS = st.sampled_from(["vann", "på", "stien.", "\n\n", "Kåre", "gikk", "\n",
 TEXTS = st.lists(st.lists(WORDS, min_size=30, max_size=80).map(" ".join), min_size=1, max_size=60)
 
 
+@pytest.mark.slow
 @given(TEXTS)
 def test_no_side_is_empty_and_no_text_is_on_both(texts: list[str]) -> None:
     made = split(documents(texts))

@@ -81,6 +81,7 @@ def test_every_answer_is_what_plain_recomputation_gives(name: str, requests: lis
             assert (list(trace.tokens), trace.ended) == plainly(model, request, trace.sample)
 
 
+@pytest.mark.slow
 @given(requests=st.lists(REQUESTS, min_size=2, max_size=5), waits=st.lists(st.integers(0, 4), min_size=5, max_size=5))
 @settings(max_examples=15, deadline=None)
 def test_joined_late_equals_joined_early(requests: list[Request], waits: list[int]) -> None:
@@ -330,6 +331,7 @@ def test_seconds_come_from_the_clock_that_was_passed_in() -> None:
     assert trace.seconds == int(trace.seconds)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["conv", "grouped"])
 def test_long_ragged_prompts_are_read_in_chunks(name: str) -> None:
     model = toy(name, window=2048)

@@ -46,6 +46,7 @@ SAMPLINGS = st.sampled_from(
 )
 
 
+@pytest.mark.slow
 @given(
     name=st.sampled_from(["conv", "grouped"]),
     sampling=SAMPLINGS,
@@ -93,6 +94,7 @@ def test_look_up_and_ngrams_are_lossless(draft: LookupDraft | NgramDraft, temper
     assert [trace.tokens for trace in fast] == [trace.tokens for trace in plain]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", [Sampling(0.8), Sampling(1.2, top_k=3)])
 def test_drawn_guesses_leave_the_distribution_as_it_is(sampling: Sampling) -> None:
     """Whole answers of three tokens, model and draft far apart, against their known probabilities."""
@@ -120,6 +122,7 @@ def shaped(table: torch.Tensor, sampling: Sampling) -> np.ndarray:
     return shape(table, sampling).double().numpy()
 
 
+@pytest.mark.slow
 def test_acceptance_is_the_overlap_of_the_two_distributions() -> None:
     """alpha = sum of min(p, q) (the paper's theorem 3.5), for a model and draft that ignore the past."""
     p, q = np.array([0.5, 0.3, 0.15, 0.05]), np.array([0.25, 0.25, 0.25, 0.25])

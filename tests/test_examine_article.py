@@ -135,6 +135,7 @@ def test_every_claim_has_words_for_every_ruling_it_can_get(lang: str) -> None:
     assert len(sentences(made(), lang)) == len(claims(made()))
 
 
+@pytest.mark.slow
 def test_the_command_rules_and_writes_its_page(run: Path, capsys: Captured, tmp_path: Path) -> None:
     argv = ["article", str(run), "-n", "2", "--limit", "4", "--out", str(tmp_path)]
     found = document(capsys, *argv)

@@ -102,6 +102,7 @@ def without_time(found: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in found.items() if key not in ("time", "report")}
 
 
+@pytest.mark.slow
 def test_examine_keeps_its_contract_repeats_and_goes_on(run: Path, capsys: Captured, tmp_path: Path) -> None:
     first = examined(capsys, run, tmp_path / "a", "--parquet")
     assert {"model", "questions", "figures", "survival", "independent", "feedback", "report"} <= set(first)
@@ -121,6 +122,7 @@ def test_examine_keeps_its_contract_repeats_and_goes_on(run: Path, capsys: Captu
     assert kept[0].is_file()
 
 
+@pytest.mark.slow
 def test_a_condition_that_holds_is_exit_one(run: Path, capsys: Captured, tmp_path: Path) -> None:
     argv = ["examine", str(run), *SMALL, "--out", str(tmp_path / "a"), "--json"]
     assert guard.guarded(call, [*argv, "--fail-if", "right<1.1", "--fail-if", "s@1>0"]) == 1
@@ -130,6 +132,7 @@ def test_a_condition_that_holds_is_exit_one(run: Path, capsys: Captured, tmp_pat
     assert json.loads(capsys.readouterr().out)["failed"] == []
 
 
+@pytest.mark.slow
 def test_two_stages_are_compared_on_the_same_questions(run: Path, capsys: Captured, tmp_path: Path) -> None:
     argv = [str(run / "finetune"), str(run / "finetune"), "--compare", *SMALL, "--out", str(tmp_path)]
     assert guard.guarded(call, ["examine", *argv, "--fail-if", "right<1.1", "--json"]) == 1
@@ -143,6 +146,7 @@ def test_two_stages_are_compared_on_the_same_questions(run: Path, capsys: Captur
         assert figures.get("feedback", {"value": 0})["value"] == 0
 
 
+@pytest.mark.slow
 def test_plain_questions_without_a_truth_are_examined_too(run: Path, capsys: Captured, tmp_path: Path) -> None:
     file = tmp_path / "asked.jsonl"
     rows = [
@@ -172,6 +176,7 @@ def asked(file: Path, rows: list[dict[str, Any]]) -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_a_question_too_long_for_the_model_is_left_out_and_counted(run: Path, capsys: Captured, tmp_path: Path) -> None:
     long, short = {"question": "Hvem? " * 200}, {"question": "Hvem?", "answers": ["Kari"]}
     found = examined(capsys, run, tmp_path / "out", "--questions", str(asked(tmp_path / "q.jsonl", [long, short])))
@@ -182,6 +187,7 @@ def test_a_question_too_long_for_the_model_is_left_out_and_counted(run: Path, ca
     assert "leaves room" in json.loads(capsys.readouterr().out)["error"]["message"]
 
 
+@pytest.mark.slow
 def test_a_suite_is_a_file_or_a_folder_of_them(run: Path, capsys: Captured, tmp_path: Path) -> None:
     (tmp_path / "suite").mkdir()
     asked(tmp_path / "suite" / "a.jsonl", [{"question": "Hvem?", "answers": ["Kari"]}])
@@ -194,6 +200,7 @@ def test_a_suite_is_a_file_or_a_folder_of_them(run: Path, capsys: Captured, tmp_
     assert own["judge"] == "the world's grammar"
 
 
+@pytest.mark.slow
 def test_another_model_judges_and_is_named(run: Path, capsys: Captured, tmp_path: Path) -> None:
     file = asked(tmp_path / "q.jsonl", [{"question": "Hvem?", "answers": ["Kari"]}, {"question": "Hvor?"}])
     judge = str(run / "finetune")

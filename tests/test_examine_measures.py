@@ -149,6 +149,7 @@ def test_a_constant_hazard_is_s_to_the_power_t() -> None:
     assert curves.s.value == pytest.approx(0.9)
 
 
+@pytest.mark.slow
 def test_questions_that_differ_bend_the_curve_up_and_positions_that_differ_down() -> None:
     """TRUTH: hazards that vary with the question only give K ≥ S̄^n, with position only K ≤ S̄^n."""
     rng = np.random.default_rng(0)
@@ -170,6 +171,7 @@ def test_no_error_seen_is_not_certainty() -> None:
     assert figure.low == pytest.approx(0.025 ** (1 / 20))
 
 
+@pytest.mark.slow
 def test_an_honest_forecaster_has_no_calibration_error_and_a_boaster_has_his_gap() -> None:
     rng = np.random.default_rng(0)
     said = rng.random(4000)

@@ -154,6 +154,7 @@ def test_duplicates_change_no_entropy_of_the_tree_kind() -> None:
 # knowing when it is wrong
 
 
+@pytest.mark.slow
 @given(st.lists(st.booleans(), min_size=2, max_size=30))
 def test_a_score_that_says_nothing_gains_nothing_and_the_truth_gains_all(right: list[bool]) -> None:
     questions = list(range(len(right)))

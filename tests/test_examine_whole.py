@@ -263,6 +263,7 @@ def test_minutes_are_kept_to_by_trees_and_forks_of_fewer_questions() -> None:
     assert in_time(1e-9, 200, none, slow, False) == none
 
 
+@pytest.mark.slow
 def test_the_probe_foretells_what_forks_draw(tmp_path: Path) -> None:
     """On average over answers: what is drawn is within half as much again of what was planned."""
     one = examinee(ERRING, 60)

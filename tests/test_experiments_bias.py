@@ -214,6 +214,7 @@ def test_a_model_of_averaged_weights_is_the_one_that_was_looked_at() -> None:
     assert again == pytest.approx(min(loss for _, loss, _ in learnt.curve), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_compiled_code_trains_the_same_model(tmp_path: Path) -> None:
     found = fused(tmp_path)
     if found is None:
@@ -362,6 +363,7 @@ def test_the_report_tells_it_in_both_languages(ran: tuple[Path, Board]) -> None:
     assert "http://" not in page.split("<script")[0]
 
 
+@pytest.mark.slow
 def test_finished_cells_are_kept_and_equal_seeds_give_equal_figures(ran: tuple[Path, Board], tmp_path: Path) -> None:
     folder, board = ran
     before = {f: f.stat().st_mtime_ns for f in (folder / "cells").glob("*/*.json")}
@@ -466,6 +468,7 @@ def test_bad_input_is_one_sentence(arguments: list[str], said: str, tmp_path: Pa
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_the_command_on_ones_own_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [
         "den",

@@ -200,6 +200,7 @@ def test_teachers_may_say_what_is_to_be_taken_back(first: tuple[Corpus, Learnt])
     assert own.spent.teachers > 0
 
 
+@pytest.mark.slow
 def test_a_model_learns_to_take_back_what_cannot_follow(first: tuple[Corpus, Learnt]) -> None:
     own = course(first, steps=250, rows=16, again=1.0)
     taught(own, method("backspace"))
@@ -330,6 +331,7 @@ def test_the_experiment_tells_every_method_beside_its_control(ran: tuple[Path, P
     json.dumps(found, allow_nan=False)
 
 
+@pytest.mark.slow
 def test_resumed_is_straight_and_equal_seeds_give_equal_figures(
     ran: tuple[Path, Plan, dict],  # type: ignore[type-arg]
     tmp_path: Path,
@@ -424,6 +426,7 @@ def test_bad_input_is_one_sentence(arguments: list[str], said: str, tmp_path: Pa
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_the_command_on_ones_own_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("den", "gamle", "mannen", "gikk", "langs", "veien", "og", "så", "en", "liten", "hund", "som", "sov")
     rng = np.random.default_rng(0)

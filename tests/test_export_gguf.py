@@ -113,6 +113,7 @@ class Hub(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
 
+@pytest.mark.slow
 def test_what_is_pushed_is_the_folder_and_loads_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     huggingface_hub = pytest.importorskip("huggingface_hub")
     model = toy("llama", vocab_size=TOKENIZER.vocab_size)

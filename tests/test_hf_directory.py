@@ -51,6 +51,7 @@ THEIRS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shard", ["20KB", "1GB"])
 @pytest.mark.parametrize("name", THEIRS)
 def test_a_model_of_transformers_loads_with_equal_logits_and_answers(tmp_path: Path, name: str, shard: str) -> None:

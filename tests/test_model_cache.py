@@ -61,6 +61,7 @@ def read(model: Transformer, cache: Cache, rows: list[list[int]]) -> list[torch.
     return [hidden[i, : len(row)] for i, row in enumerate(rows)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("shape", SHAPES)
 @torch.inference_mode()
@@ -74,6 +75,7 @@ def test_cached_equals_uncached_in_any_chunks(shape: str, way: str, folder: Path
         assert cache.lengths.tolist() == [40] * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("shape", SHAPES)
 @given(data=st.data())

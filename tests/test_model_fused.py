@@ -127,6 +127,7 @@ def dirty() -> None:
         del [torch.full((size,), 1e30) for _ in range(4)][:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 def test_memory_that_others_have_used_changes_nothing(shape: str, compiled: Fused) -> None:
     model = toy("llama", **(WIDE | SHAPES[shape]))
@@ -276,6 +277,7 @@ def test_shapes_that_do_not_suit_and_long_texts_go_through_torch(compiled: Fused
         cross_entropy(model, random_batch(0, rows=1, length=601, vocab=53))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_resumed_is_straight_and_two_side_by_side_are_one_after_another(
     precision: Precision, tmp_path: Path, compiled: Fused

@@ -192,6 +192,7 @@ def test_what_does_not_suit_goes_through_torch(compiled: Kernel) -> None:
     assert not packed.stepper.takes(cache, 2)
 
 
+@pytest.mark.slow
 def test_it_is_compiled_once_and_told_before(tmp_path: Path, compiled: Kernel) -> None:
     told: list[str] = []
     for _ in range(2):

@@ -61,6 +61,7 @@ def entries(draw: st.DrawFn, unequal: bool = False) -> Entry:
 roomy = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
+@pytest.mark.slow
 @given(st.lists(entries(), min_size=1, max_size=3))
 @roomy
 def test_ranked_lists_go_round_whole(tmp_path: Path, said: list[Entry]) -> None:
@@ -69,6 +70,7 @@ def test_ranked_lists_go_round_whole(tmp_path: Path, said: list[Entry]) -> None:
     assert formats.read(file) == said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["trl", "sharegpt", "alpaca"])
 @given(said=st.lists(entries(unequal=True), min_size=1, max_size=3))
 @roomy

@@ -330,6 +330,7 @@ except KlypeError as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not all(folder.stat().st_mode & 0o001 for folder in Path(__file__).resolve().parents),
     reason="another user cannot come to this checkout",
@@ -407,6 +408,7 @@ def kills(new: New, times: int) -> None:
         assert len(there) - len(told) <= i + 1  # at most one a kill was written and not yet acknowledged
 
 
+@pytest.mark.slow
 def test_kills_lose_nothing_that_was_acknowledged(new: New) -> None:
     kills(new, 2)
 

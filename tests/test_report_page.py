@@ -64,6 +64,7 @@ def pages() -> dict[str, Page]:
     return {name: Page(render(facts())) for name, facts in KINDS.items()}
 
 
+@pytest.mark.slow
 def test_the_report_and_its_figures_are_written_together(tmp_path: Path) -> None:
     facts = world_facts()
     path = write(tmp_path, facts, "nb")
@@ -239,6 +240,7 @@ def test_the_verdict_does_not_call_noise_a_change() -> None:
     assert "har gjort belønningsmodellen til lags" in " ".join(verdict(facts, Say("nb")))
 
 
+@pytest.mark.slow
 @settings(max_examples=50)
 @given(st.floats(0, 1), st.floats(0, 0.2), st.floats(0, 0.2))
 def test_any_share_can_be_said_in_both_languages(value: float, below: float, above: float) -> None:
@@ -309,6 +311,7 @@ def test_echarts_is_found_where_nicegui_keeps_it_and_missed_with_a_sentence(tmp_
         echarts.from_package(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_same_facts_give_the_same_bytes() -> None:
     assert render(world_facts()) == render(world_facts())
 

@@ -71,6 +71,7 @@ def test_every_place_in_the_page_has_one_name_and_every_link_leads_to_one() -> N
     assert set(re.findall(r'href="#([^"]+)"', page)) <= set(names)
 
 
+@pytest.mark.slow
 def test_figures_json_is_what_the_page_was_made_of_and_both_may_move(tmp_path: Path) -> None:
     facts = dictionary_facts()
     write(tmp_path, facts)

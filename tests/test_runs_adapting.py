@@ -44,6 +44,7 @@ def matrices(folder: Path) -> dict[str, torch.Tensor]:
     return checkpoint.load(folder).model.state_dict()
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_a_model_by_adapters(place: Path) -> None:
     folder, base = place / "run", place / "base" / "pretrain"
     folder.mkdir()

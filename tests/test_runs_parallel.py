@@ -55,6 +55,7 @@ def losses(out: Path, name: str = "loss") -> list[float]:
     return [row[name] for row in rows if name in row]
 
 
+@pytest.mark.slow
 def test_a_stage_by_two_is_the_stage_by_one_and_is_written_by_the_first(tmp_path: Path, text: Path) -> None:
     recipe = ("pretrain.training.micro_batches=2", *SMALL)  # what two processes make of it by themselves
     for n in (1, 2):
@@ -82,6 +83,7 @@ def _refused(folder: Path, text: Path) -> None:
         stage(folder, text, folder / "run", stage="align")
 
 
+@pytest.mark.slow
 def test_what_several_cannot_do_is_said(tmp_path: Path, text: Path) -> None:
     team(2, partial(_refused, tmp_path, text), tmp_path)
 

@@ -98,6 +98,7 @@ def test_the_held_out_questions_are_a_question_file(world_run: tuple[Path, dict[
     assert all(q.answers for q in questions)
 
 
+@pytest.mark.slow
 def test_a_finished_run_resumed_does_nothing_anew(world_run: tuple[Path, dict[str, object]]) -> None:
     folder, document = world_run
     before = (folder / "align" / "model.safetensors").read_bytes()
@@ -106,6 +107,7 @@ def test_a_finished_run_resumed_does_nothing_anew(world_run: tuple[Path, dict[st
     assert again["stages"] == document["stages"]
 
 
+@pytest.mark.slow
 def test_a_weak_reward_model_stops_alignment_and_says_why(tmp_path: Path) -> None:
     overrides = (*WORLD[:-1], "reward.threshold=1.0")
     document = life(tmp_path / "weak", overrides=overrides)
@@ -132,6 +134,7 @@ class StopAt(Silent):
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["pretrain", "finetune", "align"])
 def test_resumed_is_straight(stage: str, world_run: tuple[Path, dict[str, object]], tmp_path: Path) -> None:
     start = "" if stage == "pretrain" else str(world_run[0])
@@ -201,6 +204,7 @@ SMALL_TEXT = (
 )
 
 
+@pytest.mark.slow
 def test_own_text_goes_through_all_stages(texts: Path, tmp_path: Path) -> None:
     # How good a reward model seven seconds buy is the machine's affair; that alignment is left out has its own test.
     document = life(tmp_path / "text", text=(str(texts),), overrides=SMALL_TEXT, force=True)
@@ -232,6 +236,7 @@ def _added(file: Path) -> None:
     (file.parent / "new.txt").write_text(STORY * 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("option", "name", "happens", "said"),
     [
@@ -270,6 +275,7 @@ def test_a_run_does_not_go_on_with_other_files(
         pipeline.train_stage(StageOptions(stage="pretrain", out=out, resume=True), StopAt(2))
 
 
+@pytest.mark.slow
 def test_a_run_in_the_folder_of_its_text_is_gone_on_with_from_another_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -289,6 +295,7 @@ def test_a_run_in_the_folder_of_its_text_is_gone_on_with_from_another_folder(
     assert sorted(read_run(texts / "run")["inputs"]) == [str(texts / f"{n}.txt") for n in range(4)]
 
 
+@pytest.mark.slow
 def test_where_all_answers_are_liked_alike_nothing_is_imitated_and_the_run_ends(texts: Path, tmp_path: Path) -> None:
     one_each = ("rank.drawn=1", "rank.hot=0", "rank.wrong=0")
     document = life(tmp_path / "tied", text=(str(texts),), overrides=(*SMALL_TEXT, *one_each), force=True)
@@ -301,6 +308,7 @@ def test_where_all_answers_are_liked_alike_nothing_is_imitated_and_the_run_ends(
     assert "Ikke noe spørsmål har to ulike svar" in (tmp_path / "tied" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_own_instructions_and_preferences_are_used(texts: Path, tmp_path: Path) -> None:
     rows = [{"question": f"Hva sa dyr nummer {i}?", "answer": f"God dag nummer {i}."} for i in range(60)]
     (tmp_path / "i.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))

@@ -126,6 +126,7 @@ def test_texts_too_short_to_tell_are_in_the_language_of_their_file(tmp_path: Pat
     assert {row["name"] for row in every.data} == {"a.txt", "b.txt", "ord.jsonl", "sayings.jsonl"}
 
 
+@pytest.mark.slow
 def test_the_english_recipe_goes_through_all_stages_and_its_run_can_be_moved(folder: Path, tmp_path: Path) -> None:
     # one micro-batch: in three seconds it makes more steps, and learns to write words enough to be looked up
     document = life(tmp_path / "run", "english", folder, "pretrain.training.micro_batches=1")

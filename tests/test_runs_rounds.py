@@ -80,6 +80,7 @@ def options(run: Path, out: Path, **changes: object) -> StageOptions:
     return StageOptions.model_validate(values)
 
 
+@pytest.mark.slow
 def test_rounds_stopped_anywhere_and_gone_on_with_are_straight(run: Path, tmp_path: Path) -> None:
     def go(folder: Path, say: Silent, resume: bool = False) -> bytes:
         document = align_rounds(options(run, folder, resume=resume), 2, "", say)
@@ -95,6 +96,7 @@ def test_rounds_stopped_anywhere_and_gone_on_with_are_straight(run: Path, tmp_pa
         assert go(tmp_path / f"stopped-{at}", Silent(), resume=True) == straight
 
 
+@pytest.mark.slow
 def test_the_leash_is_shown_on_one_flawed_reward_and_nothing_is_done_twice(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "demo"
     document = leash_demo(options(run, out), "", Silent())

@@ -69,6 +69,7 @@ def test_looking_changes_nothing_that_is_learnt(tmp_path: Path) -> None:
         assert torch.equal(a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stopped", [False, True])
 def test_the_best_weights_come_back_straight_or_resumed(tmp_path: Path, stopped: bool) -> None:
     if stopped:
@@ -95,6 +96,7 @@ def test_where_the_last_is_the_best_it_stays(tmp_path: Path) -> None:
     assert batches.kept == (20, pytest.approx(after))
 
 
+@pytest.mark.slow
 def test_best_weights_that_are_gone_are_missed(tmp_path: Path) -> None:
     run(tmp_path, Session(), 60)
     for file in tmp_path.glob("best-*"):
@@ -157,6 +159,7 @@ def test_looks_are_few_where_time_is_short() -> None:
     assert every(1, 0.0) == 1
 
 
+@pytest.mark.slow
 def test_a_text_of_ones_own_is_validated(tmp_path: Path) -> None:
     text = tmp_path / "bok.txt"
     text.write_text("\n\n".join(f"Reven gikk {i} ganger over isen. Fisken så på dag {i}." for i in range(300)))

@@ -95,6 +95,7 @@ def test_streamed_is_whole(path: str, more: dict[str, Any]) -> None:
                 assert [value for part in logged for value in part[name]] == values
 
 
+@pytest.mark.slow
 def test_many_clients_at_once_get_what_each_gets_alone() -> None:
     guarded = app([served("a"), served("b", 1)], ServeSettings(batch=7))
     bodies = [

@@ -54,6 +54,7 @@ def conform(client: httpx.Client, cases: int) -> int:
     return made
 
 
+@pytest.mark.slow
 def test_requests_from_the_published_description_get_described_answers(client: httpx.Client) -> None:
     assert conform(client, CASES) > 4 * CASES
 

@@ -93,6 +93,7 @@ def leave(url: str, times: int) -> None:
     assert gauge(url, "waiting_samples") == 0
 
 
+@pytest.mark.slow
 def test_a_client_that_leaves_takes_its_work_along(url: str) -> None:
     leave(url, 20)
 
@@ -177,6 +178,7 @@ def dawdle(port: int, data: bytes, seconds: float) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_slow_clients_are_closed() -> None:
     rules = Rules(seconds=1.0)
     head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -204,6 +206,7 @@ def test_slow_clients_are_closed() -> None:
         assert httpx.get(f"{url}/health").status_code == 200
 
 
+@pytest.mark.slow
 def test_who_sent_in_time_is_heard_though_the_machine_stood_still() -> None:
     rules, inner = Rules(seconds=0.5), app([served()], rules=Rules(seconds=0.5))
     still = threading.Event()
@@ -232,6 +235,7 @@ def test_who_sent_in_time_is_heard_though_the_machine_stood_still() -> None:
         assert [client.recv(65536)[:12] for client in clients] == [b"HTTP/1.1 200"] * 3
 
 
+@pytest.mark.slow
 def test_one_that_does_not_read_is_cut_off() -> None:
     rules = Rules(seconds=0.5)
     body = json.dumps({**ENDLESS, "n": 64, "logprobs": 5}).encode()
@@ -397,6 +401,7 @@ def speak(streams: int) -> int:
     return streams
 
 
+@pytest.mark.slow
 def test_streams_hold_whole_characters_only() -> None:
     speak(30)
 

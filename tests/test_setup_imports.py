@@ -61,6 +61,7 @@ def parse(module: Path) -> ast.Module:
     return ast.parse(module.read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", MODULES, ids=name_of)
 def test_imports_point_up(module: Path) -> None:
     assert room_of(module) in LEVEL, f"the room {room_of(module)} has no place in LEVELS"
@@ -86,6 +87,7 @@ def test_only_the_command_line_and_the_device_read_the_environment(module: Path)
     assert not reads
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", MODULES, ids=name_of)
 def test_nothing_happens_at_import(module: Path) -> None:
     done = [f"line {node.lineno}: {ast.unparse(node)[:60]}" for node in parse(module).body if acts(node)]
@@ -120,6 +122,7 @@ def test_no_pickle_no_foreign_code(module: Path) -> None:
         assert given.get("trust_remote_code", "False") == "False", where
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", MODULES, ids=name_of)
 def test_files_and_signatures_are_small(module: Path) -> None:
     if name_of(module) not in MAY_BE_LONG:

@@ -44,6 +44,7 @@ def test_a_part_bounds_the_whole(temperature: float) -> None:
             assert low - 1e-6 <= p_V[list(chosen)].sum() <= high + 1e-6
 
 
+@pytest.mark.slow
 def test_examined_through_the_server_as_it_is_here(run: Path, capsys: Captured, tmp_path: Path) -> None:
     from klype.serve.app import app
     from klype.serve.served import Served
@@ -66,6 +67,7 @@ def test_examined_through_the_server_as_it_is_here(run: Path, capsys: Captured, 
     assert there["low"] <= here["value"] <= there["high"]
 
 
+@pytest.mark.slow
 def test_every_figure_is_the_models_own_or_bounds_it(run: Path, capsys: Captured, tmp_path: Path) -> None:
     """In chat, on the world's questions: judged by its grammar, beside its truth."""
     from klype.serve.app import app

@@ -97,6 +97,7 @@ def test_equals_the_native_source(tmp_path: Path) -> None:
         np.testing.assert_allclose([s.logp for s in a.steps], [s.logp for s in b.steps], atol=2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OTHERS)
 def test_batched_is_alone_and_remembered_is_read_anew(name: str, folders: dict[str, Path]) -> None:
     asked = open_hf(folders[name])
@@ -128,6 +129,7 @@ def test_what_texts_share_is_read_once(folders: dict[str, Path]) -> None:
     assert sizes == [3 * 2]  # the last token of the prompt and one more, for each
 
 
+@pytest.mark.slow
 def test_every_command_works_on_another_architecture(
     folders: dict[str, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -170,6 +172,7 @@ def test_hub_names_come_from_the_local_cache(
         fetch("../secrets")
 
 
+@pytest.mark.slow
 def test_what_cannot_be_loaded_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5", "vocab_size": 3}))
     (tmp_path / "model.safetensors").write_bytes(b"nothing")

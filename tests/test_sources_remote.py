@@ -129,6 +129,7 @@ def test_remote_equals_native(remote: RemoteSource) -> None:
         np.testing.assert_allclose([s.logp for s in a.steps], [s.logp for s in b.steps], atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.6, 1.0, 1.4])
 def test_the_truth_lies_within_the_bounds(remote: RemoteSource, temperature: float) -> None:
     native = own()
@@ -166,6 +167,7 @@ def test_what_is_no_address_is_not_asked(address: str, capsys: pytest.CaptureFix
     assert "is no address of a server" in json.loads(capsys.readouterr().out)["error"]["message"]
 
 
+@pytest.mark.slow
 def test_the_same_over_a_socket(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("fastapi")
     with serving(served()) as address:

@@ -233,6 +233,7 @@ def test_the_formula_follows_its_sliders(place: Any) -> None:
     assert chart.options["series"][0]["data"][-1][1] == pytest.approx(0.999, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_an_examination_that_fails_says_so(place: Any) -> None:
     run, user = place
     run(user.open("/divergence"))

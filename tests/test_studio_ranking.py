@@ -193,6 +193,7 @@ def ten_people(place: Place) -> list[tuple[str, int]]:
         return [(entry.annotator, entry.asked.id) for entry in store.entries() if not entry.again]
 
 
+@pytest.mark.slow
 def test_ten_people_at_once_lose_nothing(tmp_path: Path) -> None:
     made = ten_people(Place("toy", run_with_questions(tmp_path, questions=6)))
     assert len(made) == len(set(made)) == 10 * 6
@@ -266,6 +267,7 @@ def test_a_snapshot_holds_what_was_said_by_those_who_were_asked(place: Place, tm
         start(Studio([], tmp_path, ["false"]), place, Order(("Kari",)))
 
 
+@pytest.mark.slow
 def test_learning_is_begun_once_and_says_why_it_failed(place: Place, tmp_path: Path) -> None:
     told = json.dumps({"error": {"message": "No.", "hint": "Try."}})
     studio = Studio(
@@ -316,6 +318,7 @@ def texts(user: Any) -> str:
     return "\n".join(str(element._text) for element in user.client.elements.values() if element._text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lang", ["en", "nb"])
 def test_a_visitor_ranks_undoes_and_is_told(tmp_path: Path, lang: str) -> None:
     run_with_questions(tmp_path, hostile=True)
@@ -350,6 +353,7 @@ def test_a_visitor_ranks_undoes_and_is_told(tmp_path: Path, lang: str) -> None:
         assert store.taken_back() == 1
 
 
+@pytest.mark.slow
 def test_rankings_go_out_and_come_in_by_slices_of_limited_size(tmp_path: Path) -> None:
     import base64
 

@@ -65,6 +65,7 @@ def counting(home: Path, to: int, steps: int = 1) -> Plan:
 # work
 
 
+@pytest.mark.slow
 def test_steps_follow_one_another_and_their_documents_are_kept(tmp_path: Path) -> None:
     work = begin(tmp_path, counting(tmp_path, 3, steps=2))
     until(lambda: work.state == "done")
@@ -76,6 +77,7 @@ def test_steps_follow_one_another_and_their_documents_are_kept(tmp_path: Path) -
     assert work.state == "done"
 
 
+@pytest.mark.slow
 def test_cancelled_work_goes_on_where_it_was(tmp_path: Path) -> None:
     work = begin(tmp_path, counting(tmp_path, 60))
     until(lambda: (tmp_path / "count-0").exists())
@@ -91,6 +93,7 @@ def test_cancelled_work_goes_on_where_it_was(tmp_path: Path) -> None:
     assert document == {"counted": 60, "from": done}
 
 
+@pytest.mark.slow
 def test_killed_work_is_stopped_and_its_orphan_does_not_work_beside_the_next(tmp_path: Path) -> None:
     work = begin(tmp_path, counting(tmp_path, 400))
     until(lambda: (tmp_path / "count-0").exists())
@@ -105,6 +108,7 @@ def test_killed_work_is_stopped_and_its_orphan_does_not_work_beside_the_next(tmp
     until(lambda: work.state == "cancelled")
 
 
+@pytest.mark.slow
 def test_failed_work_says_why(tmp_path: Path) -> None:
     told = json.dumps({"error": {"message": "There is no text.", "hint": "Give some."}})
     fails = [sys.executable, "-c", f"print({told!r}); raise SystemExit(2)"]
@@ -128,6 +132,7 @@ def test_only_so_much_runs_at_once(tmp_path: Path) -> None:
 # curves
 
 
+@pytest.mark.slow
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=60), st.data())
 def test_a_tail_read_in_pieces_is_the_file_read_whole(tmp_path_factory: Any, values: list[float], data: Any) -> None:
     file = tmp_path_factory.mktemp("tail") / "metrics.jsonl"
@@ -197,6 +202,7 @@ def test_runs_are_told_of_by_keys_and_stand_under_what_they_came_from(tmp_path: 
     assert parent in run_folders(studio)
 
 
+@pytest.mark.slow
 def test_a_run_is_begun_on_text_under_our_own_names(tmp_path: Path) -> None:
     said = tmp_path / "said"
     studio = Studio(
@@ -238,6 +244,7 @@ def test_a_checkpoint_answers_the_same_with_its_own_weights_given_beside_it(tmp_
 # the page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lang", ["en", "nb"])
 def test_the_page_shows_curves_that_grow_and_work_that_runs(tmp_path: Path, lang: str) -> None:
     import asyncio

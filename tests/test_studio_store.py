@@ -59,6 +59,7 @@ def test_an_empty_store_gets_the_run_s_questions_once_and_stands_first(tmp_path:
     assert run_folders(studio) == [tmp_path / "runs" / "toy"]
 
 
+@pytest.mark.slow
 def test_ten_people_at_once_lose_and_double_nothing(tmp_path: Path, url: str) -> None:
     studio = studio_of(tmp_path, url, 4)
     furnish(studio)
@@ -69,6 +70,7 @@ def test_ten_people_at_once_lose_and_double_nothing(tmp_path: Path, url: str) ->
     assert {entry.annotator for entry in copied} == {"person 1", "person 2"}
 
 
+@pytest.mark.slow
 def test_the_page_ranks_in_it_and_its_address_s_password_is_not_shown(tmp_path: Path, url: str) -> None:
     studio = studio_of(tmp_path, url)
     furnish(studio)

@@ -44,6 +44,7 @@ def left_behind(folder: Path, done: bool = True) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_one_is_begun_at_a_time_cancelled_and_gone_on_with(tmp_path: Path) -> None:
     studio = Studio([], tmp_path, [sys.executable, "-c", WAITS])
     one = start(studio, Order(12.5, 7, "nb"))
@@ -97,6 +98,7 @@ def test_of_half_an_experiment_the_most_documents_so_far_are_shown(tmp_path: Pat
     assert found(half.model_copy(update={"rows": [], "curves": [], "bars": None}), say, own) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lang", ["en", "nb"])
 def test_the_page_shows_what_there_is_and_grows(tmp_path: Path, lang: str) -> None:
     w, own = words(lang, "studio_targets"), words(lang, "bias")

@@ -33,6 +33,7 @@ def turns(*contents: str) -> list[dict[str, str]]:
     return [{"role": ("user", "assistant")[i % 2], "content": c} for i, c in enumerate(contents)]
 
 
+@pytest.mark.slow
 @given(st.sampled_from([OWN, CHATML]), st.lists(CONTENTS, min_size=2, max_size=6))
 def test_text_adds_no_control_token_and_prompts_are_prefixes(chat: Chat, contents: list[str]) -> None:
     messages = turns(*contents)
@@ -94,6 +95,7 @@ PAYLOADS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("payload", PAYLOADS)
 def test_a_hostile_template_is_refused(payload: str) -> None:
     with pytest.raises(KlypeError):

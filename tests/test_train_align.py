@@ -101,6 +101,7 @@ def group_batch(seed: int, questions: int = 3, group: int = 4, longest: int = 7)
     return answers_batch(prompts, answers, group)
 
 
+@pytest.mark.slow
 @given(st.integers(0, 999), st.integers(1, 4), st.integers(2, 5), st.sampled_from([0, 2, 5]), st.booleans())
 @settings(max_examples=25, deadline=None)
 def test_shared_is_separate(seed: int, questions: int, group: int, conv: int, rope: bool) -> None:
@@ -121,6 +122,7 @@ def test_shared_is_separate(seed: int, questions: int, group: int, conv: int, ro
     torch.testing.assert_close(grads[0], grads[1], rtol=1e-7, atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("conv", [0, 3])
 def test_compiled_scoring_is_plain_scoring(conv: int, tmp_path: Path) -> None:
     compiled = fused(tmp_path)
@@ -194,6 +196,7 @@ def likes(asked: Sequence[Asked], answers: Sequence[Sequence[int]]) -> Floats:
     return np.array([float(LIKED in answer) for answer in answers])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("updates", [1, 3])
 def test_resumed_is_straight_between_updates_on_the_same_answers(updates: int, tmp_path: Path) -> None:
     rollouts = RolloutSettings(answers=4, limit=4, stop=(STOP,), updates=updates, target_kl=0.5)
@@ -299,6 +302,7 @@ def bandit_batches(row: Method, model: Transformer) -> Batches:
     return RolloutBatches(Players(ask, Engine(model), likes, tiny_model()), settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", METHODS, ids=lambda row: row.name)
 def test_a_bandit_with_a_known_optimum_is_found_by_every_method(row: Method, tmp_path: Path) -> None:
     model: Transformer = ActorCritic.of(tiny_model()) if row.critic else tiny_model()

@@ -57,6 +57,7 @@ def straight(folder: Path, **changes: Any) -> dict[str, torch.Tensor]:
     return weights(model)
 
 
+@pytest.mark.slow
 def test_overfits_one_batch(tmp_path: Path) -> None:
     batch = random_batch(0, rows=2)
     train(tiny_model(), cross_entropy, Seeded(lambda i: batch), settings(150), tmp_path, Session(parts=PARTS))
@@ -137,6 +138,7 @@ def killed_is_straight(folder: Path, steps: int, moments: Sequence[float]) -> No
     assert without_time(lines(folder / "killed")) == without_time(lines(folder / "straight"))
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_is_straight_bit_for_bit(tmp_path: Path) -> None:
     killed_is_straight(tmp_path, 400, [0.0, 0.013, 0.05, 0.11, 0.23])
 

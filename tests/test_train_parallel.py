@@ -156,6 +156,7 @@ def test_any_number_of_processes_learns_what_one_does(place: Path, ranks: int) -
     assert not list((place / "plain" / str(ranks)).glob(".*"))  # and the first alone wrote
 
 
+@pytest.mark.slow
 def test_so_do_four(place: Path) -> None:
     team(4, partial(_lives, place, ["plain"]), place)
     same_learning(place / "plain" / "1", place / "plain" / "4")
@@ -271,6 +272,7 @@ def _same_update(folder: Path) -> None:
     assert rows < 1 / parallel.ranks() + 0.2  # padded to whole cache lines
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, 5])
 def test_an_update_in_shards_is_the_update_muon_included(tmp_path: Path, ranks: int) -> None:
     """Five processes: some have no row of some parameters."""
@@ -303,6 +305,7 @@ def free_port() -> int:
     raise AssertionError("a hundred ports are taken")
 
 
+@pytest.mark.slow
 def test_the_end_of_one_is_the_clean_end_of_all_and_what_was_saved_is_whole(tmp_path: Path) -> None:
     team(2, partial(_one_is_killed, tmp_path, free_port()), tmp_path)
     state = read_newest(tmp_path, pytest.fail)

@@ -126,6 +126,7 @@ def test_models_and_plain_functions_are_rewards() -> None:
     assert plain(asked, answers).tolist() == [4 + len("(4, 5)"), 5 + len("(6,)")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", [grpo, rloo])
 def test_the_reward_is_climbed_and_resumed_is_straight(objective: object, tmp_path: Path) -> None:
     settings = Settings(steps=25, optimizer=OptimizerSettings(kind="adamw", rate=3e-2), save_seconds=0.0)

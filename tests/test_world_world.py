@@ -46,6 +46,7 @@ def test_every_distribution_sums_to_one_and_every_sampled_word_is_possible() -> 
         assert truth.slips == 0
 
 
+@pytest.mark.slow
 def test_the_sampler_draws_what_the_filter_says() -> None:
     """Chi-square of the next words after the commonest prefixes of four words, pooled over prefixes."""
     drawn: dict[tuple[str, ...], Counter[str]] = {}
@@ -119,6 +120,7 @@ def test_a_token_that_fits_nowhere_is_one_slip_until_the_next_word() -> None:
     assert truth.push(spellings.of["i"][0]) > 0
 
 
+@pytest.mark.slow
 def test_no_document_has_a_word_outside_the_vocabulary() -> None:
     for size in (world(), full()):
         known = set(size.words)
@@ -130,6 +132,7 @@ def test_text_and_words_are_inverse() -> None:
         assert World.words_of(World.text(words)) == words
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hard", [False, True])
 def test_the_judge_knows_right_from_wrong(hard: bool) -> None:
     rng = random.Random(3)
@@ -182,6 +185,7 @@ def test_concepts_are_shared_by_both_languages() -> None:
     assert by_language["nb"] & by_language["en"]
 
 
+@pytest.mark.slow
 def test_held_out_stories_are_never_told_in_training() -> None:
     rng = random.Random(17)
 
@@ -200,6 +204,7 @@ def test_a_question_is_a_function_of_its_seed() -> None:
     assert world().document(random.Random(1)) == world().document(random.Random(1))
 
 
+@pytest.mark.slow
 def test_hard_stories_have_four_facts_of_one_relation() -> None:
     rng = random.Random(19)
     for _ in range(100):
@@ -221,6 +226,7 @@ def test_two_who_did_the_same_may_both_be_named() -> None:
     raise AssertionError("no such question in three thousand")
 
 
+@pytest.mark.slow
 def test_most_stories_have_as_many_questions_as_their_manner_says() -> None:
     """Bare and whole sentences are two thirds of the stories; one-word demands and translations count as questions."""
     low, high = QUESTIONS["bare"]
