@@ -187,12 +187,28 @@ def test_runs_are_told_of_by_keys_and_stand_under_what_they_came_from(tmp_path: 
         folder.mkdir()
         about = {"recipe": "world", "asked": {"from_": str(origin)}, "state": "done", "seconds": {"total": 3}}
         (folder / "run.json").write_text(json.dumps(about))
+    broken = {"recipe": "text", "asked": {}, "state": "failed", "failure": "Shards are damaged."}
+    (tmp_path / "runs" / "broken").mkdir()
+    (tmp_path / "runs" / "broken" / "run.json").write_text(json.dumps(broken))
+    gone = {"recipe": "text", "asked": {}, "state": "running", "process": {"pid": 1, "created": 1.0}}
+    (tmp_path / "runs" / "gone").mkdir()
+    (tmp_path / "runs" / "gone" / "run.json").write_text(json.dumps(gone))
     (tmp_path / "runs" / "odd").mkdir()
     (tmp_path / "runs" / "odd" / "run.json").write_text("{")
     studio = Studio([], tmp_path, ["false"])
     runs = all_runs(studio)
-    assert {run.name: depth for depth, run in family(runs)} == {"toy": 0, "child": 1, "grandchild": 2, "odd": 0}
-    assert {run.name: run.state for run in runs}["odd"] == "unreadable"
+    assert {run.name: depth for depth, run in family(runs)} == {
+        "toy": 0,
+        "child": 1,
+        "grandchild": 2,
+        "odd": 0,
+        "broken": 0,
+        "gone": 0,
+    }
+    states = {run.name: (run.state, run.why) for run in runs}
+    assert states["odd"][0] == "unreadable"
+    assert states["broken"] == ("failed", "Shards are damaged.")
+    assert states["gone"] == ("stopped", "")  # of a run of the command line whose process has ended
     toy = find(studio, key_of(parent))
     assert toy is not None
     assert (toy.stages, toy.parameters) == (("finetune", "rank"), parameters(parent / "finetune"))

@@ -79,7 +79,7 @@ def _language(facts: Facts, say: Say) -> list[str]:
     if text and bits:
         order = text.get("ngram_order", 5)
         shown = {"bits": say.figure(bits), "ngram": say.number(text["ngram"]), "xz": say.number(text["xz"])}
-        return [say("verdict.text", n=order, **shown)]
+        return [say("verdict.text_base" if base.get("bits_per_byte") else "verdict.text", n=order, **shown)]
     if "s" in base and "kl" in base:
         s = base["s"]["value"] or 0.0
         return [say("verdict.truth", s=say.share(s, 1), kl=say.figure(base["kl"], "kl"))]
