@@ -36,8 +36,7 @@ DEAR = {
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        module = item.nodeid.split("::")[0].rsplit("/", 1)[-1].removesuffix(".py")
-        if DEAR.get(module, set()) & set(getattr(item, "fixturenames", ())):
+        if DEAR.get(item.path.stem, set()) & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
 
 

@@ -128,6 +128,14 @@ def test_what_several_processes_looked_at_has_no_weights_and_one_goes_on_from_th
     assert not several.finish()
 
 
+def test_the_last_two_best_weights_stay_after_a_million_steps(tmp_path: Path) -> None:
+    best = Best(tiny_model(), tmp_path)
+    best.keep()
+    for step in (999_998, 999_999, 1_000_000, 1_000_001):
+        best.save(step)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["best-1000000.safetensors", "best-1000001.safetensors"]
+
+
 def test_a_loss_that_is_no_number_is_never_the_best(tmp_path: Path) -> None:
     found = iter([math.nan, 3.0, math.inf, 2.0, math.nan])
     model = tiny_model()

@@ -13,7 +13,7 @@ from klype.data.readers import TextDocument
 from klype.data.shards import Documents
 from klype.data.split import units
 from klype.runs.recipe import SHAPES, Recipe, read
-from klype.runs.recipe import Shape as Size
+from klype.runs.recipe import Shape as ModelShape
 from klype.text.chat import TEMPLATE
 from klype.text.tokenizer import Tokenizer
 
@@ -50,7 +50,7 @@ class Tokens:
         encoded = self.tokenizer.encode_documents(texts)
         self.documents = Documents.of(encoded)
         self.ids = [i for ids in encoded for i in ids]
-        model = recipe.model.filled(Size(*given.shape) if given.shape else SHAPES["small"])
+        model = recipe.model.filled(ModelShape(*given.shape) if given.shape else SHAPES["small"])
         vocab, rows = self.tokenizer.vocab_size, recipe.pretrain.rows
         self.shape = Shape(model.layers, model.width, model.heads, model.hidden, model.window, vocab, rows)
         self.how = f"{model.layers} × {model.width}, {vocab} tokens, rows of {model.window}"

@@ -55,7 +55,7 @@ class Klype:
             recipe = recipe.model_copy(update={"model": recipe.model.filled(Shape(*given.shape))})
         documents, vocabulary = self._text.documents, self._text.shape.vocab
         training, pieces = recipe.pretrain.training, recipe.pretrain.training.micro_batches
-        rows, window = max(1, recipe.pretrain.rows // pieces), recipe.model.window
+        rows, window = recipe.pretrain.micro_rows, recipe.model.window
         precision = best_precision()
 
         def build(twin: torch.nn.Module) -> tuple[Objective, Batches]:
@@ -98,8 +98,7 @@ class Klype:
         m = recipe.model
         how = f"{m.layers} × {m.width}, {vocabulary} tokens, rows of {window}, {planned.precision}, "
         how += f"{'compiled' if planned.fused else 'torch'}, {crew.workers} side by side, {crew.threads} threads each"
-        shape = (m.width, m.layers, m.heads, m.hidden)
-        return Learnt(how, trained.steps, trained.steps * rows * pieces * window, model.config.parameters, shape)
+        return Learnt(how, trained.steps, trained.steps * rows * pieces * window, model.config.parameters, m.shape)
 
     def score(self, text: str) -> tuple[Array, Array]:
         return self._text.score(self._model, text)

@@ -36,7 +36,7 @@ class Best:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             durable.write(file, save({k: v.contiguous() for k, v in self._kept.items()}))
-            for old in sorted(self._folder.glob(FILES))[:-2]:
+            for old in sorted(self._folder.glob(FILES), key=_step)[:-2]:
                 old.unlink()
         except OSError as error:
             raise KlypeError(
@@ -61,3 +61,8 @@ class Best:
 
     def _file(self, step: int) -> Path:
         return self._folder / FILES.replace("*", f"{step:06d}")
+
+
+def _step(file: Path) -> int:
+    """By number, for after a million steps names are not in that order."""
+    return int(file.stem.removeprefix("best-"))

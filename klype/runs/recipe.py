@@ -91,9 +91,13 @@ class ModelSection(Settings):
     embed_std: float = Field(default=0.5, gt=0)
 
     @property
+    def shape(self) -> Shape:
+        return Shape(self.width, self.layers, self.heads, self.hidden)
+
+    @property
     def open(self) -> bool:
         """Whether some of its shape is to be chosen."""
-        return not all(getattr(self, name) for name in Shape._fields)
+        return not all(self.shape)
 
     def filled(self, shape: Shape) -> ModelSection:
         """With this shape where it is open."""
@@ -114,6 +118,11 @@ class Lesson(Settings):
     share: float = Field(default=0.0, ge=0, le=1)
     rows: int = Field(default=16, ge=1)
     training: Training = Training(steps=0)
+
+    @property
+    def micro_rows(self) -> int:
+        """Rows of a micro-batch."""
+        return max(1, self.rows // self.training.micro_batches)
 
 
 class PretrainSection(Lesson):

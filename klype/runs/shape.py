@@ -13,7 +13,7 @@ from itertools import pairwise
 
 from klype.errors import KlypeError, UsageError
 from klype.model.config import ModelConfig
-from klype.runs.recipe import SHAPES, ModelSection, Recipe, Shape
+from klype.runs.recipe import SHAPES, ModelSection, Recipe
 
 TOKENS = 1.4e6
 """That a model of a million weights learns from, when it begins to be worth more than a smaller one."""
@@ -42,7 +42,7 @@ def possible(section: ModelSection, vocabulary: int) -> list[ModelSection]:
     """
     found: dict[ModelSection, ModelConfig] = {}
     why = ""
-    for shape in SHAPES.values() if section.open else [Shape(0, 0, 0, 0)]:
+    for shape in SHAPES.values():
         filled = section.filled(shape)
         try:
             found[filled] = model_config(filled, vocabulary)

@@ -18,7 +18,7 @@ from klype.data.prepare import prepare
 from klype.data.readers import BadRows, TextDocument
 from klype.data.rows import Conversation
 from klype.data.shards import Documents
-from klype.data.split import sampled_from
+from klype.data.split import is_sampled, sampled_from
 from klype.data.tasks import language, make_tasks
 from klype.engine.engine import Engine
 from klype.errors import KlypeError
@@ -190,13 +190,12 @@ class TextSubject:
     # data
 
     def pretraining(self, steps: int, background: bool) -> Batches:
-        lesson = self.recipe.pretrain
-        rows = max(1, lesson.rows // lesson.training.micro_batches)
+        rows = self.recipe.pretrain.micro_rows
         return PackedBatches(self._train_shards, rows, self.recipe.model.window, self.seed)
 
     def watched(self, stage: str) -> list[Batch]:
         lesson = self.recipe.pretrain if stage == "pretrain" else self.recipe.finetune
-        rows = max(1, lesson.rows // lesson.training.micro_batches)
+        rows = lesson.micro_rows
         if stage != "pretrain":
             examples = [self._example(messages(q, q.answers[0])) for q in self._watched]
             return once(examples, self._pools(rows, 1))
@@ -213,7 +212,7 @@ class TextSubject:
     def finetuning(self, background: bool) -> Batches:
         examples = [self._example(conversation) for conversation in self._conversations]
         lesson, pieces = self.recipe.finetune, self.recipe.finetune.training.micro_batches
-        return conversation_batches(examples, self._pools(max(1, lesson.rows // pieces), STEPS * pieces, pieces))
+        return conversation_batches(examples, self._pools(lesson.micro_rows, STEPS * pieces, pieces))
 
     def _example(self, conversation: Conversation) -> Example:
         ids, learnt = self.chat.conversation(conversation)
@@ -324,10 +323,11 @@ class TextSubject:
 def _watched(held_out: Sequence[Question]) -> tuple[list[Question], list[Question]]:
     """Held-out questions that are looked at in training, one wording each, and those that the examination may ask: a
     function of the questions, so that no seed mixes them."""
-    keys = sorted({key for q in held_out if sampled_from(key := material.key_of(q)) < WATCHED_SHARE}, key=sampled_from)
-    chosen = set(keys[:MOST_WATCHED]) if len(keys) >= FEWEST_WATCHED else set()
-    watched = {material.key_of(q): q for q in held_out if material.key_of(q) in chosen}
-    return [watched[key] for key in keys if key in watched], [q for q in held_out if material.key_of(q) not in chosen]
+    keyed = [(material.key_of(question), question) for question in held_out]
+    keys = sorted({key for key, _ in keyed if is_sampled(key, WATCHED_SHARE)}, key=sampled_from)
+    chosen = keys[:MOST_WATCHED] if len(keys) >= FEWEST_WATCHED else []
+    of_key = dict(keyed)
+    return [of_key[key] for key in chosen], [question for key, question in keyed if key not in chosen]
 
 
 def _question(conversation: Conversation) -> Question:

@@ -118,7 +118,7 @@ class Looks:
             return
         validated.measure = self._whole  # shards have been put together
         back = validated.finish()
-        drawn, loss = validated.kept if back and validated.kept else validated.seen[-1]
+        drawn, loss = validated.kept or validated.seen[-1]
         step = drawn // self._micro_batches
         kept = f": the best was after step {step}, and those weights are kept" if back else ""
         note(f"On held-out {self._what} {loss:.3f} nats a token{kept}.")

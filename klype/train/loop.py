@@ -183,10 +183,10 @@ class _Run:
         self._load_untrained(state.model)
         try:
             self.batches.restore(state.about["batches"])
-        except (KeyError, TypeError):
+        except (KeyError, TypeError) as error:
             raise UsageError(
                 f"The state in {self.folder} was written by an earlier klype.", "Start again, in another folder."
-            ) from None
+            ) from error
         torch.set_rng_state(torch.tensor(state.about["generator"], dtype=torch.uint8))
         self._earlier, self.skipped, self.saved = state.about["seconds"], state.about["skipped"], state.step
         self._skipped_in_a_row = state.about["skipped_in_a_row"]
