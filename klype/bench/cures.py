@@ -15,9 +15,9 @@ from typing import Any
 from klype.answers.decoders.orders import Tuning, serve
 from klype.answers.decoders.table import DECODERS, Decided, Decoder, decide, first
 from klype.bench.cures_tasks import Posed, Task
-from klype.device import EnergyMeter, usable_cores
+from klype.device import usable_cores
 from klype.errors import KlypeError, UsageError
-from klype.examine.cost import WATTS_PER_CORE
+from klype.examine.cost import Energy
 from klype.examine.intervals import mcnemar, mean_by_question, paired
 from klype.sources.source import Source
 from klype.values import Trace
@@ -135,34 +135,21 @@ class Plain:
     joules: float
 
 
-class Meter:
-    """Joules since it was made: measured, or estimated from this process's processor time."""
-
-    def __init__(self) -> None:
-        self._meter, self._cpu = EnergyMeter(), time.process_time()
-
-    def joules(self) -> tuple[float, bool]:
-        """(joules, whether they are an estimate)."""
-        read = self._meter.joules()
-        seconds = time.process_time() - self._cpu
-        return (seconds * WATTS_PER_CORE, True) if read is None else (read, False)
-
-
 def measure(
     source: Source, posed: Sequence[Posed], name: str, budget: float, tuning: Tuning, plain: Plain | None
 ) -> Measured:
     """Every question decided, from the plain answers where they are known."""
-    meter = Meter()
+    energy = Energy()
     decided: list[Decided] = []
     for at in range(0, len(posed), CHUNK):
         part = [one.asked for one in posed[at : at + CHUNK]]
         known = None if plain is None or name == "sample" else plain.traces[at : at + CHUNK]
         decided += decide(source, part, name, budget, tuning, known)
-    joules, estimated = meter.joules()
+    joules = energy.joules()
     if plain is not None and name != "sample":
         joules += plain.joules
     rights = [float(one.right(d.choice.chosen.text)) for one, d in zip(posed, decided, strict=True)]
-    return Measured(decided, rights, joules, estimated)
+    return Measured(decided, rights, joules, energy.estimated)
 
 
 def front(rows: Sequence[dict[str, Any]]) -> list[int]:
@@ -176,11 +163,11 @@ def front(rows: Sequence[dict[str, Any]]) -> list[int]:
 
 
 def _plain(source: Source, posed: Sequence[Posed]) -> Plain:
-    meter, found = Meter(), list[Trace]()
+    energy, found = Energy(), list[Trace]()
     for at in range(0, len(posed), CHUNK):
         orders = [first(one.asked, Tuning()) for one in posed[at : at + CHUNK]]
         found += [trace for (trace,) in serve(source, orders)]  # type: ignore[misc]
-    return Plain(found, meter.joules()[0])
+    return Plain(found, energy.joules())
 
 
 def _cannot(decoder: Decoder, task: Task, entrant: Entrant) -> str:

@@ -2,10 +2,32 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
+
+from klype.device import EnergyMeter
 
 WATTS_PER_CORE = 10.0
 """Where energy cannot be read: about what a core at work takes, its share of the rest included."""
+
+
+class Energy:
+    """Joules since it was made: by the processor's counters, or else estimated from this process's processor time.
+
+    Wall time times the threads that torch may use is no estimate: how many of them work changes with the batch, and
+    energy rose where time fell.
+    """
+
+    def __init__(self) -> None:
+        self._meter, self._cpu = EnergyMeter(), time.process_time()
+        self.estimated = not self._meter.available
+        self._meter.joules()
+
+    def joules(self) -> float:
+        """Used so far."""
+        seconds = time.process_time() - self._cpu
+        read = self._meter.joules()
+        return seconds * WATTS_PER_CORE if read is None else read
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +68,3 @@ def answer_bytes(shape: Shape, prompt: int, answer: int) -> int:
     written = prompt + answer - 1
     read = sum(range(prompt, prompt + answer - 1))
     return answer * shape.weight_bytes + shape.cache_bytes * (written + read)
-
-
-def estimated_joules(seconds: float, cores: int) -> float:
-    """An estimate, to be labelled so: each core in use takes WATTS_PER_CORE."""
-    return seconds * cores * WATTS_PER_CORE

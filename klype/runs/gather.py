@@ -10,11 +10,8 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-import torch
-
-from klype.device import EnergyMeter
 from klype.examine.calibration import bins, calibration_error
-from klype.examine.cost import WATTS_PER_CORE, estimated_joules
+from klype.examine.cost import WATTS_PER_CORE, Energy
 from klype.examine.evidence import Answered, Evidence
 from klype.examine.facts import (
     AnswerFacts,
@@ -327,19 +324,16 @@ ALONE = 12  # questions asked one by one, as a person asks
 def cost(run: Run, model: Transformer, answers: Sequence[Answered]) -> dict[str, Any]:
     """Per answer: passes, tokens and FLOPs of all of them; seconds and joules of some that were asked alone.
 
-    Joules by the processor's own counters where they can be read, else a stated number of watts for each core in use.
+    Joules by the processor's own counters where they can be read, else a stated number of watts for each busy core.
     """
     questions = run.subject.held_out[:ALONE]
     sampling = Sampling(temperature=run.recipe.examine.temperature)
     answer_all(model, run.subject, questions[:1], sampling)  # warm
-    meter, alone = EnergyMeter(), []
-    meter.joules()
+    energy, alone = Energy(), []
     for question in questions:
-        began, before = time.perf_counter(), meter.joules()
+        began, before = time.perf_counter(), energy.joules()
         traces = answer_all(model, run.subject, [question], sampling)
-        seconds, after = time.perf_counter() - began, meter.joules()
-        measured = None if before is None or after is None else after - before
-        joules = measured if measured is not None else estimated_joules(seconds, torch.get_num_threads())
+        seconds, joules = time.perf_counter() - began, energy.joules() - before
         (answer,) = judged(run.subject, model.config, [question], [traces[0]])
         alone.append(replace(answer, seconds=seconds, joules=joules))
     counted, timed = measure(Evidence(answers)), measure(Evidence(alone))
@@ -349,7 +343,7 @@ def cost(run: Run, model: Transformer, answers: Sequence[Answered]) -> dict[str,
         "parameters": model.config.parameters,
         "figures": {name: figure.json() for name, figure in figures.items()},
     }
-    return out if meter.available else {**out, "joules_estimated": True, "watts": WATTS_PER_CORE}
+    return {**out, "joules_estimated": True, "watts": WATTS_PER_CORE} if energy.estimated else out
 
 
 def provenance(run: Run, model: Transformer) -> dict[str, Any]:
