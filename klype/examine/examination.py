@@ -12,6 +12,7 @@ import numpy as np
 
 from klype.answers.forks import Forks, ForkSettings, forks
 from klype.answers.tree import Tree, TreeSettings, grow_together
+from klype.data.order import draw_seed
 from klype.examine.evidence import Answered, Evidence, Told
 from klype.examine.examinee import Examinee, ExamSettings, Pace, fork_tokens
 from klype.examine.feedback import Aftermath, Asked, FeedbackSettings, Shock, aftermaths, shocks
@@ -144,7 +145,7 @@ def _request(examinee: Examinee, settings: ExamSettings, place: int, temperature
         n=n,
         limit=settings.limit,
         sampling=Sampling(temperature=temperature),
-        seed=settings.seed * 1_000_003 + place,
+        seed=draw_seed(settings.seed, examinee.questions[place].prompt, temperature),
         stop=tuple(examinee.source.codec.stop),
         top=-1 if examinee.whole or examinee.partial else 0,
     )

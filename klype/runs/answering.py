@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from klype.data.order import draw_seed
 from klype.engine.engine import Engine
 from klype.examine.cost import Shape, answer_flops
 from klype.examine.evidence import Answered
@@ -29,11 +30,11 @@ def answer_all(
             n=n,
             limit=subject.recipe.rank.limit,
             sampling=sampling,
-            seed=i,
+            seed=draw_seed(subject.seed, question.prompt, sampling.temperature),
             stop=tokenizer.ends,
             top=top,
         )
-        for i, question in enumerate(questions)
+        for question in questions
     ]
     return Engine(model, decode_bytes=tokenizer.token_bytes).run(requests)
 

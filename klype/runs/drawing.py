@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from klype.data.order import mix
+from klype.data.order import draw_seed
 from klype.judge.meaning import text_meaning
 from klype.preferences.candidates import merge_near_duplicates
 from klype.preferences.records import Asked, Candidate
@@ -54,7 +54,7 @@ def _requests(source: Source, part: Sequence[Asked], temperature: float, setting
             n=settings.n,
             limit=settings.limit,
             sampling=Sampling(temperature=temperature),
-            seed=mix(settings.seed, one.id) % 2**31,
+            seed=draw_seed(settings.seed, one.question.prompt, temperature),
             stop=tuple(source.codec.stop),
         )
         for one in part

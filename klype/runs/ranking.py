@@ -285,6 +285,6 @@ def _fitting(subject: Subject, rankings: Sequence[Ranking]) -> list[Ranking]:
 
 def _parts(questions: Sequence[Question]) -> list[Part]:
     """A seventh of the questions is held out, and at least one; the same question always goes the same way."""
-    prompts = sorted({q.prompt for q in questions}, key=lambda p: mix(len(p), *p.encode()[:64]))
+    prompts = sorted({q.prompt for q in questions}, key=lambda p: (mix(len(p), *p.encode()[:64]), p))
     kept = set(prompts[: max(1, len(prompts) // 7)]) if len(prompts) > 1 else set()
     return ["held-out" if q.prompt in kept else "train" for q in questions]

@@ -23,6 +23,7 @@ class Subject(Protocol):
     """Everything that differs between the world and own text. Made once a run, from recipe and seed."""
 
     recipe: Recipe
+    seed: int
     chat: Chat
     held_out: list[Question]
     tokens: int | None

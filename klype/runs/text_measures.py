@@ -16,6 +16,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from klype.data.baselines import ngram_bits_per_byte, xz_bits_per_byte
+from klype.data.order import draw_seed
 from klype.data.readers import TextDocument
 from klype.data.split import Split
 from klype.engine.engine import Engine
@@ -132,7 +133,7 @@ class TextMeasures:
                 tuple(self._prompt(start)),
                 limit=max(1, min(2 * WRITTEN, self._window - len(self._prompt(start)))),
                 sampling=Sampling(temperature=temperature),
-                seed=seed + place,
+                seed=draw_seed(seed, start, temperature),
                 stop=self._tokenizer.ends,
             )
             for place, start in zip(places, starts, strict=True)

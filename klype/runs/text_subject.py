@@ -8,6 +8,7 @@ import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -253,7 +254,8 @@ class TextSubject:
         rng, kind = random.Random(mix(self.seed, seed, 5)), question.extra.get("kind")
         others = [rng.choice(self._learnt) for _ in range(20 * n)]
         alike = [q for q in others if q.extra.get("kind") == kind] or others
-        return [rng.choice(q.answers) for q in alike[:n]]
+        texts = (rng.choice(q.answers) for q in alike)
+        return list(islice((text for text in texts if not self.judge(question, text, True).right), n))
 
     def given_rankings(self) -> list[Ranking]:
         return self._rankings
