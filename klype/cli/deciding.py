@@ -121,15 +121,20 @@ def _checks(opened: Opened, question: str, context: bool, name: str, chat: bool)
     if chat:
         known["yes"] = _yes(opened, question)
     if name == "verify-question":
-        known["question"] = checks.given(lambda answer: (tuple(opened.plain(answer)), tuple(opened.say(question))))
+        known["question"] = checks.given(lambda answer: _joined(opened, answer, question))
     if name == "verify-statement":
-        known["statement"] = checks.given(lambda answer: (tuple(opened.plain(question)), tuple(opened.say(answer))))
+        known["statement"] = checks.given(lambda answer: _joined(opened, question, answer))
     if name == "verify-reward":
         from klype.runs.best_of import judge_of
 
         judge = judge_of(opened.found)
         known["reward"] = checks.judged(lambda prompts, answers: judge.score(prompts, answers).tolist())
     return known
+
+
+def _joined(opened: Opened, first: str, then: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Two texts as one, with a space between them, cut where the second begins; of an empty one, a full stop."""
+    return tuple(opened.plain(first.strip() or ".")), tuple(opened.say(f" {then.strip() or '.'}"))
 
 
 def _yes(opened: Opened, question: str) -> Check:
@@ -140,6 +145,6 @@ def _yes(opened: Opened, question: str) -> Check:
         return tuple(opened.prompt([{"role": "user", "content": text}]))
 
     def first(word: str) -> list[int]:
-        return [opened.say(word)[0], *opened.source.codec.encode(word)[-1:]]
+        return [opened.say(word)[0], opened.say(f" {word}")[0], *opened.source.codec.encode(word)[-1:]]
 
     return checks.yes(put, first("Yes"), first("No"))

@@ -173,7 +173,7 @@ def native(name: str, found: Found, loaded: Loaded, engine: Engine) -> Opened:
         config.vocab_size,
         tokenizer.token_bytes,
         tokenizer.name,
-        lambda answer: tokenizer.encode(f" {answer.strip()}"),
+        tokenizer.encode_answer,
         tokenizer.template is not None,
         lambda context: flops_per_token(config, context),
         Native(loaded, engine),
@@ -201,7 +201,7 @@ def _open_hf(name: str, found: Found, precision: str) -> Opened:
         source.vocabulary,
         tokenizer.token_bytes,
         tokenizer.name,
-        lambda answer: tokenizer.encode(f" {answer.strip()}"),
+        tokenizer.encode_answer,
         tokenizer.template is not None,
         lambda context: matrices,
     )

@@ -146,12 +146,15 @@ def _tokenizer(metadata: dict[str, Any], file: Path) -> Tokenizer:
         for i, t in enumerate(tokens)
         if types[i] in (_CONTROL, _USER_DEFINED)
     ]
+    begin: int = metadata.get("tokenizer.ggml.bos_token_id", -1)
+    # The default is llama.cpp's. Its add_space_prefix is for tokenizers of the kind "llama" alone.
+    begins = metadata.get("tokenizer.ggml.add_bos_token", pattern == "llama-bpe") and begin >= 0
     definition = {
         "version": "1.0",
         "added_tokens": added,
         "normalizer": {"type": "NFC"} if pattern == "qwen2" else None,
         "pre_tokenizer": _pieces(pattern, file),
-        "post_processor": None,
+        "post_processor": _begins_with(str(tokens[begin]), begin) if begins else None,
         "decoder": {**_BYTES, "use_regex": True},
         "model": {
             "type": "BPE",
@@ -173,6 +176,13 @@ def _tokenizer(metadata: dict[str, Any], file: Path) -> Tokenizer:
         return Tokenizer(definition, special)
     except Exception as error:  # the backend raises bare Exception for a bad definition
         raise KlypeError(f"{file} has a tokenizer that cannot be read: {error}.", _HINT) from error
+
+
+def _begins_with(token: str, i: int) -> dict[str, Any]:
+    """The post-processor that puts a token before a text."""
+    begin, text = {"SpecialToken": {"id": token, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
+    known = {token: {"id": token, "ids": [i], "tokens": [token]}}
+    return {"type": "TemplateProcessing", "single": [begin, text], "pair": [begin, text], "special_tokens": known}
 
 
 def _pieces(pattern: str, file: Path) -> dict[str, Any]:

@@ -96,7 +96,7 @@ def _tokens(writer: Any, loaded: Loaded) -> None:
     for add, token in ids:
         if token >= 0:
             add(token)
-    writer.add_add_bos_token(tokenizer.begin >= 0)
+    writer.add_add_bos_token(bool(tokenizer.lead))
     if tokenizer.template is not None:
         writer.add_chat_template(tokenizer.template)
 

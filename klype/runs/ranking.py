@@ -265,7 +265,7 @@ def _audit(model: RewardModel, ranked: RankedSets, subject: Subject) -> dict[str
 def tokens(chat: Chat, ranking: Ranking) -> Ranked:
     """A ranking as a reward model reads it."""
     tokenizer = chat.tokenizer
-    answers = tuple((*tokenizer.encode(" " + text), tokenizer.end) for text in ranking.candidates)
+    answers = tuple((*tokenizer.encode_answer(text), tokenizer.end) for text in ranking.candidates)
     return Ranked(tuple(chat.prompt(messages(ranking.question))), answers, ranks(ranking))
 
 

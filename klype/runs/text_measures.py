@@ -85,7 +85,10 @@ class TextMeasures:
         return ratio_of_means(list(bits), list(sizes), "bits per byte")
 
     def _bits(self, model: Transformer, text: str) -> tuple[float, float]:
-        bits_N = token_bits(model, self._tokenizer.encode_document(text), self._window)
+        ids = self._tokenizer.encode_document(text)
+        if not self._tokenizer.lead:  # nothing begins it: it is read behind the end of another
+            ids = [self._tokenizer.end, *ids]
+        bits_N = token_bits(model, ids, self._window)
         return float(bits_N.sum()), float(len(text.encode()))
 
     def vocabulary(self) -> set[str]:
@@ -193,7 +196,7 @@ class TextMeasures:
         }
 
     def _prompt(self, start: str) -> list[int]:
-        tokens = [self._tokenizer.begin, *self._tokenizer.encode(start)]
+        tokens = [*self._tokenizer.lead, *self._tokenizer.encode(start)]
         return tokens[: max(1, self._window - 1)]
 
 

@@ -308,7 +308,7 @@ class TextSubject:
         tokenizer, stop = self.chat.tokenizer, self.chat.tokenizer.ends
         if trained == "pretrain":
             start = self.measures.beginning(6)
-            prompt = [tokenizer.begin, *tokenizer.encode(start)]
+            prompt = [*tokenizer.lead, *tokenizer.encode(start)]
         else:
             question = self.held_out[mix(self.seed, len(trained)) % len(self.held_out)]
             start, prompt = question.question, self.chat.prompt(messages(question))

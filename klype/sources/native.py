@@ -26,9 +26,7 @@ class NativeCodec:
         return self.tokenizer.ends
 
     def encode(self, text: str) -> list[int]:
-        """As the beginning of a document: begin token, leading space, no end token."""
-        ids = self.tokenizer.encode_document(text)
-        return ids[:-1] if self.tokenizer.end >= 0 else ids
+        return self.tokenizer.encode_beginning(text)
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         if self.chat is None:

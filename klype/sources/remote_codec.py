@@ -30,8 +30,8 @@ class IdCodec:
         return self._ask({"prompt": text}, {"content": text, "add_special": True})
 
     def say(self, answer: str) -> list[int]:
-        """A given answer, as it goes on after a prompt."""
-        return self.spelling(f" {answer.strip()}")
+        """A given answer, as it goes on after a prompt: klype's own tokenizer begins it with a space."""
+        return self.spelling(f" {answer.strip()}" if self._spaced() else answer)
 
     def spelling(self, text: str) -> list[int]:
         """A text's tokens and no others."""
@@ -81,6 +81,13 @@ class IdCodec:
         if not isinstance(tokens, list) or not all(isinstance(token, int) and token >= 0 for token in tokens):
             raise KlypeError(f"{self._wire.base} does not say which tokens its text is.")
         return tokens
+
+    def _spaced(self) -> bool:
+        """Whether the model's tokenizer was trained by klype, which begins every text with a space."""
+        if self._offer.kind != "klype":
+            return False
+        bare, spaced = self.spelling("a"), self.spelling(" a")
+        return bare != spaced and self.encode("a")[-len(spaced) :] == spaced
 
     def _ends(self) -> tuple[int, ...]:
         """Tokens that end an answer: those whose name is one token, and klype's own."""

@@ -2,6 +2,9 @@
 
 Text never becomes a control token: control tokens enter by id only (see chat.py). Any Unicode text round-trips exactly
 through a tokenizer trained here; there is no normalisation and no unknown token.
+
+A tokenizer trained here begins every text with ``<|begin|>`` and one space, and every answer with one space. How those
+of other makers begin a text is what their files say, as transformers and llama.cpp read them.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,7 +32,8 @@ class Tokenizer:
     """A vocabulary of bytes, merges or whole words, and control tokens. Immutable after construction.
 
     ``template`` is the chat template that came with it (None: the model has none). ``ends`` are the ids that end an
-    answer (``end`` among them). ``user``, ``assistant`` and ``system`` are -1 for tokenizers of other makers.
+    answer (``end`` among them). ``user``, ``assistant`` and ``system`` are -1 for tokenizers of other makers. ``lead``
+    is what stands before every text (nothing, where its maker wants nothing).
     ``asked`` is the vocabulary size asked for in training: ``vocab_size < asked`` says that the text supports no more.
     """
 
@@ -40,8 +45,11 @@ class Tokenizer:
         self._definition = definition
         self._special = special
         self._backend = _backend(definition)
-        self._plain = _backend(_without_added_tokens(definition))
-        self._inner = _backend(_without_added_tokens(_never_prepending(definition)))
+        plain = _without_added_tokens(definition)
+        inner, behind = _never_prepending(plain), _prepending_nothing(plain)
+        self._plain = _backend(plain)
+        self._inner = self._plain if inner == plain else _backend(inner)
+        self._behind = self._plain if behind == plain else _backend(behind)
         self._byte_level = "ByteLevel" in json.dumps([definition.get("pre_tokenizer"), definition.get("decoder")])
         self._bytes = _token_bytes(self._backend, self._byte_level)
         self.vocab_size = len(self._bytes)
@@ -51,6 +59,8 @@ class Tokenizer:
         self.user, self.assistant, self.system = (self._id(t) for t in self.CONTROL[3:])
         self.pad = self.pad if self.pad >= 0 else max(self.end, 0)
         self.ends = tuple(sorted({i for i in (self.end, *special.ends) if 0 <= i < self.vocab_size}))
+        self._own = {text: i for i, text in enumerate(self.CONTROL)}.items() <= self.control_ids().items()
+        self.lead = self._lead()
 
     @staticmethod
     def train(texts: Iterable[str], size: int, template: str | None = None) -> Tokenizer:
@@ -110,16 +120,24 @@ class Tokenizer:
         encoding = self._run(text, first)
         return list(encoding.ids), [tuple(o) for o in encoding.offsets]
 
+    def encode_beginning(self, text: str) -> list[int]:
+        """A text to be continued. Of a tokenizer trained here, a space leads it unless it starts with white space."""
+        return [*self.lead, *self.encode(self._spaced(text))]
+
+    def encode_answer(self, text: str) -> list[int]:
+        """A text that goes on from another. Of a tokenizer trained here, with one space, however it starts."""
+        if self._own:
+            return self.encode(f" {text.strip()}")
+        return list(self._behind.encode(checked(text), add_special_tokens=False).ids)
+
     def encode_document(self, text: str) -> list[int]:
-        """begin, the text (led by one space unless it starts with white space), end: a whole document."""
-        body = self.encode(_spaced(text))
-        return [i for i in (self.begin,) if i >= 0] + body + [i for i in (self.end,) if i >= 0]
+        """The beginning of a text, all of it, and end: a whole document."""
+        return self.encode_beginning(text) + [i for i in (self.end,) if i >= 0]
 
     def encode_documents(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode_document` of many texts, on all cores."""
-        spaced = [checked(_spaced(t)) for t in texts]
-        begin, end = ([i for i in (j,) if i >= 0] for j in (self.begin, self.end))
-        return [begin + e.ids + end for e in self._plain.encode_batch_fast(spaced, add_special_tokens=False)]
+        spaced, end = [checked(self._spaced(t)) for t in texts], [i for i in (self.end,) if i >= 0]
+        return [[*self.lead, *e.ids, *end] for e in self._plain.encode_batch_fast(spaced, add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids; control tokens are left out; bytes that are no UTF-8 become U+FFFD."""
@@ -158,6 +176,16 @@ class Tokenizer:
 
     def _run(self, text: str, first: bool) -> Any:
         return (self._plain if first else self._inner).encode(checked(text), add_special_tokens=False)
+
+    def _lead(self) -> list[int]:
+        """As transformers has it since version 5: the post-processor decides, whatever else the files say."""
+        if self._own:
+            return [self.begin]
+        begun = self._backend.encode("a")
+        return [i for i, _ in takewhile(lambda pair: pair[1], zip(begun.ids, begun.special_tokens_mask, strict=True))]
+
+    def _spaced(self, text: str) -> str:
+        return _spaced(text) if self._own else text
 
     def _id(self, token: str | None) -> int:
         found = None if token is None else self._backend.token_to_id(token)
@@ -278,6 +306,23 @@ def _never_prepending(definition: dict[str, Any]) -> dict[str, Any]:
     """For text inside a longer one: SentencePiece's "first" scheme puts its space before the first piece only."""
     text = json.dumps(definition.get("pre_tokenizer"))
     return {**definition, "pre_tokenizer": json.loads(text.replace('"first"', '"never"'))}
+
+
+def _prepending_nothing(definition: dict[str, Any]) -> dict[str, Any]:
+    """For text that goes on from other text: no part puts a space before it."""
+
+    def bare(part: dict[str, Any] | None) -> dict[str, Any] | None:
+        if part is None or part["type"] == "Prepend":
+            return None
+        never = {"prepend_scheme": "never", "add_prefix_space": False}
+        parts: dict[str, Any] = {
+            name: [kept for one in part[name] if (kept := bare(one)) is not None]
+            for name in ("normalizers", "pretokenizers")
+            if name in part
+        }
+        return {**part, **parts, **{name: value for name, value in never.items() if name in part}}
+
+    return {**definition, **{name: bare(definition.get(name)) for name in ("normalizer", "pre_tokenizer")}}
 
 
 def _token_bytes(backend: Backend, byte_level: bool) -> list[bytes]:
