@@ -136,7 +136,9 @@ class Loss:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question to be answered. ``answers`` are references (any is right); ``extra`` is the asker's own business."""
+    """A question to be answered. ``answers`` are references (any is right); ``extra`` is the asker's own business,
+    except ``before``: the messages (role and content) of a system prompt and of earlier turns.
+    """
 
     id: str
     question: str
@@ -149,6 +151,12 @@ class Question:
     def prompt(self) -> str:
         """The user's message: context, then question."""
         return f"{self.context} {self.question}".strip()
+
+    @property
+    def transcript(self) -> str:
+        """The user's message for whoever judges its answers: behind all that was said before it, with who said it."""
+        before = [f"{message['role'].capitalize()}: {message['content']}" for message in self.extra.get("before", ())]
+        return "\n\n".join([*before, f"User: {self.prompt}"]) if before else self.prompt
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from klype.runs.options import StageOptions
 from klype.runs.recipe import read
 from klype.runs.say import Silent
 from klype.runs.text_subject import TextSubject
+from klype.text.chat import TEMPLATE
 from klype.text.tokenizer import Tokenizer
 
 TEXTS = [f"Reven gikk {i} ganger over isen, og fisken så på. Dag {i} var over." for i in range(200)]
@@ -231,3 +232,22 @@ def test_conversations_of_every_form_are_learnt_and_held_out(tmp_path: Path) -> 
         row = rows[int(question.prompt.removeprefix("Dag ").rstrip("?"))]["messages"]
         assert messages(question) == row[: row.index({"role": "user", "content": question.prompt}) + 1]
         assert question.answers == (f"Sol {question.prompt[4:-1]}",)
+
+
+def test_what_a_foreign_template_leaves_out_is_said(tmp_path: Path) -> None:
+    system = {"role": "system", "content": "Svar kort"}
+    turns = [
+        [{"role": "user", "content": f"Dag {i}?"}, {"role": "assistant", "content": f"Sol {i}"}] for i in range(99)
+    ]
+    lines = [json.dumps({"messages": [*([system] if i % 2 else []), *turn]}) for i, turn in enumerate(turns)]
+    (tmp_path / "i.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    options = StageOptions(stage="finetune", instructions=tmp_path / "i.jsonl")
+    deaf = TEMPLATE.replace("for message in messages", "for message in messages if message['role'] != 'system'")
+    recipe = read("text", (*SMALL, "model.window=128", *SHORT[1:]))
+    notes = {}
+    for template in (TEMPLATE, deaf):
+        tokenizer = Tokenizer.train(lines, 600, template)
+        notes[template] = [note["en"] for note in TextSubject(recipe, 0, options, BadRows(), tokenizer).notes()]
+    assert notes[TEMPLATE] == []
+    (said,) = notes[deaf]
+    assert said.endswith("instructions have a system prompt or turns that the model's chat template leaves out.")

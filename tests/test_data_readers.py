@@ -15,6 +15,7 @@ from klype.data.files import PACKED, files_of
 from klype.data.readers import BadRows, TextOptions, read_rows, read_texts
 from klype.data.rows import read_instructions, read_preferences, read_questions
 from klype.errors import KlypeError, UsageError
+from klype.runs.lessons import messages
 
 TEXT = "Jeg gikk en tur på stien.\n"
 
@@ -269,18 +270,62 @@ def test_preferences_of_every_shape(tmp_path: Path) -> None:
     assert [(r.question.prompt, r.candidates, r.order) for r in found] == [
         ("Hva?", ("vann", "stein"), ((0,), (1,))),
         ("Hei?", ("Hei!", "Nei."), ((0,), (1,))),
-        ("Human: Hei?\n\nAssistant: Hei!\n\nHuman: Hei?", ("Hei!", "Nei."), ((0,), (1,))),
+        ("Hei?", ("Hei!", "Nei."), ((0,), (1,))),
         ("Rett\nfreind", ("friend", "no"), ((0,), (1,))),
         ("Hvem?", ("a", "b", "c"), ((2,), (0, 1))),
         ("Nå?", ("best", "dårligst"), ((0,), (1,))),
         ("Why?", ("so", "no"), ((0,), (1,))),
     ]
+    assert found[2].question.extra == {"before": [user, good]}
     assert (found[0].annotator, found[3].question.id, found[4].annotator) == ("a.jsonl", "7", "Kari")
+
+
+def test_a_system_prompt_is_kept_wherever_a_row_has_it(tmp_path: Path) -> None:
+    system, user = {"role": "system", "content": "Kort!"}, {"role": "user", "content": "Hva?"}
+    answer, poor = ({"role": "assistant", "content": c} for c in ("Is.", "Vet ikke."))
+    share = [{"from": "human", "value": "Hva?"}, {"from": "gpt", "value": "Is."}]
+    told = lines(
+        tmp_path / "i.jsonl",
+        {"messages": [system, user, answer]},
+        {"messages": [user, answer], "system": "Kort!"},
+        {"conversations": share, "system": "Kort!"},
+        {"conversations": [{"from": "system", "value": "Kort!"}, *share]},
+        {"instruction": "Hva?", "output": "Is.", "system": "Kort!"},
+        {"prompt": [user], "completion": [answer], "system": "Kort!"},
+        {"prompt": [system, user], "completion": [answer], "system": "Kort!"},
+        {"question": "Hva?", "answer": "Is.", "system": "Kort!"},
+    )
+    assert read_instructions(told) == [[system, user, answer]]
+    earlier = lines(
+        tmp_path / "h.jsonl", {"instruction": "Og?", "output": "Is.", "history": [["Hva?", "Is."]], "system": "Kort!"}
+    )
+    assert read_instructions(earlier) == [[system, user, answer, {"role": "user", "content": "Og?"}, answer]]
+    pair = {"chosen": "Is.", "rejected": "Vet ikke."}
+    ranked = lines(
+        tmp_path / "p.jsonl",
+        {"prompt": "Hva?", "system": "Kort!", **pair},
+        {"prompt": [system, user], **pair},
+        {"prompt": [system, user], "chosen": [answer], "rejected": [poor]},
+        {"chosen": [system, user, answer], "rejected": [system, user, poor]},
+        {"prompt": "Hva?", "chosen": [system, user, answer], "rejected": [system, user, poor]},
+        {"instruction": "Hva?", "system": "Kort!", **pair},
+        {
+            "conversations": share[:1],
+            "system": "Kort!",
+            "chosen": share[1],
+            "rejected": {"from": "gpt", "value": "Nei"},
+        },
+        {"question": "Hva?", "candidates": ["Is.", "Vet ikke."], "order": [0, 1], "extra": {"before": [system]}},
+    )
+    found = read_preferences(ranked)
+    assert [messages(r.question) for r in found] == [[system, user]] * 2  # doubles are one
+    assert [r.candidates for r in found] == [("Is.", "Vet ikke."), ("Is.", "Nei")]
 
 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
+        ({"prompt": "x", "chosen": "a", "rejected": ""}, "has no two answers"),
         ({"chosen": "a", "rejected": "b"}, "has no prompt"),
         ({"prompt": "x", "chosen": "a"}, "has no two answers"),
         ({"prompt": "Hei", "candidates": 5}, "has no two answers"),

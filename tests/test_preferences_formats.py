@@ -9,10 +9,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from klype.data import collection
 from klype.data.rows import read_preferences
 from klype.errors import KlypeError, UsageError
 from klype.preferences import formats
 from klype.preferences.records import Asked, Candidate, Entry, by_name
+from klype.runs.lessons import messages
 from klype.values import Question, Sampling, Step, Trace
 
 text = st.text(st.characters(), max_size=10)
@@ -102,13 +104,53 @@ def test_tied_pairs_make_no_row_and_trainers_rows_are_what_they_read() -> None:
     assert row["chosen"] == {"from": "gpt", "value": "Kari"}
 
 
-def test_the_training_side_reads_what_is_exported(tmp_path: Path) -> None:
-    for form in ("ranked", "trl", "alpaca"):
-        formats.export(tmp_path / "out.jsonl", [simple(((1,), (0,), (2,)))], form)  # type: ignore[arg-type]
-        found = read_preferences([tmp_path / "out.jsonl"])
-        assert {r.question.prompt for r in found} == {"Per kom. Hvem?"}
-        assert "Kari" in {r.candidates[r.order[0][0]] for r in found}
-        assert "Ola" not in {r.candidates[r.order[0][0]] for r in found}
+whole = st.text(max_size=10).filter(lambda t: bool(t.strip()))  # half characters are no text to a trainer
+turns = st.lists(st.tuples(whole, whole), max_size=2)
+
+
+@st.composite
+def asked_behind(draw: st.DrawFn) -> Entry:
+    """An entry of a conversation: a system prompt or none, earlier turns or none, answers that somebody gave."""
+    system = [{"role": "system", "content": t} for t in draw(st.lists(whole, max_size=1))]
+    earlier = [{"role": r, "content": c} for turn in draw(turns) for r, c in zip(SPEAKERS, turn, strict=True)]
+    extra = {"before": [*system, *earlier]} if system or earlier else {}
+    answers = draw(st.lists(whole, min_size=2, max_size=4, unique_by=str.strip))
+    order = tuple((i,) for i in draw(st.permutations(range(len(answers)))))
+    asked = Asked(Question("q", draw(whole).strip(), extra=extra), tuple(map(Candidate, answers)))
+    kind = draw(st.sampled_from(["order", "none", "skip"]))
+    return Entry(asked, () if kind == "skip" else order, "me", kind)
+
+
+SPEAKERS = ("user", "assistant")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", formats.FORMATS)
+@given(said=st.lists(asked_behind(), min_size=1, max_size=3))
+@roomy
+def test_whoever_reads_an_export_finds_the_conversation_and_its_pairs(
+    tmp_path: Path, form: formats.Format, said: list[Entry]
+) -> None:
+    """``klype rank --import`` and the trainer (``--preferences``, ``--data``), in every format that is written."""
+    file = tmp_path / "out.jsonl"
+    formats.export(file, said, form)
+    ranked = [e.ranking() for e in said if e.kind != "skip"]
+    wanted = {(str(messages(r.question)), *pair) for r in ranked for pair in formats.pairs(r)}
+    back = [e.ranking() for e in formats.read(file) if e.kind != "skip"] if wanted else []
+    assert {(str(messages(r.question)), *pair) for r in back for pair in formats.pairs(r)} == wanted
+    trained = read_preferences([file]) if wanted else []
+    assert {(str(messages(r.question)), *pair) for r in trained for pair in formats.pairs(r)} == wanted
+    assert not wanted or form == "ranked" or collection.kind(file) == "preferences"
+
+
+def test_a_conversation_that_alpaca_cannot_hold_is_said(tmp_path: Path) -> None:
+    before = [{"role": "assistant", "content": "Hei!"}]
+    entry = Entry(
+        Asked(Question("q", "Hva?", extra={"before": before}), (Candidate("a"), Candidate("b"))), ((0,), (1,)), "me"
+    )
+    with pytest.raises(UsageError, match=r"cannot hold the messages before .Hva"):
+        formats.export(tmp_path / "out.jsonl", [entry], "alpaca")
+    assert not (tmp_path / "out.jsonl").exists()
 
 
 @pytest.mark.parametrize(
@@ -151,5 +193,6 @@ def test_a_conversation_of_several_turns_keeps_them(tmp_path: Path) -> None:
     }
     (tmp_path / "s.jsonl").write_text(json.dumps(row) + "\n")
     (found,) = formats.read(tmp_path / "s.jsonl")
-    assert "Assistant: Hei!" in found.asked.question.prompt
+    assert [m["content"] for m in messages(found.asked.question)] == ["Hei", "Hei!", "Hvem?"]
+    assert "Assistant: Hei!" in found.asked.question.transcript
     assert found.ranking().candidates == ("Per", "Nei")

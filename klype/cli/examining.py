@@ -57,7 +57,7 @@ def examinee(
     plain = opened.as_raw(raw)
     fitting = []
     for question in questions:
-        prompt = opened.put(question.prompt, raw)
+        prompt = opened.put(question.prompt, raw, question.extra.get("before", ()))
         if len(prompt) + max(limit, LEAST_ROOM) <= opened.window:
             fitting.append((question, tuple(prompt)))
     if questions and not fitting:

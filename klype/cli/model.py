@@ -81,9 +81,11 @@ class Opened:
         """A text as the start of a document."""
         return self.source.codec.encode(text)
 
-    def put(self, text: str, raw: bool | None = None) -> list[int]:
-        """A user's text as the model is asked it: by the chat template, or as it is (see ``as_raw``)."""
-        return self.plain(text) if self.as_raw(raw) else self.prompt([{"role": "user", "content": text}])
+    def put(self, text: str, raw: bool | None = None, before: Sequence[Message] = ()) -> list[int]:
+        """A user's text as the model is asked it, behind what was said ``before``: by the chat template, or as it is
+        (see ``as_raw``)."""
+        messages = [*before, {"role": "user", "content": text}]
+        return self.plain("\n".join(m["content"] for m in messages)) if self.as_raw(raw) else self.prompt(messages)
 
     def flops(self, trace: Trace) -> int | None:
         """FLOP of reading the prompt and of every step, each token attending to what was before it on average."""

@@ -23,7 +23,8 @@ def read_instructions(paths: Paths, bad: BadRows | None = None) -> list[Conversa
     """Conversations from rows of any of these shapes; exact duplicates are left out.
 
     messages · conversations (ShareGPT: from, value) · instruction, input, output · question, answer (with context) ·
-    prompt, completion (or response). Raises KlypeError for a row without an answer, naming file and row.
+    prompt, completion (or response). A column ``system``, and Alpaca's ``history``, go before each of them. Raises
+    KlypeError for a row without an answer, naming file and row.
     """
     found: dict[tuple[tuple[str, str], ...], Conversation] = {}
     for where, row, rows in _rows(paths, bad):
@@ -40,17 +41,24 @@ def read_instructions(paths: Paths, bad: BadRows | None = None) -> list[Conversa
 def read_preferences(paths: Paths, bad: BadRows | None = None, annotator: str = "") -> list[Ranking]:
     """Rankings from rows of any of these shapes; exact duplicates are left out.
 
-    prompt, chosen, rejected (text or messages, with or without the prompt in them) · instruction, input, chosen,
-    rejected · question or prompt with candidates and order (or candidates best first). ``annotator`` names who judged
-    when the row does not.
+    prompt, chosen, rejected (text or messages, with or without the prompt in them) · conversations, chosen, rejected
+    (ShareGPT) · instruction, input, chosen, rejected · question or prompt with candidates and order (or candidates
+    best first). A system prompt and earlier turns are the question's ``extra["before"]``. What somebody skipped ranks
+    nothing. ``annotator`` names who judged when the row does not.
     """
     found: dict[tuple[Any, ...], Ranking] = {}
     for where, row, rows in _rows(paths, bad):
+        if row.get("kind") == "skip":
+            continue
         ranking = ranking_of(row, str(where.number), annotator or where.file.name)
+        if not isinstance(ranking, str):
+            texts = {text.strip() for text in ranking.candidates}
+            ranking = "has no two answers to compare" if "" in texts else SAME if len(texts) == 1 else ranking
         if isinstance(ranking, str):
             rows.add(f"{where} {ranking}.")
         else:
-            found.setdefault((ranking.question.prompt, ranking.candidates, ranking.order), ranking)
+            before = tuple((m["role"], m["content"]) for m in ranking.question.extra.get("before", ()))
+            found.setdefault((before, ranking.question.prompt, ranking.candidates, ranking.order), ranking)
     if not found:
         raise KlypeError(f"There are no preferences in {names(paths)}.", "A row needs a prompt, chosen and rejected.")
     return list(found.values())
@@ -92,6 +100,11 @@ def read_questions(paths: Paths, bad: BadRows | None = None) -> list[Question]:
 
 def conversation_of(row: Mapping[str, Any]) -> Conversation | None:
     """The messages of one row; None when it has none of the known shapes."""
+    found = _turns(row)
+    return None if found is None else _led(row, found)
+
+
+def _turns(row: Mapping[str, Any]) -> Conversation | None:
     for name in ("messages", "conversations", "conversation"):
         if name in row:
             return _messages(row[name])
@@ -106,33 +119,53 @@ def conversation_of(row: Mapping[str, Any]) -> Conversation | None:
         if isinstance(asked, list) or isinstance(said, list):
             return (_messages(asked) or []) + (_messages(said) or []) or None
         if isinstance(asked, str) and isinstance(said, str) and asked.strip():
-            system = [{"role": "system", "content": str(row["system"])}] if row.get("system") else []
-            user = {"role": "user", "content": _asked(row, asked)}
-            return [*system, user, {"role": "assistant", "content": said}]
+            return [{"role": "user", "content": _asked(row, asked)}, {"role": "assistant", "content": said}]
     return None
+
+
+def _led(row: Mapping[str, Any], messages: Conversation) -> Conversation:
+    """The messages behind the system prompt and the earlier turns that the row has in columns of their own."""
+    system, history = row.get("system"), row.get("history") or []
+    earlier: Conversation = []
+    for turn in history if isinstance(history, list) else []:
+        if isinstance(turn, list) and len(turn) == 2 and _strings(turn):
+            earlier += [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]
+    if isinstance(system, str) and system.strip() and messages[:1] != [{"role": "system", "content": system}]:
+        earlier.insert(0, {"role": "system", "content": system})
+    return [*earlier, *messages]
+
+
+SAME = "has the same text as chosen and rejected"
 
 
 def ranking_of(row: Mapping[str, Any], identity: str, annotator: str) -> Ranking | str:
     """The ranking of one row, or what is wrong with it, in words that follow the row's name."""
-    asked = next((row[n] for n in ("prompt", "instruction", "question") if row.get(n)), None)
+    names = ("prompt", "instruction", "question", "conversations", "messages")
+    asked = next((row[n] for n in names if row.get(n)), None)
     chosen, rejected = row.get("chosen"), row.get("rejected")
+    if isinstance(chosen, dict) and isinstance(rejected, dict):
+        chosen, rejected = [chosen], [rejected]  # ShareGPT: one message each
+    said: Conversation = _messages(asked) or [] if isinstance(asked, list) else []
     if isinstance(chosen, list) and isinstance(rejected, list):
-        before, chosen, rejected = _split_pair(asked, chosen, rejected)
-        asked = asked if isinstance(asked, str) else before
-    elif isinstance(asked, list):
-        asked = _transcript(_messages(asked) or [])
+        within, chosen, rejected = _split_pair(chosen, rejected)
+        said = said or within
+    if said and said[-1]["role"] == "user":
+        *before, last = said
+        asked = last["content"]
+    else:
+        before = []
     if not isinstance(asked, str) or not asked.strip():
         return "has no prompt"
     candidates: Any
     order: Any
     if isinstance(chosen, str) and isinstance(rejected, str):
         candidates, order = [chosen, rejected], [0, 1]
-        if chosen.strip() == rejected.strip():
-            return "has the same text as chosen and rejected"
+        if chosen == rejected:
+            return SAME
     else:
         candidates = next((row[n] for n in ("candidates", "ranked", "responses", "completions") if row.get(n)), [])
         order = row.get("order") or row.get("ranking")
-    if not _strings(candidates) or len(candidates) < 2 or not all(c.strip() for c in candidates):
+    if not _strings(candidates) or len(candidates) < 2:
         return "has no two answers to compare"
     order = order or list(range(len(candidates)))
     groups = [i if isinstance(i, list) else [i] for i in order] if isinstance(order, list) else []
@@ -141,7 +174,10 @@ def ranking_of(row: Mapping[str, Any], identity: str, annotator: str) -> Ranking
         return "has an order that does not name each candidate once"
     asked = _without_speakers(asked)
     context, text = ("", _asked(row, asked)) if "context" not in row else (str(row["context"]), asked)
-    question = Question(str(row.get("id", identity)), text.strip(), context)
+    extra = dict(row["extra"]) if isinstance(row.get("extra"), dict) else {}
+    before = _led(row, _messages(extra.get("before")) or before)
+    extra |= {"before": before} if before else {}
+    question = Question(str(row.get("id", identity)), text.strip(), context, extra=extra)
     who = str(row.get("annotator") or annotator)
     return Ranking(question, tuple(candidates), tuple(map(tuple, groups)), who, str(row.get("when") or ""))
 
@@ -178,21 +214,11 @@ def _messages(value: Any) -> Conversation | None:
     return messages or None
 
 
-def _split_pair(asked: Any, chosen: list[Any], rejected: list[Any]) -> tuple[str, Any, Any]:
-    """The prompt that two lists of messages share, and the answer that each of them ends in."""
+def _split_pair(chosen: list[Any], rejected: list[Any]) -> tuple[Conversation, Any, Any]:
+    """What two lists of messages share, and the answer that each of them ends in."""
     good, poor = _messages(chosen) or [], _messages(rejected) or []
-    before = _messages(asked) if isinstance(asked, list) else None
-    shared = before if before else good[:-1]
     answers = [m[-1]["content"] if m and m[-1]["role"] == "assistant" else None for m in (good, poor)]
-    return _transcript(shared or []), answers[0], answers[1]
-
-
-def _transcript(messages: Conversation) -> str:
-    """One user message as it is; a longer conversation as text with the speakers' names."""
-    if len(messages) == 1 and messages[0]["role"] == "user":
-        return messages[0]["content"]
-    names = {"user": "Human", "assistant": "Assistant", "system": "System"}
-    return "\n\n".join(f"{names[m['role']]}: {m['content']}" for m in messages)
+    return good[:-1], answers[0], answers[1]
 
 
 def _without_speakers(prompt: str) -> str:

@@ -69,7 +69,7 @@ class JudgeModel:
         if not question.answers:
             return Judgement("undecided", self.name)
         asked = (
-            f"Question: {question.prompt}\nRight answer: {question.answers[0]}\nGiven answer: {answer}\n"
+            f"Question: {question.transcript}\nRight answer: {question.answers[0]}\nGiven answer: {answer}\n"
             f"Does the given answer mean the same as the right answer? {self._words[0]} or {self._words[1]}?"
         )
         prompt = self.source.codec.prompt([{"role": "user", "content": asked}])

@@ -1,7 +1,8 @@
 """Preferences as JSONL: klype's own ranked lists, which lose nothing, and the pairs that other trainers read.
 
-trl: prompt, chosen, rejected · sharegpt: conversations, chosen, rejected as messages (from, value) ·
-alpaca: instruction, input, chosen, rejected · ranked: question, candidates, order, and who said so, when and how.
+trl: prompt, chosen, rejected (messages where something was said before) · sharegpt: conversations, chosen, rejected as
+messages (from, value) · alpaca: system, history, instruction, input, chosen, rejected · ranked: question, candidates,
+order, and who said so, when and how.
 """
 
 from __future__ import annotations
@@ -71,20 +72,39 @@ def rows_of(entry: Entry, form: Format) -> list[Row]:
         return [ranked_row(entry)]
     if entry.kind == "skip":
         return []
-    prompt = entry.asked.question.prompt
-    if form == "trl":
-        return [{"prompt": prompt, "chosen": good, "rejected": poor} for good, poor in pairs(entry.ranking())]
+    question, found = entry.asked.question, pairs(entry.ranking())
+    said = [*question.extra.get("before", ()), {"role": "user", "content": question.prompt}]
     if form == "alpaca":
-        start = {"instruction": prompt, "input": ""}
-        return [{**start, "chosen": good, "rejected": poor} for good, poor in pairs(entry.ranking())]
-    return [
-        {
-            "conversations": [{"from": "human", "value": prompt}],
-            "chosen": {"from": "gpt", "value": good},
-            "rejected": {"from": "gpt", "value": poor},
-        }
-        for good, poor in pairs(entry.ranking())
-    ]
+        start = _alpaca(said) if found else {}
+        return [{**start, "chosen": good, "rejected": poor} for good, poor in found]
+    if form == "sharegpt":
+        turns = [_turn(message["role"], message["content"]) for message in said]
+        return [
+            {"conversations": turns, "chosen": _turn("assistant", good), "rejected": _turn("assistant", poor)}
+            for good, poor in found
+        ]
+    if len(said) == 1:
+        return [{"prompt": question.prompt, "chosen": good, "rejected": poor} for good, poor in found]
+    good_and_poor = [[[{"role": "assistant", "content": text}] for text in pair] for pair in found]
+    return [{"prompt": said, "chosen": good, "rejected": poor} for good, poor in good_and_poor]
+
+
+def _turn(role: str, text: str) -> Row:
+    return {"from": {"user": "human", "assistant": "gpt"}.get(role, role), "value": text}
+
+
+def _alpaca(said: Sequence[Mapping[str, str]]) -> Row:
+    """The last message as the instruction, behind a system prompt and a history of questions and answers."""
+    led = said[0]["role"] == "system"
+    earlier = said[led:-1]
+    if [message["role"] for message in earlier] != ["user", "assistant"] * (len(earlier) // 2):
+        raise UsageError(
+            f"Alpaca's format cannot hold the messages before “{said[-1]['content'][:60]}”.",
+            "Write them with --format trl or sharegpt.",
+        )
+    history = [[earlier[i]["content"], earlier[i + 1]["content"]] for i in range(0, len(earlier), 2)]
+    row: Row = {"instruction": said[-1]["content"], "input": ""}
+    return row | ({"system": said[0]["content"]} if led else {}) | ({"history": history} if history else {})
 
 
 def pairs(ranking: Ranking) -> list[tuple[str, str]]:
@@ -122,25 +142,13 @@ def entry_from(row: Mapping[str, Any], identity: str, annotator: str = "") -> En
     """The entry of a row of any format, or what is wrong with it, in words that follow the row's name."""
     if "candidates" in row and "order" in row and isinstance(row.get("question"), str):
         return _ranked(row, identity, annotator)
-    chosen, rejected = row.get("chosen"), row.get("rejected")
-    if isinstance(chosen, dict) and isinstance(rejected, dict):  # ShareGPT: one message each
-        answers = [m.get("value", m.get("content")) for m in (chosen, rejected)]
-        asked = _only_human(row.get("conversations", row.get("messages")))
-    else:
-        answers = [chosen, rejected]
-        asked = row.get("prompt", row.get("instruction"))
-        if isinstance(asked, str) and isinstance(row.get("input"), str) and row["input"]:
-            asked = f"{asked}\n{row['input']}"
-    if isinstance(asked, str) and asked.strip() and all(isinstance(a, str) for a in answers):
-        if answers[0] == answers[1]:
-            return "has the same text as chosen and rejected"
-        question = Question(str(row.get("id", f"p{_short(asked)}")), asked)
-        who = str(row.get("annotator") or annotator)
-        return entry_of(Ranking(question, (str(answers[0]), str(answers[1])), ((0,), (1,)), who))
-    if isinstance(chosen, dict):
-        row = {"prompt": row.get("conversations", row.get("messages")), "chosen": answers[0], "rejected": answers[1]}
-    found = ranking_of(row, identity, annotator)  # messages with the prompt inside, and other known shapes
-    return found if isinstance(found, str) else entry_of(found)
+    found = ranking_of(row, identity, annotator)
+    if isinstance(found, str):
+        return found
+    if "id" not in row:  # the pairs of one question belong together
+        texts = [*(m["content"] for m in found.question.extra.get("before", ())), found.question.prompt]
+        found = replace(found, question=replace(found.question, id=f"p{_short(chr(10).join(texts))}"))
+    return entry_of(found)
 
 
 def _ranked(row: Mapping[str, Any], identity: str, annotator: str) -> Entry | str:
@@ -188,14 +196,6 @@ def _candidate(text: str, source: Mapping[str, Any]) -> Candidate:
     return Candidate(
         text, str(source.get("model", "")), source.get("temperature"), str(source.get("author", "")), trace
     )
-
-
-def _only_human(messages: Any) -> str | None:
-    """The text of a conversation of one human message; None for longer ones."""
-    if not isinstance(messages, Sequence) or len(messages) != 1 or not isinstance(messages[0], dict):
-        return None
-    value = messages[0].get("value", messages[0].get("content"))
-    return value if isinstance(value, str) else None
 
 
 def _short(text: str) -> str:

@@ -76,7 +76,7 @@ class ModelJudge:
 
     @staticmethod
     def _asked(question: Question, answer: str) -> str:
-        return f"Question: {question.prompt}\nAnswer: {answer}\nIs this a good answer? Yes or No?"
+        return f"Question: {question.transcript}\nAnswer: {answer}\nIs this a good answer? Yes or No?"
 
     def _score(self, p: object) -> float:
         assert callable(p)

@@ -170,7 +170,7 @@ def _shown(asked: Asked, sitting: Sitting, again: bool, number: int) -> list[Can
 
 def _show(say: Say, told: Words, asked: Asked, number: int) -> None:
     rows = [(str(i), _harmless(c.text)) for i, c in enumerate(asked.candidates, 1)]
-    say.note("\n" + told("title", number=number, question=_harmless(asked.question.prompt)))
+    say.note("\n" + told("title", number=number, question=_harmless(asked.question.transcript)))
     say.table("", ("", told("answer")), rows)
 
 

@@ -110,7 +110,12 @@ def held_out(question: Question) -> bool:
 def key_of(question: Question) -> str:
     """What it is held out by: a dictionary's its word, others all that is said up to them."""
     word = question.extra.get("lemma")
-    return word.lower() if isinstance(word, str) else "\n".join(m["content"] for m in messages(question))
+    return word.lower() if isinstance(word, str) else whole_prompt(question)
+
+
+def whole_prompt(question: Question) -> str:
+    """All that is said up to the answer."""
+    return "\n".join(message["content"] for message in messages(question))
 
 
 def _collected(options: InputOptions, section: DataSection) -> collection.Collection:

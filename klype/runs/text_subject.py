@@ -164,6 +164,7 @@ class TextSubject:
                     "nb": f"{too_long} instruksjoner var lengre enn modellens vindu og ble utelatt.",
                 }
             )
+        self._tell_omitted(taught, {"en": "instructions", "nb": "instruksjoner"})
         random.Random(self.seed).shuffle(kept)
         return learnt, taught, kept
 
@@ -180,13 +181,27 @@ class TextSubject:
     def _preferences(self) -> list[Ranking]:
         """Those that fit and whose question is not held out."""
         given = self._material.rankings
-        kept = {question.prompt for question in (*self.held_out, *self._watched)}
-        fitting = [r for r in given if r.question.prompt not in kept and self._fits(r.question)]
+        kept = {material.whole_prompt(question) for question in (*self.held_out, *self._watched)}
+        fitting = [r for r in given if material.whole_prompt(r.question) not in kept and self._fits(r.question)]
         if given and not fitting:
             raise KlypeError(
                 f"No preference in {self.options.preferences or self.options.data} fits the model's window."
             )
+        self._tell_omitted([messages(r.question) for r in fitting], {"en": "preferences", "nb": "preferanser"})
         return fitting
+
+    def _tell_omitted(self, conversations: Sequence[Conversation], named: Mapping[str, str]) -> None:
+        """klype's own template writes every message; a foreign model's may not."""
+        omitted = sum(map(self.chat.omits, conversations)) if self.chat.template != TEMPLATE else 0
+        if omitted:
+            self._notes.append(
+                {
+                    "en": f"{omitted:,} {named['en']} have a system prompt or turns that the model's chat template "
+                    "leaves out.",
+                    "nb": f"{omitted} {named['nb']} har en systemmelding eller replikker som modellens samtalemal "
+                    "utelater.",
+                }
+            )
 
     # data
 

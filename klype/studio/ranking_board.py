@@ -32,7 +32,7 @@ class Board(ui.element, component="ranking_board.js"):
         self._props["open"] = turn is not None
         if turn is not None:
             cards = [[candidate.id, visible(candidate.text)] for candidate in turn.asked.candidates]
-            question = visible(turn.asked.question.prompt)
+            question = visible(turn.asked.question.transcript)
             self._props.update(turn=turn.number, draft=turn.draft, question=question, cards=cards)
         else:
             self._props.update(turn=0, draft="", question="", cards=[])

@@ -56,6 +56,10 @@ class Chat:
         """Token ids of a whole conversation, and 1 for each token to be learnt: answers and what ends them."""
         return self._encode(self._parts(messages, False))
 
+    def omits(self, messages: Sequence[Message]) -> bool:
+        """Whether the template leaves out a message, as some do with a system prompt."""
+        return {part.message for part in self._parts(messages, False)} - {None} != set(range(len(messages)))
+
     def text(self, messages: Sequence[Message]) -> str:
         """What the model is given, as text to be shown (never to be encoded)."""
         return "".join(part.text for part in self._parts(messages, True))
