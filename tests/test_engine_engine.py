@@ -20,7 +20,10 @@ from klype.engine.sampling import draw, noise, shape
 from klype.errors import KlypeError, UsageError
 from klype.model.cache import Cache
 from klype.model.transformer import Transformer
+from klype.sources.native import EngineSource
+from klype.sources.source import answers
 from klype.values import Request, Sampling, Trace
+from tests.toy_sources import ToyCodec
 from tests.toys import SHAPES, toy
 
 
@@ -239,6 +242,78 @@ def test_cancelling_frees_the_seats_and_returns_what_was_said() -> None:
     assert left[-1].tokens == alone.tokens
     assert one.cancel(first) == []
     assert one.step() == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHAPES)
+@given(
+    requests=st.lists(REQUESTS, min_size=2, max_size=6),
+    moments=st.lists(st.tuples(st.integers(0, 8), st.integers(0, 12)), min_size=6, max_size=6),
+    max_batch=st.sampled_from([3, 64]),
+)
+@settings(max_examples=8, deadline=None)
+def test_who_leaves_takes_nothing_from_those_that_stay(
+    name: str, requests: list[Request], moments: list[tuple[int, int]], max_batch: int
+) -> None:
+    """Each comes and goes when it likes: queued, in the middle of its samples, or ended long ago."""
+    one = engine(name, max_batch=max_batch)
+    found: dict[int, list[Trace]] = {place: [] for place in range(len(requests))}
+    ids: dict[int, int] = {}
+    left: set[int] = set()
+    for now in range(200):
+        for place, (comes, stays) in zip(found, moments, strict=False):
+            if now == comes:
+                ids[one.add(requests[place])] = place
+            elif now == comes + stays and place % 2:
+                (number,) = (number for number, owner in ids.items() if owner == place)
+                left.add(place)
+                found[place] += one.cancel(number)
+        for event in one.step():
+            assert ids[event.request] not in left
+            if event.trace is not None:
+                found[ids[event.request]].append(event.trace)
+        if now > 20 and not one.busy:
+            break
+    assert not one.busy
+    for place, request in enumerate(requests):
+        alone = engine(name).run([request])[0]
+        mine = sorted(found[place], key=lambda trace: trace.sample)
+        if place not in left:
+            assert [(t.sample, t.tokens, t.ended) for t in mine] == [(t.sample, t.tokens, t.ended) for t in alone]
+        for trace in mine:
+            whole = next(t for t in alone if t.sample == trace.sample)
+            assert trace.tokens == whole.tokens[: len(trace.tokens)]
+
+
+def test_events_that_nobody_waits_for_end_the_work() -> None:
+    """A generator is closed wherever its owner was: none of its requests goes on."""
+    one = engine()
+    source = EngineSource(one, ToyCodec((0,), tuple("abcdefghijklmnopqrstuvw")))
+    requests = [Request((token,), n=2, limit=9) for token in (1, 2, 3)]
+    for taken in (1, 5):
+        events = source.generate(requests)
+        for _ in range(taken):
+            next(events)
+        events.close()  # type: ignore[attr-defined]
+        assert not one.busy
+    assert len(answers(source, requests)[0]) == 2
+
+
+def test_after_a_failure_no_two_answers_share_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It fails while ended rows leave, when half of them have been put away: the next answers are as if alone."""
+    one = engine()
+    for token in range(6):
+        one.add(Request((token,), limit=2 + token % 2))
+    one.step()
+    with monkeypatch.context() as broken:
+        broken.setattr(Cache, "remove", lambda *_: (_ for _ in ()).throw(MemoryError))
+        with pytest.raises(MemoryError):
+            one.step()
+    assert not one.busy
+    requests = [Request((token,), n=3, limit=9, seed=token) for token in range(6)]
+    assert [[t.tokens for t in group] for group in one.run(requests)] == [
+        [t.tokens for t in engine().run([request])[0]] for request in requests
+    ]
 
 
 def test_a_stale_cache_is_refused_until_refreshed() -> None:

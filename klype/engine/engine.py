@@ -116,7 +116,7 @@ class Engine:
         try:
             drawn = self._advance()
         except BaseException:  # half a step cannot be gone on from
-            self._abandon()
+            self.abandon()
             raise
         events = []
         for row, job in enumerate(drawn.jobs):
@@ -128,13 +128,21 @@ class Engine:
             events.append(Event(job.id, int(drawn.samples[row]), last, trace))
         return events
 
+    @torch.inference_mode()
     def cancel(self, request_id: int) -> list[Trace]:
         """Stop a request at once; returns what its running samples had said. An unknown or finished id is no error."""
         self._queue = deque(job for job in self._queue if job.id != request_id)
         mine = np.array([job.id == request_id for job in self._rows.jobs], bool)
         traces = [self._trace(int(row), "cancelled") for row in np.flatnonzero(mine)]
-        self._leave(mine)
+        if traces:
+            self._leave(mine)
         return traces
+
+    def abandon(self) -> None:
+        """Drop all that runs and waits, whatever state a failure has left it in."""
+        self._queue.clear()
+        self._records = Records()  # a failure may have left lines half put away
+        self._clear_rows()
 
     def run(self, requests: Sequence[Request]) -> list[list[Trace]]:
         """Answers to all requests, in order of request and sample. The engine must be idle."""
@@ -149,7 +157,7 @@ class Engine:
             while self.busy:
                 self._advance()
         except BaseException:
-            self._abandon()
+            self.abandon()
             raise
         return [sorted(job.traces, key=lambda trace: trace.sample) for job in jobs]
 
@@ -353,12 +361,6 @@ class Engine:
         self._rows.take(order)
         if self.model.stepper is not None:
             self._settle()
-
-    def _abandon(self) -> None:
-        self._queue.clear()
-        for line in self._rows.lines.tolist():
-            self._records.close(line)
-        self._clear_rows()
 
     def _clear_rows(self) -> None:
         self._cache = Cache(self.model.config, 0, dtype=self.model.embed.weight.dtype)
