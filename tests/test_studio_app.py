@@ -90,6 +90,11 @@ def test_every_page_opens_in_both_languages(place: Any, page: Any, lang: str) ->
     assert f'lang="{"nb-NO" if lang == "nb" else "en-GB"}"' in html
 
 
+def test_who_watches_the_studio_is_told_of_its_models(place: Any) -> None:
+    run, user = place
+    assert run(user.http_client.get("/health")).json() == {"status": "ok"}
+
+
 def test_language_and_theme_are_chosen_and_lead_back(place: Any) -> None:
     run, user = place
     for to, back in (("/paths", "/paths"), ("/?c=1", "/?c=1"), ("https://evil.example", "/"), ("//evil.example", "/"),

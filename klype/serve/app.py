@@ -25,7 +25,7 @@ from klype.serve.answering import Answering, Envelope
 from klype.serve.errors import ApiError, handle_errors
 from klype.serve.forms import ChatForm, CompletionForm
 from klype.serve.guard import Guard, Rules
-from klype.serve.metrics import Counted, Metrics
+from klype.serve.metrics import Counted, Metrics, health
 from klype.serve.plan import chat_prompt, plan_chat, plan_completion
 from klype.serve.responses import (
     ChatCompletion,
@@ -190,10 +190,10 @@ def _add_watching(fast: FastAPI, server: _Server) -> None:
         """One model."""
         return server.card(server.model(model))
 
-    @fast.get("/health")
-    async def health() -> Health:
-        """Whether the server runs."""
-        return Health(status="ok")
+    @fast.get("/health", response_model=Health)
+    async def healthy() -> Response:
+        """Whether the server runs and its models answer."""
+        return health(server.workers)
 
     @fast.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:

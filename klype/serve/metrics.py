@@ -1,22 +1,33 @@
-"""What the server counts, for Prometheus. Every app has a registry of its own."""
+"""What operators look at: whether the models answer, and what the server counts, for Prometheus."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
+from fastapi import Response
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from klype.serve.errors import ApiError, error_response
 from klype.serve.plan import Plan
 from klype.serve.worker import Worker
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
+def health(workers: Mapping[str, Worker]) -> Response:
+    """200 as long as every model answers; else 503, with what has become of one."""
+    for name, worker in workers.items():
+        if worker.failure:
+            return error_response(ApiError(f"{name}: {worker.failure}", 503, "model"))
+    return Response(b'{"status":"ok"}', media_type="application/json")
+
+
 class Metrics:
-    """Counters and histograms by model; what runs and waits is read from the workers when asked."""
+    """Counters and histograms by model; what runs and waits is read from the workers when asked. Every app has its own
+    registry."""
 
     def __init__(self, workers: Mapping[str, Worker], clock: Callable[[], float]) -> None:
         self.registry = CollectorRegistry()

@@ -15,6 +15,8 @@ from klype.engine.engine import Engine, Event
 from klype.serve.errors import ApiError, BusyError, as_api_error
 from klype.values import Request, Trace
 
+LOG = logging.getLogger("klype.serve")
+ENDING = "The server is shutting down."
 SCORED = 4096
 """Tokens of given texts that are scored between two steps of the answers (one text at least)."""
 
@@ -76,7 +78,8 @@ def ends(update: Update) -> bool:
 class Worker:
     """Owns an engine: nobody else may call it while the thread runs. Starts with the first job.
 
-    At most ``batch`` samples run and ``queue`` more wait; what comes on top is refused with ``BusyError``.
+    At most ``batch`` samples run and ``queue`` more wait; what comes on top is refused with ``BusyError``. What a turn
+    fails with is told to all who took part, and the engine begins anew; ``failure`` is what is said where it cannot.
     """
 
     def __init__(self, engine: Engine, batch: int, queue: int, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -85,10 +88,11 @@ class Worker:
         self.clock = clock
         self.load = 0  # samples and texts that were accepted and are not done
         self.cancelled = 0  # jobs
+        self.failure = ""
         self._rate = 0.0  # samples a second, lately
         self._batch = batch
         self._changed = threading.Condition()
-        self._inbox: list[tuple[Job, bool]] = []  # job, and whether it is to be cancelled
+        self._inbox: deque[tuple[Job, bool]] = deque()  # job, and whether it is to be cancelled
         self._jobs: dict[Job, set[int]] = {}  # the engine's ids of what runs
         self._owners: dict[int, tuple[Job, int]] = {}  # engine's id: job, place
         self._scoring: deque[Job] = deque()
@@ -109,22 +113,24 @@ class Worker:
         """Raises ``BusyError`` when too much is waiting (an idle model takes whatever is allowed in one request)."""
         with self._changed:
             if self._stopping:
-                raise ApiError("The server is shutting down.", 503)
+                raise ApiError(self.failure or ENDING, 503)
             if self.load and self.load + job.size > self.room:
                 raise BusyError(self._retry_after())
-            self.load += job.size
-            self._inbox.append((job, False))
             if self._thread is None:
                 self.engine.max_batch = self._batch
-                self._thread = threading.Thread(target=self._run, name="klype engine", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="klype engine", daemon=True)
+                thread.start()
+                self._thread = thread
+            self.load += job.size
+            self._inbox.append((job, False))
             self._changed.notify()
 
     def cancel(self, job: Job) -> None:
         """Takes effect before the next step; a finished job is no error."""
         with self._changed:
-            self._inbox.append((job, True))
-            self._changed.notify()
+            if not self._stopping:
+                self._inbox.append((job, True))
+                self._changed.notify()
 
     def stop(self) -> None:
         """Ends the thread; what still runs is dropped."""
@@ -141,24 +147,48 @@ class Worker:
         return max(1, min(60, math.ceil(self.load / 2 / self._rate)))
 
     def _run(self) -> None:
-        while True:
-            with self._changed:
-                while not (self._inbox or self._stopping or self._jobs):
-                    self._changed.wait()
-                if self._stopping:
-                    break
-                inbox, self._inbox = self._inbox, []
-            for job, gone in inbox:
-                if gone:
-                    self._drop(job)
-                else:
-                    self._take(job)
+        why = ApiError(ENDING, 503)
+        try:
+            while self._awaits():
+                self._turn()
+        except BaseException as error:
+            LOG.critical("A model's thread ends, for its engine cannot begin anew.", exc_info=error)
+            self.failure = f"The model answers no more ({type(error).__name__}): start the server again."
+            why = ApiError(self.failure, 503)
+        with self._changed:
+            self._stopping = True
+        self._give_up(why, [*self._jobs, *(job for job, gone in self._inbox if not gone)])
+        self._inbox.clear()
+        self._deliver()
+
+    def _awaits(self) -> bool:
+        """Whether there is another turn, once there is something to do."""
+        with self._changed:
+            while not (self._inbox or self._stopping or self._jobs):
+                self._changed.wait()
+            return not self._stopping
+
+    def _turn(self) -> None:
+        try:
+            while self._inbox:  # only this thread takes from it
+                job, gone = self._inbox.popleft()
+                (self._drop if gone else self._take)(job)
             if self._jobs:
                 self._work()
-            self._deliver()
-        for job in list(self._jobs):
-            self._fail(job, ApiError("The server is shutting down.", 503))
+        except BaseException as error:  # whatever it is, the next client is to be answered
+            LOG.error("The engine failed, and begins anew.", exc_info=error)
+            self._give_up(error, list(self._jobs))
+            self.engine.abandon()
         self._deliver()
+
+    def _give_up(self, error: BaseException, jobs: Sequence[Job]) -> None:
+        """They are told so; the engine is not asked."""
+        self._errors.update({job: as_api_error(error) for job in jobs})
+        with self._changed:
+            self.load -= sum(job.left for job in jobs)
+        self._jobs.clear()
+        self._owners.clear()
+        self._scoring.clear()
 
     def _take(self, job: Job) -> None:
         self._jobs[job] = set()
@@ -174,19 +204,12 @@ class Worker:
             self._scoring.append(job)
 
     def _work(self) -> None:
-        """One turn: some given texts, then one token of every answer. What fails fails for all who took part."""
+        """Some given texts, then one token of every answer."""
         started, done = self.clock(), 0
         if self._scoring:
             done += self._score()
         if self.engine.busy:
-            try:
-                events = self.engine.step()
-            except Exception as error:
-                logging.getLogger("klype.serve").exception("The engine failed.")
-                for job in {job for job, _ in self._owners.values()}:
-                    self._fail(job, error)
-                return
-            for event in events:
+            for event in self.engine.step():
                 job, place = self._owners[event.request]
                 done += event.trace is not None
                 self._report(job, replace(event, request=place))
@@ -206,7 +229,7 @@ class Worker:
         try:
             traces = self.engine.score([text[:1] for *_, text in batch], [text[1:] for *_, text in batch], top)
         except Exception as error:
-            logging.getLogger("klype.serve").exception("Scoring failed.")
+            LOG.exception("Scoring failed.")
             for job in {job for job, *_ in batch}:
                 self._fail(job, error)
             return 0

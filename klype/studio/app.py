@@ -12,6 +12,7 @@ from nicegui import Client, ui
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from klype.serve.guard import Rules
+from klype.serve.metrics import health
 from klype.studio.door import Door
 from klype.studio.frame import framed, head
 from klype.studio.pages import PAGES
@@ -60,6 +61,12 @@ def pages(studio: Studio) -> FastAPI:
         if theme in THEMES:
             answer.set_cookie(THEME_COOKIE, theme, max_age=YEAR_S, samesite="strict", httponly=True)
         return answer
+
+    @fast.get("/health")
+    async def healthy() -> Response:
+        """For who watches the studio: whether its models answer."""
+        workers = {name: voice.worker for name, voice in studio.voices.items() if voice.worker is not None}
+        return health(workers)
 
     for page in PAGES:
         ui.page(page.route, language="en-US")(_builder(studio, page))

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -85,20 +86,20 @@ class Voice:
     def __init__(self, model: Model, batch: int = 64, queue: int = 256) -> None:
         self.model = model
         self._lock = threading.Lock()
-        self._worker = None if model.engine is None else Worker(model.engine, batch, queue)
+        self.worker = None if model.engine is None else Worker(model.engine, batch, queue)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="klype studio")
-        self._shared: Source = model.source if self._worker is not None else Shared(model.source, self._lock)
+        self._shared: Source = model.source if self.worker is not None else Shared(model.source, self._lock)
 
     async def write(self, request: Request) -> AsyncIterator[list[Event]]:
         """Tokens as they come, those that came meanwhile together. Leaving the loop ends the work."""
-        if self._worker is not None:
+        if self.worker is not None:
             job = Job([request])
-            self._worker.submit(job)
+            self.worker.submit(job)
             try:
                 async for news in job.updates():
                     yield [update for update in news if isinstance(update, Event)]
             finally:
-                self._worker.cancel(job)
+                self.worker.cancel(job)
             return
         async for events in _in_a_thread(self._shared.generate, request):
             yield events
@@ -108,8 +109,8 @@ class Voice:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work, self._shared)
 
     def stop(self) -> None:
-        if self._worker is not None:
-            self._worker.stop()
+        if self.worker is not None:
+            self.worker.stop()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
@@ -162,15 +163,19 @@ async def _in_a_thread(
     wanted = threading.Event()
     wanted.set()
 
+    def tell(news: Event | BaseException | None) -> None:
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(arrived.put_nowait, news)
+
     def run() -> None:
         try:
             for event in generate([request]):
                 if not wanted.is_set():
                     return
-                loop.call_soon_threadsafe(arrived.put_nowait, event)
-            loop.call_soon_threadsafe(arrived.put_nowait, None)
+                tell(event)
+            tell(None)
         except BaseException as error:
-            loop.call_soon_threadsafe(arrived.put_nowait, error)
+            tell(error)
 
     threading.Thread(target=run, name="klype answer", daemon=True).start()
     try:
