@@ -17,6 +17,7 @@ from klype.cli.main import call
 from klype.errors import KlypeError, UsageError
 from klype.examine.feedback import Asked as Shocked
 from klype.examine.feedback import FeedbackSettings, aftermaths, effect, shocks
+from klype.examine.say import Say
 from klype.examine.truth import Reader
 from klype.experiments.bias.corpus import Corpus, WorldSource
 from klype.experiments.bias.lab import LabelledBatches, LabSettings, Learnt, Lesson, learn
@@ -33,6 +34,7 @@ from klype.experiments.mistakes.plan import Asked, Plan, checked, make
 from klype.sources.source import answers
 from klype.train.objectives import cross_entropy, reverse_divergence, soft_cross_entropy
 from klype.values import Request
+from klype.words import words
 from tests.test_examine_feedback import Always, chain
 from tests.toy_sources import table_source
 
@@ -357,22 +359,28 @@ def test_the_report_tells_it_in_both_languages(ran: tuple[Path, Plan, dict]) -> 
         assert text in page
 
 
-def test_halving_asks_for_both_intervals_and_for_no_loss() -> None:
-    def row(ratio: float, by_question: float, change: float, kind: str = "cure") -> dict[str, object]:
-        return {
-            "kind": kind,
-            "figures": {
-                "ratio": {"high": ratio},
-                "ratio_by_question": {"high": by_question},
-                "kl_change": {"low": change},
-            },
-        }
+def test_halving_asks_for_both_intervals() -> None:
+    def row(ratio: float, by_question: float, kind: str = "cure") -> dict[str, object]:
+        return {"kind": kind, "figures": {"ratio": {"high": ratio}, "ratio_by_question": {"high": by_question}}}
 
-    assert study.halves(row(0.4, 0.45, -0.1))
-    assert not study.halves(row(0.4, 0.55, -0.1))
-    assert not study.halves(row(0.55, 0.4, -0.1))
-    assert not study.halves(row(0.4, 0.4, 0.01))
-    assert not study.halves(row(0.4, 0.4, -0.1, "beside"))
+    assert study.halves(row(0.4, 0.45))
+    assert not study.halves(row(0.4, 0.55))
+    assert not study.halves(row(0.55, 0.4))
+    assert not study.halves(row(0.4, 0.4, "beside"))
+
+
+def test_a_token_that_takes_back_costs_kl_and_the_verdict_says_how_much(ran: tuple[Path, Plan, dict]) -> None:  # type: ignore[type-arg]
+    found = ran[2]
+    for row in found["methods"].values():
+        figures = row["figures"]
+        assert figures["kl_drawn"]["value"] >= figures["kl"]["value"] + figures["alarm"]["value"] - 1e-9
+    taught = found["methods"]["backspace"]["figures"]
+    assert taught["kl_drawn"]["value"] > taught["kl"]["value"]
+    say, own = Say("en"), words("en", "mistakes")
+    halved = {**found, "halved": ["backspace"]}
+    sentence = next(s for s in report.verdict(halved, say, own) if "half" in s)
+    assert say.figure(taught["kl_change"]) in sentence
+    assert "no loss" not in sentence
 
 
 # plans and bad input

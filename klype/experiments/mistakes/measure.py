@@ -2,7 +2,8 @@
 
 All models of a seed are asked the same: the same documents, the same beginnings, the same forced words. Of a model
 that has learnt to take words back, words are measured given that a word is said, and what it writes as it stands once
-the token was obeyed; ``alarm`` tells how often it would take back what is right.
+the token was obeyed; ``alarm`` tells how often it would take back what is right. That costs KL, too: ``kl`` is of the
+words alone, ``kl_drawn`` of what is drawn, the token among it.
 """
 
 from __future__ import annotations
@@ -84,7 +85,10 @@ def look(pupil: Pupil, asked: Exam, takes_back: bool) -> Values:
     """World: all of it. ``feedback`` and the arms' hazards are lists, a row a shock, over distances."""
     back = asked.back if takes_back else None
     found: Values = dict(measure(WithoutBack(pupil.model, asked.back), asked.test))
-    found["alarm"] = float(predict(pupil.model, asked.test.documents)[:, asked.back].exp().mean())
+    back_N = predict(pupil.model, asked.test.documents)[:, asked.back].double().exp()
+    found["alarm"] = float(back_N.mean())
+    # KL(p‖q) = KL(p‖q given a word) − E log(1 − q(back)), for p never takes back
+    found["kl_drawn"] = found["kl"] - float(torch.log1p(-back_N).mean())
     found |= _going_on(pupil, asked, back) | _answers(pupil, asked, back)
     return found | _after(aftermaths(pupil, asked.asked, asked.forced, replace(asked.settings, back=back)))
 

@@ -53,9 +53,10 @@ def verdict(found: Document, say: Say, own: Words) -> list[str]:
     cures = [name for name, row in found["methods"].items() if row["kind"] == "cure" and _value(figures[name], "ratio")]
     if cures:
         best = min(cures, key=lambda name: _value(figures[name], "ratio") or 0.0)
-        told = {key: say.figure(figures[best][key]) for key in ("ratio", "ratio_by_question", "kl_change")}
+        told = {key: say.figure(figures[best][key]) for key in ("ratio", "ratio_by_question")}
+        told["kl_change"] = _change(figures[best], say)
         said.append(own("said.best", method=own(f"method.{best}"), **told))
-    halved = [own(f"method.{name}") for name in found["halved"]]
+    halved = [f"{own(f'method.{name}')} ({_change(figures[name], say)})" for name in found["halved"]]
     if cures:
         said.append(own("said.halved", methods=", ".join(halved)) if halved else own("said.not_halved"))
     if "backspace" in figures:
@@ -133,6 +134,10 @@ def _text_verdict(found: Document, figures: dict[str, dict[str, FigureFacts]], s
     told = {key: say.figure(figures[best][key]) for key in ("bits_per_byte", "bits_change")}
     control = say.figure(figures[CONTROL]["bits_per_byte"])
     return [own("said.text", method=own(f"method.{best}"), control=control, **told)]
+
+
+def _change(figures: dict[str, FigureFacts], say: Say) -> str:
+    return say.figure(figures["kl_change"]) if "kl_change" in figures else "–"
 
 
 def _value(figures: dict[str, FigureFacts], key: str) -> float | None:
