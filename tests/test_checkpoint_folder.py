@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from klype.errors import KlypeError, UsageError
 from klype.model import checkpoint, manifest
 from klype.model.checkpoint import load, read_config, save
-from klype.model.convert import config_from_hf, config_to_hf, weights_from_hf, weights_to_hf
+from klype.model.convert import config_from_hf, config_to_hf, hf_shapes, weights_from_hf, weights_to_hf
 from klype.model.transformer import Transformer
 from klype.text.chat import TEMPLATE
 from klype.text.tokenizer import Tokenizer
@@ -53,6 +53,12 @@ def test_exported_and_imported_is_the_same(shape: str) -> None:
     state = {n: w for n, w in one.state_dict().items() if n in back}
     assert set(one.state_dict()) - set(state) == ({"head.weight"} if one.config.tie else set())
     assert all(torch.equal(w, back[n]) for n, w in state.items())
+
+
+@pytest.mark.parametrize("shape", toys.SHAPES)
+def test_the_shapes_looked_for_are_those_of_the_weights(shape: str) -> None:
+    one = model(shape)
+    assert dict(hf_shapes(one.config)) == {name: tuple(w.shape) for name, w in weights_to_hf(one).items()}
 
 
 def test_loading_draws_no_random_numbers(tmp_path: Path) -> None:
@@ -204,6 +210,20 @@ WRONG: dict[str, tuple[Callable[[Path], None], str]] = {
     "shape": (edit("config.json", hidden_size=20, head_dim=4), r"embed_tokens\.weight in the shape \[\d+, 16\]"),
     "heads": (edit("config.json", num_attention_heads=3), "heads 3"),
     "layers": (edit("config.json", num_hidden_layers=3), r"lack model\.layers\.2\."),
+    "layers without end": (edit("config.json", num_hidden_layers=10**12), r"lack model\.layers\.2\."),
+    "vocabulary without end": (edit("config.json", vocab_size=10**30), "asks for"),
+    "window without end": (edit("config.json", max_position_embeddings=10**9), "more than klype has tables for"),
+    "architectures": (edit("config.json", model_type=["llama"]), r"architecture \['llama'\]"),
+    "half a layer": (edit("config.json", num_hidden_layers=2.5), "layers"),
+    "layers in words": (edit("config.json", num_hidden_layers="2"), "layers"),
+    "no heads": (edit("config.json", num_key_value_heads="0"), "kv_heads"),
+    "less than no width": (edit("config.json", hidden_size=-16), "width"),
+    "a norm of nothing": (edit("config.json", rms_norm_eps=float("nan")), "norm_eps"),
+    "turning ever faster": (edit("config.json", rope_theta=1e-300), "rope_theta"),
+    "deep config": (lambda f: void((f / "config.json").write_text('{"a":' * 100_000)), r"config\.json is damaged"),
+    "endless config": (lambda f: void((f / "config.json").write_bytes(b" " * (16 * 2**20 + 1))), "larger than 16 MiB"),
+    "deep settings": (lambda f: void((f / "tokenizer_config.json").write_text("[" * 10**5)), "_config.json is damaged"),
+    "a pipe": (lambda f: void((f / "config.json").unlink(), os.mkfifo(f / "config.json")), r"config\.json is missing"),
     "fewer layers": (edit("config.json", num_hidden_layers=1), r"have model\.layers\.1\..*knows nothing of"),
     "field": (edit("config.json", hidden_size=None), "width"),
     "no config": (lambda f: (f / "config.json").unlink(), r"config\.json is missing"),
@@ -221,7 +241,7 @@ WRONG: dict[str, tuple[Callable[[Path], None], str]] = {
 }
 
 
-def void(_: object) -> None:
+def void(*_: object) -> None:
     """A statement where an expression is wanted."""
 
 

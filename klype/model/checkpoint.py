@@ -34,6 +34,7 @@ from klype.model.convert import (
 from klype.model.tensors import TensorFiles, is_finite, weight_files
 from klype.model.transformer import Transformer
 from klype.text.chat import Chat
+from klype.text.special import read_object
 from klype.text.tokenizer import Tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -102,7 +103,7 @@ def load(folder: Path, weights: str = "", dtype: str = "float32") -> Loaded:
     if not folder.is_dir():
         raise UsageError(f"There is no model folder {folder}.", "Give the folder of a checkpoint.")
     _check_whole(folder)
-    config = config_from_hf(read_json(folder / "config.json"), str(folder / "config.json"))
+    config = config_from_hf(read_object(folder / "config.json"), str(folder / "config.json"))
     tokenizer = Tokenizer.load(folder)
     files = TensorFiles(weight_files(folder, weights))
     _check_fit(folder, config, files.shapes, tokenizer)
@@ -117,7 +118,7 @@ def read_config(folder: Path) -> ModelConfig:
         from klype.model.gguf import open_gguf
 
         return open_gguf(Path(folder)).config
-    return config_from_hf(read_json(Path(folder) / "config.json"), str(Path(folder) / "config.json"))
+    return config_from_hf(read_object(Path(folder) / "config.json"), str(Path(folder) / "config.json"))
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
@@ -132,20 +133,7 @@ def read_tokenizer(folder: Path) -> Tokenizer:
 def read_about(folder: Path) -> dict[str, Any]:
     """What made a checkpoint, as ``save`` was told; {} for a GGUF file and for other makers' models."""
     file = folder / "run.json"
-    return read_json(file) if file.is_file() else {}
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """An object from a JSON file. Raises KlypeError when it is missing or damaged."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise KlypeError(f"{file} is missing or cannot be read.", "Give the folder of a checkpoint.") from error
-    except ValueError as error:
-        raise KlypeError(f"{file} is damaged: {error}.", "Fetch or save the model again.") from error
-    if not isinstance(content, dict):
-        raise KlypeError(f"{file} is damaged: it holds no object.", "Fetch or save the model again.")
-    return content
+    return read_object(file) if file.is_file() else {}
 
 
 def _check_whole(folder: Path) -> None:
@@ -167,8 +155,9 @@ def _load_gguf(file: Path, dtype: torch.dtype) -> Loaded:
 
 def _check_fit(where: Path, config: ModelConfig, shapes: dict[str, tuple[int, ...]], tokenizer: Tokenizer) -> None:
     """Weights, configuration and tokenizer belong together."""
-    wanted = hf_shapes(config)
-    for name, shape in wanted.items():
+    wanted = set()
+    for name, shape in hf_shapes(config):
+        wanted.add(name)
         if shapes.get(name) != shape:
             found = f"have {name} in the shape {list(shapes[name])}" if name in shapes else f"lack {name}"
             raise KlypeError(
@@ -187,10 +176,11 @@ def _check_fit(where: Path, config: ModelConfig, shapes: dict[str, tuple[int, ..
 
 
 def memory_needed(config: ModelConfig, dtype: torch.dtype) -> int:
-    """Bytes of the weights, of the head's copy while it is packed (it stays where it is tied), and of one long text's
-    keys and values."""
+    """Bytes of the weights, of the head's copy while it is packed (it stays where it is tied), of one long text's keys
+    and values, and of the positions' tables."""
     text = min(config.window, LONG) * 2 * config.layers * config.kv_heads * config.head_dim
-    return (config.parameters + config.vocab_size * config.width + text) * dtype.itemsize
+    tables = 2 * config.window * config.head_dim if config.rope_theta else 0
+    return (config.parameters + config.vocab_size * config.width + text + tables) * dtype.itemsize
 
 
 def _check_memory(folder: Path, config: ModelConfig, dtype: torch.dtype) -> None:

@@ -8,6 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from klype.errors import KlypeError
 
+TABLE = 2**27
+"""Numbers in a table of positions, window times head_dim: of a million tokens for heads as wide as 128."""
+
 
 class RopeScaling(BaseModel):
     """How rotary frequencies are stretched for long windows.
@@ -16,12 +19,12 @@ class RopeScaling(BaseModel):
     low ones and blends in between (Llama 3.1's reference code; the field names are Hugging Face's).
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     kind: Literal["linear", "llama3"]
-    factor: float = Field(gt=0)
-    low_freq_factor: float = Field(default=1.0, gt=0)
-    high_freq_factor: float = Field(default=4.0, gt=0)
+    factor: float = Field(ge=1e-3, le=1e6)
+    low_freq_factor: float = Field(default=1.0, ge=1e-3, le=1e6)
+    high_freq_factor: float = Field(default=4.0, ge=1e-3, le=1e6)
     original_window: int = Field(default=8192, gt=0)
 
     @model_validator(mode="after")
@@ -34,7 +37,7 @@ class RopeScaling(BaseModel):
 class ModelConfig(BaseModel):
     """A Llama-shaped decoder. Zeros in ``kv_heads`` and ``head_dim`` mean "as many as heads" and "width / heads"."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     vocab_size: int = Field(gt=0)
     width: int = Field(default=64, gt=0)
@@ -44,11 +47,11 @@ class ModelConfig(BaseModel):
     head_dim: int = Field(default=0, ge=0)
     hidden: int = Field(default=128, gt=0)
     window: int = Field(default=512, gt=1)
-    rope_theta: float = Field(default=10_000.0, ge=0)
+    rope_theta: float = Field(default=10_000.0, ge=0, le=1e30)
     rope_scaling: RopeScaling | None = None
     conv: int = Field(default=0, ge=0, le=64)
     tie: bool = False
-    norm_eps: float = Field(default=1e-6, gt=0)
+    norm_eps: float = Field(default=1e-6, ge=1e-30, le=1)
     qkv_bias: bool = False
     qk_norm: bool = False
     embed_std: float = Field(default=0.7, gt=0)
@@ -78,6 +81,10 @@ class ModelConfig(BaseModel):
             raise ValueError(f"head_dim {self.head_dim} is odd: rotary positions need an even one")
         if self.rope_scaling is not None and not self.rope_theta:
             raise ValueError("rope_scaling needs a rope_theta above 0")
+        if 0 < self.rope_theta < 1:
+            raise ValueError(f"rope_theta {self.rope_theta:g} turns faster with every pair: it is 0 or at least 1")
+        if self.window * self.head_dim > TABLE:
+            raise ValueError(f"a window of {self.window} tokens is more than klype has tables for")
         return self
 
     @staticmethod

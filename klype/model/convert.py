@@ -81,13 +81,13 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
 def config_from_hf(data: dict[str, Any], where: str) -> ModelConfig:
     """From config.json. Raises KlypeError naming what this shape cannot express."""
     kind = data.get("model_type")
-    if kind not in ARCHITECTURES:
+    if not isinstance(kind, str) or kind not in ARCHITECTURES:
         raise KlypeError(
-            f"{where} is of the architecture {kind!r}, which klype cannot load.",
+            f"{where} is of the architecture {kind!r:.60}, which klype cannot load.",
             f"It loads {', '.join(ARCHITECTURES)}; serve others elsewhere and give their address.",
         )
     if data.get("hidden_act", "silu") not in ("silu", "swish"):
-        raise KlypeError(f"{where} has the activation {data['hidden_act']!r}; klype has silu only.")
+        raise KlypeError(f"{where} has the activation {data['hidden_act']!r:.60}; klype has silu only.")
     for name in ("attention_bias", "mlp_bias"):
         if kind != OWN and data.get(name):
             raise KlypeError(f"{where} has {name}, which klype cannot load.")
@@ -139,15 +139,18 @@ def weights_from_hf(config: ModelConfig, get: Callable[[str], Tensor]) -> Iterat
         yield name, get(theirs[0]) if len(theirs) == 1 else torch.cat([get(t) for t in theirs])
 
 
-def hf_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of each weight that a checkpoint of this configuration holds."""
-    with torch.device("meta"):
-        own = {n: tuple(p.shape) for n, p in Transformer(config).state_dict().items()}
-    shapes: dict[str, tuple[int, ...]] = {}
+def hf_shapes(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Name and shape of each weight that a checkpoint of this configuration holds. Nothing is built: a stranger's
+    configuration may ask for more layers and wider ones than any memory holds."""
+    D, Q, K, H = config.width, config.qkv_width, config.head_dim, config.hidden
+    part = {"embed": (config.vocab_size, D), "head": (config.vocab_size, D), "norm": (D,)}
+    part |= {"attention_norm": (D,), "mlp_norm": (D,), "q_norm": (K,), "k_norm": (K,), "taps": (config.conv, D)}
+    part |= {"qkv": (Q, D), "out": (D, config.heads * K), "gate_up": (2 * H, D), "down": (D, H)}
     for name, theirs, rows in _pieces(config):
+        own = name.removesuffix(".weight").removesuffix(".bias").rpartition(".")[2]
+        shape = part[own][:1] if name.endswith(".bias") else part[own]
         for their, count in zip(theirs, rows, strict=True):
-            shapes[their] = own[name] if len(theirs) == 1 else (count, *own[name][1:])
-    return shapes
+            yield their, shape if len(theirs) == 1 else (count, *shape[1:])
 
 
 def restore_buffers(model: Transformer) -> None:
@@ -213,4 +216,4 @@ def _scaling_from_hf(rope: dict[str, Any], where: str) -> dict[str, Any] | None:
     if kind == "llama3":
         known = {n: rope[n] for n in ("factor", "low_freq_factor", "high_freq_factor")}
         return {"kind": kind, **known, "original_window": rope["original_max_position_embeddings"]}
-    raise KlypeError(f"{where} stretches its positions by {kind!r}; klype has linear and llama3.")
+    raise KlypeError(f"{where} stretches its positions by {kind!r:.60}; klype has linear and llama3.")

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from klype.durable import hash_file, sync_folder
 from klype.errors import KlypeError
+from klype.text.special import read_bounded
 
 MANIFEST = "manifest.json"
 _ARRIVED = ".arrived"
@@ -82,10 +83,10 @@ def verify(folder: Path) -> None:
     """Compare every file of the manifest with its hash. Raises KlypeError naming the first that differs."""
     file = folder / MANIFEST
     try:
-        raw = file.read_bytes()
+        raw = read_bounded(file)
         hashes = json.loads(raw)["sha256"]
-        sound = raw == _text(hashes)
-    except (OSError, ValueError, KeyError, TypeError):
+        sound = raw == _text(hashes) and isinstance(hashes, dict)
+    except (KlypeError, ValueError, KeyError, TypeError, RecursionError):
         sound = False
     if not sound:
         raise KlypeError(f"{file} is damaged.", "Use an earlier checkpoint, or save it again.")

@@ -13,10 +13,13 @@ import torch
 from torch import Tensor
 
 from klype.errors import KlypeError
+from klype.text.special import read_object
 
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 _TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _HINT = "Fetch or save the model again."
+HEADER = 16 * 2**20
+"""Bytes of a header: of a hundred thousand weights. Parsed, it may take thirty times as much memory."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ def checked_header(file: Path) -> dict[str, Entry]:
         size = file.stat().st_size
         with open(file, "rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
-            if size < 8 or length > min(size - 8, 100_000_000):
+            if size < 8 or length > min(size - 8, HEADER):
                 raise KlypeError(f"{file} is cut short or no safetensors file.", _HINT)
             header = json.loads(stream.read(length), object_pairs_hook=_once)
     except OSError as error:
@@ -79,7 +82,7 @@ def checked_header(file: Path) -> dict[str, Entry]:
     for name, entry in header.items():
         try:
             dtype, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
-            integers = all(type(n) is int and n >= 0 for n in (*shape, start, stop))
+            integers = len(shape) <= 8 and all(type(n) is int and 0 <= n <= size for n in (*shape, start, stop))
             sound = integers and set(entry) == {"dtype", "shape", "data_offsets"}
             sound = sound and stop - start == math.prod(shape) * _BYTES[dtype]
         except (KeyError, TypeError, ValueError):
@@ -126,7 +129,7 @@ def weight_files(folder: Path, weights: str = "") -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            names = sorted(set(read_object(index)["weight_map"].values()))
             if any(os.path.basename(name) != name for name in names):
                 raise ValueError("a name with a folder in it")
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from klype.errors import KlypeError, UsageError
-from klype.model.checkpoint import DTYPES, read_config, read_json
+from klype.model.checkpoint import DTYPES, read_config
 from klype.sources.hf import HFSource
 from klype.sources.native import NativeCodec
 from klype.text.chat import Chat
-from klype.text.special import read_special_tokens
+from klype.text.special import read_object, read_special_tokens
 from klype.text.tokenizer import Tokenizer
 
 INSTALL = "Install it: pip install 'klype[hf]'."
@@ -63,7 +63,7 @@ def open_hf(folder: Path, name: str = "", dtype: str = "float32") -> HFSource:
     weights that are pickled, missing or damaged, an architecture that is no causal language model."""
     if dtype not in DTYPES:
         raise UsageError(f"There is no precision {dtype!r}.", f"Choose one of {', '.join(DTYPES)}.")
-    kind = read_json(folder / "config.json").get("model_type")
+    kind = read_object(folder / "config.json").get("model_type")
     try:
         import transformers
     except ImportError:

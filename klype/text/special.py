@@ -9,6 +9,10 @@ from typing import Any
 
 from klype.errors import KlypeError
 
+HINT = "Fetch or save the model again."
+MOST = 16 * 2**20
+"""Bytes of a file of settings; parsed, they may take thirty times as much memory."""
+
 
 @dataclass(frozen=True, slots=True)
 class SpecialTokens:
@@ -23,8 +27,8 @@ class SpecialTokens:
 
 def read_special_tokens(folder: Path, definition: dict[str, Any]) -> SpecialTokens:
     """From tokenizer_config.json, special_tokens_map.json, config.json, generation_config.json, chat_template.jinja."""
-    about = {**_json(folder / "special_tokens_map.json"), **_json(folder / "tokenizer_config.json")}
-    config, generation = _json(folder / "config.json"), _json(folder / "generation_config.json")
+    about = {**_beside(folder, "special_tokens_map.json"), **_beside(folder, "tokenizer_config.json")}
+    config, generation = _beside(folder, "config.json"), _beside(folder, "generation_config.json")
     spelling = {t["id"]: t["content"] for t in definition.get("added_tokens", ())}
     ends = [*_ids(generation.get("eos_token_id")), *_ids(config.get("eos_token_id"))]
 
@@ -44,25 +48,46 @@ def read_special_tokens(folder: Path, definition: dict[str, Any]) -> SpecialToke
 def _template(folder: Path, about: dict[str, Any]) -> str | None:
     file = folder / "chat_template.jinja"
     if file.is_file():
-        return file.read_text(encoding="utf-8")
+        try:
+            return read_bounded(file).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise KlypeError(f"{file} is damaged: {error}.", HINT) from error
     template = about.get("chat_template")
     if isinstance(template, list):  # several named ones
-        template = next((t["template"] for t in template if t.get("name") == "default"), None)
+        named = [t for t in template if isinstance(t, dict) and t.get("name") == "default"]
+        template = named[0].get("template") if named else None
     return template if isinstance(template, str) else None
 
 
-def _json(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
+def read_object(file: Path, most: int = MOST) -> dict[str, Any]:
+    """An object from a JSON file. Raises KlypeError when it is missing, damaged, or larger than such a file ever is."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise KlypeError(f"{file} cannot be read as JSON: {error}.", "Fetch the file again.") from error
+        content = json.loads(read_bounded(file, most).decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise KlypeError(f"{file} is damaged: {error}.", HINT) from error
     if not isinstance(content, dict):
-        raise KlypeError(f"{file} is not a JSON object.", "Fetch the file again.")
+        raise KlypeError(f"{file} is damaged: it holds no object.", HINT)
     return content
+
+
+def read_bounded(file: Path, most: int = MOST) -> bytes:
+    """What a regular file holds. Raises KlypeError when there is none, or more than ``most`` bytes."""
+    try:
+        if not file.is_file():  # a pipe or a device would never end
+            raise FileNotFoundError
+        with open(file, "rb") as stream:
+            content = stream.read(most + 1)
+    except OSError as error:
+        raise KlypeError(f"{file} is missing or cannot be read.", "Give the folder of a checkpoint.") from error
+    if len(content) > most:
+        raise KlypeError(f"{file} is larger than {most >> 20} MiB, which no such file is.", HINT)
+    return content
+
+
+def _beside(folder: Path, name: str) -> dict[str, Any]:
+    return read_object(folder / name) if (folder / name).is_file() else {}
 
 
 def _ids(value: Any) -> list[int]:
     values = value if isinstance(value, list) else [value]
-    return [i for i in values if isinstance(i, int)]
+    return [i for i in values if type(i) is int]
