@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
+from attacks import ATTACKS, key_of, table
 from hypothesis import settings
 
 from klype.device import set_threads, thread_policy
@@ -38,6 +40,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if DEAR.get(item.path.stem, set()) & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
+        if attack := ATTACKS.get(key_of(item.nodeid)):
+            item.user_properties.append(("attack", attack))  # it travels with the report, from other processes too
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    outcomes = [
+        (*attack, report.passed)
+        for kind in ("passed", "failed", "error")
+        for report in terminalreporter.stats.get(kind, ())
+        if report.when == "call" or not report.passed
+        for name, attack in report.user_properties
+        if name == "attack"
+    ]
+    if outcomes:
+        terminalreporter.section("attacks")
+        for line in table(outcomes):
+            terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session")
