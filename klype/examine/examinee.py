@@ -134,14 +134,19 @@ class Plan:
 
 def fork_tokens(traces: Sequence[Trace]) -> float:
     """Tokens that the forks of such answers draw for one sample: one at every word, and where it is not the answer's
-    own, as many more as answers go on for from there; then those of other words at the fork."""
+    own, as many more as answers go on for from there; then those of other words at the fork.
+
+    Of a drawn word a server tells the probability before temperature only, or none: such words are taken to be left by
+    all.
+    """
     lengths = np.array([len(trace.steps) for trace in traces])
     longest = int(lengths.max(initial=0))
     rest_T = np.array([(lengths[lengths > t] - t - 1).mean() for t in range(longest)])
     beyond_T = np.array([(lengths[lengths > t + 1] - t - 1).mean() for t in range(longest - 1)] + [0.0])
     drawn, rests = [], []
     for trace in traces:
-        leaving_T = [1 - math.exp(step.drawn_logp) for step in trace.steps]
+        logp_T = [step.logp if math.isnan(step.drawn_logp) else step.drawn_logp for step in trace.steps]
+        leaving_T = [1.0 if math.isnan(logp) else 1 - math.exp(logp) for logp in logp_T]
         after = [*rest_T[: len(leaving_T) - 1], (beyond_T if trace.ended == "stop" else rest_T)[len(leaving_T) - 1]]
         drawn.append(len(leaving_T) + float(np.dot(leaving_T, after)))
         rests += after
