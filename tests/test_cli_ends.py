@@ -25,6 +25,9 @@ from klype.errors import KlypeError, UsageError
 from klype.experiments.bias.lab import LabSettings
 from klype.experiments.mistakes.course import CourseSettings
 from klype.runs import recipe
+from klype.text.chat import TEMPLATE
+from klype.text.tokenizer import Tokenizer
+from tests.test_cli_models import save
 
 Captured = pytest.CaptureFixture[str]
 
@@ -293,3 +296,37 @@ def test_colour_is_for_terminals_and_not_where_unwanted(tmp_path: Path) -> None:
     ).stdout
     assert b"\x1b" not in plain
     assert unwanted == plain
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"{", "line 1"),
+        (b'{"question": "Hvem?"}\n{"answers": ["x"]}\n', "line 2 has no question"),
+        (b'{"question": "Hvem?", "answers": [1]}', "not lists of text"),
+        (b"[" * 100_000, "line 1"),
+        (b"", "no questions in"),
+        (b"\xff\xfe\x00", "questions.jsonl"),
+    ],
+)
+@pytest.mark.parametrize(
+    "command", [["examine", "{run}", "--questions", "{file}"], ["ask", "{run}", "Hvem?", "--sure"]]
+)
+def test_a_bad_file_of_questions_is_bad_input(
+    content: bytes, said: str, command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that is named, and the one that lies in the run that is asked."""
+    folder = tmp_path / "run"
+    save(folder / "finetune", Tokenizer.train(["Hvem gikk?"], 300, TEMPLATE))
+    (folder / "run.json").write_text(json.dumps({"settings": {"kind": "world", "world": "small"}}))
+    file = (folder if command[0] == "ask" else tmp_path) / "questions.jsonl"
+    file.write_bytes(content)
+    code = guard.guarded(call, [part.format(run=folder, file=file) for part in command])
+    if command[0] == "ask" and not content:
+        assert code == 0  # a run that kept no question back
+        return
+    told = capsys.readouterr().err
+    assert (code, told.count("klype:")) == (2, 1), told
+    assert said in told
+    assert "bug" not in told

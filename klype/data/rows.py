@@ -10,7 +10,7 @@ from typing import Any
 
 from klype.data.files import TABLES, Paths, files_of, names
 from klype.data.readers import BadRows, TextOptions, place, read_rows
-from klype.errors import KlypeError
+from klype.errors import KlypeError, UsageError
 from klype.values import Question, Ranking
 
 Conversation = list[dict[str, str]]
@@ -67,8 +67,16 @@ def read_preferences(paths: Paths, bad: BadRows | None = None, annotator: str = 
 def read_questions(paths: Paths, bad: BadRows | None = None) -> list[Question]:
     """Questions: rows with question, and where known context, answers (or answer), choices, id (made to differ).
 
-    What else a row has is the question's ``extra``, together with what a column of that name holds.
+    What else a row has is the question's ``extra``, together with what a column of that name holds. Raises UsageError,
+    naming file and row: a file of questions is always one that a user named.
     """
+    try:
+        return _questions(paths, bad)
+    except KlypeError as error:
+        raise UsageError(error.message, error.hint) from None
+
+
+def _questions(paths: Paths, bad: BadRows | None) -> list[Question]:
     found: dict[str, Question] = {}
     for where, row, rows in _rows(paths, bad):
         text = row.get("question", row.get("instruction", row.get("prompt")))

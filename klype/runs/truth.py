@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from klype.runs.find import Found
 from klype.runs.folder import read_run
@@ -60,18 +58,7 @@ def find_question(questions: Sequence[Question], text: str) -> Question | None:
 
 
 def read_questions(file: Path) -> list[Question]:
-    """A question file's rows; none where there is no file."""
-    if not file.is_file():
-        return []
-    return [_question(json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    """The questions that a run kept back; none where there is no file, or nothing in it."""
+    from klype.data import rows
 
-
-def _question(row: dict[str, Any]) -> Question:
-    return Question(
-        str(row.get("id", "")),
-        row["question"],
-        row.get("context", ""),
-        tuple(row.get("answers", ())),
-        tuple(row.get("choices", ())),
-        row.get("extra", {}),
-    )
+    return rows.read_questions([file]) if file.is_file() and file.stat().st_size else []
