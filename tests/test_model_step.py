@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +15,7 @@ from klype.device import Precision
 from klype.engine.engine import Engine
 from klype.model import native
 from klype.model.cache import Cache
-from klype.model.native import FEW, Kernel, kernel, suits
+from klype.model.native import FEW, Kernel, kernel, library, suits
 from klype.model.packed import BlockedLinear, Int8Linear, pack
 from klype.model.transformer import Transformer
 from klype.values import Request, Sampling
@@ -199,6 +202,59 @@ def test_it_is_compiled_once_and_told_before(tmp_path: Path, compiled: Kernel) -
         assert kernel(tmp_path / "new", lambda: told.append("now")) is not None
     assert told == ["now"]
     assert (tmp_path / "new").stat().st_mode & 0o077 == 0
+
+
+DAMAGED = """
+import random, sys
+from pathlib import Path
+from klype.model.native import library
+source, folder = Path(sys.argv[1]) / "small.c", Path(sys.argv[1]) / "kept"
+source.write_text("int klype_seven(void) { return 7; }")
+told, rng = [], random.Random(1)
+library([source], folder)
+for damage in [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b[:-1]] + [None] * 12:
+    (file,) = folder.glob("*.so")
+    whole = file.read_bytes()
+    at = rng.randrange(len(whole))
+    flipped = whole[:at] + bytes([whole[at] ^ 1 << rng.randrange(8)]) + whole[at + 1 :]
+    file.unlink()  # the process has it mapped
+    file.write_bytes(damage(whole) if damage else flipped)
+    library([source], folder, lambda: told.append("anew"))
+    (file,) = folder.glob("*.so")
+    assert file.read_bytes() == whole
+print(len(told), library([source], folder).klype_seven())
+"""
+
+
+@pytest.mark.slow
+def test_a_damaged_library_is_compiled_anew_and_never_loaded(tmp_path: Path, compiled: Kernel) -> None:
+    run = [sys.executable, "-c", DAMAGED, str(tmp_path)]
+    done = subprocess.run(run, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert (done.returncode, done.stdout) == (0, "15 7\n"), done.stderr[-500:]
+
+
+def test_neither_a_link_nor_what_others_may_have_written_is_loaded(tmp_path: Path, compiled: Kernel) -> None:
+    source, kept, told = tmp_path / "small.c", tmp_path / "kept", list[str]()
+    source.write_text("int klype_seven(void) { return 7; }")
+
+    def anew() -> None:
+        told.append("anew")
+
+    assert library([source], kept, anew) is not None
+    (file,) = kept.glob("*.so")
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    file.rename(tmp_path / "open" / file.name)
+    file.symlink_to(tmp_path / "open" / file.name)
+    assert library([source], kept, anew) is not None
+    assert not file.is_symlink()
+    file.chmod(0o777)
+    assert library([source], kept, anew) is not None
+    assert stat.S_IMODE(file.stat().st_mode) == 0o700
+    assert told == ["anew"] * 3
+    (tmp_path / "open" / "mine").mkdir(mode=0o700)  # anybody may put another folder in its place
+    (tmp_path / "link").symlink_to(tmp_path / "open" / "mine")
+    assert library([source], tmp_path / "link") is None
 
 
 def test_without_a_compiler_or_a_place_of_ones_own_there_is_none(

@@ -11,6 +11,7 @@ import hashlib
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+
+from klype import durable
+from klype.durable import hash_file
 
 if TYPE_CHECKING:
     from klype.model.cache import Cache
@@ -112,35 +116,58 @@ def library(sources: Sequence[Path], folder: Path, announce: Callable[[], None] 
         return None
     texts = [source.read_text(encoding="utf-8") for source in sources]
     about = (*texts, compiler, *FLAGS, platform.platform(), _instructions())
-    file = folder / f"{sources[-1].stem}-{hashlib.sha256(repr(about).encode()).hexdigest()[:16]}.so"
+    name = f"{sources[-1].stem}-{hashlib.sha256(repr(about).encode()).hexdigest()[:16]}"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not _mine(folder):
+        folder = folder.resolve()
+        if not _mine(folder) or any(_open_to_all(parent) for parent in folder.parents):
             return None
-        if not file.is_file():
+        file = _kept(folder, name)
+        if file is None:
             announce()
-            _compile(compiler, [str(source) for source in sources if source.suffix == ".c"], file)
-        return ctypes.CDLL(str(file)) if _mine(file) else None
+            file = _compile(compiler, [str(source) for source in sources if source.suffix == ".c"], folder / name)
+        return ctypes.CDLL(str(file))
     except (OSError, subprocess.SubprocessError):
         return None
 
 
-def _compile(compiler: str, sources: list[str], file: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=file.parent) as beside:
-        new = Path(beside) / file.name
+def _kept(folder: Path, name: str) -> Path | None:
+    """What was compiled before, when it is still what its name says; damaged files are removed."""
+    for file in folder.glob(f"{name}-*.so"):
+        if file.is_symlink() or not _mine(file):
+            continue
+        if file.stem == f"{name}-{hash_file(file)}":
+            return file
+        file.unlink()
+    return None
+
+
+def _compile(compiler: str, sources: list[str], place: Path) -> Path:
+    """The library, named for its hash: a loader maps a file as it is, and ends the process where half is missing."""
+    with tempfile.TemporaryDirectory(dir=place.parent) as beside:
+        new = Path(beside) / "new.so"
         for tuned in TUNED:
             command = [compiler, *FLAGS, *tuned, *sources, "-o", str(new), "-lm"]
             if subprocess.run(command, capture_output=True, timeout=120, check=False).returncode == 0:
                 break
         else:
             raise subprocess.SubprocessError
-        new.replace(file)
+        file = place.with_name(f"{place.name}-{hash_file(new)}.so")
+        durable.write(file, new.read_bytes())
+        file.chmod(0o700)
+    return file
 
 
 def _mine(path: Path) -> bool:
     """Whether nobody else can have written it."""
     about = path.stat()
     return about.st_uid == os.getuid() and not about.st_mode & 0o022
+
+
+def _open_to_all(folder: Path) -> bool:
+    """Whether anybody may rename what lies in it."""
+    mode = folder.stat().st_mode
+    return bool(mode & stat.S_IWOTH) and not mode & stat.S_ISVTX
 
 
 def _instructions() -> str:
