@@ -80,6 +80,25 @@ def test_resumed_is_straight_bit_for_bit(tmp_path: Path, precision: str) -> None
     assert seconds == sorted(seconds)
 
 
+@pytest.mark.parametrize("flipped", [b'"step"', b"1", b"{", b"\n", b", "])
+def test_a_flipped_bit_in_the_metrics_costs_a_row_and_not_the_training(tmp_path: Path, flipped: bytes) -> None:
+    expected = straight(tmp_path / "straight")
+    asked = iter([False] * 3 + [True])
+    with pytest.raises(Interrupted):
+        train(
+            tiny_model(), cross_entropy, Seeded(), settings(), tmp_path, Session(parts=PARTS, stop=lambda: next(asked))
+        )
+    file = tmp_path / "metrics.jsonl"
+    whole = file.read_bytes()
+    at = whole.index(flipped)
+    file.write_bytes(whole[:at] + bytes([whole[at] ^ 0x80]) + whole[at + 1 :])
+    again = tiny_model(seed=5)
+    train(again, cross_entropy, Seeded(), settings(), tmp_path, Session(True, PARTS))
+    assert same(expected, weights(again))
+    lost = 2 if flipped == b"\n" else 1
+    assert without_time(lines(tmp_path)) == without_time(lines(tmp_path / "straight"))[lost:]
+
+
 def test_noise_of_the_global_generator_is_part_of_the_state(tmp_path: Path) -> None:
     def noisy(model: torch.nn.Module, batch: Batch) -> Loss:
         kept = (torch.rand_like(batch.weights_BT) < 0.5).float()

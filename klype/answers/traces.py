@@ -21,6 +21,7 @@ from safetensors.numpy import save as write_arrays
 
 from klype import durable
 from klype.errors import KlypeError
+from klype.jsons import parsed
 from klype.values import Distribution, How, Sampling, Step, Trace
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -70,7 +71,7 @@ def load(folder: Path, name: str) -> Saved:
     """Errors: files that are missing, damaged, or do not belong together."""
     file = folder / f"{name}.json"
     try:
-        document = json.loads(file.read_text(encoding="utf-8"))
+        document = parsed(file.read_text(encoding="utf-8"))
         data = (folder / f"{name}.safetensors").read_bytes()
         if document["format"] != FORMAT:
             raise KlypeError(f"{file} was written by another version of klype.", "Examine the model again.")

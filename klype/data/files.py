@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import glob
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from klype.errors import UsageError
+from klype.jsons import parsed
 
 PLAIN = (".txt", ".md", ".text", ".markdown")
 TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
@@ -73,7 +73,7 @@ class _Runs:
     def _is_run(self, folder: Path) -> bool:
         if folder not in self._known:
             try:
-                about = json.loads((folder / "run.json").read_bytes())
+                about = parsed((folder / "run.json").read_bytes())
                 self._known[folder] = "klype" in about["versions"]
             except (OSError, ValueError, TypeError, KeyError):
                 self._known[folder] = False

@@ -22,6 +22,7 @@ from klype.data.fields import of_language, row_text
 from klype.data.files import PACKED, TABLES, Paths, files_of, kind_of, names, readable
 from klype.data.separated import separated
 from klype.errors import KlypeError, UsageError
+from klype.jsons import parsed
 
 LINES = (".jsonl", ".ndjson", ".csv", ".tsv")  # a row's number is that of its (first) line
 _SAVE = "Save it as UTF-8 (klype run and klype train take --encoding, often latin-1)."
@@ -198,7 +199,7 @@ def _json_lines(file: Path, options: TextOptions) -> Iterator[tuple[int, dict[st
     for number, line in _decoded_lines(file, options):
         try:
             row = _json(line) if line.strip() else None
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             options.bad.add(f"{file} line {number} is not JSON: {error}.")
             continue
         if isinstance(row, dict):
@@ -229,7 +230,7 @@ def _decoded_lines(file: Path, options: TextOptions) -> Iterator[tuple[int, str]
 
 def _json(text: str) -> Any:
     """Parsed JSON; an escape that is half a character (a lone surrogate) is refused, for it is no text."""
-    content = json.loads(text)
+    content = parsed(text)
     if "\\ud" in text or "\\uD" in text:
         try:
             json.dumps(content, ensure_ascii=False).encode("utf-8")
@@ -248,7 +249,7 @@ def _lines(stream: IO[bytes], file: Path) -> Iterator[bytes]:
 def _json_file(file: Path, options: TextOptions) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         content = _json(decode(read_bytes(file), options.encoding, str(file)))
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise KlypeError(f"{file} is not JSON: {error}.", "One object a line goes into .jsonl.") from error
     rows: Iterable[Any] = content if isinstance(content, list) else [content]
     for number, row in enumerate(rows, 1):

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from klype import durable
 from klype.errors import KlypeError
+from klype.jsons import parsed
 from klype.text.tokenizer import Tokenizer
 
 SHARD_TOKENS = 2**24  # 32 MB of two-byte ids
@@ -186,7 +187,7 @@ def _write_shard(folder: Path, number: int, documents: list[npt.NDArray[np.integ
 
 def _about(folder: Path) -> Any:
     try:
-        return json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        return parsed((folder / ABOUT).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise KlypeError(f"{folder} holds no finished shards.", "Delete the folder and make it again.") from error
     except ValueError as error:

@@ -12,7 +12,6 @@ A *figure* is what ``klype.values.Figure.json()`` returns. A model is named afte
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Literal, NotRequired
 
@@ -20,6 +19,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict  # pydantic refuses typing's own before Python 3.12
 
 from klype.errors import KlypeError
+from klype.jsons import finite
 
 Text = str | dict[Literal["en", "nb"], str]
 StageName = Literal["base", "finetuned", "aligned"]
@@ -320,8 +320,8 @@ def check(facts: Any) -> Facts:
 def read(path: Path) -> Facts:
     """Facts from a ``figures.json``."""
     try:
-        return check(json.loads(path.read_text(encoding="utf-8")))
+        return check(finite(path.read_text(encoding="utf-8")))
     except FileNotFoundError as error:
         raise KlypeError(f"There is no {path.name} in {path.parent}.", "Run the examination first.") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise KlypeError(f"{path} is not JSON: {error}.") from error

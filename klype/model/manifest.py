@@ -17,6 +17,7 @@ from pathlib import Path
 
 from klype.durable import hash_file, sync_folder
 from klype.errors import KlypeError
+from klype.jsons import parsed
 from klype.text.special import read_bounded
 
 MANIFEST = "manifest.json"
@@ -84,9 +85,9 @@ def verify(folder: Path) -> None:
     file = folder / MANIFEST
     try:
         raw = read_bounded(file)
-        hashes = json.loads(raw)["sha256"]
+        hashes = parsed(raw)["sha256"]
         sound = raw == _text(hashes) and isinstance(hashes, dict)
-    except (KlypeError, ValueError, KeyError, TypeError, RecursionError):
+    except (KlypeError, ValueError, KeyError, TypeError):
         sound = False
     if not sound:
         raise KlypeError(f"{file} is damaged.", "Use an earlier checkpoint, or save it again.")

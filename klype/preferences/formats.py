@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args
 from klype import durable
 from klype.data.rows import ranking_of
 from klype.errors import KlypeError, UsageError
+from klype.jsons import finite
 from klype.preferences.annotator import ranks
 from klype.preferences.records import BYS, KINDS, PARTS, Asked, Candidate, Entry, by_name, entry_of
 from klype.preferences.traces import trace_from, trace_row
@@ -55,7 +56,7 @@ def read(path: Path, annotator: str = "") -> list[Entry]:
             continue
         row: Any = None
         try:
-            row = json.loads(line)
+            row = finite(line)
         except ValueError:
             if number == len(lines) and number > 1:
                 break

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import math
 import shutil
 from pathlib import Path
 from typing import Any
 
 from klype.errors import KlypeError, UsageError
+from klype.jsons import steps
 
 FOLDER = "tensorboard"
 NO_CURVES = ("step", "seconds")
@@ -44,12 +43,12 @@ def write_events(run: Path) -> dict[str, int]:
 def _write(writer: Any, file: Path) -> int:
     last = 0
     ended = file.stat().st_mtime
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    whole = rows[-1]["seconds"] if rows else 0.0
+    rows = list(steps(file.read_bytes().splitlines()))
+    whole = rows[-1].get("seconds", 0.0) if rows else 0.0
     for row in rows:
         last = row["step"]
         for name, value in row.items():
-            if name not in NO_CURVES and isinstance(value, int | float) and math.isfinite(value):
-                when = ended - whole + row["seconds"]
+            if name not in NO_CURVES:
+                when = ended - whole + row.get("seconds", 0.0)
                 writer.add_scalar(name, value, last, walltime=when)
     return last

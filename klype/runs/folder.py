@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from klype.errors import KlypeError, UsageError
+from klype.jsons import finite
 from klype.runs import lock
 
 RUNS = Path("runs")
@@ -59,7 +59,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     """The contents of a run's run.json."""
     file = folder / "run.json"
     try:
-        about = json.loads(file.read_text(encoding="utf-8"))
+        about = finite(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UsageError(f"{folder} is not a run: it has no run.json.") from None
     except (OSError, ValueError) as error:

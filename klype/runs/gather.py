@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Sequence
@@ -26,6 +25,7 @@ from klype.examine.facts import (
 from klype.examine.intervals import paired
 from klype.examine.measures import measure
 from klype.examine.survival import survival
+from klype.jsons import steps
 from klype.model import checkpoint
 from klype.model.transformer import Transformer
 from klype.runs.answering import answer_all, judged, said
@@ -187,7 +187,7 @@ def curves(run: Run) -> list[CurveFacts]:
         file = run.folder / stage / "metrics.jsonl"
         if not file.exists():
             continue
-        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = list(steps(file.read_bytes().splitlines()))
         if not lines:
             continue
         every = max(1, len(lines) // CURVE_POINTS)

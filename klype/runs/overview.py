@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import struct
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from klype.errors import KlypeError
+from klype.jsons import finite, steps
 from klype.runs.folder import read_run
 from klype.runs.options import STAGES
 from klype.runs.record import living
@@ -93,12 +93,7 @@ def _last_row(file: Path, most: int = 1 << 14) -> dict[str, Any]:
             lines = opened.read().split(b"\n")
     except OSError:
         return {}
-    for line in reversed(lines):
-        with suppress(ValueError):
-            row = json.loads(line)
-            if isinstance(row, dict):
-                return row
-    return {}
+    return next(steps(reversed(lines)), {})
 
 
 def parameters(folder: Path) -> int | None:
@@ -106,7 +101,7 @@ def parameters(folder: Path) -> int | None:
     try:
         with (folder / "model.safetensors").open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(min(length, 100_000_000)))
+            header = finite(file.read(min(length, 100_000_000)))
         return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__") or None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error):
         return None

@@ -58,7 +58,8 @@ def find_question(questions: Sequence[Question], text: str) -> Question | None:
 
 
 def read_questions(file: Path) -> list[Question]:
-    """The questions that a run kept back; none where there is no file, or nothing in it."""
+    """The questions that a run kept back, but for damaged rows; none where there is no file, or nothing in it."""
     from klype.data import rows
+    from klype.data.readers import BadRows
 
-    return rows.read_questions([file]) if file.is_file() and file.stat().st_size else []
+    return rows.read_questions([file], BadRows(skip=True)) if file.is_file() and file.stat().st_size else []

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from klype.errors import KlypeError
+from klype.jsons import parsed
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, answer TEXT NOT NULL);
@@ -39,7 +40,7 @@ class Kept:
 
     def answer(self, key: str) -> dict[str, Any] | None:
         row = self._one("SELECT answer FROM answers WHERE key = ?", (key,))
-        return None if row is None else dict(json.loads(row[0]))
+        return None if row is None else dict(parsed(row[0]))
 
     def keep(self, key: str, answer: Mapping[str, Any]) -> None:
         self._one("INSERT OR REPLACE INTO answers VALUES (?, ?)", (key, json.dumps(answer)))
@@ -54,7 +55,7 @@ class Kept:
 
     def offer(self, address: str) -> dict[str, Any] | None:
         row = self._one("SELECT offer FROM offers WHERE address = ?", (address,))
-        return None if row is None else dict(json.loads(row[0]))
+        return None if row is None else dict(parsed(row[0]))
 
     def keep_offer(self, address: str, offer: Mapping[str, Any]) -> None:
         self._one("INSERT OR REPLACE INTO offers VALUES (?, ?)", (address, json.dumps(offer)))

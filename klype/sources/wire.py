@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import threading
 import time
@@ -16,6 +15,7 @@ from typing import Any
 import httpx
 
 from klype.errors import KlypeError, UsageError
+from klype.jsons import parsed
 from klype.sources.kept import Kept, key_of
 
 PASSING = (408, 409, 425, 429, 500, 502, 503, 504)
@@ -290,14 +290,6 @@ def retry_after(text: str, now: datetime) -> float | None:
         return max(0.0, (parsedate_to_datetime(text) - now).total_seconds())
     except (ValueError, TypeError):
         return None
-
-
-def parsed(data: str | bytes) -> Any:
-    """What JSON says. ValueError also for what is nested too deeply to be read."""
-    try:
-        return json.loads(data)
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
 
 
 def _message(document: Any) -> str:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from klype.jsons import finite, saved
+
 
 @dataclass(frozen=True, slots=True)
 class Order:
@@ -83,12 +85,8 @@ class Examinations:
 
     def found(self, order: Order) -> dict[str, Any] | None:
         """The document of a finished examination."""
-        file = self.folder / order.key / "figures.json"
-        try:
-            document = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        return document if isinstance(document, dict) and "figures" in document else None
+        document = saved(self.folder / order.key / "figures.json")
+        return document if document is not None and "figures" in document else None
 
     def start(self, order: Order, lang: str = "en") -> Examination:
         """The one that runs already, or a new one: it goes on where an earlier one was stopped."""
@@ -162,7 +160,7 @@ def _end(examination: Examination) -> None:
 
 def _why(out: bytes, examination: Examination) -> str:
     try:
-        error = json.loads(out)["error"]
+        error = finite(out)["error"]
         return f"{error['message']} {error['hint']}".strip()
     except (ValueError, KeyError, TypeError):
         return examination.told[-1] if examination.told else ""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import json
 import os
 import secrets
 import unicodedata
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from klype.errors import KlypeError, UsageError
+from klype.jsons import finite
 from klype.preferences.records import MODEL, SIMULATED
 from klype.runs.record import write_json
 
@@ -50,7 +50,7 @@ class People:
     def _read(self) -> dict[str, str]:
         file = self.home / FILE
         try:
-            found = json.loads(file.read_text(encoding="utf-8"))
+            found = finite(file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from klype.errors import KlypeError
+from klype.jsons import saved
 from klype.runs.find import NEWEST_FIRST, find_model
 from klype.runs.folder import RUNS, read_run
 from klype.runs.options import STAGES
@@ -187,8 +187,4 @@ def _changed(file: Path) -> float:
 
 def document_of(folder: Path) -> dict[str, Any]:
     """What ``klype align`` left in its folder; {} when it is not there yet."""
-    try:
-        found = json.loads((folder / "align.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    return saved(folder / "align.json") or {}

@@ -6,7 +6,6 @@ ended; ``N.out`` and ``N.err`` are what its steps said. Nothing of it is kept in
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -22,6 +21,7 @@ from typing import Any, Literal
 
 import psutil
 
+from klype import jsons
 from klype.errors import KlypeError, UsageError
 from klype.runs.record import living, process_of, write_json
 
@@ -171,13 +171,7 @@ def rows_of(file: Path) -> list[dict[str, Any]]:
         lines = file.read_bytes().split(b"\n")
     except OSError:
         return []
-    found = []
-    for line in lines:
-        with suppress(ValueError):
-            row = json.loads(line) if line.strip() else None
-            if isinstance(row, dict):
-                found.append(row)
-    return found
+    return list(jsons.rows(lines))
 
 
 def tail(file: Path, lines: int, most: int = 1 << 14) -> list[str]:
@@ -206,11 +200,7 @@ def _launch(folder: Path, earlier: float) -> None:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    return jsons.saved(file) or {}
 
 
 def _now() -> float:

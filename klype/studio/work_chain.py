@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from klype.jsons import finite
 from klype.runs.record import process_of, write_json
 from klype.studio.work import CANCEL, CHILD, ENDED, INTERRUPTED, PROCESS, SAMPLES, Work, rows_of
 
@@ -35,7 +36,7 @@ class Chain:
     def run(self) -> int:
         self.interrupted = self.interrupted or (self.work.folder / CANCEL).exists()
         began, plan = time.monotonic(), self.work.plan
-        earlier = float(json.loads((self.work.folder / PROCESS).read_text()).get("earlier", 0.0))
+        earlier = float(finite((self.work.folder / PROCESS).read_bytes()).get("earlier", 0.0))
         self.sampled = {int(row["step"]) for row in self.work.samples()}
         code, step, error = 0, 0, ""
         for step, command in enumerate(plan.steps):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from klype.jsons import steps
 
 MOST = 240
 """Points of a curve: more cannot be told apart on a screen."""
@@ -37,11 +37,8 @@ class Tail:
             return False
         self._at += len(data)
         *lines, self._rest = (self._rest + data).split(b"\n")
-        for line in lines:
-            with suppress(ValueError):
-                row = json.loads(line)
-                if isinstance(row, dict) and isinstance(row.get("step"), int):
-                    self._add(row)
+        for row in steps(lines):
+            self._add(row)
         return bool(lines)
 
     def last(self, name: str) -> float | None:
@@ -64,16 +61,15 @@ class Tail:
             out.append([float(part[-1][0]), sum(v for _, v in part) / len(part)])
         return out
 
-    def _add(self, row: dict[str, object]) -> None:
+    def _add(self, row: dict[str, float]) -> None:
         """Resumed training writes steps again that it had lost: the later row holds."""
-        step = row["step"]
-        assert isinstance(step, int)
+        step = int(row["step"])
         while self.steps and self.steps[-1] >= step:
             self.steps.pop()
             for column in self.columns.values():
                 del column[len(self.steps) :]
         for name, value in row.items():
-            if name != "step" and isinstance(value, int | float) and math.isfinite(value):
+            if name != "step":
                 column = self.columns.setdefault(name, [])
                 column.extend([math.nan] * (len(self.steps) - len(column)))
                 column.append(float(value))

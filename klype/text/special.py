@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from klype.errors import KlypeError
+from klype.jsons import parsed
 
 HINT = "Fetch or save the model again."
 MOST = 16 * 2**20
@@ -62,8 +62,8 @@ def _template(folder: Path, about: dict[str, Any]) -> str | None:
 def read_object(file: Path, most: int = MOST) -> dict[str, Any]:
     """An object from a JSON file. Raises KlypeError when it is missing, damaged, or larger than such a file ever is."""
     try:
-        content = json.loads(read_bounded(file, most).decode("utf-8"))
-    except (ValueError, RecursionError) as error:
+        content = parsed(read_bounded(file, most).decode("utf-8"))
+    except ValueError as error:
         raise KlypeError(f"{file} is damaged: {error}.", HINT) from error
     if not isinstance(content, dict):
         raise KlypeError(f"{file} is damaged: it holds no object.", HINT)

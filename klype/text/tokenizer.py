@@ -22,6 +22,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
 from klype.errors import KlypeError, UsageError
+from klype.jsons import parsed
 from klype.text.special import SpecialTokens, read_special_tokens
 
 LARGE_TEXT = 1_000_000  # characters; from here on, a word must occur twice to be given a token of its own
@@ -89,7 +90,7 @@ class Tokenizer:
         if not file.is_file():
             raise KlypeError(f"There is no tokenizer.json in {folder}.", "Copy the model's tokenizer.json into it.")
         try:
-            definition = json.loads(file.read_text(encoding="utf-8"))
+            definition = parsed(file.read_text(encoding="utf-8"))
             return Tokenizer(definition, read_special_tokens(folder, definition))
         except KlypeError:
             raise

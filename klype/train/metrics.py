@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from klype import durable, jsons
 from klype.errors import KlypeError
 from klype.train import parallel
 
@@ -19,13 +20,14 @@ Metrics = dict[str, float]
 
 
 class MetricsFile:
-    """Appends lines to ``path``; lines after ``step`` (of a run that was killed) and a torn last one are cut off."""
+    """Appends lines to ``path``; lines after ``step`` (of a run that was killed) and a torn last one are cut off, and
+    lines that the disk has damaged left out."""
 
     def __init__(self, path: Path, step: int) -> None:
         self.path = path
         try:
             if path.exists():
-                os.truncate(path, _length_up_to(path, step))
+                _cut_back(path, step)
             self._file = path.open("a", encoding="utf-8")
         except OSError as error:
             raise self._failed(error) from error
@@ -58,14 +60,14 @@ class MetricsFile:
         )
 
 
-def _length_up_to(path: Path, step: int) -> int:
-    length = 0
-    with path.open("rb") as file:
-        for line in file:
-            if not line.endswith(b"\n") or json.loads(line)["step"] > step:
-                break
-            length += len(line)
-    return length
+def _cut_back(path: Path, step: int) -> None:
+    content = path.read_bytes()
+    lines = [line for line in content.splitlines(keepends=True) if line.endswith(b"\n")]
+    kept = b"".join(line for line in lines if any(row["step"] <= step for row in jsons.steps([line])))
+    if content.startswith(kept):
+        os.truncate(path, len(kept))
+    else:
+        durable.write(path, kept)
 
 
 def over_ranks(sums: Metrics) -> Metrics:

@@ -24,6 +24,7 @@ from safetensors.torch import load, save
 from klype import durable
 from klype.durable import hash_file, sync_folder
 from klype.errors import KlypeError
+from klype.jsons import finite
 from klype.train import parallel
 
 KEPT = 2
@@ -156,7 +157,7 @@ def _finish(draft: Path, place: Path, files: dict[str, bytes], sharded: dict[str
 def _read(place: Path, checked: bool = False) -> State:
     """``checked``: somebody has compared the hashes already."""
     try:
-        manifest: dict[str, str] = json.loads((place / MANIFEST).read_bytes())["files"]
+        manifest: dict[str, str] = finite((place / MANIFEST).read_bytes())["files"]
         sharded = [name for name in manifest if name.startswith(f"{SHARDS}/")]
         names = [MODEL, ABOUT] if sharded else [MODEL, OPTIMIZER, ABOUT]
         contents = {name: (place / name).read_bytes() for name in names}
@@ -165,7 +166,7 @@ def _read(place: Path, checked: bool = False) -> State:
                 raise _TornError(f"{name} does not match its hash")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _TornError(f"{type(error).__name__}: {error}") from error
-    about = json.loads(contents[ABOUT])
+    about = finite(contents[ABOUT])
     optimizer = {} if sharded else load(contents[OPTIMIZER])
     return State(about.pop("step"), load(contents[MODEL]), optimizer, about, place / SHARDS if sharded else None)
 

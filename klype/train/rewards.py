@@ -23,6 +23,7 @@ from torch import nn
 
 from klype import durable
 from klype.errors import KlypeError
+from klype.jsons import finite
 from klype.train.features import Ids, answer_features, feature_names
 from klype.train.loop import Session, Settings, train
 from klype.train.optimizer import OptimizerSettings
@@ -134,7 +135,7 @@ class RewardModel:
     def load(folder: Path, trunk: nn.Module) -> RewardModel:
         """The heads in ``folder`` on ``trunk``. KlypeError when they are missing or were fitted on another trunk."""
         try:
-            facts = json.loads((folder / ABOUT).read_bytes())
+            facts = finite((folder / ABOUT).read_bytes())
             weights = (folder / WEIGHTS).read_bytes()
             if facts["weights"] != hashlib.sha256(weights).hexdigest():
                 raise ValueError("not the weights that are told of")

@@ -22,6 +22,7 @@ from klype.experiments.bias.corpus import Corpus, Test
 from klype.experiments.bias.lab import Beside, Curve, LabSettings, Learnt, Lesson, learn, shape
 from klype.experiments.bias.measure import bars, divergence, measure
 from klype.experiments.bias.targets import Target, target
+from klype.jsons import saved
 from klype.model.fused import fused
 from klype.model.transformer import Transformer
 
@@ -85,8 +86,8 @@ class Cell:
         file, weights = self._file(name, member, ".json"), self._file(name, member, ".safetensors")
         if not file.is_file() or not weights.is_file():
             return None
-        about = json.loads(file.read_text(encoding="utf-8"))
-        if "values" not in about:
+        about = saved(file)
+        if about is None or "values" not in about:
             return None
         model = Transformer(shape(self.corpus.size, target(name).how(self.settings)))
         model.load_state_dict(load_file(weights))
@@ -118,16 +119,16 @@ class Written:
             if before is not None and before[0] == stamp:
                 found[file] = before
             else:
-                found[file] = (stamp, json.loads(file.read_text(encoding="utf-8")))
+                found[file] = (stamp, saved(file) or {})
         new = [stamp for stamp, _ in found.values()] != [stamp for stamp, _ in self._known.values()]
         self._known = found
-        return [about for _, about in found.values()], new
+        return [about for _, about in found.values() if about], new
 
 
 def finished(folder: Path, names: Sequence[str]) -> bool:
     """Whether all of these targets have been measured there."""
     files = [folder / f"{name}.0.json" for name in names]
-    return all(f.is_file() and "values" in json.loads(f.read_text(encoding="utf-8")) for f in files)
+    return all("values" in (saved(file) or {}) for file in files)
 
 
 def _weights(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -18,6 +18,7 @@ from klype.experiments.cells import follow, side_by_side
 from klype.experiments.mistakes.cell import Seed, finished
 from klype.experiments.mistakes.methods import BEFORE, CONTROL, method
 from klype.experiments.mistakes.plan import DISTANCES, SAMPLES, Plan
+from klype.jsons import saved
 from klype.values import Figure
 
 FILE = "figures.json"
@@ -79,7 +80,7 @@ def run(
 
 def document(folder: Path, plan: Plan, knows: bool, done: bool) -> Document:
     """How it stands, from the seeds' files: what ``klype mistakes --json`` prints and figures.json holds."""
-    found = [json.loads(f.read_text(encoding="utf-8")) for f in sorted((folder / "cells").glob("*/*.json"))]
+    found = [one for file in sorted((folder / "cells").glob("*/*.json")) if (one := saved(file)) is not None]
     by: dict[str, dict[int, Finished]] = {}
     for one in found:
         by.setdefault(one["method"], {})[one["seed"]] = one

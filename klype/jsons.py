@@ -1,0 +1,68 @@
+"""JSON that somebody else wrote, or that a disk may have damaged: what it says, or one kind of error."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+DIGITS = 308
+"""A whole number of more is larger than any float."""
+
+
+def parsed(data: str | bytes) -> Any:
+    """What JSON says. ValueError for whatever is none, also for what is nested too deeply to be read, or too large."""
+    try:
+        return json.loads(data, parse_int=_whole)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def finite(data: str | bytes) -> Any:
+    """The same of klype's own files, in which every number is finite."""
+    try:
+        return json.loads(data, parse_int=_whole, parse_float=_finite, parse_constant=_finite)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def rows(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    """The objects of a file's lines; a line that is damaged, or was cut off, is left out."""
+    for line in lines:
+        try:
+            row = parsed(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            yield row
+
+
+def steps(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    """The rows of a metrics.jsonl, finite numbers by their names; whatever is none is left out."""
+    for row in rows(lines):
+        if type(row.get("step")) is int:
+            yield {name: n for name, n in row.items() if isinstance(n, int | float) and math.isfinite(n)}
+
+
+def saved(file: Path) -> dict[str, Any] | None:
+    """The object in a file of klype's own; None where there is none, or it is damaged."""
+    try:
+        found = finite(file.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > DIGITS:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
+
+
+def _finite(text: str) -> float:
+    number = float(text.replace("Infinity", "inf"))
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:20]} is not finite")
+    return number
