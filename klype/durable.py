@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
+import sys
 import threading
 from pathlib import Path
 
@@ -19,6 +21,36 @@ def write(file: Path, content: str | bytes | memoryview) -> None:
         beside.replace(file)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def private(path: str | Path, flags: int) -> int:
+    """An opener for ``open``: a file that it creates can be read by its owner only, from the first byte."""
+    return os.open(path, flags, 0o600)
+
+
+def private_folder(folder: Path) -> None:
+    """Makes the folder, and the folders above it that are missing, for this user alone. Raises OSError."""
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    for place in reversed(missing):
+        place.mkdir(mode=0o700, exist_ok=True)
+    tighten(folder)
+
+
+def tighten(folder: Path) -> None:
+    """Takes from all others what they may do with the folder and the files in it and in ``errors``, where they are this
+    user's and not a place that is meant for all (such as /tmp)."""
+    if sys.platform == "win32":
+        return
+    for place in (folder, *folder.glob("*.*"), *folder.glob("errors/*.txt")):
+        try:
+            about = place.lstat()
+            shared = about.st_mode & stat.S_ISVTX or about.st_uid != os.getuid()
+            if place == folder and (shared or not stat.S_ISDIR(about.st_mode)):
+                return
+            if not shared and not stat.S_ISLNK(about.st_mode) and about.st_mode & 0o077:
+                place.chmod(about.st_mode & 0o700)
+        except OSError:
+            continue  # gone meanwhile, or on a disk that knows no such bits
 
 
 def sync_folder(folder: Path) -> None:

@@ -57,6 +57,14 @@ def raising(error: BaseException) -> Callable[[list[str]], object]:
         (OSError(errno.ENOMEM, "Cannot allocate memory"), 1, "klype: There is not enough memory"),
         (RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"), 1, "klype: There is not enough memory"),
         (type("OutOfMemoryError", (RuntimeError,), {})("CUDA"), 1, "klype: There is not enough memory"),
+        (
+            ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+            1,
+            "klype: There is not enough memory",
+        ),
+        (OSError("DLL load failed: The paging file is too small"), 1, "klype: There is not enough memory"),
+        (RuntimeError("could not create a primitive"), 1, "klype: There is not enough memory"),
+        (ImportError("no module named x"), 1, "klype: This is a bug in klype (ImportError: no module named x)."),
         (RuntimeError("shapes differ"), 1, "klype: This is a bug in klype (RuntimeError: shapes differ)."),
         (ValueError("odd\nand long"), 1, "klype: This is a bug in klype (ValueError: odd)."),
     ],
@@ -84,8 +92,22 @@ def test_torch_without_memory_is_no_bug() -> None:
         "sys.exit(guarded(lambda argv: torch.empty(1 << 34), []))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    hint = "Close other programs or choose a smaller model."
+    hint = "This process may use 8.6 GB (ulimit -v), which is too little: raise that limit."
     assert (done.returncode, done.stderr) == (1, f"klype: There is not enough memory for this. {hint}\n")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the limit is not on what is mapped")
+@pytest.mark.parametrize("gigabytes", [0.3, 0.5, 0.6, 0.7])
+def test_too_little_memory_to_start_is_said(gigabytes: float, tmp_path: Path) -> None:
+    """Whichever library is the first that finds no room, in the real command."""
+    start = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv.pop(1)),) * 2); "
+    start += "runpy.run_module('klype', run_name='__main__')"
+    command = [sys.executable, "-c", start, str(int(gigabytes * 1e9)), "doctor"]
+    environ = {**os.environ, "KLYPE_HOME": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environ, check=False)
+    limit = f"This process may use {gigabytes:.1f} GB (ulimit -v), which is too little: raise that limit."
+    assert (done.returncode, done.stderr) == (1, f"klype: There is not enough memory for this. {limit}\n")
 
 
 @pytest.mark.parametrize("argv", [[], ["runs"], ["bench"], ["config"]])

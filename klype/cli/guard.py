@@ -15,13 +15,24 @@ from pathlib import Path
 
 import typer
 
+from klype import durable
 from klype.cli.environment import is_launched, speaks, state_folder, wants_json
 from klype.cli.terminal import silence_stdout, to_json
 from klype.errors import KlypeError
 
 INTERRUPTED = 130
-NO_MEMORY = ("can't allocate memory", "cannot allocate memory", "not enough memory", "out of memory", "bad_alloc")
-"""What torch's errors say, in small letters: its own on Linux and macOS, the system's, Windows', a GPU's, C++'s."""
+NO_MEMORY = (
+    "can't allocate memory",
+    "cannot allocate memory",
+    "not enough memory",
+    "out of memory",
+    "bad_alloc",
+    "failed to map segment",
+    "paging file is too small",
+    "could not create a primitive",
+)
+"""What errors say, in small letters: torch's own on Linux and macOS, the system's, Windows', a GPU's, C++'s; those
+of libraries' loaders on Linux and on Windows; oneDNN's."""
 
 
 def guarded(command: Callable[[list[str]], object], argv: list[str]) -> int:
@@ -44,7 +55,7 @@ def guarded(command: Callable[[list[str]], object], argv: list[str]) -> int:
         return 1
     except Exception as error:
         if _lacks_memory(error):
-            return tell("There is not enough memory for this.", "Close other programs or choose a smaller model.", 1)
+            return tell("There is not enough memory for this.", _memory_hint(), 1)
         told = _explain(error) if isinstance(error, OSError) else _bug(error, state_folder(), argv)
         return tell(*told, 1)
     if code == INTERRUPTED:
@@ -65,12 +76,27 @@ def _tell(as_json: bool, speaks: bool, message: str, hint: str, code: int) -> in
 
 
 def _lacks_memory(error: Exception) -> bool:
-    """Whether Python, the system or torch (told by name: it is not imported here) had no memory to give."""
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
+    """Whether Python, the system, a library that was loaded or torch (told by name: it is not imported here) had no
+    memory to give."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in NO_MEMORY)
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno == errno.ENOMEM
+    said, told = str(error).lower(), isinstance(error, RuntimeError | ImportError | OSError)
+    return told and "static tls" not in said and any(words in said for words in NO_MEMORY)
+
+
+def _memory_hint() -> str:
+    """Names the limit on this process, where somebody has set one: then it is not other programs that take the room."""
+    smaller = "Close other programs or choose a smaller model."
+    try:
+        import resource
+    except ImportError:  # Windows
+        return smaller
+    most = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if most == resource.RLIM_INFINITY:
+        return smaller
+    return f"This process may use {most / 1e9:.1f} GB (ulimit -v), which is too little: raise that limit."
 
 
 def _explain(error: OSError) -> tuple[str, str]:
@@ -88,8 +114,10 @@ def _bug(error: Exception, folder: Path, argv: list[str]) -> tuple[str, str]:
     text = f"klype {' '.join(argv)}\n\n{''.join(traceback.format_exception(error))}"
     file = folder / "errors" / f"{datetime.now():%Y-%m-%d-%H%M%S-%f}.txt"
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text, encoding="utf-8", errors="backslashreplace")
+        durable.private_folder(folder)
+        durable.private_folder(file.parent)
+        with open(file, "w", encoding="utf-8", errors="backslashreplace", opener=durable.private) as out:
+            out.write(text)
     except OSError:
         return f"This is a bug in klype ({name}).", f"Its traceback could not be written to {file.parent}."
     return f"This is a bug in klype ({name}).", f"The full traceback is in {file}"

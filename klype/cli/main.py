@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from klype import __version__
+from klype import __version__, durable
 from klype.cli import environment
 from klype.cli.commands import (
     align,
@@ -41,6 +41,7 @@ def main() -> None:
     thread_policy()
     memory_policy()
     any_character()
+    durable.tighten(environment.state_folder())
     sys.exit(guarded(call, environment.arguments()))
 
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from klype.durable import private, private_folder
 from klype.errors import KlypeError
 from klype.jsons import parsed
 
@@ -31,7 +32,9 @@ class Kept:
         self.file, self._lock = file, threading.Lock()
         try:
             if file is not None:
-                file.parent.mkdir(parents=True, exist_ok=True)
+                private_folder(file.parent)
+                with open(file, "ab", opener=private):  # SQLite gives its other files what this one has
+                    pass
             self._base = sqlite3.connect(file or ":memory:", check_same_thread=False, timeout=30, isolation_level=None)
             self._base.execute("PRAGMA journal_mode=WAL")
             self._base.executescript(SCHEMA)

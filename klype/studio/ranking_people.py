@@ -10,6 +10,7 @@ import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
+from klype.durable import private_folder
 from klype.errors import KlypeError, UsageError
 from klype.jsons import finite
 from klype.preferences.records import MODEL, SIMULATED
@@ -58,7 +59,7 @@ class People:
         return {str(name): str(kept) for name, kept in found.items()} if isinstance(found, dict) else {}
 
     def _write(self, known: dict[str, str]) -> None:
-        self.home.mkdir(parents=True, exist_ok=True)
+        private_folder(self.home)
         file = self.home / FILE
         write_json(file, known)
         os.chmod(file, 0o600)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import warnings
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from klype import durable
 from klype.cli import options as o
 from klype.cli.environment import state_folder
 from klype.cli.listening import listening
@@ -68,6 +70,8 @@ def command(
     entrance = listening(host, port, key_file, "key")
     if runs is not None and runs.exists() and not runs.is_dir():
         raise UsageError(f"{runs} is no folder.", "--runs names the folder in which runs lie.")
+    os.umask(0o077)  # what is asked, uploaded and trained here, also by the studio's processes, is for this user alone
+    durable.private_folder(state_folder())
     opened = opened_models(models or newest_run(runs or RUNS), precision)
     from klype.serve.guard import Rules, is_loopback
     from klype.serve.server import server
