@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from klype.cli.commands.chat import Talk
 from klype.cli.commands.next_token import bar_of, describe, temper, visible
 from klype.cli.conversation import fit
-from klype.cli.model import Opened, Pieces, checked_sampling, native, room, stream
 from klype.cli.terminal import Terminal, harmless
 from klype.engine.engine import Engine
 from klype.errors import UsageError
 from klype.model.checkpoint import Loaded
 from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
-from klype.runs.find import Found
+from klype.sources.find import Found
+from klype.sources.opening import Opened, Pieces, checked_sampling, native, room, stream
 from klype.text.chat import TEMPLATE, Message
 from klype.text.tokenizer import Tokenizer
 from klype.values import Request, Sampling

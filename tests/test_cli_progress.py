@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from klype.cli.environment import language, state_folder, wants_json
+from klype.cli.environment import wants_json
 from klype.cli.progress import Live, LossCurve, Plain, listener, print_table
 from klype.cli.terminal import Terminal, to_json
+from klype.environment import language, state_folder
 from klype.runs.say import Say, Silent
 
 

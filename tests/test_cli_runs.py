@@ -20,8 +20,8 @@ from klype.cli.main import call
 from klype.errors import Interrupted, KlypeError, UsageError
 from klype.model.manifest import MANIFEST
 from klype.runs import folder
-from klype.runs.find import find_model
 from klype.runs.record import Record, process_of
+from klype.sources.find import find_model
 
 DAY = date(2026, 11, 24)
 Captured = pytest.CaptureFixture[str]

@@ -14,9 +14,9 @@ from klype.errors import UsageError
 from klype.model import checkpoint
 from klype.runs import pipeline
 from klype.runs.adapting import done_already
-from klype.runs.find import find_model
 from klype.runs.options import RunOptions, StageOptions
 from klype.runs.say import Silent
+from klype.sources.find import find_model
 from tests.train_toys import FEW, NARROW
 
 SMALL = (*FEW, "model.window=64", "examine.questions=12")

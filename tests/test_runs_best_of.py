@@ -10,7 +10,7 @@ import pytest
 from klype.engine.engine import Engine
 from klype.errors import UsageError
 from klype.runs.best_of import UNFINISHED, judge_of, pick
-from klype.runs.find import Found
+from klype.sources.find import Found
 from klype.train.rewards import Ranked, RewardModel, RewardSettings, fit_reward
 from klype.values import Request
 from tests.toys import toy

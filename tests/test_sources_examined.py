@@ -13,10 +13,10 @@ import pytest
 from klype.answers import bounds
 from klype.cli import guard
 from klype.cli.main import call
-from klype.cli.model import open_model
 from klype.cli.remote import split_budget
 from klype.errors import UsageError
 from klype.sources.kept import Kept
+from klype.sources.opening import open_model
 from klype.values import Distribution
 from tests.test_cli_models import Captured, document, question, run, world
 from tests.test_sources_remote import serving

@@ -212,11 +212,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_way_to_a_model_reads_the_same(folder: Path) -> None:
     """--raw, a given answer, what decoders put together, the server's completions, and a client of that server."""
     from klype.cli.deciding import _joined
-    from klype.cli.model import open_model
     from klype.serve.app import app
     from klype.serve.served import Served
     from klype.serve.settings import ServeSettings
     from klype.sources.offer import probe
+    from klype.sources.opening import open_model
     from klype.sources.remote import RemoteSource
     from klype.sources.wire import Patience, Wire
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from klype.cli.options import not_empty
 
 if TYPE_CHECKING:
-    from klype.cli.model import Opened
     from klype.judge.meaning import Meaning
+    from klype.sources.opening import Opened
     from klype.sources.source import Source
     from klype.values import Question
     from klype.world import World

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from klype.answers.decoders.orders import Asked
     from klype.answers.decoders.table import Decided
     from klype.cli.asking import Asking
-    from klype.cli.model import Opened
     from klype.cli.terminal import Terminal
+    from klype.sources.opening import Opened
     from klype.values import Sampling
 
 SHOWN = 5

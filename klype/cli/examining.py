@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Protocol
 from klype.errors import UsageError
 
 if TYPE_CHECKING:
-    from klype.cli.model import Opened
     from klype.examine.cost import Shape
     from klype.examine.examinee import Examinee
     from klype.examine.truth import Reader
     from klype.judge.meaning import Meaning
     from klype.judge.text import Judgement
+    from klype.sources.opening import Opened
     from klype.values import Question, Verdict
     from klype.world import World
 
@@ -194,8 +194,8 @@ def open_judge(model: str, embedding: Path | None, alike: float, precision: str)
     if model and embedding is not None:
         raise UsageError("Give --judge or --embedding, not both.")
     if model:
-        from klype.cli.model import open_model
         from klype.judge.meaning import JudgeModel
+        from klype.sources.opening import open_model
 
         opened = open_model(model, precision)
         if not opened.template:

@@ -16,8 +16,9 @@ from pathlib import Path
 import typer
 
 from klype import durable
-from klype.cli.environment import is_launched, speaks, state_folder, wants_json
+from klype.cli.environment import is_launched, speaks, wants_json
 from klype.cli.terminal import silence_stdout, to_json
+from klype.environment import state_folder
 from klype.errors import KlypeError
 
 INTERRUPTED = 130

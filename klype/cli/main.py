@@ -34,6 +34,7 @@ from klype.cli.commands import (
 from klype.cli.guard import guarded
 from klype.cli.terminal import any_character
 from klype.device import memory_policy, thread_policy
+from klype.environment import state_folder
 
 
 def main() -> None:
@@ -41,7 +42,7 @@ def main() -> None:
     thread_policy()
     memory_policy()
     any_character()
-    durable.tighten(environment.state_folder())
+    durable.tighten(state_folder())
     sys.exit(guarded(call, environment.arguments()))
 
 

@@ -12,8 +12,8 @@ from klype.errors import KlypeError, UsageError
 from klype.values import Request, Trace
 
 if TYPE_CHECKING:
-    from klype.cli.model import Opened
     from klype.engine.drafts import Draft
+    from klype.sources.opening import Opened
 
 DOCUMENTS = 2000
 """Of the demo world, drawn anew for the counts of an n-gram draft."""
@@ -64,9 +64,9 @@ class Guessing:
         self.counts = Speculation(gamma)  # of the last answer
 
     def stream(self, request: Request) -> Iterator[tuple[str, Trace | None]]:
-        """As ``klype.cli.model.stream``."""
-        from klype.cli.model import Pieces
+        """As ``klype.sources.opening.stream``."""
         from klype.engine.speculation import Speculation, passes
+        from klype.sources.opening import Pieces
 
         pieces, self.counts = Pieces(), Speculation(self.gamma)
         for steps, trace in passes(self.opened.engine, request, self.draft, self.counts):
@@ -97,7 +97,7 @@ def make_draft(opened: Opened, name: str) -> Draft:
         return NgramDraft(_texts(opened, name.partition(":")[2]), opened.loaded.config.vocab_size)
     from klype.model import checkpoint
     from klype.model.packed import pack
-    from klype.runs.find import find_model
+    from klype.sources.find import find_model
 
     loaded = checkpoint.load(find_model(name).folder)
     own = opened.loaded

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from klype.cli.asking import Asking
-    from klype.cli.model import Opened
     from klype.cli.terminal import Terminal
+    from klype.sources.opening import Opened
     from klype.values import Trace
 
 SAMPLES = 32  # answers drawn at every word

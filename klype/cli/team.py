@@ -12,6 +12,7 @@ import typer
 
 from klype.cli import environment
 from klype.cli.progress import listener
+from klype.environment import cache_folder
 from klype.runs import folder
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def working(recipe: str, asked: Asked, terminal: Terminal, asks: bool) -> Iterat
     Of several processes the first chooses the folder and is the one to be heard. Started again after one of them died,
     they go on from the last state.
     """
-    asked = asked.model_copy(update={"cache": environment.cache_folder()})
+    asked = asked.model_copy(update={"cache": cache_folder()})
     team = environment.team()
     if team is None:
         with _folder(recipe, asked) as placed, listener(terminal, asks) as say:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from klype import durable
-from klype.cli.environment import language
+from klype.environment import language
 from klype.errors import UsageError
 from klype.words import LANGUAGES, Words, words
 

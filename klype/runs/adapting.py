@@ -8,10 +8,10 @@ from klype.errors import UsageError
 from klype.model import checkpoint
 from klype.model.lora import AdaptedTransformer
 from klype.model.transformer import Transformer
-from klype.runs.find import Found
 from klype.runs.options import RunOptions, StageOptions
 from klype.runs.recipe import Recipe, Shape
 from klype.runs.shape import possible
+from klype.sources.find import Found
 
 
 def learner(recipe: Recipe, seed: int, whole: Transformer) -> Transformer:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from klype.errors import KlypeError, UsageError
 from klype.model import checkpoint
-from klype.runs.find import Found
+from klype.sources.find import Found
 from klype.train.rewards import ABOUT, RewardModel
 from klype.values import Trace
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from klype.config import make, overridden
 from klype.errors import KlypeError, UsageError
-from klype.runs.find import Found
 from klype.runs.folder import read_run
 from klype.runs.options import StageOptions
 from klype.runs.recipe import Recipe
+from klype.sources.find import Found
 
 INPUTS = ("text", "instructions", "preferences", "data", "encoding", "text_field", "skip_bad")
 

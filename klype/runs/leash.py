@@ -13,13 +13,13 @@ from klype.errors import UsageError
 from klype.model import checkpoint
 from klype.preferences.tastes import taste as read_taste
 from klype.runs.comparing import compare, gained, signed
-from klype.runs.find import Found
 from klype.runs.inherited import recipe_of, with_inputs_of
 from klype.runs.options import StageOptions
 from klype.runs.pipeline import open_run, start_of
 from klype.runs.record import write_json
 from klype.runs.rounds import one_round
 from klype.runs.say import Say
+from klype.sources.find import Found
 from klype.train.methods import method
 from klype.words import number, words
 

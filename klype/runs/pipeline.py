@@ -16,7 +16,6 @@ from klype.model.checkpoint import load, read_tokenizer, save
 from klype.runs import inputs
 from klype.runs.adapting import dealt_out, done_already, suited
 from klype.runs.aligning import align, reward
-from klype.runs.find import Found, find_model, holds_weights
 from klype.runs.folder import read_run
 from klype.runs.gather import MODELS, about, gather, measure_stage
 from klype.runs.inherited import recipe_of, with_inputs_of
@@ -27,6 +26,7 @@ from klype.runs.record import Asked, Record, resumed_options
 from klype.runs.say import Say
 from klype.runs.stages import Run, finetune, pretrain, rank
 from klype.runs.subject import Subject
+from klype.sources.find import Found, find_model, holds_weights
 from klype.text.tokenizer import Tokenizer
 from klype.train import parallel
 from klype.train.rewards import NothingTaughtError

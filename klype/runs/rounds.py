@@ -12,7 +12,6 @@ from klype.preferences.tastes import Taste
 from klype.preferences.tastes import taste as read_taste
 from klype.runs.aligning import align, examined, reward
 from klype.runs.comparing import compare, verdict
-from klype.runs.find import Found
 from klype.runs.folder import read_run
 from klype.runs.inherited import recipe_of, with_inputs_of
 from klype.runs.options import StageOptions
@@ -23,6 +22,7 @@ from klype.runs.say import Say
 from klype.runs.stages import Run, rank
 from klype.runs.subject import Subject
 from klype.runs.watch import Seen
+from klype.sources.find import Found
 from klype.train.methods import method
 from klype.values import Question, Verdict
 from klype.words import percents_apart

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from klype.runs.find import Found
 from klype.runs.folder import read_run
+from klype.sources.find import Found
 from klype.text.tokenizer import Tokenizer
 from klype.values import Question
 from klype.world.automaton import Filter

@@ -12,8 +12,8 @@ from klype.errors import UsageError
 from klype.model import checkpoint
 from klype.model.native import Kernel, suits
 from klype.model.packed import fastest_alone, pack
-from klype.runs.find import Found, find_model
 from klype.serve.served import NAME, Served
+from klype.sources.find import Found, find_model
 from klype.sources.native import NativeSource
 
 

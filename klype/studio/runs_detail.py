@@ -13,8 +13,8 @@ from nicegui import ui
 from klype.errors import KlypeError
 from klype.examine.charts import axis, line, lines
 from klype.examine.say import visible
-from klype.runs.find import NEWEST_FIRST
 from klype.runs.overview import planned_steps
+from klype.sources.find import NEWEST_FIRST
 from klype.studio.charts import chart, redraw
 from klype.studio.fields import Choice
 from klype.studio.frame import as_data, button, card, table

@@ -41,8 +41,8 @@ def command(
     from klype.cli.progress import listener
     from klype.config import make
     from klype.runs import folder
-    from klype.runs.find import find_model
     from klype.runs.options import StageOptions, as_option
+    from klype.sources.find import find_model
     from klype.train.methods import method as row
 
     if leash and (rounds > 1 or human or beta is not None):

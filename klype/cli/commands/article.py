@@ -30,10 +30,10 @@ def command(
     terminal = Terminal(as_json, lang)
     from klype.cli.commands.examine import examined, parse_temperatures, planned
     from klype.cli.examining import examinee, questions_of
-    from klype.cli.model import open_model
     from klype.examine.examinee import ExamSettings
     from klype.experiments.article import article, sentences
     from klype.experiments.article import write as write_page
+    from klype.sources.opening import open_model
     from klype.words import words
 
     settings = ExamSettings(parse_temperatures(temperatures), samples, limit, seed, trees=4, forks=0)

@@ -14,7 +14,7 @@ from klype.errors import UsageError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from klype.cli.model import Opened
+    from klype.sources.opening import Opened
     from klype.values import Request, Trace
 
 
@@ -47,9 +47,9 @@ def command(
 ) -> None:
     """Ask MODEL one thing."""
     terminal = Terminal(as_json, lang)
-    from klype.cli.model import checked_sampling, open_model, room, stream
     from klype.cli.remote import tell_cost
     from klype.device import EnergyMeter
+    from klype.sources.opening import checked_sampling, open_model, room, stream
     from klype.values import Request
 
     sampling = checked_sampling(temperature, top_p)

@@ -103,7 +103,7 @@ def trees(
     from klype.bench.trees import TreeBench
     from klype.bench.trees import trees as run
     from klype.cli.examining import examinee, questions_of
-    from klype.cli.model import open_model
+    from klype.sources.opening import open_model
 
     opened = open_model(model, precision)
     one = examinee(opened, questions_of(opened, questions, "", most), raw, limit=limit)
@@ -215,7 +215,7 @@ def train(
     """Training: klype, nanoGPT's model and Hugging Face's Trainer on the same shapes and tokens."""
     terminal = Terminal(as_json, lang)
     from klype.bench.train import train as run
-    from klype.cli.environment import cache_folder
+    from klype.environment import cache_folder
 
     document = run(minutes, terminal.aside, only or (), cache_folder())
     if not as_json:
@@ -239,7 +239,7 @@ def choice(
     terminal = Terminal(as_json, lang)
     from klype.bench.choice import ChoiceSettings, choice_of
     from klype.cli.progress import Plain
-    from klype.runs.find import find_model
+    from klype.sources.find import find_model
 
     if most < 2 * step:
         raise UsageError(f"--most {most} should be at least twice --step {step}.")

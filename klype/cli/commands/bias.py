@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from klype.cli import options as o
-from klype.cli.environment import cache_folder
 from klype.cli.experimenting import check_few, check_minutes, grid, listed, open_source, watching
 from klype.cli.terminal import Terminal, to_json, write
+from klype.environment import cache_folder
 from klype.errors import UsageError
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from klype.cli.terminal import Terminal, harmless
 from klype.errors import KlypeError
 
 if TYPE_CHECKING:
-    from klype.cli.model import Opened
     from klype.cli.speculating import Guessing
+    from klype.sources.opening import Opened
     from klype.text.chat import Message
     from klype.values import Sampling, Trace
 
@@ -35,7 +35,7 @@ def command(
     With --json, messages are read from stdin, a line each, and the conversation is printed at the end.
     """
     terminal = Terminal(as_json, lang)
-    from klype.cli.model import checked_sampling, open_model, room
+    from klype.sources.opening import checked_sampling, open_model, room
 
     sampling = checked_sampling(temperature, top_p)
     opened = open_model(model, precision)
@@ -115,7 +115,7 @@ class Talk:
 
     def _answer(self) -> None:
         from klype.cli.conversation import fit
-        from klype.cli.model import stream
+        from klype.sources.opening import stream
         from klype.values import Request
 
         window = self.opened.window
@@ -196,7 +196,7 @@ class Talk:
         self._answer()
 
     def _set(self, name: str, text: str) -> None:
-        from klype.cli.model import checked_sampling
+        from klype.sources.opening import checked_sampling
 
         what = name.removeprefix("/")
         try:

@@ -79,9 +79,9 @@ def _entrant(name: str, sizes: Sizes, data: Path | None, precision: str, only: l
     from klype.bench.cures import Entrant
     from klype.bench.cures_tasks import real_tasks, world_task
     from klype.cli.asking import world_of
-    from klype.cli.model import open_model
     from klype.errors import KlypeError
     from klype.runs.best_of import judge_of
+    from klype.sources.opening import open_model
 
     opened = open_model(name, precision, measured=True)
     world, run = world_of(opened), opened.found.run

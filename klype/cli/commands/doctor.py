@@ -46,8 +46,8 @@ def command(
 
 def endpoint(address: str) -> dict[str, Any]:
     """What a server offers, asked anew, and what is therefore whole, bounded or unavailable."""
-    from klype.cli.remote import offer_of, wire_of
     from klype.errors import UsageError
+    from klype.sources.open_remote import offer_of, wire_of
 
     if not address.startswith(("http://", "https://")):
         raise UsageError(f"{address} is no address of a server.", "Write http://host:port/v1#model.")

@@ -63,10 +63,10 @@ def command(
     """
     terminal = Terminal(as_json, lang)
     from klype.cli.examining import examinee, open_judge, questions_of
-    from klype.cli.model import open_model
     from klype.cli.remote import split_budget, tell_cost
     from klype.examine.examinee import ExamSettings
     from klype.examine.gates import failed, parse
+    from klype.sources.opening import open_model
     from klype.words import words
 
     if len(models) != 1 + compare:

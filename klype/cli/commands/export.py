@@ -34,7 +34,7 @@ def command(
     if (gguf is None) == (hub is None):
         raise UsageError("Say where to: --gguf FILE, or --hub owner/name.")
     from klype.model.checkpoint import load
-    from klype.runs.find import find_model
+    from klype.sources.find import find_model
 
     found = find_model(model)
     if gguf is not None:

@@ -12,7 +12,7 @@ from klype.cli.terminal import Terminal, harmless
 if TYPE_CHECKING:
     from klype.answers.forks import Forks
     from klype.cli.asking import Asking
-    from klype.cli.model import Opened
+    from klype.sources.opening import Opened
     from klype.words import Words
 
 
@@ -38,8 +38,8 @@ def command(
     terminal = Terminal(as_json, lang)
     from klype.answers.forks import ForkSettings, forks
     from klype.cli.asking import asking
-    from klype.cli.model import checked_sampling, open_model, room
     from klype.cli.remote import tell_cost
+    from klype.sources.opening import checked_sampling, open_model, room
     from klype.sources.source import answers
     from klype.values import Request
     from klype.words import words

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from klype.cli import options as o
-from klype.cli.environment import cache_folder
 from klype.cli.experimenting import check_few, check_minutes, grid, listed, open_source, watching
 from klype.cli.terminal import Terminal
+from klype.environment import cache_folder
 
 if TYPE_CHECKING:
     from rich.table import Table

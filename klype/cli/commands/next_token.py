@@ -11,7 +11,7 @@ from klype.cli.terminal import Terminal
 from klype.errors import UsageError
 
 if TYPE_CHECKING:
-    from klype.cli.model import Opened
+    from klype.sources.opening import Opened
     from klype.values import Distribution, Sampling
 
 EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -35,7 +35,7 @@ def command(
     Nothing is drawn, so --seed changes nothing.
     """
     terminal = Terminal(as_json, lang)
-    from klype.cli.model import checked_sampling, open_model, room
+    from klype.sources.opening import checked_sampling, open_model, room
 
     sampling = checked_sampling(temperature, top_p)
     opened = open_model(model, precision, measured=True)

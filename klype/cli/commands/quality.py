@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from klype.cli import options as o
-from klype.cli.environment import cache_folder
 from klype.cli.terminal import Terminal
+from klype.environment import cache_folder
 
 if TYPE_CHECKING:
     from rich.table import Table

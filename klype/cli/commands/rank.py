@@ -16,7 +16,7 @@ from klype.errors import KlypeError, UsageError
 
 if TYPE_CHECKING:
     from klype.preferences.store import Store
-    from klype.runs.find import Found
+    from klype.sources.find import Found
 
 
 def command(
@@ -54,7 +54,7 @@ def command(
     from klype.preferences.formats import FORMATS
     from klype.preferences.store import Store
     from klype.runs import ranking
-    from klype.runs.find import find_model
+    from klype.sources.find import find_model
 
     if form not in FORMATS:
         raise UsageError(f"--format: there is no format {form}.", f"Use {', '.join(FORMATS)}.")
@@ -93,8 +93,8 @@ def _folder(found: Found) -> Path:
 
 
 def _drawn(store: Store, terminal: Terminal, names: list[str], how: tuple[tuple[float, ...], int, int, int]) -> None:
-    from klype.cli.model import open_model
     from klype.runs.drawing import DrawSettings, draw_into
+    from klype.sources.opening import open_model
 
     temperatures, n, steps, seed = how
     settings = DrawSettings(temperatures, n, most=steps, seed=seed)
@@ -134,9 +134,9 @@ def _simulated(store: Store, found: Found, how: tuple[list[str], float, str], wh
 
 
 def _judged(store: Store, judge: str, which: tuple[int, int, list[int]]) -> int:
-    from klype.cli.model import open_model
     from klype.preferences.tastes import ModelJudge
     from klype.runs import rankers
+    from klype.sources.opening import open_model
 
     rankers.checked(store)
     steps, seed, first = which

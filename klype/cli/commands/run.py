@@ -42,8 +42,8 @@ def command(
     from klype.cli.inputs import checked
     from klype.cli.team import working
     from klype.config import make
-    from klype.runs.find import find_model
     from klype.runs.options import RunOptions, as_option
+    from klype.sources.find import find_model
 
     asked = make(
         RunOptions,

@@ -41,13 +41,13 @@ def command(
     """Serve models to any client of OpenAI's API, until Ctrl-C; what runs is finished then."""
     terminal = Terminal(as_json, lang)
     entrance = listening(host, port, key_file, "API key")
-    from klype.cli.model import compiled_pass
     from klype.device import set_threads
     from klype.serve.app import app
     from klype.serve.guard import Rules
     from klype.serve.opening import open_served
     from klype.serve.server import server
     from klype.serve.settings import ServeSettings
+    from klype.sources.opening import compiled_pass
 
     set_threads()
     settings = ServeSettings(batch=batch, queue=queue, chat_top=max(20, logprobs), completion_top=logprobs)

@@ -15,14 +15,14 @@ import typer
 
 from klype import durable
 from klype.cli import options as o
-from klype.cli.environment import state_folder
 from klype.cli.listening import listening
 from klype.cli.terminal import Terminal
+from klype.environment import state_folder
 from klype.errors import KlypeError, UsageError
 
 if TYPE_CHECKING:
-    from klype.cli.model import Opened
     from klype.examine.truth import Reader
+    from klype.sources.opening import Opened
     from klype.studio.models import Model
 
 RUNS = Path("runs")
@@ -98,7 +98,7 @@ def command(
 
 def newest_run(base: Path) -> list[str]:
     """The run that was changed last, where there is one with a finished stage; none is no error."""
-    from klype.runs.find import find_model
+    from klype.sources.find import find_model
 
     found = sorted(base.glob("*/run.json"), key=lambda file: -file.stat().st_mtime)
     for file in found:
@@ -117,8 +117,8 @@ def opened_models(names: list[str], precision: str) -> list[Model]:
 
 def first_questions(models: list[Model]) -> dict[str, list[str]]:
     """A few that the models' run kept back, by language: of different kinds, the shortest of each."""
-    from klype.runs.find import find_model
     from klype.runs.truth import read_questions
+    from klype.sources.find import find_model
 
     for model in models:
         run = find_model(model.address).run if model.stage else None
@@ -148,7 +148,7 @@ def open_browser(url: str) -> None:
 
 def _models(text: str, precision: str) -> Iterator[Model]:
     from klype.model.manifest import is_whole
-    from klype.runs.find import NEWEST_FIRST
+    from klype.sources.find import NEWEST_FIRST
 
     given, separator, rest = text.partition("=")
     named = bool(separator) and given.replace("-", "").replace("_", "").isalnum() and not Path(text).exists()
@@ -168,7 +168,7 @@ def _short(address: str) -> str:
     if address.startswith(("http://", "https://")):
         return address.partition("#")[2] or address
     path = Path(address.removeprefix("hf:"))
-    from klype.runs.find import NEWEST_FIRST
+    from klype.sources.find import NEWEST_FIRST
 
     return f"{path.resolve().parent.name}/{path.name}" if path.name in NEWEST_FIRST else path.name
 
@@ -176,9 +176,9 @@ def _short(address: str) -> str:
 def _model(name: str, address: str, precision: str) -> Model:
     from klype.cli.asking import asking
     from klype.cli.examining import identity
-    from klype.cli.model import open_model
     from klype.engine.engine import Engine
     from klype.sources.native import NativeCodec, NativeSource
+    from klype.sources.opening import open_model
     from klype.studio.models import Model
 
     opened = open_model(address, precision, measured=True)

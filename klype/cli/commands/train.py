@@ -63,8 +63,8 @@ def train(values: dict[str, object], terminal: Terminal) -> None:
     from klype.cli.inputs import checked
     from klype.cli.team import working
     from klype.config import make
-    from klype.runs.find import find_model
     from klype.runs.options import StageOptions, as_option
+    from klype.sources.find import find_model
 
     asked = make(StageOptions, {**values, "lang": terminal.lang}, spell=as_option)
     checked(asked)

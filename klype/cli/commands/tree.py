@@ -49,8 +49,8 @@ def command(
     from klype.answers.gumbel import without_replacement
     from klype.answers.tree import TreeSettings, grow
     from klype.cli.asking import asking
-    from klype.cli.model import checked_sampling, open_model, room
     from klype.cli.remote import split_budget, tell_cost
+    from klype.sources.opening import checked_sampling, open_model, room
     from klype.words import words
 
     if not 0 < eps < 1:

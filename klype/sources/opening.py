@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
-from klype.cli.environment import cache_folder, language
+from klype.environment import cache_folder, language
 from klype.errors import UsageError
 from klype.values import Request, Sampling, Trace
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from klype.engine.engine import Engine, Event
     from klype.model.checkpoint import Loaded
     from klype.model.native import Kernel
-    from klype.runs.find import Found
+    from klype.sources.find import Found
     from klype.sources.source import Source
     from klype.sources.wire import Wire
     from klype.text.chat import Message
@@ -108,12 +108,12 @@ def open_model(name: str, precision: str = "float32", measured: bool = False, bu
     be asked for at most, "500requests" or "20000tokens". Architectures that klype does not compute go to transformers.
     """
     if name.startswith(("http://", "https://")):
-        from klype.cli.remote import open_remote
+        from klype.sources.open_remote import open_remote
 
         return open_remote(name, budget)
     if budget:
         raise UsageError(f"--budget {budget}: {name} is no server's model.", "Requests and tokens are counted there.")
-    from klype.runs.find import Found, find_model
+    from klype.sources.find import Found, find_model
 
     if name.startswith("hf:"):
         from klype.sources.hf_open import fetch

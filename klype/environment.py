@@ -1,0 +1,40 @@
+"""What klype reads from the environment for every way in: where its own files lie, keys, and the language."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+
+def state_folder(environ: Mapping[str, str] = os.environ) -> Path:
+    """Where klype keeps its own notes: KLYPE_HOME, or XDG_STATE_HOME/klype, or ~/.local/state/klype."""
+    if environ.get("KLYPE_HOME"):
+        return Path(environ["KLYPE_HOME"]).expanduser()
+    base = environ.get("XDG_STATE_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "state") / "klype"
+
+
+def cache_folder(environ: Mapping[str, str] = os.environ) -> Path:
+    """Where klype keeps what it can make again: KLYPE_HOME/cache, or XDG_CACHE_HOME/klype, or ~/.cache/klype."""
+    if environ.get("KLYPE_HOME"):
+        return Path(environ["KLYPE_HOME"]).expanduser() / "cache"
+    base = environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "klype"
+
+
+def server_key(host: str, environ: Mapping[str, str] = os.environ) -> str:
+    """The key for a server: KLYPE_API_KEY; OPENAI_API_KEY goes to OpenAI's own address only."""
+    if environ.get("KLYPE_API_KEY"):
+        return environ["KLYPE_API_KEY"]
+    return environ.get("OPENAI_API_KEY", "") if host == "api.openai.com" else ""
+
+
+def language(environ: Mapping[str, str] = os.environ) -> Literal["nb", "en"]:
+    """Norwegian where KLYPE_LANG or the locale says so, else English."""
+    for name in ("KLYPE_LANG", "LC_ALL", "LC_MESSAGES", "LANG"):
+        value = environ.get(name, "")
+        if value:
+            return "nb" if value.lower().startswith(("nb", "nn", "no")) else "en"
+    return "en"
