@@ -19,6 +19,8 @@ Key = int | bytes
 """A token: its id where the server tells it, else its bytes."""
 UNLIKELY = -9999.0
 """What stands for "less likely than anything listed" (OpenAI's own convention), or for no number at all."""
+LONGEST = 512
+"""Characters of a token, at most: tokenizers hold runs of spaces and of signs."""
 ENDS = (
     "</s>", "<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end|>", "<|end_of_text|>", "<end_of_turn>", "<eos>",
     "<|eom_id|>",    "<｜end▁of▁sentence｜>",
@@ -73,6 +75,8 @@ def choices(answer: dict[str, Any], n: int, where: str, most: int = 0, echoed: i
         _spells(said, where)
         if most and said.tokens is not None and len(said.tokens) > most:
             raise KlypeError(f"{where} told {len(said.tokens)} tokens where {most} were asked for at most.")
+        if most and len(said.text) > LONGEST * most:
+            raise KlypeError(f"{where} wrote {len(said.text)} characters where {most} tokens were asked for at most.")
     told = [said.tokens for said in found_ if said.tokens is not None]
     if len(told) == n:
         silent = sum(said.finish == "stop" for said in found_) + sum(h.hidden for tokens in told for h in tokens)

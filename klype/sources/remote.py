@@ -15,7 +15,7 @@ import numpy as np
 
 from klype.engine.engine import Event
 from klype.errors import KlypeError, UsageError
-from klype.sources.dialect import Heard, Said, choice, choices
+from klype.sources.dialect import LONGEST, Heard, Said, choice, choices
 from klype.sources.offer import CHAT, Offer
 from klype.sources.remote_codec import IdCodec, PieceCodec
 from klype.sources.wire import Call, Wire
@@ -89,13 +89,16 @@ class RemoteSource:
         steps: list[Step] = []
         text, finish, sent = "", None, 0
         for event in self.wire.stream(call):
-            for row in event.get("choices") or ():
+            rows = event.get("choices") or []
+            if not isinstance(rows, list):
+                raise KlypeError(f"{self.wire.base} gave an answer that cannot be read.", "Nothing of it is used.")
+            for row in rows:
                 piece = choice(row, self.wire.base)
                 if piece.index or finish is not None:
                     raise KlypeError(f"{self.wire.base} goes on after the end of its answer.", "Ask again.")
                 text, finish = text + piece.text, piece.finish
                 steps += self._heard(piece.tokens, request) if piece.tokens else ()
-                if len(steps) > request.limit:
+                if len(steps) > request.limit or len(text) > LONGEST * request.limit:
                     raise KlypeError(f"{self.wire.base} writes more than the {request.limit} tokens asked for.")
             while sent < len(steps) - 1:
                 yield Event(0, request.first_sample, steps[sent], None)

@@ -16,12 +16,11 @@ import httpx
 
 from klype.errors import KlypeError, UsageError
 from klype.jsons import parsed
+from klype.sources.intake import Exchange, Intake, Limits, too_slow
 from klype.sources.kept import Kept, key_of
 
 PASSING = (408, 409, 425, 429, 500, 502, 503, 504)
 """Answers after which the same question may be asked again."""
-LARGEST = 64 << 20
-"""Bytes of an answer."""
 
 
 class RefusedError(KlypeError):
@@ -88,8 +87,10 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """``tries`` of a request; the first wait in seconds, doubled each time up to ``most``, unless the server says.
+    """``tries`` of a request; the first wait in seconds, doubled each time up to ``most``, unless the server says;
+    ``longest`` of all waits together.
 
+    ``seconds``, and ``per_token`` for each that is asked for, are what an answer may take with all tries, waits apart.
     ``concurrency``: requests at once. ``client`` and ``sleep`` are passed in by tests.
     """
 
@@ -97,6 +98,8 @@ class Patience:
     first: float = 0.5
     most: float = 30.0
     longest: float = 300.0
+    seconds: float = 120.0
+    per_token: float = 2.0
     concurrency: int = 8
     client: httpx.Client | None = None
     sleep: Callable[[float], None] = time.sleep
@@ -132,19 +135,20 @@ class Wire:
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         self.patience = patience or Patience()
         self._client = self.patience.client or httpx.Client(timeout=httpx.Timeout(120, connect=10))
+        self._exchange = Exchange(self._client, self._headers, self._auth, self.base)
         self.kept, self.budget = kept or Kept(), budget or Budget()
         self._sleep = self.patience.sleep
         self._reached = False
 
     def get(self, url: str) -> dict[str, Any]:
-        return self._json(self._send("GET", url, None))
+        return self._json("GET", url, None)
 
     def probe(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """Asked now, whatever is kept."""
         if path.startswith("/"):  # tokenizers and templates: nothing is computed
-            return self._json(self._send("POST", self._url(path), body))
+            return self._json("POST", self._url(path), body)
         self.budget.take()
-        answer = self._json(self._send("POST", self._url(path), body))
+        answer = self._json("POST", self._url(path), body)
         self.budget.pay(answer.get("usage"))
         return answer
 
@@ -184,23 +188,21 @@ class Wire:
         """Server-sent events. Errors: a stream that ends before its [DONE], or holds anything but JSON."""
         self.budget.take()
         body = {**call.body, "stream": True, "stream_options": {"include_usage": True}}
-        request = self._client.build_request("POST", self._url(call.path), json=body, headers=self._headers)
-        response = self._patiently(lambda: self._client.send(request, stream=True, auth=self._auth))
+        intake, _ = self._patiently("POST", self._url(call.path), body, whole=False)
         try:
-            kind = response.headers.get("content-type", "")
-            if "text/event-stream" not in kind:
-                response.read()
-                raise self._strange(response)
-            for line in response.iter_lines():
+            if "text/event-stream" not in intake.response.headers.get("content-type", ""):
+                raise self._strange(intake.response)
+            for line in intake.lines():
                 data = line.removeprefix("data:").strip() if line.startswith("data:") else ""
                 if data == "[DONE]":
                     return
                 if data:
                     yield self._event(data)
         except httpx.HTTPError as error:
+            intake.check_time()
             raise KlypeError(f"{self.base} cut its answer off: {_short(error)}.", "Ask again.") from None
         finally:
-            response.close()
+            intake.close()
         raise KlypeError(f"{self.base} cut its answer off before its end.", "Ask again.")
 
     def _event(self, data: str) -> dict[str, Any]:
@@ -218,35 +220,43 @@ class Wire:
     def _url(self, path: str) -> str:
         return f"{self.root}{path}" if path.startswith("/") else f"{self.base}/{path}"
 
-    def _send(self, method: str, url: str, body: Mapping[str, Any] | None) -> httpx.Response:
-        def send() -> httpx.Response:
-            return self._client.request(method, url, json=body, headers=self._headers, auth=self._auth)
+    def _patiently(
+        self, method: str, url: str, body: Mapping[str, Any] | None, whole: bool = True
+    ) -> tuple[Intake, bytes]:
+        """The answer, once the server has one, and unless it comes as a stream all of it.
 
-        return self._patiently(send)
-
-    def _patiently(self, send: Callable[[], httpx.Response]) -> httpx.Response:
-        """The answer, once the server has one. Raises RefusedError for what it does not offer."""
-        wait_s, problem = self.patience.first, ""
+        Raises RefusedError for what the server does not offer.
+        """
+        wait_s, waited, problem = self.patience.first, 0.0, ""
+        limits = Limits.of(body, self.patience.seconds, self.patience.per_token)
+        until = time.monotonic() + limits.seconds
         for attempt in range(self.patience.tries):
             if attempt:
+                waited += wait_s
+                if waited > self.patience.longest:
+                    break
                 self._sleep(wait_s)
+                until += wait_s
                 wait_s = min(self.patience.most, wait_s * 2)
             try:
-                response = send()
+                intake = self._exchange.begin(method, url, body, limits, until)
+                response = intake.response
+                data = intake.whole() if whole or response.status_code != 200 else b""
             except httpx.ConnectError as error:
                 if not self._reached:
                     raise KlypeError(f"No server answers at {self.base} ({_short(error)}).", "Is it started?") from None
                 problem = _short(error)
                 continue
             except httpx.HTTPError as error:
+                if time.monotonic() > until:
+                    raise too_slow(self.base, limits) from None
                 problem = _short(error)
                 continue
             self._reached = True
             if response.status_code == 200:
-                return response
-            response.read()
+                return intake, data
             if response.status_code not in PASSING:
-                raise self._refusal(response)
+                raise self._refusal(response.status_code, data)
             problem = f"status {response.status_code}"
             asked = retry_after(response.headers.get("retry-after", ""), datetime.now(UTC))
             if asked is not None and asked > self.patience.longest:
@@ -254,31 +264,30 @@ class Wire:
             wait_s = wait_s if asked is None else asked
         raise KlypeError(f"{self.base} did not answer in {self.patience.tries} tries ({problem}).", "Try again later.")
 
-    def _refusal(self, response: httpx.Response) -> KlypeError:
-        status = response.status_code
+    def _refusal(self, status: int, data: bytes) -> KlypeError:
         if status in (401, 403):
             return KlypeError(f"{self.base} wants a key, or another one ({status}).", "Set it as KLYPE_API_KEY.")
         try:
-            said = _message(parsed(response.content))
+            said = _message(parsed(data))
         except ValueError:
             said = f"status {status}"
         return RefusedError(f"{self.base} refused: {said}.")
 
-    def _json(self, response: httpx.Response) -> dict[str, Any]:
-        if len(response.content) > LARGEST:
-            raise KlypeError(f"{self.base} answers with {len(response.content) >> 20} MiB: that is no answer.")
+    def _json(self, method: str, url: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
+        intake, data = self._patiently(method, url, body)
         try:
-            document = parsed(response.content)
+            document = parsed(data)
         except ValueError:
-            raise self._strange(response) from None
+            raise self._strange(intake.response) from None
         if not isinstance(document, dict):
-            raise self._strange(response)
+            raise self._strange(intake.response)
         return document
 
     def _strange(self, response: httpx.Response) -> KlypeError:
         kind = response.headers.get("content-type", "nothing")
         return KlypeError(
-            f"{self.base} answers with {kind.split(';')[0]}, not as OpenAI's API does.", "Is it the address of an API?"
+            f"{self.base} answers with {kind.split(';')[0][:60]}, not as OpenAI's API does.",
+            "Is it the address of an API?",
         )
 
 
@@ -288,7 +297,7 @@ def retry_after(text: str, now: datetime) -> float | None:
         return float(text)
     try:
         return max(0.0, (parsedate_to_datetime(text) - now).total_seconds())
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return None
 
 
