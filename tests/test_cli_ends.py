@@ -345,8 +345,8 @@ def test_a_bad_file_of_questions_is_bad_input(
     file = (folder if command[0] == "ask" else tmp_path) / "questions.jsonl"
     file.write_bytes(content)
     code = guard.guarded(call, [part.format(run=folder, file=file) for part in command])
-    if command[0] == "ask" and not content:
-        assert code == 0  # a run that kept no question back
+    if command[0] == "ask":
+        assert code == 0  # a run's own file that is damaged keeps no question back, and nobody has to answer for it
         return
     told = capsys.readouterr().err
     assert (code, told.count("klype:")) == (2, 1), told

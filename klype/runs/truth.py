@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from klype.errors import KlypeError
 from klype.runs.folder import read_run
 from klype.sources.find import Found
 from klype.text.tokenizer import Tokenizer
@@ -62,4 +63,7 @@ def read_questions(file: Path) -> list[Question]:
     from klype.data import rows
     from klype.data.readers import BadRows
 
-    return rows.read_questions([file], BadRows(skip=True)) if file.is_file() and file.stat().st_size else []
+    try:
+        return rows.read_questions([file], BadRows(skip=True)) if file.is_file() and file.stat().st_size else []
+    except KlypeError:  # no row is whole
+        return []
