@@ -33,6 +33,10 @@ ATTACKS: dict[str, tuple[str, int]] = {
     "test_preferences_store::test_a_hundred_kills_lose_nothing_that_was_acknowledged": ("kill -9 while ranking", 100),
     "test_preferences_store::test_a_full_disk_says_so_and_leaves_the_store_as_it_was": ("full disk", 1),
     "test_setup_durable::test_a_full_disk_leaves_what_was_there": ("full disk", 1),
+    "test_model_step::test_a_damaged_library_is_compiled_anew_and_never_loaded": ("damaged compiled library", 15),
+    "test_train_loop::test_a_flipped_bit_in_the_metrics_costs_a_row_and_not_the_training": ("damaged metrics.jsonl", 1),
+    "test_setup_children::test_children_end_with_a_parent_that_is_killed": ("kill -9 of a parent", 1),
+    "test_setup_children::test_work_of_the_studio_that_is_killed_takes_its_step_along": ("kill -9 of a parent", 1),
     "test_studio_browser::test_a_hostile_answer_is_only_text": ("hostile answer in a browser", 1),
 }
 """``module::test`` → the row it counts in, and how many attacks one call of it (one set of parameters) is."""

@@ -8,6 +8,7 @@ processes of their own, so that the peak of memory is that of the work alone.
 from __future__ import annotations
 
 import json
+import os
 import random
 import tempfile
 import time
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from klype.bench.load import peak_bytes
+from klype.children import end_with
 from klype.data.batches import PackedBatches
 from klype.data.prepare import near_duplicates, prepare
 from klype.data.readers import BadRows, TextOptions, read_texts
@@ -47,12 +49,15 @@ class Corpus:
 
 def data(corpus: Corpus, say: Callable[[str], None]) -> dict[str, Any]:
     """The document of ``klype bench data``."""
-    with tempfile.TemporaryDirectory() as place, ProcessPoolExecutor(1, get_context("spawn")) as pool:
+    with (
+        tempfile.TemporaryDirectory() as place,
+        ProcessPoolExecutor(1, get_context("spawn"), end_with, (os.getpid(),)) as pool,
+    ):
         folder = Path(place)
         say(f"Making {corpus.gigabytes:g} GB of text …")
         made = pool.submit(make, corpus, folder).result()
         say(f"{made['documents']:,} documents in {made['files']} files. To shards …")
-        with ProcessPoolExecutor(1, get_context("spawn")) as alone:
+        with ProcessPoolExecutor(1, get_context("spawn"), end_with, (os.getpid(),)) as alone:
             measured = alone.submit(measure, corpus, folder).result()
     return {"gigabytes": corpus.gigabytes, "made": made, **measured, "machine": _machine()}
 

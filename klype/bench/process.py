@@ -13,6 +13,7 @@ from typing import IO, Any
 
 import psutil
 
+from klype.children import bound
 from klype.device import without_thread_policy
 
 Say = Callable[[str], None]
@@ -44,7 +45,7 @@ class Worker:
     def start(name: str, log: IO[str], module: str = "klype.bench.worker", as_built: bool = True) -> Worker:
         """``as_built``: it waits for its threads in the way it was built to, and klype's own thread policy, made for
         cores that others use too, is not passed on."""
-        command, pipe = [sys.executable, "-m", module, name], subprocess.PIPE
+        command, pipe = bound([sys.executable, "-m", module, name]), subprocess.PIPE
         environ = without_thread_policy() if as_built else None
         process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=log, text=True, env=environ)
         return Worker(name, process, log)

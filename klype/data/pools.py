@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from klype.children import end_with
 from klype.data.order import Permutation, mix
 from klype.errors import KlypeError
 
@@ -166,6 +167,7 @@ class PoolProcess:
 
 
 def _work(out: Any, sample: Sample, first: int, settings: PoolSettings, parent: int) -> None:
+    end_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process
     number, kept = first, Kept(sample)
     while True:
@@ -173,14 +175,7 @@ def _work(out: Any, sample: Sample, first: int, settings: PoolSettings, parent: 
             made: Any = pool(kept, number, settings)
         except Exception as error:  # it goes to the parent, whatever it is
             made = f"{type(error).__name__}: {error}"
-        while True:
-            try:
-                out.put(made, timeout=1)
-                break
-            except queue.Full:
-                if os.getppid() != parent:  # killed: nobody will ever ask again
-                    out.cancel_join_thread()
-                    return
+        out.put(made)
         if isinstance(made, str):
             return
         number += 1

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any
 
+from klype.children import end_with
 from klype.device import memory_policy, set_threads, thread_policy
 from klype.errors import KlypeError
 
@@ -17,7 +19,7 @@ from klype.errors import KlypeError
 def side_by_side(workers: int) -> Iterator[ProcessPoolExecutor]:
     """Processes for the cells. KlypeError when one of them ends unasked; what has not begun is then left out."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_alone) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_alone, initargs=(os.getpid(),)) as pool:
         try:
             yield pool
         except BrokenProcessPool:
@@ -40,7 +42,8 @@ def follow(running: Iterable[Future[Any]], look: Callable[[], object]) -> None:
         look()
 
 
-def _alone() -> None:
+def _alone(parent: int) -> None:
+    end_with(parent)
     thread_policy()
     memory_policy()
     set_threads(1)

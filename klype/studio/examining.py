@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from klype.children import bound
 from klype.jsons import finite, saved
 
 
@@ -122,7 +123,7 @@ class Examinations:
             "--out": self.folder / order.key,
         }
         given = [str(part) for option in options.items() for part in option]
-        return [*self.command, "examine", order.address, "--json", "--yes", *given]
+        return [*bound(self.command), "examine", order.address, "--json", "--yes", *given]
 
     async def _run(self, examination: Examination) -> None:
         try:

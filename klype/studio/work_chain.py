@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from klype.children import bound
 from klype.jsons import finite
 from klype.runs.record import process_of, write_json
 from klype.studio.work import CANCEL, CHILD, ENDED, INTERRUPTED, PROCESS, SAMPLES, Work, rows_of
@@ -62,7 +63,7 @@ class Chain:
         """The step's exit code, and why it could not even be started."""
         with (self.work.folder / f"{step}.out").open("wb") as out, (self.work.folder / f"{step}.err").open("ab") as err:
             try:
-                self.child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
+                self.child = subprocess.Popen(bound(command), stdin=subprocess.DEVNULL, stdout=out, stderr=err)
             except OSError as error:
                 return 1, f"{command[0]}: {error.strerror or error}."
             write_json(self.work.folder / CHILD, process_of(self.child.pid))
