@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import stat
 import sys
+import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+DRAFT = ".klype"
+"""How the names of files and folders end that are being written."""
 
 
 def write(file: Path, content: str | bytes | memoryview) -> None:
     """All of it or nothing, in place of what was there. Raises OSError; what was there is then still there."""
-    beside = file.with_name(f".{file.name}.{os.getpid()}-{threading.get_ident()}")
+    beside = file.with_name(f".{file.name}.{os.getpid()}-{threading.get_ident()}{DRAFT}")
     try:
         with beside.open("wb") as stream:
+            _hold(stream.fileno())
             stream.write(content.encode() if isinstance(content, str) else content)
             stream.flush()
             os.fsync(stream.fileno())
-        beside.replace(file)
+            if os.name == "posix":  # held until it has its name; elsewhere what is open cannot be renamed
+                beside.replace(file)
+        if os.name != "posix":
+            beside.replace(file)
     finally:
         beside.unlink(missing_ok=True)
 
@@ -51,6 +62,51 @@ def tighten(folder: Path) -> None:
                 place.chmod(about.st_mode & 0o700)
         except OSError:
             continue  # gone meanwhile, or on a disk that knows no such bits
+
+
+@contextmanager
+def draft_folder(name: str, place: Path) -> Iterator[Path]:
+    """A new folder in ``place``, to be filled and renamed; it is removed if it was not."""
+    draft = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=DRAFT, dir=place))
+    handle = os.open(draft, os.O_RDONLY) if os.name == "posix" else None
+    try:
+        if handle is not None:
+            _hold(handle)
+        draft.chmod(0o755)
+        yield draft
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+        if handle is not None:
+            os.close(handle)
+
+
+def clear(folder: Path) -> None:
+    """Removes the drafts in a folder whose writers were killed; what a living process writes is left alone."""
+    for draft in folder.glob(f".*{DRAFT}"):
+        with suppress(OSError):  # somebody holds it, or it is gone
+            handle = os.open(draft, os.O_RDONLY)
+            try:
+                # An empty one may be so new that its writer does not hold it yet.
+                if _hold(handle, wait=False) and not draft.is_symlink():
+                    if not draft.is_dir():
+                        draft.unlink() if draft.stat().st_size else None
+                    elif any(draft.iterdir()):
+                        shutil.rmtree(draft)
+            finally:
+                os.close(handle)
+
+
+def _hold(handle: int, wait: bool = True) -> bool:
+    """Locks what is open for as long as this process has it open; False where the system or the disk has no locks."""
+    if sys.platform == "win32":
+        return False
+    import fcntl  # which Windows lacks
+
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        return False
+    return True
 
 
 def sync_folder(folder: Path) -> None:

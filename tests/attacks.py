@@ -37,6 +37,14 @@ ATTACKS: dict[str, tuple[str, int]] = {
     "test_train_loop::test_a_flipped_bit_in_the_metrics_costs_a_row_and_not_the_training": ("damaged metrics.jsonl", 1),
     "test_setup_children::test_children_end_with_a_parent_that_is_killed": ("kill -9 of a parent", 1),
     "test_setup_children::test_work_of_the_studio_that_is_killed_takes_its_step_along": ("kill -9 of a parent", 1),
+    "test_setup_durable::test_what_a_killed_process_had_begun_is_cleared_and_a_living_one_s_is_not": (
+        "drafts of killed processes",
+        2,
+    ),
+    "test_setup_durable::test_a_run_that_is_gone_on_with_has_no_copy_of_weights_left_by_a_kill": (
+        "drafts of killed processes",
+        3,
+    ),
     "test_studio_browser::test_a_hostile_answer_is_only_text": ("hostile answer in a browser", 1),
 }
 """``module::test`` → the row it counts in, and how many attacks one call of it (one set of parameters) is."""

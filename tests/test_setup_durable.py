@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import date
 from pathlib import Path
 
 import pytest
 
 from klype import durable
+from klype.runs import folder
 
 
 @pytest.mark.parametrize("content", ["blåbær på øya\n", b"\x00\xff", memoryview(b"12"), ""])
@@ -50,6 +56,76 @@ def test_others_may_read_it_as_any_file(tmp_path: Path) -> None:
     plain.write_text("")
     durable.write(written, "")
     assert stat.S_IMODE(written.stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
+
+
+WRITES = {
+    "file": "klype.durable.os.fsync = waits; durable.write(place / 'best.safetensors', bytes(1000))",
+    "new": "manifest.put(place / 'fresh', fill)",
+    "beside": "manifest.put(place, fill)",
+}
+WRITER = """
+import sys, time
+from pathlib import Path
+import klype.durable
+from klype import durable
+from klype.runs import folder
+from klype.model import manifest
+
+def waits(*about):
+    print("half", flush=True)
+    time.sleep(600)
+
+def fill(draft):
+    (draft / "model.safetensors").write_bytes(bytes(1000))
+    waits()
+
+place = Path(sys.argv[1])
+"""
+
+
+@contextmanager
+def writer(place: Path, what: str) -> Iterator[subprocess.Popen[str]]:
+    """A process that has written half of it."""
+    run = [sys.executable, "-c", WRITER + WRITES[what], str(place)]
+    with subprocess.Popen(run, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "half\n"
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", WRITES)
+def test_what_a_killed_process_had_begun_is_cleared_and_a_living_one_s_is_not(tmp_path: Path, what: str) -> None:
+    (tmp_path / "metrics.jsonl").write_text("{}")
+    (tmp_path / ".mine").write_text("a hidden file of somebody else")
+    with writer(tmp_path, what) as killed, writer(tmp_path, what) as living:
+        killed.kill()
+        killed.wait()
+        assert len(list(tmp_path.iterdir())) == 4
+        durable.clear(tmp_path)
+        (draft,) = {*tmp_path.iterdir()} - {tmp_path / "metrics.jsonl", tmp_path / ".mine"}
+        assert draft.name.startswith(".")
+        living.kill()
+        living.wait()
+        durable.clear(tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == {"metrics.jsonl", ".mine"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["pretrain", "finetune", "reward", "align"])
+def test_a_run_that_is_gone_on_with_has_no_copy_of_weights_left_by_a_kill(tmp_path: Path, stage: str) -> None:
+    (tmp_path / stage / "resume").mkdir(parents=True)
+    (tmp_path / stage / "metrics.jsonl").write_text("{}")
+    for place, what in ((tmp_path / stage, "beside"), (tmp_path, "new"), (tmp_path / stage / "resume", "file")):
+        with writer(place, what):
+            pass
+    assert len(list(tmp_path.rglob(".*.klype"))) == 3
+    with folder.chosen("world", tmp_path, True, date(2026, 1, 1)):
+        assert not list(tmp_path.rglob(".*.klype"))
+    assert (tmp_path / stage / "metrics.jsonl").read_text() == "{}"
 
 
 def test_threads_that_write_one_file_leave_one_of_their_contents(tmp_path: Path) -> None:

@@ -323,7 +323,7 @@ def test_bad_losses_are_counted_across_a_restart(tmp_path: Path) -> None:
 
 
 def test_what_somebody_killed_while_saving_left_is_cleared_away(tmp_path: Path) -> None:
-    left = tmp_path / "resume" / ".step-000003.draft"
+    left = tmp_path / "resume" / ".step-000003.klype"
     left.mkdir(parents=True)
     (left / "model.safetensors").write_bytes(b"half")
     straight(tmp_path)

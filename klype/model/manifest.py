@@ -10,12 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from klype.durable import hash_file, sync_folder
+from klype.durable import clear, draft_folder, hash_file, sync_folder
 from klype.errors import KlypeError
 from klype.jsons import parsed
 from klype.text.special import read_bounded
@@ -31,28 +29,25 @@ def put(folder: Path, write: Callable[[Path], None]) -> None:
     """
     folder = folder.absolute()
     finish(folder)
-    temporary = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         beside = folder.is_dir() and any(folder.iterdir())
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder if beside else folder.parent))
-        temporary.chmod(0o755)
-        write(temporary)
-        _write_manifest(temporary)
-        if beside:
-            os.rename(temporary, folder / _ARRIVED)
-            sync_folder(folder)
-            finish(folder)
-        else:
-            os.rename(temporary, folder)
-            sync_folder(folder.parent)
+        for place in (folder, folder.parent):
+            clear(place)
+        with draft_folder(folder.name, folder if beside else folder.parent) as draft:
+            write(draft)
+            _write_manifest(draft)
+            if beside:
+                os.rename(draft, folder / _ARRIVED)
+                sync_folder(folder)
+                finish(folder)
+            else:
+                os.rename(draft, folder)
+                sync_folder(folder.parent)
     except OSError as error:
         raise KlypeError(
             f"{folder} cannot be written: {error.strerror or error}.", "Make room, or choose another place with --out."
         ) from error
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def finish(folder: Path) -> None:

@@ -5,7 +5,6 @@ Llama's and Qwen's shapes only: llama.cpp has no architecture with a convolution
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from klype.durable import clear, draft_folder
 from klype.errors import KlypeError
 from klype.model.checkpoint import Loaded
 from klype.model.convert import OWN, model_type, weights_to_hf
@@ -37,23 +37,22 @@ def write_gguf(loaded: Loaded, file: Path) -> None:
         )
     if config.rope_scaling is not None:
         raise KlypeError(f"{loaded.folder} stretches its positions, which klype does not write to GGUF.")
-    beside = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        writer = gguf.GGUFWriter(beside, kind)
-        _describe(writer, loaded)
-        _tokens(writer, loaded)
-        for name, weight in weights_to_hf(loaded.model).items():
-            writer.add_tensor(_their_name(name), _array(name, weight, loaded, kind))
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-        beside.replace(file)
+        clear(file.parent)
+        with draft_folder(file.name, file.parent) as draft:
+            writer = gguf.GGUFWriter(draft / file.name, kind)
+            _describe(writer, loaded)
+            _tokens(writer, loaded)
+            for name, weight in weights_to_hf(loaded.model).items():
+                writer.add_tensor(_their_name(name), _array(name, weight, loaded, kind))
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
+            writer.close()
+            (draft / file.name).replace(file)
     except OSError as error:
         raise KlypeError(f"{file} cannot be written: {error.strerror or error}.", "Choose another place.") from None
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _describe(writer: Any, loaded: Loaded) -> None:

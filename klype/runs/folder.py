@@ -9,6 +9,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from klype import durable
 from klype.errors import KlypeError, UsageError
 from klype.jsons import finite
 from klype.runs import lock
@@ -24,6 +25,8 @@ def chosen(recipe: str, out: Path | None, resume: bool, today: date) -> Iterator
     new = [folder for folder in (place, *place.parents) if not folder.exists()]
     try:
         with lock.held(_writable(place)):
+            for part in (place, *place.glob("*"), *place.glob("*/resume")):
+                durable.clear(part)
             yield place
     finally:
         with suppress(OSError):  # the first one that holds something ends this

@@ -52,7 +52,7 @@ def write_state(folder: Path, state: State) -> Path:
     Every rank calls it. Of several, each has its part of the optimizer's tensors, named as by ``named_state``.
     """
     place = folder / "resume" / f"step-{state.step:06d}"
-    draft = place.with_name(f".{place.name}.draft")
+    draft = place.with_name(f".{place.name}{durable.DRAFT}")
     files = {
         MODEL: save(_contiguous(state.model)),
         ABOUT: json.dumps({"step": state.step, **state.about}).encode(),
@@ -124,7 +124,7 @@ class _TornError(Exception):
 def _begin(draft: Path) -> None:
     """Also clears away what whoever was killed while saving has left."""
     if parallel.is_first():
-        for abandoned in draft.parent.glob(".step-*.draft"):
+        for abandoned in draft.parent.glob(f".step-*{durable.DRAFT}"):
             shutil.rmtree(abandoned, ignore_errors=True)
         draft.mkdir(parents=True)
 
