@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import os
 import re
 from pathlib import Path
 
@@ -100,6 +101,38 @@ PAYLOADS = [
 def test_a_hostile_template_is_refused(payload: str) -> None:
     with pytest.raises(KlypeError):
         Chat(TOKENIZER, payload + "{{ messages[0].content }}").prompt(turns("Hei"))
+
+
+@pytest.mark.slow
+def test_a_refusal_is_remembered() -> None:
+    """The second time no process is started: none of this process's children has worked meanwhile."""
+    chat = Chat(TOKENIZER, f"{PAYLOADS[1]}{{{{ messages[0].content }}}}")
+    said = []
+    for _ in range(3):
+        before = os.times()
+        assert not said or chat.is_ready(turns("Hei"))
+        with pytest.raises(KlypeError) as refused:
+            chat.prompt(turns("Hei"))
+        said.append((str(refused.value), os.times().children_user > before.children_user))
+    assert [worked for _, worked in said] == [True, False, False]
+    assert len({text for text, _ in said}) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for i in range(40000) %}{{ messages[0].content }}{% endfor %}",
+        "{{ 'klype' ~ 'Slot7End' }}{{ messages[0].content }}",
+        "{{ 'klype' ~ 'Slot' ~ '9' * 9 ~ 'End' }}{{ messages[0].content }}",
+    ],
+    ids=["repeats", "another's", "nobody's"],
+)
+def test_a_template_cannot_make_much_of_little(template: str) -> None:
+    """Neither memory: 40,000 times a text would be two gigabytes."""
+    chat = Chat(TOKENIZER, template)
+    with pytest.raises(KlypeError, match=r"repeats the messages|placeholder of klype's own"):
+        chat.prompt(turns(" vann " * 10_000))
 
 
 def test_the_helpers_that_templates_expect() -> None:

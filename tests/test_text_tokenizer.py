@@ -2,13 +2,15 @@
 
 import json
 import random
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from klype.errors import KlypeError, UsageError
-from klype.text.tokenizer import Tokenizer
+from klype.text.tokenizer import LONG_TEXT, Tokenizer
 
 SENTENCES = [
     "Jeg gikk en tur på stien.",
@@ -40,6 +42,29 @@ def test_offsets_cover_the_text(tokenizer: Tokenizer, text: str) -> None:
 @given(st.lists(TEXTS, max_size=4))
 def test_many_documents_at_once_are_each_alone(texts: list[str]) -> None:
     assert MERGED.encode_documents(texts) == [MERGED.encode_document(t) for t in texts]
+
+
+@settings(max_examples=15)
+@given(TOKENIZERS, st.lists(st.sampled_from([" vann", " Den", " hunden.", " å 🫐", " xyz"]), min_size=1, max_size=9))
+def test_a_long_text_is_cut_as_a_short_one(tokenizer: Tokenizer, words: list[str]) -> None:
+    text, times = "".join(words), 1 + LONG_TEXT // len(words)
+    ids, offsets = tokenizer.encode_with_offsets(text * times)
+    assert ids == tokenizer.encode(text * times) == tokenizer.encode(text) * times
+    assert {at for a, b in offsets for at in range(a, b)} == set(range(len(text) * times))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["encode", "encode_beginning", "encode_answer"])
+def test_while_a_long_text_is_cut_other_threads_go_on(name: str) -> None:
+    """Where the library holds Python's lock, this thread would see one or two of its turns."""
+    text, turns = " ".join(SENTENCES) * 10_000, 0
+    with ThreadPoolExecutor(1) as pool:
+        cutting = pool.submit(getattr(MERGED, name), text)
+        while not cutting.done():
+            time.sleep(0.001)
+            turns += 1
+    assert MERGED.decode(cutting.result()).strip() == text.strip()
+    assert turns >= 20
 
 
 def test_every_word_has_a_token_of_its_own_when_all_fit() -> None:

@@ -89,9 +89,12 @@ class Answering(Response):
         async for pieces in self._pieces(job):
             for index, piece in pieces:
                 found[index].append(piece)
-        choices = [choice.form.whole(pieces) for choice, pieces in zip(self.choices, found, strict=True)]
-        document = {**self._about(self.envelope.kind), "choices": choices, "usage": self._usage()}
-        body = json.dumps(document, ensure_ascii=False, allow_nan=False).encode()
+        choices = []
+        for choice, own in zip(self.choices, found, strict=True):
+            choices.append(_json(choice.form.whole(own)))
+            await asyncio.sleep(0)  # a hundred choices with all their alternatives take long: others come in between
+        about = _json(self._about(self.envelope.kind))[:-1]
+        body = f'{about}, "choices": [{", ".join(choices)}], "usage": {_json(self._usage())}}}'.encode()
         length = (b"content-length", str(len(body)).encode())
         headers = [(b"content-type", b"application/json"), length]
         await send({"type": "http.response.start", "status": 200, "headers": headers})

@@ -6,15 +6,16 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import PlainTextResponse
 from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import BaseModel
 from pydantic_core import from_json
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
@@ -38,16 +39,18 @@ from klype.serve.responses import (
     ModelMeta,
     Tokenized,
 )
-from klype.serve.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from klype.serve.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest, plain
 from klype.serve.served import Served
 from klype.serve.settings import ServeSettings
 from klype.serve.worker import Worker
+from klype.sources.source import Message
+from klype.text.tokenizer import LONG_TEXT
 
 T = TypeVar("T")
 KEYS = 100
 """Members that a body may have: each unknown one costs memory for saying so."""
-LONG = 20_000
-"""Characters from which on a text is tokenized beside the event loop."""
+LARGE = 64 << 10
+"""Bytes from which on a body is read beside the event loop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,7 @@ def api(models: Sequence[Served], settings: ServeSettings | None = None, chance:
         responses={"4XX": {"model": ErrorAnswer}, "5XX": {"model": ErrorAnswer}},
     )
     fast.router.route_class = _Route
+    fast.state.beside = server.beside
     handle_errors(fast)
     fast.add_middleware(Counted, metrics=server.metrics)
     _add_answers(fast, server)
@@ -105,10 +109,26 @@ class _Server:
             for name, served in self.models.items()
         }
         self.metrics = Metrics(self.workers, chance.clock)
+        self._words = ThreadPoolExecutor(2, "klype words")
+        self._templates = {name: ThreadPoolExecutor(1, "klype template") for name in self.models}
+
+    async def beside(self, work: Callable[[], T]) -> T:
+        """What takes long is done beside the event loop, so that nobody else waits for it."""
+        return await asyncio.get_running_loop().run_in_executor(self._words, work)
+
+    async def spelled(self, served: Served, length: int, messages: Sequence[Message], work: Callable[[], T]) -> T:
+        """Work on a text of this length; a short one's is done at once. A template that was never rendered for such
+        messages is a stranger's program: of each model one runs at a time, and no other text waits for it."""
+        chat = served.source.codec.chat
+        if messages and chat is not None and not chat.is_ready(messages):
+            return await asyncio.get_running_loop().run_in_executor(self._templates[served.name], work)
+        return work() if length < LONG_TEXT else await self.beside(work)
 
     @asynccontextmanager
     async def lifespan(self, _: FastAPI) -> AsyncIterator[None]:
         yield
+        for pool in (self._words, *self._templates.values()):
+            pool.shutdown(wait=False, cancel_futures=True)
         await asyncio.gather(*(asyncio.to_thread(worker.stop) for worker in self.workers.values()))
 
     def model(self, name: str | None) -> Served:
@@ -137,7 +157,10 @@ def _add_answers(fast: FastAPI, server: _Server) -> None:
     async def chat(body: ChatRequest) -> Response:
         """An answer to a conversation."""
         served, seed = server.model(body.model), server.chance.seed()
-        plan = await _beside(body, lambda: plan_chat(body, served, server.settings, seed))
+        messages = plain(body.messages)
+        plan = await server.spelled(
+            served, _length(messages), messages, lambda: plan_chat(body, messages, served, server.settings, seed)
+        )
         kinds = ("chat.completion", "chat.completion.chunk")
         envelope = server.envelope("chatcmpl", kinds, body.stream, body.with_usage)
         return Answering(plan, envelope, ChatForm, server.workers[served.name], server.metrics)
@@ -146,37 +169,46 @@ def _add_answers(fast: FastAPI, server: _Server) -> None:
     async def completions(body: CompletionRequest) -> Response:
         """A text, gone on with; with ``echo`` and ``logprobs`` also how probable the given text is."""
         served, seed = server.model(body.model), server.chance.seed()
-        plan = await _beside(body, lambda: plan_completion(body, served, server.settings, seed))
+        length = len(body.prompt) if isinstance(body.prompt, str) else LONG_TEXT
+        plan = await server.spelled(served, length, (), lambda: plan_completion(body, served, server.settings, seed))
         kinds = ("text_completion", "text_completion")
         envelope = server.envelope("cmpl", kinds, body.stream, body.with_usage)
         return Answering(plan, envelope, CompletionForm, server.workers[served.name], server.metrics)
 
 
 def _add_tokens(fast: FastAPI, server: _Server) -> None:
-    @fast.post("/tokenize")
-    async def tokenize(body: TokenizeRequest) -> Tokenized:
+    @fast.post("/tokenize", response_model=Tokenized)
+    async def tokenize(body: TokenizeRequest) -> Response:
         """Token ids of a text, or of a conversation as the model reads it."""
-        served = server.model(body.model)
+        served, messages = server.model(body.model), plain(body.messages or [])
 
         def ids() -> list[int]:
             if (body.prompt is None) == (body.messages is None):
                 raise ApiError("Give either prompt or messages.", 400, "prompt")
             if body.messages is not None:
-                return list(chat_prompt(served, [message.plain() for message in body.messages]))
+                return list(chat_prompt(served, messages))
             whole = body.add_special_tokens is not False
             return (served.source.codec if whole else served.tokenizer).encode(body.prompt or "")
 
-        tokens = await _beside(body, ids)
-        return Tokenized(tokens=tokens, count=len(tokens), max_model_len=served.window)
+        def work() -> Response:
+            tokens = ids()
+            return _written(Tokenized(tokens=tokens, count=len(tokens), max_model_len=served.window))
 
-    @fast.post("/detokenize")
-    async def detokenize(body: DetokenizeRequest) -> Detokenized:
+        return await server.spelled(served, len(body.prompt or "") + _length(messages), messages, work)
+
+    @fast.post("/detokenize", response_model=Detokenized)
+    async def detokenize(body: DetokenizeRequest) -> Response:
         """The text of token ids; control tokens add nothing to it."""
         served = server.model(body.model)
-        wrong = next((token for token in body.tokens if token >= served.vocab_size), None)
-        if wrong is not None:
-            raise ApiError(f"There is no token {wrong}: the model knows 0 to {served.vocab_size - 1}.", 400, "tokens")
-        return Detokenized(prompt=b"".join(map(served.token_bytes, body.tokens)).decode(errors="replace"))
+
+        def work() -> Response:
+            wrong = next((token for token in body.tokens if token >= served.vocab_size), None)
+            if wrong is not None:
+                there = f"the model knows 0 to {served.vocab_size - 1}"
+                raise ApiError(f"There is no token {wrong}: {there}.", 400, "tokens")
+            return _written(Detokenized(prompt=b"".join(map(served.token_bytes, body.tokens)).decode(errors="replace")))
+
+        return await server.spelled(served, len(body.tokens), (), work)
 
 
 def _add_watching(fast: FastAPI, server: _Server) -> None:
@@ -201,21 +233,12 @@ def _add_watching(fast: FastAPI, server: _Server) -> None:
         return Response(server.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 
-async def _beside(body: BaseModel, work: Callable[[], T]) -> T:
-    """Long texts are worked on beside the event loop, so that nobody else waits for them."""
-    if _characters(body) < LONG:
-        return work()
-    return await asyncio.to_thread(work)
+def _length(messages: Sequence[Message]) -> int:
+    return sum(len(message["content"]) for message in messages)
 
 
-def _characters(body: BaseModel) -> int:
-    """Roughly how much text a body holds."""
-    match body:
-        case ChatRequest(messages=messages) | TokenizeRequest(messages=[*messages]):
-            return sum(len(m.content) if isinstance(m.content, str) else LONG for m in messages)
-        case CompletionRequest(prompt=str(text)) | TokenizeRequest(prompt=str(text)):
-            return len(text)
-    return LONG
+def _written(answer: Tokenized | Detokenized) -> Response:
+    return Response(answer.model_dump_json(), media_type="application/json")
 
 
 class _Request(Request):
@@ -223,8 +246,9 @@ class _Request(Request):
 
     async def json(self) -> Any:
         body = await self.body()
+        read = partial(from_json, body, allow_inf_nan=False)
         try:
-            document = from_json(body, allow_inf_nan=False)
+            document = read() if len(body) < LARGE else await self.app.state.beside(read)
         except ValueError as error:
             raise ApiHttp(f"The body is no valid JSON: {str(error)[:200]}.") from None
         if not isinstance(document, dict):

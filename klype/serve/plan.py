@@ -13,6 +13,7 @@ from klype.serve.errors import ApiError
 from klype.serve.schemas import Asked, ChatRequest, CompletionRequest
 from klype.serve.served import Served
 from klype.serve.settings import ServeSettings
+from klype.sources.source import Message
 from klype.values import Request
 
 BIASES = 1024
@@ -47,14 +48,15 @@ class Plan:
         return len(self.prompts) * self.n
 
 
-def plan_chat(body: ChatRequest, served: Served, settings: ServeSettings, seed: int) -> Plan:
-    """Raises ApiError when it cannot be answered."""
+def plan_chat(
+    body: ChatRequest, messages: Sequence[Message], served: Served, settings: ServeSettings, seed: int
+) -> Plan:
+    """``messages`` are the body's, plain. Raises ApiError when it cannot be answered."""
     _refuse_chat(body)
     if body.top_logprobs is not None and not body.logprobs:
         raise ApiError("top_logprobs needs logprobs to be true.", 400, "top_logprobs")
     _at_most(body.top_logprobs, settings.chat_top, "top_logprobs")
     _few_enough(body.n or 1, 1, settings)
-    messages = [message.plain() for message in body.messages]
     _short_enough("".join(message["content"] for message in messages), served)
     prompt = chat_prompt(served, messages)
     limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
@@ -83,7 +85,7 @@ def plan_completion(body: CompletionRequest, served: Served, settings: ServeSett
     return Plan(served, tuple(prompts), requests, body.n or 1, body.logprobs, body.stops, echoes, ids)
 
 
-def chat_prompt(served: Served, messages: Sequence[dict[str, str]]) -> tuple[int, ...]:
+def chat_prompt(served: Served, messages: Sequence[Message]) -> tuple[int, ...]:
     """A conversation through the model's template; what users write never becomes a control token."""
     try:
         return tuple(served.source.codec.prompt(messages))

@@ -102,6 +102,10 @@ class ChatMessage(BaseModel):
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
 
+def plain(messages: list[ChatMessage]) -> list[dict[str, str]]:
+    return [message.plain() for message in messages]
+
+
 Messages = Annotated[list[ChatMessage], Field(fail_fast=True, min_length=1, max_length=1024)]
 
 

@@ -17,6 +17,8 @@ from klype.values import Request, Trace
 
 LOG = logging.getLogger("klype.serve")
 ENDING = "The server is shutting down."
+AT_ONCE = 64
+"""Tokens that are written down before others on the event loop have their turn."""
 SCORED = 4096
 """Tokens of given texts that are scored between two steps of the answers (one text at least)."""
 
@@ -46,20 +48,25 @@ class Job:
         self.size = sum(request.n for request in requests) + len(texts)
         self.left = self.size
         self.loop = asyncio.get_running_loop()
-        self._arrived: list[Update] = []
+        self._arrived: deque[Update] = deque()
         self._error: BaseException | None = None
         self._changed = asyncio.Event()
 
     async def updates(self) -> AsyncIterator[list[Update]]:
-        """Everything that has come since the last time, until all has come. Raises what stopped the work."""
+        """What has come since the last time, in pieces that leave the loop to others, until all has come. Raises what
+        stopped the work."""
         expected = self.size
         while expected:
             await self._changed.wait()
             self._changed.clear()
-            news, self._arrived = self._arrived, []
-            expected -= sum(ends(update) for update in news)
-            if news:
+            while self._arrived:
+                news, tokens = list[Update](), 0
+                while self._arrived and tokens < AT_ONCE:
+                    news.append(update := self._arrived.popleft())
+                    tokens += len(update.trace.steps) if isinstance(update, Scored) else 1
+                expected -= sum(ends(update) for update in news)
                 yield news
+                await asyncio.sleep(0)
             if self._error is not None:
                 raise self._error
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import date
 
 from klype.errors import KlypeError
-from klype.text.render import render, render_apart
+from klype.text.render import OUTPUT, render, render_apart
 from klype.text.tokenizer import Tokenizer, checked
 
 Message = Mapping[str, str]
@@ -27,7 +27,7 @@ TEMPLATE = (
 KEPT = 256
 """Sequences of roles whose rendering is kept; a server meets them without end."""
 _PAD = "\u205f"  # white space that a trimming template strips from a placeholder as it would from a message
-_SLOT = re.compile(f"({_PAD}?)klypeSlot([0-9]+)End({_PAD}?)")
+_SLOT = re.compile(f"({_PAD}?)klypeSlot([0-9]{{1,9}})End({_PAD}?)")
 
 
 class Chat:
@@ -41,7 +41,7 @@ class Chat:
         if _SLOT.search(text):
             raise KlypeError("The chat template holds a placeholder of klype's own.", "Use --raw to go without it.")
         self.tokenizer, self.template, self.today = tokenizer, text, today
-        self._rendered: dict[tuple[tuple[str, ...], bool], str] = {}
+        self._rendered: dict[tuple[tuple[str, ...], bool], str | KlypeError] = {}
         self._control = tokenizer.control_ids()
         names = sorted(self._control, key=len, reverse=True)
         self._split = re.compile("|".join(map(re.escape, names)) or r"(?!)")
@@ -60,6 +60,10 @@ class Chat:
         """Whether the template leaves out a message, as some do with a system prompt."""
         return {part.message for part in self._parts(messages, False)} - {None} != set(range(len(messages)))
 
+    def is_ready(self, messages: Sequence[Message]) -> bool:
+        """Whether a prompt of these roles costs no process of its own: the template is klype's, or was rendered so."""
+        return self.template == TEMPLATE or (tuple(message["role"] for message in messages), True) in self._rendered
+
     def text(self, messages: Sequence[Message]) -> str:
         """What the model is given, as text to be shown (never to be encoded)."""
         return "".join(part.text for part in self._parts(messages, True))
@@ -71,13 +75,13 @@ class Chat:
         contents = [checked(message["content"]) for message in messages]
         rendered = self._render(roles, prompt)
         borders = [] if prompt else self._answer_starts(roles, rendered)
-        parts = _cut(rendered, contents, roles, borders)
+        parts = _cut(rendered, contents, [not prompt and role == "assistant" for role in roles], borders)
         if len(roles) - 1 not in {part.message for part in parts}:
             raise KlypeError("The chat template leaves out the last message.", "Use --raw to go without it.")
         return parts
 
     def _render(self, roles: tuple[str, ...], prompt: bool) -> str:
-        """The template with placeholders for the contents: a function of the roles alone, so kept."""
+        """The template with placeholders for the contents: a function of the roles alone, so kept, refusals too."""
         known = self._rendered.get((roles, prompt))
         if known is None:
             name = self.tokenizer.name
@@ -91,10 +95,15 @@ class Chat:
                 "documents": None,
             }
             run = render if self.template == TEMPLATE else render_apart
-            known = run(self.template, variables, self.today)
+            try:
+                known = run(self.template, variables, self.today)
+            except KlypeError as error:
+                known = error
             if len(self._rendered) >= KEPT:
                 self._rendered.clear()
             self._rendered[roles, prompt] = known
+        if isinstance(known, KlypeError):
+            raise KlypeError(known.message, known.hint)
         return known
 
     def _answer_starts(self, roles: tuple[str, ...], rendered: str) -> list[tuple[int, int]]:
@@ -110,27 +119,37 @@ class Chat:
         """Encode runs of text between control tokens; a token is learnt when any of its characters is."""
         ids: list[int] = []
         learnt: list[int] = []
-        text, wanted = "", bytearray()  # the run so far, and 1 for each character to be learnt
+        run: list[str] = []  # of text that belongs together
+        wanted = bytearray()  # 1 for each of its characters that is to be learnt
         open_answer = False  # an answer has been said and its end token has not come yet
 
+        def say(text: str, learn: bool) -> None:
+            run.append(text)
+            wanted.extend(bytes([learn]) * len(text))
+
         def flush() -> None:
-            nonlocal text, wanted
-            tokens, offsets = self.tokenizer.encode_with_offsets(text, first=not ids) if text else ([], [])
+            text = "".join(run)
+            if 1 in wanted:
+                tokens, offsets = self.tokenizer.encode_with_offsets(text, first=not ids)
+                learnt.extend(int(any(wanted[a : max(b, a + 1)])) for a, b in offsets)
+            else:
+                tokens = self.tokenizer.encode(text, first=not ids) if text else []
+                learnt.extend([0] * len(tokens))
             ids.extend(tokens)
-            learnt.extend(int(any(wanted[a : max(b, a + 1)])) for a, b in offsets)
-            text, wanted = "", bytearray()
+            run.clear()
+            wanted.clear()
 
         for part in parts:
             if part.breaks:
                 flush()
             if part.message is not None:
-                text, wanted = text + part.text, wanted + bytes([part.learnt]) * len(part.text)
+                say(part.text, part.learnt)
                 open_answer = part.learnt
                 continue
             at, own = 0, part.text
             for match in self._split.finditer(own):
                 between = own[at : match.start()]
-                text, wanted = text + between, wanted + bytes([part.learnt]) * len(between)
+                say(between, part.learnt)
                 flush()
                 ids.append(self._control[match.group()])
                 open_answer = open_answer and not between.strip()
@@ -138,7 +157,7 @@ class Chat:
                 open_answer, at = False, match.end()
                 if ids[-1] in self._swallowing:
                     at = len(own) - len(own[at:].lstrip())
-            text, wanted = text + own[at:], wanted + bytes([part.learnt]) * len(own[at:])
+            say(own[at:], part.learnt)
             open_answer = open_answer and not own[at:].strip()
         flush()
         return ids, learnt
@@ -154,7 +173,13 @@ class _Part:
     breaks: bool  # a prompt ends right before it, so no token may reach across
 
 
-def _cut(rendered: str, contents: Sequence[str], roles: Sequence[str], borders: list[tuple[int, int]]) -> list[_Part]:
+def _cut(rendered: str, contents: Sequence[str], learnt: Sequence[bool], borders: list[tuple[int, int]]) -> list[_Part]:
+    """``learnt``: which messages are."""
+    slots = [(slot, int(slot.group(2))) for slot in _SLOT.finditer(rendered)]
+    if any(message >= len(contents) for _, message in slots):
+        raise KlypeError("The chat template writes a placeholder of klype's own.", "Use --raw to go without it.")
+    if sum(len(contents[message]) for _, message in slots) > OUTPUT + 2 * sum(map(len, contents)):
+        raise KlypeError("The chat template repeats the messages too often.", "Use --raw to go without it.")
     parts: list[_Part] = []
 
     def own(start: int, stop: int) -> None:
@@ -167,13 +192,12 @@ def _cut(rendered: str, contents: Sequence[str], roles: Sequence[str], borders: 
             parts.append(_Part(rendered[cut:stop], None, True, True))
 
     at = 0
-    for slot in _SLOT.finditer(rendered):
-        message = int(slot.group(2))
+    for slot, message in slots:
         own(at, slot.start())
         content = contents[message]
         content = content if slot.group(1) else content.lstrip()
         content = content if slot.group(3) else content.rstrip()
-        parts.append(_Part(content, message, roles[message] == "assistant", False))
+        parts.append(_Part(content, message, learnt[message], False))
         at = slot.end()
     own(at, len(rendered))
     return parts

@@ -24,6 +24,7 @@ SECONDS = 2  # of processor time
 WALL_SECONDS = 60
 MEMORY = 512 * 2**20  # bytes of address space
 OUTPUT = 1_000_000  # characters
+SHOWN = 300  # of what a template says when it fails
 
 
 def render(template: str, variables: dict[str, Any], today: date | None = None) -> str:
@@ -54,7 +55,7 @@ def render(template: str, variables: dict[str, Any], today: date | None = None) 
     except RecursionError as error:
         raise KlypeError("The chat template calls itself without end.", _HINT) from error
     except Exception as error:  # the template is a stranger's program: it may raise anything
-        raise KlypeError(f"The chat template fails: {str(error).rstrip('.')}.", _HINT) from error
+        raise KlypeError(f"The chat template fails: {str(error)[:SHOWN].rstrip('.')}.", _HINT) from error
 
 
 def render_apart(template: str, variables: dict[str, Any], today: date | None = None) -> str:
@@ -109,7 +110,7 @@ def _limit() -> None:
 
 
 def _refuse(message: str) -> None:
-    raise KlypeError(f"The chat template refuses these messages: {message}", _HINT)
+    raise KlypeError(f"The chat template refuses these messages: {message[:SHOWN]}", _HINT)
 
 
 class _Generation(Extension):

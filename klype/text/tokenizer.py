@@ -25,6 +25,7 @@ from klype.errors import KlypeError, UsageError
 from klype.jsons import parsed
 from klype.text.special import SpecialTokens, read_special_tokens
 
+LONG_TEXT = 4_000  # characters that take milliseconds to be made tokens of
 LARGE_TEXT = 1_000_000  # characters; from here on, a word must occur twice to be given a token of its own
 TRAINING_TEXT = 64_000_000  # characters that a vocabulary is learnt from; more does not change it noticeably
 
@@ -112,9 +113,10 @@ class Tokenizer:
         if self.template is not None:
             _write(folder / "chat_template.jinja", self.template)
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a text. What looks like a control token is spelt out as ordinary text."""
-        return list(self._run(text, True).ids)
+    def encode(self, text: str, first: bool = True) -> list[int]:
+        """Token ids of a text. What looks like a control token is spelt out as ordinary text. ``first``: nothing stands
+        before it."""
+        return list(self._run(text, first).ids)
 
     def encode_with_offsets(self, text: str, first: bool = True) -> tuple[list[int], list[tuple[int, int]]]:
         """Token ids and the [start, stop) characters of each. ``first``: nothing stands before the text."""
@@ -129,7 +131,7 @@ class Tokenizer:
         """A text that goes on from another. Of a tokenizer trained here, with one space, however it starts."""
         if self._own:
             return self.encode(f" {text.strip()}")
-        return list(self._behind.encode(checked(text), add_special_tokens=False).ids)
+        return list(_encoded(self._behind, text).ids)
 
     def encode_document(self, text: str) -> list[int]:
         """The beginning of a text, all of it, and end: a whole document."""
@@ -176,7 +178,7 @@ class Tokenizer:
         return self._id(text)
 
     def _run(self, text: str, first: bool) -> Any:
-        return (self._plain if first else self._inner).encode(checked(text), add_special_tokens=False)
+        return _encoded(self._plain if first else self._inner, text)
 
     def _lead(self) -> list[int]:
         """As transformers has it since version 5: the post-processor decides, whatever else the files say."""
@@ -191,6 +193,13 @@ class Tokenizer:
     def _id(self, token: str | None) -> int:
         found = None if token is None else self._backend.token_to_id(token)
         return -1 if found is None else int(found)
+
+
+def _encoded(backend: Backend, text: str) -> Any:
+    """A long text is a batch of its own: only for batches does the library let Python's other threads go on."""
+    if len(checked(text)) < LONG_TEXT:
+        return backend.encode(text, add_special_tokens=False)
+    return backend.encode_batch([text], add_special_tokens=False)[0]
 
 
 def checked(text: str) -> str:
