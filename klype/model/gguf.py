@@ -6,18 +6,22 @@ patterns that cut text into pieces are those of llama.cpp's llama-vocab.cpp, by 
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from klype.errors import KlypeError
 from klype.model.config import ModelConfig
 from klype.model.convert import config_from_hf
+from klype.model.gguf_header import Placed, read_header
 from klype.model.tensors import is_finite
+from klype.text.opening import LLAMA3, QWEN2
 from klype.text.special import SpecialTokens
 from klype.text.tokenizer import Tokenizer
 
@@ -40,11 +44,6 @@ _NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
-    r"|\s+(?!\S)|\s+"
-)
-_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 _BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False}
 
 
@@ -56,18 +55,19 @@ class GGUFFile:
     config: ModelConfig
     tokenizer: Tokenizer
     shapes: dict[str, tuple[int, ...]]
-    _tensors: dict[str, Any]
+    _placed: dict[str, Placed]
     _permuted: bool
 
     def get(self, name: str) -> Tensor:
         """A weight in float32, as Hugging Face's checkpoint has it. KlypeError when it is damaged or not finite."""
         import gguf
 
-        entry = self._tensors[name]
+        entry = self._placed[name]
         try:
-            weight = torch.from_numpy(gguf.dequantize(entry.data, entry.tensor_type).copy()).float()
-            weight = weight.reshape(self.shapes[name])
-        except (ValueError, KeyError, TypeError, RuntimeError, NotImplementedError) as error:
+            raw = np.fromfile(self.file, np.uint8, entry.stop - entry.start, offset=entry.start)
+            expanded = gguf.dequantize(raw.reshape(*entry.shape[:-1], -1), gguf.GGMLQuantizationType(entry.kind))
+            weight = torch.from_numpy(expanded).float().reshape(entry.shape)
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, NotImplementedError) as error:
             raise KlypeError(f"{self.file} holds {name} in a form that cannot be read: {error}.", _HINT) from error
         if not is_finite(weight):
             raise KlypeError(f"{self.file} holds numbers that are not finite, in {name}.", _HINT)
@@ -79,34 +79,24 @@ class GGUFFile:
 
 def open_gguf(file: Path) -> GGUFFile:
     """Read the header and metadata of a file. Raises KlypeError for what is damaged or cannot be expressed."""
-    try:
-        import gguf
-    except ImportError as error:
-        raise KlypeError("GGUF files need the package gguf.", "Install it: pip install 'klype[hf]'.") from error
-    try:
-        reader = gguf.GGUFReader(file)
-        metadata = {name: field.contents() for name, field in reader.fields.items()}
-        tensors = {_their_name(t.name, file): t for t in reader.tensors}
-    except KlypeError:
-        raise
-    except OSError as error:
-        raise KlypeError(f"{file} cannot be read: {error}.", "Check its name.") from error
-    except Exception as error:  # the reader raises whatever a damaged file leads to
-        raise KlypeError(f"{file} is damaged or no GGUF file: {error}.", _HINT) from error
-    shapes = {name: tuple(int(n) for n in reversed(t.shape)) for name, t in tensors.items()}
+    if importlib.util.find_spec("gguf") is None:
+        raise KlypeError("GGUF files need the package gguf.", "Install it: pip install 'klype[hf]'.")
+    metadata, weights = read_header(file)
+    placed = {_their_name(name, file): entry for name, entry in weights.items()}
+    shapes = {name: entry.shape for name, entry in placed.items()}
     try:
         config = _config(metadata, shapes, file)
         tokenizer = _tokenizer(metadata, file)
-    except (KeyError, TypeError, IndexError) as error:
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError, ZeroDivisionError) as error:
         raise KlypeError(f"{file} lacks or misspells {error}.", _HINT) from error
-    return GGUFFile(file, config, tokenizer, shapes, tensors, metadata["general.architecture"] == "llama")
+    return GGUFFile(file, config, tokenizer, shapes, placed, metadata["general.architecture"] == "llama")
 
 
 def _config(metadata: dict[str, Any], shapes: dict[str, tuple[int, ...]], file: Path) -> ModelConfig:
     kind = metadata["general.architecture"]
     if kind not in _KINDS:
         raise KlypeError(
-            f"{file} is of the architecture {kind!r}, which klype cannot load.", "It loads llama, qwen2, qwen3."
+            f"{file} is of the architecture {kind!r:.60}, which klype cannot load.", "It loads llama, qwen2, qwen3."
         )
 
     def of(name: str, default: Any = None) -> Any:
@@ -114,7 +104,9 @@ def _config(metadata: dict[str, Any], shapes: dict[str, tuple[int, ...]], file: 
 
     scaling = of("rope.scaling.type", "none")
     if scaling not in ("none", "linear"):
-        raise KlypeError(f"{file} stretches its positions by {scaling!r}, which klype cannot read from GGUF.", _HINT)
+        raise KlypeError(
+            f"{file} stretches its positions by {scaling!r:.60}, which klype cannot read from GGUF.", _HINT
+        )
     stretched = {"rope_type": "linear", "factor": of("rope.scaling.factor")} if scaling == "linear" else None
     heads, width = metadata[f"{kind}.attention.head_count"], metadata[f"{kind}.embedding_length"]
     fields = {
@@ -138,7 +130,7 @@ def _config(metadata: dict[str, Any], shapes: dict[str, tuple[int, ...]], file: 
 def _tokenizer(metadata: dict[str, Any], file: Path) -> Tokenizer:
     kind, pattern = metadata["tokenizer.ggml.model"], metadata.get("tokenizer.ggml.pre", "default")
     if kind != "gpt2":
-        raise KlypeError(f"{file} has a tokenizer of the kind {kind!r}, which klype cannot rebuild.", _HINT)
+        raise KlypeError(f"{file} has a tokenizer of the kind {kind!r:.60}, which klype cannot rebuild.", _HINT)
     tokens, types = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
     added = [
         {"id": i, "content": t, "special": types[i] == _CONTROL, "normalized": False}
@@ -166,16 +158,16 @@ def _tokenizer(metadata: dict[str, Any], file: Path) -> Tokenizer:
 
     def token(name: str) -> str | None:
         i = metadata.get(f"tokenizer.ggml.{name}_token_id")
-        return None if i is None else str(tokens[i])
+        return None if i is None else str(tokens[i % 2**32])
 
     ends = tuple(
         metadata[f"tokenizer.ggml.{n}_token_id"] for n in ("eos", "eot") if f"tokenizer.ggml.{n}_token_id" in metadata
     )
-    special = SpecialTokens(token("bos"), token("eos"), token("padding"), ends, metadata.get("tokenizer.chat_template"))
-    try:
-        return Tokenizer(definition, special)
-    except Exception as error:  # the backend raises bare Exception for a bad definition
-        raise KlypeError(f"{file} has a tokenizer that cannot be read: {error}.", _HINT) from error
+    template = metadata.get("tokenizer.chat_template")
+    if template is not None and not isinstance(template, str):
+        raise TypeError("its chat template")
+    special = SpecialTokens(token("bos"), token("eos"), token("padding"), ends, template)
+    return Tokenizer.of_stranger(definition, special, str(file))
 
 
 def _begins_with(token: str, i: int) -> dict[str, Any]:
@@ -193,17 +185,17 @@ def _pieces(pattern: str, file: Path) -> dict[str, Any]:
         digits = {"type": "Digits", "individual_digits": True}
         return {"type": "Sequence", "pretokenizers": [digits, {**_BYTES, "use_regex": True}]}
     if pattern in ("llama-bpe", "qwen2"):
-        regex = _LLAMA3 if pattern == "llama-bpe" else _QWEN2
+        regex = LLAMA3 if pattern == "llama-bpe" else QWEN2
         split = {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
         return {"type": "Sequence", "pretokenizers": [split, {**_BYTES, "use_regex": False}]}
-    raise KlypeError(f"{file} cuts text by the pattern {pattern!r}, which klype does not know.", _HINT)
+    raise KlypeError(f"{file} cuts text by the pattern {pattern!r:.60}, which klype does not know.", _HINT)
 
 
 def _their_name(name: str, file: Path) -> str:
     """Hugging Face's name of a tensor."""
     match = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)", name)
     if match is None or match.group(2) not in _NAMES:
-        raise KlypeError(f"{file} holds {name}, which klype cannot use.", _HINT)
+        raise KlypeError(f"{file} holds {name:.60}, which klype cannot use.", _HINT)
     layer, part, last = match.groups()
     return f"model.layers.{layer}.{_NAMES[part]}.{last}" if layer is not None else f"{_NAMES[part]}.{last}"
 

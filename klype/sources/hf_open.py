@@ -104,7 +104,7 @@ def tokenizer_of(folder: Path) -> Tokenizer:
         definition = json.loads(theirs.backend_tokenizer.to_str())
     except Exception as error:
         raise KlypeError(f"{folder} has no tokenizer that can be read: {_short(error)}.", "Fetch it again.") from None
-    return Tokenizer(definition, read_special_tokens(folder, definition))
+    return Tokenizer.of_stranger(definition, read_special_tokens(folder, definition), str(folder))
 
 
 def _short(error: Exception) -> str:

@@ -140,7 +140,8 @@ def _open_native(name: str, found: Found, precision: str, measured: bool) -> Ope
     set_threads()
     asked = fastest_alone(kernel=compiled_pass()) if precision == "auto" and not measured else precision
     chosen = pick_precision(asked, pick_device("cpu"))
-    loaded = checkpoint.load(found.folder, dtype="float32" if chosen == "int8" else chosen)
+    dtype = "float32" if chosen == "int8" else chosen
+    loaded = checkpoint.load(found.folder, dtype=dtype, known=cache_folder())
     pack(loaded.model, chosen, compiled_pass() if suits(loaded.config) else None)
     loaded.model.fused = fused(cache_folder(), _announce)
     engine = Engine(loaded.model, decode_bytes=loaded.tokenizer.token_bytes, name=str(found.folder))

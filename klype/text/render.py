@@ -7,10 +7,7 @@ attributes; loops without end and giant strings are stopped by the process's lim
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from datetime import date
-from pathlib import Path
 from typing import Any
 
 from jinja2 import nodes
@@ -19,10 +16,9 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from klype.errors import KlypeError
+from klype.text.apart import Limits, apart
 
-SECONDS = 2  # of processor time
-WALL_SECONDS = 60
-MEMORY = 512 * 2**20  # bytes of address space
+LIMITS = Limits(seconds=2, memory=512 * 2**20)
 OUTPUT = 1_000_000  # characters
 SHOWN = 300  # of what a template says when it fails
 
@@ -61,52 +57,20 @@ def render(template: str, variables: dict[str, Any], today: date | None = None) 
 def render_apart(template: str, variables: dict[str, Any], today: date | None = None) -> str:
     """`render` in a process of its own, ended when it takes too long."""
     job = {"template": template, "variables": variables, "today": today.isoformat() if today else None}
-    root = str(Path(__file__).resolve().parents[2])
-    start = f"import sys; sys.path.insert(0, {root!r}); from klype.text.render import main; main()"
     try:
-        done = subprocess.run(
-            [sys.executable, "-I", "-c", start],
-            input=json.dumps(job).encode(),
-            capture_output=True,
-            timeout=WALL_SECONDS,
-            check=False,
-        )
-        answer = json.loads(done.stdout)
-    except (subprocess.TimeoutExpired, ValueError) as error:
+        return str(apart(render_job, job, LIMITS))
+    except MemoryError as error:
         raise KlypeError("The chat template asks for too much time or memory.", _HINT) from error
-    if "error" in answer:
-        raise KlypeError(answer["error"], _HINT)
-    return str(answer["text"])
-
-
-def main() -> None:
-    """Read a job as JSON from standard input, write its result as JSON to standard output."""
-    _limit()
-    job = json.load(sys.stdin)
-    today = date.fromisoformat(job["today"]) if job["today"] else None
-    try:
-        answer = {"text": render(job["template"], job["variables"], today)}
     except KlypeError as error:
-        answer = {"error": error.message}
-    json.dump(answer, sys.stdout)
+        raise KlypeError(error.message, _HINT) from error
+
+
+def render_job(job: dict[str, Any]) -> str:
+    """`render` of what was sent to a process."""
+    return render(job["template"], job["variables"], date.fromisoformat(job["today"]) if job["today"] else None)
 
 
 _HINT = "Use --raw to go without it."
-
-
-def _limit() -> None:
-    """Bound this process; where the system has no such limits, the parent's clock remains."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return
-    for what, most in ((resource.RLIMIT_CPU, SECONDS), (resource.RLIMIT_AS, MEMORY)):
-        _, hard = resource.getrlimit(what)
-        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        try:
-            resource.setrlimit(what, (most, hard))
-        except (ValueError, OSError):  # macOS refuses some; the parent's clock remains
-            continue
 
 
 def _refuse(message: str) -> None:

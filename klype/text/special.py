@@ -29,7 +29,9 @@ def read_special_tokens(folder: Path, definition: dict[str, Any]) -> SpecialToke
     """From tokenizer_config.json, special_tokens_map.json, config.json, generation_config.json, chat_template.jinja."""
     about = {**_beside(folder, "special_tokens_map.json"), **_beside(folder, "tokenizer_config.json")}
     config, generation = _beside(folder, "config.json"), _beside(folder, "generation_config.json")
-    spelling = {t["id"]: t["content"] for t in definition.get("added_tokens", ())}
+    added = definition.get("added_tokens")
+    sound = [t for t in added if isinstance(t, dict) and type(t.get("id")) is int] if isinstance(added, list) else []
+    spelling = {t["id"]: t.get("content") for t in sound}
     ends = [*_ids(generation.get("eos_token_id")), *_ids(config.get("eos_token_id"))]
 
     def named(name: str) -> str | None:

@@ -22,11 +22,13 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
 from klype.errors import KlypeError, UsageError
-from klype.jsons import parsed
-from klype.text.special import SpecialTokens, read_special_tokens
+from klype.text.opening import asked, is_plain, try_apart
+from klype.text.special import HINT, SpecialTokens, read_object, read_special_tokens
 
 LONG_TEXT = 4_000  # characters that take milliseconds to be made tokens of
 LARGE_TEXT = 1_000_000  # characters; from here on, a word must occur twice to be given a token of its own
+LARGEST = 128 * 2**20  # bytes of a tokenizer.json; the largest one known has 35 million
+GAPS = 2**20  # ids that no token has
 TRAINING_TEXT = 64_000_000  # characters that a vocabulary is learnt from; more does not change it noticeably
 
 
@@ -55,6 +57,9 @@ class Tokenizer:
         self._byte_level = "ByteLevel" in json.dumps([definition.get("pre_tokenizer"), definition.get("decoder")])
         self._bytes = _token_bytes(self._backend, self._byte_level)
         self.vocab_size = len(self._bytes)
+        twice = next((text for text, i in self.control_ids().items() if self._id(text) != i), None)
+        if twice is not None:
+            raise KlypeError(f"it gives {twice!r:.60} two ids.")
         self.asked = asked or self.vocab_size
         self.template = special.template
         self.begin, self.end, self.pad = (self._id(t) for t in (special.begin, special.end, special.pad))
@@ -85,18 +90,34 @@ class Tokenizer:
         return Tokenizer(_learn(kept, size), SpecialTokens(begin, end, pad, (), template), size)
 
     @staticmethod
-    def load(path: Path) -> Tokenizer:
-        """Read a checkpoint folder (klype's own or any Hugging Face directory with a tokenizer.json), or that file."""
+    def load(path: Path, known: Path | None = None) -> Tokenizer:
+        """Read a checkpoint folder (klype's own or any Hugging Face directory with a tokenizer.json), or that file.
+
+        ``known``: where it is remembered which tokenizers of strangers do no harm.
+        """
         folder, file = (path, path / "tokenizer.json") if path.is_dir() else (path.parent, path)
         if not file.is_file():
             raise KlypeError(f"There is no tokenizer.json in {folder}.", "Copy the model's tokenizer.json into it.")
+        definition = read_object(file, LARGEST)
+        return Tokenizer.of_stranger(definition, read_special_tokens(folder, definition), str(file), known)
+
+    @staticmethod
+    def of_stranger(
+        definition: dict[str, Any], special: SpecialTokens, where: str, known: Path | None = None
+    ) -> Tokenizer:
+        """Of a definition that may be damaged or made to harm. ``known``: see opening.try_apart."""
         try:
-            definition = parsed(file.read_text(encoding="utf-8"))
-            return Tokenizer(definition, read_special_tokens(folder, definition))
-        except KlypeError:
+            if not is_plain(definition):
+                try_apart(definition, known)
+            return Tokenizer(definition, special)
+        except MemoryError:
             raise
-        except Exception as error:  # the backend raises bare Exception for a bad definition
-            raise KlypeError(f"{file} is no tokenizer that can be read: {error}.", "Fetch the file again.") from error
+        except KlypeError as error:
+            raise KlypeError(
+                f"{where} is no tokenizer that can be read: {error.message}", error.hint or HINT
+            ) from error
+        except Exception as error:  # of whatever else is not as it should be
+            raise KlypeError(f"{where} is no tokenizer that can be read: {error!r:.200}.", HINT) from error
 
     def save(self, folder: Path) -> None:
         """Write tokenizer.json, tokenizer_config.json and, where there is one, chat_template.jinja."""
@@ -140,13 +161,15 @@ class Tokenizer:
     def encode_documents(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode_document` of many texts, on all cores."""
         spaced, end = [checked(self._spaced(t)) for t in texts], [i for i in (self.end,) if i >= 0]
-        return [[*self.lead, *e.ids, *end] for e in self._plain.encode_batch_fast(spaced, add_special_tokens=False)]
+        return [
+            [*self.lead, *e.ids, *end] for e in asked(self._plain.encode_batch_fast, spaced, add_special_tokens=False)
+        ]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids; control tokens are left out; bytes that are no UTF-8 become U+FFFD."""
         if self._byte_level:
             return b"".join([self._bytes[i] for i in ids]).decode("utf-8", errors="replace")
-        return str(self._backend.decode(list(ids), skip_special_tokens=True))
+        return str(asked(self._backend.decode, list(ids), skip_special_tokens=True))
 
     def decode_answer(self, ids: Sequence[int]) -> str:
         """The text of an answer: without the one space that leads it."""
@@ -183,8 +206,8 @@ class Tokenizer:
     def _lead(self) -> list[int]:
         """As transformers has it since version 5: the post-processor decides, whatever else the files say."""
         if self._own:
-            return [self.begin]
-        begun = self._backend.encode("a")
+            return [i for i in (self.begin,) if i >= 0]
+        begun = asked(self._backend.encode, "a")
         return [i for i, _ in takewhile(lambda pair: pair[1], zip(begun.ids, begun.special_tokens_mask, strict=True))]
 
     def _spaced(self, text: str) -> str:
@@ -198,8 +221,8 @@ class Tokenizer:
 def _encoded(backend: Backend, text: str) -> Any:
     """A long text is a batch of its own: only for batches does the library let Python's other threads go on."""
     if len(checked(text)) < LONG_TEXT:
-        return backend.encode(text, add_special_tokens=False)
-    return backend.encode_batch([text], add_special_tokens=False)[0]
+        return asked(backend.encode, text, add_special_tokens=False)
+    return asked(backend.encode_batch, [text], add_special_tokens=False)[0]
 
 
 def checked(text: str) -> str:
@@ -301,7 +324,7 @@ def _byte_characters() -> list[str]:
 
 
 def _backend(definition: dict[str, Any]) -> Backend:
-    backend = Backend.from_str(json.dumps(definition))
+    backend: Backend = asked(Backend.from_str, json.dumps(definition))
     backend.no_truncation()
     backend.no_padding()
     return backend
@@ -337,7 +360,10 @@ def _prepending_nothing(definition: dict[str, Any]) -> dict[str, Any]:
 
 def _token_bytes(backend: Backend, byte_level: bool) -> list[bytes]:
     vocabulary = backend.get_vocab(with_added_tokens=True)
-    table = [b""] * (max(vocabulary.values()) + 1)
+    last = max(vocabulary.values(), default=0)
+    if last > 2 * len(vocabulary) + GAPS:
+        raise KlypeError(f"it has {len(vocabulary):,} tokens and gives one of them the id {last:,}.")
+    table = [b""] * (last + 1)
     byte_of = {c: b for b, c in enumerate(_byte_characters())}
     for token, i in vocabulary.items():
         if not byte_level and len(token) == 6 and token.startswith("<0x"):

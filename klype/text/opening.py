@@ -1,0 +1,144 @@
+"""Whether a tokenizer.json can be opened in this process: a stranger's may ask for any memory, never end, or end us.
+
+One that has only parts which klype writes itself, and tables that agree, can. Any other is opened in a process of its
+own first, and used there a little; that it went well is remembered by its hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from klype.errors import KlypeError
+from klype.text.apart import Limits, apart
+from klype.text.special import HINT, SpecialTokens
+
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+"""Patterns that cut text into pieces in time that grows with its length."""
+
+_BPE: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("dropout", "unk_token"), (None,)),
+    **dict.fromkeys(("continuing_subword_prefix", "end_of_word_suffix"), (None, "")),
+    **dict.fromkeys(("fuse_unk", "byte_fallback"), (False,)),
+    "ignore_merges": (False, True),
+}
+_TRIED = (
+    "a" * 3000,
+    " " * 3000,
+    "1" * 3000,
+    "\n" * 3000,
+    "'.,-_" * 600,
+    "aB1 .\t" * 500,
+    "æ😀\u0301日" * 750,
+)
+
+T = TypeVar("T")
+
+
+def is_plain(definition: dict[str, Any]) -> bool:
+    """Whether it has only parts that klype writes itself, ids without gaps, and merges of tokens that it has."""
+    model, added = definition.get("model"), definition.get("added_tokens") or []
+    if not isinstance(model, dict) or model.get("type") != "BPE" or not isinstance(added, list):
+        return False
+    vocabulary, merges = model.get("vocab"), model.get("merges")
+    if not isinstance(vocabulary, dict) or not isinstance(merges, list):
+        return False
+    rest = {name: value for name, value in model.items() if name not in ("type", "vocab", "merges")}
+    if not all(value in _BPE.get(name, ()) for name, value in rest.items()):
+        return False
+    return (
+        definition.get("normalizer") in (None, {"type": "NFC"})
+        and definition.get("post_processor") is None
+        and _cuts(definition.get("pre_tokenizer"))
+        and _is_simple(definition.get("decoder"), "ByteLevel")
+        and all(type(i) is int for i in vocabulary.values())
+        and set(vocabulary.values()) == set(range(len(vocabulary)))
+        and all(_joins(merge, vocabulary) for merge in merges)
+        and all(_is_added(token, len(vocabulary) + len(added)) for token in added)
+    )
+
+
+def try_apart(definition: dict[str, Any], known: Path | None) -> None:
+    """Open it in a process of its own. Raises KlypeError when that fails or takes too much. ``known``: a folder where
+    it is remembered that it went well."""
+    text = json.dumps(definition)
+    mark = known / "tokenizers" / hashlib.sha256(text.encode()).hexdigest() if known is not None else None
+    if mark is not None and mark.is_file():
+        return
+    limits = Limits(3 + len(text) // 2**19, 512 * 2**20 + 60 * len(text))
+    try:
+        apart(use, definition, limits)
+    except MemoryError:
+        raise KlypeError(
+            f"needs more than {limits.seconds} seconds or {limits.memory >> 20} MiB of memory to be opened.", HINT
+        ) from None
+    if mark is not None:
+        mark.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        mark.touch()
+
+
+def use(definition: dict[str, Any]) -> None:
+    """Opens it and encodes what is hard for patterns that look back."""
+    from klype.text.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer(definition, SpecialTokens(None, None, None))
+    for text in (*_TRIED, json.dumps(definition.get("normalizer"))[:3000]):
+        for first in (True, False):
+            ids, _ = tokenizer.encode_with_offsets(text, first)
+            tokenizer.decode(ids)
+
+
+def asked(call: Callable[..., T], *given: Any, **named: Any) -> T:
+    """What the tokenizers' library returns; that it fails, in whatever way, is a KlypeError."""
+    try:
+        return call(*given, **named)
+    except MemoryError:
+        raise
+    except BaseException as error:  # it raises bare Exception, and what panics in it is not even that
+        if not isinstance(error, Exception) and type(error).__module__ != "pyo3_runtime":
+            raise
+        raise KlypeError(f"The model's tokenizer fails: {f'{error}':.200}.", HINT) from error
+
+
+def _cuts(part: Any) -> bool:
+    """Whether a pre-tokenizer is one that klype knows, or a few of them."""
+    if isinstance(part, dict) and part.get("type") == "Sequence":
+        inner = part.get("pretokenizers")
+        return isinstance(inner, list) and 0 < len(inner) <= 3 and all(_is_cut(one) for one in inner)
+    return _is_cut(part)
+
+
+def _is_cut(part: Any) -> bool:
+    if not isinstance(part, dict) or part.get("type") != "Split":
+        return _is_simple(part, "ByteLevel") or _is_simple(part, "Digits")
+    known = [{"Regex": pattern} for pattern in (LLAMA3, QWEN2)]
+    return part.get("pattern") in known and part.get("behavior") == "Isolated" and part.get("invert") is False
+
+
+def _is_simple(part: Any, kind: str) -> bool:
+    """Of this kind, with nothing but switches."""
+    if not isinstance(part, dict) or part.get("type") != kind:
+        return False
+    return all(isinstance(value, bool) for name, value in part.items() if name != "type")
+
+
+def _joins(merge: Any, vocabulary: dict[str, int]) -> bool:
+    pair = merge.split(" ") if isinstance(merge, str) else merge
+    if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(half, str) for half in pair):
+        return False
+    return pair[0] in vocabulary and pair[1] in vocabulary and "".join(pair) in vocabulary
+
+
+def _is_added(token: Any, most: int) -> bool:
+    if not isinstance(token, dict) or type(token.get("id")) is not int or not 0 <= token["id"] < most:
+        return False
+    content = token.get("content")
+    switches = (value for name, value in token.items() if name not in ("id", "content"))
+    return isinstance(content, str) and content != "" and all(isinstance(value, bool) for value in switches)
