@@ -11,8 +11,8 @@ import pytest
 from rich.console import Console
 
 from klype.answers.decoders.table import DECODERS
+from klype.api.asking import Asking
 from klype.cli import deciding
-from klype.cli.asking import Asking
 from klype.errors import UsageError
 from klype.values import Question, Sampling
 from klype.words import words

@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from klype.cli.asking import Asking
+from klype.api.asking import Asking
 from klype.cli.sure import _share, sure_of
 from klype.sources.source import answers
 from klype.values import Question, Request, Sampling

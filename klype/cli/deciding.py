@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from klype.answers.decoders.checks import Check
     from klype.answers.decoders.orders import Asked
     from klype.answers.decoders.table import Decided
-    from klype.cli.asking import Asking
+    from klype.api.asking import Asking
     from klype.cli.terminal import Terminal
     from klype.sources.opening import Opened
     from klype.values import Sampling

@@ -46,7 +46,7 @@ def examinee(
     Questions that leave no room for an answer of ``limit`` tokens in the model's window are skipped and counted; that
     none is left is an error.
     """
-    from klype.cli.asking import world_of
+    from klype.api.asking import world_of
     from klype.examine.copied import Index
     from klype.examine.examinee import Examinee
 

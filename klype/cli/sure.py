@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from klype.cli.asking import Asking
+    from klype.api.asking import Asking
     from klype.cli.terminal import Terminal
     from klype.sources.opening import Opened
     from klype.values import Trace

@@ -101,7 +101,7 @@ def command(
         document["speculation"] = found = beside_plain(opened, request, speculate, draft)
         _tell(terminal, found)
     if sure:
-        from klype.cli.asking import asking
+        from klype.api.asking import asking
         from klype.cli.sure import sure_of, tell
 
         document["sure"] = certainty = sure_of(opened, asking(opened, text, raw), trace, request.limit)
@@ -120,7 +120,7 @@ def _decide(
     out: Path | None,
 ) -> None:
     """An answer that a decoder chose: the answer, why, and what it cost."""
-    from klype.cli.asking import asking
+    from klype.api.asking import asking
     from klype.cli.deciding import decided, document, tell
     from klype.cli.remote import tell_cost
     from klype.device import EnergyMeter

@@ -174,7 +174,7 @@ class Talk:
     def _tell_sure(self, prompt: list[int], trace: Trace, limit: int) -> None:
         from dataclasses import replace
 
-        from klype.cli.asking import asking
+        from klype.api.asking import asking
         from klype.cli.sure import sure_of, tell
 
         ask = replace(asking(self.opened, self.messages[-1]["content"], False), prompt=tuple(prompt))

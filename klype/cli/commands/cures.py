@@ -76,9 +76,9 @@ def _packaged() -> str:
 
 
 def _entrant(name: str, sizes: Sizes, data: Path | None, precision: str, only: list[str]) -> Entrant:
+    from klype.api.asking import world_of
     from klype.bench.cures import Entrant
     from klype.bench.cures_tasks import real_tasks, world_task
-    from klype.cli.asking import world_of
     from klype.errors import KlypeError
     from klype.runs.best_of import judge_of
     from klype.sources.opening import open_model

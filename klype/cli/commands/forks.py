@@ -11,7 +11,7 @@ from klype.cli.terminal import Terminal, harmless
 
 if TYPE_CHECKING:
     from klype.answers.forks import Forks
-    from klype.cli.asking import Asking
+    from klype.api.asking import Asking
     from klype.sources.opening import Opened
     from klype.words import Words
 
@@ -37,7 +37,7 @@ def command(
     """Draw one answer to TEXT and find the word at which its meaning was decided."""
     terminal = Terminal(as_json, lang)
     from klype.answers.forks import ForkSettings, forks
-    from klype.cli.asking import asking
+    from klype.api.asking import asking
     from klype.cli.remote import tell_cost
     from klype.sources.opening import checked_sampling, open_model, room
     from klype.sources.source import answers

@@ -174,7 +174,7 @@ def _short(address: str) -> str:
 
 
 def _model(name: str, address: str, precision: str) -> Model:
-    from klype.cli.asking import asking
+    from klype.api.asking import asking
     from klype.cli.examining import identity
     from klype.engine.engine import Engine
     from klype.sources.native import NativeCodec, NativeSource
@@ -222,7 +222,7 @@ def _truths(opened: Opened) -> Callable[[str], Reader | None]:
 
 
 def _reader(opened: Opened, text: str) -> Reader | None:
-    from klype.cli.asking import world_of
+    from klype.api.asking import world_of
     from klype.cli.examining import reader_of
     from klype.runs.truth import find_question, read_questions
 

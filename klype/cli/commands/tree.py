@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from klype.answers.branches import Branch
     from klype.answers.tree import Tree
-    from klype.cli.asking import Asking
+    from klype.api.asking import Asking
     from klype.words import Words
 
 
@@ -48,7 +48,7 @@ def command(
     terminal = Terminal(as_json, lang)
     from klype.answers.gumbel import without_replacement
     from klype.answers.tree import TreeSettings, grow
-    from klype.cli.asking import asking
+    from klype.api.asking import asking
     from klype.cli.remote import split_budget, tell_cost
     from klype.sources.opening import checked_sampling, open_model, room
     from klype.words import words

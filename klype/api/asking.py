@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from klype.cli.options import not_empty
+from klype.errors import UsageError
 
 if TYPE_CHECKING:
     from klype.judge.meaning import Meaning
@@ -35,7 +35,7 @@ def asking(opened: Opened, text: str, raw: bool | None) -> Asking:
     from klype.values import Question
 
     plain = opened.as_raw(raw)
-    prompt = opened.put(not_empty(text), raw)
+    prompt = prompt_of(opened, text, raw)
     run = opened.found.run
     found = find_question(read_questions(run / "questions.jsonl"), text) if run is not None and not plain else None
     world = world_of(opened) if found is not None else None
@@ -45,7 +45,14 @@ def asking(opened: Opened, text: str, raw: bool | None) -> Asking:
     if world is not None:
         known = world
         right = lambda answer: known.judge(question, answer).right
-    return Asking(opened.source, tuple(prompt), question, meaning, judge, right)
+    return Asking(opened.source, prompt, question, meaning, judge, right)
+
+
+def prompt_of(opened: Opened, text: str, raw: bool | None) -> tuple[int, ...]:
+    """A text as the model is asked it. Raises UsageError when it says nothing."""
+    if not text.strip():
+        raise UsageError("There is no text.", "Give a question, or a text to go on from.")
+    return tuple(opened.put(text, raw))
 
 
 def world_of(opened: Opened) -> World | None:

@@ -1,0 +1,1 @@
+"""The public surface: what ``import klype`` offers, and what command line, server and studio are built on."""

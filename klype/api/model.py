@@ -1,0 +1,300 @@
+"""A language model that can be asked, whatever runs it: klype's own engine, transformers or a server."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any, Literal, TypedDict, Unpack
+
+import numpy as np
+
+from klype.answers.forks import ForkSettings, forks
+from klype.answers.tree import TreeSettings, grow
+from klype.api.asking import Asking, asking, prompt_of
+from klype.api.results import Answer, AnswerForks, AnswerTree, NextToken, NextTokens, Token
+from klype.engine.sampling import check_sampling
+from klype.errors import UsageError
+from klype.runs.truth import next_truth
+from klype.sources.opening import Opened, open_model, room, stream
+from klype.sources.source import Message, answers
+from klype.values import Distribution, Request, Sampling, Trace
+
+LISTED = 5
+"""Of the truth's most probable next tokens, so many are listed even where the model's own are others."""
+
+
+class SamplingOptions(TypedDict, total=False):
+    """How tokens are drawn: the fields of ``klype.Sampling`` beside the temperature (a test holds that they agree).
+
+    top_k: the k most probable (0: all). top_p: the most probable that together have this probability. min_p: those at
+    least so probable, relative to the most probable. typical_p: locally typical ones. The penalties lower what was
+    said before. logit_bias: pairs (token id, what is added to its logit).
+    """
+
+    top_k: int
+    top_p: float
+    min_p: float
+    typical_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: tuple[tuple[int, float], ...]
+
+
+class Model:
+    """What ``klype.load`` returns. Text goes in through the chat template; ``raw=True`` gives it as the start of a
+    document, and so it is (``raw=None``) with models that have no template or were only pre-trained.
+
+    Every method raises KlypeError with one sentence for what cannot be: an empty text, one that leaves no room in the
+    window, a sampling setting out of its range, a server that does not answer.
+    """
+
+    def __init__(self, opened: Opened) -> None:
+        self.opened = opened
+
+    def __repr__(self) -> str:
+        return f"klype.load({self.name!r})"
+
+    @property
+    def name(self) -> str:
+        return self.opened.name
+
+    @property
+    def window(self) -> int:
+        """Tokens that the model reads at most, the answer included."""
+        return self.opened.window
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of tokens; 0 where a server does not tell."""
+        return self.opened.vocabulary
+
+    def ask(
+        self,
+        text: str,
+        n: int = 1,
+        temperature: float = 0.7,
+        limit: int = 128,
+        seed: int = 0,
+        raw: bool | None = None,
+        **sampling: Unpack[SamplingOptions],
+    ) -> list[Answer]:
+        """``n`` answers to ``text``, of at most ``limit`` tokens each.
+
+        The same seed gives the same answers, alone or together with others; temperature 0 the most probable token
+        each time.
+
+        >>> model = klype.load(run)
+        >>> [answer.text for answer in model.ask("Hvor er Kari?", n=2, temperature=0)]
+        ['...', '...']
+        """
+        request = self.request(prompt_of(self.opened, text, raw), Sampling(temperature, **sampling), limit, seed)
+        (traces,) = answers(self.opened.source, [replace(request, n=n)])
+        return [self.answer(trace) for trace in traces]
+
+    def stream(
+        self,
+        text: str,
+        temperature: float = 0.7,
+        limit: int = 128,
+        seed: int = 0,
+        raw: bool | None = None,
+        **sampling: Unpack[SamplingOptions],
+    ) -> Iterator[str]:
+        """The answer piece by piece, as it is written; joined, the pieces are the answer. Leaving the loop ends it."""
+        request = self.request(prompt_of(self.opened, text, raw), Sampling(temperature, **sampling), limit, seed)
+        return (piece for piece, _ in stream(self.opened, request) if piece)
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        temperature: float = 0.7,
+        limit: int = 128,
+        seed: int = 0,
+        **sampling: Unpack[SamplingOptions],
+    ) -> Answer:
+        """The next turn of a conversation, through the model's chat template.
+
+        ``messages`` have a ``role`` (system, user or assistant) and a ``content``; the last is the user's.
+        """
+        if not messages or messages[-1].get("role") != "user":
+            raise UsageError("A conversation ends with a user's message.")
+        prompt = tuple(self.opened.prompt(messages))
+        request = self.request(prompt, Sampling(temperature, **sampling), limit, seed)
+        return self.answer(answers(self.opened.source, [request])[0][0])
+
+    def next(
+        self,
+        text: str,
+        top: int = 10,
+        temperature: float = 0.7,
+        raw: bool | None = None,
+        **sampling: Unpack[SamplingOptions],
+    ) -> NextTokens:
+        """The ``top`` most probable next tokens after ``text``; for models of the demo world beside the truth, whose
+        five most probable tokens are listed too."""
+        drawn = Sampling(temperature, **sampling)
+        check_sampling(drawn, self.vocabulary or 1 << 31)
+        prompt = prompt_of(self.opened, text, raw)
+        room(self.opened, prompt, 1)
+        distribution = self.opened.source.next([prompt], top=-1)[0]
+        truth = None
+        if self.opened.native is not None:
+            truth = next_truth(self.opened.found, self.opened.loaded.tokenizer, text, self.opened.as_raw(raw))
+        return self._table(distribution, drawn, truth, top)
+
+    def score(self, text: str, answer: str, raw: bool | None = None) -> Answer:
+        """A given answer, token by token with its probability under the model; nothing is drawn. The end is scored,
+        too, where the model has a token for it."""
+        said = [*self.opened.say(answer), *self.opened.stop[:1]]
+        prompt = prompt_of(self.opened, text, raw)
+        if len(said) > room(self.opened, prompt, len(said)):
+            raise UsageError(f"The answer has {len(said)} tokens: more than the window of {self.window} leaves.")
+        return self.answer(self.opened.source.score([prompt], [said])[0])
+
+    def tree(
+        self,
+        text: str,
+        budget: int | None = None,
+        temperature: float = 0.7,
+        limit: int = 32,
+        until: Literal["mass", "mode", "budget"] = "mass",
+        raw: bool | None = None,
+        **sampling: Unpack[SamplingOptions],
+    ) -> AnswerTree:
+        """The most probable whole answers with certain intervals, and the probability that stays unexplored.
+
+        ``budget``: forward passes at most (by default 4,000 for small vocabularies, else 500). ``until`` "mode": until
+        the most probable answer is certain; "mass": until less than 1 % is unexplored; "budget": neither.
+        """
+        ask = asking(self.opened, text, raw)
+        return self.grow(ask, self.tree_settings(ask, Sampling(temperature, **sampling), limit, budget, until))
+
+    def forks(
+        self,
+        text: str,
+        answer: str | None = None,
+        samples: int = 32,
+        temperature: float = 0.7,
+        limit: int = 32,
+        seed: int = 0,
+        **sampling: Unpack[SamplingOptions],
+    ) -> AnswerForks:
+        """The token at which the meaning of an answer was decided: of ``answer``, or of one that is drawn.
+
+        ``samples`` continuations are drawn at every token (Bigelow et al. 2024, arXiv:2412.07961).
+        """
+        ask = asking(self.opened, text, None)
+        return self.decided(ask, Sampling(temperature, **sampling), (limit, samples, seed), answer)
+
+    # what command line and server need beside
+
+    def request(self, prompt: tuple[int, ...], sampling: Sampling, limit: int, seed: int) -> Request:
+        """A request for one answer, cut to what the window leaves."""
+        check_sampling(sampling, self.vocabulary or 1 << 31)
+        return Request(
+            prompt, limit=room(self.opened, prompt, limit), sampling=sampling, seed=seed, stop=self.opened.stop
+        )
+
+    def answer(self, trace: Trace) -> Answer:
+        """What was recorded, as an answer."""
+        opened, known = self.opened, all(math.isfinite(step.logp) for step in trace.steps)
+        return Answer(
+            opened.source.codec.decode(trace.tokens),
+            tuple(
+                Token(self.spelled(s.token), s.token, math.exp(min(0.0, s.logp)) if math.isfinite(s.logp) else None)
+                for s in trace.steps
+                if s.token not in opened.stop
+            ),
+            trace.logp if known else None,
+            trace.ended,
+            trace,
+        )
+
+    def spelled(self, token: int) -> str:
+        """A token's text; a control token's name; bytes that are no character stand as they are."""
+        name = self.opened.control(token)
+        return name if name is not None else self.opened.spell(token).decode("utf-8", "backslashreplace")
+
+    def _table(
+        self, distribution: Distribution, sampling: Sampling, truth: dict[int, float] | None, top: int
+    ) -> NextTokens:
+        p = dict(zip(distribution.ids.tolist(), np.exp(distribution.logp).tolist(), strict=True))
+        low, high = tempered(distribution, sampling, self.vocabulary)
+        listed = distribution.ids[:top].tolist()
+        truest = sorted(truth, key=lambda token: -truth[token])[:LISTED] if truth else []
+        listed += [token for token in truest if token not in listed]
+        rows = tuple(
+            NextToken(
+                self.spelled(token),
+                token,
+                p.get(token, 0.0),
+                low[token],
+                None if distribution.whole else high[token],
+                None if truth is None else truth.get(token, 0.0),
+            )
+            for token in listed
+        )
+        return NextTokens(rows, max(0.0, 1.0 - sum(p.get(token, 0.0) for token in listed)))
+
+    def tree_settings(
+        self, ask: Asking, sampling: Sampling, limit: int, budget: int | None, until: Any, eps: float = 0.01
+    ) -> TreeSettings:
+        """How the tree of a question is grown: wide batches for small vocabularies."""
+        small = self.vocabulary <= 4096
+        most = budget or (4000 if self.opened.exact and self.vocabulary > 0 and small else 500)
+        limit = room(self.opened, ask.prompt, limit)
+        return TreeSettings(sampling, limit, most, until, eps, 16 if small else 8, self.vocabulary)
+
+    def grow(self, ask: Asking, settings: TreeSettings) -> AnswerTree:
+        """The tree of a question's answers."""
+        spell = self.opened.spell if self.opened.exact else None
+        return AnswerTree(grow(ask.source, ask.prompt, settings, spell, ask.meaning), ask.judge)
+
+    def decided(self, ask: Asking, sampling: Sampling, size: tuple[int, int, int], answer: str | None) -> AnswerForks:
+        """The forks of a question's answer; ``size``: tokens at most, samples at every token, seed."""
+        limit, samples, seed = size
+        limit = room(self.opened, ask.prompt, limit)
+        if answer is None:
+            trace = answers(ask.source, [self.request(ask.prompt, sampling, limit, seed)])[0][0]
+        else:
+            said = [*self.opened.say(answer), *self.opened.stop[:1]]
+            trace = ask.source.score([ask.prompt], [said[:limit]])[0]
+        settings = ForkSettings(sampling, max(limit, len(trace.steps)), samples, seed)
+        found = forks(ask.source, trace, settings, ask.meaning, ask.right)
+        tokens = tuple(self.spelled(position.token) for position in found.positions)
+        return AnswerForks(found, tokens, tuple(self.spelled(other.token) for other in found.others), ask.judge)
+
+
+def tempered(
+    distribution: Distribution, sampling: Sampling, vocabulary: int
+) -> tuple[dict[int, float], dict[int, float]]:
+    """The probability of every listed token as it would be drawn, from the function that answers are drawn with: least
+    and greatest, which are equal where the distribution is whole."""
+    import torch
+
+    from klype.answers import bounds
+    from klype.engine.sampling import shape
+
+    ids = distribution.ids.tolist()
+    if not distribution.whole:
+        if sampling != Sampling(temperature=sampling.temperature):
+            raise UsageError("This model returns only its most probable tokens: use --temperature alone.")
+        at = bounds.tempered(distribution, sampling.temperature, vocabulary)
+        low, high = (dict(zip(ids, end.tolist(), strict=True)) for end in (at.low_K, at.high_K))
+        return low, high
+    logits = torch.full((1, vocabulary), float("-inf"))
+    logits[0, torch.as_tensor(distribution.ids.copy())] = torch.as_tensor(distribution.logp.copy(), dtype=torch.float32)
+    found = dict(enumerate(shape(logits, sampling, None)[0].exp().tolist()))
+    return found, found
+
+
+def load(name: str, precision: str = "float32", budget: str = "") -> Model:
+    """Opens a MODEL: a run's folder (its newest stage), ``RUN/finetune`` for an earlier one, a checkpoint or Hugging
+    Face folder, ``hf:owner/name``, a GGUF file, or a server's ``http://host:port/v1#model``.
+
+    ``precision``: float32, bfloat16, int8 or auto. ``budget``: what a server may be asked for at most, such as
+    "500requests,20000tokens". Raises KlypeError when there is no such model, or it is damaged.
+    """
+    return Model(open_model(name, precision, budget=budget))

@@ -1,0 +1,237 @@
+"""What a model returns: frozen values that print, become JSON or a data frame, and show themselves in a notebook."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from klype.answers.forks import Forks
+from klype.answers.tree import Tree
+from klype.errors import KlypeError
+from klype.examine.colours import probability_scale, step_of
+from klype.judge.meaning import label
+from klype.values import Trace
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Row = dict[str, Any]
+
+
+def data_frame(rows: Sequence[Row]) -> pd.DataFrame:
+    """Rows as a pandas data frame. Raises KlypeError where pandas is not installed."""
+    try:
+        import pandas as pd
+    except ImportError:
+        raise KlypeError("Data frames are made by pandas, which is not installed.", "pip install pandas") from None
+    return pd.DataFrame(list(rows))
+
+
+def html_table(rows: Sequence[Row], columns: Sequence[str]) -> str:
+    """An HTML table; all text is escaped, numbers have four significant digits."""
+    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
+    body = "".join("<tr>" + "".join(f"<td>{_cell(row.get(c))}</td>" for c in columns) + "</tr>" for row in rows)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _cell(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else escape("" if value is None else str(value))
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One token of an answer. ``p``: its probability at temperature 1, between 0 and 1; None where the server does not
+    tell it."""
+
+    text: str
+    id: int
+    p: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One answer, with the probability of every token.
+
+    ``logprob``: natural logarithm of the probability of this very spelling at temperature 1, the end of the answer
+    included; None where a token's probability is not known. ``ended``: "stop" (the model ended it), "length" (the
+    limit did) or "cancelled". ``trace`` holds everything that was recorded.
+    """
+
+    text: str
+    tokens: tuple[Token, ...]
+    logprob: float | None
+    ended: str
+    trace: Trace = field(repr=False)
+
+    def __str__(self) -> str:
+        return self.text
+
+    def to_json(self) -> Row:
+        rows = [{"text": token.text, "id": token.id, "p": token.p} for token in self.tokens]
+        return {"text": self.text, "logprob": self.logprob, "ended": self.ended, "tokens": rows}
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row per token: text, id, p."""
+        return data_frame(self.to_json()["tokens"])
+
+    def _repr_html_(self) -> str:
+        scale = probability_scale(dark=False)
+        parts = []
+        for token in self.tokens:
+            background, ink = scale[step_of(token.p)] if token.p is not None else ("transparent", "inherit")
+            title = "?" if token.p is None else f"{token.p:.4g}"
+            style = f"background:{background};color:{ink};white-space:pre-wrap;border-radius:3px"
+            parts.append(f'<span style="{style}" title="{title}">{escape(token.text)}</span>')
+        return f"<p>{''.join(parts)}{'' if self.ended == 'stop' else ' …'}</p>"
+
+
+@dataclass(frozen=True, slots=True)
+class NextToken:
+    """A token that may come next. ``p``: at temperature 1; ``p_tempered``: as drawn from (``p_tempered_high``: at most,
+    where a server lists only its most probable tokens); ``truth``: the demo world's, None where it is not known."""
+
+    token: str
+    id: int
+    p: float
+    p_tempered: float
+    p_tempered_high: float | None = None
+    truth: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NextTokens:
+    """The most probable next tokens, most probable first; ``rest``: the probability of all that are not listed."""
+
+    tokens: tuple[NextToken, ...]
+    rest: float
+
+    def to_json(self) -> Row:
+        optional = ("p_tempered_high", "truth")
+        rows = []
+        for one in self.tokens:
+            row = {"token": one.token, "id": one.id, "p": one.p, "p_tempered": one.p_tempered}
+            rows.append(row | {name: v for name in optional if (v := getattr(one, name)) is not None})
+        return {"tokens": rows, "rest": self.rest}
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row per token: token, id, p, p_tempered, and truth where it is known."""
+        return data_frame(self.to_json()["tokens"])
+
+    def _repr_html_(self) -> str:
+        rows = self.to_json()["tokens"]
+        columns = ["token", "p", "p_tempered", *(["truth"] if any("truth" in row for row in rows) else [])]
+        return html_table([*rows, {"token": "…", "p": self.rest}], columns)
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerTree:
+    """The distribution of whole answers as far as it was explored; the intervals are certain, not statistical.
+
+    ``tree`` holds answers (text, low, high, meaning), clusters of one meaning, the unexplored probability mass and
+    entropies in nats, all most probable first.
+    """
+
+    tree: Tree
+    judge: str
+    """Who says which answers mean the same."""
+
+    @property
+    def answers(self) -> tuple[Row, ...]:
+        return tuple(self.to_json()["answers"])
+
+    @property
+    def unexplored(self) -> float:
+        return self.tree.unexplored
+
+    def to_json(self) -> Row:
+        """As ``klype tree --json`` prints; an entropy without an upper bound has null there."""
+        tree = self.tree
+
+        def ends(bounds: tuple[float, float]) -> list[float | None]:
+            return [end if math.isfinite(end) else None for end in bounds]
+
+        return {
+            "answers": [
+                {"text": a.text, "low": a.low, "high": a.high, "meaning": label(a.meaning)} for a in tree.answers
+            ],
+            "unexplored": tree.unexplored,
+            "expansions": tree.expansions,
+            "lost": tree.lost,
+            "stopped": tree.stopped,
+            "meanings": [
+                {"meaning": label(c.meaning), "low": c.low, "high": c.high, "text": c.text, "answers": c.answers}
+                for c in tree.clusters
+            ],
+            "entropy": ends(tree.entropy),
+            "meaning_entropy": ends(tree.meaning_entropy),
+        }
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row per answer: text, low, high, meaning."""
+        return data_frame(self.answers)
+
+    def _repr_html_(self) -> str:
+        left = f"<p>unexplored: {self.unexplored:.4g}; same meaning by: {escape(self.judge)}</p>"
+        return html_table(self.answers[:20], ["text", "low", "high"]) + left
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerForks:
+    """Where the meaning of one answer was decided. ``tokens``: its tokens' texts, as long as ``found.positions``;
+    ``others``: the texts of the tokens that were likely at the fork."""
+
+    found: Forks
+    tokens: tuple[str, ...]
+    others: tuple[str, ...]
+    judge: str
+
+    @property
+    def fork(self) -> int | None:
+        """Index of the deciding token; None when chance could have shown as much."""
+        return self.found.fork
+
+    def to_json(self) -> Row:
+        """As ``klype forks --json`` prints."""
+        found = self.found
+        return {
+            "answer": found.text,
+            "positions": [
+                {
+                    "token": token,
+                    "strength": p.strength.json(),
+                    "variation": p.variation,
+                    "own": p.own,
+                    "right": p.right,
+                }
+                for token, p in zip(self.tokens, found.positions, strict=True)
+            ],
+            "fork": found.fork,
+            "p": found.p,
+            "before": {"own": found.before[0], "right": found.before[1]},
+            "lost": found.lost,
+            "others": [
+                {
+                    "token": token,
+                    "p": other.p,
+                    "meanings": [{"meaning": label(m), "share": share} for m, share in other.meanings[:5]],
+                }
+                for token, other in zip(self.others, found.others, strict=True)
+            ],
+            "samples": found.samples,
+        }
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row per token: token, strength, own (share of answers that mean the same after it), fork."""
+        return data_frame(self._rows())
+
+    def _rows(self) -> list[Row]:
+        return [
+            {"token": token, "strength": p.strength.value, "own": p.own, "fork": i == self.fork}
+            for i, (token, p) in enumerate(zip(self.tokens, self.found.positions, strict=True))
+        ]
+
+    def _repr_html_(self) -> str:
+        return html_table(self._rows(), ["token", "strength", "own", "fork"])

@@ -1,0 +1,171 @@
+"""The public surface: what it lists, and that its answers are the engine's, whichever method tells them."""
+
+from __future__ import annotations
+
+import doctest
+import json
+import math
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import klype
+from klype.api import model as api_model
+from klype.model import checkpoint
+from klype.model.config import ModelConfig
+from klype.model.transformer import Transformer
+from klype.text.chat import TEMPLATE
+from klype.text.tokenizer import Tokenizer
+from klype.values import Sampling
+
+SURFACE = [
+    "Answer",
+    "AnswerForks",
+    "AnswerTree",
+    "KlypeError",
+    "Model",
+    "NextToken",
+    "NextTokens",
+    "Sampling",
+    "Token",
+    "__version__",
+    "load",
+]
+"""What users may rely on: a name that is added or goes is a change of the public surface, and is said in CHANGELOG."""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the small world whose model babbles, but always the same."""
+    folder = tmp_path_factory.mktemp("api") / "run"
+    tokenizer = Tokenizer.train(["Hvem gikk? Kari gikk til skolen. Hvor er Ola? <b>æøå</b>"] * 3, 300, TEMPLATE)
+    torch.manual_seed(2)
+    config = ModelConfig(vocab_size=tokenizer.vocab_size, width=16, layers=1, heads=2, hidden=16, window=64)
+    model = Transformer(config)
+    torch.nn.init.normal_(model.head.weight, std=0.8)
+    checkpoint.save(folder / "finetune", model, tokenizer, {"stage": "finetune"})
+    (folder / "run.json").write_text(json.dumps({"settings": {"kind": "world", "world": "small"}}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(run: Path) -> klype.Model:
+    return klype.load(str(run))
+
+
+def test_the_surface_is_what_is_listed() -> None:
+    assert sorted(SURFACE) == sorted(klype.__all__) == sorted(dir(klype))
+    assert all(getattr(klype, name).__doc__ for name in SURFACE if name != "__version__")
+    with pytest.raises(AttributeError, match="no attribute 'lode'"):
+        klype.lode  # noqa: B018
+
+
+def test_importing_klype_waits_for_nothing() -> None:
+    code = "import klype, sys; print(sorted({'torch', 'numpy', 'transformers', 'pydantic'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_sampler_is_an_option() -> None:
+    options = api_model.SamplingOptions.__annotations__
+    assert {"temperature", *options} == {field.name for field in fields(Sampling)}
+
+
+def test_answers_are_the_same_alone_together_and_in_pieces(model: klype.Model) -> None:
+    many = model.ask("Hvor er Kari?", n=3, temperature=0.9, limit=12, seed=5)
+    (one,) = model.ask("Hvor er Kari?", temperature=0.9, limit=12, seed=5)
+    assert one.trace.tokens == many[0].trace.tokens
+    assert one.logprob == pytest.approx(many[0].logprob, abs=1e-4)
+    assert "".join(model.stream("Hvor er Kari?", temperature=0.9, limit=12, seed=5)) == one.text
+    assert model.chat([{"role": "user", "content": "Hvor er Kari?"}], 0.9, 12, 5).text == one.text
+    assert len({answer.text for answer in many}) > 1
+
+
+def test_a_given_answer_has_the_probabilities_that_drawing_meets(model: klype.Model) -> None:
+    scored = model.score("Hvem?", "Kari gikk")
+    assert scored.text == "Kari gikk"
+    assert scored.logprob == pytest.approx(sum(step.logp for step in scored.trace.steps))
+    listed = {token.id: token.p for token in model.next("Hvem?", top=400).tokens}
+    assert scored.tokens[0].p == pytest.approx(listed[scored.tokens[0].id], abs=1e-6)
+    (drawn,) = model.ask("Hvem?", temperature=0, limit=5)
+    steps = [step for step in drawn.trace.steps if step.token not in model.opened.stop]
+    assert [token.p for token in drawn.tokens] == [pytest.approx(math.exp(step.logp)) for step in steps]
+
+
+def test_next_tokens_sum_to_one_and_greedy_is_one_hot(model: klype.Model) -> None:
+    found = model.next("Hvem gikk", top=7, temperature=0)
+    assert sum(token.p for token in found.tokens) + found.rest == pytest.approx(1, abs=1e-5)
+    assert [token.p_tempered for token in found.tokens] == [1.0, *[0.0] * 6]
+    assert [token.p for token in found.tokens] == sorted((token.p for token in found.tokens), reverse=True)
+    (first,) = model.ask("Hvem gikk", temperature=0, limit=1)
+    assert first.trace.tokens[0] == found.tokens[0].id
+
+
+def test_samplers_are_options_of_every_way_to_ask(model: klype.Model) -> None:
+    greedy = model.ask("Hvem?", temperature=0, limit=6)[0].text
+    assert model.ask("Hvem?", temperature=1.0, limit=6, top_k=1)[0].text == greedy
+    assert model.ask("Hvem?", temperature=1.0, limit=6, min_p=1.0)[0].text == greedy
+    assert sum(token.p_tempered > 0 for token in model.next("Hvem?", top=50, temperature=1.0, top_k=3).tokens) == 3
+    with pytest.raises(klype.KlypeError, match="top_p"):
+        model.ask("Hvem?", top_p=2.0)
+
+
+def test_the_tree_holds_every_answer_within_its_interval(model: klype.Model) -> None:
+    tree = model.tree("Hvem?", budget=60, limit=2, until="budget")
+    assert sum(answer["low"] for answer in tree.answers) + tree.unexplored == pytest.approx(1, abs=1e-3)
+    assert tree.answers[0]["low"] <= tree.answers[0]["high"] <= 1
+
+
+def test_forks_look_at_the_given_answer(model: klype.Model) -> None:
+    found = model.forks("Hvem?", answer="Kari gikk", samples=8, limit=4)
+    assert len(found.tokens) == len(found.to_json()["positions"])
+    assert found.fork == found.to_json()["fork"]
+
+
+def test_results_become_json_and_pages_and_frames(model: klype.Model) -> None:
+    results: list[Any] = [
+        model.ask("<b>Hvem?", temperature=1.0, limit=8)[0],
+        model.next("Hvem?", top=400),
+        model.tree("Hvem?", budget=20, limit=4),
+        model.forks("Hvem?", samples=8, limit=4),
+    ]
+    for result in results:
+        text = json.dumps(result.to_json(), allow_nan=False)
+        assert json.loads(text) == result.to_json()
+        page = result._repr_html_()
+        assert "<" in page
+        assert "<b>" not in page
+        try:
+            import pandas  # noqa: F401
+        except ImportError:
+            with pytest.raises(klype.KlypeError, match="pandas, which is not installed"):
+                result.to_pandas()
+        else:
+            assert len(result.to_pandas().columns) >= 3
+
+
+def test_what_cannot_be_is_one_sentence(model: klype.Model, tmp_path: Path) -> None:
+    for doing, said in (
+        (lambda: model.ask(" "), "no text"),
+        (lambda: model.ask("Hvem? " * 90), "tokens"),
+        (lambda: model.score("Hvem?", "Kari gikk " * 90), "more than the window"),
+        (lambda: model.chat([]), "user's message"),
+        (lambda: model.ask("Hvem?", temperature=math.nan), "temperature"),
+        (lambda: klype.load(str(tmp_path / "none")), "no model"),
+    ):
+        with pytest.raises(klype.KlypeError, match=said):
+            doing()
+
+
+def test_the_examples_of_the_docs_run(run: Path) -> None:
+    for module in (klype, api_model):
+        found = doctest.testmod(
+            module, extraglobs={"klype": klype, "run": str(run)}, optionflags=doctest.ELLIPSIS, verbose=False
+        )
+        assert found.attempted > 0
+        assert found.failed == 0
