@@ -198,6 +198,8 @@ class Figure:
         if self.value is None or not math.isfinite(self.value):
             return {"value": None, "why": self.why or "not finite"}
         out: dict[str, Any] = {"value": self.value, "low": self.low, "high": self.high, "n": self.n, "unit": self.unit}
+        if self.low is None and self.why:
+            out["why"] = self.why
         if self.certain:
             out["certain"] = True
         if self.judge:

@@ -126,9 +126,10 @@ def test_open_ended_and_erred_sum_to_one_and_survival_never_rises(rows: list[tup
     for parts in zip(curves.open, curves.ended, curves.erred, strict=True):
         assert sum(parts) == pytest.approx(1)
     for figures in (curves.r, curves.k):
-        values = [figure.value for figure in figures]
-        assert all(b <= a + 1e-12 for a, b in itertools.pairwise(values))
-        assert all(f.low is None or f.low <= f.value <= f.high for f in figures)
+        told = [figure for figure in figures if figure.value is not None]
+        assert all(b.value <= a.value + 1e-12 for a, b in itertools.pairwise(told))
+        assert all(f.low is None or f.low <= f.value <= f.high for f in told)
+        assert all(figure.why for figure in figures if figure.low is None)
 
 
 @given(chains)
@@ -137,6 +138,17 @@ def test_without_censoring_r_is_the_share_without_an_error(rows: list[tuple[int,
     for t, figure in enumerate(survival(answers).r, 1):
         share = np.mean([answer.first_error is None or answer.first_error > t for answer in answers])
         assert figure.value == pytest.approx(share)
+
+
+def test_k_stops_where_fewer_than_ten_questions_are_at_risk() -> None:
+    """Twelve answers at first, four of a fifth word: where nobody is left a hazard of 0 would keep K too high."""
+    answers = [answered(str(i), 3 if i < 8 else 9, "stop", s=(0.8,) * (4 if i < 8 else 10)) for i in range(12)]
+    curves = survival(answers)
+    assert [figure.value is not None for figure in curves.k] == [True] * 4 + [False] * 6
+    assert all("fewer than ten" in figure.why for figure in curves.k[4:] + curves.difference[4:])
+    assert all(figure.value is not None for figure in curves.r)
+    at_last = measure(Evidence(answers))["would_survive"]
+    assert at_last.value == pytest.approx(0.8**4)
 
 
 def test_a_constant_hazard_is_s_to_the_power_t() -> None:
@@ -172,6 +184,37 @@ def test_no_error_seen_is_not_certainty() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("n", [10, 30, 100, 300])
+def test_bins_hold_ten_questions_at_least(n: int) -> None:
+    said = np.linspace(0.01, 0.99, n)
+    table = bins(said, (said > 0.5).astype(float), range(n))
+    assert len(table) == max(1, min(10, n // 10))
+    assert all(figure.n >= 10 for _, figure in table)
+
+
+def test_the_calibration_error_of_an_honest_forecaster_may_be_nothing() -> None:
+    """Ten answers, one a bin, left nothing for chance: 0 was never in the interval."""
+    rng = np.random.default_rng(1)
+    held = []
+    for _ in range(200):
+        said = rng.random(10)
+        figure = calibration_error(said, (rng.random(10) < said).astype(float), range(10))
+        assert figure.low <= figure.value <= figure.high
+        held.append(figure.low == 0)
+    assert np.mean(held) >= 0.93
+    all_right = calibration_error([0.9] * 10, [1.0] * 10, range(10))
+    assert all_right.low == 0
+    assert all_right.high > 0.1
+
+
+def test_a_large_calibration_error_of_many_is_within_its_interval_however_many() -> None:
+    rng = np.random.default_rng(2)
+    for n in (300, 3000, 30_000):
+        figure = calibration_error(np.full(n, 0.9), (rng.random(n) < 0.1).astype(float), range(n))
+        assert figure.low < 0.8 < figure.high
+        assert figure.high - figure.low == pytest.approx(2 * 1.96 * 0.3 / n**0.5, rel=0.1)
+
+
 def test_an_honest_forecaster_has_no_calibration_error_and_a_boaster_has_his_gap() -> None:
     rng = np.random.default_rng(0)
     said = rng.random(4000)
@@ -243,7 +286,7 @@ def test_every_measure_is_left_out_or_has_a_value_inside_its_interval(samples: i
     alone = {"same_text", "same_meaning", "common_prefix", "meaning_entropy"}  # need two draws
     assert set(figures) == (names if samples > 1 else names - alone)
     for figure in figures.values():
-        assert figure.low <= figure.value <= figure.high
+        assert figure.why if figure.low is None else figure.low <= figure.value <= figure.high
         assert figure.unit
     assert measure(Evidence()) == {}
 

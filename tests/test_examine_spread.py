@@ -113,6 +113,21 @@ def test_good_turing_lies_in_zero_one(said: list[int]) -> None:
     assert figure.value == sum(said.count(x) == 1 for x in set(said)) / len(said)
 
 
+def test_ten_draws_that_all_differ_do_not_show_that_all_is_unseen() -> None:
+    figure = good_turing(list(range(10)))
+    assert figure.low < 0.75
+    assert figure.high == figure.value == 1
+    assert good_turing(["a"] * 10).high > 0.2
+
+
+def test_unseen_is_good_turings_where_probabilities_are_not_told() -> None:
+    said = [Answered(q, (w,), "stop") for q, words in (("a", "xxyz"), ("b", "xxxx")) for w in words]
+    assert measure(Evidence(said))["unseen"].value == pytest.approx((2 / 4 + 0 / 4) / 2)
+    alone = measure(Evidence(said[:4]))["unseen"]
+    assert alone.value == pytest.approx(2 / 4)
+    assert alone.low < 0.5 < alone.high
+
+
 def test_estys_interval_covers_the_unseen_mass() -> None:
     rng = np.random.default_rng(0)
     p = rng.dirichlet(np.full(300, 0.3))
@@ -172,6 +187,14 @@ def test_a_random_score_gains_nothing_in_the_mean() -> None:
     right = (rng.random(200) < 0.7).tolist()
     values = [rejection_ratio(rng.random(200).tolist(), right, range(200), 0).value for _ in range(20)]
     assert abs(np.mean(values)) < 5 * np.std(values) / math.sqrt(20)
+
+
+def test_few_wrong_answers_say_too_little_of_what_a_score_gains() -> None:
+    right = [True] * 35 + [False] * 5
+    few = rejection_ratio(np.linspace(0, 1, 40).tolist(), right, range(40))
+    assert few.value == pytest.approx(1)
+    assert few.low is None
+    assert "too few" in few.why
 
 
 def test_the_last_point_of_risk_coverage_is_the_error_rate() -> None:

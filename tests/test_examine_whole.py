@@ -126,7 +126,11 @@ def test_the_curve_of_risk_ends_at_the_share_wrong(erring: Examined) -> None:
 def test_a_constant_error_survives_as_s_to_the_n(erring: Examined) -> None:
     made = document(erring)
     assert made["figures"]["1"]["s"]["value"] == pytest.approx(0.9, abs=1e-5)
-    for k, s in zip(made["would_survive"]["1"], made["independent"]["1"], strict=True):
+    pairs = list(zip(made["would_survive"]["1"], made["independent"]["1"], strict=True))
+    told = [(k, s) for k, s in pairs if k["value"] is not None]
+    assert told == pairs[: len(told)]
+    assert len(told) > 3
+    for k, s in told:
         assert k["value"] == pytest.approx(0.9 ** k["t"], abs=1e-4)
         assert s["value"] == pytest.approx(k["value"], abs=1e-6)
     assert made["figures"]["1"]["weibull_shape"]["value"] == pytest.approx(1, abs=0.02)

@@ -25,7 +25,7 @@ def picture(document: dict[str, Any]) -> str:
             continue
         rows.sort(key=lambda row: -row[1]["value"])
         parts.append(_text(12, y, f"{title}: tokens a second", weight="bold"))
-        longest = max(figure["high"] for _, figure in rows)
+        longest = max(figure["value"] if figure["high"] is None else figure["high"] for _, figure in rows)
         for engine, figure in rows:
             y += ROW
             parts += _bar(engine, figure, longest, y)
@@ -40,7 +40,8 @@ def picture(document: dict[str, Any]) -> str:
 
 def _bar(engine: str, figure: dict[str, Any], longest: float, y: int) -> list[str]:
     colour = OURS if engine.startswith("klype") else THEIRS
-    width, low, high = (figure[k] / longest * BAR for k in ("value", "low", "high"))
+    ends = [figure["value"] if figure[k] is None else figure[k] for k in ("value", "low", "high")]
+    width, low, high = (end / longest * BAR for end in ends)
     middle = y - 5
     return [
         _text(12, y, engine),

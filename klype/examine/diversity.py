@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Hashable, Sequence
 from itertools import combinations
 
+from klype.examine.intervals import NORMAL
 from klype.values import Figure
 
 
@@ -34,15 +35,18 @@ def unseen_known(logp: Sequence[tuple[Hashable, float]]) -> float:
 
 
 def good_turing(classes: Sequence[Hashable]) -> Figure:
-    """The probability of what was not seen, n₁/N, with Esty's (1983) interval."""
+    """The probability of what was not seen, n₁/N, with Esty's (1983) interval, four draws added: two of answers seen
+    once, two that make answers seen once into seen twice (without, ten draws that all differ had no width at all)."""
     n = len(classes)
     if n == 0:
         return Figure(None, unit="share", why="nothing was measured")
     counts = list(Counter(classes).values())
     once, twice = (sum(count == k for count in counts) for k in (1, 2))
     value = once / n
-    half = 1.959964 * math.sqrt(once * (1 - once / n) + 2 * twice) / n
-    return Figure(value, max(0.0, value - half), min(1.0, value + half), n, "share")
+    n_more, once_more = n + 4, once + 2
+    centre = once_more / n_more
+    half = NORMAL * math.sqrt(once_more * (1 - centre) + 2 * (twice + 2)) / n_more
+    return Figure(value, max(0.0, min(value, centre - half)), min(1.0, max(value, centre + half)), n, "share")
 
 
 def common_prefix(answers: Sequence[Sequence[Hashable]]) -> float | None:

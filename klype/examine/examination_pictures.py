@@ -7,7 +7,7 @@ from typing import Any
 
 from klype.examine.charts import Cell, Option, Panel, Picture, axis, canvas, curve_with_band, line, lines
 from klype.examine.facts import FigureFacts
-from klype.examine.pictures import formula
+from klype.examine.pictures import formula, said_survival
 from klype.examine.say import Say, visible
 
 Document = Mapping[str, Any]
@@ -50,9 +50,7 @@ def survival(document: Document, say: Say) -> Picture | None:
         drawn_lines = _shares(lines(axis(say("axis.words"), min=1), axis(percent=True, min=0, max=1), series))
         panels.append(Panel(say("panel.temperature", t=say.plain(float(t))), drawn_lines, 300))
         if t == document["main"] or not title:
-            at = min(len(curve), 10) - 1
-            values = {n: say.value(figures[at], "survival") for n, figures, *_ in parts}
-            title = say("exam.survival", n=at + 1, k=values["k"], independent=values["independent"])
+            title = said_survival(say, "exam.survival", document["would_survive"][t], document["independent"][t], 10)
     columns = [say("column.measure"), f"{say('axis.temperature')}, {say('axis.words')}"]
     return _picture("survival", title, say, panels, columns, rows)
 

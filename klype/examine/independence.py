@@ -9,12 +9,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from klype.examine.evidence import Answered
-from klype.examine.intervals import Array, resampled_means
+from klype.examine.intervals import ONE, Array, few_differ, pseudo_values, ratio_limits, without_each
 from klype.examine.survival import AT_RISK, ERRED, hazards
 from klype.values import Figure
 
-RESAMPLES = 100
 UNIT = "shape"
+GROUPS = 100
+"""Questions are left out in so many groups at most: every one is a fit."""
+LEAST = 10.0
+"""Errors; from fewer there is no interval."""
 ROUNDS, NEAR = 200, 1e-7
 """Steps of a fit, and a step so small that it is the last."""
 WIDEST = 3.0
@@ -22,7 +25,8 @@ WIDEST = 3.0
 
 
 def weibull_shape(answers: Sequence[Answered], seed: int = 0) -> Figure:
-    """k by maximum likelihood (exact hazards enter as expected counts); interval: bootstrap standard error of ln k.
+    """k by maximum likelihood (exact hazards enter as expected counts); interval: of ln k, from what groups of
+    questions weigh in it.
 
     No error at all, or none but at one position: no figure.
     """
@@ -33,13 +37,17 @@ def weibull_shape(answers: Sequence[Answered], seed: int = 0) -> Figure:
     value = float(_fit(counts_TE[None])[0])
     questions = table_MTE.shape[0]
     if questions == 1:
-        return Figure(value, None, None, len(answers), UNIT, why="one question only: nothing is known about others")
-    drawn = resampled_means(table_MTE.reshape(questions, -1), seed, RESAMPLES).reshape(RESAMPLES, *counts_TE.shape)
-    kept = np.log(_fit(drawn[drawn[:, :, ERRED].sum(axis=1) > 1e-12]))
-    error = 1.96 * float(np.std(kept, ddof=1)) if len(kept) > 2 else math.inf
-    if not math.isfinite(error):
+        return Figure(value, None, None, len(answers), UNIT, why=ONE)
+    grouped = np.zeros((min(questions, GROUPS), *counts_TE.shape))
+    np.add.at(grouped, np.arange(questions) % len(grouped), table_MTE)
+    part_G = pseudo_values(np.log(value), np.log(_fit(without_each(grouped))))
+    limits = None
+    if counts_TE[:, ERRED].sum() >= LEAST and not few_differ(part_G):
+        limits = ratio_limits(part_G, np.ones_like(part_G))
+    if limits is None:
         return Figure(value, None, None, len(answers), UNIT, why="too few errors")
-    return Figure(value, value * math.exp(-error), value * math.exp(error), len(answers), UNIT)
+    low, high = (math.exp(min(end, 700.0)) for end in limits)
+    return Figure(value, min(low, value), max(high, value), len(answers), UNIT)
 
 
 def _fit(counts_BTE: Array) -> Array:

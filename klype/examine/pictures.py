@@ -225,10 +225,21 @@ def survival(facts: Facts, say: Say) -> Picture | None:
         panels.append(Panel(say("panel.temperature", t=say.plain(curve["temperature"])), drawn_lines, 300))
     if not panels:
         return None
-    k, independent = (say.value(found[0][key][-1], "survival") for key in ("k", "independent"))
-    title = say("picture.survival", k=k, independent=independent, n=len(found[0]["k"]))
+    title = said_survival(say, "picture.survival", found[0]["k"], found[0]["independent"])
     columns = [say("column.measure"), f"{say('axis.temperature')}, {say('axis.words')}", *figure_columns(say)[2:]]
     return Picture("survival", title, say("how.survival"), panels, columns, rows)
+
+
+def said_survival(
+    say: Say, key: str, k: Sequence[FigureFacts], independent: Sequence[FigureFacts], most: int = 0
+) -> str:
+    """K beside what independence says, at the last position (``most`` at most) where both are told."""
+    both = [(a, b) for a, b in zip(k, independent, strict=True) if a["value"] is not None and b["value"] is not None]
+    if most:
+        both = both[:most]
+    if not both:
+        return say("picture.few_survival")
+    return say(key, k=say.value(both[-1][0], "survival"), independent=say.value(both[-1][1], "survival"), n=len(both))
 
 
 def calibration(facts: Facts, say: Say) -> Picture | None:

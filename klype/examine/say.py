@@ -51,6 +51,8 @@ class Say:
         if value is None:
             return f"– ({self.why(figure.get('why', ''))})" if figure.get("why") else "–"
         low, high = figure.get("low"), figure.get("high")
+        if low is None and figure.get("why"):
+            return f"{self.value(figure, name)} ({self.why(figure.get('why', ''))})"
         if is_share(figure, name) and name not in EXACT:
             if low is None or high is None:
                 return self.share(value)

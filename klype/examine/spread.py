@@ -89,12 +89,15 @@ def between(low: Figure, high: Figure) -> Figure:
 
 
 def unseen(evidence: Evidence) -> Figure:
-    """The probability of answers that no draw showed, exact per question."""
+    """The probability of answers that no draw showed, exact per question; Good–Turing's n₁/N where their own
+    probabilities are not told (of one question alone, with Esty's interval)."""
+    if len({a.question for a in evidence.answers}) == 1 and any(a.drawn_logp is None for a in evidence.answers):
+        return diversity.good_turing([(a.words, a.ended) for a in evidence.answers])
 
     def left(answers: list[Answered]) -> float | None:
         known = [(a, a.drawn_logp) for a in answers if a.drawn_logp is not None]
         if len(known) < len(answers):
-            return None
+            return diversity.good_turing([(a.words, a.ended) for a in answers]).value if len(answers) > 1 else None
         # Two spellings of one text are two draws with probabilities of their own.
         return diversity.unseen_known([((a.words, a.ended, round(logp, 3)), logp) for a, logp in known])
 
@@ -106,12 +109,12 @@ def common_prefix(evidence: Evidence) -> Figure:
 
 
 def surviving(evidence: Evidence, curve: Literal["r", "k", "difference"], at: int = AT) -> Figure:
-    """R, K or K − S̄^n at one word, or at the longest answer's end, when errors are judged word by word."""
+    """R, K or K − S̄^n at one word, or at the last before it that is told, when errors are judged word by word."""
     if not evidence.by_word:
         return nothing()
     found = survival_of(evidence)
     figures = {"r": found.r, "k": found.k, "difference": found.difference}[curve]
-    return figures[min(at, len(figures)) - 1]
+    return next((figure for figure in figures[:at][::-1] if figure.value is not None), figures[0])
 
 
 def shape(evidence: Evidence) -> Figure:

@@ -3,7 +3,8 @@
 h_t, the chance that the first error is word t given right and open before it, is the mean of 1 − S over the model's
 own right prefixes when S is known there (exact per prefix), else the observed share. An answer that ended right stays
 right (a competing event: open + ended right + erred = 1 at every t, Aalen–Johansen); only the token limit censors.
-K_n = Π(1 − h_t) (Kaplan–Meier) is the one to compare with the mean S to the power n.
+K_n = Π(1 − h_t) (Kaplan–Meier) is the one to compare with the mean S to the power n; where fewer than ten questions are
+at risk it is not told (a hazard of 0 where nobody is left would keep it too high).
 """
 
 from __future__ import annotations
@@ -16,10 +17,14 @@ import numpy as np
 import numpy.typing as npt
 
 from klype.examine.evidence import Answered, Evidence
-from klype.examine.intervals import ONE, clopper_pearson, percentiles, resampled_means
+from klype.examine.intervals import ONE, difference_limits, figure_of, pseudo_values, share_limits, without_each
 from klype.values import Figure
 
 Array = npt.NDArray[np.floating[Any]]
+LEAST = 10
+"""Questions still right and open: K, and what it is compared with, stop where there are fewer."""
+FEW = "fewer than ten questions were still right and open"
+SHARES = "share of answers"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,23 +42,37 @@ class Survival:
 
 
 def survival(answers: Sequence[Answered], seed: int = 0) -> Survival:
-    """The curves up to the longest answer; intervals by resampling questions."""
+    """The curves up to the longest answer; intervals from what each question weighs in them (``pseudo_values``)."""
     table_MTE = hazards(answers)
     questions, length = table_MTE.shape[:2]
     curves = _curves(table_MTE.mean(axis=0)[None])
-    drawn = _curves(resampled_means(table_MTE.reshape(questions, -1), seed).reshape(-1, length, 4))
-    seen_T = np.cumsum(table_MTE[:, :, ERRED].sum(axis=0)) > 0
-    shares = "share of answers"
+    weighed = {}
+    if questions > 1:
+        without = _curves(without_each(table_MTE))
+        weighed = {name: pseudo_values(curves[name], without[name]) for name in curves}
+    risk_T = (table_MTE[:, :, AT_RISK] > 0).sum(axis=0)
 
-    def figure(name: str, t: int, unit: str) -> Figure:
-        return _interval(float(curves[name][0, t]), drawn[name][:, t], (questions, len(answers), bool(seen_T[t])), unit)
+    def figure(name: str, t: int, unit: str, at_risk: int = 0) -> Figure:
+        """``at_risk``: how many questions a product of hazards rests on at the last; 0: on all of them."""
+        value, n = float(curves[name][0, t]), len(answers)
+        if 0 < at_risk < LEAST:
+            return Figure(None, n=n, unit=unit, why=FEW)
+        if questions == 1:
+            return Figure(value, None, None, n, unit, why=ONE)
+        part_M, size = weighed[name][:, t], questions / (at_risk or questions)
+        if unit.startswith("difference"):
+            low, high = difference_limits(part_M, size)
+        else:
+            low, high = share_limits(part_M, np.ones(questions), size)
+        return Figure(value, min(low, value), max(high, value), n, unit)
 
+    at_risk_M, erred_M = (table_MTE[:, :, column].sum(axis=1) for column in (AT_RISK, ERRED))
     return Survival(
-        s=figure("s", length - 1, "share a word"),
-        r=tuple(figure("r", t, shares) for t in range(length)),
-        k=tuple(figure("k", t, shares) for t in range(length)),
-        independent=tuple(figure("independent", t, shares) for t in range(length)),
-        difference=tuple(figure("difference", t, "difference of shares") for t in range(length)),
+        s=figure_of(at_risk_M - erred_M, at_risk_M, len(answers), "share a word", share=True),
+        r=tuple(figure("r", t, SHARES) for t in range(length)),
+        k=tuple(figure("k", t, SHARES, int(risk_T[t])) for t in range(length)),
+        independent=tuple(figure("independent", t, SHARES, int(risk_T[t])) for t in range(length)),
+        difference=tuple(figure("difference", t, "difference of shares", int(risk_T[t])) for t in range(length)),
         open=tuple(curves["open"][0].tolist()),
         ended=tuple(curves["ended"][0].tolist()),
         erred=tuple((1 - curves["r"])[0].tolist()),
@@ -120,14 +139,3 @@ def _curves(counts_BTE: Array) -> dict[str, Array]:
 def _ratio(top: Array, under: Array) -> Array:
     """top / under, and 0 where nobody is left."""
     return np.divide(top, under, out=np.zeros_like(top), where=under > 0)
-
-
-def _interval(value: float, drawn_B: Array, counts: tuple[int, int, bool], unit: str) -> Figure:
-    questions, answers, erred = counts
-    if questions == 1:
-        return Figure(value, None, None, answers, unit, why=ONE)
-    if not erred and not unit.startswith("difference"):
-        return Figure(value, min(value, clopper_pearson(questions, questions)[0]), 1.0, answers, unit)
-    low, high = percentiles(value, drawn_B, questions)
-    floor = -1.0 if unit.startswith("difference") else 0.0
-    return Figure(value, max(floor, min(low, value)), min(1.0, max(high, value)), answers, unit)

@@ -8,7 +8,16 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from klype.examine.divergence import of, possible
-from klype.examine.intervals import Array, percentiles, ratio_of_means, resampled_means
+from klype.examine.intervals import (
+    ONE,
+    SAME,
+    Array,
+    few_differ,
+    pseudo_values,
+    ratio_limits,
+    ratio_of_means,
+    without_each,
+)
 from klype.values import Distribution, Figure
 
 TEMPERATURES = tuple(float(t) for t in np.exp(np.linspace(math.log(0.25), math.log(4.0), 49)))
@@ -28,15 +37,19 @@ def cross_entropies(p: Mapping[int, float], q: Distribution) -> Array:
 
 
 def best_temperature(table_MG: Array, seed: int = 0) -> Figure:
-    """The T of least cross-entropy, from each question's summed ``cross_entropies``; bootstrap over questions."""
+    """The T of least cross-entropy, from each question's summed ``cross_entropies``; interval: of ln T."""
     questions = table_MG.shape[0]
     if questions == 0:
         return Figure(None, unit="temperature", why="nothing was measured")
     value = float(_least(table_MG.mean(axis=0)[None])[0])
     if questions == 1:
-        return Figure(value, None, None, 1, "temperature", why="one question only: nothing is known about others")
-    low, high = percentiles(value, _least(resampled_means(table_MG, seed)), questions)
-    return Figure(value, max(0.0, min(low, value)), max(high, value), questions, "temperature")
+        return Figure(value, None, None, 1, "temperature", why=ONE)
+    part_M = pseudo_values(np.log(value), np.log(_least(without_each(table_MG))))
+    limits = None if few_differ(part_M) else ratio_limits(part_M, np.ones_like(part_M))
+    if limits is None:
+        return Figure(value, None, None, questions, "temperature", why=SAME)
+    low, high = (math.exp(min(end, 700.0)) for end in limits)
+    return Figure(value, min(low, value), max(high, value), questions, "temperature")
 
 
 def excess_error(own: Sequence[float], true: Sequence[float], seed: int = 0) -> Figure:

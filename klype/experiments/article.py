@@ -6,6 +6,7 @@ rule on figures and their intervals; the figures stand beside it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -167,9 +168,9 @@ def _figure(made: Document, name: str, t: str = "") -> dict[str, Any] | None:
 
 
 def _ends(figure: Mapping[str, Any]) -> tuple[float, float]:
-    value = float(figure["value"])
+    """Without an interval anything may be true."""
     low, high = figure.get("low"), figure.get("high")
-    return (value if low is None else float(low)), (value if high is None else float(high))
+    return (-math.inf if low is None else float(low)), (math.inf if high is None else float(high))
 
 
 def _above(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
@@ -284,7 +285,8 @@ def _independent(made: Document) -> Claim:
         return Claim("independent", "open")
     low, high = _ends(figure)
     ruling: Ruling = "refuted" if low > 0 or high < 0 else "open"
-    last = min(AT, len(made["would_survive"].get(made["main"], [])) or AT)
+    told = [f for f in made["would_survive"].get(made["main"], []) if f["value"] is not None]
+    last = min(AT, len(told) or AT)
     return Claim("independent", ruling, {"difference": ("independence", figure)}, {"n": last}, "survival")
 
 

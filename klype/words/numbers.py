@@ -50,7 +50,7 @@ def figure(value: Figure, lang: str, unit: bool = False) -> str:
         return f"\u2013 ({value.why})" if value.why else "\u2013"
     tail = f" {value.unit}" if unit and value.unit else ""
     if value.low is None or value.high is None:
-        return number(value.value, lang) + tail
+        return number(value.value, lang) + tail + (f" ({value.why})" if value.why else "")
     decimals = interval_decimals(value.low, value.high)
     ends = ("; " if lang == "nb" else ", ").join(number(end, lang, decimals) for end in (value.low, value.high))
     return f"{number(value.value, lang, decimals)} [{ends}]{tail}"

@@ -52,9 +52,9 @@ def coverage(
     if not as_json:
         for row in document["rows"]:
             verdict = "passed" if row["passed"] else "missed"
-            line = (
-                f"{verdict}  {row['covered']:.3f} [{row['low']:.3f}, {row['high']:.3f}]  {row['runs']:5}  {row['name']}"
-            )
+            ends = f"[{row['low']:.3f}, {row['high']:.3f}]" if row["low"] is not None else ""
+            held = "–" if row["covered"] is None else f"{row['covered']:.3f} {ends}"
+            line = f"{verdict}  {held:20}  {row['given']:4.0%}  n = {row['n']:3}  {row['name']}"
             terminal.console.print(line, markup=False, highlight=False)
     terminal.document(document)
 
@@ -346,4 +346,6 @@ def _ratios(document: dict[str, Any]) -> Table:
 def _spread(figure: dict[str, Any], digits: int) -> str:
     if figure["value"] is None:
         return "–"
+    if figure["low"] is None:
+        return f"{figure['value']:,.{digits}f}"
     return f"{figure['value']:,.{digits}f} [{figure['low']:,.{digits}f}–{figure['high']:,.{digits}f}]"

@@ -115,10 +115,15 @@ def _table(part: dict[str, Any], title: str) -> Table:
         table.add_row(
             name,
             f"{row['budget']:g}×",
-            f"{right['value']:.3f} [{right['low']:.3f}, {right['high']:.3f}]",
-            f"{gain['value']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]",
+            _figure(right, ""),
+            _figure(gain, "+"),
             f"{row['passes']:.2f}",
             f"{row['work']:.2f}",
             f"{estimated}{row['joules_each']:.2f}",
         )
     return table
+
+
+def _figure(figure: dict[str, Any], sign: str) -> str:
+    ends = "" if figure["low"] is None else f" [{figure['low']:{sign}.3f}, {figure['high']:{sign}.3f}]"
+    return f"{figure['value']:{sign}.3f}{ends}"

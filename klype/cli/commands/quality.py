@@ -73,6 +73,6 @@ def _table(document: dict[str, Any]) -> Table:
 
 
 def _figure(figure: dict[str, Any]) -> str:
-    if figure["low"] == figure["high"]:
+    if figure["low"] is None or figure["low"] == figure["high"]:
         return f"{figure['value']:.3f}"
     return f"{figure['value']:.3f} [{figure['low']:.3f}–{figure['high']:.3f}]"

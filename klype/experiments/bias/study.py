@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -105,7 +106,7 @@ def board(found: Sequence[Finished], source: Source, plan: Plan, test: Test, don
 def gaps(one_hot: Sequence[float], cure: Sequence[float], oracle: Sequence[float]) -> Figure:
     """The share of the way from one-hot to the oracle that a cure goes, paired by seed: Σ(o − c) / Σ(o − p)."""
     o, c, p = (np.asarray(values, float) for values in (one_hot, cure, oracle))
-    return ratio_of_means(o - c, o - p, "share of the gap")
+    return replace(ratio_of_means(o - c, o - p), unit="share of the gap")  # it may be below 0, and above 1
 
 
 def over_seeds(values: Sequence[float], unit: str, most: float = np.inf, least: float = 0.0) -> Figure:
