@@ -45,6 +45,12 @@ ATTACKS: dict[str, tuple[str, int]] = {
         "drafts of killed processes",
         3,
     ),
+    "test_preferences_damage::test_a_flipped_bit_is_found_or_is_nowhere": ("bit flips in rankings.db", 25),
+    "test_preferences_damage::test_two_thousand_flipped_bits_are_found_or_are_nowhere": (
+        "bit flips in rankings.db",
+        2000,
+    ),
+    "test_preferences_damage::test_a_changed_value_is_found_and_the_rest_is_whole": ("changed values in a store", 1),
     "test_studio_browser::test_a_hostile_answer_is_only_text": ("hostile answer in a browser", 1),
 }
 """``module::test`` → the row it counts in, and how many attacks one call of it (one set of parameters) is."""

@@ -17,6 +17,11 @@ from sqlalchemy.exc import ArgumentError, DBAPIError
 from klype.errors import KlypeError, UsageError
 
 POSTGRES = ("postgresql", "postgres", "postgresql+psycopg")
+SAVED = (
+    "klype rank with --export FILE writes what is whole: put the store away, and take it in again with --import FILE."
+)
+BROKEN = ("malformed", "could not decode", "no such ", "already exists", "syntax error", "duplicate column", "too big")
+"""What a database says of a file that it made and somebody else has changed."""
 LOCK = 0x6B6C7970  # PostgreSQL's advisory lock while tables are made
 
 
@@ -64,6 +69,10 @@ def file_of(place: str | Path) -> Path | None:
     return Path(url.database) if url.get_backend_name() == "sqlite" and url.database else None
 
 
+class DamagedError(KlypeError):
+    """The store holds something that nobody wrote."""
+
+
 @contextmanager
 def plainly(place: str) -> Iterator[None]:
     """What a database refuses, as one sentence."""
@@ -71,7 +80,9 @@ def plainly(place: str) -> Iterator[None]:
         yield
     except (DBAPIError, OSError) as error:
         cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
-        raise KlypeError(*_explained(place, str(cause).strip() or type(cause).__name__)) from error
+        raise _explained(place, str(cause).strip() or type(cause).__name__) from error
+    except DamagedError as error:
+        raise error if error.hint else DamagedError(f"The store {place} is damaged: {error.message}.", SAVED) from None
 
 
 @contextmanager
@@ -93,6 +104,15 @@ def migrate(engine: Engine, place: str) -> None:
             connection.execute(text(f"SELECT pg_advisory_xact_lock({LOCK})"))
         if _version(connection, place) != newest():  # another process may have been first
             upgrade(connection)
+
+
+def check_whole(engine: Engine) -> None:
+    """DamagedError for a file in which rows are lost, or an index says other than its table."""
+    if engine.dialect.name == "sqlite":
+        with engine.connect() as connection:
+            found = str(connection.exec_driver_sql("PRAGMA integrity_check(1)").scalar())
+        if found != "ok":
+            raise DamagedError(found.splitlines()[-1].removesuffix("."))
 
 
 def check(engine: Engine, place: str) -> None:
@@ -169,18 +189,19 @@ def _sqlite(url: URL, busy_s: float, read_only: bool) -> Engine:
     return engine
 
 
-def _explained(place: str, cause: str) -> tuple[str, str]:
+def _explained(place: str, cause: str) -> KlypeError:
     low = cause.lower()
     for sign, message, hint in (
         ("locked", f"The store {place} is locked by another program.", "Close it, or try again; nothing was lost."),
         ("lock timeout", f"The store {place} is locked by another program.", "Try again; nothing was lost."),
-        ("full", f"The disk of the store {place} is full.", "Make room; earlier rankings are safe."),
+        ("or disk is full", f"The disk of the store {place} is full.", "Make room; earlier rankings are safe."),
         ("no space", f"The disk of the store {place} is full.", "Make room; earlier rankings are safe."),
         ("readonly", f"The store {place} may not be written.", "Make the file and its folder writable."),
         ("unable to open", f"The store {place} cannot be opened.", "Check that its folder exists and may be written."),
         ("not a database", f"{place} is not a store of rankings.", "Name another file."),
-        ("malformed", f"The store {place} is damaged.", "Bring it back from a copy."),
     ):
         if sign in low:
-            return message, hint
-    return f"The store {place} could not be used: {cause.splitlines()[0]}.", "Earlier rankings are safe."
+            return KlypeError(message, hint)
+    if any(sign in low for sign in BROKEN):
+        return DamagedError(f"The store {place} is damaged: {cause.splitlines()[0]}.", SAVED)
+    return KlypeError(f"The store {place} could not be used: {cause.splitlines()[0]}.", "Earlier rankings are safe.")

@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import Connection, delete, insert, select
+from sqlalchemy import Connection, Table, delete, insert, select
 
+from klype.preferences.database import DamagedError
 from klype.preferences.records import Asked, By, Candidate, Entry
-from klype.preferences.tables import annotators, candidates, claims, dumps, questions, rankings
+from klype.preferences.tables import (
+    annotators,
+    candidates,
+    checksum,
+    claims,
+    covered,
+    dumps,
+    questions,
+    rankings,
+    sealed,
+)
 from klype.preferences.traces import trace_from, trace_row
 from klype.values import Question
+
+Row = Mapping[Any, Any]
+"""Of a table, as it is stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +51,9 @@ def annotator_id(connection: Connection, who: Annotator, now: str) -> int:
     if found is not None:
         return int(found)
     row = {"name": who.name, "by": who.by, "since": now}
-    return int(connection.execute(insert(annotators).values(row).returning(annotators.c.id)).scalar_one())
+    return int(
+        connection.execute(insert(annotators).values(sealed(annotators, row)).returning(annotators.c.id)).scalar_one()
+    )
 
 
 def added(connection: Connection, asked: Sequence[Asked]) -> list[Asked]:
@@ -80,21 +98,25 @@ def added(connection: Connection, asked: Sequence[Asked]) -> list[Asked]:
 def _question_row(mark: str, asked: Asked) -> dict[str, Any]:
     q = asked.question
     about = {"id": q.id, "answers": list(q.answers), "choices": list(q.choices), "extra": q.extra}
-    return {"digest": mark, "part": asked.part, "question": q.question, "context": q.context, "about": about}
+    row = {"digest": mark, "part": asked.part, "question": q.question, "context": q.context, "about": about}
+    return sealed(questions, row)
 
 
 def new_candidates(connection: Connection, rows: Sequence[tuple[int, Candidate]]) -> list[Candidate]:
     if not rows:
         return []
     values = [
-        {
-            "question_id": question,
-            "text": c.text,
-            "model": c.model,
-            "temperature": c.temperature,
-            "author": c.author,
-            "trace": None if c.trace is None else trace_row(c.trace),
-        }
+        sealed(
+            candidates,
+            {
+                "question_id": question,
+                "text": c.text,
+                "model": c.model,
+                "temperature": c.temperature,
+                "author": c.author,
+                "trace": None if c.trace is None else trace_row(c.trace),
+            },
+        )
         for question, c in rows
     ]
     made = connection.execute(insert(candidates).returning(candidates.c.id, sort_by_parameter_order=True), values)
@@ -110,19 +132,17 @@ def recorded(connection: Connection, entries: Sequence[Entry], now: str) -> list
     for entry in entries:
         shown = [candidate.id for candidate in entry.asked.candidates]
         assert all([entry.asked.id, *shown]), "only what is stored can be ranked"
-        rows.append(
-            {
-                "question_id": entry.asked.id,
-                "annotator_id": ids[entry.annotator],
-                "kind": entry.kind,
-                "shown": shown,
-                "ordering": [[shown[i] for i in group] for group in entry.order],
-                "at": entry.when,
-                "seconds": entry.seconds,
-                "again": entry.again,
-                "undoes": None,
-            }
-        )
+        row = {
+            "question_id": entry.asked.id,
+            "annotator_id": ids[entry.annotator],
+            "kind": entry.kind,
+            "shown": shown,
+            "ordering": [[shown[i] for i in group] for group in entry.order],
+            "at": entry.when,
+            "seconds": entry.seconds,
+            "again": entry.again,
+        }
+        rows.append(sealed(rankings, row))
     for entry in entries:
         over = (claims.c.question_id == entry.asked.id) & (claims.c.annotator_id == ids[entry.annotator])
         connection.execute(delete(claims).where(over))
@@ -133,45 +153,77 @@ def recorded(connection: Connection, entries: Sequence[Entry], now: str) -> list
 def asked_by_id(connection: Connection, part: str = "", only: Sequence[int] | None = None) -> dict[int, Asked]:
     chosen = select(questions).order_by(questions.c.id)
     answers = select(candidates).order_by(candidates.c.id)
-    if part:
-        chosen = chosen.where(questions.c.part == part)
     if only is not None and len(only) < 500:
         chosen = chosen.where(questions.c.id.in_(only))
         answers = answers.where(candidates.c.question_id.in_(only))
     groups: dict[int, list[Candidate]] = {}
-    for row in connection.execute(answers):
-        trace = None if row.trace is None else trace_from(row.trace)
-        candidate = Candidate(row.text, row.model, row.temperature, row.author, trace, row.id)
-        groups.setdefault(row.question_id, []).append(candidate)
-    out = {}
-    for row in connection.execute(chosen):
-        a = row.about
-        question = Question(a["id"], row.question, row.context, tuple(a["answers"]), tuple(a["choices"]), a["extra"])
-        out[row.id] = Asked(question, tuple(groups.get(row.id, ())), row.part, row.id)
-    return out
+    for row in connection.execute(answers).mappings():
+        groups.setdefault(row["question_id"], []).append(candidate_of(row))
+    found = [asked_of(row, groups.get(row["id"], ())) for row in connection.execute(chosen).mappings()]
+    if only is None and groups.keys() - {one.id for one in found}:
+        raise DamagedError("a question of some candidates is missing")
+    return {one.id: one for one in found if part in ("", one.part)}
 
 
 def entries_of(connection: Connection, part: str, names: Sequence[str]) -> list[Entry]:
-    undone = select(rankings.c.undoes).where(rankings.c.undoes.is_not(None))
-    query = (
-        select(rankings, annotators.c.name, annotators.c.by)
-        .join(annotators, annotators.c.id == rankings.c.annotator_id)
-        .where(rankings.c.kind != "undo", rankings.c.id.not_in(undone))
-        .order_by(rankings.c.id)
-    )
+    """What the annotators (all of them, when none is named) said and did not take back."""
+    people = {row["id"]: person_of(row) for row in connection.execute(select(annotators)).mappings()}
+    query = select(rankings).order_by(rankings.c.id)
     if names:
-        query = query.where(annotators.c.name.in_(names))
-    rows = connection.execute(query).all()
-    asked = asked_by_id(connection, part, sorted({row.question_id for row in rows}))  # one's own are few of them
-    out = []
-    for row in rows:
-        question = asked.get(row.question_id)
-        if question is None:
-            continue
+        query = query.where(rankings.c.annotator_id.in_([i for i, who in people.items() if who.name in names]))
+    rows = connection.execute(query).mappings().all()
+    asked = asked_by_id(connection, only=sorted({row["question_id"] for row in rows}))  # one's own are few of them
+    return [entry for entry in said(rows, asked, people) if part in ("", entry.asked.part)]
+
+
+def said(rows: Sequence[Row], asked: Mapping[int, Asked], people: Mapping[int, Annotator]) -> list[Entry]:
+    """The entries of rows of rankings, without those that others of the rows take back."""
+    found = [entry_of_row(row, asked, people) for row in rows]
+    undone = {row["undoes"] for row in rows}
+    return [entry for entry in found if entry is not None and entry.id not in undone]
+
+
+def entry_of_row(row: Row, asked: Mapping[int, Asked], people: Mapping[int, Annotator]) -> Entry | None:
+    """None for one that takes another back."""
+    with _checked(rankings, row):
+        question, who = asked[row["question_id"]], people[row["annotator_id"]]
+        if row["kind"] == "undo":
+            return None
+        shown, ordering = json.loads(row["shown"]), json.loads(row["ordering"])
         by_id = {candidate.id: candidate for candidate in question.candidates}
-        place = {number: i for i, number in enumerate(row.shown)}
-        order = tuple(tuple(place[number] for number in group) for group in row.ordering)
-        shown = replace(question, candidates=tuple(by_id[number] for number in row.shown))
-        rest = {"when": row.at, "seconds": row.seconds, "again": row.again, "id": row.id}
-        out.append(Entry(shown, order, row.name, row.kind, row.by, **rest))
-    return out
+        place = {number: i for i, number in enumerate(shown)}
+        order = tuple(tuple(place[number] for number in group) for group in ordering)
+        question = replace(question, candidates=tuple(by_id[number] for number in shown))
+        rest = {"when": json.loads(row["at"]), "seconds": row["seconds"], "again": bool(row["again"]), "id": row["id"]}
+        return Entry(question, order, who.name, row["kind"], who.by, **rest)
+
+
+def asked_of(row: Row, answers: Sequence[Candidate]) -> Asked:
+    with _checked(questions, row):
+        a, text, context = (json.loads(row[name]) for name in ("about", "question", "context"))
+        question = Question(a["id"], text, context, tuple(a["answers"]), tuple(a["choices"]), a["extra"])
+        return Asked(question, tuple(answers), row["part"], row["id"])
+
+
+def candidate_of(row: Row) -> Candidate:
+    with _checked(candidates, row):
+        text, model, author = (json.loads(row[name]) for name in ("text", "model", "author"))
+        trace = None if row["trace"] is None else trace_from(json.loads(row["trace"]))
+        return Candidate(text, model, row["temperature"], author, trace, row["id"])
+
+
+def person_of(row: Row) -> Annotator:
+    with _checked(annotators, row):
+        return Annotator(json.loads(row["name"]), row["by"])
+
+
+@contextmanager
+def _checked(table: Table, row: Row) -> Iterator[None]:
+    """The row is what was written. DamagedError when it is not, or speaks of another that is gone."""
+    broken = DamagedError(f"row {row['id']} of its {table.name} is not what was written")
+    if row["checksum"] is not None and row["checksum"] != checksum(table.name, [row[n] for n in covered(table)]):
+        raise broken
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise broken from error

@@ -16,7 +16,7 @@ from klype.errors import KlypeError
 from klype.preferences import database
 from klype.preferences.records import Asked, Candidate, Entry
 from klype.preferences.rows import Annotator, added, annotator_id, asked_by_id, entries_of, new_candidates, recorded
-from klype.preferences.tables import annotators, candidates, claims, questions, rankings
+from klype.preferences.tables import annotators, candidates, claims, questions, rankings, sealed
 from klype.values import Ranking
 
 LEASE_S = 900.0  # how long a question that somebody looks at is not given to others
@@ -43,6 +43,7 @@ class Store:
                 file.parent.mkdir(parents=True, exist_ok=True)
             engine = database.connect(place, busy_s, read_only)
             try:
+                database.check_whole(engine)
                 (database.check if read_only else database.migrate)(engine, named)
             except BaseException:
                 engine.dispose()
@@ -148,7 +149,7 @@ class Store:
                 "again": False,
                 "undoes": last.id,
             }
-            connection.execute(insert(rankings), [row])
+            connection.execute(insert(rankings), [sealed(rankings, row)])
             return last
 
     def entries(self, part: str = "", annotators: Sequence[str] = ()) -> list[Entry]:

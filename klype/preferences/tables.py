@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Boolean, Column, Dialect, Float, ForeignKey, Integer, MetaData, Table, Text, UniqueConstraint
@@ -10,16 +13,14 @@ from sqlalchemy.types import TypeDecorator
 
 
 class Json(TypeDecorator[Any]):
-    """Any JSON value as text. Free text is kept so as well: PostgreSQL has no zero byte, UTF-8 no lone surrogate."""
+    """Any JSON value as text, which is what is read. Free text is kept so as well: PostgreSQL has no zero byte, UTF-8
+    no lone surrogate."""
 
     impl = Text
     cache_ok = True
 
     def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
         return None if value is None else dumps(value)
-
-    def process_result_value(self, value: Any, dialect: Dialect) -> Any:
-        return None if value is None else json.loads(value)
 
 
 def dumps(value: Any) -> str:
@@ -41,6 +42,7 @@ annotators = Table(
     Column("name", Json, nullable=False, unique=True),
     Column("by", Text, nullable=False),
     Column("since", Text, nullable=False),
+    Column("checksum", Text),
 )
 questions = Table(
     "questions",
@@ -52,6 +54,7 @@ questions = Table(
     Column("question", Json, nullable=False),
     Column("context", Json, nullable=False),
     Column("about", Json, nullable=False),  # id, answers, choices, extra
+    Column("checksum", Text),
 )
 candidates = Table(
     "candidates",
@@ -63,6 +66,7 @@ candidates = Table(
     Column("temperature", Float),
     Column("author", Json, nullable=False),
     Column("trace", Json),
+    Column("checksum", Text),
 )
 rankings = Table(
     "rankings",
@@ -77,6 +81,7 @@ rankings = Table(
     Column("seconds", Float),
     Column("again", Boolean, nullable=False),
     Column("undoes", Integer, ForeignKey("rankings.id"), unique=True),
+    Column("checksum", Text),
 )
 claims = Table(
     "claims",
@@ -88,3 +93,27 @@ claims = Table(
     Column("until", Float, nullable=False),  # seconds since 1970
     UniqueConstraint("question_id", "annotator_id"),
 )
+SEALED = (annotators, questions, candidates, rankings)
+"""Tables of which every row carries a checksum; NULL was written by a klype that knew none."""
+
+
+def covered(table: Table) -> list[str]:
+    """The columns that a row's checksum is of: all that is written once."""
+    return [column.name for column in table.columns if column.name not in ("id", "priority", "checksum")]
+
+
+def checksum(name: str, stored: Sequence[Any]) -> str:
+    """Of a row of the table ``name``, from its values as they are stored. No disk makes another that fits."""
+    return hashlib.sha256(json.dumps([name, *stored], default=repr).encode()).hexdigest()[:12]
+
+
+def sealed(table: Table, row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row to insert, with its checksum. What is no number of the database's is nothing."""
+    values = {name: row.get(name) for name in covered(table)}
+    for column in table.columns:
+        value = values.get(column.name)
+        if isinstance(column.type, Float) and value is not None:
+            values[column.name] = float(value) if math.isfinite(value) else None
+    texts = {name for name in values if isinstance(table.c[name].type, Json) and values[name] is not None}
+    stored = [dumps(value) if name in texts else value for name, value in values.items()]
+    return {**values, "checksum": checksum(table.name, stored)}

@@ -51,6 +51,7 @@ def command(
 ) -> None:
     """Rank the answers in a run's store (or bring rankings in and out), and see how well the rankers agree."""
     terminal = Terminal(as_json, lang)
+    from klype.preferences.database import DamagedError
     from klype.preferences.formats import FORMATS
     from klype.preferences.store import Store
     from klype.runs import ranking
@@ -69,22 +70,40 @@ def command(
     found = find_model(run)
     if found.run is None and not store:
         raise UsageError(f"{run} belongs to no run, so that it has no store.", "Name one with --store.")
-    with Store.open(store) if store else ranking.open_store(_folder(found)) as opened:
-        done = 0
-        if from_:
-            _drawn(opened, terminal, from_, (tuple(temperature or (1.0,)), n, steps, seed))
-        first = _first(opened, found, seed) if active else []
-        if import_ is not None:
-            from klype.preferences import formats
+    try:
+        with Store.open(store) if store else ranking.open_store(_folder(found)) as opened:
+            done = 0
+            if from_:
+                _drawn(opened, terminal, from_, (tuple(temperature or (1.0,)), n, steps, seed))
+            first = _first(opened, found, seed) if active else []
+            if import_ is not None:
+                from klype.preferences import formats
 
-            done = opened.put(formats.read(import_))
-        elif simulate or taste:
-            done = _simulated(opened, found, (taste or [""], noise, annotator), (steps, seed, first))
-        elif judge:
-            done = _judged(opened, judge, (steps, seed, first))
-        elif export is None and not from_:
-            done = _by_hand(opened, terminal, annotator or "you", steps, repeats)
-        _tell(opened, terminal, {"run": run, "store": opened.place, "new": done}, export, form)
+                done = opened.put(formats.read(import_))
+            elif simulate or taste:
+                done = _simulated(opened, found, (taste or [""], noise, annotator), (steps, seed, first))
+            elif judge:
+                done = _judged(opened, judge, (steps, seed, first))
+            elif export is None and not from_:
+                done = _by_hand(opened, terminal, annotator or "you", steps, repeats)
+            _tell(opened, terminal, {"run": run, "store": opened.place, "new": done}, export, form)
+    except DamagedError as damaged:
+        if export is None:
+            raise
+        _salvaged(damaged, store or _folder(found) / ranking.STORE, export, form)
+
+
+def _salvaged(damaged: KlypeError, place: str | Path, export: Path, form: Any) -> None:
+    """Writes what is whole, and says so: it is a failure all the same."""
+    from klype.preferences import formats
+    from klype.preferences.salvage import whole_entries
+
+    entries, lost = whole_entries(place)
+    formats.export(export, entries, form)
+    kept = f"What is whole of it, {len(entries)} rankings, is in {export}; {lost} are damaged."
+    raise KlypeError(
+        damaged.message, f"{kept} Put the store away, and take them into a new one with --import {export}."
+    )
 
 
 def _folder(found: Found) -> Path:
