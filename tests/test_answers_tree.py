@@ -97,6 +97,19 @@ def test_until_mode_stops_with_the_mode() -> None:
     assert tree.expansions < 20
 
 
+def test_a_mode_that_rounding_could_change_is_not_certain() -> None:
+    """ "" has .5, "a" has .49999988, and nearly nothing is left: float32 cannot tell which of them is likelier."""
+    even = [0.5, 0.49999988, 0, 1.2e-8]
+    table = np.array([[1, 0, 0, 0], [1 - 1e-12, 0, 0, 1e-12], [1, 0, 0, 0], even])
+    source, codec = table_source(table)
+    tree = grow(source, [3], TreeSettings(limit=40, budget=30, until="mode", batch=1), codec.spell)
+    assert tree.stopped != "mode"
+    assert tree.answers[0].low < tree.answers[1].high
+    clear = np.array([[1, 0, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0], [0.5, 0.49, 0, 0.01]])
+    source, codec = table_source(clear)
+    assert grow(source, [3], TreeSettings(limit=40, budget=30, until="mode", batch=1), codec.spell).stopped == "mode"
+
+
 def test_until_mass_stops_below_eps() -> None:
     table = np.array([[1, 0, 0], [0.6, 0.2, 0.2], [0.3, 0.3, 0.4]])
     source, codec = table_source(table)

@@ -154,6 +154,11 @@ class Growth:
     def unexplored(self) -> float:
         return max(0.0, 1.0 - math.fsum(found.low for found in self.sums.values()))
 
+    @property
+    def error(self) -> float:
+        """By how much rounding may have changed a text's mass (relatively), or the sum of all."""
+        return ROUNDING * (1 + max((found.longest for found in self.sums.values()), default=0))
+
     def prefixes(self, beginnings: Sequence[tuple[Tokens, float]]) -> list[Tokens]:
         return [self.prompt + tokens for tokens, _ in beginnings]
 
@@ -199,8 +204,8 @@ class Growth:
         if self.settings.until == "mass" and unexplored < self.settings.eps:
             return "mass"
         if self.settings.until == "mode":
-            best = heapq.nlargest(2, (found.low for found in self.sums.values()))
-            if best and best[0] > (best[1] if len(best) > 1 else 0.0) + unexplored:
+            best = [*heapq.nlargest(2, (found.low for found in self.sums.values())), 0.0, 0.0]
+            if best[0] * (1 - self.error) > best[1] * (1 + self.error) + unexplored + self.error:
                 return "mode"
         return "budget" if self.expansions >= self.settings.budget else None
 
@@ -321,10 +326,11 @@ def _finished(growth: Growth, meaning: Meaning) -> Tree:
     for spelled, found in sorted(growth.sums.items(), key=lambda item: (-item[1].low, item[0])):
         text = spelled.decode("utf-8", errors="replace")
         error = ROUNDING * (found.longest + 1)
-        high = found.low + (min(unexplored, reach.of(spelled)) if len(answers) < TIGHTENED else unexplored)
-        low, high = max(0.0, found.low * (1 - error)), min(1.0, high * (1 + error) + error * unexplored)
+        left = unexplored + growth.error
+        high = found.low + (min(left, reach.of(spelled)) if len(answers) < TIGHTENED else left)
+        low, high = max(0.0, found.low * (1 - error)), min(1.0, high * (1 + error))
         answers.append(Found(text, low, high, meaning(text), found.tokens, found.mass))
-    clusters = _clusters(answers, unexplored)
+    clusters = _clusters(answers, unexplored + growth.error)
     opened = _opened(growth)
     return Tree(
         answers=tuple(answers),
@@ -347,8 +353,8 @@ def _clusters(answers: Sequence[Found], unexplored: float) -> tuple[Cluster, ...
     for meaning, members in groups.items():
         low = math.fsum(member.low for member in members)
         most = max(members, key=lambda member: member.low)
-        error = ROUNDING * (1 + max(len(member.tokens) for member in members))
-        clusters.append(Cluster(meaning, low, min(1.0, low + unexplored + error), most.text, len(members)))
+        error = 2 * ROUNDING * (1 + max(len(member.tokens) for member in members))  # ``low`` is below what was summed
+        clusters.append(Cluster(meaning, low, min(1.0, low * (1 + error) + unexplored), most.text, len(members)))
     return tuple(sorted(clusters, key=lambda cluster: -cluster.low))
 
 
