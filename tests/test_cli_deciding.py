@@ -63,3 +63,11 @@ def test_budgets_for_decoders_and_for_servers() -> None:
         deciding.split("forks", "lots")
     with pytest.raises(UsageError, match="nothing to check with"):
         told("verify-variants")
+
+
+def test_a_model_without_one_token_for_yes_cannot_verify_by_it() -> None:
+    """Letter by letter "Yes" ends in "s", which says nothing of yes."""
+    letters = tuple(".YesNo yn")
+    _, codec = table_source(np.eye(len(letters)), letters=letters)
+    opened = cast(Any, SimpleNamespace(source=SimpleNamespace(codec=codec), say=codec.encode, prompt=codec.prompt))
+    assert deciding._yes(opened, "q") == {}

@@ -7,7 +7,10 @@ import random
 import numpy as np
 import pytest
 
+from klype.errors import UsageError
 from klype.judge.meaning import JudgeModel, label, meaning_of, text_meaning, world_meaning
+from klype.preferences.tastes import ModelJudge
+from klype.sources.source import tokens_of
 from klype.values import Distribution, Question
 from klype.world import World
 
@@ -61,11 +64,29 @@ class Says:
     def prompt(self, messages: object) -> list[int]:
         return [8]
 
-    def decode(self, ids: object) -> str:
-        return ""
+    def decode(self, ids: list[int]) -> str:
+        return "".join({0: "Yes", 1: "No", 3: "yes", 4: "no", 5: "Y", 6: "es", 7: "N", 2: "o"}.get(i, "") for i in ids)
 
     def next(self, prefixes: object, top: int = -1) -> list[Distribution]:
-        return [Distribution(np.arange(3), np.log(np.array(self.p) + 1e-12))]
+        return [Distribution(np.arange(len(self.p)), np.log(np.array(self.p) + 1e-12))]
+
+
+class InPieces(Says):
+    """Whose "Yes" is "Y" and "es", its "No" "N" and "o"."""
+
+    def encode(self, text: str) -> list[int]:
+        return [8, *{"Yes": [5, 6], "No": [7, 2], "": []}.get(text.strip(), [9, 9])]
+
+
+def test_the_last_piece_of_a_word_is_no_evidence_of_it() -> None:
+    """ "es" and "o" end many words: a judge whose words take several tokens does not decide by them."""
+    assert tokens_of(InPieces(0.1, 0.1), "Yes") == set()  # type: ignore[arg-type]
+    assert tokens_of(Says(0.1, 0.1), "Yes") == {0, 3}  # type: ignore[arg-type]
+    piece = InPieces(0.0, 0.0)
+    piece.p = [0.0, 0.0, 0.1, 0.0, 0.0, 0.0, 0.9]
+    assert JudgeModel(piece)(Question("q", "Who?", answers=("Kari",)), "Kari").decision == "undecided"  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="one token"):
+        ModelJudge(piece)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from klype.errors import UsageError
 from klype.judge.meaning import text_meaning, world_meaning
 from klype.judge.text import choice_match, normalise, number_match
 from klype.runs.truth import read_questions
-from klype.sources.source import Codec, Source
+from klype.sources.source import Codec, Source, tokens_of
 from klype.train.rewards import RewardModel
 from klype.values import Question
 from klype.world import World
@@ -251,7 +251,7 @@ def _posed(codec: Codec, rows: Rows, question: Question, seed: int) -> Posed:
         "variants": checks.variants,
         "contrast": checks.contrast,
         "question": checks.given(asked_back),
-        "yes": checks.yes(checked, *(_first(codec, word) for word in ("Yes", "No"))),
+        "yes": checks.yes(checked, *(_whole(codec, word) for word in ("Yes", "No"))),
     }
     if rows.states is not None:
         states = rows.states
@@ -281,9 +281,10 @@ def _exchanged(question: Question) -> Question:
     return Question(question.id, f"{text}\nA: {second}\nB: {first}", choices=(second, first))
 
 
-def _first(codec: Codec, word: str) -> tuple[int, ...]:
-    """The token with which a word begins behind a text."""
-    return _behind(codec, "Right?", word)[:1]
+def _whole(codec: Codec, word: str) -> tuple[int, ...]:
+    """The tokens that are the whole word behind a text; none where it takes several."""
+    pieces = _behind(codec, "Right?", word)
+    return pieces if len(pieces) == 1 else tuple(tokens_of(codec, word))
 
 
 def _chosen(rows: Rows, order: int) -> list[Question]:

@@ -119,7 +119,7 @@ def _checks(opened: Opened, question: str, context: bool, name: str, chat: bool)
     if context:
         known |= {"contrast": checks.contrast, "variants": checks.variants}
     if chat:
-        known["yes"] = _yes(opened, question)
+        known |= _yes(opened, question)
     if name == "verify-question":
         known["question"] = checks.given(lambda answer: _joined(opened, answer, question))
     if name == "verify-statement":
@@ -137,14 +137,19 @@ def _joined(opened: Opened, first: str, then: str) -> tuple[tuple[int, ...], tup
     return tuple(opened.plain(first.strip() or ".")), tuple(opened.say(f" {then.strip() or '.'}"))
 
 
-def _yes(opened: Opened, question: str) -> Check:
+def _yes(opened: Opened, question: str) -> dict[str, Check]:
+    """None where the model has not one token each for yes and no."""
     from klype.answers.decoders import checks
+    from klype.sources.source import tokens_of
 
     def put(answer: str) -> tuple[int, ...]:
         text = f"{question}\nProposed answer: {answer}\nIs the proposed answer right? Yes or No?"
         return tuple(opened.prompt([{"role": "user", "content": text}]))
 
-    def first(word: str) -> list[int]:
-        return [opened.say(word)[0], opened.say(f" {word}")[0], *opened.source.codec.encode(word)[-1:]]
+    def whole(word: str) -> list[int]:
+        said = [opened.say(spelled) for spelled in (word, f" {word}")]
+        firsts = {ids[0] for ids in said if opened.source.codec.decode(ids[:1]).strip() == word}
+        return sorted(firsts | tokens_of(opened.source.codec, word))
 
-    return checks.yes(put, first("Yes"), first("No"))
+    yes, no = whole("Yes"), whole("No")
+    return {"yes": checks.yes(put, yes, no)} if yes and no else {}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 
 from klype.judge.text import Judgement, choices_named, normalise, numbers
-from klype.sources.source import Source
+from klype.sources.source import Source, tokens_of
 from klype.values import Question
 from klype.world import World
 
@@ -80,11 +80,4 @@ class JudgeModel:
         return Judgement("right" if yes > no else "wrong", self.name)
 
     def _mass(self, p: Callable[[int], float | None], word: str) -> float:
-        """Of the first tokens of the word's usual spellings."""
-        spellings = (word, f" {word}", word.lower(), f" {word.lower()}")
-        first = {self.source.codec.encode(spelled)[-1:][0] for spelled in spellings if self._one(spelled)}
-        return sum(p(token) or 0.0 for token in first)
-
-    def _one(self, spelled: str) -> bool:
-        """Whether the word is one token (a beginning token apart)."""
-        return len(self.source.codec.encode(spelled)) - len(self.source.codec.encode("")) <= 1
+        return sum(p(token) or 0.0 for token in tokens_of(self.source.codec, word))

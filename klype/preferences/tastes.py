@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 
 from klype.errors import UsageError
 from klype.preferences.annotator import Annotator
-from klype.sources.source import Source
+from klype.sources.source import Source, tokens_of
 from klype.values import Question, Verdict
 
 
@@ -60,7 +60,7 @@ class ModelJudge:
 
     def __init__(self, source: Source, yes: str = "Yes", no: str = "No", likely: float = 1e-6) -> None:
         self._source, self._likely = source, likely
-        self._yes, self._no = self._first(yes), self._first(no)
+        self._yes, self._no = tokens_of(source.codec, yes), tokens_of(source.codec, no)
         if not self._yes or not self._no or self._yes & self._no:
             raise UsageError(f"The model {source.name} cannot judge: {yes} and {no} are not told apart by one token.")
 
@@ -84,13 +84,3 @@ class ModelJudge:
         if yes + no < self._likely:
             return 0.0  # no opinion: tied with all others like it
         return math.log(max(yes, 1e-9)) - math.log(max(no, 1e-9))
-
-    def _first(self, word: str) -> set[int]:
-        """The tokens that stand for the whole word in one of its usual spellings."""
-        start = len(self._source.codec.encode(""))
-        found = set()
-        for spelled in (word, f" {word}", word.lower(), f" {word.lower()}"):
-            ids = self._source.codec.encode(spelled)
-            if len(ids) - start <= 1 and self._source.codec.decode(ids[-1:]).strip().lower() == word.lower():
-                found.add(ids[-1])
-        return found

@@ -33,6 +33,18 @@ class Codec(Protocol):
         ...
 
 
+def tokens_of(codec: Codec, word: str) -> set[int]:
+    """The tokens that are the whole word in one of its usual spellings: none where it takes several, of which the last
+    says nothing of the word."""
+    start = len(codec.encode(""))
+    found = set()
+    for spelled in (word, f" {word}", word.lower(), f" {word.lower()}"):
+        ids = codec.encode(spelled)
+        if len(ids) - start <= 1 and codec.decode(ids[-1:]).strip().lower() == word.lower():
+            found.add(ids[-1])
+    return found
+
+
 class Source(Protocol):
     """``name`` says which weights answer; it is what traces carry."""
 

@@ -328,7 +328,7 @@ WHY = {
     "contrast": "It needs the question without its context.",
     "variants": "It needs the question put in other ways.",
     "likelihood": "",
-    "yes": "It needs a chat template.",
+    "yes": "It needs a chat template, and one token each for Yes and No.",
     "question": "It needs a prompt that holds an answer.",
     "statement": "It needs to know what an answer states.",
 }
