@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket as sockets
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,14 +47,20 @@ def ask(guarded: ASGIApp, method: str, path: str, **sent: Any) -> httpx.Response
 @contextmanager
 def running(guarded: ASGIApp | None = None, rules: Rules | None = None) -> Iterator[str]:
     """The app on a real socket, in a thread; yields its URL."""
+    with running_at(listen("127.0.0.1", 0), guarded, rules) as port:
+        yield f"http://127.0.0.1:{port}"
+
+
+@contextmanager
+def running_at(socket: sockets.socket, guarded: ASGIApp | None = None, rules: Rules | None = None) -> Iterator[int]:
+    """As ``running``, on this socket; yields its port."""
     rules = rules or Rules()
     guarded = guarded or app([served()], rules=rules)
-    socket = listen("127.0.0.1", 0)
     uvicorn = server(guarded, rules, grace=20)
     thread = threading.Thread(target=uvicorn.run, kwargs={"sockets": [socket]}, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{socket.getsockname()[1]}"
+        yield int(socket.getsockname()[1])
     finally:
         uvicorn.should_exit = True
         thread.join(30)

@@ -13,7 +13,8 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.types import Message
 from starlette.websockets import WebSocket
 
-from klype.serve.guard import COOKIE, Guard, Rules, is_loopback, session
+from klype.serve.guard import COOKIE, Guard, Rules, is_loopback
+from klype.serve.sessions import Sessions
 from klype.serve.settings import ServeSettings
 
 OWN = "localhost:8000"
@@ -53,9 +54,9 @@ async def talk(socket: WebSocket) -> None:
     await socket.close()
 
 
-def guarded(rules: Rules | None = None) -> Guard:
+def guarded(rules: Rules | None = None, sessions: Sessions | None = None) -> Guard:
     routes = [Route("/{path:path}", echo, methods=["GET", "POST"]), WebSocketRoute("/ws", talk)]
-    return Guard(Starlette(routes=routes), rules or Rules())
+    return Guard(Starlette(routes=routes), rules or Rules(), sessions)
 
 
 async def call(app: Guard, headers: dict[str, str], kind: str = "http", path: str = "/") -> list[Message]:
@@ -116,9 +117,14 @@ def test_keys() -> None:
         assert status({"host": OWN, "authorization": wrong}, rules) == 401, wrong
     assert status({"host": OWN, "authorization": "Bearer hemmelig"}, rules) == 200
     assert status({"host": OWN, "authorization": "bearer  hemmelig "}, rules) == 200
-    assert status({"host": OWN, "cookie": f"a=b; {COOKIE}={session('hemmelig')}"}, rules) == 200
-    assert status({"host": OWN, "cookie": f"{COOKIE}=hemmelig"}, rules) == 401
-    assert status({"host": OWN, "cookie": f"{COOKIE}={session('annen')}"}, rules) == 401
+    sessions = Sessions()
+    value = sessions.begin()
+    cookie = {"host": OWN, "cookie": f"a=b; {COOKIE}={value}"}
+    assert asyncio.run(call(guarded(rules, sessions), cookie))[0]["status"] == 200
+    assert status(cookie, rules) == 401
+    for wrong in ("hemmelig", "", value[:-1], '"', "\xe6"):
+        sent = asyncio.run(call(guarded(rules, sessions), {"host": OWN, "cookie": f"{COOKIE}={wrong}"}))
+        assert sent[0]["status"] == 401, wrong
     assert asyncio.run(call(guarded(rules), {"host": OWN}, "websocket", "/ws"))[0]["type"] == "websocket.close"
 
 
@@ -126,7 +132,11 @@ def test_health_and_metrics_need_no_key_on_this_machine() -> None:
     rules = Rules(key="hemmelig")
     for path in ("/health", "/metrics"):
         assert status({"host": OWN}, rules, path) == 200
-        assert status({"host": OWN, "x-forwarded-for": "8.8.8.8"}, rules, path) == 401
+        for proxy in ("X-Forwarded-For", "x-forwarded-host", "x-forwarded-proto", "forwarded", "via", "x-real-ip",
+                      "x-client-ip", "true-client-ip", "cf-connecting-ip", "x-original-forwarded-for"):  # fmt: skip
+            assert status({"host": OWN, proxy: "8.8.8.8"}, rules, path) == 401, proxy
+        public = Rules(key="hemmelig", hosts=rules.hosts | {"klype.example"})
+        assert status({"host": "klype.example"}, public, path) == 401
         assert status({"host": "evil.example"}, rules, path) == 403
     for path in ("/health/", "/Health", "/health/../v1/models", "//health"):
         assert status({"host": OWN}, rules, path) == 401

@@ -23,6 +23,7 @@ from starlette.types import Receive, Scope, Send
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
+from klype.cli.listening import listening
 from klype.cli.main import call
 from klype.errors import KlypeError, UsageError
 from klype.model import checkpoint
@@ -30,7 +31,7 @@ from klype.serve.app import app
 from klype.serve.guard import Rules
 from klype.serve.served import Served
 from klype.serve.server import listen
-from tests.serve_toys import running, served
+from tests.serve_toys import running, running_at, served
 
 CHAT: Any = [{"role": "user", "content": "hvor gikk hun?"}]
 ENDLESS = {"model": "long", "prompt": "hun", "max_tokens": 4000, "stream": True, "ignore_eos": True}
@@ -334,6 +335,21 @@ def test_a_port_that_is_taken_is_said(folder: Path) -> None:
         call(["serve", str(folder / "none"), "--port", "0"])
     with pytest.raises(UsageError, match="--port"):
         listen("127.0.0.1", 70000)
+
+
+def test_addresses_are_bound_however_they_are_written() -> None:
+    """As they stand in a URL too."""
+    try:
+        listen("::1", 0).close()
+    except KlypeError:
+        pytest.skip("this machine has no IPv6")
+    for host in ("[::1]", "::1", "127.0.0.1", "localhost"):
+        entrance = listening(host, 0, None, "key")
+        with entrance.socket, running_at(entrance.socket) as port:
+            assert entrance.url == f"http://{'[::1]' if '::' in host else host}:{port}/"
+            assert httpx.get(f"{entrance.url}health").json() == {"status": "ok"}
+    with pytest.raises(UsageError, match="can be reached from other machines"):
+        listening("[::]", 0, None, "key")
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -11,9 +12,11 @@ from nicegui import ElementFilter, ui
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
+from starlette.types import Message, Receive, Scope, Send
 
 from klype.examine.say import visible
-from klype.serve.guard import COOKIE, Rules, session
+from klype.serve.guard import COOKIE, Guard, Rules
+from klype.serve.sessions import Sessions
 from klype.studio.app import Policed
 from klype.studio.door import Door
 from klype.studio.fields import Check, Choice, Slider, Text
@@ -86,6 +89,7 @@ def test_every_page_opens_in_both_languages(place: Any, page: Any, lang: str) ->
     assert user.client.title.startswith(w("title"))
     for other in PAGES:
         assert words(lang, f"studio_{other.name}")("title") in shown
+    assert [e.tag for e in user.client.elements.values() if e.tag in ("main", "q-page")] == ["main"]
     html = run(user.http_client.get(page.route)).text
     assert f'lang="{"nb-NO" if lang == "nb" else "en-GB"}"' in html
 
@@ -273,22 +277,98 @@ def test_the_door(monkeypatch: pytest.MonkeyPatch) -> None:
             assert asked.status_code == 200
             assert "Nøkkel" in asked.text
             assert "hemmelig" not in asked.text
-            for wrong in ("", "hemmeli", "HEMMELIG", "æ", "x" * 5000, session("hemmelig")):
+            for wrong in ("", "hemmeli", "HEMMELIG", "æ", "x" * 5000):
                 refused = await browser.post("/key", data={"key": wrong})
                 assert refused.status_code == 401
                 assert "set-cookie" not in refused.headers
             welcome = await browser.post("/key", data={"key": " hemmelig "})
             assert (welcome.status_code, welcome.headers["location"]) == (303, "/")
             cookie = welcome.headers["set-cookie"]
-            assert cookie.startswith(f"{COOKIE}={session('hemmelig')}")
+            assert cookie.startswith(f"{COOKIE}=")
+            assert "Secure" not in cookie
+            assert "Max-Age=86400" in cookie
             assert "HttpOnly" in cookie
             assert "SameSite=strict" in cookie
             assert (await browser.get("/", headers=page)).text == "in"
             for foreign in ({"host": "evil.example"}, {"origin": "http://evil.example"}):
                 for path in ("/key", "/"):
                     assert (await browser.get(path, headers=foreign)).status_code == 403
+            stolen = {"cookie": cookie.partition(";")[0]}
+            assert 'name="leave"' in (await browser.get("/key", headers=page)).text
+            left = await browser.post("/key", data={"leave": "1"})
+            assert (left.status_code, left.headers["location"]) == (303, "/key")
+            assert not browser.cookies
+            assert (await browser.get("/", headers=stolen)).status_code == 401
 
     asyncio.run(go())
+
+
+def test_behind_tls_the_cookie_goes_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy has TLS, and tells; a browser sends the Origin along."""
+    rules = replace(Rules(key="hemmelig"), hosts=frozenset({"klype.example"}))
+    site = {"host": "klype.example", "origin": "https://klype.example"}
+
+    async def go() -> None:
+        for told in ({"x-forwarded-proto": "https"}, {"forwarded": "for=8.8.8.8;proto=https"}):
+            async with client(rules) as browser:
+                welcome = await browser.post("/key", data={"key": "hemmelig"}, headers={**site, **told})
+                assert welcome.status_code == 303
+                assert "Secure" in welcome.headers["set-cookie"]
+        async with client(rules) as browser:
+            assert (await browser.post("/key", data={"key": "hemmelig"}, headers=site)).status_code == 403
+
+    asyncio.run(go())
+
+
+@pytest.mark.parametrize("body", ["a=1&b=2&c=3&d=4&key=hemmelig", "&".join(["key=hemmelig"] * 9), "%ff=%fe&;=&&&&&&",
+                                  "key=" + "hemmelig" * 9000, "leave=", "", "\x00"])  # fmt: skip
+def test_any_form_may_be_sent_to_the_door(body: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("klype.studio.door.WAIT_S", 0.01)
+
+    async def go() -> None:
+        async with client(Rules(key="hemmelig")) as browser:
+            answer = await browser.post("/key", content=body)
+            assert answer.status_code == (303 if body == "leave=" else 401)
+            assert (await browser.get("/")).status_code == 401
+
+    asyncio.run(go())
+
+
+def test_sessions_end_after_a_day_and_when_there_are_too_many() -> None:
+    now = [1e9]
+    sessions = Sessions(lambda: now[0])
+    first, second = sessions.begin(), sessions.begin()
+    assert first != second
+    now[0] += 24 * 3600 - 1
+    assert sessions.holds(first)
+    assert not any(sessions.holds(other) for other in ("", first[:-1], first + "x", "æ\ud800"))
+    now[0] += 1
+    assert not sessions.holds(first)
+    many = [sessions.begin() for _ in range(1500)]
+    assert [sessions.holds(one) for one in many] == [False] * 500 + [True] * 1000
+
+
+def test_a_websocket_ends_with_its_session() -> None:
+    """What was open when its owner left the studio hears nothing more."""
+    sessions, heard = Sessions(), list[str]()
+    value = sessions.begin()
+
+    async def listen(scope: Scope, receive: Receive, send: Send) -> None:
+        while (message := await receive())["type"] == "websocket.receive":
+            heard.append(message["text"])
+            if len(heard) == 3:
+                sessions.end(value)
+
+    async def receive() -> Message:
+        return {"type": "websocket.receive", "text": "news"}
+
+    async def send(message: Message) -> None:
+        pass
+
+    headers = [(b"host", b"localhost"), (b"cookie", f"{COOKIE}={value}".encode())]
+    scope = {"type": "websocket", "path": "/ws", "headers": headers, "scheme": "ws", "client": ("127.0.0.1", 5)}
+    asyncio.run(Guard(listen, Rules(key="hemmelig"), sessions)(scope, receive, send))
+    assert heard == ["news"] * 3
 
 
 def test_without_a_key_there_is_no_door_and_pages_keep_to_themselves() -> None:

@@ -159,6 +159,7 @@ def test_every_page(browser: Any, base: str, axe: str, name: str, lang: str, wid
     fill(visitor, name)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.locator("nav a[aria-current]").count() == 1
+    assert page.locator("main").count() == 1
     paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert paper == ("rgb(20, 23, 26)" if theme == "dark" else "rgb(250, 248, 243)")
     assert serious(page, axe) == []

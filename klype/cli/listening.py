@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Listening:
-    """A socket that is bound, and the key that is asked for (None: only loopback, without one)."""
+    """A socket that is bound, and the key that is asked for (None: only loopback, without one). ``host`` is bare."""
 
     host: str
     key: str | None
@@ -42,7 +42,7 @@ class Listening:
 
 def listening(host: str, port: int, key_file: Path | None, what: str) -> Listening:
     """Bound before anything is loaded. UsageError beyond loopback without a key (``what``: how it is called)."""
-    key = read_key(key_file)
+    key, host = read_key(key_file), host.removeprefix("[").removesuffix("]")  # as addresses of IPv6 are written in urls
     from klype.serve.guard import is_loopback
     from klype.serve.server import listen
 

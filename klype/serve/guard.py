@@ -19,6 +19,7 @@ from ipaddress import ip_address
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from klype.serve.errors import ApiError, error_body
+from klype.serve.sessions import Sessions
 from klype.serve.settings import ServeSettings
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -29,6 +30,10 @@ AUTHORITY = re.compile(r"(\[[0-9a-fA-F:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::([0-
 GLANCE = 0.1
 """Seconds in which what lies in the socket is read: a machine that stood still finds its limits past before it."""
 PORTS = {"http": "80", "https": "443", "ws": "80", "wss": "443"}
+PROXIES = re.compile(
+    rb"(?i)forwarded|via|x-(forwarded|real|client|cluster-client|original)-.*|(true|cf|fastly|fly)-.*ip"
+)
+"""Headers by which a proxy tells for whom it asks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +61,14 @@ class Rules:
 
 
 class Guard:
-    """Lets through what the rules allow, and answers everything else itself, in OpenAI's shape."""
+    """Lets through what the rules allow, and answers everything else itself, in OpenAI's shape. ``sessions`` are those
+    of browsers that have given the key."""
 
-    def __init__(self, app: ASGIApp, rules: Rules) -> None:
+    def __init__(self, app: ASGIApp, rules: Rules, sessions: Sessions | None = None) -> None:
         self.app, self.rules = app, rules
         self.inside = 0  # requests that are being answered
-        self._key = None if rules.key is None else _digest(rules.key.encode())
-        self._session = None if rules.key is None else session(rules.key).encode()
+        self._key = None if rules.key is None else digest(rules.key.encode())
+        self._sessions = sessions or Sessions()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -76,7 +82,7 @@ class Guard:
         self.inside += 1
         try:
             if scope["type"] == "websocket":
-                await self.app(scope, receive, send)
+                await self.app(scope, self._while_allowed(scope, receive), send)
             else:
                 await self._limited(scope, receive, send)
         finally:
@@ -100,17 +106,28 @@ class Guard:
         if host is None or not (host[0] in self.rules.hosts or (self.rules.addresses and _is_address(host[0]))):
             raise ApiError("This host name is not one of the server's own.", 403)
 
+    def _while_allowed(self, scope: Scope, receive: Receive) -> Receive:
+        """A websocket ends with its session: by the next message, and a browser sends one every few seconds."""
+
+        async def heard() -> Message:
+            message = await receive()
+            try:
+                self._check_key(scope, scope["headers"])
+            except ApiError:
+                return {"type": "websocket.disconnect", "code": 1008}
+            return message
+
+        return heard
+
     def _check_key(self, scope: Scope, headers: list[tuple[bytes, bytes]]) -> None:
         if self._key is None or (scope["path"] in OPEN and _is_near(scope, headers)):
             return
         for value in _values(headers, b"authorization"):
             scheme, _, key = value.partition(b" ")
-            if scheme.lower() == b"bearer" and hmac.compare_digest(_digest(key.strip()), self._key):
+            if scheme.lower() == b"bearer" and hmac.compare_digest(digest(key.strip()), self._key):
                 return
-        assert self._session is not None
-        for value in _values(headers, b"cookie"):
-            if hmac.compare_digest(_digest(_cookie(value)), _digest(self._session)):
-                return
+        if any(self._sessions.holds(_cookie(value)) for value in _values(headers, b"cookie")):
+            return
         raise ApiError("This server needs its API key: Authorization: Bearer KEY.", 401)
 
     async def _limited(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -161,11 +178,6 @@ class Guard:
         return ApiError(f"The body is larger than {self.rules.body_bytes} bytes.", 413)
 
 
-def session(key: str) -> str:
-    """What a browser's cookie holds instead of the key."""
-    return hmac.new(key.encode(), b"klype session", hashlib.sha256).hexdigest()
-
-
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach a server bound to ``host``."""
     if host.lower() == "localhost":
@@ -203,7 +215,15 @@ def _authority(values: list[bytes]) -> tuple[str, str] | None:
 
 
 def _port(scope: Scope) -> str:
-    return PORTS.get(scope.get("scheme", "http"), "80")
+    return "443" if is_encrypted(scope) else "80"
+
+
+def is_encrypted(scope: Scope) -> bool:
+    """Whether the browser speaks TLS, to a proxy in front: it says so, and no page can make a browser say it."""
+    proto, forwarded = (_values(scope["headers"], name) for name in (b"x-forwarded-proto", b"forwarded"))
+    told = any(re.match(rb"(?i)https\b", value) for value in proto)
+    told = told or any(re.match(rb'(?i)[^,]*proto="?https\b', value) for value in forwarded)
+    return told or scope.get("scheme") in ("https", "wss")
 
 
 def _is_address(host: str) -> bool:
@@ -216,23 +236,25 @@ def _is_address(host: str) -> bool:
 
 def _is_near(scope: Scope, headers: list[tuple[bytes, bytes]]) -> bool:
     """Whether the client itself is on this machine, not a proxy for somebody else."""
-    client = scope.get("client")
-    return client is not None and is_loopback(client[0]) and not _values(headers, b"x-forwarded-for")
+    client, host = scope.get("client"), _authority(_values(headers, b"host"))
+    if client is None or host is None or any(PROXIES.fullmatch(name) for name, _ in headers):
+        return False
+    return is_loopback(client[0]) and is_loopback(host[0])
 
 
 def _values(headers: list[tuple[bytes, bytes]], name: bytes) -> list[bytes]:
     return [value.strip() for key, value in headers if key.lower() == name]
 
 
-def _cookie(header: bytes) -> bytes:
+def _cookie(header: bytes) -> str:
     try:
         found = SimpleCookie(header.decode("latin-1")).get(COOKIE)
     except CookieError:
-        return b""
-    return found.value.encode("latin-1", "replace") if found is not None else b""
+        return ""
+    return found.value if found is not None else ""
 
 
-def _digest(key: bytes) -> bytes:
+def digest(key: bytes) -> bytes:
     """Equally long for every key, so that comparing tells nothing about its length."""
     return hashlib.sha256(key).digest()
 

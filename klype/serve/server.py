@@ -22,7 +22,7 @@ def listen(host: str, port: int) -> socket.socket:
         raise UsageError(f"--port should be from 0 to 65535 (it is {port}).")
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        return socket.create_server(address[:2], family=family, backlog=512)
+        return socket.create_server(address, family=family, backlog=512)
     except (OSError, UnicodeError) as error:
         why = getattr(error, "strerror", None) or str(error)
         raise KlypeError(f"{host} port {port} cannot be listened at: {why}.", "Choose another --port.") from None

@@ -91,6 +91,7 @@ def _builder(studio: Studio, page: Page) -> Callable[[Request, Client], Awaitabl
         client.page.dark = DARK[visit.theme]
         client.title = f"{visit.words('title')} · klype"
         ui.add_head_html(head())
+        client.page_container.default_slot.children[0].tag = "div"  # Quasar's page is a second <main> around ours
         with framed(visit, PAGES, lambda other: words(visit.lang, f"studio_{other.name}")("title")):
             made = page.build(visit)
             if made is not None:

@@ -17,7 +17,8 @@ from fastapi import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from klype.serve.guard import COOKIE, Guard, Rules, session
+from klype.serve.guard import COOKIE, Guard, Rules, digest, is_encrypted
+from klype.serve.sessions import DAY_S, Sessions
 from klype.studio.charts import theme
 from klype.studio.visit import language_of
 from klype.words import Words, words
@@ -25,15 +26,14 @@ from klype.words import Words, words
 PATH = "/key"
 WAIT_S = 0.7
 """Every wrong key costs this, one after the other."""
-DAY_S = 24 * 3600
 
 
 class Door:
-    """``inside`` checks the key, ``open`` is asked for the door's own page."""
+    """``inside`` checks the key or the session that was begun here."""
 
-    def __init__(self, inside: ASGIApp, key: str, path: str = PATH) -> None:
-        self.inside, self.path = inside, path
-        self._session = session(key)
+    def __init__(self, inside: ASGIApp, key: str, sessions: Sessions, path: str = PATH) -> None:
+        self.inside, self.sessions, self.path = inside, sessions, path
+        self._key = digest(key.encode())
         self._turn = asyncio.Lock()
 
     @staticmethod
@@ -41,7 +41,8 @@ class Door:
         """The guarded app, with a door where there is a key."""
         if rules.key is None:
             return Guard(app, rules)
-        return Guard(Door(Guard(app, rules), rules.key), replace(rules, key=None))
+        sessions = Sessions()
+        return Guard(Door(Guard(app, rules, sessions), rules.key, sessions), replace(rules, key=None))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] == self.path:
@@ -51,33 +52,46 @@ class Door:
         await self.inside(scope, receive, self._led(scope, send) if scope["type"] == "http" else send)
 
     async def _ask(self, request: Request) -> Response:
-        w = words(language_of(request), "studio_frame")
+        w, known = words(language_of(request), "studio_frame"), request.cookies.get(COOKIE, "")
         if request.method != "POST":
-            return self._page(w)
-        given = parse_qs((await request.body()).decode("utf-8", "replace"), max_num_fields=4).get("key", [""])[0]
-        if not hmac.compare_digest(session(given.strip()), self._session):
+            return self._page(w, inside=self.sessions.holds(known))
+        given = _fields(await request.body())
+        if "leave" in given:
+            self.sessions.end(known)
+            answer: Response = RedirectResponse(self.path, 303)
+            answer.delete_cookie(COOKIE)
+            return answer
+        if not hmac.compare_digest(digest(given.get("key", "").strip().encode()), self._key):
             async with self._turn:
                 await asyncio.sleep(WAIT_S)
             return self._page(w, wrong=True)
+        self.sessions.end(known)
         answer = RedirectResponse("/", 303)
-        secure = request.url.scheme == "https"
-        answer.set_cookie(COOKIE, self._session, max_age=30 * DAY_S, samesite="strict", httponly=True, secure=secure)
+        answer.set_cookie(
+            COOKIE, self.sessions.begin(), max_age=DAY_S, samesite="strict", httponly=True,
+            secure=is_encrypted(request.scope),
+        )  # fmt: skip
         return answer
 
-    def _page(self, w: Words, wrong: bool = False) -> HTMLResponse:
-        """Our own words only, escaped all the same."""
+    def _page(self, w: Words, wrong: bool = False, inside: bool = False) -> HTMLResponse:
+        """Our own words only, escaped all the same; who is inside can leave."""
         style = (resources.files("klype.studio") / "door.css").read_text(encoding="utf-8")
 
         def say(key: str) -> str:
             return html.escape(w(key))
 
         told = f'<p role="alert">{say("wrong_key")}</p>' if wrong else ""
+        if inside:
+            form = f'<h1>{say("key_title")}</h1><button name="leave" value="1">{say("leave")}</button>'
+        else:
+            form = (
+                f'<h1>{say("key_title")}</h1>{told}<label>{say("key")}<input name="key" type="password" '
+                f'autocomplete="current-password" required autofocus></label><button>{say("enter")}</button>'
+            )
         text = (
             f'<!doctype html><html lang="{w.lang}"><head><meta charset="utf-8"><meta name="viewport" '
             f'content="width=device-width,initial-scale=1"><title>klype</title><style>{theme()}{style}</style></head><body>'
-            f'<main><form method="post" action="{self.path}"><h1>{say("key_title")}</h1>{told}<label>{say("key")}'
-            '<input name="key" type="password" autocomplete="current-password" required autofocus></label>'
-            f"<button>{say('enter')}</button></form></main></body></html>"
+            f'<main><form method="post" action="{self.path}">{form}</form></main></body></html>'
         )
         return HTMLResponse(text, 401 if wrong else 200, {"cache-control": "no-store", "x-frame-options": "DENY"})
 
@@ -103,3 +117,12 @@ class Door:
             await send(message)
 
         return leading
+
+
+def _fields(body: bytes) -> dict[str, str]:
+    """Of a form that was sent; none where there are more than any form here has."""
+    try:
+        given = parse_qs(body.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=4)
+    except ValueError:
+        return {}
+    return {name: values[0] for name, values in given.items()}

@@ -14,7 +14,9 @@ from urllib.parse import quote
 
 from nicegui import ui
 
+from klype.serve.guard import COOKIE
 from klype.studio.charts import theme
+from klype.studio.door import PATH
 from klype.studio.visit import Page, Visit, text_of
 
 Cell = str | float | int | None
@@ -64,6 +66,8 @@ def _switches(visit: Visit) -> None:
         link.props["href"] = f"/choose?lang={other}&to={here}"
         link.props["lang"] = other
         link.props["hreflang"] = other
+        if COOKIE in visit.request.cookies:
+            text_of("a", visit.frame("leave")).props["href"] = PATH
         with ui.element("a") as toggle:
             toggle.props["href"] = f"/choose?theme={following}&to={here}"
             said = visit.frame(f"theme_{visit.theme}")

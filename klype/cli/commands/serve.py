@@ -52,7 +52,7 @@ def command(
     set_threads()
     settings = ServeSettings(batch=batch, queue=queue, chat_top=max(20, logprobs), completion_top=logprobs)
     served = [open_served(model, precision, compiled_pass) for model in models]
-    rules = Rules.of(settings, entrance.key, host, name or ())
+    rules = Rules.of(settings, entrance.key, entrance.host, name or ())
     running = server(app(served, settings, rules), rules)
     url = f"{entrance.url}v1"
     names = [model.name for model in served]

@@ -83,13 +83,13 @@ def command(
     command = [sys.executable, "-m", "klype"]
     studio = Studio(opened, state_folder(), command, first_questions(opened), store, runs)
     furnish(studio)
-    rules = Rules.of(ServeSettings(), entrance.key, host, name or ())
+    rules = Rules.of(ServeSettings(), entrance.key, entrance.host, name or ())
     running = server(app(studio, rules), rules, grace=3)
     url = entrance.url
     names = [model.name for model in opened]
     terminal.say("studio.open", url=url, models=", ".join(names) or "–")
     terminal.document({"url": url, "models": names})
-    if not no_open and is_loopback(host):
+    if not no_open and is_loopback(entrance.host):
         open_browser(url)
     warnings.filterwarnings("ignore", message=".*reduce_op.*")  # NiceGUI looks at every object there is
     if entrance.run(running):
