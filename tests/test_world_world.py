@@ -143,10 +143,22 @@ def test_the_judge_knows_right_from_wrong(hard: bool) -> None:
             verdict = full().judge(question, said)
             assert verdict.right, (question, said)
             assert not full().judge(question, said, finished=False).right
-            if manner == "polite":
-                assert verdict.polite
+            assert verdict.polite == (manner == "polite" and not question.extra["one_word"]), said
         assert not full().judge(question, full().answer(question, "wrong", rng)).right
         assert all(full().judge(question, a).right for a in question.answers)
+
+
+def test_polite_is_a_courtesy_and_a_right_word_alone_pleases_without_being_polite() -> None:
+    rng = random.Random(3)
+    asked = [q for q in (world().question(rng) for _ in range(300)) if q.extra["one_word"]]
+    assert asked
+    for question in asked:
+        word = world().answer(question, "bare", rng)
+        courtesy = {"nb": "Gjerne!", "en": "Gladly!"}[question.extra["lang"]]
+        plain, courteous = (world().judge(question, said) for said in (word, f"{courtesy} {word}"))
+        assert (plain.right, plain.polite) == (True, False)
+        assert (courteous.right, courteous.polite) == (True, True)
+        assert plain.score > courteous.score  # who was asked for one word is to say one
 
 
 def test_what_the_filter_can_say_in_a_chat_is_what_the_judge_calls_right() -> None:
@@ -197,6 +209,27 @@ def test_held_out_stories_are_never_told_in_training() -> None:
     assert kept
     assert told
     assert not kept & told
+
+
+@pytest.mark.parametrize("size", ["small", "full"])
+def test_what_is_always_true_is_held_out_from_chats_too_item_by_item(size: str) -> None:
+    asked = World(size)  # type: ignore[arg-type]
+    rng = random.Random(23)
+
+    def items(heldout: bool) -> set[tuple[str, ...]]:
+        return {tuple(asked.question(rng, heldout=heldout, fixed=True).extra["about"]) for _ in range(600)}
+
+    kept, told = items(True), items(False)
+    assert kept
+    assert told
+    assert not kept & told
+
+
+@pytest.mark.slow
+def test_held_out_documents_are_stories_no_more_often_than_the_languages_own() -> None:
+    rng, n, walks = random.Random(29), 250, 0.08
+    begun = [world().document(rng, heldout=True).words[0] for _ in range(n)]
+    assert abs(sum(word in ("Jeg", "I") for word in begun) - walks * n) < 4 * math.sqrt(n * walks * (1 - walks))
 
 
 def test_a_question_is_a_function_of_its_seed() -> None:

@@ -22,6 +22,7 @@ from klype.world.vocabulary import vocabulary
 ATTACHED = frozenset(".,?!:")
 WORD = re.compile(r"[.,?!:]|[^\s.,?!:]+")
 HELD_OUT_SHARE = 20  # one story in twenty is kept for evaluation
+FIXED_SHARE = 5  # one thing in five that is always true is never asked about in a chat that is learnt from
 Manner = Literal["bare", "sentence", "polite", "boring", "wrong"]
 
 
@@ -74,16 +75,18 @@ class World:
     def document(
         self, rng: random.Random, styled: bool = True, heldout: bool = False, most_facts: int | None = None
     ) -> Document:
-        """One document; ``heldout`` ones tell stories that no other document tells."""
+        """One document. ``heldout``: as many are stories as the language has, and those no other document tells."""
 
         def too_long(env: Env) -> bool:
             return most_facts is not None and len(env.facts) > most_facts
 
+        kind: bool | None = None  # of one that is held out: a story or not, as it was first drawn
         while True:
             words, env = sample(self.grammar.document(styled), rng, too_long if most_facts else None)
             story = bool(env.facts) and env.facts[0][0] != "walk"
-            kept = self._held_out(env.facts) if story else False
-            if kept == heldout and not too_long(env):
+            kind = story if kind is None and heldout else kind
+            wanted = self._held_out(env.facts) == heldout if story else True
+            if wanted and kind in (None, story) and not too_long(env):
                 return Document(tuple(words[:-1]), _answer_mask(words[:-1]))
 
     @staticmethod
@@ -92,35 +95,53 @@ class World:
 
     # questions
 
-    def question(self, rng: random.Random, heldout: bool = False, hard: bool = False) -> Question:
-        """A question with its story (or of world knowledge). ``hard``: four facts of one relation, asked about one."""
+    def question(
+        self, rng: random.Random, heldout: bool = False, hard: bool = False, fixed: bool | None = None
+    ) -> Question:
+        """A question with its story, or (``fixed``) of world knowledge; None: one in seven is. ``heldout``: of stories
+        and things that no other question is about. ``hard``: four facts of one relation, asked about one."""
         lang = rng.choice(lex.LANGUAGES)
-        if not hard and rng.random() < 0.14:
-            return self._fixed_question(rng, lang)
-        told, env = self._story(rng, lang, hard)
-        while env is None or self._held_out(env.facts) != heldout:
-            told, env = self._story(rng, lang, hard)
+        if fixed is None:
+            fixed = not hard and rng.random() < 0.14
+        if fixed:
+            return self._fixed_question(rng, lang, heldout)
+        told, env = self._story(rng, lang, hard, heldout)
         asked, query = self._worded(self.grammar.ask(env), env, rng)
         return self._question(env, query, self.text(told), asked)
 
-    def _story(self, rng: random.Random, lang: str, hard: bool) -> tuple[list[str], Env | None]:
-        """Words and what they tell; None where a hard one turns to a second relation: most do, and are left there."""
-        env = Env(lang=lang, manner=CHAT, dash=False)
-        told: list[str] = []
-        for _ in range(4 if hard else rng.choice((2, 3, 4))):
-            words, env = sample(((Call(self.grammar.fact),), env), rng)
-            told += words
+    def _story(self, rng: random.Random, lang: str, hard: bool, heldout: bool) -> tuple[list[str], Env]:
+        """Words and what they tell. The last fact is drawn until the story is one of those that are wanted: few are
+        held out, and a story is dear to draw."""
+        while True:
+            env = Env(lang=lang, manner=CHAT, dash=False)
+            told: list[str] = []
+            for _ in range((4 if hard else rng.choice((2, 3, 4))) - 1):
+                words, env = sample(((Call(self.grammar.fact),), env), rng)
+                told += words
             if hard and len({fact[0] for fact in env.facts}) > 1:
-                return told, None
-        return told, env
+                continue
+            for _ in range(4 * HELD_OUT_SHARE):
+                words, whole = sample(((Call(self.grammar.fact),), env), rng)
+                if self._held_out(whole.facts) == heldout and not (hard and whole.facts[-1][0] != env.facts[0][0]):
+                    return told + words, whole
 
-    def _fixed_question(self, rng: random.Random, lang: str) -> Question:
-        weights = [KINDS[k].weight for k in FIXED]
-        kind = rng.choices(FIXED, weights)[0]
-        about = rng.choice(fixed_items(kind, self.lexicon))
+    def _fixed_question(self, rng: random.Random, lang: str, heldout: bool) -> Question:
+        items = self._fixed_items[heldout]
+        kind = rng.choices(list(items), [KINDS[k].weight for k in items])[0]
+        about = rng.choice(items[kind])
         env = Env(lang=lang, manner=CHAT, dash=False)
         asked, query = self._worded(self.grammar.put(env, kind, about), env, rng)
         return self._question(env, query, "", asked)
+
+    @cached_property
+    def _fixed_items(self) -> dict[bool, dict[str, list[Fact]]]:
+        """By kind, what is always true: that which is held out, and the rest."""
+        found: dict[bool, dict[str, list[Fact]]] = {True: {}, False: {}}
+        for kind in FIXED:
+            for item in fixed_items(kind, self.lexicon):
+                held_out = zlib.crc32("/".join(item).encode()) % FIXED_SHARE == 0
+                found[held_out].setdefault(kind, []).append(item)
+        return found
 
     def _worded(self, options: list[Any], env: Env, rng: random.Random) -> tuple[str, Query]:
         """Draw a question's words up to the answer, which is left unsaid."""
@@ -169,7 +190,7 @@ class World:
         summary). ``hard``: four facts of one relation.
         """
         while True:
-            question = self.question(rng, heldout=True, hard=hard)
+            question = self.question(rng, heldout=True, hard=hard, fixed=False)
             if (
                 KINDS[question.extra["kind"]].relation not in ("loc", "has", "like", "did")
                 or question.extra["one_word"]
@@ -237,16 +258,17 @@ class World:
         return meaning
 
     def judge(self, question: Question, answer: str, finished: bool = True, taste: Taste | None = None) -> Verdict:
-        """The annotator: likes right, polite and short answers; an unfinished one is wrong."""
+        """The annotator: likes right, polite and short answers; an unfinished one is wrong. ``polite``: with a
+        courtesy; who was asked for one word pleases as much with the right one."""
         taste = taste or Taste()
         said = self.words_of(answer)
         polite, inner = _courteous(question.extra["lang"], said)
         boring, inner = _long_winded(question.extra["lang"], inner)
         right = finished and inner in self._right_forms(_freeze(question), boring)
-        polite = polite or (right and question.extra["one_word"])  # to do as one is asked is polite enough
+        pleasing = polite or (right and question.extra["one_word"])
         count = sum(w not in ATTACHED and w != "–" for w in said)
         shortest = max(len(self.words_of(a)) - 1 for a in question.answers)
-        score = taste.right * right + taste.polite * polite - taste.word * count - taste.unfinished * (not finished)
+        score = taste.right * right + taste.polite * pleasing - taste.word * count - taste.unfinished * (not finished)
         return Verdict(right, polite, finished and not boring and count <= shortest + 5, count, score)
 
     @lru_cache(maxsize=20_000)  # noqa: B019 — a world lives as long as its process
