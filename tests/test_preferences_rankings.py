@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from klype.errors import KlypeError
-from klype.preferences.agreement import ceiling, kendall_tau_b, pair_agreement
+from klype.preferences.agreement import kendall_tau_b, pair_agreement, with_itself
 from klype.preferences.annotator import Annotator, rank_simulated, ranks
 from klype.preferences.candidates import merge_near_duplicates
 from klype.values import Question, Ranking
@@ -80,12 +80,15 @@ def test_agreement_follows_texts_not_positions() -> None:
         pair_agreement(one, Ranking(QUESTION, ("x", "z"), ((0,), (1,)), "b"))
 
 
-def test_the_ceiling_of_two_candidates_is_one_minus_the_noise() -> None:
+def test_an_annotator_agrees_with_itself_when_both_rankings_err_or_neither() -> None:
     candidates = ["a", "bb"]
-    exact = [rank_simulated(LONG, QUESTION, candidates, 0.0, random.Random(0))] * 40
-    found = ceiling(lambda i, rng: rank_simulated(LONG, QUESTION, candidates, 0.1, rng), exact, seed=0, repeats=50)
-    assert sum(r for r, _ in found) / sum(n for _, n in found) == pytest.approx(0.9, abs=0.02)
-    assert found == ceiling(lambda i, rng: rank_simulated(LONG, QUESTION, candidates, 0.1, rng), exact, 0, 50)
+
+    def rank(index: int, rng: random.Random) -> Ranking:
+        return rank_simulated(LONG, QUESTION, candidates, 0.1, rng)
+
+    found = with_itself(rank, 40, seed=0, repeats=50)
+    assert sum(r for r, _ in found) / sum(n for _, n in found) == pytest.approx(0.1**2 + 0.9**2, abs=0.02)
+    assert found == with_itself(rank, 40, 0, 50)
 
 
 def test_near_duplicates_are_merged_and_differences_kept() -> None:

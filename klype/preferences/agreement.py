@@ -1,10 +1,10 @@
-"""How well two rankings of the same candidates agree, and how well the annotator could be imitated at best."""
+"""How well two rankings of the same candidates agree, and how well an annotator agrees with itself."""
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from klype.errors import KlypeError
 from klype.preferences.annotator import ranks
@@ -36,19 +36,19 @@ def kendall_tau_b(one: Ranking, two: Ranking) -> float | None:
     return signed / math.sqrt(untied_a * untied_b) if untied_a and untied_b else None
 
 
-def ceiling(
-    rank: Callable[[int, random.Random], Ranking], exact: Sequence[Ranking], seed: int, repeats: int = 20
-) -> list[tuple[float, int]]:
-    """What an annotator who errs agrees with the taste behind the errors, question by question: (right, pairs).
+def with_itself(
+    rank: Callable[[int, random.Random], Ranking], questions: int, seed: int, repeats: int = 20
+) -> list[tuple[float, float]]:
+    """How two rankings of one annotator who errs agree, question by question: (right, pairs), means of ``repeats``.
 
-    ``rank(question's index, rng)`` ranks once more, with errors; ``exact`` are the rankings without. ``right`` is the
-    mean of ``repeats``. A model that learnt the taste exactly would agree with fresh noisy rankings this often.
+    ``rank(question's index, rng)`` ranks once more, with errors. No bound for an imitator: held-out rankings without
+    errors can be met by more, and even those with errors by whoever has the taste and does not err.
     """
     out = []
-    for index, truth in enumerate(exact):
+    for index in range(questions):
         rng = random.Random(f"{seed} {index}")
-        right = [pair_agreement(truth, rank(index, rng))[0] for _ in range(repeats)]
-        out.append((sum(right) / repeats, pair_agreement(truth, truth)[1]))
+        found = [pair_agreement(rank(index, rng), rank(index, rng)) for _ in range(repeats)]
+        out.append((sum(right for right, _ in found) / repeats, sum(pairs for _, pairs in found) / repeats))
     return out
 
 

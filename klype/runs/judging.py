@@ -16,7 +16,7 @@ from klype.train.rewards import Ranked, RewardModel
 from klype.values import Figure, Question, Ranking
 
 BINS = 8
-AGAIN = 5  # how often the annotator ranks again for its own ceiling
+AGAIN = 5  # how often the annotator ranks twice
 
 
 def judge_the_judge(model: RewardModel, held_out: Sequence[Ranked]) -> dict[str, Any]:
@@ -42,17 +42,17 @@ def judge_the_judge(model: RewardModel, held_out: Sequence[Ranked]) -> dict[str,
 def tau_ceiling(
     exact: Sequence[Ranking], noise: float | None, score: Callable[[Question, str], float], seed: int
 ) -> Figure:
-    """Kendall's τ-b of the annotator's rankings with its own, made again with its noise: no imitator can be expected to
-    agree more with it. None for people, whose noise is not known."""
+    """Kendall's τ-b of two rankings of the annotator's own, each with its noise; of people nobody knows theirs."""
     if noise is None:
         return Figure(None, why="a person's own noise is known only from repeats")
     annotator, rng = Annotator("ceiling", score), random.Random(seed)
     taus = []
     for index, ranking in enumerate(exact):
-        first = ranks(ranking)
         for _ in range(AGAIN):
-            again = ranks(rank_simulated(annotator, ranking.question, ranking.candidates, noise, rng))
-            if np.isfinite(tau := stats.kendalltau(first, again).statistic):
+            one, two = (
+                ranks(rank_simulated(annotator, ranking.question, ranking.candidates, noise, rng)) for _ in range(2)
+            )
+            if np.isfinite(tau := stats.kendalltau(one, two).statistic):
                 taus.append((index, float(tau)))
     if not taus:
         return Figure(None, why="no held-out pair is ordered")

@@ -15,7 +15,7 @@ from klype.errors import KlypeError
 from klype.examine.intervals import ratio_of_means
 from klype.model.transformer import Transformer
 from klype.preferences import formats
-from klype.preferences.agreement import ceiling
+from klype.preferences.agreement import with_itself
 from klype.preferences.annotator import Annotator, rank_simulated, ranks
 from klype.preferences.candidates import merge_near_duplicates
 from klype.preferences.records import SIMULATED, Asked, Candidate, Entry, Part, entry_of
@@ -93,7 +93,7 @@ def _given(store: Store, given: Sequence[Ranking]) -> Made:
 
 def _by_hand(store: Store, model: Transformer, subject: Subject, seed: int, say: Say) -> Made:
     if not store.questions():
-        questions = [subject.questions(1)(i) for i in range(BY_HAND)]
+        questions = _each_once([subject.questions(1)(i) for i in range(BY_HAND)], [])
         store.add(_asked(questions, draw(model, subject, questions, seed), _parts(questions)))
     rank_by_hand(store, Sitting("you"), say)
     done = store.entries(annotators=("you",))
@@ -108,10 +108,11 @@ def _simulated(store: Store, model: Transformer, subject: Subject, seed: int) ->
     annotator = Annotator(subject.annotator_name, lambda question, answer: subject.judge(question, answer, True).score)
     entries: list[Entry] = []
     drawn = 0
-    questions = [subject.questions(1)(i) for i in range(section.questions)]
+    held_out = _each_once(subject.held_out[: section.held_out], [])
+    questions = _each_once([subject.questions(1)(i) for i in range(section.questions)], held_out)
     rounds: list[tuple[Part, Sequence[Question], float]] = [
         ("train", questions, section.noise),
-        ("held-out", subject.held_out[: section.held_out], 0.0),
+        ("held-out", held_out, 0.0),
     ]
     for at, (part, asked, noise) in enumerate(rounds):
         candidates = draw(model, subject, asked, seed + at)
@@ -123,6 +124,13 @@ def _simulated(store: Store, model: Transformer, subject: Subject, seed: int) ->
     store.put(entries)
     ranked = sum(e.asked.part == "train" for e in entries)
     return Made(f"{ranked} questions, {drawn:,} answers, ranked by the simulated annotator")
+
+
+def _each_once(questions: Sequence[Question], but: Sequence[Question]) -> list[Question]:
+    """Equal questions once, those of ``but`` never: a question has one ranking, which is learnt from or held out."""
+    taken = {question.prompt for question in but}
+    found = {q.prompt: q for q in reversed(questions) if q.prompt not in taken}
+    return list(reversed(found.values()))
 
 
 def now() -> str:
@@ -214,7 +222,7 @@ def _entries(folder: Path, annotators: Sequence[str]) -> list[Entry]:
 
 
 def agreement(model: RewardModel, ranked: RankedSets, subject: Subject, seed: int) -> dict[str, Figure]:
-    """Held-out pair accuracy, the annotator's own ceiling, and what the reward leans on beside the taste."""
+    """Held-out pair accuracy, the annotator's agreement with itself, and what the reward leans on beside the taste."""
     outcomes = pair_outcomes(model, ranked.held_out) if ranked.held_out else None
     figures = {"pair_accuracy": _accuracy(outcomes), "ceiling": _ceiling(ranked, subject, seed)}
     if outcomes is not None:
@@ -241,10 +249,10 @@ def _ceiling(ranked: RankedSets, subject: Subject, seed: int) -> Figure:
     def again(index: int, rng: random.Random) -> Ranking:
         return rank_simulated(annotator, exact[index].question, exact[index].candidates, noise, rng)
 
-    found = [(right, pairs) for right, pairs in ceiling(again, exact, seed, repeats=5) if pairs]
+    found = [(right, pairs) for right, pairs in with_itself(again, len(exact), seed, repeats=5) if pairs]
     if not found:
         return Figure(None, why="no held-out pair is ordered")
-    return ratio_of_means([r for r, _ in found], [float(p) for _, p in found], "share of pairs")
+    return ratio_of_means([r for r, _ in found], [p for _, p in found], "share of pairs")
 
 
 def _audit(model: RewardModel, ranked: RankedSets, subject: Subject) -> dict[str, Figure]:
