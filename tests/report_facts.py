@@ -44,14 +44,14 @@ def world_facts() -> Facts:
                 "threshold": 0.86,
             },
             "gates": [
-                gate("retrieval_hard", 0.985, 0.95),
-                gate("finetuned_right", 0.93, 0.9),
-                gate("reward_pairs", 0.913, 0.86),
-                gate("aligned_right", 0.945, 0.92),
-                gate("aligned_polite", 0.98, 0.95),
+                gate("retrieval_hard", 0.985, 0.93),
+                gate("finetuned_right", 0.93, 0.88),
+                gate("reward_pairs", 0.946, 0.86),
+                gate("aligned_right", 0.91, 0.9),
+                gate("aligned_polite", 0.98, 0.93),
                 gate("aligned_score_up", 0.62, 0.11),
                 gate("retrieval_kept", 0.88, 0.9),
-                {**gate("seconds", 291.6, 345.0), "below": True, "passed": True},
+                {**gate("seconds", 291.6, 345.0), "below": True, "status": "passed", "passed": True},
             ],
             "curves": curves(),
             "questions": questions(),
@@ -61,7 +61,7 @@ def world_facts() -> Facts:
             ],
             "temperatures": temperatures(),
             "survival": [survival(0.7, 0.988), survival(1.0, 0.972)],
-            "calibration": [calibration("base"), calibration("aligned")],
+            "calibration": [calibration("base"), calibration("finetuned")],
             "cost": {s: cost(tokens) for s, tokens in zip(STAGES, (9.1, 6.4, 7.2), strict=True)},
             "notes": [],
             "provenance": provenance("demo world, seed 0"),
@@ -202,6 +202,7 @@ def stage(values: list[float | None]) -> dict[str, Any]:
     right, polite, concise, score, s, kl, reference = values
     found = {
         "right": share(int(right or 0)),
+        "right_fixed": share(395),
         "polite": share(int(polite or 0)),
         "concise": share(int(concise or 0)),
         "annotator": plain(score or 0, 0.06, 400, "points"),
@@ -215,7 +216,10 @@ def stage(values: list[float | None]) -> dict[str, Any]:
 
 
 def gate(name: str, value: float, threshold: float) -> dict[str, Any]:
-    return {"name": name, "value": value, "threshold": threshold, "passed": value >= threshold}
+    low, high = value - 0.015, min(1.0, value + 0.015)
+    status = "passed" if low >= threshold else "within" if high >= threshold else "missed"
+    about = {"threshold": threshold, "status": status, "passed": status == "passed"}
+    return {"name": name, "value": value, "low": low, "high": high, "n": 1500, **about}
 
 
 def curves() -> list[dict[str, Any]]:

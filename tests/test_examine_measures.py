@@ -14,7 +14,7 @@ from klype.answers.forks import Forks
 from klype.answers.tree import Found, Tree, TreeSettings
 from klype.examine.calibration import bins, calibration_error
 from klype.examine.cost import Shape, answer_bytes, answer_flops, token_flops
-from klype.examine.divergence import divergence, point, points, s_and_kl
+from klype.examine.divergence import Read, divergence, point, s_and_kl, s_corpus
 from klype.examine.evidence import Answered, ByQuestion, Evidence, Told
 from klype.examine.feedback import Aftermath, Shock
 from klype.examine.measures import MEASURES, measure
@@ -90,16 +90,24 @@ def test_sum_of_kl_over_a_chain_is_the_kl_of_its_sequences() -> None:
     p2, q2 = [[0.9, 0.1], [0.2, 0.8]], [[0.6, 0.4], [0.3, 0.7]]
     sequences = list(itertools.product(range(2), range(2)))
     exact = sum(p1[a] * p2[a][b] * math.log(p1[a] * p2[a][b] / (q1[a] * q2[a][b])) for a, b in sequences)
-    documents = [[(truth(p1), distribution(q1)), (truth(p2[a]), distribution(q2[a]))] for a in [0] * 30 + [1] * 70]
-    assert 2 * s_and_kl(documents)["kl"].value == pytest.approx(exact)
-    assert s_and_kl(documents, words=[1] * 100)["kl"].value == pytest.approx(exact)
-    assert s_and_kl(documents)["s_corpus"].value == pytest.approx(1)
+    said = [[distribution(q1), distribution(q2[a])] for a in (0, 1)]
+    points = [[point(truth(p1), said[a][0]), point(truth(p2[a]), said[a][1])] for a in [0] * 30 + [1] * 70]
+    assert 2 * divergence(points, "kl").value == pytest.approx(exact)
+    assert divergence(points, "kl", words=[1] * 100).value == pytest.approx(exact)
+    assert s_corpus(points).value == pytest.approx(1)
+    # the same of all tokens at a time, where a second, impossible word takes a part of q
+    whole = [Read.of([9, a, 0], [truth(p1), truth(p2[a])], 1) for a in [0] * 30 + [1] * 70]
+    logp = [np.log([[*q1, 0.0001], [*q2[a], 0.25]]) - np.log([[1.0001], [1.25]]) for a in [0] * 30 + [1] * 70]
+    flat = s_and_kl(whole, logp)
+    assert flat["kl"].value == pytest.approx(exact + math.log(1.0001) + math.log(1.25))
+    assert flat["s"].value == pytest.approx((1 / 1.0001 + 1 / 1.25) / 2)
+    assert flat["s"].n == flat["kl"].n == 100
 
 
 def test_what_a_partial_or_impossible_distribution_leaves_undefined_says_why() -> None:
-    partial = points([[(truth([1, 1, 1]), distribution([5, 3, 2], top=2))]] * 3)
+    partial = [[point(truth([1, 1, 1]), distribution([5, 3, 2], top=2))]] * 3
     assert "most probable" in divergence(partial, "kl").why
-    infinite = points([[(truth([1, 1]), distribution([1, 0]))]] * 3)
+    infinite = [[point(truth([1, 1]), distribution([1, 0]))]] * 3
     assert "no probability" in divergence(infinite, "kl").why
     by_hand = (0.5 * math.log(2 / 3) + 0.5 * math.log(2) + math.log(4 / 3)) / 2
     assert divergence(infinite, "jensen_shannon").value == pytest.approx(by_hand)
@@ -279,7 +287,7 @@ def test_every_measure_is_left_out_or_has_a_value_inside_its_interval(samples: i
         for i in range(10)
         for j in range(samples)
     ]  # fmt: skip
-    documents = points([[(truth([2, 1, 1]), distribution([3, 2, 1]))] * 4] * 5)
+    documents = [[point(truth([2, 1, 1]), distribution([3, 2, 1]))] * 4] * 5
     language = {f"q{i}": ("a", "b", "c", "d", "e") for i in range(10)}
     figures = measure(Evidence(answers, documents, judge="meaning", language=language, **more_evidence()))
     names = {row.name for row in MEASURES}

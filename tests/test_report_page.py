@@ -203,20 +203,28 @@ def test_the_verdict_says_the_figures_of_the_facts() -> None:
     assert "94\u00a0% [92; 97]" in norwegian
     assert "0.118 [0.112, 0.124]" in english
     assert "0,118 [0,112; 0,124]" in norwegian
-    assert "7 of 8 gates" in english
+    assert "6 of 8 gates were passed, 1 lie within the uncertainty, 1 were missed" in english
     assert "18% to 98%" in english
     assert not re.search(r"\d\.\d", norwegian)
 
 
-def test_a_ranker_whose_ceiling_is_unknown_is_not_said_to_have_one() -> None:
+def test_a_rankers_agreement_with_itself_is_no_bound_and_not_told_where_nobody_knows_it() -> None:
     facts = world_facts()
-    assert "agrees with itself on" in " ".join(verdict(facts, Say("en")))
+    assert "two rankings of the ranker’s own agree on" in " ".join(verdict(facts, Say("en")))
+    for lang, bound, beside in (
+        ("en", r"most one can hope|\bceiling\b", "That is no bound"),
+        ("nb", r"\btaket\b", "Det er ingen øvre grense"),
+    ):
+        shown = reward(facts, Say(lang))
+        assert shown is not None
+        assert not re.search(bound, f"{shown.title} {shown.how}")
+        assert beside in shown.how
     facts["reward"]["ceiling"] = {"value": None, "low": None, "high": None, "n": 0}
     assert "agrees with the ranker on" in (said := " ".join(verdict(facts, Say("en"))))
-    assert "agrees with itself" not in said
+    assert "rankings of the ranker" not in said
     picture = reward(facts, Say("nb"))
     assert picture is not None
-    assert "taket" not in picture.title
+    assert "samme rangerer" not in f"{picture.title} {picture.how}"
     assert len(picture.rows) == 1
 
 
@@ -327,3 +335,35 @@ def test_a_near_miss_of_a_gate_is_seen() -> None:
     assert "94.6% at least 95%" in text
     assert "0.968 at least 0.97" in text
     assert "not reached at most 0.15" in text
+
+
+@pytest.mark.parametrize(("lang", "told"), [("en", "within the uncertainty"), ("nb", "innenfor usikkerheten")])
+def test_a_gate_is_shown_with_its_interval_and_its_three_states(lang: str, told: str) -> None:
+    facts = world_facts()
+    facts["too_few"] = [{"name": "reward_pairs", "n": 3}]
+    text = Page(render(facts)).text(lang)
+    expected = {
+        "en": (
+            "94.6% [93.1, 96.1], n\xa0=\xa01,500",
+            "fewer than 30",
+            "reward model: agreement with the ranker (n\xa0=\xa03)",
+        ),
+        "nb": (
+            "94,6\xa0% [93,1; 96,1], n\xa0=\xa01500",
+            "under 30",
+            "Belønningsmodellen: enighet med den som rangerer (n\xa0=\xa03)",
+        ),
+    }[lang]
+    assert told in text
+    for part in expected:
+        assert part.replace("\xa0", " ").lower() in text.replace("\xa0", " ").lower()
+
+
+@pytest.mark.parametrize(("lang", "stories", "fixed"), [
+    ("en", "Asked about 400 stories that it had not read", "about what is always true"),
+    ("nb", "spørsmål om 400 historier den ikke hadde lest", "det som alltid er sant"),
+])  # fmt: skip
+def test_stories_and_what_is_always_true_are_told_apart(lang: str, stories: str, fixed: str) -> None:
+    said = " ".join(verdict(world_facts(), Say(lang)))
+    assert stories in said
+    assert fixed in said

@@ -31,11 +31,11 @@ TINY = (
     "model.heads=2",
     "model.hidden=32",
     "examine.questions=40",
-    "examine.documents=8",
+    "examine.documents=120",  # a quarter of them in so short a time
     "rank.questions=30",
     "rank.held_out=20",
     "reward.fit.steps=60",
-    "reward.threshold=0.5",
+    "reward.gate=0.5",
 )
 WORLD = ("world=small", *TINY)
 STORY = "Reven gikk over isen. Han så en fisk i vannet. «God dag,» sa reven. Fisken svarte ikke, for den var klok.\n\n"
@@ -57,14 +57,20 @@ def test_a_world_run_ends_with_three_models_a_reward_and_a_report(world_run: tup
     stages = document["stages"]
     assert isinstance(stages, dict)
     assert all(stages[name] is not None for name in ("base", "finetuned", "aligned"))
-    for name in ("right", "polite", "concise", "annotator", "s", "kl", "retrieval_hard"):
+    for name in ("right", "right_fixed", "polite", "concise", "annotator", "s", "kl", "retrieval_hard"):
         figure = stages["aligned"][name]
         assert figure["low"] <= figure["value"] <= figure["high"]
     assert (folder / "report.html").is_file()
     for stage in ("pretrain", "finetune", "align", "reward"):
         assert checkpoint.load(folder / stage).tokenizer.vocab_size > 262
     assert {g["name"] for g in document["gates"]} >= {"retrieval_hard", "kl", "s", "seconds"}  # type: ignore[attr-defined]
+    for gate in document["gates"]:  # type: ignore[attr-defined]
+        assert {"name", "value", "low", "high", "n", "threshold", "status", "passed"} <= gate.keys()
+        assert gate["passed"] == (gate["status"] == "passed")
+        assert gate["name"] == "seconds" or gate["value"] is None or gate["n"] >= 30
     assert json.dumps(document)
+    (calibrated,) = read_facts(folder / "figures.json").get("calibration", [{"stage": "finetuned"}])
+    assert calibrated["stage"] == "finetuned"  # the aligned model has other manners than the truth
 
 
 def test_rankings_without_text_say_that_text_is_missing(tmp_path: Path) -> None:
@@ -96,6 +102,11 @@ def test_the_held_out_questions_are_a_question_file(world_run: tuple[Path, dict[
     questions = read_questions([folder / "questions.jsonl"])
     assert len(questions) >= 40
     assert all(q.answers for q in questions)
+    assert len({q.id for q in questions}) == len({q.prompt for q in questions}) == len(questions)
+    fixed = [q.extra["fixed"] for q in questions]
+    assert fixed == sorted(fixed)
+    assert not any(fixed[:40])
+    assert any(fixed)
 
 
 @pytest.mark.slow
@@ -109,7 +120,7 @@ def test_a_finished_run_resumed_does_nothing_anew(world_run: tuple[Path, dict[st
 
 @pytest.mark.slow
 def test_a_weak_reward_model_stops_alignment_and_says_why(tmp_path: Path) -> None:
-    overrides = (*WORLD[:-1], "reward.threshold=1.0")
+    overrides = (*WORLD[:-1], "reward.gate=1.0")
     document = life(tmp_path / "weak", overrides=overrides)
     stages = document["stages"]
     assert isinstance(stages, dict)

@@ -36,7 +36,7 @@ TINY = (
     "align.limit=12",
     "align.rows=2",
     "reward.fit.steps=20",
-    "reward.threshold=0.5",
+    "reward.gate=0.5",
 )
 
 

@@ -22,7 +22,7 @@ FEW = (
     "align.limit=8",
     "align.rows=2",
     "reward.fit.steps=20",
-    "reward.threshold=0.5",
+    "reward.gate=0.5",
 )
 """Settings of a recipe: a model of next to nothing, and little to do with it."""
 

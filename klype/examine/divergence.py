@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from klype.examine.intervals import ratio_of_means
 from klype.values import Distribution, Figure, Floats, Ints
 
-Pair = tuple[Mapping[int, float], Distribution]
-"""(p, q) at one prefix: the truth by token id, which sums to one, and what the model says."""
 PARTIAL = "the model returned only its most probable tokens"
 
 
@@ -82,16 +80,37 @@ def of(q: Distribution, ids_A: Ints) -> Floats:
     return logq_A
 
 
-def points(documents: Sequence[Sequence[Pair]]) -> list[list[Point]]:
-    return [[point(p, q) for p, q in document] for document in documents]
+@dataclass(frozen=True, slots=True)
+class Read:
+    """A document and the truth before each of its tokens but the first, laid flat: token ``ids_E`` has probability
+    ``p_E`` before token ``at_E`` + 1. ``words``: how many it has, its end counted."""
+
+    tokens: Sequence[int]
+    ids_E: Ints
+    p_E: Floats
+    at_E: Ints
+    words: int
+
+    @staticmethod
+    def of(tokens: Sequence[int], following: Sequence[Mapping[int, float]], words: int) -> Read:
+        found = [possible(p) for p in following]
+        ids_E, p_E = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        return Read(tokens, ids_E, p_E, np.repeat(np.arange(len(found)), [len(ids) for ids, _ in found]), words)
 
 
-def s_and_kl(
-    documents: Sequence[Sequence[Pair]], words: Sequence[int] | None = None, seed: int = 0
-) -> dict[str, Figure]:
-    """The figures ``s_corpus`` and ``kl`` of held-out documents. ``words`` as in ``Evidence``."""
-    found = points(documents)
-    return {"s_corpus": s_corpus(found, words, seed), "kl": divergence(found, "kl", words, seed)}
+def s_and_kl(documents: Sequence[Read], logp_DTV: Sequence[Floats], seed: int = 0) -> dict[str, Figure]:
+    """``s`` and ``kl`` of documents and what a model says of each: as of ``point``, many at a time."""
+    mass, lost = [], []
+    for read, logp_TV in zip(documents, logp_DTV, strict=True):
+        logq_E = logp_TV[read.at_E, read.ids_E].astype(float)
+        s_T = np.bincount(read.at_E, np.exp(logq_E))
+        kl_T = np.bincount(read.at_E, read.p_E * (np.log(read.p_E) - logq_E))
+        mass.append(float(np.minimum(s_T, 1.0).sum()))
+        lost.append(float(np.maximum(kl_T, 0.0).sum()))
+    s = ratio_of_means(mass, [len(read.tokens) - 1 for read in documents], "share a token", seed)
+    if s.low is not None and s.high is not None:
+        s = replace(s, low=max(0.0, s.low), high=min(1.0, s.high))
+    return {"s": s, "kl": ratio_of_means(lost, [read.words for read in documents], "nats a word", seed)}
 
 
 def s_corpus(documents: Sequence[Sequence[Point]], words: Sequence[int] | None = None, seed: int = 0) -> Figure:

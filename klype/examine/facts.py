@@ -43,18 +43,21 @@ class FigureFacts(TypedDict):
 
 
 StageFacts = dict[str, FigureFacts]
-"""What one model scored, by measure. World: right, word_for_word, polite, concise, annotator, s, kl, kl_reference,
-retrieval_hard, retrieval_text. Own text: bits_per_byte; with a dictionary well_formed (held-out words) and
-right_trained (words learnt from). Others may be added.
+"""What one model scored, by measure. World: right, right_fixed, word_for_word, polite, concise, annotator, s, kl,
+kl_reference, retrieval_hard, retrieval_text. Own text: bits_per_byte; with a dictionary well_formed (held-out words)
+and right_trained (words learnt from). Others may be added.
 
-right, polite, concise, annotator: chat template, temperature .7, one answer a question; s and kl: the next word on
-held-out documents at temperature 1; retrieval_hard: right on stories with four facts of one relation.
+right, polite (with a courtesy), concise, annotator: chat template, temperature .7, one answer a question; in the world
+about stories, no two alike, and right_fixed about what is always true. s and kl: the next word of documents drawn from
+the language whose stories no stage has read, at temperature 1; retrieval_hard: right on stories with four facts of one
+relation.
 """
 
 
 @strict
 class RewardFacts(TypedDict):
-    """Pair accuracy against the ranker; ``ceiling``: the ranker against itself (its noise); ``threshold`` to align."""
+    """Pair accuracy against the ranker; ``ceiling``: how often two rankings of the ranker's own agree, which is no
+    bound where held-out rankings are free of its noise; ``threshold``: what is aimed at."""
 
     pair_accuracy: FigureFacts
     ceiling: FigureFacts
@@ -64,15 +67,30 @@ class RewardFacts(TypedDict):
 @strict
 class GateFacts(TypedDict):
     """``name``: retrieval_hard, finetuned_right, reward_pairs, aligned_right, aligned_polite, aligned_score_up,
-    retrieval_kept, seconds, kl, s, … (``label`` for one of your own). ``value`` None: it was not reached."""
+    retrieval_kept, seconds, kl, s, … (``label`` for one of your own). ``value`` None: it was not reached.
+
+    ``status``: all of the interval is beyond the threshold, some of it, none; ``passed``: it is the first. Runs of
+    earlier versions have values only."""
 
     name: str
     value: float | None
+    low: NotRequired[float | None]
+    high: NotRequired[float | None]
+    n: NotRequired[int]
     threshold: float
+    status: NotRequired[Literal["passed", "within", "missed"]]
     passed: bool
     label: NotRequired[Text]
     unit: NotRequired[str]
     below: NotRequired[bool]  # True: passed when value <= threshold (seconds, kl)
+
+
+@strict
+class FewFacts(TypedDict):
+    """What had too few cases to be a gate."""
+
+    name: str
+    n: int
 
 
 @strict
@@ -291,6 +309,7 @@ class Facts(TypedDict):
     annotator: NotRequired[Text]  # who ranked: simulated (by which rule), or a person
     reward: NotRequired[RewardFacts | None]
     gates: NotRequired[list[GateFacts]]
+    too_few: NotRequired[list[FewFacts]]
     curves: NotRequired[list[CurveFacts]]
     questions: NotRequired[list[QuestionFacts]]
     next: NotRequired[list[NextFacts]]

@@ -78,7 +78,7 @@ def curves(facts: Facts, say: Say) -> Picture | None:
 def stages(facts: Facts, say: Say) -> Picture | None:
     """Right, polite, concise and the annotator's score of the three models."""
     panels, rows = [], []
-    for name in ("right", "well_formed", "right_trained", "polite", "concise", "annotator"):
+    for name in ("right", "right_fixed", "well_formed", "right_trained", "polite", "concise", "annotator"):
         found = by_stage(facts, name)
         if not found:
             continue
@@ -111,8 +111,9 @@ def reward(facts: Facts, say: Say) -> Picture | None:
         ceiling=say.value(found["ceiling"], "ceiling"),
     )
     rows = [figure_row(say, say.measure(name), "", figure) for name, figure, _ in figures]
-    how = say("how.reward") + (" " + say("how.reward_line") if "threshold" in found else "")
-    return Picture("reward", title, how, [Panel("", drawn, 170)], figure_columns(say), rows)
+    lines_ = [say("how.reward"), *([say("how.reward_self")] if known else [])]
+    lines_ += [say("how.reward_line" if known else "how.reward_line_people")] if "threshold" in found else []
+    return Picture("reward", title, " ".join(lines_), [Panel("", drawn, 170)], figure_columns(say), rows)
 
 
 def truth(facts: Facts, say: Say) -> Picture | None:
@@ -265,7 +266,10 @@ def calibration(facts: Facts, say: Say) -> Picture | None:
         return None
     title = say("picture.calibration", gap=say.number(found[-1]["error"]["value"] or 0, 3))
     columns = [say("column.model"), say("axis.said"), *figure_columns(say)[2:]]
-    return Picture("calibration", title, say("how.calibration"), panels, columns, rows)
+    how = [say("how.calibration")]
+    if facts["stages"].get("aligned") and found[-1]["stage"] == "finetuned":
+        how.append(say("how.calibration_finetuned"))
+    return Picture("calibration", title, " ".join(how), panels, columns, rows)
 
 
 def _next_panel(prompt: NextFacts, say: Say) -> Panel:

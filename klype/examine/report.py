@@ -25,9 +25,9 @@ from klype.examine.colours import DARK, LIGHT, PROBABILITY_EDGES, probability_sc
 from klype.examine.facts import AnswerFacts, DictionaryAnswerFacts, DictionaryFacts, Facts, GateFacts, check
 from klype.examine.measures import MEASURES
 from klype.examine.pictures import pictures
-from klype.examine.say import Say, is_share, visible
+from klype.examine.say import NBSP, Say, is_share, visible
 from klype.examine.tables import STAGES
-from klype.examine.verdict import figures_of, last_model, verdict
+from klype.examine.verdict import figures_of, last_model, status_of, verdict
 from klype.words import LANGUAGES
 
 
@@ -90,6 +90,7 @@ def _view(facts: Facts, say: Say) -> dict[str, Any]:
         "sections": _sections(facts, shown),
         "least": lambda answer: _least(answer, say),
         "gate": lambda gate: _gate(gate, say),
+        "too_few": _too_few(facts, say),
         "dictionary": [_kind(row, say) for row in facts.get("dictionary", [])],
         "cost_rows": [row.name for row in MEASURES if row.name in COSTS],
         "cost": lambda name, figure: _cost(name, figure, say),
@@ -111,7 +112,7 @@ def _sections(facts: Facts, shown: Iterable[str]) -> list[str]:
     drawn, has = set(shown), {name for name, value in facts.items() if value}
     places = {
         "verdict": True,
-        "gates": "gates" in has,
+        "gates": bool({"gates", "too_few"} & has),
         "lifecycle": True,
         "answers": "questions" in has,
         "scores": bool(drawn & {"stages", "reward"}),
@@ -130,7 +131,17 @@ def _sections(facts: Facts, shown: Iterable[str]) -> list[str]:
 
 SIDES = ("held_out", "trained")
 COSTS = ("passes", "tokens", "flops", "seconds", "joules", "joules_per_right")
-KEY_FIGURES = ("right", "well_formed", "right_trained", "polite", "annotator", "s", "kl", "bits_per_byte")
+KEY_FIGURES = (
+    "right",
+    "right_fixed",
+    "well_formed",
+    "right_trained",
+    "polite",
+    "annotator",
+    "s",
+    "kl",
+    "bits_per_byte",
+)
 
 
 def _key_figures(facts: Facts, say: Say) -> list[tuple[str, str, list[str], str]]:
@@ -160,11 +171,13 @@ def _least(answer: AnswerFacts, say: Say) -> str:
     return say("answers.least", word=visible(token["text"].strip()), p=say.share(token["p"]))
 
 
-def _gate(gate: GateFacts, say: Say) -> tuple[str, str, str]:
-    """(name, measured, required)."""
+MARKS = {"passed": ("ok", "✓"), "within": ("", "≈"), "missed": ("no", "✗")}
+
+
+def _gate(gate: GateFacts, say: Say) -> tuple[str, str, str, tuple[str, str, str]]:
+    """(name, measured, required, (class, sign and word of the result))."""
     label = gate.get("label")
-    key = f"gate.{gate['name']}"
-    name = say.text(label) if label is not None else say(key) if say.has(key) else gate["name"].replace("_", " ")
+    name = say.text(label) if label is not None else _gate_name(gate["name"], say)
     seconds = gate["name"] == "seconds" or gate.get("unit") == "s"
     share = gate["name"].startswith(("retrieval", "finetuned_", "reward_", "aligned_right", "aligned_polite"))
     share = share or is_share({"unit": gate.get("unit", "")})
@@ -177,7 +190,24 @@ def _gate(gate: GateFacts, say: Say) -> tuple[str, str, str]:
     required = say("gates.most" if gate.get("below") else "gates.least", threshold=written(gate["threshold"], 0))
     # One decimal more than the threshold: 94.6% misses 95% visibly.
     measured = say("gates.unreached") if gate["value"] is None else written(gate["value"], 1)
-    return name, measured, required
+    low, high = gate.get("low"), gate.get("high")
+    if gate["value"] is not None and low is not None and high is not None and not seconds:
+        ends = [say.number(100 * end, 1) if share else say.number(end, 3) for end in (low, high)]
+        measured += f" [{'; '.join(ends) if say.lang == 'nb' else ', '.join(ends)}]"
+        measured += f", n{NBSP}={NBSP}{say.count(gate['n'])}" if gate.get("n") else ""
+    status = status_of(gate)
+    return name, measured, required, (*MARKS[status], say(f"gates.{status}"))
+
+
+def _gate_name(name: str, say: Say) -> str:
+    key = f"gate.{name}"
+    return say(key) if say.has(key) else name.replace("_", " ")
+
+
+def _too_few(facts: Facts, say: Say) -> str:
+    """What had too few cases to be a gate, in a sentence."""
+    few = [f"{_gate_name(row['name'], say)} (n{NBSP}={NBSP}{say.count(row['n'])})" for row in facts.get("too_few", [])]
+    return say("gates.too_few", names="; ".join(few)) if few else ""
 
 
 def _cost(name: str, figure: Any, say: Say) -> str:

@@ -14,9 +14,9 @@ from klype.words import figure as figure_text
 from klype.words.numbers import interval_decimals
 
 SHARES = frozenset(
-    ["right", "word_for_word", "undecided", "polite", "concise", "s", "s_corpus", "retrieval_hard", "retrieval_text",
-     "survival", "overlap", "pair_accuracy", "ceiling", "repetition", "distinct", "same_text", "copied",
-     "well_formed", "right_trained", "real_words"]
+    ["right", "right_fixed", "word_for_word", "undecided", "polite", "concise", "s", "s_corpus", "retrieval_hard",
+     "retrieval_text", "survival", "overlap", "pair_accuracy", "ceiling", "repetition", "distinct", "same_text",
+     "copied", "well_formed", "right_trained", "real_words"]
 )  # fmt: skip
 NBSP = "\u00a0"
 EXACT = frozenset(["s", "s_corpus"])

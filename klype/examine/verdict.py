@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from typing import Literal
+
 from klype.examine.caution import Figures, caution, clearly, figures_of, last_model
-from klype.examine.facts import Facts
+from klype.examine.facts import Facts, GateFacts
 from klype.examine.say import Say
 
 __all__ = ["figures_of", "last_model", "verdict"]
@@ -38,7 +41,9 @@ def _answers(facts: Facts, say: Say) -> list[str]:
         shown = {name: say.figure(last[name], name) for name in ("well_formed", "right_trained")}
         sentences.append(say("verdict.words", **shown))
     elif "right" in last:
-        sentences.append(say("verdict.right", n=last["right"].get("n", 0), right=say.figure(last["right"], "right")))
+        shown = {name: say.figure(last[name], "right") for name in ("right", "right_fixed") if name in last}
+        key = "verdict.right_stories" if "right_fixed" in last else "verdict.right"
+        sentences.append(say(key, n=say.count(last["right"].get("n", 0)), **shown))
     before, after = figures_of(facts, "finetuned"), figures_of(facts, "aligned")
     if "right" in before and "right" in after:
         sentences += _alignment(before, after, say)
@@ -100,7 +105,13 @@ def _gates(facts: Facts, say: Say) -> list[str]:
     gates = facts.get("gates", [])
     if not gates:
         return []
-    passed = sum(gate["passed"] for gate in gates)
-    if passed == len(gates):
+    count = Counter(status_of(gate) for gate in gates)
+    if count["passed"] == len(gates):
         return [say("verdict.gates_all", all=len(gates))]
-    return [say("verdict.gates_some", passed=passed, all=len(gates))]
+    key = f"verdict.gates_{'within' if count['within'] and not count['missed'] else 'some'}"
+    return [say(key, all=len(gates), passed=count["passed"], within=count["within"], missed=count["missed"])]
+
+
+def status_of(gate: GateFacts) -> Literal["passed", "within", "missed"]:
+    """Of an earlier version's run only the value was compared."""
+    return gate.get("status", "passed" if gate["passed"] else "missed")

@@ -17,6 +17,14 @@ from klype.runs.subject import Subject
 from klype.values import Question, Request, Sampling, Trace
 
 Prompt = Callable[[Question], list[int]]
+LEAST = 400
+"""Questions, however short the time."""
+
+
+def examined_on(subject: Subject, minutes: float | None) -> list[Question]:
+    """The held-out questions that there is time to ask: all of the recipe's in five minutes."""
+    most = subject.recipe.examine.questions
+    return subject.held_out[: min(most, max(LEAST, round(most * (minutes or 5) / 5)))]
 
 
 def answer_all(

@@ -17,18 +17,16 @@ from klype.examine.facts import (
     CurveFacts,
     Facts,
     FigureFacts,
-    GateFacts,
     QuestionFacts,
     StageName,
-    TextFacts,
 )
-from klype.examine.intervals import paired
 from klype.examine.measures import measure
 from klype.examine.survival import survival
 from klype.jsons import steps
 from klype.model import checkpoint
 from klype.model.transformer import Transformer
-from klype.runs.answering import answer_all, judged, said
+from klype.runs.answering import answer_all, examined_on, judged, said
+from klype.runs.gates import gates, pair_threshold
 from klype.runs.lessons import messages
 from klype.runs.stages import Run
 from klype.runs.text_subject import TextSubject
@@ -43,20 +41,28 @@ CURVE_POINTS = 200
 def measure_stage(run: Run, name: StageName) -> dict[str, FigureFacts]:
     """What one model scores: chat answers at the recipe's temperature, and its knowledge of plain text."""
     model = run.model(MODELS[name])
-    questions = run.subject.held_out[: run.recipe.examine.questions]
+    questions = examined_on(run.subject, run.options.minutes)
     sampling = Sampling(temperature=run.recipe.examine.temperature)
     groups = answer_all(model, run.subject, questions, sampling)
     answers = judged(run.subject, model.config, questions, groups)
-    evidence = Evidence(answers, judge=run.subject.judge_name, seed=run.options.seed)
-    figures = {k: f for k, f in measure(evidence).items() if k in MAIN} if answers else {}
+    figures = {k: f for k, f in measure(_evidence(run, answers)).items() if k in MAIN} if answers else {}
+    if fixed := run.subject.held_out_fixed:
+        known = judged(run.subject, model.config, fixed, answer_all(model, run.subject, fixed, sampling))
+        figures["right_fixed"] = measure(_evidence(run, known))["right"]
     figures |= run.subject.knowledge(model, few=(run.options.minutes or 5) < 3)
     if isinstance(run.subject, TextSubject) and name != "base":
         figures |= text_figures(run, run.subject, model, questions, groups)
     if answers:
         run.record.content.setdefault("costs", {})[name] = cost(run, model, answers)
-    run.record.content.setdefault("scores", {})[name] = [a.score for a in answers]
+    run.record.content.setdefault("scores", {})[name] = [
+        None if a.score is None else round(a.score, 3) for a in answers
+    ]
     run.record.content |= about(run)
     return {k: f.json() for k, f in figures.items()}  # type: ignore[misc]
+
+
+def _evidence(run: Run, answers: Sequence[Answered]) -> Evidence:
+    return Evidence(answers, judge=run.subject.judge_name, seed=run.options.seed)
 
 
 def about(run: Run) -> dict[str, Any]:
@@ -108,13 +114,13 @@ def gather(run: Run) -> Facts:
         "planned_s": content["planned_s"],
         "stages": {name: content["figures"].get(name) for name in MODELS},
         "annotator": run.subject.annotator,
-        "gates": gates(run, yardsticks),
         "curves": curves(run),
         "questions": side_by_side(run),
         "next": run.subject.next_words(run.model("pretrain")),
         "cost": content["costs"],
         "notes": run.subject.notes(),
     }
+    facts["gates"], facts["too_few"] = gates(run, yardsticks)
     if content.get("dictionary"):
         facts["dictionary"] = content["dictionary"]
     facts |= content.get("by_heart", {})
@@ -123,7 +129,7 @@ def gather(run: Run) -> Facts:
     if content.get("reward"):
         reward = content["reward"]
         facts["reward"] = {k: reward[k] for k in ("pair_accuracy", "ceiling")}
-        facts["reward"]["threshold"] = run.recipe.reward.threshold
+        facts["reward"]["threshold"] = pair_threshold(run)
     if yardsticks is not None:
         facts["text"] = yardsticks
     facts |= temperatures(run, model, newest)
@@ -131,53 +137,6 @@ def gather(run: Run) -> Facts:
     facts["seconds"] = {k: v for k, v in content["seconds"].items() if k != "total"} | {"total": run.record.elapsed}
     result: Facts = facts  # type: ignore[assignment]
     return result
-
-
-def gates(run: Run, yardsticks: TextFacts | None = None) -> list[GateFacts]:
-    """What the recipe aims at, passed or missed, never hidden."""
-    figures, content = run.record.content["figures"], run.record.content
-
-    def value(stage: str, name: str) -> float | None:
-        found = (figures.get(stage) or {}).get(name)
-        return None if found is None else found["value"]
-
-    out: list[GateFacts] = []
-
-    def gate(name: str, got: float | None, threshold: float, below: bool = False) -> None:
-        passed = got is not None and (got <= threshold if below else got >= threshold)
-        row: GateFacts = {"name": name, "value": got, "threshold": threshold, "passed": passed}
-        if below:
-            row["below"] = True
-        out.append(row)
-
-    if run.recipe.kind == "world":
-        gate("retrieval_hard", value("base", "retrieval_hard"), 0.95)
-        gate("kl", value("base", "kl"), 0.15, below=True)
-        gate("s", value("base", "s"), 0.97)
-        gate("finetuned_right", value("finetuned", "right"), 0.90)
-    bits = value("base", "bits_per_byte")
-    if yardsticks is not None and bits is not None:
-        gate("bits_below_ngram", yardsticks["ngram"] - bits, 0.0)
-        gate("bits_below_xz", yardsticks["xz"] - bits, 0.0)
-    reward = (content.get("reward") or {}).get("pair_accuracy") or {}
-    gate("reward_pairs", reward.get("value"), run.recipe.reward.gate)
-    if run.recipe.kind == "world":
-        gate("aligned_right", value("aligned", "right"), 0.92)
-        gate("aligned_polite", value("aligned", "polite"), 0.95)
-        gate("aligned_score_up", _score_up(run), 0.0)
-        before, after = value("base", "retrieval_text"), value("aligned", "retrieval_text")
-        gate("retrieval_kept", after / before if before and after is not None else None, 0.90)
-    gate("seconds", run.record.elapsed, 1.15 * 60 * (run.options.minutes or 5), below=True)
-    return out
-
-
-def _score_up(run: Run) -> float | None:
-    """The lower end of the paired gain in the annotator's score: above 0, it is up beyond its interval."""
-    scores = run.record.content.get("scores", {})
-    if "finetuned" not in scores or "aligned" not in scores:
-        return None
-    questions = [q.id for q in run.subject.held_out[: len(scores["aligned"])]]
-    return paired(scores["finetuned"], scores["aligned"], questions).low
 
 
 def curves(run: Run) -> list[CurveFacts]:
@@ -249,7 +208,7 @@ def temperatures(run: Run, model: Transformer, stage: StageName) -> dict[str, An
         return {"temperatures": {"stage": "base", "prompt": run.subject.measures.beginning(8).strip(), "rows": written}}
     questions = run.subject.held_out[:200]
     shown = run.subject.held_out[0]
-    rows, curves_, calibration = [], [], None
+    rows, curves_ = [], []
     for temperature in run.recipe.examine.temperatures:
         sampling = Sampling(temperature=temperature)
         groups = answer_all(model, run.subject, questions, sampling, n=2, top=-1)
@@ -276,12 +235,10 @@ def temperatures(run: Run, model: Transformer, stage: StageName) -> dict[str, An
                     },
                 }
             )
-        if temperature == 1.0:
-            calibration = _calibration(run, questions, groups, stage)
     out: dict[str, Any] = {"temperatures": {"stage": stage, "prompt": shown.prompt, "rows": rows}}
     if curves_:
         out["survival"] = curves_
-    if calibration:
+    if calibration := _calibration(run, questions):
         out["calibration"] = [calibration]
     return out
 
@@ -289,10 +246,13 @@ def temperatures(run: Run, model: Transformer, stage: StageName) -> dict[str, An
 ROW = frozenset(["right", "word_for_word", "s", "repetition", "distinct", "same_text", "polite", "annotator"])
 
 
-def _calibration(
-    run: Run, questions: Sequence[Question], groups: Sequence[Sequence[Trace]], stage: StageName
-) -> dict[str, Any] | None:
-    """The likeliest next token: how likely the model says it is, against the truth, on its own right prefixes."""
+def _calibration(run: Run, questions: Sequence[Question]) -> dict[str, Any] | None:
+    """The likeliest next token: how likely the model says it is, against the truth, on its own right prefixes. Of the
+    fine-tuned model: alignment teaches other manners than the truth has.
+    """
+    if not run.record.done("finetune"):
+        return None
+    groups = answer_all(run.model("finetune"), run.subject, questions, Sampling(temperature=1.0), n=2, top=-1)
     told: list[float] = []
     true: list[float] = []
     asked: list[str] = []
@@ -312,7 +272,7 @@ def _calibration(
     if len(set(asked)) < 40:
         return None
     return {
-        "stage": stage,
+        "stage": "finetuned",
         "bins": [{"p": p, "observed": observed.json()} for p, observed in bins(told, true, asked)],
         "error": calibration_error(told, true, asked).json(),
     }

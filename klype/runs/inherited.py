@@ -6,7 +6,7 @@ from klype.config import make, overridden
 from klype.errors import KlypeError, UsageError
 from klype.runs.folder import read_run
 from klype.runs.options import StageOptions
-from klype.runs.recipe import Recipe
+from klype.runs.recipe import Recipe, saved
 from klype.sources.find import Found
 
 INPUTS = ("text", "instructions", "preferences", "data", "encoding", "text_field", "skip_bad")
@@ -26,7 +26,7 @@ def recipe_of(start: Found, options: StageOptions) -> Recipe:
     """The run's own recipe, with what is overridden now. UsageError for a model without a run."""
     if start.run is None:
         raise UsageError(f"{options.from_} is no run with a fine-tuned model.", "Give a run's folder.")
-    saved = read_run(start.run).get("settings")
-    if saved is None:
+    settings = read_run(start.run).get("settings")
+    if settings is None:
         raise KlypeError(f"The run {start.run} does not say what recipe made it.")
-    return make(Recipe, overridden(saved, options.overrides))
+    return make(Recipe, overridden(saved(settings), options.overrides))

@@ -17,11 +17,12 @@ from klype.runs import inputs
 from klype.runs.adapting import dealt_out, done_already, suited
 from klype.runs.aligning import align, reward
 from klype.runs.folder import read_run
+from klype.runs.gates import against_aligning, figure_of
 from klype.runs.gather import MODELS, about, gather, measure_stage
 from klype.runs.inherited import recipe_of, with_inputs_of
 from klype.runs.options import InputOptions, RunOptions, StageOptions, recipe_for
 from klype.runs.promise import settle
-from klype.runs.recipe import Recipe, read
+from klype.runs.recipe import Recipe, read, saved
 from klype.runs.record import Asked, Record, resumed_options
 from klype.runs.say import Say
 from klype.runs.stages import Run, finetune, pretrain, rank
@@ -30,7 +31,7 @@ from klype.sources.find import Found, find_model, holds_weights
 from klype.text.tokenizer import Tokenizer
 from klype.train import parallel
 from klype.train.rewards import NothingTaughtError
-from klype.words import percents_apart
+from klype.words import figure as number_figure
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,8 @@ STAGES = {
     "align": Stage(align, "finetune", ("rank", "reward")),
 }
 MEASURED = {stage: name for name, stage in MODELS.items()}
+SHOWN = {"passed": "passed", "within": "within the uncertainty", "missed": "missed"}
+"""Of a gate."""
 
 
 def run(options: RunOptions, say: Say) -> dict[str, Any]:
@@ -107,7 +110,7 @@ def _life(options: RunOptions, say: Say) -> Run:
 def _as_begun(folder: Path, options: Asked) -> tuple[Asked, Recipe]:
     """What was asked for when the run began, and the recipe that it goes by."""
     content = read_run(folder)
-    return resumed_options(options, content["asked"]), Recipe.model_validate(content["settings"])
+    return resumed_options(options, content["asked"]), Recipe.model_validate(saved(content["settings"]))
 
 
 def train_stage(options: StageOptions, say: Say) -> dict[str, Any]:
@@ -253,22 +256,10 @@ def _may_start(life: Run, stage: str) -> bool:
         return True
     if not life.record.done("reward"):
         return False
-    threshold = life.recipe.reward.threshold
-    accuracy = life.record.content["reward"]["pair_accuracy"].get("value")
-    if accuracy is None or accuracy >= threshold:
-        return True
-    (shown, wanted), (vist, krav) = (percents_apart(accuracy, threshold, lang) for lang in ("en", "nb"))
-    if life.options.force:
-        life.say.note(f"The reward model agrees with the ranker on {shown} of pairs only; --force aligns all the same.")
-        return True
-    return _refused(
-        life,
-        f"The reward model agrees with its ranker on {shown} of held-out pairs, below {wanted}: aligning to it "
-        "would teach something else than what the ranker likes. More rankings help; --force aligns all the same.",
-        f"Belønningsmodellen er enig med den som rangerer i {vist} av parene den ikke har sett, under {krav}: "
-        "Å rette modellen etter den ville lære den noe annet enn det rangereren liker. Flere rangeringer hjelper; "
-        "--force gjør det likevel.",
-    )
+    why = against_aligning(life)
+    if why is not None and life.options.force:
+        life.say.note(f"{why['en']} It was given.")
+    return why is None or life.options.force or _refused(life, why["en"], why["nb"])
 
 
 def _nothing_to_imitate(life: Run) -> None:
@@ -317,20 +308,21 @@ def _report(life: Run) -> dict[str, Any]:
     facts["seconds"] = {**life.record.content["seconds"], "total": round(life.record.elapsed, 2)}
     path = report.write(life.folder, facts, life.options.lang)
     content = life.record.content
-    content["state"], content["gates"] = "done", facts.get("gates", [])
+    content["state"], content["gates"] = "done", facts["gates"]
     life.record.save()
     life.say.table(
         "gates",
         ("", "gate", "value", "threshold"),
         [
             (
-                "passed" if g["passed"] else "missed",
+                SHOWN[g["status"]],
                 g["name"],
-                "–" if g["value"] is None else f"{g['value']:.3f}",
+                "–" if g["value"] is None else number_figure(figure_of({"gate": g}, "gate"), "en"),
                 f"{'≤' if g.get('below') else '≥'} {g['threshold']:g}",
             )
             for g in content["gates"]
-        ],
+        ]
+        + [("too few", few["name"], f"n = {few['n']}", "") for few in facts["too_few"]],
     )
     life.say.note(f"The report: {path}\nTalk to the model: klype chat {life.folder}")
     document: dict[str, Any] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from importlib import resources
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -174,11 +174,10 @@ class RankSection(Settings):
 
 
 class RewardSection(Settings):
-    """``threshold``: held-out pair accuracy below which alignment does not start; ``gate``: what is aimed at."""
+    """``gate``: held-out pair accuracy that is aimed at; what is below it beyond its interval starts no alignment."""
 
     share: float = Field(default=0.02, ge=0, le=1)
-    threshold: float = Field(default=0.75, ge=0.5, le=1)
-    gate: float = Field(default=0.86, ge=0.5, le=1)
+    gate: float = Field(default=0.75, ge=0.5, le=1)
     fit: RewardSettings = RewardSettings()
 
 
@@ -239,6 +238,12 @@ class Recipe(Settings):
         passes = steps * lesson.rows * self.model.window / tokens
         decay = min(1.0, lesson.decay_a_pass * passes + min(0.5, lesson.decay_tokens / tokens))
         return own.model_copy(update={"optimizer": own.optimizer.model_copy(update={"decay": decay})})
+
+
+def saved(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run, of an earlier klype too: whether alignment started was once a threshold of its own."""
+    reward = {k: v for k, v in settings.get("reward", {}).items() if k != "threshold"}
+    return {**settings, "reward": reward} if reward else settings
 
 
 def names() -> list[str]:

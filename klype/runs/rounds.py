@@ -13,6 +13,7 @@ from klype.preferences.tastes import taste as read_taste
 from klype.runs.aligning import align, examined, reward
 from klype.runs.comparing import compare, verdict
 from klype.runs.folder import read_run
+from klype.runs.gates import against_aligning
 from klype.runs.inherited import recipe_of, with_inputs_of
 from klype.runs.options import StageOptions
 from klype.runs.pipeline import bring, open_run, start_of
@@ -25,7 +26,6 @@ from klype.runs.watch import Seen
 from klype.sources.find import Found
 from klype.train.methods import method
 from klype.values import Question, Verdict
-from klype.words import percents_apart
 
 
 class Tasted:
@@ -122,14 +122,9 @@ def _check(life: Run) -> None:
         (name, _figure(figure)) for name, figure in found.items() if isinstance(figure, dict) and "value" in figure
     ]
     life.say.table("the reward model, on held-out rankings", ("measure", "figure"), shown)
-    accuracy, threshold = found["pair_accuracy"].get("value"), life.recipe.reward.threshold
     needs = method(life.recipe.align.how.method).learns_from == "rollouts"
-    if needs and accuracy is not None and accuracy < threshold and not life.options.force:
-        reached, wanted = percents_apart(accuracy, threshold, "en")
-        raise KlypeError(
-            f"The reward model agrees with its ranker on {reached} of held-out pairs, below {wanted}.",
-            "More rankings help; --force aligns all the same.",
-        )
+    if needs and not life.options.force and (why := against_aligning(life)) is not None:
+        raise KlypeError(why["en"])
 
 
 def _figure(figure: dict[str, Any]) -> str:

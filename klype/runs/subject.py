@@ -26,6 +26,8 @@ class Subject(Protocol):
     seed: int
     chat: Chat
     held_out: list[Question]
+    held_out_fixed: list[Question]
+    """About what is always true, which the text has told often; asked apart. None of these is in fine-tuning."""
     tokens: int | None
     """Of the text to pre-train on; None: it has no end."""
     examples: int | None

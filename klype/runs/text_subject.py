@@ -83,6 +83,7 @@ class TextSubject:
         self._notes = list(self._material.notes)
         self._learnt, self._conversations, kept = self._exercises()
         self._watched, self.held_out = _watched(kept)
+        self.held_out_fixed: list[Question] = []
         self.examples: int | None = len(self._conversations)
         self._rankings = self._preferences()
         dictionary = self._material.dictionary

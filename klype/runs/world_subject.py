@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,8 +15,7 @@ from klype.data.batches import PaddedBatches
 from klype.data.order import mix
 from klype.data.pools import BLOCK, STEPS, PoolSettings
 from klype.engine.engine import Engine
-from klype.examine.divergence import divergence as divergence_figure
-from klype.examine.divergence import point, s_corpus
+from klype.examine.divergence import Read, point, s_and_kl
 from klype.examine.facts import DataFacts, NextFacts, NextTokenFacts, Text, TextFacts
 from klype.examine.intervals import mean_by_question
 from klype.model.transformer import Transformer
@@ -23,8 +23,8 @@ from klype.runs.lessons import Asked, Documents, Questions, Turns, messages, spe
 from klype.runs.recipe import Recipe
 from klype.text.chat import TEMPLATE, Chat
 from klype.text.tokenizer import Tokenizer
-from klype.values import Batch, Batches, Distribution, Figure, Question, Ranking, Request, Sampling, Verdict
-from klype.world import Filter, TokenFilter, World
+from klype.values import Batch, Batches, Figure, Question, Ranking, Request, Sampling, Verdict
+from klype.world import Filter, Spellings, TokenFilter, World
 
 TASTE: Text = {
     "en": "simulated: likes right, polite and short answers; swaps neighbours now and then",
@@ -48,6 +48,42 @@ class _Retrievals:
         return self._made[: 2 * n]
 
 
+class _Reading:
+    """Documents drawn from the language, with stories that no stage has read, and the truth before every token: dear to
+    make, and kept."""
+
+    def __init__(self, world: World, spellings: Spellings, lesson: Documents, seed: int) -> None:
+        self._world, self._spellings, self._lesson, self._rng = world, spellings, lesson, random.Random(seed)
+        self._made: list[Read] = []
+
+    def first(self, n: int) -> list[Read]:
+        while len(self._made) < n:
+            document = self._world.document(self._rng, heldout=True)
+            tokens, _ = self._lesson.example(document)
+            truth = TokenFilter(self._world.filter(), self._spellings)
+            following = []
+            for token in tokens[1:]:
+                following.append(truth.next())
+                truth.push(token)
+            self._made.append(Read.of(tokens, following, len(document.words) + 1))
+        return self._made[:n]
+
+
+FIXED_ASKED = 100  # questions of what is always true, which there are not many more of
+DRAWN = 4  # questions at most for each that is wanted: a small world has few that are not alike
+
+
+def _different(draw: Callable[[], Question], n: int) -> list[Question]:
+    """The first ``n`` that are not alike."""
+    found: dict[str, Question] = {}
+    for _ in range(DRAWN * n):
+        if len(found) == n:
+            break
+        question = draw()
+        found.setdefault(question.prompt, question)
+    return list(found.values())
+
+
 class WorldSubject:
     """Documents without end, questions with known answers, an annotator with stated tastes."""
 
@@ -63,9 +99,10 @@ class WorldSubject:
         self.spellings = spell(self.world, self.chat)
         rng = random.Random(mix(seed, 0, 1))
         self._retrievals = {hard: _Retrievals(self.world, mix(seed, int(hard), 7), hard) for hard in (True, False)}
-        self.held_out = [
-            self.world.question(rng, heldout=True) for _ in range(max(recipe.examine.questions, recipe.rank.held_out))
-        ]
+        self._reading = _Reading(self.world, self.spellings, self._documents(0), mix(seed, 0, 6))
+        most = max(recipe.examine.questions, recipe.rank.held_out)
+        self.held_out = _different(lambda: self.world.question(rng, heldout=True, fixed=False), most)
+        self.held_out_fixed = _different(lambda: self.world.question(rng, heldout=True, fixed=True), FIXED_ASKED)
 
     def _tokenizer(self) -> Tokenizer:
         rng = random.Random(mix(self.seed, 0, 2))
@@ -139,26 +176,11 @@ class WorldSubject:
     # measures
 
     def knowledge(self, model: Transformer, few: bool) -> dict[str, Figure]:
-        """S and KL(p‖q) on held-out documents, and retrieval from hard and ordinary stories told as plain text."""
-        n = self.recipe.examine.documents // (4 if few else 1)
-        rng = random.Random(mix(self.seed, 0, 6))
-        documents = [self.world.document(rng, heldout=rng.random() < 0.75) for _ in range(max(n, 1))]
-        lesson = self._documents(0)
-        words = [len(d.words) + 1 for d in documents]
-        found = []
-        for document in documents:
-            tokens, _ = lesson.example(document)
-            with torch.inference_mode():
-                logp_TV = model(torch.tensor([tokens[:-1]]))[0].log_softmax(-1).numpy()
-            truth = TokenFilter(self.world.filter(), self.spellings)
-            order = range(logp_TV.shape[1])
-            ids = torch.arange(len(order)).numpy()
-            points = []
-            for logp_V, token in zip(logp_TV, tokens[1:], strict=True):
-                points.append(point(truth.next(), Distribution(ids, logp_V)))
-                truth.push(token)
-            found.append(points)
-        figures = {"s": s_corpus(found, words), "kl": divergence_figure(found, "kl", words)}
+        """S and KL(p‖q) on documents drawn from p, and retrieval from hard and ordinary stories told as plain text."""
+        documents = self._reading.first(max(1, self.recipe.examine.documents // (4 if few else 1)))
+        with torch.inference_mode():
+            logp_DTV = [model(torch.tensor([d.tokens[:-1]]))[0].log_softmax(-1).numpy() for d in documents]
+        figures = s_and_kl(documents, logp_DTV)
         for name, hard in (("retrieval_hard", True), ("retrieval_text", False)):
             figures[name] = self._retrieval(model, hard, 100 if few else 200)
         return figures
@@ -239,7 +261,7 @@ class WorldSubject:
 
     def speak(self, model: Transformer, trained: str) -> str:
         rng = random.Random(mix(self.seed, len(trained), 8))
-        question = self.world.question(rng, heldout=True)
+        question = self.world.question(rng, heldout=True, fixed=False)
         tokenizer = self.chat.tokenizer
         if trained == "pretrain":
             prompt = [tokenizer.begin, *tokenizer.encode(" " + question.prompt)]
@@ -251,7 +273,9 @@ class WorldSubject:
         return f"{question.question} → {tokenizer.decode(trace.tokens).strip()}"
 
     def save_inputs(self, folder: Path) -> None:
-        """questions.jsonl: the held-out questions, as a question file that ``klype examine`` reads."""
-        rows = [{k: v for k, v in asdict(q).items() if v not in ("", ())} for q in self.held_out]
+        """questions.jsonl: the held-out questions about stories, and those of what is always true behind them."""
+        rows = [
+            {k: v for k, v in asdict(q).items() if v not in ("", ())} for q in (*self.held_out, *self.held_out_fixed)
+        ]
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         (folder / "questions.jsonl").write_text(text, encoding="utf-8")

@@ -1,0 +1,154 @@
+"""What a recipe aims at: each figure's interval beside its threshold, and whether alignment may start."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from klype.examine.facts import FewFacts, GateFacts, TextFacts
+from klype.examine.intervals import paired
+from klype.examine.say import Say
+from klype.runs.stages import Run
+from klype.values import Figure
+from klype.words import LANGUAGES, percent, words
+
+FEWEST = 30
+"""Cases; what fewer say is no gate."""
+KNOWS = 0.5
+"""A story tells of two to four: who picks one of them by chance is right in no more than half."""
+CHANCE = 0.5
+"""Of pairs: what nobody's order at all would agree on."""
+WORLD = (
+    ("base", "retrieval_hard", "retrieval_hard", 0.93),
+    ("base", "s", "s", 0.97),
+    ("finetuned", "right", "finetuned_right", 0.88),
+    ("aligned", "right", "aligned_right", 0.90),
+    ("aligned", "polite", "aligned_polite", 0.93),
+)  # stage, figure, gate, threshold
+KL = 0.10
+KEPT = 0.90
+Status = Literal["passed", "within", "missed"]
+
+
+def gates(run: Run, yardsticks: TextFacts | None = None) -> tuple[list[GateFacts], list[FewFacts]]:
+    """The gates, never hidden, and what had too few cases to be one."""
+    figures = run.record.content["figures"]
+    found: list[GateFacts] = []
+    few: list[FewFacts] = []
+
+    def gate(name: str, figure: Figure, threshold: float, below: bool = False) -> None:
+        if figure.value is not None and not figure.certain and (figure.n < FEWEST or figure.low is None):
+            few.append({"name": name, "n": figure.n})
+        else:
+            found.append(_row(name, figure, threshold, below))
+
+    if run.recipe.kind == "world":
+        for stage, measure, name, threshold in WORLD:
+            gate(name, figure_of(figures.get(stage), measure), threshold)
+        gate("kl", figure_of(figures.get("base"), "kl"), KL, below=True)
+    bits = figure_of(figures.get("base"), "bits_per_byte")
+    if yardsticks is not None and bits.value is not None:
+        gate("bits_below_ngram", _less(yardsticks["ngram"], bits), 0.0)
+        gate("bits_below_xz", _less(yardsticks["xz"], bits), 0.0)
+    gate("reward_pairs", figure_of(run.record.content.get("reward"), "pair_accuracy"), pair_threshold(run))
+    if run.recipe.kind == "world":
+        gate("aligned_score_up", _score_up(run), 0.0)
+        before, after = (figure_of(figures.get(stage), "retrieval_text") for stage in ("base", "aligned"))
+        gate("retrieval_kept", kept(before, after), KEPT)
+    elapsed = run.record.elapsed
+    planned = 60 * (run.options.minutes or 5)
+    gate("seconds", Figure(elapsed, elapsed, elapsed, 1, "s", certain=True), 1.15 * planned, below=True)
+    return found, few
+
+
+def status(figure: Figure, threshold: float, below: bool = False) -> Status:
+    """By the interval's near end: beyond the threshold; on both sides of it; short of it. Nothing measured: missed."""
+    if figure.value is None or figure.low is None or figure.high is None:
+        return "missed"
+    near, far = (-figure.high, -figure.low) if below else (figure.low, figure.high)
+    wanted = -threshold if below else threshold
+    return "passed" if near >= wanted else "within" if far >= wanted else "missed"
+
+
+def figure_of(figures: Mapping[str, Any] | None, name: str) -> Figure:
+    """One of a stage's figures as it was written down; without a value where there is none."""
+    known = (figures or {}).get(name) or {}
+    return Figure(known.get("value"), known.get("low"), known.get("high"), known.get("n", 0))
+
+
+def kept(before: Figure, after: Figure) -> Figure:
+    """What is left of a share, where either end is of one that knows something; its interval holds all that both
+    intervals allow."""
+    ends = (before.low, before.high, after.low, after.high)
+    if before.value is None or after.value is None or any(end is None or end <= 0 for end in ends):
+        return Figure(None, why="nothing is known to be left of")
+    low0, high0, low1, high1 = (float(end) for end in ends if end is not None)
+    if min(low0, low1) <= KNOWS:
+        return Figure(None, why="who knows so little may be guessing")
+    return Figure(after.value / before.value, low1 / high0, high1 / low0, min(before.n, after.n), "ratio")
+
+
+def pair_threshold(run: Run) -> float:
+    """Of a ranker whose own noise is known, what the recipe aims at; of people, that it is better than chance."""
+    return CHANCE if by_people(run) else run.recipe.reward.gate
+
+
+def by_people(run: Run) -> bool:
+    """Whether nobody knows how often the ranker errs."""
+    reward = run.record.content.get("reward")
+    return reward is not None and figure_of(reward, "ceiling").value is None
+
+
+def against_aligning(run: Run) -> dict[str, str] | None:
+    """Why alignment should not start, in both languages; None when it may: unless the reward model is known to be worse
+    than what is aimed at; with people's rankings, when it is known to be better than chance. Where no pair is held out,
+    nobody can tell.
+    """
+    pairs, threshold = run.record.content["reward"]["pair_accuracy"], pair_threshold(run)
+    figure = figure_of(run.record.content["reward"], "pair_accuracy")
+    people = by_people(run)
+    may = figure.low is not None and figure.low > CHANCE if people else _not_missed(figure, threshold)
+    if figure.value is None or may:
+        return None
+    shown = {
+        lang: {"pairs": Say(lang).figure(pairs, "pair_accuracy"), "wanted": percent(threshold, lang)}
+        for lang in LANGUAGES
+    }
+    return {lang: words(lang, "align")("like_chance" if people else "too_weak", **shown[lang]) for lang in LANGUAGES}
+
+
+def _not_missed(figure: Figure, threshold: float) -> bool:
+    return figure.low is None or status(figure, threshold) != "missed"
+
+
+def _row(name: str, figure: Figure, threshold: float, below: bool) -> GateFacts:
+    found = status(figure, threshold, below)
+    row: GateFacts = {
+        "name": name,
+        "value": figure.value,
+        "low": figure.low,
+        "high": figure.high,
+        "n": figure.n,
+        "threshold": threshold,
+        "status": found,
+        "passed": found == "passed",
+    }
+    if below:
+        row["below"] = True
+    return row
+
+
+def _less(yardstick: float, bits: Figure) -> Figure:
+    """How many bits fewer than the yardstick."""
+    assert bits.value is not None
+    low, high = (None if end is None else yardstick - end for end in (bits.high, bits.low))
+    return Figure(yardstick - bits.value, low, high, bits.n, "bits per byte")
+
+
+def _score_up(run: Run) -> Figure:
+    """The paired gain in the annotator's score: above 0 by all of its interval, it is up."""
+    scores = run.record.content.get("scores", {})
+    before, after = scores.get("finetuned"), scores.get("aligned")
+    if not before or not after or len(before) != len(after):
+        return Figure(None, why="not both models were asked")
+    return paired(before, after, range(len(before)))

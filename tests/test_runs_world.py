@@ -1,0 +1,91 @@
+"""What the demo world keeps back: no question twice, none that fine-tuning asks, no ranking that is learnt from."""
+
+from __future__ import annotations
+
+import random
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from klype.model import checkpoint
+from klype.model.transformer import Transformer
+from klype.preferences.annotator import Annotator, rank_simulated
+from klype.runs import ranking
+from klype.runs.answering import LEAST, examined_on
+from klype.runs.find import is_aligned
+from klype.runs.lessons import Turns, messages
+from klype.runs.options import RunOptions
+from klype.runs.recipe import read
+from klype.runs.say import Silent
+from klype.runs.shape import model_config
+from klype.runs.world_subject import WorldSubject
+from klype.values import Question
+
+pytestmark = pytest.mark.slow  # a world of many questions is made first
+SMALL = ("world=small", "model.width=16", "model.layers=1", "model.heads=2", "model.hidden=16", "examine.questions=450",
+         "rank.questions=200", "rank.held_out=60", "rank.drawn=1", "rank.hot=0", "rank.limit=3")  # fmt: skip
+
+
+@lru_cache(1)
+def subject() -> WorldSubject:
+    return WorldSubject(read("world", SMALL), 0)
+
+
+def test_held_out_questions_are_each_once_and_stories_are_apart_from_what_is_always_true() -> None:
+    stories, fixed = subject().held_out, subject().held_out_fixed
+    assert len(stories) == 450
+    assert len({q.id for q in stories}) == len({q.prompt for q in stories}) == 450
+    assert len({q.prompt for q in fixed}) == len(fixed) >= 20
+    assert not any(q.extra["fixed"] for q in stories)
+    assert all(q.extra["fixed"] for q in fixed)
+
+
+def test_no_held_out_question_is_asked_in_fine_tuning_ranking_or_alignment() -> None:
+    chat = subject().chat
+    kept = {tuple(chat.prompt(messages(q))) for q in (*subject().held_out, *subject().held_out_fixed)}
+    turns = Turns(subject().world, chat, 3)
+    for index in range(1500):
+        ids, learnt = turns(index)
+        assert tuple(ids[: learnt.index(1.0)]) not in kept
+    for part in (1, 2, 3):
+        assert not kept & {tuple(chat.prompt(messages(subject().questions(part)(i)))) for i in range(400)}
+
+
+def test_in_less_than_five_minutes_fewer_questions_are_asked_but_never_fewer_than_shown_to_be_enough() -> None:
+    few = WorldSubject(read("world", (*SMALL, "examine.questions=420")), 0)
+    assert [len(examined_on(few, minutes)) for minutes in (None, 60.0, 5.0, 4.9, 0.1)] == [420, 420, 420, 412, LEAST]
+
+
+def test_no_training_ranking_counts_as_held_out_and_held_out_ones_do_not_err(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Transformer(model_config(subject().recipe.model, subject().chat.tokenizer.vocab_size)).eval()
+    ranking.make(model, subject(), RunOptions(out=tmp_path), tmp_path, Silent())
+    with ranking.open_store(tmp_path) as store:
+        entries = store.entries()
+    parts: dict[str, set[str]] = {"train": set(), "held-out": set()}
+    for entry in entries:
+        parts[entry.asked.part].add(entry.asked.question.prompt)
+    assert parts["held-out"] <= {q.prompt for q in subject().held_out[:60]}
+    assert parts["train"] <= {subject().questions(1)(i).prompt for i in range(200)}
+    assert min(len(part) for part in parts.values()) > 40  # those with one wrong answer only are not ranked
+    assert not parts["train"] & parts["held-out"]
+
+    def score(question: Question, answer: str) -> float:
+        return subject().judge(question, answer, True).score
+
+    annotator = Annotator("exact", score)
+    for entry in (e for e in entries if e.asked.part == "held-out"):
+        texts = [c.text for c in entry.asked.candidates]
+        assert rank_simulated(annotator, entry.asked.question, texts, 0.0, random.Random(0)).order == entry.order
+
+
+def test_a_model_is_known_to_be_aligned_wherever_it_lies(tmp_path: Path) -> None:
+    model = Transformer(model_config(subject().recipe.model, subject().chat.tokenizer.vocab_size))
+    for stage in ("align", "finetune"):
+        checkpoint.save(tmp_path / stage, model, subject().chat.tokenizer, {"stage": stage})
+    (tmp_path / "align").rename(tmp_path / "brought")  # as a further round has it, in place of its fine-tuned model
+    assert is_aligned(tmp_path / "brought")
+    assert not is_aligned(tmp_path / "finetune")
+    assert not is_aligned(tmp_path / "nothing")
