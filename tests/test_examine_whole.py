@@ -16,9 +16,11 @@ from klype.errors import KlypeError, UsageError
 from klype.examine.cost import Shape
 from klype.examine.document import document
 from klype.examine.examination import Examined, Meters, examine, probe
+from klype.examine.examination_report import verdict
 from klype.examine.examinee import SHARE, Examinee, ExamSettings, Pace, in_time, plan, within
 from klype.examine.from_traces import Looked, answered, correctness
 from klype.examine.gates import failed, parse
+from klype.examine.say import Say
 from klype.examine.truth import Reader, Tokens, at_temperature
 from klype.judge.meaning import text_meaning
 from klype.values import Distribution, Question, Verdict
@@ -28,6 +30,10 @@ from tests.toy_sources import enumerate_answers, table_source
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+TO_P = ("kl", "kl_acceptable", "jensen_shannon", "overlap", "log_score", "brier", "calibration", "best_temperature",
+        "excess_error")  # fmt: skip
 
 
 class Chain:
@@ -329,3 +335,23 @@ def test_every_part_is_told_when_it_begins_and_how_far_it_is(tmp_path: Path) -> 
     only = replace(SETTINGS, temperatures=(1.0,), trees=0, forks=0, shocks=0)
     examine(examinee(ERRING), only, tmp_path, lambda *about: told.append(about))
     assert {part for part, _, _ in told} == {"truth", "answers 1"}
+
+
+def test_of_a_model_with_other_manners_the_truth_says_only_what_can_follow(tmp_path: Path) -> None:
+    settings = ExamSettings(temperatures=(1.0,), n=3, limit=6, trees=0, forks=0, shocks=0)
+    one = examinee(ERRING)
+    plain, other = (
+        document(examine(replace(one, other_manners=aligned), settings, tmp_path / str(aligned)))
+        for aligned in (False, True)
+    )
+    for name in TO_P:
+        assert plain["figures"]["1"][name]["value"] is not None, name
+        assert other["figures"]["1"][name]["value"] is None, name
+        assert "manners" in other["figures"]["1"][name]["why"]
+    for name in ("right", "s", "s_corpus", "survival"):
+        assert other["figures"]["1"][name] == plain["figures"]["1"][name]
+    assert plain["calibration"]
+    assert not other["calibration"]
+    for lang, why in (("en", "other manners than the truth has"), ("nb", "en annen måte å svare på enn fasiten har")):
+        said = [" ".join(verdict(found, Say(lang))) for found in (plain, other)]
+        assert [why in text for text in said] == [False, True]

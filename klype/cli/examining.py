@@ -49,6 +49,7 @@ def examinee(
     from klype.api.asking import world_of
     from klype.examine.copied import Index
     from klype.examine.examinee import Examinee
+    from klype.runs.find import is_aligned
 
     of_world = [q for q in questions if {"kind", "lang", "fixed"} <= q.extra.keys()]
     world = (world_of(opened) or served_world(opened, of_world)) if of_world else None
@@ -83,6 +84,7 @@ def examinee(
         shape=shape_of(opened),
         training=Index(list(training)) if training else None,
         skipped=len(questions) - len(fitting),
+        other_manners=world is not None and is_aligned(opened.found.folder),
     )
 
 
@@ -126,7 +128,8 @@ def shape_of(opened: Opened) -> Shape | None:
 
 
 def questions_of(opened: Opened, file: Path | None, suite: str, most: int) -> list[Question]:
-    """A file's questions; else the suite's; else those that the model's run kept back.
+    """A file's questions; else the suite's; else those that the model's run kept back, each once, and none of what is
+    always true, which its texts have told.
 
     Suites: world (the demo world's held-out questions); any other is a path, of a file or of a folder of JSONL files.
     """
@@ -140,7 +143,8 @@ def questions_of(opened: Opened, file: Path | None, suite: str, most: int) -> li
     elif suite not in ("", "world"):
         found = read_questions(suite_files(suite))
     elif opened.found.run is not None and (opened.found.run / "questions.jsonl").is_file():
-        found = kept_questions(opened.found.run / "questions.jsonl")
+        kept = kept_questions(opened.found.run / "questions.jsonl")
+        found = list({q.prompt: q for q in reversed(kept) if not q.extra.get("fixed")}.values())[::-1]
         if suite == "world" and not any("kind" in q.extra for q in found):
             raise UsageError(f"{opened.name} was not made of the demo world: the suite world is not for it.")
     else:

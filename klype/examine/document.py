@@ -49,7 +49,7 @@ def document(found: Examined) -> Document:
         **curves(found),
         "feedback": {key(t): rows["difference"] for t, rows in after.items()},
         "after_error": {key(t): rows for t, rows in after.items()},
-        "calibration": {key(t): reliability(evidence) for t, evidence in found.evidence.items() if evidence.told},
+        "calibration": {key(t): reliability(evidence) for t, evidence in found.evidence.items() if honest(evidence)},
         "selective": {key(t): kept(evidence) for t, evidence in found.evidence.items()},
         "main": key(settings.main),
         "skipped": examinee.skipped,
@@ -93,6 +93,11 @@ def curves(found: Examined) -> Document:
         for name, figures in (("survival", curve.r), ("would_survive", curve.k), ("independent", curve.independent)):
             out[name][key(t)] = [{**f.json(), "t": at} for at, f in enumerate(figures[:LONGEST], 1)]
     return out
+
+
+def honest(evidence: Evidence) -> bool:
+    """Whether what it says can be compared with how often it comes true."""
+    return bool(evidence.told) and not evidence.other_manners
 
 
 def reliability(evidence: Evidence) -> list[Document]:

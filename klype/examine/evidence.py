@@ -13,6 +13,7 @@ from klype.examine.feedback import Aftermath
 from klype.examine.replaced import Replaced
 
 Found = TypeVar("Found")
+OTHER_MANNERS = "alignment gave it other manners than the truth has, which is that of the fine-tuning examples"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,8 @@ class Evidence:
 
     ``documents``: each held-out document's prefixes, compared with the truth (``divergence.points``). ``words``: how
     many words each document has when a word may be several tokens (else every prefix is a word's). ``judge`` names
-    who said right or wrong.
+    who said right or wrong. ``other_manners``: the model was taught other manners than the truth has, so that how near
+    its probabilities are to the truth's says nothing; which words can follow is the same.
     """
 
     answers: Sequence[Answered] = ()
@@ -91,6 +93,7 @@ class Evidence:
     forks: Sequence[Forks] = ()
     replaced: Sequence[Replaced] = ()
     language: Mapping[str, Sequence[str]] | None = None
+    other_manners: bool = False
     _known: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property

@@ -216,6 +216,7 @@ def _evidence(
         told=said,
         sums=by_question,
         language=desk.language,
+        other_manners=examinee.other_manners,
     )
 
 

@@ -11,6 +11,7 @@ from klype.answers.tree import Tree
 from klype.errors import UsageError
 from klype.examine.colours import PROBABILITY_EDGES, step_of
 from klype.examine.document import drawn
+from klype.examine.evidence import OTHER_MANNERS
 from klype.examine.examination_pictures import flow, pictures
 from klype.examine.examination_pictures import tree as tree_picture
 from klype.examine.measures import MEASURES
@@ -52,7 +53,8 @@ def tree_page(tree: Tree, question: str, decode: Callable[[Sequence[int]], str],
 
 def verdict(document: Document, say: Say) -> list[str]:
     """A paragraph in plain words with figures; nothing is said that was not measured."""
-    figures = {k: f for k, f in document["figures"][document["main"]].items() if f["value"] is not None}
+    known = document["figures"][document["main"]]
+    figures = {k: f for k, f in known.items() if f["value"] is not None}
     t = say.plain(float(document["main"]))
     out = [say("exam.asked", n=document["questions"], t=t)]
     if document.get("skipped"):
@@ -77,6 +79,8 @@ def verdict(document: Document, say: Say) -> list[str]:
             second.append(say("exam.fork_word", word=say.figure(figures["fork_word"])))
     if "s" in figures:
         second.append(say("exam.s", s=say.figure(figures["s"], "s")))
+    if known.get("calibration", {}).get("why") == OTHER_MANNERS:
+        second.append(say("exam.other_manners"))
     if "best_temperature" in figures:
         second.append(say("exam.best", t=say.figure(figures["best_temperature"])))
     return [" ".join(sentences) for sentences in (out, second) if sentences]

@@ -33,7 +33,7 @@ class Examinee:
     """``identity`` names the weights (traces of others are not used again). ``judge(question, text, finished)`` and
     ``meaning`` are named by ``judge_name``. ``reader`` knows the truth of a question's answers; None: nobody does.
     ``vocabulary`` 0: nobody knows; ``partial``: only the most probable tokens are told. ``skipped``: questions that
-    were too long to be asked."""
+    were too long to be asked. ``other_manners``: see Evidence."""
 
     source: Source
     name: str
@@ -50,6 +50,7 @@ class Examinee:
     training: Index | None = None
     partial: bool = False
     skipped: int = 0
+    other_manners: bool = False
 
     @property
     def whole(self) -> bool:

@@ -14,7 +14,7 @@ from typing import Literal
 
 from klype.examine import repetition, spread
 from klype.examine.divergence import divergence, s_corpus
-from klype.examine.evidence import Evidence
+from klype.examine.evidence import OTHER_MANNERS, Evidence
 from klype.examine.intervals import clopper_pearson, mean_by_question, paired, ratio_of_means
 from klype.examine.spread import NOTHING, as_share, between, nothing, per_question
 from klype.examine.survival import survival, survival_of
@@ -82,6 +82,8 @@ def of_truth(evidence: Evidence, name: str) -> Figure:
     """A divergence from p, when p is known."""
     if not evidence.documents:
         return nothing()
+    if evidence.other_manners:
+        return Figure(None, why=OTHER_MANNERS)
     return divergence(evidence.documents, name, evidence.words, evidence.seed)
 
 

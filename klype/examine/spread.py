@@ -12,7 +12,7 @@ import numpy as np
 
 from klype.examine import diversity, repetition
 from klype.examine.calibration import calibration_error
-from klype.examine.evidence import Answered, Evidence
+from klype.examine.evidence import OTHER_MANNERS, Answered, Evidence
 from klype.examine.feedback import Effect, effect
 from klype.examine.independence import weibull_shape
 from klype.examine.intervals import mean_by_question, paired, proportion
@@ -124,17 +124,23 @@ def shape(evidence: Evidence) -> Figure:
 def calibration(evidence: Evidence) -> Figure:
     if not evidence.told:
         return nothing()
+    if evidence.other_manners:
+        return Figure(None, why=OTHER_MANNERS)
     said, true = [t.said for t in evidence.told], [t.true for t in evidence.told]
     return calibration_error(said, true, [t.question for t in evidence.told], seed=evidence.seed)
 
 
 def temperature(evidence: Evidence) -> Figure:
     rows = [one.cross_entropies for one in evidence.sums if one.cross_entropies]
+    if rows and evidence.other_manners:
+        return Figure(None, why=OTHER_MANNERS)
     return best_temperature(np.array(rows), evidence.seed) if rows else nothing()
 
 
 def excess(evidence: Evidence) -> Figure:
     pairs = [(one.own_kl, one.true_kl) for one in evidence.sums if one.own_kl is not None and one.true_kl is not None]
+    if pairs and evidence.other_manners:
+        return Figure(None, why=OTHER_MANNERS)
     return excess_error([own for own, _ in pairs], [true for _, true in pairs], evidence.seed) if pairs else nothing()
 
 

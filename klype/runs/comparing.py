@@ -9,11 +9,12 @@ import numpy as np
 import torch
 
 from klype.examine.calibration import calibration_error
-from klype.examine.evidence import Answered, Evidence
+from klype.examine.evidence import OTHER_MANNERS, Answered, Evidence
 from klype.examine.intervals import mean_by_question, paired
 from klype.examine.measures import measure
 from klype.model.transformer import Transformer
-from klype.runs.answering import answer_all, judged
+from klype.runs.answering import answer_all, examined_on, judged
+from klype.runs.find import is_aligned
 from klype.runs.stages import Run
 from klype.runs.watch import Seen, best
 from klype.values import Figure, Question, Sampling, Trace
@@ -27,13 +28,14 @@ SEVERAL, DRAWN = 60, 4  # questions and answers to each for the measures of spre
 
 def compare(run: Run, before: Transformer, after: Transformer) -> dict[str, Any]:
     """Figures of both models, of each difference, the win rate, and how far apart the two are."""
-    questions = run.subject.held_out[: run.recipe.examine.questions]
+    questions = examined_on(run.subject, run.options.minutes)
     sampling = Sampling(temperature=run.recipe.examine.temperature)
     answers = [
         judged(run.subject, m.config, questions, answer_all(m, run.subject, questions, sampling))
         for m in (before, after)
     ]
-    spread = [_spread(run, m, questions[:SEVERAL]) for m in (before, after)]
+    aligned = (is_aligned(run.folder / "finetune"), True)
+    spread = [_spread(run, m, questions[:SEVERAL], of) for m, of in zip((before, after), aligned, strict=True)]
     known = [run.subject.knowledge(m, few=True) for m in (before, after)]
     sides = [
         {k: f.json() for k, f in {**_means(a, run), **s, **k_}.items()}
@@ -101,7 +103,7 @@ def _means(answers: Sequence[Answered], run: Run) -> dict[str, Figure]:
 
 
 @torch.no_grad()
-def _spread(run: Run, model: Transformer, questions: Sequence[Question]) -> dict[str, Figure]:
+def _spread(run: Run, model: Transformer, questions: Sequence[Question], aligned: bool) -> dict[str, Figure]:
     """Diversity, S, and calibration, at temperature 1, several answers to each question."""
     groups = answer_all(model, run.subject, questions, Sampling(temperature=1.0), n=DRAWN, top=-1)
     answers = judged(run.subject, model.config, questions, groups)
@@ -111,7 +113,7 @@ def _spread(run: Run, model: Transformer, questions: Sequence[Question]) -> dict
     }
     told = _told(run, questions, groups)
     if told[0]:
-        found["calibration"] = calibration_error(*told)
+        found["calibration"] = Figure(None, why=OTHER_MANNERS) if aligned else calibration_error(*told)
     return found
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from klype.errors import KlypeError, UsageError
+from klype.model.checkpoint import read_about
 from klype.model.manifest import is_whole
 
 NEWEST_FIRST = ("align", "finetune", "pretrain")
@@ -53,6 +54,11 @@ def _with_run(folder: Path) -> Found:
     if folder.resolve().name in (*NEWEST_FIRST, "reward") and (parent / "run.json").exists():
         return Found(folder, parent, folder.resolve().name)
     return Found(folder)
+
+
+def is_aligned(folder: Path) -> bool:
+    """Whether alignment was the last to teach the model that lies here, whatever its folder is called."""
+    return read_about(folder).get("stage") == "align"
 
 
 def _refuse_remote(name: str) -> None:

@@ -111,7 +111,8 @@ class Panel:
         w = self.visit.words
         with self.box:
             self.drawn = chart(self._option(found), self.visit.lang, height, label)
-            text_of("p", w("how_bars"), "k-small")
+            aligned = self.place is not None and self.place[0].stage == "align"
+            text_of("p", " ".join([w("how_bars"), *([w("how_bars_aligned")] if aligned else [])]), "k-small")
             with ui.element("details").classes("k-fold") as fold:
                 text_of("summary", w("others"))
                 self.ways = ui.element("div")

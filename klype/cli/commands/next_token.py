@@ -39,6 +39,7 @@ def command(
 
     sampling = checked_sampling(temperature, top_p)
     opened = open_model(model, precision, measured=True)
+    from klype.runs.find import is_aligned
     from klype.runs.truth import next_truth
 
     plain = opened.as_raw(raw)
@@ -49,6 +50,8 @@ def command(
     document = describe(opened, distribution, sampling, truth, top)
     if not as_json:
         chart(terminal, document, text, temperature)
+        if truth is not None and not plain and is_aligned(opened.found.folder):
+            terminal.console.print(terminal.words("next.manners"), markup=False)
     terminal.document(document, out)
 
 
