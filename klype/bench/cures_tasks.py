@@ -61,17 +61,18 @@ class Sizes:
 
 
 def world_task(source: Source, run: Path, world: World, sizes: Sizes, reward: RewardModel | None) -> Task:
-    """Test: the held-out questions that the run keeps; dev: others, drawn from the same world."""
-    test = read_questions(run / "questions.jsonl")[: sizes.test]
+    """Test: the held-out questions about stories that the run keeps; dev: others, drawn from the same world."""
+    kept = {q.prompt: q for q in read_questions(run / "questions.jsonl") if not q.extra.get("fixed")}
+    test = list(kept.values())[: sizes.test]
     known, rng = {question.prompt for question in test}, random.Random(f"dev {sizes.seed}")
     dev: list[Question] = []
     while len(dev) < sizes.dev:
-        question = world.question(rng, heldout=True)
+        question = world.question(rng, heldout=True, fixed=False)
         if question.prompt not in known:
             known.add(question.prompt)
             dev.append(question)
     while len(test) < sizes.test:  # a run keeps some hundreds; more are drawn, never one of dev's
-        question = world.question(rng, heldout=True)
+        question = world.question(rng, heldout=True, fixed=False)
         if question.prompt not in known:
             known.add(question.prompt)
             test.append(question)

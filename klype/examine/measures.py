@@ -6,7 +6,7 @@ report's catalogue; an explanation is what the figure means, in one line.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import fmean
@@ -37,9 +37,11 @@ class Measure:
         return f"measure.{self.name}"
 
 
-def measure(evidence: Evidence) -> dict[str, Figure]:
-    """Every measure that the evidence allows, by name; what has nothing to be measured from is left out."""
-    figures = {row.name: row.function(evidence) for row in MEASURES}
+def measure(evidence: Evidence, only: Collection[str] | None = None) -> dict[str, Figure]:
+    """Every measure (of ``only`` these) that the evidence allows, by name; what has nothing to be measured from is left
+    out.
+    """
+    figures = {row.name: row.function(evidence) for row in MEASURES if only is None or row.name in only}
     return {name: figure for name, figure in figures.items() if figure.value is not None or figure.why != NOTHING}
 
 

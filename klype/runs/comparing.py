@@ -98,8 +98,8 @@ def _fell(document: Mapping[str, Any], name: str, better: int) -> bool:
 
 
 def _means(answers: Sequence[Answered], run: Run) -> dict[str, Figure]:
-    figures = measure(Evidence(answers, judge=run.subject.judge_name, seed=run.options.seed))
-    return {k: figures[k] for k in ("right", "polite", "concise", "annotator", "tokens") if k in figures}
+    evidence = Evidence(answers, judge=run.subject.judge_name, seed=run.options.seed)
+    return measure(evidence, ("right", "polite", "concise", "annotator", "tokens"))
 
 
 @torch.no_grad()

@@ -45,10 +45,10 @@ def measure_stage(run: Run, name: StageName) -> dict[str, FigureFacts]:
     sampling = Sampling(temperature=run.recipe.examine.temperature)
     groups = answer_all(model, run.subject, questions, sampling)
     answers = judged(run.subject, model.config, questions, groups)
-    figures = {k: f for k, f in measure(_evidence(run, answers)).items() if k in MAIN} if answers else {}
+    figures = measure(_evidence(run, answers), MAIN) if answers else {}
     if fixed := run.subject.held_out_fixed:
         known = judged(run.subject, model.config, fixed, answer_all(model, run.subject, fixed, sampling))
-        figures["right_fixed"] = measure(_evidence(run, known))["right"]
+        figures["right_fixed"] = measure(_evidence(run, known), ("right",))["right"]
     figures |= run.subject.knowledge(model, few=(run.options.minutes or 5) < 3)
     if isinstance(run.subject, TextSubject) and name != "base":
         figures |= text_figures(run, run.subject, model, questions, groups)
@@ -213,12 +213,12 @@ def temperatures(run: Run, model: Transformer, stage: StageName) -> dict[str, An
         sampling = Sampling(temperature=temperature)
         groups = answer_all(model, run.subject, questions, sampling, n=2, top=-1)
         answers = judged(run.subject, model.config, questions, groups)
-        figures = measure(Evidence(answers, judge=run.subject.judge_name, seed=run.options.seed))
+        figures = measure(_evidence(run, answers), ROW)
         samples = answer_all(model, run.subject, [shown], sampling, n=4)[0]
         rows.append(
             {
                 "temperature": temperature,
-                "figures": {k: f.json() for k, f in figures.items() if k in ROW},
+                "figures": {k: f.json() for k, f in figures.items()},
                 "samples": [_answer(run, shown, t) for t in samples],
             }
         )
@@ -296,9 +296,8 @@ def cost(run: Run, model: Transformer, answers: Sequence[Answered]) -> dict[str,
         seconds, joules = time.perf_counter() - began, energy.joules() - before
         (answer,) = judged(run.subject, model.config, [question], [traces[0]])
         alone.append(replace(answer, seconds=seconds, joules=joules))
-    counted, timed = measure(Evidence(answers)), measure(Evidence(alone))
-    figures = {name: f for name, f in counted.items() if name in ("passes", "tokens", "flops")}
-    figures |= {name: f for name, f in timed.items() if name in ("seconds", "joules")}
+    figures = measure(Evidence(answers), ("passes", "tokens", "flops"))
+    figures |= measure(Evidence(alone), ("seconds", "joules"))
     out: dict[str, Any] = {
         "parameters": model.config.parameters,
         "figures": {name: figure.json() for name, figure in figures.items()},
