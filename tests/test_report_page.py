@@ -203,7 +203,7 @@ def test_the_verdict_says_the_figures_of_the_facts() -> None:
     assert "94\u00a0% [92; 97]" in norwegian
     assert "0.118 [0.112, 0.124]" in english
     assert "0,118 [0,112; 0,124]" in norwegian
-    assert "6 of 8 gates were passed, 1 lie within the uncertainty, 1 were missed" in english
+    assert "6 of 8 gates were passed (within the uncertainty: 1; missed: 1)" in english
     assert "18% to 98%" in english
     assert not re.search(r"\d\.\d", norwegian)
 
