@@ -27,7 +27,11 @@ def run_of(folder: Path, reward: dict[str, Any] | None, recipe: str = "world", *
     """A run that has measured these figures."""
     options = RunOptions(out=folder)
     record = Record.start(folder, options, {"recipe": recipe})
-    record.content |= {"figures": figures, "reward": reward, "scores": {"finetuned": [1.0] * 40, "aligned": [2.0] * 40}}
+    record.content |= {
+        "figures": figures,
+        "reward": reward,
+        "scores": {"finetuned": [1.0] * 40, "aligned": [2.0, 2.2] * 20},
+    }
     return Run(folder, options, read(recipe), None, record, Silent())  # type: ignore[arg-type]
 
 

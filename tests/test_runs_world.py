@@ -14,13 +14,13 @@ from klype.model.transformer import Transformer
 from klype.preferences.annotator import Annotator, rank_simulated
 from klype.runs import ranking
 from klype.runs.answering import LEAST, examined_on
-from klype.runs.find import is_aligned
 from klype.runs.lessons import Turns, messages
 from klype.runs.options import RunOptions
 from klype.runs.recipe import read
 from klype.runs.say import Silent
 from klype.runs.shape import model_config
 from klype.runs.world_subject import WorldSubject
+from klype.sources.find import is_aligned
 from klype.values import Question
 
 pytestmark = pytest.mark.slow  # a world of many questions is made first

@@ -49,7 +49,7 @@ def examinee(
     from klype.api.asking import world_of
     from klype.examine.copied import Index
     from klype.examine.examinee import Examinee
-    from klype.runs.find import is_aligned
+    from klype.sources.find import is_aligned
 
     of_world = [q for q in questions if {"kind", "lang", "fixed"} <= q.extra.keys()]
     world = (world_of(opened) or served_world(opened, of_world)) if of_world else None

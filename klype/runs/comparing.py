@@ -14,9 +14,9 @@ from klype.examine.intervals import mean_by_question, paired
 from klype.examine.measures import measure
 from klype.model.transformer import Transformer
 from klype.runs.answering import answer_all, examined_on, judged
-from klype.runs.find import is_aligned
 from klype.runs.stages import Run
 from klype.runs.watch import Seen, best
+from klype.sources.find import is_aligned
 from klype.values import Figure, Question, Sampling, Trace
 from klype.words import number, words
 

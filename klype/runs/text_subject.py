@@ -74,8 +74,7 @@ class TextSubject:
         tokenizer: Tokenizer | None = None,
         known: Mapping[str, str] | None = None,
     ) -> None:
-        self.recipe, self.seed, self.options = recipe, seed, options
-        self._bad = bad
+        self.recipe, self.seed, self.options, self._bad = recipe, seed, options, bad
         self._material = material.gather(options, recipe.data, bad, known)
         self._split = self._material.split
         self._check_length()

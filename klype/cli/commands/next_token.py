@@ -39,8 +39,8 @@ def command(
 
     sampling = checked_sampling(temperature, top_p)
     opened = open_model(model, precision, measured=True)
-    from klype.runs.find import is_aligned
     from klype.runs.truth import next_truth
+    from klype.sources.find import is_aligned
 
     plain = opened.as_raw(raw)
     prompt = opened.put(text, raw)
