@@ -107,6 +107,13 @@ def test_a_question_asked_again_counts_once(rows: list[tuple[bool, bool]], times
     assert astuple_of(again) == pytest.approx(astuple_of(once))
 
 
+def test_a_change_that_is_the_same_everywhere_is_one() -> None:
+    """All sixty answers went from the best score to the worst: there is no spread, but no doubt either."""
+    fell = paired([1.0] * 60, [-1.0] * 60, range(60), "points")
+    assert -2 == fell.low < fell.high < -1.5
+    assert paired([0.0] * 60, [0.0] * 58 + [1.5, 2.0], range(60), "points").low is None
+
+
 def test_bonett_and_prices_interval_by_hand() -> None:
     a, b = [0] * 3 + [1] + [1] * 16, [1] * 3 + [0] + [1] * 16
     centre = 2 / 22
@@ -154,6 +161,7 @@ def test_where_nearly_all_values_are_the_same_there_is_no_interval_but_a_reason(
         mean_by_question([0.2] * 30, range(30), "nats"),
         ratio_of_means(few, [1.0] * 30, "times"),
         paired([0.0] * 30, few, range(30), "points"),
+        paired([0.3] * 30, [0.3] * 30, range(30), "points"),
         ratio_of_means([1.0] * 30, few, "J per right answer"),
     ):
         assert figure.value is not None

@@ -71,7 +71,8 @@ def paired(
 ) -> Figure:
     """Mean over questions of b − a on the same questions and samples: positive when b is more.
 
-    Right-or-wrong trials, and shares that mostly do not change: Bonett–Price; with one trial a question that is Wald's
+    Right-or-wrong trials, shares that mostly change alike or not, and other values that nearly all change alike:
+    Bonett–Price, on the scale of shares or of the greatest change seen; with one trial a question that is Wald's
     interval with two trials added. ``mcnemar`` gives the exact test beside it.
     """
     a_N, b_N = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
@@ -81,8 +82,11 @@ def paired(
     change_M = means(change_N, questions)
     both_N = np.concatenate([a_N, b_N])
     shares = (not unit or "share" in unit) and bool(((both_N >= 0) & (both_N <= 1)).all())
-    if change_M.size > 1 and shares and (_trials(both_N) or few_differ(change_M)):
-        return _held(float(change_M.mean()), difference_limits(change_M), a_N.size, unit)
+    scale = 1.0 if shares else float(np.abs(change_M).max())
+    alike = few_differ(change_M, scale) and (shares or np.count_nonzero(change_M) > change_M.size - DISTINCT)
+    if change_M.size > 1 and ((shares and _trials(both_N)) or alike):
+        low, high = difference_limits(change_M / scale)
+        return _held(float(change_M.mean()), (scale * low, scale * high), a_N.size, unit)
     return figure_of(change_M, np.ones_like(change_M), a_N.size, unit)
 
 

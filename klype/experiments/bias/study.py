@@ -106,7 +106,10 @@ def board(found: Sequence[Finished], source: Source, plan: Plan, test: Test, don
 def gaps(one_hot: Sequence[float], cure: Sequence[float], oracle: Sequence[float]) -> Figure:
     """The share of the way from one-hot to the oracle that a cure goes, paired by seed: Σ(o − c) / Σ(o − p)."""
     o, c, p = (np.asarray(values, float) for values in (one_hot, cure, oracle))
-    return replace(ratio_of_means(o - c, o - p), unit="share of the gap")  # it may be below 0, and above 1
+    figure = replace(ratio_of_means(o - c, o - p), unit="share of the gap")  # it may be below 0, and above 1
+    if figure.value is not None and ((c == o).all() or (c == p).all()):  # no way at all, or all of it: by definition
+        return replace(figure, low=figure.value, high=figure.value, certain=True, why="")
+    return figure
 
 
 def over_seeds(values: Sequence[float], unit: str, most: float = np.inf, least: float = 0.0) -> Figure:
