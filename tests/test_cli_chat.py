@@ -11,8 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from klype.api.model import Model
+from klype.api.model import tempered as as_drawn
 from klype.cli.commands.chat import Talk
-from klype.cli.commands.next_token import bar_of, describe, temper, visible
+from klype.cli.commands.next_token import bar_of, visible
 from klype.cli.conversation import fit
 from klype.cli.terminal import Terminal, harmless
 from klype.engine.engine import Engine
@@ -231,7 +233,7 @@ def test_next_is_a_distribution_before_and_after_temperature(opened: Opened, tem
     distribution = opened.engine.next([opened.plain("Hunden drakk")])[0]
     sampling = Sampling(temperature=temperature)
     size = opened.loaded.config.vocab_size
-    tempered = torch.tensor(list(temper(distribution, sampling, size)[0].values()), dtype=torch.float64)
+    tempered = torch.tensor(list(as_drawn(distribution, sampling, size)[0].values()), dtype=torch.float64)
     logp = torch.full((size,), float("-inf"), dtype=torch.float64)
     logp[torch.as_tensor(distribution.ids.copy())] = torch.as_tensor(distribution.logp.copy(), dtype=torch.float64)
     if temperature == 0:
@@ -240,11 +242,11 @@ def test_next_is_a_distribution_before_and_after_temperature(opened: Opened, tem
     else:
         torch.testing.assert_close(tempered, torch.softmax(logp / temperature, -1), atol=1e-6, rtol=1e-4)
     truth = {9: 0.75, 11: 0.25}
-    document = describe(opened, distribution, sampling, truth, 4)
+    document = Model(opened).table(distribution, sampling, truth, 4).to_json()
     assert json.loads(json.dumps(document, allow_nan=False)) == document
     assert {row["id"]: row["truth"] for row in document["tokens"] if row["truth"]} == truth
     assert document["rest"] + sum(row["p"] for row in document["tokens"]) == pytest.approx(1, abs=1e-5)
-    assert "truth" not in describe(opened, distribution, sampling, None, 4)["tokens"][0]
+    assert "truth" not in Model(opened).table(distribution, sampling, None, 4).to_json()["tokens"][0]
 
 
 @given(st.floats(-0.5, 1.5), st.integers(1, 40))

@@ -142,7 +142,7 @@ class Model:
         truth = None
         if self.opened.native is not None:
             truth = next_truth(self.opened.found, self.opened.loaded.tokenizer, text, self.opened.as_raw(raw))
-        return self._table(distribution, drawn, truth, top)
+        return self.table(distribution, drawn, truth, top)
 
     def score(self, text: str, answer: str, raw: bool | None = None) -> Answer:
         """A given answer, token by token with its probability under the model; nothing is drawn. The end is scored,
@@ -203,7 +203,9 @@ class Model:
         return Answer(
             opened.source.codec.decode(trace.tokens),
             tuple(
-                Token(self.spelled(s.token), s.token, math.exp(min(0.0, s.logp)) if math.isfinite(s.logp) else None)
+                Token(
+                    self.opened.spelled(s.token), s.token, math.exp(min(0.0, s.logp)) if math.isfinite(s.logp) else None
+                )
                 for s in trace.steps
                 if s.token not in opened.stop
             ),
@@ -212,14 +214,10 @@ class Model:
             trace,
         )
 
-    def spelled(self, token: int) -> str:
-        """A token's text; a control token's name; bytes that are no character stand as they are."""
-        name = self.opened.control(token)
-        return name if name is not None else self.opened.spell(token).decode("utf-8", "backslashreplace")
-
-    def _table(
+    def table(
         self, distribution: Distribution, sampling: Sampling, truth: dict[int, float] | None, top: int
     ) -> NextTokens:
+        """A distribution beside the one that would be drawn from, and the truth {token id: p} where it is known."""
         p = dict(zip(distribution.ids.tolist(), np.exp(distribution.logp).tolist(), strict=True))
         low, high = tempered(distribution, sampling, self.vocabulary)
         listed = distribution.ids[:top].tolist()
@@ -227,7 +225,7 @@ class Model:
         listed += [token for token in truest if token not in listed]
         rows = tuple(
             NextToken(
-                self.spelled(token),
+                self.opened.spelled(token),
                 token,
                 p.get(token, 0.0),
                 low[token],
@@ -263,8 +261,8 @@ class Model:
             trace = ask.source.score([ask.prompt], [said[:limit]])[0]
         settings = ForkSettings(sampling, max(limit, len(trace.steps)), samples, seed)
         found = forks(ask.source, trace, settings, ask.meaning, ask.right)
-        tokens = tuple(self.spelled(position.token) for position in found.positions)
-        return AnswerForks(found, tokens, tuple(self.spelled(other.token) for other in found.others), ask.judge)
+        tokens = tuple(self.opened.spelled(position.token) for position in found.positions)
+        return AnswerForks(found, tokens, tuple(self.opened.spelled(other.token) for other in found.others), ask.judge)
 
 
 def tempered(

@@ -24,7 +24,6 @@ def sure_of(opened: Opened, ask: Asking, trace: Trace, limit: int) -> dict[str, 
     have shown as much; ``why`` there is none. Tokens whose probability the model does not tell: p is null.
     """
     from klype.answers.forks import ForkSettings, forks
-    from klype.cli.commands.next_token import spelled
     from klype.examine.intervals import proportion
     from klype.sources.source import answers
     from klype.values import Request
@@ -54,7 +53,7 @@ def sure_of(opened: Opened, ask: Asking, trace: Trace, limit: int) -> dict[str, 
     before = decided.positions[decided.fork - 1].own if decided.fork else decided.before[0]
     if at.own <= before:  # it moved other meanings, not this one
         return {**found, "why": "by chance"}
-    word = spelled(opened, at.token)
+    word = opened.spelled(at.token)
     return {
         **found,
         "decided": {"token": word, "index": decided.fork, "before": before, "after": at.own, "p": decided.p},

@@ -87,6 +87,11 @@ class Opened:
         messages = [*before, {"role": "user", "content": text}]
         return self.plain("\n".join(m["content"] for m in messages)) if self.as_raw(raw) else self.prompt(messages)
 
+    def spelled(self, token: int) -> str:
+        """A token's text; a control token's name; bytes that are no character stand as they are."""
+        name = self.control(token)
+        return name if name is not None else self.spell(token).decode("utf-8", "backslashreplace")
+
     def flops(self, trace: Trace) -> int | None:
         """FLOP of reading the prompt and of every step, each token attending to what was before it on average."""
         tokens = len(trace.prompt) + len(trace.steps)

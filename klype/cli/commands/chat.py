@@ -215,7 +215,7 @@ class Talk:
         self.terminal.say("chat.set", what=what, value=self._number(value))
 
     def _probabilities(self) -> None:
-        from klype.cli.commands.next_token import spelled, visible
+        from klype.cli.commands.next_token import visible
         from klype.cli.progress import print_table
 
         if not self.traces:
@@ -226,7 +226,7 @@ class Talk:
             "",
             [self.terminal.words(f"probs.{column}") for column in ("token", "p", "instead")],
             [
-                [visible(spelled(self.opened, token)), p, instead]
+                [visible(self.opened.spelled(token)), p, instead]
                 for token, p, instead in _weighed(self.traces[-1], self.opened, self.terminal.lang)
             ],
         )
@@ -245,7 +245,7 @@ def _weighed(trace: Trace, opened: Opened, lang: str) -> Iterator[tuple[int, str
     """Each token with its probability under the model at τ = 1, and the two likeliest others."""
     import math
 
-    from klype.cli.commands.next_token import spelled, visible
+    from klype.cli.commands.next_token import visible
     from klype.words import percent
 
     for step in trace.steps:
@@ -253,7 +253,7 @@ def _weighed(trace: Trace, opened: Opened, lang: str) -> Iterator[tuple[int, str
         if step.distribution is not None:
             pairs = zip(step.distribution.ids.tolist(), step.distribution.logp.tolist(), strict=True)
             others = [
-                f"{visible(spelled(opened, token))} {percent(math.exp(logp), lang)}"
+                f"{visible(opened.spelled(token))} {percent(math.exp(logp), lang)}"
                 for token, logp in pairs
                 if token != step.token
             ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -47,29 +46,21 @@ def command(
     """
     terminal = Terminal(as_json, lang)
     from klype.answers.gumbel import without_replacement
-    from klype.answers.tree import TreeSettings, grow
     from klype.api.asking import asking
+    from klype.api.model import load
     from klype.cli.remote import split_budget, tell_cost
-    from klype.sources.opening import checked_sampling, open_model, room
+    from klype.sources.opening import checked_sampling
     from klype.words import words
 
     if not 0 < eps < 1:
         raise UsageError(f"--eps should be between 0 and 1 (it is {eps}).")
     sampling = checked_sampling(temperature, top_p)
     passes, asked = split_budget(budget)
-    opened = open_model(model, precision, budget=asked)
-    ask = asking(opened, text, raw)
-    settings = TreeSettings(
-        sampling,
-        room(opened, ask.prompt, limit),
-        passes or (4000 if opened.exact and 0 < opened.vocabulary <= 4096 else 500),
-        until,  # type: ignore[arg-type]
-        eps,
-        batch=16 if opened.vocabulary <= 4096 else 8,
-        vocabulary=opened.vocabulary,
-    )
-    tree = grow(ask.source, ask.prompt, settings, opened.spell if opened.exact else None, ask.meaning)
-    document = describe(tree)
+    opened = load(model, precision, asked)
+    ask = asking(opened.opened, text, raw)
+    settings = opened.tree_settings(ask, sampling, limit, passes, until, eps)
+    found = opened.grow(ask, settings)
+    document = found.to_json()
     if sample:
         drawn = without_replacement(ask.source, ask.prompt, sample, settings, seed)
         document["sampled"] = {
@@ -77,36 +68,14 @@ def command(
             "unseen": drawn.unseen,
         }
     if not as_json:
-        chart(terminal, words(terminal.lang, "examination"), tree, ask, shown)
+        chart(terminal, words(terminal.lang, "examination"), found.tree, ask, shown)
     if out is not None and out.suffix.lower() in (".html", ".htm"):
         from klype.examine.examination_report import tree_page
 
-        write(out, tree_page(tree, ask.question.prompt, ask.source.codec.decode, terminal.lang))
+        write(out, tree_page(found.tree, ask.question.prompt, ask.source.codec.decode, terminal.lang))
         out = None
-    tell_cost(opened)
+    tell_cost(opened.opened)
     terminal.document(document, out)
-
-
-def describe(tree: Tree) -> dict[str, Any]:
-    """The JSON document; an entropy without an upper bound has null there."""
-    from klype.judge.meaning import label
-
-    def ends(bounds: tuple[float, float]) -> list[float | None]:
-        return [end if math.isfinite(end) else None for end in bounds]
-
-    return {
-        "answers": [{"text": a.text, "low": a.low, "high": a.high, "meaning": label(a.meaning)} for a in tree.answers],
-        "unexplored": tree.unexplored,
-        "expansions": tree.expansions,
-        "lost": tree.lost,
-        "stopped": tree.stopped,
-        "meanings": [
-            {"meaning": label(c.meaning), "low": c.low, "high": c.high, "text": c.text, "answers": c.answers}
-            for c in tree.clusters
-        ],
-        "entropy": ends(tree.entropy),
-        "meaning_entropy": ends(tree.meaning_entropy),
-    }
 
 
 def chart(terminal: Terminal, w: Words, tree: Tree, ask: Asking, shown: int) -> None:
