@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -110,33 +108,14 @@ def test_long_lists_and_bodies_are_answered_as_short_ones(url: str) -> None:
         assert "no valid JSON" in refused.json()["error"]["message"]
 
 
-@pytest.mark.slow
-def test_many_choices_are_written_with_others_in_between() -> None:
-    """In the processor's time of the loop's own thread: no stretch of it is as long as writing the answer at once."""
-    guarded = app([served(window=512)])
-    body = {"model": "toy", "prompt": "hun", "n": 64, "max_tokens": 200, "logprobs": 5, "ignore_eos": True}
+def test_a_message_of_many_parts_is_refused_at_its_first(url: str) -> None:
+    """A body's mistakes cost no more than its parsing; sixteen parts are one text."""
+    part = {"type": "text", "text": "a"}
 
-    async def ask() -> tuple[httpx.Response, float]:
-        longest, over = 0.0, False
+    def ask(parts: int, messages: int) -> httpx.Response:
+        said = [{"role": "user", "content": [part] * parts}] * messages
+        return httpx.post(f"{url}/tokenize", json={"model": "toy", "messages": said}, timeout=600)
 
-        async def tick() -> None:
-            nonlocal longest
-            last = time.thread_time()
-            while not over:
-                await asyncio.sleep(0)
-                now = time.thread_time()
-                longest, last = max(longest, now - last), now
-
-        ticking = asyncio.ensure_future(tick())
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(guarded), base_url="http://localhost") as client:
-            answer = await client.post("/v1/completions", json=body, timeout=600)
-        over = True
-        await ticking
-        return answer, longest
-
-    answer, longest = asyncio.run(ask())
-    document = answer.json()
-    assert len(document["choices"]) == 64
-    begun = time.thread_time()
-    json.dumps(document, ensure_ascii=False)
-    assert longest < (time.thread_time() - begun) / 2
+    whole = httpx.post(f"{url}/tokenize", json={"model": "toy", "messages": [{"role": "user", "content": "a" * 16}]})
+    assert ask(16, 1).json() == whole.json()
+    assert ask(17, 1).status_code == ask(256, 130).status_code == 400

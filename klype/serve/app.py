@@ -202,8 +202,8 @@ def _add_tokens(fast: FastAPI, server: _Server) -> None:
         served = server.model(body.model)
 
         def work() -> Response:
-            wrong = next((token for token in body.tokens if token >= served.vocab_size), None)
-            if wrong is not None:
+            wrong = max(body.tokens, default=0)
+            if wrong >= served.vocab_size:
                 there = f"the model knows 0 to {served.vocab_size - 1}"
                 raise ApiError(f"There is no token {wrong}: {there}.", 400, "tokens")
             return _written(Detokenized(prompt=b"".join(map(served.token_bytes, body.tokens)).decode(errors="replace")))

@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from klype.values import Sampling
 
 STOPS = 4
+PARTS = 16
+"""Of a message's text; with more, a body of a thousand messages would take long to be checked."""
 SEED = 2**63
 
 Name = Annotated[str, Field(max_length=200)]
@@ -95,7 +97,7 @@ class Part(BaseModel):
 class ChatMessage(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[Part], Field(fail_fast=True, min_length=1, max_length=256)]
+    content: str | Annotated[list[Part], Field(fail_fast=True, min_length=1, max_length=PARTS)]
 
     def plain(self) -> dict[str, str]:
         text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
