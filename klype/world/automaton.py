@@ -147,7 +147,7 @@ class Filter:
         return self._next
 
     def copy(self) -> Filter:
-        other = Filter(self._start, self._max_states)
+        other = type(self)(self._start, self._max_states)
         other._prefix, other.slips, other.readings = list(self._prefix), self.slips, self.readings
         other._read_before, other._next = self._read_before, self._next
         return other
@@ -173,14 +173,17 @@ class Filter:
         words = tuple(self._prefix)
         while True:
             known = next((t for t in range(len(words), 0, -1) if (self.slips, words[:t]) in self._read_before), 0)
-            start: Levels = [{self._start: 1.0}, *({} for _ in range(self.slips))]
-            levels = self._read_before[self.slips, words[:known]] if known else start
+            levels = self._read_before[self.slips, words[:known]] if known else self._begun()
             for t in range(known, len(words)):
                 levels = self._advance(levels, words[t])
                 self._keep((self.slips, words[: t + 1]), levels)
             if levels[-1]:
                 return levels[-1]
             self.slips += 1
+
+    def _begun(self) -> Levels:
+        """Before the first word."""
+        return [{self._start: 1.0}, *({} for _ in range(self.slips))]
 
     def _keep(self, at: tuple[int, tuple[str, ...]], levels: Levels) -> None:
         if len(self._read_before) >= REMEMBERED or sum(map(len, levels)) > SMALL:

@@ -14,6 +14,7 @@ from klype.errors import KlypeError
 from klype.values import Question, Verdict
 from klype.world import lexicon as lex
 from klype.world.automaton import END, Call, Filter, State, Symbols, arcs, branches, expansions, sample
+from klype.world.edits import EditFilter
 from klype.world.facts import Fact, Lexicon, key
 from klype.world.grammar import ANSWERS, BORING, CHAT, Env, Grammar
 from klype.world.questions import FIXED, KINDS, Query, fixed_items
@@ -289,8 +290,15 @@ class World:
         if start == "document":
             return Filter(self.grammar.document())
         assert question is not None, "a chat's truth needs its question"
+        return Filter(self._answering(question))
+
+    def edits(self, question: Question) -> EditFilter:
+        """What can follow in answers to a question where mistakes are counted by edit distance."""
+        return EditFilter(self._answering(question))
+
+    def _answering(self, question: Question) -> State:
         env = _env(question)._replace(manner=CHAT, dash=False)
-        return Filter(((Call(self.grammar.answer, (_query(question),)), END), env))
+        return (Call(self.grammar.answer, (_query(question),)), END), env
 
 
 def _expand(symbol: Any, env: Env, rng: random.Random) -> tuple[Symbols, Env]:
