@@ -171,18 +171,21 @@ def test_a_constant_hazard_is_s_to_the_power_t() -> None:
 
 @pytest.mark.slow
 def test_questions_that_differ_bend_the_curve_up_and_positions_that_differ_down() -> None:
-    """TRUTH: hazards that vary with the question only give K ≥ S̄^n, with position only K ≤ S̄^n."""
+    """TRUTH: hazards that vary with the question only give K ≥ S̄^n, with position only K ≤ S̄^n. Beside each position's
+    own hazard only the former is a dependence."""
     rng = np.random.default_rng(0)
-    questions = [simulate(rng, str(i), [e] * 30) for i in range(1500) for e in [float(rng.beta(0.5, 9.5))]]
-    positions = [simulate(rng, str(i), [0.01] * 10 + [0.2] * 10) for i in range(1500)]
-    assert survival(questions).difference[-1].low > 0
-    assert survival(positions).difference[9].value > 0
-    assert survival(positions).difference[-1].high < 0
+    questions = survival([simulate(rng, str(i), [float(e)] * 12) for i, e in enumerate(rng.beta(0.5, 9.5, 1500))])
+    positions = survival([simulate(rng, str(i), [0.01] * 10 + [0.2] * 10) for i in range(1500)])
+    assert questions.difference[-1].low > 0
+    assert questions.k[-1].value > questions.independent[-1].value
+    assert positions.k[-1].value < positions.independent[-1].value
+    assert [figure.value for figure in positions.difference] == pytest.approx([0] * 20, abs=1e-9)
 
 
 def simulate(rng: np.random.Generator, question: str, errors: list[float]) -> Answered:
     hit = next((t for t, e in enumerate(errors, 1) if rng.random() < e), None)
-    return answered(question, hit or len(errors), "length", hit)
+    s = tuple(1 - e for e in errors[: hit or len(errors)])
+    return dataclasses.replace(answered(question, hit or len(errors), "length", hit), s=s)
 
 
 def test_no_error_seen_is_not_certainty() -> None:
@@ -302,7 +305,7 @@ def test_every_measure_is_left_out_or_has_a_value_inside_its_interval(samples: i
 def more_evidence() -> dict[str, Any]:
     """What experiments, trees and truths add."""
     shock = Shock("q", (), (1, 2, 2), 0.9)
-    arms = [{"wrong": (0.5 + i / 20,) * 3, "right": (0.1 + i / 50,) * 3, "near": (0.2,) * 3} for i in range(9)]
+    arms = [{"wrong": (0.5 + i / 99,) * 3, "right": (0.1 + i / 99,) * 3, "near": (0.2,) * 3} for i in range(40)]
     after = [
         Aftermath(dataclasses.replace(shock, question=str(i)), arm, arm, arm, (0.3,) * 3) for i, arm in enumerate(arms)
     ]

@@ -16,7 +16,8 @@ from klype.answers.decoders.taking_back import Sheet, obeyed
 from klype.cli.main import call
 from klype.errors import KlypeError, UsageError
 from klype.examine.feedback import Asked as Shocked
-from klype.examine.feedback import FeedbackSettings, aftermaths, effect, shocks
+from klype.examine.feedback import FeedbackSettings, aftermaths, shocks
+from klype.examine.feedback_effect import effect
 from klype.examine.say import Say
 from klype.examine.truth import Reader
 from klype.experiments.bias.corpus import Corpus, WorldSource

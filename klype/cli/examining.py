@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from klype.judge.text import Judgement
     from klype.sources.opening import Opened
     from klype.values import Question, Verdict
-    from klype.world import World
+    from klype.world import Spellings, World
 
 LEAST_ROOM = 8
 """Tokens of an answer that the feedback experiment needs at least."""
@@ -79,6 +80,8 @@ def examinee(
         judge_name=name,
         meaning=meanings(world),
         reader=reader_of(opened, world) if world is not None and not plain else None,
+        edits=reader_of(opened, world, edits=True) if world is not None and not plain else None,
+        another=partial(another, opened, world, raw) if world is not None and not plain else None,
         spell=opened.spell if opened.exact else None,
         partial=opened.native is None and not opened.exact,
         shape=shape_of(opened),
@@ -163,17 +166,34 @@ def suite_files(suite: str) -> list[Path]:
     return files
 
 
-def reader_of(opened: Opened, world: World) -> Callable[[Question], Reader]:
-    from klype.examine.truth import Reader
-    from klype.world import Spellings, TokenFilter
+def another(opened: Opened, world: World, raw: bool | None, number: int) -> tuple[Question, tuple[int, ...]]:
+    """A held-out question of the world that was not given, and how it is put."""
+    import random
+
+    question = world.question(random.Random(f"another {number}"), heldout=True)
+    return question, tuple(opened.put(question.prompt, raw))
+
+
+def spellings_of(opened: Opened, world: World) -> Spellings:
+    """How its tokenizer spells the world's words."""
+    from klype.world import Spellings
     from klype.world.world import ATTACHED
 
     if opened.spelling is not None:
         encode, end = opened.spelling, opened.stop[0]
     else:
         encode, end = opened.loaded.tokenizer.encode, opened.loaded.tokenizer.end
-    spellings = Spellings(world.words, encode, end, "".join(sorted(ATTACHED)))
-    return lambda question: Reader(lambda: TokenFilter(world.filter("chat", question), spellings))
+    return Spellings(world.words, encode, end, "".join(sorted(ATTACHED)))
+
+
+def reader_of(opened: Opened, world: World, edits: bool = False) -> Callable[[Question], Reader]:
+    """The truth of answers; ``edits``: with mistakes counted by edit distance."""
+    from klype.examine.truth import Reader
+    from klype.world import TokenFilter
+
+    spellings = spellings_of(opened, world)
+    start = world.edits if edits else partial(world.filter, "chat")
+    return lambda question: Reader(lambda: TokenFilter(start(question), spellings))
 
 
 def identity(opened: Opened) -> str:

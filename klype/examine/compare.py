@@ -51,7 +51,7 @@ def differences(a: Evidence, b: Evidence) -> dict[str, Any]:
         out[name] = figure.json()
         if len(set(questions)) == len(questions) and set(before) | set(after) <= {0.0, 1.0}:
             out[name]["p"] = mcnemar(before, after)
-    mine, theirs = ({one.shock.question: one for one in side.aftermaths} for side in (a, b))
+    mine, theirs = ({one.shock.question: one for one in side.aftermaths if one.shock.by_rule} for side in (a, b))
     shocked = [q for q in mine if q in theirs and mine[q].shock.tokens == theirs[q].shock.tokens]
     if shocked:
         effects = [[_effect(side[q]) for q in shocked] for side in (mine, theirs)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,8 @@ from klype.answers.forks import strength
 from klype.examine.calibration import calibration_error
 from klype.examine.diversity import good_turing
 from klype.examine.evidence import Answered
-from klype.examine.feedback import ARMS, Aftermath, Arm, Shock, effect
+from klype.examine.feedback import ARMS, Aftermath, Arm, Shock
+from klype.examine.feedback_effect import effect
 from klype.examine.independence import weibull_shape
 from klype.examine.intervals import mean_by_question, paired, ratio_of_means
 from klype.examine.selective import rejection_ratio
@@ -189,7 +190,18 @@ def _curves() -> list[Case]:
         k = [float(special.beta(2, 18 + t) / special.beta(2, 18)) for t in range(1, LONG + 1)]
         at_risk = np.array([1.0, *k[:-1]])
         s = 1 - float((at_risk - np.array(k)).sum() / at_risk.sum())
-        return _survived(rng, rng.beta(2, 18, (n, 1)), 0.0, 3, k, s)
+        hazard = rng.beta(2, 18, (n, 1))
+        told = _survived(rng, hazard, 0.0, 3, k, s)
+        exact = [replace(a, s=(1 - float(hazard[int(a.question), 0]),) * (a.first_error or LONG))
+                 for a in _answers(rng, np.broadcast_to(hazard, (n, LONG)), 0.0, 3)]  # fmt: skip
+        beside = survival(exact).difference
+        return told | {
+            f"K beside each position's hazard at {t}": (
+                beside[t - 1] if t <= len(beside) else NOBODY,
+                k[t - 1] - 0.9**t,
+            )
+            for t in (5, 10)
+        }
 
     def shape(rng: Rng, n: int) -> Told:
         t = np.arange(1, 13)
@@ -210,10 +222,9 @@ def _survived(rng: Rng, hazard: Array, end: float, samples: int, k: list[float],
         if t <= len(found.k):
             told |= {
                 f"K at {t}": (found.k[t - 1], k[t - 1]),
-                f"K − Sⁿ at {t}": (found.difference[t - 1], k[t - 1] - s**t),
             }
         else:
-            told |= {f"K at {t}": (NOBODY, 0.0), f"K − Sⁿ at {t}": (NOBODY, 0.0)}
+            told |= {f"K at {t}": (NOBODY, 0.0)}
     return told | ({} if end else {"R at 10": (found.r[9], k[9])})
 
 

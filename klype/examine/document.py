@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from statistics import median
 from typing import Any
 
 from klype.answers.branches import Branch, branches
@@ -17,7 +18,7 @@ from klype.examine.examination import Examined
 from klype.examine.measures import MEASURES, measure
 from klype.examine.selective import risk_coverage
 from klype.examine.spread import effect_of, sureness
-from klype.examine.survival import survival_of
+from klype.examine.survival import Survival, survival_of
 from klype.judge.meaning import label
 from klype.values import Figure, Trace
 
@@ -26,6 +27,7 @@ TIMED = frozenset(["seconds", "joules", "joules_per_right"])
 EXAMPLES = 12
 TREES = 6
 CURVE = 50
+CURVES = ("survival", "would_survive", "by_position", "independent")
 LONGEST = 40
 """Positions that curves go to."""
 DRAWN = 0.005
@@ -84,20 +86,29 @@ def key(temperature: float) -> str:
 
 
 def curves(found: Examined) -> Document:
-    """R, K and S̄^n by position and temperature, where errors are judged word by word."""
-    out: Document = {"survival": {}, "would_survive": {}, "independent": {}}
+    """R, K and their references by position and temperature, where errors are judged word by word."""
+    out: Document = {name: {} for name in CURVES}
     for t, evidence in found.evidence.items():
-        if not evidence.by_word:
-            continue
-        curve = survival_of(evidence)
-        for name, figures in (("survival", curve.r), ("would_survive", curve.k), ("independent", curve.independent)):
-            out[name][key(t)] = [{**f.json(), "t": at} for at, f in enumerate(figures[:LONGEST], 1)]
+        if evidence.by_word:
+            for name, rows in along(survival_of(evidence), LONGEST).items():
+                out[name][key(t)] = rows
     return out
 
 
 def honest(evidence: Evidence) -> bool:
     """Whether what it says can be compared with how often it comes true."""
     return bool(evidence.told) and not evidence.other_manners
+
+
+def along(curve: Survival, longest: int) -> dict[str, list[Document]]:
+    """R, K, Π(1 − h̄_t) (empty where S is not known) and S̄^n, position by position."""
+    figures = dict(zip(CURVES, (curve.r, curve.k, curve.by_position, curve.independent), strict=True))
+    return {
+        name: [{**f.json(), "t": at} for at, f in enumerate(row[:longest], 1)]
+        if name != "by_position" or any(f.value is not None for f in row)
+        else []
+        for name, row in figures.items()
+    }
 
 
 def reliability(evidence: Evidence) -> list[Document]:
@@ -206,8 +217,8 @@ def _piece(found: Examined, token: int, decode: Any) -> str:
     return spell(token).decode("utf-8", errors="replace") if spell is not None else f" {decode([token])}"
 
 
-def _feedback(found: Examined) -> dict[float, dict[str, list[Document]]]:
-    out = {}
+def _feedback(found: Examined) -> dict[float, Document]:
+    out: dict[float, Document] = {}
     for t, evidence in found.evidence.items():
         if not evidence.aftermaths:
             continue
@@ -216,6 +227,7 @@ def _feedback(found: Examined) -> dict[float, dict[str, list[Document]]]:
             "difference": shown.difference,
             "ratio": shown.ratio,
             "beside_near": shown.beside_near,
+            "cautious": shown.cautious,
             "recovery": shown.recovery,
             "moved": shown.moved,
         }
@@ -224,4 +236,20 @@ def _feedback(found: Examined) -> dict[float, dict[str, list[Document]]]:
         }
         out[t]["ended"] = [{"distance": d, **{arm: row[d - 1] for arm, row in shown.ended.items()}}
                            for d in range(1, len(shown.difference) + 1)]  # fmt: skip
+        out[t]["further"] = {name: figure.json() for name, figure in shown.further.items()}
+        out[t]["pairs"] = pairs(evidence)
     return out
+
+
+def pairs(evidence: Evidence) -> Document:
+    """How many pairs of a wrong word and a right one as rare there are, the places where there was none, and how many
+    times as likely as the wrong word the right one is: least, median, most; median before any matching."""
+    shocks = [one.shock for one in evidence.aftermaths]
+    ratios = [math.exp(shock.rarity) for shock in shocks if shock.matched]
+    by_rule = [math.exp(shock.rarity) for shock in shocks if shock.by_rule]
+    return {
+        "matched": len(ratios),
+        "dropped": evidence.dropped + sum(not shock.matched for shock in shocks),
+        "ratio": [min(ratios), median(ratios), max(ratios)] if ratios else None,
+        "ratio_by_rule": median(by_rule) if by_rule else None,
+    }

@@ -79,6 +79,7 @@ class Evidence:
     many words each document has when a word may be several tokens (else every prefix is a word's). ``judge`` names
     who said right or wrong. ``other_manners``: the model was taught other manners than the truth has, so that how near
     its probabilities are to the truth's says nothing; which words can follow is the same.
+    ``dropped``: beginnings of the feedback experiment at which no right word was as rare as the wrong one.
     """
 
     answers: Sequence[Answered] = ()
@@ -89,6 +90,7 @@ class Evidence:
     told: Sequence[Told] = ()
     sums: Sequence[ByQuestion] = ()
     aftermaths: Sequence[Aftermath] = ()
+    dropped: int = 0
     trees: Sequence[Tree] = ()
     forks: Sequence[Forks] = ()
     replaced: Sequence[Replaced] = ()

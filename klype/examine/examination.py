@@ -14,15 +14,18 @@ from klype.answers.forks import Forks, ForkSettings, forks
 from klype.answers.tree import Tree, TreeSettings, grow_together
 from klype.data.order import draw_seed
 from klype.examine.evidence import Answered, Evidence, Told
-from klype.examine.examinee import Examinee, ExamSettings, Pace, fork_tokens
+from klype.examine.examinee import PER_PAIR, Examinee, ExamSettings, Pace, fork_tokens
 from klype.examine.feedback import Aftermath, Asked, FeedbackSettings, Shock, aftermaths, shocks
 from klype.examine.from_traces import Looked, answered, compared, crossings, pieces, sums, told
+from klype.examine.matching import Matching, Search, search
 from klype.examine.recorder import Recorder
 from klype.examine.replaced import Replaced, Right, replaced
 from klype.examine.truth import Reader, Tokens
 from klype.sources.source import Source, answers
 from klype.values import Question, Request, Sampling, Trace
 
+AT_ONCE = 100
+"""Further questions that are asked at once in search of matched pairs."""
 PROBED = 8
 """Questions from whose answers the time is estimated."""
 Progress = Callable[[str, int, int], None]
@@ -59,10 +62,14 @@ class Desk:
     readers: dict[str, Reader] = field(default_factory=dict)
     crossed: dict[int, tuple[float, ...]] = field(default_factory=dict)
     language: dict[str, tuple[str, ...]] | None = None
+    matching: Matching | None = None
 
     def begin(self, part: str, of: int) -> None:
         if of:
             self.progress(part, 0, of)
+
+    def asked(self, place: int) -> Asked:
+        return _asked(self.examinee, self.examinee.questions[place], self.examinee.prompts[place], self.reader(place))
 
     def reader(self, place: int) -> Reader | None:
         question = self.examinee.questions[place]
@@ -108,7 +115,10 @@ def examine(
         found.evidence[temperature] = _evidence(desk, temperature, found.traces[temperature], true)
         if examinee.reader is not None and examinee.whole and temperature > 0 and settings.shocks:
             found.shocks[temperature], after = _feedback(desk, temperature, (given or {}).get(temperature))
-            found.evidence[temperature] = replace(found.evidence[temperature], aftermaths=after)
+            assert desk.matching is not None
+            found.evidence[temperature] = replace(
+                found.evidence[temperature], aftermaths=after, dropped=desk.matching.dropped
+            )
         elif examinee.reader is None and temperature > 0 and settings.shocks:
             replacing = _replaced(desk, temperature, found.traces[temperature], found.evidence[temperature])
             found.evidence[temperature] = replace(found.evidence[temperature], replaced=replacing)
@@ -222,24 +232,48 @@ def _evidence(
 
 def _feedback(desk: Desk, temperature: float, given: list[Shock] | None) -> tuple[list[Shock], list[Aftermath]]:
     settings = FeedbackSettings(
-        temperature, distances=desk.settings.distances, samples=desk.settings.shock_samples, seed=desk.settings.seed
+        temperature,
+        distances=desk.settings.distances,
+        samples=desk.settings.shock_samples,
+        seed=desk.settings.seed,
     )
     examinee = desk.examinee
     total = min(desk.settings.shocks, len(examinee.questions))
     desk.begin(f"feedback {temperature:g}", total)
-    asked = []
-    for place in range(total):
-        reader = desk.reader(place)
-        assert reader is not None
-        asked.append(Asked(examinee.questions[place].id, examinee.prompts[place], reader))
+    asked = [desk.asked(place) for place in range(total)]
     known = {one.question for one in asked}
     if given is None:
         forced, _ = shocks(desk.source, asked, settings, examinee.is_word)
     else:
-        forced = [shock for shock in given if shock.question in known]
+        forced = [shock for shock in given if shock.question in known and shock.by_rule]
     after = aftermaths(desk.source, asked, forced, settings)
+    if desk.matching is None:  # once: what is forced depends on no temperature, and is compared over all of them
+        desk.matching = _matching(desk, asked)
+    after += aftermaths(desk.source, desk.matching.asked, desk.matching.found, settings)
     desk.progress(f"feedback {temperature:g}", total, total)
     return forced, after
+
+
+def _matching(desk: Desk, asked: Sequence[Asked]) -> Matching:
+    """Matched pairs, in answers to questions that were not given where such can be made, else in further answers."""
+    examinee, settings = desk.examinee, desk.settings
+    at_once = len(asked) if examinee.another is None else AT_ONCE
+    rounds = max(1, settings.pairs * PER_PAIR // at_once)
+    looked = Search(settings.main or 1.0, settings.pairs, rounds, settings.limit, settings.seed)
+
+    def ask(round_: int) -> list[Asked]:
+        if examinee.another is None:
+            return list(asked)
+        made = [examinee.another(round_ * AT_ONCE + i) for i in range(AT_ONCE)]
+        return [_asked(examinee, question, prompt, None) for question, prompt in made]
+
+    return search(desk.source, ask, looked, examinee.is_word)
+
+
+def _asked(examinee: Examinee, question: Question, prompt: Tokens, reader: Reader | None) -> Asked:
+    assert examinee.reader is not None
+    edits = examinee.edits(question) if examinee.edits is not None else None
+    return Asked(question.id, prompt, reader or examinee.reader(question), edits)
 
 
 def _replaced(desk: Desk, temperature: float, groups: Sequence[Sequence[Trace]], evidence: Evidence) -> list[Replaced]:

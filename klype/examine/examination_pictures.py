@@ -6,13 +6,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from klype.examine.charts import Cell, Option, Panel, Picture, axis, canvas, curve_with_band, line, lines
+from klype.examine.document import CURVES
 from klype.examine.facts import FigureFacts
 from klype.examine.pictures import formula, said_survival
 from klype.examine.say import Say, visible
 
 Document = Mapping[str, Any]
 Row = tuple[str, str, FigureFacts]
-WIDE = frozenset(["feedback", "temperatures", "tree", "flow"])
+LINES = (("survival", "r", "aligned", "solid"), ("would_survive", "k", "truth", "dashed"),
+         ("by_position", "by_position", "muted", "dotted"),
+         ("independent", "independent", "muted", "dotted"))  # fmt: skip
+WIDE = frozenset(["feedback", "documents", "temperatures", "tree", "flow"])
 SWEEP = (("right", "aligned", "solid"), ("s", "truth", "dashed"), ("repetition", "bad", "dotted"),
          ("same_meaning", "finetuned", "solid"))  # fmt: skip
 
@@ -21,6 +25,7 @@ def pictures(document: Document, say: Say) -> dict[str, Picture]:
     """All that the document allows, by place."""
     made = [
         survival(document, say),
+        documents(document, say),
         feedback(document, say),
         temperatures(document, say),
         calibration(document, say),
@@ -34,44 +39,75 @@ def pictures(document: Document, say: Say) -> dict[str, Picture]:
 
 
 def survival(document: Document, say: Say) -> Picture | None:
-    """R and K beside the independent S̄^n, a panel a temperature."""
+    """R and K beside what independence would leave, a panel a temperature."""
     panels, rows, title = [], [], ""
-    for t, curve in document["survival"].items():
+    for t in document["survival"]:
         if t == "0":
             continue
-        parts = (("r", curve, "aligned", "solid"), ("k", document["would_survive"][t], "truth", "dashed"),
-                 ("independent", document["independent"][t], "muted", "dotted"))  # fmt: skip
-        series: list[Option] = []
-        for name, figures, colour, style in parts:
-            drawn = curve_with_band(say(f"survival.{name}"), [(f["t"], f) for f in figures], colour)
-            drawn[-1]["lineStyle"] = {**drawn[-1]["lineStyle"], "type": style}
-            series += drawn
-            rows += [(say(f"survival.{name}"), f"{say.plain(float(t))}, {f['t']}", f) for f in figures]
-        drawn_lines = _shares(lines(axis(say("axis.words"), min=1), axis(percent=True, min=0, max=1), series))
-        panels.append(Panel(say("panel.temperature", t=say.plain(float(t))), drawn_lines, 300))
+        curves = {name: document[name].get(t, []) for name in CURVES if name in document}
+        drawn, shown = _curves(curves, say, say.plain(float(t)))
+        panels.append(Panel(say("panel.temperature", t=say.plain(float(t))), drawn, 300))
+        rows += shown
         if t == document["main"] or not title:
-            title = said_survival(say, "exam.survival", document["would_survive"][t], document["independent"][t], 10)
+            title = _survival_title(curves, say, 10)
     columns = [say("column.measure"), f"{say('axis.temperature')}, {say('axis.words')}"]
     return _picture("survival", title, say, panels, columns, rows)
 
 
-def feedback(document: Document, say: Say) -> Picture | None:
-    """The difference that a forced error makes, by distance, a curve a temperature."""
-    colours = ("aligned", "truth", "finetuned", "bad")
+def documents(document: Document, say: Say) -> Picture | None:
+    """The same of long texts that the base model wrote."""
+    found = document.get("documents")
+    if not found:
+        return None
+    drawn, rows = _curves(found, say, say.plain(float(document["main"])))
+    columns = [say("column.measure"), f"{say('axis.temperature')}, {say('axis.words')}"]
+    return _picture("documents", _survival_title(found, say, 50), say, [Panel("", drawn, 300)], columns, rows)
+
+
+def _curves(curves: Document, say: Say, t: str) -> tuple[Option, list[Row]]:
     series: list[Option] = []
     rows: list[Row] = []
-    for (t, found), colour in zip(document["after_error"].items(), colours, strict=False):
-        name = say("panel.temperature", t=say.plain(float(t)))
-        series += curve_with_band(name, [(f["distance"], f) for f in found["difference"]], colour, showSymbol=True)
-        for part in ("difference", "beside_near", "ratio", "recovery", "moved"):
-            rows += [(say(f"exam.row_{part}"), f"{say.plain(float(t))}, {f['distance']}", f) for f in found[part]]
-    if not series:
+    for name, word, colour, style in LINES:
+        figures = curves.get(name, [])
+        rows += [(say(f"survival.{word}"), f"{t}, {f['t']}", f) for f in figures]
+        if figures and not (name == "independent" and curves.get("by_position")):
+            drawn = curve_with_band(say(f"survival.{word}"), [(f["t"], f) for f in figures], colour)
+            drawn[-1]["lineStyle"] = {**drawn[-1]["lineStyle"], "type": style}
+            series += drawn
+    return _shares(lines(axis(say("axis.words"), min=1), axis(percent=True, min=0, max=1), series)), rows
+
+
+def _survival_title(curves: Document, say: Say, words: int) -> str:
+    """Of what had no error after so many words, or at the last position that is told."""
+    name = "by_position" if curves.get("by_position") else "independent"
+    return said_survival(say, f"exam.survival_{name}", curves["would_survive"], curves[name], words)
+
+
+def feedback(document: Document, say: Say) -> Picture | None:
+    """The difference that a forced error makes, by distance, a curve a temperature: beside a right word as rare, or
+    where there are too few of those, beside any."""
+    colours = ("aligned", "truth", "finetuned", "bad")
+    found = document["after_error"]
+    if not found:
         return None
-    first = document["after_error"].get(document["main"]) or next(iter(document["after_error"].values()))
+    first = found.get(document["main"]) or next(iter(found.values()))
+    beside = "cautious" if _known(first.get("cautious")) else "difference"
+    series: list[Option] = []
+    rows: list[Row] = []
+    for (t, one), colour in zip(found.items(), colours, strict=False):
+        name = say("panel.temperature", t=say.plain(float(t)))
+        if _known(one.get(beside)):
+            series += curve_with_band(name, [(f["distance"], f) for f in one[beside]], colour, showSymbol=True)
+        for part in ("cautious", "beside_near", "difference", "ratio", "recovery", "moved"):
+            rows += [(say(f"exam.row_{part}"), f"{say.plain(float(t))}, {f['distance']}", f) for f in one.get(part, [])]
     drawn = _shares(lines(axis(say("exam.distance"), min=1, minInterval=1), axis(percent=True), series))
-    title = say("exam.feedback", up=say.figure(first["difference"][0], "difference"))
+    title = say(f"exam.feedback_{beside}", up=say.figure(first[beside][0], "difference"))
     columns = [say("column.measure"), f"{say('axis.temperature')}, {say('exam.distance')}"]
     return _picture("feedback", title, say, [Panel("", drawn, 320)], columns, rows)
+
+
+def _known(figures: Sequence[FigureFacts] | None) -> bool:
+    return bool(figures) and figures[0]["value"] is not None  # type: ignore[index]
 
 
 def temperatures(document: Document, say: Say) -> Picture | None:

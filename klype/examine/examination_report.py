@@ -69,10 +69,7 @@ def verdict(document: Document, say: Say) -> list[str]:
     if "same_meaning" in figures:
         out.append(say("exam.same", same=say.figure(figures["same_meaning"], "same_meaning")))
     second = []
-    if "feedback_ratio" in figures and (figures["feedback"].get("low") or 0.0) > 0:
-        second.append(say("exam.ratio", times=say.figure(figures["feedback_ratio"])))
-    elif "feedback" in figures:
-        second.append(say("exam.no_feedback", up=say.figure(figures["feedback"])))
+    second += feedback(document, say)
     if "fork" in figures:
         second.append(say("exam.forks", share=say.figure(figures["fork"], "fork"), n=figures["fork"]["n"]))
         if "fork_word" in figures:
@@ -84,6 +81,23 @@ def verdict(document: Document, say: Say) -> list[str]:
     if "best_temperature" in figures:
         second.append(say("exam.best", t=say.figure(figures["best_temperature"])))
     return [" ".join(sentences) for sentences in (out, second) if sentences]
+
+
+def feedback(document: Document, say: Say) -> list[str]:
+    """What a wrong word brings beside a right one as rare, errors counted by edit distance: the cautious figure."""
+    found = document.get("after_error", {}).get(document["main"])
+    if not found or "pairs" not in found:
+        return []
+    pairs, up = found["pairs"], found["cautious"][0]
+    counts = {"n": say.count(pairs["matched"]), "dropped": say.count(pairs["dropped"])}
+    if up["value"] is None:
+        return [say("exam.rare_few", **counts)]
+    key = "rare" if up["low"] > 0 else "rare_less" if up["high"] < 0 else "rare_open"
+    out = [say(f"exam.{key}", up=say.figure(up), ratio=say.number(pairs["ratio"][1], 1), **counts)]
+    further = {name: say.figure(figure) for name, figure in found["further"].items()}
+    if "wrong_edits" in further:
+        out.append(say("exam.further", m=len(found["cautious"]), **further))
+    return out
 
 
 def _view(document: Document, say: Say) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import numpy as np
 from klype.errors import UsageError
 from klype.examine.copied import Index
 from klype.examine.cost import Shape
+from klype.examine.replaced import LOOKS
 from klype.examine.truth import Reader
 from klype.judge.meaning import Meaning
 from klype.sources.source import Source
@@ -24,6 +25,8 @@ TREES = 16
 """Trees that are grown at once at most."""
 OTHERS = 3.0
 """About how many other words are followed where an answer forks."""
+PER_PAIR = 10
+"""Answers that are drawn at most to find a matched pair."""
 SHARE = 0.9
 """A plan is made for this part of the time allowed: probes are short."""
 
@@ -33,7 +36,8 @@ class Examinee:
     """``identity`` names the weights (traces of others are not used again). ``judge(question, text, finished)`` and
     ``meaning`` are named by ``judge_name``. ``reader`` knows the truth of a question's answers; None: nobody does.
     ``vocabulary`` 0: nobody knows; ``partial``: only the most probable tokens are told. ``skipped``: questions that
-    were too long to be asked. ``other_manners``: see Evidence."""
+    were too long to be asked. ``other_manners``: see Evidence. ``edits``: as ``reader``, with mistakes counted by edit
+    distance; ``another``: a further question and its prompt, by number, where questions can be made."""
 
     source: Source
     name: str
@@ -45,6 +49,8 @@ class Examinee:
     judge_name: str
     meaning: Callable[[Question], Meaning]
     reader: Callable[[Question], Reader] | None = None
+    edits: Callable[[Question], Reader] | None = None
+    another: Callable[[int], tuple[Question, tuple[int, ...]]] | None = None
     spell: Callable[[int], bytes] | None = None
     shape: Shape | None = None
     training: Index | None = None
@@ -75,7 +81,8 @@ class Examinee:
 @dataclass(frozen=True, slots=True)
 class ExamSettings:
     """``n`` answers a question and temperature; ``trees`` and ``forks``: of how many questions; ``shocks``: how many
-    questions the feedback experiment asks. What has no question left is not measured."""
+    questions the feedback experiment asks, ``pairs``: how many matched pairs it looks for. What has no question left is
+    not measured."""
 
     temperatures: tuple[float, ...] = (0.0, 0.7, 1.0, 1.3)
     n: int = 16
@@ -88,6 +95,7 @@ class ExamSettings:
     shocks: int = 120
     shock_samples: int = 2
     distances: int = 5
+    pairs: int = 100
     chunk: int = 25
 
     def check(self) -> None:
@@ -160,14 +168,13 @@ def plan(questions: int, settings: ExamSettings, pace: Pace, truth: bool) -> Pla
     draws = sum(settings.drawn(t) for t in settings.temperatures)
     warm = sum(t > 0 for t in settings.temperatures)
     asked = min(settings.shocks, questions)
-    arms = (
-        2 + 3 * settings.shock_samples * min(tokens, settings.distances)
-        if truth
-        else 1 + 2 * settings.shock_samples * tokens
-    )
+    going_on = settings.shock_samples * (min(tokens, settings.distances) if truth else tokens)
+    forced = asked * (2 + 3 * going_on) if truth else asked * (min(tokens, LOOKS) + 2 * going_on)
+    matched = 3 * settings.pairs * going_on if truth and asked else 0.0
+    looked = settings.pairs * PER_PAIR * tokens if matched else 0.0
     passes = {
         "answers": round(questions * draws * tokens),
-        "feedback": round(asked * warm * arms),
+        "feedback": round(warm * (forced + matched) + looked),
         "truth": round(questions * tokens) if truth else 0,
         "trees": min(settings.trees, questions) * settings.tree_budget,
         "forks": round(min(settings.forks, questions) * settings.fork_samples * pace.fork_tokens),
@@ -212,5 +219,5 @@ def within(budget: int, questions: int, settings: ExamSettings, pace: Pace, trut
 
 
 def _fewer(settings: ExamSettings, part: int) -> ExamSettings:
-    forks, trees, shocks = (count // part for count in (settings.forks, settings.trees, settings.shocks))
-    return replace(settings, forks=forks, trees=trees, shocks=shocks)
+    forks, trees, shocks, pairs = (n // part for n in (settings.forks, settings.trees, settings.shocks, settings.pairs))
+    return replace(settings, forks=forks, trees=trees, shocks=shocks, pairs=pairs)

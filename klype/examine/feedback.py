@@ -2,9 +2,13 @@
 
 First errors cannot show it (they end survival), so one is forced. On the model's own right beginning, at a position
 fixed by rule beforehand, a whole token is forced: *wrong* ~ q outside A; *right* ~ q inside A; *near*: the right one
-whose q is nearest to the wrong one's, so that rarity is not taken for wrongness. Never the end of the text; forced at
-temperature 1. Then the model goes on at its temperature, and at distance d the exact mass on tokens that cannot follow
-is recorded. An arm that has ended counts as no error; its share is shown. All effects are paired by beginning.
+whose q is nearest to the wrong one's. Never the end of the text; forced at temperature 1. Then the model goes on at its
+temperature, and at distance d the exact mass on tokens that cannot follow is recorded, twice: where only a word said
+for another is an error, and by edit distance (a shift by one word is then one error). An arm that has ended counts as
+no error; its share is shown. All effects are paired by beginning.
+
+*Near* is seldom as rare as *wrong*. Beginnings where it is, |Δ log q| ≤ ln 3, are *matched*; only they keep rarity from
+being taken for wrongness, and ``matching.search`` looks for more of them than the rule gives.
 
 Where the model has a token that takes the last word back, it is obeyed, the forced token included; distances are then
 passes: to take back is no error, but it costs one. Beside it stands in what share of texts an error is left.
@@ -14,31 +18,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 from zlib import crc32
 
 import numpy as np
+import numpy.typing as npt
 
 from klype.answers.decoders.taking_back import Sheet, obeyed
-from klype.examine.intervals import ratio_of_means
 from klype.examine.truth import Reader, Tokens, among, at_temperature, mass
 from klype.sources.source import Source, answers
-from klype.values import Distribution, Figure, Request, Sampling, Trace
+from klype.values import Distribution, Floats, Ints, Request, Sampling, Trace
 
 Arm = Literal["wrong", "right", "near"]
 ARMS: tuple[Arm, ...] = ("wrong", "right", "near")
 LEAST = 1e-12
 """Words that are together less likely than this are none."""
+AS_RARE = math.log(3)
+"""|Δ log q| up to which a right word is as rare as a wrong one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A question with its truth."""
+    """A question with its truth. ``edits``: what can follow where errors are counted by edit distance, if known."""
 
     question: str
     prompt: Tokens
     reader: Reader
+    edits: Reader | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +65,8 @@ class FeedbackSettings:
 
 @dataclass(frozen=True, slots=True)
 class Shock:
-    """A beginning of the model's own and the three tokens forced there; ``s``: mass on right tokens before it.
+    """A beginning of the model's own and the three tokens forced there; ``s``: mass on right tokens before it;
+    ``rarity``: log q of *near* less that of *wrong*; ``by_rule``: not one that was looked for to be matched.
 
     Models are compared on the same shocks.
     """
@@ -67,13 +75,22 @@ class Shock:
     before: Tokens
     tokens: tuple[int, int, int]
     s: float
+    rarity: float = 0.0
+    by_rule: bool = True
+
+    @property
+    def matched(self) -> bool:
+        return abs(self.rarity) <= AS_RARE
 
 
 @dataclass(frozen=True, slots=True)
 class Aftermath:
     """What followed one shock, by arm and distance (1, 2, …): mean error mass, share that had ended, share without an
     error so far; ``moved``: total variation between q after *wrong* and after *right* before the same next words;
-    ``standing``: share in whose text an error stands, the forced one included (always, where nothing is taken back)."""
+    ``standing``: share in whose text an error stands, the forced one included (always, where nothing is taken back);
+    ``edits``: the error mass by edit distance, where that is known; ``parted``: how much oftener the words at one place
+    differ between *wrong* and *right* than between two that went on from the same word (0 in the mean if the forced
+    word changed nothing; None with one sample)."""
 
     shock: Shock
     errors: dict[Arm, tuple[float, ...]]
@@ -81,19 +98,12 @@ class Aftermath:
     clean: dict[Arm, tuple[float, ...]]
     moved: tuple[float | None, ...]
     standing: dict[Arm, tuple[float, ...]] = field(default_factory=dict)
+    edits: dict[Arm, tuple[float, ...]] = field(default_factory=dict)
+    parted: float | None = None
 
-
-@dataclass(frozen=True, slots=True)
-class Effect:
-    """By distance: *wrong* less *right*, wrong ÷ right, *wrong* less *near*, recovery, prefix-blind change of q."""
-
-    difference: tuple[Figure, ...]
-    ratio: tuple[Figure, ...]
-    beside_near: tuple[Figure, ...]
-    recovery: tuple[Figure, ...]
-    moved: tuple[Figure, ...]
-    ended: dict[Arm, tuple[float, ...]]
-    shocks: int
+    def cautious(self) -> dict[Arm, tuple[float, ...]]:
+        """The error mass counted by edit distance where it can be."""
+        return self.edits or self.errors
 
 
 def shocks(
@@ -105,18 +115,13 @@ def shocks(
     begun = _beginnings(source, asked, settings)
     places = [i for i, before in enumerate(begun) if before is not None]
     listed = source.next([(*asked[i].prompt, *(begun[i] or ())) for i in places], -1) if places else []
-    last = max((int(q.ids.max()) for q in listed), default=-1)
-    word_V = np.array([token not in stop and is_word(token) for token in range(last + 1)], bool)
+    word_V = words_among(listed, stop, is_word)
     found = []
     for i, q in zip(places, listed, strict=True):
-        one, before = asked[i], begun[i] or ()
-        rng = np.random.default_rng([settings.seed, crc32(one.question.encode())])
-        possible = one.reader.next(before)
-        words = word_V[q.ids]
-        possible_K = among(q.ids, possible)
-        tokens = _forced(q, words & possible_K, words & ~possible_K, rng)
-        if tokens is not None:
-            found.append(Shock(one.question, before, tokens, mass(q, settings.temperature, possible)))
+        rng = np.random.default_rng([settings.seed, crc32(asked[i].question.encode())])
+        shock = force(asked[i], begun[i] or (), q, word_V, rng)
+        if shock is not None:
+            found.append(replace(shock, s=mass(q, settings.temperature, asked[i].reader.next(shock.before))))
     return found, len(asked) - len(found)
 
 
@@ -146,50 +151,12 @@ def aftermaths(
     moved = nothing if settings.back is not None else _moved(source, by_name, forced, drawn, settings)
     out = []
     for shock, arms, change in zip(forced, drawn, moved, strict=True):
-        reader = by_name[shock.question].reader
-        rows = {
-            arm: [_followed(reader, (*shock.before, token), trace, settings) for trace in arms[arm]]
-            for arm, token in zip(ARMS, shock.tokens, strict=True)
-        }
-        parts = [{arm: tuple(np.mean([r[k] for r in rows[arm]], axis=0).tolist()) for arm in ARMS} for k in range(4)]
-        out.append(Aftermath(shock, parts[0], parts[1], parts[2], change, parts[3]))
+        one = by_name[shock.question]
+        errors, ended, clean, standing = _means(one.reader, shock, arms, settings)
+        edits = _means(one.edits, shock, arms, settings)[0] if one.edits is not None else {}
+        words = [_words(arms[arm], settings.distances) for arm in ("wrong", "right")]
+        out.append(Aftermath(shock, errors, ended, clean, change, standing, edits, parted(*words)))
     return out
-
-
-def effect(found: Sequence[Aftermath], weights: Literal["shock", "errors"] = "shock", seed: int = 0) -> Effect:
-    """Figures by distance, over questions. ``weights``: every beginning alike (a shock), or ∝ 1 − S (errors where they
-    occur by themselves)."""
-    questions = list(dict.fromkeys(one.shock.question for one in found))
-    place = {question: i for i, question in enumerate(questions)}
-    weight_N = np.array([1.0 if weights == "shock" else 1.0 - one.shock.s for one in found])
-    index_N = np.array([place[one.shock.question] for one in found], dtype=int)
-    distances = len(found[0].moved) if found else 0
-
-    def ratio(top: Sequence[float], under: Sequence[float], unit: str) -> Figure:
-        above, below = (np.zeros(len(questions)) for _ in range(2))
-        np.add.at(above, index_N, weight_N * np.asarray(top))
-        np.add.at(below, index_N, weight_N * np.asarray(under))
-        return ratio_of_means(above, below, unit, seed)
-
-    def mean(values: Sequence[float], unit: str) -> Figure:
-        return ratio(values, np.ones(len(found)).tolist(), unit)
-
-    def at(arm: Arm, d: int) -> list[float]:
-        return [one.errors[arm][d] for one in found]
-
-    def less(a: Arm, b: Arm, d: int) -> list[float]:
-        return [x - y for x, y in zip(at(a, d), at(b, d), strict=True)]
-
-    every = range(distances)
-    return Effect(
-        difference=tuple(mean(less("wrong", "right", d), "difference of shares") for d in every),
-        ratio=tuple(_within(ratio(at("wrong", d), at("right", d), "times as likely"), math.inf) for d in every),
-        beside_near=tuple(mean(less("wrong", "near", d), "difference of shares") for d in every),
-        recovery=tuple(_within(mean([one.clean["wrong"][d] for one in found], "share of answers")) for d in every),
-        moved=tuple(_moved_figure(found, d, seed) for d in every),
-        ended={arm: tuple(float(np.mean([one.ended[arm][d] for one in found])) for d in every) for arm in ARMS},
-        shocks=len(found),
-    )
 
 
 def _beginnings(source: Source, asked: Sequence[Asked], settings: FeedbackSettings) -> list[Tokens | None]:
@@ -216,16 +183,52 @@ def _beginnings(source: Source, asked: Sequence[Asked], settings: FeedbackSettin
     return out
 
 
-def _forced(q: Distribution, right_K: object, wrong_K: object, rng: np.random.Generator) -> tuple[int, int, int] | None:
+def words_among(
+    listed: Sequence[Distribution], stop: Sequence[int], is_word: Callable[[int], bool]
+) -> npt.NDArray[np.bool_]:
+    """Which tokens say something, over all that are listed."""
+    last = max((int(q.ids.max()) for q in listed), default=-1)
+    return np.array([token not in stop and is_word(token) for token in range(last + 1)], bool)
+
+
+def force(
+    one: Asked,
+    before: Tokens,
+    q: Distribution,
+    word_V: npt.NDArray[np.bool_],
+    rng: np.random.Generator,
+    matched: bool = False,
+) -> Shock | None:
+    """The tokens that are forced after a beginning; None: nothing wrong, or nothing right but the end, can follow.
+
+    ``matched``: the wrong one is among those that some right one is as rare as. ``s`` is that of temperature 1.
+    """
     p_K = np.exp(q.logp.astype(np.float64))
-    right, wrong = (np.where(np.asarray(mask), p_K, 0.0) for mask in (right_K, wrong_K))
+    possible = one.reader.next(before)
+    possible_K = among(q.ids, possible)
+    right, wrong = (np.where(word_V[q.ids] & mask_K, p_K, 0.0) for mask_K in (possible_K, ~possible_K))
     if right.sum() <= LEAST or wrong.sum() <= LEAST:
         return None
+    if matched:
+        wrong = np.where(_paired(wrong, right), wrong, 0.0)
+        if wrong.sum() <= LEAST:
+            return None
     w = int(rng.choice(len(p_K), p=wrong / wrong.sum()))
     r = int(rng.choice(len(p_K), p=right / right.sum()))
-    gap_K = np.where(right > 0, np.abs(np.log(np.maximum(p_K, 1e-300)) - np.log(max(p_K[w], 1e-300))), np.inf)
-    near = int(np.argmin(gap_K))
-    return int(q.ids[w]), int(q.ids[r]), int(q.ids[near])
+    with np.errstate(divide="ignore"):
+        rarity_K = np.where(right > 0, np.log(right) - math.log(wrong[w]), np.inf)
+    near = int(np.argmin(np.abs(rarity_K)))
+    tokens = int(q.ids[w]), int(q.ids[r]), int(q.ids[near])
+    return Shock(one.question, before, tokens, mass(q, 1.0, possible), float(rarity_K[near]))
+
+
+def _paired(wrong_K: Floats, right_K: Floats) -> npt.NDArray[np.bool_]:
+    """Which wrong tokens have a right one as rare."""
+    rights = np.sort(np.log(right_K[right_K > LEAST]))
+    logs_K = np.log(np.maximum(wrong_K, LEAST))
+    first_K, after_K = np.searchsorted(rights, logs_K - AS_RARE), np.searchsorted(rights, logs_K + AS_RARE, "right")
+    found: npt.NDArray[np.bool_] = (wrong_K > LEAST) & (after_K > first_K)
+    return found
 
 
 def _gone_on(
@@ -235,6 +238,35 @@ def _gone_on(
         return answers(source, requests)
     own = [len(shock.before) + 1 for shock in forced for _ in ARMS]
     return obeyed(source, requests, own, back)
+
+
+def _means(
+    reader: Reader, shock: Shock, arms: Mapping[Arm, Sequence[Trace]], settings: FeedbackSettings
+) -> list[dict[Arm, tuple[float, ...]]]:
+    """``_followed``, each part by arm, mean over samples."""
+    rows = {
+        arm: [_followed(reader, (*shock.before, token), trace, settings) for trace in arms[arm]]
+        for arm, token in zip(ARMS, shock.tokens, strict=True)
+    }
+    return [{arm: tuple(np.mean([r[k] for r in rows[arm]], axis=0).tolist()) for arm in ARMS} for k in range(4)]
+
+
+def _words(arm: Sequence[Trace], distances: int) -> Ints:
+    """What was said at each distance; after an answer's end, the end."""
+    return np.array([[*trace.tokens, *[-1] * distances][:distances] for trace in arm], dtype=np.int64)
+
+
+def parted(one_ND: Ints, other_ND: Ints) -> float | None:
+    """P(two words at one place differ | after one word and after another), less the same after one of them: the null
+    of two halves of one sample. None: one sample has no halves."""
+    if min(len(one_ND), len(other_ND)) < 2:
+        return None
+
+    def differing(a_ND: Ints, b_ND: Ints) -> float:
+        return float((a_ND[:, None] != b_ND[None]).mean(axis=-1).sum())
+
+    within = [differing(a_ND, a_ND) / (len(a_ND) * (len(a_ND) - 1)) for a_ND in (one_ND, other_ND)]
+    return differing(one_ND, other_ND) / (len(one_ND) * len(other_ND)) - sum(within) / 2
 
 
 def _followed(
@@ -298,15 +330,3 @@ def variation(a: Distribution, b: Distribution, temperature: float) -> float:
     for row, q in zip(p_2V, (a, b), strict=True):
         row[q.ids] = at_temperature(q, temperature)
     return float(np.abs(p_2V[0] - p_2V[1]).sum() / 2)
-
-
-def _moved_figure(found: Sequence[Aftermath], d: int, seed: int) -> Figure:
-    known = [value for one in found if (value := one.moved[d]) is not None]
-    return _within(ratio_of_means(known, [1.0] * len(known), "share", seed))
-
-
-def _within(figure: Figure, most: float = 1.0) -> Figure:
-    """A share lies between 0 and 1, and so does its interval; a ratio is not below 0."""
-    if figure.value is None or figure.low is None or figure.high is None:
-        return figure
-    return Figure(figure.value, max(0.0, figure.low), min(most, figure.high), figure.n, figure.unit)

@@ -192,6 +192,7 @@ MEASURES: tuple[Measure, ...] = (
     Measure("weibull_shape", spread.shape, "shape", "truth", "neither"),
     Measure("feedback", partial(spread.feedback, part="difference"), "difference of shares", "truth", "less"),
     Measure("feedback_ratio", partial(spread.feedback, part="ratio"), "times as likely", "truth", "less"),
+    Measure("feedback_rare", partial(spread.feedback, part="cautious"), "difference of shares", "truth", "less"),
     Measure("feedback_meaning", spread.replaced, "difference of shares", "meaning", "less"),
     Measure("recovery", partial(spread.feedback, part="recovery", distance=3), "share of answers", "truth", "more"),
     Measure("excess_error", spread.excess, "% more", "truth", "less"),

@@ -82,6 +82,10 @@ class Say:
             decimals = 1 if 0 < value < 0.01 or 0.99 < value < 1 else 0
         return percent(value, self.lang, decimals)
 
+    def chance(self, p: float) -> str:
+        """A p-value: 0.032, < 0.001."""
+        return f"< {self.number(0.001, 3)}" if p < 0.001 else self.number(p, 3)
+
     def count(self, value: int) -> str:
         return count(value, self.lang)
 

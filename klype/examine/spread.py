@@ -13,7 +13,7 @@ import numpy as np
 from klype.examine import diversity, repetition
 from klype.examine.calibration import calibration_error
 from klype.examine.evidence import OTHER_MANNERS, Answered, Evidence
-from klype.examine.feedback import Effect, effect
+from klype.examine.feedback_effect import Effect, effect
 from klype.examine.independence import weibull_shape
 from klype.examine.intervals import mean_by_question, paired, proportion
 from klype.examine.selective import rejection_ratio
@@ -109,7 +109,7 @@ def common_prefix(evidence: Evidence) -> Figure:
 
 
 def surviving(evidence: Evidence, curve: Literal["r", "k", "difference"], at: int = AT) -> Figure:
-    """R, K or K − S̄^n at one word, or at the last before it that is told, when errors are judged word by word."""
+    """R, K or K − Π(1 − h̄_t) at one word, or at the last before it that is told, when errors are judged word by word."""
     if not evidence.by_word:
         return nothing()
     found = survival_of(evidence)
@@ -149,12 +149,14 @@ def effect_of(evidence: Evidence) -> Effect:
     return evidence.once("effect", lambda: effect(evidence.aftermaths, seed=evidence.seed))
 
 
-def feedback(evidence: Evidence, part: Literal["difference", "ratio", "recovery"], distance: int = 1) -> Figure:
+def feedback(
+    evidence: Evidence, part: Literal["difference", "ratio", "recovery", "cautious"], distance: int = 1
+) -> Figure:
     """The experiment's effect at one distance."""
     if not evidence.aftermaths:
         return nothing()
     found = effect_of(evidence)
-    figures: Sequence[Figure] = {"difference": found.difference, "ratio": found.ratio, "recovery": found.recovery}[part]
+    figures: Sequence[Figure] = getattr(found, part)
     return figures[min(distance, len(figures)) - 1]
 
 

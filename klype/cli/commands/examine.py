@@ -251,7 +251,7 @@ def show(terminal: Terminal, w: Words, made: dict[str, Any]) -> None:
     say = Say(terminal.lang)
     for paragraph in verdict(made, say):
         terminal.console.print(paragraph, markup=False)
-    names = ("right", "word_for_word", "s", "survival", "same_meaning", "unseen", "feedback", "recovery", "fork")
+    names = ("right", "word_for_word", "s", "survival", "same_meaning", "unseen", "feedback_rare", "recovery", "fork")
     columns = list(made["figures"])
     known = [name for name in names if any(name in made["figures"][t] for t in columns)]
     rows = [

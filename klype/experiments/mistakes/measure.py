@@ -108,13 +108,16 @@ def text_values(pupil: Pupil, test: Test, teachers: Sequence[nn.Module], back: i
 
 
 def _after(found: Sequence[Aftermath]) -> Values:
-    """Row by shock. ``recovery``: no further error in all of the distances; ``standing``: an error is left then."""
+    """Row by shock (``beside_near``: by matched one). ``recovery``: no further error in all of the distances;
+    ``standing``: an error is left then."""
     wrong, right, near = ([list(one.errors[arm]) for one in found] for arm in ("wrong", "right", "near"))
     less = (np.array(wrong) - np.array(right)).tolist()
     return {
         "questions": [one.shock.question for one in found],
         "feedback": less,
-        "beside_near": (np.array(wrong) - np.array(near)).tolist(),
+        "beside_near": [
+            np.subtract(w, n).tolist() for one, w, n in zip(found, wrong, near, strict=True) if one.shock.matched
+        ],
         "hazard_wrong": wrong,
         "hazard_right": right,
         "recovery": float(np.mean([one.clean["wrong"][-1] for one in found])),

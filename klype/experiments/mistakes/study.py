@@ -129,6 +129,8 @@ def _row(name: str, by: dict[str, dict[int, Finished]]) -> Document:
         figures["feedback"] = _difference([float(np.mean(v["feedback"])) for v in values.values()])
         told["shocks"] = sum(v["shocks"] for v in values.values())
         for key in ("feedback", "beside_near"):
+            if not all(v[key] for v in values.values()):
+                continue
             at = [np.mean(v[key], axis=0) for v in values.values()]
             told[f"{key}_by_distance"] = [
                 _difference([float(row_D[d]) for row_D in at]).json() for d in range(len(at[0]))
