@@ -194,14 +194,8 @@ def _curves() -> list[Case]:
         told = _survived(rng, hazard, 0.0, 3, k, s)
         exact = [replace(a, s=(1 - float(hazard[int(a.question), 0]),) * (a.first_error or LONG))
                  for a in _answers(rng, np.broadcast_to(hazard, (n, LONG)), 0.0, 3)]  # fmt: skip
-        beside = survival(exact).difference
-        return told | {
-            f"K beside each position's hazard at {t}": (
-                beside[t - 1] if t <= len(beside) else NOBODY,
-                k[t - 1] - 0.9**t,
-            )
-            for t in (5, 10)
-        }
+        beside = [*survival(exact).difference, *[NOBODY] * LONG]
+        return told | {f"K beside each position's hazard at {t}": (beside[t - 1], k[t - 1] - 0.9**t) for t in (5, 10)}
 
     def shape(rng: Rng, n: int) -> Told:
         t = np.arange(1, 13)

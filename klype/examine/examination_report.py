@@ -92,7 +92,8 @@ def feedback(document: Document, say: Say) -> list[str]:
     counts = {"n": say.count(pairs["matched"]), "dropped": say.count(pairs["dropped"])}
     if up["value"] is None:
         return [say("exam.rare_few", **counts)]
-    key = "rare" if up["low"] > 0 else "rare_less" if up["high"] < 0 else "rare_open"
+    low, high = up.get("low"), up.get("high")  # without an interval it may be anything
+    key = "rare" if (low or 0) > 0 else "rare_less" if (high or 0) < 0 else "rare_open"
     out = [say(f"exam.{key}", up=say.figure(up), ratio=say.number(pairs["ratio"][1], 1), **counts)]
     further = {name: say.figure(figure) for name, figure in found["further"].items()}
     if "wrong_edits" in further:

@@ -109,7 +109,7 @@ def common_prefix(evidence: Evidence) -> Figure:
 
 
 def surviving(evidence: Evidence, curve: Literal["r", "k", "difference"], at: int = AT) -> Figure:
-    """R, K or K − Π(1 − h̄_t) at one word, or at the last before it that is told, when errors are judged word by word."""
+    """R, K or K − Π(1 − h̄_t) at one word, or at the last before it that is told, where errors are judged by word."""
     if not evidence.by_word:
         return nothing()
     found = survival_of(evidence)

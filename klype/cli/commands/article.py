@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from klype.cli import options as o
 from klype.cli.terminal import Terminal, to_json, write
+
+if TYPE_CHECKING:
+    from klype.examine.evidence import Answered
+    from klype.experiments.documents import Writing
+    from klype.sources.opening import Opened
 
 
 def command(
@@ -18,6 +24,9 @@ def command(
     samples: Annotated[int, typer.Option("-n", "--samples", help="Answers a question and temperature.")] = 8,
     temperatures: Annotated[str, typer.Option("--temperatures", help="A list: 0,0.7,1.3")] = "0,0.7,1.3",
     limit: o.Limit = 32,
+    documents: Annotated[
+        int, typer.Option("--documents", min=0, help="Long texts that the base model writes (demo world).")
+    ] = 1000,
     budget: Annotated[int, typer.Option("--budget", min=0, help="Forward passes at most (0: as planned).")] = 0,
     raw: o.Raw = None,
     precision: o.Precision = "float32",
@@ -26,13 +35,14 @@ def command(
     lang: o.Lang = None,
     as_json: o.Json = False,
 ) -> None:
-    """Each claim of the article “Hvordan svarer KIen?”: does this model support, bend or refute it? With figures."""
+    """Each claim of the article “Hvordan svarer KIen?”: does this model support it? With figures and tests."""
     terminal = Terminal(as_json, lang)
     from klype.cli.commands.examine import examined, parse_temperatures, planned
     from klype.cli.examining import examinee, questions_of
     from klype.examine.examinee import ExamSettings
     from klype.experiments.article import article, sentences
     from klype.experiments.article import write as write_page
+    from klype.experiments.documents import Writing
     from klype.sources.opening import open_model
     from klype.words import words
 
@@ -41,16 +51,46 @@ def command(
     w = words(terminal.lang, "examination")
     opened = open_model(model, precision)
     one = examinee(opened, questions_of(opened, questions, "", most), raw, limit=limit)
-    one, settings = planned(terminal, w, one, settings, budget or None, 0, True)
+    writing = Writing(documents, temperature=settings.main, seed=seed)
+    if budget:  # a quarter of the passes at most are for long texts
+        writing = replace(writing, number=min(documents, budget // (4 * writing.words)))
+    one, settings = planned(terminal, w, one, settings, budget - writing.passes if budget else None, 0, True)
     folder = out or Path("examinations") / Path(model).name
-    made = article(examined(terminal, w, one, settings, folder))
+    found = examined(terminal, w, one, settings, folder)
+    texts, writer = long_texts(terminal, opened, writing, precision)
+    made = article(found, texts, writer)
     made["report"] = str(write_page(folder, made, terminal.lang))
     write(folder / "article.json", to_json(made) + "\n")
     if not as_json:
         from rich.text import Text
 
-        for says, ruled, found in sentences(made, terminal.lang):
+        for says, ruled, why, how in sentences(made, terminal.lang):
             terminal.console.print(Text(says, style="bold"))
-            terminal.console.print(f"  {ruled}. {found}", markup=False)
+            terminal.console.print(f"  {ruled}. {why}", markup=False)
+            if how:
+                terminal.console.print(f"  {how}", style="dim", markup=False)
         terminal.console.print(str(made["report"]), markup=False)
     terminal.document(made)
+
+
+def long_texts(terminal: Terminal, opened: Opened, writing: Writing, precision: str) -> tuple[list[Answered], str]:
+    """What the base model of a run of the demo world writes, judged word by word, and its name; else nothing."""
+    from klype.api.asking import world_of
+    from klype.cli.examining import spellings_of
+    from klype.cli.progress import listener
+    from klype.experiments.documents import LEAST, write
+    from klype.model.manifest import is_whole
+    from klype.sources.opening import open_model
+
+    run, world = opened.found.run, world_of(opened)
+    if world is None or run is None or not is_whole(run / "pretrain") or not writing.number or not writing.temperature:
+        return [], ""
+    base = opened if opened.found.stage == "pretrain" else open_model(str(run / "pretrain"), precision)
+    if base.window < writing.words + LEAST:
+        return [], ""
+    with listener(terminal) as say:
+        say.stage_start("documents", writing.number)
+        spelled, begin = spellings_of(base, world), base.loaded.tokenizer.begin
+        texts = write(base.source, world, spelled, begin, writing, lambda done: say.step({"step": done}))
+        say.stage_end()
+    return texts, base.name

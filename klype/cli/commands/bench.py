@@ -28,6 +28,7 @@ def app() -> typer.Typer:
     bench.command("cures")(cures.command)
     bench.command("published")(published)
     bench.command("quality")(quality.command)
+    bench.command("rulings")(rulings)
     bench.command("serve")(serve)
     bench.command("train")(train)
     bench.command("trees")(trees)
@@ -57,6 +58,31 @@ def coverage(
             line = f"{verdict}  {held:20}  {row['given']:4.0%}  n = {row['n']:3}  {row['name']}"
             terminal.console.print(line, markup=False, highlight=False)
     terminal.document(document)
+
+
+def rulings(
+    documents: Annotated[int, typer.Option("--documents", min=1, help="Simulated in each world.")] = 400,
+    seed: o.Seed = 0,
+    lang: o.Lang = None,
+    as_json: o.Json = False,
+) -> None:
+    """How often klype article rules wrongly, in simulated worlds whose truth is known."""
+    terminal = Terminal(as_json, lang)
+    from klype.bench.rulings import run
+
+    document = run(documents, seed)
+    if not as_json:
+        for row in document["rows"]:
+            wrong, verdict = row["wrong"], "passed" if row["passed"] else "missed"
+            ends = f"{wrong['value']:.4f} [{wrong['low']:.4f}, {wrong['high']:.4f}]"
+            line = f"{verdict}  {row['world']}: a wrong ruling in {ends} of {row['documents']} documents"
+            terminal.console.print(line, markup=False, highlight=False)
+            for name, found in row["rulings"].items():
+                shares = ", ".join(f"{kind} {found[kind]:.4f}" for kind in ("right", "undetermined", "wrong"))
+                terminal.console.print(f"    {name} ({found['truth']}): {shares}", markup=False, highlight=False)
+    terminal.document(document)
+    if not document["passed"]:
+        raise typer.Exit(1)
 
 
 def published(

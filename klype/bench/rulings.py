@@ -1,0 +1,140 @@
+"""How often ``klype article`` rules wrongly: simulated worlds whose truth is known, a whole document's tests on each.
+
+A document has 1,000 texts of 100 words, 120 shocked beginnings and 110 matched pairs. S differs from beginning to
+beginning (1 − S is Beta-distributed), so that nothing is exact but in the mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from klype.examine import dependence
+from klype.examine.feedback import Aftermath, Arm, Shock, parted
+from klype.examine.intervals import Array, proportion
+from klype.examine.rulings import Ruling, rulings
+from klype.examine.survival import AT_RISK, COLUMNS, ERRED, LEAST_S, WEIGHED, WEIGHT
+from klype.experiments.tested import after_forced
+
+FAMILY = 20
+"""Hypotheses of a whole document: those that no world here is about count as never rejected."""
+TEXTS, WORDS, HAZARD = 1000, 100, 0.01
+HALF = 5
+PAIRS, SHOCKED, DISTANCES, ERRORS = 110, 120, 5, 0.03
+WRONG, RIGHT = 0.05, 0.8
+Truth = Literal["supports", "does_not_support"]
+RULED = ("constant", "independent", "feedback", "grows", "direction")
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """``early``: how many times ``HAZARD`` the first word's is, of which every ``HALF`` words halve the excess;
+    ``spread``: coefficient of variation of the texts' hazards (gamma); ``effect``: what a wrong word adds to the next
+    one's, and how much more at each word after; ``turned``: share of words that another word before them changes."""
+
+    name: str
+    early: float = 1.0
+    spread: float = 0.0
+    effect: tuple[float, float] = (0.0, 0.0)
+    turned: float = 0.0
+
+    @property
+    def truth(self) -> dict[str, Truth]:
+        holds = {
+            "constant": self.early == 1,
+            "independent": self.spread == 0,
+            "feedback": self.effect[0] > 0,
+            "grows": self.effect[1] > 0,
+            "direction": self.turned > 0,
+        }
+        return {name: "supports" if true else "does_not_support" for name, true in holds.items()}
+
+
+WORLDS = (
+    World("independent, constant"),
+    World("independent, by position", early=5.0),
+    World("dependent", spread=1.0, effect=(0.15, 0.05), turned=0.2),
+)
+
+
+def run(documents: int = 400, seed: int = 0, worlds: Sequence[World] = WORLDS) -> dict[str, Any]:
+    """{"rows": [{world, documents, wrong: figure, rulings: {name: {truth, right, undetermined, wrong}}, passed}],
+    "passed"}. A row passes when at most ``WRONG`` of the documents hold a wrong ruling and each ruling of a claim of
+    the texts, and all of the dependent world, are right in ``RIGHT`` of them."""
+    rows = [_row(world, documents, seed + i) for i, world in enumerate(worlds)]
+    return {"rows": rows, "passed": all(row["passed"] for row in rows)}
+
+
+def _row(world: World, documents: int, seed: int) -> dict[str, Any]:
+    rng = np.random.default_rng(seed)
+    found = [ruled(world, rng) for _ in range(documents)]
+    told: dict[str, Any] = {}
+    for name, truth in world.truth.items():
+        right, open_ = (sum(one[name] == kind for one in found) for kind in (truth, "undetermined"))
+        shares = {"right": right, "undetermined": open_, "wrong": documents - right - open_}
+        told[name] = {"truth": truth, **{kind: count / documents for kind, count in shares.items()}}
+    wrong = sum(any(one[n] not in (t, "undetermined") for n, t in world.truth.items()) for one in found)
+    must = RULED if world.spread else RULED[:2]
+    return {
+        "world": world.name,
+        "documents": documents,
+        "wrong": proportion(wrong, documents, "share").json(),
+        "rulings": told,
+        "passed": wrong <= WRONG * documents and all(told[name]["right"] >= RIGHT for name in must),
+    }
+
+
+def ruled(world: World, rng: np.random.Generator) -> dict[str, Ruling]:
+    """One document's rulings."""
+    table_MTE = texts(world, rng)
+    tests = {"constant": dependence.constant(table_MTE), "independent": dependence.independent(table_MTE)}
+    tests |= after_forced(aftermaths(world, rng))
+    known = rulings({name: test for name, test in tests.items() if test is not None}, FAMILY)
+    return {name: known.get(name, "undetermined") for name in RULED}
+
+
+def texts(world: World, rng: np.random.Generator) -> Array:
+    """The table that ``survival.hazards`` makes of texts."""
+    along_T = HAZARD * (1 + (world.early - 1) * 0.5 ** (np.arange(WORDS) / HALF))
+    hazard_MT = _beta(rng, np.minimum(0.9, _spread(rng, TEXTS, world.spread)[:, None] * along_T))
+    open_MT = np.cumprod(rng.random((TEXTS, WORDS)) >= hazard_MT, axis=1)
+    ones_M1 = np.ones((TEXTS, 1))
+    risk_MT = np.hstack([ones_M1, open_MT[:, :-1]])
+    chance_MT = np.cumprod(np.hstack([ones_M1, np.maximum(1 - hazard_MT[:, :-1], LEAST_S)]), axis=1)
+    table_MTE = np.zeros((TEXTS, WORDS, COLUMNS))
+    table_MTE[..., AT_RISK], table_MTE[..., ERRED] = risk_MT, risk_MT * hazard_MT
+    table_MTE[..., WEIGHT], table_MTE[..., WEIGHED] = risk_MT / chance_MT, risk_MT * hazard_MT / chance_MT
+    return table_MTE
+
+
+def aftermaths(world: World, rng: np.random.Generator) -> list[Aftermath]:
+    """Beginnings by rule, whose words are looked at, and matched pairs, whose errors are."""
+    up_D = world.effect[0] + world.effect[1] * np.arange(DISTANCES)
+    times_N1 = _spread(rng, PAIRS, 1.0)[:, None]
+    wrong_ND, near_ND = (_beta(rng, np.minimum(0.9, times_N1 * (ERRORS + by_D))) for by_D in (up_D, 0 * up_D))
+    nothing = (0.0,) * DISTANCES
+    out = []
+    for i, (wrong_D, near_D) in enumerate(zip(wrong_ND, near_ND, strict=True)):
+        errors: dict[Arm, tuple[float, ...]] = {"wrong": tuple(wrong_D), "right": nothing, "near": tuple(near_D)}
+        shock = Shock(f"pair {i}", (), (1, 2, 2), 0.9, by_rule=False)
+        out.append(Aftermath(shock, errors, errors, errors, (None,) * DISTANCES))
+    flat: dict[Arm, tuple[float, ...]] = {"wrong": nothing, "right": nothing, "near": nothing}
+    for i in range(SHOCKED):
+        said_ND = rng.geometric(0.5, (4, DISTANCES))
+        said_ND[:2] += 100 * (rng.random(DISTANCES) < world.turned)
+        shock = Shock(f"rule {i}", (), (1, 2, 2), 0.9, rarity=9.0)
+        out.append(Aftermath(shock, flat, flat, flat, (None,) * DISTANCES, parted=parted(said_ND[:2], said_ND[2:])))
+    return out
+
+
+def _spread(rng: np.random.Generator, n: int, variation: float) -> Array:
+    return rng.gamma(variation**-2, variation**2, n) if variation else np.ones(n)
+
+
+def _beta(rng: np.random.Generator, mean: Array) -> Array:
+    """Between 0 and 1, mostly near an end."""
+    found: Array = rng.beta(0.3, 0.3 * (1 - mean) / mean)
+    return found

@@ -1,0 +1,239 @@
+"""The article's claims: what rules each, the figures beside it, and the sentence that belongs to the ruling.
+
+A claim is ruled by a test of ``tested`` (Holm's procedure over all of a document), by counting where one example is
+enough, by arithmetic, or by how such models are made; the sentences are in ``klype/words/article_*.toml``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from klype.examine.rulings import Ruling
+from klype.values import Figure
+
+Document = Mapping[str, Any]
+Shown = dict[str, tuple[str, Mapping[str, Any]]]
+"""placeholder → (measure's name, figure)"""
+How = Literal["test", "count", "example", "arithmetic", "construction", "above", "nothing"]
+RECOVERED = 3
+"""Words within which nothing more may be wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """``name`` finds its words, which hold ``shown`` and ``plain``; ``how`` it is ruled, by which ``tests`` where by
+    tests; ``picture``: the picture that belongs to it."""
+
+    name: str
+    ruling: Ruling
+    how: How = "nothing"
+    shown: Shown = field(default_factory=dict)
+    plain: Mapping[str, str | float] = field(default_factory=dict)
+    tests: tuple[str, ...] = ()
+    picture: str = ""
+
+
+def claims(made: Document) -> list[Claim]:
+    """In the order of the article."""
+    rules: list[Callable[[Document], Claim]] = [
+        _not_likeliest, _greedy, _diverse, _seldom_same, _both_ways, _direction, _formula, _constant, _independent,
+        _meaning, _feedback, _grows, _no_way_back, _exponential, _passes, _targets,
+    ]  # fmt: skip
+    return [rule(made) for rule in rules]
+
+
+def _figure(made: Document, name: str, t: str = "") -> dict[str, Any] | None:
+    figure = made["figures"].get(t or made["main"], {}).get(name)
+    return figure if figure is not None and figure["value"] is not None else None
+
+
+def _ruled(made: Document, *names: str) -> list[Ruling]:
+    return [made["rulings"].get(name, "undetermined") for name in names]
+
+
+def _all(rulings: list[Ruling]) -> Ruling:
+    """That all hold: one that does not is enough against it."""
+    if "does_not_support" in rulings:
+        return "does_not_support"
+    return "supports" if set(rulings) == {"supports"} else "undetermined"
+
+
+def _tested(made: Document, name: str, shown: Shown, plain: Mapping[str, str | float], picture: str = "") -> Claim:
+    return Claim(name, _ruled(made, name)[0], "test", shown, plain, (name,), picture)
+
+
+def _not_likeliest(made: Document) -> Claim:
+    """Not always the most probable word is taken: one that is not is enough."""
+    figure = made["extra"]["not_likeliest"]
+    if figure["value"] is None:
+        return Claim("not_likeliest", "undetermined")
+    ruling: Ruling = "supports" if figure["value"] > 0 else "undetermined"
+    return Claim("not_likeliest", ruling, "example", {"share": ("right", figure)}, {"t": float(made["main"])})
+
+
+def _greedy(made: Document) -> Claim:
+    """Temperature 0 gives low quality and repetition: both."""
+    cold, warm = _figure(made, "right", "0"), _figure(made, "right")
+    loops, warm_loops = _figure(made, "repetition", "0"), _figure(made, "repetition")
+    if cold is None or warm is None or loops is None or warm_loops is None or made["main"] == "0":
+        return Claim("greedy", "undetermined")
+    names = ("greedy_poor", "greedy_repeats")
+    shown: Shown = {"cold": ("right", cold), "warm": ("right", warm), "loops": ("repetition", loops),
+                    "warm_loops": ("repetition", warm_loops)}  # fmt: skip
+    ruling = _all(_ruled(made, *names))
+    return Claim("greedy", ruling, "test", shown, {"t": float(made["main"])}, names, "temperatures")
+
+
+def _diverse(made: Document) -> Claim:
+    """Above 1, answers are more diverse."""
+    hottest = max(made["figures"], key=float)
+    low, high = _figure(made, "answer_entropy"), _figure(made, "answer_entropy", hottest)
+    if low is None or high is None or hottest == made["main"]:
+        return Claim("diverse", "undetermined")
+    plain = {"t": float(made["main"]), "hot": float(hottest)}
+    return _tested(made, "diverse", {"low": ("answer_entropy", low), "high": ("answer_entropy", high)}, plain)
+
+
+def _seldom_same(made: Document) -> Claim:
+    """Word for word the same answer is seldom given twice."""
+    figure = _figure(made, "same_text")
+    if figure is None:
+        return Claim("seldom_same", "undetermined")
+    return _tested(made, "seldom_same", {"same": ("same_text", figure)}, {"t": float(made["main"])})
+
+
+def _both_ways(made: Document) -> Claim:
+    """Wrong once, right when asked again: one question is enough."""
+    figure = made["extra"]["both_ways"]
+    if figure["value"] is None:
+        return Claim("both_ways", "undetermined")
+    plain = {"n": made["settings"]["n"], "t": float(made["main"])}
+    ruling: Ruling = "supports" if figure["value"] > 0 else "undetermined"
+    return Claim("both_ways", ruling, "example", {"share": ("right", figure)}, plain, (), "tree")
+
+
+def _direction(made: Document) -> Claim:
+    """Another word changes where the text goes, by more than two texts that go on from one word differ; where nobody
+    knows what can follow, the meaning of answers that go on from it."""
+    parted, less = made["extra"]["parted"], _figure(made, "feedback_meaning")
+    if parted["value"] is not None:
+        moved = made["after_error"][made["main"]]["moved"][0]
+        shown: Shown = {"parted": ("", parted), "moved": ("moved", moved)}
+        return _tested(made, "direction", shown, {})
+    if less is None:
+        return Claim("direction", "undetermined")
+    return _tested(made, "direction_meaning", {"less": ("feedback_meaning", less)}, {"n": less["n"]})
+
+
+def _formula(made: Document) -> Claim:
+    """(1 − S)^n: the slip, and what holds."""
+    s = _figure(made, "s")
+    if s is None:
+        plain = {"s": "S", "right": "Sⁿ", "printed": "(1 − S)ⁿ"}
+        return Claim("formula", "does_not_support", "arithmetic", {}, plain, (), "formula")
+    low, high = s.get("low"), s.get("high")
+    share = _power(s["value"], low, high, s["n"])
+    wrong = _power(1 - s["value"], None if high is None else 1 - high, None if low is None else 1 - low, s["n"])
+    shown: Shown = {"s": ("s", s), "right": ("right", share), "printed": ("right", wrong)}
+    return Claim("formula", "does_not_support", "arithmetic", shown, {}, (), "formula")
+
+
+def _power(value: float, low: float | None, high: float | None, n: int, words: int = 100) -> dict[str, Any]:
+    least, most = (None if end is None else end**words for end in (low, high))
+    return Figure(value**words, least, most, n).json()
+
+
+def _constant(made: Document) -> Claim:
+    """Every word is right with the same probability, wherever it stands."""
+    found = made["dependence"]
+    if found is None or not found["stretches"]:
+        return Claim("constant", "undetermined")
+    shown: Shown = {f"h{i}": ("", {"value": h, "unit": "share"}) for i, h in enumerate(found["stretches"], 1)}
+    return _tested(made, "constant", shown, {"n": found["n"], "texts": found["texts"]}, _curve(found))
+
+
+def _independent(made: Document) -> Claim:
+    """Errors are independent: given the position, no texts err more than others."""
+    found = made["dependence"]
+    if found is None:
+        return Claim("independent", "undetermined")
+    shown: Shown = {"k": ("survival", found["k"]), "reference": ("survival", found["reference"]),
+                    "difference": ("", found["difference"])}  # fmt: skip
+    return _tested(made, "independent", shown, {"n": found["n"], "texts": found["texts"]}, _curve(found))
+
+
+def _curve(found: Document) -> str:
+    return "documents" if found["of"] == "documents" else "survival"
+
+
+def _meaning(made: Document) -> Claim:
+    """By meaning, being right is much likelier than word for word."""
+    right, same = _figure(made, "right"), _figure(made, "word_for_word")
+    gain = made["extra"]["meaning_gain"]
+    if right is None or same is None or gain["value"] is None:
+        return Claim("meaning", "undetermined")
+    shown: Shown = {"right": ("right", right), "same": ("word_for_word", same), "gain": ("", gain)}
+    return _tested(made, "meaning", shown, {})
+
+
+def _feedback(made: Document) -> Claim:
+    """An error makes the next likelier than a right word as rare does; errors by edit distance."""
+    found = made["after_error"].get(made["main"])
+    if found is None or found["cautious"][0]["value"] is None:
+        return Claim("feedback", "undetermined")
+    pairs = found["pairs"]
+    shown: Shown = {"near": ("", found["cautious"][0]), "up": ("", found["difference"][0])}
+    plain = {"n": pairs["matched"], "dropped": pairs["dropped"], "ratio": pairs["ratio"][1]}
+    if pairs["ratio_by_rule"] is not None:
+        plain["unmatched"] = pairs["ratio_by_rule"]
+    return _tested(made, "feedback", shown, plain, "feedback")
+
+
+def _grows(made: Document) -> Claim:
+    """The word after that is likelier still to be wrong: the slope of the effect over all distances."""
+    growth = made["extra"]["growth"]
+    if growth["value"] is None:
+        return Claim("grows", "undetermined")
+    rows = made["after_error"][made["main"]]["cautious"]
+    shown: Shown = {"first": ("", rows[0]), "last": ("", rows[-1]), "growth": ("", growth)}
+    return _tested(made, "grows", shown, {"m": len(rows)}, "feedback")
+
+
+def _no_way_back(made: Document) -> Claim:
+    """There is no way back after an error: the word stays, by construction; how much of what follows is wrong is told
+    beside the same after a right word."""
+    figure, beside, ended = _figure(made, "recovery"), made["extra"]["clean_beside"], made["extra"]["ended"]
+    if figure is None or beside["value"] is None:
+        return Claim("no_way_back", "undetermined")
+    shown: Shown = {"share": ("recovery", figure), "beside": ("recovery", beside), "ended": ("recovery", ended)}
+    return Claim("no_way_back", "supports", "construction", shown, {"m": RECOVERED}, (), "feedback")
+
+
+def _exponential(made: Document) -> Claim:
+    """The chance of being right falls exponentially with length: by the same share at every word, for all texts."""
+    found = made["dependence"]
+    if found is None or found["shape"]["value"] is None:
+        return Claim("exponential", "undetermined")
+    shown: Shown = {"shape": ("weibull_shape", found["shape"]), "k": ("survival", found["k"])}
+    ruling = _all(_ruled(made, "constant", "independent"))
+    return Claim("exponential", ruling, "above", shown, {"n": found["n"]}, ("constant", "independent"), _curve(found))
+
+
+def _passes(made: Document) -> Claim:
+    """The whole model is used for every word."""
+    passes, tokens = _figure(made, "passes"), _figure(made, "tokens")
+    if passes is None or tokens is None:
+        return Claim("passes", "undetermined")
+    ruling: Ruling = "supports" if abs(passes["value"] - tokens["value"]) < 1e-9 else "does_not_support"
+    return Claim(
+        "passes", ruling, "count", {"passes": ("passes", passes), "tokens": ("tokens", tokens)}, {}, (), "cost"
+    )
+
+
+def _targets(made: Document) -> Claim:
+    """Training towards one right word biases the probabilities: what is seen here cannot tell the cause."""
+    figure = _figure(made, "calibration")
+    shown: Shown = {} if figure is None else {"gap": ("calibration", figure)}
+    return Claim("targets", "undetermined", "nothing", shown, {}, (), "calibration")

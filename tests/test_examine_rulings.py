@@ -1,0 +1,135 @@
+"""Rulings: tests share one chance of error, equality needs a margin, and simulated worlds are ruled as they are."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from klype.bench.rulings import RULED, WORLDS, run, texts
+from klype.examine import dependence
+from klype.examine.evidence import Answered
+from klype.examine.rulings import ALPHA, Outcome, effect, from_interval, more, rulings
+from klype.examine.survival import ERRED, WEIGHED, hazards, survival
+
+
+def outcome(supports: float, against: float) -> Outcome:
+    return Outcome("t", 0.0, 9, supports, against)
+
+
+def test_holm_is_the_step_down_of_its_definition() -> None:
+    """Two of four hypotheses at .02 and .012: .012 ≤ .05/4, then .02 > .05/3."""
+    found = rulings({"a": outcome(0.012, 0.9), "b": outcome(0.02, 0.8)})
+    assert found == {"a": "supports", "b": "undetermined"}
+    assert rulings({"a": outcome(0.012, 0.9), "b": outcome(0.016, 0.8)})["b"] == "supports"
+    assert rulings({"a": outcome(0.012, 0.9)}, family=5)["a"] == "undetermined"
+
+
+def test_what_differs_by_less_than_the_margin_is_equal() -> None:
+    assert rulings({"a": outcome(1e-9, 1e-9)}) == {"a": "supports"}
+    assert rulings({"a": outcome(0.5, 1e-9)}) == {"a": "does_not_support"}
+    assert rulings({}) == {}
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_more_hypotheses_never_make_a_ruling_bolder(ps: list[float]) -> None:
+    tests = {str(i): outcome(p, 1 - p) for i, p in enumerate(ps)}
+    few, many = rulings(tests), rulings(tests, family=40)
+    for name, ruling in many.items():
+        assert ruling in (few[name], "undetermined")
+
+
+def test_nothing_but_noise_is_seldom_ruled() -> None:
+    """True nulls of five claims, 2,000 documents: at most α of them hold a rejection."""
+    rng = np.random.default_rng(0)
+    wrong = 0
+    for _ in range(2000):
+        p = rng.random((5, 2))
+        wrong += any(r != "undetermined" for r in rulings({str(i): outcome(*p[i]) for i in range(5)}).values())
+    assert wrong / 2000 <= ALPHA + 3 * (ALPHA * (1 - ALPHA) / 2000) ** 0.5
+
+
+def test_an_effect_is_told_from_none_and_from_a_margin() -> None:
+    rng = np.random.default_rng(1)
+    big, none = rng.normal(0.3, 0.2, 100), rng.normal(0, 0.1, 100)
+    assert rulings({"x": effect(big, range(100), 0.05)}) == {"x": "supports"}  # type: ignore[dict-item]
+    assert rulings({"x": effect(none, range(100), 0.05)}) == {"x": "does_not_support"}  # type: ignore[dict-item]
+    assert effect([0.1] * 5, ["q"] * 5, 0.05) is None
+    assert effect([0.1] * 5, range(5), 0.05) is None  # no spread: nothing to judge by
+
+
+def test_ten_values_of_a_question_are_not_ten_questions() -> None:
+    rng = np.random.default_rng(2)
+    value = rng.normal(0.1, 0.2, 12)
+    once = effect(value, range(12), 0.05)
+    tenfold = effect(np.repeat(value, 10), np.repeat(np.arange(12), 10).tolist(), 0.05)
+    assert once is not None
+    assert tenfold is not None
+    assert tenfold.statistic == pytest.approx(once.statistic)
+
+
+def test_z_is_taken_from_the_side_that_faces_the_bound() -> None:
+    figure = {"value": 0.3, "low": 0.1, "high": 0.4, "n": 50}
+    above = from_interval(figure, 0.1)
+    assert above is not None
+    assert above.supports == pytest.approx(0.025, abs=1e-6)  # the interval's end is the bound
+    assert from_interval({"value": None}, 0.1) is None
+    less = more({"value": 0.3, "low": 0.2, "high": 0.4, "n": 5}, {"value": 0.5, "low": 0.4, "high": 0.6, "n": 9})
+    assert less is not None
+    assert less.against < 0.01 < 0.99 < less.supports
+    assert less.n == 5
+
+
+def test_on_equal_beginnings_both_hazards_are_the_same_and_the_rest_stand_for_those_that_erred() -> None:
+    """One text in two errs half of the time at word 1, the other never: at word 2 the survivors are a third of it, the
+    beginnings half."""
+    hard = [Answered(f"h{i}", ("w",) * 2, "length", s=(0.5, 0.5)) for i in range(10)]
+    gone = [Answered(f"g{i}", ("w",), "length", first_error=1, s=(0.5,)) for i in range(10)]
+    easy = [Answered(f"e{i}", ("w",) * 2, "length", s=(1.0, 1.0)) for i in range(20)]
+    total = hazards([*hard, *gone, *easy]).sum(axis=0)
+    assert total[1, ERRED] / total[1, 0] == pytest.approx(0.5 / 3)
+    assert total[1, WEIGHED] / total[1, 4] == pytest.approx(0.25)
+    found = survival([*hard, *gone, *easy])
+    assert found.by_position[1].value == pytest.approx(0.75 * 0.75)
+    assert found.difference[1].value == pytest.approx(0.75 * (1 - 0.5 / 3) - 0.75 * 0.75)
+
+
+def test_where_s_is_not_known_there_is_no_reference() -> None:
+    answers = [Answered(f"q{i}", ("w",) * 3, "length", first_error=3 if i % 2 else None) for i in range(8)]
+    found = survival(answers)
+    assert {figure.why for figure in (*found.by_position, *found.difference)} == {"S is not known"}
+    assert found.independent[0].value is not None
+
+
+def test_too_few_texts_are_not_tested() -> None:
+    answers = [Answered(f"q{i}", ("w",) * 9, "length", s=(0.9,) * 9) for i in range(20)]
+    table = hazards(answers)
+    assert dependence.reach(table) == 0
+    assert dependence.constant(table) is None
+    assert dependence.independent(table) is None
+    assert dependence.stretches(table) == []
+
+
+def test_positions_are_looked_at_as_far_as_enough_are_left() -> None:
+    table = texts(WORLDS[0], np.random.default_rng(0))
+    n = dependence.reach(table)
+    left = np.cumprod(1 - table[:, :, ERRED].sum(axis=0) / table[:, :, 0].sum(axis=0))
+    assert left[n - 1] >= dependence.LEFT > left[n]
+
+
+@pytest.mark.slow
+def test_worlds_are_ruled_as_they_are() -> None:
+    """The benchmark in small: of 3 × 25 documents none may be wrong but by chance, and most rulings are right."""
+    found = run(documents=25, seed=5)
+    wrong = sum(row["wrong"]["value"] * row["documents"] for row in found["rows"])
+    assert wrong <= 9  # 5 % of 75 are 3.75: three standard deviations more
+    for row in found["rows"]:
+        for name in RULED if row["world"] == "dependent" else RULED[:2]:
+            assert row["rulings"][name]["right"] >= 0.6, (row["world"], name)
+
+
+@pytest.mark.soak
+def test_worlds_are_ruled_as_they_are_four_hundred_times() -> None:
+    found = run()
+    assert [row for row in found["rows"] if not row["passed"]] == []
