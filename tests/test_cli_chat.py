@@ -16,7 +16,7 @@ from klype.api.model import tempered as as_drawn
 from klype.cli.commands.chat import Talk
 from klype.cli.commands.next_token import bar_of, visible
 from klype.cli.conversation import fit
-from klype.cli.terminal import Terminal, harmless
+from klype.cli.terminal import Terminal
 from klype.engine.engine import Engine
 from klype.errors import UsageError
 from klype.model.checkpoint import Loaded
@@ -27,6 +27,7 @@ from klype.sources.opening import Opened, Pieces, checked_sampling, native, room
 from klype.text.chat import TEMPLATE, Message
 from klype.text.tokenizer import Tokenizer
 from klype.values import Request, Sampling
+from klype.words.plain import harmless
 
 Captured = pytest.CaptureFixture[str]
 TEXTS = [

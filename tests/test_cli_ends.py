@@ -338,7 +338,7 @@ def test_colour_is_for_terminals_and_not_where_unwanted(tmp_path: Path) -> None:
 def test_a_bad_file_of_questions_is_bad_input(
     content: bytes, said: str, command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One that is named, and the one that lies in the run that is asked."""
+    """One that is named; not the one that lies in the run that is asked."""
     folder = tmp_path / "run"
     save(folder / "finetune", Tokenizer.train(["Hvem gikk?"], 300, TEMPLATE))
     (folder / "run.json").write_text(json.dumps({"settings": {"kind": "world", "world": "small"}}))

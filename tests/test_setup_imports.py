@@ -37,6 +37,10 @@ LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 MAY_BE_LONG = {"world/questions.py": "one small class a kind of question, read as one table"}
 MAY_ACT = {"hf.py": "importing it is how transformers is told about klype's model type"}
 MAY_TAKE_MANY: dict[str, str] = {}  # path:function → why
+MAY_PRINT = {
+    "words/plain.py": "what is harmless to print is made there",
+    "bench/worker.py": "a pipe to another process",
+}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -87,6 +91,14 @@ def test_only_environment_command_line_and_device_read_the_environment(module: P
         if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv", "environb", "putenv")
     ]
     assert not reads
+
+
+@pytest.mark.parametrize("module", MODULES, ids=name_of)
+def test_one_place_prints(module: Path) -> None:
+    """What goes to a terminal goes through ``klype.words.plain`` or its console, for it may be a stranger's text."""
+    calls = [ast.unparse(node.func) for node in ast.walk(parse(module)) if isinstance(node, ast.Call)]
+    prints = [name for name in calls if name in ("print", "Console", "sys.stdout.write", "sys.stderr.write")]
+    assert not prints or name_of(module) in MAY_PRINT
 
 
 @pytest.mark.slow

@@ -72,15 +72,14 @@ def document(found: Decided, name: str, budget: float) -> dict[str, Any]:
 
 def tell(terminal: Terminal, told: dict[str, Any]) -> None:
     """Why, and at what cost, in a few lines."""
-    from klype.cli.terminal import harmless
     from klype.words import number, percent, words
 
     w, lang = words(terminal.lang, "deciding"), terminal.lang
     lines = [w(f"way.{told['name']}")]
     if told["name"] not in ("greedy", "sample"):
         for share in told["shares"][:SHOWN]:
-            lines.append(w("share", share=percent(share["share"], lang), text=harmless(share["text"])))
-        lines.append(w("changed", plain=harmless(told["plain"])) if told["changed"] else w("same"))
+            lines.append(w("share", share=percent(share["share"], lang), text=share["text"]))
+        lines.append(w("changed", plain=told["plain"]) if told["changed"] else w("same"))
     shown = {key: told[key] for key in ("passes", "plain_passes", "positions", "plain_positions")}
     lines.append(w("cost", times=number(told["times"], lang, 1), **shown))
     for line in lines:

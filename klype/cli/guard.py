@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import errno
-import sys
 import traceback
 from collections.abc import Callable
 from datetime import datetime
@@ -20,6 +19,8 @@ from klype.cli.environment import is_launched, speaks, wants_json
 from klype.cli.terminal import silence_stdout, to_json
 from klype.environment import state_folder
 from klype.errors import KlypeError
+from klype.words import plain
+from klype.words.plain import aside
 
 INTERRUPTED = 130
 NO_MEMORY = (
@@ -68,11 +69,11 @@ def _tell(as_json: bool, speaks: bool, message: str, hint: str, code: int) -> in
     message = message if message.endswith((".", "?", "!", ")")) else f"{message}."
     if not speaks:  # of several processes one speaks for all; of the others only what is their own trouble is told
         if code == 1:
-            print(f"klype (another process): {message} {hint}".rstrip(), file=sys.stderr, flush=True)
+            aside(f"klype (another process): {message} {hint}".rstrip())
     elif as_json:
-        print(to_json({"error": {"message": message, "hint": hint}}), flush=True)
+        plain.tell(to_json({"error": {"message": message, "hint": hint}}))
     else:
-        print(f"klype: {message} {hint}".rstrip(), file=sys.stderr, flush=True)
+        aside(f"klype: {message} {hint}".rstrip())
     return code
 
 

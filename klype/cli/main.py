@@ -35,6 +35,7 @@ from klype.cli.guard import guarded
 from klype.cli.terminal import any_character
 from klype.device import memory_policy, thread_policy
 from klype.environment import state_folder
+from klype.words.plain import harmless_log, tell
 
 
 def main() -> None:
@@ -42,6 +43,7 @@ def main() -> None:
     thread_policy()
     memory_policy()
     any_character()
+    harmless_log()
     durable.tighten(state_folder())
     sys.exit(guarded(call, environment.arguments()))
 
@@ -95,5 +97,5 @@ def _options(
 
 def _version(asked: bool) -> None:
     if asked:
-        print(f"klype {__version__}")
+        tell(f"klype {__version__}")
         raise typer.Exit

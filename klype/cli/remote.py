@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -34,5 +33,6 @@ def tell_cost(opened: Opened) -> None:
     """At a command's end: what a server was asked for, on stderr; nothing for models that are here."""
     if opened.wire is not None:
         from klype.sources.open_remote import cost
+        from klype.words.plain import aside
 
-        print(f"{opened.name}: {cost(opened.wire.budget)}", file=sys.stderr, flush=True)
+        aside(f"{opened.name}: {cost(opened.wire.budget)}")

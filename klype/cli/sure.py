@@ -63,7 +63,6 @@ def sure_of(opened: Opened, ask: Asking, trace: Trace, limit: int) -> dict[str, 
 def tell(terminal: Terminal, found: dict[str, Any]) -> None:
     """Three plain sentences."""
     from klype.cli.commands.next_token import visible
-    from klype.cli.terminal import harmless
     from klype.values import Figure
     from klype.words import percent, short, words
 
@@ -83,7 +82,7 @@ def tell(terminal: Terminal, found: dict[str, Any]) -> None:
     if decided is None:
         said.append(w(f"undecided.{_key(found['why'])}", longest=LONGEST))
     else:
-        token = harmless(visible(decided["token"])).strip()
+        token = visible(decided["token"]).strip()
         shares = {name: percent(decided[name], lang) for name in ("before", "after")}
         said.append(w("decided", word=token, n=decided["index"] + 1, **shares))
     for sentence in said:

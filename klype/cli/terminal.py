@@ -13,6 +13,7 @@ from klype import durable
 from klype.environment import language
 from klype.errors import UsageError
 from klype.words import LANGUAGES, Words, words
+from klype.words.plain import escaped, tell
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,7 +23,7 @@ class Terminal:
     """One command's output. With ``as_json`` stdout holds one JSON document, and words go to stderr."""
 
     def __init__(self, as_json: bool = False, lang: str | None = None) -> None:
-        from rich.console import Console
+        from klype.cli.console import PlainConsole
 
         lang = lang or language()
         if lang not in LANGUAGES:
@@ -30,7 +31,7 @@ class Terminal:
         self.as_json = as_json
         self.words: Words = words(lang)
         self.lang = lang
-        self.console: Console = Console(stderr=as_json, highlight=False, soft_wrap=False)
+        self.console: Console = PlainConsole(stderr=as_json, highlight=False, markup=False)
 
     def say(self, key: str, **values: object) -> None:
         """A message of the catalogue, as plain text."""
@@ -46,12 +47,12 @@ class Terminal:
         if out is not None:
             write(out, text + "\n")
         if self.as_json:
-            print(text, flush=True)
+            tell(text)
 
 
 def to_json(document: dict[str, Any]) -> str:
-    """JSON without NaN or infinities: those are a programmer's error here."""
-    return json.dumps(document, ensure_ascii=False, allow_nan=False, indent=2)
+    """JSON without NaN or infinities: those are a programmer's error here. It says all, and is harmless to print."""
+    return escaped(json.dumps(document, ensure_ascii=False, allow_nan=False, indent=2))
 
 
 def write(file: Path, text: str) -> None:
@@ -60,11 +61,6 @@ def write(file: Path, text: str) -> None:
         durable.write(file, text)
     except OSError as error:
         raise UsageError(f"{file} cannot be written: {error.strerror}.", "Choose another --out.") from None
-
-
-def harmless(text: str) -> str:
-    """A model's text for a terminal: line breaks and tabs stay, other control characters (escape codes) do not."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def any_character() -> None:

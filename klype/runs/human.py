@@ -169,14 +169,14 @@ def _shown(asked: Asked, sitting: Sitting, again: bool, number: int) -> list[Can
 
 
 def _show(say: Say, told: Words, asked: Asked, number: int) -> None:
-    rows = [(str(i), _harmless(c.text)) for i, c in enumerate(asked.candidates, 1)]
-    say.note("\n" + told("title", number=number, question=_harmless(asked.question.transcript)))
+    rows = [(str(i), _line(c.text)) for i, c in enumerate(asked.candidates, 1)]
+    say.note("\n" + told("title", number=number, question=_line(asked.question.transcript)))
     say.table("", ("", told("answer")), rows)
 
 
-def _harmless(text: str) -> str:
-    """A model's text for a terminal, on one line and without control characters."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(text.split()))
+def _line(text: str) -> str:
+    """A model's text on one line."""
+    return " ".join(text.split())
 
 
 def _ask(ask: Callable[[str], str], prompt: str, lower: bool = True) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from klype.environment import language, server_key, state_folder
+from klype.words.plain import aside
 
 if TYPE_CHECKING:
     from klype.sources.offer import Offer
@@ -85,7 +85,7 @@ def meter(clock: Callable[[], float]) -> Callable[[Budget], None]:
         nonlocal told
         if clock() - told >= EVERY_S:
             told = clock()
-            print(f"  {cost(budget)} …", file=sys.stderr, flush=True)
+            aside(f"  {cost(budget)} …")
 
     return say
 

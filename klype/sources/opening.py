@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -162,8 +161,9 @@ def compiled_pass() -> Kernel | None:
 
 def _announce() -> None:
     from klype.words import words
+    from klype.words.plain import aside
 
-    print(words(language())("model.compiling", folder=cache_folder()), file=sys.stderr, flush=True)
+    aside(words(language())("model.compiling", folder=cache_folder()))
 
 
 def native(name: str, found: Found, loaded: Loaded, engine: Engine) -> Opened:

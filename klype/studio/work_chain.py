@@ -21,6 +21,7 @@ from klype.children import bound
 from klype.jsons import finite
 from klype.runs.record import process_of, write_json
 from klype.studio.work import CANCEL, CHILD, ENDED, INTERRUPTED, PROCESS, SAMPLES, Work, rows_of
+from klype.words.plain import aside
 
 EVERY_S = 0.5
 PATIENCE_S = 120.0
@@ -105,7 +106,7 @@ class Chain:
         try:
             said = answers(folder, weights, ask["questions"], int(ask.get("limit", 60)))
         except (OSError, KlypeError, SafetensorError, RuntimeError, KeyError) as error:
-            print(f"step {step} was not asked: {error}", file=sys.stderr, flush=True)
+            aside(f"step {step} was not asked: {error}")
             return
         with (self.work.folder / SAMPLES).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "answers": said}, ensure_ascii=False) + "\n")

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from klype.cli import options as o
-from klype.cli.terminal import Terminal, harmless
+from klype.cli.terminal import Terminal
 from klype.errors import UsageError
+from klype.words import plain
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -78,15 +79,15 @@ def command(
     if best_of > 1:
         trace, picked = _best_of(opened, request, best_of)
         if not as_json:
-            print(harmless(opened.source.codec.decode(trace.tokens)), end="", flush=True)
+            plain.tell(opened.source.codec.decode(trace.tokens), end="")
     else:
         for piece, done in stream(opened, request):
             trace = done
             if not as_json:
-                print(harmless(piece), end="", flush=True)
+                plain.tell(piece, end="")
     assert trace is not None, "an answer ends with its trace"
     if not as_json:
-        print("" if trace.ended == "stop" else " …")
+        plain.tell("" if trace.ended == "stop" else " …")
     document = {
         "answer": opened.source.codec.decode(trace.tokens),
         "tokens": len(trace.steps),
@@ -130,7 +131,7 @@ def _decide(
     found = decided(opened, ask, request.limit, request.sampling, request.seed, *decoder, asked[1])
     told, chosen = document(found, *decoder), found.choice.chosen
     if not terminal.as_json:
-        print(harmless(chosen.text) + ("" if chosen.ended else " …"), flush=True)
+        plain.tell(chosen.text + ("" if chosen.ended else " …"))
         tell(terminal, told)
     tell_cost(opened)
     made = {"answer": chosen.text, "tokens": len(chosen.tokens), "passes": found.passes,

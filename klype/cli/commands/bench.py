@@ -139,14 +139,12 @@ def trees(
         from rich.table import Table
         from rich.text import Text
 
-        from klype.cli.terminal import harmless
-
         table = Table(title=f"{one.name}, temperature {temperature:g}")
         for column in ("likeliest answer", "words", "passes", "seconds", "unexplored"):
             table.add_column(column, justify="left" if column == "likeliest answer" else "right")
         for row in document["rows"]:
             numbers = (str(row["words"]), str(row["passes"]), f"{row['seconds']:.2f}", f"{row['unexplored']:.4f}")
-            table.add_row(Text(harmless(row["answer"][:60])), *numbers)
+            table.add_row(Text(row["answer"][:60]), *numbers)
         terminal.console.print(table)
         found, forked = document["in_time"], document["forks"]
         terminal.console.print(

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from klype.cli import options as o
-from klype.cli.terminal import Terminal, harmless
+from klype.cli.terminal import Terminal
 from klype.errors import KlypeError
+from klype.words import plain
 
 if TYPE_CHECKING:
     from klype.cli.speculating import Guessing
@@ -238,7 +239,7 @@ class Talk:
 
     def _print(self, text: str) -> None:
         if not self.terminal.as_json:
-            print(harmless(text), end="", flush=True)
+            plain.tell(text, end="")
 
 
 def _weighed(trace: Trace, opened: Opened, lang: str) -> Iterator[tuple[int, str, str]]:
@@ -271,8 +272,8 @@ def _lines(terminal: Terminal) -> Iterator[str]:
         try:
             yield input(f"{terminal.words('chat.you')}> ")
         except EOFError:
-            print()
+            plain.tell("")
             return
         except KeyboardInterrupt:  # what was typed is given up, the conversation is not
-            print()
+            plain.tell("")
             terminal.say("chat.ends")

@@ -6,6 +6,7 @@ import typer
 
 from klype.cli import options as o
 from klype.cli.terminal import Terminal, to_json
+from klype.words import plain
 
 
 def app() -> typer.Typer:
@@ -27,5 +28,5 @@ def schema_command(out: o.OutFile = None, as_json: o.Json = False) -> None:
     terminal = Terminal(as_json)
     document = schema(Recipe)
     if not as_json:
-        print(to_json(document))
+        plain.tell(to_json(document))
     terminal.document(document, out)

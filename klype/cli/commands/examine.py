@@ -13,6 +13,7 @@ import typer
 from klype.cli import options as o
 from klype.cli.terminal import Terminal, to_json, write
 from klype.errors import UsageError
+from klype.words import plain
 
 if TYPE_CHECKING:
     from klype.examine.examination import Examined
@@ -103,7 +104,7 @@ def command(
         if (why := failed(condition, document))
     ]
     if as_json:
-        print(to_json({**made, "failed": reasons} if conditions else made), flush=True)
+        plain.tell(to_json({**made, "failed": reasons} if conditions else made))
     for why in reasons:
         terminal.console.print(why, markup=False)
     if reasons:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from klype.cli import options as o
-from klype.cli.terminal import Terminal, harmless
+from klype.cli.terminal import Terminal
 
 if TYPE_CHECKING:
     from klype.api.asking import Asking
@@ -60,7 +60,7 @@ def chart(terminal: Terminal, w: Words, forks: AnswerForks, ask: Asking) -> None
     from klype.words import figure, number, percent
 
     console, lang, found = terminal.console, terminal.lang, forks.found
-    console.print(Text(w("forks.title", answer=harmless(found.text)), style="bold"))
+    console.print(Text(w("forks.title", answer=found.text), style="bold"))
     rows = [
         ("", found.before[0], None),
         *((token, p.own, p.strength) for token, p in zip(forks.tokens, found.positions, strict=True)),
@@ -77,10 +77,10 @@ def chart(terminal: Terminal, w: Words, forks: AnswerForks, ask: Asking) -> None
     if found.fork is None:
         console.print(w("forks.none", p=number(found.p, lang, 3)), markup=False)
     else:
-        word = harmless(visible(forks.tokens[found.fork]))
+        word = visible(forks.tokens[found.fork])
         console.print(w("forks.found", word=word, n=found.fork + 1, p=number(found.p, lang, 3)), markup=False)
         for token, other in zip(forks.others, found.others, strict=True):
-            meant = ", ".join(f"{harmless(label(m))} {percent(share, lang)}" for m, share in other.meanings[:3])
-            name = harmless(visible(token))
+            meant = ", ".join(f"{label(m)} {percent(share, lang)}" for m, share in other.meanings[:3])
+            name = visible(token)
             console.print(w("forks.other", word=name, p=percent(other.p, lang), meant=meant), markup=False)
     console.print(w("forks.how", n=found.samples, judge=ask.judge), markup=False)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from klype.cli import options as o
-from klype.cli.terminal import Terminal, harmless, write
+from klype.cli.terminal import Terminal, write
 from klype.errors import UsageError
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def chart(terminal: Terminal, w: Words, tree: Tree, ask: Asking, shown: int) -> 
     from klype.words import count, percent
 
     console, lang = terminal.console, terminal.lang
-    console.print(Text(w("tree.title", question=harmless(ask.question.prompt)), style="bold"))
+    console.print(Text(w("tree.title", question=ask.question.prompt), style="bold"))
     root = branches(tree, ask.source.codec.decode, shown)
     drawn = RichTree(_label(root, ask, lang, w), guide_style="dim")
     _hang(drawn, root, ask, lang, w)
@@ -100,7 +100,7 @@ def chart(terminal: Terminal, w: Words, tree: Tree, ask: Asking, shown: int) -> 
         console.print(Text(w("tree.meanings", judge=ask.judge), style="bold"))
         for cluster in clusters:
             line = Text(bar_of(cluster.low, 20), style="blue")
-            line.append(f" {interval(cluster.low, cluster.high, lang)}  {harmless(cluster.text)}", style="default")
+            line.append(f" {interval(cluster.low, cluster.high, lang)}  {cluster.text}", style="default")
             console.print(line)
     left = percent(tree.unexplored, lang, 2)
     console.print(w(f"tree.{tree.stopped}", left=left, passes=count(tree.expansions, lang)), markup=False)
@@ -124,7 +124,7 @@ def _label(branch: Branch, ask: Asking, lang: str, w: Words) -> Any:
 
     from klype.words import percent
 
-    said = harmless(branch.text.strip()) or (w("tree.end") if branch.answer else "·")
+    said = branch.text.strip() or (w("tree.end") if branch.answer else "·")
     if branch.answer is None:
         return Text.assemble((said, "dim"), (f"  {percent(branch.mass, lang, 1)}", "blue"))
     right = ask.right(branch.answer.text) if ask.right else None

@@ -1,0 +1,68 @@
+"""Everything that goes to a terminal or into a log goes through ``harmless``.
+
+Names of models, texts of servers, errors of libraries, tokens and files come from strangers: an escape sequence among
+them could fill the clipboard, rewrite the screen or turn a line around.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import unicodedata
+from types import TracebackType
+from typing import Any, TextIO
+
+KEPT = frozenset("\n\t\u200d")
+"""Not printable to Python, and harmless: line breaks, tabs, and what joins emojis."""
+
+
+def harmless(text: str) -> str:
+    """The text with U+FFFD for control characters, those that turn the direction of writing, and half characters."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in KEPT or _is_space(c) else "\ufffd" for c in text.replace("\r\n", "\n"))
+
+
+def escaped(text: str) -> str:
+    r"""JSON with ``\uXXXX`` for the same characters: it says the same."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in KEPT or _is_space(c) else _escape(c) for c in text)
+
+
+def tell(text: str, end: str = "\n", file: TextIO | None = None) -> None:
+    """Prints, at once. ``file`` None: standard output."""
+    print(harmless(text), end=end, file=file or sys.stdout, flush=True)
+
+
+def aside(text: str) -> None:
+    """Prints to standard error."""
+    tell(text, file=sys.stderr)
+
+
+class HarmlessRecord(logging.LogRecord):
+    """A log's record whose message, arguments and traceback are harmless, whoever formats it."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if isinstance(self.args, tuple):  # uvicorn's access log is formatted from these
+            self.args = tuple(harmless(arg) if isinstance(arg, str) else arg for arg in self.args)
+        if isinstance(self.exc_info, tuple) and isinstance(self.exc_info[2], TracebackType):
+            self.exc_text = harmless(logging.Formatter().formatException(self.exc_info))
+
+    def getMessage(self) -> str:  # noqa: N802 (logging's own name)
+        return harmless(super().getMessage())
+
+
+def harmless_log() -> None:
+    """All logs of this process, klype's and libraries', from here on."""
+    logging.setLogRecordFactory(HarmlessRecord)
+
+
+def _is_space(character: str) -> bool:
+    return unicodedata.category(character) == "Zs"
+
+
+def _escape(character: str) -> str:
+    data = character.encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{data[i]:02x}{data[i + 1]:02x}" for i in range(0, len(data), 2))
