@@ -9,12 +9,47 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
 from klype import durable
 from klype.errors import KlypeError, UsageError
 from klype.jsons import finite
 from klype.runs import lock
 
 RUNS = Path("runs")
+MEND = "Bring it back from a copy."
+
+
+class Measured(TypedDict, total=False):
+    """What is read of a figure."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+class About(TypedDict, total=False):
+    """What is read of a run.json; whatever else it has is left alone."""
+
+    recipe: str | None
+    state: str
+    failure: str
+    planned_s: float
+    asked: dict[str, Any]
+    settings: dict[str, Any]
+    inputs: dict[str, Any]
+    plan: dict[str, dict[str, Any]]
+    done: dict[str, dict[str, Any]]
+    seconds: dict[str, float]
+    figures: dict[str, dict[str, Measured] | None]
+    gates: list[dict[str, Any]]
+    process: dict[str, Any]
+    reward: dict[str, Any]
+    aligned: dict[str, Any]
+    scores: dict[str, list[float]]
+    versions: dict[str, Any]
+    machine: dict[str, Any]
 
 
 @contextmanager
@@ -69,6 +104,14 @@ def read_run(folder: Path) -> dict[str, Any]:
         raise KlypeError(f"{file} cannot be read: {error}.") from None
     if not isinstance(about, dict):
         raise KlypeError(f"{file} does not hold a JSON object.")
+    try:
+        TypeAdapter(About).validate_python(about, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))[:100]
+        raise KlypeError(
+            f"{file} is damaged at {where}: {first['msg'].lower()}.", "Bring it back from a copy."
+        ) from None
     return about
 
 

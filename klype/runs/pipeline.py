@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from klype.data.readers import BadRows
 from klype.errors import KlypeError, UsageError
 from klype.examine import report
@@ -16,7 +18,7 @@ from klype.model.checkpoint import load, read_tokenizer, save
 from klype.runs import inputs
 from klype.runs.adapting import dealt_out, done_already, suited
 from klype.runs.aligning import align, reward
-from klype.runs.folder import read_run
+from klype.runs.folder import MEND, read_run
 from klype.runs.gates import against_aligning, figure_of
 from klype.runs.gather import MODELS, about, gather, measure_stage
 from klype.runs.inherited import recipe_of, with_inputs_of
@@ -110,7 +112,10 @@ def _life(options: RunOptions, say: Say) -> Run:
 def _as_begun(folder: Path, options: Asked) -> tuple[Asked, Recipe]:
     """What was asked for when the run began, and the recipe that it goes by."""
     content = read_run(folder)
-    return resumed_options(options, content["asked"]), Recipe.model_validate(saved(content["settings"]))
+    try:
+        return resumed_options(options, content["asked"]), Recipe.model_validate(saved(content["settings"]))
+    except (KeyError, ValidationError) as error:
+        raise KlypeError(f"{folder / 'run.json'} is damaged: it does not say what was asked for.", MEND) from error
 
 
 def train_stage(options: StageOptions, say: Say) -> dict[str, Any]:
