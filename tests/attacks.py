@@ -67,6 +67,11 @@ ATTACKS: dict[str, tuple[str, int]] = {
         2000,
     ),
     "test_preferences_damage::test_a_changed_value_is_found_and_the_rest_is_whole": ("changed values in a store", 1),
+    "test_runs_damage::test_a_damaged_run_is_refused_or_read_as_far_as_it_is_whole": ("damaged files of a run", 40),
+    "test_runs_damage::test_two_thousand_damaged_runs_are_refused_or_read_as_far_as_they_are_whole": (
+        "damaged files of a run",
+        2000,
+    ),
     "test_studio_browser::test_a_hostile_answer_is_only_text": ("hostile answer in a browser", 1),
 }
 """``module::test`` → the row it counts in, and how many attacks one call of it (one set of parameters) is."""

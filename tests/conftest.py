@@ -49,7 +49,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         (*attack, report.passed)
         for kind in ("passed", "failed", "error")
         for report in terminalreporter.stats.get(kind, ())
-        if report.when == "call" or not report.passed
+        if isinstance(report, pytest.TestReport) and (report.when == "call" or not report.passed)
         for name, attack in report.user_properties
         if name == "attack"
     ]
