@@ -242,8 +242,10 @@ class Recipe(Settings):
 
 def saved(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings of a run, of an earlier klype too: whether alignment started was once a threshold of its own."""
-    reward = {k: v for k, v in settings.get("reward", {}).items() if k != "threshold"}
-    return {**settings, "reward": reward} if reward else settings
+    reward = settings.get("reward")
+    if not isinstance(reward, dict):
+        return settings
+    return {**settings, "reward": {k: v for k, v in reward.items() if k != "threshold"}}
 
 
 def names() -> list[str]:
