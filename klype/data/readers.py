@@ -7,20 +7,20 @@ A file that cannot be read, a broken line or a row without what is needed stops 
 from __future__ import annotations
 
 import csv
-import gzip
 import hashlib
 import io
 import json
 import re
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from klype.data.columns import rows_of
 from klype.data.fields import of_language, row_text
-from klype.data.files import PACKED, TABLES, Paths, files_of, kind_of, names, readable
-from klype.data.separated import separated
+from klype.data.files import TABLES, Paths, files_of, kind_of, names, readable
+from klype.data.separated import EndlessQuotesError, separated
+from klype.data.streams import LONGEST, UNPACKED, TextLines, lines, open_stream, read, read_bytes
 from klype.errors import KlypeError, UsageError
 from klype.jsons import parsed
 
@@ -76,13 +76,15 @@ class BadRows:
 class TextOptions:
     """``encoding`` of text files, the field of a row that holds the text (empty: found out), where bad rows go.
 
-    ``language``: of fields that say theirs at their end (title_nb, title_en), only these.
+    ``language``: of fields that say theirs at their end (title_nb, title_en), only these. ``unpacked``: bytes that a
+    packed file may hold.
     """
 
     encoding: str = "utf-8"
     text_field: str = ""
     language: str = ""
     bad: BadRows = field(default_factory=BadRows)
+    unpacked: int = UNPACKED
 
 
 def read_texts(paths: Paths, options: TextOptions | None = None) -> Iterator[TextDocument]:
@@ -115,7 +117,7 @@ def read_rows(file: Path, options: TextOptions | None = None) -> Iterator[tuple[
     elif kind in (".csv", ".tsv"):
         yield from _csv(file, options, "\t" if kind == ".tsv" else ",")
     elif kind in (".parquet", ".arrow"):
-        yield from _columns(file)
+        yield from enumerate(rows_of(file, options.unpacked), 1)
     else:
         raise UsageError(f"{file} is no table of rows.", readable(TABLES))
 
@@ -123,19 +125,6 @@ def read_rows(file: Path, options: TextOptions | None = None) -> Iterator[tuple[
 def place(file: Path, number: int) -> str:
     """A row in words: its file, and the line or row that ``read_rows`` numbers it by."""
     return f"{file} {'line' if kind_of(file) in LINES else 'row'} {number}"
-
-
-def read_bytes(file: Path) -> bytes:
-    """A file's content, unpacked when it is .gz or .zst."""
-    with _open(file) as stream:
-        return _read(stream, file)
-
-
-def _read(stream: IO[bytes], file: Path, size: int = -1) -> bytes:
-    try:
-        return stream.read(size)
-    except (OSError, EOFError, zlib.error) as error:
-        raise KlypeError(f"{file} cannot be read: {error}.", "Check the file.") from error
 
 
 def decode(raw: bytes, encoding: str, where: str, offset: int = 0) -> str:
@@ -163,21 +152,27 @@ def _documents(file: Path, options: TextOptions) -> Iterator[TextDocument]:
                 yield TextDocument(text, str(file), number)
     else:
         try:
-            yield from _plain(file, options.encoding)
+            yield from _plain(file, options)
         except UsageError:
             raise
         except KlypeError as error:
             options.bad.add(error.message, error.hint)
 
 
-def _plain(file: Path, encoding: str) -> Iterator[TextDocument]:
+def _plain(file: Path, options: TextOptions) -> Iterator[TextDocument]:
     """The whole file; a large one in parts that end at a line's end, so that it is never all in memory."""
-    wide = _is_wide(encoding)
+    encoding = options.encoding
+    if _is_wide(encoding):
+        text = decode(read_bytes(file), encoding, str(file))
+        yield TextDocument(text.replace("\r\n", "\n"), str(file), 0)
+        return
     offset, part, rest = 0, 0, b""
-    with _open(file) as stream:
-        while block := _read(stream, file, -1 if wide else _BLOCK):
+    with open_stream(file, options.unpacked) as stream:
+        while block := read(stream, file, _BLOCK):
             rest += block
             cut = rest.rfind(b"\n") + 1 if len(block) == _BLOCK else len(rest)
+            if not cut and len(rest) >= LONGEST and not (cut := rest.rfind(b" ") + 1):
+                raise KlypeError(f"{file} has {LONGEST >> 20} MiB without a space: that is no text.", "Check the file.")
             if cut:
                 text = decode(rest[:cut], encoding, str(file), offset)
                 part += 1
@@ -219,13 +214,16 @@ def _decoded_lines(file: Path, options: TextOptions) -> Iterator[tuple[int, str]
         yield from enumerate(io.StringIO(text), 1)
         return
     offset = 0
-    with _open(file) as stream:
-        for number, raw in enumerate(_lines(stream, file), 1):
-            try:
-                yield number, decode(raw, options.encoding, f"{file} line {number}", offset)
-            except UnicodeFaultError as error:
-                options.bad.add(error.message, error.hint)
-            offset += len(raw)
+    with open_stream(file, options.unpacked) as stream:
+        for number, (length, raw) in enumerate(lines(stream, file), 1):
+            if raw is None:
+                options.bad.add(f"{file} line {number} is longer than {LONGEST >> 20} MiB.")
+            else:
+                try:
+                    yield number, decode(raw, options.encoding, f"{file} line {number}", offset)
+                except UnicodeFaultError as error:
+                    options.bad.add(error.message, error.hint)
+            offset += length
 
 
 def _json(text: str) -> Any:
@@ -237,13 +235,6 @@ def _json(text: str) -> Any:
         except UnicodeEncodeError:
             raise ValueError("an escape is half a character (a lone surrogate)") from None
     return content
-
-
-def _lines(stream: IO[bytes], file: Path) -> Iterator[bytes]:
-    try:
-        yield from stream
-    except (OSError, EOFError, zlib.error) as error:
-        raise KlypeError(f"{file} cannot be read: {error}.", "Check the file.") from error
 
 
 def _json_file(file: Path, options: TextOptions) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -261,10 +252,28 @@ def _json_file(file: Path, options: TextOptions) -> Iterator[tuple[int, dict[str
 
 def _csv(file: Path, options: TextOptions, delimiter: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """A byte that is no text is kept as half a character (surrogateescape) until the row that it stands in is known."""
+    with open_stream(file, options.unpacked) as stream:
+        yield from _rows(separated(_separated_lines(stream, file, options.encoding), delimiter), file, options)
+
+
+def _separated_lines(stream: IO[bytes], file: Path, encoding: str) -> Iterator[str]:
+    if _is_wide(encoding):
+        return iter(io.StringIO(decode(read_bytes(file), encoding, str(file)), newline=""))
+    try:
+        return TextLines(stream, file, encoding)
+    except LookupError:
+        raise UsageError(f"There is no encoding {encoding!r}.", "Try utf-8, latin-1 or utf-16.") from None
+
+
+def _rows(
+    table: Iterator[tuple[int, list[str] | csv.Error]], file: Path, options: TextOptions
+) -> Iterator[tuple[int, dict[str, Any]]]:
     header: list[str] = []
-    for number, fields in separated(_separated_text(file, options), delimiter):
+    for number, fields in table:
         where = place(file, number)
         strange = isinstance(fields, list) and re.search("[\udc80-\udcff]", "".join(fields))
+        if isinstance(fields, EndlessQuotesError):
+            raise KlypeError(f"{where} begins what cannot be read as a table: {fields}.", "Check its quotation marks.")
         if isinstance(fields, csv.Error):
             wrong, hint = f"{where} is not a row of a table: {fields}.", "Check its quotation marks."
         elif strange:
@@ -280,65 +289,3 @@ def _csv(file: Path, options: TextOptions, delimiter: str) -> Iterator[tuple[int
         if not header:
             raise KlypeError(wrong, hint)  # without the header no row can be read
         options.bad.add(wrong, hint)
-
-
-def _separated_text(file: Path, options: TextOptions) -> str:
-    raw = read_bytes(file)
-    if not _is_wide(options.encoding):
-        try:
-            return raw.decode(options.encoding, "surrogateescape").removeprefix("\ufeff")
-        except UnicodeError:
-            pass  # an encoding that has no such half characters
-    return decode(raw, options.encoding, str(file))
-
-
-def _columns(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    from pyarrow import ArrowException
-
-    try:
-        number = 0
-        for batch in _batches(file):
-            for row in batch.to_pylist():
-                number += 1
-                yield number, row
-    except (ArrowException, OSError) as error:
-        named = "a Parquet" if kind_of(file) == ".parquet" else "an Arrow"
-        raise KlypeError(f"{file} is not {named} file that can be read: {error}.", "Fetch it again.") from error
-
-
-def _batches(file: Path) -> Iterator[Any]:
-    """Of Parquet, and of both of Arrow's formats: streams (of the package datasets) and files."""
-    import pyarrow
-    from pyarrow.parquet import ParquetFile
-
-    source = pyarrow.BufferReader(read_bytes(file)) if file.suffix in PACKED else pyarrow.memory_map(str(file))
-    if kind_of(file) == ".parquet":
-        return iter(ParquetFile(source).iter_batches(batch_size=1024))
-    is_file = source.read(6) == b"ARROW1"
-    source.seek(0)
-    if not is_file:
-        return iter(pyarrow.ipc.open_stream(source))
-    reader = pyarrow.ipc.open_file(source)
-    return map(reader.get_batch, range(reader.num_record_batches))
-
-
-def _open(file: Path) -> IO[bytes]:
-    try:
-        match file.suffix:
-            case ".gz":
-                return gzip.open(file, "rb")  # type: ignore[return-value]
-            case ".zst":
-                return _zstandard(file)
-            case _:
-                return open(file, "rb")
-    except FileNotFoundError as error:
-        raise UsageError(f"There is no file {file}.", "Check its name.") from error
-    except OSError as error:
-        raise KlypeError(f"{file} cannot be read: {error.strerror}.", "Check its permissions.") from error
-
-
-def _zstandard(file: Path) -> IO[bytes]:
-    """By pyarrow, which notices when the end is missing; the package zstandard takes what is there for the whole."""
-    import pyarrow
-
-    return io.BufferedReader(pyarrow.input_stream(str(file), compression="zstd"))

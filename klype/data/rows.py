@@ -10,6 +10,7 @@ from typing import Any
 
 from klype.data.files import TABLES, Paths, files_of, names
 from klype.data.readers import BadRows, TextOptions, place, read_rows
+from klype.data.streams import UNPACKED
 from klype.errors import KlypeError, UsageError
 from klype.values import Question, Ranking
 
@@ -19,7 +20,7 @@ Conversation = list[dict[str, str]]
 _SPEAKERS = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "prompter": "user"}
 
 
-def read_instructions(paths: Paths, bad: BadRows | None = None) -> list[Conversation]:
+def read_instructions(paths: Paths, bad: BadRows | None = None, unpacked: int = UNPACKED) -> list[Conversation]:
     """Conversations from rows of any of these shapes; exact duplicates are left out.
 
     messages · conversations (ShareGPT: from, value) · instruction, input, output · question, answer (with context) ·
@@ -27,7 +28,7 @@ def read_instructions(paths: Paths, bad: BadRows | None = None) -> list[Conversa
     KlypeError for a row without an answer, naming file and row.
     """
     found: dict[tuple[tuple[str, str], ...], Conversation] = {}
-    for where, row, rows in _rows(paths, bad):
+    for where, row, rows in _rows(paths, bad, unpacked):
         conversation = conversation_of(row)
         if conversation is None or not _is_answered(conversation):
             rows.add(f"{where} has no question with an answer.")
@@ -38,7 +39,9 @@ def read_instructions(paths: Paths, bad: BadRows | None = None) -> list[Conversa
     return list(found.values())
 
 
-def read_preferences(paths: Paths, bad: BadRows | None = None, annotator: str = "") -> list[Ranking]:
+def read_preferences(
+    paths: Paths, bad: BadRows | None = None, annotator: str = "", unpacked: int = UNPACKED
+) -> list[Ranking]:
     """Rankings from rows of any of these shapes; exact duplicates are left out.
 
     prompt, chosen, rejected (text or messages, with or without the prompt in them) · conversations, chosen, rejected
@@ -47,7 +50,7 @@ def read_preferences(paths: Paths, bad: BadRows | None = None, annotator: str = 
     nothing. ``annotator`` names who judged when the row does not.
     """
     found: dict[tuple[Any, ...], Ranking] = {}
-    for where, row, rows in _rows(paths, bad):
+    for where, row, rows in _rows(paths, bad, unpacked):
         if row.get("kind") == "skip":
             continue
         ranking = ranking_of(row, str(where.number), annotator or where.file.name)
@@ -199,10 +202,12 @@ class _Place:
         return place(self.file, self.number)
 
 
-def _rows(paths: Paths, bad: BadRows | None) -> Iterator[tuple[_Place, dict[str, Any], BadRows]]:
+def _rows(
+    paths: Paths, bad: BadRows | None, unpacked: int = UNPACKED
+) -> Iterator[tuple[_Place, dict[str, Any], BadRows]]:
     rows = bad if bad is not None else BadRows()
     for file in files_of(paths, TABLES):
-        for number, row in read_rows(file, TextOptions(bad=rows)):
+        for number, row in read_rows(file, TextOptions(bad=rows, unpacked=unpacked)):
             yield _Place(file, number), row, rows
 
 

@@ -65,18 +65,26 @@ def gather(
         raise UsageError("This recipe needs text.", "Give --text FILES or --data FOLDER.")
     rows = [*found.of("instructions"), *([options.instructions] if options.instructions else [])]
     ranked = [*found.of("preferences"), *([options.preferences] if options.preferences else [])]
-    told = {file: read_instructions([file], bad) for file in rows}
+    unpacked = round(section.unpacked_megabytes * 1e6)
+    told = {file: read_instructions([file], bad, unpacked) for file in rows}
     kept = {f: [row for row in t if collection.in_language(row, section.language)] for f, t in told.items()}
     said = list({tuple((m["role"], m["content"]) for m in row): row for own in kept.values() for row in own}.values())
     foreign = sum(map(len, told.values())) - sum(map(len, kept.values()))
-    share = min(1.0, section.memory_megabytes * 1e6 / max(1, sum(file.stat().st_size for file in texts)))
-    reading = TextOptions(options.encoding, options.text_field, section.language, bad)
+    most, characters = section.memory_megabytes * 1e6, 0
+    share = min(1.0, most / max(1, sum(file.stat().st_size for file in texts)))
+    reading = TextOptions(options.encoding, options.text_field, section.language, bad, unpacked)
     read: set[str] = set()
     documents: list[TextDocument] = []
     left: list[str] = []
     for document in _without_near(_texts(own, found.of("text"), reading), section.near, left):
         read.add(document.source)
-        documents += [unit for unit in units(document) if share == 1 or is_sampled(unit.text, share)]
+        new = [unit for unit in units(document) if share == 1 or is_sampled(unit.text, share)]
+        documents += new
+        characters += sum(len(unit.text) for unit in new)
+        while characters > 2 * most:  # packed files hold more than their size says
+            share /= 2
+            documents = [unit for unit in documents if is_sampled(unit.text, share)]
+            characters = sum(len(unit.text) for unit in documents)
     if not read and dictionary is None:  # rows of conversations alone: their answers are the text
         documents = [
             TextDocument("\n".join(m["content"] for m in row), "conversations", i) for i, row in enumerate(said, 1)

@@ -42,6 +42,7 @@ class DataSection(Settings):
 
     ``dictionary``: Bokmålsordboka's articles are read, and ``words`` of its words are asked about. ``megabytes``: how
     much of a data set of the Hub is fetched. ``memory_megabytes``: larger texts are trained on from the disk.
+    ``unpacked_megabytes``: what a packed file may hold, however small it is (fifty times its own size it always may).
     ``near``: a text whose five-word shingles are that similar to an earlier one's (Jaccard) is left out; 0: none is.
     """
 
@@ -50,6 +51,7 @@ class DataSection(Settings):
     words: int = Field(default=6000, ge=50)
     megabytes: float = Field(default=40.0, gt=0, allow_inf_nan=False)
     memory_megabytes: float = Field(default=64.0, gt=0, allow_inf_nan=False)
+    unpacked_megabytes: float = Field(default=256.0, gt=0, allow_inf_nan=False)
     near: float = Field(default=0.0, ge=0, lt=1)
 
 
