@@ -48,7 +48,7 @@ BOMBS: dict[str, Callable[[Path], object]] = {
     "a.txt.zst": lambda file: file.write_bytes(bytes(pyarrow.compress(A, "zstd", asbytes=True)) * 50),
     "a.jsonl.gz": lambda file: file.write_bytes(members(A, 50, b'{"text": "')),
     "a.csv.gz": lambda file: file.write_bytes(members(A, 50, b'text\n"')),
-    "b.csv.gz": lambda file: file.write_bytes(members(b"a\n" * 2**20, 1, b'text\n"')),
+    "b.csv.gz": lambda file: file.write_bytes(members(b"a\n" * 2**18, 1, b'text\n"')),
     "a.json.gz": lambda file: file.write_bytes(members(b"[]," * 2**22, 40, b"[")),
     "a.csv": lambda file: file.write_bytes(b"text,b\n" + b'x","\n' * 100_000),
     "a.jsonl": lambda file: file.write_bytes(b'{"a":' * 2**20),
