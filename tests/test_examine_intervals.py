@@ -162,6 +162,7 @@ def test_where_nearly_all_values_are_the_same_there_is_no_interval_but_a_reason(
         ratio_of_means(few, [1.0] * 30, "times"),
         paired([0.0] * 30, few, range(30), "points"),
         paired([0.3] * 30, [0.3] * 30, range(30), "points"),
+        paired([0.3] * 3, [0.3] * 3, range(3), "points"),
         ratio_of_means([1.0] * 30, few, "J per right answer"),
     ):
         assert figure.value is not None

@@ -83,7 +83,9 @@ def paired(
     both_N = np.concatenate([a_N, b_N])
     shares = (not unit or "share" in unit) and bool(((both_N >= 0) & (both_N <= 1)).all())
     scale = 1.0 if shares else float(np.abs(change_M).max())
-    alike = few_differ(change_M, scale) and (shares or np.count_nonzero(change_M) > change_M.size - DISTINCT)
+    alike = (
+        scale > 0 and few_differ(change_M, scale) and (shares or np.count_nonzero(change_M) > change_M.size - DISTINCT)
+    )
     if change_M.size > 1 and ((shares and _trials(both_N)) or alike):
         low, high = difference_limits(change_M / scale)
         return _held(float(change_M.mean()), (scale * low, scale * high), a_N.size, unit)
