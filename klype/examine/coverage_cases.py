@@ -81,7 +81,12 @@ def _shares() -> list[Case]:
         """Documents of unequal length, one in twenty of them bad."""
         size = rng.integers(5, 60, n).astype(float)
         share = np.where(rng.random(n) < 0.05, 0.4, rng.beta(99, 1, n))
-        return _one(ratio_of_means(size * share, size, "share a word"), 0.95 * 0.99 + 0.05 * 0.4)
+        return _one(ratio_of_means(size * share, size, "share of words"), 0.95 * 0.99 + 0.05 * 0.4)
+
+    def s(rng: Rng, n: int) -> Told:
+        """S of documents of unequal length, .98 in the mean."""
+        size = rng.integers(15, 45, n).astype(float)
+        return _one(ratio_of_means(size * rng.beta(98, 2, n), size, "share a word"), 0.98)
 
     return [
         *(Case(f"share of trials, {p:g}", trials(p), True) for p in (0.5, 0.9, 0.995)),
@@ -90,6 +95,7 @@ def _shares() -> list[Case]:
         Case("share near 1 (Beta(9.8, .2))", near, True),
         Case("share of 1 to 6 pairs a question, .995", pairs, True),
         Case("share of words, rare bad documents", words, True),
+        Case("S of documents, a share a word", s, True),
         Case("right in the demo world, 2 answers a question", _world(), True),
     ]
 

@@ -7,6 +7,7 @@ figure, ``pseudo_values``):
 - *shares* (each question's part lies between none and all): Clopper–Pearson on the effective number of questions, where
   one more question is thought to have gone wholly wrong (for the lower end) or right (for the upper one), so that rare
   bad questions which the sample missed are allowed for. One trial a question: Clopper–Pearson itself. Conservative.
+  S, the share a word where each word's probability is known, is of the third kind from thirty on.
 - *differences of shares*: Bonett–Price on the effective number of questions (one more question each way). Conservative.
 - *other values*: Student's t, or Hall's (1992) transformation of it for skewness, whichever reaches further; of a ratio
   its inversion (Fieller). Below ten questions skewness cannot be told from chance: Student's t alone.
@@ -17,6 +18,7 @@ Where that is not enough there is no interval but a reason: one question; values
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,7 @@ Array = npt.NDArray[np.floating[Any]]
 ONE = "one question only: nothing is known about others"
 SAME = "too few: nearly all values are the same"
 UNDERNEATH = "too few: what it is divided by may be nothing"
+WORDS, MANY = "share a ", 30
 SKEWED = 10
 """Questions; with fewer a skewness says nothing."""
 DISTINCT = 5
@@ -106,8 +109,10 @@ def ratio_of_means(
 ) -> Figure:
     """Σ numerators / Σ denominators over independent clusters (documents, questions); n counts clusters.
 
-    A share is a ratio in a unit that begins so, with every numerator between 0 and its denominator. Nothing below the
-    line, or something infinite above it: no figure.
+    A share is a ratio in a unit that begins so, with every numerator between 0 and its denominator. "Share a word" is a
+    mean of many words' exact probabilities in each cluster, none of which is wholly wrong: with ``MANY`` clusters it is
+    taken as other values are, unless nearly all are the same. Nothing below the line, or something infinite above it:
+    no figure.
     """
     top_M, under_M = np.asarray(numerators, dtype=float), np.asarray(denominators, dtype=float)
     assert top_M.shape == under_M.shape
@@ -115,7 +120,15 @@ def ratio_of_means(
         return Figure(None, n=top_M.size, unit=unit, why="infinite: a possible word was given no probability")
     if top_M.size == 0 or under_M.sum() == 0:
         return Figure(None, n=top_M.size, unit=unit, why="a ratio over nothing")
-    return figure_of(top_M, under_M, top_M.size, unit, share=_share(unit, top_M, under_M))
+    share = _share(unit, top_M, under_M)
+    rest_M = top_M - under_M * (top_M.sum() / under_M.sum())
+    wordwise = share and unit.startswith(WORDS) and top_M.size >= MANY
+    if not wordwise or few_differ(rest_M, float(np.abs(top_M).max())):
+        return figure_of(top_M, under_M, top_M.size, unit, share=share)
+    figure = figure_of(top_M, under_M, top_M.size, unit)
+    if figure.low is None or figure.high is None:
+        return figure
+    return replace(figure, low=max(0.0, figure.low), high=min(1.0, figure.high))
 
 
 def figure_of(top_M: Array, under_M: Array, n: int, unit: str, judge: str = "", share: bool = False) -> Figure:

@@ -12,14 +12,22 @@ fewer than ten questions are at risk none of them is told (a hazard of 0 where n
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from klype.examine.evidence import Answered, Evidence
-from klype.examine.intervals import ONE, difference_limits, figure_of, pseudo_values, share_limits, without_each
+from klype.examine.intervals import (
+    ONE,
+    difference_limits,
+    figure_of,
+    pseudo_values,
+    ratio_of_means,
+    share_limits,
+    without_each,
+)
 from klype.values import Figure
 
 Array = npt.NDArray[np.floating[Any]]
@@ -74,7 +82,7 @@ def survival(answers: Sequence[Answered], seed: int = 0) -> Survival:
 
     at_risk_M, erred_M = (table_MTE[:, :, column].sum(axis=1) for column in (AT_RISK, ERRED))
     return Survival(
-        s=figure_of(at_risk_M - erred_M, at_risk_M, len(answers), "share a word", share=True),
+        s=_s(at_risk_M, erred_M, answers),
         r=tuple(figure("r", t, SHARES) for t in range(length)),
         k=tuple(figure("k", t, SHARES, int(risk_T[t])) for t in range(length)),
         independent=tuple(figure("independent", t, SHARES, int(risk_T[t])) for t in range(length)),
@@ -89,6 +97,14 @@ def survival(answers: Sequence[Answered], seed: int = 0) -> Survival:
 def survival_of(evidence: Evidence) -> Survival:
     """Of all its answers."""
     return evidence.once("survival", lambda: survival(evidence.answers, evidence.seed))
+
+
+def _s(at_risk_M: Array, erred_M: Array, answers: Sequence[Answered]) -> Figure:
+    """The share a word; where errors were only seen, every word is a trial."""
+    unit = "share a word"
+    if answers[0].s:
+        return replace(ratio_of_means(at_risk_M - erred_M, at_risk_M, unit), n=len(answers))
+    return figure_of(at_risk_M - erred_M, at_risk_M, len(answers), unit, share=True)
 
 
 COLUMNS = 6
