@@ -10,6 +10,7 @@ from klype.errors import UsageError
 
 if TYPE_CHECKING:
     from klype.judge.meaning import Meaning
+    from klype.runs.reading import Reading
     from klype.sources.opening import Opened
     from klype.sources.source import Source
     from klype.values import Question
@@ -53,6 +54,13 @@ def prompt_of(opened: Opened, text: str, raw: bool | None) -> tuple[int, ...]:
     if not text.strip():
         raise UsageError("There is no text.", "Give a question, or a text to go on from.")
     return tuple(opened.put(text, raw))
+
+
+def reading_from(opened: Opened) -> Reading | None:
+    """What a run's model has read; None where nobody knows."""
+    from klype.runs.reading import reading_of
+
+    return None if opened.native is None else reading_of(opened.found, opened.loaded.tokenizer)
 
 
 def world_of(opened: Opened) -> World | None:

@@ -182,6 +182,7 @@ class Page:
         with ui.element("div").classes("k-turn"):
             with ui.element("div").classes("k-asked"):
                 text_of("p", self.visit.say.text(turn.question))
+            self._warn(turn)
             with ui.element("div").classes("k-columns"):
                 for name, branches in turn.branches.items():
                     if name not in self.visit.studio.voices:
@@ -191,6 +192,16 @@ class Page:
                     said = Said(place, branches, box=box)
                     self.said.append(said)
                     self._draw(said)
+
+    def _warn(self, turn: Turn) -> None:
+        """The words of a question that a model does not know, and which model that is."""
+        found: dict[str, list[str]] = {}
+        for model in (self._named(name) for name in turn.branches if name in self.visit.studio.voices):
+            said = model.reading.warning(turn.question, self.visit.lang) if model.reading is not None else ""
+            if said:
+                found.setdefault(said, []).append(model.name)
+        for said, names in found.items():
+            text_of("p", f"{', '.join(names)}: {self.visit.say.text(said)}", "k-small k-warn")
 
     def _redraw(self, branches: Branches) -> None:
         said = self._of(branches)
@@ -273,6 +284,8 @@ class Page:
                 text_of("legend", w("models"))
                 for i, model in enumerate(models):
                     self.chosen[model.name] = Check(model.name, i == len(models) - 1)
+            for about in dict.fromkeys(model.reading.about(self.visit.lang) for model in models if model.reading):
+                text_of("p", self.visit.say.text(about), "k-small")
             with ui.element("div").classes("k-sliders"):
                 self.temperature = Slider(w("temperature"), (0.0, 2.0, 0.05), 0.7, lambda v: say.number(v, 2))
                 self.top_p = Slider("top-p", (0.05, 1.0, 0.05), 1.0, lambda v: say.number(v, 2))

@@ -13,6 +13,7 @@ from typing import Protocol, TypeVar
 from klype.engine.engine import Engine, Event
 from klype.examine.truth import Reader
 from klype.judge.meaning import Meaning
+from klype.runs.reading import Reading
 from klype.serve.worker import Job, Worker
 from klype.sources.source import Around, Codec, Source
 from klype.values import Distribution, Question, Request, Trace
@@ -46,7 +47,8 @@ class Model:
     ``engine``: klype computes it itself. ``source`` is for long work and never the same engine. ``stage`` is that of
     its run, if it has one. ``ask`` puts a question to it; ``truth`` knows what follows a question (None: nobody does).
     ``raw``: text goes in as it is, not as a message. ``vocabulary`` 0: nobody knows. ``identity``
-    is the weights' own; "": there are no questions for it to be examined with.
+    is the weights' own; "": there are no questions for it to be examined with. ``reading``: what a run's model has
+    read.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Model:
     engine: Engine | None = None
     flops_per_token: Callable[[int], int] | None = None
     identity: str = ""
+    reading: Reading | None = None
 
     @property
     def codec(self) -> Codec:

@@ -38,7 +38,9 @@ class Tokenizer:
     ``template`` is the chat template that came with it (None: the model has none). ``ends`` are the ids that end an
     answer (``end`` among them). ``user``, ``assistant`` and ``system`` are -1 for tokenizers of other makers. ``lead``
     is what stands before every text (nothing, where its maker wants nothing).
-    ``asked`` is the vocabulary size asked for in training: ``vocab_size < asked`` says that the text supports no more.
+    ``knows_words``: words have tokens of their own, which no merges spell; of a tokenizer trained here, every word of
+    its text has. ``asked`` is the vocabulary size asked for in training: ``vocab_size < asked`` says that the text
+    supports no more.
     """
 
     CONTROL: ClassVar[tuple[str, ...]] = ("<|pad|>", "<|begin|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>")
@@ -61,6 +63,7 @@ class Tokenizer:
         if twice is not None:
             raise KlypeError(f"it gives {twice!r:.60} two ids.")
         self.asked = asked or self.vocab_size
+        self.knows_words = bool(definition.get("model", {}).get("ignore_merges"))
         self.template = special.template
         self.begin, self.end, self.pad = (self._id(t) for t in (special.begin, special.end, special.pad))
         self.user, self.assistant, self.system = (self._id(t) for t in self.CONTROL[3:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -72,6 +73,13 @@ def command(
         from klype.cli.speculating import beside_plain, make_draft
 
         draft = make_draft(opened, speculate)  # one that cannot be had is refused before anything is said
+    from klype.api.asking import reading_from
+
+    reading = reading_from(opened)
+    if reading is not None:
+        print(
+            harmless(f"{reading.about(terminal.lang)} {reading.warning(text, terminal.lang)}".strip()), file=sys.stderr
+        )
     trace, picked, meter = None, None, EnergyMeter()
     if decoder:
         _decide(terminal, opened, request, (text, raw), (decoder, times), out)
@@ -96,6 +104,8 @@ def command(
         "flops": opened.flops(trace),
         "joules": meter.joules() if trace.joules is None else trace.joules,
     }
+    if reading is not None:
+        document["unknown"] = reading.unknown(text)
     if picked is not None:
         document["best_of"] = picked
     if speculate is not None:

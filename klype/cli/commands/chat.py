@@ -48,6 +48,8 @@ def command(
 
         talk.guessing = Guessing(opened, speculate)
     terminal.say("chat.hello", name=model)
+    if talk.reading is not None:
+        terminal.aside(harmless(talk.reading.about(terminal.lang)))
     for line in _lines(terminal):
         if not talk.take(line):
             break
@@ -58,6 +60,8 @@ class Talk:
     """The conversation's state: what was said, how answers are drawn, and the last answer's trace."""
 
     def __init__(self, terminal: Terminal, opened: Opened, sampling: Sampling, limit: int, seed: int) -> None:
+        from klype.api.asking import reading_from
+
         self.terminal = terminal
         self.opened = opened
         self.sampling = sampling
@@ -66,6 +70,7 @@ class Talk:
         self.messages: list[Message] = []
         self.traces: list[Trace] = []
         self.sure = False
+        self.reading = reading_from(opened)
         self.guessing: Guessing | None = None
         self.guesses: list[dict[str, Any]] = []
         self.certainties: list[dict[str, Any]] = []
@@ -77,6 +82,8 @@ class Talk:
         if not line.startswith("/"):
             if line.strip():
                 self.messages.append({"role": "user", "content": line})
+                if self.reading is not None and (warning := self.reading.warning(line, self.terminal.lang)):
+                    self.terminal.aside(harmless(warning))
                 self._answer()
             return True
         name, _, value = line.partition(" ")

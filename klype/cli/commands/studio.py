@@ -174,7 +174,7 @@ def _short(address: str) -> str:
 
 
 def _model(name: str, address: str, precision: str) -> Model:
-    from klype.api.asking import asking
+    from klype.api.asking import asking, reading_from
     from klype.cli.examining import identity
     from klype.engine.engine import Engine
     from klype.sources.native import NativeCodec, NativeSource
@@ -206,6 +206,7 @@ def _model(name: str, address: str, precision: str) -> Model:
         engine=engine,
         flops_per_token=opened.flops_per_token,
         identity=identity(opened) if asked else "",
+        reading=reading_from(opened),
     )
 
 

@@ -1,0 +1,71 @@
+"""What a run's model has read, and which words of a text it does not know."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+
+from klype.errors import KlypeError
+from klype.runs.folder import read_run
+from klype.sources.find import Found, find_model
+from klype.text.tokenizer import Tokenizer
+from klype.words import words
+
+NAMED = 3  # files that are named in a sentence
+SHOWN = 8  # words
+_WORD = re.compile(r"[^\W_]+")
+_COUNT = re.compile(r"\((\d+) words\)")
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """``names`` of what was read; ``world``: how many words the demo world has, 0 when it was something else."""
+
+    names: tuple[str, ...]
+    world: int
+    tokenizer: Tokenizer
+
+    def unknown(self, text: str) -> list[str]:
+        """The words of a text that the model has never met, each once; of a large vocabulary only the strangest."""
+        return [word for word in dict.fromkeys(_WORD.findall(text)) if self._is_strange(word)]
+
+    def about(self, lang: str) -> str:
+        """What the model has read, in one sentence."""
+        w, names = words(lang, "reading"), ", ".join(self.names[:NAMED])
+        if self.world:
+            return w("world", n=self.world)
+        more = len(self.names) - NAMED
+        return w("text", names=names) if more <= 0 else w("texts", names=names, more=more)
+
+    def warning(self, text: str, lang: str) -> str:
+        """Which words of the text the model does not know, in one sentence; empty when it knows them all."""
+        found = self.unknown(text)
+        shown = ", ".join(found[:SHOWN]) + (" …" if len(found) > SHOWN else "")
+        return words(lang, "reading")("unknown", words=shown) if found else ""
+
+    def _is_strange(self, word: str) -> bool:
+        """Where every word that was read has a token: that has none. Else: that falls apart into letters, or bytes."""
+        pieces = [self.tokenizer.token_bytes(token).strip() for token in self.tokenizer.encode(f" {word}")]
+        if self.tokenizer.knows_words:
+            return len(pieces) > 1
+        letters = [len(piece.decode("utf-8", "replace")) <= 1 for piece in pieces]
+        return (all(letters) and len(word) > 2) or any("\ufffd" in p.decode("utf-8", "replace") for p in pieces)
+
+
+def reading_of(found: Found, tokenizer: Tokenizer) -> Reading | None:
+    """None where nobody knows: a model that belongs to no run, or whose run went on from such a one."""
+    about = read_run(found.run) if found.run is not None else {}
+    names = tuple(str(row["name"]) for row in about.get("data") or () if isinstance(row, dict) and row.get("name"))
+    if not names:
+        return None
+    counted = _COUNT.search(names[0]) if about.get("settings", {}).get("kind") == "world" else None
+    reading = Reading(names, int(counted[1]) if counted else 0, tokenizer)
+    before = about.get("asked", {}).get("from_")
+    if not before:
+        return reading
+    try:
+        earlier = find_model(str(before))
+    except KlypeError:
+        return None
+    known = None if earlier.run == found.run else reading_of(earlier, tokenizer)
+    return None if known is None else replace(reading, names=tuple(dict.fromkeys((*known.names, *names))))
