@@ -5,6 +5,8 @@ import hashlib
 import itertools
 import json
 import re
+import shlex
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from report_facts import hostile_facts, smallest_facts, text_facts, world_facts
 
+from klype.cli.environment import program
 from klype.errors import KlypeError, UsageError
-from klype.examine import echarts
+from klype.examine import echarts, report
 from klype.examine.colours import DARK, LIGHT, PROBABILITY_EDGES, contrast, probability_scale, step_of
 from klype.examine.facts import check, read
 from klype.examine.pictures import pictures, reward
@@ -367,3 +370,35 @@ def test_stories_and_what_is_always_true_are_told_apart(lang: str, stories: str,
     said = " ".join(verdict(world_facts(), Say(lang)))
     assert stories in said
     assert fixed in said
+
+
+@pytest.mark.parametrize("called", ["klype", ".venv/bin/klype"])
+@pytest.mark.parametrize("address", ["runs/world-2026-11-29-1", "/a b/it's"])
+def test_its_commands_can_be_typed_as_they_stand(called: str, address: str) -> None:
+    """A shell splits each into klype, what it does, the run where it lies, and the very question with its context."""
+    question = {"context": "Per kom.", "question": 'Hvor er "Per" ($HOME, `ls`)?', "answers": {}}
+    facts = {**world_facts(), "address": address, "program": called, "questions": [question]}
+    facts.pop("commands", None)
+    typed = [shlex.split(command) for command, _ in report._commands(facts, Say("en"))]  # type: ignore[arg-type]
+    assert all(words[0] == called and words[2] == address for words in typed)
+    assert {words[1] for words in typed} == {"chat", "ask", "next", "tree", "examine", "studio"}
+    assert {words[1]: words[3] for words in typed if words[1] in ("ask", "tree")} == dict.fromkeys(
+        ("ask", "tree"), 'Per kom. Hvor er "Per" ($HOME, `ls`)?'
+    )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell script")
+def test_klype_is_called_as_the_shell_finds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "my env" / "bin" / "klype"
+    script.parent.mkdir(parents=True)
+    monkeypatch.setattr(sys, "executable", str(script.with_name("python")))
+    assert program({}) == f"'{script.with_name('python')}' -m klype"
+    script.write_text("#!/bin/sh\n")
+    script.chmod(0o755)
+    elsewhere = tmp_path / "klype"
+    elsewhere.write_text("#!/bin/sh\n")
+    elsewhere.chmod(0o755)
+    assert program({"PATH": str(script.parent)}) == "klype"
+    assert program({"PATH": f"{tmp_path}:{script.parent}"}) == f"'{script}'"  # another klype comes first
+    monkeypatch.chdir(tmp_path)
+    assert program({"PATH": "/nowhere"}) == "'my env/bin/klype'"

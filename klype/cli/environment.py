@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import shlex
+import shutil
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from klype.errors import UsageError
@@ -47,6 +50,17 @@ def wants_json(argv: list[str]) -> bool:
     """Whether --json is among the options (before a lone ``--``), also when the rest cannot be understood."""
     options = argv[: argv.index("--")] if "--" in argv else argv
     return "--json" in options
+
+
+def program(environ: Mapping[str, str] = os.environ) -> str:
+    """How this klype is called from the user's shell: ``klype`` where the shell finds it, else by its path."""
+    script = Path(sys.executable).with_name("klype.exe" if sys.platform == "win32" else "klype")
+    if not script.is_file():
+        return f"{shlex.quote(sys.executable)} -m klype"
+    found = shutil.which("klype", path=environ.get("PATH", ""))
+    if found is not None and Path(found).samefile(script):
+        return "klype"
+    return shlex.quote(str(script.relative_to(Path.cwd()) if script.is_relative_to(Path.cwd()) else script))
 
 
 def arguments() -> list[str]:

@@ -30,7 +30,7 @@ def working(recipe: str, asked: Asked, terminal: Terminal, asks: bool) -> Iterat
     Of several processes the first chooses the folder and is the one to be heard. Started again after one of them died,
     they go on from the last state.
     """
-    asked = asked.model_copy(update={"cache": cache_folder()})
+    asked = asked.model_copy(update={"cache": cache_folder(), "program": environment.program()})
     team = environment.team()
     if team is None:
         with _folder(recipe, asked) as placed, listener(terminal, asks) as say:

@@ -297,9 +297,14 @@ class CommandFacts(TypedDict):
 
 @strict
 class Facts(TypedDict):
-    """One run. ``run`` is the run's name (its folder), ``kind`` says whether the truth is known."""
+    """One run. ``run`` is the run's name (its folder), ``kind`` says whether the truth is known.
+
+    ``address`` and ``program``: the folder and klype's command as they are typed where the run was made.
+    """
 
     run: str
+    address: NotRequired[str]
+    program: NotRequired[str]
     recipe: str
     kind: Literal["world", "text"]
     planned_s: NotRequired[float]

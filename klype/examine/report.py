@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import shlex
 from collections.abc import Iterable
 from dataclasses import asdict
 from importlib import resources
@@ -246,20 +247,28 @@ def _model_s(facts: Facts) -> float | None:
     return s["value"] if s else None
 
 
+def quoted(text: str) -> str:
+    """A text as one word of a command: in double quotes, which every shell knows, where nothing in it means more."""
+    if text and all(c.isalnum() or c in "-_./" for c in text):
+        return text
+    return shlex.quote(text) if set('"$`\\!%\n') & set(text) else f'"{text}"'
+
+
 def _commands(facts: Facts, say: Say) -> list[tuple[str, str]]:
     given = facts.get("commands")
     if given:
         return [(command["command"], say.text(command["what"])) for command in given]
-    run = facts["run"] if all(c.isalnum() or c in "-_./" for c in facts["run"]) else f"'{facts['run']}'"
+    klype, run = facts.get("program", "klype"), quoted(facts.get("address", facts["run"]))
     prompt = facts["next"][0]["prompt"] if facts.get("next") else "Jeg gikk en tur på"
-    question = facts["questions"][0]["question"] if facts.get("questions") else prompt
+    first = facts["questions"][0] if facts.get("questions") else None
+    question = f"{first.get('context', '')} {first['question']}".strip() if first else prompt
     return [
-        (f"klype chat {run}", say("on.chat")),
-        (f'klype ask {run} "{question}" --sure', say("on.sure")),
-        (f'klype next {run} "{prompt}" --raw', say("on.next")),
-        (f'klype tree {run} "{question}"', say("on.tree")),
-        (f"klype examine {run}", say("on.examine")),
-        (f"klype studio {run}", say("on.studio")),
+        (f"{klype} chat {run}", say("on.chat")),
+        (f"{klype} ask {run} {quoted(question)} --sure", say("on.sure")),
+        (f"{klype} next {run} {quoted(prompt)} --raw", say("on.next")),
+        (f"{klype} tree {run} {quoted(question)}", say("on.tree")),
+        (f"{klype} examine {run}", say("on.examine")),
+        (f"{klype} studio {run}", say("on.studio")),
     ]
 
 

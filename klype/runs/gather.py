@@ -109,6 +109,8 @@ def gather(run: Run) -> Facts:
     content |= about(run)
     facts: dict[str, Any] = {
         "run": run.folder.name,
+        "address": str(run.folder),
+        "program": run.options.program,
         "recipe": content["recipe"],
         "kind": run.recipe.kind,
         "planned_s": content["planned_s"],

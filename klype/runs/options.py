@@ -23,7 +23,7 @@ class InputOptions(Settings):
     ``text_field``: the field of a row that holds the text (empty: found out).
     ``skip_bad`` counts broken rows and goes on instead of stopping at the first. ``out``: the run's folder. ``cache``:
     where what is compiled for this processor is kept (None: nothing is, and torch computes everything). ``processes``:
-    how many that work together share this machine.
+    how many that work together share this machine. ``program``: how klype is called from the user's shell.
     """
 
     text: tuple[str, ...] = ()
@@ -36,6 +36,7 @@ class InputOptions(Settings):
     out: Path | None = None
     cache: Path | None = None
     processes: int = Field(default=1, ge=1)
+    program: str = "klype"
     seed: int = Field(default=0, ge=0, lt=2**32)
 
 

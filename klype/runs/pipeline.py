@@ -329,7 +329,9 @@ def _report(life: Run) -> dict[str, Any]:
         ]
         + [("too few", few["name"], f"n = {few['n']}", "") for few in facts["too_few"]],
     )
-    life.say.note(f"The report: {path}\nTalk to the model: klype chat {life.folder}")
+    life.say.note(
+        f"The report: {path}\nTalk to the model: {life.options.program} chat {report.quoted(str(life.folder))}"
+    )
     document: dict[str, Any] = {
         "run": str(life.folder),
         "recipe": content["recipe"],
