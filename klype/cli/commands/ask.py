@@ -12,6 +12,7 @@ from klype.cli import options as o
 from klype.cli.terminal import Terminal
 from klype.errors import UsageError
 from klype.words import plain
+from klype.words.plain import harmless
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,6 +10,7 @@ from klype.cli import options as o
 from klype.cli.terminal import Terminal
 from klype.errors import KlypeError
 from klype.words import plain
+from klype.words.plain import harmless
 
 if TYPE_CHECKING:
     from klype.cli.speculating import Guessing
