@@ -340,6 +340,7 @@ def _report(life: Run) -> dict[str, Any]:
         "stages": {name: content["figures"].get(name) for name in MODELS},
         "reward": content.get("reward"),
         "gates": content["gates"],
+        "too_few": facts["too_few"],
         "report": str(path),
     }
     if content.get("refused"):

@@ -36,22 +36,26 @@ class TokenFilter:
         # one word begins another's.
         self._readings: list[tuple[float, Filter, Spelling]] = [(1.0, words, ())]
         self._lost = False
+        self._next: dict[int, float] | None = None
 
     def next(self) -> dict[int, float]:
         """{token: probability}, summing to one."""
-        out: dict[int, float] = {}
-        total = 0.0
-        for weight, words, read in self._readings:
-            for spelling, p in self._possible(words, read):
-                out[spelling[len(read)]] = out.get(spelling[len(read)], 0.0) + weight * p
-                total += weight * p
-        return {token: p / total for token, p in out.items()}
+        if self._next is None:
+            out: dict[int, float] = {}
+            total = 0.0
+            for weight, words, read in self._readings:
+                for spelling, p in self._possible(words, read):
+                    out[spelling[len(read)]] = out.get(spelling[len(read)], 0.0) + weight * p
+                    total += weight * p
+            self._next = {token: p / total for token, p in out.items()}
+        return self._next
 
     def push(self, token: int) -> float:
         """Read a token; its probability before (0: a slip)."""
         if self._lost and not self._spellings.starts_word(token):
             return 0.0
         p = self.next().get(token, 0.0)
+        self._next = None
         if p == 0.0:
             self._slip()
             return 0.0
