@@ -28,14 +28,14 @@ help:
 	@echo "make test         everything that CI runs (FAST=1: what takes under two minutes)"
 	@echo "make soak         long fuzzing, and the coverage of all tests"
 	@echo "make screenshots  every page of the studio, with a run on it (RUN=runs/…), in SHOTS=screenshots; README's in docs/"
-	@echo "make format       format the code; make constraints: pin the installed versions anew"
+	@echo "make format       format the code; make constraints: pin the installed versions anew, with hashes"
 	@echo "make release      wheel and source archive in dist/"
 
 setup: $(stamp)
 
-$(stamp): pyproject.toml constraints.txt scripts/python-ready.sh
+$(stamp): pyproject.toml constraints.txt constraints-cpu.txt constraints-cuda.txt scripts/python-ready.sh scripts/install.py
 	@bash scripts/python-ready.sh "$(PYTHON)"
-	$(bin)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(extras)]'
+	$(bin)/python scripts/install.py $(extras)
 	@touch $@
 
 run: setup
@@ -68,8 +68,7 @@ format: setup
 	$(bin)/ruff format .
 
 constraints: setup
-	$(bin)/python scripts/constraints.py dev hf data > constraints.new
-	mv constraints.new constraints.txt
+	$(bin)/python scripts/constraints.py dev hf data
 
 release: setup
 	rm -rf dist

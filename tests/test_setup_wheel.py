@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -98,23 +99,29 @@ def test_a_python_that_will_not_do_is_named(python: str, sentence: str, tmp_path
     assert not (tmp_path / ".venv").exists()
 
 
-def test_every_dependency_is_pinned_without_a_host() -> None:
-    """Plain name==version lines, one for each requirement of the project and of the extras that tests need."""
+def test_every_dependency_is_pinned_with_hashes_and_without_a_host() -> None:
+    """name==version and SHA-256, one for each requirement of the project and of the extras that tests need."""
     import tomllib
 
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
     from packaging.version import Version
 
-    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    pins = {
-        name: Version(version) for name, version in (line.split("==") for line in lines if not line.startswith("#"))
-    }
+    pins: dict[str, Version] = {}
+    for name in ("constraints.txt", "constraints-cpu.txt"):
+        text = (ROOT / name).read_text(encoding="utf-8").replace(" \\\n", " ")
+        for line in (line for line in text.splitlines() if not line.startswith("#")):
+            found = re.fullmatch(r"([a-z0-9-]+)==(\S+)((?: +--hash=sha256:[0-9a-f]{64})+)", line)
+            assert found is not None, line
+            pins[found[1]] = Version(found[2])
+    assert pins.pop("torch") == Version("2.13.0+cpu")
     assert all(version.local is None for version in pins.values())
+    pins["torch"] = Version("2.13.0")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     wanted = list(project["dependencies"])
     for extra in ("dev", "hf", "data"):
         wanted += project["optional-dependencies"][extra]
     for requirement in map(Requirement, wanted):
         assert pins[canonicalize_name(requirement.name)] in requirement.specifier, requirement.name
-    assert pins["torch"] == Version("2.13.0")
+    cuda = (ROOT / "constraints-cuda.txt").read_text(encoding="utf-8")
+    assert re.search(r"(?m)^torch==2\.13\.0 \\\n    --hash=sha256:[0-9a-f]{64}$", cuda)
