@@ -184,7 +184,7 @@ def test_what_is_no_model_says_so(tmp_path: Path) -> None:
         (str(empty), "has no finished stage yet"),
         (str(tmp_path / "nothing"), "is not a model"),
         (str(run / "run.json"), "is a file"),
-        ("hf:owner/name", "hub name"),
+        ("hf:owner/name", "not on this machine"),
         ("http://localhost:1/v1#m", "behind a server"),
     ):
         with pytest.raises(KlypeError, match=sentence):

@@ -95,19 +95,16 @@ def make_draft(opened: Opened, name: str) -> Draft:
         return LookupDraft()
     if name == "ngram" or name.startswith("ngram:"):
         return NgramDraft(_texts(opened, name.partition(":")[2]), opened.loaded.config.vocab_size)
-    from klype.model import checkpoint
-    from klype.model.packed import pack
-    from klype.sources.find import find_model
+    from klype.sources.opening import open_model
 
-    loaded = checkpoint.load(find_model(name).folder)
-    own = opened.loaded
+    loaded, own = open_model(name).loaded, opened.loaded
     if loaded.config.vocab_size != own.config.vocab_size or not loaded.tokenizer.agrees(own.tokenizer):
         raise UsageError(
             f"The draft {name} and {opened.name} do not share a tokenizer: {loaded.config.vocab_size} tokens and"
             f" {own.config.vocab_size}, not all of them the same.",
             "Choose a draft that was trained with the same one.",
         )
-    return ModelDraft(pack(loaded.model, "float32"))
+    return ModelDraft(loaded.model)
 
 
 def _texts(opened: Opened, file: str) -> list[list[int]]:

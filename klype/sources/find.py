@@ -22,8 +22,14 @@ class Found:
 
 
 def find_model(name: str) -> Found:
-    """A run's folder (its newest stage), ``RUN/STAGE``, a checkpoint or Hugging Face folder, or a GGUF file."""
-    _refuse_remote(name)
+    """A run's folder (its newest stage), ``RUN/STAGE``, a checkpoint or Hugging Face folder, or a GGUF file;
+    ``hf:owner/name`` is fetched."""
+    if name.startswith("hf:"):
+        from klype.sources.hf_open import fetch
+
+        return Found(fetch(name.removeprefix("hf:")))
+    if name.startswith(("http://", "https://")):
+        raise UsageError(f"{name} is behind a server, and this needs the model's own files.", "Give its folder.")
     folder = Path(name).expanduser()
     if not folder.exists():
         raise UsageError(f"There is no model {name}.", _what_exists(folder))
@@ -59,14 +65,6 @@ def _with_run(folder: Path) -> Found:
 def is_aligned(folder: Path) -> bool:
     """Whether alignment was the last to teach the model that lies here, whatever its folder is called."""
     return read_about(folder).get("stage") == "align"
-
-
-def _refuse_remote(name: str) -> None:
-    local = "Give a checkpoint folder, a run, a Hugging Face directory or a GGUF file."
-    if name.startswith("hf:"):
-        raise KlypeError("Models by hub name (hf:owner/name) cannot be opened yet.", f"Download it first. {local}")
-    if name.startswith(("http://", "https://")):
-        raise KlypeError("Models behind a server cannot be asked yet.", local)
 
 
 def _what_exists(folder: Path) -> str:

@@ -117,14 +117,9 @@ def open_model(name: str, precision: str = "float32", measured: bool = False, bu
         return open_remote(name, budget)
     if budget:
         raise UsageError(f"--budget {budget}: {name} is no server's model.", "Requests and tokens are counted there.")
-    from klype.sources.find import Found, find_model
+    from klype.sources.find import find_model
 
-    if name.startswith("hf:"):
-        from klype.sources.hf_open import fetch
-
-        found = Found(fetch(name.removeprefix("hf:")))
-    else:
-        found = find_model(name)
+    found = find_model(name)
     if found.folder.is_dir():
         from klype.sources.hf_open import why_not_native
 

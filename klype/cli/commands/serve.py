@@ -47,11 +47,10 @@ def command(
     from klype.serve.opening import open_served
     from klype.serve.server import server
     from klype.serve.settings import ServeSettings
-    from klype.sources.opening import compiled_pass
 
     set_threads()
     settings = ServeSettings(batch=batch, queue=queue, chat_top=max(20, logprobs), completion_top=logprobs)
-    served = [open_served(model, precision, compiled_pass) for model in models]
+    served = [open_served(model, precision) for model in models]
     rules = Rules.of(settings, entrance.key, entrance.host, name or ())
     running = server(app(served, settings, rules), rules)
     url = f"{entrance.url}v1"
