@@ -96,7 +96,7 @@ def test_on_equal_beginnings_both_hazards_are_the_same_and_the_rest_stand_for_th
 
 
 def test_where_s_is_not_known_there_is_no_reference() -> None:
-    answers = [Answered(f"q{i}", ("w",) * 3, "length", first_error=3 if i % 2 else None) for i in range(8)]
+    answers = [Answered(f"q{i}", ("w",) * 3, "length", first_error=3 if i % 2 else None) for i in range(40)]
     found = survival(answers)
     assert {figure.why for figure in (*found.by_position, *found.difference)} == {"S is not known"}
     assert found.independent[0].value is not None
