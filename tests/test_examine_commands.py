@@ -167,7 +167,7 @@ def test_plain_questions_without_a_truth_are_examined_too(run: Path, capsys: Cap
 def test_a_wrong_row_is_named(run: Path, capsys: Captured, tmp_path: Path) -> None:
     file = tmp_path / "asked.jsonl"
     file.write_text('{"question": "Hvem?"}\n{"text": "no question"}\n', encoding="utf-8")
-    assert guard.guarded(call, ["examine", str(run), "--questions", str(file), "--out", str(tmp_path), "--json"]) == 1
+    assert guard.guarded(call, ["examine", str(run), "--questions", str(file), "--out", str(tmp_path), "--json"]) == 2
     assert "line 2" in json.loads(capsys.readouterr().out)["error"]["message"]
 
 

@@ -106,8 +106,10 @@ def test_the_leash_is_shown_on_one_flawed_reward_and_nothing_is_done_twice(run: 
     betas = [_last(out / name / "align" / "metrics.jsonl")["beta"] for name in ("loose", "leashed")]
     assert betas[0] == 0
     assert betas[1] > 1  # tight from the first step
-    assert document["verdict"]["en"].startswith("Without a leash")
-    assert "tøyle" in document["verdict"]["nb"]
+    gains = [document[name]["gain"]["score"] for name in ("loose", "leashed", "leash")]
+    told = all(gain["low"] is not None for gain in gains)  # of so few questions it may be too little to tell
+    assert document["verdict"]["en"].startswith("Without a leash" if told else "Nobody can say")
+    assert ("tøyle" in document["verdict"]["nb"].lower()) == told
     say = Silent()
     again = leash_demo(options(run, out, resume=True), "", say)
     assert again["leash"] == document["leash"]
