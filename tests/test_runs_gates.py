@@ -16,7 +16,7 @@ from klype.runs.stages import Run
 from klype.values import Figure
 
 NAMES = ["retrieval_hard", "s", "finetuned_right", "aligned_right", "aligned_polite", "kl", "reward_pairs",
-         "aligned_score_up", "retrieval_kept", "seconds"]  # fmt: skip
+         "aligned_score_up", "retrieval_kept"]  # fmt: skip
 
 
 def figure(value: float, half: float, n: int = 1500) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def test_too_few_cases_are_no_gate_and_what_was_not_reached_is_missed(tmp_path: 
         "reward_pairs": 3,
     }
     states = {row["name"]: row["status"] for row in found}
-    assert states.pop("kl") == states.pop("seconds") == states.pop("aligned_score_up") == "passed"
+    assert states.pop("kl") == states.pop("aligned_score_up") == "passed"
     assert states == {"aligned_right": "missed", "aligned_polite": "missed", "retrieval_kept": "missed"}
 
 

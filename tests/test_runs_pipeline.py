@@ -92,6 +92,9 @@ def test_figures_in_the_report_are_those_in_run_json(world_run: tuple[Path, dict
     facts = read_facts(folder / "figures.json")
     about = json.loads((folder / "run.json").read_text())
     assert facts["stages"] == about["figures"] == document["stages"]
+    (clock,) = (gate["value"] for gate in facts["gates"] if gate["name"] == "seconds")
+    assert facts["seconds"] == about["seconds"] == document["seconds"]
+    assert clock == facts["seconds"]["total"]
     assert about["state"] == "done"
     taken = {row["stage"]: row["steps"] for row in facts["provenance"]["plan"]}
     assert taken == {stage: json.loads((folder / stage / "run.json").read_text())["steps"] for stage in taken}

@@ -136,7 +136,6 @@ def gather(run: Run) -> Facts:
         facts["text"] = yardsticks
     facts |= temperatures(run, model, newest)
     facts["provenance"] = provenance(run, model)
-    facts["seconds"] = {k: v for k, v in content["seconds"].items() if k != "total"} | {"total": run.record.elapsed}
     result: Facts = facts  # type: ignore[assignment]
     return result
 

@@ -19,7 +19,7 @@ from klype.runs import inputs
 from klype.runs.adapting import dealt_out, done_already, suited
 from klype.runs.aligning import align, reward
 from klype.runs.folder import MEND, read_run
-from klype.runs.gates import against_aligning, figure_of
+from klype.runs.gates import against_aligning, figure_of, time_gate
 from klype.runs.gather import MODELS, about, gather, measure_stage
 from klype.runs.inherited import recipe_of, with_inputs_of
 from klype.runs.options import InputOptions, RunOptions, StageOptions, recipe_for
@@ -310,6 +310,8 @@ def _report(life: Run) -> dict[str, Any]:
     life.record.content["seconds"]["examine"] = round(
         life.record.content["seconds"].get("examine", 0.0) + time.perf_counter() - began, 2
     )
+    life.record.stop_clock()
+    facts["gates"] = [*facts["gates"], time_gate(life)]
     facts["seconds"] = {**life.record.content["seconds"], "total": round(life.record.elapsed, 2)}
     path = report.write(life.folder, facts, life.options.lang)
     content = life.record.content

@@ -33,6 +33,7 @@ class Record:
         self.folder, self.content, self._writes = folder, content, writes
         self._began = time.perf_counter()
         self._earlier = float(content["seconds"].get("total", 0.0))
+        self._whole: float | None = None
 
     @staticmethod
     def start(folder: Path, options: RunOptions | StageOptions, about: dict[str, Any]) -> Record:
@@ -42,7 +43,12 @@ class Record:
 
     @property
     def elapsed(self) -> float:
-        return self._earlier + time.perf_counter() - self._began
+        """Seconds, all starts together."""
+        return self._whole if self._whole is not None else self._earlier + time.perf_counter() - self._began
+
+    def stop_clock(self) -> None:
+        """The run has taken this long: gate, report and run.json say the same, though the report is yet to come."""
+        self._whole = self.elapsed
 
     def done(self, stage: str) -> bool:
         return stage in self.content["done"]
