@@ -6,6 +6,11 @@ ATTACKS: dict[str, tuple[str, int]] = {
     "test_train_loop::test_killed_and_resumed_is_straight_bit_for_bit": ("kill -9 while training, resumed", 1),
     "test_train_loop::test_killed_a_hundred_times_is_straight": ("kill -9 while training, resumed", 100),
     "test_checkpoint_folder::test_killed_at_any_step_the_old_or_the_new_one_loads": ("ended before any rename", 20),
+    "test_checkpoint_folder::test_killed_inside_saves_a_folder_is_whole": ("kill -9 inside a save", 10),
+    "test_checkpoint_folder::test_killed_two_hundred_times_inside_saves_a_folder_is_whole": (
+        "kill -9 inside a save",
+        200,
+    ),
     "test_checkpoint_folder::test_a_folder_without_its_manifest_is_unfinished": ("half-written folder", 1),
     "test_checkpoint_folder::test_malformed_weights_are_refused": ("malformed safetensors", 1),
     "test_checkpoint_folder::test_every_flipped_bit_is_found": ("bit flips in a checkpoint", 200),

@@ -4,6 +4,8 @@ import json
 import os
 import random
 import shutil
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -150,6 +152,36 @@ def test_killed_at_any_step_the_old_or_the_new_one_loads(
         if ended:
             break
     assert tried == (10 if beside else 1)
+
+
+def kill_inside_saves(folder: Path, times: int) -> int:
+    """A process saves two models in turn until it is killed; how often the next one found a whole folder."""
+    rng, models = random.Random(0), [model(seed=1), model(seed=2)]
+    save(folder, models[0], TOKENIZER, {"stage": "first"})
+    expected = [m(TOKENS).detach() for m in models]
+    whole = 0
+    for _ in range(times):
+        pid = os.fork()
+        if pid == 0:
+            while True:
+                for one in reversed(models):
+                    save(folder, one, TOKENIZER, {"stage": "again"})
+        time.sleep(rng.random() * 0.08)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        found = load(folder).model(TOKENS)
+        whole += any(torch.equal(found, logits) for logits in expected)
+    return whole
+
+
+@pytest.mark.slow
+def test_killed_inside_saves_a_folder_is_whole(tmp_path: Path) -> None:
+    assert kill_inside_saves(tmp_path / "m", 10) == 10
+
+
+@pytest.mark.soak
+def test_killed_two_hundred_times_inside_saves_a_folder_is_whole(tmp_path: Path) -> None:
+    assert kill_inside_saves(tmp_path / "m", 200) == 200
 
 
 def test_a_disk_that_is_full_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
