@@ -83,12 +83,12 @@ def test_pictures_and_their_data_can_be_saved(browser: Any, folders: dict[str, P
         saved[kind] = tmp_path / download.value.suggested_filename
         download.value.save_as(saved[kind])
     drawing = ElementTree.fromstring(saved["svg"].read_text(encoding="utf-8"))
-    assert len(drawing.findall("{http://www.w3.org/2000/svg}svg")) == 4
+    assert len(drawing.findall("{http://www.w3.org/2000/svg}svg")) == 5
     assert saved["png"].read_bytes().startswith(b"\x89PNG")
     assert saved["png"].stat().st_size > 20_000
     table = json.loads(saved["json"].read_text(encoding="utf-8"))
     rows = saved["csv"].read_text(encoding="utf-8-sig").strip().splitlines()
-    assert len(rows) == 1 + len(table["rows"]) == 13
+    assert len(rows) == 1 + len(table["rows"]) == 16
     figures = json.loads((folders["world"].parent / "figures.json").read_text(encoding="utf-8"))
     assert table["rows"][0][2] == figures["stages"]["base"]["right"]["value"]
     assert faults == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +11,6 @@ from klype.cli import options as o
 from klype.cli.terminal import Terminal
 from klype.errors import UsageError
 from klype.words import plain
-from klype.words.plain import harmless
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -78,9 +76,7 @@ def command(
 
     reading = reading_from(opened)
     if reading is not None:
-        print(
-            harmless(f"{reading.about(terminal.lang)} {reading.warning(text, terminal.lang)}".strip()), file=sys.stderr
-        )
+        plain.aside(f"{reading.about(terminal.lang)} {reading.warning(text, terminal.lang)}".strip())
     trace, picked, meter = None, None, EnergyMeter()
     if decoder:
         _decide(terminal, opened, request, (text, raw), (decoder, times), out)
