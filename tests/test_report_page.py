@@ -211,6 +211,16 @@ def test_the_verdict_says_the_figures_of_the_facts() -> None:
     assert not re.search(r"\d\.\d", norwegian)
 
 
+def test_the_formulas_sliders_take_the_s_that_the_curves_beside_them_are_made_of() -> None:
+    """S of documents is another figure: with it, Sⁿ at the sliders and in the picture would be two."""
+    facts = world_facts()
+    of_text, own = facts["stages"]["aligned"]["s"]["value"], facts["survival"][0]["s"]["value"]
+    assert of_text != own
+    assert f'data-model-s="{own}"' in render(facts)
+    del facts["survival"]
+    assert f'data-model-s="{of_text}"' in render(facts)
+
+
 def test_a_rankers_agreement_with_itself_is_no_bound_and_not_told_where_nobody_knows_it() -> None:
     facts = world_facts()
     assert "two rankings of the ranker’s own agree on" in " ".join(verdict(facts, Say("en")))

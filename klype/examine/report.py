@@ -243,6 +243,9 @@ def _measured(facts: Facts, name: str) -> bool:
 
 
 def _model_s(facts: Facts) -> float | None:
+    """Of its own answers, as in the picture of Sⁿ; where that is not known, of text."""
+    if own := facts.get("survival"):
+        return own[0]["s"]["value"]
     s = figures_of(facts, last_model(facts)).get("s") or figures_of(facts, "base").get("s")
     return s["value"] if s else None
 
