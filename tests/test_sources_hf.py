@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from test_cli_models import document
 
 from klype.cli import guard
@@ -175,7 +177,7 @@ def test_hub_names_come_from_the_local_cache(
 @pytest.mark.slow
 def test_what_cannot_be_loaded_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5", "vocab_size": 3}))
-    (tmp_path / "model.safetensors").write_bytes(b"nothing")
+    save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
     TOKENIZER.save(tmp_path)
     with pytest.raises(KlypeError, match=r"transformers cannot load .* 't5'"):
         open_hf(tmp_path)
@@ -192,3 +194,30 @@ def test_impossible_requests_are_refused_before_anything_is_read(folders: dict[s
         with pytest.raises(UsageError):
             asked.generate([wrong])
     assert asked.passes == before
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "said"),
+    [
+        ("gpt_neox", {"num_hidden_layers": 1_000_000}, "num_hidden_layers is 1,000,000"),
+        ("gpt_neox", {"intermediate_size": 10**12}, "intermediate_size"),
+        ("gpt2", {"n_layer": -1}, "n_layer"),
+        ("mamba", {"num_hidden_layers": 3}, "lacks weights"),
+    ],
+)
+def test_a_configuration_that_asks_for_more_than_the_files_hold_is_refused_unbuilt(
+    name: str, asked: dict[str, int], said: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    shutil.copytree(folders[name], tmp_path / "m")
+    file = tmp_path / "m" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **asked}))
+    with pytest.raises(KlypeError, match=said):
+        open_hf(tmp_path / "m")
+
+
+def test_damaged_weights_are_refused_before_transformers_sees_them(folders: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(folders["bloom"], tmp_path / "m")
+    file = tmp_path / "m" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-7])
+    with pytest.raises(KlypeError, match="damaged"):
+        open_hf(tmp_path / "m")

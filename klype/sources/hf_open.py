@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from klype.errors import KlypeError, UsageError
 from klype.model.checkpoint import DTYPES, read_config
+from klype.model.tensors import weight_files
 from klype.sources.hf import HFSource
 from klype.sources.native import NativeCodec
 from klype.text.chat import Chat
@@ -19,6 +23,12 @@ from klype.text.tokenizer import Tokenizer
 INSTALL = "Install it: pip install 'klype[hf]'."
 WANTED = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
 """Files of a hub repository that are fetched: no pickles, no code."""
+SIZE = re.compile(
+    r"layers?$|^vocab_size$|(hidden|intermediate|expert)\w*_size$|^n_(embd|inner|head)$|^d_(model|ff)$|_dim$|_heads$|experts$"
+)
+"""Names of a configuration's numbers of which something is built."""
+SMALL = 1024
+"""What is built of so much costs next to nothing, whatever the files hold."""
 
 
 def why_not_native(folder: Path) -> str:
@@ -63,7 +73,9 @@ def open_hf(folder: Path, name: str = "", dtype: str = "float32") -> HFSource:
     weights that are pickled, missing or damaged, an architecture that is no causal language model."""
     if dtype not in DTYPES:
         raise UsageError(f"There is no precision {dtype!r}.", f"Choose one of {', '.join(DTYPES)}.")
-    kind = read_object(folder / "config.json").get("model_type")
+    about = read_object(folder / "config.json")
+    kind = about.get("model_type")
+    check_sizes(folder, about)
     try:
         import transformers
     except ImportError:
@@ -71,8 +83,13 @@ def open_hf(folder: Path, name: str = "", dtype: str = "float32") -> HFSource:
             f"{name or folder} has the architecture {kind!r}, which klype reads through transformers.", INSTALL
         ) from None
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype=DTYPES[dtype]
+        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            dtype=DTYPES[dtype],
+            output_loading_info=True,
         )
     except MemoryError:
         raise
@@ -81,6 +98,10 @@ def open_hf(folder: Path, name: str = "", dtype: str = "float32") -> HFSource:
             f"transformers cannot load {name or folder} (architecture {kind!r}): {_short(error)}.",
             "It must be a causal language model in safetensors, and need no code of its own.",
         ) from None
+    model, told = loaded
+    if told["missing_keys"]:  # transformers makes them up at random, and only warns
+        some = ", ".join(sorted(told["missing_keys"])[:3])
+        raise KlypeError(f"{name or folder} lacks weights of its architecture {kind!r}: {some}.", "Fetch it again.")
     tokenizer = tokenizer_of(folder)
     chat = Chat(tokenizer) if tokenizer.template else None
     if tokenizer.vocab_size > model.config.get_text_config().vocab_size:
@@ -89,6 +110,36 @@ def open_hf(folder: Path, name: str = "", dtype: str = "float32") -> HFSource:
     model.requires_grad_(False)
     with torch.inference_mode():
         return HFSource(model, NativeCodec(tokenizer, chat), name or str(folder))
+
+
+def check_sizes(folder: Path, about: Mapping[str, Any]) -> None:
+    """Compares what a configuration asks for with what the weights' files hold, before anything is built: a million
+    layers take no room in a configuration, and minutes to build. Raises KlypeError."""
+    try:
+        tensors, numbers = 0, 0
+        for file in weight_files(folder):
+            with safe_open(file, "pt") as weights:
+                for key in weights.keys():  # noqa: SIM118 - no mapping
+                    tensors, numbers = tensors + 1, numbers + math.prod(weights.get_slice(key).get_shape())
+    except (SafetensorError, OSError) as error:
+        raise KlypeError(f"The weights in {folder} are damaged: {_short(error)}.", "Fetch it again.") from None
+    for name, value in _sizes(about):
+        most = tensors if "layer" in name else numbers
+        if not 0 <= value <= max(most, SMALL):
+            raise KlypeError(
+                f"config.json in {folder} says {name} is {value:,}, and its files hold {tensors:,} tensors of"
+                f" {numbers:,} numbers in all.",
+                "They do not belong together.",
+            )
+
+
+def _sizes(about: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    """Every size that decides what is built, those of a part (text_config …) too."""
+    for name, value in about.items():
+        if isinstance(value, Mapping):
+            yield from _sizes(value)
+        elif type(value) is int and SIZE.search(name):
+            yield name, value
 
 
 def tokenizer_of(folder: Path) -> Tokenizer:
