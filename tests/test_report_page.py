@@ -245,9 +245,9 @@ def test_the_verdict_does_not_call_noise_a_change() -> None:
     facts = world_facts()
     assert "within the uncertainty" in " ".join(verdict(facts, Say("en")))
     facts["stages"]["aligned"]["right"] = {"value": 0.5, "low": 0.45, "high": 0.55, "n": 400}
-    assert "the share of right answers fell, from 93% to 50%" in " ".join(verdict(facts, Say("en")))
+    assert "took the share of right answers down, from 93% to 50%" in " ".join(verdict(facts, Say("en")))
     facts["stages"]["aligned"]["polite"] = facts["stages"]["finetuned"]["polite"]
-    assert "did not make answers politer" in " ".join(verdict(facts, Say("en")))
+    assert "Whether alignment made answers politer is within the uncertainty" in " ".join(verdict(facts, Say("en")))
     assert "took the share of right answers down, from 93% to 50%" in " ".join(verdict(facts, Say("en")))
     assert pictures(facts, Say("en"))["stages"].title == "Aligned: 50% of answers are right"
     for name in ("finetuned", "aligned"):
@@ -258,7 +258,7 @@ def test_the_verdict_does_not_call_noise_a_change() -> None:
     facts["stages"]["finetuned"]["annotator"] = {"value": 1.10, "low": 1.06, "high": 1.15, "n": 119}
     facts["stages"]["aligned"]["annotator"] = {"value": 0.62, "low": 0.57, "high": 0.67, "n": 119}
     assert "have become worse, from 1.10 [1.06, 1.15] to 0.62 [0.57, 0.67]" in " ".join(verdict(facts, Say("en")))
-    assert "har gjort belønningsmodellen til lags" in " ".join(verdict(facts, Say("nb")))
+    assert "Etter de poengene er den finjusterte modellen bedre" in " ".join(verdict(facts, Say("nb")))
 
 
 @pytest.mark.slow

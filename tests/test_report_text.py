@@ -20,22 +20,21 @@ from klype.examine.verdict import verdict
 def test_the_paragraph_is_chosen_by_the_figures() -> None:
     facts, say = dictionary_facts(), Say("en")
     said = " ".join(caution(facts, say))
-    assert "mastered the form: 84%" in said
-    assert "never seen it gets right 80% of the time" in said
-    assert "What such a word means it does not know" in said
-    assert "Hardly any of the explanations" in said
+    assert "It has the form more often than not: 84% [70, 90]" in said
+    assert "never seen it gets right 80% [70, 90] of the time" in said
+    assert "Of its explanations of such words only 2% [0, 6]" in said
     assert "repeats more of the training text" in said
     assert "0.09 bits per byte below" in said
     worse = deepcopy(facts)
-    worse["stages"]["finetuned"]["well_formed"]["value"] = 0.2
+    worse["stages"]["finetuned"]["well_formed"] |= {"value": 0.2, "low": 0.1, "high": 0.3}
     worse["stages"]["base"]["bits_per_byte"] = {"value": 1.9, "low": 1.8, "high": 2.0, "n": 9, "unit": "bits per byte"}
-    worse["dictionary"][0]["trained"]["right"]["value"] = 0.7
+    worse["dictionary"][0]["trained"]["right"] = {"value": 0.7, "low": 0.6, "high": 0.8, "n": 100, "unit": "share"}
     worse["copied"]["free"] = worse["copied"]["held_out"]
     said = " ".join(caution(worse, say))
     assert "does not have the form yet: only 20%" in said
-    assert "no more of the language than the simple methods" in said
+    assert "needs 0.19 bits per byte less" in said
     assert "Most of the explanations" in said
-    assert "repeats no more of the training text" in said
+    assert "Whether it repeats more of the training text" in said
 
 
 def test_a_world_and_no_model_have_cautions_of_their_own() -> None:

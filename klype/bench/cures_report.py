@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from klype.answers.traces import replace
+from klype.examine.caution import beyond
 from klype.examine.charts import Cell, Option, Panel, Picture, axis, line, lines, whiskers
 from klype.examine.facts import FigureFacts
 from klype.examine.report import page
@@ -46,7 +47,8 @@ def verdict(part: Document, say: Say, own: Words) -> list[str]:
             "passes": say.number(best["passes"], 1),
             "work": say.number(best["work"], 1),
         }
-        said.append(own("best_beats" if best["beats"] else "best_not", **shown))
+        key = {1: "beats", 0: "not", -1: "worse"}[beyond(best["gain"], 0.0)]
+        said.append(own(f"best_{key}", **shown))
     return said
 
 

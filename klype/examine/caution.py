@@ -25,39 +25,35 @@ def _letters(facts: Facts, say: Say) -> list[str]:
     text, bits = facts.get("text"), figures_of(facts, "base").get("bits_per_byte")
     if not text or bits is None:
         return []
-    margin = min(text["ngram"], text["xz"]) - (bits["value"] or 0.0)
-    below = margin > 0 and (bits.get("high") or 0.0) < min(text["ngram"], text["xz"])
-    return [say("caution.language" if below else "caution.no_language", margin=say.number(abs(margin)))]
+    simple = min(text["ngram"], text["xz"])
+    key = {-1: "language", 0: "language_open", 1: "no_language"}[beyond(bits, simple)]
+    return [say(f"caution.{key}", margin=say.number(abs(simple - (bits["value"] or 0.0))))]
 
 
 def _form(facts: Facts, say: Say) -> list[str]:
     figure = figures_of(facts, last_model(facts)).get("well_formed")
     if figure is None:
         return []
-    value = figure["value"] or 0.0
-    degree = "good" if value >= GOOD else "fair" if value >= FAIR else "poor"
-    return [say(f"caution.form_{degree}", share=say.value(figure, "well_formed"))]
+    degree = "good" if beyond(figure, GOOD) > 0 else {1: "fair", 0: "open", -1: "poor"}[beyond(figure, FAIR)]
+    return [say(f"caution.form_{degree}", share=say.figure(figure, "well_formed"))]
 
 
 def _class(facts: Facts, say: Say) -> list[str]:
-    """What it can infer of a word that it has never met: the class, from the word's build."""
+    """How often it infers the class of a word that it has never met."""
     side = _side(facts, "class", "held_out")
-    if side is None:
-        return []
-    known = (side["right"].get("low") or 0.0) > FAIR
-    return [say("caution.class" if known else "caution.no_class", share=say.value(side["right"], "right"))]
+    return [] if side is None else [say("caution.class", share=say.figure(side["right"], "right"))]
 
 
 def _meaning(facts: Facts, say: Say) -> list[str]:
     new, old = _side(facts, "meaning", "held_out"), _side(facts, "meaning", "trained")
     sentences = []
     if new is not None:
-        key = "caution.new_meaning" if (new["right"].get("high") or 1.0) < FAIR else "caution.new_meaning_some"
-        sentences.append(say(key, share=say.value(new["right"], "right")))
+        key = "caution.new_meaning" if beyond(new["right"], FAIR) < 0 else "caution.new_meaning_some"
+        sentences.append(say(key, share=say.figure(new["right"], "right")))
     if old is not None:
-        value = old["right"]["value"] or 0.0
-        degree = "most" if value >= FAIR else "some" if value >= REMEMBERED else "few"
-        sentences.append(say(f"caution.remembers_{degree}", share=say.value(old["right"], "right")))
+        right = old["right"]
+        degree = "most" if beyond(right, FAIR) > 0 else "few" if beyond(right, REMEMBERED) < 0 else "some"
+        sentences.append(say(f"caution.remembers_{degree}", share=say.figure(right, "right")))
     return sentences
 
 
@@ -65,9 +61,9 @@ def _heart(facts: Facts, say: Say) -> list[str]:
     found = facts.get("copied")
     if found is None:
         return []
-    free, own = (say.value(found[name], "copied") for name in ("free", "held_out"))
-    more = clearly(found["held_out"], found["free"]) > 0
-    return [say("caution.copies" if more else "caution.copies_not", free=free, own=own)]
+    free, own = (say.figure(found[name], "copied") for name in ("free", "held_out"))
+    key = {1: "copies", 0: "copies_open", -1: "copies_less"}[clearly(found["held_out"], found["free"])]
+    return [say(f"caution.{key}", free=free, own=own)]
 
 
 def _side(facts: Facts, kind: str, side: str) -> DictionarySideFacts | None:
@@ -95,3 +91,19 @@ def clearly(before: FigureFacts, after: FigureFacts) -> int:
     if low0 is None or high0 is None or low1 is None or high1 is None:
         return 0
     return int(low1 > high0) - int(high1 < low0)
+
+
+def beyond(figure: FigureFacts, threshold: float) -> int:
+    """1 when all of the interval is above the threshold, −1 when all is below, 0 when it straddles (or is none)."""
+    low, high = figure.get("low"), figure.get("high")
+    return 0 if low is None or high is None else int(low > threshold) - int(high < threshold)
+
+
+def changed(facts: Facts, name: str) -> int:
+    """1 when alignment raised it, −1 when it lowered it, 0 when that cannot be told: by the paired difference where
+    there is one, else by intervals that do not overlap."""
+    gain = facts.get("gains", {}).get(name)
+    if gain is not None:
+        return beyond(gain, 0.0)
+    before, after = (figures_of(facts, stage).get(name) for stage in ("finetuned", "aligned"))
+    return 0 if before is None or after is None else clearly(before, after)

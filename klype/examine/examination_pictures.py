@@ -263,8 +263,9 @@ def cost(document: Document, say: Say) -> Picture | None:
     y = axis(kind="category", data=[t for t, _ in points], inverse=True)
     bars: Option = {"type": "bar", "data": [v for _, v in points], "barMaxWidth": 16, "itemStyle": {"color": "$accent"}}
     drawn = canvas(xAxis=axis(say("exam.mflops"), min=0), yAxis=y, series=[bars])
-    least = min(points, key=lambda row: row[1])
-    title = say("exam.cost", t=least[0], flops=say.number(least[1], 1))
+    main = say.plain(float(document["main"]))
+    t, flops = next((row for row in points if row[0] == main), points[0])
+    title = say("exam.cost", t=t, flops=say.number(flops, 1))
     columns = [say("column.measure"), say("axis.temperature")]
     return _picture("cost", title, say, [Panel("", drawn, 70 + 34 * len(points))], columns, rows)
 

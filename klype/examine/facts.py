@@ -312,6 +312,7 @@ class Facts(TypedDict):
     stages: dict[StageName, StageFacts | None]
     missing: NotRequired[dict[StageName, Text]]  # why a stage is None
     annotator: NotRequired[Text]  # who ranked: simulated (by which rule), or a person
+    gains: NotRequired[StageFacts]  # aligned less fine-tuned, question by question: right, polite, annotator
     reward: NotRequired[RewardFacts | None]
     gates: NotRequired[list[GateFacts]]
     too_few: NotRequired[list[FewFacts]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from klype.examine.caution import clearly
+from klype.examine.caution import changed
 from klype.examine.charts import (
     Cell,
     Option,
@@ -294,7 +294,7 @@ def _next_title(prompt: NextFacts, say: Say) -> str:
 def _stages_title(facts: Facts, say: Say) -> str:
     right, polite = dict(by_stage(facts, "right")), dict(by_stage(facts, "polite"))
     last = next((s for s in reversed(STAGES) if s in right), None)
-    if last == "aligned" and {"finetuned", "aligned"} <= set(polite) and clearly(*(polite[s] for s in STAGES[1:])) > 0:
+    if last == "aligned" and {"finetuned", "aligned"} <= set(polite) and changed(facts, "polite") > 0:
         before, after = (say.value(polite[stage], "polite") for stage in STAGES[1:])
         return say("picture.stages_aligned", before=before, after=after, right=say.value(right["aligned"], "right"))
     if last is None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from klype.examine.caution import beyond, figures_of, last_model
 from klype.examine.charts import Panel, Picture, axis, whiskers
 from klype.examine.facts import Facts, FigureFacts
 from klype.examine.say import Say
 from klype.examine.tables import by_stage, figure_columns, figure_row
-from klype.examine.verdict import figures_of, last_model
 
 
 def text(facts: Facts, say: Say) -> Picture | None:
@@ -18,11 +18,12 @@ def text(facts: Facts, say: Say) -> Picture | None:
     peers = [(say("text.ngram", n=order), found["ngram"]), (say("text.xz"), found["xz"])]
     rows: list[tuple[str, FigureFacts, str, str]] = [(say.stage(s), f, say.figure(f), s) for s, f in models]
     rows += [(name, FigureFacts(value=value), say.number(value), "muted") for name, value in peers]
-    best = min(f["value"] for _, f in models if f["value"] is not None)
+    newest = models[-1][1]  # the least of several would be partly luck
+    key = {-1: "below", 0: "open", 1: "above"}[beyond(newest, min(found["ngram"], found["xz"]))]
     table = [figure_row(say, say.stage(s), "", f) for s, f in models]
     table += [[name, "", value, None, None, None, ""] for name, value in peers]
-    title = say("picture.text_below" if best < min(found["ngram"], found["xz"]) else "picture.text_above",
-                bits=say.number(best), ngram=say.number(found["ngram"]), xz=say.number(found["xz"]))  # fmt: skip
+    bits, ngram, xz = say.number(newest["value"] or 0.0), say.number(found["ngram"]), say.number(found["xz"])
+    title = say(f"picture.text_{key}", bits=bits, ngram=ngram, xz=xz)
     drawn = whiskers(rows, axis(say("axis.bits"), min=0))
     return Picture("text", title, say("how.text"), [Panel("", drawn, 60 + 48 * len(rows))], figure_columns(say), table)
 

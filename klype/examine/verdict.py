@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Literal
 
-from klype.examine.caution import Figures, caution, clearly, figures_of, last_model
+from klype.examine.caution import caution, changed, clearly, figures_of, last_model
 from klype.examine.facts import Facts, GateFacts
 from klype.examine.say import Say
 
@@ -46,8 +46,8 @@ def _answers(facts: Facts, say: Say) -> list[str]:
         sentences.append(say(key, n=say.count(last["right"].get("n", 0)), **shown))
     before, after = figures_of(facts, "finetuned"), figures_of(facts, "aligned")
     if "right" in before and "right" in after:
-        sentences += _alignment(before, after, say)
-    if "annotator" in before and "annotator" in after and clearly(before["annotator"], after["annotator"]) < 0:
+        sentences += _alignment(facts, say)
+    if "annotator" in before and "annotator" in after and changed(facts, "annotator") < 0:
         shown = {key: say.figure(f["annotator"], "annotator") for key, f in (("before", before), ("after", after))}
         sentences.append(say("verdict.score_down", **shown))
     why = facts.get("missing", {}).get("aligned")
@@ -62,19 +62,18 @@ def _answers(facts: Facts, say: Say) -> list[str]:
     return sentences
 
 
-def _alignment(before: Figures, after: Figures, say: Say) -> list[str]:
+def _alignment(facts: Facts, say: Say) -> list[str]:
     """What alignment did to politeness, where anybody was ever polite, and to right answers."""
-    right = {key: say.value(f["right"], "right") for key, f in (("before", before), ("after", after))}
-    kept = {0: "kept", 1: "up", -1: "down"}[clearly(before["right"], after["right"])]
-    alone = say(f"verdict.right_alone_{kept}", **right)
-    if not all("polite" in figures for figures in (before, after)) or not any(
-        figures["polite"]["value"] for figures in (before, after)
-    ):
-        return [alone]
-    polite = {key: say.value(f["polite"], "polite") for key, f in (("before", before), ("after", after))}
-    if clearly(before["polite"], after["polite"]) > 0:
-        return [f"{say('verdict.polite_up', **polite)} {say(f'verdict.right_{kept}', **right)}"]
-    return [say("verdict.polite_same", **polite), alone]
+    before, after = figures_of(facts, "finetuned"), figures_of(facts, "aligned")
+    told = []
+    for name in ("polite", "right"):
+        sides = [figures.get(name) for figures in (before, after)]
+        if name == "polite" and not (all(sides) and any(side and side["value"] for side in sides)):
+            continue
+        key = {1: "up", 0: "open", -1: "down"}[changed(facts, name)]
+        shown = {when: say.value(side, name) for when, side in zip(("before", "after"), sides, strict=True) if side}
+        told.append(say(f"verdict.{name}_{key}", **shown))
+    return told
 
 
 def _language(facts: Facts, say: Say) -> list[str]:

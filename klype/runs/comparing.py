@@ -71,12 +71,14 @@ def verdict(document: Mapping[str, Any], seen: Sequence[Seen], stopped: bool, la
         said.append(w(kind, **gained(gain, lang)))
     if stopped:
         said.append(w("parted", step=seen[-1].step, best=best(seen).step))
-    elif len(seen) > 1 and np.mean(seen[-1].truth) < np.mean(seen[0].truth) and seen[-1].reward > seen[0].reward:
-        said.append(w("hacked"))
+    elif len(seen) > 1 and seen[-1].reward > seen[0].reward:
+        fell = paired(seen[0].truth, seen[-1].truth, range(len(seen[0].truth))).high
+        said += [w("hacked")] if fell is not None and fell < 0 else []
     if seen:
         said.append(w("far", kl=number((best(seen) if stopped else seen[-1]).kl, lang)))
     lost = [name for name, better in KEPT.items() if _fell(document, name, better)]
-    said.append(w("forgot", measure=", ".join(lost)) if lost else w("kept"))
+    if any(name in document["before"] and name in document["after"] for name in KEPT):
+        said.append(w("forgot", measure=", ".join(lost)) if lost else w("kept"))
     return " ".join(said)
 
 

@@ -52,7 +52,7 @@ def gates(run: Run, yardsticks: TextFacts | None = None) -> tuple[list[GateFacts
         gate("bits_below_xz", _less(yardsticks["xz"], bits), 0.0)
     gate("reward_pairs", figure_of(run.record.content.get("reward"), "pair_accuracy"), pair_threshold(run))
     if run.recipe.kind == "world":
-        gate("aligned_score_up", _score_up(run), 0.0)
+        gate("aligned_score_up", gains(run).get("annotator", Figure(None, why="not both models were asked")), 0.0)
         before, after = (figure_of(figures.get(stage), "retrieval_text") for stage in ("base", "aligned"))
         gate("retrieval_kept", kept(before, after), KEPT)
     return found, few
@@ -148,10 +148,17 @@ def _less(yardstick: float, bits: Figure) -> Figure:
     return Figure(yardstick - bits.value, low, high, bits.n, "bits per byte")
 
 
-def _score_up(run: Run) -> Figure:
-    """The paired gain in the annotator's score: above 0 by all of its interval, it is up."""
-    scores = run.record.content.get("scores", {})
-    before, after = scores.get("finetuned"), scores.get("aligned")
-    if not before or not after or len(before) != len(after):
-        return Figure(None, why="not both models were asked")
-    return paired(before, after, range(len(before)))
+def gains(run: Run) -> dict[str, Figure]:
+    """What alignment changed, question by question: right, polite, the annotator's score."""
+    content = run.record.content
+    scores = {name: {"annotator": kept} for name, kept in content.get("scores", {}).items()}  # of an earlier klype
+    judged = {**scores, **content.get("judged", {})}
+    before, after = judged.get("finetuned", {}), judged.get("aligned", {})
+    found = {}
+    for name in sorted(before.keys() & after.keys()):
+        sides = before[name], after[name]
+        known = [(a, b, i) for i, (a, b) in enumerate(zip(*sides, strict=False)) if a is not None and b is not None]
+        if known and len(sides[0]) == len(sides[1]):
+            was, now, asked = zip(*known, strict=True)
+            found[name] = paired(was, now, asked)
+    return found

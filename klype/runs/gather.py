@@ -26,7 +26,7 @@ from klype.jsons import steps
 from klype.model import checkpoint
 from klype.model.transformer import Transformer
 from klype.runs.answering import answer_all, examined_on, judged, said
-from klype.runs.gates import gates, pair_threshold
+from klype.runs.gates import gains, gates, pair_threshold
 from klype.runs.lessons import messages
 from klype.runs.stages import Run
 from klype.runs.text_subject import TextSubject
@@ -34,6 +34,8 @@ from klype.values import Figure, Question, Sampling, Trace
 
 MODELS: dict[StageName, str] = {"base": "pretrain", "finetuned": "finetune", "aligned": "align"}
 MAIN = ("right", "word_for_word", "undecided", "polite", "concise", "annotator")
+TRAITS = {"right": "right", "polite": "polite", "annotator": "score"}
+"""Measure → what is kept of every answer, for differences question by question."""
 SIDE_BY_SIDE = 8
 CURVE_POINTS = 200
 
@@ -54,9 +56,10 @@ def measure_stage(run: Run, name: StageName) -> dict[str, FigureFacts]:
         figures |= text_figures(run, run.subject, model, questions, groups)
     if answers:
         run.record.content.setdefault("costs", {})[name] = cost(run, model, answers)
-    run.record.content.setdefault("scores", {})[name] = [
-        None if a.score is None else round(a.score, 3) for a in answers
-    ]
+    run.record.content.setdefault("judged", {})[name] = {
+        trait: [None if (v := getattr(a, attribute)) is None else round(float(v), 3) for a in answers]
+        for trait, attribute in TRAITS.items()
+    }
     run.record.content |= about(run)
     return {k: f.json() for k, f in figures.items()}  # type: ignore[misc]
 
@@ -123,6 +126,8 @@ def gather(run: Run) -> Facts:
         "notes": run.subject.notes(),
     }
     facts["gates"], facts["too_few"] = gates(run, yardsticks)
+    if found := gains(run):
+        facts["gains"] = {name: figure.json() for name, figure in found.items()}
     if content.get("dictionary"):
         facts["dictionary"] = content["dictionary"]
     facts |= content.get("by_heart", {})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from klype.examine.caution import beyond, clearly
 from klype.examine.charts import (
     Cell,
     Option,
@@ -49,8 +50,10 @@ def verdict(board: Board, say: Say, own: Words) -> list[str]:
         cures = [name for name in found if board.kinds[name] == "cure"]
         if "one-hot" in found and cures:
             name = min(cures, key=lambda name: found[name]["bits_per_byte"]["value"] or 0.0)
+            better = clearly(*(found[of]["bits_per_byte"] for of in ("one-hot", name))) < 0
             bits, base = (say.figure(found[of]["bits_per_byte"]) for of in (name, "one-hot"))
-            said.append(own("text_best", target=_name(own, name), bits=bits, base=base))
+            key = "text_best" if better else "text_open"
+            said.append(own(key, target=_name(own, name), bits=bits, base=base, n=len(cures)))
         return said
     if {"one-hot", "oracle"} <= found.keys():
         said.append(own("hard", kl=say.figure(found["one-hot"]["kl"]), oracle=say.figure(found["oracle"]["kl"])))
@@ -112,10 +115,9 @@ def _view(board: Board, say: Say, own: Words) -> View:
 
 def _best(best: Best, found: dict[str, dict[str, FigureFacts]], say: Say, own: Words) -> str:
     gap = say.figure(best.gap, "right")
-    if best.within is not None:
-        return own("best_within", target=_name(own, best.target), gap=gap)
+    key = f"best{'' if best.within is None else '_within'}{'' if beyond(best.gap, 0.0) > 0 else '_open'}"
     compute = say.value(found[best.target]["compute"])
-    return own("best", target=_name(own, best.target), gap=gap, compute=compute)
+    return own(key, target=_name(own, best.target), gap=gap, compute=compute)
 
 
 def _gap(board: Board, say: Say, own: Words) -> Picture | None:

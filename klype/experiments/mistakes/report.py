@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from klype.examine.caution import beyond
 from klype.examine.charts import Panel, Picture, axis, lines, whiskers
 from klype.examine.charts import line as curve
 from klype.examine.facts import FigureFacts
@@ -48,14 +49,15 @@ def verdict(found: Document, say: Say, own: Words) -> list[str]:
         return _text_verdict(found, figures, say, own)
     said = []
     if {BEFORE, CONTROL} <= figures.keys():
-        told = {key: say.figure(figures[name]["feedback"]) for key, name in (("before", BEFORE), ("after", CONTROL))}
-        said.append(own("said.control", **told))
+        sides = {key: figures[name]["feedback"] for key, name in (("before", BEFORE), ("after", CONTROL))}
+        key = "control" if all(beyond(figure, 0.0) > 0 for figure in sides.values()) else "control_open"
+        said.append(own(f"said.{key}", **{side: say.figure(figure) for side, figure in sides.items()}))
     cures = [name for name, row in found["methods"].items() if row["kind"] == "cure" and _value(figures[name], "ratio")]
     if cures:
         best = min(cures, key=lambda name: _value(figures[name], "ratio") or 0.0)
         told = {key: say.figure(figures[best][key]) for key in ("ratio", "ratio_by_question")}
         told["kl_change"] = _change(figures[best], say)
-        said.append(own("said.best", method=own(f"method.{best}"), **told))
+        said.append(own("said.best", method=own(f"method.{best}"), n=len(cures), **told))
     halved = [f"{own(f'method.{name}')} ({_change(figures[name], say)})" for name in found["halved"]]
     if cures:
         said.append(own("said.halved", methods=", ".join(halved)) if halved else own("said.not_halved"))
@@ -133,7 +135,8 @@ def _text_verdict(found: Document, figures: dict[str, dict[str, FigureFacts]], s
     best = min(cures, key=lambda name: _value(figures[name], "bits_per_byte") or 0.0)
     told = {key: say.figure(figures[best][key]) for key in ("bits_per_byte", "bits_change")}
     control = say.figure(figures[CONTROL]["bits_per_byte"])
-    return [own("said.text", method=own(f"method.{best}"), control=control, **told)]
+    key = "text" if beyond(figures[best]["bits_change"], 0.0) < 0 else "text_open"
+    return [own(f"said.{key}", method=own(f"method.{best}"), control=control, n=len(cures), **told)]
 
 
 def _change(figures: dict[str, FigureFacts], say: Say) -> str:
