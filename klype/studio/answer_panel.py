@@ -11,6 +11,7 @@ from nicegui import ui
 
 from klype.engine.sampling import noise
 from klype.examine.charts import axis, bars
+from klype.examine.say import Say
 from klype.studio.bars import Bars, bars_of, surprise_bits
 from klype.studio.charts import Option, chart, redraw
 from klype.studio.conversation import Answer, Branches
@@ -19,6 +20,7 @@ from klype.studio.models import Model
 from klype.studio.tokens import shown, spelled
 from klype.studio.visit import Visit, text_of
 from klype.values import Sampling, Step
+from klype.words import Words
 
 Fork = Callable[[Branches, int, int], None]
 
@@ -139,29 +141,9 @@ class Panel:
         step = self._step()
         assert step is not None
         assert self.place is not None
-        w, say = self.visit.words, self.visit.say
         _, branches, at = self.place
-        answer = branches.current
-        p = min(1.0, math.exp(step.logp)) if step.logp > -math.inf else 0.0
-        parts = [w("was", p=say.share(p), bits=say.number(surprise_bits(p), 1) if p > 0 else "∞")]
-        match step.how:
-            case "forced":
-                parts.append(w("was_forced"))
-            case "drafted":
-                parts.append(w("was_drafted"))
-            case _:
-                parts.append(self._drawn(answer, at, step))
-        parts.append(w("kept", n=say.count(found.kept)) if found.exact else w("partial", n=say.count(found.kept)))
-        self.note._text = " ".join(parts)
+        self.note._text = why_chosen(branches.current, at, found, self.visit.words, self.visit.say)
         self.note.update()
-
-    def _drawn(self, answer: Answer, at: int, step: Step) -> str:
-        w, say = self.visit.words, self.visit.say
-        if answer.sampling.temperature == 0:
-            return w("was_greedy")
-        u = float(noise(answer.seed, 0, len(answer.prompt) + at))
-        drawn = min(1.0, math.exp(step.drawn_logp)) if step.drawn_logp > -math.inf else 0.0
-        return w("was_drawn", p=say.share(drawn), u=say.number(u, 3), t=say.plain(answer.sampling.temperature))
 
     def _option(self, found: Bars) -> Option:
         assert self.place is not None
@@ -217,6 +199,24 @@ class Panel:
     def _go(self, branches: Branches, at: int, token: int, name: str) -> None:
         made = button(self.visit.words("take"), lambda: self.fork(branches, at, token), "tiny")
         made.props["aria-label"] = self.visit.words("take_named", token=name)
+
+
+def why_chosen(answer: Answer, at: int, found: Bars, w: Words, say: Say) -> str:
+    """How probable a token was, how it came to stand there, and how many others could have."""
+    step = answer.steps[at]
+    p = min(1.0, math.exp(step.logp)) if step.logp > -math.inf else 0.0
+    parts = [w("was", p=say.share(p), bits=say.number(surprise_bits(p), 1) if p > 0 else "∞")]
+    if step.how in ("forced", "drafted"):
+        parts.append(w(f"was_{step.how}"))
+    elif answer.sampling.temperature == 0:
+        parts.append(w("was_greedy"))
+    else:
+        u = float(noise(answer.seed, 0, len(answer.prompt) + at))
+        drawn = min(1.0, math.exp(step.drawn_logp)) if step.drawn_logp > -math.inf else 0.0
+        t = say.plain(answer.sampling.temperature)
+        parts.append(w("was_drawn", p=say.share(drawn), u=say.number(u, 3), t=t))
+    parts.append(w("kept" if found.exact else "partial", n=say.count(found.kept)))
+    return " ".join(parts)
 
 
 def _truth(model: Model, question: str, tokens: tuple[int, ...]) -> Mapping[int, float] | None:

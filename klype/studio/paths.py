@@ -11,6 +11,7 @@ from nicegui import background_tasks, ui
 
 from klype.answers.forks import Forks
 from klype.examine.facts import FigureFacts
+from klype.examine.say import Say
 from klype.studio.charts import chart, meaning_colour
 from klype.studio.fields import Choice, Slider, Text
 from klype.studio.frame import Cell, as_data, button, card, table
@@ -20,6 +21,7 @@ from klype.studio.paths_work import Paths, PathSettings, Search
 from klype.studio.tokens import shown, spelled
 from klype.studio.visit import Visit, text_of
 from klype.values import Figure
+from klype.words import Words
 
 LONGEST = 4000
 LISTED = 12
@@ -157,12 +159,8 @@ class View:
         spell = found_spell(self.visit, found)
         fork = self.forks.fork if self.forks is not None else None
         option, height = flow(found, spell, say, fork, lambda n: w("rest", n=say.count(n)) if n else w("end"))
-        best = found.meant[0] if found.meant else None
         with card() as box:
-            share = say.share(best.drawn / max(1, len(found.traces))) if best else ""
-            n, meanings = say.count(len(found.traces)), sum(m.drawn > 0 for m in found.meant)
-            several = w("flow", n=n, meanings=say.count(meanings), share=share)
-            text_of("h2", several if meanings > 1 else w("flow_one", n=n))
+            text_of("h2", flow_title(found, w, say))
             with ui.element("div").classes("k-scroll") as scroll:
                 scroll.props.update({"tabindex": "0", "role": "region", "aria-label": w("flow_region")})
                 chart(option, self.visit.lang, height, w("flow_region")).style("min-width:680px")
@@ -211,7 +209,7 @@ class View:
         w, say = self.visit.words, self.visit.say
         text_of("h2", w("fork"))
         if self.forks is None:
-            text_of("p", w("fork_none") if len(found.meant) < 2 else w("fork_wait"), "k-small")
+            text_of("p", decision(found, None, "", w, say), "k-small")
             return
         model = self.search.model if self.search is not None else None
         if model is None:
@@ -222,12 +220,10 @@ class View:
                 with ui.element("span").classes("w fork" if i == self.forks.fork else "w"):
                     text_of("span", f"▶ {name}" if i == self.forks.fork else name)
                     text_of("small", say.share(position.own))
-        if self.forks.fork is None:
-            text_of("p", w("fork_chance", p=say.number(self.forks.p, 3)))
+        at = None if self.forks.fork is None else self.forks.positions[self.forks.fork]
+        text_of("p", decision(found, self.forks, "" if at is None else shown(spelled(model, at.token)), w, say))
+        if at is None:
             return
-        at = self.forks.positions[self.forks.fork]
-        name = shown(spelled(model, at.token))
-        text_of("p", w("fork_at", word=name, n=self.forks.fork + 1, moved=say.figure(facts(at.strength), "right")))
         rows = []
         for other in self.forks.others:
             named: dict[str, float] = {}
@@ -257,6 +253,25 @@ class View:
             text_of("p", w("how_exact"), "k-small")
             rows: list[list[Cell]] = [[a.text, a.low, a.high] for a in tree.answers[:200]]
             as_data(self.visit, "exact-answers", [w("answer"), w("low"), w("high")], lambda: rows, box)
+
+
+def flow_title(found: Paths, w: Words, say: Say) -> str:
+    """How many meanings the drawn answers have."""
+    n, meanings = len(found.traces), sum(m.drawn > 0 for m in found.meant)
+    if meanings < 2:
+        return w("flow_one", n=say.count(n))
+    share = say.share(found.meant[0].drawn / n)
+    return w("flow", n=say.count(n), meanings=say.count(meanings), share=share)
+
+
+def decision(found: Paths, forks: Forks | None, word: str, w: Words, say: Say) -> str:
+    """Whether a word decided the commonest answer; ``forks`` None: it has not been looked for (yet)."""
+    if forks is None:
+        return w("fork_none" if len(found.meant) < 2 else "fork_wait")
+    if forks.fork is None:
+        return w("fork_chance", p=say.number(forks.p, 3))
+    moved = say.figure(facts(forks.positions[forks.fork].strength), "right")
+    return w("fork_at", word=word, n=forks.fork + 1, moved=moved)
 
 
 def facts(figure: Figure) -> FigureFacts:
