@@ -243,11 +243,11 @@ def test_a_rankers_agreement_with_itself_is_no_bound_and_not_told_where_nobody_k
 
 def test_the_verdict_does_not_call_noise_a_change() -> None:
     facts = world_facts()
-    assert "within the uncertainty" in " ".join(verdict(facts, Say("en")))
+    assert "It is uncertain whether alignment changed the share of right" in " ".join(verdict(facts, Say("en")))
     facts["stages"]["aligned"]["right"] = {"value": 0.5, "low": 0.45, "high": 0.55, "n": 400}
     assert "took the share of right answers down, from 93% to 50%" in " ".join(verdict(facts, Say("en")))
     facts["stages"]["aligned"]["polite"] = facts["stages"]["finetuned"]["polite"]
-    assert "Whether alignment made answers politer is within the uncertainty" in " ".join(verdict(facts, Say("en")))
+    assert "It is uncertain whether alignment made answers politer" in " ".join(verdict(facts, Say("en")))
     assert "took the share of right answers down, from 93% to 50%" in " ".join(verdict(facts, Say("en")))
     assert pictures(facts, Say("en"))["stages"].title == "Aligned: 50% of answers are right"
     for name in ("finetuned", "aligned"):

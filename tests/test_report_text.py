@@ -20,7 +20,7 @@ from klype.examine.verdict import verdict
 def test_the_paragraph_is_chosen_by_the_figures() -> None:
     facts, say = dictionary_facts(), Say("en")
     said = " ".join(caution(facts, say))
-    assert "It has the form more often than not: 84% [70, 90]" in said
+    assert "It has the form in more than half of its answers about unknown words: 84% [70, 90]" in said
     assert "never seen it gets right 80% [70, 90] of the time" in said
     assert "Of its explanations of such words only 2% [0, 6]" in said
     assert "repeats more of the training text" in said
@@ -34,7 +34,7 @@ def test_the_paragraph_is_chosen_by_the_figures() -> None:
     assert "does not have the form yet: only 20%" in said
     assert "needs 0.19 bits per byte less" in said
     assert "Most of the explanations" in said
-    assert "Whether it repeats more of the training text" in said
+    assert "It is uncertain whether it repeats more of the training text" in said
 
 
 def test_a_world_and_no_model_have_cautions_of_their_own() -> None:
