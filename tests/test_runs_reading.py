@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from klype.cli.commands.studio import opened_models
 from klype.cli.main import call
 from klype.runs.reading import Reading, reading_of
+from klype.sources import hf_open
 from klype.sources.find import Found, find_model
 from klype.text.chat import TEMPLATE
 from klype.text.tokenizer import Tokenizer
@@ -92,6 +93,24 @@ def test_a_run_that_went_on_from_elsewhere_has_read_what_nobody_knows(tmp_path: 
     assert reading_of(about(tmp_path / "c", data=own, asked={"from_": str(tmp_path / "gone")}), WORDS) is None
     assert reading_of(about(tmp_path / "d"), WORDS) is None
     assert reading_of(Found(tmp_path), WORDS) is None
+
+
+def test_what_the_hub_s_models_have_read_is_not_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fetched(name: str) -> Path:
+        raise AssertionError(f"{name} was fetched")
+
+    monkeypatch.setattr(hf_open, "fetch", fetched)
+    on = about(tmp_path / "on", data=[{"name": "mine.jsonl"}], asked={"from_": "hf:owner/name"})
+    assert reading_of(on, WORDS) is None
+
+
+def test_runs_that_went_on_from_each_other_end_the_search(tmp_path: Path) -> None:
+    """A folder was deleted, and made anew from what had been made of it."""
+    runs = [made(tmp_path / name, f"{name}.txt") for name in ("a", "b")]
+    for run, other in zip(runs, reversed(runs), strict=True):
+        content = json.loads((run / "run.json").read_text())
+        (run / "run.json").write_text(json.dumps({**content, "asked": {"from_": str(other)}}))
+    assert reading_of(find_model(str(runs[0])), WORDS) is None
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from klype.errors import KlypeError
 from klype.runs.folder import read_run
@@ -52,20 +53,25 @@ class Reading:
         return (all(letters) and len(word) > 2) or any("\ufffd" in p.decode("utf-8", "replace") for p in pieces)
 
 
-def reading_of(found: Found, tokenizer: Tokenizer) -> Reading | None:
-    """None where nobody knows: a model that belongs to no run, or whose run went on from such a one."""
+def reading_of(found: Found, tokenizer: Tokenizer, seen: frozenset[Path] = frozenset()) -> Reading | None:
+    """None where nobody knows: a model that belongs to no run, or whose run went on from such a one. ``seen``: runs
+    that went on from this one; a folder can be made anew from what was made of it."""
     about = read_run(found.run) if found.run is not None else {}
     names = tuple(str(row["name"]) for row in about.get("data") or () if isinstance(row, dict) and row.get("name"))
     if not names:
         return None
     counted = _COUNT.search(names[0]) if about.get("settings", {}).get("kind") == "world" else None
     reading = Reading(names, int(counted[1]) if counted else 0, tokenizer)
-    before = about.get("asked", {}).get("from_")
+    before = str(about.get("asked", {}).get("from_") or "")
     if not before:
         return reading
+    if found.run is None or before.startswith("hf:"):  # the hub's models belong to no run: none is fetched to say so
+        return None
+    seen |= {found.run.resolve()}
     try:
-        earlier = find_model(str(before))
+        earlier = find_model(before)
     except KlypeError:
         return None
-    known = None if earlier.run == found.run else reading_of(earlier, tokenizer)
+    again = earlier.run is not None and earlier.run.resolve() in seen
+    known = None if again else reading_of(earlier, tokenizer, seen)
     return None if known is None else replace(reading, names=tuple(dict.fromkeys((*known.names, *names))))
