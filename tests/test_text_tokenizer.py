@@ -4,6 +4,7 @@ import json
 import random
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -113,6 +114,30 @@ def test_a_missing_or_broken_file_is_named(tmp_path) -> None:
     (tmp_path / "tokenizer.json").write_text('{"model": 3}')
     with pytest.raises(KlypeError, match=r"tokenizer\.json is no tokenizer"):
         Tokenizer.load(tmp_path)
+
+
+def of_another_maker(folder: Path, begin: int) -> Path:
+    """A tokenizer that begins every text with a token of this id."""
+    definition = json.loads(json.dumps(MERGED._definition).replace("<|begin|>", "<s>"))
+    known = {"<s>": {"id": "<s>", "ids": [begin], "tokens": ["<s>"]}}
+    single = [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    post = {"type": "TemplateProcessing", "single": single, "pair": single, "special_tokens": known}
+    (folder / "tokenizer.json").write_text(json.dumps({**definition, "post_processor": post}))
+    return folder
+
+
+def test_a_beginning_that_is_no_token_is_refused(tmp_path: Path) -> None:
+    assert Tokenizer.load(of_another_maker(tmp_path, 1)).lead == [1]
+    with pytest.raises(KlypeError, match="begins a text with the token 999,999"):
+        Tokenizer.load(of_another_maker(tmp_path, 999_999))
+
+
+def test_a_tokenizer_is_opened_where_nothing_can_be_remembered_of_it(tmp_path: Path) -> None:
+    full = tmp_path / "a file, no folder"
+    full.write_text("")
+    assert Tokenizer.load(of_another_maker(tmp_path, 1), full).lead == [1]
+    Tokenizer.load(tmp_path, tmp_path / "cache")
+    assert len(list((tmp_path / "cache" / "tokenizers").iterdir())) == 1
 
 
 def test_other_makers_special_tokens_are_found(tmp_path) -> None:

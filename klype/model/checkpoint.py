@@ -99,7 +99,7 @@ def load(folder: Path, weights: str = "", dtype: str = "float32", known: Path | 
     if dtype not in DTYPES:
         raise UsageError(f"There is no precision {dtype!r}.", f"Choose one of {', '.join(DTYPES)}.")
     if folder.is_file() and folder.suffix.lower() == ".gguf":
-        return _load_gguf(folder, DTYPES[dtype])
+        return _load_gguf(folder, DTYPES[dtype], known)
     if not folder.is_dir():
         raise UsageError(f"There is no model folder {folder}.", "Give the folder of a checkpoint.")
     _check_whole(folder)
@@ -144,10 +144,10 @@ def _check_whole(folder: Path) -> None:
         raise KlypeError(f"The checkpoint {folder} is unfinished: its manifest is missing.", "Use an earlier one.")
 
 
-def _load_gguf(file: Path, dtype: torch.dtype) -> Loaded:
+def _load_gguf(file: Path, dtype: torch.dtype, known: Path | None) -> Loaded:
     from klype.model.gguf import open_gguf
 
-    opened = open_gguf(file)
+    opened = open_gguf(file, known)
     _check_fit(file, opened.config, opened.shapes, opened.tokenizer)
     _check_memory(file, opened.config, dtype)
     return Loaded(_build(opened.config, opened.get, dtype), opened.tokenizer, opened.config, {}, file)

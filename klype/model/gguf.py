@@ -77,8 +77,9 @@ class GGUFFile:
         return weight
 
 
-def open_gguf(file: Path) -> GGUFFile:
-    """Read the header and metadata of a file. Raises KlypeError for what is damaged or cannot be expressed."""
+def open_gguf(file: Path, known: Path | None = None) -> GGUFFile:
+    """Read the header and metadata of a file. Raises KlypeError for what is damaged or cannot be expressed. ``known``:
+    see Tokenizer.load."""
     if importlib.util.find_spec("gguf") is None:
         raise KlypeError("GGUF files need the package gguf.", "Install it: pip install 'klype[hf]'.")
     metadata, weights = read_header(file)
@@ -86,7 +87,7 @@ def open_gguf(file: Path) -> GGUFFile:
     shapes = {name: entry.shape for name, entry in placed.items()}
     try:
         config = _config(metadata, shapes, file)
-        tokenizer = _tokenizer(metadata, file)
+        tokenizer = _tokenizer(metadata, file, known)
     except (KeyError, TypeError, IndexError, AttributeError, ValueError, ZeroDivisionError) as error:
         raise KlypeError(f"{file} lacks or misspells {error}.", _HINT) from error
     return GGUFFile(file, config, tokenizer, shapes, placed, metadata["general.architecture"] == "llama")
@@ -127,7 +128,7 @@ def _config(metadata: dict[str, Any], shapes: dict[str, tuple[int, ...]], file: 
     return config_from_hf(fields, str(file))
 
 
-def _tokenizer(metadata: dict[str, Any], file: Path) -> Tokenizer:
+def _tokenizer(metadata: dict[str, Any], file: Path, known: Path | None) -> Tokenizer:
     kind, pattern = metadata["tokenizer.ggml.model"], metadata.get("tokenizer.ggml.pre", "default")
     if kind != "gpt2":
         raise KlypeError(f"{file} has a tokenizer of the kind {kind!r:.60}, which klype cannot rebuild.", _HINT)
@@ -167,7 +168,7 @@ def _tokenizer(metadata: dict[str, Any], file: Path) -> Tokenizer:
     if template is not None and not isinstance(template, str):
         raise TypeError("its chat template")
     special = SpecialTokens(token("bos"), token("eos"), token("padding"), ends, template)
-    return Tokenizer.of_stranger(definition, special, str(file))
+    return Tokenizer.of_stranger(definition, special, str(file), known)
 
 
 def _begins_with(token: str, i: int) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -80,8 +81,9 @@ def try_apart(definition: dict[str, Any], known: Path | None) -> None:
             f"needs more than {limits.seconds} seconds or {limits.memory >> 20} MiB of memory to be opened.", HINT
         ) from None
     if mark is not None:
-        mark.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        mark.touch()
+        with suppress(OSError):  # where nothing may be written it is tried again each time
+            mark.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            mark.touch()
 
 
 def use(definition: dict[str, Any]) -> None:

@@ -71,6 +71,9 @@ class Tokenizer:
         self.ends = tuple(sorted({i for i in (self.end, *special.ends) if 0 <= i < self.vocab_size}))
         self._own = {text: i for i, text in enumerate(self.CONTROL)}.items() <= self.control_ids().items()
         self.lead = self._lead()
+        beyond = next((i for i in self.lead if i >= self.vocab_size), None)
+        if beyond is not None:
+            raise KlypeError(f"it begins a text with the token {beyond:,}, and has {self.vocab_size:,}.")
 
     @staticmethod
     def train(texts: Iterable[str], size: int, template: str | None = None) -> Tokenizer:
@@ -198,10 +201,6 @@ class Tokenizer:
     def name(self, token: int) -> str | None:
         """A control token's spelling; None for any other token."""
         return next((text for text, i in self.control_ids().items() if i == token), None)
-
-    def token_named(self, text: str) -> int:
-        """The id of a token by its spelling in the vocabulary; -1 when there is none."""
-        return self._id(text)
 
     def _run(self, text: str, first: bool) -> Any:
         return _encoded(self._plain if first else self._inner, text)
