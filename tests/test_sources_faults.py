@@ -214,6 +214,9 @@ def test_lm_studio_and_ollama_as_documented(owner: str, answer: dict[str, Any], 
         (lambda a: a["choices"][0]["logprobs"]["content"][0].pop("token"), "cannot be read|do not spell"),
         (lambda a: a.pop("choices"), "gave no answers"),
         (lambda a: a["choices"][0].update(index=math.inf), "cannot be read"),
+        (lambda a: a["choices"][0]["logprobs"]["content"][0].update(bytes=10**12), "that cannot be read"),
+        (lambda a: a["choices"][0]["logprobs"]["content"][0].update(id=0, bytes=10**12), "that cannot be read"),
+        (lambda a: a["choices"][0]["logprobs"]["content"][0].update(id=10**30), "that cannot be read"),
     ],
 )
 def test_a_contradiction_is_not_used(change: Callable[[dict[str, Any]], object], message: str) -> None:

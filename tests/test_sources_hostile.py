@@ -140,6 +140,18 @@ def test_an_honest_packed_answer_is_read() -> None:
         assert wire(address, MOST).probe("chat/completions", {})["choices"] == FINE["choices"]
 
 
+def test_as_many_tries_are_told_as_were_made() -> None:
+    """Waits that come to more than the longest end it before the last try."""
+    waited: list[float] = []
+    patience = Patience(tries=9, first=10.0, most=30.0, longest=35.0, sleep=waited.append)
+    with (
+        foreign(lambda request, path, body: say(request, {}, 503)) as address,
+        pytest.raises(KlypeError, match=r"in 3 tries \(status 503\)"),
+    ):
+        Wire(address, patience=patience).probe("chat/completions", {})
+    assert waited == [10.0, 20.0]
+
+
 def test_redirections_stay_where_they_are() -> None:
     seen: list[str] = []
 

@@ -19,6 +19,8 @@ Key = int | bytes
 """A token: its id where the server tells it, else its bytes."""
 UNLIKELY = -9999.0
 """What stands for "less likely than anything listed" (OpenAI's own convention), or for no number at all."""
+IDS = 1 << 63
+"""Ids of tokens are below."""
 LONGEST = 512
 """Characters of a token, at most: tokenizers hold runs of spaces and of signs."""
 ENDS = (
@@ -119,13 +121,13 @@ def logprobs(found: Any, where: str) -> tuple[Heard, ...] | None:
     return tuple(heard)
 
 
-def key_of(text: str, data: Sequence[int] | None = None) -> Key:
+def key_of(text: str, data: Any = None) -> Key:
     """A token from its spelling, or from its bytes where they are told."""
     match = re.fullmatch(r"token_id:([0-9]+)", text)
     if match:
-        return int(match[1])
+        return _id(int(match[1]))
     if data:
-        return bytes(data)
+        return _listed(data)
     if text.startswith("bytes:"):
         return bytes.fromhex("".join(re.findall(r"\\x([0-9a-f]{2})", text)))
     return text.encode("utf-8", "surrogatepass")
@@ -154,11 +156,24 @@ def counted(told: int, silent: int, usage: Any, where: str) -> None:
 def _entry(entry: dict[str, Any], where: str) -> Heard:
     def key(one: dict[str, Any]) -> Key:
         number = one.get("id")
-        return number if isinstance(number, int) else key_of(one["token"], one.get("bytes"))
+        return _id(number) if isinstance(number, int) else key_of(one["token"], one.get("bytes"))
 
     listed = [(key(one), _logp(one["logprob"], where)) for one in entry.get("top_logprobs") or ()]
-    data = bytes(entry.get("bytes") or ()) if isinstance(entry.get("id"), int) else b""
+    data = _listed(entry.get("bytes") or []) if isinstance(entry.get("id"), int) else b""
     return Heard(key(entry), _logp(entry["logprob"], where), ordered(listed), data)
+
+
+def _id(number: int) -> int:
+    if not 0 <= number < IDS:
+        raise ValueError("the id of a token")
+    return number
+
+
+def _listed(data: Any) -> bytes:
+    """Bytes that are told one by one: of a number, ``bytes`` makes as many zeros."""
+    if not isinstance(data, list):
+        raise TypeError("bytes")
+    return bytes(data)
 
 
 def _logp(value: Any, where: str) -> float:

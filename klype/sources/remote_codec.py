@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from klype.errors import KlypeError
-from klype.sources.dialect import ENDS, Key
+from klype.sources.dialect import ENDS, IDS, Key
 from klype.sources.offer import CHAT, Offer
 from klype.sources.source import Message
 from klype.sources.wire import Call, Wire
@@ -78,7 +78,7 @@ class IdCodec:
     def _ask(self, body: dict[str, Any], llama: dict[str, Any]) -> list[int]:
         asked = llama if self._offer.kind == "llama.cpp" else {"model": self._offer.model, **body}
         tokens = self._wire.post(Call("/tokenize", asked)).get("tokens")
-        if not isinstance(tokens, list) or not all(isinstance(token, int) and token >= 0 for token in tokens):
+        if not isinstance(tokens, list) or not all(isinstance(token, int) and 0 <= token < IDS for token in tokens):
             raise KlypeError(f"{self._wire.base} does not say which tokens its text is.")
         return tokens
 

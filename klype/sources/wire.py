@@ -227,7 +227,7 @@ class Wire:
 
         Raises RefusedError for what the server does not offer.
         """
-        wait_s, waited, problem = self.patience.first, 0.0, ""
+        wait_s, waited, tried, problem = self.patience.first, 0.0, 0, ""
         limits = Limits.of(body, self.patience.seconds, self.patience.per_token)
         until = time.monotonic() + limits.seconds
         for attempt in range(self.patience.tries):
@@ -238,6 +238,7 @@ class Wire:
                 self._sleep(wait_s)
                 until += wait_s
                 wait_s = min(self.patience.most, wait_s * 2)
+            tried += 1
             try:
                 intake = self._exchange.begin(method, url, body, limits, until)
                 response = intake.response
@@ -262,7 +263,7 @@ class Wire:
             if asked is not None and asked > self.patience.longest:
                 raise KlypeError(f"{self.base} asks to wait {asked:.0f} seconds.", "Try again then.")
             wait_s = wait_s if asked is None else asked
-        raise KlypeError(f"{self.base} did not answer in {self.patience.tries} tries ({problem}).", "Try again later.")
+        raise KlypeError(f"{self.base} did not answer in {tried} tries ({problem}).", "Try again later.")
 
     def _refusal(self, status: int, data: bytes) -> KlypeError:
         if status in (401, 403):
