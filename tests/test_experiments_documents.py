@@ -87,3 +87,19 @@ def test_where_the_language_has_to_end_nothing_more_is_judged(world: World) -> N
     assert found.s == ()
     assert found.first_error is None
     assert mass(trace.steps[0].distribution, 1.0, (0,)) > 0  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("temperature", [0.05, 0.7])
+def test_where_nearly_all_is_the_end_s_can_be_told_too(world: World, temperature: float) -> None:
+    """At a low temperature the end has all that a number can hold; the rest is as it would be drawn without it."""
+    spellings = spelled(world)
+    size = len(world.words) + 2
+    q = np.full((size, size), 0.01 / (size - 1))
+    q[:, 0] = 0.99
+    source, _ = table_source(q, letters=[chr(0x4E00 + i) for i in range(size)])
+    found = write(source, world, spellings, 1, Writing(number=1, words=1, temperature=temperature))
+    reader = world.filter("document")
+    for word in next(openings(world, Writing(number=1, words=1))):
+        reader.push(word)
+    possible = len(set(reader.next()) - {END})
+    assert found[0].s == pytest.approx((possible / (size - 1),), rel=1e-4)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from klype.examine.evidence import Answered
 from klype.examine.truth import Tokens, Truth, mass
 from klype.sources.source import Source, answers
-from klype.values import Request, Sampling, Trace
+from klype.values import Distribution, Request, Sampling, Trace
 from klype.world import Spellings, TokenFilter, World
 
 LEAST = 80
@@ -91,11 +91,16 @@ def judged(name: str, trace: Trace, truth: Truth, temperature: float, end: int) 
         if not possible:
             break
         assert step.distribution is not None
-        going_on = 1.0 - mass(step.distribution, temperature, (end,))
-        s.append(min(1.0, mass(step.distribution, temperature, possible) / going_on))
+        s.append(mass(_without(step.distribution, end), temperature, possible))
         if step.token not in possible:
             error = len(s)
             break
         truth.push(step.token)
     words = tuple(str(token) for token in trace.tokens[: len(s)])
     return Answered(name, words, "length", first_error=error, s=tuple(s))
+
+
+def _without(q: Distribution, end: int) -> Distribution:
+    """What is drawn from where the end is not: taking its share off would leave nothing, where it is nearly all."""
+    going_on_K = q.ids != end
+    return Distribution(q.ids[going_on_K], q.logp[going_on_K])
