@@ -15,6 +15,8 @@ from pathlib import Path
 
 DRAFT = ".klype"
 """How the names of files and folders end that are being written."""
+OWN = ("answers.sqlite*", "annotators.json", "stores.toml", "errors/*.txt")
+"""What klype keeps in its home beside folders; other files there are somebody else's business."""
 
 
 def write(file: Path, content: str | bytes | memoryview) -> None:
@@ -48,11 +50,11 @@ def private_folder(folder: Path) -> None:
 
 
 def tighten(folder: Path) -> None:
-    """Takes from all others what they may do with the folder and the files in it and in ``errors``, where they are this
-    user's and not a place that is meant for all (such as /tmp)."""
+    """Takes from all others what they may do with the folder and klype's own files in it, where they are this user's
+    and not a place that is meant for all (such as /tmp)."""
     if sys.platform == "win32":
         return
-    for place in (folder, *folder.glob("*.*"), *folder.glob("errors/*.txt")):
+    for place in (folder, *(file for names in OWN for file in folder.glob(names))):
         try:
             about = place.lstat()
             shared = about.st_mode & stat.S_ISVTX or about.st_uid != os.getuid()
@@ -82,12 +84,14 @@ def draft_folder(name: str, place: Path) -> Iterator[Path]:
 
 def clear(folder: Path) -> None:
     """Removes the drafts in a folder whose writers were killed; what a living process writes is left alone."""
+    if sys.platform == "win32":  # where nobody can tell which live
+        return
     for draft in folder.glob(f".*{DRAFT}"):
         with suppress(OSError):  # somebody holds it, or it is gone
-            handle = os.open(draft, os.O_RDONLY)
+            handle = os.open(draft, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)  # a pipe keeps nobody waiting
             try:
                 # An empty one may be so new that its writer does not hold it yet.
-                if _hold(handle, wait=False) and not draft.is_symlink():
+                if _hold(handle, wait=False):
                     if not draft.is_dir():
                         draft.unlink() if draft.stat().st_size else None
                     elif any(draft.iterdir()):

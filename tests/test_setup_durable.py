@@ -115,6 +115,17 @@ def test_what_a_killed_process_had_begun_is_cleared_and_a_living_one_s_is_not(tm
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such files")
+def test_what_others_put_beside_drafts_is_left_and_keeps_nobody_waiting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / ".pipe.klype")
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / ".link.klype").symlink_to(tmp_path / "mine")
+    clears = "import sys; from pathlib import Path; from klype import durable; durable.clear(Path(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", clears, str(tmp_path)], check=True, timeout=60)
+    assert {file.name for file in tmp_path.iterdir()} == {".pipe.klype", "mine", ".link.klype"}
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["pretrain", "finetune", "reward", "align"])
 def test_a_run_that_is_gone_on_with_has_no_copy_of_weights_left_by_a_kill(tmp_path: Path, stage: str) -> None:
     (tmp_path / stage / "resume").mkdir(parents=True)

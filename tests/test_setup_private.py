@@ -15,6 +15,7 @@ import pytest
 
 from klype import durable
 from klype.cli.guard import guarded
+from klype.cli.main import call
 from klype.sources.kept import Kept
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such bits")
@@ -81,6 +82,41 @@ def test_a_command_tightens_what_an_older_klype_left_and_nothing_else(home: Path
     found = {Path(p).relative_to(home).as_posix() for p in readable(home)}
     assert found == {"errors", "link.txt", "runs", "runs/mine", "runs/mine/run.json"}  # behind a door that is shut now
     assert stat.S_IMODE(outside.stat().st_mode) == 0o644
+
+
+def test_what_is_not_klype_s_stays_as_it_is(home: Path) -> None:
+    """Somebody may call his project's folder klype's home."""
+    home.mkdir(parents=True)
+    for name in ("notes.txt", "data.sqlite", "annotators.json", "stores.toml"):
+        (home / name).write_text("")
+        (home / name).chmod(0o644)
+    durable.tighten(home)
+    assert readable(home) == [str(home / "data.sqlite"), str(home / "notes.txt")]
+
+
+@pytest.mark.slow
+def test_who_has_no_home_is_served_all_the_same() -> None:
+    """A container's user without an entry among the system's."""
+    lost = "import pwd, sys; pwd.getpwuid = lambda user: {}[user]; sys.argv = ['klype', '--version']"
+    environ = {
+        name: value for name, value in os.environ.items() if name not in ("HOME", "KLYPE_HOME", "XDG_STATE_HOME")
+    }
+    started = [sys.executable, "-c", f"{lost}; from klype.cli.main import main; main()"]
+    ran = subprocess.run(started, env=environ, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
+def test_a_studio_needs_no_place_to_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("KLYPE_HOME", str(tmp_path / "file" / "home"))
+    before = os.umask(0o022)
+    try:
+        assert guarded(call, ["studio", "nowhere", "--no-open", "--port", "0"]) == 2
+    finally:
+        os.umask(before)
+    assert "There is no model nowhere" in capsys.readouterr().err
 
 
 def test_a_place_that_is_meant_for_all_stays_so(tmp_path: Path) -> None:

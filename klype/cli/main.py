@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -44,7 +45,8 @@ def main() -> None:
     memory_policy()
     any_character()
     harmless_log()
-    durable.tighten(state_folder())
+    with suppress(RuntimeError):  # a user who has no home has nothing there
+        durable.tighten(state_folder())
     sys.exit(guarded(call, environment.arguments()))
 
 

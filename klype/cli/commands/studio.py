@@ -7,6 +7,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -71,7 +72,8 @@ def command(
     if runs is not None and runs.exists() and not runs.is_dir():
         raise UsageError(f"{runs} is no folder.", "--runs names the folder in which runs lie.")
     os.umask(0o077)  # what is asked, uploaded and trained here, also by the studio's processes, is for this user alone
-    durable.private_folder(state_folder())
+    with suppress(OSError):  # where nothing can be written nothing is to be hidden
+        durable.private_folder(state_folder())
     opened = opened_models(models or newest_run(runs or RUNS), precision)
     from klype.serve.guard import Rules, is_loopback
     from klype.serve.server import server
