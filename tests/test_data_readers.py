@@ -371,6 +371,24 @@ def test_questions(tmp_path: Path) -> None:
     assert "--skip-bad" in caught.value.hint
 
 
+def test_what_was_said_before_a_question_is_messages_or_somebody_s_column(tmp_path: Path) -> None:
+    said = [{"from": "system", "value": "Svar kort."}, {"role": "assistant", "content": "Ja?"}]
+    rows = [{"question": "Hvor?", "before": "2019"}, {"question": "Når?", "extra": {"before": 5}, "lang": "nb"}]
+    rows += [{"question": "Hvem?", "before": said}, {"question": "Hva?", "before": []}]
+    found = read_questions(lines(tmp_path / "q.jsonl", *rows))
+    assert [question.transcript for question in found] == [
+        "Hvor?", "Når?", "System: Svar kort.\n\nAssistant: Ja?\n\nUser: Hvem?", "Hva?",
+    ]  # fmt: skip
+    assert found[1].extra == {"lang": "nb"}
+    with pytest.raises(UsageError, match="line 1 has something else than messages in before"):
+        read_questions(lines(tmp_path / "r.jsonl", {"question": "Hvor?", "before": ["Hei"]}))
+    pair = {"prompt": "Hva?", "chosen": "a", "rejected": "b"}
+    (ranking,) = read_preferences(lines(tmp_path / "p.jsonl", {**pair, "extra": {"before": 5}}))
+    assert ranking.question.transcript == "Hva?"
+    with pytest.raises(KlypeError, match="line 1 has something else than messages in before"):
+        read_preferences(lines(tmp_path / "p.jsonl", {**pair, "extra": {"before": [5]}}))
+
+
 def test_a_data_set_that_was_saved_is_its_rows(tmp_path: Path) -> None:
     table = pyarrow.Table.from_pylist([{"text": "Reven sov."}, {"text": "Fisken sov."}])
     for part in ("train", "test"):

@@ -99,11 +99,16 @@ def _questions(paths: Paths, bad: BadRows | None) -> list[Question]:
             identity = identity if identity not in found else f"{identity}-{where.number}"
             known = ("question", "context", "answers", "answer", "choices", "id", "extra")
             inner = row.get("extra")
-            extra = {
-                **(inner if isinstance(inner, dict) else {}),
-                **{name: value for name, value in row.items() if name not in known},
-            }
-            found[identity] = Question(identity, text.strip(), context, tuple(answers), tuple(choices), extra)
+            extra = said_before(
+                {
+                    **(inner if isinstance(inner, dict) else {}),
+                    **{name: value for name, value in row.items() if name not in known},
+                }
+            )
+            if extra is None:
+                rows.add(f"{where} {NO_MESSAGES}.")
+            else:
+                found[identity] = Question(identity, text.strip(), context, tuple(answers), tuple(choices), extra)
     if not found:
         raise KlypeError(f"There are no questions in {names(paths)}.", 'A row needs "question".')
     return list(found.values())
@@ -147,6 +152,18 @@ def _led(row: Mapping[str, Any], messages: Conversation) -> Conversation:
 
 
 SAME = "has the same text as chosen and rejected"
+NO_MESSAGES = "has something else than messages in before"
+
+
+def said_before(extra: Mapping[str, Any]) -> dict[str, Any] | None:
+    """A question's ``extra``, whose ``before`` are messages; None where it is a list of something else. What is no list
+    is of a column that happens to be called so, and left out."""
+    rest = {name: value for name, value in extra.items() if name != "before"}
+    before = extra.get("before")
+    if not isinstance(before, list) or not before:
+        return rest
+    messages = _messages(before)
+    return None if messages is None else {**rest, "before": messages}
 
 
 def ranking_of(row: Mapping[str, Any], identity: str, annotator: str) -> Ranking | str:
@@ -185,8 +202,10 @@ def ranking_of(row: Mapping[str, Any], identity: str, annotator: str) -> Ranking
         return "has an order that does not name each candidate once"
     asked = _without_speakers(asked)
     context, text = ("", _asked(row, asked)) if "context" not in row else (str(row["context"]), asked)
-    extra = dict(row["extra"]) if isinstance(row.get("extra"), dict) else {}
-    before = _led(row, _messages(extra.get("before")) or before)
+    extra = said_before(row["extra"] if isinstance(row.get("extra"), dict) else {})
+    if extra is None:
+        return NO_MESSAGES
+    before = _led(row, extra.get("before") or before)
     extra |= {"before": before} if before else {}
     question = Question(str(row.get("id", identity)), text.strip(), context, extra=extra)
     who = str(row.get("annotator") or annotator)
