@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from klype.data.rows import read_preferences
 from klype.errors import KlypeError, UsageError
 from klype.preferences import formats
 from klype.preferences.records import Asked, Candidate, Entry, by_name
+from klype.preferences.store import Store
 from klype.runs.lessons import messages
 from klype.values import Question, Sampling, Step, Trace
 
@@ -70,6 +72,24 @@ def test_ranked_lists_go_round_whole(tmp_path: Path, said: list[Entry]) -> None:
     file = tmp_path / "ranked.jsonl"
     assert formats.export(file, said, "ranked") == len(said)
     assert formats.read(file) == said
+
+
+def test_answers_of_a_server_that_tells_no_probabilities_go_round(tmp_path: Path) -> None:
+    steps = (Step(2, -0.5, math.nan, "drawn"), Step(3, math.nan, math.nan, "drawn"))
+    untold = Trace((1,), steps, Sampling(), 0, 0, "m", "stop", 2, 0.5)
+    entry = Entry(Asked(Question("q", "Hva?"), (Candidate("a", trace=untold), Candidate("b"))), ((0,), (1,)), "me")
+    file = tmp_path / "ranked.jsonl"
+    formats.export(file, [entry], "ranked")
+    written = file.read_text()
+    assert "NaN" not in written
+    for text in (written, written.replace("-0.5, null", "-0.5, NaN").replace("[null, null]", "[NaN, NaN]")):
+        file.write_text(text)  # the latter as an earlier klype wrote it
+        (again,) = formats.read(file)
+        assert repr(again) == repr(entry)
+    with Store.open(tmp_path / "rankings.db") as store:
+        store.put([entry])
+        (kept,) = store.entries()
+    assert repr(kept.asked.candidates[0].trace) == repr(untold)
 
 
 @pytest.mark.slow
@@ -162,6 +182,7 @@ def test_a_conversation_that_alpaca_cannot_hold_is_said(tmp_path: Path) -> None:
         ('{"question": "?", "candidates": [], "order": []}', "not a list of texts"),
         ('{"question": "?", "candidates": ["a"], "order": [0], "kind": "odd"}', "not known"),
         ('{"question": "?", "candidates": ["a"], "order": [0], "sources": [{}, {}]}', "do not fit"),
+        ('{"question": "?", "candidates": ["a"], "order": [0], "extra": {"before": [1]}}', "else than messages"),
         ('{"prompt": "?", "chosen": "a", "rejected": "a"}', "same text"),
         ('{"prompt": "?"}', "no two answers"),
     ],

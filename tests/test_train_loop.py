@@ -24,7 +24,7 @@ from klype.train.layout import Whole
 from klype.train.loop import Session, Settings, Trained, train
 from klype.train.objectives import cross_entropy, with_rehearsal
 from klype.train.optimizer import Optimizer, OptimizerSettings, fused_parts
-from klype.train.resume import newest_step, states
+from klype.train.resume import State, newest_step, read_newest, states, write_state
 from klype.values import Batch, Loss
 
 torch.set_num_threads(1)
@@ -141,6 +141,14 @@ def killed(folder: Path, steps: int, moments: Sequence[float]) -> int:
         if newest(folder) >= steps:
             return number
     return len(moments)
+
+
+def test_a_state_with_a_loss_that_was_no_number_is_gone_on_from(tmp_path: Path) -> None:
+    """A look at held-out text may have found one while training went on."""
+    write_state(tmp_path, State(3, {}, {}, {"batches": {"seen": [[1, math.nan], [2, math.inf]]}}))
+    found = read_newest(tmp_path, print)
+    assert found is not None
+    assert repr(found.about) == "{'batches': {'seen': [[1, nan], [2, inf]]}}"
 
 
 def newest(folder: Path) -> int:

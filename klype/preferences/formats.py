@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from klype import durable
-from klype.data.rows import ranking_of
+from klype.data.rows import NO_MESSAGES, ranking_of, said_before
 from klype.errors import KlypeError, UsageError
-from klype.jsons import finite
+from klype.jsons import parsed
 from klype.preferences.annotator import ranks
 from klype.preferences.records import BYS, KINDS, PARTS, Asked, Candidate, Entry, by_name, entry_of
 from klype.preferences.traces import trace_from, trace_row
@@ -56,7 +56,7 @@ def read(path: Path, annotator: str = "") -> list[Entry]:
             continue
         row: Any = None
         try:
-            row = finite(line)
+            row = parsed(line)
         except ValueError:
             if number == len(lines) and number > 1:
                 break
@@ -168,6 +168,8 @@ def _ranked(row: Mapping[str, Any], identity: str, annotator: str) -> Entry | st
     answers, choices, extra = row.get("answers") or [], row.get("choices") or [], row.get("extra") or {}
     if not isinstance(answers, list) or not isinstance(choices, list) or not isinstance(extra, dict):
         return "has answers, choices or extra of another type"
+    if (extra := said_before(extra)) is None:
+        return NO_MESSAGES
     who = str(row.get("annotator") or annotator)
     by, seconds, sources = row.get("by") or by_name(who), row.get("seconds"), row.get("sources") or [{}] * len(texts)
     if by not in BYS or not (seconds is None or isinstance(seconds, int | float)):
@@ -177,9 +179,7 @@ def _ranked(row: Mapping[str, Any], identity: str, annotator: str) -> Entry | st
     except (KeyError, TypeError, ValueError, AttributeError):
         return "has sources that do not fit its candidates"
     context = str(row.get("context") or "")
-    question = Question(
-        str(row.get("id", identity)), row["question"], context, tuple(answers), tuple(choices), dict(extra)
-    )
+    question = Question(str(row.get("id", identity)), row["question"], context, tuple(answers), tuple(choices), extra)
     asked = Asked(question, candidates, row.get("part", "train"))
     entry = Entry(asked, tuple(tuple(group) for group in groups), who, kind, by, str(row.get("when") or ""))
     return replace(entry, seconds=seconds, again=bool(row.get("again")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -14,8 +15,8 @@ def trace_row(trace: Trace) -> dict[str, Any]:
     return {
         "prompt": list(trace.prompt),
         "tokens": [step.token for step in trace.steps],
-        "logp": [step.logp for step in trace.steps],
-        "drawn_logp": [step.drawn_logp for step in trace.steps],
+        "logp": [_number(step.logp) for step in trace.steps],
+        "drawn_logp": [_number(step.drawn_logp) for step in trace.steps],
         "how": [step.how for step in trace.steps],
         "sampling": {k: v for k, v in asdict(trace.sampling).items() if v != getattr(Sampling(), k)},
         "seed": trace.seed,
@@ -36,7 +37,7 @@ def trace_from(row: Mapping[str, Any]) -> Trace:
     columns = zip(row["tokens"], row["logp"], row["drawn_logp"], row["how"], strict=True)
     return Trace(
         tuple(row["prompt"]),
-        tuple(Step(token, logp, drawn, how) for token, logp, drawn, how in columns),
+        tuple(Step(token, _told(logp), _told(drawn), how) for token, logp, drawn, how in columns),
         Sampling(**sampling),
         row["seed"],
         row["sample"],
@@ -46,3 +47,12 @@ def trace_from(row: Mapping[str, Any]) -> Trace:
         row["seconds"],
         row["joules"],
     )
+
+
+def _number(logp: float) -> float | None:
+    """None where it is not told, as servers do not always."""
+    return None if math.isnan(logp) else logp
+
+
+def _told(logp: float | None) -> float:
+    return math.nan if logp is None else logp

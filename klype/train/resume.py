@@ -24,7 +24,7 @@ from safetensors.torch import load, save
 from klype import durable
 from klype.durable import hash_file, sync_folder
 from klype.errors import KlypeError
-from klype.jsons import finite
+from klype.jsons import finite, parsed
 from klype.train import parallel
 
 KEPT = 2
@@ -166,7 +166,7 @@ def _read(place: Path, checked: bool = False) -> State:
                 raise _TornError(f"{name} does not match its hash")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _TornError(f"{type(error).__name__}: {error}") from error
-    about = finite(contents[ABOUT])
+    about = parsed(contents[ABOUT])  # a loss that was measured meanwhile may be none
     optimizer = {} if sharded else load(contents[OPTIMIZER])
     return State(about.pop("step"), load(contents[MODEL]), optimizer, about, place / SHARDS if sharded else None)
 
