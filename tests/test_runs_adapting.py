@@ -10,13 +10,20 @@ from typing import Any
 import pytest
 import torch
 
+from klype.data.readers import TextDocument
+from klype.data.split import Split
 from klype.errors import UsageError
 from klype.model import checkpoint
+from klype.model.config import ModelConfig
+from klype.model.transformer import Transformer
 from klype.runs import pipeline
 from klype.runs.adapting import done_already
 from klype.runs.options import RunOptions, StageOptions
 from klype.runs.say import Silent
+from klype.runs.text_measures import TextMeasures
 from klype.sources.find import find_model
+from klype.text.special import SpecialTokens
+from klype.text.tokenizer import Tokenizer
 from tests.train_toys import FEW, NARROW
 
 SMALL = (*FEW, "model.window=64", "examine.questions=12")
@@ -42,6 +49,18 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def matrices(folder: Path) -> dict[str, torch.Tensor]:
     return checkpoint.load(folder).model.state_dict()
+
+
+def test_a_text_is_measured_where_no_token_begins_or_ends_it() -> None:
+    """As of a model from elsewhere whose files name no such tokens."""
+    text = "Reven gikk over isen. Han så en fisk i vannet."
+    tokenizer = Tokenizer(Tokenizer.train([text], 300)._definition, SpecialTokens(None, None, None))
+    assert (tokenizer.lead, tokenizer.end) == ([], -1)
+    model = Transformer(ModelConfig(vocab_size=tokenizer.vocab_size, width=8, heads=2, layers=1, hidden=16, window=32))
+    documents = [TextDocument(text, "a.txt", 1), TextDocument(text[::-1], "b.txt", 1)]
+    figure = TextMeasures(Split(documents, documents), tokenizer, 32).bits_per_byte(model, few=True)
+    assert figure.value is not None
+    assert figure.value > 0
 
 
 @pytest.mark.slow

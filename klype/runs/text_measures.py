@@ -86,7 +86,8 @@ class TextMeasures:
 
     def _bits(self, model: Transformer, text: str) -> tuple[float, float]:
         ids = self._tokenizer.encode_document(text)
-        if not self._tokenizer.lead:  # nothing begins it: it is read behind the end of another
+        if not self._tokenizer.lead and self._tokenizer.end >= 0:
+            # Nothing begins it: it is read behind the end of another.
             ids = [self._tokenizer.end, *ids]
         bits_N = token_bits(model, ids, self._window)
         return float(bits_N.sum()), float(len(text.encode()))
@@ -179,10 +180,10 @@ class TextMeasures:
                 for i, traces in enumerate(groups)
                 for t in traces
             ]
-            figures = measure(Evidence(answered, seed=seed))
+            figures = measure(Evidence(answered))
             kept = ("repetition", "distinct", "same_text")
             shown: dict[str, Any] = {name: f.json() for name, f in figures.items() if name in kept}
-            shown["real_words"] = _real(answered, is_word, seed).json()
+            shown["real_words"] = _real(answered, is_word).json()
             samples = [self._written(trace) for trace in groups[0]]
             rows.append({"temperature": temperature, "figures": shown, "samples": samples})
         return rows
@@ -200,14 +201,14 @@ class TextMeasures:
         return tokens[: max(1, self._window - 1)]
 
 
-def _real(answered: Sequence[Answered], is_word: Callable[[str], bool], seed: int) -> Figure:
+def _real(answered: Sequence[Answered], is_word: Callable[[str], bool]) -> Figure:
     """The share of words that are words, punctuation and the last (which may be cut) apart."""
     found: list[tuple[str, float]] = []
     for answer in answered:
         told = tokens_of(" ".join(answer.words[:-1] if answer.ended == "length" else answer.words))
         if told:
             found.append((answer.question, sum(map(is_word, told)) / len(told)))
-    figure = mean_by_question([share for _, share in found], [name for name, _ in found], "share of words", seed=seed)
+    figure = mean_by_question([share for _, share in found], [name for name, _ in found], "share of words")
     return as_share(figure)
 
 
