@@ -64,8 +64,8 @@ def test_without_errors_there_is_no_shape() -> None:
 def test_the_shape_covers_the_truth() -> None:
     rng = np.random.default_rng(3)
     hits = 0
-    for seed in range(40):
-        figure = weibull_shape([hazard(rng, str(i), [0.1] * 15) for i in range(120)], seed)
+    for _ in range(40):
+        figure = weibull_shape([hazard(rng, str(i), [0.1] * 15) for i in range(120)])
         hits += figure.low <= 1 <= figure.high
     assert hits >= 40 * (0.95 - 5 * math.sqrt(0.05 * 0.95 / 40))
 
@@ -185,7 +185,7 @@ def test_a_score_that_says_nothing_gains_nothing_and_the_truth_gains_all(right: 
 def test_a_random_score_gains_nothing_in_the_mean() -> None:
     rng = np.random.default_rng(0)
     right = (rng.random(200) < 0.7).tolist()
-    values = [rejection_ratio(rng.random(200).tolist(), right, range(200), 0).value for _ in range(20)]
+    values = [rejection_ratio(rng.random(200).tolist(), right, range(200)).value for _ in range(20)]
     assert abs(np.mean(values)) < 5 * np.std(values) / math.sqrt(20)
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from klype.values import Figure
-from klype.words import count, figure, number, percent, percents_apart, short
+from klype.words import count, figure, number, percent, short
 from klype.words.numbers import interval_decimals
 
 
@@ -49,11 +49,3 @@ def test_an_interval_stays_an_interval_when_written(low: float, width: float) ->
     assert 0 <= decimals <= 6
     half_unit = 0.5 * 10**-decimals
     assert half_unit <= width  # rounding moves an end by less than the interval is wide
-
-
-def test_shares_have_as_many_digits_as_tell_them_apart() -> None:
-    assert percents_apart(0.747, 0.75, "en") == ("74.7%", "75.0%")
-    assert percents_apart(0.747, 0.75, "nb") == ("74,7\u00a0%", "75,0\u00a0%")
-    assert percents_apart(0.6, 0.75, "en") == ("60%", "75%")
-    assert percents_apart(0.74999, 0.75, "en") == ("74.999%", "75.000%")
-    assert percents_apart(0.75, 0.75, "en") == ("75.000000%", "75.000000%")

@@ -142,22 +142,22 @@ def _measure(text: str, given: Given, asked: Asked, results: Results, say: Say, 
                 results.about[text, name], results.bits[text, name] = learnt, scored["bits"]
                 results.sizes[text, name] = scored["bytes"]
                 assert sum(scored["bytes"]) == sum(results.sizes[text, "5-gram"]), "all count the same bytes"
-                say(f"{text}: {name}: {bits_per_byte(results, text, name, asked.seed).value:.3f} {UNIT}")
+                say(f"{text}: {name}: {bits_per_byte(results, text, name).value:.3f} {UNIT}")
 
 
-def bits_per_byte(results: Results, text: str, name: str, seed: int = 0) -> Figure:
+def bits_per_byte(results: Results, text: str, name: str) -> Figure:
     """Of one model or n-gram; over blocks of the held-out text."""
     if (text, name) not in results.bits:
         return Figure(None, unit=UNIT, why=results.why.get(name, results.why.get(text, "not measured")))
-    return ratio_of_means(results.bits[text, name], results.sizes[text, name], UNIT, seed)
+    return ratio_of_means(results.bits[text, name], results.sizes[text, name], UNIT)
 
 
-def ratio(results: Results, text: str, ours: str, theirs: str, seed: int = 0) -> Figure:
+def ratio(results: Results, text: str, ours: str, theirs: str) -> Figure:
     """Our bits over theirs on the same blocks: below 1 is better."""
     absent = next((name for name in (theirs, ours) if (text, name) not in results.bits), None)
     if absent is not None:
         return Figure(None, why=results.why.get(absent, results.why.get(text, "not measured")))
-    return ratio_of_means(results.bits[text, ours], results.bits[text, theirs], "times", seed)
+    return ratio_of_means(results.bits[text, ours], results.bits[text, theirs], "times")
 
 
 def gates(results: Results, text: str, seconds: float | None) -> list[dict[str, Any]]:
@@ -186,9 +186,7 @@ def _document(asked: Asked, results: Results, texts: Sequence[str]) -> dict[str,
     named = {
         name: name.lower().replace(", ", "_").replace("'", "").replace(" ", "_").replace("-", "") for name in peers
     }
-    ratios = {
-        f"{text}_vs_{named[peer]}": ratio(results, text, "klype", peer, asked.seed) for text in texts for peer in peers
-    }
+    ratios = {f"{text}_vs_{named[peer]}": ratio(results, text, "klype", peer) for text in texts for peer in peers}
     return {
         "bench": "quality",
         "machine": {
@@ -199,11 +197,11 @@ def _document(asked: Asked, results: Results, texts: Sequence[str]) -> dict[str,
             "busy_elsewhere": results.elsewhere,
         },
         "task": {"held_out": HELD_OUT, "block_bytes": BLOCK, **_asked(asked, texts)},
-        "rows": [_row(results, text, name, about, asked.seed) for (text, name), about in results.about.items()],
+        "rows": [_row(results, text, name, about) for (text, name), about in results.about.items()],
         "yardsticks": {
             text: {
                 "held_out_bytes": int(sum(results.sizes[text, "5-gram"])),
-                "ngram": bits_per_byte(results, text, "5-gram", asked.seed).json(),
+                "ngram": bits_per_byte(results, text, "5-gram").json(),
                 "xz": results.xz[text].json(),
             }
             for text in texts
@@ -219,10 +217,10 @@ def _asked(asked: Asked, texts: Sequence[str]) -> Mapping[str, Any]:
     return {"seconds": asked_s, "seed": asked.seed, "size": asked.size}
 
 
-def _row(results: Results, text: str, name: str, about: Mapping[str, Any], seed: int) -> dict[str, Any]:
+def _row(results: Results, text: str, name: str, about: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "text": text,
         "trainer": name,
-        "bits_per_byte": bits_per_byte(results, text, name, seed).json(),
+        "bits_per_byte": bits_per_byte(results, text, name).json(),
         **about,
     }

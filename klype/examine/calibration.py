@@ -40,7 +40,6 @@ def calibration_error(
     came_true: Sequence[float] | Array,
     questions: Sequence[Any],
     count: int = 10,
-    seed: int = 0,
 ) -> Figure:
     """Root mean square gap over bins of equal mass, less what chance alone would show (Kumar et al. 2019).
 

@@ -47,7 +47,7 @@ def differences(a: Evidence, b: Evidence) -> dict[str, Any]:
         if not known:
             continue
         questions, before, after = zip(*known, strict=True)
-        figure = paired(before, after, questions, UNITS.get(name, "difference of shares"), a.seed)
+        figure = paired(before, after, questions, UNITS.get(name, "difference of shares"))
         out[name] = figure.json()
         if len(set(questions)) == len(questions) and set(before) | set(after) <= {0.0, 1.0}:
             out[name]["p"] = mcnemar(before, after)
@@ -55,7 +55,7 @@ def differences(a: Evidence, b: Evidence) -> dict[str, Any]:
     shocked = [q for q in mine if q in theirs and mine[q].shock.tokens == theirs[q].shock.tokens]
     if shocked:
         effects = [[_effect(side[q]) for q in shocked] for side in (mine, theirs)]
-        out["feedback"] = paired(effects[0], effects[1], shocked, "difference of shares", a.seed).json()
+        out["feedback"] = paired(effects[0], effects[1], shocked, "difference of shares").json()
     return out
 
 

@@ -98,7 +98,7 @@ class Read:
         return Read(tokens, ids_E, p_E, np.repeat(np.arange(len(found)), [len(ids) for ids, _ in found]), words)
 
 
-def s_and_kl(documents: Sequence[Read], logp_DTV: Sequence[Floats], seed: int = 0) -> dict[str, Figure]:
+def s_and_kl(documents: Sequence[Read], logp_DTV: Sequence[Floats]) -> dict[str, Figure]:
     """``s`` and ``kl`` of documents and what a model says of each: as of ``point``, many at a time."""
     mass, lost = [], []
     for read, logp_TV in zip(documents, logp_DTV, strict=True):
@@ -107,18 +107,18 @@ def s_and_kl(documents: Sequence[Read], logp_DTV: Sequence[Floats], seed: int = 
         kl_T = np.bincount(read.at_E, read.p_E * (np.log(read.p_E) - logq_E))
         mass.append(float(np.minimum(s_T, 1.0).sum()))
         lost.append(float(np.maximum(kl_T, 0.0).sum()))
-    s = ratio_of_means(mass, [len(read.tokens) - 1 for read in documents], "share a token", seed)
+    s = ratio_of_means(mass, [len(read.tokens) - 1 for read in documents], "share a token")
     if s.low is not None and s.high is not None:
         s = replace(s, low=max(0.0, s.low), high=min(1.0, s.high))
-    return {"s": s, "kl": ratio_of_means(lost, [read.words for read in documents], "nats a word", seed)}
+    return {"s": s, "kl": ratio_of_means(lost, [read.words for read in documents], "nats a word")}
 
 
-def s_corpus(documents: Sequence[Sequence[Point]], words: Sequence[int] | None = None, seed: int = 0) -> Figure:
+def s_corpus(documents: Sequence[Sequence[Point]], words: Sequence[int] | None = None) -> Figure:
     """Mass on tokens that can follow, on the corpus' own prefixes (ratio of means); bounds when q is partial."""
     counts = [len(document) for document in documents]
     unit = "share a word" if words is None else "share a token"
     low, high = (
-        ratio_of_means([sum(getattr(at, side) for at in document) for document in documents], counts, unit, seed)
+        ratio_of_means([sum(getattr(at, side) for at in document) for document in documents], counts, unit)
         for side in ("s_low", "s_high")
     )
     if low.value is None or high.value is None:
@@ -130,13 +130,11 @@ def s_corpus(documents: Sequence[Sequence[Point]], words: Sequence[int] | None =
     return Figure((low.value + high.value) / 2, least, most, low.n, unit, why=PARTIAL)
 
 
-def divergence(
-    documents: Sequence[Sequence[Point]], name: str, words: Sequence[int] | None = None, seed: int = 0
-) -> Figure:
+def divergence(documents: Sequence[Sequence[Point]], name: str, words: Sequence[int] | None = None) -> Figure:
     """One field of ``Point``, summed over each document, a word (kl, log_score) or a prefix (the others)."""
     counts = words if name in ("kl", "log_score") and words is not None else [len(document) for document in documents]
     unit = {"overlap": "share", "brier": "squared probability"}.get(name, "nats a word")
     values = [[getattr(at, name) for at in document] for document in documents]
     if any(value is None for document in values for value in document):
         return Figure(None, n=len(documents), unit=unit, why=PARTIAL)
-    return ratio_of_means([sum(document) for document in values], counts, unit, seed)
+    return ratio_of_means([sum(document) for document in values], counts, unit)

@@ -75,7 +75,7 @@ class ByQuestion:
 class Evidence:
     """Everything known of one model at one temperature; a measure whose evidence is absent is left out.
 
-    ``documents``: each held-out document's prefixes, compared with the truth (``divergence.points``). ``words``: how
+    ``documents``: each held-out document's prefixes, compared with the truth (``divergence.point``). ``words``: how
     many words each document has when a word may be several tokens (else every prefix is a word's). ``judge`` names
     who said right or wrong. ``other_manners``: the model was taught other manners than the truth has, so that how near
     its probabilities are to the truth's says nothing; which words can follow is the same.
@@ -86,7 +86,6 @@ class Evidence:
     documents: Sequence[Sequence[Point]] = ()
     words: Sequence[int] | None = None
     judge: str = ""
-    seed: int = 0
     told: Sequence[Told] = ()
     sums: Sequence[ByQuestion] = ()
     aftermaths: Sequence[Aftermath] = ()

@@ -222,7 +222,6 @@ def _evidence(
         judged,
         documents,
         judge=examinee.judge_name,
-        seed=desk.settings.seed,
         told=said,
         sums=by_question,
         language=desk.language,

@@ -35,7 +35,7 @@ class Effect:
     matched: int
 
 
-def effect(found: Sequence[Aftermath], weights: Literal["shock", "errors"] = "shock", seed: int = 0) -> Effect:
+def effect(found: Sequence[Aftermath], weights: Literal["shock", "errors"] = "shock") -> Effect:
     """Figures by distance, over questions. ``weights``: every beginning alike (a shock), or ∝ 1 − S (errors where they
     occur by themselves)."""
     ruled, matched = [one for one in found if one.shock.by_rule], [one for one in found if one.shock.matched]
@@ -50,7 +50,7 @@ def effect(found: Sequence[Aftermath], weights: Literal["shock", "errors"] = "sh
         above, below = (np.zeros(len(questions)) for _ in range(2))
         np.add.at(above, index_N, weight_N * np.asarray(top))
         np.add.at(below, index_N, weight_N * np.asarray(under))
-        return replace(ratio_of_means(above, below, unit, seed), n=len(rows))
+        return replace(ratio_of_means(above, below, unit), n=len(rows))
 
     def mean(rows: Sequence[Aftermath], values: Sequence[float], unit: str) -> Figure:
         return ratio(rows, values, [1.0] * len(rows), unit)
@@ -73,7 +73,7 @@ def effect(found: Sequence[Aftermath], weights: Literal["shock", "errors"] = "sh
                        for d in every),
         recovery=tuple(_within(mean(ruled, [one.clean["wrong"][d] for one in ruled], "share of answers"))
                        for d in every),
-        moved=tuple(_moved_figure(ruled, d, seed) for d in every),
+        moved=tuple(_moved_figure(ruled, d) for d in every),
         ended={arm: tuple(float(np.mean([one.ended[arm][d] for one in ruled] or [0.0])) for d in every)
                for arm in ARMS},
         further={
@@ -87,9 +87,9 @@ def effect(found: Sequence[Aftermath], weights: Literal["shock", "errors"] = "sh
     )  # fmt: skip
 
 
-def _moved_figure(found: Sequence[Aftermath], d: int, seed: int) -> Figure:
+def _moved_figure(found: Sequence[Aftermath], d: int) -> Figure:
     known = [value for one in found if (value := one.moved[d]) is not None]
-    return _within(ratio_of_means(known, [1.0] * len(known), "share", seed))
+    return _within(ratio_of_means(known, [1.0] * len(known), "share"))
 
 
 def _within(figure: Figure, most: float = 1.0) -> Figure:

@@ -24,7 +24,7 @@ WIDEST = 3.0
 """ln k lies within ± this; a step is never longer."""
 
 
-def weibull_shape(answers: Sequence[Answered], seed: int = 0) -> Figure:
+def weibull_shape(answers: Sequence[Answered]) -> Figure:
     """k by maximum likelihood (exact hazards enter as expected counts); interval: of ln k, from what groups of
     questions weigh in it.
 

@@ -54,7 +54,7 @@ def proportion(k: int, n: int, unit: str = "", judge: str = "") -> Figure:
 
 
 def mean_by_question(
-    values: Sequence[float] | Array, questions: Sequence[Any], unit: str = "", judge: str = "", seed: int = 0
+    values: Sequence[float] | Array, questions: Sequence[Any], unit: str = "", judge: str = ""
 ) -> Figure:
     """Mean over questions of each question's mean value; ``questions[i]`` names the question of ``values[i]``.
 
@@ -69,9 +69,7 @@ def mean_by_question(
     return figure_of(mean_M, np.ones_like(mean_M), value_N.size, unit, judge, share)
 
 
-def paired(
-    a: Sequence[float] | Array, b: Sequence[float] | Array, questions: Sequence[Any], unit: str = "", seed: int = 0
-) -> Figure:
+def paired(a: Sequence[float] | Array, b: Sequence[float] | Array, questions: Sequence[Any], unit: str = "") -> Figure:
     """Mean over questions of b − a on the same questions and samples: positive when b is more.
 
     Right-or-wrong trials, shares that mostly change alike or not, and other values that nearly all change alike:
@@ -105,7 +103,7 @@ def mcnemar(a: Sequence[float] | Array, b: Sequence[float] | Array) -> float:
 
 
 def ratio_of_means(
-    numerators: Sequence[float] | Array, denominators: Sequence[float] | Array, unit: str = "", seed: int = 0
+    numerators: Sequence[float] | Array, denominators: Sequence[float] | Array, unit: str = ""
 ) -> Figure:
     """Σ numerators / Σ denominators over independent clusters (documents, questions); n counts clusters.
 

@@ -49,7 +49,7 @@ def verdict(evidence: Evidence, name: str) -> Figure:
     """Share of answers with this verdict. Undecided ones count for neither side; ``undecided`` shows them."""
     decided = [(answer.question, value) for answer in evidence.answers if (value := getattr(answer, name)) is not None]
     judge = "word for word" if name == "word_for_word" else evidence.judge
-    return mean_by_question([float(v) for _, v in decided], [q for q, _ in decided], "share", judge, evidence.seed)
+    return mean_by_question([float(v) for _, v in decided], [q for q, _ in decided], "share", judge)
 
 
 def undecided(evidence: Evidence) -> Figure:
@@ -58,21 +58,20 @@ def undecided(evidence: Evidence) -> Figure:
     if all(values):
         return nothing()
     asked = [answer.question for answer in evidence.answers]
-    return mean_by_question(values, asked, "share", evidence.judge, evidence.seed)
+    return mean_by_question(values, asked, "share", evidence.judge)
 
 
 def score(evidence: Evidence) -> Figure:
     """The annotator's mean score."""
     scored = [(answer.question, answer.score) for answer in evidence.answers if answer.score is not None]
-    return mean_by_question([s for _, s in scored], [q for q, _ in scored], "points", evidence.judge, evidence.seed)
+    return mean_by_question([s for _, s in scored], [q for q, _ in scored], "points", evidence.judge)
 
 
 def s_own(evidence: Evidence) -> Figure:
     """Mass on words that can follow, on the model's own right prefixes."""
     if evidence.answers and all(answer.s_bounds for answer in evidence.answers):
         low, high = (
-            survival([replace(a, s=tuple(ends[i] for ends in a.s_bounds)) for a in evidence.answers], evidence.seed).s
-            for i in (0, 1)
+            survival([replace(a, s=tuple(ends[i] for ends in a.s_bounds)) for a in evidence.answers]).s for i in (0, 1)
         )
         return between(low, high)
     if not all(answer.s for answer in evidence.answers) or not evidence.answers:
@@ -86,20 +85,20 @@ def of_truth(evidence: Evidence, name: str) -> Figure:
         return nothing()
     if evidence.other_manners:
         return Figure(None, why=OTHER_MANNERS)
-    return divergence(evidence.documents, name, evidence.words, evidence.seed)
+    return divergence(evidence.documents, name, evidence.words)
 
 
 def s_of_corpus(evidence: Evidence) -> Figure:
     """S on the corpus' own prefixes, when p is known."""
     if not evidence.documents:
         return nothing()
-    return s_corpus(evidence.documents, evidence.words, evidence.seed)
+    return s_corpus(evidence.documents, evidence.words)
 
 
 def repeats(evidence: Evidence, n: int = 4) -> Figure:
     """seq-rep-4 of the answers long enough to have one."""
     long = [(a.question, value) for a in evidence.answers if (value := repetition.repeated(a.words, n)) is not None]
-    figure = mean_by_question([v for _, v in long], [q for q, _ in long], "share of 4-grams", seed=evidence.seed)
+    figure = mean_by_question([v for _, v in long], [q for q, _ in long], "share of 4-grams")
     return as_share(figure)
 
 
@@ -114,19 +113,19 @@ def repeats_beyond(evidence: Evidence, n: int = 4) -> Figure:
     if not both:
         return nothing()
     questions, model, truth = zip(*both, strict=True)
-    return paired(truth, model, questions, "difference of shares", evidence.seed)
+    return paired(truth, model, questions, "difference of shares")
 
 
 def loops(evidence: Evidence) -> Figure:
     """Share of an answer's words, at its end, that only repeat the words just before them."""
     said = [(a.question, repetition.loop(a.words) / len(a.words)) for a in evidence.answers if a.words]
-    return as_share(mean_by_question([v for _, v in said], [q for q, _ in said], "share of words", seed=evidence.seed))
+    return as_share(mean_by_question([v for _, v in said], [q for q, _ in said], "share of words"))
 
 
 def cost(evidence: Evidence, name: str, unit: str) -> Figure:
     """Mean per answer."""
     known = [(answer.question, value) for answer in evidence.answers if (value := getattr(answer, name)) is not None]
-    return mean_by_question([float(v) for _, v in known], [q for q, _ in known], unit, seed=evidence.seed)
+    return mean_by_question([float(v) for _, v in known], [q for q, _ in known], unit)
 
 
 def joules_per_right(evidence: Evidence) -> Figure:
@@ -143,7 +142,7 @@ def joules_per_right(evidence: Evidence) -> Figure:
         least = sum(j for j, _ in groups.values()) / (len(known) * clopper_pearson(0, len(groups))[1])
         return Figure(None, n=len(known), unit="J", why=f"none was right: at least {least:.3g} J")
     energy, right = [j for j, _ in groups.values()], [r for _, r in groups.values()]
-    return ratio_of_means(energy, right, "J per right answer", evidence.seed)
+    return ratio_of_means(energy, right, "J per right answer")
 
 
 MEASURES: tuple[Measure, ...] = (

@@ -27,9 +27,7 @@ def risk_coverage(uncertainty: Sequence[float], right: Sequence[bool]) -> list[t
     return [((i + 1) / len(risks), float(risk)) for i, risk in enumerate(risks)]
 
 
-def rejection_ratio(
-    uncertainty: Sequence[float], right: Sequence[bool], questions: Sequence[Hashable], seed: int = 0
-) -> Figure:
+def rejection_ratio(uncertainty: Sequence[float], right: Sequence[bool], questions: Sequence[Hashable]) -> Figure:
     """Prediction–rejection ratio (Malinin & Gales 2021): 1 as good as knowing, 0 as good as chance, below 0 worse.
 
     (mean risk of keeping at random − that of keeping by score) / (… − that of keeping by truth); interval from what

@@ -36,7 +36,7 @@ def per_question(evidence: Evidence, function: Callable[[list[Answered]], float 
     for answer in evidence.answers:
         groups.setdefault(answer.question, []).append(answer)
     values = [(q, value) for q, answers in groups.items() if (value := function(answers)) is not None]
-    return as_share(mean_by_question([v for _, v in values], [q for q, _ in values], unit, seed=evidence.seed))
+    return as_share(mean_by_question([v for _, v in values], [q for q, _ in values], unit))
 
 
 def as_share(figure: Figure) -> Figure:
@@ -66,12 +66,10 @@ def answer_entropy(evidence: Evidence) -> Figure:
     """Mean of Σ_t H(q_t) over draws: unbiased for the entropy of token sequences."""
     ends = [(a.question, a.entropy_bounds) for a in evidence.answers if a.entropy_bounds is not None]
     if ends and len(ends) == len(evidence.answers):
-        low, high = (
-            mean_by_question([e[i] for _, e in ends], [q for q, _ in ends], "nats", seed=evidence.seed) for i in (0, 1)
-        )
+        low, high = (mean_by_question([e[i] for _, e in ends], [q for q, _ in ends], "nats") for i in (0, 1))
         return between(low, high)
     known = [(a.question, a.entropy) for a in evidence.answers if a.entropy is not None]
-    return mean_by_question([v for _, v in known], [q for q, _ in known], "nats", seed=evidence.seed)
+    return mean_by_question([v for _, v in known], [q for q, _ in known], "nats")
 
 
 def between(low: Figure, high: Figure) -> Figure:
@@ -118,7 +116,7 @@ def surviving(evidence: Evidence, curve: Literal["r", "k", "difference"], at: in
 
 
 def shape(evidence: Evidence) -> Figure:
-    return weibull_shape(evidence.answers, evidence.seed) if evidence.by_word else nothing()
+    return weibull_shape(evidence.answers) if evidence.by_word else nothing()
 
 
 def calibration(evidence: Evidence) -> Figure:
@@ -127,26 +125,26 @@ def calibration(evidence: Evidence) -> Figure:
     if evidence.other_manners:
         return Figure(None, why=OTHER_MANNERS)
     said, true = [t.said for t in evidence.told], [t.true for t in evidence.told]
-    return calibration_error(said, true, [t.question for t in evidence.told], seed=evidence.seed)
+    return calibration_error(said, true, [t.question for t in evidence.told])
 
 
 def temperature(evidence: Evidence) -> Figure:
     rows = [one.cross_entropies for one in evidence.sums if one.cross_entropies]
     if rows and evidence.other_manners:
         return Figure(None, why=OTHER_MANNERS)
-    return best_temperature(np.array(rows), evidence.seed) if rows else nothing()
+    return best_temperature(np.array(rows)) if rows else nothing()
 
 
 def excess(evidence: Evidence) -> Figure:
     pairs = [(one.own_kl, one.true_kl) for one in evidence.sums if one.own_kl is not None and one.true_kl is not None]
     if pairs and evidence.other_manners:
         return Figure(None, why=OTHER_MANNERS)
-    return excess_error([own for own, _ in pairs], [true for _, true in pairs], evidence.seed) if pairs else nothing()
+    return excess_error([own for own, _ in pairs], [true for _, true in pairs]) if pairs else nothing()
 
 
 def effect_of(evidence: Evidence) -> Effect:
     """Of all its shocks, each alike."""
-    return evidence.once("effect", lambda: effect(evidence.aftermaths, seed=evidence.seed))
+    return evidence.once("effect", lambda: effect(evidence.aftermaths))
 
 
 def feedback(
@@ -161,12 +159,12 @@ def feedback(
 
 
 def replaced(evidence: Evidence) -> Figure:
-    """How much rarer right answers are when one of their words was replaced by another likely one."""
+    """How much rarer right answers are when one of their words was replaced by another as rare."""
     if not evidence.replaced:
         return nothing()
     found = evidence.replaced
     figure = paired([one.other for one in found], [one.own for one in found], [one.question for one in found],
-                    "difference of shares", evidence.seed)  # fmt: skip
+                    "difference of shares")  # fmt: skip
     return _judged(figure, evidence.judge)
 
 
@@ -201,7 +199,7 @@ def forked(evidence: Evidence) -> Figure:
 def fork_word(evidence: Evidence) -> Figure:
     """Which word decided, where one did: its mean position."""
     places = [one.fork + 1 for one in evidence.forks if one.fork is not None]
-    figure = mean_by_question([float(p) for p in places], list(range(len(places))), "word", seed=evidence.seed)
+    figure = mean_by_question([float(p) for p in places], list(range(len(places))), "word")
     return figure if figure.low is None else replace(figure, low=max(1.0, figure.low))  # no word comes before the first
 
 
@@ -211,7 +209,7 @@ def selective(evidence: Evidence) -> Figure:
     if not known:
         return nothing()
     scores, rights, questions = zip(*known, strict=True)
-    return _judged(rejection_ratio(scores, rights, questions, evidence.seed), evidence.judge)
+    return _judged(rejection_ratio(scores, rights, questions), evidence.judge)
 
 
 def sureness(evidence: Evidence) -> list[tuple[float, bool, str]]:
@@ -225,7 +223,7 @@ def sureness(evidence: Evidence) -> list[tuple[float, bool, str]]:
 
 def copied(evidence: Evidence) -> Figure:
     known = [(a.question, a.copied) for a in evidence.answers if a.copied is not None]
-    return mean_by_question([v for _, v in known], [q for q, _ in known], "share of words", seed=evidence.seed)
+    return mean_by_question([v for _, v in known], [q for q, _ in known], "share of words")
 
 
 def _certain(low: Sequence[float], high: Sequence[float], unit: str) -> Figure:

@@ -52,7 +52,7 @@ class Survival:
     erred: tuple[float, ...]
 
 
-def survival(answers: Sequence[Answered], seed: int = 0) -> Survival:
+def survival(answers: Sequence[Answered]) -> Survival:
     """The curves up to the longest answer; intervals from what each question weighs in them (``pseudo_values``)."""
     table_MTE = hazards(answers)
     questions, length = table_MTE.shape[:2]
@@ -96,7 +96,7 @@ def survival(answers: Sequence[Answered], seed: int = 0) -> Survival:
 
 def survival_of(evidence: Evidence) -> Survival:
     """Of all its answers."""
-    return evidence.once("survival", lambda: survival(evidence.answers, evidence.seed))
+    return evidence.once("survival", lambda: survival(evidence.answers))
 
 
 def _s(at_risk_M: Array, erred_M: Array, answers: Sequence[Answered]) -> Figure:

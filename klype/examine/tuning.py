@@ -36,7 +36,7 @@ def cross_entropies(p: Mapping[int, float], q: Distribution) -> Array:
     return found
 
 
-def best_temperature(table_MG: Array, seed: int = 0) -> Figure:
+def best_temperature(table_MG: Array) -> Figure:
     """The T of least cross-entropy, from each question's summed ``cross_entropies``; interval: of ln T."""
     questions = table_MG.shape[0]
     if questions == 0:
@@ -52,10 +52,10 @@ def best_temperature(table_MG: Array, seed: int = 0) -> Figure:
     return Figure(value, min(low, value), max(high, value), questions, "temperature")
 
 
-def excess_error(own: Sequence[float], true: Sequence[float], seed: int = 0) -> Figure:
+def excess_error(own: Sequence[float], true: Sequence[float]) -> Figure:
     """ExAccErr (Arora et al. 2022, arXiv:2204.01171): 100 (ρ − 1) %, ρ = mean Σ KL(p‖q) over one's own open beginnings
     ÷ the same over true ones; one sum a question in each."""
-    ratio = ratio_of_means(own, true, "ratio", seed)
+    ratio = ratio_of_means(own, true, "ratio")
     if ratio.value is None:
         return Figure(None, n=ratio.n, unit="% more", why=ratio.why)
     ends = [None if end is None else 100 * (end - 1) for end in (ratio.low, ratio.high)]

@@ -71,11 +71,6 @@ def information(scores_KH: Floats) -> Floats:
     return gain_KK
 
 
-def worth_of(scores_KH: Floats) -> Floats:
-    """[K]: what a candidate's comparison with all others would tell."""
-    return np.asarray(information(scores_KH).sum(1))
-
-
 def most_informative(groups: Sequence[Floats]) -> list[int]:
     """Questions in the order in which to rank them: whose candidates' comparisons would tell the most, first.
 

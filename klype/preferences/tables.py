@@ -93,12 +93,10 @@ claims = Table(
     Column("until", Float, nullable=False),  # seconds since 1970
     UniqueConstraint("question_id", "annotator_id"),
 )
-SEALED = (annotators, questions, candidates, rankings)
-"""Tables of which every row carries a checksum; NULL was written by a klype that knew none."""
 
 
 def covered(table: Table) -> list[str]:
-    """The columns that a row's checksum is of: all that is written once."""
+    """The columns that a row's checksum is of: all that is written once. Older rows may have none."""
     return [column.name for column in table.columns if column.name not in ("id", "priority", "checksum")]
 
 

@@ -100,7 +100,7 @@ def _fell(document: Mapping[str, Any], name: str, better: int) -> bool:
 
 
 def _means(answers: Sequence[Answered], run: Run) -> dict[str, Figure]:
-    evidence = Evidence(answers, judge=run.subject.judge_name, seed=run.options.seed)
+    evidence = Evidence(answers, judge=run.subject.judge_name)
     return measure(evidence, ("right", "polite", "concise", "annotator", "tokens"))
 
 
@@ -109,7 +109,7 @@ def _spread(run: Run, model: Transformer, questions: Sequence[Question], aligned
     """Diversity, S, and calibration, at temperature 1, several answers to each question."""
     groups = answer_all(model, run.subject, questions, Sampling(temperature=1.0), n=DRAWN, top=-1)
     answers = judged(run.subject, model.config, questions, groups)
-    figures = measure(Evidence(answers, judge=run.subject.judge_name, seed=run.options.seed))
+    figures = measure(Evidence(answers, judge=run.subject.judge_name))
     found: dict[str, Figure] = {
         k: figures[k] for k in ("answer_entropy", "distinct", "same_text", "s", "repetition") if k in figures
     }

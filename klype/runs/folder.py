@@ -109,9 +109,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))[:100]
-        raise KlypeError(
-            f"{file} is damaged at {where}: {first['msg'].lower()}.", "Bring it back from a copy."
-        ) from None
+        raise KlypeError(f"{file} is damaged at {where}: {first['msg'].lower()}.", MEND) from None
     return about
 
 

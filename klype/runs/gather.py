@@ -65,7 +65,7 @@ def measure_stage(run: Run, name: StageName) -> dict[str, FigureFacts]:
 
 
 def _evidence(run: Run, answers: Sequence[Answered]) -> Evidence:
-    return Evidence(answers, judge=run.subject.judge_name, seed=run.options.seed)
+    return Evidence(answers, judge=run.subject.judge_name)
 
 
 def about(run: Run) -> dict[str, Any]:
@@ -229,7 +229,7 @@ def temperatures(run: Run, model: Transformer, stage: StageName) -> dict[str, An
             }
         )
         if temperature in (0.7, 1.0):
-            found = survival(answers, run.options.seed)
+            found = survival(answers)
             curves_.append(
                 {
                     "temperature": temperature,

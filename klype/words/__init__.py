@@ -1,7 +1,7 @@
 """The words klype says, in both languages: one TOML file per catalogue and language (``cli_nb.toml``)."""
 
 from klype.words.catalogue import LANGUAGES, Words, catalogues, words
-from klype.words.numbers import count, figure, number, percent, percents_apart, short
+from klype.words.numbers import count, figure, number, percent, short
 
 __all__ = [
     "LANGUAGES",
@@ -11,7 +11,6 @@ __all__ = [
     "figure",
     "number",
     "percent",
-    "percents_apart",
     "short",
     "words",
 ]

@@ -35,15 +35,6 @@ def percent(share: float, lang: str, decimals: int = 0) -> str:
     return number(100 * share, lang, decimals) + ("\u00a0%" if lang == "nb" else "%")
 
 
-def percents_apart(one: float, other: float, lang: str) -> tuple[str, str]:
-    """Two shares in percent, with as many decimals as tell them apart (six at most)."""
-    for decimals in range(6):
-        shown = percent(one, lang, decimals), percent(other, lang, decimals)
-        if shown[0] != shown[1]:
-            return shown
-    return percent(one, lang, 6), percent(other, lang, 6)
-
-
 def figure(value: Figure, lang: str, unit: bool = False) -> str:
     """The figure with its interval; why, when there is none. In Norwegian a semicolon parts the ends."""
     if value.value is None or not math.isfinite(value.value):
