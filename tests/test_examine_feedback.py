@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from klype.examine.feedback import Asked, FeedbackSettings, Shock, aftermaths, shocks
+from klype.examine.feedback import ARMS, Aftermath, Arm, Asked, FeedbackSettings, Shock, aftermaths, shocks
 from klype.examine.feedback_effect import effect
 from klype.examine.truth import Reader
 from klype.sources.native import NativeSource
@@ -134,3 +134,16 @@ def test_the_reader_remembers_and_agrees_with_reading_anew() -> None:
     assert reader.first_error((0, 1, 5, 3)) == 3
     assert reader.first_error((0, 1)) is None
     assert reader.next(()) == {0: 1.0}
+
+
+def test_a_number_of_errors_has_no_interval_below_none() -> None:
+    """A few places with a whole error, tiny chances elsewhere: an interval of the mean alone reaches below 0."""
+    rng = np.random.default_rng(3)
+    found = []
+    for i in range(162):
+        edits: dict[Arm, tuple[float, ...]] = {arm: (float(rng.random() * 1e-3 + 1.3 * (i < 3)),) for arm in ARMS}
+        shock = Shock(f"q{i}", (), (1, 2, 2), 0.9)
+        found.append(Aftermath(shock, edits, edits, edits, (None,), edits=edits))
+    for name, figure in effect(found).further.items():
+        assert figure.low is not None, name
+        assert figure.low >= 0, name

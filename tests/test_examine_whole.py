@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,13 +24,25 @@ from klype.examine.gates import failed, parse
 from klype.examine.say import Say
 from klype.examine.truth import Reader, Tokens, at_temperature
 from klype.judge.meaning import text_meaning
-from klype.values import Distribution, Question, Verdict
+from klype.values import Distribution, Figure, Question, Verdict
 from tests.toy_sources import enumerate_answers, table_source
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("lang", ["en", "nb"])
+def test_a_sentence_of_the_verdict_ends_where_its_second_half_was_not_measured(lang: str) -> None:
+    """Half of them go on with what only some models have: references, a judge, an answer that one word decided."""
+    known = {
+        name: Figure(0.5, 0.4, 0.6, 12, "share").json() for name in ("right", "word_for_word", "fork", "fork_word", "s")
+    }
+    for names in itertools.chain.from_iterable(itertools.combinations(known, n) for n in range(len(known) + 1)):
+        figures = {name: known[name] for name in names}
+        told = verdict({"figures": {"0.7": figures}, "main": "0.7", "questions": 12, "judge": "meaning"}, Say(lang))
+        assert not re.search(r"[;,:](?= [A-ZÅ]|$)", "\n".join(told), re.M), names
 
 
 TO_P = ("kl", "kl_acceptable", "jensen_shannon", "overlap", "log_score", "brier", "calibration", "best_temperature",

@@ -64,6 +64,7 @@ def verdict(document: Document, say: Say) -> list[str]:
         out.append(say("exam.right", **shown))
     if "word_for_word" in figures:
         out.append(say("exam.word_for_word", same=say.figure(figures["word_for_word"], "word_for_word")))
+    out[-1] = _ended(out[-1])
     if figures.get("undecided", {}).get("value"):
         out.append(say("exam.undecided", share=say.figure(figures["undecided"], "undecided")))
     if "same_meaning" in figures:
@@ -74,6 +75,7 @@ def verdict(document: Document, say: Say) -> list[str]:
         second.append(say("exam.forks", share=say.figure(figures["fork"], "fork"), n=figures["fork"]["n"]))
         if "fork_word" in figures:
             second.append(say("exam.fork_word", word=say.figure(figures["fork_word"])))
+        second[-1] = _ended(second[-1])
     if "s" in figures:
         second.append(say("exam.s", s=say.figure(figures["s"], "s")))
     if known.get("calibration", {}).get("why") == OTHER_MANNERS:
@@ -81,6 +83,11 @@ def verdict(document: Document, say: Say) -> list[str]:
     if "best_temperature" in figures:
         second.append(say("exam.best", t=say.figure(figures["best_temperature"])))
     return [" ".join(sentences) for sentences in (out, second) if sentences]
+
+
+def _ended(said: str) -> str:
+    """With a full stop where what it would go on with was not measured."""
+    return said if said.endswith(".") else f"{said.rstrip(',;:')}."
 
 
 def feedback(document: Document, say: Say) -> list[str]:

@@ -77,7 +77,7 @@ def effect(found: Sequence[Aftermath], weights: Literal["shock", "errors"] = "sh
         ended={arm: tuple(float(np.mean([one.ended[arm][d] for one in ruled] or [0.0])) for d in every)
                for arm in ARMS},
         further={
-            f"{arm}_{name}": of_matched([sum(getattr(one, name)[arm]) for one in matched], "errors")
+            f"{arm}_{name}": _within(of_matched([sum(getattr(one, name)[arm]) for one in matched], "errors"), math.inf)
             for arm in ("wrong", "near")
             for name in ("errors", "edits")
             if all(getattr(one, name) for one in matched)
@@ -93,7 +93,7 @@ def _moved_figure(found: Sequence[Aftermath], d: int) -> Figure:
 
 
 def _within(figure: Figure, most: float = 1.0) -> Figure:
-    """A share lies between 0 and 1, and so does its interval; a ratio is not below 0."""
+    """A share lies between 0 and 1, and so does its interval; a ratio or a number of errors is not below 0."""
     if figure.value is None or figure.low is None or figure.high is None:
         return figure
     return Figure(figure.value, max(0.0, figure.low), min(most, figure.high), figure.n, figure.unit)
