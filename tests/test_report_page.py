@@ -270,6 +270,15 @@ def test_any_share_can_be_said_in_both_languages(value: float, below: float, abo
     assert re.fullmatch(r"\d+(,\d+)?\u00a0% \[\d+(,\d+)?; \d+(,\d+)?\]", Say("nb").figure(figure, "right"))
 
 
+@pytest.mark.parametrize("value", [0.001, 0.004, 0.996, 0.999])
+def test_a_share_that_is_neither_none_nor_all_is_not_written_as_either(value: float) -> None:
+    """“One example is enough: 0% of the words” was said of two in a thousand, for its interval is wide."""
+    figure = {"value": value, "low": max(0.0, value - 0.05), "high": min(1.0, value + 0.05)}
+    for lang, sign in (("en", "%"), ("nb", "\u00a0%")):
+        assert not re.match(rf"(0|100){sign}", Say(lang).figure(figure, "right"))
+    assert Say("en").figure({"value": 1.0, "low": 0.95, "high": 1.0}, "right") == "100% [95, 100]"
+
+
 def test_durations_and_large_numbers() -> None:
     en, nb = Say("en"), Say("nb")
     said = [en.seconds(s).replace("\u00a0", " ") for s in (0.0042, 0.25, 9.4, 59.0, 60.0, 291.6, 7500.0)]

@@ -57,6 +57,8 @@ class Say:
             if low is None or high is None:
                 return self.share(value)
             decimals = min(2, interval_decimals(100 * low, 100 * high)) if 0 < high - low < 0.02 else 0
+            if 0 < value < 1 and round(100 * value) in (0, 100):  # neither none nor all
+                decimals = max(1, decimals)
             ends = ("; " if self.lang == "nb" else ", ").join(self.number(100 * x, decimals) for x in (low, high))
             return f"{percent(value, self.lang, decimals)} [{ends}]"
         if abs(value) >= 10_000:
