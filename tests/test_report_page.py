@@ -207,6 +207,8 @@ def test_the_verdict_says_the_figures_of_the_facts() -> None:
     assert "0.118 [0.112, 0.124]" in english
     assert "0,118 [0,112; 0,124]" in norwegian
     assert "6 of 8 gates were passed (within the uncertainty: 1; missed: 1)" in english
+    assert "of the base model’s probability" in english  # S and KL are the base model's, all else here the last one's
+    assert "legger grunnmodellen" in norwegian
     assert "18% to 98%" in english
     assert not re.search(r"\d\.\d", norwegian)
 
