@@ -757,7 +757,8 @@ def pattern(catalogue: str, key: str, lang: str) -> re.Pattern[str]:
     for literal, name, _, _ in Formatter().parse(words(lang, catalogue).messages[key]):
         out.append(r"\s+".join(re.escape(part) for part in re.split(r"\s+", literal)))
         out.append("" if name is None else r"[^\n:]{1,300}?")
-    return re.compile(rf"(?<!\S){''.join(out)}(?![^\s,])")
+    said = re.sub("[;,:]$", "[;,:.]", "".join(out))  # what it would go on with may not have been measured
+    return re.compile(rf"(?<!\S){said}(?![^\s,])")
 
 
 @pytest.mark.parametrize("lang", LANGUAGES)
