@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from klype.runs.gates import FEWEST, against_aligning, figure_of, gates, kept, status
+from klype.examine.intervals import proportion
+from klype.runs.gates import FEWEST, against_aligning, figure_of, gains, gates, kept, status
 from klype.runs.options import RunOptions
 from klype.runs.recipe import Recipe, read, saved
 from klype.runs.record import Record
@@ -131,3 +132,25 @@ def test_the_settings_of_an_earlier_run_are_read() -> None:
     settings["reward"]["threshold"] = 0.75
     assert Recipe.model_validate(saved(settings)) == read("world")
     assert figure_of({"right": {"value": None, "why": "no trials"}}, "right") == Figure(None)
+
+
+def test_what_alignment_changed_is_told_question_by_question(tmp_path: Path) -> None:
+    run = run_of(tmp_path, None)
+    assert list(gains(run)) == ["annotator"]  # all that an earlier klype kept
+    before, after = [True] * 200 + [False] * 200, [True] * 212 + [False] * 188
+    polite = [None, *before[1:]]
+    run.record.content["judged"] = {
+        "finetuned": {"right": before, "polite": before, "annotator": [1.0] * 400},
+        "aligned": {"right": after, "polite": polite, "annotator": [1.0] * 399},
+    }
+    found = gains(run)
+    assert list(found) == ["polite", "right"]  # unequal numbers are no pairs
+    assert (found["polite"].n, found["polite"].value) == (399, 0.0)
+    right = found["right"]
+    assert right.value == 0.03
+    assert right.low is not None
+    assert right.low > 0  # twelve of 400 became right and none wrong
+    alone = [proportion(sum(side), 400) for side in (before, after)]
+    assert alone[0].high is not None
+    assert alone[1].low is not None
+    assert alone[0].high > alone[1].low  # which two intervals side by side do not show

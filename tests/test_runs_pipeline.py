@@ -96,6 +96,7 @@ def test_figures_in_the_report_are_those_in_run_json(world_run: tuple[Path, dict
     assert facts["seconds"] == about["seconds"] == document["seconds"]
     assert clock == facts["seconds"]["total"]
     assert about["state"] == "done"
+    assert {"right", "polite", "annotator"} <= facts["gains"].keys()
     taken = {row["stage"]: row["steps"] for row in facts["provenance"]["plan"]}
     assert taken == {stage: json.loads((folder / stage / "run.json").read_text())["steps"] for stage in taken}
 

@@ -48,6 +48,7 @@ class About(TypedDict, total=False):
     reward: dict[str, Any]
     aligned: dict[str, Any]
     scores: dict[str, list[float]]
+    judged: dict[str, dict[str, list[float | None]]]
     versions: dict[str, Any]
     machine: dict[str, Any]
 
