@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from klype.examine.say import Say
 from klype.words import LANGUAGES, catalogues, words
 
 CATALOGUES = sorted({name for name, _ in catalogues()})
@@ -59,3 +60,17 @@ def test_a_message_takes_its_values() -> None:
         words("en")("chat.set", what="temperature")
     with pytest.raises(KeyError):
         words("en")("chat.none")
+
+
+def test_every_reason_for_a_missing_figure_is_told_in_both_languages() -> None:
+    say, unknown = Say("nb"), []
+    for module in CLI.parent.rglob("*.py"):
+        if module.parent.name == "bench" or module.name == "coverage_cases.py":
+            continue
+        for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.keyword) and node.arg == "why" and isinstance(node.value, ast.Constant):
+                reason = str(node.value.value)
+                if reason and say.why(reason) == reason:
+                    unknown.append(f"{module.name}: {reason}")
+    assert not unknown
+    assert say.why("fewer than 30 matched pairs") == "færre enn 30 par som passer sammen"
