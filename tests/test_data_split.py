@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from klype.data.baselines import ngram_bits_per_byte, xz_bits_per_byte
 from klype.data.readers import TextDocument
-from klype.data.split import blocks, split
+from klype.data.split import blocks, is_held_out, split
 from klype.data.tasks import language, make_tasks
 from klype.errors import KlypeError
 
@@ -98,3 +98,10 @@ def test_baselines_know_noise_from_repetition() -> None:
     assert xz_bits_per_byte(noise) > 8
     assert ngram_bits_per_byte(b"abcd" * 1000, b"abcd" * 100) < 0.1
     assert ngram_bits_per_byte(b"", b"abc") == 8
+
+
+def test_many_short_documents_are_held_out_one_by_one_by_their_hash() -> None:
+    """However short they are together, none waits for the others to know its side."""
+    texts = [f"Dokument {i} om vann." for i in range(300)]
+    sides = split(documents(texts))
+    assert {d.text for d in sides.held_out} == {text for text in texts if is_held_out(text)}

@@ -117,7 +117,7 @@ def test_the_formula_follows_its_sliders(browser: Any, folders: dict[str, Path])
     assert (said("s"), said("right")) == ("99%", "50%")
     assert "69 words" in said("half")
     page.click("#formula-en [data-preset=model]")
-    assert said("s") == "95.1%"
+    assert said("s") == "98.8%"
     page.click("#formula-en [data-preset=article]")
     assert said("s") == "99.999%"
     page.context.close()

@@ -35,9 +35,10 @@ def split(documents: Iterable[TextDocument], share: float = HELD_OUT) -> Split:
     """
     rest = iter(documents)
     first = list(islice(rest, _FEW))
+    few = len(first) < _FEW
     # Of 2,000 characters in blocks of 4,000, halved until there are two, 72 % were held out: a block is the share.
-    length = max(_SENTENCE, min(BLOCK, int(share * sum(len(d.text) for d in first))))
-    begun = first if len(first) == _FEW else [b for d in first for b in blocks(d, length)]
+    length = max(_SENTENCE, min(BLOCK, int(share * sum(len(d.text) for d in first)))) if few else BLOCK
+    begun = [b for d in first for b in blocks(d, length)] if few else first
     train: list[TextDocument] = []
     held: list[TextDocument] = []
     for document in unique(chain(begun, rest)):
