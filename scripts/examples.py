@@ -42,7 +42,7 @@ FOUND = {RUN, f"{RUN}/pretrain", SERVER, f"{SERVER}#model"}
 SHORTER = {
     r"^make run$": "make run ARGS='--minutes 0.5'",
     r"^make test$": "make --dry-run test",  # it takes longer than all the rest, and CI has just done it
-    r"--minutes \d+": "--minutes 0.5",
+    r"--minutes \d+(?![\d.])": "--minutes 0.5",
     r"--recipe \w+": r"\g<0> --size tiny --set rank.questions=100 --set examine.questions=40",
     r"^\S*klype align .*": r"\g<0> --steps 4 --force",  # a minute's reward model is a weak one
     r"^\S*klype examine .*": r"\g<0> --most 2 --samples 2 --temperatures 0.7 --limit 8 --minutes 0.1",
