@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from klype.device import WAKING
-from klype.engine import prefixes
+from klype.engine import prefix_cache
 from klype.engine.engine import Engine, operations
-from klype.engine.prefixes import Place, by_shelf
+from klype.engine.prefix_cache import CachedPrefix, by_shelf
 from klype.engine.sampling import draw, noise, shape
 from klype.errors import KlypeError, UsageError
 from klype.model.cache import Cache
@@ -148,12 +148,13 @@ def test_a_common_beginning_is_computed_once() -> None:
 
 def test_memory_of_read_prompts_is_bounded() -> None:
     one = engine()
-    one.prefixes.budget = 200_000
+    one.prefixes.index.budget = 200_000
     for i in range(40):
         one.next([tuple((i + j) % 23 for j in range(30)), tuple((i * j) % 23 for j in range(30))])
-    assert sum(shelf.nbytes for shelf, _ in one.prefixes._recent) <= 200_000
-    live = {id(shelf) for shelf, _ in one.prefixes._recent}
-    assert {id(entry[0]) for entry in one.prefixes._known.values()} <= live
+    recent = [texts for texts, _ in one.prefixes.index._recent]
+    live = {id(text.store): text.store for texts in recent for text in texts}
+    assert 0 < sum(shelf.nbytes for shelf in live.values()) <= one.prefixes.index.nbytes <= 200_000
+    assert {id(text.store) for text in one.prefixes.index._known.values()} <= set(live)
 
 
 def test_rows_leave_at_once_and_the_rest_of_a_large_request_takes_their_seats() -> None:
@@ -452,13 +453,15 @@ def test_where_prompts_lie_in_memory_does_not_order_them() -> None:
     config = toy("llama").config
     shelves = sorted((Cache(config, 2).shelve() for _ in range(6)), key=id)
     for lying in (shelves, shelves[::-1]):
-        places = [Place(lying[i], slot, 1, torch.zeros(1)) for i, slot in ((2, 1), (0, 0), (2, 0), (5, 0), (0, 1))]
+        places = [
+            CachedPrefix(lying[i], slot, 1, torch.zeros(1)) for i, slot in ((2, 1), (0, 0), (2, 0), (5, 0), (0, 1))
+        ]
         assert by_shelf(places) == [2, 0, 1, 4, 3]
 
 
 def test_little_of_a_pass_is_padding(monkeypatch: pytest.MonkeyPatch) -> None:
     """… even where a model is so large that nothing is spare for it."""
-    monkeypatch.setattr(prefixes, "SPARE", 0)
+    monkeypatch.setattr(prefix_cache, "SPARE", 0)
     rng = np.random.default_rng(0)
     prompts = [tuple(rng.integers(0, 23, length).tolist()) for length in rng.integers(1, 60, 50)]
     batches = engine().prefixes._batches(prompts, {prompt: [len(prompt)] for prompt in prompts})

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from klype.device import threads_for
 from klype.engine.checks import check_answer, check_prompt, check_request
-from klype.engine.prefixes import Place, Prefixes, by_shelf
+from klype.engine.prefix_cache import CachedPrefix, PrefixCache, by_shelf
 from klype.engine.records import Ended, Job, Records, distributions, token_counts
 from klype.engine.rows import Rows
 from klype.engine.sampling import Seen, needs_seen, noise, sample
@@ -79,7 +79,7 @@ class Engine:
         self.max_batch = max_batch
         self.clock = clock
         self.version: int | str = 0
-        self.prefixes = Prefixes(model)
+        self.prefixes = PrefixCache(model)
         self.passes = 0  # forward passes over running rows; those over prompts are counted by ``prefixes``
         self._weights = [p for p in model.parameters() if not p.is_inference()]
         self._fingerprint = self._changes()
@@ -243,7 +243,7 @@ class Engine:
         self._join(seats)
         return torch.cat(parts)
 
-    def _join(self, seats: list[tuple[Place, Job, int]]) -> None:
+    def _join(self, seats: list[tuple[CachedPrefix, Job, int]]) -> None:
         if seats and self._cache.rows and not self._cache.shelves:
             self._cache.share()
         for _, group in groupby(seats, key=lambda seat: id(seat[0].shelf)):  # one call a shelf

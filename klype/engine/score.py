@@ -8,7 +8,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from klype.engine.prefixes import Place, Prefixes, by_shelf
+from klype.engine.prefix_cache import CachedPrefix, PrefixCache, by_shelf
 from klype.engine.records import distributions
 from klype.model.cache import Cache
 from klype.values import Distribution, Sampling, Step, Trace
@@ -24,7 +24,7 @@ Scored = list[tuple[float, Distribution | None]]
 
 @torch.inference_mode()
 def score(
-    prefixes: Prefixes, prompts: Sequence[Tokens], answers: Sequence[Tokens], top: int, label: str
+    prefixes: PrefixCache, prompts: Sequence[Tokens], answers: Sequence[Tokens], top: int, label: str
 ) -> list[Trace]:
     """Traces of forced answers. Equal prompts are read once; answers of alike length share a pass."""
     places = prefixes.read([tuple(prompt) for prompt in prompts])
@@ -52,7 +52,7 @@ def _batches(lengths: list[int]) -> list[list[int]]:
     return batches
 
 
-def _score(prefixes: Prefixes, places: list[Place], answers: list[Tokens], top: int) -> list[Scored]:
+def _score(prefixes: PrefixCache, places: list[CachedPrefix], answers: list[Tokens], top: int) -> list[Scored]:
     model = prefixes.model
     cache = Cache(model.config, 0, dtype=model.embed.weight.dtype)
     for _, group in groupby(places, key=lambda place: id(place.shelf)):

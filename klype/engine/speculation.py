@@ -18,7 +18,7 @@ from torch import Tensor
 
 from klype.engine.drafts import Draft, Proposal, Setting
 from klype.engine.engine import Engine
-from klype.engine.prefixes import Place
+from klype.engine.prefix_cache import CachedPrefix
 from klype.engine.records import Ended, distribution, token_counts
 from klype.engine.sampling import Seen, draw, needs_seen, noise, shape
 from klype.errors import KlypeError
@@ -114,7 +114,7 @@ class _Answer:
         self.ended: Ended | None = None
         self.room = min(request.limit, engine.model.config.window - len(request.prompt) + 1)
 
-    def passes(self, draft: Draft, place: Place) -> Iterator[tuple[Sequence[Step], Trace | None]]:
+    def passes(self, draft: Draft, place: CachedPrefix) -> Iterator[tuple[Sequence[Step], Trace | None]]:
         started, counted = self.engine.clock(), 1
         cache = self._begin(place)
         yield tuple(self.steps), self._trace(counted, started)
@@ -125,7 +125,7 @@ class _Answer:
             yield tuple(self.steps[before:]), self._trace(counted, started)
 
     @torch.inference_mode()
-    def _begin(self, place: Place) -> Cache:
+    def _begin(self, place: CachedPrefix) -> Cache:
         cache = Cache(self.engine.model.config, 0, dtype=self.engine.model.embed.weight.dtype)
         cache.join(place.shelf, [place.slot], [place.length])
         cache.own()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
@@ -11,13 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from klype.engine.prefix_index import BLOCK, PrefixIndex, Tokens
 from klype.model.cache import Cache
 from klype.model.shelf import Shelf
 from klype.model.transformer import Transformer
 
-Tokens = tuple[int, ...]
-GRAIN = 16
-"""Prefixes are remembered at multiples of this many tokens; shorter ones are cheaper to read again."""
 WORTH = 32
 """Prompts of one call that begin with at least this many equal tokens have them read once."""
 CHUNK = 512
@@ -30,8 +27,8 @@ SPARE = 120_000_000
 
 
 @dataclass(frozen=True, eq=False)
-class Place:
-    """A prompt that has been read: where it lies, and the logits [V] of what follows it."""
+class CachedPrefix:
+    """A prompt that has been read: where its keys and values lie, and the logits [V] of what follows it."""
 
     shelf: Shelf
     slot: int
@@ -39,34 +36,32 @@ class Place:
     logits: Tensor
 
 
-class Prefixes:
+class PrefixCache:
     """Reads prompts and remembers them, the oldest forgotten when ``budget`` bytes are passed."""
 
     def __init__(self, model: Transformer, budget: int = 256 << 20) -> None:
         self.model = model
-        self.budget = budget
+        self.index: PrefixIndex[Shelf] = PrefixIndex(budget)
         self.passes = 0
         self.tokens = 0  # computed, without padding
-        self._known: dict[Tokens, tuple[Shelf, int, Tokens]] = {}
-        self._recent: deque[tuple[Shelf, list[Tokens]]] = deque()
 
     def __len__(self) -> int:
-        return len(self._recent)
+        return len(self.index)
 
     def clear(self) -> None:
-        self._known.clear()
-        self._recent.clear()
+        self.index.clear()
 
     @torch.inference_mode()
-    def read(self, prompts: Sequence[Tokens]) -> list[Place]:
-        """A place for every prompt, in order. Prompts that begin another are read with it."""
+    def read(self, prompts: Sequence[Tokens]) -> list[CachedPrefix]:
+        """What is known of every prompt, in order. Prompts that begin another are read with it."""
         distinct = sorted(set(prompts))
         host: dict[Tokens, Tokens] = {}
         for prompt, after in zip(reversed(distinct), [(), *reversed(distinct)], strict=False):
             host[prompt] = host[after] if after[: len(prompt)] == prompt else prompt
         hosts = [prompt for prompt in distinct if host[prompt] == prompt]
         for prefix in _common(hosts):
-            if self._lookup(prefix)[2] < len(prefix) - GRAIN:
+            known = self.index.find(prefix)
+            if known is None or known[2] < len(prefix) - BLOCK:
                 self._compute([prefix], {prefix: [len(prefix)]})
         wanted: dict[Tokens, list[int]] = {prompt: [] for prompt in hosts}
         for prompt in distinct:
@@ -95,7 +90,7 @@ class Prefixes:
             padding, read = 0, rest[prompt]
         return batches
 
-    def _compute(self, batch: list[Tokens], wanted: dict[Tokens, list[int]]) -> dict[Tokens, Place]:
+    def _compute(self, batch: list[Tokens], wanted: dict[Tokens, list[int]]) -> dict[Tokens, CachedPrefix]:
         starts = [self._start(prompt, wanted) for prompt in batch]
         cache = Cache(self.model.config, 0, dtype=self.model.embed.weight.dtype)
         if any(length for _, _, length in starts):
@@ -124,38 +119,20 @@ class Prefixes:
                     states[row, length] = hidden_BTD[row, length - 1 - done[row]]
         logits_AV = self.model.unembed(torch.stack([states[ask] for ask in asks]))
         shelf = cache.shelve()
-        self._remember(shelf, batch)
+        self.index.add(shelf, batch, shelf.nbytes)
         found = {}
         for (row, length), logits_V in zip(asks, logits_AV, strict=True):
-            found[batch[row][:length]] = Place(shelf, row, length, logits_V)
+            found[batch[row][:length]] = CachedPrefix(shelf, row, length, logits_V)
         return found
 
     def _start(self, prompt: Tokens, wanted: dict[Tokens, list[int]]) -> tuple[Shelf | None, int, int]:
         """What of the prompt is already read; at least the last token of the shortest that is asked for is left."""
-        shelf, slot, matched = self._lookup(prompt)
+        known = self.index.find(prompt)
+        if known is None:
+            return None, 0, 0
+        shelf, slot, matched = known
         length = min(matched, min(wanted[prompt]) - 1)
-        return (shelf, slot, length) if shelf is not None and length >= GRAIN else (None, 0, 0)
-
-    def _lookup(self, prompt: Tokens) -> tuple[Shelf | None, int, int]:
-        """The longest known beginning: shelf, slot and length; (None, 0, 0) when there is none."""
-        for length in range(len(prompt) - len(prompt) % GRAIN, 0, -GRAIN):
-            entry = self._known.get(prompt[:length])
-            if entry is not None:
-                shelf, slot, text = entry
-                return shelf, slot, _common_length(prompt, text)
-        return None, 0, 0
-
-    def _remember(self, shelf: Shelf, prompts: list[Tokens]) -> None:
-        for slot, prompt in enumerate(prompts):
-            for length in range(GRAIN, len(prompt) + 1, GRAIN):
-                self._known[prompt[:length]] = (shelf, slot, prompt)
-        self._recent.append((shelf, prompts))
-        while sum(known.nbytes for known, _ in self._recent) > self.budget:
-            old, texts = self._recent.popleft()
-            for prompt in texts:
-                for length in range(GRAIN, len(prompt) + 1, GRAIN):
-                    if self._known.get(prompt[:length], (None,))[0] is old:
-                        del self._known[prompt[:length]]
+        return (shelf, slot, length) if length >= BLOCK else (None, 0, 0)
 
 
 def numbered(shelves: Sequence[Shelf | None]) -> list[int]:
@@ -165,7 +142,7 @@ def numbered(shelves: Sequence[Shelf | None]) -> list[int]:
     return [known.setdefault(id(shelf), len(known)) for shelf in shelves]
 
 
-def by_shelf(places: Sequence[Place]) -> list[int]:
+def by_shelf(places: Sequence[CachedPrefix]) -> list[int]:
     """Indices that bring prompts of one shelf together, by slot."""
     number = numbered([place.shelf for place in places])
     return sorted(range(len(places)), key=lambda i: (number[i], places[i].slot))
