@@ -1,10 +1,10 @@
-# make setup | run | test | examples | soak | screenshots | format | constraints | release | clean
+# make setup | run | test | examples | bench | soak | screenshots | format | constraints | release | clean
 # PYTHON=python3.12 picks the interpreter, EXTRAS=bench adds an extra, ARGS passes options to `klype run`, FAST=1 tests less.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check examples soak screenshots format constraints release clean
+.PHONY: help setup run test check examples bench soak screenshots format constraints release clean
 
 PYTHON ?= python3
 EXTRAS ?=
@@ -12,6 +12,7 @@ ARGS ?=
 FAST ?=
 WORKERS ?= 2
 RUN ?=
+NAME ?= --help
 SHOTS ?= screenshots
 
 comma := ,
@@ -30,6 +31,7 @@ help:
 	@echo "make run          the whole life-cycle on the demo world (ARGS='--minutes 1' passes options)"
 	@echo "make test         all tests (FAST=1: what takes under two minutes)"
 	@echo "make examples     README's commands, typed as printed in a fresh clone"
+	@echo "make bench        a benchmark beside its peers (NAME=generate ARGS='--minutes 3'); which there are: make bench"
 	@echo "make soak         long fuzzing, and the coverage of all tests"
 	@echo "make screenshots  every page of the studio, with a run on it (RUN=runs/…), in SHOTS=screenshots; README's in docs/"
 	@echo "make format       format the code; make constraints: pin the installed versions anew, with hashes"
@@ -58,6 +60,9 @@ test: check
 examples: setup
 	@$(smollm)
 	$(bin)/python scripts/examples.py
+
+bench: setup
+	$(bin)/python -m benchmarks $(NAME) $(ARGS)
 
 soak: setup
 	bash scripts/system-packages.sh

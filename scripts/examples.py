@@ -257,7 +257,7 @@ def prepare(folder: Path) -> None:
 
 def real_model(folder: Path) -> str:
     """Puts SmolLM2-135M there, as a file and as a Hugging Face folder; else a sentence that says why not."""
-    from klype.bench.generate import packaged_model
+    from benchmarks.generate import packaged_model
     from klype.errors import KlypeError
     from klype.model import checkpoint
 

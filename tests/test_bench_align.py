@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from klype.bench.align import BOUNDS, align, ratio
-from klype.bench.align_task import TASKS, WARM, Given, Sizes, prepare
-from klype.bench.align_trainers import Klype, Trl
+from benchmarks.align import BOUNDS, align, ratio
+from benchmarks.align_task import TASKS, WARM, Given, Sizes, prepare
+from benchmarks.align_trainers import Klype, Trl
 from klype.errors import UsageError
 
 SMALL = Sizes(width=16, layers=1, heads=2, hidden=16, rows=2, questions=2, answers=2, limit=3, steps=2)

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.cures import CureSettings, Entrant, cures, front
+from benchmarks.cures_report import render, write
+from benchmarks.cures_tasks import Posed, Sizes, Task, holds_reference, real_tasks
 from klype.answers.decoders import checks
 from klype.answers.decoders.orders import Asked
 from klype.answers.decoders.wordings import parted, reordered
-from klype.bench.cures import CureSettings, Entrant, cures, front
-from klype.bench.cures_report import render, write
-from klype.bench.cures_tasks import Posed, Sizes, Task, holds_reference, real_tasks
 from klype.errors import KlypeError, UsageError
 from klype.text.tokenizer import Tokenizer
 from klype.values import Question

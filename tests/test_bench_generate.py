@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from klype.bench import figures
-from klype.bench.contenders import CONTENDERS
-from klype.bench.generate import generate, write
-from klype.bench.process import Failed, Worker
-from klype.bench.roofline import BYTES
-from klype.bench.worker import main
+from benchmarks import figures
+from benchmarks.contenders import CONTENDERS
+from benchmarks.generate import generate, write
+from benchmarks.process import Failed, Worker
+from benchmarks.roofline import BYTES
+from benchmarks.worker import main
 from klype.errors import KlypeError
 from klype.model import checkpoint, native
 from klype.text.tokenizer import Tokenizer

@@ -14,10 +14,10 @@ import torch
 from hypothesis import given as for_all
 from hypothesis import strategies as st
 
-from klype.bench.quality import Asked, Results, _document, gates, quality, ratio
-from klype.bench.quality_reading import Characters, Reading, Tokens
-from klype.bench.quality_task import BLOCK, TEXTS, Given, Trainer, in_blocks, parted, put
-from klype.bench.quality_trainers import TRAINERS, HuggingFace, Klype, NanoGPT
+from benchmarks.quality import Asked, Results, _document, gates, quality, ratio
+from benchmarks.quality_reading import Characters, Reading, Tokens
+from benchmarks.quality_task import BLOCK, TEXTS, Given, Trainer, in_blocks, parted, put
+from benchmarks.quality_trainers import TRAINERS, HuggingFace, Klype, NanoGPT
 from klype.data.baselines import ngram_bits, ngram_bits_per_byte
 from klype.errors import UsageError
 from klype.runs.recipe import read
@@ -95,7 +95,7 @@ def test_every_trainer_learns_a_text_that_repeats(name: str, tmp_path: Path, mon
     make, packages = TRAINERS[name]
     for package in packages:
         pytest.importorskip(package)
-    monkeypatch.setattr("klype.bench.quality_reading.read", lambda name: read(name, SMALL))
+    monkeypatch.setattr("benchmarks.quality_reading.read", lambda name: read(name, SMALL))
     trainer: Trainer = Klype(SMALL) if name == "klype" else make()
     if isinstance(trainer, NanoGPT):
         ticks = itertools.count()

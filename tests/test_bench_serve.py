@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from klype.bench.serve import EDGE, FEW, Seen, _crowd, _same, alone, edge, serve
+from benchmarks.serve import EDGE, FEW, Seen, _crowd, _same, alone, edge, serve
 from klype.errors import UsageError
 from klype.serve.app import app
 from klype.values import Request

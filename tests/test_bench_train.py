@@ -13,10 +13,10 @@ import psutil
 import pytest
 import torch
 
-from klype.bench.nanogpt import NanoGPT as Peer
-from klype.bench.train import SPEED, Results, _document, ratio, train
-from klype.bench.train_contenders import CONTENDERS, HuggingFace, Klype, NanoGPT
-from klype.bench.train_task import SHAPES, Shape, Trainer, batch
+from benchmarks.nanogpt import NanoGPT as Peer
+from benchmarks.train import SPEED, Results, _document, ratio, train
+from benchmarks.train_contenders import CONTENDERS, HuggingFace, Klype, NanoGPT
+from benchmarks.train_task import SHAPES, Shape, Trainer, batch
 from klype.errors import UsageError
 
 SMALL = Shape(layers=1, width=32, heads=2, hidden=48, window=12, vocab=40, rows=4)
@@ -96,8 +96,8 @@ def test_forced_to_float32_klype_says_so() -> None:
 
 ORDERS = """
 import sys
-from klype.bench.process import Worker
-worker = Worker.start("nanoGPT float32", sys.stderr, "klype.bench.train_worker")
+from benchmarks.process import Worker
+worker = Worker.start("nanoGPT float32", sys.stderr, "benchmarks.train_worker")
 worker.order(90, do="load", shape="tiny", threads=1, cache="")
 print(worker.process.pid, flush=True)
 worker.order(90, do="train", steps=1_000_000)

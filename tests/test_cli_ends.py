@@ -110,7 +110,7 @@ def test_too_little_memory_to_start_is_said(gigabytes: float, tmp_path: Path) ->
     assert (done.returncode, done.stderr) == (1, f"klype: There is not enough memory for this. {limit}\n")
 
 
-@pytest.mark.parametrize("argv", [[], ["runs"], ["bench"], ["config"]])
+@pytest.mark.parametrize("argv", [[], ["runs"], ["config"]])
 def test_without_a_command_there_is_help_and_nothing_else(argv: list[str], capsys: Captured) -> None:
     assert klype(*argv) == 2
     said = capsys.readouterr()

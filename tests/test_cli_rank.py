@@ -236,24 +236,3 @@ def test_all_tied_and_one_candidate_only_teach_nothing_and_say_so(run: Path, cap
     assert told["new"] in (1, 2)  # the lone one is passed over; a tenth is ranked twice
     assert klype("rank", run, "--simulate", "--active", "--store", place) == 1
     assert "teach nothing" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_active_and_random_choice_start_alike_and_are_compared(run: Path, capsys: Captured) -> None:
-    world, rng = World("small"), random.Random(9)
-    with Store.open(run / "rank" / "rankings.db") as store:
-        for _ in range(6):
-            question = world.question(rng)
-            said = {world.answer(question, manner, rng) for manner in ("bare", "polite", "wrong")}
-            store.add([Asked(question, tuple(Candidate(text) for text in sorted(said)), "held-out")])
-    assert klype("bench", "choice", run) == 1
-    assert "klype rank" in capsys.readouterr().err
-    document(capsys, "rank", run, "--simulate", "--noise", "0", "--taste", "right=2")
-    assert klype("bench", "choice", run) == 1
-    assert "320 are needed" in capsys.readouterr().err
-    assert klype("bench", "choice", run, "--step", "5", "--most", "9") == 2
-    told = document(capsys, "bench", "choice", run, "--step", "4", "--most", "8", "--seeds", "2")
-    active, guessed = told["accuracy"]["active"], told["accuracy"]["random"]  # type: ignore[index]
-    assert told["sizes"] == [4, 8]
-    assert active[0] == guessed[0]  # both begin with the same rankings
-    assert told["gain_at_most"]["value"] == pytest.approx(active[-1] - guessed[-1], abs=2e-4)  # type: ignore[index]

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from klype.bench import data as bench
 from klype.data import shards
 from klype.data.prepare import near_duplicates, prepare
 from klype.data.readers import BadRows, TextDocument, TextOptions, read_texts
@@ -94,18 +93,6 @@ def test_without_datasketch_it_says_what_to_install(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "datasketch", None)
     with pytest.raises(KlypeError, match="datasketch"):
         near_duplicates()
-
-
-@pytest.mark.slow
-def test_the_benchmark_counts_what_it_made(tmp_path: Path) -> None:
-    corpus = bench.Corpus(0.002, seed=3)
-    made = bench.make(corpus, tmp_path)
-    measured = bench.measure(corpus, tmp_path)
-    kept, left = measured["documents"], measured["left_out"]
-    assert made["documents"] == sum(kept.values()) + left["repeated"] + left["broken"]
-    assert measured["bytes"] == made["bytes"] >= 2_000_000
-    assert measured["tokens"] > 100_000
-    assert measured["batches"]["tokens_per_s"] > 0
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import pytest
 
-from klype.bench.rulings import FAMILY, RULED
+from benchmarks.rulings import FAMILY, RULED
 from klype.cli import guard
 from klype.cli.main import call
 from klype.examine.rulings import rulings

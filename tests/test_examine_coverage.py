@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from klype.examine.coverage import SIZES, covered, run
-from klype.examine.coverage_cases import Case, Told, Toy, cases
+from benchmarks.coverage import SIZES, covered, run
+from benchmarks.coverage_cases import Case, Told, Toy, cases
 from klype.examine.intervals import clopper_pearson, student
 from klype.values import Figure
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from klype.bench.rulings import RULED, WORLDS, run, texts
+from benchmarks.rulings import RULED, WORLDS, run, texts
 from klype.examine import dependence
 from klype.examine.evidence import Answered
 from klype.examine.rulings import ALPHA, Outcome, effect, from_interval, more, rulings

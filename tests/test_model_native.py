@@ -14,9 +14,9 @@ import pytest
 import torch
 from scipy import stats
 
-from klype.bench.figures import loss
-from klype.bench.generate import packaged_model
-from klype.bench.task import plain_text
+from benchmarks.figures import loss
+from benchmarks.generate import packaged_model
+from benchmarks.task import plain_text
 from klype.engine.drafts import DRAFT_STREAM
 from klype.engine.engine import Engine
 from klype.engine.sampling import draw, noise, shape

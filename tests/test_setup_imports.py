@@ -29,7 +29,6 @@ LEVELS = (
     ("api",),
     ("serve",),
     ("studio",),
-    ("bench",),
     ("cli", "__main__"),
     ("__init__",),
 )
@@ -39,16 +38,21 @@ MAY_ACT = {"hf.py": "importing it is how transformers is told about klype's mode
 MAY_TAKE_MANY: dict[str, str] = {}  # path:function → why
 MAY_PRINT = {
     "words/plain.py": "what is harmless to print is made there",
-    "bench/worker.py": "a pipe to another process",
+    "benchmarks/worker.py": "a pipe to another process",
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
+BENCHMARKS = sorted((PACKAGE.parent / "benchmarks").rglob("*.py"))
+COMMANDS = ("__main__.py", "cures_command.py", "quality_command.py")  # of benchmarks
 
 
 def name_of(module: Path) -> str:
-    return str(module.relative_to(PACKAGE))
+    """The path inside the package, or that of a benchmark."""
+    return str(module.relative_to(PACKAGE if module.is_relative_to(PACKAGE) else PACKAGE.parent))
 
 
 def room_of(module: Path) -> str:
+    if not module.is_relative_to(PACKAGE):
+        return "benchmarks"
     return module.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
@@ -75,7 +79,7 @@ def test_imports_point_up(module: Path) -> None:
     for line, name in imports(parse(module)):
         parts = name.split(".")
         known = parts[0] == "klype" and len(parts) > 1 and parts[1] in LEVEL
-        if known and LEVEL[parts[1]] > LEVEL[room_of(module)]:
+        if parts[0] == "benchmarks" or (known and LEVEL[parts[1]] > LEVEL[room_of(module)]):
             wrong.append(f"line {line} imports {name}")
     assert not wrong
 
@@ -93,7 +97,7 @@ def test_only_environment_command_line_and_device_read_the_environment(module: P
     assert not reads
 
 
-@pytest.mark.parametrize("module", MODULES, ids=name_of)
+@pytest.mark.parametrize("module", MODULES + BENCHMARKS, ids=name_of)
 def test_one_place_prints(module: Path) -> None:
     """What goes to a terminal goes through ``klype.words.plain`` or its console, for it may be a stranger's text."""
     calls = [ast.unparse(node.func) for node in ast.walk(parse(module)) if isinstance(node, ast.Call)]
@@ -102,7 +106,7 @@ def test_one_place_prints(module: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("module", MODULES, ids=name_of)
+@pytest.mark.parametrize("module", MODULES + BENCHMARKS, ids=name_of)
 def test_nothing_happens_at_import(module: Path) -> None:
     done = [f"line {node.lineno}: {ast.unparse(node)[:60]}" for node in parse(module).body if acts(node)]
     assert not done or name_of(module) in MAY_ACT
@@ -121,7 +125,7 @@ def acts(node: ast.stmt) -> bool:
     return True
 
 
-@pytest.mark.parametrize("module", MODULES, ids=name_of)
+@pytest.mark.parametrize("module", MODULES + BENCHMARKS, ids=name_of)
 def test_no_pickle_no_foreign_code(module: Path) -> None:
     tree = parse(module)
     pickles = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
@@ -137,11 +141,11 @@ def test_no_pickle_no_foreign_code(module: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("module", MODULES, ids=name_of)
+@pytest.mark.parametrize("module", MODULES + BENCHMARKS, ids=name_of)
 def test_files_and_signatures_are_small(module: Path) -> None:
     if name_of(module) not in MAY_BE_LONG:
         assert len(module.read_text(encoding="utf-8").splitlines()) <= 400
-    if room_of(module) == "cli":  # a command's parameters are its options
+    if room_of(module) == "cli" or module.name in COMMANDS:  # a command's parameters are its options
         return
     crowded = [
         f"line {node.lineno}: {node.name}"

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.cures_report import verdict as cures_verdict
 from klype.answers.forks import ForkSettings, forks
 from klype.answers.tree import TreeSettings, grow
 from klype.api.asking import Asking
 from klype.api.results import AnswerForks
-from klype.bench.cures_report import verdict as cures_verdict
 from klype.cli.commands.forks import chart as forks_chart
 from klype.cli.commands.tree import chart as tree_chart
 from klype.cli.deciding import tell as tell_decided

@@ -37,8 +37,8 @@ NO_MEMORY = (
 of libraries' loaders on Linux and on Windows; oneDNN's."""
 
 
-def guarded(command: Callable[[list[str]], object], argv: list[str]) -> int:
-    """Runs the command and returns its exit code, having told what went wrong if something did."""
+def guarded(command: Callable[[list[str]], object], argv: list[str], name: str = "klype") -> int:
+    """Run the command ``name``; return its exit code, having told what went wrong if something did."""
     as_json = wants_json(argv) and not is_launched(argv)  # started again, it has a result yet: stdout is for that
     tell = partial(_tell, as_json, speaks(argv))
     try:
@@ -48,7 +48,7 @@ def guarded(command: Callable[[list[str]], object], argv: list[str]) -> int:
     except typer.TyperException as error:
         message = error.format_message()
         return (
-            tell(message, "See: klype --help", error.exit_code) if message else error.exit_code
+            tell(message, f"See: {name} --help", error.exit_code) if message else error.exit_code
         )  # help is out already
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Annotated
 
@@ -14,7 +15,6 @@ from klype.cli.commands import (
     align,
     article,
     ask,
-    bench,
     bias,
     chat,
     config,
@@ -40,14 +40,22 @@ from klype.words.plain import harmless_log, tell
 
 
 def main() -> None:
-    """The console script: sets the thread policy before torch is loaded, then does what was asked."""
+    """The console script."""
+    start(call)
+
+
+def start(command: Callable[[list[str]], object], name: str = "klype") -> None:
+    """Set the thread policy before torch is loaded, run a command on this process's arguments, and exit with its code.
+
+    ``name`` is what the user typed, for the hint at its --help.
+    """
     thread_policy()
     memory_policy()
     any_character()
     harmless_log()
     with suppress(RuntimeError):  # a user who has no home has nothing there
         durable.tighten(state_folder())
-    sys.exit(guarded(call, environment.arguments()))
+    sys.exit(guarded(command, environment.arguments(), name))
 
 
 def call(argv: list[str]) -> object:
@@ -83,7 +91,6 @@ def app() -> typer.Typer:
     klype.command("serve")(serve.command)
     klype.command("studio")(studio.command)
     klype.command("export")(export.command)
-    klype.add_typer(bench.app(), name="bench")
     klype.add_typer(config.app(), name="config")
     klype.command("doctor")(doctor.command)
     return klype

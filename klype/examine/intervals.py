@@ -1,4 +1,4 @@
-"""95 % intervals whose coverage is measured on toys (``klype bench coverage``, docs/coverage.md).
+"""95 % intervals whose coverage is measured on toys (``python -m benchmarks coverage``, docs/coverage.md).
 
 Questions are drawn at random, answers are drawn per question: answers to one question resemble each other, so the
 question is what varies. Everything is in closed form, from the questions' own means (or what each of them weighs in a

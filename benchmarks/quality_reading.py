@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from klype.bench.quality_task import Array, Given
-from klype.bench.train_task import Shape
+from benchmarks.quality_task import Array, Given
+from benchmarks.train_task import Shape
 from klype.data.readers import TextDocument
 from klype.data.shards import Documents
 from klype.data.split import units

@@ -7,7 +7,7 @@ from typing import Any
 
 import psutil
 
-from klype.bench.task import PROMPT
+from benchmarks.task import PROMPT
 from klype.device import bandwidth_gbs, flops_per_token, gemm_gflops, memory_gib, processor, set_threads
 from klype.model.config import ModelConfig
 

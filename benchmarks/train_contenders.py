@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from klype.bench.train_task import WARM, Shape, Trainer, batch
+from benchmarks.train_task import WARM, Shape, Trainer, batch
 from klype.values import Batch
 
 RATE = 1e-3
@@ -133,7 +133,7 @@ class NanoGPT:
     def load(self, shape: Shape, threads: int, cache: str) -> None:
         import torch
 
-        from klype.bench import nanogpt
+        from benchmarks import nanogpt
 
         torch.set_num_threads(threads)
         torch.manual_seed(0)
@@ -143,7 +143,7 @@ class NanoGPT:
     def train(self, steps: int) -> dict[str, Any]:
         import torch
 
-        from klype.bench import nanogpt
+        from benchmarks import nanogpt
 
         clock, optimizer = Clock(steps), nanogpt.optimizer(self._model, RATE)
         low = self.precision == "bfloat16"
@@ -174,7 +174,7 @@ class HuggingFace:
     def load(self, shape: Shape, threads: int, cache: str) -> None:
         import torch
 
-        from klype.bench import hf_trainer
+        from benchmarks import hf_trainer
 
         torch.set_num_threads(threads)
         torch.manual_seed(0)
@@ -182,7 +182,7 @@ class HuggingFace:
         self._model = hf_trainer.llama(shape, shape.window + 1)
 
     def train(self, steps: int) -> dict[str, Any]:
-        from klype.bench import hf_trainer
+        from benchmarks import hf_trainer
 
         clock, shape = Clock(steps), self._shape
         rows = [row[:-1] for number in range(WARM + steps) for row in batch(shape, number)]

@@ -42,7 +42,7 @@ class Worker:
     _timed_out: bool = field(default=False, init=False)
 
     @staticmethod
-    def start(name: str, log: IO[str], module: str = "klype.bench.worker", as_built: bool = True) -> Worker:
+    def start(name: str, log: IO[str], module: str = "benchmarks.worker", as_built: bool = True) -> Worker:
         """``as_built``: it waits for its threads in the way it was built to, and klype's own thread policy, made for
         cores that others use too, is not passed on."""
         command, pipe = bound([sys.executable, "-m", module, name]), subprocess.PIPE

@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from klype.bench.align_task import BETA, LEASH, RATE, TASKS, WARM, Given, Trainer, reward
+from benchmarks.align_task import BETA, LEASH, RATE, TASKS, WARM, Given, Trainer, reward
 from klype.values import Batch, Batches, Floats, Question
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from klype.bench.train_task import Shape
+from benchmarks.train_task import Shape
 
 
 class Block(nn.Module):

@@ -1,4 +1,4 @@
-"""``klype bench quality``: bits per byte of held-out text after a fixed time."""
+"""``python -m benchmarks quality``: bits per byte of held-out text after a fixed time."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def command(
 ) -> None:
     """Quality for a time: klype, nanoGPT's recipe and Hugging Face's Trainer, in bits per byte of held-out text."""
     terminal = Terminal(as_json, lang)
-    from klype.bench.load import BUSY
-    from klype.bench.quality import Asked, quality
+    from benchmarks.load import BUSY
+    from benchmarks.quality import Asked, quality
 
     asked = Asked(data, seconds, seed, tuple(only or ()), tuple(text or ()), size, cache_folder())
     document = quality(asked, terminal.aside)

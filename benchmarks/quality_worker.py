@@ -1,4 +1,4 @@
-"""One trainer in a process of its own: ``python -m klype.bench.quality_worker NAME``. One JSON line in, one out."""
+"""One trainer in a process of its own: ``python -m benchmarks.quality_worker NAME``. One JSON line in, one out."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import sys
 import time
 from typing import Any, TextIO
 
-from klype.bench.quality_task import Given, Trainer, in_blocks
-from klype.bench.quality_trainers import TRAINERS
-from klype.bench.worker import answer_orders, private_output
+from benchmarks.quality_task import Given, Trainer, in_blocks
+from benchmarks.quality_trainers import TRAINERS
+from benchmarks.worker import answer_orders, private_output
 
 
 def main(name: str, orders: TextIO, answers: TextIO) -> None:

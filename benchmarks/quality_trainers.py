@@ -1,4 +1,4 @@
-"""The trainers of ``klype bench quality`` behind the same three methods. A peer is imported in ``load``, never before.
+"""The trainers of ``benchmarks quality`` behind the same three methods. A peer is imported in ``load``, never before.
 
 Whatever belongs to learning is within the seconds: the vocabulary, encoding, trying out how long a step takes.
 """
@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from klype.bench.quality_reading import Characters, Reading, Tokens
-from klype.bench.quality_task import Array, Given, Learnt, Trainer
+from benchmarks.quality_reading import Characters, Reading, Tokens
+from benchmarks.quality_task import Array, Given, Learnt, Trainer
 from klype.runs.recipe import Shape, read
 
 BATCHES = 8  # of klype's probe
@@ -116,7 +116,7 @@ class NanoGPT:
     def load(self, threads: int, cache: str) -> None:
         import torch
 
-        from klype.bench import nanogpt
+        from benchmarks import nanogpt
 
         torch.set_num_threads(threads)
         nanogpt.optimizer(torch.nn.Linear(1, 1), self.RATE)  # what it imports when it is first made takes seconds
@@ -124,7 +124,7 @@ class NanoGPT:
     def learn(self, given: Given) -> Learnt:
         import torch
 
-        from klype.bench import nanogpt
+        from benchmarks import nanogpt
 
         began, step = self._clock(), 0
         torch.manual_seed(given.seed)
@@ -180,7 +180,7 @@ class HuggingFace:
         """A model after so many steps, and the rows of a step."""
         import torch
 
-        from klype.bench import hf_trainer
+        from benchmarks import hf_trainer
 
         torch.manual_seed(given.seed)
         shape, ids = self._text.shape, torch.tensor(self._text.ids)

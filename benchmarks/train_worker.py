@@ -1,21 +1,20 @@
-"""One trainer in a process of its own: ``python -m klype.bench.align_worker NAME``. One JSON line in, one out."""
+"""One trainer in a process of its own: ``python -m benchmarks.train_worker NAME``. One JSON line in, one out."""
 
 from __future__ import annotations
 
 import sys
 import time
-from pathlib import Path
 from typing import Any, TextIO
 
-from klype.bench.align_task import Given, Trainer
-from klype.bench.align_trainers import TRAINERS
-from klype.bench.load import peak_bytes
-from klype.bench.worker import answer_orders, private_output
+from benchmarks.load import peak_bytes
+from benchmarks.train_contenders import CONTENDERS
+from benchmarks.train_task import SHAPES, Trainer
+from benchmarks.worker import answer_orders, private_output
 
 
 def main(name: str, orders: TextIO, answers: TextIO) -> None:
     """Carries out orders until there are no more; what goes wrong is answered, not raised."""
-    trainer = TRAINERS[name][0]()
+    trainer = CONTENDERS[name][0]()
     answer_orders(lambda order: obey(trainer, order), orders, answers)
 
 
@@ -23,10 +22,10 @@ def obey(trainer: Trainer, order: dict[str, Any]) -> dict[str, Any]:
     start = time.perf_counter()
     match order["do"]:
         case "load":
-            trainer.load(Given.read(Path(order["given"])))
-            return {"seconds": time.perf_counter() - start}
+            trainer.load(SHAPES[order["shape"]], order["threads"], order["cache"])
+            return {"seconds": time.perf_counter() - start, "precision": trainer.precision, "how": trainer.how}
         case "train":
-            return trainer.train(order["task"], Path(order["folder"]))
+            return trainer.train(order["steps"])
         case "peak":
             return {"bytes": peak_bytes()}
         case _:

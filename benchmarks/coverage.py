@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from klype.examine.coverage_cases import Case, cases
+from benchmarks.coverage_cases import Case, cases
 from klype.examine.intervals import proportion
 from klype.values import Figure
 

@@ -1,4 +1,4 @@
-"""``klype bench align``: training and alignment beside TRL: the same weights, token ids, sizes and threads.
+"""``python -m benchmarks align``: training and alignment beside TRL: the same weights, token ids, sizes and threads.
 
 Each trainer is in a process of its own; in each round each has its turn, and a ratio is taken within a round. Both wait
 for their threads asleep (klype's policy): spinning would slow down whichever of them meets another program's work.
@@ -17,12 +17,12 @@ from typing import Any
 
 import psutil
 
-from klype.bench.align_task import TASKS, Given, Sizes, prepare, versions
-from klype.bench.align_trainers import TRAINERS
-from klype.bench.contenders import package_version
-from klype.bench.figures import median
-from klype.bench.load import busy_cores, elsewhere
-from klype.bench.process import Say, Team, Worker
+from benchmarks.align_task import TASKS, Given, Sizes, prepare, versions
+from benchmarks.align_trainers import TRAINERS
+from benchmarks.contenders import package_version
+from benchmarks.figures import median
+from benchmarks.load import busy_cores, elsewhere
+from benchmarks.process import Say, Team, Worker
 from klype.device import processor, usable_cores
 from klype.errors import UsageError
 from klype.values import Figure
@@ -35,7 +35,7 @@ BOUNDS: dict[str, tuple[float, float | None]] = {
 }
 """Floor and goal of each ratio: how many times TRL's tokens a second."""
 ROUNDS = 9  # at most
-MODULE = "klype.bench.align_worker"
+MODULE = "benchmarks.align_worker"
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""``report.html`` of ``klype bench cures``: the front, the gains, and which cure for which trouble; both languages."""
+"""``report.html`` of ``benchmarks cures``: the front, the gains, and which cure for which trouble; both languages."""
 
 from __future__ import annotations
 

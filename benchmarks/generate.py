@@ -1,4 +1,4 @@
-"""``klype bench generate``: generation side by side, every engine in its own process, rounds interleaved."""
+"""``python -m benchmarks generate``: generation side by side, every engine in its own process, rounds interleaved."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from typing import Any, cast
 
 import numpy as np
 
-from klype.bench import figures
-from klype.bench.contenders import CONTENDERS, package_version
-from klype.bench.ggufs import KINDS, requantised
-from klype.bench.load import busy_cores, elsewhere
-from klype.bench.process import Say, Team, Worker
-from klype.bench.roofline import machine, roofline
-from klype.bench.task import MANY, PROMPT, SINGLE, SIZES, Files, plain_text
+from benchmarks import figures
+from benchmarks.contenders import CONTENDERS, package_version
+from benchmarks.ggufs import KINDS, requantised
+from benchmarks.load import busy_cores, elsewhere
+from benchmarks.process import Say, Team, Worker
+from benchmarks.roofline import machine, roofline
+from benchmarks.task import MANY, PROMPT, SINGLE, SIZES, Files, plain_text
 from klype.device import EnergyMeter, usable_cores
 from klype.errors import KlypeError, UsageError
 from klype.model import checkpoint
@@ -337,7 +337,7 @@ def _sampler_share(results: Results) -> Figure:
 
 def write(document: dict[str, Any], folder: Path) -> list[Path]:
     """bench-generate.json and bench-generate.svg in ``folder``."""
-    from klype.bench.picture import picture
+    from benchmarks.picture import picture
 
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""``klype bench cures``: what each decoder gains over greedy, and what it costs, on questions with known answers.
+"""``benchmarks cures``: what each decoder gains over greedy, and what it costs, on questions with known answers.
 
 Settings are chosen on dev questions at one budget; every figure is of test questions, paired with greedy on the same
 ones. Energy is measured where the machine tells it, else estimated from processor time, and labelled so.
@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from benchmarks.cures_tasks import Posed, Task
 from klype.answers.decoders.orders import Tuning, serve
 from klype.answers.decoders.table import DECODERS, Decided, Decoder, decide, first
-from klype.bench.cures_tasks import Posed, Task
 from klype.device import usable_cores
 from klype.errors import KlypeError, UsageError
 from klype.examine.cost import Energy

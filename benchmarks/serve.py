@@ -1,4 +1,4 @@
-"""``klype bench serve``: many streaming clients at once, every answer compared with the answer alone."""
+"""``python -m benchmarks serve``: many streaming clients at once, every answer compared with the answer alone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import httpx
 import numpy as np
 import torch
 
-from klype.bench.figures import median
+from benchmarks.figures import median
 from klype.children import bound
 from klype.device import processor, usable_cores
 from klype.engine.sampling import noise

@@ -1,4 +1,4 @@
-"""``klype bench cures``: which decoder, or which trained cure, helps against which trouble, and at what cost."""
+"""``benchmarks cures``: which decoder, or which trained cure, helps against which trouble, and at what cost."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from klype.errors import UsageError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from klype.bench.cures import Entrant
-    from klype.bench.cures_tasks import Sizes
+    from benchmarks.cures import Entrant
+    from benchmarks.cures_tasks import Sizes
 
 
 def command(
@@ -37,9 +37,9 @@ def command(
 ) -> None:
     """P(right) against cost: every decoder, and trained cures, paired with greedy on the same questions."""
     terminal = Terminal(as_json, lang)
-    from klype.bench.cures import CureSettings, cures
-    from klype.bench.cures_report import verdict, write
-    from klype.bench.cures_tasks import Sizes
+    from benchmarks.cures import CureSettings, cures
+    from benchmarks.cures_report import verdict, write
+    from benchmarks.cures_tasks import Sizes
     from klype.examine.say import Say
     from klype.words import words
 
@@ -70,15 +70,15 @@ def _budgets(text: str) -> tuple[float, ...]:
 
 
 def _packaged() -> str:
-    from klype.bench.generate import packaged_model
+    from benchmarks.generate import packaged_model
 
     return str(packaged_model())
 
 
 def _entrant(name: str, sizes: Sizes, data: Path | None, precision: str, only: list[str]) -> Entrant:
+    from benchmarks.cures import Entrant
+    from benchmarks.cures_tasks import real_tasks, world_task
     from klype.api.asking import world_of
-    from klype.bench.cures import Entrant
-    from klype.bench.cures_tasks import real_tasks, world_task
     from klype.errors import KlypeError
     from klype.runs.best_of import judge_of
     from klype.sources.opening import open_model

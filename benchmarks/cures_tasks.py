@@ -1,4 +1,4 @@
-"""The questions of ``klype bench cures``: the world's held-out ones for a run, real ones for any other model.
+"""The questions of ``python -m benchmarks cures``: the world's held-out ones for a run, real ones for any other model.
 
 Each comes with what the decoders need beside it: the question put otherwise, the question without what its answer
 should depend on, and checks. Questions on which settings are chosen (dev) are never those that are reported (test).

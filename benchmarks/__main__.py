@@ -1,37 +1,47 @@
-"""``klype bench``: side by side with peers."""
+"""``python -m benchmarks NAME``, from a checkout: klype side by side with its peers, and with truths that are known."""
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from benchmarks import cures_command, quality_command
 from klype.cli import options as o
-from klype.cli.commands import corpus, cures, quality
+from klype.cli.main import start
 from klype.cli.terminal import Terminal
-from klype.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 
+NAME = "python -m benchmarks"
+
+
+def call(argv: list[str]) -> object:
+    """One benchmark; its exceptions come out, and typer's own exits are returned as a number."""
+    return app()(argv, prog_name=NAME, standalone_mode=False)
+
+
 def app() -> typer.Typer:
-    bench = typer.Typer(name="bench", help="Measure klype side by side with peers.", no_args_is_help=True)
+    """All benchmarks, by name."""
+    bench = typer.Typer(
+        name=NAME,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
     bench.callback()(_group)
     bench.command("generate")(generate)
     bench.command("align")(align)
-    bench.command("choice")(choice)
     bench.command("coverage")(coverage)
-    bench.command("data")(corpus.command)
-    bench.command("cures")(cures.command)
-    bench.command("published")(published)
-    bench.command("quality")(quality.command)
+    bench.command("cures")(cures_command.command)
+    bench.command("quality")(quality_command.command)
     bench.command("rulings")(rulings)
     bench.command("serve")(serve)
     bench.command("train")(train)
-    bench.command("trees")(trees)
     return bench
 
 
@@ -47,7 +57,7 @@ def coverage(
 ) -> None:
     """How often klype's own 95 % intervals contain a truth that is known."""
     terminal = Terminal(as_json, lang)
-    from klype.examine.coverage import run
+    from benchmarks.coverage import run
 
     document = run(runs, seed)
     if not as_json:
@@ -68,7 +78,7 @@ def rulings(
 ) -> None:
     """How often klype article rules wrongly, in simulated worlds whose truth is known."""
     terminal = Terminal(as_json, lang)
-    from klype.bench.rulings import run
+    from benchmarks.rulings import run
 
     document = run(documents, seed)
     if not as_json:
@@ -85,77 +95,6 @@ def rulings(
         raise typer.Exit(1)
 
 
-def published(
-    names: Annotated[Path | None, typer.Option("--names", help="makemore's names.txt, one name a line.")] = None,
-    seed: o.Seed = 0,
-    lang: o.Lang = None,
-    as_json: o.Json = False,
-) -> None:
-    """Figures that others published, computed here anew, each with its source."""
-    terminal = Terminal(as_json, lang)
-    from klype.bench.published import published as run
-
-    document = run(names, seed)
-    if not as_json:
-        for row in document["rows"]:
-            ours, value = row["ours"], row["ours"]["value"]
-            verdict = {True: "agrees", False: "differs", None: "not run"}[row["agrees"]]
-            found = ours["why"] if value is None else f"{value:.4f} [{ours['low']:.4f}, {ours['high']:.4f}]"
-            said = {"least": "≥ ", "most": "≤ "}.get(row["bound"], "") + f"{row['published']:g}"
-            line = f"{verdict:8} {row['name']}: published {said} ({row['source']}); ours: {found}"
-            terminal.console.print(line, markup=False, highlight=False)
-    terminal.document(document)
-    if not document["passed"]:
-        raise typer.Exit(1)
-
-
-def trees(
-    model: o.Model,
-    questions: Annotated[Path | None, typer.Option("--questions", help="JSONL: question, answers, choices.")] = None,
-    most: Annotated[int, typer.Option("--most", min=1, help="Questions at most.")] = 12,
-    temperature: o.Temperature = 0.7,
-    limit: o.Limit = 32,
-    budget: Annotated[
-        int, typer.Option("--budget", min=0, help="Beginnings a tree may read.", show_default="4000, or 500")
-    ] = 0,
-    raw: o.Raw = None,
-    precision: o.Precision = "float32",
-    seed: o.Seed = 0,
-    lang: o.Lang = None,
-    as_json: o.Json = False,
-) -> None:
-    """Trees of answers and an answer's forks: how much is explored, and how fast."""
-    terminal = Terminal(as_json, lang)
-    from klype.bench.trees import TreeBench
-    from klype.bench.trees import trees as run
-    from klype.cli.examining import examinee, questions_of
-    from klype.sources.opening import open_model
-
-    opened = open_model(model, precision)
-    one = examinee(opened, questions_of(opened, questions, "", most), raw, limit=limit)
-    settings = TreeBench(temperature, budget or (4000 if one.whole else 500), limit, seed=seed)
-    document = run(one, settings, terminal.aside)
-    if not as_json:
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table(title=f"{one.name}, temperature {temperature:g}")
-        for column in ("likeliest answer", "words", "passes", "seconds", "unexplored"):
-            table.add_column(column, justify="left" if column == "likeliest answer" else "right")
-        for row in document["rows"]:
-            numbers = (str(row["words"]), str(row["passes"]), f"{row['seconds']:.2f}", f"{row['unexplored']:.4f}")
-            table.add_row(Text(row["answer"][:60]), *numbers)
-        terminal.console.print(table)
-        found, forked = document["in_time"], document["forks"]
-        terminal.console.print(
-            f"{found['value']:.2f} of the trees: less than {settings.eps:g} unexplored within {settings.until_s:g} s; "
-            f"forks of {forked['tokens']} tokens, {forked['samples']} samples each: {forked['seconds']:.2f} s",
-            markup=False,
-            highlight=False,
-        )
-    terminal.document(document)
-
-
 def serve(
     model: Annotated[
         str | None, typer.Argument(help="A run or a model's folder.", show_default="a fresh model of the small world")
@@ -167,7 +106,7 @@ def serve(
 ) -> None:
     """The server under load: no error, no mixed-up answer, and 16 clients against one."""
     terminal = Terminal(as_json, lang)
-    from klype.bench.serve import serve as run
+    from benchmarks.serve import serve as run
 
     document = run(model, seconds, terminal.aside, clients)
     if not as_json:
@@ -198,8 +137,8 @@ def generate(
 ) -> None:
     """Generation: klype in every precision, transformers, llama.cpp, OpenVINO GenAI and CTranslate2."""
     terminal = Terminal(as_json, lang)
-    from klype.bench.generate import generate as run
-    from klype.bench.generate import write
+    from benchmarks.generate import generate as run
+    from benchmarks.generate import write
 
     document = run(model, minutes, terminal.aside, only or ())
     if out is not None:
@@ -218,8 +157,8 @@ def align(
 ) -> None:
     """Training and alignment: klype and TRL on the same weights and tokens."""
     terminal = Terminal(as_json, lang)
-    from klype.bench.align import align as run
-    from klype.bench.align_task import TASKS
+    from benchmarks.align import align as run
+    from benchmarks.align_task import TASKS
 
     document = run(minutes, terminal.aside, only=only or TASKS)
     if not as_json:
@@ -238,7 +177,7 @@ def train(
 ) -> None:
     """Training: klype, nanoGPT's model and Hugging Face's Trainer on the same shapes and tokens."""
     terminal = Terminal(as_json, lang)
-    from klype.bench.train import train as run
+    from benchmarks.train import train as run
     from klype.environment import cache_folder
 
     document = run(minutes, terminal.aside, only or (), cache_folder())
@@ -247,40 +186,6 @@ def train(
         terminal.console.print(_ratios(document))
         for name, why in document["missing"].items():
             terminal.console.print(f"{name}: {why}", markup=False)
-    terminal.document(document)
-
-
-def choice(
-    run: o.Model,
-    step: Annotated[int, typer.Option("--step", min=1, help="How many rankings are added at a time.")] = 20,
-    most: Annotated[int, typer.Option("--most", min=2, help="Up to how many.")] = 160,
-    seeds: Annotated[int, typer.Option("--seeds", min=2, help="How often it is all done anew.")] = 6,
-    seed: o.Seed = 0,
-    lang: o.Lang = None,
-    as_json: o.Json = False,
-) -> None:
-    """How many rankings active choice of questions (klype rank --active) needs beside random choice."""
-    terminal = Terminal(as_json, lang)
-    from klype.bench.choice import ChoiceSettings, choice_of
-    from klype.cli.progress import Plain
-    from klype.sources.find import find_model
-
-    if most < 2 * step:
-        raise UsageError(f"--most {most} should be at least twice --step {step}.")
-    folder = find_model(run).run
-    if folder is None:
-        raise UsageError(f"{run} belongs to no run, so that it has no rankings.", "Give a run's folder.")
-    settings = ChoiceSettings(step, most, seeds, seed=seed)
-    document = choice_of(folder, settings, Plain(terminal.console, terminal.lang, time.monotonic))
-    if not as_json:
-        for size, active, random in zip(document["sizes"], *document["accuracy"].values(), strict=True):
-            line = f"{size:5} rankings: active {active:.3f}, random {random:.3f} of held-out pairs right"
-            terminal.console.print(line, markup=False, highlight=False)
-        share, gain = _spread(document["share_of_rankings"], 2), _spread(document["gain_at_most"], 3)
-        reached = f"what random choice reaches with {document['with_random']} rankings ({document['reached']:.3f})"
-        lines = f"active choice reaches {reached} with {share} of them", f"with {most} rankings it gains {gain}"
-        for line in lines:
-            terminal.console.print(line, markup=False, highlight=False)
     terminal.document(document)
 
 
@@ -320,7 +225,7 @@ def _show(terminal: Terminal, document: dict[str, Any]) -> None:
                 line = f"{row['engine']}{how}: KL {kl} nats a token, S {s} (float32 {exact}), {loss['kl']['n']} tokens"
                 terminal.console.print(line, markup=False, highlight=False)
     terminal.console.print(_ratios(document))
-    from klype.bench.load import BUSY
+    from benchmarks.load import BUSY
 
     elsewhere = document["machine"]["busy_elsewhere"]
     if elsewhere > BUSY:
@@ -373,3 +278,7 @@ def _spread(figure: dict[str, Any], digits: int) -> str:
     if figure["low"] is None:
         return f"{figure['value']:,.{digits}f}"
     return f"{figure['value']:,.{digits}f} [{figure['low']:,.{digits}f}–{figure['high']:,.{digits}f}]"
+
+
+if __name__ == "__main__":
+    start(call, NAME)

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
-from klype.bench.contenders import package_version
+from benchmarks.contenders import package_version
 from klype.model import checkpoint
 from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer

@@ -1,4 +1,4 @@
-"""One engine in a process of its own: ``python -m klype.bench.worker NAME``. One JSON line in, one out."""
+"""One engine in a process of its own: ``python -m benchmarks.worker NAME``. One JSON line in, one out."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from collections.abc import Callable
 from threading import Thread
 from typing import Any, TextIO
 
-from klype.bench.contenders import CONTENDERS
-from klype.bench.load import peak_bytes
-from klype.bench.task import Contender, Files
+from benchmarks.contenders import CONTENDERS
+from benchmarks.load import peak_bytes
+from benchmarks.task import Contender, Files
 
 
 def main(name: str, orders: TextIO, answers: TextIO) -> None:

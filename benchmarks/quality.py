@@ -1,4 +1,4 @@
-"""``klype bench quality``: what a model is worth after a fixed time, in bits per byte of held-out text.
+"""``python -m benchmarks quality``: what a model is worth after a fixed time, in bits per byte of held-out text.
 
 One trainer after another has the whole machine, each in a process of its own. What a model needs for the held-out text
 is counted in bits per byte, so that vocabularies do not matter; an interval resamples blocks of that text, not
@@ -19,10 +19,10 @@ from typing import IO, Any
 import numpy as np
 import psutil
 
-from klype.bench.load import busy_cores, elsewhere
-from klype.bench.process import Say, Team, Worker
-from klype.bench.quality_task import BLOCK, HELD_OUT, TEXTS, Given, in_blocks, put
-from klype.bench.quality_trainers import TRAINERS
+from benchmarks.load import busy_cores, elsewhere
+from benchmarks.process import Say, Team, Worker
+from benchmarks.quality_task import BLOCK, HELD_OUT, TEXTS, Given, in_blocks, put
+from benchmarks.quality_trainers import TRAINERS
 from klype.data.baselines import ngram_bits, xz_bits_per_byte
 from klype.data.readers import read_texts
 from klype.device import processor, usable_cores
@@ -130,7 +130,7 @@ def _measure(text: str, given: Given, asked: Asked, results: Results, say: Say, 
             results.why[name] = f"{' and '.join(missing)} not installed (extra bench)"
         else:
             say(f"{text}: {name} learns for {given.seconds:g} s")
-            worker = Worker.start(name, log, "klype.bench.quality_worker", as_built=name != "klype")
+            worker = Worker.start(name, log, "benchmarks.quality_worker", as_built=name != "klype")
             team = Team({name: worker}, results.why, say, time.monotonic() + PATIENCE * given.seconds)
             orders = {do: team.order(name, text, do=do, given=asdict(given)) for do in ("load", "learn", "score")}
             team.end()

@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from klype.bench.task import Contender, Files
+from benchmarks.task import Contender, Files
 from klype.device import Precision
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from klype.bench.train_task import Shape
+from benchmarks.train_task import Shape
 
 
 def llama(shape: Shape, positions: int) -> Any:

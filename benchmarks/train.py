@@ -1,4 +1,4 @@
-"""``klype bench train``: training side by side, every trainer in its own process, turns interleaved."""
+"""``python -m benchmarks train``: training side by side, every trainer in its own process, turns interleaved."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import IO, Any
 
 import psutil
 
-from klype.bench.figures import median
-from klype.bench.load import busy_cores, elsewhere
-from klype.bench.process import Say, Team, Worker
-from klype.bench.train_contenders import CONTENDERS
-from klype.bench.train_task import SHAPES, WARM
+from benchmarks.figures import median
+from benchmarks.load import busy_cores, elsewhere
+from benchmarks.process import Say, Team, Worker
+from benchmarks.train_contenders import CONTENDERS
+from benchmarks.train_task import SHAPES, WARM
 from klype.device import gemm_gflops, processor, set_threads, usable_cores
 from klype.errors import UsageError
 from klype.values import Figure
@@ -85,7 +85,7 @@ def _measure(shape: str, results: Results, say: Say, deadline: float, where: tup
         if missing:
             results.why[name] = f"{' and '.join(missing)} not installed (extra bench)"
         elif shape in shapes:
-            workers[name] = Worker.start(name, log, "klype.bench.train_worker", as_built=not name.startswith("klype"))
+            workers[name] = Worker.start(name, log, "benchmarks.train_worker", as_built=not name.startswith("klype"))
     team, steps = Team(workers, results.why, say, deadline), dict[str, int]()
     try:
         for name in workers:
