@@ -288,11 +288,12 @@ def tempered(
     return found, found
 
 
-def load(name: str, precision: str = "float32", budget: str = "") -> Model:
+def load(name: str, precision: str = "float32", budget: str = "", device: str = "auto") -> Model:
     """Opens a MODEL: a run's folder (its newest stage), ``RUN/finetune`` for an earlier one, a checkpoint or Hugging
     Face folder, ``hf:owner/name``, a GGUF file, or a server's ``http://host:port/v1#model``.
 
     ``precision``: float32, bfloat16, int8 or auto. ``budget``: what a server may be asked for at most, such as
-    "500requests,20000tokens". Raises KlypeError when there is no such model, or it is damaged.
+    "500requests,20000tokens". ``device``: auto (what is there: cuda, mps, else cpu), cpu, cuda, cuda:1 or mps. Raises
+    KlypeError when there is no such model or device, or the model is damaged.
     """
-    return Model(open_model(name, precision, budget=budget))
+    return Model(open_model(name, precision, budget=budget, device=device))

@@ -111,7 +111,7 @@ class ModelDraft:
     def __init__(self, model: Transformer) -> None:
         self.model = model
         self.vocab_size: int | None = model.config.vocab_size
-        self._cache = Cache(model.config, 1, dtype=model.embed.weight.dtype)
+        self._cache = Cache.of(model, 1)
         self._fed: list[int] = []
 
     @torch.inference_mode()
@@ -125,8 +125,8 @@ class ModelDraft:
         text, new, logq = list(text), list(text[same:]), []
         start = len(text)
         while len(text) < start + count:
-            hidden_BTD = self.model.hidden(torch.tensor([new]), self._cache)
-            shaped_BV = shape(self.model.unembed(hidden_BTD[:, -1]), unpenalised)
+            hidden_BTD = self.model.hidden(torch.tensor([new], device=self._cache.device), self._cache)
+            shaped_BV = shape(self.model.unembed(hidden_BTD[:, -1]).cpu(), unpenalised)
             u = noise(setting.seed, setting.sample, np.array([len(text)]), DRAFT_STREAM)
             new = [int(draw(shaped_BV, u))]
             text += new

@@ -235,7 +235,8 @@ class Engine:
         """Logits [R, V] of the next token of every row: those that go on, then those that join."""
         parts = []
         if len(self._rows):
-            parts.append(self.model.unembed(self.model.hidden(self._last_R[:, None], self._cache)[:, 0]))
+            last_R1 = self._last_R[:, None].to(self._cache.device)
+            parts.append(self.model.unembed(self.model.hidden(last_R1, self._cache)[:, 0]))
             self.passes += 1
         places = [job.seen() for job, _ in joining]
         seats = [(places[i], *joining[i]) for i in by_shelf(places)]
@@ -363,7 +364,7 @@ class Engine:
             self._settle()
 
     def _clear_rows(self) -> None:
-        self._cache = Cache(self.model.config, 0, dtype=self.model.embed.weight.dtype)
+        self._cache = Cache.of(self.model)
         self._rows = Rows.none()
         self._last_R = torch.zeros(0, dtype=torch.int64)
 

@@ -92,7 +92,7 @@ class PrefixCache:
 
     def _compute(self, batch: list[Tokens], wanted: dict[Tokens, list[int]]) -> dict[Tokens, CachedPrefix]:
         starts = [self._start(prompt, wanted) for prompt in batch]
-        cache = Cache(self.model.config, 0, dtype=self.model.embed.weight.dtype)
+        cache = Cache.of(self.model)
         if any(length for _, _, length in starts):
             order = sorted(range(len(batch)), key=numbered([shelf for shelf, _, _ in starts]).__getitem__)
             batch, starts = [batch[i] for i in order], [starts[i] for i in order]
@@ -100,7 +100,7 @@ class PrefixCache:
                 shelf, slots, lengths = _living(list(group))
                 cache.join(shelf or _empty_shelf(self.model), slots, lengths)
         else:
-            cache = Cache(self.model.config, len(batch), dtype=self.model.embed.weight.dtype)
+            cache = Cache.of(self.model, len(batch))
         begin = np.array([length for _, _, length in starts])
         whole = np.array([len(prompt) for prompt in batch])
         asks = [(row, length) for row, prompt in enumerate(batch) for length in sorted(set(wanted[prompt]))]
@@ -109,7 +109,7 @@ class PrefixCache:
             done = np.minimum(begin + first, whole)
             T = min(CHUNK, int((whole - begin).max()) - first)
             rows = [prompt[at : at + T] for prompt, at in zip(batch, done, strict=True)]
-            tokens_BT = torch.tensor([[*row, *(0,) * (T - len(row))] for row in rows])
+            tokens_BT = torch.tensor([[*row, *(0,) * (T - len(row))] for row in rows], device=cache.device)
             hidden_BTD = self.model.hidden(tokens_BT, cache)
             cache.truncate(np.minimum(done + T, whole))
             self.passes += 1
@@ -181,4 +181,4 @@ def _living(starts: Sequence[tuple[Shelf | None, int, int]]) -> tuple[Shelf | No
 
 
 def _empty_shelf(model: Transformer) -> Shelf:
-    return Cache(model.config, 1, dtype=model.embed.weight.dtype).shelve()
+    return Cache.of(model, 1).shelve()

@@ -104,9 +104,9 @@ def distributions(logp_BV: Tensor, top: int) -> list[Distribution]:
     """``distribution`` of every row."""
     V = logp_BV.shape[-1]
     if top < 0 or top >= V:
-        ids_BV, sorted_BV = _sorted(logp_BV.numpy())
+        ids_BV, sorted_BV = _sorted(logp_BV.cpu().numpy())
         return [Distribution(ids_V, logp_V) for ids_V, logp_V in zip(ids_BV, sorted_BV, strict=True)]
-    values_BK, ids_BK = logp_BV.topk(top)
+    values_BK, ids_BK = (found.cpu() for found in logp_BV.topk(top))
     rest = (1.0 - values_BK.double().exp().sum(-1)).clamp(min=0.0).tolist()
     return [Distribution(*row) for row in zip(ids_BK.numpy(), values_BK.numpy(), rest, strict=True)]
 

@@ -84,27 +84,27 @@ def shape(logits_BV: Tensor, sampling: Sampling, seen: Seen | None = None) -> Te
 def sample(
     logits_BV: Tensor, sampling: Sampling, noise_B: npt.NDArray[np.float64], seen: Seen | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Tokens [B] and their log-probabilities [2, B]: under the model, and under what was drawn from.
+    """Tokens [B] and their log-probabilities [2, B], on the CPU: under the model, and under what was drawn from.
 
     The same as ``shape`` and ``draw`` but for rounding; a whole distribution is not written out more often than needed.
     """
     logits = logits_BV.float()
     tempered_only = sampling == Sampling(temperature=sampling.temperature)
     if tempered_only and sampling.temperature == 0:
-        best_B, tokens_B = logits.max(-1)
-        drawn_B = best_B * 0
+        best_B, at_B = logits.max(-1)
+        tokens_B, drawn_B = at_B.cpu(), best_B * 0
     elif tempered_only and sampling.temperature > 1e-3:
         p_BV = (logits if sampling.temperature == 1 else logits / sampling.temperature).softmax(-1)
         tokens_B = _inverse_cdf(p_BV, noise_B)
-        drawn_B = p_BV.gather(1, tokens_B[:, None])[:, 0].log()
+        drawn_B = _at(p_BV, tokens_B).log()
         if sampling.temperature == 1:
-            return tokens_B, torch.stack((drawn_B, drawn_B))
+            return tokens_B, torch.stack((drawn_B, drawn_B)).cpu()
     else:
         shaped_BV = shape(logits, sampling, seen)
         tokens_B = draw(shaped_BV, noise_B)
-        drawn_B = shaped_BV.gather(1, tokens_B[:, None])[:, 0]
-    logp_B = logits.gather(1, tokens_B[:, None])[:, 0] - logits.logsumexp(-1)
-    return tokens_B, torch.stack((logp_B, drawn_B))
+        drawn_B = _at(shaped_BV, tokens_B)
+    logp_B = _at(logits, tokens_B) - logits.logsumexp(-1)
+    return tokens_B, torch.stack((logp_B, drawn_B)).cpu()
 
 
 def one_hot(logits_BV: Tensor) -> Tensor:
@@ -125,20 +125,20 @@ def tempered(logits_BV: Tensor, temperature: float) -> Tensor:
 
 def bias(logits_BV: Tensor, pairs: tuple[tuple[int, float], ...]) -> Tensor:
     """Add to chosen tokens' logits (OpenAI's ``logit_bias``)."""
-    ids = torch.tensor([token for token, _ in pairs])
-    values = torch.tensor([value for _, value in pairs], dtype=logits_BV.dtype)
+    ids = torch.tensor([token for token, _ in pairs], device=logits_BV.device)
+    values = torch.tensor([value for _, value in pairs], dtype=logits_BV.dtype, device=logits_BV.device)
     return logits_BV.index_add(-1, ids, values.expand(logits_BV.shape[0], -1))
 
 
 def penalise(logits_BV: Tensor, sampling: Sampling, seen: Seen) -> Tensor:
     """Repetition: divide positive and multiply negative logits of anything said (CTRL, Keskar et al. 2019,
     arXiv:1909.05858). Presence and frequency: subtract for tokens of the answer, once and per use (OpenAI's API)."""
-    r = sampling.repetition_penalty
+    r, text_BV, counts_BV = sampling.repetition_penalty, *(n.to(logits_BV.device) for n in (seen.text, seen.counts))
     if r != 1:
         punished = torch.where(logits_BV > 0, logits_BV / r, logits_BV * r)
-        logits_BV = torch.where(seen.text > 0, punished, logits_BV)
-    said = (seen.counts > 0).to(logits_BV.dtype)
-    return logits_BV - sampling.presence_penalty * said - sampling.frequency_penalty * seen.counts
+        logits_BV = torch.where(text_BV > 0, punished, logits_BV)
+    said = (counts_BV > 0).to(logits_BV.dtype)
+    return logits_BV - sampling.presence_penalty * said - sampling.frequency_penalty * counts_BV
 
 
 def top_k(logp_BV: Tensor, k: int) -> Tensor:
@@ -175,19 +175,25 @@ def draw(logp_BV: Tensor, noise_B: npt.NDArray[np.float64] | Tensor) -> Tensor:
     return _inverse_cdf(logp_BV.exp(), noise_B)
 
 
+def _at(values_BV: Tensor, tokens_B: Tensor) -> Tensor:
+    return values_BV.gather(1, tokens_B[:, None].to(values_BV.device))[:, 0]
+
+
 def _inverse_cdf(p_BV: Tensor, noise_B: npt.NDArray[np.float64] | Tensor) -> Tensor:
-    u_B1 = torch.as_tensor(noise_B, dtype=torch.float64)[:, None]
+    """On the CPU, where noise is the same on every machine and float64 is everywhere: blocks' masses, and one block."""
+    u_B1 = torch.as_tensor(noise_B, dtype=torch.float64, device="cpu")[:, None]
     B, V = p_BV.shape
     if V <= 16 * BLOCK:
-        return _first_above(p_BV.cumsum(-1), u_B1)
+        return _first_above(p_BV.cpu().cumsum(-1), u_B1)
     blocks_BNC = pad(p_BV, (0, -V % BLOCK)).view(B, -1, BLOCK)
-    mass_BN = blocks_BNC.sum(-1).double()
+    mass_BN = blocks_BNC.sum(-1).cpu().double()
     total_BN = mass_BN.cumsum(-1)
     block_B = _first_above(total_BN, u_B1)
     rows = torch.arange(B)
     before_B = total_BN[rows, block_B] - mass_BN[rows, block_B]
     inside_B = (u_B1[:, 0] * total_BN[:, -1] - before_B) / mass_BN[rows, block_B]
-    cumulative = blocks_BNC[rows, block_B].double().cumsum(-1)
+    chosen_BC = blocks_BNC[rows.to(p_BV.device), block_B.to(p_BV.device)]
+    cumulative = chosen_BC.cpu().double().cumsum(-1)
     return block_B * BLOCK + _first_above(cumulative, inside_B.clamp(0, 1)[:, None])
 
 

@@ -54,30 +54,30 @@ def _batches(lengths: list[int]) -> list[list[int]]:
 
 def _score(prefixes: PrefixCache, places: list[CachedPrefix], answers: list[Tokens], top: int) -> list[Scored]:
     model = prefixes.model
-    cache = Cache(model.config, 0, dtype=model.embed.weight.dtype)
+    cache = Cache.of(model)
     for _, group in groupby(places, key=lambda place: id(place.shelf)):
         alike = list(group)
         cache.join(alike[0].shelf, [place.slot for place in alike], [place.length for place in alike])
     first_RV = torch.stack([place.logits for place in places])
-    found: list[Scored] = [_read(first_RV, torch.tensor([answer[0] for answer in answers]), top)]
+    found: list[Scored] = [_read(first_RV, [answer[0] for answer in answers], top)]
     T = max(map(len, answers)) - 1
     if T:
         fed = [answer[:-1] for answer in answers]
-        tokens_RT = torch.tensor([[*row, *(0,) * (T - len(row))] for row in fed])
+        tokens_RT = torch.tensor([[*row, *(0,) * (T - len(row))] for row in fed], device=cache.device)
         hidden_RTD = model.hidden(tokens_RT, cache)
         prefixes.passes += 1
-        real_RT = torch.arange(T) < torch.tensor([len(row) for row in fed])[:, None]
-        hidden_MD = hidden_RTD[real_RT]
-        targets_M = torch.tensor([token for answer in answers for token in answer[1:]], dtype=torch.int64)
+        hidden_MD = torch.cat([hidden_RTD[row, : len(own)] for row, own in enumerate(fed)])
+        targets = [token for answer in answers for token in answer[1:]]
         size = max(1, ENTRIES // model.config.vocab_size)
-        parts = zip(torch.split(hidden_MD, size), torch.split(targets_M, size), strict=True)
-        found += [_read(model.unembed(hidden), targets, top) for hidden, targets in parts]
+        parts = zip(torch.split(hidden_MD, size), range(0, len(targets), size), strict=True)
+        found += [_read(model.unembed(hidden), targets[at : at + size], top) for hidden, at in parts]
     firsts, later = found[0], iter([one for part in found[1:] for one in part])
     return [[firsts[row], *(next(later) for _ in answer[1:])] for row, answer in enumerate(answers)]
 
 
-def _read(logits_MV: Tensor, targets_M: Tensor, top: int) -> Scored:
+def _read(logits_MV: Tensor, targets: Sequence[int], top: int) -> Scored:
     logp_MV = logits_MV.float().log_softmax(-1)
-    logp = logp_MV.gather(1, targets_M[:, None])[:, 0].double().numpy()
+    targets_M1 = torch.tensor(targets, device=logp_MV.device)[:, None]
+    logp = logp_MV.gather(1, targets_M1)[:, 0].cpu().double().numpy()
     listed = distributions(logp_MV, top) if top else [None] * len(logp)
     return list(zip(logp.tolist(), listed, strict=True))

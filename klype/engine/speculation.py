@@ -126,7 +126,7 @@ class _Answer:
 
     @torch.inference_mode()
     def _begin(self, place: CachedPrefix) -> Cache:
-        cache = Cache(self.engine.model.config, 0, dtype=self.engine.model.embed.weight.dtype)
+        cache = Cache.of(self.engine.model)
         cache.join(place.shelf, [place.slot], [place.length])
         cache.own()
         self._check(place.logits[None], Proposal(()))
@@ -138,7 +138,7 @@ class _Answer:
         begun = clock()
         proposal = self._proposed(draft, Setting(self.request.sampling, self.request.seed, self.sample))
         guessed = clock()
-        fed = torch.tensor([[self.text[-1], *proposal.tokens]])
+        fed = torch.tensor([[self.text[-1], *proposal.tokens]], device=cache.device)
         logits_TV = self.engine.model(fed, cache)[0]
         self._check(logits_TV, proposal)
         cache.truncate([len(self.text) - 1])
@@ -174,7 +174,7 @@ class _Answer:
 
     def _check(self, logits_TV: Tensor, proposal: Proposal) -> None:
         """Accept guesses from the left; the first that fails is replaced, and after the last one more is drawn."""
-        logits_TV = logits_TV.float()
+        logits_TV = logits_TV.float().cpu()  # a few rows, of which single numbers are looked at
         logp_TV, shaped_TV = logits_TV.log_softmax(-1), self._shaped(logits_TV, proposal)
         if torch.isnan(logp_TV).any() or torch.isnan(shaped_TV).any():
             raise self.engine.not_numbers()

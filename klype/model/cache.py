@@ -8,6 +8,7 @@ n rows a slot, T new tokens, K head width, D model width, J convolution taps.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,10 @@ from klype.model.cached_attention import Pass, prepare
 from klype.model.config import ModelConfig
 from klype.model.fused import Fused
 from klype.model.one_more import OneMore, Tables, seated
-from klype.model.shelf import Groups, Shelf, group_rows
+from klype.model.shelf import Groups, Shelf, group_rows, placed
+
+if TYPE_CHECKING:
+    from klype.model.transformer import Transformer
 
 Indices = npt.NDArray[np.int64]
 BLOCK = 32
@@ -29,9 +33,17 @@ BLOCK = 32
 class Cache:
     """Rows of text that ``Transformer.hidden`` continues. Rows join, leave, fork and are cut; nothing is recomputed."""
 
-    def __init__(self, config: ModelConfig, rows: int = 0, *, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        rows: int = 0,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device = torch.device("cpu"),
+    ) -> None:
         self.config = config
         self.dtype = dtype
+        self.device = device
         self.lengths: Indices = np.zeros(rows, np.int64)  # whole length of every row
         self.shared: Indices = np.zeros(rows, np.int64)  # how much of it lies on a shelf
         self.shelves: list[Shelf] = []
@@ -43,6 +55,12 @@ class Cache:
         self.groups: list[Groups] | None = None
         self.tables: Tables | None = None
         self._allocate(rows, 0)
+
+    @staticmethod
+    def of(model: Transformer, rows: int = 0) -> Cache:
+        """Rows of no text, for this model: in its precision, where it computes."""
+        weight = model.embed.weight
+        return Cache(model.config, rows, dtype=weight.dtype, device=weight.device)
 
     @property
     def rows(self) -> int:
@@ -81,7 +99,7 @@ class Cache:
         movers = stays + np.flatnonzero(~ended[stays:])
         order[holes] = movers
         if len(holes):
-            to, source = torch.from_numpy(holes), torch.from_numpy(movers)
+            to, source = placed(holes, self.device), placed(movers, self.device)
             for store in (*self.keys, *self.values, *self.inputs):
                 store[to] = store[source]
         self._take(order)
@@ -90,9 +108,9 @@ class Cache:
     def select(self, rows: Sequence[int] | Indices) -> Cache:
         """A new cache of these rows, in this order; a row may be named several times (a fork)."""
         chosen = np.asarray(rows, np.int64)
-        other = Cache(self.config, 0, dtype=self.dtype)
+        other = Cache(self.config, 0, dtype=self.dtype, device=self.device)
         other.shelves = list(self.shelves)
-        index = torch.from_numpy(chosen)
+        index = placed(chosen, self.device)
         other.keys, other.values, other.inputs = (
             [store.index_select(0, index) for store in stores] for stores in (self.keys, self.values, self.inputs)
         )
@@ -222,10 +240,11 @@ class Cache:
         for index, shelf in enumerate(self.shelves):
             here = rows[self.shelf_of[rows] == index]
             if len(here):
-                slot = torch.from_numpy(self.slot_of[here])[:, None]
-                column = torch.from_numpy(self.shared[here])[:, None] + torch.arange(J)
+                slot = placed(self.slot_of[here, None], self.device)
+                column = placed(self.shared[here, None] + np.arange(J), self.device)
+                row = placed(here, self.device)
                 for mine, theirs in zip(self.inputs, shelf.inputs, strict=True):
-                    mine[torch.from_numpy(here), :J] = theirs[slot, column]
+                    mine[row, :J] = theirs[slot, column]
 
     def _flattened(self) -> Shelf:
         J, P, R = self.config.conv, int(self.lengths.max(initial=0)), self.rows
@@ -255,10 +274,10 @@ class Cache:
     def _allocate(self, rows: int, columns: int) -> None:
         c = self.config
         shape = (rows, c.kv_heads, columns, c.head_dim)
-        self.keys = [torch.zeros(shape, dtype=self.dtype) for _ in range(c.layers)]
-        self.values = [torch.zeros(shape, dtype=self.dtype) for _ in range(c.layers)]
-        taps = range(c.layers if c.conv else 0)
-        self.inputs = [torch.zeros(rows, c.conv + columns, c.width, dtype=self.dtype) for _ in taps]
+        inputs, taps = (rows, c.conv + columns, c.width), range(c.layers if c.conv else 0)
+        self.keys = [torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in range(c.layers)]
+        self.values = [torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in range(c.layers)]
+        self.inputs = [torch.zeros(inputs, dtype=self.dtype, device=self.device) for _ in taps]
 
     def _reserve(self, rows: int, columns: int) -> None:
         """Grow by half, at least to what is asked, columns in whole blocks. Zeros, since a masked NaN stays a NaN."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from klype.model.shelf import Groups
+from klype.model.shelf import Groups, placed
 
 if TYPE_CHECKING:
     from klype.model.cache import Cache
@@ -150,16 +150,15 @@ def prepare(cache: Cache, own: Indices, T: int) -> Pass:
     if not same:
         row = np.arange(R)[:, None]
         head_RTG = (row * G)[:, :, None] + np.arange(G)
-        places = torch.from_numpy(head_RTG * capacity + columns_RT[:, :, None]).flatten()
+        places = placed((head_RTG * capacity + columns_RT[:, :, None]).ravel(), cache.device)
         if J:
-            input_places = torch.from_numpy(row * (J + capacity) + J + columns_RT).flatten()
+            input_places = placed((row * (J + capacity) + J + columns_RT).ravel(), cache.device)
             window = row * (J + capacity) + own[:, None] + np.arange(J + T)
-            window_places = torch.from_numpy(window).flatten()
+            window_places = placed(window.ravel(), cache.device)
     start = (int(own[0]) if R else 0) if same else None
     mask = _mask(cache, own, (T, S, P), same)
-    return Pass(
-        cache, cache.groups, T, S, P, start, torch.from_numpy(positions), mask, places, input_places, window_places
-    )
+    at = placed(positions, cache.device)
+    return Pass(cache, cache.groups, T, S, P, start, at, mask, places, input_places, window_places)
 
 
 def _span(needed: int, T: int, cache: Cache) -> int:
@@ -182,8 +181,9 @@ def _mask(cache: Cache, own: Indices, sizes: tuple[int, int, int], same: bool) -
         shared = cache.shared if seen.shape[0] != 1 or cache.rows == 1 else np.full(1, P)
         front = np.broadcast_to((np.arange(P) < shared[:, None])[:, None, :], (seen.shape[0], T, P))
         seen = np.concatenate((front, seen), -1)
-    allowed = torch.from_numpy(seen)
-    return torch.zeros(allowed.shape, dtype=cache.dtype).masked_fill_(~allowed, float("-inf"))
+    allowed = placed(seen, cache.device)
+    zeros = torch.zeros(allowed.shape, dtype=cache.dtype, device=cache.device)
+    return zeros.masked_fill_(~allowed, float("-inf"))
 
 
 def _seated(group: Groups, x_RGQC: Tensor) -> Tensor:

@@ -89,17 +89,24 @@ def save(folder: Path, model: Transformer, tokenizer: Tokenizer, about: dict[str
     manifest.put(folder, write)
 
 
-def load(folder: Path, weights: str = "", dtype: str = "float32", known: Path | None = None) -> Loaded:
+def load(
+    folder: Path,
+    weights: str = "",
+    dtype: str = "float32",
+    known: Path | None = None,
+    device: torch.device | None = None,
+) -> Loaded:
     """Read klype's own checkpoint, a Hugging Face directory (of one weights file or several) or a GGUF file.
 
-    ``weights`` names another .safetensors file of the folder; ``known``: see Tokenizer.load. Raises KlypeError, in one
-    sentence, for whatever is missing, damaged, of another shape, or too large for the memory that is free.
+    ``weights`` names another .safetensors file of the folder; ``known``: see Tokenizer.load; ``device``: where the
+    model is to compute (None: the CPU). Raises KlypeError, in one sentence, for whatever is missing, damaged, of
+    another shape, or too large for the memory that is free.
     """
     folder = Path(folder)
     if dtype not in DTYPES:
         raise UsageError(f"There is no precision {dtype!r}.", f"Choose one of {', '.join(DTYPES)}.")
     if folder.is_file() and folder.suffix.lower() == ".gguf":
-        return _load_gguf(folder, DTYPES[dtype], known)
+        return _load_gguf(folder, DTYPES[dtype], known, device)
     if not folder.is_dir():
         raise UsageError(f"There is no model folder {folder}.", "Give the folder of a checkpoint.")
     _check_whole(folder)
@@ -109,7 +116,7 @@ def load(folder: Path, weights: str = "", dtype: str = "float32", known: Path | 
     _check_fit(folder, config, files.shapes, tokenizer)
     _check_memory(folder, config, DTYPES[dtype])
     about = read_about(folder)
-    return Loaded(_build(config, files.get, DTYPES[dtype]), tokenizer, config, about, folder)
+    return Loaded(_build(config, files.get, DTYPES[dtype]).to(device), tokenizer, config, about, folder)
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -144,13 +151,14 @@ def _check_whole(folder: Path) -> None:
         raise KlypeError(f"The checkpoint {folder} is unfinished: its manifest is missing.", "Use an earlier one.")
 
 
-def _load_gguf(file: Path, dtype: torch.dtype, known: Path | None) -> Loaded:
+def _load_gguf(file: Path, dtype: torch.dtype, known: Path | None, device: torch.device | None) -> Loaded:
     from klype.model.gguf import open_gguf
 
     opened = open_gguf(file, known)
     _check_fit(file, opened.config, opened.shapes, opened.tokenizer)
     _check_memory(file, opened.config, dtype)
-    return Loaded(_build(opened.config, opened.get, dtype), opened.tokenizer, opened.config, {}, file)
+    model = _build(opened.config, opened.get, dtype).to(device)
+    return Loaded(model, opened.tokenizer, opened.config, {}, file)
 
 
 def _check_fit(where: Path, config: ModelConfig, shapes: dict[str, tuple[int, ...]], tokenizer: Tokenizer) -> None:

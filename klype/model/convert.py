@@ -121,7 +121,7 @@ def config_from_hf(data: dict[str, Any], where: str) -> ModelConfig:
 def weights_to_hf(model: Transformer) -> dict[str, Tensor]:
     """Named weights as they stand in model.safetensors: contiguous, a tied head left out."""
     config = model.config
-    own = {n: p.detach() for n, p in model.state_dict().items() if not (config.tie and n == "head.weight")}
+    own = {n: p.detach().cpu() for n, p in model.state_dict().items() if not (config.tie and n == "head.weight")}
     if model_type(config) == OWN:
         return {PREFIX + name: p.contiguous() for name, p in own.items()}
     out: dict[str, Tensor] = {}

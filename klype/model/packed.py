@@ -68,7 +68,7 @@ class Int8Linear(nn.Module):
         self.register_buffer("matrix", matrix_OI if kernel is None else native.blocked(matrix_OI))
         self.register_buffer("scale", scale_O1[:, 0].contiguous())
         self.register_buffer("bias", None if bias is None else bias.bfloat16())
-        self.in_blocks = all(size % BLOCK == 0 for size in weight.shape)
+        self.in_blocks = weight.device.type == "cpu" and all(size % BLOCK == 0 for size in weight.shape)
         self.kernel = kernel
         self.wide_scale, self.wide_bias = self.scale.float(), None if self.bias is None else self.bias.float()
         self.fields = native.matrix_at(self.matrix.data_ptr(), matrix_OI, self.wide_bias, self.wide_scale)
@@ -97,16 +97,16 @@ class Int8Linear(nn.Module):
 def pack(model: Transformer, precision: Precision, kernel: Kernel | None = None) -> Transformer:
     """The same model, changed in place, for inference in "float32", "bfloat16" or "int8".
 
-    Matrices that are too small to gain, and machines without oneDNN, keep the plain ones. int8 weights are read
-    from the model as it is: load it in float32 so that they are rounded once. With a ``kernel``, passes over few tokens
-    are one call of C each where the model suits. Raises KlypeError for other names.
+    Matrices that are too small to gain, or on an accelerator, and machines without oneDNN, keep the plain ones. int8
+    weights are read from the model as it is: load it in float32 so that they are rounded once. With a ``kernel``,
+    passes over few tokens are one call of C each where the model suits. Raises KlypeError for other names.
     """
     if precision not in PRECISIONS:
         raise KlypeError(f"A model cannot be packed as {precision!r}.", "Choose float32, bfloat16 or int8.")
     if is_packed(model):
         raise KlypeError("This model is packed already.", "Load it again to pack it otherwise.")
     model.requires_grad_(False)
-    kernel = kernel if native.suits(model.config) else None
+    kernel = kernel if native.suits(model.config) and model.embed.weight.device.type == "cpu" else None
     with torch.no_grad():
         model.to(_stream(precision))
         for parent in [*model.layers, model]:
@@ -159,7 +159,7 @@ def _packed(layer: nn.Linear, precision: Precision, kernel: Kernel | None) -> nn
     weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
     if precision == "int8":
         return Int8Linear(weight, bias, kernel)
-    if (weight.numel() < SMALL and kernel is None) or not torch._C._has_mkldnn:
+    if (weight.numel() < SMALL and kernel is None) or weight.device.type != "cpu" or not torch._C._has_mkldnn:
         return layer
     dtype = getattr(torch, precision)
     return BlockedLinear(weight.to(dtype), None if bias is None else bias.to(dtype), kernel)

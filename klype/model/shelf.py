@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 Indices = npt.NDArray[np.int64]
+
+
+def placed(array: npt.NDArray[Any], device: torch.device) -> Tensor:
+    """The array as a tensor where the model computes."""
+    return torch.from_numpy(array).to(device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,12 +30,16 @@ class Shelf:
     lengths: Indices
 
     @property
+    def device(self) -> torch.device:
+        return self.keys[0].device
+
+    @property
     def nbytes(self) -> int:
         return sum(t.numel() * t.element_size() for t in (*self.keys, *self.values, *self.inputs))
 
     def take(self, slots: Indices) -> Shelf:
         """A copy of some slots, cut to their longest."""
-        index, lengths = torch.from_numpy(slots), self.lengths[slots]
+        index, lengths = placed(slots, self.device), self.lengths[slots]
         P = int(lengths.max(initial=0))
         lead = self.inputs[0].shape[1] - self.keys[0].shape[2] if self.inputs else 0
         return Shelf(
@@ -102,9 +112,9 @@ def group_rows(shelves: Sequence[Shelf], shelf_of: Indices, slot_of: Indices, sh
                 int(shared[rows].max()),
                 N,
                 n,
-                None if everyone else torch.from_numpy(rows),
-                None if straight else torch.from_numpy(row_of_place),
-                None if straight else torch.from_numpy(place),
+                None if everyone else placed(rows, shelf.device),
+                None if straight else placed(row_of_place, shelf.device),
+                None if straight else placed(place, shelf.device),
                 shared[rows],
             )
         )

@@ -97,7 +97,7 @@ class Transformer(nn.Module):
         rows begin with alike, as ``stems`` says, only once.
         """
         assert document_BT is None or stems is None, "packed documents and stems exclude each other"
-        if self.fused is not None:
+        if self.fused is not None and self.fused.takes(self.embed.weight):
             laid = laid_out(wanted_BT, document_BT) if stems is None else grown(wanted_BT, stems)
             self._check_length(laid.texts.longest)
             if self.fused.suits(self.config, laid.texts.longest, self.embed.weight):

@@ -59,6 +59,7 @@ class HFSource:
         config = model.config.get_text_config()
         self.vocabulary = int(config.vocab_size)
         self.window = window_of(config)
+        self.device = model.device
         self.able = ability(model)
         self.passes = 0
         self._kept: tuple[Tokens, Any] | None = None
@@ -129,7 +130,7 @@ class HFSource:
     def _write(self, rows: list[Row]) -> Iterator[Event]:
         began = self.clock()
         prompts = list(dict.fromkeys(row.request.prompt for row in rows))
-        which = torch.tensor([prompts.index(row.request.prompt) for row in rows])
+        which = torch.tensor([prompts.index(row.request.prompt) for row in rows], device=self.device)
         with torch.inference_mode():
             reading = Reading(self, prompts)
             logits_RV = reading.begin()[which]
@@ -148,9 +149,8 @@ class HFSource:
             rows = [rows[i] for i in going]
             if rows:
                 with torch.inference_mode():
-                    index = torch.tensor(going)
-                    reading.choose(index)
-                    logits_RV = reading.go_on(tokens_R[index])
+                    reading.choose(torch.tensor(going, device=self.device))
+                    logits_RV = reading.go_on(tokens_R[going].to(self.device))
 
     def _last_logits(self, texts: Sequence[Tokens]) -> list[Tensor]:
         """After each text [V]. Their common beginning is read once and remembered for the next call."""
@@ -174,14 +174,14 @@ class HFSource:
         if len(shared) < WORTH_SHARING:
             return 0, None
         self.passes += 1
-        past = self.model(input_ids=torch.tensor([shared]), use_cache=True)[self.able.cache]
+        past = self.model(input_ids=torch.tensor([shared], device=self.device), use_cache=True)[self.able.cache]
         self._kept = (shared, past)
         return len(shared), past
 
     def _forward(self, texts: Sequence[Tokens], past: Any = None) -> Tensor:
         """Logits [R, T, V], padded on the right, behind what was kept."""
         longest = max(map(len, texts))
-        tokens_RT = torch.tensor([[*text, *(0,) * (longest - len(text))] for text in texts])
+        tokens_RT = torch.tensor([[*text, *(0,) * (longest - len(text))] for text in texts], device=self.device)
         given: dict[str, Any] = {}
         if past is not None:
             past = copy.deepcopy(past)
@@ -216,8 +216,8 @@ class Reading:
     def __init__(self, source: HFSource, prompts: Sequence[Tokens]) -> None:
         self.source = source
         longest = max(map(len, prompts))
-        self.tokens_RT = torch.tensor([[*(0,) * (longest - len(p)), *p] for p in prompts])
-        self.mask_RT = seen_last(torch.tensor([len(p) for p in prompts]), longest)
+        self.tokens_RT = torch.tensor([[*(0,) * (longest - len(p)), *p] for p in prompts], device=source.device)
+        self.mask_RT = seen_last(torch.tensor([len(p) for p in prompts]), longest).to(source.device)
         self.past: Any = None
 
     def begin(self) -> Tensor:
@@ -280,6 +280,6 @@ def ability(model: Any) -> Ability:
     name = next((name for name in ("cache", "past_key_values") if name in names), "")  # transformers 5 renamed it
     if not name:
         return Ability("", positions)
-    past = model(input_ids=torch.tensor([[0, 0]]), use_cache=True).get(name)
+    past = model(input_ids=torch.tensor([[0, 0]], device=model.device), use_cache=True).get(name)
     kept = type(past) is DynamicCache and all(isinstance(layer, DynamicLayer) for layer in past.layers)
     return Ability(name if kept else "", positions)

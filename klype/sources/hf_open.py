@@ -68,7 +68,7 @@ def fetch(name: str) -> Path:
         ) from None
 
 
-def open_hf(folder: Path, name: str = "", dtype: str = "float32") -> HFSource:
+def open_hf(folder: Path, name: str = "", dtype: str = "float32", device: torch.device | None = None) -> HFSource:
     """A source over transformers' model of this folder. Errors: no transformers, code that would have to be run,
     weights that are pickled, missing or damaged, an architecture that is no causal language model."""
     if dtype not in DTYPES:
@@ -107,7 +107,7 @@ def open_hf(folder: Path, name: str = "", dtype: str = "float32") -> HFSource:
     if tokenizer.vocab_size > model.config.get_text_config().vocab_size:
         raise KlypeError(f"The tokenizer in {folder} has more tokens than the model.", "They do not belong together.")
     model.train(False)
-    model.requires_grad_(False)
+    model.requires_grad_(False).to(device)
     with torch.inference_mode():
         return HFSource(model, NativeCodec(tokenizer, chat), name or str(folder))
 

@@ -13,6 +13,8 @@ from klype.errors import UsageError
 from klype.values import Request, Sampling, Trace
 
 if TYPE_CHECKING:
+    import torch
+
     from klype.engine.engine import Engine, Event
     from klype.model.checkpoint import Loaded
     from klype.model.native import Kernel
@@ -105,13 +107,19 @@ class Opened:
         return self.native
 
 
-def open_model(name: str, precision: str = "float32", measured: bool = False, budget: str = "") -> Opened:
-    """Finds, checks and loads a MODEL; computing uses every usable core.
+def open_model(
+    name: str, precision: str = "float32", measured: bool = False, budget: str = "", device: str = "auto"
+) -> Opened:
+    """Finds, checks and loads a MODEL; computing uses every usable core, or the ``device`` (see ``pick_device``).
 
     ``measured``: its probabilities are looked at, for which "auto" never chooses int8. ``budget``: what a server may
     be asked for at most, "500requests" or "20000tokens". Architectures that klype does not compute go to transformers.
     """
+    from klype.device import pick_device
+
     if name.startswith(("http://", "https://")):
+        if device != "auto":
+            raise UsageError(f"{name} is computed by its server, not on --device {device}.", "Leave out --device.")
         from klype.sources.open_remote import open_remote
 
         return open_remote(name, budget)
@@ -124,12 +132,13 @@ def open_model(name: str, precision: str = "float32", measured: bool = False, bu
         from klype.sources.hf_open import why_not_native
 
         if why_not_native(found.folder):
-            return _open_hf(name, found, precision)
-    return _open_native(name, found, precision, measured)
+            return _open_hf(name, found, precision, pick_device(device))
+    return _open_native(name, found, (precision, measured), pick_device(device))
 
 
-def _open_native(name: str, found: Found, precision: str, measured: bool) -> Opened:
-    from klype.device import pick_device, pick_precision, set_threads
+def _open_native(name: str, found: Found, precise: tuple[str, bool], device: torch.device) -> Opened:
+    """``precise``: the precision, and whether probabilities are looked at. What is compiled is for the CPU."""
+    from klype.device import pick_precision, set_threads
     from klype.engine.engine import Engine
     from klype.model import checkpoint
     from klype.model.fused import fused
@@ -137,12 +146,14 @@ def _open_native(name: str, found: Found, precision: str, measured: bool) -> Ope
     from klype.model.packed import fastest_alone, pack
 
     set_threads()
-    asked = fastest_alone(kernel=compiled_pass()) if precision == "auto" and not measured else precision
-    chosen = pick_precision(asked, pick_device("cpu"))
+    (precision, measured), on_cpu = precise, device.type == "cpu"
+    if precision == "auto" and on_cpu and not measured:
+        precision = fastest_alone(kernel=compiled_pass())
+    chosen = pick_precision(precision, device)
     dtype = "float32" if chosen == "int8" else chosen
-    loaded = checkpoint.load(found.folder, dtype=dtype, known=cache_folder())
-    pack(loaded.model, chosen, compiled_pass() if suits(loaded.config) else None)
-    loaded.model.fused = fused(cache_folder(), _announce)
+    loaded = checkpoint.load(found.folder, dtype=dtype, known=cache_folder(), device=device)
+    pack(loaded.model, chosen, compiled_pass() if on_cpu and suits(loaded.config) else None)
+    loaded.model.fused = fused(cache_folder(), _announce) if on_cpu else None
     engine = Engine(loaded.model, decode_bytes=loaded.tokenizer.token_bytes, name=str(found.folder))
     return native(name, found, loaded, engine)
 
@@ -183,7 +194,7 @@ def native(name: str, found: Found, loaded: Loaded, engine: Engine) -> Opened:
     )
 
 
-def _open_hf(name: str, found: Found, precision: str) -> Opened:
+def _open_hf(name: str, found: Found, precision: str, device: torch.device) -> Opened:
     from klype.device import set_threads
     from klype.sources.hf_open import open_hf
 
@@ -193,7 +204,7 @@ def _open_hf(name: str, found: Found, precision: str) -> Opened:
         )
     set_threads()
     quiet_transformers()
-    source = open_hf(found.folder, name, "float32" if precision == "auto" else precision)
+    source = open_hf(found.folder, name, "float32" if precision == "auto" else precision, device)
     tokenizer = source.codec.tokenizer
     matrices = source.flops_per_token
     return Opened(
