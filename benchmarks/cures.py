@@ -174,10 +174,6 @@ def _cannot(decoder: Decoder, task: Task, entrant: Entrant) -> str:
     if decoder.name == "backspace" and entrant.back is None:
         return "no model here has learnt to take a word back"
     asked = [one.asked for one in task.test]
-    if decoder.needs == "contrast" and not any(one.blank for one in asked):
-        return "the questions have no context that could be left out"
-    if decoder.needs == "variants" and not any(one.variants for one in asked):
-        return "the questions are put in one way only"
     if decoder.needs and any(decoder.needs not in one.checks for one in asked):
         return "there is nothing to check with"
     return ""

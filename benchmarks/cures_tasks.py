@@ -1,7 +1,7 @@
 """The questions of ``python -m benchmarks cures``: the world's held-out ones for a run, real ones for any other model.
 
-Each comes with what the decoders need beside it: the question put otherwise, the question without what its answer
-should depend on, and checks. Questions on which settings are chosen (dev) are never those that are reported (test).
+Each comes with the checks that decoders need. Questions on which settings are chosen (dev) are never those that are
+reported (test).
 """
 
 from __future__ import annotations
@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from klype.answers.decoders import checks
-from klype.answers.decoders.orders import Asked, Variant
-from klype.answers.decoders.wordings import MOST as VARIANTS
-from klype.answers.decoders.wordings import reordered
+from klype.answers.decoders.orders import Asked
 from klype.errors import UsageError
 from klype.judge.meaning import text_meaning, world_meaning
 from klype.judge.text import choice_match, normalise, number_match
@@ -86,21 +84,17 @@ def _world_posed(codec: Codec, world: World, question: Question, seed: int, rewa
     def prompt(text: str) -> tuple[int, ...]:
         return tuple(codec.prompt([{"role": "user", "content": text}]))
 
-    known: dict[str, checks.Check] = {"likelihood": checks.likelihood, "variants": checks.variants,
-                                      "contrast": checks.contrast}  # fmt: skip
+    known: dict[str, checks.Check] = {"likelihood": checks.likelihood}
     before = tuple(codec.encode(question.prompt))  # as the stories that it was pre-trained on ask and answer
     known["statement"] = checks.given(lambda answer: (before, _behind(codec, question.prompt, answer)))
     if reward is not None:
         known["reward"] = checks.judged(lambda prompts, answers: reward.score(prompts, answers).tolist())
-    others = [f"{context} {question.question}" for context in reordered(question.context)]
     asked = Asked(
         prompt(question.prompt),
         world_meaning(world, question),
         32,
         tuple(codec.stop),
         seed,
-        blank=prompt(question.question) if question.context else (),
-        variants=tuple(Variant(prompt(other)) for other in others),
         checks=known,
     )
     return Posed(question, asked, lambda answer: bool(world.judge(question, answer).right))
@@ -133,9 +127,7 @@ class Rows:
     questions: tuple[Question, ...]
     shown: int
     limit: int
-    blank: Callable[[Question], Question]
     states: Callable[[Question, str], tuple[str, str]] | None = None
-    letters: bool = False
 
 
 def _from_file(
@@ -158,8 +150,7 @@ def _arithmetic(sizes: Sizes) -> Rows:
     questions = [Question(f"a{i}", text, answers=(value,)) for i, (text, value) in enumerate(found.items())]
     return Rows(
         "arithmetic", "number match", ("Question", "Answer"), lambda q, a: bool(number_match(q, a).right),
-        tuple(questions[:12]), tuple(questions[12:]), 4, 8,
-        lambda q: Question(q.id, "What is it?"), _equation,
+        tuple(questions[:12]), tuple(questions[12:]), 4, 8, _equation,
     )  # fmt: skip
 
 
@@ -174,8 +165,7 @@ def _grammar(read: list[Any], sizes: Sizes) -> Rows:
         questions.append(Question(f"g{i}", text, answers=(LETTERS[i % 2],), choices=tuple(pair)))
     return Rows(
         "grammar", "choice match", ("Question", "Answer"), lambda q, a: bool(choice_match(q, a).right),
-        tuple(questions[:12]), tuple(questions[12:]), 4, 4,
-        lambda q: Question(q.id, "Which sentence is correct English?\nA: N/A\nB: N/A"), _sentence, True,
+        tuple(questions[:12]), tuple(questions[12:]), 4, 4, _sentence,
     )  # fmt: skip
 
 
@@ -198,7 +188,6 @@ def _reading(read: list[Any], sizes: Sizes) -> Rows:
     return Rows(
         "reading", "holds the reference", ("Spørsmål", "Svar"), holds_reference,
         tuple(questions[:6]), tuple(sorted(questions[6:], key=lambda q: q.id)), 1, 24,
-        lambda q: Question(q.id, q.question, ""),
     )  # fmt: skip
 
 
@@ -218,21 +207,12 @@ def _posed(codec: Codec, rows: Rows, question: Question, seed: int) -> Posed:
     def encoded(text: str) -> tuple[int, ...]:
         return tuple(codec.encode(text))
 
-    def put(order: int, asked: Question) -> str:
-        return "\n\n".join([*(_shot(rows, q, True) for q in _chosen(rows, order)), _shot(rows, asked, False)])
-
-    first = _chosen(rows, 0)
-
-    def asked_back(answer: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        ask, say = rows.words
-        shots = [f"{say}: {q.answers[0]}\n{ask}: {q.prompt}" for q in first]
-        before = encoded("\n\n".join([*shots, f"{say}: {answer}\n{ask}:"]))
-        whole = encoded("\n\n".join([*shots, f"{say}: {answer}\n{ask}: {question.prompt}"]))
-        return whole[: len(before)], whole[len(before) :]
+    first = rows.examples[: rows.shown]
+    prompt = "\n\n".join([*(_shot(rows, q, True) for q in first), _shot(rows, question, False)])
 
     def checked(answer: str) -> tuple[int, ...]:
         ask, say = rows.words
-        wrong = [_chosen(rows, 1)[0].answers[0], *(q.answers[0] for q in first)]
+        wrong = [_mixed(rows)[0].answers[0], *(q.answers[0] for q in first)]
         shots = [
             f"{ask}: {q.prompt}\n{say}: {given}\nRight? {'Yes' if given == q.answers[0] else 'No'}"
             for i, q in enumerate(first)
@@ -240,18 +220,8 @@ def _posed(codec: Codec, rows: Rows, question: Question, seed: int) -> Posed:
         ]
         return encoded("\n\n".join([*shots, f"{ask}: {question.prompt}\n{say}: {answer}\nRight?"]))
 
-    def variant(order: int) -> Variant:
-        """Other examples; of two choices every other time exchanged."""
-        if not rows.letters or order % 2 == 0:
-            return Variant(encoded(put(order, question)))
-        pair = tuple(_behind(codec, f"{rows.words[1]}:", letter)[0] for letter in LETTERS)
-        return Variant(encoded(put(order // 2, _exchanged(question))), ((pair[0], pair[1]),))
-
     known: dict[str, checks.Check] = {
         "likelihood": checks.likelihood,
-        "variants": checks.variants,
-        "contrast": checks.contrast,
-        "question": checks.given(asked_back),
         "yes": checks.yes(checked, *(_whole(codec, word) for word in ("Yes", "No"))),
     }
     if rows.states is not None:
@@ -263,23 +233,15 @@ def _posed(codec: Codec, rows: Rows, question: Question, seed: int) -> Posed:
 
         known["statement"] = checks.given(stated)
     asked = Asked(
-        encoded(put(0, question)),
+        encoded(prompt),
         text_meaning(question),
         rows.limit,
         tuple(codec.stop),
         seed,
         ("\n",),
-        encoded(put(0, rows.blank(question))),
-        tuple(variant(order) for order in range(1, VARIANTS + 1)),
         checks=known,
     )
     return Posed(question, asked, lambda answer: rows.right(question, answer.strip()))
-
-
-def _exchanged(question: Question) -> Question:
-    first, second = question.choices
-    text = question.question.split("\n")[0]
-    return Question(question.id, f"{text}\nA: {second}\nB: {first}", choices=(second, first))
 
 
 def _whole(codec: Codec, word: str) -> tuple[int, ...]:
@@ -288,12 +250,11 @@ def _whole(codec: Codec, word: str) -> tuple[int, ...]:
     return pieces if len(pieces) == 1 else tuple(tokens_of(codec, word))
 
 
-def _chosen(rows: Rows, order: int) -> list[Question]:
-    """The examples that are shown, others or in another order for every ``order``."""
+def _mixed(rows: Rows) -> list[Question]:
+    """All examples in another order."""
     examples = list(rows.examples)
-    if order:
-        random.Random(f"{rows.name} {order}").shuffle(examples)
-    return examples[: rows.shown]
+    random.Random(f"{rows.name} 1").shuffle(examples)
+    return examples
 
 
 def _shot(rows: Rows, question: Question, answered: bool) -> str:

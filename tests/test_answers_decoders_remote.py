@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from klype.answers.decoders import checks
-from klype.answers.decoders.orders import Asked, Variant
+from klype.answers.decoders.orders import Asked
 from klype.answers.decoders.table import decide
 from klype.sources.offer import probe
 from klype.sources.remote import RemoteSource
@@ -24,21 +24,14 @@ def remote() -> RemoteSource:
     return RemoteSource(wire, probe(wire))
 
 
-@pytest.mark.parametrize("name", ["greedy", "sample", "consensus", "search-meaning", "forks", "backtrack",
-                                  "rephrase", "verify-variants"])  # fmt: skip
+@pytest.mark.parametrize("name", ["greedy", "sample", "consensus", "search", "backtrack", "verify-likelihood"])
 def test_remote_decides_as_native(remote: RemoteSource, name: str) -> None:
     native = own()
-    other = tuple(native.codec.prompt([{"role": "user", "content": "hun gikk i byen. hvor gikk hun?"}]))
 
     def asked(codec: Any) -> list[Asked]:
         prompt = tuple(codec.prompt(ASKED))
-        known: dict[str, checks.Check] = {"variants": checks.variants}
-        return [
-            Asked(
-                prompt, lambda text: text.lower(), 8, tuple(codec.stop), seed, variants=(Variant(other),), checks=known
-            )
-            for seed in (0, 3)
-        ]
+        known: dict[str, checks.Check] = {"likelihood": checks.likelihood}
+        return [Asked(prompt, lambda text: text.lower(), 8, tuple(codec.stop), seed, checks=known) for seed in (0, 3)]
 
     theirs, mine = (decide(source, asked(source.codec), name, 4.0) for source in (remote, native))
     for a, b in zip(theirs, mine, strict=True):

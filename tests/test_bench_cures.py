@@ -15,7 +15,6 @@ from benchmarks.cures_report import render, write
 from benchmarks.cures_tasks import Posed, Sizes, Task, holds_reference, real_tasks
 from klype.answers.decoders import checks
 from klype.answers.decoders.orders import Asked
-from klype.answers.decoders.wordings import parted, reordered
 from klype.errors import KlypeError, UsageError
 from klype.text.tokenizer import Tokenizer
 from klype.values import Question
@@ -46,7 +45,7 @@ def posed(part: str, count: int) -> tuple[Posed, ...]:
 def document(**more: Any) -> dict[str, Any]:
     source, _ = table_source(TABLE)
     task = Task("world", "a toy", posed("dev", 20), posed("test", 60))
-    settings = CureSettings((2.0, 4.0), ("forks", "consensus", "verify-likelihood", "verify-yes"))
+    settings = CureSettings((2.0, 4.0), ("search", "consensus", "verify-likelihood", "verify-yes"))
     return cures([Entrant("toy", source, (task,))], settings, lambda text: None)
 
 
@@ -55,9 +54,9 @@ def test_a_cure_that_helps_is_recommended_and_paid_for() -> None:
     rows = {(row["decoder"], row["budget"]): row for row in part["rows"]}
     assert rows["greedy", 1.0]["right"]["value"] == 0.5
     assert rows["greedy", 1.0]["gain"]["value"] == 0.0
-    assert rows["forks", 4.0]["right"]["value"] == 1.0
-    assert rows["forks", 4.0]["gain"]["low"] > 0
-    assert part["best"]["decoder"] == "forks"
+    assert rows["search", 4.0]["right"]["value"] == 1.0
+    assert rows["search", 4.0]["gain"]["low"] > 0
+    assert part["best"]["decoder"] == "search"
     assert part["best"]["beats"]
     assert part["best"]["passes"] <= 4
     assert all(row["passes"] <= row["budget"] for row in part["rows"])
@@ -98,7 +97,7 @@ def test_the_report_tells_it_in_both_languages(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "new" / "cures.json").read_text())["tasks"][0]["task"] == "world"
 
 
-def test_real_questions_are_apart_and_put_in_other_ways(tmp_path: Path) -> None:
+def test_real_questions_are_apart(tmp_path: Path) -> None:
     texts = ["Question: What is 12 + 34?\nAnswer: 46\n\nRight? Yes No", "Which sentence is correct English?\nA: B: N/A"]
     tokenizer = Tokenizer.train(texts, 400)
     from klype.sources.native import NativeSource
@@ -114,24 +113,12 @@ def test_real_questions_are_apart_and_put_in_other_ways(tmp_path: Path) -> None:
         assert not {p.question.prompt for p in task.dev} & {p.question.prompt for p in task.test}
         for one in task.test:
             assert one.right(one.question.answers[0])
-            others = {other.prompt for other in one.asked.variants}
-            assert one.asked.prompt not in others
-            assert len(others) > 1
             assert not one.right("what")
     letters = [p.question.answers[0] for p in grammar.test]
     assert letters.count("A") == letters.count("B")
     assert [p.question.prompt for p in real_tasks(source, None, Sizes(12, 20))[0].test] == [
         p.question.prompt for p in arithmetic.test
     ]
-
-
-def test_a_context_in_other_orders_says_the_same() -> None:
-    text = "Anna har en kopp. Per har en hatt. Liv er hjemme."
-    found = reordered(text)
-    assert len(found) == len(set(found)) == 5
-    assert all(sorted(other.split(". ")) != sorted(text) and set(other.split()) == set(text.split()) for other in found)
-    assert reordered("Bare én setning.") == []
-    assert parted(f"{text} Hvem har hatt?") == (text, "Hvem har hatt?")
 
 
 def test_what_holds_a_reference() -> None:

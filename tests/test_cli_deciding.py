@@ -31,7 +31,7 @@ def told(name: str, budget: float = 8.0) -> dict[str, Any]:
 
 
 def test_what_was_chosen_why_and_at_what_cost() -> None:
-    found = told("forks")
+    found = told("search")
     assert found["plain"] == "b"
     assert found["changed"]
     assert found["shares"][0] == {"text": "c", "meaning": "x", "share": pytest.approx(0.6)}
@@ -45,7 +45,7 @@ def test_every_decoder_has_words(lang: str) -> None:
     for catalogue in ("deciding", "cures"):
         assert set(words(lang, catalogue).section("way")) == set(DECODERS)
     out = io.StringIO()
-    deciding.tell(cast(Any, SimpleNamespace(lang=lang, console=Console(file=out, width=200))), told("forks"))
+    deciding.tell(cast(Any, SimpleNamespace(lang=lang, console=Console(file=out, width=200))), told("search"))
     assert "60" in out.getvalue()
     assert "b" in out.getvalue()
 
@@ -53,16 +53,16 @@ def test_every_decoder_has_words(lang: str) -> None:
 def test_budgets_for_decoders_and_for_servers() -> None:
     assert deciding.split("consensus", "8×") == (8.0, "")
     assert deciding.split("consensus", "8x,500requests") == (8.0, "500requests")
-    assert deciding.split("forks", "") == (deciding.BUDGET, "")
+    assert deciding.split("search", "") == (deciding.BUDGET, "")
     assert deciding.split("", "500requests,20000tokens")[1] == "500requests,20000tokens"
     with pytest.raises(UsageError, match="for a decoder"):
         deciding.split("", "8×")
     with pytest.raises(UsageError, match="no decoder"):
         deciding.split("guess", "8×")
     with pytest.raises(UsageError, match="plain answers"):
-        deciding.split("forks", "lots")
+        deciding.split("search", "lots")
     with pytest.raises(UsageError, match="nothing to check with"):
-        told("verify-variants")
+        told("verify-yes")
 
 
 def test_a_model_without_one_token_for_yes_cannot_verify_by_it() -> None:

@@ -185,7 +185,7 @@ def cures(low: float, high: float, **best: Any) -> Told:
     """One task's verdict; the gain of what did best on the questions for choosing."""
 
     def told(lang: str) -> str:
-        found = {"decoder": "forks", "right": f(0.4, 0.6), "gain": f(low, high), "passes": 3.0, "work": 4.0, **best}
+        found = {"decoder": "search", "right": f(0.4, 0.6), "gain": f(low, high), "passes": 3.0, "work": 4.0, **best}
         part = {"rows": [{"right": f(0.4, 0.5)}], "test": 60, "best": found}
         return "\n".join(cures_verdict(part, Say(lang), words(lang, "cures")))
 

@@ -89,38 +89,18 @@ def tell(terminal: Terminal, told: dict[str, Any]) -> None:
 def _posed(
     opened: Opened, ask: Asking, limit: int, sampling: Sampling, seed: int, raw: bool | None, name: str
 ) -> Asked:
-    from klype.answers.decoders.orders import Asked, Variant
-    from klype.answers.decoders.wordings import parted, reordered
+    from klype.answers.decoders.orders import Asked
 
-    question = ask.question
-    context, asks = (question.context, question.question) if question.context else parted(question.question)
-
-    def prompt(text: str) -> tuple[int, ...]:
-        return tuple(opened.put(text, raw))
-
-    return Asked(
-        ask.prompt,
-        ask.meaning,
-        limit,
-        opened.stop,
-        seed,
-        blank=prompt(asks) if context else (),
-        variants=tuple(Variant(prompt(f"{other} {asks}")) for other in reordered(context)) if context else (),
-        sampling=sampling,
-        checks=_checks(opened, question.prompt, bool(context), name, not opened.as_raw(raw)),
-    )
+    known = _checks(opened, ask.question.prompt, name, not opened.as_raw(raw))
+    return Asked(ask.prompt, ask.meaning, limit, opened.stop, seed, sampling=sampling, checks=known)
 
 
-def _checks(opened: Opened, question: str, context: bool, name: str, chat: bool) -> dict[str, Check]:
+def _checks(opened: Opened, question: str, name: str, chat: bool) -> dict[str, Check]:
     from klype.answers.decoders import checks
 
     known: dict[str, Check] = {"likelihood": checks.likelihood}
-    if context:
-        known |= {"contrast": checks.contrast, "variants": checks.variants}
     if chat:
         known |= _yes(opened, question)
-    if name == "verify-question":
-        known["question"] = checks.given(lambda answer: _joined(opened, answer, question))
     if name == "verify-statement":
         known["statement"] = checks.given(lambda answer: _joined(opened, question, answer))
     if name == "verify-reward":

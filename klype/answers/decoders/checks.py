@@ -1,17 +1,14 @@
 """Ways to check candidates: each gives a log-score, added to log P(answer) with a weight.
 
-``contrast``: log P(a | question) − log P(a | nothing to go by): what is said whatever was asked counts less
-(Li et al. 2016, arXiv:1510.03055; Holtzman et al. 2021, arXiv:2104.08315). ``variants``: the mean over the question
-put otherwise (of letters that stand for choices also with the choices exchanged: Zheng et al. 2024, arXiv:2309.03882).
-``likelihood``: by the mean over tokens, so that length does not count. ``question``: how probable the question is,
-given the answer; ``statement``: how probable what it states is as plain text. ``yes``: the model's own P(yes)
-(Kadavath et al. 2022, arXiv:2207.05221). ``judged``: another model's score.
+A new check is a row of ``CHECKS`` (which makes it the decoder ``verify-NAME``), its words in both catalogues, and the
+function that a question brings for it (``Asked.checks``).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,37 +20,34 @@ Check = Callable[[Bench, Sequence[Candidate]], Checking]
 LEAST = 1e-6
 
 
+@dataclass(frozen=True, slots=True)
+class CheckKind:
+    """``hint``: what to do where a question does not bring it; ``weights``: worth trying, the first by default."""
+
+    hint: str = ""
+    weights: tuple[float, ...] = (0.5, 1.0)
+
+
+CHECKS = {
+    "likelihood": CheckKind(),
+    "statement": CheckKind("It needs to know what an answer states."),
+    "yes": CheckKind("It needs a chat template, and one token each for Yes and No."),
+    "reward": CheckKind(
+        "Give a run's folder with a reward model (klype train reward), or choose another --decoder.", (1.0, 3.0)
+    ),
+}
+"""By the mean log-probability a token, so that length does not count; by how probable what an answer states is as plain
+text; by the model's own P(yes) (Kadavath et al. 2022, arXiv:2207.05221); by the score of a reward model."""
+
+
 def likelihood(bench: Bench, candidates: Sequence[Candidate]) -> Checking:
     """Free: what was drawn tells it."""
     yield from ()  # it orders nothing
     return [c.logp / max(1, len(c.tokens)) - c.logp for c in candidates]
 
 
-def contrast(bench: Bench, candidates: Sequence[Candidate]) -> Checking:
-    """One pass a candidate."""
-    kept = candidates[: bench.purse.left]
-    if not bench.asked.blank:  # this question has nothing that could be left out
-        return [0.0] * len(kept)
-    traces = yield Score((bench.asked.blank,) * len(kept), tuple(c.tokens for c in kept))
-    return [-trace.logp for trace in traces]
-
-
-def variants(bench: Bench, candidates: Sequence[Candidate]) -> Checking:
-    """One pass a candidate and variant; the first variants only, when not all can be paid."""
-    kept = candidates[: bench.purse.left]
-    others = bench.asked.variants[: bench.purse.left // max(1, len(kept))]
-    if not kept or not others:
-        return [0.0] * len(kept)
-    rows = [(other.prompt, other.answer(c.tokens)) for c in kept for other in others]
-    traces = yield Score(tuple(p for p, _ in rows), tuple(a for _, a in rows))
-    each = len(others)
-    means = [(c.logp + sum(t.logp for t in traces[i * each : (i + 1) * each])) / (each + 1) for i, c in enumerate(kept)]
-    return [mean - c.logp for mean, c in zip(means, kept, strict=True)]
-
-
 def given(put: Callable[[str], tuple[Tokens, Tokens]]) -> Check:
-    """log P of the second behind the first of ``put(answer)``, one pass a candidate: the question behind an answer, or
-    what an answer states, as plain text."""
+    """log P of the second behind the first of ``put(answer)``: of what an answer states. One pass a candidate."""
 
     def check(bench: Bench, candidates: Sequence[Candidate]) -> Checking:
         rows = [put(c.text) for c in candidates[: bench.purse.left]]

@@ -119,24 +119,9 @@ class Tuning:
     back: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Variant:
-    """The same question put otherwise. ``renamed``: pairs of tokens that change places in its answers, as letters do
-    when the choices they stand for are exchanged."""
-
-    prompt: Tokens
-    renamed: tuple[tuple[int, int], ...] = ()
-
-    def answer(self, tokens: Tokens) -> Tokens:
-        """An answer to the question as an answer to this one, and the way back."""
-        to = {a: b for pair in self.renamed for a, b in (pair, pair[::-1])}
-        return tuple(to.get(token, token) for token in tokens)
-
-
 @dataclass(frozen=True)
 class Asked:
-    """One question put to a source. ``blank``: the same prompt without what the answer should depend on; ``variants``:
-    the same question put otherwise; ``check``: how candidates are judged, where a decoder needs it."""
+    """One question put to a source; ``checks``: how candidates are judged, where a decoder needs it."""
 
     prompt: Tokens
     meaning: Callable[[str], Hashable]
@@ -144,8 +129,6 @@ class Asked:
     stop: Tokens = ()
     seed: int = 0
     stop_texts: tuple[str, ...] = ()
-    blank: Tokens = ()
-    variants: tuple[Variant, ...] = ()
     sampling: Sampling = PLAIN
     checks: dict[str, Check] = field(default_factory=dict)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from klype.answers.decoders import ways
+from klype.answers.decoders.checks import CHECKS
 from klype.answers.decoders.orders import (
     Asked,
     Bench,
@@ -36,25 +37,22 @@ class Decoder:
     tunes: tuple[Tuning, ...] = (Tuning(),)
 
 
+def weighed(weight: float) -> Tuning:
+    return Tuning(weight=weight)
+
+
 WARM = (Tuning(), Tuning(temperature=0.7))
-WEIGHTS = (Tuning(weight=0.5), Tuning(weight=1.0))
 DECODERS = {
     decoder.name: decoder
     for decoder in (
         Decoder("greedy", ways.plain, spends=False),
         Decoder("sample", ways.plain, spends=False, tunes=WARM),
         Decoder("consensus", ways.consensus, tunes=WARM),
-        Decoder("search-answer", ways.search_answer),
-        Decoder("search-meaning", ways.search_meaning),
-        Decoder("forks", ways.forks),
-        Decoder("rephrase", ways.rephrase, needs="variants"),
-        Decoder("verify-likelihood", ways.verify("likelihood"), needs="likelihood", tunes=WEIGHTS),
-        Decoder("verify-contrast", ways.verify("contrast"), needs="contrast", tunes=WEIGHTS),
-        Decoder("verify-variants", ways.verify("variants"), needs="variants"),
-        Decoder("verify-question", ways.verify("question"), needs="question", tunes=WEIGHTS),
-        Decoder("verify-statement", ways.verify("statement"), needs="statement", tunes=WEIGHTS),
-        Decoder("verify-yes", ways.verify("yes"), needs="yes", tunes=WEIGHTS),
-        Decoder("verify-reward", ways.verify("reward"), needs="reward", tunes=(Tuning(), Tuning(weight=3.0))),
+        Decoder("search", ways.search),
+        *(
+            Decoder(f"verify-{name}", ways.verify(name), needs=name, tunes=tuple(map(weighed, check.weights)))
+            for name, check in CHECKS.items()
+        ),
         Decoder("backtrack", ways.backtrack, tunes=(Tuning(), Tuning(floor=0.9))),
         Decoder("backspace", ways.backspace),
     )

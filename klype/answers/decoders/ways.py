@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import Any
 
 import numpy as np
 
+from klype.answers.decoders.checks import CHECKS
 from klype.answers.decoders.orders import Bench, Candidate, Choice, Deciding, Draw, Order, Read, Share, Tokens
 from klype.answers.decoders.taking_back import obey
 from klype.errors import UsageError
@@ -79,104 +81,66 @@ class Paths:
     """Beginnings of answers, heaviest first; a beginning branches off where another token was likely too."""
 
     bench: Bench
-    heap: list[tuple[float, int, Tokens, tuple[Step, ...], int]] = field(default_factory=list)
+    heap: list[tuple[float, int, tuple[Step, ...]]] = field(default_factory=list)
     paths: list[Candidate] = field(default_factory=list)
-    masses: list[float] = field(default_factory=list)
-    count: int = 0
+    number: Iterator[int] = field(default_factory=count)
 
-    def close(self, steps: Sequence[Step], ended: bool, since: int, mass: float, parent: int) -> None:
-        """A whole answer whose own tokens begin at ``since``; its stratum leaves its parent's."""
+    def close(self, steps: Sequence[Step], ended: bool, since: int) -> None:
+        """A whole answer; at its own tokens, which begin at ``since``, others could have stood."""
         tokens = tuple(step.token for step in steps)
         text = self.bench.spell(tokens)
         logp = sum(step.logp for step in steps)
         self.paths.append(Candidate(text, tokens, logp, self.bench.asked.meaning(text), ended))
-        first = parent < 0
-        self.masses.append(math.exp(steps[0].logp) if first and steps else mass)
-        if not first and since > 0:
-            self.masses[parent] = max(0.0, self.masses[parent] - mass)
-        own, before = len(self.paths) - 1, math.exp(sum(step.logp for step in steps[:since]))
-        for t in range(since if not first else 0, len(steps)):
-            q = steps[t].distribution
-            if q is not None and (t > since or first):
-                self._branch(steps, t, before, own)
+        before = math.exp(sum(step.logp for step in steps[:since]))
+        for t in range(since, len(steps)):
+            self._branch(steps, t, before)
             before *= math.exp(steps[t].logp)
 
-    def _branch(self, steps: Sequence[Step], t: int, before: float, own: int) -> None:
+    def _branch(self, steps: Sequence[Step], t: int, before: float) -> None:
         q = steps[t].distribution
-        assert q is not None
+        if q is None:
+            return
         for token, logp in zip(q.ids[: self.bench.tuning.top].tolist(), q.logp.tolist(), strict=False):
             if token != steps[t].token:
-                self.count += 1
                 added = Step(int(token), float(logp), float(logp), "forced")
-                item = (-before * math.exp(logp), self.count, (*(s.token for s in steps[:t]), int(token)))
-                heapq.heappush(self.heap, (*item, (*steps[:t], added), own))
+                heapq.heappush(self.heap, (-before * math.exp(logp), next(self.number), (*steps[:t], added)))
 
 
-def branches(bench: Bench, most: int) -> Generator[Order, Any, Paths]:
+def branches(bench: Bench, most: int) -> Generator[Order, Any, list[Candidate]]:
     """The plain answer, and the greedy ends of the heaviest beginnings beside it, within so many passes.
 
     Cf. Wang & Zhou 2024 (arXiv:2402.10200), who branch at the first token; here wherever the mass is.
     """
     found, left = Paths(bench), most
-    found.close(bench.plain.steps, bench.plain.ended == "stop", 0, 1.0, -1)
+    found.close(bench.plain.steps, bench.plain.ended == "stop", 0)
     asked = bench.asked
     while left > 0 and found.heap:
-        mass, _, tokens, steps, parent = heapq.heappop(found.heap)
+        mass, _, steps = heapq.heappop(found.heap)
         if -mass < LEAST:
             break
-        if tokens[-1] in asked.stop:
-            found.close(steps, True, len(steps) - 1, -mass, parent)
+        if steps[-1].token in asked.stop:
+            found.close(steps, True, len(steps))
             continue
-        room = min(left, asked.limit - len(tokens))
+        room = min(left, asked.limit - len(steps))
         if room < 1:
             continue
-        prompt = (*asked.prompt, *tokens)
+        prompt = (*asked.prompt, *(step.token for step in steps))
         request = Request(prompt, 1, room, GREEDY, asked.seed, asked.stop, asked.stop_texts, bench.tuning.top)
         (trace,) = yield Draw(request, len(prompt) - 1)
         left -= len(trace.steps)
-        whole = trace.ended == "stop" or len(tokens) + len(trace.steps) >= asked.limit
+        whole = trace.ended == "stop" or len(steps) + len(trace.steps) >= asked.limit
         if whole:
-            found.close((*steps, *trace.steps), trace.ended == "stop", len(steps) - 1, -mass, parent)
-    return found
+            found.close((*steps, *trace.steps), trace.ended == "stop", len(steps))
+    return found.paths
 
 
-def forks(bench: Bench) -> Deciding:
-    """Passes go where the plain answer could have gone otherwise: the heaviest other beginnings are ended greedily, and
-    each end speaks for all the mass of its beginning. The meaning with most mass."""
-    found = yield from branches(bench, bench.purse.left)
-    return vote([replace(c, weight=m) for c, m in zip(found.paths, found.masses, strict=True)])
-
-
-def rephrase(bench: Bench) -> Deciding:
-    """The question put otherwise, as often as can be paid; each greedy answer votes with its mean probability a token,
-    so that an answer that depends on the wording is outvoted. With no other wording: the plain answer."""
-    asked, voices = bench.asked, [bench.candidate(bench.plain)]
-    for other in asked.variants:
-        room = min(bench.purse.left, asked.limit)
-        if room < bench.unit:
-            break
-        (trace,) = yield Draw(Request(other.prompt, 1, room, GREEDY, asked.seed, asked.stop, asked.stop_texts))
-        if trace.ended == "stop" or len(trace.steps) >= asked.limit:
-            renamed = zip(trace.steps, other.answer(trace.tokens), strict=True)
-            steps = tuple(replace(step, token=token) for step, token in renamed)
-            voices.append(bench.candidate(replace(trace, steps=steps)))
-    return vote([replace(c, weight=math.exp(c.logp / max(1, len(c.tokens)))) for c in voices])
-
-
-def search_answer(bench: Bench) -> Deciding:
-    """Best-first: the most probable answer that was found, certain when no open beginning is heavier."""
-    found = yield from best_first(bench, lambda found, opened: any(c.ended and c.logp >= opened for c in found))
-    best = max(found, key=lambda c: (c.ended, c.logp))
-    return Choice(best, vote([replace(c, weight=math.exp(c.logp)) for c in found]).shares)
-
-
-def search_meaning(bench: Bench) -> Deciding:
+def search(bench: Bench) -> Deciding:
     """Best-first: the meaning whose answers, as found, are the most probable together."""
-    found = yield from best_first(bench, _settled)
+    found = yield from best_first(bench)
     return vote([replace(c, weight=math.exp(c.logp)) for c in found])
 
 
-def _settled(found: Sequence[Candidate], opened: float) -> bool:
+def _settled(found: Iterable[Candidate]) -> bool:
     """No meaning can catch up with the first, whatever the mass that is left belongs to."""
     sums: dict[Any, float] = {}
     for c in found:
@@ -185,25 +149,25 @@ def _settled(found: Sequence[Candidate], opened: float) -> bool:
     return most[-1] - (most[0] if len(most) > 1 else 0.0) > 1.0 - sum(sums.values())
 
 
-def best_first(bench: Bench, settled: Callable[[Sequence[Candidate], float], bool]) -> Drawing:
-    """Whole answers in the order of search, the plain one first, until the search is ``settled``: what was found, and
-    the log-probability of the heaviest open beginning. The plain answer's own beginnings are known already;
-    any other costs a pass. Tokens that a partial distribution does not list are not gone to."""
+def best_first(bench: Bench) -> Drawing:
+    """Whole answers in the order of search, the plain one first, until no meaning can catch up.
+
+    The plain answer's own beginnings are known already; any other costs a pass. Tokens that a partial distribution does
+    not list are not gone to.
+    """
     asked, stops = bench.asked, set(bench.asked.stop)
     found: dict[Tokens, Candidate] = {}
     heap: list[tuple[float, int, Tokens]] = []
-    count = 0
+    number = count()
 
     def opened(tokens: Tokens, logp: float, ids: Sequence[int], logps: Sequence[float]) -> None:
-        nonlocal count
         for token, more in zip(ids, logps, strict=True):
             whole = (*tokens, int(token))
             if int(token) in stops or _ends_in_text(bench, whole):
                 text = bench.spell(whole)
                 found[whole] = Candidate(text, whole, logp + more, asked.meaning(text), True)
             elif len(whole) < asked.limit:
-                count += 1
-                heapq.heappush(heap, (-(logp + more), count, whole))
+                heapq.heappush(heap, (-(logp + more), next(number), whole))
 
     first = bench.candidate(bench.plain)
     found[first.tokens] = first
@@ -214,12 +178,12 @@ def best_first(bench: Bench, settled: Callable[[Sequence[Candidate], float], boo
         for t, step in enumerate(bench.plain.steps)
         if step.distribution is not None
     }
-    heap.append((0.0, 0, ()))
+    heap.append((0.0, next(number), ()))
     while heap:
         cost, _, tokens = heapq.heappop(heap)
         q = known.get(tokens)
         if q is None:
-            if bench.purse.left < 1 or -cost < math.log(LEAST) or settled(list(found.values()), -cost):
+            if bench.purse.left < 1 or -cost < math.log(LEAST) or _settled(found.values()):
                 break
             (q,) = yield Read(((*asked.prompt, *tokens),), bench.tuning.top, True)
         possible = np.isfinite(q.logp[: bench.tuning.top])
@@ -296,19 +260,16 @@ def backspace(bench: Bench) -> Deciding:
     return Choice(Candidate(text, tokens, logp, asked.meaning(text), written.ended))
 
 
-def verify(name: str) -> Any:
-    """Half of what is left finds other answers (as ``forks`` does), and a check weighs them: log P(answer) + weight ·
-    check, summed over the wordings of a meaning."""
+def verify(name: str) -> Callable[[Bench], Deciding]:
+    """Half of what is left finds other answers (``branches``), and a check weighs them: log P(answer) + weight · check,
+    summed over the wordings of a meaning."""
 
     def way(bench: Bench) -> Deciding:
         check = bench.asked.checks.get(name)
         if check is None:
-            raise UsageError(f"The decoder verify-{name} has nothing to check with for this model.", WHY[name])
-        keep = bench.purse.left // 2
-        if name == "variants":  # other answers are few; other wordings are what counts
-            keep = max(keep, bench.purse.left - 2 * bench.unit)
-        found = yield from branches(bench, bench.purse.left - keep)
-        best = {c.tokens: c for c in found.paths}
+            raise UsageError(f"The decoder verify-{name} has nothing to check with for this model.", CHECKS[name].hint)
+        found = yield from branches(bench, bench.purse.left - bench.purse.left // 2)
+        best = {c.tokens: c for c in found}
         known = sorted(best.values(), key=lambda c: -c.logp)
         mine = bench.candidate(bench.plain)
         known = [mine, *(c for c in known if c.tokens != mine.tokens)]
@@ -321,17 +282,6 @@ def verify(name: str) -> Any:
         return vote([replace(c, weight=float(w)) for c, w in zip(kept, weights, strict=True)])
 
     return way
-
-
-WHY = {
-    "reward": "Give a run's folder with a reward model (klype train reward), or choose another --decoder.",
-    "contrast": "It needs the question without its context.",
-    "variants": "It needs the question put in other ways.",
-    "likelihood": "",
-    "yes": "It needs a chat template, and one token each for Yes and No.",
-    "question": "It needs a prompt that holds an answer.",
-    "statement": "It needs to know what an answer states.",
-}
 
 
 def vote(candidates: Sequence[Candidate]) -> Choice:

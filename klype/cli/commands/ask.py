@@ -33,7 +33,8 @@ def command(
         int, typer.Option("--best-of", min=1, max=256, help="Draw so many answers; the run's reward model picks one.")
     ] = 1,
     decoder: Annotated[
-        str, typer.Option("--decoder", help="Spend more passes on a better answer: consensus, forks, search-meaning …")
+        str,
+        typer.Option("--decoder", help="Spend more passes on an answer: consensus, search, verify-statement …"),
     ] = "",
     budget: Annotated[
         str,
