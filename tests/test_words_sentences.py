@@ -572,10 +572,10 @@ ARTICLE = [
          "not_likeliest.undetermined", article({"extra.not_likeliest": f(0.0, 0.0)})),
         ("one question was answered both ways", "both_ways.supports", article({"extra.both_ways": f(0.001, 0.02)}),
          "both_ways.undetermined", article({"extra.both_ways": f(0.0, 0.0)})),
-        ("fewer are right and more repeats, both by a test", "greedy.supports", beside((0.39, 0.41), (0.59, 0.61)),
-         "greedy.undetermined", beside((0.39, 0.41), (0.4, 0.62))),
-        ("one of the two is the other way round", "greedy.does_not_support", beside((0.59, 0.61), (0.59, 0.61)),
-         "greedy.undetermined", beside((0.4, 0.62), (0.59, 0.61))),
+        ("fewer are right and more repeats, both by over a twentieth", "greedy.supports",
+         beside((0.39, 0.41), (0.59, 0.61)), "greedy.undetermined", beside((0.39, 0.41), (0.54, 0.61))),
+        ("one of the two is less than that", "greedy.does_not_support", beside((0.48, 0.5), (0.59, 0.61)),
+         "greedy.undetermined", beside((0.4, 0.5), (0.59, 0.61))),
         ("the texts are the same less than a fifth of the time", "seldom_same.supports",
          article(same_text=f(0.1, 0.19)), "seldom_same.undetermined", article(same_text=f(0.1, 0.21))),
         ("they are more than a fifth of the time", "seldom_same.does_not_support", article(same_text=f(0.21, 0.3)),
@@ -585,10 +585,12 @@ ARTICLE = [
         ("the gain is under a tenth", "meaning.does_not_support",
          article({"extra.meaning_gain": f(0.01, 0.08)}, **GAIN), "meaning.undetermined",
          article({"extra.meaning_gain": f(0.01, 0.11)}, **GAIN)),
-        ("fewer are right by a test", "direction_meaning.supports", article(feedback_meaning=f(0.05, 0.3)),
-         "direction_meaning.undetermined", article(feedback_meaning=f(-0.01, 0.3))),
-        ("more are right by a test", "direction_meaning.does_not_support", article(feedback_meaning=f(-0.3, -0.05)),
-         "direction_meaning.undetermined", article(feedback_meaning=f(-0.3, 0.01))),
+        ("fewer are right, by more than a twentieth", "direction_meaning.supports",
+         article(feedback_meaning=f(0.08, 0.3)), "direction_meaning.undetermined",
+         article(feedback_meaning=f(0.04, 0.3))),
+        ("fewer are right, by less than a twentieth", "direction_meaning.does_not_support",
+         article(feedback_meaning=f(0.01, 0.04)), "direction_meaning.undetermined",
+         article(feedback_meaning=f(0.01, 0.06))),
         ("the error's aftermath was measured", "no_way_back.supports",
          article({"extra.clean_beside": f(0.5, 0.6), "extra.ended": f(0.1, 0.2)}, recovery=f(0.4, 0.5)), "unmeasured",
          article()),
@@ -610,15 +612,15 @@ ARTICLE = [
 
 
 def hotter(low: float, high: float) -> Told:
-    """The entropy of answers at the main temperature is between 1 and 1.2."""
-    return article({"figures": {"0.7": {"answer_entropy": f(1.0, 1.2)}, "1.3": {"answer_entropy": f(low, high)}}})
+    """The entropy of answers at the main temperature is between 1.09 and 1.11; a tenth of a nat more counts."""
+    return article({"figures": {"0.7": {"answer_entropy": f(1.09, 1.11)}, "1.3": {"answer_entropy": f(low, high)}}})
 
 
 ARTICLE += claim(
-    ("more at the higher temperature, by a test", "diverse.supports", hotter(1.4, 1.6), "diverse.undetermined",
-     hotter(1.1, 1.3)),
-    ("less at the higher temperature, by a test", "diverse.does_not_support", hotter(0.6, 0.8), "diverse.undetermined",
-     hotter(0.9, 1.1)),
+    ("more than a tenth of a nat more", "diverse.supports", hotter(1.23, 1.5), "diverse.undetermined",
+     hotter(1.19, 1.5)),
+    ("less than a tenth of a nat more", "diverse.does_not_support", hotter(1.12, 1.18), "diverse.undetermined",
+     hotter(1.12, 1.24)),
 )  # fmt: skip
 EXPERIMENTS = [
     Sentence("cures", "all of the gain is above 0", "best_beats", cures(0.001, 0.1), "best_not", cures(-0.001, 0.1)),

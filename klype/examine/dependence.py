@@ -1,4 +1,4 @@
-"""Two questions about errors along an answer, each with a null hypothesis that can be rejected.
+"""Two questions about errors along an answer, each with a margin within which they are equal, beyond which they differ.
 
 *Constant*: is the hazard the same at every position? *Independent*: given the position, are some answers likelier to
 err than others? Hazards are those of right beginnings drawn word by word from what can follow (q restricted to A): a
@@ -24,9 +24,9 @@ LEFT = 0.7
 """Share without an error down to which positions are looked at: beyond it too few stand for too many."""
 STRETCHES = 4
 """Positions are compared in so many stretches."""
-TIMES = 1.5
+TIMES = 1.25
 """A hazard is constant when no stretch's is more than so many times the mean's, or less than one part of so many."""
-PART = 0.1
+PART = 0.05
 """Errors are independent when the share with an error is what independence gives, within this part of it."""
 
 
@@ -40,40 +40,29 @@ def reach(table_MTE: Array) -> int:
 
 
 def independent(table_MTE: Array) -> Outcome | None:
-    """ln of (1 − K_n) / (1 − Π(1 − h̄_t)): t over questions by the jackknife. None: too few of them, or of errors."""
+    """ln of (1 − K_n) / (1 − Π(1 − h̄_t)): t over texts by the jackknife. None: too few of them, or of errors."""
     n = reach(table_MTE)
-    if n < 2:
-        return None
-    pseudo_M = _jackknifed(table_MTE[:, :n], _excess)[:, 0]
-    mean, error = _mean(pseudo_M)
-    if not math.isfinite(mean) or error == 0:
-        return None
-    freedom, margin = len(pseudo_M) - 1, -math.log(1 - PART)
-    inside = special.stdtr(freedom, (abs(mean) - margin) / error)
-    differs = 2 * special.stdtr(freedom, -abs(mean) / error)
-    return Outcome("jackknife t", mean / error, len(pseudo_M), float(inside), float(min(1.0, differs)), PART)
+    return None if n < 2 else _alike(_jackknifed(table_MTE[:, :n], _excess), -math.log(1 - PART), PART)
 
 
 def constant(table_MTE: Array) -> Outcome | None:
-    """Hotelling's T² on the stretches' hazards; within the margin: each stretch's is (intersection–union)."""
+    """ln of each stretch's hazard over their mean, t over texts by the jackknife."""
     n = reach(table_MTE)
-    if n < STRETCHES:
+    return None if n < STRETCHES else _alike(_jackknifed(table_MTE[:, :n], _log_ratios), math.log(TIMES), TIMES)
+
+
+def _alike(pseudo_MS: Array, most: float, margin: float) -> Outcome | None:
+    """That every column's mean is within ± ``most``. Against that all are: the least sure of them (intersection–union);
+    against that one is not: the furthest out, times their number (Bonferroni); the statistic is the furthest's. None:
+    a figure is not finite, or never differs."""
+    texts, columns = pseudo_MS.shape
+    mean_S, error_S = np.abs(pseudo_MS.mean(axis=0)), pseudo_MS.std(axis=0, ddof=1) / math.sqrt(texts)
+    if not np.isfinite(mean_S).all() or not (error_S > 0).all():
         return None
-    pseudo_MB = _jackknifed(table_MTE[:, :n], _stretches)
-    logs_MB = _jackknifed(table_MTE[:, :n], _log_ratios)
-    m, contrasts = len(pseudo_MB), STRETCHES - 1
-    off_MC = pseudo_MB[:, :-1] - pseudo_MB[:, -1:]
-    spread_CC = np.atleast_2d(np.cov(off_MC, rowvar=False))
-    mean_C = off_MC.mean(axis=0)
-    if m <= contrasts + 1 or not np.isfinite(spread_CC).all() or np.linalg.matrix_rank(spread_CC) < contrasts:
-        return None
-    f = m * float(mean_C @ np.linalg.solve(spread_CC, mean_C)) * (m - contrasts) / (contrasts * (m - 1))
-    differs = float(special.fdtrc(contrasts, m - contrasts, f))
-    inside = 1.0
-    if np.isfinite(logs_MB).all():
-        found = [_mean(log_M) for log_M in logs_MB.T]
-        inside = max(float(special.stdtr(m - 1, (abs(mean) - math.log(TIMES)) / error)) for mean, error in found)
-    return Outcome("Hotelling F", f, m, inside, differs, TIMES)
+    freedom, t_S = texts - 1, (mean_S - most) / error_S
+    beyond_S = special.stdtr(freedom, -t_S) + special.stdtr(freedom, -(mean_S + most) / error_S)
+    inside = float(special.stdtr(freedom, t_S).max())
+    return Outcome("jackknife t", float(t_S.max()), texts, inside, min(1.0, columns * float(beyond_S.min())), margin)
 
 
 def _excess(sums_BTE: Array) -> Array:
@@ -104,10 +93,6 @@ def _jackknifed(table_MTE: Array, function: Callable[[Array], Array]) -> Array:
     total_1TE = table_MTE.sum(axis=0)[None]
     m = len(table_MTE)
     return m * function(total_1TE) - (m - 1) * function(total_1TE - table_MTE)
-
-
-def _mean(pseudo_M: Array) -> tuple[float, float]:
-    return float(pseudo_M.mean()), float(pseudo_M.std(ddof=1) / math.sqrt(len(pseudo_M)))
 
 
 def stretches(table_MTE: Array) -> list[float]:

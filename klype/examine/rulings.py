@@ -1,8 +1,9 @@
 """What tests say to a claim: it holds, it does not, or that cannot be told. All tests of a document share one error.
 
-A claim has two null hypotheses, each of which can be rejected: that it does not hold (by more than a margin, where it
-says that something is equal), and that it holds. Holm's procedure over all of them keeps the chance of any wrong
-ruling in a document below ``ALPHA``.
+Every claim has a margin, and what it says is on one side of it: an effect is as large as the margin, an equality holds
+within it. So it has two null hypotheses that exclude each other, and each can be rejected: that the truth is on the
+other side, and that it is on this one. Holm's procedure over all of a document keeps the chance of any wrong ruling in
+it below ``ALPHA``.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ Z = float(special.ndtri(0.975))
 class Outcome:
     """``test`` names it; ``supports`` and ``against``: p-values that the claim does not hold, and that it does.
 
-    ``margin``: how far from equal still counts as equal, or from what on an effect counts.
+    ``margin``: from what on an effect counts, or how far from equal still counts as equal.
     """
 
     test: str
@@ -34,15 +35,14 @@ class Outcome:
     n: int
     supports: float
     against: float
-    margin: float | None = None
+    margin: float
 
     def json(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def rulings(tests: Mapping[str, Outcome], family: int = 0) -> dict[str, Ruling]:
-    """Holm 1979 over both hypotheses of every test; ``family``: as many hypotheses at least. A claim of equality that
-    differs, but by less than its margin, holds."""
+    """Holm 1979 over both hypotheses of every test; ``family``: as many hypotheses at least."""
     hypotheses = [(t.supports, name, "supports") for name, t in tests.items()]
     hypotheses += [(t.against, name, "against") for name, t in tests.items()]
     number = max(family, len(hypotheses))
@@ -61,43 +61,43 @@ def rulings(tests: Mapping[str, Outcome], family: int = 0) -> dict[str, Ruling]:
     }
 
 
-def from_interval(figure: Mapping[str, Any], bound: float) -> Outcome | None:
-    """That a figure is above a bound: z from the side of its 95 % interval that faces it."""
+def from_interval(figure: Mapping[str, Any], margin: float) -> Outcome | None:
+    """That a figure is above a margin: z from the side of its 95 % interval that faces it."""
     value, low, high = figure.get("value"), figure.get("low"), figure.get("high")
     if value is None or low is None or high is None:
         return None
-    spread = (value - low if value > bound else high - value) / Z
-    if spread <= 0:
-        return Outcome("interval", 0.0, figure.get("n", 0), 1.0, 1.0, bound)
-    z = (value - bound) / spread
-    return Outcome("interval", z, figure.get("n", 0), float(special.ndtr(-z)), float(special.ndtr(z)), bound)
+    spread = value - low if value > margin else high - value
+    return _normal("interval", value - margin, spread, figure.get("n", 0), margin)
 
 
-def more(a: Mapping[str, Any], b: Mapping[str, Any]) -> Outcome | None:
-    """That a is more than b: z from the sides of the intervals that face each other, as if they were independent."""
+def more(a: Mapping[str, Any], b: Mapping[str, Any], margin: float) -> Outcome | None:
+    """That a is above b by a margin: z from the sides of the intervals that face each other, as if they were
+    independent."""
     ends = [end for figure in (a, b) for key in ("value", "low", "high") if (end := figure.get(key)) is not None]
     if len(ends) < 6:
         return None
     x, x_low, x_high, y, y_low, y_high = ends
-    above = x > y
-    spread = math.hypot(*((x - x_low, y_high - y) if above else (x_high - x, y - y_low))) / Z
-    n = min(a.get("n", 0), b.get("n", 0))
+    spread = math.hypot(*((x - x_low, y_high - y) if x - y > margin else (x_high - x, y - y_low)))
+    return _normal("intervals", x - y - margin, spread, min(a.get("n", 0), b.get("n", 0)), margin)
+
+
+def _normal(test: str, beyond: float, spread: float, n: int, margin: float) -> Outcome:
+    """z of how far it is beyond the margin; ``spread`` is half of a 95 % interval."""
     if spread <= 0:
-        return Outcome("intervals", 0.0, n, 1.0, 1.0)
-    z = (x - y) / spread
-    return Outcome("intervals", z, n, float(special.ndtr(-z)), float(special.ndtr(z)))
+        return Outcome(test, 0.0, n, 1.0, 1.0, margin)
+    z = beyond / spread * Z
+    return Outcome(test, z, n, float(special.ndtr(-z)), float(special.ndtr(z)), margin)
 
 
 def effect(values: Sequence[float] | Array, questions: Sequence[Any], margin: float) -> Outcome | None:
-    """That a mean is above 0; against it: that it is below ``margin``. Student's t over questions, each weighted by its
-    number of values."""
+    """That a mean is above ``margin``. Student's t over questions, each weighted by its number of values."""
     clustered = _clustered(np.asarray(values, dtype=float), questions)
     if clustered is None:
         return None
     mean, error, freedom = clustered
-    t = mean / error
-    below = (mean - margin) / error
-    return Outcome("t", t, len(values), float(special.stdtr(freedom, -t)), float(special.stdtr(freedom, below)), margin)
+    t = (mean - margin) / error
+    p = float(special.stdtr(freedom, -t))
+    return Outcome("t", t, len(values), p, 1 - p, margin)
 
 
 def _clustered(value_N: Array, questions: Sequence[Any]) -> tuple[float, float, int] | None:

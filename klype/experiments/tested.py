@@ -18,15 +18,19 @@ from klype.examine.survival import hazards, survival
 
 Document = Mapping[str, Any]
 LIKELIER = 0.05
-"""An error is not made likelier when its probability rises by less than this."""
+"""An error is made likelier when its probability rises by more than this."""
 GROWTH = 0.01
-"""The effect does not grow when it does by less than this a word."""
+"""The effect grows when it does by more than this a word."""
 PARTED = 0.05
-"""The direction does not change when less than this more of the words differ than by chance."""
+"""The direction changes when more than this share of the words differ, beyond chance, or so many answers' meaning."""
 SELDOM = 0.2
 """A share of pairs below it is seldom."""
 MUCH = 0.1
 """Share of answers from which on a gain is a great one."""
+DIVERSE = 0.1
+"""Nats from which on answers are more diverse."""
+POOR = 0.05
+"""Share from which on fewer answers are right, or more of them repeats."""
 
 
 def along_texts(texts: Sequence[Answered]) -> dict[str, Outcome | None]:
@@ -89,13 +93,13 @@ def of_figures(made: Document) -> dict[str, Outcome | None]:
     out: dict[str, Outcome | None] = {
         "seldom_same": _below(from_interval(figure("same_text"), SELDOM)),
         "meaning": from_interval(made["extra"]["meaning_gain"], MUCH),
-        "direction_meaning": from_interval(less if less.get("n", 0) >= FEW else none, 0.0),
+        "direction_meaning": from_interval(less if less.get("n", 0) >= FEW else none, PARTED),
     }
     if hottest != t:
-        out["diverse"] = more(figure("answer_entropy", hottest), figure("answer_entropy"))
+        out["diverse"] = more(figure("answer_entropy", hottest), figure("answer_entropy"), DIVERSE)
     if t != "0":
-        out["greedy_poor"] = more(figure("right"), figure("right", "0"))
-        out["greedy_repeats"] = more(figure("repetition", "0"), figure("repetition"))
+        out["greedy_poor"] = more(figure("right"), figure("right", "0"), POOR)
+        out["greedy_repeats"] = more(figure("repetition", "0"), figure("repetition"), POOR)
     return out
 
 
