@@ -23,7 +23,7 @@ from klype import durable
 from klype.errors import KlypeError, UsageError
 from klype.examine import echarts
 from klype.examine.colours import DARK, LIGHT, PROBABILITY_EDGES, probability_scale, step_of
-from klype.examine.facts import AnswerFacts, DictionaryAnswerFacts, DictionaryFacts, Facts, GateFacts, check
+from klype.examine.facts import AnswerFacts, CostFacts, DictionaryAnswerFacts, DictionaryFacts, Facts, GateFacts, check
 from klype.examine.measures import MEASURES
 from klype.examine.pictures import pictures
 from klype.examine.say import NBSP, Say, is_share, visible
@@ -90,11 +90,12 @@ def _view(facts: Facts, say: Say) -> dict[str, Any]:
         "edges": [say.share(edge) for edge in PROBABILITY_EDGES],
         "sections": _sections(facts, shown),
         "least": lambda answer: _least(answer, say),
-        "gate": lambda gate: _gate(gate, say),
-        "too_few": _too_few(facts, say),
+        "gate": lambda gate: gate_row(gate, say),
+        "too_few": too_few(facts, say),
         "dictionary": [_kind(row, say) for row in facts.get("dictionary", [])],
         "cost_rows": [row.name for row in MEASURES if row.name in COSTS],
         "cost": lambda name, figure: _cost(name, figure, say),
+        "energy": lambda cost: energy(cost, say),
         "temperature_figures": [
             n for n in ("right", "s", "real_words", "repetition", "same_text", "distinct") if _measured(facts, n)
         ],
@@ -175,7 +176,7 @@ def _least(answer: AnswerFacts, say: Say) -> str:
 MARKS = {"passed": ("ok", "✓"), "within": ("", "≈"), "missed": ("no", "✗")}
 
 
-def _gate(gate: GateFacts, say: Say) -> tuple[str, str, str, tuple[str, str, str]]:
+def gate_row(gate: GateFacts, say: Say) -> tuple[str, str, str, tuple[str, str, str]]:
     """(name, measured, required, (class, sign and word of the result))."""
     label = gate.get("label")
     name = say.text(label) if label is not None else _gate_name(gate["name"], say)
@@ -205,7 +206,7 @@ def _gate_name(name: str, say: Say) -> str:
     return say(key) if say.has(key) else name.replace("_", " ")
 
 
-def _too_few(facts: Facts, say: Say) -> str:
+def too_few(facts: Facts, say: Say) -> str:
     """What had too few cases to be a gate, in a sentence."""
     few = [f"{_gate_name(row['name'], say)} (n{NBSP}={NBSP}{say.count(row['n'])})" for row in facts.get("too_few", [])]
     return say("gates.too_few", names="; ".join(few)) if few else ""
@@ -224,6 +225,15 @@ def _cost(name: str, figure: Any, say: Say) -> str:
         if name in ("passes", "tokens")
         else f"{value:.3g} J".replace(".", "," if say.lang == "nb" else ".")
     )
+
+
+def energy(cost: CostFacts, say: Say) -> str:
+    """Where the joules come from; empty where there are none."""
+    if "watts" in cost:
+        return say("cost.watts", watts=say.plain(cost["watts"]))
+    if cost.get("joules_estimated"):
+        return say("cost.estimated")
+    return say("cost.measured") if "joules" in cost["figures"] else ""
 
 
 def _kind(row: DictionaryFacts, say: Say) -> tuple[str, bool, list[tuple[str, list[DictionaryAnswerFacts]]]]:

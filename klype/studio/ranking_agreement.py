@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nicegui import ui
 
-from klype.examine.say import visible
+from klype.examine.say import Say, visible
 from klype.studio.frame import as_data, card, table
 from klype.studio.visit import Visit, text_of
+from klype.words import Words
 
 MOST = 40
 """Annotators, and pairs of them, that are listed."""
@@ -44,11 +45,8 @@ def agreement(visit: Visit, summary: Mapping[str, Any]) -> None:
         with ui.element("div").classes("k-scroll") as scroll:
             scroll.props.update({"tabindex": 0, "role": "region", "aria-label": w("agreement")})
             table(columns, rows, numeric=range(1, 6))
-        for one in people:
-            if one["always_first"]:
-                habit = one["first_shown"]
-                text = w("habit", who=visible(one["name"]), times=say.count(habit["times"]), of=say.count(habit["of"]))
-                text_of("p", text, "k-warn")
+        for text in habits(people, w, say):
+            text_of("p", text, "k-warn")
         for pair in summary["between"][:MOST]:
             if pair["tau_b"]["value"] is not None:
                 a, b = map(visible, pair["annotators"])
@@ -61,6 +59,15 @@ def agreement(visit: Visit, summary: Mapping[str, Any]) -> None:
         ]  # fmt: skip
         names = ["annotator", "by", "rankings", "none_good", "skipped", "seconds", "tau_b", "low", "high", "n"]
         as_data(visit, "agreement", names, lambda: data)
+
+
+def habits(people: Sequence[Mapping[str, Any]], w: Words, say: Say) -> list[str]:
+    """Who puts what is shown first on top more often than chance explains, and mostly, in a sentence each."""
+    return [
+        w("habit", who=visible(one["name"]), **{key: say.count(one["first_shown"][key]) for key in ("times", "of")})
+        for one in people
+        if one["always_first"]
+    ]
 
 
 def _figure(visit: Visit, figure: Mapping[str, Any]) -> str:

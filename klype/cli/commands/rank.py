@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -205,8 +206,13 @@ def _tell(store: Store, terminal: Terminal, about: dict[str, Any], export: Path 
         a, b = pair["annotators"]
         if pair["tau_b"]["value"] is not None:
             terminal.say("rank.between", a=a, b=b, tau=shown(pair["tau_b"]))
-    for one in document["annotators"]:
+    tell_habits(terminal, document["annotators"])
+    terminal.document(document)
+
+
+def tell_habits(terminal: Terminal, annotators: Sequence[Mapping[str, Any]]) -> None:
+    """Who puts what is shown first on top more often than chance explains, and mostly."""
+    for one in annotators:
         if one["always_first"]:
             habit = one["first_shown"]
             terminal.say("rank.always_first", who=one["name"], times=habit["times"], of=habit["of"])
-    terminal.document(document)
