@@ -361,6 +361,11 @@ def survival(temperature: float, s: float) -> dict[str, Any]:
         "s": plain(s, 0.002, 400, "share a word"),
         "r": curve(lambda t: 1 - (1 - s) * 6 * (1 - math.exp(-t / 7)), 0.004),
         "k": curve(lambda t: (s + 0.002) ** t + 0.0008 * t, 0.005),
+        "by_position": curve(lambda t: (s + 0.001) ** t, 0.005),
+        "difference": [
+            {**plain((s + 0.002) ** t + 0.0008 * t - (s + 0.001) ** t, 0.004, 400, "difference of shares"), "t": t}
+            for t in range(1, 21)
+        ],
         "independent": curve(lambda t: s**t, 0.002),
     }
 

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from klype.examine.say import Say
 from klype.values import Figure
 from klype.words import count, figure, number, percent, short
 from klype.words.numbers import interval_decimals
@@ -49,3 +50,29 @@ def test_an_interval_stays_an_interval_when_written(low: float, width: float) ->
     assert 0 <= decimals <= 6
     half_unit = 0.5 * 10**-decimals
     assert half_unit <= width  # rounding moves an end by less than the interval is wide
+
+
+@pytest.mark.parametrize(
+    ("shares", "en", "nb"),
+    [
+        ((0.013, 0.009), ("1.3%", "0.9%"), ("1,3 %", "0,9 %")),
+        ((0.013, 0.012, 0.011, 0.0094), ("1.3%", "1.2%", "1.1%", "0.9%"), ("1,3 %", "1,2 %", "1,1 %", "0,9 %")),
+        ((0.9653, 0.9673), ("96.5%", "96.7%"), ("96,5 %", "96,7 %")),
+        ((0.83, 0.8), ("83%", "80%"), ("83 %", "80 %")),
+        ((0.5, 0.5), ("50%", "50%"), ("50 %", "50 %")),
+        ((0.5, None), ("50%", "–"), ("50 %", "–")),
+        ((None,), ("–",), ("–",)),
+    ],
+)
+def test_shares_that_a_sentence_compares_are_told_apart(shares: tuple[float, ...], en: object, nb: object) -> None:
+    for lang, expected in (("en", en), ("nb", nb)):
+        said = Say(lang).apart({str(i): share for i, share in enumerate(shares)})
+        assert tuple(text.replace("\u00a0", " ") for text in said.values()) == expected
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=5))
+def test_shares_that_differ_by_a_thousandth_of_a_percent_or_more_read_differently(shares: list[float]) -> None:
+    shares = [round(share, 5) for share in shares]
+    said = Say("en").apart({str(i): share for i, share in enumerate(shares)})
+    assert len({*said.values()}) == len({*shares})
+    assert len({len(text.partition(".")[2]) for text in said.values()}) == 1

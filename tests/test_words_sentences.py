@@ -19,6 +19,7 @@ from klype.answers.tree import TreeSettings, grow
 from klype.api.asking import Asking
 from klype.api.results import AnswerForks
 from klype.cli.commands.forks import chart as forks_chart
+from klype.cli.commands.rank import tell_habits
 from klype.cli.commands.tree import chart as tree_chart
 from klype.cli.deciding import tell as tell_decided
 from klype.cli.sure import tell as tell_sure
@@ -27,6 +28,7 @@ from klype.examine.evidence import OTHER_MANNERS
 from klype.examine.examination_pictures import pictures as examination_pictures
 from klype.examine.examination_report import verdict as examination_verdict
 from klype.examine.pictures import pictures
+from klype.examine.report import energy, gate_row, too_few
 from klype.examine.rulings import Outcome, rulings
 from klype.examine.say import Say
 from klype.examine.verdict import verdict
@@ -36,15 +38,19 @@ from klype.experiments.bias.report import verdict as bias_verdict
 from klype.experiments.mistakes.report import verdict as mistakes_verdict
 from klype.experiments.mistakes.study import halves
 from klype.experiments.tested import of_figures
+from klype.preferences.records import Asked as Asked_
+from klype.preferences.records import Candidate, Entry
 from klype.runs.comparing import verdict as alignment_verdict
 from klype.runs.gates import against_aligning
 from klype.runs.leash import verdict as leash_verdict
+from klype.runs.rankers import summary
 from klype.runs.watch import Seen
 from klype.studio.answer_panel import why_chosen
 from klype.studio.bars import bars_of
 from klype.studio.conversation import Answer
 from klype.studio.paths import decision, flow_title
 from klype.studio.paths_work import Meant, Paths, PathSettings
+from klype.studio.ranking_agreement import habits
 from klype.values import Distribution, Figure, Question, Request, Sampling, Step, Trace
 from klype.words import LANGUAGES, catalogues, words
 from tests.report_facts import dictionary_facts, gate, text_facts, world_facts
@@ -95,7 +101,10 @@ def report(facts: Callable[[], Any], changes: dict[str, Any] | None = None) -> T
 
     def told(lang: str) -> str:
         say, known = Say(lang), put(facts(), changes or {})
-        return "\n".join([*verdict(known, say), *(picture.title for picture in pictures(known, say).values())])
+        shown = pictures(known, say).values()
+        joules = [energy(cost, say) for cost in known.get("cost", {}).values()]
+        text = [text for picture in shown for text in (picture.title, picture.how)]
+        return "\n".join([*verdict(known, say), *text, too_few(known, say), *joules])
 
     return told
 
@@ -130,10 +139,12 @@ def exam(figures: dict[str, Any] | None = None, **more: Any) -> Told:
     return told
 
 
-def curves(**known: bool) -> dict[str, Any]:
+def curves(difference: tuple[float, float] | None = (-0.1, 0.1)) -> dict[str, Any]:
+    """K and what it is compared with, by their difference's interval; None: S is not known."""
     row = [{**f(0.7, 0.8), "t": 1}]
-    names = ("survival", "would_survive", "by_position", "independent")
-    return {name: {"0.7": row if known.get(name, True) else []} for name in names}
+    names = ("survival", "would_survive", "by_position")
+    found = {name: {"0.7": [] if name == "by_position" and difference is None else row} for name in names}
+    return {**found, "difference": {"0.7": [] if difference is None else [{**f(*difference), "t": 1}]}}
 
 
 def article(
@@ -378,6 +389,22 @@ def chosen(how: Any = "drawn", temperature: float = 1.0, rest: float = 0.0) -> T
     return told
 
 
+def first_on_top(times: int, of: int) -> list[dict[str, Any]]:
+    """What a summary says of somebody who put the first of four on top so many times."""
+    asked = Asked_(Question("q", "?"), tuple(Candidate(text) for text in "abcd"))
+    orders: list[Any] = [((0,), (1, 2, 3))] * times + [((1,), (0, 2, 3))] * (of - times)
+    found: list[dict[str, Any]] = summary([Entry(asked, order, "me") for order in orders])["annotators"]
+    return found
+
+
+def ranked_first(times: int, of: int) -> Told:
+    return lambda lang: "\n".join(habits(first_on_top(times, of), words(lang, "studio_ranking"), Say(lang)))
+
+
+def habit_told(times: int, of: int) -> Told:
+    return lambda lang: printed(lang, lambda terminal: tell_habits(terminal, first_on_top(times, of)))
+
+
 def gains(name: str, low: float, high: float) -> Told:
     return report(world_facts, {"gains": {name: f(low, high)}})
 
@@ -408,6 +435,18 @@ def meaning(side: str, low: float, high: float) -> Told:
 
 def copied(low: float, high: float) -> Told:
     return report(dictionary_facts, {"copied.free": f(low, high), "copied.held_out": f(0.05, 0.15)})
+
+
+def result(value: float) -> Told:
+    return lambda lang: gate_row(gate("s", value, 0.93), Say(lang))[3][2]
+
+
+def spent(figures: dict[str, Any], **more: Any) -> Told:
+    return report(world_facts, {"cost": {"aligned": {"parameters": 9, "figures": figures, **more}}})
+
+
+def apart_by_position(low: float, high: float) -> Told:
+    return report(world_facts, {"survival.0.difference": [{**f(low, high), "t": t} for t in range(1, 21)]})
 
 
 WORLD, TEXT, WORDS = report(world_facts), report(text_facts), report(dictionary_facts)
@@ -504,8 +543,15 @@ TITLES = said_of_runs(
      report(world_facts, NO_RIGHT_HOT)),
     ("words and repetition were counted", "picture.temperatures_text", WORDS, "picture.temperatures",
      report(dictionary_facts, {"temperatures.rows.0.figures.real_words": GONE})),
-    ("K is known at one word", "picture.survival", WORLD, "picture.few_survival",
+    ("K is known at one word", "picture.survival_more", WORLD, "picture.few_survival",
      report(world_facts, UNSEEN_SURVIVAL)),
+    ("all of K's difference is above 0", "picture.survival_more", apart_by_position(0.001, 0.1),
+     "picture.survival_open", apart_by_position(-0.001, 0.1)),
+    ("all of K's difference is below 0", "picture.survival_less", apart_by_position(-0.1, -0.001),
+     "picture.survival_open", apart_by_position(-0.1, 0.001)),
+    ("an earlier version's run knows no hazard by position", "picture.survival_alone",
+     report(world_facts, {"survival.0.by_position": GONE, "survival.0.difference": GONE}), "picture.survival_more",
+     WORLD),
     ("calibration was measured", "picture.calibration", WORLD, "", report(world_facts, {"calibration": []})),
     ("all of the interval is below 1.71", "picture.text_below", newest_bits(1.6, 1.709), "picture.text_open",
      newest_bits(1.6, 1.711)),
@@ -514,6 +560,26 @@ TITLES = said_of_runs(
     ("both shares were measured", "picture.dictionary", WORDS, "",
      report(dictionary_facts, {"stages.finetuned.right_trained": GONE})),
     ("copying was measured", "picture.copied", WORDS, "", report(dictionary_facts, {"copied": GONE})),
+)  # fmt: skip
+REST = said_of_runs(
+    ("the near end is beyond the threshold", "gates.passed", result(0.95), "gates.within",
+     result(0.94)),
+    ("the far end is short of the threshold", "gates.missed", result(0.9), "gates.within",
+     result(0.92)),
+    ("something had fewer than thirty cases", "gates.too_few",
+     report(world_facts, {"too_few": [{"name": "polite", "n": 29}]}), "", WORLD),
+    ("the last model is another than the one shown", "how.calibration_finetuned",
+     report(world_facts, {"calibration.0.stage": "finetuned"}), "",
+     report(world_facts, {**NO_ALIGNED, "calibration.0.stage": "finetuned"})),
+    ("the ranker's own agreement is known", "how.reward_self", WORLD, "",
+     report(world_facts, {"reward.ceiling": {"value": None}})),
+    ("the ranker's own agreement is known", "how.reward_line", report(world_facts, {"reward.threshold": 0.86}),
+     "how.reward_line_people", report(world_facts, {"reward.ceiling": {"value": None}, "reward.threshold": 0.5})),
+    ("energy was read from the processor", "cost.measured", spent({"joules": f(1.0, 2.0)}), "", spent({})),
+    ("energy was estimated from watts", "cost.watts", spent({"joules": f(1.0, 2.0)}, watts=10.0), "cost.measured",
+     spent({"joules": f(1.0, 2.0)})),
+    ("energy was estimated from operations", "cost.estimated", spent({"joules": f(1.0, 2.0)}, joules_estimated=True),
+     "cost.measured", spent({"joules": f(1.0, 2.0)})),
 )  # fmt: skip
 LINE = [{"kept": 0.5, "wrong": 0.1}, {"kept": 1.0, "wrong": 0.2}]
 
@@ -543,8 +609,12 @@ EXAMINED = [
          exam(after_error={"0.7": forced(0.1, 0.2, further={name: f(1.0, 2.0, unit="errors") for name in
               ("wrong_edits", "near_edits", "wrong_errors", "near_errors")})}), "",
          exam(after_error={"0.7": forced(0.1, 0.2)})),
-        ("each position's own hazard is known", "exam.survival_by_position", exam(**curves()),
-         "exam.survival_independent", exam(**curves(by_position=False))),
+        ("all of K's difference is above 0", "picture.survival_more", exam(**curves((0.001, 0.1))),
+         "picture.survival_open", exam(**curves((-0.001, 0.1)))),
+        ("all of K's difference is below 0", "picture.survival_less", exam(**curves((-0.1, -0.001))),
+         "picture.survival_open", exam(**curves((-0.1, 0.001)))),
+        ("each position's own hazard is not known", "picture.survival_alone", exam(**curves(None)),
+         "picture.survival_open", exam(**curves())),
         ("some are right and some wrong", "exam.selective",
          exam({"selective": f(0.1, 0.2)}, selective={"0.7": LINE}), "", exam()),
         ("a tree was grown", "exam.tree", exam(trees=[GROWN]), "", exam()),
@@ -712,6 +782,17 @@ STUDIO = [
         )
     ),
     *(
+        row
+        for catalogue, key, told in (
+            ("studio_ranking", "habit", ranked_first),
+            ("cli", "rank.always_first", habit_told),
+        )
+        for row in (
+            Sentence(catalogue, "chance does so in less than .1 %", key, told(8, 10), "", told(7, 10)),
+            Sentence(catalogue, "it was more than half of the time", key, told(51, 100), "", told(50, 100)),
+        )
+    ),
+    *(
         Sentence("studio_answer", *row)
         for row in (
             ("the visitor chose it", "was_forced", chosen("forced"), "was_drawn", chosen()),
@@ -721,10 +802,12 @@ STUDIO = [
         )
     ),
 ]  # fmt: skip
-SENTENCES = [*MADE, *ALIGNED, *LANGUAGE, *TITLES, *EXAMINED, *ARTICLE, *EXPERIMENTS, *ALIGNMENT, *ASKED, *STUDIO]
+SENTENCES = [*MADE, *ALIGNED, *LANGUAGE, *TITLES, *REST, *EXAMINED, *ARTICLE, *EXPERIMENTS, *ALIGNMENT, *ASKED, *STUDIO]
 
 RULES = {
-    "report": r"(verdict|caution|picture|exam)\..*",
+    "report": r"(verdict|caution|picture|exam|gates|cost)\..*|how\.(reward_|calibration_).*",
+    "studio_ranking": r"habit|between|part_reward_at|work_.*",
+    "cli": r"rank\..*",
     "article": r"(unmeasured|.*\.(supports|does_not_support|undetermined))",
     "cures": r"(best.*|plain)",
     "mistakes": r"said\..*",
@@ -741,9 +824,12 @@ LABELS = {
     "report": (
         r"picture\.formula|exam\.(title|tree_title|figures|figures_how|explained|asked_each|by_truth|not_measured|trees"
         r"|answers|answers_how|fork_here|formula|question|answer|asked|at_random|kept|wrong|others|distance|row_.*|how_.*"
-        r"|flops_right|mflops|time)"
+        r"|flops_right|mflops|time)|gates\.(name|value|threshold|result|how|least|most|unreached)"
+        r"|cost\.(lead|column|flops|alone)"
     ),
     "article": r"ruling\..*",
+    "studio_ranking": "between|part_reward_at|work_.*",
+    "cli": r"rank\.(drawn|who|rankings|with_oneself|between|exported)",
     "cures": "plain",
     "examination": r"tree\.(title|end|more|meanings)|forks\.(title|other|how)",
     "sure": "same|p",

@@ -27,7 +27,7 @@ TIMED = frozenset(["seconds", "joules", "joules_per_right"])
 EXAMPLES = 12
 TREES = 6
 CURVE = 50
-CURVES = ("survival", "would_survive", "by_position", "independent")
+CURVES = ("survival", "would_survive", "by_position", "difference", "independent")
 LONGEST = 40
 """Positions that curves go to."""
 DRAWN = 0.005
@@ -101,11 +101,12 @@ def honest(evidence: Evidence) -> bool:
 
 
 def along(curve: Survival, longest: int) -> dict[str, list[Document]]:
-    """R, K, Π(1 − h̄_t) (empty where S is not known) and S̄^n, position by position."""
-    figures = dict(zip(CURVES, (curve.r, curve.k, curve.by_position, curve.independent), strict=True))
+    """R, K, Π(1 − h̄_t) and K less that (both empty where S is not known), and S̄^n, position by position."""
+    rows = (curve.r, curve.k, curve.by_position, curve.difference, curve.independent)
+    figures = dict(zip(CURVES, rows, strict=True))
     return {
         name: [{**f.json(), "t": at} for at, f in enumerate(row[:longest], 1)]
-        if name != "by_position" or any(f.value is not None for f in row)
+        if name not in ("by_position", "difference") or any(f.value is not None for f in row)
         else []
         for name, row in figures.items()
     }

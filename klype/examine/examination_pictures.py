@@ -8,14 +8,13 @@ from typing import Any
 from klype.examine.charts import Cell, Option, Panel, Picture, axis, canvas, curve_with_band, line, lines
 from klype.examine.document import CURVES
 from klype.examine.facts import FigureFacts
-from klype.examine.pictures import formula, said_survival
+from klype.examine.pictures import formula, survival_title
 from klype.examine.say import Say, visible
 
 Document = Mapping[str, Any]
 Row = tuple[str, str, FigureFacts]
 LINES = (("survival", "r", "aligned", "solid"), ("would_survive", "k", "truth", "dashed"),
-         ("by_position", "by_position", "muted", "dotted"),
-         ("independent", "independent", "muted", "dotted"))  # fmt: skip
+         ("by_position", "by_position", "muted", "dotted"))  # fmt: skip
 WIDE = frozenset(["feedback", "documents", "temperatures", "tree", "flow"])
 SWEEP = (("right", "aligned", "solid"), ("s", "truth", "dashed"), ("repetition", "bad", "dotted"),
          ("same_meaning", "finetuned", "solid"))  # fmt: skip
@@ -49,7 +48,7 @@ def survival(document: Document, say: Say) -> Picture | None:
         panels.append(Panel(say("panel.temperature", t=say.plain(float(t))), drawn, 300))
         rows += shown
         if t == document["main"] or not title:
-            title = _survival_title(curves, say, 10)
+            title = survival_title(say, curves, 10)
     columns = [say("column.measure"), f"{say('axis.temperature')}, {say('axis.words')}"]
     return _picture("survival", title, say, panels, columns, rows)
 
@@ -61,7 +60,7 @@ def documents(document: Document, say: Say) -> Picture | None:
         return None
     drawn, rows = _curves(found, say, say.plain(float(document["main"])))
     columns = [say("column.measure"), f"{say('axis.temperature')}, {say('axis.words')}"]
-    return _picture("documents", _survival_title(found, say, 50), say, [Panel("", drawn, 300)], columns, rows)
+    return _picture("documents", survival_title(say, found, 50), say, [Panel("", drawn, 300)], columns, rows)
 
 
 def _curves(curves: Document, say: Say, t: str) -> tuple[Option, list[Row]]:
@@ -70,17 +69,11 @@ def _curves(curves: Document, say: Say, t: str) -> tuple[Option, list[Row]]:
     for name, word, colour, style in LINES:
         figures = curves.get(name, [])
         rows += [(say(f"survival.{word}"), f"{t}, {f['t']}", f) for f in figures]
-        if figures and not (name == "independent" and curves.get("by_position")):
+        if figures:
             drawn = curve_with_band(say(f"survival.{word}"), [(f["t"], f) for f in figures], colour)
             drawn[-1]["lineStyle"] = {**drawn[-1]["lineStyle"], "type": style}
             series += drawn
     return _shares(lines(axis(say("axis.words"), min=1), axis(percent=True, min=0, max=1), series)), rows
-
-
-def _survival_title(curves: Document, say: Say, words: int) -> str:
-    """Of what had no error after so many words, or at the last position that is told."""
-    name = "by_position" if curves.get("by_position") else "independent"
-    return said_survival(say, f"exam.survival_{name}", curves["would_survive"], curves[name], words)
 
 
 def feedback(document: Document, say: Say) -> Picture | None:
@@ -127,11 +120,14 @@ def temperatures(document: Document, say: Say) -> Picture | None:
         series += drawn
         rows += [(say.measure(name), say.plain(t), f) for t, f in known]
     drawn_lines = _shares(lines(axis(say("axis.temperature"), min=0), axis(percent=True, min=0, max=1), series))
-    rights = sorted((float(t), f["right"]) for t, f in document["figures"].items() if "right" in f)
+    rights = [
+        (float(t), f["right"]) for t, f in document["figures"].items() if f.get("right", {}).get("value") is not None
+    ]
+    rights.sort(key=lambda row: row[0])
     title = say("picture.temperatures")
     if len(rights) > 1:
         (t0, right0), (t1, right1) = rights[0], rights[-1]
-        shown = {"right0": say.value(right0, "right"), "right1": say.value(right1, "right")}
+        shown = say.apart({"right0": right0["value"], "right1": right1["value"]})
         title = say("picture.temperatures_right", t0=say.plain(t0), t1=say.plain(t1), **shown)
     columns = [say("column.measure"), say("axis.temperature")]
     return _picture("temperatures", title, say, [Panel("", drawn_lines, 340)], columns, rows)
@@ -168,7 +164,7 @@ def selective(document: Document, say: Say) -> Picture | None:
     ]  # fmt: skip
     x = axis(say("exam.kept"), percent=True, min=0, max=1)
     drawn = _shares(lines(x, axis(percent=True, min=0), series))
-    title = say("exam.selective", all=say.share(whole), half=say.share(half["wrong"]))
+    title = say("exam.selective", **say.apart({"all": whole, "half": half["wrong"]}))
     rows: list[Row] = [(say("exam.wrong"), say.share(row["kept"]), FigureFacts(value=row["wrong"])) for row in curve]
     rows.append((say.measure("selective"), "", ratio))
     columns = [say("column.measure"), say("exam.kept")]

@@ -176,13 +176,17 @@ class TemperaturesFacts(TypedDict):
 
 @strict
 class SurvivalFacts(TypedDict):
-    """By word ``t`` = 1, 2, …: R (no error yet), K (had the answers gone on), independent (mean S to the power t)."""
+    """By word ``t`` = 1, 2, …: R (no error yet), K (had the answers gone on), by_position (K if errors depended on the
+    position only), difference (K less that), independent (mean S to the power t). Runs of earlier versions have no
+    by_position, and K stands alone."""
 
     temperature: float
     stage: StageName
     s: FigureFacts
     r: list[FigureFacts]
     k: list[FigureFacts]
+    by_position: NotRequired[list[FigureFacts]]
+    difference: NotRequired[list[FigureFacts]]
     independent: list[FigureFacts]
 
 

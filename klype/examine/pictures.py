@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from klype.examine.caution import changed
+from klype.examine.caution import beyond, changed
 from klype.examine.charts import (
     Cell,
     Option,
@@ -17,7 +18,7 @@ from klype.examine.charts import (
     lines,
     whiskers,
 )
-from klype.examine.facts import CurveFacts, Facts, FigureFacts, NextFacts, StageName, SurvivalFacts
+from klype.examine.facts import CurveFacts, Facts, FigureFacts, NextFacts, StageName
 from klype.examine.say import Say, is_share, visible
 from klype.examine.tables import STAGES, by_stage, figure_columns, figure_row
 from klype.examine.text_pictures import by_heart, dictionary, text
@@ -105,11 +106,8 @@ def reward(facts: Facts, say: Say) -> Picture | None:
         axis(say("axis.pairs"), percent=True, min=0.5, max=1),
         found.get("threshold"),
     )
-    title = say(
-        "picture.reward" if known else "picture.reward_alone",
-        accuracy=say.value(found["pair_accuracy"], "pair_accuracy"),
-        ceiling=say.value(found["ceiling"], "ceiling"),
-    )
+    shown = say.apart({"accuracy": found["pair_accuracy"]["value"], "ceiling": found["ceiling"]["value"]})
+    title = say("picture.reward" if known else "picture.reward_alone", **shown)
     rows = [figure_row(say, say.measure(name), "", figure) for name, figure, _ in figures]
     lines_ = [say("how.reward"), *([say("how.reward_self")] if known else [])]
     lines_ += [say("how.reward_line" if known else "how.reward_line_people")] if "threshold" in found else []
@@ -206,14 +204,17 @@ def formula(facts: Facts, say: Say) -> Picture:
 
 
 def survival(facts: Facts, say: Say) -> Picture | None:
-    """R_n and K_n beside the independent S̄^n, one panel a temperature."""
+    """R_n and K_n beside what errors that depend on the position only would leave, one panel a temperature."""
     panels, rows = [], []
     found = [curve for curve in facts.get("survival", []) if curve["r"]]
     for curve in found:
-        named = (("r", "aligned", "solid"), ("k", "truth", "dashed"), ("independent", "muted", "dotted"))
+        named = (("r", curve["r"], "aligned", "solid"), ("k", curve["k"], "truth", "dashed"),
+                 ("by_position", curve.get("by_position", []), "muted", "dotted"))  # fmt: skip
         series: list[Option] = []
-        for key, colour, style in named:
-            figures = _placed(curve, key)
+        for key, told, colour, style in named:
+            figures = [(float(f.get("t", i)), f) for i, f in enumerate(told, 1)]
+            if not figures:
+                continue
             drawn = curve_with_band(say(f"survival.{key}"), figures, colour)
             drawn[-1]["lineStyle"] = {**drawn[-1]["lineStyle"], "type": style}
             series += drawn
@@ -226,21 +227,26 @@ def survival(facts: Facts, say: Say) -> Picture | None:
         panels.append(Panel(say("panel.temperature", t=say.plain(curve["temperature"])), drawn_lines, 300))
     if not panels:
         return None
-    title = said_survival(say, "picture.survival", found[0]["k"], found[0]["independent"])
+    title = survival_title(say, {**found[0], "would_survive": found[0]["k"]})
     columns = [say("column.measure"), f"{say('axis.temperature')}, {say('axis.words')}", *figure_columns(say)[2:]]
     return Picture("survival", title, say("how.survival"), panels, columns, rows)
 
 
-def said_survival(
-    say: Say, key: str, k: Sequence[FigureFacts], independent: Sequence[FigureFacts], most: int = 0
-) -> str:
-    """K beside what independence says, at the last position (``most`` at most) where both are told."""
-    both = [(a, b) for a, b in zip(k, independent, strict=True) if a["value"] is not None and b["value"] is not None]
-    if most:
-        both = both[:most]
-    if not both:
+def survival_title(say: Say, curves: Mapping[str, Any], most: int = 1000) -> str:
+    """K (``would_survive``) beside what errors that depend on the position only would leave, at the last position
+    (``most`` at most) where both are told, and whether they differ; K alone where the latter is not known."""
+    k, reference, difference = (curves.get(name) or [] for name in ("would_survive", "by_position", "difference"))
+    if all(f["value"] is None for f in reference):
+        reference = []
+    known = [f["value"] is not None and (not reference or reference[i]["value"] is not None) for i, f in enumerate(k)]
+    n = sum(known[:most])
+    if not n:
         return say("picture.few_survival")
-    return say(key, k=say.value(both[-1][0], "survival"), independent=say.value(both[-1][1], "survival"), n=len(both))
+    if not reference:
+        return say("picture.survival_alone", k=say.value(k[n - 1], "survival"), n=n)
+    kind = beyond(difference[n - 1], 0.0) if difference else 0
+    shown = say.apart({"k": k[n - 1]["value"], "reference": reference[n - 1]["value"]})
+    return say(f"picture.survival_{ {1: 'more', 0: 'open', -1: 'less'}[kind] }", n=n, **shown)
 
 
 def calibration(facts: Facts, say: Say) -> Picture | None:
@@ -287,7 +293,7 @@ def _next_title(prompt: NextFacts, say: Say) -> str:
     first = prompt["tokens"][0]
     word = visible(first["token"].strip())
     if "truth" in first:
-        return say("picture.next_truth", word=word, p=say.share(first["p"]), truth=say.share(first["truth"]))
+        return say("picture.next_truth", word=word, **say.apart({"p": first["p"], "truth": first["truth"]}))
     return say("picture.next", word=word, p=say.share(first["p"]))
 
 
@@ -295,8 +301,8 @@ def _stages_title(facts: Facts, say: Say) -> str:
     right, polite = dict(by_stage(facts, "right")), dict(by_stage(facts, "polite"))
     last = next((s for s in reversed(STAGES) if s in right), None)
     if last == "aligned" and {"finetuned", "aligned"} <= set(polite) and changed(facts, "polite") > 0:
-        before, after = (say.value(polite[stage], "polite") for stage in STAGES[1:])
-        return say("picture.stages_aligned", before=before, after=after, right=say.value(right["aligned"], "right"))
+        shown = say.apart({"before": polite["finetuned"]["value"], "after": polite["aligned"]["value"]})
+        return say("picture.stages_aligned", right=say.value(right["aligned"], "right"), **shown)
     if last is None:
         return say("picture.stages")
     return say("picture.stages_last", model=say.stage(last), right=say.value(right[last], "right"))
@@ -308,7 +314,7 @@ def _temperature_title(facts: Facts, say: Say) -> str:
     if len(known) < 2:
         return _written_title(facts, say)
     (t0, right0), (t1, right1) = known[0], known[-1]
-    shown = {"right0": say.value(right0, "right"), "right1": say.value(right1, "right")}
+    shown = say.apart({"right0": right0["value"], "right1": right1["value"]})
     return say("picture.temperatures_right", t0=say.plain(t0), t1=say.plain(t1), **shown)
 
 
@@ -319,8 +325,9 @@ def _written_title(facts: Facts, say: Say) -> str:
     for name in ("real_words", "repetition"):
         if any(name not in figures or figures[name]["value"] is None for figures in ends):
             return say("picture.temperatures")
-    shown = {f"{n}{i}": say.value(f[n], n) for i, f in enumerate(ends) for n in ("real_words", "repetition")}
-    return say("picture.temperatures_text", **shown)
+    names = ("real_words", "repetition")
+    shown = [say.apart({f"{name}{i}": f[name]["value"] for i, f in enumerate(ends)}) for name in names]
+    return say("picture.temperatures_text", **shown[0], **shown[1])
 
 
 def _curves_title(facts: Facts, say: Say) -> str:
@@ -352,11 +359,6 @@ def _change(curve: CurveFacts, say: Say) -> str:
 
 def _whiskers(found: Sequence[tuple[StageName, FigureFacts]], name: str, x: Option, say: Say) -> Option:
     return whiskers([(say.stage(stage), figure, say.figure(figure, name), stage) for stage, figure in found], x)
-
-
-def _placed(curve: SurvivalFacts, key: str) -> list[tuple[float, FigureFacts]]:
-    figures = {"r": curve["r"], "k": curve["k"], "independent": curve["independent"]}[key]
-    return [(figure.get("t", i), figure) for i, figure in enumerate(figures, 1)]
 
 
 def _thin(steps: Sequence[int], values: Sequence[float | None]) -> list[list[float | None]]:

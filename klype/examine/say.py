@@ -84,6 +84,16 @@ class Say:
             decimals = 1 if 0 < value < 0.01 or 0.99 < value < 1 else 0
         return percent(value, self.lang, decimals)
 
+    def apart(self, shares: Mapping[str, float | None]) -> dict[str, str]:
+        """Shares that one sentence compares: with equally many decimals, so that different ones read differently."""
+        known = {name: share for name, share in shares.items() if share is not None}
+        said: dict[str, str] = {}
+        for decimals in range(any(self.share(share) != self.share(share, 0) for share in known.values()), 4):
+            said = {name: self.share(share, decimals) for name, share in known.items()}
+            if len({*said.values()}) == len({*known.values()}):
+                break
+        return {name: said.get(name, "–") for name in shares}
+
     def chance(self, p: float) -> str:
         """A p-value: 0.032, < 0.001."""
         return f"< {self.number(0.001, 3)}" if p < 0.001 else self.number(p, 3)

@@ -63,7 +63,7 @@ def by_heart(facts: Facts, say: Say) -> Picture | None:
         [(name, figure, say.figure(figure, "copied"), colour) for name, figure, colour in figures],
         axis(say("axis.words_share"), percent=True, min=0, max=1),
     )
-    title = say("picture.copied", free=say.value(found["free"], "copied"), own=say.value(found["held_out"], "copied"))
+    title = say("picture.copied", **say.apart({"free": found["free"]["value"], "own": found["held_out"]["value"]}))
     rows = [figure_row(say, say.measure("copied"), name, figure) for name, figure, _ in figures]
     how = say("how.copied", t=say.plain(found["temperature"]))
     columns = [say("column.measure"), say("column.what"), *figure_columns(say)[2:]]

@@ -55,8 +55,7 @@ def _answers(facts: Facts, say: Say) -> list[str]:
         sentences.append(say("verdict.missing", why=say.text(why)))
     reward = facts.get("reward")
     if reward and reward["pair_accuracy"]["value"] is not None:
-        named = {"accuracy": "pair_accuracy", "ceiling": "ceiling"}
-        shown = {key: say.value(reward[name], name) for key, name in named.items()}  # type: ignore[literal-required]
+        shown = say.apart({"accuracy": reward["pair_accuracy"]["value"], "ceiling": reward["ceiling"]["value"]})
         known = reward["ceiling"]["value"] is not None
         sentences.append(say("verdict.reward" if known else "verdict.reward_alone", **shown))
     return sentences
@@ -71,7 +70,7 @@ def _alignment(facts: Facts, say: Say) -> list[str]:
         if name == "polite" and not (all(sides) and any(side and side["value"] for side in sides)):
             continue
         key = {1: "up", 0: "open", -1: "down"}[changed(facts, name)]
-        shown = {when: say.value(side, name) for when, side in zip(("before", "after"), sides, strict=True) if side}
+        shown = say.apart({when: side["value"] for when, side in zip(("before", "after"), sides, strict=True) if side})
         told.append(say(f"verdict.{name}_{key}", **shown))
     return told
 

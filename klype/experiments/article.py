@@ -171,6 +171,9 @@ def _plain(value: str | float, say: Say) -> str:
 def _row(claim: Claim, made: Document, say: Say, drawn: Mapping[str, Any]) -> dict[str, Any]:
     own = words(say.lang, "article")
     values = {key: say.figure(figure, name) for key, (name, figure) in claim.shown.items()}  # type: ignore[arg-type]
+    values |= say.apart(
+        {key: figure["value"] for key, (_, figure) in claim.shown.items() if figure.keys() <= {"value", "unit"}}
+    )
     plain = {key: _plain(value, say) for key, value in claim.plain.items()}
     key = f"{claim.name}.{claim.ruling}"
     text = own(key, **values, **plain) if claim.shown or claim.plain else own("unmeasured")

@@ -24,7 +24,7 @@ RECOVERED = 3
 @dataclass(frozen=True, slots=True)
 class Claim:
     """``name`` finds its words, which hold ``shown`` and ``plain``; ``how`` it is ruled, by which ``tests`` where by
-    tests; ``picture``: the picture that belongs to it."""
+    tests; ``picture``: the picture that belongs to it. Shown figures that have no interval are compared shares."""
 
     name: str
     ruling: Ruling

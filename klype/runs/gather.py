@@ -237,7 +237,7 @@ def temperatures(run: Run, model: Transformer, stage: StageName) -> dict[str, An
                     "s": found.s.json(),
                     **{
                         name: [{**f.json(), "t": t} for t, f in enumerate(getattr(found, name), 1)]
-                        for name in ("r", "k", "independent")
+                        for name in ("r", "k", "by_position", "difference", "independent")
                     },
                 }
             )
