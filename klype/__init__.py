@@ -8,21 +8,26 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from klype.errors import KlypeError
 
 if TYPE_CHECKING:
+    from klype.api.examination import Examination, examine
     from klype.api.model import Model, load
     from klype.api.results import Answer, AnswerForks, AnswerTree, NextToken, NextTokens, Token
-    from klype.values import Sampling
+    from klype.values import Figure, Sampling
 
 __version__ = "0.1.0"
 __all__ = [
     "Answer",
     "AnswerForks",
     "AnswerTree",
+    "Examination",
+    "Figure",
     "KlypeError",
     "Model",
     "NextToken",
@@ -30,19 +35,31 @@ __all__ = [
     "Sampling",
     "Token",
     "__version__",
+    "examine",
     "load",
 ]
+_MODULES = {"Examination": "examination", "Model": "model", "examine": "examination", "load": "model"}
+
+
+class _Surface(ModuleType):
+    """``klype.examine`` is the function although a package of that name lies beside it: importing a package would put
+    itself in the function's place."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (isinstance(value, ModuleType) and name in __all__):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Surface
 
 
 def __getattr__(name: str) -> Any:
     """The public names, imported when they are first used: ``klype --help`` shall not wait for torch."""
-    if name in ("Model", "load"):
-        return getattr(import_module("klype.api.model"), name)
-    if name == "Sampling":
-        return import_module("klype.values").Sampling
-    if name in __all__:
-        return getattr(import_module("klype.api.results"), name)
-    raise AttributeError(f"module 'klype' has no attribute {name!r}")
+    if name not in __all__:
+        raise AttributeError(f"module 'klype' has no attribute {name!r}")
+    if name in ("Figure", "Sampling"):
+        return getattr(import_module("klype.values"), name)
+    return getattr(import_module(f"klype.api.{_MODULES.get(name, 'results')}"), name)
 
 
 def __dir__() -> list[str]:

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import klype
+from klype.api import examination as api_examination
 from klype.api import model as api_model
 from klype.model import checkpoint
 from klype.model.config import ModelConfig
@@ -27,6 +28,8 @@ SURFACE = [
     "Answer",
     "AnswerForks",
     "AnswerTree",
+    "Examination",
+    "Figure",
     "KlypeError",
     "Model",
     "NextToken",
@@ -34,6 +37,7 @@ SURFACE = [
     "Sampling",
     "Token",
     "__version__",
+    "examine",
     "load",
 ]
 """What users may rely on: a name that is added or goes is a change of the public surface, and is said in CHANGELOG."""
@@ -163,7 +167,7 @@ def test_what_cannot_be_is_one_sentence(model: klype.Model, tmp_path: Path) -> N
 
 
 def test_the_examples_of_the_docs_run(run: Path) -> None:
-    for module in (klype, api_model):
+    for module in (klype, api_model, api_examination):
         found = doctest.testmod(
             module, extraglobs={"klype": klype, "run": str(run)}, optionflags=doctest.ELLIPSIS, verbose=False
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 
 import numpy as np
@@ -15,6 +16,7 @@ from klype.api.asking import Asking, asking, prompt_of
 from klype.api.results import Answer, AnswerForks, AnswerTree, NextToken, NextTokens, Token
 from klype.engine.sampling import check_sampling
 from klype.errors import UsageError
+from klype.runs.folder import newest
 from klype.runs.truth import next_truth
 from klype.sources.opening import Opened, open_model, room, stream
 from klype.sources.source import Message, answers
@@ -288,12 +290,13 @@ def tempered(
     return found, found
 
 
-def load(name: str, precision: str = "float32", budget: str = "", device: str = "auto") -> Model:
+def load(name: str | Path | None = None, precision: str = "float32", budget: str = "", device: str = "auto") -> Model:
     """Opens a MODEL: a run's folder (its newest stage), ``RUN/finetune`` for an earlier one, a checkpoint or Hugging
-    Face folder, ``hf:owner/name``, a GGUF file, or a server's ``http://host:port/v1#model``.
+    Face folder, ``hf:owner/name``, a GGUF file, or a server's ``http://host:port/v1#model``; without a name the newest
+    run in ``runs``.
 
     ``precision``: float32, bfloat16, int8 or auto. ``budget``: what a server may be asked for at most, such as
     "500requests,20000tokens". ``device``: auto (what is there: cuda, mps, else cpu), cpu, cuda, cuda:1 or mps. Raises
     KlypeError when there is no such model or device, or the model is damaged.
     """
-    return Model(open_model(name, precision, budget=budget, device=device))
+    return Model(open_model(str(newest() if name is None else name), precision, budget=budget, device=device))

@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from klype.errors import UsageError
+from klype.words.plain import aside
 
 
-def not_empty(text: str) -> str:
+def not_empty(text: str | None) -> str | None:
     """The text of a question. Errors: one that says nothing."""
-    if not text.strip():
+    if text is not None and not text.strip():
         raise UsageError("There is no text.", "Give a question, or a text to go on from.")
     return text
+
+
+def asked(model: str, text: str | None) -> tuple[str, str]:
+    """MODEL and TEXT as they are meant: one argument alone is the text, for the newest run. Errors: it is a MODEL."""
+    if text is not None:
+        return model, text
+    if os.path.exists(os.path.expanduser(model)) or model.startswith(("hf:", "http://", "https://")):
+        not_empty("")
+    not_empty(model)
+    return newest_run(), model
+
+
+def newest_run() -> str:
+    """The MODEL where none is named, which is told."""
+    from klype.runs.folder import newest
+
+    found = str(newest())
+    aside(found)
+    return found
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; words go to stderr.")]
@@ -22,8 +43,14 @@ Seed = Annotated[int, typer.Option("--seed", help="Same seed, same result.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Where to write.", show_default="runs/RECIPE-DATE-N")]
 OutFile = Annotated[Path | None, typer.Option("--out", help="Also write the JSON document to this file.")]
 Lang = Annotated[str | None, typer.Option("--lang", help="nb or en.", show_default="by the locale")]
-Model = Annotated[str, typer.Argument(help="A run, one of its stages (RUN/finetune), a model's folder or GGUF file.")]
-Text = Annotated[str, typer.Argument(help="The question, or the text to go on from.", callback=not_empty)]
+MODEL = "A run, one of its stages (RUN/finetune), a model's folder or GGUF file."
+Model = Annotated[str, typer.Argument(help=MODEL)]
+AnyModel = Annotated[str | None, typer.Argument(help=MODEL, show_default="the newest run")]
+AskedModel = Annotated[str, typer.Argument(help=f"{MODEL} Left out: the newest run.")]
+Text = Annotated[
+    str | None,
+    typer.Argument(help="The question, or the text to go on from.", callback=not_empty),
+]
 Temperature = Annotated[float, typer.Option("--temperature", help="0: always the most probable token.")]
 TopP = Annotated[float, typer.Option("--top-p", help="Draw only from the most probable tokens of this mass.")]
 Limit = Annotated[int, typer.Option("--limit", help="Tokens of an answer at most.")]

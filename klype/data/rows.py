@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,28 +73,40 @@ def read_questions(paths: Paths, bad: BadRows | None = None) -> list[Question]:
     What else a row has is the question's ``extra``, together with what a column of that name holds. Raises UsageError,
     naming file and row: a file of questions is always one that a user named.
     """
+    return _questions(_rows(paths, bad), names(paths))
+
+
+def questions_from(rows: Sequence[str | Mapping[str, Any]]) -> list[Question]:
+    """Questions that are texts, or rows as ``read_questions`` reads them. Raises UsageError, naming the place in the
+    list."""
+    as_rows = ({"question": row} if isinstance(row, str) else dict(row) for row in rows)
+    numbered = enumerate(as_rows, 1)
+    return _questions(((_Listed(number), row, BadRows(skip=None)) for number, row in numbered), "the list")
+
+
+def _questions(rows: _QuestionRows, source: str) -> list[Question]:
     try:
-        return _questions(paths, bad)
+        return _read(rows, source)
     except KlypeError as error:
         raise UsageError(error.message, error.hint) from None
 
 
-def _questions(paths: Paths, bad: BadRows | None) -> list[Question]:
+def _read(rows: _QuestionRows, source: str) -> list[Question]:
     found: dict[str, Question] = {}
-    for where, row, rows in _rows(paths, bad):
+    for where, row, bad in rows:
         text = row.get("question", row.get("instruction", row.get("prompt")))
         answers, choices = row.get("answers", row.get("answer", [])), row.get("choices") or []
         answers = [answers] if isinstance(answers, str) else answers or []
         identity = str(row.get("id") or where.number)
         context = row.get("context") or row.get("input") or ""
         if text is not None and not isinstance(text, str):
-            rows.add(f"{where} has a question that is not text.")
+            bad.add(f"{where} has a question that is not text.")
         elif text is None or not text.strip():
-            rows.add(f"{where} has no question.")
+            bad.add(f"{where} has no question.")
         elif not isinstance(context, str):
-            rows.add(f"{where} has a context that is not text.")
+            bad.add(f"{where} has a context that is not text.")
         elif not _strings(answers) or not _strings(choices):
-            rows.add(f"{where} has answers or choices that are not lists of text.")
+            bad.add(f"{where} has answers or choices that are not lists of text.")
         else:
             identity = identity if identity not in found else f"{identity}-{where.number}"
             known = ("question", "context", "answers", "answer", "choices", "id", "extra")
@@ -106,11 +118,11 @@ def _questions(paths: Paths, bad: BadRows | None) -> list[Question]:
                 }
             )
             if extra is None:
-                rows.add(f"{where} {NO_MESSAGES}.")
+                bad.add(f"{where} {NO_MESSAGES}.")
             else:
                 found[identity] = Question(identity, text.strip(), context, tuple(answers), tuple(choices), extra)
     if not found:
-        raise KlypeError(f"There are no questions in {names(paths)}.", 'A row needs "question".')
+        raise KlypeError(f"There are no questions in {source}.", 'A row needs "question".')
     return list(found.values())
 
 
@@ -221,6 +233,17 @@ class _Place:
         return place(self.file, self.number)
 
 
+@dataclass(frozen=True, slots=True)
+class _Listed:
+    number: int
+
+    def __str__(self) -> str:
+        return f"Question {self.number}"
+
+
+_QuestionRows = Iterable[tuple[_Place | _Listed, dict[str, Any], BadRows]]
+
+
 def _rows(
     paths: Paths, bad: BadRows | None, unpacked: int = UNPACKED
 ) -> Iterator[tuple[_Place, dict[str, Any], BadRows]]:
@@ -275,4 +298,4 @@ def _is_answered(conversation: Conversation) -> bool:
 
 
 def _strings(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(v, str) for v in value)
+    return isinstance(value, list | tuple) and all(isinstance(v, str) for v in value)

@@ -15,7 +15,9 @@ from typing_extensions import TypedDict
 from klype import durable
 from klype.errors import KlypeError, UsageError
 from klype.jsons import finite
+from klype.model.manifest import is_whole
 from klype.runs import lock
+from klype.sources.find import NEWEST_FIRST
 
 RUNS = Path("runs")
 MEND = "Bring it back from a copy."
@@ -92,6 +94,14 @@ def plan(recipe: str, out: Path | None, resume: bool, today: date, base: Path = 
     if not resume and folder.is_dir() and any(file.name != lock.LOCK for file in folder.iterdir()):
         raise UsageError(f"{folder} exists already.", "Add --resume to go on with it, or choose another --out.")
     return folder
+
+
+def newest(base: Path = RUNS) -> Path:
+    """The run that was written to last, of those that have a finished stage. Raises UsageError where there is none."""
+    for file in sorted(base.glob("*/run.json"), key=lambda file: file.stat().st_mtime_ns, reverse=True):
+        if any(is_whole(file.parent / stage) for stage in NEWEST_FIRST):
+            return file.parent
+    raise UsageError(f"No MODEL is named, and there is no finished run in {base}.", "Make one with 'klype run'.")
 
 
 def read_run(folder: Path) -> dict[str, Any]:

@@ -37,8 +37,9 @@ def command(
 ) -> None:
     """Each claim of the article “Hvordan svarer KIen?”: does this model support it? With figures and tests."""
     terminal = Terminal(as_json, lang)
-    from klype.cli.commands.examine import examined, parse_temperatures, planned
-    from klype.cli.examining import examinee, questions_of
+    from klype.api.examination import planned
+    from klype.api.examinee import examinee, questions_of
+    from klype.cli.commands.examine import parse_temperatures, tell_plan, watched
     from klype.examine.examinee import ExamSettings
     from klype.experiments.article import article, sentences
     from klype.experiments.article import write as write_page
@@ -54,9 +55,11 @@ def command(
     writing = Writing(documents, temperature=settings.main, seed=seed)
     if budget:  # a quarter of the passes at most are for long texts
         writing = replace(writing, number=min(documents, budget // (4 * writing.words)))
-    one, settings = planned(terminal, w, one, settings, budget - writing.passes if budget else None, 0, True)
+    exam = planned(one, settings, 0, budget - writing.passes if budget else None)
+    tell_plan(terminal, w, exam.plan)
     folder = out or Path("examinations") / Path(model).name
-    found = examined(terminal, w, one, settings, folder)
+    with watched(terminal) as progress:
+        found = exam.run(folder, progress).found
     texts, writer = long_texts(terminal, opened, writing, precision)
     made = article(found, texts, writer)
     made["report"] = str(write_page(folder, made, terminal.lang))
@@ -76,7 +79,7 @@ def command(
 def long_texts(terminal: Terminal, opened: Opened, writing: Writing, precision: str) -> tuple[list[Answered], str]:
     """What the base model of a run of the demo world writes, judged word by word, and its name; else nothing."""
     from klype.api.asking import world_of
-    from klype.cli.examining import spellings_of
+    from klype.api.examinee import spellings_of
     from klype.cli.progress import listener
     from klype.experiments.documents import LEAST, write
     from klype.model.manifest import is_whole

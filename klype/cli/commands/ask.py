@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 
 def command(
-    model: o.Model,
-    text: o.Text,
+    model: o.AskedModel,
+    text: o.Text = None,
     temperature: o.Temperature = 0.7,
     top_p: o.TopP = 1.0,
     limit: o.Limit = 128,
@@ -49,6 +49,7 @@ def command(
 ) -> None:
     """Ask MODEL one thing."""
     terminal = Terminal(as_json, lang)
+    model, text = o.asked(model, text)
     from klype.cli.remote import tell_cost
     from klype.device import EnergyMeter
     from klype.sources.opening import checked_sampling, open_model, room, stream

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def command(
-    model: o.Model,
+    model: o.AnyModel = None,
     temperature: o.Temperature = 0.7,
     top_p: o.TopP = 1.0,
     limit: o.Limit = 128,
@@ -37,6 +37,7 @@ def command(
     With --json, messages are read from stdin, a line each, and the conversation is printed at the end.
     """
     terminal = Terminal(as_json, lang)
+    model = model or o.newest_run()
     from klype.sources.opening import checked_sampling, open_model, room
 
     sampling = checked_sampling(temperature, top_p)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,9 +17,9 @@ from klype.errors import UsageError
 from klype.words import plain
 
 if TYPE_CHECKING:
-    from klype.examine.examination import Examined
-    from klype.examine.examinee import Examinee, ExamSettings, Plan
-    from klype.examine.feedback import Shock
+    from klype.api.examination import Examination
+    from klype.examine.examination import Examined, Progress
+    from klype.examine.examinee import Plan
     from klype.words import Words
 
 LONG_S = 180.0
@@ -26,7 +27,10 @@ LONG_S = 180.0
 
 
 def command(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL…", help="One; with --compare two.")],
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="MODEL…", help="One; with --compare two.", show_default="the newest run"),
+    ] = None,
     questions: Annotated[
         Path | None, typer.Option("--questions", help="JSONL: question, context, answers, choices.")
     ] = None,
@@ -63,13 +67,15 @@ def command(
     What was drawn is kept in the folder's traces: the same command again goes on where it stopped.
     """
     terminal = Terminal(as_json, lang)
-    from klype.cli.examining import examinee, open_judge, questions_of
+    from klype.api.examination import prepare
+    from klype.api.examinee import open_judge, questions_of
+    from klype.api.model import load
     from klype.cli.remote import split_budget, tell_cost
     from klype.examine.examinee import ExamSettings
     from klype.examine.gates import failed, parse
-    from klype.sources.opening import open_model
     from klype.words import words
 
+    models = models or [o.newest_run()]
     if len(models) != 1 + compare:
         raise UsageError("Give one MODEL, or two with --compare.")
     passes, asked = split_budget(budget)
@@ -86,17 +92,24 @@ def command(
     found: list[Examined] = []
     documents: list[dict[str, Any]] = []
     for name, place in zip(models, apart(folder, models) if compare else [folder], strict=True):
-        opened = open_model(name, precision, budget=asked)
-        one = examinee(opened, questions_of(opened, questions, suite, most), raw, texts, deciding, limit)
-        one, fitted = planned(terminal, w, one, settings, passes, minutes, yes)
-        found.append(examined(terminal, w, one, fitted, place, found[0].shocks if found else None))
-        documents.append(written(terminal, found[-1], place, parquet))
-        tell_cost(opened)
+        model = load(name, precision, asked)
+        exam = prepare(
+            model, questions_of(model.opened, questions, suite, most), minutes, samples, seed, most=0,
+            temperatures=settings.temperatures, limit=limit, budget=passes, raw=raw, judge=deciding, training=texts,
+        )  # fmt: skip
+        tell_plan(terminal, w, exam.plan)
+        if exam.plan.seconds > LONG_S and passes is None and not yes and sys.stdin.isatty():
+            typer.confirm(w("examine.ask"), abort=True, err=True)
+        with watched(terminal) as progress:
+            made = exam.run(place, progress, found[0].shocks if found else None)
+        found.append(made.found)
+        documents.append(written(terminal, made, place, parquet))
+        tell_cost(model.opened)
     if compare:
-        made = compared(terminal, w, found, folder)
+        shown = compared(terminal, w, found, folder)
     else:
-        made = documents[0]
-        show(terminal, w, made)
+        shown = documents[0]
+        show(terminal, w, shown)
     reasons = [
         f"{document['model']}: {why}" if compare else why
         for condition in conditions
@@ -104,7 +117,7 @@ def command(
         if (why := failed(condition, document))
     ]
     if as_json:
-        plain.tell(to_json({**made, "failed": reasons} if conditions else made))
+        plain.tell(to_json({**shown, "failed": reasons} if conditions else shown))
     for why in reasons:
         terminal.console.print(why, markup=False)
     if reasons:
@@ -145,30 +158,6 @@ def read_training(files: list[Path]) -> list[str]:
     return [document.text for document in read_texts(files)]
 
 
-def planned(
-    terminal: Terminal, w: Words, one: Examinee, settings: ExamSettings, budget: int | None, minutes: float, yes: bool
-) -> tuple[Examinee, ExamSettings]:
-    """The settings after a look at the cost: made to fit the budget or else the minutes, or agreed to."""
-    from dataclasses import replace
-
-    from klype.examine.examination import probe
-    from klype.examine.examinee import in_time, plan, within
-
-    pace = probe(one, settings)
-    known = one.reader is not None and one.whole
-    asked = len(one.questions)
-    if budget is not None:
-        settings, asked = within(budget, asked, settings, pace, known)
-        one = replace(one, questions=one.questions[:asked], prompts=one.prompts[:asked])
-    elif minutes:
-        settings = in_time(60 * minutes, asked, settings, pace, known)
-    found = plan(asked, settings, pace, known)
-    tell_plan(terminal, w, found)
-    if found.seconds > LONG_S and budget is None and not yes and sys.stdin.isatty():
-        typer.confirm(w("examine.ask"), abort=True, err=True)
-    return one, settings
-
-
 def tell_plan(terminal: Terminal, w: Words, found: Plan) -> None:
     from klype.words import count, number
 
@@ -182,18 +171,10 @@ def tell_plan(terminal: Terminal, w: Words, found: Plan) -> None:
     terminal.console.print(w("examine.plan", **shown, seconds=number(found.seconds, terminal.lang, 0)), markup=False)
 
 
-def examined(
-    terminal: Terminal,
-    w: Words,
-    one: Examinee,
-    settings: ExamSettings,
-    folder: Path,
-    given: dict[float, list[Shock]] | None = None,
-) -> Examined:
-    """With its progress told. ``given``: the shocks of the model that it is compared with."""
+@contextmanager
+def watched(terminal: Terminal) -> Iterator[Progress]:
+    """How an examination tells its progress, part by part."""
     from klype.cli.progress import listener
-    from klype.device import EnergyMeter
-    from klype.examine.examination import Meters, examine
 
     with listener(terminal) as say:
         part = [""]
@@ -204,18 +185,16 @@ def examined(
                 say.stage_start(name, of)
             say.step({"step": done})
 
-        found = examine(one, settings, folder, progress, given=given, meters=Meters(joules=EnergyMeter().joules))
+        yield progress
         say.stage_end()
-    return found
 
 
-def written(terminal: Terminal, found: Examined, folder: Path, parquet: bool) -> dict[str, Any]:
+def written(terminal: Terminal, examination: Examination, folder: Path, parquet: bool) -> dict[str, Any]:
     """report.html, figures.json, and the answers as a table where it is asked for."""
     from klype.answers.traces import export_parquet
-    from klype.examine.document import document
     from klype.examine.examination_report import write as write_report
 
-    made = document(found)
+    found, made = examination.found, examination.to_json()
     made["report"] = str(write_report(folder, made, terminal.lang))
     write(folder / "figures.json", to_json(made) + "\n")
     if parquet:
@@ -244,6 +223,7 @@ def compared(terminal: Terminal, w: Words, found: list[Examined], folder: Path) 
 
 def show(terminal: Terminal, w: Words, made: dict[str, Any]) -> None:
     """The verdict in words, the main figures, and where the report is."""
+    from klype.api.examination import MAIN
     from klype.cli.commands.runs import shown
     from klype.cli.progress import print_table
     from klype.examine.examination_report import verdict
@@ -252,9 +232,8 @@ def show(terminal: Terminal, w: Words, made: dict[str, Any]) -> None:
     say = Say(terminal.lang)
     for paragraph in verdict(made, say):
         terminal.console.print(paragraph, markup=False)
-    names = ("right", "word_for_word", "s", "survival", "same_meaning", "unseen", "feedback_rare", "recovery", "fork")
     columns = list(made["figures"])
-    known = [name for name in names if any(name in made["figures"][t] for t in columns)]
+    known = [name for name in MAIN if any(name in made["figures"][t] for t in columns)]
     rows = [
         [say.measure(name), *(shown(made["figures"][t].get(name), terminal.lang) for t in columns)] for name in known
     ]

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 
 def command(
-    model: o.Model,
-    text: o.Text,
+    model: o.AskedModel,
+    text: o.Text = None,
     temperature: o.Temperature = 0.7,
     top_p: o.TopP = 1.0,
     samples: Annotated[int, typer.Option("-n", "--samples", help="Continuations drawn at every word.")] = 32,
@@ -35,6 +35,7 @@ def command(
 ) -> None:
     """Draw one answer to TEXT and find the word at which its meaning was decided."""
     terminal = Terminal(as_json, lang)
+    model, text = o.asked(model, text)
     from klype.api.asking import asking
     from klype.api.model import load
     from klype.cli.remote import tell_cost

@@ -13,8 +13,8 @@ EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
 def command(
-    model: o.Model,
-    text: o.Text,
+    model: o.AskedModel,
+    text: o.Text = None,
     temperature: o.Temperature = 0.7,
     top_p: o.TopP = 1.0,
     top: Annotated[int, typer.Option("--top", min=1, help="How many tokens are shown.")] = 12,
@@ -30,6 +30,7 @@ def command(
     Nothing is drawn, so --seed changes nothing.
     """
     terminal = Terminal(as_json, lang)
+    model, text = o.asked(model, text)
     from klype.api.model import Model
     from klype.sources.find import is_aligned
     from klype.sources.opening import checked_sampling, open_model

@@ -177,7 +177,7 @@ def _short(address: str) -> str:
 
 def _model(name: str, address: str, precision: str) -> Model:
     from klype.api.asking import asking, reading_from
-    from klype.cli.examining import identity
+    from klype.api.examinee import identity
     from klype.engine.engine import Engine
     from klype.sources.native import NativeCodec, NativeSource
     from klype.sources.opening import open_model
@@ -226,7 +226,7 @@ def _truths(opened: Opened) -> Callable[[str], Reader | None]:
 
 def _reader(opened: Opened, text: str) -> Reader | None:
     from klype.api.asking import world_of
-    from klype.cli.examining import reader_of
+    from klype.api.examinee import reader_of
     from klype.runs.truth import find_question, read_questions
 
     run = opened.found.run

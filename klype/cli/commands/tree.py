@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 
 def command(
-    model: o.Model,
-    text: o.Text,
+    model: o.AskedModel,
+    text: o.Text = None,
     temperature: o.Temperature = 0.7,
     top_p: o.TopP = 1.0,
     until: Annotated[
@@ -45,6 +45,7 @@ def command(
     The intervals are certain, not statistical: what was not explored is in them. --seed is for --sample only.
     """
     terminal = Terminal(as_json, lang)
+    model, text = o.asked(model, text)
     from klype.answers.gumbel import without_replacement
     from klype.api.asking import asking
     from klype.api.model import load

@@ -1,0 +1,186 @@
+"""Examining a model: how often it is right and says the same, where its answers divide, what one error brings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import cached_property
+from html import escape
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+
+from klype.api.examinee import Judging, examinee, open_judge, questions_of
+from klype.api.model import Model, load
+from klype.api.results import Row, data_frame, html_table
+from klype.data.rows import questions_from
+from klype.device import EnergyMeter
+from klype.examine.document import document
+from klype.examine.examination import Examined, Meters, Progress, probe
+from klype.examine.examination import examine as run_examination
+from klype.examine.examination_report import render, verdict
+from klype.examine.examinee import Examinee, ExamSettings, Plan, in_time, plan, within
+from klype.examine.feedback import Shock
+from klype.examine.say import Say
+from klype.values import Figure, Question
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Questions = str | Path | Sequence[str | Mapping[str, Any]]
+MAIN = ("right", "word_for_word", "s", "survival", "same_meaning", "unseen", "feedback_rare", "recovery", "fork")
+"""Measures that are shown where there is no room for all."""
+
+
+class ExamineOptions(TypedDict, total=False):
+    """What an examination may be told beside its questions and its size.
+
+    temperatures: those at which answers are drawn; by default 0, 0.7, 1 and 1.3. limit: tokens of an answer at most
+    (32). budget: forward passes at most; fewer answers and questions where they would be more. most: questions at most
+    (200; 0: all). raw: as for ``Model.ask``. judge: a MODEL, or a callable with a name, that says which answers mean
+    the same and are right where no rule can. training: texts that answers may have been copied from.
+    """
+
+    temperatures: Sequence[float]
+    limit: int
+    budget: int | None
+    most: int
+    raw: bool | None
+    judge: str | Judging | None
+    training: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What ``klype.examine`` found: figures with 95 % intervals, by temperature. ``found`` holds every answer."""
+
+    found: Examined
+
+    def __repr__(self) -> str:
+        return f"<Examination of {self.found.examinee.name}: {len(self.found.examinee.questions)} questions>"
+
+    @property
+    def figures(self) -> dict[str, Figure]:
+        """Name → value, low, high, n and unit, at the main temperature: 0.7 if it was asked for, else the middle one.
+
+        A figure that could not be had has the value None, and ``why``.
+        """
+        return self.at(self.found.settings.main)
+
+    def at(self, temperature: float) -> dict[str, Figure]:
+        """The same at another of the temperatures. Raises KeyError for one that was not asked for."""
+        return {name: Figure(**row) for name, row in self.document["figures"][f"{temperature:g}"].items()}
+
+    @cached_property
+    def document(self) -> Row:
+        """Figures, curves, trees, forks, examples and cost, as ``to_json`` gives them."""
+        return document(self.found) | {"report": None}
+
+    def to_json(self) -> Row:
+        """As ``klype examine --json`` prints; ``report`` is None: nothing was written."""
+        return self.document
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row per temperature and measure: temperature, measure, value, low, high, n, unit."""
+        columns = ("value", "low", "high", "n", "unit")
+        return data_frame(
+            [
+                {"temperature": float(t), "measure": name, **{column: row.get(column) for column in columns}}
+                for t, figures in self.document["figures"].items()
+                for name, row in figures.items()
+            ]
+        )
+
+    def to_html(self, lang: str = "en") -> str:
+        """The whole report: one page with pictures, in both languages, that needs no network; ``lang`` is shown."""
+        return render(self.document, lang)
+
+    def _repr_html_(self) -> str:
+        say, figures = Say("en"), self.document["figures"]
+        names = [name for name in MAIN if any(name in row for row in figures.values())]
+        rows = [
+            {"": say.measure(name), **{f"τ = {t}": say.figure(row.get(name), name) for t, row in figures.items()}}
+            for name in names
+        ]
+        paragraphs = "".join(f"<p>{escape(text)}</p>" for text in verdict(self.document, say))
+        return paragraphs + html_table(rows, ["", *(f"τ = {t}" for t in figures)])
+
+
+@dataclass(frozen=True, slots=True)
+class Exam:
+    """An examination that is planned and not yet begun; ``plan`` says what it costs."""
+
+    examinee: Examinee
+    settings: ExamSettings
+    plan: Plan
+
+    def run(
+        self,
+        folder: Path | None = None,
+        progress: Progress = lambda part, done, of: None,
+        given: Mapping[float, list[Shock]] | None = None,
+    ) -> Examination:
+        """Asks the questions. In ``folder`` answers are kept as traces: those that are there already are not asked
+        again. ``given``: the forced words of the model that this one is compared with."""
+        with TemporaryDirectory() if folder is None else nullcontext(folder) as place:
+            meters = Meters(joules=EnergyMeter().joules)
+            found = run_examination(self.examinee, self.settings, Path(place), progress, given, meters)
+        return Examination(found)
+
+
+def planned(one: Examinee, settings: ExamSettings, minutes: float, budget: int | None) -> Exam:
+    """After a look at the model's speed, made to fit the budget of passes, or else the minutes (0: as it is)."""
+    pace = probe(one, settings)
+    known = one.reader is not None and one.whole
+    asked = len(one.questions)
+    if budget is not None:
+        settings, asked = within(budget, asked, settings, pace, known)
+        one = replace(one, questions=one.questions[:asked], prompts=one.prompts[:asked])
+    elif minutes:
+        settings = in_time(60 * minutes, asked, settings, pace, known)
+    return Exam(one, settings, plan(asked, settings, pace, known))
+
+
+def prepare(
+    model: Model, questions: list[Question], minutes: float, n: int, seed: int, **options: Unpack[ExamineOptions]
+) -> Exam:
+    """What ``examine`` does before it asks: it puts the questions as the model reads them, and plans."""
+    limit, judge = options.get("limit", 32), options.get("judge")
+    settings = ExamSettings(tuple(map(float, options.get("temperatures", (0.0, 0.7, 1.0, 1.3)))), n, limit, seed)
+    settings.check()
+    judge = open_judge(judge, None, 0.8, "float32") if isinstance(judge, str) else judge
+    most = options.get("most", 200) or None
+    one = examinee(model.opened, questions[:most], options.get("raw"), options.get("training", ()), judge, limit)
+    return planned(one, settings, minutes, options.get("budget"))
+
+
+def examine(
+    model: Model | str,
+    questions: Questions | None = None,
+    minutes: float = 6.0,
+    n: int = 16,
+    seed: int = 0,
+    **options: Unpack[ExamineOptions],
+) -> Examination:
+    """Asks a model ``questions`` and measures its answers: is it right, would it say the same again, where was it
+    decided, does one error bring the next?
+
+    ``questions``: a file (JSONL rows with question, and where known context, answers, choices, id), a list of texts,
+    or a list of such rows; by default those that the model's run held out. ``n``: answers per question and temperature.
+    ``minutes``: trees and forks are made for fewer questions where all would take longer (0: for all). The same seed
+    gives the same figures. How the measures are defined: docs/examination.md.
+
+    >>> model = klype.load(run)
+    >>> found = klype.examine(model, [{"question": "Hvor er Kari?", "answers": ["Hjemme."]}], n=4, temperatures=[0.7])
+    >>> found.figures["right"].n
+    4
+
+    Raises KlypeError when there are no questions, or none leaves room for an answer in the model's window.
+    """
+    model = load(model) if isinstance(model, str) else model
+    if questions is None or isinstance(questions, str | Path):
+        asked = questions_of(model.opened, None if questions is None else Path(questions), "", 0)
+    else:
+        asked = questions_from(questions)
+    return prepare(model, asked, minutes, n, seed, **options).run()

@@ -1,0 +1,153 @@
+"""``klype.examine`` and ``klype.load()``: what the command prints, of every kind of model and of questions."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import klype
+from klype.api.examinee import questions_of
+from klype.cli import guard
+from klype.cli.main import call
+from klype.data.rows import questions_from, read_questions
+from tests.test_cli_models import Captured, document, question, run, world
+from tests.test_examine_served import address
+
+__all__ = ["address", "question", "run", "world"]
+ROWS: list[dict[str, Any]] = [
+    {"question": "Hvem gikk?", "answers": ["Kari gikk."], "context": "Kari gikk hjem."},
+    {"question": "Er det så?", "choices": ["ja", "nei"], "answers": ["ja"], "id": "b"},
+]
+SMALL: dict[str, Any] = {"minutes": 0.01, "n": 2, "limit": 4}
+
+
+def timeless(found: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in found.items() if name not in ("time", "report")}
+
+
+def as_file(file: Path, rows: list[dict[str, Any]]) -> Path:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return file
+
+
+@pytest.mark.slow
+def test_the_command_prints_what_is_returned(run: Path, capsys: Captured, tmp_path: Path) -> None:
+    """Of the run's own questions, whose truth is known; and every figure is the same as in the JSON document."""
+    argv = ["--temperatures", "0.7,1", "-n", "3", "--limit", "5", "--seed", "3", "--minutes", "0"]
+    printed = document(capsys, "examine", str(run), *argv, "--out", str(tmp_path / "out"))
+    found = klype.examine(str(run), minutes=0, n=3, seed=3, temperatures=(0.7, 1), limit=5)
+    made = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    for t in ("0.7", "1"):
+        for name in printed["figures"][t]:
+            assert made["figures"][t].get(name) == printed["figures"][t][name], name
+    assert timeless(made) == timeless(printed)
+    assert made.keys() == printed.keys()
+    assert {name: figure.json() for name, figure in found.figures.items()} == found.to_json()["figures"]["0.7"]
+    assert found.at(1).keys() == printed["figures"]["1"].keys()
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert len(page) == pytest.approx(len(found.to_html()), rel=0.01)
+    frame = found.to_pandas()
+    assert len(frame) == sum(len(figures) for figures in printed["figures"].values())
+    assert set(frame.columns) == {"temperature", "measure", "value", "low", "high", "n", "unit"}
+
+
+@pytest.mark.slow
+def test_questions_are_a_file_or_rows_or_texts(run: Path, tmp_path: Path) -> None:
+    model = klype.load(run)
+    file = as_file(tmp_path / "q.jsonl", ROWS)
+    by_file, by_rows = (klype.examine(model, asked, **SMALL) for asked in (str(file), ROWS))
+    assert timeless(by_file.to_json()) == timeless(by_rows.to_json())
+    alone = klype.examine(model, ["<b>Hvem</b> gikk?"], temperatures=[0.7], **SMALL)
+    assert alone.to_json()["questions"] == 1
+    assert "right" not in alone.figures  # nobody knows what is right
+    assert "<b>Hvem" not in alone._repr_html_() + alone.to_html().split("<script")[0]
+
+
+@pytest.mark.slow
+def test_a_server_is_examined_as_the_model_itself(address: str, run: Path) -> None:
+    """``klype serve`` in a process of its own draws the same answers: all that is counted over them is the same."""
+    here, there = (klype.examine(name, ROWS, seed=2, **SMALL) for name in (str(run), address))
+    for t in (0.7, 1.0):
+        for name in ("right", "word_for_word", "same_meaning"):
+            assert here.at(t).get(name) == there.at(t).get(name)
+        drawn = [
+            [one.examinee.source.codec.decode(trace.tokens) for group in one.traces[t] for trace in group]
+            for one in (here.found, there.found)
+        ]
+        assert drawn[0] == drawn[1]
+
+
+@pytest.mark.slow
+def test_a_model_of_transformers_is_examined(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    from tests.test_sources_hf import folder_of
+
+    found = klype.examine(str(folder_of("gpt2", tmp_path)), ROWS, temperatures=(0.7,), **SMALL)
+    assert found.found.examinee.shape is None
+    assert (found.figures["right"].n, found.figures["right"].unit) == (4, "share")
+
+
+def test_rows_in_a_list_are_read_as_in_a_file(tmp_path: Path) -> None:
+    file = as_file(tmp_path / "q.jsonl", ROWS)
+    assert questions_from(ROWS) == read_questions([file])
+    assert questions_from(("Hvem?",))[0].question == "Hvem?"
+    for rows, said in (([], "no questions in the list"), (["Hvem?", " "], "Question 2 has no question")):
+        with pytest.raises(klype.KlypeError, match=said):
+            questions_from(rows)
+    with pytest.raises(klype.KlypeError, match="Question 1 has answers or choices that are not lists of text"):
+        questions_from([{"question": "Hvem?", "answers": [3]}])
+
+
+def test_what_cannot_be_examined_is_one_sentence(run: Path, tmp_path: Path) -> None:
+    model = klype.load(run)
+    for given, options, said in (
+        (tmp_path / "none.jsonl", {}, "no file"),
+        (["Hvem? " * 300], {}, "leaves room"),
+        (ROWS, {"temperatures": ()}, "temperatures"),
+        (ROWS, {"n": 0}, "at least 1"),
+        (ROWS, {"budget": 1}, "too small"),
+        (ROWS, {"judge": str(tmp_path / "none")}, "no model"),
+    ):
+        with pytest.raises(klype.KlypeError, match=said):
+            klype.examine(model, given, **options)
+
+
+def test_a_package_of_the_same_name_does_not_hide_the_function() -> None:
+    code = "import klype, klype.examine.say, klype.train; print(klype.examine.__module__, klype.load.__module__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["klype.api.examination", "klype.api.model"]
+
+
+def test_without_a_name_the_newest_run_with_a_model_is_opened(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for argv in (["ask", "Hvem?"], ["chat"], ["examine"]):
+        assert guard.guarded(call, [*argv, "--json"]) == 2
+        assert "no finished run in runs" in json.loads(capsys.readouterr().out)["error"]["message"]
+    with pytest.raises(klype.KlypeError, match="no finished run in runs"):
+        klype.load()
+    (tmp_path / "runs").mkdir()
+    for name, at in (("b", 2), ("a", 5), ("c", 1)):
+        (tmp_path / "runs" / name).mkdir()
+        for file in run.iterdir():
+            (tmp_path / "runs" / name / file.name).symlink_to(file)
+        (tmp_path / "runs" / name / "run.json").unlink()
+        (tmp_path / "runs" / name / "run.json").write_bytes((run / "run.json").read_bytes())
+        os.utime(tmp_path / "runs" / name / "run.json", (at, at))
+    (tmp_path / "runs" / "begun").mkdir()
+    (tmp_path / "runs" / "begun" / "run.json").write_text("{}")
+    assert klype.load().name == str(Path("runs/a"))
+    assert document(capsys, "ask", "Hvem?", "--limit", "5") | {"seconds": 0, "joules": 0} == document(
+        capsys, "ask", "runs/a", "Hvem?", "--limit", "5"
+    ) | {"seconds": 0, "joules": 0}
+    for alone in ("runs/b", "hf:owner/name", "http://127.0.0.1:9/v1"):
+        assert guard.guarded(call, ["ask", alone, "--json"]) == 2
+        assert "no text" in json.loads(capsys.readouterr().out)["error"]["message"]
+    assert questions_of(klype.load().opened, None, "", 1)[0].prompt
