@@ -22,4 +22,9 @@ class UsageError(KlypeError):
 
 
 class Interrupted(KlypeError):  # noqa: N818 - it is no error but an end that was asked for
-    """Stopped between two steps of training, with the state saved: the same command with --resume goes on."""
+    """Stopped between two steps of training, with the state saved: the same command with --resume goes on.
+
+    ``asked``: a signal (Ctrl-C) asked for it, rather than whoever called the training.
+    """
+
+    asked = False

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +16,9 @@ from klype.errors import Interrupted
 from klype.runs.pace import Pace
 from klype.runs.plan import Crew, Planned, WithRehearsal, crews, seconds_per_step
 from klype.runs.recipe import read
-from klype.train.loop import Settings
+from klype.train.loop import Session, Settings, train
 from klype.train.objectives import Objective, cross_entropy
+from klype.train.resume import states
 from klype.values import Batch, Batches
 
 PLAN = Planned(1000, 100.0, Crew(2, 1), "bfloat16")
@@ -57,6 +61,28 @@ def test_a_stop_that_is_no_change_of_plan_stops() -> None:
 
     with pytest.raises(Interrupted, match="Ctrl-C"):
         Pace(PLAN.json(), 0.0).follow(train)
+
+
+def test_ctrl_c_while_the_plan_is_changed_stops(tmp_path: Path) -> None:
+    """It comes while the state is saved for the new plan: training must not go on."""
+    known = {**PLAN.json(), "then": {"at": 3, "steps": 900}}
+    pace, starts = Pace(known, 0.0), []
+
+    class Late(Seeded):
+        def state(self) -> dict[str, Any]:
+            os.kill(os.getpid(), signal.SIGINT)
+            return super().state()
+
+    def start() -> None:
+        starts.append(pace.planned.steps)
+        session = Session(on_step=lambda step, metrics: pace.watch(step, 0.0), stop=lambda: pace.changed)
+        train(tiny_model(), cross_entropy, Late(), Settings(steps=8), tmp_path, session)
+
+    with pytest.raises(Interrupted) as stopped:
+        pace.follow(start)
+    assert stopped.value.asked
+    assert starts == [1000]
+    assert [place.name for place in states(tmp_path)] == ["step-000003"]
 
 
 def test_a_plan_that_holds_is_kept() -> None:

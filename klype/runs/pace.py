@@ -62,8 +62,8 @@ class Pace:
         while True:
             try:
                 return train()
-            except Interrupted:
-                if not self.changed:
+            except Interrupted as stop:
+                if stop.asked or not self.changed:
                     raise
                 self._go_on()
                 tell()

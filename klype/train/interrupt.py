@@ -11,10 +11,10 @@ from typing import Any
 
 
 @contextmanager
-def interruptible(stop: Callable[[], bool]) -> Iterator[Callable[[], bool]]:
-    """Within it, the yielded function tells whether ``stop`` or a signal asked to stop.
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Within it, and afterwards, the yielded function tells whether a signal asked to stop.
 
-    Signals belong to the main thread; elsewhere only ``stop`` is asked. Former handlers are put back.
+    Signals belong to the main thread; elsewhere there are none. Former handlers are put back.
     """
     asked: list[int] = []
 
@@ -27,7 +27,7 @@ def interruptible(stop: Callable[[], bool]) -> Iterator[Callable[[], bool]]:
     if threading.current_thread() is threading.main_thread():
         former = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: bool(asked) or stop()
+        yield lambda: bool(asked)
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)

@@ -113,9 +113,9 @@ def train(
     try:
         step = run.start()
         session.ready(run.measure)
-        with run.metrics_from(step), interruptible(session.stop) as stopped:
+        with run.metrics_from(step), interruptible() as asked:
             while step < settings.steps:
-                if parallel.any_rank(stopped()):
+                if parallel.any_rank(asked() or session.stop()):
                     run.interrupt(step)
                 metrics = run.step(step)
                 step += 1
@@ -124,7 +124,9 @@ def train(
                     run.save(step)
             if run.saved != step:
                 run.save(step)
-    except Interrupted:  # on all ranks after the same step
+    except Interrupted as stop:  # on all ranks after the same step
+        # a signal may come while the state is being saved for another reason, such as a new plan of steps
+        stop.asked = parallel.any_rank(stop.asked or asked())
         run.close(run.layout.release)
         raise
     except BaseException:
@@ -239,7 +241,7 @@ class _Run:
         except KeyboardInterrupt:
             if parallel.ranks() > 1:  # the others do not know, and go on
                 raise
-            self.interrupt(step)
+            self.interrupt(step, asked=True)
 
     def due(self, step: int) -> bool:
         """Whether it is time to save: by the clock of any rank.
@@ -274,13 +276,15 @@ class _Run:
         write_state(self.folder, state)
         self.saved, self._saved_at = step, self.session.clock()
 
-    def interrupt(self, step: int) -> None:
+    def interrupt(self, step: int, asked: bool = False) -> None:
         if self.saved != step:
             self.save(step)
-        raise Interrupted(
+        stop = Interrupted(
             f"Stopped after step {step} of {self.settings.steps}; everything is saved in {self.folder}.",
             "The same command with --resume goes on from there.",
         )
+        stop.asked = asked
+        raise stop
 
     def close(self, end: Callable[[], None]) -> None:
         self.layout.workers.close()
