@@ -17,7 +17,7 @@ from klype.errors import KlypeError
 
 if TYPE_CHECKING:
     from klype.api.examination import Examination, examine
-    from klype.api.model import Model, load
+    from klype.api.model import AnswerStream, Model, load
     from klype.api.results import Answer, AnswerForks, AnswerTree, NextToken, NextTokens, Token
     from klype.values import Figure, Sampling
 
@@ -25,6 +25,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Answer",
     "AnswerForks",
+    "AnswerStream",
     "AnswerTree",
     "Examination",
     "Figure",
@@ -38,7 +39,13 @@ __all__ = [
     "examine",
     "load",
 ]
-_MODULES = {"Examination": "examination", "Model": "model", "examine": "examination", "load": "model"}
+_MODULES = {
+    "AnswerStream": "model",
+    "Examination": "examination",
+    "Model": "model",
+    "examine": "examination",
+    "load": "model",
+}
 
 
 class _Surface(ModuleType):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import io
 import json
 import math
 import subprocess
@@ -17,6 +18,8 @@ import torch
 import klype
 from klype.api import examination as api_examination
 from klype.api import model as api_model
+from klype.cli import guard
+from klype.cli.main import call
 from klype.model import checkpoint
 from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
@@ -27,6 +30,7 @@ from klype.values import Sampling
 SURFACE = [
     "Answer",
     "AnswerForks",
+    "AnswerStream",
     "AnswerTree",
     "Examination",
     "Figure",
@@ -85,7 +89,10 @@ def test_answers_are_the_same_alone_together_and_in_pieces(model: klype.Model) -
     (one,) = model.ask("Hvor er Kari?", temperature=0.9, limit=12, seed=5)
     assert one.trace.tokens == many[0].trace.tokens
     assert one.logprob == pytest.approx(many[0].logprob, abs=1e-4)
-    assert "".join(model.stream("Hvor er Kari?", temperature=0.9, limit=12, seed=5)) == one.text
+    pieces = model.stream("Hvor er Kari?", temperature=0.9, limit=12, seed=5)
+    assert pieces.answer is None
+    assert "".join(pieces) == one.text
+    assert pieces.answer.trace.tokens == one.trace.tokens
     assert model.chat([{"role": "user", "content": "Hvor er Kari?"}], 0.9, 12, 5).text == one.text
     assert len({answer.text for answer in many}) > 1
 
@@ -129,6 +136,36 @@ def test_forks_look_at_the_given_answer(model: klype.Model) -> None:
     found = model.forks("Hvem?", answer="Kari gikk", samples=8, limit=4)
     assert len(found.tokens) == len(found.to_json()["positions"])
     assert found.fork == found.to_json()["fork"]
+
+
+def test_text_goes_in_as_it_is_where_that_is_asked(model: klype.Model) -> None:
+    plain = tuple(model.opened.plain("Hvem?"))
+    for found in (model.ask("Hvem?", limit=3, raw=True)[0], model.score("Hvem?", "Kari", raw=True)):
+        assert found.trace.prompt == plain
+    raw, asked = (model.forks("Hvem?", samples=4, limit=3, raw=raw).found.text for raw in (True, False))
+    assert raw == model.ask("Hvem?", limit=3, raw=True)[0].text
+    assert asked == model.ask("Hvem?", limit=3, raw=False)[0].text
+
+
+@pytest.mark.slow
+def test_the_command_line_says_what_the_model_says(
+    run: Path, model: klype.Model, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def typed(*argv: str) -> dict[str, Any]:
+        assert guard.guarded(call, [*argv, "--limit", "9", "--seed", "4", "--json"]) == 0
+        return dict(json.loads(capsys.readouterr().out))
+
+    (one,) = model.ask("Hvem?", 1, 0.9, 9, 4)
+    told = typed("ask", str(run), "Hvem?", "--temperature", "0.9")
+    assert (told["answer"], told["tokens"]) == (one.text, len(one.trace.steps))
+    (plain,) = model.ask("Hvem?", 1, 0.7, 9, 4, raw=True)
+    assert typed("ask", str(run), "Hvem?", "--raw")["answer"] == plain.text
+    monkeypatch.setattr("sys.stdin", io.StringIO("Hvem?\nHvor?\n"))
+    said = typed("chat", str(run))["messages"]
+    assert said[1]["content"] == model.chat(said[:1], limit=9, seed=4).text
+    assert typed("forks", str(run), "Hvem?", "-n", "4") == model.forks("Hvem?", None, 4, limit=9, seed=4).to_json()
+    found = model.tree("Hvem?", 20, limit=9).to_json()
+    assert typed("tree", str(run), "Hvem?", "--budget", "20") == json.loads(json.dumps(found))
 
 
 def test_results_become_json_and_pages_and_frames(model: klype.Model) -> None:

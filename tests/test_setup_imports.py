@@ -35,7 +35,7 @@ LEVELS = (
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 MAY_BE_LONG = {"world/questions.py": "one small class a kind of question, read as one table"}
 MAY_ACT = {"hf.py": "importing it is how transformers is told about klype's model type"}
-MAY_TAKE_MANY: dict[str, str] = {}  # path:function → why
+MAY_TAKE_MANY = {"api/model.py:forks": "the options of the other methods, and what only forks have"}
 MAY_PRINT = {
     "words/plain.py": "what is harmless to print is made there",
     "benchmarks/worker.py": "a pipe to another process",

@@ -44,6 +44,22 @@ class SamplingOptions(TypedDict, total=False):
     logit_bias: tuple[tuple[int, float], ...]
 
 
+class AnswerStream(Iterator[str]):
+    """The pieces of an answer that is being written; ``answer`` is there when the last one has come."""
+
+    def __init__(self, model: Model, pieces: Iterator[tuple[str, Trace | None]]) -> None:
+        self._model, self._pieces = model, pieces
+        self.answer: Answer | None = None
+
+    def __next__(self) -> str:
+        for piece, trace in self._pieces:
+            if trace is not None:
+                self.answer = self._model.answer(trace)
+            if piece:
+                return piece
+        raise StopIteration
+
+
 class Model:
     """What ``klype.load`` returns. Text goes in through the chat template; ``raw=True`` gives it as the start of a
     document, and so it is (``raw=None``) with models that have no template or were only pre-trained.
@@ -92,8 +108,7 @@ class Model:
         ['...', '...']
         """
         request = self.request(prompt_of(self.opened, text, raw), Sampling(temperature, **sampling), limit, seed)
-        (traces,) = answers(self.opened.source, [replace(request, n=n)])
-        return [self.answer(trace) for trace in traces]
+        return self.drawn(replace(request, n=n))
 
     def stream(
         self,
@@ -103,10 +118,15 @@ class Model:
         seed: int = 0,
         raw: bool | None = None,
         **sampling: Unpack[SamplingOptions],
-    ) -> Iterator[str]:
-        """The answer piece by piece, as it is written; joined, the pieces are the answer. Leaving the loop ends it."""
+    ) -> AnswerStream:
+        """The answer piece by piece, as it is written; joined, the pieces are the answer. Leaving the loop ends it.
+
+        >>> pieces = klype.load(run).stream("Hvor er Kari?", temperature=0)
+        >>> "".join(pieces) == pieces.answer.text
+        True
+        """
         request = self.request(prompt_of(self.opened, text, raw), Sampling(temperature, **sampling), limit, seed)
-        return (piece for piece, _ in stream(self.opened, request) if piece)
+        return self.write(request)
 
     def chat(
         self,
@@ -123,8 +143,7 @@ class Model:
         if not messages or messages[-1].get("role") != "user":
             raise UsageError("A conversation ends with a user's message.")
         prompt = tuple(self.opened.prompt(messages))
-        request = self.request(prompt, Sampling(temperature, **sampling), limit, seed)
-        return self.answer(answers(self.opened.source, [request])[0][0])
+        return self.drawn(self.request(prompt, Sampling(temperature, **sampling), limit, seed))[0]
 
     def next(
         self,
@@ -181,13 +200,14 @@ class Model:
         temperature: float = 0.7,
         limit: int = 32,
         seed: int = 0,
+        raw: bool | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> AnswerForks:
         """The token at which the meaning of an answer was decided: of ``answer``, or of one that is drawn.
 
         ``samples`` continuations are drawn at every token (Bigelow et al. 2024, arXiv:2412.07961).
         """
-        ask = asking(self.opened, text, None)
+        ask = asking(self.opened, text, raw)
         return self.decided(ask, Sampling(temperature, **sampling), (limit, samples, seed), answer)
 
     # what command line and server need beside
@@ -198,6 +218,15 @@ class Model:
         return Request(
             prompt, limit=room(self.opened, prompt, limit), sampling=sampling, seed=seed, stop=self.opened.stop
         )
+
+    def drawn(self, request: Request) -> list[Answer]:
+        """The answers to a request, all at once."""
+        (traces,) = answers(self.opened.source, [request])
+        return [self.answer(trace) for trace in traces]
+
+    def write(self, request: Request) -> AnswerStream:
+        """The answer to a request, as it is written."""
+        return AnswerStream(self, stream(self.opened, request))
 
     def answer(self, trace: Trace) -> Answer:
         """What was recorded, as an answer."""

@@ -15,8 +15,10 @@ from klype.words import plain
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from klype.api.model import Model
+    from klype.api.results import Answer
     from klype.sources.opening import Opened
-    from klype.values import Request, Trace
+    from klype.values import Request
 
 
 def command(
@@ -50,10 +52,11 @@ def command(
     """Ask MODEL one thing."""
     terminal = Terminal(as_json, lang)
     model, text = o.asked(model, text)
+    from klype.api.asking import asking, prompt_of, reading_from
+    from klype.api.model import load
     from klype.cli.remote import tell_cost
     from klype.device import EnergyMeter
-    from klype.sources.opening import checked_sampling, open_model, room, stream
-    from klype.values import Request
+    from klype.sources.opening import checked_sampling
 
     sampling = checked_sampling(temperature, top_p)
     from klype.cli.deciding import split
@@ -61,42 +64,36 @@ def command(
     times, server = split(decoder, budget)
     if decoder and (best_of > 1 or speculate is not None or sure):
         raise UsageError("--decoder decides by itself: leave out --best-of, --speculate and --sure.")
-    opened = open_model(model, precision, budget=server)
-    prompt = opened.put(text, raw)
-    request = Request(
-        prompt=tuple(prompt),
-        limit=room(opened, prompt, limit),
-        sampling=sampling,
-        seed=seed,
-        stop=opened.stop,
-    )
+    asked = load(model, precision, server)
+    opened = asked.opened
+    request = asked.request(prompt_of(opened, text, raw), sampling, limit, seed)
     if speculate is not None:
         from klype.cli.speculating import beside_plain, make_draft
 
         draft = make_draft(opened, speculate)  # one that cannot be had is refused before anything is said
-    from klype.api.asking import reading_from
-
     reading = reading_from(opened)
     if reading is not None:
         plain.aside(f"{reading.about(terminal.lang)} {reading.warning(text, terminal.lang)}".strip())
-    trace, picked, meter = None, None, EnergyMeter()
+    picked, meter = None, EnergyMeter()
     if decoder:
         _decide(terminal, opened, request, (text, raw), (decoder, times), out)
         return
     if best_of > 1:
-        trace, picked = _best_of(opened, request, best_of)
+        answer, picked = _best_of(asked, request, best_of)
         if not as_json:
-            plain.tell(opened.source.codec.decode(trace.tokens), end="")
+            plain.tell(answer.text, end="")
     else:
-        for piece, done in stream(opened, request):
-            trace = done
+        pieces = asked.write(request)
+        for piece in pieces:
             if not as_json:
                 plain.tell(piece, end="")
-    assert trace is not None, "an answer ends with its trace"
+        assert pieces.answer is not None, "what is written to the end is an answer"
+        answer = pieces.answer
+    trace = answer.trace
     if not as_json:
-        plain.tell("" if trace.ended == "stop" else " …")
+        plain.tell("" if answer.ended == "stop" else " …")
     document = {
-        "answer": opened.source.codec.decode(trace.tokens),
+        "answer": answer.text,
         "tokens": len(trace.steps),
         "passes": trace.passes,
         "seconds": trace.seconds,
@@ -111,7 +108,6 @@ def command(
         document["speculation"] = found = beside_plain(opened, request, speculate, draft)
         _tell(terminal, found)
     if sure:
-        from klype.api.asking import asking
         from klype.cli.sure import sure_of, tell
 
         document["sure"] = certainty = sure_of(opened, asking(opened, text, raw), trace, request.limit)
@@ -148,18 +144,17 @@ def _decide(
     terminal.document(made, out)
 
 
-def _best_of(opened: Opened, request: Request, n: int) -> tuple[Trace, dict[str, Any]]:
+def _best_of(model: Model, request: Request, n: int) -> tuple[Answer, dict[str, Any]]:
     """The answer that the run's reward model likes best, and what ``--json`` tells of the choice."""
     from dataclasses import replace
 
     from klype.runs.best_of import judge_of, pick
-    from klype.sources.source import answers
 
-    judge = judge_of(opened.found)
-    (traces,) = answers(opened.source, [replace(request, n=n)])
-    best = pick(judge, traces)
+    judge = judge_of(model.opened.found)
+    found = model.drawn(replace(request, n=n))
+    best = pick(judge, [answer.trace for answer in found])
     scores = {"score": best.scores[best.chosen], "scores": list(best.scores), "kl_most": best.kl_most}
-    return traces[best.chosen], {"n": n, "tokens": sum(len(t.steps) for t in traces), **scores}
+    return found[best.chosen], {"n": n, "tokens": sum(len(one.trace.steps) for one in found), **scores}
 
 
 def _tell(terminal: Terminal, found: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from klype.cli import options as o
@@ -38,10 +39,11 @@ def command(
     """
     terminal = Terminal(as_json, lang)
     model = model or o.newest_run()
-    from klype.sources.opening import checked_sampling, open_model, room
+    from klype.api.model import load
+    from klype.sources.opening import checked_sampling, room
 
     sampling = checked_sampling(temperature, top_p)
-    opened = open_model(model, precision)
+    opened = load(model, precision).opened
     room(opened, opened.prompt([{"role": "user", "content": ""}]), limit)
     talk = Talk(terminal, opened, sampling, limit, seed)
     talk.sure = sure
@@ -63,9 +65,11 @@ class Talk:
 
     def __init__(self, terminal: Terminal, opened: Opened, sampling: Sampling, limit: int, seed: int) -> None:
         from klype.api.asking import reading_from
+        from klype.api.model import Model
 
         self.terminal = terminal
         self.opened = opened
+        self.model = Model(opened)
         self.sampling = sampling
         self.limit = limit
         self.seed = seed
@@ -124,9 +128,8 @@ class Talk:
         }
 
     def _answer(self) -> None:
+        from klype.api.model import AnswerStream
         from klype.cli.conversation import fit
-        from klype.sources.opening import stream
-        from klype.values import Request
 
         window = self.opened.window
         fitting = fit(self.messages, self.opened.prompt, window, min(self.limit, window // 4))
@@ -137,30 +140,27 @@ class Talk:
         kept, prompt = fitting
         self._tell_dropped(len(self.messages) - len(kept))
         limit = min(self.limit, window - len(prompt))
-        request = Request(
-            prompt=tuple(prompt),
-            limit=limit,
-            sampling=self.sampling,
-            seed=self.seed,
-            stop=self.opened.stop,
-            top=3,
-            first_sample=self._answers,
-        )
+        request = self.model.request(tuple(prompt), self.sampling, limit, self.seed)
+        request = replace(request, top=3, first_sample=self._answers)
         self._answers += 1
         said = ""
         try:
-            pieces = stream(self.opened, request) if self.guessing is None else self.guessing.stream(request)
-            for piece, trace in pieces:
+            pieces = (
+                self.model.write(request)
+                if self.guessing is None
+                else AnswerStream(self.model, self.guessing.stream(request))
+            )
+            for piece in pieces:
                 said += piece
                 self._print(piece)
-                if trace is not None:
-                    self.traces.append(trace)
-                    self._print("\n")
-                    if trace.ended == "length":
-                        self.terminal.say("chat.cut", limit=limit)
-                    self._tell_guesses()
-                    if self.sure:
-                        self._tell_sure(prompt, trace, limit)
+            assert pieces.answer is not None, "what is written to the end is an answer"
+            self.traces.append(pieces.answer.trace)
+            self._print("\n")
+            if pieces.answer.ended == "length":
+                self.terminal.say("chat.cut", limit=limit)
+            self._tell_guesses()
+            if self.sure:
+                self._tell_sure(prompt, pieces.answer.trace, limit)
         except KeyboardInterrupt:
             self._print("\n")
             self.terminal.say("chat.stopped")
@@ -182,8 +182,6 @@ class Talk:
             )
 
     def _tell_sure(self, prompt: list[int], trace: Trace, limit: int) -> None:
-        from dataclasses import replace
-
         from klype.api.asking import asking
         from klype.cli.sure import sure_of, tell
 
