@@ -143,12 +143,14 @@ class Tokenizer:
     def encode(self, text: str, first: bool = True) -> list[int]:
         """Token ids of a text. What looks like a control token is spelt out as ordinary text. ``first``: nothing stands
         before it."""
-        return list(self._run(text, first).ids)
+        ids: list[int] = _encoded(self._plain if first else self._inner, text).ids
+        return ids
 
     def encode_with_offsets(self, text: str, first: bool = True) -> tuple[list[int], list[tuple[int, int]]]:
         """Token ids and the [start, stop) characters of each. ``first``: nothing stands before the text."""
-        encoding = self._run(text, first)
-        return list(encoding.ids), [tuple(o) for o in encoding.offsets]
+        backend = self._plain if first else self._inner
+        encoding = _encoded(backend, text, offsets=True)
+        return encoding.ids, encoding.offsets
 
     def encode_beginning(self, text: str) -> list[int]:
         """A text to be continued. Of a tokenizer trained here, a space leads it unless it starts with white space."""
@@ -158,7 +160,8 @@ class Tokenizer:
         """A text that goes on from another. Of a tokenizer trained here, with one space, however it starts."""
         if self._own:
             return self.encode(f" {text.strip()}")
-        return list(_encoded(self._behind, text).ids)
+        ids: list[int] = _encoded(self._behind, text).ids
+        return ids
 
     def encode_document(self, text: str) -> list[int]:
         """The beginning of a text, all of it, and end: a whole document."""
@@ -202,9 +205,6 @@ class Tokenizer:
         """A control token's spelling; None for any other token."""
         return next((text for text, i in self.control_ids().items() if i == token), None)
 
-    def _run(self, text: str, first: bool) -> Any:
-        return _encoded(self._plain if first else self._inner, text)
-
     def _lead(self) -> list[int]:
         """As transformers has it since version 5: the post-processor decides, whatever else the files say."""
         if self._own:
@@ -220,11 +220,13 @@ class Tokenizer:
         return -1 if found is None else int(found)
 
 
-def _encoded(backend: Backend, text: str) -> Any:
-    """A long text is a batch of its own: only for batches does the library let Python's other threads go on."""
+def _encoded(backend: Backend, text: str, offsets: bool = False) -> Any:
+    """A long text is a batch of its own: only for batches does the library let Python's other threads go on, and what
+    is not made, such as offsets, keeps nobody waiting when it is cleared away."""
     if len(checked(text)) < LONG_TEXT:
         return asked(backend.encode, text, add_special_tokens=False)
-    return asked(backend.encode_batch, [text], add_special_tokens=False)[0]
+    encode = backend.encode_batch if offsets else backend.encode_batch_fast
+    return asked(encode, [text], add_special_tokens=False)[0]
 
 
 def checked(text: str) -> str:
