@@ -66,7 +66,9 @@ bench: setup
 
 soak: setup
 	bash scripts/system-packages.sh
-	$(calm) $(bin)/python -m pytest -n $(WORKERS) -m soak --timeout 7200
+	$(calm) $(bin)/python -m pytest -s -m soak --timeout 7200 tests/test_serve_health.py  # alone: it measures
+	$(calm) $(bin)/python -m pytest -n $(WORKERS) -m soak --timeout 7200 -o faulthandler_timeout=0 \
+	  --ignore tests/test_serve_health.py
 	$(calm) $(bin)/python -m pytest -n $(WORKERS) -m "not soak" --cov=klype --cov-report=term:skip-covered
 
 # With RUN= the pages show that run; without, a small one is made first.

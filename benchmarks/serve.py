@@ -100,7 +100,7 @@ def alone(served: Served) -> list[Task]:
         trace = served.source.engine.run([Request(ids, limit=limit, seed=seed, top=-1)])[0][0]
         if edge(trace) < EDGE:
             continue
-        text = b"".join(map(served.token_bytes, trace.tokens)).decode(errors="replace")
+        text = served.text(trace.tokens)
         body = {"model": "bench", "prompt": prompt, "max_tokens": limit, "seed": seed, "ignore_eos": True}
         tasks.append(Task({**body, "stream": True}, text))
         if len(tasks) == TASKS:

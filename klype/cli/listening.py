@@ -32,9 +32,12 @@ class Listening:
 
     def run(self, server: uvicorn.Server) -> bool:
         """Serve until it is asked to end; whether Ctrl-C did. What runs is finished then."""
+        from klype.serve.server import attentive
+
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # what uvicorn raises again once all is finished
         try:
-            server.run(sockets=[self.socket])
+            with attentive():
+                server.run(sockets=[self.socket])
         except KeyboardInterrupt:
             return True
         return False

@@ -15,7 +15,7 @@ from klype.serve.errors import ApiError, error_body
 from klype.serve.forms import Form
 from klype.serve.metrics import Metrics
 from klype.serve.plan import Plan
-from klype.serve.worker import Job, Scored, Worker
+from klype.serve.worker import AT_ONCE, Job, Scored, Worker
 from klype.values import Step, Trace
 
 STREAM_HEADERS = [
@@ -43,18 +43,21 @@ class Choice:
     def __init__(self, form: Form) -> None:
         self.form = form
         self.said = 0
-        self._opened = False
+        self.opened = False
 
-    def pieces(self, prompt: Trace | None, steps: Sequence[tuple[Step, bytes]], reason: str | None) -> list[Any]:
-        """The next pieces: ``steps`` with their bytes, and why it ended (None: it goes on)."""
-        found = [] if self._opened else self.form.open(prompt)
-        self._opened = True
+    def open(self, prompt: Trace | None) -> list[Any]:
+        """The pieces before its first token."""
+        self.opened = True
+        return self.form.open(prompt)
+
+    def pieces(self, steps: Sequence[tuple[Step, bytes]], reason: str | None) -> list[Any]:
+        """The next one, if any: ``steps`` with their bytes, and why it ended (None: it goes on)."""
         self.said += len(steps)
         text = "".join([self.form.spoken.add(data) for _, data in steps])
         if reason is not None:
             text += self.form.spoken.add(b"", last=True)
         piece = self.form.piece(text, [step for step, _ in steps], reason)
-        return [*found, piece] if text or reason or piece["logprobs"] else found
+        return [piece] if text or reason or piece["logprobs"] else []
 
 
 class Answering(Response):
@@ -89,16 +92,20 @@ class Answering(Response):
         async for pieces in self._pieces(job):
             for index, piece in pieces:
                 found[index].append(piece)
-        choices = []
-        for choice, own in zip(self.choices, found, strict=True):
-            choices.append(_json(choice.form.whole(own)))
-            await asyncio.sleep(0)  # a hundred choices with all their alternatives take long: others come in between
-        about = _json(self._about(self.envelope.kind))[:-1]
-        body = f'{about}, "choices": [{", ".join(choices)}], "usage": {_json(self._usage())}}}'.encode()
+        body = await asyncio.to_thread(self._body, found)  # all alternatives of a hundred choices take long
         length = (b"content-length", str(len(body)).encode())
         headers = [(b"content-type", b"application/json"), length]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
+
+    def _body(self, found: Sequence[list[Any]]) -> bytes:
+        """Empties what it has written: to clear all of it away at once would take long, too."""
+        about = _json(self._about(self.envelope.kind))[:-1]
+        choices = []
+        for choice, own in zip(self.choices, found, strict=True):
+            choices.append(_in_turns(choice.form.whole(own)))
+            own.clear()
+        return f'{about}, "choices": [{", ".join(choices)}], "usage": {_json(self._usage())}}}'.encode()
 
     async def _stream(self, job: Job, send: Send) -> None:
         """Server-sent events; tokens that have come meanwhile share an event."""
@@ -130,7 +137,8 @@ class Answering(Response):
         prompts: dict[int, Trace] = {}
         waiting: dict[int, list[Any]] = {}  # answers that came before their prompt was scored
         if not job.size:  # fixed when the job was made: its texts may have been taken by now
-            yield [(i, piece) for i, choice in enumerate(self.choices) for piece in choice.pieces(None, [], "length")]
+            for i, choice in enumerate(self.choices):
+                yield [(i, piece) for piece in (*choice.open(None), *choice.pieces([], "length"))]
         async for updates in job.updates():
             steps: dict[int, list[tuple[Step, bytes]]] = {}
             reasons: dict[int, str] = {}
@@ -153,10 +161,16 @@ class Answering(Response):
                 if scoring and index // n not in prompts:
                     waiting.setdefault(index, []).append((said, reasons.get(index)))
                     continue
+                choice = self.choices[index]
+                if scoring and not choice.opened:
+                    for piece in await asyncio.to_thread(choice.open, prompts[index // n]):
+                        yield [(index, piece)]
+                        await asyncio.sleep(0)
+                elif not choice.opened:
+                    ready += [(index, piece) for piece in choice.open(None)]
                 for earlier, reason in (*waiting.pop(index, ()), (said, reasons.get(index))):
                     if earlier or reason:
-                        pieces = self.choices[index].pieces(prompts.get(index // n), earlier, reason)
-                        ready += [(index, piece) for piece in pieces]
+                        ready += [(index, piece) for piece in choice.pieces(earlier, reason)]
             if first and ready:
                 first = False
                 self.metrics.first_token.labels(plan.served.name).observe(clock() - begun)
@@ -186,3 +200,13 @@ async def _gone(receive: Receive) -> None:
 
 def _json(document: Any) -> str:
     return json.dumps(document, ensure_ascii=False, allow_nan=False)
+
+
+def _in_turns(document: Any) -> str:
+    """The same JSON, a long list in pieces: while one is written, no other thread of Python goes on."""
+    if isinstance(document, dict):
+        return f"{{{', '.join(f'{_json(name)}: {_in_turns(value)}' for name, value in document.items())}}}"
+    if isinstance(document, list) and len(document) > AT_ONCE:
+        pieces = (document[start : start + AT_ONCE] for start in range(0, len(document), AT_ONCE))
+        return f"[{', '.join(_json(piece)[1:-1] for piece in pieces)}]"
+    return _json(document)

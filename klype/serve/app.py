@@ -16,6 +16,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import PlainTextResponse
 from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
@@ -51,6 +52,8 @@ KEYS = 100
 """Members that a body may have: each unknown one costs memory for saying so."""
 LARGE = 64 << 10
 """Bytes from which on a body is read beside the event loop."""
+PAUSE_S = 0.02
+"""Between two large bodies: to read one, nothing else in the process goes on for about as long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +86,7 @@ def api(models: Sequence[Served], settings: ServeSettings | None = None, chance:
         responses={"4XX": {"model": ErrorAnswer}, "5XX": {"model": ErrorAnswer}},
     )
     fast.router.route_class = _Route
-    fast.state.beside = server.beside
+    fast.state.reading = server.reading
     handle_errors(fast)
     fast.add_middleware(Counted, metrics=server.metrics)
     _add_answers(fast, server)
@@ -110,11 +113,18 @@ class _Server:
         }
         self.metrics = Metrics(self.workers, chance.clock)
         self._words = ThreadPoolExecutor(2, "klype words")
+        self._bodies = ThreadPoolExecutor(1, "klype bodies")
         self._templates = {name: ThreadPoolExecutor(1, "klype template") for name in self.models}
 
     async def beside(self, work: Callable[[], T]) -> T:
         """What takes long is done beside the event loop, so that nobody else waits for it."""
         return await asyncio.get_running_loop().run_in_executor(self._words, work)
+
+    async def reading(self, read: Callable[[], T]) -> T:
+        """What reads a large body, which keeps Python's other threads waiting: one at a time, and they have turns."""
+        done = asyncio.get_running_loop().run_in_executor(self._bodies, read)
+        self._bodies.submit(time.sleep, PAUSE_S)
+        return await done
 
     async def spelled(self, served: Served, length: int, messages: Sequence[Message], work: Callable[[], T]) -> T:
         """Work on a text of this length; a short one's is done at once. A template that was never rendered for such
@@ -127,7 +137,7 @@ class _Server:
     @asynccontextmanager
     async def lifespan(self, _: FastAPI) -> AsyncIterator[None]:
         yield
-        for pool in (self._words, *self._templates.values()):
+        for pool in (self._words, self._bodies, *self._templates.values()):
             pool.shutdown(wait=False, cancel_futures=True)
         await asyncio.gather(*(asyncio.to_thread(worker.stop) for worker in self.workers.values()))
 
@@ -206,7 +216,7 @@ def _add_tokens(fast: FastAPI, server: _Server) -> None:
             if wrong >= served.vocab_size:
                 there = f"the model knows 0 to {served.vocab_size - 1}"
                 raise ApiError(f"There is no token {wrong}: {there}.", 400, "tokens")
-            return _written(Detokenized(prompt=b"".join(map(served.token_bytes, body.tokens)).decode(errors="replace")))
+            return _written(Detokenized(prompt=served.text(body.tokens)))
 
         return await server.spelled(served, len(body.tokens), (), work)
 
@@ -242,19 +252,28 @@ def _written(answer: Tokenized | Detokenized) -> Response:
 
 
 class _Request(Request):
-    """A body is JSON as it should be: valid UTF-8, whole characters, no deep nesting, no NaN."""
+    asked: Any
+    """The form of its body."""
 
     async def json(self) -> Any:
-        body = await self.body()
-        read = partial(from_json, body, allow_inf_nan=False)
-        try:
-            document = read() if len(body) < LARGE else await self.app.state.beside(read)
-        except ValueError as error:
-            raise ApiHttp(f"The body is no valid JSON: {str(error)[:200]}.") from None
-        if not isinstance(document, dict):
-            raise ApiHttp("The body must be a JSON object.")
-        if len(document) > KEYS:
-            raise ApiHttp(f"The body has {len(document)} members: {KEYS} at most.")
+        read = partial(_read, await self.body(), self.asked)
+        return await self.app.state.reading(read) if len(read.args[0]) >= LARGE else read()
+
+
+def _read(body: bytes, form: type[BaseModel]) -> Any:
+    """A body is JSON as it should be: valid UTF-8, whole characters, no deep nesting, no NaN. One that does not fit
+    the form is returned as it is: FastAPI finds that again, and says why."""
+    try:
+        document = from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise ApiHttp(f"The body is no valid JSON: {str(error)[:200]}.") from None
+    if not isinstance(document, dict):
+        raise ApiHttp("The body must be a JSON object.")
+    if len(document) > KEYS:
+        raise ApiHttp(f"The body has {len(document)} members: {KEYS} at most.")
+    try:
+        return form.model_validate(document)
+    except ValidationError:
         return document
 
 
@@ -268,8 +287,11 @@ class ApiHttp(HTTPException):
 class _Route(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
+        asked = self.body_field and self.body_field.field_info.annotation
 
         async def strict(request: Request) -> Response:
-            return await handle(_Request(request.scope, request.receive))
+            strictly = _Request(request.scope, request.receive)
+            strictly.asked = asked
+            return await handle(strictly)
 
         return strict

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 from klype.serve.logprobs import Offsets, Spelling, chat_entries, completion_entries
 from klype.serve.plan import Plan
 from klype.serve.text import Spoken
+from klype.serve.worker import AT_ONCE
 from klype.values import Step, Trace
 
 
@@ -75,7 +76,10 @@ class CompletionForm:
     def open(self, prompt: Trace | None) -> list[dict[str, Any]]:
         if self._echo is None:
             return []
-        return [self._chunk(self._echo, None if prompt is None else self._prompt_logprobs(prompt), None)]
+        if prompt is None:
+            return [self._chunk(self._echo, None, None)]
+        found = enumerate(self._prompt_logprobs(prompt))
+        return [self._chunk("" if i else self._echo, logprobs, None) for i, logprobs in found]
 
     def piece(self, text: str, steps: Sequence[Step], reason: str | None) -> dict[str, Any]:
         logprobs = None
@@ -93,20 +97,21 @@ class CompletionForm:
                     logprobs[name] += values
         return self._chunk(text, logprobs, pieces[-1]["finish_reason"])
 
-    def _prompt_logprobs(self, prompt: Trace) -> dict[str, list[Any]]:
-        """Nothing is known about the first token. A space that the tokenizer put before the text is not in the text."""
+    def _prompt_logprobs(self, prompt: Trace) -> Iterator[dict[str, list[Any]]]:
+        """Of some tokens after the other. Nothing is known about the first one. A space that the tokenizer put before
+        the text is not in the text."""
         first = self._prompt[0]
-        joined = b"".join(map(self._served.token_bytes, self._prompt))
-        added = len(joined.decode(errors="replace")) - len(self._echo or "")
+        added = len(self._served.text(self._prompt)) - len(self._echo or "")
         offsets = Offsets(-added)
         at = offsets.next(self._served.token_bytes(first))
-        rest = completion_entries(prompt.steps, self._spelling, self._top or 0, offsets, self._served)
-        return {
-            "tokens": [self._spelling.text(first), *rest["tokens"]],
-            "token_logprobs": [None, *rest["token_logprobs"]],
-            "top_logprobs": [None, *rest["top_logprobs"]],
-            "text_offset": [max(0, place) for place in (at, *rest["text_offset"])],
-        }
+        text = self._spelling.text(first)
+        yield {"tokens": [text], "token_logprobs": [None], "top_logprobs": [None], "text_offset": [max(0, at)]}
+        top = self._top or 0
+        some = max(1, AT_ONCE // (1 + top))
+        for start in range(0, len(prompt.steps), some):
+            steps = prompt.steps[start : start + some]
+            found = completion_entries(steps, self._spelling, top, offsets, self._served)
+            yield {**found, "text_offset": [max(0, place) for place in found["text_offset"]]}
 
     def _chunk(self, text: str, logprobs: dict[str, Any] | None, reason: str | None) -> dict[str, Any]:
         return {"index": self.index, "text": text, "logprobs": logprobs, "finish_reason": reason}

@@ -164,7 +164,7 @@ def _ids(prompt: str | list[int], served: Served) -> tuple[int, ...]:
     """A text as the beginning of a document; token ids as they are."""
     if isinstance(prompt, str):
         ids = served.source.codec.encode(prompt)
-    elif (wrong := next((token for token in prompt if token >= served.vocab_size), None)) is not None:
+    elif (wrong := max(prompt, default=0)) >= served.vocab_size:
         raise ApiError(f"The prompt has token {wrong}; the model knows 0 to {served.vocab_size - 1}.", 400, "prompt")
     else:
         ids = prompt
@@ -176,7 +176,7 @@ def _ids(prompt: str | list[int], served: Served) -> tuple[int, ...]:
 def _text(prompt: str | list[int], served: Served) -> str:
     if isinstance(prompt, str):
         return prompt
-    return b"".join(map(served.token_bytes, prompt)).decode(errors="replace")
+    return served.text(prompt)
 
 
 def _bias(body: Asked, served: Served) -> tuple[tuple[int, float], ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -24,9 +25,11 @@ class Served:
     name: str
     source: NativeSource
     fingerprint: str
-    created: int = 0
-    longest: int = 1 << 20
+    spellings: tuple[bytes, ...]
+    """What each of the model's tokens adds to a text: nothing for control tokens and for rows without a spelling."""
+    longest: int
     """Bytes of the longest token."""
+    created: int = 0
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
@@ -38,9 +41,9 @@ class Served:
     @staticmethod
     def of(name: str, source: NativeSource, created: int = 0) -> Served:
         """The source's engine is the server's from now on."""
-        tokenizer = source.codec.tokenizer
-        longest = max(len(tokenizer.token_bytes(token)) for token in range(tokenizer.vocab_size))
-        served = Served(name, source, fingerprint(source.engine.model), created, longest)
+        tokenizer, size = source.codec.tokenizer, source.engine.model.config.vocab_size
+        spellings = tuple(tokenizer.token_bytes(i) if i < tokenizer.vocab_size else b"" for i in range(size))
+        served = Served(name, source, fingerprint(source.engine.model), spellings, max(map(len, spellings)), created)
         source.engine.decode_bytes = served.token_bytes
         return served
 
@@ -57,8 +60,11 @@ class Served:
         return self.source.engine.model.config.vocab_size
 
     def token_bytes(self, token: int) -> bytes:
-        """What a token adds to a text; nothing for control tokens and for rows of the model that have no spelling."""
-        return self.tokenizer.token_bytes(token) if token < self.tokenizer.vocab_size else b""
+        return self.spellings[token]
+
+    def text(self, tokens: Iterable[int]) -> str:
+        """What they spell; bytes that are no UTF-8 become U+FFFD. No call of Python a token: a client may send 2^18."""
+        return b"".join(map(self.spellings.__getitem__, tokens)).decode(errors="replace")
 
 
 @torch.no_grad()

@@ -17,8 +17,8 @@ from klype.values import Request, Trace
 
 LOG = logging.getLogger("klype.serve")
 ENDING = "The server is shutting down."
-AT_ONCE = 64
-"""Tokens that are written down before others on the event loop have their turn."""
+AT_ONCE = 256
+"""Tokens and alternatives that are written down before others on the event loop have their turn."""
 SCORED = 4096
 """Tokens of given texts that are scored between two steps of the answers (one text at least)."""
 
@@ -45,6 +45,7 @@ class Job:
         self.requests = tuple(requests)
         self.texts = deque(enumerate(tuple(text) for text in texts))
         self.top = top
+        self.at_once = max(1, AT_ONCE // (1 + max([top, *(request.top for request in requests)])))
         self.size = sum(request.n for request in requests) + len(texts)
         self.left = self.size
         self.loop = asyncio.get_running_loop()
@@ -60,10 +61,7 @@ class Job:
             await self._changed.wait()
             self._changed.clear()
             while self._arrived:
-                news, tokens = list[Update](), 0
-                while self._arrived and tokens < AT_ONCE:
-                    news.append(update := self._arrived.popleft())
-                    tokens += len(update.trace.steps) if isinstance(update, Scored) else 1
+                news = [self._arrived.popleft() for _ in range(min(len(self._arrived), self.at_once))]
                 expected -= sum(ends(update) for update in news)
                 yield news
                 await asyncio.sleep(0)
