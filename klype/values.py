@@ -124,6 +124,14 @@ class Batch:
     weights_BT: torch.Tensor
     extra: dict[str, Any] = field(default_factory=dict)
 
+    def to(self, device: torch.device) -> Batch:
+        """The batch, and batches in ``extra``, where a model computes; batches are made on the CPU."""
+        if self.tokens_BT.device == device:
+            return self
+        movable = {name: value for name, value in self.extra.items() if callable(getattr(value, "to", None))}
+        extra = {**self.extra, **{name: value.to(device) for name, value in movable.items()}}
+        return Batch(self.tokens_BT.to(device), self.targets_BT.to(device), self.weights_BT.to(device), extra)
+
 
 @dataclass(frozen=True, slots=True)
 class Loss:

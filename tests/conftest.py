@@ -11,6 +11,7 @@ from attacks import ATTACKS, key_of, table
 from hypothesis import settings
 
 from klype.device import set_threads, thread_policy
+from tests.pretend_device import device  # noqa: F401 - a fixture
 
 thread_policy()
 set_threads(1)

@@ -11,9 +11,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_flatten, tree_map
+
+from klype.model.transformer import Transformer
 
 DEVICE = torch.device("lazy", 0)
 MIXES = ("aten::_to_copy", "aten::to", "aten::copy_", "aten::index")
@@ -44,6 +47,15 @@ class Elsewhere(torch.Tensor):
 
     def tolist(self) -> Any:
         return self.inner.tolist()
+
+    @property
+    def data(self) -> torch.Tensor:
+        return self.detach()
+
+    @data.setter
+    def data(self, other: Elsewhere) -> None:
+        torch.Tensor.data.__set__(self, other)  # type: ignore[attr-defined]
+        self.inner = other.inner
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -105,3 +117,21 @@ def accelerator() -> Iterator[torch.device]:
             yield DEVICE
     finally:
         torch._C._set_only_lift_cpu_tensors(before)
+
+
+@pytest.fixture(params=[str(DEVICE), *(kind for kind in ("cuda", "mps") if getattr(torch, kind).is_available())])
+def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    """Every accelerator that is there, and the one that is not."""
+    if request.param != str(DEVICE):
+        yield torch.device(request.param)
+        return
+    with accelerator() as there:
+        yield there
+
+
+def moved(model: Transformer, device: torch.device) -> Transformer:
+    """The model there; pretended parameters are new ones, of which a tied head must know."""
+    model = model.to(device)
+    if model.config.tie:
+        model.head.weight = model.embed.weight
+    return model

@@ -7,7 +7,6 @@ left on the processor is an error.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,32 +22,13 @@ from klype.sources.source import answers
 from klype.text.chat import TEMPLATE
 from klype.text.tokenizer import Tokenizer
 from klype.values import Distribution, Request, Sampling, Step, Trace
-from tests.pretend_device import DEVICE, accelerator
+from tests.pretend_device import DEVICE, accelerator, moved
 from tests.toys import toy
 
-THERE = [
-    kind for kind, here in (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available())) if here
-]
+pytestmark = pytest.mark.slow
 PENALISED = Sampling(0.9, repetition_penalty=1.3, presence_penalty=0.2, frequency_penalty=0.1, logit_bias=((3, 1.5),))
 SAMPLINGS = (Sampling(), Sampling(0.0), Sampling(1.4, top_k=7, top_p=0.9), Sampling(0.8, min_p=0.05, typical_p=0.9))
 PROMPTS = ((1, 2, 3), (1, 2, 3, 4, 5, 6, 7), tuple(range(20)), (*range(20), 5, 6), (9,))
-
-
-@pytest.fixture(params=[str(DEVICE), *THERE])
-def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
-    torch.set_num_threads(1)
-    if request.param != str(DEVICE):
-        yield torch.device(request.param)
-        return
-    with accelerator() as there:
-        yield there
-
-
-def moved(model: Transformer, device: torch.device) -> Transformer:
-    model = model.to(device)
-    if model.config.tie:
-        model.head.weight = model.embed.weight
-    return model
 
 
 def letters(token: int) -> bytes:

@@ -42,9 +42,9 @@ class Adapted(nn.Module):
         for name, tensor in (("weight", frozen.weight), ("bias", frozen.bias)):
             self.register_buffer(name, None if tensor is None else tensor.detach(), persistent=False)
         device, rank = frozen.weight.device, settings.rank
-        self.a = nn.Parameter(torch.empty(rank, frozen.in_features, device=device))
+        drawn = nn.init.uniform_(torch.empty(rank, frozen.in_features), -1, 1) / math.sqrt(frozen.in_features)
+        self.a = nn.Parameter(drawn.to(device))  # the same numbers on every device
         self.b = nn.Parameter(torch.zeros(frozen.out_features, rank, device=device))
-        nn.init.uniform_(self.a, -1 / math.sqrt(frozen.in_features), 1 / math.sqrt(frozen.in_features))
         self.scale = settings.alpha / rank
 
     def forward(self, x: Tensor) -> Tensor:

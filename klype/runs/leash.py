@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from klype.errors import UsageError
-from klype.model import checkpoint
 from klype.preferences.tastes import taste as read_taste
 from klype.runs.comparing import compare, gained, signed
 from klype.runs.inherited import recipe_of, with_inputs_of
@@ -50,7 +49,7 @@ def leash_demo(options: StageOptions, taste: str, say: Say) -> dict[str, Any]:
         asked = options.model_copy(update={"overrides": (*options.overrides, *own)})
         found[name] = one_round(base, folder, (asked, recipe_of(start, asked)), (flaw, name == "loose"), say)
     life = open_run(leashed, options.model_copy(update={"out": leashed}), recipe, say, True, start.folder)
-    between = compare(life, *(checkpoint.load(folder / "align").model for folder in (loose, leashed)))
+    between = compare(life, *(life.load(folder / "align") for folder in (loose, leashed)))
     whole = {"run": str(options.out), "from": options.from_, "taste": str(flaw), "target_kl": target, **found}
     whole["leash"] = {name: between[name] for name in ("gain", "win_rate", "ties")}
     whole["verdict"] = {lang: verdict(whole, lang) for lang in ("en", "nb")}

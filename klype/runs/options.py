@@ -21,9 +21,10 @@ class InputOptions(Settings):
     ``text``: files, folders or globs (.txt, .md, .jsonl, .arrow …); ``instructions`` and ``preferences``: JSONL files;
     ``data``: a folder of texts, questions with answers and rankings, sorted by what they are, or ``hf:owner/name``.
     ``text_field``: the field of a row that holds the text (empty: found out).
-    ``skip_bad`` counts broken rows and goes on instead of stopping at the first. ``out``: the run's folder. ``cache``:
-    where what is compiled for this processor is kept (None: nothing is, and torch computes everything). ``processes``:
-    how many that work together share this machine. ``program``: how klype is called from the user's shell.
+    ``skip_bad`` counts broken rows and goes on instead of stopping at the first. ``out``: the run's folder. ``device``:
+    where it computes (see klype.device.pick_device). ``cache``: where what is compiled for this processor is kept
+    (None: nothing is, and torch computes everything). ``processes``: how many that work together share this machine.
+    ``program``: how klype is called from the user's shell.
     """
 
     text: tuple[str, ...] = ()
@@ -34,6 +35,7 @@ class InputOptions(Settings):
     text_field: str = ""
     skip_bad: bool = False
     out: Path | None = None
+    device: str = "auto"
     cache: Path | None = None
     processes: int = Field(default=1, ge=1)
     program: str = "klype"

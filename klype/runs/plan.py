@@ -115,12 +115,12 @@ def look(model: nn.Module, build: Build, training: Settings, seconds: float, cor
     return seconds_per_step(model, build, tried, training, cores, PROBE * seconds)
 
 
-def best_precision() -> Precision:
+def best_precision(device: torch.device | None = None) -> Precision:
     """bfloat16 where its matrix products are half as fast again as float32's: elsewhere it gains nothing.
 
     The best of a few looks at each, by turns: another program's moment must not decide.
     """
-    looks = [(gemm_gflops("bfloat16", seconds=0.05), gemm_gflops("float32", seconds=0.05)) for _ in range(4)]
+    looks = [[gemm_gflops(dtype, seconds=0.05, device=device) for dtype in ("bfloat16", "float32")] for _ in range(4)]
     coarse, fine = (max(found) for found in zip(*looks, strict=True))
     return "bfloat16" if coarse > 1.5 * fine else "float32"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 
-from klype.device import usable_cores
 from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
 from klype.runs.options import StageOptions
@@ -48,13 +47,13 @@ def _shaped(run: Run) -> tuple[Recipe, str]:
     steps: int | None = getattr(run.options, "steps", None)
     if steps:
         return fitting(recipe, vocabulary, lambda smaller, larger: tokens_a_step * steps), f"{steps:,} steps"
-    seconds, cores = parallel.from_first(seconds_for(run, "pretrain")), max(1, usable_cores() // run.options.processes)
+    seconds = parallel.from_first(seconds_for(run, "pretrain"))
     precision, most = precision_of(run, "pretrain"), tokens_a_step * enough_steps(run, "pretrain")
 
     def step_seconds(config: ModelConfig) -> float:
-        model = Transformer(config)
+        model = Transformer(config).to(run.device)
         model.fused = run.fused
-        return look(model, lambda twin: (cross_entropy, late_text(run)), lesson.training, seconds, cores, precision)
+        return look(model, lambda twin: (cross_entropy, late_text(run)), lesson.training, seconds, run.cores, precision)
 
     fits, limit = in_time(seconds, tokens_a_step, step_seconds), ""
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from klype.data.pools import STEPS
-from klype.device import usable_cores
+from klype.device import pick_device, usable_cores
 from klype.model import checkpoint
 from klype.model.fused import Fused, fused
 from klype.model.transformer import Transformer
@@ -61,7 +61,7 @@ class Run:
         if stage not in self.models:
             folder = self.folder / stage
             here = (folder / "model.safetensors").exists() or self.start is None
-            self.models[stage] = checkpoint.load(folder).model if here else self.started
+            self.models[stage] = self.load(folder) if here else self.started
             self.models[stage].fused = self.fused
         return self.models[stage]
 
@@ -69,12 +69,26 @@ class Run:
     def started(self) -> Transformer:
         """The model from outside."""
         assert self.start is not None
-        return checkpoint.load(self.start).model
+        return self.load(self.start)
+
+    def load(self, folder: Path) -> Transformer:
+        """A checkpoint's model, where this run computes."""
+        return checkpoint.load(folder, device=self.device).model
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where a process alone computes; of several, each has its shards where ``parallel.device`` says."""
+        return pick_device("cpu" if self.options.processes > 1 else self.options.device)
+
+    @property
+    def cores(self) -> int:
+        """On which one process may compute side by side: an accelerator is one."""
+        return max(1, usable_cores() // self.options.processes) if self.device.type == "cpu" else 1
 
     @cached_property
     def fused(self) -> Fused | None:
-        """What is compiled, where there is a compiler and a place to keep it."""
-        if self.options.cache is None:
+        """What is compiled for the CPU, where there is a compiler and a place to keep it."""
+        if self.options.cache is None or self.device.type != "cpu":
             return None
         return fused(self.options.cache, lambda: self.say.note("Compiling a part of klype once: some seconds."))
 
@@ -89,9 +103,10 @@ def pretrain(run: Run) -> None:
     """Next token, one-hot cross-entropy."""
     torch.manual_seed(run.options.seed)
     if run.start is None:
-        whole = Transformer(model_config(run.recipe.model, run.subject.chat.tokenizer.vocab_size))
+        shape = model_config(run.recipe.model, run.subject.chat.tokenizer.vocab_size)
+        whole = Transformer(shape).to(run.device)  # drawn on the CPU: the same weights everywhere
     else:
-        whole = checkpoint.load(run.start).model
+        whole = run.load(run.start)
     model = learner(run.recipe, run.options.seed, whole)
     looks = _looks(run, "pretrain")
 
@@ -168,7 +183,7 @@ def learn(
     model.fused = run.fused
     planned = _planned(run, stage, model, lambda twin: build(twin, None), training)
     if planned.fused and model.fused is None:
-        run.say.note("No compiler is found any more: what follows is not bit for bit what it would have been.")
+        run.say.note("No compiled code is used any more: what follows is not bit for bit what it would have been.")
     if stage == "pretrain":
         training = run.recipe.pretraining(planned.steps, run.subject.tokens)
     model.fused = run.fused if planned.fused else None
@@ -202,7 +217,7 @@ def _planned(run: Run, stage: str, model: nn.Module, build: Any, training: Setti
     known = run.record.content["plan"].get(stage)
     if known:
         return Planned.parse(known)
-    steps, cores = getattr(run.options, "steps", None), max(1, usable_cores() // run.options.processes)
+    steps, cores = getattr(run.options, "steps", None), run.cores
     if steps:
         crew = crews(cores, training.micro_batches)[-1]
         planned = Planned(steps, 0.0, crew, fused=run.fused is not None)
@@ -256,7 +271,7 @@ def precision_of(run: Run, stage: str) -> Precision:
     if getattr(run.options, "steps", None):
         return "float32"
     if "precision" not in machine:
-        machine["precision"] = parallel.from_first(best_precision())
+        machine["precision"] = parallel.from_first(best_precision(run.device))
     precision: Precision = machine["precision"]
     return precision
 

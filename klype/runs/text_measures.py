@@ -51,7 +51,7 @@ def token_bits(
         pieces = [ids_N[start : start + window + 1] for start in starts[at : at + rows]]
         piece_BT = pad_sequence(pieces, batch_first=True)
         logp_BTV = model(piece_BT[:, :-1]).float().log_softmax(-1)
-        logp_BT = logp_BTV.gather(-1, piece_BT[:, 1:, None])[..., 0]
+        logp_BT = logp_BTV.gather(-1, piece_BT[:, 1:, None].to(logp_BTV.device))[..., 0].cpu()
         for start, piece, logp_T in zip(starts[at : at + rows], pieces, logp_BT, strict=True):
             own = half if start else 0
             nats_N[start + own + 1 : start + len(piece)] = -logp_T[own : len(piece) - 1]
@@ -89,7 +89,7 @@ class TextMeasures:
         if not self._tokenizer.lead and self._tokenizer.end >= 0:
             # Nothing begins it: it is read behind the end of another.
             ids = [self._tokenizer.end, *ids]
-        bits_N = token_bits(model, ids, self._window)
+        bits_N = token_bits(lambda tokens_BT: model(tokens_BT.to(model.embed.weight.device)), ids, self._window)
         return float(bits_N.sum()), float(len(text.encode()))
 
     def vocabulary(self) -> set[str]:

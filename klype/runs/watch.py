@@ -22,7 +22,7 @@ from klype.runs.best import Best
 from klype.runs.subject import Subject
 from klype.train.rewards import RewardModel
 from klype.train.rollout import answers_batch, kl_an_answer
-from klype.train.scoring import score_answers
+from klype.train.scoring import reference_logp
 from klype.values import Batch, Batches, Question, Sampling, end
 
 TIMES, ASKED = 10, 64
@@ -64,7 +64,7 @@ class Watch:
         traces = [group[0] for group in groups]
         prompts, answers = [t.prompt for t in traces], [t.tokens for t in traces]
         batch = answers_batch(prompts, answers)
-        own, reference = (score_answers(m, batch).logp_BT for m in (model, self.reference))
+        own, reference = (reference_logp(m, batch) for m in (model, self.reference))
         texts = [said(self.subject, t) for t in traces]
         ended = [t.ended == "stop" for t in traces]
         judged = zip(self.questions, texts, ended, strict=True)

@@ -189,7 +189,8 @@ class WorldSubject:
         """S and KL(p‖q) on documents drawn from p, and retrieval from hard and ordinary stories told as plain text."""
         documents = self._reading.first(max(1, self.recipe.examine.documents // (4 if few else 1)))
         with torch.inference_mode():
-            logp_DTV = [model(torch.tensor([d.tokens[:-1]]))[0].log_softmax(-1).numpy() for d in documents]
+            tokens = (torch.tensor([d.tokens[:-1]], device=model.embed.weight.device) for d in documents)
+            logp_DTV = [model(tokens_1T)[0].log_softmax(-1).cpu().numpy() for tokens_1T in tokens]
         figures = s_and_kl(documents, logp_DTV)
         for name, hard in (("retrieval_hard", True), ("retrieval_text", False)):
             figures[name] = self._retrieval(model, hard, 100 if few else 200)

@@ -31,7 +31,7 @@ def feature_names(width: int) -> list[str]:
 
 @torch.no_grad()
 def answer_features(trunk: nn.Module, prompts: Sequence[Ids], answers: Sequence[Ids]) -> torch.Tensor:
-    """[N, 3 D + 6], float32: the state at the last token, the mean state over the answer's tokens, the mean state over
+    """[N, 3 D + 6], float32, on the CPU: the state at the last token, the mean over the answer's tokens, that over
     its first three (an answer's manner is in how it begins; a mean over all is diluted by its length), and of its
     tokens the sum, minimum and mean of log p, the maximum (at least 0) and positive sum of surprise - entropy, and
     their number.
@@ -48,10 +48,9 @@ def answer_features(trunk: nn.Module, prompts: Sequence[Ids], answers: Sequence[
         order += [i for group in groups for i in group]
         states_BAD, answers_BA, lengths_B = _read(trunk, prompts, answers, groups)
         rows.append(_features(cast(LanguageModel, trunk), states_BAD, answers_BA, lengths_B))
-    out_NF = torch.cat(rows)
     back = torch.empty(len(order), dtype=torch.long)
     back[torch.tensor(order)] = torch.arange(len(order))
-    return out_NF[back.to(out_NF.device)]
+    return torch.cat(rows).cpu()[back]
 
 
 def _chunks(prompts: Sequence[Ids], answers: Sequence[Ids]) -> list[list[list[int]]]:
@@ -97,7 +96,7 @@ def _read(
         states_ND = trunk.states_at(tokens_BT, wanted_BT, stems=stems)
         states_BAD = states_ND.new_zeros(*wanted_BA.shape, states_ND.shape[1])
         states_BAD[wanted_BA] = states_ND
-    elif isinstance(trunk, Transformer) and device.type == "cpu" and saves(tokens_BT.shape, group, shared, own):
+    elif isinstance(trunk, Transformer) and saves(tokens_BT.shape, group, shared, own):
         states_BAD = shared_states(trunk, tokens_BT, prompt_B, group, own)
     else:
         hidden_BTD = cast(LanguageModel, trunk).hidden(tokens_BT)

@@ -130,9 +130,10 @@ class Whole:
         self.model = model
         self.workers = workers or Workers()
         self._dtype = dtype
+        self._device = next(model.parameters()).device
 
     def objective(self, objective: Objective) -> Objective:
-        return objective
+        return lambda model, batch: objective(model, batch.to(self._device))
 
     def own(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.data
@@ -234,7 +235,7 @@ def round_buffers(model: nn.Module, dtype: torch.dtype) -> list[tuple[nn.Module,
         for name, buffer in module.named_buffers(recurse=False)
         if buffer.is_floating_point()
     ]
-    rounded: dict[tuple[int, torch.Size], torch.Tensor] = {}  # tied ones stay tied
+    rounded: dict[int, torch.Tensor] = {}  # tied ones stay tied
     for module, name, buffer in own:
-        setattr(module, name, rounded.setdefault((buffer.data_ptr(), buffer.shape), buffer.to(dtype)))
+        setattr(module, name, rounded.setdefault(id(buffer), buffer.to(dtype)))
     return own

@@ -17,7 +17,7 @@ from klype.data.order import Permutation, mix
 from klype.train.features import Ids
 from klype.train.rewards import Ranked, teaching
 from klype.train.rollout import answers_batch
-from klype.train.scoring import score_answers
+from klype.train.scoring import reference_logp
 from klype.values import Batch
 
 
@@ -104,8 +104,7 @@ class RankingBatches:
             mismatched = answers_batch(
                 [self.rankings[i].prompt for i in chosen], [self.rankings[j].answers[0] for j in others]
             )
-            with torch.no_grad():
-                mismatched.extra["reference_logp_B"] = score_answers(self.reference, mismatched).logp_BT.sum(1)
+            mismatched.extra["reference_logp_B"] = reference_logp(self.reference, mismatched).sum(1)
             batch.extra["mismatched"] = mismatched
         return batch
 
@@ -122,10 +121,9 @@ class RankingBatches:
         begin = self._block[i] * self._number
         return [self._drawn(place) for place in range(begin, min(begin + self._number, len(self.rankings)))]
 
-    @torch.no_grad()
     def _compute(self, company: Sequence[int]) -> None:
         batch = self._rows(company)
-        logp_QK = score_answers(self.reference, batch).logp_BT.sum(1).view(len(company), -1)
+        logp_QK = reference_logp(self.reference, batch).sum(1).view(len(company), -1)
         for i, logp_K in zip(company, logp_QK, strict=True):
             self._known[i] = logp_K[: len(self.rankings[i].answers)]
 

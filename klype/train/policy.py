@@ -129,13 +129,13 @@ class ActorCritic(Transformer):
         """The same weights, and a head that expects nothing yet."""
         actor = ActorCritic(model.config)
         actor.load_state_dict(model.state_dict(), strict=False)
-        return actor
+        return actor.to(model.embed.weight.device)
 
     def actor(self) -> Transformer:
         """The language model alone."""
         model = Transformer(self.config)
         model.load_state_dict({k: v for k, v in self.state_dict().items() if not k.startswith("value_head.")})
-        return model
+        return model.to(self.embed.weight.device)
 
     def values_of(self, states_ND: torch.Tensor) -> torch.Tensor:
         """[N]; the states are looked at, not moved."""

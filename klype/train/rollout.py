@@ -19,7 +19,7 @@ from klype.errors import KlypeError
 from klype.train.features import Ids
 from klype.train.policy import Scaling, advantages, k3
 from klype.train.rewards import RewardModel
-from klype.train.scoring import score_answers
+from klype.train.scoring import reference_logp
 from klype.values import Batch, Floats, Question, Request, Reward, Sampling, Trace
 
 
@@ -145,8 +145,7 @@ class RolloutBatches:
         }
         if players.reference is not None:
             known = Batch(batch.tokens_BT, batch.targets_BT, batch.weights_BT, extra)
-            with torch.no_grad():
-                extra["reference_logp_BT"] = score_answers(players.reference, known).logp_BT
+            extra["reference_logp_BT"] = reference_logp(players.reference, known)
             self.leash.pull(kl_an_answer(extra["old_logp_BT"], extra["reference_logp_BT"]))
             extra["beta"] = self.leash.beta
         rewards_N = _checked(players.reward(of_each, [t.tokens for t in traces]), len(traces))

@@ -51,6 +51,12 @@ def score_answers(model: nn.Module, batch: Batch) -> Scored:
     return Scored(logp_BT, states_ND, kept_N)
 
 
+@torch.no_grad()
+def reference_logp(model: nn.Module, batch: Batch) -> Tensor:
+    """[B, T], on the CPU: ``score_answers`` of a model that does not learn."""
+    return score_answers(model, batch.to(next(model.parameters()).device)).logp_BT.cpu()
+
+
 def worth_sharing(batch: Batch) -> bool:
     """Whether the rows are groups, with prompts long enough beside the answers."""
     stems = stems_of(batch)
@@ -74,7 +80,7 @@ def saves(shape: Sequence[int], group: int, shared: int, own: int) -> bool:
 
 def _longest(batch: Batch) -> int:
     """The most positions that a row has from its prompt's last token to its last learnt target."""
-    columns = torch.arange(batch.weights_BT.shape[1])
+    columns = torch.arange(batch.weights_BT.shape[1], device=batch.weights_BT.device)
     last_B = torch.where(batch.weights_BT != 0, columns, -1).max(1).values
     return max(0, int((last_B - batch.extra["prompt_B"]).max()) + 2)
 
@@ -86,13 +92,14 @@ def shared_states(model: Transformer, tokens_BT: Tensor, prompt_B: Tensor, group
     """
     shared_Q = prompt_B[::group] - 1
     P = int(shared_Q.max())
-    at_BA = (shared_Q.repeat_interleave(group)[:, None] + torch.arange(A)).clamp(max=tokens_BT.shape[1] - 1)
+    columns_A, columns_P = (torch.arange(n, device=tokens_BT.device) for n in (A, P))
+    at_BA = (shared_Q.repeat_interleave(group)[:, None] + columns_A).clamp(max=tokens_BT.shape[1] - 1)
     x_QPD: Tensor = model.embed(tokens_BT[::group, :P])
     y_BAD: Tensor = model.embed(tokens_BT.gather(1, at_BA))
     ropes = None
     if model.config.rope_theta:
         ropes = (model.cos[:P], model.sin[:P]), (model.cos[at_BA], model.sin[at_BA])
-    seen_QP = torch.arange(P) < shared_Q[:, None]
+    seen_QP = columns_P < shared_Q[:, None]
     last = len(model.layers) - 1
     for index, layer in enumerate(model.layers):
         assert isinstance(layer, Layer)
@@ -136,7 +143,7 @@ def _layer(
     y_BAD = y_BAD + layer.mlp(y_BAD)
     if not last:
         P = x_QPD.shape[1]
-        causal_PP = torch.full((P, P), float("-inf"), dtype=q_HQPK.dtype).triu_(1)
+        causal_PP = q_HQPK.new_full((P, P), float("-inf")).triu_(1)
         x_QPD = x_QPD + layer.out(attend(q_HQPK, k_GQPK, v_GQPK, causal_PP))
         x_QPD = x_QPD + layer.mlp(x_QPD)
     return x_QPD, y_BAD
@@ -144,7 +151,7 @@ def _layer(
 
 def _tail(u_QPD: Tensor, shared_Q: Tensor, J: int) -> Tensor:
     """[Q, J, D]: the last J inputs before the answers begin, zeros before the text's start."""
-    at_QJ = shared_Q[:, None] - J + torch.arange(J)
+    at_QJ = shared_Q[:, None] - J + torch.arange(J, device=shared_Q.device)
     taken = u_QPD.gather(1, at_QJ.clamp(min=0)[..., None].expand(-1, -1, u_QPD.shape[2]))
     return taken * (at_QJ >= 0)[..., None]
 
@@ -155,8 +162,8 @@ def _attend_both(own: tuple[Tensor, Tensor, Tensor], prompt: tuple[Tensor, Tenso
     k_HQPK, v_HQPK = _for_every_head(prompt, own[0])
     H, B, A, K = q_HBAK.shape
     Q, P = seen_QP.shape
-    unseen_QP = torch.zeros(Q, P, dtype=q_HBAK.dtype).masked_fill_(~seen_QP, float("-inf"))
-    later_AA = torch.full((A, A), float("-inf"), dtype=q_HBAK.dtype).triu_(1)
+    unseen_QP = q_HBAK.new_zeros(Q, P).masked_fill_(~seen_QP, float("-inf"))
+    later_AA = q_HBAK.new_full((A, A), float("-inf")).triu_(1)
     q_HBAK = q_HBAK * K**-0.5
     to_prompt = torch.matmul(q_HBAK.reshape(H, Q, -1, K), k_HQPK.mT) + unseen_QP[:, None]
     to_own = torch.matmul(q_HBAK, k_HBAK.mT) + later_AA

@@ -55,7 +55,7 @@ class Sharded:
 
     def objective(self, objective: Objective) -> Objective:
         def sharded(model: nn.Module, batch: Batch) -> Loss:
-            loss: Loss = self._whole(objective, _on(self._device, batch))[0]
+            loss: Loss = self._whole(objective, batch.to(self._device))[0]
             return loss
 
         return sharded
@@ -205,15 +205,3 @@ def _rows(length: int, rank: int) -> slice:
     """The rows of a parameter that a process has: as FSDP2 cuts them, the last ones being fewer or none."""
     each = -(-length // dist.get_world_size())
     return slice(min(rank * each, length), min((rank + 1) * each, length))
-
-
-def _on(device: torch.device, batch: Batch) -> Batch:
-    def moved(value: Any) -> Any:
-        if isinstance(value, Batch):
-            return _on(device, value)
-        return value.to(device) if isinstance(value, torch.Tensor) else value
-
-    if device.type == "cpu":
-        return batch
-    extra = {name: moved(value) for name, value in batch.extra.items()}
-    return Batch(moved(batch.tokens_BT), moved(batch.targets_BT), moved(batch.weights_BT), extra)
