@@ -108,7 +108,7 @@ def pick_device(name: str = "auto") -> torch.device:
         raise UsageError(f"There is no kind of device '{name}': use auto, cpu, cuda or mps.") from None
     counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     if (device.index or 0) >= counts.get(device.type, 0):
-        raise UsageError(f"The device '{name}' does not exist on this machine.", "Use --device cpu or auto.")
+        raise UsageError(f"There is no device '{name}' on this machine.", "Use --device cpu, or leave it out.")
     return device
 
 

@@ -149,7 +149,7 @@ def prepare(
     limit, judge = options.get("limit", 32), options.get("judge")
     settings = ExamSettings(tuple(map(float, options.get("temperatures", (0.0, 0.7, 1.0, 1.3)))), n, limit, seed)
     settings.check()
-    judge = open_judge(judge, None, 0.8, "float32") if isinstance(judge, str) else judge
+    judge = open_judge(judge, None, 0.8, ("float32", "auto")) if isinstance(judge, str) else judge
     most = options.get("most", 200) or None
     one = examinee(model.opened, questions[:most], options.get("raw"), options.get("training", ()), judge, limit)
     return planned(one, settings, minutes, options.get("budget"))

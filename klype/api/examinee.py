@@ -210,9 +210,9 @@ def identity(opened: Opened) -> str:
     return digest.hexdigest()
 
 
-def open_judge(model: str, embedding: Path | None, alike: float, precision: str) -> Judging | None:
+def open_judge(model: str, embedding: Path | None, alike: float, how: tuple[str, str]) -> Judging | None:
     """The judge that is asked for: another MODEL, or an encoder's folder. Errors: both; it cannot be opened; ``alike``
-    is no cosine."""
+    is no cosine. ``how``: a model's precision and device."""
     if not -1 <= alike <= 1:
         raise UsageError(f"--alike should be a cosine, from -1 to 1 (it is {alike:g}).")
     if model and embedding is not None:
@@ -221,7 +221,7 @@ def open_judge(model: str, embedding: Path | None, alike: float, precision: str)
         from klype.judge.meaning import JudgeModel
         from klype.sources.opening import open_model
 
-        opened = open_model(model, precision)
+        opened = open_model(model, how[0], device=how[1])
         if not opened.template:
             raise UsageError(f"--judge: {model} cannot be asked: it has no chat template.", "Give an instructed model.")
         return JudgeModel(opened.source)

@@ -38,6 +38,25 @@ def newest_run() -> str:
     return found
 
 
+def a_device(name: str) -> str:
+    """What was asked to compute on. Errors: a device that is not there; torch is asked for no more than it must."""
+    if name not in ("auto", "cpu"):
+        from klype.device import pick_device
+
+        pick_device(name)
+    return name
+
+
+def on_cores(name: str) -> str:
+    """The only device of an experiment that trains many models at a time."""
+    if name not in ("auto", "cpu"):
+        raise UsageError(
+            f"--device {name}: this experiment trains its models side by side, a core of the processor each.",
+            "Leave out --device.",
+        )
+    return name
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; words go to stderr.")]
 Seed = Annotated[int, typer.Option("--seed", help="Same seed, same result.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Where to write.", show_default="runs/RECIPE-DATE-N")]
@@ -61,6 +80,15 @@ Raw = Annotated[
     ),
 ]
 Precision = Annotated[str, typer.Option("--precision", help="float32, bfloat16, int8 or auto (what is fastest here).")]
+Device = Annotated[
+    str,
+    typer.Option(
+        "--device", help="auto (cuda or mps where there is one, else cpu), cpu, cuda, cuda:1 or mps.", callback=a_device
+    ),
+]
+Cores = Annotated[
+    str, typer.Option("--device", help="auto or cpu: models are trained side by side, a core each.", callback=on_cores)
+]
 Speculate = Annotated[
     str | None,
     typer.Option("--speculate", help="Guess ahead with lookup, ngram, ngram:FILE or a MODEL, beside plain decoding."),

@@ -13,13 +13,13 @@ from klype.sources.native import NativeSource
 from klype.sources.opening import open_model
 
 
-def open_served(text: str, precision: str = "float32") -> Served:
+def open_served(text: str, precision: str = "float32", device: str = "auto") -> Served:
     """``MODEL`` or ``NAME=MODEL``; without a name it is made from the folder's. It is opened as everywhere, with an
     engine that knows it by its name (a path is nobody's business). Raises UsageError when klype does not compute it."""
     given, separator, rest = text.partition("=")
     named = bool(separator) and NAME.fullmatch(given) is not None and not Path(text).exists()
     address = rest if named else text
-    opened = open_model(address, precision)
+    opened = open_model(address, precision, device=device)
     loaded, found = opened.loaded, opened.found
     name = given if named else name_of(found, address)
     chat = loaded.chat if opened.template else None

@@ -75,5 +75,5 @@ def fingerprint(model: Transformer) -> str:
     for name, weight in sorted(model.state_dict().items()):
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
         plain = weight.to_dense() if weight.is_mkldnn else weight  # packed in oneDNN's blocks
-        digest.update(plain.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(plain.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return f"fp_{digest.hexdigest()[:12]}"

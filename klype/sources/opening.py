@@ -110,30 +110,28 @@ class Opened:
 def open_model(
     name: str, precision: str = "float32", measured: bool = False, budget: str = "", device: str = "auto"
 ) -> Opened:
-    """Finds, checks and loads a MODEL; computing uses every usable core, or the ``device`` (see ``pick_device``).
+    """Finds, checks and loads a MODEL; computing uses every usable core, or the ``device`` (see ``pick_device``), but
+    for a server's model, of which precision and device are the server's.
 
     ``measured``: its probabilities are looked at, for which "auto" never chooses int8. ``budget``: what a server may
     be asked for at most, "500requests" or "20000tokens". Architectures that klype does not compute go to transformers.
     """
-    from klype.device import pick_device
-
     if name.startswith(("http://", "https://")):
-        if device != "auto":
-            raise UsageError(f"{name} is computed by its server, not on --device {device}.", "Leave out --device.")
         from klype.sources.open_remote import open_remote
 
         return open_remote(name, budget)
     if budget:
         raise UsageError(f"--budget {budget}: {name} is no server's model.", "Requests and tokens are counted there.")
+    from klype.device import pick_device
     from klype.sources.find import find_model
 
-    found = find_model(name)
+    there, found = pick_device(device), find_model(name)
     if found.folder.is_dir():
         from klype.sources.hf_open import why_not_native
 
         if why_not_native(found.folder):
-            return _open_hf(name, found, precision, pick_device(device))
-    return _open_native(name, found, (precision, measured), pick_device(device))
+            return _open_hf(name, found, precision, there)
+    return _open_native(name, found, (precision, measured), there)
 
 
 def _open_native(name: str, found: Found, precise: tuple[str, bool], device: torch.device) -> Opened:

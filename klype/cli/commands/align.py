@@ -29,6 +29,7 @@ def command(
     minutes: Annotated[float | None, typer.Option("--minutes", help="How long a round, instead of --steps.")] = None,
     out: o.Out = None,
     resume: o.Resume = False,
+    device: o.Device = "auto",
     seed: o.Seed = 0,
     setting: o.Set = None,
     force: o.Force = False,
@@ -62,6 +63,7 @@ def command(
         "overrides": tuple(settings),
         "force": force,
         "human": human,
+        "device": device,
         "resume": resume,
         "lang": terminal.lang,
     }

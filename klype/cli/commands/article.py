@@ -30,6 +30,7 @@ def command(
     budget: Annotated[int, typer.Option("--budget", min=0, help="Forward passes at most (0: as planned).")] = 0,
     raw: o.Raw = None,
     precision: o.Precision = "float32",
+    device: o.Device = "auto",
     seed: o.Seed = 0,
     out: Annotated[Path | None, typer.Option("--out", help="Folder.", show_default="examinations/MODEL")] = None,
     lang: o.Lang = None,
@@ -50,7 +51,7 @@ def command(
     settings = ExamSettings(parse_temperatures(temperatures), samples, limit, seed, trees=4, forks=0)
     settings.check()
     w = words(terminal.lang, "examination")
-    opened = open_model(model, precision)
+    opened = open_model(model, precision, device=device)
     one = examinee(opened, questions_of(opened, questions, "", most), raw, limit=limit)
     writing = Writing(documents, temperature=settings.main, seed=seed)
     if budget:  # a quarter of the passes at most are for long texts
@@ -60,7 +61,7 @@ def command(
     folder = out or Path("examinations") / Path(model).name
     with watched(terminal) as progress:
         found = exam.run(folder, progress).found
-    texts, writer = long_texts(terminal, opened, writing, precision)
+    texts, writer = long_texts(terminal, opened, writing, (precision, device))
     made = article(found, texts, writer)
     made["report"] = str(write_page(folder, made, terminal.lang))
     write(folder / "article.json", to_json(made) + "\n")
@@ -76,8 +77,13 @@ def command(
     terminal.document(made)
 
 
-def long_texts(terminal: Terminal, opened: Opened, writing: Writing, precision: str) -> tuple[list[Answered], str]:
-    """What the base model of a run of the demo world writes, judged word by word, and its name; else nothing."""
+def long_texts(
+    terminal: Terminal, opened: Opened, writing: Writing, how: tuple[str, str]
+) -> tuple[list[Answered], str]:
+    """What the base model of a run of the demo world writes, judged word by word, and its name; else nothing.
+
+    ``how``: its precision and its device.
+    """
     from klype.api.asking import world_of
     from klype.api.examinee import spellings_of
     from klype.cli.progress import listener
@@ -88,7 +94,7 @@ def long_texts(terminal: Terminal, opened: Opened, writing: Writing, precision: 
     run, world = opened.found.run, world_of(opened)
     if world is None or run is None or not is_whole(run / "pretrain") or not writing.number or not writing.temperature:
         return [], ""
-    base = opened if opened.found.stage == "pretrain" else open_model(str(run / "pretrain"), precision)
+    base = opened if opened.found.stage == "pretrain" else open_model(str(run / "pretrain"), how[0], device=how[1])
     if base.window < writing.words + LEAST:
         return [], ""
     with listener(terminal) as say:

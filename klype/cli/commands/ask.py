@@ -29,6 +29,7 @@ def command(
     limit: o.Limit = 128,
     raw: o.Raw = None,
     precision: o.Precision = "float32",
+    device: o.Device = "auto",
     speculate: o.Speculate = None,
     sure: o.Sure = False,
     best_of: Annotated[
@@ -64,7 +65,7 @@ def command(
     times, server = split(decoder, budget)
     if decoder and (best_of > 1 or speculate is not None or sure):
         raise UsageError("--decoder decides by itself: leave out --best-of, --speculate and --sure.")
-    asked = load(model, precision, server)
+    asked = load(model, precision, server, device)
     opened = asked.opened
     request = asked.request(prompt_of(opened, text, raw), sampling, limit, seed)
     if speculate is not None:

@@ -36,6 +36,7 @@ def command(
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder.", show_default="runs/bias-DATE-N")] = None,
     resume: o.Resume = False,
+    device: o.Cores = "auto",
     seed: o.Seed = 0,
     lang: o.Lang = None,
     as_json: o.Json = False,

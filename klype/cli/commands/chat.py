@@ -26,6 +26,7 @@ def command(
     top_p: o.TopP = 1.0,
     limit: o.Limit = 128,
     precision: o.Precision = "float32",
+    device: o.Device = "auto",
     speculate: o.SpeculateChat = None,
     sure: o.Sure = False,
     seed: o.Seed = 0,
@@ -43,7 +44,7 @@ def command(
     from klype.sources.opening import checked_sampling, room
 
     sampling = checked_sampling(temperature, top_p)
-    opened = load(model, precision).opened
+    opened = load(model, precision, device=device).opened
     room(opened, opened.prompt([{"role": "user", "content": ""}]), limit)
     talk = Talk(terminal, opened, sampling, limit, seed)
     talk.sure = sure

@@ -57,6 +57,7 @@ def command(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask before a long examination.")] = False,
     raw: o.Raw = None,
     precision: o.Precision = "float32",
+    device: o.Device = "auto",
     seed: o.Seed = 0,
     out: Annotated[Path | None, typer.Option("--out", help="Folder.", show_default="examinations/MODEL")] = None,
     lang: o.Lang = None,
@@ -86,13 +87,13 @@ def command(
         condition.check([f"{t:g}" for t in settings.temperatures])
     w = words(terminal.lang, "examination")
     texts = read_training(training or [])
-    deciding = open_judge(judge, embedding, alike, precision)
+    deciding = open_judge(judge, embedding, alike, (precision, device))
     folder = out or Path("examinations") / "-".join(Path(name).name or "model" for name in models)
     check_place(folder)
     found: list[Examined] = []
     documents: list[dict[str, Any]] = []
     for name, place in zip(models, apart(folder, models) if compare else [folder], strict=True):
-        model = load(name, precision, asked)
+        model = load(name, precision, asked, device)
         exam = prepare(
             model, questions_of(model.opened, questions, suite, most), minutes, samples, seed, most=0,
             temperatures=settings.temperatures, limit=limit, budget=passes, raw=raw, judge=deciding, training=texts,

@@ -27,6 +27,7 @@ def command(
     ] = None,
     raw: o.Raw = None,
     precision: o.Precision = "float32",
+    device: o.Device = "auto",
     budget: o.ServerBudget = "",
     seed: o.Seed = 0,
     out: o.OutFile = None,
@@ -43,7 +44,7 @@ def command(
     from klype.words import words
 
     sampling = checked_sampling(temperature, top_p)
-    asked = load(model, precision, budget)
+    asked = load(model, precision, budget, device)
     ask = asking(asked.opened, text, raw)
     found = asked.decided(ask, sampling, (limit, samples, seed), answer)
     if not as_json:

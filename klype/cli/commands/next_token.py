@@ -20,6 +20,7 @@ def command(
     top: Annotated[int, typer.Option("--top", min=1, help="How many tokens are shown.")] = 12,
     raw: o.Raw = None,
     precision: o.Precision = "float32",
+    device: o.Device = "auto",
     seed: o.Seed = 0,
     out: o.OutFile = None,
     lang: o.Lang = None,
@@ -36,7 +37,7 @@ def command(
     from klype.sources.opening import checked_sampling, open_model
 
     checked_sampling(temperature, top_p)
-    opened = open_model(model, precision, measured=True)
+    opened = open_model(model, precision, measured=True, device=device)
     document = Model(opened).next(text, top, temperature, raw, top_p=top_p).to_json()
     if not as_json:
         chart(terminal, document, text, temperature)

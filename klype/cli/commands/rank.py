@@ -46,6 +46,7 @@ def command(
     export: Annotated[Path | None, typer.Option("--export", help="Write the rankings to a JSONL file.")] = None,
     form: Annotated[str, typer.Option("--format", help="Of --export: ranked, trl, sharegpt or alpaca.")] = "ranked",
     import_: Annotated[Path | None, typer.Option("--import", help="Add the rankings of a JSONL file.")] = None,
+    device: o.Device = "auto",
     seed: o.Seed = 0,
     lang: o.Lang = None,
     as_json: o.Json = False,
@@ -75,7 +76,7 @@ def command(
         with Store.open(store) if store else ranking.open_store(_folder(found)) as opened:
             done = 0
             if from_:
-                _drawn(opened, terminal, from_, (tuple(temperature or (1.0,)), n, steps, seed))
+                _drawn(opened, terminal, (from_, device), (tuple(temperature or (1.0,)), n, steps, seed))
             first = _first(opened, found, seed) if active else []
             if import_ is not None:
                 from klype.preferences import formats
@@ -84,7 +85,7 @@ def command(
             elif simulate or taste:
                 done = _simulated(opened, found, (taste or [""], noise, annotator), (steps, seed, first))
             elif judge:
-                done = _judged(opened, judge, (steps, seed, first))
+                done = _judged(opened, (judge, device), (steps, seed, first))
             elif export is None and not from_:
                 done = _by_hand(opened, terminal, annotator or "you", steps, repeats)
             _tell(opened, terminal, {"run": run, "store": opened.place, "new": done}, export, form)
@@ -112,14 +113,17 @@ def _folder(found: Found) -> Path:
     return found.run / "rank"
 
 
-def _drawn(store: Store, terminal: Terminal, names: list[str], how: tuple[tuple[float, ...], int, int, int]) -> None:
+def _drawn(
+    store: Store, terminal: Terminal, whose: tuple[list[str], str], how: tuple[tuple[float, ...], int, int, int]
+) -> None:
+    """``whose``: the models, and where they compute."""
     from klype.runs.drawing import DrawSettings, draw_into
     from klype.sources.opening import open_model
 
-    temperatures, n, steps, seed = how
+    (names, device), (temperatures, n, steps, seed) = whose, how
     settings = DrawSettings(temperatures, n, most=steps, seed=seed)
     for name in names:
-        new = draw_into(store, name, open_model(name).source, settings)
+        new = draw_into(store, name, open_model(name, device=device).source, settings)
         terminal.say("rank.drawn", model=name, new=new)
 
 
@@ -153,14 +157,15 @@ def _simulated(store: Store, found: Found, how: tuple[list[str], float, str], wh
     return done
 
 
-def _judged(store: Store, judge: str, which: tuple[int, int, list[int]]) -> int:
+def _judged(store: Store, judge: tuple[str, str], which: tuple[int, int, list[int]]) -> int:
     from klype.preferences.tastes import ModelJudge
     from klype.runs import rankers
     from klype.sources.opening import open_model
 
     rankers.checked(store)
     steps, seed, first = which
-    return rankers.rank_all(store, rankers.by_model(ModelJudge(open_model(judge).source)), "model", steps, seed, first)
+    source = open_model(judge[0], device=judge[1]).source
+    return rankers.rank_all(store, rankers.by_model(ModelJudge(source)), "model", steps, seed, first)
 
 
 def _by_hand(store: Store, terminal: Terminal, name: str, steps: int, repeats: int) -> int:

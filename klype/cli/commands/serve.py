@@ -34,6 +34,7 @@ def command(
         int, typer.Option("--logprobs", min=5, max=1000, help="Alternatives that a completion may list.")
     ] = 5,
     precision: o.Precision = "float32",
+    device: o.Device = "auto",
     no_open: Annotated[bool, typer.Option("--no-open", hidden=True)] = False,  # as studio's; serve opens nothing
     lang: o.Lang = None,
     as_json: o.Json = False,
@@ -50,7 +51,7 @@ def command(
 
     set_threads()
     settings = ServeSettings(batch=batch, queue=queue, chat_top=max(20, logprobs), completion_top=logprobs)
-    served = [open_served(model, precision) for model in models]
+    served = [open_served(model, precision, device) for model in models]
     rules = Rules.of(settings, entrance.key, entrance.host, name or ())
     running = server(app(served, settings, rules), rules)
     url = f"{entrance.url}v1"

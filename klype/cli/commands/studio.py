@@ -60,6 +60,7 @@ def command(
     ] = None,
     no_open: Annotated[bool, typer.Option("--no-open", help="Do not open the browser.")] = False,
     precision: o.Precision = "float32",
+    device: o.Device = "auto",
     lang: o.Lang = None,
     as_json: o.Json = False,
 ) -> None:
@@ -74,7 +75,7 @@ def command(
     os.umask(0o077)  # what is asked, uploaded and trained here, also by the studio's processes, is for this user alone
     with suppress(OSError):  # where nothing can be written nothing is to be hidden
         durable.private_folder(state_folder())
-    opened = opened_models(models or newest_run(runs or RUNS), precision)
+    opened = opened_models(models or newest_run(runs or RUNS), precision, device)
     from klype.serve.guard import Rules, is_loopback
     from klype.serve.server import server
     from klype.serve.settings import ServeSettings
@@ -112,9 +113,9 @@ def newest_run(base: Path) -> list[str]:
     return []
 
 
-def opened_models(names: list[str], precision: str) -> list[Model]:
+def opened_models(names: list[str], precision: str, device: str = "auto") -> list[Model]:
     """Each of them; of a run, all its finished stages in their order."""
-    return [model for text in names for model in _models(text, precision)]
+    return [model for text in names for model in _models(text, precision, device)]
 
 
 def first_questions(models: list[Model]) -> dict[str, list[str]]:
@@ -148,7 +149,7 @@ def open_browser(url: str) -> None:
     timer.start()
 
 
-def _models(text: str, precision: str) -> Iterator[Model]:
+def _models(text: str, precision: str, device: str) -> Iterator[Model]:
     from klype.model.manifest import is_whole
     from klype.sources.find import NEWEST_FIRST
 
@@ -160,10 +161,10 @@ def _models(text: str, precision: str) -> Iterator[Model]:
         stages = [stage for stage in reversed(NEWEST_FIRST) if is_whole(folder / stage)]
         short = name or folder.resolve().name
         for stage in stages:
-            yield _model(f"{short}/{stage}", str(folder / stage), precision)
+            yield _model(f"{short}/{stage}", str(folder / stage), precision, device)
         if stages:
             return
-    yield _model(name or _short(address), address, precision)
+    yield _model(name or _short(address), address, precision, device)
 
 
 def _short(address: str) -> str:
@@ -175,7 +176,7 @@ def _short(address: str) -> str:
     return f"{path.resolve().parent.name}/{path.name}" if path.name in NEWEST_FIRST else path.name
 
 
-def _model(name: str, address: str, precision: str) -> Model:
+def _model(name: str, address: str, precision: str, device: str) -> Model:
     from klype.api.asking import asking, reading_from
     from klype.api.examinee import identity
     from klype.engine.engine import Engine
@@ -183,7 +184,7 @@ def _model(name: str, address: str, precision: str) -> Model:
     from klype.sources.opening import open_model
     from klype.studio.models import Model
 
-    opened = open_model(address, precision, measured=True)
+    opened = open_model(address, precision, measured=True, device=device)
     source, engine = opened.source, None
     if opened.native is not None:
         engine = opened.engine

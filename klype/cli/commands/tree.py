@@ -35,6 +35,7 @@ def command(
     sample: Annotated[int, typer.Option("--sample", min=0, help="Also draw so many, none twice.")] = 0,
     raw: o.Raw = None,
     precision: o.Precision = "float32",
+    device: o.Device = "auto",
     seed: o.Seed = 0,
     out: Annotated[Path | None, typer.Option("--out", help="Also write this file: .html a page, else JSON.")] = None,
     lang: o.Lang = None,
@@ -57,7 +58,7 @@ def command(
         raise UsageError(f"--eps should be between 0 and 1 (it is {eps}).")
     sampling = checked_sampling(temperature, top_p)
     passes, asked = split_budget(budget)
-    opened = load(model, precision, asked)
+    opened = load(model, precision, asked, device)
     ask = asking(opened.opened, text, raw)
     settings = opened.tree_settings(ask, sampling, limit, passes, until, eps)
     found = opened.grow(ask, settings)
