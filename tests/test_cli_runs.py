@@ -20,8 +20,9 @@ from klype.cli.main import call
 from klype.errors import Interrupted, KlypeError, UsageError
 from klype.model.manifest import MANIFEST
 from klype.runs import folder
-from klype.runs.record import Record, process_of
+from klype.runs.record import MEANING, Record, meant_otherwise, process_of
 from klype.sources.find import find_model
+from klype.words import number
 
 DAY = date(2026, 11, 24)
 Captured = pytest.CaptureFixture[str]
@@ -273,6 +274,40 @@ def test_runs_are_compared_stage_by_stage(tmp_path: Path, capsys: Captured) -> N
     assert "0.50 [0.46, 0.54]" in shown
     assert "0.80 [0.76, 0.84]" in shown
     assert "finetuned" not in shown
+
+
+@pytest.mark.parametrize(
+    ("lang", "said"), [("en", "meant something else: left out"), ("nb", "betydde noe annet: utelatt")]
+)
+def test_what_meant_something_else_in_an_older_run_is_not_compared(
+    tmp_path: Path, capsys: Captured, lang: str, said: str
+) -> None:
+    settings = {"kind": "world"}
+    old = run_of(
+        tmp_path / "old", settings=settings, figures={"aligned": {**figures(0.31), "concise": figures(0.42)["right"]}}
+    )
+    now = {"aligned": {**figures(0.93), "concise": figures(0.94)["right"]}}
+    new = run_of(tmp_path / "new", settings=settings, figures=now, meaning=MEANING)
+    text = run_of(tmp_path / "text", settings={"kind": "text"}, figures={"aligned": figures(0.75)})
+    assert guard.guarded(call, ["runs", "compare", str(old), str(new), str(text), "--lang", lang]) == 0
+    both = capsys.readouterr()
+    shown = " ".join((both.out + both.err).split())
+    assert f"old {'was made' if lang == 'en' else 'er laget'}" in shown
+    assert said in shown
+    assert number(0.31, lang) not in shown
+    assert all(number(value, lang) in shown for value in (0.42, 0.93, 0.94, 0.75))
+    assert guard.guarded(call, ["runs", "compare", str(old), str(old), "--lang", lang]) == 0
+    alone = capsys.readouterr()
+    assert number(0.31, lang) in alone.out
+    assert said not in alone.out + alone.err
+
+
+def test_a_run_with_facts_apart_means_what_is_meant_now() -> None:
+    world = {"settings": {"kind": "world"}}
+    assert "right" in meant_otherwise({**world, "figures": {"base": figures(0.5), "aligned": None}})
+    assert meant_otherwise({**world, "figures": {"base": {**figures(0.5), "right_fixed": figures(1.0)["right"]}}}) == ()
+    assert meant_otherwise({**world, "meaning": MEANING, "figures": {}}) == ()
+    assert meant_otherwise({"figures": []}) == ("ceiling",)
 
 
 def test_a_document_is_written_whole_or_refused(tmp_path: Path, capsys: Captured) -> None:

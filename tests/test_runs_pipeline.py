@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from klype.runs import pipeline
 from klype.runs.folder import read_run
 from klype.runs.options import RunOptions, StageOptions
 from klype.runs.recipe import read
-from klype.runs.record import FREE, asked, resumed_options
+from klype.runs.record import FREE, MEANING, asked, resumed_options
 from klype.runs.rounds import align_rounds
 from klype.runs.say import Silent
 from klype.text.tokenizer import Tokenizer
@@ -120,6 +121,26 @@ def test_a_finished_run_resumed_does_nothing_anew(world_run: tuple[Path, dict[st
     again = life(folder, resume=True, overrides=WORLD)
     assert (folder / "align" / "model.safetensors").read_bytes() == before
     assert again["stages"] == document["stages"]
+
+
+@pytest.mark.slow
+def test_figures_of_an_earlier_klype_are_measured_again_before_a_report_says_what_they_mean_now(
+    world_run: tuple[Path, dict[str, object]], tmp_path: Path
+) -> None:
+    folder, document = world_run
+    old = tmp_path / "old"
+    shutil.copytree(folder, old)
+    about = json.loads((old / "run.json").read_text(encoding="utf-8"))
+    del about["meaning"]
+    for stage in about["figures"].values():
+        del stage["right_fixed"]
+        stage["right"]["value"] = stage["right"]["low"] = stage["right"]["high"] = 0.123
+    about["reward"]["ceiling"] = {"value": 0.123, "low": 0.1, "high": 0.2, "n": 9, "unit": "share of pairs"}
+    (old / "run.json").write_text(json.dumps(about), encoding="utf-8")
+    again = life(old, resume=True, overrides=WORLD)
+    assert again["stages"] == document["stages"]
+    assert again["reward"] == document["reward"]
+    assert json.loads((old / "run.json").read_text(encoding="utf-8"))["meaning"] == MEANING
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from klype.examine import report
 from klype.model.checkpoint import load, read_tokenizer, save
 from klype.runs import inputs
 from klype.runs.adapting import dealt_out, done_already, suited
-from klype.runs.aligning import align, reward
+from klype.runs.aligning import align, examined, reward
 from klype.runs.folder import MEND, read_run
 from klype.runs.gates import against_aligning, figure_of, time_gate
 from klype.runs.gather import MODELS, about, gather, measure_stage
@@ -25,7 +25,7 @@ from klype.runs.inherited import recipe_of, with_inputs_of
 from klype.runs.options import InputOptions, RunOptions, StageOptions, recipe_for
 from klype.runs.promise import settle
 from klype.runs.recipe import Recipe, read, saved
-from klype.runs.record import Asked, Record, resumed_options
+from klype.runs.record import MEANING, Asked, Record, meant_otherwise, resumed_options
 from klype.runs.say import Say
 from klype.runs.stages import Run, finetune, pretrain, rank
 from klype.runs.subject import Subject
@@ -68,6 +68,8 @@ def run(options: RunOptions, say: Say) -> dict[str, Any]:
         life = _life(options, say)
     with life.record.under_way():
         settle(life)
+        if parallel.is_first():
+            _measure_as_now(life)
         for name, stage in STAGES.items():
             if life.record.done(name) or not _may_start(life, name):
                 continue
@@ -294,6 +296,19 @@ def _measured(life: Run, stage: str) -> None:
     life.record.content["done"].pop("examine")
     life.record.save()
     life.say.table(f"{name} model", ("measure", "figure"), _rows(life.record.content["figures"][name]))
+
+
+def _measure_as_now(life: Run) -> None:
+    """What an earlier klype measured otherwise, as it is meant now."""
+    content = life.record.content
+    otherwise = meant_otherwise(content)
+    if "right" in otherwise:
+        for stage, name in MEASURED.items():
+            if content["figures"].get(name):
+                _measured(life, stage)
+    if otherwise and content.get("reward"):
+        content["reward"] = examined(life)
+    content["meaning"] = MEANING
 
 
 def _rows(figures: dict[str, Any]) -> list[tuple[str, str]]:

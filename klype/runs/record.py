@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +21,28 @@ Asked = TypeVar("Asked", RunOptions, StageOptions)
 FREE = frozenset(["out", "device", "cache", "processes", "program", "resume", "lang", "force", "human"])
 """Options that may differ when a run is resumed."""
 PLACES = frozenset(["text", "instructions", "preferences", "data", "from_"])
+
+MEANING = 2
+"""Of figures in a run.json; those without it are of before."""
+OTHERWISE = ("right", "polite", "s", "kl", "ceiling")
+"""What meant something else before: right and polite were of stories and of what is always true together, a right
+answer of one word was polite, S and KL were of other documents, and the ranker's other ranking was free of errors."""
+
+
+def meant_otherwise(about: Mapping[str, Any]) -> tuple[str, ...]:
+    """Measures of this run.json that mean something else than today's; outside the world only the ranker's own."""
+    figures, settings = about.get("figures"), about.get("settings")
+    stages = figures.values() if isinstance(figures, Mapping) else ()
+    if about.get("meaning") == MEANING or any(isinstance(s, Mapping) and "right_fixed" in s for s in stages):
+        return ()
+    world = isinstance(settings, Mapping) and settings.get("kind") == "world"
+    return OTHERWISE if world else ("ceiling",)
+
+
+def incomparable(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """Of each run.json, the measures that mean something else than in another of them."""
+    found = [meant_otherwise(about) for about in runs]
+    return found if len(set(found)) > 1 else [()] * len(found)
 
 
 class Record:
@@ -38,7 +60,7 @@ class Record:
     @staticmethod
     def start(folder: Path, options: RunOptions | StageOptions, about: dict[str, Any]) -> Record:
         content = {"asked": asked(options), **about, "versions": versions(), "machine": machine()}
-        content |= {"plan": {}, "done": {}, "seconds": {}, "figures": {}, "state": "running"}
+        content |= {"plan": {}, "done": {}, "seconds": {}, "figures": {}, "state": "running", "meaning": MEANING}
         return Record(folder, content)
 
     @property

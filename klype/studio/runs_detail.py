@@ -14,6 +14,7 @@ from klype.errors import KlypeError
 from klype.examine.charts import axis, line, lines
 from klype.examine.say import visible
 from klype.runs.overview import planned_steps
+from klype.runs.record import incomparable
 from klype.sources.find import NEWEST_FIRST
 from klype.studio.charts import chart, redraw
 from klype.studio.fields import Choice
@@ -206,13 +207,15 @@ class Detail:
         """A row a measure; a column a stage, or with another run beside it, the newest stage of both."""
         w, say = self.visit.words, self.visit.say
         columns: list[tuple[str, Mapping[str, Any]]] = []
-        for one in filter(None, (told, self.other)):
+        both, notes = list(filter(None, (told, self.other))), []
+        for one, otherwise in zip(both, incomparable([one.about for one in both]), strict=True):
             for stage in FIGURES:
                 if one.figures(stage):
                     name = w(f"stage_{stage}")
-                    columns.append(
-                        (f"{visible(one.name)}: {name}" if self.other is not None else name, one.figures(stage))
-                    )
+                    shown = {name: f for name, f in one.figures(stage).items() if name not in otherwise}
+                    columns.append((f"{visible(one.name)}: {name}" if self.other is not None else name, shown))
+            if gone := [m for m in otherwise if any(m in one.figures(stage) for stage in FIGURES)]:
+                notes.append(w("otherwise", run=visible(one.name), measures=", ".join(map(say.measure, gone))))
         if not columns:
             return
         names = [name for name in dict.fromkeys(name for _, figures in columns for name in figures)
@@ -226,6 +229,8 @@ class Detail:
             with ui.element("div").classes("k-scroll") as scroll:
                 scroll.props.update({"tabindex": 0, "role": "region", "aria-label": w("measures")})
                 table([w("measure"), *(title for title, _ in columns)], rows, range(1, len(columns) + 1))
+            for note in notes:
+                text_of("p", note, "k-small")
             text_of("p", w("how_measures"), "k-small")
             data = [[name, title, *((f.get(name) or {}).get(k) for k in ("value", "low", "high", "n"))]
                     for title, f in columns for name in names]  # fmt: skip

@@ -45,11 +45,17 @@ def compare(
     """Compare what runs reached, stage by stage, with intervals."""
     terminal = Terminal(as_json, lang)
     from klype.runs.folder import read_run
+    from klype.runs.record import incomparable
 
     if len(runs) < 2:
         raise UsageError("A comparison needs two runs at least.")
     abouts = {str(run): read_run(run) for run in runs}
-    document = {"runs": [{"run": run, "recipe": a.get("recipe"), "stages": stages_of(a)} for run, a in abouts.items()]}
+    document = {
+        "runs": [
+            {"run": run, "recipe": about.get("recipe"), "stages": stages_of(about), "incomparable": list(otherwise)}
+            for (run, about), otherwise in zip(abouts.items(), incomparable(list(abouts.values())), strict=True)
+        ]
+    }
     if not as_json:
         show_comparison(terminal, document["runs"])
     terminal.document(document, out)
@@ -123,16 +129,23 @@ def _cell(terminal: Terminal, run: dict[str, Any], key: str) -> str:
 
 
 def show_comparison(terminal: Terminal, runs: list[dict[str, Any]]) -> None:
-    """A table a stage: a row a measure, a column a run."""
+    """A table a stage: a row a measure, a column a run; what means something else in an older run is left out."""
     from klype.cli.progress import print_table
 
     names = [Path(run["run"]).name for run in runs]
     for stage in STAGES:
-        reached = [run["stages"][stage] or {} for run in runs]
+        reached = [
+            {name: figure for name, figure in (run["stages"][stage] or {}).items() if name not in run["incomparable"]}
+            for run in runs
+        ]
         measures = list(dict.fromkeys(name for figures in reached for name in figures))
         rows = [[name, *(shown(figures.get(name), terminal.lang) for figures in reached)] for name in measures]
         if rows:
             print_table(terminal.console, stage, [terminal.words("runs.measure"), *names], rows)
+    for run, name in zip(runs, names, strict=True):
+        measured = {measure for figures in run["stages"].values() for measure in figures or ()}
+        if otherwise := [measure for measure in run["incomparable"] if measure in measured]:
+            terminal.say("runs.otherwise", run=name, measures=", ".join(otherwise))
 
 
 def shown(figure: dict[str, Any] | None, lang: str) -> str:
