@@ -128,7 +128,7 @@ def truth(facts: Facts, say: Say) -> Picture | None:
         return None
     first = {name: found[0][1] for name in ("s", "kl") if (found := by_stage(facts, name))}
     title = (
-        say("picture.truth", s=say.value(first["s"], "s"), kl=say.value(first["kl"], "kl"))
+        say("picture.truth", s=say.share(first["s"]["value"] or 0.0, 1), kl=say.number(first["kl"]["value"] or 0.0, 3))
         if len(first) == 2
         else say("measure.s")
     )
@@ -245,7 +245,8 @@ def survival_title(say: Say, curves: Mapping[str, Any], most: int = 1000) -> str
     if not reference:
         return say("picture.survival_alone", k=say.value(k[n - 1], "survival"), n=n)
     kind = beyond(difference[n - 1], 0.0) if difference else 0
-    shown = say.apart({"k": k[n - 1]["value"], "reference": reference[n - 1]["value"]})
+    values = {"k": k[n - 1]["value"], "reference": reference[n - 1]["value"]}
+    shown = say.apart(values) if kind else {name: say.share(value) for name, value in values.items()}
     return say(f"picture.survival_{ {1: 'more', 0: 'open', -1: 'less'}[kind] }", n=n, **shown)
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Literal
 
 from klype.examine.caution import caution, changed, clearly, figures_of, last_model
-from klype.examine.facts import Facts, GateFacts
+from klype.examine.facts import Facts, FigureFacts, GateFacts
 from klype.examine.say import Say
 
 __all__ = ["figures_of", "last_model", "verdict"]
@@ -43,7 +43,8 @@ def _answers(facts: Facts, say: Say) -> list[str]:
     elif "right" in last:
         shown = {name: say.figure(last[name], "right") for name in ("right", "right_fixed") if name in last}
         key = "verdict.right_stories" if "right_fixed" in last else "verdict.right"
-        sentences.append(say(key, n=say.count(last["right"].get("n", 0)), **shown))
+        asked = {"n": last["right"].get("n", 0), "n_fixed": last.get("right_fixed", last["right"]).get("n", 0)}
+        sentences.append(say(key, **{name: say.count(n) for name, n in asked.items()}, **shown))
     before, after = figures_of(facts, "finetuned"), figures_of(facts, "aligned")
     if "right" in before and "right" in after:
         sentences += _alignment(facts, say)
@@ -55,7 +56,8 @@ def _answers(facts: Facts, say: Say) -> list[str]:
         sentences.append(say("verdict.missing", why=say.text(why)))
     reward = facts.get("reward")
     if reward and reward["pair_accuracy"]["value"] is not None:
-        shown = say.apart({"accuracy": reward["pair_accuracy"]["value"], "ceiling": reward["ceiling"]["value"]})
+        named = {"accuracy": "pair_accuracy", "ceiling": "ceiling"}
+        shown = {key: say.figure(reward[name], name) for key, name in named.items()}  # type: ignore[literal-required]
         known = reward["ceiling"]["value"] is not None
         sentences.append(say("verdict.reward" if known else "verdict.reward_alone", **shown))
     return sentences
@@ -84,8 +86,8 @@ def _language(facts: Facts, say: Say) -> list[str]:
         shown = {"bits": say.figure(bits), "ngram": say.number(text["ngram"]), "xz": say.number(text["xz"])}
         return [say("verdict.text_base" if base.get("bits_per_byte") else "verdict.text", n=order, **shown)]
     if "s" in base and "kl" in base:
-        s = base["s"]["value"] or 0.0
-        return [say("verdict.truth", s=say.share(s, 1), kl=say.figure(base["kl"], "kl"))]
+        s = FigureFacts(**{**base["s"], "unit": "share"})  # in percent, with its interval
+        return [say("verdict.truth", s=say.figure(s), kl=say.figure(base["kl"], "kl"))]
     return []
 
 
@@ -95,8 +97,9 @@ def _hot(facts: Facts, say: Say) -> list[str]:
     known = [(t, figure) for t, figure in rights if figure is not None and figure["value"] is not None]
     if len(known) < 2 or clearly(known[0][1], known[-1][1]) >= 0:
         return []
-    t, figure = known[-1]
-    return [say("verdict.hot", t=say.plain(t), right=say.figure(figure, "right"))]
+    (t0, right0), (t, right) = known[0], known[-1]
+    shown = {"right0": say.figure(right0, "right"), "right": say.figure(right, "right")}
+    return [say("verdict.hot", t0=say.plain(t0), t=say.plain(t), **shown)]
 
 
 def _gates(facts: Facts, say: Say) -> list[str]:
