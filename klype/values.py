@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from klype.samplers import PLAIN
+from klype.samplers import Sampling as Sampling
+
 if TYPE_CHECKING:
     import torch
 
@@ -54,21 +57,6 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class Sampling:
-    """How the next token is drawn from the logits. Temperature 0 is a one-hot distribution."""
-
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    typical_p: float = 1.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    logit_bias: tuple[tuple[int, float], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class Request:
     """``n`` answers to one prompt. ``stop`` are token ids that end an answer and are kept as its last step.
 
@@ -79,7 +67,7 @@ class Request:
     prompt: tuple[int, ...]
     n: int = 1
     limit: int = 64
-    sampling: Sampling = Sampling()
+    sampling: Sampling = PLAIN
     seed: int = 0
     stop: tuple[int, ...] = ()
     stop_texts: tuple[str, ...] = ()

@@ -23,7 +23,7 @@ from klype.model.checkpoint import Loaded
 from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
 from klype.sources.find import Found
-from klype.sources.opening import Opened, Pieces, checked_sampling, native, room, stream
+from klype.sources.opening import Opened, Pieces, native, room, stream
 from klype.text.chat import TEMPLATE, Message
 from klype.text.tokenizer import Tokenizer
 from klype.values import Request, Sampling
@@ -184,7 +184,7 @@ def test_commands(opened: Opened, capsys: Captured) -> None:
     assert "/temperature needs a number" in shown
     assert "That cannot be: --top-p should be above 0" in shown
     talk.take("/help")
-    assert "now 0.5" in capsys.readouterr().out
+    assert "Now 0.5." in capsys.readouterr().out
     talk.take("/dance")
     assert "There is no command /dance." in capsys.readouterr().out
     talk.take("Hunden drakk?")
@@ -217,16 +217,6 @@ def test_what_cannot_be_asked_is_one_sentence(opened: Opened) -> None:
         room(opened, prompt[:3], 0)
     with pytest.raises(UsageError, match="no text"):
         room(opened, [], 5)
-    for temperature, top_p in (
-        (-1.0, 1.0),
-        (float("inf"), 1.0),
-        (float("nan"), 1.0),
-        (1.0, 0.0),
-        (1.0, 1.1),
-        (1.0, float("nan")),
-    ):
-        with pytest.raises(UsageError, match="should be"):
-            checked_sampling(temperature, top_p)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0, 1.3])
@@ -234,7 +224,8 @@ def test_next_is_a_distribution_before_and_after_temperature(opened: Opened, tem
     distribution = opened.engine.next([opened.plain("Hunden drakk")])[0]
     sampling = Sampling(temperature=temperature)
     size = opened.loaded.config.vocab_size
-    tempered = torch.tensor(list(as_drawn(distribution, sampling, size)[0].values()), dtype=torch.float64)
+    drawn = as_drawn(distribution, sampling, (), size)
+    tempered = torch.tensor(list(drawn[0].values()), dtype=torch.float64)
     logp = torch.full((size,), float("-inf"), dtype=torch.float64)
     logp[torch.as_tensor(distribution.ids.copy())] = torch.as_tensor(distribution.logp.copy(), dtype=torch.float64)
     if temperature == 0:
@@ -243,11 +234,11 @@ def test_next_is_a_distribution_before_and_after_temperature(opened: Opened, tem
     else:
         torch.testing.assert_close(tempered, torch.softmax(logp / temperature, -1), atol=1e-6, rtol=1e-4)
     truth = {9: 0.75, 11: 0.25}
-    document = Model(opened).table(distribution, sampling, truth, 4).to_json()
+    document = Model(opened).table(distribution, drawn, truth, 4).to_json()
     assert json.loads(json.dumps(document, allow_nan=False)) == document
     assert {row["id"]: row["truth"] for row in document["tokens"] if row["truth"]} == truth
     assert document["rest"] + sum(row["p"] for row in document["tokens"]) == pytest.approx(1, abs=1e-5)
-    assert "truth" not in Model(opened).table(distribution, sampling, None, 4).to_json()["tokens"][0]
+    assert "truth" not in Model(opened).table(distribution, drawn, None, 4).to_json()["tokens"][0]
 
 
 @given(st.floats(-0.5, 1.5), st.integers(1, 40))

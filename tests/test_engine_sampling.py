@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from klype.engine.sampling import Seen, check_sampling, draw, noise, sample, shape, top_p
+from klype.engine.sampling import check_sampling, draw, noise, sample, shape
 from klype.errors import UsageError
+from klype.samplers import Seen, top_p
 from klype.values import Sampling
 
 LOGITS = st.lists(st.floats(-8, 8, width=32), min_size=2, max_size=40)

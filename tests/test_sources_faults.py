@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, get_args
 
 import httpx
 import pytest
 
 from klype.errors import KlypeError, UsageError
+from klype.samplers import OWN, SAMPLERS
 from klype.sources.dialect import choices
-from klype.sources.offer import Offer, probe
+from klype.sources.offer import Kind, Offer, probe
 from klype.sources.remote import RemoteSource
 from klype.sources.source import answers
 from klype.sources.wire import Budget, Call, Patience, Wire, retry_after
-from klype.values import Request
+from klype.values import Request, Sampling
 
 OPENAI_CHAT = {
     "choices": [
@@ -325,3 +327,40 @@ def test_an_untold_token_is_no_end_where_the_limit_ended_the_answer() -> None:
     answer["usage"]["completion_tokens"] = 2
     with pytest.raises(KlypeError, match="says that it wrote 2 tokens and tells 1"):
         choices(answer, 1, "there")
+
+
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_a_sampler_is_asked_for_in_the_servers_own_name_or_refused(kind: Kind) -> None:
+    """Nothing is dropped in silence: what is not in the request was refused before it."""
+    sent: list[dict[str, Any]] = []
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        sent.append(json.loads(request.content))
+        choice = {"index": 0, "text": "Hi", "finish_reason": "stop", "logprobs": None}
+        return httpx.Response(200, json={"choices": [choice]})
+
+    wire = Wire("http://there/v1", patience=Patience(client=httpx.Client(transport=httpx.MockTransport(handle))))
+    source = RemoteSource(wire, Offer(kind, "m", ("m",), completions=True, completion_top=2))
+    prompt = tuple(source.codec.encode("Hi"))
+    for name, row in SAMPLERS.items():
+        value = row.slider[1] if row.slider[1] != row.off else row.slider[0]
+        request = Request(prompt, n=2, limit=4, sampling=Sampling(**{name: int(value) if row.whole else value}))  # type: ignore[arg-type]
+        if kind not in row.servers:
+            with pytest.raises(UsageError, match=f"takes no {name}"):
+                answers(source, [request])
+            continue
+        answers(source, [request])
+        assert sent[-1][row.servers[kind] or name] == value
+    with pytest.raises(UsageError, match="logit_bias") if kind not in OWN else nullcontext():
+        answers(source, [Request(prompt, n=2, limit=4, sampling=Sampling(logit_bias=((5, -1.0),)))])
+
+
+def test_the_names_of_samplers_are_those_that_servers_document() -> None:
+    takes = {kind: {row.servers[kind] or name for name, row in SAMPLERS.items() if kind in row.servers}
+             for kind in get_args(Kind)}  # fmt: skip
+    openai = {"temperature", "top_p", "presence_penalty", "frequency_penalty"}
+    assert takes["openai"] == takes["ollama"] == takes["other"] == openai
+    assert takes["vllm"] == openai | {"top_k", "min_p", "repetition_penalty"}  # no typical_p: it would be ignored
+    assert takes["llama.cpp"] == openai | {"top_k", "min_p", "typical_p", "repeat_penalty"}
+    assert takes["lmstudio"] == openai | {"top_k", "repeat_penalty"}
+    assert takes["klype"] == set(SAMPLERS)

@@ -49,8 +49,8 @@ def test_bars_are_what_the_engine_draws_from(seed: int, sampling: Sampling) -> N
     logits_1V = torch.full((1, 30), -math.inf)
     logits_1V[0, torch.from_numpy(q.ids)] = torch.from_numpy(q.logp)
     engine_V = shape(logits_1V, sampling, None)[0].double().exp().numpy()
-    np.testing.assert_allclose(drawn_from(q, sampling, 30), engine_V[q.ids], atol=1e-6)
-    found = bars_of(step(q, 29), sampling, 30)
+    np.testing.assert_allclose(drawn_from(q, ((), ()), sampling, 30), engine_V[q.ids], atol=1e-6)
+    found = bars_of(step(q, 29), ((), ()), sampling, 30)
     assert found is not None
     assert found.exact
     assert sum(bar.p for bar in found.bars) + found.rest == pytest.approx(1, abs=1e-5)
@@ -61,11 +61,11 @@ def test_bars_are_what_the_engine_draws_from(seed: int, sampling: Sampling) -> N
 def test_bars_show_the_truth_even_where_the_model_does_not() -> None:
     q = whole(1)
     unlikely = int(q.ids[-1])
-    found = bars_of(step(q), Sampling(), 30, {unlikely: 1.0}, most=3)
+    found = bars_of(step(q), ((), ()), Sampling(), 30, {unlikely: 1.0}, most=3)
     assert found is not None
     assert {bar.token: bar.truth for bar in found.bars}[unlikely] == 1.0
     assert all(bar.truth == 0.0 for bar in found.bars if bar.token != unlikely)
-    assert bars_of(Step(3, -1.0, -1.0, "drawn", None), Sampling(), 30) is None
+    assert bars_of(Step(3, -1.0, -1.0, "drawn", None), ((), ()), Sampling(), 30) is None
 
 
 @given(st.integers(0, 50), st.floats(0.2, 1.0))
@@ -73,9 +73,9 @@ def test_bars_of_a_partial_distribution_promise_no_more_than_is_certain(seed: in
     q = whole(seed)
     part = Distribution(q.ids[:8], q.logp[:8], float(np.exp(q.logp[8:]).sum()))
     sampling = Sampling(temperature=temperature)
-    least = drawn_from(part, sampling, 30)
-    assert np.all(least <= drawn_from(q, sampling, 30)[:8] + 1e-6)
-    cut = drawn_from(part, Sampling(temperature=temperature, top_p=0.5), 30)
+    least = drawn_from(part, ((), ()), sampling, 30)
+    assert np.all(least <= drawn_from(q, ((), ()), sampling, 30)[:8] + 1e-6)
+    cut = drawn_from(part, ((), ()), Sampling(temperature=temperature, top_p=0.5), 30)
     assert cut.sum() == pytest.approx(1) or np.array_equal(cut, least)
 
 

@@ -382,7 +382,7 @@ def chosen(how: Any = "drawn", temperature: float = 1.0, rest: float = 0.0) -> T
         distribution = Distribution(np.array([1, 0]), np.log(np.array([0.6, 0.4 - rest])), rest)
         step = Step(1, float(np.log(0.6)), float(np.log(0.6)), how, distribution)
         answer = Answer(0, (1,), Sampling(temperature=temperature), 0, steps=[step])
-        found = bars_of(step, answer.sampling, 3)
+        found = bars_of(step, ((), ()), answer.sampling, 3)
         assert found is not None
         return why_chosen(answer, 0, found, words(lang, "studio_answer"), Say(lang))
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from klype.values import Distribution, Floats
+from klype.errors import UsageError
+from klype.values import Distribution, Floats, Sampling
 
 TINY = 1e-12
 ROUNDING = 1e-7
@@ -138,6 +139,13 @@ def tempered(q: Distribution, temperature: float, vocabulary: int) -> Tempered:
     least, most = _unlisted(q, temperature, vocabulary, float(logp_K.max()))
     low_K, high_K = weight_K / (listed + most), weight_K / (listed + least)
     return Tempered(low_K, np.minimum(1.0, high_K), max(0.0, 1.0 - float(low_K.sum())))
+
+
+def drawn_from(q: Distribution, sampling: Sampling, vocabulary: int) -> Tempered:
+    """``tempered``, of a sampling. Errors: one that does more, for which the unlisted tokens would have to be known."""
+    if sampling != Sampling(temperature=sampling.temperature):
+        raise UsageError("This model tells only its most probable tokens: nothing but a temperature can be applied.")
+    return tempered(q, sampling.temperature, vocabulary)
 
 
 def _unlisted(q: Distribution, temperature: float, vocabulary: int, top: float) -> tuple[float, float]:

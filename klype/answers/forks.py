@@ -18,11 +18,11 @@ import numpy.typing as npt
 
 from klype.answers.tree import TreeSettings, continuations
 from klype.errors import UsageError
+from klype.samplers import PLAIN
 from klype.sources.source import Source, answers
 from klype.values import Figure, Request, Sampling, Trace
 
 Labels = npt.NDArray[np.int64]
-PLAIN = Sampling()
 TOGETHER = 32
 """Permutations that are counted in one go."""
 

@@ -21,8 +21,9 @@ import torch
 from klype.answers import bounds
 from klype.answers.entropies import entropy_bounds
 from klype.answers.reach import Reach
-from klype.engine.sampling import needs_seen, shape
+from klype.engine.sampling import shape
 from klype.errors import UsageError
+from klype.samplers import PLAIN, needs_seen
 from klype.sources.source import Source
 from klype.sources.wire import BudgetSpentError
 from klype.values import Distribution, Floats, Ints, Sampling
@@ -31,7 +32,6 @@ Tokens = tuple[int, ...]
 Spell = Callable[[int], bytes]
 Meaning = Callable[[str], Hashable]
 Stopped = Literal["mode", "mass", "budget", "whole"]
-PLAIN = Sampling()
 WIDEST = 4096
 """Continuations of a beginning that are kept one by one; those after them are lost mass."""
 TIGHTENED = 256
@@ -292,9 +292,7 @@ def continuations(found: Sequence[Distribution], settings: TreeSettings) -> list
         if q.whole:
             ids, p_K, tail = q.ids, _shaped(q, settings.sampling), 0.0
         else:
-            if settings.sampling != Sampling(temperature=settings.sampling.temperature):
-                raise UsageError("This model returns only its most probable tokens: use --temperature alone.")
-            at = bounds.tempered(q, settings.sampling.temperature, settings.vocabulary)
+            at = bounds.drawn_from(q, settings.sampling, settings.vocabulary)
             ids, p_K, tail = q.ids, at.low_K, at.rest
         if (p_K[1:] > p_K[:-1]).any():  # a temperature keeps the order
             order = np.argsort(-p_K, kind="stable")

@@ -49,11 +49,16 @@ def asking(opened: Opened, text: str, raw: bool | None) -> Asking:
     return Asking(opened.source, prompt, question, meaning, judge, right)
 
 
-def prompt_of(opened: Opened, text: str, raw: bool | None) -> tuple[int, ...]:
-    """A text as the model is asked it. Raises UsageError when it says nothing."""
+def not_empty(text: str) -> str:
+    """The text of a question. Errors: one that says nothing."""
     if not text.strip():
         raise UsageError("There is no text.", "Give a question, or a text to go on from.")
-    return tuple(opened.put(text, raw))
+    return text
+
+
+def prompt_of(opened: Opened, text: str, raw: bool | None) -> tuple[int, ...]:
+    """A text as the model is asked it. Raises UsageError when it says nothing."""
+    return tuple(opened.put(not_empty(text), raw))
 
 
 def reading_from(opened: Opened) -> Reading | None:

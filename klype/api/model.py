@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any, Literal, Unpack
 
 import numpy as np
 
@@ -18,30 +18,13 @@ from klype.engine.sampling import check_sampling
 from klype.errors import UsageError
 from klype.runs.folder import newest
 from klype.runs.truth import next_truth
+from klype.samplers import SamplingOptions, needs_seen
 from klype.sources.opening import Opened, open_model, room, stream
 from klype.sources.source import Message, answers
 from klype.values import Distribution, Request, Sampling, Trace
 
 LISTED = 5
 """Of the truth's most probable next tokens, so many are listed even where the model's own are others."""
-
-
-class SamplingOptions(TypedDict, total=False):
-    """How tokens are drawn: the fields of ``klype.Sampling`` beside the temperature (a test holds that they agree).
-
-    top_k: the k most probable (0: all). top_p: the most probable that together have this probability. min_p: those at
-    least so probable, relative to the most probable. typical_p: locally typical ones. The penalties lower what was
-    said before. logit_bias: pairs (token id, what is added to its logit).
-    """
-
-    top_k: int
-    top_p: float
-    min_p: float
-    typical_p: float
-    repetition_penalty: float
-    presence_penalty: float
-    frequency_penalty: float
-    logit_bias: tuple[tuple[int, float], ...]
 
 
 class AnswerStream(Iterator[str]):
@@ -163,7 +146,7 @@ class Model:
         truth = None
         if self.opened.native is not None:
             truth = next_truth(self.opened.found, self.opened.loaded.tokenizer, text, self.opened.as_raw(raw))
-        return self.table(distribution, drawn, truth, top)
+        return self.table(distribution, tempered(distribution, drawn, prompt, self.vocabulary), truth, top)
 
     def score(self, text: str, answer: str, raw: bool | None = None) -> Answer:
         """A given answer, token by token with its probability under the model; nothing is drawn. The end is scored,
@@ -246,11 +229,16 @@ class Model:
         )
 
     def table(
-        self, distribution: Distribution, sampling: Sampling, truth: dict[int, float] | None, top: int
+        self,
+        distribution: Distribution,
+        drawn: tuple[dict[int, float], dict[int, float]],
+        truth: dict[int, float] | None,
+        top: int,
     ) -> NextTokens:
-        """A distribution beside the one that would be drawn from, and the truth {token id: p} where it is known."""
+        """A distribution beside the one ``drawn`` from (see ``tempered``), and the truth {token id: p} where it is
+        known."""
         p = dict(zip(distribution.ids.tolist(), np.exp(distribution.logp).tolist(), strict=True))
-        low, high = tempered(distribution, sampling, self.vocabulary)
+        low, high = drawn
         listed = distribution.ids[:top].tolist()
         truest = sorted(truth, key=lambda token: -truth[token])[:LISTED] if truth else []
         listed += [token for token in truest if token not in listed]
@@ -297,25 +285,24 @@ class Model:
 
 
 def tempered(
-    distribution: Distribution, sampling: Sampling, vocabulary: int
+    distribution: Distribution, sampling: Sampling, prompt: Sequence[int], vocabulary: int
 ) -> tuple[dict[int, float], dict[int, float]]:
-    """The probability of every listed token as it would be drawn, from the function that answers are drawn with: least
-    and greatest, which are equal where the distribution is whole."""
+    """The probability of every listed token as it would be drawn after ``prompt``, from the function that answers are
+    drawn with: least and greatest, which are equal where the distribution is whole."""
     import torch
 
     from klype.answers import bounds
-    from klype.engine.sampling import shape
+    from klype.engine.sampling import seen_of, shape
 
-    ids = distribution.ids.tolist()
     if not distribution.whole:
-        if sampling != Sampling(temperature=sampling.temperature):
-            raise UsageError("This model returns only its most probable tokens: use --temperature alone.")
-        at = bounds.tempered(distribution, sampling.temperature, vocabulary)
-        low, high = (dict(zip(ids, end.tolist(), strict=True)) for end in (at.low_K, at.high_K))
+        at = bounds.drawn_from(distribution, sampling, vocabulary)
+        low, high = (dict(zip(distribution.ids.tolist(), end.tolist(), strict=True)) for end in (at.low_K, at.high_K))
         return low, high
     logits = torch.full((1, vocabulary), float("-inf"))
     logits[0, torch.as_tensor(distribution.ids.copy())] = torch.as_tensor(distribution.logp.copy(), dtype=torch.float32)
-    found = dict(enumerate(shape(logits, sampling, None)[0].exp().tolist()))
+    seen = seen_of(prompt, (), np.arange(vocabulary)) if needs_seen(sampling) else None
+    shaped = shape(logits, sampling, seen)
+    found = dict(enumerate(shaped[0].exp().tolist()))
     return found, found
 
 

@@ -2,31 +2,70 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from klype.api.asking import not_empty
 from klype.errors import UsageError
+from klype.samplers import SAMPLERS, TEMPERATURE
+from klype.samplers import Sampling as Sampling
 from klype.words.plain import aside
 
 
-def not_empty(text: str | None) -> str | None:
-    """The text of a question. Errors: one that says nothing."""
-    if text is not None and not text.strip():
-        raise UsageError("There is no text.", "Give a question, or a text to go on from.")
-    return text
+def checked(name: str, value: Any) -> Any:
+    """The value of the sampler ``name``, or one sentence about what is wrong with it."""
+    row = SAMPLERS[name]
+    if not row.supports(value):
+        raise UsageError(f"--{name.replace('_', '-')} should be {row.range} (it is {value}).")
+    return value
+
+
+def _checks(name: str) -> Callable[[Any], Any]:
+    return lambda value: checked(name, value)
+
+
+def draws(command: Callable[..., None]) -> Callable[..., None]:
+    """The command, with an option for each sampler in place of its parameter ``sampling``."""
+    signature = inspect.signature(command, eval_str=True)
+    options = {}
+    for name, row in SAMPLERS.items():
+        option = typer.Option(
+            f"--{name.replace('_', '-')}",
+            help=row.help["en"],
+            rich_help_panel="How tokens are drawn",
+            callback=_checks(name),
+        )
+        default = TEMPERATURE if name == "temperature" else row.off
+        kind: Any = Annotated[int if row.whole else float, option]
+        options[name] = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+
+    @wraps(command)
+    def drawing(**given: Any) -> None:
+        command(sampling=Sampling(**{name: given.pop(name) for name in options}), **given)
+
+    others = [
+        one.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for one in signature.parameters.values()
+        if one.name != "sampling"
+    ]
+    signed: Any = drawing
+    signed.__signature__ = signature.replace(parameters=[*others, *options.values()])
+    return drawing
 
 
 def asked(model: str, text: str | None) -> tuple[str, str]:
     """MODEL and TEXT as they are meant: one argument alone is the text, for the newest run. Errors: it is a MODEL."""
     if text is not None:
-        return model, text
+        return model, not_empty(text)
     if os.path.exists(os.path.expanduser(model)) or model.startswith(("hf:", "http://", "https://")):
         not_empty("")
-    not_empty(model)
-    return newest_run(), model
+    return newest_run(), not_empty(model)
 
 
 def newest_run() -> str:
@@ -66,12 +105,8 @@ MODEL = "A run, one of its stages (RUN/finetune), a model's folder or GGUF file.
 Model = Annotated[str, typer.Argument(help=MODEL)]
 AnyModel = Annotated[str | None, typer.Argument(help=MODEL, show_default="the newest run")]
 AskedModel = Annotated[str, typer.Argument(help=f"{MODEL} Left out: the newest run.")]
-Text = Annotated[
-    str | None,
-    typer.Argument(help="The question, or the text to go on from.", callback=not_empty),
-]
+Text = Annotated[str | None, typer.Argument(help="The question, or the text to go on from.")]
 Temperature = Annotated[float, typer.Option("--temperature", help="0: always the most probable token.")]
-TopP = Annotated[float, typer.Option("--top-p", help="Draw only from the most probable tokens of this mass.")]
 Limit = Annotated[int, typer.Option("--limit", help="Tokens of an answer at most.")]
 Raw = Annotated[
     bool | None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -15,6 +15,7 @@ from klype.engine.sampling import draw, noise, shape
 from klype.errors import KlypeError
 from klype.model.cache import Cache
 from klype.model.transformer import Transformer
+from klype.samplers import unpenalised
 from klype.values import Sampling
 
 DRAFT_STREAM = 1
@@ -121,12 +122,12 @@ class ModelDraft:
         same = next((i for i, (a, b) in enumerate(zip(self._fed, text, strict=False)) if a != b), len(self._fed))
         same = min(same, len(text) - 1)
         self._cache.truncate([same])
-        unpenalised = replace(setting.sampling, repetition_penalty=1.0, presence_penalty=0.0, frequency_penalty=0.0)
+        sampling = unpenalised(setting.sampling)
         text, new, logq = list(text), list(text[same:]), []
         start = len(text)
         while len(text) < start + count:
             hidden_BTD = self.model.hidden(torch.tensor([new], device=self._cache.device), self._cache)
-            shaped_BV = shape(self.model.unembed(hidden_BTD[:, -1]).cpu(), unpenalised)
+            shaped_BV = shape(self.model.unembed(hidden_BTD[:, -1]).cpu(), sampling)
             u = noise(setting.seed, setting.sample, np.array([len(text)]), DRAFT_STREAM)
             new = [int(draw(shaped_BV, u))]
             text += new

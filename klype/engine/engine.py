@@ -22,11 +22,12 @@ from klype.engine.checks import check_answer, check_prompt, check_request
 from klype.engine.prefix_cache import CachedPrefix, PrefixCache, by_shelf
 from klype.engine.records import Ended, Job, Records, distributions, token_counts
 from klype.engine.rows import Rows
-from klype.engine.sampling import Seen, needs_seen, noise, sample
+from klype.engine.sampling import noise, sample
 from klype.engine.score import score
 from klype.errors import KlypeError
 from klype.model.cache import Cache
 from klype.model.transformer import Transformer
+from klype.samplers import Seen, needs_seen
 from klype.values import Distribution, Request, Step, Trace
 
 FEW = 8

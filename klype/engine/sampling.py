@@ -7,7 +7,9 @@ The distribution drawn from is a value: ``shape`` makes it, ``draw`` draws from 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,68 +18,51 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from klype.errors import UsageError
-from klype.values import Sampling
+from klype.samplers import SAMPLERS, Sampling, Seen, active
 
 Words = npt.NDArray[np.uint64]
-NUCLEUS = 512
-"""In wide vocabularies the nucleus is looked for among so many tokens before all are sorted."""
 BLOCK = 64
 """Wide vocabularies are searched in two levels: the block of this many tokens first, then the token in it."""
 
 
-@dataclass(frozen=True)
-class Seen:
-    """What penalties look at, [B, V]: uses of each token in prompt and answer together, and in the answer alone."""
-
-    text: Tensor
-    counts: Tensor
-
-
 def check_sampling(sampling: Sampling, vocab_size: int) -> None:
     """One clear sentence when a setting makes no distribution."""
-    s = sampling
-    _check(math.isfinite(s.temperature) and s.temperature >= 0, "temperature", s.temperature, "0 or more")
-    _check(s.top_k >= 0, "top_k", s.top_k, "0 (off) or more")
-    _check(0 < s.top_p <= 1, "top_p", s.top_p, "above 0 and at most 1")
-    _check(0 <= s.min_p <= 1, "min_p", s.min_p, "between 0 and 1")
-    _check(0 < s.typical_p <= 1, "typical_p", s.typical_p, "above 0 and at most 1")
-    good = math.isfinite(s.repetition_penalty) and s.repetition_penalty > 0
-    _check(good, "repetition_penalty", s.repetition_penalty, "above 0")
-    _check(math.isfinite(s.presence_penalty), "presence_penalty", s.presence_penalty, "a number")
-    _check(math.isfinite(s.frequency_penalty), "frequency_penalty", s.frequency_penalty, "a number")
-    for token, bias in s.logit_bias:
+    for name, row in SAMPLERS.items():
+        value = getattr(sampling, name)
+        _check(row.supports(value), name, value, row.range)
+    for token, bias in sampling.logit_bias:
         _check(0 <= token < vocab_size, "logit_bias token", token, f"an id below {vocab_size}")
         _check(not math.isnan(bias) and bias < math.inf, "logit_bias", bias, "a number or minus infinity")
 
 
-def needs_seen(sampling: Sampling) -> bool:
-    return sampling.repetition_penalty != 1 or sampling.presence_penalty != 0 or sampling.frequency_penalty != 0
+def seen_of(prompt: Sequence[int], answer: Sequence[int], ids: npt.NDArray[np.integer[Any]]) -> Seen:
+    """What penalties look at for these tokens, after one prompt and the beginning of its answer, [1, len(ids)]."""
+    counts, texts = (
+        torch.tensor([[float(used[token]) for token in ids.tolist()]])
+        for used in (Counter(answer), Counter([*prompt, *answer]))
+    )
+    return Seen(texts, counts)
 
 
 def shape(logits_BV: Tensor, sampling: Sampling, seen: Seen | None = None) -> Tensor:
     """Log-probabilities [B, V] of what is drawn from: -inf for what cannot be.
 
-    Order: bias and penalties on logits; temperature; then top-k, top-p, min-p and typical, each on what the one before
-    left (renormalised), as in Hugging Face's chain of warpers.
+    Order: bias and penalties on logits; temperature; then what cuts (top-k, top-p …), each on what the one before left
+    (renormalised), as in Hugging Face's chain of warpers.
     """
-    s = sampling
-    logits = logits_BV.float()
-    if s.logit_bias:
-        logits = bias(logits, s.logit_bias)
-    if needs_seen(s):
-        assert seen is not None, "penalties need to know what was said"
-        logits = penalise(logits, s, seen)
-    if s.temperature == 0:
+    logits, values = logits_BV.float(), active(sampling)
+    if sampling.logit_bias:
+        logits = bias(logits, sampling.logit_bias)
+    for name, value in values.items():
+        if (adjust := SAMPLERS[name].adjust) is not None:
+            assert seen is not None, "penalties need to know what was said"
+            logits = adjust(logits, value, Seen(seen.text.to(logits.device), seen.counts.to(logits.device)))
+    if sampling.temperature == 0:
         return one_hot(logits)
-    logp = tempered(logits, s.temperature)
-    if s.top_k and s.top_k < logp.shape[-1]:
-        logp = top_k(logp, s.top_k)
-    if s.top_p < 1:
-        logp = top_p(logp, s.top_p)
-    if s.min_p > 0:
-        logp = min_p(logp, s.min_p)
-    if s.typical_p < 1:
-        logp = typical(logp, s.typical_p)
+    logp = tempered(logits, sampling.temperature)
+    for name, value in values.items():
+        if (shaped := SAMPLERS[name].shape) is not None:
+            logp = shaped(logp, value)
     return logp
 
 
@@ -128,46 +113,6 @@ def bias(logits_BV: Tensor, pairs: tuple[tuple[int, float], ...]) -> Tensor:
     ids = torch.tensor([token for token, _ in pairs], device=logits_BV.device)
     values = torch.tensor([value for _, value in pairs], dtype=logits_BV.dtype, device=logits_BV.device)
     return logits_BV.index_add(-1, ids, values.expand(logits_BV.shape[0], -1))
-
-
-def penalise(logits_BV: Tensor, sampling: Sampling, seen: Seen) -> Tensor:
-    """Repetition: divide positive and multiply negative logits of anything said (CTRL, Keskar et al. 2019,
-    arXiv:1909.05858). Presence and frequency: subtract for tokens of the answer, once and per use (OpenAI's API)."""
-    r, text_BV, counts_BV = sampling.repetition_penalty, *(n.to(logits_BV.device) for n in (seen.text, seen.counts))
-    if r != 1:
-        punished = torch.where(logits_BV > 0, logits_BV / r, logits_BV * r)
-        logits_BV = torch.where(text_BV > 0, punished, logits_BV)
-    said = (counts_BV > 0).to(logits_BV.dtype)
-    return logits_BV - sampling.presence_penalty * said - sampling.frequency_penalty * counts_BV
-
-
-def top_k(logp_BV: Tensor, k: int) -> Tensor:
-    """Only the k most probable (Fan et al. 2018, arXiv:1805.04833); tokens equal to the k-th stay too."""
-    return _renormalise(logp_BV.masked_fill(logp_BV < logp_BV.topk(k).values[:, -1:], -math.inf))
-
-
-def top_p(logp_BV: Tensor, p: float) -> Tensor:
-    """The smallest set of most probable tokens with mass at least p (nucleus; Holtzman et al. 2020, 1904.09751)."""
-    if logp_BV.shape[-1] > 4 * NUCLEUS:
-        values_BK, ids_BK = logp_BV.topk(NUCLEUS)
-        before_BK = values_BK.exp().cumsum(-1) - values_BK.exp()
-        if bool((before_BK[:, -1] >= p).all()):  # every row's nucleus is among them
-            kept_BK = values_BK.masked_fill(before_BK >= p, -math.inf)
-            return torch.full_like(logp_BV, -math.inf).scatter_(-1, ids_BK, kept_BK.log_softmax(-1))
-    return _keep_first(logp_BV, -logp_BV, p)
-
-
-def min_p(logp_BV: Tensor, p: float) -> Tensor:
-    """Tokens at least p times as probable as the most probable (Nguyen et al. 2024, arXiv:2407.01082)."""
-    return _renormalise(logp_BV.masked_fill(logp_BV < logp_BV.amax(-1, keepdim=True) + math.log(p), -math.inf))
-
-
-def typical(logp_BV: Tensor, p: float) -> Tensor:
-    """Locally typical: tokens whose surprise is nearest to the entropy, until mass p (Meister et al. 2023,
-    arXiv:2202.00666)."""
-    probable = logp_BV.exp()
-    entropy = -(probable * logp_BV.clamp_min(-1e30)).sum(-1, keepdim=True)
-    return _keep_first(logp_BV, (-logp_BV - entropy).abs(), p)
 
 
 def draw(logp_BV: Tensor, noise_B: npt.NDArray[np.float64] | Tensor) -> Tensor:
@@ -235,19 +180,6 @@ def _first_above(cumulative_BV: Tensor, u_B1: Tensor) -> Tensor:
     total_B1 = cumulative_BV[:, -1:]
     target_B1 = torch.minimum((u_B1 * total_B1).to(cumulative_BV.dtype), total_B1.nextafter(torch.zeros_like(total_B1)))
     return torch.searchsorted(cumulative_BV, target_B1, right=True)[:, 0].clamp_(max=cumulative_BV.shape[-1] - 1)
-
-
-def _keep_first(logp_BV: Tensor, order_BV: Tensor, p: float) -> Tensor:
-    """Keep tokens in rising order of ``order_BV`` until their mass reaches p (at least one)."""
-    order = order_BV.sort(stable=True, dim=-1)[1]
-    sorted_p = logp_BV.gather(-1, order).exp()
-    drop = sorted_p.cumsum(-1) - sorted_p >= p
-    drop[:, 0] = False
-    return _renormalise(logp_BV.masked_fill(torch.zeros_like(drop).scatter(-1, order, drop), -math.inf))
-
-
-def _renormalise(logp_BV: Tensor) -> Tensor:
-    return logp_BV.log_softmax(-1)
 
 
 def _check(fine: bool, name: str, value: float, must: str) -> None:

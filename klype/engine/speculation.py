@@ -20,9 +20,10 @@ from klype.engine.drafts import Draft, Proposal, Setting
 from klype.engine.engine import Engine
 from klype.engine.prefix_cache import CachedPrefix
 from klype.engine.records import Ended, distribution, token_counts
-from klype.engine.sampling import Seen, draw, needs_seen, noise, shape
+from klype.engine.sampling import draw, noise, shape
 from klype.errors import KlypeError
 from klype.model.cache import Cache
+from klype.samplers import Seen, needs_seen
 from klype.values import How, Request, Step, Trace
 
 ACCEPT_STREAM, RESIDUAL_STREAM = 2, 3

@@ -3,7 +3,7 @@
 The pipeline fills a ``Facts`` dictionary, section by section; the report leaves out sections that are absent.
 A probability is a number from 0 to 1, a duration is in seconds, a KL divergence in nats, unless a unit is given.
 
-Texts that a person reads are ``Text``: one string for both languages, or ``{"en": ..., "nb": ...}``.
+Texts that a person reads are ``Text``: one string for all languages, or ``{"en": ..., "nb": ...}``.
 A *figure* is what ``klype.values.Figure.json()`` returns. A model is named after the stage that made it: ``base``,
 ``finetuned``, ``aligned``; the stages of training are ``pretrain``, ``finetune``, ``rank``, ``reward``, ``align``.
 
@@ -12,6 +12,7 @@ A *figure* is what ``klype.values.Figure.json()`` returns. A model is named afte
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NotRequired
 
@@ -21,7 +22,7 @@ from typing_extensions import TypedDict  # pydantic refuses typing's own before 
 from klype.errors import KlypeError
 from klype.jsons import finite
 
-Text = str | dict[Literal["en", "nb"], str]
+Text = str | Mapping[str, str]
 StageName = Literal["base", "finetuned", "aligned"]
 strict = with_config(ConfigDict(extra="forbid", allow_inf_nan=False))
 

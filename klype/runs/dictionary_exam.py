@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 from klype.data.readers import TextDocument
 from klype.examine.facts import DictionaryAnswerFacts, DictionaryFacts
@@ -17,7 +17,7 @@ from klype.values import Figure, Question
 
 JUDGE = "the dictionary’s own words"
 RULES = "stated rules of form"
-TASTE: dict[Literal["en", "nb"], str] = {
+TASTE = {
     "en": "simulated by a rule: answers that are well-formed, in the dictionary’s own words, without repetition, short",
     "nb": "simulert etter en regel: svar som er velformede, lik ordbokas egne ord, uten gjentakelser, og korte",
 }

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from klype.values import Sampling
+from klype.samplers import SAMPLERS, Sampler, Sampling
 
 STOPS = 4
 PARTS = 16
@@ -34,18 +34,21 @@ class StreamOptions(BaseModel):
     include_usage: bool | None = None
 
 
-class Asked(Body):
+def _sampler(row: Sampler) -> Any:
+    """A sampler as a field of a request: its type and what it may be."""
+    low, high = row.served or (row.least, row.most)
+    bounds: Any = {"gt" if row.above and row.served is None else "ge": low, "le": high}
+    kind: Any = int if row.whole else float
+    return kind | None, Field(None, description=row.help["en"], **bounds)
+
+
+Sampled: Any = create_model("Sampled", __base__=Body, **{name: _sampler(row) for name, row in SAMPLERS.items()})
+
+
+class Asked(Sampled):  # type: ignore[misc]
     """What chat and completions have in common."""
 
     model: Name
-    temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, ge=0, le=1)
-    top_k: int | None = Field(None, ge=-1, lt=2**31, description="Draw from the k most probable tokens (0, -1: all).")
-    min_p: float | None = Field(None, ge=0, le=1)
-    typical_p: float | None = Field(None, gt=0, le=1)
-    repetition_penalty: float | None = Field(None, ge=0.1, le=10)
-    presence_penalty: float | None = Field(None, ge=-2, le=2)
-    frequency_penalty: float | None = Field(None, ge=-2, le=2)
     logit_bias: dict[str, Any] | None = Field(None, description="Token id to a number from -100 to 100.")
     n: int | None = Field(None, ge=1)
     max_tokens: int | None = Field(None, ge=0)
@@ -59,17 +62,13 @@ class Asked(Body):
 
     def sampling(self, bias: tuple[tuple[int, float], ...]) -> Sampling:
         """What is not given is as OpenAI has it: nothing shaped, temperature 1."""
-        return Sampling(
-            temperature=1.0 if self.temperature is None else self.temperature,
-            top_k=max(self.top_k or 0, 0),
-            top_p=1.0 if self.top_p is None else max(self.top_p, 1e-9),  # 0: only the most probable
-            min_p=self.min_p or 0.0,
-            typical_p=1.0 if self.typical_p is None else self.typical_p,
-            repetition_penalty=1.0 if self.repetition_penalty is None else self.repetition_penalty,
-            presence_penalty=self.presence_penalty or 0.0,
-            frequency_penalty=self.frequency_penalty or 0.0,
-            logit_bias=bias,
-        )
+        given = {name: getattr(self, name) for name in SAMPLERS}
+        values = {name: value for name, value in given.items() if value is not None}
+        if values.get("top_k") == -1:  # as vLLM writes that it is off
+            values["top_k"] = 0
+        if values.get("top_p") == 0:  # only the most probable
+            values["top_p"] = 1e-9
+        return Sampling(**values, logit_bias=bias)
 
     @property
     def stops(self) -> tuple[str, ...]:

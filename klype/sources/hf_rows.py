@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from klype.engine.records import distributions, token_counts
-from klype.engine.sampling import Seen, needs_seen, noise, sample
+from klype.engine.sampling import noise, sample
+from klype.samplers import Seen, needs_seen
 from klype.values import Request, Step, Trace
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 from klype.environment import cache_folder, language
 from klype.errors import UsageError
-from klype.values import Request, Sampling, Trace
+from klype.values import Request, Trace
 
 if TYPE_CHECKING:
     import torch
@@ -227,15 +227,6 @@ def quiet_transformers() -> None:
         return
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-
-
-def checked_sampling(temperature: float, top_p: float = 1.0) -> Sampling:
-    """The sampling that was asked for, or one sentence about what is wrong with it."""
-    if not 0 <= temperature < float("inf"):
-        raise UsageError(f"--temperature should be a number from 0 up (it is {temperature}).")
-    if not 0 < top_p <= 1:
-        raise UsageError(f"--top-p should be above 0 and at most 1 (it is {top_p}).")
-    return Sampling(temperature=temperature, top_p=top_p)
 
 
 def room(opened: Opened, prompt: Sequence[int], limit: int) -> int:

@@ -15,6 +15,7 @@ import numpy as np
 
 from klype.engine.engine import Event
 from klype.errors import KlypeError, UsageError
+from klype.samplers import OWN, SAMPLERS, active, needs_seen
 from klype.sources.dialect import LONGEST, Heard, Said, choice, choices
 from klype.sources.offer import CHAT, Offer
 from klype.sources.remote_codec import IdCodec, PieceCodec
@@ -24,6 +25,7 @@ from klype.values import Distribution, Request, Sampling, Step, Trace
 LEAST = 1e-9
 """Mass that a listed distribution leaves at least: whether it is whole is not known."""
 MASK = 0x7FFFFFFF
+DEFAULTING = ("klype", "vllm", "llama.cpp")
 
 
 class RemoteSource:
@@ -117,21 +119,22 @@ class RemoteSource:
             raise UsageError("The prompt is empty.")
         if request.limit < 1 or request.n < 1:
             raise UsageError("An answer needs at least one token, and a request one answer.")
-        plain = replace(request.sampling, temperature=1.0, top_p=1.0, presence_penalty=0.0, frequency_penalty=0.0)
-        if plain != Sampling() and self.offer.kind not in ("klype", "vllm"):
-            raise UsageError(f"{self.name} cannot draw like that.", "Use --temperature and --top-p alone.")
+        kind = self.offer.kind
+        refused = [name for name in active(request.sampling) if kind not in SAMPLERS[name].servers]
+        refused += ["logit_bias"] if request.sampling.logit_bias and kind not in OWN else []
+        if refused:
+            takes = [name for name, row in SAMPLERS.items() if kind in row.servers]
+            server = "This server" if kind == "other" else f"A server of the kind {kind}"
+            raise UsageError(f"{self.name} takes no {' or '.join(refused)}.", f"{server} takes {', '.join(takes)}.")
 
     def _call(self, request: Request, prompt: Sequence[int], n: int, first: int) -> Call:
         """The HTTP request for ``n`` samples from ``first`` on."""
         offer, s = self.offer, request.sampling
-        body: dict[str, Any] = {"model": offer.model, "temperature": s.temperature, "top_p": s.top_p}
+        body: dict[str, Any] = {"model": offer.model, **self._shaping(s)}
         if n > 1:
             body["n"] = n
         own_numbers = offer.kind == "klype" and first == 0
         body["seed"] = request.seed if own_numbers else (request.seed * 1_000_003 + first * 7919) & MASK
-        if s.presence_penalty or s.frequency_penalty:
-            body |= {"presence_penalty": s.presence_penalty, "frequency_penalty": s.frequency_penalty}
-        body |= self._shaping(s)
         if request.stop_texts:
             body["stop"] = list(request.stop_texts)
         path, asked = self.codec.asked(tuple(prompt), request.limit)
@@ -142,15 +145,22 @@ class RemoteSource:
             told |= {"return_tokens_as_token_ids": True} if offer.ids and offer.kind in ("klype", "vllm") else {}
         return Call(path, {**body, **asked, **told}, first, lambda answer: choices(answer, n, self.wire.base))
 
-    def _shaping(self, s: Sampling) -> dict[str, Any]:
-        """A server's own defaults (vLLM's come from the model, llama.cpp's cut at 40 tokens) are told off."""
-        bias = {"logit_bias": {str(token): value for token, value in s.logit_bias}} if s.logit_bias else {}
-        if self.offer.kind in ("klype", "vllm"):
-            shaping = {"top_k": s.top_k or -1, "min_p": s.min_p, "repetition_penalty": s.repetition_penalty}
-            return {**shaping, **bias, **({"typical_p": s.typical_p} if s.typical_p != 1 else {})}
-        if self.offer.kind == "llama.cpp":
-            return {"top_k": 0, "min_p": 0.0, "repeat_penalty": 1.0, "typical_p": 1.0}
-        return bias
+    def _shaping(self, sampling: Sampling) -> dict[str, Any]:
+        """How to draw, in the server's own names; where it has defaults of its own (vLLM's come from the model,
+        llama.cpp cuts at 40 tokens), also what is off."""
+        kind, wanted = self.offer.kind, active(sampling)
+        told = {
+            row.servers[kind] or name: getattr(sampling, name)
+            for name, row in SAMPLERS.items()
+            if kind in row.servers and (name in ("temperature", "top_p", *wanted) or kind in DEFAULTING)
+        }
+        if kind == "vllm" and told["top_k"] == 0:
+            told["top_k"] = -1
+        if kind == "llama.cpp" and needs_seen(sampling):
+            told["repeat_last_n"] = -1  # the whole text, not its last 64 tokens
+        if sampling.logit_bias:
+            told["logit_bias"] = {str(token): value for token, value in sampling.logit_bias}
+        return told
 
     def _distribution(self, heard: Heard, top: int = -1) -> Distribution:
         """The k most probable: a drawn token beyond them is no part of the list."""

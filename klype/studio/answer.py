@@ -7,20 +7,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from secrets import randbits
+from typing import Any
 
 from nicegui import background_tasks, ui
 
 from klype.examine.colours import PROBABILITY_EDGES
+from klype.samplers import SAMPLERS, TEMPERATURE, Sampling
 from klype.studio.answer_panel import Panel
 from klype.studio.answer_tokenizer import tokenizer_view
 from klype.studio.answer_writing import begin, speculated, write
 from klype.studio.conversation import Answer, Branches, Conversation, Turn
-from klype.studio.fields import Check, Slider, Text
+from klype.studio.fields import Check, Number, Slider, Text
 from klype.studio.frame import button, card
 from klype.studio.models import Model
 from klype.studio.tokens import Tokens, rows_of, shown, spelled
 from klype.studio.visit import Visit, text_of
-from klype.values import Sampling
 
 EVERY_S = 0.05
 """New tokens are sent this often."""
@@ -47,6 +48,7 @@ class Page:
     visit: Visit
     conversation: Conversation
     chosen: dict[str, Check] = field(default_factory=dict)
+    sliders: dict[str, Slider] = field(default_factory=dict)
     said: list[Said] = field(default_factory=list)
     sending: bool = False
 
@@ -80,7 +82,8 @@ class Page:
             self._pick_first()
 
     def sampling(self) -> Sampling:
-        return Sampling(temperature=self.temperature.value, top_p=self.top_p.value, min_p=self.min_p.value)
+        moved: dict[str, Any] = {name: slider.value for name, slider in self.sliders.items()}
+        return Sampling(**{name: round(value) if SAMPLERS[name].whole else value for name, value in moved.items()})
 
     async def send(self) -> None:
         """Ask every chosen model; their answers come side by side."""
@@ -287,12 +290,12 @@ class Page:
             for about in dict.fromkeys(model.reading.about(self.visit.lang) for model in models if model.reading):
                 text_of("p", self.visit.say.text(about), "k-small")
             with ui.element("div").classes("k-sliders"):
-                self.temperature = Slider(w("temperature"), (0.0, 2.0, 0.05), 0.7, lambda v: say.number(v, 2))
-                self.top_p = Slider("top-p", (0.05, 1.0, 0.05), 1.0, lambda v: say.number(v, 2))
-                self.min_p = Slider("min-p", (0.0, 0.5, 0.01), 0.0, lambda v: say.number(v, 2))
+                self._samplers(penalties=False)
                 self.limit = Slider(w("limit"), (8, 2048, 8), 64, lambda v: say.count(round(v)))
-            for slider in (self.temperature, self.top_p, self.min_p):
-                slider.moved(lambda: self.panel.draw())
+            with ui.element("details").classes("k-fold"):
+                text_of("summary", w("penalties"))
+                with ui.element("div").classes("k-sliders"):
+                    self._samplers(penalties=True)
             self.ahead = Check(w("ahead"), False)
         with ui.element("div").classes("k-legend") as legend:
             legend.props["role"] = "note"
@@ -301,6 +304,17 @@ class Page:
             for i, edge in enumerate(ends):
                 text = f"≥ {say.share(ends[1])}" if i == 0 else f"< {say.share(edge)}"
                 text_of("span", text, f"k-tok plain p{i}")
+
+    def _samplers(self, penalties: bool) -> None:
+        """A slider for each sampler: those that look at what was said before, or the others."""
+        say = self.visit.say
+        for name, row in SAMPLERS.items():
+            if (row.adjust is not None) == penalties:
+                shown: Number = (lambda v: say.count(round(v))) if row.whole else (lambda v: say.number(v, 2))
+                first = TEMPERATURE if name == "temperature" else row.off
+                slider = Slider(say.text(row.title), row.slider, first, shown)
+                slider.props["title"] = say.text(row.help)
+                self.sliders[name] = slider.moved(lambda: self.panel.draw())
 
     def _examples(self) -> None:
         """Questions to begin with, of the run that the models came from."""

@@ -80,7 +80,9 @@ class Panel:
         step = self._step()
         if step is None or self.place is None:
             return None
-        return bars_of(step, self.sampling(), self.place[0].vocabulary, self.truth)
+        model, branches, at = self.place
+        before = branches.current.prompt, branches.current.tokens[:at]
+        return bars_of(step, before, self.sampling(), model.vocabulary, self.truth)
 
     def _build(self) -> None:
         """The chart stays the same element from token to token: a new one takes a browser three times as long."""

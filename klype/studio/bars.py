@@ -6,16 +6,19 @@ Everything comes from the trace; the model is not asked again.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from klype.answers import bounds
-from klype.engine.sampling import shape
+from klype.engine.sampling import seen_of, shape
+from klype.samplers import SAMPLERS, active, needs_seen
 from klype.values import Distribution, Floats, Sampling, Step
 
+Before = tuple[Sequence[int], Sequence[int]]
+"""The prompt, and what of its answer stands before a token."""
 FEWEST, SEEN = 5, 5e-4
 """So many bars at least; the others only when they can be seen."""
 
@@ -43,14 +46,19 @@ class Bars:
 
 
 def bars_of(
-    step: Step, sampling: Sampling, vocabulary: int, truth: Mapping[int, float] | None = None, most: int = 10
+    step: Step,
+    before: Before,
+    sampling: Sampling,
+    vocabulary: int,
+    truth: Mapping[int, float] | None = None,
+    most: int = 10,
 ) -> Bars | None:
     """The ``most`` likeliest tokens, the one that was said, and the truth's likeliest. None: nothing is known."""
     q = step.distribution
     if q is None or not len(q.ids):
         return None
     p_K = np.exp(q.logp.astype(np.float64))
-    drawn_K = drawn_from(q, sampling, vocabulary)
+    drawn_K = drawn_from(q, before, sampling, vocabulary)
     place = {int(token): i for i, token in enumerate(q.ids)}
     listed = [int(token) for i, token in enumerate(q.ids[:most]) if i < FEWEST or p_K[i] >= SEEN]
     truest = sorted(truth, key=lambda token: -truth[token])[:4] if truth else []
@@ -65,29 +73,24 @@ def bars_of(
     return Bars(tuple(rows), rest, q.whole, int((drawn_K > 0).sum()))
 
 
-def drawn_from(q: Distribution, sampling: Sampling, vocabulary: int) -> Floats:
+def drawn_from(q: Distribution, before: Before, sampling: Sampling, vocabulary: int) -> Floats:
     """The listed tokens' probabilities as they would be drawn, by the function that answers are drawn with.
 
-    Of a partial distribution: what is certain of them at this temperature, cut to the nucleus among what is listed.
+    Of a partial distribution: what is certain of them at this temperature, cut among what is listed; penalties, for
+    which the others would have to be known, are left out.
     """
     if not q.whole:
-        return _cut(bounds.tempered(q, sampling.temperature, vocabulary).low_K, sampling)
+        p_K = bounds.tempered(q, sampling.temperature, vocabulary).low_K
+        logp_1K = torch.from_numpy(np.log(np.maximum(p_K, 1e-300)))[None]
+        for name, value in active(sampling).items():
+            if (cut := SAMPLERS[name].shape) is not None:
+                logp_1K = cut(logp_1K, value)
+        cut_K: Floats = logp_1K[0].exp().numpy()
+        return cut_K if (cut_K[p_K > 0] == 0).any() else p_K
     logits_1K = torch.from_numpy(np.ascontiguousarray(q.logp, dtype=np.float32))[None]
-    found: Floats = shape(logits_1K, sampling, None)[0].double().exp().numpy()
+    seen = seen_of(*before, q.ids) if needs_seen(sampling) else None
+    found: Floats = shape(logits_1K, sampling, seen)[0].double().exp().numpy()
     return found
-
-
-def _cut(p_K: Floats, sampling: Sampling) -> Floats:
-    order = np.argsort(-p_K, kind="stable")
-    before = np.cumsum(p_K[order]) - p_K[order]
-    keep = np.zeros(len(p_K), bool)
-    keep[order] = before < sampling.top_p if sampling.top_p < 1 else True
-    if sampling.min_p > 0:
-        keep &= p_K >= sampling.min_p * p_K.max()
-    if keep.all():
-        return p_K
-    kept = np.where(keep, p_K, 0.0)
-    return np.asarray(kept / max(kept.sum(), 1e-300))
 
 
 def surprise_bits(p: float) -> float:

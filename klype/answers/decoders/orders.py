@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from klype.errors import UsageError
+from klype.samplers import PLAIN
 from klype.sources.source import Source, answers
 from klype.values import Distribution, Request, Sampling, Trace
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from klype.answers.decoders.checks import Check
 
 Tokens = tuple[int, ...]
-PLAIN = Sampling()
 CHUNK = 64
 """Rows of one call of the source at most, where a row brings a prompt of its own."""
 

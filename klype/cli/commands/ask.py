@@ -21,11 +21,12 @@ if TYPE_CHECKING:
     from klype.values import Request
 
 
+@o.draws
 def command(
     model: o.AskedModel,
     text: o.Text = None,
-    temperature: o.Temperature = 0.7,
-    top_p: o.TopP = 1.0,
+    *,
+    sampling: o.Sampling,
     limit: o.Limit = 128,
     raw: o.Raw = None,
     precision: o.Precision = "float32",
@@ -55,12 +56,9 @@ def command(
     model, text = o.asked(model, text)
     from klype.api.asking import asking, prompt_of, reading_from
     from klype.api.model import load
+    from klype.cli.deciding import split
     from klype.cli.remote import tell_cost
     from klype.device import EnergyMeter
-    from klype.sources.opening import checked_sampling
-
-    sampling = checked_sampling(temperature, top_p)
-    from klype.cli.deciding import split
 
     times, server = split(decoder, budget)
     if decoder and (best_of > 1 or speculate is not None or sure):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from klype.cli import options as o
 from klype.cli.terminal import Terminal
 from klype.errors import KlypeError
+from klype.samplers import SAMPLERS
 from klype.words import plain
 from klype.words.plain import harmless
 
@@ -20,10 +21,11 @@ if TYPE_CHECKING:
     from klype.values import Sampling, Trace
 
 
+@o.draws
 def command(
     model: o.AnyModel = None,
-    temperature: o.Temperature = 0.7,
-    top_p: o.TopP = 1.0,
+    *,
+    sampling: o.Sampling,
     limit: o.Limit = 128,
     precision: o.Precision = "float32",
     device: o.Device = "auto",
@@ -41,9 +43,8 @@ def command(
     terminal = Terminal(as_json, lang)
     model = model or o.newest_run()
     from klype.api.model import load
-    from klype.sources.opening import checked_sampling, room
+    from klype.sources.opening import room
 
-    sampling = checked_sampling(temperature, top_p)
     opened = load(model, precision, device=device).opened
     room(opened, opened.prompt([{"role": "user", "content": ""}]), limit)
     talk = Talk(terminal, opened, sampling, limit, seed)
@@ -98,13 +99,9 @@ class Talk:
             case "/quit":
                 return False
             case "/help":
-                self.terminal.say(
-                    "chat.help",
-                    temperature=self._number(self.sampling.temperature),
-                    top_p=self._number(self.sampling.top_p),
-                )
-            case "/temperature" | "/top_p":
-                self._set(name, value.strip())
+                self._help()
+            case _ if name.removeprefix("/") in SAMPLERS:
+                self._set(name.removeprefix("/"), value.strip())
             case "/again":
                 self._again()
             case "/probs":
@@ -204,24 +201,27 @@ class Talk:
         self.messages.pop()
         self._answer()
 
-    def _set(self, name: str, text: str) -> None:
-        from klype.sources.opening import checked_sampling
+    def _help(self) -> None:
+        for name, row in SAMPLERS.items():
+            value = self._number(getattr(self.sampling, name))
+            about = row.help.get(self.terminal.lang, row.help["en"])
+            self.terminal.say("chat.sampler", command=f"/{name} X".ljust(24), about=about, value=value)
+        self.terminal.say("chat.help")
 
-        what = name.removeprefix("/")
+    def _set(self, name: str, text: str) -> None:
         try:
-            value = float(text.replace(",", "."))
+            given = float(text.replace(",", "."))
         except ValueError:
-            self.terminal.say("chat.needs_number", command=name, example=f"{name} 0.7")
+            self.terminal.say("chat.needs_number", command=f"/{name}", example=f"/{name} {SAMPLERS[name].slider[1]:g}")
             return
-        temperature, top_p = (
-            (value, self.sampling.top_p) if what == "temperature" else (self.sampling.temperature, value)
-        )
+        whole = SAMPLERS[name].whole and given.is_integer()
         try:
-            self.sampling = checked_sampling(temperature, top_p)
+            value = o.checked(name, int(given) if whole else given)
         except KlypeError as error:
             self.terminal.say("chat.refused", why=error.message)
             return
-        self.terminal.say("chat.set", what=what, value=self._number(value))
+        self.sampling = replace(self.sampling, **{name: value})
+        self.terminal.say("chat.set", what=name, value=self._number(value))
 
     def _probabilities(self) -> None:
         from klype.cli.commands.next_token import visible

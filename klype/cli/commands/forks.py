@@ -15,11 +15,12 @@ if TYPE_CHECKING:
     from klype.words import Words
 
 
+@o.draws
 def command(
     model: o.AskedModel,
     text: o.Text = None,
-    temperature: o.Temperature = 0.7,
-    top_p: o.TopP = 1.0,
+    *,
+    sampling: o.Sampling,
     samples: Annotated[int, typer.Option("-n", "--samples", help="Continuations drawn at every word.")] = 32,
     limit: o.Limit = 32,
     answer: Annotated[
@@ -40,10 +41,8 @@ def command(
     from klype.api.asking import asking
     from klype.api.model import load
     from klype.cli.remote import tell_cost
-    from klype.sources.opening import checked_sampling
     from klype.words import words
 
-    sampling = checked_sampling(temperature, top_p)
     asked = load(model, precision, budget, device)
     ask = asking(asked.opened, text, raw)
     found = asked.decided(ask, sampling, (limit, samples, seed), answer)

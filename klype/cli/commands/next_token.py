@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
@@ -12,11 +13,12 @@ from klype.cli.terminal import Terminal
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
+@o.draws
 def command(
     model: o.AskedModel,
     text: o.Text = None,
-    temperature: o.Temperature = 0.7,
-    top_p: o.TopP = 1.0,
+    *,
+    sampling: o.Sampling,
     top: Annotated[int, typer.Option("--top", min=1, help="How many tokens are shown.")] = 12,
     raw: o.Raw = None,
     precision: o.Precision = "float32",
@@ -34,13 +36,12 @@ def command(
     model, text = o.asked(model, text)
     from klype.api.model import Model
     from klype.sources.find import is_aligned
-    from klype.sources.opening import checked_sampling, open_model
+    from klype.sources.opening import open_model
 
-    checked_sampling(temperature, top_p)
     opened = open_model(model, precision, measured=True, device=device)
-    document = Model(opened).next(text, top, temperature, raw, top_p=top_p).to_json()
+    document = Model(opened).next(text, top, raw=raw, **asdict(sampling)).to_json()
     if not as_json:
-        chart(terminal, document, text, temperature)
+        chart(terminal, document, text, sampling.temperature)
         known = "truth" in document["tokens"][0]
         if known and not opened.as_raw(raw) and is_aligned(opened.found.folder):
             terminal.console.print(terminal.words("next.manners"), markup=False)

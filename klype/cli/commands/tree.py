@@ -20,11 +20,12 @@ if TYPE_CHECKING:
     from klype.words import Words
 
 
+@o.draws
 def command(
     model: o.AskedModel,
     text: o.Text = None,
-    temperature: o.Temperature = 0.7,
-    top_p: o.TopP = 1.0,
+    *,
+    sampling: o.Sampling,
     until: Annotated[
         str, typer.Option("--until", help="mode: the likeliest answer is certain; mass: nearly all is explored.")
     ] = "mass",
@@ -51,12 +52,10 @@ def command(
     from klype.api.asking import asking
     from klype.api.model import load
     from klype.cli.remote import split_budget, tell_cost
-    from klype.sources.opening import checked_sampling
     from klype.words import words
 
     if not 0 < eps < 1:
         raise UsageError(f"--eps should be between 0 and 1 (it is {eps}).")
-    sampling = checked_sampling(temperature, top_p)
     passes, asked = split_budget(budget)
     opened = load(model, precision, asked, device)
     ask = asking(opened.opened, text, raw)

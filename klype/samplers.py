@@ -1,0 +1,289 @@
+"""Samplers: every way to shape what the next token is drawn from, declared once, as a field of ``Sampling``.
+
+The command line's options, the API's, the server's request fields, the studio's sliders and what servers of other
+makers are asked for are made from these declarations (``SAMPLERS``). torch is not imported: the command line reads
+them before anything is computed. Shapes: B rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, TypedDict
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TEMPERATURE = 0.7
+"""What a conversation begins with."""
+NUCLEUS = 512
+"""In wide vocabularies the nucleus is looked for among so many tokens before all are sorted."""
+OWN = {"klype": "", "vllm": ""}
+EVERYWHERE = {kind: "" for kind in ("klype", "vllm", "llama.cpp", "lmstudio", "ollama", "openai", "other")}
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What penalties look at, [B, V]: uses of each token in prompt and answer together, and in the answer alone."""
+
+    text: Tensor
+    counts: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Sampler:
+    """How a field of ``Sampling`` is explained, bounded, applied, and called by servers.
+
+    ``off``: the value that shapes nothing. ``least`` to ``most`` (``above``: not ``least`` itself) are possible;
+    ``served``: what klype's server takes where that is another range. ``slider``: from, to and step in the studio.
+    ``title`` and ``help`` are by language. ``shape(logp_BV, value)`` is applied after the temperature, in the order
+    of the fields; ``adjust(logits_BV, value, seen)`` before it. ``servers``: the field's name in requests to each
+    kind of server that has it ("": the same name); others are never asked for it.
+    """
+
+    off: float
+    title: Mapping[str, str]
+    help: Mapping[str, str]
+    slider: tuple[float, float, float]
+    least: float = -math.inf
+    most: float = math.inf
+    above: bool = False
+    served: tuple[float, float] | None = None
+    shape: Callable[[Tensor, Any], Tensor] | None = None
+    adjust: Callable[[Tensor, Any, Seen], Tensor] | None = None
+    servers: Mapping[str, str] = field(default_factory=lambda: OWN)
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is a whole number."""
+        return isinstance(self.off, int)
+
+    def supports(self, value: float) -> bool:
+        """Whether it can be this value."""
+        if self.whole and not isinstance(value, int):
+            return False
+        low = self.least < value if self.above else self.least <= value
+        return low and value <= self.most and -math.inf < value < math.inf
+
+    @property
+    def range(self) -> str:
+        """What it can be, in words."""
+        if math.isfinite(self.most):
+            low, high = f"{self.least:g}", f"{self.most:g}"
+            return f"above {low} and at most {high}" if self.above else f"between {low} and {high}"
+        number = "a whole number" if self.whole else "a number"
+        if not math.isfinite(self.least):
+            return number
+        return f"{number} above {self.least:g}" if self.above else f"{number} from {self.least:g} up"
+
+
+def top_k(logp_BV: Tensor, k: int) -> Tensor:
+    """Only the k most probable (Fan et al. 2018, arXiv:1805.04833); tokens equal to the k-th stay too."""
+    if k >= logp_BV.shape[-1]:
+        return logp_BV
+    return logp_BV.masked_fill(logp_BV < logp_BV.topk(k).values[:, -1:], -math.inf).log_softmax(-1)
+
+
+def top_p(logp_BV: Tensor, p: float) -> Tensor:
+    """The smallest set of most probable tokens with mass at least p (nucleus; Holtzman et al. 2020, 1904.09751)."""
+    if logp_BV.shape[-1] > 4 * NUCLEUS:
+        values_BK, ids_BK = logp_BV.topk(NUCLEUS)
+        before_BK = values_BK.exp().cumsum(-1) - values_BK.exp()
+        if bool((before_BK[:, -1] >= p).all()):  # every row's nucleus is among them
+            kept_BK = values_BK.masked_fill(before_BK >= p, -math.inf)
+            return logp_BV.new_full(logp_BV.shape, -math.inf).scatter_(-1, ids_BK, kept_BK.log_softmax(-1))
+    return _keep_first(logp_BV, -logp_BV, p)
+
+
+def min_p(logp_BV: Tensor, p: float) -> Tensor:
+    """Tokens at least p times as probable as the most probable (Nguyen et al. 2024, arXiv:2407.01082)."""
+    unlikely_BV = logp_BV < logp_BV.amax(-1, keepdim=True) + math.log(p)
+    return logp_BV.masked_fill(unlikely_BV, -math.inf).log_softmax(-1)
+
+
+def typical(logp_BV: Tensor, p: float) -> Tensor:
+    """Locally typical: tokens whose surprise is nearest to the entropy, until mass p (Meister et al. 2023,
+    arXiv:2202.00666)."""
+    entropy_B1 = -(logp_BV.exp() * logp_BV.clamp_min(-1e30)).sum(-1, keepdim=True)
+    return _keep_first(logp_BV, (-logp_BV - entropy_B1).abs(), p)
+
+
+def repetition(logits_BV: Tensor, r: float, seen: Seen) -> Tensor:
+    """Divide positive and multiply negative logits of anything said (CTRL, Keskar et al. 2019, arXiv:1909.05858)."""
+    punished_BV = (logits_BV / r).where(logits_BV > 0, logits_BV * r)
+    return punished_BV.where(seen.text > 0, logits_BV)
+
+
+def presence(logits_BV: Tensor, penalty: float, seen: Seen) -> Tensor:
+    """Subtract from the logits of the answer's tokens, once (OpenAI's API)."""
+    return logits_BV - penalty * (seen.counts > 0).to(logits_BV.dtype)
+
+
+def frequency(logits_BV: Tensor, penalty: float, seen: Seen) -> Tensor:
+    """Subtract from the logits of the answer's tokens, per use (OpenAI's API)."""
+    return logits_BV - penalty * seen.counts
+
+
+def _keep_first(logp_BV: Tensor, order_BV: Tensor, p: float) -> Tensor:
+    """Keep tokens in rising order of ``order_BV`` until their mass reaches p (at least one)."""
+    order = order_BV.sort(stable=True, dim=-1)[1]
+    sorted_p = logp_BV.gather(-1, order).exp()
+    drop = sorted_p.cumsum(-1) - sorted_p >= p
+    drop[:, 0] = False
+    return logp_BV.masked_fill(drop.new_zeros(drop.shape).scatter(-1, order, drop), -math.inf).log_softmax(-1)
+
+
+def sampler(off: float, **about: Any) -> Any:
+    """A field of ``Sampling`` with its declaration."""
+    return field(default=off, metadata={"sampler": Sampler(off, **about)})
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is drawn from the logits. Temperature 0 is a one-hot distribution.
+
+    A new sampler is a function above, a field here, and its line in ``SamplingOptions``. ``logit_bias``: pairs of
+    token id and what is added to its logit, before everything else.
+    """
+
+    temperature: float = sampler(
+        1.0,
+        least=0.0,
+        served=(0.0, 2.0),
+        slider=(0.0, 2.0, 0.05),
+        title={"en": "Temperature", "nb": "Temperatur"},
+        help={"en": "0: always the most probable token.", "nb": "0: alltid det mest sannsynlige tokenet."},
+        servers=EVERYWHERE,
+    )
+    top_k: int = sampler(
+        0,
+        least=0,
+        served=(-1, 2**31 - 1),
+        slider=(0, 100, 1),
+        title={"en": "top-k", "nb": "top-k"},
+        help={
+            "en": "Draw only from so many of the most probable tokens (0: all).",
+            "nb": "Trekk bare blant så mange av de mest sannsynlige tokenene (0: alle).",
+        },
+        shape=top_k,
+        servers={**OWN, "llama.cpp": "", "lmstudio": ""},
+    )
+    top_p: float = sampler(
+        1.0,
+        least=0.0,
+        most=1.0,
+        above=True,
+        served=(0.0, 1.0),
+        slider=(0.05, 1.0, 0.05),
+        title={"en": "top-p", "nb": "top-p"},
+        help={
+            "en": "Draw only from the most probable tokens of this mass.",
+            "nb": "Trekk bare blant de mest sannsynlige tokenene som til sammen har denne sannsynligheten.",
+        },
+        shape=top_p,
+        servers=EVERYWHERE,
+    )
+    min_p: float = sampler(
+        0.0,
+        least=0.0,
+        most=1.0,
+        slider=(0.0, 0.5, 0.01),
+        title={"en": "min-p", "nb": "min-p"},
+        help={
+            "en": "Draw only tokens at least this probable, relative to the most probable one.",
+            "nb": "Trekk bare token som er minst så sannsynlige, målt mot det mest sannsynlige.",
+        },
+        shape=min_p,
+        servers={**OWN, "llama.cpp": ""},
+    )
+    typical_p: float = sampler(
+        1.0,
+        least=0.0,
+        most=1.0,
+        above=True,
+        slider=(0.05, 1.0, 0.05),
+        title={"en": "typical-p", "nb": "typical-p"},
+        help={
+            "en": "Draw only from the tokens of this mass whose surprise is nearest to the entropy.",
+            "nb": "Trekk bare blant tokenene med overraskelse nærmest entropien, til de har denne sannsynligheten.",
+        },
+        shape=typical,
+        servers={"klype": "", "llama.cpp": ""},
+    )
+    repetition_penalty: float = sampler(
+        1.0,
+        least=0.0,
+        above=True,
+        served=(0.1, 10.0),
+        slider=(1.0, 2.0, 0.05),
+        title={"en": "Repetition penalty", "nb": "Straff for gjentakelse"},
+        help={
+            "en": "Make tokens of prompt and answer less probable: their logits are divided by this (1: off).",
+            "nb": "Gjør token fra spørsmål og svar mindre sannsynlige: Logitene deles på dette (1: av).",
+        },
+        adjust=repetition,
+        servers={**OWN, "llama.cpp": "repeat_penalty", "lmstudio": "repeat_penalty"},
+    )
+    presence_penalty: float = sampler(
+        0.0,
+        served=(-2.0, 2.0),
+        slider=(-2.0, 2.0, 0.1),
+        title={"en": "Presence penalty", "nb": "Straff for token som er brukt"},
+        help={
+            "en": "Subtract this from the logit of every token that the answer has used.",
+            "nb": "Trekk dette fra logiten til hvert token som svaret alt har brukt.",
+        },
+        adjust=presence,
+        servers=EVERYWHERE,
+    )
+    frequency_penalty: float = sampler(
+        0.0,
+        served=(-2.0, 2.0),
+        slider=(-2.0, 2.0, 0.1),
+        title={"en": "Frequency penalty", "nb": "Straff for hver bruk"},
+        help={
+            "en": "Subtract this from a token's logit for each time that the answer has used it.",
+            "nb": "Trekk dette fra logiten til et token for hver gang svaret har brukt det.",
+        },
+        adjust=frequency,
+        servers=EVERYWHERE,
+    )
+    logit_bias: tuple[tuple[int, float], ...] = ()
+
+
+PLAIN = Sampling()
+
+
+class SamplingOptions(TypedDict, total=False):
+    """The fields of ``klype.Sampling`` beside the temperature, as arguments (a test holds that they agree)."""
+
+    top_k: int
+    top_p: float
+    min_p: float
+    typical_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: tuple[tuple[int, float], ...]
+
+
+SAMPLERS: Mapping[str, Sampler] = {f.name: f.metadata["sampler"] for f in fields(Sampling) if "sampler" in f.metadata}
+"""By the name of the field, in the order in which they are applied."""
+
+
+def active(sampling: Sampling) -> dict[str, Any]:
+    """The samplers that shape something, with their values."""
+    values = {name: getattr(sampling, name) for name in SAMPLERS}
+    return {name: value for name, value in values.items() if value != SAMPLERS[name].off}
+
+
+def needs_seen(sampling: Sampling) -> bool:
+    """Whether what was said before changes what is drawn from."""
+    return any(SAMPLERS[name].adjust is not None for name in active(sampling))
+
+
+def unpenalised(sampling: Sampling) -> Sampling:
+    """The sampling without what looks at what was said before."""
+    off: dict[str, Any] = {name: row.off for name, row in SAMPLERS.items() if row.adjust is not None}
+    return replace(sampling, **off)

@@ -1,0 +1,172 @@
+"""One place for each kind of thing: what is added in one file of klype is seen by command line, API, server and studio.
+
+The additions are made to a copy of the package, for a table is read when klype starts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from klype.model import checkpoint
+from klype.model.config import ModelConfig
+from klype.model.transformer import Transformer
+from klype.text.chat import TEMPLATE
+from klype.text.tokenizer import Tokenizer
+
+ROOT = Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.slow
+
+
+WORKER = """
+import contextlib, io, json, os, sys
+from pathlib import Path
+
+answers = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)
+
+def klype(*arguments):
+    from klype.cli.main import call
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        call(list(arguments))
+    return out.getvalue()
+
+for line in sys.stdin:
+    exec(json.loads(line))
+    print(json.dumps(told), file=answers, flush=True)
+"""
+
+
+class Place:
+    """A process that has a copy of klype with one of each kind added, and a run whose model babbles."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.run = folder, folder / "run"
+        path = os.pathsep.join([str(folder / "copy"), str(ROOT)])
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", WORKER],
+            cwd=folder,
+            env=os.environ | {"PYTHONPATH": path, "KLYPE_LANG": "en"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def __call__(self, code: str) -> Any:
+        """What ``told`` is after this code, in which ``klype(...)`` is a command and what it prints."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(f"RUN = {str(self.run)!r}\n{code}") + "\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        assert line, "the code failed: see what it wrote to stderr"
+        return json.loads(line)
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait(30)
+
+
+def before(mark: str, new: str) -> Callable[[str], str]:
+    def edit(text: str) -> str:
+        assert text.count(mark) == 1, f"{mark!r} is there {text.count(mark)} times"
+        return text.replace(mark, new + mark)
+
+    return edit
+
+
+def sampler(text: str) -> str:
+    """top-a (the fork KoboldAI's): tokens of at least a · p_max²."""
+    function = """def top_a(logp_BV: Tensor, a: float) -> Tensor:
+    least_B1 = 2 * logp_BV.amax(-1, keepdim=True) + math.log(a)
+    return logp_BV.masked_fill(logp_BV < least_B1, -math.inf).log_softmax(-1)
+
+
+"""
+    declared = """    top_a: float = sampler(
+        0.0, least=0.0, most=1.0, slider=(0.0, 1.0, 0.1), shape=top_a, servers={"klype": "", "other": "topA"},
+        title={"en": "top-a", "nb": "top-a"}, help={"en": "At least a times the square.", "nb": "Minst a i annen."},
+    )
+"""
+    text = before("def typical(", function)(text)
+    text = before("    typical_p: float = sampler(", declared)(text)
+    return before("    typical_p: float\n", "    top_a: float\n")(text)
+
+
+ADDED: dict[str, Callable[[str], str]] = {"samplers.py": sampler}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    folder = tmp_path_factory.mktemp("place")
+    shutil.copytree(ROOT / "klype", folder / "copy" / "klype")
+    for name, edit in ADDED.items():
+        file = folder / "copy" / "klype" / name
+        file.write_text(edit(file.read_text(encoding="utf-8")), encoding="utf-8")
+    tokenizer = Tokenizer.train(["Hvem gikk? Kari gikk til skolen. Hvor er Ola?"] * 3, 300, TEMPLATE)
+    torch.manual_seed(2)
+    config = ModelConfig(vocab_size=tokenizer.vocab_size, width=16, layers=1, heads=2, hidden=16, window=64)
+    model = Transformer(config)
+    torch.nn.init.normal_(model.head.weight, std=0.8)
+    checkpoint.save(folder / "run" / "finetune", model, tokenizer, {"stage": "finetune"})
+    (folder / "run" / "run.json").write_text(json.dumps({"settings": {"kind": "text"}}))
+    made = Place(folder)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def page(place: Place) -> str:
+    """All that the studio's first page says, in English."""
+    told = place("""
+from tests.studio_toys import model, studio, visiting
+with visiting(studio(Path("studio"), model())) as (run, user):
+    run(user.open("/"))
+    told = [element._text for element in user.client.elements.values() if element._text]
+""")
+    return "\n".join(told)
+
+
+def test_a_sampler(place: Place, page: str) -> None:
+    told = place("""
+told = [klype("next", RUN, "Hvem gikk?", "--temperature", "1", "--top-a", "1", "--top", "300", "--json"),
+        klype("chat", "--help")]
+""")
+    rows = json.loads(told[0])["tokens"]
+    most = max(row["p"] for row in rows)
+    kept = [row["p"] > most**2 for row in rows]
+    assert [row["p_tempered"] > 0 for row in rows] == kept
+    assert 0 < sum(kept) < len(rows)
+    assert "--top-a" in told[1]
+    asked, served, refused, remote = place("""
+from klype import load
+from klype.serve.app import app
+from klype.serve.served import Served
+from klype.sources.offer import Offer
+from klype.sources.remote import RemoteSource
+from klype.sources.wire import Wire
+from klype.values import Sampling
+from tests.serve_toys import post
+model = load(RUN)
+asked = [model.ask("Hvem?", temperature=1.0, limit=8, seed=seed, top_a=1.0)[0].text for seed in range(3)]
+server = app([Served.of("m", model.opened.source)])
+body = dict(model="m", messages=[dict(role="user", content="Hvem?")], max_tokens=8, temperature=1.0)
+said = [post(server, "/v1/chat/completions", json=body | dict(seed=seed, top_a=1.0)).json() for seed in range(3)]
+refused = post(server, "/v1/chat/completions", json=body | dict(top_a=1.5)).text
+other = RemoteSource(Wire("http://there/v1"), Offer("other", "m", ("m",), completions=True))
+told = [asked, [row["choices"][0]["message"]["content"] for row in said], refused, other._shaping(Sampling(top_a=0.5))]
+""")
+    assert [text.rstrip("\ufffd") for text in asked] == [text.rstrip("\ufffd") for text in served]
+    assert "top_a" in refused
+    assert remote["topA"] == 0.5
+    assert "\ntop-a\n" in page
