@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.align_task import BETA, LEASH, RATE, TASKS, WARM, Given, Trainer, reward
-from klype.values import Batch, Batches, Floats, Question
+from klype.values import Batch, Batches, Question
 
 
 @dataclass
@@ -116,7 +116,8 @@ class Klype:
 
         from klype.engine.engine import Engine
         from klype.train.policy import PolicySettings, grpo
-        from klype.train.rollout import Asked, Players, RolloutBatches, RolloutSettings, by_text
+        from klype.train.reward_functions import Asked, by_text
+        from klype.train.rollout import Players, RolloutBatches, RolloutSettings
 
         sizes, prompts = self.given.sizes, self.given.prompts
         each = sizes.questions // crew
@@ -125,12 +126,7 @@ class Klype:
             chosen = [prompts[(step * each + i) % len(prompts)] for i in range(each)]
             return [Asked(tuple(ids), Question(text, text)) for text, ids in chosen]
 
-        def rewarded(questions: Any, answers: Any) -> Floats:
-            import numpy as np
-
-            return np.array(reward(list(answers)))
-
-        scored = by_text(rewarded, self.loaded.tokenizer.decode)
+        scored = by_text(lambda questions, answers: reward(list(answers)), self.loaded.tokenizer.decode)
         players = Players(ask, Engine(model), scored, self.loaded.model)
         settings = RolloutSettings(answers=sizes.answers, limit=sizes.limit, unfinished=0.0, beta=LEASH)
         return partial(grpo, settings=PolicySettings(beta=LEASH)), RolloutBatches(players, settings)

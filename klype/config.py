@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
@@ -83,6 +84,13 @@ def parse_override(text: str) -> tuple[list[str], Any]:
     except tomllib.TOMLDecodeError:
         return keys, raw.strip()
     return keys, value["value"] if len(value) == 1 else raw.strip()
+
+
+def toml_table(values: Mapping[str, float]) -> str:
+    """Numbers by name as TOML writes them inline, for an override's value."""
+    return (
+        "{" + ", ".join(f"{json.dumps(name, ensure_ascii=False)} = {number!r}" for name, number in values.items()) + "}"
+    )
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -219,4 +219,5 @@ def end(batches: Batches) -> None:
         close()
 
 
-Reward = Callable[[Sequence[Question], Sequence[str]], Floats]
+Reward = Callable[[Sequence[str], Sequence[str]], Sequence[float] | Floats]
+"""What answers to questions are worth, in words: one number an answer, higher is better."""

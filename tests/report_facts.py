@@ -38,6 +38,21 @@ def world_facts() -> Facts:
                 "en": "a simulated annotator that likes right, polite and short answers, and errs in 10% of pairs",
                 "nb": "en simulert person som liker riktige, høflige og korte svar, og tar feil i 10 % av parene",
             },
+            "rewards": {
+                "model": {
+                    "weight": 1,
+                    "before": {"value": -0.07, "low": -0.2, "high": 0.06, "n": 64},
+                    "after": {"value": 0.81, "low": 0.7, "high": 0.92, "n": 64},
+                    "gain": {"value": 0.88, "low": 0.7, "high": 1.06, "n": 64},
+                },
+                "/home/kari/<b>.py:short": {
+                    "weight": 0.25,
+                    "sha256": "0" * 64,
+                    "before": {"value": -7.5, "low": -8.0, "high": -7.0, "n": 64},
+                    "after": {"value": -5.25, "low": -5.5, "high": -5.0, "n": 64},
+                    "gain": {"value": 2.25, "low": 2.0, "high": 2.5, "n": 64},
+                },
+            },
             "reward": {
                 "pair_accuracy": {"value": 0.913, "low": 0.897, "high": 0.928, "n": 1400, "unit": "share of pairs"},
                 "ceiling": {"value": 0.979, "low": 0.97, "high": 0.986, "n": 1400, "unit": "share of pairs"},

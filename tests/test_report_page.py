@@ -243,6 +243,22 @@ def test_a_rankers_agreement_with_itself_is_no_bound_and_not_told_where_nobody_k
     assert len(picture.rows) == 1
 
 
+def test_the_rewards_are_told_with_their_weights_before_and_after_and_their_names_are_inert() -> None:
+    page = render(world_facts(), "en")
+    for shown in (
+        "the reward model</bdi>",
+        "belønningsmodellen</bdi>",
+        "&lt;b&gt;.py:short",
+        "<td>0.25</td>",
+        "<td>0,25</td>",
+    ):
+        assert shown in page
+    assert "\u22127.5 [\u22128.0, \u22127.0]" in page
+    facts = world_facts()
+    facts.pop("rewards")
+    assert "the reward model</bdi>" not in render(facts, "en")
+
+
 def test_the_verdict_does_not_call_noise_a_change() -> None:
     facts = world_facts()
     assert "It is uncertain whether alignment changed the share of right" in " ".join(verdict(facts, Say("en")))

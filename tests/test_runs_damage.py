@@ -16,7 +16,7 @@ from klype.errors import KlypeError
 from klype.jsons import steps
 from klype.runs.folder import read_run
 from klype.runs.options import RunOptions
-from klype.runs.pipeline import _as_begun
+from klype.runs.pipeline import as_begun
 from klype.runs.recipe import read
 from klype.runs.record import Record, write_json
 from klype.runs.truth import read_questions
@@ -83,7 +83,7 @@ def look(place: Path) -> str:
     for read_it in (
         lambda: call(["runs", "compare", str(place), str(place)]),
         lambda: call(["runs", "compare", str(place), str(place), "--json"]),
-        lambda: _as_begun(place, RunOptions(out=place, resume=True)),
+        lambda: as_begun(place, RunOptions(out=place, resume=True)),
         lambda: read_questions(place / "questions.jsonl"),
         lambda: read_run(place),
     ):

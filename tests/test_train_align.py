@@ -24,8 +24,9 @@ from klype.train.optimizer import OptimizerSettings
 from klype.train.pairs import RankingBatches, RankingSettings, marks
 from klype.train.policy import ActorCritic, PolicySettings, advantages, at_the_end, gae, grpo, ppo
 from klype.train.preference import PreferenceSettings, preference
+from klype.train.reward_functions import Asked
 from klype.train.rewards import Ranked
-from klype.train.rollout import Asked, Leash, Players, RolloutBatches, RolloutSettings, answers_batch
+from klype.train.rollout import Leash, Players, RolloutBatches, RolloutSettings, answers_batch
 from klype.train.schedule import Schedule
 from klype.train.scoring import score_answers
 from klype.values import Batch, Batches, Floats

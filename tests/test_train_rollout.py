@@ -17,8 +17,9 @@ from klype.train.loop import Session, Settings, train
 from klype.train.objectives import cross_entropy, with_rehearsal
 from klype.train.optimizer import OptimizerSettings
 from klype.train.policy import PolicySettings, grpo, rloo
+from klype.train.reward_functions import Asked, by_model, by_text
 from klype.train.rewards import RewardModel
-from klype.train.rollout import Asked, Players, RolloutBatches, RolloutSettings, answers_batch, by_model, by_text
+from klype.train.rollout import Players, RolloutBatches, RolloutSettings, answers_batch
 from klype.train.scoring import score_answers
 from klype.values import Batch, Floats, Question
 
@@ -122,7 +123,7 @@ def test_models_and_plain_functions_are_rewards() -> None:
     torch.nn.init.ones_(model.head.weight)
     answers = [(4, 5), (6,)]
     np.testing.assert_array_equal(by_model(model)(asked, answers), model.score([(1, 2), (3,)], answers))
-    plain = by_text(lambda qs, texts: np.array([len(q.question + t) for q, t in zip(qs, texts, strict=True)]), str)
+    plain = by_text(lambda qs, texts: np.array([len(q + t) for q, t in zip(qs, texts, strict=True)]), str)
     assert plain(asked, answers).tolist() == [4 + len("(4, 5)"), 5 + len("(6,)")]
 
 

@@ -176,6 +176,14 @@ SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave broken rows out
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where it stopped (or start, if nothing is there).")]
 Force = Annotated[bool, typer.Option("--force", help="Align even when the reward model is too weak.")]
 Human = Annotated[bool, typer.Option("--human", help="You rank, in the terminal, instead of the simulated annotator.")]
+Reward = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--reward",
+        help="FILE.py:FUNCTION of questions and answers, in place of the reward model; =0.5 is its weight. Repeated, "
+        "they are added; model is the reward model.",
+    ),
+]
 Set = Annotated[
     list[str] | None, typer.Option("--set", help="A setting of the recipe: pretrain.rows=32. May be repeated.")
 ]

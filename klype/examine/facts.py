@@ -66,6 +66,18 @@ class RewardFacts(TypedDict):
 
 
 @strict
+class WeightedRewardFacts(TypedDict):
+    """A reward that alignment learnt from: its mean over answers before and after, without its weight, and the gain
+    question by question. ``sha256``: of the function's source file."""
+
+    weight: float
+    sha256: NotRequired[str]
+    before: FigureFacts
+    after: FigureFacts
+    gain: FigureFacts
+
+
+@strict
 class GateFacts(TypedDict):
     """``name``: retrieval_hard, finetuned_right, reward_pairs, aligned_right, aligned_polite, aligned_score_up,
     retrieval_kept, seconds, kl, s, … (``label`` for one of your own). ``value`` None: it was not reached.
@@ -319,6 +331,7 @@ class Facts(TypedDict):
     annotator: NotRequired[Text]  # who ranked: simulated (by which rule), or a person
     gains: NotRequired[StageFacts]  # aligned less fine-tuned, question by question: right, polite, annotator
     reward: NotRequired[RewardFacts | None]
+    rewards: NotRequired[dict[str, WeightedRewardFacts]]  # by name: model, file.py:function, …
     gates: NotRequired[list[GateFacts]]
     too_few: NotRequired[list[FewFacts]]
     curves: NotRequired[list[CurveFacts]]

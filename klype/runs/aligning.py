@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,22 +12,37 @@ from torch import nn
 
 from klype.engine.engine import Engine
 from klype.errors import UsageError
+from klype.examine.intervals import mean_by_question, paired
 from klype.model.lora import frozen
 from klype.model.transformer import Transformer
 from klype.runs import ranking
 from klype.runs.adapting import learner, learnt
 from klype.runs.judging import judge_the_judge, tau_ceiling
 from klype.runs.lessons import messages
+from klype.runs.options import InputOptions
 from klype.runs.plan import Planned
+from klype.runs.recipe import Recipe
+from klype.runs.record import Record
+from klype.runs.say import Say
 from klype.runs.stages import Run, learn, precision_of, session_of
 from klype.runs.watch import ASKED, TIMES, Parted, Seen, Watch, Watched, best
 from klype.train.methods import align_objective, method
 from klype.train.objectives import Objective
 from klype.train.pairs import RankingBatches, RankingSettings
 from klype.train.policy import ActorCritic
+from klype.train.reward_functions import (
+    MODEL,
+    AnswerReward,
+    Asked,
+    WeightedRewards,
+    by_model,
+    by_text,
+    digest,
+    load_function,
+)
 from klype.train.rewards import ABOUT, Ranked, RewardModel, fit_reward, teaching
-from klype.train.rollout import Asked, Players, RolloutBatches, RolloutSettings, by_model
-from klype.values import Batch, Batches, Question
+from klype.train.rollout import Players, RolloutBatches, RolloutSettings
+from klype.values import Batch, Batches, Figure, Question, Reward
 
 
 def reward(run: Run) -> None:
@@ -73,9 +90,7 @@ def align(run: Run) -> None:
             "Leave out align.how.updates, or use grpo or ppo.",
         )
     whole = run.model("finetune").requires_grad_(False)
-    judge = None
-    if row.learns_from == "rollouts" or (run.folder / "reward" / ABOUT).exists():
-        judge = RewardModel.load(run.folder / "reward", whole)
+    rewards = _rewards(run, whole)
     if run.recipe.lora.rank:  # the reference is the same weights without the adapters
         reference = frozen(whole, getattr(torch, precision_of(run, "align")))
         model = learner(run.recipe, run.options.seed, reference)
@@ -83,17 +98,17 @@ def align(run: Run) -> None:
         reference = whole
         start = copy.deepcopy(whole).requires_grad_(True)
         model = ActorCritic.of(start) if row.critic else start
-    watch = Watch(run.subject, [run.subject.questions(3)(i) for i in range(ASKED)], reference, judge)
-    ranked = ranking.load(run.subject, run.folder / "rank")
+    watch = Watch(run.subject, [run.subject.questions(3)(i) for i in range(ASKED)], reference, rewards)
+    ranked, known = _ranked(run, rewards)
     watched: list[Watched] = []
 
     def build(twin: nn.Module, planned: Planned | None) -> tuple[Objective, Batches]:
         assert isinstance(twin, Transformer)
-        batches = _batches(run, twin, reference, judge, ranked.train)
+        batches = _batches(run, twin, reference, rewards, ranked)
         if planned is None:
             return align_objective(section.how), batches
         every = max(1, planned.steps // TIMES)
-        stops = section.stops and judge is not None and ranked.noise is not None
+        stops = section.stops and known
         watched.append(Watched(batches, watch, twin, every, run.folder / "align", stops))
         return align_objective(section.how), watched[-1]
 
@@ -109,13 +124,95 @@ def align(run: Run) -> None:
     model.eval()
     seen = watched[-1].seen
     run.record.content["watch"] = {"stopped": stopped, "seen": [s.json() for s in seen]}
+    run.record.content["rewards"] = _worth(run, seen[0], best(seen) if stopped else seen[-1])
     run.say.table("while it aligned", COLUMNS, [_row(s) for s in seen])
     aligned = model.actor() if isinstance(model, ActorCritic) else learnt(model, whole)
     run.save("align", aligned, {"steps": steps, "parent": "finetune", "method": row.name})
     watched[-1].forget()
 
 
-COLUMNS = ("step", "annotator", "reward model", "KL", "tokens", "repeated")
+def functions_of(recipe: Recipe, options: InputOptions, record: Record, say: Say) -> dict[str, Reward]:
+    """The recipe's rewards that are functions; run.json says which source they had, and a change is told."""
+    found: dict[str, Reward] = {}
+    for name in recipe.align.rewards:
+        if name == MODEL:
+            continue
+        if name not in options.functions and ":" not in name:
+            raise UsageError(
+                f"The reward {name} is a function of the program that began this run.", "Go on from there."
+            )
+        found[name] = options.functions[name] if name in options.functions else load_function(name)
+    now = {name: digest(function) for name, function in found.items()}
+    for name, known in record.content.get("functions", {}).items():
+        if now.get(name, known) != known:
+            say.note(f"The reward {name} has changed since this run began.")
+    if now:
+        record.content["functions"] = now
+    return found
+
+
+def _rewards(run: Run, trunk: Transformer) -> WeightedRewards | None:
+    """What answers are given; where rankings are learnt from as they are, their reward model only watches."""
+    weights = run.recipe.align.weights
+    if not weights and (run.folder / "reward" / ABOUT).exists():
+        weights = {MODEL: 1.0}
+    parts: dict[str, tuple[AnswerReward, float]] = {}
+    for name, weight in weights.items():
+        if name == MODEL:
+            reward = by_model(RewardModel.load(run.folder / "reward", trunk))
+        else:
+            reward = by_text(run.functions[name], run.subject.chat.tokenizer.decode_answer, name)
+        parts[name] = reward, weight
+    return WeightedRewards(parts) if parts else None
+
+
+def _ranked(run: Run, rewards: WeightedRewards | None) -> tuple[list[Ranked], bool]:
+    """The rankings that are learnt from (for methods that do), and whether an annotator is known to judge the reward
+    by: the one whose rankings the reward model imitates, or the world's."""
+    section = run.recipe.align
+    directly = method(section.how.method).learns_from == "rankings"
+    given = None if section.replaces_model else ranking.load(run.subject, run.folder / "rank")
+    ranked = given.train if given is not None else []
+    if directly and section.rewards:
+        assert rewards is not None
+        ranked = ranked_by(rewards, ranking.unranked(run.subject, run.folder / "rank"))
+    known = run.recipe.kind == "world" if given is None else given.noise is not None
+    return ranked, known and rewards is not None
+
+
+def ranked_by(rewards: AnswerReward, found: Sequence[tuple[Question, Ranked]]) -> list[Ranked]:
+    """Answers in the order of their rewards, equal ones tied."""
+    asked = [Asked(one.prompt, question) for question, one in found for _ in one.answers]
+    worth = iter(rewards(asked, [answer for _, one in found for answer in one.answers]).tolist() if asked else [])
+    ranked = []
+    for _, one in found:
+        own = [next(worth) for _ in one.answers]
+        order = sorted(set(own), reverse=True)
+        ranked.append(replace(one, ranks=tuple(order.index(value) for value in own)))
+    return ranked
+
+
+def _worth(run: Run, before: Seen, after: Seen) -> dict[str, Any]:
+    """Each reward with its weight, and its mean over the watched questions' answers before and after."""
+    digests = run.record.content.get("functions", {})
+    return {
+        name: {
+            "weight": weight,
+            **({"sha256": digests[name]} if digests.get(name) else {}),
+            "before": _mean(before.rewards[name]).json(),
+            "after": _mean(after.rewards[name]).json(),
+            "gain": paired(before.rewards[name], after.rewards[name], range(ASKED)).json(),
+        }
+        for name, weight in run.recipe.align.weights.items()
+        if name in before.rewards  # not in a state of an earlier klype
+    }
+
+
+def _mean(each: Sequence[float]) -> Figure:
+    return mean_by_question(each, range(len(each)), "reward")
+
+
+COLUMNS = ("step", "annotator", "reward", "KL", "tokens", "repeated")
 
 
 def _row(seen: Seen) -> tuple[str, ...]:
@@ -124,7 +221,7 @@ def _row(seen: Seen) -> tuple[str, ...]:
 
 
 def _batches(
-    run: Run, twin: Transformer, reference: Transformer, judge: RewardModel | None, ranked: list[Ranked]
+    run: Run, twin: Transformer, reference: Transformer, rewards: WeightedRewards | None, ranked: list[Ranked]
 ) -> RolloutBatches | RankingBatches:
     """What the method learns from: fresh answers and their rewards, or the rankings themselves."""
     section, tokenizer = run.recipe.align, run.subject.chat.tokenizer
@@ -146,7 +243,7 @@ def _batches(
     if row.learns_from == "rankings":
         settings = RankingSettings(questions=section.rows, marks=row.name == "kto", seed=seed)
         return RankingBatches(ranked, reference, settings, beside)
-    assert judge is not None
+    assert rewards is not None
     assert row.scaling is not None
     rollouts = RolloutSettings(
         answers=section.answers,
@@ -160,4 +257,4 @@ def _batches(
         seed=seed,
         stop=tokenizer.ends,
     )
-    return RolloutBatches(Players(ask, Engine(twin), by_model(judge), reference, beside), rollouts)
+    return RolloutBatches(Players(ask, Engine(twin), rewards, reference, beside), rollouts)

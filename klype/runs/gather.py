@@ -137,6 +137,8 @@ def gather(run: Run) -> Facts:
         reward = content["reward"]
         facts["reward"] = {k: reward[k] for k in ("pair_accuracy", "ceiling")}
         facts["reward"]["threshold"] = pair_threshold(run)
+    if content.get("rewards"):
+        facts["rewards"] = content["rewards"]
     if yardsticks is not None:
         facts["text"] = yardsticks
     facts |= temperatures(run, model, newest)

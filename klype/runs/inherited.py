@@ -19,14 +19,17 @@ def with_inputs_of(start: Found | None, options: StageOptions) -> StageOptions:
     if not {"settings", "asked"} <= content.keys():
         return options
     asked = {name: content["asked"][name] for name in INPUTS if name in content["asked"]}
-    return make(StageOptions, {**options.model_dump(), **asked})
+    return make(StageOptions, {**dict(options), **asked})
 
 
 def recipe_of(start: Found, options: StageOptions) -> Recipe:
-    """The run's own recipe, with what is overridden now. UsageError for a model without a run."""
+    """The run's own recipe, with what is overridden now. UsageError for a model without a run.
+
+    Its rewards are not taken over: code is run when it is named, not because a run's folder names it.
+    """
     if start.run is None:
         raise UsageError(f"{options.from_} is no run with a fine-tuned model.", "Give a run's folder.")
     settings = read_run(start.run).get("settings")
     if settings is None:
         raise KlypeError(f"The run {start.run} does not say what recipe made it.")
-    return make(Recipe, overridden(saved(settings), options.overrides))
+    return make(Recipe, overridden(saved(settings), ("align.rewards={}", *options.overrides)))

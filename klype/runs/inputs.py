@@ -1,16 +1,41 @@
-"""The files that a run reads, by their hashes: a resumed run goes on with the same ones, or not at all."""
+"""The files that a run reads: they are there, and a resumed run goes on with the same ones, or not at all."""
 
 from __future__ import annotations
 
+import codecs
+import glob
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from klype.data.files import files_of
-from klype.data.hub import is_hub
+from klype.data.hub import Dataset, is_hub
 from klype.durable import hash_file
 from klype.errors import UsageError
-from klype.runs.options import InputOptions
+from klype.runs.options import InputOptions, RunOptions, StageOptions
+from klype.sources.find import find_model
+
+
+def checked(asked: RunOptions | StageOptions) -> None:
+    """Every named file, folder, pattern and model leads to something, and the encoding has a decoder. UsageError,
+    before anything is made or started."""
+    try:
+        codecs.lookup(asked.encoding)
+    except LookupError:
+        raise UsageError(f"--encoding: there is no encoding '{asked.encoding}'.", "Try utf-8 or latin-1.") from None
+    for name in asked.text:
+        if not Path(name).expanduser().exists() and not glob.glob(name, recursive=True):
+            raise UsageError(f"--text: there is nothing at {name}.")
+    for option, file in (("--instructions", asked.instructions), ("--preferences", asked.preferences)):
+        if file is not None and not file.is_file():
+            raise UsageError(f"{option}: there is no file {file}.")
+    if asked.data is not None and is_hub(asked.data):
+        Dataset.parse(str(asked.data))
+    elif asked.data is not None and not asked.data.is_dir():
+        raise UsageError(f"--data: there is no folder {asked.data}.")
+    if asked.from_:
+        find_model(asked.from_)
+
 
 ANOTHER = "start another run with another --out"
 

@@ -16,7 +16,7 @@ from klype.runs.inherited import recipe_of, with_inputs_of
 from klype.runs.options import StageOptions
 from klype.runs.pipeline import open_run, start_of
 from klype.runs.record import write_json
-from klype.runs.rounds import one_round
+from klype.runs.rounds import METHOD, one_round, timed
 from klype.runs.say import Say
 from klype.sources.find import Found
 from klype.train.methods import method
@@ -32,8 +32,9 @@ def leash_demo(options: StageOptions, taste: str, say: Say) -> dict[str, Any]:
     The second goes on from the first one's rankings and reward model. ``taste`` is the flaw ("": FLAW); a target of KL
     among the overrides is the leash's ("": TARGET). UsageError for a method that pleases no reward model.
     """
+    options = options.model_copy(update={"overrides": (f"align.how.method={METHOD}", *options.overrides)})
     start, flaw = start_of(options), read_taste(taste or FLAW)
-    recipe, options = recipe_of(start, options), with_inputs_of(start, options)
+    recipe, options = recipe_of(start, options), timed(with_inputs_of(start, options))
     assert options.out is not None
     if method(recipe.align.how.method).learns_from != "rollouts":
         raise UsageError(f"{recipe.align.how.method} pleases no reward model.", "Use grpo, rloo, ppo or expert.")

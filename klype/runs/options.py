@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -24,7 +25,8 @@ class InputOptions(Settings):
     ``skip_bad`` counts broken rows and goes on instead of stopping at the first. ``out``: the run's folder. ``device``:
     where it computes (see klype.device.pick_device). ``cache``: where what is compiled for this processor is kept
     (None: nothing is, and torch computes everything). ``processes``: how many that work together share this machine.
-    ``program``: how klype is called from the user's shell.
+    ``program``: how klype is called from the user's shell. ``functions``: rewards that are functions of the calling
+    program, by the names that the recipe knows them by.
     """
 
     text: tuple[str, ...] = ()
@@ -40,6 +42,7 @@ class InputOptions(Settings):
     processes: int = Field(default=1, ge=1)
     program: str = "klype"
     seed: int = Field(default=0, ge=0, lt=2**32)
+    functions: dict[str, Callable[..., Any]] = Field(default={}, exclude=True)
 
 
 class RunOptions(InputOptions):

@@ -17,7 +17,7 @@ from klype.examine import report
 from klype.model.checkpoint import load, read_tokenizer, save
 from klype.runs import inputs
 from klype.runs.adapting import dealt_out, done_already, suited
-from klype.runs.aligning import align, examined, reward
+from klype.runs.aligning import align, examined, functions_of, reward
 from klype.runs.folder import MEND, read_run
 from klype.runs.gates import against_aligning, figure_of, time_gate
 from klype.runs.gather import MODELS, about, gather, measure_stage
@@ -81,7 +81,8 @@ def run(options: RunOptions, say: Say) -> dict[str, Any]:
             try:
                 stage.do(life)
             except NothingTaughtError:
-                _nothing_to_imitate(life)
+                if name == "align" or not life.recipe.align.replaces_model:
+                    _nothing_to_imitate(life)
                 continue
             life.record.finish(name, time.perf_counter() - began)
             if name in MEASURED and parallel.is_first():
@@ -98,7 +99,7 @@ def _life(options: RunOptions, say: Say) -> Run:
     assert options.out is not None
     folder, resumed = options.out, (options.out / "run.json").exists()
     if resumed:
-        options, recipe = _as_begun(folder, options)
+        options, recipe = as_begun(folder, options)
     else:
         recipe = read(options.recipe_name, options.overrides, options.size)
         _check(options, recipe)
@@ -111,7 +112,7 @@ def _life(options: RunOptions, say: Say) -> Run:
     return life
 
 
-def _as_begun(folder: Path, options: Asked) -> tuple[Asked, Recipe]:
+def as_begun(folder: Path, options: Asked) -> tuple[Asked, Recipe]:
     """What was asked for when the run began, and the recipe that it goes by."""
     content = read_run(folder)
     try:
@@ -147,6 +148,7 @@ def train_stage(options: StageOptions, say: Say) -> dict[str, Any]:
         "seconds": content["seconds"],
         "figures": content["figures"],
         "reward": content.get("reward"),
+        "rewards": content.get("rewards"),
     }
 
 
@@ -154,14 +156,14 @@ def _stage_life(options: StageOptions, say: Say) -> Run:
     assert options.out is not None
     folder, resumed = options.out, (options.out / "run.json").exists()
     start = start_of(options) if options.from_ else None
-    options, recipe = _as_begun(folder, options) if resumed else _as_of(start, options)
+    options, recipe = as_begun(folder, options) if resumed else _as_of(start, options)
     if start is None and options.stage != "pretrain":
         raise UsageError(f"The stage {options.stage} needs a model to start from.", "Give --from MODEL.")
     if not resumed:
         recipe = dealt_out(suited(recipe, options, start), parallel.ranks())
     life = open_run(folder, options, recipe, say, resumed, start.folder if start else None)
     if start is not None and STAGES[options.stage].before == "finetune":
-        bring(start, folder, options.stage)
+        bring(start, folder, options.stage, recipe)
     return life
 
 
@@ -194,17 +196,19 @@ def open_run(
             raise UsageError("This run was begun by an earlier klype.", "Start another one, with another --out.")
         hashes = inputs.unchanged(options, record.content["inputs"])
     else:
+        recipe = recipe.from_anywhere()
         minutes = options.minutes or 0.0
         name = options.recipe_name if isinstance(options, RunOptions) else recipe.kind
         hashes = inputs.hashes(options)
         made_by = {"recipe": name, "settings": recipe.model_dump(mode="json"), "planned_s": minutes * 60}
         record = Record.start(folder, options, {**made_by, "inputs": hashes})
+    functions = functions_of(recipe, options, record, say)
     known = start if start is not None else folder
     there = known.is_file() or (known / "tokenizer.json").exists()
     tokenizer = read_tokenizer(known) if there else None
     bad = BadRows(skip=options.skip_bad)
     subject = _subject(recipe, options, bad, tokenizer, hashes)
-    run = Run(folder, options, recipe, subject, record, say, start)
+    run = Run(folder, options, recipe, subject, record, say, start, functions=functions)
     if bad.count:
         record.content["skipped"] = {"rows": bad.count, "first": bad.shown}
         say.note(bad.said())
@@ -259,7 +263,7 @@ def _check(options: RunOptions, recipe: Recipe) -> None:
 
 def _may_start(life: Run, stage: str) -> bool:
     """Nothing is aligned to a bad imitation of the ranker, or without one."""
-    if stage != "align":
+    if stage != "align" or life.recipe.align.replaces_model:
         return True
     if not life.record.done("reward"):
         return False
@@ -356,6 +360,7 @@ def _report(life: Run) -> dict[str, Any]:
         "seconds": content["seconds"],
         "stages": {name: content["figures"].get(name) for name in MODELS},
         "reward": content.get("reward"),
+        "rewards": content.get("rewards"),
         "gates": content["gates"],
         "too_few": facts["too_few"],
         "report": str(path),
@@ -367,13 +372,15 @@ def _report(life: Run) -> dict[str, Any]:
     return document
 
 
-def bring(start: Found, folder: Path, stage: str) -> None:
-    """Copy what the stage builds on: the fine-tuned model, rankings for a reward model, a reward model for alignment.
+def bring(start: Found, folder: Path, stage: str, recipe: Recipe) -> None:
+    """Copy what the stage builds on: the fine-tuned model, rankings for a reward model, what alignment needs or finds.
 
     So the new folder is a run of its own, which the next stage can start from.
     """
     for needed in STAGES[stage].needs:
         if start.run is None or not (start.run / needed).is_dir():
+            if stage == "align" and needed not in recipe.align.needs:
+                continue
             raise UsageError(
                 f"{start.run or start.folder} has no {needed}, which the stage {stage} needs.",
                 f"Do it first: klype train {needed} --from {start.run or start.folder}.",

@@ -212,6 +212,17 @@ def load(subject: Subject, folder: Path, annotators: Sequence[str] = ()) -> Rank
     )
 
 
+def unranked(subject: Subject, folder: Path) -> list[tuple[Question, Ranked]]:
+    """The run's answers to the questions that are learnt from, as token ids, each question's all tied."""
+    with open_store(folder) as store:
+        asked = [one for one in store.questions("train") if len(one.candidates) > 1]
+    tied = [
+        Ranking(one.question, tuple(c.text for c in one.candidates), (tuple(range(len(one.candidates))),), "")
+        for one in asked
+    ]
+    return [(ranking.question, tokens(subject.chat, ranking)) for ranking in _fitting(subject, tied)]
+
+
 def _entries(folder: Path, annotators: Sequence[str]) -> list[Entry]:
     if (folder / STORE).exists():
         with Store.open(folder / STORE, read_only=True) as store:

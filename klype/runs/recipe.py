@@ -7,15 +7,16 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, FiniteFloat
 
 from klype.config import Settings, load, nearest
 from klype.errors import UsageError
 from klype.model.lora import LoraSettings
 from klype.runs.options import Size
 from klype.train.loop import Settings as Training
-from klype.train.methods import AlignSettings
+from klype.train.methods import AlignSettings, method
 from klype.train.optimizer import OptimizerSettings
+from klype.train.reward_functions import MODEL, absolute
 from klype.train.rewards import RewardSettings
 from klype.train.schedule import Schedule
 
@@ -186,13 +187,35 @@ class RewardSection(Settings):
 class AlignSection(Rehearsing):
     """``rows`` questions a step, ``answers`` to each, of at most ``limit`` tokens. ``how``: method and options.
 
-    ``stops``: alignment ends when the reward model's score and the annotator's own part, where the latter is known.
+    ``stops``: alignment ends when the reward and the annotator's own score part, where the latter is known.
+    ``rewards``: {name: weight} of what is learnt from in place of the reward model: ``model`` (that one),
+    ``file.py:function``, or the name of a function that was given to ``klype.train``. None: the reward model, or the
+    rankings as they are where the method learns from rankings.
     """
 
     answers: int = Field(default=8, ge=2)
     limit: int = Field(default=40, ge=1)
     stops: bool = True
+    rewards: dict[str, FiniteFloat] = Field(default={})
     how: AlignSettings = AlignSettings()
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The rewards that answers are given; none where rankings are learnt from as they are."""
+        ranks = method(self.how.method).learns_from == "rankings"
+        return self.rewards or ({} if ranks else {MODEL: 1.0})
+
+    @property
+    def replaces_model(self) -> bool:
+        """Whether the answers are rewarded without the reward model."""
+        return bool(self.rewards) and MODEL not in self.rewards
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The earlier stages that alignment cannot do without, beside fine-tuning."""
+        if MODEL in self.weights:
+            return frozenset(["rank", "reward"])
+        return frozenset(["rank"] if method(self.how.method).learns_from == "rankings" else [])
 
 
 class ExamineSection(Settings):
@@ -222,6 +245,11 @@ class Recipe(Settings):
     reward: RewardSection = RewardSection()
     align: AlignSection = AlignSection(share=0.14)
     examine: ExamineSection = ExamineSection()
+
+    def from_anywhere(self) -> Recipe:
+        """With the files of its rewards named absolutely."""
+        rewards = {absolute(name): weight for name, weight in self.align.rewards.items()}
+        return self.model_copy(update={"align": self.align.model_copy(update={"rewards": rewards})})
 
     def training(self, stage: Literal["pretrain", "finetune", "align"]) -> Training:
         """How a stage trains what it trains: weights, or adapters."""

@@ -18,7 +18,7 @@ from klype.errors import Interrupted, UsageError
 from klype.runs.options import RunOptions, StageOptions, as_option
 
 Asked = TypeVar("Asked", RunOptions, StageOptions)
-FREE = frozenset(["out", "device", "cache", "processes", "program", "resume", "lang", "force", "human"])
+FREE = frozenset(["out", "device", "cache", "processes", "program", "resume", "lang", "force", "human", "functions"])
 """Options that may differ when a run is resumed."""
 PLACES = frozenset(["text", "instructions", "preferences", "data", "from_"])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +17,7 @@ from klype.runs.folder import read_run
 from klype.runs.gates import against_aligning
 from klype.runs.inherited import recipe_of, with_inputs_of
 from klype.runs.options import StageOptions
-from klype.runs.pipeline import bring, open_run, start_of
+from klype.runs.pipeline import as_begun, bring, open_run, start_of
 from klype.runs.recipe import Recipe
 from klype.runs.record import write_json
 from klype.runs.say import Say
@@ -25,7 +26,19 @@ from klype.runs.subject import Subject
 from klype.runs.watch import Seen
 from klype.sources.find import Found
 from klype.train.methods import method
+from klype.train.reward_functions import MODEL, as_settings
+from klype.train.rewards import ABOUT
 from klype.values import Question, Verdict
+
+METHOD = "grpo"
+"""Where none is asked for."""
+
+
+def overrides(name: str, weights: Mapping[str, float], beta: float | None, target_kl: float | None) -> tuple[str, ...]:
+    """What is asked of an alignment, as settings of its recipe; ``name``: of the method, "" for the usual one."""
+    kind = "preference" if method(name or METHOD).learns_from == "rankings" else "policy"
+    asked = {"align.how.method": name or None, f"align.how.{kind}.beta": beta, "align.how.target_kl": target_kl}
+    return (*(f"{setting}={value}" for setting, value in asked.items() if value is not None), *as_settings(weights))
 
 
 class Tasted:
@@ -52,14 +65,21 @@ def align_rounds(options: StageOptions, rounds: int, taste: str, say: Say) -> di
     if not 1 <= rounds <= 50:
         raise UsageError(f"--rounds should be from 1 to 50 (it is {rounds}).")
     flaw = read_taste(taste) if taste else None
-    start = start_of(options)
-    recipe, options = recipe_of(start, options), with_inputs_of(start, options)
+    out = options.out
+    assert out is not None
+    begun = out if rounds == 1 else out / "round-1"
+    if (begun / "run.json").exists():
+        options, recipe = as_begun(begun, options)
+        start = start_of(options)
+    else:
+        start = start_of(options)
+        usual = options.model_copy(update={"overrides": (f"align.how.method={METHOD}", *options.overrides)})
+        recipe, options = recipe_of(start, usual), timed(with_inputs_of(start, options))
     method(recipe.align.how.method)  # one there is
-    assert options.out is not None
     done: list[dict[str, Any]] = []
     first, base = start, None
     for number in range(1, rounds + 1):
-        folder = options.out if rounds == 1 else options.out / f"round-{number}"
+        folder = out if rounds == 1 else out / f"round-{number}"
         document = one_round(
             first, folder, (options, recipe), (flaw, rounds > 1 or flaw is not None or options.human), say
         )
@@ -67,15 +87,21 @@ def align_rounds(options: StageOptions, rounds: int, taste: str, say: Say) -> di
         base = base or start.folder
         first = Found(folder / "align", folder, "align")
     whole = {
-        "run": str(options.out),
+        "run": str(out),
         "from": options.from_,
         "method": recipe.align.how.method,
         "taste": taste,
         "rounds": done,
         **{key: done[-1][key] for key in ("verdict", "gain", "win_rate")},
     }
-    write_json(options.out / "align.json", whole)
+    write_json(out / "align.json", whole)
     return whole
+
+
+def timed(options: StageOptions) -> StageOptions:
+    """Half a minute a round, where nothing else is asked for."""
+    unasked = options.steps is None and options.minutes is None
+    return options.model_copy(update={"minutes": 0.5}) if unasked else options
 
 
 def one_round(
@@ -92,7 +118,7 @@ def one_round(
         return cast(dict[str, Any], known["aligned"])
     folder.mkdir(parents=True, exist_ok=True)
     life = open_run(folder, options.model_copy(update={"out": folder}), recipe, say, resumed, start.folder)
-    bring(start, folder, "rank" if anew else "align")
+    bring(start, folder, "rank" if anew else "align", recipe)
     tasted = life if flaw is None else replace(life, subject=cast(Subject, Tasted(life.subject, flaw)))
     with life.record.under_way():
         for name, stage, own_life in (("rank", rank, tasted), ("reward", reward, life)):
@@ -115,6 +141,8 @@ def one_round(
 def _check(life: Run) -> None:
     """The reward model's audit, shown before anything is aligned; a weak one is refused."""
     found = life.record.content.get("reward")
+    if found is None and not (life.folder / "reward" / ABOUT).exists():
+        return
     if found is None:
         found = life.record.content["reward"] = examined(life)
         life.record.save()
@@ -122,8 +150,7 @@ def _check(life: Run) -> None:
         (name, _figure(figure)) for name, figure in found.items() if isinstance(figure, dict) and "value" in figure
     ]
     life.say.table("the reward model, on held-out rankings", ("measure", "figure"), shown)
-    needs = method(life.recipe.align.how.method).learns_from == "rollouts"
-    if needs and not life.options.force and (why := against_aligning(life)) is not None:
+    if MODEL in life.recipe.align.weights and not life.options.force and (why := against_aligning(life)) is not None:
         raise KlypeError(why["en"])
 
 
@@ -138,12 +165,20 @@ def _figure(figure: dict[str, Any]) -> str:
 def _compared(life: Run) -> dict[str, Any]:
     watched = life.record.content["watch"]
     document = compare(life, life.model("finetune"), life.model("align"))
-    seen = [Seen(**{**s, "truth": (s["truth"],)}) for s in watched["seen"]]
+    seen = [Seen(**{**s, "truth": (s["truth"],), "rewards": {}}) for s in watched["seen"]]
     says = {lang: verdict(document, seen, watched["stopped"], lang) for lang in ("en", "nb")}
     life.say.table(
         "before and after",
         ("measure", "before", "after"),
         [(k, _figure(f), _figure(document["after"].get(k, f))) for k, f in document["before"].items()],
+    )
+    life.say.table(
+        "rewards",
+        ("reward", "weight", "before", "after"),
+        [
+            (name, f"{r['weight']:g}", _figure(r["before"]), _figure(r["after"]))
+            for name, r in life.record.content["rewards"].items()
+        ],
     )
     life.say.table("wins", ("", ""), [("win rate", _figure(document["win_rate"])), ("ties", _figure(document["ties"]))])
     life.say.note(says[life.options.lang])
@@ -152,6 +187,7 @@ def _compared(life: Run) -> dict[str, Any]:
         "method": life.recipe.align.how.method,
         "seconds": life.record.content["seconds"],
         "reward": life.record.content.get("reward"),
+        "rewards": life.record.content["rewards"],
         "watch": watched,
         **document,
         "verdict": says,

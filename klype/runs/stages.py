@@ -6,7 +6,7 @@ import copy
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -36,7 +36,7 @@ from klype.train.loop import Measure, Session, Settings, Trained, train
 from klype.train.objectives import Objective, cross_entropy, with_rehearsal
 from klype.train.optimizer import fused_parts
 from klype.train.resume import newest_step, states
-from klype.values import Batch, Batches, end
+from klype.values import Batch, Batches, Reward, end
 
 SPEAK_EVERY = 12.0  # seconds between two samples of what the model says
 
@@ -44,7 +44,7 @@ SPEAK_EVERY = 12.0  # seconds between two samples of what the model says
 @dataclass
 class Run:
     """A run under way. ``start`` is a model's folder from outside that the first stage goes on from. ``settling_s``:
-    what it took to choose a shape."""
+    what it took to choose a shape. ``functions``: the recipe's rewards by name, without the reward model."""
 
     folder: Path
     options: RunOptions | StageOptions
@@ -54,6 +54,7 @@ class Run:
     say: Say
     start: Path | None = None
     settling_s: float = 0.0
+    functions: Mapping[str, Reward] = field(default_factory=dict)
     models: dict[str, Transformer] = field(default_factory=dict)
 
     def model(self, stage: str) -> Transformer:

@@ -1,13 +1,13 @@
-"""Over-optimisation, seen while it happens: the annotator's own score beside the reward model's, over KL and length.
+"""Over-optimisation, seen while it happens: the annotator's own score beside the reward, over KL and length.
 
 The watch asks the model as it is some questions that alignment never trains on, a dozen times in all. Where the two
-scores part (the reward model's rises while the annotator's falls beyond chance) it ends the alignment.
+scores part (the reward rises while the annotator's falls beyond chance) it ends the alignment.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from klype.model.transformer import Transformer
 from klype.runs.answering import answer_all, said
 from klype.runs.best import Best
 from klype.runs.subject import Subject
-from klype.train.rewards import RewardModel
+from klype.train.reward_functions import Asked, WeightedRewards
 from klype.train.rollout import answers_batch, kl_an_answer
 from klype.train.scoring import reference_logp
 from klype.values import Batch, Batches, Question, Sampling, end
@@ -31,7 +31,8 @@ TIMES, ASKED = 10, 64
 @dataclass(frozen=True, slots=True)
 class Seen:
     """What the watch saw after ``step`` steps. ``truth`` is the annotator's score of each question's answer; ``reward``
-    the reward model's mean; ``kl`` in nats an answer; ``length`` in tokens; ``repetition`` a share of 4-grams."""
+    the mean of what is learnt from; ``kl`` in nats an answer; ``length`` in tokens; ``repetition`` a share of 4-grams;
+    ``rewards`` each reward of each answer, by name."""
 
     step: int
     truth: tuple[float, ...]
@@ -40,9 +41,11 @@ class Seen:
     length: float
     finished: float
     repetition: float
+    rewards: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     def json(self) -> dict[str, Any]:
-        return {**asdict(self), "truth": float(np.mean(self.truth))}
+        means = {name: float(np.mean(each)) for name, each in self.rewards.items()}
+        return {**asdict(self), "truth": float(np.mean(self.truth)), "rewards": means}
 
 
 class Parted(Exception):  # noqa: N818 - an end that was asked for
@@ -51,12 +54,12 @@ class Parted(Exception):  # noqa: N818 - an end that was asked for
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """Who is asked what, and who judges. ``judge`` is None for methods without a reward model."""
+    """Who is asked what, and who judges. ``rewards`` is None where nothing rewards an answer."""
 
     subject: Subject
     questions: Sequence[Question]
     reference: Transformer
-    judge: RewardModel | None
+    rewards: WeightedRewards | None
 
     @torch.no_grad()
     def look(self, model: Transformer, step: int) -> Seen:
@@ -68,15 +71,18 @@ class Watch:
         texts = [said(self.subject, t) for t in traces]
         ended = [t.ended == "stop" for t in traces]
         judged = zip(self.questions, texts, ended, strict=True)
+        worth = self.rewards or WeightedRewards({})
+        each = worth.each([Asked(p, q) for p, q in zip(prompts, self.questions, strict=True)], answers)
         repeats = [r for text in texts if (r := repeated(tuple(text.split()))) is not None]
         return Seen(
             step,
             tuple(self.subject.judge(q, text, done).score for q, text, done in judged),
-            0.0 if self.judge is None else float(self.judge.score(prompts, answers).mean()),
+            float(worth.total(each).mean()) if each else 0.0,
             kl_an_answer(own.float(), reference.float()),
             float(np.mean([len(a) for a in answers])),
             float(np.mean(ended)),
             float(np.mean(repeats)) if repeats else 0.0,
+            {name: found.tolist() for name, found in each.items()},
         )
 
 
@@ -146,7 +152,7 @@ def best(seen: Sequence[Seen]) -> Seen:
 
 
 def parted(seen: Sequence[Seen]) -> bool:
-    """The annotator likes the newest answers less than the best ones, beyond chance; the reward model no less."""
+    """The annotator likes the newest answers less than the best ones, beyond chance; the reward is no less."""
     top, last = best(seen), seen[-1]
     if last is top or last.reward < top.reward:
         return False

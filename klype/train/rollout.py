@@ -18,21 +18,11 @@ from klype import config
 from klype.errors import KlypeError
 from klype.train.features import Ids
 from klype.train.policy import Scaling, advantages, k3
-from klype.train.rewards import RewardModel
+from klype.train.reward_functions import AnswerReward, Asked
 from klype.train.scoring import reference_logp
-from klype.values import Batch, Floats, Question, Request, Reward, Sampling, Trace
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """A question and its prompt as token ids."""
-
-    prompt: tuple[int, ...]
-    question: Question | None = None
-
+from klype.values import Batch, Floats, Request, Sampling, Trace
 
 Ask = Callable[[int], Sequence[Asked]]
-AnswerReward = Callable[[Sequence[Asked], Sequence[Ids]], Floats]
 
 
 class Answerer(Protocol):
@@ -205,23 +195,6 @@ def answers_batch(prompts: Sequence[Ids], answers: Sequence[Ids], group: int = 1
     weights_BT = ((at_T >= start_B1) & (at_T < end_B1)).float()
     extra = {"group": group, "prompt_B": torch.tensor([len(prompt) for prompt in prompts])}
     return Batch(tokens_BT[:, :-1], tokens_BT[:, 1:], weights_BT, extra)
-
-
-def by_model(model: RewardModel) -> AnswerReward:
-    """A reward model's scores as reward."""
-    return lambda asked, answers: model.score([a.prompt for a in asked], answers)
-
-
-def by_text(reward: Reward, decode: Callable[[Ids], str]) -> AnswerReward:
-    """A plain function of questions and answers in words as reward."""
-
-    def rewarded(asked: Sequence[Asked], answers: Sequence[Ids]) -> Floats:
-        questions = [a.question for a in asked]
-        known = [q for q in questions if q is not None]
-        assert len(known) == len(questions), "a reward on words needs the questions"
-        return reward(known, [decode(answer) for answer in answers])
-
-    return rewarded
 
 
 def _drawn_logp(traces: Sequence[Trace], batch: Batch) -> torch.Tensor:

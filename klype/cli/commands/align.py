@@ -14,7 +14,10 @@ from klype.errors import UsageError
 
 def command(
     model: o.Model,
-    method: Annotated[str, typer.Option("--method", help="grpo, rloo, ppo, expert, dpo, ipo or kto.")] = "grpo",
+    method: Annotated[
+        str, typer.Option("--method", help="grpo, rloo, ppo, expert, dpo, ipo or kto.", show_default="grpo")
+    ] = "",
+    reward: o.Reward = None,
     rounds: Annotated[int, typer.Option("--rounds", help="How often to rank, train and rank again.")] = 1,
     target_kl: Annotated[
         float | None,
@@ -43,24 +46,19 @@ def command(
     from klype.config import make
     from klype.runs import folder
     from klype.runs.options import StageOptions, as_option
+    from klype.runs.rounds import align_rounds, overrides
     from klype.sources.find import find_model
-    from klype.train.methods import method as row
+    from klype.train.reward_functions import typed
 
-    if leash and (rounds > 1 or human or beta is not None):
-        raise UsageError("--leash-demo chooses for itself: leave out --rounds, --human and --beta.")
-    kind = "preference" if row(method).learns_from == "rankings" else "policy"
-    settings = [f"align.how.method={method}", *(setting or ())]
-    if beta is not None:
-        settings.append(f"align.how.{kind}.beta={beta}")
-    if target_kl is not None:
-        settings.append(f"align.how.target_kl={target_kl}")
+    if leash and (rounds > 1 or human or reward or beta is not None):
+        raise UsageError("--leash-demo chooses for itself: leave out --rounds, --human, --reward and --beta.")
     values = {
         "stage": "align",
         "from_": model,
         "steps": steps,
-        "minutes": 0.5 if steps is None and minutes is None else minutes,
+        "minutes": minutes,
         "seed": seed,
-        "overrides": tuple(settings),
+        "overrides": (*overrides(method, typed(reward or ()), beta, target_kl), *(setting or ())),
         "force": force,
         "human": human,
         "device": device,
@@ -71,7 +69,6 @@ def command(
     find_model(model)
     with folder.chosen("align", out, resume, date.today()) as place, listener(terminal, human) as say:
         from klype.runs.leash import leash_demo
-        from klype.runs.rounds import align_rounds
 
         asked = asked.model_copy(update={"out": place})
         document = leash_demo(asked, taste, say) if leash else align_rounds(asked, rounds, taste, say)

@@ -26,6 +26,7 @@ def command(
     resume: o.Resume = False,
     device: o.Device = "auto",
     seed: o.Seed = 0,
+    reward: o.Reward = None,
     setting: o.Set = None,
     encoding: o.Encoding = "utf-8",
     text_field: o.TextField = "",
@@ -40,11 +41,11 @@ def command(
     Without --text: the demo world, a small language in Norwegian and English whose truth is known.
     """
     terminal = Terminal(as_json, lang)
-    from klype.cli.inputs import checked
     from klype.cli.team import working
     from klype.config import make
+    from klype.runs.inputs import checked
     from klype.runs.options import RunOptions, as_option
-    from klype.sources.find import find_model
+    from klype.train.reward_functions import as_settings, typed
 
     asked = make(
         RunOptions,
@@ -61,7 +62,7 @@ def command(
             "device": device,
             "resume": resume,
             "seed": seed,
-            "overrides": setting or (),
+            "overrides": (*as_settings(typed(reward or ())), *(setting or ())),
             "encoding": encoding,
             "text_field": text_field,
             "skip_bad": skip_bad,
@@ -73,8 +74,6 @@ def command(
         spell=as_option,
     )
     checked(asked)
-    if asked.from_:
-        find_model(asked.from_)
     with working(asked.recipe_name, asked, terminal, human) as (placed, say):
         from klype.runs import pipeline
 

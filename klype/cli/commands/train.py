@@ -62,16 +62,13 @@ def command(
 
 def train(values: dict[str, object], terminal: Terminal) -> None:
     """Checks what was asked, chooses the run's folder, and trains the stage there."""
-    from klype.cli.inputs import checked
     from klype.cli.team import working
     from klype.config import make
+    from klype.runs.inputs import checked
     from klype.runs.options import StageOptions, as_option
-    from klype.sources.find import find_model
 
     asked = make(StageOptions, {**values, "lang": terminal.lang}, spell=as_option)
     checked(asked)
-    if asked.from_:
-        find_model(asked.from_)
     with working(asked.stage, asked, terminal, asked.human) as (placed, say):
         from klype.runs import pipeline
 

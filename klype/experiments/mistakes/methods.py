@@ -23,7 +23,8 @@ from klype.experiments.mistakes.course import Course, Training
 from klype.experiments.mistakes.own import ByTeachers, ByTruth, Labeller, Rounds
 from klype.train.objectives import Objective, cross_entropy, reverse_divergence, soft_cross_entropy, with_rehearsal
 from klype.train.policy import PolicySettings, grpo
-from klype.train.rollout import Asked, Players, RolloutBatches, RolloutSettings
+from klype.train.reward_functions import Asked
+from klype.train.rollout import Players, RolloutBatches, RolloutSettings
 from klype.values import Batch, Floats
 
 Kind = Literal["control", "baseline", "beside", "cure"]

@@ -1,0 +1,218 @@
+"""What answers are worth: plain functions of questions and answers, and the reward model, each with its weight.
+
+A reward is ``(questions, answers) -> list of floats``: what a user asked and what the model answered, as texts; one
+number an answer, higher is better. By name it is ``file.py:function``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib.util
+import inspect
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from klype.config import toml_table
+from klype.errors import KlypeError, UsageError
+from klype.train.features import Ids
+from klype.train.rewards import RewardModel
+from klype.values import Floats, Question, Reward
+
+MODEL = "model"
+"""The name of the reward model among rewards."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A question and its prompt as token ids."""
+
+    prompt: tuple[int, ...]
+    question: Question | None = None
+
+
+AnswerReward = Callable[[Sequence[Asked], Sequence[Ids]], Floats]
+"""A reward as training calls it: [N] numbers for N answers in token ids."""
+
+
+@dataclass(frozen=True, slots=True)
+class WeightedRewards:
+    """An ``AnswerReward``: the weighted sum of ``parts`` {name: (reward, weight)}."""
+
+    parts: Mapping[str, tuple[AnswerReward, float]]
+
+    def __call__(self, asked: Sequence[Asked], answers: Sequence[Ids]) -> Floats:
+        return self.total(self.each(asked, answers))
+
+    def each(self, asked: Sequence[Asked], answers: Sequence[Ids]) -> dict[str, Floats]:
+        """Every part by itself, without its weight."""
+        return {name: reward(asked, answers) for name, (reward, _) in self.parts.items()}
+
+    def total(self, each: Mapping[str, Floats]) -> Floats:
+        whole: Floats = np.sum([self.parts[name][1] * found for name, found in each.items()], axis=0)
+        return whole
+
+
+def by_model(model: RewardModel) -> AnswerReward:
+    """A reward model's scores as reward."""
+    return lambda asked, answers: model.score([a.prompt for a in asked], answers)
+
+
+def by_text(reward: Reward, decode: Callable[[Ids], str], name: str = "") -> AnswerReward:
+    """A plain function as reward; ``decode`` spells an answer. KlypeError, with the place, for what is no reward."""
+
+    def rewarded(asked: Sequence[Asked], answers: Sequence[Ids]) -> Floats:
+        questions = [a.question for a in asked]
+        known = [q.transcript for q in questions if q is not None]
+        assert len(known) == len(questions), "a reward on words needs the questions"
+        return scores(reward, known, [decode(answer) for answer in answers], name)
+
+    return rewarded
+
+
+def scores(reward: Reward, questions: Sequence[str], answers: Sequence[str], name: str = "") -> Floats:
+    """[N]: what a function says that answers are worth. KlypeError of one sentence, with file and line, when it fails
+    or gives anything but one finite number an answer."""
+    name = name or name_of(reward)
+    try:
+        found: list[Any] = list(reward(questions, answers))
+    except (Exception, SystemExit) as error:
+        raise KlypeError(f"The reward {name} failed ({_raised_at(reward, error)}): {_said(error)}.") from error
+    where = _defined_at(reward)
+    if len(found) != len(answers):
+        raise KlypeError(
+            f"The reward {name} ({where}) gave {len(found)} numbers for {len(answers)} answers.",
+            "Return a list with one number an answer.",
+        )
+    numbers = np.array([_number(value) for value in found], dtype=np.float64)
+    bad = np.flatnonzero(~np.isfinite(numbers))
+    if bad.size:
+        first, answer = repr(found[bad[0]])[:60], " ".join(answers[bad[0]].split())[:60]
+        raise KlypeError(
+            f"The reward {name} ({where}) gave {first} for the answer “{answer}”: {bad.size} of {len(answers)} are no "
+            "finite numbers.",
+            "Return a list with one finite number an answer.",
+        )
+    return numbers
+
+
+def load_function(name: str) -> Reward:
+    """The function ``file.py:function``; the file is run to find it. One sentence for what is not there or fails."""
+    file, _, wanted = name.rpartition(":")
+    path = Path(file).expanduser()
+    if not file or not path.is_file():
+        raise UsageError(f"There is no file {file or name} with a reward.", "Give FILE.py:FUNCTION, or model.")
+    spec = importlib.util.spec_from_file_location(f"klype_reward_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"{file} is no Python file with a reward.", "Give FILE.py:FUNCTION, or model.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # what dataclasses look themselves up in
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        line = getattr(error, "lineno", None) if isinstance(error, SyntaxError) else _line_in(error, str(path))
+        raise KlypeError(f"{file} cannot be run (line {line}): {_said(error)}.") from error
+    found = getattr(module, wanted, None)
+    if not callable(found):
+        functions = [key for key, value in vars(module).items() if inspect.isfunction(value)]
+        near = difflib.get_close_matches(wanted, functions, 1)
+        listed = f"Did you mean {near[0]}?" if near else f"There are: {', '.join(functions) or 'none'}."
+        raise UsageError(f"{file} has no function {wanted or '(none is named)'}.", listed)
+    function: Reward = found
+    return function
+
+
+def digest(reward: Reward) -> str:
+    """SHA-256 of the file that a function is from, or of its own source; "" where there is neither."""
+    try:
+        file = Path(inspect.getsourcefile(inspect.unwrap(reward)) or "")
+        source = file.read_bytes() if file.is_file() else inspect.getsource(reward).encode()
+    except (OSError, TypeError):
+        return ""
+    return hashlib.sha256(source).hexdigest()
+
+
+def name_of(reward: Reward) -> str:
+    """What a function is called."""
+    return str(getattr(reward, "__name__", type(reward).__name__))
+
+
+def named(rewards: Iterable[Reward] | Mapping[Reward | str, float]) -> tuple[dict[str, float], dict[str, Reward]]:
+    """Weights and functions by name, of functions (weight 1) or {function, "model" or "file.py:function": weight}."""
+    weights = rewards if isinstance(rewards, Mapping) else dict.fromkeys(rewards, 1.0)
+    found: dict[str, float] = {}
+    functions: dict[str, Reward] = {}
+    for reward, weight in weights.items():
+        name = reward if isinstance(reward, str) else name_of(reward)
+        if name in found or (callable(reward) and name == MODEL):
+            raise UsageError(f"Two rewards are called {name}.", "Give their functions different names.")
+        found[name] = float(weight)
+        if not isinstance(reward, str):
+            functions[name] = reward
+    return found, functions
+
+
+def typed(options: Sequence[str]) -> dict[str, float]:
+    """{name: weight} of ``--reward`` as it is typed: ``file.py:function``, ``file.py:function=0.5``, ``model=1``."""
+    found: dict[str, float] = {}
+    for option in options:
+        name, equals, weight = option.rpartition("=")
+        if not equals:
+            name, weight = option, "1"
+        try:
+            number = float(weight)
+        except ValueError:
+            raise UsageError(f"--reward {option}: the weight {weight} is no number.", "For example …=0.5.") from None
+        if name != MODEL and ":" not in name:
+            raise UsageError(f"--reward {option}: that names no function.", "Give FILE.py:FUNCTION, or model.")
+        if name in found:
+            raise UsageError(f"--reward {name} is given twice.")
+        found[name] = number
+    return found
+
+
+def as_settings(weights: Mapping[str, float]) -> tuple[str, ...]:
+    """The recipe's setting of these rewards, as an override; nothing for none."""
+    return (f"align.rewards={toml_table(weights)}",) if weights else ()
+
+
+def absolute(name: str) -> str:
+    """The name from any folder: a run is gone on with from another one."""
+    file, colon, function = name.rpartition(":")
+    return f"{os.path.abspath(os.path.expanduser(file))}:{function}" if colon else name
+
+
+def _number(value: Any) -> float:
+    """NaN for what is none; a text is none, whatever it spells."""
+    try:
+        return float("nan") if isinstance(value, str | bytes) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return float("nan")
+
+
+def _defined_at(reward: Reward) -> str:
+    code = getattr(inspect.unwrap(reward), "__code__", None)
+    return f"{code.co_filename}, line {code.co_firstlineno}" if code else type(reward).__name__
+
+
+def _raised_at(reward: Reward, error: BaseException) -> str:
+    code = getattr(inspect.unwrap(reward), "__code__", None)
+    line = _line_in(error, code.co_filename) if code else None
+    return _defined_at(reward) if code is None or line is None else f"{code.co_filename}, line {line}"
+
+
+def _line_in(error: BaseException, file: str) -> int | None:
+    """The last line of this file that the error went through."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    return lines[-1] if lines else None
+
+
+def _said(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}".removesuffix(".").removesuffix(": ")
