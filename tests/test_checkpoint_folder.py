@@ -264,6 +264,7 @@ WRONG: dict[str, tuple[Callable[[Path], None], str]] = {
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "no weights"),
     "pickle": (lambda f: void((f / "model.safetensors").rename(f / "model.bin")), "is a pickle"),
     "missing": (reweight(lambda w: w.pop(NORM)), f"lack {NORM}"),
+    "a flipped exponent": (reweight(lambda w: w[NORM].fill_(3e25)), f"not finite, in {NORM}"),
     "nan": (reweight(lambda w: w[NORM].fill_(float("nan"))), f"not finite, in {NORM}"),
     "integers": (reweight(lambda w: w.update({NORM: w[NORM].long()})), "as I64"),
     "vocabulary": (
