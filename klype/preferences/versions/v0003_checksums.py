@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
 from alembic.operations import Operations
-
-from klype.preferences.tables import checksum
 
 revision = "0003"
 down_revision = "0002"
@@ -18,6 +19,11 @@ COVERED = {
     "rankings": "question_id annotator_id kind shown ordering at seconds again undoes",
 }
 TYPES: dict[str, Any] = {"again": sa.Boolean(), "temperature": sa.Float(), "seconds": sa.Float()}
+
+
+def checksum(name: str, stored: Sequence[Any]) -> str:
+    """As it was when this version was new, whatever becomes of the one that is used now."""
+    return hashlib.sha256(json.dumps([name, *stored], default=repr).encode()).hexdigest()[:12]
 
 
 def upgrade(op: Operations) -> None:
