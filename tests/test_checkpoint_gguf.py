@@ -1,6 +1,7 @@
 """A GGUF file gives the weights, the tokenizer and the template that went into it."""
 
 import importlib.util
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -165,3 +166,12 @@ def test_a_real_model_is_what_transformers_makes_of_it() -> None:
         for _ in range(8):
             prompt = torch.cat([prompt, ours.model(prompt)[:, -1:].argmax(-1)], 1)
     assert ours.tokenizer.decode(prompt[0].tolist()).endswith("The capital of France is Paris.")
+
+
+def test_lists_longer_than_any_vocabulary_are_refused_unread(tmp_path: Path) -> None:
+    """Of nine million bytes Python would make hundreds of megabytes; a header may have 256 million."""
+    name, count = b"general.long", 9 * 2**20
+    head = b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, len(name)) + name + struct.pack("<IIQ", 9, 0, count)
+    (tmp_path / "m.gguf").write_bytes(head + bytes(count))
+    with pytest.raises(KlypeError, match="longer than any vocabulary"):
+        load(tmp_path / "m.gguf")

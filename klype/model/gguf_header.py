@@ -14,6 +14,9 @@ from klype.errors import KlypeError
 
 MOST = 256 * 2**20
 """Bytes of metadata: vocabularies of a million tokens have some forty million."""
+VALUES = 2**23
+"""Numbers and texts in lists, each of which may take sixty bytes of memory: vocabularies of a million tokens have four
+million."""
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 _HINT = "Fetch the file again, or use the model's Hugging Face directory."
@@ -47,7 +50,7 @@ class _Reader:
 
     def __init__(self, content: mmap.mmap) -> None:
         self._content, self._most = content, min(len(content), MOST)
-        self.at = 0
+        self.at = self._listed = 0
 
     def take(self, size: int) -> bytes:
         if size > self._most - self.at:
@@ -69,6 +72,9 @@ class _Reader:
             return self.text()
         if kind == _ARRAY:
             inner, count = self.number("I"), self.number("Q")
+            self._listed += count
+            if self._listed > VALUES:
+                raise ValueError("its lists are longer than any vocabulary's")
             if inner in _NUMBERS:
                 return list(self.numbers(_NUMBERS[inner], count))
             if inner == _STRING:
