@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 import subprocess
 import sys
@@ -255,6 +256,17 @@ def test_neither_a_link_nor_what_others_may_have_written_is_loaded(tmp_path: Pat
     (tmp_path / "open" / "mine").mkdir(mode=0o700)  # anybody may put another folder in its place
     (tmp_path / "link").symlink_to(tmp_path / "open" / "mine")
     assert library([source], tmp_path / "link") is None
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux") or os.getuid() != 0, reason="only root gives folders away")
+def test_a_library_in_another_user_s_folder_is_not_loaded(tmp_path: Path) -> None:
+    source = tmp_path / "one.c"
+    source.write_text("int one(void) { return 1; }")
+    kept = tmp_path / "theirs" / "mine"
+    kept.mkdir(mode=0o700, parents=True)
+    assert library([source], kept) is not None
+    os.chown(kept.parent, 12345, 12345)  # who may put another folder in its place
+    assert library([source], kept) is None
 
 
 def test_without_a_compiler_or_a_place_of_ones_own_there_is_none(

@@ -37,6 +37,8 @@ COMPILERS = ("cc", "gcc", "clang")
 TUNED = (("-march=native", "-fopenmp"), ("-mcpu=native", "-fopenmp"), ("-fopenmp",), ("-march=native",), ())
 """The processor's own instructions and threads, as far as this compiler knows them."""
 FLAGS = ("-O3", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
+NOBODY = 65534
+"""Who owns, seen from inside a container, what belongs to users outside it."""
 FEW = 16
 """Up to this many tokens a pass, C is as fast as torch or faster."""
 WIDTH = 16
@@ -120,7 +122,7 @@ def library(sources: Sequence[Path], folder: Path, announce: Callable[[], None] 
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder = folder.resolve()
-        if not _mine(folder) or any(_open_to_all(parent) for parent in folder.parents):
+        if not _mine(folder) or any(_open_to_others(parent) for parent in folder.parents):
             return None
         file = _kept(folder, name)
         if file is None:
@@ -164,10 +166,12 @@ def _mine(path: Path) -> bool:
     return about.st_uid == os.getuid() and not about.st_mode & 0o022
 
 
-def _open_to_all(folder: Path) -> bool:
-    """Whether anybody may rename what lies in it."""
-    mode = folder.stat().st_mode
-    return bool(mode & stat.S_IWOTH) and not mode & stat.S_ISVTX
+def _open_to_others(folder: Path) -> bool:
+    """Whether somebody else may put another folder in the place of one that lies in it: its owner, or anybody. (Inside
+    a container, what belongs to nobody there is the system's.)"""
+    about = folder.stat()
+    anybody = about.st_mode & stat.S_IWOTH and not about.st_mode & stat.S_ISVTX
+    return bool(anybody) or about.st_uid not in (0, os.getuid(), NOBODY)
 
 
 def _instructions() -> str:
