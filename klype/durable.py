@@ -51,8 +51,10 @@ def private_folder(folder: Path) -> None:
 
 def tighten(folder: Path) -> None:
     """Takes from all others what they may do with the folder and klype's own files in it, where they are this user's
-    and not a place that is meant for all (such as /tmp)."""
-    if sys.platform == "win32":
+    and not a place that is meant for all (such as /tmp), nor his home, which others may have to
+    pass through."""
+    home = Path(os.path.expanduser("~"))  # "~" where there is none
+    if sys.platform == "win32" or home.resolve().is_relative_to(folder.resolve()):
         return
     for place in (folder, *(file for names in OWN for file in folder.glob(names))):
         try:

@@ -129,6 +129,17 @@ def test_a_place_that_is_meant_for_all_stays_so(tmp_path: Path) -> None:
     durable.tighten(tmp_path / "none")
 
 
+def test_a_user_s_home_and_what_it_lies_in_stay_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody may call his home klype's: the door of it stays as it was."""
+    home = tmp_path / "homes" / "kari"
+    (home / "klype").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(home))
+    for folder, mode in ((home.parent, 0o755), (home, 0o755), (home / "klype", 0o700)):
+        folder.chmod(0o755)
+        durable.private_folder(folder)
+        assert stat.S_IMODE(folder.stat().st_mode) == mode
+
+
 class Silent(http.server.BaseHTTPRequestHandler):
     """A server that has nothing to offer."""
 
