@@ -220,6 +220,13 @@ class Frail(Engine):
     """Fails where an engine is not expected to: when a request is taken back; ``ruined``, even when it begins anew."""
 
     frail = ruined = False
+    gate: threading.Event | None = None
+    """Before each step."""
+
+    def step(self) -> list[Event]:
+        if self.gate is not None:
+            self.gate.wait(HANGS_S)
+        return super().step()
 
     def cancel(self, request_id: int) -> list[Any]:
         if self.frail:
@@ -260,6 +267,33 @@ def test_a_failure_is_told_and_the_next_is_answered() -> None:
         assert client.post("/v1/completions", json=BRIEF).json()["choices"] == alone
         assert client.get("/health").status_code == 200
         assert gauge(url, "running_samples") == gauge(url, "waiting_samples") == 0
+
+
+def test_a_failure_leaves_alone_what_only_waits_to_be_scored() -> None:
+    engine = frail()[1]
+    worker = Worker(engine, 4, 50)
+    texts = [[1, 2, 3, token] for token in range(4, 9)]
+    alone = [trace.logp for trace in engine.score([text[:1] for text in texts], [text[1:] for text in texts])]
+
+    async def go() -> list[Any]:
+        stays, given = Job([Request((1, 2), limit=4000)]), Job([], texts)
+        worker.submit(stays)
+        updates = stays.updates()
+        await anext(updates)
+        engine.gate = threading.Event()
+        worker.submit(given)
+        worker.cancel(stays)
+        engine.frail = True
+        engine.gate.set()
+        found = [update async for news in given.updates() for update in news]
+        assert worker.load == 0
+        return found
+
+    try:
+        found = asyncio.run(asyncio.wait_for(go(), HANGS_S))
+    finally:
+        worker.stop()
+    assert [update.trace.logp for update in found] == alone
 
 
 def test_an_engine_beyond_help_is_reported() -> None:

@@ -182,18 +182,23 @@ class Worker:
                 self._work()
         except BaseException as error:  # whatever it is, the next client is to be answered
             LOG.error("The engine failed, and begins anew.", exc_info=error)
-            self._give_up(error, list(self._jobs))
+            self._give_up(error, [job for job in self._jobs if not self._only_waits(job)])
             self.engine.abandon()
         self._deliver()
+
+    def _only_waits(self, job: Job) -> bool:
+        """Whether nothing of it has been begun: all is texts that are still to be scored."""
+        return job in self._scoring and len(job.texts) == job.left
 
     def _give_up(self, error: BaseException, jobs: Sequence[Job]) -> None:
         """They are told so; the engine is not asked."""
         self._errors.update({job: as_api_error(error) for job in jobs})
         with self._changed:
             self.load -= sum(job.left for job in jobs)
-        self._jobs.clear()
-        self._owners.clear()
-        self._scoring.clear()
+        for job in jobs:
+            for number in self._jobs.pop(job, ()):
+                self._owners.pop(number, None)
+        self._scoring = deque(job for job in self._scoring if job in self._jobs)
 
     def _take(self, job: Job) -> None:
         self._jobs[job] = set()
