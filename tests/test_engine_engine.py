@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from klype.device import WAKING
 from klype.engine import prefix_cache
-from klype.engine.engine import Engine, operations
+from klype.engine.engine import Engine
 from klype.engine.prefix_cache import CachedPrefix, by_shelf
+from klype.engine.runner import NativeRunner
 from klype.engine.sampling import draw, noise, shape
 from klype.errors import KlypeError, UsageError
 from klype.model.cache import Cache
@@ -164,7 +165,7 @@ def test_rows_leave_at_once_and_the_rest_of_a_large_request_takes_their_seats() 
     while one.busy:
         events = one.step()
         seats.append(len(events))
-        assert len(one._cache.lengths) == len(events) - sum(event.trace is not None for event in events)
+        assert one.runner._cache.rows == len(events) - sum(event.trace is not None for event in events)
     assert max(seats) == 4
     assert seats[:3] == [4, 4, 4]
 
@@ -473,9 +474,11 @@ def test_little_of_a_pass_is_padding(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_only_large_steps_wake_a_second_thread() -> None:
     small, wide = toy("llama"), toy("llama", width=1024, hidden=2048)
-    assert operations(small, 256) < WAKING < operations(wide, 1)
-    assert operations(wide, 1) == operations(wide, 16) < operations(wide, 64) == 4 * operations(wide, 16) * 0.8
-    assert operations(wide.bfloat16(), 64) == operations(wide.float(), 64) / 2
+    of = NativeRunner(wide).operations
+    assert NativeRunner(small).operations(256) < WAKING < of(1)
+    assert of(1) == of(16) < of(64) == 4 * of(16) * 0.8
+    whole = of(64)
+    assert NativeRunner(wide.bfloat16()).operations(64) == whole / 2
 
 
 def test_answers_do_not_depend_on_the_threads() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import random
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from klype.serve.worker import Job, Worker
 from klype.sources.source import Source, answers
 from klype.studio.answer_writing import begin, request_of, write
 from klype.studio.conversation import Answer, Branches, Conversation
-from klype.studio.models import CancelledError, Voice
+from klype.studio.models import CancelledError, Model, Voice
 from klype.values import Request, Sampling
 from tests.serve_toys import post, running, served
 from tests.studio_toys import model
@@ -68,9 +69,11 @@ def said(answer: httpx.Response, stream: bool) -> list[tuple[str, str]]:
     return [(text, reason) for _, (text, reason) in sorted(texts.items())]
 
 
-def come_and_go(url: str, visits: int, seed: int) -> tuple[int, int]:
+def come_and_go(
+    url: str, visits: int, seed: int, make: Callable[[], Served] = lambda: served(window=256)
+) -> tuple[int, int]:
     """How many stayed and how many left; every one that stayed was answered as if alone."""
-    guarded = app([served(window=256)])
+    guarded = app([make()])
     alone = [said(post(guarded, path, json=body), False) for path, body in map(asked, range(KINDS))]
     return asyncio.run(_together(url, visits, seed, alone))
 
@@ -137,11 +140,11 @@ def drawn(voice: Voice, kind: int) -> tuple[Answer, int]:
     return Branches("x").begin(prompt, Sampling(rng.choice([0.0, 0.7, 1.0])), kind), rng.choice([1, 9, 40, 80])
 
 
-async def visit_and_go(voice: Voice, visits: int, seed: int) -> tuple[int, int]:
+async def visit_and_go(voice: Voice, visits: int, seed: int, own: Source) -> tuple[int, int]:
     """As ``come_and_go``, for the studio's visitors; some draw whole trees beside, and lose patience."""
     with_stop = [(answer, request_of(voice.model, answer, limit)) for answer, limit in
                  (drawn(voice, kind) for kind in range(KINDS))]  # fmt: skip
-    alone = [answers(model(window=256).source, [request])[0][0].tokens for _, request in with_stop]
+    alone = [answers(own, [request])[0][0].tokens for _, request in with_stop]
     stayed = left = 0
 
     def tree(impatient: bool) -> Any:
@@ -193,10 +196,10 @@ async def visit_and_go(voice: Voice, visits: int, seed: int) -> tuple[int, int]:
     return stayed, left
 
 
-def visited(own: bool, visits: int, seed: int) -> None:
-    one = model(window=256)
-    voice = Voice(one if own else replace(one, engine=None), batch=5)
-    stayed, left = asyncio.run(visit_and_go(voice, visits, seed))
+def visited(one: Model, own: Source, visits: int, seed: int) -> None:
+    """``own``: the same model, for each answer alone."""
+    voice = Voice(one, batch=5)
+    stayed, left = asyncio.run(visit_and_go(voice, visits, seed, own))
     voice.stop()
     assert stayed + left == CLIENTS * visits
 
@@ -204,15 +207,17 @@ def visited(own: bool, visits: int, seed: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("own", [True, False], ids=["engine", "source"])
 def test_who_stays_in_the_studio_is_answered_as_if_alone(own: bool) -> None:
-    visited(own, SHORT, 0)
+    one = model(window=256)
+    visited(one if own else replace(one, engine=None), model(window=256).source, SHORT, 0)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("own", [True, False], ids=["engine", "source"])
 def test_five_hundred_come_and_go_in_the_studio(own: bool) -> None:
-    visited(own, LONG, 1000)
+    one = model(window=256)
+    visited(one if own else replace(one, engine=None), one.source, LONG, 1000)
     before = psutil.Process().memory_info().rss
-    visited(own, LONG, 2000)
+    visited(one if own else replace(one, engine=None), one.source, LONG, 2000)
     assert psutil.Process().memory_info().rss - before < GROWN
 
 

@@ -1,7 +1,7 @@
 """The engine under chat, rollouts, examination and server. Shapes: R running rows, V vocabulary.
 
 Every step reads: schedule (who joins), run (one pass of the model), postprocess (draw, record, end). A row is one
-sample of a request; rows join a running batch and leave it at once. Prompts are read once, stored once, and shared.
+sample of a request; rows join a running batch and leave it at once. What is computed, and how, is a runner's business.
 """
 
 from __future__ import annotations
@@ -19,25 +19,16 @@ from torch import Tensor
 
 from klype.device import threads_for
 from klype.engine.checks import check_answer, check_prompt, check_request
-from klype.engine.prefix_cache import CachedPrefix, PrefixCache, by_shelf
+from klype.engine.prefix_cache import PrefixCache
 from klype.engine.records import Ended, Job, Records, distributions, token_counts
 from klype.engine.rows import Rows
+from klype.engine.runner import AnyRunner, NativeRunner
 from klype.engine.sampling import noise, sample
 from klype.engine.score import score
-from klype.errors import KlypeError
-from klype.model.cache import Cache
+from klype.errors import KlypeError, UsageError
 from klype.model.transformer import Transformer
 from klype.samplers import Seen, needs_seen
 from klype.values import Distribution, Request, Step, Trace
-
-FEW = 8
-"""Rows that are worth a copy of what they share, where that lets one call compute a step."""
-PRODUCTS = 4
-"""Of a layer."""
-FETCHED = 10
-"""Operations in the time that it takes to fetch a byte of a matrix from memory."""
-COPIED = 4096
-"""Tokens that such copies may hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +57,7 @@ class Engine:
 
     def __init__(
         self,
-        model: Transformer,
+        model: Transformer | AnyRunner,
         *,
         decode_bytes: Callable[[int], bytes] | None = None,
         name: str = "",
@@ -74,20 +65,45 @@ class Engine:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         assert max_batch > 0
-        self.model = model
+        self.runner: AnyRunner = NativeRunner(model) if isinstance(model, Transformer) else model
         self.decode_bytes = decode_bytes
         self.name = name
         self.max_batch = max_batch
         self.clock = clock
         self.version: int | str = 0
-        self.prefixes = PrefixCache(model)
-        self.passes = 0  # forward passes over running rows; those over prompts are counted by ``prefixes``
-        self._weights = [p for p in model.parameters() if not p.is_inference()]
-        self._fingerprint = self._changes()
+        self._fingerprint = self.runner.weights.changes()
         self._next_id = 0
         self._queue: deque[Job] = deque()
         self._records = Records()
         self._clear_rows()
+
+    @property
+    def native(self) -> NativeRunner:
+        """The runner of klype's own Transformer; UsageError where another computes."""
+        if not isinstance(self.runner, NativeRunner):
+            raise UsageError(
+                f"{self.name or 'The model'} is not computed by klype itself, which this needs.",
+                "Give a checkpoint folder of klype's own, Llama's, Mistral's or Qwen's architecture, or a GGUF file.",
+            )
+        return self.runner
+
+    @property
+    def model(self) -> Transformer:
+        return self.native.model
+
+    @property
+    def prefixes(self) -> PrefixCache:
+        return self.native.prefixes
+
+    def beside(self) -> Engine:
+        """An engine of the same weights for another thread."""
+        return Engine(
+            self.runner.beside(),
+            decode_bytes=self.decode_bytes,
+            name=self.name,
+            max_batch=self.max_batch,
+            clock=self.clock,
+        )
 
     @property
     def busy(self) -> bool:
@@ -101,15 +117,14 @@ class Engine:
     def add(self, request: Request) -> int:
         """Queue a request; its samples join as soon as there is room. Returns its id."""
         self.check(request)
-        room = min(request.limit, self.model.config.window - len(request.prompt) + 1)
+        room = min(request.limit, self.runner.window - len(request.prompt) + 1)
         self._next_id += 1
         self._queue.append(Job(self._next_id, request, room, request.n))
         return self._next_id
 
     def check(self, request: Request) -> None:
         """Raise what is wrong with a request, or with the freshness of what is remembered."""
-        config = self.model.config
-        check_request(request, config.window, config.vocab_size, self.decode_bytes is not None)
+        check_request(request, self.runner.window, self.runner.vocab_size, self.decode_bytes is not None)
         self._check_fresh()
 
     def step(self) -> list[Event]:
@@ -164,26 +179,25 @@ class Engine:
 
     def next(self, prefixes: Sequence[Sequence[int]], top: int = -1) -> list[Distribution]:
         """The model's distribution (temperature 1) after each prefix; ``top`` -1: whole."""
-        config = self.model.config
         for prefix in prefixes:
-            check_prompt(prefix, config.window, config.vocab_size)
+            check_prompt(prefix, self.runner.window, self.runner.vocab_size)
         self._check_fresh()
-        places = self.prefixes.read([tuple(prefix) for prefix in prefixes])
-        if not places:
+        if not prefixes:
             return []
-        found = distributions(torch.stack([place.logits for place in places]).float().log_softmax(-1), top)
+        read = self.runner.prefill([tuple(prefix) for prefix in prefixes])
+        found = distributions(torch.stack([prompt.logits for prompt in read]).float().log_softmax(-1), top)
         if any(np.isnan(d.logp).any() for d in found):
             raise self.not_numbers()
         return found
 
     def score(self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], top: int = 0) -> list[Trace]:
         """How probable given answers are, token by token ("forced"), ``top`` of the distribution beside each."""
-        config = self.model.config
+        window, vocab_size = self.runner.window, self.runner.vocab_size
         for prompt, answer in zip(prompts, answers, strict=True):
-            check_prompt(prompt, config.window, config.vocab_size)
-            check_answer(prompt, answer, config.window, config.vocab_size)
+            check_prompt(prompt, window, vocab_size)
+            check_answer(prompt, answer, window, vocab_size)
         self._check_fresh()
-        traces = score(self.prefixes, prompts, answers, top, self.label)
+        traces = score(self.runner, prompts, answers, top, self.label)
         if any(np.isnan(step.logp) for trace in traces for step in trace.steps):
             raise self.not_numbers()
         return traces
@@ -193,10 +207,10 @@ class Engine:
         if len(self._rows):
             raise KlypeError("The weights cannot change while answers are being written: finish or cancel them first.")
         self.version = version
-        self._fingerprint = self._changes()
-        self.prefixes.clear()
+        self._fingerprint = self.runner.weights.changes()
+        self.runner.forget()
         for job in self._queue:
-            job.place = None
+            job.read = None
         self._clear_rows()
 
     def not_numbers(self) -> KlypeError:
@@ -209,7 +223,7 @@ class Engine:
             joining = self._schedule()
             if not joining and not len(self._rows):
                 return Drawn(self._rows.jobs, self._rows.samples, self._rows.lines, self._rows.counts, {})
-            with threads_for(operations(self.model, len(self._rows))):
+            with threads_for(self.runner.operations(len(self._rows))):
                 logits_RV = self._run(joining)
                 return self._postprocess(logits_RV)
 
@@ -224,45 +238,26 @@ class Engine:
             if count < job.waiting:
                 break
             self._queue.popleft()
-        unread = [job for job, _ in joining if job.place is None]
+        unread = [job for job, _ in joining if job.read is None]
         now = self.clock()
         if unread:
-            places = self.prefixes.read([job.request.prompt for job in unread])
-            for job, place in zip(unread, places, strict=True):
-                job.place, job.started = place, now
+            prompts = self.runner.prefill([job.request.prompt for job in unread])
+            for job, prompt in zip(unread, prompts, strict=True):
+                job.read, job.started = prompt, now
         return joining
 
     def _run(self, joining: list[tuple[Job, int]]) -> Tensor:
         """Logits [R, V] of the next token of every row: those that go on, then those that join."""
-        parts = []
-        if len(self._rows):
-            last_R1 = self._last_R[:, None].to(self._cache.device)
-            parts.append(self.model.unembed(self.model.hidden(last_R1, self._cache)[:, 0]))
-            self.passes += 1
-        places = [job.seen() for job, _ in joining]
-        seats = [(places[i], *joining[i]) for i in by_shelf(places)]
-        parts += [place.logits.expand(count, -1) for place, _, count in seats]
-        self._join(seats)
+        parts = [self.runner.decode(self._last_R)] if len(self._rows) else []
+        if joining:
+            order = self.runner.order([job.prompt() for job, _ in joining])
+            joining = [joining[i] for i in order]
+            prompts, counts = [job.prompt() for job, _ in joining], [count for _, count in joining]
+            parts += [prompt.logits.expand(count, -1) for prompt, count in zip(prompts, counts, strict=True)]
+            for job, count in joining:
+                self._rows.append(job, self._records.open(count))
+            self.runner.append(prompts, counts)
         return torch.cat(parts)
-
-    def _join(self, seats: list[tuple[CachedPrefix, Job, int]]) -> None:
-        if seats and self._cache.rows and not self._cache.shelves:
-            self._cache.share()
-        for _, group in groupby(seats, key=lambda seat: id(seat[0].shelf)):  # one call a shelf
-            slots, lengths = [], []
-            for place, job, count in group:
-                slots += [place.slot] * count
-                lengths += [place.length] * count
-                self._rows.seat(job, self._records.open(count))
-            self._cache.join(place.shelf, slots, lengths)
-        if seats:
-            self._settle()
-
-    def _settle(self) -> None:
-        """A lone row, and few rows of a model that has a way of its own for them, are read in one piece."""
-        rows, few = len(self._rows), self.model.stepper is not None
-        if self._cache.shelves and (rows == 1 or (few and rows <= FEW and self._cache.lengths.sum() <= COPIED)):
-            self._cache.own()
 
     def _postprocess(self, logits_RV: Tensor) -> Drawn:
         tokens_R, logp_2R = self._draw(logits_RV)
@@ -358,33 +353,20 @@ class Engine:
         if ended.all():
             self._clear_rows()
             return
-        order = self._cache.remove(ended)
+        order = self.runner.remove(ended)
         self._last_R = self._last_R[torch.from_numpy(order)]
         self._rows.take(order)
-        if self.model.stepper is not None:
-            self._settle()
 
     def _clear_rows(self) -> None:
-        self._cache = Cache.of(self.model)
+        self.runner.clear()
         self._rows = Rows.none()
         self._last_R = torch.zeros(0, dtype=torch.int64)
 
     def _check_fresh(self) -> None:
-        if self._changes() != self._fingerprint:
-            if len(self.prefixes) or len(self._rows):
+        changes = self.runner.weights.changes()
+        if changes != self._fingerprint:
+            if self.runner.remembers or len(self._rows):
                 raise KlypeError(
                     "The model's weights have changed since this was computed: call refresh(version) first."
                 )
-            self._fingerprint = self._changes()
-
-    def _changes(self) -> int:
-        """Grows whenever a weight is written in place (torch counts it)."""
-        return sum(p._version for p in self._weights)
-
-
-def operations(model: Transformer, rows: int) -> float:
-    """What the mean matrix product of a step of so many rows takes, in operations of float32: numbers of half the size
-    take half as long, and few rows wait for the matrix to come from memory."""
-    config = model.config
-    numbers = config.flops_per_token / 2 / (PRODUCTS * config.layers + 1)
-    return numbers * model.embed.weight.element_size() * max(rows / 2, FETCHED)
+            self._fingerprint = changes

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby, pairwise
+from itertools import groupby
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from klype.engine.prefix_index import BLOCK, PrefixIndex, Tokens
+from klype.engine.prefix_index import BLOCK, PrefixIndex, Tokens, shared_beginnings
 from klype.model.cache import Cache
 from klype.model.shelf import Shelf
 from klype.model.transformer import Transformer
 
-WORTH = 32
-"""Prompts of one call that begin with at least this many equal tokens have them read once."""
 CHUNK = 512
 PADDED = 8192
 """Tokens a pass, padding included."""
@@ -59,7 +57,7 @@ class PrefixCache:
         for prompt, after in zip(reversed(distinct), [(), *reversed(distinct)], strict=False):
             host[prompt] = host[after] if after[: len(prompt)] == prompt else prompt
         hosts = [prompt for prompt in distinct if host[prompt] == prompt]
-        for prefix in _common(hosts):
+        for prefix in shared_beginnings(hosts):
             known = self.index.find(prefix)
             if known is None or known[2] < len(prefix) - BLOCK:
                 self._compute([prefix], {prefix: [len(prefix)]})
@@ -146,27 +144,6 @@ def by_shelf(places: Sequence[CachedPrefix]) -> list[int]:
     """Indices that bring prompts of one shelf together, by slot."""
     number = numbered([place.shelf for place in places])
     return sorted(range(len(places)), key=lambda i: (number[i], places[i].slot))
-
-
-def _common(hosts: list[Tokens]) -> list[Tokens]:
-    """Beginnings of at least ``WORTH`` tokens shared by neighbours in sorted order, one for every such run."""
-    found: list[Tokens] = []
-    run: Tokens = ()
-    for before, prompt in pairwise(hosts):
-        shared = before[: _common_length(before, prompt)]
-        if len(shared) < WORTH:
-            run = ()
-        elif run and run[:WORTH] == shared[:WORTH]:
-            run = run if len(run) <= len(shared) else shared
-            found[-1] = run
-        else:
-            run = shared
-            found.append(run)
-    return found
-
-
-def _common_length(a: Tokens, b: Tokens) -> int:
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def _living(starts: Sequence[tuple[Shelf | None, int, int]]) -> tuple[Shelf | None, list[int], list[int]]:

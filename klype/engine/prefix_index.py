@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -14,6 +15,8 @@ Tokens = tuple[int, ...]
 Store = TypeVar("Store")
 BLOCK = 16
 """Prefixes are found at multiples of this many tokens; shorter ones are cheaper to read again."""
+WORTH = 32
+"""Prompts of one call that begin with at least this many equal tokens have them read once."""
 ENTRY_BYTES = 160
 """What one block costs: a place in the dictionary (about 100 bytes when it is fullest) and its 64-bit key."""
 
@@ -85,6 +88,25 @@ class PrefixIndex(Generic[Store]):
             for key in _keys(tuple(entry.tokens.tolist())):
                 if self._known.get(key) is entry:  # not replaced by a text that was read later
                     del self._known[key]
+
+
+def shared_beginnings(texts: Sequence[Tokens]) -> list[Tokens]:
+    """Beginnings of at least ``WORTH`` tokens shared by neighbours of sorted texts, one for every such run."""
+    found: list[Tokens] = []
+    run: Tokens = ()
+    for before, text in pairwise(texts):
+        shared = before[: next((i for i, (a, b) in enumerate(zip(before, text, strict=False)) if a != b), None)]
+        if len(text) < len(shared):
+            shared = text
+        if len(shared) < WORTH:
+            run = ()
+        elif run and run[:WORTH] == shared[:WORTH]:
+            run = run if len(run) <= len(shared) else shared
+            found[-1] = run
+        else:
+            run = shared
+            found.append(run)
+    return found
 
 
 def _keys(text: Tokens) -> list[int]:

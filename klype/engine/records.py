@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from klype.engine.prefix_cache import CachedPrefix
+from klype.engine.runner import ReadPrompt
 from klype.values import Distribution, How, Request, Step, Trace
 
 Indices = npt.NDArray[np.int64]
@@ -26,7 +26,7 @@ class Job:
     request: Request
     room: int  # tokens an answer may have: the limit, or what the window leaves
     waiting: int  # samples not started
-    place: CachedPrefix | None = None
+    read: ReadPrompt | None = None
     started: float = 0.0
     traces: list[Trace] = field(default_factory=list)
 
@@ -34,9 +34,9 @@ class Job:
     def next_sample(self) -> int:
         return self.request.first_sample + self.request.n - self.waiting
 
-    def seen(self) -> CachedPrefix:
-        assert self.place is not None, "the prompt has been read before its samples join"
-        return self.place
+    def prompt(self) -> ReadPrompt:
+        assert self.read is not None, "the prompt has been read before its samples join"
+        return self.read
 
 
 class Records:

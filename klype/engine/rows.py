@@ -49,8 +49,8 @@ class Rows:
     def __len__(self) -> int:
         return len(self.jobs)
 
-    def seat(self, job: Job, lines: Indices) -> None:
-        """The job's next samples, one a line, sit down at the end."""
+    def append(self, job: Job, lines: Indices) -> None:
+        """Add the job's next samples, one for each line of the records."""
         request, count = job.request, len(lines)
         jobs = np.empty(count, object)
         jobs[:] = job

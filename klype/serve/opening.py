@@ -14,17 +14,17 @@ from klype.sources.opening import open_model
 
 
 def open_served(text: str, precision: str = "float32", device: str = "auto") -> Served:
-    """``MODEL`` or ``NAME=MODEL``; without a name it is made from the folder's. It is opened as everywhere, with an
-    engine that knows it by its name (a path is nobody's business). Raises UsageError when klype does not compute it."""
+    """``MODEL`` or ``NAME=MODEL``; without a name it is made from the folder's. It is opened as everywhere, and its
+    engine knows it by its name (a path is nobody's business). Raises UsageError when another server computes it."""
     given, separator, rest = text.partition("=")
     named = bool(separator) and NAME.fullmatch(given) is not None and not Path(text).exists()
     address = rest if named else text
     opened = open_model(address, precision, device=device)
-    loaded, found = opened.loaded, opened.found
-    name = given if named else name_of(found, address)
-    chat = loaded.chat if opened.template else None
+    found, engine = opened.found, opened.engine
+    assert isinstance(opened.source, NativeSource), "what has an engine has a tokenizer"
+    engine.name = name = given if named else name_of(found, address)
     created = int(found.folder.stat().st_mtime)
-    return Served.of(name, NativeSource.of(loaded.model, loaded.tokenizer, chat, name), min(created, int(time.time())))
+    return Served.of(name, opened.source, min(created, int(time.time())))
 
 
 def name_of(found: Found, text: str) -> str:

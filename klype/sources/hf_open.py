@@ -11,16 +11,19 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from klype.engine.engine import Engine
+from klype.engine.hf_runner import HFRunner
 from klype.errors import KlypeError, UsageError
 from klype.model.checkpoint import DTYPES, read_config
 from klype.model.tensors import weight_files
-from klype.sources.hf import HFSource
-from klype.sources.native import NativeCodec
+from klype.sources.native import NativeCodec, NativeSource
 from klype.text.chat import Chat
 from klype.text.special import read_object, read_special_tokens
 from klype.text.tokenizer import Tokenizer
 
 INSTALL = "Install it: pip install 'klype[hf]'."
+BATCH = 64
+"""Answers written at once."""
 WANTED = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
 """Files of a hub repository that are fetched: no pickles, no code."""
 SIZE = re.compile(
@@ -68,8 +71,8 @@ def fetch(name: str) -> Path:
         ) from None
 
 
-def open_hf(folder: Path, name: str = "", dtype: str = "float32", device: torch.device | None = None) -> HFSource:
-    """A source over transformers' model of this folder. Errors: no transformers, code that would have to be run,
+def open_hf(folder: Path, name: str = "", dtype: str = "float32", device: torch.device | None = None) -> NativeSource:
+    """transformers' model of this folder under klype's engine. Errors: no transformers, code that would have to be run,
     weights that are pickled, missing or damaged, an architecture that is no causal language model."""
     if dtype not in DTYPES:
         raise UsageError(f"There is no precision {dtype!r}.", f"Choose one of {', '.join(DTYPES)}.")
@@ -108,8 +111,9 @@ def open_hf(folder: Path, name: str = "", dtype: str = "float32", device: torch.
         raise KlypeError(f"The tokenizer in {folder} has more tokens than the model.", "They do not belong together.")
     model.train(False)
     model.requires_grad_(False).to(device)
-    with torch.inference_mode():
-        return HFSource(model, NativeCodec(tokenizer, chat), name or str(folder))
+    runner, spell = HFRunner(model), tokenizer.token_bytes
+    engine = Engine(runner, decode_bytes=spell, name=name or str(folder), max_batch=BATCH)
+    return NativeSource(engine, NativeCodec(tokenizer, chat))
 
 
 def check_sizes(folder: Path, about: Mapping[str, Any]) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from klype.model.checkpoint import Loaded
     from klype.model.native import Kernel
     from klype.sources.find import Found
+    from klype.sources.native import NativeSource
     from klype.sources.source import Source
     from klype.sources.wire import Wire
     from klype.text.chat import Message
@@ -63,7 +64,10 @@ class Opened:
 
     @property
     def engine(self) -> Engine:
-        return self._own().engine
+        """What schedules a model that is computed on this machine."""
+        from klype.sources.native import EngineSource
+
+        return self.source.engine if isinstance(self.source, EngineSource) else self._own().engine
 
     @property
     def stop(self) -> tuple[int, ...]:
@@ -172,24 +176,10 @@ def _announce() -> None:
 
 def native(name: str, found: Found, loaded: Loaded, engine: Engine) -> Opened:
     """What klype computes itself, as a MODEL."""
-    from klype.device import flops_per_token
     from klype.sources.native import NativeCodec, NativeSource
 
-    tokenizer, config = loaded.tokenizer, loaded.config
-    source = NativeSource(engine, NativeCodec(tokenizer, loaded.chat if tokenizer.template else None))
-    return Opened(
-        name,
-        found,
-        source,
-        config.window,
-        config.vocab_size,
-        tokenizer.token_bytes,
-        tokenizer.name,
-        tokenizer.encode_answer,
-        tokenizer.template is not None,
-        lambda context: flops_per_token(config, context),
-        Native(loaded, engine),
-    )
+    chat = loaded.chat if loaded.tokenizer.template else None
+    return _here(name, found, NativeSource(engine, NativeCodec(loaded.tokenizer, chat)), Native(loaded, engine))
 
 
 def _open_hf(name: str, found: Found, precision: str, device: torch.device) -> Opened:
@@ -203,19 +193,24 @@ def _open_hf(name: str, found: Found, precision: str, device: torch.device) -> O
     set_threads()
     quiet_transformers()
     source = open_hf(found.folder, name, "float32" if precision == "auto" else precision, device)
-    tokenizer = source.codec.tokenizer
-    matrices = source.flops_per_token
+    return _here(name, found, source)
+
+
+def _here(name: str, found: Found, source: NativeSource, native: Native | None = None) -> Opened:
+    """What is computed on this machine."""
+    tokenizer, runner = source.codec.tokenizer, source.engine.runner
     return Opened(
         name,
         found,
         source,
-        source.window,
-        source.vocabulary,
+        runner.window,
+        runner.vocab_size,
         tokenizer.token_bytes,
         tokenizer.name,
         tokenizer.encode_answer,
         tokenizer.template is not None,
-        lambda context: matrices,
+        runner.flops_per_token,
+        native,
     )
 
 

@@ -141,7 +141,7 @@ class Page:
         async def work() -> None:
             voice = self.visit.studio.voice(branches.model)
             try:
-                if ahead and voice.model.engine is not None:
+                if ahead and voice.model.speculates:
                     await speculated(voice, answer, limit)
                 else:
                     await write(voice, answer, limit)

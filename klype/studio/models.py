@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from klype.engine.engine import Engine, Event
+from klype.engine.runner import NativeRunner
 from klype.examine.truth import Reader
 from klype.judge.meaning import Meaning
 from klype.runs.reading import Reading
@@ -44,8 +45,9 @@ class Asking(Protocol):
 class Model:
     """A model that can be asked here. ``name`` is what the pages call it, ``address`` what the command line does.
 
-    ``engine``: klype computes it itself. ``source`` is for long work and never the same engine. ``stage`` is that of
-    its run, if it has one. ``ask`` puts a question to it; ``truth`` knows what follows a question (None: nobody does).
+    ``engine``: it is computed on this machine. ``source`` is for long work and never the same engine. ``stage`` is
+    that of its run, if it has one. ``ask`` puts a question to it; ``truth`` knows what follows a question (None:
+    nobody does).
     ``raw``: text goes in as it is, not as a message. ``vocabulary`` 0: nobody knows. ``identity``
     is the weights' own; "": there are no questions for it to be examined with. ``reading``: what a run's model has
     read.
@@ -70,6 +72,11 @@ class Model:
     @property
     def codec(self) -> Codec:
         return self.source.codec
+
+    @property
+    def speculates(self) -> bool:
+        """Whether tokens can be guessed ahead: where klype computes the model itself."""
+        return self.engine is not None and isinstance(self.engine.runner, NativeRunner)
 
     @property
     def top(self) -> int:

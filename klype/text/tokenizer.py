@@ -177,7 +177,7 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids; control tokens are left out; bytes that are no UTF-8 become U+FFFD."""
         if self._byte_level:
-            return b"".join([self._bytes[i] for i in ids]).decode("utf-8", errors="replace")
+            return b"".join([self.token_bytes(i) for i in ids]).decode("utf-8", errors="replace")
         return str(asked(self._backend.decode, list(ids), skip_special_tokens=True))
 
     def decode_answer(self, ids: Sequence[int]) -> str:
@@ -186,8 +186,9 @@ class Tokenizer:
         return text[1:] if text[:1] == " " else text
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes that a token adds to a text: none for a control token."""
-        return self._bytes[token]
+        """The bytes that a token adds to a text: none for a control token, and for a row of the model that has no
+        spelling (vocabularies are padded)."""
+        return self._bytes[token] if token < len(self._bytes) else b""
 
     def agrees(self, other: Tokenizer) -> bool:
         """Whether every token is the same to both, so that one's ids can be given to the other."""

@@ -12,7 +12,10 @@ from klype.cli.listening import listening
 from klype.cli.terminal import Terminal
 
 Models = Annotated[
-    list[str], typer.Argument(help="Runs, folders or GGUF files; NAME=MODEL gives one another name.", metavar="MODEL…")
+    list[str],
+    typer.Argument(
+        help="Runs, folders, hf:owner/name or GGUF files; NAME=MODEL gives one another name.", metavar="MODEL…"
+    ),
 ]
 
 

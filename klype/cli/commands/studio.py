@@ -179,19 +179,15 @@ def _short(address: str) -> str:
 def _model(name: str, address: str, precision: str, device: str) -> Model:
     from klype.api.asking import asking, reading_from
     from klype.api.examinee import identity
-    from klype.engine.engine import Engine
-    from klype.sources.native import NativeCodec, NativeSource
+    from klype.sources.native import NativeSource
     from klype.sources.opening import open_model
     from klype.studio.models import Model
 
     opened = open_model(address, precision, measured=True, device=device)
     source, engine = opened.source, None
-    if opened.native is not None:
-        engine = opened.engine
-        beside = Engine(engine.model, decode_bytes=opened.spell, name=engine.name)
-        source = NativeSource(
-            beside, NativeCodec(opened.loaded.tokenizer, opened.loaded.chat if opened.template else None)
-        )
+    if isinstance(source, NativeSource):
+        engine = source.engine
+        source = NativeSource(engine.beside(), source.codec)
     run = opened.found.run
     asked = run is not None and (run / "questions.jsonl").is_file()
     return Model(

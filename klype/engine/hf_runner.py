@@ -1,0 +1,360 @@
+"""Any causal language model of transformers under the engine: for architectures that klype does not compute itself.
+
+What an architecture can do is found out by trying. Where keys and values can be kept, a prompt's are remembered and
+shared; where padding on the left changes nothing, rows of unlike length are computed together; where nothing is kept,
+whole texts are read again for every token. Shapes: R rows, T new tokens, W columns that were read before, V vocabulary,
+G heads and K width of keys and values.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from klype.engine.prefix_index import BLOCK, PrefixIndex, Tokens, shared_beginnings
+from klype.engine.runner import Weights
+from klype.model.shelf import placed
+
+Indices = npt.NDArray[np.int64]
+ENTRIES = 1 << 25
+"""Logits held at a time."""
+ROWS = 64
+"""Texts of a pass at most."""
+REMEMBERED = 256 << 20
+"""Bytes of keys and values of prompts that are kept for later ones."""
+ENDLESS = 1 << 20
+"""The window of an architecture that names none."""
+TRIED = 2e-3, 5e-2
+"""What the logits of a trial may differ, as a share of their spread: in float32, and in shorter numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ability:
+    """What a forward pass takes: the name of past keys and values ("": they cannot be given again), whether they may
+    be padded on the left, and the parameters' names."""
+
+    cache: str
+    pads: bool
+    names: frozenset[str]
+
+
+@dataclass(frozen=True, eq=False)
+class KeyValues:
+    """Of texts read together: per layer keys and values [R, G, W, K]. Text i begins in column ``starts[i]``."""
+
+    layers: list[tuple[Tensor, Tensor]]
+    starts: list[int]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.numel() * t.element_size() for pair in self.layers for t in pair)
+
+
+@dataclass(frozen=True, eq=False)
+class Past:
+    """The first ``length`` tokens of a text whose keys and values were computed; none: length 0."""
+
+    store: KeyValues | None
+    slot: int
+    length: int
+
+
+@dataclass(frozen=True, eq=False)
+class ReadText:
+    """A prompt that has been read."""
+
+    tokens: Tokens
+    past: Past
+    logits: Tensor
+
+
+@dataclass(eq=False)
+class Group:
+    """Running rows that are computed together: their numbers, their lengths, and transformers' cache of what they
+    have read, padded on the left to the longest."""
+
+    rows: Indices
+    lengths: Indices
+    cache: Any
+
+
+class HFRunner:
+    """``model`` is transformers' own; window and vocabulary are read from its configuration."""
+
+    def __init__(self, model: Any) -> None:
+        config = model.config.get_text_config()
+        self.model = model
+        self.vocab_size = int(config.vocab_size)
+        self.window = window_of(config)
+        self.weights = Weights(model, model.config.to_json_string())
+        self._turn = threading.Lock()  # some architectures keep what they computed last (dynamic rotary tables)
+        self.able = Ability("", False, frozenset(inspect.signature(model.forward).parameters))
+        self.index: PrefixIndex[KeyValues] = PrefixIndex(REMEMBERED)
+        self._groups: list[Group] = []
+        self._texts: list[list[int]] = []  # of the running rows, where nothing else is kept of them
+        self.able = self._tried()
+
+    @property
+    def remembers(self) -> bool:
+        return len(self.index) > 0
+
+    def flops_per_token(self, context: int) -> int:
+        """Two per weight but those of embeddings that are only looked up (Kaplan et al. 2020); attention left out."""
+        embedding = self.model.get_input_embeddings().weight
+        head = self.model.get_output_embeddings()
+        tied = head is None or head.weight is embedding
+        weights = sum(int(p.numel()) for p in self.model.parameters())
+        return 2 * (weights - (0 if tied else int(embedding.numel())))
+
+    @torch.inference_mode()
+    def prefill(self, prompts: Sequence[Tokens]) -> list[ReadText]:
+        distinct = sorted(set(prompts))
+        for beginning in shared_beginnings(distinct) if self.able.cache else ():
+            if self._past(beginning).length < len(beginning) - BLOCK:
+                self._read([beginning], [self._past(beginning)])
+        pasts = {prompt: self._past(prompt) for prompt in distinct}
+        found: dict[Tokens, ReadText] = {}
+        for batch in self._batches(distinct, [pasts[prompt] for prompt in distinct]):
+            read = self._read([distinct[i] for i in batch], [pasts[distinct[i]] for i in batch])
+            found.update((text.tokens, text) for text in read)
+        return [found[prompt] for prompt in prompts]
+
+    def order(self, prompts: Sequence[ReadText]) -> list[int]:
+        return sorted(range(len(prompts)), key=lambda i: len(prompts[i].tokens))
+
+    def append(self, prompts: Sequence[ReadText], counts: Sequence[int]) -> None:
+        new = [prompt for prompt, count in zip(prompts, counts, strict=True) for _ in range(count)]
+        if not self.able.cache:
+            self._texts += [list(prompt.tokens) for prompt in new]
+            return
+        first = sum(len(group.rows) for group in self._groups)
+        longest, joining = [int(group.lengths.max()) for group in self._groups], dict[int, list[int]]()
+        for place, prompt in enumerate(new):
+            length = len(prompt.tokens)
+            number = next((i for i, other in enumerate(longest) if self._alike(length, other)), len(longest))
+            longest[number : number + 1] = [max([length, *longest[number : number + 1]])]
+            joining.setdefault(number, []).append(place)
+        for number, places in sorted(joining.items()):
+            rows, lengths = np.array(places) + first, np.array([len(new[place].tokens) for place in places])
+            layers = gathered([new[place].past for place in places])
+            if number == len(self._groups):
+                self._groups.append(Group(rows, lengths, cache_of(layers)))
+                continue
+            group = self._groups[number]
+            group.rows, group.lengths = np.append(group.rows, rows), np.append(group.lengths, lengths)
+            for layer, (keys, values) in zip(group.cache.layers, layers, strict=True):
+                layer.keys, layer.values = _stacked(layer.keys, keys), _stacked(layer.values, values)
+
+    def decode(self, tokens_R: Tensor) -> Tensor:
+        if not self.able.cache:
+            for text, token in zip(self._texts, tokens_R.tolist(), strict=True):
+                text.append(token)
+            return self._whole(self._texts)
+        parts = []
+        for group in self._groups:
+            tokens_R1 = tokens_R[torch.from_numpy(group.rows), None]
+            logits_RTV, group.cache = self._forward(tokens_R1, group.cache, group.lengths)
+            group.lengths = group.lengths + 1
+            parts.append(logits_RTV[:, -1])
+        order = np.argsort(np.concatenate([group.rows for group in self._groups]))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)[placed(order, self.model.device)]
+
+    def remove(self, ended_R: npt.NDArray[np.bool_]) -> Indices:
+        order, numbers = np.flatnonzero(~ended_R), np.cumsum(~ended_R) - 1
+        self._texts = [text for text, ended in zip(self._texts, ended_R, strict=False) if not ended]
+        self._groups = [group for group in self._groups if not ended_R[group.rows].all()]
+        for group in self._groups:
+            stay = np.flatnonzero(~ended_R[group.rows])
+            if len(stay) < len(group.rows):
+                width, group.lengths = int(group.lengths.max()), group.lengths[stay]
+                spare, index = width - int(group.lengths.max()), placed(stay, self.model.device)
+                for layer in group.cache.layers:
+                    layer.keys, layer.values = layer.keys[index, :, spare:], layer.values[index, :, spare:]
+            group.rows = numbers[group.rows[stay]]
+        return order
+
+    def clear(self) -> None:
+        self._groups, self._texts = [], []
+
+    def forget(self) -> None:
+        self.index = PrefixIndex(REMEMBERED)
+
+    @torch.inference_mode()
+    def forced(self, prompts: Sequence[ReadText], fed: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+        texts = [(*prompt.tokens, *row) for prompt, row in zip(prompts, fed, strict=True)]
+        pasts = [prompt.past for prompt in prompts]
+        for rows in self._batches(texts, pasts, neighbours=True):
+            if any(len(texts[row]) > pasts[row].length for row in rows):
+                logits_RTV, _ = self._extended([texts[row] for row in rows], [pasts[row] for row in rows])
+                for row, logits_TV in zip(rows, logits_RTV, strict=True):
+                    start = len(prompts[row].tokens) - pasts[row].length  # 0, but where nothing is kept
+                    yield logits_TV[start : start + len(fed[row])]
+
+    def operations(self, rows: int) -> float:
+        return math.inf  # torch decides
+
+    def beside(self) -> HFRunner:
+        other = copy.copy(self)
+        other.forget()
+        other.clear()
+        return other
+
+    def _past(self, prompt: Tokens) -> Past:
+        """What of the prompt is remembered; its last token is left to be read."""
+        known = self.index.find(prompt) if self.able.cache else None
+        if known is None or min(known[2], len(prompt) - 1) < BLOCK:
+            return Past(None, 0, 0)
+        return Past(known[0], known[1], min(known[2], len(prompt) - 1))
+
+    def _batches(
+        self, texts: Sequence[Sequence[int]], pasts: Sequence[Past], neighbours: bool = False
+    ) -> Iterator[list[int]]:
+        """Indices of texts that share a pass: as many as there is room for their logits, with as much to be read, and
+        after equally much where nothing can be padded."""
+        rest = [len(text) - past.length for text, past in zip(texts, pasts, strict=True)]
+        before = [0 if self.able.pads else past.length for past in pasts]
+        order = range(len(texts)) if neighbours else sorted(range(len(texts)), key=lambda i: (before[i], rest[i]))
+        batch: list[int] = []
+        for i in order:
+            if batch:
+                widest, least = max(rest[i], *(rest[j] for j in batch)), min(rest[i], *(rest[j] for j in batch))
+                full = len(batch) >= ROWS or (len(batch) + 1) * widest * self.vocab_size > ENTRIES
+                if full or widest > least * 5 // 4 + 8 or before[i] != before[batch[0]]:
+                    yield batch
+                    batch = []
+            batch.append(i)
+        if batch:
+            yield batch
+
+    def _read(self, texts: Sequence[Tokens], pasts: Sequence[Past]) -> list[ReadText]:
+        logits_RTV, cache = self._extended(texts, pasts)
+        lengths = [past.length for past in pasts]
+        last = [logits_RTV[i, len(text) - lengths[i] - 1].clone() for i, text in enumerate(texts)]
+        if not self.able.cache:
+            return [ReadText(text, Past(None, 0, 0), logits_V) for text, logits_V in zip(texts, last, strict=True)]
+        store = KeyValues(
+            [(layer.keys, layer.values) for layer in cache.layers], [max(lengths) - length for length in lengths]
+        )
+        self.index.add(store, texts, store.nbytes)
+        return [
+            ReadText(text, Past(store, slot, len(text)), logits_V)
+            for slot, (text, logits_V) in enumerate(zip(texts, last, strict=True))
+        ]
+
+    def _whole(self, texts: Sequence[Sequence[int]]) -> Tensor:
+        """Logits [R, V] after texts of which nothing is kept."""
+        nothing = [Past(None, 0, 0)] * len(texts)
+        found = [torch.empty(0)] * len(texts)
+        for batch in self._batches(texts, nothing):
+            logits_RTV, _ = self._extended([texts[i] for i in batch], [nothing[i] for i in batch])
+            for row, i in enumerate(batch):
+                found[i] = logits_RTV[row, len(texts[i]) - 1].clone()
+        return torch.stack(found)
+
+    def _extended(self, texts: Sequence[Sequence[int]], pasts: Sequence[Past]) -> tuple[Tensor, Any]:
+        """Logits [R, T, V] of what has not been read of the texts, padded on the right (what comes later changes
+        nothing before it), and transformers' cache of all."""
+        rest = [text[past.length :] for text, past in zip(texts, pasts, strict=True)]
+        T = max(map(len, rest))
+        tokens_RT = torch.tensor([[*row, *(0,) * (T - len(row))] for row in rest])
+        cache = cache_of(gathered(pasts)) if self.able.cache else None
+        return self._forward(tokens_RT, cache, np.array([past.length for past in pasts]))
+
+    def _forward(self, tokens_RT: Tensor, cache: Any, lengths: Indices) -> tuple[Tensor, Any]:
+        """One pass over new tokens of rows that have read ``lengths`` before, padded on the left to the longest."""
+        T, W = tokens_RT.shape[1], int(lengths.max())
+        given: dict[str, Any] = {self.able.cache: cache} if self.able.cache else {}
+        if "use_cache" in self.able.names:
+            given["use_cache"] = bool(self.able.cache)
+        if (lengths != W).any():
+            mask_RC = torch.from_numpy(np.arange(W + T) >= W - lengths[:, None])
+            given["attention_mask"] = mask_RC.long().to(self.model.device)
+            if "position_ids" in self.able.names:  # those past the window are of padding
+                positions = np.minimum(lengths[:, None] + np.arange(T), self.window - 1)
+                given["position_ids"] = placed(positions, self.model.device)
+        with self._turn:
+            out = self.model(input_ids=tokens_RT.to(self.model.device), **given)
+        return out.logits, out[self.able.cache] if self.able.cache else None
+
+    def _alike(self, length: int, other: int) -> bool:
+        """Whether rows of such lengths are computed together."""
+        return max(length, other) <= 2 * min(length, other) + 32 if self.able.pads else length == other
+
+    @torch.inference_mode()
+    def _tried(self) -> Ability:
+        """The most that leaves the logits of a short and a longer text as they are when each is read whole."""
+        names = self.able.names
+        name = next((name for name in ("cache", "past_key_values") if name in names), "")  # transformers 5 renamed it
+        texts = [tuple(token % self.vocab_size for token in text) for text in ((1, 3, 2), (2, 1, 3, 1, 2))]
+        whole = [self._whole([text])[0].float() for text in texts]
+        most = TRIED[self.model.dtype != torch.float32]
+        for able in (Ability(name, True, names), Ability(name, False, names)) if name else ():
+            self.able = able
+            try:
+                self.append(self.prefill([text[:-1] for text in texts]), [1, 1])
+                found = self.decode(torch.tensor([text[-1] for text in texts])).float()
+            except Exception:  # an architecture that takes no cache of this kind raises whatever it meets
+                continue
+            finally:
+                self.forget()
+                self.clear()
+            if all(bool((a - b).abs().max() <= most * (b.max() - b.min())) for a, b in zip(found, whole, strict=True)):
+                return able
+        return Ability("", False, names)
+
+
+def gathered(pasts: Sequence[Past]) -> list[tuple[Tensor, Tensor]]:
+    """Per layer keys and values [R, G, W, K] of what was read, padded on the left; [] when nothing was."""
+    distinct: dict[tuple[KeyValues | None, int, int], int] = {}
+    which = [distinct.setdefault((past.store, past.slot, past.length), len(distinct)) for past in pasts]
+    width = max(past.length for past in pasts)
+
+    def of(layer: int, value: int) -> Tensor:
+        parts: list[Tensor | None] = []
+        for store, slot, length in distinct:
+            if store is None:
+                parts.append(None)
+                continue
+            start = store.starts[slot]
+            parts.append(pad(store.layers[layer][value][slot, :, start : start + length], (0, 0, width - length, 0)))
+        like = next(part for part in parts if part is not None)
+        stacked = torch.stack([torch.zeros_like(like) if part is None else part for part in parts])
+        return stacked if len(distinct) == len(pasts) else stacked[placed(np.array(which), stacked.device)]
+
+    layers = next((len(store.layers) for store, *_ in distinct if store is not None), 0)
+    return [(of(layer, 0), of(layer, 1)) for layer in range(layers)]
+
+
+def cache_of(layers: Sequence[tuple[Tensor, Tensor]]) -> Any:
+    """transformers' own, of these keys and values. Made without a configuration it keeps all of them, of layers with
+    a sliding window too."""
+    from transformers.cache_utils import DynamicCache
+
+    cache = DynamicCache()
+    for index, (keys, values) in enumerate(layers):
+        cache.update(keys, values, index)
+    return cache
+
+
+def _stacked(a_RGWK: Tensor, b_RGWK: Tensor) -> Tensor:
+    """One above the other, both padded on the left to the wider."""
+    W = max(a_RGWK.shape[2], b_RGWK.shape[2])
+    return torch.cat([pad(t, (0, 0, W - t.shape[2], 0)) for t in (a_RGWK, b_RGWK)])
+
+
+def window_of(config: Any) -> int:
+    """Tokens that the model reads at most, under the names that architectures give it."""
+    fields = config.to_dict()
+    names = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length", "n_ctx")
+    return next((int(fields[name]) for name in names if isinstance(fields.get(name), int)), ENDLESS)

@@ -1,0 +1,230 @@
+"""What the engine asks of a model, and klype's own Transformer as one that can be asked. Shapes: R running rows, V
+vocabulary, D width."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import Any, Protocol, Self, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+import klype
+from klype.device import flops_per_token
+from klype.engine.prefix_cache import CachedPrefix, PrefixCache, by_shelf
+from klype.engine.prefix_index import Tokens
+from klype.model.cache import Cache
+from klype.model.transformer import Transformer
+
+Indices = npt.NDArray[np.int64]
+FEW = 8
+"""Rows that are worth a copy of what they share, where that lets one call compute a step."""
+PRODUCTS = 4
+"""Of a layer."""
+FETCHED = 10
+"""Operations in the time that it takes to fetch a byte of a matrix from memory."""
+COPIED = 4096
+"""Tokens that such copies may hold."""
+ENTRIES = 1 << 23
+"""Logits of forced answers held at a time."""
+
+
+class ReadPrompt(Protocol):
+    """A prompt that has been read, as its runner remembers it."""
+
+    @property
+    def logits(self) -> Tensor:
+        """[V], of the token after it."""
+        ...
+
+
+P = TypeVar("P", bound=ReadPrompt)
+
+
+class ModelRunner(Protocol[P]):
+    """Computes a model for one engine, which owns queue, sampling and records.
+
+    The running rows are numbered in the order in which they were appended; ``remove`` numbers those that stay anew.
+    """
+
+    @property
+    def weights(self) -> Weights: ...
+
+    @property
+    def window(self) -> int:
+        """Tokens that the model reads at most."""
+        ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def remembers(self) -> bool:
+        """Whether anything computed with these weights is kept for later prompts."""
+        ...
+
+    def prefill(self, prompts: Sequence[Tokens]) -> list[P]:
+        """Read prompts. What they have in common, or with earlier ones, is read once."""
+        ...
+
+    def order(self, prompts: Sequence[P]) -> list[int]:
+        """Indices that bring together prompts whose rows are best computed side by side."""
+        ...
+
+    def append(self, prompts: Sequence[P], counts: Sequence[int]) -> None:
+        """Add so many rows that go on from each prompt."""
+        ...
+
+    def decode(self, tokens_R: Tensor) -> Tensor:
+        """Logits [R, V] after one token more of every row."""
+        ...
+
+    def remove(self, ended_R: npt.NDArray[np.bool_]) -> Indices:
+        """Drop rows; returns the old number of every row that stays, in the new order."""
+        ...
+
+    def clear(self) -> None:
+        """Drop all rows."""
+        ...
+
+    def forget(self) -> None:
+        """The weights have changed: drop all that is remembered of prompts."""
+        ...
+
+    def forced(self, prompts: Sequence[P], fed: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+        """Logits [m, V] after each of the tokens that are fed behind the prompts: one row after the other, in parts."""
+        ...
+
+    def operations(self, rows: int) -> float:
+        """Of the mean matrix product in a step of so many rows: few of them are not worth a second thread."""
+        ...
+
+    def flops_per_token(self, context: int) -> int:
+        """FLOP of one token's pass that attends to so many before it."""
+        ...
+
+    def beside(self) -> Self:
+        """Another runner of the same weights, for an engine in another thread."""
+        ...
+
+
+class Weights:
+    """The weights of a module: whether they were written to, and which they are."""
+
+    def __init__(self, model: nn.Module, config: str) -> None:
+        """``config``: what else decides the answers, as JSON."""
+        self.model = model
+        self.config = config
+        self._counted = [p for p in model.parameters() if not p.is_inference()]
+
+    def changes(self) -> int:
+        """Grows whenever a weight is written in place (torch counts it)."""
+        return sum(p._version for p in self._counted)
+
+    @torch.no_grad()
+    def fingerprint(self) -> str:
+        """OpenAI's ``system_fingerprint``: the same answer can be expected from the same seed while it is the same."""
+        digest = hashlib.sha256(f"klype {klype.__version__} torch {torch.__version__}".encode())
+        digest.update(self.config.encode())
+        for name, weight in sorted(self.model.state_dict().items()):
+            digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+            plain = weight.to_dense() if weight.is_mkldnn else weight  # packed in oneDNN's blocks
+            digest.update(plain.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return f"fp_{digest.hexdigest()[:12]}"
+
+
+class NativeRunner:
+    """klype's own Transformer. Prompts lie in shared KV, stored once for all rows that go on from them."""
+
+    def __init__(self, model: Transformer) -> None:
+        self.model = model
+        self.prefixes = PrefixCache(model)
+        self.weights = Weights(model, model.config.model_dump_json())
+        self.clear()
+
+    @property
+    def window(self) -> int:
+        return self.model.config.window
+
+    @property
+    def vocab_size(self) -> int:
+        return self.model.config.vocab_size
+
+    @property
+    def remembers(self) -> bool:
+        return len(self.prefixes) > 0
+
+    def prefill(self, prompts: Sequence[Tokens]) -> list[CachedPrefix]:
+        return self.prefixes.read(prompts)
+
+    def order(self, prompts: Sequence[CachedPrefix]) -> list[int]:
+        return by_shelf(prompts)
+
+    def append(self, prompts: Sequence[CachedPrefix], counts: Sequence[int]) -> None:
+        if self._cache.rows and not self._cache.shelves:
+            self._cache.share()
+        _join(self._cache, [prompt for prompt, count in zip(prompts, counts, strict=True) for _ in range(count)])
+        self._settle()
+
+    def decode(self, tokens_R: Tensor) -> Tensor:
+        tokens_R1 = tokens_R[:, None].to(self._cache.device)
+        return self.model.unembed(self.model.hidden(tokens_R1, self._cache)[:, 0])
+
+    def remove(self, ended_R: npt.NDArray[np.bool_]) -> Indices:
+        order = self._cache.remove(ended_R)
+        if self.model.stepper is not None:
+            self._settle()
+        return order
+
+    def clear(self) -> None:
+        self._cache = Cache.of(self.model)
+
+    def forget(self) -> None:
+        self.prefixes.clear()
+
+    @torch.inference_mode()
+    def forced(self, prompts: Sequence[CachedPrefix], fed: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+        T = max(map(len, fed))
+        if not T:
+            return
+        cache = Cache.of(self.model)
+        _join(cache, prompts)
+        tokens_RT = torch.tensor([[*row, *(0,) * (T - len(row))] for row in fed], device=cache.device)
+        hidden_RTD = self.model.hidden(tokens_RT, cache)
+        self.prefixes.passes += 1
+        hidden_MD = torch.cat([hidden_RTD[row, : len(own)] for row, own in enumerate(fed)])
+        for part_MD in torch.split(hidden_MD, max(1, ENTRIES // self.vocab_size)):
+            yield self.model.unembed(part_MD)
+
+    def operations(self, rows: int) -> float:
+        """In float32: numbers of half the size take half as long, and few rows wait for the matrix to come from
+        memory."""
+        config = self.model.config
+        numbers = config.flops_per_token / 2 / (PRODUCTS * config.layers + 1)
+        return numbers * self.model.embed.weight.element_size() * max(rows / 2, FETCHED)
+
+    def flops_per_token(self, context: int) -> int:
+        return flops_per_token(self.model.config, context)
+
+    def beside(self) -> NativeRunner:
+        return NativeRunner(self.model)
+
+    def _settle(self) -> None:
+        """A lone row, and few rows of a model that has a way of its own for them, are read in one piece."""
+        rows, few = self._cache.rows, self.model.stepper is not None
+        if self._cache.shelves and (rows == 1 or (few and rows <= FEW and self._cache.lengths.sum() <= COPIED)):
+            self._cache.own()
+
+
+def _join(cache: Cache, prompts: Sequence[CachedPrefix]) -> None:
+    """A row for each, in one call per shelf of neighbours."""
+    for _, group in groupby(prompts, key=lambda prompt: id(prompt.shelf)):
+        alike = list(group)
+        cache.join(alike[0].shelf, [prompt.slot for prompt in alike], [prompt.length for prompt in alike])
+
+
+AnyRunner = ModelRunner[Any]
