@@ -30,7 +30,7 @@ help:
 	@echo "make setup        .venv with everything that tests need"
 	@echo "make run          the whole life-cycle on the demo world (ARGS='--minutes 1' passes options)"
 	@echo "make test         all tests (FAST=1: what takes under two minutes)"
-	@echo "make examples     README's commands, typed as printed in a fresh clone"
+	@echo "make examples     README's commands and the notebooks in examples/, in a fresh clone"
 	@echo "make bench        a benchmark beside its peers (NAME=generate ARGS='--minutes 3'); which there are: make bench"
 	@echo "make soak         long fuzzing, and the coverage of all tests"
 	@echo "make screenshots  every page of the studio, with a run on it (RUN=runs/…), in SHOTS=screenshots; README's in docs/"

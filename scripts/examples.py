@@ -1,12 +1,13 @@
-"""Types README's commands as they are printed, in a fresh clone of what is committed: every one must work.
+"""Types README's commands as they are printed, in a fresh clone of what is committed, and executes the notebooks of
+``examples`` there: every one must work.
 
 Usage: .venv/bin/python scripts/examples.py   (or: make examples)
 
 A bash at a pseudo-terminal gets each line of README's blocks with its comment, in README's order; what `make run`
 prints last, and what its report says to go on with, are typed as they stand there. Nothing is prepared in the clone but
 the files that README takes as the reader's own (``OWN``): `make run` sets up the rest. What would take long is typed as
-``SHORTER`` says. README.nb.md must have the same commands. A line that is not known here fails; so does an exit code
-other than 0, and an output with one of ``BAD``.
+``SHORTER`` says. The notebooks are executed last, on the run that is there then. README.nb.md must have the same
+commands. A line that is not known here fails; so does an exit code other than 0, and an output with one of ``BAD``.
 """
 
 from __future__ import annotations
@@ -288,9 +289,12 @@ def main() -> None:
             found = [line for line in found if "path/to/" not in line.command]
         reading = Reading(clone, environment(Path(place) / "home"))
         reading.whole(found)
+        for notebook in sorted((clone / "examples").glob("*.ipynb")):
+            command = f".venv/bin/jupyter-execute --timeout={PATIENCE_S} {notebook.relative_to(clone)}"
+            reading.typed(Line(command), reading.window, ALONE)
     print(f"{time.monotonic() - began:7.1f} s in all")
     if reading.wrong:
-        sys.exit(f"{reading.wrong} of the lines went wrong.")
+        sys.exit(f"{reading.wrong} of the lines and notebooks went wrong.")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,10 @@
-"""Every command that README shows is known to `make examples`, in both languages; what it types is judged."""
+"""Every command that README shows is known to `make examples`, in both languages; what it types is judged.
+Notebooks are stored as they were written, without what they showed when they were run."""
 
 from __future__ import annotations
 
+import ast
+import json
 import shlex
 from pathlib import Path
 
@@ -72,3 +75,20 @@ def test_a_line_is_typed_as_at_a_terminal(tmp_path: Path) -> None:
     assert window.type(asks, Driven("name. ", ("Kari", "Ola")))[1].endswith("Kari, Ola, Ola\r\n")
     interrupted = Driven("begun", (lambda window, shown: window.shell.sendintr(),))
     assert window.type("(trap 'echo ended; exit 0' INT; echo begun; sleep 60)", interrupted)[1].endswith("ended\r\n")
+
+
+NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)
+def test_a_notebook_explains_each_cell_and_holds_no_outputs(file: Path) -> None:
+    cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
+    assert [cell["cell_type"] for cell in cells] == ["markdown", "code"] * (len(cells) // 2)
+    for cell in cells[1::2]:
+        assert cell["outputs"] == []
+        assert cell["execution_count"] is None
+        source = "".join(cell["source"])
+        assert not source.endswith("\n")
+        ast.parse("\n".join(line for line in source.splitlines() if not line.startswith("%")))
+        assert max(map(len, source.splitlines())) <= 120
+    assert cells[0]["source"][0].startswith("# ")

@@ -30,15 +30,19 @@ def data_frame(rows: Sequence[Row]) -> pd.DataFrame:
     return pd.DataFrame(list(rows))
 
 
-def html_table(rows: Sequence[Row], columns: Sequence[str]) -> str:
-    """An HTML table; all text is escaped, numbers have four significant digits."""
+def html_table(rows: Sequence[Row], columns: Sequence[str], bars: Sequence[str] = ()) -> str:
+    """An HTML table; all text is escaped, numbers have four significant digits. ``bars``: columns of probabilities,
+    which are also drawn."""
     head = "".join(f"<th>{escape(column)}</th>" for column in columns)
-    body = "".join("<tr>" + "".join(f"<td>{_cell(row.get(c))}</td>" for c in columns) + "</tr>" for row in rows)
+    body = "".join("<tr>" + "".join(_cell(row.get(c), c in bars) for c in columns) + "</tr>" for row in rows)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _cell(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else escape("" if value is None else str(value))
+def _cell(value: object, bar: bool) -> str:
+    if not isinstance(value, float):
+        return f'<td style="text-align:left">{escape("" if value is None else str(value))}</td>'
+    filled = f"background:linear-gradient(90deg,rgba(66,133,244,.4) {value:.1%},transparent 0);min-width:7em"
+    return f'<td style="text-align:left;{filled if bar else ""}">{value:.4g}</td>'
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +65,7 @@ class Answer:
     """
 
     text: str
-    tokens: tuple[Token, ...]
+    tokens: tuple[Token, ...] = field(repr=False)
     logprob: float | None
     ended: str
     trace: Trace = field(repr=False)
@@ -103,7 +107,8 @@ class NextToken:
 
 @dataclass(frozen=True, slots=True)
 class NextTokens:
-    """The most probable next tokens, most probable first; ``rest``: the probability of all that are not listed."""
+    """The most probable next tokens, most probable first, drawn as bars in a notebook; ``rest``: the probability of all
+    that are not listed."""
 
     tokens: tuple[NextToken, ...]
     rest: float
@@ -123,7 +128,7 @@ class NextTokens:
     def _repr_html_(self) -> str:
         rows = self.to_json()["tokens"]
         columns = ["token", "p", "p_tempered", *(["truth"] if any("truth" in row for row in rows) else [])]
-        return html_table([*rows, {"token": "…", "p": self.rest}], columns)
+        return html_table([*rows, {"token": "…", "p": self.rest}], columns, columns[1:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +180,7 @@ class AnswerTree:
 
     def _repr_html_(self) -> str:
         left = f"<p>unexplored: {self.unexplored:.4g}; same meaning by: {escape(self.judge)}</p>"
-        return html_table(self.answers[:20], ["text", "low", "high"]) + left
+        return html_table(self.answers[:20], ["text", "low", "high"], ["low", "high"]) + left
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,4 +239,4 @@ class AnswerForks:
         ]
 
     def _repr_html_(self) -> str:
-        return html_table(self._rows(), ["token", "strength", "own", "fork"])
+        return html_table(self._rows(), ["token", "strength", "own", "fork"], ["own"])
