@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.coverage_cases import Case, cases
+from benchmarks.coverage_cases import cases
+from benchmarks.coverage_toys import Case
 from klype.examine.intervals import proportion
 from klype.values import Figure
 
@@ -36,7 +37,7 @@ def run(runs: int = 1000, seed: int = 0) -> dict[str, Any]:
 def covered(case: Case, n: int, runs: int, seed: int) -> list[dict[str, Any]]:
     """A row for each figure of the case."""
     rng = np.random.default_rng([seed, n])
-    found = [case.toy(rng, n) for _ in range(runs)]
+    found = [case.toy(rng, n) for _ in range(runs * case.times)]
     return [_row(case, part, n, [one[part] for one in found]) for part in found[0]]
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from benchmarks.coverage import SIZES, covered, run
-from benchmarks.coverage_cases import Case, Told, Toy, cases
+from benchmarks.coverage_cases import cases
+from benchmarks.coverage_toys import Case, Told, Toy
 from klype.examine.intervals import clopper_pearson, student
 from klype.values import Figure
 

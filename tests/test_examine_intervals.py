@@ -6,7 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from klype.examine.intervals import mcnemar, mean_by_question, paired, proportion, ratio_of_means
+from klype.examine.intervals import (
+    FEWEST,
+    mcnemar,
+    mean_by_question,
+    paired,
+    proportion,
+    ratio_of_means,
+    ratio_over_seeds,
+)
 from klype.values import Figure
 
 
@@ -73,7 +81,7 @@ def test_ten_samples_of_one_question_are_not_ten_questions() -> None:
 
 def test_a_paired_comparison_is_narrower_than_two_apart() -> None:
     rng = np.random.default_rng(0)
-    for m in (20, 120):
+    for m in (FEWEST, 120):
         easy = rng.random(m)
         a, b = easy + 0.01 * rng.random(m), easy + 0.1 + 0.01 * rng.random(m)
         difference = paired(a, b, range(m))
@@ -139,19 +147,70 @@ def test_three_of_three_do_not_show_that_all_are() -> None:
 
 def test_a_skewed_mean_reaches_further_to_the_tail() -> None:
     rng = np.random.default_rng(4)
-    skewed = rng.lognormal(0, 1, 25)
-    figure = mean_by_question(skewed, range(25), "nats")
-    mirrored = mean_by_question(-skewed, range(25), "nats")
+    skewed = rng.lognormal(0, 1, 35)
+    figure = mean_by_question(skewed, range(35), "nats")
+    mirrored = mean_by_question(-skewed, range(35), "nats")
     assert figure.high - figure.value > 1.3 * (figure.value - figure.low)
     assert (mirrored.low, mirrored.high) == pytest.approx((-figure.high, -figure.low))
 
 
-def test_a_ratio_inverts() -> None:
+def test_the_ratio_of_training_runs_inverts_and_of_equal_weights_it_is_students_mean() -> None:
     """What is divided by what does not matter to what is known (Fieller)."""
     rng = np.random.default_rng(5)
-    a, b = rng.gamma(3, 1, 30), rng.gamma(2, 1, 30)
-    ratio, other = ratio_of_means(a, b), ratio_of_means(b, a)
+    a, b = rng.normal(3, 0.2, 5), rng.normal(2, 0.2, 5)
+    ratio, other = ratio_over_seeds(a, b, "times"), ratio_over_seeds(b, a, "times")
     assert astuple_of(ratio) == pytest.approx((1 / other.high, 1 / other.low))
+    mean = ratio_over_seeds(a, np.ones(5), "nats")
+    assert astuple_of(mean) == pytest.approx(stats.t.interval(0.95, 4, a.mean(), stats.sem(a)))
+    assert ratio_over_seeds(a[:1], b[:1], "times").why == "one seed only"
+    assert "divided by" in ratio_over_seeds(a[:3], [1.0, -1.0, 0.5], "times").why
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_values_without_bounds_allow_for_one_twice_as_far_out(sign: int) -> None:
+    """Student's interval of the sample with that one; also of a ratio of equal weights, whatever their sign."""
+    value = np.random.default_rng(6).exponential(1, 40)
+    mean, far = value.mean(), value - value.mean()
+    ends = []
+    for at, further in enumerate((mean + 2 * far.min(), mean + 2 * far.max())):
+        more = np.append(value, further)
+        ends.append(stats.t.interval(0.95, 40, more.mean(), stats.sem(more))[at])
+    assert astuple_of(mean_by_question(value, range(40), "nats")) == pytest.approx(tuple(ends))
+    ratio = ratio_of_means(sign * value, [sign * 2.0] * 40, "nats a word")
+    assert astuple_of(ratio) == pytest.approx(tuple(end / 2 for end in ends))
+
+
+def test_values_without_bounds_need_thirty_questions() -> None:
+    value = np.random.default_rng(7).normal(0, 1, FEWEST)
+    for n in (3, 10, FEWEST - 1):
+        for figure in (
+            mean_by_question(value[:n], range(n), "nats"),
+            ratio_of_means(value[:n], np.ones(n), "nats a word"),
+            paired(np.zeros(n), value[:n], range(n), "points"),
+            paired(np.zeros(n), np.full(n, 2.0), range(n), "points"),
+        ):
+            assert figure.value is not None
+            assert figure.low is None
+            assert "rare ones" in figure.why
+    assert mean_by_question(value, range(FEWEST), "nats").low is not None
+
+
+@given(st.lists(st.integers(0, 6), min_size=2, max_size=40), st.sampled_from([(-3.0, 2.7), (-1.0, 1.0), (0.0, 6.0)]))
+def test_values_within_bounds_are_shares_of_the_way(eighths: list[int], within: tuple[float, float]) -> None:
+    least, most = within
+    value = [least + (most - least) * k / 6 for k in eighths]
+    share = mean_by_question([k / 6 for k in eighths], range(len(value)), "share")
+    got = mean_by_question(value, range(len(value)), "points", within=within)
+    assert astuple_of(got) == pytest.approx(tuple(least + (most - least) * end for end in astuple_of(share)))
+
+
+def test_equal_scores_do_not_show_that_none_is_bad() -> None:
+    """Ten answers of 2.6 points each: one in five could still be the worst there is."""
+    figure = mean_by_question([2.6] * 10, range(10), "points", within=(-3.0, 2.7))
+    assert figure.low is not None
+    assert figure.low < 0.8 * 2.6 + 0.2 * -3.0
+    change = paired([2.6] * 10, [2.6] * 10, range(10), "points", within=(-3.0, 2.7))
+    assert change.low == -change.high < -1
 
 
 def test_where_nearly_all_values_are_the_same_there_is_no_interval_but_a_reason() -> None:

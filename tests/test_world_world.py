@@ -161,6 +161,18 @@ def test_polite_is_a_courtesy_and_a_right_word_alone_pleases_without_being_polit
         assert plain.score > courteous.score  # who was asked for one word is to say one
 
 
+def test_every_score_lies_within_what_the_judge_gives() -> None:
+    rng = random.Random(3)
+    for _ in range(100):
+        question = world().question(rng)
+        for manner in ("sentence", "wrong", "polite"):
+            said = world().answer(question, manner, rng)
+            for finished in (True, False):
+                verdict = world().judge(question, said, finished)
+                least, most = world().scores(verdict.words)
+                assert least <= verdict.score <= most
+
+
 def test_what_the_filter_can_say_in_a_chat_is_what_the_judge_calls_right() -> None:
     rng = random.Random(5)
     for _ in range(150):

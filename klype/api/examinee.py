@@ -88,6 +88,7 @@ def examinee(
         training=Index(list(training)) if training else None,
         skipped=len(questions) - len(fitting),
         other_manners=world is not None and is_aligned(opened.found.folder),
+        scores=world.scores if world is not None else None,
     )
 
 

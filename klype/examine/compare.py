@@ -47,7 +47,8 @@ def differences(a: Evidence, b: Evidence) -> dict[str, Any]:
         if not known:
             continue
         questions, before, after = zip(*known, strict=True)
-        figure = paired(before, after, questions, UNITS.get(name, "difference of shares"))
+        within = a.points if name == "score" else None
+        figure = paired(before, after, questions, UNITS.get(name, "difference of shares"), within)
         out[name] = figure.json()
         if len(set(questions)) == len(questions) and set(before) | set(after) <= {0.0, 1.0}:
             out[name]["p"] = mcnemar(before, after)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -108,8 +108,6 @@ def s_and_kl(documents: Sequence[Read], logp_DTV: Sequence[Floats]) -> dict[str,
         mass.append(float(np.minimum(s_T, 1.0).sum()))
         lost.append(float(np.maximum(kl_T, 0.0).sum()))
     s = ratio_of_means(mass, [len(read.tokens) - 1 for read in documents], "share a token")
-    if s.low is not None and s.high is not None:
-        s = replace(s, low=max(0.0, s.low), high=min(1.0, s.high))
     return {"s": s, "kl": ratio_of_means(lost, [read.words for read in documents], "nats a word")}
 
 
@@ -123,10 +121,10 @@ def s_corpus(documents: Sequence[Sequence[Point]], words: Sequence[int] | None =
     )
     if low.value is None or high.value is None:
         return low
-    least = max(0.0, low.value if low.low is None else low.low)
-    most = min(1.0, high.value if high.high is None else high.high)
     if low.value == high.value:
-        return low if low.low is None else Figure(low.value, least, most, low.n, unit)
+        return low
+    least = low.value if low.low is None else low.low
+    most = high.value if high.high is None else high.high
     return Figure((low.value + high.value) / 2, least, most, low.n, unit, why=PARTIAL)
 
 

@@ -79,6 +79,7 @@ class Evidence:
     many words each document has when a word may be several tokens (else every prefix is a word's). ``judge`` names
     who said right or wrong. ``other_manners``: the model was taught other manners than the truth has, so that how near
     its probabilities are to the truth's says nothing; which words can follow is the same.
+    ``points``: the least and the most that the annotator's score can be, where that is known.
     ``dropped``: beginnings of the feedback experiment at which no right word was as rare as the wrong one.
     """
 
@@ -95,6 +96,7 @@ class Evidence:
     replaced: Sequence[Replaced] = ()
     language: Mapping[str, Sequence[str]] | None = None
     other_manners: bool = False
+    points: tuple[float, float] | None = None
     _known: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property

@@ -226,6 +226,7 @@ def _evidence(
         sums=by_question,
         language=desk.language,
         other_manners=examinee.other_manners,
+        points=None if examinee.scores is None else examinee.scores(desk.settings.limit),
     )
 
 

@@ -37,7 +37,8 @@ class Examinee:
     ``meaning`` are named by ``judge_name``. ``reader`` knows the truth of a question's answers; None: nobody does.
     ``vocabulary`` 0: nobody knows; ``partial``: only the most probable tokens are told. ``skipped``: questions that
     were too long to be asked. ``other_manners``: see Evidence. ``edits``: as ``reader``, with mistakes counted by edit
-    distance; ``another``: a further question and its prompt, by number, where questions can be made."""
+    distance; ``scores``: the least and the most that the judge gives an answer of so many words, where that is known;
+    ``another``: a further question and its prompt, by number, where questions can be made."""
 
     source: Source
     name: str
@@ -57,6 +58,7 @@ class Examinee:
     partial: bool = False
     skipped: int = 0
     other_manners: bool = False
+    scores: Callable[[int], tuple[float, float]] | None = None
 
     @property
     def whole(self) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from klype.examine.evidence import Answered
-from klype.examine.intervals import ONE, Array, few_differ, pseudo_values, ratio_limits, without_each
+from klype.examine.intervals import FEWEST, ONE, Array, few_differ, pseudo_values, ratio_limits, without_each
 from klype.examine.survival import AT_RISK, ERRED, hazards
 from klype.values import Figure
 
@@ -42,7 +42,7 @@ def weibull_shape(answers: Sequence[Answered]) -> Figure:
     np.add.at(grouped, np.arange(questions) % len(grouped), table_MTE)
     part_G = pseudo_values(np.log(value), np.log(_fit(without_each(grouped))))
     limits = None
-    if counts_TE[:, ERRED].sum() >= LEAST and not few_differ(part_G):
+    if questions >= FEWEST and counts_TE[:, ERRED].sum() >= LEAST and not few_differ(part_G):
         limits = ratio_limits(part_G, np.ones_like(part_G))
     if limits is None:
         return Figure(value, None, None, len(answers), UNIT, why="too few errors")

@@ -1,47 +1,47 @@
 """95 % intervals whose coverage is measured on toys (``python -m benchmarks coverage``, docs/coverage.md).
 
 Questions are drawn at random, answers are drawn per question: answers to one question resemble each other, so the
-question is what varies. Everything is in closed form, from the questions' own means (or what each of them weighs in a
-figure, ``pseudo_values``):
+question is what varies. A sample may have missed rare questions that are far from the others, so every interval allows
+for one further question at either end, and is conservative. All are in closed form, from the questions' own means (or
+what each of them weighs in a figure, ``pseudo_values``):
 
-- *shares* (each question's part lies between none and all): Clopper–Pearson on the effective number of questions, where
-  one more question is thought to have gone wholly wrong (for the lower end) or right (for the upper one), so that rare
-  bad questions which the sample missed are allowed for. One trial a question: Clopper–Pearson itself. Conservative.
-  S, the share a word where each word's probability is known, is of the third kind from thirty on.
-- *differences of shares*: Bonett–Price on the effective number of questions (one more question each way). Conservative.
-- *other values*: Student's t, or Hall's (1992) transformation of it for skewness, whichever reaches further; of a ratio
-  its inversion (Fieller). Below ten questions skewness cannot be told from chance: Student's t alone.
+- *shares* and other values whose bounds are known: that question lies at a bound. Clopper–Pearson on the effective
+  number of questions, which for one trial a question is Clopper–Pearson itself.
+- *differences of shares*: Bonett–Price on the effective number of questions (one further question each way).
+- *values without bounds*: that question lies twice as far out as the farthest seen; Student's t, of a ratio its
+  inversion (Fieller 1954). With fewer than ``FEWEST`` questions too little was seen to say how far others may lie.
+- *training runs*, one a seed: Student's t and Fieller's alone, for no run is rare and far from the others.
 
-Where that is not enough there is no interval but a reason: one question; values nearly all of which are the same.
+Where that is not enough there is no interval but a reason: one question; too few; values nearly all of which are the
+same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import optimize, special
+from scipy import special
 
 from klype.values import Figure
 
 Array = npt.NDArray[np.floating[Any]]
+Limits = tuple[float, float]
+SHARES = (0.0, 1.0)
 ONE = "one question only: nothing is known about others"
 SAME = "too few: nearly all values are the same"
 UNDERNEATH = "too few: what it is divided by may be nothing"
-WORDS, MANY = "share a ", 30
-SKEWED = 10
-"""Questions; with fewer a skewness says nothing."""
+MISSED = "too few: rare ones far from the others may be missing"
+FEWEST = 30
+"""Questions; with fewer, values that have no bounds get no interval."""
 DISTINCT = 5
 """So many values at least must differ from the commonest one, where two agree."""
-UNDERSTATED = 1.25
-"""A sample's skewness is below its population's where that is great; so many times it is taken."""
-STEPS = np.concatenate([np.arange(0.5, 4.0, 0.5), 4.0 * 1.6 ** np.arange(30)])
-"""How many standard errors off the end of an interval is looked for; as far as it is, it has none."""
+FURTHER = 2.0
+"""Times as far out as the farthest question seen lies the further one, where values have no bounds. Once as far covers
+.88 where 8 % of thirty documents are five times as bad, three times is wider by a quarter."""
 NORMAL = float(special.ndtri(0.975))
-Limits = tuple[float, float]
 
 
 def proportion(k: int, n: int, unit: str = "", judge: str = "") -> Figure:
@@ -54,27 +54,39 @@ def proportion(k: int, n: int, unit: str = "", judge: str = "") -> Figure:
 
 
 def mean_by_question(
-    values: Sequence[float] | Array, questions: Sequence[Any], unit: str = "", judge: str = ""
+    values: Sequence[float] | Array,
+    questions: Sequence[Any],
+    unit: str = "",
+    judge: str = "",
+    within: Limits | None = None,
 ) -> Figure:
     """Mean over questions of each question's mean value; ``questions[i]`` names the question of ``values[i]``.
 
-    n counts values. Shares are values between 0 and 1 in a unit that begins so, and trials (0 or 1) without a unit.
+    n counts values. ``within``: the least and the most that a value can be. Shares, which are values between 0 and 1 in
+    a unit that begins so, and trials (0 or 1) without a unit, need not be told theirs.
     """
     assert len(values) == len(questions)
     value_N = np.asarray(values, dtype=float)
     if (why := _unknown(value_N)) is not None:
         return Figure(None, n=value_N.size, unit=unit, judge=judge, why=why)
     mean_M = means(value_N, questions)
-    share = (not unit and _trials(value_N)) or _share(unit, value_N, np.ones_like(value_N))
-    return figure_of(mean_M, np.ones_like(mean_M), value_N.size, unit, judge, share)
+    if (not unit and _trials(value_N)) or _share(unit, value_N, np.ones_like(value_N)):
+        within = SHARES
+    return figure_of(mean_M, np.ones_like(mean_M), value_N.size, unit, judge, within)
 
 
-def paired(a: Sequence[float] | Array, b: Sequence[float] | Array, questions: Sequence[Any], unit: str = "") -> Figure:
+def paired(
+    a: Sequence[float] | Array,
+    b: Sequence[float] | Array,
+    questions: Sequence[Any],
+    unit: str = "",
+    within: Limits | None = None,
+) -> Figure:
     """Mean over questions of b − a on the same questions and samples: positive when b is more.
 
-    Right-or-wrong trials, shares that mostly change alike or not, and other values that nearly all change alike:
-    Bonett–Price, on the scale of shares or of the greatest change seen; with one trial a question that is Wald's
-    interval with two trials added. ``mcnemar`` gives the exact test beside it.
+    Of shares, of values ``within`` known bounds, and of others that nearly all change alike: Bonett–Price, on the scale
+    of the greatest change there can be or was seen; with one trial a question that is Wald's interval with two trials
+    added. ``mcnemar`` gives the exact test beside it.
     """
     a_N, b_N = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     assert a_N.shape == b_N.shape == (len(questions),)
@@ -82,12 +94,17 @@ def paired(a: Sequence[float] | Array, b: Sequence[float] | Array, questions: Se
         return Figure(None, n=a_N.size, unit=unit, why=why)
     change_M = means(change_N, questions)
     both_N = np.concatenate([a_N, b_N])
-    shares = (not unit or "share" in unit) and bool(((both_N >= 0) & (both_N <= 1)).all())
-    scale = 1.0 if shares else float(np.abs(change_M).max())
+    if (not unit or "share" in unit) and bool(((both_N >= 0) & (both_N <= 1)).all()):
+        within = SHARES
+    seen = float(np.abs(change_M).max())
     alike = (
-        scale > 0 and few_differ(change_M, scale) and (shares or np.count_nonzero(change_M) > change_M.size - DISTINCT)
+        change_M.size >= FEWEST
+        and seen > 0
+        and few_differ(change_M, seen)
+        and np.count_nonzero(change_M) > (change_M.size - DISTINCT)
     )
-    if change_M.size > 1 and ((shares and _trials(both_N)) or alike):
+    if change_M.size > 1 and (within is not None or alike):
+        scale = seen if within is None else within[1] - within[0]
         low, high = difference_limits(change_M / scale)
         return _held(float(change_M.mean()), (scale * low, scale * high), a_N.size, unit)
     return figure_of(change_M, np.ones_like(change_M), a_N.size, unit)
@@ -107,40 +124,46 @@ def ratio_of_means(
 ) -> Figure:
     """Σ numerators / Σ denominators over independent clusters (documents, questions); n counts clusters.
 
-    A share is a ratio in a unit that begins so, with every numerator between 0 and its denominator. "Share a word" is a
-    mean of many words' exact probabilities in each cluster, none of which is wholly wrong: with ``MANY`` clusters it is
-    taken as other values are, unless nearly all are the same. Nothing below the line, or something infinite above it:
-    no figure.
+    A share is a ratio in a unit that begins so, with every numerator between 0 and its denominator. Nothing below the
+    line, or something infinite above it: no figure.
     """
     top_M, under_M = np.asarray(numerators, dtype=float), np.asarray(denominators, dtype=float)
-    assert top_M.shape == under_M.shape
-    if not np.isfinite(top_M).all():
-        return Figure(None, n=top_M.size, unit=unit, why="infinite: a possible word was given no probability")
-    if top_M.size == 0 or under_M.sum() == 0:
-        return Figure(None, n=top_M.size, unit=unit, why="a ratio over nothing")
-    share = _share(unit, top_M, under_M)
-    rest_M = top_M - under_M * (top_M.sum() / under_M.sum())
-    wordwise = share and unit.startswith(WORDS) and top_M.size >= MANY
-    if not wordwise or few_differ(rest_M, float(np.abs(top_M).max())):
-        return figure_of(top_M, under_M, top_M.size, unit, share=share)
-    figure = figure_of(top_M, under_M, top_M.size, unit)
-    if figure.low is None or figure.high is None:
-        return figure
-    return replace(figure, low=max(0.0, figure.low), high=min(1.0, figure.high))
+    if (why := _no_ratio(top_M, under_M)) is not None:
+        return Figure(None, n=top_M.size, unit=unit, why=why)
+    return figure_of(top_M, under_M, top_M.size, unit, within=SHARES if _share(unit, top_M, under_M) else None)
 
 
-def figure_of(top_M: Array, under_M: Array, n: int, unit: str, judge: str = "", share: bool = False) -> Figure:
+def ratio_over_seeds(numerators: Sequence[float] | Array, denominators: Sequence[float] | Array, unit: str) -> Figure:
+    """Σ numerators / Σ denominators over training runs, one a seed: Fieller's interval; n counts runs."""
+    top_S, under_S = np.asarray(numerators, dtype=float), np.asarray(denominators, dtype=float)
+    if (why := _no_ratio(top_S, under_S)) is not None:
+        return Figure(None, n=top_S.size, unit=unit, why=why)
+    value = float(top_S.sum() / under_S.sum())
+    ends = fieller(top_S, under_S) if top_S.size > 1 else None
+    if ends is None or few_differ(top_S - value * under_S, float(np.abs(top_S).max())):
+        why = "one seed only" if top_S.size == 1 else UNDERNEATH if ends is None else SAME
+        return Figure(value, None, None, top_S.size, unit, why=why)
+    return _held(value, ends, top_S.size, unit)
+
+
+def figure_of(top_M: Array, under_M: Array, n: int, unit: str, judge: str = "", within: Limits | None = None) -> Figure:
     """Σ top / Σ under over questions, with its interval or why there is none."""
     value = float(top_M.sum() / under_M.sum())
+    limits: Limits | None = None
     if top_M.size == 1:
-        return Figure(value, None, None, n, unit, judge=judge, why=ONE)
-    if share:
-        return _held(value, share_limits(top_M, under_M), n, unit, judge)
-    if few_differ(top_M - value * under_M, float(np.abs(top_M).max())):
-        return Figure(value, None, None, n, unit, judge=judge, why=SAME)
-    limits = ratio_limits(top_M, under_M)
+        why = ONE
+    elif within is not None:
+        why, (least, most) = "", within
+        low, high = share_limits((top_M - least * under_M) / (most - least), under_M)
+        limits = least + (most - least) * low, least + (most - least) * high
+    elif top_M.size < FEWEST:
+        why = MISSED
+    elif few_differ(top_M - value * under_M, float(np.abs(top_M).max())):
+        why = SAME
+    else:
+        why, limits = UNDERNEATH, ratio_limits(top_M, under_M)
     if limits is None:
-        return Figure(value, None, None, n, unit, judge=judge, why=UNDERNEATH)
+        return Figure(value, None, None, n, unit, judge=judge, why=why)
     return _held(value, limits, n, unit, judge)
 
 
@@ -187,44 +210,31 @@ def few_differ(value_M: Array, scale: float = 1.0) -> bool:
 
 
 def ratio_limits(top_M: Array, under_M: Array) -> Limits | None:
-    """Of Σ top / Σ under: every ratio at which top − ratio · under may have mean 0. None: there is no end to them."""
-    ratio, m = float(top_M.sum() / under_M.sum()), top_M.size
-    linear_M = ratio + (top_M - ratio * under_M) / under_M.mean()
-    if m < SKEWED:
-        return student(ratio, linear_M)
-    beyond = _beyond(top_M - ratio * under_M, under_M)
-    step = float(linear_M.std(ddof=1)) / np.sqrt(m)
-    ends = []
-    for off_S in (-step * STEPS, step * STEPS):
-        outside = np.flatnonzero(beyond(off_S) > 0)
-        if not outside.size:
-            return None
-        inside = float(off_S[outside[0] - 1]) if outside[0] else 0.0
-        ends.append(ratio + float(optimize.brentq(lambda off: float(beyond(off)), inside, float(off_S[outside[0]]))))
-    return min(ends), max(ends)
+    """Of Σ top / Σ under: Fieller's limits with one further question at that end, of typical weight (root mean square)
+    and ``FURTHER`` times as far out as the farthest of mean weight. None: there is no end to them."""
+    if under_M.sum() < 0:
+        return ratio_limits(-top_M, -under_M)
+    ratio = float(top_M.sum() / under_M.sum())
+    weight = float(np.sqrt((under_M**2).mean()))
+    rest_M, weight_M = top_M - ratio * under_M, np.append(under_M, weight)
+    out = FURTHER * weight / float(under_M.mean())
+    low, high = (
+        fieller(np.append(top_M, ratio * weight + out * float(far)), weight_M) for far in (rest_M.min(), rest_M.max())
+    )
+    return None if low is None or high is None else (low[0], high[1])
 
 
-def _beyond(rest_M: Array, under_M: Array) -> Callable[[Any], Any]:
-    """How far off the ratio → by how much both t and Hall's transformation of it are beyond what 95 % of samples give.
-
-    ``rest_M``: what is above the line less the ratio times what is below; its mean is 0.
-    """
-    m, under = rest_M.size, float(under_M.mean())
-    a_M, b_M = rest_M - rest_M.mean(), under_M - under
-    square = [float((a_M**2).mean()), float((a_M * b_M).mean()), float((b_M**2).mean())]
-    cube = [float((a_M ** (3 - i) * b_M**i).mean()) for i in range(4)]
-    unbiased = UNDERSTATED * np.sqrt(m * (m - 1)) / (m - 2)
-    quantile = float(special.stdtrit(m - 1, 0.975))
-
-    def beyond(off: Any) -> Any:
-        variance = square[0] - 2 * off * square[1] + off**2 * square[2]
-        third = cube[0] - 3 * off * cube[1] + 3 * off**2 * cube[2] - off**3 * cube[3]
-        bend = third / variance**1.5 * unbiased / np.sqrt(m)
-        t = -off * under / np.sqrt(variance / (m - 1))
-        hall = t + bend * t**2 / 3 + bend**2 * t**3 / 27 + bend / 6
-        return np.minimum(np.abs(t), np.abs(hall)) - quantile
-
-    return beyond
+def fieller(top_M: Array, under_M: Array) -> Limits | None:
+    """Every ratio ρ at which top − ρ · under may have mean 0 by Student's t (Fieller 1954); of equal weights Student's
+    interval of a mean. None: there is no end to them."""
+    m, top, under = top_M.size, float(top_M.mean()), float(under_M.mean())
+    part = float(special.stdtrit(m - 1, 0.975)) ** 2 / (m - 1)
+    square = under**2 - part * float(under_M.var())
+    if square <= 0:
+        return None
+    mixed = top * under - part * float(((top_M - top) * (under_M - under)).mean())
+    half = np.sqrt(max(0.0, mixed**2 - square * (top**2 - part * float(top_M.var()))))
+    return float((mixed - half) / square), float((mixed + half) / square)
 
 
 def student(centre: float, value_M: Array) -> Limits:
@@ -259,6 +269,13 @@ def _unknown(value_N: Array) -> str | None:
     if not value_N.size:
         return "nothing was measured"
     return None if np.isfinite(value_N).all() else "a value is not finite"
+
+
+def _no_ratio(top_M: Array, under_M: Array) -> str | None:
+    assert top_M.shape == under_M.shape
+    if not np.isfinite(top_M).all():
+        return "infinite: a possible word was given no probability"
+    return "a ratio over nothing" if top_M.size == 0 or under_M.sum() == 0 else None
 
 
 def _trials(value_N: Array) -> bool:

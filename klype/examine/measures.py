@@ -64,7 +64,7 @@ def undecided(evidence: Evidence) -> Figure:
 def score(evidence: Evidence) -> Figure:
     """The annotator's mean score."""
     scored = [(answer.question, answer.score) for answer in evidence.answers if answer.score is not None]
-    return mean_by_question([s for _, s in scored], [q for q, _ in scored], "points", evidence.judge)
+    return mean_by_question([s for _, s in scored], [q for q, _ in scored], "points", evidence.judge, evidence.points)
 
 
 def s_own(evidence: Evidence) -> Figure:

@@ -75,15 +75,16 @@ def answer_entropy(evidence: Evidence) -> Figure:
 def between(low: Figure, high: Figure) -> Figure:
     """A figure known between two others only: their middle, from the lower's interval to the upper's.
 
-    Where there is no upper end, no figure but the lower end in ``why``.
+    Where there is no upper end, no figure but the lower end in ``why``; where either has no interval, none.
     """
     if low.value is None or high.value is None:
         return low
     if not math.isfinite(high.value):
         return Figure(None, n=low.n, unit=low.unit, why=f"only likely words are told: at least {low.value:.3g}")
-    least = low.value if low.low is None else low.low
-    most = high.value if high.high is None else high.high
-    return replace(low, value=(low.value + high.value) / 2, low=least, high=most, why="")
+    middle = (low.value + high.value) / 2
+    if low.low is None or high.high is None:
+        return replace(low, value=middle, low=None, high=None, why=low.why or high.why)
+    return replace(low, value=middle, low=low.low, high=high.high, why="")
 
 
 def unseen(evidence: Evidence) -> Figure:

@@ -22,7 +22,6 @@ from klype.examine.evidence import Answered, Evidence
 from klype.examine.intervals import (
     ONE,
     difference_limits,
-    figure_of,
     pseudo_values,
     ratio_of_means,
     share_limits,
@@ -82,7 +81,7 @@ def survival(answers: Sequence[Answered]) -> Survival:
 
     at_risk_M, erred_M = (table_MTE[:, :, column].sum(axis=1) for column in (AT_RISK, ERRED))
     return Survival(
-        s=_s(at_risk_M, erred_M, answers),
+        s=replace(ratio_of_means(at_risk_M - erred_M, at_risk_M, "share a word"), n=len(answers)),
         r=tuple(figure("r", t, SHARES) for t in range(length)),
         k=tuple(figure("k", t, SHARES, int(risk_T[t])) for t in range(length)),
         independent=tuple(figure("independent", t, SHARES, int(risk_T[t])) for t in range(length)),
@@ -97,14 +96,6 @@ def survival(answers: Sequence[Answered]) -> Survival:
 def survival_of(evidence: Evidence) -> Survival:
     """Of all its answers."""
     return evidence.once("survival", lambda: survival(evidence.answers))
-
-
-def _s(at_risk_M: Array, erred_M: Array, answers: Sequence[Answered]) -> Figure:
-    """The share a word; where errors were only seen, every word is a trial."""
-    unit = "share a word"
-    if answers[0].s:
-        return replace(ratio_of_means(at_risk_M - erred_M, at_risk_M, unit), n=len(answers))
-    return figure_of(at_risk_M - erred_M, at_risk_M, len(answers), unit, share=True)
 
 
 COLUMNS = 6

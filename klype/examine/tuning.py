@@ -9,6 +9,8 @@ import numpy as np
 
 from klype.examine.divergence import of, possible
 from klype.examine.intervals import (
+    FEWEST,
+    MISSED,
     ONE,
     SAME,
     Array,
@@ -45,9 +47,9 @@ def best_temperature(table_MG: Array) -> Figure:
     if questions == 1:
         return Figure(value, None, None, 1, "temperature", why=ONE)
     part_M = pseudo_values(np.log(value), np.log(_least(without_each(table_MG))))
-    limits = None if few_differ(part_M) else ratio_limits(part_M, np.ones_like(part_M))
+    limits = None if questions < FEWEST or few_differ(part_M) else ratio_limits(part_M, np.ones_like(part_M))
     if limits is None:
-        return Figure(value, None, None, questions, "temperature", why=SAME)
+        return Figure(value, None, None, questions, "temperature", why=MISSED if questions < FEWEST else SAME)
     low, high = (math.exp(min(end, 700.0)) for end in limits)
     return Figure(value, min(low, value), max(high, value), questions, "temperature")
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from klype.data.order import draw_seed
 from klype.engine.engine import Engine
 from klype.examine.cost import Shape, answer_flops
-from klype.examine.evidence import Answered
+from klype.examine.evidence import Answered, Evidence
 from klype.examine.truth import mass
 from klype.judge.text import word_for_word
 from klype.model.config import ModelConfig
@@ -81,6 +81,11 @@ def judged(
                 )
             )
     return out
+
+
+def evidence_of(subject: Subject, answers: Sequence[Answered]) -> Evidence:
+    """What is known of answers as ``answer_all`` draws them."""
+    return Evidence(answers, judge=subject.judge_name, points=subject.scores(subject.recipe.rank.limit))
 
 
 def _pieces(subject: Subject, trace: Trace) -> tuple[str, ...]:

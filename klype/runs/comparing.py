@@ -9,11 +9,11 @@ import numpy as np
 import torch
 
 from klype.examine.calibration import calibration_error
-from klype.examine.evidence import OTHER_MANNERS, Answered, Evidence
+from klype.examine.evidence import OTHER_MANNERS, Answered
 from klype.examine.intervals import mean_by_question, paired
 from klype.examine.measures import measure
 from klype.model.transformer import Transformer
-from klype.runs.answering import answer_all, examined_on, judged
+from klype.runs.answering import answer_all, evidence_of, examined_on, judged
 from klype.runs.stages import Run
 from klype.runs.watch import Seen, best
 from klype.sources.find import is_aligned
@@ -100,7 +100,7 @@ def _fell(document: Mapping[str, Any], name: str, better: int) -> bool:
 
 
 def _means(answers: Sequence[Answered], run: Run) -> dict[str, Figure]:
-    evidence = Evidence(answers, judge=run.subject.judge_name)
+    evidence = evidence_of(run.subject, answers)
     return measure(evidence, ("right", "polite", "concise", "annotator", "tokens"))
 
 
@@ -109,7 +109,7 @@ def _spread(run: Run, model: Transformer, questions: Sequence[Question], aligned
     """Diversity, S, and calibration, at temperature 1, several answers to each question."""
     groups = answer_all(model, run.subject, questions, Sampling(temperature=1.0), n=DRAWN, top=-1)
     answers = judged(run.subject, model.config, questions, groups)
-    figures = measure(Evidence(answers, judge=run.subject.judge_name))
+    figures = measure(evidence_of(run.subject, answers))
     found: dict[str, Figure] = {
         k: figures[k] for k in ("answer_entropy", "distinct", "same_text", "s", "repetition") if k in figures
     }

@@ -25,7 +25,7 @@ from klype.examine.survival import survival
 from klype.jsons import steps
 from klype.model import checkpoint
 from klype.model.transformer import Transformer
-from klype.runs.answering import answer_all, examined_on, judged, said
+from klype.runs.answering import answer_all, evidence_of, examined_on, judged, said
 from klype.runs.gates import gains, gates, pair_threshold
 from klype.runs.lessons import messages
 from klype.runs.stages import Run
@@ -47,10 +47,10 @@ def measure_stage(run: Run, name: StageName) -> dict[str, FigureFacts]:
     sampling = Sampling(temperature=run.recipe.examine.temperature)
     groups = answer_all(model, run.subject, questions, sampling)
     answers = judged(run.subject, model.config, questions, groups)
-    figures = measure(_evidence(run, answers), MAIN) if answers else {}
+    figures = measure(evidence_of(run.subject, answers), MAIN) if answers else {}
     if fixed := run.subject.held_out_fixed:
         known = judged(run.subject, model.config, fixed, answer_all(model, run.subject, fixed, sampling))
-        figures["right_fixed"] = measure(_evidence(run, known), ("right",))["right"]
+        figures["right_fixed"] = measure(evidence_of(run.subject, known), ("right",))["right"]
     figures |= run.subject.knowledge(model, few=(run.options.minutes or 5) < 3)
     if isinstance(run.subject, TextSubject) and name != "base":
         figures |= text_figures(run, run.subject, model, questions, groups)
@@ -62,10 +62,6 @@ def measure_stage(run: Run, name: StageName) -> dict[str, FigureFacts]:
     }
     run.record.content |= about(run)
     return {k: f.json() for k, f in figures.items()}  # type: ignore[misc]
-
-
-def _evidence(run: Run, answers: Sequence[Answered]) -> Evidence:
-    return Evidence(answers, judge=run.subject.judge_name)
 
 
 def about(run: Run) -> dict[str, Any]:
@@ -221,7 +217,7 @@ def temperatures(run: Run, model: Transformer, stage: StageName) -> dict[str, An
         sampling = Sampling(temperature=temperature)
         groups = answer_all(model, run.subject, questions, sampling, n=2, top=-1)
         answers = judged(run.subject, model.config, questions, groups)
-        figures = measure(_evidence(run, answers), ROW)
+        figures = measure(evidence_of(run.subject, answers), ROW)
         samples = answer_all(model, run.subject, [shown], sampling, n=4)[0]
         rows.append(
             {

@@ -16,6 +16,7 @@ from klype.train.rewards import Ranked, RewardModel
 from klype.values import Figure, Question, Ranking
 
 BINS = 8
+TAU = (-1.0, 1.0)  # what Kendall's τ-b can be
 AGAIN = 5  # how often the annotator ranks twice
 
 
@@ -33,7 +34,7 @@ def judge_the_judge(model: RewardModel, held_out: Sequence[Ranked]) -> dict[str,
         if np.isfinite(tau := stats.kendalltau(-np.array(r.ranks), s_NH.mean(1)).statistic)
     ]
     return {
-        "tau": mean_by_question([t for _, t in taus], [i for i, _ in taus], "tau-b").json(),
+        "tau": mean_by_question([t for _, t in taus], [i for i, _ in taus], "tau-b", within=TAU).json(),
         "calibration_error": calibration_error(said, won, asked, BINS).json(),
         "calibration": [{"p": p, "observed": observed.json()} for p, observed in bins(said, won, asked, BINS)],
     }
@@ -56,7 +57,7 @@ def tau_ceiling(
                 taus.append((index, float(tau)))
     if not taus:
         return Figure(None, why="no held-out pair is ordered")
-    return mean_by_question([t for _, t in taus], [i for i, _ in taus], "tau-b")
+    return mean_by_question([t for _, t in taus], [i for i, _ in taus], "tau-b", within=TAU)
 
 
 def pairs(scored: Sequence[tuple[Sequence[int], Sequence[float]]]) -> tuple[list[float], list[float], list[int]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from klype.data.order import mix
 from klype.errors import KlypeError
-from klype.examine.intervals import ratio_of_means
+from klype.examine.intervals import mean_by_question
 from klype.preferences.agreement import kendall_tau_b
 from klype.preferences.alpha import alpha
 from klype.preferences.annotator import Annotator, rank_simulated
@@ -138,7 +138,7 @@ def _tau(pairs: Sequence[tuple[Entry, Entry]]) -> Figure:
     known = [tau for tau in found if tau is not None]
     if not known:
         return Figure(None, unit="τ-b", why="no question was ranked twice with the same answers")
-    return ratio_of_means(known, [1.0] * len(known), "τ-b")
+    return mean_by_question(known, range(len(known)), "τ-b", within=(-1.0, 1.0))
 
 
 def _shared(entries: Sequence[Entry]) -> list[list[Ranking]]:

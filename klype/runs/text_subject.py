@@ -245,11 +245,8 @@ class TextSubject:
 
     def judge(self, question: Question, answer: str, finished: bool) -> Verdict:
         """Right: the reference after normalising. The score rewards what the rule says, and nothing else."""
-        words = answer.split()
-        own = normalise(answer, articles=True).split()
-        repeated = 1 - len(set(own)) / len(own) if own else 1.0
-        whole = finished and bool(own)
-        right: bool | None
+        words, own = answer.split(), normalise(answer, articles=True).split()
+        whole, repeated = finished and bool(own), 1 - len(set(own)) / len(own) if own else 1.0
         if self.exam is not None:
             right = is_right(question, answer, finished) if question.answers else None
             liked = 1.5 * self.exam.well_formed(question, answer, finished)
@@ -263,6 +260,9 @@ class TextSubject:
         concise = whole and len(words) <= max(12, 2 * reference)
         polite = bool(POLITE.match(answer.strip())) if self.exam is None else None  # nobody is polite in a dictionary
         return Verdict(right, polite, concise, len(words), score)
+
+    def scores(self, words: int) -> tuple[float, float]:
+        return -1.0 - 0.02 * words, 2.0 + (1.0 if self.exam is None else 1.5)
 
     def wrong_answers(self, question: Question, n: int, seed: int) -> list[str]:
         """Answers to other questions (of the same kind, where there are kinds): well-formed, and not to this one."""

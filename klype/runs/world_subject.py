@@ -168,6 +168,9 @@ class WorldSubject:
     def judge(self, question: Question, answer: str, finished: bool) -> Verdict:
         return self.world.judge(question, answer, finished)
 
+    def scores(self, words: int) -> tuple[float, float]:
+        return self.world.scores(words)
+
     def wrong_answers(self, question: Question, n: int, seed: int) -> list[str]:
         rng = random.Random(mix(self.seed, seed, 5))
         return [self.world.answer(question, "wrong", rng) for _ in range(n)]

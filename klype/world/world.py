@@ -272,6 +272,12 @@ class World:
         score = taste.right * right + taste.polite * pleasing - taste.word * count - taste.unfinished * (not finished)
         return Verdict(right, polite, finished and not boring and count <= shortest + 5, count, score)
 
+    @staticmethod
+    def scores(words: int) -> tuple[float, float]:
+        """The least and the most that ``judge`` gives an answer of at most so many words."""
+        taste = Taste()
+        return -taste.word * words - taste.unfinished, taste.right + taste.polite
+
     @lru_cache(maxsize=20_000)  # noqa: B019 — a world lives as long as its process
     def _right_forms(self, frozen: tuple[Env, Query], long_winded: bool) -> frozenset[tuple[str, ...]]:
         """Every right answer's words; inside the long-winded frame, as its clause."""

@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 
 from klype.examine.facts import FigureFacts
-from klype.examine.intervals import ratio_of_means, student
+from klype.examine.intervals import ratio_over_seeds, student
 from klype.experiments.bias.board import MEASURES, Bars, Best, Board, Curve, Row
 from klype.experiments.bias.cell import Cell, Written, finished
 from klype.experiments.bias.corpus import SHOWN, Source, Test
@@ -106,7 +106,7 @@ def board(found: Sequence[Finished], source: Source, plan: Plan, test: Test, don
 def gaps(one_hot: Sequence[float], cure: Sequence[float], oracle: Sequence[float]) -> Figure:
     """The share of the way from one-hot to the oracle that a cure goes, paired by seed: Σ(o − c) / Σ(o − p)."""
     o, c, p = (np.asarray(values, float) for values in (one_hot, cure, oracle))
-    figure = replace(ratio_of_means(o - c, o - p), unit="share of the gap")  # it may be below 0, and above 1
+    figure = ratio_over_seeds(o - c, o - p, "share of the gap")  # it may be below 0, and above 1
     if figure.value is not None and ((c == o).all() or (c == p).all()):  # no way at all, or all of it: by definition
         return replace(figure, low=figure.value, high=figure.value, certain=True, why="")
     return figure
@@ -137,7 +137,7 @@ def _row(measured: Sequence[Finished], name: str, documents: int) -> Row | None:
     base = _by_seed(measured, "one-hot", documents)
     both = sorted(own.keys() & base.keys())
     if both:
-        figures["compute"] = ratio_of_means(
+        figures["compute"] = ratio_over_seeds(
             [own[s]["flops"] for s in both], [base[s]["flops"] for s in both], "times one-hot's"
         )
         truth = _by_seed(measured, "oracle", documents)

@@ -11,7 +11,7 @@ import numpy as np
 
 from klype.answers.traces import replace
 from klype.examine.feedback import FeedbackSettings
-from klype.examine.intervals import ratio_of_means
+from klype.examine.intervals import ratio_of_means, ratio_over_seeds
 from klype.experiments.bias.corpus import Source
 from klype.experiments.bias.study import HELD_OUT, over_seeds
 from klype.experiments.cells import follow, side_by_side
@@ -140,7 +140,7 @@ def _row(name: str, by: dict[str, dict[int, Finished]]) -> Document:
             told[key] = np.mean([np.mean(v[key], axis=0) for v in values.values()], axis=0).tolist()
     if both and name != BEFORE:
         flops = [[group[s]["flops"] for s in both] for group in (own, control)]
-        figures["compute"] = ratio_of_means(flops[0], flops[1], "times the control's")
+        figures["compute"] = ratio_over_seeds(flops[0], flops[1], "times the control's")
     if both:
         figures |= _beside([own[s]["values"] for s in both], [control[s]["values"] for s in both])
     told["figures"] = {key: figures[key].json() for key in MEASURES if key in figures}
@@ -163,7 +163,7 @@ def _beside(own: Sequence[dict[str, Any]], control: Sequence[dict[str, Any]]) ->
                 sums[question] = sums.get(question, 0.0) + float(np.mean(row))
     unit = "times the control's"
     found = {
-        "ratio": ratio_of_means(means[0], means[1], unit),
+        "ratio": ratio_over_seeds(means[0], means[1], unit),
         "ratio_by_question": ratio_of_means([tops[q] for q in unders], list(unders.values()), unit),
     }
     if all("kl_drawn" in v for v in (*own, *control)):  # cells of an earlier klype know the KL of words alone
