@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from klype.errors import UsageError
 from klype.runs.overview import parameters
+from klype.runs.record import MEANING
 from klype.studio.runs_form import Order
 from klype.studio.runs_form import start as start_run
 from klype.studio.runs_list import all_runs, family, find, key_of, run_folders
@@ -26,7 +27,7 @@ from klype.studio.work import PROCESS, Plan, Work, begin, works
 from klype.studio.work_answers import answers
 from klype.studio.work_tail import Tail
 from klype.studio.work_upload import Given
-from klype.words import words
+from klype.words import percent, words
 from tests.studio_toys import visiting
 from tests.studio_work_toys import run_with_questions
 from tests.test_studio_ranking import chromium, serving, slow, texts
@@ -295,6 +296,31 @@ def test_the_page_shows_curves_that_grow_and_work_that_runs(tmp_path: Path, lang
         assert "step " in texts(user)
     work.cancel()
     until(lambda: work.state == "cancelled")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lang", ["en", "nb"])
+def test_beside_a_newer_run_an_older_one_s_figures_that_meant_something_else_are_left_out(
+    tmp_path: Path, lang: str
+) -> None:
+    w, keys = words(lang, "studio_runs"), {}
+    for name, more in (("old", {}), ("new", {"meaning": MEANING})):
+        place = tmp_path / "runs" / name
+        place.mkdir(parents=True)
+        figure = {"value": 0.31 if name == "old" else 0.93, "low": 0.3, "high": 0.94, "n": 400, "unit": "share"}
+        about = {"settings": {"kind": "world"}, "state": "done", "figures": {"base": {"right": figure}}, **more}
+        (place / "run.json").write_text(json.dumps(about), encoding="utf-8")
+        keys[name] = key_of(place)
+    with visiting(Studio([], tmp_path, ["false"])) as (run, user):
+        user.http_client.headers["accept-language"] = lang
+        run(user.open(f"/runs?run={keys['new']}&with={keys['old']}"))
+        said = w("otherwise", run="old", measures=words(lang, "report")("measure.right"))
+        assert said in texts(user)
+        assert percent(0.93, lang) in texts(user)
+        assert percent(0.31, lang) not in texts(user)
+        run(user.open(f"/runs?run={keys['old']}"))
+        assert percent(0.31, lang) in texts(user)
+        assert said not in texts(user)
 
 
 alone = [*slow, pytest.mark.soak]  # a browser and a server want the machine to themselves
