@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,15 @@ from klype.answers import bounds
 from klype.answers.tree import TreeSettings, grow
 from klype.cli import guard
 from klype.cli.main import call
+from klype.examine.recorder import Recorder
+from klype.sources.hf_open import open_hf
 from klype.sources.kept import Kept
 from klype.sources.native import NativeSource
 from klype.sources.offer import probe
 from klype.sources.remote import RemoteSource
-from klype.sources.source import answers
+from klype.sources.source import Source, answers
 from klype.sources.wire import Budget, BudgetSpentError, Patience, Wire
+from klype.studio.models import Remembered, Shared
 from klype.text.chat import TEMPLATE, Chat
 from klype.text.tokenizer import Tokenizer
 from klype.values import Request, Sampling
@@ -283,3 +286,28 @@ def test_an_echo_alone_is_whole_however_fast_the_worker_is(app: Any, monkeypatch
     plain = told()
     monkeypatch.setattr(Worker, "submit", slowly)
     assert told() == plain
+
+
+KINDS: dict[str, Callable[[RemoteSource, Path], Source]] = {
+    "native": lambda remote, folder: own(),
+    "transformers": lambda remote, folder: gpt2(folder),
+    "remote": lambda remote, folder: remote,
+    "recorded": lambda remote, folder: Recorder(own(), "these", folder, lambda: 0.0),
+    "shared": lambda remote, folder: Shared(own(), threading.Lock()),
+    "remembered": lambda remote, folder: Remembered(own(), {}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_who_asks_nothing_is_answered_nothing(kind: str, remote: RemoteSource, tmp_path: Path) -> None:
+    source = KINDS[kind](remote, tmp_path)
+    assert source.next([]) == source.next([], 3) == []
+    assert source.score([], []) == []
+    assert list(source.generate([])) == answers(source, []) == []
+
+
+def gpt2(folder: Path) -> Source:
+    pytest.importorskip("transformers")
+    from tests.test_sources_hf import folder_of
+
+    return open_hf(folder_of("gpt2", folder))
