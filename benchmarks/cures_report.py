@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from klype.answers.decoders.table import DECODERS
 from klype.answers.traces import replace
 from klype.examine.caution import beyond
 from klype.examine.charts import Cell, Option, Panel, Picture, axis, line, lines, whiskers
@@ -41,7 +42,7 @@ def verdict(part: Document, say: Say, own: Words) -> list[str]:
     best = part["best"]
     if best is not None:
         shown = {
-            "way": own(f"way.{best['decoder']}"),
+            "way": say.text(DECODERS[best["decoder"]].about),
             "right": say.figure(best["right"], "right"),
             "gain": _points(best["gain"], say),
             "passes": say.number(best["passes"], 1),
@@ -82,7 +83,7 @@ def _view(document: Document, say: Say, own: Words) -> dict[str, Any]:
         "parts": parts,
         "pictures": shown,
         "advice": advice,
-        "ways": [(name, own(f"way.{name}")) for name in used],
+        "ways": [(name, say.text(DECODERS[name].about)) for name in used],
         "script_words": {"zero": say("formula.zero"), "half": say("formula.half", n="{n}"), "save": say("tools.save")},
     }
 

@@ -72,11 +72,13 @@ def document(found: Decided, name: str, budget: float) -> dict[str, Any]:
 
 def tell(terminal: Terminal, told: dict[str, Any]) -> None:
     """Why, and at what cost, in a few lines."""
+    from klype.answers.decoders.table import decoder
     from klype.words import number, percent, words
 
     w, lang = words(terminal.lang, "deciding"), terminal.lang
-    lines = [w(f"way.{told['name']}")]
-    if told["name"] not in ("greedy", "sample"):
+    row = decoder(told["name"])
+    lines = [w("chosen", about=row.about.get(lang, row.about["en"]))]
+    if row.spends:
         for share in told["shares"][:SHOWN]:
             lines.append(w("share", share=percent(share["share"], lang), text=share["text"]))
         lines.append(w("changed", plain=told["plain"]) if told["changed"] else w("same"))

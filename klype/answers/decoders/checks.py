@@ -1,13 +1,13 @@
 """Ways to check candidates: each gives a log-score, added to log P(answer) with a weight.
 
-A new check is a row of ``CHECKS`` (which makes it the decoder ``verify-NAME``), its words in both catalogues, and the
-function that a question brings for it (``Asked.checks``).
+A new check is a row of ``CHECKS`` (which makes it the decoder ``verify-NAME``) and the function that a
+question brings for it (``Asked.checks``).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,18 +22,42 @@ LEAST = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class CheckKind:
-    """``hint``: what to do where a question does not bring it; ``weights``: worth trying, the first by default."""
+    """``about``: what is chosen by it, by language; ``hint``: what to do where a question does not bring it;
+    ``weights``: worth trying, the first by default."""
 
+    about: Mapping[str, str]
     hint: str = ""
     weights: tuple[float, ...] = (0.5, 1.0)
 
 
 CHECKS = {
-    "likelihood": CheckKind(),
-    "statement": CheckKind("It needs to know what an answer states."),
-    "yes": CheckKind("It needs a chat template, and one token each for Yes and No."),
+    "likelihood": CheckKind(
+        {
+            "en": "the answer that is most probable word for word, its length left out",
+            "nb": "svaret som er mest sannsynlig ord for ord, uansett lengde",
+        }
+    ),
+    "statement": CheckKind(
+        {
+            "en": "the answer whose statement is the most probable as plain text",
+            "nb": "svaret som sier det mest sannsynlige når det står som vanlig tekst",
+        },
+        "It needs to know what an answer states.",
+    ),
+    "yes": CheckKind(
+        {
+            "en": "the answer that the model itself takes for right",
+            "nb": "svaret modellen selv mener er riktig",
+        },
+        "It needs a chat template, and one token each for Yes and No.",
+    ),
     "reward": CheckKind(
-        "Give a run's folder with a reward model (klype train reward), or choose another --decoder.", (1.0, 3.0)
+        {
+            "en": "the answer that the run's reward model likes, weighed with its probability",
+            "nb": "svaret belønningsmodellen liker best, veid mot hvor sannsynlig det er",
+        },
+        "Give a run's folder with a reward model (klype train reward), or choose another --decoder.",
+        (1.0, 3.0),
     ),
 }
 """By the mean log-probability a token, so that length does not count; by how probable what an answer states is as plain

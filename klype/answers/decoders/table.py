@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from klype.answers.decoders import ways
@@ -27,11 +27,12 @@ from klype.values import Request, Trace
 
 @dataclass(frozen=True, slots=True)
 class Decoder:
-    """``spends``: more budget is of use. ``needs``: the check that a question must bring. ``tunes``: its settings, the
-    values worth trying."""
+    """``about``: what it chooses, by language. ``spends``: more budget is of use. ``needs``: the check that a question
+    must bring. ``tunes``: its settings, the values worth trying."""
 
     name: str
     way: Callable[[Bench], Deciding]
+    about: Mapping[str, str]
     spends: bool = True
     needs: str = ""
     tunes: tuple[Tuning, ...] = (Tuning(),)
@@ -45,16 +46,65 @@ WARM = (Tuning(), Tuning(temperature=0.7))
 DECODERS = {
     decoder.name: decoder
     for decoder in (
-        Decoder("greedy", ways.plain, spends=False),
-        Decoder("sample", ways.plain, spends=False, tunes=WARM),
-        Decoder("consensus", ways.consensus, tunes=WARM),
-        Decoder("search", ways.search),
+        Decoder(
+            "greedy",
+            ways.plain,
+            {
+                "en": "always the most probable word",
+                "nb": "hele tiden det mest sannsynlige ordet",
+            },
+            spends=False,
+        ),
+        Decoder(
+            "sample",
+            ways.plain,
+            {
+                "en": "each word drawn at random, as probable as the model makes it",
+                "nb": "hvert ord trukket tilfeldig, så ofte som modellen mener det skal komme",
+            },
+            spends=False,
+            tunes=WARM,
+        ),
+        Decoder(
+            "consensus",
+            ways.consensus,
+            {
+                "en": "the meaning that most drawn answers share",
+                "nb": "meningen som flest trukne svar er enige om",
+            },
+            tunes=WARM,
+        ),
+        Decoder(
+            "search",
+            ways.search,
+            {
+                "en": "the meaning whose answers are the most probable together",
+                "nb": "meningen som har de mest sannsynlige svarene til sammen",
+            },
+        ),
         *(
-            Decoder(f"verify-{name}", ways.verify(name), needs=name, tunes=tuple(map(weighed, check.weights)))
+            Decoder(
+                f"verify-{name}", ways.verify(name), check.about, needs=name, tunes=tuple(map(weighed, check.weights))
+            )
             for name, check in CHECKS.items()
         ),
-        Decoder("backtrack", ways.backtrack, tunes=(Tuning(), Tuning(floor=0.9))),
-        Decoder("backspace", ways.backspace),
+        Decoder(
+            "backtrack",
+            ways.backtrack,
+            {
+                "en": "the surer of the ways from where confidence fell",
+                "nb": "den sikreste av veiene fra stedet der modellen ble usikker",
+            },
+            tunes=(Tuning(), Tuning(floor=0.9)),
+        ),
+        Decoder(
+            "backspace",
+            ways.backspace,
+            {
+                "en": "what was left when the model had taken back its own words",
+                "nb": "det som sto igjen etter at modellen hadde visket ut sine egne ord",
+            },
+        ),
     )
 }
 
