@@ -12,7 +12,7 @@ import pyarrow.parquet
 import pytest
 
 from klype.data.files import PACKED, files_of
-from klype.data.readers import BadRows, TextOptions, read_rows, read_texts
+from klype.data.readers import KINDS, BadRows, TextOptions, read_rows, read_texts
 from klype.data.rows import read_instructions, read_preferences, read_questions
 from klype.errors import KlypeError, UsageError
 from klype.runs.lessons import messages
@@ -57,7 +57,7 @@ def test_folders_globs_and_duplicates(tmp_path: Path) -> None:
     assert texts(tmp_path) == ["b.txt", "sub/a.md"]
     assert texts(tmp_path / "**/*.md") == ["README.md", "sub/a.md"]
     assert texts(tmp_path / "b.txt", tmp_path) == ["b.txt", "sub/a.md"]
-    assert files_of(tmp_path / "LICENCE.txt") == [tmp_path / "LICENCE.txt"]
+    assert files_of(tmp_path / "LICENCE.txt", KINDS) == [tmp_path / "LICENCE.txt"]
 
 
 def test_what_klypes_runs_wrote_is_no_text(tmp_path: Path) -> None:
@@ -69,11 +69,11 @@ def test_what_klypes_runs_wrote_is_no_text(tmp_path: Path) -> None:
     assert texts(tmp_path) == ["own", "beside", "of a run"]
     for about in ("{", "[]", '{"recipe": "pancakes"}', '{"versions": []}'):
         (run / "run.json").write_text(about)
-        assert run / "pretrain" / "notes.txt" in files_of(tmp_path), about
+        assert run / "pretrain" / "notes.txt" in files_of(tmp_path, KINDS), about
     (run / "run.json").write_text('{"versions": {"klype": "1"}}')
     assert texts(tmp_path) == ["own", "beside"]
-    assert files_of(run) == [run / "pretrain" / "notes.txt", run / "run.json"]  # asked for by name
-    assert files_of(tmp_path / "runs" / "*" / "*.json") == [run / "run.json"]
+    assert files_of(run, KINDS) == [run / "pretrain" / "notes.txt", run / "run.json"]  # asked for by name
+    assert files_of(tmp_path / "runs" / "*" / "*.json", KINDS) == [run / "run.json"]
 
 
 def test_which_fields_are_the_text(tmp_path: Path) -> None:
@@ -399,7 +399,7 @@ def test_a_data_set_that_was_saved_is_its_rows(tmp_path: Path) -> None:
             with pyarrow.ipc.new_stream(tmp_path / part / name, table.schema) as stream:
                 stream.write_table(table if name.startswith("data") else table.slice(1))
     (tmp_path / "dataset_dict.json").write_text('{"splits": ["train", "test"]}', encoding="utf-8")
-    assert [file.name for file in files_of(tmp_path)] == ["data-00000-of-00001.arrow"] * 2
+    assert [file.name for file in files_of(tmp_path, KINDS)] == ["data-00000-of-00001.arrow"] * 2
     assert texts(tmp_path / "train") == texts(tmp_path) == ["Reven sov.", "Fisken sov."]
     with pyarrow.ipc.new_file(tmp_path / "a.arrow", table.schema) as file:
         file.write_table(table)

@@ -103,7 +103,28 @@ def sampler(text: str) -> str:
     return before("    typical_p: float\n", "    top_a: float\n")(text)
 
 
-ADDED: dict[str, Callable[[str], str]] = {"samplers.py": sampler}
+def file_format(text: str) -> str:
+    """A line a row: a question, a bar, its answer."""
+    function = """def _barred(file: Path, options: TextOptions) -> Rows:
+    for number, line in enumerate(file.read_text().splitlines(), 1):
+        yield number, dict(zip(("question", "answer"), line.split("|"), strict=True))
+
+
+"""
+    text = before("TABLES: Mapping[str, Table] = {", function)(text)
+    return before('    ".jsonl": Table(', '    ".bar": Table(_barred, "line"),\n')(text)
+
+
+def decoder(text: str) -> str:
+    row = 'Decoder("blunt", ways.plain, {"en": "what comes without thinking", "nb": "det første"}, spends=False),\n'
+    return before('        Decoder(\n            "sample",', f"        {row}")(text)
+
+
+ADDED: dict[str, Callable[[str], str]] = {
+    "samplers.py": sampler,
+    "data/readers.py": file_format,
+    "answers/decoders/table.py": decoder,
+}
 
 
 @pytest.fixture(scope="module")
@@ -126,18 +147,20 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 
 @pytest.fixture(scope="module")
-def page(place: Place) -> str:
-    """All that the studio's first page says, in English."""
-    told = place("""
+def pages(place: Place) -> dict[str, str]:
+    """All that pages of the studio say, by page and language."""
+    told: dict[str, str] = place("""
 from tests.studio_toys import model, studio, visiting
+told = {}
 with visiting(studio(Path("studio"), model())) as (run, user):
-    run(user.open("/"))
-    told = [element._text for element in user.client.elements.values() if element._text]
+    for route in ("/", "/runs"):
+        run(user.open(route))
+        told[route] = chr(10).join(str(e._text) for e in user.client.elements.values() if e._text)
 """)
-    return "\n".join(told)
+    return told
 
 
-def test_a_sampler(place: Place, page: str) -> None:
+def test_a_sampler(place: Place, pages: dict[str, str]) -> None:
     told = place("""
 told = [klype("next", RUN, "Hvem gikk?", "--temperature", "1", "--top-a", "1", "--top", "300", "--json"),
         klype("chat", "--help")]
@@ -169,4 +192,29 @@ told = [asked, [row["choices"][0]["message"]["content"] for row in said], refuse
     assert [text.rstrip("\ufffd") for text in asked] == [text.rstrip("\ufffd") for text in served]
     assert "top_a" in refused
     assert remote["topA"] == 0.5
-    assert "\ntop-a\n" in page
+    assert "\ntop-a\n" in pages["/"]
+
+
+def test_a_format(place: Place, pages: dict[str, str]) -> None:
+    (place.folder / "asked.bar").write_text("Hvem gikk?|Kari\nHvor?|hjemme\n")
+    (place.folder / "texts").mkdir()
+    (place.folder / "texts" / "asked.bar").write_text("Hvem gikk?|Kari\n")
+    questions, texts = place("""
+from klype.data.readers import read_texts
+from klype.data.rows import read_questions
+told = [[[q.question, *q.answers] for q in read_questions("asked.bar")], [d.source for d in read_texts("texts")]]
+""")
+    assert questions == [["Hvem gikk?", "Kari"], ["Hvor?", "hjemme"]]
+    assert [Path(file).name for file in texts] == ["asked.bar"]
+    assert ", .bar, " in pages["/runs"]
+
+
+def test_a_decoder(place: Place) -> None:
+    told = place("""
+blunt = ["ask", RUN, "Hvem?", "--decoder", "blunt", "--limit", "8"]
+greedy = ["ask", RUN, "Hvem?", "--temperature", "0", "--limit", "8", "--json"]
+told = [klype(*blunt, "--json"), klype(*blunt), klype(*greedy)]
+""")
+    assert json.loads(told[0])["answer"].strip() == json.loads(told[2])["answer"].strip()
+    assert json.loads(told[0])["decoder"]["name"] == "blunt"
+    assert "what comes without thinking" in told[1]

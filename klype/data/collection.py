@@ -12,8 +12,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from klype.data.files import TABLES, Paths, files_of, kind_of
-from klype.data.readers import BadRows, TextOptions, place, read_rows
+from klype.data.files import Paths, files_of, kind_of
+from klype.data.readers import KINDS, TABLES, BadRows, TextOptions, place, read_rows
 from klype.data.rows import Conversation, conversation_of
 from klype.data.tasks import language
 
@@ -47,7 +47,7 @@ class Licence:
 def collect(paths: Paths) -> Collection:
     """The files of folders, globs and names, sorted by what they hold."""
     found: dict[Kind, list[Path]] = {}
-    for file in files_of(paths):
+    for file in files_of(paths, KINDS):
         found.setdefault(kind(file), []).append(file)
     return Collection(found)
 

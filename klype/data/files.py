@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from klype.errors import UsageError
 from klype.jsons import parsed
 
 PLAIN = (".txt", ".md", ".text", ".markdown")
-TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 PACKED = (".gz", ".zst")
 
 _NO_DATA = re.compile(r"(licen[cs]e|copying|readme)\b|dataset_dict\.json$", re.IGNORECASE)
@@ -19,7 +18,7 @@ _NO_DATA = re.compile(r"(licen[cs]e|copying|readme)\b|dataset_dict\.json$", re.I
 Paths = str | Path | Sequence[str | Path]
 
 
-def files_of(paths: Paths, kinds: tuple[str, ...] = PLAIN + TABLES) -> list[Path]:
+def files_of(paths: Paths, kinds: Collection[str]) -> list[Path]:
     """Files, and those of some kinds in folders and globs; each once, sorted within its folder or glob.
 
     In a folder, hidden files and those named LICENCE, LICENSE, COPYING or README are left out, what klype's own runs
@@ -80,7 +79,7 @@ class _Runs:
         return self._known[folder]
 
 
-def readable(kinds: Sequence[str]) -> str:
+def readable(kinds: Collection[str]) -> str:
     """The kinds in words."""
     return f"Readable are {', '.join(kinds)}, also with {' or '.join(PACKED)}."
 

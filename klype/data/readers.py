@@ -11,20 +11,20 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from klype.data.columns import rows_of
 from klype.data.fields import of_language, row_text
-from klype.data.files import TABLES, Paths, files_of, kind_of, names, readable
+from klype.data.files import PLAIN, Paths, files_of, kind_of, names, readable
 from klype.data.separated import EndlessQuotesError, separated
 from klype.data.streams import LONGEST, UNPACKED, TextLines, lines, open_stream, read, read_bytes
 from klype.errors import KlypeError, UsageError
 from klype.jsons import parsed
 
-LINES = (".jsonl", ".ndjson", ".csv", ".tsv")  # a row's number is that of its (first) line
 _SAVE = "Save it as UTF-8 (klype run and klype train take --encoding, often latin-1)."
 _BLOCK = 16 * 2**20  # bytes of a plain file that are read at a time
 _SHOWN = 20  # bad rows that are kept to be shown; all are counted
@@ -87,6 +87,18 @@ class TextOptions:
     unpacked: int = UNPACKED
 
 
+Rows = Iterator[tuple[int, dict[str, Any]]]
+"""Each row's number, from 1, and its fields."""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A format of rows: how a file is read, and what its rows are numbered by (line: the one that a row begins on)."""
+
+    read: Callable[[Path, TextOptions], Rows]
+    unit: Literal["line", "row"] = "row"
+
+
 def read_texts(paths: Paths, options: TextOptions | None = None) -> Iterator[TextDocument]:
     """The documents of files, folders and globs in the order of their names; exact duplicates and empty ones left out.
 
@@ -94,7 +106,7 @@ def read_texts(paths: Paths, options: TextOptions | None = None) -> Iterator[Tex
     """
     options = options or TextOptions()
     seen: set[bytes] = set()
-    for file in files_of(paths):
+    for file in files_of(paths, KINDS):
         for document in _documents(file, options):
             digest = hashlib.blake2b(document.text.strip().encode("utf-8", "surrogatepass"), digest_size=12).digest()
             if digest in seen:
@@ -106,25 +118,17 @@ def read_texts(paths: Paths, options: TextOptions | None = None) -> Iterator[Tex
         raise KlypeError(f"There is no text in {names(paths)}.", "Give a file that holds some text.")
 
 
-def read_rows(file: Path, options: TextOptions | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_rows(file: Path, options: TextOptions | None = None) -> Rows:
     """Rows of a table: number from 1 (in .jsonl and .csv the line's) and fields. KlypeError for a broken file."""
-    options = options or TextOptions()
-    kind = kind_of(file)
-    if kind in (".jsonl", ".ndjson"):
-        yield from _json_lines(file, options)
-    elif kind == ".json":
-        yield from _json_file(file, options)
-    elif kind in (".csv", ".tsv"):
-        yield from _csv(file, options, "\t" if kind == ".tsv" else ",")
-    elif kind in (".parquet", ".arrow"):
-        yield from enumerate(rows_of(file, options.unpacked), 1)
-    else:
+    table = TABLES.get(kind_of(file))
+    if table is None:
         raise UsageError(f"{file} is no table of rows.", readable(TABLES))
+    yield from table.read(file, options or TextOptions())
 
 
 def place(file: Path, number: int) -> str:
     """A row in words: its file, and the line or row that ``read_rows`` numbers it by."""
-    return f"{file} {'line' if kind_of(file) in LINES else 'row'} {number}"
+    return f"{file} {TABLES[kind_of(file)].unit} {number}"
 
 
 def decode(raw: bytes, encoding: str, where: str, offset: int = 0) -> str:
@@ -190,7 +194,7 @@ def _is_wide(encoding: str) -> bool:
         return False  # decode will say so
 
 
-def _json_lines(file: Path, options: TextOptions) -> Iterator[tuple[int, dict[str, Any]]]:
+def _json_lines(file: Path, options: TextOptions) -> Rows:
     for number, line in _decoded_lines(file, options):
         try:
             row = _json(line) if line.strip() else None
@@ -237,7 +241,7 @@ def _json(text: str) -> Any:
     return content
 
 
-def _json_file(file: Path, options: TextOptions) -> Iterator[tuple[int, dict[str, Any]]]:
+def _json_file(file: Path, options: TextOptions) -> Rows:
     try:
         content = _json(decode(read_bytes(file), options.encoding, str(file)))
     except ValueError as error:
@@ -250,7 +254,7 @@ def _json_file(file: Path, options: TextOptions) -> Iterator[tuple[int, dict[str
             options.bad.add(f"{file} entry {number} is not a JSON object.")
 
 
-def _csv(file: Path, options: TextOptions, delimiter: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _csv(file: Path, options: TextOptions, delimiter: str = ",") -> Rows:
     """A byte that is no text is kept as half a character (surrogateescape) until the row that it stands in is known."""
     with open_stream(file, options.unpacked) as stream:
         yield from _rows(separated(_separated_lines(stream, file, options.encoding), delimiter), file, options)
@@ -265,9 +269,7 @@ def _separated_lines(stream: IO[bytes], file: Path, encoding: str) -> Iterator[s
         raise UsageError(f"There is no encoding {encoding!r}.", "Try utf-8, latin-1 or utf-16.") from None
 
 
-def _rows(
-    table: Iterator[tuple[int, list[str] | csv.Error]], file: Path, options: TextOptions
-) -> Iterator[tuple[int, dict[str, Any]]]:
+def _rows(table: Iterator[tuple[int, list[str] | csv.Error]], file: Path, options: TextOptions) -> Rows:
     header: list[str] = []
     for number, fields in table:
         where = place(file, number)
@@ -289,3 +291,21 @@ def _rows(
         if not header:
             raise KlypeError(wrong, hint)  # without the header no row can be read
         options.bad.add(wrong, hint)
+
+
+def _columns(file: Path, options: TextOptions) -> Rows:
+    yield from enumerate(rows_of(file, options.unpacked), 1)
+
+
+TABLES: Mapping[str, Table] = {
+    ".jsonl": Table(_json_lines, "line"),
+    ".ndjson": Table(_json_lines, "line"),
+    ".json": Table(_json_file),
+    ".csv": Table(_csv, "line"),
+    ".tsv": Table(partial(_csv, delimiter="\t"), "line"),
+    ".parquet": Table(_columns),
+    ".arrow": Table(_columns),
+}
+"""By a file's ending: what ``klype run``, its questions, instructions and preferences, and the studio's upload read."""
+KINDS = (*PLAIN, *TABLES)
+"""The endings of all files that hold texts."""

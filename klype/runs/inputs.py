@@ -10,6 +10,7 @@ from pathlib import Path
 
 from klype.data.files import files_of
 from klype.data.hub import Dataset, is_hub
+from klype.data.readers import KINDS
 from klype.durable import hash_file
 from klype.errors import UsageError
 from klype.runs.options import InputOptions, RunOptions, StageOptions
@@ -45,7 +46,7 @@ def hashes(options: InputOptions) -> dict[str, str]:
     fetched from the Hub lies in the run's own folder."""
     given = [*options.text, options.instructions, options.preferences, options.data]
     paths = [path for path in given if path is not None and not is_hub(path)]
-    return {os.path.abspath(file): hash_file(file) for file in files_of(paths)}
+    return {os.path.abspath(file): hash_file(file) for file in files_of(paths, KINDS)}
 
 
 def unchanged(options: InputOptions, began: Mapping[str, str]) -> dict[str, str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from klype.data import collection, hub
 from klype.data.files import files_of
 from klype.data.prepare import near_duplicates
-from klype.data.readers import BadRows, TextDocument, TextOptions, read_texts
+from klype.data.readers import KINDS, BadRows, TextDocument, TextOptions, read_texts
 from klype.data.rows import Conversation, read_instructions, read_preferences
 from klype.data.split import Split, is_held_out, is_sampled, split, unique, units
 from klype.data.tasks import language
@@ -59,7 +59,7 @@ def gather(
     """
     found = _collected(options, section)
     dictionary = _dictionary(found, section, bad)
-    own = files_of(options.text) if options.text else []
+    own = files_of(options.text, KINDS) if options.text else []
     texts = [*own, *found.of("text")]
     if not texts and dictionary is None and not found.of("instructions") and not options.instructions:
         raise UsageError("This recipe needs text.", "Give --text FILES or --data FOLDER.")

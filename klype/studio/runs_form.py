@@ -10,6 +10,7 @@ from pathlib import Path
 
 from nicegui import ui
 
+from klype.data.readers import KINDS
 from klype.errors import KlypeError, UsageError
 from klype.studio.fields import Choice, Slider
 from klype.studio.frame import button, card
@@ -20,7 +21,7 @@ from klype.studio.work import Plan, Work, begin, new_name
 from klype.studio.work_fields import Whole
 from klype.studio.work_upload import Given, Limits, Upload
 
-TEXTS = Limits(32 << 20, (".txt", ".md", ".jsonl", ".parquet"))
+TEXTS = Limits(32 << 20, KINDS)
 FILES = 8
 RECIPES = ("world", "text")
 SEED_MOST = 2**32 - 1
@@ -55,7 +56,8 @@ class Form:
             with ui.element("div") as self.texts:
                 Upload(self.visit, w("upload"), TEXTS, self._given)
                 self.list = text_of("p", "", "k-small")
-                text_of("p", w("upload_note", most=say.count(TEXTS.most >> 20)), "k-small")
+                kinds, most = ", ".join(TEXTS.suffixes), say.count(TEXTS.most >> 20)
+                text_of("p", w("upload_note", kinds=kinds, most=most), "k-small")
             with ui.element("div").classes("k-row").style("margin-top:10px"):
                 self.go = button(w("start"), self.start, "strong")
             text_of("p", w("start_note"), "k-small")
