@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+
+from klype.words.catalogue import spoken
 
 
 def state_folder(environ: Mapping[str, str] = os.environ) -> Path:
@@ -31,10 +32,10 @@ def server_key(host: str, environ: Mapping[str, str] = os.environ) -> str:
     return environ.get("OPENAI_API_KEY", "") if host == "api.openai.com" else ""
 
 
-def language(environ: Mapping[str, str] = os.environ) -> Literal["nb", "en"]:
-    """Norwegian where KLYPE_LANG or the locale says so, else English."""
+def language(environ: Mapping[str, str] = os.environ) -> str:
+    """The language that KLYPE_LANG or the locale says, where klype speaks it; else English."""
     for name in ("KLYPE_LANG", "LC_ALL", "LC_MESSAGES", "LANG"):
         value = environ.get(name, "")
         if value:
-            return "nb" if value.lower().startswith(("nb", "nn", "no")) else "en"
+            return spoken(value) or "en"
     return "en"

@@ -120,7 +120,28 @@ def decoder(text: str) -> str:
     return before('        Decoder(\n            "sample",', f"        {row}")(text)
 
 
+LANGUAGE = """
+name = "Frysk"
+tag = "fy"
+also = ["fry"]
+reads = []
+decimal = ","
+group = "."
+grouped_from = 1000
+percent = " %"
+between = "; "
+hour = "u"
+quotes = ["'", "'"]
+[cli.next]
+rest = "al it oare: {share}"
+[studio_answer]
+heading = "Sjoch hoe't elk wurd keazen wurdt"
+[report.bar]
+language = "Taal"
+"""
+
 ADDED: dict[str, Callable[[str], str]] = {
+    "words/fy.toml": lambda text: LANGUAGE,
     "samplers.py": sampler,
     "data/readers.py": file_format,
     "answers/decoders/table.py": decoder,
@@ -133,7 +154,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     shutil.copytree(ROOT / "klype", folder / "copy" / "klype")
     for name, edit in ADDED.items():
         file = folder / "copy" / "klype" / name
-        file.write_text(edit(file.read_text(encoding="utf-8")), encoding="utf-8")
+        text = file.read_text(encoding="utf-8") if file.exists() else ""
+        file.write_text(edit(text), encoding="utf-8")
     tokenizer = Tokenizer.train(["Hvem gikk? Kari gikk til skolen. Hvor er Ola?"] * 3, 300, TEMPLATE)
     torch.manual_seed(2)
     config = ModelConfig(vocab_size=tokenizer.vocab_size, width=16, layers=1, heads=2, hidden=16, window=64)
@@ -153,9 +175,11 @@ def pages(place: Place) -> dict[str, str]:
 from tests.studio_toys import model, studio, visiting
 told = {}
 with visiting(studio(Path("studio"), model())) as (run, user):
-    for route in ("/", "/runs"):
+    for route, wish in (("/", "en"), ("/runs", "en"), ("/", "fy-NL"), ("/", "nb")):
+        user.http_client.headers["accept-language"] = wish
         run(user.open(route))
-        told[route] = chr(10).join(str(e._text) for e in user.client.elements.values() if e._text)
+        shown = chr(10).join(str(e._text) for e in user.client.elements.values() if e._text)
+        told[f"{route} {wish}"] = chr(10) + shown + chr(10)
 """)
     return told
 
@@ -192,7 +216,7 @@ told = [asked, [row["choices"][0]["message"]["content"] for row in said], refuse
     assert [text.rstrip("\ufffd") for text in asked] == [text.rstrip("\ufffd") for text in served]
     assert "top_a" in refused
     assert remote["topA"] == 0.5
-    assert "\ntop-a\n" in pages["/"]
+    assert "\ntop-a\n" in pages["/ en"]
 
 
 def test_a_format(place: Place, pages: dict[str, str]) -> None:
@@ -206,7 +230,7 @@ told = [[[q.question, *q.answers] for q in read_questions("asked.bar")], [d.sour
 """)
     assert questions == [["Hvem gikk?", "Kari"], ["Hvor?", "hjemme"]]
     assert [Path(file).name for file in texts] == ["asked.bar"]
-    assert ", .bar, " in pages["/runs"]
+    assert ", .bar, " in pages["/runs en"]
 
 
 def test_a_decoder(place: Place) -> None:
@@ -218,3 +242,29 @@ told = [klype(*blunt, "--json"), klype(*blunt), klype(*greedy)]
     assert json.loads(told[0])["answer"].strip() == json.loads(told[2])["answer"].strip()
     assert json.loads(told[0])["decoder"]["name"] == "blunt"
     assert "what comes without thinking" in told[1]
+
+
+def test_a_language(place: Place, pages: dict[str, str]) -> None:
+    shown, refused, spoken, report = place("""
+from klype.environment import language
+from klype.errors import UsageError
+from klype.examine.report import render
+from tests.report_facts import text_facts
+try:
+    klype("next", RUN, "Hvem?", "--lang", "xx")
+except UsageError as error:
+    refused = str(error)
+page = render(text_facts(), "fy")
+told = [klype("next", RUN, "Hvem?", "--lang", "fy"), refused, language({"LANG": "fy_NL.UTF-8"}), page]
+""")
+    assert "al it oare: " in shown
+    assert "What comes after" in shown  # what it does not say is English
+    assert "en or fy or nb" in refused
+    assert spoken == "fy"
+    assert '<html lang="fy" data-lang="fy">' in report
+    assert 'aria-label="Taal"' in report
+    assert report.count('data-set-lang="fy"') == 3  # in each of the three views
+    assert "\nSjoch hoe't elk wurd keazen wurdt\n" in pages["/ fy-NL"]
+    assert "\nFrysk\n" in pages["/ en"]
+    assert "\nFrysk\n" in pages["/ nb"]
+    assert "\nNorsk\n" in pages["/ fy-NL"]

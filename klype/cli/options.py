@@ -15,6 +15,7 @@ from klype.api.asking import not_empty
 from klype.errors import UsageError
 from klype.samplers import SAMPLERS, TEMPERATURE
 from klype.samplers import Sampling as Sampling
+from klype.words import LANGUAGES
 from klype.words.plain import aside
 
 
@@ -100,7 +101,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on s
 Seed = Annotated[int, typer.Option("--seed", help="Same seed, same result.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Where to write.", show_default="runs/RECIPE-DATE-N")]
 OutFile = Annotated[Path | None, typer.Option("--out", help="Also write the JSON document to this file.")]
-Lang = Annotated[str | None, typer.Option("--lang", help="nb or en.", show_default="by the locale")]
+Lang = Annotated[str | None, typer.Option("--lang", help=f"{' or '.join(LANGUAGES)}.", show_default="by the locale")]
 MODEL = "A run, one of its stages (RUN/finetune), a model's folder or GGUF file."
 Model = Annotated[str, typer.Argument(help=MODEL)]
 AnyModel = Annotated[str | None, typer.Argument(help=MODEL, show_default="the newest run")]

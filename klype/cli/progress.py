@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from klype.words import count, number
+from klype.words import LANGUAGES, count, number
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -212,4 +212,4 @@ def _measures(metrics: Mapping[str, float], lang: str, fewest: bool = False) -> 
 
 def _quoted(text: str, lang: str) -> str:
     flat = " ".join(text.split())
-    return f"«{flat}»" if lang == "nb" else f"“{flat}”"
+    return flat.join(LANGUAGES[lang].quotes)

@@ -163,7 +163,7 @@ class NextFacts(TypedDict):
     """The next word after ``prompt``, most probable first; ``rest``: the mass not listed, ``truth_rest``: that of p."""
 
     prompt: str
-    lang: NotRequired[Literal["en", "nb"]]  # of the prompt: a reader sees the one in their language first
+    lang: NotRequired[str]  # of the prompt: a reader sees the one in their language first
     tokens: list[NextTokenFacts]
     rest: float
     truth_rest: NotRequired[float]

@@ -66,6 +66,7 @@ def page(template: str, views: list[dict[str, Any]], lang: str, **content: Any) 
     scripts = [echarts.script(), _page_file("page.js")]
     return environment.get_template(template).render(
         lang=lang,
+        names={code: row.name for code, row in LANGUAGES.items()},
         views=views,
         **content,
         style=Markup(_theme() + _page_file("page.css")),
@@ -195,7 +196,7 @@ def gate_row(gate: GateFacts, say: Say) -> tuple[str, str, str, tuple[str, str, 
     low, high = gate.get("low"), gate.get("high")
     if gate["value"] is not None and low is not None and high is not None and not seconds:
         ends = [say.number(100 * end, 1) if share else say.number(end, 3) for end in (low, high)]
-        measured += f" [{'; '.join(ends) if say.lang == 'nb' else ', '.join(ends)}]"
+        measured += f" [{LANGUAGES[say.lang].between.join(ends)}]"
         measured += f", n{NBSP}={NBSP}{say.count(gate['n'])}" if gate.get("n") else ""
     status = status_of(gate)
     return name, measured, required, (*MARKS[status], say(f"gates.{status}"))
@@ -223,7 +224,7 @@ def _cost(name: str, figure: Any, say: Say) -> str:
     return (
         say.number(value, 1)
         if name in ("passes", "tokens")
-        else f"{value:.3g} J".replace(".", "," if say.lang == "nb" else ".")
+        else f"{value:.3g} J".replace(".", LANGUAGES[say.lang].decimal)
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from klype.examine.facts import FigureFacts, Text
 from klype.values import Figure
-from klype.words import Words, count, number, percent, words
+from klype.words import LANGUAGES, Words, count, number, percent, words
 from klype.words import figure as figure_text
 from klype.words.numbers import interval_decimals
 
@@ -59,7 +59,7 @@ class Say:
             decimals = min(2, interval_decimals(100 * low, 100 * high)) if 0 < high - low < 0.02 else 0
             if 0 < value < 1 and round(100 * value) in (0, 100):  # neither none nor all
                 decimals = max(1, decimals)
-            ends = ("; " if self.lang == "nb" else ", ").join(self.number(100 * x, decimals) for x in (low, high))
+            ends = LANGUAGES[self.lang].between.join(self.number(100 * x, decimals) for x in (low, high))
             return f"{percent(value, self.lang, decimals)} [{ends}]"
         if abs(value) >= 10_000:
             return self.big(value)
@@ -120,7 +120,7 @@ class Say:
             return f"{minutes}{NBSP}min"
         if minutes < 60:
             return f"{minutes}{NBSP}min {seconds}{NBSP}s"
-        hour = "t" if self.lang == "nb" else "h"
+        hour = LANGUAGES[self.lang].hour
         return f"{minutes // 60}{NBSP}{hour} {minutes % 60}{NBSP}min"
 
     def why(self, why: str) -> str:

@@ -14,8 +14,6 @@ from klype.examine.report import page
 from klype.examine.say import Say
 from klype.words import Words, words
 
-ENDS = {"en": ("low", "high"), "nb": ("nedre", "øvre")}
-
 
 @dataclass(frozen=True, slots=True)
 class Table:

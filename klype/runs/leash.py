@@ -20,7 +20,7 @@ from klype.runs.rounds import METHOD, one_round, timed
 from klype.runs.say import Say
 from klype.sources.find import Found
 from klype.train.methods import method
-from klype.words import number, words
+from klype.words import LANGUAGES, number, words
 
 FLAW = "word=-0.3,right=0.5"  # loves length, and cares less for what is right
 TARGET = 0.15  # nats an answer
@@ -53,7 +53,7 @@ def leash_demo(options: StageOptions, taste: str, say: Say) -> dict[str, Any]:
     between = compare(life, *(life.load(folder / "align") for folder in (loose, leashed)))
     whole = {"run": str(options.out), "from": options.from_, "taste": str(flaw), "target_kl": target, **found}
     whole["leash"] = {name: between[name] for name in ("gain", "win_rate", "ties")}
-    whole["verdict"] = {lang: verdict(whole, lang) for lang in ("en", "nb")}
+    whole["verdict"] = {lang: verdict(whole, lang) for lang in LANGUAGES}
     say.note(whole["verdict"][options.lang])
     write_json(options.out / "align.json", whole)
     return whole

@@ -13,7 +13,6 @@ from klype.config import Settings
 Stage = Literal["pretrain", "finetune", "rank", "reward", "align"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 Size = Literal["tiny", "mini", "small", "medium", "base", "large"]
-Language = Literal["nb", "en"]
 
 
 class InputOptions(Settings):
@@ -64,7 +63,7 @@ class RunOptions(InputOptions):
     resume: bool = False
     force: bool = False
     human: bool = False
-    lang: Language = "en"
+    lang: str = "en"
     overrides: tuple[str, ...] = ()
 
     @model_validator(mode="after")
@@ -92,7 +91,7 @@ class StageOptions(InputOptions):
     resume: bool = False
     force: bool = False
     human: bool = False
-    lang: Language = "en"
+    lang: str = "en"
     overrides: tuple[str, ...] = ()
 
     @model_validator(mode="after")

@@ -29,6 +29,7 @@ from klype.train.methods import method
 from klype.train.reward_functions import MODEL, as_settings
 from klype.train.rewards import ABOUT
 from klype.values import Question, Verdict
+from klype.words import LANGUAGES
 
 METHOD = "grpo"
 """Where none is asked for."""
@@ -166,7 +167,7 @@ def _compared(life: Run) -> dict[str, Any]:
     watched = life.record.content["watch"]
     document = compare(life, life.model("finetune"), life.model("align"))
     seen = [Seen(**{**s, "truth": (s["truth"],), "rewards": {}}) for s in watched["seen"]]
-    says = {lang: verdict(document, seen, watched["stopped"], lang) for lang in ("en", "nb")}
+    says = {lang: verdict(document, seen, watched["stopped"], lang) for lang in LANGUAGES}
     life.say.table(
         "before and after",
         ("measure", "before", "after"),

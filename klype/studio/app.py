@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any, get_args
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import RedirectResponse
 from nicegui import Client, ui
+from nicegui.language import Language
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from klype.serve.guard import Rules
@@ -18,7 +20,7 @@ from klype.studio.frame import framed, head
 from klype.studio.pages import PAGES
 from klype.studio.studio import Studio
 from klype.studio.visit import LANGUAGE_COOKIE, THEME_COOKIE, THEMES, Page, Visit
-from klype.words import words
+from klype.words import LANGUAGES, words
 
 DARK = {"auto": None, "light": False, "dark": True}
 YEAR_S = 365 * 24 * 3600
@@ -56,7 +58,7 @@ def pages(studio: Studio) -> FastAPI:
         """Language and theme, kept in the browser, and back to where one was."""
         known = {page.route for page in PAGES}
         answer = RedirectResponse(to if to.partition("?")[0] in known else "/", 303)
-        if lang in ("nb", "en"):
+        if lang in LANGUAGES:
             answer.set_cookie(LANGUAGE_COOKIE, lang, max_age=YEAR_S, samesite="strict", httponly=True)
         if theme in THEMES:
             answer.set_cookie(THEME_COOKIE, theme, max_age=YEAR_S, samesite="strict", httponly=True)
@@ -83,11 +85,17 @@ def pages(studio: Studio) -> FastAPI:
     return fast
 
 
+def tag_of(lang: str) -> Any:
+    """The page's language as NiceGUI has it; English where it has none for this one."""
+    tag = LANGUAGES[lang].tag
+    return tag if tag in get_args(Language) else "en-GB"
+
+
 def _builder(studio: Studio, page: Page) -> Callable[[Request, Client], Awaitable[None]]:
     async def build(request: Request, client: Client) -> None:
         visit = Visit.of(studio, page, request)
         client.page = copy.copy(client.page)  # shared by all visitors otherwise
-        client.page.language = "nb-NO" if visit.lang == "nb" else "en-GB"
+        client.page.language = tag_of(visit.lang)
         client.page.dark = DARK[visit.theme]
         client.title = f"{visit.words('title')} · klype"
         ui.add_head_html(head())

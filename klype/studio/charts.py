@@ -9,6 +9,7 @@ from typing import Any
 from nicegui import ui
 
 from klype.examine.colours import DARK, LIGHT, probability_scale
+from klype.words import LANGUAGES
 
 Option = dict[str, Any]
 MEANINGS = ("#0072b2", "#b85000", "#00735a", "#a3377c", "#7a6000", "#3f6fd1", "#8a3b12", "#5a4fa2")
@@ -94,7 +95,7 @@ def _value(value: Any, lang: str) -> Any:
 
 
 def _function(name: str, lang: str) -> str:
-    locale = "nb-NO" if lang == "nb" else "en-GB"
+    locale = LANGUAGES[lang].tag
     percent = PERCENT.format(locale=locale)
     bar = f"(p => p.value < 0.0005 ? '' : ({percent})(p.value))"
     return {"number": NUMBER.format(locale=locale), "percent": percent, "bar": bar, "whisker": WHISKER}[name]

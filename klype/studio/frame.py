@@ -18,6 +18,7 @@ from klype.serve.guard import COOKIE
 from klype.studio.charts import theme
 from klype.studio.door import PATH
 from klype.studio.visit import Page, Visit, text_of
+from klype.words import LANGUAGES
 
 Cell = str | float | int | None
 
@@ -58,14 +59,15 @@ def framed(visit: Visit, pages: Sequence[Page], titles: Callable[[Page], str]) -
 
 def _switches(visit: Visit) -> None:
     here = quote(str(visit.request.url.path) + (f"?{visit.request.url.query}" if visit.request.url.query else ""))
-    other = "en" if visit.lang == "nb" else "nb"
     following = {"auto": "dark", "dark": "light", "light": "auto"}[visit.theme]
     icons = {"auto": "brightness_auto", "dark": "dark_mode", "light": "light_mode"}
     with ui.element("div").classes("k-switches"):
-        link = text_of("a", visit.frame("switch"))
-        link.props["href"] = f"/choose?lang={other}&to={here}"
-        link.props["lang"] = other
-        link.props["hreflang"] = other
+        for other, row in LANGUAGES.items():
+            if other != visit.lang:
+                link = text_of("a", row.name)
+                link.props["href"] = f"/choose?lang={other}&to={here}"
+                link.props["lang"] = other
+                link.props["hreflang"] = other
         if COOKIE in visit.request.cookies:
             text_of("a", visit.frame("leave")).props["href"] = PATH
         with ui.element("a") as toggle:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from fastapi import Request
 from nicegui import ui
@@ -13,12 +13,12 @@ from nicegui import ui
 from klype.errors import KlypeError
 from klype.examine.say import Say, visible
 from klype.serve.errors import ApiError
-from klype.words import Words, words
+from klype.words import LANGUAGES, Words, words
+from klype.words.catalogue import spoken
 
 if TYPE_CHECKING:
     from klype.studio.studio import Studio
 
-Lang = Literal["nb", "en"]
 LANGUAGE_COOKIE, THEME_COOKIE = "klype_lang", "klype_theme"
 THEMES = ("auto", "light", "dark")
 
@@ -39,7 +39,7 @@ class Visit:
 
     studio: Studio
     page: Page
-    lang: Lang
+    lang: str
     theme: str
     words: Words
     frame: Words
@@ -72,16 +72,16 @@ class Visit:
         return self.frame("fault", name=type(error).__name__)
 
 
-def language_of(request: Request) -> Lang:
+def language_of(request: Request) -> str:
     """The one that was switched to, else the first that the browser asks for and klype speaks."""
     chosen = request.cookies.get(LANGUAGE_COOKIE, "")
-    if chosen in ("nb", "en"):
-        return "nb" if chosen == "nb" else "en"
+    if chosen in LANGUAGES:
+        return chosen
     return preferred(request.headers.get("accept-language", ""))
 
 
-def preferred(header: str) -> Lang:
-    """By an Accept-Language header; Norwegian of any kind is Bokmål here, and so are Danish and Swedish readers'."""
+def preferred(header: str) -> str:
+    """By an Accept-Language header: the first wish that klype speaks, or whose readers read what it speaks."""
     wishes: list[tuple[float, int, str]] = []
     for place, part in enumerate(header.split(",")[:20]):
         name, _, quality = part.strip().partition(";")
@@ -89,12 +89,10 @@ def preferred(header: str) -> Lang:
             weight = float(quality.strip().removeprefix("q=")) if quality.strip() else 1.0
         except ValueError:
             weight = 0.0
-        wishes.append((-weight, place, name.strip().lower().split("-")[0]))
+        wishes.append((-weight, place, name))
     for weight, _, name in sorted(wishes):
-        if weight < 0 and name in ("nb", "no", "nn", "da", "sv"):
-            return "nb"
-        if weight < 0 and name == "en":
-            return "en"
+        if weight < 0 and (lang := spoken(name, read=True)):
+            return lang
     return "en"
 
 

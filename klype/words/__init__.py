@@ -1,4 +1,4 @@
-"""The words klype says, in both languages: one TOML file per catalogue and language (``cli_nb.toml``)."""
+"""The words klype says, in every language: one TOML file per language, and per catalogue of it (``cli_nb.toml``)."""
 
 from klype.words.catalogue import LANGUAGES, Words, catalogues, words
 from klype.words.numbers import count, figure, number, percent, short

@@ -1,14 +1,49 @@
-"""Catalogues of messages. A new language is one file per catalogue; a test holds all of them to the same keys."""
+"""Catalogues of messages. A new language is one file, ``klype/words/xx.toml``: whatever it does not say is English."""
 
 from __future__ import annotations
 
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-LANGUAGES = ("en", "nb")
+
+@dataclass(frozen=True, slots=True)
+class Language:
+    """``tag``: as browsers know it. ``also``: its other codes; ``reads``: those whose readers can read it.
+
+    Numbers: ``decimal`` mark, ``group`` of thousands from ``grouped_from`` on, ``percent`` sign, what stands
+    ``between`` an interval's ends. ``hour``: its sign. ``messages``: of catalogues that have no file of their own.
+    """
+
+    name: str
+    tag: str
+    also: Sequence[str]
+    reads: Sequence[str]
+    decimal: str
+    group: str
+    grouped_from: int
+    percent: str
+    between: str
+    hour: str
+    quotes: Sequence[str]
+    messages: Mapping[str, Mapping[str, Any]]
+
+
+def _languages() -> dict[str, Language]:
+    files = {f.name.removesuffix(".toml"): f for f in resources.files("klype.words").iterdir() if f.name[2:] == ".toml"}
+    found = {}
+    for lang in sorted(files):
+        told = tomllib.loads(files[lang].read_text(encoding="utf-8"))
+        messages = {key: told.pop(key) for key in list(told) if isinstance(told[key], dict)}
+        found[lang] = Language(**told, messages=messages)
+    return found
+
+
+LANGUAGES: Mapping[str, Language] = _languages()
+"""Those that there is a file for, by their code."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,15 +63,29 @@ class Words:
         return {key.removeprefix(start): text for key, text in self.messages.items() if key.startswith(start)}
 
 
+def spoken(wish: str, read: bool = False) -> str:
+    """The language of a locale or of a browser's wish ("nb_NO.UTF-8", "nn"), or with ``read`` one that its readers can
+    read; "" where klype speaks none."""
+    code = re.split(r"[-_.@]", wish.strip().lower())[0]
+    known = {other: lang for lang, row in LANGUAGES.items() for other in (*row.also, *(row.reads if read else ()))}
+    return code if code in LANGUAGES else known.get(code, "")
+
+
 def words(lang: str, catalogue: str = "cli") -> Words:
-    """The catalogue ``klype/words/<catalogue>_<lang>.toml``, its tables flattened to dotted keys."""
+    """The catalogue ``klype/words/<catalogue>_<lang>.toml``, its tables flattened to dotted keys. Where there is none:
+    English, but for what the language's own file says."""
     file = resources.files("klype.words") / f"{catalogue}_{lang}.toml"
+    if not file.is_file():
+        own = LANGUAGES[lang].messages.get(catalogue, {})
+        return Words(lang, {**words("en", catalogue).messages, **dict(_flatten(own))})
     return Words(lang, dict(_flatten(tomllib.loads(file.read_text(encoding="utf-8")))))
 
 
 def catalogues() -> list[tuple[str, str]]:
     """Every (catalogue, language) there is a file for."""
-    names = (f.name for f in resources.files("klype.words").iterdir() if f.name.endswith(".toml"))
+    names = (
+        f.name for f in resources.files("klype.words").iterdir() if f.name[2:] != ".toml" and f.name.endswith(".toml")
+    )
     pairs = (name.removesuffix(".toml").rpartition("_") for name in names)
     return sorted((catalogue, lang) for catalogue, _, lang in pairs)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from klype.words.catalogue import LANGUAGES
+
 if TYPE_CHECKING:
     from klype.values import Figure
-
-NARROW = "\u202f"
 
 
 def number(value: float, lang: str, decimals: int = 2) -> str:
@@ -25,14 +25,13 @@ def short(value: float, lang: str) -> str:
 
 def count(value: int, lang: str) -> str:
     """A whole number in groups of three: 1,234,567, and with narrow spaces in Norwegian from five digits on."""
-    if lang == "nb":
-        return f"{value:,}".replace(",", NARROW) if abs(value) >= 10_000 else str(value)
-    return f"{value:,}"
+    row = LANGUAGES[lang]
+    return f"{value:,}".replace(",", row.group) if abs(value) >= row.grouped_from else str(value)
 
 
 def percent(share: float, lang: str, decimals: int = 0) -> str:
     """A share (0 … 1) in percent: 83%, 83 % in Norwegian."""
-    return number(100 * share, lang, decimals) + ("\u00a0%" if lang == "nb" else "%")
+    return number(100 * share, lang, decimals) + LANGUAGES[lang].percent
 
 
 def figure(value: Figure, lang: str, unit: bool = False) -> str:
@@ -43,7 +42,7 @@ def figure(value: Figure, lang: str, unit: bool = False) -> str:
     if value.low is None or value.high is None:
         return number(value.value, lang) + tail + (f" ({value.why})" if value.why else "")
     decimals = interval_decimals(value.low, value.high)
-    ends = ("; " if lang == "nb" else ", ").join(number(end, lang, decimals) for end in (value.low, value.high))
+    ends = LANGUAGES[lang].between.join(number(end, lang, decimals) for end in (value.low, value.high))
     return f"{number(value.value, lang, decimals)} [{ends}]{tail}"
 
 
@@ -62,4 +61,4 @@ def interval_decimals(low: float, high: float) -> int:
 
 
 def _mark(text: str, lang: str) -> str:
-    return text.replace(".", ",") if lang == "nb" else text
+    return text.replace(".", LANGUAGES[lang].decimal)

@@ -131,7 +131,9 @@ def first_questions(models: list[Model]) -> dict[str, list[str]]:
             if len(question.prompt) < len(shortest.get(key, question.prompt + " ")):
                 shortest[key] = question.prompt
         if shortest:
-            languages = {lang for lang, _ in shortest if lang} or {"nb", "en"}
+            from klype.words import LANGUAGES
+
+            languages = {lang for lang, _ in shortest if lang} or set(LANGUAGES)
             of = {
                 lang: sorted((q for (spoken, _), q in shortest.items() if spoken in (lang, "")), key=len)
                 for lang in languages

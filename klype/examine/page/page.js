@@ -6,7 +6,7 @@ const drawn = new Map();                       // element of a chart -> ECharts 
 const lang = () => root.dataset.lang;
 const dark = () => root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
 const colour = (name) => getComputedStyle(root).getPropertyValue("--" + name).trim();
-const format = (value, options) => new Intl.NumberFormat(lang() === "nb" ? "nb-NO" : "en-GB", options).format(value);
+const format = (value, options) => new Intl.NumberFormat(lang() === "en" ? "en-GB" : lang(), options).format(value);
 const number = (value) => typeof value === "number" ? format(value, { maximumSignificantDigits: 4 }) : value;
 const percent = (value) => typeof value === "number"
   ? format(value, { style: "percent", maximumFractionDigits: Math.abs(value) < 0.01 || (value > 0.99 && value < 1) ? 2 : 1 })

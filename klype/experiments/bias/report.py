@@ -22,7 +22,7 @@ from klype.examine.facts import FigureFacts
 from klype.examine.say import Say
 from klype.experiments import page as experiment
 from klype.experiments.bias.board import MEASURES, Best, Board, Row
-from klype.experiments.page import ENDS, Table, View, figure_cells
+from klype.experiments.page import Table, View, figure_cells
 from klype.words import LANGUAGES, Words, words
 
 COLOURS = {"one-hot": "base", "label-smoothing": "bad", "kneser-ney": "finetuned", "oracle": "truth",
@@ -133,7 +133,7 @@ def _gap(board: Board, say: Say, own: Words) -> Picture | None:
     option = whiskers(drawn, axis(own("picture.axis_gap"), percent=True), 0.0)
     table = [figure_cells(_name(own, name), figure) for name, figure in rows]
     panel = Panel("", option, 70 + 44 * len(rows))
-    columns = [own("column.target"), own("column.gap"), *ENDS[say.lang]]
+    columns = [own("column.target"), own("column.gap"), say("end.low"), say("end.high")]
     return Picture("gap", own("picture.gap"), own("picture.gap_how"), [panel], columns, table, True)
 
 
@@ -171,7 +171,7 @@ def _documents(board: Board, say: Say, own: Words) -> Picture | None:
         return None
     x = axis(own("picture.axis_documents"), kind="log", min=board.documents[0], max=board.documents[-1])
     y = axis(own("picture.axis_kl") if key == "kl" else own("column.bits_per_byte"), scale=key != "kl")
-    columns = [own("column.target"), own("column.documents"), own(f"column.{key}"), *ENDS[say.lang]]
+    columns = [own("column.target"), own("column.documents"), own(f"column.{key}"), say("end.low"), say("end.high")]
     panel = Panel("", lines(x, y, series), 340)
     return Picture("documents", own(f"picture.{place}"), own(f"picture.{place}_how"), [panel], columns, table, True)
 

@@ -12,7 +12,7 @@ from klype.examine.say import Say
 from klype.experiments import page as experiment
 from klype.experiments.mistakes.methods import BEFORE, CONTROL
 from klype.experiments.mistakes.study import MEASURES, Document
-from klype.experiments.page import ENDS, Table, View, figure_cells
+from klype.experiments.page import Table, View, figure_cells
 from klype.words import LANGUAGES, Words, words
 
 COLOURS = {BEFORE: "muted", CONTROL: "base", "scheduled-sampling": "bad", "own-truth": "truth",
@@ -103,7 +103,7 @@ def _whiskers(found: Document, say: Say, own: Words, key: str, at: float) -> Pic
     drawn = [(own(f"method.{name}"), figure, say.figure(figure), COLOURS.get(name, OTHER)) for name, figure in rows]
     panel = Panel("", whiskers(drawn, axis(own(f"column.{key}")), at), 70 + 44 * len(rows))
     cells = [figure_cells(own(f"method.{name}"), figure) for name, figure in rows]
-    columns = [own("column.method"), own(f"column.{key}"), *ENDS[say.lang]]
+    columns = [own("column.method"), own(f"column.{key}"), say("end.low"), say("end.high")]
     return Picture(key, own(f"picture.{key}"), own(f"picture.{key}_how"), [panel], columns, cells, True)
 
 
@@ -123,7 +123,13 @@ def _distance(found: Document, say: Say, own: Words) -> Picture | None:
         for name, figures in rows.items()
         for d, figure in enumerate(figures, 1)
     ]
-    columns = [own("column.method"), own("picture.axis_distance"), own("column.feedback"), *ENDS[say.lang]]
+    columns = [
+        own("column.method"),
+        own("picture.axis_distance"),
+        own("column.feedback"),
+        say("end.low"),
+        say("end.high"),
+    ]
     panel = Panel("", option, 340)
     return Picture("distance", own("picture.distance"), own("picture.distance_how"), [panel], columns, cells, True)
 
