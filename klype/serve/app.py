@@ -52,8 +52,8 @@ KEYS = 100
 """Members that a body may have: each unknown one costs memory for saying so."""
 LARGE = 64 << 10
 """Bytes from which on a body is read beside the event loop."""
-PAUSE_S = 0.02
-"""Between two large bodies: to read one, nothing else in the process goes on for about as long."""
+PAUSE = 2
+"""Between two large bodies, in times that the first took: while one is read, nothing else in the process goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +122,17 @@ class _Server:
 
     async def reading(self, read: Callable[[], T]) -> T:
         """What reads a large body, which keeps Python's other threads waiting: one at a time, and they have turns."""
-        done = asyncio.get_running_loop().run_in_executor(self._bodies, read)
-        self._bodies.submit(time.sleep, PAUSE_S)
+        took = [0.0]
+
+        def timed() -> T:
+            begun = self.chance.clock()
+            try:
+                return read()
+            finally:
+                took[0] = self.chance.clock() - begun
+
+        done = asyncio.get_running_loop().run_in_executor(self._bodies, timed)
+        self._bodies.submit(lambda: time.sleep(PAUSE * took[0]))
         return await done
 
     async def spelled(self, served: Served, length: int, messages: Sequence[Message], work: Callable[[], T]) -> T:
@@ -264,7 +273,7 @@ def _read(body: bytes, form: type[BaseModel]) -> Any:
     """A body is JSON as it should be: valid UTF-8, whole characters, no deep nesting, no NaN. One that does not fit
     the form is returned as it is: FastAPI finds that again, and says why."""
     try:
-        document = from_json(body, allow_inf_nan=False)
+        document = from_json(body, allow_inf_nan=False, cache_strings=False)
     except ValueError as error:
         raise ApiHttp(f"The body is no valid JSON: {str(error)[:200]}.") from None
     if not isinstance(document, dict):

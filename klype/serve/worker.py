@@ -17,7 +17,7 @@ from klype.values import Request, Trace
 
 LOG = logging.getLogger("klype.serve")
 ENDING = "The server is shutting down."
-AT_ONCE = 256
+AT_ONCE = 128
 """Tokens and alternatives that are written down before others on the event loop have their turn."""
 SCORED = 4096
 """Tokens of given texts that are scored between two steps of the answers (one text at least)."""
