@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from klype.api.examination import Examination, examine
     from klype.api.model import AnswerStream, Model, load
     from klype.api.results import Answer, AnswerForks, AnswerTree, NextToken, NextTokens, Token
+    from klype.api.run import Metrics, Rankings, Run, RunReport, train
     from klype.values import Figure, Sampling
 
 __version__ = "0.1.0"
@@ -30,21 +31,31 @@ __all__ = [
     "Examination",
     "Figure",
     "KlypeError",
+    "Metrics",
     "Model",
     "NextToken",
     "NextTokens",
+    "Rankings",
+    "Run",
+    "RunReport",
     "Sampling",
     "Token",
     "__version__",
     "examine",
     "load",
+    "train",
 ]
 _MODULES = {
     "AnswerStream": "model",
     "Examination": "examination",
+    "Metrics": "run",
     "Model": "model",
+    "Rankings": "run",
+    "Run": "run",
+    "RunReport": "run",
     "examine": "examination",
     "load": "model",
+    "train": "run",
 }
 
 

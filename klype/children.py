@@ -11,7 +11,9 @@ import runpy
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import ModuleType
 
 EVERY_S = 0.5
 
@@ -19,6 +21,18 @@ EVERY_S = 0.5
 def end_with(parent: int) -> None:
     """From here on this process ends when its parent does. A child calls it first."""
     threading.Thread(target=_watch, args=(parent,), name="klype parent", daemon=True).start()
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Processes that are spawned within do not run the calling program's script again, which may be what spawns them:
+    a script that trains needs no ``if __name__ == "__main__"``."""
+    script = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = script
 
 
 def bound(command: Sequence[str]) -> list[str]:

@@ -35,14 +35,19 @@ SURFACE = [
     "Examination",
     "Figure",
     "KlypeError",
+    "Metrics",
     "Model",
     "NextToken",
     "NextTokens",
+    "Rankings",
+    "Run",
+    "RunReport",
     "Sampling",
     "Token",
     "__version__",
     "examine",
     "load",
+    "train",
 ]
 """What users may rely on: a name that is added or goes is a change of the public surface, and is said in CHANGELOG."""
 

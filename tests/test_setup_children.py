@@ -114,3 +114,16 @@ def test_a_module_is_run_as_it_would_be_and_other_commands_are_left_alone() -> N
     failed = subprocess.run(bound([sys.executable, "-m", "klype", "ask", "nowhere", "hi"]), capture_output=True)
     assert failed.returncode == 2
     assert failed.stderr.startswith(b"klype: There is no model nowhere.")
+
+
+@pytest.mark.slow
+def test_a_script_that_spawns_is_not_run_again_by_its_children(tmp_path: Path) -> None:
+    (tmp_path / "samples.py").write_text("def one(index):\n    return [1, 2, 3], [0.0, 1.0, 1.0]\n")
+    (tmp_path / "script.py").write_text(
+        "import samples\nfrom klype.data.pools import PoolProcess, PoolSettings\n"
+        "print('begun')\n"  # and no if __name__ == "__main__"
+        "process = PoolProcess(samples.one, 0, PoolSettings(2, batches=2))\n"
+        "print(len(process.get()))\nprocess.close()\n"
+    )
+    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == "begun\n2\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
+from os import PathLike, fspath
 from typing import Any, Literal, Unpack
 
 import numpy as np
@@ -306,13 +306,15 @@ def tempered(
     return found, found
 
 
-def load(name: str | Path | None = None, precision: str = "float32", budget: str = "", device: str = "auto") -> Model:
+def load(
+    name: str | PathLike[str] | None = None, precision: str = "float32", budget: str = "", device: str = "auto"
+) -> Model:
     """Opens a MODEL: a run's folder (its newest stage), ``RUN/finetune`` for an earlier one, a checkpoint or Hugging
     Face folder, ``hf:owner/name``, a GGUF file, or a server's ``http://host:port/v1#model``; without a name the newest
-    run in ``runs``.
+    run in ``runs``. A ``Run`` is its folder.
 
     ``precision``: float32, bfloat16, int8 or auto. ``budget``: what a server may be asked for at most, such as
     "500requests,20000tokens". ``device``: auto (what is there: cuda, mps, else cpu), cpu, cuda, cuda:1 or mps. Raises
     KlypeError when there is no such model or device, or the model is damaged.
     """
-    return Model(open_model(str(newest() if name is None else name), precision, budget=budget, device=device))
+    return Model(open_model(fspath(newest() if name is None else name), precision, budget=budget, device=device))

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from klype.children import end_with
+from klype.children import alone, end_with
 from klype.data.order import Permutation, mix
 from klype.errors import KlypeError
 
@@ -139,7 +139,8 @@ class PoolProcess:
         self._process = context.Process(
             target=_work, args=(self._queue, sample, first, settings, os.getpid()), daemon=True
         )
-        self._process.start()
+        with alone():
+            self._process.start()
 
     def get(self) -> list[Arrays]:
         """The next pool. Raises KlypeError when the process failed or ended."""

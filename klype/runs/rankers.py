@@ -6,10 +6,11 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 from klype.data.order import mix
-from klype.errors import KlypeError
+from klype.errors import KlypeError, UsageError
 from klype.examine.intervals import mean_by_question
 from klype.preferences.agreement import kendall_tau_b
 from klype.preferences.alpha import alpha
@@ -18,8 +19,11 @@ from klype.preferences.habits import contradictions, first_shown
 from klype.preferences.records import MODEL, SIMULATED, Asked, By, Entry
 from klype.preferences.store import Store
 from klype.preferences.tastes import ModelJudge, Taste
+from klype.runs.folder import read_run
 from klype.runs.ranking import now
-from klype.values import Figure, Question, Ranking, Verdict
+from klype.train.reward_functions import scores
+from klype.values import Figure, Question, Ranking, Reward, Verdict
+from klype.world import World
 
 Judge = Callable[[Question, str, bool], Verdict]
 Rank = Callable[[Question, Sequence[str], random.Random], Ranking]
@@ -35,6 +39,24 @@ def by_model(judge: ModelJudge) -> Rank:
     """A model that judges; it always says the same."""
     annotator = judge.annotator()
     return lambda question, answers, rng: rank_simulated(annotator, question, answers, 0.0, rng, MODEL)
+
+
+def by_function(reward: Reward, name: str) -> Rank:
+    """A function of questions and answers, as rewards are; equal numbers tied."""
+
+    def rank(question: Question, answers: Sequence[str], rng: random.Random) -> Ranking:
+        worth = dict(zip(answers, scores(reward, [question.transcript] * len(answers), answers, name), strict=True))
+        return rank_simulated(Annotator(name, lambda _, answer: worth[answer]), question, answers, 0.0, rng, MODEL)
+
+    return rank
+
+
+def world_of(run: Path | None) -> World:
+    """The demo world that a run is about, whose truth simulated annotators know. UsageError for other runs."""
+    settings = read_run(run).get("settings", {}) if run is not None else {}
+    if settings.get("kind") != "world":
+        raise UsageError("Simulated annotators know the demo world only.", "Rank by hand, or with --judge MODEL.")
+    return World(settings.get("world", "full"))
 
 
 def rank_all(store: Store, rank: Rank, by: By, most: int, seed: int, first: Sequence[int] = ()) -> int:

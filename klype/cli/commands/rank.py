@@ -138,15 +138,10 @@ def _first(store: Store, found: Found, seed: int) -> list[int]:
 def _simulated(store: Store, found: Found, how: tuple[list[str], float, str], which: tuple[int, int, list[int]]) -> int:
     from klype.preferences.tastes import taste
     from klype.runs import rankers
-    from klype.runs.folder import read_run
-    from klype.world import World
 
     tastes, noise, name = how
     steps, seed, first = which
-    settings = read_run(found.run).get("settings", {}) if found.run else {}
-    if settings.get("kind") != "world":
-        raise UsageError("Simulated annotators know the demo world only.", "Rank by hand, or with --judge MODEL.")
-    world = World(settings.get("world", "full"))
+    world = rankers.world_of(found.run)
     wanted = [taste(text) for text in tastes]
     rankers.checked(store)
     done = 0

@@ -1,0 +1,358 @@
+"""Training from a program: ``klype.train`` makes a run, and a ``Run`` is what lies in its folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+
+from klype.api.model import Model, load
+from klype.api.results import Row, data_frame, html_table
+from klype.config import make
+from klype.environment import cache_folder
+from klype.errors import KlypeError, UsageError
+from klype.examine.facts import read as read_facts
+from klype.examine.report import render
+from klype.examine.say import Say as Words
+from klype.jsons import steps
+from klype.preferences import formats
+from klype.preferences.tastes import taste
+from klype.runs import folder, inputs, pipeline, rankers, ranking
+from klype.runs.options import STAGES, RunOptions, StageOptions, as_option
+from klype.runs.rounds import align_rounds, overrides
+from klype.runs.say import Say, Silent
+from klype.sources.find import NEWEST_FIRST, find_model, holds_weights
+from klype.train.reward_functions import as_settings, name_of, named
+from klype.values import Reward
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Rewards = Iterable[Reward] | Mapping[Reward | str, float]
+"""Functions ``(questions, answers) -> list of floats``, or {function, "file.py:function" or "model": weight}."""
+
+
+class TrainOptions(TypedDict, total=False):
+    """What ``klype run`` may be told beside, under the same names.
+
+    instructions, preferences: JSONL files. from_: a MODEL to go on from. size: tiny … large. lora: rank of adapters.
+    resume: go on with the run in ``out``. force: align to a weak reward model, too. device: see ``klype.load``. lang:
+    the report's language, "en" or "nb". set: settings of the recipe, {"pretrain.rows": 32}. progress: what is told of
+    it (an object with the methods of ``klype.runs.say.Say``); by default nothing.
+    """
+
+    instructions: str | Path
+    preferences: str | Path
+    from_: str | os.PathLike[str]
+    size: str
+    lora: int
+    resume: bool
+    force: bool
+    device: str
+    lang: str
+    set: Mapping[str, object]
+    progress: Say
+
+
+class AlignOptions(TypedDict, total=False):
+    """What ``klype align`` may be told beside, under the same names; steps or minutes: how long a round takes (half a
+    minute). target_kl, beta: nats an answer, and what each costs. The rest: see ``TrainOptions``."""
+
+    steps: int
+    minutes: float
+    rounds: int
+    taste: str
+    target_kl: float
+    beta: float
+    seed: int
+    resume: bool
+    force: bool
+    device: str
+    set: Mapping[str, object]
+    progress: Say
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """What a stage's training measured: ``rows``, one a step (loss in nats a token, learning rate, reward …)."""
+
+    rows: tuple[Row, ...]
+
+    def to_json(self) -> list[Row]:
+        return list(self.rows)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row per step; a column per measure."""
+        return data_frame(self.rows)
+
+    def _repr_html_(self) -> str:
+        last = self.rows[-1:]
+        return html_table(last, list(last[0])) if last else "<p>–</p>"
+
+
+@dataclass(frozen=True)
+class Rankings:
+    """Who has ranked a run's answers, and how well they agree. ``new``: rankings that were added."""
+
+    new: int
+    document: Row
+
+    def to_json(self) -> Row:
+        """As ``klype rank --json`` prints."""
+        return self.document
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row per annotator: name, by (person, simulated, model, imported), rankings."""
+        return data_frame(self._rows())
+
+    def _rows(self) -> list[Row]:
+        return [{key: one[key] for key in ("name", "by", "rankings")} for one in self.document["annotators"]]
+
+    def _repr_html_(self) -> str:
+        return html_table(self._rows(), ["name", "by", "rankings"])
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What was measured of a run's models. ``figures``: {model: {measure: figure}}, where a model is base, finetuned or
+    aligned, and a figure has value, low and high (a 95 % interval), n and unit, or value None and why."""
+
+    path: Path
+    figures: Mapping[str, Mapping[str, Row]]
+    document: Row
+
+    def to_json(self) -> Row:
+        """What ``figures.json`` holds; of an alignment, what ``klype align --json`` printed of its round."""
+        return self.document
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row per model and measure: model, measure, value, low, high, n, unit."""
+        columns = ("value", "low", "high", "n", "unit")
+        return data_frame(
+            [
+                {"model": model, "measure": name, **{column: figure.get(column) for column in columns}}
+                for model, figures in self.figures.items()
+                for name, figure in figures.items()
+            ]
+        )
+
+    def to_html(self, lang: str = "en") -> str:
+        """The whole report as one page; of an alignment alone, which has no page, its table."""
+        return render(read_facts(self.path), lang) if self.path.is_file() else self._repr_html_()
+
+    def _repr_html_(self) -> str:
+        say = Words("en")
+        names = list(dict.fromkeys(name for figures in self.figures.values() for name in figures))
+        rows = [
+            {"": say.measure(name), **{model: say.figure(one.get(name), name) for model, one in self.figures.items()}}  # type: ignore[arg-type]
+            for name in names
+        ]
+        return html_table(rows, ["", *self.figures])
+
+
+class Stages(Mapping[str, Model]):
+    """The models that a run's stages have left (pretrain, finetune, align), in this order; each is opened when it is
+    first asked for."""
+
+    def __init__(self, run: Path) -> None:
+        self._run = run
+        self._opened: dict[str, Model] = {}
+
+    def __getitem__(self, stage: str) -> Model:
+        if stage not in list(self):
+            raise KeyError(stage)
+        if stage not in self._opened:
+            self._opened[stage] = load(self._run / stage)
+        return self._opened[stage]
+
+    def __iter__(self) -> Iterator[str]:
+        return (stage for stage in reversed(NEWEST_FIRST) if holds_weights(self._run / stage))
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+    def __repr__(self) -> str:
+        return f"<stages {', '.join(self)}>"
+
+
+class Run:
+    """A run's folder: ``klype.Run("runs/world-…")``, or what ``klype.train`` returns. ``klype.load(run)`` opens its
+    newest model. Raises KlypeError for a folder that is no run.
+
+    >>> klype.Run(run).stages["finetune"].ask("Hvor er Kari?", temperature=0)[0].text
+    '...'
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.stages = Stages(self.path)
+        folder.read_run(self.path)
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __repr__(self) -> str:
+        return f"klype.Run({str(self.path)!r})"
+
+    @property
+    def about(self) -> Row:
+        """The contents of run.json: what was asked, the recipe's settings, how it stands."""
+        return folder.read_run(self.path)
+
+    @property
+    def metrics(self) -> dict[str, Metrics]:
+        """What training measured, by stage: pretrain, finetune, reward, align; as far as it has come."""
+        files = {stage: self.path / stage / "metrics.jsonl" for stage in STAGES}
+        there = {stage: file.read_bytes() for stage, file in files.items() if file.is_file()}
+        return {stage: Metrics(tuple(steps(data.splitlines()))) for stage, data in there.items()}
+
+    @property
+    def report(self) -> RunReport:
+        """What was measured. Raises KlypeError when nothing was yet."""
+        about = self.about
+        page = self.path / "figures.json"
+        if page.is_file():
+            facts: Any = read_facts(page)
+            return RunReport(page, {k: f for k, f in facts["stages"].items() if f}, facts)
+        if aligned := about.get("aligned"):
+            return RunReport(page, {"finetuned": aligned["before"], "aligned": aligned["after"]}, aligned)
+        if figures := {k: f for k, f in about.get("figures", {}).items() if f}:
+            return RunReport(page, figures, {"stages": figures})
+        raise KlypeError(f"Nothing has been measured of {self.path} yet.", "Go on with it: resume=True.")
+
+    def rank(
+        self, by: Reward | str | Path | None = None, n: int = 0, noise: float = 0.1, name: str = "", seed: int = 0
+    ) -> Rankings:
+        """Puts the answers in the run's store in order, as ``klype rank`` does: ``n`` questions at most (0: all).
+
+        ``by`` None: the demo world's annotator, who swaps neighbours with chance ``noise``; a function as of rewards;
+        or a JSONL file of rankings, which are added. What ``by`` has ranked before is not ranked again. Methods that
+        learn from rankings (dpo, ipo, kto) use them in ``align``.
+        """
+        with ranking.open_store(self.path / "rank") as store:
+            if isinstance(by, str | Path):
+                new = store.put(formats.read(Path(by)))
+            elif by is None:
+                rankers.checked(store)
+                judge, usual = rankers.world_of(self.path).judge, taste("")
+                rank = rankers.by_taste(usual, judge, noise, rankers.label(name, usual))
+                new = rankers.rank_all(store, rank, "simulated", n, seed)
+            else:
+                rankers.checked(store)
+                new = rankers.rank_all(store, rankers.by_function(by, name or name_of(by)), "model", n, seed)
+            entries = store.entries()
+            about = {"run": str(self.path), "store": store.place, "new": new, "entries": len(entries)}
+        return Rankings(new, {**about, **rankers.summary(entries)})
+
+    def align(
+        self,
+        method: str = "",
+        rewards: Rewards = (),
+        out: str | Path | None = None,
+        **options: Unpack[AlignOptions],
+    ) -> Run:
+        """The run's fine-tuned model aligned, as ``klype align`` does it: a new Run in ``out`` (runs/align-DATE-N), or
+        that of the last round.
+
+        ``method``: grpo (the usual one), rloo, ppo, expert, dpo, ipo or kto. ``rewards``: in place of the reward model,
+        or weighed beside it; see ``klype.train``. Raises KlypeError when the reward model that is used is too weak.
+        """
+        asked: dict[str, Any] = dict(options)
+        rounds, flaw = asked.pop("rounds", 1), asked.pop("taste", "")
+        weights, functions = named(rewards)
+        how = overrides(method, weights, asked.pop("beta", None), asked.pop("target_kl", None))
+        asked |= {"stage": "align", "from_": str(self.path), "functions": functions}
+        asked["overrides"] = (*how, *_settings(asked.pop("set", {})))
+        say = asked.pop("progress", None) or Silent()
+        checked = make(StageOptions, asked, spell=as_option)
+        find_model(checked.from_)
+        with folder.chosen("align", _path(out), checked.resume, date.today()) as place, _undisturbed():
+            align_rounds(checked.model_copy(update={"out": place}), rounds, flaw, say)
+        return Run(place if rounds == 1 else place / f"round-{rounds}")
+
+    def _repr_html_(self) -> str:
+        about, title = self.about, f"<p>{escape(str(self.path))}: {', '.join(self.stages)}"
+        title += f" ({escape(str(about.get('recipe', '')))}, {escape(str(about.get('state', '')))})</p>"
+        try:
+            return title + self.report._repr_html_()
+        except KlypeError as nothing:
+            return title + f"<p>{escape(nothing.message)}</p>"
+
+
+def train(
+    text: str | Path | Sequence[str | Path] = (),
+    recipe: str = "",
+    minutes: float = 5.0,
+    rewards: Rewards = (),
+    seed: int = 0,
+    **options: Unpack[RunPlaces],
+) -> Run:
+    """A language model through all stages, as ``klype run`` does it: pre-training, fine-tuning, rankings, a reward
+    model, alignment, each measured. It takes about ``minutes`` minutes.
+
+    ``text``: files, folders or globs to learn from; ``data``: a folder of texts, questions and rankings, or
+    ``hf:owner/name``; without either the demo world. ``recipe``: a recipe's name or TOML file. ``rewards``: functions
+    ``(questions, answers) -> list of floats`` that alignment learns from in place of the reward model, or {function:
+    weight}, where "model" is the reward model. ``out``: the run's folder (runs/RECIPE-DATE-N). The same seed and the
+    same number of steps give the same weights. Raises KlypeError, with one sentence, for what cannot be.
+
+    >>> def short(questions, answers):
+    ...     return [-len(answer.split()) for answer in answers]
+    >>> run = klype.train(minutes=0.02, rewards=[short], out=out, set=small)
+    >>> list(run.stages)
+    ['pretrain', 'finetune', 'align']
+    >>> list(run.about["rewards"])
+    ['short']
+    >>> run.metrics["align"].rows[0]["step"]
+    1
+    """
+    asked: dict[str, Any] = dict(options)
+    weights, functions = named(rewards)
+    say, out = asked.pop("progress", None) or Silent(), _path(asked.pop("out", None))
+    texts = (text,) if isinstance(text, str | Path) else tuple(text)
+    asked |= {"text": tuple(map(str, texts)), "recipe": recipe, "minutes": minutes, "seed": seed}
+    asked |= {"functions": functions, "cache": cache_folder()}
+    asked["overrides"] = (*as_settings(weights), *_settings(asked.pop("set", {})))
+    if "from_" in asked:
+        asked["from_"] = os.fspath(asked["from_"])
+    checked = make(RunOptions, asked, spell=as_option)
+    inputs.checked(checked)
+    with folder.chosen(checked.recipe_name, out, checked.resume, date.today()) as place, _undisturbed():
+        pipeline.run(checked.model_copy(update={"out": place}), say)
+    return Run(place)
+
+
+class RunPlaces(TrainOptions, total=False):
+    """``data`` and ``out`` of ``train``, and its further options."""
+
+    data: str | Path
+    out: str | os.PathLike[str] | None
+
+
+def _settings(given: Mapping[str, object]) -> tuple[str, ...]:
+    """{"pretrain.rows": 32} as ``--set pretrain.rows=32``."""
+    if not isinstance(given, Mapping):
+        raise UsageError("set should be a mapping of settings.", 'For example {"pretrain.rows": 32}.')
+    return tuple(f"{name}={str(value).lower() if isinstance(value, bool) else value}" for name, value in given.items())
+
+
+def _path(out: str | os.PathLike[str] | None) -> Path | None:
+    return None if out is None else Path(out)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Threads and random numbers of the calling program as they were."""
+    import torch
+
+    threads = torch.get_num_threads()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        torch.set_num_threads(threads)
