@@ -26,6 +26,7 @@ from klype.runs.record import FREE, MEANING, asked, resumed_options
 from klype.runs.rounds import align_rounds
 from klype.runs.say import Silent
 from klype.text.tokenizer import Tokenizer
+from tests import contract
 
 TINY = (
     "model.width=16",
@@ -55,6 +56,7 @@ def world_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str,
 
 def test_a_world_run_ends_with_three_models_a_reward_and_a_report(world_run: tuple[Path, dict[str, object]]) -> None:
     folder, document = world_run
+    contract.holds(contract.Run, document)
     stages = document["stages"]
     assert isinstance(stages, dict)
     assert all(stages[name] is not None for name in ("base", "finetuned", "aligned"))

@@ -1,0 +1,159 @@
+"""The JSON contract, as types: what `--json` prints has these keys at least, and figures no others."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal, NotRequired
+
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter
+from typing_extensions import TypedDict
+
+
+def contained(figure: Known) -> Known:
+    """The interval contains the value."""
+    low, high = figure["low"], figure["high"]
+    assert (low is None) == (high is None)
+    assert low is None or high is None or low <= figure["value"] <= high
+    assert math.isfinite(figure["value"])
+    return figure
+
+
+class Known(TypedDict):
+    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+    unit: str
+    certain: NotRequired[Literal[True]]
+    judge: NotRequired[str]
+    why: NotRequired[str]
+    t: NotRequired[int]
+    distance: NotRequired[int]
+    p: NotRequired[float]
+
+
+class Unknown(TypedDict):
+    value: None
+    why: str
+
+
+Figure = Annotated[Known, AfterValidator(contained)] | Unknown
+P = Annotated[float, Field(ge=0, le=1 + 1e-9)]
+
+
+class Ask(TypedDict):
+    answer: str
+    tokens: int
+    passes: int
+    seconds: float
+    flops: int | None
+    joules: float | None
+
+
+class Message(TypedDict):
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class Chat(TypedDict):
+    messages: list[Message]
+    tokens: int
+    passes: int
+    seconds: float
+
+
+class NextToken(TypedDict):
+    token: str
+    id: int
+    p: P
+    p_tempered: P
+    truth: NotRequired[P]
+
+
+class Next(TypedDict):
+    tokens: list[NextToken]
+    rest: P
+
+
+class TreeAnswer(TypedDict):
+    text: str
+    low: P
+    high: P
+    meaning: str
+
+
+class Tree(TypedDict):
+    answers: list[TreeAnswer]
+    unexplored: P
+    expansions: int
+
+
+class Position(TypedDict):
+    token: str
+    strength: Figure
+
+
+class Forks(TypedDict):
+    answer: str
+    positions: list[Position]
+    fork: int | None
+
+
+class Examine(TypedDict):
+    model: str
+    questions: int
+    figures: dict[str, dict[str, Figure]]
+    survival: dict[str, list[Figure]]
+    independent: dict[str, list[Figure]]
+    feedback: dict[str, list[Figure]]
+    report: str
+
+
+class Doctor(TypedDict):
+    versions: dict[str, str | None]
+    machine: dict[str, Any]
+
+
+class Gate(TypedDict):
+    name: str
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+    threshold: float
+    status: Literal["passed", "within", "missed"]
+    passed: bool
+
+
+class Reward(TypedDict):
+    pair_accuracy: Figure
+    ceiling: Figure
+
+
+Stages = TypedDict("Stages", {name: dict[str, Figure] | None for name in ("base", "finetuned", "aligned")})  # type: ignore[misc]
+
+
+class Run(TypedDict):
+    run: str
+    recipe: str
+    planned_s: float
+    seconds: dict[str, float]
+    stages: Stages
+    reward: Reward | None
+    gates: list[Gate]
+    report: str
+
+
+class Reason(TypedDict):
+    message: str
+    hint: str
+
+
+class Error(TypedDict):
+    error: Reason
+
+
+def holds(contract: Any, document: object) -> None:
+    """Raises ValidationError, which names the place, where a document does not keep its contract."""
+    TypeAdapter(contract).validate_python(document, strict=True)

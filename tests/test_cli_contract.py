@@ -1,0 +1,83 @@
+"""Every command's ``--json`` keeps the contract that scripts rely on: keys, types, units, intervals."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from klype.cli import guard
+from klype.cli.main import call
+from tests import contract
+from tests.test_cli_models import SENTENCE, Captured, document, question, run, world
+
+__all__ = ["question", "run", "world"]
+SMALL = ("--limit", "6")
+COMMANDS = [
+    (contract.Ask, ["ask", "RUN", "Hvem?", *SMALL]),
+    (contract.Ask, ["ask", "RUN", "Hvem?", *SMALL, "--speculate", "lookup"]),
+    (contract.Ask, ["ask", "RUN", "Hvem?", *SMALL, "--sure"]),
+    (contract.Chat, ["chat", "RUN", *SMALL]),
+    (contract.Next, ["next", "RUN", SENTENCE, "--raw"]),
+    (contract.Tree, ["tree", "RUN", "Hvem?", *SMALL, "--budget", "20"]),
+    (contract.Forks, ["forks", "RUN", "Hvem?", *SMALL, "-n", "4"]),
+]
+
+
+@pytest.mark.parametrize(("kind", "argv"), COMMANDS, ids=lambda part: "-".join(part[::2]) if type(part) is list else "")
+def test_what_is_asked_is_told_in_the_same_words(
+    kind: type, argv: list[str], run: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("Hvem?\n"))
+    found = document(capsys, *[str(run) if part == "RUN" else part for part in argv])
+    contract.holds(kind, found)
+    if kind is contract.Next:
+        assert {"token", "id", "p", "p_tempered", "truth"} == found["tokens"][0].keys()
+    if kind is contract.Forks:
+        assert {row["strength"]["unit"] for row in found["positions"]} == {"share of answers"}
+
+
+@pytest.mark.slow
+def test_an_examination_is_told_in_the_same_words(run: Path, capsys: Captured, tmp_path: Path) -> None:
+    argv = ["--temperatures", "0.7", "-n", "2", *SMALL, "--minutes", "0.01", "--out", str(tmp_path)]
+    found = document(capsys, "examine", str(run), *argv)
+    contract.holds(contract.Examine, found)
+    figures = found["figures"]["0.7"]
+    units = {"right": "share", "s": "share a word", "tokens": "tokens", "answer_entropy": "nats"}
+    assert {name: figures[name]["unit"] for name in units} == units
+    assert [row["t"] for row in found["survival"]["0.7"]] == list(range(1, len(found["survival"]["0.7"]) + 1))
+    assert [row["distance"] for row in found["feedback"]["0.7"]][:1] == [1]
+    assert json.loads((tmp_path / "figures.json").read_text(encoding="utf-8")) == found
+
+
+def test_what_went_wrong_is_told_in_the_same_words(run: Path, capsys: Captured) -> None:
+    for argv, code in ((["ask", "nowhere", "Hvem?"], 2), (["tree", str(run), "Hvem?", "--eps", "2"], 2)):
+        assert guard.guarded(call, [*argv, "--json"]) == code
+        contract.holds(contract.Error, json.loads(capsys.readouterr().out))
+
+
+@pytest.mark.slow
+def test_runs_and_the_machine_are_told_in_the_same_words(run: Path, capsys: Captured) -> None:
+    contract.holds(contract.Doctor, document(capsys, "doctor"))
+    (one,) = document(capsys, "runs", "list", "--folder", str(run.parent))["runs"]
+    assert {"run", "recipe", "state", "stage", "stages", "figures", "gates", "gates_passed"} <= one.keys()
+    for row in document(capsys, "runs", "compare", str(run), str(run))["runs"]:
+        assert {"run", "recipe", "stages"} <= row.keys()
+
+
+@pytest.mark.parametrize(
+    "figure",
+    [
+        {"value": 2.0, "low": 0.0, "high": 1.0, "n": 3, "unit": "share"},
+        {"value": 0.5, "low": 0.0, "n": 3, "unit": "share"},
+        {"value": 0.5, "low": 0.0, "high": 1.0, "n": 3, "unit": "share", "more": 1},
+        {"value": float("nan"), "low": None, "high": None, "n": 3, "unit": "share"},
+        {"value": None},
+    ],
+)
+def test_a_figure_that_is_none_is_seen(figure: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        contract.holds(contract.Figure, figure)
