@@ -72,7 +72,7 @@ ATTACKS: dict[str, tuple[str, int]] = {
         "drafts of killed processes",
         3,
     ),
-    "test_preferences_damage::test_a_flipped_bit_is_found_or_is_nowhere": ("bit flips in rankings.db", 25),
+    "test_preferences_damage::test_a_flipped_bit_is_found_or_is_nowhere": ("bit flips in rankings.db", 26),
     "test_preferences_damage::test_two_thousand_flipped_bits_are_found_or_are_nowhere": (
         "bit flips in rankings.db",
         2000,

@@ -7,8 +7,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, Table
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import Engine, Table, inspect
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from klype.preferences import database
 from klype.preferences.database import DamagedError
@@ -49,15 +49,20 @@ def _kept(found: dict[int, Any], row: Row, read: Callable[[Row], Any]) -> None:
 
 
 def _rows(engine: Engine, table: Table) -> list[Row]:
-    """Those that can be reached from the first one on, and from the last one back. Of an older store without checksums,
-    too."""
-    for names in (["id", *covered(table), "checksum"], ["id", *covered(table)]):
-        found: dict[int, Row] = {}
-        for way in ("", " DESC"):
-            found |= {int(row["id"]): row for row in _reached(engine, f"{table.name} ORDER BY id{way}", names)}
-        if found:
-            return [found[number] for number in sorted(found)]
-    return []
+    """Those that can be reached from the first one on, and from the last one back."""
+    names = ["id", *covered(table), *(["checksum"] if _has_checksums(engine, table) else [])]
+    found: dict[int, Row] = {}
+    for way in ("", " DESC"):
+        found |= {int(row["id"]): row for row in _reached(engine, f"{table.name} ORDER BY id{way}", names)}
+    return [found[number] for number in sorted(found)]
+
+
+def _has_checksums(engine: Engine, table: Table) -> bool:
+    """An older store has none. One whose checksums cannot be read has some: then nothing says what is whole."""
+    try:
+        return any(column["name"] == "checksum" for column in inspect(engine).get_columns(table.name))
+    except (SQLAlchemyError, ValueError):
+        return True
 
 
 def _reached(engine: Engine, what: str, names: list[str]) -> list[Row]:
