@@ -14,6 +14,8 @@ import pytest
 import torch
 
 from klype.cli.commands.studio import opened_models
+from klype.cli.speculating import make_draft
+from klype.engine import hf_runner
 from klype.engine.engine import Engine
 from klype.engine.hf_runner import HFRunner
 from klype.errors import UsageError
@@ -22,6 +24,7 @@ from klype.serve.opening import open_served
 from klype.serve.served import Served
 from klype.serve.settings import ServeSettings
 from klype.sources.hf_open import open_hf
+from klype.sources.opening import open_model
 from klype.sources.source import answers
 from klype.values import Request, Sampling, Trace
 from tests.serve_toys import post, running
@@ -167,6 +170,24 @@ def test_klype_serve_answers_several_clients_at_once(tmp_path: Path) -> None:
 def test_what_only_klypes_own_models_do_is_refused(folders: dict[str, Path]) -> None:
     with pytest.raises(UsageError, match="not computed by klype itself"):
         assert open_hf(folders["gpt2"]).engine.model
+    with pytest.raises(UsageError, match="not computed by klype itself"):
+        make_draft(open_model(str(folders["gpt2"])), "lookup")
+
+
+def test_logits_of_a_long_text_are_not_all_held_at_once(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A prompt as long as a wide window, of a vocabulary of 150,000, would have 20 GB of them."""
+    text = tuple(5 + i * i % 90 for i in range(100))
+    whole, sizes = open_hf(folders["gpt2"]), list[int]()
+    expected = whole.next([text])[0], whole.score([text[:30]], [text[30:]])[0]
+    monkeypatch.setattr(hf_runner, "ENTRIES", 20 * V)
+    one = open_hf(folders["gpt2"])
+    one.engine.runner.model.register_forward_hook(lambda module, given, out: sizes.append(out.logits.shape[1]))
+    np.testing.assert_allclose(one.next([text])[0].logp, expected[0].logp, atol=1e-4)
+    assert sizes == [20] * 5
+    scored = open_hf(folders["gpt2"]).score([text[:30]], [text[30:]])[0]
+    np.testing.assert_allclose([s.logp for s in scored.steps], [s.logp for s in expected[1].steps], atol=1e-4)
 
 
 def test_where_nothing_can_be_padded_equal_lengths_share_a_pass(folders: dict[str, Path]) -> None:

@@ -91,13 +91,13 @@ def make_draft(opened: Opened, name: str) -> Draft:
     """
     from klype.engine.drafts import LookupDraft, ModelDraft, NgramDraft
 
+    own = opened.loaded  # of klype's own models only
     if name == "lookup":
         return LookupDraft()
     if name == "ngram" or name.startswith("ngram:"):
-        return NgramDraft(_texts(opened, name.partition(":")[2]), opened.loaded.config.vocab_size)
+        return NgramDraft(_texts(opened, name.partition(":")[2]), own.config.vocab_size)
     from klype.sources.opening import open_model
 
-    own = opened.loaded
     loaded = open_model(name, device=str(own.model.embed.weight.device)).loaded
     if loaded.config.vocab_size != own.config.vocab_size or not loaded.tokenizer.agrees(own.tokenizer):
         raise UsageError(

@@ -195,11 +195,10 @@ class HFRunner:
         texts = [(*prompt.tokens, *row) for prompt, row in zip(prompts, fed, strict=True)]
         pasts = [prompt.past for prompt in prompts]
         for rows in self._batches(texts, pasts, neighbours=True):
-            if any(len(texts[row]) > pasts[row].length for row in rows):
-                logits_RTV, _ = self._extended([texts[row] for row in rows], [pasts[row] for row in rows])
+            for read, logits_RTV, _ in self._pieces([texts[row] for row in rows], [pasts[row] for row in rows]):
                 for row, logits_TV in zip(rows, logits_RTV, strict=True):
-                    start = len(prompts[row].tokens) - pasts[row].length  # 0, but where nothing is kept
-                    yield logits_TV[start : start + len(fed[row])]
+                    start = len(prompts[row].tokens) - pasts[row].length - read
+                    yield logits_TV[max(start, 0) : max(start + len(fed[row]), 0)]
 
     def operations(self, rows: int) -> float:
         return math.inf  # torch decides
@@ -238,9 +237,15 @@ class HFRunner:
             yield batch
 
     def _read(self, texts: Sequence[Tokens], pasts: Sequence[Past]) -> list[ReadText]:
-        logits_RTV, cache = self._extended(texts, pasts)
         lengths = [past.length for past in pasts]
-        last = [logits_RTV[i, len(text) - lengths[i] - 1].clone() for i, text in enumerate(texts)]
+        last = [torch.empty(0)] * len(texts)
+        cache: Any = None
+        for read, logits_RTV, after in self._pieces(texts, pasts):
+            cache = after
+            for row, text in enumerate(texts):
+                at = len(text) - lengths[row] - 1 - read
+                if 0 <= at < logits_RTV.shape[1]:
+                    last[row] = logits_RTV[row, at].clone()
         if not self.able.cache:
             return [ReadText(text, Past(None, 0, 0), logits_V) for text, logits_V in zip(texts, last, strict=True)]
         store = KeyValues(
@@ -257,19 +262,23 @@ class HFRunner:
         nothing = [Past(None, 0, 0)] * len(texts)
         found = [torch.empty(0)] * len(texts)
         for batch in self._batches(texts, nothing):
-            logits_RTV, _ = self._extended([texts[i] for i in batch], [nothing[i] for i in batch])
-            for row, i in enumerate(batch):
-                found[i] = logits_RTV[row, len(texts[i]) - 1].clone()
+            for _, logits_RTV, _ in self._pieces([texts[i] for i in batch], [nothing[i] for i in batch]):
+                for row, i in enumerate(batch):
+                    found[i] = logits_RTV[row, len(texts[i]) - 1].clone()
         return torch.stack(found)
 
-    def _extended(self, texts: Sequence[Sequence[int]], pasts: Sequence[Past]) -> tuple[Tensor, Any]:
+    def _pieces(self, texts: Sequence[Sequence[int]], pasts: Sequence[Past]) -> Iterator[tuple[int, Tensor, Any]]:
         """Logits [R, T, V] of what has not been read of the texts, padded on the right (what comes later changes
-        nothing before it), and transformers' cache of all."""
+        nothing before it), and transformers' cache of all. A lone long text comes in pieces, each with the number of
+        tokens before it, lest the logits of all its tokens be held at a time."""
         rest = [text[past.length :] for text, past in zip(texts, pasts, strict=True)]
-        T = max(map(len, rest))
+        T, lengths = max(map(len, rest)), np.array([past.length for past in pasts])
         tokens_RT = torch.tensor([[*row, *(0,) * (T - len(row))] for row in rest])
         cache = cache_of(gathered(pasts)) if self.able.cache else None
-        return self._forward(tokens_RT, cache, np.array([past.length for past in pasts]))
+        most = max(BLOCK, ENTRIES // self.vocab_size) if self.able.cache and len(texts) == 1 else max(T, 1)
+        for read in range(0, T, most):
+            logits_RTV, cache = self._forward(tokens_RT[:, read : read + most], cache, lengths + read)
+            yield read, logits_RTV, cache
 
     def _forward(self, tokens_RT: Tensor, cache: Any, lengths: Indices) -> tuple[Tensor, Any]:
         """One pass over new tokens of rows that have read ``lengths`` before, padded on the left to the longest."""
