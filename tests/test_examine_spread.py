@@ -14,6 +14,7 @@ from klype.examine.copied import Index, copied
 from klype.examine.diversity import chao_shen, common_prefix, good_turing, unseen_known
 from klype.examine.evidence import Answered, ByQuestion, Evidence
 from klype.examine.independence import weibull_shape
+from klype.examine.intervals import mean_by_question
 from klype.examine.measures import measure
 from klype.examine.repetition import agreement
 from klype.examine.selective import rejection_ratio, risk_coverage
@@ -99,6 +100,20 @@ def test_chao_shen_is_nearer_than_plug_in() -> None:
 def test_chao_shen_of_draws_all_different_is_finite() -> None:
     assert chao_shen([1, 2, 3]) > math.log(3)
     assert chao_shen([1]) is None
+
+
+def test_an_entropy_known_between_bounds_has_an_interval_that_holds_both_of_theirs() -> None:
+    """From the lower bounds' interval to the upper ones'; where they have none, what is certain of these questions."""
+    rng = np.random.default_rng(4)
+    ends = [(float(low), float(low + gap)) for low, gap in zip(rng.gamma(4, 1, 40), rng.random(40), strict=True)]
+    answers = [Answered(f"q{i}", ("w",), "stop", entropy_bounds=both) for i, both in enumerate(ends)]
+    found = measure(Evidence(answers))["answer_entropy"]
+    low, high = (mean_by_question([both[i] for both in ends], range(40), "nats") for i in (0, 1))
+    assert (found.low, found.value, found.high) == (low.low, pytest.approx((low.value + high.value) / 2), high.high)
+    assert not found.certain
+    few = measure(Evidence(answers[:29]))["answer_entropy"]
+    assert (few.low, few.high) == pytest.approx(tuple(np.mean(ends[:29], axis=0)))
+    assert few.certain
 
 
 def test_unseen_is_what_known_probabilities_leave_and_lies_in_zero_one() -> None:

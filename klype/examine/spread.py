@@ -75,7 +75,8 @@ def answer_entropy(evidence: Evidence) -> Figure:
 def between(low: Figure, high: Figure) -> Figure:
     """A figure known between two others only: their middle, from the lower's interval to the upper's.
 
-    Where there is no upper end, no figure but the lower end in ``why``; where either has no interval, none.
+    Where there is no upper end, no figure but the lower end in ``why``; where either has no interval, what is certain
+    of these questions alone.
     """
     if low.value is None or high.value is None:
         return low
@@ -83,7 +84,7 @@ def between(low: Figure, high: Figure) -> Figure:
         return Figure(None, n=low.n, unit=low.unit, why=f"only likely words are told: at least {low.value:.3g}")
     middle = (low.value + high.value) / 2
     if low.low is None or high.high is None:
-        return replace(low, value=middle, low=None, high=None, why=low.why or high.why)
+        return replace(low, value=middle, low=low.value, high=high.value, certain=True, why="")
     return replace(low, value=middle, low=low.low, high=high.high, why="")
 
 
