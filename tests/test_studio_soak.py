@@ -44,7 +44,7 @@ def test_pages_come_back_by_themselves_with_what_was_half_done(tmp_path: Path) -
             kari.locator("h1").click()
             for key in "31":
                 kari.keyboard.press(key)
-            half = kari.locator(".r-order").inner_text()
+            half, turn = kari.locator(".r-order").inner_text(), kari.locator(".r-board").get_attribute("data-turn")
             ola.keyboard.press(w["key_write"].lower())
             ola.locator(".r-write textarea").fill("half a thought")
             process.send_signal(signal.SIGKILL)
@@ -58,6 +58,8 @@ def test_pages_come_back_by_themselves_with_what_was_half_done(tmp_path: Path) -
                 "() => document.querySelector('.r-write textarea')?.value === 'half a thought' && window.did_handshake",
                 timeout=120_000,
             )
+            # The old page looks the same and hears no key; the new server counts its turns anew.
+            kari.wait_for_function("turn => document.querySelector('.r-board').dataset.turn !== turn", arg=turn)
             kari.wait_for_selector(
                 f".r-progress strong:has-text('{words('en', 'studio_ranking')('mine', name='Kari', n='1')}')"
             )
