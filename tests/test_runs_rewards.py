@@ -89,7 +89,8 @@ def test_a_reward_file_is_climbed_and_a_watched_one_is_not(
     babbler: Path, mine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     name = f"{mine}:vowels"
-    whole = aligned(babbler, tmp_path / "climbed", f"{name}=20", capsys=capsys)
+    more = {"steps": "14", "set": "align.rows=8"}  # so that the gain is beyond its interval
+    whole = aligned(babbler, tmp_path / "climbed", f"{name}=20", capsys=capsys, **more)
     climbed = whole["rounds"][0]["rewards"]
     watched = aligned(babbler, tmp_path / "null", f"{mine}:nothing", f"{name}=0", capsys=capsys)["rounds"][0]["rewards"]
     assert [(row, climbed[row]["weight"]) for row in climbed] == [(name, 20)]
