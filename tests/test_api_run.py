@@ -83,7 +83,7 @@ def test_a_run_ranks_by_the_world_by_a_function_and_by_a_file(trained: klype.Run
     file.write_text(json.dumps(row) + "\n")
     after = trained.rank(file)
     assert after.new == 1
-    assert "<td>Nils</td>" in after._repr_html_()
+    assert ">Nils</td>" in after._repr_html_()
 
 
 @pytest.mark.slow
