@@ -156,10 +156,10 @@ def figure_of(top_M: Array, under_M: Array, n: int, unit: str, judge: str = "", 
         why, (least, most) = "", within
         low, high = share_limits((top_M - least * under_M) / (most - least), under_M)
         limits = least + (most - least) * low, least + (most - least) * high
-    elif top_M.size < FEWEST:
-        why = MISSED
     elif few_differ(top_M - value * under_M, float(np.abs(top_M).max())):
         why = SAME
+    elif top_M.size < FEWEST:
+        why = MISSED
     else:
         why, limits = UNDERNEATH, ratio_limits(top_M, under_M)
     if limits is None:
