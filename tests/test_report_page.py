@@ -18,12 +18,12 @@ from report_facts import hostile_facts, smallest_facts, text_facts, world_facts
 
 from klype.cli.environment import program
 from klype.errors import KlypeError, UsageError
-from klype.examine import echarts, report
+from klype.examine import answer_pictures, echarts, report
 from klype.examine.colours import DARK, LIGHT, PROBABILITY_EDGES, contrast, probability_scale, step_of
 from klype.examine.facts import check, read
-from klype.examine.pictures import pictures, reward
 from klype.examine.report import render, write
 from klype.examine.say import Say, visible
+from klype.examine.training_pictures import pictures, reward
 from klype.examine.verdict import verdict
 from klype.words import LANGUAGES
 
@@ -188,6 +188,30 @@ def test_every_picture_says_its_finding_and_how_to_read_it(lang: str) -> None:
                 assert not re.fullmatch(r"\$[a-z]+", name) or name[1:] in LIGHT
             for key in ("xAxis", "yAxis"):
                 assert panel.option[key]["type"] in ("value", "category")
+
+
+@pytest.mark.parametrize("lang", LANGUAGES)
+def test_an_examination_draws_equal_figures_as_a_run_does(lang: str) -> None:
+    facts, say = world_facts(), Say(lang)
+    swept = facts["temperatures"]["rows"]
+    for curve in facts["survival"]:
+        curve["r"], curve["k"] = ([{**f, "t": i} for i, f in enumerate(curve[key][:10], 1)] for key in ("r", "k"))
+    told = facts["calibration"][-1]
+    main = f"{facts['survival'][0]['temperature']:g}"
+    figures = {f"{row['temperature']:g}": dict(row["figures"]) for row in swept}
+    figures.setdefault(main, {})["calibration"] = told["error"]
+    document = {
+        "model": say.stage(told["stage"]), "main": main, "figures": figures,
+        **{name: {f"{c['temperature']:g}": c.get(key, []) for c in facts["survival"]}
+           for name, key in {"survival": "r", "would_survive": "k", "by_position": "by_position",
+                             "difference": "difference"}.items()},
+        "calibration": {main: told["bins"]}, "after_error": {}, "selective": {}, "trees": [],
+    }  # fmt: skip
+    run, examined = pictures(facts, say), answer_pictures.pictures(document, say)
+    for name in ("survival", "temperatures", "formula"):
+        assert run[name] == examined[name]
+    assert run["calibration"].rows[-len(told["bins"]) :] == examined["calibration"].rows
+    assert run["calibration"].title == examined["calibration"].title
 
 
 def strings(value: Any) -> list[str]:

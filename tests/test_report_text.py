@@ -11,9 +11,9 @@ from report_facts import dictionary_facts, text_facts, world_facts
 
 from klype.examine.caution import caution
 from klype.examine.facts import read
-from klype.examine.pictures import pictures
 from klype.examine.report import render, write
 from klype.examine.say import Say
+from klype.examine.training_pictures import pictures
 from klype.examine.verdict import verdict
 
 

@@ -24,13 +24,13 @@ from klype.cli.commands.tree import chart as tree_chart
 from klype.cli.deciding import tell as tell_decided
 from klype.cli.sure import tell as tell_sure
 from klype.cli.terminal import Terminal
+from klype.examine.answer_pictures import pictures as examination_pictures
 from klype.examine.evidence import OTHER_MANNERS
-from klype.examine.examination_pictures import pictures as examination_pictures
 from klype.examine.examination_report import verdict as examination_verdict
-from klype.examine.pictures import pictures
 from klype.examine.report import energy, gate_row, too_few
 from klype.examine.rulings import Outcome, rulings
 from klype.examine.say import Say
+from klype.examine.training_pictures import pictures
 from klype.examine.verdict import verdict
 from klype.experiments.article import sentences
 from klype.experiments.bias.board import Best, Board, Row

@@ -108,7 +108,7 @@ def whiskers(rows: Sequence[tuple[str, FigureFacts, str, str]], x: Option, line:
         },
     ]
     if line is not None:
-        series[1]["markLine"] = _rule("xAxis", line)
+        series[1]["markLine"] = _mark("xAxis", line)
     y = axis(kind="category", data=labels, inverse=True)
     y["axisLabel"] = {
         "interval": 0,
@@ -140,6 +140,13 @@ def lines(x: Option, y: Option, series: Sequence[Option]) -> Option:
     )  # fmt: skip
 
 
+def shares(x: Option, y: Option, series: Sequence[Option]) -> Option:
+    """Lines whose values are shares: percent beside the pointer."""
+    drawn = lines(x, y, series)
+    drawn["tooltip"]["valueFormatter"] = "fn:percent"
+    return drawn
+
+
 def line(name: str, points: Sequence[Sequence[float | None]], colour: str, **more: Any) -> Option:
     """A curve through (x, y); None breaks it."""
     found: Option = {
@@ -152,6 +159,11 @@ def line(name: str, points: Sequence[Sequence[float | None]], colour: str, **mor
         "connectNulls": False,
     }
     return {**found, **more}
+
+
+def rule(name: str, points: Sequence[Sequence[float | None]]) -> Option:
+    """A thin dashed line to compare with."""
+    return line(name, points, "muted", lineStyle={"color": "$muted", "type": "dashed", "width": 1})
 
 
 def band(name: str, points: Sequence[tuple[float, float, float]], colour: str) -> list[Option]:
@@ -168,14 +180,17 @@ def band(name: str, points: Sequence[tuple[float, float, float]], colour: str) -
     ]
 
 
-def curve_with_band(name: str, figures: Sequence[tuple[float, FigureFacts]], colour: str, **more: Any) -> list[Option]:
+def curve_with_band(
+    name: str, figures: Sequence[tuple[float, FigureFacts]], colour: str, dash: str = "solid", **more: Any
+) -> list[Option]:
     """A curve of figures with their intervals."""
     known = [(x, f) for x, f in figures if f["value"] is not None]
     spans = [(x, f["low"], f["high"]) for x, f in known if f.get("low") is not None and f.get("high") is not None]
     found = (
         band(name, [(x, lo, hi) for x, lo, hi in spans if lo is not None and hi is not None], colour) if spans else []
     )
-    return [*found, line(name, [(x, f["value"]) for x, f in known], colour, **more)]
+    style = {"lineStyle": {"color": f"${colour}", "width": 2, "type": dash}}
+    return [*found, line(name, [(x, f["value"]) for x, f in known], colour, **style, **more)]
 
 
 def bars(labels: Sequence[str], series: Mapping[str, tuple[str, Sequence[float]]], x: Option) -> Option:
@@ -207,7 +222,7 @@ def bars(labels: Sequence[str], series: Mapping[str, tuple[str, Sequence[float]]
     )  # fmt: skip
 
 
-def _rule(direction: str, at: float) -> Option:
+def _mark(direction: str, at: float) -> Option:
     return {
         "symbol": "none",
         "silent": True,

@@ -9,11 +9,11 @@ from typing import Any
 from klype.answers.traces import replace
 from klype.answers.tree import Tree
 from klype.errors import UsageError
+from klype.examine.answer_pictures import flow, pictures
+from klype.examine.answer_pictures import tree as tree_picture
 from klype.examine.colours import PROBABILITY_EDGES, step_of
 from klype.examine.document import drawn
 from klype.examine.evidence import OTHER_MANNERS
-from klype.examine.examination_pictures import flow, pictures
-from klype.examine.examination_pictures import tree as tree_picture
 from klype.examine.measures import MEASURES
 from klype.examine.report import page
 from klype.examine.say import Say

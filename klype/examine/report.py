@@ -25,9 +25,9 @@ from klype.examine import echarts
 from klype.examine.colours import DARK, LIGHT, PROBABILITY_EDGES, probability_scale, step_of
 from klype.examine.facts import AnswerFacts, CostFacts, DictionaryAnswerFacts, DictionaryFacts, Facts, GateFacts, check
 from klype.examine.measures import MEASURES
-from klype.examine.pictures import pictures
 from klype.examine.say import NBSP, Say, is_share, visible
 from klype.examine.tables import STAGES
+from klype.examine.training_pictures import pictures
 from klype.examine.verdict import figures_of, last_model, status_of, verdict
 from klype.words import LANGUAGES
 

@@ -14,10 +14,10 @@ from typing import Any, get_args
 import numpy as np
 
 from klype.answers.traces import replace
+from klype.examine.answer_pictures import pictures
 from klype.examine.document import along, document
 from klype.examine.evidence import Answered
 from klype.examine.examination import Examined
-from klype.examine.examination_pictures import pictures
 from klype.examine.feedback import Aftermath
 from klype.examine.feedback_effect import FEW
 from klype.examine.intervals import mean_by_question

@@ -7,8 +7,8 @@ from typing import Any
 
 from nicegui import ui
 
+from klype.examine.answer_pictures import pictures
 from klype.examine.document import key as temperature_key
-from klype.examine.examination_pictures import pictures
 from klype.examine.examination_report import verdict
 from klype.studio.divergence_formula import Formula
 from klype.studio.divergence_greedy import greedy

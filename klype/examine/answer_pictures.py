@@ -1,79 +1,168 @@
-"""The pictures of an examination: from its document to charts whose titles say what was found."""
+"""Pictures of answers: how long they stay right, what an error brings, what the temperature changes, how probability
+divides. Their titles say what was found. A run's report, an examination's, the article's and the studio show them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from klype.examine.charts import Cell, Option, Panel, Picture, axis, canvas, curve_with_band, line, lines
+from klype.examine.caution import beyond
+from klype.examine.charts import Cell, Option, Panel, Picture, axis, canvas, curve_with_band, line, rule, shares
 from klype.examine.document import CURVES
 from klype.examine.facts import FigureFacts
-from klype.examine.pictures import formula, survival_title
 from klype.examine.say import Say, visible
+from klype.examine.tables import Row, figure_table
 
 Document = Mapping[str, Any]
-Row = tuple[str, str, FigureFacts]
+Curves = Mapping[str, Sequence[FigureFacts]]
+"""By name (``CURVES``): a figure a position."""
+Temperatures = Mapping[float, Mapping[str, FigureFacts]]
+"""Figures by their names, from the lowest temperature."""
 LINES = (("survival", "r", "aligned", "solid"), ("would_survive", "k", "truth", "dashed"),
          ("by_position", "by_position", "muted", "dotted"))  # fmt: skip
-WIDE = frozenset(["feedback", "documents", "temperatures", "tree", "flow"])
-SWEEP = (("right", "aligned", "solid"), ("s", "truth", "dashed"), ("repetition", "bad", "dotted"),
+SWEEP = (("right", "aligned", "solid"), ("s", "truth", "dashed"), ("real_words", "aligned", "solid"),
+         ("repetition", "bad", "dotted"), ("same_text", "finetuned", "solid"),
          ("same_meaning", "finetuned", "solid"))  # fmt: skip
 
 
 def pictures(document: Document, say: Say) -> dict[str, Picture]:
-    """All that the document allows, by place."""
+    """All that an examination's document allows, by place."""
+    main, figures = document["main"], document["figures"]
+    by_t = {float(t): {name: document[name].get(t, []) for name in CURVES if name in document}
+            for t in document["survival"] if t != "0"}  # fmt: skip
+    bins, error = document["calibration"].get(main), figures[main].get("calibration")
     made = [
-        survival(document, say),
-        documents(document, say),
+        survival(by_t, say, float(main), 10),
+        survival({float(main): document["documents"]}, say, float(main), 50, "documents")
+        if document.get("documents")
+        else None,
         feedback(document, say),
-        temperatures(document, say),
-        calibration(document, say),
+        temperatures(dict(sorted((float(t), row) for t, row in figures.items())), say),
+        calibration([(document["model"], "accent", bins, error)] if bins and error is not None else [], say),
         selective(document, say),
         tree(document, say),
         flow(document, say),
         cost(document, say),
+        formula(say),
     ]
-    found = {picture.id: picture for picture in made if picture is not None}
-    return {**found, "formula": formula({}, say)}  # type: ignore[typeddict-item]
+    return {picture.id: picture for picture in made if picture is not None}
 
 
-def survival(document: Document, say: Say) -> Picture | None:
-    """R and K beside what independence would leave, a panel a temperature."""
-    panels, rows, title = [], [], ""
-    for t in document["survival"]:
-        if t == "0":
-            continue
-        curves = {name: document[name].get(t, []) for name in CURVES if name in document}
-        drawn, shown = _curves(curves, say, say.plain(float(t)))
-        panels.append(Panel(say("panel.temperature", t=say.plain(float(t))), drawn, 300))
-        rows += shown
-        if t == document["main"] or not title:
-            title = survival_title(say, curves, 10)
-    columns = [say("column.measure"), f"{say('axis.temperature')}, {say('axis.words')}"]
-    return _picture("survival", title, say, panels, columns, rows)
-
-
-def documents(document: Document, say: Say) -> Picture | None:
-    """The same of long texts that the base model wrote."""
-    found = document.get("documents")
+def survival(
+    found: Mapping[float, Curves], say: Say, main: float, most: int = 1000, name: str = "survival"
+) -> Picture | None:
+    """R and K beside what errors that depend on the position only would leave, a panel a temperature. The title is of
+    the temperature ``main``, at position ``most`` at most; ``documents``: the same of long texts."""
     if not found:
         return None
-    drawn, rows = _curves(found, say, say.plain(float(document["main"])))
-    columns = [say("column.measure"), f"{say('axis.temperature')}, {say('axis.words')}"]
-    return _picture("documents", survival_title(say, found, 50), say, [Panel("", drawn, 300)], columns, rows)
+    panels, rows = [], list[Row]()
+    for temperature, curves in found.items():
+        series: list[Option] = []
+        for key, word, colour, dash in LINES:
+            at = [(f.get("t", i), f) for i, f in enumerate(curves.get(key, []), 1)]
+            if at:
+                series += curve_with_band(say(f"survival.{word}"), at, colour, dash)
+            rows += [(say(f"survival.{word}"), f"{say.plain(temperature)}, {t}", f) for t, f in at]
+        drawn = shares(axis(say("axis.words"), min=1), axis(percent=True, min=0, max=1), series)
+        panels.append(Panel(say("panel.temperature", t=say.plain(temperature)), drawn, 300))
+    title = _survival_title(found.get(main) or next(iter(found.values())), say, most)
+    place = f"{say('axis.temperature')}, {say('axis.words')}"
+    how = say("exam.how_documents" if name == "documents" else "how.survival")
+    return Picture(name, title, how, panels, *figure_table(say, say("column.measure"), place, rows), name != "survival")
 
 
-def _curves(curves: Document, say: Say, t: str) -> tuple[Option, list[Row]]:
+def _survival_title(curves: Curves, say: Say, most: int) -> str:
+    """K (``would_survive``) beside what errors that depend on the position only would leave, at the last position
+    (``most`` at most) where both are told, and whether they differ; K alone where the latter is not known."""
+    k, reference, difference = (curves.get(name) or [] for name in ("would_survive", "by_position", "difference"))
+    if all(f["value"] is None for f in reference):
+        reference = []
+    known = [f["value"] is not None and (not reference or reference[i]["value"] is not None) for i, f in enumerate(k)]
+    n = sum(known[:most])
+    if not n:
+        return say("picture.few_survival")
+    if not reference:
+        return say("picture.survival_alone", k=say.value(k[n - 1], "survival"), n=n)
+    kind = beyond(difference[n - 1], 0.0) if difference else 0
+    values = {"k": k[n - 1]["value"], "reference": reference[n - 1]["value"]}
+    shown = say.apart(values) if kind else {name: say.share(value or 0.0) for name, value in values.items()}
+    return say(f"picture.survival_{ {1: 'more', 0: 'open', -1: 'less'}[kind] }", n=n, **shown)
+
+
+def temperatures(found: Temperatures, say: Say) -> Picture | None:
+    """Right, S, real words, repetition and agreement (by meaning, where it was judged) against the temperature."""
     series: list[Option] = []
     rows: list[Row] = []
-    for name, word, colour, style in LINES:
-        figures = curves.get(name, [])
-        rows += [(say(f"survival.{word}"), f"{t}, {f['t']}", f) for f in figures]
-        if figures:
-            drawn = curve_with_band(say(f"survival.{word}"), [(f["t"], f) for f in figures], colour)
-            drawn[-1]["lineStyle"] = {**drawn[-1]["lineStyle"], "type": style}
-            series += drawn
-    return _shares(lines(axis(say("axis.words"), min=1), axis(percent=True, min=0, max=1), series)), rows
+    agreement = "same_meaning" if any("same_meaning" in figures for figures in found.values()) else "same_text"
+    for name, colour, dash in SWEEP:
+        known = [(t, f[name]) for t, f in found.items() if name in f and f[name]["value"] is not None]
+        if not known or (name.startswith("same_") and name != agreement):
+            continue
+        series += curve_with_band(say.measure(name), known, colour, dash, showSymbol=True, symbolSize=7)
+        rows += [(say.measure(name), say.plain(t), f) for t, f in known]
+    if len(found) < 2 or not series:
+        return None
+    drawn = shares(axis(say("axis.temperature"), min=0), axis(percent=True, min=0, max=1), series)
+    table = figure_table(say, say("column.measure"), say("axis.temperature"), rows)
+    return Picture("temperatures", _temperatures_title(found, say), say("how.temperatures"), [Panel("", drawn, 340)],
+                   *table, wide=True)  # fmt: skip
+
+
+def _temperatures_title(found: Temperatures, say: Say) -> str:
+    """From the lowest to the highest: right answers, else what becomes of words and of repetition."""
+    known = [(t, f["right"]["value"]) for t, f in found.items() if "right" in f and f["right"]["value"] is not None]
+    if len(known) > 1:
+        (t0, right0), (t1, right1) = known[0], known[-1]
+        shown = say.apart({"right0": right0, "right1": right1})
+        return say("picture.temperatures_right", t0=say.plain(t0), t1=say.plain(t1), **shown)
+    ends, written = [*found.values()], ("real_words", "repetition")
+    values = {
+        name: {f"{name}{i}": f[name]["value"] for i, f in enumerate((ends[0], ends[-1])) if name in f}
+        for name in written
+    }
+    if any(len(pair) < 2 or None in pair.values() for pair in values.values()):
+        return say("picture.temperatures")
+    shown = {place: text for pair in values.values() for place, text in say.apart(pair).items()}
+    return say("picture.temperatures_text", **shown)
+
+
+def calibration(
+    models: Sequence[tuple[str, str, Sequence[Mapping[str, Any]], FigureFacts]], say: Say, more: str = ""
+) -> Picture | None:
+    """How often what was said to be likely came true, a panel a model: (name, colour, bins, error). The title is of the
+    last; ``more``: what is to be known beside."""
+    panels, rows = [], list[Row]()
+    for name, colour, bins, _ in models:
+        figures = [(b["p"], b["observed"]) for b in bins]
+        series = [
+            *curve_with_band(name, figures, colour, showSymbol=True, symbolSize=7),
+            rule(say("calibration.honest"), [(0, 0), (1, 1)]),
+        ]
+        x = axis(say("axis.said"), percent=True, min=0, max=1)
+        panels.append(Panel(visible(name), shares(x, axis(percent=True, min=0, max=1), series), 300))
+        rows += [(name, say.share(p), f) for p, f in figures]
+    if not panels:
+        return None
+    title = say("picture.calibration", gap=say.number(models[-1][3]["value"] or 0, 3))
+    how = f"{say('how.calibration')} {more}".strip()
+    return Picture("calibration", title, how, panels, *figure_table(say, say("column.model"), say("axis.said"), rows))
+
+
+def formula(say: Say) -> Picture:
+    """S^n beside (1 − S)^n; the page's sliders redraw both."""
+    s, n = 0.99999, 100
+    right, printed = ([(i, base**i) for i in range(1, n + 1)] for base in (s, 1 - s))
+    dashed = {"color": "$bad", "type": "dashed", "width": 2}
+    series = [
+        line(say("formula.right"), right, "truth"),
+        line(say("formula.article"), printed, "bad", lineStyle=dashed),
+    ]
+    drawn = shares(axis(say("axis.words"), min=1), axis(percent=True, min=0, max=1), series)
+    rows: list[list[Cell]] = [[i, s**i, (1 - s) ** i] for i in (1, 10, 50, 100)]
+    columns = [say("axis.words"), say("formula.right"), say("formula.article")]
+    return Picture(
+        "formula", say("picture.formula"), say("how.formula"), [Panel("", drawn, 320)], columns, rows, wide=True
+    )
 
 
 def feedback(document: Document, say: Say) -> Picture | None:
@@ -93,60 +182,15 @@ def feedback(document: Document, say: Say) -> Picture | None:
             series += curve_with_band(name, [(f["distance"], f) for f in one[beside]], colour, showSymbol=True)
         for part in ("cautious", "beside_near", "difference", "ratio", "recovery", "moved"):
             rows += [(say(f"exam.row_{part}"), f"{say.plain(float(t))}, {f['distance']}", f) for f in one.get(part, [])]
-    drawn = _shares(lines(axis(say("exam.distance"), min=1, minInterval=1), axis(percent=True), series))
+    drawn = shares(axis(say("exam.distance"), min=1, minInterval=1), axis(percent=True), series)
     title = say(f"exam.feedback_{beside}", up=say.figure(first[beside][0], "difference"))
-    columns = [say("column.measure"), f"{say('axis.temperature')}, {say('exam.distance')}"]
-    return _picture("feedback", title, say, [Panel("", drawn, 320)], columns, rows)
+    place = f"{say('axis.temperature')}, {say('exam.distance')}"
+    table = figure_table(say, say("column.measure"), place, rows)
+    return Picture("feedback", title, say("exam.how_feedback"), [Panel("", drawn, 320)], *table, wide=True)
 
 
 def _known(figures: Sequence[FigureFacts] | None) -> bool:
     return bool(figures) and figures[0]["value"] is not None  # type: ignore[index]
-
-
-def temperatures(document: Document, say: Say) -> Picture | None:
-    """Right, S, repetition and agreement against the temperature."""
-    if len(document["figures"]) < 2:
-        return None
-    series: list[Option] = []
-    rows: list[Row] = []
-    for name, colour, style in SWEEP:
-        known = [
-            (float(t), f[name]) for t, f in document["figures"].items() if f.get(name, {}).get("value") is not None
-        ]
-        if not known:
-            continue
-        drawn = curve_with_band(say.measure(name), sorted(known, key=lambda row: row[0]), colour, showSymbol=True)
-        drawn[-1]["lineStyle"] = {**drawn[-1]["lineStyle"], "type": style}
-        series += drawn
-        rows += [(say.measure(name), say.plain(t), f) for t, f in known]
-    drawn_lines = _shares(lines(axis(say("axis.temperature"), min=0), axis(percent=True, min=0, max=1), series))
-    rights = [
-        (float(t), f["right"]) for t, f in document["figures"].items() if f.get("right", {}).get("value") is not None
-    ]
-    rights.sort(key=lambda row: row[0])
-    title = say("picture.temperatures")
-    if len(rights) > 1:
-        (t0, right0), (t1, right1) = rights[0], rights[-1]
-        shown = say.apart({"right0": right0["value"], "right1": right1["value"]})
-        title = say("picture.temperatures_right", t0=say.plain(t0), t1=say.plain(t1), **shown)
-    columns = [say("column.measure"), say("axis.temperature")]
-    return _picture("temperatures", title, say, [Panel("", drawn_lines, 340)], columns, rows)
-
-
-def calibration(document: Document, say: Say) -> Picture | None:
-    """What it says beside what comes true, at the main temperature."""
-    bins = document["calibration"].get(document["main"])
-    error = document["figures"][document["main"]].get("calibration")
-    if not bins or error is None:
-        return None
-    figures = [(b["p"], b["observed"]) for b in bins]
-    honest = line(say("calibration.honest"), [(0, 0), (1, 1)], "muted",
-                  lineStyle={"color": "$muted", "type": "dashed", "width": 1})  # fmt: skip
-    series = [*curve_with_band(document["model"], figures, "accent", showSymbol=True, symbolSize=7), honest]
-    drawn = _shares(lines(axis(say("axis.said"), percent=True, min=0, max=1), axis(percent=True, min=0, max=1), series))
-    title = say("picture.calibration", gap=say.number(error["value"] or 0, 3))
-    rows: list[Row] = [(document["model"], say.share(p), f) for p, f in figures]
-    return _picture("calibration", title, say, [Panel("", drawn, 300)], [say("column.model"), say("axis.said")], rows)
 
 
 def selective(document: Document, say: Say) -> Picture | None:
@@ -159,16 +203,14 @@ def selective(document: Document, say: Say) -> Picture | None:
     half = min(curve, key=lambda row: abs(row["kept"] - 0.5))
     series = [
         line(document["model"], [(row["kept"], row["wrong"]) for row in curve], "accent"),
-        line(say("exam.at_random"), [(0, whole), (1, whole)], "muted",
-             lineStyle={"color": "$muted", "type": "dashed", "width": 1}),
-    ]  # fmt: skip
-    x = axis(say("exam.kept"), percent=True, min=0, max=1)
-    drawn = _shares(lines(x, axis(percent=True, min=0), series))
+        rule(say("exam.at_random"), [(0, whole), (1, whole)]),
+    ]
+    drawn = shares(axis(say("exam.kept"), percent=True, min=0, max=1), axis(percent=True, min=0), series)
     title = say("exam.selective", **say.apart({"all": whole, "half": half["wrong"]}))
     rows: list[Row] = [(say("exam.wrong"), say.share(row["kept"]), FigureFacts(value=row["wrong"])) for row in curve]
     rows.append((say.measure("selective"), "", ratio))
-    columns = [say("column.measure"), say("exam.kept")]
-    return _picture("selective", title, say, [Panel("", drawn, 300)], columns, rows)
+    table = figure_table(say, say("column.measure"), say("exam.kept"), rows)
+    return Picture("selective", title, say("exam.how_selective"), [Panel("", drawn, 300)], *table)
 
 
 def flow(document: Document, say: Say) -> Picture | None:
@@ -202,7 +244,8 @@ def flow(document: Document, say: Say) -> Picture | None:
     height = 60 + 34 * max(_leaves(one["branches"]) + 1, len(meanings) + 1)
     title = say("exam.flow", n=len(meanings), answers=_leaves(one["branches"]))
     panel = Panel(_short(one["question"]), drawn, height)
-    return _picture("flow", title, say, [panel], [say("exam.answer"), say("exam.question")], rows)
+    table = figure_table(say, say("exam.answer"), say("exam.question"), rows)
+    return Picture("flow", title, say("exam.how_flow"), [panel], *table, wide=True)
 
 
 def _flow(branch: Document, name: str, say: Say, found: tuple[list[Option], list[Option]]) -> None:
@@ -241,7 +284,8 @@ def tree(document: Document, say: Say) -> Picture | None:
         return None
     left = max(one["unexplored"] for one in document["trees"])
     title = say("exam.tree", left=say.share(left, 1))
-    return _picture("tree", title, say, panels, [say("exam.question"), say("exam.answer")], rows)
+    table = figure_table(say, say("exam.question"), say("exam.answer"), rows)
+    return Picture("tree", title, say("exam.how_tree"), panels, *table, wide=True)
 
 
 def cost(document: Document, say: Say) -> Picture | None:
@@ -262,8 +306,8 @@ def cost(document: Document, say: Say) -> Picture | None:
     main = say.plain(float(document["main"]))
     t, flops = next((row for row in points if row[0] == main), points[0])
     title = say("exam.cost", t=t, flops=say.number(flops, 1))
-    columns = [say("column.measure"), say("axis.temperature")]
-    return _picture("cost", title, say, [Panel("", drawn, 70 + 34 * len(points))], columns, rows)
+    table = figure_table(say, say("column.measure"), say("axis.temperature"), rows)
+    return Picture("cost", title, say("exam.how_cost"), [Panel("", drawn, 70 + 34 * len(points))], *table)
 
 
 def _tree(root: Document, say: Say) -> Option:
@@ -330,21 +374,3 @@ def _short(question: str, most: int = 160) -> str:
 
 def _leaves(branch: Document) -> int:
     return sum(map(_leaves, branch["children"])) or 1
-
-
-def _shares(option: Option) -> Option:
-    option["tooltip"]["valueFormatter"] = "fn:percent"
-    return option
-
-
-def _picture(
-    name: str, title: str, say: Say, panels: Sequence[Panel], heads: Sequence[str], rows: Sequence[Row]
-) -> Picture | None:
-    if not panels:
-        return None
-    table: list[list[Cell]] = [
-        [first, place, f["value"], f.get("low"), f.get("high"), f.get("n")] for first, place, f in rows
-    ]
-    more = [say(f"column.{key}") for key in ("value", "low", "high", "n")]
-    how = say(f"exam.how_{name}") if say.has(f"exam.how_{name}") else say(f"how.{name}")
-    return Picture(name, title, how, list(panels), [*heads, *more], table, name in WIDE)
