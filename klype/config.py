@@ -5,16 +5,18 @@ from __future__ import annotations
 import difflib
 import json
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from klype.errors import UsageError
+from klype.option import Options, spelled
 
-S = TypeVar("S", bound=BaseModel)
+S = TypeVar("S", bound=BaseModel | Options)
 
 
 class Settings(BaseModel):
@@ -35,15 +37,15 @@ def load(kind: type[S], file: Path | None = None, overrides: Iterable[str] = ())
         raise
 
 
-def make(kind: type[S], values: Mapping[str, Any], where: str = "", spell: Callable[[str], str] = repr) -> S:
+def make(kind: type[S], values: Mapping[str, Any], where: str = "") -> S:
     """The settings with these values; a value that does not fit is a UsageError of one sentence.
 
-    ``where`` leads the sentence ("recipe.toml: "); ``spell`` writes a setting's dotted name as the user knows it.
+    ``where`` leads the sentence ("recipe.toml: "); options are named in it as they are typed.
     """
     try:
-        return kind.model_validate(dict(values))
+        return TypeAdapter(kind).validate_python(dict(values))
     except ValidationError as error:
-        raise _explain(kind, error, where, spell) from None
+        raise _explain(kind, error, where) from None
 
 
 def overridden(values: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
@@ -107,11 +109,14 @@ def _put(values: dict[str, Any], keys: list[str], value: Any, override: str) -> 
     values[keys[-1]] = value
 
 
-def _explain(kind: type[BaseModel], error: ValidationError, where: str, spell: Callable[[str], str]) -> UsageError:
+def _explain(kind: type[Any], error: ValidationError, where: str) -> UsageError:
+    def spell(name: str) -> str:
+        return spelled(kind, name) if issubclass(kind, Options) else repr(name)
+
     first = error.errors(include_url=False)[0]
     path = [str(part) for part in first["loc"]]
     name = ".".join(path)
-    if first["type"] == "extra_forbidden":
+    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         known = _known(kind, path[:-1])
         near = nearest(path[-1], known)
         hint = f"Did you mean {spell('.'.join([*path[:-1], near]))}?" if near else f"Known here: {', '.join(known)}."
@@ -126,8 +131,10 @@ def _explain(kind: type[BaseModel], error: ValidationError, where: str, spell: C
     return UsageError(f"{where}{spell(name)} should be {what} (it is {given}).")
 
 
-def _known(kind: type[BaseModel], path: list[str]) -> list[str]:
+def _known(kind: type[Any], path: list[str]) -> list[str]:
     """The keys that exist at a path; list positions and keys of free tables are passed over."""
+    if issubclass(kind, Options):
+        return [field.name for field in fields(kind)]
     for key in path:
         field = kind.model_fields.get(key)
         inner = _model_of(field.annotation) if field else None

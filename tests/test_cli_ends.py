@@ -12,14 +12,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import get_args, get_type_hints
 
 import pytest
 import typer
 
 from klype.cli import guard
-from klype.cli.commands import bias, mistakes, run, train
-from klype.cli.main import call
+from klype.cli.main import app, call
 from klype.config import load
 from klype.errors import KlypeError, UsageError
 from klype.experiments.bias.lab import LabSettings
@@ -121,14 +119,16 @@ def test_without_a_command_there_is_help_and_nothing_else(argv: list[str], capsy
 @pytest.mark.parametrize(
     ("command", "read"),
     [
-        (run.command, lambda given: recipe.read("world", given)),
-        (train.command, lambda given: recipe.read("text", given)),
-        (bias.command, lambda given: load(LabSettings, overrides=given)),
-        (mistakes.command, lambda given: load(CourseSettings, overrides=given)),
+        ("run", lambda given: recipe.read("world", given)),
+        ("train", lambda given: recipe.read("text", given)),
+        ("bias", lambda given: load(LabSettings, overrides=given)),
+        ("mistakes", lambda given: load(CourseSettings, overrides=given)),
     ],
 )
-def test_examples_of_settings_work(command: Callable[..., None], read: Callable[[tuple[str, ...]], object]) -> None:
-    shown = get_args(get_type_hints(command, include_extras=True)["setting"])[1].help
+def test_examples_of_settings_work(command: str, read: Callable[[tuple[str, ...]], object]) -> None:
+    commands: dict[str, typer.core.TyperCommand] = typer.main.get_command(app()).commands  # type: ignore[attr-defined]
+    (shown,) = (p.help for p in commands[command].params if isinstance(p, typer.core.TyperOption) and "--set" in p.opts)
+    assert shown is not None
     examples = tuple(re.findall(r"[\w.]+=\w+", shown))
     assert examples
     read(examples)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from klype.config import make
 from klype.data import shards
 from klype.data.prepare import near_duplicates, prepare
 from klype.data.readers import BadRows, TextDocument, TextOptions, read_texts
@@ -107,10 +108,10 @@ def test_a_text_that_memory_does_not_hold_is_trained_on_from_the_disk(tmp_path: 
         "steps": 2,
         "overrides": (*small, *sizes),
     }
-    pipeline.train_stage(StageOptions.model_validate({**options, "out": tmp_path / "run"}), Silent())
+    pipeline.train_stage(make(StageOptions, {**options, "out": tmp_path / "run"}), Silent())
     train = Documents.open(tmp_path / "run" / "tokens" / "train")
     assert len(train) == sum(not is_held_out(t) for t in stories)
-    material = gather(StageOptions.model_validate(options), read("text", options["overrides"]).data, BadRows())
+    material = gather(make(StageOptions, options), read("text", options["overrides"]).data, BadRows())
     sampled = len(material.split.train) + len(material.split.held_out)
     assert 10 < sampled < 150
     assert any("larger than" in note["en"] for note in material.notes)
@@ -124,7 +125,7 @@ def test_texts_of_a_folder_are_in_the_shards_beside_the_users_own(tmp_path: Path
         (folder / f"{i}.txt").write_text(f"Fortelling {i}: en måke fløy {i} ganger over øya.", encoding="utf-8")
     for given in ({"text": (str(own),), "data": folder}, {"data": folder}):
         settings = read("text", ("data.memory_megabytes=0.002",)).data
-        material = gather(StageOptions.model_validate({"stage": "pretrain", **given}), settings, BadRows())
+        material = gather(make(StageOptions, {"stage": "pretrain", **given}), settings, BadRows())
         assert material.share < 1
         assert sum("Fortelling" in d.text for d in material.texts()) == 60
         assert sum("Reven" in d.text for d in material.texts()) == ("text" in given)
@@ -137,7 +138,7 @@ def test_texts_that_nearly_repeat_others_are_left_out_where_that_is_wanted(tmp_p
     long = " ".join(f"ord{i}" for i in range(200))
     for name, text in (("a", long), ("b", f"{long} nytt"), ("c", "noe helt annet som ikke likner på det andre")):
         (tmp_path / f"{name}.txt").write_text(text, encoding="utf-8")
-    options = StageOptions.model_validate({"stage": "pretrain", "text": (str(tmp_path),)})
+    options = make(StageOptions, {"stage": "pretrain", "text": (str(tmp_path),)})
     for near, kept in ((0.0, 3), (0.8, 2)):
         settings = read("text", (f"data.near={near}", f"data.memory_megabytes={memory}")).data
         material = gather(options, settings, BadRows())
@@ -166,7 +167,7 @@ def test_rows_that_are_skipped_are_said_and_stand_in_the_runs_record(tmp_path: P
     }
     say, folder = Silent(), tmp_path / "run"
     folder.mkdir()
-    asked = StageOptions.model_validate({**options, "out": folder})
+    asked = make(StageOptions, {**options, "out": folder})
     pipeline.open_run(folder, asked, read("text", options["overrides"]), say, resumed=False)
     skipped = json.loads((folder / "run.json").read_text(encoding="utf-8"))["skipped"]
     assert skipped["rows"] == 2
@@ -185,13 +186,13 @@ def test_pretraining_needs_no_tasks_and_finetuning_says_so(tmp_path: Path) -> No
     rows = [{"text": f"reven {i} gikk over isen og så {i * 7} måker der ute"} for i in range(100)]
     (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
     given = {"text": (str(tmp_path / "rows.jsonl"),), "steps": 2, "overrides": (*SMALL, *SHORT)}
-    asked = StageOptions.model_validate({**given, "stage": "pretrain", "out": tmp_path / "run"})
+    asked = make(StageOptions, {**given, "stage": "pretrain", "out": tmp_path / "run"})
     document = pipeline.train_stage(asked, Silent())
     assert list(document["figures"]["base"]) == ["bits_per_byte"]
     (tmp_path / "next").mkdir()
     then = {**given, "stage": "finetune", "from_": str(tmp_path / "run"), "out": tmp_path / "next"}
     with pytest.raises(KlypeError, match="no two sentences to make tasks from"):
-        pipeline.train_stage(StageOptions.model_validate(then), Silent())
+        pipeline.train_stage(make(StageOptions, then), Silent())
 
 
 def test_conversations_of_every_form_are_learnt_and_held_out(tmp_path: Path) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from klype.config import make
 from klype.data.readers import TextDocument
 from klype.data.split import Split
 from klype.errors import UsageError
@@ -32,7 +34,7 @@ BASE = (*NARROW, "tokenizer.size=400", "pretrain.rows=2")
 
 def train(folder: Path, **options: object) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
-    return pipeline.train_stage(StageOptions.model_validate({"steps": 4, "out": folder, **options}), Silent())
+    return pipeline.train_stage(make(StageOptions, {"steps": 4, "out": folder, **options}), Silent())
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +70,7 @@ def test_a_run_goes_on_from_a_model_by_adapters(place: Path) -> None:
     folder, base = place / "run", place / "base" / "pretrain"
     folder.mkdir()
     asked: dict[str, object] = {"minutes": 0.05, "from_": str(base), "lora": 2, "instructions": place / "rows.jsonl"}
-    options = RunOptions.model_validate({**asked, "out": folder, "overrides": SMALL, "force": True})
+    options = make(RunOptions, {**asked, "out": folder, "overrides": SMALL, "force": True})
     document = pipeline.run(options, Silent())
     assert document["recipe"] == "lora"
     assert all(document["stages"][name] is not None for name in ("base", "finetuned", "aligned"))
@@ -81,7 +83,7 @@ def test_a_run_goes_on_from_a_model_by_adapters(place: Path) -> None:
         assert torch.equal(before[name], taught[name]) is not learnt
         assert torch.equal(taught[name], aligned[name]) is not learnt
     again = Silent()
-    pipeline.run(options.model_copy(update={"resume": True}), again)
+    pipeline.run(replace(options, resume=True), again)
     assert not again.steps
 
 
@@ -127,6 +129,4 @@ def test_a_chat_model_from_elsewhere_is_taught_only_where_there_is_something_to_
 def test_what_adapters_cannot_do_is_said(options: dict[str, Any], message: str, place: Path, tmp_path: Path) -> None:
     asked = {k: str(place / "base") if v == "BASE" else v for k, v in options.items()}
     with pytest.raises(UsageError, match=message):
-        pipeline.run(
-            RunOptions.model_validate({**asked, "instructions": place / "rows.jsonl", "out": tmp_path}), Silent()
-        )
+        pipeline.run(make(RunOptions, {**asked, "instructions": place / "rows.jsonl", "out": tmp_path}), Silent())

@@ -18,6 +18,7 @@ import pytest
 import torch
 from test_train_parallel import team
 
+from klype.config import make
 from klype.errors import UsageError
 from klype.model import checkpoint
 from klype.runs import pipeline
@@ -41,8 +42,8 @@ def text(tmp_path: Path) -> Path:
 
 def stage(folder: Path, text: Path, out: Path, **asked: Any) -> None:
     """One stage, on however many processes; what each is told in a file of its own."""
-    options = StageOptions.model_validate(
-        {"stage": "pretrain", "text": (str(text),), "out": out, "steps": 4, "overrides": SMALL, **asked}
+    options = make(
+        StageOptions, {"stage": "pretrain", "text": (str(text),), "out": out, "steps": 4, "overrides": SMALL, **asked}
     )
     say = Silent()
     document = pipeline.train_stage(options, say)
@@ -99,7 +100,7 @@ def test_micro_batches_come_out_even_where_the_rows_allow_it() -> None:
 def _whole_run(folder: Path, text: Path, out: Path) -> None:
     overrides = (*SMALL, "rank.questions=40", "rank.limit=12")  # of fewer, shorter answers none may be the better one
     asked = {"text": (str(text),), "out": out, "minutes": 0.2, "overrides": overrides, "force": True, "processes": 2}
-    document = pipeline.run(RunOptions.model_validate(asked), Silent())
+    document = pipeline.run(make(RunOptions, asked), Silent())
     (folder / f"told-{parallel.rank()}.json").write_text(json.dumps(document))
 
 

@@ -12,6 +12,7 @@ import pytest
 import typer
 
 from klype.cli.main import app
+from klype.config import make
 from klype.data.readers import BadRows
 from klype.data.rows import read_questions
 from klype.errors import KlypeError, UsageError
@@ -22,7 +23,7 @@ from klype.runs import pipeline
 from klype.runs.folder import read_run
 from klype.runs.options import RunOptions, StageOptions
 from klype.runs.recipe import read
-from klype.runs.record import FREE, MEANING, asked, resumed_options
+from klype.runs.record import MEANING, asked, resumed_options
 from klype.runs.rounds import align_rounds
 from klype.runs.say import Silent
 from klype.text.tokenizer import Tokenizer
@@ -45,7 +46,7 @@ STORY = "Reven gikk over isen. Han så en fisk i vannet. «God dag,» sa reven. 
 
 def life(folder: Path, **options: object) -> dict[str, object]:
     folder.mkdir(parents=True, exist_ok=True)
-    return pipeline.run(RunOptions.model_validate({"minutes": 0.12, "out": folder, **options}), Silent())
+    return pipeline.run(make(RunOptions, {"minutes": 0.12, "out": folder, **options}), Silent())
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +182,7 @@ def test_resumed_is_straight(stage: str, world_run: tuple[Path, dict[str, object
 
     def go(folder: Path, say: Silent, resume: bool = False) -> bytes:
         folder.mkdir(exist_ok=True)
-        pipeline.train_stage(StageOptions.model_validate({**common, "out": folder, "resume": resume}), say)
+        pipeline.train_stage(make(StageOptions, {**common, "out": folder, "resume": resume}), say)
         return (folder / stage / "model.safetensors").read_bytes()
 
     straight = go(tmp_path / "straight", Silent())
@@ -208,16 +209,16 @@ def test_what_differs_from_the_start_is_named_by_its_option(
     commands = typer.main.get_command(app()).commands  # type: ignore[attr-defined]
     named = {"STAGE", *(name for parameter in commands[command].params for name in parameter.opts)}
     begun = {} if options is RunOptions else {"stage": "pretrain"}
-    saved = options.model_validate(begun).model_dump(mode="json")
+    saved = asked(make(options, begun))
     given = {"stage": "finetune", "lora": 3, "steps": 3, "size": "tiny", "minutes": 2.5}
     paths = {name: Path("b") for name in ("instructions", "preferences", "data")}
-    for name in saved.keys() - FREE:
-        default = options.model_fields[name].default
-        now = options.model_validate({**begun, name: {**given, **paths}.get(name, OTHER.get(type(default)))})
+    for name in saved:
+        default = options.__dataclass_fields__[name].default
+        now = make(options, {**begun, name: {**given, **paths}.get(name, OTHER.get(type(default)))})
         with pytest.raises(UsageError, match="This run was started with") as error:
             resumed_options(now, saved)
         assert re.findall(r"--[\w-]+|STAGE", error.value.message)[-1] in named, error.value.message
-    now = options.model_validate({**begun, "overrides": OTHER[tuple]})
+    now = make(options, {**begun, "overrides": OTHER[tuple]})
     with pytest.raises(UsageError, match=r"without --set, not with --set a\.rows=1 --set a\.width=2"):
         resumed_options(now, saved)
 
@@ -256,13 +257,13 @@ def test_own_text_goes_through_all_stages(texts: Path, tmp_path: Path) -> None:
     # a stage that goes on from it, given nothing else, goes on with its text and recipe
     again = tmp_path / "again"
     stage = {"stage": "rank", "from_": str(tmp_path / "text"), "out": again, "overrides": ("rank.questions=20",)}
-    pipeline.train_stage(StageOptions.model_validate(stage), Silent())
+    pipeline.train_stage(make(StageOptions, stage), Silent())
     told = read_run(again)
     assert (told["settings"]["kind"], told["settings"]["tokenizer"]["size"]) == ("text", 320)
     assert told["settings"]["rank"]["questions"] == 20
     assert told["asked"]["text"] == [str(texts)]
     aligned = {"stage": "align", "from_": str(tmp_path / "text"), "out": tmp_path / "aligned", "steps": 1}
-    found = align_rounds(StageOptions.model_validate({**aligned, "force": True}), 1, "", Silent())
+    found = align_rounds(make(StageOptions, {**aligned, "force": True}), 1, "", Silent())
     assert found["verdict"]["nb"]
 
 
@@ -299,7 +300,7 @@ def test_a_run_does_not_go_on_with_other_files(
     asked = {"stage": "pretrain", "out": out, "steps": 9, "overrides": SMALL_TEXT, **read}
     out.mkdir()
     with pytest.raises(KlypeError, match="Stopped after step 2"):
-        pipeline.train_stage(StageOptions.model_validate(asked), StopAt(2))
+        pipeline.train_stage(make(StageOptions, asked), StopAt(2))
     before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
     kept = (tmp_path / name).read_bytes()
     happens(tmp_path / name)
@@ -326,7 +327,7 @@ def test_a_run_in_the_folder_of_its_text_is_gone_on_with_from_another_folder(
     asked = {"stage": "pretrain", "text": (".",), "out": Path("run"), "steps": 6, "overrides": SMALL_TEXT}
     Path("run").mkdir()
     with pytest.raises(KlypeError, match="Stopped after step 2"):
-        pipeline.train_stage(StageOptions.model_validate(asked), StopAt(2))
+        pipeline.train_stage(make(StageOptions, asked), StopAt(2))
     (texts / "run" / "notes.txt").write_text("What is written beside a run's files is none of its text.")
     monkeypatch.chdir(elsewhere)
     pipeline.train_stage(StageOptions(stage="pretrain", out=texts / "run", resume=True), Silent())
@@ -394,4 +395,4 @@ def test_a_text_shorter_than_a_window_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("stage", ["finetune", "rank", "reward", "align"])
 def test_a_later_stage_needs_a_model(stage: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="needs a model to start from"):
-        pipeline.train_stage(StageOptions.model_validate({"stage": stage, "out": tmp_path}), Silent())
+        pipeline.train_stage(make(StageOptions, {"stage": stage, "out": tmp_path}), Silent())

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from klype.cli.main import call
+from klype.config import make
 from klype.errors import KlypeError, UsageError
 from klype.model import checkpoint
 from klype.model.transformer import Transformer
@@ -121,10 +122,10 @@ def test_a_resumed_alignment_has_the_same_rewards_and_a_changed_file_is_told(
                 raise KeyboardInterrupt
 
     with pytest.raises(KlypeError, match="Stopped after step"):
-        align_rounds(StageOptions.model_validate({**asked, "overrides": settings}), 1, "", Stopped())
+        align_rounds(make(StageOptions, {**asked, "overrides": settings}), 1, "", Stopped())
     own.write_text(FILE + "\n")
     say = Silent()
-    found = align_rounds(StageOptions.model_validate({**asked, "resume": True}), 1, "", say)
+    found = align_rounds(make(StageOptions, {**asked, "resume": True}), 1, "", say)
     assert list(found["rounds"][0]["rewards"]) == [f"{own}:vowels"]
     assert f"The reward {own}:vowels has changed since this run began." in say.notes
     recipe = recipe_of(start_of(StageOptions(stage="align", from_=str(tmp_path / "out"))), StageOptions(stage="align"))

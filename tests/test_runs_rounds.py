@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from klype.config import make
 from klype.errors import KlypeError, UsageError
 from klype.model import checkpoint
 from klype.model.transformer import Transformer
@@ -77,7 +78,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def options(run: Path, out: Path, **changes: object) -> StageOptions:
     values = {"stage": "align", "from_": str(run), "steps": STEPS, "out": out, "force": True, **changes}
-    return StageOptions.model_validate(values)
+    return make(StageOptions, values)
 
 
 @pytest.mark.slow

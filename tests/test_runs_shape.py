@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from train_toys import FEW
 
+from klype.config import make
 from klype.errors import UsageError
 from klype.model.checkpoint import read_config
 from klype.model.config import ModelConfig
@@ -124,7 +125,7 @@ def settled(
     options: dict[str, Any] = {"stage": "pretrain", "out": folder, "resume": text is None, **asked}
     options |= {"text": (str(text),), "overrides": (*FEW, *asked.get("overrides", ()))} if text else {}
     with pytest.raises(Learnt):
-        pipeline.train_stage(StageOptions.model_validate(options), say)
+        pipeline.train_stage(make(StageOptions, options), say)
     return said[0], say.notes
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -193,7 +194,7 @@ def test_instructions_are_validated_by_questions_that_nothing_else_asks(tmp_path
     options = StageOptions(**given, from_="none", overrides=(*NARROW, *FEW, "finetune.rows=6"))
 
     def subject(seed: int = 0, **more: Any) -> TextSubject:
-        asked = options.model_copy(update={**more, "seed": seed})
+        asked = replace(options, **more, seed=seed)
         return TextSubject(read("text", options.overrides), seed, asked, BadRows())
 
     first = subject()

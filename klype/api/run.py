@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from html import escape
 from pathlib import Path
@@ -23,7 +23,7 @@ from klype.jsons import steps
 from klype.preferences import formats
 from klype.preferences.tastes import taste
 from klype.runs import folder, inputs, pipeline, rankers, ranking
-from klype.runs.options import STAGES, RunOptions, StageOptions, as_option
+from klype.runs.options import STAGES, RunOptions, StageOptions
 from klype.runs.rounds import align_rounds, overrides
 from klype.runs.say import Say, Silent
 from klype.sources.find import NEWEST_FIRST, find_model, holds_weights
@@ -269,10 +269,10 @@ class Run:
         asked |= {"stage": "align", "from_": str(self.path), "functions": functions}
         asked["overrides"] = (*how, *_settings(asked.pop("set", {})))
         say = asked.pop("progress", None) or Silent()
-        checked = make(StageOptions, asked, spell=as_option)
+        checked = make(StageOptions, asked)
         find_model(checked.from_)
         with folder.chosen("align", _path(out), checked.resume, date.today()) as place, _undisturbed():
-            align_rounds(checked.model_copy(update={"out": place}), rounds, flaw, say)
+            align_rounds(replace(checked, out=place), rounds, flaw, say)
         return Run(place if rounds == 1 else place / f"round-{rounds}")
 
     def _repr_html_(self) -> str:
@@ -320,10 +320,10 @@ def train(
     asked["overrides"] = (*as_settings(weights), *_settings(asked.pop("set", {})))
     if "from_" in asked:
         asked["from_"] = os.fspath(asked["from_"])
-    checked = make(RunOptions, asked, spell=as_option)
+    checked = make(RunOptions, asked)
     inputs.checked(checked)
     with folder.chosen(checked.recipe_name, out, checked.resume, date.today()) as place, _undisturbed():
-        pipeline.run(checked.model_copy(update={"out": place}), say)
+        pipeline.run(replace(checked, out=place), say)
     return Run(place)
 
 

@@ -33,6 +33,7 @@ from klype.cli.commands import (
     tree,
 )
 from klype.cli.guard import guarded
+from klype.cli.options import expanded
 from klype.cli.terminal import any_character
 from klype.device import memory_policy, thread_policy
 from klype.environment import state_folder
@@ -74,25 +75,25 @@ def app() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     klype.callback()(_options)
-    klype.command("run")(run.command)
-    klype.command("chat")(chat.command)
-    klype.command("ask")(ask.command)
-    klype.command("next")(next_token.command)
-    klype.command("tree")(tree.command)
-    klype.command("forks")(forks.command)
-    klype.command("examine")(examine.command)
-    klype.command("article")(article.command)
-    klype.command("bias")(bias.command)
-    klype.command("mistakes")(mistakes.command)
-    klype.command("train")(train.command)
-    klype.command("rank")(rank.command)
-    klype.command("align")(align.command)
+    klype.command("run")(expanded(run.command))
+    klype.command("chat")(expanded(chat.command))
+    klype.command("ask")(expanded(ask.command))
+    klype.command("next")(expanded(next_token.command))
+    klype.command("tree")(expanded(tree.command))
+    klype.command("forks")(expanded(forks.command))
+    klype.command("examine")(expanded(examine.command))
+    klype.command("article")(expanded(article.command))
+    klype.command("bias")(expanded(bias.command))
+    klype.command("mistakes")(expanded(mistakes.command))
+    klype.command("train")(expanded(train.command))
+    klype.command("rank")(expanded(rank.command))
+    klype.command("align")(expanded(align.command))
     klype.add_typer(runs.app(), name="runs")
-    klype.command("serve")(serve.command)
-    klype.command("studio")(studio.command)
-    klype.command("export")(export.command)
+    klype.command("serve")(expanded(serve.command))
+    klype.command("studio")(expanded(studio.command))
+    klype.command("export")(expanded(export.command))
     klype.add_typer(config.app(), name="config")
-    klype.command("doctor")(doctor.command)
+    klype.command("doctor")(expanded(doctor.command))
     return klype
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable
+from dataclasses import MISSING, fields
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
 from klype.api.asking import not_empty
+from klype.cli.terminal import Terminal
 from klype.errors import UsageError
+from klype.option import Option, Options, option_in, options_of
 from klype.samplers import SAMPLERS, TEMPERATURE
 from klype.samplers import Sampling as Sampling
 from klype.words import LANGUAGES
@@ -27,37 +30,83 @@ def checked(name: str, value: Any) -> Any:
     return value
 
 
-def _checks(name: str) -> Callable[[Any], Any]:
-    return lambda value: checked(name, value)
+def expanded(command: Callable[..., None]) -> Callable[..., None]:
+    """The command as typer takes it, its options spelled out.
 
-
-def draws(command: Callable[..., None]) -> Callable[..., None]:
-    """The command, with an option for each sampler in place of its parameter ``sampling``."""
+    A parameter that is a settings class (or the sampling, or the terminal, whose options stand last) is made from
+    options and checked before the command begins.
+    """
     signature = inspect.signature(command, eval_str=True)
-    options = {}
-    for name, row in SAMPLERS.items():
-        option = typer.Option(
-            f"--{name.replace('_', '-')}",
-            help=row.help["en"],
-            rich_help_panel="How tokens are drawn",
-            callback=_checks(name),
-        )
-        default = TEMPERATURE if name == "temperature" else row.off
-        kind: Any = Annotated[int if row.whole else float, option]
-        options[name] = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+    asked = dict(sorted(signature.parameters.items(), key=lambda item: item[1].annotation is Terminal))
+    parts = {name: _options(parameter) for name, parameter in asked.items()}
 
     @wraps(command)
-    def drawing(**given: Any) -> None:
-        command(sampling=Sampling(**{name: given.pop(name) for name in options}), **given)
+    def expanding(**given: Any) -> None:
+        known = {name: value for name, value in given.items() if value is not None}
+        for name, parameter in signature.parameters.items():
+            if _is_made(parameter.annotation):
+                values = {part.name: known.pop(part.name) for part in parts[name] if part.name in known}
+                known[name] = _make(parameter.annotation, values)
+        command(**known)
 
-    others = [
-        one.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-        for one in signature.parameters.values()
-        if one.name != "sampling"
-    ]
-    signed: Any = drawing
-    signed.__signature__ = signature.replace(parameters=[*others, *options.values()])
-    return drawing
+    signed: Any = expanding
+    signed.__signature__ = signature.replace(parameters=[part for those in parts.values() for part in those])
+    return expanding
+
+
+def _is_made(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, (Options, Sampling, Terminal))
+
+
+def _options(asked: inspect.Parameter) -> list[inspect.Parameter]:
+    """Those from which a command's parameter is made; itself, where it is one."""
+    kind = asked.annotation
+    if kind is Terminal:
+        return [_parameter("lang", Lang, None), _parameter("as_json", Json, False)]
+    if kind is Sampling:
+        starts = {name: TEMPERATURE if name == "temperature" else row.off for name, row in SAMPLERS.items()}
+        return [_parameter(name, _sampler(name), start) for name, start in starts.items()]
+    if _is_made(kind):
+        defaults = {field.name: field.default for field in fields(kind)}
+        return [_parameter(name, annotation, defaults[name]) for name, annotation in options_of(kind).items()]
+    return [_parameter(asked.name, kind, asked.default)]
+
+
+def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    """Lists are None where nothing is given, which typer shows as no default."""
+    default = inspect.Parameter.empty if default is MISSING else None if default == () else default
+    option = option_in(annotation)
+    declared = annotation if option is None else _declared(name, get_args(annotation)[0], option)
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=declared)
+
+
+def _declared(name: str, kind: Any, option: Option) -> Any:
+    """An option as typer knows it, which takes any word where pydantic knows which there are."""
+    if get_origin(kind) is tuple:
+        kind = list[get_args(kind)[0]] | None  # type: ignore[misc]
+    elif any(get_origin(one) is Literal for one in (kind, *get_args(kind))):
+        kind = str | None if type(None) in get_args(kind) else str
+    about: dict[str, Any] = {"help": option.help, "show_default": True if option.shown is None else option.shown}
+    return Annotated[kind, typer.Argument(**about) if option.argument else typer.Option(option.spelled(name), **about)]
+
+
+def _sampler(name: str) -> Any:
+    row = SAMPLERS[name]
+    option = typer.Option(
+        f"--{name.replace('_', '-')}",
+        help=row.help["en"],
+        rich_help_panel="How tokens are drawn",
+        callback=lambda value: checked(name, value),
+    )
+    return Annotated[int if row.whole else float, option]
+
+
+def _make(kind: Any, values: dict[str, Any]) -> Any:
+    if not issubclass(kind, Options):
+        return kind(**values)
+    from klype.config import make
+
+    return make(kind, values)
 
 
 def asked(model: str, text: str | None) -> tuple[str, str]:
@@ -99,7 +148,6 @@ def on_cores(name: str) -> str:
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; words go to stderr.")]
 Seed = Annotated[int, typer.Option("--seed", help="Same seed, same result.")]
-Out = Annotated[Path | None, typer.Option("--out", help="Where to write.", show_default="runs/RECIPE-DATE-N")]
 OutFile = Annotated[Path | None, typer.Option("--out", help="Also write the JSON document to this file.")]
 Lang = Annotated[str | None, typer.Option("--lang", help=f"{' or '.join(LANGUAGES)}.", show_default="by the locale")]
 MODEL = "A run, one of its stages (RUN/finetune), a model's folder or GGUF file."
@@ -146,45 +194,12 @@ Sure = Annotated[
 TextFiles = Annotated[
     list[str] | None, typer.Option("--text", help="Files, folders or globs of text. May be repeated.")
 ]
-Instructions = Annotated[
-    Path | None, typer.Option("--instructions", help="JSONL: messages, or questions with answers.")
-]
-Preferences = Annotated[Path | None, typer.Option("--preferences", help="JSONL: chosen and rejected, or ranked lists.")]
-Data = Annotated[
-    Path | None, typer.Option("--data", help="A folder of texts, questions and rankings, or hf:OWNER/NAME.")
-]
-From = Annotated[
-    str, typer.Option("--from", help="The MODEL to start from: a run, a folder (Hugging Face's too), a GGUF file.")
-]
-Lora = Annotated[
-    int | None,
-    typer.Option("--lora", help="Train adapters of this rank beside the model's frozen weights.", show_default="all"),
-]
-Size = Annotated[
-    str | None,
-    typer.Option(
-        "--size",
-        help="The model's shape: tiny (2 layers, 96 wide), mini (3, 128), small (4, 192), medium (5, 256), base "
-        "(6, 384) or large (8, 512).",
-        show_default="the recipe's, or what the time can teach",
-    ),
-]
 Encoding = Annotated[str, typer.Option("--encoding", help="Of the text files.")]
-TextField = Annotated[
-    str, typer.Option("--text-field", help="The field of a row that holds the text.", show_default="found out")
-]
-SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave broken rows out, name the first, and go on.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where it stopped (or start, if nothing is there).")]
-Force = Annotated[bool, typer.Option("--force", help="Align even when the reward model is too weak.")]
-Human = Annotated[bool, typer.Option("--human", help="You rank, in the terminal, instead of the simulated annotator.")]
 Reward = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--reward",
-        help="FILE.py:FUNCTION of questions and answers, in place of the reward model; =0.5 is its weight. Repeated, "
-        "they are added; model is the reward model.",
+    tuple[str, ...],
+    Option(
+        "FILE.py:FUNCTION of questions and answers, in place of the reward model; =0.5 is its weight. Repeated, they "
+        "are added; model is the reward model.",
     ),
-]
-Set = Annotated[
-    list[str] | None, typer.Option("--set", help="A setting of the recipe: pretrain.rows=32. May be repeated.")
 ]

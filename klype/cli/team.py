@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -24,31 +25,31 @@ Asked = TypeVar("Asked", "RunOptions", "StageOptions")
 
 
 @contextmanager
-def working(recipe: str, asked: Asked, terminal: Terminal, asks: bool) -> Iterator[tuple[Asked, Say]]:
+def working(recipe: str, asked: Asked, terminal: Terminal) -> Iterator[tuple[Asked, Say]]:
     """Within it this process does its part: what is asked, with its folder, and the listener.
 
     Of several processes the first chooses the folder and is the one to be heard. Started again after one of them died,
     they go on from the last state.
     """
-    asked = asked.model_copy(update={"cache": cache_folder(), "program": environment.program()})
+    asked = replace(asked, lang=terminal.lang, cache=cache_folder(), program=environment.program())
     team = environment.team()
     if team is None:
-        with _folder(recipe, asked) as placed, listener(terminal, asks) as say:
+        with _folder(recipe, asked) as placed, listener(terminal, asked.human) as say:
             yield placed, say
         return
     from klype.errors import Interrupted
     from klype.runs.say import Silent
     from klype.train import parallel
 
-    asked = asked.model_copy(update={"processes": team.local, "resume": asked.resume or team.restarts > 0})
+    asked = replace(asked, processes=team.local, resume=asked.resume or team.restarts > 0)
     with parallel.joined(team):
         if parallel.is_first():
-            with _folder(recipe, asked) as placed, listener(terminal, asks) as say:
+            with _folder(recipe, asked) as placed, listener(terminal, asked.human) as say:
                 parallel.from_first(str(placed.out))
                 yield placed, say
             return
         try:
-            yield asked.model_copy(update={"out": Path(parallel.from_first(None))}), Silent()
+            yield replace(asked, out=Path(parallel.from_first(None))), Silent()
         except Interrupted:  # the first one tells
             raise typer.Exit(1) from None
 
@@ -56,4 +57,4 @@ def working(recipe: str, asked: Asked, terminal: Terminal, asks: bool) -> Iterat
 @contextmanager
 def _folder(recipe: str, asked: Asked) -> Iterator[Asked]:
     with folder.chosen(recipe, asked.out, asked.resume, date.today()) as place:
-        yield asked.model_copy(update={"out": place})
+        yield replace(asked, out=place)

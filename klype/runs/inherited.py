@@ -19,7 +19,7 @@ def with_inputs_of(start: Found | None, options: StageOptions) -> StageOptions:
     if not {"settings", "asked"} <= content.keys():
         return options
     asked = {name: content["asked"][name] for name in INPUTS if name in content["asked"]}
-    return make(StageOptions, {**dict(options), **asked})
+    return make(StageOptions, {**vars(options), **asked})
 
 
 def recipe_of(start: Found, options: StageOptions) -> Recipe:

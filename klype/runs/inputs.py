@@ -11,6 +11,7 @@ from pathlib import Path
 from klype.data.files import files_of
 from klype.data.hub import Dataset, is_hub
 from klype.data.readers import KINDS
+from klype.device import pick_device
 from klype.durable import hash_file
 from klype.errors import UsageError
 from klype.runs.options import InputOptions, RunOptions, StageOptions
@@ -20,6 +21,7 @@ from klype.sources.find import find_model
 def checked(asked: RunOptions | StageOptions) -> None:
     """Every named file, folder, pattern and model leads to something, and the encoding has a decoder. UsageError,
     before anything is made or started."""
+    pick_device(asked.device)
     try:
         codecs.lookup(asked.encoding)
     except LookupError:

@@ -7,6 +7,7 @@ stopped. What is measured is the true annotator's score, on the same held-out qu
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from klype.errors import UsageError
@@ -32,7 +33,7 @@ def leash_demo(options: StageOptions, taste: str, say: Say) -> dict[str, Any]:
     The second goes on from the first one's rankings and reward model. ``taste`` is the flaw ("": FLAW); a target of KL
     among the overrides is the leash's ("": TARGET). UsageError for a method that pleases no reward model.
     """
-    options = options.model_copy(update={"overrides": (f"align.how.method={METHOD}", *options.overrides)})
+    options = replace(options, overrides=(f"align.how.method={METHOD}", *options.overrides))
     start, flaw = start_of(options), read_taste(taste or FLAW)
     recipe, options = recipe_of(start, options), timed(with_inputs_of(start, options))
     assert options.out is not None
@@ -47,9 +48,9 @@ def leash_demo(options: StageOptions, taste: str, say: Say) -> dict[str, Any]:
         ("loose", loose, free, start),
         ("leashed", leashed, held, Found(loose / "finetune", loose, "finetune")),
     ):
-        asked = options.model_copy(update={"overrides": (*options.overrides, *own)})
+        asked = replace(options, overrides=(*options.overrides, *own))
         found[name] = one_round(base, folder, (asked, recipe_of(start, asked)), (flaw, name == "loose"), say)
-    life = open_run(leashed, options.model_copy(update={"out": leashed}), recipe, say, True, start.folder)
+    life = open_run(leashed, replace(options, out=leashed), recipe, say, True, start.folder)
     between = compare(life, *(life.load(folder / "align") for folder in (loose, leashed)))
     whole = {"run": str(options.out), "from": options.from_, "taste": str(flaw), "target_kl": target, **found}
     whole["leash"] = {name: between[name] for name in ("gain", "win_rate", "ties")}

@@ -1,121 +1,112 @@
-"""What a user may ask of a run or of one stage: checked once, here, before anything is started."""
+"""What a user may ask of a run or of one stage: each option once, with its flag, help, default and bounds."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, model_validator
+from annotated_types import Ge, Gt, Le, Lt
 
-from klype.config import Settings
+from klype.option import Option, Options
 
 Stage = Literal["pretrain", "finetune", "rank", "reward", "align"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 Size = Literal["tiny", "mini", "small", "medium", "base", "large"]
+MONTH = 60 * 24 * 30.0  # in minutes
 
 
-class InputOptions(Settings):
-    """Where the data come from and how strictly they are read; shared by whole runs and single stages.
+@dataclass(frozen=True, kw_only=True)
+class WorkOptions(Options):
+    """Where and how a run or a stage works.
 
-    ``text``: files, folders or globs (.txt, .md, .jsonl, .arrow …); ``instructions`` and ``preferences``: JSONL files;
-    ``data``: a folder of texts, questions with answers and rankings, sorted by what they are, or ``hf:owner/name``.
-    ``text_field``: the field of a row that holds the text (empty: found out).
-    ``skip_bad`` counts broken rows and goes on instead of stopping at the first. ``out``: the run's folder. ``device``:
-    where it computes (see klype.device.pick_device). ``cache``: where what is compiled for this processor is kept
-    (None: nothing is, and torch computes everything). ``processes``: how many that work together share this machine.
-    ``program``: how klype is called from the user's shell. ``functions``: rewards that are functions of the calling
-    program, by the names that the recipe knows them by.
+    ``lang``: of what is told. ``cache``: where what is compiled for this processor is kept (None: nothing is, and torch
+    computes everything). ``processes``: how many that work together share this machine. ``program``: how klype is
+    called from the user's shell. ``functions``: rewards that are functions of the calling program, by the names that
+    the recipe knows them by.
     """
 
-    text: tuple[str, ...] = ()
-    instructions: Path | None = None
-    preferences: Path | None = None
-    data: Path | None = None
-    encoding: str = "utf-8"
-    text_field: str = ""
-    skip_bad: bool = False
-    out: Path | None = None
-    device: str = "auto"
-    cache: Path | None = None
-    processes: int = Field(default=1, ge=1)
-    program: str = "klype"
-    seed: int = Field(default=0, ge=0, lt=2**32)
-    functions: dict[str, Callable[..., Any]] = Field(default={}, exclude=True)
-
-
-class RunOptions(InputOptions):
-    """A whole life-cycle (``klype run``).
-
-    ``recipe`` is a recipe's name or a TOML file; empty: "world", or "text" when text or data are given.
-    ``out`` is the run's folder (see klype.runs.folder.choose); ``overrides`` are dotted recipe settings
-    ("pretrain.rows=32"); ``human`` ranks in the terminal; ``force`` aligns even with a weak reward model.
-    ``size``: the model's shape, in place of the recipe's (see recipe.SHAPES).
-    ``from_``: a MODEL to go on from, whose stages are not done again; ``lora``: the rank of adapters that are trained
-    in place of its weights.
-    """
-
-    minutes: float = Field(default=5.0, gt=0, le=60 * 24 * 30, allow_inf_nan=False)
-    recipe: str = ""
-    from_: str = ""
-    lora: int | None = Field(default=None, ge=1, le=4096)
-    size: Size | None = None
-    resume: bool = False
-    force: bool = False
-    human: bool = False
+    out: Annotated[Path | None, Option("Where to write.", shown="runs/RECIPE-DATE-N")] = None
+    resume: Annotated[bool, Option("Go on where it stopped (or start, if nothing is there).")] = False
+    device: Annotated[str, Option("auto (cuda or mps where there is one, else cpu), cpu, cuda, cuda:1 or mps.")] = (
+        "auto"
+    )
+    seed: Annotated[int, Option("Same seed, same result."), Ge(0), Lt(2**32)] = 0
+    overrides: Annotated[
+        tuple[str, ...], Option("A setting of the recipe: pretrain.rows=32. May be repeated.", "--set")
+    ] = ()
+    force: Annotated[bool, Option("Align even when the reward model is too weak.")] = False
+    human: Annotated[bool, Option("You rank, in the terminal, instead of the simulated annotator.")] = False
     lang: str = "en"
-    overrides: tuple[str, ...] = ()
+    cache: Path | None = None
+    processes: Annotated[int, Ge(1)] = 1
+    program: str = "klype"
+    functions: dict[str, Callable[..., Any]] = field(default_factory=dict)
 
-    @model_validator(mode="after")
-    def _one_shape(self) -> RunOptions:
-        _check_shape(self)
-        return self
+
+@dataclass(frozen=True, kw_only=True)
+class InputOptions(WorkOptions):
+    """What is learnt from, how strictly the files are read, and the model to start from."""
+
+    from_: Annotated[
+        str, Option("The MODEL to start from: a run, a folder (Hugging Face's too), a GGUF file.", "--from")
+    ] = ""
+    lora: Annotated[
+        int | None,
+        Option("Train adapters of this rank beside the model's frozen weights.", shown="all"),
+        Ge(1),
+        Le(4096),
+    ] = None
+    size: Annotated[
+        Size | None,
+        Option(
+            "The model's shape: tiny (2 layers, 96 wide), mini (3, 128), small (4, 192), medium (5, 256), base (6, "
+            "384) or large (8, 512).",
+            shown="the recipe's, or what the time can teach",
+        ),
+    ] = None
+    text: Annotated[tuple[str, ...], Option("Files, folders or globs of text. May be repeated.")] = ()
+    instructions: Annotated[Path | None, Option("JSONL: messages, or questions with answers.")] = None
+    preferences: Annotated[Path | None, Option("JSONL: chosen and rejected, or ranked lists.")] = None
+    data: Annotated[Path | None, Option("A folder of texts, questions and rankings, or hf:OWNER/NAME.")] = None
+    encoding: Annotated[str, Option("Of the text files.")] = "utf-8"
+    text_field: Annotated[str, Option("The field of a row that holds the text.", shown="found out")] = ""
+    skip_bad: Annotated[bool, Option("Leave broken rows out, name the first, and go on.")] = False
+
+    def __post_init__(self) -> None:
+        if self.size is not None and self.from_:
+            raise ValueError("the model of --from has its shape already: leave out --size")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(InputOptions):
+    """A whole life-cycle (``klype run``); without a recipe "world", or "text" when text or data are given."""
+
+    minutes: Annotated[float, Option("How long it may take, all in all."), Gt(0), Le(MONTH)] = 5.0
+    recipe: Annotated[str, Option("A recipe's name or TOML file.", shown="world, or text")] = ""
 
     @property
     def recipe_name(self) -> str:
         return self.recipe or recipe_for(self)
 
 
+@dataclass(frozen=True, kw_only=True)
 class StageOptions(InputOptions):
-    """One stage (``klype train STAGE``). ``from_`` is the MODEL to start from; ``steps`` or ``minutes``: how long.
+    """One stage (``klype train STAGE``)."""
 
-    ``lora`` and ``size``: see RunOptions.
-    """
+    stage: Annotated[Stage, Option("pretrain, finetune, rank, reward or align.", argument=True)]
+    steps: Annotated[int | None, Option("How many steps."), Gt(0)] = None
+    minutes: Annotated[float | None, Option("How long, instead of --steps."), Gt(0), Le(MONTH)] = None
 
-    stage: Stage
-    from_: str = ""
-    lora: int | None = Field(default=None, ge=1, le=4096)
-    size: Size | None = None
-    steps: int | None = Field(default=None, gt=0)
-    minutes: float | None = Field(default=None, gt=0, le=60 * 24 * 30, allow_inf_nan=False)
-    resume: bool = False
-    force: bool = False
-    human: bool = False
-    lang: str = "en"
-    overrides: tuple[str, ...] = ()
-
-    @model_validator(mode="after")
-    def _one_length(self) -> StageOptions:
+    def __post_init__(self) -> None:
         if self.steps is not None and self.minutes is not None:
             raise ValueError("give either --steps or --minutes, not both")
-        _check_shape(self)
-        return self
+        super().__post_init__()
 
 
-def _check_shape(options: RunOptions | StageOptions) -> None:
-    if options.size is not None and options.from_:
-        raise ValueError("the model of --from has its shape already: leave out --size")
-
-
-def recipe_for(options: RunOptions | StageOptions) -> str:
+def recipe_for(options: InputOptions) -> str:
     """The recipe that suits what is given: the demo world where it is nothing."""
     if not (options.text or options.data or options.instructions):
         return "world"
     return "lora" if options.lora else "text"
-
-
-def as_option(setting: str) -> str:
-    """A setting's name as it is typed: skip_bad → --skip-bad; the stage is an argument."""
-    if setting == "stage":
-        return "STAGE"
-    return "--set" if setting == "overrides" else f"--{setting.rstrip('_').replace('_', '-')}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,7 @@ def run(options: RunOptions, say: Say) -> dict[str, Any]:
 
 def _go_on_alone(life: Run) -> None:
     parallel.leave()
-    life.options = life.options.model_copy(update={"processes": 1})
+    life.options = replace(life.options, processes=1)
 
 
 def _life(options: RunOptions, say: Say) -> Run:
@@ -191,7 +191,7 @@ def open_run(
     """The record on disk, and everything the stages need in memory. UsageError where a resumed run has other files."""
     if resumed:
         record = Record(folder, read_run(folder), parallel.is_first())
-        options = options.model_copy(update={"resume": True})
+        options = replace(options, resume=True)
         if "inputs" not in record.content:
             raise UsageError("This run was begun by an earlier klype.", "Start another one, with another --out.")
         hashes = inputs.unchanged(options, record.content["inputs"])

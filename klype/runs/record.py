@@ -8,14 +8,18 @@ import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
+from pydantic import TypeAdapter
 
 from klype import durable
+from klype.config import make
 from klype.errors import Interrupted, UsageError
-from klype.runs.options import RunOptions, StageOptions, as_option
+from klype.option import spelled
+from klype.runs.options import RunOptions, StageOptions
 
 Asked = TypeVar("Asked", RunOptions, StageOptions)
 FREE = frozenset(["out", "device", "cache", "processes", "program", "resume", "lang", "force", "human", "functions"])
@@ -123,7 +127,7 @@ def living(about: dict[str, Any]) -> psutil.Process | None:
 
 def asked(options: RunOptions | StageOptions) -> dict[str, Any]:
     """What a resumed run must agree with."""
-    content = {k: v for k, v in options.model_dump(mode="json").items() if k not in FREE}
+    content = TypeAdapter(type(options)).dump_python(options, mode="json", exclude=set(FREE))
     return {k: _from_anywhere(v) if k in PLACES else v for k, v in content.items()}
 
 
@@ -138,21 +142,20 @@ def _from_anywhere(place: Any) -> Any:
 
 def resumed_options(options: Asked, saved: dict[str, Any]) -> Asked:
     """What was asked then, for all that is not asked now. UsageError when the two differ."""
-    defaults = {k: v for k, v in type(options).model_construct().model_dump(mode="json").items()}
-    now = asked(options)
-    for name, value in now.items():
-        if value not in (saved.get(name), defaults.get(name)):
+    kind = type(options)
+    defaults = {field.name: list(field.default) if field.default == () else field.default for field in fields(kind)}
+    for name, value in asked(options).items():
+        if value not in (saved.get(name), defaults[name]):
+            then, now = (_typed(spelled(kind, name), given) for given in (saved.get(name), value))
             raise UsageError(
-                f"This run was started {_typed(name, saved.get(name))}, not {_typed(name, value)}.",
+                f"This run was started {then}, not {now}.",
                 "Leave the option out to go on with it, or choose another --out.",
             )
-    kept = {name: getattr(options, name) for name in type(options).model_fields if name in FREE}
-    return type(options).model_validate({**saved, **kept})
+    return make(kind, {**saved, **{name: getattr(options, name) for name in FREE}})
 
 
-def _typed(name: str, value: Any) -> str:
+def _typed(option: str, value: Any) -> str:
     """An option as it was given: "with --set a=1 --set b=2", "without --lora"."""
-    option = as_option(name)
     if value is None or value is False or value in ("", [], ()):
         return f"without {option}"
     if value is True:

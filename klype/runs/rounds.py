@@ -74,7 +74,7 @@ def align_rounds(options: StageOptions, rounds: int, taste: str, say: Say) -> di
         start = start_of(options)
     else:
         start = start_of(options)
-        usual = options.model_copy(update={"overrides": (f"align.how.method={METHOD}", *options.overrides)})
+        usual = replace(options, overrides=(f"align.how.method={METHOD}", *options.overrides))
         recipe, options = recipe_of(start, usual), timed(with_inputs_of(start, options))
     method(recipe.align.how.method)  # one there is
     done: list[dict[str, Any]] = []
@@ -102,7 +102,7 @@ def align_rounds(options: StageOptions, rounds: int, taste: str, say: Say) -> di
 def timed(options: StageOptions) -> StageOptions:
     """Half a minute a round, where nothing else is asked for."""
     unasked = options.steps is None and options.minutes is None
-    return options.model_copy(update={"minutes": 0.5}) if unasked else options
+    return replace(options, minutes=0.5) if unasked else options
 
 
 def one_round(
@@ -118,7 +118,7 @@ def one_round(
     if resumed and (known := read_run(folder)).get("aligned"):
         return cast(dict[str, Any], known["aligned"])
     folder.mkdir(parents=True, exist_ok=True)
-    life = open_run(folder, options.model_copy(update={"out": folder}), recipe, say, resumed, start.folder)
+    life = open_run(folder, replace(options, out=folder), recipe, say, resumed, start.folder)
     bring(start, folder, "rank" if anew else "align", recipe)
     tasted = life if flaw is None else replace(life, subject=cast(Subject, Tasted(life.subject, flaw)))
     with life.record.under_way():

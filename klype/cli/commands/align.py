@@ -2,74 +2,57 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields, replace
 from datetime import date
 from typing import Annotated
-
-import typer
 
 from klype.cli import options as o
 from klype.cli.terminal import Terminal
 from klype.errors import UsageError
+from klype.option import Option
+from klype.runs.options import StageOptions, WorkOptions
 
 
-def command(
-    model: o.Model,
-    method: Annotated[
-        str, typer.Option("--method", help="grpo, rloo, ppo, expert, dpo, ipo or kto.", show_default="grpo")
-    ] = "",
-    reward: o.Reward = None,
-    rounds: Annotated[int, typer.Option("--rounds", help="How often to rank, train and rank again.")] = 1,
+@dataclass(frozen=True, kw_only=True)
+class AlignOptions(WorkOptions):
+    """An alignment, in as many rounds as are asked for."""
+
+    model: Annotated[str, Option(o.MODEL, argument=True)]
+    method: Annotated[str, Option("grpo, rloo, ppo, expert, dpo, ipo or kto.", shown="grpo")] = ""
+    reward: o.Reward = ()
+    rounds: Annotated[int, Option("How often to rank, train and rank again.")] = 1
     target_kl: Annotated[
-        float | None,
-        typer.Option("--target-kl", help="How far the answers may go, in nats an answer: the leash adapts to it."),
-    ] = None,
-    beta: Annotated[float | None, typer.Option("--beta", help="A fixed leash: what each nat costs.")] = None,
-    taste: Annotated[str, typer.Option("--taste", help="Rank anew with another taste: word=-0.1 loves length.")] = "",
-    leash: Annotated[
-        bool, typer.Option("--leash-demo", help="Twice from one flawed reward: without a leash, and with one.")
-    ] = False,
-    steps: Annotated[int | None, typer.Option("--steps", help="How many steps a round.")] = None,
-    minutes: Annotated[float | None, typer.Option("--minutes", help="How long a round, instead of --steps.")] = None,
-    out: o.Out = None,
-    resume: o.Resume = False,
-    device: o.Device = "auto",
-    seed: o.Seed = 0,
-    setting: o.Set = None,
-    force: o.Force = False,
-    human: o.Human = False,
-    lang: o.Lang = None,
-    as_json: o.Json = False,
-) -> None:
+        float | None, Option("How far the answers may go, in nats an answer: the leash adapts to it.")
+    ] = None
+    beta: Annotated[float | None, Option("A fixed leash: what each nat costs.")] = None
+    taste: Annotated[str, Option("Rank anew with another taste: word=-0.1 loves length.")] = ""
+    leash_demo: Annotated[bool, Option("Twice from one flawed reward: without a leash, and with one.")] = False
+    steps: Annotated[int | None, Option("How many steps a round.")] = None
+    minutes: Annotated[float | None, Option("How long a round, instead of --steps.")] = None
+
+
+def command(terminal: Terminal, asked: AlignOptions) -> None:
     """Align a run's fine-tuned model with its rankings, and say what came of it."""
-    terminal = Terminal(as_json, lang)
     from klype.cli.progress import listener
     from klype.config import make
     from klype.runs import folder
-    from klype.runs.options import StageOptions, as_option
+    from klype.runs.inputs import checked
     from klype.runs.rounds import align_rounds, overrides
-    from klype.sources.find import find_model
     from klype.train.reward_functions import typed
 
-    if leash and (rounds > 1 or human or reward or beta is not None):
+    if asked.leash_demo and (asked.rounds > 1 or asked.human or asked.reward or asked.beta is not None):
         raise UsageError("--leash-demo chooses for itself: leave out --rounds, --human, --reward and --beta.")
-    values = {
-        "stage": "align",
-        "from_": model,
-        "steps": steps,
-        "minutes": minutes,
-        "seed": seed,
-        "overrides": (*overrides(method, typed(reward or ()), beta, target_kl), *(setting or ())),
-        "force": force,
-        "human": human,
-        "device": device,
-        "resume": resume,
-        "lang": terminal.lang,
-    }
-    asked = make(StageOptions, values, spell=as_option)
-    find_model(model)
-    with folder.chosen("align", out, resume, date.today()) as place, listener(terminal, human) as say:
+    how = (*overrides(asked.method, typed(asked.reward), asked.beta, asked.target_kl), *asked.overrides)
+    common = {field.name: getattr(asked, field.name) for field in fields(WorkOptions)}
+    common |= {"from_": asked.model, "steps": asked.steps, "minutes": asked.minutes, "overrides": how}
+    stage = make(StageOptions, {**common, "stage": "align", "lang": terminal.lang})
+    checked(stage)
+    with folder.chosen("align", asked.out, asked.resume, date.today()) as place, listener(terminal, asked.human) as say:
         from klype.runs.leash import leash_demo
 
-        asked = asked.model_copy(update={"out": place})
-        document = leash_demo(asked, taste, say) if leash else align_rounds(asked, rounds, taste, say)
+        stage = replace(stage, out=place)
+        if asked.leash_demo:
+            document = leash_demo(stage, asked.taste, say)
+        else:
+            document = align_rounds(stage, asked.rounds, asked.taste, say)
     terminal.document(document)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 
 def command(
+    terminal: Terminal,
     model: o.Model,
     questions: Annotated[Path | None, typer.Option("--questions", help="JSONL: question, answers, choices.")] = None,
     most: Annotated[int, typer.Option("--most", min=0, help="Questions at most (0: all).")] = 60,
@@ -33,11 +34,8 @@ def command(
     device: o.Device = "auto",
     seed: o.Seed = 0,
     out: Annotated[Path | None, typer.Option("--out", help="Folder.", show_default="examinations/MODEL")] = None,
-    lang: o.Lang = None,
-    as_json: o.Json = False,
 ) -> None:
     """Each claim of the article “Hvordan svarer KIen?”: does this model support it? With figures and tests."""
-    terminal = Terminal(as_json, lang)
     from klype.api.examination import planned
     from klype.api.examinee import examinee, questions_of
     from klype.cli.commands.examine import parse_temperatures, tell_plan, watched
@@ -65,7 +63,7 @@ def command(
     made = article(found, texts, writer)
     made["report"] = str(write_page(folder, made, terminal.lang))
     write(folder / "article.json", to_json(made) + "\n")
-    if not as_json:
+    if not terminal.as_json:
         from rich.text import Text
 
         for says, ruled, why, how in sentences(made, terminal.lang):

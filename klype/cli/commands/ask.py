@@ -21,12 +21,11 @@ if TYPE_CHECKING:
     from klype.values import Request
 
 
-@o.draws
 def command(
+    terminal: Terminal,
+    sampling: o.Sampling,
     model: o.AskedModel,
     text: o.Text = None,
-    *,
-    sampling: o.Sampling,
     limit: o.Limit = 128,
     raw: o.Raw = None,
     precision: o.Precision = "float32",
@@ -48,11 +47,8 @@ def command(
     ] = "",
     seed: o.Seed = 0,
     out: o.OutFile = None,
-    lang: o.Lang = None,
-    as_json: o.Json = False,
 ) -> None:
     """Ask MODEL one thing."""
-    terminal = Terminal(as_json, lang)
     model, text = o.asked(model, text)
     from klype.api.asking import asking, prompt_of, reading_from
     from klype.api.model import load
@@ -79,17 +75,17 @@ def command(
         return
     if best_of > 1:
         answer, picked = _best_of(asked, request, best_of)
-        if not as_json:
+        if not terminal.as_json:
             plain.tell(answer.text, end="")
     else:
         pieces = asked.write(request)
         for piece in pieces:
-            if not as_json:
+            if not terminal.as_json:
                 plain.tell(piece, end="")
         assert pieces.answer is not None, "what is written to the end is an answer"
         answer = pieces.answer
     trace = answer.trace
-    if not as_json:
+    if not terminal.as_json:
         plain.tell("" if answer.ended == "stop" else " …")
     document = {
         "answer": answer.text,
@@ -110,7 +106,7 @@ def command(
         from klype.cli.sure import sure_of, tell
 
         document["sure"] = certainty = sure_of(opened, asking(opened, text, raw), trace, request.limit)
-        if not as_json:
+        if not terminal.as_json:
             tell(terminal, certainty)
     tell_cost(opened)
     terminal.document(document, out)

@@ -21,11 +21,10 @@ if TYPE_CHECKING:
     from klype.values import Sampling, Trace
 
 
-@o.draws
 def command(
-    model: o.AnyModel = None,
-    *,
+    terminal: Terminal,
     sampling: o.Sampling,
+    model: o.AnyModel = None,
     limit: o.Limit = 128,
     precision: o.Precision = "float32",
     device: o.Device = "auto",
@@ -33,14 +32,11 @@ def command(
     sure: o.Sure = False,
     seed: o.Seed = 0,
     out: o.OutFile = None,
-    lang: o.Lang = None,
-    as_json: o.Json = False,
 ) -> None:
     """Talk to MODEL.
 
     With --json, messages are read from stdin, a line each, and the conversation is printed at the end.
     """
-    terminal = Terminal(as_json, lang)
     model = model or o.newest_run()
     from klype.api.model import load
     from klype.sources.opening import room

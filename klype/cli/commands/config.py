@@ -27,6 +27,6 @@ def schema_command(out: o.OutFile = None, as_json: o.Json = False) -> None:
 
     terminal = Terminal(as_json)
     document = schema(Recipe)
-    if not as_json:
+    if not terminal.as_json:
         plain.tell(to_json(document))
     terminal.document(document, out)

@@ -18,19 +18,17 @@ OPTIONAL = ("transformers", "gguf", "datasets", "ordb")
 
 
 def command(
+    terminal: Terminal,
     addresses: Annotated[
         list[str] | None, typer.Argument(metavar="[ADDRESS…]", help="Servers to ask: http://host:port/v1#model.")
     ] = None,
     seed: o.Seed = 0,
     out: o.OutFile = None,
-    lang: o.Lang = None,
-    as_json: o.Json = False,
 ) -> None:
     """Show versions, cores, memory, and the measured speed of multiplication and memory; or what servers offer."""
-    terminal = Terminal(as_json, lang)
     if addresses:
         endpoints = [endpoint(address) for address in addresses]
-        if not as_json:
+        if not terminal.as_json:
             for found in endpoints:
                 show_endpoint(terminal, found)
         terminal.document({"versions": versions(), "endpoints": endpoints}, out)
@@ -39,7 +37,7 @@ def command(
 
     seed_everything(seed)
     document = {"versions": versions(), "machine": machine()}
-    if not as_json:
+    if not terminal.as_json:
         show(terminal, document)
     terminal.document(document, out)
 

@@ -27,6 +27,7 @@ LONG_S = 180.0
 
 
 def command(
+    terminal: Terminal,
     models: Annotated[
         list[str] | None,
         typer.Argument(metavar="MODEL…", help="One; with --compare two.", show_default="the newest run"),
@@ -60,14 +61,11 @@ def command(
     device: o.Device = "auto",
     seed: o.Seed = 0,
     out: Annotated[Path | None, typer.Option("--out", help="Folder.", show_default="examinations/MODEL")] = None,
-    lang: o.Lang = None,
-    as_json: o.Json = False,
 ) -> None:
     """Examine MODEL: is it right, how often would it say the same, does one error bring the next, where was it decided?
 
     What was drawn is kept in the folder's traces: the same command again goes on where it stopped.
     """
-    terminal = Terminal(as_json, lang)
     from klype.api.examination import prepare
     from klype.api.examinee import open_judge, questions_of
     from klype.api.model import load
@@ -117,7 +115,7 @@ def command(
         for document in documents
         if (why := failed(condition, document))
     ]
-    if as_json:
+    if terminal.as_json:
         plain.tell(to_json({**shown, "failed": reasons} if conditions else shown))
     for why in reasons:
         terminal.console.print(why, markup=False)

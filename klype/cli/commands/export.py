@@ -21,16 +21,14 @@ LEFT = ("metrics.jsonl", "resume", "manifest.json", "README.md")
 
 
 def command(
+    terminal: Terminal,
     model: o.Model,
     gguf: Annotated[Path | None, typer.Option("--gguf", help="Write one GGUF file (llama.cpp's format).")] = None,
     hub: Annotated[str | None, typer.Option("--hub", help="Push to owner/name on the Hugging Face hub.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="With --hub: only write the folder (--out).")] = False,
     out: Annotated[Path | None, typer.Option("--out", help="With --dry-run: where.", show_default="NAME")] = None,
-    lang: o.Lang = None,
-    as_json: o.Json = False,
 ) -> None:
     """Give MODEL to other programs. A checkpoint folder is a Hugging Face directory as it is."""
-    terminal = Terminal(as_json, lang)
     if (gguf is None) == (hub is None):
         raise UsageError("Say where to: --gguf FILE, or --hub owner/name.")
     from klype.model.checkpoint import load
@@ -48,7 +46,7 @@ def command(
         loaded = load(found.folder)
         document = to_hub(loaded, found.run, hub, out or Path(hub.rpartition("/")[2]) if dry_run else None)
     for name, value in document.items():
-        if not as_json and name != "model":
+        if not terminal.as_json and name != "model":
             terminal.console.print(f"{name}: {value}", markup=False)
     terminal.document(document)
 

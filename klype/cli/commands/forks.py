@@ -15,12 +15,11 @@ if TYPE_CHECKING:
     from klype.words import Words
 
 
-@o.draws
 def command(
+    terminal: Terminal,
+    sampling: o.Sampling,
     model: o.AskedModel,
     text: o.Text = None,
-    *,
-    sampling: o.Sampling,
     samples: Annotated[int, typer.Option("-n", "--samples", help="Continuations drawn at every word.")] = 32,
     limit: o.Limit = 32,
     answer: Annotated[
@@ -32,11 +31,8 @@ def command(
     budget: o.ServerBudget = "",
     seed: o.Seed = 0,
     out: o.OutFile = None,
-    lang: o.Lang = None,
-    as_json: o.Json = False,
 ) -> None:
     """Draw one answer to TEXT and find the word at which its meaning was decided."""
-    terminal = Terminal(as_json, lang)
     model, text = o.asked(model, text)
     from klype.api.asking import asking
     from klype.api.model import load
@@ -46,7 +42,7 @@ def command(
     asked = load(model, precision, budget, device)
     ask = asking(asked.opened, text, raw)
     found = asked.decided(ask, sampling, (limit, samples, seed), answer)
-    if not as_json:
+    if not terminal.as_json:
         chart(terminal, words(terminal.lang, "examination"), found, ask)
     tell_cost(asked.opened)
     terminal.document(found.to_json(), out)

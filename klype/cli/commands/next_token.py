@@ -13,26 +13,22 @@ from klype.cli.terminal import Terminal
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
-@o.draws
 def command(
+    terminal: Terminal,
+    sampling: o.Sampling,
     model: o.AskedModel,
     text: o.Text = None,
-    *,
-    sampling: o.Sampling,
     top: Annotated[int, typer.Option("--top", min=1, help="How many tokens are shown.")] = 12,
     raw: o.Raw = None,
     precision: o.Precision = "float32",
     device: o.Device = "auto",
     seed: o.Seed = 0,
     out: o.OutFile = None,
-    lang: o.Lang = None,
-    as_json: o.Json = False,
 ) -> None:
     """Show the distribution of the next token after TEXT; for models of the demo world, beside the truth.
 
     Nothing is drawn, so --seed changes nothing.
     """
-    terminal = Terminal(as_json, lang)
     model, text = o.asked(model, text)
     from klype.api.model import Model
     from klype.sources.find import is_aligned
@@ -40,7 +36,7 @@ def command(
 
     opened = open_model(model, precision, measured=True, device=device)
     document = Model(opened).next(text, top, raw=raw, **asdict(sampling)).to_json()
-    if not as_json:
+    if not terminal.as_json:
         chart(terminal, document, text, sampling.temperature)
         known = "truth" in document["tokens"][0]
         if known and not opened.as_raw(raw) and is_aligned(opened.found.folder):

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 
 def command(
+    terminal: Terminal,
     run: o.Model,
     simulate: Annotated[bool, typer.Option("--simulate", help="Simulated annotators rank, instead of you.")] = False,
     taste: Annotated[
@@ -48,11 +49,8 @@ def command(
     import_: Annotated[Path | None, typer.Option("--import", help="Add the rankings of a JSONL file.")] = None,
     device: o.Device = "auto",
     seed: o.Seed = 0,
-    lang: o.Lang = None,
-    as_json: o.Json = False,
 ) -> None:
     """Rank the answers in a run's store (or bring rankings in and out), and see how well the rankers agree."""
-    terminal = Terminal(as_json, lang)
     from klype.preferences.database import DamagedError
     from klype.preferences.formats import FORMATS
     from klype.preferences.store import Store

@@ -17,33 +17,28 @@ STAGES = ("base", "finetuned", "aligned")
 
 def app() -> typer.Typer:
     runs = typer.Typer(help="List runs, or compare them.", no_args_is_help=True, pretty_exceptions_enable=False)
-    runs.command("list")(list_runs)
-    runs.command("compare")(compare)
-    runs.command("tensorboard")(tensorboard)
+    runs.command("list")(o.expanded(list_runs))
+    runs.command("compare")(o.expanded(compare))
+    runs.command("tensorboard")(o.expanded(tensorboard))
     return runs
 
 
-def list_runs(
-    folder: Folder = Path("runs"), out: o.OutFile = None, lang: o.Lang = None, as_json: o.Json = False
-) -> None:
+def list_runs(terminal: Terminal, folder: Folder = Path("runs"), out: o.OutFile = None) -> None:
     """List the runs in a folder."""
-    terminal = Terminal(as_json, lang)
     from klype.runs.overview import overview
 
     found = [overview(place.parent) for place in sorted(folder.glob("*/run.json"))]
-    if not as_json:
+    if not terminal.as_json:
         show_list(terminal, folder, found)
     terminal.document({"runs": found}, out)
 
 
 def compare(
+    terminal: Terminal,
     runs: Annotated[list[Path], typer.Argument(help="Two runs or more.")],
     out: o.OutFile = None,
-    lang: o.Lang = None,
-    as_json: o.Json = False,
 ) -> None:
     """Compare what runs reached, stage by stage, with intervals."""
-    terminal = Terminal(as_json, lang)
     from klype.runs.folder import read_run
     from klype.runs.record import incomparable
 
@@ -56,24 +51,22 @@ def compare(
             for (run, about), otherwise in zip(abouts.items(), incomparable(list(abouts.values())), strict=True)
         ]
     }
-    if not as_json:
+    if not terminal.as_json:
         show_comparison(terminal, document["runs"])
     terminal.document(document, out)
 
 
 def tensorboard(
+    terminal: Terminal,
     run: Annotated[Path, typer.Argument(help="A run, finished or under way.")],
-    lang: o.Lang = None,
-    as_json: o.Json = False,
 ) -> None:
     """Write a run's metrics as TensorBoard's event files, into its folder tensorboard."""
-    terminal = Terminal(as_json, lang)
     from klype.runs.events import FOLDER, write_events
     from klype.runs.folder import read_run
 
     read_run(run)
     steps = write_events(run)
-    if not as_json:
+    if not terminal.as_json:
         terminal.console.print(f"tensorboard --logdir {run / FOLDER}", markup=False, highlight=False)
     terminal.document({"run": str(run), "folder": str(run / FOLDER), "steps": steps})
 

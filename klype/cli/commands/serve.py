@@ -20,6 +20,7 @@ Models = Annotated[
 
 
 def command(
+    terminal: Terminal,
     models: Models,
     host: Annotated[
         str, typer.Option("--host", help="Where to listen; beyond loopback a key is needed.")
@@ -39,11 +40,8 @@ def command(
     precision: o.Precision = "float32",
     device: o.Device = "auto",
     no_open: Annotated[bool, typer.Option("--no-open", hidden=True)] = False,  # as studio's; serve opens nothing
-    lang: o.Lang = None,
-    as_json: o.Json = False,
 ) -> None:
     """Serve models to any client of OpenAI's API, until Ctrl-C; what runs is finished then."""
-    terminal = Terminal(as_json, lang)
     entrance = listening(host, port, key_file, "API key")
     from klype.device import set_threads
     from klype.serve.app import app

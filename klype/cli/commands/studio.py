@@ -40,6 +40,7 @@ Models = Annotated[
 
 
 def command(
+    terminal: Terminal,
     models: Models = None,
     host: Annotated[
         str, typer.Option("--host", help="Where to listen; beyond loopback a key is needed.")
@@ -61,14 +62,11 @@ def command(
     no_open: Annotated[bool, typer.Option("--no-open", help="Do not open the browser.")] = False,
     precision: o.Precision = "float32",
     device: o.Device = "auto",
-    lang: o.Lang = None,
-    as_json: o.Json = False,
 ) -> None:
     """Open the studio in the browser: chat and see every word's probability, all ways to answer, and divergence.
 
     Only this machine can reach it, unless --host says otherwise. It ends with Ctrl-C.
     """
-    terminal = Terminal(as_json, lang)
     entrance = listening(host, port, key_file, "key")
     if runs is not None and runs.exists() and not runs.is_dir():
         raise UsageError(f"{runs} is no folder.", "--runs names the folder in which runs lie.")

@@ -20,12 +20,11 @@ if TYPE_CHECKING:
     from klype.words import Words
 
 
-@o.draws
 def command(
+    terminal: Terminal,
+    sampling: o.Sampling,
     model: o.AskedModel,
     text: o.Text = None,
-    *,
-    sampling: o.Sampling,
     until: Annotated[
         str, typer.Option("--until", help="mode: the likeliest answer is certain; mass: nearly all is explored.")
     ] = "mass",
@@ -39,14 +38,11 @@ def command(
     device: o.Device = "auto",
     seed: o.Seed = 0,
     out: Annotated[Path | None, typer.Option("--out", help="Also write this file: .html a page, else JSON.")] = None,
-    lang: o.Lang = None,
-    as_json: o.Json = False,
 ) -> None:
     """Show the distribution of whole answers to TEXT: what the model would say, how likely, and what it means.
 
     The intervals are certain, not statistical: what was not explored is in them. --seed is for --sample only.
     """
-    terminal = Terminal(as_json, lang)
     model, text = o.asked(model, text)
     from klype.answers.gumbel import without_replacement
     from klype.api.asking import asking
@@ -68,7 +64,7 @@ def command(
             "answers": [{"text": ask.source.codec.decode(a.tokens), "p": a.p} for a in drawn.answers],
             "unseen": drawn.unseen,
         }
-    if not as_json:
+    if not terminal.as_json:
         chart(terminal, words(terminal.lang, "examination"), found.tree, ask, shown)
     if out is not None and out.suffix.lower() in (".html", ".htm"):
         from klype.examine.examination_report import tree_page

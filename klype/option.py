@@ -1,0 +1,50 @@
+"""Options: how a field of a settings class is spelled, explained and shown on the command line.
+
+A settings class is a frozen dataclass of the base ``Options``; a field annotated with an ``Option`` is an option of
+every command that takes the class (``klype.cli.options.expanded``). pydantic checks the values (``klype.config.make``)
+and is not imported here: the command line lists its options before anything is checked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, is_dataclass
+from inspect import get_annotations
+from typing import Any, ClassVar, get_args, get_type_hints
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """``flag`` is --the-name where it is empty; ``shown``: what the help says in place of the default."""
+
+    help: str
+    flag: str = ""
+    shown: str | None = None
+    argument: bool = False
+
+    def spelled(self, name: str) -> str:
+        """As it is typed: skip_bad → --skip-bad; an argument in capital letters."""
+        return name.upper() if self.argument else self.flag or f"--{name.rstrip('_').replace('_', '-')}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The base of settings classes: no name is ignored in silence, and numbers are finite."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid", "allow_inf_nan": False}
+
+
+def option_in(annotation: Any) -> Option | None:
+    """The option with which a type is annotated."""
+    return next((part for part in get_args(annotation)[1:] if isinstance(part, Option)), None)
+
+
+def options_of(kind: type[Options]) -> dict[str, Any]:
+    """The annotation of each field that has an option: a class's own before those that it inherits."""
+    hints = get_type_hints(kind, include_extras=True)
+    names = dict.fromkeys(name for one in kind.__mro__ if is_dataclass(one) for name in get_annotations(one))
+    return {name: hints[name] for name in names if option_in(hints[name])}
+
+
+def spelled(kind: type[Options], field: str) -> str:
+    """A field's name as it is typed."""
+    return (option_in(options_of(kind).get(field)) or Option("")).spelled(field)

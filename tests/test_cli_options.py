@@ -1,0 +1,87 @@
+"""Options once: a field of a settings class is the command's option, with its help, its default and its bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields
+from typing import Annotated, Any
+
+import pytest
+import typer
+from annotated_types import Le
+
+from klype.cli.commands.align import AlignOptions
+from klype.cli.guard import guarded
+from klype.cli.main import app
+from klype.cli.options import expanded
+from klype.cli.terminal import Terminal
+from klype.config import make
+from klype.errors import UsageError
+from klype.option import Option, Options, option_in, options_of, spelled
+from klype.runs.options import RunOptions, StageOptions
+
+Captured = pytest.CaptureFixture[str]
+Parameters = dict[str, Any]
+
+
+def parameters(typed: typer.Typer, command: str = "") -> Parameters:
+    """typer's own declarations, by how they are typed."""
+    found: Any = typer.main.get_command(typed)
+    params = (found.commands[command] if command else found).params
+    return {one.opts[0] if one.opts[0].startswith("-") else one.opts[0].upper(): one for one in params}
+
+
+@dataclass(frozen=True, kw_only=True)
+class More(RunOptions):
+    """What a run may be asked, and one thing more."""
+
+    cups_of_tea: Annotated[int, Option("How many while it trains."), Le(9)] = 2
+
+
+def test_a_new_option_is_one_field(capsys: Captured) -> None:
+    seen: list[More] = []
+
+    def command(terminal: Terminal, asked: More) -> None:
+        """Train, with tea."""
+        seen.append(asked)
+
+    typed = typer.Typer(pretty_exceptions_enable=False)
+    typed.command()(expanded(command))
+    call: Callable[[list[str]], object] = lambda argv: typed(argv, standalone_mode=False)
+    option = parameters(typed)["--cups-of-tea"]
+    assert (option.help, option.default) == ("How many while it trains.", 2)
+    assert next(iter(parameters(typed))) == "--cups-of-tea"  # what is the class's own stands first
+    for argv in ([], ["--cups-of-tea", "7", "--minutes", "2", "--text", "a", "--text", "b"]):
+        assert guarded(call, argv) == 0
+    assert seen == [More(), More(cups_of_tea=7, minutes=2.0, text=("a", "b"))]
+    assert guarded(call, ["--cups-of-tea", "10"]) == 2
+    assert capsys.readouterr().err == "klype: --cups-of-tea should be less than or equal to 9 (it is 10).\n"
+    with pytest.raises(UsageError, match=r"^There is no setting --cup-of-tea\.") as unknown:
+        make(More, {"cup_of_tea": 1})
+    assert unknown.value.hint == "Did you mean --cups-of-tea?"
+
+
+@pytest.mark.parametrize(("command", "kind"), [("run", RunOptions), ("train", StageOptions), ("align", AlignOptions)])
+def test_settings_and_commands_agree(command: str, kind: type[Options]) -> None:
+    """Every field with a help text is an option of that name, help and default, and the command has no others."""
+    declared, beside = parameters(app(), command), {"--lang", "--json", *(["--reward"] if command == "run" else [])}
+    names = {spelled(kind, name): name for name in options_of(kind)}
+    assert declared.keys() == names.keys() | beside
+    defaults = {field.name: field.default for field in fields(kind)}
+    for flag, name in names.items():
+        option = option_in(options_of(kind)[name])
+        assert option is not None
+        assert declared[flag].help.startswith(option.help)
+        assert declared[flag].required == (defaults[name] is MISSING)
+        assert declared[flag].default in (None, defaults[name])
+
+
+@pytest.mark.parametrize("kind", [RunOptions, StageOptions])
+def test_what_is_wrong_is_named_as_it_is_typed(kind: type[Options]) -> None:
+    """The same sentence for whoever calls from Python and for whoever types."""
+    given = {"stage": "align"} if kind is StageOptions else {}
+    for name in options_of(kind):
+        if name not in given:
+            with pytest.raises(UsageError) as error:
+                make(kind, {**given, name: object()})
+            assert error.value.message.startswith(f"{spelled(kind, name)} ")
