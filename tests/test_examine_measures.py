@@ -17,14 +17,14 @@ from klype.examine.cost import Shape, answer_bytes, answer_flops, token_flops
 from klype.examine.divergence import Read, divergence, point, s_and_kl, s_corpus
 from klype.examine.evidence import Answered, ByQuestion, Evidence, Told
 from klype.examine.feedback import Aftermath, Shock
-from klype.examine.measures import MEASURES, measure
+from klype.examine.measures import MEASURES, OF_RUNS, measure
 from klype.examine.repetition import agreement, distinct, loop, repeated
 from klype.examine.replaced import Replaced
 from klype.examine.say import Say
 from klype.examine.survival import survival
 from klype.examine.tuning import TEMPERATURES
 from klype.values import Distribution
-from klype.words import LANGUAGES, words
+from klype.words import LANGUAGES
 
 simplex = st.lists(st.integers(0, 1000), min_size=2, max_size=12).filter(lambda w: sum(w) > 0)
 
@@ -321,11 +321,9 @@ def more_evidence() -> dict[str, Any]:
 
 def test_every_measure_is_explained_in_both_languages() -> None:
     for lang in LANGUAGES:
-        explained = words(lang, "report").section("measure")
-        for row in MEASURES:
-            assert row.name in explained
-            assert f"{row.name}_how" in explained
-            assert Say(lang).unit(row.unit) or row.unit == "share"
+        assert all(row.title.get(lang) and row.help.get(lang) for row in MEASURES)
+        assert all(row.title.get(lang) for row in OF_RUNS)
+        assert all(Say(lang).unit(row.unit) or row.unit == "share" for row in (*MEASURES, *OF_RUNS))
 
 
 def test_energy_of_no_right_answer_is_a_bound() -> None:

@@ -120,6 +120,20 @@ def decoder(text: str) -> str:
     return before('        Decoder(\n            "sample",', f"        {row}")(text)
 
 
+def measure(text: str) -> str:
+    """How many words an answer has."""
+    function = """def spoken(evidence: Evidence) -> Figure:
+    return Figure(sum(len(one.words) for one in evidence.answers) / len(evidence.answers), unit="spoken words")
+
+
+"""
+    row = """    Measure("spoken", "spoken words", "neither", {"en": "Talkative", "nb": "Pratsom"},
+        {"en": "Its words, counted.", "nb": "Ordene, talt."}, spoken),
+"""
+    text = before("MEASURES: tuple", function)(text)
+    return before('    Measure("word_for_word"', row)(text)
+
+
 LANGUAGE = """
 name = "Frysk"
 tag = "fy"
@@ -138,6 +152,8 @@ rest = "al it oare: {share}"
 heading = "Sjoch hoe't elk wurd keazen wurdt"
 [report.bar]
 language = "Taal"
+[report.measure]
+spoken = "Praatsk"
 """
 
 ADDED: dict[str, Callable[[str], str]] = {
@@ -145,6 +161,7 @@ ADDED: dict[str, Callable[[str], str]] = {
     "samplers.py": sampler,
     "data/readers.py": file_format,
     "answers/decoders/table.py": decoder,
+    "examine/measures.py": measure,
 }
 
 
@@ -242,6 +259,35 @@ told = [klype(*blunt, "--json"), klype(*blunt), klype(*greedy)]
     assert json.loads(told[0])["answer"].strip() == json.loads(told[2])["answer"].strip()
     assert json.loads(told[0])["decoder"]["name"] == "blunt"
     assert "what comes without thinking" in told[1]
+
+
+def test_a_measure(place: Place) -> None:
+    (place.folder / "asked.jsonl").write_text('{"question": "Hvem?", "answers": ["Kari"]}\n' * 2)
+    document, printed, figure, shown = place("""
+from klype import examine
+from tests.studio_toys import model, studio, visiting
+from klype.studio.examining import Order
+made = model()
+home = studio(Path("examining"), made)
+folder = home.examinations.folder / Order(made.address, made.identity, 60, 8).key
+few = ["-n", "2", "--temperatures", "1", "--limit", "8", "--questions", "asked.jsonl", "--out", str(folder)]
+printed = json.loads(klype("examine", RUN, "--json", "--yes", *few))
+found = examine(RUN, "asked.jsonl", n=2, temperatures=[1.0], limit=8).figures["spoken"]
+shown = {}
+with visiting(home) as (run, user):
+    for lang in ("en", "nb", "fy"):
+        user.http_client.headers["accept-language"] = lang
+        run(user.open("/divergence"))
+        shown[lang] = [str(e._text) for e in user.client.elements.values() if e._text]
+told = [(folder / "report.html").read_text(), printed["figures"]["1"]["spoken"], found.json(), shown]
+""")
+    assert printed["unit"] == "spoken words"
+    assert printed == figure
+    for said in ("Talkative", "Pratsom", "Praatsk", "Its words, counted.", "Ordene, talt."):
+        assert said in document
+    for lang, title in {"en": "Talkative", "nb": "Pratsom", "fy": "Praatsk"}.items():
+        row = shown[lang].index(f"{title} (spoken words)")
+        assert float(shown[lang][row + 1].replace(",", ".")) == pytest.approx(printed["value"], abs=0.01)
 
 
 def test_a_language(place: Place, pages: dict[str, str]) -> None:

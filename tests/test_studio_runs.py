@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from klype.errors import UsageError
+from klype.examine.say import Say
 from klype.runs.overview import parameters
 from klype.runs.record import MEANING
 from klype.studio.runs_form import Order
@@ -314,7 +315,7 @@ def test_beside_a_newer_run_an_older_one_s_figures_that_meant_something_else_are
     with visiting(Studio([], tmp_path, ["false"])) as (run, user):
         user.http_client.headers["accept-language"] = lang
         run(user.open(f"/runs?run={keys['new']}&with={keys['old']}"))
-        said = w("otherwise", run="old", measures=words(lang, "report")("measure.right"))
+        said = w("otherwise", run="old", measures=Say(lang).measure("right"))
         assert said in texts(user)
         assert percent(0.93, lang) in texts(user)
         assert percent(0.31, lang) not in texts(user)

@@ -14,7 +14,7 @@ from klype.examine.answer_pictures import tree as tree_picture
 from klype.examine.colours import PROBABILITY_EDGES, step_of
 from klype.examine.document import drawn
 from klype.examine.evidence import OTHER_MANNERS
-from klype.examine.measures import MEASURES
+from klype.examine.measures import KNOWN, MEASURES
 from klype.examine.report import page
 from klype.examine.say import Say
 from klype.words import LANGUAGES
@@ -108,19 +108,22 @@ def feedback(document: Document, say: Say) -> list[str]:
     return out
 
 
-def _view(document: Document, say: Say) -> dict[str, Any]:
+def measured(document: Document) -> list[str]:
+    """The measures that it has figures of, in the table's order."""
     shown = {name for figures in document["figures"].values() for name in figures}
-    rows = [row.name for row in MEASURES if row.name in shown]
-    units, judges = {row.name: row.unit for row in MEASURES}, {row.name: row.judge for row in MEASURES}
+    return [row.name for row in MEASURES if row.name in shown]
+
+
+def _view(document: Document, say: Say) -> dict[str, Any]:
     s = document["figures"][document["main"]].get("s", {}).get("value")
     return {
         **_page_view(say, pictures(document, say)),
         "verdict": verdict(document, say),
-        "rows": rows,
+        "rows": measured(document),
         "cell": lambda name, t: _cell(document, name, t, say),
         "counted": lambda name, t: _counted(document, name, t, say),
-        "unit": lambda name: say.unit(units[name]),
-        "judged": lambda name: _judged(document, judges[name], say),
+        "unit": lambda name: say.unit(KNOWN[name].unit),
+        "judged": lambda name: _judged(document, KNOWN[name].judge, say),
         "model_s": s,
         "edges": [say.share(edge) for edge in PROBABILITY_EDGES],
         "step_of": step_of,

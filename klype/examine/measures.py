@@ -1,211 +1,354 @@
-"""All measures in one table. A new one: a function from Evidence to Figure, a row here, two sentences in klype/words.
+"""All measures in one table. A new one is a row of MEASURES: its estimator, from Evidence to Figure, and its words.
 
-``measure(evidence)`` gives every figure that the evidence allows. Each row's explanation is ``measure.NAME`` in the
-report's catalogue; an explanation is what the figure means, in one line.
+``measure(evidence)`` gives every figure that the evidence allows. Command line, API, report and studio show what the
+table has, in its order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from functools import partial
-from statistics import fmean
 from typing import Literal
 
-from klype.examine import repetition, spread
-from klype.examine.divergence import divergence, s_corpus
-from klype.examine.evidence import OTHER_MANNERS, Evidence
-from klype.examine.intervals import clopper_pearson, mean_by_question, paired, ratio_of_means
-from klype.examine.spread import NOTHING, as_share, between, nothing, per_question
-from klype.examine.survival import survival, survival_of
+from klype.examine import estimators, spread
+from klype.examine.evidence import Evidence
 from klype.values import Figure
 
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """``judge``: who decides. "" nobody has to, "meaning" the evidence's judge, "text" equality, "truth" p itself."""
+    """``title``, and ``help`` (what the figure means, in one line), are by language; the unit's words are in UNITS.
+
+    ``function`` estimates it; None where a run measures it itself. ``judge``: who decides. "" nobody has to,
+    "meaning" the evidence's judge, "text" equality, "truth" p itself.
+    """
 
     name: str
-    function: Callable[[Evidence], Figure]
     unit: str
-    judge: str
     better: Literal["more", "less", "neither"]
-
-    @property
-    def key(self) -> str:
-        """Of its explanation in the catalogue of words."""
-        return f"measure.{self.name}"
+    title: Mapping[str, str]
+    help: Mapping[str, str] = field(default_factory=dict)
+    function: Callable[[Evidence], Figure] | None = None
+    judge: str = ""
 
 
 def measure(evidence: Evidence, only: Collection[str] | None = None) -> dict[str, Figure]:
     """Every measure (of ``only`` these) that the evidence allows, by name; what has nothing to be measured from is left
     out.
     """
-    figures = {row.name: row.function(evidence) for row in MEASURES if only is None or row.name in only}
-    return {name: figure for name, figure in figures.items() if figure.value is not None or figure.why != NOTHING}
-
-
-def verdict(evidence: Evidence, name: str) -> Figure:
-    """Share of answers with this verdict. Undecided ones count for neither side; ``undecided`` shows them."""
-    decided = [(answer.question, value) for answer in evidence.answers if (value := getattr(answer, name)) is not None]
-    judge = "word for word" if name == "word_for_word" else evidence.judge
-    return mean_by_question([float(v) for _, v in decided], [q for q, _ in decided], "share", judge)
-
-
-def undecided(evidence: Evidence) -> Figure:
-    """Share of answers that the judge could not decide, where it decided any."""
-    values = [float(answer.right is None) for answer in evidence.answers]
-    if all(values):
-        return nothing()
-    asked = [answer.question for answer in evidence.answers]
-    return mean_by_question(values, asked, "share", evidence.judge)
-
-
-def score(evidence: Evidence) -> Figure:
-    """The annotator's mean score."""
-    scored = [(answer.question, answer.score) for answer in evidence.answers if answer.score is not None]
-    return mean_by_question([s for _, s in scored], [q for q, _ in scored], "points", evidence.judge, evidence.points)
-
-
-def s_own(evidence: Evidence) -> Figure:
-    """Mass on words that can follow, on the model's own right prefixes."""
-    if evidence.answers and all(answer.s_bounds for answer in evidence.answers):
-        low, high = (
-            survival([replace(a, s=tuple(ends[i] for ends in a.s_bounds)) for a in evidence.answers]).s for i in (0, 1)
-        )
-        return between(low, high)
-    if not all(answer.s for answer in evidence.answers) or not evidence.answers:
-        return nothing()
-    return survival_of(evidence).s
-
-
-def of_truth(evidence: Evidence, name: str) -> Figure:
-    """A divergence from p, when p is known."""
-    if not evidence.documents:
-        return nothing()
-    if evidence.other_manners:
-        return Figure(None, why=OTHER_MANNERS)
-    return divergence(evidence.documents, name, evidence.words)
-
-
-def s_of_corpus(evidence: Evidence) -> Figure:
-    """S on the corpus' own prefixes, when p is known."""
-    if not evidence.documents:
-        return nothing()
-    return s_corpus(evidence.documents, evidence.words)
-
-
-def repeats(evidence: Evidence, n: int = 4) -> Figure:
-    """seq-rep-4 of the answers long enough to have one."""
-    long = [(a.question, value) for a in evidence.answers if (value := repetition.repeated(a.words, n)) is not None]
-    figure = mean_by_question([v for _, v in long], [q for q, _ in long], "share of 4-grams")
-    return as_share(figure)
-
-
-def repeats_beyond(evidence: Evidence, n: int = 4) -> Figure:
-    """seq-rep-4 less that of the language's own answers to the same questions."""
-    own: dict[str, list[float]] = {}
-    for answer in evidence.answers:
-        if (value := repetition.repeated(answer.words, n)) is not None:
-            own.setdefault(answer.question, []).append(value)
-    language = {q: repetition.repeated(words, n) for q, words in (evidence.language or {}).items()}
-    both = [(q, fmean(values), known) for q, values in own.items() if (known := language.get(q)) is not None]
-    if not both:
-        return nothing()
-    questions, model, truth = zip(*both, strict=True)
-    return paired(truth, model, questions, "difference of shares")
-
-
-def loops(evidence: Evidence) -> Figure:
-    """Share of an answer's words, at its end, that only repeat the words just before them."""
-    said = [(a.question, repetition.loop(a.words) / len(a.words)) for a in evidence.answers if a.words]
-    return as_share(mean_by_question([v for _, v in said], [q for q, _ in said], "share of words"))
-
-
-def cost(evidence: Evidence, name: str, unit: str) -> Figure:
-    """Mean per answer."""
-    known = [(answer.question, value) for answer in evidence.answers if (value := getattr(answer, name)) is not None]
-    return mean_by_question([float(v) for _, v in known], [q for q, _ in known], unit)
-
-
-def joules_per_right(evidence: Evidence) -> Figure:
-    """Σ energy / Σ right. None right: no figure, but a lower bound in ``why``."""
-    known = [a for a in evidence.answers if a.joules is not None and a.right is not None]
-    if not known:
-        return nothing()
-    groups: dict[str, list[float]] = {}
-    for answer in known:
-        total = groups.setdefault(answer.question, [0.0, 0.0])
-        total[0] += answer.joules or 0.0
-        total[1] += float(bool(answer.right))
-    if not any(right for _, right in groups.values()):
-        least = sum(j for j, _ in groups.values()) / (len(known) * clopper_pearson(0, len(groups))[1])
-        return Figure(None, n=len(known), unit="J", why=f"none was right: at least {least:.3g} J")
-    energy, right = [j for j, _ in groups.values()], [r for _, r in groups.values()]
-    return ratio_of_means(energy, right, "J per right answer")
+    rows = [row for row in MEASURES if only is None or row.name in only]
+    figures = {row.name: row.function(evidence) for row in rows if row.function is not None}
+    return {
+        name: figure for name, figure in figures.items() if figure.value is not None or figure.why != spread.NOTHING
+    }
 
 
 MEASURES: tuple[Measure, ...] = (
-    Measure("right", partial(verdict, name="right"), "share", "meaning", "more"),
-    Measure("word_for_word", partial(verdict, name="word_for_word"), "share", "text", "more"),
-    Measure("undecided", undecided, "share", "meaning", "less"),
-    Measure("polite", partial(verdict, name="polite"), "share", "meaning", "more"),
-    Measure("concise", partial(verdict, name="concise"), "share", "meaning", "more"),
-    Measure("annotator", score, "points", "meaning", "more"),
-    Measure("s", s_own, "share a word", "truth", "more"),
-    Measure("survival", partial(spread.surviving, curve="r"), "share of answers", "truth", "more"),
-    Measure("would_survive", partial(spread.surviving, curve="k"), "share of answers", "truth", "more"),
-    Measure("s_corpus", s_of_corpus, "share a word", "truth", "more"),
-    Measure("kl", partial(of_truth, name="kl"), "nats a word", "truth", "less"),
-    Measure("kl_acceptable", partial(of_truth, name="kl_acceptable"), "nats a word", "truth", "less"),
-    Measure("jensen_shannon", partial(of_truth, name="jensen_shannon"), "nats a word", "truth", "less"),
-    Measure("overlap", partial(of_truth, name="overlap"), "share", "truth", "more"),
-    Measure("log_score", partial(of_truth, name="log_score"), "nats a word", "truth", "less"),
-    Measure("brier", partial(of_truth, name="brier"), "squared probability", "truth", "less"),
-    Measure("repetition", repeats, "share of 4-grams", "", "less"),
-    Measure("loops", loops, "share of words", "", "less"),
-    Measure("repetition_beyond", repeats_beyond, "difference of shares", "truth", "less"),
-    Measure(
-        "distinct",
-        partial(per_question, function=lambda a: repetition.distinct([x.words for x in a]), unit="share of 2-grams"),
-        "share of 2-grams",
-        "",
-        "neither",
-    ),
-    Measure(
-        "same_text",
-        partial(per_question, function=lambda a: repetition.agreement([x.words for x in a]), unit="share of pairs"),
-        "share of pairs",
-        "",
-        "neither",
-    ),
-    Measure("same_meaning", spread.same_meaning, "share of pairs", "meaning", "neither"),
-    Measure("common_prefix", spread.common_prefix, "words", "", "neither"),
-    Measure("answer_entropy", spread.answer_entropy, "nats", "", "neither"),
-    Measure("meaning_entropy", spread.meaning_entropy, "nats", "meaning", "neither"),
-    Measure("unseen", spread.unseen, "share", "", "less"),
-    Measure("answer_mass", spread.answer_mass, "share", "", "neither"),
-    Measure("unexplored", spread.unexplored, "share", "", "less"),
-    Measure("tree_entropy", spread.tree_entropy, "nats", "meaning", "neither"),
-    Measure("independence", partial(spread.surviving, curve="difference"), "difference of shares", "truth", "neither"),
-    Measure("weibull_shape", spread.shape, "shape", "truth", "neither"),
-    Measure("feedback", partial(spread.feedback, part="difference"), "difference of shares", "truth", "less"),
-    Measure("feedback_ratio", partial(spread.feedback, part="ratio"), "times as likely", "truth", "less"),
-    Measure("feedback_rare", partial(spread.feedback, part="cautious"), "difference of shares", "truth", "less"),
-    Measure("feedback_meaning", spread.replaced, "difference of shares", "meaning", "less"),
-    Measure("recovery", partial(spread.feedback, part="recovery", distance=3), "share of answers", "truth", "more"),
-    Measure("excess_error", spread.excess, "% more", "truth", "less"),
-    Measure("calibration", spread.calibration, "probability", "truth", "less"),
-    Measure("best_temperature", spread.temperature, "temperature", "truth", "neither"),
-    Measure("selective", spread.selective, "share of what knowing gains", "meaning", "more"),
-    Measure("fork", spread.forked, "share of answers", "meaning", "neither"),
-    Measure("fork_word", spread.fork_word, "word", "meaning", "neither"),
-    Measure("copied", spread.copied, "share of words", "text", "less"),
-    Measure("passes", partial(cost, name="passes", unit="passes"), "passes", "", "less"),
-    Measure("tokens", partial(cost, name="tokens", unit="tokens"), "tokens", "", "neither"),
-    Measure("flops", partial(cost, name="flops", unit="FLOPs"), "FLOPs", "", "less"),
-    Measure("bytes_moved", partial(cost, name="bytes_moved", unit="bytes"), "bytes", "", "less"),
-    Measure("seconds", partial(cost, name="seconds", unit="s"), "s", "", "less"),
-    Measure("joules", partial(cost, name="joules", unit="J"), "J", "", "less"),
-    Measure("joules_per_right", joules_per_right, "J per right answer", "meaning", "less"),
-)
+    Measure("right", "share", "more",
+        {"en": "Right", "nb": "Riktige"},
+        {"en": "Share of answers that mean the right thing, by the judge named.",
+         "nb": "Andelen svar med riktig betydning, etter dommeren som er nevnt."},
+        partial(estimators.verdict, name="right"), "meaning"),
+    Measure("word_for_word", "share", "more",
+        {"en": "Word for word", "nb": "Ord for ord"},
+        {"en": "Share of answers that equal a reference to the letter.",
+         "nb": "Andelen svar som er bokstavelig lik en fasit."},
+        partial(estimators.verdict, name="word_for_word"), "text"),
+    Measure("undecided", "share", "less",
+        {"en": "Undecided", "nb": "Uavgjorte"},
+        {"en": "Share of answers that the judge could not decide.", "nb": "Andelen svar dommeren ikke kunne avgjøre."},
+        estimators.undecided, "meaning"),
+    Measure("polite", "share", "more",
+        {"en": "Polite", "nb": "Høflige"},
+        {"en": "Share of answers with a courtesy in them.", "nb": "Andelen svar med en høflighetsfrase."},
+        partial(estimators.verdict, name="polite"), "meaning"),
+    Measure("concise", "share", "more",
+        {"en": "Concise", "nb": "Kortfattede"},
+        {"en": "Share of answers without needless words.", "nb": "Andelen svar uten unødige ord."},
+        partial(estimators.verdict, name="concise"), "meaning"),
+    Measure("annotator", "points", "more",
+        {"en": "The annotator’s score", "nb": "Poeng fra den som rangerer"},
+        {"en": "Mean points by the annotator’s own taste.",
+         "nb": "Gjennomsnittlige poeng etter smaken til den som rangerer."},
+        estimators.score, "meaning"),
+    Measure("s", "share a word", "more",
+        {"en": "S, probability on possible words", "nb": "S, sannsynlighet på mulige ord"},
+        {"en": "How much of the probability falls on words that can follow, on the model’s own right beginnings.",
+         "nb": "Hvor mye av sannsynligheten som ligger på ord som kan komme, etter modellens egne riktige "
+               "begynnelser."},
+        estimators.s_own, "truth"),
+    Measure("survival", "share of answers", "more",
+        {"en": "Without error", "nb": "Uten feil"},
+        {"en": "Share of answers without an error in their first twenty words.",
+         "nb": "Andelen svar uten feil i de første tjue ordene."},
+        partial(spread.surviving, curve="r"), "truth"),
+    Measure("would_survive", "share of answers", "more",
+        {"en": "Without error, had they gone on", "nb": "Uten feil, hadde de fortsatt"},
+        {"en": "The same had no answer ended before; the measure “K beside independence” compares it with what "
+               "errors that depend on the position only would leave.",
+         "nb": "Det samme om ingen svar hadde sluttet før; målet «K mot uavhengighet» sammenligner det med det som "
+               "feil ville latt være igjen om de bare avhang av plassen."},
+        partial(spread.surviving, curve="k"), "truth"),
+    Measure("s_corpus", "share a word", "more",
+        {"en": "S on the corpus", "nb": "S i tekstsamlingen"},
+        {"en": "The same on beginnings taken from text instead of the model’s own.",
+         "nb": "Det samme, men etter begynnelser hentet fra tekst i stedet for modellens egne."},
+        estimators.s_of_corpus, "truth"),
+    Measure("kl", "nats a word", "less",
+        {"en": "KL to the truth", "nb": "KL til fasiten"},
+        {"en": "Nats a word that are lost by believing the model instead of the truth, on what the truth itself "
+               "says; 0 is perfect.",
+         "nb": "Så mange nat per ord taper en på å tro på modellen i stedet for fasiten, målt på det fasiten selv "
+               "sier; 0 er perfekt."},
+        partial(estimators.of_truth, name="kl"), "truth"),
+    Measure("kl_acceptable", "nats a word", "less",
+        {"en": "KL among possible words", "nb": "KL blant mulige ord"},
+        {"en": "How wrongly the probability is shared out among the words that can follow.",
+         "nb": "Hvor skjevt sannsynligheten er fordelt mellom ordene som kan komme."},
+        partial(estimators.of_truth, name="kl_acceptable"), "truth"),
+    Measure("jensen_shannon", "nats a word", "less",
+        {"en": "Jensen–Shannon divergence", "nb": "Jensen–Shannon-divergens"},
+        {"en": "A symmetric distance to the truth, between 0 and 0.69 nats.",
+         "nb": "En symmetrisk avstand til fasiten, mellom 0 og 0,69 nat."},
+        partial(estimators.of_truth, name="jensen_shannon"), "truth"),
+    Measure("overlap", "share", "more",
+        {"en": "Overlap with the truth", "nb": "Overlapp med fasiten"},
+        {"en": "Probability that the two distributions share; 1 means that they are the same.",
+         "nb": "Sannsynlighet de to fordelingene har felles; 1 betyr at de er like."},
+        partial(estimators.of_truth, name="overlap"), "truth"),
+    Measure("log_score", "nats a word", "less",
+        {"en": "Log score", "nb": "Logaritmisk skår"},
+        {"en": "Mean surprise at the true next word; the truth itself has the least possible.",
+         "nb": "Gjennomsnittlig overraskelse over det riktige neste ordet; fasiten selv har den minste som er mulig."},
+        partial(estimators.of_truth, name="log_score"), "truth"),
+    Measure("brier", "squared probability", "less",
+        {"en": "Brier score", "nb": "Brier-skår"},
+        {"en": "Squared distance between what was said and what came; the truth itself has the least possible.",
+         "nb": "Kvadrert avstand mellom det som ble sagt og det som kom; fasiten selv har den minste som er mulig."},
+        partial(estimators.of_truth, name="brier"), "truth"),
+    Measure("repetition", "share of 4-grams", "less",
+        {"en": "Repetition", "nb": "Gjentakelse"},
+        {"en": "Share of four-word sequences that had been used before in the same answer.",
+         "nb": "Andelen sekvenser på fire ord som er brukt før i samme svar."},
+        estimators.repeats),
+    Measure("loops", "share of words", "less",
+        {"en": "Loops", "nb": "Går i ring"},
+        {"en": "Share of an answer’s words, at its end, that only repeat the words just before them.",
+         "nb": "Andelen av svarets ord, på slutten, som bare gjentar ordene rett før."},
+        estimators.loops),
+    Measure("repetition_beyond", "difference of shares", "less",
+        {"en": "Repetition beyond the language’s", "nb": "Gjentakelse ut over språkets"},
+        {"en": "That share less the one in answers of the language itself to the same questions; 0 is as the "
+               "language does.",
+         "nb": "Den andelen minus andelen i språkets egne svar på de samme spørsmålene; 0 er slik språket selv gjør."},
+        estimators.repeats_beyond, "truth"),
+    Measure("distinct", "share of 2-grams", "neither",
+        {"en": "Different word pairs", "nb": "Ulike ordpar"},
+        {"en": "Different word pairs among all word pairs of the answers to a question.",
+         "nb": "Ulike ordpar blant alle ordparene i svarene på et spørsmål."},
+        estimators.distinct),
+    Measure("same_text", "share of pairs", "neither",
+        {"en": "Same text twice", "nb": "Samme tekst to ganger"},
+        {"en": "Probability that two answers to one question are equal to the letter.",
+         "nb": "Sannsynligheten for at to svar på samme spørsmål er bokstavelig like."},
+        estimators.same_text),
+    Measure("same_meaning", "share of pairs", "neither",
+        {"en": "Same meaning twice", "nb": "Samme mening to ganger"},
+        {"en": "Probability that two answers to one question mean the same.",
+         "nb": "Sannsynligheten for at to svar på ett spørsmål betyr det samme."},
+        spread.same_meaning, "meaning"),
+    Measure("common_prefix", "words", "neither",
+        {"en": "Common beginning", "nb": "Felles begynnelse"},
+        {"en": "How many first words two answers to one question share.",
+         "nb": "Hvor mange av de første ordene to svar på ett spørsmål har felles."},
+        spread.common_prefix),
+    Measure("answer_entropy", "nats", "neither",
+        {"en": "Entropy of answers", "nb": "Svarenes entropi"},
+        {"en": "How uncertain the whole answer is, word for word, in nats; 0 means that there is only one.",
+         "nb": "Hvor usikkert hele svaret er, ord for ord, i nat; 0 betyr at det bare finnes ett."},
+        spread.answer_entropy),
+    Measure("meaning_entropy", "nats", "neither",
+        {"en": "Entropy of meanings", "nb": "Meningenes entropi"},
+        {"en": "How uncertain the meaning is, in nats, estimated from draws with what they missed allowed for.",
+         "nb": "Hvor usikker meningen er, i nat, anslått fra trekninger med tillegg for det de ikke viste."},
+        spread.meaning_entropy, "meaning"),
+    Measure("unseen", "share", "less",
+        {"en": "Not seen", "nb": "Ikke sett"},
+        {"en": "Probability of the answers that none of the draws showed.",
+         "nb": "Sannsynligheten for svarene som ingen av trekningene viste."},
+        spread.unseen),
+    Measure("answer_mass", "share", "neither",
+        {"en": "The likeliest answer", "nb": "Det mest sannsynlige svaret"},
+        {"en": "Probability of the most probable whole answer, between certain bounds.",
+         "nb": "Sannsynligheten for det mest sannsynlige hele svaret, mellom sikre grenser."},
+        spread.answer_mass),
+    Measure("unexplored", "share", "less",
+        {"en": "Unexplored", "nb": "Ikke utforsket"},
+        {"en": "Probability of all answers that the tree has not reached.",
+         "nb": "Sannsynligheten for alle svar som treet ikke har nådd."},
+        spread.unexplored),
+    Measure("tree_entropy", "nats", "neither",
+        {"en": "Entropy of meanings, exact", "nb": "Meningenes entropi, eksakt"},
+        {"en": "How uncertain the meaning is, in nats, between certain bounds from the tree of answers.",
+         "nb": "Hvor usikker meningen er, i nat, mellom sikre grenser fra treet av svar."},
+        spread.tree_entropy, "meaning"),
+    Measure("independence", "difference of shares", "neither",
+        {"en": "K beside independence", "nb": "K mot uavhengighet"},
+        {"en": "K less what it would be with each position’s own share of errors and no other dependence: above 0, "
+               "some answers err more than others do at the same word; 0 is independence.",
+         "nb": "K minus det den ville vært med hver plass’ egen feilandel og ingen annen avhengighet: Over 0 tar "
+               "noen svar oftere feil enn andre ved samme ord; 0 er uavhengighet."},
+        partial(spread.surviving, curve="difference"), "truth"),
+    Measure("weibull_shape", "shape", "neither",
+        {"en": "Shape of the error curve", "nb": "Feilkurvens form"},
+        {"en": "1: an error is as likely at every word; below 1: likeliest at the start; above 1: later.",
+         "nb": "1: feil er like sannsynlig ved hvert ord; under 1: mest sannsynlig i starten; over 1: senere."},
+        spread.shape, "truth"),
+    Measure("feedback", "difference of shares", "less",
+        {"en": "Feedback of an error", "nb": "Tilbakevirkning av en feil"},
+        {"en": "How much likelier an error is right after a forced error than after a forced right word, which is "
+               "mostly much likelier itself.",
+         "nb": "Hvor mye mer sannsynlig en feil er rett etter en påtvunget feil enn etter et påtvunget riktig ord, "
+               "som oftest selv er mye mer sannsynlig."},
+        partial(spread.feedback, part="difference"), "truth"),
+    Measure("feedback_ratio", "times as likely", "less",
+        {"en": "Feedback, as a ratio", "nb": "Tilbakevirkning, som forhold"},
+        {"en": "How many times as likely an error is right after a forced error.",
+         "nb": "Hvor mange ganger så sannsynlig en feil er rett etter en påtvunget feil."},
+        partial(spread.feedback, part="ratio"), "truth"),
+    Measure("feedback_rare", "difference of shares", "less",
+        {"en": "… beside a right word as rare", "nb": "… mot et like sjeldent riktig ord"},
+        {"en": "The same beside a right word whose probability is within a factor of 3 of the wrong one’s, errors "
+               "counted by edit distance: the cautious figure.",
+         "nb": "Det samme mot et riktig ord med sannsynlighet innenfor en faktor på 3 av det gales, der feil telles "
+               "etter redigeringsavstand: det forsiktige tallet."},
+        partial(spread.feedback, part="cautious"), "truth"),
+    Measure("feedback_meaning", "difference of shares", "less",
+        {"en": "Feedback on the meaning", "nb": "Tilbakevirkning på meningen"},
+        {"en": "How much rarer right answers are when one of their words is replaced by another that the model finds "
+               "about as likely.",
+         "nb": "Hvor mye sjeldnere svarene er riktige når ett av ordene byttes med et annet som modellen finner "
+               "omtrent like sannsynlig."},
+        spread.replaced, "meaning"),
+    Measure("recovery", "share of answers", "more",
+        {"en": "Recovery", "nb": "Henter seg inn"},
+        {"en": "Share of answers without a further error in the three words after a forced one.",
+         "nb": "Andelen svar uten en ny feil i de tre ordene etter en påtvunget feil."},
+        partial(spread.feedback, part="recovery", distance=3), "truth"),
+    Measure("excess_error", "% more", "less",
+        {"en": "Excess error of its own text", "nb": "Ekstra feil i egen tekst"},
+        {"en": "How much farther from the truth the model is on its own beginnings than on true ones, in percent.",
+         "nb": "Hvor mye lenger fra sannheten modellen er etter egne begynnelser enn etter sanne, i prosent."},
+        spread.excess, "truth"),
+    Measure("calibration", "probability", "less",
+        {"en": "Calibration error", "nb": "Kalibreringsfeil"},
+        {"en": "How far the probabilities it states are from how often things come true (root mean square).",
+         "nb": "Hvor langt sannsynlighetene den oppgir er fra hvor ofte ting slår til (kvadratisk middel)."},
+        spread.calibration, "truth"),
+    Measure("best_temperature", "temperature", "neither",
+        {"en": "Most honest temperature", "nb": "Ærligste temperatur"},
+        {"en": "The temperature at which its probabilities fit the truth best; 1 means that they do as they are.",
+         "nb": "Temperaturen der sannsynlighetene passer best med sannheten; 1 betyr at de gjør det som de er."},
+        spread.temperature, "truth"),
+    Measure("selective", "share of what knowing gains", "more",
+        {"en": "Knows when it is wrong", "nb": "Vet når den tar feil"},
+        {"en": "What is gained by keeping the answers it finds likely: 1 as good as knowing, 0 as good as chance.",
+         "nb": "Hva man vinner på å beholde svarene den selv finner sannsynlige: 1 som å vite, 0 som tilfeldig."},
+        spread.selective, "meaning"),
+    Measure("fork", "share of answers", "neither",
+        {"en": "Decided at one word", "nb": "Avgjort ved ett ord"},
+        {"en": "Share of answers whose meaning one word decided, beyond what chance would show.",
+         "nb": "Andelen svar der ett ord avgjorde meningen, ut over det tilfeldigheter ville vist."},
+        spread.forked, "meaning"),
+    Measure("fork_word", "word", "neither",
+        {"en": "The word that decided", "nb": "Ordet som avgjorde"},
+        {"en": "Mean position of the word that decided, where one did.",
+         "nb": "Gjennomsnittlig plass for ordet som avgjorde, der ett gjorde det."},
+        spread.fork_word, "meaning"),
+    Measure("copied", "share of words", "less",
+        {"en": "Learnt by heart", "nb": "Lært utenat"},
+        {"en": "Share of what is written that stands word for word in the training text.",
+         "nb": "Andelen av det som skrives, som står ordrett i treningsteksten."},
+        spread.copied, "text"),
+    Measure("passes", "passes", "less",
+        {"en": "Passes through the model", "nb": "Kjøringer gjennom modellen"},
+        {"en": "How often the whole model is run for an answer.",
+         "nb": "Hvor mange ganger hele modellen kjøres for ett svar."},
+        partial(estimators.cost, name="passes", unit="passes")),
+    Measure("tokens", "tokens", "neither",
+        {"en": "Tokens", "nb": "Token"},
+        {"en": "Length of an answer in tokens.", "nb": "Lengden av et svar i token."},
+        partial(estimators.cost, name="tokens", unit="tokens")),
+    Measure("flops", "FLOPs", "less",
+        {"en": "FLOPs", "nb": "FLOP"},
+        {"en": "Additions and multiplications for an answer.", "nb": "Addisjoner og multiplikasjoner for ett svar."},
+        partial(estimators.cost, name="flops", unit="FLOPs")),
+    Measure("bytes_moved", "bytes", "less",
+        {"en": "Bytes moved", "nb": "Byte flyttet"},
+        {"en": "Read and written by the model for an answer alone: its weights once a pass, and what it remembers of "
+               "every token.",
+         "nb": "Lest og skrevet av modellen for ett svar alene: vektene én gang per kjøring, og det den husker av "
+               "hvert token."},
+        partial(estimators.cost, name="bytes_moved", unit="bytes")),
+    Measure("seconds", "s", "less",
+        {"en": "Time", "nb": "Tid"},
+        {"en": "Seconds for an answer.", "nb": "Sekunder for ett svar."},
+        partial(estimators.cost, name="seconds", unit="s")),
+    Measure("joules", "J", "less",
+        {"en": "Energy", "nb": "Energi"},
+        {"en": "Joules for an answer.", "nb": "Joule for ett svar."},
+        partial(estimators.cost, name="joules", unit="J")),
+    Measure("joules_per_right", "J per right answer", "less",
+        {"en": "Energy for a right answer", "nb": "Energi for et riktig svar"},
+        {"en": "All energy divided by the number of right answers.", "nb": "All energi delt på antall riktige svar."},
+        estimators.joules_per_right, "meaning"),
+)  # fmt: skip
+OF_RUNS: tuple[Measure, ...] = (
+    Measure("right_fixed", "share", "more",
+        {"en": "Right about what is always true", "nb": "Riktige om det som alltid er sant"}),
+    Measure("kl_reference", "nats a word", "less", {"en": "KL to the starting point", "nb": "KL til utgangspunktet"}),
+    Measure("pair_accuracy", "share of pairs", "more", {"en": "Reward model", "nb": "Belønningsmodell"}),
+    Measure("ceiling", "share of pairs", "neither", {"en": "Ranker itself", "nb": "Den som rangerer"}),
+    Measure("retrieval_hard", "share", "more", {"en": "Hard stories", "nb": "Vanskelige historier"}),
+    Measure("retrieval_text", "share", "more", {"en": "Retrieval from text", "nb": "Gjenfinning i tekst"}),
+    Measure("bits_per_byte", "bits per byte", "less", {"en": "Bits per byte", "nb": "Bit per byte"}),
+    Measure("loss", "nats a token", "less", {"en": "Loss", "nb": "Tap"}),
+    Measure("held_out", "nats a token", "less", {"en": "Loss on held-out text", "nb": "Tap på tekst holdt utenfor"}),
+    Measure("reward", "points", "more", {"en": "Reward", "nb": "Belønning"}),
+    Measure("score", "points", "more", {"en": "True score", "nb": "Sann poengsum"}),
+    Measure("well_formed", "share", "more",
+        {"en": "Well-formed about unknown words", "nb": "Velformede svar om ukjente ord"}),
+    Measure("right_trained", "share", "more",
+        {"en": "Right about practised words", "nb": "Riktige svar om innøvde ord"}),
+    Measure("real_words", "share of words", "more", {"en": "Real words", "nb": "Ord som finnes"}),
+)  # fmt: skip
+"""What only a run knows of its own models."""
+KNOWN: Mapping[str, Measure] = {row.name: row for row in (*MEASURES, *OF_RUNS)}
+UNITS: Mapping[str, Mapping[str, str]] = {
+    "points": {"nb": "poeng"},
+    "share a word": {"nb": "andel per ord"},
+    "share of answers": {"nb": "andel av svarene"},
+    "nats a word": {"nb": "nat per ord"},
+    "squared probability": {"nb": "sannsynlighet i andre"},
+    "share of 4-grams": {"en": "share of word sequences", "nb": "andel av ordrekkene"},
+    "share of words": {"nb": "andel av ordene"},
+    "difference of shares": {"nb": "forskjell i andel"},
+    "share of 2-grams": {"en": "share of word sequences", "nb": "andel av ordrekkene"},
+    "share of pairs": {"nb": "andel av parene"},
+    "words": {"nb": "ord"},
+    "nats": {"nb": "nat"},
+    "shape": {"nb": "form"},
+    "times as likely": {"nb": "ganger så sannsynlig"},
+    "% more": {"nb": "% mer"},
+    "probability": {"nb": "sannsynlighet"},
+    "temperature": {"nb": "temperatur"},
+    "share of what knowing gains": {"nb": "andel av det viten ville gitt"},
+    "word": {"nb": "ord"},
+    "passes": {"nb": "kjøringer"},
+    "tokens": {"nb": "token"},
+    "FLOPs": {"nb": "FLOP"},
+    "bytes": {"nb": "byte"},
+    "J per right answer": {"nb": "J per riktig svar"},
+}
+"""Their words by language, where they are not the unit itself."""

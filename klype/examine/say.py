@@ -8,19 +8,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from klype.examine.facts import FigureFacts, Text
+from klype.examine.measures import KNOWN, UNITS
 from klype.values import Figure
 from klype.words import LANGUAGES, Words, count, number, percent, words
 from klype.words import figure as figure_text
 from klype.words.numbers import interval_decimals
 
-SHARES = frozenset(
-    ["right", "right_fixed", "word_for_word", "undecided", "polite", "concise", "s", "s_corpus", "retrieval_hard",
-     "retrieval_text", "survival", "overlap", "pair_accuracy", "ceiling", "repetition", "distinct", "same_text",
-     "copied", "well_formed", "right_trained", "real_words"]
-)  # fmt: skip
 NBSP = "\u00a0"
-EXACT = frozenset(["s", "s_corpus"])
-"""Shares so near to one that they are written as numbers: 0.974."""
+EXACT = "share a word"
+"""The unit of shares so near to one that they are written as numbers: 0.974."""
 
 
 class Say:
@@ -53,7 +49,7 @@ class Say:
         low, high = figure.get("low"), figure.get("high")
         if low is None and figure.get("why"):
             return f"{self.value(figure, name)} ({self.why(figure.get('why', ''))})"
-        if is_share(figure, name) and name not in EXACT:
+        if is_share(figure, name) and _unit(name) != EXACT:
             if low is None or high is None:
                 return self.share(value)
             decimals = min(2, interval_decimals(100 * low, 100 * high)) if 0 < high - low < 0.02 else 0
@@ -137,12 +133,20 @@ class Say:
         return self(key) if self.has(key) else visible(judge)
 
     def measure(self, name: str) -> str:
+        """Its title: the catalogue's, where a language has its own, else the table's."""
         key = f"measure.{name}"
-        return self(key) if self.has(key) else name.replace("_", " ")
+        if self.has(key):
+            return self(key)
+        return self.text(KNOWN[name].title) if name in KNOWN else name.replace("_", " ")
+
+    def explained(self, name: str) -> str:
+        """What a measure of the table means, in one line."""
+        key = f"measure.{name}_how"
+        return self(key) if self.has(key) else self.text(KNOWN[name].help)
 
     def unit(self, unit: str) -> str:
         """What a figure counts; nothing for plain shares, which are written as percent."""
-        return self(f"measured_in.{_slug(unit)}") if unit != "share" else ""
+        return self.text({"en": unit, **UNITS.get(unit, {})}) if unit != "share" else ""
 
     def stage(self, name: str) -> str:
         key = f"stage.{name}"
@@ -150,7 +154,12 @@ class Say:
 
 
 def is_share(figure: Mapping[str, Any], name: str = "") -> bool:
-    return name in SHARES or str(figure.get("unit", "")).startswith("share")
+    """By what the figure counts, or what its measure does (records made before have no units)."""
+    return any(unit.startswith("share") for unit in (_unit(name), str(figure.get("unit", ""))))
+
+
+def _unit(measure: str) -> str:
+    return KNOWN[measure].unit if measure in KNOWN else ""
 
 
 def visible(text: str) -> str:

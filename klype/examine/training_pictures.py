@@ -130,7 +130,7 @@ def truth(facts: Facts, say: Say) -> Picture | None:
     title = (
         say("picture.truth", s=say.share(first["s"]["value"] or 0.0, 1), kl=say.number(first["kl"]["value"] or 0.0, 3))
         if len(first) == 2
-        else say("measure.s")
+        else say.measure("s")
     )
     table = figure_table(say, say("column.measure"), say("column.model"), rows)
     return Picture("truth", title, say("how.truth"), panels, *table)

@@ -9,12 +9,13 @@ from nicegui import ui
 
 from klype.examine.answer_pictures import pictures
 from klype.examine.document import key as temperature_key
-from klype.examine.examination_report import verdict
+from klype.examine.examination_report import measured, verdict
+from klype.examine.measures import KNOWN
 from klype.studio.divergence_formula import Formula
 from klype.studio.divergence_greedy import greedy
 from klype.studio.examining import Examination, Order
 from klype.studio.fields import Choice, Slider
-from klype.studio.frame import button, card
+from klype.studio.frame import button, card, table
 from klype.studio.pictures import picture
 from klype.studio.visit import Visit, text_of
 
@@ -137,6 +138,26 @@ class View:
                     picture(self.visit, shown[name])
             if temperature_key(0.0) in document["figures"]:
                 greedy(self.visit, document)
+            self._figures(document)
+
+    def _figures(self, document: dict[str, Any]) -> None:
+        """A row a measure, a column a temperature."""
+        say, found = self.visit.say, document["figures"]
+        names = [(name, f" ({unit})" if (unit := say.unit(KNOWN[name].unit)) else "") for name in measured(document)]
+        rows = [
+            [say.measure(name) + unit, *(say.figure(f[name], name) if _has(f, name) else "–" for f in found.values())]
+            for name, unit in names
+        ]
+        with card():
+            text_of("h2", say("exam.figures"))
+            with ui.element("div").classes("k-scroll") as scroll:
+                scroll.props.update({"tabindex": 0, "role": "region", "aria-label": say("exam.figures")})
+                columns = [say("column.measure"), *(f"τ = {say.plain(float(t))}" for t in found)]
+                table(columns, rows, range(1, len(columns)))
+
+
+def _has(figures: dict[str, Any], name: str) -> bool:
+    return figures.get(name, {}).get("value") is not None
 
 
 def build(visit: Visit) -> None:
