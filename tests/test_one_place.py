@@ -134,6 +134,25 @@ def measure(text: str) -> str:
     return before('    Measure("word_for_word"', row)(text)
 
 
+def source(text: str) -> str:
+    """A model of random weights that is made when it is opened."""
+    function = """def _open_toy(name: str, how: OpenOptions) -> Opened:
+    from klype.engine.engine import Engine
+    from klype.model import checkpoint
+    from klype.sources.find import Found
+    from klype.sources.opening import native
+
+    loaded = checkpoint.load(Path(name.removeprefix("toy:")), device=how.device.replace("auto", "cpu"))
+    return native(name, Found(Path(name)), loaded, Engine(loaded.model, decode_bytes=loaded.tokenizer.token_bytes))
+
+
+"""
+    row = """    ModelKind(("toy:",), "toy:NAME", lambda name: name.removeprefix("toy:"), _open_toy, where="but a toy"),
+"""
+    text = before("PATH = ModelKind(", function)(text)
+    return before('    ModelKind(\n        ("hf:",),', row)(text)
+
+
 LANGUAGE = """
 name = "Frysk"
 tag = "fy"
@@ -162,6 +181,7 @@ ADDED: dict[str, Callable[[str], str]] = {
     "data/readers.py": file_format,
     "answers/decoders/table.py": decoder,
     "examine/measures.py": measure,
+    "sources/kinds.py": source,
 }
 
 
@@ -288,6 +308,34 @@ told = [(folder / "report.html").read_text(), printed["figures"]["1"]["spoken"],
     for lang, title in {"en": "Talkative", "nb": "Pratsom", "fy": "Praatsk"}.items():
         row = shown[lang].index(f"{title} (spoken words)")
         assert float(shown[lang][row + 1].replace(",", ".")) == pytest.approx(printed["value"], abs=0.01)
+
+
+def test_a_source(place: Place) -> None:
+    asked, refused, helped, loaded, shown = place("""
+from klype import load
+from klype.cli.commands.studio import opened_models
+from klype.errors import UsageError
+from tests.studio_toys import studio, visiting
+def error(*arguments):
+    try:
+        klype(*arguments)
+    except UsageError as error:
+        return error.message
+toy, few = "toy:run/finetune", ["--limit", "8", "--temperature", "0", "--json"]
+asked = [json.loads(klype("ask", model, "Hvem?", *few))["answer"] for model in (toy, RUN + "/finetune")]
+refused = [error("ask", toy), error("ask", "run/finetune"), error("export", toy, "--gguf", "m.gguf")]
+helped = [klype(command, "--help") for command in ("ask", "studio", "export")]
+shown = opened_models([toy], "float32")
+with visiting(studio(Path("shown"), *shown)) as (run, user):
+    run(user.open("/"))
+    run(user.open("/runs"))
+told = [asked, refused, helped, load(toy).ask("Hvem?", temperature=0, limit=8)[0].text, [m.name for m in shown]]
+""")
+    assert asked == [loaded, loaded]
+    assert refused[0] == refused[1]  # it is a MODEL, to which there is no text
+    assert refused[2] == "toy:run/finetune is but a toy, and this needs the model's own files."
+    assert ["toy:NAME" in text for text in helped] == [True, True, False]
+    assert shown == ["run/finetune"]
 
 
 def test_a_language(place: Place, pages: dict[str, str]) -> None:

@@ -18,6 +18,7 @@ from klype.errors import UsageError
 from klype.option import Option, Options, option_in, options_of
 from klype.samplers import SAMPLERS, TEMPERATURE
 from klype.samplers import Sampling as Sampling
+from klype.sources.kinds import PATH, kind_of, spelled
 from klype.words import LANGUAGES
 from klype.words.plain import aside
 
@@ -113,7 +114,7 @@ def asked(model: str, text: str | None) -> tuple[str, str]:
     """MODEL and TEXT as they are meant: one argument alone is the text, for the newest run. Errors: it is a MODEL."""
     if text is not None:
         return model, not_empty(text)
-    if os.path.exists(os.path.expanduser(model)) or model.startswith(("hf:", "http://", "https://")):
+    if os.path.exists(os.path.expanduser(model)) or kind_of(model) is not PATH:
         not_empty("")
     return newest_run(), not_empty(model)
 
@@ -150,8 +151,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on s
 Seed = Annotated[int, typer.Option("--seed", help="Same seed, same result.")]
 OutFile = Annotated[Path | None, typer.Option("--out", help="Also write the JSON document to this file.")]
 Lang = Annotated[str | None, typer.Option("--lang", help=f"{' or '.join(LANGUAGES)}.", show_default="by the locale")]
-MODEL = "A run, one of its stages (RUN/finetune), a model's folder or GGUF file."
-Model = Annotated[str, typer.Argument(help=MODEL)]
+MODEL = f"A model: {spelled()}."
+Model = Annotated[str, typer.Argument(help=f"A model: {spelled(files=True)}.")]
 AnyModel = Annotated[str | None, typer.Argument(help=MODEL, show_default="the newest run")]
 AskedModel = Annotated[str, typer.Argument(help=f"{MODEL} Left out: the newest run.")]
 Text = Annotated[str | None, typer.Argument(help="The question, or the text to go on from.")]

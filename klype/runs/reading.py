@@ -9,6 +9,7 @@ from pathlib import Path
 from klype.errors import KlypeError
 from klype.runs.folder import read_run
 from klype.sources.find import Found, find_model
+from klype.sources.kinds import PATH, kind_of
 from klype.text.tokenizer import Tokenizer
 from klype.words import words
 
@@ -65,7 +66,7 @@ def reading_of(found: Found, tokenizer: Tokenizer, seen: frozenset[Path] = froze
     before = str(about.get("asked", {}).get("from_") or "")
     if not before:
         return reading
-    if found.run is None or before.startswith("hf:"):  # the hub's models belong to no run: none is fetched to say so
+    if found.run is None or kind_of(before) is not PATH:  # those belong to no run: none is fetched to say so
         return None
     seen |= {found.run.resolve()}
     try:

@@ -20,6 +20,7 @@ from klype.config import make
 from klype.errors import Interrupted, UsageError
 from klype.option import spelled
 from klype.runs.options import RunOptions, StageOptions
+from klype.sources.kinds import PATH, kind_of
 
 Asked = TypeVar("Asked", RunOptions, StageOptions)
 FREE = frozenset(["out", "device", "cache", "processes", "program", "resume", "lang", "force", "human", "functions"])
@@ -135,7 +136,7 @@ def _from_anywhere(place: Any) -> Any:
     """A path as it is from any folder, since a run is gone on with from another one; other names as they are."""
     if isinstance(place, list | tuple):
         return [_from_anywhere(one) for one in place]
-    if not place or str(place).startswith("hf:"):
+    if not place or kind_of(str(place)) is not PATH:
         return place
     return os.path.abspath(os.path.expanduser(place))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from klype.errors import KlypeError, UsageError
 from klype.model.checkpoint import read_about
 from klype.model.manifest import is_whole
+from klype.sources.kinds import kind_of
 
 NEWEST_FIRST = ("align", "finetune", "pretrain")
 
@@ -22,14 +23,15 @@ class Found:
 
 
 def find_model(name: str) -> Found:
-    """A run's folder (its newest stage), ``RUN/STAGE``, a checkpoint or Hugging Face folder, or a GGUF file;
-    ``hf:owner/name`` is fetched."""
-    if name.startswith("hf:"):
-        from klype.sources.hf_open import fetch
+    """The files of a MODEL; the hub's are fetched. Errors: there are none, or it has none here."""
+    kind = kind_of(name)
+    if kind.find is None:
+        raise UsageError(f"{name} is {kind.where}, and this needs the model's own files.", "Give its folder.")
+    return kind.find(name)
 
-        return Found(fetch(name.removeprefix("hf:")))
-    if name.startswith(("http://", "https://")):
-        raise UsageError(f"{name} is behind a server, and this needs the model's own files.", "Give its folder.")
+
+def find_path(name: str) -> Found:
+    """Of a run's folder (its newest stage), ``RUN/STAGE``, a checkpoint or Hugging Face folder, or a GGUF file."""
     folder = Path(name).expanduser()
     if not folder.exists():
         raise UsageError(f"There is no model {name}.", _what_exists(folder))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 from klype.environment import cache_folder, language
 from klype.errors import UsageError
+from klype.sources.kinds import OpenOptions, kind_of
 from klype.values import Request, Trace
 
 if TYPE_CHECKING:
@@ -120,22 +121,24 @@ def open_model(
     ``measured``: its probabilities are looked at, for which "auto" never chooses int8. ``budget``: what a server may
     be asked for at most, "500requests" or "20000tokens". Architectures that klype does not compute go to transformers.
     """
-    if name.startswith(("http://", "https://")):
-        from klype.sources.open_remote import open_remote
+    return kind_of(name).open(name, OpenOptions(precision, measured, budget, device))
 
-        return open_remote(name, budget)
-    if budget:
-        raise UsageError(f"--budget {budget}: {name} is no server's model.", "Requests and tokens are counted there.")
+
+def open_files(name: str, how: OpenOptions) -> Opened:
+    """A MODEL that has files here. Errors: a server's budget is given."""
+    if how.budget:
+        said = f"--budget {how.budget}: {name} is no server's model."
+        raise UsageError(said, "Requests and tokens are counted there.")
     from klype.device import pick_device
     from klype.sources.find import find_model
 
-    there, found = pick_device(device), find_model(name)
+    device, found = pick_device(how.device), find_model(name)
     if found.folder.is_dir():
         from klype.sources.hf_open import why_not_native
 
         if why_not_native(found.folder):
-            return _open_hf(name, found, precision, there)
-    return _open_native(name, found, (precision, measured), there)
+            return _open_hf(name, found, how.precision, device)
+    return _open_native(name, found, (how.precision, how.measured), device)
 
 
 def _open_native(name: str, found: Found, precise: tuple[str, bool], device: torch.device) -> Opened:

@@ -16,6 +16,7 @@ from klype.examine.say import visible
 from klype.runs.overview import planned_steps
 from klype.runs.record import incomparable
 from klype.sources.find import NEWEST_FIRST
+from klype.sources.kinds import PATH, kind_of
 from klype.studio.charts import chart, redraw
 from klype.studio.fields import Choice
 from klype.studio.frame import as_data, button, card, table
@@ -264,7 +265,5 @@ def _known(figure: object) -> bool:
 
 
 def _belongs(address: str, folder: Path) -> bool:
-    if address.startswith(("http://", "https://")):
-        return False
-    place = Path(address.removeprefix("hf:")).expanduser().resolve()
-    return folder.resolve() in (place, *place.parents)
+    place = Path(address).expanduser().resolve()
+    return kind_of(address) is PATH and folder.resolve() in (place, *place.parents)

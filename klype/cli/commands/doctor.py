@@ -45,9 +45,10 @@ def command(
 def endpoint(address: str) -> dict[str, Any]:
     """What a server offers, asked anew, and what is therefore whole, bounded or unavailable."""
     from klype.errors import UsageError
+    from klype.sources.kinds import SERVER, kind_of
     from klype.sources.open_remote import offer_of, wire_of
 
-    if not address.startswith(("http://", "https://")):
+    if kind_of(address) is not SERVER:
         raise UsageError(f"{address} is no address of a server.", "Write http://host:port/v1#model.")
     wire, model = wire_of(address)
     return {"address": wire.base, **offer_of(wire, model, again=True).json()}

@@ -10,12 +10,11 @@ import typer
 from klype.cli import options as o
 from klype.cli.listening import listening
 from klype.cli.terminal import Terminal
+from klype.sources.kinds import spelled
 
 Models = Annotated[
     list[str],
-    typer.Argument(
-        help="Runs, folders, hf:owner/name or GGUF files; NAME=MODEL gives one another name.", metavar="MODEL…"
-    ),
+    typer.Argument(help=f"Each {spelled(files=True)}; NAME=MODEL gives one another name.", metavar="MODEL…"),
 ]
 
 

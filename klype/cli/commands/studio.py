@@ -20,6 +20,7 @@ from klype.cli.listening import listening
 from klype.cli.terminal import Terminal
 from klype.environment import state_folder
 from klype.errors import KlypeError, UsageError
+from klype.sources.kinds import kind_of, spelled
 
 if TYPE_CHECKING:
     from klype.examine.truth import Reader
@@ -32,7 +33,7 @@ READERS = 64
 Models = Annotated[
     list[str] | None,
     typer.Argument(
-        help="Runs (all their stages), folders, GGUF files or servers; NAME=MODEL gives one another name.",
+        help=f"Each {spelled()}; of a run all stages are shown. NAME=MODEL gives one another name.",
         metavar="[MODEL…]",
         show_default="the newest of runs/",
     ),
@@ -164,16 +165,7 @@ def _models(text: str, precision: str, device: str) -> Iterator[Model]:
             yield _model(f"{short}/{stage}", str(folder / stage), precision, device)
         if stages:
             return
-    yield _model(name or _short(address), address, precision, device)
-
-
-def _short(address: str) -> str:
-    if address.startswith(("http://", "https://")):
-        return address.partition("#")[2] or address
-    path = Path(address.removeprefix("hf:"))
-    from klype.sources.find import NEWEST_FIRST
-
-    return f"{path.resolve().parent.name}/{path.name}" if path.name in NEWEST_FIRST else path.name
+    yield _model(name or kind_of(address).short(address), address, precision, device)
 
 
 def _model(name: str, address: str, precision: str, device: str) -> Model:
