@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from klype.engine.sampling import shape
 from klype.errors import UsageError
+from klype.samplers import Seen
 from klype.studio.bars import bars_of, drawn_from, surprise_bits
 from klype.studio.charts import revived, theme
 from klype.studio.conversation import Branches, Conversation, Conversations, Turn
@@ -56,6 +57,16 @@ def test_bars_are_what_the_engine_draws_from(seed: int, sampling: Sampling) -> N
     assert sum(bar.p for bar in found.bars) + found.rest == pytest.approx(1, abs=1e-5)
     assert [bar.token for bar in found.bars if bar.chosen] == [int(q.ids[29])]
     assert found.kept == int((engine_V > 0).sum())
+
+
+def test_bars_are_of_the_tokens_that_were_biased_and_said() -> None:
+    q, sampling = whole(3), Sampling(logit_bias=((5, 2.0),), repetition_penalty=1.5, frequency_penalty=0.5)
+    logits_1V = torch.full((1, 30), -math.inf)
+    logits_1V[0, torch.from_numpy(q.ids)] = torch.from_numpy(q.logp)
+    counts_1V = torch.zeros(1, 30).index_add(1, torch.tensor([5, 5, 7]), torch.ones(1, 3))
+    uses_1V = counts_1V.index_add(1, torch.tensor([1]), torch.ones(1, 1))
+    engine_V = shape(logits_1V, sampling, Seen(uses_1V, counts_1V))[0].double().exp().numpy()
+    np.testing.assert_allclose(drawn_from(q, ((1,), (5, 5, 7)), sampling, 30), engine_V[q.ids], atol=1e-6)
 
 
 def test_bars_show_the_truth_even_where_the_model_does_not() -> None:

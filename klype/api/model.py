@@ -18,7 +18,7 @@ from klype.engine.sampling import check_sampling
 from klype.errors import UsageError
 from klype.runs.folder import newest
 from klype.runs.truth import next_truth
-from klype.samplers import SamplingOptions, needs_seen
+from klype.samplers import SamplingOptions
 from klype.sources.opening import Opened, open_model, room, stream
 from klype.sources.source import Message, answers
 from klype.values import Distribution, Request, Sampling, Trace
@@ -289,20 +289,14 @@ def tempered(
 ) -> tuple[dict[int, float], dict[int, float]]:
     """The probability of every listed token as it would be drawn after ``prompt``, from the function that answers are
     drawn with: least and greatest, which are equal where the distribution is whole."""
-    import torch
-
     from klype.answers import bounds
-    from klype.engine.sampling import seen_of, shape
+    from klype.engine.sampling import shape_whole
 
     if not distribution.whole:
         at = bounds.drawn_from(distribution, sampling, vocabulary)
         low, high = (dict(zip(distribution.ids.tolist(), end.tolist(), strict=True)) for end in (at.low_K, at.high_K))
         return low, high
-    logits = torch.full((1, vocabulary), float("-inf"))
-    logits[0, torch.as_tensor(distribution.ids.copy())] = torch.as_tensor(distribution.logp.copy(), dtype=torch.float32)
-    seen = seen_of(prompt, (), np.arange(vocabulary)) if needs_seen(sampling) else None
-    shaped = shape(logits, sampling, seen)
-    found = dict(enumerate(shaped[0].exp().tolist()))
+    found = dict(enumerate(shape_whole(distribution, sampling, (prompt, ()), vocabulary).exp().tolist()))
     return found, found
 
 

@@ -20,14 +20,14 @@ from torch import Tensor
 from klype.device import threads_for
 from klype.engine.checks import check_answer, check_prompt, check_request
 from klype.engine.prefix_cache import PrefixCache
-from klype.engine.records import Ended, Job, Records, distributions, token_counts
+from klype.engine.records import Ended, Job, Records, distributions
 from klype.engine.rows import Rows
 from klype.engine.runner import AnyRunner, NativeRunner
-from klype.engine.sampling import noise, sample
+from klype.engine.sampling import noise, sample, seen_of
 from klype.engine.score import score
 from klype.errors import KlypeError, UsageError
 from klype.model.transformer import Transformer
-from klype.samplers import Seen, needs_seen
+from klype.samplers import needs_seen
 from klype.values import Distribution, Request, Step, Trace
 
 
@@ -299,11 +299,8 @@ class Engine:
         """As ``sample``, for rows that are all drawn alike."""
         seen, sampling = None, self._rows.samplings[self._rows.which[rows[0]]]
         if needs_seen(sampling):
-            size = logits_RV.shape[1]
             said = [self._records.tokens[self._rows.lines[row], : self._rows.counts[row]] for row in rows]
-            counts = token_counts(said, size)
-            prompts = token_counts([np.array(self._rows.jobs[row].request.prompt) for row in rows], size)
-            seen = Seen(counts + prompts, counts)
+            seen = seen_of([self._rows.jobs[row].request.prompt for row in rows], said, logits_RV.shape[1])
         return sample(logits_RV, sampling, noise_R, seen)
 
     def _look(self, logits_RV: Tensor, tokens: npt.NDArray[np.int64], stopped: npt.NDArray[np.bool_]) -> None:

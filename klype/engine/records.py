@@ -8,7 +8,6 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from klype.engine.runner import ReadPrompt
@@ -121,8 +120,3 @@ def _sorted(logp_BV: npt.NDArray[np.float32]) -> tuple[Indices, npt.NDArray[np.f
     keys_BV.sort(axis=1)
     ids_BV = (keys_BV & np.uint64(0xFFFFFFFF)).astype(np.int64)
     return ids_BV, np.take_along_axis(logp_BV, ids_BV, axis=1)
-
-
-def token_counts(texts: list[npt.NDArray[np.int64]], vocab_size: int) -> Tensor:
-    """[B, V]: how often each token is in each text."""
-    return torch.from_numpy(np.stack([np.bincount(t, minlength=vocab_size) for t in texts])).float()

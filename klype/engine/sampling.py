@@ -7,9 +7,7 @@ The distribution drawn from is a value: ``shape`` makes it, ``draw`` draws from 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +16,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from klype.errors import UsageError
-from klype.samplers import SAMPLERS, Sampling, Seen, active
+from klype.samplers import SAMPLERS, Sampling, Seen, active, needs_seen
+from klype.values import Distribution
 
 Words = npt.NDArray[np.uint64]
+Tokens = Sequence[int] | npt.NDArray[np.int64]
 BLOCK = 64
 """Wide vocabularies are searched in two levels: the block of this many tokens first, then the token in it."""
 
@@ -35,13 +35,13 @@ def check_sampling(sampling: Sampling, vocab_size: int) -> None:
         _check(not math.isnan(bias) and bias < math.inf, "logit_bias", bias, "a number or minus infinity")
 
 
-def seen_of(prompt: Sequence[int], answer: Sequence[int], ids: npt.NDArray[np.integer[Any]]) -> Seen:
-    """What penalties look at for these tokens, after one prompt and the beginning of its answer, [1, len(ids)]."""
-    counts, texts = (
-        torch.tensor([[float(used[token]) for token in ids.tolist()]])
-        for used in (Counter(answer), Counter([*prompt, *answer]))
+def seen_of(prompts: Sequence[Tokens], answers: Sequence[Tokens], vocabulary: int) -> Seen:
+    """What penalties look at, [B, V], after these beginnings of answers, each with its prompt or all with the one."""
+    uses, counts = (
+        torch.from_numpy(np.stack([np.bincount(np.asarray(t, np.int64), minlength=vocabulary) for t in texts])).float()
+        for texts in (prompts, answers)
     )
-    return Seen(texts, counts)
+    return Seen(uses + counts, counts)
 
 
 def shape(logits_BV: Tensor, sampling: Sampling, seen: Seen | None = None) -> Tensor:
@@ -64,6 +64,15 @@ def shape(logits_BV: Tensor, sampling: Sampling, seen: Seen | None = None) -> Te
         if (shaped := SAMPLERS[name].shape) is not None:
             logp = shaped(logp, value)
     return logp
+
+
+def shape_whole(q: Distribution, sampling: Sampling, before: tuple[Tokens, Tokens], vocabulary: int) -> Tensor:
+    """As ``shape``, [V]: a whole distribution, after a prompt and the beginning of its answer."""
+    vocabulary = max(vocabulary, int(q.ids.max()) + 1)  # 0 where nobody knows it
+    logits_1V = torch.full((1, vocabulary), -math.inf)
+    logits_1V[0, torch.tensor(q.ids)] = torch.tensor(q.logp, dtype=torch.float32)
+    seen = seen_of(before[:1], before[1:], vocabulary) if needs_seen(sampling) else None
+    return shape(logits_1V, sampling, seen)[0]
 
 
 def sample(

@@ -19,11 +19,11 @@ from torch import Tensor
 from klype.engine.drafts import Draft, Proposal, Setting
 from klype.engine.engine import Engine
 from klype.engine.prefix_cache import CachedPrefix
-from klype.engine.records import Ended, distribution, token_counts
-from klype.engine.sampling import draw, noise, shape
+from klype.engine.records import Ended, distribution
+from klype.engine.sampling import draw, noise, seen_of, shape
 from klype.errors import KlypeError
 from klype.model.cache import Cache
-from klype.samplers import Seen, needs_seen
+from klype.samplers import needs_seen
 from klype.values import How, Request, Step, Trace
 
 ACCEPT_STREAM, RESIDUAL_STREAM = 2, 3
@@ -210,9 +210,8 @@ class _Answer:
             return shape(logits_TV, self.request.sampling)
         said = [*self.text[len(self.request.prompt) :], *proposal.tokens]
         ends = range(len(said) - len(proposal.tokens), len(said) + 1)
-        counts = token_counts([np.array(said[:end], np.int64) for end in ends], logits_TV.shape[1])
-        prompt = token_counts([np.array(self.request.prompt)], logits_TV.shape[1])
-        return shape(logits_TV, self.request.sampling, Seen(counts + prompt, counts))
+        seen = seen_of([self.request.prompt], [said[:end] for end in ends], logits_TV.shape[1])
+        return shape(logits_TV, self.request.sampling, seen)
 
     def _say(self, token: int, logp_V: Tensor, shaped_V: Tensor, drafted: bool) -> None:
         listed = distribution(logp_V, self.request.top) if self.request.top else None

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from klype.answers import bounds
-from klype.engine.sampling import seen_of, shape
-from klype.samplers import SAMPLERS, active, needs_seen
+from klype.engine.sampling import shape_whole
+from klype.samplers import SAMPLERS, active
 from klype.values import Distribution, Floats, Sampling, Step
 
 Before = tuple[Sequence[int], Sequence[int]]
@@ -87,10 +87,8 @@ def drawn_from(q: Distribution, before: Before, sampling: Sampling, vocabulary: 
                 logp_1K = cut(logp_1K, value)
         cut_K: Floats = logp_1K[0].exp().numpy()
         return cut_K if (cut_K[p_K > 0] == 0).any() else p_K
-    logits_1K = torch.from_numpy(np.ascontiguousarray(q.logp, dtype=np.float32))[None]
-    seen = seen_of(*before, q.ids) if needs_seen(sampling) else None
-    found: Floats = shape(logits_1K, sampling, seen)[0].double().exp().numpy()
-    return found
+    found_K: Floats = shape_whole(q, sampling, before, vocabulary).double().exp().numpy()[q.ids]
+    return found_K
 
 
 def surprise_bits(p: float) -> float:
