@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -84,7 +85,10 @@ def save(folder: Path, model: Transformer, tokenizer: Tokenizer, about: dict[str
         _json(new / "run.json", {**about, "versions": versions})
         (new / "README.md").write_text(model_card(model.config, about), encoding="utf-8")
         tokenizer.save(new)
-        save_file(weights, new / "model.safetensors", metadata={"format": "pt"})
+        try:
+            save_file(weights, new / "model.safetensors", metadata={"format": "pt"})
+        except SafetensorError as error:  # what the system said stands in its words
+            raise OSError(str(error).rpartition("I/O error: ")[2]) from error
 
     manifest.put(folder, write)
 
