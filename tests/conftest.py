@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -70,15 +72,24 @@ def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def home(tmp_path_factory: pytest.TempPathFactory, compiled_once: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """KLYPE_HOME holds what is compiled and is the test's own; no language comes from the machine."""
+    """KLYPE_HOME holds what is compiled and is the test's own; no language and no key come from the machine."""
     folder = tmp_path_factory.mktemp("home")
     (folder / "cache").symlink_to(compiled_once)
     monkeypatch.setenv("KLYPE_HOME", str(folder))
     monkeypatch.setenv("KLYPE_LANG", "en")
+    monkeypatch.delenv("KLYPE_API_KEY", raising=False)
     return folder
 
 
 @pytest.fixture
-def elsewhere(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a folder without runs: those of the checkout, which its owner may have made, are not the test's."""
-    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+def elsewhere(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the test works: an empty folder, without the runs that the checkout's owner may have made."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def typed(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """What is typed next: it stands on stdin."""
+    return lambda text: monkeypatch.setattr("sys.stdin", io.StringIO(text))

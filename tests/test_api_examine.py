@@ -124,25 +124,22 @@ def test_a_package_of_the_same_name_does_not_hide_the_function() -> None:
     assert done.stdout.split() == ["klype.api.examination", "klype.api.model"]
 
 
-def test_without_a_name_the_newest_run_with_a_model_is_opened(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_without_a_name_the_newest_run_with_a_model_is_opened(run: Path, elsewhere: Path, capsys: Captured) -> None:
     for argv in (["ask", "Hvem?"], ["chat"], ["examine"]):
         assert guard.guarded(call, [*argv, "--json"]) == 2
         assert "no finished run in runs" in json.loads(capsys.readouterr().out)["error"]["message"]
     with pytest.raises(klype.KlypeError, match="no finished run in runs"):
         klype.load()
-    (tmp_path / "runs").mkdir()
+    (elsewhere / "runs").mkdir()
     for name, at in (("b", 2), ("a", 5), ("c", 1)):
-        (tmp_path / "runs" / name).mkdir()
+        (elsewhere / "runs" / name).mkdir()
         for file in run.iterdir():
-            (tmp_path / "runs" / name / file.name).symlink_to(file)
-        (tmp_path / "runs" / name / "run.json").unlink()
-        (tmp_path / "runs" / name / "run.json").write_bytes((run / "run.json").read_bytes())
-        os.utime(tmp_path / "runs" / name / "run.json", (at, at))
-    (tmp_path / "runs" / "begun").mkdir()
-    (tmp_path / "runs" / "begun" / "run.json").write_text("{}")
+            (elsewhere / "runs" / name / file.name).symlink_to(file)
+        (elsewhere / "runs" / name / "run.json").unlink()
+        (elsewhere / "runs" / name / "run.json").write_bytes((run / "run.json").read_bytes())
+        os.utime(elsewhere / "runs" / name / "run.json", (at, at))
+    (elsewhere / "runs" / "begun").mkdir()
+    (elsewhere / "runs" / "begun" / "run.json").write_text("{}")
     assert klype.load().name == str(Path("runs/a"))
     assert document(capsys, "ask", "Hvem?", "--limit", "5") | {"seconds": 0, "joules": 0} == document(
         capsys, "ask", "runs/a", "Hvem?", "--limit", "5"

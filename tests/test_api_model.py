@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import doctest
-import io
 import json
 import math
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -154,23 +154,23 @@ def test_text_goes_in_as_it_is_where_that_is_asked(model: klype.Model) -> None:
 
 @pytest.mark.slow
 def test_the_command_line_says_what_the_model_says(
-    run: Path, model: klype.Model, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    run: Path, model: klype.Model, capsys: pytest.CaptureFixture[str], typed: Callable[[str], None]
 ) -> None:
-    def typed(*argv: str) -> dict[str, Any]:
+    def told_by(*argv: str) -> dict[str, Any]:
         assert guard.guarded(call, [*argv, "--limit", "9", "--seed", "4", "--json"]) == 0
         return dict(json.loads(capsys.readouterr().out))
 
     (one,) = model.ask("Hvem?", 1, 0.9, 9, 4)
-    told = typed("ask", str(run), "Hvem?", "--temperature", "0.9")
+    told = told_by("ask", str(run), "Hvem?", "--temperature", "0.9")
     assert (told["answer"], told["tokens"]) == (one.text, len(one.trace.steps))
     (plain,) = model.ask("Hvem?", 1, 0.7, 9, 4, raw=True)
-    assert typed("ask", str(run), "Hvem?", "--raw")["answer"] == plain.text
-    monkeypatch.setattr("sys.stdin", io.StringIO("Hvem?\nHvor?\n"))
-    said = typed("chat", str(run))["messages"]
+    assert told_by("ask", str(run), "Hvem?", "--raw")["answer"] == plain.text
+    typed("Hvem?\nHvor?\n")
+    said = told_by("chat", str(run))["messages"]
     assert said[1]["content"] == model.chat(said[:1], limit=9, seed=4).text
-    assert typed("forks", str(run), "Hvem?", "-n", "4") == model.forks("Hvem?", None, 4, limit=9, seed=4).to_json()
+    assert told_by("forks", str(run), "Hvem?", "-n", "4") == model.forks("Hvem?", None, 4, limit=9, seed=4).to_json()
     found = model.tree("Hvem?", 20, limit=9).to_json()
-    assert typed("tree", str(run), "Hvem?", "--budget", "20") == json.loads(json.dumps(found))
+    assert told_by("tree", str(run), "Hvem?", "--budget", "20") == json.loads(json.dumps(found))
 
 
 def test_results_become_json_and_pages_and_frames(model: klype.Model) -> None:

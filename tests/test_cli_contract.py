@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from pydantic import ValidationError
 from klype.cli import guard
 from klype.cli.main import call
 from tests import contract
-from tests.test_cli_models import SENTENCE, Captured, document, question, run, world
+from tests.test_cli_models import SENTENCE, Captured, Typed, document, question, run, world
 
 __all__ = ["question", "run", "world"]
 SMALL = ("--limit", "6")
@@ -29,9 +28,9 @@ COMMANDS = [
 
 @pytest.mark.parametrize(("kind", "argv"), COMMANDS, ids=lambda part: "-".join(part[::2]) if type(part) is list else "")
 def test_what_is_asked_is_told_in_the_same_words(
-    kind: type, argv: list[str], run: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+    kind: type, argv: list[str], run: Path, capsys: Captured, typed: Typed
 ) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO("Hvem?\n"))
+    typed("Hvem?\n")
     found = document(capsys, *[str(run) if part == "RUN" else part for part in argv])
     contract.holds(kind, found)
     if kind is contract.Next:

@@ -144,11 +144,8 @@ def test_a_bug_leaves_its_traceback_in_a_file(home: Path, capsys: Captured) -> N
     assert "ValueError: odd" in text
 
 
-def test_a_bug_is_told_even_where_no_file_can_be_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
-) -> None:
-    (tmp_path / "file").write_text("", encoding="utf-8")
-    monkeypatch.setenv("KLYPE_HOME", str(tmp_path / "file"))
+def test_a_bug_is_told_even_where_no_file_can_be_written(home: Path, capsys: Captured) -> None:
+    (home / "errors").write_text("", encoding="utf-8")
     assert guard.guarded(raising(ValueError("odd")), []) == 1
     assert "could not be written" in capsys.readouterr().err
 
@@ -197,13 +194,12 @@ def test_a_bug_is_told_even_where_no_file_can_be_written(
     ],
 )
 def test_wrong_words_and_inputs_start_nothing(
-    argv: list[str], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+    argv: list[str], sentence: str, elsewhere: Path, capsys: Captured
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     assert klype(*argv, "--json") == 2
     said = capsys.readouterr()
     assert json.loads(said.out)["error"]["message"].startswith(sentence)
-    assert list(tmp_path.iterdir()) == []
+    assert list(elsewhere.iterdir()) == []
     assert klype(*argv) == 2
     assert capsys.readouterr().err.startswith(f"klype: {sentence}")
 

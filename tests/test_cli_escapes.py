@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -134,11 +134,11 @@ def test_a_server_cannot_reach_the_terminal(
     as_json: bool,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    typed: Callable[[str], None],
 ) -> None:
     questions = tmp_path / "q.jsonl"
     questions.write_text(json.dumps({"question": f"Who? {EVIL}", "answers": [EVIL]}) + "\n", encoding="utf-8")
-    monkeypatch.setattr(sys, "stdin", io.StringIO(f"Hi {EVIL}\n/probs\n"))
+    typed(f"Hi {EVIL}\n/probs\n")
     with foreign(SERVERS[server]) as address:
         argv = {
             "ask": ["ask", address, "Hi", "--limit", "8"],

@@ -35,11 +35,8 @@ words = (
 @pytest.mark.soak
 @settings(max_examples=3000, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(argv=st.lists(words, max_size=7))
-def test_no_words_break_the_command_line(
-    argv: list[str], home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_words_break_the_command_line(argv: list[str], home: Path, elsewhere: Path) -> None:
     """A last option keeps whatever these words spell from starting: a run or a stage of no minutes."""
-    monkeypatch.chdir(tmp_path)
     starts = {"run", "train", "rank"} & set(argv)
     assert guard.guarded(call, [*argv, "--minutes=0"] if starts else argv) in (0, 1, 2)
     bugs = sorted((home / "errors").glob("*"))

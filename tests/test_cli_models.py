@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import itertools
 import json
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from klype.values import Question
 from klype.world.world import World
 
 Captured = pytest.CaptureFixture[str]
+Typed = Callable[[str], None]
 SENTENCE = "Jeg gikk en tur på"
 
 
@@ -166,8 +167,8 @@ def test_the_chart_fits_and_says_what_it_shows(run: Path, lang: str, capsys: Cap
     assert ("," in lines[2]) == (lang == "nb")
 
 
-def test_chat_reads_lines_and_prints_one_document(run: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO("Hvem drakk?\n/again\n/temperature 0\nHvor?\n/quit\nnever read\n"))
+def test_chat_reads_lines_and_prints_one_document(run: Path, capsys: Captured, typed: Typed) -> None:
+    typed("Hvem drakk?\n/again\n/temperature 0\nHvor?\n/quit\nnever read\n")
     assert guard.guarded(call, ["chat", str(run), "--limit", "6", "--json"]) == 0
     said = capsys.readouterr()
     found = json.loads(said.out)
@@ -264,12 +265,10 @@ def test_a_draft_with_another_vocabulary_is_refused(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("draft", ["lookup", "ngram", "RUN/pretrain"])
-def test_a_conversation_with_guesses_is_the_one_without(
-    run: Path, draft: str, capsys: Captured, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_conversation_with_guesses_is_the_one_without(run: Path, draft: str, capsys: Captured, typed: Typed) -> None:
     found = []
     for extra in ([], ["--speculate", draft.replace("RUN", str(run))]):
-        monkeypatch.setattr("sys.stdin", io.StringIO("Hvem drakk?\n/again\nHva?\n"))
+        typed("Hvem drakk?\n/again\nHva?\n")
         assert guard.guarded(call, ["chat", str(run), "--temperature", "0", "--limit", "12", "--json", *extra]) == 0
         found.append(json.loads(capsys.readouterr().out))
     assert found[0]["messages"] == found[1]["messages"]

@@ -199,13 +199,10 @@ def figures(right: float) -> dict[str, object]:
     }
 
 
-def test_runs_are_listed_also_when_one_is_broken(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_runs_are_listed_also_when_one_is_broken(elsewhere: Path, capsys: Captured) -> None:
     gates = [{"name": "kl", "passed": True}, {"name": "s", "passed": False}]
-    run_of(tmp_path / "runs" / "a", "pretrain", recipe="world", state="done", seconds={"total": 301.4}, gates=gates)
-    run_of(tmp_path / "runs" / "b").joinpath("run.json").write_text("{", encoding="utf-8")
+    run_of(elsewhere / "runs" / "a", "pretrain", recipe="world", state="done", seconds={"total": 301.4}, gates=gates)
+    run_of(elsewhere / "runs" / "b").joinpath("run.json").write_text("{", encoding="utf-8")
     assert guard.guarded(call, ["runs", "list", "--json"]) == 0
     good, bad = json.loads(capsys.readouterr().out)["runs"]
     assert (

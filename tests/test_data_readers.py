@@ -107,17 +107,17 @@ def test_what_was_skipped_is_said_with_its_places(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.txt.zst"])
-def test_a_large_file_in_parts_is_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr("klype.data.readers._BLOCK", 50)
+def test_a_large_file_in_parts_is_the_file(tmp_path: Path, name: str) -> None:
+    options = TextOptions(block=50)
     content = "".join(f"linje {i} å\n" for i in range(40)) + "slutt uten linjeskift " + "x" * 90
     raw = content.encode()
     (tmp_path / name).write_bytes(packed(raw, name))
-    documents = list(read_texts(tmp_path / name))
+    documents = list(read_texts(tmp_path / name, options))
     assert "".join(d.text for d in documents) == content
     assert [d.row for d in documents] == list(range(1, len(documents) + 1))
     (tmp_path / name).write_bytes(packed(raw + b"\xff", name))
     with pytest.raises(KlypeError, match=f"byte {len(raw)} is 0xff"):
-        list(read_texts(tmp_path / name))
+        list(read_texts(tmp_path / name, options))
 
 
 def test_encodings(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -128,9 +129,8 @@ def test_few_rows_and_many_meet_the_same_matrix(precision: Precision, compiled: 
         torch.testing.assert_close(layer(x_MI[:rows]).float(), plain(x_MI[:rows].float()), atol=near, rtol=near)  # type: ignore[operator]
 
 
-def test_another_order_than_the_kernels_goes_through_torch(compiled: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "BLOCK", 32)  # as if oneDNN laid its matrices otherwise here
-    model = pack(toy("llama", **WIDE), "float32", compiled)
+def test_another_order_than_the_kernels_goes_through_torch(compiled: Kernel) -> None:
+    model = pack(toy("llama", **WIDE), "float32", replace(compiled, block=32))
     assert model.stepper is None
     torch.testing.assert_close(model(torch.tensor([[1, 2, 3]])), toy("llama", **WIDE)(torch.tensor([[1, 2, 3]])))
 
@@ -269,15 +269,12 @@ def test_a_library_in_another_user_s_folder_is_not_loaded(tmp_path: Path) -> Non
     assert library([source], kept) is None
 
 
-def test_without_a_compiler_or_a_place_of_ones_own_there_is_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: Kernel
-) -> None:
+def test_without_a_compiler_or_a_place_of_ones_own_there_is_none(tmp_path: Path, compiled: Kernel) -> None:
     tmp_path.chmod(0o777)  # anybody could have put a library there
     assert kernel(tmp_path) is None
     tmp_path.chmod(0o700)
     (tmp_path / "file").write_text("")
     assert kernel(tmp_path / "file") is None
-    monkeypatch.setattr(native, "FLAGS", ("--no-such-flag",))
-    assert kernel(tmp_path) is None
-    monkeypatch.setenv("PATH", "")
-    assert kernel(tmp_path) is None
+    (tmp_path / "no.c").write_text("int one(")
+    assert library([tmp_path / "no.c"], tmp_path) is None
+    assert library([native.SOURCE], tmp_path, compilers=("no-such-compiler",)) is None

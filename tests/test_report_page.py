@@ -449,17 +449,20 @@ def test_its_commands_can_be_typed_as_they_stand(called: str, address: str) -> N
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a shell script")
-def test_klype_is_called_as_the_shell_finds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    script = tmp_path / "my env" / "bin" / "klype"
-    script.parent.mkdir(parents=True)
-    monkeypatch.setattr(sys, "executable", str(script.with_name("python")))
-    assert program({}) == f"'{script.with_name('python')}' -m klype"
-    script.write_text("#!/bin/sh\n")
-    script.chmod(0o755)
-    elsewhere = tmp_path / "klype"
-    elsewhere.write_text("#!/bin/sh\n")
-    elsewhere.chmod(0o755)
-    assert program({"PATH": str(script.parent)}) == "klype"
-    assert program({"PATH": f"{tmp_path}:{script.parent}"}) == f"'{script}'"  # another klype comes first
-    monkeypatch.chdir(tmp_path)
-    assert program({"PATH": "/nowhere"}) == "'my env/bin/klype'"
+def test_klype_is_called_as_the_shell_finds_it(tmp_path: Path, elsewhere: Path) -> None:
+    def python(folder: Path) -> str:
+        folder.mkdir(parents=True)
+        return str(folder / "python")
+
+    def klype(folder: Path) -> Path:
+        (folder / "klype").write_text("#!/bin/sh\n")
+        (folder / "klype").chmod(0o755)
+        return folder / "klype"
+
+    own, here = python(tmp_path / "my env" / "bin"), python(elsewhere / "my env" / "bin")
+    assert program({}, own) == f"'{own}' -m klype"
+    script, other = klype(Path(own).parent), klype(tmp_path)
+    assert program({"PATH": str(script.parent)}, own) == "klype"
+    assert program({"PATH": f"{other.parent}:{script.parent}"}, own) == f"'{script}'"  # another klype comes first
+    klype(Path(here).parent)
+    assert program({"PATH": "/nowhere"}, here) == "'my env/bin/klype'"

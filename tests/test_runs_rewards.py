@@ -237,11 +237,8 @@ def test_functions_are_named_by_what_they_are_called() -> None:
         named([lambda q, a: [0.0], lambda q, a: [1.0]])
 
 
-def test_the_command_refuses_before_anything_is_made(
-    babbler: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_the_command_refuses_before_anything_is_made(babbler: Path, elsewhere: Path) -> None:
     for command in (["align", str(babbler)], ["run", "--minutes", "0.1"]):
         with pytest.raises(KlypeError, match=r"There is no file .*none\.py"):
             call([*command, "--reward", "none.py:f"])
-        assert list(tmp_path.iterdir()) == []
+        assert list(elsewhere.iterdir()) == []

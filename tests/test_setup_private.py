@@ -28,16 +28,15 @@ def readable(folder: Path) -> list[str]:
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Iterator[Path]:
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A place that is not there yet, nor the folder that it lies in; new files are everyone's to read."""
     before = os.umask(0o022)
+    monkeypatch.setenv("KLYPE_HOME", str(tmp_path / "state" / "klype"))
     yield tmp_path / "state" / "klype"
     os.umask(before)
 
 
-def test_a_bugs_traceback_is_its_finders_alone(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KLYPE_HOME", str(home))
-
+def test_a_bugs_traceback_is_its_finders_alone(home: Path) -> None:
     def broken(argv: list[str]) -> None:
         raise RuntimeError("secret")
 
@@ -106,16 +105,9 @@ def test_who_has_no_home_is_served_all_the_same() -> None:
     assert (ran.returncode, ran.stderr) == (0, "")
 
 
-def test_a_studio_needs_no_place_to_write(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("KLYPE_HOME", str(tmp_path / "file" / "home"))
-    before = os.umask(0o022)
-    try:
-        assert guarded(call, ["studio", "nowhere", "--no-open", "--port", "0"]) == 2
-    finally:
-        os.umask(before)
+def test_a_studio_needs_no_place_to_write(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    home.parent.write_text("")
+    assert guarded(call, ["studio", "nowhere", "--no-open", "--port", "0"]) == 2
     assert "There is no model nowhere" in capsys.readouterr().err
 
 
@@ -129,14 +121,14 @@ def test_a_place_that_is_meant_for_all_stays_so(tmp_path: Path) -> None:
     durable.tighten(tmp_path / "none")
 
 
-def test_a_user_s_home_and_what_it_lies_in_stay_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_s_home_and_what_it_lies_in_stay_as_they_are(tmp_path: Path) -> None:
     """Somebody may call his home klype's: the door of it stays as it was."""
-    home = tmp_path / "homes" / "kari"
-    (home / "klype").mkdir(parents=True)
-    monkeypatch.setenv("HOME", str(home))
-    for folder, mode in ((home.parent, 0o755), (home, 0o755), (home / "klype", 0o700)):
+    user = tmp_path / "homes" / "kari"
+    (user / "klype").mkdir(parents=True)
+    code = "import sys; from pathlib import Path; from klype import durable; durable.private_folder(Path(sys.argv[1]))"
+    for folder, mode in ((user.parent, 0o755), (user, 0o755), (user / "klype", 0o700)):
         folder.chmod(0o755)
-        durable.private_folder(folder)
+        subprocess.run([sys.executable, "-c", code, str(folder)], env=os.environ | {"HOME": str(user)}, check=True)
         assert stat.S_IMODE(folder.stat().st_mode) == mode
 
 

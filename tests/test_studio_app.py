@@ -259,13 +259,11 @@ async def echo(request: Any) -> PlainTextResponse:
 
 
 def client(rules: Rules) -> httpx.AsyncClient:
-    app = Door.around(Policed(Starlette(routes=[Route("/{path:path}", echo)])), rules)
+    app = Door.around(Policed(Starlette(routes=[Route("/{path:path}", echo)])), rules, wait_s=0.01)
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost")
 
 
-def test_the_door(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("klype.studio.door.WAIT_S", 0.01)
-
+def test_the_door() -> None:
     async def go() -> None:
         async with client(Rules(key="hemmelig")) as browser:
             page = {"accept": "text/html"}
@@ -322,9 +320,7 @@ def test_behind_tls_the_cookie_goes_nowhere_else(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("body", ["a=1&b=2&c=3&d=4&key=hemmelig", "&".join(["key=hemmelig"] * 9), "%ff=%fe&;=&&&&&&",
                                   "key=" + "hemmelig" * 9000, "leave=", "", "\x00"])  # fmt: skip
-def test_any_form_may_be_sent_to_the_door(body: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("klype.studio.door.WAIT_S", 0.01)
-
+def test_any_form_may_be_sent_to_the_door(body: str) -> None:
     async def go() -> None:
         async with client(Rules(key="hemmelig")) as browser:
             answer = await browser.post("/key", content=body)

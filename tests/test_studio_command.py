@@ -37,11 +37,10 @@ def test_a_run_is_opened_with_all_its_stages(run: Path) -> None:
     assert first_questions(models)["en"][0].startswith("hvor gikk hun")
 
 
-def test_without_a_model_the_newest_run_is_meant(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_without_a_model_the_newest_run_is_meant(run: Path, elsewhere: Path) -> None:
     assert newest_run(Path("runs")) == []
     assert first_questions([]) == {}
-    monkeypatch.chdir(run.parent.parent)
+    (elsewhere / "runs").symlink_to(run.parent)
     unfinished = run.parent / "unfinished"
     unfinished.mkdir()
     (unfinished / "run.json").write_text("{}")
@@ -54,8 +53,7 @@ def test_without_a_model_the_newest_run_is_meant(run: Path, tmp_path: Path, monk
     [(["--host", "0.0.0.0"], "other machines"), (["/nowhere"], "no model"), (["--port", "70000"], "0 to 65535"),
      (["--key-file", "/nowhere"], "cannot be read"), (["--runs", "/dev/null"], "no folder")],
 )  # fmt: skip
-def test_what_it_refuses(words: list[str], why: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("KLYPE_API_KEY", raising=False)
+def test_what_it_refuses(words: list[str], why: str) -> None:
     port = [] if "--port" in words else ["--port", "0"]
     with pytest.raises(UsageError, match=why):
         call(["studio", "--no-open", *port, *words])

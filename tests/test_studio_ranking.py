@@ -26,13 +26,12 @@ from klype.preferences import formats
 from klype.preferences.records import Asked, Candidate
 from klype.preferences.store import Store
 from klype.runs.ranking import STORE, open_store
-from klype.studio import ranking_tally
 from klype.studio.ranking_align import Order, newest, start
 from klype.studio.ranking_board import Board
 from klype.studio.ranking_desk import AGAIN_EVERY, Desk, order_of
 from klype.studio.ranking_people import People
 from klype.studio.ranking_places import STORES, Place, place_of, places, snapshot
-from klype.studio.ranking_tally import Tallies
+from klype.studio.ranking_tally import EVERY_S, Tallies
 from klype.studio.studio import Studio
 from klype.studio.work_upload import Upload
 from klype.values import Question
@@ -235,19 +234,19 @@ def test_places_are_runs_and_named_stores_and_nothing_that_a_browser_says(tmp_pa
         places(studio)
 
 
-def test_a_store_is_counted_once_for_all_and_anew_when_anything_was_said(
-    place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tallies, desk = Tallies(), Desk.at(place.open(), "Kari", "tab")
+def test_a_store_is_counted_once_for_all_and_anew_when_anything_was_said(place: Place) -> None:
+    now = [0.0]
+    tallies, desk = Tallies(lambda: now[0]), Desk.at(place.open(), "Kari", "tab")
     turn, before = desk.next(), tallies.of(place)
     assert turn is not None
     assert before is tallies.of(place)
     assert (len(before.entries), before.questions) == (0, len(desk.store.questions()))
     desk.say(turn.number, "order", first(desk))
     assert tallies.of(place) is before  # a moment old is good enough while others rank
-    monkeypatch.setattr(ranking_tally, "EVERY_S", 0.0)
+    now[0] += EVERY_S
     assert [entry.annotator for entry in tallies.of(place).entries] == ["Kari"]
     desk.undo()
+    now[0] += EVERY_S
     assert tallies.of(place).entries == []
     desk.close()
 

@@ -7,18 +7,20 @@ import math
 import os
 import random
 import signal
+import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from children import forked
+from full_disk import full_disk
 from safetensors.torch import load_file
 from train_toys import VOCAB, Seeded, part, pieces, random_batch, tiny_config, tiny_model
 
-from klype import durable
 from klype.errors import Interrupted, KlypeError, UsageError
 from klype.train.layout import Whole
 from klype.train.loop import Session, Settings, Trained, train
@@ -364,16 +366,19 @@ def test_a_batch_without_anything_to_learn_changes_nothing(tmp_path: Path) -> No
     assert same(before, weights(model))
 
 
-def test_a_full_disk_keeps_the_last_good_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(path: Path, content: bytes) -> None:
-        if "step-000004" in str(path) and path.name == "optimizer.safetensors":
-            raise OSError(28, "No space left on device")
-        path.write_bytes(content)
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows limits no file")
+@pytest.mark.parametrize("full_at", ["model", "optimizer"])
+def test_a_full_disk_keeps_the_last_good_state(tmp_path: Path, full_at: str) -> None:
+    with ExitStack() as disk:
 
-    monkeypatch.setattr(durable, "write", full)
-    with pytest.raises(KlypeError, match="No space left"):
-        straight(tmp_path, save_every=2)
-    monkeypatch.undo()
+        def fills(i: int) -> Batch:
+            if i == 2:  # one state has been written
+                size = (states(tmp_path)[0] / f"{full_at}.safetensors").stat().st_size
+                disk.enter_context(full_disk(size - 1))
+            return random_batch(i)
+
+        with pytest.raises(KlypeError, match="File too large"):
+            train(tiny_model(), cross_entropy, Seeded(fills), settings(save_every=2), tmp_path, Session(parts=PARTS))
     assert [place.name for place in states(tmp_path)] == ["step-000002"]
     model = tiny_model()
     train(model, cross_entropy, Seeded(), settings(), tmp_path, Session(True, PARTS))

@@ -10,7 +10,7 @@ import os
 import random
 import socket
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from children import forked
+from full_disk import full_disk
 from torch import nn
 from train_toys import Seeded, part, pieces, random_batch, tiny_config, tiny_model
 
@@ -26,7 +27,7 @@ from klype.cli import environment
 from klype.errors import Interrupted, KlypeError, UsageError
 from klype.model.fused import fused
 from klype.model.lora import AdaptedTransformer, LoraSettings
-from klype.train import parallel, shards
+from klype.train import parallel
 from klype.train.layout import Whole
 from klype.train.loop import Session, Settings, train
 from klype.train.objectives import cross_entropy, with_rehearsal
@@ -190,13 +191,25 @@ def _one_wants_to_stop(folder: Path) -> None:
     assert model.head.weight.shape == (24, 16)  # it has its weights back
 
 
+def _one_has_no_room(folder: Path) -> None:
+    """The second process, for the second state."""
+    batches = pieces(1)
+    with ExitStack() as disk:
+
+        def fills(i: int) -> Batch:
+            if parallel.rank() == 1 and i == 3 * 8:
+                disk.enter_context(full_disk(200))
+            return make(i)
+
+        make, batches.make = batches.make, fills
+        with pytest.raises(KlypeError, match="File too large"):
+            train(tiny_model(), REHEARSED, batches, settings(save_every=2), folder, Session(parts=PARTS))
+
+
 def _troubles(folder: Path) -> None:
     _one_wants_to_stop(folder / "stopped")
     learn(folder / "stopped", settings(), partial(tiny_model, 5), Session(True, PARTS))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shards, "HuggingFaceStorageWriter", partial(_Full, parallel.rank()))
-        with pytest.raises(KlypeError, match="No space left"):
-            learn(folder / "full", settings(save_every=2))
+    _one_has_no_room(folder / "full")
     learn(folder / "damaged", settings(save_every=2))
 
 
@@ -210,19 +223,6 @@ def troubles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_when_one_is_to_stop_all_stop_after_the_same_step_and_go_on(place: Path, troubles: Path) -> None:
     for name, tensor in weights(place / "plain" / "2").items():  # the same number of processes: bit for bit
         assert torch.equal(tensor, weights(troubles / "stopped")[name]), name
-
-
-class _Full(shards.HuggingFaceStorageWriter):
-    """A disk that has no room any more, on the second process, for the second state."""
-
-    def __init__(self, rank: int, path: str, **how: Any) -> None:
-        super().__init__(path, **how)
-        self._is_full = rank == 1 and "step-000004" in path
-
-    def write_data(self, *arguments: Any) -> Any:
-        if self._is_full:
-            raise OSError(28, "No space left on device")
-        return super().write_data(*arguments)
 
 
 def test_a_full_disk_of_one_is_an_error_of_all_and_the_earlier_state_is_intact(troubles: Path) -> None:
@@ -346,13 +346,9 @@ def test_ranks_agree_on_what_only_one_of_them_knows(tmp_path: Path) -> None:
     team(3, _agreeing, tmp_path)
 
 
-def test_a_batch_is_dealt_whole_and_what_is_left_over_teaches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parallel, "ranks", lambda: 3)
+def test_a_batch_is_dealt_whole_and_what_is_left_over_teaches_nothing() -> None:
     batches = [part(i, slice(0, 2)) for i in range(4)]
-    dealt: list[Sequence[Batch]] = []
-    for rank in range(3):
-        monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
-        dealt.append(parallel.dealt(batches))
+    dealt = [parallel.dealt(batches, rank, 3) for rank in range(3)]
     assert [len(own) for own in dealt] == [2, 2, 2]
     taught = [batch for own in dealt for batch in own if batch.weights_BT.any()]
     assert sorted(map(id, taught)) == sorted(map(id, batches))

@@ -11,7 +11,6 @@ import torch
 from train_toys import VOCAB, tiny_model
 
 from klype.errors import Interrupted, KlypeError
-from klype.train import features
 from klype.train.audit import bias_audit
 from klype.train.features import answer_features, feature_names
 from klype.train.loop import Session
@@ -67,7 +66,7 @@ def test_scores_are_centred_scaled_and_independent_of_company(fitted: RewardMode
     assert (fitted.uncertainty(prompts[:5], answers[:5]) > 0).all()
 
 
-def test_features_equal_their_definition(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_features_equal_their_definition() -> None:
     model = tiny_model()
     prompts, answers = [(1, 2, 3), (4,), (5, 6)], [(7, 8, 9, 10), (9,), ()]
     rows = answer_features(model, prompts, answers)
@@ -86,8 +85,7 @@ def test_features_equal_their_definition(monkeypatch: pytest.MonkeyPatch) -> Non
             torch.testing.assert_close(row[48:], torch.stack([*expected, torch.tensor(float(len(answer)))]))
         else:
             assert row[48:].abs().max() == 0
-    monkeypatch.setattr(features, "ROWS_TOKENS", 4)
-    torch.testing.assert_close(answer_features(model, prompts, answers), rows)
+    torch.testing.assert_close(answer_features(model, prompts, answers, at_once=4), rows)
 
 
 def test_features_of_answers_to_one_prompt_are_those_of_each_alone() -> None:

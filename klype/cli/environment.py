@@ -52,11 +52,11 @@ def wants_json(argv: list[str]) -> bool:
     return "--json" in options
 
 
-def program(environ: Mapping[str, str] = os.environ) -> str:
+def program(environ: Mapping[str, str] = os.environ, python: str = sys.executable) -> str:
     """How this klype is called from the user's shell: ``klype`` where the shell finds it, else by its path."""
-    script = Path(sys.executable).with_name("klype.exe" if sys.platform == "win32" else "klype")
+    script = Path(python).with_name("klype.exe" if sys.platform == "win32" else "klype")
     if not script.is_file():
-        return f"{shlex.quote(sys.executable)} -m klype"
+        return f"{shlex.quote(python)} -m klype"
     found = shutil.which("klype", path=environ.get("PATH", ""))
     if found is not None and Path(found).samefile(script):
         return "klype"

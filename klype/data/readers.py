@@ -26,7 +26,7 @@ from klype.errors import KlypeError, UsageError
 from klype.jsons import parsed
 
 _SAVE = "Save it as UTF-8 (klype run and klype train take --encoding, often latin-1)."
-_BLOCK = 16 * 2**20  # bytes of a plain file that are read at a time
+BLOCK = 16 * 2**20  # bytes
 _SHOWN = 20  # bad rows that are kept to be shown; all are counted
 _NAMED = 3  # of them that are said in the terminal
 
@@ -77,7 +77,7 @@ class TextOptions:
     """``encoding`` of text files, the field of a row that holds the text (empty: found out), where bad rows go.
 
     ``language``: of fields that say theirs at their end (title_nb, title_en), only these. ``unpacked``: bytes that a
-    packed file may hold.
+    packed file may hold; ``block``: of a plain file, how many are read at a time.
     """
 
     encoding: str = "utf-8"
@@ -85,6 +85,7 @@ class TextOptions:
     language: str = ""
     bad: BadRows = field(default_factory=BadRows)
     unpacked: int = UNPACKED
+    block: int = BLOCK
 
 
 Rows = Iterator[tuple[int, dict[str, Any]]]
@@ -172,9 +173,9 @@ def _plain(file: Path, options: TextOptions) -> Iterator[TextDocument]:
         return
     offset, part, rest = 0, 0, b""
     with open_stream(file, options.unpacked) as stream:
-        while block := read(stream, file, _BLOCK):
+        while block := read(stream, file, options.block):
             rest += block
-            cut = rest.rfind(b"\n") + 1 if len(block) == _BLOCK else len(rest)
+            cut = rest.rfind(b"\n") + 1 if len(block) == options.block else len(rest)
             if not cut and len(rest) >= LONGEST and not (cut := rest.rfind(b" ") + 1):
                 raise KlypeError(f"{file} has {LONGEST >> 20} MiB without a space: that is no text.", "Check the file.")
             if cut:

@@ -44,7 +44,7 @@ FEW = 16
 WIDTH = 16
 """All of a model's widths must be multiples of this."""
 BLOCK = 64
-"""Rows of a matrix that lie side by side."""
+"""step.c: BLOCK."""
 
 
 class Matrix(ctypes.Structure):
@@ -84,9 +84,10 @@ class ModelFields(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Kernel:
-    """What was compiled."""
+    """What was compiled, and how many rows of a matrix lie side by side for it."""
 
     library: ctypes.CDLL
+    block: int = BLOCK
 
     def takes(self, x: Tensor) -> bool:
         """Whether these are few rows."""
@@ -107,13 +108,18 @@ def kernel(folder: Path, announce: Callable[[], None] = lambda: None) -> Kernel 
     return None if found is None else Kernel(found)
 
 
-def library(sources: Sequence[Path], folder: Path, announce: Callable[[], None] = lambda: None) -> ctypes.CDLL | None:
+def library(
+    sources: Sequence[Path],
+    folder: Path,
+    announce: Callable[[], None] = lambda: None,
+    compilers: Sequence[str] = COMPILERS,
+) -> ctypes.CDLL | None:
     """Compiled now, or before: it is kept in ``folder``, for these instructions of the processor and this source.
 
     None where there is no C compiler, or no place to keep it that is the user's alone. ``announce`` is called before
     a compilation.
     """
-    compiler = next((found for name in COMPILERS if (found := shutil.which(name))), None)
+    compiler = next((found for name in compilers if (found := shutil.which(name))), None)
     if compiler is None or sys.platform == "win32":
         return None
     texts = [source.read_text(encoding="utf-8") for source in sources]
@@ -187,19 +193,19 @@ def suits(config: ModelConfig) -> bool:
     return not config.conv and not any(size % WIDTH for size in (config.width, config.head_dim, config.hidden))
 
 
-def blocked(weight_OI: Tensor) -> Tensor:
-    """As ``step.c`` reads a matrix: [O / 64, I, 64], in bfloat16 [O / 64, I / 2, 64, 2], the last block filled up."""
+def blocked(weight_OI: Tensor, block: int) -> Tensor:
+    """As ``step.c`` reads a matrix: [O / B, I, B], in bfloat16 [O / B, I / 2, B, 2], the last block of B filled up."""
     rows, columns = weight_OI.shape
     beside = 2 if weight_OI.dtype == torch.bfloat16 else 1
-    filled = pad(weight_OI, (0, 0, 0, -rows % BLOCK))
-    return filled.view(-1, BLOCK, columns // beside, beside).transpose(1, 2).contiguous()
+    filled = pad(weight_OI, (0, 0, 0, -rows % block))
+    return filled.view(-1, block, columns // beside, beside).transpose(1, 2).contiguous()
 
 
-def lies_in_blocks(weight_OI: Tensor, address: int, size: int) -> bool:
+def lies_in_blocks(weight_OI: Tensor, address: int, size: int, block: int) -> bool:
     """Whether so many bytes at this address are the matrix as ``blocked`` lays it: other processors have other ways."""
     if weight_OI.shape[1] % WIDTH:
         return False
-    wanted = blocked(weight_OI)
+    wanted = blocked(weight_OI, block)
     found = (ctypes.c_char * size).from_address(address)
     return wanted.nbytes == size and torch.equal(wanted.flatten(), torch.frombuffer(found, dtype=wanted.dtype))
 

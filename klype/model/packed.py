@@ -42,7 +42,8 @@ class BlockedLinear(nn.Module):
         self.register_buffer("bias", bias)
         self.wide_bias = None if bias is None else bias.float()
         address, size = torch.ops.mkldnn.data_ptr(self.matrix), torch.ops.mkldnn._nbytes(self.matrix)
-        self.kernel = kernel if kernel is not None and native.lies_in_blocks(weight, address, size) else None
+        known = kernel is not None and native.lies_in_blocks(weight, address, size, kernel.block)
+        self.kernel = kernel if known else None
         self.fields = native.matrix_at(address, weight, self.wide_bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -65,7 +66,7 @@ class Int8Linear(nn.Module):
         super().__init__()
         scale_O1 = (weight.float().abs().amax(1, keepdim=True) / 127).clamp_min(1e-12).bfloat16()
         matrix_OI = (weight.float() / scale_O1.float()).round_().clamp_(-127, 127).to(torch.int8)
-        self.register_buffer("matrix", matrix_OI if kernel is None else native.blocked(matrix_OI))
+        self.register_buffer("matrix", matrix_OI if kernel is None else native.blocked(matrix_OI, kernel.block))
         self.register_buffer("scale", scale_O1[:, 0].contiguous())
         self.register_buffer("bias", None if bias is None else bias.bfloat16())
         self.in_blocks = weight.device.type == "cpu" and all(size % BLOCK == 0 for size in weight.shape)

@@ -29,20 +29,21 @@ WAIT_S = 0.7
 
 
 class Door:
-    """``inside`` checks the key or the session that was begun here."""
+    """``inside`` checks the key or the session that was begun here. A wrong key costs so many seconds."""
 
-    def __init__(self, inside: ASGIApp, key: str, sessions: Sessions, path: str = PATH) -> None:
-        self.inside, self.sessions, self.path = inside, sessions, path
+    def __init__(self, inside: ASGIApp, key: str, sessions: Sessions, path: str = PATH, wait_s: float = WAIT_S) -> None:
+        self.inside, self.sessions, self.path, self.wait_s = inside, sessions, path, wait_s
         self._key = digest(key.encode())
         self._turn = asyncio.Lock()
 
     @staticmethod
-    def around(app: ASGIApp, rules: Rules) -> ASGIApp:
+    def around(app: ASGIApp, rules: Rules, wait_s: float = WAIT_S) -> ASGIApp:
         """The guarded app, with a door where there is a key."""
         if rules.key is None:
             return Guard(app, rules)
         sessions = Sessions()
-        return Guard(Door(Guard(app, rules, sessions), rules.key, sessions), replace(rules, key=None))
+        door = Door(Guard(app, rules, sessions), rules.key, sessions, wait_s=wait_s)
+        return Guard(door, replace(rules, key=None))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] == self.path:
@@ -63,7 +64,7 @@ class Door:
             return answer
         if not hmac.compare_digest(digest(given.get("key", "").strip().encode()), self._key):
             async with self._turn:
-                await asyncio.sleep(WAIT_S)
+                await asyncio.sleep(self.wait_s)
             return self._page(w, wrong=True)
         self.sessions.end(known)
         answer = RedirectResponse("/", 303)

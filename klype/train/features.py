@@ -30,21 +30,23 @@ def feature_names(width: int) -> list[str]:
 
 
 @torch.no_grad()
-def answer_features(trunk: nn.Module, prompts: Sequence[Ids], answers: Sequence[Ids]) -> torch.Tensor:
+def answer_features(
+    trunk: nn.Module, prompts: Sequence[Ids], answers: Sequence[Ids], at_once: int = ROWS_TOKENS
+) -> torch.Tensor:
     """[N, 3 D + 6], float32, on the CPU: the state at the last token, the mean over the answer's tokens, that over
     its first three (an answer's manner is in how it begins; a mean over all is diluted by its length), and of its
     tokens the sum, minimum and mean of log p, the maximum (at least 0) and positive sum of surprise - entropy, and
     their number.
 
-    Rows are computed by length, so that little is padded, and a prompt once for all of its answers; an answer's row
-    does not depend on its neighbours, but for rounding. Prompts must not be empty. An empty answer has the prompt's
-    last state and zeros.
+    Rows are computed by length, at most ``at_once`` padded tokens a pass, so that little is padded, and a prompt once
+    for all of its answers; an answer's row does not depend on its neighbours, but for rounding. Prompts must not be
+    empty. An empty answer has the prompt's last state and zeros.
     """
     if not prompts:
         raise AssertionError("features of no answers were asked for")
     rows: list[torch.Tensor] = []
     order: list[int] = []
-    for groups in _chunks(prompts, answers):
+    for groups in _chunks(prompts, answers, at_once):
         order += [i for group in groups for i in group]
         states_BAD, answers_BA, lengths_B = _read(trunk, prompts, answers, groups)
         rows.append(_features(cast(LanguageModel, trunk), states_BAD, answers_BA, lengths_B))
@@ -53,9 +55,9 @@ def answer_features(trunk: nn.Module, prompts: Sequence[Ids], answers: Sequence[
     return torch.cat(rows).cpu()[back]
 
 
-def _chunks(prompts: Sequence[Ids], answers: Sequence[Ids]) -> list[list[list[int]]]:
-    """Answers by their prompt, those with equally many and of a length together; at most ROWS_TOKENS padded positions
-    a chunk."""
+def _chunks(prompts: Sequence[Ids], answers: Sequence[Ids], at_once: int) -> list[list[list[int]]]:
+    """Answers by their prompt, those with equally many and of a length together; at most so many padded positions a
+    chunk."""
     of: dict[tuple[int, ...], list[int]] = {}
     for i, prompt in enumerate(prompts):
         of.setdefault(tuple(prompt), []).append(i)
@@ -65,7 +67,7 @@ def _chunks(prompts: Sequence[Ids], answers: Sequence[Ids]) -> list[list[list[in
     size = longest_prompt = longest = 0
     for number, shared, own, group in sorted(sized, key=lambda row: (row[0], row[1] + row[2])):
         longest_prompt, longest = max(longest_prompt, shared), max(longest, own)
-        if number != size or (len(chunks[-1]) + 1) * (longest_prompt + number * longest) > ROWS_TOKENS:
+        if number != size or (len(chunks[-1]) + 1) * (longest_prompt + number * longest) > at_once:
             chunks.append([])
             size, longest_prompt, longest = number, shared, own
         chunks[-1].append(group)

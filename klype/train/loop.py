@@ -306,7 +306,7 @@ class _Run:
         drawn = [next(self.batches) for _ in range(self.settings.micro_batches)]
         for batch in drawn:
             add(shown, batch.extra.get("metrics", {}), 1 / self.settings.micro_batches)
-        for parts in self.replicas.run(self.objective, parallel.dealt(drawn)):
+        for parts in self.replicas.run(self.objective, parallel.dealt(drawn, parallel.rank(), parallel.ranks())):
             self.optimizer.collect([part.home for part in parts])
             for part in parts:
                 add(sums, part.sums, 1.0)

@@ -146,12 +146,12 @@ def together(work: Callable[[], None]) -> None:
         raise failed or OSError(errno.EIO, "another process could not")
 
 
-def dealt(batches: Sequence[Batch]) -> list[Batch]:
-    """Those of a step's micro-batches that this rank computes: as many on every rank, for all take part in every
+def dealt(batches: Sequence[Batch], rank: int, ranks: int) -> list[Batch]:
+    """Those of a step's micro-batches that a rank computes: as many on every rank, for all take part in every
     exchange. Where they do not come out even, some rank gets one with nothing to learn.
     """
-    most = -(-len(batches) // ranks())
-    own = list(batches[rank() :: ranks()])
+    most = -(-len(batches) // ranks)
+    own = list(batches[rank::ranks])
     return own + [_idle(batches[0])] * (most - len(own))
 
 
