@@ -1,6 +1,8 @@
 """A checkpoint comes back as it was, shows any damage, and is whole or not there."""
 
+import itertools
 import json
+import math
 import os
 import random
 import shutil
@@ -17,8 +19,8 @@ from full_disk import full_disk
 from safetensors.torch import load_file, save_file
 
 from klype.errors import KlypeError, UsageError
-from klype.model import checkpoint, manifest
-from klype.model.checkpoint import load, read_config, save
+from klype.model import manifest
+from klype.model.checkpoint import load, memory_needed, read_config, save
 from klype.model.convert import config_from_hf, config_to_hf, hf_shapes, weights_from_hf, weights_to_hf
 from klype.model.transformer import Transformer
 from klype.text.chat import TEMPLATE
@@ -107,50 +109,51 @@ def test_a_folder_without_its_manifest_is_unfinished(tmp_path: Path) -> None:
         load(folder)
 
 
+def is_ended(die_at: int, work: Callable[[], None]) -> bool:
+    """Does it in a process that is killed before its k-th rename; whether it came to its end."""
+    pid = os.fork()
+    if pid == 0:
+        left = itertools.count(die_at, -1)
+
+        def dies(event: str, about: object) -> None:
+            if event == "os.rename" and next(left) == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        try:
+            sys.addaudithook(dies)
+            work()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert code in (0, -signal.SIGKILL)
+    return code == 0
+
+
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork")
 @pytest.mark.parametrize("beside", [False, True])
-def test_killed_at_any_step_the_old_or_the_new_one_loads(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beside: bool
-) -> None:
+def test_killed_at_any_step_the_old_or_the_new_one_loads(tmp_path: Path, beside: bool) -> None:
     """The process ends before its k-th rename, for every k: what loads is whole, and other files stay."""
-    renames = 0
-
-    def dying(real: Callable[..., None], die_at: int) -> Callable[..., None]:
-        def rename(*args: object) -> None:
-            nonlocal renames
-            renames += 1
-            if renames > die_at:
-                raise KeyboardInterrupt
-            real(*args)
-
-        return rename
-
-    real_rename, real_replace, tried = os.rename, os.replace, 0
+    tried = 0
     for die_at in range(20):
         folder = tmp_path / str(die_at)
         if beside:
             save(folder, model(seed=1), TOKENIZER, {"stage": "old"})
             (folder / "metrics.jsonl").write_text("{}\n")
-        renames = 0
-        monkeypatch.setattr(os, "rename", dying(real_rename, die_at))
-        monkeypatch.setattr(os, "replace", dying(real_replace, die_at))
-        try:
-            save(folder, model(seed=2), TOKENIZER, {"stage": "new"})
-            ended = True
-        except KeyboardInterrupt:
-            ended, tried = False, tried + 1
-        monkeypatch.setattr(os, "rename", real_rename)
-        monkeypatch.setattr(os, "replace", real_replace)
-        if not folder.exists():
+        ended = is_ended(die_at, lambda folder=folder: save(folder, model(seed=2), TOKENIZER, {"stage": "new"}))
+        tried += not ended
+        if folder.exists():
+            loaded = load(folder)
+            seed = {"old": 1, "new": 2}[loaded.about["stage"]]
+            assert torch.equal(loaded.model(TOKENS), model(seed=seed)(TOKENS))
+            assert loaded.about["stage"] == "new" or die_at == 0
+        else:
             assert not beside
             assert die_at == 0
-            continue
-        loaded = load(folder)
-        seed = {"old": 1, "new": 2}[loaded.about["stage"]]
-        assert torch.equal(loaded.model(TOKENS), model(seed=seed)(TOKENS))
-        assert loaded.about["stage"] == "new" or die_at == 0
+        save(folder, model(seed=3), TOKENIZER, {"stage": "next"})
         assert (folder / "metrics.jsonl").exists() == beside
-        assert not [f for f in folder.iterdir() if f.name.startswith(".")]
+        assert not [f for f in (*folder.iterdir(), *tmp_path.iterdir()) if f.name.startswith(".")]
         if ended:
             break
     assert tried == (10 if beside else 1)
@@ -322,17 +325,25 @@ def test_malformed_weights_are_refused(tmp_path: Path, number: int) -> None:
         load(folder)
 
 
-def test_a_model_larger_than_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = saved(tmp_path)
+def test_a_model_larger_than_memory_is_refused(tmp_path: Path) -> None:
+    """Its weights are a hole in a file of terabytes. Beside them, packing and a text's keys and values take room."""
 
-    weights = read_config(folder).parameters * 4
+    def grow(folder: Path) -> None:
+        asked = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(asked | {"intermediate_size": 1 << 32}))
+        at, described = 0, {}
+        for name, shape in hf_shapes(read_config(folder)):
+            size = 4 * math.prod(shape)
+            described[name] = {"dtype": "F32", "shape": shape, "data_offsets": [at, at + size]}
+            at += size
+        (folder / "model.safetensors").write_bytes(raw := header(json.dumps(described), b""))
+        os.truncate(folder / "model.safetensors", len(raw) + at)
 
-    class Memory:
-        available = weights + 1000  # the weights alone would fit, packing and a text's cache would not
-
-    monkeypatch.setattr(checkpoint.psutil, "virtual_memory", Memory)
+    folder = foreign(tmp_path, grow)
     with pytest.raises(KlypeError, match="GiB of memory"):
         load(folder)
+    config = model().config
+    assert memory_needed(config, torch.float32) > 4 * config.parameters + 1000
 
 
 def test_no_template_and_other_weights(tmp_path: Path) -> None:

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import itertools
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from klype.device import WAKING
-from klype.engine import prefix_cache
 from klype.engine.engine import Engine
-from klype.engine.prefix_cache import CachedPrefix, by_shelf
-from klype.engine.runner import NativeRunner
+from klype.engine.prefix_cache import CHUNK, SPARE, CachedPrefix, PrefixCache, by_shelf
+from klype.engine.runner import Indices, NativeRunner
 from klype.engine.sampling import draw, noise, shape
 from klype.errors import KlypeError, UsageError
 from klype.model.cache import Cache
+from klype.model.cached_attention import WRITTEN
 from klype.model.transformer import Transformer
 from klype.sources.native import EngineSource
 from klype.sources.source import answers
@@ -301,16 +303,26 @@ def test_events_that_nobody_waits_for_end_the_work() -> None:
     assert len(answers(source, requests)[0]) == 2
 
 
-def test_after_a_failure_no_two_answers_share_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+class LacksMemoryOnce(NativeRunner):
+    """When rows leave for the first time."""
+
+    lacks = True
+
+    def remove(self, ended_R: npt.NDArray[np.bool_]) -> Indices:
+        if self.lacks:
+            self.lacks = False
+            raise MemoryError
+        return super().remove(ended_R)
+
+
+def test_after_a_failure_no_two_answers_share_a_line() -> None:
     """It fails while ended rows leave, when half of them have been put away: the next answers are as if alone."""
-    one = engine()
+    one = Engine(LacksMemoryOnce(toy("conv")))
     for token in range(6):
         one.add(Request((token,), limit=2 + token % 2))
     one.step()
-    with monkeypatch.context() as broken:
-        broken.setattr(Cache, "remove", lambda *_: (_ for _ in ()).throw(MemoryError))
-        with pytest.raises(MemoryError):
-            one.step()
+    with pytest.raises(MemoryError):
+        one.step()
     assert not one.busy
     requests = [Request((token,), n=3, limit=9, seed=token) for token in range(6)]
     assert [[t.tokens for t in group] for group in one.run(requests)] == [
@@ -423,11 +435,13 @@ def test_long_ragged_prompts_are_read_in_chunks(name: str) -> None:
     assert one.prefixes.tokens == sum(map(len, prompts)) - 900
 
 
-def test_wide_reads_use_the_fused_kernel_and_agree(monkeypatch: pytest.MonkeyPatch) -> None:
-    prompts = [tuple((i * j + j) % 23 for j in range(40)) for i in range(1, 5)]
-    written = engine("grouped").next(prompts)
-    monkeypatch.setattr("klype.model.cached_attention.WRITTEN", 0)
-    for a, b in zip(written, engine("grouped").next(prompts), strict=True):
+def test_wide_reads_use_the_fused_kernel_and_agree() -> None:
+    """With others there are too many scores to be written out, alone there are not."""
+    model = toy("grouped", window=1200)
+    prompts = [tuple((i * j + j) % 23 for j in range(1100)) for i in range(1, 13)]
+    assert len(prompts) * 4 * CHUNK * 2 * CHUNK > WRITTEN > 4 * CHUNK * 1100
+    for prompt, b in zip(prompts, Engine(model).next(prompts), strict=True):
+        (a,) = Engine(model).next([prompt])
         assert [a.p(token) for token in range(23)] == pytest.approx([b.p(token) for token in range(23)], abs=1e-5)
 
 
@@ -460,12 +474,12 @@ def test_where_prompts_lie_in_memory_does_not_order_them() -> None:
         assert by_shelf(places) == [2, 0, 1, 4, 3]
 
 
-def test_little_of_a_pass_is_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_little_of_a_pass_is_padding() -> None:
     """… even where a model is so large that nothing is spare for it."""
-    monkeypatch.setattr(prefix_cache, "SPARE", 0)
+    large = SimpleNamespace(config=toy("llama").config.model_copy(update={"hidden": SPARE}))
     rng = np.random.default_rng(0)
     prompts = [tuple(rng.integers(0, 23, length).tolist()) for length in rng.integers(1, 60, 50)]
-    batches = engine().prefixes._batches(prompts, {prompt: [len(prompt)] for prompt in prompts})
+    batches = PrefixCache(large)._batches(prompts, {prompt: [len(prompt)] for prompt in prompts})  # type: ignore[arg-type]
     assert sorted(prompt for batch in batches for prompt in batch) == sorted(prompts)
     assert len(batches) < 12
     for lengths in ([len(prompt) for prompt in batch] for batch in batches):
