@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -88,12 +87,6 @@ def test_near_repetitions_are_left_out_where_datasketch_is_there(tokenizer: Toke
     texts = [long, long.replace("39", "trettini"), " ".join(f"Noe annet om {i} dyr og planter." for i in range(40))]
     prepared = prepare([TextDocument(t, "here") for t in texts], tokenizer, tmp_path, near_duplicates(0.8))
     assert (len(prepared.train) + len(prepared.held_out), prepared.near) == (2, 1)
-
-
-def test_without_datasketch_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "datasketch", None)
-    with pytest.raises(KlypeError, match="datasketch"):
-        near_duplicates()
 
 
 @pytest.mark.slow

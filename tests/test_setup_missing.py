@@ -1,0 +1,44 @@
+"""A package that is not installed is named by whatever needs it, with how to install it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+NEEDS = {
+    "ordb": "gather(RunOptions(), read('norsk').data, BadRows())",
+    "datasketch": "near_duplicates()",
+    "torch.utils.tensorboard": "write_events(run)",
+}
+WITHOUT = f"""
+import sys
+sys.modules |= dict.fromkeys({[*NEEDS]})
+from pathlib import Path
+from klype.data.prepare import near_duplicates
+from klype.data.readers import BadRows
+from klype.errors import KlypeError
+from klype.runs.events import write_events
+from klype.runs.material import gather
+from klype.runs.options import RunOptions
+from klype.runs.recipe import read
+run = Path(sys.argv[1])
+for needs in {[*NEEDS.values()]}:
+    try:
+        eval(needs)
+    except KlypeError as error:
+        print(error.message, error.hint)
+"""
+
+
+@pytest.mark.slow
+def test_what_is_not_installed_is_named(tmp_path: Path) -> None:
+    (tmp_path / "pretrain").mkdir()
+    (tmp_path / "pretrain" / "metrics.jsonl").write_text('{"step": 1, "loss": 3.0}\n')
+    asked = subprocess.run([sys.executable, "-c", WITHOUT, str(tmp_path)], capture_output=True, text=True, check=True)
+    told = asked.stdout.splitlines()
+    for package, line in zip(NEEDS, told, strict=True):
+        assert f"package {package.rpartition('.')[2]}, which is not installed" in line
+        assert "pip install 'klype[" in line
