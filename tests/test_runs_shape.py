@@ -17,14 +17,15 @@ from klype.errors import UsageError
 from klype.model.checkpoint import read_config
 from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
-from klype.runs import pipeline, promise, stages
+from klype.runs import pipeline
 from klype.runs.adapting import suited
 from klype.runs.folder import read_run
 from klype.runs.options import RunOptions, Size, StageOptions
-from klype.runs.recipe import SHAPES, Recipe, read
+from klype.runs.plan import look
+from klype.runs.promise import Look, settle
+from klype.runs.recipe import SHAPES, ModelSection, Recipe, read
 from klype.runs.say import Silent
 from klype.runs.shape import enough, fitting, in_time, model_config
-from klype.runs.stages import Run
 
 VOCABULARY = 2048
 SET = ("model.width=32", "model.layers=1", "model.heads=2", "model.hidden=32", "model.window=64")
@@ -106,27 +107,19 @@ def test_what_is_no_model_is_said_before_anything_is_read(settings: tuple[str, .
         assert "model.heads" in error.value.hint
 
 
-class Learnt(Exception):  # noqa: N818
-    """Where the test's learning ends: the shape has been settled."""
-
-
-def settled(
-    folder: Path, text: Path | None, monkeypatch: pytest.MonkeyPatch, **asked: Any
-) -> tuple[ModelConfig, list[str]]:
-    """The shape of a stage's model as it begins to learn, and what was said."""
-
-    def learn(run: Run, stage: str, model: Transformer, *rest: Any) -> None:
-        said.append(model.config)
-        raise Learnt
-
-    said: list[Any] = []
+def settled(folder: Path, text: Path | None, look: Look = look, **asked: Any) -> tuple[ModelSection, list[str]]:
+    """The shape of a stage's model, and what was said of it."""
     say = Silent()
-    monkeypatch.setattr(stages, "learn", learn)
-    options: dict[str, Any] = {"stage": "pretrain", "out": folder, "resume": text is None, **asked}
-    options |= {"text": (str(text),), "overrides": (*FEW, *asked.get("overrides", ()))} if text else {}
-    with pytest.raises(Learnt):
-        pipeline.train_stage(make(StageOptions, options), say)
-    return said[0], say.notes
+    values: dict[str, Any] = {"stage": "pretrain", "out": folder, "resume": text is None, **asked}
+    values |= {"text": (str(text),), "overrides": (*FEW, *asked.get("overrides", ()))} if text else {}
+    options = make(StageOptions, values)
+    if text is None:
+        options, recipe = pipeline.as_begun(folder, options)
+    else:
+        recipe = read("text", options.overrides)
+    life = pipeline.open_run(folder, options, recipe, say, resumed=text is None)
+    settle(life, look)
+    return life.recipe.model, say.notes
 
 
 @pytest.fixture
@@ -138,23 +131,26 @@ def text(tmp_path: Path) -> Path:
     return file
 
 
-def test_steps_minutes_and_the_text_decide(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made, notes = settled(tmp_path / "few", text, monkeypatch, steps=2)
+def test_steps_minutes_and_the_text_decide(tmp_path: Path, text: Path) -> None:
+    made, notes = settled(tmp_path / "few", text, steps=2)
     assert (made.width, made.layers) == (96, 2)
     assert any("2 layers, 96 wide: the largest that 2 steps can teach" in note for note in notes)
     assert read_run(tmp_path / "few")["settings"]["model"]["width"] == 96
-    made, notes = settled(tmp_path / "many", text, monkeypatch, steps=2000)
+    made, notes = settled(tmp_path / "many", text, steps=2000)
     assert made.width > 192
-    again, _ = settled(tmp_path / "many", None, monkeypatch)
+    again, _ = settled(tmp_path / "many", None)
     assert again == made
-    short, notes = settled(tmp_path / "short", text, monkeypatch, minutes=0.01)
+    short, notes = settled(tmp_path / "short", text, minutes=0.01)
     assert short.width == 96
     assert any("the largest that the time can teach" in note for note in notes)
-    monkeypatch.setattr(promise, "look", lambda model, *rest: model.config.flops_per_token / 1e8)
-    made, notes = settled(tmp_path / "long", text, monkeypatch, minutes=1e4)
+
+    def measured(model: Transformer, *rest: object) -> float:
+        return model.config.flops_per_token / 1e8
+
+    made, notes = settled(tmp_path / "long", text, measured, minutes=1e4)
     assert any("the largest that this text can teach" in note for note in notes)
     often = ("pretrain.passes=100000",)
-    longer, notes = settled(tmp_path / "passes", text, monkeypatch, minutes=1e4, overrides=often)
+    longer, notes = settled(tmp_path / "passes", text, measured, minutes=1e4, overrides=often)
     assert longer.width == SHAPES["large"].width > made.width
     assert any("the largest that the time can teach" in note for note in notes)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
@@ -16,11 +17,17 @@ from klype.train.objectives import cross_entropy
 
 SHORTEST = 2  # minutes of a run that ends in time
 
+Look = Callable[..., float]
+"""Like ``klype.runs.plan.look``."""
 
-def settle(life: Run) -> None:
-    """Chooses the shape of a new model where the recipe leaves it open, for good, and says what is going to be made."""
+
+def settle(life: Run, look: Look = look) -> None:
+    """Chooses the shape of a new model where the recipe leaves it open, for good, and says what is going to be made.
+
+    ``look`` tells how long a step takes.
+    """
     began = time.perf_counter()
-    recipe, limit = _shaped(life)
+    recipe, limit = _shaped(life, look)
     if limit:
         life.recipe = life.subject.recipe = recipe
         life.settling_s = time.perf_counter() - began
@@ -38,7 +45,7 @@ def settle(life: Run) -> None:
         )
 
 
-def _shaped(run: Run) -> tuple[Recipe, str]:
+def _shaped(run: Run, look: Look) -> tuple[Recipe, str]:
     """The run's recipe with a shape for a new model, and what keeps it from being larger ("": it was not open)."""
     recipe, lesson = run.recipe, run.recipe.pretrain
     if run.start is not None or not recipe.model.open:
