@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -157,10 +160,9 @@ def test_every_command_works_on_another_architecture(
     assert (tmp_path / "out" / "report.html").is_file()
 
 
-def test_hub_names_come_from_the_local_cache(
-    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    constants = pytest.importorskip("huggingface_hub.constants")
+@pytest.mark.slow
+def test_hub_names_come_from_the_local_cache(folders: dict[str, Path], tmp_path: Path) -> None:
+    pytest.importorskip("huggingface_hub")
     cache = tmp_path / "hub"
     snapshot = cache / "models--owner--name" / "snapshots" / ("a" * 40)
     snapshot.parent.mkdir(parents=True)
@@ -168,13 +170,24 @@ def test_hub_names_come_from_the_local_cache(
     refs = cache / "models--owner--name" / "refs"
     refs.mkdir()
     (refs / "main").write_text("a" * 40)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
-    monkeypatch.setattr("huggingface_hub._snapshot_download.HF_HUB_CACHE", str(cache), raising=False)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert fetch("owner/name") == snapshot
-    assert document(capsys, "next", "hf:owner/name", "hun", "--raw")["tokens"]
-    with pytest.raises(KlypeError, match=r"hf:owner/other is not on this machine, and the hub cannot be reached"):
-        fetch("owner/other")
+    code = """if True:
+        from klype.cli.main import call
+        from klype.errors import KlypeError
+        from klype.sources.hf_open import fetch
+
+        print(fetch("owner/name"))
+        try:
+            fetch("owner/other")
+        except KlypeError as error:
+            print(error.message)
+        call(["next", "hf:owner/name", "hun", "--raw", "--json"])
+    """
+    environ = os.environ | {"HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
+    asked = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
+    fetched, refused, told = asked.stdout.split("\n", 2)
+    assert fetched == str(snapshot)
+    assert refused.startswith("hf:owner/other is not on this machine, and the hub cannot be reached")
+    assert json.loads(told)["tokens"]
     with pytest.raises(UsageError, match="no name of a model"):
         fetch("../secrets")
 
