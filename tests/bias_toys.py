@@ -7,7 +7,7 @@ import random
 import numpy as np
 
 from klype.data.order import mix
-from klype.experiments.bias.corpus import Asked, Corpus, Ids, Test, Truth
+from klype.experiments.corpus import Corpus, Ids, Question, Test, Truth
 
 SIZE, END = 10, 1  # 0 begins, 1 ends, 2 … 9 are words
 
@@ -27,7 +27,7 @@ class Chain:
 
     def test(self, documents: int = 30) -> Test:
         found = self.documents(mix(0, 3), documents)
-        asked = tuple(Asked((0, word), ((self.after(word)[0],),)) for word in range(2, 6))
+        asked = tuple(Question((0, word), ((self.after(word)[0],),)) for word in range(2, 6))
         shown = ((0, 2), dict(zip(self.after(2), (0.6, 0.3, 0.1), strict=True)))
         return Test(found, self.truth(found), asked, shown)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from klype.examine.facts import FigureFacts
-from klype.experiments.bias.board import Bars, Best, Board, Curve, Row
+from klype.experiments.bias.experiment import Bars, Best, Board, Curve, Row
 
 KINDS = {"one-hot": "baseline", "ensemble": "cure", "oracle": "truth"}
 DOCUMENTS = (50, 100)
@@ -20,7 +20,7 @@ def board(done: bool = True, epochs: int = 4) -> Board:
     kl = {"one-hot": 0.8, "ensemble": 0.5, "oracle": 0.2}
     rows = [
         Row(
-            target=name,
+            arm=name,
             documents=count,
             seeds=2,
             turned=2,

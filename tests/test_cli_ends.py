@@ -20,8 +20,8 @@ from klype.cli import guard
 from klype.cli.main import app, call
 from klype.config import load
 from klype.errors import KlypeError, UsageError
-from klype.experiments.bias.lab import LabSettings
 from klype.experiments.mistakes.course import CourseSettings
+from klype.experiments.training import LabSettings
 from klype.runs import recipe
 from klype.text.chat import TEMPLATE
 from klype.text.tokenizer import Tokenizer

@@ -17,32 +17,25 @@ from klype.answers.traces import replace as replace_file
 from klype.cli.main import call
 from klype.data.kneser_ney import KneserNey
 from klype.errors import KlypeError, UsageError
-from klype.experiments.bias import report, study
-from klype.experiments.bias.board import FILE, Board, document
-from klype.experiments.bias.cell import Cell, Written, finished
-from klype.experiments.bias.corpus import WorldSource, targets
-from klype.experiments.bias.counts import cross_fitted
-from klype.experiments.bias.lab import (
+from klype.experiments.bias import report
+from klype.experiments.bias.experiment import BIAS, Board, board, cost, gaps
+from klype.experiments.bias.lab import Lab
+from klype.experiments.bias.measure import divergence, measure, right
+from klype.experiments.bias.targets import TARGETS, best_share, cross_fitted, hard
+from klype.experiments.corpus import WorldSource, targets
+from klype.experiments.framework import Standing, Written, over_seeds
+from klype.experiments.plan import Choice, Plan, PlanRequest, Speed, fit
+from klype.experiments.training import (
     Averaged,
-    Beside,
     LabelledBatches,
     LabSettings,
-    Lesson,
     Mixture,
-    learn,
+    TrainingHooks,
+    TrainingSet,
+    mixed,
     predict,
     shape,
-)
-from klype.experiments.bias.measure import divergence, measure, right
-from klype.experiments.bias.plan import Asked, Plan, Speed, checked, fit
-from klype.experiments.bias.targets import (
-    TARGETS,
-    best_of,
-    best_share,
-    hard,
-    mixed,
-    steady_together,
-    together,
+    train_model,
     true,
     uniform,
 )
@@ -52,28 +45,30 @@ from klype.train.objectives import cross_entropy, soft_cross_entropy
 from klype.values import Batch
 
 SETTINGS = LabSettings(width=16, layers=1, rows=8, epochs=3, patience=3, teachers=2)
-PLAN = Plan(documents=(12, 24), seeds=2, targets=tuple(row.name for row in TARGETS), settings=SETTINGS)
+PLAN = Plan(documents=(12, 24), seeds=2, arms=tuple(row.name for row in TARGETS), settings=SETTINGS)
 
 
-def cell(folder: Path, documents: int = 24, seed: int = 0, settings: LabSettings = SETTINGS) -> Cell:
+def cell(folder: Path, documents: int = 24, seed: int = 0, settings: LabSettings = SETTINGS) -> Lab:
     source = Chain()
-    return Cell(source.corpus(seed, documents, 20), source.test(), settings, documents, seed, folder)
+    return Lab(source.corpus(seed, documents, 20), source.test(), settings, documents, seed, folder)
 
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Board]:
     folder = tmp_path_factory.mktemp("bias")
-    return folder, study.run(Chain(), PLAN, folder, lambda board: None, workers=2)
+    return folder, BIAS.run(Chain(), PLAN, folder, lambda board: None, workers=2)
 
 
 # targets
 
 
-@pytest.mark.parametrize("row", [row for row in TARGETS if row.make not in (best_of, together, steady_together)])
+@pytest.mark.parametrize(
+    "row", [row for row in TARGETS if row.name not in ("best-of-five", "five-together", "steady-together")]
+)
 def test_every_target_is_a_distribution_over_the_right_documents(row: object, tmp_path: Path) -> None:
     own = cell(tmp_path)
     made = row.make(own)  # type: ignore[attr-defined]
-    assert isinstance(made, Lesson)
+    assert isinstance(made, TrainingSet)
     assert made.documents[: len(own.corpus.train)] == own.corpus.train
     if made.soft is not None:
         soft_NV = made.soft(torch.arange(len(targets(made.documents))))
@@ -94,8 +89,8 @@ def test_soft_targets_are_one_hot_in_the_limit(share: float) -> None:
 def test_soft_cross_entropy_to_one_hot_is_cross_entropy() -> None:
     own = cell(Path())
     torch.manual_seed(0)
-    model = learn(Lesson(own.corpus.train), own.corpus, SETTINGS.model_copy(update={"epochs": 1}), 0).model
-    batch = next(LabelledBatches(Lesson(own.corpus.train, hard(own)), 8, 0))
+    model = train_model(TrainingSet(own.corpus.train), own.corpus, SETTINGS.model_copy(update={"epochs": 1}), 0).model
+    batch = next(LabelledBatches(TrainingSet(own.corpus.train, hard(own)), 8, 0))
     plain = Batch(batch.tokens_BT, batch.targets_BT, batch.weights_BT)
     soft, sharp = soft_cross_entropy(model, batch), cross_entropy(model, plain)
     torch.testing.assert_close(soft.total, sharp.total)
@@ -107,7 +102,7 @@ def test_batches_bring_each_document_once_with_its_own_labels() -> None:
     truth = own.corpus.truth
     assert truth is not None
     soft = true(truth, SIZE)
-    batches = LabelledBatches(Lesson(own.corpus.train, soft), 5, 3)
+    batches = LabelledBatches(TrainingSet(own.corpus.train, soft), 5, 3)
     seen = []
     for _ in range(batches.steps_per_epoch):
         batch = next(batches)
@@ -123,7 +118,7 @@ def test_batches_bring_each_document_once_with_its_own_labels() -> None:
 
 def test_blanks_hide_context_and_nothing_else() -> None:
     documents = tuple((0, *range(2, 10), *range(2, 10), END) for _ in range(40))
-    plain, blanked, again = (LabelledBatches(Lesson(documents), 40, 3, share) for share in (0.0, 0.3, 0.3))
+    plain, blanked, again = (LabelledBatches(TrainingSet(documents), 40, 3, share) for share in (0.0, 0.3, 0.3))
     looks = []
     for _ in range(3):
         seen, hidden = next(plain), next(blanked)
@@ -170,9 +165,9 @@ def test_the_truth_teaches_better_than_one_right_word() -> None:
     source = Chain()
     corpus, test = source.corpus(0, 40, 60), source.test()
     settings = LabSettings(width=16, layers=1, rows=8, epochs=12, patience=12)
-    one_hot = learn(Lesson(corpus.train), corpus, settings, 0)
+    one_hot = train_model(TrainingSet(corpus.train), corpus, settings, 0)
     assert corpus.truth is not None
-    oracle = learn(Lesson(corpus.train, true(corpus.truth, SIZE)), corpus, settings, 0)
+    oracle = train_model(TrainingSet(corpus.train, true(corpus.truth, SIZE)), corpus, settings, 0)
     assert measure(oracle.model, test)["kl"] < measure(one_hot.model, test)["kl"]
     assert min(loss for _, loss, _ in one_hot.curve) <= one_hot.curve[0][1]
 
@@ -180,7 +175,7 @@ def test_the_truth_teaches_better_than_one_right_word() -> None:
 def test_a_model_is_taken_where_held_out_loss_was_least() -> None:
     corpus = Chain().corpus(0, 8, 60)
     settings = LabSettings(width=16, layers=1, rows=4, epochs=40, patience=2, decay=0.0)
-    learnt = learn(Lesson(corpus.train), corpus, settings, 1)
+    learnt = train_model(TrainingSet(corpus.train), corpus, settings, 1)
     losses = [loss for _, loss, _ in learnt.curve]
     assert learnt.turned
     assert len(losses) - 1 - losses.index(min(losses)) == settings.patience
@@ -208,7 +203,7 @@ def test_the_mean_of_weights_is_its_definition() -> None:
 def test_a_model_of_averaged_weights_is_the_one_that_was_looked_at() -> None:
     corpus = Chain().corpus(0, 16, 60)
     settings = SETTINGS.model_copy(update={"average": 0.9, "blanks": 0.2})
-    learnt = learn(Lesson(corpus.train), corpus, settings, 1)
+    learnt = train_model(TrainingSet(corpus.train), corpus, settings, 1)
     at_N1 = torch.from_numpy(targets(corpus.held_out))[:, None]
     again = float(-predict(learnt.model, corpus.held_out).gather(1, at_N1).mean())
     assert again == pytest.approx(min(loss for _, loss, _ in learnt.curve), abs=1e-6)
@@ -220,15 +215,17 @@ def test_compiled_code_trains_the_same_model(tmp_path: Path) -> None:
     if found is None:
         pytest.skip("no C compiler")
     own = cell(tmp_path)
-    lesson = Lesson(own.corpus.train, hard(own))
-    plain, compiled = (learn(lesson, own.corpus, SETTINGS, 0, Beside(fused=code)) for code in (None, found))
+    lesson = TrainingSet(own.corpus.train, hard(own))
+    plain, compiled = (
+        train_model(lesson, own.corpus, SETTINGS, 0, TrainingHooks(fused=code)) for code in (None, found)
+    )
     assert [loss for _, loss, _ in compiled.curve] == pytest.approx([loss for _, loss, _ in plain.curve], rel=1e-3)
 
 
 def test_a_mixture_of_one_is_that_one_and_of_two_lies_between() -> None:
     own = cell(Path())
     once = SETTINGS.model_copy(update={"epochs": 1})
-    a, b = (learn(Lesson(own.corpus.train), own.corpus, once, seed).model for seed in (1, 2))
+    a, b = (train_model(TrainingSet(own.corpus.train), own.corpus, once, seed).model for seed in (1, 2))
     documents = own.test.documents
     torch.testing.assert_close(predict(Mixture([a]), documents), predict(a, documents))
     mean = (predict(a, documents).exp() + predict(b, documents).exp()) / 2
@@ -267,8 +264,8 @@ def test_the_truth_itself_has_no_divergence_and_is_calibrated() -> None:
     assert found["reverse_kl"] == pytest.approx(0, abs=1e-6)
     assert found["s"] == pytest.approx(1)
     assert found["calibration"] == pytest.approx(0, abs=1e-6)
-    asked = [Chain().next(q.prefix[-1])[q.answers[0][0]] for q in test.asked]
-    assert right(Saying(0.0), test.asked) == pytest.approx(np.mean(asked))
+    asked = [Chain().next(q.prefix[-1])[q.answers[0][0]] for q in test.questions]
+    assert right(Saying(0.0), test.questions) == pytest.approx(np.mean(asked))
 
 
 def test_noise_shows_in_every_measure() -> None:
@@ -284,7 +281,7 @@ def test_noise_shows_in_every_measure() -> None:
 
 def test_text_is_measured_without_a_truth() -> None:
     test = Chain().test()
-    plain = replace(test, truth=None, asked=(), shown=None, bytes=1000)
+    plain = replace(test, truth=None, questions=(), shown=None, bytes=1000)
     found = measure(Saying(0.1), plain)
     tokens = sum(len(d) - 1 for d in test.documents)
     assert found["bits_per_byte"] == pytest.approx(found["loss"] * tokens / 1000 / np.log(2))
@@ -299,16 +296,16 @@ def test_first_documents_bring_their_own_truth() -> None:
 
 
 def test_gap_and_intervals() -> None:
-    gap = study.gaps([1.0, 1.2, 0.8], [0.5, 0.7, 0.6], [0.2, 0.2, 0.2])
+    gap = gaps([1.0, 1.2, 0.8], [0.5, 0.7, 0.6], [0.2, 0.2, 0.2])
     assert gap.value == pytest.approx(1.2 / 2.4)
     assert gap.low is not None
     assert gap.low < 0.5
-    whole = study.gaps([1.0, 1.2], [0.2, 0.2], [0.2, 0.2])
+    whole = gaps([1.0, 1.2], [0.2, 0.2], [0.2, 0.2])
     assert (whole.value, whole.low, whole.high) == pytest.approx((1, 1, 1))
-    figure = study.over_seeds([0.1, 0.3], "nats")
+    figure = over_seeds([0.1, 0.3], "nats")
     assert figure.value == pytest.approx(0.2)
     assert figure.high == pytest.approx(0.2 + 12.7062 * 0.1, rel=1e-4)
-    assert study.over_seeds([0.1], "nats").low is None
+    assert over_seeds([0.1], "nats").low is None
 
 
 # the experiment
@@ -319,8 +316,8 @@ def test_the_experiment_is_whole_and_its_file_can_be_read(ran: tuple[Path, Board
     assert board == Board.read(folder)
     assert board.done
     assert board.cells_done == board.cells == len(TARGETS) * 4
-    assert {(r.target, r.documents) for r in board.rows} == {(t.name, n) for t in TARGETS for n in (12, 24)}
-    made = document(board)
+    assert {(r.arm, r.documents) for r in board.rows} == {(t.name, n) for t in TARGETS for n in (12, 24)}
+    made = board.document()
     assert (made["documents"], made["seeds"]) == (24, 2)
     for name in ("one-hot", "oracle", "ensemble"):
         for measured in ("kl", "s", "calibration"):
@@ -337,17 +334,17 @@ def test_the_experiment_is_whole_and_its_file_can_be_read(ran: tuple[Path, Board
 
 
 def test_a_teacher_nobody_asked_for_is_not_in_the_report(tmp_path: Path) -> None:
-    plan = PLAN.model_copy(update={"documents": (12,), "seeds": 1, "targets": ("one-hot", "larger-teacher")})
+    plan = PLAN.model_copy(update={"documents": (12,), "seeds": 1, "arms": ("one-hot", "larger-teacher")})
     place = tmp_path / "cells" / "12-0"
     place.mkdir(parents=True)
     own = cell(place, 12)
-    for name in plan.targets:
-        own.taught(name)
-    board = study.board(Written(tmp_path / "cells").read()[0], Chain(), plan, own.test, done=True)
-    assert board.bars is not None
-    assert set(board.bars.targets) == {row.target for row in board.rows} == set(plan.targets)
-    assert (board.cells_done, board.cells) == (2, 2)
-    assert "larger teacher" in report.render(board, "en")
+    own.run(plan.arms)
+    found, _ = Written(tmp_path / "cells").read()
+    made = board(Standing(BIAS, plan, found, own.test, Chain.vocabulary, done=True))
+    assert made.bars is not None
+    assert set(made.bars.targets) == {row.arm for row in made.rows} == set(plan.arms)
+    assert (made.cells_done, made.cells) == (2, 2)
+    assert "larger teacher" in report.REPORT.render(made, "en")
 
 
 def test_what_costs_more_and_leaves_more_is_not_worth_it() -> None:
@@ -357,7 +354,7 @@ def test_what_costs_more_and_leaves_more_is_not_worth_it() -> None:
 
 def test_the_report_tells_it_in_both_languages(ran: tuple[Path, Board]) -> None:
     folder, board = ran
-    page = report.write(folder, board, "nb").read_text(encoding="utf-8")
+    page = report.REPORT.write(folder, board, "nb").read_text(encoding="utf-8")
     for text in ("Lukket av gapet", "Gap closed", "Jeg gikk en tur på", "default-src"):
         assert text in page
     assert "http://" not in page.split("<script")[0]
@@ -367,20 +364,19 @@ def test_the_report_tells_it_in_both_languages(ran: tuple[Path, Board]) -> None:
 def test_finished_cells_are_kept_and_equal_seeds_give_equal_figures(ran: tuple[Path, Board], tmp_path: Path) -> None:
     folder, board = ran
     before = {f: f.stat().st_mtime_ns for f in (folder / "cells").glob("*/*.json")}
-    assert study.run(Chain(), PLAN, folder, lambda board: None, workers=1).rows == board.rows
+    assert BIAS.run(Chain(), PLAN, folder, lambda board: None, workers=1).rows == board.rows
     assert before == {f: f.stat().st_mtime_ns for f in (folder / "cells").glob("*/*.json")}
     names = ("one-hot", "kneser-ney", "ensemble-written")
     own = cell(tmp_path, 12, 1)
-    for name in names:
-        own.taught(name)
+    own.run(names)
     for name in names:
         told, again = (json.loads((f / f"{name}.0.json").read_text()) for f in (folder / "cells" / "12-1", tmp_path))
         assert told["values"] == again["values"]
-    assert finished(tmp_path, names)
-    assert not finished(tmp_path, ("oracle",))
-    reread = cell(tmp_path, 12, 1).taught("one-hot")
+    assert BIAS.finished(tmp_path, names)
+    assert not BIAS.finished(tmp_path, ("oracle",))
+    reread = cell(tmp_path, 12, 1).trained("one-hot")
     torch.testing.assert_close(
-        predict(reread.model, own.test.documents), predict(own.taught("one-hot").model, own.test.documents)
+        predict(reread.model, own.test.documents), predict(own.trained("one-hot").model, own.test.documents)
     )
 
 
@@ -406,7 +402,7 @@ def test_of_what_cells_write_only_the_new_is_read(tmp_path: Path) -> None:
 def test_a_board_that_is_missing_or_damaged_says_so(tmp_path: Path) -> None:
     with pytest.raises(KlypeError, match=r"no targets\.json"):
         Board.read(tmp_path)
-    (tmp_path / FILE).write_text('{"version": 1}')
+    (tmp_path / Board.FILE).write_text('{"version": 1}')
     with pytest.raises(KlypeError, match="damaged"):
         Board.read(tmp_path)
 
@@ -425,7 +421,7 @@ def test_the_world_gives_its_truth_and_its_answers() -> None:
     assert float(soft.gather(1, at_N1).min()) > 0
     assert test.shown is not None
     assert {source.vocabulary[i] for i in test.shown[1]} == {"stien", "veien", "fortauet", "fjellet"}
-    for question in test.asked:
+    for question in test.questions:
         assert source.vocabulary[question.prefix[-1]] == "?"
         assert all(source.vocabulary[answer[-1]] == "." for answer in question.answers)
 
@@ -434,21 +430,21 @@ def test_the_world_gives_its_truth_and_its_answers() -> None:
 
 
 def test_a_plan_takes_what_fits() -> None:
-    names = checked((), truth=True)
-    choices = [((300, 600), 5), ((100, 200), 3)]
-    roomy = fit(Asked(1e6), choices, Speed(0.01, 0.02), names, 2)
-    tight = fit(Asked(1e-6), choices, Speed(0.01, 0.02), names, 2)
-    assert (roomy.documents, roomy.seeds) == choices[0]
-    assert (tight.documents, tight.seeds) == choices[1]
+    names = BIAS.called((), truth=True)
+    choices = [Choice((300, 600), 5), Choice((100, 200), 3)]
+    takes = lambda plan: cost(plan, Speed(0.01, 0.02), True, 2)
+    roomy, tight = (fit(PlanRequest(minutes), choices, names, takes) for minutes in (1e6, 1e-6))
+    assert (roomy.documents, roomy.seeds) == choices[0][:2]
+    assert (tight.documents, tight.seeds) == choices[1][:2]
     assert tight.steps < roomy.steps
-    assert checked(("oracle",), truth=True) == ("one-hot", "oracle")
+    assert BIAS.called(("oracle",), truth=True) == ("one-hot", "oracle")
 
 
 def test_unknown_targets_are_named() -> None:
     with pytest.raises(UsageError, match="no targets called ensembel"):
-        checked(("ensembel",), truth=True)
+        BIAS.called(("ensembel",), truth=True)
     with pytest.raises(UsageError, match="no targets called oracle"):
-        checked(("oracle",), truth=False)
+        BIAS.called(("oracle",), truth=False)
 
 
 @pytest.mark.parametrize(

@@ -20,18 +20,15 @@ from klype.examine.feedback import FeedbackSettings, aftermaths, shocks
 from klype.examine.feedback_effect import effect
 from klype.examine.say import Say
 from klype.examine.truth import Reader
-from klype.experiments.bias.corpus import Corpus, WorldSource
-from klype.experiments.bias.lab import LabelledBatches, LabSettings, Learnt, Lesson, learn
-from klype.experiments.bias.targets import rows
-from klype.experiments.mistakes import report, study
-from klype.experiments.mistakes.altered import Enriched, Scheduled
-from klype.experiments.mistakes.cell import taught
-from klype.experiments.mistakes.codec import Pupil, WordCodec
-from klype.experiments.mistakes.course import BACK, Course, CourseSettings, joined
+from klype.experiments.corpus import Corpus, WorldSource
+from klype.experiments.mistakes.course import BACK, Course, CourseSettings, Student, WordCodec, joined
+from klype.experiments.mistakes.experiment import MISTAKES, Board, go_on, halves
 from klype.experiments.mistakes.measure import standing
 from klype.experiments.mistakes.methods import METHODS, documents, method, scheduled_sampling
-from klype.experiments.mistakes.own import UNLIKELY, ByTeachers, ByTruth, Rounds, own_texts
-from klype.experiments.mistakes.plan import Asked, Plan, checked, make
+from klype.experiments.mistakes.report import REPORT, verdict
+from klype.experiments.mistakes.texts import UNLIKELY, ByTeachers, ByTruth, enriched, own_texts, rounds, scheduled
+from klype.experiments.plan import Plan, PlanRequest
+from klype.experiments.training import LabelledBatches, LabSettings, TrainedModel, TrainingSet, rows, train_model
 from klype.sources.source import answers
 from klype.train.objectives import cross_entropy, reverse_divergence, soft_cross_entropy
 from klype.values import Request
@@ -49,40 +46,40 @@ def _one_thread() -> None:
 
 
 @pytest.fixture(scope="module")
-def first() -> tuple[Corpus, Learnt]:
+def first() -> tuple[Corpus, TrainedModel]:
     corpus = Chain().corpus(0, 40, 20)
     corpus = replace(corpus, vocabulary=(*corpus.vocabulary, BACK))
-    return corpus, learn(Lesson(corpus.train), corpus, LabSettings(**_lab()), 0)
+    return corpus, train_model(TrainingSet(corpus.train), corpus, LabSettings(**_lab()), 0)
 
 
 def _lab() -> dict[str, int]:
     return {"width": 16, "layers": 1, "rows": 8, "epochs": 6}
 
 
-def course(first: tuple[Corpus, Learnt], **settings: object) -> Course:
+def course(first: tuple[Corpus, TrainedModel], **settings: object) -> Course:
     corpus, learnt = first
-    pupil = Pupil(copy.deepcopy(learnt.model), WordCodec(corpus.vocabulary, END, (0, BACKED)))  # type: ignore[arg-type]
+    student = Student(copy.deepcopy(learnt.model), WordCodec(corpus.vocabulary, END, (0, BACKED)))  # type: ignore[arg-type]
     own = SETTINGS.model_copy(update=settings)
-    return Course(corpus, own, 5, pupil, Chain().beginning, lambda: [learnt])
+    return Course(corpus, own, 5, student, Chain().beginning, lambda: [learnt])
 
 
 def weights(one: Course) -> torch.Tensor:
-    return torch.cat([p.detach().flatten() for p in one.pupil.model.parameters()])
+    return torch.cat([p.detach().flatten() for p in one.student.model.parameters()])
 
 
 # methods
 
 
-def test_scheduled_sampling_at_rate_nothing_is_plain(first: tuple[Corpus, Learnt]) -> None:
+def test_scheduled_sampling_at_rate_nothing_is_plain(first: tuple[Corpus, TrainedModel]) -> None:
     never, plain = course(first, replaced=0.0), course(first)
-    taught(never, method("scheduled-sampling"))
-    taught(plain, method("documents"))
+    go_on(never, method("scheduled-sampling"))
+    go_on(plain, method("documents"))
     assert torch.equal(weights(never), weights(plain))
 
 
-def test_scheduled_sampling_replaces_words_but_not_what_follows(first: tuple[Corpus, Learnt]) -> None:
+def test_scheduled_sampling_replaces_words_but_not_what_follows(first: tuple[Corpus, TrainedModel]) -> None:
     own = course(first, replaced=1.0, steps=2)
-    sampled, plain = Scheduled(own), documents(own).batches
+    sampled, plain = scheduled(own), documents(own).batches
     for step in range(2):
         batch, whole = next(sampled), next(plain)
         assert torch.equal(batch.targets_BT, whole.targets_BT)
@@ -92,9 +89,9 @@ def test_scheduled_sampling_replaces_words_but_not_what_follows(first: tuple[Cor
 
 
 @pytest.mark.parametrize("by", [ByTruth, ByTeachers])
-def test_labels_of_own_texts_are_distributions(first: tuple[Corpus, Learnt], by: type) -> None:
+def test_labels_of_own_texts_are_distributions(first: tuple[Corpus, TrainedModel], by: type) -> None:
     own = course(first)
-    batches = Rounds(own, by(own))
+    batches = rounds(own, by(own))
     for _ in range(own.settings.steps):
         batch = next(batches)
         said_NV = batch.extra["soft_BTV"][batch.weights_BT > 0]
@@ -104,7 +101,7 @@ def test_labels_of_own_texts_are_distributions(first: tuple[Corpus, Learnt], by:
     assert (own.spent.teachers > 0) == (by is ByTeachers)
 
 
-def test_own_texts_are_labelled_by_the_truth_also_after_mistakes(first: tuple[Corpus, Learnt]) -> None:
+def test_own_texts_are_labelled_by_the_truth_also_after_mistakes(first: tuple[Corpus, TrainedModel]) -> None:
     own = course(first, own=24)
     labeller = ByTruth(own)
     texts = own_texts(own, labeller, 0)
@@ -123,23 +120,23 @@ def test_own_texts_are_labelled_by_the_truth_also_after_mistakes(first: tuple[Co
     assert erring > 0
 
 
-def test_own_right_texts_with_one_hot_labels_are_documents(first: tuple[Corpus, Learnt]) -> None:
+def test_own_right_texts_with_one_hot_labels_are_documents(first: tuple[Corpus, TrainedModel]) -> None:
     """DAgger in the limit: when the model writes what the documents say, and labels are one-hot, it is plain."""
     corpus, _ = first
     own = course(first)
     hard_NV = torch.nn.functional.one_hot(torch.tensor([t for d in corpus.train for t in d[1:]]), SIZE + 1)
-    soft = LabelledBatches(Lesson(corpus.train, rows(hard_NV)), 8, 3)
-    plain = LabelledBatches(Lesson(corpus.train), 8, 3)
+    soft = LabelledBatches(TrainingSet(corpus.train, rows(hard_NV)), 8, 3)
+    plain = LabelledBatches(TrainingSet(corpus.train), 8, 3)
     a, b = (joined(next(batches), next(batches)) for batches in (soft, plain))
-    same, sharp = soft_cross_entropy(own.pupil.model, a), cross_entropy(own.pupil.model, b)
+    same, sharp = soft_cross_entropy(own.student.model, a), cross_entropy(own.student.model, b)
     torch.testing.assert_close(same.total, sharp.total)
     assert float(same.count) == float(sharp.count)
 
 
-def test_reverse_kl_is_nothing_at_the_labels_and_has_its_gradient(first: tuple[Corpus, Learnt]) -> None:
+def test_reverse_kl_is_nothing_at_the_labels_and_has_its_gradient(first: tuple[Corpus, TrainedModel]) -> None:
     own = course(first)
-    model = own.pupil.model.double()
-    plain = next(LabelledBatches(Lesson(own.corpus.train), 4, 0))
+    model = own.student.model.double()
+    plain = next(LabelledBatches(TrainingSet(own.corpus.train), 4, 0))
     with torch.no_grad():
         same_BTV = model(plain.tokens_BT).softmax(-1)
     plain.extra["soft_BTV"] = same_BTV
@@ -160,10 +157,10 @@ def test_reverse_kl_is_nothing_at_the_labels_and_has_its_gradient(first: tuple[C
 
 @pytest.mark.parametrize("late", [0, 2])
 def test_enriched_documents_teach_to_take_back_and_never_the_wrong_word(
-    first: tuple[Corpus, Learnt], late: int
+    first: tuple[Corpus, TrainedModel], late: int
 ) -> None:
     own = course(first, late=late)
-    batches, seen = Enriched(own, ByTruth(own)), 0
+    batches, seen = enriched(own, ByTruth(own)), 0
     for _ in range(6):
         batch = next(batches)
         for tokens_T, targets_T, weights_T in zip(batch.tokens_BT, batch.targets_BT, batch.weights_BT, strict=True):
@@ -182,14 +179,14 @@ def test_enriched_documents_teach_to_take_back_and_never_the_wrong_word(
     assert seen > 6
 
 
-def test_teachers_may_say_what_is_to_be_taken_back(first: tuple[Corpus, Learnt]) -> None:
+def test_teachers_may_say_what_is_to_be_taken_back(first: tuple[Corpus, TrainedModel]) -> None:
     """What they hold for impossible."""
     own = course(first)
     _, learnt = first
     teachers = ByTeachers(own)
     assert teachers.impossible == UNLIKELY
     teachers.impossible = 0.04  # so small a teacher is sure of nothing
-    batches, seen = Enriched(own, teachers), 0
+    batches, seen = enriched(own, teachers), 0
     for _ in range(6):
         batch = next(batches)
         q_BTV = learnt.model(batch.tokens_BT).softmax(-1).detach()
@@ -204,15 +201,15 @@ def test_teachers_may_say_what_is_to_be_taken_back(first: tuple[Corpus, Learnt])
 
 
 @pytest.mark.slow
-def test_a_model_learns_to_take_back_what_cannot_follow(first: tuple[Corpus, Learnt]) -> None:
+def test_a_model_learns_to_take_back_what_cannot_follow(first: tuple[Corpus, TrainedModel]) -> None:
     own = course(first, steps=250, rows=16, again=1.0)
-    taught(own, method("backspace"))
-    own.pupil.refresh()
+    go_on(own, method("backspace"))
+    own.student.refresh()
     wrong, right = [], []
     for word in range(2, SIZE):
         after = Chain().next(word)
         for follower in range(2, SIZE):
-            q = own.pupil.next([(0, word, follower)])[0].p(BACKED)
+            q = own.student.next([(0, word, follower)])[0].p(BACKED)
             (right if follower in after else wrong).append(q)
     assert np.mean(wrong) > 2 * np.mean(right)
 
@@ -306,14 +303,15 @@ NAMES = ("documents", "own-truth", "own-teachers-reverse", "backspace", "outcome
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Plan, dict]:  # type: ignore[type-arg]
+def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Plan, Board]:
     folder = tmp_path_factory.mktemp("mistakes")
-    plan = Plan(documents=24, questions=20, seeds=2, methods=NAMES, settings=SETTINGS)
-    return folder, plan, study.run(Chain(), plan, folder, lambda found: None, workers=1)
+    plan = Plan(documents=(24,), questions=20, seeds=2, arms=NAMES, settings=SETTINGS)
+    return folder, plan, MISTAKES.run(Chain(), plan, folder, lambda found: None, workers=1)
 
 
-def test_the_experiment_tells_every_method_beside_its_control(ran: tuple[Path, Plan, dict]) -> None:  # type: ignore[type-arg]
-    folder, _, found = ran
+def test_the_experiment_tells_every_method_beside_its_control(ran: tuple[Path, Plan, Board]) -> None:
+    folder, _, board = ran
+    found = board.document()
     assert found["done"]
     assert found["finished"] == found["all"] == 2 * (1 + len(NAMES))
     assert list(found["methods"]) == ["before", *NAMES]
@@ -330,56 +328,56 @@ def test_the_experiment_tells_every_method_beside_its_control(ran: tuple[Path, P
         if name != "backspace":
             assert figures["standing"]["value"] == 1
             assert figures["passes"]["value"] == pytest.approx(1)
-    assert json.loads((folder / study.FILE).read_text()) == found
+    assert json.loads((folder / Board.FILE).read_text()) == found
     json.dumps(found, allow_nan=False)
 
 
 @pytest.mark.slow
 def test_resumed_is_straight_and_equal_seeds_give_equal_figures(
-    ran: tuple[Path, Plan, dict],  # type: ignore[type-arg]
+    ran: tuple[Path, Plan, Board],
     tmp_path: Path,
 ) -> None:
     folder, plan, found = ran
     times = {f: f.stat().st_mtime_ns for f in (folder / "cells").glob("*/*.json")}
-    assert study.run(Chain(), plan, folder, lambda found: None, workers=1) == found
+    assert MISTAKES.run(Chain(), plan, folder, lambda found: None, workers=1) == found
     assert times == {f: f.stat().st_mtime_ns for f in times}
-    one = plan.model_copy(update={"seeds": 1, "methods": ("documents",)})
-    study.run(Chain(), one, tmp_path, lambda found: None, workers=1)
-    two = plan.model_copy(update={"seeds": 1, "methods": ("documents", "backspace")})
-    study.run(Chain(), two, tmp_path, lambda found: None, workers=1)
+    one = plan.model_copy(update={"seeds": 1, "arms": ("documents",)})
+    MISTAKES.run(Chain(), one, tmp_path, lambda found: None, workers=1)
+    two = plan.model_copy(update={"seeds": 1, "arms": ("documents", "backspace")})
+    MISTAKES.run(Chain(), two, tmp_path, lambda found: None, workers=1)
     for name in ("before", "documents", "backspace"):
         straight, again = (json.loads((f / "cells" / "0" / f"{name}.json").read_text()) for f in (folder, tmp_path))
         assert straight["values"] == again["values"]
         assert straight["flops"] == again["flops"]
 
 
-def test_the_report_tells_it_in_both_languages(ran: tuple[Path, Plan, dict]) -> None:  # type: ignore[type-arg]
-    folder, _, found = ran
-    page = report.write(folder, found, "nb").read_text(encoding="utf-8")
+def test_the_report_tells_it_in_both_languages(ran: tuple[Path, Plan, Board]) -> None:
+    folder, _, board = ran
+    page = REPORT.write(folder, board, "nb").read_text(encoding="utf-8")
     for text in ("Tilbakevirkning", "Feedback", "tilbaketasten", "default-src"):
         assert text in page
 
 
 def test_halving_asks_for_both_intervals() -> None:
-    def row(ratio: float, by_question: float, kind: str = "cure") -> dict[str, object]:
-        return {"kind": kind, "figures": {"ratio": {"high": ratio}, "ratio_by_question": {"high": by_question}}}
+    def told(ratio: float, by_question: float, kind: str = "cure") -> bool:
+        return halves(kind, {"ratio": {"high": ratio}, "ratio_by_question": {"high": by_question}})  # type: ignore[typeddict-item]
 
-    assert study.halves(row(0.4, 0.45))
-    assert not study.halves(row(0.4, 0.55))
-    assert not study.halves(row(0.55, 0.4))
-    assert not study.halves(row(0.4, 0.4, "beside"))
+    assert told(0.4, 0.45)
+    assert not told(0.4, 0.55)
+    assert not told(0.55, 0.4)
+    assert not told(0.4, 0.4, "beside")
 
 
-def test_a_token_that_takes_back_costs_kl_and_the_verdict_says_how_much(ran: tuple[Path, Plan, dict]) -> None:  # type: ignore[type-arg]
-    found = ran[2]
+def test_a_token_that_takes_back_costs_kl_and_the_verdict_says_how_much(ran: tuple[Path, Plan, Board]) -> None:
+    found = ran[2].document()
     for row in found["methods"].values():
         figures = row["figures"]
         assert figures["kl_drawn"]["value"] >= figures["kl"]["value"] + figures["alarm"]["value"] - 1e-9
     taught = found["methods"]["backspace"]["figures"]
     assert taught["kl_drawn"]["value"] > taught["kl"]["value"]
     say, own = Say("en"), words("en", "mistakes")
-    halved = {**found, "halved": ["backspace"]}
-    sentence = next(s for s in report.verdict(halved, say, own) if "half" in s)
+    halved = ran[2].model_copy(update={"halved": ["backspace"]})
+    sentence = next(s for s in verdict(halved, say, own) if "half" in s)
     assert say.figure(taught["kl_change"]) in sentence
     assert "no loss" not in sentence
 
@@ -389,12 +387,12 @@ def test_a_token_that_takes_back_costs_kl_and_the_verdict_says_how_much(ran: tup
 
 def test_plans_fit_and_are_kept(tmp_path: Path) -> None:
     tiny = SETTINGS.model_copy(update={"epochs": 1})
-    roomy = make(Chain(), tmp_path, Asked(1e6, settings=tiny), 1)
-    assert roomy.methods == tuple(row.name for row in METHODS)
-    assert make(Chain(), tmp_path, Asked(1e-6, settings=tiny), 1) == roomy
-    tight = make(Chain(), tmp_path.parent, Asked(1e-6, settings=tiny, methods=("backspace",)), 1)
+    roomy = MISTAKES.plan(Chain(), tmp_path, PlanRequest(1e6, settings=tiny), 1)
+    assert roomy.arms == tuple(row.name for row in METHODS)
+    assert MISTAKES.plan(Chain(), tmp_path, PlanRequest(1e-6, settings=tiny), 1) == roomy
+    tight = MISTAKES.plan(Chain(), tmp_path.parent, PlanRequest(1e-6, settings=tiny, arms=("backspace",)), 1)
     (tmp_path.parent / "plan.json").unlink()
-    assert (tight.documents, tight.methods) == (600, ("documents", "backspace"))
+    assert (tight.documents, tight.arms) == ((600,), ("documents", "backspace"))
     assert tight.seconds < roomy.seconds
 
 
@@ -412,12 +410,12 @@ def test_the_world_is_read_after_mistakes() -> None:
 
 
 def test_only_what_needs_no_truth_is_for_text() -> None:
-    assert "own-teachers" in checked((), truth=False)
+    assert "own-teachers" in MISTAKES.called((), truth=False)
     for name in ("own-truth", "backspace", "outcome"):
         with pytest.raises(UsageError, match=f"no method called {name}"):
-            checked((name,), truth=False)
+            MISTAKES.called((name,), truth=False)
     with pytest.raises(UsageError, match="no method called bakspace"):
-        checked(("bakspace",), truth=True)
+        MISTAKES.called(("bakspace",), truth=True)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from klype.studio.work import CHILD, PROCESS, Plan, begin
 SLEEPS = [sys.executable, "-m", "timeit", "-n1", "-r1", "-s", "import time", "time.sleep(600)"]
 POOL = """
 import time
-from klype.experiments.cells import side_by_side
+from klype.experiments.framework import side_by_side
 if __name__ == "__main__":
     with side_by_side(2) as pool:
         [pool.submit(time.sleep, 600) for _ in range(3)][0].result()

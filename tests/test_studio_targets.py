@@ -11,7 +11,7 @@ import pytest
 from nicegui import ElementFilter, ui
 
 from klype.errors import KlypeError, UsageError
-from klype.experiments.bias.board import FILE
+from klype.experiments.bias.experiment import Board
 from klype.studio.runs_list import all_runs
 from klype.studio.studio import Studio
 from klype.studio.targets_pictures import found, so_far
@@ -70,14 +70,14 @@ def test_those_of_the_command_line_are_found_and_what_runs_stands_first(tmp_path
     old = left_behind(tmp_path / "runs" / "bias-1", done=False)
     left_behind(tmp_path / "runs" / "bias-2")
     assert {(e.name, e.state) for e in experiments(studio)} == {("bias-1", "running"), ("bias-2", "done")}
-    os.utime(old / FILE, (1, 1))  # nothing was written for long
+    os.utime(old / Board.FILE, (1, 1))  # nothing was written for long
     assert {(e.name, e.state) for e in experiments(studio)} == {("bias-1", "stopped"), ("bias-2", "done")}
     begun = start(studio, Order(1))
     assert experiments(studio)[0].key == begun.key
     assert begun.work is not None
     begun.work.cancel()
     wait(lambda: begun.state == "cancelled")
-    (tmp_path / "runs" / "bias-2" / FILE).write_text("{")
+    (tmp_path / "runs" / "bias-2" / Board.FILE).write_text("{")
     broken = next(e for e in experiments(studio) if e.name == "bias-2")
     with pytest.raises(KlypeError, match="damaged"):
         broken.board()
@@ -119,7 +119,7 @@ def test_the_page_shows_what_there_is_and_grows(tmp_path: Path, lang: str) -> No
         board().write(folder)
         run(until(lambda: w("found") in texts(user).splitlines()))
         assert "50" in texts(user)
-        (folder / FILE).write_text("{")
+        (folder / Board.FILE).write_text("{")
         run(until(lambda: "damaged" in texts(user)))
 
 

@@ -33,10 +33,12 @@ from klype.examine.say import Say
 from klype.examine.training_pictures import pictures
 from klype.examine.verdict import verdict
 from klype.experiments.article import sentences
-from klype.experiments.bias.board import Best, Board, Row
+from klype.experiments.bias.experiment import Best, Board, Row
 from klype.experiments.bias.report import verdict as bias_verdict
+from klype.experiments.mistakes.experiment import Board as MistakesBoard
+from klype.experiments.mistakes.experiment import Row as MethodRow
+from klype.experiments.mistakes.experiment import halves
 from klype.experiments.mistakes.report import verdict as mistakes_verdict
-from klype.experiments.mistakes.study import halves
 from klype.experiments.tested import of_figures
 from klype.preferences.records import Asked as Asked_
 from klype.preferences.records import Candidate, Entry
@@ -214,9 +216,14 @@ def mistakes(
             "own-truth": {"kind": "cure", "figures": cure or {}},
             **more,
         }
-        halved = [name for name, row in methods.items() if halves(row)]
-        say, own = Say(lang), words(lang, "mistakes")
-        return "\n".join(mistakes_verdict({"source": source, "methods": methods, "halved": halved}, say, own))
+        rows = [
+            MethodRow(arm=name, documents=300, seeds=5, seconds=1.0, figures=row["figures"])
+            for name, row in methods.items()
+        ]
+        kinds = {name: row["kind"] for name, row in methods.items()}
+        halved = [row.arm for row in rows if halves(kinds[row.arm], row.figures)]
+        board = MistakesBoard(source=source, documents=(300,), seeds=5, kinds=kinds, steps=9, rows=rows, halved=halved)
+        return "\n".join(mistakes_verdict(board, Say(lang), words(lang, "mistakes")))
 
     return told
 
@@ -243,7 +250,7 @@ def bias(
         known = {"kl": f(0.4, 0.5), "compute": f(2.0, 2.0)}
         ends = {"one-hot": (2.0, 2.1), "kneser-ney": (1.8, text)}
         rows = [
-            Row(target=name, documents=300, seeds=5, turned=0,
+            Row(arm=name, documents=300, seeds=5, turned=0,
                 figures={"bits_per_byte": f(*ends[name])} if text else known)  # type: ignore[dict-item]
             for name in (ends if text else {*names, "kneser-ney"})
         ]  # fmt: skip

@@ -1,62 +1,120 @@
-"""What the commands of experiments have in common: where documents come from, and how an experiment is watched."""
+"""How the commands of experiments go: planned, watched while they train, told in words, a report and JSON."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from klype.cli.terminal import Terminal, to_json, write
+from klype.environment import cache_folder
 from klype.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from klype.cli.terminal import Terminal
-    from klype.experiments.bias.corpus import Source
+    from klype.experiments.corpus import Source
+    from klype.experiments.framework import B
+    from klype.experiments.report import Report
 
 PLAIN_EVERY_S = 15.0
 FEWEST = 8
-Stand = TypeVar("Stand")
-"""How an experiment stands."""
 
 
-def check_minutes(minutes: float) -> None:
-    if not minutes > 0:
-        raise UsageError(f"--minutes should be above 0 (it is {minutes:g}).")
+@dataclass(frozen=True, slots=True)
+class Given:
+    """The options that the commands of experiments share; ``arms``: names with commas between."""
+
+    minutes: float
+    documents: tuple[int, ...]
+    seeds: int
+    arms: str
+    text: list[str]
+    encoding: str
+    setting: list[str]
+    out: Path | None
+    resume: bool
+    seed: int
+
+    def __post_init__(self) -> None:
+        if not self.minutes > 0:
+            raise UsageError(f"--minutes should be above 0 (it is {self.minutes:g}).")
+        if self.documents and min(self.documents) < FEWEST:
+            fewest = min(self.documents)
+            raise UsageError(f"--documents: {fewest} documents teach nothing; give at least {FEWEST}.")
 
 
-def check_few(documents: int) -> None:
-    """UsageError for so few documents that they teach nothing; 0: none were asked for."""
-    if 0 < documents < FEWEST:
-        raise UsageError(f"--documents: {documents} documents teach nothing; give at least {FEWEST}.")
+def conduct(report: Report[B], given: Given, terminal: Terminal) -> None:
+    """Plans the experiment, runs what of it is not finished, and shows what came of it."""
+    from klype.config import load
+    from klype.device import set_threads, usable_cores
+    from klype.examine.say import Say
+    from klype.experiments.plan import PlanRequest
+    from klype.runs import folder
+    from klype.words import count, number, words
 
+    experiment, lang = report.experiment, terminal.lang
+    own, say = words(lang, experiment.name), Say(lang)
+    arms = experiment.called([name for part in given.arms.split(",") if (name := part.strip())], truth=not given.text)
+    settings = load(experiment.settings, overrides=given.setting)
+    request = PlanRequest(given.minutes, given.documents, given.seeds, given.seed, arms, settings)
+    source = open_source(given.text, given.encoding)
+    cores = usable_cores()
+    set_threads(1)
 
-def listed(text: str) -> tuple[str, ...]:
-    """Names with commas between."""
-    return tuple(part.strip() for part in text.split(",") if part.strip())
+    def table(board: B) -> Table:
+        """The figures at the most documents of which there are any."""
+        documents = max((row.documents for row in board.rows), default=board.documents[0])
+        columns, rows = report.table(board, documents, say, own, report.narrow)
+        return grid(own("table", documents=say.count(documents)), columns, rows)
+
+    def progress(board: B) -> str:
+        """How many models are measured, and which are being trained."""
+        done = own("progress", done=board.cells_done, all=board.cells)
+        return "\n".join([done, *report.running(board, own)])
+
+    with folder.chosen(experiment.name, given.out, given.resume, date.today()) as place:
+        plan = experiment.plan(source, place, request, cores, cache_folder())
+        sizes = " / ".join(count(n, lang) for n in plan.documents)
+        numbers = {"seeds": plan.seeds, f"{experiment.noun}s": len(plan.arms), "cores": cores}
+        steps, minutes = count(experiment.steps(plan), lang), number(plan.seconds / 60, lang, 1)
+        terminal.console.print(own("plan", documents=sizes, steps=steps, minutes=minutes, **numbers), markup=False)
+        with watching(terminal, table, progress) as tell:
+            board = experiment.run(source, plan, place, tell, cores, cache_folder())
+        page = str(report.write(place, board, lang))
+        made = {**board.document(), "report": page, "plan": plan.document(experiment.noun, experiment.one_size)}
+        write(place / f"{experiment.name}.json", to_json(made) + "\n")
+    if not terminal.as_json:
+        terminal.console.print(table(board))
+        for sentence in (*report.verdict(board, say, own), own(report.notes[0]), page):
+            terminal.console.print(sentence, markup=False)
+    terminal.document(made)
 
 
 def open_source(text: list[str], encoding: str) -> Source:
     """The demo world, or the user's own text."""
     from klype.data.readers import TextOptions, read_texts
-    from klype.experiments.bias.corpus import TextSource, WorldSource
+    from klype.experiments.corpus import TextSource, WorldSource
 
     return TextSource(read_texts(text, TextOptions(encoding=encoding))) if text else WorldSource()
 
 
 @contextmanager
 def watching(
-    terminal: Terminal, table: Callable[[Stand], Table], progress: Callable[[Stand], str]
-) -> Iterator[Callable[[Stand], None]]:
+    terminal: Terminal, table: Callable[[B], Table], progress: Callable[[B], str]
+) -> Iterator[Callable[[B], None]]:
     """Where somebody looks, a table that fills; elsewhere a line now and then."""
     if not terminal.console.is_terminal or terminal.console.is_dumb_terminal:
         told = [time.monotonic()]
 
-        def plain(stand: Stand) -> None:
+        def plain(board: B) -> None:
             if time.monotonic() - told[0] >= PLAIN_EVERY_S:
                 told[0] = time.monotonic()
-                terminal.console.print(progress(stand), markup=False)
+                terminal.console.print(progress(board), markup=False)
 
         yield plain
         return
@@ -65,7 +123,7 @@ def watching(
     from rich.text import Text
 
     with Live(console=terminal.console, refresh_per_second=4, transient=True) as live:
-        yield lambda stand: live.update(Group(table(stand), Text(progress(stand))))
+        yield lambda board: live.update(Group(table(board), Text(progress(board))))
 
 
 def grid(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

@@ -10,7 +10,7 @@ from nicegui import ui
 
 from klype.errors import KlypeError
 from klype.examine.say import visible
-from klype.experiments.bias.board import Board
+from klype.experiments.bias.experiment import Board
 from klype.experiments.bias.report import running, verdict
 from klype.studio.fields import Choice, Slider
 from klype.studio.frame import as_data, button, card, table
@@ -191,15 +191,8 @@ class View:
             names = ["target", "documents", "seeds", "turned", "measure", "value", "low", "high", "n"]
             data = [
                 [
-                    row.target,
-                    row.documents,
-                    row.seeds,
-                    row.turned,
-                    name,
-                    f["value"],
-                    f.get("low"),
-                    f.get("high"),
-                    f.get("n"),
+                    *(row.arm, row.documents, row.seeds, row.turned, name),
+                    *(f["value"], f.get("low"), f.get("high"), f.get("n")),
                 ]
                 for row in board.rows
                 for name, f in row.figures.items()

@@ -10,7 +10,7 @@ from nicegui import ui
 from klype.examine.charts import Cell, Picture
 from klype.examine.say import Say
 from klype.experiments.bias import report
-from klype.experiments.bias.board import Board
+from klype.experiments.bias.experiment import Board
 from klype.studio.charts import redraw
 from klype.studio.pictures import picture
 from klype.studio.visit import Visit
@@ -39,7 +39,7 @@ def so_far(board: Board, documents: Sequence[int]) -> Board | None:
 def figures(board: Board, say: Say, own: Words) -> tuple[int, list[str], list[list[str]]] | None:
     """Of the most documents of which there are any: their number, columns, rows."""
     rows = so_far(board, [row.documents for row in board.rows])
-    return None if rows is None else (rows.documents[-1], *report.table(board, rows.documents[-1], say, own))
+    return None if rows is None else (rows.documents[-1], *report.REPORT.table(board, rows.documents[-1], say, own))
 
 
 @dataclass

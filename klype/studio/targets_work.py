@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from klype.errors import KlypeError, UsageError
-from klype.experiments.bias.board import FILE, Board
+from klype.experiments.bias.experiment import Board
 from klype.runs.folder import RUNS
 from klype.runs.overview import QUIET_S
 from klype.studio.runs_list import key_of
@@ -63,7 +63,7 @@ class Experiment:
 
     def board(self) -> Board | None:
         """As it stands; None when nothing has been written yet. KlypeError when the file is damaged."""
-        return Board.read(self.folder) if (self.folder / FILE).is_file() else None
+        return Board.read(self.folder) if (self.folder / Board.FILE).is_file() else None
 
 
 def experiments(studio: Studio) -> list[Experiment]:
@@ -75,7 +75,7 @@ def experiments(studio: Studio) -> list[Experiment]:
             begun.setdefault(plan.run.resolve(), work)
     places = dict.fromkeys(begun)
     for base in (home_of_experiments(studio), studio.runs or RUNS):
-        places.update(dict.fromkeys(file.parent.resolve() for file in base.glob(f"*/{FILE}")))
+        places.update(dict.fromkeys(file.parent.resolve() for file in base.glob(f"*/{Board.FILE}")))
     found = [Experiment(folder, begun.get(folder), _changed(folder, begun.get(folder))) for folder in places]
     return sorted(found, key=lambda e: (e.work is not None and e.work.state == "running", e.changed), reverse=True)
 
@@ -99,7 +99,7 @@ def start(studio: Studio, order: Order) -> Experiment:
 
 
 def _changed(folder: Path, work: Work | None) -> float:
-    for file in (folder / FILE, work.folder / "work.json" if work is not None else folder):
+    for file in (folder / Board.FILE, work.folder / "work.json" if work is not None else folder):
         with suppress(OSError):
             return file.stat().st_mtime
     return 0.0

@@ -1,274 +1,94 @@
-"""Models trained by the one loop on whatever targets they are given, and stopped when held-out loss has turned."""
+"""The models of one cell: every target's is trained and measured once, and kept as soon as it is finished.
+
+Each has a JSON file (what it is like, its curve, where it is now) and its weights, until the cell is done.
+"""
 
 from __future__ import annotations
 
-import copy
-import math
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+import json
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from pydantic import Field
+from safetensors.torch import load_file, save
 from torch import nn
 
-from klype import config
-from klype.data import pools
-from klype.data.order import Permutation, mix
-from klype.errors import Interrupted
-from klype.experiments.bias.corpus import Corpus, Ids, targets
-from klype.model.config import ModelConfig
-from klype.model.fused import Fused
+from klype.answers.traces import replace
+from klype.data.order import mix
+from klype.experiments.bias.measure import bars, divergence, measure
+from klype.experiments.bias.targets import Target, target
+from klype.experiments.framework import Cell
+from klype.experiments.training import Curve, TrainedModel, TrainingHooks, TrainingSet, shape, train_model
+from klype.jsons import saved
+from klype.model.fused import fused
 from klype.model.transformer import Transformer
-from klype.train.loop import Session, Settings, train
-from klype.train.objectives import cross_entropy, soft_cross_entropy
-from klype.train.optimizer import OptimizerSettings, fused_parts
-from klype.train.schedule import Schedule
-from klype.values import Batch
 
-UNPADDED = pools.PoolSettings(rows=1, multiple=1)  # no wider than the longest document
-HEAD = 16  # width of a head; compiled code wants a multiple of eight
-Curve = list[tuple[int, float, float | None]]
-"""(epoch, held-out loss, KL to the truth where it is watched), nats a token."""
-Soft = Callable[[torch.Tensor], torch.Tensor]
-"""Positions [n] among all targets of a lesson's documents → distributions [n, V], each summing to one."""
-
-
-@dataclass(frozen=True, slots=True)
-class Lesson:
-    """Documents and what is said to follow at each of their positions; None: the one word that does, one-hot.
-
-    ``flops`` is what it took to make them, teachers included; ``epochs``: fewer than the settings', where not 0.
-    """
-
-    documents: tuple[Ids, ...]
-    soft: Soft | None = None
-    flops: float = 0.0
-    epochs: int = 0
-
-
-class LabSettings(config.Settings):
-    """How every model is trained, whatever its targets.
-
-    ``blanks``: the share of context tokens that are hidden while it learns; ``average``: what a running mean of the
-    weights keeps at every step (0: the weights as they are).
-    """
-
-    width: int = 48
-    layers: int = 2
-    rows: int = 16
-    epochs: int = 12
-    patience: int = 3
-    matrix_rate: float = 0.02
-    rate: float = 1e-2
-    decay: float = 0.1
-    blanks: float = Field(default=0.0, ge=0, lt=1)
-    average: float = Field(default=0.0, ge=0, lt=1)
-    teachers: int = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Learnt:
-    """A model as it was when held-out loss was least. ``turned``: it then rose; ``flops``: all it took, teachers too;
-    ``reads``: FLOPs of reading one token."""
-
-    model: Transformer | Mixture
-    curve: Curve
-    turned: bool
-    flops: float
-    reads: float
-
-
-class Mixture(nn.Module):
-    """The mean of several models' distributions, as one model; its logits are log-probabilities."""
-
-    def __init__(self, models: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.models = nn.ModuleList(models)
-
-    def forward(self, tokens_BT: torch.Tensor) -> torch.Tensor:
-        said = torch.stack([model(tokens_BT).log_softmax(-1) for model in self.models])
-        return said.logsumexp(0) - math.log(len(self.models))
-
-
-class LabelledBatches:
-    """Endless batches [rows, T] of whole documents, each once an epoch, with their targets' distributions.
-
-    ``blanks`` of the context tokens, others at every look, give way to the begin mark; what follows them is to be said
-    all the same (blank noise: Xie et al. 2017).
-    """
-
-    def __init__(self, lesson: Lesson, rows: int, seed: int, blanks: float = 0.0) -> None:
-        self._lesson, self._rows, self._seed, self._blanks = lesson, rows, seed, blanks
-        self._starts = np.cumsum([0, *(len(d) - 1 for d in lesson.documents)])
-        self._position = 0
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return -(-len(self._lesson.documents) // self._rows)
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self
-
-    def __next__(self) -> Batch:
-        epoch, at = divmod(self._position, self.steps_per_epoch)
-        self._position += 1
-        order = Permutation(len(self._lesson.documents), mix(self._seed, epoch))
-        drawn = [order(i) for i in range(at * self._rows, min((at + 1) * self._rows, len(self._lesson.documents)))]
-        tokens_BT, targets_BT, weights_BT = padded([self._lesson.documents[i] for i in drawn])
-        if self._blanks:
-            noise = torch.Generator().manual_seed(mix(self._seed, 10, self._position))
-            hidden_BT = torch.rand(tokens_BT.shape, generator=noise) < self._blanks
-            tokens_BT = tokens_BT.masked_fill(hidden_BT, self._lesson.documents[0][0])
-        if self._lesson.soft is None:
-            return Batch(tokens_BT, targets_BT, weights_BT)
-        where_BT = torch.from_numpy(self._starts[drawn])[:, None] + torch.arange(tokens_BT.shape[1])
-        where_BT = torch.where(weights_BT > 0, where_BT, 0)
-        soft_BTV = self._lesson.soft(where_BT.flatten()).view(*where_BT.shape, -1)
-        return Batch(tokens_BT, targets_BT, weights_BT, {"soft_BTV": soft_BTV})
-
-    def state(self) -> dict[str, Any]:
-        return {"position": self._position}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self._position = int(state["position"])
-
-
-def padded(documents: Sequence[Ids]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """tokens_BT, targets_BT and weights_BT (0 where nothing is)."""
-    examples = [(document, [1.0] * len(document)) for document in documents]
-    tokens_BT, targets_BT, weights_BT = map(torch.from_numpy, pools.padded(examples, UNPADDED))
-    return tokens_BT, targets_BT, weights_BT
-
-
-@torch.no_grad()
-def predict(model: nn.Module, documents: Sequence[Ids], rows: int = 64) -> torch.Tensor:
-    """Log-probabilities at every target of the documents, in order: [N, V] in nats."""
-    found = []
-    for at in range(0, len(documents), rows):
-        tokens_BT, _, weights_BT = padded(documents[at : at + rows])
-        found.append(model(tokens_BT)[weights_BT > 0].log_softmax(-1))
-    return torch.cat(found)
-
-
-def held_out_loss(model: nn.Module, documents: Sequence[Ids]) -> float:
-    """Nats a token."""
-    logp_NV = predict(model, documents)
-    return float(-logp_NV.gather(1, torch.from_numpy(targets(documents))[:, None]).mean())
-
-
-class Averaged:
-    """A twin of a model whose weights are a running mean of the model's (Polyak and Juditsky 1992)."""
-
-    def __init__(self, model: Transformer, keep: float) -> None:
-        self.twin = copy.deepcopy(model)
-        self._model, self._keep = model, keep
-
-    @torch.no_grad()
-    def add(self, step: int) -> None:
-        """After each step, from 1 on. The first weights are forgotten soon: the mean is over a tenth of all at most."""
-        keep = min(self._keep, (step + 1) / (step + 10))
-        for mean, weight in zip(self.twin.state_dict().values(), self._model.state_dict().values(), strict=True):
-            mean.lerp_(weight, 1 - keep)
+WATCHED = 24  # test documents whose KL is seen while a model trains
 
 
 @dataclass(slots=True)
-class _Watch:
-    """Looks at the model once an epoch, keeps the best, and asks to stop when nothing gets better any more."""
+class Lab(Cell):
+    """``trained`` trains what is asked for, once; what an earlier start has finished is read."""
 
-    model: nn.Module
-    each: Callable[[int], None]
-    loss: Callable[[], float]
-    shown: Callable[[], float | None]
-    every: int
-    patience: int
-    tell: Callable[[Curve], None]
-    curve: Curve = field(default_factory=list)
-    best: dict[str, torch.Tensor] = field(default_factory=dict)
+    known: dict[tuple[str, int], TrainedModel] = field(default_factory=dict)
 
-    def step(self, step: int, metrics: dict[str, float]) -> None:
-        self.each(step)
-        if step % self.every:
-            return
-        loss = self.loss()
-        if not self.curve or loss < min(past for _, past, _ in self.curve):
-            self.best = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
-        self.curve.append((step // self.every, loss, self.shown()))
-        self.tell(self.curve)
+    def run(self, names: Sequence[str]) -> None:
+        for name in names:
+            self.trained(name)
 
-    def since_best(self) -> int:
-        losses = [loss for _, loss, _ in self.curve]
-        return len(losses) - 1 - losses.index(min(losses)) if losses else 0
+    def trained(self, name: str, member: int = 0) -> TrainedModel:
+        """The model trained on this target; members differ in initial weights and order."""
+        key = (name, member)
+        if key not in self.known:
+            self.known[key] = self._read(name, member) or self._train(target(name), member)
+        return self.known[key]
 
-    def stop(self) -> bool:
-        return self.since_best() >= self.patience
+    def _train(self, row: Target, member: int) -> TrainedModel:
+        began = time.perf_counter()
+        settings = row.how(self.settings)
+        about: dict[str, Any] = {
+            "target": row.name,
+            "documents": self.documents,
+            "seed": self.seed,
+            "member": member,
+            "epochs": settings.epochs,
+        }
+        self._write(about, [])
+        made = row.make(self)
+        if isinstance(made, TrainingSet):
+            tell = lambda curve: self._write(about, curve)
+            hooks = TrainingHooks(self._watch, tell, fused(self.compiled) if self.compiled else None)
+            made = train_model(made, self.corpus, settings, mix(self.seed, member, 7), hooks)
+        values = measure(made.model, self.test)
+        about |= {"turned": made.turned, "flops": made.flops, "reads": made.reads, "values": values}
+        if self.test.shown is not None:
+            about["bars"] = bars(made.model, self.test.shown[0], list(self.test.shown[1]))
+        if isinstance(made.model, Transformer):
+            weights = {name: tensor.contiguous() for name, tensor in made.model.state_dict().items()}
+            replace(self._file(row.name, member, ".safetensors"), save(weights))
+        self._write(about | {"seconds": time.perf_counter() - began}, made.curve)
+        return made
 
+    def _watch(self, model: nn.Module) -> float | None:
+        if self.test.truth is None:
+            return None
+        documents = self.test.documents[:WATCHED]
+        return divergence(model, documents, self.test.truth.first(sum(len(d) - 1 for d in documents)))
 
-@dataclass(frozen=True, slots=True)
-class Beside:
-    """What goes on beside a training: ``watch`` measures the model once an epoch, ``tell`` gets the curve so far.
+    def _read(self, name: str, member: int) -> TrainedModel | None:
+        about, weights = saved(self._file(name, member, ".json")), self._file(name, member, ".safetensors")
+        if about is None or "values" not in about or not weights.is_file():
+            return None
+        model = Transformer(shape(self.corpus.size, target(name).how(self.settings)))
+        model.load_state_dict(load_file(weights))
+        curve = [(epoch, loss, kl) for epoch, loss, kl in about["curve"]]
+        return TrainedModel(model.eval(), curve, about["turned"], about["flops"], about["reads"])
 
-    ``fused``: what computes between the matrix products, where there is a compiler.
-    """
+    def _write(self, about: dict[str, Any], curve: Curve) -> None:
+        text = json.dumps({**about, "curve": curve}, allow_nan=False)
+        replace(self._file(about["target"], about["member"], ".json"), text.encode())
 
-    watch: Callable[[nn.Module], float | None] = lambda model: None
-    tell: Callable[[Curve], None] = lambda curve: None
-    fused: Fused | None = None
-
-
-def learn(lesson: Lesson, corpus: Corpus, settings: LabSettings, seed: int, beside: Beside | None = None) -> Learnt:
-    """A fresh model of the settings' size, taught the lesson by the one loop, as it was at the least held-out loss."""
-    beside = beside or Beside()
-    torch.manual_seed(mix(seed, 4))
-    model = Transformer(shape(corpus.size, settings))
-    mean = Averaged(model, settings.average) if settings.average else None
-    looked_at = mean.twin if mean is not None else model
-    model.fused = beside.fused
-    batches = LabelledBatches(lesson, settings.rows, mix(seed, 5), settings.blanks)
-    every = batches.steps_per_epoch
-    training = Settings(
-        steps=(lesson.epochs or settings.epochs) * every,
-        optimizer=OptimizerSettings(matrix_rate=settings.matrix_rate, rate=settings.rate, decay=settings.decay),
-        schedule=Schedule(warmup=0.05, flat=0.1, floor=0.05),
-        save_seconds=0.0,
-    )
-    seen = _Watch(
-        model=looked_at,
-        each=mean.add if mean is not None else lambda step: None,
-        loss=lambda: held_out_loss(looked_at, corpus.held_out),
-        shown=lambda: beside.watch(looked_at),
-        every=every,
-        patience=settings.patience,
-        tell=beside.tell,
-    )
-    objective = cross_entropy if lesson.soft is None else soft_cross_entropy
-    session = Session(parts=fused_parts(model.config), on_step=seen.step, stop=seen.stop)
-    with tempfile.TemporaryDirectory(prefix="klype-bias-") as folder:
-        try:
-            train(model, objective, batches, training, Path(folder), session)
-        except Interrupted:
-            if not seen.stop():
-                raise
-    model.load_state_dict(seen.best)
-    model.fused = None
-    reads = float(model.config.flops_per_token)
-    read = sum(len(d) - 1 for d in lesson.documents) * len(seen.curve)
-    return Learnt(model.eval(), seen.curve, seen.since_best() > 0, lesson.flops + 3 * reads * read, reads)
-
-
-def shape(vocabulary: int, settings: LabSettings) -> ModelConfig:
-    """Small, with the convolution and without rotation: what learns the world in seconds."""
-    width = settings.width
-    return ModelConfig(
-        vocab_size=vocabulary,
-        width=width,
-        layers=settings.layers,
-        heads=max(1, width // HEAD),
-        hidden=2 * width,
-        window=128,
-        rope_theta=0.0,
-        conv=5,
-    )
+    def _file(self, name: str, member: int, end: str) -> Path:
+        return self.folder / f"{name}.{member}{end}"

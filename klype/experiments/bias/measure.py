@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from klype.examine.calibration import calibration_error
-from klype.experiments.bias.corpus import Asked, Ids, Test, Truth, targets
-from klype.experiments.bias.lab import predict
+from klype.experiments.corpus import Ids, Question, Test, Truth, targets
+from klype.experiments.training import predict
 
 Values = dict[str, float]
 BINS = 15
@@ -45,7 +45,7 @@ def measure(model: nn.Module, test: Test) -> Values:
         "reverse_kl": float(reverse_N[half_N].mean()),
         "s": float(s_N[half_N].mean()),
         "calibration": _calibration(said_N.numpy()[half_N], true_N[half_N], document_N[half_N]),
-        "right": right(model, test.asked),
+        "right": right(model, test.questions),
     }
 
 
@@ -71,14 +71,14 @@ def against(logp_NV: torch.Tensor, best_N: torch.Tensor, truth: Truth) -> tuple[
 
 
 @torch.no_grad()
-def right(model: nn.Module, asked: Sequence[Asked]) -> float:
+def right(model: nn.Module, questions: Sequence[Question]) -> float:
     """P(right answer): the mass of all right answers to a question, summed exactly; the mean over questions."""
-    texts = [(*question.prefix, *answer) for question in asked for answer in question.answers]
+    texts = [(*question.prefix, *answer) for question in questions for answer in question.answers]
     logp_NV = predict(model, texts)
     logp_N = logp_NV.gather(1, torch.from_numpy(targets(texts))[:, None])[:, 0].double().numpy()
     ends = np.cumsum([0, *(len(text) - 1 for text in texts)])
     found, k = [], 0
-    for question in asked:
+    for question in questions:
         mass = 0.0
         for answer in question.answers:
             mass += math.exp(logp_N[ends[k + 1] - len(answer) : ends[k + 1]].sum())

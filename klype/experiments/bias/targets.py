@@ -1,29 +1,44 @@
 """What a model is trained towards, as rows of one table: a new target is one function and one row.
 
-A row is a function (lab) → lesson, or → a model that has learnt already. ``lab`` has the documents, and gives models
-trained on other rows when asked. Only ``oracle`` looks at the truth.
+A row is a function (lab) → training set, or → a trained model. ``lab`` has the documents, and gives models trained on
+other rows when asked. Only ``oracle`` looks at the truth.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import torch
-from torch import nn
 
 from klype.data.kneser_ney import KneserNey
 from klype.data.order import mix
 from klype.engine.engine import Engine
-from klype.experiments.bias.corpus import Corpus, Ids, Truth, targets
-from klype.experiments.bias.counts import Floats, cross_fitted
-from klype.experiments.bias.lab import LabSettings, Learnt, Lesson, Mixture, Soft, predict
+from klype.experiments.corpus import Ids, targets
+from klype.experiments.training import (
+    LabSettings,
+    Mixture,
+    Soft,
+    TrainedModel,
+    TrainingSet,
+    average,
+    mixed,
+    rows,
+    true,
+    uniform,
+)
 from klype.model.transformer import Transformer
-from klype.values import Request
+from klype.values import Floats, Request
+
+if TYPE_CHECKING:
+    from klype.experiments.bias.lab import Lab
 
 SMOOTHED, MIXED = 0.05, 0.3
-ORDER = 4
+ORDER, FOLDS = 4, 8
+"""Of n-grams; parts of the documents, each labelled by the others."""
 TIMES, FEWEST = 3.0, 4
 """The compute of a pair and its student, times that of one-hot; and the epochs that the student has in any case."""
 DECAYED = 10.0  # times the weight decay
@@ -31,19 +46,6 @@ BLANKS, AVERAGE, LONGER = 0.3, 0.98, 2
 """Of a steady model: the share of hidden context, what the mean of weights keeps, and its epochs, times the others'."""
 STEADY = 3  # steady teachers
 WRITTEN = 2  # times the documents there are
-PORTION = 64  # documents that teachers read at a time
-
-
-class Lab(Protocol):
-    """One cell's documents and settings, and what has been trained on them."""
-
-    corpus: Corpus
-    settings: LabSettings
-    seed: int
-
-    def taught(self, target: str, member: int = 0) -> Learnt:
-        """The model trained on this row; members differ in initial weights and order. Trained when first asked for."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +57,14 @@ class Target:
     """
 
     name: str
-    make: Callable[[Lab], Lesson | Learnt]
+    make: Callable[[Lab], TrainingSet | TrainedModel]
     kind: Literal["baseline", "cure", "beside", "truth"] = "cure"
     how: Callable[[LabSettings], LabSettings] = lambda settings: settings
     members: str = ""
+
+    @property
+    def needs_truth(self) -> bool:
+        return self.kind == "truth"
 
 
 # ways to train
@@ -97,127 +103,96 @@ def steady(settings: LabSettings) -> LabSettings:
 # the rows
 
 
-def one_hot(lab: Lab) -> Lesson:
+def one_hot(lab: Lab) -> TrainingSet:
     """The word that followed, and nothing else."""
-    return Lesson(lab.corpus.train)
+    return TrainingSet(lab.corpus.train)
 
 
-def smoothing(lab: Lab) -> Lesson:
+def smoothing(lab: Lab) -> TrainingSet:
     """A little of every word: (1 − ε) one-hot + ε uniform."""
-    return Lesson(lab.corpus.train, mixed(hard(lab), uniform(lab.corpus.size), SMOOTHED))
+    return TrainingSet(lab.corpus.train, mixed(hard(lab), uniform(lab.corpus.size), SMOOTHED))
 
 
-def kneser_ney(lab: Lab) -> Lesson:
+def kneser_ney(lab: Lab) -> TrainingSet:
     """What followed the same three words elsewhere in the documents, mixed in."""
-    return Lesson(lab.corpus.train, mixed(hard(lab), rows(counted(lab)), MIXED))
+    return TrainingSet(lab.corpus.train, mixed(hard(lab), rows(counted(lab)), MIXED))
 
 
-def self_taught(lab: Lab) -> Lesson:
-    """What an earlier self says: the same model, trained on one-hot targets before (born-again networks, 2018)."""
-    return _taught(lab, [lab.taught("one-hot")])
+def student(lab: Lab, of: str, count: int = 0) -> TrainingSet:
+    """What so many models of a row say on average (0: as many as teach together), which differ in nothing but their
+    first weights and the order of documents; of an earlier self: born-again networks (2018)."""
+    return _labelled(lab, _teachers(lab, count, of))
 
 
-def larger(lab: Lab) -> Lesson:
-    """What a model of twice the width says."""
-    return _taught(lab, [lab.taught("larger-one-hot")])
+def together(lab: Lab, of: str) -> TrainedModel:
+    """The teachers themselves, at so many times the cost of every answer."""
+    models = _teachers(lab, name=of)
+    turned = all(m.turned for m in models)
+    flops, reads = sum(m.flops for m in models), sum(m.reads for m in models)
+    return TrainedModel(Mixture([m.model for m in models]), [], turned, flops, reads)
 
 
-def self_taught_twice(lab: Lab) -> Lesson:
-    """What the student of an earlier self says."""
-    return _taught(lab, [lab.taught("earlier-self")])
+def student_and_counts(lab: Lab, count: int = 0) -> TrainingSet:
+    """What so many models say on average, mixed with Kneser–Ney in the share that fits held-out documents best."""
+    return _with_counts(lab, _teachers(lab, count))
 
 
-def self_and_counts(lab: Lab) -> Lesson:
-    """What an earlier self says, mixed with Kneser–Ney in the share that fits held-out documents best."""
-    return _with_counts(lab, _teachers(lab, 1))
-
-
-def pair(lab: Lab) -> Lesson:
+def pair(lab: Lab) -> TrainingSet:
     """The same with two models, and a student that trains for what is left of three times the compute of one-hot."""
-    lesson = _with_counts(lab, _teachers(lab, 2))
-    one = lab.taught("one-hot")
-    epoch = 3 * one.reads * sum(len(d) - 1 for d in lesson.documents)
-    left = int((TIMES * one.flops - lesson.flops) / epoch)
-    return replace(lesson, epochs=min(max(left, FEWEST), lab.settings.epochs))
+    made = _with_counts(lab, _teachers(lab, 2))
+    one = lab.trained("one-hot")
+    epoch = 3 * one.reads * sum(len(d) - 1 for d in made.documents)
+    left = int((TIMES * one.flops - made.flops) / epoch)
+    return replace(made, epochs=min(max(left, FEWEST), lab.settings.epochs))
 
 
-def best_of(lab: Lab) -> Learnt:
+def best_of(lab: Lab) -> TrainedModel:
     """One-hot with the compute of five: of five models, the one that says held-out documents best."""
     teachers = _teachers(lab)
     best = min(teachers, key=lambda t: min(loss for _, loss, _ in t.curve))
     return replace(best, flops=sum(t.flops for t in teachers))
 
 
-def together(lab: Lab) -> Learnt:
-    """The five themselves, at five times the cost of every answer."""
-    return _mixture(_teachers(lab))
-
-
-def ensemble(lab: Lab) -> Lesson:
-    """What five models say on average that differ in nothing but their first weights and the order of documents."""
-    return _taught(lab, _teachers(lab))
-
-
-def ensemble_and_counts(lab: Lab) -> Lesson:
-    """The ensemble mixed with Kneser–Ney, in the share that fits held-out documents best."""
-    return _with_counts(lab, _teachers(lab))
-
-
-def ensemble_and_written(lab: Lab) -> Lesson:
+def ensemble_and_written(lab: Lab) -> TrainingSet:
     """… and as many documents again that the five have written, labelled by the same mixture."""
     return _with_counts(lab, _teachers(lab), written(lab, _teachers(lab), len(lab.corpus.train)))
 
 
-def steady_self(lab: Lab) -> Lesson:
-    """What a steady model says."""
-    return _taught(lab, _teachers(lab, 1, "steady"))
-
-
-def steady_together(lab: Lab) -> Learnt:
-    """The three steady models themselves."""
-    return _mixture(_teachers(lab, name="steady"))
-
-
-def steady_ensemble(lab: Lab) -> Lesson:
-    """What three steady models say on average."""
-    return _taught(lab, _teachers(lab, name="steady"))
-
-
-def steady_written(lab: Lab) -> Lesson:
+def steady_written(lab: Lab) -> TrainingSet:
     """… and twice as many documents again that the three have written."""
     teachers = _teachers(lab, name="steady")
-    return _taught(lab, teachers, written(lab, teachers, WRITTEN * len(lab.corpus.train)))
+    return _labelled(lab, teachers, written(lab, teachers, WRITTEN * len(lab.corpus.train)))
 
 
-def oracle(lab: Lab) -> Lesson:
+def oracle(lab: Lab) -> TrainingSet:
     """p itself: what no corpus shows, and the least that any target can leave."""
     assert lab.corpus.truth is not None, "only the world knows its truth"
-    return Lesson(lab.corpus.train, true(lab.corpus.truth, lab.corpus.size))
+    return TrainingSet(lab.corpus.train, true(lab.corpus.truth, lab.corpus.size))
 
 
 TARGETS = (
     Target("one-hot", one_hot, "baseline"),
     Target("label-smoothing", smoothing),
     Target("kneser-ney", kneser_ney),
-    Target("earlier-self", self_taught),
-    Target("earlier-self-twice", self_taught_twice),
+    Target("earlier-self", partial(student, of="one-hot", count=1)),
+    Target("earlier-self-twice", partial(student, of="earlier-self", count=1)),
     Target("larger-one-hot", one_hot, "beside", wide),
-    Target("larger-teacher", larger),
-    Target("self-kneser-ney", self_and_counts),
+    Target("larger-teacher", partial(student, of="larger-one-hot", count=1)),
+    Target("self-kneser-ney", partial(student_and_counts, count=1)),
     Target("pair-kneser-ney", pair),
     Target("best-of-five", best_of, "baseline", members="one-hot"),
-    Target("five-together", together, "beside", members="one-hot"),
-    Target("ensemble", ensemble, members="one-hot"),
-    Target("ensemble-kneser-ney", ensemble_and_counts, members="one-hot"),
+    Target("five-together", partial(together, of="one-hot"), "beside", members="one-hot"),
+    Target("ensemble", partial(student, of="one-hot"), members="one-hot"),
+    Target("ensemble-kneser-ney", student_and_counts, members="one-hot"),
     Target("ensemble-written", ensemble_and_written, members="one-hot"),
     Target("strong-decay", one_hot, how=decayed),
     Target("averaged", one_hot, how=averaged),
     Target("blanks", one_hot, how=blanked),
     Target("steady", one_hot, how=steady),
     Target("steady-kneser-ney", kneser_ney, how=steady),
-    Target("steady-self", steady_self, how=long_averaged),
-    Target("steady-together", steady_together, "beside", members="steady"),
-    Target("steady-ensemble", steady_ensemble, how=long_averaged, members="steady"),
+    Target("steady-self", partial(student, of="steady", count=1), how=long_averaged),
+    Target("steady-together", partial(together, of="steady"), "beside", members="steady"),
+    Target("steady-ensemble", partial(student, of="steady"), how=long_averaged, members="steady"),
     Target("steady-written", steady_written, how=averaged, members="steady"),
     Target("oracle", oracle, "truth"),
     Target("oracle-steady", oracle, "truth", steady),
@@ -243,53 +218,24 @@ def hard(lab: Lab) -> Soft:
     return lambda positions: torch.nn.functional.one_hot(at_N[positions], size).float()
 
 
-def uniform(size: int) -> Soft:
-    return lambda positions: torch.full((len(positions), size), 1 / size)
-
-
-def rows(table_NV: torch.Tensor | Floats) -> Soft:
-    """A table kept in half precision; each row is made to sum to one again."""
-    kept_NV = torch.as_tensor(table_NV).half()
-
-    def soft(positions: torch.Tensor) -> torch.Tensor:
-        p_nV = kept_NV[positions].float()
-        return p_nV / p_nV.sum(-1, keepdim=True)
-
-    return soft
-
-
-def mixed(first: Soft, second: Soft, share: float) -> Soft:
-    """(1 − share) · first + share · second."""
-    assert 0 <= share <= 1
-    return lambda positions: torch.lerp(first(positions), second(positions), share)
-
-
-def true(truth: Truth, size: int) -> Soft:
-    starts, ids, p = map(torch.from_numpy, (truth.starts, truth.ids, truth.p))
-
-    def soft(positions: torch.Tensor) -> torch.Tensor:
-        counts = starts[positions + 1] - starts[positions]
-        row = torch.repeat_interleave(torch.arange(len(positions)), counts)
-        first = torch.repeat_interleave(starts[positions] - (counts.cumsum(0) - counts), counts)
-        at = first + torch.arange(len(row))
-        out_nV = torch.zeros(len(positions), size)
-        out_nV[row, ids[at]] = p[at]
-        return out_nV
-
-    return soft
-
-
 # teachers
 
 
-def average(models: Sequence[nn.Module], documents: Sequence[Ids]) -> torch.Tensor:
-    """The mean of the models' distributions at every target, [N, V] in half precision, read a few at a time."""
-    portions = [documents[at : at + PORTION] for at in range(0, len(documents), PORTION)]
-    return torch.cat([predict(Mixture(models), part).exp_().half() for part in portions])
+def cross_fitted(documents: Sequence[Sequence[int]], size: int, order: int = ORDER, folds: int = FOLDS) -> Floats:
+    """[N, V]: each document's targets by what all *other* folds say. What saw a target itself would only repeat it."""
+    folds = min(folds, len(documents))
+    assert folds >= 2
+    ends = np.cumsum([0, *(len(d) - 1 for d in documents)])
+    out = np.empty((int(ends[-1]), size), np.float16)
+    for f in range(folds):
+        others = KneserNey([d for i, d in enumerate(documents) if i % folds != f], size, order)
+        for i in range(f, len(documents), folds):
+            out[ends[i] : ends[i + 1]] = others.table([documents[i]])
+    return out
 
 
 def counted(lab: Lab) -> Floats:
-    return cross_fitted(lab.corpus.train, lab.corpus.size, ORDER)
+    return cross_fitted(lab.corpus.train, lab.corpus.size)
 
 
 def best_share(first_NV: torch.Tensor, second_NV: torch.Tensor, documents: Sequence[Ids]) -> float:
@@ -300,7 +246,7 @@ def best_share(first_NV: torch.Tensor, second_NV: torch.Tensor, documents: Seque
     return max(shares, key=lambda share: float(torch.lerp(a_N, b_N, share).log().mean()))
 
 
-def written(lab: Lab, teachers: Sequence[Learnt], count: int) -> tuple[Ids, ...]:
+def written(lab: Lab, teachers: Sequence[TrainedModel], count: int) -> tuple[Ids, ...]:
     """``count`` documents drawn from the teachers, each its part, at temperature 1."""
     longest = max(len(d) for d in lab.corpus.train)
     begin, end = lab.corpus.train[0][0], lab.corpus.end
@@ -313,24 +259,17 @@ def written(lab: Lab, teachers: Sequence[Learnt], count: int) -> tuple[Ids, ...]
     return tuple(out)
 
 
-def _teachers(lab: Lab, count: int = 0, name: str = "one-hot") -> list[Learnt]:
-    return [lab.taught(name, k) for k in range(count or members(lab.settings)[name])]
+def _teachers(lab: Lab, count: int = 0, name: str = "one-hot") -> list[TrainedModel]:
+    return [lab.trained(name, k) for k in range(count or members(lab.settings)[name])]
 
 
-def _mixture(models: Sequence[Learnt]) -> Learnt:
-    turned = all(m.turned for m in models)
-    return Learnt(
-        Mixture([m.model for m in models]), [], turned, sum(m.flops for m in models), sum(m.reads for m in models)
-    )
-
-
-def _taught(lab: Lab, teachers: Sequence[Learnt], more: tuple[Ids, ...] = ()) -> Lesson:
+def _labelled(lab: Lab, teachers: Sequence[TrainedModel], more: tuple[Ids, ...] = ()) -> TrainingSet:
     documents = (*lab.corpus.train, *more)
     table_NV = average([t.model for t in teachers], documents)
-    return Lesson(documents, rows(table_NV), _cost(teachers, documents))
+    return TrainingSet(documents, rows(table_NV), _cost(teachers, documents))
 
 
-def _with_counts(lab: Lab, teachers: Sequence[Learnt], more: tuple[Ids, ...] = ()) -> Lesson:
+def _with_counts(lab: Lab, teachers: Sequence[TrainedModel], more: tuple[Ids, ...] = ()) -> TrainingSet:
     models, corpus = [t.model for t in teachers], lab.corpus
     table = KneserNey(corpus.train, corpus.size, ORDER)
     held_NV = torch.from_numpy(table.table(corpus.held_out))
@@ -340,10 +279,10 @@ def _with_counts(lab: Lab, teachers: Sequence[Learnt], more: tuple[Ids, ...] = (
         counts_NV = torch.cat([counts_NV, torch.from_numpy(table.table(more)).half()])
     documents = (*corpus.train, *more)
     mixed_NV = average(models, documents).lerp_(counts_NV, share)
-    return Lesson(documents, rows(mixed_NV), _cost(teachers, documents))
+    return TrainingSet(documents, rows(mixed_NV), _cost(teachers, documents))
 
 
-def _cost(teachers: Sequence[Learnt], documents: Sequence[Ids]) -> float:
+def _cost(teachers: Sequence[TrainedModel], documents: Sequence[Ids]) -> float:
     """Multiply–adds, twice: the teachers' training, and their reading of the documents."""
     tokens = sum(len(d) - 1 for d in documents)
     return sum(t.flops + t.reads * tokens for t in teachers)

@@ -1,21 +1,25 @@
-"""What a method gets to teach with: a model that has been trained on documents, the documents, and who may be asked."""
+"""What a method trains with: a student that has been trained on documents, the documents, and who may be asked."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from pydantic import Field
+from torch.nn.functional import pad
 
+from klype.engine.engine import Engine
+from klype.errors import KlypeError
 from klype.examine.truth import Reader, Tokens
 from klype.examine.truth import Truth as KnownTruth
-from klype.experiments.bias.corpus import Corpus, Ids
-from klype.experiments.bias.lab import LabSettings, Learnt
-from klype.experiments.mistakes.codec import Pupil
+from klype.experiments.corpus import Corpus, Ids
+from klype.experiments.training import LabSettings, TrainedModel
+from klype.model.transformer import Transformer
+from klype.sources.native import EngineSource
+from klype.sources.source import Message
 from klype.train.objectives import Objective
-from klype.values import Batch, Batches
+from klype.values import Batch
 
 BACK = "⌫"
 """The token that takes the last word back: the last of every model's vocabulary, and in no document."""
@@ -43,6 +47,42 @@ class CourseSettings(LabSettings):
     late: int = Field(default=1, ge=0)
 
 
+class WordCodec:
+    """A text is words with spaces between; what is no word of the vocabulary cannot be written, controls among them."""
+
+    def __init__(self, vocabulary: Sequence[str], end: int, controls: Sequence[int]) -> None:
+        self._vocabulary = vocabulary
+        self._controls = frozenset((*controls, end))
+        self._ids = {word: i for i, word in enumerate(vocabulary) if i not in self._controls}
+        self.stop = (end,)
+
+    def encode(self, text: str) -> list[int]:
+        unknown = next((word for word in text.split() if word not in self._ids), None)
+        if unknown is not None:
+            raise KlypeError(f"“{unknown}” is no word of this language.")
+        return [self._ids[word] for word in text.split()]
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        raise KlypeError("This model has no chat template.", "Give it plain text.")
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return " ".join(self._vocabulary[i] for i in ids if i not in self._controls)
+
+
+class Student(EngineSource):
+    """A model that goes on learning: it answers as it is at the time of each question."""
+
+    def __init__(self, model: Transformer, codec: WordCodec) -> None:
+        super().__init__(Engine(model), codec)
+        self.model = model
+        self._version = 0
+
+    def refresh(self) -> None:
+        """The weights have moved: nothing computed with the old ones is used."""
+        self._version += 1
+        self.engine.refresh(self._version)
+
+
 @dataclass(slots=True)
 class Spent:
     """Tokens that went once through the model beside its training (drawn, or read), and FLOPs of teachers."""
@@ -59,9 +99,9 @@ class Course:
     corpus: Corpus
     settings: CourseSettings
     seed: int
-    pupil: Pupil
+    student: Student
     beginning: Callable[[], KnownTruth | None]
-    teachers: Callable[[], list[Learnt]]
+    teachers: Callable[[], list[TrainedModel]]
     spent: Spent = field(default_factory=Spent)
 
     @property
@@ -72,14 +112,9 @@ class Course:
     def longest(self) -> int:
         return max(map(len, self.corpus.train))
 
-    def truth(self) -> KnownTruth:
-        found = self.beginning()
-        assert found is not None, "only the world knows its truth"
-        return found
-
     def reader(self, prompt: Ids) -> Reader:
         """The truth after a prompt that begins a document."""
-        return reader(self.truth, prompt)
+        return reader(self.beginning, prompt)
 
     def is_word(self, token: int) -> bool:
         """Neither what begins a text, nor what ends it, nor what takes back."""
@@ -90,16 +125,17 @@ class Course:
 class Training:
     """What the loop is given. ``rate``: times the rates of going on."""
 
-    batches: Batches
+    batches: Iterator[Batch]
     objective: Objective
     rate: float = 1.0
 
 
-def reader(beginning: Callable[[], KnownTruth], prompt: Ids) -> Reader:
+def reader(beginning: Callable[[], KnownTruth | None], prompt: Ids) -> Reader:
     """The truth after a prompt, its first token being what begins a document."""
 
     def start() -> KnownTruth:
         truth = beginning()
+        assert truth is not None, "only the world knows its truth"
         for token in prompt[1:]:
             truth.push(token)
         return truth
@@ -117,28 +153,17 @@ def up_to_slips(reader: Reader, text: Tokens) -> Tokens:
     return text
 
 
-class InOneGo:
-    """Batches of a method, which is taught whole or not at all: what is resumed is the experiment, model by model."""
-
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        raise AssertionError("a method is taught in one go")
-
-
 def joined(a: Batch, b: Batch) -> Batch:
     """The rows of both, padded to the longer."""
     width = max(a.tokens_BT.shape[1], b.tokens_BT.shape[1])
 
-    def both(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        parts = []
-        for tensor in (one, other):
-            more = tensor.new_zeros((tensor.shape[0], width - tensor.shape[1], *tensor.shape[2:]))
-            parts.append(torch.cat([tensor, more], 1))
-        return torch.cat(parts)
+    def both(*parts: torch.Tensor) -> torch.Tensor:
+        return torch.cat([pad(t, (0, 0) * (t.dim() - 2) + (0, width - t.shape[1])) for t in parts])
 
-    extra = {"soft_BTV": both(a.extra["soft_BTV"], b.extra["soft_BTV"])} if "soft_BTV" in a.extra else {}
-    return Batch(
-        both(a.tokens_BT, b.tokens_BT), both(a.targets_BT, b.targets_BT), both(a.weights_BT, b.weights_BT), extra
+    extra = {name: both(tensor, b.extra[name]) for name, tensor in a.extra.items()}
+    tokens, targets, weights = (
+        both(a.tokens_BT, b.tokens_BT),
+        both(a.targets_BT, b.targets_BT),
+        both(a.weights_BT, b.weights_BT),
     )
+    return Batch(tokens, targets, weights, extra)

@@ -24,11 +24,10 @@ from klype.errors import KlypeError
 from klype.examine.divergence import point
 from klype.examine.feedback import Aftermath, Asked, FeedbackSettings, Shock, aftermaths, shocks
 from klype.examine.truth import Reader, Tokens
-from klype.experiments.bias.corpus import Ids, Test
-from klype.experiments.bias.lab import Mixture, predict
 from klype.experiments.bias.measure import measure
-from klype.experiments.mistakes.codec import Pupil
-from klype.experiments.mistakes.course import up_to_slips
+from klype.experiments.corpus import Ids, Test
+from klype.experiments.mistakes.course import Student, up_to_slips
+from klype.experiments.training import Mixture, predict
 from klype.sources.source import answers
 from klype.values import Distribution, Request
 
@@ -68,12 +67,12 @@ class Exam:
     back: int
 
 
-def exam(test: Test, reader: Callable[[Ids], Reader], pupil: Pupil, settings: FeedbackSettings, back: int) -> Exam:
+def exam(test: Test, reader: Callable[[Ids], Reader], student: Student, settings: FeedbackSettings, back: int) -> Exam:
     """The beginnings, and the shocks of this model. ``reader(prompt)`` is the truth after a prompt."""
     long = [d for d in test.documents if len(d) > OPENING + 1]
     asked = tuple(Asked(str(i), d[: OPENING + 1], reader(d[: OPENING + 1])) for i, d in enumerate(long))
-    is_word = lambda token: token not in (test.documents[0][0], *pupil.codec.stop, back)
-    forced, _ = shocks(pupil, asked, settings, is_word)
+    is_word = lambda token: token not in (test.documents[0][0], *student.codec.stop, back)
+    forced, _ = shocks(student, asked, settings, is_word)
     if not forced:
         raise KlypeError(
             f"After none of {len(asked)} beginnings could a mistake be forced.", "Ask for more documents to learn from."
@@ -81,28 +80,28 @@ def exam(test: Test, reader: Callable[[Ids], Reader], pupil: Pupil, settings: Fe
     return Exam(test, asked, tuple(d[OPENING + 1 :] for d in long), tuple(forced), settings, back)
 
 
-def look(pupil: Pupil, asked: Exam, takes_back: bool) -> Values:
+def look(student: Student, asked: Exam, takes_back: bool) -> Values:
     """World: all of it. ``feedback`` and the arms' hazards are lists, a row a shock, over distances."""
     back = asked.back if takes_back else None
-    found: Values = dict(measure(WithoutBack(pupil.model, asked.back), asked.test))
-    back_N = predict(pupil.model, asked.test.documents)[:, asked.back].double().exp()
+    found: Values = dict(measure(WithoutBack(student.model, asked.back), asked.test))
+    back_N = predict(student.model, asked.test.documents)[:, asked.back].double().exp()
     found["alarm"] = float(back_N.mean())
     # KL(p‖q) = KL(p‖q given a word) − E log(1 − q(back)), for p never takes back
     found["kl_drawn"] = found["kl"] - float(torch.log1p(-back_N).mean())
-    found |= _going_on(pupil, asked, back) | _answers(pupil, asked, back)
-    return found | _after(aftermaths(pupil, asked.asked, asked.forced, replace(asked.settings, back=back)))
+    found |= _going_on(student, asked, back) | _answers(student, asked, back)
+    return found | _after(aftermaths(student, asked.asked, asked.forced, replace(asked.settings, back=back)))
 
 
-def text_values(pupil: Pupil, test: Test, teachers: Sequence[nn.Module], back: int) -> Values:
+def text_values(student: Student, test: Test, teachers: Sequence[nn.Module], back: int) -> Values:
     """Text, where nobody knows the truth: bits per byte, calibration, and KL from the teachers' mean on documents and
     on what the model itself writes."""
-    found: Values = dict(measure(WithoutBack(pupil.model, back), test))
+    found: Values = dict(measure(WithoutBack(student.model, back), test))
     begun = [d[: OPENING + 1] for d in test.documents if len(d) > OPENING + 1]
-    requests = [Request(p, limit=WORDS, seed=i, stop=pupil.codec.stop) for i, p in enumerate(begun)]
-    own = [(*t.prompt, *t.tokens) for (t,) in answers(pupil, requests)]
+    requests = [Request(p, limit=WORDS, seed=i, stop=student.codec.stop) for i, p in enumerate(begun)]
+    own = [(*t.prompt, *t.tokens) for (t,) in answers(student, requests)]
     teacher = Mixture(teachers)
     for name, texts in (("teacher_kl", list(test.documents)), ("teacher_kl_own", own)):
-        p_NV, q_NV = (predict(model, texts) for model in (teacher, WithoutBack(pupil.model, back)))
+        p_NV, q_NV = (predict(model, texts) for model in (teacher, WithoutBack(student.model, back)))
         found[name] = float((p_NV.exp() * (p_NV - q_NV)).sum(-1).mean())
     return found
 
@@ -126,20 +125,20 @@ def _after(found: Sequence[Aftermath]) -> Values:
     }
 
 
-def _going_on(pupil: Pupil, asked: Exam, back: int | None) -> Values:
+def _going_on(student: Student, asked: Exam, back: int | None) -> Values:
     """One text a beginning at temperature 1: P(no error in the first n words), S, and excess error."""
     limit = WORDS if back is None else round(SPENDS * WORDS)
     requests = [
-        Request(one.prompt, limit=limit, seed=1000 + i, stop=pupil.codec.stop) for i, one in enumerate(asked.asked)
+        Request(one.prompt, limit=limit, seed=1000 + i, stop=student.codec.stop) for i, one in enumerate(asked.asked)
     ]
-    traces = answers(pupil, requests) if back is None else obeyed(pupil, requests, [0] * len(requests), back)
+    traces = answers(student, requests) if back is None else obeyed(student, requests, [0] * len(requests), back)
     own, passes = zip(*(standing(trace.tokens, back, WORDS) for (trace,) in traces), strict=True)
     errors = [one.reader.first_error(text) for one, text in zip(asked.asked, own, strict=True)]
     found: Values = {f"right_{n}": float(np.mean([e is None or e > n for e in errors])) for n in RIGHT_AT}
     found["passes"] = sum(passes) / max(1, sum(map(len, own)))
-    rows = _along(pupil, asked, own)
+    rows = _along(student, asked, own)
     right = [s for row, e in zip(rows, errors, strict=True) for _, s in row[: e or len(row)]]
-    true = _along(pupil, asked, asked.rest)
+    true = _along(student, asked, asked.rest)
     found |= {"s_own": float(np.mean(right))} if right else {}
     own_kl, true_kl = _mean_kl(rows), _mean_kl(true)
     return found | ({"excess_error": 100 * (own_kl / true_kl - 1)} if own_kl and true_kl else {})
@@ -163,11 +162,11 @@ def standing(said: Sequence[int], back: int | None, words: int) -> tuple[Tokens,
     return sheet.tokens, passes
 
 
-def _along(pupil: Pupil, asked: Exam, texts: Sequence[Tokens]) -> list[list[tuple[float, float]]]:
+def _along(student: Student, asked: Exam, texts: Sequence[Tokens]) -> list[list[tuple[float, float]]]:
     """(KL(p‖q), S) at every place of each text behind its beginning, up to its third error; q given that a word is
     said."""
     read = [up_to_slips(one.reader, text) for one, text in zip(asked.asked, texts, strict=True)]
-    scored = pupil.score([one.prompt for one in asked.asked], read, -1)
+    scored = student.score([one.prompt for one in asked.asked], read, -1)
     out = []
     for one, text, trace in zip(asked.asked, read, scored, strict=True):
         row = []
@@ -186,14 +185,14 @@ def words_only(q: Distribution, back: int) -> Distribution:
     return Distribution(q.ids, logp - np.logaddexp.reduce(logp))
 
 
-def _answers(pupil: Pupil, asked: Exam, back: int | None) -> Values:
+def _answers(student: Student, asked: Exam, back: int | None) -> Values:
     """The share of right greedy answers (with words taken back, where that was learnt) and their passes."""
-    stop = {answer[-1] for one in asked.test.asked for answer in one.answers}
-    put = [orders.Asked(one.prefix, str, ANSWER, (*pupil.codec.stop, *sorted(stop))) for one in asked.test.asked]
+    stop = {answer[-1] for one in asked.test.questions for answer in one.answers}
+    put = [orders.Asked(one.prefix, str, ANSWER, (*student.codec.stop, *sorted(stop))) for one in asked.test.questions]
     if not put:
         return {}
     name = "greedy" if back is None else "backspace"
-    found = decide(pupil, put, name, BUDGET, Tuning(back=back))
-    rights = [one.choice.chosen.tokens in q.answers for one, q in zip(found, asked.test.asked, strict=True)]
+    found = decide(student, put, name, BUDGET, Tuning(back=back))
+    rights = [one.choice.chosen.tokens in q.answers for one, q in zip(found, asked.test.questions, strict=True)]
     words = sum(len(one.choice.chosen.tokens) for one in found)
     return {"right_greedy": float(np.mean(rights)), "passes_greedy": sum(one.passes for one in found) / max(1, words)}

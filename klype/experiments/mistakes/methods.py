@@ -16,11 +16,10 @@ import numpy as np
 
 from klype.data.order import mix
 from klype.examine.truth import Reader
-from klype.experiments.bias.corpus import Ids
-from klype.experiments.bias.lab import LabelledBatches, Lesson
-from klype.experiments.mistakes.altered import Enriched, Scheduled
+from klype.experiments.corpus import Ids
 from klype.experiments.mistakes.course import Course, Training
-from klype.experiments.mistakes.own import ByTeachers, ByTruth, Labeller, Rounds
+from klype.experiments.mistakes.texts import ByTeachers, ByTruth, Labeller, enriched, rounds, scheduled
+from klype.experiments.training import LabelledBatches, TrainingSet
 from klype.train.objectives import Objective, cross_entropy, reverse_divergence, soft_cross_entropy, with_rehearsal
 from klype.train.policy import PolicySettings, grpo
 from klype.train.reward_functions import Asked
@@ -47,33 +46,37 @@ class Method:
     back: bool = False
     own: bool = False
 
+    @property
+    def needs_truth(self) -> bool:
+        return self.knows not in ("nothing", "teachers")
+
 
 # the rows
 
 
 def documents(course: Course) -> Training:
     """The documents again, one-hot."""
-    return Training(_documents(course, Lesson(course.corpus.train)), cross_entropy)
+    return Training(_documents(course, TrainingSet(course.corpus.train)), cross_entropy)
 
 
 def scheduled_sampling(course: Course) -> Training:
     """Words of the documents replaced by the model's own; one-hot."""
-    return Training(Scheduled(course), cross_entropy)
+    return Training(scheduled(course), cross_entropy)
 
 
 def labelled(course: Course, by: Callable[[Course], Labeller]) -> Training:
     """The documents with whole distributions: what labels do without own texts."""
-    return Training(_documents(course, Lesson(course.corpus.train, by(course).documents())), soft_cross_entropy)
+    return Training(_documents(course, TrainingSet(course.corpus.train, by(course).documents())), soft_cross_entropy)
 
 
 def own(course: Course, by: Callable[[Course], Labeller], objective: Objective) -> Training:
     """Documents and own texts with whole distributions."""
-    return Training(Rounds(course, by(course)), objective)
+    return Training(rounds(course, by(course)), objective)
 
 
 def backspace(course: Course, by: Callable[[Course], Labeller]) -> Training:
     """Documents, and some with a wrong word of the model's own and the token that takes it back; one-hot."""
-    return Training(Enriched(course, by(course)), cross_entropy)
+    return Training(enriched(course, by(course)), cross_entropy)
 
 
 def outcome(course: Course) -> Training:
@@ -82,7 +85,7 @@ def outcome(course: Course) -> Training:
         answers=GROUP, limit=WORDS, unfinished=0.0, seed=mix(course.seed, 19) % 2**20, stop=(course.corpus.end,)
     )
     half = max(GROUP, course.settings.rows // 2)
-    plain = LabelledBatches(Lesson(course.corpus.train), course.settings.rows - half or half, mix(course.seed, 14))
+    plain = LabelledBatches(TrainingSet(course.corpus.train), course.settings.rows - half or half, mix(course.seed, 14))
     train, readers = course.corpus.train, dict[Ids, Reader]()
 
     def ask(step: int) -> Sequence[Asked]:
@@ -103,7 +106,7 @@ def outcome(course: Course) -> Training:
     def rehearsal(step: int) -> Batch:
         return next(plain)
 
-    players = Players(ask, course.pupil.engine, reward, copy.deepcopy(course.pupil.model).eval(), rehearsal)
+    players = Players(ask, course.student.engine, reward, copy.deepcopy(course.student.model).eval(), rehearsal)
     objective = with_rehearsal(partial(grpo, settings=PolicySettings()), cross_entropy, 1.0)
     return Training(RolloutBatches(players, settings), objective, rate=0.2)
 
@@ -131,5 +134,5 @@ def method(name: str) -> Method:
     return next(row for row in METHODS if row.name == name)
 
 
-def _documents(course: Course, lesson: Lesson) -> LabelledBatches:
-    return LabelledBatches(lesson, course.settings.rows, mix(course.seed, 14))
+def _documents(course: Course, data: TrainingSet) -> LabelledBatches:
+    return LabelledBatches(data, course.settings.rows, mix(course.seed, 14))

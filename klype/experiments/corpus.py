@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,6 @@ from klype.data.order import mix
 from klype.data.readers import TextDocument
 from klype.data.split import split
 from klype.errors import KlypeError
-from klype.examine.truth import Truth as KnownTruth
 from klype.text.tokenizer import Tokenizer
 from klype.world import Filter, World
 from klype.world.automaton import END, sample
@@ -53,7 +52,7 @@ class Truth:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class Question:
     """A text that ends in a question mark, and every right answer, each up to its full stop."""
 
     prefix: Ids
@@ -69,7 +68,7 @@ class Test:
 
     documents: tuple[Ids, ...]
     truth: Truth | None = None
-    asked: tuple[Asked, ...] = ()
+    questions: tuple[Question, ...] = ()
     shown: tuple[Ids, dict[int, float]] | None = None
     bytes: int = 0
 
@@ -117,31 +116,10 @@ class WordTruth:
         return self._words.push(self._vocabulary[token] if token < len(self._vocabulary) else "")
 
 
-class Source(Protocol):
-    """Where documents come from. ``knows``: the truth is known."""
-
-    knows: bool
-    vocabulary: tuple[str, ...]
-
-    def within(self, documents: tuple[int, ...]) -> tuple[int, ...]:
-        """These numbers of documents, or fewer where there are not so many."""
-        ...
-
-    def corpus(self, seed: int, documents: int, held_out: int) -> Corpus:
-        """What this seed learns from and stops by; fewer documents are the first of more."""
-        ...
-
-    def test(self, documents: int = TEST) -> Test:
-        """The same for all seeds; so many documents, or as many as there are."""
-        ...
-
-    def beginning(self) -> KnownTruth | None:
-        """The truth at the beginning of a document, to be read on from; None where nobody knows it."""
-        ...
-
-
 class WorldSource:
-    """Documents of the demo world, drawn anew for every seed; the test is the same for all. A word is a token."""
+    """Documents of the demo world, drawn anew for every seed; the test is the same for all. A word is a token.
+
+    ``knows``: the truth is known."""
 
     knows = True
 
@@ -153,6 +131,7 @@ class WorldSource:
         self._start = self._world.grammar.document(styled=False)
 
     def within(self, documents: tuple[int, ...]) -> tuple[int, ...]:
+        """These numbers of documents, or fewer where there are not so many."""
         return documents
 
     def corpus(self, seed: int, documents: int, held_out: int) -> Corpus:
@@ -163,13 +142,14 @@ class WorldSource:
 
     def test(self, documents: int = TEST, questions: int = QUESTIONS) -> Test:
         found = self._documents(mix(0, 3), documents)
-        asked = [q for d in found if (q := self._asked(d)) is not None]
+        asked = [q for d in found if (q := self._question(d)) is not None]
         prefix = self._ids(SHOWN.split())
         p = self._filter(prefix).next()
         shown = (prefix, {self._id[word]: q for word, q in sorted(p.items(), key=lambda pair: -pair[1])})
         return Test(found, self._truth(found), tuple(asked[:questions]), shown)
 
     def beginning(self) -> WordTruth:
+        """The truth at the beginning of a document, to be read on from."""
         return WordTruth(Filter(self._start), self.vocabulary, self._id)
 
     def _documents(self, seed: int, count: int) -> tuple[Ids, ...]:
@@ -194,7 +174,7 @@ class WorldSource:
                 words.push(self.vocabulary[i])
         return Truth.of(rows)
 
-    def _asked(self, document: Ids) -> Asked | None:
+    def _question(self, document: Ids) -> Question | None:
         """The document's last question that leaves room for an answer; None without one."""
         mark = self._id["?"]
         places = [t for t, i in enumerate(document[: self._longest - 12]) if i == mark]
@@ -215,7 +195,7 @@ class WorldSource:
                     answers.append(now)
                 else:
                     todo.append((now, after))
-        return Asked(prefix, tuple(answers)) if 0 < len(answers) <= ANSWERS else None
+        return Question(prefix, tuple(answers)) if 0 < len(answers) <= ANSWERS else None
 
 
 class TextSource:
@@ -255,7 +235,7 @@ class TextSource:
         return Test(found, bytes=length)
 
     def beginning(self) -> None:
-        return None
+        """Nobody knows it."""
 
     def _pieces(self, texts: Sequence[TextDocument]) -> list[Ids]:
         begin, out = self._tokenizer.begin, []
@@ -264,3 +244,7 @@ class TextSource:
             cuts = range(0, len(inside), self._longest - 1)
             out += [(begin, *inside[at : at + self._longest - 1]) for at in cuts if len(inside) - at > 1]
         return out
+
+
+Source = WorldSource | TextSource
+"""Where documents come from."""

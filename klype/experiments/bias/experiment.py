@@ -1,0 +1,229 @@
+"""The hard-target experiment: every target trained towards at several numbers of documents, beside one-hot and p."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from klype.errors import KlypeError
+from klype.examine.facts import FigureFacts
+from klype.examine.intervals import ratio_over_seeds
+from klype.experiments import framework
+from klype.experiments.bias.lab import Lab
+from klype.experiments.bias.targets import TARGETS, WRITTEN, members, one_hot, target
+from klype.experiments.corpus import SHOWN
+from klype.experiments.framework import SHARE, Experiment, Measure, Part, Result, Standing, facts
+from klype.experiments.plan import Choice, Plan, Speed
+from klype.experiments.training import LabSettings
+from klype.values import Figure
+
+CONTROL, TRUTH = "one-hot", "oracle"
+WITHIN = (None, 3.2)
+"""Winners: at any compute, and at three times that of one-hot (early stopping makes it vary a little)."""
+ENDED = 0.8  # of all steps are usually taken before held-out loss has turned for long enough
+OTHER = 1.3  # times the training: truth, labels, measures
+
+
+class Row(framework.Row):
+    """``turned``: in so many of the seeds held-out loss rose before the end."""
+
+    turned: int
+
+
+class Curve(Part):
+    """One model's way: (epoch, held-out loss, KL to the truth), nats a token. ``done``: it has been measured."""
+
+    target: str
+    documents: int
+    seed: int
+    member: int
+    done: bool
+    points: list[tuple[int, float, float | None]]
+
+
+class Bars(Part):
+    """What may follow ``text``: the truth, and each target's model (mean over finished seeds, most documents)."""
+
+    text: str
+    words: list[str]
+    truth: list[float]
+    targets: dict[str, list[float]]
+
+
+class Best(Part):
+    """The cure with the least KL on the half of the test that no figure comes from, of those within a compute."""
+
+    target: str
+    within: float | None
+    gap: FigureFacts
+
+
+class Board(framework.Board):
+    """All that a page needs to show the experiment while it runs and afterwards. ``epochs`` of a model at most."""
+
+    FILE = "targets.json"
+    epochs: int
+    rows: Sequence[Row] = ()
+    curves: Sequence[Curve] = ()
+    bars: Bars | None = None
+    best: Sequence[Best] = ()
+
+    def document(self) -> dict[str, Any]:
+        """What ``klype bias --json`` prints: the figures at the most documents, and all of them by documents."""
+        by = {
+            str(count): {
+                row.arm: {**row.figures, "turned": row.turned, "seeds": row.seeds}
+                for row in self.rows
+                if row.documents == count
+            }
+            for count in self.documents
+        }
+        most = self.documents[-1]
+        return {
+            "targets": by[str(most)],
+            "documents": most,
+            "seeds": self.seeds,
+            "source": self.source,
+            "by_documents": by,
+            "best": [best.model_dump() for best in self.best],
+        }
+
+    @staticmethod
+    def read(folder: Path) -> Board:
+        """KlypeError when there is none, or it is not one."""
+        file = folder / Board.FILE
+        try:
+            return Board.model_validate_json(file.read_bytes())
+        except FileNotFoundError:
+            raise KlypeError(f"There is no {Board.FILE} in {folder}.", "Make one with klype bias --out.") from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise KlypeError(f"{file} is damaged: {where}: {first['msg']}.", "Run klype bias again.") from None
+
+
+def board(stand: Standing[Board]) -> Board:
+    """How it stands."""
+    curves = [
+        Curve(
+            points=one["curve"], done="values" in one, **{k: one[k] for k in ("target", "documents", "seed", "member")}
+        )
+        for one in stand.found
+        if one["curve"]
+    ]
+    return Board(
+        **stand.common(),
+        epochs=stand.plan.settings.epochs,
+        rows=stand.rows(Row, lambda results: {"turned": sum(one["turned"] for one in results)}),
+        curves=curves,
+        bars=_bars(stand),
+        best=list(_best(stand)),
+    )
+
+
+def gaps(one_hot: Sequence[float], cure: Sequence[float], oracle: Sequence[float]) -> Figure:
+    """The share of the way from one-hot to the oracle that a cure goes, paired by seed: Σ(o − c) / Σ(o − p)."""
+    o, c, p = (np.asarray(values, float) for values in (one_hot, cure, oracle))
+    figure = ratio_over_seeds(o - c, o - p, "share of the gap")  # it may be below 0, and above 1
+    if figure.value is not None and ((c == o).all() or (c == p).all()):  # no way at all, or all of it: by definition
+        return replace(figure, low=figure.value, high=figure.value, certain=True, why="")
+    return figure
+
+
+def _gap(own: list[Result], control: list[Result], truth: list[Result]) -> Figure:
+    return gaps(*([one["values"]["kl"] for one in group] for group in (control, own, truth)))
+
+
+def _compute(own: list[Result], control: list[Result]) -> Figure:
+    return ratio_over_seeds([one["flops"] for one in own], [one["flops"] for one in control], "times one-hot's")
+
+
+def _best(stand: Standing[Board]) -> Iterator[Best]:
+    """Chosen on one half of the test, told by the other: a winner's own luck is not counted for it."""
+    by = {
+        name: [results[seed] for seed in sorted(results)]
+        for name, results in stand.by(stand.plan.documents[-1]).items()
+        if len(results) >= stand.plan.seeds
+    }
+    if not {CONTROL, TRUTH} <= by.keys():
+        return
+    flops = {name: sum(one["flops"] for one in results) for name, results in by.items()}
+    for within in WITHIN:
+        allowed = [
+            name
+            for name in stand.names
+            if name in by and target(name).kind == "cure" and (within is None or flops[name] <= within * flops[CONTROL])
+        ]
+        if allowed:
+            name = min(allowed, key=lambda name: sum(one["values"]["kl_chosen"] for one in by[name]))
+            yield Best(target=name, within=within, gap=facts(_gap(by[name], by[CONTROL], by[TRUTH])))
+
+
+def _bars(stand: Standing[Board]) -> Bars | None:
+    if stand.test.shown is None:
+        return None
+    measured = [by for count in stand.plan.documents if (by := stand.by(count))]
+    last = measured[-1] if measured else {}
+    told = {name: [one["bars"] for one in by.values() if "bars" in one] for name, by in last.items()}
+    words = [stand.vocabulary[i] for i in stand.test.shown[1]]
+    means = {row.name: np.mean(told[row.name], axis=0).tolist() for row in TARGETS if told.get(row.name)}
+    return Bars(text=SHOWN, words=words, truth=list(stand.test.shown[1].values()), targets=means)
+
+
+def steps(documents: int, targets: Sequence[str], settings: LabSettings) -> tuple[int, int]:
+    """Steps of one cell at most: one-hot ones, and with whole distributions."""
+    rows = [target(name) for name in targets]
+    hard = sum(row.how(settings).epochs for row in rows if row.make is one_hot)
+    soft = sum(row.how(settings).epochs for row in rows if row.make is not one_hot and row.kind in ("cure", "truth"))
+    written = {"ensemble-written": 1, "steady-written": WRITTEN}  # times the documents, beside those there are
+    soft += sum(more * target(name).how(settings).epochs for name, more in written.items() if name in targets)
+    for name, count in members(settings).items():
+        if any(row.members == name for row in rows):
+            hard += (count - (name in targets)) * target(name).how(settings).epochs
+    once = -(-documents // settings.rows)
+    return hard * once, soft * once
+
+
+def cost(plan: Plan, speed: Speed, knows: bool, cores: int) -> tuple[int, float]:
+    """Steps at most, and seconds."""
+    both = [steps(count, plan.arms, plan.settings) for count in plan.documents]
+    hard, soft = (plan.seeds * sum(part) for part in zip(*both, strict=True))
+    return hard + soft, OTHER * ENDED * (hard * speed.hard + soft * speed.soft) / cores
+
+
+BIAS = Experiment[Board](
+    name="bias",
+    noun="target",
+    unknown="--targets: there are no targets",
+    arms=TARGETS,
+    control=CONTROL,
+    measures={
+        "kl": Measure("nats a token"),
+        "reverse_kl": Measure("nats a token"),
+        "s": Measure("share a token", most=1.0),
+        "calibration": Measure("probability", most=1.0),
+        "right": Measure(SHARE, most=1.0),
+        "bits_per_byte": Measure("bits a byte"),
+        "loss": Measure("nats a token"),
+        "compute": Measure(paired=_compute, beside=(CONTROL,)),
+        "gap": Measure(paired=_gap, beside=(CONTROL, TRUTH)),
+    },
+    settings=LabSettings,
+    choices=(
+        Choice((300, 600, 1200), 5),
+        Choice((200, 400, 800), 5),
+        Choice((150, 300, 600), 5),
+        Choice((150, 300, 600), 3),
+        Choice((100, 200, 400), 3),
+        Choice((75, 150, 300), 3),
+        Choice((50, 100, 200), 2),
+    ),
+    cost=cost,
+    cell=Lab,
+    board=board,
+)

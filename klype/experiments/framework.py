@@ -1,0 +1,389 @@
+"""An experiment: arms, each trained and measured with every seed, summed up over seeds beside a control.
+
+A new arm is a row of its experiment's table of arms, a new measure a row of its table of measures. A new experiment is
+an ``Experiment`` with the two, a ``Cell`` that says how an arm is trained, and a ``Board``; a ``Report`` shows it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, cast
+
+import numpy as np
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SerializeAsAny
+
+from klype import config
+from klype.answers.traces import replace
+from klype.children import end_with
+from klype.device import memory_policy, set_threads, thread_policy
+from klype.errors import KlypeError, UsageError
+from klype.examine.facts import FigureFacts
+from klype.examine.intervals import student
+from klype.examine.truth import Truth
+from klype.experiments.corpus import Corpus, Source, Test
+from klype.experiments.plan import Choice, Plan, PlanRequest, Speed, fit, offered, probe
+from klype.experiments.training import LabSettings
+from klype.jsons import saved
+from klype.values import Figure
+
+Result = dict[str, Any]
+"""What a cell writes of an arm: its name, ``seed``, ``flops``, ``seconds``, and ``values`` once it is measured."""
+Results = dict[str, dict[int, Result]]
+"""Arm → seed → result."""
+HELD_OUT = 150
+"""Documents to stop by."""
+SHARE = "share"
+
+
+class Arm(Protocol):
+    """``kind``: the control or baseline, a cure, beside (what a cure is seen against), or what the truth does."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def needs_truth(self) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """A column: the mean over seeds of a value (``of``: its name, where it is another; the mean of a list counts), in
+    an interval that ends at ``least`` and ``most``.
+
+    Or ``paired``: what this makes of the arm's results and those of the arms ``beside``, at the seeds that all have;
+    None where that cannot be told.
+    """
+
+    unit: str = SHARE
+    most: float = math.inf
+    least: float = 0.0
+    of: str = ""
+    paired: Callable[..., Figure | None] | None = None
+    beside: tuple[str, ...] = ()
+
+    def figure(self, key: str, name: str, by: Results) -> Figure | None:
+        """Of this arm; None where it has none."""
+        if self.paired is not None:
+            groups = [by.get(arm, {}) for arm in (name, *self.beside)]
+            seeds = sorted(set.intersection(*map(set, groups)))
+            return self.paired(*([group[seed] for seed in seeds] for group in groups)) if seeds else None
+        found = [one["values"].get(self.of or key) for one in by[name].values()]
+        if any(value is None for value in found):
+            return None
+        return over_seeds([float(np.mean(value)) for value in found], self.unit, self.most, self.least)
+
+
+def over_seeds(values: Sequence[float], unit: str, most: float = math.inf, least: float = 0.0) -> Figure:
+    """Mean over seeds (documents, first weights and order all drawn anew) with Student's t; one seed: no interval.
+
+    The interval ends at the ``least`` and the ``most`` that there can be.
+    """
+    value_S = np.asarray(values, float)
+    mean, n = float(value_S.mean()), value_S.size
+    if n < 2:
+        return Figure(mean, None, None, n, unit, why="one seed only")
+    low, high = student(mean, value_S)
+    return Figure(mean, max(least, low), min(most, high), n, unit)
+
+
+class Part(BaseModel):
+    """A part of a board."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Row(Part):
+    """One arm at one number of documents, over the seeds that are finished."""
+
+    arm: str = Field(validation_alias=AliasChoices("arm", "target"))
+    documents: int
+    seeds: int
+    figures: dict[str, FigureFacts]
+
+
+class Board(Part):
+    """How an experiment stands, kept in ``FILE`` in its folder, whole at any moment. ``kinds`` by arm, in the table's
+    order; ``steps`` of training at most."""
+
+    FILE: ClassVar[str]
+    version: Literal[1] = 1
+    source: Literal["world", "text"]
+    documents: tuple[int, ...]
+    seeds: int
+    kinds: dict[str, str]
+    steps: int
+    done: bool = False
+    cells_done: int = 0
+    cells: int = 0
+    rows: Sequence[SerializeAsAny[Row]] = ()
+
+    def figures(self) -> dict[str, dict[str, FigureFacts]]:
+        """By arm, at the most documents."""
+        return {row.arm: row.figures for row in self.rows if row.documents == self.documents[-1]}
+
+    def document(self) -> dict[str, Any]:
+        """What ``--json`` prints of it."""
+        raise NotImplementedError
+
+    def text(self) -> str:
+        """What stands in its file."""
+        return self.model_dump_json()
+
+    def write(self, folder: Path) -> None:
+        """Whole or not at all."""
+        replace(folder / self.FILE, self.text().encode())
+
+
+B = TypeVar("B", bound=Board)
+R = TypeVar("R", bound=Row)
+
+
+@dataclass(slots=True)
+class Cell:
+    """One seed at one number of documents, trained and measured in a process of its own.
+
+    ``compiled``: where compiled code is kept (None: torch computes); ``beginning``: the truth at the beginning of a
+    document, None where nobody knows it.
+    """
+
+    corpus: Corpus
+    test: Test
+    settings: LabSettings
+    documents: int
+    seed: int
+    folder: Path
+    compiled: Path | None = None
+    beginning: Callable[[], Truth | None] = lambda: None
+
+    def run(self, names: Sequence[str]) -> None:
+        """Trains and measures these arms; each result is a file as soon as it is there, and is not made again."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True)
+class Standing(Generic[B]):
+    """What there is of an experiment so far: ``found``, its results; ``names``, the arms whose results are told."""
+
+    experiment: Experiment[B]
+    plan: Plan
+    found: Sequence[Result]
+    test: Test
+    vocabulary: Sequence[str] = ()
+    done: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (*self.experiment.first, *self.plan.arms)
+
+    def by(self, documents: int) -> Results:
+        """Results of measured arms at one number of documents; what was trained only to teach others is left out."""
+        out: Results = {}
+        for one in self.found:
+            measured = "values" in one and not one.get("member") and one.get("documents", documents) == documents
+            if measured and (name := one[self.experiment.noun]) in self.names:
+                out.setdefault(name, {})[one["seed"]] = one
+        return out
+
+    def rows(self, kind: type[R], more: Callable[[list[Result]], dict[str, Any]]) -> list[R]:
+        """A row for each arm at each number of documents; ``more``: what it tells beside its figures."""
+        rows = []
+        for documents in self.plan.documents:
+            by = self.by(documents)
+            for name in (name for name in self.names if name in by):
+                found = {key: measure.figure(key, name, by) for key, measure in self.experiment.measures.items()}
+                figures = {key: facts(figure) for key, figure in found.items() if figure is not None}
+                told = more([*by[name].values()])
+                rows.append(kind(arm=name, documents=documents, seeds=len(by[name]), figures=figures, **told))
+        return rows
+
+    def common(self) -> dict[str, Any]:
+        """What every board has but its rows."""
+        plan, kinds = self.plan, {row.name: row.kind for row in self.experiment.arms}
+        measured = [self.by(documents) for documents in plan.documents]
+        return {
+            "source": "text" if self.test.truth is None else "world",
+            "documents": plan.documents,
+            "seeds": plan.seeds,
+            "kinds": {name: kinds.get(name, name) for name in self.names},
+            "steps": self.experiment.steps(plan),
+            "done": self.done,
+            "cells_done": sum(len(results) for by in measured for results in by.values()),
+            "cells": len(self.names) * len(plan.documents) * plan.seeds,
+        }
+
+
+def facts(figure: Figure) -> FigureFacts:
+    return cast(FigureFacts, figure.json())
+
+
+@dataclass(frozen=True)
+class Experiment(Generic[B]):
+    """``name``: of the command, its words and its folders; ``noun``: what an arm is called. ``first``: measured before
+    all arms. ``one_size``: there is but one number of documents. ``choices``: from the most wanted to the least;
+    ``cost(plan, speed, knows, cores)``: steps and seconds of a plan; ``steps``: those that are told."""
+
+    name: str
+    noun: str
+    unknown: str
+    arms: Sequence[Arm]
+    control: str
+    measures: Mapping[str, Measure]
+    settings: type[LabSettings]
+    choices: Sequence[Choice]
+    cost: Callable[[Plan, Speed, bool, int], tuple[int, float]]
+    cell: type[Cell]
+    board: Callable[[Standing[B]], B]
+    steps: Callable[[Plan], int] = lambda plan: plan.steps
+    first: tuple[str, ...] = ()
+    one_size: bool = False
+
+    def called(self, names: Sequence[str], truth: bool) -> tuple[str, ...]:
+        """Names of arms in the table's order (all when none is named), the control always among them; UsageError for
+        one there is not, or that needs a truth nobody knows."""
+        known = [arm.name for arm in self.arms if truth or not arm.needs_truth]
+        for name in names:
+            if name not in known:
+                near = config.nearest(name, known)
+                hint = f"Did you mean {near}?" if near else f"There are: {', '.join(known)}."
+                raise UsageError(f"{self.unknown} called {name}.", hint)
+        return tuple(name for name in known if not names or name in names or name == self.control)
+
+    def plan(
+        self, source: Source, folder: Path, request: PlanRequest, cores: int, compiled: Path | None = None
+    ) -> Plan:
+        """The folder's plan, when an earlier start has left one; else a new one, which is kept there."""
+        file = folder / "plan.json"
+        if (before := Plan.read(file, self.noun, self.settings)) is not None:
+            return before
+        arms, choices = self.called(request.arms, source.knows), offered(source, request, self.choices)
+        speed = probe(source, request, compiled)
+        plan = fit(request, choices, arms, lambda plan: self.cost(plan, speed, source.knows, cores))
+        replace(file, json.dumps(plan.document(self.noun, self.one_size), indent=1).encode())
+        return plan
+
+    def run(
+        self,
+        source: Source,
+        plan: Plan,
+        folder: Path,
+        tell: Callable[[B], None],
+        workers: int = 2,
+        compiled: Path | None = None,
+    ) -> B:
+        """Runs what of the plan is not finished, telling how it stands (and writing it); the board at the end.
+
+        ``compiled``: where compiled code is kept. KlypeError when one of the processes ends unasked.
+        """
+        left = [
+            (count, seed)
+            for count in sorted(plan.documents, reverse=True)  # the longest first, so that processes end together
+            for seed in range(plan.seed, plan.seed + plan.seeds)
+            if not self.finished(self._place(folder, count, seed), (*self.first, *plan.arms))
+        ]
+        with side_by_side(workers) as pool:
+            drawing = pool.submit(source.test, *((plan.questions,) if plan.questions else ()))
+            seeds = sorted({seed for _, seed in left})
+            drawn = {seed: pool.submit(source.corpus, seed, plan.documents[-1], HELD_OUT) for seed in seeds}
+            test = drawing.result()
+            written = Written(folder / "cells")
+            last: B | None = None
+
+            def look(done: bool = False) -> B:
+                nonlocal last
+                found, new = written.read()
+                if new or done or last is None:
+                    last = self.board(Standing(self, plan, found, test, source.vocabulary, done))
+                last.write(folder)  # in any case: what was written just now goes on
+                tell(last)
+                return last
+
+            follow(drawn.values(), look)
+            running = []
+            for count, seed in left:
+                corpus, place = drawn[seed].result().first(count), self._place(folder, count, seed)
+                cell = self.cell(corpus, test, plan.settings, count, seed, place, compiled, source.beginning)
+                running.append(pool.submit(_run, cell, plan.arms))
+            follow(running, look)
+        return look(done=True)
+
+    def _place(self, folder: Path, documents: int, seed: int) -> Path:
+        return folder / "cells" / (f"{seed}" if self.one_size else f"{documents}-{seed}")
+
+    def finished(self, place: Path, names: Sequence[str]) -> bool:
+        """Whether all of these arms have been measured in this cell's folder."""
+        files = [place / f"{name}{'' if self.one_size else '.0'}.json" for name in names]
+        return all("values" in (saved(file) or {}) for file in files)
+
+
+class Written:
+    """What cells have written under a folder; a file is read again only when it is another one than before."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._known: dict[Path, tuple[tuple[int, int, int], Result]] = {}
+
+    def read(self) -> tuple[list[Result], bool]:
+        """Every result, in the order of names, and whether anything is new."""
+        found: dict[Path, tuple[tuple[int, int, int], Result]] = {}
+        for file in sorted(self._folder.glob("*/*.json")):
+            about = file.stat()
+            stamp = (about.st_ino, about.st_mtime_ns, about.st_size)
+            before = self._known.get(file)
+            found[file] = before if before is not None and before[0] == stamp else (stamp, saved(file) or {})
+        new = [stamp for stamp, _ in found.values()] != [stamp for stamp, _ in self._known.values()]
+        self._known = found
+        return [about for _, about in found.values() if about], new
+
+
+@contextmanager
+def side_by_side(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes for the cells. KlypeError when one of them ends unasked; what has not begun is then left out."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_alone, initargs=(os.getpid(),)) as pool:
+        try:
+            yield pool
+        except BrokenProcessPool:
+            raise KlypeError(
+                "One of the processes that train ended unasked (out of memory, perhaps).",
+                "The same command with --resume goes on; what is finished is kept.",
+            ) from None
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def follow(running: Iterable[Future[Any]], look: Callable[[], object]) -> None:
+    """Looks every second until all have ended; what failed in one is raised here."""
+    left = set(running)
+    while left:
+        ended, left = wait(left, timeout=1.0)
+        for one in ended:
+            one.result()
+        look()
+
+
+# in the processes
+
+
+def _alone(parent: int) -> None:
+    end_with(parent)
+    thread_policy()
+    memory_policy()
+    set_threads(1)
+
+
+def _run(cell: Cell, names: Sequence[str]) -> None:
+    cell.folder.mkdir(parents=True, exist_ok=True)
+    cell.run(names)
+    for file in cell.folder.rglob("*.safetensors"):  # they were kept for resuming within the cell
+        file.unlink()

@@ -1,0 +1,308 @@
+"""Learning from mistakes: one model a seed, trained on documents, and every method that goes on from it.
+
+A folder cells/SEED holds a JSON file a method, and under ``models`` the first model and the teachers with theirs.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from klype.answers.traces import replace as write
+from klype.data.order import mix
+from klype.examine.facts import FigureFacts
+from klype.examine.feedback import FeedbackSettings
+from klype.examine.intervals import ratio_of_means, ratio_over_seeds
+from klype.experiments import framework
+from klype.experiments.bias.lab import Lab
+from klype.experiments.framework import SHARE, Cell, Experiment, Measure, Result, Standing, facts, over_seeds
+from klype.experiments.mistakes.course import BACK, Course, CourseSettings, Student, WordCodec, reader
+from klype.experiments.mistakes.measure import Exam, exam, look, text_values
+from klype.experiments.mistakes.methods import BEFORE, CONTROL, METHODS, Method, method
+from klype.experiments.plan import Choice, Plan, Speed
+from klype.experiments.training import TrainedModel, loop_settings, optimize
+from klype.jsons import saved
+from klype.model.fused import fused
+from klype.model.transformer import Transformer
+from klype.train.loop import Session
+from klype.train.optimizer import fused_parts
+from klype.values import Batch, Figure
+
+FEEDBACK = FeedbackSettings(positions=8, distances=4, samples=2)
+ENDED = 0.9  # of the first training's steps are usually taken before held-out loss has turned for long enough
+LOOKED = 0.3  # seconds that a question takes for each model that is measured in the world, most of them the truth's
+LABELLED = 0.2  # seconds that the truth of one of the model's own texts takes
+DIFFERENCE, TIMES = "difference of probabilities", "times the control's"
+
+
+class SeedCell(Cell):
+    """``test.documents``: as many as the feedback experiment is to have questions."""
+
+    settings: CourseSettings
+
+    def run(self, names: Sequence[str]) -> None:
+        left = [name for name in (BEFORE, *names) if saved(self._file(name)) is None]
+        if not left:
+            return
+        corpus = replace(self.corpus, vocabulary=(*self.corpus.vocabulary, BACK))
+        place = self.folder / "models"
+        models = Lab(corpus, self.test, self.settings, len(corpus.train), self.seed, place, self.compiled)
+        place.mkdir(parents=True, exist_ok=True)
+        first = models.trained("one-hot").model
+        assert isinstance(first, Transformer)
+        codec = WordCodec(corpus.vocabulary, corpus.end, (corpus.train[0][0], corpus.size - 1))
+        teachers: Callable[[], list[TrainedModel]] = lambda: [
+            models.trained("one-hot", k) for k in range(1, 1 + self.settings.teachers)
+        ]
+        asked = self._exam(Student(first, codec))
+        for name in left:
+            began = time.perf_counter()
+            student = Student(copy.deepcopy(first), codec)
+            course = Course(corpus, self.settings, mix(self.seed, 21), student, self.beginning, teachers)
+            row = None if name == BEFORE else method(name)
+            flops = 0.0 if row is None else go_on(course, row, self.compiled)
+            student.refresh()
+            if asked is None:
+                values = text_values(student, self.test, [one.model for one in teachers()], course.back)
+            else:
+                values = look(student, asked, row is not None and row.back)
+            about = {"method": name, "seed": self.seed, "flops": flops, "seconds": time.perf_counter() - began}
+            write(self._file(name), json.dumps(about | {"values": values}, allow_nan=False).encode())
+
+    def _file(self, name: str) -> Path:
+        return self.folder / f"{name}.json"
+
+    def _exam(self, student: Student) -> Exam | None:
+        if self.test.truth is None:
+            return None
+        settings = replace(FEEDBACK, seed=self.seed)
+        back = student.model.config.vocab_size - 1
+        return exam(self.test, lambda prompt: reader(self.beginning, prompt), student, settings, back)
+
+
+def go_on(course: Course, row: Method, compiled: Path | None = None) -> float:
+    """Trains the course's student by this method; FLOPs of it, what teachers and own texts took among them."""
+    model, settings = course.student.model, course.settings
+    code = fused(compiled) if compiled else None
+    model.fused = code
+    torch.manual_seed(mix(course.seed, 22) % 2**63)
+    made = row.make(course)
+    batches = Counted(made.batches)
+    loop = loop_settings(settings, row.times * settings.steps, settings.again * made.rate)
+    optimize(model, made.objective, batches, loop, Session(parts=fused_parts(model.config), keeps=False), code)
+    model.eval()
+    return model.config.flops_per_token * (3.0 * batches.tokens + course.spent.tokens) + course.spent.teachers
+
+
+class Counted:
+    """A method's batches, and how many tokens they brought. It is taught whole or not at all: what is resumed is the
+    experiment, method by method."""
+
+    def __init__(self, batches: Iterator[Batch]) -> None:
+        self._batches = batches
+        self.tokens = 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        batch = next(self._batches)
+        again = batch.extra.get("rehearsal")
+        self.tokens += batch.tokens_BT.numel() + (0 if again is None else again.tokens_BT.numel())
+        return batch
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        raise AssertionError("a method is taught in one go")
+
+
+class Row(framework.Row):
+    """``seconds`` of a seed; by distance from a forced word: ``feedback`` and the same beside a matched word, and how
+    probable an error is after a wrong and a right one."""
+
+    seconds: float
+    shocks: int | None = None
+    feedback_by_distance: list[FigureFacts] | None = None
+    beside_near_by_distance: list[FigureFacts] | None = None
+    hazard_wrong: list[float] | None = None
+    hazard_right: list[float] | None = None
+
+
+class Board(framework.Board):
+    """``questions``: documents that the world's models are tested on; ``halved``: the cures that halve feedback."""
+
+    FILE = "figures.json"
+    questions: int = 0
+    rows: Sequence[Row] = ()
+    halved: Sequence[str] = ()
+
+    def document(self) -> dict[str, Any]:
+        """What ``klype mistakes --json`` prints."""
+        knows = {row.name: row.knows for row in METHODS}
+        methods = {
+            row.arm: {"kind": self.kinds[row.arm], "knows": knows.get(row.arm, "nothing")}
+            | row.model_dump(exclude={"arm", "documents"}, exclude_unset=True)
+            for row in self.rows
+        }
+        return {
+            "source": self.source,
+            "documents": self.documents[-1],
+            "seeds": self.seeds,
+            "steps": self.steps,
+            "questions": self.questions,
+            "done": self.done,
+            "finished": self.cells_done,
+            "all": self.cells,
+            "methods": methods,
+            "halved": self.halved,
+        }
+
+    def text(self) -> str:
+        return json.dumps(self.document(), allow_nan=False)
+
+
+def halves(kind: str, figures: dict[str, FigureFacts]) -> bool:
+    """Whether a cure's feedback is less than half of the control's, beyond both of its intervals. What that costs in KL
+    is told beside it: a loss that cannot be told from none is not shown to be none."""
+    highs = [figures[name].get("high") if name in figures else None for name in ("ratio", "ratio_by_question")]
+    return kind == "cure" and all(high is not None and high < 0.5 for high in highs)
+
+
+def board(stand: Standing[Board]) -> Board:
+    """How it stands."""
+    common, rows = stand.common(), stand.rows(Row, _more)
+    halved = [row.arm for row in rows if halves(common["kinds"][row.arm], row.figures)]
+    return Board(**common, questions=stand.plan.questions, rows=rows, halved=halved)
+
+
+def _more(results: list[Result]) -> dict[str, Any]:
+    values = [one["values"] for one in results]
+    told: dict[str, Any] = {"seconds": round(float(np.mean([one["seconds"] for one in results])), 1)}
+    if "feedback" not in values[0]:
+        return told
+    told["shocks"] = sum(v["shocks"] for v in values)
+    for key in ("feedback", "beside_near"):
+        if all(v[key] for v in values):
+            at_SD = np.array([np.mean(v[key], axis=0) for v in values])
+            told[f"{key}_by_distance"] = [facts(_difference(at_S.tolist())) for at_S in at_SD.T]
+    for key in ("hazard_wrong", "hazard_right"):
+        told[key] = np.mean([np.mean(v[key], axis=0) for v in values], axis=0).tolist()
+    return told
+
+
+# measured beside the control, paired by seed
+
+
+def _difference(values: Sequence[float], unit: str = DIFFERENCE) -> Figure:
+    return over_seeds(values, unit, least=-inf)
+
+
+def _change(own: list[Result], control: list[Result], key: str, unit: str) -> Figure | None:
+    """None for cells of an earlier klype, which know the KL of words alone."""
+    both = [[one["values"].get(key) for one in group] for group in (own, control)]
+    if any(value is None for group in both for value in group):
+        return None
+    return _difference([a - b for a, b in zip(*both, strict=True)], unit)
+
+
+def _compute(own: list[Result], control: list[Result]) -> Figure | None:
+    if own[0]["method"] == BEFORE:
+        return None
+    return ratio_over_seeds([one["flops"] for one in own], [one["flops"] for one in control], TIMES)
+
+
+def _ratio(own: list[Result], control: list[Result]) -> Figure | None:
+    if "feedback" not in own[0]["values"]:
+        return None
+    means = [[float(np.mean(one["values"]["feedback"])) for one in group] for group in (own, control)]
+    return ratio_over_seeds(means[0], means[1], TIMES)
+
+
+def _ratio_by_question(own: list[Result], control: list[Result]) -> Figure | None:
+    """By question over all seeds."""
+    if "feedback" not in own[0]["values"]:
+        return None
+    tops, unders = dict[str, float](), dict[str, float]()
+    for group, sums in ((own, tops), (control, unders)):
+        for one in group:
+            for question, row in zip(one["values"]["questions"], one["values"]["feedback"], strict=True):
+                sums[question] = sums.get(question, 0.0) + float(np.mean(row))
+    return ratio_of_means([tops[q] for q in unders], list(unders.values()), TIMES)
+
+
+def cost(plan: Plan, speed: Speed, knows: bool, cores: int) -> tuple[int, float]:
+    """Of training the first model and the teachers, of every method's steps, of measuring."""
+    settings, rows = plan.settings, [method(name) for name in plan.arms]
+    assert isinstance(settings, CourseSettings)
+    first = settings.epochs * -(-plan.documents[-1] // settings.rows) * speed.hard * ENDED
+    teachers = settings.teachers if not knows or any(row.knows == "teachers" for row in rows) else 0
+    steps = sum(row.times for row in rows) * settings.steps
+    looked = (len(rows) + 1) * plan.questions * LOOKED if knows else 0.0
+    own = sum(row.own for row in rows) * settings.rounds * settings.own * LABELLED
+    seconds = (1 + teachers) * first + steps * speed.soft + looked + own
+    return 0, plan.seeds * seconds / max(1, min(cores, plan.seeds))
+
+
+def _steps(plan: Plan) -> int:
+    """Of each method."""
+    assert isinstance(plan.settings, CourseSettings)
+    return plan.settings.steps
+
+
+_share = Measure(SHARE, most=1.0)
+_kl = Measure("nats a word")
+MISTAKES = Experiment[Board](
+    name="mistakes",
+    noun="method",
+    unknown="--methods: there is no method",
+    arms=METHODS,
+    control=CONTROL,
+    # feedback: the hazard after a forced error minus that after a correct word, mean over distances, and these two
+    # themselves (a method that makes mistakes everywhere lowers the difference, too); changes are from the control's,
+    # of KL as drawn: with the mass on the token that takes a word back, at least ``alarm`` nats
+    measures={
+        "feedback": Measure(DIFFERENCE, least=-inf),
+        "ratio": Measure(paired=_ratio, beside=(CONTROL,)),
+        "ratio_by_question": Measure(paired=_ratio_by_question, beside=(CONTROL,)),
+        "after_wrong": replace(_share, of="hazard_wrong"),
+        "after_right": replace(_share, of="hazard_right"),
+        "kl": _kl,
+        "kl_drawn": _kl,
+        "kl_change": Measure(paired=partial(_change, key="kl_drawn", unit="nats a word"), beside=(CONTROL,)),
+        **dict.fromkeys(("s_own", "s", "right_5", "right_10", "right_20", "right", "right_greedy"), _share),
+        "excess_error": Measure("% more", least=-inf),
+        **dict.fromkeys(("recovery", "standing", "alarm"), _share),
+        "calibration": Measure("probability"),
+        "bits_per_byte": Measure("bits a byte"),
+        "bits_change": Measure(paired=partial(_change, key="bits_per_byte", unit=DIFFERENCE), beside=(CONTROL,)),
+        **dict.fromkeys(("teacher_kl", "teacher_kl_own"), Measure("nats a token")),
+        **dict.fromkeys(("passes", "passes_greedy"), Measure("passes a word")),
+        "compute": Measure(paired=_compute, beside=(CONTROL,)),
+    },
+    settings=CourseSettings,
+    choices=(
+        Choice((3000,), 5, 200),
+        Choice((3000,), 3, 160),
+        Choice((2000,), 3, 120),
+        Choice((1000,), 3, 80),
+        Choice((600,), 2, 60),
+    ),
+    cost=cost,
+    cell=SeedCell,
+    board=board,
+    steps=_steps,
+    first=(BEFORE,),
+    one_size=True,
+)

@@ -1,0 +1,117 @@
+"""What fits into the minutes: documents, questions and seeds; kept, so that a resumed experiment is the same."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import SerializeAsAny
+
+from klype import config
+from klype.errors import KlypeError, UsageError
+from klype.experiments.corpus import Source
+from klype.experiments.training import LabSettings, TrainingHooks, TrainingSet, train_model, uniform
+from klype.jsons import saved
+from klype.model.fused import fused
+
+PROBED = 8  # steps that are timed
+
+
+class Choice(NamedTuple):
+    """What may be planned. ``questions``: documents to test on, 0: as many as usual."""
+
+    documents: tuple[int, ...]
+    seeds: int
+    questions: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRequest:
+    """What a user wants; empty ``documents`` and 0 ``seeds``: what fits into the minutes; no ``arms``: all."""
+
+    minutes: float
+    documents: tuple[int, ...] = ()
+    seeds: int = 0
+    seed: int = 0
+    arms: tuple[str, ...] = ()
+    settings: LabSettings = field(default_factory=LabSettings)
+
+
+class Plan(config.Settings):
+    """``steps``: of training, over all cells at most (0 where they are a setting); ``seconds``: about so long."""
+
+    documents: tuple[int, ...]
+    questions: int = 0
+    seeds: int
+    seed: int = 0
+    arms: tuple[str, ...]
+    settings: SerializeAsAny[LabSettings] = LabSettings()
+    steps: int = 0
+    seconds: float = 0.0
+
+    def document(self, noun: str, one_size: bool) -> dict[str, Any]:
+        """As ``--json`` and plan.json have it: arms under their ``noun``, and one number where there is one size."""
+        made = self.model_dump(exclude={"arms", "steps" if one_size else "questions"})
+        return {**made, f"{noun}s": self.arms} | ({"documents": self.documents[-1]} if one_size else {})
+
+    @staticmethod
+    def read(file: Path, noun: str, settings: type[LabSettings]) -> Plan | None:
+        """The plan that an earlier start has left there; None where it is the first. KlypeError for a damaged one."""
+        if not file.is_file():
+            return None
+        try:
+            made = saved(file) or {}
+            sizes = made.pop("documents")
+            about = {"documents": sizes if isinstance(sizes, list) else (sizes,), "arms": made.pop(f"{noun}s")}
+            return Plan(**made | about | {"settings": settings.model_validate(made["settings"])})
+        except (KeyError, ValueError):
+            raise KlypeError(f"{file} is damaged.", "Choose another --out.") from None
+
+
+class Speed(NamedTuple):
+    """Seconds a step: one-hot, and with whole distributions."""
+
+    hard: float
+    soft: float
+
+
+def fit(
+    request: PlanRequest, choices: Sequence[Choice], arms: tuple[str, ...], cost: Callable[[Plan], tuple[int, float]]
+) -> Plan:
+    """The first of the choices that fits into the minutes; the last one when none does. ``cost``: steps and seconds."""
+    plan = Plan(documents=(), seeds=0, seed=request.seed, arms=arms, settings=request.settings)
+    for choice in choices:
+        plan = plan.model_copy(update=choice._asdict())
+        steps, seconds = cost(plan)
+        plan = plan.model_copy(update={"steps": steps, "seconds": round(seconds, 1)})
+        if plan.seconds <= 60 * request.minutes:
+            break
+    return plan
+
+
+def offered(source: Source, request: PlanRequest, choices: Sequence[Choice]) -> list[Choice]:
+    """The choices that the source and the request leave. UsageError for more documents than the source has."""
+    wanted = request.documents
+    if wanted and (most := source.within(wanted)) != wanted:
+        raise UsageError(
+            f"--documents: the text has only {most[-1]} pieces to draw from.", f"Ask for {most[-1]} at most."
+        )
+    sizes = [wanted or source.within(documents)[-len(documents) :] for documents, _, _ in choices]
+    found = [Choice(size, request.seeds or one.seeds, one.questions) for size, one in zip(sizes, choices, strict=True)]
+    return list(dict.fromkeys(found))
+
+
+def probe(source: Source, request: PlanRequest, compiled: Path | None) -> Speed:
+    """Seconds a step on a few documents, either way, after one that warms up."""
+    corpus = source.corpus(request.seed, PROBED * request.settings.rows, 8)
+    once = request.settings.model_copy(update={"epochs": 1})
+    hooks = TrainingHooks(fused=fused(compiled) if compiled else None)
+    found = []
+    for soft in (None, None, uniform(corpus.size)):
+        began = time.perf_counter()
+        train_model(TrainingSet(corpus.train, soft), corpus, once, 0, hooks)
+        found.append((time.perf_counter() - began) / -(-len(corpus.train) // once.rows))
+    return Speed(*found[1:])

@@ -1,0 +1,137 @@
+"""``report.html`` of an experiment, both languages in it: what was found, pictures, tables, and what the arms are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic
+
+from klype.answers.traces import replace
+from klype.examine.charts import Cell, Option, Panel, Picture, whiskers
+from klype.examine.facts import FigureFacts
+from klype.examine.report import page
+from klype.examine.say import Say
+from klype.experiments.framework import SHARE, B, Experiment, Row
+from klype.words import LANGUAGES, Words, words
+
+OTHER = "muted"
+
+
+@dataclass(frozen=True, slots=True)
+class Telling:
+    """One language's words for an experiment. ``colours``: of the arms that have curves; all are in the tables."""
+
+    noun: str
+    say: Say
+    own: Words
+    colours: Mapping[str, str] = field(default_factory=dict)
+
+    def name(self, arm: str) -> str:
+        return self.own(f"{self.noun}.{arm}")
+
+    def column(self, key: str) -> str:
+        return self.own(f"column.{key}")
+
+    def colour(self, arm: str) -> str:
+        return self.colours.get(arm, OTHER)
+
+    def figure(self, figures: Mapping[str, FigureFacts], key: str) -> str:
+        """A figure as text; nothing where there is none."""
+        figure = figures.get(key)
+        if figure is None or figure["value"] is None:
+            return ""
+        return self.say.figure(figure, "right" if figure.get("unit") == SHARE else key)
+
+    def ends(self) -> list[str]:
+        """The last columns of a picture's table: see ``cells``."""
+        return [self.say("end.low"), self.say("end.high")]
+
+    def cells(self, arm: str, figure: FigureFacts, *place: Cell) -> list[Cell]:
+        """A row of a picture's table, with the ends of the interval."""
+        return [self.name(arm), *place, figure["value"], figure.get("low"), figure.get("high")]
+
+    def picture(
+        self, key: str, panels: list[Panel], columns: Sequence[str], rows: list[list[Cell]], title: str = ""
+    ) -> Picture:
+        """``columns``: those after the arm's name."""
+        title, how = title or self.own(f"picture.{key}"), self.own(f"picture.{key}_how")
+        return Picture(key, title, how, panels, [self.column(self.noun), *columns], rows, True)
+
+    def whiskers(
+        self, key: str, rows: Sequence[tuple[str, FigureFacts]], x: Option, at: float, name: str = ""
+    ) -> Picture | None:
+        """The arms' figures with their intervals; ``at``: the line they are seen against."""
+        if not rows:
+            return None
+        drawn = [(self.name(arm), f, self.say.figure(f, name), self.colour(arm)) for arm, f in rows]
+        panel = Panel("", whiskers(drawn, x, at), 70 + 44 * len(rows))
+        return self.picture(key, [panel], [self.column(key), *self.ends()], [self.cells(arm, f) for arm, f in rows])
+
+
+@dataclass(frozen=True)
+class Report(Generic[B]):
+    """How an experiment is shown. ``notes``: the small print's words; ``last``: the last column's words, and a row's;
+    ``special``: cells that are more than a figure; ``narrow``: columns that a terminal has room for, where not all;
+    ``running``: what is being trained; ``told``: what else is said of an arm."""
+
+    experiment: Experiment[B]
+    verdict: Callable[[B, Say, Words], list[str]]
+    pictures: Callable[[B, Say, Words], list[Picture]]
+    notes: Sequence[str]
+    last: tuple[str, Callable[[Any], str]]
+    special: Mapping[str, Callable[[Row, Telling], str]] = field(default_factory=dict)
+    narrow: Sequence[str] = ()
+    running: Callable[[B, Words], list[str]] = lambda board, own: []
+    told: Callable[[str, Words], str] = lambda arm, own: ""
+
+    def write(self, folder: Path, board: B, lang: str) -> Path:
+        """Writes ``report.html`` into the folder, whole or not at all."""
+        replace(folder / "report.html", self.render(board, lang).encode())
+        return folder / "report.html"
+
+    def render(self, board: B, lang: str) -> str:
+        name = self.experiment.name
+        views = [self._view(board, Say(code), words(code, name)) for code in LANGUAGES]
+        return page("experiment.html.jinja", views, lang, title=words(lang, name)("title"))
+
+    def table(
+        self, board: B, documents: int, say: Say, own: Words, only: Sequence[str] = ()
+    ) -> tuple[list[str], list[list[str]]]:
+        """Columns and rows of all figures (or of ``only`` these) at one number of documents."""
+        tell = Telling(self.experiment.noun, say, own)
+        rows = [row for row in board.rows if row.documents == documents]
+        kept = [key for key in only or self.experiment.measures if any(key in row.figures for row in rows)]
+        columns = [tell.column(tell.noun), *map(tell.column, kept)] + ([] if only else [own(self.last[0])])
+        return columns, [
+            [tell.name(row.arm), *(self._cell(row, key, tell) for key in kept)] + ([] if only else [self.last[1](row)])
+            for row in rows
+        ]
+
+    def _cell(self, row: Row, key: str, tell: Telling) -> str:
+        text = tell.figure(row.figures, key)
+        return self.special[key](row, tell) if text and key in self.special else text
+
+    def _view(self, board: B, say: Say, own: Words) -> dict[str, Any]:
+        lead = own("lead", seeds=board.seeds, steps=say.count(board.steps))
+        tables = []
+        for count in reversed(board.documents):
+            columns, rows = self.table(board, count, say, own)
+            tables.append({"title": own("table", documents=say.count(count)), "columns": columns, "rows": rows})
+        tell = Telling(self.experiment.noun, say, own)
+        return {
+            "lang": say.lang,
+            "say": say,
+            "own": own,
+            "lead": f"{lead} {own(f'lead_{board.source}')}",
+            "verdict": self.verdict(board, say, own),
+            "pictures": {picture.id: picture for picture in self.pictures(board, say, own)},
+            "tables": tables,
+            "notes": " ".join(map(own, self.notes)),
+            "described": [(tell.name(arm), own(f"what.{arm}") + self.told(arm, own)) for arm in board.kinds],
+            "script_words": {
+                "zero": say("formula.zero"),
+                "half": say("formula.half", n="{n}"),
+                "save": say("tools.save"),
+            },
+        }
