@@ -18,7 +18,7 @@ from klype.examine.feedback import Aftermath, Arm, Shock, parted
 from klype.examine.intervals import Array, proportion
 from klype.examine.rulings import Ruling, rulings
 from klype.examine.survival import AT_RISK, COLUMNS, ERRED, LEAST_S, WEIGHED, WEIGHT
-from klype.experiments.tested import GROWTH, LIKELIER, PARTED, after_forced
+from klype.experiments.claims import GROWTH, LIKELIER, PARTED, after_forced
 
 FAMILY = 20
 """Hypotheses of a whole document: those that no world here is about count as never rejected."""

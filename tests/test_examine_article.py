@@ -14,8 +14,7 @@ from klype.cli.main import call
 from klype.examine.rulings import rulings
 from klype.examine.say import Say
 from klype.experiments.article import sentences
-from klype.experiments.claims import How, claims
-from klype.experiments.tested import of_figures
+from klype.experiments.claims import How, claims, of_figures
 from klype.words import LANGUAGES, words
 from tests.test_cli_models import Captured, document, question, run, world
 

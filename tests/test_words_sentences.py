@@ -35,11 +35,11 @@ from klype.examine.verdict import verdict
 from klype.experiments.article import sentences
 from klype.experiments.bias.experiment import Best, Board, Row
 from klype.experiments.bias.report import verdict as bias_verdict
+from klype.experiments.claims import of_figures
 from klype.experiments.mistakes.experiment import Board as MistakesBoard
 from klype.experiments.mistakes.experiment import Row as MethodRow
 from klype.experiments.mistakes.experiment import halves
 from klype.experiments.mistakes.report import verdict as mistakes_verdict
-from klype.experiments.tested import of_figures
 from klype.preferences.records import Asked as Asked_
 from klype.preferences.records import Candidate, Entry
 from klype.runs.comparing import verdict as alignment_verdict

@@ -25,8 +25,17 @@ from klype.examine.report import page
 from klype.examine.rulings import ALPHA, Ruling, rulings
 from klype.examine.say import Say
 from klype.examine.survival import survival
-from klype.experiments.claims import RECOVERED, Claim, Document, claims
-from klype.experiments.tested import after_forced, along_texts, dependence_facts, of_figures, slope
+from klype.experiments.claims import (
+    RECOVERED,
+    Claim,
+    Document,
+    after_forced,
+    along_texts,
+    claims,
+    dependence_facts,
+    of_figures,
+    slope,
+)
 from klype.values import Figure
 from klype.words import LANGUAGES, words
 
