@@ -27,4 +27,6 @@ class Interrupted(KlypeError):  # noqa: N818 - it is no error but an end that wa
     ``asked``: a signal (Ctrl-C) asked for it, rather than whoever called the training.
     """
 
-    asked = False
+    def __init__(self, message: str, hint: str = "", asked: bool = False) -> None:
+        super().__init__(message, hint)
+        self.asked = asked

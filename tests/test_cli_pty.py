@@ -46,7 +46,7 @@ def chat(folder: Path, home: Path, limit: int) -> Any:
 @pytest.mark.slow
 def test_a_conversation_at_a_terminal(tmp_path: Path, home: Path) -> None:
     talk = chat(babbler(tmp_path / "babbler", WINDOW), home, limit=8)
-    talk.expect_exact("/help shows the commands")
+    talk.expect(r"/help\s+shows\s+the\s+commands")  # the folder's length decides where the line is broken
     talk.expect_exact("you> ")
     talk.sendline("Hunden drakk?")
     talk.expect_exact("cut at 8 tokens")

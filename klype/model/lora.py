@@ -94,11 +94,13 @@ def frozen(model: Transformer, dtype: torch.dtype) -> Transformer:
 
 
 def _freeze(model: nn.Module) -> None:
-    """Parameters become buffers, but for those of adapters."""
+    """Parameters become buffers, but for those of adapters; a parameter that two modules share, one buffer of both."""
+    frozen: dict[int, Tensor] = {}
     for module in model.modules():
         if isinstance(module, Adapted):
             continue
         for name, parameter in list(module._parameters.items()):
             if parameter is not None:
                 del module._parameters[name]
-                module.register_buffer(name, parameter.detach(), persistent=False)
+                tensor = frozen.setdefault(id(parameter), parameter.detach())
+                module.register_buffer(name, tensor, persistent=False)

@@ -71,8 +71,7 @@ class Session:
     """How this start goes: whether it resumes, what it reports to, and what may stop it between two steps.
 
     ``ready`` is told, before the first step, what measures the cross-entropy of the model as it stands (by all ranks at
-    once, for each has but its shards). ``workers``: micro-batches side by side. Results do not depend on it. ``keeps``:
-    whether states are left to resume from.
+    once, for each has but its shards). ``workers``: micro-batches side by side. ``keeps``: it can be resumed.
     """
 
     resume: bool = False
@@ -279,12 +278,11 @@ class _Run:
     def interrupt(self, step: int, asked: bool = False) -> None:
         if self.saved != step:
             self.save(step)
-        stop = Interrupted(
+        raise Interrupted(
             f"Stopped after step {step} of {self.settings.steps}; everything is saved in {self.folder}.",
             "The same command with --resume goes on from there.",
+            asked,
         )
-        stop.asked = asked
-        raise stop
 
     def close(self, end: Callable[[], None]) -> None:
         self.layout.workers.close()
