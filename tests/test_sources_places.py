@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -73,16 +74,17 @@ def models(tmp_path_factory: pytest.TempPathFactory, compiled_once: Path) -> Ite
         process.wait(30)
 
 
-def command(*line: str) -> Callable[[str, Path], str]:
+Way = Callable[[str, Path, str], str]
+"""Of a model, a place to write and a run's model: what is said when it fails."""
+
+
+def command(*line: str) -> Way:
     """A command with {m} and a place to write; what it says when it fails."""
 
-    def run(model: str, out: Path) -> str:
+    def run(model: str, out: Path, target: str) -> str:
         argv = [word.format(m=model, out=out) for word in line]
         said, errors = io.StringIO(), io.StringIO()
-        with pytest.MonkeyPatch.context() as patched:
-            patched.setattr("sys.stdin", io.StringIO("Hvem?\n"))
-            patched.setattr("sys.stdout", said)
-            patched.setattr("sys.stderr", errors)
+        with redirect_stdout(said), redirect_stderr(errors):
             code = guard.guarded(call, [*argv, "--json"])
         told = json.loads(said.getvalue())
         assert "Traceback" not in errors.getvalue()
@@ -92,10 +94,10 @@ def command(*line: str) -> Callable[[str, Path], str]:
     return run
 
 
-def opening(way: Callable[[str], Any]) -> Callable[[str, Path], str]:
-    def run(model: str, out: Path) -> str:
+def opening(way: Callable[..., Any]) -> Way:
+    def run(model: str, out: Path, target: str) -> str:
         try:
-            assert way(model) is not None
+            assert (way(model, target) if way is draft else way(model)) is not None
         except klype.KlypeError as error:
             return error.message
         return ""
@@ -109,15 +111,15 @@ def examined(model: str) -> Any:
     return prepare(klype.load(model), questions, 0.01, 2, 0, temperatures=[1.0], limit=2)
 
 
-def draft(model: str) -> Any:
-    return make_draft(open_model(str(Path(os.environ["PLACES_RUN"]))), model)
+def draft(model: str, target: str) -> Any:
+    return make_draft(open_model(target), model)
 
 
 THEIRS = {"server": "not computed by klype itself"}
 NATIVE = {"gpt2": "not computed by klype itself", **THEIRS}
 FILES = {"server": "is behind a server"}
 FROM = {"gpt2": "gpt2", **FILES}
-PLACES: dict[str, tuple[Callable[[str, Path], str], dict[str, str]]] = {
+PLACES: dict[str, tuple[Way, dict[str, str]]] = {
     "ask": (command("ask", "{m}", "Hvem?", "--limit", "2"), {}),
     "next": (command("next", "{m}", "Hvem?"), {}),
     "tree": (command("tree", "{m}", "Hvem?", "--limit", "2", "--budget", "9"), {}),
@@ -140,9 +142,8 @@ PLACES: dict[str, tuple[Callable[[str, Path], str], dict[str, str]]] = {
 
 @pytest.mark.parametrize("place", PLACES)
 def test_every_kind_opens_or_is_refused_in_one_sentence(
-    place: str, models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: str, models: dict[str, str], tmp_path: Path, typed: Callable[[str], None]
 ) -> None:
-    monkeypatch.setenv("PLACES_RUN", models["run"])
     way, refused = PLACES[place]
     assert set(models) == set(KINDS)
     found = {}
@@ -150,7 +151,8 @@ def test_every_kind_opens_or_is_refused_in_one_sentence(
         out = tmp_path / kind
         out.mkdir()
         (out / "t.txt").write_text("\n\n".join(f"{SAID[0]} {i}" for i in range(60)), encoding="utf-8")
-        found[kind] = way(model, out)
+        typed("Hvem?\n")
+        found[kind] = way(model, out, models["run"])
     for kind, said in found.items():
         assert bool(said) == (kind in refused), (kind, said)
         assert refused.get(kind, "") in said
