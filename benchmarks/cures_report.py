@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from klype.answers.decoders.table import DECODERS
-from klype.answers.traces import replace
+from klype.examine import html
 from klype.examine.caution import beyond
 from klype.examine.charts import Cell, Option, Panel, Picture, axis, line, lines, whiskers
 from klype.examine.facts import FigureFacts
-from klype.examine.report import page
+from klype.examine.html import Glossary, Part, Section, Table, Text, texts
 from klype.examine.say import Say
 from klype.words import LANGUAGES, Words, words
 
@@ -24,15 +24,12 @@ TRAINED = "aligned"
 def write(folder: Path, document: Document, lang: str) -> list[Path]:
     """``report.html`` and ``cures.json`` in a folder that is made where it is missing."""
     folder.mkdir(parents=True, exist_ok=True)
-    replace(folder / "report.html", render(document, lang).encode())
     text = json.dumps(document, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
-    replace(folder / "cures.json", text.encode())
-    return [folder / "report.html", folder / "cures.json"]
+    return [html.write(folder / "report.html", render(document, lang)), html.write(folder / "cures.json", text)]
 
 
 def render(document: Document, lang: str) -> str:
-    views = [_view(document, Say(code), words(code, "cures")) for code in LANGUAGES]
-    return page("cures.html.jinja", views, lang, title=words(lang, "cures")("title"))
+    return html.render([_page(document, Say(code), words(code, "cures")) for code in LANGUAGES], lang)
 
 
 def verdict(part: Document, say: Say, own: Words) -> list[str]:
@@ -53,39 +50,30 @@ def verdict(part: Document, say: Say, own: Words) -> list[str]:
     return said
 
 
-def _view(document: Document, say: Say, own: Words) -> dict[str, Any]:
-    parts, shown = [], dict[str, Picture]()
+def _page(document: Document, say: Say, own: Words) -> html.Document:
     several = len(document["models"]) > 1
+    sections = []
     for part in document["tasks"]:
-        front, gains = _front(part, several, say, own), _gains(part, several, say, own)
-        shown |= {front.id: front, gains.id: gains}
-        parts.append(
-            {
-                "title": own(f"task.{part['task']}"),
-                "verdict": verdict(part, say, own),
-                "front": front.id,
-                "gains": gains.id,
-                "columns": [own(f"column.{key}") for key in COLUMNS],
-                "rows": [_cells(row, several, say) for row in part["rows"]],
-                "notes": _notes(part, own),
-            }
+        table = Table(
+            "", [own(f"column.{key}") for key in COLUMNS], [_cells(row, several, say) for row in part["rows"]]
         )
+        pictures = [_front(part, several, say, own), _gains(part, several, say, own)]
+        parts: list[Part] = [
+            *texts(verdict(part, say, own), "verdict"),
+            *pictures,
+            table,
+            *texts(_notes(part, own), "small"),
+        ]
+        sections.append(Section(parts, own(f"task.{part['task']}")))
     used = dict.fromkeys(row["decoder"] for part in document["tasks"] for row in part["rows"])
     advice = list(own.section("advice").values())
     if document["missing"]:
         names = ", ".join(own("not_run_one", name=own(f"task.{k}"), why=v) for k, v in document["missing"].items())
         advice.append(own("missing", names=names))
-    return {
-        "lang": say.lang,
-        "say": say,
-        "own": own,
-        "lead": own("lead", models=", ".join(Path(name).name for name in document["models"])),
-        "parts": parts,
-        "pictures": shown,
-        "advice": advice,
-        "ways": [(name, say.text(DECODERS[name].about)) for name in used],
-        "script_words": {"zero": say("formula.zero"), "half": say("formula.half", n="{n}"), "save": say("tools.save")},
-    }
+    ways = Glossary([(name, say.text(DECODERS[name].about)) for name in used])
+    sections.append(Section([*texts(advice), ways, Text(own("how_measured"), "small")], own("which")))
+    lead = own("lead", models=", ".join(Path(name).name for name in document["models"]))
+    return html.Document(say, own("title"), lead, sections)
 
 
 COLUMNS = ("way", "budget", "right", "gain", "passes", "work", "joules", "changed")

@@ -18,7 +18,7 @@ from report_facts import hostile_facts, smallest_facts, text_facts, world_facts
 
 from klype.cli.environment import program
 from klype.errors import KlypeError, UsageError
-from klype.examine import answer_pictures, echarts, report
+from klype.examine import answer_pictures, echarts, html, report
 from klype.examine.colours import DARK, LIGHT, PROBABILITY_EDGES, contrast, probability_scale, step_of
 from klype.examine.facts import check, read
 from klype.examine.report import render, write
@@ -188,6 +188,21 @@ def test_every_picture_says_its_finding_and_how_to_read_it(lang: str) -> None:
                 assert not re.fullmatch(r"\$[a-z]+", name) or name[1:] in LIGHT
             for key in ("xAxis", "yAxis"):
                 assert panel.option[key]["type"] in ("value", "category")
+
+
+def test_every_part_of_a_document_is_shown_and_inert() -> None:
+    """All of it may hold what a model or a user wrote."""
+    told = "<script>alert(1)</script>\u202e"
+    parts = [html.Text(told, "small"), html.Table(told, [told], [[told, told]]), html.Glossary([(told, told)]), None]
+    sections = [html.Section(parts, told, "whole"), html.Section([None], "nothing in it")]
+    page = html.render([html.Document(Say(code), told, told, sections) for code in LANGUAGES], "nb")
+    assert "<script>alert" not in page
+    assert "\u202e" not in page
+    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;⟨U+202E⟩") == 1 + len(LANGUAGES) * 10
+    assert all(page.count(f'<section id="whole-{code}">') == 1 for code in LANGUAGES)
+    assert "nothing in it" not in page
+    with pytest.raises(UsageError, match="no report in"):
+        html.render([], "xx", told)
 
 
 @pytest.mark.parametrize("lang", LANGUAGES)

@@ -6,16 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from klype.answers.traces import replace
 from klype.answers.tree import Tree
-from klype.errors import UsageError
+from klype.examine import html
 from klype.examine.answer_pictures import flow, pictures
 from klype.examine.answer_pictures import tree as tree_picture
-from klype.examine.colours import PROBABILITY_EDGES, step_of
 from klype.examine.document import drawn
 from klype.examine.evidence import OTHER_MANNERS
+from klype.examine.facts import FigureFacts
+from klype.examine.html import Block, Formula, Part, Section, Text, texts
 from klype.examine.measures import KNOWN, MEASURES
-from klype.examine.report import page
 from klype.examine.say import Say
 from klype.words import LANGUAGES
 
@@ -24,14 +23,11 @@ Document = Mapping[str, Any]
 
 def write(folder: Path, document: Document, lang: str = "en") -> Path:
     """Writes ``report.html`` into an existing folder. Errors: an unknown language, an unwritable folder."""
-    if lang not in LANGUAGES:
-        raise UsageError(f"There is no report in “{lang}”.", f"Languages: {', '.join(LANGUAGES)}.")
-    replace(folder / "report.html", render(document, lang).encode())
-    return folder / "report.html"
+    return html.write(folder / "report.html", render(document, lang))
 
 
 def render(document: Document, lang: str = "en") -> str:
-    return page("examination.html.jinja", [_view(document, Say(code)) for code in LANGUAGES], lang, document=document)
+    return html.render([_page(document, Say(code)) for code in LANGUAGES], lang, document["model"])
 
 
 def tree_page(tree: Tree, question: str, decode: Callable[[Sequence[int]], str], lang: str) -> str:
@@ -42,13 +38,11 @@ def tree_page(tree: Tree, question: str, decode: Callable[[Sequence[int]], str],
         "unexplored": tree.unexplored,
         "branches": drawn(tree, decode, 20),
     }
-    document = {"trees": [one], "question": question}
-    views = []
-    for code in LANGUAGES:
-        say = Say(code)
-        shown = [picture for made in (tree_picture, flow) if (picture := made(document, say)) is not None]
-        views.append(_page_view(say, {picture.id: picture for picture in shown}))
-    return page("tree.html.jinja", views, lang, document=document)
+    document, pages = {"trees": [one]}, []
+    for say in map(Say, LANGUAGES):
+        shown = Section([tree_picture(document, say), flow(document, say)])
+        pages.append(html.Document(say, say("exam.tree_title"), say("quote", text=question), [shown]))
+    return html.render(pages, lang, question)
 
 
 def verdict(document: Document, say: Say) -> list[str]:
@@ -114,40 +108,49 @@ def measured(document: Document) -> list[str]:
     return [row.name for row in MEASURES if row.name in shown]
 
 
-def _view(document: Document, say: Say) -> dict[str, Any]:
+def _page(document: Document, say: Say) -> html.Document:
+    shown, time = pictures(document, say), document["time"]
+    rows = [KNOWN[name] for name in measured(document)]
+    table = {
+        "columns": [(say.plain(float(t)), 1 if t == "0" else document["settings"]["n"]) for t in document["figures"]],
+        "questions": document["questions"],
+        "rows": [
+            (row.name, say.unit(row.unit), [_cell(figures.get(row.name), row.name, say)
+                                            for figures in document["figures"].values()])
+            for row in rows
+        ],
+    }  # fmt: skip
+    meanings = [(row.name, _judged(document, row.judge, say)) for row in rows]
+    missing = ", ".join(say.measure(name) for name in document["missing"])
+    seconds = say("exam.time", seconds=say.seconds(time["seconds"]), passes=say.count(time["passes"]))
     s = document["figures"][document["main"]].get("s", {}).get("value")
-    return {
-        **_page_view(say, pictures(document, say)),
-        "verdict": verdict(document, say),
-        "rows": measured(document),
-        "cell": lambda name, t: _cell(document, name, t, say),
-        "counted": lambda name, t: _counted(document, name, t, say),
-        "unit": lambda name: say.unit(KNOWN[name].unit),
-        "judged": lambda name: _judged(document, KNOWN[name].judge, say),
-        "model_s": s,
-        "edges": [say.share(edge) for edge in PROBABILITY_EDGES],
-        "step_of": step_of,
-        "not_measured": ", ".join(say.measure(name) for name in document["missing"]),
-    }
+    figures: list[Part | None] = [
+        Text(say("exam.figures_how")),
+        Block("figures", table),
+        Block("meanings", meanings),
+        Text(say("exam.not_measured", names=missing), "small") if missing else None,
+        shown.get("temperatures"),
+    ]
+    divergence = [shown.get(name) for name in ("survival", "feedback", "calibration", "selective")]
+    examples = Block("examples", document["examples"]) if document["examples"] else None
+    sections = [
+        Section(texts(verdict(document, say), "verdict"), say("section.verdict"), "verdict"),
+        Section(figures, say("exam.figures"), "figures"),
+        Section(divergence, say("section.divergence"), "divergence"),
+        Section([shown.get("tree"), shown.get("flow")], say("exam.trees"), "trees"),
+        Section([examples], say("exam.answers"), "answers"),
+        Section([Formula(shown["formula"], s)], say("exam.formula"), "formula"),
+        Section([shown.get("cost"), Text(seconds, "small")], say("section.cost"), "cost"),
+    ]
+    return html.Document(say, say("exam.title"), document["model"], sections)
 
 
-def _page_view(say: Say, shown: Mapping[str, Any]) -> dict[str, Any]:
-    words = {"zero": say("formula.zero"), "half": say("formula.half", n="{n}"), "save": say("tools.save")}
-    return {"lang": say.lang, "say": say, "pictures": shown, "script_words": words}
-
-
-def _cell(document: Document, name: str, t: str, say: Say) -> tuple[str, str]:
-    """A figure and its interval, each on a line of its own."""
-    figure = document["figures"][t].get(name)
+def _cell(figure: FigureFacts | None, name: str, say: Say) -> tuple[str, str, str]:
+    """A figure and its interval, each on a line of its own; n."""
     if figure is None:
-        return "", ""
+        return "", "", ""
     value, bracket, ends = (say.figure(figure, name) if figure["value"] is not None else "–").partition("[")
-    return value.strip(), bracket + ends
-
-
-def _counted(document: Document, name: str, t: str, say: Say) -> str:
-    n = document["figures"][t].get(name, {}).get("n")
-    return say.count(n) if n else ""
+    return value.strip(), bracket + ends, say.count(figure["n"]) if figure.get("n") else ""
 
 
 def _judged(document: Document, judge: str, say: Say) -> str:

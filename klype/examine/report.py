@@ -1,28 +1,14 @@
-"""``report.html``: one file that shows a run to others. No network, both languages, light and dark, prints to PDF.
-
-What a model or a user wrote is inert in it: every text is escaped, hidden characters are shown as code points, and
-the page's own security policy allows no script but the ones written here, and no connection at all.
-"""
+"""``report.html``: one file that shows a run to others. No network, both languages, light and dark, prints to PDF."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import shlex
 from collections.abc import Iterable
-from dataclasses import asdict
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-from markupsafe import Markup
-
-from klype import durable
-from klype.errors import KlypeError, UsageError
-from klype.examine import echarts
-from klype.examine.colours import DARK, LIGHT, PROBABILITY_EDGES, probability_scale, step_of
+from klype.examine import html
 from klype.examine.facts import AnswerFacts, CostFacts, DictionaryAnswerFacts, DictionaryFacts, Facts, GateFacts, check
 from klype.examine.measures import MEASURES
 from klype.examine.say import NBSP, Say, is_share, visible
@@ -37,43 +23,15 @@ def write(folder: Path, facts: Facts, lang: str = "en") -> Path:
 
     Errors: malformed facts, an unknown language, an unwritable folder.
     """
-    if lang not in LANGUAGES:
-        raise UsageError(f"There is no report in “{lang}”.", f"Languages: {', '.join(LANGUAGES)}.")
     facts = check(facts)
     page = render(facts, lang)
-    _replace(folder / "figures.json", json.dumps(facts, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
-    _replace(folder / "report.html", page)
-    return folder / "report.html"
+    html.write(folder / "figures.json", json.dumps(facts, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
+    return html.write(folder / "report.html", page)
 
 
 def render(facts: Facts, lang: str = "en") -> str:
     """The page as text."""
-    return page("page.html.jinja", [_view(facts, Say(code)) for code in LANGUAGES], lang, facts=facts)
-
-
-def page(template: str, views: list[dict[str, Any]], lang: str, **content: Any) -> str:
-    """A template of ``klype/examine/page`` with the style, the scripts and the data of the pictures of its views."""
-    environment = Environment(
-        loader=PackageLoader("klype.examine", "page"),
-        autoescape=select_autoescape(default=True, default_for_string=True),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["visible"] = visible
-    charts = {view["lang"]: {key: asdict(picture) for key, picture in view["pictures"].items()} for view in views}
-    words = {view["lang"]: view["script_words"] for view in views}
-    scripts = [echarts.script(), _page_file("page.js")]
-    return environment.get_template(template).render(
-        lang=lang,
-        names={code: row.name for code, row in LANGUAGES.items()},
-        views=views,
-        **content,
-        style=Markup(_theme() + _page_file("page.css")),
-        scripts=[Markup(script) for script in scripts],
-        policy=_policy(scripts),
-        data=_inert_json({"charts": charts, "words": words}),
-    )
+    return html.page("run.html.jinja", [_view(facts, Say(code)) for code in LANGUAGES], lang, facts=facts)
 
 
 def _view(facts: Facts, say: Say) -> dict[str, Any]:
@@ -87,8 +45,7 @@ def _view(facts: Facts, say: Say) -> dict[str, Any]:
         "last": last_model(facts),
         "key_figures": _key_figures(facts, say),
         "stages": STAGES,
-        "step_of": step_of,
-        "edges": [say.share(edge) for edge in PROBABILITY_EDGES],
+        "edges": html.edges(say),
         "sections": _sections(facts, shown),
         "least": lambda answer: _least(answer, say),
         "gate": lambda gate: gate_row(gate, say),
@@ -101,12 +58,7 @@ def _view(facts: Facts, say: Say) -> dict[str, Any]:
             n for n in ("right", "s", "real_words", "repetition", "same_text", "distinct") if _measured(facts, n)
         ],
         "commands": _commands(facts, say),
-        "script_words": {
-            "zero": say("formula.zero"),
-            "half": say("formula.half", n="{n}"),
-            "save": say("tools.save"),
-        },
-        "model_s": _model_s(facts),
+        "formula": html.Formula(shown["formula"], _model_s(facts)),
     }
 
 
@@ -284,48 +236,3 @@ def _commands(facts: Facts, say: Say) -> list[tuple[str, str]]:
         (f"{klype} examine {run}", say("on.examine")),
         (f"{klype} studio {run}", say("on.studio")),
     ]
-
-
-def _theme() -> str:
-    """Custom properties of both themes; the scale of probabilities is p0 (certain) … p5, with its text in q0 … q5."""
-
-    def properties(dark: bool) -> str:
-        named = {**(DARK if dark else LIGHT)}
-        for i, (background, ink) in enumerate(probability_scale(dark)):
-            named |= {f"p{i}": background, f"q{i}": ink}
-        return ";".join(f"--{name}:{colour}" for name, colour in named.items())
-
-    dark = f"{{color-scheme:dark;{properties(True)}}}"
-    return (
-        f":root{{color-scheme:light;{properties(False)}}}\n"
-        f"@media screen and (prefers-color-scheme:dark){{:root:not([data-theme=light]){dark}}}\n"
-        f"@media screen{{:root[data-theme=dark]{dark}}}\n"
-    )
-
-
-def _policy(scripts: list[str]) -> str:
-    """Content-Security-Policy: these scripts and nothing else; images from the page itself (for saving); no net."""
-    hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
-    return (
-        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
-        "base-uri 'none'; form-action 'none'"
-    )
-
-
-def _inert_json(value: Any) -> Markup:
-    """JSON that cannot end its script element."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    for char in "<>&\u2028\u2029":
-        text = text.replace(char, f"\\u{ord(char):04x}")
-    return Markup(text)
-
-
-def _page_file(name: str) -> str:
-    return (resources.files("klype.examine") / "page" / name).read_text(encoding="utf-8")
-
-
-def _replace(path: Path, text: str) -> None:
-    try:
-        durable.write(path, text)
-    except OSError as error:
-        raise KlypeError(f"Cannot write {path}: {error.strerror}.") from error

@@ -13,7 +13,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from klype.answers.traces import replace
+from klype.examine import html
 from klype.examine.answer_pictures import pictures
 from klype.examine.document import along, document
 from klype.examine.evidence import Answered
@@ -21,7 +21,6 @@ from klype.examine.examination import Examined
 from klype.examine.feedback import Aftermath
 from klype.examine.feedback_effect import FEW
 from klype.examine.intervals import mean_by_question
-from klype.examine.report import page
 from klype.examine.rulings import ALPHA, Ruling, rulings
 from klype.examine.say import Say
 from klype.examine.survival import survival
@@ -124,27 +123,27 @@ def _experiment(found: Sequence[Aftermath]) -> dict[str, Figure]:
 
 def write(folder: Path, made: Document, lang: str) -> Path:
     """``article.html``, both languages in it."""
-    replace(folder / "article.html", render(made, lang).encode())
-    return folder / "article.html"
+    return html.write(folder / "article.html", render(made, lang))
 
 
 def render(made: Document, lang: str) -> str:
-    views = []
-    for code in LANGUAGES:
-        say = Say(code)
-        drawn = pictures(made, say)
-        rows = [_row(claim, made, say, drawn) for claim in claims(made)]
-        counts = {ruling: sum(row["ruling"] == ruling for row in rows) for ruling in get_args(Ruling)}
-        script = {"zero": say("formula.zero"), "half": say("formula.half", n="{n}"), "save": say("tools.save")}
-        own = words(code, "article")
-        head = {key: own(key) for key in ("title", "says", "measured")}
-        asked = {"questions": made["questions"], "samples": made["settings"]["n"], "t": say.plain(float(made["main"]))}
-        lead = own("lead", model=made["model"], n=len(rows), judge=say.judge(made["judge"]), alpha=say.share(ALPHA),
-                   **asked, **counts)  # fmt: skip
-        views.append(
-            {"lang": code, "say": say, "pictures": drawn, "script_words": script, "rows": rows, "lead": lead, **head}
-        )
-    return page("article.html.jinja", views, lang, document=made)
+    return html.render([_page(made, Say(code)) for code in LANGUAGES], lang, made["model"])
+
+
+def _page(made: Document, say: Say) -> html.Document:
+    """A section a claim; a picture stands at the first that it is shown to."""
+    own, drawn = words(say.lang, "article"), pictures(made, say)
+    rows = [_row(claim, made, say, drawn) for claim in claims(made)]
+    counts = {ruling: sum(row["ruling"] == ruling for row in rows) for ruling in get_args(Ruling)}
+    asked = {"questions": made["questions"], "samples": made["settings"]["n"], "t": say.plain(float(made["main"]))}
+    lead = own("lead", model=made["model"], n=len(rows), judge=say.judge(made["judge"]), alpha=say.share(ALPHA),
+               **asked, **counts)  # fmt: skip
+    formula, sections = html.Formula(drawn["formula"]), []
+    for row in rows:
+        shown = formula if row["name"] == "formula" else drawn.pop(row["picture"], None)
+        small = html.Text(row["how"], "small") if row["how"] else None
+        sections.append(html.Section([html.Block("ruling", row), small, shown], row["says"], row["name"]))
+    return html.Document(say, own("title"), lead, sections)
 
 
 def sentences(made: Document, lang: str) -> list[tuple[str, str, str, str]]:

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic
 
-from klype.answers.traces import replace
+from klype.examine import html
 from klype.examine.charts import Cell, Option, Panel, Picture, whiskers
 from klype.examine.facts import FigureFacts
-from klype.examine.report import page
+from klype.examine.html import Document, Glossary, Part, Section, Table, Text, texts
 from klype.examine.say import Say
 from klype.experiments.framework import SHARE, B, Experiment, Row
 from klype.words import LANGUAGES, Words, words
@@ -87,13 +87,12 @@ class Report(Generic[B]):
 
     def write(self, folder: Path, board: B, lang: str) -> Path:
         """Writes ``report.html`` into the folder, whole or not at all."""
-        replace(folder / "report.html", self.render(board, lang).encode())
-        return folder / "report.html"
+        return html.write(folder / "report.html", self.render(board, lang))
 
     def render(self, board: B, lang: str) -> str:
-        name = self.experiment.name
-        views = [self._view(board, Say(code), words(code, name)) for code in LANGUAGES]
-        return page("experiment.html.jinja", views, lang, title=words(lang, name)("title"))
+        return html.render(
+            [self._page(board, Say(code), words(code, self.experiment.name)) for code in LANGUAGES], lang
+        )
 
     def table(
         self, board: B, documents: int, say: Say, own: Words, only: Sequence[str] = ()
@@ -112,26 +111,13 @@ class Report(Generic[B]):
         text = tell.figure(row.figures, key)
         return self.special[key](row, tell) if text and key in self.special else text
 
-    def _view(self, board: B, say: Say, own: Words) -> dict[str, Any]:
+    def _page(self, board: B, say: Say, own: Words) -> Document:
         lead = own("lead", seeds=board.seeds, steps=say.count(board.steps))
-        tables = []
-        for count in reversed(board.documents):
-            columns, rows = self.table(board, count, say, own)
-            tables.append({"title": own("table", documents=say.count(count)), "columns": columns, "rows": rows})
-        tell = Telling(self.experiment.noun, say, own)
-        return {
-            "lang": say.lang,
-            "say": say,
-            "own": own,
-            "lead": f"{lead} {own(f'lead_{board.source}')}",
-            "verdict": self.verdict(board, say, own),
-            "pictures": {picture.id: picture for picture in self.pictures(board, say, own)},
-            "tables": tables,
-            "notes": " ".join(map(own, self.notes)),
-            "described": [(tell.name(arm), own(f"what.{arm}") + self.told(arm, own)) for arm in board.kinds],
-            "script_words": {
-                "zero": say("formula.zero"),
-                "half": say("formula.half", n="{n}"),
-                "save": say("tools.save"),
-            },
-        }
+        tables = [Table(own("table", documents=say.count(n)), *self.table(board, n, say, own))
+                  for n in reversed(board.documents)]  # fmt: skip
+        name = Telling(self.experiment.noun, say, own).name
+        arms = Glossary([(name(arm), own(f"what.{arm}") + self.told(arm, own)) for arm in board.kinds])
+        found: list[Part] = [*texts(self.verdict(board, say, own), "verdict"), *self.pictures(board, say, own)]
+        measured: list[Part] = [*tables, Text(" ".join(map(own, self.notes)), "small"), arms]
+        sections = [Section(found), Section(measured, own("measured"))]
+        return Document(say, own("title"), f"{lead} {own(f'lead_{board.source}')}", sections)
