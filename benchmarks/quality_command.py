@@ -5,45 +5,40 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from klype.cli import options as o
 from klype.cli.terminal import Terminal
 from klype.environment import cache_folder
+from klype.option import Option
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 
 def command(
-    data: Annotated[
-        Path, typer.Option("--data", help="The folder of tinyshakespeare/input.txt and norske-lover/lover.jsonl.")
-    ] = Path("data"),
+    terminal: Terminal,
+    data: Annotated[Path, Option("The folder of tinyshakespeare/input.txt and norske-lover/lover.jsonl.")] = Path(
+        "data"
+    ),
     seconds: Annotated[
         float | None,
-        typer.Option("--seconds", help="How long each learns from a text.", show_default="180 and 300"),
+        Option("How long each learns from a text.", shown="180 and 300"),
     ] = None,
-    text: Annotated[list[str] | None, typer.Option("--text", help="shakespeare or laws. May be repeated.")] = None,
-    only: Annotated[
-        list[str] | None, typer.Option("--only", help="A trainer that takes part. May be repeated.")
-    ] = None,
+    text: Annotated[list[str] | None, Option("shakespeare or laws. May be repeated.")] = None,
+    only: Annotated[list[str] | None, Option("A trainer that takes part. May be repeated.")] = None,
     size: Annotated[
         str | None,
-        typer.Option("--size", help="klype's shape (see klype run).", show_default="what the time can teach"),
+        Option("klype's shape (see klype run).", shown="what the time can teach"),
     ] = None,
     seed: o.Seed = 0,
     out: o.OutFile = None,
-    lang: o.Lang = None,
-    as_json: o.Json = False,
 ) -> None:
     """Quality for a time: klype, nanoGPT's recipe and Hugging Face's Trainer, in bits per byte of held-out text."""
-    terminal = Terminal(as_json, lang)
     from benchmarks.load import BUSY
     from benchmarks.quality import Asked, quality
 
     asked = Asked(data, seconds, seed, tuple(only or ()), tuple(text or ()), size, cache_folder())
     document = quality(asked, terminal.aside)
-    if not as_json:
+    if not terminal.as_json:
         terminal.console.print(_table(document))
         for gate in document["gates"]:
             verdict, name = "passed" if gate["passed"] else "missed", gate["name"].replace("_", ", ")

@@ -7,6 +7,7 @@ and is not imported here: the command line lists its options before anything is 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, is_dataclass
 from inspect import get_annotations
 from typing import Any, ClassVar, get_args, get_type_hints
@@ -14,12 +15,19 @@ from typing import Any, ClassVar, get_args, get_type_hints
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """``flag`` is --the-name where it is empty; ``shown``: what the help says in place of the default."""
+    """``flag`` is --the-name where it is empty; ``shown``: what the help says in place of the default. ``least`` and
+    ``most`` are refused beyond and shown; ``check`` is called with the value before the command begins."""
 
     help: str
     flag: str = ""
+    short: str = ""
     shown: str | None = None
     argument: bool = False
+    least: int | None = None
+    most: int | None = None
+    metavar: str | None = None
+    hidden: bool = False
+    check: Callable[[Any], Any] | None = None
 
     def spelled(self, name: str) -> str:
         """As it is typed: skip_bad → --skip-bad; an argument in capital letters."""
@@ -46,5 +54,6 @@ def options_of(kind: type[Options]) -> dict[str, Any]:
 
 
 def spelled(kind: type[Options], field: str) -> str:
-    """A field's name as it is typed."""
+    """A field's name, or that of one of its values, as it is typed."""
+    field = field.partition(".")[0]
     return (option_in(options_of(kind).get(field)) or Option("")).spelled(field)

@@ -11,6 +11,7 @@ import typer
 from annotated_types import Le
 
 from klype.cli.commands.align import AlignOptions
+from klype.cli.commands.rank import RankOptions
 from klype.cli.guard import guarded
 from klype.cli.main import app
 from klype.cli.options import expanded
@@ -22,6 +23,7 @@ from klype.runs.options import RunOptions, StageOptions
 
 Captured = pytest.CaptureFixture[str]
 Parameters = dict[str, Any]
+KINDS = [("run", RunOptions), ("train", StageOptions), ("align", AlignOptions), ("rank", RankOptions)]
 
 
 def parameters(typed: typer.Typer, command: str = "") -> Parameters:
@@ -61,7 +63,9 @@ def test_a_new_option_is_one_field(capsys: Captured) -> None:
     assert unknown.value.hint == "Did you mean --cups-of-tea?"
 
 
-@pytest.mark.parametrize(("command", "kind"), [("run", RunOptions), ("train", StageOptions), ("align", AlignOptions)])
+@pytest.mark.parametrize(
+    ("command", "kind"), [("run", RunOptions), ("train", StageOptions), ("align", AlignOptions), ("rank", RankOptions)]
+)
 def test_settings_and_commands_agree(command: str, kind: type[Options]) -> None:
     """Every field with a help text is an option of that name, help and default, and the command has no others."""
     declared, beside = parameters(app(), command), {"--lang", "--json", *(["--reward"] if command == "run" else [])}

@@ -87,8 +87,18 @@ def _declared(name: str, kind: Any, option: Option) -> Any:
         kind = list[get_args(kind)[0]] | None  # type: ignore[misc]
     elif any(get_origin(one) is Literal for one in (kind, *get_args(kind))):
         kind = str | None if type(None) in get_args(kind) else str
-    about: dict[str, Any] = {"help": option.help, "show_default": True if option.shown is None else option.shown}
-    return Annotated[kind, typer.Argument(**about) if option.argument else typer.Option(option.spelled(name), **about)]
+    about: dict[str, Any] = {
+        "help": option.help,
+        "show_default": True if option.shown is None else option.shown,
+        "metavar": option.metavar,
+        "min": option.least,
+        "max": option.most,
+        "hidden": option.hidden,
+        "callback": option.check,
+    }
+    if option.argument:
+        return Annotated[kind, typer.Argument(**about)]
+    return Annotated[kind, typer.Option(*filter(None, (option.short, option.spelled(name))), **about)]
 
 
 def _sampler(name: str) -> Any:
@@ -147,56 +157,44 @@ def on_cores(name: str) -> str:
     return name
 
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; words go to stderr.")]
-Seed = Annotated[int, typer.Option("--seed", help="Same seed, same result.")]
-OutFile = Annotated[Path | None, typer.Option("--out", help="Also write the JSON document to this file.")]
-Lang = Annotated[str | None, typer.Option("--lang", help=f"{' or '.join(LANGUAGES)}.", show_default="by the locale")]
+Json = Annotated[bool, Option("Print one JSON document on stdout; words go to stderr.", "--json")]
+Seed = Annotated[int, Option("Same seed, same result.")]
+OutFile = Annotated[Path | None, Option("Also write the JSON document to this file.")]
+Lang = Annotated[str | None, Option(f"{' or '.join(LANGUAGES)}.", shown="by the locale")]
 MODEL = f"A model: {spelled()}."
-Model = Annotated[str, typer.Argument(help=f"A model: {spelled(files=True)}.")]
-AnyModel = Annotated[str | None, typer.Argument(help=MODEL, show_default="the newest run")]
-AskedModel = Annotated[str, typer.Argument(help=f"{MODEL} Left out: the newest run.")]
-Text = Annotated[str | None, typer.Argument(help="The question, or the text to go on from.")]
-Temperature = Annotated[float, typer.Option("--temperature", help="0: always the most probable token.")]
-Limit = Annotated[int, typer.Option("--limit", help="Tokens of an answer at most.")]
+Model = Annotated[str, Option(f"A model: {spelled(files=True)}.", argument=True)]
+AnyModel = Annotated[str | None, Option(MODEL, argument=True, shown="the newest run")]
+AskedModel = Annotated[str, Option(f"{MODEL} Left out: the newest run.", argument=True)]
+Text = Annotated[str | None, Option("The question, or the text to go on from.", argument=True)]
+Temperature = Annotated[float, Option("0: always the most probable token.")]
+Limit = Annotated[int, Option("Tokens of an answer at most.")]
 Raw = Annotated[
     bool | None,
-    typer.Option(
-        "--raw/--chat-template", help="The text as it is, or as a user's message.", show_default="by the stage"
-    ),
+    Option("The text as it is, or as a user's message.", "--raw/--chat-template", shown="by the stage"),
 ]
-Precision = Annotated[str, typer.Option("--precision", help="float32, bfloat16, int8 or auto (what is fastest here).")]
+Precision = Annotated[str, Option("float32, bfloat16, int8 or auto (what is fastest here).")]
 Device = Annotated[
     str,
-    typer.Option(
-        "--device", help="auto (cuda or mps where there is one, else cpu), cpu, cuda, cuda:1 or mps.", callback=a_device
-    ),
+    Option("auto (cuda or mps where there is one, else cpu), cpu, cuda, cuda:1 or mps.", check=a_device),
 ]
-Cores = Annotated[
-    str, typer.Option("--device", help="auto or cpu: models are trained side by side, a core each.", callback=on_cores)
-]
+Cores = Annotated[str, Option("auto or cpu: models are trained side by side, a core each.", check=on_cores)]
 Speculate = Annotated[
     str | None,
-    typer.Option("--speculate", help="Guess ahead with lookup, ngram, ngram:FILE or a MODEL, beside plain decoding."),
+    Option("Guess ahead with lookup, ngram, ngram:FILE or a MODEL, beside plain decoding."),
 ]
-SpeculateChat = Annotated[
-    str | None, typer.Option("--speculate", help="Guess ahead with lookup, ngram, ngram:FILE or a MODEL.")
-]
-ServerBudget = Annotated[
-    str, typer.Option("--budget", help="A server is asked for at most so much: 500requests,20000tokens.")
-]
+SpeculateChat = Annotated[str | None, Option("Guess ahead with lookup, ngram, ngram:FILE or a MODEL.")]
+ServerBudget = Annotated[str, Option("A server is asked for at most so much: 500requests,20000tokens.")]
 Budget = Annotated[
     str | None,
-    typer.Option("--budget", help="Forward passes at most; of a server also 500requests,20000tokens."),
+    Option("Forward passes at most; of a server also 500requests,20000tokens."),
 ]
 Sure = Annotated[
     bool,
-    typer.Option("--sure", help="Say how sure it is of this answer: P(text), how many mean the same, what decided."),
+    Option("Say how sure it is of this answer: P(text), how many mean the same, what decided."),
 ]
-TextFiles = Annotated[
-    list[str] | None, typer.Option("--text", help="Files, folders or globs of text. May be repeated.")
-]
-Encoding = Annotated[str, typer.Option("--encoding", help="Of the text files.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on where it stopped (or start, if nothing is there).")]
+TextFiles = Annotated[list[str] | None, Option("Files, folders or globs of text. May be repeated.")]
+Encoding = Annotated[str, Option("Of the text files.")]
+Resume = Annotated[bool, Option("Go on where it stopped (or start, if nothing is there).")]
 Reward = Annotated[
     tuple[str, ...],
     Option(

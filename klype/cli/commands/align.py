@@ -17,7 +17,7 @@ from klype.runs.options import StageOptions, WorkOptions
 class AlignOptions(WorkOptions):
     """An alignment, in as many rounds as are asked for."""
 
-    model: Annotated[str, Option(o.MODEL, argument=True)]
+    model: o.Model
     method: Annotated[str, Option("grpo, rloo, ppo, expert, dpo, ipo or kto.", shown="grpo")] = ""
     reward: o.Reward = ()
     rounds: Annotated[int, Option("How often to rank, train and rank again.")] = 1

@@ -6,10 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from klype.cli import options as o
 from klype.cli.terminal import Terminal, to_json, write
+from klype.option import Option
 
 if TYPE_CHECKING:
     from klype.examine.evidence import Answered
@@ -20,20 +19,18 @@ if TYPE_CHECKING:
 def command(
     terminal: Terminal,
     model: o.Model,
-    questions: Annotated[Path | None, typer.Option("--questions", help="JSONL: question, answers, choices.")] = None,
-    most: Annotated[int, typer.Option("--most", min=0, help="Questions at most (0: all).")] = 60,
-    samples: Annotated[int, typer.Option("-n", "--samples", help="Answers a question and temperature.")] = 8,
-    temperatures: Annotated[str, typer.Option("--temperatures", help="A list: 0,0.7,1.3")] = "0,0.7,1.3",
+    questions: Annotated[Path | None, Option("JSONL: question, answers, choices.")] = None,
+    most: Annotated[int, Option("Questions at most (0: all).", least=0)] = 60,
+    samples: Annotated[int, Option("Answers a question and temperature.", short="-n")] = 8,
+    temperatures: Annotated[str, Option("A list: 0,0.7,1.3")] = "0,0.7,1.3",
     limit: o.Limit = 32,
-    documents: Annotated[
-        int, typer.Option("--documents", min=0, help="Long texts that the base model writes (demo world).")
-    ] = 1000,
-    budget: Annotated[int, typer.Option("--budget", min=0, help="Forward passes at most (0: as planned).")] = 0,
+    documents: Annotated[int, Option("Long texts that the base model writes (demo world).", least=0)] = 1000,
+    budget: Annotated[int, Option("Forward passes at most (0: as planned).", least=0)] = 0,
     raw: o.Raw = None,
     precision: o.Precision = "float32",
     device: o.Device = "auto",
     seed: o.Seed = 0,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder.", show_default="examinations/MODEL")] = None,
+    out: Annotated[Path | None, Option("Folder.", shown="examinations/MODEL")] = None,
 ) -> None:
     """Each claim of the article “Hvordan svarer KIen?”: does this model support it? With figures and tests."""
     from klype.api.examination import planned

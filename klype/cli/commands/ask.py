@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from klype.cli import options as o
 from klype.cli.terminal import Terminal
 from klype.errors import UsageError
+from klype.option import Option
 from klype.words import plain
 
 if TYPE_CHECKING:
@@ -32,18 +31,14 @@ def command(
     device: o.Device = "auto",
     speculate: o.Speculate = None,
     sure: o.Sure = False,
-    best_of: Annotated[
-        int, typer.Option("--best-of", min=1, max=256, help="Draw so many answers; the run's reward model picks one.")
-    ] = 1,
+    best_of: Annotated[int, Option("Draw so many answers; the run's reward model picks one.", least=1, most=256)] = 1,
     decoder: Annotated[
         str,
-        typer.Option("--decoder", help="Spend more passes on an answer: consensus, search, verify-statement …"),
+        Option("Spend more passes on an answer: consensus, search, verify-statement …"),
     ] = "",
     budget: Annotated[
         str,
-        typer.Option(
-            "--budget", help="With --decoder: 8× a plain answer's passes. Of a server: 500requests,20000tokens."
-        ),
+        Option("With --decoder: 8× a plain answer's passes. Of a server: 500requests,20000tokens."),
     ] = "",
     seed: o.Seed = 0,
     out: o.OutFile = None,

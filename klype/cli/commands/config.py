@@ -12,7 +12,7 @@ from klype.words import plain
 def app() -> typer.Typer:
     config = typer.Typer(help="What can be set.", no_args_is_help=True, pretty_exceptions_enable=False)
     config.callback()(_group)
-    config.command("schema")(schema_command)
+    config.command("schema")(o.expanded(schema_command))
     return config
 
 

@@ -8,10 +8,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from klype.cli import options as o
 from klype.cli.terminal import Terminal
+from klype.option import Option
 
 PACKAGES = ("klype", "torch", "numpy", "scipy", "pydantic", "tokenizers", "safetensors", "nicegui")
 OPTIONAL = ("transformers", "gguf", "datasets", "ordb")
@@ -20,7 +19,7 @@ OPTIONAL = ("transformers", "gguf", "datasets", "ordb")
 def command(
     terminal: Terminal,
     addresses: Annotated[
-        list[str] | None, typer.Argument(metavar="[ADDRESS…]", help="Servers to ask: http://host:port/v1#model.")
+        list[str] | None, Option("Servers to ask: http://host:port/v1#model.", argument=True, metavar="[ADDRESS…]")
     ] = None,
     seed: o.Seed = 0,
     out: o.OutFile = None,

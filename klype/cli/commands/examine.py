@@ -14,6 +14,7 @@ import typer
 from klype.cli import options as o
 from klype.cli.terminal import Terminal, to_json, write
 from klype.errors import UsageError
+from klype.option import Option
 from klype.words import plain
 
 if TYPE_CHECKING:
@@ -30,37 +31,29 @@ def command(
     terminal: Terminal,
     models: Annotated[
         list[str] | None,
-        typer.Argument(metavar="MODEL…", help="One; with --compare two.", show_default="the newest run"),
+        Option("One; with --compare two.", argument=True, metavar="MODEL…", shown="the newest run"),
     ] = None,
-    questions: Annotated[
-        Path | None, typer.Option("--questions", help="JSONL: question, context, answers, choices.")
-    ] = None,
-    suite: Annotated[str, typer.Option("--suite", help="world, or a JSONL file, or a folder of them.")] = "",
-    most: Annotated[int, typer.Option("--most", min=0, help="Questions at most (0: all).", show_default="200")] = 200,
-    temperatures: Annotated[str, typer.Option("--temperatures", help="A list: 0,0.7,1,1.3")] = "0,0.7,1,1.3",
-    samples: Annotated[int, typer.Option("-n", "--samples", help="Answers a question and temperature.")] = 16,
+    questions: Annotated[Path | None, Option("JSONL: question, context, answers, choices.")] = None,
+    suite: Annotated[str, Option("world, or a JSONL file, or a folder of them.")] = "",
+    most: Annotated[int, Option("Questions at most (0: all).", least=0, shown="200")] = 200,
+    temperatures: Annotated[str, Option("A list: 0,0.7,1,1.3")] = "0,0.7,1,1.3",
+    samples: Annotated[int, Option("Answers a question and temperature.", short="-n")] = 16,
     limit: o.Limit = 32,
     budget: o.Budget = None,
-    minutes: Annotated[
-        float, typer.Option("--minutes", min=0, help="Trees and forks of fewer questions to keep to it (0: of all).")
-    ] = 6.0,
-    fail_if: Annotated[
-        list[str] | None, typer.Option("--fail-if", help='Exit 1 when so: "right<0.8", "kl@1>0.3". May be repeated.')
-    ] = None,
-    compare: Annotated[bool, typer.Option("--compare", help="Two MODELs on the same questions, paired.")] = False,
-    judge: Annotated[str, typer.Option("--judge", metavar="MODEL", help="Says what means the same.")] = "",
-    embedding: Annotated[
-        Path | None, typer.Option("--embedding", help="The same by an encoder's folder (Hugging Face).")
-    ] = None,
-    alike: Annotated[float, typer.Option("--alike", help="With it: cosine from which two mean the same.")] = 0.8,
-    training: Annotated[list[Path] | None, typer.Option("--training", help="Text that may be copied.")] = None,
-    parquet: Annotated[bool, typer.Option("--parquet", help="Also write every token to answers.parquet.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before a long examination.")] = False,
+    minutes: Annotated[float, Option("Trees and forks of fewer questions to keep to it (0: of all).", least=0)] = 6.0,
+    fail_if: Annotated[list[str] | None, Option('Exit 1 when so: "right<0.8", "kl@1>0.3". May be repeated.')] = None,
+    compare: Annotated[bool, Option("Two MODELs on the same questions, paired.")] = False,
+    judge: Annotated[str, Option("Says what means the same.", metavar="MODEL")] = "",
+    embedding: Annotated[Path | None, Option("The same by an encoder's folder (Hugging Face).")] = None,
+    alike: Annotated[float, Option("With it: cosine from which two mean the same.")] = 0.8,
+    training: Annotated[list[Path] | None, Option("Text that may be copied.")] = None,
+    parquet: Annotated[bool, Option("Also write every token to answers.parquet.")] = False,
+    yes: Annotated[bool, Option("Do not ask before a long examination.")] = False,
     raw: o.Raw = None,
     precision: o.Precision = "float32",
     device: o.Device = "auto",
     seed: o.Seed = 0,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder.", show_default="examinations/MODEL")] = None,
+    out: Annotated[Path | None, Option("Folder.", shown="examinations/MODEL")] = None,
 ) -> None:
     """Examine MODEL: is it right, how often would it say the same, does one error bring the next, where was it decided?
 

@@ -7,11 +7,10 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from klype.cli import options as o
 from klype.cli.terminal import Terminal
 from klype.errors import KlypeError, UsageError
+from klype.option import Option
 
 if TYPE_CHECKING:
     from klype.model.checkpoint import Loaded
@@ -23,10 +22,10 @@ LEFT = ("metrics.jsonl", "resume", "manifest.json", "README.md")
 def command(
     terminal: Terminal,
     model: o.Model,
-    gguf: Annotated[Path | None, typer.Option("--gguf", help="Write one GGUF file (llama.cpp's format).")] = None,
-    hub: Annotated[str | None, typer.Option("--hub", help="Push to owner/name on the Hugging Face hub.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="With --hub: only write the folder (--out).")] = False,
-    out: Annotated[Path | None, typer.Option("--out", help="With --dry-run: where.", show_default="NAME")] = None,
+    gguf: Annotated[Path | None, Option("Write one GGUF file (llama.cpp's format).")] = None,
+    hub: Annotated[str | None, Option("Push to owner/name on the Hugging Face hub.")] = None,
+    dry_run: Annotated[bool, Option("With --hub: only write the folder (--out).")] = False,
+    out: Annotated[Path | None, Option("With --dry-run: where.", shown="NAME")] = None,
 ) -> None:
     """Give MODEL to other programs. A checkpoint folder is a Hugging Face directory as it is."""
     if (gguf is None) == (hub is None):

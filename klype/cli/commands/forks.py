@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from klype.cli import options as o
 from klype.cli.terminal import Terminal
+from klype.option import Option
 
 if TYPE_CHECKING:
     from klype.api.asking import Asking
@@ -20,11 +19,9 @@ def command(
     sampling: o.Sampling,
     model: o.AskedModel,
     text: o.Text = None,
-    samples: Annotated[int, typer.Option("-n", "--samples", help="Continuations drawn at every word.")] = 32,
+    samples: Annotated[int, Option("Continuations drawn at every word.", short="-n")] = 32,
     limit: o.Limit = 32,
-    answer: Annotated[
-        str | None, typer.Option("--answer", help="Look at this answer.", show_default="one that is drawn")
-    ] = None,
+    answer: Annotated[str | None, Option("Look at this answer.", shown="one that is drawn")] = None,
     raw: o.Raw = None,
     precision: o.Precision = "float32",
     device: o.Device = "auto",

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Annotated, Any
 
-import typer
-
 from klype.cli import options as o
 from klype.cli.terminal import Terminal
+from klype.option import Option
 
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 
@@ -18,7 +17,7 @@ def command(
     sampling: o.Sampling,
     model: o.AskedModel,
     text: o.Text = None,
-    top: Annotated[int, typer.Option("--top", min=1, help="How many tokens are shown.")] = 12,
+    top: Annotated[int, Option("How many tokens are shown.", least=1)] = 12,
     raw: o.Raw = None,
     precision: o.Precision = "float32",
     device: o.Device = "auto",

@@ -5,51 +5,49 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
 
 from klype.cli import options as o
 from klype.cli.guard import INTERRUPTED
 from klype.cli.terminal import Terminal
 from klype.errors import KlypeError, UsageError
+from klype.option import Option, Options
 
 if TYPE_CHECKING:
     from klype.preferences.store import Store
     from klype.sources.find import Found
 
 
-def command(
-    terminal: Terminal,
-    run: o.Model,
-    simulate: Annotated[bool, typer.Option("--simulate", help="Simulated annotators rank, instead of you.")] = False,
+@dataclass(frozen=True, kw_only=True)
+class RankOptions(Options):
+    """Who ranks which answers, and where rankings come from or go to."""
+
+    run: o.Model
+    simulate: Annotated[bool, Option("Simulated annotators rank, instead of you.")] = False
     taste: Annotated[
-        list[str] | None,
-        typer.Option("--taste", help="right=2,polite=.7,concise=0,word=.04. Repeated: annotators who disagree."),
-    ] = None,
-    noise: Annotated[float, typer.Option("--noise", help="How often a simulated annotator swaps neighbours.")] = 0.1,
-    judge: Annotated[str, typer.Option("--judge", help="A MODEL that ranks, instead of you.")] = "",
-    from_: Annotated[
-        list[str] | None, typer.Option("--from", help="First add answers of this MODEL. May be repeated.")
-    ] = None,
-    temperature: Annotated[
-        list[float] | None, typer.Option("--temperature", help="Of --from's answers. May be repeated.")
-    ] = None,
-    n: Annotated[int, typer.Option("-n", help="How many answers of --from a temperature.")] = 4,
-    active: Annotated[
-        bool, typer.Option("--active", help="First the questions on which a reward model is the least sure.")
-    ] = False,
-    store: Annotated[str, typer.Option("--store", help="A file or postgresql:// url.", show_default="RUN's own")] = "",
-    annotator: Annotated[str, typer.Option("--annotator", help="Who ranks.", show_default="you")] = "",
-    steps: Annotated[int, typer.Option("--steps", help="How many questions (0: all).")] = 0,
-    repeats: Annotated[int, typer.Option("--repeats", help="Ask every N-th question twice (0: never).")] = 10,
-    export: Annotated[Path | None, typer.Option("--export", help="Write the rankings to a JSONL file.")] = None,
-    form: Annotated[str, typer.Option("--format", help="Of --export: ranked, trl, sharegpt or alpaca.")] = "ranked",
-    import_: Annotated[Path | None, typer.Option("--import", help="Add the rankings of a JSONL file.")] = None,
-    device: o.Device = "auto",
-    seed: o.Seed = 0,
-) -> None:
+        tuple[str, ...],
+        Option("right=2,polite=.7,concise=0,word=.04. Repeated: annotators who disagree."),
+    ] = ()
+    noise: Annotated[float, Option("How often a simulated annotator swaps neighbours.")] = 0.1
+    judge: Annotated[str, Option("A MODEL that ranks, instead of you.")] = ""
+    from_: Annotated[tuple[str, ...], Option("First add answers of this MODEL. May be repeated.")] = ()
+    temperature: Annotated[tuple[float, ...], Option("Of --from's answers. May be repeated.")] = ()
+    n: Annotated[int, Option("How many answers of --from a temperature.", "-n")] = 4
+    active: Annotated[bool, Option("First the questions on which a reward model is the least sure.")] = False
+    store: Annotated[str, Option("A file or postgresql:// url.", shown="RUN's own")] = ""
+    annotator: Annotated[str, Option("Who ranks.", shown="you")] = ""
+    steps: Annotated[int, Option("How many questions (0: all).")] = 0
+    repeats: Annotated[int, Option("Ask every N-th question twice (0: never).")] = 10
+    export: Annotated[Path | None, Option("Write the rankings to a JSONL file.")] = None
+    form: Annotated[str, Option("Of --export: ranked, trl, sharegpt or alpaca.", "--format")] = "ranked"
+    import_: Annotated[Path | None, Option("Add the rankings of a JSONL file.")] = None
+    device: o.Device = "auto"
+    seed: o.Seed = 0
+
+
+def command(terminal: Terminal, asked: RankOptions) -> None:
     """Rank the answers in a run's store (or bring rankings in and out), and see how well the rankers agree."""
     from klype.preferences.database import DamagedError
     from klype.preferences.formats import FORMATS
@@ -57,40 +55,40 @@ def command(
     from klype.runs import ranking
     from klype.sources.find import find_model
 
-    if form not in FORMATS:
-        raise UsageError(f"--format: there is no format {form}.", f"Use {', '.join(FORMATS)}.")
-    if not 0 <= noise < 0.5:
-        raise UsageError(f"--noise should be from 0 to below .5 (it is {noise}).")
-    if judge and (simulate or taste):
+    if asked.form not in FORMATS:
+        raise UsageError(f"--format: there is no format {asked.form}.", f"Use {', '.join(FORMATS)}.")
+    if not 0 <= asked.noise < 0.5:
+        raise UsageError(f"--noise should be from 0 to below .5 (it is {asked.noise}).")
+    if asked.judge and (asked.simulate or asked.taste):
         raise UsageError("Either --simulate or --judge ranks, not both.")
-    if steps < 0 or repeats < 0:
+    if asked.steps < 0 or asked.repeats < 0:
         raise UsageError("--steps and --repeats should be 0 or more.")
-    if n < 1 or any(not 0 <= t <= 10 for t in temperature or ()):
+    if asked.n < 1 or any(not 0 <= t <= 10 for t in asked.temperature):
         raise UsageError("-n should be 1 or more, and --temperature from 0 to 10.")
-    found = find_model(run)
-    if found.run is None and not store:
-        raise UsageError(f"{run} belongs to no run, so that it has no store.", "Name one with --store.")
+    found = find_model(asked.run)
+    if found.run is None and not asked.store:
+        raise UsageError(f"{asked.run} belongs to no run, so that it has no store.", "Name one with --store.")
     try:
-        with Store.open(store) if store else ranking.open_store(_folder(found)) as opened:
+        with Store.open(asked.store) if asked.store else ranking.open_store(_folder(found)) as opened:
             done = 0
-            if from_:
-                _drawn(opened, terminal, (from_, device), (tuple(temperature or (1.0,)), n, steps, seed))
-            first = _first(opened, found, seed) if active else []
-            if import_ is not None:
+            if asked.from_:
+                _drawn(opened, terminal, asked)
+            first = _first(opened, found, asked.seed) if asked.active else []
+            if asked.import_ is not None:
                 from klype.preferences import formats
 
-                done = opened.put(formats.read(import_))
-            elif simulate or taste:
-                done = _simulated(opened, found, (taste or [""], noise, annotator), (steps, seed, first))
-            elif judge:
-                done = _judged(opened, (judge, device), (steps, seed, first))
-            elif export is None and not from_:
-                done = _by_hand(opened, terminal, annotator or "you", steps, repeats)
-            _tell(opened, terminal, {"run": run, "store": opened.place, "new": done}, export, form)
+                done = opened.put(formats.read(asked.import_))
+            elif asked.simulate or asked.taste:
+                done = _simulated(opened, found, asked, first)
+            elif asked.judge:
+                done = _judged(opened, asked, first)
+            elif asked.export is None and not asked.from_:
+                done = _by_hand(opened, terminal, asked)
+            _tell(opened, terminal, asked, done)
     except DamagedError as damaged:
-        if export is None:
+        if asked.export is None:
             raise
-        _salvaged(damaged, store or _folder(found) / ranking.STORE, export, form)
+        _salvaged(damaged, asked.store or _folder(found) / ranking.STORE, asked.export, asked.form)
 
 
 def _salvaged(damaged: KlypeError, place: str | Path, export: Path, form: Any) -> None:
@@ -111,17 +109,13 @@ def _folder(found: Found) -> Path:
     return found.run / "rank"
 
 
-def _drawn(
-    store: Store, terminal: Terminal, whose: tuple[list[str], str], how: tuple[tuple[float, ...], int, int, int]
-) -> None:
-    """``whose``: the models, and where they compute."""
+def _drawn(store: Store, terminal: Terminal, asked: RankOptions) -> None:
     from klype.runs.drawing import DrawSettings, draw_into
     from klype.sources.opening import open_model
 
-    (names, device), (temperatures, n, steps, seed) = whose, how
-    settings = DrawSettings(temperatures, n, most=steps, seed=seed)
-    for name in names:
-        new = draw_into(store, name, open_model(name, device=device).source, settings)
+    settings = DrawSettings(asked.temperature or (1.0,), asked.n, most=asked.steps, seed=asked.seed)
+    for name in asked.from_:
+        new = draw_into(store, name, open_model(name, device=asked.device).source, settings)
         terminal.say("rank.drawn", model=name, new=new)
 
 
@@ -133,41 +127,39 @@ def _first(store: Store, found: Found, seed: int) -> list[int]:
     return prioritise(store, found.run, seed)
 
 
-def _simulated(store: Store, found: Found, how: tuple[list[str], float, str], which: tuple[int, int, list[int]]) -> int:
+def _simulated(store: Store, found: Found, asked: RankOptions, first: list[int]) -> int:
     from klype.preferences.tastes import taste
     from klype.runs import rankers
 
-    tastes, noise, name = how
-    steps, seed, first = which
     world = rankers.world_of(found.run)
-    wanted = [taste(text) for text in tastes]
+    wanted = [taste(text) for text in asked.taste or ("",)]
     rankers.checked(store)
     done = 0
     for number, one in enumerate(wanted):
-        called = rankers.label(name if len(wanted) == 1 else "", one)
-        rank = rankers.by_taste(one, world.judge, noise, called)
-        done += rankers.rank_all(store, rank, "simulated", steps, seed + number, first)
+        called = rankers.label(asked.annotator if len(wanted) == 1 else "", one)
+        rank = rankers.by_taste(one, world.judge, asked.noise, called)
+        done += rankers.rank_all(store, rank, "simulated", asked.steps, asked.seed + number, first)
     return done
 
 
-def _judged(store: Store, judge: tuple[str, str], which: tuple[int, int, list[int]]) -> int:
+def _judged(store: Store, asked: RankOptions, first: list[int]) -> int:
     from klype.preferences.tastes import ModelJudge
     from klype.runs import rankers
     from klype.sources.opening import open_model
 
     rankers.checked(store)
-    steps, seed, first = which
-    source = open_model(judge[0], device=judge[1]).source
-    return rankers.rank_all(store, rankers.by_model(ModelJudge(source)), "model", steps, seed, first)
+    source = open_model(asked.judge, device=asked.device).source
+    return rankers.rank_all(store, rankers.by_model(ModelJudge(source)), "model", asked.steps, asked.seed, first)
 
 
-def _by_hand(store: Store, terminal: Terminal, name: str, steps: int, repeats: int) -> int:
+def _by_hand(store: Store, terminal: Terminal, asked: RankOptions) -> int:
     from klype.cli.progress import Plain
     from klype.runs import rankers
     from klype.runs.human import Sitting, rank_by_hand
 
     rankers.checked(store)
-    sitting = Sitting(name, steps, again_every=repeats, lang=terminal.lang, id=uuid.uuid4().hex)
+    name, new = asked.annotator or "you", uuid.uuid4().hex
+    sitting = Sitting(name, asked.steps, again_every=asked.repeats, lang=terminal.lang, id=new)
     say = Plain(terminal.console, terminal.lang, time.monotonic)
     try:
         return rank_by_hand(store, sitting, say, lambda prompt: terminal.console.input(prompt, markup=False))
@@ -181,17 +173,20 @@ class BrokenOff(KlypeError):  # noqa: N818 - an end that was asked for
     exit_code = INTERRUPTED
 
 
-def _tell(store: Store, terminal: Terminal, about: dict[str, Any], export: Path | None, form: Any) -> None:
+def _tell(store: Store, terminal: Terminal, asked: RankOptions, done: int) -> None:
     from klype.cli.progress import print_table
     from klype.preferences import formats
     from klype.runs import rankers
     from klype.words import number
 
     entries = store.entries()
-    document = {**about, "entries": len(entries), **rankers.summary(entries)}
-    if export is not None:
-        document["exported"] = {"file": str(export), "format": form, "rows": formats.export(export, entries, form)}
-        terminal.say("rank.exported", rows=document["exported"]["rows"], file=export)
+    document: dict[str, Any] = {"run": asked.run, "store": store.place, "new": done, "entries": len(entries)}
+    document |= rankers.summary(entries)
+    if asked.export is not None:
+        form: Any = asked.form
+        rows_written = formats.export(asked.export, entries, form)
+        document["exported"] = {"file": str(asked.export), "format": form, "rows": rows_written}
+        terminal.say("rank.exported", rows=rows_written, file=asked.export)
 
     def shown(figure: dict[str, Any]) -> str:
         return "–" if figure["value"] is None else number(figure["value"], terminal.lang, 2)

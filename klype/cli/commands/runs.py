@@ -10,8 +10,9 @@ import typer
 from klype.cli import options as o
 from klype.cli.terminal import Terminal
 from klype.errors import UsageError
+from klype.option import Option
 
-Folder = Annotated[Path, typer.Option("--folder", help="Where the runs are.")]
+Folder = Annotated[Path, Option("Where the runs are.")]
 STAGES = ("base", "finetuned", "aligned")
 
 
@@ -35,7 +36,7 @@ def list_runs(terminal: Terminal, folder: Folder = Path("runs"), out: o.OutFile 
 
 def compare(
     terminal: Terminal,
-    runs: Annotated[list[Path], typer.Argument(help="Two runs or more.")],
+    runs: Annotated[list[Path], Option("Two runs or more.", argument=True)],
     out: o.OutFile = None,
 ) -> None:
     """Compare what runs reached, stage by stage, with intervals."""
@@ -58,7 +59,7 @@ def compare(
 
 def tensorboard(
     terminal: Terminal,
-    run: Annotated[Path, typer.Argument(help="A run, finished or under way.")],
+    run: Annotated[Path, Option("A run, finished or under way.", argument=True)],
 ) -> None:
     """Write a run's metrics as TensorBoard's event files, into its folder tensorboard."""
     from klype.runs.events import FOLDER, write_events

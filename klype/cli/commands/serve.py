@@ -5,40 +5,33 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from klype.cli import options as o
 from klype.cli.listening import listening
 from klype.cli.terminal import Terminal
+from klype.option import Option
 from klype.sources.kinds import spelled
 
 Models = Annotated[
     list[str],
-    typer.Argument(help=f"Each {spelled(files=True)}; NAME=MODEL gives one another name.", metavar="MODEL…"),
+    Option(f"Each {spelled(files=True)}; NAME=MODEL gives one another name.", argument=True, metavar="MODEL…"),
 ]
 
 
 def command(
     terminal: Terminal,
     models: Models,
-    host: Annotated[
-        str, typer.Option("--host", help="Where to listen; beyond loopback a key is needed.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", help="0: any free port.")] = 8000,
-    key_file: Annotated[
-        Path | None, typer.Option("--key-file", help="Holds the API key.", show_default="KLYPE_API_KEY")
-    ] = None,
+    host: Annotated[str, Option("Where to listen; beyond loopback a key is needed.")] = "127.0.0.1",
+    port: Annotated[int, Option("0: any free port.")] = 8000,
+    key_file: Annotated[Path | None, Option("Holds the API key.", shown="KLYPE_API_KEY")] = None,
     name: Annotated[
-        list[str] | None, typer.Option("--host-name", help="A name under which it is reached. May be repeated.")
+        list[str] | None, Option("A name under which it is reached. May be repeated.", "--host-name")
     ] = None,
-    batch: Annotated[int, typer.Option("--batch", min=1, max=4096, help="Answers written at once.")] = 64,
-    queue: Annotated[int, typer.Option("--queue", min=0, max=65536, help="Answers that may wait.")] = 256,
-    logprobs: Annotated[
-        int, typer.Option("--logprobs", min=5, max=1000, help="Alternatives that a completion may list.")
-    ] = 5,
+    batch: Annotated[int, Option("Answers written at once.", least=1, most=4096)] = 64,
+    queue: Annotated[int, Option("Answers that may wait.", least=0, most=65536)] = 256,
+    logprobs: Annotated[int, Option("Alternatives that a completion may list.", least=5, most=1000)] = 5,
     precision: o.Precision = "float32",
     device: o.Device = "auto",
-    no_open: Annotated[bool, typer.Option("--no-open", hidden=True)] = False,  # as studio's; serve opens nothing
+    no_open: Annotated[bool, Option("", hidden=True)] = False,  # as studio's; serve opens nothing
 ) -> None:
     """Serve models to any client of OpenAI's API, until Ctrl-C; what runs is finished then."""
     entrance = listening(host, port, key_file, "API key")

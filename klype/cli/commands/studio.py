@@ -12,14 +12,13 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from klype import durable
 from klype.cli import options as o
 from klype.cli.listening import listening
 from klype.cli.terminal import Terminal
 from klype.environment import state_folder
 from klype.errors import KlypeError, UsageError
+from klype.option import Option
 from klype.sources.kinds import kind_of, spelled
 
 if TYPE_CHECKING:
@@ -32,10 +31,11 @@ READERS = 64
 """Questions whose truth is remembered."""
 Models = Annotated[
     list[str] | None,
-    typer.Argument(
-        help=f"Each {spelled()}; of a run all stages are shown. NAME=MODEL gives one another name.",
+    Option(
+        f"Each {spelled()}; of a run all stages are shown. NAME=MODEL gives one another name.",
+        argument=True,
         metavar="[MODEL…]",
-        show_default="the newest of runs/",
+        shown="the newest of runs/",
     ),
 ]
 
@@ -43,24 +43,18 @@ Models = Annotated[
 def command(
     terminal: Terminal,
     models: Models = None,
-    host: Annotated[
-        str, typer.Option("--host", help="Where to listen; beyond loopback a key is needed.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", help="0: any free port.")] = 8080,
-    key_file: Annotated[
-        Path | None, typer.Option("--key-file", help="Holds the key.", show_default="KLYPE_API_KEY")
-    ] = None,
+    host: Annotated[str, Option("Where to listen; beyond loopback a key is needed.")] = "127.0.0.1",
+    port: Annotated[int, Option("0: any free port.")] = 8080,
+    key_file: Annotated[Path | None, Option("Holds the key.", shown="KLYPE_API_KEY")] = None,
     name: Annotated[
-        list[str] | None, typer.Option("--host-name", help="A name under which it is reached. May be repeated.")
+        list[str] | None, Option("A name under which it is reached. May be repeated.", "--host-name")
     ] = None,
     store: Annotated[
         str,
-        typer.Option("--store", help="Rankings are kept there: a file or postgresql:// url.", show_default="RUN's own"),
+        Option("Rankings are kept there: a file or postgresql:// url.", shown="RUN's own"),
     ] = "",
-    runs: Annotated[
-        Path | None, typer.Option("--runs", help="Where runs lie and are made.", show_default="runs/, klype's own")
-    ] = None,
-    no_open: Annotated[bool, typer.Option("--no-open", help="Do not open the browser.")] = False,
+    runs: Annotated[Path | None, Option("Where runs lie and are made.", shown="runs/, klype's own")] = None,
+    no_open: Annotated[bool, Option("Do not open the browser.")] = False,
     precision: o.Precision = "float32",
     device: o.Device = "auto",
 ) -> None:

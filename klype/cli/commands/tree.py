@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from klype.cli import options as o
 from klype.cli.terminal import Terminal, write
 from klype.errors import UsageError
+from klype.option import Option
 
 if TYPE_CHECKING:
     from rich.tree import Tree as RichTree
@@ -25,19 +24,17 @@ def command(
     sampling: o.Sampling,
     model: o.AskedModel,
     text: o.Text = None,
-    until: Annotated[
-        str, typer.Option("--until", help="mode: the likeliest answer is certain; mass: nearly all is explored.")
-    ] = "mass",
-    eps: Annotated[float, typer.Option("--eps", help="With mass: stop when less than this is unexplored.")] = 0.01,
+    until: Annotated[str, Option("mode: the likeliest answer is certain; mass: nearly all is explored.")] = "mass",
+    eps: Annotated[float, Option("With mass: stop when less than this is unexplored.")] = 0.01,
     budget: o.Budget = None,
     limit: o.Limit = 32,
-    shown: Annotated[int, typer.Option("--show", min=1, help="How many answers are drawn.")] = 12,
-    sample: Annotated[int, typer.Option("--sample", min=0, help="Also draw so many, none twice.")] = 0,
+    shown: Annotated[int, Option("How many answers are drawn.", "--show", least=1)] = 12,
+    sample: Annotated[int, Option("Also draw so many, none twice.", least=0)] = 0,
     raw: o.Raw = None,
     precision: o.Precision = "float32",
     device: o.Device = "auto",
     seed: o.Seed = 0,
-    out: Annotated[Path | None, typer.Option("--out", help="Also write this file: .html a page, else JSON.")] = None,
+    out: Annotated[Path | None, Option("Also write this file: .html a page, else JSON.")] = None,
 ) -> None:
     """Show the distribution of whole answers to TEXT: what the model would say, how likely, and what it means.
 
