@@ -61,7 +61,7 @@ _MODULES = {
 
 class _Surface(ModuleType):
     """``klype.examine`` is the function although a package of that name lies beside it: importing a package would put
-    itself in the function's place."""
+    itself in the function's place. The package's modules are attributes of the function, as they are of the package."""
 
     def __setattr__(self, name: str, value: object) -> None:
         if not (isinstance(value, ModuleType) and name in __all__):
@@ -77,7 +77,10 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'klype' has no attribute {name!r}")
     if name in ("Figure", "Sampling"):
         return getattr(import_module("klype.values"), name)
-    return getattr(import_module(f"klype.api.{_MODULES.get(name, 'results')}"), name)
+    found = getattr(import_module(f"klype.api.{_MODULES.get(name, 'results')}"), name)
+    if name in ("examine", "train"):  # import klype.train.loop; klype.train.loop
+        found.__dict__ = vars(import_module(f"klype.{name}"))
+    return found
 
 
 def __dir__() -> list[str]:

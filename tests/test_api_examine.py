@@ -124,6 +124,18 @@ def test_a_package_of_the_same_name_does_not_hide_the_function() -> None:
     assert done.stdout.split() == ["klype.api.examination", "klype.api.model"]
 
 
+def test_modules_of_a_package_of_the_same_name_are_found() -> None:
+    code = """
+import importlib, pickle, unittest.mock
+import klype.train.loop as loop, klype.examine.say
+assert importlib.import_module("klype.train.loop") is loop is klype.train.loop and klype.examine.say.Say
+with unittest.mock.patch("klype.train.loop.train", 1):
+    assert loop.train == 1
+assert importlib.reload(klype).train is pickle.loads(pickle.dumps(klype.train)) and callable(klype.train)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_without_a_name_the_newest_run_with_a_model_is_opened(run: Path, elsewhere: Path, capsys: Captured) -> None:
     for argv in (["ask", "Hvem?"], ["chat"], ["examine"]):
         assert guard.guarded(call, [*argv, "--json"]) == 2
