@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -49,10 +51,39 @@ def test_closing_the_stream_ends_the_work() -> None:
     stream = asked.generate([Request((1,), n=5, limit=50)])
     next(stream)
     assert asked.engine.busy
-    with pytest.raises(KlypeError, match="already"):
-        asked.generate([Request((1,))])
     stream.close()  # type: ignore[attr-defined]
     assert not asked.engine.busy
+
+
+def test_threads_and_open_streams_ask_side_by_side() -> None:
+    asked = source()
+    requests = [Request((1, 7 + i), n=2, limit=12, seed=i) for i in range(6)]
+    alone = [[trace.tokens for trace in answers(asked, [request])[0]] for request in requests]
+    reading = asked.generate(requests[:1])
+    seen = [next(reading)]
+    with ThreadPoolExecutor(4) as threads:
+        for _ in range(3):
+            scored = threads.map(lambda request: asked.score([request.prompt], [(5, 6, 7)])[0].logp, requests)
+            together = threads.map(lambda request: answers(asked, [request])[0], requests)
+            assert [[trace.tokens for trace in traces] for traces in together] == alone
+            assert len(list(scored)) == len(requests)
+    ended = sorted((e.sample, e.trace.tokens) for e in [*seen, *reading] if e.trace is not None)
+    assert [tokens for _, tokens in ended] == alone[0]
+    assert not asked.engine.busy
+
+
+def test_who_asks_beside_a_failure_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = source()
+    reading = asked.generate([Request((1,), limit=50)])
+    next(reading)
+    other = asked.generate([Request((1, 7), limit=50)])
+    with monkeypatch.context() as damaged:
+        damaged.setattr(asked.engine.runner, "decode", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            list(other)
+    with pytest.raises(KlypeError, match="this answer was lost, too"):
+        list(reading)
+    assert len(answers(asked, [Request((1,), limit=3)])[0][0].tokens) <= 3
 
 
 def test_a_wrong_request_is_refused_before_any_other_begins() -> None:

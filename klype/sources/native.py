@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
+from threading import Lock
 
 from klype.engine.engine import Engine, Event
 from klype.errors import KlypeError
@@ -38,39 +40,74 @@ class NativeCodec:
 
 
 class EngineSource:
-    """An engine with the words it speaks, whatever codec knows them."""
+    """An engine with the words it speaks, whatever codec knows them. It may be asked from several threads, and while an
+    answer is being written: each step of the engine advances all that are."""
 
     def __init__(self, engine: Engine, codec: Codec) -> None:
         self.engine = engine
         self.codec = codec
+        self._lock = Lock()  # held while the engine computes
+        self._heard: dict[int, deque[Event]] = {}
+        self._left: deque[int] = deque()
 
     @property
     def name(self) -> str:
         return self.engine.label
 
     def next(self, prefixes: Sequence[Sequence[int]], top: int = -1) -> list[Distribution]:
-        return self.engine.next(prefixes, top)
+        with self._lock:
+            return self.engine.next(prefixes, top)
 
     def score(self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], top: int = 0) -> list[Trace]:
-        return self.engine.score(prompts, answers, top)
+        with self._lock:
+            return self.engine.score(prompts, answers, top)
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Event]:
-        """The engine must be idle; what is left when the iterator is closed is cancelled."""
-        if self.engine.busy:
-            raise KlypeError("The engine is already answering: finish or cancel its requests first.")
-        for request in requests:  # all are looked at before any is begun
-            self.engine.check(request)
+        """What is left when the iterator is closed is cancelled."""
+        with self._lock:
+            for request in requests:  # all are looked at before any is begun
+                self.engine.check(request)
         return self._events(requests)
 
     def _events(self, requests: Sequence[Request]) -> Iterator[Event]:
-        places = {self.engine.add(request): place for place, request in enumerate(requests)}
+        heard: deque[Event] = deque()
+        with self._lock:
+            places = {self.engine.add(request): place for place, request in enumerate(requests)}
+            self._heard |= dict.fromkeys(places, heard)
+        running = sum(request.n for request in requests)
         try:
-            while self.engine.busy:
-                for event in self.engine.step():
+            while running:
+                with self._lock:
+                    if not heard:
+                        self._step(places)
+                while heard:
+                    event = heard.popleft()
+                    running -= event.trace is not None
                     yield replace(event, request=places[event.request])
         finally:
-            for request_id in places:
-                self.engine.cancel(request_id)
+            self._left += places
+            # Not waited for: a garbage collector may close this inside a step of the same thread.
+            if self._lock.acquire(blocking=False):
+                self._cancel()
+                self._lock.release()
+
+    def _step(self, mine: Collection[int]) -> None:
+        """One step, whose events everyone finds among their own."""
+        self._cancel()
+        if not self._heard.keys() >= set(mine):
+            raise KlypeError(f"{self.name or 'The model'} failed at another question: this answer was lost, too.")
+        try:
+            for event in self.engine.step():
+                self._heard[event.request].append(event)
+        except BaseException:  # the engine has dropped all that was running
+            self._heard.clear()
+            raise
+
+    def _cancel(self) -> None:
+        while self._left:
+            request = self._left.popleft()
+            self.engine.cancel(request)
+            self._heard.pop(request, None)
 
 
 class NativeSource(EngineSource):
