@@ -59,9 +59,9 @@ class Sampler:
         """Whether it is a whole number."""
         return isinstance(self.off, int)
 
-    def supports(self, value: float) -> bool:
+    def supports(self, value: Any) -> bool:
         """Whether it can be this value."""
-        if self.whole and not isinstance(value, int):
+        if isinstance(value, bool) or not isinstance(value, int if self.whole else int | float):
             return False
         low = self.least < value if self.above else self.least <= value
         return low and value <= self.most and -math.inf < value < math.inf

@@ -16,6 +16,9 @@ from klype.api.examinee import questions_of
 from klype.cli import guard
 from klype.cli.main import call
 from klype.data.rows import questions_from, read_questions
+from klype.examine.examination_report import verdict
+from klype.examine.say import Say
+from klype.values import Figure
 from tests.test_cli_models import Captured, document, question, run, world
 from tests.test_examine_served import address
 
@@ -116,6 +119,41 @@ def test_what_cannot_be_examined_is_one_sentence(run: Path, tmp_path: Path) -> N
     ):
         with pytest.raises(klype.KlypeError, match=said):
             klype.examine(model, given, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"most": -1}, "most should be"),
+        ({"minutes": float("nan")}, "minutes should be"),
+        ({"minutes": -1}, "minutes should be"),
+        ({"n": "2"}, "n should be a whole number"),
+        ({"temperature": [0.7]}, "no option temperature"),
+        ({"temperatures": "0.7"}, "temperatures should be"),
+        ({"temperatures": 0.7}, "temperatures should be"),
+        ({"questions": [1]}, "Question 1"),
+    ],
+)
+def test_wrong_options_are_one_sentence(run: Path, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(klype.KlypeError, match=said):
+        klype.examine(run, **{"questions": ROWS, **options})
+
+
+def test_what_has_no_interval_reads_as_a_sentence() -> None:
+    why = "one question only: nothing is known about others"
+    figures = {
+        "right": Figure(1.0, unit="share of answers", why=why),
+        "same_meaning": Figure(0.5, unit="share of pairs", why=why),
+        "fork": Figure(1.0, 0.02, 1.0, 1, "share of answers"),
+        "fork_word": Figure(8.0, n=1, unit="word", why=why),
+    }
+    asked = {"figures": {"0.7": {name: figure.json() for name, figure in figures.items()}}, "main": "0.7"}
+    said = " ".join(verdict({**asked, "questions": 1, "judge": "match"}, Say("en")))
+    assert said.startswith("Asked one question at temperature 0.7, 100% of its answers are right")
+    assert "on average it is word 8." in said
+    assert "mean the same 50% of the time" in said
+    assert said.count(why) == 1
+    assert "8.00" not in said
 
 
 def test_a_package_of_the_same_name_does_not_hide_the_function() -> None:

@@ -208,6 +208,36 @@ def test_what_cannot_be_is_one_sentence(model: klype.Model, tmp_path: Path) -> N
             doing()
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda model: model.ask(None), "should be a string"),
+        (lambda model: model.ask("Hvem?", n=1.5), "n should be a whole number"),
+        (lambda model: model.ask("Hvem?", limit="3"), "limit should be a whole number"),
+        (lambda model: model.ask("Hvem?", seed=None), "seed should be a whole number"),
+        (lambda model: model.ask("Hvem?", temperature="0.7"), "temperature is '0.7'"),
+        (lambda model: model.ask("Hvem?", top_k=True), "top_k is True"),
+        (lambda model: model.ask("Hvem?", logit_bias={5: 1.0}), "logit_bias holds pairs"),
+        (lambda model: model.chat("Hei"), "list of messages"),
+        (lambda model: model.chat({"role": "user", "content": "Hei"}), "list of messages"),
+        (lambda model: model.next("Hvem?", top=-1), "top is -1"),
+        (lambda model: model.score("Hvem?", None), "answer should be a string"),
+        (lambda model: model.tree("Hvem?", budget=0), "budget of at least 1"),
+        (lambda model: model.tree("Hvem?", budget=3.5), "budget should be a whole number"),
+        (lambda model: model.forks("Hvem?", samples="many"), "samples should be a whole number"),
+    ],
+)
+def test_arguments_of_a_wrong_kind_are_one_sentence(model: klype.Model, wrong: Any, said: str) -> None:
+    with pytest.raises(klype.KlypeError, match=said):
+        wrong(model)
+
+
+def test_a_scored_answer_is_whole(model: klype.Model) -> None:
+    scored = model.score("Hvor er Kari?", "Kari")
+    assert scored.ended == "stop"
+    assert "…" not in scored._repr_html_()
+
+
 def test_the_examples_of_the_docs_run(run: Path) -> None:
     for module in (klype, api_model, api_examination):
         found = doctest.testmod(

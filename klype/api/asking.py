@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING
 
 from klype.errors import UsageError
@@ -50,10 +51,19 @@ def asking(opened: Opened, text: str, raw: bool | None) -> Asking:
 
 
 def not_empty(text: str) -> str:
-    """The text of a question. Errors: one that says nothing."""
+    """The text of a question. Errors: one that says nothing, or is none."""
+    if not isinstance(text, str):
+        raise UsageError(f"The text should be a string (it is of type {type(text).__name__}).")
     if not text.strip():
         raise UsageError("There is no text.", "Give a question, or a text to go on from.")
     return text
+
+
+def whole(**given: object) -> None:
+    """Raises UsageError for a count, limit or seed that is no whole number."""
+    for name, number in given.items():
+        if isinstance(number, bool) or not isinstance(number, Integral):
+            raise UsageError(f"{name} should be a whole number (it is {number!r}).")
 
 
 def prompt_of(opened: Opened, text: str, raw: bool | None) -> tuple[int, ...]:

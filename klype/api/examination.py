@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from html import escape
+from numbers import Real
+from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
+from klype.api.asking import whole
 from klype.api.examinee import Judging, examinee, open_judge, questions_of
 from klype.api.model import Model, load
 from klype.api.results import Row, data_frame, html_table
 from klype.data.rows import questions_from
 from klype.device import EnergyMeter
+from klype.errors import UsageError
 from klype.examine.document import document
 from klype.examine.examination import Examined, Meters, Progress, probe
 from klype.examine.examination import examine as run_examination
@@ -146,17 +151,28 @@ def prepare(
     model: Model, questions: list[Question], minutes: float, n: int, seed: int, **options: Unpack[ExamineOptions]
 ) -> Exam:
     """What ``examine`` does before it asks: it puts the questions as the model reads them, and plans."""
-    limit, judge = options.get("limit", 32), options.get("judge")
-    settings = ExamSettings(tuple(map(float, options.get("temperatures", (0.0, 0.7, 1.0, 1.3)))), n, limit, seed)
+    if unknown := options.keys() - ExamineOptions.__annotations__.keys():
+        raise UsageError(f"klype.examine has no option {sorted(unknown)[0]}.")
+    whole(n=n, seed=seed, limit=(limit := options.get("limit", 32)))
+    judge = options.get("judge")
+    temperatures = options.get("temperatures", (0.0, 0.7, 1.0, 1.3))
+    if not all(isinstance(t, Real) for t in (temperatures if isinstance(temperatures, Iterable) else [None])):
+        raise UsageError(f"temperatures should be a list of numbers (it is {temperatures!r}).")
+    settings = ExamSettings(tuple(map(float, temperatures)), n, limit, seed)
     settings.check()
+    if not 0 <= minutes < math.inf:
+        raise UsageError(f"minutes should be a number from 0 up (it is {minutes}).")
+    if (most := options.get("most", 200)) < 0:
+        raise UsageError(f"most should be a whole number from 0 up (it is {most}).")
     judge = open_judge(judge, None, 0.8, ("float32", "auto")) if isinstance(judge, str) else judge
-    most = options.get("most", 200) or None
-    one = examinee(model.opened, questions[:most], options.get("raw"), options.get("training", ()), judge, limit)
+    one = examinee(
+        model.opened, questions[: most or None], options.get("raw"), options.get("training", ()), judge, limit
+    )
     return planned(one, settings, minutes, options.get("budget"))
 
 
 def examine(
-    model: Model | str,
+    model: Model | str | PathLike[str],
     questions: Questions | None = None,
     minutes: float = 6.0,
     n: int = 16,
@@ -178,7 +194,7 @@ def examine(
 
     Raises KlypeError when there are no questions, or none leaves room for an answer in the model's window.
     """
-    model = load(model) if isinstance(model, str) else model
+    model = model if isinstance(model, Model) else load(model)
     if questions is None or isinstance(questions, str | Path):
         asked = questions_of(model.opened, None if questions is None else Path(questions), "", 0)
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from os import PathLike, fspath
 from typing import Any, Literal, Unpack
@@ -12,7 +12,7 @@ import numpy as np
 
 from klype.answers.forks import ForkSettings, forks
 from klype.answers.tree import TreeSettings, grow
-from klype.api.asking import Asking, asking, prompt_of
+from klype.api.asking import Asking, asking, prompt_of, whole
 from klype.api.results import Answer, AnswerForks, AnswerTree, NextToken, NextTokens, Token
 from klype.engine.sampling import check_sampling
 from klype.errors import UsageError
@@ -91,6 +91,7 @@ class Model:
         ['...', '...']
         """
         request = self.request(prompt_of(self.opened, text, raw), Sampling(temperature, **sampling), limit, seed)
+        whole(n=n)
         return self.drawn(replace(request, n=n))
 
     def stream(
@@ -123,6 +124,8 @@ class Model:
 
         ``messages`` have a ``role`` (system, user or assistant) and a ``content``; the last is the user's.
         """
+        if not all(isinstance(message, Mapping) for message in messages or ()):
+            raise UsageError("A conversation is a list of messages, each with a role and a content.")
         if not messages or messages[-1].get("role") != "user":
             raise UsageError("A conversation ends with a user's message.")
         prompt = tuple(self.opened.prompt(messages))
@@ -138,6 +141,9 @@ class Model:
     ) -> NextTokens:
         """The ``top`` most probable next tokens after ``text``; for models of the demo world beside the truth, whose
         five most probable tokens are listed too."""
+        whole(top=top)
+        if top < 0:
+            raise UsageError(f"top is {top}: it must be a whole number from 0 up.")
         drawn = Sampling(temperature, **sampling)
         check_sampling(drawn, self.vocabulary or 1 << 31)
         prompt = prompt_of(self.opened, text, raw)
@@ -151,11 +157,14 @@ class Model:
     def score(self, text: str, answer: str, raw: bool | None = None) -> Answer:
         """A given answer, token by token with its probability under the model; nothing is drawn. The end is scored,
         too, where the model has a token for it."""
+        if not isinstance(answer, str):
+            raise UsageError(f"The answer should be a string (it is of type {type(answer).__name__}).")
         said = [*self.opened.say(answer), *self.opened.stop[:1]]
         prompt = prompt_of(self.opened, text, raw)
         if len(said) > room(self.opened, prompt, len(said)):
             raise UsageError(f"The answer has {len(said)} tokens: more than the window of {self.window} leaves.")
-        return self.answer(self.opened.source.score([prompt], [said])[0])
+        (trace,) = self.opened.source.score([prompt], [said])
+        return self.answer(replace(trace, ended="stop") if self.opened.stop else trace)
 
     def tree(
         self,
@@ -172,6 +181,7 @@ class Model:
         ``budget``: forward passes at most (by default 4,000 for small vocabularies, else 500). ``until`` "mode": until
         the most probable answer is certain; "mass": until less than 1 % is unexplored; "budget": neither.
         """
+        whole(limit=limit, budget=1 if budget is None else budget)
         ask = asking(self.opened, text, raw)
         return self.grow(ask, self.tree_settings(ask, Sampling(temperature, **sampling), limit, budget, until))
 
@@ -190,6 +200,7 @@ class Model:
 
         ``samples`` continuations are drawn at every token (Bigelow et al. 2024, arXiv:2412.07961).
         """
+        whole(limit=limit, samples=samples, seed=seed)
         ask = asking(self.opened, text, raw)
         return self.decided(ask, Sampling(temperature, **sampling), (limit, samples, seed), answer)
 
@@ -197,6 +208,7 @@ class Model:
 
     def request(self, prompt: tuple[int, ...], sampling: Sampling, limit: int, seed: int) -> Request:
         """A request for one answer, cut to what the window leaves."""
+        whole(limit=limit, seed=seed)
         check_sampling(sampling, self.vocabulary or 1 << 31)
         return Request(
             prompt, limit=room(self.opened, prompt, limit), sampling=sampling, seed=seed, stop=self.opened.stop
@@ -260,7 +272,8 @@ class Model:
     ) -> TreeSettings:
         """How the tree of a question is grown: wide batches for small vocabularies."""
         small = self.vocabulary <= 4096
-        most = budget or (4000 if self.opened.exact and self.vocabulary > 0 and small else 500)
+        usual = 4000 if self.opened.exact and self.vocabulary > 0 and small else 500
+        most = usual if budget is None else budget
         limit = room(self.opened, ask.prompt, limit)
         return TreeSettings(sampling, limit, most, until, eps, 16 if small else 8, self.vocabulary)
 

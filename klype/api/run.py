@@ -33,7 +33,7 @@ from klype.values import Reward
 if TYPE_CHECKING:
     import pandas as pd
 
-Rewards = Iterable[Reward] | Mapping[Reward | str, float]
+Rewards = Iterable[Reward] | Mapping[Any, float]  # a mapping's keys are functions and texts: no type holds both
 """Functions ``(questions, answers) -> list of floats``, or {function, "file.py:function" or "model": weight}."""
 
 

@@ -79,7 +79,7 @@ def read_questions(paths: Paths, bad: BadRows | None = None) -> list[Question]:
 def questions_from(rows: Sequence[str | Mapping[str, Any]]) -> list[Question]:
     """Questions that are texts, or rows as ``read_questions`` reads them. Raises UsageError, naming the place in the
     list."""
-    as_rows = ({"question": row} if isinstance(row, str) else dict(row) for row in rows)
+    as_rows = (dict(row) if isinstance(row, Mapping) else {"question": row} for row in rows)
     numbered = enumerate(as_rows, 1)
     return _questions(((_Listed(number), row, BadRows(skip=None)) for number, row in numbered), "the list")
 

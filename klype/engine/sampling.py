@@ -30,7 +30,10 @@ def check_sampling(sampling: Sampling, vocab_size: int) -> None:
     for name, row in SAMPLERS.items():
         value = getattr(sampling, name)
         _check(row.supports(value), name, value, row.range)
-    for token, bias in sampling.logit_bias:
+    for pair in sampling.logit_bias:
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise UsageError("logit_bias holds pairs: a token's id, and what is added to its logit.")
+        token, bias = pair
         _check(0 <= token < vocab_size, "logit_bias token", token, f"an id below {vocab_size}")
         _check(not math.isnan(bias) and bias < math.inf, "logit_bias", bias, "a number or minus infinity")
 
@@ -193,4 +196,4 @@ def _first_above(cumulative_BV: Tensor, u_B1: Tensor) -> Tensor:
 
 def _check(fine: bool, name: str, value: float, must: str) -> None:
     if not fine:
-        raise UsageError(f"{name} is {value}: it must be {must}.")
+        raise UsageError(f"{name} is {value!r}: it must be {must}.")

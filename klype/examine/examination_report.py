@@ -15,7 +15,7 @@ from klype.examine.evidence import OTHER_MANNERS
 from klype.examine.facts import FigureFacts
 from klype.examine.html import Block, Formula, Part, Section, Text, texts
 from klype.examine.measures import KNOWN, MEASURES
-from klype.examine.say import Say
+from klype.examine.say import Say, is_share
 from klype.words import LANGUAGES
 
 Document = Mapping[str, Any]
@@ -49,33 +49,44 @@ def verdict(document: Document, say: Say) -> list[str]:
     """A paragraph in plain words with figures; nothing is said that was not measured."""
     known = document["figures"][document["main"]]
     figures = {k: f for k, f in known.items() if f["value"] is not None}
-    t = say.plain(float(document["main"]))
-    out = [say("exam.asked", n=document["questions"], t=t)]
+    t, n = say.plain(float(document["main"])), document["questions"]
+    without: dict[str, None] = {}
+
+    def said(name: str) -> str:
+        """A figure in a sentence; why it has no interval is said once, at the end."""
+        figure = figures[name]
+        if figure.get("low") is not None or not figure.get("why"):
+            return say.figure(figure, name)
+        without[say.why(figure["why"])] = None
+        return say.value(figure, name) if is_share(figure, name) else say.plain(figure["value"])
+
+    out = [say("exam.asked" if n != 1 else "exam.asked_one", n=n, t=t)]
     if document.get("skipped"):
         out.insert(0, say("exam.skipped", n=document["skipped"]))
     if "right" in figures:
-        shown = {"right": say.figure(figures["right"], "right"), "judge": say.judge(document["judge"])}
-        out.append(say("exam.right", **shown))
+        out.append(say("exam.right", right=said("right"), judge=say.judge(document["judge"])))
     if "word_for_word" in figures:
-        out.append(say("exam.word_for_word", same=say.figure(figures["word_for_word"], "word_for_word")))
+        out.append(say("exam.word_for_word", same=said("word_for_word")))
     out[-1] = _ended(out[-1])
     if figures.get("undecided", {}).get("value"):
-        out.append(say("exam.undecided", share=say.figure(figures["undecided"], "undecided")))
+        out.append(say("exam.undecided", share=said("undecided")))
     if "same_meaning" in figures:
-        out.append(say("exam.same", same=say.figure(figures["same_meaning"], "same_meaning")))
+        out.append(say("exam.same", same=said("same_meaning")))
     second = []
     second += feedback(document, say)
     if "fork" in figures:
-        second.append(say("exam.forks", share=say.figure(figures["fork"], "fork"), n=figures["fork"]["n"]))
+        second.append(say("exam.forks", share=said("fork"), n=figures["fork"]["n"]))
         if "fork_word" in figures:
-            second.append(say("exam.fork_word", word=say.figure(figures["fork_word"])))
+            second.append(say("exam.fork_word", word=said("fork_word")))
         second[-1] = _ended(second[-1])
     if "s" in figures:
-        second.append(say("exam.s", s=say.figure(figures["s"], "s")))
+        second.append(say("exam.s", s=said("s")))
     if known.get("calibration", {}).get("why") == OTHER_MANNERS:
         second.append(say("exam.other_manners"))
     if "best_temperature" in figures:
-        second.append(say("exam.best", t=say.figure(figures["best_temperature"])))
+        second.append(say("exam.best", t=said("best_temperature")))
+    if without:
+        (second or out).append(say("exam.without", why="; ".join(without)))
     return [" ".join(sentences) for sentences in (out, second) if sentences]
 
 

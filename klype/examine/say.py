@@ -65,7 +65,7 @@ class Say:
 
     def value(self, figure: FigureFacts, name: str = "") -> str:
         """Without its interval."""
-        return self.figure(FigureFacts(value=figure["value"]), name)
+        return self.figure(FigureFacts(value=figure["value"], unit=figure.get("unit", "")), name)
 
     def number(self, value: float, decimals: int = 2) -> str:
         return number(value, self.lang, decimals)
