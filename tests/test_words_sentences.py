@@ -602,6 +602,9 @@ EXAMINED = [
       ("best_temperature", "best"))),
     *said_of_runs(
         ("questions were left out", "exam.skipped", exam(skipped=3), "", exam()),
+        ("there was one question", "exam.asked_one", exam(questions=1), "", exam()),
+        ("a figure has no interval", "exam.without",
+         exam({"right": {**f(0.8, 0.8), "low": None, "why": "too few errors"}}), "", exam({"right": f(0.8, 0.9)})),
         ("its manners are others than the truth's", "exam.other_manners",
          exam({"calibration": {"value": None, "why": OTHER_MANNERS}}), "", exam({"calibration": f(0.1, 0.2)})),
         ("all of the interval is above 0", "exam.rare", exam(after_error={"0.7": forced(0.001, 0.2)}),
