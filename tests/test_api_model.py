@@ -213,6 +213,7 @@ def test_what_cannot_be_is_one_sentence(model: klype.Model, tmp_path: Path) -> N
     [
         (lambda model: model.ask(None), "should be a string"),
         (lambda model: model.ask("Hvem?", n=1.5), "n should be a whole number"),
+        (lambda model: model.ask("Hvem?", n=10**9), "n should be at most 10000"),
         (lambda model: model.ask("Hvem?", limit="3"), "limit should be a whole number"),
         (lambda model: model.ask("Hvem?", seed=None), "seed should be a whole number"),
         (lambda model: model.ask("Hvem?", temperature="0.7"), "temperature is '0.7'"),

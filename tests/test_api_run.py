@@ -84,6 +84,9 @@ def test_a_run_ranks_by_the_world_by_a_function_and_by_a_file(trained: klype.Run
     after = trained.rank(file)
     assert after.new == 1
     assert ">Nils</td>" in after._repr_html_()
+    for wrong in ({"noise": 5.0}, {"n": -1}, {"n": 2.5}):
+        with pytest.raises(klype.KlypeError, match=f"{next(iter(wrong))} should be"):
+            trained.rank(**wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.slow

@@ -153,7 +153,7 @@ def test_by_hand_in_a_terminal_with_undo_ties_a_better_answer_and_going_on_later
     ("words", "message"),
     [
         (["--format", "xml"], "there is no format xml"),
-        (["--noise", ".9"], "--noise should be"),
+        (["--noise", ".9"], "noise should be"),
         (["--taste", "kind=3", "--simulate"], "is no taste"),
         (["--simulate", "--judge", "x"], "not both"),
         (["--import", "nowhere.jsonl"], "cannot be read"),

@@ -23,6 +23,7 @@ from klype.sources.opening import Opened, open_model, room, stream
 from klype.sources.source import Message, answers
 from klype.values import Distribution, Request, Sampling, Trace
 
+MOST_ANSWERS = 10_000  # each has its own row and record: a slip of the hand would fill the memory
 LISTED = 5
 """Of the truth's most probable next tokens, so many are listed even where the model's own are others."""
 
@@ -92,6 +93,8 @@ class Model:
         """
         request = self.request(prompt_of(self.opened, text, raw), Sampling(temperature, **sampling), limit, seed)
         whole(n=n)
+        if n > MOST_ANSWERS:
+            raise UsageError(f"n should be at most {MOST_ANSWERS} (it is {n}).", "Ask again with another seed.")
         return self.drawn(replace(request, n=n))
 
     def stream(
@@ -314,14 +317,16 @@ def tempered(
 
 
 def load(
-    name: str | PathLike[str] | None = None, precision: str = "float32", budget: str = "", device: str = "auto"
+    name: str | PathLike[str] | Model | None = None, precision: str = "float32", budget: str = "", device: str = "auto"
 ) -> Model:
     """Opens a MODEL: a run's folder (its newest stage), ``RUN/finetune`` for an earlier one, a checkpoint or Hugging
     Face folder, ``hf:owner/name``, a GGUF file, or a server's ``http://host:port/v1#model``; without a name the newest
-    run in ``runs``. A ``Run`` is its folder.
+    run in ``runs``. A ``Run`` is its folder; a ``Model`` is opened already.
 
     ``precision``: float32, bfloat16, int8 or auto. ``budget``: what a server may be asked for at most, such as
     "500requests,20000tokens". ``device``: auto (what is there: cuda, mps, else cpu), cpu, cuda, cuda:1 or mps. Raises
     KlypeError when there is no such model or device, or the model is damaged.
     """
+    if isinstance(name, Model):
+        return name
     return Model(open_model(fspath(newest() if name is None else name), precision, budget=budget, device=device))

@@ -11,6 +11,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
+from klype.api.asking import whole
 from klype.api.model import Model, load
 from klype.api.results import Row, data_frame, html_table
 from klype.config import make
@@ -234,6 +235,9 @@ class Run:
         or a JSONL file of rankings, which are added. What ``by`` has ranked before is not ranked again. Methods that
         learn from rankings (dpo, ipo, kto) use them in ``align``.
         """
+        whole(n=n)
+        if n < 0:
+            raise UsageError(f"n should be a number of questions, or 0 for all (it is {n}).")
         with ranking.open_store(self.path / "rank") as store:
             if isinstance(by, str | Path):
                 new = store.put(formats.read(Path(by)))

@@ -29,8 +29,15 @@ Judge = Callable[[Question, str, bool], Verdict]
 Rank = Callable[[Question, Sequence[str], random.Random], Ranking]
 
 
+def check_noise(noise: float) -> None:
+    """UsageError where an annotator would swap neighbours as often as not."""
+    if not 0 <= noise < 0.5:
+        raise UsageError(f"noise should be from 0 to below .5 (it is {noise}).")
+
+
 def by_taste(taste: Taste, judge: Judge, noise: float, name: str) -> Rank:
-    """A simulated annotator who weighs what ``judge`` sees by ``taste``, and errs with chance ``noise``."""
+    """A simulated annotator who weighs what ``judge`` sees by ``taste``, and errs with chance ``noise``, below .5."""
+    check_noise(noise)
     annotator = Annotator(name, lambda question, answer: taste.score(judge(question, answer, True)))
     return lambda question, answers, rng: rank_simulated(annotator, question, answers, noise, rng)
 

@@ -52,15 +52,14 @@ def command(terminal: Terminal, asked: RankOptions) -> None:
     from klype.preferences.database import DamagedError
     from klype.preferences.formats import FORMATS
     from klype.preferences.store import Store
-    from klype.runs import ranking
+    from klype.runs import rankers, ranking
     from klype.sources.find import find_model
 
     if asked.form not in FORMATS:
         raise UsageError(f"--format: there is no format {asked.form}.", f"Use {', '.join(FORMATS)}.")
-    if not 0 <= asked.noise < 0.5:
-        raise UsageError(f"--noise should be from 0 to below .5 (it is {asked.noise}).")
     if asked.judge and (asked.simulate or asked.taste):
         raise UsageError("Either --simulate or --judge ranks, not both.")
+    rankers.check_noise(asked.noise)
     if asked.steps < 0 or asked.repeats < 0:
         raise UsageError("--steps and --repeats should be 0 or more.")
     if asked.n < 1 or any(not 0 <= t <= 10 for t in asked.temperature):
