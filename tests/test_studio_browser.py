@@ -210,7 +210,7 @@ def test_a_hostile_answer_is_only_text(browser: Any, base: str) -> None:
 def test_a_long_answer_stays_smooth(browser: Any, base: str) -> None:
     visitor = Visitor(browser, base)
     page = visitor.go("/")
-    page.locator("input[type=range]").nth(3).focus()
+    page.locator(".k-field", has_text=visitor.w("answer", "limit")).locator("input").focus()
     page.keyboard.press("End")
     visitor.ask("hvor gikk hun?", "long")
     assert page.locator(".k-said .k-tok").count() == 2001

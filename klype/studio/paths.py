@@ -12,7 +12,7 @@ from nicegui import background_tasks, ui
 from klype.answers.forks import Forks
 from klype.examine.facts import FigureFacts
 from klype.examine.say import Say
-from klype.studio.charts import chart, meaning_colour
+from klype.studio.charts import Option, chart, meaning_colour, redraw
 from klype.studio.fields import Choice, Slider, Text
 from klype.studio.frame import Cell, as_data, button, card, table
 from klype.studio.models import CancelledError, Voice
@@ -123,7 +123,7 @@ class View:
                 if found.common is not None and len(found.meant) > 1 and not search.cancelled.is_set():
                     common = found.common
                     self.forks = await voice.beside(lambda source: search.fork(source, common, settings))
-                    show(self._draw)
+                    show(self._draw_fork)
             except CancelledError:
                 pass
             except Exception as error:
@@ -150,20 +150,35 @@ class View:
             with ui.element("div").classes("k-panels"):
                 with card():
                     self._meanings(self.found)
-                with card():
+                with card() as self.fork_card:
                     self._fork(self.found)
             self._exact(self.found)
+
+    def _draw_fork(self) -> None:
+        """What is known of the fork, into what is drawn: a chart that is replaced before it has appeared is an error in
+        the browser."""
+        assert self.found is not None
+        redraw(self.flow_chart, self._flow_option(self.found)[0], self.visit.lang)
+        self.fork_card.clear()
+        with self.fork_card:
+            self._fork(self.found)
+
+    def _flow_option(self, found: Paths) -> tuple[Option, int]:
+        """The flow's drawing and its height."""
+        w, say = self.visit.words, self.visit.say
+        fork = self.forks.fork if self.forks is not None else None
+        rest = lambda n: w("rest", n=say.count(n)) if n else w("end")
+        return flow(found, found_spell(self.visit, found), say, fork, rest)
 
     def _flow(self, found: Paths) -> None:
         w, say = self.visit.words, self.visit.say
         spell = found_spell(self.visit, found)
-        fork = self.forks.fork if self.forks is not None else None
-        option, height = flow(found, spell, say, fork, lambda n: w("rest", n=say.count(n)) if n else w("end"))
+        option, height = self._flow_option(found)
         with card() as box:
             text_of("h2", flow_title(found, w, say))
             with ui.element("div").classes("k-scroll") as scroll:
                 scroll.props.update({"tabindex": "0", "role": "region", "aria-label": w("flow_region")})
-                chart(option, self.visit.lang, height, w("flow_region")).style("min-width:680px")
+                self.flow_chart = chart(option, self.visit.lang, height, w("flow_region")).style("min-width:680px")
             text_of("p", w("how_flow"), "k-small")
             rows: list[list[Cell]] = [
                 [found.asking.question.prompt, spell(t.tokens), t.logp, t.ended] for t in found.traces
