@@ -143,6 +143,8 @@ def test_health_is_answered_at_once_whatever_others_send(tmp_path: Path) -> None
     for name in ("m", "endless"):
         checkpoint.save(tmp_path / name, one.source.engine.model, one.tokenizer, {})
     (tmp_path / "endless" / "chat_template.jinja").write_text(ENDLESS)
+    for file in ("manifest.json", "run.json"):  # a stranger's folder has neither
+        (tmp_path / "endless" / file).unlink()
     words = [sys.executable, "-m", "klype", "serve", f"m={tmp_path / 'm'}", f"endless={tmp_path / 'endless'}"]
     process = subprocess.Popen([*words, "--port", "0", "--json"], stdout=subprocess.PIPE, text=True)
     try:
