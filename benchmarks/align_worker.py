@@ -9,7 +9,6 @@ from typing import Any, TextIO
 
 from benchmarks.align_task import Given, Trainer
 from benchmarks.align_trainers import TRAINERS
-from benchmarks.load import peak_bytes
 from benchmarks.worker import answer_orders, private_output
 
 
@@ -27,8 +26,6 @@ def obey(trainer: Trainer, order: dict[str, Any]) -> dict[str, Any]:
             return {"seconds": time.perf_counter() - start}
         case "train":
             return trainer.train(order["task"], Path(order["folder"]))
-        case "peak":
-            return {"bytes": peak_bytes()}
         case _:
             raise AssertionError(f"there is no order {order['do']}")
 

@@ -6,7 +6,6 @@ import sys
 import time
 from typing import Any, TextIO
 
-from benchmarks.load import peak_bytes
 from benchmarks.train_contenders import CONTENDERS
 from benchmarks.train_task import SHAPES, Trainer
 from benchmarks.worker import answer_orders, private_output
@@ -26,8 +25,6 @@ def obey(trainer: Trainer, order: dict[str, Any]) -> dict[str, Any]:
             return {"seconds": time.perf_counter() - start, "precision": trainer.precision, "how": trainer.how}
         case "train":
             return trainer.train(order["steps"])
-        case "peak":
-            return {"bytes": peak_bytes()}
         case _:
             raise AssertionError(f"there is no order {order['do']}")
 

@@ -22,10 +22,11 @@ def main(name: str, orders: TextIO, answers: TextIO) -> None:
 
 
 def answer_orders(obey: Callable[[dict[str, Any]], dict[str, Any]], orders: TextIO, answers: TextIO) -> None:
-    """One answer a line, until there are no more orders."""
+    """One answer a line, until there are no more orders. Every worker tells the most memory that it has had."""
     for line in orders:
         try:
-            answer = obey(json.loads(line))
+            order = json.loads(line)
+            answer = {"bytes": peak_bytes()} if order["do"] == "peak" else obey(order)
         except Exception as error:  # whatever a peer raises is its result
             answer = {"error": f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"}
         print(json.dumps(answer), file=answers, flush=True)
@@ -42,8 +43,6 @@ def obey(contender: Contender, order: dict[str, Any]) -> dict[str, Any]:
             tokens = contender.run(order["prompt"], order["n"], order["limit"])
             spent = time.process_time() - busy
             return {"seconds": time.perf_counter() - start, "core_seconds": spent, "tokens": tokens}
-        case "peak":
-            return {"bytes": peak_bytes()}
         case _:
             return contender.extra(order["do"], order["prompt"])
 

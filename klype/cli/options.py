@@ -166,7 +166,6 @@ Model = Annotated[str, Option(f"A model: {spelled(files=True)}.", argument=True)
 AnyModel = Annotated[str | None, Option(MODEL, argument=True, shown="the newest run")]
 AskedModel = Annotated[str, Option(f"{MODEL} Left out: the newest run.", argument=True)]
 Text = Annotated[str | None, Option("The question, or the text to go on from.", argument=True)]
-Temperature = Annotated[float, Option("0: always the most probable token.")]
 Limit = Annotated[int, Option("Tokens of an answer at most.")]
 Raw = Annotated[
     bool | None,
