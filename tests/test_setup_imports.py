@@ -33,7 +33,7 @@ LEVELS = (
     ("__init__",),
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
-MAY_BE_LONG = {"world/questions.py": "one small class a kind of question, read as one table"}
+MAY_BE_LONG: dict[str, str] = {}
 MAY_ACT = {"hf.py": "importing it is how transformers is told about klype's model type"}
 MAY_TAKE_MANY = {"api/model.py:forks": "the options of the other methods, and what only forks have"}
 MAY_PRINT = {
@@ -144,7 +144,7 @@ def test_no_pickle_no_foreign_code(module: Path) -> None:
 @pytest.mark.parametrize("module", MODULES + BENCHMARKS, ids=name_of)
 def test_files_and_signatures_are_small(module: Path) -> None:
     if name_of(module) not in MAY_BE_LONG:
-        assert len(module.read_text(encoding="utf-8").splitlines()) <= 400
+        assert len(module.read_text(encoding="utf-8").splitlines()) <= 500
     if room_of(module) == "cli" or module.name in COMMANDS:  # a command's parameters are its options
         return
     crowded = [
@@ -169,7 +169,7 @@ def test_a_migration_says_all_that_it_does() -> None:
 
 
 def test_every_exception_is_still_one() -> None:
-    assert all(len((PACKAGE / name).read_text(encoding="utf-8").splitlines()) > 400 for name in MAY_BE_LONG)
+    assert all(len((PACKAGE / name).read_text(encoding="utf-8").splitlines()) > 500 for name in MAY_BE_LONG)
     assert all(any(map(acts, parse(PACKAGE / name).body)) for name in MAY_ACT)
 
 
