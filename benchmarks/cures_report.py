@@ -9,9 +9,8 @@ from typing import Any
 
 from klype.answers.decoders.table import DECODERS
 from klype.examine import html
-from klype.examine.caution import beyond
 from klype.examine.charts import Cell, Option, Panel, Picture, axis, line, lines, whiskers
-from klype.examine.facts import FigureFacts
+from klype.examine.facts import FigureFacts, beyond
 from klype.examine.html import Glossary, Part, Section, Table, Text, texts
 from klype.examine.say import Say
 from klype.words import LANGUAGES, Words, words

@@ -18,8 +18,17 @@ from report_facts import hostile_facts, smallest_facts, text_facts, world_facts
 
 from klype.cli.environment import program
 from klype.errors import KlypeError, UsageError
-from klype.examine import answer_pictures, echarts, html, report
-from klype.examine.colours import DARK, LIGHT, PROBABILITY_EDGES, contrast, probability_scale, step_of
+from klype.examine import answer_pictures, html, report
+from klype.examine.charts import (
+    DARK,
+    LIGHT,
+    PROBABILITY_EDGES,
+    contrast,
+    echarts_from,
+    echarts_script,
+    probability_scale,
+    step_of,
+)
 from klype.examine.facts import check, read
 from klype.examine.report import render, write
 from klype.examine.say import Say, visible
@@ -379,11 +388,11 @@ def test_a_less_likely_token_is_never_paler(p: float) -> None:
 
 
 def test_echarts_is_found_where_nicegui_keeps_it_and_missed_with_a_sentence(tmp_path: Path) -> None:
-    text = echarts.script()
+    text = echarts_script()
     assert "</script" not in text
     assert re.search(r"globalThis\.echarts=[\w$]+;$", text)
     with pytest.raises(KlypeError, match="Cannot find ECharts"):
-        echarts.from_package(tmp_path)
+        echarts_from(tmp_path)
     dist = tmp_path / "elements" / "echart" / "dist"
     dist.mkdir(parents=True)
     (dist / "index.js").write_text(
@@ -392,10 +401,10 @@ def test_echarts_is_found_where_nicegui_keeps_it_and_missed_with_a_sentence(tmp_
     (dist / "core.js").write_text(
         'var z={"a":"</script>"};export{q as a,z as b,w as c};\n//# sourceMappingURL=c.map', encoding="utf-8"
     )
-    assert echarts.from_package(tmp_path) == 'var z={"a":"<\\/script>"};globalThis.echarts=z;'
+    assert echarts_from(tmp_path) == 'var z={"a":"<\\/script>"};globalThis.echarts=z;'
     (dist / "core.js").write_text("var z=1;", encoding="utf-8")
     with pytest.raises(KlypeError, match="Cannot find ECharts"):
-        echarts.from_package(tmp_path)
+        echarts_from(tmp_path)
 
 
 @pytest.mark.slow

@@ -9,12 +9,11 @@ from pathlib import Path
 import pytest
 from report_facts import dictionary_facts, text_facts, world_facts
 
-from klype.examine.caution import caution
 from klype.examine.facts import read
 from klype.examine.report import render, write
 from klype.examine.say import Say
 from klype.examine.training_pictures import pictures
-from klype.examine.verdict import verdict
+from klype.examine.verdict import caution, verdict
 
 
 def test_the_paragraph_is_chosen_by_the_figures() -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from klype.answers.forks import Forks
 from klype.answers.tree import Tree
 from klype.errors import KlypeError
-from klype.examine.colours import probability_scale, step_of
+from klype.examine.charts import probability_scale, step_of
 from klype.judge.meaning import label
 from klype.values import Trace
 

@@ -6,12 +6,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from klype.examine.caution import beyond
-from klype.examine.charts import Cell, Option, Panel, Picture, axis, canvas, curve_with_band, line, rule, shares
+from klype.examine.charts import (
+    Cell,
+    Option,
+    Panel,
+    Picture,
+    Row,
+    axis,
+    canvas,
+    curve_with_band,
+    figure_table,
+    line,
+    rule,
+    shares,
+)
 from klype.examine.document import CURVES
-from klype.examine.facts import FigureFacts
+from klype.examine.facts import FigureFacts, beyond
 from klype.examine.say import Say, visible
-from klype.examine.tables import Row, figure_table
 
 Document = Mapping[str, Any]
 Curves = Mapping[str, Sequence[FigureFacts]]

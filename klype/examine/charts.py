@@ -1,20 +1,59 @@
-"""The report's kinds of charts as ECharts options. Colours are ``$names`` of the theme; ``fn:`` names a function of
-the page's script (number formats in the reader's language, the shape of a whisker)."""
+"""Charts as ECharts options, in the report's two themes, and the script that draws them.
+
+Colours are ``$names`` of the theme; ``fn:`` names a function of the page's script (number formats in the reader's
+language, the shape of a whisker), so that an option is plain JSON. Report and studio draw from the same options.
+"""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
+from klype.errors import KlypeError
 from klype.examine.facts import FigureFacts
+from klype.examine.say import Say
 
 Option = dict[str, Any]
 Cell = str | float | int | None
+Row = tuple[str, str, FigureFacts]
+"""What was measured, of what, and the figure."""
 NARROW_PX = 330
 """The width of a drawing on a phone: a legend's rows are counted for it."""
 MARKS = {"base": "circle", "finetuned": "diamond", "aligned": "rect"}
+LIGHT = {
+    "paper": "#faf8f3",
+    "card": "#ffffff",
+    "ink": "#1d2024",
+    "muted": "#5a616a",
+    "line": "#dedad0",
+    "accent": "#0b5e6b",
+    "base": "#686e76",
+    "finetuned": "#a85708",
+    "aligned": "#1263a8",
+    "truth": "#0a7653",
+    "bad": "#a62f4c",
+}
+DARK = {
+    "paper": "#14171a",
+    "card": "#1c2024",
+    "ink": "#ebe8e1",
+    "muted": "#a6adb5",
+    "line": "#343a41",
+    "accent": "#6cc6d3",
+    "base": "#9ba2aa",
+    "finetuned": "#efa24e",
+    "aligned": "#6fb2ee",
+    "truth": "#4fc49a",
+    "bad": "#f08ba2",
+}
+PROBABILITY_EDGES = (0.9, 0.7, 0.5, 0.3, 0.1)
+"""A token's step is how many of these its probability is below: 0 (nearly certain, pale) to 5 (a surprise, strong)."""
+_EXPORT = re.compile(r"export\s*\{([^}]*)\};?\s*(?://#[^\n]*\s*)?$")
 
 
 @dataclass(frozen=True)
@@ -230,3 +269,104 @@ def _mark(direction: str, at: float) -> Option:
         "lineStyle": {"color": "$muted", "type": "dashed"},
         "data": [{direction: at}],
     }
+
+
+def figure_table(say: Say, what: str, place: str, rows: Sequence[Row]) -> tuple[list[str], list[list[Cell]]]:
+    """Columns and rows, ``what`` and ``place`` the first columns' names; with who judged where a figure says it."""
+    judged = any(figure.get("judge") for _, _, figure in rows)
+    columns = [what, place, *(say(f"column.{key}") for key in ("value", "low", "high", "n", "judge")[: 4 + judged])]
+    return columns, [
+        [name, at, f["value"], f.get("low"), f.get("high"), f.get("n"), *([say.judge(f.get("judge", ""))] * judged)]
+        for name, at, f in rows
+    ]
+
+
+def step_of(p: float) -> int:
+    return sum(p < edge for edge in PROBABILITY_EDGES)
+
+
+def probability_scale(dark: bool) -> list[tuple[str, str]]:
+    """(background, text) of the six steps: lightness in equal parts (OKLCH), from near the paper to strong."""
+    steps = len(PROBABILITY_EDGES) + 1
+    scale = []
+    for i in range(steps):
+        part = i / (steps - 1)
+        lightness = 0.30 + 0.52 * part if dark else 0.965 - 0.525 * part
+        background = oklch(lightness, 0.012 + (0.088 if dark else 0.118) * part, 75 - 35 * part)
+        inks = (DARK["ink"], "#0b0d0f") if dark else (LIGHT["ink"], "#ffffff")
+        scale.append((background, max(inks, key=lambda ink: contrast(ink, background))))
+    return scale
+
+
+def oklch(lightness: float, chroma: float, hue: float) -> str:
+    """sRGB of an OKLCH colour (Ottosson 2020), clipped to what a screen can show."""
+    a, b = chroma * math.cos(math.radians(hue)), chroma * math.sin(math.radians(hue))
+    l_, m_, s_ = (
+        (lightness + x * a + y * b) ** 3
+        for x, y in ((0.3963377774, 0.2158037573), (-0.1055613458, -0.0638541728), (-0.0894841775, -1.2914855480))
+    )
+    linear = (
+        4.0767416621 * l_ - 3.3077115913 * m_ + 0.2309699292 * s_,
+        -1.2684380046 * l_ + 2.6097574011 * m_ - 0.3413193965 * s_,
+        -0.0041960863 * l_ - 0.7034186147 * m_ + 1.7076147010 * s_,
+    )
+    return "#" + "".join(f"{round(255 * _gamma(min(1.0, max(0.0, c)))):02x}" for c in linear)
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG 2 contrast ratio, 1 to 21; text needs 4.5."""
+    high, low = sorted((luminance(one), luminance(other)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+def luminance(colour: str) -> float:
+    channels = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def _gamma(c: float) -> float:
+    return 12.92 * c if c <= 0.0031308 else 1.055 * c ** (1 / 2.4) - 0.055
+
+
+def echarts_script() -> str:
+    """The text of a module script that defines ``globalThis.echarts``; safe between <script> tags."""
+    spec = find_spec("nicegui")
+    if spec is None or not spec.submodule_search_locations:
+        raise KlypeError("The report's charts need NiceGUI, which is not installed.", "Run: pip install nicegui")
+    return echarts_from(Path(next(iter(spec.submodule_search_locations))))
+
+
+def echarts_from(package: Path) -> str:
+    """From NiceGUI's folder: its module bundle (3.x), or a plain minified ECharts."""
+    entry = package / "elements" / "echart" / "dist" / "index.js"
+    text = _from_bundle(entry) if entry.is_file() else _plain(package)
+    if text is None:
+        raise KlypeError(
+            f"Cannot find ECharts in {package}: this version of NiceGUI keeps it elsewhere.",
+            "Run: pip install 'nicegui>=3,<4'",
+        )
+    return text.replace("</script", "<\\/script").replace("<!--", "<\\!--")
+
+
+def _from_bundle(entry: Path) -> str | None:
+    """The entry re-exports the bundle: ``import{aS as a}from"./index-X.js";export{a as echarts}``."""
+    text = entry.read_text(encoding="utf-8")
+    source = re.search(r"from\s*[\"']\./([\w.-]+\.js)[\"']", text)
+    local = re.search(r"export\s*\{[^}]*?([\w$]+) as echarts\b", text)
+    if not source or not local:
+        return None
+    alias = re.search(rf"([\w$]+) as {re.escape(local[1])}\b", text)
+    bundle = (entry.parent / source[1]).read_text(encoding="utf-8")
+    exports = _EXPORT.search(bundle)
+    name = (
+        re.search(rf"(?:^|,)\s*([\w$]+) as {re.escape(alias[1])}\s*(?:,|$)", exports[1]) if alias and exports else None
+    )
+    if not name or not exports:
+        return None
+    return f"{bundle[: exports.start()]}globalThis.echarts={name[1]};"
+
+
+def _plain(package: Path) -> str | None:
+    found = sorted(package.rglob("echarts*.min.js"))
+    return found[0].read_text(encoding="utf-8") if found else None

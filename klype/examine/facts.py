@@ -24,6 +24,7 @@ from klype.jsons import finite
 
 Text = str | Mapping[str, str]
 StageName = Literal["base", "finetuned", "aligned"]
+STAGES: tuple[StageName, ...] = ("base", "finetuned", "aligned")
 strict = with_config(ConfigDict(extra="forbid", allow_inf_nan=False))
 
 
@@ -368,3 +369,43 @@ def read(path: Path) -> Facts:
         raise KlypeError(f"There is no {path.name} in {path.parent}.", "Run the examination first.") from error
     except ValueError as error:
         raise KlypeError(f"{path} is not JSON: {error}.") from error
+
+
+def by_stage(facts: Facts, name: str) -> list[tuple[StageName, FigureFacts]]:
+    found = [(stage, (facts["stages"].get(stage) or {}).get(name)) for stage in STAGES]
+    return [(stage, figure) for stage, figure in found if figure is not None and figure["value"] is not None]
+
+
+def last_model(facts: Facts) -> str:
+    """The newest stage there is a model of."""
+    return next((s for s in ("aligned", "finetuned", "base") if facts["stages"].get(s)), "base")
+
+
+def figures_of(facts: Facts, stage: str) -> StageFacts:
+    """Those that have a value."""
+    found = {str(name): figures for name, figures in facts["stages"].items()}.get(stage) or {}
+    return {name: figure for name, figure in found.items() if figure["value"] is not None}
+
+
+def clearly(before: FigureFacts, after: FigureFacts) -> int:
+    """1 more, −1 less, 0 when the intervals overlap (or there are none)."""
+    low0, high0, low1, high1 = before.get("low"), before.get("high"), after.get("low"), after.get("high")
+    if low0 is None or high0 is None or low1 is None or high1 is None:
+        return 0
+    return int(low1 > high0) - int(high1 < low0)
+
+
+def beyond(figure: FigureFacts, threshold: float) -> int:
+    """1 when all of the interval is above the threshold, −1 when all is below, 0 when it straddles (or is none)."""
+    low, high = figure.get("low"), figure.get("high")
+    return 0 if low is None or high is None else int(low > threshold) - int(high < threshold)
+
+
+def changed(facts: Facts, name: str) -> int:
+    """1 when alignment raised it, −1 when it lowered it, 0 when that cannot be told: by the paired difference where
+    there is one, else by intervals that do not overlap."""
+    gain = facts.get("gains", {}).get(name)
+    if gain is not None:
+        return beyond(gain, 0.0)
+    before, after = (figures_of(facts, stage).get(name) for stage in ("finetuned", "aligned"))
+    return 0 if before is None or after is None else clearly(before, after)

@@ -21,9 +21,7 @@ from markupsafe import Markup
 
 from klype import durable
 from klype.errors import KlypeError, UsageError
-from klype.examine import echarts
-from klype.examine.charts import Picture
-from klype.examine.colours import DARK, LIGHT, PROBABILITY_EDGES, probability_scale, step_of
+from klype.examine.charts import DARK, LIGHT, PROBABILITY_EDGES, Picture, echarts_script, probability_scale, step_of
 from klype.examine.say import Say, visible
 from klype.words import LANGUAGES
 
@@ -136,7 +134,7 @@ def page(template: str, views: Sequence[Mapping[str, Any]], lang: str, **content
     )
     environment.filters |= {"visible": visible, "step_of": step_of, "kind": _kind}
     charts = {view["lang"]: {key: asdict(picture) for key, picture in view["pictures"].items()} for view in views}
-    scripts = [echarts.script(), _page_file("page.js")]
+    scripts = [echarts_script(), _page_file("page.js")]
     return environment.get_template(template).render(
         lang=lang,
         names={code: row.name for code, row in LANGUAGES.items()},

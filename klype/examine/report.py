@@ -9,12 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from klype.examine import html
-from klype.examine.facts import AnswerFacts, CostFacts, DictionaryAnswerFacts, DictionaryFacts, Facts, GateFacts, check
+from klype.examine.facts import (
+    STAGES,
+    AnswerFacts,
+    CostFacts,
+    DictionaryAnswerFacts,
+    DictionaryFacts,
+    Facts,
+    GateFacts,
+    check,
+    figures_of,
+    last_model,
+)
 from klype.examine.measures import MEASURES
 from klype.examine.say import NBSP, Say, is_share, visible
-from klype.examine.tables import STAGES
 from klype.examine.training_pictures import pictures
-from klype.examine.verdict import figures_of, last_model, status_of, verdict
+from klype.examine.verdict import status_of, verdict
 from klype.words import LANGUAGES
 
 

@@ -6,11 +6,32 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from klype.examine import answer_pictures as answers
-from klype.examine.caution import beyond, changed, figures_of, last_model
-from klype.examine.charts import Cell, Option, Panel, Picture, axis, bars, line, lines, whiskers
-from klype.examine.facts import CurveFacts, Facts, FigureFacts, NextFacts
+from klype.examine.charts import (
+    Cell,
+    Option,
+    Panel,
+    Picture,
+    Row,
+    axis,
+    bars,
+    figure_table,
+    line,
+    lines,
+    whiskers,
+)
+from klype.examine.facts import (
+    STAGES,
+    CurveFacts,
+    Facts,
+    FigureFacts,
+    NextFacts,
+    beyond,
+    by_stage,
+    changed,
+    figures_of,
+    last_model,
+)
 from klype.examine.say import Say, is_share, visible
-from klype.examine.tables import STAGES, Row, by_stage, figure_table
 
 CURVE_COLOURS = {"loss": "accent", "held_out": "aligned", "reward": "finetuned", "score": "accent", "kl": "bad",
                  "right": "aligned", "polite": "truth"}  # fmt: skip

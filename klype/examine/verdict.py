@@ -5,11 +5,21 @@ from __future__ import annotations
 from collections import Counter
 from typing import Literal
 
-from klype.examine.caution import caution, changed, clearly, figures_of, last_model
-from klype.examine.facts import Facts, FigureFacts, GateFacts
+from klype.examine.facts import (
+    DictionarySideFacts,
+    Facts,
+    FigureFacts,
+    GateFacts,
+    beyond,
+    changed,
+    clearly,
+    figures_of,
+    last_model,
+)
 from klype.examine.say import Say
 
-__all__ = ["figures_of", "last_model", "verdict"]
+GOOD, FAIR = 0.8, 0.5
+REMEMBERED = 0.1  # share of definitions below which hardly any is
 
 
 def verdict(facts: Facts, say: Say) -> list[str]:
@@ -116,3 +126,67 @@ def _gates(facts: Facts, say: Say) -> list[str]:
 def status_of(gate: GateFacts) -> Literal["passed", "within", "missed"]:
     """Of an earlier version's run only the value was compared."""
     return gate.get("status", "passed" if gate["passed"] else "missed")
+
+
+def caution(facts: Facts, say: Say) -> list[str]:
+    """What so small a model can and cannot do, chosen by its figures; empty without a model."""
+    if not any(facts["stages"].values()):
+        return []
+    if facts["kind"] == "world":
+        return [say("verdict.small_world")]
+    found = [*_letters(facts, say), *_form(facts, say), *_class(facts, say), *_meaning(facts, say), *_heart(facts, say)]
+    return [*found, say("caution.use")] if found else [say("verdict.small_text")]
+
+
+def _letters(facts: Facts, say: Say) -> list[str]:
+    """Whether it knows more of the text than which byte follows four others."""
+    text, bits = facts.get("text"), figures_of(facts, "base").get("bits_per_byte")
+    if not text or bits is None:
+        return []
+    simple = min(text["ngram"], text["xz"])
+    key = {-1: "language", 0: "language_open", 1: "no_language"}[beyond(bits, simple)]
+    return [say(f"caution.{key}", margin=say.number(abs(simple - (bits["value"] or 0.0))))]
+
+
+def _form(facts: Facts, say: Say) -> list[str]:
+    figure = figures_of(facts, last_model(facts)).get("well_formed")
+    if figure is None:
+        return []
+    degree = "good" if beyond(figure, GOOD) > 0 else {1: "fair", 0: "open", -1: "poor"}[beyond(figure, FAIR)]
+    return [say(f"caution.form_{degree}", share=say.figure(figure, "well_formed"))]
+
+
+def _class(facts: Facts, say: Say) -> list[str]:
+    """How often it infers the class of a word that it has never met."""
+    side = _side(facts, "class", "held_out")
+    return [] if side is None else [say("caution.class", share=say.figure(side["right"], "right"))]
+
+
+def _meaning(facts: Facts, say: Say) -> list[str]:
+    new, old = _side(facts, "meaning", "held_out"), _side(facts, "meaning", "trained")
+    sentences = []
+    if new is not None:
+        key = "caution.new_meaning" if beyond(new["right"], FAIR) < 0 else "caution.new_meaning_some"
+        sentences.append(say(key, share=say.figure(new["right"], "right")))
+    if old is not None:
+        right = old["right"]
+        degree = "most" if beyond(right, FAIR) > 0 else "few" if beyond(right, REMEMBERED) < 0 else "some"
+        sentences.append(say(f"caution.remembers_{degree}", share=say.figure(right, "right")))
+    return sentences
+
+
+def _heart(facts: Facts, say: Say) -> list[str]:
+    found = facts.get("copied")
+    if found is None:
+        return []
+    free, own = (say.figure(found[name], "copied") for name in ("free", "held_out"))
+    key = {1: "copies", 0: "copies_open", -1: "copies_less"}[clearly(found["held_out"], found["free"])]
+    return [say(f"caution.{key}", free=free, own=own)]
+
+
+def _side(facts: Facts, kind: str, side: str) -> DictionarySideFacts | None:
+    for row in facts.get("dictionary", []):
+        if row["kind"] == kind:
+            found: DictionarySideFacts | None = row.get(side)  # type: ignore[assignment]
+            return found
+    return None

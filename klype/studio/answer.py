@@ -11,7 +11,7 @@ from typing import Any
 
 from nicegui import background_tasks, ui
 
-from klype.examine.colours import PROBABILITY_EDGES
+from klype.examine.charts import PROBABILITY_EDGES
 from klype.samplers import SAMPLERS, TEMPERATURE, Sampling
 from klype.studio.answer_panel import Panel
 from klype.studio.answer_tokenizer import tokenizer_view

@@ -8,7 +8,7 @@ from typing import Any
 
 from nicegui import ui
 
-from klype.examine.colours import DARK, LIGHT, probability_scale
+from klype.examine.charts import DARK, LIGHT, probability_scale
 from klype.words import LANGUAGES
 
 Option = dict[str, Any]

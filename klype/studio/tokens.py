@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from nicegui import ui
 from nicegui.events import GenericEventArguments
 
-from klype.examine.colours import step_of
+from klype.examine.charts import step_of
 from klype.examine.say import visible
 from klype.studio.models import Model
 from klype.values import Step

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from klype.examine.caution import beyond, clearly
 from klype.examine.charts import Cell, Option, Panel, Picture, axis, bars, curve_with_band, line, lines
-from klype.examine.facts import FigureFacts
+from klype.examine.facts import FigureFacts, beyond, clearly
 from klype.examine.say import Say
 from klype.experiments import framework
 from klype.experiments.bias.experiment import BIAS, CONTROL, TRUTH, Best, Board

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from klype.examine.caution import beyond
 from klype.examine.charts import Panel, Picture, axis, line, lines
-from klype.examine.facts import FigureFacts
+from klype.examine.facts import FigureFacts, beyond
 from klype.examine.say import Say
 from klype.experiments.mistakes.experiment import MISTAKES, Board
 from klype.experiments.mistakes.methods import BEFORE, CONTROL, METHODS
