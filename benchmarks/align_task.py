@@ -14,9 +14,8 @@ from benchmarks.contenders import package_version
 from klype.model import checkpoint
 from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
-from klype.runs.lessons import Questions, Turns
 from klype.runs.recipe import read
-from klype.runs.world_subject import WorldSubject
+from klype.runs.world_subject import Questions, Turns, WorldSubject
 from klype.world.world import Manner
 
 TASKS = ("sft", "reward", "dpo", "grpo")

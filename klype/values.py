@@ -148,6 +148,11 @@ class Question:
         """The user's message: context, then question."""
         return f"{self.context} {self.question}".strip()
 
+    def messages(self, answer: str | None = None) -> list[dict[str, str]]:
+        """What was said before the question, the question, and its answer."""
+        said = [*self.extra.get("before", ()), {"role": "user", "content": self.prompt}]
+        return said if answer is None else [*said, {"role": "assistant", "content": answer}]
+
     @property
     def transcript(self) -> str:
         """The user's message for whoever judges its answers: behind all that was said before it, with who said it."""

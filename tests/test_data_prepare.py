@@ -17,7 +17,6 @@ from klype.data.shards import ABOUT, Documents, ShardWriter, content_hash
 from klype.data.split import BOOK, is_held_out
 from klype.errors import KlypeError
 from klype.runs import pipeline
-from klype.runs.lessons import messages
 from klype.runs.material import gather
 from klype.runs.options import StageOptions
 from klype.runs.recipe import read
@@ -211,7 +210,7 @@ def test_conversations_of_every_form_are_learnt_and_held_out(tmp_path: Path) -> 
     assert 5 < len(subject.held_out) < 50
     for question in subject.held_out:
         row = rows[int(question.prompt.removeprefix("Dag ").rstrip("?"))]["messages"]
-        assert messages(question) == row[: row.index({"role": "user", "content": question.prompt}) + 1]
+        assert question.messages() == row[: row.index({"role": "user", "content": question.prompt}) + 1]
         assert question.answers == (f"Sol {question.prompt[4:-1]}",)
 
 

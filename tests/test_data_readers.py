@@ -15,7 +15,6 @@ from klype.data.files import PACKED, files_of
 from klype.data.readers import KINDS, BadRows, TextOptions, read_rows, read_texts
 from klype.data.rows import read_instructions, read_preferences, read_questions
 from klype.errors import KlypeError, UsageError
-from klype.runs.lessons import messages
 
 TEXT = "Jeg gikk en tur på stien.\n"
 
@@ -318,7 +317,7 @@ def test_a_system_prompt_is_kept_wherever_a_row_has_it(tmp_path: Path) -> None:
         {"question": "Hva?", "candidates": ["Is.", "Vet ikke."], "order": [0, 1], "extra": {"before": [system]}},
     )
     found = read_preferences(ranked)
-    assert [messages(r.question) for r in found] == [[system, user]] * 2  # doubles are one
+    assert [r.question.messages() for r in found] == [[system, user]] * 2  # doubles are one
     assert [r.candidates for r in found] == [("Is.", "Vet ikke."), ("Is.", "Nei")]
 
 

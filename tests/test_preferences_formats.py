@@ -16,7 +16,6 @@ from klype.errors import KlypeError, UsageError
 from klype.preferences import formats
 from klype.preferences.records import Asked, Candidate, Entry, by_name
 from klype.preferences.store import Store
-from klype.runs.lessons import messages
 from klype.values import Question, Sampling, Step, Trace
 
 text = st.text(st.characters(), max_size=10)
@@ -155,11 +154,11 @@ def test_whoever_reads_an_export_finds_the_conversation_and_its_pairs(
     file = tmp_path / "out.jsonl"
     formats.export(file, said, form)
     ranked = [e.ranking() for e in said if e.kind != "skip"]
-    wanted = {(str(messages(r.question)), *pair) for r in ranked for pair in formats.pairs(r)}
+    wanted = {(str(r.question.messages()), *pair) for r in ranked for pair in formats.pairs(r)}
     back = [e.ranking() for e in formats.read(file) if e.kind != "skip"] if wanted else []
-    assert {(str(messages(r.question)), *pair) for r in back for pair in formats.pairs(r)} == wanted
+    assert {(str(r.question.messages()), *pair) for r in back for pair in formats.pairs(r)} == wanted
     trained = read_preferences([file]) if wanted else []
-    assert {(str(messages(r.question)), *pair) for r in trained for pair in formats.pairs(r)} == wanted
+    assert {(str(r.question.messages()), *pair) for r in trained for pair in formats.pairs(r)} == wanted
     assert not wanted or form == "ranked" or collection.kind(file) == "preferences"
 
 
@@ -214,6 +213,6 @@ def test_a_conversation_of_several_turns_keeps_them(tmp_path: Path) -> None:
     }
     (tmp_path / "s.jsonl").write_text(json.dumps(row) + "\n")
     (found,) = formats.read(tmp_path / "s.jsonl")
-    assert [m["content"] for m in messages(found.asked.question)] == ["Hei", "Hei!", "Hvem?"]
+    assert [m["content"] for m in found.asked.question.messages()] == ["Hei", "Hei!", "Hvem?"]
     assert "Assistant: Hei!" in found.asked.question.transcript
     assert found.ranking().candidates == ("Per", "Nei")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from klype.errors import UsageError
-from klype.runs.events import write_events
+from klype.runs.record import write_events
 
 
 @pytest.fixture

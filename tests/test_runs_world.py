@@ -14,12 +14,11 @@ from klype.model.transformer import Transformer
 from klype.preferences.annotator import Annotator, rank_simulated
 from klype.runs import ranking
 from klype.runs.answering import LEAST, examined_on
-from klype.runs.lessons import Turns, messages
 from klype.runs.options import RunOptions
 from klype.runs.recipe import read
 from klype.runs.say import Silent
 from klype.runs.shape import model_config
-from klype.runs.world_subject import WorldSubject
+from klype.runs.world_subject import Turns, WorldSubject
 from klype.sources.find import is_aligned
 from klype.values import Question
 
@@ -44,13 +43,13 @@ def test_held_out_questions_are_each_once_and_stories_are_apart_from_what_is_alw
 
 def test_no_held_out_question_is_asked_in_fine_tuning_ranking_or_alignment() -> None:
     chat = subject().chat
-    kept = {tuple(chat.prompt(messages(q))) for q in (*subject().held_out, *subject().held_out_fixed)}
+    kept = {tuple(chat.prompt(q.messages())) for q in (*subject().held_out, *subject().held_out_fixed)}
     turns = Turns(subject().world, chat, 3)
     for index in range(1500):
         ids, learnt = turns(index)
         assert tuple(ids[: learnt.index(1.0)]) not in kept
     for part in (1, 2, 3):
-        assert not kept & {tuple(chat.prompt(messages(subject().questions(part)(i)))) for i in range(400)}
+        assert not kept & {tuple(chat.prompt(subject().questions(part)(i).messages())) for i in range(400)}
 
 
 def test_in_less_than_five_minutes_fewer_questions_are_asked_but_never_fewer_than_shown_to_be_enough() -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from klype.data.prepare import near_duplicates
 from klype.data.readers import BadRows
 from klype.errors import KlypeError
-from klype.runs.events import write_events
+from klype.runs.record import write_events
 from klype.runs.material import gather
 from klype.runs.options import RunOptions
 from klype.runs.recipe import read

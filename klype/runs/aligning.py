@@ -18,7 +18,6 @@ from klype.model.transformer import Transformer
 from klype.runs import ranking
 from klype.runs.adapting import learner, learnt
 from klype.runs.judging import judge_the_judge, tau_ceiling
-from klype.runs.lessons import messages
 from klype.runs.options import InputOptions
 from klype.runs.plan import Planned
 from klype.runs.recipe import Recipe
@@ -237,7 +236,7 @@ def _batches(
 
     def ask(step: int) -> list[Asked]:
         questions = [asked(step * section.rows + i) for i in range(section.rows)]
-        return [Asked(tuple(run.subject.chat.prompt(messages(q))), q) for q in questions]
+        return [Asked(tuple(run.subject.chat.prompt(q.messages())), q) for q in questions]
 
     beside = rehearsal if rehearsed else None
     if row.learns_from == "rankings":

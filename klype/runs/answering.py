@@ -12,7 +12,6 @@ from klype.examine.truth import mass
 from klype.judge.text import word_for_word
 from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
-from klype.runs.lessons import messages
 from klype.runs.subject import Subject
 from klype.values import Question, Request, Sampling, Trace
 
@@ -34,7 +33,7 @@ def answer_all(
     tokenizer = subject.chat.tokenizer
     requests = [
         Request(
-            tuple(subject.chat.prompt(messages(question))),
+            tuple(subject.chat.prompt(question.messages())),
             n=n,
             limit=subject.recipe.rank.limit,
             sampling=sampling,

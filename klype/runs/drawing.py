@@ -10,7 +10,6 @@ from klype.judge.meaning import text_meaning
 from klype.preferences.candidates import merge_near_duplicates
 from klype.preferences.records import Asked, Candidate
 from klype.preferences.store import Store
-from klype.runs.lessons import messages
 from klype.sources.source import Source, answers
 from klype.values import Request, Sampling, Trace
 
@@ -50,7 +49,7 @@ def draw_into(store: Store, name: str, source: Source, settings: DrawSettings) -
 def _requests(source: Source, part: Sequence[Asked], temperature: float, settings: DrawSettings) -> list[Request]:
     return [
         Request(
-            tuple(source.codec.prompt(messages(one.question))),
+            tuple(source.codec.prompt(one.question.messages())),
             n=settings.n,
             limit=settings.limit,
             sampling=Sampling(temperature=temperature),

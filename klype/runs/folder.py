@@ -1,8 +1,9 @@
-"""Where a run lives: its folder is chosen once and never written over."""
+"""Where a run lives: its folder is chosen once, is one process's at a time, and is never written over."""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import date
@@ -16,10 +17,10 @@ from klype import durable
 from klype.errors import KlypeError, UsageError
 from klype.jsons import finite
 from klype.model.manifest import is_whole
-from klype.runs import lock
 from klype.sources.find import NEWEST_FIRST
 
 RUNS = Path("runs")
+LOCK = ".lock"
 MEND = "Bring it back from a copy."
 
 
@@ -62,7 +63,7 @@ def chosen(recipe: str, out: Path | None, resume: bool, today: date) -> Iterator
     place = plan(recipe, out, resume, today)
     new = [folder for folder in (place, *place.parents) if not folder.exists()]
     try:
-        with lock.held(_writable(place)):
+        with _held(_writable(place)):
             for part in (place, *place.glob("*"), *place.glob("*/resume")):
                 durable.clear(part)
             yield place
@@ -91,7 +92,7 @@ def plan(recipe: str, out: Path | None, resume: bool, today: date, base: Path = 
         folder = out
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file, not a folder for a run.", "Choose another --out.")
-    if not resume and folder.is_dir() and any(file.name != lock.LOCK for file in folder.iterdir()):
+    if not resume and folder.is_dir() and any(file.name != LOCK for file in folder.iterdir()):
         raise UsageError(f"{folder} exists already.", "Add --resume to go on with it, or choose another --out.")
     return folder
 
@@ -158,3 +159,59 @@ def _writable(folder: Path) -> Path:
     except OSError as error:
         raise UsageError(f"{folder} cannot be written: {error.strerror}.", "Choose another --out.") from None
     return folder
+
+
+# One process at a time: a lock of the system, which goes with the process however it ends.
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """The folder is this process's within it. UsageError when it is another's; without locks here, it is anybody's."""
+    file = folder / LOCK
+    handle = _taken(file)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            with suppress(OSError):
+                file.unlink()
+            os.close(handle)
+
+
+def _taken(file: Path) -> int | None:
+    """The open, locked file; None where the system or its disk has no locks."""
+    if sys.platform == "win32":
+        return None
+    import fcntl  # which Windows lacks
+
+    while True:
+        try:
+            handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError:
+            return None
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(file, handle):
+                with suppress(OSError):
+                    os.ftruncate(handle, 0)
+                    os.write(handle, str(os.getpid()).encode())
+                return handle
+        except BlockingIOError:
+            owner = os.read(handle, 20).decode("ascii", "replace")
+            os.close(handle)
+            who = f"process {owner}" if owner.isdecimal() else "another process"
+            raise UsageError(
+                f"{file.parent} is being trained by {who}.", "Wait for it or stop it, or choose another --out."
+            ) from None
+        except OSError:
+            file.unlink(missing_ok=True)
+            os.close(handle)
+            return None
+        os.close(handle)  # whoever held it has taken the file away meanwhile: the next one is looked for
+
+
+def _is_at(file: Path, handle: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(file), os.fstat(handle))
+    except FileNotFoundError:
+        return False

@@ -27,7 +27,6 @@ from klype.model import checkpoint
 from klype.model.transformer import Transformer
 from klype.runs.answering import answer_all, evidence_of, examined_on, judged, said
 from klype.runs.gates import gains, gates, pair_threshold
-from klype.runs.lessons import messages
 from klype.runs.stages import Run
 from klype.runs.text_subject import TextSubject
 from klype.values import Figure, Question, Sampling, Trace
@@ -181,7 +180,7 @@ def side_by_side(run: Run) -> list[QuestionFacts]:
     return [
         {
             "question": question.question,
-            "context": " ".join([*(m["content"] for m in messages(question)[:-1]), question.context]).strip(),
+            "context": " ".join([*(m["content"] for m in question.messages()[:-1]), question.context]).strip(),
             "references": list(question.answers),
             "answers": {name: answers[name][i] if name in answers else None for name in MODELS},
         }

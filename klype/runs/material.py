@@ -20,7 +20,6 @@ from klype.durable import hash_file
 from klype.errors import UsageError
 from klype.examine.facts import DataFacts, Text
 from klype.runs.dictionary import Dictionary, bokmalsordboka, read_articles
-from klype.runs.lessons import messages
 from klype.runs.options import InputOptions
 from klype.runs.recipe import DataSection
 from klype.values import Question, Ranking
@@ -123,7 +122,7 @@ def key_of(question: Question) -> str:
 
 def whole_prompt(question: Question) -> str:
     """All that is said up to the answer."""
-    return "\n".join(message["content"] for message in messages(question))
+    return "\n".join(message["content"] for message in question.messages())
 
 
 def _collected(options: InputOptions, section: DataSection) -> collection.Collection:

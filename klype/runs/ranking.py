@@ -22,7 +22,6 @@ from klype.preferences.records import SIMULATED, Asked, Candidate, Entry, Part, 
 from klype.preferences.store import Store
 from klype.runs.answering import answer_all, said
 from klype.runs.human import Sitting, rank_by_hand
-from klype.runs.lessons import messages
 from klype.runs.options import RunOptions, StageOptions
 from klype.runs.say import Say
 from klype.runs.subject import Subject
@@ -285,7 +284,7 @@ def tokens(chat: Chat, ranking: Ranking) -> Ranked:
     """A ranking as a reward model reads it."""
     tokenizer = chat.tokenizer
     answers = tuple((*tokenizer.encode_answer(text), tokenizer.end) for text in ranking.candidates)
-    return Ranked(tuple(chat.prompt(messages(ranking.question))), answers, ranks(ranking))
+    return Ranked(tuple(chat.prompt(ranking.question.messages())), answers, ranks(ranking))
 
 
 def _fitting(subject: Subject, rankings: Sequence[Ranking]) -> list[Ranking]:

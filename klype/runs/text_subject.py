@@ -28,7 +28,6 @@ from klype.judge.text import normalise, normalised_match
 from klype.model.transformer import Transformer
 from klype.runs import material
 from klype.runs.dictionary_exam import JUDGE, TASTE, DictionaryExam, is_right
-from klype.runs.lessons import messages
 from klype.runs.options import InputOptions, StageOptions
 from klype.runs.recipe import Recipe
 from klype.runs.text_measures import TextMeasures
@@ -147,7 +146,7 @@ class TextSubject:
             elif not material.held_out(question):
                 learnt.append(question)
                 taught += (
-                    [conversation] if conversation else [messages(question, a) for a in question.answers[:EXAMPLES]]
+                    [conversation] if conversation else [question.messages(a) for a in question.answers[:EXAMPLES]]
                 )
             else:
                 kept.append(question)
@@ -174,7 +173,7 @@ class TextSubject:
         return isinstance(self.options, StageOptions) and self.options.stage == "pretrain"
 
     def _fits(self, question: Question) -> bool:
-        prompt = self.chat.prompt(messages(question))
+        prompt = self.chat.prompt(question.messages())
         longest = max(self.recipe.rank.limit, self.recipe.align.limit)
         return len(prompt) + longest <= self.recipe.model.window
 
@@ -187,7 +186,7 @@ class TextSubject:
             raise KlypeError(
                 f"No preference in {self.options.preferences or self.options.data} fits the model's window."
             )
-        self._tell_omitted([messages(r.question) for r in fitting], {"en": "preferences", "nb": "preferanser"})
+        self._tell_omitted([r.question.messages() for r in fitting], {"en": "preferences", "nb": "preferanser"})
         return fitting
 
     def _tell_omitted(self, conversations: Sequence[Conversation], named: Mapping[str, str]) -> None:
@@ -213,7 +212,7 @@ class TextSubject:
         lesson = self.recipe.pretrain if stage == "pretrain" else self.recipe.finetune
         rows = lesson.micro_rows
         if stage != "pretrain":
-            examples = [self._example(messages(q, q.answers[0])) for q in self._watched]
+            examples = [self._example(q.messages(q.answers[0])) for q in self._watched]
             return once(examples, self._pools(rows, 1))
         documents = self._tokens(self._split.held_out)
         if documents.lengths.max(initial=0) < 2:
@@ -326,7 +325,7 @@ class TextSubject:
             prompt = [*tokenizer.lead, *tokenizer.encode(start)]
         else:
             question = self.held_out[mix(self.seed, len(trained)) % len(self.held_out)]
-            start, prompt = question.question, self.chat.prompt(messages(question))
+            start, prompt = question.question, self.chat.prompt(question.messages())
         request = Request(tuple(prompt), limit=30, sampling=Sampling(temperature=0.7), stop=stop)
         trace = Engine(model).run([request])[0][0]
         return " ".join(f"{start} … {tokenizer.decode(trace.tokens)}".split())

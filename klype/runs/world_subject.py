@@ -6,7 +6,7 @@ import gc
 import json
 import random
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,18 +14,18 @@ import torch
 
 from klype.data.batches import PaddedBatches
 from klype.data.order import mix
-from klype.data.pools import BLOCK, STEPS, PoolSettings
+from klype.data.pools import BLOCK, STEPS, Example, PoolSettings
 from klype.engine.engine import Engine
 from klype.examine.divergence import Read, point, s_and_kl
 from klype.examine.facts import DataFacts, NextFacts, NextTokenFacts, Text, TextFacts
 from klype.examine.intervals import mean_by_question
 from klype.model.transformer import Transformer
-from klype.runs.lessons import Asked, Documents, Questions, Turns, messages, spell
 from klype.runs.recipe import Recipe
 from klype.text.chat import TEMPLATE, Chat
 from klype.text.tokenizer import Tokenizer
 from klype.values import Batch, Batches, Figure, Question, Ranking, Request, Sampling, Verdict
-from klype.world import Filter, Spellings, TokenFilter, World
+from klype.world import Document, Filter, Spellings, TokenFilter, World
+from klype.world.world import ATTACHED
 
 TASTE: Text = {
     "en": "simulated: likes right, polite and short answers; swaps neighbours now and then",
@@ -162,7 +162,7 @@ class WorldSubject:
         pad = self.chat.tokenizer.pad
         return PoolSettings(max(1, rows // pieces), batches=STEPS * pieces, pieces=pieces, pad=pad, seed=self.seed)
 
-    def questions(self, part: int) -> Asked:
+    def questions(self, part: int) -> Questions:
         return Questions(self.world, self.seed, 20 + part)
 
     def judge(self, question: Question, answer: str, finished: bool) -> Verdict:
@@ -281,7 +281,7 @@ class WorldSubject:
             prompt = [tokenizer.begin, *tokenizer.encode(" " + question.prompt)]
             ends = (*tokenizer.ends, self.spellings.of["."][-1])
         else:
-            prompt, ends = self.chat.prompt(messages(question)), tokenizer.ends
+            prompt, ends = self.chat.prompt(question.messages()), tokenizer.ends
         request = Request(tuple(prompt), limit=30, sampling=Sampling(temperature=0.0), stop=ends)
         trace = Engine(model).run([request])[0][0]
         return f"{question.question} → {tokenizer.decode(trace.tokens).strip()}"
@@ -293,3 +293,72 @@ class WorldSubject:
         ]
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         (folder / "questions.jsonl").write_text(text, encoding="utf-8")
+
+
+# Endless lessons: example i is a pure function of i, so a place in them is one number.
+
+
+def spell(world: World, chat: Chat) -> Spellings:
+    """How the chat's tokenizer spells the world's words."""
+    tokenizer = chat.tokenizer
+    return Spellings(world.words, tokenizer.encode, tokenizer.end, "".join(sorted(ATTACHED)))
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Pre-training documents: plain manners before example ``styled_from``, all manners after.
+
+    Before example ``easy_until`` some stories have two facts at most: all at first, then fewer and fewer.
+    ``answer_weight`` is the loss weight of words inside answers: what one wants to learn is rare.
+    """
+
+    world: World
+    spellings: Spellings
+    begin: int
+    seed: int
+    styled_from: int = 0
+    easy_until: int = 0
+    answer_weight: float = 5.0
+
+    def __call__(self, index: int) -> Example:
+        rng = random.Random(mix(self.seed, index, 11))
+        easy = rng.random() * self.easy_until > index
+        return self.example(self.world.document(rng, index >= self.styled_from, most_facts=2 if easy else None))
+
+    def example(self, document: Document) -> Example:
+        tokens, weights = [self.begin], [0.0]
+        for word, inside in zip((*document.words, "</s>"), (*document.answers, False), strict=True):
+            spelling = self.spellings.of[word]
+            tokens += spelling
+            weights += [self.answer_weight if inside else 1.0] * len(spelling)
+        return tokens, weights
+
+
+@dataclass(frozen=True)
+class Turns:
+    """Fine-tuning: one question and one right answer, in the manners' shares."""
+
+    world: World
+    chat: Chat
+    seed: int
+
+    def __call__(self, index: int) -> Example:
+        rng = random.Random(mix(self.seed, index, 12))
+        question = self.world.question(rng)
+        manners = self.world.manners
+        manner: Literal["bare", "sentence", "polite", "boring"] = rng.choices(list(manners), list(manners.values()))[0]  # type: ignore[assignment]
+        answer = self.world.answer(question, manner, rng)
+        ids, learnt = self.chat.conversation(question.messages(answer))
+        return ids, [float(x) for x in learnt]
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Questions of the training side, endless: for ranking and alignment. ``part`` keeps stages apart."""
+
+    world: World
+    seed: int
+    part: int
+
+    def __call__(self, index: int) -> Question:
+        return self.world.question(random.Random(mix(self.seed, index, self.part)))

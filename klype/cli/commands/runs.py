@@ -62,14 +62,14 @@ def tensorboard(
     run: Annotated[Path, Option("A run, finished or under way.", argument=True)],
 ) -> None:
     """Write a run's metrics as TensorBoard's event files, into its folder tensorboard."""
-    from klype.runs.events import FOLDER, write_events
     from klype.runs.folder import read_run
+    from klype.runs.record import TENSORBOARD, write_events
 
     read_run(run)
     steps = write_events(run)
     if not terminal.as_json:
-        terminal.console.print(f"tensorboard --logdir {run / FOLDER}", markup=False, highlight=False)
-    terminal.document({"run": str(run), "folder": str(run / FOLDER), "steps": steps})
+        terminal.console.print(f"tensorboard --logdir {run / TENSORBOARD}", markup=False, highlight=False)
+    terminal.document({"run": str(run), "folder": str(run / TENSORBOARD), "steps": steps})
 
 
 def stages_of(about: dict[str, Any]) -> dict[str, Any]:
