@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from klype.engine.drafts import Draft, LookupDraft, ModelDraft
 from klype.engine.engine import Engine
-from klype.engine.speculation import speculate
+from klype.engine.speculation import Draft, LookupDraft, ModelDraft, speculate
 from klype.model.transformer import Transformer
 from klype.sources.hf_open import open_hf
 from klype.sources.source import answers

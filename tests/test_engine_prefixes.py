@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from klype.engine import prefix_index
+from klype.engine import prefix_cache
 from klype.engine.engine import Engine
-from klype.engine.prefix_index import BLOCK, PrefixIndex, Tokens
+from klype.engine.prefix_cache import BLOCK, PrefixIndex, Tokens
 from tests.toys import toy
 
 
@@ -23,7 +23,7 @@ class EveryPrefix:
         self.budget, self.texts = budget, deque[tuple[str, list[Tokens], int]]()
 
     def add(self, store: str, texts: list[Tokens], nbytes: int) -> None:
-        bookkeeping = sum(len(text) // BLOCK * prefix_index.ENTRY_BYTES + 4 * len(text) for text in texts)
+        bookkeeping = sum(len(text) // BLOCK * prefix_cache.ENTRY_BYTES + 4 * len(text) for text in texts)
         self.texts.append((store, texts, nbytes + bookkeeping))
         while sum(size for *_, size in self.texts) > self.budget:
             self.texts.popleft()

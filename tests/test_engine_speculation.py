@@ -12,10 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from klype.engine.drafts import LookupDraft, ModelDraft, NgramDraft, Proposal, Setting
 from klype.engine.engine import Engine
 from klype.engine.sampling import shape
-from klype.engine.speculation import expected_tokens, speculate
+from klype.engine.speculation import LookupDraft, ModelDraft, NgramDraft, Proposal, Setting, expected_tokens, speculate
 from klype.errors import KlypeError, UsageError
 from klype.values import Request, Sampling
 from tests.toys import bigram, toy

@@ -17,10 +17,9 @@ from scipy import stats
 from benchmarks.figures import loss
 from benchmarks.generate import packaged_model
 from benchmarks.task import plain_text
-from klype.engine.drafts import DRAFT_STREAM
 from klype.engine.engine import Engine
 from klype.engine.sampling import draw, noise, shape
-from klype.engine.speculation import Speculation, _Answer
+from klype.engine.speculation import DRAFT_STREAM, Speculation, _Answer
 from klype.model import checkpoint
 from klype.model.checkpoint import Loaded
 from klype.model.packed import pack

@@ -12,7 +12,7 @@ from klype.errors import KlypeError, UsageError
 from klype.values import Request, Trace
 
 if TYPE_CHECKING:
-    from klype.engine.drafts import Draft
+    from klype.engine.speculation import Draft
     from klype.sources.opening import Opened
 
 DOCUMENTS = 2000
@@ -89,7 +89,7 @@ def make_draft(opened: Opened, name: str) -> Draft:
 
     Errors: a draft that cannot be had, or that has another vocabulary.
     """
-    from klype.engine.drafts import LookupDraft, ModelDraft, NgramDraft
+    from klype.engine.speculation import LookupDraft, ModelDraft, NgramDraft
 
     own = opened.loaded  # of klype's own models only
     if name == "lookup":

@@ -18,13 +18,10 @@ import torch
 from torch import Tensor
 
 from klype.device import threads_for
-from klype.engine.checks import check_answer, check_prompt, check_request
 from klype.engine.prefix_cache import PrefixCache
-from klype.engine.records import Ended, Job, Records, distributions
-from klype.engine.rows import Rows
-from klype.engine.runner import AnyRunner, NativeRunner
-from klype.engine.sampling import noise, sample, seen_of
-from klype.engine.score import score
+from klype.engine.requests import Ended, Job, Records, Rows, check_answer, check_prompt, check_request
+from klype.engine.runner import AnyRunner, NativeRunner, score
+from klype.engine.sampling import distributions, noise, sample, seen_of
 from klype.errors import KlypeError, UsageError
 from klype.model.transformer import Transformer
 from klype.samplers import needs_seen

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from klype.engine.prefix_index import BLOCK, PrefixIndex, Tokens, shared_beginnings
+from klype.engine.prefix_cache import BLOCK, PrefixIndex, Tokens, shared_beginnings
 from klype.engine.runner import Weights
 from klype.model.shelf import placed
 

@@ -15,12 +15,16 @@ from torch import Tensor, nn
 
 import klype
 from klype.device import flops_per_token
-from klype.engine.prefix_cache import CachedPrefix, PrefixCache, by_shelf
-from klype.engine.prefix_index import Tokens
+from klype.engine.prefix_cache import CachedPrefix, PrefixCache, Tokens, by_shelf
+from klype.engine.sampling import distributions
 from klype.model.cache import Cache
 from klype.model.transformer import Transformer
+from klype.values import Distribution, Sampling, Step, Trace
 
 Indices = npt.NDArray[np.int64]
+Scored = list[tuple[float, Distribution | None]]
+PADDED = 8192
+"""Tokens of a pass over given answers, padding included."""
 FEW = 8
 """Rows that are worth a copy of what they share, where that lets one call compute a step."""
 PRODUCTS = 4
@@ -110,6 +114,9 @@ class ModelRunner(Protocol[P]):
     def beside(self) -> Self:
         """Another runner of the same weights, for an engine in another thread."""
         ...
+
+
+AnyRunner = ModelRunner[Any]
 
 
 class Weights:
@@ -227,4 +234,50 @@ def _join(cache: Cache, prompts: Sequence[CachedPrefix]) -> None:
         cache.join(alike[0].shelf, [prompt.slot for prompt in alike], [prompt.length for prompt in alike])
 
 
-AnyRunner = ModelRunner[Any]
+@torch.inference_mode()
+def score(
+    runner: AnyRunner, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], top: int, label: str
+) -> list[Trace]:
+    """Traces of forced answers. Equal prompts are read once; answers of alike length share a pass."""
+    read = runner.prefill([tuple(prompt) for prompt in prompts])
+    scored: list[Scored] = [[] for _ in prompts]
+    for rows in _batches([len(answer) for answer in answers]):
+        rows = [rows[i] for i in runner.order([read[row] for row in rows])]
+        batch = _score(runner, [read[row] for row in rows], [answers[row] for row in rows], top)
+        for row, found in zip(rows, batch, strict=True):
+            scored[row] = found
+    traces = []
+    for prompt, answer, found in zip(prompts, answers, scored, strict=True):
+        steps = tuple(Step(token, logp, logp, "forced", q) for token, (logp, q) in zip(answer, found, strict=True))
+        traces.append(Trace(tuple(prompt), steps, Sampling(), 0, 0, label, "length", 1, 0.0))
+    return traces
+
+
+def _batches(lengths: list[int]) -> list[list[int]]:
+    batches: list[list[int]] = []
+    for row in sorted((r for r, length in enumerate(lengths) if length), key=lambda r: lengths[r]):
+        shortest = lengths[batches[-1][0]] if batches else 0
+        if batches and lengths[row] <= shortest * 5 // 4 + 8 and (len(batches[-1]) + 1) * lengths[row] <= PADDED:
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+    return batches
+
+
+def _score(runner: AnyRunner, prompts: list[ReadPrompt], answers: list[Sequence[int]], top: int) -> list[Scored]:
+    first_RV = torch.stack([prompt.logits for prompt in prompts])
+    firsts = _read(first_RV, [answer[0] for answer in answers], top)
+    targets = [token for answer in answers for token in answer[1:]]
+    later: Scored = []
+    for logits_MV in runner.forced(prompts, [answer[:-1] for answer in answers]):
+        later += _read(logits_MV, targets[len(later) : len(later) + len(logits_MV)], top)
+    rest = iter(later)
+    return [[first, *(next(rest) for _ in answer[1:])] for first, answer in zip(firsts, answers, strict=True)]
+
+
+def _read(logits_MV: Tensor, targets: Sequence[int], top: int) -> Scored:
+    logp_MV = logits_MV.float().log_softmax(-1)
+    targets_M1 = torch.tensor(targets, device=logp_MV.device)[:, None]
+    logp = logp_MV.gather(1, targets_M1)[:, 0].cpu().double().numpy()
+    listed = distributions(logp_MV, top) if top else [None] * len(logp)
+    return list(zip(logp.tolist(), listed, strict=True))

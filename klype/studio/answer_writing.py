@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from klype.device import EnergyMeter
-from klype.engine.drafts import LookupDraft
-from klype.engine.speculation import speculate
+from klype.engine.speculation import LookupDraft, speculate
 from klype.errors import UsageError
 from klype.sources.native import NativeSource
 from klype.sources.source import Source
