@@ -100,7 +100,7 @@ def training(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 async def paints(browser: Any, base: str, times: int = 5) -> dict[str, list[float]]:
     """Milliseconds to the first contentful paint of each page, in a new browser profile each time."""
-    from klype.studio.pages import PAGES
+    from klype.studio.app import PAGES
 
     found: dict[str, list[float]] = {}
     for page in PAGES:

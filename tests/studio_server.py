@@ -22,8 +22,7 @@ from klype.runs.ranking import open_store
 from klype.serve.guard import Rules
 from klype.serve.server import listen, server
 from klype.studio.app import app
-from klype.studio.models import Model
-from klype.studio.studio import Studio
+from klype.studio.studio import Model, Studio
 from klype.values import Distribution, Question, Request, Step, Trace
 from tests.serve_toys import served
 from tests.studio_targets_toys import board

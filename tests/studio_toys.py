@@ -14,8 +14,7 @@ import httpx
 from klype.answers.tree import Meaning
 from klype.engine.engine import Engine
 from klype.sources.native import NativeSource
-from klype.studio.models import Model
-from klype.studio.studio import Studio
+from klype.studio.studio import Model, Studio
 from klype.values import Question
 from tests.serve_toys import served
 

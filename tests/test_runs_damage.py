@@ -20,12 +20,12 @@ from klype.runs.pipeline import as_begun
 from klype.runs.recipe import read
 from klype.runs.record import Record, write_json
 from klype.runs.truth import read_questions
-from klype.studio.examining import Examinations, Order
-from klype.studio.runs_list import document_of, tell
-from klype.studio.work_tail import Tail
+from klype.studio.examinations import Examinations, ExamRequest
+from klype.studio.runs_list import document_of, run_info
+from klype.studio.work import MetricsTail
 
 FIGURE = {"value": 0.9, "low": 0.8, "high": 0.95, "n": 400, "unit": "share"}
-ORDER = Order("model", "identity")
+ORDER = ExamRequest("model", "identity")
 QUESTION = {"id": "a", "question": "Hvem?", "context": "", "answers": ["Per"], "choices": [], "extra": {"kind": "who"}}
 
 
@@ -67,10 +67,10 @@ def damage(place: Path, rng: random.Random) -> None:
 
 def look(place: Path) -> str:
     """Whatever reads a run's folder without its models. Lists name what they cannot read, and end well."""
-    tell(place, None)
-    told = tell(place, None)
+    run_info(place, None)
+    told = run_info(place, None)
     _ = told.gates, [told.figures(stage) for stage in ("pretrain", "finetune", "align")]
-    tail = Tail(place / "pretrain" / "metrics.jsonl")
+    tail = MetricsTail(place / "pretrain" / "metrics.jsonl")
     tail.read()
     _ = [tail.curve(name) for name in tail.columns], tail.last("loss")
     list(steps((place / "pretrain" / "metrics.jsonl").read_bytes().splitlines()))

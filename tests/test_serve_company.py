@@ -26,9 +26,8 @@ from klype.serve.served import Served
 from klype.serve.settings import ServeSettings
 from klype.serve.worker import Job, Worker
 from klype.sources.source import Source, answers
-from klype.studio.answer_writing import begin, request_of, write
 from klype.studio.conversation import Answer, Branches, Conversation
-from klype.studio.models import CancelledError, Model, Voice
+from klype.studio.studio import CancelledError, Model, SharedModel, begin, request_of, write
 from klype.values import Request, Sampling
 from tests.serve_toys import post, running, served
 from tests.studio_toys import model
@@ -133,14 +132,14 @@ def test_five_hundred_come_and_go_and_leave_nothing(tmp_path: Path) -> None:
         process.wait(60)
 
 
-def drawn(voice: Voice, kind: int) -> tuple[Answer, int]:
+def drawn(voice: SharedModel, kind: int) -> tuple[Answer, int]:
     """One of ``KINDS`` answers that are to be written, with its limit."""
     rng = random.Random(kind)
     prompt = begin(voice.model, Conversation("k"), rng.choice(WORDS))
     return Branches("x").begin(prompt, Sampling(rng.choice([0.0, 0.7, 1.0])), kind), rng.choice([1, 9, 40, 80])
 
 
-async def visit_and_go(voice: Voice, visits: int, seed: int, own: Source) -> tuple[int, int]:
+async def visit_and_go(voice: SharedModel, visits: int, seed: int, own: Source) -> tuple[int, int]:
     """As ``come_and_go``, for the studio's visitors; some draw whole trees beside, and lose patience."""
     with_stop = [(answer, request_of(voice.model, answer, limit)) for answer, limit in
                  (drawn(voice, kind) for kind in range(KINDS))]  # fmt: skip
@@ -198,7 +197,7 @@ async def visit_and_go(voice: Voice, visits: int, seed: int, own: Source) -> tup
 
 def visited(one: Model, own: Source, visits: int, seed: int) -> None:
     """``own``: the same model, for each answer alone."""
-    voice = Voice(one, batch=5)
+    voice = SharedModel(one, batch=5)
     stayed, left = asyncio.run(visit_and_go(voice, visits, seed, own))
     voice.stop()
     assert stayed + left == CLIENTS * visits
@@ -319,7 +318,7 @@ def test_an_engine_beyond_help_is_reported() -> None:
 
 def test_the_studio_says_that_an_engine_is_beyond_help() -> None:
     engine = frail()[1]
-    voice = Voice(replace(model(window=4096), engine=engine))
+    voice = SharedModel(replace(model(window=4096), engine=engine))
     assert voice.worker is not None
 
     async def go() -> None:

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from klype.children import bound
-from klype.studio.work import CHILD, PROCESS, Plan, begin
+from klype.studio.work import CHILD, PROCESS, WorkPlan, begin
 
 SLEEPS = [sys.executable, "-m", "timeit", "-n1", "-r1", "-s", "import time", "time.sleep(600)"]
 POOL = """
@@ -98,7 +98,7 @@ def test_an_experiment_that_is_killed_leaves_no_cell_at_work(tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_work_of_the_studio_that_is_killed_takes_its_step_along(tmp_path: Path) -> None:
-    work = begin(tmp_path, Plan("run", tmp_path / "runs" / "r", [SLEEPS], {}))
+    work = begin(tmp_path, WorkPlan("run", tmp_path / "runs" / "r", [SLEEPS], {}))
     until(lambda: (work.folder / CHILD).is_file())
     chain, step = (psutil.Process(int(work._process(file).pid)) for file in (PROCESS, CHILD))  # type: ignore[union-attr]
     os.kill(chain.pid, signal.SIGKILL)

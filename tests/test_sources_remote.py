@@ -25,7 +25,7 @@ from klype.sources.offer import probe
 from klype.sources.remote import RemoteSource
 from klype.sources.source import Source, answers
 from klype.sources.wire import Budget, BudgetSpentError, Patience, Wire
-from klype.studio.models import Remembered, Shared
+from klype.studio.studio import CachedSource, LockedSource
 from klype.text.chat import TEMPLATE, Chat
 from klype.text.tokenizer import Tokenizer
 from klype.values import Request, Sampling
@@ -293,8 +293,8 @@ KINDS: dict[str, Callable[[RemoteSource, Path], Source]] = {
     "transformers": lambda remote, folder: gpt2(folder),
     "remote": lambda remote, folder: remote,
     "recorded": lambda remote, folder: Recorder(own(), "these", folder, lambda: 0.0),
-    "shared": lambda remote, folder: Shared(own(), threading.Lock()),
-    "remembered": lambda remote, folder: Remembered(own(), {}),
+    "shared": lambda remote, folder: LockedSource(own(), threading.Lock()),
+    "remembered": lambda remote, folder: CachedSource(own(), {}),
 }
 
 

@@ -17,10 +17,9 @@ from starlette.types import Message, Receive, Scope, Send
 from klype.examine.say import visible
 from klype.serve.guard import COOKIE, Guard, Rules
 from klype.serve.sessions import Sessions
-from klype.studio.app import Policed
+from klype.studio.app import PAGES, SecurityHeaders
 from klype.studio.door import Door
 from klype.studio.fields import Check, Choice, Slider, Text
-from klype.studio.pages import PAGES
 from klype.studio.tokens import Tokens
 from klype.words import words
 from tests.studio_toys import model, studio, visiting
@@ -259,7 +258,7 @@ async def echo(request: Any) -> PlainTextResponse:
 
 
 def client(rules: Rules) -> httpx.AsyncClient:
-    app = Door.around(Policed(Starlette(routes=[Route("/{path:path}", echo)])), rules, wait_s=0.01)
+    app = Door.around(SecurityHeaders(Starlette(routes=[Route("/{path:path}", echo)])), rules, wait_s=0.01)
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost")
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from klype.studio.pages import PAGES
+from klype.studio.app import PAGES
 from klype.words import words
 from scripts.chromium import CHROMIUM, QUIET
 

@@ -13,11 +13,20 @@ import pytest
 from klype.engine.engine import Event
 from klype.errors import KlypeError, UsageError
 from klype.sources.source import answers
-from klype.studio.answer_writing import begin, request_of, speculated, write
 from klype.studio.conversation import Branches, Conversation, Turn
-from klype.studio.examining import Examinations, Order
-from klype.studio.models import CancelledError, Model, Remembered, Shared, Voice
-from klype.studio.paths_work import PathSettings, Search
+from klype.studio.examinations import Examinations, ExamRequest
+from klype.studio.paths_search import PathSearch, PathSettings
+from klype.studio.studio import (
+    CachedSource,
+    CancelledError,
+    LockedSource,
+    Model,
+    SharedModel,
+    begin,
+    request_of,
+    speculated,
+    write,
+)
 from klype.values import Request, Sampling, Trace
 from tests.studio_toys import model, studio
 
@@ -27,7 +36,7 @@ def request(toy: Model, text: str = "hvor gikk hun?", **changes: object) -> Requ
     return replace(Request(prompt, limit=12, seed=5, stop=tuple(toy.codec.stop), top=toy.top), **changes)  # type: ignore[arg-type]
 
 
-async def collect(voice: Voice, asked: Request) -> Trace:
+async def collect(voice: SharedModel, asked: Request) -> Trace:
     events: list[Event] = []
     async for news in voice.write(asked):
         events += news
@@ -42,7 +51,7 @@ def test_written_together_as_written_alone(own: bool) -> None:
     toy = model() if own else replace(model(), engine=None)
     asked = [request(toy, text) for text in ("hvor gikk hun?", "jeg gikk en tur", "🫐")]
     alone = [group[0].tokens for group in answers(model().source, asked)]
-    voice = Voice(toy)
+    voice = SharedModel(toy)
 
     async def all_of_them() -> list[Trace]:
         return await asyncio.gather(*(collect(voice, one) for one in asked))
@@ -56,7 +65,7 @@ def test_written_together_as_written_alone(own: bool) -> None:
 @pytest.mark.parametrize("own", [True, False], ids=["engine", "source"])
 def test_long_work_keeps_no_answer_waiting(own: bool) -> None:
     toy = model() if own else replace(model(), engine=None)
-    voice, going = Voice(toy), threading.Event()
+    voice, going = SharedModel(toy), threading.Event()
 
     async def both() -> Trace:
         work = asyncio.ensure_future(voice.beside(lambda source: (going.wait(20), source.next([(1,)]))))
@@ -73,7 +82,7 @@ def test_long_work_keeps_no_answer_waiting(own: bool) -> None:
 
 def test_who_leaves_ends_the_work() -> None:
     toy = model(window=512)
-    voice = Voice(toy)
+    voice = SharedModel(toy)
 
     async def leave() -> None:
         events = voice.write(request(toy, limit=400, stop=()))
@@ -92,7 +101,7 @@ def test_who_leaves_ends_the_work() -> None:
 
 def test_what_fails_in_the_thread_is_told() -> None:
     toy = replace(model(), engine=None)
-    voice = Voice(toy)
+    voice = SharedModel(toy)
     with pytest.raises(KlypeError):
         asyncio.run(collect(voice, request(toy, limit=0)))
     voice.stop()
@@ -103,7 +112,11 @@ def test_shared_and_remembered_sources_are_the_source() -> None:
     prefixes = [(1, 2), (1, 2, 3), (1, 2)]
     plain = toy.source.next(prefixes)
     known: dict = {}
-    for source in (Shared(toy.source, threading.Lock()), Remembered(toy.source, known), Remembered(toy.source, known)):
+    for source in (
+        LockedSource(toy.source, threading.Lock()),
+        CachedSource(toy.source, known),
+        CachedSource(toy.source, known),
+    ):
         for q, same in zip(source.next(prefixes), plain, strict=True):
             assert (q.ids == same.ids).all()
             assert q.logp == pytest.approx(same.logp, abs=1e-5)
@@ -117,11 +130,11 @@ def test_shared_and_remembered_sources_are_the_source() -> None:
         def next(self, prefixes: list, top: int = -1) -> list:
             raise AssertionError("asked again")
 
-    assert len(Remembered(Nothing(), known).next(prefixes)) == 3  # type: ignore[arg-type]
+    assert len(CachedSource(Nothing(), known).next(prefixes)) == 3  # type: ignore[arg-type]
 
 
 def written(toy: Model, talk: Conversation, text: str, limit: int = 10) -> Branches:
-    branches, voice = Branches(toy.name), Voice(toy)
+    branches, voice = Branches(toy.name), SharedModel(toy)
     answer = branches.begin(begin(toy, talk, text), Sampling(), seed=11)
 
     asyncio.run(write(voice, answer, limit))
@@ -139,7 +152,7 @@ def test_a_branch_with_the_same_noise_goes_on_as_it_was() -> None:
     fork = branches.fork(4, other, Sampling())
     again = branches.fork(4, first.steps[4].token, Sampling())
     assert again.tokens == first.tokens[:5]
-    voice = Voice(toy)
+    voice = SharedModel(toy)
 
     async def go() -> None:
         for answer in (fork, again):
@@ -155,7 +168,7 @@ def test_a_branch_with_the_same_noise_goes_on_as_it_was() -> None:
 def test_guessing_ahead_changes_no_word() -> None:
     toy = model()
     plain = written(toy, Conversation("k"), "hun gikk en tur").current
-    branches, voice = Branches(toy.name), Voice(toy)
+    branches, voice = Branches(toy.name), SharedModel(toy)
     answer = branches.begin(plain.prompt, Sampling(), seed=11)
     asyncio.run(speculated(voice, answer, 10))
     voice.stop()
@@ -184,7 +197,7 @@ def test_a_window_that_is_full_forgets_the_oldest_turns() -> None:
 
 def test_shares_of_paths_are_those_of_the_answers() -> None:
     toy = model()
-    search = Search(toy, toy.ask("hvor gikk hun?"))
+    search = PathSearch(toy, toy.ask("hvor gikk hun?"))
     settings = PathSettings(n=40, limit=4, budget=60, temperature=0.8)
     found = search.paths(toy.source, settings)
     assert sum(one.drawn for one in found.meant) == 40 == len(found.traces)
@@ -200,12 +213,12 @@ def test_shares_of_paths_are_those_of_the_answers() -> None:
 
 def test_paths_that_nobody_wants_end_at_once() -> None:
     toy = model()
-    search = Search(toy, toy.ask("hvor gikk hun?"))
+    search = PathSearch(toy, toy.ask("hvor gikk hun?"))
     search.cancelled.set()
     with pytest.raises(CancelledError):
         search.paths(toy.source, PathSettings())
     tight = model(window=20)
-    asked = Search(tight, tight.ask("jeg gikk en tur på fjellet " * 3))
+    asked = PathSearch(tight, tight.ask("jeg gikk en tur på fjellet " * 3))
     with pytest.raises(UsageError, match="reads 20 at most"):
         asked.paths(tight.source, PathSettings())
 
@@ -228,7 +241,7 @@ def test_an_examination_is_a_process_of_its_own(tmp_path: Path, address: str, st
 
     async def go() -> None:
         kept = Examinations(tmp_path / "kept", [sys.executable, str(script)])
-        order = Order(address, "weights")
+        order = ExamRequest(address, "weights")
         running = kept.start(order)
         assert kept.start(order) is running
         for _ in range(1000):
@@ -249,7 +262,7 @@ def test_an_examination_is_a_process_of_its_own(tmp_path: Path, address: str, st
 def test_a_command_that_cannot_be_started_is_told(tmp_path: Path) -> None:
     async def go() -> None:
         kept = Examinations(tmp_path, ["/nowhere/klype"])
-        running = kept.start(Order("x", "y"))
+        running = kept.start(ExamRequest("x", "y"))
         while running.state == "running":
             await asyncio.sleep(0.01)
         assert running.state == "failed"

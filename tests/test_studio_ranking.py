@@ -26,14 +26,12 @@ from klype.preferences import formats
 from klype.preferences.records import Asked, Candidate
 from klype.preferences.store import Store
 from klype.runs.ranking import STORE, open_store
-from klype.studio.ranking_align import Order, newest, start
-from klype.studio.ranking_board import Board
-from klype.studio.ranking_desk import AGAIN_EVERY, Desk, order_of
-from klype.studio.ranking_people import People
-from klype.studio.ranking_places import STORES, Place, place_of, places, snapshot
-from klype.studio.ranking_tally import EVERY_S, Tallies
-from klype.studio.studio import Studio
-from klype.studio.work_upload import Upload
+from klype.studio.alignment import AlignRequest, newest_alignment, start_alignment
+from klype.studio.annotators import AGAIN_EVERY, Annotators, AnnotatorSession, order_of
+from klype.studio.fields import Upload
+from klype.studio.ranking import RankingBoard
+from klype.studio.ranking_stores import STORES, RankingStore, ranking_store, ranking_stores, snapshot
+from klype.studio.studio import RECOUNT_S, Studio, SummaryCache
 from klype.values import Question
 from klype.words import words
 from scripts.chromium import CHROMIUM, QUIET
@@ -86,17 +84,17 @@ def test_a_browser_may_send_anything_as_an_order(sent: Any) -> None:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place("toy", run_with_questions(tmp_path))
+def place(tmp_path: Path) -> RankingStore:
+    return RankingStore("toy", run_with_questions(tmp_path))
 
 
-def first(desk: Desk) -> list[list[int]]:
+def first(desk: AnnotatorSession) -> list[list[int]]:
     assert desk.turn is not None
     return [[desk.turn.asked.candidates[0].id]]
 
 
-def test_every_question_comes_once_with_repeats_and_nothing_is_kept_twice(place: Place) -> None:
-    desk = Desk.at(place.open(), "Kari", "tab")
+def test_every_question_comes_once_with_repeats_and_nothing_is_kept_twice(place: RankingStore) -> None:
+    desk = AnnotatorSession.at(place.open(), "Kari", "tab")
     while (turn := desk.next()) is not None:
         assert desk.say(turn.number, "order", first(desk))
         assert not desk.say(turn.number, "order", [[turn.asked.candidates[0].id]])
@@ -108,8 +106,8 @@ def test_every_question_comes_once_with_repeats_and_nothing_is_kept_twice(place:
 
 
 def test_one_is_asked_again_after_some_time_with_the_same_answers(tmp_path: Path) -> None:
-    place = Place("toy", run_with_questions(tmp_path, questions=AGAIN_EVERY + 2))
-    desk = Desk.at(place.open(), "Kari", "tab")
+    place = RankingStore("toy", run_with_questions(tmp_path, questions=AGAIN_EVERY + 2))
+    desk = AnnotatorSession.at(place.open(), "Kari", "tab")
     again = []
     while (turn := desk.next()) is not None:
         again += [turn.asked.id] * turn.again
@@ -121,8 +119,8 @@ def test_one_is_asked_again_after_some_time_with_the_same_answers(tmp_path: Path
     desk.close()
 
 
-def test_what_is_undone_lies_there_again_and_can_be_kept_anew(place: Place) -> None:
-    desk = Desk.at(place.open(), "Kari", "tab")
+def test_what_is_undone_lies_there_again_and_can_be_kept_anew(place: RankingStore) -> None:
+    desk = AnnotatorSession.at(place.open(), "Kari", "tab")
     assert desk.undo() is None
     turn = desk.next()
     assert turn is not None
@@ -139,8 +137,8 @@ def test_what_is_undone_lies_there_again_and_can_be_kept_anew(place: Place) -> N
 
 
 def test_two_windows_of_one_annotator_keep_one_ranking(tmp_path: Path) -> None:
-    place = Place("toy", run_with_questions(tmp_path, questions=1))
-    one, two = (Desk.at(place.open(), "Kari", sitting) for sitting in ("a", "b"))
+    place = RankingStore("toy", run_with_questions(tmp_path, questions=1))
+    one, two = (AnnotatorSession.at(place.open(), "Kari", sitting) for sitting in ("a", "b"))
     turns = [one.next(), two.next()]
     assert all(turns)
     kept = [desk.say(turn.number, "order", first(desk)) for desk, turn in zip((one, two), turns, strict=True) if turn]
@@ -150,8 +148,8 @@ def test_two_windows_of_one_annotator_keep_one_ranking(tmp_path: Path) -> None:
     two.close()
 
 
-def test_a_better_answer_is_written_and_others_do_not_see_it(place: Place) -> None:
-    desk = Desk.at(place.open(), "Kari", "tab")
+def test_a_better_answer_is_written_and_others_do_not_see_it(place: RankingStore) -> None:
+    desk = AnnotatorSession.at(place.open(), "Kari", "tab")
     turn = desk.next()
     assert turn is not None
     for wrong in ("", " ", "x" * 30_000, turn.asked.candidates[0].text):
@@ -161,7 +159,7 @@ def test_a_better_answer_is_written_and_others_do_not_see_it(place: Place) -> No
     assert more is not None
     assert more.asked.candidates[:-1] == turn.asked.candidates
     assert desk.say(more.number, "order", [[more.asked.candidates[-1].id]])
-    other = Desk.at(place.open(), "Ola", "tab")
+    other = AnnotatorSession.at(place.open(), "Ola", "tab")
     while (seen := other.next()) is not None:
         assert all(c.author in ("", "Ola") for c in seen.asked.candidates)
         other.say(seen.number, "skip", None)
@@ -169,13 +167,13 @@ def test_a_better_answer_is_written_and_others_do_not_see_it(place: Place) -> No
     other.close()
 
 
-def ten_people(place: Place) -> list[tuple[str, int]]:
+def ten_people(place: RankingStore) -> list[tuple[str, int]]:
     """Ten people rank all that is to be ranked, at once; who ranked what for the first time."""
     failed: list[BaseException] = []
 
     def sit(name: str) -> None:
         try:
-            desk = Desk.at(place.open(), name, name)
+            desk = AnnotatorSession.at(place.open(), name, name)
             while (turn := desk.next()) is not None:
                 assert desk.say(turn.number, "order", first(desk))
             desk.close()
@@ -194,7 +192,7 @@ def ten_people(place: Place) -> list[tuple[str, int]]:
 
 @pytest.mark.slow
 def test_ten_people_at_once_lose_nothing(tmp_path: Path) -> None:
-    made = ten_people(Place("toy", run_with_questions(tmp_path, questions=6)))
+    made = ten_people(RankingStore("toy", run_with_questions(tmp_path, questions=6)))
     assert len(made) == len(set(made)) == 10 * 6
 
 
@@ -202,7 +200,7 @@ def test_ten_people_at_once_lose_nothing(tmp_path: Path) -> None:
 
 
 def test_a_name_is_locked_by_its_first_key(tmp_path: Path) -> None:
-    people = People(tmp_path)
+    people = Annotators(tmp_path)
     assert people.enter("  Kari   Nordmann ", "") == "Kari Nordmann"
     assert people.enter("Kari Nordmann", "hemmelig") == "Kari Nordmann"
     for wrong in ("", "Hemmelig", "hemmelig "):
@@ -221,39 +219,39 @@ def test_places_are_runs_and_named_stores_and_nothing_that_a_browser_says(tmp_pa
     run = run_with_questions(tmp_path)
     studio = Studio([], tmp_path, ["false"])
     (tmp_path / STORES).write_text(f'[team]\nurl = "sqlite:///{tmp_path}/team.db"\nrun = "{run}"\n')
-    found = places(studio)
+    found = ranking_stores(studio)
     assert [place.name for place in found] == ["toy", "team"]
-    assert place_of(studio, found[1].key) == found[1]
+    assert ranking_store(studio, found[1].key) == found[1]
     for said in ("", "../../etc", str(run), "x" * 10_000):
-        assert place_of(studio, said) == found[0]
+        assert ranking_store(studio, said) == found[0]
     with found[1].open() as store:
         store.add([ASKED])
     assert (tmp_path / "team.db").is_file()
     (tmp_path / STORES).write_text("[team]\n")
     with pytest.raises(KlypeError, match="cannot be read"):
-        places(studio)
+        ranking_stores(studio)
 
 
-def test_a_store_is_counted_once_for_all_and_anew_when_anything_was_said(place: Place) -> None:
+def test_a_store_is_counted_once_for_all_and_anew_when_anything_was_said(place: RankingStore) -> None:
     now = [0.0]
-    tallies, desk = Tallies(lambda: now[0]), Desk.at(place.open(), "Kari", "tab")
+    tallies, desk = SummaryCache(lambda: now[0]), AnnotatorSession.at(place.open(), "Kari", "tab")
     turn, before = desk.next(), tallies.of(place)
     assert turn is not None
     assert before is tallies.of(place)
     assert (len(before.entries), before.questions) == (0, len(desk.store.questions()))
     desk.say(turn.number, "order", first(desk))
     assert tallies.of(place) is before  # a moment old is good enough while others rank
-    now[0] += EVERY_S
+    now[0] += RECOUNT_S
     assert [entry.annotator for entry in tallies.of(place).entries] == ["Kari"]
     desk.undo()
-    now[0] += EVERY_S
+    now[0] += RECOUNT_S
     assert tallies.of(place).entries == []
     desk.close()
 
 
-def test_a_snapshot_holds_what_was_said_by_those_who_were_asked(place: Place, tmp_path: Path) -> None:
+def test_a_snapshot_holds_what_was_said_by_those_who_were_asked(place: RankingStore, tmp_path: Path) -> None:
     for name in ("Kari", "Ola"):
-        desk = Desk.at(place.open(), name, name)
+        desk = AnnotatorSession.at(place.open(), name, name)
         turn = desk.next()
         assert turn is not None
         desk.say(turn.number, "order", first(desk))
@@ -263,26 +261,26 @@ def test_a_snapshot_holds_what_was_said_by_those_who_were_asked(place: Place, tm
         assert [entry.annotator for entry in copied.entries()] == ["Kari"]
     assert len(entries) == 1
     with pytest.raises(UsageError, match="1 rankings"):
-        start(Studio([], tmp_path, ["false"]), place, Order(("Kari",)))
+        start_alignment(Studio([], tmp_path, ["false"]), place, AlignRequest(("Kari",)))
 
 
 @pytest.mark.slow
-def test_learning_is_begun_once_and_says_why_it_failed(place: Place, tmp_path: Path) -> None:
+def test_learning_is_begun_once_and_says_why_it_failed(place: RankingStore, tmp_path: Path) -> None:
     told = json.dumps({"error": {"message": "No.", "hint": "Try."}})
     studio = Studio(
         [], tmp_path, [sys.executable, "-c", f"import time; time.sleep(1); print({told!r}); raise SystemExit(1)"]
     )
-    desk = Desk.at(place.open(), "Kari", "tab")
+    desk = AnnotatorSession.at(place.open(), "Kari", "tab")
     for _ in range(2):
         turn = desk.next()
         assert turn is not None
         desk.say(turn.number, "order", first(desk))
     desk.close()
-    seen = start(studio, place, Order(("Kari",)))
+    seen = start_alignment(studio, place, AlignRequest(("Kari",)))
     with pytest.raises(UsageError, match="already"):
-        start(studio, place, Order(("Kari",)))
+        start_alignment(studio, place, AlignRequest(("Kari",)))
     asyncio.run(until(lambda: seen.read() and seen.state == "failed", 20))
-    again = newest(studio, place)
+    again = newest_alignment(studio, place)
     assert again is not None
     again.read()
     assert again.why == "No. Try."
@@ -325,7 +323,7 @@ def test_a_visitor_ranks_undoes_and_is_told(tmp_path: Path, lang: str) -> None:
     with visiting(Studio([], tmp_path, ["false"])) as (run, user):
         user.http_client.headers["accept-language"] = lang
         run(user.open("/ranking"))
-        (board,) = find(user, Board)
+        (board,) = find(user, RankingBoard)
 
         async def go() -> None:
             send(user, board, "arrive", {"sitting": "tab<>", "who": "Kari", "name": "Kari"})
@@ -387,7 +385,7 @@ def test_rankings_go_out_and_come_in_by_slices_of_limited_size(tmp_path: Path) -
 
 
 def _exported(home: Path) -> Path:
-    desk = Desk.at(open_store(home / "runs" / "toy" / "rank"), "Kari", "tab")
+    desk = AnnotatorSession.at(open_store(home / "runs" / "toy" / "rank"), "Kari", "tab")
     turn = desk.next()
     assert turn is not None
     desk.say(turn.number, "order", first(desk))

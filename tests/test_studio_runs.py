@@ -20,14 +20,12 @@ from klype.errors import UsageError
 from klype.examine.say import Say
 from klype.runs.overview import parameters
 from klype.runs.record import MEANING
-from klype.studio.runs_form import Order
-from klype.studio.runs_form import start as start_run
+from klype.studio.fields import UploadedFile
+from klype.studio.runs import RunRequest, start_run
 from klype.studio.runs_list import all_runs, family, find, key_of, run_folders
 from klype.studio.studio import Studio
-from klype.studio.work import PROCESS, Plan, Work, begin, works
-from klype.studio.work_answers import answers
-from klype.studio.work_tail import Tail
-from klype.studio.work_upload import Given
+from klype.studio.work import PROCESS, MetricsTail, Work, WorkPlan, begin, works
+from klype.studio.work_chain import answers
 from klype.words import percent, words
 from tests.studio_toys import visiting
 from tests.studio_work_toys import run_with_questions
@@ -59,9 +57,9 @@ def until(met: Callable[[], bool], seconds: float = 30) -> None:
         time.sleep(0.03)
 
 
-def counting(home: Path, to: int, steps: int = 1) -> Plan:
+def counting(home: Path, to: int, steps: int = 1) -> WorkPlan:
     commands = [[sys.executable, "-c", COUNTS, str(home / f"count-{i}"), str(to)] for i in range(steps)]
-    return Plan("run", home / "runs" / "r", commands, {"planned_s": 5})
+    return WorkPlan("run", home / "runs" / "r", commands, {"planned_s": 5})
 
 
 # work
@@ -114,16 +112,16 @@ def test_killed_work_is_stopped_and_its_orphan_does_not_work_beside_the_next(tmp
 def test_failed_work_says_why(tmp_path: Path) -> None:
     told = json.dumps({"error": {"message": "There is no text.", "hint": "Give some."}})
     fails = [sys.executable, "-c", f"print({told!r}); raise SystemExit(2)"]
-    work = begin(tmp_path, Plan("run", tmp_path / "runs" / "r", [fails, fails], {}))
+    work = begin(tmp_path, WorkPlan("run", tmp_path / "runs" / "r", [fails, fails], {}))
     until(lambda: work.state == "failed")
     assert (work.step, work.why(), work.document()) == (0, "There is no text. Give some.", None)
-    work = begin(tmp_path, Plan("run", tmp_path / "runs" / "r", [[str(tmp_path / "nowhere")]], {}))
+    work = begin(tmp_path, WorkPlan("run", tmp_path / "runs" / "r", [[str(tmp_path / "nowhere")]], {}))
     until(lambda: work.state == "failed")
     assert "nowhere" in work.why()
 
 
 def test_only_so_much_runs_at_once(tmp_path: Path) -> None:
-    begun = [begin(tmp_path, Plan("run", tmp_path / str(i), counting(tmp_path, 400).steps, {})) for i in range(2)]
+    begun = [begin(tmp_path, WorkPlan("run", tmp_path / str(i), counting(tmp_path, 400).steps, {})) for i in range(2)]
     with pytest.raises(UsageError, match="already"):
         begin(tmp_path, counting(tmp_path, 1))
     for work in begun:
@@ -139,12 +137,12 @@ def test_only_so_much_runs_at_once(tmp_path: Path) -> None:
 def test_a_tail_read_in_pieces_is_the_file_read_whole(tmp_path_factory: Any, values: list[float], data: Any) -> None:
     file = tmp_path_factory.mktemp("tail") / "metrics.jsonl"
     text = "".join(json.dumps({"step": i, "loss": v}) + "\n" for i, v in enumerate(values, 1)).encode()
-    tail, at = Tail(file), 0
+    tail, at = MetricsTail(file), 0
     while at < len(text):
         at += data.draw(st.integers(1, len(text)))
         file.write_bytes(text[:at])
         tail.read()
-    whole = Tail(file)
+    whole = MetricsTail(file)
     whole.read()
     assert (
         (tail.steps, tail.columns)
@@ -168,7 +166,7 @@ def test_a_tail_takes_resumed_steps_gaps_and_rubbish(tmp_path: Path) -> None:
         {"step": "x"},
     ]
     file.write_text("\n".join([*map(json.dumps, rows), "{broken", '{"step": 4, "a": NaN, "b": 7}', ""]))
-    tail = Tail(file)
+    tail = MetricsTail(file)
     assert tail.read()
     assert tail.steps == [1, 2, 4]
     assert tail.curve("a") == [[1.0, 1.0], [2.0, 9.0]]
@@ -227,11 +225,11 @@ def test_a_run_is_begun_on_text_under_our_own_names(tmp_path: Path) -> None:
         [], tmp_path, [sys.executable, "-c", f"import sys; open({str(said)!r}, 'w').write(repr(sys.argv[1:]))"]
     )
     with pytest.raises(UsageError, match="no text"):
-        start_run(studio, Order("text", 1, "nb", 0))
+        start_run(studio, RunRequest("text", 1, "nb", 0))
     (tmp_path / "uploads").mkdir()
     file = tmp_path / "uploads" / "0123.txt"
     file.write_text("en tekst")
-    work = start_run(studio, Order("text", 2, "nb", 7, [Given(file, "../../evil.txt", 8)]))
+    work = start_run(studio, RunRequest("text", 2, "nb", 7, [UploadedFile(file, "../../evil.txt", 8)]))
     until(lambda: work.state == "done")
     folder = work.plan.run
     assert folder.parent == tmp_path / "runs"

@@ -12,8 +12,8 @@ import pytest
 from klype.cli.main import call
 from klype.errors import KlypeError, UsageError
 from klype.preferences.store import Store
-from klype.studio.ranking_board import Board
-from klype.studio.ranking_places import furnish, place_of, places, snapshot
+from klype.studio.ranking import RankingBoard
+from klype.studio.ranking_stores import fill_store, ranking_store, ranking_stores, snapshot
 from klype.studio.runs_list import home_of_runs, run_folders
 from klype.studio.studio import Studio
 from tests.studio_toys import visiting
@@ -49,9 +49,9 @@ def studio_of(tmp_path: Path, url: str, questions: int = 6) -> Studio:
 def test_an_empty_store_gets_the_run_s_questions_once_and_stands_first(tmp_path: Path, url: str) -> None:
     studio = studio_of(tmp_path, url)
     for _ in range(2):
-        furnish(studio)
-    place = places(studio)[0]
-    assert (place.url, place.run, place_of(studio, "")) == (url, tmp_path / "runs" / "toy", place)
+        fill_store(studio)
+    place = ranking_stores(studio)[0]
+    assert (place.url, place.run, ranking_store(studio, "")) == (url, tmp_path / "runs" / "toy", place)
     assert place.can_align
     with place.open() as store:
         assert [len(asked.candidates) for asked in store.questions()] == [4] * 6
@@ -62,8 +62,8 @@ def test_an_empty_store_gets_the_run_s_questions_once_and_stands_first(tmp_path:
 @pytest.mark.slow
 def test_ten_people_at_once_lose_and_double_nothing(tmp_path: Path, url: str) -> None:
     studio = studio_of(tmp_path, url, 4)
-    furnish(studio)
-    place = places(studio)[0]
+    fill_store(studio)
+    place = ranking_stores(studio)[0]
     made = ten_people(place)
     assert len(made) == len(set(made)) == 10 * 4
     copied = snapshot(place, tmp_path / "copy", ("person 1", "person 2"))
@@ -73,10 +73,10 @@ def test_ten_people_at_once_lose_and_double_nothing(tmp_path: Path, url: str) ->
 @pytest.mark.slow
 def test_the_page_ranks_in_it_and_its_address_s_password_is_not_shown(tmp_path: Path, url: str) -> None:
     studio = studio_of(tmp_path, url)
-    furnish(studio)
+    fill_store(studio)
     with visiting(studio) as (run, user):
         run(user.open("/ranking"))
-        (board,) = find(user, Board)
+        (board,) = find(user, RankingBoard)
 
         async def go() -> None:
             send(user, board, "arrive", {"sitting": "tab", "who": "Kari", "name": "Kari"})
@@ -95,10 +95,10 @@ def test_the_page_ranks_in_it_and_its_address_s_password_is_not_shown(tmp_path: 
 
 def test_a_store_that_cannot_be_used_is_refused_before_anything_is_shown(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no questions"):
-        furnish(Studio([], tmp_path, ["false"], store=str(tmp_path / "new.db"), runs=tmp_path / "nowhere"))
+        fill_store(Studio([], tmp_path, ["false"], store=str(tmp_path / "new.db"), runs=tmp_path / "nowhere"))
     (tmp_path / "odd.db").write_text("no database at all, and long enough to be looked at as one" * 20)
     with pytest.raises(KlypeError, match=r"odd\.db"):
-        furnish(Studio([], tmp_path, ["false"], store=str(tmp_path / "odd.db")))
+        fill_store(Studio([], tmp_path, ["false"], store=str(tmp_path / "odd.db")))
     unreachable = "postgresql://klype:secret@127.0.0.1:1/x"
     with pytest.raises(KlypeError) as refused:
         call(["studio", "--no-open", "--port", "0", "--store", unreachable, "--runs", str(tmp_path / "none")])

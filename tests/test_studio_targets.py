@@ -14,8 +14,7 @@ from klype.errors import KlypeError, UsageError
 from klype.experiments.bias.experiment import Board
 from klype.studio.runs_list import all_runs
 from klype.studio.studio import Studio
-from klype.studio.targets_pictures import found, so_far
-from klype.studio.targets_work import Order, experiments, start
+from klype.studio.targets import ExperimentRequest, experiments, found_pictures, so_far, start_experiment
 from klype.studio.work import INTERRUPTED
 from klype.words import words
 from tests.studio_targets_toys import KINDS, board
@@ -47,12 +46,12 @@ def left_behind(folder: Path, done: bool = True) -> Path:
 @pytest.mark.slow
 def test_one_is_begun_at_a_time_cancelled_and_gone_on_with(tmp_path: Path) -> None:
     studio = Studio([], tmp_path, [sys.executable, "-c", WAITS])
-    one = start(studio, Order(12.5, 7, "nb"))
+    one = start_experiment(studio, ExperimentRequest(12.5, 7, "nb"))
     wait(lambda: (one.folder / "arguments").is_file())
     arguments = (one.folder / "arguments").read_text()
     assert arguments == f"bias --minutes 12.5 --seed 7 --lang nb --out {one.folder} --resume --json"
     with pytest.raises(UsageError, match="already"):
-        start(studio, Order(1))
+        start_experiment(studio, ExperimentRequest(1))
     assert all_runs(studio) == []  # it is no run
     assert one.work is not None
     one.work.cancel()
@@ -72,7 +71,7 @@ def test_those_of_the_command_line_are_found_and_what_runs_stands_first(tmp_path
     assert {(e.name, e.state) for e in experiments(studio)} == {("bias-1", "running"), ("bias-2", "done")}
     os.utime(old / Board.FILE, (1, 1))  # nothing was written for long
     assert {(e.name, e.state) for e in experiments(studio)} == {("bias-1", "stopped"), ("bias-2", "done")}
-    begun = start(studio, Order(1))
+    begun = start_experiment(studio, ExperimentRequest(1))
     assert experiments(studio)[0].key == begun.key
     assert begun.work is not None
     begun.work.cancel()
@@ -89,13 +88,13 @@ def test_of_half_an_experiment_the_most_documents_so_far_are_shown(tmp_path: Pat
 
     own, say = words("en", "bias"), Say("en")
     half = board(done=False)
-    pictures = {picture.id: picture for picture in found(half, say, own)}
+    pictures = {picture.id: picture for picture in found_pictures(half, say, own)}
     assert list(pictures) == ["bars", "training", "gap", "compute"]
     assert [len(row) for row in pictures["training"].rows[:1]] == [4]
     assert {row[0] for row in pictures["training"].rows} == {own("target.one-hot")}  # of the 100 documents
     assert pictures["gap"].rows[0][0] == own("target.ensemble")
     assert so_far(half, []) is None
-    assert found(half.model_copy(update={"rows": [], "curves": [], "bars": None}), say, own) == []
+    assert found_pictures(half.model_copy(update={"rows": [], "curves": [], "bars": None}), say, own) == []
 
 
 @pytest.mark.slow

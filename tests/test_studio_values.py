@@ -15,14 +15,13 @@ from hypothesis import strategies as st
 from klype.engine.sampling import shape
 from klype.errors import UsageError
 from klype.samplers import Seen
-from klype.studio.bars import bars_of, drawn_from, surprise_bits
-from klype.studio.charts import revived, theme
+from klype.studio.answer_panel import bars_of, drawn_from, surprise_bits
+from klype.studio.charts import revived
 from klype.studio.conversation import Branches, Conversation, Conversations, Turn
-from klype.studio.divergence_formula import clean, in_error, printed
-from klype.studio.examining import Examination, Examinations, Order
-from klype.studio.frame import to_csv
-from klype.studio.paths_pictures import Node, leaves, merged, pruned
-from klype.studio.visit import preferred
+from klype.studio.divergence import clean, in_error, printed
+from klype.studio.examinations import Examination, Examinations, ExamRequest
+from klype.studio.frame import preferred, theme, to_csv
+from klype.studio.paths_search import FlowNode, leaves, merged, pruned
 from klype.values import Distribution, Sampling, Step
 
 SAMPLINGS = st.builds(
@@ -132,14 +131,14 @@ answers = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=6).map(tuple
 def test_a_flow_loses_no_answer(texts: list[tuple[int, ...]], most: int) -> None:
     root = merged([(tokens, tokens[-1]) for tokens in texts])
 
-    def check(node: Node) -> None:
+    def check(node: FlowNode) -> None:
         if node.children:
             assert sum(child.count for child in node.children) == node.count
         for child in node.children:
             assert child.begins == node.begins + len(node.tokens)
             check(child)
 
-    def ways(node: Node) -> list[tuple[tuple[int, ...], int]]:
+    def ways(node: FlowNode) -> list[tuple[tuple[int, ...], int]]:
         if not node.children:
             return [(node.tokens, node.count)]
         return [((*node.tokens, *tail), n) for child in node.children for tail, n in ways(child)]
@@ -211,7 +210,7 @@ def test_a_saved_table_starts_no_formula() -> None:
 
 
 def test_progress_is_heard_from_the_commands_own_lines() -> None:
-    heard = Examination(Order("run", "w"), Path("nowhere"))
+    heard = Examination(ExamRequest("run", "w"), Path("nowhere"))
     shares = []
     for line in ("Planned: 60 questions", "answers 0: 60 steps", "answers 0.7: 60 steps", "answers 0.7: (2.0 s)",
                  "feedback 1: 60 steps", "trees: 16 steps", "forks: 12 steps"):  # fmt: skip
@@ -224,7 +223,7 @@ def test_progress_is_heard_from_the_commands_own_lines() -> None:
 
 def test_what_was_examined_is_found_by_its_weights_and_settings(tmp_path: Path) -> None:
     kept = Examinations(tmp_path, ["klype"])
-    order = Order("runs/a", "weights")
+    order = ExamRequest("runs/a", "weights")
     assert kept.found(order) is None
     folder = tmp_path / order.key
     folder.mkdir()
@@ -232,7 +231,7 @@ def test_what_was_examined_is_found_by_its_weights_and_settings(tmp_path: Path) 
         (folder / "figures.json").write_text(broken)
         assert kept.found(order) is None
     (folder / "figures.json").write_text(json.dumps({"figures": {}}))
-    assert kept.found(Order("elsewhere/a", "weights")) == {"figures": {}}
-    assert kept.found(Order("runs/a", "other weights")) is None
-    assert kept.found(Order("runs/a", "weights", samples=9)) is None
+    assert kept.found(ExamRequest("elsewhere/a", "weights")) == {"figures": {}}
+    assert kept.found(ExamRequest("runs/a", "other weights")) is None
+    assert kept.found(ExamRequest("runs/a", "weights", samples=9)) is None
     assert kept.arguments(order)[:3] == ["klype", "examine", "runs/a"]

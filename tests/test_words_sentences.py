@@ -47,12 +47,11 @@ from klype.runs.gates import against_aligning
 from klype.runs.leash import verdict as leash_verdict
 from klype.runs.rankers import summary
 from klype.runs.watch import Seen
-from klype.studio.answer_panel import why_chosen
-from klype.studio.bars import bars_of
+from klype.studio.answer_panel import bars_of, why_chosen
 from klype.studio.conversation import Answer
 from klype.studio.paths import decision, flow_title
-from klype.studio.paths_work import Meant, Paths, PathSettings
-from klype.studio.ranking_agreement import habits
+from klype.studio.paths_search import FoundPaths, MeaningShare, PathSettings
+from klype.studio.ranking import habits
 from klype.values import Distribution, Figure, Question, Request, Sampling, Step, Trace
 from klype.words import LANGUAGES, catalogues, words
 from tests.report_facts import dictionary_facts, gate, text_facts, world_facts
@@ -364,16 +363,16 @@ def decided(changed: bool) -> Told:
     return lambda lang: printed(lang, lambda terminal: tell_decided(terminal, found))
 
 
-def paths(*drawn: int) -> Paths:
+def paths(*drawn: int) -> FoundPaths:
     """So many answers were drawn of each meaning; of one with none the tree knows."""
     meant = tuple(
-        Meant(name, name, name, count, Figure(count / 10, 0.0, 1.0), 0.1, 0.9, None)
+        MeaningShare(name, name, name, count, Figure(count / 10, 0.0, 1.0), 0.1, 0.9, None)
         for name, count in zip("abc", drawn, strict=False)
     )
     trace = Trace((1,), (), Sampling(), 0, 0, "m", "stop", 1, 0.0)
     grown = grow(SOURCE, (1,), TreeSettings(), CODEC.spell)
     asked: Any = Asked((1,), Question("q", "?"))
-    return Paths("m", asked, PathSettings(), (trace,) * sum(drawn), grown, meant, trace)
+    return FoundPaths("m", asked, PathSettings(), (trace,) * sum(drawn), grown, meant, trace)
 
 
 def flowing(*drawn: int) -> Told:

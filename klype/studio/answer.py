@@ -13,15 +13,12 @@ from nicegui import background_tasks, ui
 
 from klype.examine.charts import PROBABILITY_EDGES
 from klype.samplers import SAMPLERS, TEMPERATURE, Sampling
-from klype.studio.answer_panel import Panel
-from klype.studio.answer_tokenizer import tokenizer_view
-from klype.studio.answer_writing import begin, speculated, write
+from klype.studio.answer_panel import TokenPanel
 from klype.studio.conversation import Answer, Branches, Conversation, Turn
 from klype.studio.fields import Check, Number, Slider, Text
-from klype.studio.frame import button, card
-from klype.studio.models import Model
-from klype.studio.tokens import Tokens, rows_of, shown, spelled
-from klype.studio.visit import Visit, text_of
+from klype.studio.frame import Visit, button, card, text_of
+from klype.studio.studio import Model, begin, speculated, write
+from klype.studio.tokens import Tokens, rows_of, shown, spelled, tokenizer_view
 
 EVERY_S = 0.05
 """New tokens are sent this often."""
@@ -31,7 +28,7 @@ SIDE_BY_SIDE = 4
 
 
 @dataclass
-class Said:
+class ShownAnswer:
     """One model's answer on the page."""
 
     turn: int
@@ -42,14 +39,14 @@ class Said:
 
 
 @dataclass
-class Page:
+class AnswerPage:
     """The page as one visitor has it."""
 
     visit: Visit
     conversation: Conversation
     chosen: dict[str, Check] = field(default_factory=dict)
     sliders: dict[str, Slider] = field(default_factory=dict)
-    said: list[Said] = field(default_factory=list)
+    said: list[ShownAnswer] = field(default_factory=list)
     sending: bool = False
 
     def build(self) -> None:
@@ -69,7 +66,7 @@ class Page:
                 self._examples()
                 self._tokenizer()
             with card("k-side") as side:
-                self.panel = Panel(self.visit, side, self.sampling, self.fork)
+                self.panel = TokenPanel(self.visit, side, self.sampling, self.fork)
         self.stop_button.set_visibility(False)
         self.timer = ui.timer(EVERY_S, self._tick, active=False)
         with self.turns:
@@ -172,7 +169,7 @@ class Page:
             self.timer.deactivate()
             self._fill()
 
-    def _of(self, branches: Branches) -> Said | None:
+    def _of(self, branches: Branches) -> ShownAnswer | None:
         return next((said for said in self.said if said.branches is branches), None)
 
     def _model(self, branches: Branches) -> Model:
@@ -192,7 +189,7 @@ class Page:
                         continue
                     with ui.element("article").classes(f"k-card k-said {self._model(branches).stage}") as box:
                         pass
-                    said = Said(place, branches, box=box)
+                    said = ShownAnswer(place, branches, box=box)
                     self.said.append(said)
                     self._draw(said)
 
@@ -211,7 +208,7 @@ class Page:
         if said is not None:
             self._draw(said)
 
-    def _draw(self, said: Said) -> None:
+    def _draw(self, said: ShownAnswer) -> None:
         assert said.box is not None
         w, branches = self.visit.words, said.branches
         model, answer = self._model(branches), branches.current
@@ -228,7 +225,7 @@ class Page:
             self._costs(model, answer)
             self._ways(branches)
 
-    def _question(self, said: Said) -> str:
+    def _question(self, said: ShownAnswer) -> str:
         """The text whose truth may be known: a first message, and not in the middle of a conversation."""
         turns = self.conversation.turns
         first = all(said.branches.model not in turn.branches for turn in turns[: said.turn])
@@ -356,4 +353,4 @@ class Page:
 
 def build(visit: Visit) -> None:
     """The page."""
-    Page(visit, visit.studio.conversations.get(visit.request.query_params.get("c", "")[:64])).build()
+    AnswerPage(visit, visit.studio.conversations.get(visit.request.query_params.get("c", "")[:64])).build()

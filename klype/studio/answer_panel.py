@@ -1,31 +1,116 @@
-"""What could have been said at one place: the bars, what was drawn and why, and the other ways from there."""
+"""What could have been said at one place: the bars, what was drawn and why, and the other ways from there.
+
+Everything comes from the trace; the model is not asked again.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
+import torch
 from nicegui import ui
 
-from klype.engine.sampling import noise
+from klype.answers import bounds
+from klype.engine.sampling import noise, shape_whole
 from klype.examine.charts import axis, bars
 from klype.examine.say import Say
-from klype.studio.bars import Bars, bars_of, surprise_bits
+from klype.samplers import SAMPLERS, active
 from klype.studio.charts import Option, chart, redraw
 from klype.studio.conversation import Answer, Branches
-from klype.studio.frame import as_data, button, table
-from klype.studio.models import Model
+from klype.studio.frame import Visit, as_data, button, table, text_of
+from klype.studio.studio import Model
 from klype.studio.tokens import shown, spelled
-from klype.studio.visit import Visit, text_of
-from klype.values import Sampling, Step
+from klype.values import Distribution, Floats, Sampling, Step
 from klype.words import Words
+
+Before = tuple[Sequence[int], Sequence[int]]
+"""The prompt, and what of its answer stands before a token."""
+FEWEST, SEEN_P = 5, 5e-4
+"""So many bars at least; the others only when they can be seen."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBar:
+    """One token: probability under the model, as drawn from, and in truth (None: nobody knows)."""
+
+    token: int
+    p: float
+    drawn: float
+    truth: float | None = None
+    chosen: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBars:
+    """``rest``: the model's mass on all other tokens; ``exact``: the distribution is whole, so all bars are exact.
+    ``kept``: how many tokens can be drawn."""
+
+    bars: tuple[TokenBar, ...]
+    rest: float
+    exact: bool
+    kept: int
+
+
+def bars_of(
+    step: Step,
+    before: Before,
+    sampling: Sampling,
+    vocabulary: int,
+    truth: Mapping[int, float] | None = None,
+    most: int = 10,
+) -> TokenBars | None:
+    """The ``most`` likeliest tokens, the one that was said, and the truth's likeliest. None: nothing is known."""
+    q = step.distribution
+    if q is None or not len(q.ids):
+        return None
+    p_K = np.exp(q.logp.astype(np.float64))
+    drawn_K = drawn_from(q, before, sampling, vocabulary)
+    place = {int(token): i for i, token in enumerate(q.ids)}
+    listed = [int(token) for i, token in enumerate(q.ids[:most]) if i < FEWEST or p_K[i] >= SEEN_P]
+    truest = sorted(truth, key=lambda token: -truth[token])[:4] if truth else []
+    listed += [token for token in (step.token, *truest) if token not in listed]
+    rows = []
+    for token in listed:
+        i = place.get(token)
+        p, drawn = (0.0, 0.0) if i is None else (float(p_K[i]), float(drawn_K[i]))
+        rows.append(TokenBar(token, p, drawn, None if truth is None else truth.get(token, 0.0), token == step.token))
+    rows.sort(key=lambda bar: -bar.p)
+    rest = max(0.0, 1.0 - sum(bar.p for bar in rows))
+    return TokenBars(tuple(rows), rest, q.whole, int((drawn_K > 0).sum()))
+
+
+def drawn_from(q: Distribution, before: Before, sampling: Sampling, vocabulary: int) -> Floats:
+    """The listed tokens' probabilities as they would be drawn, by the function that answers are drawn with.
+
+    Of a partial distribution: what is certain of them at this temperature, cut among what is listed; penalties, for
+    which the others would have to be known, are left out.
+    """
+    if not q.whole:
+        p_K = bounds.tempered(q, sampling.temperature, vocabulary).low_K
+        logp_1K = torch.from_numpy(np.log(np.maximum(p_K, 1e-300)))[None]
+        for name, value in active(sampling).items():
+            if (cut := SAMPLERS[name].shape) is not None:
+                logp_1K = cut(logp_1K, value)
+        cut_K: Floats = logp_1K[0].exp().numpy()
+        return cut_K if (cut_K[p_K > 0] == 0).any() else p_K
+    found_K: Floats = shape_whole(q, sampling, before, vocabulary).double().exp().numpy()[q.ids]
+    return found_K
+
+
+def surprise_bits(p: float) -> float:
+    """How much a token of this probability says, in bits."""
+    return -math.log2(p) if p > 0 else math.inf
+
 
 Fork = Callable[[Branches, int, int], None]
 
 
-class Panel:
+class TokenPanel:
     """Beside the conversation; it follows the token that was picked and the sliders."""
 
     def __init__(self, visit: Visit, side: ui.element, sampling: Callable[[], Sampling], fork: Fork) -> None:
@@ -76,7 +161,7 @@ class Panel:
         steps = branches.current.steps
         return steps[at] if at < len(steps) else None
 
-    def _bars(self) -> Bars | None:
+    def _bars(self) -> TokenBars | None:
         step = self._step()
         if step is None or self.place is None:
             return None
@@ -111,7 +196,7 @@ class Panel:
             redraw(self.drawn, self._option(found), self.visit.lang)
         self._list()
 
-    def _lay(self, found: Bars, height: int, label: str) -> None:
+    def _lay(self, found: TokenBars, height: int, label: str) -> None:
         w = self.visit.words
         with self.box:
             self.drawn = chart(self._option(found), self.visit.lang, height, label)
@@ -138,7 +223,7 @@ class Panel:
             with self.ways:
                 self._ways(*self.place, found)
 
-    def _tell(self, found: Bars) -> None:
+    def _tell(self, found: TokenBars) -> None:
         """What was drawn, and why."""
         step = self._step()
         assert step is not None
@@ -147,7 +232,7 @@ class Panel:
         self.note._text = why_chosen(branches.current, at, found, self.visit.words, self.visit.say)
         self.note.update()
 
-    def _option(self, found: Bars) -> Option:
+    def _option(self, found: TokenBars) -> Option:
         assert self.place is not None
         w, say, model = self.visit.words, self.visit.say, self.place[0]
         labels = [("▸ " if bar.chosen else "") + shown(spelled(model, bar.token)) for bar in found.bars]
@@ -180,7 +265,7 @@ class Panel:
             return []
         return [[spelled(self.place[0], b.token), b.token, b.p, b.drawn, b.truth] for b in found.bars]
 
-    def _ways(self, model: Model, branches: Branches, at: int, found: Bars) -> None:
+    def _ways(self, model: Model, branches: Branches, at: int, found: TokenBars) -> None:
         w, say = self.visit.words, self.visit.say
         rows = []
         for bar in found.bars:
@@ -203,7 +288,7 @@ class Panel:
         made.props["aria-label"] = self.visit.words("take_named", token=name)
 
 
-def why_chosen(answer: Answer, at: int, found: Bars, w: Words, say: Say) -> str:
+def why_chosen(answer: Answer, at: int, found: TokenBars, w: Words, say: Say) -> str:
     """How probable a token was, how it came to stand there, and how many others could have."""
     step = answer.steps[at]
     p = min(1.0, math.exp(step.logp)) if step.logp > -math.inf else 0.0

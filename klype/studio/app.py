@@ -15,12 +15,21 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from klype.serve.guard import Rules
 from klype.serve.metrics import health
+from klype.studio import answer, divergence, paths, ranking, runs, targets
 from klype.studio.door import Door
-from klype.studio.frame import framed, head
-from klype.studio.pages import PAGES
+from klype.studio.frame import LANGUAGE_COOKIE, THEME_COOKIE, THEMES, Page, Visit, framed, head
 from klype.studio.studio import Studio
-from klype.studio.visit import LANGUAGE_COOKIE, THEME_COOKIE, THEMES, Page, Visit
 from klype.words import LANGUAGES, words
+
+PAGES = (
+    Page("answer", "/", "forum", answer.build),
+    Page("paths", "/paths", "account_tree", paths.build),
+    Page("divergence", "/divergence", "timeline", divergence.build),
+    Page("targets", "/targets", "ads_click", targets.build),
+    Page("ranking", "/ranking", "format_list_numbered", ranking.build),
+    Page("runs", "/runs", "show_chart", runs.build),
+)
+
 
 DARK = {"auto": None, "light": False, "dark": True}
 YEAR_S = 365 * 24 * 3600
@@ -40,7 +49,7 @@ POLICY = (
 def app(studio: Studio, rules: Rules | None = None) -> ASGIApp:
     """The guarded app. NiceGUI has one app a process: make one studio only."""
     rules = rules or Rules()
-    return Door.around(Policed(pages(studio)), rules)
+    return Door.around(SecurityHeaders(pages(studio)), rules)
 
 
 def pages(studio: Studio) -> FastAPI:
@@ -108,7 +117,7 @@ def _builder(studio: Studio, page: Page) -> Callable[[Request, Client], Awaitabl
     return build
 
 
-class Policed:
+class SecurityHeaders:
     """Adds to every answer what a browser is to hold it to."""
 
     HEADERS = ((b"content-security-policy", POLICY.encode()), (b"x-content-type-options", b"nosniff"),

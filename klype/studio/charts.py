@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from nicegui import ui
 
-from klype.examine.charts import DARK, LIGHT, probability_scale
+from klype.examine.charts import Cell, Picture
+from klype.studio.frame import MEANINGS, Visit, as_data, card, text_of
 from klype.words import LANGUAGES
 
 Option = dict[str, Any]
-MEANINGS = ("#0072b2", "#b85000", "#00735a", "#a3377c", "#7a6000", "#3f6fd1", "#8a3b12", "#5a4fa2")
-MEANINGS_DARK = ("#6cb8ea", "#f0a35e", "#4fc9a4", "#e79ac6", "#d9c25c", "#9db8ff", "#e8a184", "#bdb4f5")
-"""Told apart by colour-blind readers too (after Okabe and Ito); text beside them says the same."""
 FONT = "ui-sans-serif, system-ui, sans-serif"
 NUMBER = (
     "(v => typeof v === 'number' ? new Intl.NumberFormat('{locale}', {{maximumSignificantDigits: 4}}).format(v) : v)"
@@ -65,23 +63,6 @@ def meaning_colour(place: int) -> str:
     return f"var(--k-m{place})" if 0 <= place < len(MEANINGS) else "var(--k-base)"
 
 
-def theme() -> str:
-    """The page's colours as CSS: light and dark from the same names."""
-    return (
-        f"body{{{_variables(LIGHT, False)}}}\nbody.body--dark{{{_variables(DARK, True)}}}\n"
-        f"html{{background:{LIGHT['paper']};color-scheme:light}}html:has(body.body--dark){{background:{DARK['paper']};color-scheme:dark}}\n"
-        f"@media(prefers-color-scheme:dark){{html:not(:has(body.body--light)){{background:{DARK['paper']}}}}}"
-    )
-
-
-def _variables(colours: Mapping[str, str], dark: bool) -> str:
-    out = [f"--k-{name}:{value}" for name, value in colours.items()]
-    for i, (background, ink) in enumerate(probability_scale(dark)):
-        out += [f"--k-p{i}:{background}", f"--k-q{i}:{ink}"]
-    out += [f"--k-m{i}:{value}" for i, value in enumerate(MEANINGS_DARK if dark else MEANINGS)]
-    return ";".join(out)
-
-
 def _value(value: Any, lang: str) -> Any:
     if isinstance(value, Mapping):
         return revived(value, lang)
@@ -99,3 +80,24 @@ def _function(name: str, lang: str) -> str:
     percent = PERCENT.format(locale=locale)
     bar = f"(p => p.value < 0.0005 ? '' : ({percent})(p.value))"
     return {"number": NUMBER.format(locale=locale), "percent": percent, "bar": bar, "whisker": WHISKER}[name]
+
+
+def picture(
+    visit: Visit, found: Picture, rows: Callable[[], Sequence[Sequence[Cell]]] | None = None
+) -> list[ui.echart]:
+    """Its finding as the title, its panels, how to read it, its data; the charts of the panels, to be redrawn.
+
+    ``rows`` tells the data as it is when asked for; None: it does not change.
+    """
+    made = []
+    with card() as box:
+        text_of("h2", found.title)
+        with ui.element("div").classes("k-panels"):
+            for panel in found.panels:
+                with ui.element("div"):
+                    if panel.title:
+                        text_of("h3", panel.title)
+                    made.append(chart(panel.option, visit.lang, panel.height, f"{found.title} {panel.title}".strip()))
+        text_of("p", found.how, "k-small")
+        as_data(visit, found.id, found.columns, rows or (lambda: found.rows), box)
+    return made

@@ -19,11 +19,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from klype.serve.guard import COOKIE, Guard, Rules, digest, is_encrypted
 from klype.serve.sessions import DAY_S, Sessions
-from klype.studio.charts import theme
-from klype.studio.visit import language_of
+from klype.studio.frame import KEY_PAGE, language_of, theme
 from klype.words import Words, words
 
-PATH = "/key"
 WAIT_S = 0.7
 """Every wrong key costs this, one after the other."""
 
@@ -31,7 +29,9 @@ WAIT_S = 0.7
 class Door:
     """``inside`` checks the key or the session that was begun here. A wrong key costs so many seconds."""
 
-    def __init__(self, inside: ASGIApp, key: str, sessions: Sessions, path: str = PATH, wait_s: float = WAIT_S) -> None:
+    def __init__(
+        self, inside: ASGIApp, key: str, sessions: Sessions, path: str = KEY_PAGE, wait_s: float = WAIT_S
+    ) -> None:
         self.inside, self.sessions, self.path, self.wait_s = inside, sessions, path, wait_s
         self._key = digest(key.encode())
         self._turn = asyncio.Lock()

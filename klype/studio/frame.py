@@ -1,26 +1,142 @@
-"""What stands around every page: its head, where else to go, language and theme, the explanation, and its data."""
+"""What every page has: who looks at it and in which language, its head and menu, cards, tables, and its data."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from fastapi import Request
 from nicegui import ui
 
+from klype.errors import KlypeError
+from klype.examine.charts import DARK, LIGHT, probability_scale
+from klype.examine.say import Say, visible
+from klype.serve.errors import ApiError
 from klype.serve.guard import COOKIE
-from klype.studio.charts import theme
-from klype.studio.door import PATH
-from klype.studio.visit import Page, Visit, text_of
-from klype.words import LANGUAGES
+from klype.words import LANGUAGES, Words, words
+from klype.words.catalogue import spoken
+
+if TYPE_CHECKING:
+    from klype.studio.studio import Studio
+
+
+LANGUAGE_COOKIE, THEME_COOKIE = "klype_lang", "klype_theme"
+THEMES = ("auto", "light", "dark")
+KEY_PAGE = "/key"
+MEANINGS = ("#0072b2", "#b85000", "#00735a", "#a3377c", "#7a6000", "#3f6fd1", "#8a3b12", "#5a4fa2")
+MEANINGS_DARK = ("#6cb8ea", "#f0a35e", "#4fc9a4", "#e79ac6", "#d9c25c", "#9db8ff", "#e8a184", "#bdb4f5")
+"""Told apart by colour-blind readers too (after Okabe and Ito); text beside them says the same."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """``name`` is that of its catalogue (``studio_<name>``), which holds its title, lead and explanation."""
+
+    name: str
+    route: str
+    icon: str
+    build: Callable[[Visit], Awaitable[None] | None]
+
+
+@dataclass(frozen=True)
+class Visit:
+    """``words`` are the page's own, ``frame`` those of all pages; ``say`` writes figures as the report does."""
+
+    studio: Studio
+    page: Page
+    lang: str
+    theme: str
+    words: Words
+    frame: Words
+    say: Say
+    request: Request
+
+    @staticmethod
+    def of(studio: Studio, page: Page, request: Request) -> Visit:
+        lang = language_of(request)
+        theme = request.cookies.get(THEME_COOKIE, "auto")
+        return Visit(
+            studio,
+            page,
+            lang,
+            theme if theme in THEMES else "auto",
+            words(lang, f"studio_{page.name}"),
+            words(lang, "studio_frame"),
+            Say(lang),
+            request,
+        )
+
+    def tell(self, error: BaseException) -> None:
+        ui.notify(self.why(error), type="negative", position="top", timeout=8000, multi_line=True)
+
+    def why(self, error: BaseException) -> str:
+        """What went wrong, in one sentence; klype's own fault is said to be one, and the log has the rest."""
+        if isinstance(error, KlypeError | ApiError):
+            return visible(str(error))
+        logging.getLogger("klype.studio").error("The studio failed.", exc_info=error)
+        return self.frame("fault", name=type(error).__name__)
+
+
+def language_of(request: Request) -> str:
+    """The one that was switched to, else the first that the browser asks for and klype speaks."""
+    chosen = request.cookies.get(LANGUAGE_COOKIE, "")
+    if chosen in LANGUAGES:
+        return chosen
+    return preferred(request.headers.get("accept-language", ""))
+
+
+def preferred(header: str) -> str:
+    """By an Accept-Language header: the first wish that klype speaks, or whose readers read what it speaks."""
+    wishes: list[tuple[float, int, str]] = []
+    for place, part in enumerate(header.split(",")[:20]):
+        name, _, quality = part.strip().partition(";")
+        try:
+            weight = float(quality.strip().removeprefix("q=")) if quality.strip() else 1.0
+        except ValueError:
+            weight = 0.0
+        wishes.append((-weight, place, name))
+    for weight, _, name in sorted(wishes):
+        if weight < 0 and (lang := spoken(name, read=True)):
+            return lang
+    return "en"
+
+
+def text_of(tag: str, text: Any, classes: str = "") -> ui.element:
+    """An element of this tag that holds a text: what it says is never parsed."""
+    element = ui.element(tag)
+    if classes:
+        element.classes(classes)
+    element._text = str(text)
+    return element
+
 
 Cell = str | float | int | None
+
+
+def theme() -> str:
+    """The page's colours as CSS: light and dark from the same names."""
+    return (
+        f"body{{{_variables(LIGHT, False)}}}\nbody.body--dark{{{_variables(DARK, True)}}}\n"
+        f"html{{background:{LIGHT['paper']};color-scheme:light}}html:has(body.body--dark){{background:{DARK['paper']};color-scheme:dark}}\n"
+        f"@media(prefers-color-scheme:dark){{html:not(:has(body.body--light)){{background:{DARK['paper']}}}}}"
+    )
+
+
+def _variables(colours: Mapping[str, str], dark: bool) -> str:
+    out = [f"--k-{name}:{value}" for name, value in colours.items()]
+    for i, (background, ink) in enumerate(probability_scale(dark)):
+        out += [f"--k-p{i}:{background}", f"--k-q{i}:{ink}"]
+    out += [f"--k-m{i}:{value}" for i, value in enumerate(MEANINGS_DARK if dark else MEANINGS)]
+    return ";".join(out)
 
 
 def head() -> str:
@@ -69,7 +185,7 @@ def _switches(visit: Visit) -> None:
                 link.props["lang"] = other
                 link.props["hreflang"] = other
         if COOKIE in visit.request.cookies:
-            text_of("a", visit.frame("leave")).props["href"] = PATH
+            text_of("a", visit.frame("leave")).props["href"] = KEY_PAGE
         with ui.element("a") as toggle:
             toggle.props["href"] = f"/choose?theme={following}&to={here}"
             said = visit.frame(f"theme_{visit.theme}")

@@ -14,12 +14,10 @@ from klype.examine.facts import FigureFacts
 from klype.examine.say import Say
 from klype.studio.charts import Option, chart, meaning_colour, redraw
 from klype.studio.fields import Choice, Slider, Text
-from klype.studio.frame import Cell, as_data, button, card, table
-from klype.studio.models import CancelledError, Voice
-from klype.studio.paths_pictures import exact, flow
-from klype.studio.paths_work import Paths, PathSettings, Search
+from klype.studio.frame import Cell, Visit, as_data, button, card, table, text_of
+from klype.studio.paths_search import FoundPaths, PathSearch, PathSettings, flow_option, tree_option
+from klype.studio.studio import CancelledError, SharedModel
 from klype.studio.tokens import shown, spelled
-from klype.studio.visit import Visit, text_of
 from klype.values import Figure
 from klype.words import Words
 
@@ -30,14 +28,14 @@ LEAST = 0.001
 
 
 @dataclass
-class View:
+class PathsPage:
     """The page as one visitor has it."""
 
     visit: Visit
-    search: Search | None = None
-    found: Paths | None = None
+    search: PathSearch | None = None
+    found: FoundPaths | None = None
     forks: Forks | None = None
-    running: list[Search] = field(default_factory=list)
+    running: list[PathSearch] = field(default_factory=list)
 
     def build(self) -> None:
         visit, w = self.visit, self.visit.words
@@ -85,14 +83,14 @@ class View:
         except Exception as error:
             self.visit.tell(error)
             return
-        self._run(voice, Search(voice.model, asking))
+        self._run(voice, PathSearch(voice.model, asking))
 
     def again(self) -> None:
         """The same question at other settings: most of it has been read."""
         if self.search is not None:
             self._run(
                 self.visit.studio.voice(self.search.model.name),
-                Search(self.search.model, self.search.asking, self.search.known),
+                PathSearch(self.search.model, self.search.asking, self.search.known),
             )
 
     def cancel(self) -> None:
@@ -103,7 +101,7 @@ class View:
         self.text.set(text)
         await self.start()
 
-    def _run(self, voice: Voice, search: Search) -> None:
+    def _run(self, voice: SharedModel, search: PathSearch) -> None:
         self.cancel()
         self.search = search
         self.running.append(search)
@@ -163,14 +161,14 @@ class View:
         with self.fork_card:
             self._fork(self.found)
 
-    def _flow_option(self, found: Paths) -> tuple[Option, int]:
+    def _flow_option(self, found: FoundPaths) -> tuple[Option, int]:
         """The flow's drawing and its height."""
         w, say = self.visit.words, self.visit.say
         fork = self.forks.fork if self.forks is not None else None
         rest = lambda n: w("rest", n=say.count(n)) if n else w("end")
-        return flow(found, found_spell(self.visit, found), say, fork, rest)
+        return flow_option(found, found_spell(self.visit, found), say, fork, rest)
 
-    def _flow(self, found: Paths) -> None:
+    def _flow(self, found: FoundPaths) -> None:
         w, say = self.visit.words, self.visit.say
         spell = found_spell(self.visit, found)
         option, height = self._flow_option(found)
@@ -186,7 +184,7 @@ class View:
             columns = [w("question"), w("answer"), "log p", w("ended")]
             as_data(self.visit, "answers", columns, lambda: rows, box)
 
-    def _meanings(self, found: Paths) -> None:
+    def _meanings(self, found: FoundPaths) -> None:
         w, say = self.visit.words, self.visit.say
         text_of("h2", w("meanings"))
         rows = []
@@ -220,7 +218,7 @@ class View:
             mark.props["title"] = self.visit.frame("right" if one.right else "wrong")
         text_of("bdi", self.visit.say.text(one.text) or "∅")
 
-    def _fork(self, found: Paths) -> None:
+    def _fork(self, found: FoundPaths) -> None:
         w, say = self.visit.words, self.visit.say
         text_of("h2", w("fork"))
         if self.forks is None:
@@ -252,13 +250,13 @@ class View:
         table([w("word"), w("p"), w("then")], rows, numeric=(1,))
         text_of("p", w("how_fork", n=self.forks.samples), "k-small")
 
-    def _name(self, found: Paths, meaning: object) -> str:
+    def _name(self, found: FoundPaths, meaning: object) -> str:
         place = next((i for i, one in enumerate(found.meant) if one.meaning == meaning), -1)
         return f"«{self.visit.say.text(found.meant[place].text)}»" if place >= 0 else self.visit.words("other_meaning")
 
-    def _exact(self, found: Paths) -> None:
+    def _exact(self, found: FoundPaths) -> None:
         w, say = self.visit.words, self.visit.say
-        option, height = exact(found, found_spell(self.visit, found), say, w("end"))
+        option, height = tree_option(found, found_spell(self.visit, found), say, w("end"))
         tree = found.tree
         with card() as box:
             text_of("h2", w("exact", left=say.share(tree.unexplored, 1), n=say.count(tree.expansions)))
@@ -270,7 +268,7 @@ class View:
             as_data(self.visit, "exact-answers", [w("answer"), w("low"), w("high")], lambda: rows, box)
 
 
-def flow_title(found: Paths, w: Words, say: Say) -> str:
+def flow_title(found: FoundPaths, w: Words, say: Say) -> str:
     """How many meanings the drawn answers have."""
     n, meanings = len(found.traces), sum(m.drawn > 0 for m in found.meant)
     if meanings < 2:
@@ -279,7 +277,7 @@ def flow_title(found: Paths, w: Words, say: Say) -> str:
     return w("flow", n=say.count(n), meanings=say.count(meanings), share=share)
 
 
-def decision(found: Paths, forks: Forks | None, word: str, w: Words, say: Say) -> str:
+def decision(found: FoundPaths, forks: Forks | None, word: str, w: Words, say: Say) -> str:
     """Whether a word decided the commonest answer; ``forks`` None: it has not been looked for (yet)."""
     if forks is None:
         return w("fork_none" if len(found.meant) < 2 else "fork_wait")
@@ -294,11 +292,11 @@ def facts(figure: Figure) -> FigureFacts:
     return FigureFacts(value=figure.value, low=figure.low, high=figure.high, n=figure.n)
 
 
-def found_spell(visit: Visit, found: Paths) -> Callable[[tuple[int, ...]], str]:
+def found_spell(visit: Visit, found: FoundPaths) -> Callable[[tuple[int, ...]], str]:
     """Tokens to text, as the model that was asked spells them."""
     return visit.studio.voice(found.model).model.codec.decode
 
 
 def build(visit: Visit) -> None:
     """The page."""
-    View(visit).build()
+    PathsPage(visit).build()

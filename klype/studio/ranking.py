@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -14,39 +14,137 @@ from typing import Any
 from nicegui import ui
 
 from klype.errors import KlypeError
+from klype.examine.say import Say, visible
 from klype.preferences import formats
 from klype.preferences.records import KINDS
-from klype.studio.fields import Choice
-from klype.studio.frame import button, card
-from klype.studio.ranking_agreement import agreement
-from klype.studio.ranking_board import Board
-from klype.studio.ranking_desk import Desk, Turn
-from klype.studio.ranking_learn import Learn
-from klype.studio.ranking_people import KEY_MOST, NAME_MOST, People
-from klype.studio.ranking_places import Place, place_of, places
-from klype.studio.ranking_tally import Tally
-from klype.studio.visit import Visit, text_of
-from klype.studio.work_fields import Line
-from klype.studio.work_upload import Given, Limits, Upload
+from klype.studio.alignment import AlignCard
+from klype.studio.annotators import KEY_MOST, NAME_MOST, Annotators, AnnotatorSession, RankingTask
+from klype.studio.fields import Choice, TextLine, Upload, UploadedFile, UploadLimits
+from klype.studio.frame import Visit, as_data, button, card, table, text_of
+from klype.studio.ranking_stores import RankingStore, ranking_store, ranking_stores
+from klype.studio.studio import StoreSummary
+from klype.words import Words
 
-IMPORT = Limits(16 << 20, (".jsonl", ".json"))
+Act = Callable[[Mapping[str, Any]], Awaitable[None]]
+
+
+class RankingBoard(ui.element, component="ranking.js"):
+    """``labels`` are the words on it. It says ``arrive`` once (who sat here last, and the tab's own mark), and ``act``
+    for whatever is done: ``{"do": "order" | "none" | "skip" | "undo" | "write" | "leave", "turn", "groups", "text"}``.
+    A half-made order stays in the browser under the turn's name until it is kept."""
+
+    def __init__(self, labels: Mapping[str, str], store: str, on_act: Act, on_arrive: Act) -> None:
+        super().__init__()
+        self._props.update(
+            labels=dict(labels), store=store, turn=0, draft="", question="", cards=[], said="", open=False
+        )
+        self.on("act", lambda event: on_act(event.args if isinstance(event.args, dict) else {}))
+        self.on("arrive", lambda event: on_arrive(event.args if isinstance(event.args, dict) else {}))
+
+    def lay(self, turn: RankingTask | None, said: str = "") -> None:
+        """Shows a turn (None: nothing is left), and what is to be said about the last one."""
+        self._props["said"] = said
+        self._props["open"] = turn is not None
+        if turn is not None:
+            cards = [[candidate.id, visible(candidate.text)] for candidate in turn.asked.candidates]
+            question = visible(turn.asked.question.transcript)
+            self._props.update(turn=turn.number, draft=turn.draft, question=question, cards=cards)
+        else:
+            self._props.update(turn=0, draft="", question="", cards=[])
+        self.update()
+
+    def say(self, text: str) -> None:
+        """Something was refused: the order stays as it is."""
+        self.run_method("refused", text)
+
+
+LISTED_PEOPLE = 40
+"""Annotators, and pairs of them, that are listed."""
+
+
+def agreement(visit: Visit, summary: Mapping[str, Any]) -> None:
+    """Everything of ``klype rank``'s summary, in words and a table. Nothing at all when nobody has ranked."""
+    w, say = visit.words, visit.say
+    people = summary["annotators"]
+    if not people:
+        return
+    with card():
+        text_of("h2", w("agreement"))
+        alpha = summary["alpha"]
+        with ui.element("div").classes("r-numbers"):
+            for key, shown in (
+                ("alpha", _figure(visit, alpha["ordinal"])),
+                ("alpha_best", _figure(visit, alpha["nominal"])),
+                ("opposed", _share(visit, summary["contradictions"]["opposed_pairs"])),
+                ("cyclic", _share(visit, summary["contradictions"]["cyclic_triads"])),
+            ):
+                with ui.element("div"):
+                    text_of("b", shown)
+                    text_of("span", w(key))
+        columns = [w(f"column_{key}") for key in ("who", "rankings", "none", "skipped", "seconds", "self")]
+        rows = []
+        for one in people[:LISTED_PEOPLE]:
+            done = one["rankings"] + one["skipped"]
+            pace = "–" if not one["seconds"] or not done else say.seconds(one["seconds"] / done)
+            numbers = [say.count(one[key]) for key in ("rankings", "none_good", "skipped")]
+            rows.append([visible(one["name"]), *numbers, pace, _figure(visit, one["with_oneself"])])
+        with ui.element("div").classes("k-scroll") as scroll:
+            scroll.props.update({"tabindex": 0, "role": "region", "aria-label": w("agreement")})
+            table(columns, rows, numeric=range(1, 6))
+        for text in habits(people, w, say):
+            text_of("p", text, "k-warn")
+        for pair in summary["between"][:LISTED_PEOPLE]:
+            if pair["tau_b"]["value"] is not None:
+                a, b = map(visible, pair["annotators"])
+                text_of("p", w("between", a=a, b=b, tau=_figure(visit, pair["tau_b"])), "k-small")
+        text_of("p", w("how_agreement"), "k-small")
+        data = [
+            [one["name"], one["by"], one["rankings"], one["none_good"], one["skipped"], one["seconds"],
+             *(one["with_oneself"].get(k) for k in ("value", "low", "high", "n"))]
+            for one in people
+        ]  # fmt: skip
+        names = ["annotator", "by", "rankings", "none_good", "skipped", "seconds", "tau_b", "low", "high", "n"]
+        as_data(visit, "agreement", names, lambda: data)
+
+
+def habits(people: Sequence[Mapping[str, Any]], w: Words, say: Say) -> list[str]:
+    """Who puts what is shown first on top more often than chance explains, and mostly, in a sentence each."""
+    return [
+        w("habit", who=visible(one["name"]), **{key: say.count(one["first_shown"][key]) for key in ("times", "of")})
+        for one in people
+        if one["always_first"]
+    ]
+
+
+def _figure(visit: Visit, figure: Mapping[str, Any]) -> str:
+    """Short: why there is none stands in the explanation."""
+    if figure.get("value") is None:
+        return "–"
+    return visit.say.figure(figure)  # type: ignore[arg-type]
+
+
+def _share(visit: Visit, share: Mapping[str, Any]) -> str:
+    return "–" if share["value"] is None else visit.say.share(share["value"])
+
+
+IMPORT = UploadLimits(16 << 20, (".jsonl", ".json"))
 REFRESH_S = 6.0
 """How agreement is at most computed anew, whoever ranks."""
 
 
 @dataclass
-class View:
+class RankingPage:
     """The page as one visitor has it."""
 
     visit: Visit
-    place: Place
-    desk: Desk | None = None
+    place: RankingStore
+    desk: AnnotatorSession | None = None
     turn_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    tally: Tally | None = None
+    tally: StoreSummary | None = None
     counting: bool = False
     sitting: str = ""
 
-    def build(self, found: Sequence[Place]) -> None:
+    def build(self, found: Sequence[RankingStore]) -> None:
         w = self.visit.words
         with card() as self.setup:
             text_of("h2", w("who"))
@@ -55,8 +153,8 @@ class View:
                 if len(found) > 1:
                     options = {place.key: place.name for place in found}
                     self.choice = Choice(w("store"), options, self.place.key, self._elsewhere)
-                self.name = Line(w("name"), NAME_MOST, self.enter)
-                self.key = Line(w("key"), KEY_MOST, self.enter, kind="password")
+                self.name = TextLine(w("name"), NAME_MOST, self.enter)
+                self.key = TextLine(w("key"), KEY_MOST, self.enter, kind="password")
                 with ui.element("div"):
                     button(w("begin"), self.enter, "strong")
             text_of("p", w("key_note"), "k-small")
@@ -67,7 +165,7 @@ class View:
                 self.mine = text_of("strong", "")
                 self.all = text_of("span", "", "k-small")
             labels = w.section("board")
-            self.board = Board(labels, self.place.key, self.act, self.arrive)
+            self.board = RankingBoard(labels, self.place.key, self.act, self.arrive)
             text_of("p", w("keys"), "k-small r-keys")
         self.table.classes("r-hidden")
         self.agree = ui.element("div")
@@ -78,7 +176,7 @@ class View:
                 button(w("export"), self.export)
                 Upload(self.visit, w("import"), IMPORT, self.bring)
             text_of("p", w("in_out_note"), "k-small")
-        self.learn = Learn(self.visit, self.place)
+        self.learn = AlignCard(self.visit, self.place)
         self.learn.build()
         ui.timer(REFRESH_S, self.count)
         ui.context.client.on_delete(self._leave)
@@ -115,9 +213,9 @@ class View:
             self._lay(turn)
         await self.count()
 
-    def _sit(self, name: str, key: str) -> Desk:
-        known = People(self.visit.studio.home).enter(name, key)
-        return Desk.at(self.place.open(), known, self.sitting or known)
+    def _sit(self, name: str, key: str) -> AnnotatorSession:
+        known = Annotators(self.visit.studio.home).enter(name, key)
+        return AnnotatorSession.at(self.place.open(), known, self.sitting or known)
 
     def _refuse(self, why: str) -> None:
         self.refused._text = why
@@ -145,7 +243,7 @@ class View:
                 self.board.say(self.visit.why(error))
         await self.count()
 
-    async def _done(self, desk: Desk, what: str, sent: Mapping[str, Any]) -> None:
+    async def _done(self, desk: AnnotatorSession, what: str, sent: Mapping[str, Any]) -> None:
         w = self.visit.words
         kind = next((kind for kind in KINDS if kind == what), None)
         if kind is not None:
@@ -166,7 +264,7 @@ class View:
             self.table.classes("r-hidden")
             self.setup.classes(remove="r-hidden")
 
-    def _lay(self, turn: Turn | None, said: str = "") -> None:
+    def _lay(self, turn: RankingTask | None, said: str = "") -> None:
         again = self.visit.words("again") if turn is not None and turn.again else ""
         nothing = self.visit.words("nothing_left") if turn is None else ""
         self.board.lay(turn, " ".join(part for part in (said, nothing or again) if part))
@@ -222,7 +320,7 @@ class View:
             formats.export(file, store.entries(), form)
             return file.read_bytes()
 
-    async def bring(self, given: Given) -> None:
+    async def bring(self, given: UploadedFile) -> None:
         try:
             new, rows = await asyncio.to_thread(self._bring, given)
         except KlypeError as error:
@@ -232,7 +330,7 @@ class View:
         ui.notify(self.visit.words("brought", new=say.count(new), rows=say.count(rows)), position="top")
         await self.count()
 
-    def _bring(self, given: Given) -> tuple[int, int]:
+    def _bring(self, given: UploadedFile) -> tuple[int, int]:
         """An error names the file as its owner calls it, not where it lies here."""
         try:
             entries = formats.read(given.file, annotator=Path(given.name).stem[:NAME_MOST] or "imported")
@@ -248,15 +346,15 @@ async def build(visit: Visit) -> None:
     """The page."""
     ui.add_head_html(f"<style>{styles()}</style>")
     try:
-        found = await asyncio.to_thread(places, visit.studio)
-        place = await asyncio.to_thread(place_of, visit.studio, visit.request.query_params.get("store", ""))
+        found = await asyncio.to_thread(ranking_stores, visit.studio)
+        place = await asyncio.to_thread(ranking_store, visit.studio, visit.request.query_params.get("store", ""))
     except KlypeError as error:
         text_of("p", visit.why(error), "k-card k-empty")
         return
     if place is None:
         text_of("p", visit.words("no_store"), "k-card k-empty")
         return
-    View(visit, place).build(found)
+    RankingPage(visit, place).build(found)
 
 
 def styles() -> str:

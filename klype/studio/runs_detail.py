@@ -19,10 +19,9 @@ from klype.sources.find import NEWEST_FIRST
 from klype.sources.kinds import PATH, kind_of
 from klype.studio.charts import chart, redraw
 from klype.studio.fields import Choice
-from klype.studio.frame import as_data, button, card, table
-from klype.studio.runs_list import FIGURES, Told
-from klype.studio.visit import Visit, text_of
-from klype.studio.work_tail import Tail
+from klype.studio.frame import Visit, as_data, button, card, table, text_of
+from klype.studio.runs_list import FIGURES, RunInfo
+from klype.studio.work import MetricsTail
 
 DRAWN: Mapping[str, tuple[str, ...]] = {
     "pretrain": ("loss", "validation"),
@@ -35,16 +34,16 @@ OWN, OTHER = "aligned", "finetuned"
 
 
 @dataclass
-class Detail:
+class RunDetail:
     visit: Visit
-    told: Told | None = None
-    other: Told | None = None
-    tails: dict[tuple[str, str], Tail] = field(default_factory=dict)
+    told: RunInfo | None = None
+    other: RunInfo | None = None
+    tails: dict[tuple[str, str], MetricsTail] = field(default_factory=dict)
     charts: dict[tuple[str, str], ui.echart] = field(default_factory=dict)
     log: Sequence[str] = ()
     built: object = None
 
-    def read(self, told: Told, other: Told | None) -> bool:
+    def read(self, told: RunInfo, other: RunInfo | None) -> bool:
         """Whether anything is new (in a thread)."""
         old, self.told = self.told, told
         self.other = other if other is not None and other.key != told.key else None
@@ -53,19 +52,19 @@ class Detail:
             for stage in DRAWN:
                 file = one.folder / stage / "metrics.jsonl"
                 if file.is_file():
-                    news |= self.tails.setdefault((one.key, stage), Tail(file)).read()
+                    news |= self.tails.setdefault((one.key, stage), MetricsTail(file)).read()
         self.log = told.work.told(8) if told.work is not None and told.state == "running" else ()
         return news or old is None or (old.state, old.seconds, old.stages) != (told.state, told.seconds, told.stages)
 
-    def built_for(self, told: Told) -> bool:
+    def built_for(self, told: RunInfo) -> bool:
         """Whether what stands there is of this run, and of as much of it as there is now."""
         return self.built == self._mark(told)
 
-    def _mark(self, told: Told) -> object:
+    def _mark(self, told: RunInfo) -> object:
         other = self.other.key if self.other is not None else ""
         return told.key, other, told.state, told.stages, tuple(self._drawn()), bool(told.about.get("gates"))
 
-    def build(self, told: Told, runs: Sequence[Told]) -> None:
+    def build(self, told: RunInfo, runs: Sequence[RunInfo]) -> None:
         self.built = self._mark(told)
         self.charts = {}
         w = self.visit.words
@@ -105,7 +104,7 @@ class Detail:
         for (stage, name), drawn in self.charts.items():
             redraw(drawn, self._option(stage, name), self.visit.lang)
 
-    def _acts(self, told: Told) -> None:
+    def _acts(self, told: RunInfo) -> None:
         w = self.visit.words
         with ui.element("div").classes("k-row"):
             loaded = [m.name for m in self.visit.studio.models if _belongs(m.address, told.folder)]
@@ -122,7 +121,7 @@ class Detail:
                 text_of("span", w("open_with") + " ")
                 text_of("code", f"klype studio {visible(str(told.folder))}")
 
-    def _sentence(self, told: Told) -> str:
+    def _sentence(self, told: RunInfo) -> str:
         w, say = self.visit.words, self.visit.say
         if told.state == "unreadable" or (told.state == "failed" and told.why):
             return w("why", why=visible(told.why))
@@ -144,13 +143,13 @@ class Detail:
             parts.insert(0, w(key, stage=w(f"stage_{stage}"), step=say.count(step), of=say.count(planned or 0)))
         return " · ".join(parts)
 
-    def _now(self, told: Told) -> str:
+    def _now(self, told: RunInfo) -> str:
         """The stage that wrote last."""
         files = {stage: told.folder / stage / "metrics.jsonl" for stage in DRAWN}
         there = [(file.stat().st_mtime, stage) for stage, file in files.items() if file.is_file()]
         return max(there)[1] if there else ""
 
-    def _share(self, told: Told) -> float | None:
+    def _share(self, told: RunInfo) -> float | None:
         return min(0.99, told.seconds / told.planned_s) if told.seconds is not None and told.planned_s else None
 
     def _drawn(self) -> list[tuple[str, str]]:
@@ -162,7 +161,7 @@ class Detail:
             found += [(stage, name) for name in names if any(tail.last(name) is not None for tail in tails)]
         return found
 
-    def _curves(self, told: Told) -> None:
+    def _curves(self, told: RunInfo) -> None:
         w = self.visit.words
         if not self._drawn():
             return
@@ -204,7 +203,7 @@ class Detail:
             for step, value in self.tails[one.key, stage].curve(name, most=1 << 30)
         ]
 
-    def _measures(self, told: Told) -> None:
+    def _measures(self, told: RunInfo) -> None:
         """A row a measure; a column a stage, or with another run beside it, the newest stage of both."""
         w, say = self.visit.words, self.visit.say
         columns: list[tuple[str, Mapping[str, Any]]] = []

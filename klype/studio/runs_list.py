@@ -24,7 +24,7 @@ RunState = Literal["running", "done", "failed", "cancelled", "stopped", "unreada
 
 
 @dataclass(frozen=True)
-class Told:
+class RunInfo:
     """A run as a page tells of it. ``key`` is what a browser calls it: nothing else that one sends names a folder.
 
     ``parent`` is the key of the run it went on from; ``work`` what began it here; ``parameters`` of its newest stage.
@@ -83,24 +83,24 @@ def home_of_runs(studio: Studio) -> Path:
     return studio.runs or studio.home / "runs"
 
 
-def all_runs(studio: Studio) -> list[Told]:
+def all_runs(studio: Studio) -> list[RunInfo]:
     """Every run, newest first; work whose run has not written anything yet is told of, too."""
     begun: dict[Path, Work] = {}
     for work in works(studio.home):
         with suppress(KeyError, TypeError):
             if work.plan.kind in ("run", "align"):
                 begun.setdefault(work.plan.run.resolve(), work)
-    told = [tell(folder, begun.pop(folder.resolve(), None)) for folder in run_folders(studio)]
-    told += [tell(work.plan.run, work) for work in begun.values()]
+    told = [run_info(folder, begun.pop(folder.resolve(), None)) for folder in run_folders(studio)]
+    told += [run_info(work.plan.run, work) for work in begun.values()]
     return sorted(told, key=lambda run: run.changed, reverse=True)
 
 
-def find(studio: Studio, key: str) -> Told | None:
+def find(studio: Studio, key: str) -> RunInfo | None:
     """By a key that a browser sent."""
     return next((run for run in all_runs(studio) if run.key == key), None)
 
 
-def tell(folder: Path, work: Work | None) -> Told:
+def run_info(folder: Path, work: Work | None) -> RunInfo:
     """What is known of one run; a run.json that cannot be read says why."""
     known: dict[str, Any] = {"key": key_of(folder), "folder": folder, "name": folder.resolve().name, "work": work}
     try:
@@ -111,14 +111,14 @@ def tell(folder: Path, work: Work | None) -> Told:
         seconds = None if work is None else work.seconds
         why = error.message if state == "unreadable" else _why(work, {})
         planned = work.plan.about.get("planned_s") if work is not None else None
-        return Told(**known, state=state, why=why, changed=began, seconds=seconds, planned_s=planned)
+        return RunInfo(**known, state=state, why=why, changed=began, seconds=seconds, planned_s=planned)
     stages = tuple(stage for stage in STAGES if _reached(folder, stage))
     last = next((stage for stage in NEWEST_FIRST if (folder / stage / "model.safetensors").is_file()), "")
     changed = max((_changed(file) for file in (folder / "run.json", *folder.glob("*/metrics.jsonl"))), default=0.0)
     state = _state(folder, about, work)
     seconds = about.get("seconds", {}).get("total") if isinstance(about.get("seconds"), dict) else None
     origin = about.get("asked", {}).get("from_") if isinstance(about.get("asked"), dict) else None
-    return Told(
+    return RunInfo(
         **known,
         state=state,
         recipe=str(about.get("recipe") or ""),
@@ -135,13 +135,13 @@ def tell(folder: Path, work: Work | None) -> Told:
     )  # fmt: skip
 
 
-def family(runs: Sequence[Told]) -> list[tuple[int, Told]]:
+def family(runs: Sequence[RunInfo]) -> list[tuple[int, RunInfo]]:
     """(depth, run): every run under the one it went on from; what came last stands first."""
     keys = {run.key for run in runs}
-    children: dict[str, list[Told]] = {}
+    children: dict[str, list[RunInfo]] = {}
     for run in runs:
         children.setdefault(run.parent if run.parent in keys and run.parent != run.key else "", []).append(run)
-    out: list[tuple[int, Told]] = []
+    out: list[tuple[int, RunInfo]] = []
     seen: set[str] = set()
 
     def walk(parent: str, depth: int) -> None:

@@ -3,23 +3,181 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from nicegui import ui
 
-from klype.errors import KlypeError
-from klype.examine.say import visible
+from klype.errors import KlypeError, UsageError
+from klype.examine.charts import Cell, Picture
+from klype.examine.say import Say, visible
+from klype.experiments.bias import report
 from klype.experiments.bias.experiment import Board
 from klype.experiments.bias.report import running, verdict
-from klype.studio.fields import Choice, Slider
-from klype.studio.frame import as_data, button, card, table
+from klype.runs.folder import RUNS
+from klype.runs.overview import QUIET_S
+from klype.studio.charts import picture, redraw
+from klype.studio.fields import Choice, Slider, WholeNumber
+from klype.studio.frame import Visit, as_data, button, card, table, text_of
 from klype.studio.ranking import styles
-from klype.studio.targets_pictures import Pictures, figures, found, so_far
-from klype.studio.targets_work import Experiment, Order, experiments, start
-from klype.studio.visit import Visit, text_of
-from klype.studio.work_fields import Whole
+from klype.studio.runs_list import key_of
+from klype.studio.studio import Studio
+from klype.studio.work import State, Work, WorkPlan, begin, new_name, works
 from klype.words import Words, words
+
+
+@dataclass(frozen=True, slots=True)
+class ExperimentRequest:
+    minutes: float
+    seed: int = 0
+    lang: str = "en"
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment:
+    """``key`` is what a browser calls it; ``work`` None: it was begun on the command line. ``changed``: when its file
+    was last written, in seconds."""
+
+    folder: Path
+    work: Work | None = None
+    changed: float = 0.0
+
+    @property
+    def key(self) -> str:
+        return key_of(self.folder)
+
+    @property
+    def name(self) -> str:
+        return self.folder.resolve().name
+
+    @property
+    def state(self) -> State:
+        """Of one that was begun on the command line, by its file: ``stopped`` when nothing was written for long."""
+        if self.work is not None:
+            return self.work.state
+        try:
+            board = self.board()
+        except KlypeError:
+            return "failed"
+        if board is not None and board.done:
+            return "done"
+        return "running" if time.time() - self.changed < QUIET_S else "stopped"
+
+    @property
+    def seconds(self) -> float:
+        return self.work.seconds if self.work is not None else 0.0
+
+    @property
+    def why(self) -> str:
+        return self.work.why() if self.work is not None else ""
+
+    def board(self) -> Board | None:
+        """As it stands; None when nothing has been written yet. KlypeError when the file is damaged."""
+        return Board.read(self.folder) if (self.folder / Board.FILE).is_file() else None
+
+
+def experiments(studio: Studio) -> list[Experiment]:
+    """All of them, what was begun or written last first; one that runs stands before all others."""
+    begun: dict[Path, Work] = {}
+    for work in works(studio.home):
+        plan = work.plan
+        if plan.kind == "bias":
+            begun.setdefault(plan.run.resolve(), work)
+    places = dict.fromkeys(begun)
+    for base in (home_of_experiments(studio), studio.runs or RUNS):
+        places.update(dict.fromkeys(file.parent.resolve() for file in base.glob(f"*/{Board.FILE}")))
+    found = [Experiment(folder, begun.get(folder), _changed(folder, begun.get(folder))) for folder in places]
+    return sorted(found, key=lambda e: (e.work is not None and e.work.state == "running", e.changed), reverse=True)
+
+
+def home_of_experiments(studio: Studio) -> Path:
+    return studio.home / "targets"
+
+
+def start_experiment(studio: Studio, order: ExperimentRequest) -> Experiment:
+    """Begins ``klype bias``. UsageError when one runs already: two would slow each other down."""
+    if any(e.work is not None and e.work.state == "running" for e in experiments(studio)):
+        raise UsageError("An experiment runs already.", "Wait for it, or cancel it.")
+    name = new_name("targets")
+    folder = home_of_experiments(studio) / name
+    command = [
+        *studio.command, "bias", "--minutes", f"{order.minutes:g}", "--seed", str(order.seed), "--lang", order.lang,
+        "--out", str(folder), "--resume", "--json",
+    ]  # fmt: skip
+    about = {"planned_s": 60 * order.minutes}
+    return Experiment(folder, begin(studio.home, WorkPlan("bias", folder, [command], about), name))
+
+
+def _changed(folder: Path, work: Work | None) -> float:
+    for file in (folder / Board.FILE, work.folder / "work.json" if work is not None else folder):
+        with suppress(OSError):
+            return file.stat().st_mtime
+    return 0.0
+
+
+ORDER = ("bars", "training", "gap", "documents", "compute")
+"""What is seen first: what a target does to one sentence; then how it came about, and what it costs."""
+
+
+def found_pictures(board: Board, say: Say, own: Words) -> list[Picture]:
+    """The pictures of what there is: of each, the most documents that have been trained on so far."""
+    rows = so_far(board, [row.documents for row in board.rows])
+    curves = so_far(board, [curve.documents for curve in board.curves])
+    made = {picture.id: picture for picture in report.pictures(rows, say, own)} if rows is not None else {}
+    if curves is not None:
+        made |= {p.id: p for p in report.pictures(curves, say, own) if p.id in ("training", "bars")}
+    return [made[name] for name in ORDER if name in made]
+
+
+def so_far(board: Board, documents: Sequence[int]) -> Board | None:
+    """The board as if these had been all numbers of documents; None when there is none."""
+    known = tuple(sorted(set(documents)))
+    return board.model_copy(update={"documents": known}) if known else None
+
+
+def figures(board: Board, say: Say, own: Words) -> tuple[int, list[str], list[list[str]]] | None:
+    """Of the most documents of which there are any: their number, columns, rows."""
+    rows = so_far(board, [row.documents for row in board.rows])
+    return None if rows is None else (rows.documents[-1], *report.REPORT.table(board, rows.documents[-1], say, own))
+
+
+@dataclass
+class GrowingPictures:
+    """What stands there: charts that are redrawn while the same panels are there, and laid anew when there are more."""
+
+    visit: Visit
+    drawn: dict[str, tuple[object, list[ui.echart]]] = field(default_factory=dict)
+    now: dict[str, Picture] = field(default_factory=dict)
+    boxes: dict[str, ui.element] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ORDER:
+            self.boxes[name] = ui.element("div")
+
+    def show(self, pictures: Sequence[Picture]) -> None:
+        self.now = {picture.id: picture for picture in pictures}
+        for name in ORDER:
+            one = self.now.get(name)
+            if one is None:
+                self.boxes[name].clear()
+                self.drawn.pop(name, None)
+                continue
+            shape = (one.title, [(panel.title, panel.height) for panel in one.panels])
+            known = self.drawn.get(name)
+            if known is None or known[0] != shape:
+                self.boxes[name].clear()
+                with self.boxes[name]:
+                    self.drawn[name] = (shape, picture(self.visit, one, self._rows(name)))
+            else:
+                for drawn, panel in zip(known[1], one.panels, strict=True):
+                    redraw(drawn, panel.option, self.visit.lang)
+
+    def _rows(self, name: str) -> Callable[[], Sequence[Sequence[Cell]]]:
+        return lambda: self.now[name].rows
+
 
 LOOK_S = 1.0
 SEED_MOST = 2**32 - 1
@@ -27,7 +185,7 @@ KEY_MOST = 20
 
 
 @dataclass
-class View:
+class TargetsPage:
     """The page as one visitor has it: one experiment, the newest unless another is chosen."""
 
     visit: Visit
@@ -49,7 +207,7 @@ class View:
             text_of("h2", w("begin"))
             with ui.element("div").classes("r-setup") as self.form:
                 self.minutes = Slider(w("minutes"), (2, 120, 1), 10, lambda v: f"{say.plain(v)}{chr(0xA0)}min")
-                self.seed = Whole(w("seed"), 0, SEED_MOST, 0)
+                self.seed = WholeNumber(w("seed"), 0, SEED_MOST, 0)
                 with ui.element("div"):
                     button(w("go"), self.begin, "strong")
             text_of("p", w("begin_note"), "k-small")
@@ -63,14 +221,14 @@ class View:
                 self.stop = button(self.visit.frame("cancel"), self.cancel)
                 self.on = button(w("resume"), self.resume, "strong")
         self.said = ui.element("div")
-        self.pictures = Pictures(self.visit)
+        self.pictures = GrowingPictures(self.visit)
         self.tables = ui.element("div")
         self._show()
 
     async def begin(self) -> None:
-        order = Order(self.minutes.value, self.seed.value, self.visit.lang)
+        order = ExperimentRequest(self.minutes.value, self.seed.value, self.visit.lang)
         try:
-            begun = await asyncio.to_thread(start, self.visit.studio, order)
+            begun = await asyncio.to_thread(start_experiment, self.visit.studio, order)
         except (KlypeError, OSError) as error:
             self.visit.tell(error)
             return
@@ -169,7 +327,7 @@ class View:
                 text_of("h2", self.visit.words("found" if board.done else "found_so_far"))
                 for sentence in sentences:
                     text_of("p", sentence)
-        self.pictures.show(found(board, say, self.own))
+        self.pictures.show(found_pictures(board, say, self.own))
         self.tables.clear()
         with self.tables:
             self._table(board)
@@ -211,7 +369,7 @@ class View:
 async def build(visit: Visit) -> None:
     """The page."""
     ui.add_head_html(f"<style>{styles()}</style>")
-    view = View(visit, visit.request.query_params.get("experiment", "")[:KEY_MOST])
+    view = TargetsPage(visit, visit.request.query_params.get("experiment", "")[:KEY_MOST])
     view.build()
     await view.look()
     ui.timer(LOOK_S, view.look)

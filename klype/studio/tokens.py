@@ -1,7 +1,8 @@
-"""An answer on a page: its tokens coloured by probability, each of which can be picked."""
+"""Tokens on a page: an answer's, coloured by probability, each of which can be picked; and any text's."""
 
 from __future__ import annotations
 
+import asyncio
 import codecs
 import math
 from collections.abc import Callable, Sequence
@@ -11,7 +12,9 @@ from nicegui.events import GenericEventArguments
 
 from klype.examine.charts import step_of
 from klype.examine.say import visible
-from klype.studio.models import Model
+from klype.studio.fields import Choice, Text
+from klype.studio.frame import Visit, button, table, text_of
+from klype.studio.studio import Model
 from klype.values import Step
 
 Row = list[str | int]
@@ -72,3 +75,43 @@ def _index(event: GenericEventArguments, size: int) -> int:
     """A browser may send anything: what is no place in the answer is the nearest one."""
     given = event.args
     return max(0, min(size - 1, int(given))) if isinstance(given, int | float) and math.isfinite(given) else 0
+
+
+LONGEST_TEXT = 20_000
+SHOWN_TOKENS = 2000
+LISTED_TOKENS = 40
+
+
+def tokenizer_view(visit: Visit) -> None:
+    """A fold: a text, the model whose tokens are wanted, and the pieces, with their numbers."""
+    w = visit.words
+    with ui.element("details").classes("k-fold k-card"):
+        text_of("summary", w("tokenizer"))
+        text_of("p", w("tokenizer_how"), "k-small")
+        names = {model.name: model.name for model in visit.studio.models}
+        with ui.element("div").classes("k-row"):
+            choice = Choice(w("model"), names, next(iter(names)), lambda: cut())
+            text = Text(w("any_text"), 2, LONGEST_TEXT, lambda: cut())
+        button(w("cut"), lambda: cut())
+        found = ui.element("div").style("margin-top:10px")
+
+    async def cut() -> None:
+        model = visit.studio.voice(choice.value).model
+        try:
+            ids = await asyncio.to_thread(model.codec.encode, text.value)
+        except Exception as error:
+            visit.tell(error)
+            return
+        found.clear()
+        with found:
+            text_of(
+                "p", w("cut_into", n=visit.say.count(len(ids)), characters=visit.say.count(len(text.value))), "k-small"
+            )
+            with ui.element("div").classes("k-answer"):
+                for i, token in enumerate(ids[:SHOWN_TOKENS]):
+                    classes = "k-tok plain even" if i % 2 else "k-tok plain"
+                    text_of("span", spelled(model, token), classes).props["title"] = str(token)
+            rows = [
+                [str(token), shown(spelled(model, token)), model.spell(token).hex(" ")] for token in ids[:LISTED_TOKENS]
+            ]
+            table([w("number"), w("token"), w("bytes")], rows)

@@ -6,6 +6,7 @@ ended; ``N.out`` and ``N.err`` are what its steps said. Nothing of it is kept in
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from secrets import token_hex
@@ -23,6 +24,7 @@ import psutil
 
 from klype import jsons
 from klype.errors import KlypeError, UsageError
+from klype.jsons import steps
 from klype.runs.record import living, process_of, write_json
 
 State = Literal["running", "done", "failed", "cancelled", "stopped"]
@@ -34,7 +36,7 @@ AT_ONCE = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class WorkPlan:
     """``steps`` are commands, one after the other, each of which goes on where it was when it is run again.
 
     ``run`` is the folder that comes of it. ``about``: whatever the page wants to know of it later.
@@ -53,9 +55,9 @@ class Work:
     folder: Path
 
     @property
-    def plan(self) -> Plan:
+    def plan(self) -> WorkPlan:
         found = _read(self.folder / WORK)
-        return Plan(found["kind"], Path(found["run"]), found["steps"], found["about"])
+        return WorkPlan(found["kind"], Path(found["run"]), found["steps"], found["about"])
 
     @property
     def began(self) -> str:
@@ -138,7 +140,7 @@ class Work:
         return living(_read(self.folder / file))
 
 
-def begin(home: Path, plan: Plan, name: str = "") -> Work:
+def begin(home: Path, plan: WorkPlan, name: str = "") -> Work:
     """Starts the work. UsageError when as much as may run at once does so already."""
     if sum(work.state == "running" for work in works(home)) >= AT_ONCE:
         raise UsageError(f"{AT_ONCE} pieces of work run already.", "Wait for one, or cancel it.")
@@ -205,3 +207,71 @@ def _read(file: Path) -> dict[str, Any]:
 
 def _now() -> float:
     return datetime.now(UTC).timestamp()
+
+
+CURVE_POINTS = 240
+"""Points of a curve: more cannot be told apart on a screen."""
+
+
+@dataclass
+class MetricsTail:
+    """``columns`` hold the numbers of every row by name, NaN where a row has none; ``steps`` are the rows' steps."""
+
+    file: Path
+    steps: list[int] = field(default_factory=list)
+    columns: dict[str, list[float]] = field(default_factory=dict)
+    _at: int = 0
+    _rest: bytes = b""
+
+    def read(self) -> bool:
+        """Whether anything is new. A file that was begun anew is read anew; half a row waits for its other half."""
+        try:
+            size = self.file.stat().st_size
+            if size < self._at:
+                self.steps, self.columns, self._at, self._rest = [], {}, 0, b""
+            if size == self._at:
+                return False
+            with self.file.open("rb") as file:
+                file.seek(self._at)
+                data = file.read()
+        except OSError:
+            return False
+        self._at += len(data)
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for row in steps(lines):
+            self._add(row)
+        return bool(lines)
+
+    def last(self, name: str) -> float | None:
+        """The newest number of this name."""
+        column = self.columns.get(name, [])
+        return next((value for value in reversed(column) if not math.isnan(value)), None)
+
+    def at(self, name: str, place: int) -> float | None:
+        """The number of this name in a row; None where it has none."""
+        column = self.columns.get(name, [])
+        return column[place] if place < len(column) and not math.isnan(column[place]) else None
+
+    def curve(self, name: str, most: int = CURVE_POINTS) -> list[list[float]]:
+        """(step, value), each the mean of as many neighbours as it takes to be ``most`` points."""
+        known = [(s, v) for s, v in zip(self.steps, self.columns.get(name, []), strict=False) if not math.isnan(v)]
+        size = max(1, math.ceil(len(known) / most))
+        out = []
+        for start in range(0, len(known), size):
+            part = known[start : start + size]
+            out.append([float(part[-1][0]), sum(v for _, v in part) / len(part)])
+        return out
+
+    def _add(self, row: dict[str, float]) -> None:
+        """Resumed training writes steps again that it had lost: the later row holds."""
+        step = int(row["step"])
+        while self.steps and self.steps[-1] >= step:
+            self.steps.pop()
+            for column in self.columns.values():
+                del column[len(self.steps) :]
+        for name, value in row.items():
+            if name != "step":
+                column = self.columns.setdefault(name, [])
+                column.extend([math.nan] * (len(self.steps) - len(column)))
+                column.append(float(value))
+        self.steps.append(step)

@@ -1,8 +1,4 @@
-"""The process that does a piece of work: ``python -m klype.studio.work_chain FOLDER`` (see work.py).
-
-It runs the steps one after the other, hands an interruption on to the one that runs, and has the model that is being
-aligned answer a few questions whenever a new state of it lies on the disk.
-"""
+"""A few questions put to a checkpoint, or to a checkpoint with the weights of a state that training saved."""
 
 from __future__ import annotations
 
@@ -12,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -23,13 +20,44 @@ from klype.runs.record import process_of, write_json
 from klype.studio.work import CANCEL, CHILD, ENDED, INTERRUPTED, PROCESS, SAMPLES, Work, rows_of
 from klype.words.plain import aside
 
+TEMPERATURE = 0.7
+"""That of the figures of a run."""
+
+
+def answers(folder: Path, weights: Path | None, questions: Sequence[str], limit: int) -> list[str]:
+    """One answer to each question, the same every time. Raises KlypeError and OSError for what cannot be read."""
+    from safetensors.torch import load
+
+    from klype.device import set_threads
+    from klype.engine.engine import Engine
+    from klype.model import checkpoint
+    from klype.values import Request, Sampling
+
+    set_threads(1)
+    loaded = checkpoint.load(folder)
+    if weights is not None:
+        state = load(weights.read_bytes())
+        loaded.model.load_state_dict({name: state[name] for name in loaded.model.state_dict()})
+    tokenizer, out = loaded.tokenizer, []
+    for seed, question in enumerate(questions):
+        prompt = tuple(loaded.chat.prompt([{"role": "user", "content": question}]))
+        room = min(limit, loaded.config.window - len(prompt))
+        if room < 1:
+            out.append("")
+            continue
+        request = Request(prompt, 1, room, Sampling(temperature=TEMPERATURE), seed, tokenizer.ends)
+        ((trace,),) = Engine(loaded.model, decode_bytes=tokenizer.token_bytes).run([request])
+        out.append(tokenizer.decode_answer(trace.tokens))
+    return out
+
+
 EVERY_S = 0.5
 PATIENCE_S = 120.0
 """How long an interrupted step may take to save its state before it is ended."""
 
 
 @dataclass
-class Chain:
+class StepRunner:
     work: Work
     interrupted: bool = False
     child: subprocess.Popen[bytes] | None = None
@@ -100,7 +128,7 @@ class Chain:
         from safetensors import SafetensorError
 
         from klype.errors import KlypeError
-        from klype.studio.work_answers import answers
+        from klype.studio.work_chain import answers
 
         self.sampled.add(step)
         try:
@@ -113,7 +141,7 @@ class Chain:
 
 
 def main() -> int:
-    chain = Chain(Work(Path(sys.argv[1])))
+    chain = StepRunner(Work(Path(sys.argv[1])))
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, chain.stop)
     for _ in range(100):  # whoever began it writes down first who does it

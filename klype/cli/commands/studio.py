@@ -24,7 +24,7 @@ from klype.sources.kinds import kind_of, spelled
 if TYPE_CHECKING:
     from klype.examine.truth import Reader
     from klype.sources.opening import Opened
-    from klype.studio.models import Model
+    from klype.studio.studio import Model
 
 RUNS = Path("runs")
 READERS = 64
@@ -73,12 +73,12 @@ def command(
     from klype.serve.server import server
     from klype.serve.settings import ServeSettings
     from klype.studio.app import app
-    from klype.studio.ranking_places import furnish
+    from klype.studio.ranking_stores import fill_store
     from klype.studio.studio import Studio
 
     command = [sys.executable, "-m", "klype"]
     studio = Studio(opened, state_folder(), command, first_questions(opened), store, runs)
-    furnish(studio)
+    fill_store(studio)
     rules = Rules.of(ServeSettings(), entrance.key, entrance.host, name or ())
     running = server(app(studio, rules), rules, grace=3)
     url = entrance.url
@@ -167,7 +167,7 @@ def _model(name: str, address: str, precision: str, device: str) -> Model:
     from klype.api.examinee import identity
     from klype.sources.native import NativeSource
     from klype.sources.opening import open_model
-    from klype.studio.models import Model
+    from klype.studio.studio import Model
 
     opened = open_model(address, precision, measured=True, device=device)
     source, engine = opened.source, None

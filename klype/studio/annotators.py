@@ -1,23 +1,82 @@
-"""One annotator's sitting at a store: the next question, and what is said about it, on the disk before it is told.
-
-All of it waits for the store: call it in a thread.
-"""
+"""Who ranks, and one annotator's session: the next question, and an answer that is on the disk before it is told."""
 
 from __future__ import annotations
 
+import hashlib
+import hmac
+import os
 import random
+import secrets
 import threading
 import time
+import unicodedata
 from dataclasses import dataclass, field, replace
 from functools import cache
+from pathlib import Path
 
 from klype.data.order import mix
-from klype.errors import UsageError
-from klype.preferences.records import Asked, Candidate, Entry, Kind
+from klype.durable import private_folder
+from klype.errors import KlypeError, UsageError
+from klype.jsons import finite
+from klype.preferences.records import MODEL, SIMULATED, Asked, Candidate, Entry, Kind
 from klype.preferences.rows import Annotator
 from klype.preferences.store import Store
 from klype.runs.human import HELD_OUT_EVERY, KEYS, SHOWN, differing
 from klype.runs.ranking import now
+from klype.runs.record import write_json
+
+FILE = "annotators.json"
+NAME_MOST, KEY_MOST, PEOPLE_MOST = 60, 200, 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Annotators:
+    """``home`` is klype's own folder; keys are kept there as salted hashes (scrypt), readable by their owner only."""
+
+    home: Path
+
+    def enter(self, name: str, key: str) -> str:
+        """The name as it is kept. The first key given with a name locks it; UsageError when it is not the right one."""
+        clean = unicodedata.normalize("NFC", " ".join(name.split()))
+        if not clean or len(clean) > NAME_MOST or not clean.isprintable():
+            raise UsageError(f"A name has from 1 to {NAME_MOST} visible characters.")
+        if clean.startswith((SIMULATED, MODEL)):
+            raise UsageError(f"Names that begin with '{SIMULATED}' or '{MODEL}' are kept for machines.")
+        if len(key) > KEY_MOST:
+            raise UsageError(f"A key has at most {KEY_MOST} characters.")
+        known = self._read()
+        kept = known.get(clean)
+        if kept is None and key:
+            salt = secrets.token_hex(16)
+            if len(known) >= PEOPLE_MOST:
+                raise UsageError("There is no room for more names with keys.")
+            self._write({**known, clean: f"{salt}:{_hash(key, salt)}"})
+        elif kept is not None:
+            salt, _, hashed = kept.partition(":")
+            if not hmac.compare_digest(_hash(key, salt), hashed):
+                raise UsageError(f"{clean} is locked with a key, and this is not it.")
+        return clean
+
+    def _read(self) -> dict[str, str]:
+        file = self.home / FILE
+        try:
+            found = finite(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            raise KlypeError(f"{file} cannot be read: {error}.", "Mend or remove it.") from error
+        return {str(name): str(kept) for name, kept in found.items()} if isinstance(found, dict) else {}
+
+    def _write(self, known: dict[str, str]) -> None:
+        private_folder(self.home)
+        file = self.home / FILE
+        write_json(file, known)
+        os.chmod(file, 0o600)
+
+
+def _hash(key: str, salt: str) -> str:
+    return hashlib.scrypt(key.encode(), salt=bytes.fromhex(salt), n=1 << 14, r=8, p=1).hex()
+
 
 AGAIN_EVERY = 10
 """Every so-manieth question is one ranked before: how far does one agree with oneself?"""
@@ -29,7 +88,7 @@ EVERYBODY = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class RankingTask:
     """What lies on the desk: a question, and its answers in the order shown. ``number`` tells turns apart."""
 
     number: int
@@ -44,7 +103,7 @@ class Turn:
 
 
 @dataclass
-class Desk:
+class AnnotatorSession:
     """``done``: how many this annotator has ranked or skipped in all. ``sitting`` is the browser tab's own mark."""
 
     store: Store
@@ -53,12 +112,12 @@ class Desk:
     shown: int = SHOWN
     done: int = 0
     turns: int = 0
-    turn: Turn | None = None
+    turn: RankingTask | None = None
     _ranked: set[int] = field(default_factory=set)
 
     @staticmethod
-    def at(store: Store, name: str, sitting: str) -> Desk:
-        desk = Desk(store, name, sitting)
+    def at(store: Store, name: str, sitting: str) -> AnnotatorSession:
+        desk = AnnotatorSession(store, name, sitting)
         desk._recount()
         return desk
 
@@ -66,7 +125,7 @@ class Desk:
     def who(self) -> Annotator:
         return Annotator(self.name, "person", self.sitting)
 
-    def next(self) -> Turn | None:
+    def next(self) -> RankingTask | None:
         """The next question; None when this annotator has ranked all there are."""
         again = None
         if self.done % AGAIN_EVERY == AGAIN_EVERY - 1:
@@ -96,7 +155,7 @@ class Desk:
         self.turn = None
         return not twice
 
-    def undo(self) -> Turn | None:
+    def undo(self) -> RankingTask | None:
         """Takes back the last one, which lies on the desk again; None when there is nothing to take back."""
         with _one_at_a_time(f"{self.store.place}\n{self.name}"):
             back = self.store.undo(self.who)
@@ -105,10 +164,10 @@ class Desk:
             return None
         shown = back.asked
         self.turns += 1
-        self.turn = Turn(self.turns, shown, back.again, time.monotonic())
+        self.turn = RankingTask(self.turns, shown, back.again, time.monotonic())
         return self.turn
 
-    def write(self, number: object, text: str) -> Turn | None:
+    def write(self, number: object, text: str) -> RankingTask | None:
         """One more answer, by this annotator; UsageError when it is none, or there is no room on the desk."""
         turn = self.turn
         if turn is None or number != turn.number:
@@ -140,7 +199,7 @@ class Desk:
                 self.store.record(Entry(found, (), self.name, "skip", when=now()))  # one answer cannot be ranked
         return None
 
-    def _lay(self, asked: Asked | None, again: bool) -> Turn | None:
+    def _lay(self, asked: Asked | None, again: bool) -> RankingTask | None:
         if asked is None:
             self.turn = None
             return None
@@ -148,7 +207,7 @@ class Desk:
         seed = mix(asked.id, int(again), *self.name.encode())
         random.Random(seed).shuffle(mixed)  # the same again after a reload, another one for others
         self.turns += 1
-        self.turn = Turn(self.turns, replace(asked, candidates=tuple(mixed)), again, time.monotonic())
+        self.turn = RankingTask(self.turns, replace(asked, candidates=tuple(mixed)), again, time.monotonic())
         return self.turn
 
     def _recount(self) -> None:

@@ -17,7 +17,7 @@ from klype.jsons import finite, saved
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class ExamRequest:
     """What is examined: so many questions, answers to each, at these temperatures; ``budget`` forward passes at most
     (what is examined becomes less until it keeps to that)."""
 
@@ -48,7 +48,7 @@ class Examination:
     """``state``: running, done, failed or cancelled. ``part`` is what it does now; ``share`` of its parts are done;
     ``plan``: what it costs, in the words of the command."""
 
-    order: Order
+    order: ExamRequest
     folder: Path
     lang: str = "en"
     state: Literal["running", "done", "failed", "cancelled"] = "running"
@@ -84,12 +84,12 @@ class Examinations:
         self.running: dict[str, Examination] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def found(self, order: Order) -> dict[str, Any] | None:
+    def found(self, order: ExamRequest) -> dict[str, Any] | None:
         """The document of a finished examination."""
         document = saved(self.folder / order.key / "figures.json")
         return document if document is not None and "figures" in document else None
 
-    def start(self, order: Order, lang: str = "en") -> Examination:
+    def start(self, order: ExamRequest, lang: str = "en") -> Examination:
         """The one that runs already, or a new one: it goes on where an earlier one was stopped."""
         known = self.running.get(order.key)
         if known is not None and known.state == "running":
@@ -111,7 +111,7 @@ class Examinations:
         for examination in self.running.values():
             self.cancel(examination)
 
-    def arguments(self, order: Order, lang: str = "en") -> list[str]:
+    def arguments(self, order: ExamRequest, lang: str = "en") -> list[str]:
         temperatures = ",".join(f"{t:g}" for t in order.temperatures)
         options = {
             "--most": order.questions,

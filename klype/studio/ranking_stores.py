@@ -22,7 +22,7 @@ STORES = "stores.toml"
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class RankingStore:
     """``url`` "": the run's own store. ``key`` is what a browser calls it; nothing else it sends is a place.
     ``run``: whose model the rankings are for; None when they are only collected."""
 
@@ -46,19 +46,21 @@ class Place:
         return self.run is not None and is_whole(self.run / "finetune")
 
 
-def places(studio: Studio) -> list[Place]:
+def ranking_stores(studio: Studio) -> list[RankingStore]:
     """All of them: the one that the command names, those of the studio's models, the rest."""
     known = [run for run in run_folders(studio) if _has_rankings(run)]
-    named = [Place(database.short(studio.store), known[0] if known else None, studio.store)] if studio.store else []
-    return [*named, *(Place(run.name, run) for run in known), *_named(studio.home / STORES)]
+    named = (
+        [RankingStore(database.short(studio.store), known[0] if known else None, studio.store)] if studio.store else []
+    )
+    return [*named, *(RankingStore(run.name, run) for run in known), *_named(studio.home / STORES)]
 
 
-def furnish(studio: Studio) -> None:
+def fill_store(studio: Studio) -> None:
     """Opens the store that the command names; what the first run has goes into an empty one: questions with their
     answers, and who ranked them. KlypeError when it cannot be opened, UsageError when there is nothing to rank."""
     if not studio.store:
         return
-    place = places(studio)[0]
+    place = ranking_stores(studio)[0]
     with place.open() as store:
         if store.questions():
             return
@@ -67,18 +69,18 @@ def furnish(studio: Studio) -> None:
                 f"There are no questions in {place.name}, and no run to take them from.",
                 "Name a run whose answers are to be ranked.",
             )
-        with Place(place.run.name, place.run).open() as own:
+        with RankingStore(place.run.name, place.run).open() as own:
             store.add(own.questions())
             store.put(own.entries())
 
 
-def place_of(studio: Studio, key: str) -> Place | None:
+def ranking_store(studio: Studio, key: str) -> RankingStore | None:
     """By a key that a browser sent; the first when there is no such one."""
-    found = places(studio)
+    found = ranking_stores(studio)
     return next((place for place in found if place.key == key), found[0] if found else None)
 
 
-def snapshot(place: Place, folder: Path, annotators: tuple[str, ...]) -> list[Entry]:
+def snapshot(place: RankingStore, folder: Path, annotators: tuple[str, ...]) -> list[Entry]:
     """What these annotators have said so far, in a store of its own in ``folder``: people may go on meanwhile."""
     with place.open() as store:
         entries = store.entries(annotators=annotators)
@@ -92,11 +94,11 @@ def _has_rankings(run: Path) -> bool:
     return any((run / "rank" / name).is_file() for name in (STORE, *(name for name, _ in BEFORE_STORES)))
 
 
-def _named(file: Path) -> list[Place]:
+def _named(file: Path) -> list[RankingStore]:
     if not file.is_file():
         return []
     try:
         found = tomllib.loads(file.read_text(encoding="utf-8"))
-        return [Place(name, Path(row["run"]).expanduser(), row["url"]) for name, row in found.items()]
+        return [RankingStore(name, Path(row["run"]).expanduser(), row["url"]) for name, row in found.items()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise KlypeError(f"{file} cannot be read: {error}.", "It should hold [NAME] with url and run.") from error

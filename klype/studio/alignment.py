@@ -4,22 +4,185 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from nicegui import ui
 
-from klype.errors import KlypeError
+from klype.errors import KlypeError, UsageError
 from klype.examine.charts import axis, line, lines
 from klype.examine.say import Say, visible
+from klype.runs.folder import read_run
+from klype.runs.overview import planned_steps
+from klype.runs.truth import read_questions
 from klype.studio.charts import chart, redraw
 from klype.studio.fields import Check, Choice, Slider
-from klype.studio.frame import as_data, button, card, table
-from klype.studio.ranking_align import Order, Seen, newest, start
-from klype.studio.ranking_places import Place
-from klype.studio.runs_list import key_of
-from klype.studio.visit import Visit, text_of
+from klype.studio.frame import Visit, as_data, button, card, table, text_of
+from klype.studio.ranking_stores import RankingStore, snapshot
+from klype.studio.runs_list import document_of, home_of_runs, key_of
+from klype.studio.studio import Studio
+from klype.studio.work import MetricsTail, Work, WorkPlan, begin, new_name, works
 from klype.words import Words
+
+ASKED = 4
+"""Held-out questions that the model answers while it is aligned."""
+FEWEST = 2
+OVERHEAD_S = 40.0
+"""Loading, the reward model and the comparison, on top of the minutes asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class AlignRequest:
+    """``annotators``: whose rankings teach. ``force``: even if the reward model imitates them badly."""
+
+    annotators: tuple[str, ...]
+    minutes: float = 1.0
+    force: bool = False
+    lang: str = "en"
+    seed: int = 0
+
+
+@dataclass
+class Alignment:
+    """A piece of aligning work as its files tell of it; ``read`` reads what is new (in a thread)."""
+
+    work: Work
+    reward: MetricsTail = field(init=False)
+    align: MetricsTail = field(init=False)
+    state: str = ""
+    step: int = 0
+    seconds: float = 0.0
+    planned: int | None = None
+    why: str = ""
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    questions: list[str] = field(default_factory=list)
+    document: dict[str, Any] = field(default_factory=dict)
+    mark: object = None
+
+    def __post_init__(self) -> None:
+        plan = self.work.plan
+        self.reward = MetricsTail(Path(plan.about["judge"]) / "reward" / "metrics.jsonl")
+        self.align = MetricsTail(plan.run / "align" / "metrics.jsonl")
+        self.questions = list(plan.about.get("ask", {}).get("questions", []))
+
+    @property
+    def about(self) -> dict[str, Any]:
+        return self.work.plan.about
+
+    def read(self) -> bool:
+        """Whether anything has changed."""
+        work = self.work
+        news = [self.reward.read(), self.align.read()]
+        self.state, self.step, self.seconds = work.state, work.step, work.seconds
+        self.samples = work.samples()
+        run = work.plan.run
+        if self.planned is None and (run / "run.json").is_file():
+            with suppress(KlypeError):
+                self.planned = planned_steps(read_run(run), "align")
+        self.why = work.why() if self.state == "failed" else ""
+        if self.state == "done" and not self.document:
+            self.document = document_of(run)
+        mark = (self.state, self.step, int(self.seconds), len(self.samples), self.planned)
+        changed = any(news) or mark != self.mark
+        self.mark = mark
+        return changed
+
+    @property
+    def share(self) -> float:
+        """How much of it is done, by steps where they are known."""
+        if self.state == "done":
+            return 1.0
+        if self.step == 0:
+            return 0.05
+        done = (self.align.steps[-1] if self.align.steps else 0) / (self.planned or 1e9)
+        return 0.1 + 0.75 * min(1.0, done)
+
+
+def newest_alignment(studio: Studio, place: RankingStore) -> Alignment | None:
+    """The last alignment of this place's rankings, whoever began it and whichever server."""
+    for work in works(studio.home):
+        plan = work.plan
+        if plan.kind == "align" and plan.about.get("place") == place.key:
+            return Alignment(work)
+    return None
+
+
+def start_alignment(studio: Studio, place: RankingStore, order: AlignRequest) -> Alignment:
+    """Begins: rankings as they are now, a reward model of them, alignment. UsageError when it runs or cannot be."""
+    known = newest_alignment(studio, place)
+    if known is not None and known.work.state == "running":
+        raise UsageError("These rankings are being learnt from already.")
+    source = place.run
+    if source is None or not place.can_align:
+        raise UsageError(f"The run {place.name} has no fine-tuned model that could be aligned.")
+    name = new_name("align")
+    run = home_of_runs(studio) / name
+    judge = run.with_name(f"{name}-judge")
+    entries = snapshot(place, judge / "rank", order.annotators)
+    ordered = sum(entry.kind != "skip" for entry in entries)
+    if ordered < FEWEST:
+        raise UsageError(f"There are {ordered} rankings: {FEWEST} at least are needed, and a hundred teach better.")
+    about = {
+        "place": place.key,
+        "from": place.name,
+        "rankings": ordered,
+        "annotators": list(order.annotators),
+        "minutes": order.minutes,
+        "judge": str(judge),
+        "planned_s": 60 * order.minutes + OVERHEAD_S,
+        "ask": {
+            "before": str((source / "finetune").resolve()),
+            "after": str(run / "align"),
+            "questions": held_out(source),
+        },
+    }
+    return Alignment(
+        begin(studio.home, WorkPlan("align", run, _steps(studio, source, (judge, run), order), about), name)
+    )
+
+
+def held_out(run: Path) -> list[str]:
+    """A few held-out questions, of different kinds, short ones first."""
+    found = read_questions(run / "questions.jsonl")
+    kinds: dict[object, str] = {}
+    for question in sorted(found, key=lambda q: len(q.prompt)):
+        kinds.setdefault((question.extra.get("kind", question.id), question.extra.get("lang", "")), question.prompt)
+    prompts = list(kinds.values())
+    return prompts[:: max(1, len(prompts) // ASKED)][:ASKED]
+
+
+def _steps(studio: Studio, source: Path, folders: tuple[Path, Path], order: AlignRequest) -> list[list[str]]:
+    judge, run = folders
+    common = ["--resume", "--json", "--lang", order.lang, "--seed", str(order.seed)]
+    force = ["--force"] if order.force else []
+    run_of = str(source.resolve())
+    return [
+        [*studio.command, "train", "reward", "--from", run_of, "--out", str(judge), *common, *_inputs(source)],
+        [*studio.command, "align", str(judge), "--out", str(run), "--minutes", f"{order.minutes:g}", *force, *common],
+    ]
+
+
+def _inputs(run: Path) -> list[str]:
+    """What the run was made of, and with which settings: its reward model is made with the same."""
+    made = read_run(run).get("asked")
+    if not isinstance(made, dict):
+        return []
+    out: list[str] = []
+    for text in _strings(made.get("text")):
+        out += ["--text", text]
+    for name in ("instructions", "data"):
+        if isinstance(made.get(name), str) and made[name]:
+            out += [f"--{name}", made[name]]
+    for setting in _strings(made.get("overrides")):
+        out += ["--set", setting]
+    return out
+
+
+def _strings(given: object) -> Sequence[str]:
+    return [text for text in given if isinstance(text, str)] if isinstance(given, list) else []
+
 
 LOOK_S = 1.0
 CURVES = {
@@ -32,12 +195,12 @@ GAIN = {"annotator": "score"}
 
 
 @dataclass
-class Learn:
+class AlignCard:
     """The card as one visitor has it; the work itself lives in files, so that any visitor and server finds it."""
 
     visit: Visit
-    place: Place
-    seen: Seen | None = None
+    place: RankingStore
+    seen: Alignment | None = None
     drawn: tuple[object, ...] = ()
     looking: bool = False
     charts: dict[str, ui.echart] = field(default_factory=dict)
@@ -96,9 +259,9 @@ class Learn:
 
     async def begin(self) -> None:
         names = self.people.get(self.whose.value, ()) if self.whose is not None else ()
-        order = Order(names, self.minutes.value, self.force.value, self.visit.lang)
+        order = AlignRequest(names, self.minutes.value, self.force.value, self.visit.lang)
         try:
-            self.seen = await asyncio.to_thread(start, self.visit.studio, self.place, order)
+            self.seen = await asyncio.to_thread(start_alignment, self.visit.studio, self.place, order)
         except KlypeError as error:
             self.visit.tell(error)
         self.drawn = ()
@@ -127,7 +290,7 @@ class Learn:
 
     def _read(self) -> bool:
         if self.seen is None or self.seen.state in ("done", "cancelled", "failed", "stopped"):
-            found = newest(self.visit.studio, self.place)
+            found = newest_alignment(self.visit.studio, self.place)
             if found is not None and (self.seen is None or found.work != self.seen.work):
                 self.seen = found
         return self.seen is not None and self.seen.read()
@@ -162,7 +325,7 @@ class Learn:
                     text_of("h3", w("samples"))
                     self._sampled(seen)
 
-    def _told(self, seen: Seen) -> str:
+    def _told(self, seen: Alignment) -> str:
         w, say = self.visit.words, self.visit.say
         about = {"n": say.count(seen.about["rankings"]), "seconds": say.seconds(max(1.0, float(int(seen.seconds))))}
         if seen.state != "running":
@@ -178,7 +341,7 @@ class Learn:
             part = w("part_align", step=say.count(seen.align.steps[-1]), of=say.count(seen.planned or 0))
         return w("work_running", part=part, **about)
 
-    def _draw(self, seen: Seen) -> None:
+    def _draw(self, seen: Alignment) -> None:
         w = self.visit.words
         if not self.charts:
             with self.pictures:
@@ -196,7 +359,7 @@ class Learn:
         for name, drawn in self.charts.items():
             redraw(drawn, self._option(seen, name), self.visit.lang)
 
-    def _option(self, seen: Seen, name: str) -> dict[str, Any]:
+    def _option(self, seen: Alignment, name: str) -> dict[str, Any]:
         w = self.visit.words
         series = [line(w(f"line_{key}"), seen.align.curve(key), colour) for key, colour in CURVES[name]]
         most = max(seen.planned or 0, seen.align.steps[-1] if seen.align.steps else 1)
@@ -208,7 +371,7 @@ class Learn:
             return []
         return [[step, *(tail.at(name, i) for name in names[1:])] for i, step in enumerate(tail.steps)]
 
-    def _sampled(self, seen: Seen) -> None:
+    def _sampled(self, seen: Alignment) -> None:
         """One question a row: how it was answered at first, now, and in between."""
         w, say = self.visit.words, self.visit.say
         first, last = seen.samples[0], seen.samples[-1]
@@ -223,7 +386,7 @@ class Learn:
             scroll.props.update({"tabindex": 0, "role": "region", "aria-label": w("samples")})
             table(columns, rows)
 
-    def _compared(self, seen: Seen) -> None:
+    def _compared(self, seen: Alignment) -> None:
         w, say = self.visit.words, self.visit.say
         document = seen.document
         last = document["rounds"][-1]
