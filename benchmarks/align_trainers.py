@@ -40,7 +40,7 @@ class Klype:
     def load(self, given: Given) -> None:
         from klype.device import memory_policy, set_threads
         from klype.model import checkpoint
-        from klype.model.fused import fused
+        from klype.model.compiled import fused
 
         memory_policy()
         set_threads(given.threads)

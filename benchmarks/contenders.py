@@ -28,9 +28,8 @@ class Klype:
         from klype.device import memory_policy, set_threads
         from klype.engine.engine import Engine
         from klype.model import checkpoint
-        from klype.model.fused import fused
-        from klype.model.native import kernel
-        from klype.model.packed import pack
+        from klype.model.compiled import fused
+        from klype.model.prepacked import kernel, pack
 
         memory_policy()
         set_threads(files.threads)
@@ -81,7 +80,7 @@ class Klype:
         import torch
 
         from klype.model.cache import Cache
-        from klype.model.native import FEW
+        from klype.model.prepacked import FEW
 
         model, found = self.engine.model, []
         cache = Cache(model.config, 1, dtype=model.embed.weight.dtype)

@@ -29,7 +29,7 @@ class Klype:
         import torch
 
         from klype.device import memory_policy
-        from klype.model.fused import fused
+        from klype.model.compiled import fused
 
         memory_policy()
         torch.set_num_threads(threads)

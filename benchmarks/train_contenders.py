@@ -43,8 +43,8 @@ class Klype:
         import torch
 
         from klype.device import memory_policy, trim_memory
+        from klype.model.compiled import fused
         from klype.model.config import ModelConfig
-        from klype.model.fused import fused
         from klype.model.transformer import Transformer
         from klype.runs.plan import Crew, best_precision, crews
 

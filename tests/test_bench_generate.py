@@ -19,7 +19,7 @@ from benchmarks.process import Failed, Worker
 from benchmarks.roofline import BYTES
 from benchmarks.worker import main
 from klype.errors import KlypeError
-from klype.model import checkpoint, native
+from klype.model import checkpoint, compiler
 from klype.text.tokenizer import Tokenizer
 from tests.toys import toy
 
@@ -99,7 +99,7 @@ def test_the_whole_comparison_with_a_toy(folder: Path, tmp_path: Path) -> None:
         for what in ("prefill", "decode", "single", "n64", "n256"):
             assert row[what]["low"] <= row[what]["value"] <= row[what]["high"]
     assert document["rows"][0]["loss"]["kl"]["value"] == 0
-    if any(map(shutil.which, native.COMPILERS)):
+    if any(map(shutil.which, compiler.COMPILERS)):
         whole, loss = document["rows"]
         assert abs(whole["loss_compiled"]["kl"]["value"]) < 1e-6
         assert 0 < loss["loss_compiled"]["kl"]["value"] < 2 * loss["loss"]["kl"]["value"]

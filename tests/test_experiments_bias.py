@@ -39,7 +39,7 @@ from klype.experiments.training import (
     true,
     uniform,
 )
-from klype.model.fused import fused
+from klype.model.compiled import fused
 from klype.model.transformer import Transformer
 from klype.train.objectives import cross_entropy, soft_cross_entropy
 from klype.values import Batch

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from klype.errors import KlypeError
 from klype.model.cache import Cache
-from klype.model.fused import fused
+from klype.model.compiled import fused
 from klype.model.transformer import Transformer
 from tests.toys import SHAPES, toy
 

@@ -13,10 +13,10 @@ from torch.nn import functional
 from train_toys import Seeded, random_batch
 
 from klype.errors import Interrupted, KlypeError
-from klype.model import fused as compiling
-from klype.model.fused import Fused, fused
-from klype.model.laid import ROUND, Stems, grown, laid_out
+from klype.model import compiled as compiling
+from klype.model.compiled import Fused, fused
 from klype.model.lora import AdaptedTransformer, LoraSettings
+from klype.model.packed import ROUND, Stems, grown, laid_out
 from klype.model.transformer import Transformer
 from klype.runs.plan import Crew, Planned, Precision
 from klype.train.loop import Session, Settings, train

@@ -22,7 +22,7 @@ from klype.engine.sampling import draw, noise, shape
 from klype.engine.speculation import DRAFT_STREAM, Speculation, _Answer
 from klype.model import checkpoint
 from klype.model.checkpoint import Loaded
-from klype.model.packed import pack
+from klype.model.prepacked import pack
 from klype.values import Request, Sampling
 
 pytestmark = [

@@ -9,7 +9,7 @@ import torch
 
 from klype.engine.engine import Engine
 from klype.errors import KlypeError
-from klype.model.packed import FEW, PRECISIONS, BlockedLinear, Int8Linear, fastest_alone, is_packed, pack
+from klype.model.prepacked import FEW, PRECISIONS, BlockedLinear, Int8Linear, fastest_alone, is_packed, pack
 from klype.model.transformer import Transformer
 from klype.values import Request, Sampling
 from tests.toys import SHAPES, toy

@@ -15,10 +15,10 @@ import torch
 
 from klype.device import Precision
 from klype.engine.engine import Engine
-from klype.model import native
+from klype.model import prepacked
 from klype.model.cache import Cache
-from klype.model.native import FEW, Kernel, kernel, library, suits
-from klype.model.packed import BlockedLinear, Int8Linear, pack
+from klype.model.compiler import library
+from klype.model.prepacked import FEW, BlockedLinear, Int8Linear, Kernel, kernel, pack, suits
 from klype.model.transformer import Transformer
 from klype.values import Request, Sampling
 from tests.toys import toy
@@ -208,7 +208,7 @@ def test_it_is_compiled_once_and_told_before(tmp_path: Path, compiled: Kernel) -
 DAMAGED = """
 import random, sys
 from pathlib import Path
-from klype.model.native import library
+from klype.model.compiler import library
 source, folder = Path(sys.argv[1]) / "small.c", Path(sys.argv[1]) / "kept"
 source.write_text("int klype_seven(void) { return 7; }")
 told, rng = [], random.Random(1)
@@ -277,4 +277,4 @@ def test_without_a_compiler_or_a_place_of_ones_own_there_is_none(tmp_path: Path,
     assert kernel(tmp_path / "file") is None
     (tmp_path / "no.c").write_text("int one(")
     assert library([tmp_path / "no.c"], tmp_path) is None
-    assert library([native.SOURCE], tmp_path, compilers=("no-such-compiler",)) is None
+    assert library([prepacked.SOURCE], tmp_path, compilers=("no-such-compiler",)) is None

@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from klype.errors import KlypeError
-from klype.model.attention import convolve, document_positions
+from klype.model.attention import convolve, document_positions, rope_table, rotate
 from klype.model.config import ModelConfig
-from klype.model.rope import rope_table, rotate
 from klype.model.transformer import Transformer
 from tests.toys import SHAPES, bigram, toy
 

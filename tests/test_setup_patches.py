@@ -55,7 +55,7 @@ def test_every_way_to_replace_is_counted() -> None:
         "patch.setenv('PATH', '')",
         "contextlib.chdir(folder)",
         "import native\nnative.BLOCK = 32",
-        "from klype.model import native\nnative.rows['a'] = 32",
+        "from klype.model import prepacked\nprepacked.rows['a'] = 32",
         "import os\ndel os.environ['PATH']",
         "import klype.door as door\nsetattr(door, 'WAIT_S', 0)",
         "from unittest import mock",

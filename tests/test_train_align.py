@@ -14,8 +14,8 @@ from train_toys import tiny_model
 
 from klype.engine.engine import Engine
 from klype.errors import Interrupted, KlypeError
+from klype.model.compiled import fused
 from klype.model.config import ModelConfig
-from klype.model.fused import fused
 from klype.model.transformer import Transformer
 from klype.train import scoring
 from klype.train.loop import Session, Settings, train

@@ -25,7 +25,7 @@ from train_toys import Seeded, part, pieces, random_batch, tiny_config, tiny_mod
 
 from klype.cli import environment
 from klype.errors import Interrupted, KlypeError, UsageError
-from klype.model.fused import fused
+from klype.model.compiled import fused
 from klype.model.lora import AdaptedTransformer, LoraSettings
 from klype.train import parallel
 from klype.train.layout import Whole

@@ -121,7 +121,7 @@ def shape_of(opened: Opened) -> Shape | None:
 
     if opened.native is None:
         return None
-    from klype.model.packed import Int8Linear
+    from klype.model.prepacked import Int8Linear
 
     config, model = opened.native.loaded.config, opened.native.loaded.model
     matrices = config.flops_per_token // 2

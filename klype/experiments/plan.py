@@ -15,7 +15,7 @@ from klype.errors import KlypeError, UsageError
 from klype.experiments.corpus import Source
 from klype.experiments.training import LabSettings, TrainingHooks, TrainingSet, train_model, uniform
 from klype.jsons import saved
-from klype.model.fused import fused
+from klype.model.compiled import fused
 
 PROBED = 8  # steps that are timed
 

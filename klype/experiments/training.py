@@ -20,8 +20,8 @@ from klype.data import pools
 from klype.data.order import Permutation, mix
 from klype.errors import Interrupted
 from klype.experiments.corpus import Corpus, Ids, Truth, targets
+from klype.model.compiled import Fused
 from klype.model.config import ModelConfig
-from klype.model.fused import Fused
 from klype.model.transformer import Transformer
 from klype.train.loop import Session, Settings, train
 from klype.train.objectives import Objective, cross_entropy, soft_cross_entropy

@@ -17,9 +17,8 @@ from torch import Tensor
 
 from klype.errors import KlypeError
 from klype.model.cached_attention import Pass, prepare
+from klype.model.compiled import Fused, OneMore, Tables, seated
 from klype.model.config import ModelConfig
-from klype.model.fused import Fused
-from klype.model.one_more import OneMore, Tables, seated
 from klype.model.shelf import Groups, Shelf, group_rows, placed
 
 if TYPE_CHECKING:

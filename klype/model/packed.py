@@ -1,171 +1,120 @@
-"""A model's matrices laid out for inference: oneDNN's own blocks in float32 and bfloat16, or 8-bit integers.
+"""Texts laid end to end, so that nothing is padded: piece s has the rows ``starts[s]`` to ``starts[s + 1]`` of N.
 
-A packed matrix takes the place of the one it was made from, so that memory holds one of them; only embeddings that
-are also the head are kept beside it. Packed models compute and do not learn; their weights never change.
+A text is one piece, or a tree of them: a stem, such as a prompt, and branches that go on from it, such as its answers.
 """
 
 from __future__ import annotations
 
-import math
-import time
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from klype.device import Precision
-from klype.errors import KlypeError
-from klype.model import native
-from klype.model.native import Kernel, Stepper
-from klype.model.transformer import Transformer
-
-PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "int8")
-SMALL = 1 << 14
-"""Matrices of fewer numbers gain nothing."""
-BLOCK = 32
-"""torch's 8-bit product (2.13) reads past the end of matrices of other sizes."""
-FEW = 16
-"""Up to this many rows the 8-bit product is bound by memory; above, matrices are widened once a pass."""
+ROUND = 128
+"""Rows are laid out by so many: oneDNN makes a kernel for every number of rows that it has not met before, which takes
+as long as a tenth of the product. Texts of one token each, which nobody wants, fill them up."""
 
 
-class BlockedLinear(nn.Module):
-    """A linear layer in the order in which oneDNN reads its matrix. Same numbers as before but for rounding.
+@dataclass(frozen=True)
+class Texts:
+    """Where pieces begin and end, [S + 1], and the length of the longest text: a stem's counts with each branch.
 
-    With a ``kernel``, few rows go through it, where it can read oneDNN's order.
+    ``trees``: tree i has the pieces ``trees[i]`` (its stem) to ``trees[i + 1]``; None: each piece is a text.
     """
 
-    matrix: Tensor
-    bias: Tensor | None
+    starts: Tensor
+    longest: int
+    trees: Tensor | None = None
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, kernel: Kernel | None = None) -> None:
-        super().__init__()
-        self.register_buffer("matrix", torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None))
-        self.register_buffer("bias", bias)
-        self.wide_bias = None if bias is None else bias.float()
-        address, size = torch.ops.mkldnn.data_ptr(self.matrix), torch.ops.mkldnn._nbytes(self.matrix)
-        known = kernel is not None and native.lies_in_blocks(weight, address, size, kernel.block)
-        self.kernel = kernel if known else None
-        self.fields = native.matrix_at(address, weight, self.wide_bias)
+    @staticmethod
+    def alone(rows: int) -> Texts:
+        """So many texts of one token each."""
+        return Texts(torch.arange(rows + 1), 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.kernel is not None and self.kernel.takes(x):
-            return self.kernel.product(self.fields, x)
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.matrix, self.bias, "none", [], "")
-        return out
+    @property
+    def number(self) -> int:
+        """Of trees."""
+        return len(self.starts if self.trees is None else self.trees) - 1
 
 
-class Int8Linear(nn.Module):
-    """A linear layer of 8-bit integers, one scale a row, itself a bfloat16. Only the weights are rounded: products are
-    float32's, many rows at once or, with a ``kernel``, which has its own order, few. Without one, torch computes few
-    rows in bfloat16."""
+@dataclass(frozen=True)
+class Laid:
+    """Texts laid end to end: their positions in the flattened rows, and which of those are wanted (None: all)."""
 
-    matrix: Tensor
-    scale: Tensor
-    bias: Tensor | None
-
-    def __init__(self, weight: Tensor, bias: Tensor | None, kernel: Kernel | None = None) -> None:
-        super().__init__()
-        scale_O1 = (weight.float().abs().amax(1, keepdim=True) / 127).clamp_min(1e-12).bfloat16()
-        matrix_OI = (weight.float() / scale_O1.float()).round_().clamp_(-127, 127).to(torch.int8)
-        self.register_buffer("matrix", matrix_OI if kernel is None else native.blocked(matrix_OI, kernel.block))
-        self.register_buffer("scale", scale_O1[:, 0].contiguous())
-        self.register_buffer("bias", None if bias is None else bias.bfloat16())
-        self.in_blocks = weight.device.type == "cpu" and all(size % BLOCK == 0 for size in weight.shape)
-        self.kernel = kernel
-        self.wide_scale, self.wide_bias = self.scale.float(), None if self.bias is None else self.bias.float()
-        self.fields = native.matrix_at(self.matrix.data_ptr(), matrix_OI, self.wide_bias, self.wide_scale)
-
-    def widened(self) -> Tensor:
-        """The integers as float32, [I, O]."""
-        if self.kernel is None:
-            return self.matrix.float().T
-        columns_IBR = self.matrix[..., 0].transpose(0, 1)
-        wide = torch.empty(columns_IBR.shape).copy_(columns_IBR)
-        return wide.flatten(1)[:, : len(self.scale)]
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.kernel is not None and self.kernel.takes(x):
-            return self.kernel.product(self.fields, x)
-        rows_MI = x.reshape(-1, x.shape[-1])
-        if self.in_blocks and rows_MI.shape[0] <= FEW and self.kernel is None:
-            out_MO = torch._weight_int8pack_mm(rows_MI.bfloat16(), self.matrix, self.scale)
-        else:
-            out_MO = (rows_MI.float() @ self.widened()).mul_(self.wide_scale)
-        if self.bias is not None:
-            out_MO += self.bias
-        return out_MO.view(*x.shape[:-1], -1).to(x.dtype)
+    texts: Texts
+    rows: Tensor
+    wanted: Tensor | None
 
 
-def pack(model: Transformer, precision: Precision, kernel: Kernel | None = None) -> Transformer:
-    """The same model, changed in place, for inference in "float32", "bfloat16" or "int8".
+@dataclass(frozen=True)
+class Stems:
+    """Rows come in groups of ``group``; those of group q begin with the same ``lengths[q]`` tokens."""
 
-    Matrices that are too small to gain, or on an accelerator, and machines without oneDNN, keep the plain ones. int8
-    weights are read from the model as it is: load it in float32 so that they are rounded once. With a ``kernel``,
-    passes over few tokens are one call of C each where the model suits. Raises KlypeError for other names.
-    """
-    if precision not in PRECISIONS:
-        raise KlypeError(f"A model cannot be packed as {precision!r}.", "Choose float32, bfloat16 or int8.")
-    if is_packed(model):
-        raise KlypeError("This model is packed already.", "Load it again to pack it otherwise.")
-    model.requires_grad_(False)
-    kernel = kernel if native.suits(model.config) and model.embed.weight.device.type == "cpu" else None
-    with torch.no_grad():
-        model.to(_stream(precision))
-        for parent in [*model.layers, model]:
-            for name, part in list(parent.named_children()):
-                if isinstance(part, nn.Linear):
-                    setattr(parent, name, _packed(part, precision, kernel))
-    if kernel is not None and all(_compiled(part) for layer in model.layers for part in layer.children()):
-        model.stepper = Stepper(model, kernel)
-    return model
+    group: int
+    lengths: Tensor
 
 
-def _compiled(part: nn.Module) -> bool:
-    """Whether a layer's part is no matrix, or one that the kernel reads."""
-    return isinstance(part, nn.RMSNorm) or getattr(part, "kernel", None) is not None
+def laid_out(wanted_BT: Tensor, document_BT: Tensor | None = None) -> Laid:
+    """The rows up to their last wanted position, cut where a document ends, and filled up to a round number."""
+    T = wanted_BT.shape[1]
+    lengths_B = _lengths(wanted_BT)
+    used_BT = torch.arange(T) < lengths_B[:, None]
+    rows = used_BT.flatten().nonzero()[:, 0]
+    if document_BT is None:
+        starts = _starts(lengths_B[lengths_B > 0])
+    else:
+        first_BT = torch.ones_like(used_BT)
+        first_BT[:, 1:] = document_BT[:, 1:] != document_BT[:, :-1]
+        inside = first_BT.flatten()[rows].nonzero()[:, 0]
+        starts = torch.cat([inside, inside.new_tensor([len(rows)])])
+    longest = int(starts.diff().max()) if len(starts) > 1 else 0
+    wanted = wanted_BT.flatten()[rows].nonzero()[:, 0]
+    return _filled(Texts(starts, longest), rows, wanted, len(wanted) == len(rows))
 
 
-def _stream(precision: Precision) -> torch.dtype:
-    """Of what is between the matrices: with int8, attention in float32 is both faster and more exact."""
-    return torch.bfloat16 if precision == "bfloat16" else torch.float32
+def grown(wanted_BT: Tensor, stems: Stems) -> Laid:
+    """The same, what rows of a group begin with only once. ``wanted`` is in the order of ``wanted_BT``."""
+    B, T = wanted_BT.shape
+    G, Q = stems.group, len(stems.lengths)
+    lengths_QG = _lengths(wanted_BT).view(Q, G)
+    stem_Q = torch.minimum(stems.lengths, lengths_QG.amax(1))
+    pieces_QE = torch.cat([stem_Q[:, None], (lengths_QG - stem_Q[:, None]).clamp(min=0)], 1)
+    starts, sizes = _starts(pieces_QE.flatten()), pieces_QE.flatten()
+    piece_N = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
+    tree_N, branch_N = piece_N // (G + 1), piece_N % (G + 1) - 1
+    column_N = torch.arange(len(piece_N)) - starts[piece_N] + torch.where(branch_N >= 0, stem_Q[tree_N], 0)
+    rows = (tree_N * G + branch_N.clamp(min=0)) * T + column_N
+    row_W, column_W = wanted_BT.nonzero(as_tuple=True)
+    tree_W = row_W // G
+    beyond_W = column_W - stem_Q[tree_W]
+    at_W = tree_W * (G + 1) + torch.where(beyond_W >= 0, row_W % G + 1, 0)
+    wanted = starts[at_W] + torch.where(beyond_W >= 0, beyond_W, column_W)
+    longest = int((stem_Q + pieces_QE[:, 1:].amax(1)).max()) if B else 0
+    return _filled(Texts(starts, longest, torch.arange(0, Q * (G + 1) + 1, G + 1)), rows, wanted, False)
 
 
-def fastest_alone(seconds: float = 0.05, kernel: Kernel | None = None) -> Precision:
-    """The precision that answers one user soonest here: each is timed on one row against a matrix of 16 MB.
-
-    A coarser one has to be a quarter faster to be worth its loss.
-    """
-    best: tuple[Precision, float] = ("float32", math.inf)
-    for precision in PRECISIONS:
-        plain = nn.Linear(512, 8192, bias=False).requires_grad_(False)
-        layer = _packed(plain.to(_stream(precision)), precision, kernel)
-        row_MI = torch.randn(1, 512).to(_stream(precision))
-        took = _shortest(layer, row_MI, seconds)
-        if took < 0.8 * best[1]:
-            best = precision, took
-    return best[0]
+def _lengths(wanted_BT: Tensor) -> Tensor:
+    """[B]: up to each row's last wanted position, that one too."""
+    return torch.where(wanted_BT, torch.arange(wanted_BT.shape[1]) + 1, 0).amax(1)
 
 
-def _shortest(layer: nn.Module, row_MI: Tensor, seconds: float) -> float:
-    shortest, end = math.inf, time.perf_counter() + seconds
-    with torch.inference_mode():
-        layer(row_MI)
-        while time.perf_counter() < end or shortest == math.inf:
-            start = time.perf_counter()
-            layer(row_MI)
-            shortest = min(shortest, time.perf_counter() - start)
-    return shortest
+def _starts(lengths: Tensor) -> Tensor:
+    starts = torch.zeros(len(lengths) + 1, dtype=torch.int64)
+    torch.cumsum(lengths, 0, out=starts[1:])
+    return starts
 
 
-def _packed(layer: nn.Linear, precision: Precision, kernel: Kernel | None) -> nn.Module:
-    weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
-    if precision == "int8":
-        return Int8Linear(weight, bias, kernel)
-    if (weight.numel() < SMALL and kernel is None) or weight.device.type != "cpu" or not torch._C._has_mkldnn:
-        return layer
-    dtype = getattr(torch, precision)
-    return BlockedLinear(weight.to(dtype), None if bias is None else bias.to(dtype), kernel)
+def _filled(texts: Texts, rows: Tensor, wanted: Tensor, every: bool) -> Laid:
+    """With texts of one token each, up to a round number; ``every``: all rows are wanted, in their order."""
+    spare = missing(len(rows))
+    if not spare and every:
+        return Laid(texts, rows, None)
+    more = torch.arange(1, spare + 1)
+    trees = None if texts.trees is None else torch.cat([texts.trees, texts.trees[-1] + more])
+    starts = torch.cat([texts.starts, more + len(rows)])
+    return Laid(Texts(starts, texts.longest, trees), torch.cat([rows, rows.new_zeros(spare)]), wanted)
 
 
-def is_packed(model: Transformer) -> bool:
-    """Whether ``pack`` has been here: such a model can neither learn nor be saved."""
-    return any(isinstance(part, BlockedLinear | Int8Linear) for part in model.modules())
+def missing(rows: int) -> int:
+    """How many more make a round number."""
+    return -rows % ROUND

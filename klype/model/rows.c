@@ -1,4 +1,4 @@
-/* One more token of every row of a cache, between the matrix products: klype.model.one_more calls it.
+/* One more token of every row of a cache, between the matrix products: klype.model.compiled calls it.
  *
  * A row's text is a part that it shares with others, on a shelf, and one of its own. Readers of one text sit at a table
  * together: its keys are laid across once for all of them, and their scores are products of small matrices. What comes out

@@ -1,5 +1,5 @@
 /* A decoder's pass over a few new tokens, matrices of 8-bit integers, bfloat16 or float32, the cache bfloat16 or float32,
- * all that is computed float32: klype.model.native builds it.
+ * all that is computed float32: klype.model.prepacked builds it.
  *
  * Every token has a row of the cache and a position in it; the row's keys and values up to there are read, its own
  * are stored. Threads are OpenMP's, which torch computes with too (two pools would wait for each other's cores), but

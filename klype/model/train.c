@@ -1,5 +1,5 @@
 /* The parts of a training step between its matrix products, each in one pass over memory, forward and backward:
- * klype.model.fused calls them and says what they compute.
+ * klype.model.compiled calls them and says what they compute.
  *
  * Texts lie end to end as N rows: piece s has the rows starts[s] .. starts[s+1]. A text is one piece, or a tree of them: a
  * stem, and branches that each go on from its end and do not see one another; tree i has the pieces trees[i] .. trees[i+1].

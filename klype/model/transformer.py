@@ -12,18 +12,25 @@ from torch.nn.functional import silu
 from torch.utils.checkpoint import checkpoint
 
 from klype.errors import KlypeError
-from klype.model.attention import MATERIALISED, attend, convolve, document_mask, document_positions, written_up_to
+from klype.model.attention import (
+    MATERIALISED,
+    attend,
+    convolve,
+    document_mask,
+    document_positions,
+    rope_table,
+    rotate,
+    written_up_to,
+)
+from klype.model.compiled import suits
 from klype.model.config import ModelConfig
-from klype.model.laid import Stems, Texts, grown, laid_out
-from klype.model.one_more import suits
-from klype.model.rope import rope_table, rotate
+from klype.model.packed import Stems, Texts, grown, laid_out
 
 if TYPE_CHECKING:
     from klype.model.cache import Cache
     from klype.model.cached_attention import Pass
-    from klype.model.fused import Fused
-    from klype.model.native import Stepper
-    from klype.model.one_more import OneMore
+    from klype.model.compiled import Fused, OneMore
+    from klype.model.prepacked import Stepper
 
 
 class Transformer(nn.Module):

@@ -18,7 +18,7 @@ from torch import nn
 from klype.data.pools import STEPS
 from klype.device import pick_device, usable_cores
 from klype.model import checkpoint
-from klype.model.fused import Fused, fused
+from klype.model.compiled import Fused, fused
 from klype.model.transformer import Transformer
 from klype.runs import ranking
 from klype.runs.adapting import learner, learnt

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from klype.engine.engine import Engine, Event
     from klype.model.checkpoint import Loaded
-    from klype.model.native import Kernel
+    from klype.model.prepacked import Kernel
     from klype.sources.find import Found
     from klype.sources.native import NativeSource
     from klype.sources.source import Source
@@ -146,9 +146,8 @@ def _open_native(name: str, found: Found, precise: tuple[str, bool], device: tor
     from klype.device import pick_precision, set_threads
     from klype.engine.engine import Engine
     from klype.model import checkpoint
-    from klype.model.fused import fused
-    from klype.model.native import suits
-    from klype.model.packed import fastest_alone, pack
+    from klype.model.compiled import fused
+    from klype.model.prepacked import fastest_alone, pack, suits
 
     set_threads()
     (precision, measured), on_cpu = precise, device.type == "cpu"
@@ -165,7 +164,7 @@ def _open_native(name: str, found: Found, precise: tuple[str, bool], device: tor
 
 def compiled_pass() -> Kernel | None:
     """The pass over few tokens in C; the first time it is compiled, which is told."""
-    from klype.model.native import kernel
+    from klype.model.prepacked import kernel
 
     return kernel(cache_folder(), _announce)
 

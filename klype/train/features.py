@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from klype.model.laid import Stems
+from klype.model.packed import Stems
 from klype.model.transformer import Transformer
 from klype.train.objectives import LanguageModel, wide
 from klype.train.scoring import grows, saves, shared_states

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from klype.model.laid import Stems, missing
+from klype.model.packed import Stems, missing
 from klype.model.transformer import Transformer
 from klype.values import Batch, Loss
 
@@ -101,8 +101,8 @@ def learnt_logits(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.T
 def learnt_states(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """States at the positions that are learnt, and their indices in the flattened batch.
 
-    Among them are some positions of weight 0 for a round number (see laid.py). A compiled graph wants fixed shapes and
-    gets all positions.
+    Among them are some positions of weight 0 for a round number (see packed.py). A compiled graph wants fixed shapes
+    and gets all positions.
     """
     weights_N = batch.weights_BT.flatten()
     if isinstance(model, Transformer) and not torch.compiler.is_compiling():

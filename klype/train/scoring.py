@@ -1,6 +1,6 @@
 """Log-probabilities of answers, with the prompt of a group of answers computed once.
 
-Compiled code lays a group out as a tree (klype.model.laid). Where there is none, torch computes as is written here.
+Compiled code lays a group out as a tree (klype.model.packed). Where there is none, torch computes as is written here.
 Rows of one group have the same prompt: Q groups of G rows. ``extra["group"]`` is G and ``extra["prompt_B"]`` the
 lengths of the prompts. Shapes: P prompt positions that are shared, A positions of an answer's row, H heads, K their
 width, J convolution taps. Shared = separate up to rounding; a test holds it.

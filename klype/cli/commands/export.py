@@ -71,7 +71,7 @@ def write_repository(loaded: Loaded, run: Path | None, name: str, folder: Path) 
 
     The hashes are not of the card: who has it on a hub may edit it.
     """
-    from klype.model.card import hub_card
+    from klype.model.checkpoint import hub_card
     from klype.model.manifest import put
 
     if not loaded.folder.is_dir():

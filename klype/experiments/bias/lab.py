@@ -22,7 +22,7 @@ from klype.experiments.bias.targets import Target, target
 from klype.experiments.framework import Cell
 from klype.experiments.training import Curve, TrainedModel, TrainingHooks, TrainingSet, shape, train_model
 from klype.jsons import saved
-from klype.model.fused import fused
+from klype.model.compiled import fused
 from klype.model.transformer import Transformer
 
 WATCHED = 24  # test documents whose KL is seen while a model trains

@@ -32,7 +32,7 @@ from klype.experiments.mistakes.methods import BEFORE, CONTROL, METHODS, Method,
 from klype.experiments.plan import Choice, Plan, Speed
 from klype.experiments.training import TrainedModel, loop_settings, optimize
 from klype.jsons import saved
-from klype.model.fused import fused
+from klype.model.compiled import fused
 from klype.model.transformer import Transformer
 from klype.train.loop import Session
 from klype.train.optimizer import fused_parts

@@ -1,0 +1,350 @@
+"""A model's matrices laid out for inference: oneDNN's own blocks in float32 and bfloat16, or 8-bit integers.
+
+A packed matrix takes the place of the one it was made from, so that memory holds one of them; only embeddings that
+are also the head are kept beside it. Packed models compute and do not learn; their weights never change.
+
+With a C compiler, a pass over a few tokens is one call of C (``step.c``): torch's own way through a model is hundreds
+of calls a token, of 8 bits some 5,000. Nobody needs it: where there is none, or where a model's shape is not
+supported, torch computes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from klype.device import Precision
+from klype.errors import KlypeError
+from klype.model.cache import Cache
+from klype.model.compiler import library
+from klype.model.config import ModelConfig
+from klype.model.transformer import Transformer
+
+PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "int8")
+SOURCE = Path(__file__).with_name("step.c")
+FEW = 16
+"""Up to this many tokens a pass, C is as fast as torch or faster."""
+WIDTH = 16
+"""All of a model's widths must be multiples of this."""
+BLOCK = 64
+"""step.c: BLOCK."""
+SMALL = 1 << 14
+"""Matrices of fewer numbers gain nothing."""
+INT8_BLOCK = 32
+"""torch's 8-bit product (2.13) reads past the end of matrices of other sizes."""
+FEW_ROWS = 16
+"""Up to this many rows torch's 8-bit product is bound by memory; above, matrices are widened once a pass."""
+
+
+class Matrix(ctypes.Structure):
+    """step.c: Matrix."""
+
+    _fields_ = (
+        ("weight", ctypes.c_void_p),
+        ("scale", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("rows", ctypes.c_int64),
+        ("columns", ctypes.c_int64),
+        ("bits", ctypes.c_int64),
+    )
+
+
+class LayerFields(ctypes.Structure):
+    """step.c: Layer."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("attention_norm", "mlp_norm", "q_norm", "k_norm")),
+        *((name, Matrix) for name in ("qkv", "out", "gate_up", "down")),
+        *((name, ctypes.c_void_p) for name in ("keys", "values")),
+    )
+
+
+class ModelFields(ctypes.Structure):
+    """step.c: Model."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("layers", "norm", "cos", "sin")),
+        *((name, ctypes.c_int64) for name in ("layers_count", "width", "heads", "kv_heads", "head_dim", "hidden")),
+        ("positions", ctypes.c_int64),
+        ("kept_bits", ctypes.c_int64),
+        ("norm_eps", ctypes.c_float),
+    )
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What was compiled, and how many rows of a matrix lie side by side for it."""
+
+    library: ctypes.CDLL
+    block: int = BLOCK
+
+    def takes(self, x: Tensor) -> bool:
+        """Whether these are few rows."""
+        return 0 < x.numel() <= FEW * x.shape[-1]
+
+    def product(self, matrix: Matrix, x: Tensor) -> Tensor:
+        """Rows [..., in] times one matrix, computed in float32, returned as they came."""
+        rows, out = x.float().contiguous(), torch.empty(*x.shape[:-1], matrix.rows)
+        threads, M = ctypes.c_int(torch.get_num_threads()), ctypes.c_int64(x.numel() // x.shape[-1])
+        if self.library.klype_product(ctypes.byref(matrix), _pointer(rows), _pointer(out), M, threads):
+            raise MemoryError
+        return out.to(x.dtype)
+
+
+def kernel(folder: Path, announce: Callable[[], None] = lambda: None) -> Kernel | None:
+    """``step.c`` as a library; None where it cannot be."""
+    found = library((SOURCE,), folder, announce)
+    return None if found is None else Kernel(found)
+
+
+def suits(config: ModelConfig) -> bool:
+    """A convolution, or widths that are no multiples of 16, go through torch."""
+    return not config.conv and not any(size % WIDTH for size in (config.width, config.head_dim, config.hidden))
+
+
+def blocked(weight_OI: Tensor, block: int) -> Tensor:
+    """As ``step.c`` reads a matrix: [O / B, I, B], in bfloat16 [O / B, I / 2, B, 2], the last block of B filled up."""
+    rows, columns = weight_OI.shape
+    beside = 2 if weight_OI.dtype == torch.bfloat16 else 1
+    filled = pad(weight_OI, (0, 0, 0, -rows % block))
+    return filled.view(-1, block, columns // beside, beside).transpose(1, 2).contiguous()
+
+
+def lies_in_blocks(weight_OI: Tensor, address: int, size: int, block: int) -> bool:
+    """Whether so many bytes at this address are the matrix as ``blocked`` lays it: other processors have other ways."""
+    if weight_OI.shape[1] % WIDTH:
+        return False
+    wanted = blocked(weight_OI, block)
+    found = (ctypes.c_char * size).from_address(address)
+    return wanted.nbytes == size and torch.equal(wanted.flatten(), torch.frombuffer(found, dtype=wanted.dtype))
+
+
+def matrix_at(address: int, weight_OI: Tensor, bias_O: Tensor | None = None, scale_O: Tensor | None = None) -> Matrix:
+    """What ``step.c`` is told of a matrix in blocks. The float32 bias and scale must be kept alive beside it."""
+    bits = 8 * weight_OI.element_size()
+    return Matrix(address, _address(scale_O), _address(bias_O), *weight_OI.shape, bits)
+
+
+class Stepper:
+    """A packed model's passes over at most ``FEW`` tokens, of rows that have nothing on shelves.
+
+    What lies between the matrices is computed in float32; only the cache is in the model's own precision.
+    """
+
+    def __init__(self, model: Transformer, kernel: Kernel) -> None:
+        self.kernel = kernel
+        self.config = model.config
+        self.kept: list[Tensor] = []
+        c, rotated = model.config, model.config.rope_theta > 0
+        self.layers = (LayerFields * c.layers)()
+        for fields, layer in zip(self.layers, model.layers, strict=True):
+            for name in ("attention_norm", "mlp_norm", "q_norm", "k_norm"):
+                norm = getattr(layer, name)
+                setattr(fields, name, None if norm is None else self._float32(norm.weight))
+            for name in ("qkv", "out", "gate_up", "down"):
+                setattr(fields, name, getattr(layer, name).fields)
+        self.fields = ModelFields(
+            layers=ctypes.addressof(self.layers),
+            norm=self._float32(model.norm.weight),
+            cos=self._float32(model.cos) if rotated else None,
+            sin=self._float32(model.sin) if rotated else None,
+            layers_count=c.layers,
+            width=c.width,
+            heads=c.heads,
+            kv_heads=c.kv_heads,
+            head_dim=c.head_dim,
+            hidden=c.hidden,
+            norm_eps=c.norm_eps,
+        )
+
+    def takes(self, cache: Cache, T: int) -> bool:
+        """Whether T more tokens a row are few enough, and inside the window."""
+        few = 0 < T * cache.rows <= FEW and not cache.shared.any()
+        return few and bool(cache.lengths.max() + T <= self.config.window)
+
+    def hidden(self, x_BTD: Tensor, cache: Cache) -> Tensor:
+        """States after the last norm, [B, T, D], of embeddings, which are overwritten; the rows are T longer then."""
+        B, T, _ = x_BTD.shape
+        x, dtype = x_BTD.float().contiguous(), x_BTD.dtype
+        positions_BT = cache.extend(T)
+        rows_BT = torch.arange(B)[:, None].expand(B, T).contiguous()
+        for fields, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
+            fields.keys, fields.values = keys.data_ptr(), values.data_ptr()
+        self.fields.positions = cache.keys[0].shape[2]
+        self.fields.kept_bits = 8 * cache.keys[0].element_size()
+        out_BTD = torch.empty_like(x)
+        pointers = [_pointer(tensor) for tensor in (x, out_BTD, rows_BT, positions_BT)]
+        threads = ctypes.c_int(torch.get_num_threads())
+        run = self.kernel.library.klype_pass
+        if run(ctypes.byref(self.fields), *pointers, ctypes.c_int64(B * T), threads):
+            raise MemoryError
+        return out_BTD.to(dtype)
+
+    def _float32(self, weight: Tensor) -> int:
+        self.kept.append(weight.detach().float().contiguous())
+        return self.kept[-1].data_ptr()
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    if tensor is None:
+        return None
+    assert tensor.is_contiguous()
+    assert tensor.dtype == torch.float32
+    return tensor.data_ptr()
+
+
+def _pointer(tensor: Tensor) -> ctypes.c_void_p:
+    assert tensor.is_contiguous()
+    return ctypes.c_void_p(tensor.data_ptr())
+
+
+class BlockedLinear(nn.Module):
+    """A linear layer in the order in which oneDNN reads its matrix. Same numbers as before but for rounding.
+
+    With a ``kernel``, few rows go through it, where it can read oneDNN's order.
+    """
+
+    matrix: Tensor
+    bias: Tensor | None
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, kernel: Kernel | None = None) -> None:
+        super().__init__()
+        self.register_buffer("matrix", torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None))
+        self.register_buffer("bias", bias)
+        self.wide_bias = None if bias is None else bias.float()
+        address, size = torch.ops.mkldnn.data_ptr(self.matrix), torch.ops.mkldnn._nbytes(self.matrix)
+        known = kernel is not None and lies_in_blocks(weight, address, size, kernel.block)
+        self.kernel = kernel if known else None
+        self.fields = matrix_at(address, weight, self.wide_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kernel is not None and self.kernel.takes(x):
+            return self.kernel.product(self.fields, x)
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.matrix, self.bias, "none", [], "")
+        return out
+
+
+class Int8Linear(nn.Module):
+    """A linear layer of 8-bit integers, one scale a row, itself a bfloat16. Only the weights are rounded: products are
+    float32's, many rows at once or, with a ``kernel``, which has its own order, few. Without one, torch computes few
+    rows in bfloat16."""
+
+    matrix: Tensor
+    scale: Tensor
+    bias: Tensor | None
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, kernel: Kernel | None = None) -> None:
+        super().__init__()
+        scale_O1 = (weight.float().abs().amax(1, keepdim=True) / 127).clamp_min(1e-12).bfloat16()
+        matrix_OI = (weight.float() / scale_O1.float()).round_().clamp_(-127, 127).to(torch.int8)
+        self.register_buffer("matrix", matrix_OI if kernel is None else blocked(matrix_OI, kernel.block))
+        self.register_buffer("scale", scale_O1[:, 0].contiguous())
+        self.register_buffer("bias", None if bias is None else bias.bfloat16())
+        self.in_blocks = weight.device.type == "cpu" and all(size % INT8_BLOCK == 0 for size in weight.shape)
+        self.kernel = kernel
+        self.wide_scale, self.wide_bias = self.scale.float(), None if self.bias is None else self.bias.float()
+        self.fields = matrix_at(self.matrix.data_ptr(), matrix_OI, self.wide_bias, self.wide_scale)
+
+    def widened(self) -> Tensor:
+        """The integers as float32, [I, O]."""
+        if self.kernel is None:
+            return self.matrix.float().T
+        columns_IBR = self.matrix[..., 0].transpose(0, 1)
+        wide = torch.empty(columns_IBR.shape).copy_(columns_IBR)
+        return wide.flatten(1)[:, : len(self.scale)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kernel is not None and self.kernel.takes(x):
+            return self.kernel.product(self.fields, x)
+        rows_MI = x.reshape(-1, x.shape[-1])
+        if self.in_blocks and rows_MI.shape[0] <= FEW_ROWS and self.kernel is None:
+            out_MO = torch._weight_int8pack_mm(rows_MI.bfloat16(), self.matrix, self.scale)
+        else:
+            out_MO = (rows_MI.float() @ self.widened()).mul_(self.wide_scale)
+        if self.bias is not None:
+            out_MO += self.bias
+        return out_MO.view(*x.shape[:-1], -1).to(x.dtype)
+
+
+def pack(model: Transformer, precision: Precision, kernel: Kernel | None = None) -> Transformer:
+    """The same model, changed in place, for inference in "float32", "bfloat16" or "int8".
+
+    Matrices that are too small to gain, or on an accelerator, and machines without oneDNN, keep the plain ones. int8
+    weights are read from the model as it is: load it in float32 so that they are rounded once. With a ``kernel``,
+    passes over few tokens are one call of C each where the model suits. Raises KlypeError for other names.
+    """
+    if precision not in PRECISIONS:
+        raise KlypeError(f"A model cannot be packed as {precision!r}.", "Choose float32, bfloat16 or int8.")
+    if is_packed(model):
+        raise KlypeError("This model is packed already.", "Load it again to pack it otherwise.")
+    model.requires_grad_(False)
+    kernel = kernel if suits(model.config) and model.embed.weight.device.type == "cpu" else None
+    with torch.no_grad():
+        model.to(_stream(precision))
+        for parent in [*model.layers, model]:
+            for name, part in list(parent.named_children()):
+                if isinstance(part, nn.Linear):
+                    setattr(parent, name, _packed(part, precision, kernel))
+    if kernel is not None and all(_compiled(part) for layer in model.layers for part in layer.children()):
+        model.stepper = Stepper(model, kernel)
+    return model
+
+
+def _compiled(part: nn.Module) -> bool:
+    """Whether a layer's part is no matrix, or one that the kernel reads."""
+    return isinstance(part, nn.RMSNorm) or getattr(part, "kernel", None) is not None
+
+
+def _stream(precision: Precision) -> torch.dtype:
+    """Of what is between the matrices: with int8, attention in float32 is both faster and more exact."""
+    return torch.bfloat16 if precision == "bfloat16" else torch.float32
+
+
+def fastest_alone(seconds: float = 0.05, kernel: Kernel | None = None) -> Precision:
+    """The precision that answers one user soonest here: each is timed on one row against a matrix of 16 MB.
+
+    A coarser one has to be a quarter faster to be worth its loss.
+    """
+    best: tuple[Precision, float] = ("float32", math.inf)
+    for precision in PRECISIONS:
+        plain = nn.Linear(512, 8192, bias=False).requires_grad_(False)
+        layer = _packed(plain.to(_stream(precision)), precision, kernel)
+        row_MI = torch.randn(1, 512).to(_stream(precision))
+        took = _shortest(layer, row_MI, seconds)
+        if took < 0.8 * best[1]:
+            best = precision, took
+    return best[0]
+
+
+def _shortest(layer: nn.Module, row_MI: Tensor, seconds: float) -> float:
+    shortest, end = math.inf, time.perf_counter() + seconds
+    with torch.inference_mode():
+        layer(row_MI)
+        while time.perf_counter() < end or shortest == math.inf:
+            start = time.perf_counter()
+            layer(row_MI)
+            shortest = min(shortest, time.perf_counter() - start)
+    return shortest
+
+
+def _packed(layer: nn.Linear, precision: Precision, kernel: Kernel | None) -> nn.Module:
+    weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
+    if precision == "int8":
+        return Int8Linear(weight, bias, kernel)
+    if (weight.numel() < SMALL and kernel is None) or weight.device.type != "cpu" or not torch._C._has_mkldnn:
+        return layer
+    dtype = getattr(torch, precision)
+    return BlockedLinear(weight.to(dtype), None if bias is None else bias.to(dtype), kernel)
+
+
+def is_packed(model: Transformer) -> bool:
+    """Whether ``pack`` has been here: such a model can neither learn nor be saved."""
+    return any(isinstance(part, BlockedLinear | Int8Linear) for part in model.modules())
