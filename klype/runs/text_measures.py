@@ -27,7 +27,7 @@ from klype.examine.intervals import mean_by_question, ratio_of_means
 from klype.examine.measures import measure
 from klype.examine.spread import as_share
 from klype.model.transformer import Transformer
-from klype.runs.wellformed import tokens_of, words_of
+from klype.runs.dictionary import tokens_of, words_of
 from klype.text.tokenizer import Tokenizer
 from klype.values import Figure, Request, Sampling, Trace
 

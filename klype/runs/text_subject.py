@@ -27,11 +27,10 @@ from klype.examine.facts import DataFacts, NextFacts, TemperatureFacts, Text, Te
 from klype.judge.text import normalise, normalised_match
 from klype.model.transformer import Transformer
 from klype.runs import material
-from klype.runs.dictionary_exam import JUDGE, TASTE, DictionaryExam, is_right
+from klype.runs.dictionary import JUDGE, TASTE, DictionaryExam, WellFormed, is_right
 from klype.runs.options import InputOptions, StageOptions
 from klype.runs.recipe import Recipe
 from klype.runs.text_measures import TextMeasures
-from klype.runs.wellformed import WellFormed
 from klype.text.chat import TEMPLATE, Chat
 from klype.text.tokenizer import Tokenizer
 from klype.values import Batch, Batches, Figure, Question, Ranking, Request, Sampling, Verdict
