@@ -11,13 +11,10 @@ from scipy import special
 
 from benchmarks.coverage_toys import Array, Case, Rng, Told, Toy, of_values, one
 from klype.answers.forks import strength
-from klype.examine.calibration import calibration_error
-from klype.examine.diversity import good_turing
+from klype.examine.calibration import TEMPERATURES, best_temperature, calibration_error, rejection_ratio
 from klype.examine.evidence import Answered
-from klype.examine.independence import weibull_shape
-from klype.examine.selective import rejection_ratio
-from klype.examine.survival import survival
-from klype.examine.tuning import TEMPERATURES, best_temperature
+from klype.examine.repetition import good_turing
+from klype.examine.survival import survival, weibull_shape
 from klype.values import Figure
 
 LONG = 14

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from klype.examine.calibration import excess_error
 from klype.examine.feedback import ARMS, Aftermath, Arm, Shock
 from klype.examine.feedback_effect import effect
 from klype.examine.intervals import Limits, mean_by_question, paired, ratio_of_means, ratio_over_seeds
-from klype.examine.tuning import excess_error
 from klype.values import Figure
 from klype.world import World
 

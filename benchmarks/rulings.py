@@ -13,11 +13,22 @@ from typing import Any, Literal
 
 import numpy as np
 
-from klype.examine import dependence
 from klype.examine.feedback import Aftermath, Arm, Shock, parted
 from klype.examine.intervals import Array, proportion
 from klype.examine.rulings import Ruling, rulings
-from klype.examine.survival import AT_RISK, COLUMNS, ERRED, LEAST_S, WEIGHED, WEIGHT
+from klype.examine.survival import (
+    AT_RISK,
+    COLUMNS,
+    ERRED,
+    LEAST_S,
+    LEFT,
+    PART,
+    TIMES,
+    WEIGHED,
+    WEIGHT,
+    constant_hazard,
+    independent_errors,
+)
 from klype.experiments.claims import GROWTH, LIKELIER, PARTED, after_forced
 
 FAMILY = 20
@@ -48,8 +59,8 @@ class World:
     def truth(self) -> dict[str, Truth]:
         """On which side of its margin each claim is: no stretch has more than ``early`` times the mean's hazard."""
         holds = {
-            "constant": self.early <= dependence.TIMES,
-            "independent": self.share_of_errors >= 1 - dependence.PART,
+            "constant": self.early <= TIMES,
+            "independent": self.share_of_errors >= 1 - PART,
             "feedback": self.effect[0] > LIKELIER,
             "grows": self.effect[1] > GROWTH,
             "direction": self.turned * EQUAL > PARTED,
@@ -59,7 +70,7 @@ class World:
     @property
     def share_of_errors(self) -> float:
         """(1 − K) / (1 − Π(1 − h̄)) where K has come down to ``LEFT``: E e^(−H g) of the texts' g, and e^(−H)."""
-        left, variance = dependence.LEFT, self.spread**2
+        left, variance = LEFT, self.spread**2
         total = (left**-variance - 1) / variance if variance else -math.log(left)
         return (1 - left) / (1 - math.exp(-total))
 
@@ -102,7 +113,7 @@ def _row(world: World, documents: int, seed: int) -> dict[str, Any]:
 def ruled(world: World, rng: np.random.Generator) -> dict[str, Ruling]:
     """One document's rulings."""
     table_MTE = texts(world, rng)
-    tests = {"constant": dependence.constant(table_MTE), "independent": dependence.independent(table_MTE)}
+    tests = {"constant": constant_hazard(table_MTE), "independent": independent_errors(table_MTE)}
     tests |= after_forced(aftermaths(world, rng))
     known = rulings({name: test for name, test in tests.items() if test is not None}, FAMILY)
     return {name: known.get(name, "undetermined") for name in RULED}

@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 
 from klype.answers.forks import Forks
 from klype.answers.tree import Found, Tree, TreeSettings
-from klype.examine.calibration import bins, calibration_error
+from klype.examine.calibration import TEMPERATURES, bins, calibration_error
 from klype.examine.cost import Shape, answer_bytes, answer_flops, token_flops
-from klype.examine.divergence import Read, divergence, point, s_and_kl, s_corpus
 from klype.examine.evidence import Answered, ByQuestion, Evidence, Told
 from klype.examine.feedback import Aftermath, Shock
 from klype.examine.measures import MEASURES, OF_RUNS, measure
@@ -22,7 +21,7 @@ from klype.examine.repetition import agreement, distinct, loop, repeated
 from klype.examine.replaced import Replaced
 from klype.examine.say import Say
 from klype.examine.survival import survival
-from klype.examine.tuning import TEMPERATURES
+from klype.examine.truth import Read, divergence, point, s_and_kl, s_corpus
 from klype.values import Distribution
 from klype.words import LANGUAGES
 

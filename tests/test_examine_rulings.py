@@ -9,10 +9,19 @@ from hypothesis import strategies as st
 
 from benchmarks.rulings import RULED, WORLDS, World, run
 from benchmarks.rulings import texts as table_of
-from klype.examine import dependence
 from klype.examine.evidence import Answered
 from klype.examine.rulings import ALPHA, Outcome, effect, from_interval, more, rulings
-from klype.examine.survival import ERRED, WEIGHED, hazards, survival
+from klype.examine.survival import (
+    ERRED,
+    LEFT,
+    WEIGHED,
+    constant_hazard,
+    hazards,
+    independent_errors,
+    last_position,
+    stretch_hazards,
+    survival,
+)
 
 
 def outcome(supports: float, against: float) -> Outcome:
@@ -74,13 +83,13 @@ def test_an_effect_counts_when_all_of_its_interval_is_beyond_the_margin(mean: fl
 def test_hazards_are_the_same_within_their_margin_and_differ_beyond_it(texts: World, expected: str) -> None:
     """Surely uneven, but by less than counts; by more; by so much that it may be either."""
     rng = np.random.default_rng(3)
-    assert rulings({"x": dependence.constant(table_of(texts, rng))}) == {"x": expected}  # type: ignore[dict-item]
+    assert rulings({"x": constant_hazard(table_of(texts, rng))}) == {"x": expected}  # type: ignore[dict-item]
 
 
 @pytest.mark.parametrize(("spread", "expected"), [(0.3, "supports"), (1.0, "does_not_support"), (0.58, "undetermined")])
 def test_errors_are_independent_within_their_margin_and_dependent_beyond_it(spread: float, expected: str) -> None:
     table = table_of(World("", spread=spread), np.random.default_rng(4))
-    assert rulings({"x": dependence.independent(table)}) == {"x": expected}  # type: ignore[dict-item]
+    assert rulings({"x": independent_errors(table)}) == {"x": expected}  # type: ignore[dict-item]
 
 
 def test_an_effect_needs_spread_to_be_judged_by() -> None:
@@ -134,17 +143,17 @@ def test_where_s_is_not_known_there_is_no_reference() -> None:
 def test_too_few_texts_are_not_tested() -> None:
     answers = [Answered(f"q{i}", ("w",) * 9, "length", s=(0.9,) * 9) for i in range(20)]
     table = hazards(answers)
-    assert dependence.reach(table) == 0
-    assert dependence.constant(table) is None
-    assert dependence.independent(table) is None
-    assert dependence.stretches(table) == []
+    assert last_position(table) == 0
+    assert constant_hazard(table) is None
+    assert independent_errors(table) is None
+    assert stretch_hazards(table) == []
 
 
 def test_positions_are_looked_at_as_far_as_enough_are_left() -> None:
     table = table_of(WORLDS[0], np.random.default_rng(0))
-    n = dependence.reach(table)
+    n = last_position(table)
     left = np.cumprod(1 - table[:, :, ERRED].sum(axis=0) / table[:, :, 0].sum(axis=0))
-    assert left[n - 1] >= dependence.LEFT > left[n]
+    assert left[n - 1] >= LEFT > left[n]
 
 
 @pytest.mark.slow

@@ -10,15 +10,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from klype.examine.copied import Index, copied
-from klype.examine.diversity import chao_shen, common_prefix, good_turing, unseen_known
+from klype.examine.calibration import (
+    TEMPERATURES,
+    best_temperature,
+    cross_entropies,
+    excess_error,
+    rejection_ratio,
+    risk_coverage,
+)
 from klype.examine.evidence import Answered, ByQuestion, Evidence
-from klype.examine.independence import weibull_shape
 from klype.examine.intervals import mean_by_question
 from klype.examine.measures import measure
-from klype.examine.repetition import agreement
-from klype.examine.selective import rejection_ratio, risk_coverage
-from klype.examine.tuning import TEMPERATURES, best_temperature, cross_entropies, excess_error
+from klype.examine.repetition import Index, agreement, chao_shen, common_prefix, copied, good_turing, unseen_known
+from klype.examine.survival import weibull_shape
 from klype.values import Distribution
 
 

@@ -48,8 +48,8 @@ def examinee(
     none is left is an error.
     """
     from klype.api.asking import world_of
-    from klype.examine.copied import Index
     from klype.examine.examinee import Examinee
+    from klype.examine.repetition import Index
     from klype.sources.find import is_aligned
 
     of_world = [q for q in questions if {"kind", "lang", "fixed"} <= q.extra.keys()]

@@ -12,12 +12,11 @@ from typing import Any
 
 from klype.answers.branches import Branch, branches
 from klype.answers.tree import Tree
-from klype.examine.calibration import bins
+from klype.examine.calibration import bins, risk_coverage
+from klype.examine.estimators import effect_of, sureness
 from klype.examine.evidence import Evidence
 from klype.examine.examination import Examined
 from klype.examine.measures import MEASURES, measure
-from klype.examine.selective import risk_coverage
-from klype.examine.spread import effect_of, sureness
 from klype.examine.survival import Survival, survival_of
 from klype.judge.meaning import label
 from klype.values import Figure, Trace

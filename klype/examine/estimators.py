@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from statistics import fmean
+from typing import Literal
+
+import numpy as np
 
 from klype.examine import repetition
-from klype.examine.divergence import divergence, s_corpus
-from klype.examine.evidence import OTHER_MANNERS, Evidence
-from klype.examine.intervals import clopper_pearson, mean_by_question, paired, ratio_of_means
-from klype.examine.spread import as_share, between, nothing, per_question
-from klype.examine.survival import survival, survival_of
+from klype.examine.calibration import best_temperature, calibration_error, excess_error, rejection_ratio
+from klype.examine.evidence import OTHER_MANNERS, Answered, Evidence
+from klype.examine.feedback_effect import Effect, effect
+from klype.examine.intervals import clopper_pearson, mean_by_question, paired, proportion, ratio_of_means
+from klype.examine.survival import survival, survival_of, weibull_shape
+from klype.examine.truth import divergence, s_corpus
 from klype.values import Figure
 
 
@@ -122,3 +128,219 @@ def joules_per_right(evidence: Evidence) -> Figure:
         return Figure(None, n=len(known), unit="J", why=f"none was right: at least {least:.3g} J")
     energy, right = [j for j, _ in groups.values()], [r for _, r in groups.values()]
     return ratio_of_means(energy, right, "J per right answer")
+
+
+NOTHING = "nothing was measured"
+AT = 20
+"""Words: curves are told at this one, or where the longest answer ends."""
+
+
+def nothing() -> Figure:
+    return Figure(None, why=NOTHING)
+
+
+def per_question(evidence: Evidence, function: Callable[[list[Answered]], float | None], unit: str) -> Figure:
+    """A number per question from all of its answers."""
+    groups: dict[str, list[Answered]] = {}
+    for answer in evidence.answers:
+        groups.setdefault(answer.question, []).append(answer)
+    values = [(q, value) for q, answers in groups.items() if (value := function(answers)) is not None]
+    return as_share(mean_by_question([v for _, v in values], [q for q, _ in values], unit))
+
+
+def as_share(figure: Figure) -> Figure:
+    """A share's interval does not leave 0 … 1."""
+    if figure.low is None or figure.high is None or not figure.unit.startswith("share"):
+        return figure
+    return replace(figure, low=max(0.0, figure.low), high=min(1.0, figure.high))
+
+
+def same_meaning(evidence: Evidence) -> Figure:
+    """The chance that two different draws mean the same (U-statistic)."""
+    figure = per_question(evidence, lambda a: _of_meanings(a, repetition.agreement), "share of pairs")
+    return _judged(figure, evidence.judge)
+
+
+def meaning_entropy(evidence: Evidence) -> Figure:
+    """Chao–Shen over draws."""
+    return _judged(per_question(evidence, lambda a: _of_meanings(a, repetition.chao_shen), "nats"), evidence.judge)
+
+
+def _of_meanings(answers: list[Answered], function: Callable[[list[object]], float | None]) -> float | None:
+    known = [answer.meaning for answer in answers if answer.meaning is not None]
+    return function(known) if len(known) == len(answers) else None
+
+
+def answer_entropy(evidence: Evidence) -> Figure:
+    """Mean of Σ_t H(q_t) over draws: unbiased for the entropy of token sequences."""
+    ends = [(a.question, a.entropy_bounds) for a in evidence.answers if a.entropy_bounds is not None]
+    if ends and len(ends) == len(evidence.answers):
+        low, high = (mean_by_question([e[i] for _, e in ends], [q for q, _ in ends], "nats") for i in (0, 1))
+        return between(low, high)
+    known = [(a.question, a.entropy) for a in evidence.answers if a.entropy is not None]
+    return mean_by_question([v for _, v in known], [q for q, _ in known], "nats")
+
+
+def between(low: Figure, high: Figure) -> Figure:
+    """A figure known between two others only: their middle, from the lower's interval to the upper's.
+
+    Where there is no upper end, no figure but the lower end in ``why``; where either has no interval, what is certain
+    of these questions alone.
+    """
+    if low.value is None or high.value is None:
+        return low
+    if not math.isfinite(high.value):
+        return Figure(None, n=low.n, unit=low.unit, why=f"only likely words are told: at least {low.value:.3g}")
+    middle = (low.value + high.value) / 2
+    if low.low is None or high.high is None:
+        return replace(low, value=middle, low=low.value, high=high.value, certain=True, why="")
+    return replace(low, value=middle, low=low.low, high=high.high, why="")
+
+
+def unseen(evidence: Evidence) -> Figure:
+    """The probability of answers that no draw showed, exact per question; Good–Turing's n₁/N where their own
+    probabilities are not told (of one question alone, with Esty's interval)."""
+    if len({a.question for a in evidence.answers}) == 1 and any(a.drawn_logp is None for a in evidence.answers):
+        return repetition.good_turing([(a.words, a.ended) for a in evidence.answers])
+
+    def left(answers: list[Answered]) -> float | None:
+        known = [(a, a.drawn_logp) for a in answers if a.drawn_logp is not None]
+        if len(known) < len(answers):
+            return repetition.good_turing([(a.words, a.ended) for a in answers]).value if len(answers) > 1 else None
+        # Two spellings of one text are two draws with probabilities of their own.
+        return repetition.unseen_known([((a.words, a.ended, round(logp, 3)), logp) for a, logp in known])
+
+    return per_question(evidence, left, "share")
+
+
+def common_prefix(evidence: Evidence) -> Figure:
+    return per_question(evidence, lambda a: repetition.common_prefix([x.words for x in a]), "words")
+
+
+def surviving(evidence: Evidence, curve: Literal["r", "k", "difference"], at: int = AT) -> Figure:
+    """R, K or K − Π(1 − h̄_t) at one word, or at the last before it that is told, where errors are judged by word."""
+    if not evidence.by_word:
+        return nothing()
+    found = survival_of(evidence)
+    figures = {"r": found.r, "k": found.k, "difference": found.difference}[curve]
+    return next((figure for figure in figures[:at][::-1] if figure.value is not None), figures[0])
+
+
+def shape(evidence: Evidence) -> Figure:
+    return weibull_shape(evidence.answers) if evidence.by_word else nothing()
+
+
+def calibration(evidence: Evidence) -> Figure:
+    if not evidence.told:
+        return nothing()
+    if evidence.other_manners:
+        return Figure(None, why=OTHER_MANNERS)
+    said, true = [t.said for t in evidence.told], [t.true for t in evidence.told]
+    return calibration_error(said, true, [t.question for t in evidence.told])
+
+
+def temperature(evidence: Evidence) -> Figure:
+    rows = [one.cross_entropies for one in evidence.sums if one.cross_entropies]
+    if rows and evidence.other_manners:
+        return Figure(None, why=OTHER_MANNERS)
+    return best_temperature(np.array(rows)) if rows else nothing()
+
+
+def excess(evidence: Evidence) -> Figure:
+    pairs = [(one.own_kl, one.true_kl) for one in evidence.sums if one.own_kl is not None and one.true_kl is not None]
+    if pairs and evidence.other_manners:
+        return Figure(None, why=OTHER_MANNERS)
+    return excess_error([own for own, _ in pairs], [true for _, true in pairs]) if pairs else nothing()
+
+
+def effect_of(evidence: Evidence) -> Effect:
+    """Of all its shocks, each alike."""
+    return evidence.once("effect", lambda: effect(evidence.aftermaths))
+
+
+def feedback(
+    evidence: Evidence, part: Literal["difference", "ratio", "recovery", "cautious"], distance: int = 1
+) -> Figure:
+    """The experiment's effect at one distance."""
+    if not evidence.aftermaths:
+        return nothing()
+    found = effect_of(evidence)
+    figures: Sequence[Figure] = getattr(found, part)
+    return figures[min(distance, len(figures)) - 1]
+
+
+def replaced(evidence: Evidence) -> Figure:
+    """How much rarer right answers are when one of their words was replaced by another as rare."""
+    if not evidence.replaced:
+        return nothing()
+    found = evidence.replaced
+    figure = paired([one.other for one in found], [one.own for one in found], [one.question for one in found],
+                    "difference of shares")  # fmt: skip
+    return _judged(figure, evidence.judge)
+
+
+def answer_mass(evidence: Evidence) -> Figure:
+    """P(the most probable answer), mean of its certain intervals over the questions whose tree was grown."""
+    modes = [tree.answers[0] for tree in evidence.trees if tree.answers]
+    if not modes:
+        return nothing()
+    return _certain([mode.low for mode in modes], [mode.high for mode in modes], "share")
+
+
+def unexplored(evidence: Evidence) -> Figure:
+    left = [tree.unexplored for tree in evidence.trees]
+    return _certain(left, left, "share") if left else nothing()
+
+
+def tree_entropy(evidence: Evidence) -> Figure:
+    """Entropy over meanings, mean of its certain bounds."""
+    bounds = [tree.meaning_entropy for tree in evidence.trees]
+    if not bounds or not all(math.isfinite(high) for _, high in bounds):
+        return nothing()
+    return _certain([low for low, _ in bounds], [high for _, high in bounds], "nats")
+
+
+def forked(evidence: Evidence) -> Figure:
+    """Share of answers whose meaning was decided at one word, by the permutation test; one answer a question."""
+    if not evidence.forks:
+        return nothing()
+    return proportion(sum(one.fork is not None for one in evidence.forks), len(evidence.forks), "share of answers")
+
+
+def fork_word(evidence: Evidence) -> Figure:
+    """Which word decided, where one did: its mean position."""
+    places = [one.fork + 1 for one in evidence.forks if one.fork is not None]
+    figure = mean_by_question([float(p) for p in places], list(range(len(places))), "word")
+    return figure if figure.low is None else replace(figure, low=max(1.0, figure.low))  # no word comes before the first
+
+
+def selective(evidence: Evidence) -> Figure:
+    """Prediction–rejection ratio of the answer's own log-probability a token."""
+    known = sureness(evidence)
+    if not known:
+        return nothing()
+    scores, rights, questions = zip(*known, strict=True)
+    return _judged(rejection_ratio(scores, rights, questions), evidence.judge)
+
+
+def sureness(evidence: Evidence) -> list[tuple[float, bool, str]]:
+    """Of every decided answer: nats a token that it cost the model to say it, whether it is right, its question."""
+    return [
+        (-a.drawn_logp / max(1, a.tokens or len(a.words)), a.right, a.question)
+        for a in evidence.answers
+        if a.drawn_logp is not None and a.right is not None
+    ]
+
+
+def copied(evidence: Evidence) -> Figure:
+    known = [(a.question, a.copied) for a in evidence.answers if a.copied is not None]
+    return mean_by_question([v for _, v in known], [q for q, _ in known], "share of words")
+
+
+def _certain(low: Sequence[float], high: Sequence[float], unit: str) -> Figure:
+    least, most = fmean(low), fmean(high)
+    return Figure((least + most) / 2, least, most, len(low), unit, certain=True)
+
+
+def _judged(figure: Figure, judge: str) -> Figure:
+    return replace(figure, judge=judge)

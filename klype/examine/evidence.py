@@ -8,9 +8,9 @@ from typing import Any, Literal, TypeVar
 
 from klype.answers.forks import Forks
 from klype.answers.tree import Tree
-from klype.examine.divergence import Point
 from klype.examine.feedback import Aftermath
 from klype.examine.replaced import Replaced
+from klype.examine.truth import Point
 
 Found = TypeVar("Found")
 OTHER_MANNERS = "alignment gave it other manners than the truth has, which is that of the fine-tuning examples"
@@ -64,7 +64,7 @@ class Told:
 @dataclass(frozen=True, slots=True)
 class ByQuestion:
     """Sums over one question's beginnings: KL(p‖q) on the model's own and on true ones; cross-entropies by temperature
-    (``tuning.TEMPERATURES``)."""
+    (``calibration.TEMPERATURES``)."""
 
     own_kl: float | None = None
     true_kl: float | None = None
@@ -75,7 +75,7 @@ class ByQuestion:
 class Evidence:
     """Everything known of one model at one temperature; a measure whose evidence is absent is left out.
 
-    ``documents``: each held-out document's prefixes, compared with the truth (``divergence.point``). ``words``: how
+    ``documents``: each held-out document's prefixes, compared with the truth (``truth.point``). ``words``: how
     many words each document has when a word may be several tokens (else every prefix is a word's). ``judge`` names
     who said right or wrong. ``other_manners``: the model was taught other manners than the truth has, so that how near
     its probabilities are to the truth's says nothing; which words can follow is the same.

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from klype.errors import UsageError
-from klype.examine.copied import Index
 from klype.examine.cost import Shape
+from klype.examine.repetition import Index
 from klype.examine.replaced import LOOKS
 from klype.examine.truth import Reader
 from klype.judge.meaning import Meaning

@@ -9,13 +9,12 @@ from dataclasses import replace
 import numpy as np
 
 from klype.answers import bounds
-from klype.examine.copied import copied
+from klype.examine.calibration import cross_entropies
 from klype.examine.cost import answer_bytes, answer_flops
-from klype.examine.divergence import Point, of, point, possible
 from klype.examine.evidence import Answered, ByQuestion, Told
 from klype.examine.examinee import Examinee
-from klype.examine.truth import Reader, Tokens
-from klype.examine.tuning import cross_entropies
+from klype.examine.repetition import copied
+from klype.examine.truth import Point, Reader, Tokens, of, point, possible
 from klype.judge.meaning import Meaning
 from klype.judge.text import word_for_word
 from klype.values import Distribution, Floats, Ints, Question, Trace

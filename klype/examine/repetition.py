@@ -1,9 +1,19 @@
-"""Dull or lively: how much answers repeat themselves, and each other."""
+"""How much answers repeat themselves, each other, and the training text; what repetition says of answers unseen."""
 
 from __future__ import annotations
 
+import math
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+import numpy.typing as npt
+
+from klype.examine.intervals import NORMAL
+from klype.values import Figure
 
 
 def repeated(words: Sequence[str], n: int = 4) -> float | None:
@@ -38,3 +48,136 @@ def loop(words: Sequence[str]) -> int:
 
 def ngrams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
     return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+
+
+def chao_shen(classes: Sequence[Hashable]) -> float | None:
+    """Entropy of classes from a sample, those unseen allowed for (Chao & Shen 2003). None: fewer than two draws.
+
+    The sample's coverage is 1 − n₁/N (n₁: seen once); when all were seen once, N − 1 of them are taken for it.
+    """
+    n = len(classes)
+    if n < 2:
+        return None
+    counts = list(Counter(classes).values())
+    once = min(sum(count == 1 for count in counts), n - 1)
+    coverage = 1 - once / n
+    total = 0.0
+    for count in counts:
+        p = coverage * count / n
+        total -= p * math.log(p) / -math.expm1(n * math.log1p(-p)) if p < 1 else 0.0
+    return max(0.0, total)
+
+
+def unseen_known(logp: Sequence[tuple[Hashable, float]]) -> float:
+    """1 − Σ over different answers of their known probability: (answer, its log-probability as drawn)."""
+    return max(0.0, 1.0 - math.fsum(math.exp(value) for value in dict(logp).values()))
+
+
+def good_turing(classes: Sequence[Hashable]) -> Figure:
+    """The probability of what was not seen, n₁/N, with Esty's (1983) interval, four draws added: two of answers seen
+    once, two that make answers seen once into seen twice (without, ten draws that all differ had no width at all)."""
+    n = len(classes)
+    if n == 0:
+        return Figure(None, unit="share", why="nothing was measured")
+    counts = list(Counter(classes).values())
+    once, twice = (sum(count == k for count in counts) for k in (1, 2))
+    value = once / n
+    n_more, once_more = n + 4, once + 2
+    centre = once_more / n_more
+    half = NORMAL * math.sqrt(once_more * (1 - centre) + 2 * (twice + 2)) / n_more
+    return Figure(value, max(0.0, min(value, centre - half)), min(1.0, max(value, centre + half)), n, "share")
+
+
+def common_prefix(answers: Sequence[Sequence[Hashable]]) -> float | None:
+    """How many first words two different draws share, in the mean. None: fewer than two."""
+    pairs = list(combinations(answers, 2))
+    if not pairs:
+        return None
+    return sum(shared(a, b) for a, b in pairs) / len(pairs)
+
+
+def shared(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
+    """Length of the common beginning."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+WORD = re.compile(r"\w+|[^\w\s]")
+SHORTEST = 5
+"""Words: shorter runs are the language's, not the text's."""
+_FACTOR = np.uint64(0x9E3779B97F4A7C15)
+
+Hashes = npt.NDArray[np.uint64]
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """Words in the longest run; mean words of runs of at least SHORTEST; share of all words that lie in such runs."""
+
+    longest: int
+    mean: float
+    share: float
+    text: str
+
+
+class Index:
+    """The words of training texts, found by any SHORTEST of them in a row.
+
+    Twelve bytes a word: words are numbers, sequences are hashes in order; a hit is compared word by word.
+    """
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self._numbers: dict[str, int] = {}
+        numbered: list[npt.NDArray[np.int32]] = []
+        for text in texts:  # a border between texts is a word that nobody says
+            found = [self._numbers.setdefault(word, len(self._numbers) + 1) for word in words(text)]
+            numbered.append(np.array([*found, 0], np.int32))
+        self._words_N = np.concatenate(numbered) if numbered else np.zeros(0, np.int32)
+        hashes_N = _sequences(self._words_N)
+        self._places_N = np.argsort(hashes_N, kind="stable").astype(np.int32)
+        self._hashes_N = hashes_N[self._places_N]
+
+    def run(self, said: Sequence[str], at: int) -> int:
+        """The longest run from word ``at`` on that stands in a text; 0 when shorter than SHORTEST."""
+        numbers = np.array([self._numbers.get(word, -1) for word in said[at:]], np.int32)
+        if len(numbers) < SHORTEST or (numbers[:SHORTEST] < 0).any():
+            return 0
+        wanted = _sequences(numbers[:SHORTEST])[0]
+        first, last = (int(np.searchsorted(self._hashes_N, wanted, side)) for side in ("left", "right"))
+        best = 0
+        for place in self._places_N[first:last]:
+            text = self._words_N[place : place + len(numbers)]
+            same = text == numbers[: len(text)]
+            best = max(best, len(same) if same.all() else int(np.argmin(same)))
+        return best if best >= SHORTEST else 0
+
+
+def copied(answer: str, index: Index) -> Copied | None:
+    """None: the answer is too short to tell."""
+    said = words(answer)
+    if len(said) < SHORTEST:
+        return None
+    runs: list[tuple[int, int]] = []
+    inside, end = 0, 0
+    for at in range(len(said)):
+        length = index.run(said, at)
+        if at + length > end:  # not merely the tail of the run before
+            if length:
+                runs.append((length, at))
+            inside += max(0, at + length - max(end, at))
+            end = max(end, at + length)
+    longest, start = max(runs, default=(0, 0))
+    mean = sum(length for length, _ in runs) / len(runs) if runs else 0.0
+    return Copied(longest, mean, inside / len(said), " ".join(said[start : start + longest]))
+
+
+def words(text: str) -> list[str]:
+    return WORD.findall(text)
+
+
+def _sequences(numbers_N: npt.NDArray[np.int32]) -> Hashes:
+    """A hash of every SHORTEST numbers in a row (polynomial, modulo 2⁶⁴)."""
+    length = max(0, len(numbers_N) - SHORTEST + 1)
+    hashes_N = np.zeros(length, np.uint64)
+    for i in range(SHORTEST):
+        hashes_N = hashes_N * _FACTOR + numbers_N[i : i + length].astype(np.uint64)
+    return hashes_N

@@ -7,30 +7,38 @@ K_n = Π(1 − h_t) (Kaplan–Meier) is compared with Π(1 − h̄_t), each posi
 right beginnings drawn from what can follow, of which those that survive by the chance Π S stand for 1 / Π S each. The
 two agree where errors are independent given the position, whatever the positions are like; S̄^n would mix both. Where
 fewer than ten questions are at risk none of them is told (a hazard of 0 where nobody is left would keep K too high).
+
+Two tests of the same tables: is the hazard constant over positions, and are errors independent given the position? Each
+has a margin within which that is so and beyond which it is not. On right beginnings drawn from what can follow
+K_n = E Π S_t, and independence is K_n = Π E S_t, with each position's own hazard.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+from scipy import special
 
 from klype.examine.evidence import Answered, Evidence
 from klype.examine.intervals import (
+    FEWEST,
     ONE,
+    Array,
     difference_limits,
+    few_differ,
     pseudo_values,
+    ratio_limits,
     ratio_of_means,
     share_limits,
     without_each,
 )
+from klype.examine.rulings import Outcome
 from klype.values import Figure
 
-Array = npt.NDArray[np.floating[Any]]
-LEAST = 10
+FEWEST_AT_RISK = 10
 """Questions still right and open: K, and what it is compared with, stop where there are fewer."""
 FEW = "fewer than ten questions were still right and open"
 SHARES = "share of answers"
@@ -66,7 +74,7 @@ def survival(answers: Sequence[Answered]) -> Survival:
     def figure(name: str, t: int, unit: str, at_risk: int = 0) -> Figure:
         """``at_risk``: how many questions a product of hazards rests on at the last; 0: on all of them."""
         value, n = float(curves[name][0, t]), len(answers)
-        if 0 < at_risk < LEAST:
+        if 0 < at_risk < FEWEST_AT_RISK:
             return Figure(None, n=n, unit=unit, why=FEW)
         if name in ("by_position", "difference") and not known:
             return Figure(None, n=n, unit=unit, why="S is not known")
@@ -162,3 +170,179 @@ def _curves(counts_BTE: Array) -> dict[str, Array]:
 def _ratio(top: Array, under: Array) -> Array:
     """top / under, and 0 where nobody is left."""
     return np.divide(top, under, out=np.zeros_like(top), where=under > 0)
+
+
+UNIT = "shape"
+GROUPS = 100
+"""Questions are left out in so many groups at most: every one is a fit."""
+FEWEST_ERRORS = 10.0
+"""Errors; from fewer there is no interval."""
+ROUNDS, NEAR = 200, 1e-7
+"""Steps of a fit, and a step so small that it is the last."""
+WIDEST = 3.0
+"""ln k lies within ± this; a step is never longer."""
+
+
+def weibull_shape(answers: Sequence[Answered]) -> Figure:
+    """The shape k of a discrete Weibull hazard (Nakagawa & Osaki 1975), 1 − h_t = exp(−λ^k (t^k − (t − 1)^k)): k = 1
+    when the hazard is constant (K_n = S^n), below 1 when it falls with t.
+
+    By maximum likelihood (exact hazards enter as expected counts); interval: of ln k, from what groups of questions
+    weigh in it.
+
+    No error at all, or none but at one position: no figure.
+    """
+    table_MTE = hazards(answers)
+    counts_TE = table_MTE.sum(axis=0)
+    if counts_TE.shape[0] < 2 or counts_TE[:, ERRED].sum() < 1e-9:
+        return Figure(None, n=len(answers), unit=UNIT, why="too few errors")
+    value = float(_fit(counts_TE[None])[0])
+    questions = table_MTE.shape[0]
+    if questions == 1:
+        return Figure(value, None, None, len(answers), UNIT, why=ONE)
+    grouped = np.zeros((min(questions, GROUPS), *counts_TE.shape))
+    np.add.at(grouped, np.arange(questions) % len(grouped), table_MTE)
+    part_G = pseudo_values(np.log(value), np.log(_fit(without_each(grouped))))
+    limits = None
+    if questions >= FEWEST and counts_TE[:, ERRED].sum() >= FEWEST_ERRORS and not few_differ(part_G):
+        limits = ratio_limits(part_G, np.ones_like(part_G))
+    if limits is None:
+        return Figure(value, None, None, len(answers), UNIT, why="too few errors")
+    low, high = (math.exp(min(end, 700.0)) for end in limits)
+    return Figure(value, min(low, value), max(high, value), len(answers), UNIT)
+
+
+def _fit(counts_BTE: Array) -> Array:
+    """k of every table, by Fisher's scoring with Levenberg's damping in (ln λ, ln k), all tables at once."""
+    erred_BT, risk_BT = counts_BTE[..., ERRED], counts_BTE[..., AT_RISK]
+    scale_B1 = np.maximum(1e-9, risk_BT.sum(axis=1, keepdims=True))
+    erred_BT, risk_BT = erred_BT / scale_B1, risk_BT / scale_B1
+    at_B2 = np.stack([np.log(np.maximum(1e-6, erred_BT.sum(axis=1))), np.zeros(len(erred_BT))], axis=1)
+    damping_B = np.full(len(at_B2), 1e-3)
+    here_B = _unlikely(at_B2, erred_BT, risk_BT)
+    for _ in range(ROUNDS):
+        step_B2 = _step(at_B2, erred_BT, risk_BT, damping_B)
+        next_B2 = at_B2 + step_B2
+        next_B2[:, 1] = np.clip(next_B2[:, 1], -WIDEST, WIDEST)
+        there_B = _unlikely(next_B2, erred_BT, risk_BT)
+        better_B = there_B <= here_B
+        at_B2[better_B], here_B[better_B] = next_B2[better_B], there_B[better_B]
+        damping_B = np.clip(np.where(better_B, damping_B / 5, damping_B * 10), 1e-12, 1e12)
+        if np.abs(step_B2).max() < NEAR:
+            break
+    k_B: Array = np.exp(at_B2[:, 1])
+    return k_B
+
+
+def _unlikely(at_B2: Array, erred_BT: Array, risk_BT: Array) -> Array:
+    """−log-likelihood: Σ_t c_t (at risk − erred) − ln(1 − e^−c_t) erred, c_t the cumulated hazard's growth."""
+    growth_BT = np.diff(_cumulated(at_B2, erred_BT.shape[1])[0], axis=1, prepend=0.0)
+    log_hazard_BT = np.log(np.maximum(-np.expm1(-growth_BT), 1e-300))
+    found: Array = (growth_BT * (risk_BT - erred_BT) - log_hazard_BT * erred_BT).sum(axis=1)
+    return found
+
+
+def _cumulated(at_B2: Array, positions: int) -> tuple[Array, Array]:
+    """u = (λt)^k, and its logarithm."""
+    log_BT = np.exp(at_B2[:, 1:]) * (at_B2[:, :1] + np.log(np.arange(1, positions + 1)))
+    log_BT = np.clip(log_BT, -60, 60)
+    return np.exp(log_BT), log_BT
+
+
+def _step(at_B2: Array, erred_BT: Array, risk_BT: Array, damping_B: Array) -> Array:
+    u_BT, log_BT = _cumulated(at_B2, erred_BT.shape[1])
+    growth_BT = np.maximum(np.diff(u_BT, axis=1, prepend=0.0), 1e-300)
+    # du/d ln λ = k u, du/d ln k = u ln u
+    moved_2BT = np.stack([np.exp(at_B2[:, 1:]) * u_BT, u_BT * log_BT])
+    moved_2BT = np.diff(moved_2BT, axis=2, prepend=0.0)
+    odds_BT = np.maximum(np.expm1(growth_BT), 1e-300)
+    slope_BT = risk_BT - erred_BT - erred_BT / odds_BT
+    gradient_B2 = np.einsum("ibt,bt->bi", moved_2BT, slope_BT)
+    curve_B22 = np.einsum("ibt,jbt,bt->bij", moved_2BT, moved_2BT, risk_BT / odds_BT)
+    spread_B2 = np.einsum("bii->bi", curve_B22)
+    curve_B22 = curve_B22 + np.eye(2) * (damping_B[:, None] * spread_B2 + 1e-12)[:, None]
+    step_B2: Array = np.clip(np.linalg.solve(curve_B22, -gradient_B2[..., None])[..., 0], -WIDEST, WIDEST)
+    return step_B2
+
+
+FEWEST_THERE = 30
+"""Questions that are still at risk at the last position looked at."""
+LEFT = 0.7
+"""Share without an error down to which positions are looked at: beyond it too few stand for too many."""
+STRETCHES = 4
+"""Positions are compared in so many stretches."""
+TIMES = 1.25
+"""A hazard is constant when no stretch's is more than so many times the mean's, or less than one part of so many."""
+PART = 0.05
+"""Errors are independent when the share with an error is what independence gives, within this part of it."""
+
+
+def last_position(table_MTE: Array) -> int:
+    """The last position up to which ``FEWEST_THERE`` questions and ``LEFT`` of what can be left are there; 0: none."""
+    questions_T = (table_MTE[:, :, AT_RISK] > 0).sum(axis=0)
+    total_TE = table_MTE.sum(axis=0)
+    hazard_T = total_TE[:, ERRED] / np.maximum(total_TE[:, AT_RISK], 1e-300)
+    fine_T = (questions_T >= FEWEST_THERE) & (np.cumprod(1 - hazard_T) >= LEFT)
+    return int(np.argmin(fine_T)) if not fine_T.all() else len(fine_T)
+
+
+def independent_errors(table_MTE: Array) -> Outcome | None:
+    """ln of (1 − K_n) / (1 − Π(1 − h̄_t)): t over texts by the jackknife. None: too few of them, or of errors."""
+    n = last_position(table_MTE)
+    return None if n < 2 else _alike(_jackknifed(table_MTE[:, :n], _excess), -math.log(1 - PART), PART)
+
+
+def constant_hazard(table_MTE: Array) -> Outcome | None:
+    """ln of each stretch's hazard over their mean, t over texts by the jackknife."""
+    n = last_position(table_MTE)
+    return None if n < STRETCHES else _alike(_jackknifed(table_MTE[:, :n], _log_ratios), math.log(TIMES), TIMES)
+
+
+def _alike(pseudo_MS: Array, most: float, margin: float) -> Outcome | None:
+    """That every column's mean is within ± ``most``. Against that all are: the least sure of them (intersection–union);
+    against that one is not: the furthest out, times their number (Bonferroni); the statistic is the furthest's. None:
+    a figure is not finite, or never differs."""
+    texts, columns = pseudo_MS.shape
+    mean_S, error_S = np.abs(pseudo_MS.mean(axis=0)), pseudo_MS.std(axis=0, ddof=1) / math.sqrt(texts)
+    if not np.isfinite(mean_S).all() or not (error_S > 0).all():
+        return None
+    freedom, t_S = texts - 1, (mean_S - most) / error_S
+    beyond_S = special.stdtr(freedom, -t_S) + special.stdtr(freedom, -(mean_S + most) / error_S)
+    inside = float(special.stdtr(freedom, t_S).max())
+    return Outcome("jackknife t", float(t_S.max()), texts, inside, min(1.0, columns * float(beyond_S.min())), margin)
+
+
+def _excess(sums_BTE: Array) -> Array:
+    k_B, reference_B = (
+        np.prod(1 - sums_BTE[..., error] / np.maximum(sums_BTE[..., risk], 1e-300), axis=1)
+        for error, risk in ((ERRED, AT_RISK), (WEIGHED, WEIGHT))
+    )
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found: Array = np.log((1 - k_B) / (1 - reference_B))[:, None]
+    return found
+
+
+def _stretches(sums_BTE: Array) -> Array:
+    """The mean hazard of each stretch of positions."""
+    hazard_BT = sums_BTE[..., WEIGHED] / np.maximum(sums_BTE[..., WEIGHT], 1e-300)
+    return np.stack([part_BT.mean(axis=1) for part_BT in np.array_split(hazard_BT, STRETCHES, axis=1)], axis=1)
+
+
+def _log_ratios(sums_BTE: Array) -> Array:
+    stretch_BS = _stretches(sums_BTE)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found: Array = np.log(stretch_BS / stretch_BS.mean(axis=1, keepdims=True))
+    return found
+
+
+def _jackknifed(table_MTE: Array, function: Callable[[Array], Array]) -> Array:
+    """Pseudo-values over questions of a function of their sums."""
+    total_1TE = table_MTE.sum(axis=0)[None]
+    m = len(table_MTE)
+    return m * function(total_1TE) - (m - 1) * function(total_1TE - table_MTE)
+
+
+def stretch_hazards(table_MTE: Array) -> list[float]:
+    """The mean hazard in each stretch of the positions looked at; none where there are too few."""
+    n = last_position(table_MTE)
+    return [] if n < STRETCHES else [float(h) for h in _stretches(table_MTE[:, :n].sum(axis=0)[None])[0]]

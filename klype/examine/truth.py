@@ -1,16 +1,19 @@
-"""Reading with the truth: which tokens can follow, also after mistakes, remembered for every beginning."""
+"""The true next-token distribution after any beginning of an answer, and how far a model's is from it. Nats."""
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from klype.answers import bounds
-from klype.values import Distribution, Floats, Ints
+from klype.examine.intervals import ratio_of_means
+from klype.values import Distribution, Figure, Floats, Ints
 
 Tokens = tuple[int, ...]
 
@@ -99,3 +102,130 @@ def entropy(q: Distribution, temperature: float) -> float:
     p_K = at_temperature(q, temperature)
     p_K = p_K[p_K > 0]
     return float(-(p_K * np.log(p_K)).sum())
+
+
+PARTIAL = "the model returned only its most probable tokens"
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One prefix. ``s``: the mass on possible tokens, bounded when q is partial; what needs all of q is None then."""
+
+    s_low: float
+    s_high: float
+    kl: float | None
+    kl_acceptable: float | None
+    jensen_shannon: float | None
+    overlap: float | None
+    log_score: float | None
+    brier: float | None
+
+
+def point(p: Mapping[int, float], q: Distribution) -> Point:
+    """All comparisons of p and q at one prefix; kl is infinite when a possible token has no probability."""
+    ids_A, p_A = possible(p)
+    logq_A = of(q, ids_A)
+    q_A = np.exp(logq_A)
+    s = min(1.0, float(q_A.sum()))
+    if not q.whole:
+        unlisted = int(np.isneginf(logq_A).sum())
+        smallest = float(np.exp(q.logp[-1])) if len(q.logp) else 1.0
+        return Point(s, min(1.0, s + min(q.rest, unlisted * smallest)), None, None, None, None, None, None)
+    cross = float(-(p_A * logq_A).sum())
+    log_p_A = np.log(p_A)
+    kl = max(0.0, cross + float((p_A * log_p_A).sum()))
+    within = q_A[q_A > 0] / s if s > 0 else q_A[:0]
+    kl_acceptable = float((within * (np.log(within) - log_p_A[q_A > 0])).sum()) if s > 0 else math.inf
+    middle_A = (p_A + q_A) / 2
+    js = float((p_A * (log_p_A - np.log(middle_A))).sum())
+    js += float((q_A[q_A > 0] * np.log(q_A[q_A > 0] / middle_A[q_A > 0])).sum()) + (1 - s) * math.log(2)
+    square = float((np.exp(q.logp) ** 2).sum())
+    return Point(
+        s_low=s,
+        s_high=s,
+        kl=kl,
+        kl_acceptable=max(0.0, kl_acceptable),
+        jensen_shannon=min(math.log(2), max(0.0, js / 2)),
+        overlap=min(1.0, float(np.minimum(p_A, q_A).sum())),
+        log_score=cross,
+        brier=square - 2 * float((p_A * q_A).sum()) + 1.0,
+    )
+
+
+def possible(p: Mapping[int, float]) -> tuple[Ints, Floats]:
+    """Tokens that can follow, and how likely they are."""
+    ids_A, p_A = np.fromiter(p.keys(), np.int64, len(p)), np.fromiter(p.values(), float, len(p))
+    return (ids_A, p_A) if p_A.min(initial=1.0) > 0.0 else (ids_A[p_A > 0], p_A[p_A > 0])
+
+
+def of(q: Distribution, ids_A: Ints) -> Floats:
+    """Log-probabilities of these tokens, −∞ where they are not listed."""
+    logq_A = np.full(len(ids_A), -math.inf)
+    if q.whole and len(q.ids) and int(q.ids.max()) == len(q.ids) - 1:
+        logq_V = np.empty(len(q.ids))
+        logq_V[q.ids] = q.logp
+        known_A = ids_A < len(q.ids)
+        logq_A[known_A] = logq_V[ids_A[known_A]]
+        return logq_A
+    place = {token: k for k, token in enumerate(q.ids.tolist())}
+    at_A = np.array([place.get(token, -1) for token in ids_A.tolist()], int)
+    logq_A[at_A >= 0] = q.logp[at_A[at_A >= 0]]
+    return logq_A
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """A document and the truth before each of its tokens but the first, laid flat: token ``ids_E`` has probability
+    ``p_E`` before token ``at_E`` + 1. ``words``: how many it has, its end counted."""
+
+    tokens: Sequence[int]
+    ids_E: Ints
+    p_E: Floats
+    at_E: Ints
+    words: int
+
+    @staticmethod
+    def of(tokens: Sequence[int], following: Sequence[Mapping[int, float]], words: int) -> Read:
+        found = [possible(p) for p in following]
+        ids_E, p_E = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        return Read(tokens, ids_E, p_E, np.repeat(np.arange(len(found)), [len(ids) for ids, _ in found]), words)
+
+
+def s_and_kl(documents: Sequence[Read], logp_DTV: Sequence[Floats]) -> dict[str, Figure]:
+    """``s`` and ``kl`` of documents and what a model says of each: as of ``point``, many at a time."""
+    mass, lost = [], []
+    for read, logp_TV in zip(documents, logp_DTV, strict=True):
+        logq_E = logp_TV[read.at_E, read.ids_E].astype(float)
+        s_T = np.bincount(read.at_E, np.exp(logq_E))
+        kl_T = np.bincount(read.at_E, read.p_E * (np.log(read.p_E) - logq_E))
+        mass.append(float(np.minimum(s_T, 1.0).sum()))
+        lost.append(float(np.maximum(kl_T, 0.0).sum()))
+    s = ratio_of_means(mass, [len(read.tokens) - 1 for read in documents], "share a token")
+    return {"s": s, "kl": ratio_of_means(lost, [read.words for read in documents], "nats a word")}
+
+
+def s_corpus(documents: Sequence[Sequence[Point]], words: Sequence[int] | None = None) -> Figure:
+    """Mass on tokens that can follow, on the corpus' own prefixes (ratio of means); bounds when q is partial."""
+    counts = [len(document) for document in documents]
+    unit = "share a word" if words is None else "share a token"
+    low, high = (
+        ratio_of_means([sum(getattr(at, side) for at in document) for document in documents], counts, unit)
+        for side in ("s_low", "s_high")
+    )
+    if low.value is None or high.value is None:
+        return low
+    if low.value == high.value:
+        return low
+    least = low.value if low.low is None else low.low
+    most = high.value if high.high is None else high.high
+    return Figure((low.value + high.value) / 2, least, most, low.n, unit, why=PARTIAL)
+
+
+def divergence(documents: Sequence[Sequence[Point]], name: str, words: Sequence[int] | None = None) -> Figure:
+    """One field of ``Point``, summed over each document, a word (kl, log_score) or a prefix (the others)."""
+    counts = words if name in ("kl", "log_score") and words is not None else [len(document) for document in documents]
+    unit = {"overlap": "share", "brier": "squared probability"}.get(name, "nats a word")
+    values = [[getattr(at, name) for at in document] for document in documents]
+    if any(value is None for document in values for value in document):
+        return Figure(None, n=len(documents), unit=unit, why=PARTIAL)
+    return ratio_of_means([sum(document) for document in values], counts, unit)

@@ -12,13 +12,19 @@ from typing import Any, Literal
 
 import numpy as np
 
-from klype.examine import dependence
 from klype.examine.evidence import Answered
 from klype.examine.feedback import Aftermath
 from klype.examine.feedback_effect import FEW
-from klype.examine.independence import weibull_shape
 from klype.examine.rulings import Outcome, Ruling, effect, from_interval, more
-from klype.examine.survival import hazards, survival
+from klype.examine.survival import (
+    constant_hazard,
+    hazards,
+    independent_errors,
+    last_position,
+    stretch_hazards,
+    survival,
+    weibull_shape,
+)
 from klype.values import Figure
 
 Document = Mapping[str, Any]
@@ -269,12 +275,12 @@ def along_texts(texts: Sequence[Answered]) -> dict[str, Outcome | None]:
     if not any(text.s for text in texts):
         return {}
     table_MTE = hazards(texts)
-    return {"constant": dependence.constant(table_MTE), "independent": dependence.independent(table_MTE)}
+    return {"constant": constant_hazard(table_MTE), "independent": independent_errors(table_MTE)}
 
 
 def dependence_facts(texts: Sequence[Answered], of: str) -> dict[str, Any] | None:
     """The figures beside those tests, at the last position that they look at."""
-    n = dependence.reach(table_MTE := hazards(texts)) if any(text.s for text in texts) else 0
+    n = last_position(table_MTE := hazards(texts)) if any(text.s for text in texts) else 0
     if n < 1:
         return None
     curve = survival(texts)
@@ -283,7 +289,7 @@ def dependence_facts(texts: Sequence[Answered], of: str) -> dict[str, Any] | Non
         "of": of,
         "texts": len(texts),
         "n": n,
-        "stretches": dependence.stretches(table_MTE),
+        "stretches": stretch_hazards(table_MTE),
         "shape": weibull_shape(texts).json(),
         **{name: figures[n - 1].json() for name, figures in at.items()},
     }

@@ -246,8 +246,8 @@ _PAIRS = {"(": ")", "[": "]", "«": "»", "“": "”"}
 class WellFormed:
     """Whether an answer about a word is one that a dictionary could give, true or not.
 
-    The rules are few and stated; they read no meaning: a model that has never seen a word cannot know what it means, but
-    it can show that it has learnt how one answers. ``known``: every word, in small letters, that an answer may use;
+    The rules are few and stated; they read no meaning: a model that has never seen a word cannot know what it means,
+    but it can show that it has learnt how one answers. ``known``: every word, in small letters, that an answer may use;
     compounds of two of them are words too.
     """
 

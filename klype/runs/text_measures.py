@@ -20,12 +20,12 @@ from klype.data.order import draw_seed
 from klype.data.readers import TextDocument
 from klype.data.split import Split
 from klype.engine.engine import Engine
-from klype.examine.copied import Copied, Index, copied
+from klype.examine.estimators import as_share
 from klype.examine.evidence import Answered, Evidence
 from klype.examine.facts import AnswerFacts, NextFacts, NextTokenFacts, TemperatureFacts, TextFacts
 from klype.examine.intervals import mean_by_question, ratio_of_means
 from klype.examine.measures import measure
-from klype.examine.spread import as_share
+from klype.examine.repetition import Copied, Index, copied
 from klype.model.transformer import Transformer
 from klype.runs.dictionary import tokens_of, words_of
 from klype.text.tokenizer import Tokenizer

@@ -16,9 +16,9 @@ from klype.data.batches import PaddedBatches
 from klype.data.order import mix
 from klype.data.pools import BLOCK, STEPS, Example, PoolSettings
 from klype.engine.engine import Engine
-from klype.examine.divergence import Read, point, s_and_kl
 from klype.examine.facts import DataFacts, NextFacts, NextTokenFacts, Text, TextFacts
 from klype.examine.intervals import mean_by_question
+from klype.examine.truth import Read, point, s_and_kl
 from klype.model.transformer import Transformer
 from klype.runs.recipe import Recipe
 from klype.text.chat import TEMPLATE, Chat

@@ -21,9 +21,8 @@ from klype.answers.decoders.orders import Tuning
 from klype.answers.decoders.table import decide
 from klype.answers.decoders.taking_back import Sheet, obeyed
 from klype.errors import KlypeError
-from klype.examine.divergence import point
 from klype.examine.feedback import Aftermath, Asked, FeedbackSettings, Shock, aftermaths, shocks
-from klype.examine.truth import Reader, Tokens
+from klype.examine.truth import Reader, Tokens, point
 from klype.experiments.bias.measure import measure
 from klype.experiments.corpus import Ids, Test
 from klype.experiments.mistakes.course import Student, up_to_slips
