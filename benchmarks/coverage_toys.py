@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from klype.examine.calibration import excess_error
-from klype.examine.feedback import ARMS, Aftermath, Arm, Shock
-from klype.examine.feedback_effect import effect
+from klype.examine.feedback import InterventionOutcome, effect
 from klype.examine.intervals import Limits, mean_by_question, paired, ratio_of_means, ratio_over_seeds
+from klype.examine.interventions import ARMS, Arm, Intervention
 from klype.values import Figure
 from klype.world import World
 
@@ -199,7 +199,7 @@ def _ratios() -> list[Case]:
         found = []
         for i, (wrong, right) in enumerate(zip(rng.beta(4, 6, n), rng.beta(1, 9, n), strict=True)):
             errors: dict[Arm, tuple[float, ...]] = {a: (float(wrong if a == "wrong" else right),) for a in ARMS}
-            found.append(Aftermath(Shock(str(i), (), (1, 2, 2), 0.9), errors, errors, errors, (None,)))
+            found.append(InterventionOutcome(Intervention(str(i), (), (1, 2, 2), 0.9), errors, errors, errors, (None,)))
         told = effect(found)
         return {"difference": (told.difference[0], 0.3), "ratio": (told.ratio[0], 4.0)}
 

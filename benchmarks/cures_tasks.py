@@ -18,7 +18,7 @@ from klype.answers.decoders.orders import Asked
 from klype.errors import UsageError
 from klype.judge.meaning import text_meaning, world_meaning
 from klype.judge.text import choice_match, normalise, number_match
-from klype.runs.truth import read_questions
+from klype.runs.provenance import read_questions
 from klype.sources.source import Codec, Source, tokens_of
 from klype.train.rewards import RewardModel
 from klype.values import Question

@@ -1,6 +1,6 @@
 """How often ``klype article`` rules wrongly: simulated worlds whose truth is known, a whole document's tests on each.
 
-A document has 1,000 texts of 100 words, 120 shocked beginnings and 110 matched pairs. S differs from beginning to
+A document has 1,000 texts of 100 words, 120 intervened beginnings and 110 matched pairs. S differs from beginning to
 beginning (1 − S is Beta-distributed), so that nothing is exact but in the mean.
 """
 
@@ -13,8 +13,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from klype.examine.feedback import Aftermath, Arm, Shock, parted
+from klype.examine.feedback import InterventionOutcome, parted
 from klype.examine.intervals import Array, proportion
+from klype.examine.interventions import Arm, Intervention
 from klype.examine.rulings import Ruling, rulings
 from klype.examine.survival import (
     AT_RISK,
@@ -114,7 +115,7 @@ def ruled(world: World, rng: np.random.Generator) -> dict[str, Ruling]:
     """One document's rulings."""
     table_MTE = texts(world, rng)
     tests = {"constant": constant_hazard(table_MTE), "independent": independent_errors(table_MTE)}
-    tests |= after_forced(aftermaths(world, rng))
+    tests |= after_forced(outcomes(world, rng))
     known = rulings({name: test for name, test in tests.items() if test is not None}, FAMILY)
     return {name: known.get(name, "undetermined") for name in RULED}
 
@@ -133,7 +134,7 @@ def texts(world: World, rng: np.random.Generator) -> Array:
     return table_MTE
 
 
-def aftermaths(world: World, rng: np.random.Generator) -> list[Aftermath]:
+def outcomes(world: World, rng: np.random.Generator) -> list[InterventionOutcome]:
     """Beginnings by rule, whose words are looked at, and matched pairs, whose errors are."""
     up_D = world.effect[0] + world.effect[1] * np.arange(DISTANCES)
     times_N1 = _spread(rng, PAIRS, 1.0)[:, None]
@@ -142,14 +143,18 @@ def aftermaths(world: World, rng: np.random.Generator) -> list[Aftermath]:
     out = []
     for i, (wrong_D, near_D) in enumerate(zip(wrong_ND, near_ND, strict=True)):
         errors: dict[Arm, tuple[float, ...]] = {"wrong": tuple(wrong_D), "right": nothing, "near": tuple(near_D)}
-        shock = Shock(f"pair {i}", (), (1, 2, 2), 0.9, by_rule=False)
-        out.append(Aftermath(shock, errors, errors, errors, (None,) * DISTANCES))
+        intervention = Intervention(f"pair {i}", (), (1, 2, 2), 0.9, by_rule=False)
+        out.append(InterventionOutcome(intervention, errors, errors, errors, (None,) * DISTANCES))
     flat: dict[Arm, tuple[float, ...]] = {"wrong": nothing, "right": nothing, "near": nothing}
     for i in range(SHOCKED):
         said_ND = rng.geometric(0.5, (4, DISTANCES))
         said_ND[:2] += 100 * (rng.random(DISTANCES) < world.turned)
-        shock = Shock(f"rule {i}", (), (1, 2, 2), 0.9, rarity=9.0)
-        out.append(Aftermath(shock, flat, flat, flat, (None,) * DISTANCES, parted=parted(said_ND[:2], said_ND[2:])))
+        intervention = Intervention(f"rule {i}", (), (1, 2, 2), 0.9, rarity=9.0)
+        out.append(
+            InterventionOutcome(
+                intervention, flat, flat, flat, (None,) * DISTANCES, parted=parted(said_ND[:2], said_ND[2:])
+            )
+        )
     return out
 
 

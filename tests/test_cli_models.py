@@ -19,7 +19,7 @@ from klype.cli.main import call
 from klype.model import checkpoint
 from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
-from klype.runs.truth import after, find_question, read_questions
+from klype.runs.provenance import after, find_question, read_questions
 from klype.text.chat import TEMPLATE
 from klype.text.tokenizer import Tokenizer
 from klype.values import Question

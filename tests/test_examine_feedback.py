@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from klype.examine.feedback import ARMS, Aftermath, Arm, Asked, FeedbackSettings, Shock, aftermaths, shocks
-from klype.examine.feedback_effect import effect
+from klype.examine.feedback import InterventionOutcome, effect, outcomes
+from klype.examine.interventions import ARMS, Arm, Asked, FeedbackSettings, Intervention, interventions
 from klype.examine.truth import Reader
 from klype.sources.native import NativeSource
 from tests.toy_sources import table_source
@@ -45,9 +45,9 @@ def test_the_two_state_chain_gives_its_closed_form() -> None:
     slope, level = a - b, b / (1 - (a - b))
     settings = FeedbackSettings(distances=4, samples=24)
     questions = asked(60)
-    forced, without = shocks(chain(a, b), questions, settings, lambda t: True)
+    forced, without = interventions(chain(a, b), questions, settings, lambda t: True)
     assert without < 60
-    found = effect(aftermaths(chain(a, b), questions, forced, settings))
+    found = effect(outcomes(chain(a, b), questions, forced, settings))
     assert found.difference[0].value == pytest.approx(slope, abs=1e-5)
     assert found.ratio[0].value == pytest.approx(a / b, rel=1e-4)
     for d in range(1, 4):
@@ -64,8 +64,8 @@ def test_the_two_state_chain_gives_its_closed_form() -> None:
 
 def test_without_memory_there_is_no_feedback() -> None:
     settings = FeedbackSettings(distances=3, samples=2)
-    forced, _ = shocks(chain(0.3, 0.3), asked(20), settings, lambda t: True)
-    found = effect(aftermaths(chain(0.3, 0.3), asked(20), forced, settings))
+    forced, _ = interventions(chain(0.3, 0.3), asked(20), settings, lambda t: True)
+    found = effect(outcomes(chain(0.3, 0.3), asked(20), forced, settings))
     for difference, ratio, moved in zip(found.difference, found.ratio, found.moved, strict=True):
         assert difference.value == pytest.approx(0, abs=1e-6)
         assert ratio.value == pytest.approx(1, abs=1e-5)
@@ -76,16 +76,16 @@ def test_who_never_recovers_has_recovery_zero_and_who_always_does_one() -> None:
     settings = FeedbackSettings(distances=3, samples=2)
     for a, recovery in ((1.0, 0.0), (0.0, 1.0)):
         source = chain(a, 1e-9)
-        forced = [Shock(f"q{i}", (), (ERR, OK, OK), 1.0) for i in range(8)]
-        found = effect(aftermaths(source, asked(8), forced, settings))
+        forced = [Intervention(f"q{i}", (), (ERR, OK, OK), 1.0) for i in range(8)]
+        found = effect(outcomes(source, asked(8), forced, settings))
         assert [figure.value for figure in found.recovery] == pytest.approx([recovery] * 3)
 
 
 def test_an_arm_that_ended_counts_as_no_error_and_is_shown() -> None:
     settings = FeedbackSettings(distances=4, samples=8)
     source = chain(0.5, 0.5, end=0.5)
-    forced, _ = shocks(source, asked(40), settings, lambda t: True)
-    found = effect(aftermaths(source, asked(40), forced, settings))
+    forced, _ = interventions(source, asked(40), settings, lambda t: True)
+    found = effect(outcomes(source, asked(40), forced, settings))
     assert found.ended["wrong"][0] == 0
     assert found.ended["wrong"][1] == pytest.approx(0.5, abs=0.15)
     assert list(found.ended["right"]) == sorted(found.ended["right"])
@@ -100,19 +100,19 @@ def test_the_forced_tokens_are_wrong_right_and_near_and_never_the_end() -> None:
             return {OK: 0.4, 2: 0.4, END: 0.2}
 
     questions = [Asked(f"q{i}", (OK,), Reader(Two)) for i in range(60)]
-    forced, _ = shocks(source, questions, FeedbackSettings(positions=1), lambda t: True)
+    forced, _ = interventions(source, questions, FeedbackSettings(positions=1), lambda t: True)
     assert len(forced) == 60
-    assert {shock.tokens[0] for shock in forced} == {3, 4}
-    assert {shock.tokens[1] for shock in forced} == {1, 2}
-    for shock in forced:
-        assert shock.tokens[2] == (1 if shock.tokens[0] == 3 else 2)
-        assert shock.s == pytest.approx(0.75, abs=1e-5)
+    assert {intervention.tokens[0] for intervention in forced} == {3, 4}
+    assert {intervention.tokens[1] for intervention in forced} == {1, 2}
+    for intervention in forced:
+        assert intervention.tokens[2] == (1 if intervention.tokens[0] == 3 else 2)
+        assert intervention.s == pytest.approx(0.75, abs=1e-5)
 
 
 def test_errors_where_they_occur_weigh_by_one_less_s() -> None:
     settings = FeedbackSettings(distances=1, samples=1)
-    forced = [Shock("q0", (), (ERR, OK, OK), 0.5), Shock("q1", (), (ERR, OK, OK), 1.0)]
-    found = aftermaths(chain(0.7, 0.2), asked(2), forced, settings)
+    forced = [Intervention("q0", (), (ERR, OK, OK), 0.5), Intervention("q1", (), (ERR, OK, OK), 1.0)]
+    found = outcomes(chain(0.7, 0.2), asked(2), forced, settings)
     assert effect(found, "errors").difference[0].value == pytest.approx(0.5, abs=1e-5)
 
 
@@ -142,8 +142,8 @@ def test_a_number_of_errors_has_no_interval_below_none() -> None:
     found = []
     for i in range(162):
         edits: dict[Arm, tuple[float, ...]] = {arm: (float(rng.random() * 1e-3 + 1.3 * (i < 3)),) for arm in ARMS}
-        shock = Shock(f"q{i}", (), (1, 2, 2), 0.9)
-        found.append(Aftermath(shock, edits, edits, edits, (None,), edits=edits))
+        intervention = Intervention(f"q{i}", (), (1, 2, 2), 0.9)
+        found.append(InterventionOutcome(intervention, edits, edits, edits, (None,), edits=edits))
     for name, figure in effect(found).further.items():
         assert figure.low is not None, name
         assert figure.low >= 0, name

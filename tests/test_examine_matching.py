@@ -10,9 +10,16 @@ import torch
 
 from klype.examine.document import pairs
 from klype.examine.evidence import Evidence
-from klype.examine.feedback import AS_RARE, Asked, FeedbackSettings, Shock, aftermaths, parted, shocks
-from klype.examine.feedback_effect import FEW, effect
-from klype.examine.matching import Search, search
+from klype.examine.feedback import FEW, effect, outcomes, parted
+from klype.examine.interventions import (
+    AS_RARE,
+    Asked,
+    FeedbackSettings,
+    Intervention,
+    MatchedSearch,
+    find_matched,
+    interventions,
+)
 from klype.examine.truth import Reader
 from klype.sources.native import NativeSource
 from tests.toy_sources import table_source
@@ -48,40 +55,44 @@ def questions(n: int, first: int = 0) -> list[Asked]:
 def test_rarity_is_not_taken_for_wrongness() -> None:
     source, settings = rarity_alone(), FeedbackSettings(distances=2)
     asked = questions(60)
-    forced, _ = shocks(source, asked, settings, lambda t: True)
-    found = search(source, lambda round_: questions(40, 100 * (round_ + 1)), Search(1.0, limit=3), lambda t: True)
-    after = aftermaths(source, asked, forced, settings) + aftermaths(source, found.asked, found.found, settings)
+    forced, _ = interventions(source, asked, settings, lambda t: True)
+    found = find_matched(
+        source, lambda round_: questions(40, 100 * (round_ + 1)), MatchedSearch(1.0, limit=3), lambda t: True
+    )
+    after = outcomes(source, asked, forced, settings) + outcomes(source, found.asked, found.found, settings)
     shown = effect(after)
     assert len(found.found) >= 100
     assert shown.difference[0].value > 0.1  # beside a word as the model draws it, mostly the likely one
     assert shown.beside_near[0].value == pytest.approx(0, abs=1e-6)
     assert shown.cautious[0].value == pytest.approx(0, abs=1e-6)
-    assert shown.beside_near[0].n == sum(one.shock.matched for one in after) >= 100
+    assert shown.beside_near[0].n == sum(one.intervention.matched for one in after) >= 100
 
 
 def test_every_pair_found_is_as_rare_and_each_beginning_counts_once() -> None:
     source = rarity_alone()
-    found = search(source, lambda round_: questions(30), Search(1.0, wanted=10**6, rounds=4, limit=5), lambda t: True)
-    assert all(shock.matched and not shock.by_rule for shock in found.found)
-    assert all(abs(shock.rarity) <= AS_RARE for shock in found.found)
-    assert all(shock.tokens[0] == WRONG and shock.tokens[2] == RARE for shock in found.found)
-    places = [(shock.question, shock.before) for shock in found.found]
+    found = find_matched(
+        source, lambda round_: questions(30), MatchedSearch(1.0, wanted=10**6, rounds=4, limit=5), lambda t: True
+    )
+    assert all(intervention.matched and not intervention.by_rule for intervention in found.found)
+    assert all(abs(intervention.rarity) <= AS_RARE for intervention in found.found)
+    assert all(intervention.tokens[0] == WRONG and intervention.tokens[2] == RARE for intervention in found.found)
+    places = [(intervention.question, intervention.before) for intervention in found.found]
     assert len(set(places)) == len(places)
-    assert {one.question for one in found.asked} == {shock.question for shock in found.found}
+    assert {one.question for one in found.asked} == {intervention.question for intervention in found.found}
 
 
 def test_where_nothing_is_as_rare_all_are_dropped_and_nothing_is_said() -> None:
     likely = [0, 0, 0.99, 0, 0.01]
     source = table_source(np.array([[1, 0, 0, 0, 0], likely, likely, likely, likely]))[0]
-    found = search(source, lambda round_: questions(20), Search(1.0, rounds=2, limit=3), lambda t: True)
+    found = find_matched(source, lambda round_: questions(20), MatchedSearch(1.0, rounds=2, limit=3), lambda t: True)
     assert found.found == ()
     assert found.dropped > 20
-    forced, _ = shocks(source, questions(40), FeedbackSettings(distances=1, samples=1), lambda t: True)
-    after = aftermaths(source, questions(40), forced, FeedbackSettings(distances=1, samples=1))
+    forced, _ = interventions(source, questions(40), FeedbackSettings(distances=1, samples=1), lambda t: True)
+    after = outcomes(source, questions(40), forced, FeedbackSettings(distances=1, samples=1))
     shown = effect(after)
     assert shown.cautious[0].value is None
     assert str(FEW) in shown.cautious[0].why
-    told = pairs(Evidence(aftermaths=after, dropped=found.dropped))
+    told = pairs(Evidence(outcomes=after, dropped=found.dropped))
     assert told == {
         "matched": 0,
         "dropped": found.dropped + len(forced),
@@ -97,7 +108,7 @@ def test_the_search_ends_when_there_are_enough() -> None:
         asked.append(round_)
         return questions(50, 50 * round_)
 
-    found = search(rarity_alone(), ask, Search(1.0, wanted=60, limit=6), lambda t: True)
+    found = find_matched(rarity_alone(), ask, MatchedSearch(1.0, wanted=60, limit=6), lambda t: True)
     assert len(found.found) >= 60
     assert asked == list(range(len(asked)))
     assert len(asked) < 20
@@ -105,7 +116,7 @@ def test_the_search_ends_when_there_are_enough() -> None:
 
 @pytest.mark.parametrize(("ratio", "matched"), [(2.9, True), (1 / 2.9, True), (3.1, False), (1 / 3.1, False)])
 def test_a_factor_of_three_is_as_rare(ratio: float, matched: bool) -> None:
-    assert Shock("q", (), (1, 2, 3), 0.9, math.log(ratio)).matched is matched
+    assert Intervention("q", (), (1, 2, 3), 0.9, math.log(ratio)).matched is matched
 
 
 def test_errors_by_edits_are_counted_beside_errors_word_by_word() -> None:
@@ -117,8 +128,8 @@ def test_errors_by_edits_are_counted_beside_errors_word_by_word() -> None:
 
     asked = [Asked(f"q{i}", (START,), Reader(Open), Reader(All)) for i in range(40)]
     settings = FeedbackSettings(distances=3)
-    found = search(rarity_alone(), lambda round_: asked, Search(1.0, rounds=1, limit=3), lambda t: True)
-    shown = effect(aftermaths(rarity_alone(), asked, found.found, settings))
+    found = find_matched(rarity_alone(), lambda round_: asked, MatchedSearch(1.0, rounds=1, limit=3), lambda t: True)
+    shown = effect(outcomes(rarity_alone(), asked, found.found, settings))
     assert shown.further["wrong_errors"].value > 0.2
     assert shown.further["wrong_edits"].value == pytest.approx(0, abs=1e-6)
     assert shown.cautious[0].value == pytest.approx(0, abs=1e-6)

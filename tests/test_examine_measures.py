@@ -15,10 +15,10 @@ from klype.answers.tree import Found, Tree, TreeSettings
 from klype.examine.calibration import TEMPERATURES, bins, calibration_error
 from klype.examine.cost import Shape, answer_bytes, answer_flops, token_flops
 from klype.examine.evidence import Answered, ByQuestion, Evidence, Told
-from klype.examine.feedback import Aftermath, Shock
+from klype.examine.feedback import InterventionOutcome, Replaced
+from klype.examine.interventions import Intervention
 from klype.examine.measures import MEASURES, OF_RUNS, measure
 from klype.examine.repetition import agreement, distinct, loop, repeated
-from klype.examine.replaced import Replaced
 from klype.examine.say import Say
 from klype.examine.survival import survival
 from klype.examine.truth import Read, divergence, point, s_and_kl, s_corpus
@@ -303,10 +303,11 @@ def test_every_measure_is_left_out_or_has_a_value_inside_its_interval(samples: i
 
 def more_evidence() -> dict[str, Any]:
     """What experiments, trees and truths add."""
-    shock = Shock("q", (), (1, 2, 2), 0.9)
+    intervention = Intervention("q", (), (1, 2, 2), 0.9)
     arms = [{"wrong": (0.5 + i / 99,) * 3, "right": (0.1 + i / 99,) * 3, "near": (0.2,) * 3} for i in range(40)]
     after = [
-        Aftermath(dataclasses.replace(shock, question=str(i)), arm, arm, arm, (0.3,) * 3) for i, arm in enumerate(arms)
+        InterventionOutcome(dataclasses.replace(intervention, question=str(i)), arm, arm, arm, (0.3,) * 3)
+        for i, arm in enumerate(arms)
     ]
     found = Found("a", 0.4, 0.5, "m", (1, 0), 0.4)
     tree = Tree((found,), (), 0.1, 0.0, 9, (0.1, 0.9), (0.1, 0.5), "budget", TreeSettings())

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from klype.examine.evidence import Evidence
-from klype.examine.feedback import FeedbackSettings
+from klype.examine.feedback import replaced
+from klype.examine.interventions import FeedbackSettings
 from klype.examine.measures import measure
-from klype.examine.replaced import replaced
 from klype.values import Request
 from tests.toy_sources import table_source
 

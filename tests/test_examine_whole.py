@@ -88,7 +88,9 @@ def examinee(q_VV: np.ndarray, n: int = 12) -> Examinee:
 
 
 PACE = Pace(tokens=8.0, speed=1000.0, tree_speed=1000.0, fork_tokens=36.0)
-SETTINGS = ExamSettings((0.0, 1.0), n=6, limit=8, trees=2, tree_budget=60, forks=2, fork_samples=8, shock_samples=2)
+SETTINGS = ExamSettings(
+    (0.0, 1.0), n=6, limit=8, trees=2, tree_budget=60, forks=2, fork_samples=8, intervention_samples=2
+)
 
 
 @pytest.fixture(scope="module")
@@ -290,7 +292,7 @@ def test_minutes_are_kept_to_by_trees_and_forks_of_fewer_questions() -> None:
 def test_the_probe_foretells_what_forks_draw(tmp_path: Path) -> None:
     """On average over answers: what is drawn is within half as much again of what was planned."""
     one = examinee(ERRING, 60)
-    settings = ExamSettings((1.0,), n=4, limit=12, trees=1, tree_budget=60, forks=60, fork_samples=32, shocks=0)
+    settings = ExamSettings((1.0,), n=4, limit=12, trees=1, tree_budget=60, forks=60, fork_samples=32, interventions=0)
     pace = probe(one, settings)
     planned = plan(60, settings, pace, False).passes["forks"]
     without = examine(one, replace(settings, forks=0), tmp_path / "without")
@@ -322,7 +324,7 @@ def test_trees_grow_together_as_far_as_there_is_room() -> None:
 
 def test_trees_that_grow_together_are_examined_alike(tmp_path: Path) -> None:
     one = examinee(ERRING)
-    settings = replace(SETTINGS, temperatures=(1.0,), trees=6, forks=0, shocks=0)
+    settings = replace(SETTINGS, temperatures=(1.0,), trees=6, forks=0, interventions=0)
     shape = Shape(matrices=100, layers=1, width=8, cache_bytes=64)
     alone, together = (
         document(examine(who, settings, tmp_path / name))
@@ -345,13 +347,13 @@ def test_every_part_is_told_when_it_begins_and_how_far_it_is(tmp_path: Path) -> 
         assert done[-1][0] == done[-1][1]
         assert [at for at, _ in done] == sorted(at for at, _ in done)
     told.clear()
-    only = replace(SETTINGS, temperatures=(1.0,), trees=0, forks=0, shocks=0)
+    only = replace(SETTINGS, temperatures=(1.0,), trees=0, forks=0, interventions=0)
     examine(examinee(ERRING), only, tmp_path, lambda *about: told.append(about))
     assert {part for part, _, _ in told} == {"truth", "answers 1"}
 
 
 def test_of_a_model_with_other_manners_the_truth_says_only_what_can_follow(tmp_path: Path) -> None:
-    settings = ExamSettings(temperatures=(1.0,), n=3, limit=6, trees=0, forks=0, shocks=0)
+    settings = ExamSettings(temperatures=(1.0,), n=3, limit=6, trees=0, forks=0, interventions=0)
     one = examinee(ERRING)
     plain, other = (
         document(examine(replace(one, other_manners=aligned), settings, tmp_path / str(aligned)))

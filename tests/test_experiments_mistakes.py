@@ -15,9 +15,9 @@ from bias_toys import END, SIZE, Chain
 from klype.answers.decoders.taking_back import Sheet, obeyed
 from klype.cli.main import call
 from klype.errors import KlypeError, UsageError
-from klype.examine.feedback import Asked as Shocked
-from klype.examine.feedback import FeedbackSettings, aftermaths, shocks
-from klype.examine.feedback_effect import effect
+from klype.examine.feedback import effect, outcomes
+from klype.examine.interventions import Asked as Shocked
+from klype.examine.interventions import FeedbackSettings, interventions
 from klype.examine.say import Say
 from klype.examine.truth import Reader
 from klype.experiments.corpus import Corpus, WorldSource
@@ -269,8 +269,8 @@ def test_taking_back_shows_in_the_experiment_and_costs_a_pass() -> None:
     source, _ = table_source(table)
     asked = [Shocked(f"q{i}", (1,), Reader(Always)) for i in range(30)]
     settings = FeedbackSettings(positions=2, distances=4, samples=3, back=3)
-    forced, _ = shocks(source, asked, settings, lambda token: token != 3)
-    found = aftermaths(source, asked, forced, settings)
+    forced, _ = interventions(source, asked, settings, lambda token: token != 3)
+    found = outcomes(source, asked, forced, settings)
     assert all(one.errors["wrong"][0] == pytest.approx(0) for one in found)
     assert all(one.standing["wrong"][0] == 0 for one in found)
     assert all(one.errors["right"][0] == pytest.approx(0.2, abs=1e-5) for one in found)
@@ -282,8 +282,8 @@ def test_taking_back_shows_in_the_experiment_and_costs_a_pass() -> None:
 def test_without_taking_back_a_forced_mistake_stands() -> None:
     asked = [Shocked(f"q{i}", (1,), Reader(Always)) for i in range(6)]
     settings = FeedbackSettings(distances=2, samples=2)
-    forced, _ = shocks(chain(0.6, 0.2), asked, settings, lambda token: True)
-    for one in aftermaths(chain(0.6, 0.2), asked, forced, settings):
+    forced, _ = interventions(chain(0.6, 0.2), asked, settings, lambda token: True)
+    for one in outcomes(chain(0.6, 0.2), asked, forced, settings):
         assert one.standing["wrong"] == (1.0, 1.0)
 
 

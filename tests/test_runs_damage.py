@@ -17,9 +17,9 @@ from klype.jsons import steps
 from klype.runs.folder import read_run
 from klype.runs.options import RunOptions
 from klype.runs.pipeline import as_begun
+from klype.runs.provenance import read_questions
 from klype.runs.recipe import read
 from klype.runs.record import Record, write_json
-from klype.runs.truth import read_questions
 from klype.studio.examinations import Examinations, ExamRequest
 from klype.studio.runs_list import document_of, run_info
 from klype.studio.work import MetricsTail

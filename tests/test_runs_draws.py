@@ -24,7 +24,7 @@ from klype.model.transformer import Transformer
 from klype.preferences.records import Asked, Candidate
 from klype.preferences.store import Store
 from klype.runs.answering import answer_all
-from klype.runs.drawing import DrawSettings, draw_into
+from klype.runs.collecting import DrawSettings, draw_into
 from klype.runs.options import RunOptions
 from klype.runs.recipe import read
 from klype.runs.text_subject import TextSubject

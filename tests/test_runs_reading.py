@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from klype.cli.commands.studio import opened_models
 from klype.cli.main import call
-from klype.runs.reading import Reading, reading_of
+from klype.runs.provenance import Reading, reading_of
 from klype.sources.find import Found, find_model
 from klype.text.chat import TEMPLATE
 from klype.text.tokenizer import Tokenizer
@@ -103,7 +103,7 @@ def test_what_the_hub_s_models_have_read_is_not_fetched(tmp_path: Path) -> None:
         import sys
         from pathlib import Path
         from klype.errors import KlypeError
-        from klype.runs.reading import reading_of
+        from klype.runs.provenance import reading_of
         from klype.sources.find import Found, find_model
         from klype.text.tokenizer import Tokenizer
 

@@ -15,7 +15,7 @@ from klype.examine import facts
 from klype.model import checkpoint, manifest
 from klype.preferences import formats
 from klype.runs.folder import read_run
-from klype.runs.truth import read_questions
+from klype.runs.provenance import read_questions
 from klype.text.tokenizer import Tokenizer
 
 DEEP = '{"a":' * 100_000

@@ -11,7 +11,7 @@ from klype.errors import UsageError
 
 if TYPE_CHECKING:
     from klype.judge.meaning import Meaning
-    from klype.runs.reading import Reading
+    from klype.runs.provenance import Reading
     from klype.sources.opening import Opened
     from klype.sources.source import Source
     from klype.values import Question
@@ -33,7 +33,7 @@ class Asking:
 def asking(opened: Opened, text: str, raw: bool | None) -> Asking:
     """The world's question where the text is one of the run's, else plain text with normalised meanings."""
     from klype.judge.meaning import meaning_of
-    from klype.runs.truth import find_question, read_questions
+    from klype.runs.provenance import find_question, read_questions
     from klype.values import Question
 
     plain = opened.as_raw(raw)
@@ -73,7 +73,7 @@ def prompt_of(opened: Opened, text: str, raw: bool | None) -> tuple[int, ...]:
 
 def reading_from(opened: Opened) -> Reading | None:
     """What a run's model has read; None where nobody knows."""
-    from klype.runs.reading import reading_of
+    from klype.runs.provenance import reading_of
 
     return None if opened.native is None else reading_of(opened.found, opened.loaded.tokenizer)
 

@@ -26,7 +26,7 @@ from klype.examine.examination import Examined, Meters, Progress, probe
 from klype.examine.examination import examine as run_examination
 from klype.examine.examination_report import render, verdict
 from klype.examine.examinee import Examinee, ExamSettings, Plan, in_time, plan, within
-from klype.examine.feedback import Shock
+from klype.examine.interventions import Intervention
 from klype.examine.say import Say
 from klype.values import Figure, Question
 
@@ -124,7 +124,7 @@ class Exam:
         self,
         folder: Path | None = None,
         progress: Progress = lambda part, done, of: None,
-        given: Mapping[float, list[Shock]] | None = None,
+        given: Mapping[float, list[Intervention]] | None = None,
     ) -> Examination:
         """Asks the questions. In ``folder`` answers are kept as traces: those that are there already are not asked
         again. ``given``: the forced words of the model that this one is compared with."""

@@ -138,7 +138,7 @@ def questions_of(opened: Opened, file: Path | None, suite: str, most: int) -> li
     Suites: world (the demo world's held-out questions); any other is a path, of a file or of a folder of JSONL files.
     """
     from klype.data.rows import read_questions
-    from klype.runs.truth import read_questions as kept_questions
+    from klype.runs.provenance import read_questions as kept_questions
 
     if file is not None:
         if not file.is_file():

@@ -17,7 +17,7 @@ from klype.api.results import Answer, AnswerForks, AnswerTree, NextToken, NextTo
 from klype.engine.sampling import check_sampling
 from klype.errors import UsageError
 from klype.runs.folder import newest
-from klype.runs.truth import next_truth
+from klype.runs.provenance import next_truth
 from klype.samplers import SamplingOptions
 from klype.sources.opening import Opened, open_model, room, stream
 from klype.sources.source import Message, answers

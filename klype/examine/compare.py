@@ -8,7 +8,7 @@ from typing import Any
 from klype.errors import UsageError
 from klype.examine.evidence import Answered, Evidence
 from klype.examine.examination import Examined
-from klype.examine.feedback import Aftermath
+from klype.examine.feedback import InterventionOutcome
 from klype.examine.intervals import mcnemar, paired
 
 PAIRED = ("right", "word_for_word", "polite", "concise", "score", "tokens", "entropy")
@@ -52,15 +52,17 @@ def differences(a: Evidence, b: Evidence) -> dict[str, Any]:
         out[name] = figure.json()
         if len(set(questions)) == len(questions) and set(before) | set(after) <= {0.0, 1.0}:
             out[name]["p"] = mcnemar(before, after)
-    mine, theirs = ({one.shock.question: one for one in side.aftermaths if one.shock.by_rule} for side in (a, b))
-    shocked = [q for q in mine if q in theirs and mine[q].shock.tokens == theirs[q].shock.tokens]
-    if shocked:
-        effects = [[_effect(side[q]) for q in shocked] for side in (mine, theirs)]
-        out["feedback"] = paired(effects[0], effects[1], shocked, "difference of shares").json()
+    mine, theirs = (
+        {one.intervention.question: one for one in side.outcomes if one.intervention.by_rule} for side in (a, b)
+    )
+    intervened = [q for q in mine if q in theirs and mine[q].intervention.tokens == theirs[q].intervention.tokens]
+    if intervened:
+        effects = [[_effect(side[q]) for q in intervened] for side in (mine, theirs)]
+        out["feedback"] = paired(effects[0], effects[1], intervened, "difference of shares").json()
     return out
 
 
-def _effect(one: Aftermath) -> float:
+def _effect(one: InterventionOutcome) -> float:
     """How much likelier an error is right after the forced one."""
     return one.errors["wrong"][0] - one.errors["right"][0]
 

@@ -220,7 +220,7 @@ def _piece(found: Examined, token: int, decode: Any) -> str:
 def _feedback(found: Examined) -> dict[float, Document]:
     out: dict[float, Document] = {}
     for t, evidence in found.evidence.items():
-        if not evidence.aftermaths:
+        if not evidence.outcomes:
             continue
         shown = effect_of(evidence)
         rows: dict[str, Sequence[Figure]] = {
@@ -244,12 +244,12 @@ def _feedback(found: Examined) -> dict[float, Document]:
 def pairs(evidence: Evidence) -> Document:
     """How many pairs of a wrong word and a right one as rare there are, the places where there was none, and how many
     times as likely as the wrong word the right one is: least, median, most; median before any matching."""
-    shocks = [one.shock for one in evidence.aftermaths]
-    ratios = [math.exp(shock.rarity) for shock in shocks if shock.matched]
-    by_rule = [math.exp(shock.rarity) for shock in shocks if shock.by_rule]
+    interventions = [one.intervention for one in evidence.outcomes]
+    ratios = [math.exp(intervention.rarity) for intervention in interventions if intervention.matched]
+    by_rule = [math.exp(intervention.rarity) for intervention in interventions if intervention.by_rule]
     return {
         "matched": len(ratios),
-        "dropped": evidence.dropped + sum(not shock.matched for shock in shocks),
+        "dropped": evidence.dropped + sum(not intervention.matched for intervention in interventions),
         "ratio": [min(ratios), median(ratios), max(ratios)] if ratios else None,
         "ratio_by_rule": median(by_rule) if by_rule else None,
     }

@@ -13,7 +13,7 @@ import numpy as np
 from klype.examine import repetition
 from klype.examine.calibration import best_temperature, calibration_error, excess_error, rejection_ratio
 from klype.examine.evidence import OTHER_MANNERS, Answered, Evidence
-from klype.examine.feedback_effect import Effect, effect
+from klype.examine.feedback import Effect, effect
 from klype.examine.intervals import clopper_pearson, mean_by_question, paired, proportion, ratio_of_means
 from klype.examine.survival import survival, survival_of, weibull_shape
 from klype.examine.truth import divergence, s_corpus
@@ -254,15 +254,15 @@ def excess(evidence: Evidence) -> Figure:
 
 
 def effect_of(evidence: Evidence) -> Effect:
-    """Of all its shocks, each alike."""
-    return evidence.once("effect", lambda: effect(evidence.aftermaths))
+    """Of all its interventions, each alike."""
+    return evidence.once("effect", lambda: effect(evidence.outcomes))
 
 
 def feedback(
     evidence: Evidence, part: Literal["difference", "ratio", "recovery", "cautious"], distance: int = 1
 ) -> Figure:
     """The experiment's effect at one distance."""
-    if not evidence.aftermaths:
+    if not evidence.outcomes:
         return nothing()
     found = effect_of(evidence)
     figures: Sequence[Figure] = getattr(found, part)

@@ -8,8 +8,7 @@ from typing import Any, Literal, TypeVar
 
 from klype.answers.forks import Forks
 from klype.answers.tree import Tree
-from klype.examine.feedback import Aftermath
-from klype.examine.replaced import Replaced
+from klype.examine.feedback import InterventionOutcome, Replaced
 from klype.examine.truth import Point
 
 Found = TypeVar("Found")
@@ -89,7 +88,7 @@ class Evidence:
     judge: str = ""
     told: Sequence[Told] = ()
     sums: Sequence[ByQuestion] = ()
-    aftermaths: Sequence[Aftermath] = ()
+    outcomes: Sequence[InterventionOutcome] = ()
     dropped: int = 0
     trees: Sequence[Tree] = ()
     forks: Sequence[Forks] = ()

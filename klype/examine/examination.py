@@ -15,11 +15,18 @@ from klype.answers.tree import Tree, TreeSettings, grow_together
 from klype.data.order import draw_seed
 from klype.examine.evidence import Answered, Evidence, Told
 from klype.examine.examinee import PER_PAIR, Examinee, ExamSettings, Pace, fork_tokens
-from klype.examine.feedback import Aftermath, Asked, FeedbackSettings, Shock, aftermaths, shocks
+from klype.examine.feedback import InterventionOutcome, Replaced, Right, outcomes, replaced
 from klype.examine.from_traces import Looked, answered, compared, crossings, pieces, sums, told
-from klype.examine.matching import Matching, Search, search
+from klype.examine.interventions import (
+    Asked,
+    FeedbackSettings,
+    Intervention,
+    MatchedPairs,
+    MatchedSearch,
+    find_matched,
+    interventions,
+)
 from klype.examine.recorder import Recorder
-from klype.examine.replaced import Replaced, Right, replaced
 from klype.examine.truth import Reader, Tokens
 from klype.sources.source import Source, answers
 from klype.values import Question, Request, Sampling, Trace
@@ -41,7 +48,7 @@ class Examined:
     settings: ExamSettings
     evidence: dict[float, Evidence] = field(default_factory=dict)
     traces: dict[float, list[list[Trace]]] = field(default_factory=dict)
-    shocks: dict[float, list[Shock]] = field(default_factory=dict)
+    interventions: dict[float, list[Intervention]] = field(default_factory=dict)
     trees: list[Tree] = field(default_factory=list)
     forks: list[Forks] = field(default_factory=list)
     true: list[Trace] = field(default_factory=list)
@@ -62,7 +69,7 @@ class Desk:
     readers: dict[str, Reader] = field(default_factory=dict)
     crossed: dict[int, tuple[float, ...]] = field(default_factory=dict)
     language: dict[str, tuple[str, ...]] | None = None
-    matching: Matching | None = None
+    matching: MatchedPairs | None = None
 
     def begin(self, part: str, of: int) -> None:
         if of:
@@ -93,12 +100,12 @@ def examine(
     settings: ExamSettings,
     folder: Path,
     progress: Progress = lambda part, done, of: None,
-    given: Mapping[float, list[Shock]] | None = None,
+    given: Mapping[float, list[Intervention]] | None = None,
     meters: Meters | None = None,
 ) -> Examined:
     """Traces land in ``folder/traces``; what is there from before, of the same weights, is not asked again.
 
-    ``given``: another model's shocks by temperature; models are compared on the same beginnings and words.
+    ``given``: another model's interventions by temperature; models are compared on the same beginnings and words.
     """
     settings.check()
     meters = meters or Meters()
@@ -113,13 +120,13 @@ def examine(
     for temperature in settings.temperatures:
         found.traces[temperature] = _answers(desk, temperature)
         found.evidence[temperature] = _evidence(desk, temperature, found.traces[temperature], true)
-        if examinee.reader is not None and examinee.whole and temperature > 0 and settings.shocks:
-            found.shocks[temperature], after = _feedback(desk, temperature, (given or {}).get(temperature))
+        if examinee.reader is not None and examinee.whole and temperature > 0 and settings.interventions:
+            found.interventions[temperature], after = _feedback(desk, temperature, (given or {}).get(temperature))
             assert desk.matching is not None
             found.evidence[temperature] = replace(
-                found.evidence[temperature], aftermaths=after, dropped=desk.matching.dropped
+                found.evidence[temperature], outcomes=after, dropped=desk.matching.dropped
             )
-        elif examinee.reader is None and temperature > 0 and settings.shocks:
+        elif examinee.reader is None and temperature > 0 and settings.interventions:
             replacing = _replaced(desk, temperature, found.traces[temperature], found.evidence[temperature])
             found.evidence[temperature] = replace(found.evidence[temperature], replaced=replacing)
     found.trees = _trees(desk)
@@ -230,36 +237,38 @@ def _evidence(
     )
 
 
-def _feedback(desk: Desk, temperature: float, given: list[Shock] | None) -> tuple[list[Shock], list[Aftermath]]:
+def _feedback(
+    desk: Desk, temperature: float, given: list[Intervention] | None
+) -> tuple[list[Intervention], list[InterventionOutcome]]:
     settings = FeedbackSettings(
         temperature,
         distances=desk.settings.distances,
-        samples=desk.settings.shock_samples,
+        samples=desk.settings.intervention_samples,
         seed=desk.settings.seed,
     )
     examinee = desk.examinee
-    total = min(desk.settings.shocks, len(examinee.questions))
+    total = min(desk.settings.interventions, len(examinee.questions))
     desk.begin(f"feedback {temperature:g}", total)
     asked = [desk.asked(place) for place in range(total)]
     known = {one.question for one in asked}
     if given is None:
-        forced, _ = shocks(desk.source, asked, settings, examinee.is_word)
+        forced, _ = interventions(desk.source, asked, settings, examinee.is_word)
     else:
-        forced = [shock for shock in given if shock.question in known and shock.by_rule]
-    after = aftermaths(desk.source, asked, forced, settings)
+        forced = [intervention for intervention in given if intervention.question in known and intervention.by_rule]
+    after = outcomes(desk.source, asked, forced, settings)
     if desk.matching is None:  # once: what is forced depends on no temperature, and is compared over all of them
         desk.matching = _matching(desk, asked)
-    after += aftermaths(desk.source, desk.matching.asked, desk.matching.found, settings)
+    after += outcomes(desk.source, desk.matching.asked, desk.matching.found, settings)
     desk.progress(f"feedback {temperature:g}", total, total)
     return forced, after
 
 
-def _matching(desk: Desk, asked: Sequence[Asked]) -> Matching:
+def _matching(desk: Desk, asked: Sequence[Asked]) -> MatchedPairs:
     """Matched pairs, in answers to questions that were not given where such can be made, else in further answers."""
     examinee, settings = desk.examinee, desk.settings
     at_once = len(asked) if examinee.another is None else AT_ONCE
     rounds = max(1, settings.pairs * PER_PAIR // at_once)
-    looked = Search(settings.main or 1.0, settings.pairs, rounds, settings.limit, settings.seed)
+    looked = MatchedSearch(settings.main or 1.0, settings.pairs, rounds, settings.limit, settings.seed)
 
     def ask(round_: int) -> list[Asked]:
         if examinee.another is None:
@@ -267,7 +276,7 @@ def _matching(desk: Desk, asked: Sequence[Asked]) -> Matching:
         made = [examinee.another(round_ * AT_ONCE + i) for i in range(AT_ONCE)]
         return [_asked(examinee, question, prompt, None) for question, prompt in made]
 
-    return search(desk.source, ask, looked, examinee.is_word)
+    return find_matched(desk.source, ask, looked, examinee.is_word)
 
 
 def _asked(examinee: Examinee, question: Question, prompt: Tokens, reader: Reader | None) -> Asked:
@@ -282,9 +291,9 @@ def _replaced(desk: Desk, temperature: float, groups: Sequence[Sequence[Trace]],
     rows: list[tuple[str, Trace, Right]] = []
     for question, traces in zip(examinee.questions, groups, strict=True):
         rights = [trace for trace, answer in [(t, next(judged)) for t in traces] if answer.right]
-        if rights and len(rows) < desk.settings.shocks:
+        if rights and len(rows) < desk.settings.interventions:
             rows.append((question.id, rights[0], partial(_judged, examinee, question)))
-    settings = FeedbackSettings(temperature, samples=desk.settings.shock_samples, seed=desk.settings.seed)
+    settings = FeedbackSettings(temperature, samples=desk.settings.intervention_samples, seed=desk.settings.seed)
     desk.begin(f"feedback {temperature:g}", len(rows))
     out = replaced(desk.source, rows, settings, desk.settings.limit)
     desk.progress(f"feedback {temperature:g}", len(rows), len(rows))

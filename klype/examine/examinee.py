@@ -10,8 +10,8 @@ import numpy as np
 
 from klype.errors import UsageError
 from klype.examine.cost import Shape
+from klype.examine.feedback import LOOKS
 from klype.examine.repetition import Index
-from klype.examine.replaced import LOOKS
 from klype.examine.truth import Reader
 from klype.judge.meaning import Meaning
 from klype.sources.source import Source
@@ -82,9 +82,9 @@ class Examinee:
 
 @dataclass(frozen=True, slots=True)
 class ExamSettings:
-    """``n`` answers a question and temperature; ``trees`` and ``forks``: of how many questions; ``shocks``: how many
-    questions the feedback experiment asks, ``pairs``: how many matched pairs it looks for. What has no question left is
-    not measured."""
+    """``n`` answers a question and temperature; ``trees`` and ``forks``: of how many questions; ``interventions``: how
+    many questions the feedback experiment asks, ``pairs``: how many matched pairs it looks for. What has no question
+    left is not measured."""
 
     temperatures: tuple[float, ...] = (0.0, 0.7, 1.0, 1.3)
     n: int = 16
@@ -94,8 +94,8 @@ class ExamSettings:
     tree_budget: int = 300
     forks: int = 12
     fork_samples: int = 32
-    shocks: int = 120
-    shock_samples: int = 2
+    interventions: int = 120
+    intervention_samples: int = 2
     distances: int = 5
     pairs: int = 100
     chunk: int = 25
@@ -169,8 +169,8 @@ def plan(questions: int, settings: ExamSettings, pace: Pace, truth: bool) -> Pla
     tokens = pace.tokens
     draws = sum(settings.drawn(t) for t in settings.temperatures)
     warm = sum(t > 0 for t in settings.temperatures)
-    asked = min(settings.shocks, questions)
-    going_on = settings.shock_samples * (min(tokens, settings.distances) if truth else tokens)
+    asked = min(settings.interventions, questions)
+    going_on = settings.intervention_samples * (min(tokens, settings.distances) if truth else tokens)
     forced = asked * (2 + 3 * going_on) if truth else asked * (min(tokens, LOOKS) + 2 * going_on)
     matched = 3 * settings.pairs * going_on if truth and asked else 0.0
     looked = settings.pairs * PER_PAIR * tokens if matched else 0.0
@@ -198,18 +198,17 @@ def in_time(seconds: float, questions: int, settings: ExamSettings, pace: Pace, 
 def within(budget: int, questions: int, settings: ExamSettings, pace: Pace, truth: bool) -> tuple[ExamSettings, int]:
     """Smaller settings, and questions, whose plan keeps to a budget of passes.
 
-    Forks, trees and shocks shrink first, then answers, then questions; at last only answers are left. Errors: a budget
-    that not even one question fits.
-    """
+    Forks, trees and interventions shrink first, then answers, then questions; at last only answers are left. Errors: a
+    budget that not even one question fits."""
     asked = questions
     while plan(asked, settings, pace, truth).total > budget:
-        if settings.forks > 2 or settings.trees > 2 or settings.shocks > 20:
+        if settings.forks > 2 or settings.trees > 2 or settings.interventions > 20:
             settings = _fewer(settings, 2)
         elif settings.n > 4:
             settings = replace(settings, n=settings.n // 2)
         elif asked > 20:
             asked //= 2
-        elif settings.forks or settings.trees or settings.shocks:
+        elif settings.forks or settings.trees or settings.interventions:
             settings = _fewer(settings, 1000)
         elif settings.n > 1:
             settings = replace(settings, n=settings.n // 2)
@@ -221,5 +220,7 @@ def within(budget: int, questions: int, settings: ExamSettings, pace: Pace, trut
 
 
 def _fewer(settings: ExamSettings, part: int) -> ExamSettings:
-    forks, trees, shocks, pairs = (n // part for n in (settings.forks, settings.trees, settings.shocks, settings.pairs))
-    return replace(settings, forks=forks, trees=trees, shocks=shocks, pairs=pairs)
+    forks, trees, interventions, pairs = (
+        n // part for n in (settings.forks, settings.trees, settings.interventions, settings.pairs)
+    )
+    return replace(settings, forks=forks, trees=trees, interventions=interventions, pairs=pairs)

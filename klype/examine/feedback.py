@@ -1,18 +1,17 @@
-"""The feedback experiment: does a mistake make the next one likelier?
+"""Does a mistake make the next one more likely? What follows forced mistakes, by distance.
 
-First errors cannot show it (they end survival), so one is forced. On the model's own right beginning, at a position
-fixed by rule beforehand, a whole token is forced: *wrong* ~ q outside A; *right* ~ q inside A; *near*: the right one
-whose q is nearest to the wrong one's. Never the end of the text; forced at temperature 1. Then the model goes on at its
+First errors cannot show it (they end survival), so one is forced (``interventions``). Then the model goes on at its
 temperature, and at distance d the exact mass on tokens that cannot follow is recorded, twice: where only a word said
 for another is an error, and by edit distance (a shift by one word is then one error). An arm that has ended counts as
 no error; its share is shown. All effects are paired by beginning.
 
-*Near* is seldom as rare as *wrong*. Beginnings where it is, |Δ log q| ≤ ln 3, are *matched*; only they keep rarity from
-being taken for wrongness, and ``matching.search`` looks for more of them than the rule gives.
-
 Where the model has a token that takes the last word back, it is obeyed, the forced token included; distances are then
 passes: to take back is no error, but it costs one. Beside it stands in what share of texts an error is left.
-"""
+
+Where nobody knows which words can follow, one word of a right answer is replaced and the meaning is judged: at a
+position fixed by rule beforehand, the answer's own word in one arm, and in the other another word that is as rare,
+drawn from q among those (never the end of the text). Where there is none, the next position is looked at, and so on.
+Then the model goes on at its temperature, and whole answers are judged."""
 
 from __future__ import annotations
 
@@ -23,76 +22,25 @@ from typing import Literal
 from zlib import crc32
 
 import numpy as np
-import numpy.typing as npt
 
 from klype.answers.decoders.taking_back import Sheet, obeyed
-from klype.examine.truth import Reader, Tokens, among, at_temperature, mass
+from klype.examine.intervals import ratio_of_means
+from klype.examine.interventions import ARMS, AS_RARE, LEAST, Arm, Asked, FeedbackSettings, Intervention
+from klype.examine.truth import Reader, Tokens, at_temperature, mass
 from klype.sources.source import Source, answers
-from klype.values import Distribution, Floats, Ints, Request, Sampling, Trace
-
-Arm = Literal["wrong", "right", "near"]
-ARMS: tuple[Arm, ...] = ("wrong", "right", "near")
-LEAST = 1e-12
-"""Words that are together less likely than this are none."""
-AS_RARE = math.log(3)
-"""|Δ log q| up to which a right word is as rare as a wrong one."""
+from klype.values import Distribution, Figure, Ints, Request, Sampling, Trace
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A question with its truth. ``edits``: what can follow where errors are counted by edit distance, if known."""
+class InterventionOutcome:
+    """What followed one intervention, by arm and distance (1, 2, …): mean error mass, share that had ended, share
+    without an error so far; ``moved``: total variation between q after *wrong* and after *right* before the same next
+    words; ``standing``: share in whose text an error stands, the forced one included (always, where nothing is taken
+    back); ``edits``: the error mass by edit distance, where that is known; ``parted``: how much oftener the words at
+    one place differ between *wrong* and *right* than between two that went on from the same word (0 in the mean if the
+    forced word changed nothing; None with one sample)."""
 
-    question: str
-    prompt: Tokens
-    reader: Reader
-    edits: Reader | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class FeedbackSettings:
-    """Question i is shocked at position i mod ``positions`` of its own answer, ``samples`` continuations an arm.
-
-    ``back``: the token that takes the last word back, where the model has learnt one.
-    """
-
-    temperature: float = 1.0
-    positions: int = 3
-    distances: int = 6
-    samples: int = 4
-    seed: int = 0
-    back: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Shock:
-    """A beginning of the model's own and the three tokens forced there; ``s``: mass on right tokens before it;
-    ``rarity``: log q of *near* less that of *wrong*; ``by_rule``: not one that was looked for to be matched.
-
-    Models are compared on the same shocks.
-    """
-
-    question: str
-    before: Tokens
-    tokens: tuple[int, int, int]
-    s: float
-    rarity: float = 0.0
-    by_rule: bool = True
-
-    @property
-    def matched(self) -> bool:
-        return abs(self.rarity) <= AS_RARE
-
-
-@dataclass(frozen=True, slots=True)
-class Aftermath:
-    """What followed one shock, by arm and distance (1, 2, …): mean error mass, share that had ended, share without an
-    error so far; ``moved``: total variation between q after *wrong* and after *right* before the same next words;
-    ``standing``: share in whose text an error stands, the forced one included (always, where nothing is taken back);
-    ``edits``: the error mass by edit distance, where that is known; ``parted``: how much oftener the words at one place
-    differ between *wrong* and *right* than between two that went on from the same word (0 in the mean if the forced
-    word changed nothing; None with one sample)."""
-
-    shock: Shock
+    intervention: Intervention
     errors: dict[Arm, tuple[float, ...]]
     ended: dict[Arm, tuple[float, ...]]
     clean: dict[Arm, tuple[float, ...]]
@@ -106,147 +54,56 @@ class Aftermath:
         return self.edits or self.errors
 
 
-def shocks(
-    source: Source, asked: Sequence[Asked], settings: FeedbackSettings, is_word: Callable[[int], bool]
-) -> tuple[list[Shock], int]:
-    """The shocks, and how many questions had none: their answer was not right or had ended before its position, or
-    nothing wrong (or nothing right but the end) could follow."""
-    stop = tuple(source.codec.stop)
-    begun = _beginnings(source, asked, settings)
-    places = [i for i, before in enumerate(begun) if before is not None]
-    listed = source.next([(*asked[i].prompt, *(begun[i] or ())) for i in places], -1) if places else []
-    word_V = words_among(listed, stop, is_word)
-    found = []
-    for i, q in zip(places, listed, strict=True):
-        rng = np.random.default_rng([settings.seed, crc32(asked[i].question.encode())])
-        shock = force(asked[i], begun[i] or (), q, word_V, rng)
-        if shock is not None:
-            found.append(replace(shock, s=mass(q, settings.temperature, asked[i].reader.next(shock.before))))
-    return found, len(asked) - len(found)
-
-
-def aftermaths(
-    source: Source, asked: Sequence[Asked], forced: Sequence[Shock], settings: FeedbackSettings
-) -> list[Aftermath]:
-    """What follows each shock. ``forced`` may come from another model."""
+def outcomes(
+    source: Source, asked: Sequence[Asked], forced: Sequence[Intervention], settings: FeedbackSettings
+) -> list[InterventionOutcome]:
+    """What follows each intervention. ``forced`` may come from another model."""
     if not forced:
         return []
     by_name = {one.question: one for one in asked}
     requests = [
         Request(
-            (*by_name[shock.question].prompt, *shock.before, token),
+            (*by_name[intervention.question].prompt, *intervention.before, token),
             n=settings.samples,
             limit=settings.distances,
             sampling=Sampling(temperature=settings.temperature),
-            seed=crc32(f"{settings.seed} {shock.question} {arm}".encode()),
+            seed=crc32(f"{settings.seed} {intervention.question} {arm}".encode()),
             stop=tuple(source.codec.stop),
             top=-1,
         )
-        for shock in forced
-        for arm, token in zip(ARMS, shock.tokens, strict=True)
+        for intervention in forced
+        for arm, token in zip(ARMS, intervention.tokens, strict=True)
     ]
     groups = iter(_gone_on(source, requests, forced, settings.back))
     drawn = [{arm: next(groups) for arm in ARMS} for _ in forced]
     nothing: list[tuple[float | None, ...]] = [(None,) * settings.distances] * len(forced)
     moved = nothing if settings.back is not None else _moved(source, by_name, forced, drawn, settings)
     out = []
-    for shock, arms, change in zip(forced, drawn, moved, strict=True):
-        one = by_name[shock.question]
-        errors, ended, clean, standing = _means(one.reader, shock, arms, settings)
-        edits = _means(one.edits, shock, arms, settings)[0] if one.edits is not None else {}
+    for intervention, arms, change in zip(forced, drawn, moved, strict=True):
+        one = by_name[intervention.question]
+        errors, ended, clean, standing = _means(one.reader, intervention, arms, settings)
+        edits = _means(one.edits, intervention, arms, settings)[0] if one.edits is not None else {}
         words = [_words(arms[arm], settings.distances) for arm in ("wrong", "right")]
-        out.append(Aftermath(shock, errors, ended, clean, change, standing, edits, parted(*words)))
+        out.append(InterventionOutcome(intervention, errors, ended, clean, change, standing, edits, parted(*words)))
     return out
-
-
-def _beginnings(source: Source, asked: Sequence[Asked], settings: FeedbackSettings) -> list[Tokens | None]:
-    """The first i mod ``positions`` tokens of an answer to each question; None: an error or the end is among them."""
-    stop = tuple(source.codec.stop)
-    lengths = [i % settings.positions for i in range(len(asked))]
-    requests = [
-        Request(
-            one.prompt,
-            limit=length,
-            sampling=Sampling(temperature=settings.temperature),
-            seed=crc32(f"{settings.seed} {one.question} begin".encode()),
-            stop=stop,
-        )
-        for one, length in zip(asked, lengths, strict=True)
-        if length
-    ]
-    drawn = iter(answers(source, requests))
-    out: list[Tokens | None] = []
-    for one, length in zip(asked, lengths, strict=True):
-        tokens = next(drawn)[0].tokens if length else ()
-        sound = not set(tokens) & set(stop) and one.reader.first_error(tokens) is None
-        out.append(tokens if sound else None)
-    return out
-
-
-def words_among(
-    listed: Sequence[Distribution], stop: Sequence[int], is_word: Callable[[int], bool]
-) -> npt.NDArray[np.bool_]:
-    """Which tokens say something, over all that are listed."""
-    last = max((int(q.ids.max()) for q in listed), default=-1)
-    return np.array([token not in stop and is_word(token) for token in range(last + 1)], bool)
-
-
-def force(
-    one: Asked,
-    before: Tokens,
-    q: Distribution,
-    word_V: npt.NDArray[np.bool_],
-    rng: np.random.Generator,
-    matched: bool = False,
-) -> Shock | None:
-    """The tokens that are forced after a beginning; None: nothing wrong, or nothing right but the end, can follow.
-
-    ``matched``: the wrong one is among those that some right one is as rare as. ``s`` is that of temperature 1.
-    """
-    p_K = np.exp(q.logp.astype(np.float64))
-    possible = one.reader.next(before)
-    possible_K = among(q.ids, possible)
-    right, wrong = (np.where(word_V[q.ids] & mask_K, p_K, 0.0) for mask_K in (possible_K, ~possible_K))
-    if right.sum() <= LEAST or wrong.sum() <= LEAST:
-        return None
-    if matched:
-        wrong = np.where(_paired(wrong, right), wrong, 0.0)
-        if wrong.sum() <= LEAST:
-            return None
-    w = int(rng.choice(len(p_K), p=wrong / wrong.sum()))
-    r = int(rng.choice(len(p_K), p=right / right.sum()))
-    with np.errstate(divide="ignore"):
-        rarity_K = np.where(right > 0, np.log(right) - math.log(wrong[w]), np.inf)
-    near = int(np.argmin(np.abs(rarity_K)))
-    tokens = int(q.ids[w]), int(q.ids[r]), int(q.ids[near])
-    return Shock(one.question, before, tokens, mass(q, 1.0, possible), float(rarity_K[near]))
-
-
-def _paired(wrong_K: Floats, right_K: Floats) -> npt.NDArray[np.bool_]:
-    """Which wrong tokens have a right one as rare."""
-    rights = np.sort(np.log(right_K[right_K > LEAST]))
-    logs_K = np.log(np.maximum(wrong_K, LEAST))
-    first_K, after_K = np.searchsorted(rights, logs_K - AS_RARE), np.searchsorted(rights, logs_K + AS_RARE, "right")
-    found: npt.NDArray[np.bool_] = (wrong_K > LEAST) & (after_K > first_K)
-    return found
 
 
 def _gone_on(
-    source: Source, requests: Sequence[Request], forced: Sequence[Shock], back: int | None
+    source: Source, requests: Sequence[Request], forced: Sequence[Intervention], back: int | None
 ) -> list[list[Trace]]:
     if back is None:
         return answers(source, requests)
-    own = [len(shock.before) + 1 for shock in forced for _ in ARMS]
+    own = [len(intervention.before) + 1 for intervention in forced for _ in ARMS]
     return obeyed(source, requests, own, back)
 
 
 def _means(
-    reader: Reader, shock: Shock, arms: Mapping[Arm, Sequence[Trace]], settings: FeedbackSettings
+    reader: Reader, intervention: Intervention, arms: Mapping[Arm, Sequence[Trace]], settings: FeedbackSettings
 ) -> list[dict[Arm, tuple[float, ...]]]:
     """``_followed``, each part by arm, mean over samples."""
     rows = {
-        arm: [_followed(reader, (*shock.before, token), trace, settings) for trace in arms[arm]]
-        for arm, token in zip(ARMS, shock.tokens, strict=True)
+        arm: [_followed(reader, (*intervention.before, token), trace, settings) for trace in arms[arm]]
+        for arm, token in zip(ARMS, intervention.tokens, strict=True)
     }
     return [{arm: tuple(np.mean([r[k] for r in rows[arm]], axis=0).tolist()) for arm in ARMS} for k in range(4)]
 
@@ -303,13 +160,16 @@ def _error_mass(q: Distribution, temperature: float, possible: Mapping[int, floa
 def _moved(
     source: Source,
     by_name: dict[str, Asked],
-    forced: Sequence[Shock],
+    forced: Sequence[Intervention],
     drawn: Sequence[dict[Arm, list[Trace]]],
     settings: FeedbackSettings,
 ) -> list[tuple[float | None, ...]]:
     """The words of the first *right* continuation, read again after the wrong token."""
     said = [arms["right"][0] for arms in drawn]
-    prompts = [(*by_name[shock.question].prompt, *shock.before, shock.tokens[ARMS.index("wrong")]) for shock in forced]
+    prompts = [
+        (*by_name[intervention.question].prompt, *intervention.before, intervention.tokens[ARMS.index("wrong")])
+        for intervention in forced
+    ]
     again = source.score(prompts, [trace.tokens for trace in said], -1)
     out: list[tuple[float | None, ...]] = []
     for right, wrong in zip(said, again, strict=True):
@@ -330,3 +190,168 @@ def variation(a: Distribution, b: Distribution, temperature: float) -> float:
     for row, q in zip(p_2V, (a, b), strict=True):
         row[q.ids] = at_temperature(q, temperature)
     return float(np.abs(p_2V[0] - p_2V[1]).sum() / 2)
+
+
+FEW = 30
+"""Fewer matched pairs than this are too few for a figure."""
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """By distance: *wrong* less *right*, wrong ÷ right, *wrong* less *near* over matched pairs (``cautious``: errors
+    by edit distance), recovery, prefix-blind change of q. ``further``: errors within all distances after *wrong* and
+    *near* of matched pairs, by substitution and by edit distance. All but the matched are of beginnings by rule."""
+
+    difference: tuple[Figure, ...]
+    ratio: tuple[Figure, ...]
+    beside_near: tuple[Figure, ...]
+    cautious: tuple[Figure, ...]
+    recovery: tuple[Figure, ...]
+    moved: tuple[Figure, ...]
+    ended: dict[Arm, tuple[float, ...]]
+    further: dict[str, Figure]
+    interventions: int
+    matched: int
+
+
+def effect(found: Sequence[InterventionOutcome], weights: Literal["intervention", "errors"] = "intervention") -> Effect:
+    """Figures by distance, over questions. ``weights``: every beginning alike (an intervention), or ∝ 1 − S (errors
+    where they occur by themselves)."""
+    ruled = [one for one in found if one.intervention.by_rule]
+    matched = [one for one in found if one.intervention.matched]
+    every = range(len(found[0].moved) if found else 0)
+    difference = "difference of shares"
+
+    def ratio(rows: Sequence[InterventionOutcome], top: Sequence[float], under: Sequence[float], unit: str) -> Figure:
+        questions = list(dict.fromkeys(one.intervention.question for one in rows))
+        place = {question: i for i, question in enumerate(questions)}
+        weight_N = np.array([1.0 if weights == "intervention" else 1.0 - one.intervention.s for one in rows])
+        index_N = np.array([place[one.intervention.question] for one in rows], dtype=int)
+        above, below = (np.zeros(len(questions)) for _ in range(2))
+        np.add.at(above, index_N, weight_N * np.asarray(top))
+        np.add.at(below, index_N, weight_N * np.asarray(under))
+        return replace(ratio_of_means(above, below, unit), n=len(rows))
+
+    def mean(rows: Sequence[InterventionOutcome], values: Sequence[float], unit: str) -> Figure:
+        return ratio(rows, values, [1.0] * len(rows), unit)
+
+    def of_matched(values: Sequence[float], unit: str = difference) -> Figure:
+        if len(matched) < FEW:
+            return Figure(None, n=len(matched), unit=unit, why=f"fewer than {FEW} matched pairs")
+        return mean(matched, values, unit)
+
+    def at(d: int, arm: Arm) -> list[float]:
+        return [one.errors[arm][d] for one in ruled]
+
+    return Effect(
+        difference=tuple(mean(ruled, [one.errors["wrong"][d] - one.errors["right"][d] for one in ruled], difference)
+                         for d in every),
+        ratio=tuple(_within(ratio(ruled, at(d, "wrong"), at(d, "right"), "times as likely"), math.inf) for d in every),
+        beside_near=tuple(of_matched([one.errors["wrong"][d] - one.errors["near"][d] for one in matched])
+                          for d in every),
+        cautious=tuple(of_matched([one.cautious()["wrong"][d] - one.cautious()["near"][d] for one in matched])
+                       for d in every),
+        recovery=tuple(_within(mean(ruled, [one.clean["wrong"][d] for one in ruled], "share of answers"))
+                       for d in every),
+        moved=tuple(_moved_figure(ruled, d) for d in every),
+        ended={arm: tuple(float(np.mean([one.ended[arm][d] for one in ruled] or [0.0])) for d in every)
+               for arm in ARMS},
+        further={
+            f"{arm}_{name}": _within(of_matched([sum(getattr(one, name)[arm]) for one in matched], "errors"), math.inf)
+            for arm in ("wrong", "near")
+            for name in ("errors", "edits")
+            if all(getattr(one, name) for one in matched)
+        },
+        interventions=len(ruled),
+        matched=len(matched),
+    )  # fmt: skip
+
+
+def _moved_figure(found: Sequence[InterventionOutcome], d: int) -> Figure:
+    known = [value for one in found if (value := one.moved[d]) is not None]
+    return _within(ratio_of_means(known, [1.0] * len(known), "share"))
+
+
+def _within(figure: Figure, most: float = 1.0) -> Figure:
+    """A share lies between 0 and 1, and so does its interval; a ratio or a number of errors is not below 0."""
+    if figure.value is None or figure.low is None or figure.high is None:
+        return figure
+    return Figure(figure.value, max(0.0, figure.low), min(most, figure.high), figure.n, figure.unit)
+
+
+LOOKS = 8
+"""Positions of an answer that are looked at."""
+Right = Callable[[str, bool], bool | None]
+"""(text, finished) → right, wrong, or None: undecided."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replaced:
+    """One question: the share of right answers with its own word kept, and with another in its place."""
+
+    question: str
+    own: float
+    other: float
+
+
+def replaced(
+    source: Source, right_answers: Sequence[tuple[str, Trace, Right]], settings: FeedbackSettings, limit: int
+) -> list[Replaced]:
+    """``right_answers``: (question, an answer that was judged right, its judge). Answers without a position where
+    another word is as rare, and those whose continuations cannot be decided, are left out."""
+    kept = _forced(source, right_answers, settings, limit)
+    if not kept:
+        return []
+    requests = [
+        Request(
+            (*trace.prompt, *trace.tokens[:at], token),
+            n=settings.samples,
+            limit=limit - at - 1,
+            sampling=Sampling(temperature=settings.temperature),
+            seed=crc32(f"{settings.seed} {question} {arm} replaced".encode()),
+            stop=tuple(source.codec.stop),
+        )
+        for (question, trace, _, at), other in kept
+        for arm, token in (("own", trace.tokens[at]), ("other", other))
+    ]
+    groups = iter(answers(source, requests))
+    out = []
+    for (question, trace, judge, at), other in kept:
+        shares = []
+        for token in (trace.tokens[at], other):
+            said = [((*trace.tokens[:at], token, *one.tokens), one.ended == "stop") for one in next(groups)]
+            known = [r for text, done in said if (r := judge(source.codec.decode(text), done)) is not None]
+            shares.append(sum(known) / len(known) if known else None)
+        if shares[0] is not None and shares[1] is not None:
+            out.append(Replaced(question, shares[0], shares[1]))
+    return out
+
+
+def _forced(
+    source: Source, right_answers: Sequence[tuple[str, Trace, Right]], settings: FeedbackSettings, limit: int
+) -> list[tuple[tuple[str, Trace, Right, int], int]]:
+    """Each answer with its position and the other word, found by ``LOOKS`` looks at most."""
+    stop = set(source.codec.stop)
+    left = [(i % settings.positions, row) for i, row in enumerate(right_answers)]
+    found: dict[str, tuple[tuple[str, Trace, Right, int], int]] = {}
+    for look in range(LOOKS):
+        here = [
+            (first + look, row)
+            for first, row in left
+            if row[0] not in found
+            and first + look < min(limit - 1, len(row[1].tokens))
+            and row[1].tokens[first + look] not in stop
+        ]
+        if not here:
+            break
+        listed = source.next([(*row[1].prompt, *row[1].tokens[:at]) for at, row in here], -1)
+        for (at, (question, trace, judge)), q in zip(here, listed, strict=True):
+            own = q.p(trace.tokens[at])
+            p_K = np.exp(q.logp.astype(np.float64))
+            p_K[np.isin(q.ids, [trace.tokens[at], *stop])] = 0.0
+            with np.errstate(divide="ignore"):
+                p_K[np.abs(np.log(p_K) - math.log(own or 1.0)) > AS_RARE] = 0.0
+            if own and p_K.sum() > 0:
+                rng = np.random.default_rng([settings.seed, crc32(question.encode())])
+                found[question] = (question, trace, judge, at), int(rng.choice(q.ids, p=p_K / p_K.sum()))
+    return [found[row[0]] for _, row in left if row[0] in found]

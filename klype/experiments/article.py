@@ -18,8 +18,7 @@ from klype.examine.answer_pictures import pictures
 from klype.examine.document import along, document
 from klype.examine.evidence import Answered
 from klype.examine.examination import Examined
-from klype.examine.feedback import Aftermath
-from klype.examine.feedback_effect import FEW
+from klype.examine.feedback import FEW, InterventionOutcome
 from klype.examine.intervals import mean_by_question
 from klype.examine.rulings import ALPHA, Ruling, rulings
 from klype.examine.say import Say
@@ -52,7 +51,7 @@ def article(found: Examined, texts: Sequence[Answered] = (), writer: str = "") -
         made["documents"] = {"model": writer, "n": len(texts), "s": curve.s.json(), **along(curve, LONGEST)}
     told = texts or (main.answers if main.by_word else ())
     made["dependence"] = dependence_facts(told, "documents" if texts else "answers")
-    tests = along_texts(told) | after_forced(main.aftermaths) | of_figures(made)
+    tests = along_texts(told) | after_forced(main.outcomes) | of_figures(made)
     known = {name: test for name, test in tests.items() if test is not None}
     made["tests"] = {name: test.json() for name, test in known.items()}
     made["rulings"] = rulings(known)
@@ -91,26 +90,26 @@ def extras(found: Examined) -> dict[str, Figure]:
         "not_likeliest": mean_by_question(drawn, asked, "share of words"),
         "both_ways": mean_by_question(mixed, list(both), "share of questions"),
         "meaning_gain": mean_by_question([v for _, v in both_judged], [q for q, _ in both_judged], "share of answers"),
-        **_experiment(found.evidence[t].aftermaths),
+        **_experiment(found.evidence[t].outcomes),
     }
 
 
-def _experiment(found: Sequence[Aftermath]) -> dict[str, Figure]:
+def _experiment(found: Sequence[InterventionOutcome]) -> dict[str, Figure]:
     """By how much the cautious effect grows a word; how much more of the words differ after another word than by
     chance; how often nothing is wrong within ``RECOVERED`` words of a forced right one, and how many answers had ended
     by then after a forced wrong one."""
-    ruled = [one for one in found if one.shock.by_rule and one.moved]
-    matched = [one for one in found if one.shock.matched and len(one.moved) > 1]
-    asked, share = [one.shock.question for one in ruled], "share of answers"
+    ruled = [one for one in found if one.intervention.by_rule and one.moved]
+    matched = [one for one in found if one.intervention.matched and len(one.moved) > 1]
+    asked, share = [one.intervention.question for one in ruled], "share of answers"
     last = [min(RECOVERED, len(one.moved)) - 1 for one in ruled]
     few = Figure(None, n=len(matched), why=f"fewer than {FEW} matched pairs")
     grown = [
         float(np.subtract(row["wrong"], row["near"]) @ slope(len(row["wrong"])))
-        for row in map(Aftermath.cautious, matched)
+        for row in map(InterventionOutcome.cautious, matched)
     ]
-    parted = [(one.parted, one.shock.question) for one in ruled if one.parted is not None]
+    parted = [(one.parted, one.intervention.question) for one in ruled if one.parted is not None]
     return {
-        "growth": mean_by_question(grown, [one.shock.question for one in matched], "difference of shares")
+        "growth": mean_by_question(grown, [one.intervention.question for one in matched], "difference of shares")
         if len(matched) >= FEW
         else few,
         "parted": mean_by_question([v for v, _ in parted], [q for _, q in parted], "difference of shares"),

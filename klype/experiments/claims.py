@@ -13,8 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from klype.examine.evidence import Answered
-from klype.examine.feedback import Aftermath
-from klype.examine.feedback_effect import FEW
+from klype.examine.feedback import FEW, InterventionOutcome
 from klype.examine.rulings import Outcome, Ruling, effect, from_interval, more
 from klype.examine.survival import (
     constant_hazard,
@@ -295,17 +294,19 @@ def dependence_facts(texts: Sequence[Answered], of: str) -> dict[str, Any] | Non
     }
 
 
-def after_forced(found: Sequence[Aftermath]) -> dict[str, Outcome | None]:
+def after_forced(found: Sequence[InterventionOutcome]) -> dict[str, Outcome | None]:
     """Feedback and its growth over all distances, on matched pairs by edit distance; the direction, by rule."""
     out: dict[str, Outcome | None] = {}
-    matched = [one for one in found if one.shock.matched]
+    matched = [one for one in found if one.intervention.matched]
     if len(matched) >= FEW:
-        up_ND = np.array([np.subtract(row["wrong"], row["near"]) for row in map(Aftermath.cautious, matched)])
-        asked = [one.shock.question for one in matched]
+        up_ND = np.array([np.subtract(row["wrong"], row["near"]) for row in map(InterventionOutcome.cautious, matched)])
+        asked = [one.intervention.question for one in matched]
         out["feedback"] = effect(up_ND[:, 0], asked, LIKELIER)
         if up_ND.shape[1] > 1:
             out["grows"] = effect(up_ND @ slope(up_ND.shape[1]), asked, GROWTH)
-    parted = [(one.parted, one.shock.question) for one in found if one.shock.by_rule and one.parted is not None]
+    parted = [
+        (one.parted, one.intervention.question) for one in found if one.intervention.by_rule and one.parted is not None
+    ]
     if len(parted) >= FEW:
         out["direction"] = effect([value for value, _ in parted], [question for _, question in parted], PARTED)
     return out

@@ -16,7 +16,7 @@ from klype.examine.charts import axis, line, lines
 from klype.examine.say import Say, visible
 from klype.runs.folder import read_run
 from klype.runs.overview import planned_steps
-from klype.runs.truth import read_questions
+from klype.runs.provenance import read_questions
 from klype.studio.charts import chart, redraw
 from klype.studio.fields import Check, Choice, Slider
 from klype.studio.frame import Visit, as_data, button, card, table, text_of

@@ -20,8 +20,8 @@ from klype.errors import UsageError
 from klype.examine.truth import Reader
 from klype.judge.meaning import Meaning
 from klype.preferences.records import Entry
+from klype.runs.provenance import Reading
 from klype.runs.rankers import summary
-from klype.runs.reading import Reading
 from klype.serve.worker import Job, Worker
 from klype.sources.native import NativeSource
 from klype.sources.source import Around, Codec, Source

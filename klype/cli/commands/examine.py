@@ -93,7 +93,7 @@ def command(
         if exam.plan.seconds > LONG_S and passes is None and not yes and sys.stdin.isatty():
             typer.confirm(w("examine.ask"), abort=True, err=True)
         with watched(terminal) as progress:
-            made = exam.run(place, progress, found[0].shocks if found else None)
+            made = exam.run(place, progress, found[0].interventions if found else None)
         found.append(made.found)
         documents.append(written(terminal, made, place, parquet))
         tell_cost(model.opened)

@@ -109,7 +109,7 @@ def _folder(found: Found) -> Path:
 
 
 def _drawn(store: Store, terminal: Terminal, asked: RankOptions) -> None:
-    from klype.runs.drawing import DrawSettings, draw_into
+    from klype.runs.collecting import DrawSettings, draw_into
     from klype.sources.opening import open_model
 
     settings = DrawSettings(asked.temperature or (1.0,), asked.n, most=asked.steps, seed=asked.seed)
@@ -121,7 +121,7 @@ def _drawn(store: Store, terminal: Terminal, asked: RankOptions) -> None:
 def _first(store: Store, found: Found, seed: int) -> list[int]:
     if found.run is None:
         raise UsageError("--active needs a run, whose fine-tuned model reads the answers.", "Give a run's folder.")
-    from klype.runs.choosing import prioritise
+    from klype.runs.collecting import prioritise
 
     return prioritise(store, found.run, seed)
 

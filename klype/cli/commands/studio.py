@@ -113,7 +113,7 @@ def opened_models(names: list[str], precision: str, device: str = "auto") -> lis
 
 def first_questions(models: list[Model]) -> dict[str, list[str]]:
     """A few that the models' run kept back, by language: of different kinds, the shortest of each."""
-    from klype.runs.truth import read_questions
+    from klype.runs.provenance import read_questions
     from klype.sources.find import find_model
 
     for model in models:
@@ -210,7 +210,7 @@ def _truths(opened: Opened) -> Callable[[str], Reader | None]:
 def _reader(opened: Opened, text: str) -> Reader | None:
     from klype.api.asking import world_of
     from klype.api.examinee import reader_of
-    from klype.runs.truth import find_question, read_questions
+    from klype.runs.provenance import find_question, read_questions
 
     run = opened.found.run
     if run is None or opened.native is None or opened.as_raw(None):

@@ -21,8 +21,8 @@ import torch
 from klype.answers.traces import replace as write
 from klype.data.order import mix
 from klype.examine.facts import FigureFacts
-from klype.examine.feedback import FeedbackSettings
 from klype.examine.intervals import ratio_of_means, ratio_over_seeds
+from klype.examine.interventions import FeedbackSettings
 from klype.experiments import framework
 from klype.experiments.bias.lab import Lab
 from klype.experiments.framework import SHARE, Cell, Experiment, Measure, Result, Standing, facts, over_seeds
@@ -133,7 +133,7 @@ class Row(framework.Row):
     probable an error is after a wrong and a right one."""
 
     seconds: float
-    shocks: int | None = None
+    interventions: int | None = None
     feedback_by_distance: list[FigureFacts] | None = None
     beside_near_by_distance: list[FigureFacts] | None = None
     hazard_wrong: list[float] | None = None

@@ -21,7 +21,8 @@ from klype.answers.decoders.orders import Tuning
 from klype.answers.decoders.table import decide
 from klype.answers.decoders.taking_back import Sheet, obeyed
 from klype.errors import KlypeError
-from klype.examine.feedback import Aftermath, Asked, FeedbackSettings, Shock, aftermaths, shocks
+from klype.examine.feedback import InterventionOutcome, outcomes
+from klype.examine.interventions import Asked, FeedbackSettings, Intervention, interventions
 from klype.examine.truth import Reader, Tokens, point
 from klype.experiments.bias.measure import measure
 from klype.experiments.corpus import Ids, Test
@@ -56,22 +57,22 @@ class WithoutBack(nn.Module):
 @dataclass(frozen=True, slots=True)
 class Exam:
     """What all models of a seed are asked. ``asked``: beginnings of test documents with their truth, ``rest`` how they
-    went on; ``forced``: the feedback experiment's shocks, of the model that all start from."""
+    went on; ``forced``: the feedback experiment's interventions, of the model that all start from."""
 
     test: Test
     asked: tuple[Asked, ...]
     rest: tuple[Ids, ...]
-    forced: tuple[Shock, ...]
+    forced: tuple[Intervention, ...]
     settings: FeedbackSettings
     back: int
 
 
 def exam(test: Test, reader: Callable[[Ids], Reader], student: Student, settings: FeedbackSettings, back: int) -> Exam:
-    """The beginnings, and the shocks of this model. ``reader(prompt)`` is the truth after a prompt."""
+    """The beginnings, and the interventions of this model. ``reader(prompt)`` is the truth after a prompt."""
     long = [d for d in test.documents if len(d) > OPENING + 1]
     asked = tuple(Asked(str(i), d[: OPENING + 1], reader(d[: OPENING + 1])) for i, d in enumerate(long))
     is_word = lambda token: token not in (test.documents[0][0], *student.codec.stop, back)
-    forced, _ = shocks(student, asked, settings, is_word)
+    forced, _ = interventions(student, asked, settings, is_word)
     if not forced:
         raise KlypeError(
             f"After none of {len(asked)} beginnings could a mistake be forced.", "Ask for more documents to learn from."
@@ -80,7 +81,7 @@ def exam(test: Test, reader: Callable[[Ids], Reader], student: Student, settings
 
 
 def look(student: Student, asked: Exam, takes_back: bool) -> Values:
-    """World: all of it. ``feedback`` and the arms' hazards are lists, a row a shock, over distances."""
+    """World: all of it. ``feedback`` and the arms' hazards are lists, a row an intervention, over distances."""
     back = asked.back if takes_back else None
     found: Values = dict(measure(WithoutBack(student.model, asked.back), asked.test))
     back_N = predict(student.model, asked.test.documents)[:, asked.back].double().exp()
@@ -88,7 +89,7 @@ def look(student: Student, asked: Exam, takes_back: bool) -> Values:
     # KL(p‖q) = KL(p‖q given a word) − E log(1 − q(back)), for p never takes back
     found["kl_drawn"] = found["kl"] - float(torch.log1p(-back_N).mean())
     found |= _going_on(student, asked, back) | _answers(student, asked, back)
-    return found | _after(aftermaths(student, asked.asked, asked.forced, replace(asked.settings, back=back)))
+    return found | _after(outcomes(student, asked.asked, asked.forced, replace(asked.settings, back=back)))
 
 
 def text_values(student: Student, test: Test, teachers: Sequence[nn.Module], back: int) -> Values:
@@ -105,16 +106,16 @@ def text_values(student: Student, test: Test, teachers: Sequence[nn.Module], bac
     return found
 
 
-def _after(found: Sequence[Aftermath]) -> Values:
-    """Row by shock (``beside_near``: by matched one). ``recovery``: no further error in all of the distances;
+def _after(found: Sequence[InterventionOutcome]) -> Values:
+    """Row by intervention (``beside_near``: by matched one). ``recovery``: no further error in all of the distances;
     ``standing``: an error is left then."""
     wrong, right, near = ([list(one.errors[arm]) for one in found] for arm in ("wrong", "right", "near"))
     less = (np.array(wrong) - np.array(right)).tolist()
     return {
-        "questions": [one.shock.question for one in found],
+        "questions": [one.intervention.question for one in found],
         "feedback": less,
         "beside_near": [
-            np.subtract(w, n).tolist() for one, w, n in zip(found, wrong, near, strict=True) if one.shock.matched
+            np.subtract(w, n).tolist() for one, w, n in zip(found, wrong, near, strict=True) if one.intervention.matched
         ],
         "hazard_wrong": wrong,
         "hazard_right": right,

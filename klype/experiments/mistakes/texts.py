@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 
 from klype.data.order import mix
-from klype.examine.feedback import Asked, FeedbackSettings, shocks
+from klype.examine.interventions import Asked, FeedbackSettings, interventions
 from klype.examine.truth import Reader
 from klype.experiments.corpus import Ids
 from klype.experiments.mistakes.course import Course, joined, up_to_slips
@@ -119,9 +119,11 @@ def own_texts(course: Course, labeller: Labeller, round_: int) -> list[Ids]:
     half = len(begun) // 2
     asked = [Asked(f"{round_} {i}", begun[i], labeller.reader(begun[i])) for i in range(half, len(begun))]
     settings = FeedbackSettings(positions=PLACES, seed=mix(course.seed, 12, round_) % 2**31)
-    forced, _ = shocks(course.student, asked, settings, course.is_word)
+    forced, _ = interventions(course.student, asked, settings, course.is_word)
     by_name = {one.question: one.prompt for one in asked}
-    erring = [(*by_name[shock.question], *shock.before, shock.tokens[0]) for shock in forced]
+    erring = [
+        (*by_name[intervention.question], *intervention.before, intervention.tokens[0]) for intervention in forced
+    ]
     course.spent.tokens += sum(map(len, erring))
     return gone_on(course, [*begun[:half], *erring], mix(course.seed, 13, round_) % 2**31)
 
