@@ -16,7 +16,6 @@ from klype.preferences.candidates import merge_near_duplicates, most_informative
 from klype.preferences.records import Asked, Candidate, Entry
 from klype.preferences.store import Store
 from klype.runs.ranking import tokens
-from  import messages
 from klype.sources.source import Source, answers
 from klype.text.chat import Chat
 from klype.train.rewards import Ranked, RewardSettings, fit_reward
@@ -58,7 +57,7 @@ def draw_into(store: Store, name: str, source: Source, settings: DrawSettings) -
 def _requests(source: Source, part: Sequence[Asked], temperature: float, settings: DrawSettings) -> list[Request]:
     return [
         Request(
-            tuple(source.codec.prompt(messages(one.question))),
+            tuple(source.codec.prompt(one.question.messages())),
             n=settings.n,
             limit=settings.limit,
             sampling=Sampling(temperature=temperature),
