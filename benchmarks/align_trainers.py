@@ -63,8 +63,7 @@ class Klype:
         import torch
 
         from klype.train.loop import Session, Settings, train
-        from klype.train.optimizer import OptimizerSettings
-        from klype.train.schedule import Schedule
+        from klype.train.optimizer import OptimizerSettings, Schedule
 
         shutil.rmtree(folder, ignore_errors=True)
         crew = self.given.threads if apart else 1
@@ -104,8 +103,7 @@ class Klype:
     def _dpo(self, model: Any, crew: int) -> tuple[Any, Batches]:
         from functools import partial
 
-        from klype.train.pairs import RankingBatches, RankingSettings
-        from klype.train.preference import PreferenceSettings, preference
+        from klype.train.preference import PreferenceSettings, RankingBatches, RankingSettings, preference
 
         settings = RankingSettings(questions=self.given.sizes.rows // crew)
         batches = RankingBatches(self._ranked(), self.loaded.model, settings)
@@ -116,7 +114,7 @@ class Klype:
 
         from klype.engine.engine import Engine
         from klype.train.policy import PolicySettings, grpo
-        from klype.train.reward_functions import Asked, by_text
+        from klype.train.rewards import Asked, by_text
         from klype.train.rollout import Players, RolloutBatches, RolloutSettings
 
         sizes, prompts = self.given.sizes, self.given.prompts
@@ -134,7 +132,7 @@ class Klype:
     def _reward(self, folder: Path) -> dict[str, Any]:
         """A frozen trunk and a head, every pair read once; all of it is timed."""
         from klype.device import set_threads
-        from klype.train.rewards import RewardSettings, fit_reward
+        from klype.train.reward_model import RewardSettings, fit_reward
 
         shutil.rmtree(folder, ignore_errors=True)
         set_threads(self.given.threads)
@@ -149,7 +147,7 @@ class Klype:
         return {**clock.read(), "tokens": tokens, "completions": 2 * len(ranked), "loss": None, "how": how}
 
     def _ranked(self) -> list[Any]:
-        from klype.train.rewards import Ranked
+        from klype.train.preference import Ranked
 
         return [Ranked(tuple(p), (tuple(c), tuple(r)), (0, 1)) for p, c, r in self.given.pairs]
 

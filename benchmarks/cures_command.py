@@ -77,8 +77,8 @@ def _entrant(name: str, sizes: Sizes, data: Path | None, precision: str, only: l
     from benchmarks.cures_tasks import real_tasks, world_task
     from klype.api.asking import world_of
     from klype.errors import KlypeError
-    from klype.runs.best_of import judge_of
     from klype.sources.opening import open_model
+    from klype.train.reward_model import judge_of
 
     opened = open_model(name, precision, measured=True)
     world, run = world_of(opened), opened.found.run

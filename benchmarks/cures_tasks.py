@@ -20,7 +20,7 @@ from klype.judge.meaning import text_meaning, world_meaning
 from klype.judge.text import choice_match, normalise, number_match
 from klype.runs.provenance import read_questions
 from klype.sources.source import Codec, Source, tokens_of
-from klype.train.rewards import RewardModel
+from klype.train.reward_model import RewardModel
 from klype.values import Question
 from klype.world import World
 

@@ -75,8 +75,7 @@ class Klype:
 
         from klype.train.loop import Session, Settings, train
         from klype.train.objectives import cross_entropy
-        from klype.train.optimizer import OptimizerSettings, fused_parts
-        from klype.train.schedule import Schedule
+        from klype.train.optimizer import OptimizerSettings, Schedule, fused_parts
 
         torch.set_num_threads(crew.threads)
         settings = Settings(

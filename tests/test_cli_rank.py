@@ -18,7 +18,7 @@ from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
 from klype.preferences.records import Asked, Candidate
 from klype.preferences.store import Store
-from klype.runs.human import Wrong, parse_order
+from klype.runs.rankers import Wrong, parse_order
 from klype.text.chat import TEMPLATE
 from klype.text.tokenizer import Tokenizer
 from klype.world import World

@@ -19,16 +19,14 @@ from klype.model import checkpoint
 from klype.model.lora import AdaptedTransformer, LoraSettings
 from klype.model.transformer import Transformer
 from klype.text.tokenizer import Tokenizer
-from klype.train.features import answer_features
 from klype.train.loop import Session, Settings, train
-from klype.train.methods import METHODS, AlignSettings, Method, align_objective
 from klype.train.objectives import cross_entropy, with_rehearsal
 from klype.train.optimizer import OptimizerSettings
-from klype.train.pairs import RankingBatches, RankingSettings
-from klype.train.policy import ActorCritic
-from klype.train.rewards import Ranked, RewardModel, RewardSettings, fit_reward
+from klype.train.policy import METHODS, ActorCritic, AlignSettings, Method, align_objective
+from klype.train.preference import Ranked, RankingBatches, RankingSettings
+from klype.train.reward_model import RewardModel, RewardSettings, fit_reward
 from klype.train.rollout import Asked, Players, RolloutBatches, RolloutSettings
-from klype.train.scoring import score_answers, worth_sharing
+from klype.train.scoring import answer_features, score_answers, worth_sharing
 from klype.values import Batches, Floats
 
 pytestmark = pytest.mark.slow

@@ -22,7 +22,7 @@ from klype.runs.plan import Crew, Planned, Precision
 from klype.train.loop import Session, Settings, train
 from klype.train.objectives import cross_entropy
 from klype.train.optimizer import fused_parts
-from klype.train.rollout import answers_batch
+from klype.train.scoring import answers_batch
 from klype.values import Batch
 from tests.toys import toy
 

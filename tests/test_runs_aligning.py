@@ -11,9 +11,9 @@ import torch
 
 from klype.errors import KlypeError
 from klype.model.transformer import Transformer
+from klype.runs.aligning import Seen, Watch, Watched, best, parted
 from klype.runs.comparing import verdict, win_rate
 from klype.runs.judging import pairs, tau_ceiling
-from klype.runs.watch import Seen, Watch, Watched, best, parted
 from klype.values import Batch, Question, Ranking
 
 

@@ -9,9 +9,9 @@ import pytest
 
 from klype.engine.engine import Engine
 from klype.errors import UsageError
-from klype.runs.best_of import UNFINISHED, judge_of, pick
 from klype.sources.find import Found
-from klype.train.rewards import Ranked, RewardModel, RewardSettings, fit_reward
+from klype.train.preference import Ranked
+from klype.train.reward_model import UNFINISHED, RewardModel, RewardSettings, fit_reward, judge_of, pick
 from klype.values import Request
 from tests.toys import toy
 

@@ -29,7 +29,7 @@ from klype.runs.rounds import align_rounds
 from klype.runs.say import Silent
 from klype.runs.shape import model_config
 from klype.runs.world_subject import WorldSubject
-from klype.train.reward_functions import Asked, WeightedRewards, by_text, digest, load_function, named, scores, typed
+from klype.train.rewards import Asked, WeightedRewards, by_text, digest, load_function, named, scores, typed
 from klype.values import Question
 from tests.test_runs_rounds import TINY, _quick  # noqa: F401
 

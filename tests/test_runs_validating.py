@@ -17,12 +17,11 @@ from train_toys import FEW, NARROW, Seeded, random_batch, tiny_model
 from klype.data.readers import BadRows
 from klype.errors import Interrupted, KlypeError
 from klype.runs import pipeline
-from klype.runs.best import Best
 from klype.runs.options import StageOptions
 from klype.runs.recipe import read
 from klype.runs.say import Silent
 from klype.runs.text_subject import TextSubject
-from klype.runs.validating import Validated, every
+from klype.runs.validating import Best, Validated, every
 from klype.train.loop import Session, Settings, train
 from klype.train.objectives import cross_entropy
 from klype.values import Batch, Loss

@@ -19,16 +19,24 @@ from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
 from klype.train import scoring
 from klype.train.loop import Session, Settings, train
-from klype.train.methods import METHODS, AlignSettings, Method, align_objective
-from klype.train.optimizer import OptimizerSettings
-from klype.train.pairs import RankingBatches, RankingSettings, marks
-from klype.train.policy import ActorCritic, PolicySettings, advantages, at_the_end, gae, grpo, ppo
-from klype.train.preference import PreferenceSettings, preference
-from klype.train.reward_functions import Asked
-from klype.train.rewards import Ranked
-from klype.train.rollout import Leash, Players, RolloutBatches, RolloutSettings, answers_batch
-from klype.train.schedule import Schedule
-from klype.train.scoring import score_answers
+from klype.train.optimizer import OptimizerSettings, Schedule
+from klype.train.policy import (
+    METHODS,
+    ActorCritic,
+    AlignSettings,
+    Method,
+    PolicySettings,
+    advantages,
+    align_objective,
+    at_the_end,
+    gae,
+    grpo,
+    ppo,
+)
+from klype.train.preference import PreferenceSettings, Ranked, RankingBatches, RankingSettings, marks, preference
+from klype.train.rewards import Asked
+from klype.train.rollout import Leash, Players, RolloutBatches, RolloutSettings
+from klype.train.scoring import answers_batch, score_answers
 from klype.values import Batch, Batches, Floats
 
 torch.set_num_threads(1)

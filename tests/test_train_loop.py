@@ -25,9 +25,8 @@ from klype.errors import Interrupted, KlypeError, UsageError
 from klype.train.layout import Whole
 from klype.train.loop import Session, Settings, Trained, train
 from klype.train.objectives import cross_entropy, with_rehearsal
-from klype.train.optimizer import Optimizer, OptimizerSettings, fused_parts
+from klype.train.optimizer import Optimizer, OptimizerSettings, factor, fused_parts
 from klype.train.resume import State, newest_step, read_newest, states, write_state
-from klype.train.schedule import factor
 from klype.values import Batch, Loss
 
 torch.set_num_threads(1)

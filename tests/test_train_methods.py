@@ -11,8 +11,7 @@ from train_toys import random_batch, tiny_model
 from klype import config
 from klype.errors import UsageError
 from klype.train.loop import Settings
-from klype.train.methods import METHODS, AlignSettings, align_objective, method
-from klype.train.policy import ActorCritic, Scaling, advantages
+from klype.train.policy import METHODS, ActorCritic, AlignSettings, Scaling, advantages, align_objective, method
 from klype.values import Batch
 
 

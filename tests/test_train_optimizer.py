@@ -13,10 +13,8 @@ from train_toys import random_batch, tiny_config, tiny_model
 
 from klype.errors import KlypeError
 from klype.train.layout import Whole
-from klype.train.muon import orthogonalised
 from klype.train.objectives import cross_entropy
-from klype.train.optimizer import Optimizer, OptimizerSettings, fused_parts, is_matrix
-from klype.train.schedule import Schedule, factor
+from klype.train.optimizer import Optimizer, OptimizerSettings, Schedule, factor, fused_parts, is_matrix, orthogonalised
 
 torch.set_num_threads(1)
 

@@ -11,10 +11,18 @@ import torch
 from train_toys import VOCAB, tiny_model
 
 from klype.errors import Interrupted, KlypeError
-from klype.train.audit import bias_audit
-from klype.train.features import answer_features, feature_names
 from klype.train.loop import Session
-from klype.train.rewards import ABOUT, Ranked, RewardModel, RewardSettings, fit_reward, pair_outcomes, rank_features
+from klype.train.preference import Ranked
+from klype.train.reward_model import (
+    ABOUT,
+    RewardModel,
+    RewardSettings,
+    bias_audit,
+    fit_reward,
+    pair_outcomes,
+    rank_features,
+)
+from klype.train.scoring import answer_features, feature_names
 from klype.values import Batch
 
 torch.set_num_threads(1)

@@ -17,10 +17,10 @@ from klype.train.loop import Session, Settings, train
 from klype.train.objectives import cross_entropy, with_rehearsal
 from klype.train.optimizer import OptimizerSettings
 from klype.train.policy import PolicySettings, grpo, rloo
-from klype.train.reward_functions import Asked, by_model, by_text
-from klype.train.rewards import RewardModel
-from klype.train.rollout import Players, RolloutBatches, RolloutSettings, answers_batch
-from klype.train.scoring import score_answers
+from klype.train.reward_model import RewardModel
+from klype.train.rewards import Asked, by_model, by_text
+from klype.train.rollout import Players, RolloutBatches, RolloutSettings
+from klype.train.scoring import answers_batch, score_answers
 from klype.values import Batch, Floats, Question
 
 torch.set_num_threads(1)

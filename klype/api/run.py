@@ -28,7 +28,7 @@ from klype.runs.options import STAGES, RunOptions, StageOptions
 from klype.runs.rounds import align_rounds, overrides
 from klype.runs.say import Say, Silent
 from klype.sources.find import NEWEST_FIRST, find_model, holds_weights
-from klype.train.reward_functions import as_settings, name_of, named
+from klype.train.rewards import as_settings, name_of, named
 from klype.values import Reward
 
 if TYPE_CHECKING:

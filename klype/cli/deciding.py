@@ -106,7 +106,7 @@ def _checks(opened: Opened, question: str, name: str, chat: bool) -> dict[str, C
     if name == "verify-statement":
         known["statement"] = checks.given(lambda answer: _joined(opened, question, answer))
     if name == "verify-reward":
-        from klype.runs.best_of import judge_of
+        from klype.train.reward_model import judge_of
 
         judge = judge_of(opened.found)
         known["reward"] = checks.judged(lambda prompts, answers: judge.score(prompts, answers).tolist())

@@ -25,8 +25,7 @@ from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
 from klype.train.loop import Session, Settings, train
 from klype.train.objectives import Objective, cross_entropy, soft_cross_entropy
-from klype.train.optimizer import OptimizerSettings, fused_parts
-from klype.train.schedule import Schedule
+from klype.train.optimizer import OptimizerSettings, Schedule, fused_parts
 from klype.values import Batch, Batches, Floats
 
 UNPADDED = pools.PoolSettings(rows=1, multiple=1)  # no wider than the longest document

@@ -18,7 +18,8 @@ from klype.preferences.store import Store
 from klype.runs.ranking import tokens
 from klype.sources.source import Source, answers
 from klype.text.chat import Chat
-from klype.train.rewards import Ranked, RewardSettings, fit_reward
+from klype.train.preference import Ranked
+from klype.train.reward_model import RewardSettings, fit_reward
 from klype.values import Ranking, Request, Sampling, Trace
 
 BATCH = 64  # questions a transaction

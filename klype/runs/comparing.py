@@ -13,9 +13,9 @@ from klype.examine.evidence import OTHER_MANNERS, Answered
 from klype.examine.intervals import mean_by_question, paired
 from klype.examine.measures import measure
 from klype.model.transformer import Transformer
+from klype.runs.aligning import Seen, best
 from klype.runs.answering import answer_all, evidence_of, examined_on, judged
 from klype.runs.stages import Run
-from klype.runs.watch import Seen, best
 from klype.sources.find import is_aligned
 from klype.values import Figure, Question, Sampling, Trace
 from klype.words import number, words

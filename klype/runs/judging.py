@@ -12,7 +12,8 @@ from scipy import stats
 from klype.examine.calibration import bins, calibration_error
 from klype.examine.intervals import mean_by_question
 from klype.preferences.annotator import Annotator, rank_simulated, ranks
-from klype.train.rewards import Ranked, RewardModel
+from klype.train.preference import Ranked
+from klype.train.reward_model import RewardModel
 from klype.values import Figure, Question, Ranking
 
 BINS = 8

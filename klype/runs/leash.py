@@ -20,7 +20,7 @@ from klype.runs.record import write_json
 from klype.runs.rounds import METHOD, one_round, timed
 from klype.runs.say import Say
 from klype.sources.find import Found
-from klype.train.methods import method
+from klype.train.policy import method
 from klype.words import LANGUAGES, number, words
 
 FLAW = "word=-0.3,right=0.5"  # loves length, and cares less for what is right

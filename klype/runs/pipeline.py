@@ -32,7 +32,7 @@ from klype.runs.subject import Subject
 from klype.sources.find import Found, find_model, holds_weights
 from klype.text.tokenizer import Tokenizer
 from klype.train import parallel
-from klype.train.rewards import NothingTaughtError
+from klype.train.preference import NothingTaughtError
 from klype.words import figure as number_figure
 
 

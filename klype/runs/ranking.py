@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +20,13 @@ from klype.preferences.candidates import merge_near_duplicates
 from klype.preferences.records import SIMULATED, Asked, Candidate, Entry, Part, entry_of
 from klype.preferences.store import Store
 from klype.runs.answering import answer_all, said
-from klype.runs.human import Sitting, rank_by_hand
 from klype.runs.options import RunOptions, StageOptions
+from klype.runs.rankers import Sitting, now, rank_by_hand
 from klype.runs.say import Say
 from klype.runs.subject import Subject
 from klype.text.chat import Chat
-from klype.train.audit import bias_audit
-from klype.train.rewards import NothingTaughtError, PairOutcomes, Ranked, RewardModel, pair_outcomes
+from klype.train.preference import NothingTaughtError, Ranked
+from klype.train.reward_model import PairOutcomes, RewardModel, bias_audit, pair_outcomes
 from klype.values import Figure, Question, Ranking, Sampling
 
 STORE = "rankings.db"  # of a run, in its folder rank/
@@ -130,10 +129,6 @@ def _each_once(questions: Sequence[Question], but: Sequence[Question]) -> list[Q
     taken = {question.prompt for question in but}
     found = {q.prompt: q for q in reversed(questions) if q.prompt not in taken}
     return list(reversed(found.values()))
-
-
-def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _asked(

@@ -14,11 +14,10 @@ from klype.errors import UsageError
 from klype.model.lora import LoraSettings
 from klype.runs.options import Size
 from klype.train.loop import Settings as Training
-from klype.train.methods import AlignSettings, method
-from klype.train.optimizer import OptimizerSettings
-from klype.train.reward_functions import MODEL, absolute
-from klype.train.rewards import RewardSettings
-from klype.train.schedule import Schedule
+from klype.train.optimizer import OptimizerSettings, Schedule
+from klype.train.policy import AlignSettings, method
+from klype.train.reward_model import RewardSettings
+from klype.train.rewards import MODEL, absolute
 
 
 class TokenizerSection(Settings):

@@ -11,7 +11,7 @@ from typing import Any, cast
 from klype.errors import KlypeError, UsageError
 from klype.preferences.tastes import Taste
 from klype.preferences.tastes import taste as read_taste
-from klype.runs.aligning import align, examined, reward
+from klype.runs.aligning import Seen, align, examined, reward
 from klype.runs.comparing import compare, verdict
 from klype.runs.folder import read_run
 from klype.runs.gates import against_aligning
@@ -23,11 +23,10 @@ from klype.runs.record import write_json
 from klype.runs.say import Say
 from klype.runs.stages import Run, rank
 from klype.runs.subject import Subject
-from klype.runs.watch import Seen
 from klype.sources.find import Found
-from klype.train.methods import method
-from klype.train.reward_functions import MODEL, as_settings
-from klype.train.rewards import ABOUT
+from klype.train.policy import method
+from klype.train.reward_model import ABOUT
+from klype.train.rewards import MODEL, as_settings
 from klype.values import Question, Verdict
 from klype.words import LANGUAGES
 

@@ -21,8 +21,7 @@ from klype.jsons import finite
 from klype.preferences.records import MODEL, SIMULATED, Asked, Candidate, Entry, Kind
 from klype.preferences.rows import Annotator
 from klype.preferences.store import Store
-from klype.runs.human import HELD_OUT_EVERY, KEYS, SHOWN, differing
-from klype.runs.ranking import now
+from klype.runs.rankers import HELD_OUT_EVERY, KEYS, SHOWN, differing, now
 from klype.runs.record import write_json
 
 FILE = "annotators.json"

@@ -8,18 +8,75 @@ buffer; on several (sharded.py) each process has its own rows of each parameter 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import nn
 from torch.autograd.graph import increment_version
 
-from klype.errors import KlypeError
-from klype.train.muon import Group, grouped, orthogonalise_
-from klype.train.objectives import Objective
-from klype.train.workers import Workers
+from klype.train.objectives import LossBeside, Objective
+from klype.values import Batch
+
+STRETCH = 1 << 17
+"""Numbers of a buffer that are worked on at once: some passes over so many stay in a core's cache."""
+FEW = 8
+"""So many stretches are done before another thread has woken."""
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Workers:
+    """So many threads, each with as many of torch's own as whoever made them. One alone is the caller's thread."""
+
+    def __init__(self, number: int = 1) -> None:
+        self.number = number
+        self._pool: ThreadPoolExecutor | None = None
+        if number > 1:
+            threads = torch.get_num_threads()  # OpenMP keeps a number for each thread that asks
+            self._pool = ThreadPoolExecutor(number, "worker", initializer=lambda: torch.set_num_threads(threads))
+
+    def each(self, work: Callable[[T], R], items: Sequence[T]) -> list[R]:
+        """The results of all items, in their order; whoever is free takes the next one."""
+        if self._pool is None or len(items) < 2:
+            return [work(item) for item in items]
+        results: dict[int, R] = {}
+        waiting = iter(enumerate(items))
+
+        def some() -> None:
+            for index, item in waiting:
+                results[index] = work(item)
+
+        running = [self._pool.submit(_like(some)) for _ in range(min(self.number, len(items)))]
+        for each in running:
+            each.result()
+        return [results[index] for index in range(len(items))]
+
+    def sweep(self, work: Callable[[slice], R], region: slice) -> list[R]:
+        """``work`` on each stretch of a region of a buffer."""
+        stretches = [slice(at, min(at + STRETCH, region.stop)) for at in range(region.start, region.stop, STRETCH)]
+        return self.each(work, stretches) if len(stretches) > FEW else [work(at) for at in stretches]
+
+    def close(self) -> None:
+        """End the threads."""
+        if self._pool is not None:
+            self._pool.shutdown()
+
+
+def _like(work: Callable[[], None]) -> Callable[[], None]:
+    """The same on another thread, with gradients recorded there if they are here."""
+    records = torch.is_grad_enabled()
+
+    def recorded() -> None:
+        with torch.set_grad_enabled(records):
+            work()
+
+    return recorded
+
 
 ALIGN = 16  # parameters start at multiples of 64 bytes, where vector instructions like them
 
@@ -66,6 +123,18 @@ class Home(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class WholeMatrices:
+    """Matrices that a process computes on, by name. ``gather`` fills them with the rows of all processes, ``scatter``
+    sends the rows back; one process alone has them already.
+    """
+
+    names: Sequence[str]
+    tensors: Sequence[torch.Tensor]
+    gather: Callable[[], None] = lambda: None
+    scatter: Callable[[], None] = lambda: None
+
+
 class Layout(Protocol):
     """``model`` is what computes. A parameter's *own* tensor is what of it is here."""
 
@@ -94,10 +163,8 @@ class Layout(Protocol):
         """Lets a copy of the model use the same weights, with a buffer for gradients of its own."""
         ...
 
-    def orthogonaliser(
-        self, named: Sequence[tuple[str, nn.Parameter]], own: Sequence[torch.Tensor], parts: Parts
-    ) -> Callable[[torch.dtype], None]:
-        """What replaces these matrices by their orthogonalised selves, of which ``own`` is what is here."""
+    def whole_matrices(self, named: Sequence[tuple[str, nn.Parameter]], own: Sequence[torch.Tensor]) -> WholeMatrices:
+        """Of these matrices, of which ``own`` is what is here, those that this process computes on."""
         ...
 
     def norm(self, gradient: torch.Tensor) -> torch.Tensor:
@@ -155,11 +222,8 @@ class Whole:
     def twin(self, parameters: Sequence[nn.Parameter]) -> Home:
         return _Views(parameters, self._places, self._low, torch.zeros_like(self._low))
 
-    def orthogonaliser(
-        self, named: Sequence[tuple[str, nn.Parameter]], own: Sequence[torch.Tensor], parts: Parts
-    ) -> Callable[[torch.dtype], None]:
-        found = groups([n for n, _ in named], own, parts)
-        return lambda dtype: orthogonalise_(found, dtype, self.workers)
+    def whole_matrices(self, named: Sequence[tuple[str, nn.Parameter]], own: Sequence[torch.Tensor]) -> WholeMatrices:
+        return WholeMatrices([name for name, _ in named], own)
 
     def norm(self, gradient: torch.Tensor) -> torch.Tensor:
         norms = self.workers.sweep(lambda at: torch.linalg.vector_norm(gradient[at]), slice(0, len(gradient)))
@@ -214,17 +278,6 @@ class _Views:
                 parameter.grad = own
 
 
-def groups(names: Sequence[str], matrices: Sequence[torch.Tensor], parts: Parts) -> list[Group]:
-    """The parts of the matrices that are made orthogonal apart, by equal shapes."""
-    views: list[torch.Tensor] = []
-    for name, matrix in zip(names, matrices, strict=True):
-        rows = next((tuple(sizes) for end, sizes in parts.items() if name.endswith(end)), (matrix.shape[0],))
-        if sum(rows) != matrix.shape[0]:
-            raise KlypeError(f"The parts {rows} of {name} do not add up to its {matrix.shape[0]} rows.")
-        views += torch.split(matrix, list(rows))
-    return grouped(views)
-
-
 def round_buffers(model: nn.Module, dtype: torch.dtype) -> list[tuple[nn.Module, str, torch.Tensor]]:
     """Gives the model buffers (masks, rotations) of the dtype it computes in; returns the ones it had."""
     if dtype == torch.float32:
@@ -239,3 +292,53 @@ def round_buffers(model: nn.Module, dtype: torch.dtype) -> list[tuple[nn.Module,
     for module, name, buffer in own:
         setattr(module, name, rounded.setdefault(id(buffer), buffer.to(dtype)))
     return own
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one micro-batch gave: sums (``loss``, ``loss_count``, …), and the gradient of the loss beside, if any.
+
+    The gradient of the main loss is in the buffer of the home that computed it.
+    """
+
+    sums: dict[str, float]
+    beside: torch.Tensor | None
+    weight: float
+    home: Home
+
+
+class Replicas:
+    """A copy of a model for each of the layout's workers but the first, which has the model itself and ``home``.
+
+    ``settle`` gives a copy the model's weights. With one worker there is no copy.
+    """
+
+    def __init__(self, layout: Layout, home: Home, settle: Callable[[nn.Module], Home]) -> None:
+        self._workers = layout.workers
+        self._models = [(layout.model, home)]
+        for _ in range(self._workers.number - 1):
+            twin = copy.deepcopy(layout.model)
+            self._models.append((twin, settle(twin)))
+
+    def run(self, objective: Objective, batches: Sequence[Batch]) -> Iterator[list[Part]]:
+        """The parts of the micro-batches, in order, as many at a time as there are workers. They must be collected
+        before the next ones are asked for.
+        """
+        for start in range(0, len(batches), len(self._models)):
+            wave = list(zip(self._models, batches[start : start + len(self._models)], strict=False))
+            yield self._workers.each(lambda one: _part(objective, *one[0], one[1]), wave)
+
+
+def _part(objective: Objective, model: nn.Module, home: Home, batch: Batch) -> Part:
+    loss = objective(model, batch)
+    home.backward(loss.total)
+    sums = {"loss": float(loss.total.detach()), "loss_count": float(loss.count), **loss.metrics}
+    if not isinstance(loss, LossBeside):
+        return Part(sums, None, 0.0, home)
+    sums["rehearsal"], sums["rehearsal_count"] = float(loss.beside.total.detach()), float(loss.beside.count)
+    kept = home.gradient.clone()
+    home.gradient.zero_()
+    home.backward(loss.beside.total)
+    beside = home.gradient.clone()
+    home.gradient.copy_(kept)
+    return Part(sums, beside, loss.weight, home)

@@ -14,11 +14,14 @@ from __future__ import annotations
 
 import math
 import shutil
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any, Literal
 
 import torch
@@ -30,15 +33,10 @@ from klype import config, durable
 from klype.errors import Interrupted, KlypeError, UsageError
 from klype.model.transformer import Transformer
 from klype.train import parallel
-from klype.train.interrupt import interruptible
-from klype.train.layout import Layout, Parts, Whole
-from klype.train.metrics import Metrics, MetricsFile, add, means, over_ranks
+from klype.train.layout import Layout, Parts, Replicas, Whole, Workers
 from klype.train.objectives import Objective, cross_entropy
-from klype.train.optimizer import Optimizer, OptimizerSettings
-from klype.train.replicas import Replicas
-from klype.train.resume import State, read_newest, states, write_state
-from klype.train.schedule import Schedule, factor
-from klype.train.workers import Workers
+from klype.train.optimizer import Optimizer, OptimizerSettings, Schedule, factor
+from klype.train.resume import Metrics, MetricsFile, State, read_newest, states, write_state
 from klype.values import Batch, Batches, Loss
 
 
@@ -157,7 +155,7 @@ class _Run:
             objective = torch.compile(objective, dynamic=False)
         self.objective = self.layout.objective(objective)
         self.optimizer = Optimizer(self.layout, settings.optimizer, session.parts)
-        self.replicas = Replicas(self.optimizer)
+        self.replicas = Replicas(self.layout, self.optimizer.home, self.optimizer.settle)
         self.skipped = 0
         self.saved = -1
         self._skipped_in_a_row = 0
@@ -353,7 +351,7 @@ class _Run:
             )
 
     def _read_shards(self, folder: Path) -> None:
-        from klype.train.shards import read_shards
+        from klype.train.sharded import read_shards
 
         read_shards(folder, self.optimizer.named_state())
         self.layout.publish()
@@ -398,3 +396,52 @@ def _tensors(batches: list[Batch]) -> Iterator[tuple[str, torch.Tensor]]:
         extra = {k: v for k, v in batch.extra.items() if isinstance(v, torch.Tensor)}
         for name, tensor in {**extra, **own}.items():
             yield f"{index}.{name}", tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+
+
+def over_ranks(sums: Metrics) -> Metrics:
+    """The sums of all ranks together."""
+    if parallel.ranks() == 1:
+        return sums
+    values = torch.tensor(list(sums.values()), dtype=torch.float64)
+    parallel.sum_over_ranks_(values)
+    return dict(zip(sums, values.tolist(), strict=True))
+
+
+def means(sums: Metrics, count: float) -> Metrics:
+    """Each sum over its own ``NAME_count`` where there is one, else over ``count``; NaN over nothing."""
+    found = {}
+    for name, value in sums.items():
+        if name.endswith("_count"):
+            continue
+        divisor = sums.get(f"{name}_count", count)
+        found[name] = value / divisor if divisor else math.nan
+    return found
+
+
+def add(sums: Metrics, more: Metrics, times: float) -> None:
+    """Adds ``more`` to ``sums``, in place."""
+    for name, value in more.items():
+        sums[name] = sums.get(name, 0.0) + value * times
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Within it, and afterwards, the yielded function tells whether a signal asked to stop.
+
+    Signals belong to the main thread; elsewhere there are none. Former handlers are put back.
+    """
+    asked: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    former: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        former = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)

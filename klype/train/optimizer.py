@@ -1,12 +1,14 @@
 """One optimizer for all stages: Muon for the matrices inside the model, AdamW for the rest.
 
 Its arithmetic is on flat float32 buffers; where the model's parameters are in them, and who has which part, is the
-layout's business (layout.py).
+layout's business (layout.py). Both learning rates follow one ``Schedule``.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -16,7 +18,7 @@ from torch import nn
 from klype import config
 from klype.errors import KlypeError
 from klype.model.config import ModelConfig
-from klype.train.layout import Change, Home, Layout, Parts, Places
+from klype.train.layout import Change, Home, Layout, Parts, Places, WholeMatrices, Workers
 
 # Not the inside of the model: a matrix by shape, but a table of vectors by use.
 TABLES = ("embed", "head", "taps", "norm")
@@ -69,7 +71,8 @@ class Optimizer:
         self.momentum = torch.zeros_like(self.master[:first])
         self._update = torch.zeros_like(self.momentum)
         views = self._places.views(self._update, slice(0, len(matrices)))
-        self._orthogonalise = layout.orthogonaliser(matrices, views, parts or {})
+        self._whole = layout.whole_matrices(matrices, views)
+        self._groups = grouped(_apart(self._whole, parts or {}))
         self.moment, self.square = (torch.zeros_like(self.master[first:]) for _ in range(2))
         self._taken = torch.zeros((), dtype=torch.float32, device=self.master.device)
         self._decays = [(slice(first, second), settings.decay), (slice(second, end), 0.0)]
@@ -186,7 +189,9 @@ class Optimizer:
 
         if self._matrices:
             self.layout.workers.sweep(look, region)
-            self._orthogonalise(torch.bfloat16 if settings.coarse else torch.float32)
+            self._whole.gather()
+            orthogonalise_(self._groups, torch.bfloat16 if settings.coarse else torch.float32, self.layout.workers)
+            self._whole.scatter()
             yield region, move
 
     def _adamw(self, factor: float) -> Iterator[Change]:
@@ -227,6 +232,17 @@ class Optimizer:
         self.home = self.layout.bind(parameters, self._places, (self.master, self.gradient))
 
 
+def _apart(whole: WholeMatrices, parts: Parts) -> list[torch.Tensor]:
+    """The stretches of rows that are made orthogonal apart."""
+    views: list[torch.Tensor] = []
+    for name, matrix in zip(whole.names, whole.tensors, strict=True):
+        rows = next((tuple(sizes) for end, sizes in parts.items() if name.endswith(end)), (matrix.shape[0],))
+        if sum(rows) != matrix.shape[0]:
+            raise KlypeError(f"The parts {rows} of {name} do not add up to its {matrix.shape[0]} rows.")
+        views += torch.split(matrix, list(rows))
+    return views
+
+
 def fused_parts(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """The rows of klype's own fused matrices: queries, keys, values; gate, up."""
     queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
@@ -236,3 +252,90 @@ def fused_parts(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 def is_matrix(name: str, parameter: torch.Tensor) -> bool:
     """Whether Muon takes it: two-dimensional and not a table of vectors (embedding, head, convolution, norm)."""
     return parameter.ndim == 2 and not any(word in name for word in TABLES)
+
+
+class Schedule(config.Settings):
+    """Shares of the run: ``warmup`` rising, flat until ``flat``, then linear down to ``floor`` at the end."""
+
+    warmup: float = Field(default=0.03, ge=0, le=1)
+    flat: float = Field(default=0.4, ge=0, le=1)
+    floor: float = Field(default=0.05, ge=0, le=1)
+
+
+def factor(schedule: Schedule, fraction: float) -> float:
+    """What the learning rates are multiplied with at ``fraction`` (0 first step, 1 end) of the run; in (0, 1].
+
+    The first step already moves: warm-up starts at a thousandth of the way, not at zero.
+    """
+    rising = min(1.0, (fraction + 1e-3) / schedule.warmup) if schedule.warmup > 0 else 1.0
+    flat = max(schedule.flat, schedule.warmup)
+    if fraction <= flat or flat >= 1:
+        return rising
+    return schedule.floor + (1 - schedule.floor) * (1 - min(fraction, 1.0)) / (1 - flat)
+
+
+COEFFICIENTS = (
+    # One quintic per step, tuned so that five steps bring singular values in (0.003, 1] near 1 (You Jiacheng, 2025).
+    (4.0848, -6.8946, 2.9270),
+    (3.9505, -6.3029, 2.6377),
+    (3.7418, -5.5913, 2.3037),
+    (2.8769, -3.1427, 1.2046),
+    (2.8366, -3.0525, 1.2012),
+)
+
+
+def orthogonalised(x_NRC: torch.Tensor) -> torch.Tensor:
+    """The nearest (semi-)orthogonal matrices to ``x``, roughly: its singular vectors with singular values near 1.
+
+    Needs rows <= columns, which keeps the product in the iteration small.
+    """
+    x: torch.Tensor = x_NRC / (torch.linalg.matrix_norm(x_NRC, keepdim=True) + 1e-7)
+    for a, b, c in COEFFICIENTS:
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Matrices that are of one shape once the tall ones lie down: views of one buffer, and what each is scaled with."""
+
+    lying: tuple[torch.Tensor, ...]
+    scales: torch.Tensor  # [N, 1, 1]
+
+
+ENOUGH = 8e8
+"""Operations of a group: so many take longer than the calls that ask for them, and one matrix at a time is slow."""
+
+
+def grouped(matrices: Sequence[torch.Tensor]) -> list[Group]:
+    """Groups of equal shape, for one batched iteration each, dearest first. ``matrices`` are views into a buffer."""
+    shapes: dict[tuple[int, int], list[torch.Tensor]] = {}
+    for matrix in matrices:
+        rows, columns = matrix.shape
+        shapes.setdefault((min(rows, columns), max(rows, columns)), []).append(matrix)
+    groups = []
+    for (rows, columns), alike in sorted(shapes.items(), key=lambda each: -operations(*each[0])):
+        most = math.ceil(ENOUGH / operations(rows, columns))
+        groups += [alike[at : at + most] for at in range(0, len(alike), most)]
+    return [Group(tuple(m.T if m.shape[0] > m.shape[1] else m for m in ms), _scales(ms)) for ms in groups]
+
+
+def operations(rows: int, columns: int) -> float:
+    """Additions and multiplications for one matrix, rows <= columns."""
+    return len(COEFFICIENTS) * 2.0 * rows * rows * (2 * columns + rows)
+
+
+def orthogonalise_(groups: Sequence[Group], dtype: torch.dtype = torch.float32, workers: Workers | None = None) -> None:
+    """Replaces every matrix of the groups by its orthogonalised, scaled self, in place; computed in ``dtype``."""
+
+    def one(group: Group) -> None:
+        update_NRC = orthogonalised(torch.stack(group.lying).to(dtype)) * group.scales
+        torch._foreach_copy_(group.lying, update_NRC.unbind())
+
+    (workers or Workers()).each(one, groups)
+
+
+def _scales(matrices: Sequence[torch.Tensor]) -> torch.Tensor:
+    scales = [max(1.0, m.shape[0] / m.shape[1]) ** 0.5 for m in matrices]
+    return torch.tensor(scales, dtype=matrices[0].dtype, device=matrices[0].device)[:, None, None]

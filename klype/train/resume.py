@@ -3,25 +3,28 @@
 ``FOLDER/resume/step-000123/`` holds model.safetensors, optimizer.safetensors, state.json and, written last,
 manifest.json with the SHA-256 of the others. The last two are kept; a torn one is skipped, and that is said.
 Several processes write one state together: in place of optimizer.safetensors there is ``shards/``, a file of each,
-which any number of processes can read (shards.py).
+which any number of processes can read (sharded.py).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
 from safetensors.torch import load, save
 
-from klype import durable
+from klype import durable, jsons
 from klype.durable import hash_file, sync_folder
 from klype.errors import KlypeError
 from klype.jsons import finite, parsed
@@ -131,7 +134,7 @@ def _begin(draft: Path) -> None:
 
 def _write_shards(draft: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
     """What each rank has of the tensors; the files' hashes, by their names in the state."""
-    from klype.train.shards import hashes, write_shards
+    from klype.train.sharded import hashes, write_shards
 
     write_shards(draft / SHARDS, tensors)
     files = sorted((draft / SHARDS).iterdir())
@@ -182,3 +185,57 @@ def _contiguous(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def _drop_old(parent: Path) -> None:
     for place in states(parent.parent)[:-KEPT]:
         shutil.rmtree(place)
+
+
+Metrics = dict[str, float]
+
+
+class MetricsFile:
+    """Appends lines to ``path``; lines after ``step`` (of a run that was killed) and a torn last one are cut off, and
+    lines that the disk has damaged left out."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        self.path = path
+        try:
+            if path.exists():
+                _cut_back(path, step)
+            self._file = path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def append(self, line: Mapping[str, Any]) -> None:
+        """Writes one line. What is not finite is written as null: there is no NaN in JSON."""
+        clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
+        try:
+            self._file.write(json.dumps(clean) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def sync(self) -> None:
+        """Waits until the disk has all lines."""
+        os.fsync(self._file.fileno())
+
+    def __enter__(self) -> MetricsFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def _failed(self, error: OSError) -> KlypeError:
+        return KlypeError(
+            f"{self.path} cannot be written: {error.strerror or error}.",
+            "Make room or make the folder writable, then go on with --resume.",
+        )
+
+
+def _cut_back(path: Path, step: int) -> None:
+    content = path.read_bytes()
+    lines = [line for line in content.splitlines(keepends=True) if line.endswith(b"\n")]
+    kept = b"".join(line for line in lines if any(row["step"] <= step for row in jsons.steps([line])))
+    if content.startswith(kept):
+        os.truncate(path, len(kept))
+    else:
+        durable.write(path, kept)

@@ -1,322 +1,218 @@
-"""The reward model: it imitates whoever ranked. A frozen copy of the language model, and linear heads on its features.
+"""What answers are worth: plain functions of questions and answers, and the reward model, each with its weight.
 
-It is trained with Plackett-Luce on whole rankings, ties included. Several heads, each on a bootstrap of the questions,
-tell by their disagreement how sure the model is.
+A reward is ``(questions, answers) -> list of floats``: what a user asked and what the model answered, as texts; one
+number an answer, higher is better. By name it is ``file.py:function``.
 """
 
 from __future__ import annotations
 
-import copy
+import difflib
 import hashlib
-import json
-from collections.abc import Iterable, Sequence
+import importlib.util
+import inspect
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any
 
 import numpy as np
-import torch
-from pydantic import Field, model_validator
-from safetensors.torch import load, save
-from torch import nn
 
-from klype import durable
-from klype.errors import KlypeError
-from klype.jsons import finite
-from klype.train.features import Ids, answer_features, feature_names
-from klype.train.loop import Session, Settings, train
-from klype.train.optimizer import OptimizerSettings
-from klype.train.preference import davidson, pairs_right, plackett_luce
-from klype.train.schedule import Schedule
-from klype.values import Batch, Floats, Ints, Loss
+from klype.config import toml_table
+from klype.errors import KlypeError, UsageError
+from klype.train.reward_model import RewardModel
+from klype.train.scoring import Ids
+from klype.values import Floats, Question, Reward
 
-WEIGHTS, ABOUT = "reward.safetensors", "reward.json"
+MODEL = "model"
+"""The name of the reward model among rewards."""
 
 
 @dataclass(frozen=True, slots=True)
-class Ranked:
-    """Answers to one prompt as token ids; ``ranks``: 0 best, equal numbers tied."""
+class Asked:
+    """A question and its prompt as token ids."""
 
     prompt: tuple[int, ...]
-    answers: tuple[tuple[int, ...], ...]
-    ranks: tuple[int, ...]
+    question: Question | None = None
+
+
+AnswerReward = Callable[[Sequence[Asked], Sequence[Ids]], Floats]
+"""A reward as training calls it: [N] numbers for N answers in token ids."""
 
 
 @dataclass(frozen=True, slots=True)
-class PairOutcomes:
-    """Each ordered pair of held-out rankings: its question's index, and 1 when the scores agree, .5 when equal."""
+class WeightedRewards:
+    """An ``AnswerReward``: the weighted sum of ``parts`` {name: (reward, weight)}."""
 
-    question: Ints
-    right: Floats
+    parts: Mapping[str, tuple[AnswerReward, float]]
 
+    def __call__(self, asked: Sequence[Asked], answers: Sequence[Ids]) -> Floats:
+        return self.total(self.each(asked, answers))
 
-class RewardSettings(Settings):
-    """How the heads are fitted. ``questions`` rankings make a batch; ``heads`` disagree where the model is unsure.
+    def each(self, asked: Sequence[Asked], answers: Sequence[Ids]) -> dict[str, Floats]:
+        """Every part by itself, without its weight."""
+        return {name: reward(asked, answers) for name, (reward, _) in self.parts.items()}
 
-    ``ties``: Plackett-Luce with ties in Efron's form, or Davidson's over all pairs, where a tie is an outcome of its
-    own, of weight ``tie_weight``. ``margin``: how far (in raw score) a better answer must be above; not for Davidson.
-    ``centre``: how dear it is that a question's mean score is not 0 (its square times this).
-    """
-
-    steps: int = Field(default=1500, ge=0)
-    optimizer: OptimizerSettings = OptimizerSettings(kind="adamw", rate=1e-2, decay=1e-2)
-    schedule: Schedule = Schedule(warmup=0.05)
-    clip: float = Field(default=0.0, ge=0)
-    heads: int = Field(default=1, ge=1)
-    questions: int = Field(default=64, ge=1)
-    seed: int = 0
-    ties: Literal["efron", "davidson"] = "efron"
-    tie_weight: float = Field(default=1.0, gt=0)
-    margin: float = Field(default=0.0, ge=0)
-    centre: float = Field(default=0.0, ge=0)
-
-    @model_validator(mode="after")
-    def _one_of_both(self) -> Self:
-        if self.margin and self.ties == "davidson":
-            raise ValueError("a margin goes with ties = efron only")
-        return self
+    def total(self, each: Mapping[str, Floats]) -> Floats:
+        whole: Floats = np.sum([self.parts[name][1] * found for name, found in each.items()], axis=0)
+        return whole
 
 
-class RewardModel:
-    """``score(prompts, answers)``: token ids in, scores out: mean 0, standard deviation 1 over what it learnt from."""
-
-    def __init__(self, trunk: nn.Module, heads: int = 1) -> None:
-        learns = any(parameter.requires_grad for parameter in trunk.parameters())
-        self.trunk = (copy.deepcopy(trunk).requires_grad_(False) if learns else trunk).eval()
-        size = _size(self.trunk)
-        self.head = nn.Linear(size, heads, bias=False)
-        nn.init.zeros_(self.head.weight)
-        self.mean_F, self.scale_F = torch.zeros(size), torch.ones(size)
-        self.centre, self.spread = 0.0, 1.0
-
-    def score(self, prompts: Sequence[Ids], answers: Sequence[Ids]) -> Floats:
-        """[N]: the mean over the heads, centred and scaled."""
-        scores: Floats = self.scores(prompts, answers).mean(1)
-        return scores
-
-    def uncertainty(self, prompts: Sequence[Ids], answers: Sequence[Ids]) -> Floats:
-        """[N]: the standard deviation between the heads, in units of ``score``; needs more than one head."""
-        assert self.head.out_features > 1, "one head cannot disagree with itself"
-        spread: Floats = self.scores(prompts, answers).std(1, ddof=1)
-        return spread
-
-    def scores(self, prompts: Sequence[Ids], answers: Sequence[Ids]) -> Floats:
-        """[N, H]: every head's score."""
-        return self.scores_of(answer_features(self.trunk, prompts, answers))
-
-    @torch.no_grad()
-    def scores_of(self, features_NF: torch.Tensor) -> Floats:
-        """[N, H]: every head's score of answers whose features are known."""
-        raw_NH = self.head(self._standardised(features_NF))
-        scores: Floats = ((raw_NH - self.centre) / self.spread).double().numpy()
-        return scores
-
-    def save(self, folder: Path, about: dict[str, Any] | None = None) -> None:
-        """Writes the heads beside the trunk's checkpoint (which ``model/checkpoint.py`` saves) in ``folder``."""
-        weights = save({"head.weight": self.head.weight.detach(), "mean": self.mean_F, "scale": self.scale_F})
-        facts = {
-            "weights": hashlib.sha256(weights).hexdigest(),  # the two files belong together
-            "centre": self.centre,
-            "spread": self.spread,
-            "heads": self.head.out_features,
-            "features": self.head.in_features,
-            "trunk": fingerprint(self.trunk),
-            "about": about or {},
-        }
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            durable.write(folder / WEIGHTS, weights)
-            durable.write(folder / ABOUT, json.dumps(facts, indent=1).encode())
-        except OSError as error:
-            raise KlypeError(f"The reward model cannot be written to {folder}: {error.strerror or error}.") from error
-
-    @staticmethod
-    def load(folder: Path, trunk: nn.Module) -> RewardModel:
-        """The heads in ``folder`` on ``trunk``. KlypeError when they are missing or were fitted on another trunk."""
-        try:
-            facts = finite((folder / ABOUT).read_bytes())
-            weights = (folder / WEIGHTS).read_bytes()
-            if facts["weights"] != hashlib.sha256(weights).hexdigest():
-                raise ValueError("not the weights that are told of")
-            tensors = load(weights)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise KlypeError(f"{folder} holds no readable reward model.", "Train one: klype train reward.") from error
-        if facts["trunk"] != fingerprint(trunk):
-            raise KlypeError(f"The reward model in {folder} was fitted on another language model than the one given.")
-        model = RewardModel(trunk, facts["heads"])
-        if tensors["mean"].shape != model.mean_F.shape:
-            raise KlypeError(
-                f"The reward model in {folder} was made by another version of klype: it looks at"
-                f" {len(tensors['mean'])} features, and there are {len(model.mean_F)} now.",
-                "Train it again: klype train reward.",
-            )
-        with torch.no_grad():
-            model.head.weight.copy_(tensors["head.weight"])
-        model.mean_F, model.scale_F = tensors["mean"], tensors["scale"]
-        model.centre, model.spread = facts["centre"], facts["spread"]
-        return model
-
-    def _standardised(self, features_NF: torch.Tensor) -> torch.Tensor:
-        return (features_NF.to(self.mean_F.device) - self.mean_F) / self.scale_F
+def by_model(model: RewardModel) -> AnswerReward:
+    """A reward model's scores as reward."""
+    return lambda asked, answers: model.score([a.prompt for a in asked], answers)
 
 
-class NothingTaughtError(KlypeError):
-    """Rankings from which nothing can be learnt."""
+def by_text(reward: Reward, decode: Callable[[Ids], str], name: str = "") -> AnswerReward:
+    """A plain function as reward; ``decode`` spells an answer. KlypeError, with the place, for what is no reward."""
+
+    def rewarded(asked: Sequence[Asked], answers: Sequence[Ids]) -> Floats:
+        questions = [a.question for a in asked]
+        known = [q.transcript for q in questions if q is not None]
+        assert len(known) == len(questions), "a reward on words needs the questions"
+        return scores(reward, known, [decode(answer) for answer in answers], name)
+
+    return rewarded
 
 
-def teaching(rankings: Iterable[Ranked]) -> list[Ranked]:
-    """Those of two candidates or more. Raises NothingTaughtError when in none of them one is liked better."""
-    found = [ranking for ranking in rankings if len(ranking.answers) > 1]
-    if not any(len(set(ranking.ranks)) > 1 for ranking in found):
-        raise NothingTaughtError(
-            "The rankings teach nothing: each has one candidate only, or all of its candidates are tied.",
-            "Rank questions whose candidates differ.",
+def scores(reward: Reward, questions: Sequence[str], answers: Sequence[str], name: str = "") -> Floats:
+    """[N]: what a function says that answers are worth. KlypeError of one sentence, with file and line, when it fails
+    or gives anything but one finite number an answer."""
+    name = name or name_of(reward)
+    try:
+        found: list[Any] = list(reward(questions, answers))
+    except (Exception, SystemExit) as error:
+        raise KlypeError(f"The reward {name} failed ({_raised_at(reward, error)}): {_said(error)}.") from error
+    where = _defined_at(reward)
+    if len(found) != len(answers):
+        raise KlypeError(
+            f"The reward {name} ({where}) gave {len(found)} numbers for {len(answers)} answers.",
+            "Return a list with one number an answer.",
         )
+    numbers = np.array([_number(value) for value in found], dtype=np.float64)
+    bad = np.flatnonzero(~np.isfinite(numbers))
+    if bad.size:
+        first, answer = repr(found[bad[0]])[:60], " ".join(answers[bad[0]].split())[:60]
+        raise KlypeError(
+            f"The reward {name} ({where}) gave {first} for the answer “{answer}”: {bad.size} of {len(answers)} are no "
+            "finite numbers.",
+            "Return a list with one finite number an answer.",
+        )
+    return numbers
+
+
+def load_function(name: str) -> Reward:
+    """The function ``file.py:function``; the file is run to find it. One sentence for what is not there or fails."""
+    file, _, wanted = name.rpartition(":")
+    path = Path(file).expanduser()
+    if not file or not path.is_file():
+        raise UsageError(f"There is no file {file or name} with a reward.", "Give FILE.py:FUNCTION, or model.")
+    spec = importlib.util.spec_from_file_location(f"klype_reward_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"{file} is no Python file with a reward.", "Give FILE.py:FUNCTION, or model.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # what dataclasses look themselves up in
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        line = getattr(error, "lineno", None) if isinstance(error, SyntaxError) else _line_in(error, str(path))
+        raise KlypeError(f"{file} cannot be run (line {line}): {_said(error)}.") from error
+    found = getattr(module, wanted, None)
+    if not callable(found):
+        functions = [key for key, value in vars(module).items() if inspect.isfunction(value)]
+        near = difflib.get_close_matches(wanted, functions, 1)
+        listed = f"Did you mean {near[0]}?" if near else f"There are: {', '.join(functions) or 'none'}."
+        raise UsageError(f"{file} has no function {wanted or '(none is named)'}.", listed)
+    function: Reward = found
+    return function
+
+
+def digest(reward: Reward) -> str:
+    """SHA-256 of the file that a function is from, or of its own source; "" where there is neither."""
+    try:
+        file = Path(inspect.getsourcefile(inspect.unwrap(reward)) or "")
+        source = file.read_bytes() if file.is_file() else inspect.getsource(reward).encode()
+    except (OSError, TypeError):
+        return ""
+    return hashlib.sha256(source).hexdigest()
+
+
+def name_of(reward: Reward) -> str:
+    """What a function is called."""
+    return str(getattr(reward, "__name__", type(reward).__name__))
+
+
+def named(rewards: Iterable[Reward] | Mapping[Reward | str, float]) -> tuple[dict[str, float], dict[str, Reward]]:
+    """Weights and functions by name, of functions (weight 1) or {function, "model" or "file.py:function": weight}."""
+    weights = rewards if isinstance(rewards, Mapping) else dict.fromkeys(rewards, 1.0)
+    found: dict[str, float] = {}
+    functions: dict[str, Reward] = {}
+    for reward, weight in weights.items():
+        name = reward if isinstance(reward, str) else name_of(reward)
+        if name in found or (callable(reward) and name == MODEL):
+            raise UsageError(f"Two rewards are called {name}.", "Give their functions different names.")
+        found[name] = float(weight)
+        if not isinstance(reward, str):
+            functions[name] = reward
+    return found, functions
+
+
+def typed(options: Sequence[str]) -> dict[str, float]:
+    """{name: weight} of ``--reward`` as it is typed: ``file.py:function``, ``file.py:function=0.5``, ``model=1``."""
+    found: dict[str, float] = {}
+    for option in options:
+        name, equals, weight = option.rpartition("=")
+        if not equals:
+            name, weight = option, "1"
+        try:
+            number = float(weight)
+        except ValueError:
+            raise UsageError(f"--reward {option}: the weight {weight} is no number.", "For example …=0.5.") from None
+        if name != MODEL and ":" not in name:
+            raise UsageError(f"--reward {option}: that names no function.", "Give FILE.py:FUNCTION, or model.")
+        if name in found:
+            raise UsageError(f"--reward {name} is given twice.")
+        found[name] = number
     return found
 
 
-def fit_reward(
-    trunk: nn.Module,
-    rankings: Sequence[Ranked],
-    settings: RewardSettings,
-    folder: Path,
-    session: Session | None = None,
-) -> RewardModel:
-    """Fits heads on ``trunk`` (copied, frozen) to the rankings by the common loop; metrics and states in ``folder``.
-
-    Rankings of fewer than two candidates are left out. Raises NothingTaughtError: see ``teaching``.
-    """
-    useful = teaching(rankings)
-    return fit_heads(trunk, answer_features(trunk, *_flat(useful)), useful, settings, folder, session)
+def as_settings(weights: Mapping[str, float]) -> tuple[str, ...]:
+    """The recipe's setting of these rewards, as an override; nothing for none."""
+    return (f"align.rewards={toml_table(weights)}",) if weights else ()
 
 
-def fit_heads(
-    trunk: nn.Module,
-    features_NF: torch.Tensor,
-    useful: Sequence[Ranked],
-    settings: RewardSettings,
-    folder: Path,
-    session: Session | None = None,
-) -> RewardModel:
-    """The same when the features of all answers, ranking by ranking, are known; each ranking has two or more."""
-    model = RewardModel(trunk, settings.heads)
-    model.mean_F = features_NF.mean(0)
-    model.scale_F = features_NF.std(0) + 1e-3
-    batches = _RankingBatches(model._standardised(features_NF), useful, settings)
-    train(model.head, partial(rank_features, settings=settings), batches, settings, folder, session)
-    with torch.no_grad():
-        raw_N = model.head(model._standardised(features_NF)).mean(1)
-    model.centre, model.spread = float(raw_N.mean()), max(float(raw_N.std()), 1e-6)
-    return model
+def absolute(name: str) -> str:
+    """The name from any folder: a run is gone on with from another one."""
+    file, colon, function = name.rpartition(":")
+    return f"{os.path.abspath(os.path.expanduser(file))}:{function}" if colon else name
 
 
-def rank_features(head: nn.Module, batch: Batch, settings: RewardSettings | None = None) -> Loss:
-    """How unlikely the rankings are under every head's scores, by the model of ties that the settings name.
-
-    ``extra`` has ``features_QKF``, ``ranks_QK`` and ``weights_QH`` (the bootstrap).
-    """
-    settings = settings or RewardSettings()
-    scores_QKH = head(batch.extra["features_QKF"])
-    ranks_QK, weights_QH = batch.extra["ranks_QK"], batch.extra["weights_QH"]
-    losses = [_ranked(scores_QKH[..., h], ranks_QK, weights_QH[:, h], settings) for h in range(scores_QKH.shape[-1])]
-    right, pairs = pairs_right(scores_QKH.detach().mean(-1), ranks_QK)
-    return Loss(
-        torch.stack([loss.total for loss in losses]).sum(),
-        torch.stack([loss.count for loss in losses]).sum(),
-        {"pair_accuracy": right, "pair_accuracy_count": pairs},
-    )
+def _number(value: Any) -> float:
+    """NaN for what is none; a text is none, whatever it spells."""
+    try:
+        return float("nan") if isinstance(value, str | bytes) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return float("nan")
 
 
-def _ranked(scores_QK: torch.Tensor, ranks_QK: torch.Tensor, weights_Q: torch.Tensor, settings: RewardSettings) -> Loss:
-    if settings.ties == "davidson":
-        loss = davidson(scores_QK, ranks_QK, weights_Q, settings.tie_weight)
-    else:
-        loss = plackett_luce(scores_QK, ranks_QK, weights_Q, settings.margin)
-    if not settings.centre:
-        return loss
-    present_QK = ranks_QK >= 0
-    mean_Q = (scores_QK * present_QK).sum(1) / present_QK.sum(1).clamp(min=1)
-    share = loss.count / weights_Q.sum().clamp(min=1e-9)  # a mean over questions beside a mean over choices
-    return Loss(loss.total + settings.centre * share * (mean_Q**2) @ weights_Q, loss.count)
+def _defined_at(reward: Reward) -> str:
+    code = getattr(inspect.unwrap(reward), "__code__", None)
+    return f"{code.co_filename}, line {code.co_firstlineno}" if code else type(reward).__name__
 
 
-def pair_outcomes(model: RewardModel, rankings: Sequence[Ranked]) -> PairOutcomes:
-    """Every ordered pair of the rankings, for pair accuracy with an interval that takes questions as clusters."""
-    scores = model.score(*_flat(rankings))
-    questions: list[int] = []
-    right: list[float] = []
-    position = 0
-    for index, ranking in enumerate(rankings):
-        own = scores[position : position + len(ranking.answers)]
-        position += len(ranking.answers)
-        for i, better in enumerate(ranking.ranks):
-            for j, worse in enumerate(ranking.ranks):
-                if better < worse:
-                    questions.append(index)
-                    right.append(1.0 if own[i] > own[j] else 0.5 if own[i] == own[j] else 0.0)
-    return PairOutcomes(np.array(questions, dtype=np.int64), np.array(right, dtype=np.float64))
+def _raised_at(reward: Reward, error: BaseException) -> str:
+    code = getattr(inspect.unwrap(reward), "__code__", None)
+    line = _line_in(error, code.co_filename) if code else None
+    return _defined_at(reward) if code is None or line is None else f"{code.co_filename}, line {line}"
 
 
-def fingerprint(model: nn.Module) -> str:
-    """SHA-256 over the names and values of all parameters."""
-    digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        digest.update(name.encode())
-        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+def _line_in(error: BaseException, file: str) -> int | None:
+    """The last line of this file that the error went through."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    return lines[-1] if lines else None
 
 
-class _RankingBatches:
-    """Rankings padded to the longest; batch number i is drawn by a generator seeded with (seed, i)."""
-
-    def __init__(self, features_NF: torch.Tensor, rankings: Sequence[Ranked], settings: RewardSettings) -> None:
-        most = max(len(r.answers) for r in rankings)
-        self.features_QKF = torch.zeros(len(rankings), most, features_NF.shape[1], device=features_NF.device)
-        self.ranks_QK = torch.full((len(rankings), most), -1, device=features_NF.device)
-        position = 0
-        for index, ranking in enumerate(rankings):
-            number = len(ranking.answers)
-            self.features_QKF[index, :number] = features_NF[position : position + number]
-            self.ranks_QK[index, :number] = torch.tensor(ranking.ranks)
-            position += number
-        self.settings, self.index = settings, 0
-        generator = torch.Generator().manual_seed(settings.seed)
-        shape = (len(rankings), settings.heads)
-        drawn_QH = torch.empty(shape).exponential_(generator=generator)  # the Bayesian bootstrap
-        self.weights_QH = drawn_QH if settings.heads > 1 else torch.ones(shape)
-
-    def __iter__(self) -> _RankingBatches:
-        return self
-
-    def __next__(self) -> Batch:
-        generator = torch.Generator().manual_seed((self.settings.seed << 32) + self.index)
-        self.index += 1
-        chosen = torch.randint(0, len(self.ranks_QK), (self.settings.questions,), generator=generator)
-        ranks_QK = self.ranks_QK[chosen]
-        extra = {
-            "features_QKF": self.features_QKF[chosen],
-            "ranks_QK": ranks_QK,
-            "weights_QH": self.weights_QH[chosen],
-        }
-        return Batch(ranks_QK, ranks_QK, torch.ones_like(ranks_QK), extra)
-
-    def state(self) -> dict[str, Any]:
-        return {"index": self.index}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self.index = state["index"]
-
-
-def _flat(rankings: Sequence[Ranked]) -> tuple[list[Ids], list[Ids]]:
-    prompts: list[Ids] = [r.prompt for r in rankings for _ in r.answers]
-    answers: list[Ids] = [a for r in rankings for a in r.answers]
-    return prompts, answers
-
-
-@torch.no_grad()
-def _size(trunk: nn.Module) -> int:
-    """How many features the trunk gives."""
-    device = next(trunk.parameters()).device
-    hidden = trunk.hidden(torch.zeros(1, 1, dtype=torch.long, device=device))  # type: ignore[operator]
-    return len(feature_names(hidden.shape[-1]))
+def _said(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}".removesuffix(".").removesuffix(": ")

@@ -16,10 +16,9 @@ from torch import nn
 
 from klype import config
 from klype.errors import KlypeError
-from klype.train.features import Ids
 from klype.train.policy import Scaling, advantages, k3
-from klype.train.reward_functions import AnswerReward, Asked
-from klype.train.scoring import reference_logp
+from klype.train.rewards import AnswerReward, Asked
+from klype.train.scoring import answers_batch, reference_logp
 from klype.values import Batch, Floats, Request, Sampling, Trace
 
 Ask = Callable[[int], Sequence[Asked]]
@@ -179,22 +178,6 @@ class RolloutBatches:
 def kl_an_answer(logp_BT: torch.Tensor, reference_BT: torch.Tensor) -> float:
     """KL to the reference in nats, estimated from drawn answers."""
     return float(k3(logp_BT, reference_BT).sum() / len(logp_BT))
-
-
-def answers_batch(prompts: Sequence[Ids], answers: Sequence[Ids], group: int = 1) -> Batch:
-    """Prompt and answer as rows, padded on the right; weight 1 on the answers' tokens (the end token with them).
-
-    ``group`` rows in turn have the same prompt (see scoring.py).
-    """
-    rows = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
-    width = max(map(len, rows))
-    tokens_BT = torch.tensor([row + [0] * (width - len(row)) for row in rows], dtype=torch.long)
-    start_B1 = torch.tensor([len(prompt) - 1 for prompt in prompts])[:, None]
-    end_B1 = torch.tensor([len(row) - 1 for row in rows])[:, None]
-    at_T = torch.arange(width - 1)[None]
-    weights_BT = ((at_T >= start_B1) & (at_T < end_B1)).float()
-    extra = {"group": group, "prompt_B": torch.tensor([len(prompt) for prompt in prompts])}
-    return Batch(tokens_BT[:, :-1], tokens_BT[:, 1:], weights_BT, extra)
 
 
 def _drawn_logp(traces: Sequence[Trace], batch: Batch) -> torch.Tensor:

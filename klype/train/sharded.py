@@ -3,26 +3,36 @@
 A layer's weights are whole only while it computes: gathered from all before, let go of after, forward and backward; its
 gradient is summed as it is scattered. Muon needs whole matrices: each is made whole on one process, which all have a
 fair part of, made orthogonal there, and its rows sent back.
+
+States to resume from are torch.distributed.checkpoint's: saved by N processes, loaded by M. Its safetensors format is
+used, in which a file says in its header which rows of which tensor it holds: no pickle.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, Shard
 
+from klype.durable import hash_file
+from klype.errors import KlypeError
 from klype.model.transformer import Transformer
-from klype.train.layout import Change, Home, Parts, Places, groups, round_buffers
-from klype.train.muon import orthogonalise_
+from klype.train import parallel
+from klype.train.layout import Change, Home, Places, WholeMatrices, Workers, round_buffers
 from klype.train.objectives import LossBeside, Objective
-from klype.train.workers import Workers
 from klype.values import Batch, Loss
 
 
@@ -80,10 +90,8 @@ class Sharded:
     def twin(self, parameters: Sequence[nn.Parameter]) -> Home:
         raise AssertionError("several processes have one model each")
 
-    def orthogonaliser(
-        self, named: Sequence[tuple[str, nn.Parameter]], own: Sequence[torch.Tensor], parts: Parts
-    ) -> Callable[[torch.dtype], None]:
-        return _Exchange(named, own, parts).orthogonalise_
+    def whole_matrices(self, named: Sequence[tuple[str, nn.Parameter]], own: Sequence[torch.Tensor]) -> WholeMatrices:
+        return _whole_matrices(named, own)
 
     def norm(self, gradient: torch.Tensor) -> torch.Tensor:
         square = torch.linalg.vector_norm(gradient).square()
@@ -143,41 +151,32 @@ class _Shards:
             parameter.grad = None
 
 
-class _Job(NamedTuple):
-    """A matrix that this process makes orthogonal, and how many of its rows come from each process."""
+def _whole_matrices(named: Sequence[tuple[str, nn.Parameter]], own: Sequence[torch.Tensor]) -> WholeMatrices:
+    """Each matrix whole on one process: its rows go there, and back, in one exchange for all matrices."""
+    ranks, rank = dist.get_world_size(), dist.get_rank()
+    owners = _fair([p.shape for _, p in named], ranks)
+    order = sorted(range(len(named)), key=lambda i: owners[i])
+    shards = [own[i] for i in order]
+    sent = [sum(own[i].numel() for i in order if owners[i] == r) for r in range(ranks)]
+    jobs = [named[i] for i in order if owners[i] == rank]
+    device = own[0].device if own else None
+    whole = [torch.empty(parameter.shape, device=device) for _, parameter in jobs]
+    by_rank = [[matrix[_rows(len(matrix), r)] for matrix in whole] for r in range(ranks)]
+    received = [sum(rows.numel() for rows in each) for each in by_rank]
+    rows = [piece for each in by_rank for piece in each]
+    outgoing, incoming = torch.empty(sum(sent), device=device), torch.empty(sum(received), device=device)
 
-    name: str
-    shape: torch.Size
+    def gather() -> None:
+        _copy(_cut(outgoing, shards), shards)
+        dist.all_to_all_single(incoming, outgoing, received, sent)
+        _copy(rows, _cut(incoming, rows))
 
+    def scatter() -> None:
+        _copy(_cut(incoming, rows), rows)
+        dist.all_to_all_single(outgoing, incoming, sent, received)
+        _copy(shards, _cut(outgoing, shards))
 
-class _Exchange:
-    """Matrices in shards, each made whole on one process, orthogonalised and sent back in one exchange for all."""
-
-    def __init__(self, named: Sequence[tuple[str, nn.Parameter]], own: Sequence[torch.Tensor], parts: Parts) -> None:
-        ranks, rank = dist.get_world_size(), dist.get_rank()
-        owners = _fair([p.shape for _, p in named], ranks)
-        order = sorted(range(len(named)), key=lambda i: owners[i])
-        self._own = [own[i] for i in order]
-        self._sent = [sum(own[i].numel() for i in order if owners[i] == r) for r in range(ranks)]
-        jobs = [_Job(named[i][0], named[i][1].shape) for i in order if owners[i] == rank]
-        device = own[0].device if own else None
-        self._out = torch.empty(sum(self._sent), device=device)
-        self._whole = [torch.empty(job.shape, device=device) for job in jobs]
-        rows = [[matrix[_rows(len(matrix), r)] for matrix in self._whole] for r in range(ranks)]
-        self._received = [sum(piece.numel() for piece in pieces) for pieces in rows]
-        self._in = torch.empty(sum(self._received), device=device)
-        self._rows = [piece for pieces in rows for piece in pieces]
-        self._groups = groups([job.name for job in jobs], self._whole, parts)
-
-    def orthogonalise_(self, dtype: torch.dtype) -> None:
-        pieces, incoming = _cut(self._out, self._own), _cut(self._in, self._rows)
-        _copy(pieces, self._own)
-        dist.all_to_all_single(self._in, self._out, self._received, self._sent)
-        _copy(self._rows, incoming)
-        orthogonalise_(self._groups, dtype)
-        _copy(incoming, self._rows)
-        dist.all_to_all_single(self._out, self._in, self._sent, self._received)
-        _copy(self._own, pieces)
+    return WholeMatrices([name for name, _ in jobs], whole, gather, scatter)
 
 
 def _copy(into: Sequence[torch.Tensor], tensors: Sequence[torch.Tensor]) -> None:
@@ -205,3 +204,49 @@ def _rows(length: int, rank: int) -> slice:
     """The rows of a parameter that a process has: as FSDP2 cuts them, the last ones being fewer or none."""
     each = -(-length // dist.get_world_size())
     return slice(min(rank * each, length), min((rank + 1) * each, length))
+
+
+def write_shards(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Every process writes its own rows, and waits until its disk has them. OSError when one cannot."""
+    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    try:
+        save(_present(tensors), storage_writer=writer)
+    except CheckpointException as error:
+        raise _disk(error) from error
+
+
+def read_shards(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Copies into the tensors what is saved of them, whoever saved it."""
+    here = _present(tensors)
+    reader = HuggingFaceStorageReader(str(folder))
+    shapes = {name: about.size for name, about in reader.read_metadata().state_dict_metadata.items()}  # type: ignore[union-attr]
+    if shapes != {name: tensor.shape for name, tensor in tensors.items()}:
+        raise KlypeError("The saved optimizer state belongs to a model of another shape; start in another folder.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # one process alone may read what several wrote
+            load(here, storage_reader=reader)
+    except CheckpointException as error:
+        raise _disk(error) from error
+
+
+def hashes(files: list[Path]) -> dict[str, str]:
+    """SHA-256 by name; every process reads its part of the files."""
+    own = {file.name: hash_file(file) for file in files[parallel.rank() :: parallel.ranks()]}
+    return {name: digest for part in parallel.from_all(own) for name, digest in part.items()}
+
+
+def _present(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Without those of which this process has no rows: there is nothing to write, or to read into."""
+    return {
+        name: tensor.detach()
+        for name, tensor in tensors.items()
+        if not isinstance(tensor, DTensor) or tensor.to_local().numel()
+    }
+
+
+def _disk(error: CheckpointException) -> BaseException:
+    """What went wrong, where it was the disk of any process."""
+    found = [cause for cause, _ in error.failures.values()]
+    disk = next((cause for cause in found if isinstance(cause, OSError)), None)
+    return disk or error

@@ -38,7 +38,7 @@ def command(terminal: Terminal, asked: AlignOptions) -> None:
     from klype.runs import folder
     from klype.runs.inputs import checked
     from klype.runs.rounds import align_rounds, overrides
-    from klype.train.reward_functions import typed
+    from klype.train.rewards import typed
 
     if asked.leash_demo and (asked.rounds > 1 or asked.human or asked.reward or asked.beta is not None):
         raise UsageError("--leash-demo chooses for itself: leave out --rounds, --human, --reward and --beta.")

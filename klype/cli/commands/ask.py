@@ -138,7 +138,7 @@ def _best_of(model: Model, request: Request, n: int) -> tuple[Answer, dict[str, 
     """The answer that the run's reward model likes best, and what ``--json`` tells of the choice."""
     from dataclasses import replace
 
-    from klype.runs.best_of import judge_of, pick
+    from klype.train.reward_model import judge_of, pick
 
     judge = judge_of(model.opened.found)
     found = model.drawn(replace(request, n=n))

@@ -154,7 +154,7 @@ def _judged(store: Store, asked: RankOptions, first: list[int]) -> int:
 def _by_hand(store: Store, terminal: Terminal, asked: RankOptions) -> int:
     from klype.cli.progress import Plain
     from klype.runs import rankers
-    from klype.runs.human import Sitting, rank_by_hand
+    from klype.runs.rankers import Sitting, rank_by_hand
 
     rankers.checked(store)
     name, new = asked.annotator or "you", uuid.uuid4().hex

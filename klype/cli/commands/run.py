@@ -16,7 +16,7 @@ def command(terminal: Terminal, asked: RunOptions, reward: o.Reward = ()) -> Non
     """
     from klype.cli.team import working
     from klype.runs.inputs import checked
-    from klype.train.reward_functions import as_settings, typed
+    from klype.train.rewards import as_settings, typed
 
     checked(asked)
     asked = replace(asked, overrides=(*as_settings(typed(reward)), *asked.overrides))

@@ -22,7 +22,7 @@ from klype.experiments.mistakes.texts import ByTeachers, ByTruth, Labeller, enri
 from klype.experiments.training import LabelledBatches, TrainingSet
 from klype.train.objectives import Objective, cross_entropy, reverse_divergence, soft_cross_entropy, with_rehearsal
 from klype.train.policy import PolicySettings, grpo
-from klype.train.reward_functions import Asked
+from klype.train.rewards import Asked
 from klype.train.rollout import Players, RolloutBatches, RolloutSettings
 from klype.values import Batch, Floats
 
