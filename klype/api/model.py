@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from os import PathLike, fspath
 from typing import Any, Literal, Unpack
@@ -207,7 +207,7 @@ class Model:
         ask = asking(self.opened, text, raw)
         return self.decided(ask, Sampling(temperature, **sampling), (limit, samples, seed), answer)
 
-    # what command line and server need beside
+    # what command line, server and studio need beside
 
     def request(self, prompt: tuple[int, ...], sampling: Sampling, limit: int, seed: int) -> Request:
         """A request for one answer, cut to what the window leaves."""
@@ -280,16 +280,23 @@ class Model:
         limit = room(self.opened, ask.prompt, limit)
         return TreeSettings(sampling, limit, most, until, eps, 16 if small else 8, self.vocabulary)
 
-    def grow(self, ask: Asking, settings: TreeSettings) -> AnswerTree:
-        """The tree of a question's answers."""
+    def grow(
+        self, ask: Asking, settings: TreeSettings, progress: Callable[[int, float], None] | None = None
+    ) -> AnswerTree:
+        """The tree of a question's answers. ``progress``: beginnings that were read, and what is unexplored."""
         spell = self.opened.spell if self.opened.exact else None
-        return AnswerTree(grow(ask.source, ask.prompt, settings, spell, ask.meaning), ask.judge)
+        return AnswerTree(grow(ask.source, ask.prompt, settings, spell, ask.meaning, progress), ask.judge)
 
-    def decided(self, ask: Asking, sampling: Sampling, size: tuple[int, int, int], answer: str | None) -> AnswerForks:
-        """The forks of a question's answer; ``size``: tokens at most, samples at every token, seed."""
+    def decided(
+        self, ask: Asking, sampling: Sampling, size: tuple[int, int, int], answer: str | Trace | None
+    ) -> AnswerForks:
+        """The forks of a question's answer: of a text, of what was drawn before, or of one that is drawn. ``size``:
+        tokens at most, samples at every token, seed."""
         limit, samples, seed = size
         limit = room(self.opened, ask.prompt, limit)
-        if answer is None:
+        if isinstance(answer, Trace):
+            trace = answer
+        elif answer is None:
             trace = answers(ask.source, [self.request(ask.prompt, sampling, limit, seed)])[0][0]
         else:
             said = [*self.opened.say(answer), *self.opened.stop[:1]]

@@ -13,11 +13,14 @@ from klype.examine.charts import (
     Picture,
     Row,
     axis,
+    branching,
     canvas,
     curve_with_band,
     figure_table,
+    formula_curves,
     line,
     rule,
+    sankey,
     shares,
 )
 from klype.examine.document import CURVES
@@ -163,12 +166,8 @@ def formula(say: Say) -> Picture:
     """S^n beside (1 − S)^n; the page's sliders redraw both."""
     s, n = 0.99999, 100
     right, printed = ([(i, base**i) for i in range(1, n + 1)] for base in (s, 1 - s))
-    dashed = {"color": "$bad", "type": "dashed", "width": 2}
-    series = [
-        line(say("formula.right"), right, "truth"),
-        line(say("formula.article"), printed, "bad", lineStyle=dashed),
-    ]
-    drawn = shares(axis(say("axis.words"), min=1), axis(percent=True, min=0, max=1), series)
+    curves = [(say("formula.right"), right), (say("formula.article"), printed)]
+    drawn = formula_curves(axis(say("axis.words"), min=1), curves)
     rows: list[list[Cell]] = [[i, s**i, (1 - s) ** i] for i in (1, 10, 50, 100)]
     columns = [say("axis.words"), say("formula.right"), say("formula.article")]
     return Picture(
@@ -245,13 +244,11 @@ def flow(document: Document, say: Say) -> Picture | None:
         links.append({"source": "q", "target": "others", "value": others})
         rows.append((say("exam.others"), visible(one["question"]), FigureFacts(value=others)))
     room = _room([node["label"]["formatter"] for node in nodes if node["itemStyle"]["color"] != "$accent"])
-    sankey: Option = {
-        "type": "sankey", "data": nodes, "links": links, "left": 12, "right": room, "top": 8, "bottom": 8,
-        "nodeWidth": 10, "nodeGap": 12, "draggable": False, "emphasis": {"disabled": True},
-        "lineStyle": {"color": "source", "opacity": 0.25},
-        "label": {"color": "$ink", "fontSize": 12, "width": room - 8, "overflow": "truncate"},
-    }  # fmt: skip
-    drawn = canvas(series=[sankey], tooltip={"show": False})
+    series = sankey(
+        nodes, links, left=12, right=room, nodeGap=12, emphasis={"disabled": True},
+        lineStyle={"color": "source", "opacity": 0.25}, label={"width": room - 8, "overflow": "truncate"},
+    )  # fmt: skip
+    drawn = canvas(series=[series], tooltip={"show": False})
     height = 60 + 34 * max(_leaves(one["branches"]) + 1, len(meanings) + 1)
     title = say("exam.flow", n=len(meanings), answers=_leaves(one["branches"]))
     panel = Panel(_short(one["question"]), drawn, height)
@@ -325,35 +322,12 @@ def _tree(root: Document, say: Say) -> Option:
     drawn = _node(root, say)
     drawn["label"] = {"position": "top", "align": "left"}
     room = _room(_names(drawn))
-    return canvas(
-        series=[
-            {
-                "type": "tree",
-                "data": [drawn],
-                "left": 12,
-                "right": room,
-                "top": 8,
-                "bottom": 8,
-                "symbolSize": 7,
-                "initialTreeDepth": -1,
-                "expandAndCollapse": False,
-                "roam": False,
-                "itemStyle": {"color": "$accent", "borderColor": "$accent"},
-                "lineStyle": {"color": "$muted"},
-                "label": {"position": "top", "distance": 4, "color": "$ink", "fontSize": 12},
-                "leaves": {
-                    "label": {
-                        "position": "right",
-                        "align": "left",
-                        "verticalAlign": "middle",
-                        "width": room - 12,
-                        "overflow": "truncate",
-                    }
-                },
-            }
-        ],
-        tooltip={"show": False},
-    )
+    accent = {"color": "$accent", "borderColor": "$accent"}
+    series = branching(
+        drawn, left=12, right=room, symbolSize=7, itemStyle=accent, lineStyle={"color": "$muted"},
+        leaves={"width": room - 12, "overflow": "truncate"},
+    )  # fmt: skip
+    return canvas(series=[series], tooltip={"show": False})
 
 
 def _node(branch: Document, say: Say) -> Option:

@@ -232,10 +232,46 @@ def curve_with_band(
     return [*found, line(name, [(x, f["value"]) for x, f in known], colour, **style, **more)]
 
 
-def bars(labels: Sequence[str], series: Mapping[str, tuple[str, Sequence[float]]], x: Option) -> Option:
-    """Horizontal bars from the top, name → (colour, values): the first series filled, the second hollow."""
+def thin(points: Sequence[tuple[float, float]], most: int) -> list[list[float]]:
+    """At most ``most`` points, each the mean of as many neighbours as it takes: a curve to be looked at."""
+    size = -(-len(points) // most) or 1
+    groups = [points[i : i + size] for i in range(0, len(points), size)]
+    return [[group[-1][0], sum(y for _, y in group) / len(group)] for group in groups]
+
+
+def formula_curves(x: Option, curves: Sequence[tuple[str, Sequence[tuple[float, float]]]]) -> Option:
+    """Shares of answers by their words: as corrected, as printed (dashed), with errors that bring the next (dotted)."""
+    styles = (("truth", "solid", 2.0), ("bad", "dashed", 2.0), ("finetuned", "dotted", 2.5))
+    series = [
+        line(name, points, colour, lineStyle={"color": f"${colour}", "type": dash, "width": width})
+        for (name, points), (colour, dash, width) in zip(curves, styles, strict=False)
+    ]
+    return shares(x, axis(percent=True, min=0, max=1), series)
+
+
+def sankey(nodes: Sequence[Option], links: Sequence[Option], **own: Any) -> Option:
+    """A series: probability that flows from left to right."""
+    label = {"color": "$ink", "fontSize": 12}
+    return {"type": "sankey", "data": list(nodes), "links": list(links), "top": 8, "bottom": 8, "nodeWidth": 10,
+            "draggable": False, **own, "label": {**label, **own.get("label", {})}}  # fmt: skip
+
+
+def branching(root: Option, **own: Any) -> Option:
+    """A series: a tree from left to right, its leaves' texts beside them."""
+    leaves = {"position": "right", "align": "left", "verticalAlign": "middle", **own.pop("leaves", {})}
+    return {"type": "tree", "data": [root], "top": 8, "bottom": 8, "initialTreeDepth": -1, "expandAndCollapse": False,
+            "roam": False, "label": {"position": "top", "distance": 4, "color": "$ink", "fontSize": 12},
+            "leaves": {"label": leaves}, **own}  # fmt: skip
+
+
+def bars(
+    labels: Sequence[str], series: Mapping[str, tuple[str, Sequence[float]]], x: Option, numbers: bool = False
+) -> Option:
+    """Horizontal bars from the top, name → (colour, values): the second series hollow, the others filled.
+    ``numbers``: each value beside its bar."""
     y = axis(kind="category", data=list(labels), inverse=True)
     y["axisLabel"] = {"color": "$ink", "fontSize": 13, "width": 110, "overflow": "truncate"}
+    beside = {"show": True, "position": "right", "color": "$muted", "fontSize": 11, "formatter": "fn:bar"}
     return canvas(
         xAxis=x,
         yAxis=y,
@@ -251,13 +287,15 @@ def bars(labels: Sequence[str], series: Mapping[str, tuple[str, Sequence[float]]
                     "borderColor": f"${colour}",
                     "borderWidth": 1.5,
                 },
+                **({"label": beside} if numbers else {}),
             }
-            for filled, (name, (colour, values)) in zip((True, False), series.items(), strict=False)
+            for filled, (name, (colour, values)) in zip((True, False, True), series.items(), strict=False)
         ],
         legend={"show": len(series) > 1, "top": 0, "left": 0, "textStyle": {"color": "$ink"}, "itemWidth": 12,
-                "itemHeight": 12},
+                "itemHeight": 12, **({"itemGap": 14} if numbers else {})},
         tooltip={**canvas()["tooltip"], "trigger": "axis", "valueFormatter": "fn:percent"},
-        grid={"left": 8, "right": 20, "top": 34 if len(series) > 1 else 8, "bottom": 30, "containLabel": True},
+        grid={"left": 8, "right": 52 if numbers else 20, "top": 34 if len(series) > 1 else 8, "bottom": 30,
+              "containLabel": True},
     )  # fmt: skip
 
 

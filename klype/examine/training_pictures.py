@@ -17,6 +17,7 @@ from klype.examine.charts import (
     figure_table,
     line,
     lines,
+    thin,
     whiskers,
 )
 from klype.examine.facts import (
@@ -75,7 +76,7 @@ def of_answers(facts: Facts, say: Say) -> list[Picture | None]:
 
 def curves(facts: Facts, say: Say) -> Picture | None:
     """One panel for each stage of training: its loss, or its reward and leash."""
-    panels, rows = [], []
+    panels, rows = [], list[list[Cell]]()
     for curve in facts.get("curves", []):
         shown = {name: values for name, values in curve["series"].items() if any(v is not None for v in values)}
         if not shown or not curve["step"]:
@@ -304,9 +305,6 @@ def _panels(
     return panels, rows
 
 
-def _thin(steps: Sequence[int], values: Sequence[float | None]) -> list[list[float | None]]:
+def _thin(steps: Sequence[int], values: Sequence[float | None]) -> list[list[float]]:
     """At most MOST_POINTS means of neighbours: a curve to be looked at, not every step."""
-    pairs = [(x, y) for x, y in zip(steps, values, strict=True) if y is not None]
-    size = -(-len(pairs) // MOST_POINTS)
-    groups = [pairs[i : i + size] for i in range(0, len(pairs), size or 1)]
-    return [[group[-1][0], sum(y for _, y in group) / len(group)] for group in groups]
+    return thin([(x, y) for x, y in zip(steps, values, strict=True) if y is not None], MOST_POINTS)
