@@ -80,7 +80,7 @@ def test_a_server_is_examined_as_the_model_itself(address: str, run: Path) -> No
         for name in ("right", "word_for_word", "same_meaning"):
             assert here.at(t).get(name) == there.at(t).get(name)
         drawn = [
-            [one.examinee.source.codec.decode(trace.tokens) for group in one.traces[t] for trace in group]
+            [one.target.source.codec.decode(trace.tokens) for group in one.traces[t] for trace in group]
             for one in (here.found, there.found)
         ]
         assert drawn[0] == drawn[1]
@@ -92,7 +92,7 @@ def test_a_model_of_transformers_is_examined(tmp_path: Path) -> None:
     from tests.test_sources_hf import folder_of
 
     found = klype.examine(str(folder_of("gpt2", tmp_path)), ROWS, temperatures=(0.7,), **SMALL)
-    assert found.found.examinee.shape is None
+    assert found.found.target.shape is None
     assert (found.figures["right"].n, found.figures["right"].unit) == (4, "share")
 
 

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from klype.answers.forks import Forks
 from klype.answers.tree import Found, Tree, TreeSettings
 from klype.examine.calibration import TEMPERATURES, bins, calibration_error
-from klype.examine.cost import Shape, answer_bytes, answer_flops, token_flops
 from klype.examine.evidence import Answered, ByQuestion, Evidence, Told
 from klype.examine.feedback import InterventionOutcome, Replaced
 from klype.examine.interventions import Intervention
 from klype.examine.measures import MEASURES, OF_RUNS, measure
+from klype.examine.recorder import Shape, answer_bytes, answer_flops, token_flops
 from klype.examine.repetition import agreement, distinct, loop, repeated
 from klype.examine.say import Say
 from klype.examine.survival import survival

@@ -14,14 +14,14 @@ import torch
 
 from klype.answers import bounds
 from klype.errors import KlypeError, UsageError
-from klype.examine.cost import Shape
+from klype.examine.compare import failed, parse
 from klype.examine.document import document
 from klype.examine.examination import Examined, Meters, examine, probe
 from klype.examine.examination_report import verdict
-from klype.examine.examinee import SHARE, Examinee, ExamSettings, Pace, in_time, plan, within
-from klype.examine.from_traces import Looked, answered, correctness
-from klype.examine.gates import failed, parse
+from klype.examine.from_traces import DistributionCache, answered, correctness
+from klype.examine.recorder import Shape
 from klype.examine.say import Say
+from klype.examine.target import SHARE, EvalTarget, ExamSettings, Pace, in_time, plan, within
 from klype.examine.truth import Reader, Tokens, at_temperature
 from klype.judge.meaning import text_meaning
 from klype.values import Distribution, Figure, Question, Verdict
@@ -69,10 +69,10 @@ ERRING = TRUTH * 0.9 + 0.1 * np.eye(4)[3]
 ERRING[3] = ERRING[1]
 
 
-def examinee(q_VV: np.ndarray, n: int = 12) -> Examinee:
+def examinee(q_VV: np.ndarray, n: int = 12) -> EvalTarget:
     source, codec = table_source(q_VV)
     questions = tuple(Question(f"q{i}", f"question {i}", answers=("a", "")) for i in range(n))
-    return Examinee(
+    return EvalTarget(
         source=source,
         name="toy",
         identity=str(q_VV.tolist()),
@@ -183,7 +183,7 @@ def test_products_of_s_over_right_answers_are_the_probability_of_no_error() -> N
 def test_s_is_the_mass_on_what_can_follow_at_every_right_beginning(erring: Examined) -> None:
     reader = Reader(lambda: Chain(TRUTH, 1))
     for trace in [trace for group in erring.traces[1.0] for trace in group]:
-        s, error = correctness(trace, Looked(reader, 1.0))
+        s, error = correctness(trace, DistributionCache(reader, 1.0))
         assert len(s) == (error or len(trace.steps))
         assert all(value == pytest.approx(0.9, abs=1e-5) for value in s)
         assert error == next((t for t, token in enumerate(trace.tokens, 1) if token == 3), None)
@@ -192,7 +192,7 @@ def test_s_is_the_mass_on_what_can_follow_at_every_right_beginning(erring: Exami
 @pytest.mark.parametrize("temperature", [1e-4, 1e-300, 1e-320])
 def test_however_near_to_0_a_temperature_is_it_is_like_0(temperature: float) -> None:
     q = Distribution(np.array([1, 0, 2, 3]), np.log([0.6, 0.3, 0.1, 1e-30]))
-    cold = Looked(Reader(lambda: Chain(TRUTH, 1)), temperature)
+    cold = DistributionCache(Reader(lambda: Chain(TRUTH, 1)), temperature)
     assert at_temperature(q, temperature).tolist() == [1, 0, 0, 0]
     assert (cold.entropy((), q), cold.said((), q), cold.s((), q)) == (0.0, 1.0, 1.0)
     assert cold.kl((), q) > 100  # the truth is not so sure
@@ -204,14 +204,16 @@ def test_equal_answers_are_judged_once_and_are_what_each_is_alone(erring: Examin
 
     def judge(question: Question, text: str, finished: bool) -> Verdict:
         asked.append((text, finished))
-        return erring.examinee.judge(question, text, finished)
+        return erring.target.judge(question, text, finished)
 
-    one = replace(erring.examinee, judge=judge)
+    one = replace(erring.target, judge=judge)
     traces = [trace for group in erring.traces[1.0] for trace in group]
-    together = answered(one, one.questions[0], traces, Looked(Reader(lambda: Chain(TRUTH, 1)), 1.0))
+    together = answered(one, one.questions[0], traces, DistributionCache(Reader(lambda: Chain(TRUTH, 1)), 1.0))
     different = {(trace.tokens, trace.ended) for trace in traces}
     assert len(asked) == len(different) < len(traces)
-    alone = [answered(one, one.questions[0], [t], Looked(Reader(lambda: Chain(TRUTH, 1)), 1.0))[0] for t in traces]
+    alone = [
+        answered(one, one.questions[0], [t], DistributionCache(Reader(lambda: Chain(TRUTH, 1)), 1.0))[0] for t in traces
+    ]
     assert together == alone
 
 

@@ -18,7 +18,7 @@ from klype.data.order import draw_seed
 from klype.data.readers import BadRows, TextDocument
 from klype.data.split import split
 from klype.engine.engine import Engine
-from klype.examine.cost import Energy
+from klype.examine.recorder import Energy
 from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
 from klype.preferences.records import Asked, Candidate

@@ -25,9 +25,9 @@ from klype.examine.document import document
 from klype.examine.examination import Examined, Meters, Progress, probe
 from klype.examine.examination import examine as run_examination
 from klype.examine.examination_report import render, verdict
-from klype.examine.examinee import Examinee, ExamSettings, Plan, in_time, plan, within
 from klype.examine.interventions import Intervention
 from klype.examine.say import Say
+from klype.examine.target import EvalTarget, ExamSettings, Plan, in_time, plan, within
 from klype.values import Figure, Question
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Examination:
     found: Examined
 
     def __repr__(self) -> str:
-        return f"<Examination of {self.found.examinee.name}: {len(self.found.examinee.questions)} questions>"
+        return f"<Examination of {self.found.target.name}: {len(self.found.target.questions)} questions>"
 
     @property
     def figures(self) -> dict[str, Figure]:
@@ -116,7 +116,7 @@ class Examination:
 class Exam:
     """An examination that is planned and not yet begun; ``plan`` says what it costs."""
 
-    examinee: Examinee
+    target: EvalTarget
     settings: ExamSettings
     plan: Plan
 
@@ -130,11 +130,11 @@ class Exam:
         again. ``given``: the forced words of the model that this one is compared with."""
         with TemporaryDirectory() if folder is None else nullcontext(folder) as place:
             meters = Meters(joules=EnergyMeter().joules)
-            found = run_examination(self.examinee, self.settings, Path(place), progress, given, meters)
+            found = run_examination(self.target, self.settings, Path(place), progress, given, meters)
         return Examination(found)
 
 
-def planned(one: Examinee, settings: ExamSettings, minutes: float, budget: int | None) -> Exam:
+def planned(one: EvalTarget, settings: ExamSettings, minutes: float, budget: int | None) -> Exam:
     """After a look at the model's speed, made to fit the budget of passes, or else the minutes (0: as it is)."""
     pace = probe(one, settings)
     known = one.reader is not None and one.whole

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Protocol
 from klype.errors import UsageError
 
 if TYPE_CHECKING:
-    from klype.examine.cost import Shape
-    from klype.examine.examinee import Examinee
+    from klype.examine.recorder import Shape
+    from klype.examine.target import EvalTarget
     from klype.examine.truth import Reader
     from klype.judge.meaning import Meaning
     from klype.judge.text import Judgement
@@ -41,15 +41,15 @@ def examinee(
     training: Sequence[str] = (),
     judge: Judging | None = None,
     limit: int = 8,
-) -> Examinee:
+) -> EvalTarget:
     """``judge`` decides what no rule can; the demo world's grammar needs none.
 
     Questions that leave no room for an answer of ``limit`` tokens in the model's window are skipped and counted; that
     none is left is an error.
     """
     from klype.api.asking import world_of
-    from klype.examine.examinee import Examinee
     from klype.examine.repetition import Index
+    from klype.examine.target import EvalTarget
     from klype.sources.find import is_aligned
 
     of_world = [q for q in questions if {"kind", "lang", "fixed"} <= q.extra.keys()]
@@ -69,7 +69,7 @@ def examinee(
         name = "the world's grammar"
     else:
         decide, name = judged_by(judge), judge_name([q for q, _ in fitting], judge)
-    return Examinee(
+    return EvalTarget(
         source=opened.source,
         name=opened.name,
         identity=identity(opened),
@@ -117,7 +117,7 @@ def meanings(world: World | None) -> Callable[[Question], Meaning]:
 
 def shape_of(opened: Opened) -> Shape | None:
     """What its arithmetic costs; None where klype does not know the model's insides."""
-    from klype.examine.cost import Shape
+    from klype.examine.recorder import Shape
 
     if opened.native is None:
         return None

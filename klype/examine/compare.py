@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from klype.errors import UsageError
+from klype.config import nearest
+from klype.errors import KlypeError, UsageError
 from klype.examine.evidence import Answered, Evidence
 from klype.examine.examination import Examined
 from klype.examine.feedback import InterventionOutcome
 from klype.examine.intervals import mcnemar, paired
+from klype.examine.measures import MEASURES
 
 PAIRED = ("right", "word_for_word", "polite", "concise", "score", "tokens", "entropy")
 UNITS = {"score": "points", "tokens": "tokens", "entropy": "nats"}
@@ -23,7 +28,7 @@ def compare(a: Examined, b: Examined) -> dict[str, Any]:
     shared = [t for t in a.evidence if t in b.evidence]
     if not shared:
         raise UsageError("The two examinations have no temperature in common.")
-    out: dict[str, Any] = {"a": a.examinee.name, "b": b.examinee.name, "differences": {}}
+    out: dict[str, Any] = {"a": a.target.name, "b": b.target.name, "differences": {}}
     for t in shared:
         out["differences"][f"{t:g}"] = differences(a.evidence[t], b.evidence[t])
     return out
@@ -79,3 +84,63 @@ def _pairs(a: Sequence[Answered], b: Sequence[Answered]) -> list[tuple[str, Answ
 
     mine, theirs = numbered(a), numbered(b)
     return [(place[0], answer, theirs[place]) for place, answer in mine.items() if place in theirs]
+
+
+COMPARE: dict[str, Callable[[float, float], bool]] = {
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+CONDITION = re.compile(r"\s*([a-z_]+)(?:@([0-9.]+))?\s*(<=|>=|<|>)\s*(-?[0-9.]+(?:e-?\d+)?)\s*")
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """Fails when the measure's value compares so; ``temperature`` "" is the main one."""
+
+    measure: str
+    temperature: str
+    sign: str
+    threshold: float
+
+    def __str__(self) -> str:
+        at = f"@{self.temperature}" if self.temperature else ""
+        return f"{self.measure}{at}{self.sign}{self.threshold:g}"
+
+    def check(self, temperatures: Sequence[str]) -> None:
+        """Errors: it is about a temperature that is not among these."""
+        if self.temperature and self.temperature not in temperatures:
+            known = ", ".join(temperatures)
+            raise UsageError(f"--fail-if {self}: temperature {self.temperature} is not examined ({known} are).")
+
+
+def parse(text: str) -> Condition:
+    """``right<0.8``, or ``right@1<0.8`` at temperature 1. Errors: a form or a measure that does not exist."""
+    found = CONDITION.fullmatch(text)
+    names = [row.name for row in MEASURES]
+    if found is None:
+        raise UsageError(f"--fail-if does not understand “{text}”.", "Write a measure, a sign and a number: right<0.8.")
+    name, temperature, sign, threshold = found.groups()
+    if name not in names:
+        near = nearest(name, names)
+        raise UsageError(
+            f"There is no measure {name}.", f"Did you mean {near}?" if near else f"Known: {', '.join(names)}."
+        )
+    try:
+        return Condition(name, f"{float(temperature):g}" if temperature else "", sign, float(threshold))
+    except ValueError:
+        raise UsageError(f"--fail-if does not understand the number in “{text}”.") from None
+
+
+def failed(condition: Condition, document: Mapping[str, Any]) -> str:
+    """Why it failed, "" when it did not. Errors: the measure was not made."""
+    temperature = condition.temperature or document["main"]
+    condition.check(list(document["figures"]))
+    figure = document["figures"][temperature].get(condition.measure)
+    if figure is None or figure["value"] is None:
+        why = (figure or {}).get("why", "nothing to measure it from")
+        raise KlypeError(f"--fail-if {condition}: {condition.measure} could not be measured ({why}).")
+    if COMPARE[condition.sign](figure["value"], condition.threshold):
+        return f"{condition.measure} is {figure['value']:.4g}: the condition {condition} holds."
+    return ""

@@ -37,7 +37,7 @@ Document = dict[str, Any]
 
 def document(found: Examined) -> Document:
     """The stable names are those of the JSON contract; the rest is what the report shows besides."""
-    examinee, settings = found.examinee, found.settings
+    examinee, settings = found.target, found.settings
     measured = {t: measure(evidence) for t, evidence in found.evidence.items()}
     after = _feedback(found)
     return {
@@ -131,8 +131,8 @@ def kept(evidence: Evidence) -> list[Document]:
 def trees(found: Examined) -> list[Document]:
     """The first few trees, their likeliest answers drawn as branches."""
     out = []
-    decode = found.examinee.source.codec.decode
-    for question, tree in list(zip(found.examinee.questions, found.trees, strict=False))[:TREES]:
+    decode = found.target.source.codec.decode
+    for question, tree in list(zip(found.target.questions, found.trees, strict=False))[:TREES]:
         out.append(
             {
                 "question": question.prompt,
@@ -165,7 +165,7 @@ def _branch(one: Branch, names: Mapping[Hashable, str]) -> Document:
 
 def examples(found: Examined) -> list[Document]:
     """Answers at the main temperature, token by token with probability; with the fork of the first where it has one."""
-    examinee, t = found.examinee, found.settings.main
+    examinee, t = found.target, found.settings.main
     evidence = iter(found.evidence[t].answers)
     out = []
     for place, (question, traces) in enumerate(zip(examinee.questions, found.traces[t], strict=True)):
@@ -202,8 +202,8 @@ def missing(figures: dict[str, Figure]) -> list[str]:
 
 
 def _tokens(found: Examined, trace: Trace) -> list[Document]:
-    stop = set(found.examinee.source.codec.stop)
-    decode = found.examinee.source.codec.decode
+    stop = set(found.target.source.codec.stop)
+    decode = found.target.source.codec.decode
     return [
         {"text": _piece(found, step.token, decode), "p": min(1.0, math.exp(step.logp))}
         for step in trace.steps
@@ -213,7 +213,7 @@ def _tokens(found: Examined, trace: Trace) -> list[Document]:
 
 def _piece(found: Examined, token: int, decode: Any) -> str:
     """With its leading space, where bytes are known."""
-    spell = found.examinee.spell
+    spell = found.target.spell
     return spell(token).decode("utf-8", errors="replace") if spell is not None else f" {decode([token])}"
 
 

@@ -14,9 +14,8 @@ from klype.answers.forks import Forks, ForkSettings, forks
 from klype.answers.tree import Tree, TreeSettings, grow_together
 from klype.data.order import draw_seed
 from klype.examine.evidence import Answered, Evidence, Told
-from klype.examine.examinee import PER_PAIR, Examinee, ExamSettings, Pace, fork_tokens
 from klype.examine.feedback import InterventionOutcome, Replaced, Right, outcomes, replaced
-from klype.examine.from_traces import Looked, answered, compared, crossings, pieces, sums, told
+from klype.examine.from_traces import DistributionCache, answered, compared, crossings, pieces, sums, told
 from klype.examine.interventions import (
     Asked,
     FeedbackSettings,
@@ -27,6 +26,7 @@ from klype.examine.interventions import (
     interventions,
 )
 from klype.examine.recorder import Recorder
+from klype.examine.target import PER_PAIR, EvalTarget, ExamSettings, Pace, fork_tokens
 from klype.examine.truth import Reader, Tokens
 from klype.sources.source import Source, answers
 from klype.values import Question, Request, Sampling, Trace
@@ -44,7 +44,7 @@ class Examined:
     """Everything that was found out, by temperature where it depends on it. ``true``: answers of the truth's own, and
     what the model thinks of them."""
 
-    examinee: Examinee
+    target: EvalTarget
     settings: ExamSettings
     evidence: dict[float, Evidence] = field(default_factory=dict)
     traces: dict[float, list[list[Trace]]] = field(default_factory=dict)
@@ -59,10 +59,10 @@ class Examined:
 
 
 @dataclass
-class Desk:
+class EvalContext:
     """Where the examination is at: its source, all questions' readers, what depends on no temperature."""
 
-    examinee: Examinee
+    target: EvalTarget
     settings: ExamSettings
     source: Recorder
     progress: Progress
@@ -76,14 +76,14 @@ class Desk:
             self.progress(part, 0, of)
 
     def asked(self, place: int) -> Asked:
-        return _asked(self.examinee, self.examinee.questions[place], self.examinee.prompts[place], self.reader(place))
+        return _asked(self.target, self.target.questions[place], self.target.prompts[place], self.reader(place))
 
     def reader(self, place: int) -> Reader | None:
-        question = self.examinee.questions[place]
-        if self.examinee.reader is None:
+        question = self.target.questions[place]
+        if self.target.reader is None:
             return None
         if question.id not in self.readers:
-            self.readers[question.id] = self.examinee.reader(question)
+            self.readers[question.id] = self.target.reader(question)
         return self.readers[question.id]
 
 
@@ -96,7 +96,7 @@ class Meters:
 
 
 def examine(
-    examinee: Examinee,
+    target: EvalTarget,
     settings: ExamSettings,
     folder: Path,
     progress: Progress = lambda part, done, of: None,
@@ -110,27 +110,27 @@ def examine(
     settings.check()
     meters = meters or Meters()
     began = meters.clock()
-    source = Recorder(examinee.source, examinee.identity, folder / "traces", meters.clock, meters.joules)
-    desk = Desk(examinee, settings, source, progress)
-    found = Examined(examinee, settings)
-    true = _true_answers(desk)
+    source = Recorder(target.source, target.identity, folder / "traces", meters.clock, meters.joules)
+    context = EvalContext(target, settings, source, progress)
+    found = Examined(target, settings)
+    true = _true_answers(context)
     if true is not None:
         found.true = [trace for group in true for trace in group]
-        desk.language = {q.id: pieces(examinee, t[0]) for q, t in zip(examinee.questions, true, strict=True)}
+        context.language = {q.id: pieces(target, t[0]) for q, t in zip(target.questions, true, strict=True)}
     for temperature in settings.temperatures:
-        found.traces[temperature] = _answers(desk, temperature)
-        found.evidence[temperature] = _evidence(desk, temperature, found.traces[temperature], true)
-        if examinee.reader is not None and examinee.whole and temperature > 0 and settings.interventions:
-            found.interventions[temperature], after = _feedback(desk, temperature, (given or {}).get(temperature))
-            assert desk.matching is not None
+        found.traces[temperature] = _answers(context, temperature)
+        found.evidence[temperature] = _evidence(context, temperature, found.traces[temperature], true)
+        if target.reader is not None and target.whole and temperature > 0 and settings.interventions:
+            found.interventions[temperature], after = _feedback(context, temperature, (given or {}).get(temperature))
+            assert context.matching is not None
             found.evidence[temperature] = replace(
-                found.evidence[temperature], outcomes=after, dropped=desk.matching.dropped
+                found.evidence[temperature], outcomes=after, dropped=context.matching.dropped
             )
-        elif examinee.reader is None and temperature > 0 and settings.interventions:
-            replacing = _replaced(desk, temperature, found.traces[temperature], found.evidence[temperature])
+        elif target.reader is None and temperature > 0 and settings.interventions:
+            replacing = _replaced(context, temperature, found.traces[temperature], found.evidence[temperature])
             found.evidence[temperature] = replace(found.evidence[temperature], replaced=replacing)
-    found.trees = _trees(desk)
-    found.forks = _forks(desk, found.traces[settings.main])
+    found.trees = _trees(context)
+    found.forks = _forks(context, found.traces[settings.main])
     main = found.evidence[settings.main]
     found.evidence[settings.main] = replace(main, trees=found.trees, forks=found.forks)
     source.finish()
@@ -139,68 +139,68 @@ def examine(
     return found
 
 
-def probe(examinee: Examinee, settings: ExamSettings, clock: Callable[[], float] = time.perf_counter) -> Pace:
+def probe(target: EvalTarget, settings: ExamSettings, clock: Callable[[], float] = time.perf_counter) -> Pace:
     """A few questions answered, and trees begun as all will be, where klype computes the model itself."""
-    few = range(min(PROBED, len(examinee.prompts)))
-    requests = [_request(examinee, settings, i, settings.main, settings.drawn(settings.main)) for i in few]
-    answers(examinee.source, requests[:1])  # the first call is slower
+    few = range(min(PROBED, len(target.prompts)))
+    requests = [_request(target, settings, i, settings.main, settings.drawn(settings.main)) for i in few]
+    answers(target.source, requests[:1])  # the first call is slower
     began = clock()
-    traces = [trace for group in answers(examinee.source, requests) for trace in group]
+    traces = [trace for group in answers(target.source, requests) for trace in group]
     speed = sum(len(trace.steps) for trace in traces) / max(1e-6, clock() - began)
     tokens, tree_speed = float(np.mean([len(trace.steps) for trace in traces])), speed
-    if settings.trees and examinee.shape is not None:
-        places = range(min(examinee.trees_together(settings.limit), settings.trees, len(examinee.prompts)))
+    if settings.trees and target.shape is not None:
+        places = range(min(target.trees_together(settings.limit), settings.trees, len(target.prompts)))
         began = clock()
-        grown = _grown(examinee.source, examinee, replace(settings, tree_budget=settings.tree_budget // 4 or 1), places)
+        grown = _grown(target.source, target, replace(settings, tree_budget=settings.tree_budget // 4 or 1), places)
         tree_speed = sum(tree.expansions for tree in grown) / max(1e-6, clock() - began)
     return Pace(tokens, speed, tree_speed, fork_tokens(traces))
 
 
-def _request(examinee: Examinee, settings: ExamSettings, place: int, temperature: float, n: int) -> Request:
+def _request(target: EvalTarget, settings: ExamSettings, place: int, temperature: float, n: int) -> Request:
     return Request(
-        examinee.prompts[place],
+        target.prompts[place],
         n=n,
         limit=settings.limit,
         sampling=Sampling(temperature=temperature),
-        seed=draw_seed(settings.seed, examinee.questions[place].prompt, temperature),
-        stop=tuple(examinee.source.codec.stop),
-        top=-1 if examinee.whole or examinee.partial else 0,
+        seed=draw_seed(settings.seed, target.questions[place].prompt, temperature),
+        stop=tuple(target.source.codec.stop),
+        top=-1 if target.whole or target.partial else 0,
     )
 
 
-def _answers(desk: Desk, temperature: float) -> list[list[Trace]]:
+def _answers(context: EvalContext, temperature: float) -> list[list[Trace]]:
     """In chunks of questions: what was drawn before an interruption stays."""
-    total = len(desk.examinee.prompts)
+    total = len(context.target.prompts)
     out: list[list[Trace]] = []
-    desk.begin(f"answers {temperature:g}", total)
-    for first in range(0, total, desk.settings.chunk):
-        places = range(first, min(total, first + desk.settings.chunk))
-        n = desk.settings.drawn(temperature)
-        requests = [_request(desk.examinee, desk.settings, i, temperature, n) for i in places]
-        out += answers(desk.source, requests)
-        desk.progress(f"answers {temperature:g}", len(out), total)
+    context.begin(f"answers {temperature:g}", total)
+    for first in range(0, total, context.settings.chunk):
+        places = range(first, min(total, first + context.settings.chunk))
+        n = context.settings.drawn(temperature)
+        requests = [_request(context.target, context.settings, i, temperature, n) for i in places]
+        out += answers(context.source, requests)
+        context.progress(f"answers {temperature:g}", len(out), total)
     return out
 
 
-def _true_answers(desk: Desk) -> list[list[Trace]] | None:
+def _true_answers(context: EvalContext) -> list[list[Trace]] | None:
     """One answer of the truth's own to each question, and what the model thinks of it token by token."""
-    examinee = desk.examinee
-    if examinee.reader is None or not examinee.whole:
+    target = context.target
+    if target.reader is None or not target.whole:
         return None
-    desk.begin("truth", len(examinee.prompts))
-    said = [_say(desk, i) for i in range(len(examinee.prompts))]
-    traces = desk.source.score(examinee.prompts, said, -1)
-    desk.progress("truth", len(said), len(said))
+    context.begin("truth", len(target.prompts))
+    said = [_say(context, i) for i in range(len(target.prompts))]
+    traces = context.source.score(target.prompts, said, -1)
+    context.progress("truth", len(said), len(said))
     return [[trace] for trace in traces]
 
 
-def _say(desk: Desk, place: int) -> Tokens:
-    reader = desk.reader(place)
+def _say(context: EvalContext, place: int) -> Tokens:
+    reader = context.reader(place)
     assert reader is not None
-    rng = np.random.default_rng([desk.settings.seed, place, 17])
-    stop = set(desk.examinee.source.codec.stop)
+    rng = np.random.default_rng([context.settings.seed, place, 17])
+    stop = set(context.target.source.codec.stop)
     tokens: Tokens = ()
-    while len(tokens) < desk.settings.limit and not set(tokens[-1:]) & stop:
+    while len(tokens) < context.settings.limit and not set(tokens[-1:]) & stop:
         p = reader.next(tokens)
         weights = np.array(list(p.values()))
         tokens = (*tokens, int(rng.choice(list(p), p=weights / weights.sum())))
@@ -208,144 +208,146 @@ def _say(desk: Desk, place: int) -> Tokens:
 
 
 def _evidence(
-    desk: Desk, temperature: float, groups: Sequence[Sequence[Trace]], true: Sequence[Sequence[Trace]] | None
+    context: EvalContext, temperature: float, groups: Sequence[Sequence[Trace]], true: Sequence[Sequence[Trace]] | None
 ) -> Evidence:
-    examinee = desk.examinee
+    target = context.target
     judged: list[Answered] = []
     said: list[Told] = []
     by_question = []
     documents = []
-    for place, (question, traces) in enumerate(zip(examinee.questions, groups, strict=True)):
-        reader = desk.reader(place)
-        looked = Looked(reader, temperature)
-        judged += answered(examinee, question, traces, looked)
-        said += told(question.id, traces, looked)
+    for place, (question, traces) in enumerate(zip(target.questions, groups, strict=True)):
+        reader = context.reader(place)
+        cache = DistributionCache(reader, temperature)
+        judged += answered(target, question, traces, cache)
+        said += told(question.id, traces, cache)
         if reader is not None and true is not None and temperature > 0:
-            if place not in desk.crossed:
-                desk.crossed[place] = crossings(true[place], reader)
-            by_question.append(sums(traces[:4], true[place], looked, desk.crossed[place]))
+            if place not in context.crossed:
+                context.crossed[place] = crossings(true[place], reader)
+            by_question.append(sums(traces[:4], true[place], cache, context.crossed[place]))
             documents += [compared(trace, reader, temperature) for trace in true[place]]
     return Evidence(
         judged,
         documents,
-        judge=examinee.judge_name,
+        judge=target.judge_name,
         told=said,
         sums=by_question,
-        language=desk.language,
-        other_manners=examinee.other_manners,
-        points=None if examinee.scores is None else examinee.scores(desk.settings.limit),
+        language=context.language,
+        other_manners=target.other_manners,
+        points=None if target.scores is None else target.scores(context.settings.limit),
     )
 
 
 def _feedback(
-    desk: Desk, temperature: float, given: list[Intervention] | None
+    context: EvalContext, temperature: float, given: list[Intervention] | None
 ) -> tuple[list[Intervention], list[InterventionOutcome]]:
     settings = FeedbackSettings(
         temperature,
-        distances=desk.settings.distances,
-        samples=desk.settings.intervention_samples,
-        seed=desk.settings.seed,
+        distances=context.settings.distances,
+        samples=context.settings.intervention_samples,
+        seed=context.settings.seed,
     )
-    examinee = desk.examinee
-    total = min(desk.settings.interventions, len(examinee.questions))
-    desk.begin(f"feedback {temperature:g}", total)
-    asked = [desk.asked(place) for place in range(total)]
+    target = context.target
+    total = min(context.settings.interventions, len(target.questions))
+    context.begin(f"feedback {temperature:g}", total)
+    asked = [context.asked(place) for place in range(total)]
     known = {one.question for one in asked}
     if given is None:
-        forced, _ = interventions(desk.source, asked, settings, examinee.is_word)
+        forced, _ = interventions(context.source, asked, settings, target.is_word)
     else:
         forced = [intervention for intervention in given if intervention.question in known and intervention.by_rule]
-    after = outcomes(desk.source, asked, forced, settings)
-    if desk.matching is None:  # once: what is forced depends on no temperature, and is compared over all of them
-        desk.matching = _matching(desk, asked)
-    after += outcomes(desk.source, desk.matching.asked, desk.matching.found, settings)
-    desk.progress(f"feedback {temperature:g}", total, total)
+    after = outcomes(context.source, asked, forced, settings)
+    if context.matching is None:  # once: what is forced depends on no temperature, and is compared over all of them
+        context.matching = _matching(context, asked)
+    after += outcomes(context.source, context.matching.asked, context.matching.found, settings)
+    context.progress(f"feedback {temperature:g}", total, total)
     return forced, after
 
 
-def _matching(desk: Desk, asked: Sequence[Asked]) -> MatchedPairs:
+def _matching(context: EvalContext, asked: Sequence[Asked]) -> MatchedPairs:
     """Matched pairs, in answers to questions that were not given where such can be made, else in further answers."""
-    examinee, settings = desk.examinee, desk.settings
-    at_once = len(asked) if examinee.another is None else AT_ONCE
+    target, settings = context.target, context.settings
+    at_once = len(asked) if target.another is None else AT_ONCE
     rounds = max(1, settings.pairs * PER_PAIR // at_once)
-    looked = MatchedSearch(settings.main or 1.0, settings.pairs, rounds, settings.limit, settings.seed)
+    cache = MatchedSearch(settings.main or 1.0, settings.pairs, rounds, settings.limit, settings.seed)
 
     def ask(round_: int) -> list[Asked]:
-        if examinee.another is None:
+        if target.another is None:
             return list(asked)
-        made = [examinee.another(round_ * AT_ONCE + i) for i in range(AT_ONCE)]
-        return [_asked(examinee, question, prompt, None) for question, prompt in made]
+        made = [target.another(round_ * AT_ONCE + i) for i in range(AT_ONCE)]
+        return [_asked(target, question, prompt, None) for question, prompt in made]
 
-    return find_matched(desk.source, ask, looked, examinee.is_word)
-
-
-def _asked(examinee: Examinee, question: Question, prompt: Tokens, reader: Reader | None) -> Asked:
-    assert examinee.reader is not None
-    edits = examinee.edits(question) if examinee.edits is not None else None
-    return Asked(question.id, prompt, reader or examinee.reader(question), edits)
+    return find_matched(context.source, ask, cache, target.is_word)
 
 
-def _replaced(desk: Desk, temperature: float, groups: Sequence[Sequence[Trace]], evidence: Evidence) -> list[Replaced]:
+def _asked(target: EvalTarget, question: Question, prompt: Tokens, reader: Reader | None) -> Asked:
+    assert target.reader is not None
+    edits = target.edits(question) if target.edits is not None else None
+    return Asked(question.id, prompt, reader or target.reader(question), edits)
+
+
+def _replaced(
+    context: EvalContext, temperature: float, groups: Sequence[Sequence[Trace]], evidence: Evidence
+) -> list[Replaced]:
     """The first right answer of each question, with one word replaced."""
-    examinee, judged = desk.examinee, iter(evidence.answers)
+    target, judged = context.target, iter(evidence.answers)
     rows: list[tuple[str, Trace, Right]] = []
-    for question, traces in zip(examinee.questions, groups, strict=True):
+    for question, traces in zip(target.questions, groups, strict=True):
         rights = [trace for trace, answer in [(t, next(judged)) for t in traces] if answer.right]
-        if rights and len(rows) < desk.settings.interventions:
-            rows.append((question.id, rights[0], partial(_judged, examinee, question)))
-    settings = FeedbackSettings(temperature, samples=desk.settings.intervention_samples, seed=desk.settings.seed)
-    desk.begin(f"feedback {temperature:g}", len(rows))
-    out = replaced(desk.source, rows, settings, desk.settings.limit)
-    desk.progress(f"feedback {temperature:g}", len(rows), len(rows))
+        if rights and len(rows) < context.settings.interventions:
+            rows.append((question.id, rights[0], partial(_judged, target, question)))
+    settings = FeedbackSettings(temperature, samples=context.settings.intervention_samples, seed=context.settings.seed)
+    context.begin(f"feedback {temperature:g}", len(rows))
+    out = replaced(context.source, rows, settings, context.settings.limit)
+    context.progress(f"feedback {temperature:g}", len(rows), len(rows))
     return out
 
 
-def _trees(desk: Desk) -> list[Tree]:
-    examinee, settings = desk.examinee, desk.settings
+def _trees(context: EvalContext) -> list[Tree]:
+    target, settings = context.target, context.settings
     out: list[Tree] = []
-    asked = min(settings.trees, len(examinee.questions))
-    together = examinee.trees_together(settings.limit)
-    desk.begin("trees", asked)
+    asked = min(settings.trees, len(target.questions))
+    together = target.trees_together(settings.limit)
+    context.begin("trees", asked)
     for first in range(0, asked, together):
         places = range(first, min(asked, first + together))
-        out += _grown(desk.source, examinee, settings, places)
-        desk.progress("trees", len(out), asked)
+        out += _grown(context.source, target, settings, places)
+        context.progress("trees", len(out), asked)
     return out
 
 
-def _grown(source: Source, examinee: Examinee, settings: ExamSettings, places: Sequence[int]) -> list[Tree]:
+def _grown(source: Source, target: EvalTarget, settings: ExamSettings, places: Sequence[int]) -> list[Tree]:
     grown = TreeSettings(
         Sampling(temperature=settings.main),
         settings.limit,
         settings.tree_budget,
-        vocabulary=examinee.vocabulary,
-        batch=examinee.tree_batch,
+        vocabulary=target.vocabulary,
+        batch=target.tree_batch,
     )
-    meanings = [examinee.meaning(examinee.questions[place]) for place in places]
-    return grow_together(source, [examinee.prompts[place] for place in places], grown, examinee.spell, meanings)
+    meanings = [target.meaning(target.questions[place]) for place in places]
+    return grow_together(source, [target.prompts[place] for place in places], grown, target.spell, meanings)
 
 
-def _forks(desk: Desk, groups: Sequence[Sequence[Trace]]) -> list[Forks]:
-    examinee, settings = desk.examinee, desk.settings
+def _forks(context: EvalContext, groups: Sequence[Sequence[Trace]]) -> list[Forks]:
+    target, settings = context.target, context.settings
     out: list[Forks] = []
-    asked = min(settings.forks, len(examinee.questions))
-    desk.begin("forks", asked)
+    asked = min(settings.forks, len(target.questions))
+    context.begin("forks", asked)
     for place in range(asked):
-        question, trace = examinee.questions[place], groups[place][0]
+        question, trace = target.questions[place], groups[place][0]
         if not trace.steps:
             continue
         chosen = ForkSettings(
             Sampling(temperature=settings.main), settings.limit, settings.fork_samples, settings.seed + place
         )
-        right = partial(_right, examinee, question) if question.answers else None
-        out.append(forks(desk.source, trace, chosen, examinee.meaning(question), right))
-        desk.progress("forks", place + 1, asked)
+        right = partial(_right, target, question) if question.answers else None
+        out.append(forks(context.source, trace, chosen, target.meaning(question), right))
+        context.progress("forks", place + 1, asked)
     return out
 
 
-def _judged(examinee: Examinee, question: Question, text: str, finished: bool) -> bool | None:
-    return examinee.judge(question, text, finished).right
+def _judged(target: EvalTarget, question: Question, text: str, finished: bool) -> bool | None:
+    return target.judge(question, text, finished).right
 
 
-def _right(examinee: Examinee, question: Question, text: str) -> bool | None:
-    return examinee.judge(question, text, True).right
+def _right(target: EvalTarget, question: Question, text: str) -> bool | None:
+    return target.judge(question, text, True).right

@@ -10,26 +10,28 @@ import numpy as np
 
 from klype.answers import bounds
 from klype.examine.calibration import cross_entropies
-from klype.examine.cost import answer_bytes, answer_flops
 from klype.examine.evidence import Answered, ByQuestion, Told
-from klype.examine.examinee import Examinee
+from klype.examine.recorder import answer_bytes, answer_flops
 from klype.examine.repetition import copied
+from klype.examine.target import EvalTarget
 from klype.examine.truth import Point, Reader, Tokens, of, point, possible
 from klype.judge.meaning import Meaning
 from klype.judge.text import word_for_word
 from klype.values import Distribution, Floats, Ints, Question, Trace
 
 
-def answered(examinee: Examinee, question: Question, traces: Sequence[Trace], looked: Looked) -> list[Answered]:
+def answered(
+    target: EvalTarget, question: Question, traces: Sequence[Trace], cache: DistributionCache
+) -> list[Answered]:
     """One question's answers, judged. Equal ones are read and judged once: only what they cost is each one's own."""
-    meaning = examinee.meaning(question)
+    meaning = target.meaning(question)
     known: dict[tuple[Tokens, bool], Answered] = {}
     out = []
     for trace in traces:
         tokens, finished = trace.tokens, trace.ended == "stop"
         if (tokens, finished) not in known:
-            known[tokens, finished] = _judged(examinee, question, trace, looked, meaning)
-        one, shape = known[tokens, finished], examinee.shape
+            known[tokens, finished] = _judged(target, question, trace, cache, meaning)
+        one, shape = known[tokens, finished], target.shape
         lengths = len(trace.prompt), len(tokens)
         drawn_logp = told_sum([step.drawn_logp for step in trace.steps])
         out.append(
@@ -49,17 +51,19 @@ def answered(examinee: Examinee, question: Question, traces: Sequence[Trace], lo
     return out
 
 
-def _judged(examinee: Examinee, question: Question, trace: Trace, looked: Looked, meaning: Meaning) -> Answered:
+def _judged(
+    target: EvalTarget, question: Question, trace: Trace, cache: DistributionCache, meaning: Meaning
+) -> Answered:
     """What an answer is, whatever it cost. ``entropy``: Σ_t H(q_t) where the distributions are whole; −log q(answer),
     which has the same mean, stands for it elsewhere."""
-    text = examinee.source.codec.decode(trace.tokens)
-    verdict = examinee.judge(question, text, trace.ended == "stop")
-    found = copied(text, examinee.training) if examinee.training is not None else None
-    s, first_error = correctness(trace, looked)
-    s_bounds, entropy_bounds = bounded(trace, looked, examinee.vocabulary)
+    text = target.source.codec.decode(trace.tokens)
+    verdict = target.judge(question, text, trace.ended == "stop")
+    found = copied(text, target.training) if target.training is not None else None
+    s, first_error = correctness(trace, cache)
+    s_bounds, entropy_bounds = bounded(trace, cache, target.vocabulary)
     return Answered(
         question=question.id,
-        words=pieces(examinee, trace) if s or s_bounds else tuple(text.split()),
+        words=pieces(target, trace) if s or s_bounds else tuple(text.split()),
         ended=trace.ended,
         right=verdict.right,
         word_for_word=word_for_word(question, text).right if question.answers else None,
@@ -69,15 +73,15 @@ def _judged(examinee: Examinee, question: Question, trace: Trace, looked: Looked
         first_error=first_error,
         s=s,
         meaning=meaning(text),
-        entropy=whole_entropy(trace, looked),
+        entropy=whole_entropy(trace, cache),
         s_bounds=s_bounds,
         entropy_bounds=entropy_bounds,
         copied=None if found is None else found.share,
     )
 
 
-class Looked:
-    """One question's distributions at one temperature, each looked at once: answers share their beginnings."""
+class DistributionCache:
+    """One question's distributions at one temperature, each cache at once: answers share their beginnings."""
 
     def __init__(self, reader: Reader | None, temperature: float) -> None:
         self.reader = reader
@@ -133,23 +137,23 @@ def _normalised(q: Distribution, temperature: float) -> tuple[float, float]:
     return math.log(total) - float(weight_K @ z_K) / total, 1.0 / total
 
 
-def correctness(trace: Trace, looked: Looked) -> tuple[tuple[float, ...], int | None]:
+def correctness(trace: Trace, cache: DistributionCache) -> tuple[tuple[float, ...], int | None]:
     """S before every token up to the first error, and where that is; nothing where it cannot be known."""
-    if looked.reader is None or not _listed(trace):
+    if cache.reader is None or not _listed(trace):
         return (), None
     tokens = trace.tokens
-    error = looked.reader.first_error(tokens)
+    error = cache.reader.first_error(tokens)
     if not _whole(trace):
         return (), error
     s = []
     for t, step in enumerate(trace.steps[: error or len(tokens)]):
         assert step.distribution is not None
-        s.append(looked.s(tokens[:t], step.distribution))
+        s.append(cache.s(tokens[:t], step.distribution))
     return tuple(s), error
 
 
 def bounded(
-    trace: Trace, looked: Looked, vocabulary: int
+    trace: Trace, cache: DistributionCache, vocabulary: int
 ) -> tuple[tuple[tuple[float, float], ...], tuple[float, float] | None]:
     """S before every token up to the first error, and Σ_t H(q_t), each from low to high: of partial distributions."""
     if not _listed(trace) or _whole(trace):
@@ -158,9 +162,9 @@ def bounded(
     listed = [step.distribution for step in trace.steps if step.distribution is not None]
     ends = [bounds.entropy_at(q, temperature, vocabulary) for q in listed]
     entropy = math.fsum(low for low, _ in ends), math.fsum(high for _, high in ends)
-    if looked.reader is None:
+    if cache.reader is None:
         return (), entropy
-    reader = looked.reader
+    reader = cache.reader
     right = listed[: reader.first_error(tokens) or len(tokens)]
     s = [bounds.mass_at(q, temperature, vocabulary, reader.next(tokens[:t])) for t, q in enumerate(right)]
     return tuple(s), entropy
@@ -172,19 +176,19 @@ def told_sum(logps: Sequence[float]) -> float | None:
     return None if math.isnan(total) else total
 
 
-def whole_entropy(trace: Trace, looked: Looked) -> float | None:
+def whole_entropy(trace: Trace, cache: DistributionCache) -> float | None:
     """Σ_t H(q_t); None where a distribution is not whole."""
     if not _whole(trace):
         return None
     tokens = trace.tokens
-    return math.fsum(looked.entropy(tokens[:t], s.distribution) for t, s in enumerate(trace.steps) if s.distribution)
+    return math.fsum(cache.entropy(tokens[:t], s.distribution) for t, s in enumerate(trace.steps) if s.distribution)
 
 
-def told(question: str, traces: Sequence[Trace], looked: Looked) -> list[Told]:
+def told(question: str, traces: Sequence[Trace], cache: DistributionCache) -> list[Told]:
     """The likeliest next token on the model's own right beginnings: how likely it says it is, and how likely it is."""
     out: list[Told] = []
     seen: dict[Tokens, Told] = {}
-    reader = looked.reader
+    reader = cache.reader
     if reader is None:
         return out
     for trace in traces:
@@ -196,7 +200,7 @@ def told(question: str, traces: Sequence[Trace], looked: Looked) -> list[Told]:
                 break
             if tokens[:t] not in seen:
                 true = reader.next(tokens[:t]).get(int(step.distribution.ids[0]), 0.0)
-                seen[tokens[:t]] = Told(looked.said(tokens[:t], step.distribution), true, question)
+                seen[tokens[:t]] = Told(cache.said(tokens[:t], step.distribution), true, question)
             out.append(seen[tokens[:t]])
     return out
 
@@ -209,9 +213,11 @@ def _whole(trace: Trace) -> bool:
     return all(step.distribution is not None and step.distribution.whole for step in trace.steps)
 
 
-def sums(own: Sequence[Trace], true: Sequence[Trace], looked: Looked, crossed: tuple[float, ...]) -> ByQuestion:
+def sums(
+    own: Sequence[Trace], true: Sequence[Trace], cache: DistributionCache, crossed: tuple[float, ...]
+) -> ByQuestion:
     """KL(p‖q) along one's own and along true answers (means over answers); ``crossed`` as ``crossings`` gives it."""
-    own_kl, true_kl = (_mean([_kl(trace, looked) for trace in traces]) for traces in (own, true))
+    own_kl, true_kl = (_mean([_kl(trace, cache) for trace in traces]) for traces in (own, true))
     return ByQuestion(own_kl, true_kl, crossed)
 
 
@@ -221,13 +227,13 @@ def crossings(true: Sequence[Trace], reader: Reader) -> tuple[float, ...]:
     return tuple(np.sum(rows, axis=0).tolist()) if rows else ()
 
 
-def _kl(trace: Trace, looked: Looked) -> float | None:
+def _kl(trace: Trace, cache: DistributionCache) -> float | None:
     """Σ over open beginnings, also after mistakes; None when not finite."""
     total, tokens = 0.0, trace.tokens
     for t, step in enumerate(trace.steps):
-        if step.distribution is None or not step.distribution.whole or looked.temperature == 0:
+        if step.distribution is None or not step.distribution.whole or cache.temperature == 0:
             return None
-        total += looked.kl(tokens[:t], step.distribution)
+        total += cache.kl(tokens[:t], step.distribution)
     return total if math.isfinite(total) else None
 
 
@@ -249,7 +255,7 @@ def beginnings(trace: Trace) -> Iterator[tuple[Tokens, Distribution]]:
             yield tokens[:t], step.distribution
 
 
-def pieces(examinee: Examinee, trace: Trace) -> tuple[str, ...]:
+def pieces(target: EvalTarget, trace: Trace) -> tuple[str, ...]:
     """Token by token, as S is known token by token."""
-    stop = set(examinee.source.codec.stop)
-    return tuple(examinee.source.codec.decode([t]) for t in trace.tokens if t not in stop)
+    stop = set(target.source.codec.stop)
+    return tuple(target.source.codec.decode([t]) for t in trace.tokens if t not in stop)

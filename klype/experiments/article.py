@@ -73,7 +73,7 @@ def extras(found: Examined) -> dict[str, Figure]:
     judging by meaning adds to judging word for word, and what the experiment says beyond its own figures."""
     t = found.settings.main
     drawn, asked = [], []
-    for question, group in zip(found.examinee.questions, found.traces[t], strict=True):
+    for question, group in zip(found.target.questions, found.traces[t], strict=True):
         for trace in group:
             for step in trace.steps:
                 if step.distribution is not None:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 from klype.data.order import draw_seed
 from klype.engine.engine import Engine
-from klype.examine.cost import Shape, answer_flops
 from klype.examine.evidence import Answered, Evidence
+from klype.examine.recorder import Shape, answer_flops
 from klype.examine.truth import mass
 from klype.judge.text import word_for_word
 from klype.model.config import ModelConfig

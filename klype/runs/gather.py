@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 from klype.examine.calibration import bins, calibration_error
-from klype.examine.cost import WATTS_PER_CORE, Energy
 from klype.examine.evidence import Answered, Evidence
 from klype.examine.facts import (
     AnswerFacts,
@@ -21,6 +20,7 @@ from klype.examine.facts import (
     StageName,
 )
 from klype.examine.measures import measure
+from klype.examine.recorder import WATTS_PER_CORE, Energy
 from klype.examine.survival import survival
 from klype.jsons import steps
 from klype.model import checkpoint

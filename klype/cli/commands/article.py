@@ -36,7 +36,7 @@ def command(
     from klype.api.examination import planned
     from klype.api.examinee import examinee, questions_of
     from klype.cli.commands.examine import parse_temperatures, tell_plan, watched
-    from klype.examine.examinee import ExamSettings
+    from klype.examine.target import ExamSettings
     from klype.experiments.article import article, sentences
     from klype.experiments.article import write as write_page
     from klype.experiments.documents import Writing

@@ -20,7 +20,7 @@ from klype.words import plain
 if TYPE_CHECKING:
     from klype.api.examination import Examination
     from klype.examine.examination import Examined, Progress
-    from klype.examine.examinee import Plan
+    from klype.examine.target import Plan
     from klype.words import Words
 
 LONG_S = 180.0
@@ -63,8 +63,8 @@ def command(
     from klype.api.examinee import open_judge, questions_of
     from klype.api.model import load
     from klype.cli.remote import split_budget, tell_cost
-    from klype.examine.examinee import ExamSettings
-    from klype.examine.gates import failed, parse
+    from klype.examine.compare import failed, parse
+    from klype.examine.target import ExamSettings
     from klype.words import words
 
     models = models or [o.newest_run()]
@@ -191,7 +191,7 @@ def written(terminal: Terminal, examination: Examination, folder: Path, parquet:
     write(folder / "figures.json", to_json(made) + "\n")
     if parquet:
         drawn = [trace for groups in found.traces.values() for group in groups for trace in group]
-        text: Callable[[int], str] = lambda token: found.examinee.source.codec.decode([token])
+        text: Callable[[int], str] = lambda token: found.target.source.codec.decode([token])
         export_parquet(folder / "answers.parquet", drawn, text)
     return made
 
@@ -208,7 +208,7 @@ def compared(terminal: Terminal, w: Words, found: list[Examined], folder: Path) 
         for t, figures in made["differences"].items()
         for name, figure in figures.items()
     ]
-    title = w("examine.compared", a=found[0].examinee.name, b=found[1].examinee.name)
+    title = w("examine.compared", a=found[0].target.name, b=found[1].target.name)
     print_table(terminal.console, title, [w("examine.measure"), w("examine.difference"), "p"], rows)
     return made
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from klype.errors import UsageError
-from klype.examine.cost import Shape
 from klype.examine.feedback import LOOKS
+from klype.examine.recorder import Shape
 from klype.examine.repetition import Index
 from klype.examine.truth import Reader
 from klype.judge.meaning import Meaning
@@ -32,7 +32,7 @@ SHARE = 0.9
 
 
 @dataclass(frozen=True)
-class Examinee:
+class EvalTarget:
     """``identity`` names the weights (traces of others are not used again). ``judge(question, text, finished)`` and
     ``meaning`` are named by ``judge_name``. ``reader`` knows the truth of a question's answers; None: nobody does.
     ``vocabulary`` 0: nobody knows; ``partial``: only the most probable tokens are told. ``skipped``: questions that
@@ -173,10 +173,10 @@ def plan(questions: int, settings: ExamSettings, pace: Pace, truth: bool) -> Pla
     going_on = settings.intervention_samples * (min(tokens, settings.distances) if truth else tokens)
     forced = asked * (2 + 3 * going_on) if truth else asked * (min(tokens, LOOKS) + 2 * going_on)
     matched = 3 * settings.pairs * going_on if truth and asked else 0.0
-    looked = settings.pairs * PER_PAIR * tokens if matched else 0.0
+    cache = settings.pairs * PER_PAIR * tokens if matched else 0.0
     passes = {
         "answers": round(questions * draws * tokens),
-        "feedback": round(warm * (forced + matched) + looked),
+        "feedback": round(warm * (forced + matched) + cache),
         "truth": round(questions * tokens) if truth else 0,
         "trees": min(settings.trees, questions) * settings.tree_budget,
         "forks": round(min(settings.forks, questions) * settings.fork_samples * pace.fork_tokens),
