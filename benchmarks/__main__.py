@@ -39,6 +39,7 @@ def app() -> typer.Typer:
     bench.command("align")(o.expanded(align))
     bench.command("coverage")(o.expanded(coverage))
     bench.command("cures")(o.expanded(cures_command.command))
+    bench.command("meaning")(o.expanded(meaning))
     bench.command("quality")(o.expanded(quality_command.command))
     bench.command("rulings")(o.expanded(rulings))
     bench.command("serve")(o.expanded(serve))
@@ -90,6 +91,36 @@ def rulings(
     terminal.document(document)
     if not document["passed"]:
         raise typer.Exit(1)
+
+
+def meaning(
+    terminal: Terminal,
+    pairs: Annotated[
+        list[Path] | None, Option("A file of labelled pairs or clusters besides. May be repeated.")
+    ] = None,
+) -> None:
+    """How often the judges of sameness agree with a reader."""
+    from benchmarks.meaning import run
+
+    document = run(pairs or ())
+    if not terminal.as_json:
+        for row in document["rows"]:
+            counts = f"{row['same']} of {row['pairs']} pairs the same"
+            line = f"{row['language']}  {row['kind']:12} F1 {_ends(row['f1'])}  {counts}  {row['judge']}"
+            terminal.console.print(line, markup=False, highlight=False)
+        for row in document["clusters"]:
+            line = f"{row['language']}  clusters     adjusted Rand {_ends(row['ari'])}  {row['judge']}"
+            terminal.console.print(line, markup=False, highlight=False)
+        for row in document["right"]:
+            line = f"{row['language']}  references   decided {_ends(row['decided'])}, wrongly {_ends(row['wrongly'])}"
+            terminal.console.print(line, markup=False, highlight=False)
+    terminal.document(document)
+
+
+def _ends(figure: dict[str, Any]) -> str:
+    """ "0.83 [0.72, 0.91]", or the value alone where it has no interval."""
+    value = "–" if figure["value"] is None else f"{figure['value']:.2f}"
+    return value if figure["low"] is None else f"{value} [{figure['low']:.2f}, {figure['high']:.2f}]"
 
 
 def serve(

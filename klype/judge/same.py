@@ -1,0 +1,356 @@
+"""Whether two free answers to one question say the same: rules over what each answer claims, no model.
+
+A question asks for yes or no, for a number, for a name or thing, or for an explanation. Of an answer only its claim is
+compared: the polarity, the number, or the content words of the sentence that answers, without the question's own words
+and without what follows in a new clause ("Paris, which …"). ``python -m benchmarks meaning`` measures the rules against
+pairs labelled by reading.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Literal
+
+from scipy.cluster.hierarchy import fcluster, linkage
+
+from klype.judge.lexis import LANGUAGES, NEGATION, NO, YES
+from klype.judge.text import choices_named, normalise
+from klype.values import Question
+
+Kind = Literal["choice", "yes or no", "number", "name", "explanation"]
+JUDGE = "content of the answering sentence"
+# Shares of common content words from which on two claims agree: best F1 over the pairs in benchmarks/meaning.jsonl and
+# the shared ones, each question judged by thresholds that were chosen without it.
+NAMES_AGREE = 2 / 3  # of the shorter claim
+EXPLANATIONS_AGREE = 0.14  # of both sentences' words
+_WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
+_NUMERAL = re.compile(r"(?<![\w.,])-?(?:\d{1,3}(?:[ \u00a0\u202f]\d{3})+|\d{1,3}(?:,\d{3})+|\d+)(?:[.,]\d+)*(?!\w)")
+_SENTENCE = re.compile(r"(?<=[.!?:])\s+|\n+")
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """A content word: ``stem`` is compared; ``name`` when it is written like a name or a number."""
+
+    stem: str
+    name: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What an answer says: ``value`` for a choice, yes or no, a number; else the stems of claim and sentence."""
+
+    value: int | float | bool | None = None
+    words: tuple[str, ...] = ()
+    sentence: frozenset[str] = frozenset()
+
+
+class Sameness:
+    """The judge of one question's answers. ``kind`` says how the question was understood."""
+
+    def __init__(self, question: Question) -> None:
+        self._choices, self._references = question.choices, question.answers
+        self._lexis = LANGUAGES[language_of(question.question)]
+        spoken = words(question.question)
+        self._asked = [w for w in spoken if w not in self._lexis.interrogative]
+        self._content = frozenset(
+            self._stem(w) for w in self._asked if w not in self._lexis.empty or w in self._lexis.opposites
+        )
+        self._head = spoken[:3]
+        self._text = " ".join(spoken)
+        self._numbers = frozenset(value for _, value in self._numerals(question.question))
+        self._claims: dict[str, Claim] = {}
+        self.kind: Kind = self._kind(question.question)
+
+    def same(self, a: str, b: str) -> bool | None:
+        """None when one of the answers is empty, or when neither claims anything that could be compared."""
+        if not a.strip() or not b.strip():
+            return None
+        if normalise(a) == normalise(b):
+            return True
+        one, other = self.claim(a), self.claim(b)
+        if self.kind in ("choice", "yes or no", "number"):
+            if one.value is None and other.value is None:
+                return None
+            return one.value == other.value
+        if self.kind == "explanation":
+            common = sum(_among(w, other.sentence) for w in one.sentence)
+            return common >= EXPLANATIONS_AGREE * max(1, len(one.sentence) + len(other.sentence) - common)
+        if not one.words and not other.words:
+            return None
+        fewer, more = sorted((one.words, other.words), key=len)
+        return bool(fewer) and sum(_among(w, more) for w in fewer) >= NAMES_AGREE * len(fewer)
+
+    def right(self, answer: str) -> bool | None:
+        """Whether the answer says what one of the question's references says; None when these rules cannot tell.
+
+        Right: it says the reference's choice, polarity or numbers, or the reference stands whole in the sentence that
+        answers and is not denied there. Wrong: it claims something else, and no reference stands anywhere in it.
+        """
+        if not self._references:
+            return None
+        if not answer.strip():
+            return False
+        verdicts = [self._agrees(answer, reference) for reference in self._references]
+        return True if True in verdicts else None if None in verdicts else False
+
+    def _agrees(self, answer: str, reference: str) -> bool | None:
+        if normalise(answer) == normalise(reference):
+            return True
+        given, wanted = self.claim(answer), self.claim(reference)
+        if self.kind in ("choice", "yes or no") and wanted.value is not None:
+            return None if given.value is None else given.value == wanted.value
+        numbers = {value for _, value in self._numerals(reference)}
+        if self.kind == "number" and numbers:
+            said = {value for _, value in self._numerals(answer)}
+            if given.value is None:
+                return None if numbers & said else False
+            return numbers <= said if given.value in numbers else False
+        sentence = self._answering(answer)
+        if _stands_in(reference, sentence):
+            return True
+        content = [word.stem for word in self._new(reference)]
+        if content and all(_among(stem, [word.stem for word in self._new(sentence)]) for stem in content):
+            return True
+        elsewhere = _stands_in(reference, answer) or any(_among(stem, given.words) for stem in content)
+        return None if elsewhere or not (given.words or given.value is not None) else False
+
+    def clusters(self, answers: Sequence[str], same: Callable[[str, str], bool | None] | None = None) -> list[int]:
+        """Each answer's meaning, numbered as they appear: average linkage, by these rules or by ``same``."""
+        if len(answers) < 2:
+            return [0] * len(answers)
+        apart = [0.0 if (same or self.same)(a, b) else 1.0 for a, b in combinations(answers, 2)]
+        # a group is joined while more than half of its pairs say the same
+        labels = fcluster(linkage(apart, "average"), 0.5 - 1e-9, "distance")
+        first = {label: n for n, label in enumerate(dict.fromkeys(labels))}
+        return [first[label] for label in labels]
+
+    def claim(self, answer: str) -> Claim:
+        """What the answer claims, as far as these rules can tell."""
+        if answer not in self._claims:
+            self._claims[answer] = self._read(answer)
+        return self._claims[answer]
+
+    def _read(self, answer: str) -> Claim:
+        match self.kind:
+            case "choice":
+                named = choices_named(self._choices, answer)
+                return Claim(next(iter(named)) if len(named) == 1 else None)
+            case "yes or no":
+                return Claim(self._polarity(answer))
+            case "number":
+                return Claim(self._number(answer))
+        sentence = self._answering(answer)
+        return Claim(
+            words=tuple(dict.fromkeys(word.stem for word in self._core(sentence))),
+            sentence=frozenset(word.stem for word in self._new(sentence)),
+        )
+
+    def _kind(self, question: str) -> Kind:
+        lexis = self._lexis
+        if self._choices:
+            return "choice"
+        asks = question.rstrip().endswith("?") and not lexis.interrogative & {*self._text.split()}
+        if self._head and (self._head[0] in lexis.auxiliary or asks):
+            return "yes or no"
+        if re.search(lexis.quantity, self._text) or len(self._numerals(question)) > (not re.search(r"\d", question)):
+            return "number"
+        return "explanation" if self._head and self._head[0] in lexis.explain else "name"
+
+    # yes or no
+
+    def _polarity(self, answer: str) -> bool | None:
+        lexis, spoken = self._lexis, words(answer)
+        if not spoken:
+            return None
+        told = re.match(
+            r"(?:the )?(?:short |simple )?(?:answer|svaret)\b[^.!?]{0,40}?\b(?:is|er)\b[\s:]*(\w+)", answer, re.I
+        )
+        lead = told[1].casefold() if told else spoken[0]
+        if lead in YES or lead in NO:
+            return lead in YES
+        about = [w for w in self._asked if w not in lexis.empty or w in lexis.opposites]
+        compared = next((w for w in about if w in lexis.opposites), None)
+        for sentence in _SENTENCE.split(answer):
+            said = self._compared(sentence, about, compared) if compared else self._affirmed(sentence, about)
+            if said is not None:
+                return said
+        return None
+
+    def _compared(self, sentence: str, about: list[str], more: str) -> bool | None:
+        """ "Is A heavier than B?" answered by "B is lighter than A": whether that affirms it."""
+        spoken = words(sentence)
+        ends = {more, *(w for w, other in self._lexis.opposites.items() if other == more), self._lexis.opposites[more]}
+        at = next((i for i, w in enumerate(spoken) if w in ends), None)
+        things = [self._stem(w) for w in about if w != more]
+        if at is None or len(things) < 2:
+            return None
+        before = [stem for w in spoken[:at] if (stem := self._stem(w)) in (things[0], things[-1])]
+        if not before:
+            return None
+        denied = bool(NEGATION & {*spoken[max(0, at - 4) : at]}) and "only" not in spoken[:at]
+        turned = before[-1] == things[-1]
+        other_end = spoken[at] == self._lexis.opposites[more]
+        return not (denied ^ turned ^ other_end)
+
+    def _affirmed(self, sentence: str, about: list[str]) -> bool | None:
+        """Whether a sentence affirms or denies what was asked; None when it is about something else."""
+        spoken = [w.split("'")[0] if w not in NEGATION else w for w in words(sentence)]
+        stems = [self._stem(w) for w in spoken]
+        if not about:
+            return None
+        subject, predicate = self._stem(about[0]), self._stem(about[-1])
+        stands_for = {*spoken} & {"it", "they", "these", "he", "she", "den", "det", "de", "han", "hun"}
+        at = next((i for i, stem in enumerate(stems) if _alike(stem, predicate)), None)
+        if at is None:
+            short = len(spoken) <= 6 and stands_for and {*spoken} & (self._lexis.auxiliary | {"gjør"})
+            return not NEGATION & {*spoken} if short else None
+        if {*spoken} & {"if", "whether", "om"} or not (stands_for or any(_alike(stem, subject) for stem in stems)):
+            return None
+        near = {*spoken[max(0, at - 7) : at + 2]}
+        return not (NEGATION & near and "only" not in near)
+
+    # numbers
+
+    def _numerals(self, text: str) -> list[tuple[int, float]]:
+        """(where it begins, value) of every number; number words in the question's own language only."""
+        found = []
+        for match in re.finditer(rf"{_NUMERAL.pattern}|[^\W\d_]+", text):
+            said = match.group()
+            if said[-1].isdigit():
+                plain = re.sub(r"[ \u00a0\u202f]|,(?=\d{3}(?:\D|$))", "", said).replace(",", ".")
+                if re.fullmatch(r"-?\d+(\.\d+)?", plain):
+                    found.append((match.start(), float(plain)))
+            # "to" and "one" are mostly not meant as numbers
+            elif (word := said.casefold()) in self._lexis.numerals and word not in ("to", "one"):
+                found.append((match.start(), float(self._lexis.numerals[word])))
+        return found
+
+    def _number(self, answer: str) -> float | None:
+        """The number that answers: the year that is meant, else what stands after "=", "is", else the first new one."""
+        found = self._numerals(answer)
+        if re.search(self._lexis.year, self._text):
+            found = [(at, value) for at, value in found if 1000 <= value <= 2100]
+            ended = r"\b(?:end\w*|over|finish\w*|slutt\w*|til)\W+(?:\w+\W+){0,3}$"
+            meant = [value for at, value in found if re.search(ended, answer[:at], re.I)] or [v for _, v in found]
+            return meant[0] if meant else None
+        for lead in (
+            r"=\s*$",
+            r"\b(?:equals|equal to|gives(?: us)?|is|are|has|have|er|blir|gir|lik|har)\s*(?:\w+\s+){0,2}$",
+        ):
+            after = [value for at, value in found if re.search(lead, answer[:at], re.I)]
+            if after:
+                return next((value for value in after if value not in self._numbers), after[0])
+        return next((value for _, value in found if value not in self._numbers), None)
+
+    # names and explanations
+
+    def _answering(self, answer: str) -> str:
+        """The sentence that answers: about the question, with something new in it, rather a name, rather early."""
+
+        def worth(place: int, sentence: str) -> float:
+            spoken, new = words(sentence), self._new(sentence)
+            named = any(word.name for word in new[new[0].stem == self._stem(spoken[0]) :])
+            tail = self._tail(sentence)
+            talk = bool(self._lexis.speech & {*spoken})
+            # weights by hand: a sentence about the question counts most, one about the answer itself hardly at all
+            return min(self._about(sentence), 0.75) + 0.35 * named + 0.2 * bool(tail) - 0.6 * talk - 0.08 * place
+
+        sentences = [s for s in _SENTENCE.split(answer.strip()) if self._new(s)]
+        if not sentences:
+            return answer
+        return max(enumerate(sentences), key=lambda one: worth(*one))[1]
+
+    def _core(self, sentence: str) -> list[Word]:
+        """What in the sentence answers: who did it, where it is, what comes after "is"; else its first clause."""
+        lexis, names = self._lexis, r"((?:the )?(?:[A-ZÆØÅ][\w.'-]+\s*)+)"
+        if {*self._head[:1]} & {"who", "hvem"}:
+            made = re.search(rf"\b{lexis.agent}\s+{names}", sentence)
+            named = self._new(made[1]) if made else [word for word in self._new(sentence) if word.name][:3]
+            if named:
+                return named
+        if {*self._head[:2]} & {"where", "hvor", "in", "i"}:
+            lies = re.search(rf"\b(?i:{'|'.join(sorted(lexis.place))})\s+{names}", sentence)
+            if lies and (named := self._new(lies[1])):
+                return named
+        return self._tail(sentence) or self._first_clause(sentence)
+
+    def _tail(self, sentence: str) -> list[Word]:
+        """What stands after the "is" whose subject is the question's."""
+        enough = min(0.5, self._about(sentence))
+        for match in re.finditer(rf"\b(?:{'|'.join(sorted(self._lexis.copula))})\b", sentence):
+            before = sentence[: match.start()]
+            if self._about(before) >= enough or not self._new(before):
+                tail = self._first_clause(sentence[match.end() :])
+                if tail:
+                    return tail
+        return []
+
+    def _first_clause(self, text: str) -> list[Word]:
+        """The content words up to the first clause that no longer answers."""
+        ends = "|".join(sorted(self._lexis.clause))
+        for match in re.finditer(
+            rf"[.!?;](?:\s|$)|\n|\(|,? \b(?:{ends})\b|, (?:and|their|in|with|the|known|made)\b", text
+        ):
+            if words_before := self._new(text[: match.start()]):
+                return words_before
+        return self._new(text)
+
+    def _new(self, text: str) -> list[Word]:
+        """The content words that are not the question's own; a word right after a negation is left out."""
+        found, denied = [], False
+        for raw in _WORD.findall(unicodedata.normalize("NFKC", text)):
+            word = raw.casefold().replace("’", "'").removesuffix("'s")
+            if word in NEGATION:
+                denied = True
+                continue
+            stem = self._stem(word)
+            if word in self._lexis.empty or word in self._lexis.speech or _among(stem, self._content):
+                continue
+            if not denied:
+                found.append(Word(stem, raw[0].isupper() or raw[0].isdigit()))
+            denied = False
+        return found
+
+    def _about(self, text: str) -> float:
+        """The share of the question's content words that a text has."""
+        stems = {self._stem(word) for word in words(text)}
+        return sum(_among(stem, stems) for stem in self._content) / max(1, len(self._content))
+
+    def _stem(self, word: str) -> str:
+        for suffix in self._lexis.suffixes:
+            if word.endswith(suffix) and len(word) - len(suffix) >= 3:
+                return word[: -len(suffix)]
+        return word
+
+
+def words(text: str) -> list[str]:
+    return [word.replace("’", "'") for word in _WORD.findall(unicodedata.normalize("NFKC", text).casefold())]
+
+
+def language_of(question: str) -> str:
+    """The language whose little words a question has most of; English when none is found."""
+    if set("æøåÆØÅ") & set(question):
+        return "nb"
+    spoken = set(words(question))
+    return max(LANGUAGES, key=lambda name: len(spoken & (LANGUAGES[name].empty | LANGUAGES[name].interrogative)))
+
+
+def _stands_in(reference: str, text: str) -> bool:
+    """Whether a text has the reference as a whole phrase, and no negation in the three words before it."""
+    said, wanted = words(text), words(reference)
+    starts = [i for i in range(len(said) - len(wanted) + 1) if said[i : i + len(wanted)] == wanted]
+    return bool(wanted) and any(not NEGATION & {*said[max(0, i - 3) : i]} for i in starts)
+
+
+def _alike(a: str, b: str) -> bool:
+    """Equal, or one begins the other: "portugis" and "portugisisk"."""
+    return a == b or (min(len(a), len(b)) >= 4 and (a.startswith(b) or b.startswith(a)))
+
+
+def _among(stem: str, others: Sequence[str] | frozenset[str] | set[str]) -> bool:
+    return any(_alike(stem, other) for other in others)
