@@ -208,7 +208,7 @@ def test_every_part_of_a_document_is_shown_and_inert() -> None:
     assert "<script>alert" not in page
     assert "\u202e" not in page
     assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;⟨U+202E⟩") == 1 + len(LANGUAGES) * 10
-    assert all(page.count(f'<section id="whole-{code}">') == 1 for code in LANGUAGES)
+    assert all(page.count(f'<section id="section-whole-{code}">') == 1 for code in LANGUAGES)
     assert "nothing in it" not in page
     with pytest.raises(UsageError, match="no report in"):
         html.render([], "xx", told)
@@ -297,8 +297,8 @@ def test_the_rewards_are_told_with_their_weights_before_and_after_and_their_name
         "the reward model</bdi>",
         "belønningsmodellen</bdi>",
         "&lt;b&gt;.py:short",
-        "<td>0.25</td>",
-        "<td>0,25</td>",
+        "<td><bdi>0.25</bdi></td>",
+        "<td><bdi>0,25</bdi></td>",
     ):
         assert shown in page
     assert "\u22127.5 [\u22128.0, \u22127.0]" in page
@@ -490,3 +490,15 @@ def test_klype_is_called_as_the_shell_finds_it(tmp_path: Path, elsewhere: Path) 
     assert program({"PATH": f"{other.parent}:{script.parent}"}, own) == f"'{script}'"  # another klype comes first
     klype(Path(here).parent)
     assert program({"PATH": "/nowhere"}, here) == "'my env/bin/klype'"
+
+
+@pytest.mark.parametrize("lang", LANGUAGES)
+def test_a_figure_that_the_report_has_never_heard_of_is_shown(lang: str) -> None:
+    """Whoever adds a measure puts its figures among the facts, and has nothing to do here."""
+    facts = world_facts()
+    figure = {"value": 0.314, "low": 0.271, "high": 0.352, "n": 77}
+    answers, hot, spent = facts["stages"]["aligned"], facts["temperatures"]["rows"][0], facts["cost"]["aligned"]
+    places = (answers, hot["figures"], spent["figures"])
+    for place in places:
+        place["cheerfulness_of_tone"] = figure
+    assert Page(render(facts)).text(lang).count("cheerfulness of tone") == len(places)

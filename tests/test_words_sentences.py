@@ -444,7 +444,7 @@ def copied(low: float, high: float) -> Told:
 
 
 def result(value: float) -> Told:
-    return lambda lang: gate_row(gate("s", value, 0.93), Say(lang))[3][2]
+    return lambda lang: gate_row(gate("s", value, 0.93), Say(lang))[3].text
 
 
 def spent(figures: dict[str, Any], **more: Any) -> Told:

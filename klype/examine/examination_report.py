@@ -12,9 +12,7 @@ from klype.examine.answer_pictures import flow, pictures
 from klype.examine.answer_pictures import tree as tree_picture
 from klype.examine.document import drawn
 from klype.examine.evidence import OTHER_MANNERS
-from klype.examine.facts import FigureFacts
-from klype.examine.html import Block, Formula, Part, Section, Text, texts
-from klype.examine.measures import KNOWN, MEASURES
+from klype.examine.html import Block, Entry, Formula, Part, Section, Text, texts
 from klype.examine.say import Say, is_share
 from klype.words import LANGUAGES
 
@@ -115,56 +113,35 @@ def feedback(document: Document, say: Say) -> list[str]:
 
 def measured(document: Document) -> list[str]:
     """The measures that it has figures of, in the table's order."""
-    shown = {name for figures in document["figures"].values() for name in figures}
-    return [row.name for row in MEASURES if row.name in shown]
+    return html.measures_of(list(document["figures"].values()))
 
 
 def _page(document: Document, say: Say) -> html.Document:
-    shown, time = pictures(document, say), document["time"]
-    rows = [KNOWN[name] for name in measured(document)]
-    table = {
-        "columns": [(say.plain(float(t)), 1 if t == "0" else document["settings"]["n"]) for t in document["figures"]],
-        "questions": document["questions"],
-        "rows": [
-            (row.name, say.unit(row.unit), [_cell(figures.get(row.name), row.name, say)
-                                            for figures in document["figures"].values()])
-            for row in rows
-        ],
-    }  # fmt: skip
-    meanings = [(row.name, _judged(document, row.judge, say)) for row in rows]
+    shown, time, figures = pictures(document, say), document["time"], document["figures"]
+    asked = [
+        Entry(f"τ = {say.plain(float(t))}", say("exam.asked_each", n=say.count(document["questions"]),
+                                                each=1 if t == "0" else document["settings"]["n"]))
+        for t in figures
+    ]  # fmt: skip
     missing = ", ".join(say.measure(name) for name in document["missing"])
     seconds = say("exam.time", seconds=say.seconds(time["seconds"]), passes=say.count(time["passes"]))
-    s = document["figures"][document["main"]].get("s", {}).get("value")
-    figures: list[Part | None] = [
+    measured: list[Part | None] = [
         Text(say("exam.figures_how")),
-        Block("figures", table),
-        Block("meanings", meanings),
+        *html.figures(list(figures.values()), asked, say, document["judge"]),
         Text(say("exam.not_measured", names=missing), "small") if missing else None,
         shown.get("temperatures"),
     ]
     divergence = [shown.get(name) for name in ("survival", "feedback", "calibration", "selective")]
-    examples = Block("examples", document["examples"]) if document["examples"] else None
+    examples = [Block("question", one) for one in document["examples"]]
+    answers: list[Part] = [Text(say("exam.answers_how")), Block("legend"), *examples] if examples else []
     sections = [
         Section(texts(verdict(document, say), "verdict"), say("section.verdict"), "verdict"),
-        Section(figures, say("exam.figures"), "figures"),
+        Section(measured, say("exam.figures"), "figures"),
         Section(divergence, say("section.divergence"), "divergence"),
         Section([shown.get("tree"), shown.get("flow")], say("exam.trees"), "trees"),
-        Section([examples], say("exam.answers"), "answers"),
-        Section([Formula(shown["formula"], s)], say("exam.formula"), "formula"),
+        Section(answers, say("exam.answers"), "answers"),
+        Section([Formula(shown["formula"], figures[document["main"]].get("s", {}).get("value"))],
+                say("exam.formula"), "formula"),
         Section([shown.get("cost"), Text(seconds, "small")], say("section.cost"), "cost"),
-    ]
-    return html.Document(say, say("exam.title"), document["model"], sections)
-
-
-def _cell(figure: FigureFacts | None, name: str, say: Say) -> tuple[str, str, str]:
-    """A figure and its interval, each on a line of its own; n."""
-    if figure is None:
-        return "", "", ""
-    value, bracket, ends = (say.figure(figure, name) if figure["value"] is not None else "–").partition("[")
-    return value.strip(), bracket + ends, say.count(figure["n"]) if figure.get("n") else ""
-
-
-def _judged(document: Document, judge: str, say: Say) -> str:
-    """Who decides; nothing where nobody has to."""
-    known = {"text": "word for word", "meaning": document["judge"]}
-    return say("exam.by_truth") if judge == "truth" else say.judge(known[judge]) if judge in known else ""
+    ]  # fmt: skip
+    return html.Document(say, say("exam.title"), document["model"], sections, contents=True)

@@ -1,8 +1,9 @@
-"""A page made to be read: a title, a lead, and sections of texts, tables, pictures and glossaries, in every language.
+"""One page for all that is to be read: a title, a lead, and sections of texts, tables, pictures and glossaries.
 
-One file, nothing fetched from the net. What a model or a user wrote is inert in it: every text is escaped, hidden
-characters are shown as code points, and the page's own security policy allows no script but the ones written here, and
-no connection at all.
+The report of a run, of an examination, of the article and of an experiment are such documents, and one set of templates
+shows them, in every language. One file, nothing fetched from the net. What a model or a user wrote is inert in it:
+every text is escaped, hidden characters are shown as code points, and the page's own security policy allows no script
+but the ones written here, and no connection at all.
 """
 
 from __future__ import annotations
@@ -22,32 +23,55 @@ from markupsafe import Markup
 from klype import durable
 from klype.errors import KlypeError, UsageError
 from klype.examine.charts import DARK, LIGHT, PROBABILITY_EDGES, Picture, echarts_script, probability_scale, step_of
+from klype.examine.facts import FigureFacts
+from klype.examine.measures import KNOWN
 from klype.examine.say import Say, visible
 from klype.words import LANGUAGES
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A paragraph. ``kind``: verdict, small, note, or none of these."""
+    """A paragraph. ``kind``: verdict, small, note, quote, heading, or none of these; ``mark``: ok, no, within or open,
+    a sign in front; ``lead``: its first words, in bold."""
 
     text: str
     kind: str = ""
+    mark: str = ""
+    lead: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A cell or a name with more than a text: a sign in front (``mark`` as a text's), a small line below, what pointing
+    at it says."""
+
+    text: str
+    below: str = ""
+    title: str = ""
+    mark: str = ""
+
+
+Cells = Sequence[str | Entry]
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """The first cell of a row is its name."""
+    """The first cell of a row is its name. ``kind``: a class of the style sheet; ``numeric``: places of columns."""
 
     title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
+    columns: Cells
+    rows: Sequence[Cells]
+    kind: str = ""
+    numeric: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Glossary:
-    """Names and what they are."""
+    """Names and what they are. ``kind``: meanings, pairs, commands; ``summary``: what it is folded behind."""
 
-    rows: Sequence[tuple[str, str]]
+    rows: Sequence[tuple[str | Entry, str]]
+    kind: str = "meanings"
+    summary: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +84,10 @@ class Formula:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """What one kind of document alone has: a macro of ``parts.html.jinja`` and its data."""
+    """A macro of ``parts.html.jinja`` with its data: keys, legend, question, stages, temperatures."""
 
     macro: str
-    data: Any
+    data: Any = None
 
 
 Part = Text | Table | Glossary | Picture | Formula | Block
@@ -80,12 +104,20 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """What there is to read in one language."""
+    """What there is to read in one language. ``contents``: whether links to the sections stand below the lead;
+    ``foot``: what the last line begins with."""
 
     say: Say
     title: str
     lead: str
     sections: Sequence[Section]
+    contents: bool = False
+    foot: str = ""
+
+    @property
+    def shown(self) -> list[Section]:
+        """The sections that have a part."""
+        return [section for section in self.sections if any(section.parts)]
 
     @property
     def pictures(self) -> dict[str, Picture]:
@@ -97,14 +129,41 @@ def texts(paragraphs: Sequence[str], kind: str = "") -> list[Text]:
     return [Text(paragraph, kind) for paragraph in paragraphs]
 
 
-def render(documents: Sequence[Document], lang: str, title: str = "") -> str:
-    """The page, a document in each language. ``title``: the window's; by default the document's own in ``lang``."""
-    views = [
-        {"lang": one.say.lang, "say": one.say, "document": one, "pictures": one.pictures, "edges": edges(one.say)}
-        for one in documents
+def measures_of(found: Sequence[Mapping[str, FigureFacts]]) -> list[str]:
+    """The measures that any of them has a figure of, in the table's order, then what is not in the table."""
+    names = {name: None for figures in found for name in figures}
+    return [*(name for name in KNOWN if name in names), *(name for name in names if name not in KNOWN)]
+
+
+def figures(found: Sequence[Mapping[str, FigureFacts]], columns: Cells, say: Say, judge: str = "") -> list[Part]:
+    """A row for each measure, a column for each of ``found``; then, folded, what the measures mean, and who judged:
+    ``judge`` where a measure goes by meaning."""
+    names = measures_of(found)
+    if not names:
+        return []
+    rows: list[Cells] = []
+    meanings: list[tuple[str | Entry, str]] = []
+    for name in names:
+        known, title = KNOWN.get(name), say.measure(name)
+        explained, unit = (say.explained(name), say.unit(known.unit)) if known else ("", "")
+        unit = unit if unit.casefold() != title.casefold() else ""
+        rows.append([Entry(title, unit, explained), *(_value(one.get(name), name, say) for one in found)])
+        if known and explained:
+            judged = {"truth": say("exam.by_truth"), "text": say.judge("word for word"), "meaning": say.judge(judge)}
+            by = judged.get(known.judge, "")
+            meanings.append((Entry(title, f"({by})" if by else ""), explained))
+    return [
+        Table("", [say("column.measure"), *columns], rows, "figures", range(1, 1 + len(columns))),
+        Glossary(meanings, summary=say("exam.explained")),
     ]
-    title = title or next(one.title for one in documents if one.say.lang == lang)
-    return page("document.html.jinja", views, lang, title=title)
+
+
+def _value(figure: FigureFacts | None, name: str, say: Say) -> Entry:
+    """A figure, its interval on a line of its own, and n for whoever points at it."""
+    if figure is None:
+        return Entry("")
+    value, bracket, ends = (say.figure(figure, name) if figure["value"] is not None else "–").partition("[")
+    return Entry(value.strip(), bracket + ends, f"n = {say.count(figure['n'])}" if figure.get("n") else "")
 
 
 def write(file: Path, text: str) -> Path:
@@ -116,13 +175,9 @@ def write(file: Path, text: str) -> Path:
     return file
 
 
-def edges(say: Say) -> list[str]:
-    """Where the colours of probabilities change."""
-    return [say.share(edge) for edge in PROBABILITY_EDGES]
-
-
-def page(template: str, views: Sequence[Mapping[str, Any]], lang: str, **content: Any) -> str:
-    """A template of ``klype/examine/page`` with the style, the scripts and the data of the pictures of its views."""
+def render(documents: Sequence[Document], lang: str, title: str = "") -> str:
+    """The page, a document in each language, with its style, scripts and the pictures' data. ``title``: the window's;
+    by default the document's own in ``lang``. Errors: an unknown language."""
     if lang not in LANGUAGES:
         raise UsageError(f"There is no report in “{lang}”.", f"Languages: {', '.join(LANGUAGES)}.")
     environment = Environment(
@@ -132,24 +187,40 @@ def page(template: str, views: Sequence[Mapping[str, Any]], lang: str, **content
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"visible": visible, "step_of": step_of, "kind": _kind}
-    charts = {view["lang"]: {key: asdict(picture) for key, picture in view["pictures"].items()} for view in views}
+    environment.filters |= {"visible": visible, "step_of": step_of, "macro": _macro, "notes": _notes}
+    by_lang = {one.say.lang: one for one in documents}
+    charts = {code: {key: asdict(p) for key, p in one.pictures.items()} for code, one in by_lang.items()}
     scripts = [echarts_script(), _page_file("page.js")]
-    return environment.get_template(template).render(
+    return environment.get_template("document.html.jinja").render(
         lang=lang,
         names={code: row.name for code, row in LANGUAGES.items()},
-        views=views,
-        **content,
+        documents=documents,
+        title=title or by_lang[lang].title,
+        edges=PROBABILITY_EDGES,
         style=Markup(_theme() + _page_file("page.css")),
         scripts=[Markup(script) for script in scripts],
         policy=_policy(scripts),
-        data=_inert_json({"charts": charts, "words": {view["lang"]: _script_words(view["say"]) for view in views}}),
+        data=_inert_json({"charts": charts, "words": {code: _script_words(one.say) for code, one in by_lang.items()}}),
     )
 
 
-def _kind(part: Part) -> str:
-    """The macro that writes it."""
+def _macro(part: Part) -> str:
+    """The name of the macro that writes a part."""
     return part.macro if isinstance(part, Block) else type(part).__name__.lower()
+
+
+def _notes(answer: Mapping[str, Any], say: Say) -> list[str]:
+    """What stands below an answer; last the least likely word, so that colours are not the only place that says so."""
+    found = [say(f"answers.{trait}") for trait in ("polite", "concise") if answer.get(trait)]
+    if answer.get("score") is not None:
+        found.append(say("answers.score", score=say.number(answer["score"], 1)))
+    if answer.get("ended") == "length":
+        found.append(say("answers.cut"))
+    if tokens := [token for token in answer.get("tokens", []) if token["text"].strip()]:
+        rarest = min(tokens, key=lambda token: token["p"])
+        word = visible(rarest["text"].strip())
+        return [" · ".join(found), say("answers.least", word=word, p=say.share(rarest["p"]))]
+    return [" · ".join(found), ""]
 
 
 def _script_words(say: Say) -> dict[str, str]:

@@ -337,6 +337,7 @@ UNITS: Mapping[str, Mapping[str, str]] = {
     "share of 2-grams": {"en": "share of word sequences", "nb": "andel av ordrekkene"},
     "share of pairs": {"nb": "andel av parene"},
     "words": {"nb": "ord"},
+    "bits per byte": {"nb": "bit per byte"},
     "nats": {"nb": "nat"},
     "shape": {"nb": "form"},
     "times as likely": {"nb": "ganger så sannsynlig"},

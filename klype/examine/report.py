@@ -1,31 +1,34 @@
-"""``report.html``: one file that shows a run to others. No network, both languages, light and dark, prints to PDF."""
+"""``report.html`` of a run, made of its facts: sections of one document, in every language."""
 
 from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from klype.examine import html
+from klype.examine.charts import Picture
 from klype.examine.facts import (
     STAGES,
-    AnswerFacts,
     CostFacts,
-    DictionaryAnswerFacts,
-    DictionaryFacts,
     Facts,
+    FigureFacts,
     GateFacts,
+    PlanFacts,
     check,
     figures_of,
     last_model,
 )
-from klype.examine.measures import MEASURES
-from klype.examine.say import NBSP, Say, is_share, visible
+from klype.examine.html import Block, Cells, Document, Entry, Formula, Glossary, Part, Section, Table, Text, texts
+from klype.examine.say import NBSP, Say, is_share
 from klype.examine.training_pictures import pictures
 from klype.examine.verdict import status_of, verdict
 from klype.words import LANGUAGES
+
+OF_THE_BASE = ("s", "kl", "bits_per_byte")
+KEY_FIGURES = ("right", "right_fixed", "well_formed", "right_trained", "polite", "annotator", *OF_THE_BASE)
+TRAINING = {"base": "pretrain", "finetuned": "finetune", "aligned": "align"}
+STEPS = ("pretrain", "finetune", "rank", "reward", "align", "examine", "total")
 
 
 def write(folder: Path, facts: Facts, lang: str = "en") -> Path:
@@ -41,106 +44,67 @@ def write(folder: Path, facts: Facts, lang: str = "en") -> Path:
 
 def render(facts: Facts, lang: str = "en") -> str:
     """The page as text."""
-    return html.page("run.html.jinja", [_view(facts, Say(code)) for code in LANGUAGES], lang, facts=facts)
+    return html.render([_page(facts, Say(code)) for code in LANGUAGES], lang, facts["run"])
 
 
-def _view(facts: Facts, say: Say) -> dict[str, Any]:
-    """What the template needs in one language."""
+def _page(facts: Facts, say: Say) -> Document:
     shown = pictures(facts, say)
-    return {
-        "lang": say.lang,
-        "say": say,
-        "pictures": shown,
-        "verdict": verdict(facts, say),
-        "last": last_model(facts),
-        "key_figures": _key_figures(facts, say),
-        "stages": STAGES,
-        "edges": html.edges(say),
-        "sections": _sections(facts, shown),
-        "least": lambda answer: _least(answer, say),
-        "gate": lambda gate: gate_row(gate, say),
-        "too_few": too_few(facts, say),
-        "dictionary": [_kind(row, say) for row in facts.get("dictionary", [])],
-        "cost_rows": [row.name for row in MEASURES if row.name in COSTS],
-        "cost": lambda name, figure: _cost(name, figure, say),
-        "energy": lambda cost: energy(cost, say),
-        "temperature_figures": [
-            n for n in ("right", "s", "real_words", "repetition", "same_text", "distinct") if _measured(facts, n)
-        ],
-        "commands": _commands(facts, say),
-        "formula": html.Formula(shown["formula"], _model_s(facts)),
-    }
+
+    def section(name: str, *parts: Part | None) -> Section:
+        return Section(parts, say(f"section.{name}"), name)
+
+    notes = [Text(say.text(note), "note") for note in facts.get("notes", [])]
+    copied = say("text.copied"), facts.get("copied_example", "")
+    questions = [
+        Block("question", {**one, "answers": {stage: one["answers"].get(stage) for stage in STAGES}})
+        for one in facts.get("questions", [])
+    ]
+    answers: list[Part] = [Text(f"{say('answers.how')} {say('answers.how_more')}"), Block("legend"), *questions]
+    formula = Formula(shown["formula"], _model_s(facts))
+    sections = [
+        section("verdict", *texts(verdict(facts, say), "verdict"), _key_figures(facts, say), *notes),
+        section("gates", *_gates(facts, say)),
+        section("lifecycle", _stages(facts, say), shown.get("curves")),
+        section("answers", *(answers if questions else [])),
+        section("scores", shown.get("stages"), shown.get("reward"), _rewards(facts, say), *_figures(facts, say)),
+        section("words", *_dictionary(facts, say, shown.get("dictionary"))),
+        section("text", *_text(facts, say, shown.get("text"))),
+        section("heart", shown.get("copied"), *([Text(copied[0]), Text(copied[1], "quote")] if copied[1] else [])),
+        section("next", shown.get("next"), shown.get("truth")),
+        section("temperature", *_temperatures(facts, say, shown.get("temperatures"))),
+        section("divergence", formula, shown.get("survival"), shown.get("calibration")),
+        section("cost", *_cost(facts, say)),
+        section("provenance", *_provenance(facts, say)),
+        section("on", Glossary(_commands(facts, say), "commands")),
+    ]  # fmt: skip
+    lead = say("lead", run=facts["run"], recipe=facts["recipe"])
+    return Document(say, say("title"), lead, sections, contents=True, foot=say("provenance.figures"))
 
 
-def _sections(facts: Facts, shown: Iterable[str]) -> list[str]:
-    """Names of the sections that the page will have, in its order."""
-    drawn, has = set(shown), {name for name, value in facts.items() if value}
-    places = {
-        "verdict": True,
-        "gates": bool({"gates", "too_few"} & has),
-        "lifecycle": True,
-        "answers": "questions" in has,
-        "scores": bool(drawn & {"stages", "reward"}),
-        "words": "dictionary" in has,
-        "text": "text" in drawn,
-        "heart": bool({"copied", "copied_example"} & has),
-        "next": bool(drawn & {"next", "truth"}),
-        "temperature": bool(facts.get("temperatures", {}).get("rows")),
-        "divergence": True,
-        "cost": "cost" in has,
-        "provenance": "provenance" in has,
-        "on": True,
-    }
-    return [name for name, there in places.items() if there]
-
-
-SIDES = ("held_out", "trained")
-COSTS = ("passes", "tokens", "flops", "seconds", "joules", "joules_per_right")
-KEY_FIGURES = (
-    "right",
-    "right_fixed",
-    "well_formed",
-    "right_trained",
-    "polite",
-    "annotator",
-    "s",
-    "kl",
-    "bits_per_byte",
-)
-
-
-def _key_figures(facts: Facts, say: Say) -> list[tuple[str, str, list[str], str]]:
-    """(name, value, [interval and n, judge], of which model) of the few that matter most."""
-    last, base = last_model(facts), "base"
+def _key_figures(facts: Facts, say: Say) -> Part | None:
+    """The few that matter most: name, value, and below it interval with n, of which model, who judged."""
     found = []
     for name in KEY_FIGURES:
-        stage = base if name in ("s", "kl", "bits_per_byte") else last
-        figure = figures_of(facts, stage).get(name)
-        if figure is None:
-            continue
-        written = say.figure(figure, name)
-        value, _, interval = written.partition(" [")
-        count = f"n\u00a0=\u00a0{say.count(figure['n'])}" if figure.get("n") else ""
-        judge = say.judge(figure.get("judge", ""))
-        details = [part for part in (f"[{interval}" if interval else "", count, judge) if part]
-        found.append((say.measure(name), value, [", ".join(details[:2]), *details[2:]], say.stage(stage)))
-    return found
+        stage = "base" if name in OF_THE_BASE else last_model(facts)
+        if (figure := figures_of(facts, stage).get(name)) is not None:
+            value, bracket, interval = say.figure(figure, name).partition(" [")
+            count = f"n{NBSP}={NBSP}{say.count(figure['n'])}" if figure.get("n") else ""
+            details = [part for part in (f"[{interval}" if bracket else "", count) if part]
+            model = [part for part in (say.stage(stage), say.judge(figure.get("judge", ""))) if part]
+            found.append((say.measure(name), value, [", ".join(details), " · ".join(model)]))
+    return Block("keys", found) if found else None
 
 
-def _least(answer: AnswerFacts, say: Say) -> str:
-    """Names the least likely word, so that the colours are not the only place that says so."""
-    tokens = [token for token in answer.get("tokens", []) if token["text"].strip()]
-    if not tokens:
-        return ""
-    token = min(tokens, key=lambda t: t["p"])
-    return say("answers.least", word=visible(token["text"].strip()), p=say.share(token["p"]))
+def _gates(facts: Facts, say: Say) -> list[Part]:
+    rows, few = [gate_row(gate, say) for gate in facts.get("gates", [])], too_few(facts, say)
+    if not rows and not few:
+        return []
+    columns = [say(f"gates.{key}") for key in ("name", "value", "threshold", "result")]
+    return [Table("", columns, rows, "gates", (1, 2)), Text(f"{say('gates.how')} {few}".strip(), "note")]
 
 
-MARKS = {"passed": ("ok", "✓"), "within": ("", "≈"), "missed": ("no", "✗")}
-
-
-def gate_row(gate: GateFacts, say: Say) -> tuple[str, str, str, tuple[str, str, str]]:
-    """(name, measured, required, (class, sign and word of the result))."""
+def gate_row(gate: GateFacts, say: Say) -> tuple[str, str, str, Entry]:
+    """Name, measured, required, and the result with its sign."""
     label = gate.get("label")
     name = say.text(label) if label is not None else _gate_name(gate["name"], say)
     seconds = gate["name"] == "seconds" or gate.get("unit") == "s"
@@ -161,7 +125,8 @@ def gate_row(gate: GateFacts, say: Say) -> tuple[str, str, str, tuple[str, str, 
         measured += f" [{LANGUAGES[say.lang].between.join(ends)}]"
         measured += f", n{NBSP}={NBSP}{say.count(gate['n'])}" if gate.get("n") else ""
     status = status_of(gate)
-    return name, measured, required, (*MARKS[status], say(f"gates.{status}"))
+    sign = {"passed": "ok", "within": "within", "missed": "no"}[status]
+    return name, measured, required, Entry(say(f"gates.{status}"), mark=sign)
 
 
 def _gate_name(name: str, say: Say) -> str:
@@ -175,19 +140,116 @@ def too_few(facts: Facts, say: Say) -> str:
     return say("gates.too_few", names="; ".join(few)) if few else ""
 
 
-def _cost(name: str, figure: Any, say: Say) -> str:
+def _stages(facts: Facts, say: Say) -> Part:
+    """A card for each stage of training: what it does, who ranked, why it is missing, what it took."""
+    planned = facts["provenance"].get("plan", []) if "provenance" in facts else []
+    plan, cards = {row["stage"]: row for row in planned}, []
+    for stage, step in TRAINING.items():
+        told, row = [Text(say(f"life.{step}"))], plan.get(step, PlanFacts(stage=step))
+        if step == "align" and "annotator" in facts:
+            told.append(Text(f"{say('life.annotator')} {say.text(facts['annotator'])}", "small"))
+        if not figures_of(facts, stage) and (why := facts.get("missing", {}).get(stage)):  # type: ignore[call-overload]
+            told.append(Text(say("life.missing", why=say.text(why)), "note"))
+        took = [say("life.steps", steps=say.count(row["steps"]))] if row.get("steps") else []
+        took += [say("life.tokens", tokens=say.big(row["tokens"]))] if row.get("tokens") else []
+        took += [say("life.took", seconds=say.seconds(facts["seconds"][step]))] if step in facts["seconds"] else []
+        cards.append((stage, say(f"train.{step}"), [*told, Text(" · ".join(took), "small")]))
+    return Block("stages", cards)
+
+
+def _rewards(facts: Facts, say: Say) -> Part | None:
+    """The rewards that alignment learnt from."""
+    keys = ("before", "after", "gain")
+    rows = [
+        [say("rewards.model") if name == "model" else name, say.plain(one["weight"]),
+         *(say.figure(one[key], "reward") for key in keys)]  # type: ignore[literal-required]
+        for name, one in facts.get("rewards", {}).items()
+    ]  # fmt: skip
+    columns = [say(f"rewards.{key}") for key in ("reward", "weight", *keys)]
+    return Table(say("rewards.caption"), columns, rows) if rows else None
+
+
+def _figures(facts: Facts, say: Say) -> list[Part]:
+    """Whatever was measured of the models, a column each."""
+    models = [stage for stage in STAGES if facts["stages"].get(stage)]
+    return html.figures([facts["stages"][stage] or {} for stage in models], [say.stage(stage) for stage in models], say)
+
+
+def _dictionary(facts: Facts, say: Say, picture: Picture | None) -> list[Part]:
+    """Answers about a dictionary's words, by kind of question and by whether the words were learnt from."""
+    columns = [say("exam.question"), say("exam.answer"), say("words.reference"), say("words.verdict")]
+    tables: list[Part] = []
+    for row in facts.get("dictionary", []):
+        wrong = "answers.wrong" if row["kind"] in ("class", "ending") else "words.other"  # one right answer only
+        for side in ("held_out", "trained"):
+            rows: list[Cells] = [
+                [one["question"], one["text"].strip() or say("answers.empty"), one["reference"],
+                 Entry(f"{say('answers.right' if one['right'] else wrong)} · "
+                       f"{say('words.formed' if one['well_formed'] else 'words.malformed')}",
+                       mark="ok" if one["right"] else "no")]
+                for one in row["samples"] if one["trained"] == (side == "trained")
+            ]  # fmt: skip
+            if rows:
+                kind = say("words." + row["kind"])
+                tables.append(Table(f"{kind} – {say(f'words.{side}')}", columns, rows, "words"))
+    answers = [Text(say("words.answers"), "heading"), *tables] if tables else []
+    return [Text(say("words.how")), *([picture] if picture else []), *answers] if facts.get("dictionary") else []
+
+
+def _text(facts: Facts, say: Say, picture: Picture | None) -> list[Part]:
+    if picture is None or "text" not in facts:
+        return []
+    return [Text(say("text.held_out", bytes=say.count(facts["text"]["held_out_bytes"]))), picture]
+
+
+def _temperatures(facts: Facts, say: Say, picture: Picture | None) -> list[Part | None]:
+    """A card for each temperature: some answers, and its figures."""
+    found = facts.get("temperatures")
+    if not found or not found["rows"]:
+        return []
+    how = say("temperature.how_text" if facts["kind"] == "text" and found["stage"] == "base" else "temperature.how")
+    asked = say("quote", text=found["prompt"]) if found.get("prompt") else ""
+    cards = []
+    for row in found["rows"]:
+        figures = [
+            (say.measure(name).split(",")[0], say.figure(row["figures"][name], name))
+            for name in html.measures_of([row["figures"]])
+        ]
+        title = f"τ = {say.plain(row['temperature'])}"
+        cards.append((title, row["samples"][:4], Glossary(figures, "pairs")))
+    return [Text(f"{how} {asked}".strip()), Block("temperatures", cards), picture]
+
+
+def _cost(facts: Facts, say: Say) -> list[Part]:
+    costs = facts.get("cost", {})
+    stages = [stage for stage in STAGES if stage in costs]
+    if not stages:
+        return []
+    found, last = [costs[stage]["figures"] for stage in stages], costs[stages[-1]]
+    rows: list[Cells] = [
+        [say.measure(name), *(_spent(name, figures.get(name), say) for figures in found)]
+        for name in html.measures_of(found)
+    ]
+    notes = [say("cost.flops"), say("cost.alone") if "seconds" in last["figures"] else "", energy(last, say)]
+    return [
+        Text(say("cost.lead", parameters=say.count(last["parameters"]))),
+        Table("", [say("cost.column"), *map(say.stage, stages)], rows, numeric=range(1, 1 + len(stages))),
+        Text(" ".join(note for note in notes if note), "small"),
+    ]
+
+
+def _spent(name: str, figure: FigureFacts | None, say: Say) -> str:
+    """What an answer costs on average, in the unit of the measure."""
     if figure is None or figure["value"] is None:
         return say.figure(figure)
     value = figure["value"]
-    if name == "seconds":
-        return say.seconds(value)
+    if name in ("passes", "tokens"):
+        return say.number(value, 1)
+    if name.startswith("joules"):
+        return f"{value:.3g} J".replace(".", LANGUAGES[say.lang].decimal)
     if name == "flops":
         return say.big(value)
-    return (
-        say.number(value, 1)
-        if name in ("passes", "tokens")
-        else f"{value:.3g} J".replace(".", LANGUAGES[say.lang].decimal)
-    )
+    return say.seconds(value) if name == "seconds" else say.figure(figure, name)
 
 
 def energy(cost: CostFacts, say: Say) -> str:
@@ -199,20 +261,43 @@ def energy(cost: CostFacts, say: Say) -> str:
     return say("cost.measured") if "joules" in cost["figures"] else ""
 
 
-def _kind(row: DictionaryFacts, say: Say) -> tuple[str, bool, list[tuple[str, list[DictionaryAnswerFacts]]]]:
-    """(kind of question, whether there is but one right answer, [(trained or not, answers)])."""
-    sides = [
-        (say(f"words.{side}"), [s for s in row["samples"] if s["trained"] == (side == "trained")]) for side in SIDES
+def _provenance(facts: Facts, say: Say) -> list[Part]:
+    """Data with their licences, the stages as planned and as they were, and what a repetition needs to know."""
+    if "provenance" not in facts:
+        return []
+    found, seconds = facts["provenance"], facts["seconds"]
+
+    def words(*keys: str) -> list[str]:
+        return [say(f"provenance.{key}") for key in keys]
+
+    data: list[Cells] = [
+        [Entry(row["name"], say.text(row.get("attribution", ""))),
+         say("provenance.bytes", n=say.count(row["bytes"])) if "bytes" in row else "–",
+         row.get("licence", "–"),
+         Entry(row.get("sha256", "–")[:16], title=row.get("sha256", ""))]
+        for row in found["data"]
+    ]  # fmt: skip
+    plan = {row["stage"]: row for row in found.get("plan", [])}
+    planned = {stage: row["planned_s"] for stage, row in plan.items() if "planned_s" in row}
+    planned |= {"total": facts["planned_s"]} if facts.get("planned_s") else {}
+    stages = [
+        [say(f"train.{step}"),
+         say.count(plan[step]["steps"]) if "steps" in plan.get(step, {}) else "",
+         *(say.seconds(of[step]) if step in of else "" for of in (planned, seconds))]
+        for step in STEPS if step in seconds or step in plan
+    ]  # fmt: skip
+    shape = [
+        f"{say(f'shape.{key}') if say.has(f'shape.{key}') else key.replace('_', ' ')} "
+        f"{say.count(value) if isinstance(value, int) else value}"
+        for key, value in found.get("model", {}).items()
     ]
-    return (
-        say(f"words.{row['kind']}"),
-        row["kind"] in ("class", "ending"),
-        [(name, samples) for name, samples in sides if samples],
-    )
-
-
-def _measured(facts: Facts, name: str) -> bool:
-    return any(name in row["figures"] for row in facts.get("temperatures", {}).get("rows", []))
+    rest = {"when": found.get("when", ""), "seed": str(found["seed"]), "machine": " · ".join(found["machine"].values()),
+            "model": " · ".join(shape), "versions": " · ".join(map(" ".join, found["versions"].items()))}  # fmt: skip
+    return [
+        Table("", words("data", "size", "licence", "hash"), data, "hashed", (1,)),
+        Table("", words("stage", "steps", "planned", "used"), stages, numeric=(1, 2, 3)),
+        Glossary([(say(f"provenance.{key}"), value) for key, value in rest.items() if value], "pairs wide"),
+    ]
 
 
 def _model_s(facts: Facts) -> float | None:
@@ -231,6 +316,7 @@ def quoted(text: str) -> str:
 
 
 def _commands(facts: Facts, say: Say) -> list[tuple[str, str]]:
+    """How to go on: commands as they are typed, and what each does."""
     given = facts.get("commands")
     if given:
         return [(command["command"], say.text(command["what"])) for command in given]

@@ -141,7 +141,9 @@ def _page(made: Document, say: Say) -> html.Document:
     for row in rows:
         shown = formula if row["name"] == "formula" else drawn.pop(row["picture"], None)
         small = html.Text(row["how"], "small") if row["how"] else None
-        sections.append(html.Section([html.Block("ruling", row), small, shown], row["says"], row["name"]))
+        sign = {"supports": "ok", "does_not_support": "no"}.get(row["ruling"], "open")
+        found = html.Text(row["found"], "verdict", sign, f"{row['ruled']}.")
+        sections.append(html.Section([found, small, shown], row["says"], row["name"]))
     return html.Document(say, own("title"), lead, sections)
 
 
