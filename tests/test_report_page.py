@@ -297,8 +297,8 @@ def test_the_rewards_are_told_with_their_weights_before_and_after_and_their_name
         "the reward model</bdi>",
         "belønningsmodellen</bdi>",
         "&lt;b&gt;.py:short",
-        "<td><bdi>0.25</bdi></td>",
-        "<td><bdi>0,25</bdi></td>",
+        "<bdi>0.25</bdi></td>",
+        "<bdi>0,25</bdi></td>",
     ):
         assert shown in page
     assert "\u22127.5 [\u22128.0, \u22127.0]" in page

@@ -166,7 +166,7 @@ def _rewards(facts: Facts, say: Say) -> Part | None:
         for name, one in facts.get("rewards", {}).items()
     ]  # fmt: skip
     columns = [say(f"rewards.{key}") for key in ("reward", "weight", *keys)]
-    return Table(say("rewards.caption"), columns, rows) if rows else None
+    return Table(say("rewards.caption"), columns, rows, numeric=range(1, 5)) if rows else None
 
 
 def _figures(facts: Facts, say: Say) -> list[Part]:
