@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, NotRequired
 
-from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 
@@ -145,6 +146,89 @@ class Run(TypedDict):
     report: str
 
 
+class Trained(TypedDict):
+    run: str
+    stage: Literal["pretrain", "finetune", "rank", "reward", "align"]
+    model: str
+    seconds: dict[str, float]
+    figures: dict[str, dict[str, Figure]]
+    reward: dict[str, Any] | None
+    rewards: dict[str, Any] | None
+
+
+class Align(TypedDict):
+    run: str
+    method: str
+    taste: str
+    rounds: list[dict[str, Any]]
+    verdict: dict[str, str]
+    gain: dict[str, Figure]
+    win_rate: Figure
+
+
+class Annotator(TypedDict):
+    name: str
+    by: Literal["person", "simulated", "model", "imported"]
+    rankings: int
+    with_oneself: Figure
+
+
+class Between(TypedDict):
+    annotators: list[str]
+    tau_b: Figure
+
+
+class Rank(TypedDict):
+    run: str
+    store: str
+    new: int
+    entries: int
+    annotators: list[Annotator]
+    between: list[Between]
+    alpha: dict[str, Figure]
+
+
+class Target(TypedDict):
+    bits_per_byte: NotRequired[Figure]
+    kl: NotRequired[Figure]
+
+
+class Bias(TypedDict):
+    targets: dict[str, Target]
+    plan: dict[str, Any]
+    report: str
+
+
+class Method(TypedDict):
+    figures: dict[str, Figure]
+
+
+class Mistakes(TypedDict):
+    methods: dict[str, Method]
+    plan: dict[str, Any]
+    halved: list[str]
+    report: str
+
+
+class Claim(TypedDict):
+    ruling: str
+    tests: dict[str, Any]
+
+
+class Article(TypedDict):
+    claims: list[Claim]
+    report: str
+
+
+class Exported(TypedDict):
+    model: str
+    gguf: NotRequired[str]
+    bytes: NotRequired[int]
+    folder: NotRequired[str]
+    files: NotRequired[list[str]]
+    hub: NotRequired[str]
+
+
 class Reason(TypedDict):
     message: str
     hint: str
@@ -157,3 +241,20 @@ class Error(TypedDict):
 def holds(contract: Any, document: object) -> None:
     """Raises ValidationError, which names the place, where a document does not keep its contract."""
     TypeAdapter(contract).validate_python(document, strict=True)
+    for place, one in measured(document):
+        try:
+            TypeAdapter(Gate if "threshold" in one else Figure).validate_python(one, strict=True)
+        except ValidationError as error:
+            raise AssertionError(f"{place} is no figure: {one}") from error
+
+
+def measured(document: object, place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Whatever in a document has a value, wherever it stands."""
+    if isinstance(document, dict):
+        if "value" in document:
+            yield place, document
+        for name, one in document.items():
+            yield from measured(one, f"{place}.{name}")
+    elif isinstance(document, list):
+        for number, one in enumerate(document):
+            yield from measured(one, f"{place}[{number}]")

@@ -52,10 +52,42 @@ def test_an_examination_is_told_in_the_same_words(run: Path, capsys: Captured, t
     assert json.loads((tmp_path / "figures.json").read_text(encoding="utf-8")) == found
 
 
-def test_what_went_wrong_is_told_in_the_same_words(run: Path, capsys: Captured) -> None:
-    for argv, code in ((["ask", "nowhere", "Hvem?"], 2), (["tree", str(run), "Hvem?", "--eps", "2"], 2)):
-        assert guard.guarded(call, [*argv, "--json"]) == code
-        contract.holds(contract.Error, json.loads(capsys.readouterr().out))
+WRONG = [
+    (["ask", "nowhere", "Hvem?"], 2),
+    (["tree", "RUN", "Hvem?", "--eps", "2"], 2),
+    (["run", "--minutes", "-1"], 2),
+    (["train", "baking"], 2),
+    (["train", "finetune"], 2),
+    (["align", "nowhere"], 2),
+    (["align", "RUN", "--rounds", "0"], 2),
+    (["rank", "nowhere"], 2),
+    (["rank", "RUN", "--noise", "5"], 2),
+    (["bias", "--documents", "3"], 2),
+    (["mistakes", "--methods", "prayer"], 2),
+    (["article", "nowhere"], 2),
+    (["export", "RUN"], 2),
+    (["runs", "compare", "RUN"], 2),
+    (["judge"], 2),
+]
+
+
+@pytest.mark.parametrize(("argv", "code"), WRONG, ids=lambda part: "-".join(part) if type(part) is list else "")
+def test_what_went_wrong_is_told_in_the_same_words(
+    argv: list[str], code: int, run: Path, capsys: Captured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert guard.guarded(call, [*[str(run) if part == "RUN" else part for part in argv], "--json"]) == code
+    contract.holds(contract.Error, json.loads(capsys.readouterr().out))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_stage_and_a_file_are_told_in_the_same_words(run: Path, capsys: Captured, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("\n\n".join(f"Hvem gikk? Kari gikk til skolen. {i}" for i in range(60)))
+    given = ["--text", str(tmp_path / "text.txt"), "--steps", "1", "--set", "pretrain.rows=2"]
+    argv = ["train", "pretrain", "--from", str(run), *given, "--out", str(tmp_path / "out")]
+    contract.holds(contract.Trained, document(capsys, *argv))
+    contract.holds(contract.Exported, document(capsys, "export", str(run), "--gguf", str(tmp_path / "m.gguf")))
 
 
 @pytest.mark.slow

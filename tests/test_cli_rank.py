@@ -22,6 +22,7 @@ from klype.runs.rankers import Wrong, parse_order
 from klype.text.chat import TEMPLATE
 from klype.text.tokenizer import Tokenizer
 from klype.world import World
+from tests import contract
 
 Captured = pytest.CaptureFixture[str]
 QUESTIONS = 40
@@ -52,7 +53,9 @@ def klype(*words: str | Path) -> int:
 def document(captured: Captured, *words: str | Path) -> dict[str, object]:
     captured.readouterr()
     assert klype(*words, "--json") == 0
-    return json.loads(captured.readouterr().out)  # type: ignore[no-any-return]
+    found = json.loads(captured.readouterr().out)
+    contract.holds(contract.Rank, found)
+    return found  # type: ignore[no-any-return]
 
 
 @pytest.mark.slow

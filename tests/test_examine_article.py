@@ -16,6 +16,7 @@ from klype.examine.say import Say
 from klype.experiments.article import sentences
 from klype.experiments.claims import How, claims, of_figures
 from klype.words import LANGUAGES, words
+from tests import contract
 from tests.test_cli_models import Captured, document, question, run, world
 
 __all__ = ["question", "run", "world"]
@@ -197,6 +198,7 @@ def test_a_whole_document_has_no_more_hypotheses_than_its_rulings_are_tried_for(
 def test_the_command_rules_and_writes_its_page(run: Path, capsys: Captured, tmp_path: Path) -> None:
     argv = ["article", str(run), "-n", "2", "--limit", "4", "--out", str(tmp_path)]
     found = document(capsys, *argv)
+    contract.holds(contract.Article, found)
     assert {row["ruling"] for row in found["claims"]} <= set(KNOWN)
     assert all(test["n"] > 0 for row in found["claims"] for test in row["tests"].values())
     page = (tmp_path / "article.html").read_text(encoding="utf-8")

@@ -43,6 +43,7 @@ from klype.model.compiled import fused
 from klype.model.transformer import Transformer
 from klype.train.objectives import cross_entropy, soft_cross_entropy
 from klype.values import Batch
+from tests import contract
 
 SETTINGS = LabSettings(width=16, layers=1, rows=8, epochs=3, patience=3, teachers=2)
 PLAN = Plan(documents=(12, 24), seeds=2, arms=tuple(row.name for row in TARGETS), settings=SETTINGS)
@@ -493,6 +494,7 @@ def test_the_command_on_ones_own_text(tmp_path: Path, capsys: pytest.CaptureFixt
     small = ["--set", "epochs=2", "--set", "teachers=2", "--set", "layers=1"]
     call(["bias", "--text", str(text), *asked, *small, "--out", str(tmp_path / "out"), "--json"])
     made = json.loads(capsys.readouterr().out)
+    contract.holds(contract.Bias, made)
     assert set(made["targets"]) == {"one-hot", "kneser-ney", "ensemble"}
     assert made["targets"]["ensemble"]["bits_per_byte"]["value"] > 0
     assert "kl" not in made["targets"]["one-hot"]

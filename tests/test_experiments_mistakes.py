@@ -33,6 +33,7 @@ from klype.sources.source import answers
 from klype.train.objectives import cross_entropy, reverse_divergence, soft_cross_entropy
 from klype.values import Request
 from klype.words import words
+from tests import contract
 from tests.test_examine_feedback import Always, chain
 from tests.toy_sources import table_source
 
@@ -443,6 +444,7 @@ def test_the_command_on_ones_own_text(tmp_path: Path, capsys: pytest.CaptureFixt
     small = [f"{key}={value}" for key, value in _lab().items()] + ["epochs=1", "teachers=1", "steps=2", "own=4"]
     call(["mistakes", "--text", str(text), *asked, *(part for one in small for part in ("--set", one))])
     made = json.loads(capsys.readouterr().out)
+    contract.holds(contract.Mistakes, made)
     assert list(made["methods"]) == ["before", "documents", "own-teachers"]
     figures = made["methods"]["own-teachers"]["figures"]
     assert figures["bits_per_byte"]["value"] > 0

@@ -20,6 +20,7 @@ from klype.model.checkpoint import load, save
 from klype.model.to_gguf import write_gguf
 from klype.text.chat import TEMPLATE
 from klype.text.tokenizer import Tokenizer
+from tests import contract
 from tests.toys import toy
 
 pytest.importorskip("gguf")
@@ -59,7 +60,9 @@ def test_the_hub_folder_is_a_checkpoint_with_a_card(tmp_path: Path, capsys: pyte
     out = tmp_path / "pushed"
     argv = ["export", str(run), "--hub", "owner/name", "--dry-run", "--out", str(out), "--json"]
     assert guard.guarded(call, argv) == 0
-    files = json.loads(capsys.readouterr().out)["files"]
+    pushed = json.loads(capsys.readouterr().out)
+    contract.holds(contract.Exported, pushed)
+    files = pushed["files"]
     assert "metrics.jsonl" not in files
     # what vLLM's loader reads of a directory: architecture, weights in safetensors, tokenizer, generation defaults
     assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= set(files)

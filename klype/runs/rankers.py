@@ -368,7 +368,8 @@ def _unlike(entry: Entry) -> bool:
 
 
 def _share(k: int, n: int) -> dict[str, Any]:
-    return {"value": k / n, "n": n} if n else {"value": None, "why": "nothing was ordered more than once"}
+    """Without an interval: pairs of the same answers are not independent."""
+    return Figure(k / n if n else None, n=n, unit="share", why="" if n else "nothing was ordered more than once").json()
 
 
 def checked(store: Store) -> None:
