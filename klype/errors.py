@@ -1,8 +1,19 @@
 """What a user did wrong, in one sentence, with what to do about it."""
 
+import re
+
+FLAG = re.compile(r"\bklype [a-z].*|(?<![\w-])(?:-(?=n\b)|--)([a-z][a-z-]*)(?:[ =](?=\d|[A-Z]{2}))?", re.DOTALL)
+"""A flag of the command line, and whether a value follows; what is typed after ``klype`` is left as it is."""
+SWITCHES = ("raw", "resume", "force")  # flags without a value
+KEYWORDS = ("from",)  # of Python: such an argument's name ends in _
+
 
 class KlypeError(Exception):
-    """Something failed for a reason the user can act on. Exit code 1."""
+    """Something failed for a reason the user can act on. Exit code 1.
+
+    ``message`` and ``hint`` name options as they are typed (--limit); as text, for programs, it names arguments
+    (limit).
+    """
 
     exit_code = 1
 
@@ -12,7 +23,7 @@ class KlypeError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
-        return f"{self.message} {self.hint}".strip()
+        return " ".join(FLAG.sub(_argument, part) for part in (self.message, self.hint) if part)
 
 
 class UsageError(KlypeError):
@@ -30,3 +41,11 @@ class Interrupted(KlypeError):  # noqa: N818 - it is no error but an end that wa
     def __init__(self, message: str, hint: str = "", asked: bool = False) -> None:
         super().__init__(message, hint)
         self.asked = asked
+
+
+def _argument(flag: re.Match[str]) -> str:
+    """--limit → limit, --seed 5 → seed=5, --raw → raw=True."""
+    if flag[1] is None:
+        return flag[0]
+    name = flag[1].replace("-", "_") + "_" * (flag[1] in KEYWORDS)
+    return f"{name}=True" if name in SWITCHES else f"{name}=" if flag[0][-1] in " =" else name

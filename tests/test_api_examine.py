@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -58,6 +60,21 @@ def test_the_command_prints_what_is_returned(run: Path, capsys: Captured, tmp_pa
     frame = found.to_pandas()
     assert len(frame) == sum(len(figures) for figures in printed["figures"].values())
     assert set(frame.columns) == {"temperature", "measure", "value", "low", "high", "n", "unit"}
+
+
+@pytest.mark.slow
+def test_an_examination_is_pickled_as_what_it_found(run: Path) -> None:
+    found = klype.examine(run, ROWS, temperatures=[0.7, 1], device="cpu", **SMALL)
+    for again in (pickle.loads(pickle.dumps(found)), copy.deepcopy(found)):
+        assert (again.to_json(), again.figures, again.found) == (found.to_json(), found.figures, None)
+        assert (again.to_html(), again._repr_html_(), repr(again)) == (
+            found.to_html(),
+            found._repr_html_(),
+            repr(found),
+        )
+    for wrong in (3, "0.7", None):
+        with pytest.raises(klype.KlypeError, match="emperature"):
+            found.at(wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.slow
@@ -132,6 +149,16 @@ def test_what_cannot_be_examined_is_one_sentence(run: Path, tmp_path: Path) -> N
         ({"temperatures": "0.7"}, "temperatures should be"),
         ({"temperatures": 0.7}, "temperatures should be"),
         ({"questions": [1]}, "Question 1"),
+        ({"questions": 5}, "questions should be"),
+        ({"questions": {"question": "Hvem?"}}, "questions should be"),
+        ({"minutes": "5"}, "minutes should be"),
+        ({"most": "5"}, "most should be"),
+        ({"budget": "5"}, "budget should be"),
+        ({"judge": 5}, "judge should be"),
+        ({"training": "text"}, "training should be"),
+        ({"training": [5]}, "training should be"),
+        ({"device": "abacus"}, "no kind of device 'abacus'"),
+        ({"limit": 0}, "^n and limit should be"),
     ],
 )
 def test_wrong_options_are_one_sentence(run: Path, options: dict[str, Any], said: str) -> None:

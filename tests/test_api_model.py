@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import doctest
 import json
 import math
+import pickle
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -19,10 +23,12 @@ import klype
 from klype.api import examination as api_examination
 from klype.api import model as api_model
 from klype.cli import guard
+from klype.cli.commands.studio import opened_models
 from klype.cli.main import call
 from klype.model import checkpoint
 from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
+from klype.serve.opening import open_served
 from klype.text.chat import TEMPLATE
 from klype.text.tokenizer import Tokenizer
 from klype.values import Sampling
@@ -226,11 +232,77 @@ def test_what_cannot_be_is_one_sentence(model: klype.Model, tmp_path: Path) -> N
         (lambda model: model.tree("Hvem?", budget=0), "budget of at least 1"),
         (lambda model: model.tree("Hvem?", budget=3.5), "budget should be a whole number"),
         (lambda model: model.forks("Hvem?", samples="many"), "samples should be a whole number"),
+        (lambda model: model.forks("Hvem?", answer=3), "answer should be a string"),
+        (lambda model: model.ask("Hvem?", topk=3), "no option topk"),
+        (lambda model: model.chat(5), "list of messages"),
+        (lambda model: model.chat(iter(())), "list of messages"),
+        (lambda model: klype.load(5), "name should be a string"),
+        (lambda model: klype.load(b"run"), "name should be a string"),
+        (lambda model: klype.load("a" * 5000), "no model aaa"),
+        (lambda model: klype.load("a\0b"), "no model a"),
+        (lambda model: klype.load(""), "no model"),
+        (lambda model: klype.load("run", device=None), "device should be a string"),
+        (lambda model: klype.load("run", budget=5), "budget should be a string"),
     ],
 )
 def test_arguments_of_a_wrong_kind_are_one_sentence(model: klype.Model, wrong: Any, said: str) -> None:
     with pytest.raises(klype.KlypeError, match=said):
         wrong(model)
+
+
+def test_options_are_named_as_whoever_reads_of_them_gives_them(
+    run: Path, model: klype.Model, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An argument of Python in a program, a flag on the command line."""
+    for limit in (0, -3):
+        with pytest.raises(klype.KlypeError, match=rf"^limit should be at least 1 \(it is {limit}\)\.$"):
+            model.ask("Hvem?", limit=limit)
+        assert guard.guarded(call, ["ask", str(run), "Hvem?", "--limit", str(limit), "--json"]) == 2
+        assert json.loads(capsys.readouterr().out)["error"]["message"].startswith("--limit should")
+    for said, told in (
+        ("Use --raw to go without it.", "Use raw=True to go without it."),
+        ("It was --seed 5, not --seed=6.", "It was seed=5, not seed=6."),
+        ("-n and --skip-bad of a-b--c, -1 to 1", "n and skip_bad of a-b--c, -1 to 1"),
+        ("Give some: --questions FILE or --from.", "Give some: questions=FILE or from_."),
+        ("Go on: klype run --out x.y --resume", "Go on: klype run --out x.y --resume"),
+    ):
+        assert str(klype.KlypeError(said, said)) == f"{told} {told}"
+
+
+def test_a_model_is_pickled_by_how_it_was_opened(run: Path) -> None:
+    opened = klype.load(run, precision="bfloat16", device="cpu")
+    again = pickle.loads(pickle.dumps(opened))
+    assert (again.name, again.opened.how) == (opened.name, opened.opened.how)
+    assert again.ask("Hvem?", limit=4)[0].trace.tokens == opened.ask("Hvem?", limit=4)[0].trace.tokens
+    assert copy.deepcopy([opened])[0] is copy.copy(opened) is opened
+
+
+def test_a_model_is_asked_from_many_threads(model: klype.Model) -> None:
+    def asked(seed: int) -> list[tuple[int, ...]]:
+        return [answer.trace.tokens for answer in model.ask("Hvor er Kari?", 2, 0.9, 6, seed)]
+
+    alone = [asked(seed) for seed in range(6)]
+    with ThreadPoolExecutor(6) as pool:
+        assert list(pool.map(asked, range(6))) == alone
+
+
+def test_results_are_short_when_they_are_printed(model: klype.Model) -> None:
+    tree, forks = model.tree("Hvem?", budget=20, limit=3), model.forks("Hvem?", answer="Kari gikk", samples=4)
+    for found, begins in ((tree, f"<AnswerTree: {len(tree.answers)} answers, first '"), (forks, "<AnswerForks of '")):
+        assert repr(found).startswith(begins)
+        assert len(repr(found)) < 200
+
+
+def test_a_reward_model_is_no_language_model(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(run / "finetune", tmp_path / "reward")
+    (tmp_path / "reward" / "reward.json").write_text("{}")
+    place = str(tmp_path / "reward")
+    for doing in (lambda: klype.load(place), lambda: open_served(place), lambda: list(opened_models([place], "auto"))):
+        with pytest.raises(klype.KlypeError, match=r"is a reward model, which weighs answers.* Name its run"):
+            doing()
+    for argv in (["ask", place, "Hvem?"], ["train", "finetune", "--from", place], ["export", place, "--gguf", "m"]):
+        assert guard.guarded(call, [*argv, "--json"]) == 2
+        assert "is a reward model" in json.loads(capsys.readouterr().out)["error"]["message"]
 
 
 def test_a_scored_answer_is_whole(model: klype.Model) -> None:

@@ -11,6 +11,8 @@ import torch
 
 import klype
 from klype.cli.main import call
+from klype.device import pick_device
+from tests import contract
 
 SMALL = {
     "world": "small",
@@ -58,6 +60,9 @@ def test_a_run_holds_models_metrics_and_a_report(trained: klype.Run) -> None:
     (one,), (two,) = (model.ask("Hvem?", temperature=0, limit=5) for model in (newest, named))
     assert one.trace.tokens == two.trace.tokens
     assert trained.metrics["reward"].to_json()[-1]["step"] == 5
+    assert trained.about["machine"]["device"] == str(pick_device())
+    for printed in (trained.report, trained.metrics["align"], trained.stages, trained):
+        assert len(repr(printed)) < 200
     report = trained.report
     assert report.to_json() == json.loads((trained.path / "figures.json").read_text())
     assert set(report.figures) == {"base", "finetuned", "aligned"}
@@ -84,7 +89,7 @@ def test_a_run_ranks_by_the_world_by_a_function_and_by_a_file(trained: klype.Run
     after = trained.rank(file)
     assert after.new == 1
     assert ">Nils</td>" in after._repr_html_()
-    for wrong in ({"noise": 5.0}, {"n": -1}, {"n": 2.5}):
+    for wrong in ({"noise": 5.0}, {"noise": "x"}, {"n": -1}, {"n": 2.5}, {"seed": "x"}, {"by": 5}):
         with pytest.raises(klype.KlypeError, match=f"{next(iter(wrong))} should be"):
             trained.rank(**wrong)  # type: ignore[arg-type]
 
@@ -100,6 +105,7 @@ def test_the_command_and_the_function_align_to_the_same_weights(trained: klype.R
     command = ["align", str(trained.path), "--reward", name, "--steps", "2", "--out", str(tmp_path / "typed")]
     assert call(command) is None
     typed = klype.Run(tmp_path / "typed")
+    contract.holds(contract.Align, json.loads((tmp_path / "typed" / "align.json").read_text(encoding="utf-8")))
     one, two = ((run.path / "align" / "model.safetensors").read_bytes() for run in (own, typed))
     assert one == two
     assert typed.about["rewards"][name]["after"] == own.about["rewards"]["vowels"]["after"]
@@ -127,6 +133,16 @@ def test_what_cannot_be_is_one_sentence(tmp_path: Path) -> None:
         (lambda: klype.train(sett={}, out=tmp_path / "out"), "sett"),  # type: ignore[call-arg]
         (lambda: klype.train(rewards={"none.py:f": 1}, out=tmp_path / "out"), r"no file .*none\.py"),
         (lambda: klype.train(set={"align.rows": -1}, out=tmp_path / "out"), "align.rows"),
+        (lambda: klype.train(rewards=len, out=tmp_path / "out"), "rewards should be a list of functions"),  # type: ignore[arg-type]
+        (lambda: klype.train(rewards=[5], out=tmp_path / "out"), "5 is no reward"),  # type: ignore[list-item]
+        (lambda: klype.train(rewards={len: "0.5"}, out=tmp_path / "out"), "weight of the reward len should"),
+        (lambda: klype.train(None, out=tmp_path / "out"), "text should be a file"),  # type: ignore[arg-type]
+        (lambda: klype.train(device="abacus", out=tmp_path / "out"), "no kind of device 'abacus'"),
+        (lambda: klype.train(lang="xx", out=tmp_path / "out"), "no language 'xx'"),
+        (lambda: klype.train(progress=5, out=tmp_path / "out"), "progress should be"),  # type: ignore[arg-type]
+        (lambda: klype.train(out=5), "out should be a path"),  # type: ignore[arg-type]
+        (lambda: klype.train(from_=5, out=tmp_path / "out"), "from_ should be a path"),  # type: ignore[arg-type]
+        (lambda: klype.Run(5), "path should be a path"),  # type: ignore[arg-type]
     ):
         with pytest.raises(klype.KlypeError, match=said):
             doing()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 from typing import TYPE_CHECKING
 
 from klype.errors import UsageError
@@ -64,6 +65,13 @@ def whole(**given: object) -> None:
     for name, number in given.items():
         if isinstance(number, bool) or not isinstance(number, Integral):
             raise UsageError(f"{name} should be a whole number (it is {number!r}).")
+
+
+def number(name: str, value: object, least: float = 0.0) -> float:
+    """The value as a float. Raises UsageError for what is no number, not finite, or below ``least``."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not least <= float(value) < math.inf:
+        raise UsageError(f"{name} should be a number from {least:g} up (it is {value!r}).")
+    return float(value)
 
 
 def prompt_of(opened: Opened, text: str, raw: bool | None) -> tuple[int, ...]:

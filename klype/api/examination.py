@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import cached_property
 from html import escape
 from numbers import Real
 from os import PathLike
@@ -14,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
-from klype.api.asking import whole
+from klype.api.asking import number, whole
 from klype.api.examinee import Judging, examinee, open_judge, questions_of
 from klype.api.model import Model, load
 from klype.api.results import Row, data_frame, html_table
@@ -44,7 +42,8 @@ class ExamineOptions(TypedDict, total=False):
     temperatures: those at which answers are drawn; by default 0, 0.7, 1 and 1.3. limit: tokens of an answer at most
     (32). budget: forward passes at most; fewer answers and questions where they would be more. most: questions at most
     (200; 0: all). raw: as for ``Model.ask``. judge: a MODEL, or a callable with a name, that says which answers mean
-    the same and are right where no rule can. training: texts that answers may have been copied from.
+    the same and are right where no rule can. training: texts that answers may have been copied from. device: what opens
+    models that are given by name, as for ``klype.load``.
     """
 
     temperatures: Sequence[float]
@@ -54,16 +53,30 @@ class ExamineOptions(TypedDict, total=False):
     raw: bool | None
     judge: str | Judging | None
     training: Sequence[str]
+    device: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Examination:
-    """What ``klype.examine`` found: figures with 95 % intervals, by temperature. ``found`` holds every answer."""
+    """What ``klype.examine`` found: figures with 95 % intervals, by temperature.
 
-    found: Examined
+    ``document`` has figures, curves, trees, forks, examples and cost, as ``to_json`` gives them. ``found`` holds every
+    answer, and the model that gave them: it is None in a copy that was pickled.
+    """
+
+    document: Row
+    found: Examined | None
+
+    @staticmethod
+    def of(found: Examined) -> Examination:
+        """What was measured, as figures and a document."""
+        return Examination(document(found) | {"report": None}, found)
 
     def __repr__(self) -> str:
-        return f"<Examination of {self.found.target.name}: {len(self.found.target.questions)} questions>"
+        return f"<Examination of {self.document['model']}: {self.document['questions']} questions>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Examination, (self.document, None)
 
     @property
     def figures(self) -> dict[str, Figure]:
@@ -71,16 +84,19 @@ class Examination:
 
         A figure that could not be had has the value None, and ``why``.
         """
-        return self.at(self.found.settings.main)
+        return self._at(self.document["main"])
 
     def at(self, temperature: float) -> dict[str, Figure]:
-        """The same at another of the temperatures. Raises KeyError for one that was not asked for."""
-        return {name: Figure(**row) for name, row in self.document["figures"][f"{temperature:g}"].items()}
+        """The same at another of the temperatures. Raises KlypeError for one that was not asked for."""
+        key = f"{number('temperature', temperature):g}"
+        if key not in self.document["figures"]:
+            raise UsageError(
+                f"Temperature {key} was not examined.", f"There are {', '.join(self.document['figures'])}."
+            )
+        return self._at(key)
 
-    @cached_property
-    def document(self) -> Row:
-        """Figures, curves, trees, forks, examples and cost, as ``to_json`` gives them."""
-        return document(self.found) | {"report": None}
+    def _at(self, key: str) -> dict[str, Figure]:
+        return {name: Figure(**row) for name, row in self.document["figures"][key].items()}
 
     def to_json(self) -> Row:
         """As ``klype examine --json`` prints; ``report`` is None: nothing was written."""
@@ -120,18 +136,17 @@ class Exam:
     settings: ExamSettings
     plan: Plan
 
-    def run(
+    def measured(
         self,
         folder: Path | None = None,
         progress: Progress = lambda part, done, of: None,
         given: Mapping[float, list[Intervention]] | None = None,
-    ) -> Examination:
+    ) -> Examined:
         """Asks the questions. In ``folder`` answers are kept as traces: those that are there already are not asked
         again. ``given``: the forced words of the model that this one is compared with."""
         with TemporaryDirectory() if folder is None else nullcontext(folder) as place:
             meters = Meters(joules=EnergyMeter().joules)
-            found = run_examination(self.target, self.settings, Path(place), progress, given, meters)
-        return Examination(found)
+            return run_examination(self.target, self.settings, Path(place), progress, given, meters)
 
 
 def planned(one: EvalTarget, settings: ExamSettings, minutes: float, budget: int | None) -> Exam:
@@ -160,15 +175,21 @@ def prepare(
         raise UsageError(f"temperatures should be a list of numbers (it is {temperatures!r}).")
     settings = ExamSettings(tuple(map(float, temperatures)), n, limit, seed)
     settings.check()
-    if not 0 <= minutes < math.inf:
-        raise UsageError(f"minutes should be a number from 0 up (it is {minutes}).")
-    if (most := options.get("most", 200)) < 0:
-        raise UsageError(f"most should be a whole number from 0 up (it is {most}).")
-    judge = open_judge(judge, None, 0.8, ("float32", "auto")) if isinstance(judge, str) else judge
-    one = examinee(
-        model.opened, questions[: most or None], options.get("raw"), options.get("training", ()), judge, limit
-    )
-    return planned(one, settings, minutes, options.get("budget"))
+    most, budget, training = options.get("most", 200), options.get("budget"), options.get("training", ())
+    whole(most=most, budget=1 if budget is None else budget)
+    number("most", most)
+    if isinstance(judge, str):
+        judge = open_judge(judge, None, 0.8, ("float32", options.get("device", "auto")))
+    elif judge is not None and not (callable(judge) and isinstance(getattr(judge, "name", None), str)):
+        raise UsageError("judge should be a MODEL's name, or a callable with a name.")
+    if (
+        isinstance(training, str)
+        or not isinstance(training, Iterable)
+        or not all(isinstance(text, str) for text in training)
+    ):
+        raise UsageError("training should be a list of texts.")
+    one = examinee(model.opened, questions[: most or None], options.get("raw"), training, judge, limit)
+    return planned(one, settings, number("minutes", minutes), budget)
 
 
 def examine(
@@ -194,9 +215,13 @@ def examine(
 
     Raises KlypeError when there are no questions, or none leaves room for an answer in the model's window.
     """
-    model = model if isinstance(model, Model) else load(model)
+    if model is None:
+        raise UsageError("model should be a MODEL's name, or what klype.load returned (it is None).")
+    model = load(model, device=options.get("device", "auto"))
     if questions is None or isinstance(questions, str | Path):
         asked = questions_of(model.opened, None if questions is None else Path(questions), "", 0)
+    elif isinstance(questions, Mapping) or not isinstance(questions, Iterable):
+        raise UsageError("questions should be a file, or a list of texts or rows.")
     else:
         asked = questions_from(questions)
-    return prepare(model, asked, minutes, n, seed, **options).run()
+    return Examination.of(prepare(model, asked, minutes, n, seed, **options).measured())

@@ -58,6 +58,18 @@ class Model:
     def __repr__(self) -> str:
         return f"klype.load({self.name!r})"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled is how it was opened; whoever unpickles opens it again."""
+        how = self.opened.how
+        return load, (self.name, how.precision, how.budget, how.device)
+
+    def __deepcopy__(self, memo: object) -> Model:
+        """Itself: asking changes nothing."""
+        return self
+
+    def __copy__(self) -> Model:
+        return self
+
     @property
     def name(self) -> str:
         return self.opened.name
@@ -91,7 +103,7 @@ class Model:
         >>> [answer.text for answer in model.ask("Hvor er Kari?", n=2, temperature=0)]
         ['...', '...']
         """
-        request = self.request(prompt_of(self.opened, text, raw), Sampling(temperature, **sampling), limit, seed)
+        request = self.request(prompt_of(self.opened, text, raw), _sampling(temperature, sampling), limit, seed)
         whole(n=n)
         if n > MOST_ANSWERS:
             raise UsageError(f"n should be at most {MOST_ANSWERS} (it is {n}).", "Ask again with another seed.")
@@ -112,7 +124,7 @@ class Model:
         >>> "".join(pieces) == pieces.answer.text
         True
         """
-        request = self.request(prompt_of(self.opened, text, raw), Sampling(temperature, **sampling), limit, seed)
+        request = self.request(prompt_of(self.opened, text, raw), _sampling(temperature, sampling), limit, seed)
         return self.write(request)
 
     def chat(
@@ -127,12 +139,13 @@ class Model:
 
         ``messages`` have a ``role`` (system, user or assistant) and a ``content``; the last is the user's.
         """
-        if not all(isinstance(message, Mapping) for message in messages or ()):
+        listed = isinstance(messages, Sequence) and not isinstance(messages, str)
+        if not listed or not all(isinstance(message, Mapping) for message in messages):
             raise UsageError("A conversation is a list of messages, each with a role and a content.")
         if not messages or messages[-1].get("role") != "user":
             raise UsageError("A conversation ends with a user's message.")
         prompt = tuple(self.opened.prompt(messages))
-        return self.drawn(self.request(prompt, Sampling(temperature, **sampling), limit, seed))[0]
+        return self.drawn(self.request(prompt, _sampling(temperature, sampling), limit, seed))[0]
 
     def next(
         self,
@@ -147,7 +160,7 @@ class Model:
         whole(top=top)
         if top < 0:
             raise UsageError(f"top is {top}: it must be a whole number from 0 up.")
-        drawn = Sampling(temperature, **sampling)
+        drawn = _sampling(temperature, sampling)
         check_sampling(drawn, self.vocabulary or 1 << 31)
         prompt = prompt_of(self.opened, text, raw)
         room(self.opened, prompt, 1)
@@ -160,9 +173,7 @@ class Model:
     def score(self, text: str, answer: str, raw: bool | None = None) -> Answer:
         """A given answer, token by token with its probability under the model; nothing is drawn. The end is scored,
         too, where the model has a token for it."""
-        if not isinstance(answer, str):
-            raise UsageError(f"The answer should be a string (it is of type {type(answer).__name__}).")
-        said = [*self.opened.say(answer), *self.opened.stop[:1]]
+        said = self._given(answer)
         prompt = prompt_of(self.opened, text, raw)
         if len(said) > room(self.opened, prompt, len(said)):
             raise UsageError(f"The answer has {len(said)} tokens: more than the window of {self.window} leaves.")
@@ -186,7 +197,7 @@ class Model:
         """
         whole(limit=limit, budget=1 if budget is None else budget)
         ask = asking(self.opened, text, raw)
-        return self.grow(ask, self.tree_settings(ask, Sampling(temperature, **sampling), limit, budget, until))
+        return self.grow(ask, self.tree_settings(ask, _sampling(temperature, sampling), limit, budget, until))
 
     def forks(
         self,
@@ -205,7 +216,7 @@ class Model:
         """
         whole(limit=limit, samples=samples, seed=seed)
         ask = asking(self.opened, text, raw)
-        return self.decided(ask, Sampling(temperature, **sampling), (limit, samples, seed), answer)
+        return self.decided(ask, _sampling(temperature, sampling), (limit, samples, seed), answer)
 
     # what command line, server and studio need beside
 
@@ -216,6 +227,12 @@ class Model:
         return Request(
             prompt, limit=room(self.opened, prompt, limit), sampling=sampling, seed=seed, stop=self.opened.stop
         )
+
+    def _given(self, answer: str) -> list[int]:
+        """A given answer as tokens, its end included."""
+        if not isinstance(answer, str):
+            raise UsageError(f"The answer should be a string (it is of type {type(answer).__name__}).")
+        return [*self.opened.say(answer), *self.opened.stop[:1]]
 
     def drawn(self, request: Request) -> list[Answer]:
         """The answers to a request, all at once."""
@@ -299,7 +316,7 @@ class Model:
         elif answer is None:
             trace = answers(ask.source, [self.request(ask.prompt, sampling, limit, seed)])[0][0]
         else:
-            said = [*self.opened.say(answer), *self.opened.stop[:1]]
+            said = self._given(answer)
             trace = ask.source.score([ask.prompt], [said[:limit]])[0]
         settings = ForkSettings(sampling, max(limit, len(trace.steps)), samples, seed)
         found = forks(ask.source, trace, settings, ask.meaning, ask.right)
@@ -323,6 +340,14 @@ def tempered(
     return found, found
 
 
+def _sampling(temperature: float, options: SamplingOptions) -> Sampling:
+    """How answers are drawn. Raises UsageError for an option that there is not."""
+    known = SamplingOptions.__annotations__
+    if unknown := options.keys() - known.keys():
+        raise UsageError(f"There is no option {sorted(unknown)[0]}.", f"Of samplers there are: {', '.join(known)}.")
+    return Sampling(temperature, **options)
+
+
 def load(
     name: str | PathLike[str] | Model | None = None, precision: str = "float32", budget: str = "", device: str = "auto"
 ) -> Model:
@@ -336,4 +361,8 @@ def load(
     """
     if isinstance(name, Model):
         return name
-    return Model(open_model(fspath(newest() if name is None else name), precision, budget=budget, device=device))
+    name = newest() if name is None else name
+    for what, value in (("A model's name", name), ("budget", budget), ("device", device)):
+        if not isinstance(value, str) and not (value is name and isinstance(value, PathLike)):
+            raise UsageError(f"{what} should be a string (it is {value!r}).")
+    return Model(open_model(str(fspath(name)), precision, budget=budget, device=device))

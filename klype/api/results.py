@@ -143,6 +143,11 @@ class AnswerTree:
     judge: str
     """Who says which answers mean the same."""
 
+    def __repr__(self) -> str:
+        first = self.tree.answers[0] if self.tree.answers else None
+        most = f", first {first.text!r} [{first.low:.3g}, {first.high:.3g}]" if first else ""
+        return f"<AnswerTree: {len(self.tree.answers)} answers{most}, {self.unexplored:.3g} unexplored>"
+
     @property
     def answers(self) -> tuple[Row, ...]:
         return tuple(self.to_json()["answers"])
@@ -192,6 +197,10 @@ class AnswerForks:
     tokens: tuple[str, ...]
     others: tuple[str, ...]
     judge: str
+
+    def __repr__(self) -> str:
+        at = "nowhere" if self.fork is None else f"at {self.tokens[self.fork]!r}"
+        return f"<AnswerForks of {self.found.text!r}: decided {at}>"
 
     @property
     def fork(self) -> int | None:

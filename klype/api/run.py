@@ -11,7 +11,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
-from klype.api.asking import whole
+from klype.api.asking import number, whole
 from klype.api.model import Model, load
 from klype.api.results import Row, data_frame, html_table
 from klype.config import make
@@ -27,7 +27,7 @@ from klype.runs import folder, inputs, pipeline, rankers, ranking
 from klype.runs.options import STAGES, RunOptions, StageOptions
 from klype.runs.rounds import align_rounds, overrides
 from klype.runs.say import Say, Silent
-from klype.sources.find import NEWEST_FIRST, find_model, holds_weights
+from klype.sources.find import NEWEST_FIRST, holds_weights
 from klype.train.rewards import as_settings, name_of, named
 from klype.values import Reward
 
@@ -84,6 +84,9 @@ class Metrics:
 
     rows: tuple[Row, ...]
 
+    def __repr__(self) -> str:
+        return f"<Metrics of {len(self.rows)} steps>"
+
     def to_json(self) -> list[Row]:
         return list(self.rows)
 
@@ -102,6 +105,9 @@ class Rankings:
 
     new: int
     document: Row
+
+    def __repr__(self) -> str:
+        return f"<Rankings: {self.new} new of {self.document['entries']}>"
 
     def to_json(self) -> Row:
         """As ``klype rank --json`` prints."""
@@ -126,6 +132,9 @@ class RunReport:
     path: Path
     figures: Mapping[str, Mapping[str, Row]]
     document: Row
+
+    def __repr__(self) -> str:
+        return f"<RunReport of {self.path.parent}: {', '.join(self.figures)}>"
 
     def to_json(self) -> Row:
         """What ``figures.json`` holds; of an alignment, what ``klype align --json`` printed of its round."""
@@ -190,7 +199,7 @@ class Run:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = _path("path", path)
         self.stages = Stages(self.path)
         folder.read_run(self.path)
 
@@ -235,7 +244,10 @@ class Run:
         or a JSONL file of rankings, which are added. What ``by`` has ranked before is not ranked again. Methods that
         learn from rankings (dpo, ipo, kto) use them in ``align``.
         """
-        whole(n=n)
+        whole(n=n, seed=seed)
+        rankers.check_noise(number("noise", noise))
+        if by is not None and not isinstance(by, str | Path) and not callable(by):
+            raise UsageError("by should be a function (questions, answers) -> list of floats, or a file of rankings.")
         if n < 0:
             raise UsageError(f"n should be a number of questions, or 0 for all (it is {n}).")
         with ranking.open_store(self.path / "rank") as store:
@@ -272,10 +284,10 @@ class Run:
         how = overrides(method, weights, asked.pop("beta", None), asked.pop("target_kl", None))
         asked |= {"stage": "align", "from_": str(self.path), "functions": functions}
         asked["overrides"] = (*how, *_settings(asked.pop("set", {})))
-        say = asked.pop("progress", None) or Silent()
+        out, say = _path("out", out) if out is not None else None, _listener(asked.pop("progress", None))
         checked = make(StageOptions, asked)
-        find_model(checked.from_)
-        with folder.chosen("align", _path(out), checked.resume, date.today()) as place, _undisturbed():
+        inputs.checked(checked)
+        with folder.chosen("align", out, checked.resume, date.today()) as place, _undisturbed():
             align_rounds(replace(checked, out=place), rounds, flaw, say)
         return Run(place if rounds == 1 else place / f"round-{rounds}")
 
@@ -317,13 +329,16 @@ def train(
     """
     asked: dict[str, Any] = dict(options)
     weights, functions = named(rewards)
-    say, out = asked.pop("progress", None) or Silent(), _path(asked.pop("out", None))
-    texts = (text,) if isinstance(text, str | Path) else tuple(text)
+    out = _path("out", asked.pop("out")) if asked.get("out") is not None else None
+    say = _listener(asked.pop("progress", None))
+    texts = (text,) if isinstance(text, str | Path) else text
+    if not isinstance(texts, Sequence) or not all(isinstance(one, str | Path) for one in texts):
+        raise UsageError(f"text should be a file, or a list of files, folders or globs (it is {text!r}).")
     asked |= {"text": tuple(map(str, texts)), "recipe": recipe, "minutes": minutes, "seed": seed}
     asked |= {"functions": functions, "cache": cache_folder()}
     asked["overrides"] = (*as_settings(weights), *_settings(asked.pop("set", {})))
     if "from_" in asked:
-        asked["from_"] = os.fspath(asked["from_"])
+        asked["from_"] = str(asked["from_"] if isinstance(asked["from_"], str) else _path("from_", asked["from_"]))
     checked = make(RunOptions, asked)
     inputs.checked(checked)
     with folder.chosen(checked.recipe_name, out, checked.resume, date.today()) as place, _undisturbed():
@@ -345,8 +360,18 @@ def _settings(given: Mapping[str, object]) -> tuple[str, ...]:
     return tuple(f"{name}={str(value).lower() if isinstance(value, bool) else value}" for name, value in given.items())
 
 
-def _path(out: str | os.PathLike[str] | None) -> Path | None:
-    return None if out is None else Path(out)
+def _path(name: str, value: object) -> Path:
+    if not isinstance(value, str | os.PathLike):
+        raise UsageError(f"{name} should be a path (it is {value!r}).")
+    return Path(value)
+
+
+def _listener(progress: Say | None) -> Say:
+    if progress is None:
+        return Silent()
+    if not callable(getattr(progress, "note", None)):
+        raise UsageError("progress should be an object with the methods of klype.runs.say.Say.")
+    return progress
 
 
 @contextmanager

@@ -106,9 +106,10 @@ def _checks(opened: Opened, question: str, name: str, chat: bool) -> dict[str, C
     if name == "verify-statement":
         known["statement"] = checks.given(lambda answer: _joined(opened, question, answer))
     if name == "verify-reward":
+        from klype.device import pick_device
         from klype.train.reward_model import judge_of
 
-        judge = judge_of(opened.found)
+        judge = judge_of(opened.found, pick_device(opened.how.device))
         known["reward"] = checks.judged(lambda prompts, answers: judge.score(prompts, answers).tolist())
     return known
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from klype.data.order import draw_seed
 from klype.errors import KlypeError
 from klype.judge.meaning import text_meaning
@@ -92,8 +94,8 @@ class Reader:
     chat: Chat
 
     @staticmethod
-    def of(run: Path) -> Reader:
-        loaded = checkpoint.load(run / "finetune")
+    def of(run: Path, device: torch.device | None = None) -> Reader:
+        loaded = checkpoint.load(run / "finetune", device=device)
         if loaded.chat is None:
             raise KlypeError(f"The model in {run / 'finetune'} has no chat template.")
         return Reader(loaded.model, loaded.chat)
@@ -104,12 +106,12 @@ class Reader:
         return [r for r in found if len(r.prompt) + max(map(len, r.answers)) <= self.trunk.config.window]
 
 
-def prioritise(store: Store, run: Path, seed: int) -> list[int]:
+def prioritise(store: Store, run: Path, seed: int, device: torch.device | None = None) -> list[int]:
     """Puts the questions that nobody has ranked in the order in which they would teach the most; their ids in it.
 
     Raises KlypeError when there are no rankings yet that an ensemble could be fitted to.
     """
-    reader = Reader.of(run)
+    reader = Reader.of(run, device)
     entries = [e for e in store.entries() if e.kind != "skip"]
     known = by_people(entries)
     settings = RewardSettings(heads=HEADS, steps=STEPS, seed=seed)

@@ -16,12 +16,15 @@ from klype.durable import hash_file
 from klype.errors import UsageError
 from klype.runs.options import InputOptions, RunOptions, StageOptions
 from klype.sources.find import find_model
+from klype.words import LANGUAGES
 
 
 def checked(asked: RunOptions | StageOptions) -> None:
     """Every named file, folder, pattern and model leads to something, and the encoding has a decoder. UsageError,
     before anything is made or started."""
     pick_device(asked.device)
+    if asked.lang not in LANGUAGES:
+        raise UsageError(f"There is no language '{asked.lang}': use {' or '.join(LANGUAGES)}.")
     try:
         codecs.lookup(asked.encoding)
     except LookupError:

@@ -209,6 +209,7 @@ def open_run(
     bad = BadRows(skip=options.skip_bad)
     subject = _subject(recipe, options, bad, tokenizer, hashes)
     run = Run(folder, options, recipe, subject, record, say, start, functions=functions)
+    record.content["machine"]["device"] = str(parallel.device() if parallel.ranks() > 1 else run.device)
     if bad.count:
         record.content["skipped"] = {"rows": bad.count, "first": bad.shown}
         say.note(bad.said())

@@ -11,6 +11,7 @@ from klype.model.manifest import is_whole
 from klype.sources.kinds import kind_of
 
 NEWEST_FIRST = ("align", "finetune", "pretrain")
+REWARD = "reward.json"  # lies in a reward model's folder, beside the weights of a language model
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +33,22 @@ def find_model(name: str) -> Found:
 
 def find_path(name: str) -> Found:
     """Of a run's folder (its newest stage), ``RUN/STAGE``, a checkpoint or Hugging Face folder, or a GGUF file."""
-    folder = Path(name).expanduser()
-    if not folder.exists():
-        raise UsageError(f"There is no model {name}.", _what_exists(folder))
+    try:
+        folder = Path(name).expanduser()
+        there = folder.exists()
+    except (OSError, RuntimeError):  # a name that is too long, or of a user who has no home
+        there = False
+    if not name or not there:
+        raise UsageError(f"There is no model {name[:200]}.", _what_exists(Path(name)))
     if folder.is_file() and folder.suffix.lower() == ".gguf":
         return Found(folder)
     if not folder.is_dir():
         raise UsageError(f"{name} is a file, not a model's folder.")
+    if (folder / REWARD).is_file():
+        raise UsageError(
+            f"{name} is a reward model, which weighs answers and writes none.",
+            "Name its run: klype ask RUN --best-of 8 and klype align RUN use it.",
+        )
     if holds_weights(folder) or is_whole(folder):
         return _with_run(folder)
     if (folder / "run.json").exists():
@@ -59,7 +69,7 @@ def holds_weights(folder: Path) -> bool:
 
 def _with_run(folder: Path) -> Found:
     parent = folder.resolve().parent
-    if folder.resolve().name in (*NEWEST_FIRST, "reward") and (parent / "run.json").exists():
+    if folder.resolve().name in NEWEST_FIRST and (parent / "run.json").exists():
         return Found(folder, parent, folder.resolve().name)
     return Found(folder)
 

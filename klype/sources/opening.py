@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, cast
 
 from klype.environment import cache_folder, language
@@ -41,7 +41,7 @@ class Opened:
     ``vocabulary`` 0: nobody knows. ``spell`` gives a token's bytes, ``control`` a control token's name, ``say`` the
     tokens of a given answer. ``native`` is there when klype computes the model itself;
     ``exact``: tokens one by one spell what they spell together; ``wire``: the way to a server, which counts its cost;
-    ``spelling``: a text's tokens and no others, where klype's own server tells them.
+    ``spelling``: a text's tokens and no others, where klype's own server tells them. ``how`` it was opened.
     """
 
     name: str
@@ -58,6 +58,7 @@ class Opened:
     exact: bool = True
     wire: Wire | None = None
     spelling: Callable[[str], list[int]] | None = None
+    how: OpenOptions = field(default_factory=OpenOptions)
 
     @property
     def loaded(self) -> Loaded:
@@ -121,7 +122,8 @@ def open_model(
     ``measured``: its probabilities are looked at, for which "auto" never chooses int8. ``budget``: what a server may
     be asked for at most, "500requests" or "20000tokens". Architectures that klype does not compute go to transformers.
     """
-    return kind_of(name).open(name, OpenOptions(precision, measured, budget, device))
+    how = OpenOptions(precision, measured, budget, device)
+    return replace(kind_of(name).open(name, how), how=how)
 
 
 def open_files(name: str, how: OpenOptions) -> Opened:

@@ -360,14 +360,14 @@ class Best:
         return math.log(n) - (n - 1) / n
 
 
-def judge_of(found: Found) -> RewardModel:
-    """The reward model of the run that a model belongs to. UsageError when there is none."""
+def judge_of(found: Found, device: torch.device | None = None) -> RewardModel:
+    """The reward model of the run that a model belongs to, computed on ``device``. UsageError when there is none."""
     if found.run is None or not (found.run / "reward" / ABOUT).exists():
         raise UsageError(
             f"{found.folder} belongs to no run with a reward model, which the best of several answers needs.",
             "Give a run's folder, after: klype train reward --from RUN.",
         )
-    return RewardModel.load(found.run / "reward", checkpoint.load(_trunk(found.run)).model)
+    return RewardModel.load(found.run / "reward", checkpoint.load(_trunk(found.run), device=device).model)
 
 
 def pick(judge: RewardModel, traces: Sequence[Trace]) -> Best:

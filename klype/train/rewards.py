@@ -10,13 +10,15 @@ import difflib
 import hashlib
 import importlib.util
 import inspect
+import math
 import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -145,12 +147,22 @@ def name_of(reward: Reward) -> str:
 
 
 def named(rewards: Iterable[Reward] | Mapping[Reward | str, float]) -> tuple[dict[str, float], dict[str, Reward]]:
-    """Weights and functions by name, of functions (weight 1) or {function, "model" or "file.py:function": weight}."""
+    """Weights and functions by name, of functions (weight 1) or {function, "model" or "file.py:function": weight}.
+    Raises UsageError for what is neither."""
+    given = cast(object, rewards)  # a caller may give anything
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise UsageError(
+            "rewards should be a list of functions, or {function: weight}.", "For one: rewards=[function]."
+        )
     weights = rewards if isinstance(rewards, Mapping) else dict.fromkeys(rewards, 1.0)
     found: dict[str, float] = {}
     functions: dict[str, Reward] = {}
     for reward, weight in weights.items():
+        if not isinstance(reward, str) and not callable(reward):
+            raise UsageError(f"{reward!r} is no reward.", "Give functions (questions, answers) -> list of floats.")
         name = reward if isinstance(reward, str) else name_of(reward)
+        if isinstance(weight, bool) or not isinstance(weight, Real) or not math.isfinite(weight):
+            raise UsageError(f"The weight of the reward {name} should be a number (it is {weight!r}).")
         if name in found or (callable(reward) and name == MODEL):
             raise UsageError(f"Two rewards are called {name}.", "Give their functions different names.")
         found[name] = float(weight)

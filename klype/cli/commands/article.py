@@ -55,7 +55,7 @@ def command(
     tell_plan(terminal, w, exam.plan)
     folder = out or Path("examinations") / Path(model).name
     with watched(terminal) as progress:
-        found = exam.run(folder, progress).found
+        found = exam.measured(folder, progress)
     texts, writer = long_texts(terminal, opened, writing, (precision, device))
     made = article(found, texts, writer)
     made["report"] = str(write_page(folder, made, terminal.lang))

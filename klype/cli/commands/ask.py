@@ -138,9 +138,10 @@ def _best_of(model: Model, request: Request, n: int) -> tuple[Answer, dict[str, 
     """The answer that the run's reward model likes best, and what ``--json`` tells of the choice."""
     from dataclasses import replace
 
+    from klype.device import pick_device
     from klype.train.reward_model import judge_of, pick
 
-    judge = judge_of(model.opened.found)
+    judge = judge_of(model.opened.found, pick_device(model.opened.how.device))
     found = model.drawn(replace(request, n=n))
     best = pick(judge, [answer.trace for answer in found])
     scores = {"score": best.scores[best.chosen], "scores": list(best.scores), "kl_most": best.kl_most}

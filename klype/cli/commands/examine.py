@@ -18,7 +18,6 @@ from klype.option import Option
 from klype.words import plain
 
 if TYPE_CHECKING:
-    from klype.api.examination import Examination
     from klype.examine.examination import Examined, Progress
     from klype.examine.target import Plan
     from klype.words import Words
@@ -93,9 +92,8 @@ def command(
         if exam.plan.seconds > LONG_S and passes is None and not yes and sys.stdin.isatty():
             typer.confirm(w("examine.ask"), abort=True, err=True)
         with watched(terminal) as progress:
-            made = exam.run(place, progress, found[0].interventions if found else None)
-        found.append(made.found)
-        documents.append(written(terminal, made, place, parquet))
+            found.append(exam.measured(place, progress, found[0].interventions if found else None))
+        documents.append(written(terminal, found[-1], place, parquet))
         tell_cost(model.opened)
     if compare:
         shown = compared(terminal, w, found, folder)
@@ -181,12 +179,13 @@ def watched(terminal: Terminal) -> Iterator[Progress]:
         say.stage_end()
 
 
-def written(terminal: Terminal, examination: Examination, folder: Path, parquet: bool) -> dict[str, Any]:
+def written(terminal: Terminal, found: Examined, folder: Path, parquet: bool) -> dict[str, Any]:
     """report.html, figures.json, and the answers as a table where it is asked for."""
     from klype.answers.traces import export_parquet
+    from klype.api.examination import Examination
     from klype.examine.examination_report import write as write_report
 
-    found, made = examination.found, examination.to_json()
+    made = Examination.of(found).to_json()
     made["report"] = str(write_report(folder, made, terminal.lang))
     write(folder / "figures.json", to_json(made) + "\n")
     if parquet:

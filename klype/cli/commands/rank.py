@@ -72,7 +72,7 @@ def command(terminal: Terminal, asked: RankOptions) -> None:
             done = 0
             if asked.from_:
                 _drawn(opened, terminal, asked)
-            first = _first(opened, found, asked.seed) if asked.active else []
+            first = _first(opened, found, asked) if asked.active else []
             if asked.import_ is not None:
                 from klype.preferences import formats
 
@@ -118,12 +118,13 @@ def _drawn(store: Store, terminal: Terminal, asked: RankOptions) -> None:
         terminal.say("rank.drawn", model=name, new=new)
 
 
-def _first(store: Store, found: Found, seed: int) -> list[int]:
+def _first(store: Store, found: Found, asked: RankOptions) -> list[int]:
     if found.run is None:
         raise UsageError("--active needs a run, whose fine-tuned model reads the answers.", "Give a run's folder.")
+    from klype.device import pick_device
     from klype.runs.collecting import prioritise
 
-    return prioritise(store, found.run, seed)
+    return prioritise(store, found.run, asked.seed, pick_device(asked.device))
 
 
 def _simulated(store: Store, found: Found, asked: RankOptions, first: list[int]) -> int:
