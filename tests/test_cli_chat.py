@@ -213,7 +213,7 @@ def test_what_cannot_be_asked_is_one_sentence(opened: Opened) -> None:
     with pytest.raises(UsageError, match=f"has {WINDOW} tokens, and toy reads {WINDOW} at most"):
         room(opened, prompt, 5)
     assert room(opened, prompt[:-3], 5) == 3
-    with pytest.raises(UsageError, match="--limit should be at least 1"):
+    with pytest.raises(UsageError, match="limit should be at least 1"):
         room(opened, prompt[:3], 0)
     with pytest.raises(UsageError, match="no text"):
         room(opened, [], 5)

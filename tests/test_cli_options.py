@@ -58,7 +58,7 @@ def test_a_new_option_is_one_field(capsys: Captured) -> None:
     assert seen == [More(), More(cups_of_tea=7, minutes=2.0, text=("a", "b"))]
     assert guarded(call, ["--cups-of-tea", "10"]) == 2
     assert capsys.readouterr().err == "klype: --cups-of-tea should be less than or equal to 9 (it is 10).\n"
-    with pytest.raises(UsageError, match=r"^There is no setting --cup-of-tea\.") as unknown:
+    with pytest.raises(UsageError, match=r"^There is no setting cup_of_tea\.") as unknown:
         make(More, {"cup_of_tea": 1})
     assert unknown.value.hint == "Did you mean --cups-of-tea?"
 

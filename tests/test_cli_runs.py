@@ -66,7 +66,7 @@ def test_resume_takes_the_newest_and_starts_fresh_where_there_is_none(tmp_path: 
 
 def test_nothing_is_written_over(tmp_path: Path) -> None:
     run = run_of(tmp_path / "run")
-    with pytest.raises(UsageError, match=r"exists already\. Add --resume") as error:
+    with pytest.raises(UsageError, match=r"exists already\. Add resume=True") as error:
         folder.choose("world", run, False, DAY)
     assert error.value.exit_code == 2
     assert folder.choose("world", run, True, DAY) == run
@@ -82,7 +82,7 @@ def test_a_folder_without_write_permission_is_refused(tmp_path: Path) -> None:
     closed = Path("/proc/1/klype") if os.geteuid() == 0 else tmp_path / "closed" / "run"
     if os.geteuid() != 0:
         (tmp_path / "closed").mkdir(mode=0o500)
-    with pytest.raises(UsageError, match=r"cannot be written: .*Choose another --out"):
+    with pytest.raises(UsageError, match=r"cannot be written: .*Choose another out"):
         folder.choose("world", closed, False, DAY)
 
 

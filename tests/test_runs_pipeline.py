@@ -81,7 +81,7 @@ def test_a_world_run_ends_with_three_models_a_reward_and_a_report(world_run: tup
 
 def test_rankings_without_text_say_that_text_is_missing(tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n', encoding="utf-8")
-    with pytest.raises(UsageError, match=r"there is no --text\. .*--text FILES"):
+    with pytest.raises(UsageError, match=r"there is no text\. .*text=FILES"):
         life(tmp_path / "run", preferences=tmp_path / "p.jsonl")
 
 
@@ -197,7 +197,7 @@ def test_a_resumed_run_keeps_what_was_asked(tmp_path: Path) -> None:
     saved = asked(RunOptions(minutes=2, seed=5, text=("a.txt",), data=Path("hf:a/b")))
     kept = resumed_options(RunOptions(resume=True, text=("a.txt",)), saved)
     assert (kept.minutes, kept.seed, kept.text, kept.data) == (2, 5, (str(Path("a.txt").absolute()),), Path("hf:a/b"))
-    with pytest.raises(UsageError, match="with --seed 5, not with --seed 6"):
+    with pytest.raises(UsageError, match="with seed=5, not with seed=6"):
         resumed_options(RunOptions(resume=True, seed=6), saved)
 
 
@@ -221,7 +221,7 @@ def test_what_differs_from_the_start_is_named_by_its_option(
             resumed_options(now, saved)
         assert re.findall(r"--[\w-]+|STAGE", error.value.message)[-1] in named, error.value.message
     now = make(options, {**begun, "overrides": OTHER[tuple]})
-    with pytest.raises(UsageError, match=r"without --set, not with --set a\.rows=1 --set a\.width=2"):
+    with pytest.raises(UsageError, match=r"without set, not with set a\.rows=1 set a\.width=2"):
         resumed_options(now, saved)
 
 

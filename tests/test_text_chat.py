@@ -151,7 +151,7 @@ def test_the_helpers_that_templates_expect() -> None:
 
 def test_what_is_wrong_with_messages_or_template_is_said() -> None:
     bare = Tokenizer.train(["Hei"], 300)
-    with pytest.raises(KlypeError, match="--raw"):
+    with pytest.raises(KlypeError, match="raw=True"):
         Chat(bare)
     with pytest.raises(KlypeError, match="leaves out the last message"):
         Chat(TOKENIZER, "hello").prompt(turns("x"))
