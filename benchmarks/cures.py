@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from benchmarks.cures_tasks import Posed, Task
-from klype.answers.decoders.orders import Tuning, serve
-from klype.answers.decoders.table import DECODERS, Decided, Decoder, decide, first
+from klype.answers.decoders import DECODERS, Decided, Decoder, decide, first
+from klype.answers.decoding import Tuning, serve
 from klype.device import usable_cores
 from klype.errors import KlypeError, UsageError
 from klype.examine.intervals import mcnemar, mean_by_question, paired

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from klype.answers.decoders.table import DECODERS
+from klype.answers.decoders import DECODERS
 from klype.examine import html
 from klype.examine.charts import Cell, Option, Panel, Picture, axis, line, lines, whiskers
 from klype.examine.facts import FigureFacts, beyond

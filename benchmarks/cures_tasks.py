@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from klype.answers.decoders import checks
-from klype.answers.decoders.orders import Asked
+from klype.answers import checks
+from klype.answers.decoding import Asked
 from klype.errors import UsageError
 from klype.judge.meaning import text_meaning, world_meaning
 from klype.judge.text import choice_match, normalise, number_match

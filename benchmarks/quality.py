@@ -23,7 +23,7 @@ from benchmarks.load import busy_cores, elsewhere
 from benchmarks.process import Say, Team, Worker
 from benchmarks.quality_task import BLOCK, HELD_OUT, TEXTS, Given, in_blocks, put
 from benchmarks.quality_trainers import TRAINERS
-from klype.data.baselines import ngram_bits, xz_bits_per_byte
+from klype.data.ngram import ngram_bits, xz_bits_per_byte
 from klype.data.readers import read_texts
 from klype.device import processor, usable_cores
 from klype.errors import UsageError

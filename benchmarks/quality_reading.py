@@ -9,9 +9,9 @@ import numpy as np
 
 from benchmarks.quality_task import Array, Given
 from benchmarks.train_task import Shape
+from klype.data.prepare import units
 from klype.data.readers import TextDocument
 from klype.data.shards import Documents
-from klype.data.split import units
 from klype.runs.recipe import SHAPES, Recipe, read
 from klype.runs.recipe import Shape as ModelShape
 from klype.text.chat import TEMPLATE

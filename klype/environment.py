@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from klype.words.catalogue import spoken
+from klype.words import spoken
 
 
 def state_folder(environ: Mapping[str, str] = os.environ) -> Path:

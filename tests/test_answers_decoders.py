@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from klype.answers.decoders import checks
-from klype.answers.decoders.orders import Asked, Tuning, parse_budget
-from klype.answers.decoders.table import DECODERS, Decided, decide
+from klype.answers import checks
+from klype.answers.decoders import DECODERS, Decided, decide
+from klype.answers.decoding import Asked, Tuning, parse_budget
 from klype.errors import UsageError
 from klype.sources.source import answers
 from klype.values import Request, Sampling

@@ -7,9 +7,9 @@ from typing import Any
 import httpx
 import pytest
 
-from klype.answers.decoders import checks
-from klype.answers.decoders.orders import Asked
-from klype.answers.decoders.table import decide
+from klype.answers import checks
+from klype.answers.decoders import decide
+from klype.answers.decoding import Asked
 from klype.sources.offer import probe
 from klype.sources.remote import RemoteSource
 from klype.sources.wire import Patience, Wire

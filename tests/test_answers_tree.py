@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from klype.answers import bounds
-from klype.answers.entropies import entropy_bounds
+from klype.answers.bounds import entropy_bounds
 from klype.answers.tree import Tree, TreeSettings, grow, grow_together
 from klype.errors import UsageError
 from klype.values import Distribution, Sampling

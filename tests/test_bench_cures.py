@@ -13,8 +13,8 @@ import pytest
 from benchmarks.cures import CureSettings, Entrant, cures, front
 from benchmarks.cures_report import render, write
 from benchmarks.cures_tasks import Posed, Sizes, Task, holds_reference, real_tasks
-from klype.answers.decoders import checks
-from klype.answers.decoders.orders import Asked
+from klype.answers import checks
+from klype.answers.decoding import Asked
 from klype.errors import KlypeError, UsageError
 from klype.text.tokenizer import Tokenizer
 from klype.values import Question

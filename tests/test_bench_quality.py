@@ -18,7 +18,7 @@ from benchmarks.quality import Asked, Results, _document, gates, quality, ratio
 from benchmarks.quality_reading import Characters, Reading, Tokens
 from benchmarks.quality_task import BLOCK, TEXTS, Given, Trainer, in_blocks, parted, put
 from benchmarks.quality_trainers import TRAINERS, HuggingFace, Klype, NanoGPT
-from klype.data.baselines import ngram_bits, ngram_bits_per_byte
+from klype.data.ngram import ngram_bits, ngram_bits_per_byte
 from klype.errors import UsageError
 from klype.runs.recipe import read
 from klype.runs.text_measures import token_bits

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from klype.answers.decoders.table import DECODERS
+from klype.answers.decoders import DECODERS
 from klype.api.asking import Asking
 from klype.cli import deciding
 from klype.errors import UsageError

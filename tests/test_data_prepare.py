@@ -11,10 +11,9 @@ import pytest
 
 from klype.config import make
 from klype.data import shards
-from klype.data.prepare import near_duplicates, prepare
+from klype.data.prepare import BOOK, is_held_out, near_duplicates, prepare
 from klype.data.readers import BadRows, TextDocument, TextOptions, read_texts
 from klype.data.shards import ABOUT, Documents, ShardWriter, content_hash
-from klype.data.split import BOOK, is_held_out
 from klype.errors import KlypeError
 from klype.runs import pipeline
 from klype.runs.material import gather

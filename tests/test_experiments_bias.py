@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from klype.answers.traces import replace as replace_file
 from klype.cli.main import call
-from klype.data.kneser_ney import KneserNey
+from klype.data.ngram import KneserNey
 from klype.errors import KlypeError, UsageError
 from klype.experiments.bias import report
 from klype.experiments.bias.experiment import BIAS, Board, board, cost, gaps

@@ -12,7 +12,7 @@ import pytest
 import torch
 from bias_toys import END, SIZE, Chain
 
-from klype.answers.decoders.taking_back import Sheet, obeyed
+from klype.answers.backspace import Sheet, obeyed
 from klype.cli.main import call
 from klype.errors import KlypeError, UsageError
 from klype.examine.feedback import effect, outcomes

@@ -9,7 +9,7 @@ import pytest
 
 from klype.errors import UsageError
 from klype.judge.meaning import JudgeModel, label, meaning_of, text_meaning, world_meaning
-from klype.preferences.tastes import ModelJudge
+from klype.preferences.annotators import ModelJudge
 from klype.sources.source import tokens_of
 from klype.values import Distribution, Question
 from klype.world import World

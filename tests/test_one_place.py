@@ -179,7 +179,7 @@ ADDED: dict[str, Callable[[str], str]] = {
     "words/fy.toml": lambda text: LANGUAGE,
     "samplers.py": sampler,
     "data/readers.py": file_format,
-    "answers/decoders/table.py": decoder,
+    "answers/decoders.py": decoder,
     "examine/measures.py": measure,
     "sources/kinds.py": source,
 }

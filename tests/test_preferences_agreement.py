@@ -11,12 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from klype.errors import UsageError
-from klype.preferences.alpha import Level, alpha, krippendorff
-from klype.preferences.annotator import Annotator, rank_simulated
+from klype.preferences.agreement import Level, alpha, krippendorff
+from klype.preferences.annotators import Scorer, Taste, contradictions, first_shown, rank_simulated, taste
 from klype.preferences.candidates import information, merge_near_duplicates, most_informative, spread
-from klype.preferences.habits import contradictions, first_shown
 from klype.preferences.records import Asked, Candidate, Entry
-from klype.preferences.tastes import Taste, taste
 from klype.values import Question, Ranking, Verdict
 
 # Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability", section D: four observers, twelve units, gaps.
@@ -124,7 +122,7 @@ def test_annotators_of_other_tastes_disagree() -> None:
     tastes = [Taste(), Taste(right=0, word=-1)]
     a, b = (
         rank_simulated(
-            Annotator(str(t), lambda q, x, t=t: t.score(verdicts[x])),
+            Scorer(str(t), lambda q, x, t=t: t.score(verdicts[x])),
             Question("q", "?"),
             list(words),
             0.0,

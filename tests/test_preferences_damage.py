@@ -19,8 +19,7 @@ from klype.errors import KlypeError
 from klype.preferences import database, formats
 from klype.preferences.database import DamagedError
 from klype.preferences.records import Asked, Entry
-from klype.preferences.salvage import whole_entries
-from klype.preferences.store import Store
+from klype.preferences.store import Store, whole_entries
 
 N = 12
 
@@ -100,6 +99,22 @@ def test_a_changed_value_is_found_and_the_rest_is_whole(new: New, table: str, co
     assert lost > 0
     assert entries
     assert all(entry in before for entry in entries)
+
+
+def test_a_row_that_cannot_be_read_takes_no_other_with_it(tmp_path: Path) -> None:
+    """Whether it is one of the annotators', or one of the schema that says nothing of rankings."""
+    place = tmp_path / "rankings.db"
+    fill(place)
+    before, content = held(place)[0], place.read_bytes()
+    flip(place, random.Random(BEHIND_CHECKSUMS))
+    entries, lost = whole_entries(place)
+    assert entries == [entry for entry in before if entry.annotator == "kari"]
+    assert lost == N  # all that the other one said
+    for damaged in (b"CREATE TABLE alembic_version", b"CREATE INDEX ix_rankings_question_id"):
+        place.write_bytes(content.replace(damaged, damaged.replace(b"E", b"e!", 1)[:-1]))
+        with pytest.raises(DamagedError):
+            held(place)
+        assert whole_entries(place) == (before, 0)
 
 
 def test_stores_from_before_get_their_checksums_and_what_an_older_klype_adds_is_read(new: New) -> None:  # noqa: F811

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from klype.errors import KlypeError
 from klype.preferences.agreement import kendall_tau_b, pair_agreement, with_itself
-from klype.preferences.annotator import Annotator, rank_simulated, ranks
+from klype.preferences.annotators import Scorer, rank_simulated, ranks
 from klype.preferences.candidates import merge_near_duplicates
 from klype.values import Question, Ranking
 
 QUESTION = Question("q1", "Hvor bor Per?")
-LONG = Annotator("long", lambda question, answer: float(len(answer)))
+LONG = Scorer("long", lambda question, answer: float(len(answer)))
 
 
 def ranking(places: list[int]) -> Ranking:
@@ -45,7 +45,7 @@ def test_noise_swaps_neighbours_as_often_as_asked() -> None:
 
 
 def test_a_score_that_is_no_number_is_said_clearly() -> None:
-    broken = Annotator("broken", lambda question, answer: float("nan"))
+    broken = Scorer("broken", lambda question, answer: float("nan"))
     with pytest.raises(KlypeError, match="broken"):
         rank_simulated(broken, QUESTION, ["a"], 0.0, random.Random(0))
 

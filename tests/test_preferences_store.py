@@ -23,9 +23,8 @@ from hypothesis import strategies as st
 from klype.errors import KlypeError, UsageError
 from klype.preferences import database
 from klype.preferences.records import Asked, Candidate, Entry
-from klype.preferences.rows import Annotator
 from klype.preferences.store import Store
-from klype.preferences.tables import METADATA
+from klype.preferences.tables import METADATA, Annotator
 from klype.values import Question, Sampling, Step, Trace
 
 TRACE = Trace((1, 2), (Step(3, -0.5, -0.25, "drawn"),), Sampling(0.7, top_k=5), 4, 1, "finetune", "stop", 1, 0.5)
@@ -369,7 +368,7 @@ def test_what_is_no_store_is_named(tmp_path: Path) -> None:
 
 KILLED = """
 from klype.preferences.records import Asked, Candidate, Entry
-from klype.preferences.rows import Annotator
+from klype.preferences.tables import Annotator
 from klype.preferences.store import Store
 from klype.values import Question
 answers = tuple(Candidate(f"svar {{i}}") for i in range(3))

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from klype.config import make
+from klype.data.prepare import Split
 from klype.data.readers import TextDocument
-from klype.data.split import Split
 from klype.errors import UsageError
 from klype.model import checkpoint
 from klype.model.config import ModelConfig
@@ -24,8 +24,8 @@ from klype.runs.options import RunOptions, StageOptions
 from klype.runs.say import Silent
 from klype.runs.text_measures import TextMeasures
 from klype.sources.find import find_model
-from klype.text.special import SpecialTokens
 from klype.text.tokenizer import Tokenizer
+from klype.text.tokenizer_files import SpecialTokens
 from tests.train_toys import FEW, NARROW
 
 SMALL = (*FEW, "model.window=64", "examine.questions=12")

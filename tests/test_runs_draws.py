@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from klype.data.order import draw_seed
+from klype.data.prepare import split
 from klype.data.readers import BadRows, TextDocument
-from klype.data.split import split
 from klype.engine.engine import Engine
 from klype.examine.recorder import Energy
 from klype.model.config import ModelConfig

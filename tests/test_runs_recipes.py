@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from klype.data import collection, hub
+from klype.data import collection
 from klype.data.readers import BadRows
 from klype.errors import KlypeError, UsageError
 from klype.examine.facts import read as read_facts
@@ -189,22 +189,22 @@ def test_real_english_is_read_and_norwegian_left(tmp_path: Path) -> None:
 
 
 def test_a_data_set_of_the_hub_is_fetched_once_and_cut_to_size(tmp_path: Path) -> None:
-    asked: list[hub.Dataset] = []
+    asked: list[collection.Dataset] = []
 
-    def load(dataset: hub.Dataset) -> tuple[hub.Rows, str]:
+    def load(dataset: collection.Dataset) -> tuple[collection.Rows, str]:
         asked.append(dataset)
         return ({"text": f"Dette er tekst nummer {i}. " * 20} for i in range(10_000)), "mit"
 
     for _ in range(2):
-        place = hub.fetch("hf:somebody/texts:nob@train", tmp_path, 0.05, load)
-    assert asked == [hub.Dataset("somebody/texts", "nob", "train")]
+        place = collection.fetch("hf:somebody/texts:nob@train", tmp_path, 0.05, load)
+    assert asked == [collection.Dataset("somebody/texts", "nob", "train")]
     assert 40_000 < (place / "rows.jsonl").stat().st_size <= 50_000
     assert collection.licence_of(place / "rows.jsonl").name == "mit"
     assert sorted(p.name for p in place.iterdir()) == ["LICENCE.txt", "rows.jsonl"]
 
 
 def test_a_net_that_breaks_is_one_sentence_and_leaves_nothing_to_be_taken_for_whole(tmp_path: Path) -> None:
-    def load(dataset: hub.Dataset) -> tuple[hub.Rows, str]:
+    def load(dataset: collection.Dataset) -> tuple[collection.Rows, str]:
         def rows() -> Any:
             yield {"text": "a"}
             raise ConnectionError("no route\nto host")
@@ -212,14 +212,14 @@ def test_a_net_that_breaks_is_one_sentence_and_leaves_nothing_to_be_taken_for_wh
         return rows(), ""
 
     with pytest.raises(KlypeError, match=r"a/b cannot be read from the Hugging Face Hub: no route\. Check"):
-        hub.fetch("hf:a/b", tmp_path, 1.0, load)
+        collection.fetch("hf:a/b", tmp_path, 1.0, load)
     assert not (tmp_path / "a--b" / "rows.jsonl").exists()
 
 
 @pytest.mark.parametrize("spec", ["hf:name", "hf:", "hf:a/b/c", "hf:a/../b", "hf:a/b:c:d"])
 def test_what_is_no_name_of_a_data_set_is_refused(spec: str) -> None:
     with pytest.raises(UsageError, match="is no data set of the Hub"):
-        hub.Dataset.parse(spec)
+        collection.Dataset.parse(spec)
 
 
 def test_a_size_is_a_shape_and_what_is_set_goes_before_it() -> None:

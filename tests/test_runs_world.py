@@ -11,7 +11,7 @@ import torch
 
 from klype.model import checkpoint
 from klype.model.transformer import Transformer
-from klype.preferences.annotator import Annotator, rank_simulated
+from klype.preferences.annotators import Scorer, rank_simulated
 from klype.runs import ranking
 from klype.runs.answering import LEAST, examined_on
 from klype.runs.options import RunOptions
@@ -74,7 +74,7 @@ def test_no_training_ranking_counts_as_held_out_and_held_out_ones_do_not_err(tmp
     def score(question: Question, answer: str) -> float:
         return subject().judge(question, answer, True).score
 
-    annotator = Annotator("exact", score)
+    annotator = Scorer("exact", score)
     for entry in (e for e in entries if e.asked.part == "held-out"):
         texts = [c.text for c in entry.asked.candidates]
         assert rank_simulated(annotator, entry.asked.question, texts, 0.0, random.Random(0)).order == entry.order

@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 
 from klype.examine.say import Say
 from klype.values import Figure
-from klype.words import count, figure, number, percent, short
-from klype.words.numbers import interval_decimals
+from klype.words import count, figure, interval_decimals, number, percent, short
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import random
 import pytest
 
 from klype.world import END, World
-from klype.world.edits import EditFilter
+from klype.world.automaton import EditFilter
 from tests.test_world_automaton import START, texts
 
 

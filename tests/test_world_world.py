@@ -14,8 +14,8 @@ from klype.text.chat import TEMPLATE
 from klype.text.tokenizer import Tokenizer
 from klype.world import END, Spellings, TokenFilter, World
 from klype.world.automaton import arcs
-from klype.world.facts import key
 from klype.world.grammar import QUESTIONS
+from klype.world.phrases import key
 
 ATTACHED = ".,?!:"
 

@@ -19,8 +19,7 @@ import numpy as np
 import torch
 
 from klype.answers import bounds
-from klype.answers.entropies import entropy_bounds
-from klype.answers.reach import Reach
+from klype.answers.bounds import Reach, entropy_bounds
 from klype.engine.sampling import shape
 from klype.errors import UsageError
 from klype.samplers import PLAIN, needs_seen
@@ -370,3 +369,38 @@ def _opened(growth: Growth) -> tuple[Floats, Floats]:
     behind.append(np.array([(settings.limit - len(tokens)) * word for tokens, _ in growth.unread]))
     mass_N, behind_N = np.concatenate(masses), np.concatenate(behind)
     return mass_N[mass_N > 0], behind_N[mass_N > 0]
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """``text``: the words from the branching before it to the next one; ``mass``: of the answers shown below it, a
+    lower bound; ``answer``: the answer that ends here."""
+
+    text: str
+    mass: float
+    children: tuple[Branch, ...]
+    answer: Found | None = None
+    meaning: Hashable = None
+
+
+def branches(tree: Tree, spell: Callable[[tuple[int, ...]], str], most: int = 12) -> Branch:
+    """The ``most`` likeliest answers by their likeliest spelling."""
+    return _branch([(answer, answer.tokens) for answer in tree.answers[:most]], spell)
+
+
+def _branch(rows: list[tuple[Found, tuple[int, ...]]], spell: Callable[[tuple[int, ...]], str]) -> Branch:
+    mass = math.fsum(answer.low for answer, _ in rows)
+    kept: tuple[int, ...] = ()
+    while len(rows) > 1 and all(len(left) > len(kept) for _, left in rows):
+        following = {left[len(kept)] for _, left in rows}
+        if len(following) > 1:
+            break
+        kept = (*kept, next(iter(following)))
+    if len(rows) == 1:
+        answer, left = rows[0]
+        return Branch(spell(left), mass, (), answer, answer.meaning)
+    groups: dict[int, list[tuple[Found, tuple[int, ...]]]] = {}
+    for answer, left in rows:
+        groups.setdefault(left[len(kept)], []).append((answer, left[len(kept) :]))
+    children = [_branch(group, spell) for group in groups.values()]
+    return Branch(spell(kept), mass, tuple(sorted(children, key=lambda child: -child.mass)))

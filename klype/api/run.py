@@ -22,7 +22,7 @@ from klype.examine.report import render
 from klype.examine.say import Say as Words
 from klype.jsons import steps
 from klype.preferences import formats
-from klype.preferences.tastes import taste
+from klype.preferences.annotators import taste
 from klype.runs import folder, inputs, pipeline, rankers, ranking
 from klype.runs.options import STAGES, RunOptions, StageOptions
 from klype.runs.rounds import align_rounds, overrides

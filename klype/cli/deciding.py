@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from klype.errors import UsageError
 
 if TYPE_CHECKING:
-    from klype.answers.decoders.checks import Check
-    from klype.answers.decoders.orders import Asked
-    from klype.answers.decoders.table import Decided
+    from klype.answers.checks import Check
+    from klype.answers.decoders import Decided
+    from klype.answers.decoding import Asked
     from klype.api.asking import Asking
     from klype.cli.terminal import Terminal
     from klype.sources.opening import Opened
@@ -31,8 +31,8 @@ def split(decoder: str, budget: str) -> tuple[float, str]:
         if own.strip()[-1:] in ("×", "x", "X"):
             raise UsageError(f"--budget {own} is for a decoder.", "Name one: --decoder consensus.")
         return BUDGET, budget
-    from klype.answers.decoders.orders import parse_budget
-    from klype.answers.decoders.table import decoder as find
+    from klype.answers.decoders import decoder as find
+    from klype.answers.decoding import parse_budget
 
     find(decoder)
     return (parse_budget(own) if own else BUDGET), ",".join(server)
@@ -42,8 +42,8 @@ def decided(
     opened: Opened, ask: Asking, limit: int, sampling: Sampling, seed: int, name: str, budget: float, raw: bool | None
 ) -> Decided:
     """One question decided. UsageError where the decoder needs what this model has not."""
-    from klype.answers.decoders.orders import Tuning
-    from klype.answers.decoders.table import decide
+    from klype.answers.decoders import decide
+    from klype.answers.decoding import Tuning
 
     tuning = Tuning(temperature=sampling.temperature or 1.0)
     posed = _posed(opened, ask, limit, sampling, seed, raw, name)
@@ -72,7 +72,7 @@ def document(found: Decided, name: str, budget: float) -> dict[str, Any]:
 
 def tell(terminal: Terminal, told: dict[str, Any]) -> None:
     """Why, and at what cost, in a few lines."""
-    from klype.answers.decoders.table import decoder
+    from klype.answers.decoders import decoder
     from klype.words import number, percent, words
 
     w, lang = words(terminal.lang, "deciding"), terminal.lang
@@ -91,14 +91,14 @@ def tell(terminal: Terminal, told: dict[str, Any]) -> None:
 def _posed(
     opened: Opened, ask: Asking, limit: int, sampling: Sampling, seed: int, raw: bool | None, name: str
 ) -> Asked:
-    from klype.answers.decoders.orders import Asked
+    from klype.answers.decoding import Asked
 
     known = _checks(opened, ask.question.prompt, name, not opened.as_raw(raw))
     return Asked(ask.prompt, ask.meaning, limit, opened.stop, seed, sampling=sampling, checks=known)
 
 
 def _checks(opened: Opened, question: str, name: str, chat: bool) -> dict[str, Check]:
-    from klype.answers.decoders import checks
+    from klype.answers import checks
 
     known: dict[str, Check] = {"likelihood": checks.likelihood}
     if chat:
@@ -121,7 +121,7 @@ def _joined(opened: Opened, first: str, then: str) -> tuple[tuple[int, ...], tup
 
 def _yes(opened: Opened, question: str) -> dict[str, Check]:
     """None where the model has not one token each for yes and no."""
-    from klype.answers.decoders import checks
+    from klype.answers import checks
     from klype.sources.source import tokens_of
 
     def put(answer: str) -> tuple[int, ...]:

@@ -1,22 +1,137 @@
-"""A corpus of any size to shards of tokens: read, repeated texts left out, split by hash, tokenized, written.
+"""Training and held-out documents as shards of tokens: split by content, tokenized, written; memory stays flat.
 
-Memory stays flat: some batches of texts, one shard a side, and sixteen bytes or so for each text that was seen. Which
-side a text is on is a function of the text alone, so that nothing leaks when data grows.
+Which side a text is on is a function of the text alone, so that nothing leaks and nothing moves when data grows.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 
 from klype.data.readers import TextDocument
 from klype.data.shards import ABOUT, Documents, ShardWriter, is_finished, tokenize
-from klype.data.split import HELD_OUT, is_held_out, units
 from klype.errors import KlypeError
 from klype.text.tokenizer import Tokenizer
+
+HELD_OUT = 0.05  # share of documents
+BLOCK = 4000  # characters of a block of a long document, about
+BOOK = 20_000  # characters: longer documents are held out by blocks, so that some of each is measured
+_FEW = 40  # with fewer documents, the long ones are cut into blocks
+_SENTENCE = 80  # characters of the smallest block
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Two disjoint lists of documents, neither empty; no text is in both."""
+
+    train: list[TextDocument]
+    held_out: list[TextDocument]
+
+
+def split(documents: Iterable[TextDocument], share: float = HELD_OUT) -> Split:
+    """Hold out about ``share`` of the documents, by the hash of their text; with few documents, of their blocks.
+
+    A document stays on its side when others come, but for short texts (below ``BLOCK / share`` characters), whose
+    blocks grow with them, and where no hash of few blocks falls below ``share``: there the smallest is held out.
+    Raises KlypeError when there is less text than two blocks of a sentence can be made of.
+    """
+    rest = iter(documents)
+    first = list(islice(rest, _FEW))
+    few = len(first) < _FEW
+    # Of 2,000 characters in blocks of 4,000, halved until there are two, 72 % were held out: a block is the share.
+    length = max(_SENTENCE, min(BLOCK, int(share * sum(len(d.text) for d in first)))) if few else BLOCK
+    begun = [b for d in first for b in blocks(d, length)] if few else first
+    train: list[TextDocument] = []
+    held: list[TextDocument] = []
+    for document in unique(chain(begun, rest)):
+        (held if is_held_out(document.text, share) else train).append(document)
+    if not held or not train or length < BLOCK:
+        train, held = _by_rank(train + held, share)
+    return Split(train, held)
+
+
+def is_held_out(text: str, share: float = HELD_OUT) -> bool:
+    """Whether a document is held out: a function of its text alone (white space at its ends does not count)."""
+    return _hash(text) < share
+
+
+def is_sampled(text: str, share: float) -> bool:
+    """Whether a document belongs to a sample of about ``share`` of all, whether it is held out or not."""
+    return sampled_from(text) < share
+
+
+def sampled_from(text: str) -> float:
+    """The share from which on a document belongs to a sample, in [0, 1)."""
+    return int.from_bytes(_digest(text)[8:], "big") / 2**64
+
+
+def unique(documents: Iterable[TextDocument]) -> Iterator[TextDocument]:
+    """Each text once."""
+    seen: set[bytes] = set()
+    for document in documents:
+        digest = _digest(document.text)
+        if digest not in seen:
+            seen.add(digest)
+            yield document
+
+
+def units(document: TextDocument) -> Iterator[TextDocument]:
+    """What is held out as a whole: the document, or the blocks of a book."""
+    return blocks(document) if len(document.text) > BOOK else iter((document,))
+
+
+def blocks(document: TextDocument, length: int = BLOCK) -> Iterator[TextDocument]:
+    """Consecutive blocks of a document of about ``length`` characters, cut at paragraphs (or lines, sentences, words).
+
+    Joined they are the document, but for white space at the cuts. A shorter document is one block.
+    """
+    text, start, row = document.text, 0, 0
+    while start < len(text):
+        stop = _cut(text, start, length)
+        if text[start:stop].strip():
+            row += 1
+            yield TextDocument(text[start:stop].strip("\n"), document.source, row)
+        start = stop
+
+
+def _cut(text: str, start: int, length: int) -> int:
+    """Where the block ends that begins at ``start``: the last best border in its second half."""
+    if len(text) - start <= length * 1.5:
+        return len(text)
+    window = text[start + length // 2 : start + length]
+    for border in (r"\n\s*\n", r"\n", r"[.!?]\s", r"\s"):
+        ends = [match.end() for match in re.finditer(border, window)]
+        if ends:
+            return start + length // 2 + ends[-1]
+    return start + length
+
+
+def _by_rank(documents: list[TextDocument], share: float) -> tuple[list[TextDocument], list[TextDocument]]:
+    """Neither side empty: the smallest hashes are held out; a single document is cut into smaller blocks."""
+    length = BLOCK
+    while len(documents) < 2 and length >= 40:
+        length //= 2
+        documents = list(unique(b for d in documents for b in blocks(d, length)))
+    if len(documents) < 2:
+        raise KlypeError("The text is too short to hold some of it out.", "Give at least a few sentences.")
+    ranked = sorted(documents, key=lambda d: _digest(d.text))
+    count = min(len(ranked) - 1, max(1, round(share * len(ranked))))
+    held = {_digest(d.text) for d in ranked[:count]}
+    return [d for d in documents if _digest(d.text) not in held], [d for d in documents if _digest(d.text) in held]
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.strip().encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def _hash(text: str) -> float:
+    return int.from_bytes(_digest(text)[:8], "big") / 2**64
+
 
 SIDES = ("train", "held-out")
 PERMUTATIONS, SHINGLE = 64, 5  # of MinHash; words of a shingle

@@ -17,11 +17,22 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from klype.data.columns import rows_of
-from klype.data.fields import of_language, row_text
-from klype.data.files import PLAIN, Paths, files_of, kind_of, names, readable
-from klype.data.separated import EndlessQuotesError, separated
-from klype.data.streams import LONGEST, UNPACKED, TextLines, lines, open_stream, read, read_bytes
+from klype.data.files import (
+    LONGEST,
+    PLAIN,
+    UNPACKED,
+    Paths,
+    TextLines,
+    files_of,
+    kind_of,
+    lines,
+    names,
+    open_stream,
+    read,
+    read_bytes,
+    readable,
+)
+from klype.data.tables import EndlessQuotesError, rows_of, separated
 from klype.errors import KlypeError, UsageError
 from klype.jsons import parsed
 
@@ -310,3 +321,35 @@ TABLES: Mapping[str, Table] = {
 """By a file's ending: what ``klype run``, its questions, instructions and preferences, and the studio's upload read."""
 KINDS = (*PLAIN, *TABLES)
 """The endings of all files that hold texts."""
+
+
+def row_text(row: dict[str, Any], name: str = "") -> str | None:
+    """The text of a row: the named field; else title and text (or content, body …); else all fields of text.
+
+    Lists of strings are joined as paragraphs. None when there is no text.
+    """
+    if name:
+        return _joined(row.get(name))
+    main = next((t for n in ("text", "content", "body", "document", "tekst") if (t := _joined(row.get(n)))), None)
+    if main:
+        title = _joined(row.get("title")) or _joined(row.get("tittel"))
+        return main if not title or main.lstrip().startswith(title) else f"{title}\n\n{main}"
+    ignored = ("id", "uid", "licence", "license", "url", "lang", "language", "credits", "source", "split", "word_class")
+    parts = [_joined(value) for name, value in row.items() if name not in ignored and not name.startswith("credits")]
+    return "\n".join(part for part in parts if part) or None
+
+
+def of_language(row: dict[str, Any], language: str) -> dict[str, Any]:
+    """Without the fields that are the same thing in other languages."""
+    own = {name.removesuffix(f"_{language}") for name in row if language and name.endswith(f"_{language}")}
+    return (
+        {n: v for n, v in row.items() if n.endswith(f"_{language}") or n.rpartition("_")[0] not in own} if own else row
+    )
+
+
+def _joined(value: Any) -> str | None:
+    if isinstance(value, str):
+        return value.strip("\n") or None
+    if isinstance(value, list) and value and all(isinstance(v, str) for v in value):
+        return "\n\n".join(value)
+    return None

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from klype.data.files import Paths, files_of, names
+from klype.data.files import UNPACKED, Paths, files_of, names
 from klype.data.readers import TABLES, BadRows, TextOptions, place, read_rows
-from klype.data.streams import UNPACKED
 from klype.errors import KlypeError, UsageError
 from klype.values import Question, Ranking
 

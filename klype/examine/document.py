@@ -10,8 +10,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from klype.answers.branches import Branch, branches
-from klype.answers.tree import Tree
+from klype.answers.tree import Branch, Tree, branches
 from klype.examine.calibration import bins, risk_coverage
 from klype.examine.estimators import effect_of, sureness
 from klype.examine.evidence import Evidence

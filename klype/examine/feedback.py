@@ -23,7 +23,7 @@ from zlib import crc32
 
 import numpy as np
 
-from klype.answers.decoders.taking_back import Sheet, obeyed
+from klype.answers.backspace import Sheet, obeyed
 from klype.examine.intervals import ratio_of_means
 from klype.examine.interventions import ARMS, AS_RARE, LEAST, Arm, Asked, FeedbackSettings, Intervention
 from klype.examine.truth import Reader, Tokens, at_temperature, mass

@@ -10,9 +10,8 @@ from typing import Any
 from klype.examine.facts import FigureFacts, Text
 from klype.examine.measures import KNOWN, UNITS
 from klype.values import Figure
-from klype.words import LANGUAGES, Words, count, number, percent, words
+from klype.words import LANGUAGES, Words, count, interval_decimals, number, percent, words
 from klype.words import figure as figure_text
-from klype.words.numbers import interval_decimals
 
 NBSP = "\u00a0"
 EXACT = "share a word"

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from klype.data.order import mix
+from klype.data.prepare import split
 from klype.data.readers import TextDocument
-from klype.data.split import split
 from klype.errors import KlypeError
 from klype.text.tokenizer import Tokenizer
 from klype.world import Filter, World

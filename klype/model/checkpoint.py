@@ -37,8 +37,8 @@ from klype.model.gguf import open_gguf
 from klype.model.tensors import TensorFiles, is_finite, weight_files
 from klype.model.transformer import Transformer
 from klype.text.chat import Chat
-from klype.text.special import read_object
 from klype.text.tokenizer import Tokenizer
+from klype.text.tokenizer_files import read_object
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 

@@ -23,9 +23,8 @@ from klype.errors import KlypeError
 from klype.model.config import ModelConfig
 from klype.model.convert import config_from_hf
 from klype.model.tensors import is_finite
-from klype.text.opening import LLAMA3, QWEN2
-from klype.text.special import SpecialTokens
 from klype.text.tokenizer import Tokenizer
+from klype.text.tokenizer_files import LLAMA3, QWEN2, SpecialTokens
 
 MOST = 256 * 2**20
 """Bytes of metadata: vocabularies of a million tokens have some forty million."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from klype.durable import clear, draft_folder, hash_file, sync_folder
 from klype.errors import KlypeError
 from klype.jsons import parsed
-from klype.text.special import read_bounded
+from klype.text.tokenizer_files import read_bounded
 
 MANIFEST = "manifest.json"
 _ARRIVED = ".arrived"

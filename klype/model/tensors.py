@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from klype.errors import KlypeError
-from klype.text.special import read_object
+from klype.text.tokenizer_files import read_object
 
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 _TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

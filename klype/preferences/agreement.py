@@ -1,14 +1,23 @@
-"""How well two rankings of the same candidates agree, and how well an annotator agrees with itself."""
+"""How well rankings of the same candidates agree: pairs, Kendall's τ, and Krippendorff's α of several annotators.
+
+α = 1 - observed / expected disagreement (1: perfect, 0: chance), whoever rated what, ties and gaps allowed:
+Krippendorff, Content Analysis (2013), ch. 12; his "Computing Krippendorff's Alpha-Reliability" (2011) has the worked
+example that the tests recompute.
+"""
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
 
 from klype.errors import KlypeError
-from klype.preferences.annotator import ranks
-from klype.values import Ranking
+from klype.preferences.annotators import ranks
+from klype.values import Figure, Ranking
 
 
 def pair_agreement(judge: Ranking, other: Ranking) -> tuple[float, int]:
@@ -64,3 +73,90 @@ def _places(one: Ranking, two: Ranking) -> tuple[tuple[int, ...], tuple[int, ...
 
 def _sign(value: int) -> int:
     return (value > 0) - (value < 0)
+
+
+Level = Literal["nominal", "ordinal", "interval"]
+Array = npt.NDArray[np.floating[Any]]
+RESAMPLES = 1000
+
+
+def krippendorff(ratings: Sequence[Sequence[float]], level: Level) -> float | None:
+    """α of units' ratings (one inner list a unit). None: nothing to compare, or no variation."""
+    values = sorted({value for unit in ratings for value in unit})
+    return _alpha(_coincidences(ratings, values).sum(0), values, level) if values else None
+
+
+def alpha(groups: Sequence[Sequence[Ranking]], level: Literal["nominal", "ordinal"], seed: int = 0) -> Figure:
+    """α of rankings of the same candidates, one group a question, one ranking an annotator, with a bootstrap interval.
+
+    Units are candidates. "ordinal": their places (the mean place where tied); "nominal": whether they were put first.
+    Questions are resampled, since places within one question depend on each other.
+    """
+    units: list[list[float]] = []
+    owner: list[int] = []
+    compared = [group for group in groups if len(group) > 1]
+    for index, group in enumerate(compared):
+        by_text = [_ratings(ranking, level) for ranking in group]
+        for key in by_text[0]:
+            units.append([rating[key] for rating in by_text if key in rating])
+            owner.append(index)
+    unit = f"α, {level}"
+    if len(compared) < 2:
+        return Figure(None, n=len(compared), unit=unit, why="fewer than two questions were ranked by two annotators")
+    values = sorted({value for ratings in units for value in ratings})
+    per_unit = _coincidences(units, values)
+    per_question = np.zeros((len(compared), len(values), len(values)))
+    np.add.at(per_question, np.array(owner), per_unit)
+    found = _alpha(per_question.sum(0), values, level)
+    if found is None:
+        return Figure(None, n=len(compared), unit=unit, why="everything was rated the same: chance is not known")
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(len(compared), np.full(len(compared), 1 / len(compared)), RESAMPLES)
+    resampled = [_alpha(np.tensordot(weights, per_question, 1), values, level) for weights in drawn.astype(float)]
+    known = np.array([value for value in resampled if value is not None])
+    low, high = np.quantile(known, (0.025, 0.975)) if known.size else (found, found)
+    return Figure(found, min(float(low), found), max(float(high), found), len(compared), unit)
+
+
+def _ratings(ranking: Ranking, level: str) -> dict[Hashable, float]:
+    """Each candidate's rating; a text that stands twice is told apart by which time it is."""
+    places = ranks(ranking)
+    seen: dict[str, int] = {}
+    out: dict[Hashable, float] = {}
+    for text, place in zip(ranking.candidates, places, strict=True):
+        seen[text] = seen.get(text, -1) + 1
+        before, tied = sum(p < place for p in places), places.count(place)
+        out[(text, seen[text])] = float(place == 0) if level == "nominal" else before + (tied - 1) / 2
+    return out
+
+
+def _coincidences(units: Sequence[Sequence[float]], values: Sequence[float]) -> Array:
+    """[U, V, V]: each unit's ordered pairs of ratings by different annotators, over (ratings - 1)."""
+    place = {value: i for i, value in enumerate(values)}
+    out_UVV = np.zeros((len(units), len(values), len(values)))
+    for u, unit in enumerate(units):
+        if len(unit) < 2:
+            continue
+        count_V = np.bincount([place[value] for value in unit], minlength=len(values)).astype(float)
+        out_UVV[u] = (np.outer(count_V, count_V) - np.diag(count_V)) / (len(unit) - 1)
+    return out_UVV
+
+
+def _alpha(coincidence_VV: Array, values: Sequence[float], level: Level) -> float | None:
+    count_V = coincidence_VV.sum(0)
+    total = float(count_V.sum())
+    distance_VV = _distance(np.asarray(values, dtype=float), count_V, level)
+    expected = float((np.outer(count_V, count_V) * distance_VV).sum())
+    if total <= 1 or expected == 0:
+        return None
+    return 1 - (total - 1) * float((coincidence_VV * distance_VV).sum()) / expected
+
+
+def _distance(value_V: Array, count_V: Array, level: Level) -> Array:
+    """Squared distances between ratings."""
+    if level == "nominal":
+        return 1 - np.eye(len(value_V))
+    if level == "interval":
+        return np.asarray((value_V[:, None] - value_V[None]) ** 2)
+    upto_V = np.cumsum(count_V) - count_V / 2  # ordinal: how many ratings lie between, half of the ends
+    return np.asarray((upto_V[:, None] - upto_V[None]) ** 2)

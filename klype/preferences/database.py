@@ -10,7 +10,7 @@ from typing import Any
 from alembic.operations import Operations
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy import Connection, Engine, column, create_engine, event, select, table
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
@@ -22,7 +22,6 @@ SAVED = (
 )
 BROKEN = ("malformed", "could not decode", "no such ", "already exists", "syntax error", "duplicate column", "too big")
 """What a database says of a file that it made and somebody else has changed."""
-LOCK = 0x6B6C7970  # PostgreSQL's advisory lock while tables are made
 
 
 def connect(place: str | Path, busy_s: float = 10.0, read_only: bool = False) -> Engine:
@@ -94,16 +93,25 @@ def writing(engine: Engine) -> Iterator[Connection]:
             yield connection
 
 
+def one_at_a_time(connection: Connection) -> None:
+    """Until this transaction is over, whoever calls this waits: it locks the one row of the version. In SQLite whoever
+    writes is alone anyway."""
+    connection.execute(select(column("version_num")).select_from(table("alembic_version")).with_for_update())
+
+
 def migrate(engine: Engine, place: str) -> None:
     """Brings the tables up to the newest version; KlypeError when they are newer than this klype."""
     with engine.connect() as connection:
         if _version(connection, place) == newest():
             return
-    with writing(engine) as connection:
-        if engine.dialect.name == "postgresql":
-            connection.execute(text(f"SELECT pg_advisory_xact_lock({LOCK})"))
-        if _version(connection, place) != newest():  # another process may have been first
-            upgrade(connection)
+    try:
+        with writing(engine) as connection:
+            if _version(connection, place) != newest():  # in SQLite, another process may have been first
+                upgrade(connection)
+    except DBAPIError:  # in PostgreSQL, who comes second waits for the first one's tables, and cannot make them again
+        with engine.connect() as connection:
+            if _version(connection, place) != newest():
+                raise
 
 
 def check_whole(engine: Engine) -> None:

@@ -18,9 +18,19 @@ from klype import durable
 from klype.data.rows import NO_MESSAGES, ranking_of, said_before
 from klype.errors import KlypeError, UsageError
 from klype.jsons import parsed
-from klype.preferences.annotator import ranks
-from klype.preferences.records import BYS, KINDS, PARTS, Asked, Candidate, Entry, by_name, entry_of
-from klype.preferences.traces import trace_from, trace_row
+from klype.preferences.annotators import ranks
+from klype.preferences.records import (
+    BYS,
+    KINDS,
+    PARTS,
+    Asked,
+    Candidate,
+    Entry,
+    by_name,
+    entry_of,
+    trace_from,
+    trace_row,
+)
 from klype.values import Question, Ranking
 
 Format = Literal["ranked", "trl", "sharegpt", "alpaca"]

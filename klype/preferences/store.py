@@ -1,22 +1,46 @@
-"""The store of preferences: what was acknowledged is on the disk, and nothing is ever taken out, only taken back."""
+"""The store of preferences: what was acknowledged is on the disk, and nothing is ever taken out, only taken back.
+
+What is whole in a store that is damaged is read row by row, from both ends, and nothing is changed in it.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy import Connection, Engine, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, Engine, Table, bindparam, delete, insert, inspect, select, update
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from klype.errors import KlypeError
 from klype.preferences import database
+from klype.preferences.database import DamagedError
 from klype.preferences.records import Asked, Candidate, Entry
-from klype.preferences.rows import Annotator, added, annotator_id, asked_by_id, entries_of, new_candidates, recorded
-from klype.preferences.tables import annotators, candidates, claims, questions, rankings, sealed
+from klype.preferences.tables import (
+    Annotator,
+    Row,
+    added,
+    annotator_id,
+    annotators,
+    asked_by_id,
+    asked_of,
+    candidate_of,
+    candidates,
+    claims,
+    covered,
+    entries_of,
+    entry_of_row,
+    new_candidates,
+    person_of,
+    questions,
+    rankings,
+    recorded,
+    sealed,
+)
 from klype.values import Ranking
 
 LEASE_S = 900.0  # how long a question that somebody looks at is not given to others
@@ -93,7 +117,7 @@ class Store:
         """
         now = self._clock()
         with self._writing() as connection:
-            _one_at_a_time(connection)
+            database.one_at_a_time(connection)
             mine = annotator_id(connection, who, self._stamp())
             found = _next(connection, mine, who, (part, each), now)
             if found is None:
@@ -132,7 +156,7 @@ class Store:
     def undo(self, who: Annotator) -> Entry | None:
         """Takes back the annotator's last ranking or skip; it stays in the store as taken back. None: nothing to."""
         with self._writing() as connection:
-            _one_at_a_time(connection)
+            database.one_at_a_time(connection)
             found = entries_of(connection, "", (who.name,))
             if not found:
                 return None
@@ -177,7 +201,7 @@ class Store:
     def put(self, entries: Sequence[Entry]) -> int:
         """Entries from elsewhere, with their questions and candidates; exact doubles are left out. How many are new."""
         with self._writing() as connection:
-            _one_at_a_time(connection)
+            database.one_at_a_time(connection)
             stored = added(connection, [entry.asked for entry in entries])
             known = {_key(entry) for entry in entries_of(connection, "", ())}
             new = []
@@ -201,12 +225,6 @@ class Store:
     def _reading(self) -> Iterator[Connection]:
         with database.plainly(self.place), self._engine.connect() as connection:
             yield connection
-
-
-def _one_at_a_time(connection: Connection) -> None:
-    """SQLite has one writer anyway; elsewhere whoever claims or imports waits for the one before."""
-    if connection.dialect.name == "postgresql":
-        connection.execute(sa.text(f"SELECT pg_advisory_xact_lock({database.LOCK + 1})"))
 
 
 def _next(connection: Connection, mine: int, who: Annotator, wanted: tuple[str, int], now: float) -> int | None:
@@ -250,3 +268,69 @@ def _next(connection: Connection, mine: int, who: Annotator, wanted: tuple[str, 
 def _key(entry: Entry) -> tuple[Any, ...]:
     shown = tuple(candidate.id for candidate in entry.asked.candidates)
     return entry.asked.id, shown, entry.order, entry.kind, entry.annotator, entry.when, entry.again
+
+
+def whole_entries(place: str | Path) -> tuple[list[Entry], int]:
+    """The entries of which every row is what was written, and how many other rankings were found."""
+    engine = database.connect(place, read_only=database.file_of(place) is not None)
+    try:
+        tables = {table.name: _rows(engine, table) for table in (annotators, questions, candidates, rankings)}
+    finally:
+        engine.dispose()
+    people: dict[int, Annotator] = {}
+    for row in tables["annotators"]:
+        _kept(people, row, person_of)
+    groups: dict[int, dict[int, Candidate]] = {}
+    for row in tables["candidates"]:
+        _kept(groups.setdefault(row["question_id"], {}), row, candidate_of)
+    asked: dict[int, Asked] = {}
+    for row in tables["questions"]:
+        _kept(asked, row, lambda row: asked_of(row, list(groups.get(row["id"], {}).values())))
+    entries: dict[int, Entry | None] = {}
+    for row in tables["rankings"]:
+        _kept(entries, row, lambda row: entry_of_row(row, asked, people))
+    undone = {row["undoes"] for row in tables["rankings"] if row["id"] in entries}
+    whole = [entry for number, entry in sorted(entries.items()) if entry is not None and number not in undone]
+    return whole, len(tables["rankings"]) - len(entries)
+
+
+def _kept(found: dict[int, Any], row: Row, read: Callable[[Row], Any]) -> None:
+    try:
+        found[row["id"]] = read(row)
+    except DamagedError:
+        return
+
+
+def _rows(engine: Engine, table: Table) -> list[Row]:
+    """All that can be reached, each asked for by its id: one that is broken takes no other with it."""
+    names = ["id", *covered(table), *(["checksum"] if _has_checksums(engine, table) else [])]
+    with closing(engine.raw_connection()) as raw:
+        if engine.dialect.name == "sqlite":
+            raw.driver_connection.text_factory = lambda text: text.decode("utf-8", "replace")  # type: ignore[union-attr]
+            raw.driver_connection.execute("PRAGMA writable_schema = ON")  # type: ignore[union-attr]
+
+        def reached(query: str) -> list[Any]:
+            found = []
+            try:
+                with closing(raw.cursor()) as cursor:
+                    cursor.execute(query)
+                    while (values := cursor.fetchone()) is not None:
+                        found.append(values)
+            except (DBAPIError, engine.dialect.loaded_dbapi.Error, OSError):
+                raw.rollback()
+            return found
+
+        ids = {
+            number for way in ("", " DESC") for (number,) in reached(f"SELECT id FROM {table.name} ORDER BY id{way}")
+        }
+        rows = [reached(f"SELECT {', '.join(names)} FROM {table.name} WHERE id = {number}") for number in sorted(ids)]
+    found = [{"checksum": None, **dict(zip(names, values, strict=True))} for (values,) in filter(None, rows)]
+    return [row | ({"again": bool(row["again"])} if "again" in row else {}) for row in found]
+
+
+def _has_checksums(engine: Engine, table: Table) -> bool:
+    """An older store has none. One whose checksums cannot be read has some: then nothing says what is whole."""
+    try:
+        return any(column["name"] == "checksum" for column in inspect(engine).get_columns(table.name))
+    except (SQLAlchemyError, ValueError):
+        return True

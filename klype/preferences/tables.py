@@ -1,15 +1,39 @@
-"""The tables of a store of preferences. ``versions/`` holds how they came to be; a test holds both to be the same."""
+"""The tables of a store of preferences; values to their rows and back, inside a transaction of somebody else.
+
+``versions/`` holds how the tables came to be; a test holds both to be the same.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import Boolean, Column, Dialect, Float, ForeignKey, Integer, MetaData, Table, Text, UniqueConstraint
+from sqlalchemy import (
+    Boolean,
+    Column,
+    Connection,
+    Dialect,
+    Float,
+    ForeignKey,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+    delete,
+    insert,
+    select,
+)
 from sqlalchemy.types import TypeDecorator
+
+from klype.preferences.database import DamagedError
+from klype.preferences.records import Asked, By, Candidate, Entry, trace_from, trace_row
+from klype.values import Question
 
 
 class Json(TypeDecorator[Any]):
@@ -115,3 +139,205 @@ def sealed(table: Table, row: Mapping[str, Any]) -> dict[str, Any]:
     texts = {name for name in values if isinstance(table.c[name].type, Json) and values[name] is not None}
     stored = [dumps(value) if name in texts else value for name, value in values.items()]
     return {**values, "checksum": checksum(table.name, stored)}
+
+
+Row = Mapping[Any, Any]
+"""Of a table, as it is stored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Annotator:
+    """Who ranks, in which sitting: two sittings never hold the same question while others are left."""
+
+    name: str
+    by: By = "person"
+    session: str = ""
+
+
+def digest(question: Question) -> str:
+    """What tells two questions apart: everything in them."""
+    about = [question.id, question.question, question.context, question.answers, question.choices, question.extra]
+    return hashlib.sha256(dumps(about).encode()).hexdigest()
+
+
+def annotator_id(connection: Connection, who: Annotator, now: str) -> int:
+    found = connection.execute(select(annotators.c.id).where(annotators.c.name == who.name)).scalar()
+    if found is not None:
+        return int(found)
+    row = {"name": who.name, "by": who.by, "since": now}
+    return int(
+        connection.execute(insert(annotators).values(sealed(annotators, row)).returning(annotators.c.id)).scalar_one()
+    )
+
+
+def added(connection: Connection, asked: Sequence[Asked]) -> list[Asked]:
+    """The same with ids: questions by their digest, candidates by their text and how often it stands there."""
+    marks = [digest(one.question) for one in asked]
+    known: dict[str, Asked] = {}
+    ids = {row.digest: row.id for row in connection.execute(select(questions.c.id, questions.c.digest))}
+    there = asked_by_id(connection, only=[ids[mark] for mark in set(marks) if mark in ids])
+    known = {mark: there[ids[mark]] for mark in set(marks) if mark in ids}
+    new = {mark: one for mark, one in zip(marks, asked, strict=True) if mark not in known}
+    if new:
+        rows = [_question_row(mark, one) for mark, one in new.items()]
+        made = connection.execute(insert(questions).returning(questions.c.id, sort_by_parameter_order=True), rows)
+        for (mark, one), (number,) in zip(list(new.items()), made, strict=True):
+            known[mark] = replace(one, candidates=(), id=number)
+    stored = {mark: list(one.candidates) for mark, one in known.items()}
+    matched: list[list[int]] = []
+    missing: list[tuple[int, Candidate]] = []
+    slots: list[tuple[str, int]] = []
+    for mark, one in zip(marks, asked, strict=True):
+        used: set[int] = set()
+        places = []
+        for candidate in one.candidates:
+            same = (i for i, c in enumerate(stored[mark]) if i not in used and c.text == candidate.text)
+            place = next(same, None)
+            if place is None:
+                place = len(stored[mark])
+                stored[mark].append(candidate)
+                missing.append((known[mark].id, candidate))
+                slots.append((mark, place))
+            used.add(place)
+            places.append(place)
+        matched.append(places)
+    for (mark, place), candidate in zip(slots, new_candidates(connection, missing), strict=True):
+        stored[mark][place] = candidate
+    return [
+        replace(known[mark], candidates=tuple(stored[mark][place] for place in places))
+        for mark, places in zip(marks, matched, strict=True)
+    ]
+
+
+def _question_row(mark: str, asked: Asked) -> dict[str, Any]:
+    q = asked.question
+    about = {"id": q.id, "answers": list(q.answers), "choices": list(q.choices), "extra": q.extra}
+    row = {"digest": mark, "part": asked.part, "question": q.question, "context": q.context, "about": about}
+    return sealed(questions, row)
+
+
+def new_candidates(connection: Connection, rows: Sequence[tuple[int, Candidate]]) -> list[Candidate]:
+    if not rows:
+        return []
+    values = [
+        sealed(
+            candidates,
+            {
+                "question_id": question,
+                "text": c.text,
+                "model": c.model,
+                "temperature": c.temperature,
+                "author": c.author,
+                "trace": None if c.trace is None else trace_row(c.trace),
+            },
+        )
+        for question, c in rows
+    ]
+    made = connection.execute(insert(candidates).returning(candidates.c.id, sort_by_parameter_order=True), values)
+    return [replace(candidate, id=number) for (_, candidate), (number,) in zip(rows, made, strict=True)]
+
+
+def recorded(connection: Connection, entries: Sequence[Entry], now: str) -> list[int]:
+    if not entries:
+        return []
+    people = {(e.annotator, e.by) for e in entries}
+    ids = {name: annotator_id(connection, Annotator(name, by), now) for name, by in sorted(people)}
+    rows = []
+    for entry in entries:
+        shown = [candidate.id for candidate in entry.asked.candidates]
+        assert all([entry.asked.id, *shown]), "only what is stored can be ranked"
+        row = {
+            "question_id": entry.asked.id,
+            "annotator_id": ids[entry.annotator],
+            "kind": entry.kind,
+            "shown": shown,
+            "ordering": [[shown[i] for i in group] for group in entry.order],
+            "at": entry.when,
+            "seconds": entry.seconds,
+            "again": entry.again,
+        }
+        rows.append(sealed(rankings, row))
+    for entry in entries:
+        over = (claims.c.question_id == entry.asked.id) & (claims.c.annotator_id == ids[entry.annotator])
+        connection.execute(delete(claims).where(over))
+    made = connection.execute(insert(rankings).returning(rankings.c.id, sort_by_parameter_order=True), rows)
+    return [int(number) for (number,) in made]
+
+
+def asked_by_id(connection: Connection, part: str = "", only: Sequence[int] | None = None) -> dict[int, Asked]:
+    chosen = select(questions).order_by(questions.c.id)
+    answers = select(candidates).order_by(candidates.c.id)
+    if only is not None and len(only) < 500:
+        chosen = chosen.where(questions.c.id.in_(only))
+        answers = answers.where(candidates.c.question_id.in_(only))
+    groups: dict[int, list[Candidate]] = {}
+    for row in connection.execute(answers).mappings():
+        groups.setdefault(row["question_id"], []).append(candidate_of(row))
+    found = [asked_of(row, groups.get(row["id"], ())) for row in connection.execute(chosen).mappings()]
+    if only is None and groups.keys() - {one.id for one in found}:
+        raise DamagedError("a question of some candidates is missing")
+    return {one.id: one for one in found if part in ("", one.part)}
+
+
+def entries_of(connection: Connection, part: str, names: Sequence[str]) -> list[Entry]:
+    """What the annotators (all of them, when none is named) said and did not take back."""
+    people = {row["id"]: person_of(row) for row in connection.execute(select(annotators)).mappings()}
+    query = select(rankings).order_by(rankings.c.id)
+    if names:
+        query = query.where(rankings.c.annotator_id.in_([i for i, who in people.items() if who.name in names]))
+    rows = connection.execute(query).mappings().all()
+    asked = asked_by_id(connection, only=sorted({row["question_id"] for row in rows}))  # one's own are few of them
+    return [entry for entry in said(rows, asked, people) if part in ("", entry.asked.part)]
+
+
+def said(rows: Sequence[Row], asked: Mapping[int, Asked], people: Mapping[int, Annotator]) -> list[Entry]:
+    """The entries of rows of rankings, without those that others of the rows take back."""
+    found = [entry_of_row(row, asked, people) for row in rows]
+    undone = {row["undoes"] for row in rows}
+    return [entry for entry in found if entry is not None and entry.id not in undone]
+
+
+def entry_of_row(row: Row, asked: Mapping[int, Asked], people: Mapping[int, Annotator]) -> Entry | None:
+    """None for one that takes another back."""
+    with _checked(rankings, row):
+        question, who = asked[row["question_id"]], people[row["annotator_id"]]
+        if row["kind"] == "undo":
+            return None
+        shown, ordering = json.loads(row["shown"]), json.loads(row["ordering"])
+        by_id = {candidate.id: candidate for candidate in question.candidates}
+        place = {number: i for i, number in enumerate(shown)}
+        order = tuple(tuple(place[number] for number in group) for group in ordering)
+        question = replace(question, candidates=tuple(by_id[number] for number in shown))
+        rest = {"when": json.loads(row["at"]), "seconds": row["seconds"], "again": bool(row["again"]), "id": row["id"]}
+        return Entry(question, order, who.name, row["kind"], who.by, **rest)
+
+
+def asked_of(row: Row, answers: Sequence[Candidate]) -> Asked:
+    with _checked(questions, row):
+        a, text, context = (json.loads(row[name]) for name in ("about", "question", "context"))
+        question = Question(a["id"], text, context, tuple(a["answers"]), tuple(a["choices"]), a["extra"])
+        return Asked(question, tuple(answers), row["part"], row["id"])
+
+
+def candidate_of(row: Row) -> Candidate:
+    with _checked(candidates, row):
+        text, model, author = (json.loads(row[name]) for name in ("text", "model", "author"))
+        trace = None if row["trace"] is None else trace_from(json.loads(row["trace"]))
+        return Candidate(text, model, row["temperature"], author, trace, row["id"])
+
+
+def person_of(row: Row) -> Annotator:
+    with _checked(annotators, row):
+        return Annotator(json.loads(row["name"]), row["by"])
+
+
+@contextmanager
+def _checked(table: Table, row: Row) -> Iterator[None]:
+    """The row is what was written. DamagedError when it is not, or speaks of another that is gone."""
+    broken = DamagedError(f"row {row['id']} of its {table.name} is not what was written")
+    if row["checksum"] is not None and row["checksum"] != checksum(table.name, [row[n] for n in covered(table)]):
+        raise broken
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise broken from error

@@ -20,8 +20,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from klype.data.prepare import is_held_out
 from klype.data.readers import BadRows, TextDocument, TextOptions, place, read_rows
-from klype.data.split import is_held_out
 from klype.errors import KlypeError
 from klype.examine.facts import DataFacts, DictionaryAnswerFacts, DictionaryFacts
 from klype.examine.intervals import mean_by_question

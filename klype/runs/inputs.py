@@ -8,8 +8,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from klype.data.collection import Dataset, is_hub
 from klype.data.files import files_of
-from klype.data.hub import Dataset, is_hub
 from klype.data.readers import KINDS
 from klype.device import pick_device
 from klype.durable import hash_file

@@ -11,7 +11,7 @@ from scipy import stats
 
 from klype.examine.calibration import bins, calibration_error
 from klype.examine.intervals import mean_by_question
-from klype.preferences.annotator import Annotator, rank_simulated, ranks
+from klype.preferences.annotators import Scorer, rank_simulated, ranks
 from klype.train.preference import Ranked
 from klype.train.reward_model import RewardModel
 from klype.values import Figure, Question, Ranking
@@ -47,7 +47,7 @@ def tau_ceiling(
     """Kendall's τ-b of two rankings of the annotator's own, each with its noise; of people nobody knows theirs."""
     if noise is None:
         return Figure(None, why="a person's own noise is known only from repeats")
-    annotator, rng = Annotator("ceiling", score), random.Random(seed)
+    annotator, rng = Scorer("ceiling", score), random.Random(seed)
     taus = []
     for index, ranking in enumerate(exact):
         for _ in range(AGAIN):

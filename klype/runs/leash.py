@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from klype.errors import UsageError
-from klype.preferences.tastes import taste as read_taste
+from klype.preferences.annotators import taste as read_taste
 from klype.runs.comparing import compare, gained, signed
 from klype.runs.inherited import recipe_of, with_inputs_of
 from klype.runs.options import StageOptions

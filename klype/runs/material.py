@@ -9,12 +9,11 @@ from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
 
-from klype.data import collection, hub
+from klype.data import collection
 from klype.data.files import files_of
-from klype.data.prepare import near_duplicates
+from klype.data.prepare import Split, is_held_out, is_sampled, near_duplicates, split, unique, units
 from klype.data.readers import KINDS, BadRows, TextDocument, TextOptions, read_texts
 from klype.data.rows import Conversation, read_instructions, read_preferences
-from klype.data.split import Split, is_held_out, is_sampled, split, unique, units
 from klype.data.tasks import language
 from klype.durable import hash_file
 from klype.errors import UsageError
@@ -129,9 +128,9 @@ def _collected(options: InputOptions, section: DataSection) -> collection.Collec
     if options.data is None:
         return collection.Collection()
     place: str | Path = options.data
-    if hub.is_hub(place):
+    if collection.is_hub(place):
         folder = (options.out or Path()) / "data"
-        place = hub.fetch(str(place), folder, section.megabytes)
+        place = collection.fetch(str(place), folder, section.megabytes)
     return collection.collect(place)
 
 

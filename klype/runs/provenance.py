@@ -15,7 +15,7 @@ from klype.text.tokenizer import Tokenizer
 from klype.values import Question
 from klype.words import words
 from klype.world.automaton import Filter
-from klype.world.lift import Spellings, TokenFilter
+from klype.world.vocabulary import Spellings, TokenFilter
 from klype.world.world import ATTACHED, World
 
 

@@ -16,16 +16,12 @@ from klype.data.order import mix
 from klype.errors import KlypeError, UsageError
 from klype.examine.intervals import mean_by_question
 from klype.judge.meaning import text_meaning
-from klype.preferences.agreement import kendall_tau_b
-from klype.preferences.alpha import alpha
-from klype.preferences.annotator import Annotator as ScoringAnnotator
-from klype.preferences.annotator import rank_simulated
+from klype.preferences.agreement import alpha, kendall_tau_b
+from klype.preferences.annotators import ModelJudge, Scorer, Taste, contradictions, first_shown, rank_simulated
 from klype.preferences.candidates import spread
-from klype.preferences.habits import contradictions, first_shown
 from klype.preferences.records import MODEL, SIMULATED, Asked, By, Candidate, Entry
-from klype.preferences.rows import Annotator
 from klype.preferences.store import Store
-from klype.preferences.tastes import ModelJudge, Taste
+from klype.preferences.tables import Annotator
 from klype.runs.folder import read_run
 from klype.runs.say import Say
 from klype.train.rewards import scores
@@ -215,7 +211,7 @@ def check_noise(noise: float) -> None:
 def by_taste(taste: Taste, judge: Judge, noise: float, name: str) -> Rank:
     """A simulated annotator who weighs what ``judge`` sees by ``taste``, and errs with chance ``noise``, below .5."""
     check_noise(noise)
-    annotator = ScoringAnnotator(name, lambda question, answer: taste.score(judge(question, answer, True)))
+    annotator = Scorer(name, lambda question, answer: taste.score(judge(question, answer, True)))
     return lambda question, answers, rng: rank_simulated(annotator, question, answers, noise, rng)
 
 
@@ -230,9 +226,7 @@ def by_function(reward: Reward, name: str) -> Rank:
 
     def rank(question: Question, answers: Sequence[str], rng: random.Random) -> Ranking:
         worth = dict(zip(answers, scores(reward, [question.transcript] * len(answers), answers, name), strict=True))
-        return rank_simulated(
-            ScoringAnnotator(name, lambda _, answer: worth[answer]), question, answers, 0.0, rng, MODEL
-        )
+        return rank_simulated(Scorer(name, lambda _, answer: worth[answer]), question, answers, 0.0, rng, MODEL)
 
     return rank
 

@@ -15,7 +15,7 @@ from klype.examine.intervals import ratio_of_means
 from klype.model.transformer import Transformer
 from klype.preferences import formats
 from klype.preferences.agreement import with_itself
-from klype.preferences.annotator import Annotator, rank_simulated, ranks
+from klype.preferences.annotators import Scorer, rank_simulated, ranks
 from klype.preferences.candidates import merge_near_duplicates
 from klype.preferences.records import SIMULATED, Asked, Candidate, Entry, Part, entry_of
 from klype.preferences.store import Store
@@ -103,7 +103,7 @@ def _by_hand(store: Store, model: Transformer, subject: Subject, seed: int, say:
 
 def _simulated(store: Store, model: Transformer, subject: Subject, seed: int) -> Made:
     section = subject.recipe.rank
-    annotator = Annotator(subject.annotator_name, lambda question, answer: subject.judge(question, answer, True).score)
+    annotator = Scorer(subject.annotator_name, lambda question, answer: subject.judge(question, answer, True).score)
     entries: list[Entry] = []
     drawn = 0
     held_out = _each_once(subject.held_out[: section.held_out], [])
@@ -248,7 +248,7 @@ def _ceiling(ranked: RankedSets, subject: Subject, seed: int) -> Figure:
     if ranked.noise is None:
         return Figure(None, why="a person's own noise is known only from repeats")
     noise = ranked.noise
-    annotator = Annotator("ceiling", lambda question, answer: subject.judge(question, answer, True).score)
+    annotator = Scorer("ceiling", lambda question, answer: subject.judge(question, answer, True).score)
     exact = ranked.exact
 
     def again(index: int, rng: random.Random) -> Ranking:

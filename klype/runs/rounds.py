@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from klype.errors import KlypeError, UsageError
-from klype.preferences.tastes import Taste
-from klype.preferences.tastes import taste as read_taste
+from klype.preferences.annotators import Taste
+from klype.preferences.annotators import taste as read_taste
 from klype.runs.aligning import Seen, align, examined, reward
 from klype.runs.comparing import compare, verdict
 from klype.runs.folder import read_run

@@ -15,10 +15,10 @@ import numpy.typing as npt
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from klype.data.baselines import ngram_bits_per_byte, xz_bits_per_byte
+from klype.data.ngram import ngram_bits_per_byte, xz_bits_per_byte
 from klype.data.order import draw_seed
+from klype.data.prepare import Split
 from klype.data.readers import TextDocument
-from klype.data.split import Split
 from klype.engine.engine import Engine
 from klype.examine.estimators import as_share
 from klype.examine.evidence import Answered, Evidence

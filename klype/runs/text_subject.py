@@ -15,11 +15,10 @@ from typing import Any
 from klype.data.batches import PackedBatches, conversation_batches, fit, once
 from klype.data.order import mix
 from klype.data.pools import STEPS, Example, PoolSettings
-from klype.data.prepare import prepare
+from klype.data.prepare import is_sampled, prepare, sampled_from
 from klype.data.readers import BadRows, TextDocument
 from klype.data.rows import Conversation
 from klype.data.shards import Documents
-from klype.data.split import is_sampled, sampled_from
 from klype.data.tasks import language, make_tasks
 from klype.engine.engine import Engine
 from klype.errors import KlypeError

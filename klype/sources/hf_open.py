@@ -18,8 +18,8 @@ from klype.model.checkpoint import DTYPES, read_config
 from klype.model.tensors import weight_files
 from klype.sources.native import NativeCodec, NativeSource
 from klype.text.chat import Chat
-from klype.text.special import read_object, read_special_tokens
 from klype.text.tokenizer import Tokenizer
+from klype.text.tokenizer_files import read_object, read_special_tokens
 
 INSTALL = "Install it: pip install 'klype[hf]'."
 BATCH = 64

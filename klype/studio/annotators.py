@@ -19,8 +19,8 @@ from klype.durable import private_folder
 from klype.errors import KlypeError, UsageError
 from klype.jsons import finite
 from klype.preferences.records import MODEL, SIMULATED, Asked, Candidate, Entry, Kind
-from klype.preferences.rows import Annotator
 from klype.preferences.store import Store
+from klype.preferences.tables import Annotator
 from klype.runs.rankers import HELD_OUT_EVERY, KEYS, SHOWN, differing, now
 from klype.runs.record import write_json
 

@@ -22,8 +22,7 @@ from klype.examine.charts import DARK, LIGHT, probability_scale
 from klype.examine.say import Say, visible
 from klype.serve.errors import ApiError
 from klype.serve.guard import COOKIE
-from klype.words import LANGUAGES, Words, words
-from klype.words.catalogue import spoken
+from klype.words import LANGUAGES, Words, spoken, words
 
 if TYPE_CHECKING:
     from klype.studio.studio import Studio

@@ -8,9 +8,8 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from klype.answers.branches import Branch, branches
 from klype.answers.forks import Forks, ForkSettings, forks
-from klype.answers.tree import Tree, TreeSettings, grow
+from klype.answers.tree import Branch, Tree, TreeSettings, branches, grow
 from klype.errors import UsageError
 from klype.examine.charts import canvas
 from klype.examine.intervals import proportion

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import date
 
 from klype.errors import KlypeError
-from klype.text.render import OUTPUT, render, render_apart
+from klype.text.sandbox import OUTPUT, render, render_apart
 from klype.text.tokenizer import Tokenizer, checked
 
 Message = Mapping[str, str]

@@ -22,8 +22,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
 from klype.errors import KlypeError, UsageError
-from klype.text.opening import asked, is_plain, try_apart
-from klype.text.special import HINT, SpecialTokens, read_object, read_special_tokens
+from klype.text.tokenizer_files import HINT, SpecialTokens, asked, is_plain, read_object, read_special_tokens, try_apart
 
 LONG_TEXT = 4_000  # characters that take milliseconds to be made tokens of
 LARGE_TEXT = 1_000_000  # characters; from here on, a word must occur twice to be given a token of its own

@@ -1,16 +1,161 @@
-"""The words klype says, in every language: one TOML file per language, and per catalogue of it (``cli_nb.toml``)."""
+"""The words klype says, in every language, and numbers as they are written there.
 
-from klype.words.catalogue import LANGUAGES, Words, catalogues, words
-from klype.words.numbers import count, figure, number, percent, short
+One TOML file a language, and one per catalogue of it (``cli_nb.toml``). A new language is one file,
+``klype/words/xx.toml``: whatever it does not say is English.
+"""
 
-__all__ = [
-    "LANGUAGES",
-    "Words",
-    "catalogues",
-    "count",
-    "figure",
-    "number",
-    "percent",
-    "short",
-    "words",
-]
+from __future__ import annotations
+
+import math
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from klype.values import Figure
+
+
+@dataclass(frozen=True, slots=True)
+class Language:
+    """``tag``: as browsers know it. ``also``: its other codes; ``reads``: those whose readers can read it.
+
+    Numbers: ``decimal`` mark, ``group`` of thousands from ``grouped_from`` on, ``percent`` sign, what stands
+    ``between`` an interval's ends. ``hour``: its sign. ``messages``: of catalogues that have no file of their own.
+    """
+
+    name: str
+    tag: str
+    also: Sequence[str]
+    reads: Sequence[str]
+    decimal: str
+    group: str
+    grouped_from: int
+    percent: str
+    between: str
+    hour: str
+    quotes: Sequence[str]
+    messages: Mapping[str, Mapping[str, Any]]
+
+
+def _languages() -> dict[str, Language]:
+    files = {f.name.removesuffix(".toml"): f for f in resources.files("klype.words").iterdir() if f.name[2:] == ".toml"}
+    found = {}
+    for lang in sorted(files):
+        told = tomllib.loads(files[lang].read_text(encoding="utf-8"))
+        messages = {key: told.pop(key) for key in list(told) if isinstance(told[key], dict)}
+        found[lang] = Language(**told, messages=messages)
+    return found
+
+
+LANGUAGES: Mapping[str, Language] = _languages()
+"""Those that there is a file for, by their code."""
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """The messages of one catalogue in one language: ``w("chat.full", dropped=2)``."""
+
+    lang: str
+    messages: Mapping[str, str]
+
+    def __call__(self, key: str, **values: object) -> str:
+        """The message with its placeholders filled in; an unknown key or a missing value is a programmer's error."""
+        return self.messages[key].format_map(values)
+
+    def section(self, prefix: str) -> dict[str, str]:
+        """All messages below a prefix, by the rest of their key."""
+        start = f"{prefix}."
+        return {key.removeprefix(start): text for key, text in self.messages.items() if key.startswith(start)}
+
+
+def spoken(wish: str, read: bool = False) -> str:
+    """The language of a locale or of a browser's wish ("nb_NO.UTF-8", "nn"), or with ``read`` one that its readers can
+    read; "" where klype speaks none."""
+    code = re.split(r"[-_.@]", wish.strip().lower())[0]
+    known = {other: lang for lang, row in LANGUAGES.items() for other in (*row.also, *(row.reads if read else ()))}
+    return code if code in LANGUAGES else known.get(code, "")
+
+
+def words(lang: str, catalogue: str = "cli") -> Words:
+    """The catalogue ``klype/words/<catalogue>_<lang>.toml``, its tables flattened to dotted keys. Where there is none:
+    English, but for what the language's own file says."""
+    file = resources.files("klype.words") / f"{catalogue}_{lang}.toml"
+    if not file.is_file():
+        own = LANGUAGES[lang].messages.get(catalogue, {})
+        return Words(lang, {**words("en", catalogue).messages, **dict(_flatten(own))})
+    return Words(lang, dict(_flatten(tomllib.loads(file.read_text(encoding="utf-8")))))
+
+
+def catalogues() -> list[tuple[str, str]]:
+    """Every (catalogue, language) there is a file for."""
+    names = (
+        f.name for f in resources.files("klype.words").iterdir() if f.name[2:] != ".toml" and f.name.endswith(".toml")
+    )
+    pairs = (name.removesuffix(".toml").rpartition("_") for name in names)
+    return sorted((catalogue, lang) for catalogue, _, lang in pairs)
+
+
+def _flatten(table: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    for key, value in table.items():
+        if isinstance(value, dict):
+            found += _flatten(value, f"{prefix}{key}.")
+        else:
+            found.append((f"{prefix}{key}", str(value)))
+    return found
+
+
+def number(value: float, lang: str, decimals: int = 2) -> str:
+    """With so many decimals; a true minus sign; the decimal mark of the language."""
+    text = f"{abs(value):.{decimals}f}"
+    sign = "\u2212" if value < 0 and float(text) != 0 else ""
+    return sign + _mark(text, lang)
+
+
+def short(value: float, lang: str) -> str:
+    """A setting as it was typed: 0.7, 1; 0,7 in Norwegian."""
+    return _mark(f"{value:g}", lang)
+
+
+def count(value: int, lang: str) -> str:
+    """A whole number in groups of three: 1,234,567, and with narrow spaces in Norwegian from five digits on."""
+    row = LANGUAGES[lang]
+    return f"{value:,}".replace(",", row.group) if abs(value) >= row.grouped_from else str(value)
+
+
+def percent(share: float, lang: str, decimals: int = 0) -> str:
+    """A share (0 … 1) in percent: 83%, 83 % in Norwegian."""
+    return number(100 * share, lang, decimals) + LANGUAGES[lang].percent
+
+
+def figure(value: Figure, lang: str, unit: bool = False) -> str:
+    """The figure with its interval; why, when there is none. In Norwegian a semicolon parts the ends."""
+    if value.value is None or not math.isfinite(value.value):
+        return f"\u2013 ({value.why})" if value.why else "\u2013"
+    tail = f" {value.unit}" if unit and value.unit else ""
+    if value.low is None or value.high is None:
+        return number(value.value, lang) + tail + (f" ({value.why})" if value.why else "")
+    decimals = interval_decimals(value.low, value.high)
+    ends = LANGUAGES[lang].between.join(number(end, lang, decimals) for end in (value.low, value.high))
+    return f"{number(value.value, lang, decimals)} [{ends}]{tail}"
+
+
+def interval_decimals(low: float, high: float) -> int:
+    """How many decimals an interval's half-width deserves: two digits of it when they read 10 … 35, else one.
+
+    The rule of the Particle Data Group (Review of Particle Physics, introduction, 5.3); at least two below one.
+    """
+    half = (high - low) / 2
+    if not math.isfinite(half) or half <= 0:
+        return 2
+    exponent = math.floor(math.log10(half))
+    digits = 2 if half / 10**exponent < 3.55 else 1
+    fewest = 2 if max(abs(low), abs(high)) <= 1 else 0
+    return min(6, max(fewest, digits - 1 - exponent))
+
+
+def _mark(text: str, lang: str) -> str:
+    return text.replace(".", LANGUAGES[lang].decimal)

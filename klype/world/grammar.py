@@ -8,7 +8,8 @@ from typing import NamedTuple
 from klype.world import lexicon as lex
 from klype.world import phrases
 from klype.world.automaton import END, Call, Expansion, State, Symbols, capital, form, words
-from klype.world.facts import Fact, Lexicon, uniform, weighted
+from klype.world.lexicon import Lexicon
+from klype.world.phrases import Fact
 from klype.world.questions import FIXED, KINDS, Query, fixed_items, w
 
 BARE, SENTENCE, POLITE, BORING, MIXED, CHAT = "bare", "sentence", "polite", "boring", "mixed", "chat"
@@ -384,3 +385,14 @@ def _told(env: Env, fact: Fact) -> Env:
 
 def _agents(env: Env) -> frozenset[str]:
     return frozenset(f[1] for f in env.facts if f[0] == "did")
+
+
+def uniform(options: tuple[str, ...]) -> list[tuple[float, str]]:
+    return [(1 / len(options), option) for option in options]
+
+
+def weighted(options: tuple[str, ...], favour: dict[str, float]) -> list[tuple[float, str]]:
+    """Each option has weight 1, or the one named in ``favour``; probabilities sum to one."""
+    raw = [(favour.get(option, 1.0), option) for option in options]
+    total = sum(w for w, _ in raw)
+    return [(w / total, option) for w, option in raw if w > 0]

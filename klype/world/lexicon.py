@@ -1,12 +1,16 @@
 """The words of the demo world, in Norwegian Bokmål and English, by concept.
 
 A form is a string, or several forms with their probabilities: ``"boka|.6 boken|.4"`` (Norwegian allows both).
-Everything is data; the grammar says how it is put together.
+The grammar says how it is put together; `Lexicon` is the part of it that a world of some size uses.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from typing import Any
+
+import numpy as np
 
 NB, EN = "nb", "en"
 LANGUAGES = (NB, EN)
@@ -279,3 +283,81 @@ LONG_WINDED = {
     NB: ("Ja , det er det mange som lurer på , men jeg tror at", ", og det er alt jeg vet ."),
     EN: ("Well , many people ask about that , but I think that", ", and that is all I know ."),
 }
+
+
+@dataclass(frozen=True)
+class Lexicon:
+    """The part of the lexicon that a world of some size uses. Hashed by identity: one per world."""
+
+    persons: tuple[str, ...] = PERSONS
+    objects: tuple[str, ...] = tuple(OBJECTS)
+    colours: tuple[str, ...] = tuple(COLOURS)
+    places: tuple[str, ...] = tuple(PLACES)
+    animals: tuple[str, ...] = tuple(ANIMALS)
+    agents: tuple[str, ...] = tuple(AGENTS)
+    acts: tuple[str, ...] = tuple(ACTS)
+    capitals: tuple[str, ...] = tuple(CAPITALS)
+    seed: int = field(default=7)
+
+    @staticmethod
+    def small() -> Lexicon:
+        """A smaller world, for tests."""
+        return Lexicon(
+            PERSONS[:6],
+            tuple(OBJECTS)[:4],
+            tuple(COLOURS)[:3],
+            tuple(PLACES)[:4],
+            tuple(ANIMALS)[:4],
+            ("dog", "cat", "girl", "farmer", "baker"),
+            ("drink", "eat", "read"),
+            tuple(CAPITALS)[:3],
+        )
+
+    __hash__ = object.__hash__
+
+    @cached_property
+    def things(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(thing for act in self.acts for thing in ACTS[act][4]))
+
+    @cached_property
+    def event_places(self) -> tuple[str, ...]:
+        """ "" (not said) first."""
+        return ("", *self.places[:6])
+
+    @cached_property
+    def events(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """The joint table P(agent, act, thing, place): who does what, to what, where; sums to one."""
+        rng = np.random.default_rng(self.seed)
+        table = np.zeros((len(self.agents), len(self.acts), len(self.things), len(self.event_places)))
+        for j, act in enumerate(self.acts):
+            _, _, _, kinds, things = ACTS[act]
+            where = rng.dirichlet(np.full(len(self.event_places) - 1, 1.0)) * 0.35
+            for i, agent in enumerate(self.agents):
+                if AGENTS[agent][0] not in kinds:
+                    continue
+                liking = rng.gamma(2.0)
+                what = rng.dirichlet(np.full(len(things), 2.0))
+                for thing, p in zip(things, what, strict=True):
+                    table[i, j, self.things.index(thing)] = liking * p * np.concatenate([[0.65], where])
+        table /= table.sum(axis=(1, 2, 3), keepdims=True) * len(self.agents)
+        return table
+
+    @lru_cache(maxsize=100_000)  # noqa: B019 — a lexicon lives as long as its world
+    def event(
+        self, slot: str, agent: str = "", act: str = "", thing: str = "", taken: frozenset[str] = frozenset()
+    ) -> tuple[tuple[float, str], ...]:
+        """P(slot | what is bound), by exact marginalisation; ``taken`` agents are left out."""
+        names = (self.agents, self.acts, self.things, self.event_places)
+        table = self.events
+        if taken:
+            table = table.copy()
+            table[[self.agents.index(a) for a in taken]] = 0
+        for axis, bound in enumerate((agent, act, thing)):
+            if bound:
+                table = np.take(table, [names[axis].index(bound)], axis=axis)
+        axis = ("agent", "act", "thing", "place").index(slot)
+        marginal = table.sum(axis=tuple(k for k in range(4) if k != axis))
+        total = float(marginal.sum())
+        if marginal.size == 1:
+            raise AssertionError(f"{slot} is bound already")
+        return tuple((float(p) / total, names[axis][k]) for k, p in enumerate(marginal) if p > 0)

@@ -1,4 +1,8 @@
-"""How facts, questions and answers are said in each language: concepts in, symbols out (no capital, no full stop)."""
+"""How facts are said in each language: concepts in, symbols out (no capital, no full stop).
+
+Facts are plain tuples: ``("loc", person, place)``, ``("has", person, object, colour)``, ``("like", person, animal)``,
+``("did", agent, act, thing, place or "")``, ``("walk", place, weather)``
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,8 @@ from collections.abc import Sequence
 
 from klype.world import lexicon as lex
 from klype.world.automaton import Symbols, form
-from klype.world.facts import Fact
 
+Fact = tuple[str, ...]
 ONE = {lex.NB: "er", lex.EN: "is"}
 MANY = {lex.NB: "er", lex.EN: "are"}
 HAS = {lex.NB: ("har", "har"), lex.EN: ("has", "have")}
@@ -107,3 +111,8 @@ def translation(lang: str, noun: str) -> tuple[Symbols, Symbols]:
 
 def other(lang: str) -> str:
     return lex.EN if lang == lex.NB else lex.NB
+
+
+def key(facts: tuple[Fact, ...]) -> str:
+    """A story's identity, whatever the order it is told in."""
+    return "|".join(sorted(":".join(fact) for fact in facts))

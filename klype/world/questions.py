@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 from klype.world import lexicon as lex
 from klype.world import phrases
 from klype.world.automaton import Symbols, form, words
-from klype.world.facts import Fact, Lexicon
+from klype.world.lexicon import Lexicon
+from klype.world.phrases import Fact
 
 
 class Query(NamedTuple):

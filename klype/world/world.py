@@ -13,10 +13,10 @@ from typing import Any, Literal
 from klype.errors import KlypeError
 from klype.values import Question, Verdict
 from klype.world import lexicon as lex
-from klype.world.automaton import END, Call, Filter, State, Symbols, arcs, branches, expansions, sample
-from klype.world.edits import EditFilter
-from klype.world.facts import Fact, Lexicon, key
+from klype.world.automaton import END, Call, EditFilter, Filter, State, Symbols, arcs, branches, expansions, sample
 from klype.world.grammar import ANSWERS, BORING, CHAT, Env, Grammar
+from klype.world.lexicon import Lexicon
+from klype.world.phrases import Fact, key
 from klype.world.questions import FIXED, KINDS, Query, fixed_items
 from klype.world.vocabulary import vocabulary
 

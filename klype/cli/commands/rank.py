@@ -93,7 +93,7 @@ def command(terminal: Terminal, asked: RankOptions) -> None:
 def _salvaged(damaged: KlypeError, place: str | Path, export: Path, form: Any) -> None:
     """Writes what is whole, and says so: it is a failure all the same."""
     from klype.preferences import formats
-    from klype.preferences.salvage import whole_entries
+    from klype.preferences.store import whole_entries
 
     entries, lost = whole_entries(place)
     formats.export(export, entries, form)
@@ -128,7 +128,7 @@ def _first(store: Store, found: Found, asked: RankOptions) -> list[int]:
 
 
 def _simulated(store: Store, found: Found, asked: RankOptions, first: list[int]) -> int:
-    from klype.preferences.tastes import taste
+    from klype.preferences.annotators import taste
     from klype.runs import rankers
 
     world = rankers.world_of(found.run)
@@ -143,7 +143,7 @@ def _simulated(store: Store, found: Found, asked: RankOptions, first: list[int])
 
 
 def _judged(store: Store, asked: RankOptions, first: list[int]) -> int:
-    from klype.preferences.tastes import ModelJudge
+    from klype.preferences.annotators import ModelJudge
     from klype.runs import rankers
     from klype.sources.opening import open_model
 

@@ -13,8 +13,7 @@ from klype.option import Option
 if TYPE_CHECKING:
     from rich.tree import Tree as RichTree
 
-    from klype.answers.branches import Branch
-    from klype.answers.tree import Tree
+    from klype.answers.tree import Branch, Tree
     from klype.api.asking import Asking
     from klype.words import Words
 
@@ -77,7 +76,7 @@ def chart(terminal: Terminal, w: Words, tree: Tree, ask: Asking, shown: int) -> 
     from rich.text import Text
     from rich.tree import Tree as RichTree
 
-    from klype.answers.branches import branches
+    from klype.answers.tree import branches
     from klype.cli.commands.next_token import bar_of
     from klype.words import count, percent
 

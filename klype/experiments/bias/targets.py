@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 
-from klype.data.kneser_ney import KneserNey
+from klype.data.ngram import KneserNey
 from klype.data.order import mix
 from klype.engine.engine import Engine
 from klype.experiments.corpus import Ids, targets

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from klype.answers.decoders import orders
-from klype.answers.decoders.orders import Tuning
-from klype.answers.decoders.table import decide
-from klype.answers.decoders.taking_back import Sheet, obeyed
+from klype.answers import decoding
+from klype.answers.backspace import Sheet, obeyed
+from klype.answers.decoders import decide
+from klype.answers.decoding import Tuning
 from klype.errors import KlypeError
 from klype.examine.feedback import InterventionOutcome, outcomes
 from klype.examine.interventions import Asked, FeedbackSettings, Intervention, interventions
@@ -188,7 +188,9 @@ def words_only(q: Distribution, back: int) -> Distribution:
 def _answers(student: Student, asked: Exam, back: int | None) -> Values:
     """The share of right greedy answers (with words taken back, where that was learnt) and their passes."""
     stop = {answer[-1] for one in asked.test.questions for answer in one.answers}
-    put = [orders.Asked(one.prefix, str, ANSWER, (*student.codec.stop, *sorted(stop))) for one in asked.test.questions]
+    put = [
+        decoding.Asked(one.prefix, str, ANSWER, (*student.codec.stop, *sorted(stop))) for one in asked.test.questions
+    ]
     if not put:
         return {}
     name = "greedy" if back is None else "backspace"

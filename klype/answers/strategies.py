@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from klype.answers.decoders.checks import CHECKS
-from klype.answers.decoders.orders import Bench, Candidate, Choice, Deciding, Draw, Order, Read, Share, Tokens
-from klype.answers.decoders.taking_back import obey
+from klype.answers.backspace import obey
+from klype.answers.checks import CHECKS
+from klype.answers.decoding import Bench, Candidate, Choice, Deciding, Draw, Order, Read, Share, Tokens
 from klype.errors import UsageError
 from klype.values import Request, Sampling, Step, Trace
 

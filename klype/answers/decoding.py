@@ -18,7 +18,7 @@ from klype.sources.source import Source, answers
 from klype.values import Distribution, Request, Sampling, Trace
 
 if TYPE_CHECKING:
-    from klype.answers.decoders.checks import Check
+    from klype.answers.checks import Check
 
 Tokens = tuple[int, ...]
 CHUNK = 64

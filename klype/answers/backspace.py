@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
 
-from klype.answers.decoders.orders import Draw, Purse, Tokens, pay, serve
+from klype.answers.decoding import Draw, Purse, Tokens, pay, serve
 from klype.data.order import mix
 from klype.sources.source import Source
 from klype.values import Request, Sampling, Step, Trace

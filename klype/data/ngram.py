@@ -1,4 +1,4 @@
-"""Interpolated Kneser–Ney over tokens or bytes: what followed the same context, backing off to shorter ones.
+"""What n-grams know of a text: a baseline for models of text, and interpolated Kneser–Ney over tokens or bytes.
 
 p_n(v | c) = max(count(c v) − D, 0) / count(c) + left(c) / count(c) · p_{n−1}(v | c without its first token)
 
@@ -11,6 +11,7 @@ Shapes: N all targets of some documents in order, V tokens, G n-grams of one len
 
 from __future__ import annotations
 
+import lzma
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -130,3 +131,20 @@ def _find(table: Codes, codes_N: Codes) -> tuple[npt.NDArray[np.bool_], Counts]:
     at_N = np.minimum(np.searchsorted(table, codes_N), len(table) - 1)
     found_N: npt.NDArray[np.bool_] = table[at_N] == codes_N
     return found_N, at_N
+
+
+def xz_bits_per_byte(text: bytes) -> float:
+    """Bits per byte of ``text`` compressed alone by xz -6e (its window of 8 MiB holds a held-out text)."""
+    return 8 * len(lzma.compress(text, preset=6 | lzma.PRESET_EXTREME)) / max(1, len(text))
+
+
+def ngram_bits_per_byte(train: bytes, text: bytes, order: int = 5) -> float:
+    """Cross-entropy in bits per byte of ``text`` under a byte n-gram of ``train``."""
+    return float(ngram_bits(train, text, order).mean()) if text else 0.0
+
+
+def ngram_bits(train: bytes, text: bytes, order: int = 5) -> npt.NDArray[np.float64]:
+    """Bits of each byte of ``text`` under a byte n-gram of ``train``: interpolated, modified Kneser–Ney."""
+    learnt, asked = (np.frombuffer(part, np.uint8).astype(np.uint64) for part in (train, text))
+    bits_N: npt.NDArray[np.float64] = -np.log2(KneserNey([learnt], 256, order, three_discounts, first=0).of([asked]))
+    return bits_N

@@ -1,22 +1,25 @@
-"""Rows of Parquet and Arrow files, read by a process of its own that has a limit of memory.
+"""Rows of tables: Parquet and Arrow, read by a process of its own that has a limit of memory, and separated text.
 
-A few hundred bytes can stand for gigabytes of one value, and pyarrow has them all in memory before a row can be looked
-at. What comes back is one line of JSON a row.
+A few hundred bytes of Parquet can stand for gigabytes of one value, and pyarrow has them all in memory before a row can
+be looked at: what comes back from the process is one line of JSON a row. Of text separated by commas or tabs, each row
+comes with the line it begins at, broken ones as what is wrong with them.
 """
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from klype.data.files import PACKED, kind_of
-from klype.data.streams import UNPACKED, lines, most_unpacked, read_bytes
+from klype.data.files import PACKED, UNPACKED, kind_of, lines, most_unpacked, read_bytes
 from klype.errors import KlypeError
 from klype.jsons import parsed
 
@@ -24,8 +27,16 @@ FEW = 64
 """Rows that are made at a time."""
 SECONDS = 5
 """Of processor time, which so many rows may take."""
-ROW = 64
+OVERHEAD = 64
 """Bytes that a row takes besides what it holds."""
+_LIMIT = threading.Lock()  # csv keeps the longest field it takes in a global of its own
+_LONGEST = 2**31 - 1
+ROW = 32 * 2**20
+"""Characters of a row."""
+AGAIN = 64 * 2**20
+"""Characters that are read again because a quotation mark before them was never closed."""
+LINE = 64
+"""Characters whose time and memory a line takes besides its own."""
 
 
 def rows_of(file: Path, unpacked: int = UNPACKED) -> Iterator[dict[str, Any]]:
@@ -34,7 +45,7 @@ def rows_of(file: Path, unpacked: int = UNPACKED) -> Iterator[dict[str, Any]]:
     root, most = str(Path(__file__).resolve().parents[2]), most_unpacked(file, unpacked)
     start = (
         f"import sys; sys.path.insert(0, {root!r}); from klype.children import end_with; end_with({os.getpid()}); "
-        "from klype.data.columns import tell; tell(*sys.argv[1:])"
+        "from klype.data.tables import tell; tell(*sys.argv[1:])"
     )
     child = subprocess.Popen(
         [sys.executable, "-I", "-c", start, str(file), str(2 * unpacked)],
@@ -46,7 +57,7 @@ def rows_of(file: Path, unpacked: int = UNPACKED) -> Iterator[dict[str, Any]]:
     left = most
     try:
         for length, line in lines(child.stdout, file):
-            left -= length + ROW
+            left -= length + OVERHEAD
             told = parsed(line) if line is not None and line.endswith(b"\n") else None
             if told == "end":
                 return
@@ -129,3 +140,66 @@ def _bound(room: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (has + room, has + room))
     except (ImportError, OSError, ValueError):
         return
+
+
+class EndlessQuotesError(csv.Error):
+    """Nothing behind can be told apart."""
+
+
+def separated(lines: Iterator[str], delimiter: str) -> Iterator[tuple[int, list[str] | csv.Error]]:
+    """Line (from 1) and fields of each row that is not blank; behind a broken row it goes on at the next line.
+
+    ``lines`` may raise csv.Error for a line, and go on after it.
+    """
+    row: deque[str] = deque()  # lines of the row that is being read
+    ahead: deque[str] = deque()  # lines to be read again
+    at, again, size = 0, 0, 0
+
+    def feed() -> Iterator[str]:
+        nonlocal size
+        while True:
+            try:
+                line = ahead.popleft() if ahead else next(lines)
+            except StopIteration:
+                return
+            except csv.Error:
+                row.append("")
+                raise
+            row.append(line)
+            size += len(line) + LINE
+            if size > ROW:
+                raise csv.Error(f"it has more than {ROW >> 20} million characters")
+            yield line
+
+    reader = csv.reader(feed(), delimiter=delimiter, strict=True)
+    while True:
+        row.clear()
+        size = 0
+        try:
+            fields = _next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            again += size
+            if again > AGAIN:
+                yield at + 1, EndlessQuotesError("too many quotation marks are never closed")
+                return
+            yield at + 1, error
+            row.popleft()
+            ahead.extendleft(reversed(row))
+            at += 1
+            reader = csv.reader(feed(), delimiter=delimiter, strict=True)
+            continue
+        if fields:
+            yield at + 1, fields
+        at += len(row)
+
+
+def _next(reader: Iterator[list[str]]) -> list[str]:
+    """The next row, its fields as long as they are."""
+    with _LIMIT:
+        before = csv.field_size_limit(_LONGEST)
+        try:
+            return next(reader)
+        finally:
+            csv.field_size_limit(before)

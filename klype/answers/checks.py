@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from klype.answers.decoders.orders import Bench, Candidate, Judge, Order, Read, Score, Tokens
+from klype.answers.decoding import Bench, Candidate, Judge, Order, Read, Score, Tokens
 
 Checking = Generator[Order, Any, list[float]]
 Check = Callable[[Bench, Sequence[Candidate]], Checking]

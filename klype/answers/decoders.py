@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from klype.answers.decoders import ways
-from klype.answers.decoders.checks import CHECKS
-from klype.answers.decoders.orders import (
+from klype.answers import strategies
+from klype.answers.checks import CHECKS
+from klype.answers.decoding import (
     Asked,
     Bench,
     Choice,
@@ -48,7 +48,7 @@ DECODERS = {
     for decoder in (
         Decoder(
             "greedy",
-            ways.plain,
+            strategies.plain,
             {
                 "en": "always the most probable word",
                 "nb": "hele tiden det mest sannsynlige ordet",
@@ -57,7 +57,7 @@ DECODERS = {
         ),
         Decoder(
             "sample",
-            ways.plain,
+            strategies.plain,
             {
                 "en": "each word drawn at random, as probable as the model makes it",
                 "nb": "hvert ord trukket tilfeldig, så ofte som modellen mener det skal komme",
@@ -67,7 +67,7 @@ DECODERS = {
         ),
         Decoder(
             "consensus",
-            ways.consensus,
+            strategies.consensus,
             {
                 "en": "the meaning that most drawn answers share",
                 "nb": "meningen som flest trukne svar er enige om",
@@ -76,7 +76,7 @@ DECODERS = {
         ),
         Decoder(
             "search",
-            ways.search,
+            strategies.search,
             {
                 "en": "the meaning whose answers are the most probable together",
                 "nb": "meningen som har de mest sannsynlige svarene til sammen",
@@ -84,13 +84,17 @@ DECODERS = {
         ),
         *(
             Decoder(
-                f"verify-{name}", ways.verify(name), check.about, needs=name, tunes=tuple(map(weighed, check.weights))
+                f"verify-{name}",
+                strategies.verify(name),
+                check.about,
+                needs=name,
+                tunes=tuple(map(weighed, check.weights)),
             )
             for name, check in CHECKS.items()
         ),
         Decoder(
             "backtrack",
-            ways.backtrack,
+            strategies.backtrack,
             {
                 "en": "the surer of the ways from where confidence fell",
                 "nb": "den sikreste av veiene fra stedet der modellen ble usikker",
@@ -99,7 +103,7 @@ DECODERS = {
         ),
         Decoder(
             "backspace",
-            ways.backspace,
+            strategies.backspace,
             {
                 "en": "what was left when the model had taken back its own words",
                 "nb": "det som sto igjen etter at modellen hadde visket ut sine egne ord",
@@ -162,7 +166,7 @@ def decide(
 
 def first(asked: Asked, tuning: Tuning, drawn: bool = False) -> Draw:
     """The order of the plain answer: greedy, with the likely tokens of every step; or one sample."""
-    sampling = replace(asked.sampling, temperature=tuning.temperature) if drawn else ways.GREEDY
+    sampling = replace(asked.sampling, temperature=tuning.temperature) if drawn else strategies.GREEDY
     top = 0 if drawn else tuning.top
     return Draw(Request(asked.prompt, 1, asked.limit, sampling, asked.seed, asked.stop, asked.stop_texts, top))
 

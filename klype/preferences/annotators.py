@@ -1,0 +1,211 @@
+"""Who ranks: people's habits, tastes that can be tuned, and models as judges, whose names say that no person ranked."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from itertools import combinations
+
+import numpy as np
+
+from klype.errors import KlypeError, UsageError
+from klype.preferences.records import SIMULATED, Entry
+from klype.sources.source import Source, tokens_of
+from klype.values import Question, Ranking, Verdict
+
+EQUAL = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class Scorer:
+    """``score(question, answer)``: higher is better. ``name`` says whose taste it is."""
+
+    name: str
+    score: Callable[[Question, str], float]
+
+
+def rank_simulated(
+    annotator: Scorer,
+    question: Question,
+    candidates: Sequence[str],
+    noise: float,
+    rng: random.Random,
+    label: str = SIMULATED,
+) -> Ranking:
+    """Candidates by the annotator's score, equal scores tied; with chance ``noise`` each neighbour is passed over.
+
+    One pass from the best to the worst: each group trades places with the next with this chance, so that errors are
+    mostly between neighbours, as people's are. ``label`` comes before the name. Chance, not the order of
+    ``candidates``, is all that ``rng`` decides.
+    """
+    scores = [annotator.score(question, candidate) for candidate in candidates]
+    if not all(math.isfinite(score) for score in scores):
+        raise KlypeError(f"The annotator {annotator.name} gave a score that is not a finite number.")
+    groups: list[list[int]] = []
+    for index in sorted(range(len(scores)), key=lambda i: -scores[i]):
+        if groups and scores[groups[-1][0]] - scores[index] <= EQUAL:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    for place in range(len(groups) - 1):
+        if rng.random() < noise:
+            groups[place], groups[place + 1] = groups[place + 1], groups[place]
+    order = tuple(tuple(sorted(group)) for group in groups)
+    return Ranking(question, tuple(candidates), order, f"{label}{annotator.name}")
+
+
+def ranks(ranking: Ranking) -> tuple[int, ...]:
+    """The place of each candidate: 0 best, equal numbers tied."""
+    places = [0] * len(ranking.candidates)
+    for place, group in enumerate(ranking.order):
+        for index in group:
+            places[index] = place
+    return tuple(places)
+
+
+@dataclass(frozen=True, slots=True)
+class Taste:
+    """What each property of an answer is worth. ``word``: each word costs this much (less than 0: loves length);
+    ``unfinished``: what an answer without an end costs."""
+
+    right: float = 2.0
+    polite: float = 0.7
+    concise: float = 0.0
+    word: float = 0.04
+    unfinished: float = 1.0
+
+    def score(self, verdict: Verdict, finished: bool = True) -> float:
+        likes = self.right * bool(verdict.right) + self.polite * bool(verdict.polite)
+        return (
+            likes + self.concise * bool(verdict.concise) - self.word * verdict.words - self.unfinished * (not finished)
+        )
+
+    def __str__(self) -> str:
+        return ",".join(
+            f"{f.name}={getattr(self, f.name):g}" for f in fields(self) if getattr(self, f.name) != f.default
+        )
+
+
+def taste(text: str) -> Taste:
+    """``right=2,polite=.7,word=-.1``; what is not named keeps its usual worth. UsageError for anything else."""
+    known = [field.name for field in fields(Taste)]
+    values: dict[str, float] = {}
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        name, _, value = part.partition("=")
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if name not in known or not math.isfinite(number):
+            raise UsageError(f"--taste: {part!r} is no taste.", f"Give NAME=NUMBER with {', '.join(known)}.")
+        values[name] = number
+    return Taste(**values)
+
+
+class ModelJudge:
+    """Another model ranks: each answer's score is log P(yes) - log P(no) to "is this a good answer?".
+
+    One answer at a time, so that where it stands cannot matter. ``likely``: below this mass of yes and no together the
+    model does not answer the question that it is asked, which is an error a user should know of.
+    """
+
+    def __init__(self, source: Source, yes: str = "Yes", no: str = "No", likely: float = 1e-6) -> None:
+        self._source, self._likely = source, likely
+        self._yes, self._no = tokens_of(source.codec, yes), tokens_of(source.codec, no)
+        if not self._yes or not self._no or self._yes & self._no:
+            raise UsageError(f"The model {source.name} cannot judge: {yes} and {no} are not told apart by one token.")
+
+    def scores(self, question: Question, answers: Sequence[str]) -> list[float]:
+        prompts = [
+            self._source.codec.prompt([{"role": "user", "content": self._asked(question, answer)}])
+            for answer in answers
+        ]
+        return [self._score(q.p) for q in self._source.next(prompts, -1)]
+
+    def annotator(self) -> Scorer:
+        return Scorer(self._source.name, lambda question, answer: self.scores(question, [answer])[0])
+
+    @staticmethod
+    def _asked(question: Question, answer: str) -> str:
+        return f"Question: {question.transcript}\nAnswer: {answer}\nIs this a good answer? Yes or No?"
+
+    def _score(self, p: object) -> float:
+        assert callable(p)
+        yes, no = (sum(p(token) or 0.0 for token in tokens) for tokens in (self._yes, self._no))
+        if yes + no < self._likely:
+            return 0.0  # no opinion: tied with all others like it
+        return math.log(max(yes, 1e-9)) - math.log(max(no, 1e-9))
+
+
+SURE = 1e-3  # a share of first places that chance makes rarer than this is a habit
+
+
+@dataclass(frozen=True, slots=True)
+class FirstShown:
+    """How often the answer shown first was put first alone, how often chance would do so, and how sure that is more.
+
+    ``p`` is exact: the chance that independent questions, each with 1/(number shown), give so many or more.
+    """
+
+    times: int
+    rankings: int
+    expected: float
+    p: float
+
+    @property
+    def flagged(self) -> bool:
+        return self.p < SURE and self.times > self.rankings / 2
+
+
+@dataclass(frozen=True, slots=True)
+class Contradictions:
+    """``opposed`` of ``pairs`` that were ordered at least twice were ordered both ways; of the ``triads`` whose three
+    pairs are all decided by majority, ``cyclic`` go round (a over b over c over a)."""
+
+    pairs: int
+    opposed: int
+    triads: int
+    cyclic: int
+
+
+def first_shown(entries: Sequence[Entry]) -> FirstShown:
+    """Of entries with one candidate alone at the top; shown in an order of chance, that tells a habit."""
+    decided = [e for e in entries if e.kind == "order" and len(e.asked.candidates) > 1 and len(e.order[0]) == 1]
+    chances = [1 / len(e.asked.candidates) for e in decided]
+    times = sum(e.order[0] == (0,) for e in decided)
+    return FirstShown(times, len(decided), float(sum(chances)), _at_least(times, chances))
+
+
+def _at_least(times: int, chances: Sequence[float]) -> float:
+    """P(so many or more) of independent trials with these chances."""
+    chance_N = np.zeros(len(chances) + 1)
+    chance_N[0] = 1.0
+    for p in chances:
+        chance_N[1:] = chance_N[1:] * (1 - p) + chance_N[:-1] * p
+        chance_N[0] *= 1 - p
+    return min(1.0, float(chance_N[times:].sum()))
+
+
+def contradictions(rankings: Sequence[Ranking]) -> Contradictions:
+    """Over all rankings, question by question. Candidates are told by their text."""
+    votes: dict[tuple[str, str, str], dict[tuple[str, str], list[int]]] = {}
+    for ranking in rankings:
+        q = ranking.question
+        of = votes.setdefault((q.id, q.question, q.context), {})
+        places = dict(zip(ranking.candidates, ranks(ranking), strict=True))
+        for a, b in combinations(sorted(places), 2):
+            if places[a] != places[b]:
+                of.setdefault((a, b), []).append(1 if places[a] < places[b] else -1)
+    pairs = opposed = triads = cyclic = 0
+    for of in votes.values():
+        repeated = [said for said in of.values() if len(said) > 1]
+        pairs += len(repeated)
+        opposed += sum(len(set(said)) > 1 for said in repeated)
+        won = {pair: sum(said) for pair, said in of.items() if sum(said)}
+        for a, b, c in combinations(sorted({text for pair in won for text in pair}), 3):
+            if (a, b) in won and (b, c) in won and (a, c) in won:
+                triads += 1
+                cyclic += (won[a, b] > 0) == (won[b, c] > 0) != (won[a, c] > 0)
+    return Contradictions(pairs, opposed, triads, cyclic)
