@@ -25,10 +25,8 @@ from klype.jsons import finite
 Text = str | Mapping[str, str]
 StageName = Literal["base", "finetuned", "aligned"]
 STAGES: tuple[StageName, ...] = ("base", "finetuned", "aligned")
-strict = with_config(ConfigDict(extra="forbid", allow_inf_nan=False))
 
 
-@strict
 class FigureFacts(TypedDict):
     """``klype.values.Figure.json()``: ``value`` None needs ``why``; ``t`` and ``distance`` place it on an axis."""
 
@@ -56,7 +54,6 @@ relation.
 """
 
 
-@strict
 class RewardFacts(TypedDict):
     """Pair accuracy against the ranker; ``ceiling``: how often two rankings of the ranker's own agree, which is no
     bound where held-out rankings are free of its noise; ``threshold``: what is aimed at."""
@@ -66,7 +63,6 @@ class RewardFacts(TypedDict):
     threshold: NotRequired[float]
 
 
-@strict
 class WeightedRewardFacts(TypedDict):
     """A reward that alignment learnt from: its mean over answers before and after, without its weight, and the gain
     question by question. ``sha256``: of the function's source file."""
@@ -78,7 +74,6 @@ class WeightedRewardFacts(TypedDict):
     gain: FigureFacts
 
 
-@strict
 class GateFacts(TypedDict):
     """``name``: retrieval_hard, finetuned_right, reward_pairs, aligned_right, aligned_polite, aligned_score_up,
     retrieval_kept, seconds, kl, s, … (``label`` for one of your own). ``value`` None: it was not reached.
@@ -99,7 +94,6 @@ class GateFacts(TypedDict):
     below: NotRequired[bool]  # True: passed when value <= threshold (seconds, kl)
 
 
-@strict
 class FewFacts(TypedDict):
     """What had too few cases to be a gate."""
 
@@ -107,7 +101,6 @@ class FewFacts(TypedDict):
     n: int
 
 
-@strict
 class CurveFacts(TypedDict):
     """A stage's training: ``step`` and every series have one length. Series: ``loss`` (required in practice),
     ``held_out``, ``reward``, ``score``, ``kl``, ``right``, ``polite``; None where nothing was measured."""
@@ -119,7 +112,6 @@ class CurveFacts(TypedDict):
     tokens_per_second: NotRequired[float]
 
 
-@strict
 class TokenFacts(TypedDict):
     """One token of an answer: its text (with its leading space), its probability under the model at temperature 1."""
 
@@ -127,7 +119,6 @@ class TokenFacts(TypedDict):
     p: float
 
 
-@strict
 class AnswerFacts(TypedDict):
     """One drawn answer. right, polite, concise: None when the judge cannot decide."""
 
@@ -140,7 +131,6 @@ class AnswerFacts(TypedDict):
     ended: NotRequired[Literal["stop", "length", "cancelled"]]
 
 
-@strict
 class QuestionFacts(TypedDict):
     """One question with the answer of each model (None or absent: no such model)."""
 
@@ -150,7 +140,6 @@ class QuestionFacts(TypedDict):
     answers: dict[StageName, AnswerFacts | None]
 
 
-@strict
 class NextTokenFacts(TypedDict):
     token: str
     p: float
@@ -159,7 +148,6 @@ class NextTokenFacts(TypedDict):
     p_tempered: NotRequired[float]
 
 
-@strict
 class NextFacts(TypedDict):
     """The next word after ``prompt``, most probable first; ``rest``: the mass not listed, ``truth_rest``: that of p."""
 
@@ -172,7 +160,6 @@ class NextFacts(TypedDict):
     kl: NotRequired[float]
 
 
-@strict
 class TemperatureFacts(TypedDict):
     """One temperature: figures (right, s, repetition, distinct, same_text, …) and some answers."""
 
@@ -181,14 +168,12 @@ class TemperatureFacts(TypedDict):
     samples: list[AnswerFacts]
 
 
-@strict
 class TemperaturesFacts(TypedDict):
     stage: StageName
     prompt: NotRequired[str]  # what all samples answer or continue
     rows: list[TemperatureFacts]
 
 
-@strict
 class SurvivalFacts(TypedDict):
     """By word ``t`` = 1, 2, …: R (no error yet), K (had the answers gone on), by_position (K if errors depended on the
     position only), difference (K less that), independent (mean S to the power t). Runs of earlier versions have no
@@ -204,7 +189,6 @@ class SurvivalFacts(TypedDict):
     independent: list[FigureFacts]
 
 
-@strict
 class BinFacts(TypedDict):
     """Mean probability said, and how often it came true."""
 
@@ -212,14 +196,12 @@ class BinFacts(TypedDict):
     observed: FigureFacts
 
 
-@strict
 class CalibrationFacts(TypedDict):
     stage: StageName
     bins: list[BinFacts]
     error: FigureFacts
 
 
-@strict
 class CostFacts(TypedDict):
     """One model's answers: figures per answer (passes, tokens, flops, seconds, joules, joules_per_right)."""
 
@@ -229,7 +211,6 @@ class CostFacts(TypedDict):
     watts: NotRequired[float]  # a core in use, where energy is estimated
 
 
-@strict
 class TextFacts(TypedDict):
     """Own text: bits per byte on held-out text beside what needs no language model."""
 
@@ -239,7 +220,6 @@ class TextFacts(TypedDict):
     ngram_order: NotRequired[int]
 
 
-@strict
 class DictionarySideFacts(TypedDict):
     """``well_formed``: by stated rules of form; ``right``: in the dictionary's own words."""
 
@@ -247,7 +227,6 @@ class DictionarySideFacts(TypedDict):
     right: FigureFacts
 
 
-@strict
 class DictionaryAnswerFacts(TypedDict):
     question: str
     text: str
@@ -257,7 +236,6 @@ class DictionaryAnswerFacts(TypedDict):
     well_formed: bool
 
 
-@strict
 class DictionaryFacts(TypedDict):
     """One kind of question about words: meaning, example, class, idiom, ending (of a saying)."""
 
@@ -267,7 +245,6 @@ class DictionaryFacts(TypedDict):
     samples: list[DictionaryAnswerFacts]
 
 
-@strict
 class CopiedFacts(TypedDict):
     """What stands word for word in the training text: of what the model writes freely after held-out beginnings, of
     its answers, and of the held-out text itself (so much the language repeats anyway). ``longest``: words."""
@@ -279,7 +256,6 @@ class CopiedFacts(TypedDict):
     temperature: float
 
 
-@strict
 class DataFacts(TypedDict):
     name: str
     sha256: NotRequired[str]
@@ -288,7 +264,6 @@ class DataFacts(TypedDict):
     attribution: NotRequired[Text]
 
 
-@strict
 class PlanFacts(TypedDict):
     stage: str
     steps: NotRequired[int]
@@ -296,7 +271,6 @@ class PlanFacts(TypedDict):
     planned_s: NotRequired[float]
 
 
-@strict
 class ProvenanceFacts(TypedDict):
     data: list[DataFacts]
     seed: int
@@ -307,13 +281,12 @@ class ProvenanceFacts(TypedDict):
     model: NotRequired[dict[str, str | int | float]]  # parameters, width, layers, vocabulary, precision, ...
 
 
-@strict
 class CommandFacts(TypedDict):
     command: str
     what: Text
 
 
-@strict
+@with_config(ConfigDict(extra="forbid", allow_inf_nan=False))  # and so all that is in them
 class Facts(TypedDict):
     """One run. ``run`` is the run's name (its folder), ``kind`` says whether the truth is known.
 
