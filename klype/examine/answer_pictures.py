@@ -77,7 +77,7 @@ def survival(
             if at:
                 series += curve_with_band(say(f"survival.{word}"), at, colour, dash)
             rows += [(say(f"survival.{word}"), f"{say.plain(temperature)}, {t}", f) for t, f in at]
-        drawn = shares(axis(say("axis.words"), min=1), axis(percent=True, min=0, max=1), series)
+        drawn = shares(axis(say("axis.words"), min=1), series)
         panels.append(Panel(say("panel.temperature", t=say.plain(temperature)), drawn, 300))
     title = _survival_title(found.get(main) or next(iter(found.values())), say, most)
     place = f"{say('axis.temperature')}, {say('axis.words')}"
@@ -116,7 +116,7 @@ def temperatures(found: Temperatures, say: Say) -> Picture | None:
         rows += [(say.measure(name), say.plain(t), f) for t, f in known]
     if len(found) < 2 or not series:
         return None
-    drawn = shares(axis(say("axis.temperature"), min=0), axis(percent=True, min=0, max=1), series)
+    drawn = shares(axis(say("axis.temperature"), min=0), series)
     table = figure_table(say, say("column.measure"), say("axis.temperature"), rows)
     return Picture("temperatures", _temperatures_title(found, say), say("how.temperatures"), [Panel("", drawn, 340)],
                    *table, wide=True)  # fmt: skip
@@ -153,7 +153,7 @@ def calibration(
             rule(say("calibration.honest"), [(0, 0), (1, 1)]),
         ]
         x = axis(say("axis.said"), percent=True, min=0, max=1)
-        panels.append(Panel(visible(name), shares(x, axis(percent=True, min=0, max=1), series), 300))
+        panels.append(Panel(visible(name), shares(x, series), 300))
         rows += [(name, say.share(p), f) for p, f in figures]
     if not panels:
         return None
@@ -192,7 +192,7 @@ def feedback(document: Document, say: Say) -> Picture | None:
             series += curve_with_band(name, [(f["distance"], f) for f in one[beside]], colour, showSymbol=True)
         for part in ("cautious", "beside_near", "difference", "ratio", "recovery", "moved"):
             rows += [(say(f"exam.row_{part}"), f"{say.plain(float(t))}, {f['distance']}", f) for f in one.get(part, [])]
-    drawn = shares(axis(say("exam.distance"), min=1, minInterval=1), axis(percent=True), series)
+    drawn = shares(axis(say("exam.distance"), min=1, minInterval=1), series, scale=False)
     title = say(f"exam.feedback_{beside}", up=say.figure(first[beside][0], "difference"))
     place = f"{say('axis.temperature')}, {say('exam.distance')}"
     table = figure_table(say, say("column.measure"), place, rows)
@@ -215,7 +215,7 @@ def selective(document: Document, say: Say) -> Picture | None:
         line(document["model"], [(row["kept"], row["wrong"]) for row in curve], "accent"),
         rule(say("exam.at_random"), [(0, whole), (1, whole)]),
     ]
-    drawn = shares(axis(say("exam.kept"), percent=True, min=0, max=1), axis(percent=True, min=0), series)
+    drawn = shares(axis(say("exam.kept"), percent=True, min=0, max=1), series, min=0)
     title = say("exam.selective", **say.apart({"all": whole, "half": half["wrong"]}))
     rows: list[Row] = [(say("exam.wrong"), say.share(row["kept"]), FigureFacts(value=row["wrong"])) for row in curve]
     rows.append((say.measure("selective"), "", ratio))

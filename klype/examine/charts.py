@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,36 +21,24 @@ from klype.examine.say import Say
 Option = dict[str, Any]
 Cell = str | float | int | None
 Row = tuple[str, str, FigureFacts]
-"""What was measured, of what, and the figure."""
+"""Of a table below a picture: what was measured, of what, and the figure."""
 NARROW_PX = 330
 """The width of a drawing on a phone: a legend's rows are counted for it."""
 MARKS = {"base": "circle", "finetuned": "diamond", "aligned": "rect"}
-LIGHT = {
-    "paper": "#faf8f3",
-    "card": "#ffffff",
-    "ink": "#1d2024",
-    "muted": "#5a616a",
-    "line": "#dedad0",
-    "accent": "#0b5e6b",
-    "base": "#686e76",
-    "finetuned": "#a85708",
-    "aligned": "#1263a8",
-    "truth": "#0a7653",
-    "bad": "#a62f4c",
+COLOURS = {
+    "paper": ("#faf8f3", "#14171a"),
+    "card": ("#ffffff", "#1c2024"),
+    "ink": ("#1d2024", "#ebe8e1"),
+    "muted": ("#5a616a", "#a6adb5"),
+    "line": ("#dedad0", "#343a41"),
+    "accent": ("#0b5e6b", "#6cc6d3"),
+    "base": ("#686e76", "#9ba2aa"),
+    "finetuned": ("#a85708", "#efa24e"),
+    "aligned": ("#1263a8", "#6fb2ee"),
+    "truth": ("#0a7653", "#4fc49a"),
+    "bad": ("#a62f4c", "#f08ba2"),
 }
-DARK = {
-    "paper": "#14171a",
-    "card": "#1c2024",
-    "ink": "#ebe8e1",
-    "muted": "#a6adb5",
-    "line": "#343a41",
-    "accent": "#6cc6d3",
-    "base": "#9ba2aa",
-    "finetuned": "#efa24e",
-    "aligned": "#6fb2ee",
-    "truth": "#4fc49a",
-    "bad": "#f08ba2",
-}
+LIGHT, DARK = ({name: pair[theme] for name, pair in COLOURS.items()} for theme in (0, 1))
 PROBABILITY_EDGES = (0.9, 0.7, 0.5, 0.3, 0.1)
 """A token's step is how many of these its probability is below: 0 (nearly certain, pale) to 5 (a surprise, strong)."""
 _EXPORT = re.compile(r"export\s*\{([^}]*)\};?\s*(?://#[^\n]*\s*)?$")
@@ -72,26 +60,21 @@ class Picture:
     id: str
     title: str
     how: str
-    panels: list[Panel]
-    columns: list[str]
-    rows: list[list[Cell]]
-    wide: bool = field(default=False)
+    panels: list[Panel] = field(default_factory=list)
+    columns: list[str] = field(default_factory=list)
+    rows: list[list[Cell]] = field(default_factory=list)
+    wide: bool = False
 
 
 def canvas(**more: Any) -> Option:
     """What all charts share."""
+    tooltip = {"trigger": "item", "renderMode": "richText", "confine": True, "backgroundColor": "$card",
+               "borderColor": "$line", "textStyle": {"color": "$ink", "fontSize": 13}}  # fmt: skip
     option: Option = {
         "animation": False,
         "textStyle": {"fontFamily": "inherit", "color": "$ink"},
         "grid": {"left": 8, "right": 16, "top": 34, "bottom": 30, "containLabel": True},
-        "tooltip": {
-            "trigger": "item",
-            "renderMode": "richText",
-            "confine": True,
-            "backgroundColor": "$card",
-            "borderColor": "$line",
-            "textStyle": {"color": "$ink", "fontSize": 13},
-        },
+        "tooltip": {**tooltip, **more.pop("tooltip", {})},
         "aria": {"enabled": True},
     }
     return {**option, **more}
@@ -118,82 +101,67 @@ def axis(name: str = "", kind: str = "value", percent: bool = False, **more: Any
     return {**found, **more}
 
 
-def whiskers(rows: Sequence[tuple[str, FigureFacts, str, str]], x: Option, line: float | None = None) -> Option:
+def whiskers(rows: Sequence[tuple[str, FigureFacts, str, str]], x: Option, at: float | None = None) -> Option:
     """A dot and its 95 % interval for each row: (label, figure, its text, the colour's name); rows from the top.
 
-    The figure is written under its label, where it cannot collide with a mark.
+    The figure is written under its label, where it cannot collide with a mark. ``at``: a dashed line across.
     """
     rows = [row for row in rows if row[1]["value"] is not None]
-    labels = [f"{{name|{label}}}\n{{figure|{text}}}" for label, _, text, _ in rows]
     dots, spans = [], []
     for i, (_, figure, text, colour) in enumerate(rows):
-        dots.append(
-            {
-                "value": [figure["value"], i],
-                "name": text,
-                "symbol": MARKS.get(colour, "triangle"),
-                "itemStyle": {"color": f"${colour}"},
-            }
-        )
+        style = {"itemStyle": {"color": f"${colour}"}}
+        dots.append({"value": [figure["value"], i], "name": text, "symbol": MARKS.get(colour, "triangle"), **style})
         if figure.get("low") is not None and figure.get("high") is not None:
-            spans.append({"value": [figure["low"], figure["high"], i], "itemStyle": {"color": f"${colour}"}})
+            spans.append({"value": [figure["low"], figure["high"], i], **style})
     series: list[Option] = [
         {"type": "custom", "renderItem": "fn:whisker", "data": spans, "encode": {"x": [0, 1], "y": 2}, "silent": True},
-        {
-            "type": "scatter",
-            "data": dots,
-            "symbolSize": 11,
-            "tooltip": {"formatter": "{b}"},
-        },
+        {"type": "scatter", "data": dots, "symbolSize": 11, "tooltip": {"formatter": "{b}"}},
     ]
-    if line is not None:
-        series[1]["markLine"] = _mark("xAxis", line)
-    y = axis(kind="category", data=labels, inverse=True)
-    y["axisLabel"] = {
-        "interval": 0,
-        "rich": {
-            "name": {"color": "$ink", "fontSize": 13, "lineHeight": 18, "align": "right"},
-            "figure": {"color": "$muted", "fontSize": 12, "lineHeight": 16, "align": "right"},
-        },
-    }
-    return canvas(
-        xAxis=x,
-        yAxis=y,
-        series=series,
-        grid={"left": 156, "right": 22, "top": 6, "bottom": 50, "containLabel": False},
+    if at is not None:
+        dashed = {"color": "$muted", "type": "dashed"}
+        series[1]["markLine"] = {"symbol": "none", "silent": True, "label": {"show": False}, "lineStyle": dashed,
+                                 "data": [{"xAxis": at}]}  # fmt: skip
+    labels = [f"{{name|{label}}}\n{{figure|{text}}}" for label, _, text, _ in rows]
+    name, below = (
+        {"color": colour, "fontSize": size, "lineHeight": height, "align": "right"}
+        for colour, size, height in (("$ink", 13, 18), ("$muted", 12, 16))
     )
+    y = axis(kind="category", data=labels, inverse=True)
+    y["axisLabel"] = {"interval": 0, "rich": {"name": name, "figure": below}}
+    grid = {"left": 156, "right": 22, "top": 6, "bottom": 50, "containLabel": False}
+    return canvas(xAxis=x, yAxis=y, series=series, grid=grid)
 
 
-def lines(x: Option, y: Option, series: Sequence[Option]) -> Option:
-    """Lines, with a legend when there is more than one (bands have no name of their own in it)."""
+def lines(x: Option, y: Option, series: Sequence[Option], values: str = "number") -> Option:
+    """Lines, with a legend when there is more than one (bands have no name of their own in it). ``values``: number or
+    percent, as what stands beside the pointer."""
     names = [s["name"] for s in series if s.get("type") == "line" and not s.get("stack")]
     rows = math.ceil(sum(34 + 7 * len(name) for name in names) / NARROW_PX) if len(names) > 1 else 0
     return canvas(
         xAxis=x,
         yAxis=y,
         series=list(series),
-        tooltip={**canvas()["tooltip"], "trigger": "axis", "valueFormatter": "fn:number"},
+        tooltip={"trigger": "axis", "valueFormatter": f"fn:{values}"},
         legend={"show": len(names) > 1, "data": names, "top": 0, "left": 0, "textStyle": {"color": "$ink"},
                 "icon": "rect", "itemWidth": 16, "itemHeight": 3},
         grid={"left": 26, "right": 20, "top": 14 + 19 * rows, "bottom": 30, "containLabel": True},
     )  # fmt: skip
 
 
-def shares(x: Option, y: Option, series: Sequence[Option]) -> Option:
-    """Lines whose values are shares: percent beside the pointer."""
-    drawn = lines(x, y, series)
-    drawn["tooltip"]["valueFormatter"] = "fn:percent"
-    return drawn
+def shares(x: Option, series: Sequence[Option], **y: Any) -> Option:
+    """Lines whose values are shares, from none to all where ``y`` (more of the axis) does not say otherwise."""
+    return lines(x, axis(percent=True, **(y or {"min": 0, "max": 1})), series, "percent")
 
 
 def line(name: str, points: Sequence[Sequence[float | None]], colour: str, **more: Any) -> Option:
-    """A curve through (x, y); None breaks it."""
+    """A curve through (x, y); None breaks it. ``more`` of the series, and ``dash`` (dashed, dotted) and ``width``."""
+    style = {"color": f"${colour}", "width": more.pop("width", 2), "type": more.pop("dash", "solid")}
     found: Option = {
         "type": "line",
         "name": name,
         "data": [list(p) for p in points],
         "showSymbol": False,
-        "lineStyle": {"color": f"${colour}", "width": 2},
+        "lineStyle": style,
         "itemStyle": {"color": f"${colour}"},
         "connectNulls": False,
     }
@@ -202,34 +170,25 @@ def line(name: str, points: Sequence[Sequence[float | None]], colour: str, **mor
 
 def rule(name: str, points: Sequence[Sequence[float | None]]) -> Option:
     """A thin dashed line to compare with."""
-    return line(name, points, "muted", lineStyle={"color": "$muted", "type": "dashed", "width": 1})
-
-
-def band(name: str, points: Sequence[tuple[float, float, float]], colour: str) -> list[Option]:
-    """An interval (x, low, high) as a shaded band: an unseen line and what is stacked on it."""
-    unseen = {"lineStyle": {"opacity": 0}, "silent": True, "tooltip": {"show": False}, "symbol": "none"}
-    stack = {"type": "line", "name": f"{name} 95 %", "stack": f"{name} band", "stackStrategy": "all", **unseen}
-    return [
-        {**stack, "data": [[x, low] for x, low, _ in points]},
-        {
-            **stack,
-            "data": [[x, high - low] for x, low, high in points],
-            "areaStyle": {"color": f"${colour}", "opacity": 0.16},
-        },
-    ]
+    return line(name, points, "muted", dash="dashed", width=1)
 
 
 def curve_with_band(
     name: str, figures: Sequence[tuple[float, FigureFacts]], colour: str, dash: str = "solid", **more: Any
 ) -> list[Option]:
-    """A curve of figures with their intervals."""
+    """A curve of figures with their intervals as a shaded band: an unseen line and what is stacked on it."""
     known = [(x, f) for x, f in figures if f["value"] is not None]
-    spans = [(x, f["low"], f["high"]) for x, f in known if f.get("low") is not None and f.get("high") is not None]
-    found = (
-        band(name, [(x, lo, hi) for x, lo, hi in spans if lo is not None and hi is not None], colour) if spans else []
-    )
-    style = {"lineStyle": {"color": f"${colour}", "width": 2, "type": dash}}
-    return [*found, line(name, [(x, f["value"]) for x, f in known], colour, **style, **more)]
+    spans = [(x, low, high) for x, f in known
+             if (low := f.get("low")) is not None and (high := f.get("high")) is not None]  # fmt: skip
+    unseen: Option = {"type": "line", "name": f"{name} 95 %", "stack": f"{name} band", "stackStrategy": "all",
+                      "lineStyle": {"opacity": 0}, "silent": True, "tooltip": {"show": False},
+                      "symbol": "none"}  # fmt: skip
+    shade = {"color": f"${colour}", "opacity": 0.16}
+    band = [
+        {**unseen, "data": [[x, low] for x, low, _ in spans]},
+        {**unseen, "data": [[x, high - low] for x, low, high in spans], "areaStyle": shade},
+    ]
+    return [*(band if spans else []), line(name, [(x, f["value"]) for x, f in known], colour, dash=dash, **more)]
 
 
 def thin(points: Sequence[tuple[float, float]], most: int) -> list[list[float]]:
@@ -242,11 +201,8 @@ def thin(points: Sequence[tuple[float, float]], most: int) -> list[list[float]]:
 def formula_curves(x: Option, curves: Sequence[tuple[str, Sequence[tuple[float, float]]]]) -> Option:
     """Shares of answers by their words: as corrected, as printed (dashed), with errors that bring the next (dotted)."""
     styles = (("truth", "solid", 2.0), ("bad", "dashed", 2.0), ("finetuned", "dotted", 2.5))
-    series = [
-        line(name, points, colour, lineStyle={"color": f"${colour}", "type": dash, "width": width})
-        for (name, points), (colour, dash, width) in zip(curves, styles, strict=False)
-    ]
-    return shares(x, axis(percent=True, min=0, max=1), series)
+    drawn = zip(curves, styles, strict=False)
+    return shares(x, [line(*curve, colour, dash=dash, width=width) for curve, (colour, dash, width) in drawn])
 
 
 def sankey(nodes: Sequence[Option], links: Sequence[Option], **own: Any) -> Option:
@@ -272,41 +228,43 @@ def bars(
     y = axis(kind="category", data=list(labels), inverse=True)
     y["axisLabel"] = {"color": "$ink", "fontSize": 13, "width": 110, "overflow": "truncate"}
     beside = {"show": True, "position": "right", "color": "$muted", "fontSize": 11, "formatter": "fn:bar"}
+    several, drawn = len(series) > 1, []
+    for filled, (name, (colour, values)) in zip((True, False, True), series.items(), strict=False):
+        style = {"color": f"${colour}" if filled else "$card", "borderColor": f"${colour}", "borderWidth": 1.5}
+        drawn.append({"type": "bar", "name": name, "data": list(values), "barMaxWidth": 13, "barGap": "12%",
+                      "itemStyle": style, **({"label": beside} if numbers else {})})  # fmt: skip
     return canvas(
         xAxis=x,
         yAxis=y,
-        series=[
-            {
-                "type": "bar",
-                "name": name,
-                "data": list(values),
-                "barMaxWidth": 13,
-                "barGap": "12%",
-                "itemStyle": {
-                    "color": f"${colour}" if filled else "$card",
-                    "borderColor": f"${colour}",
-                    "borderWidth": 1.5,
-                },
-                **({"label": beside} if numbers else {}),
-            }
-            for filled, (name, (colour, values)) in zip((True, False, True), series.items(), strict=False)
-        ],
-        legend={"show": len(series) > 1, "top": 0, "left": 0, "textStyle": {"color": "$ink"}, "itemWidth": 12,
-                "itemHeight": 12, **({"itemGap": 14} if numbers else {})},
-        tooltip={**canvas()["tooltip"], "trigger": "axis", "valueFormatter": "fn:percent"},
-        grid={"left": 8, "right": 52 if numbers else 20, "top": 34 if len(series) > 1 else 8, "bottom": 30,
+        series=drawn,
+        legend={"show": several, "top": 0, "left": 0, "textStyle": {"color": "$ink"}, "itemWidth": 12,
+                "itemHeight": 12, "itemGap": 14 if numbers else 10},
+        tooltip={"trigger": "axis", "valueFormatter": "fn:percent"},
+        grid={"left": 8, "right": 52 if numbers else 20, "top": 34 if several else 8, "bottom": 30,
               "containLabel": True},
     )  # fmt: skip
 
 
-def _mark(direction: str, at: float) -> Option:
-    return {
-        "symbol": "none",
-        "silent": True,
-        "label": {"show": False},
-        "lineStyle": {"color": "$muted", "type": "dashed"},
-        "data": [{direction: at}],
-    }
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Figures of one measure, side by side in a panel: (label, figure, colour)."""
+
+    name: str
+    measure: str
+    across: Option
+    rows: Sequence[tuple[str, FigureFacts, str]]
+
+
+def whisker_picture(picture: Picture, groups: Sequence[Group], of: str, say: Say, at: float | None = None) -> Picture:
+    """The picture with a panel a group, and the table of what is in them; ``of``: what the labels are."""
+    panels, rows = [], list[Row]()
+    for group in groups:
+        drawn = [(label, figure, say.figure(figure, group.measure), colour) for label, figure, colour in group.rows]
+        option = whiskers(drawn, group.across, at)
+        panels.append(Panel(group.name if len(groups) > 1 else "", option, 66 + 48 * len(drawn)))
+        rows += [(group.name, label, figure) for label, figure, _ in group.rows]
+    columns, cells = figure_table(say, say("column.measure"), of, rows)
+    return replace(picture, panels=panels, columns=columns, rows=cells)
 
 
 def figure_table(say: Say, what: str, place: str, rows: Sequence[Row]) -> tuple[list[str], list[list[Cell]]]:

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from klype.examine import answer_pictures as answers
 from klype.examine.charts import (
     Cell,
+    Group,
     Option,
     Panel,
     Picture,
-    Row,
     axis,
     bars,
-    figure_table,
     line,
     lines,
     thin,
-    whiskers,
+    whisker_picture,
 )
 from klype.examine.facts import (
     STAGES,
@@ -78,25 +77,20 @@ def curves(facts: Facts, say: Say) -> Picture | None:
     """One panel for each stage of training: its loss, or its reward and leash."""
     panels, rows = [], list[list[Cell]]()
     for curve in facts.get("curves", []):
+        stage = say(f"train.{curve['stage']}")
         shown = {name: values for name, values in curve["series"].items() if any(v is not None for v in values)}
         if not shown or not curve["step"]:
             continue
-        series = [
-            line(
-                _series_name(name, say),
-                _thin(curve["step"], values),
-                CURVE_COLOURS.get(name, "muted"),
-                **_sparse(values),
-            )
-            for name, values in shown.items()
-        ]
+        series = []
+        for name, values in shown.items():
+            known = [(x, y) for x, y in zip(curve["step"], values, strict=True) if y is not None]
+            points = thin(known, MOST_POINTS)
+            # marks on what was measured now and then
+            few: Option = {"showSymbol": True, "symbolSize": 6} if len(known) < len(values) / 2 else {}
+            series.append(line(_series_name(name, say), points, CURVE_COLOURS.get(name, "muted"), **few))
+            rows += [[stage, _series_name(name, say), x, y] for x, y in points]
         drawn = lines(axis(say("axis.step")), axis(scale="loss" in shown and len(shown) == 1), series)
-        panels.append(Panel(f"{say('train.' + curve['stage'])} – {_change(curve, say)}", drawn, 250))
-        rows += [
-            [say("train." + curve["stage"]), _series_name(n, say), x, y]
-            for n, v in shown.items()
-            for x, y in _thin(curve["step"], v)
-        ]
+        panels.append(Panel(f"{stage} – {_change(curve, say)}", drawn, 250))
     if not panels:
         return None
     columns = [say("column.stage"), say("column.series"), say("axis.step"), say("column.value")]
@@ -105,18 +99,12 @@ def curves(facts: Facts, say: Say) -> Picture | None:
 
 def stages(facts: Facts, say: Say) -> Picture | None:
     """Right, polite, concise and the annotator's score of the three models."""
-
-    def across(name: str, figure: FigureFacts) -> Option:
-        if is_share(figure, name):
-            return axis(say("axis.share"), percent=True, min=0, max=1)
-        return axis(say("axis.points"))
-
     names = ("right", "right_fixed", "well_formed", "right_trained", "polite", "concise", "annotator")
-    panels, rows = _panels(facts, names, across, say)
-    if not panels:
-        return None
-    table = figure_table(say, say("column.measure"), say("column.model"), rows)
-    return Picture("stages", _stages_title(facts, say), say("how.stages"), panels, *table)
+    axes = {name: axis(say("axis.points")) for name in names}
+    for name in names:
+        if any(is_share(figure, name) for _, figure in by_stage(facts, name)):
+            axes[name] = _from_none_to_all("axis.share", say)
+    return _by_stage(Picture("stages", _stages_title(facts, say), say("how.stages")), axes, facts, say)
 
 
 def reward(facts: Facts, say: Say) -> Picture | None:
@@ -125,37 +113,26 @@ def reward(facts: Facts, say: Say) -> Picture | None:
     if not found or found["pair_accuracy"]["value"] is None:
         return None
     known = found["ceiling"]["value"] is not None
-    figures = [("pair_accuracy", found["pair_accuracy"], "accent")]
-    figures += [("ceiling", found["ceiling"], "muted")] if known else []
-    drawn = whiskers(
-        [(say.measure(name), figure, say.figure(figure, name), colour) for name, figure, colour in figures],
-        axis(say("axis.pairs"), percent=True, min=0.5, max=1),
-        found.get("threshold"),
-    )
+    figures = [(say.measure("pair_accuracy"), found["pair_accuracy"], "accent")]
+    figures += [(say.measure("ceiling"), found["ceiling"], "muted")] if known else []
     shown = say.apart({"accuracy": found["pair_accuracy"]["value"], "ceiling": found["ceiling"]["value"]})
     title = say("picture.reward" if known else "picture.reward_alone", **shown)
-    table = figure_table(
-        say, say("column.measure"), say("column.model"), [(say.measure(n), "", f) for n, f, _ in figures]
-    )
-    lines_ = [say("how.reward"), *([say("how.reward_self")] if known else [])]
-    lines_ += [say("how.reward_line" if known else "how.reward_line_people")] if "threshold" in found else []
-    return Picture("reward", title, " ".join(lines_), [Panel("", drawn, 170)], *table)
+    how = [say("how.reward"), *([say("how.reward_self")] if known else [])]
+    how += [say("how.reward_line" if known else "how.reward_line_people")] if "threshold" in found else []
+    across = axis(say("axis.pairs"), percent=True, min=0.5, max=1)
+    group = Group(say("axis.pairs"), "pair_accuracy", across, figures)
+    made = Picture("reward", title, " ".join(how))
+    return whisker_picture(made, [group], say("column.model"), say, found.get("threshold"))
 
 
 def truth(facts: Facts, say: Say) -> Picture | None:
     """S and KL to the truth by stage."""
     axes = {"s": axis(say("axis.s"), scale=True), "kl": axis(say("axis.kl"), min=0)}
-    panels, rows = _panels(facts, tuple(axes), lambda name, _: axes[name], say)
-    if not panels:
-        return None
-    first = {name: found[0][1] for name in ("s", "kl") if (found := by_stage(facts, name))}
-    title = (
-        say("picture.truth", s=say.share(first["s"]["value"] or 0.0, 1), kl=say.number(first["kl"]["value"] or 0.0, 3))
-        if len(first) == 2
-        else say.measure("s")
-    )
-    table = figure_table(say, say("column.measure"), say("column.model"), rows)
-    return Picture("truth", title, say("how.truth"), panels, *table)
+    title, first = say.measure("s"), {name: found[0][1] for name in axes if (found := by_stage(facts, name))}
+    if len(first) == 2:
+        s, kl = (first[name]["value"] or 0.0 for name in axes)
+        title = say("picture.truth", s=say.share(s, 1), kl=say.number(kl, 3))
+    return _by_stage(Picture("truth", title, say("how.truth")), axes, facts, say)
 
 
 def next_words(facts: Facts, say: Say) -> Picture | None:
@@ -178,43 +155,35 @@ def text(facts: Facts, say: Say) -> Picture | None:
     found, models = facts.get("text"), by_stage(facts, "bits_per_byte")
     if not found or not models:
         return None
-    order = found.get("ngram_order", 5)
-    peers = [(say("text.ngram", n=order), found["ngram"]), (say("text.xz"), found["xz"])]
-    rows: list[tuple[str, FigureFacts, str, str]] = [(say.stage(s), f, say.figure(f), s) for s, f in models]
-    rows += [(name, FigureFacts(value=value), say.number(value), "muted") for name, value in peers]
+    peers = {say("text.ngram", n=found.get("ngram_order", 5)): found["ngram"], say("text.xz"): found["xz"]}
+    rows: list[tuple[str, FigureFacts, str]] = [(say.stage(stage), figure, stage) for stage, figure in models]
+    rows += [(name, FigureFacts(value=value), "muted") for name, value in peers.items()]
     newest = models[-1][1]  # the least of several would be partly luck
-    key = {-1: "below", 0: "open", 1: "above"}[beyond(newest, min(found["ngram"], found["xz"]))]
-    table = figure_table(
-        say, say("column.model"), say("column.measure"), [(n, say("axis.bits"), f) for n, f, *_ in rows]
-    )
+    key = {-1: "below", 0: "open", 1: "above"}[beyond(newest, min(peers.values()))]
     bits, ngram, xz = say.number(newest["value"] or 0.0), say.number(found["ngram"]), say.number(found["xz"])
-    title = say(f"picture.text_{key}", bits=bits, ngram=ngram, xz=xz)
-    drawn = whiskers(rows, axis(say("axis.bits"), min=0))
-    return Picture("text", title, say("how.text"), [Panel("", drawn, 60 + 48 * len(rows))], *table)
+    made = Picture("text", say(f"picture.text_{key}", bits=bits, ngram=ngram, xz=xz), say("how.text"))
+    group = Group(say("axis.bits"), "", axis(say("axis.bits"), min=0), rows)
+    return whisker_picture(made, [group], say("column.model"), say)
 
 
 def dictionary(facts: Facts, say: Say) -> Picture | None:
     """By kind of question: held-out words well-formed, and right in the dictionary's words of both sides."""
-    panels, rows = [], list[Row]()
+    across, groups = _from_none_to_all("axis.share", say), []
     for side, what, colour in (("held_out", "well_formed", "accent"), ("held_out", "right", "bad"),
                                ("trained", "right", "aligned")):  # fmt: skip
-        found = [(row["kind"], row[side][what]) for row in facts.get("dictionary", []) if side in row]  # type: ignore[literal-required]
-        if not found:
-            continue
-        name = say(f"words.{side}_{what}")
-        drawn = whiskers(
-            [(say(f"words.{kind}"), f, say.figure(f, "right"), colour) for kind, f in found],
-            axis(say("axis.share"), percent=True, min=0, max=1),
-        )
-        panels.append(Panel(name, drawn, 60 + 44 * len(found)))
-        rows += [(name, say(f"words.{kind}"), figure) for kind, figure in found]
-    if not panels:
+        rows = [
+            (say(f"words.{row['kind']}"), row[side][what], colour)  # type: ignore[literal-required]
+            for row in facts.get("dictionary", [])
+            if side in row
+        ]
+        if rows:
+            groups.append(Group(say(f"words.{side}_{what}"), "right", across, rows))
+    if not groups:
         return None
-    table = figure_table(say, say("column.measure"), say("column.kind"), rows)
     last = figures_of(facts, last_model(facts))
     shown = {name: say.value(last[name], name) for name in ("well_formed", "right_trained") if name in last}
     title = say("picture.dictionary", **shown) if len(shown) == 2 else say("section.words")
-    return Picture("dictionary", title, say("how.dictionary"), panels, *table)
+    return whisker_picture(Picture("dictionary", title, say("how.dictionary")), groups, say("column.kind"), say)
 
 
 def by_heart(facts: Facts, say: Say) -> Picture | None:
@@ -222,17 +191,29 @@ def by_heart(facts: Facts, say: Say) -> Picture | None:
     found = facts.get("copied")
     if found is None:
         return None
-    named = [("free", "accent"), ("answers", "aligned"), ("held_out", "muted")]
-    figures = [(say(f"heart.{n}"), found[n], colour) for n, colour in named if n in found]  # type: ignore[literal-required]
-    drawn = whiskers(
-        [(name, figure, say.figure(figure, "copied"), colour) for name, figure, colour in figures],
-        axis(say("axis.words_share"), percent=True, min=0, max=1),
-    )
+    rows = [
+        (say(f"heart.{name}"), found[name], colour)  # type: ignore[literal-required]
+        for name, colour in (("free", "accent"), ("answers", "aligned"), ("held_out", "muted"))
+        if name in found
+    ]
     title = say("picture.copied", **say.apart({"free": found["free"]["value"], "own": found["held_out"]["value"]}))
-    rows = [(say.measure("copied"), name, figure) for name, figure, _ in figures]
-    table = figure_table(say, say("column.measure"), say("column.what"), rows)
-    how = say("how.copied", t=say.plain(found["temperature"]))
-    return Picture("copied", title, how, [Panel("", drawn, 60 + 48 * len(figures))], *table)
+    group = Group(say.measure("copied"), "copied", _from_none_to_all("axis.words_share", say), rows)
+    made = Picture("copied", title, say("how.copied", t=say.plain(found["temperature"])))
+    return whisker_picture(made, [group], say("column.what"), say)
+
+
+def _by_stage(made: Picture, axes: Mapping[str, Option], facts: Facts, say: Say) -> Picture | None:
+    """A panel for each measure that was taken, with a figure for each model."""
+    groups = [
+        Group(say.measure(name), name, across, [(say.stage(stage), figure, stage) for stage, figure in found])
+        for name, across in axes.items()
+        if (found := by_stage(facts, name))
+    ]
+    return whisker_picture(made, groups, say("column.model"), say) if groups else None
+
+
+def _from_none_to_all(name: str, say: Say) -> Option:
+    return axis(say(name), percent=True, min=0, max=1)
 
 
 def _next_panel(prompt: NextFacts, say: Say) -> Panel:
@@ -278,33 +259,9 @@ def _series_name(name: str, say: Say) -> str:
     return say.measure("kl_reference" if name == "kl" else name)
 
 
-def _sparse(values: Sequence[float | None]) -> Option:
-    """Marks on a series that was measured now and then."""
-    few = sum(v is not None for v in values) < len(values) / 2
-    return {"showSymbol": True, "symbolSize": 6} if few else {}
-
-
 def _change(curve: CurveFacts, say: Say) -> str:
     name = next((n for n in ("loss", "score", "reward") if n in curve["series"]), next(iter(curve["series"])))
     values = [v for v in curve["series"][name] if v is not None]
     return say(
         "panel.change", name=_series_name(name, say).lower(), first=say.number(values[0]), last=say.number(values[-1])
     )
-
-
-def _panels(
-    facts: Facts, names: Sequence[str], across: Callable[[str, FigureFacts], Option], say: Say
-) -> tuple[list[Panel], list[Row]]:
-    """A panel a measure, a whisker a stage; the rows of the table below. ``across``: the axis of a measure."""
-    panels, rows = [], list[Row]()
-    for name in names:
-        if found := by_stage(facts, name):
-            drawn = [(say.stage(stage), figure, say.figure(figure, name), stage) for stage, figure in found]
-            panels.append(Panel(say.measure(name), whiskers(drawn, across(name, found[0][1])), 210))
-            rows += [(say.measure(name), say.stage(stage), figure) for stage, figure in found]
-    return panels, rows
-
-
-def _thin(steps: Sequence[int], values: Sequence[float | None]) -> list[list[float]]:
-    """At most MOST_POINTS means of neighbours: a curve to be looked at, not every step."""
-    return thin([(x, y) for x, y in zip(steps, values, strict=True) if y is not None], MOST_POINTS)
