@@ -115,7 +115,7 @@ class Klype:
         from klype.engine.engine import Engine
         from klype.train.policy import PolicySettings, grpo
         from klype.train.rewards import Asked, by_text
-        from klype.train.rollout import Players, RolloutBatches, RolloutSettings
+        from klype.train.rollout import RolloutBatches, RolloutSettings
 
         sizes, prompts = self.given.sizes, self.given.prompts
         each = sizes.questions // crew
@@ -125,9 +125,10 @@ class Klype:
             return [Asked(tuple(ids), Question(text, text)) for text, ids in chosen]
 
         scored = by_text(lambda questions, answers: reward(list(answers)), self.loaded.tokenizer.decode)
-        players = Players(ask, Engine(model), scored, self.loaded.model)
         settings = RolloutSettings(answers=sizes.answers, limit=sizes.limit, unfinished=0.0, beta=LEASH)
-        return partial(grpo, settings=PolicySettings(beta=LEASH)), RolloutBatches(players, settings)
+        return partial(grpo, settings=PolicySettings(beta=LEASH)), RolloutBatches(
+            settings, ask, Engine(model), scored, self.loaded.model
+        )
 
     def _reward(self, folder: Path) -> dict[str, Any]:
         """A frozen trunk and a head, every pair read once; all of it is timed."""

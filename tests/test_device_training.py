@@ -25,7 +25,7 @@ from klype.train.optimizer import OptimizerSettings
 from klype.train.policy import METHODS, ActorCritic, AlignSettings, Method, align_objective
 from klype.train.preference import Ranked, RankingBatches, RankingSettings
 from klype.train.reward_model import RewardModel, RewardSettings, fit_reward
-from klype.train.rollout import Asked, Players, RolloutBatches, RolloutSettings
+from klype.train.rollout import Asked, RolloutBatches, RolloutSettings
 from klype.train.scoring import answer_features, score_answers, worth_sharing
 from klype.values import Batches, Floats
 
@@ -151,7 +151,7 @@ def test_every_way_to_align_runs(row: Method, device: torch.device, tmp_path: Pa
         else:
             assert row.scaling is not None
             rollouts = RolloutSettings(answers=3, limit=3, stop=(2,), scaling=row.scaling, kl_in_reward=0.1)
-            batches = RolloutBatches(Players(ask, Engine(model), likes, reference), rollouts)
+            batches = RolloutBatches(rollouts, ask, Engine(model), likes, reference)
         how = AlignSettings(method=row.name)
         train(model, align_objective(how), batches, Settings(steps=2, save_seconds=0), tmp_path / place.type)
         found.append(model.actor() if isinstance(model, ActorCritic) else model)

@@ -11,15 +11,15 @@ import torch
 
 from klype.errors import KlypeError
 from klype.model.transformer import Transformer
-from klype.runs.aligning import Seen, Watch, Watched, best, parted
+from klype.runs.aligning import EvaluatedBatches, Evaluation, Evaluator, best, parted
 from klype.runs.comparing import verdict, win_rate
 from klype.runs.judging import pairs, tau_ceiling
 from klype.values import Batch, Question, Ranking
 
 
-def seen(step: int, truth: float, reward: float) -> Seen:
+def seen(step: int, truth: float, reward: float) -> Evaluation:
     spread = tuple(truth + 0.1 * (i % 5 - 2) for i in range(60))
-    return Seen(step, spread, reward, 0.5, 8.0, 1.0, 0.0)
+    return Evaluation(step, spread, reward, 0.5, 8.0, 1.0, 0.0)
 
 
 def test_reward_up_and_annotator_down_is_parting_and_nothing_else_is() -> None:
@@ -31,7 +31,7 @@ def test_reward_up_and_annotator_down_is_parting_and_nothing_else_is() -> None:
 
 
 def test_chance_alone_is_no_parting() -> None:
-    calm = Seen(10, tuple(0.5 + 0.1 * ((i * 7) % 5 - 2) for i in range(60)), 0.9, 0.5, 8.0, 1.0, 0.0)
+    calm = Evaluation(10, tuple(0.5 + 0.1 * ((i * 7) % 5 - 2) for i in range(60)), 0.9, 0.5, 8.0, 1.0, 0.0)
     assert not parted([seen(0, 0.5, 0.0), calm])
 
 
@@ -96,12 +96,12 @@ class Looks:
     def __init__(self, *truths: float) -> None:
         self.truths = list(truths)
 
-    def look(self, model: torch.nn.Module, step: int) -> Seen:
+    def look(self, model: torch.nn.Module, step: int) -> Evaluation:
         return seen(step, self.truths[step], float(step))
 
 
-def watched(folder: Path, model: torch.nn.Module, *truths: float) -> Watched:
-    return Watched(Numbers(), cast(Watch, Looks(*truths)), cast(Transformer, model), 1, folder, False)
+def watched(folder: Path, model: torch.nn.Module, *truths: float) -> EvaluatedBatches:
+    return EvaluatedBatches(Numbers(), cast(Evaluator, Looks(*truths)), cast(Transformer, model), 1, folder, False)
 
 
 def test_the_best_weights_stay_in_memory_until_a_state_is_saved(tmp_path: Path) -> None:

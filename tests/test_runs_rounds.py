@@ -1,4 +1,4 @@
-"""Rounds of alignment, killed and gone on with; the two alignments that show what a leash is for."""
+"""Rounds of alignment, killed and gone on with; the settings that show reward hacking."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from klype.errors import KlypeError, UsageError
 from klype.model import checkpoint
 from klype.model.transformer import Transformer
 from klype.runs.inherited import recipe_of
-from klype.runs.leash import leash_demo, verdict
 from klype.runs.options import StageOptions
 from klype.runs.pipeline import start_of
 from klype.runs.recipe import read
-from klype.runs.rounds import align_rounds
+from klype.runs.rounds import align_rounds, overrides
 from klype.runs.say import Silent
 from klype.runs.shape import model_config
 from klype.runs.world_subject import WorldSubject
@@ -98,58 +97,26 @@ def test_rounds_stopped_anywhere_and_gone_on_with_are_straight(run: Path, tmp_pa
 
 
 @pytest.mark.slow
-def test_the_leash_is_shown_on_one_flawed_reward_and_nothing_is_done_twice(run: Path, tmp_path: Path) -> None:
-    out = tmp_path / "demo"
-    document = leash_demo(options(run, out), "", Silent())
-    assert document["loose"]["watch"]["seen"][0]["truth"] == document["leashed"]["watch"]["seen"][0]["truth"]
-    weights = [(out / name / "reward" / "reward.safetensors").read_bytes() for name in ("loose", "leashed")]
+def test_reward_hacking_is_a_matter_of_settings(run: Path, tmp_path: Path) -> None:
+    """As docs/align.md says: one flawed taste, the same rankings and reward model, with no KL penalty and with one."""
+    found = {}
+    for name, asked in (("free", {"beta": 0.0, "target_kl": None}), ("held", {"beta": None, "target_kl": 0.15})):
+        settings = (*overrides("", {}, asked["beta"], asked["target_kl"]), "align.stops=false")
+        out = tmp_path / name
+        found[name] = align_rounds(options(run, out, overrides=settings), 1, "word=-0.3,right=0.5", Silent())
+    free, held = (found[name]["rounds"][0]["watch"] for name in ("free", "held"))
+    assert free["seen"][0] == held["seen"][0]  # they start from one model
+    assert not free["stopped"]
+    weights = [(tmp_path / name / "reward" / "reward.safetensors").read_bytes() for name in found]
     assert weights[0] == weights[1]
-    betas = [_last(out / name / "align" / "metrics.jsonl")["beta"] for name in ("loose", "leashed")]
+    betas = [_last(tmp_path / name / "align" / "metrics.jsonl")["beta"] for name in found]
     assert betas[0] == 0
     assert betas[1] > 1  # tight from the first step
-    gains = [document[name]["gain"]["score"] for name in ("loose", "leashed", "leash")]
-    told = all(gain["low"] is not None for gain in gains)  # of so few questions it may be too little to tell
-    assert document["verdict"]["en"].startswith("Without a leash" if told else "Nobody can say")
-    assert ("tøyle" in document["verdict"]["nb"].lower()) == told
-    say = Silent()
-    again = leash_demo(options(run, out, resume=True), "", say)
-    assert again["leash"] == document["leash"]
-    assert not say.steps
-    with pytest.raises(UsageError, match="pleases no reward model"):
-        leash_demo(options(run, tmp_path / "dpo", overrides=("align.how.method=dpo",)), "", Silent())
 
 
 def _last(file: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(file.read_text().splitlines()[-1])
     return found
-
-
-@pytest.mark.parametrize(
-    ("loose", "between", "says"),
-    [
-        ((-0.5, -0.3), (0.2, 0.6), "worth +0.40"),
-        ((0.1, 0.3), (-0.5, -0.1), "cost \u22120.30"),
-        ((0.1, 0.3), (-1, 1), "cannot tell"),
-    ],
-)
-def test_the_verdict_says_what_the_leash_did(
-    loose: tuple[float, float], between: tuple[float, float], says: str
-) -> None:
-    def figure(low: float, high: float) -> dict[str, float]:
-        return {"value": (low + high) / 2, "low": low, "high": high}
-
-    seen = [{"reward": 0.0, "kl": 0.0}, {"reward": 1.25, "kl": 2.5}]
-    whole = {
-        "target_kl": 0.15,
-        "loose": {"gain": {"score": figure(*loose)}, "watch": {"seen": seen}},
-        "leashed": {"gain": {"score": figure(-0.1, 0.1)}, "watch": {"seen": seen}},
-        "leash": {"gain": {"score": figure(*between)}},
-    }
-    told = verdict(whole, "en")
-    assert says in told
-    assert ("annotator's fell" in told) == (loose[1] < 0)
-    assert "did not change beyond chance" in told
-    assert "2,50 nat" in verdict(whole, "nb")
 
 
 def test_overrides_are_read_as_those_of_any_recipe(run: Path, tmp_path: Path) -> None:

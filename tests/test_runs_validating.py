@@ -21,7 +21,7 @@ from klype.runs.options import StageOptions
 from klype.runs.recipe import read
 from klype.runs.say import Silent
 from klype.runs.text_subject import TextSubject
-from klype.runs.validating import Best, Validated, every
+from klype.runs.validating import BestWeights, ValidatedBatches, every
 from klype.train.loop import Session, Settings, train
 from klype.train.objectives import cross_entropy
 from klype.values import Batch, Loss
@@ -35,11 +35,11 @@ def loss_of(model: torch.nn.Module) -> float:
     return float(loss.total / loss.count)
 
 
-def run(folder: Path, session: Session, steps: int = 12) -> tuple[torch.nn.Module, Validated]:
+def run(folder: Path, session: Session, steps: int = 12) -> tuple[torch.nn.Module, ValidatedBatches]:
     """On four batches over and over, which are learnt by heart: held-out text becomes worse."""
     model = tiny_model()
-    batches = Validated(
-        Seeded(lambda i: random_batch(i % 4)), [HELD_OUT], partial(cross_entropy, model), 2, Best(model, folder)
+    batches = ValidatedBatches(
+        Seeded(lambda i: random_batch(i % 4)), [HELD_OUT], partial(cross_entropy, model), 2, BestWeights(model, folder)
     )
     settings = Settings(steps=steps, save_seconds=0.0, save_every=1)
     train(model, cross_entropy, batches, settings, folder, session)
@@ -49,7 +49,7 @@ def run(folder: Path, session: Session, steps: int = 12) -> tuple[torch.nn.Modul
 def test_what_was_seen_is_the_loss_of_the_model_as_it_was(tmp_path: Path) -> None:
     model = tiny_model()
     before = loss_of(model)
-    batches = Validated(Seeded(), [HELD_OUT], partial(cross_entropy, model), 3, Best(model, tmp_path))
+    batches = ValidatedBatches(Seeded(), [HELD_OUT], partial(cross_entropy, model), 3, BestWeights(model, tmp_path))
     for _ in range(4):
         batch = next(batches)
     assert batches.seen == [(3, pytest.approx(before))]
@@ -83,13 +83,15 @@ def test_the_best_weights_come_back_straight_or_resumed(tmp_path: Path, stopped:
     assert batches.kept is not None
     assert batches.kept[1] == min(loss for _, loss in seen) == pytest.approx(loss_of(model), rel=1e-6)
     assert list(tmp_path.glob("best-*"))
-    Best(model, tmp_path).forget()
+    BestWeights(model, tmp_path).forget()
     assert not list(tmp_path.glob("best-*"))
 
 
 def test_where_the_last_is_the_best_it_stays(tmp_path: Path) -> None:
     model = tiny_model()
-    batches = Validated(Seeded(lambda i: HELD_OUT), [HELD_OUT], partial(cross_entropy, model), 2, Best(model, tmp_path))
+    batches = ValidatedBatches(
+        Seeded(lambda i: HELD_OUT), [HELD_OUT], partial(cross_entropy, model), 2, BestWeights(model, tmp_path)
+    )
     train(model, cross_entropy, batches, Settings(steps=20, save_seconds=0.0), tmp_path)
     after = loss_of(model)
     assert not batches.finish()
@@ -110,11 +112,11 @@ def test_what_several_processes_looked_at_has_no_weights_and_one_goes_on_from_th
     """The least loss of theirs lies behind: the best is that of the looks to come."""
     model = tiny_model()
     measure = partial(cross_entropy, model)
-    several = Validated(Seeded(), [HELD_OUT], measure, 1, None)
+    several = ValidatedBatches(Seeded(), [HELD_OUT], measure, 1, None)
     several.restore({"drawn": 6, "seen": [[2, 0.001], [4, 0.5]], "kept": None, "batches": several.state()["batches"]})
     next(several)
     state = json.loads(json.dumps(several.state()))
-    alone = Validated(Seeded(), [HELD_OUT], measure, 1, Best(model, tmp_path))
+    alone = ValidatedBatches(Seeded(), [HELD_OUT], measure, 1, BestWeights(model, tmp_path))
     alone.restore(state)
     before = copy.deepcopy(model.state_dict())
     next(alone)
@@ -129,7 +131,7 @@ def test_what_several_processes_looked_at_has_no_weights_and_one_goes_on_from_th
 
 
 def test_the_last_two_best_weights_stay_after_a_million_steps(tmp_path: Path) -> None:
-    best = Best(tiny_model(), tmp_path)
+    best = BestWeights(tiny_model(), tmp_path)
     best.keep()
     for step in (999_998, 999_999, 1_000_000, 1_000_001):
         best.save(step)
@@ -140,7 +142,7 @@ def test_a_loss_that_is_no_number_is_never_the_best(tmp_path: Path) -> None:
     found = iter([math.nan, 3.0, math.inf, 2.0, math.nan])
     model = tiny_model()
     measure = lambda batch: Loss(torch.tensor(next(found)), torch.tensor(1.0))
-    batches = Validated(Seeded(), [HELD_OUT], measure, 1, Best(model, tmp_path))
+    batches = ValidatedBatches(Seeded(), [HELD_OUT], measure, 1, BestWeights(model, tmp_path))
     kept = []
     for _ in range(5):
         next(batches)
@@ -153,7 +155,7 @@ def test_held_out_tokens_are_measured_in_pieces_as_in_one(tmp_path: Path) -> Non
     model = tiny_model()
     whole = (HELD_OUT.tokens_BT, HELD_OUT.targets_BT, HELD_OUT.weights_BT)
     rows = [Batch(*(part[i : i + 1] for part in whole)) for i in range(len(whole[0]))]
-    batches = Validated(Seeded(), rows, partial(cross_entropy, model), 1, None)
+    batches = ValidatedBatches(Seeded(), rows, partial(cross_entropy, model), 1, None)
     batches.look()
     assert len(rows) > 1
     assert batches.seen == [(0, pytest.approx(loss_of(model), rel=1e-6))]

@@ -35,7 +35,7 @@ from klype.train.policy import (
 )
 from klype.train.preference import PreferenceSettings, Ranked, RankingBatches, RankingSettings, marks, preference
 from klype.train.rewards import Asked
-from klype.train.rollout import Leash, Players, RolloutBatches, RolloutSettings
+from klype.train.rollout import KLController, RolloutBatches, RolloutSettings
 from klype.train.scoring import answers_batch, score_answers
 from klype.values import Batch, Batches, Floats
 
@@ -185,15 +185,15 @@ def test_the_order_of_a_batchs_questions_does_not_matter() -> None:
 
 
 def test_the_leash_is_led_to_its_target_and_a_fixed_one_stays() -> None:
-    leash = Leash(0.1, target=2.0)
-    leash.pull(6.0)
-    assert leash.beta == pytest.approx(0.12)  # farther than twice the target: a fifth, no more
-    leash.pull(2.0)
-    assert leash.beta == pytest.approx(0.12)
-    leash.pull(1.0)
-    assert leash.beta == pytest.approx(0.12 * 0.99)  # it gives way slowly
-    fixed = Leash(0.1)
-    fixed.pull(50.0)
+    controller = KLController(0.1, target=2.0)
+    controller.update(6.0)
+    assert controller.beta == pytest.approx(0.12)  # farther than twice the target: a fifth, no more
+    controller.update(2.0)
+    assert controller.beta == pytest.approx(0.12)
+    controller.update(1.0)
+    assert controller.beta == pytest.approx(0.12 * 0.99)  # it gives way slowly
+    fixed = KLController(0.1)
+    fixed.update(50.0)
     assert fixed.beta == 0.1
 
 
@@ -213,9 +213,9 @@ def test_resumed_is_straight_between_updates_on_the_same_answers(updates: int, t
 
     def go(folder: Path, session: Session) -> tuple[dict[str, torch.Tensor], float]:
         model = tiny_model()
-        batches = RolloutBatches(Players(ask, Engine(model), likes, tiny_model()), rollouts)
+        batches = RolloutBatches(rollouts, ask, Engine(model), likes, tiny_model())
         train(model, align_objective(AlignSettings()), batches, training, folder, session)
-        return {n: p.detach().clone() for n, p in model.named_parameters()}, batches.leash.beta
+        return {n: p.detach().clone() for n, p in model.named_parameters()}, batches.controller.beta
 
     ratios: list[float] = []
     straight = go(tmp_path / "a", Session(on_step=lambda s, m: ratios.append(m["ratio"])))
@@ -235,11 +235,11 @@ def test_a_leash_with_a_target_starts_where_the_best_answers_are_about_so_far_aw
     advantages = torch.linspace(-1, 1, 64, dtype=torch.float64)
     advantages = advantages / advantages.std(correction=0)
     for target in (0.01, 0.05, 0.15):
-        leash = Leash.of(0.02, target)
-        best = (advantages / leash.beta).softmax(0)
+        controller = KLController.of(0.02, target)
+        best = (advantages / controller.beta).softmax(0)
         assert float((best * (best * 64).log()).sum()) == pytest.approx(target, rel=0.15)
-    assert Leash.of(3.0, 0.15).beta == 3.0  # tighter still, when asked for
-    assert Leash.of(0.02, 0.0).beta == 0.02
+    assert KLController.of(3.0, 0.15).beta == 3.0  # tighter still, when asked for
+    assert KLController.of(0.02, 0.0).beta == 0.02
 
 
 # Rankings as batches
@@ -308,7 +308,7 @@ def bandit_batches(row: Method, model: Transformer) -> Batches:
         return RankingBatches(ranked, tiny_model(), RankingSettings(questions=4, marks=row.name == "kto"))
     assert row.scaling is not None
     settings = RolloutSettings(answers=16, limit=1, scaling=row.scaling, unfinished=0.0, beta=0.0)
-    return RolloutBatches(Players(ask, Engine(model), likes, tiny_model()), settings)
+    return RolloutBatches(settings, ask, Engine(model), likes, tiny_model())
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from klype.train.optimizer import OptimizerSettings
 from klype.train.policy import PolicySettings, grpo, rloo
 from klype.train.reward_model import RewardModel
 from klype.train.rewards import Asked, by_model, by_text
-from klype.train.rollout import Players, RolloutBatches, RolloutSettings
+from klype.train.rollout import RolloutBatches, RolloutSettings
 from klype.train.scoring import answers_batch, score_answers
 from klype.values import Batch, Floats, Question
 
@@ -37,8 +37,7 @@ def likes(asked: Sequence[Asked], answers: Sequence[Sequence[int]]) -> Floats:
 
 
 def rollouts(model: torch.nn.Module, settings: RolloutSettings = SETTINGS, reward: object = likes) -> RolloutBatches:
-    players = Players(ask, Engine(model), reward, reference=tiny_model())
-    return RolloutBatches(players, settings)
+    return RolloutBatches(settings, ask, Engine(model), reward, tiny_model())
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 1.4])
@@ -138,8 +137,8 @@ def test_the_reward_is_climbed_and_resumed_is_straight(objective: object, tmp_pa
         model = tiny_model()
         learnt = with_rehearsal(partial(objective, settings=PolicySettings(beta=0.01)), cross_entropy, 0.1)
         rehearsal = partial(random_batch, rows=2)
-        players = Players(ask, Engine(model), likes, reference=tiny_model(), rehearsal=rehearsal)
-        batches = RolloutBatches(players, SETTINGS.model_copy(update={"scaling": scaling}))
+        scaled = SETTINGS.model_copy(update={"scaling": scaling})
+        batches = RolloutBatches(scaled, ask, Engine(model), likes, tiny_model(), rehearsal)
         train(model, learnt, batches, settings, folder, session)
         return {name: p.detach().clone() for name, p in model.named_parameters()}
 

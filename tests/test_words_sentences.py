@@ -42,10 +42,9 @@ from klype.experiments.mistakes.experiment import halves
 from klype.experiments.mistakes.report import verdict as mistakes_verdict
 from klype.preferences.records import Asked as Asked_
 from klype.preferences.records import Candidate, Entry
-from klype.runs.aligning import Seen
+from klype.runs.aligning import Evaluation
 from klype.runs.comparing import verdict as alignment_verdict
 from klype.runs.gates import against_aligning
-from klype.runs.leash import verdict as leash_verdict
 from klype.runs.rankers import summary
 from klype.studio.answer_panel import bars_of, why_chosen
 from klype.studio.conversation import Answer
@@ -261,9 +260,9 @@ def bias(
     return told
 
 
-def seen(step: int, truth: float, reward: float, spread: float = 0.1) -> Seen:
+def seen(step: int, truth: float, reward: float, spread: float = 0.1) -> Evaluation:
     values = tuple(truth + spread * (((1 + step) * i) % 7 - 3) for i in range(60))
-    return Seen(step, values, reward, 0.5, 8.0, 1.0, 0.0)
+    return Evaluation(step, values, reward, 0.5, 8.0, 1.0, 0.0)
 
 
 START = seen(0, 0.5, 0.0)
@@ -272,7 +271,7 @@ START = seen(0, 0.5, 0.0)
 def alignment(
     low: float | None = -0.1,
     high: float = 0.1,
-    looks: Sequence[Seen] = (),
+    looks: Sequence[Evaluation] = (),
     stopped: bool = False,
     known: tuple[dict[str, Any], dict[str, Any]] = ({}, {}),
 ) -> Told:
@@ -280,18 +279,6 @@ def alignment(
     before, after = ({"retrieval_text": figure} if figure else {} for figure in known)
     document = {"gain": {"score": gain}, "before": before, "after": after}
     return lambda lang: alignment_verdict(document, looks, stopped, lang)
-
-
-def leash(low: float | None, high: float, loose: tuple[float, float] = (-0.1, 0.1)) -> Told:
-    looks = [{"reward": 0.0, "kl": 0.0}, {"reward": 1.25, "kl": 2.5}]
-    between = {"value": None, "low": None, "high": None} if low is None else f(low, high)
-    whole = {
-        "target_kl": 0.15,
-        "loose": {"gain": {"score": f(*loose)}, "watch": {"seen": looks}},
-        "leashed": {"gain": {"score": f(0.1, 0.3)}, "watch": {"seen": looks}},
-        "leash": {"gain": {"score": between}},
-    }
-    return lambda lang: leash_verdict(whole, lang)
 
 
 def refused(low: float, high: float, people: bool) -> Told:
@@ -745,12 +732,6 @@ ALIGNMENT = [
         ("it was watched", "far", alignment(looks=[START]), "", alignment()),
         ("the intervals do not overlap", "forgot", alignment(known=LOST), "kept", alignment(known=HELD)),
         ("plain text was measured", "kept", alignment(known=HELD), "", alignment()),
-        ("all of the difference is above 0", "leash_keeps", leash(0.01, 0.2), "leash_same", leash(-0.01, 0.2)),
-        ("all of the difference is below 0", "leash_costs", leash(-0.2, -0.01), "leash_same", leash(-0.2, 0.01)),
-        ("scores were measured", "loose", leash(0.1, 0.2, (0.1, 0.3)), "unknown", leash(None, 0.0)),
-        ("scores were measured", "leashed", leash(0.1, 0.2), "unknown", leash(None, 0.0)),
-        ("all of the gain is below 0", "fell", leash(0.1, 0.2, (-0.2, -0.01)), "stayed", leash(0.1, 0.2, (-0.2, 0.01))),
-        ("all of the gain is above 0", "rose", leash(0.1, 0.2), "unknown", leash(None, 0.0)),
         ("all of the interval is below what is wanted", "too_weak", refused(0.7, 0.859, False), "",
          refused(0.7, 0.861, False)),
         ("chance is in the interval", "like_chance", refused(0.499, 0.7, True), "", refused(0.501, 0.7, True)),
@@ -886,7 +867,6 @@ STRONG = {
     "nb": r"\b(bevis\w*|kan (den |det |de |en |et )?ikke|ikke kan|uten (tap|kostnad)|umulig\w*|garanter\w*|viser at)\b",
 }
 ALLOWED = {
-    ("align", "leash_same"): "so many questions cannot tell",
     ("article", "exponential.undetermined"): "that cannot be told",
     ("article", "no_way_back.says"): "the article's own claim",
     ("cli", "chat.refused"): "what was typed is refused",

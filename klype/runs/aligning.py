@@ -29,7 +29,7 @@ from klype.runs.record import Record
 from klype.runs.say import Say
 from klype.runs.stages import Run, learn, precision_of, session_of
 from klype.runs.subject import Subject
-from klype.runs.validating import Best
+from klype.runs.validating import BestWeights
 from klype.train.objectives import Objective
 from klype.train.policy import ActorCritic, align_objective, method
 from klype.train.preference import Ranked, RankingBatches, RankingSettings, teaching
@@ -44,7 +44,7 @@ from klype.train.rewards import (
     digest,
     load_function,
 )
-from klype.train.rollout import Players, RolloutBatches, RolloutSettings, kl_an_answer
+from klype.train.rollout import RolloutBatches, RolloutSettings, kl_an_answer
 from klype.train.scoring import answers_batch, reference_logp
 from klype.values import Batch, Batches, Figure, Question, Reward, Sampling, end
 
@@ -52,7 +52,7 @@ TIMES, ASKED = 10, 64
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class Evaluation:
     """What the watch saw after ``step`` steps. ``truth`` is the annotator's score of each question's answer; ``reward``
     the mean of what is learnt from; ``kl`` in nats an answer; ``length`` in tokens; ``repetition`` a share of 4-grams;
     ``rewards`` each reward of each answer, by name."""
@@ -71,12 +71,12 @@ class Seen:
         return {**asdict(self), "truth": float(np.mean(self.truth)), "rewards": means}
 
 
-class Parted(Exception):  # noqa: N818 - an end that was asked for
+class RewardHacking(Exception):  # noqa: N818 - an end that was asked for
     """The two scores went apart: nothing more is to be learnt from this reward."""
 
 
 @dataclass(frozen=True, slots=True)
-class Watch:
+class Evaluator:
     """Who is asked what, and who judges. ``rewards`` is None where nothing rewards an answer."""
 
     subject: Subject
@@ -85,7 +85,7 @@ class Watch:
     rewards: WeightedRewards | None
 
     @torch.no_grad()
-    def look(self, model: Transformer, step: int) -> Seen:
+    def look(self, model: Transformer, step: int) -> Evaluation:
         groups = answer_all(model, self.subject, self.questions, Sampling(temperature=1.0))
         traces = [group[0] for group in groups]
         prompts, answers = [t.prompt for t in traces], [t.tokens for t in traces]
@@ -97,7 +97,7 @@ class Watch:
         worth = self.rewards or WeightedRewards({})
         each = worth.each([Asked(p, q) for p, q in zip(prompts, self.questions, strict=True)], answers)
         repeats = [r for text in texts if (r := repeated(tuple(text.split()))) is not None]
-        return Seen(
+        return Evaluation(
             step,
             tuple(self.subject.judge(q, text, done).score for q, text, done in judged),
             float(worth.total(each).mean()) if each else 0.0,
@@ -109,17 +109,17 @@ class Watch:
         )
 
 
-class Watched:
+class EvaluatedBatches:
     """A stage's batches, with a look at the model every ``every`` steps; its weights at the best look are kept."""
 
     def __init__(
-        self, batches: Batches, watch: Watch, model: Transformer, every: int, folder: Path, stops: bool
+        self, batches: Batches, watch: Evaluator, model: Transformer, every: int, folder: Path, stops: bool
     ) -> None:
         self._batches, self._watch, self._model = batches, watch, model
         self.every, self._stops = every, stops
-        self.seen: list[Seen] = []
+        self.seen: list[Evaluation] = []
         self._index = 0
-        self._best = Best(model, folder)
+        self._best = BestWeights(model, folder)
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -128,7 +128,7 @@ class Watched:
         if self._index % self.every == 0:
             self.look()
             if self._stops and parted(self.seen):
-                raise Parted
+                raise RewardHacking
         batch = next(self._batches)
         self._index += 1
         if self.seen:
@@ -162,19 +162,19 @@ class Watched:
 
     def restore(self, state: dict[str, Any]) -> None:
         self._index = state["index"]
-        self.seen = [Seen(**{**s, "truth": tuple(s["truth"])}) for s in state["seen"]]
+        self.seen = [Evaluation(**{**s, "truth": tuple(s["truth"])}) for s in state["seen"]]
         self._batches.restore(state["batches"])
 
     def close(self) -> None:
         end(self._batches)
 
 
-def best(seen: Sequence[Seen]) -> Seen:
+def best(seen: Sequence[Evaluation]) -> Evaluation:
     """The look at which the annotator was happiest; the first of equals."""
     return max(seen, key=lambda s: float(np.mean(s.truth)))
 
 
-def parted(seen: Sequence[Seen]) -> bool:
+def parted(seen: Sequence[Evaluation]) -> bool:
     """The annotator likes the newest answers less than the best ones, beyond chance; the reward is no less."""
     top, last = best(seen), seen[-1]
     if last is top or last.reward < top.reward:
@@ -236,9 +236,9 @@ def align(run: Run) -> None:
         reference = whole
         start = copy.deepcopy(whole).requires_grad_(True)
         model = ActorCritic.of(start) if row.critic else start
-    watch = Watch(run.subject, [run.subject.questions(3)(i) for i in range(ASKED)], reference, rewards)
+    watch = Evaluator(run.subject, [run.subject.questions(3)(i) for i in range(ASKED)], reference, rewards)
     ranked, known = _ranked(run, rewards)
-    watched: list[Watched] = []
+    watched: list[EvaluatedBatches] = []
 
     def build(twin: nn.Module, planned: Planned | None) -> tuple[Objective, Batches]:
         assert isinstance(twin, Transformer)
@@ -247,14 +247,14 @@ def align(run: Run) -> None:
             return align_objective(section.how), batches
         every = max(1, planned.steps // TIMES)
         stops = section.stops and known
-        watched.append(Watched(batches, watch, twin, every, run.folder / "align", stops))
+        watched.append(EvaluatedBatches(batches, watch, twin, every, run.folder / "align", stops))
         return align_objective(section.how), watched[-1]
 
     stopped = False
     try:
         steps = learn(run, "align", model, build, run.recipe.training("align")).steps
         watched[-1].look()
-    except Parted:
+    except RewardHacking:
         stopped = True
         watched[-1].back_to_the_best()
         steps = best(watched[-1].seen).step
@@ -330,7 +330,7 @@ def ranked_by(rewards: AnswerReward, found: Sequence[tuple[Question, Ranked]]) -
     return ranked
 
 
-def _worth(run: Run, before: Seen, after: Seen) -> dict[str, Any]:
+def _worth(run: Run, before: Evaluation, after: Evaluation) -> dict[str, Any]:
     """Each reward with its weight, and its mean over the watched questions' answers before and after."""
     digests = run.record.content.get("functions", {})
     return {
@@ -353,7 +353,7 @@ def _mean(each: Sequence[float]) -> Figure:
 COLUMNS = ("step", "annotator", "reward", "KL", "tokens", "repeated")
 
 
-def _row(seen: Seen) -> tuple[str, ...]:
+def _row(seen: Evaluation) -> tuple[str, ...]:
     shown = seen.json()
     return (str(seen.step), *(f"{shown[k]:.2f}" for k in ("truth", "reward", "kl", "length", "repetition")))
 
@@ -395,4 +395,4 @@ def _batches(
         seed=seed,
         stop=tokenizer.ends,
     )
-    return RolloutBatches(Players(ask, Engine(twin), rewards, reference, beside), rollouts)
+    return RolloutBatches(rollouts, ask, Engine(twin), rewards, reference, beside)

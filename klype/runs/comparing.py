@@ -13,7 +13,7 @@ from klype.examine.evidence import OTHER_MANNERS, Answered
 from klype.examine.intervals import mean_by_question, paired
 from klype.examine.measures import measure
 from klype.model.transformer import Transformer
-from klype.runs.aligning import Seen, best
+from klype.runs.aligning import Evaluation, best
 from klype.runs.answering import answer_all, evidence_of, examined_on, judged
 from klype.runs.stages import Run
 from klype.sources.find import is_aligned
@@ -59,7 +59,7 @@ def win_rate(before: Sequence[float], after: Sequence[float]) -> Figure:
     return Figure(figure.value, max(0.0, figure.low), min(1.0, figure.high), figure.n, figure.unit)
 
 
-def verdict(document: Mapping[str, Any], seen: Sequence[Seen], stopped: bool, lang: str) -> str:
+def verdict(document: Mapping[str, Any], seen: Sequence[Evaluation], stopped: bool, lang: str) -> str:
     """What came of it, in a few sentences."""
     w = words(lang, "align")
     said: list[str] = []

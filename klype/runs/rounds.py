@@ -11,7 +11,7 @@ from typing import Any, cast
 from klype.errors import KlypeError, UsageError
 from klype.preferences.annotators import Taste
 from klype.preferences.annotators import taste as read_taste
-from klype.runs.aligning import Seen, align, examined, reward
+from klype.runs.aligning import Evaluation, align, examined, reward
 from klype.runs.comparing import compare, verdict
 from klype.runs.folder import read_run
 from klype.runs.gates import against_aligning
@@ -165,7 +165,7 @@ def _figure(figure: dict[str, Any]) -> str:
 def _compared(life: Run) -> dict[str, Any]:
     watched = life.record.content["watch"]
     document = compare(life, life.model("finetune"), life.model("align"))
-    seen = [Seen(**{**s, "truth": (s["truth"],), "rewards": {}}) for s in watched["seen"]]
+    seen = [Evaluation(**{**s, "truth": (s["truth"],), "rewards": {}}) for s in watched["seen"]]
     says = {lang: verdict(document, seen, watched["stopped"], lang) for lang in LANGUAGES}
     life.say.table(
         "before and after",

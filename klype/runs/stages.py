@@ -30,7 +30,7 @@ from klype.runs.record import Record
 from klype.runs.say import Say
 from klype.runs.shape import model_config
 from klype.runs.subject import Subject
-from klype.runs.validating import Looks
+from klype.runs.validating import Validation
 from klype.train import parallel
 from klype.train.loop import Measure, Session, Settings, Trained, train
 from klype.train.objectives import Objective, cross_entropy, with_rehearsal
@@ -154,10 +154,10 @@ def finetune(run: Run) -> None:
         run.save("finetune", learnt(model, whole), about)
 
 
-def _looks(run: Run, stage: Literal["pretrain", "finetune"]) -> Looks:
+def _looks(run: Run, stage: Literal["pretrain", "finetune"]) -> Validation:
     pieces = getattr(run.recipe, stage).training.micro_batches
     what = "text" if stage == "pretrain" else "answers"
-    return Looks(run.subject.watched(stage), what, run.folder / stage, pieces)
+    return Validation(run.subject.watched(stage), what, run.folder / stage, pieces)
 
 
 def rank(run: Run) -> None:

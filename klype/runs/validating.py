@@ -24,7 +24,7 @@ from klype.values import Batch, Batches, end
 FILES = "best-*.safetensors"  # the number is that of the step
 
 
-class Best:
+class BestWeights:
     """They are in memory; on the disk only beside a state to resume from, which would be of no use without them. The
     last two stay there, as the last two states do: the older state's best may be the older one.
     """
@@ -80,7 +80,7 @@ def _step(file: Path) -> int:
 LOOKS, SECONDS = 10, 6.0  # looks in all; seconds of training between two, at least
 
 
-class Validated:
+class ValidatedBatches:
     """A stage's batches; every so many of them the model is measured on ``held_out``, the same tokens each time, by
     ``measure``. The best weights are kept in ``best``, if there is one.
 
@@ -88,7 +88,7 @@ class Validated:
     """
 
     def __init__(
-        self, batches: Batches, held_out: Sequence[Batch], measure: Measure, every: int, best: Best | None
+        self, batches: Batches, held_out: Sequence[Batch], measure: Measure, every: int, best: BestWeights | None
     ) -> None:
         self._batches, self._held_out, self._every = batches, held_out, every
         self.seen: list[tuple[int, float]] = []  # (batches drawn, loss)
@@ -142,7 +142,7 @@ class Validated:
         end(self._batches)
 
 
-class Looks:
+class Validation:
     """The looks of one stage, from its first batch to its best weights; without held-out tokens, none.
 
     ``what`` is held out, in words; ``micro_batches``: of a step. Several processes look together; the best weights are
@@ -151,7 +151,7 @@ class Looks:
 
     def __init__(self, held_out: Sequence[Batch], what: str, folder: Path, micro_batches: int) -> None:
         self._held_out, self._what, self._folder, self._micro_batches = held_out, what, folder, micro_batches
-        self._validated: Validated | None = None
+        self._validated: ValidatedBatches | None = None
 
     def ready(self, measure: Measure) -> None:
         """How the loop measures the model that it trains."""
@@ -163,9 +163,9 @@ class Looks:
         if not self._held_out:
             return batches
         often = self._micro_batches * every(steps, seconds)
-        self._whole, self._best = partial(cross_entropy, model), Best(model, self._folder)
+        self._whole, self._best = partial(cross_entropy, model), BestWeights(model, self._folder)
         best = self._best if parallel.ranks() == 1 else None
-        self._validated = Validated(batches, self._held_out, self._whole, often, best)
+        self._validated = ValidatedBatches(batches, self._held_out, self._whole, often, best)
         return self._validated
 
     @contextmanager

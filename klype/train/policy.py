@@ -1,8 +1,8 @@
-"""Learning from rewards: policy gradients with a KL leash to a reference.
+"""Learning from rewards: policy gradients with a KL penalty to a reference.
 
 A batch holds answers as rows; ``weights_BT`` is 1 on answer tokens (the end token with them). In ``extra``:
 ``advantages_B``, ``old_logp_BT`` (as drawn), ``reference_logp_BT``, ``temperature`` (what was drawn at), ``rewards_B``
-(for PPO) and ``beta``, when the leash adapts (see rollout.py).
+(for PPO) and ``beta``, when the penalty adapts (see rollout.py).
 
 KL with r = log π - log π_ref: k1 = r, k2 = r²/2, k3 = exp(-r) - 1 + r. As losses, k2 and the importance-weighted k3
 have the gradient of KL(π‖π_ref); plain k3 (classic GRPO) has that of KL(π_ref‖π), and k1 has none (arXiv:2510.01555).
@@ -32,7 +32,7 @@ Scaling = Literal["group", "batch", "none", "rloo", "best"]
 
 
 class PolicySettings(config.Settings):
-    """``clip_high`` above ``clip_low`` lets rare tokens grow (DAPO). ``beta`` is the leash, in reward per nat.
+    """``clip_high`` above ``clip_low`` lets rare tokens grow (DAPO). ``beta`` is the KL penalty, in reward per nat.
 
     ``average``: over all tokens ("token", DAPO), over tokens of an answer and then answers ("answer", GRPO as first
     published: favours short right answers), or sums of answers over their number ("sum", Dr. GRPO: no length bias).
@@ -72,7 +72,7 @@ def advantages(rewards_QG: torch.Tensor, scaling: Scaling) -> torch.Tensor:
 
 
 def grpo(model: nn.Module, batch: Batch, settings: PolicySettings | None = None) -> Loss:
-    """Clipped importance-weighted advantages, token by token, and the leash (Shao et al. 2024; Yu et al. 2025).
+    """Clipped importance-weighted advantages, token by token, and the KL penalty (Shao et al. 2024; Yu et al. 2025).
 
     Metrics: ``kl`` (k3, nats an answer), ``clipped`` (share of tokens), ``ratio`` (mean, 1 on fresh answers).
     """
@@ -81,21 +81,21 @@ def grpo(model: nn.Module, batch: Batch, settings: PolicySettings | None = None)
     mask_BT = _mask(batch, logp_BT)
     advantage_BT = batch.extra["advantages_B"].to(logp_BT.dtype)[:, None].expand_as(logp_BT)
     gain_BT, ratio_BT, metrics = _clipped_gain(logp_BT, batch, mask_BT, advantage_BT, settings)
-    pull_BT, measured = _leash(logp_BT, batch, mask_BT, ratio_BT, settings)
+    pull_BT, measured = _kl_penalty(logp_BT, batch, mask_BT, ratio_BT, settings)
     return _averaged(pull_BT - gain_BT, mask_BT, settings.average, metrics | measured)
 
 
 def rloo(model: nn.Module, batch: Batch, settings: PolicySettings | None = None) -> Loss:
     """REINFORCE with what the other answers got as baseline: -A Σ_t log π, for fresh answers (Ahmadian et al. 2024).
 
-    ``advantages_B`` made with scaling "rloo"; the leash is k2, which is what fresh answers need. With scaling "best" it
-    is expert iteration: the best of each group is imitated.
+    ``advantages_B`` made with scaling "rloo"; the penalty is k2, which is what fresh answers need. With scaling "best"
+    it is expert iteration: the best of each group is imitated.
     """
     settings = (settings or PolicySettings()).model_copy(update={"kl": "k2"})
     logp_BT = score_answers(model, batch).logp_BT
     mask_BT = _mask(batch, logp_BT)
     loss_BT = -batch.extra["advantages_B"].to(logp_BT.dtype)[:, None] * logp_BT
-    pull_BT, metrics = _leash(logp_BT, batch, mask_BT, torch.ones_like(logp_BT), settings)
+    pull_BT, metrics = _kl_penalty(logp_BT, batch, mask_BT, torch.ones_like(logp_BT), settings)
     return _averaged(pull_BT + loss_BT, mask_BT, settings.average, metrics)
 
 
@@ -114,7 +114,7 @@ def ppo(model: nn.Module, batch: Batch, settings: PolicySettings | None = None) 
     raw_BT = gae(reward_BT, value_BT.detach(), mask_BT, settings.discount, settings.trace)
     target_BT = raw_BT + value_BT.detach()
     gain_BT, ratio_BT, metrics = _clipped_gain(logp_BT, batch, mask_BT, _normalised(raw_BT, mask_BT), settings)
-    pull_BT, measured = _leash(logp_BT, batch, mask_BT, ratio_BT, settings)
+    pull_BT, measured = _kl_penalty(logp_BT, batch, mask_BT, ratio_BT, settings)
     miss_BT = 0.5 * (value_BT - target_BT) ** 2
     metrics |= {"value_loss": float((miss_BT.detach() * mask_BT).sum()), "value_loss_count": float(mask_BT.sum())}
     loss_BT = pull_BT - gain_BT + settings.value_weight * miss_BT
@@ -206,7 +206,7 @@ def _clipped_gain(
     return gain_BT, ratio_BT, metrics
 
 
-def _leash(
+def _kl_penalty(
     logp_BT: torch.Tensor,
     batch: Batch,
     mask_BT: torch.Tensor,
@@ -255,8 +255,8 @@ MethodName = Literal["grpo", "rloo", "ppo", "expert", "dpo", "ipo", "kto"]
 class AlignSettings(config.Settings):
     """Which method aligns, and what each kind of method takes.
 
-    ``target_kl`` (nats an answer): the leash is led so that the model stays about so far from where it was; 0 keeps it
-    as ``policy.beta`` says. ``updates``: steps on the same answers, for methods that weigh how stale these are.
+    ``target_kl`` (nats an answer): the KL penalty is led so that the model stays about so far from where it was; 0
+    keeps it as ``policy.beta`` says. ``updates``: steps on the same answers, for methods that weigh how stale they are.
     ``kl_in_reward`` and ``drop_equal``: see RolloutSettings.
     """
 
@@ -272,73 +272,33 @@ class AlignSettings(config.Settings):
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """One way to align. ``learns_from``: fresh rollouts and their rewards, or rankings that are there already.
+    """One way to align: by policy gradients on fresh rollouts whose rewards are scaled so, or (``policy`` None) by the
+    preference loss of its name, on rankings that are there already.
 
     ``stale``: whether several updates may be made on the same answers; ``critic``: whether it needs a value head.
     """
 
-    name: str
-    says: str
-    learns_from: Literal["rollouts", "rankings"]
-    scaling: Scaling | None
-    objective: Callable[[AlignSettings], Objective]
+    name: MethodName
+    policy: Callable[[nn.Module, Batch, PolicySettings], Loss] | None = None
+    scaling: Scaling | None = None
     stale: bool = False
     critic: bool = False
 
+    @property
+    def learns_from(self) -> Literal["rollouts", "rankings"]:
+        return "rankings" if self.policy is None else "rollouts"
 
+
+# The ways to align, as a table: a new one is a new row.
 METHODS = (
-    Method(
-        "grpo",
-        "answers better than their group's mean become likelier, in clipped steps, on a leash",
-        "rollouts",
-        "batch",
-        lambda settings: partial(grpo, settings=settings.policy),
-        stale=True,
-    ),
-    Method(
-        "rloo",
-        "the plain policy gradient, with the mean of the other answers as baseline",
-        "rollouts",
-        "rloo",
-        lambda settings: partial(rloo, settings=settings.policy),
-    ),
-    Method(
-        "ppo",
-        "token by token, against what a value head expected, in clipped steps, on a leash",
-        "rollouts",
-        "none",
-        lambda settings: partial(ppo, settings=settings.policy),
-        stale=True,
-        critic=True,
-    ),
-    Method(
-        "expert",
-        "the best answer of each group is imitated, again and again: best-of-n made a habit",
-        "rollouts",
-        "best",
-        lambda settings: partial(rloo, settings=settings.policy),
-    ),
-    Method(
-        "dpo",
-        "rankings are learnt directly, with no reward model: Plackett-Luce on log-ratios to the reference",
-        "rankings",
-        None,
-        lambda settings: partial(preference, settings=settings.preference.model_copy(update={"kind": "dpo"})),
-    ),
-    Method(
-        "ipo",
-        "as dpo, with a squared loss that stops at a margin instead of pushing on",
-        "rankings",
-        None,
-        lambda settings: partial(preference, settings=settings.preference.model_copy(update={"kind": "ipo"})),
-    ),
-    Method(
-        "kto",
-        "answers marked good or bad, one by one, with no pairs",
-        "rankings",
-        None,
-        lambda settings: partial(preference, settings=settings.preference.model_copy(update={"kind": "kto"})),
-    ),
+    Method("grpo", grpo, "batch", stale=True),
+    Method("rloo", rloo, "rloo"),
+    Method("ppo", ppo, "none", stale=True, critic=True),
+    # the best answer of each group is imitated, again and again: best-of-n made a habit
+    Method("expert", rloo, "best"),
+    Method("dpo"),
+    Method("ipo"),
+    Method("kto"),
 )
 
 
@@ -354,4 +314,10 @@ def method(name: str) -> Method:
 
 def align_objective(settings: AlignSettings) -> Objective:
     """The method's objective, with rehearsal beside it when the batches bring some."""
-    return with_rehearsal(method(settings.method).objective(settings), cross_entropy, settings.rehearsal_weight)
+    row = method(settings.method)
+    objective: Objective
+    if row.policy is None:
+        objective = partial(preference, settings=settings.preference.model_copy(update={"kind": row.name}))
+    else:
+        objective = partial(row.policy, settings=settings.policy)  # type: ignore[call-arg]
+    return with_rehearsal(objective, cross_entropy, settings.rehearsal_weight)

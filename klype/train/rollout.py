@@ -36,10 +36,10 @@ class RolloutSettings(config.Settings):
 
     ``unfinished`` is the reward added to an answer that did not end. ``kl_in_reward`` takes that much reward for each
     nat that an answer's log-probability is above the reference's. ``drop_equal`` leaves out groups with all rewards
-    equal (their advantage is 0 in any case, but the leash would pull on them).
+    equal (their advantage is 0 in any case, but the KL penalty would pull on them).
 
     ``updates`` steps are taken on the same answers: after the first they are no longer fresh, and only objectives with
-    an importance ratio may be given more than one. ``beta`` and ``target_kl``: see ``Leash``.
+    an importance ratio may be given more than one. ``beta`` and ``target_kl``: see ``KLController``.
     """
 
     answers: int = Field(default=8, ge=2)
@@ -56,25 +56,11 @@ class RolloutSettings(config.Settings):
     stop: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Players:
-    """Who takes part: who asks (questions of a step), who answers, who rewards, and the frozen model not to leave.
-
-    ``rehearsal`` gives a step's batch of older material, put into ``extra["rehearsal"]``.
-    """
-
-    ask: Ask
-    engine: Answerer
-    reward: AnswerReward
-    reference: nn.Module | None = None
-    rehearsal: Callable[[int], Batch] | None = None
-
-
 TIGHTEN, LOOSEN = 0.2, 0.02  # at most, a step
 
 
 @dataclass
-class Leash:
+class KLController:
     """How dear it is to leave the reference: fixed, or led so that the KL (nats an answer) stays near a target.
 
     Each step's measured KL moves ``beta``, in proportion to how far off it is (after Ziegler et al. 2019,
@@ -86,12 +72,12 @@ class Leash:
     target: float = 0.0
 
     @staticmethod
-    def of(beta: float, target: float) -> Leash:
+    def of(beta: float, target: float) -> KLController:
         """One with a target starts tight: the answers that are best at a price β of KL, π ∝ π_ref exp(A/β), are
         Var(A)/2β² away for small ones, and advantages have a variance of 1."""
-        return Leash(max(beta, (2 * target) ** -0.5) if target else beta, target)
+        return KLController(max(beta, (2 * target) ** -0.5) if target else beta, target)
 
-    def pull(self, kl: float) -> None:
+    def update(self, kl: float) -> None:
         if self.target:
             off = min(1.0, max(-1.0, kl / self.target - 1))
             self.beta *= 1 + (TIGHTEN if off > 0 else LOOSEN) * off
@@ -99,11 +85,25 @@ class Leash:
 
 
 class RolloutBatches:
-    """Batch number i: answers to the questions of step i by the model as it then is (see policy.py for its fields)."""
+    """Batch number i: answers to the questions of step i by the model as it then is (see policy.py for its fields).
 
-    def __init__(self, players: Players, settings: RolloutSettings) -> None:
-        self.players, self.settings, self.index = players, settings, 0
-        self.leash = Leash.of(settings.beta, settings.target_kl)
+    ``ask`` gives a step's questions, ``engine`` answers, ``reward`` says what answers are worth; ``reference``: the
+    frozen model not to leave; ``rehearsal`` gives a step's batch of older material, put into ``extra["rehearsal"]``.
+    """
+
+    def __init__(
+        self,
+        settings: RolloutSettings,
+        ask: Ask,
+        engine: Answerer,
+        reward: AnswerReward,
+        reference: nn.Module | None = None,
+        rehearsal: Callable[[int], Batch] | None = None,
+    ) -> None:
+        self.settings, self.index = settings, 0
+        self._ask, self._engine, self._reward = ask, engine, reward
+        self._reference, self._rehearsal = reference, rehearsal
+        self.controller = KLController.of(settings.beta, settings.target_kl)
         self._kept: Batch | None = None
 
     def __iter__(self) -> RolloutBatches:
@@ -115,15 +115,15 @@ class RolloutBatches:
             self._kept = self._fresh(round_)
         self.index += 1
         extra = self._kept.extra
-        if self.players.rehearsal is not None:
-            extra = {**extra, "rehearsal": self.players.rehearsal(self.index - 1)}
+        if self._rehearsal is not None:
+            extra = {**extra, "rehearsal": self._rehearsal(self.index - 1)}
         return Batch(self._kept.tokens_BT, self._kept.targets_BT, self._kept.weights_BT, extra)
 
     def _fresh(self, step: int) -> Batch:
-        players, settings = self.players, self.settings
-        asked = players.ask(step)
-        players.engine.refresh(self.index)
-        groups = players.engine.run([self._request(a, step, i) for i, a in enumerate(asked)])
+        settings = self.settings
+        asked = self._ask(step)
+        self._engine.refresh(self.index)
+        groups = self._engine.run([self._request(a, step, i) for i, a in enumerate(asked)])
         traces = [trace for group in groups for trace in group]
         of_each = [a for a, group in zip(asked, groups, strict=True) for _ in group]
         batch = answers_batch([t.prompt for t in traces], [t.tokens for t in traces], settings.answers)
@@ -132,18 +132,18 @@ class RolloutBatches:
             "temperature": settings.temperature,
             "old_logp_BT": _drawn_logp(traces, batch),
         }
-        if players.reference is not None:
+        if self._reference is not None:
             known = Batch(batch.tokens_BT, batch.targets_BT, batch.weights_BT, extra)
-            extra["reference_logp_BT"] = reference_logp(players.reference, known)
-            self.leash.pull(kl_an_answer(extra["old_logp_BT"], extra["reference_logp_BT"]))
-            extra["beta"] = self.leash.beta
-        rewards_N = _checked(players.reward(of_each, [t.tokens for t in traces]), len(traces))
+            extra["reference_logp_BT"] = reference_logp(self._reference, known)
+            self.controller.update(kl_an_answer(extra["old_logp_BT"], extra["reference_logp_BT"]))
+            extra["beta"] = self.controller.beta
+        rewards_N = _checked(self._reward(of_each, [t.tokens for t in traces]), len(traces))
         adjusted_QG = self._adjusted(rewards_N, traces, extra).reshape(len(asked), settings.answers)
         advantages_QG = advantages(torch.from_numpy(adjusted_QG), settings.scaling).float()
         different_Q = torch.from_numpy(np.ptp(adjusted_QG, axis=1) > 1e-9)
         extra["advantages_B"] = (advantages_QG * different_Q[:, None]).flatten()
         extra["rewards_B"] = torch.from_numpy(adjusted_QG).float().flatten()
-        extra["metrics"] = {**_metrics(rewards_N, traces, different_Q), "beta": self.leash.beta}
+        extra["metrics"] = {**_metrics(rewards_N, traces, different_Q), "beta": self.controller.beta}
         kept_B = different_Q.repeat_interleave(settings.answers)
         weights_BT = batch.weights_BT * kept_B[:, None] if settings.drop_equal else batch.weights_BT
         return Batch(batch.tokens_BT, batch.targets_BT, weights_BT, extra)
@@ -151,11 +151,11 @@ class RolloutBatches:
     def state(self) -> dict[str, Any]:
         """Where it is; between two updates on the same answers these, too: the weights that gave them are gone."""
         kept = self._kept if self.index % self.settings.updates else None
-        return {"index": self.index, "beta": self.leash.beta, "kept": None if kept is None else _packed(kept)}
+        return {"index": self.index, "beta": self.controller.beta, "kept": None if kept is None else _packed(kept)}
 
     def restore(self, state: dict[str, Any]) -> None:
         self.index, kept = state["index"], state.get("kept")
-        self.leash.beta = state.get("beta", self.leash.beta)
+        self.controller.beta = state.get("beta", self.controller.beta)
         self._kept = None if kept is None else _unpacked(kept)
 
     def _request(self, asked: Asked, step: int, number: int) -> Request:

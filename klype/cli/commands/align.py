@@ -8,7 +8,6 @@ from typing import Annotated
 
 from klype.cli import options as o
 from klype.cli.terminal import Terminal
-from klype.errors import UsageError
 from klype.option import Option
 from klype.runs.options import StageOptions, WorkOptions
 
@@ -22,11 +21,10 @@ class AlignOptions(WorkOptions):
     reward: o.Reward = ()
     rounds: Annotated[int, Option("How often to rank, train and rank again.")] = 1
     target_kl: Annotated[
-        float | None, Option("How far the answers may go, in nats an answer: the leash adapts to it.")
+        float | None, Option("How far the answers may go, in nats an answer: the KL penalty adapts to it.")
     ] = None
-    beta: Annotated[float | None, Option("A fixed leash: what each nat costs.")] = None
+    beta: Annotated[float | None, Option("A fixed KL penalty: what each nat costs.")] = None
     taste: Annotated[str, Option("Rank anew with another taste: word=-0.1 loves length.")] = ""
-    leash_demo: Annotated[bool, Option("Twice from one flawed reward: without a leash, and with one.")] = False
     steps: Annotated[int | None, Option("How many steps a round.")] = None
     minutes: Annotated[float | None, Option("How long a round, instead of --steps.")] = None
 
@@ -40,19 +38,11 @@ def command(terminal: Terminal, asked: AlignOptions) -> None:
     from klype.runs.rounds import align_rounds, overrides
     from klype.train.rewards import typed
 
-    if asked.leash_demo and (asked.rounds > 1 or asked.human or asked.reward or asked.beta is not None):
-        raise UsageError("--leash-demo chooses for itself: leave out --rounds, --human, --reward and --beta.")
     how = (*overrides(asked.method, typed(asked.reward), asked.beta, asked.target_kl), *asked.overrides)
     common = {field.name: getattr(asked, field.name) for field in fields(WorkOptions)}
     common |= {"from_": asked.model, "steps": asked.steps, "minutes": asked.minutes, "overrides": how}
     stage = make(StageOptions, {**common, "stage": "align", "lang": terminal.lang})
     checked(stage)
     with folder.chosen("align", asked.out, asked.resume, date.today()) as place, listener(terminal, asked.human) as say:
-        from klype.runs.leash import leash_demo
-
-        stage = replace(stage, out=place)
-        if asked.leash_demo:
-            document = leash_demo(stage, asked.taste, say)
-        else:
-            document = align_rounds(stage, asked.rounds, asked.taste, say)
+        document = align_rounds(replace(stage, out=place), asked.rounds, asked.taste, say)
     terminal.document(document)

@@ -23,7 +23,7 @@ from klype.experiments.training import LabelledBatches, TrainingSet
 from klype.train.objectives import Objective, cross_entropy, reverse_divergence, soft_cross_entropy, with_rehearsal
 from klype.train.policy import PolicySettings, grpo
 from klype.train.rewards import Asked
-from klype.train.rollout import Players, RolloutBatches, RolloutSettings
+from klype.train.rollout import RolloutBatches, RolloutSettings
 from klype.values import Batch, Floats
 
 Kind = Literal["control", "baseline", "beside", "cure"]
@@ -106,9 +106,11 @@ def outcome(course: Course) -> Training:
     def rehearsal(step: int) -> Batch:
         return next(plain)
 
-    players = Players(ask, course.student.engine, reward, copy.deepcopy(course.student.model).eval(), rehearsal)
+    reference = copy.deepcopy(course.student.model).eval()
     objective = with_rehearsal(partial(grpo, settings=PolicySettings()), cross_entropy, 1.0)
-    return Training(RolloutBatches(players, settings), objective, rate=0.2)
+    return Training(
+        RolloutBatches(settings, ask, course.student.engine, reward, reference, rehearsal), objective, rate=0.2
+    )
 
 
 METHODS = (
