@@ -13,9 +13,11 @@ from report_facts import dictionary_facts, hostile_facts, smallest_facts, text_f
 
 from klype.examine.report import write
 from scripts.chromium import CHROMIUM, QUIET
+from tests.test_studio_browser import axe, serious
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")]
+__all__ = ["axe"]
 HOSTILE = "<script>alert(1)</script><img src=http://localhost:9/x onerror=alert(2)>\u202e=cmd()"
 FACTS = {
     "world": world_facts,
@@ -71,6 +73,13 @@ def test_it_opens_in_both_languages_without_a_fault(
     page.click(".view:visible [data-toggle-theme]")
     assert page.evaluate("getComputedStyle(document.documentElement).backgroundColor") != paper
     assert faults == []
+    page.context.close()
+
+
+@pytest.mark.parametrize(("name", "width", "theme"), [("world", 1440, "dark"), ("dictionary", 390, "light")])
+def test_it_is_accessible(browser: Any, folders: dict[str, Path], axe: str, name: str, width: int, theme: str) -> None:
+    page, _ = opened(browser, folders[name], width, theme)
+    assert serious(page, axe) == []
     page.context.close()
 
 

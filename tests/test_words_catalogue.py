@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import string
 from pathlib import Path
 
@@ -51,6 +52,15 @@ def test_the_command_line_uses_every_message_and_no_other() -> None:
     sections = {key.partition(".")[0] for key in known}
     looks_like = {u for u in used if u.count(".") == 1 and u.partition(".")[0] in sections and " " not in u}
     assert {u for u in looks_like if not u.endswith(".")} <= known
+
+
+def test_reports_use_every_message() -> None:
+    """Whole in the source or in a template, or by the beginning that a key is put together from."""
+    files = [file for suffix in ("*.py", "*.jinja") for file in CLI.parent.rglob(suffix)]
+    source = "\n".join(file.read_text(encoding="utf-8") for file in files)
+    begun = tuple(set(re.findall(r"""["'(]([a-z]+\.[a-z_]*)(?=\{|["'] [~+])""", source)))
+    quoted = set(re.findall(r"""["']([a-z]+(?:\.[a-z_]+)?)["']""", source))
+    assert {key for key in words("en", "report").messages if key not in quoted and not key.startswith(begun)} == set()
 
 
 def test_a_message_takes_its_values() -> None:
