@@ -6,7 +6,7 @@ import copy
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -40,13 +40,14 @@ class Klype:
     def load(self, given: Given) -> None:
         from klype.device import memory_policy, set_threads
         from klype.model import checkpoint
-        from klype.model.compiled import fused
+        from klype.model.compiled import compiled_backend
 
         memory_policy()
         set_threads(given.threads)
         self.given = given
-        self.loaded = checkpoint.load(Path(given.folder))
-        self.loaded.model.fused = fused(Path(given.folder).parent / "compiled")  # as in a run; its copies have it too
+        loaded = checkpoint.load(Path(given.folder))
+        backend = compiled_backend(Path(given.folder).parent / "compiled")  # as in a run; copies have it too
+        self.loaded = replace(loaded, model=loaded.model.using(backend))
         self.crews: dict[str, bool] = {}
         self.scratch = Path(given.folder).parent / "crews"
         for task in TASKS:

@@ -28,15 +28,16 @@ class Klype:
         from klype.device import memory_policy, set_threads
         from klype.engine.engine import Engine
         from klype.model import checkpoint
-        from klype.model.compiled import fused
-        from klype.model.prepacked import kernel, pack
+        from klype.model.compiled import compiled_backend
+        from klype.model.prepacked import kernel, prepack
 
         memory_policy()
         set_threads(files.threads)
         dtype = "float32" if self.precision == "int8" else self.precision
         loaded = checkpoint.load(Path(files.folder), dtype=dtype)
-        pack(loaded.model, self.precision, kernel(Path(files.home))).fused = fused(Path(files.home))
-        self.engine = Engine(loaded.model)
+        model = loaded.model.using(compiled_backend(Path(files.home)))
+        self.engine = Engine(prepack(model, self.precision, kernel(Path(files.home))))
+        del loaded, model
         gc.collect()
 
     def run(self, prompt: list[int], n: int, limit: int) -> list[int]:
@@ -64,7 +65,7 @@ class Klype:
                     sample(logits_BV, Sampling(), u_B)
                     took.append(time.perf_counter() - start)
                 return {"seconds": sorted(took)[len(took) // 2]}
-            if what == "logp_compiled" and self.engine.model.stepper is None:
+            if what == "logp_compiled" and self.engine.model.decoder is None:
                 return {}
             logits_TV = (
                 self._in_steps(prompt) if what == "logp_compiled" else self.engine.model(torch.tensor([prompt]))[0]

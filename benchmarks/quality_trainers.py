@@ -29,16 +29,17 @@ class Klype:
         import torch
 
         from klype.device import memory_policy
-        from klype.model.compiled import fused
+        from klype.model.compiled import compiled_backend
 
         memory_policy()
         torch.set_num_threads(threads)
-        self._fused = fused(Path(cache))
+        self._backend = compiled_backend(Path(cache))
 
     def learn(self, given: Given) -> Learnt:
         import torch
 
         from klype.data.batches import PackedBatches
+        from klype.model.attention import TORCH
         from klype.model.config import ModelConfig
         from klype.model.transformer import Transformer
         from klype.runs.pace import Pace
@@ -69,9 +70,7 @@ class Klype:
 
         def new(config: ModelConfig) -> Transformer:
             torch.manual_seed(given.seed)
-            model = Transformer(config)
-            model.fused = self._fused
-            return model
+            return Transformer(config, self._backend)
 
         recipe = fitting(recipe, vocabulary, in_time(left(), rows * pieces * window, step_seconds))
         model = new(model_config(recipe.model, vocabulary))
@@ -94,7 +93,7 @@ class Klype:
 
         trained = pace.follow(start)
         torch.set_num_threads(given.threads)
-        model.fused, self._model = None, model.eval()
+        self._model = model.eval().using(TORCH)
         m = recipe.model
         how = f"{m.layers} × {m.width}, {vocabulary} tokens, rows of {window}, {planned.precision}, "
         how += f"{'compiled' if planned.fused else 'torch'}, {crew.workers} side by side, {crew.threads} threads each"

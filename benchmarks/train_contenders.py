@@ -43,7 +43,8 @@ class Klype:
         import torch
 
         from klype.device import memory_policy, trim_memory
-        from klype.model.compiled import fused
+        from klype.model.attention import TORCH
+        from klype.model.compiled import compiled_backend
         from klype.model.config import ModelConfig
         from klype.model.transformer import Transformer
         from klype.runs.plan import Crew, best_precision, crews
@@ -56,14 +57,14 @@ class Klype:
         fields = {"vocab_size": shape.vocab, "width": shape.width, "layers": shape.layers, "heads": shape.heads}
         rotation = 0.0 if shape.conv else 10_000.0
         sizes = {"hidden": shape.hidden, "window": shape.window, "conv": shape.conv, "rope_theta": rotation}
-        self._model = Transformer(ModelConfig.parse({**fields, **sizes}))
-        self._model.fused = fused(Path(cache))
+        backend = compiled_backend(Path(cache))
+        self._model = Transformer(ModelConfig.parse({**fields, **sizes}), backend)
         tried: dict[Crew, float] = {}
         for crew in crews(threads, threads) * LOOKS:
             tried[crew] = min(self._run(crew, TRIED)["seconds"], tried.get(crew, math.inf))
             trim_memory()
         self._crew = min(tried, key=lambda crew: tried[crew])
-        code = "compiled" if self._model.fused else "torch"
+        code = "torch" if backend is TORCH else "compiled"
         side = f"{self._crew.workers} side by side, {self._crew.threads} threads each"
         self.how = f"{self.precision}, {code} between the products, {side}, AdamW"
 

@@ -39,7 +39,8 @@ from klype.experiments.training import (
     true,
     uniform,
 )
-from klype.model.compiled import fused
+from klype.model.attention import TORCH
+from klype.model.compiled import compiled_backend
 from klype.model.transformer import Transformer
 from klype.train.objectives import cross_entropy, soft_cross_entropy
 from klype.values import Batch
@@ -212,13 +213,13 @@ def test_a_model_of_averaged_weights_is_the_one_that_was_looked_at() -> None:
 
 @pytest.mark.slow
 def test_compiled_code_trains_the_same_model(tmp_path: Path) -> None:
-    found = fused(tmp_path)
-    if found is None:
+    found = compiled_backend(tmp_path)
+    if found is TORCH:
         pytest.skip("no C compiler")
     own = cell(tmp_path)
     lesson = TrainingSet(own.corpus.train, hard(own))
     plain, compiled = (
-        train_model(lesson, own.corpus, SETTINGS, 0, TrainingHooks(fused=code)) for code in (None, found)
+        train_model(lesson, own.corpus, SETTINGS, 0, TrainingHooks(backend=one)) for one in (TORCH, found)
     )
     assert [loss for _, loss, _ in compiled.curve] == pytest.approx([loss for _, loss, _ in plain.curve], rel=1e-3)
 

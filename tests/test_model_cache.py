@@ -12,8 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from klype.errors import KlypeError
+from klype.model.attention import TORCH
 from klype.model.cache import Cache
-from klype.model.compiled import fused
+from klype.model.compiled import CompiledBackend, compiled_backend
 from klype.model.transformer import Transformer
 from tests.toys import SHAPES, toy
 
@@ -26,9 +27,9 @@ def model_of(shape: str, way: str = "torch", folder: Path | None = None) -> Tran
         return toy(shape)
     model = toy(shape, width=32, hidden=48, head_dim=8)
     assert folder is not None
-    model.fused = fused(folder)
-    assert model.fused is not None
-    return model
+    backend = compiled_backend(folder)
+    assert isinstance(backend, CompiledBackend)
+    return model.using(backend)
 
 
 @pytest.fixture(scope="module")
@@ -97,10 +98,10 @@ def live(model: Transformer, draw: Any, one_by_one: bool = False) -> None:
         prompts = draw(st.lists(text, min_size=1, max_size=3))
         source = Cache(model.config, len(prompts))
         read(model, source, prompts)
-        shelf = source.shelve()
+        store = source.to_shared()
         chosen = draw(st.lists(st.integers(0, len(prompts) - 1), min_size=1, max_size=4))
         lengths = [draw(st.integers(0, len(prompts[slot]))) for slot in chosen]
-        cache.join(shelf, chosen, lengths)
+        cache.append(store, chosen, lengths)
         written.extend(prompts[slot][:length] for slot, length in zip(chosen, lengths, strict=True))
 
     bring()
@@ -119,9 +120,9 @@ def live(model: Transformer, draw: Any, one_by_one: bool = False) -> None:
             written = [row[: draw(st.integers(0, len(row)))] for row in written]
             cache.truncate([len(row) for row in written])
         elif event == "shelve":
-            shelf, lengths = cache.shelve(), [len(row) for row in written]
+            store, lengths = cache.to_shared(), [len(row) for row in written]
             cache = Cache(model.config)
-            cache.join(shelf, range(len(lengths)), lengths)
+            cache.append(store, range(len(lengths)), lengths)
         rows = [draw(st.lists(token, min_size=1, max_size=more)) for _ in written]
         if max(len(w) + len(r) for w, r in zip(written, rows, strict=True)) > 50:
             break
@@ -137,12 +138,12 @@ def test_a_shared_prefix_is_stored_once() -> None:
     model = toy(window=512)
     source = Cache(model.config, 1)
     model.hidden(texts(1, 300), source)
-    shelf, cache = source.shelve(), Cache(model.config)
-    cache.join(shelf, [0] * 64, [300] * 64)
+    store, cache = source.to_shared(), Cache(model.config)
+    cache.append(store, [0] * 64, [300] * 64)
     model.hidden(texts(64, 1), cache)
     per_token = 2 * model.config.layers * model.config.kv_heads * model.config.head_dim * 4
-    assert shelf.nbytes == 300 * per_token
-    assert cache.nbytes - shelf.nbytes <= 64 * 32 * per_token
+    assert store.nbytes == 300 * per_token
+    assert cache.nbytes - store.nbytes <= 64 * 32 * per_token
 
 
 @torch.inference_mode()
@@ -152,8 +153,8 @@ def test_alike_shelves_are_merged() -> None:
     for i in range(16):
         source = Cache(model.config, 1)
         model.hidden(tokens[i : i + 1], source)
-        cache.join(source.shelve(), [0], [6])
-    assert len(cache.shelves) <= 2
+        cache.append(source.to_shared(), [0], [6])
+    assert len(cache.stores) <= 2
     after = texts(16, 2, seed=1)
     equal(model.hidden(after, cache), model.hidden(torch.cat((tokens, after), 1))[:, 6:])
 
@@ -175,16 +176,16 @@ def test_a_row_that_nobody_shares_owns_its_text_until_others_join(shape: str, wa
     whole = model.hidden(tokens)
     first = Cache(model.config, 1)
     model.hidden(tokens[:, :17], first)
-    shelf = first.shelve()
+    store = first.to_shared()
     cache = Cache(model.config, 0)
-    cache.join(shelf, [0], [15])
-    cache.own()
-    assert not cache.shelves
+    cache.append(store, [0], [15])
+    cache.unshare()
+    assert not cache.stores
     equal(model.hidden(tokens[:, 15:16], cache), whole[:, 15:16])
     equal(model.hidden(tokens[:, 16:20], cache), whole[:, 16:20])
     cache.share()
     assert cache.shared.tolist() == [20]
-    cache.join(shelf, [0], [9])
+    cache.append(store, [0], [9])
     both = [tokens[0, 20:26].tolist(), tokens[0, 9:13].tolist()]
     long, short = read(model, cache, both)
     equal(long, whole[0, 20:26])
@@ -199,14 +200,13 @@ def test_a_row_that_nobody_shares_owns_its_text_until_others_join(shape: str, wa
 def test_in_c_what_comes_out_for_a_row_depends_neither_on_others_nor_on_threads(
     shape: str, dtype: torch.dtype, folder: Path
 ) -> None:
-    """Bit for bit: 70 rows on three shelves' slots and on none, of all lengths, against some of them alone."""
+    """Bit for bit: 70 rows on three stores' slots and on none, of all lengths, against some of them alone."""
     model = model_of(shape, "C", folder).to(dtype)
     source = Cache(model.config, 4, dtype=dtype)
     model.hidden(texts(4, 21), source)
     cache, rng = Cache(model.config, dtype=dtype), np.random.default_rng(1)
-    cache.join(source.shelve(), rng.integers(0, 4, 70).tolist(), rng.integers(0, 22, 70).tolist())
-    fused, rows, width = model.fused, cache.rows, model.config.qkv_width
-    assert fused is not None
+    cache.append(source.to_shared(), rng.integers(0, 4, 70).tolist(), rng.integers(0, 22, 70).tolist())
+    rows, width = cache.rows, model.config.qkv_width
     for token in range(3):
         few = rng.choice(rows, 7, replace=False)
         alone, qkv_RE = (
@@ -223,9 +223,10 @@ def test_in_c_what_comes_out_for_a_row_depends_neither_on_others_nor_on_threads(
 
 
 def _attended(model: Transformer, cache: Cache, qkv_RE: torch.Tensor, layer: int) -> torch.Tensor:
-    assert model.fused is not None
-    rows = cache.begin_one(model.fused, (model.cos, model.sin) if model.config.rope_theta else None)
-    return rows.attend(layer, qkv_RE, model.layers[layer])
+    cache.reserve(1)
+    attention = model.backend.decode(cache, 1, (model.cos, model.sin) if model.config.rope_theta else None)
+    norms = model.layers[layer].q_norm, model.layers[layer].k_norm
+    return attention.attend(qkv_RE, norms, layer)  # type: ignore[arg-type]
 
 
 @torch.inference_mode()
@@ -233,12 +234,11 @@ def test_in_c_low_precision_is_torchs_but_for_rounding(folder: Path) -> None:
     model, tokens = model_of("grouped", "C", folder).to(torch.bfloat16), texts(3, 30)
     shared = Cache(model.config, 1, dtype=torch.bfloat16)
     model.hidden(tokens[:1, :8], shared)
-    shelf, states, exact = shared.shelve(), [], model_of("grouped", "C", folder).hidden
-    for way in (model.fused, None):
-        model.fused = way
+    store, states, exact = shared.to_shared(), [], model_of("grouped", "C", folder).hidden
+    for way in (model, model.using(TORCH)):
         cache = Cache(model.config, dtype=torch.bfloat16)
-        cache.join(shelf, [0, 0, 0], [8, 8, 8])
-        states.append(torch.cat([model.hidden(token, cache) for token in tokens[:, 8:].split(1, 1)], 1).float())
+        cache.append(store, [0, 0, 0], [8, 8, 8])
+        states.append(torch.cat([way.hidden(token, cache) for token in tokens[:, 8:].split(1, 1)], 1).float())
     whole = exact(torch.cat((tokens[:1, :8].expand(3, -1), tokens[:, 8:]), 1))[:, 8:]
     ours, theirs = ((state - whole).abs().mean() for state in states)
     assert ours < 0.05

@@ -14,9 +14,10 @@ from train_toys import Seeded, random_batch
 
 from klype.errors import Interrupted, KlypeError
 from klype.model import compiled as compiling
-from klype.model.compiled import Fused, fused
+from klype.model.attention import TORCH
+from klype.model.compiled import CompiledBackend, compiled_backend
 from klype.model.lora import AdaptedTransformer, LoraSettings
-from klype.model.packed import ROUND, Stems, grown, laid_out
+from klype.model.packed import ROUND, SharedPrefixes, pack, pack_branches
 from klype.model.transformer import Transformer
 from klype.runs.plan import Crew, Planned, Precision
 from klype.train.loop import Session, Settings, train
@@ -43,9 +44,9 @@ def _one_thread() -> None:
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Fused:
-    found = fused(tmp_path_factory.mktemp("fused"))
-    if found is None:
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> CompiledBackend:
+    found = compiled_backend(tmp_path_factory.mktemp("fused"))
+    if not isinstance(found, CompiledBackend):
         pytest.skip("there is no C compiler here")
     return found
 
@@ -73,35 +74,35 @@ def off(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> fl
 
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_losses_and_gradients_are_torchs_in_float64(shape: str, packed: bool, compiled: Fused) -> None:
+def test_losses_and_gradients_are_torchs_in_float64(shape: str, packed: bool, compiled: CompiledBackend) -> None:
     batch = ragged()
     if packed:
         batch = Batch(batch.tokens_BT, batch.targets_BT, batch.weights_BT, {"document_BT": DOCUMENTS})
     exact, fast = toy("llama", **(WIDE | SHAPES[shape])).double(), toy("llama", **(WIDE | SHAPES[shape]))
-    fast.fused = compiled
+    fast = fast.using(compiled)
     (loss, gradients), (expected, exactly) = learnt(fast, batch), learnt(exact, batch)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert off(gradients, exactly) < 1e-4
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_bfloat16_is_no_further_from_the_truth_than_torchs(shape: str, compiled: Fused) -> None:
+def test_bfloat16_is_no_further_from_the_truth_than_torchs(shape: str, compiled: CompiledBackend) -> None:
     batch, exact = ragged(), toy("llama", **(WIDE | SHAPES[shape])).bfloat16().double()
     fast = toy("llama", **(WIDE | SHAPES[shape])).bfloat16()
     plain = copy.deepcopy(fast)
-    fast.fused = compiled
+    fast = fast.using(compiled)
     _, exactly = learnt(exact, batch)
     assert off(learnt(fast, batch)[1], exactly) < 1.5 * off(learnt(plain, batch)[1], exactly)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_adapters_learn_as_with_torch(shape: str, compiled: Fused) -> None:
+def test_adapters_learn_as_with_torch(shape: str, compiled: CompiledBackend) -> None:
     base, batch = toy("llama", **(WIDE | SHAPES[shape])), ragged()
     fast = AdaptedTransformer(base, LoraSettings(rank=3))
     for parameter in fast.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     exact = copy.deepcopy(fast).double()
-    fast.fused = compiled
+    fast = fast.using(compiled)
     (loss, gradients), (expected, exactly) = learnt(fast, batch), learnt(exact, batch)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert off(gradients, exactly) < 1e-4
@@ -128,10 +129,10 @@ def dirty() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
-def test_memory_that_others_have_used_changes_nothing(shape: str, compiled: Fused) -> None:
+def test_memory_that_others_have_used_changes_nothing(shape: str, compiled: CompiledBackend) -> None:
     model = toy("llama", **(WIDE | SHAPES[shape]))
     exact = copy.deepcopy(model).double()
-    model.fused = compiled
+    model = model.using(compiled)
     for seed in range(12):
         batch = grouped(2, seed)
         dirty()
@@ -139,9 +140,9 @@ def test_memory_that_others_have_used_changes_nothing(shape: str, compiled: Fuse
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_memory_that_others_have_used_changes_no_bit_in_bfloat16(shape: str, compiled: Fused) -> None:
+def test_memory_that_others_have_used_changes_no_bit_in_bfloat16(shape: str, compiled: CompiledBackend) -> None:
     model = toy("llama", **(WIDE | SHAPES[shape])).bfloat16()
-    model.fused = compiled
+    model = model.using(compiled)
     for seed in range(6):
         batch = grouped(2, seed)
         loss, gradients = learnt(model, batch)
@@ -154,12 +155,12 @@ def test_memory_that_others_have_used_changes_no_bit_in_bfloat16(shape: str, com
 @pytest.mark.parametrize("group", [2, 5])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_branches_in_bfloat16_are_no_further_from_the_truth_than_torchs(
-    shape: str, group: int, compiled: Fused
+    shape: str, group: int, compiled: CompiledBackend
 ) -> None:
     batch, exact = grouped(group), toy("llama", **(WIDE | SHAPES[shape])).bfloat16().double()
     fast = toy("llama", **(WIDE | SHAPES[shape])).bfloat16()
     plain = copy.deepcopy(fast)
-    fast.fused = compiled
+    fast = fast.using(compiled)
     expected, exactly = learnt(exact, separate(batch))
     found, gradients = learnt(fast, batch)
     assert found.item() == pytest.approx(expected.item(), rel=0.01)
@@ -168,10 +169,12 @@ def test_branches_in_bfloat16_are_no_further_from_the_truth_than_torchs(
 
 @pytest.mark.parametrize("group", [2, 5])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_answers_to_one_prompt_are_branches_and_as_if_each_had_its_own(shape: str, group: int, compiled: Fused) -> None:
+def test_answers_to_one_prompt_are_branches_and_as_if_each_had_its_own(
+    shape: str, group: int, compiled: CompiledBackend
+) -> None:
     batch = grouped(group)
     exact, fast = toy("llama", **(WIDE | SHAPES[shape])).double(), toy("llama", **(WIDE | SHAPES[shape]))
-    fast.fused = compiled
+    fast = fast.using(compiled)
     (loss, gradients), (expected, exactly) = learnt(fast, batch), learnt(exact, separate(batch))
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert off(gradients, exactly) < 1e-4
@@ -181,24 +184,24 @@ def test_answers_to_one_prompt_are_branches_and_as_if_each_had_its_own(shape: st
     assert off(learnt(fast, batch)[1], gradients) < 1e-5
 
 
-def test_a_stem_is_laid_once_and_the_rest_is_as_it_was(compiled: Fused) -> None:
+def test_a_prefix_is_packed_once_and_the_rest_is_as_it_was(compiled: CompiledBackend) -> None:
     batch = grouped(8)
     wanted_BT = batch.weights_BT != 0
-    laid = grown(wanted_BT, Stems(8, batch.extra["prompt_B"][::8]))
-    tokens_N = batch.tokens_BT.flatten()[laid.rows]
-    assert laid.wanted is not None
-    assert torch.equal(tokens_N[laid.wanted], batch.tokens_BT[wanted_BT])
-    assert laid.texts.trees is not None
-    stems = [laid.texts.starts[tree : tree + 2].tolist() for tree in laid.texts.trees[:4].tolist()]
-    assert [to - at for at, to in stems] == [14, 1, 23, 6]
+    packed = pack_branches(wanted_BT, SharedPrefixes(8, batch.extra["prompt_B"][::8]))
+    tokens_N = batch.tokens_BT.flatten()[packed.rows]
+    assert packed.wanted is not None
+    assert torch.equal(tokens_N[packed.wanted], batch.tokens_BT[wanted_BT])
+    assert packed.texts.trees is not None
+    prefixes = [packed.texts.cu_seqlens[tree : tree + 2].tolist() for tree in packed.texts.trees[:4].tolist()]
+    assert [to - at for at, to in prefixes] == [14, 1, 23, 6]
     used = 14 + 1 + 23 + 6 + int((batch.weights_BT.sum(1) - 1).clamp(min=0).sum())
-    assert used <= len(laid.rows) < used + ROUND
-    assert len(laid.rows) < len(laid_out(wanted_BT).rows)
+    assert used <= len(packed.rows) < used + ROUND
+    assert len(packed.rows) < len(pack(wanted_BT).rows)
 
 
-def test_gradients_are_finite_differences(compiled: Fused) -> None:
+def test_gradients_are_finite_differences(compiled: CompiledBackend) -> None:
     model, batch = toy("conv", **WIDE), ragged()
-    model.fused = compiled
+    model = model.using(compiled)
     _, gradients = learnt(model, batch)
     torch.manual_seed(3)
     for name, parameter in model.named_parameters():
@@ -213,9 +216,9 @@ def test_gradients_are_finite_differences(compiled: Fused) -> None:
         assert (losses[0] - losses[1]) / 2 == pytest.approx(slope, rel=0.05, abs=2e-3), name
 
 
-def test_padding_and_threads_change_nothing(compiled: Fused) -> None:
+def test_padding_and_threads_change_nothing(compiled: CompiledBackend) -> None:
     model, batch = toy("conv", **WIDE), ragged()
-    model.fused = compiled
+    model = model.using(compiled)
     loss, gradients = learnt(model, batch)
     again, same = learnt(model, batch)
     assert again == loss
@@ -232,16 +235,16 @@ def vars_of(batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return batch.tokens_BT, batch.targets_BT, batch.weights_BT
 
 
-def test_what_is_not_learnt_is_not_computed(compiled: Fused) -> None:
-    laid = laid_out(ragged().weights_BT != 0)
+def test_what_is_not_learnt_is_not_computed(compiled: CompiledBackend) -> None:
+    packed = pack(ragged().weights_BT != 0)
     rows = torch.tensor(ends(ragged())).cumsum(0).tolist()
     filled = -(-rows[-1] // ROUND) * ROUND
-    assert laid.texts.starts.tolist() == [0, *rows, *range(rows[-1] + 1, filled + 1)]
-    assert len(laid.rows) == filled
+    assert packed.texts.cu_seqlens.tolist() == [0, *rows, *range(rows[-1] + 1, filled + 1)]
+    assert len(packed.rows) == filled
     nothing = ragged()
     nothing.weights_BT.zero_()
     model = toy("conv", **WIDE)
-    model.fused = compiled
+    model = model.using(compiled)
     loss = cross_entropy(model, nothing)
     assert (loss.total.item(), loss.count.item()) == (0.0, 0.0)
     loss.total.backward()  # type: ignore[no-untyped-call]
@@ -252,9 +255,9 @@ def ends(batch: Batch) -> list[int]:
     return [int(row.nonzero().max()) + 1 for row in batch.weights_BT]
 
 
-def test_a_loss_that_is_no_number_stays_one(compiled: Fused) -> None:
+def test_a_loss_that_is_no_number_stays_one(compiled: CompiledBackend) -> None:
     model = toy("conv", **WIDE)
-    model.fused = compiled
+    model = model.using(compiled)
     model.embed.weight.data[3] = float("nan")
     batch = ragged()
     batch.tokens_BT[0, 0] = 3
@@ -263,13 +266,13 @@ def test_a_loss_that_is_no_number_stays_one(compiled: Fused) -> None:
     assert gradients["head.weight"].isnan().any()
 
 
-def test_shapes_that_do_not_suit_and_long_texts_go_through_torch(compiled: Fused) -> None:
+def test_shapes_that_are_not_supported_and_long_texts_go_through_torch(compiled: CompiledBackend) -> None:
     for model in (toy("qwen"), toy("llama", **WIDE | {"width": 40, "head_dim": 24})):
         expected = learnt(model, ragged(vocab=23))[0]
-        model.fused = compiled
+        model = model.using(compiled)
         assert learnt(model, ragged(vocab=23))[0].item() == pytest.approx(expected.item(), rel=1e-6)
     model = toy("conv", **WIDE | {"window": 600})
-    model.fused = compiled
+    model = model.using(compiled)
     long = random_batch(0, rows=1, length=compiling.LONGEST + 20, vocab=53)
     assert torch.isfinite(learnt(model, long)[0])
     with pytest.raises(KlypeError, match="longer than the model's window"):
@@ -279,11 +282,11 @@ def test_shapes_that_do_not_suit_and_long_texts_go_through_torch(compiled: Fused
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_resumed_is_straight_and_two_side_by_side_are_one_after_another(
-    precision: Precision, tmp_path: Path, compiled: Fused
+    precision: Precision, tmp_path: Path, compiled: CompiledBackend
 ) -> None:
     def trained(folder: Path, workers: int, cuts: bool) -> dict[str, torch.Tensor]:
         model = toy("conv", **WIDE)
-        model.fused = compiled
+        model = model.using(compiled)
         asked = Settings(steps=6, micro_batches=2, precision=precision, save_seconds=0.0)
         parts, stops = fused_parts(model.config), iter([False, False, True])
         try:
@@ -301,7 +304,7 @@ def test_resumed_is_straight_and_two_side_by_side_are_one_after_another(
 
 def test_without_a_place_for_it_there_is_none(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    assert fused(tmp_path / "file") is None
+    assert compiled_backend(tmp_path / "file") is TORCH
 
 
 def test_whether_it_is_compiled_is_part_of_the_plan() -> None:

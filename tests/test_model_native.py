@@ -22,7 +22,7 @@ from klype.engine.sampling import draw, noise, shape
 from klype.engine.speculation import DRAFT_STREAM, Speculation, _Answer
 from klype.model import checkpoint
 from klype.model.checkpoint import Loaded
-from klype.model.prepacked import pack
+from klype.model.prepacked import prepack
 from klype.values import Request, Sampling
 
 pytestmark = [
@@ -57,7 +57,7 @@ def theirs(folder: Path) -> Any:
 @pytest.fixture(scope="module")
 def packed(folder: Path) -> Loaded:
     loaded = checkpoint.load(folder)
-    pack(loaded.model, "float32")
+    prepack(loaded.model, "float32")
     return loaded
 
 
@@ -105,7 +105,7 @@ def test_what_coarser_weights_lose_is_measured(
     exact_TV = packed.model(tokens_1T)[0].log_softmax(-1).double().numpy()
     for precision in ("bfloat16", "int8"):
         dtype = "float32" if precision == "int8" else precision
-        coarse = pack(checkpoint.load(folder, dtype=dtype).model, precision)
+        coarse = prepack(checkpoint.load(folder, dtype=dtype).model, precision)
         other_TV = coarse(tokens_1T)[0].float().log_softmax(-1).double().numpy()
         figures = loss(exact_TV, other_TV, tokens)
         for name, figure in figures.items():

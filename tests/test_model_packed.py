@@ -9,7 +9,7 @@ import torch
 
 from klype.engine.engine import Engine
 from klype.errors import KlypeError
-from klype.model.prepacked import FEW, PRECISIONS, BlockedLinear, Int8Linear, fastest_alone, is_packed, pack
+from klype.model.prepacked import FEW, PRECISIONS, BlockedLinear, Int8Linear, fastest_alone, is_prepacked, prepack
 from klype.model.transformer import Transformer
 from klype.values import Request, Sampling
 from tests.toys import SHAPES, toy
@@ -30,7 +30,7 @@ def wide(shape: str) -> Transformer:
 @torch.inference_mode()
 def test_packed_float32_computes_the_same(shape: str) -> None:
     model = wide(shape)
-    packed = pack(copy.deepcopy(model), "float32")
+    packed = prepack(copy.deepcopy(model), "float32")
     assert any(isinstance(part, BlockedLinear) for part in packed.modules())
     torch.testing.assert_close(packed(TOKENS), model(TOKENS), atol=1e-4, rtol=1e-4)
 
@@ -39,7 +39,7 @@ def test_packed_float32_says_the_same_words() -> None:
     model = wide("grouped")
     request = Request(prompt=(3, 1, 4, 1, 5), n=3, limit=20, sampling=Sampling(temperature=0.8))
     (plain,) = Engine(model).run([request])
-    (packed,) = Engine(pack(copy.deepcopy(model), "float32")).run([request])
+    (packed,) = Engine(prepack(copy.deepcopy(model), "float32")).run([request])
     assert [t.tokens for t in packed] == [t.tokens for t in plain]
 
 
@@ -47,7 +47,7 @@ def test_packed_float32_says_the_same_words() -> None:
 @torch.inference_mode()
 def test_packed_bfloat16_is_the_model_cast_to_bfloat16(shape: str) -> None:
     model = wide(shape)
-    packed = pack(copy.deepcopy(model), "bfloat16")(TOKENS).float()
+    packed = prepack(copy.deepcopy(model), "bfloat16")(TOKENS).float()
     cast = copy.deepcopy(model).bfloat16()(TOKENS).float()
     exact = model(TOKENS)
     assert (packed - exact).abs().max() <= 2 * (cast - exact).abs().max()
@@ -67,22 +67,22 @@ def test_an_int8_layer_is_off_by_no_more_than_its_rounding(rows: int) -> None:
 
 
 def test_packing_takes_the_place_of_the_matrices() -> None:
-    model = pack(wide("llama"), "int8")
-    assert is_packed(model)
+    model = prepack(wide("llama"), "int8")
+    assert is_prepacked(model)
     assert {name.rsplit(".", 1)[-1] for name, _ in model.named_parameters() if "norm" not in name} == {"weight"}
     assert all("norm" in name or "embed" in name for name, _ in model.named_parameters())
     with pytest.raises(KlypeError, match="packed already"):
-        pack(model, "int8")
+        prepack(model, "int8")
 
 
 def test_an_unknown_precision_is_refused() -> None:
     with pytest.raises(KlypeError, match="int4"):
-        pack(wide("llama"), "int4")  # type: ignore[arg-type]
+        prepack(wide("llama"), "int4")  # type: ignore[arg-type]
 
 
 def test_small_matrices_stay_as_they_are() -> None:
     model = toy()
-    assert not is_packed(pack(model, "float32"))
+    assert not is_prepacked(prepack(model, "float32"))
 
 
 def test_what_is_fastest_alone_is_one_of_the_precisions() -> None:

@@ -18,7 +18,7 @@ from klype.engine.engine import Engine
 from klype.model import prepacked
 from klype.model.cache import Cache
 from klype.model.compiler import library
-from klype.model.prepacked import FEW, BlockedLinear, Int8Linear, Kernel, kernel, pack, suits
+from klype.model.prepacked import FEW, BlockedLinear, Int8Linear, Kernel, decodes, kernel, prepack
 from klype.model.transformer import Transformer
 from klype.values import Request, Sampling
 from tests.toys import toy
@@ -54,7 +54,7 @@ def pair(
 ) -> tuple[Transformer, Transformer]:
     """The packed model in C, and the numbers it stands for in plain float32."""
     fields = {**WIDE, **SHAPES[shape], **changes}
-    exact, packed = toy("llama", **fields), pack(toy("llama", **fields), precision, compiled)
+    exact, packed = toy("llama", **fields), prepack(toy("llama", **fields), precision, compiled)
     if precision == "bfloat16":
         exact = exact.bfloat16().float()
     with torch.no_grad():
@@ -64,9 +64,9 @@ def pair(
                     getattr(theirs, name).weight.copy_(part.widened().T * part.wide_scale[:, None])
                     if part.bias is not None:
                         getattr(theirs, name).bias.copy_(part.bias.float())
-    if packed.stepper is None and precision != "int8":
+    if packed.decoder is None and precision != "int8":
         pytest.skip("oneDNN has another order here")
-    assert packed.stepper is not None
+    assert packed.decoder is not None
     return packed, exact
 
 
@@ -110,7 +110,7 @@ def test_a_token_is_the_same_to_the_bit_in_any_company_of_few(precision: Precisi
 @torch.inference_mode()
 def test_in_bfloat16_c_is_nearer_to_the_truth_than_torch(compiled: Kernel) -> None:
     packed, exact = pair("llama", compiled, "bfloat16")
-    torchs = pack(toy("llama", **WIDE), "bfloat16")
+    torchs = prepack(toy("llama", **WIDE), "bfloat16")
     fed = torch.randint(0, 61, (2, 8), generator=torch.Generator().manual_seed(3))
     wanted = exact(fed)
     mine, plain = packed(fed, cached(packed, 2)), torchs(fed, cached(torchs, 2))
@@ -130,8 +130,8 @@ def test_few_rows_and_many_meet_the_same_matrix(precision: Precision, compiled: 
 
 
 def test_another_order_than_the_kernels_goes_through_torch(compiled: Kernel) -> None:
-    model = pack(toy("llama", **WIDE), "float32", replace(compiled, block=32))
-    assert model.stepper is None
+    model = prepack(toy("llama", **WIDE), "float32", replace(compiled, block=32))
+    assert model.decoder is None
     torch.testing.assert_close(model(torch.tensor([[1, 2, 3]])), toy("llama", **WIDE)(torch.tensor([[1, 2, 3]])))
 
 
@@ -152,7 +152,7 @@ def test_rows_of_different_lengths_go_together(compiled: Kernel) -> None:
 @torch.inference_mode()
 def test_c_and_torch_agree_to_the_rounding_of_bfloat16(compiled: Kernel) -> None:
     packed, exact = pair("llama", compiled)
-    torchs = pack(toy("llama", **WIDE), "int8")
+    torchs = prepack(toy("llama", **WIDE), "int8")
     fed = torch.randint(0, 61, (2, 8), generator=torch.Generator().manual_seed(3))
     mine, plain = packed(fed, Cache(packed.config, 2)), torchs(fed, Cache(torchs.config, 2))
     wanted = exact(fed)
@@ -181,19 +181,19 @@ def test_answers_do_not_depend_on_their_company(precision: Precision, compiled: 
 
 
 @torch.inference_mode()
-def test_what_does_not_suit_goes_through_torch(compiled: Kernel) -> None:
+def test_what_is_not_supported_goes_through_torch(compiled: Kernel) -> None:
     for fields in ({"conv": 3, "rope_theta": 0.0}, {"hidden": 40}):
-        model = pack(toy("llama", **{**WIDE, **fields}), "int8", compiled)
-        assert not suits(model.config)
-        assert model.stepper is None
+        model = prepack(toy("llama", **{**WIDE, **fields}), "int8", compiled)
+        assert not decodes(model.config)
+        assert model.decoder is None
         model(torch.tensor([[1, 2, 3]]), Cache(model.config, 1))
     packed, _ = pair("llama", compiled)
-    assert packed.stepper is not None
+    assert packed.decoder is not None
     cache = Cache(packed.config, 1)
-    assert not packed.stepper.takes(cache, FEW + 1)
+    assert not packed.decoder.supports(cache, FEW + 1)
     cache.lengths = np.array([packed.config.window - 1])
-    assert packed.stepper.takes(cache, 1)
-    assert not packed.stepper.takes(cache, 2)
+    assert packed.decoder.supports(cache, 1)
+    assert not packed.decoder.supports(cache, 2)
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ from klype.cli.main import call
 from klype.cli.speculating import make_draft
 from klype.data.rows import questions_from
 from klype.model import checkpoint
+from klype.model.attention import TORCH
 from klype.model.config import ModelConfig
 from klype.model.to_gguf import write_gguf
 from klype.model.transformer import Transformer
@@ -161,7 +162,7 @@ def test_every_kind_opens_or_is_refused_in_one_sentence(
 def kernels(model: Transformer) -> tuple[object, ...]:
     """What computes: of the weights' precision, few tokens, between the products, and the products."""
     layer = model.layers[0]
-    return model.embed.weight.dtype, type(model.stepper), type(model.fused), type(layer.qkv), type(layer.down)  # type: ignore[union-attr]
+    return model.embed.weight.dtype, type(model.decoder), type(model.backend), type(layer.qkv), type(layer.down)  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
@@ -177,5 +178,5 @@ def test_a_served_model_is_computed_as_one_that_is_asked(precision: str, models:
         if precision == "float32":
             guessing: Any = make_draft(asked, models[kind])
             assert kernels(guessing.model) == kernels(served)
-    if klype.load(models["run"]).opened.engine.model.fused is not None:  # there is a C compiler
-        assert served.stepper is not None
+    if klype.load(models["run"]).opened.engine.model.backend is not TORCH:  # there is a C compiler
+        assert served.decoder is not None

@@ -14,7 +14,8 @@ from train_toys import tiny_model
 
 from klype.engine.engine import Engine
 from klype.errors import Interrupted, KlypeError
-from klype.model.compiled import fused
+from klype.model.attention import TORCH
+from klype.model.compiled import compiled_backend
 from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
 from klype.train import scoring
@@ -134,8 +135,8 @@ def test_shared_is_separate(seed: int, questions: int, group: int, conv: int, ro
 @pytest.mark.slow
 @pytest.mark.parametrize("conv", [0, 3])
 def test_compiled_scoring_is_plain_scoring(conv: int, tmp_path: Path) -> None:
-    compiled = fused(tmp_path)
-    if compiled is None:
+    compiled = compiled_backend(tmp_path)
+    if compiled is TORCH:
         pytest.skip("no C compiler")
     shape = {"vocab_size": 20, "width": 32, "layers": 2, "heads": 2, "hidden": 48, "window": 64, "conv": conv}
     model = Transformer(ModelConfig.parse({**shape, "rope_theta": 0.0 if conv else 10_000.0}))
@@ -144,10 +145,9 @@ def test_compiled_scoring_is_plain_scoring(conv: int, tmp_path: Path) -> None:
     prompts = [[1 + q, 2, 3, 4, 5, 6, 7, 8][: 8 - q] for q in range(2) for _ in range(3)]
     batch = answers_batch(prompts, [[9 + i, 10, 11][: 1 + i % 3] for i in range(6)], 3)
     found = []
-    for way in (None, compiled):
-        model.fused = way
+    for backend in (TORCH, compiled):
         model.zero_grad()
-        logp_BT = score_answers(model, batch).logp_BT
+        logp_BT = score_answers(model.using(backend), batch).logp_BT
         (logp_BT * torch.arange(1, 7)[:, None]).sum().backward()
         found.append([logp_BT.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
     for plain, quick in zip(*found, strict=True):

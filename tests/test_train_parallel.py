@@ -25,7 +25,7 @@ from train_toys import Seeded, part, pieces, random_batch, tiny_config, tiny_mod
 
 from klype.cli import environment
 from klype.errors import Interrupted, KlypeError, UsageError
-from klype.model.compiled import fused
+from klype.model.compiled import compiled_backend
 from klype.model.lora import AdaptedTransformer, LoraSettings
 from klype.train import parallel
 from klype.train.layout import Whole
@@ -103,9 +103,7 @@ def same_learning(a: Path, b: Path, rel: float = 1e-4) -> None:
 
 
 def compiled(cache: Path) -> nn.Module:
-    model = tiny_model()
-    model.fused = fused(cache)
-    return model
+    return tiny_model().using(compiled_backend(cache))
 
 
 def adapted() -> nn.Module:

@@ -24,7 +24,7 @@ from torch.nn.functional import pad
 
 from klype.engine.prefix_cache import BLOCK, PrefixIndex, Tokens, shared_beginnings
 from klype.engine.runner import Weights
-from klype.model.shelf import placed
+from klype.model.cache import to_device
 
 Indices = npt.NDArray[np.int64]
 ENTRIES = 1 << 25
@@ -168,7 +168,7 @@ class HFRunner:
             group.lengths = group.lengths + 1
             parts.append(logits_RTV[:, -1])
         order = np.argsort(np.concatenate([group.rows for group in self._groups]))
-        return parts[0] if len(parts) == 1 else torch.cat(parts)[placed(order, self.model.device)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)[to_device(order, self.model.device)]
 
     def remove(self, ended_R: npt.NDArray[np.bool_]) -> Indices:
         order, numbers = np.flatnonzero(~ended_R), np.cumsum(~ended_R) - 1
@@ -178,7 +178,7 @@ class HFRunner:
             stay = np.flatnonzero(~ended_R[group.rows])
             if len(stay) < len(group.rows):
                 width, group.lengths = int(group.lengths.max()), group.lengths[stay]
-                spare, index = width - int(group.lengths.max()), placed(stay, self.model.device)
+                spare, index = width - int(group.lengths.max()), to_device(stay, self.model.device)
                 for layer in group.cache.layers:
                     layer.keys, layer.values = layer.keys[index, :, spare:], layer.values[index, :, spare:]
             group.rows = numbers[group.rows[stay]]
@@ -291,7 +291,7 @@ class HFRunner:
             given["attention_mask"] = mask_RC.long().to(self.model.device)
             if "position_ids" in self.able.names:  # those past the window are of padding
                 positions = np.minimum(lengths[:, None] + np.arange(T), self.window - 1)
-                given["position_ids"] = placed(positions, self.model.device)
+                given["position_ids"] = to_device(positions, self.model.device)
         with self._turn:
             out = self.model(input_ids=tokens_RT.to(self.model.device), **given)
         return out.logits, out[self.able.cache] if self.able.cache else None
@@ -339,7 +339,7 @@ def gathered(pasts: Sequence[Past]) -> list[tuple[Tensor, Tensor]]:
             parts.append(pad(store.layers[layer][value][slot, :, start : start + length], (0, 0, width - length, 0)))
         like = next(part for part in parts if part is not None)
         stacked = torch.stack([torch.zeros_like(like) if part is None else part for part in parts])
-        return stacked if len(distinct) == len(pasts) else stacked[placed(np.array(which), stacked.device)]
+        return stacked if len(distinct) == len(pasts) else stacked[to_device(np.array(which), stacked.device)]
 
     layers = next((len(store.layers) for store, *_ in distinct if store is not None), 0)
     return [(of(layer, 0), of(layer, 1)) for layer in range(layers)]

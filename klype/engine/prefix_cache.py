@@ -13,8 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from klype.model.cache import Cache
-from klype.model.shelf import Shelf
+from klype.model.cache import SharedKV
 from klype.model.transformer import Transformer
 
 Tokens = tuple[int, ...]
@@ -31,7 +30,7 @@ PADDED = 8192
 PADDING = 4
 """At most one token of padding for so many that are read, beside what is spare."""
 SPARE = 120_000_000
-"""Multiply-adds a layer that may go to padding rather than to one more pass, and one more shelf in all later steps."""
+"""Multiply-adds a layer that may go to padding rather than to one more pass, and one more store in all later steps."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -141,7 +140,7 @@ def _common_length(a: npt.NDArray[np.int32], b: npt.NDArray[np.int32]) -> int:
 class CachedPrefix:
     """A prompt that has been read: where its keys and values lie, and the logits [V] of what follows it."""
 
-    shelf: Shelf
+    store: SharedKV
     slot: int
     length: int
     logits: Tensor
@@ -152,7 +151,7 @@ class PrefixCache:
 
     def __init__(self, model: Transformer, budget: int = 256 << 20) -> None:
         self.model = model
-        self.index: PrefixIndex[Shelf] = PrefixIndex(budget)
+        self.index: PrefixIndex[SharedKV] = PrefixIndex(budget)
         self.passes = 0
         self.tokens = 0  # computed, without padding
 
@@ -203,15 +202,15 @@ class PrefixCache:
 
     def _compute(self, batch: list[Tokens], wanted: dict[Tokens, list[int]]) -> dict[Tokens, CachedPrefix]:
         starts = [self._start(prompt, wanted) for prompt in batch]
-        cache = Cache.of(self.model)
+        cache = self.model.new_cache()
         if any(length for _, _, length in starts):
-            order = sorted(range(len(batch)), key=numbered([shelf for shelf, _, _ in starts]).__getitem__)
+            order = sorted(range(len(batch)), key=numbered([store for store, _, _ in starts]).__getitem__)
             batch, starts = [batch[i] for i in order], [starts[i] for i in order]
             for _, group in groupby(starts, key=lambda start: id(start[0])):
-                shelf, slots, lengths = _living(list(group))
-                cache.join(shelf or _empty_shelf(self.model), slots, lengths)
+                store, slots, lengths = _living(list(group))
+                cache.append(store or _empty_store(self.model), slots, lengths)
         else:
-            cache = Cache.of(self.model, len(batch))
+            cache = self.model.new_cache(len(batch))
         begin = np.array([length for _, _, length in starts])
         whole = np.array([len(prompt) for prompt in batch])
         asks = [(row, length) for row, prompt in enumerate(batch) for length in sorted(set(wanted[prompt]))]
@@ -229,46 +228,46 @@ class PrefixCache:
                 if done[row] < length <= done[row] + T:
                     states[row, length] = hidden_BTD[row, length - 1 - done[row]]
         logits_AV = self.model.unembed(torch.stack([states[ask] for ask in asks]))
-        shelf = cache.shelve()
-        self.index.add(shelf, batch, shelf.nbytes)
+        store = cache.to_shared()
+        self.index.add(store, batch, store.nbytes)
         found = {}
         for (row, length), logits_V in zip(asks, logits_AV, strict=True):
-            found[batch[row][:length]] = CachedPrefix(shelf, row, length, logits_V)
+            found[batch[row][:length]] = CachedPrefix(store, row, length, logits_V)
         return found
 
-    def _start(self, prompt: Tokens, wanted: dict[Tokens, list[int]]) -> tuple[Shelf | None, int, int]:
+    def _start(self, prompt: Tokens, wanted: dict[Tokens, list[int]]) -> tuple[SharedKV | None, int, int]:
         """What of the prompt is already read; at least the last token of the shortest that is asked for is left."""
         known = self.index.find(prompt)
         if known is None:
             return None, 0, 0
-        shelf, slot, matched = known
+        store, slot, matched = known
         length = min(matched, min(wanted[prompt]) - 1)
-        return (shelf, slot, length) if length >= BLOCK else (None, 0, 0)
+        return (store, slot, length) if length >= BLOCK else (None, 0, 0)
 
 
-def numbered(shelves: Sequence[Shelf | None]) -> list[int]:
-    """Each one's number in the order of first appearance, to sort by. Where shelves lie in memory differs from run to
+def numbered(stores: Sequence[SharedKV | None]) -> list[int]:
+    """Each one's number in the order of first appearance, to sort by. Where stores lie in memory differs from run to
     run; if rows were in that order, so would what is rounded."""
     known: dict[int, int] = {}
-    return [known.setdefault(id(shelf), len(known)) for shelf in shelves]
+    return [known.setdefault(id(store), len(known)) for store in stores]
 
 
-def by_shelf(places: Sequence[CachedPrefix]) -> list[int]:
-    """Indices that bring prompts of one shelf together, by slot."""
-    number = numbered([place.shelf for place in places])
+def by_store(places: Sequence[CachedPrefix]) -> list[int]:
+    """Indices that bring prompts of one store together, by slot."""
+    number = numbered([place.store for place in places])
     return sorted(range(len(places)), key=lambda i: (number[i], places[i].slot))
 
 
-def _living(starts: Sequence[tuple[Shelf | None, int, int]]) -> tuple[Shelf | None, list[int], list[int]]:
-    """Slots and lengths on one shelf, of which only what is read is kept: attention goes over all that it holds."""
-    shelf, lengths = starts[0][0], [length for _, _, length in starts]
-    if shelf is None:
+def _living(starts: Sequence[tuple[SharedKV | None, int, int]]) -> tuple[SharedKV | None, list[int], list[int]]:
+    """Slots and lengths on one store, of which only what is read is kept: attention goes over all that it holds."""
+    store, lengths = starts[0][0], [length for _, _, length in starts]
+    if store is None:
         return None, [0] * len(starts), lengths
     slots, renamed = np.unique([slot for _, slot, _ in starts], return_inverse=True)
-    if len(slots) < len(shelf.lengths):
-        return shelf.take(slots), renamed.tolist(), lengths
-    return shelf, [slot for _, slot, _ in starts], lengths
+    if len(slots) < len(store.lengths):
+        return store.take(slots), renamed.tolist(), lengths
+    return store, [slot for _, slot, _ in starts], lengths
 
 
-def _empty_shelf(model: Transformer) -> Shelf:
-    return Cache.of(model, 1).shelve()
+def _empty_store(model: Transformer) -> SharedKV:
+    return model.new_cache(1).to_shared()

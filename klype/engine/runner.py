@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import klype
 from klype.device import flops_per_token
-from klype.engine.prefix_cache import CachedPrefix, PrefixCache, Tokens, by_shelf
+from klype.engine.prefix_cache import CachedPrefix, PrefixCache, Tokens, by_store
 from klype.engine.sampling import distributions
 from klype.model.cache import Cache
 from klype.model.transformer import Transformer
@@ -169,10 +169,10 @@ class NativeRunner:
         return self.prefixes.read(prompts)
 
     def order(self, prompts: Sequence[CachedPrefix]) -> list[int]:
-        return by_shelf(prompts)
+        return by_store(prompts)
 
     def append(self, prompts: Sequence[CachedPrefix], counts: Sequence[int]) -> None:
-        if self._cache.rows and not self._cache.shelves:
+        if self._cache.rows and not self._cache.stores:
             self._cache.share()
         _join(self._cache, [prompt for prompt, count in zip(prompts, counts, strict=True) for _ in range(count)])
         self._settle()
@@ -183,12 +183,12 @@ class NativeRunner:
 
     def remove(self, ended_R: npt.NDArray[np.bool_]) -> Indices:
         order = self._cache.remove(ended_R)
-        if self.model.stepper is not None:
+        if self.model.decoder is not None:
             self._settle()
         return order
 
     def clear(self) -> None:
-        self._cache = Cache.of(self.model)
+        self._cache = self.model.new_cache()
 
     def forget(self) -> None:
         self.prefixes.clear()
@@ -198,7 +198,7 @@ class NativeRunner:
         T = max(map(len, fed))
         if not T:
             return
-        cache = Cache.of(self.model)
+        cache = self.model.new_cache()
         _join(cache, prompts)
         tokens_RT = torch.tensor([[*row, *(0,) * (T - len(row))] for row in fed], device=cache.device)
         hidden_RTD = self.model.hidden(tokens_RT, cache)
@@ -222,16 +222,16 @@ class NativeRunner:
 
     def _settle(self) -> None:
         """A lone row, and few rows of a model that has a way of its own for them, are read in one piece."""
-        rows, few = self._cache.rows, self.model.stepper is not None
-        if self._cache.shelves and (rows == 1 or (few and rows <= FEW and self._cache.lengths.sum() <= COPIED)):
-            self._cache.own()
+        rows, few = self._cache.rows, self.model.decoder is not None
+        if self._cache.stores and (rows == 1 or (few and rows <= FEW and self._cache.lengths.sum() <= COPIED)):
+            self._cache.unshare()
 
 
 def _join(cache: Cache, prompts: Sequence[CachedPrefix]) -> None:
-    """A row for each, in one call per shelf of neighbours."""
-    for _, group in groupby(prompts, key=lambda prompt: id(prompt.shelf)):
+    """A row for each, in one call per store of neighbours."""
+    for _, group in groupby(prompts, key=lambda prompt: id(prompt.store)):
         alike = list(group)
-        cache.join(alike[0].shelf, [prompt.slot for prompt in alike], [prompt.length for prompt in alike])
+        cache.append(alike[0].store, [prompt.slot for prompt in alike], [prompt.length for prompt in alike])
 
 
 @torch.inference_mode()

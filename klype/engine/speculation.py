@@ -124,7 +124,7 @@ class ModelDraft:
     def __init__(self, model: Transformer) -> None:
         self.model = model
         self.vocab_size: int | None = model.config.vocab_size
-        self._cache = Cache.of(model, 1)
+        self._cache = model.new_cache(1)
         self._fed: list[int] = []
 
     @torch.inference_mode()
@@ -265,9 +265,9 @@ class _Answer:
 
     @torch.inference_mode()
     def _begin(self, place: CachedPrefix) -> Cache:
-        cache = Cache.of(self.engine.model)
-        cache.join(place.shelf, [place.slot], [place.length])
-        cache.own()
+        cache = self.engine.model.new_cache()
+        cache.append(place.store, [place.slot], [place.length])
+        cache.unshare()
         self._check(place.logits[None], Proposal(()))
         return cache
 

@@ -15,7 +15,8 @@ from klype.errors import KlypeError, UsageError
 from klype.experiments.corpus import Source
 from klype.experiments.training import LabSettings, TrainingHooks, TrainingSet, train_model, uniform
 from klype.jsons import saved
-from klype.model.compiled import fused
+from klype.model.attention import TORCH
+from klype.model.compiled import compiled_backend
 
 PROBED = 8  # steps that are timed
 
@@ -108,7 +109,7 @@ def probe(source: Source, request: PlanRequest, compiled: Path | None) -> Speed:
     """Seconds a step on a few documents, either way, after one that warms up."""
     corpus = source.corpus(request.seed, PROBED * request.settings.rows, 8)
     once = request.settings.model_copy(update={"epochs": 1})
-    hooks = TrainingHooks(fused=fused(compiled) if compiled else None)
+    hooks = TrainingHooks(backend=compiled_backend(compiled) if compiled else TORCH)
     found = []
     for soft in (None, None, uniform(corpus.size)):
         began = time.perf_counter()

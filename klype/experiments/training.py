@@ -20,7 +20,7 @@ from klype.data import pools
 from klype.data.order import Permutation, mix
 from klype.errors import Interrupted
 from klype.experiments.corpus import Corpus, Ids, Truth, targets
-from klype.model.compiled import Fused
+from klype.model.attention import TORCH, Backend
 from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
 from klype.train.loop import Session, Settings, train
@@ -179,12 +179,12 @@ class Averaged:
 class TrainingHooks:
     """What goes on beside a training: ``watch`` measures the model once an epoch, ``tell`` gets the curve so far.
 
-    ``fused``: what computes between the matrix products, where there is a compiler.
+    ``backend``: what computes the training.
     """
 
     watch: Callable[[nn.Module], float | None] = lambda model: None
     tell: Callable[[Curve], None] = lambda curve: None
-    fused: Fused | None = None
+    backend: Backend = TORCH
 
 
 @dataclass(slots=True)
@@ -228,15 +228,16 @@ def train_model(
     hooks = hooks or TrainingHooks()
     torch.manual_seed(mix(seed, 4))
     model = Transformer(shape(corpus.size, settings))
+    learner = model.using(hooks.backend)
     mean = Averaged(model, settings.average) if settings.average else None
     batches = LabelledBatches(data, settings.rows, mix(seed, 5), settings.blanks)
     every = batches.steps_per_epoch
-    seen = _EarlyStopping(model, mean, corpus.held_out, hooks, every, settings.patience)
+    seen = _EarlyStopping(learner, mean, corpus.held_out, hooks, every, settings.patience)
     objective = cross_entropy if data.soft is None else soft_cross_entropy
     session = Session(parts=fused_parts(model.config), on_step=seen.step, stop=seen.stop, keeps=False)
     try:
         loop = loop_settings(settings, (data.epochs or settings.epochs) * every)
-        optimize(model, objective, batches, loop, session, hooks.fused)
+        optimize(learner, objective, batches, loop, session)
     except Interrupted:
         if not seen.stop():
             raise
@@ -254,16 +255,10 @@ def loop_settings(settings: LabSettings, steps: int, rate: float = 1.0) -> Setti
     return Settings(steps=steps, optimizer=optimizer, schedule=schedule, save_seconds=0.0)
 
 
-def optimize(
-    model: Transformer, objective: Objective, batches: Batches, settings: Settings, session: Session, code: Fused | None
-) -> None:
-    """Trains the model in place by the one loop, in ``code`` where there is some; nothing is left on the disk."""
-    model.fused = code
-    try:
-        with tempfile.TemporaryDirectory(prefix="klype-experiment-") as folder:
-            train(model, objective, batches, settings, Path(folder), session)
-    finally:
-        model.fused = None
+def optimize(model: Transformer, objective: Objective, batches: Batches, settings: Settings, session: Session) -> None:
+    """Trains the model in place by the one loop; nothing is left on the disk."""
+    with tempfile.TemporaryDirectory(prefix="klype-experiment-") as folder:
+        train(model, objective, batches, settings, Path(folder), session)
 
 
 def shape(vocabulary: int, settings: LabSettings) -> ModelConfig:

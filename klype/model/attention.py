@@ -1,18 +1,184 @@
-"""Attention, rotary positions and the short convolution in torch: whole sequences, as in training."""
+"""Attention, rotary positions and the short convolution: the interface of backends, and the one in torch.
+
+A model computes in two ways: whole texts, as in training, and new tokens of the rows of a cache, as in decoding. Either
+way a backend makes one ``AttentionPass`` for all layers. Shapes: B batch, T (new) tokens of a row, N = B * T; H query
+heads share G key heads, g each, of width K; D model width, J convolution taps; of a cache see ``klype.model.cache``.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
+import numpy as np
 import torch
-from torch import Tensor
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch import Tensor, nn
+from torch.nn.functional import pad, scaled_dot_product_attention, silu
 
+from klype.model.cache import Cache, Indices, Readers, to_device
 from klype.model.config import ModelConfig, RopeScaling
+from klype.model.packed import PackedTexts
 
+Rope = tuple[Tensor, Tensor]
+"""cos and sin, of every position [window, K], or gathered to broadcast against heads."""
 MATERIALISED = 512
 """Up to this many positions a mask of scores is kept at hand."""
+WRITTEN = 1 << 24
+"""Up to this many scores a layer they are written out in decoding; above, torch's fused kernel is used where nothing is
+shared."""
+SMALLEST = 400
+"""Products of fewer multiplications than this a matrix go to a plain loop in torch, three times slower (2.13)."""
+
+
+class AttentionPass(Protocol):
+    """Attention metadata: what all layers of one forward pass need, and what they compute between matrix products.
+
+    States are [N, D]: the tokens of all texts one after the other.
+    """
+
+    def norm(
+        self, x_ND: Tensor, added_ND: Tensor | None, norm: nn.RMSNorm, taps_JD: Tensor | None = None, layer: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """x + added, and its norm, convolved where there are taps."""
+        ...
+
+    def attend(self, qkv_NE: Tensor, norms: Sequence[nn.RMSNorm | None], layer: int) -> Tensor:
+        """Attention of these queries (normed by the first of ``norms``), keys (by the other) and values: [N, H * K]."""
+        ...
+
+    def swiglu(self, gate_up_NF: Tensor) -> Tensor:
+        """silu(gate) * up."""
+        ...
+
+    def add(self, x_ND: Tensor, added_ND: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The stream and what is still to be added to it: a kernel does so while it norms the sum."""
+        ...
+
+
+class Backend(Protocol):
+    """What computes attention: chosen when a model is opened, and passed to it."""
+
+    def supports(self, config: ModelConfig, longest: int, weight: Tensor) -> bool:
+        """Whether it computes packed texts of at most ``longest`` tokens, in this weight's dtype and on its device."""
+        ...
+
+    def packed(self, config: ModelConfig, texts: PackedTexts, rope: Rope | None) -> AttentionPass:
+        """Whole texts packed end to end (varlen), where it ``supports`` them."""
+        ...
+
+    def decode(self, cache: Cache, T: int, rope: Rope | None) -> AttentionPass:
+        """T new tokens of every row of a cache, which has room for them."""
+        ...
+
+
+class Decoder(Protocol):
+    """Computes whole passes over few tokens of a cache, layers and all."""
+
+    def supports(self, cache: Cache, T: int) -> bool:
+        """Whether T more tokens a row are few enough, and inside the window."""
+        ...
+
+    def hidden(self, x_BTD: Tensor, cache: Cache) -> Tensor:
+        """States after the last norm, [B, T, D], of embeddings; their keys and values are stored."""
+        ...
+
+
+class TorchBackend:
+    """Every model, number and device. It packs no texts: rows of equal length are computed with a mask."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TorchBackend:
+        return self  # copies of a model share it
+
+    def supports(self, config: ModelConfig, longest: int, weight: Tensor) -> bool:
+        return False
+
+    def packed(self, config: ModelConfig, texts: PackedTexts, rope: Rope | None) -> AttentionPass:
+        raise AssertionError("torch computes whole rows")
+
+    def decode(self, cache: Cache, T: int, rope: Rope | None) -> AttentionPass:
+        return CachedRows(cache, T, rope)
+
+
+TORCH = TorchBackend()
+
+
+class TorchPass:
+    """What whole texts and rows of a cache have in common in torch."""
+
+    def __init__(self, config: ModelConfig, rope: Rope | None) -> None:
+        """``rope``: gathered at the tokens' positions."""
+        self.config = config
+        self.rope = rope
+
+    def norm(
+        self, x_ND: Tensor, added_ND: Tensor | None, norm: nn.RMSNorm, taps_JD: Tensor | None = None, layer: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        if added_ND is not None:
+            x_ND = x_ND + added_ND
+        u_ND: Tensor = norm(x_ND)
+        return x_ND, u_ND if taps_JD is None else self.convolve(u_ND, taps_JD, layer)
+
+    def convolve(self, u_ND: Tensor, taps_JD: Tensor, layer: int) -> Tensor:
+        raise NotImplementedError
+
+    def swiglu(self, gate_up_NF: Tensor) -> Tensor:
+        return swiglu(gate_up_NF)
+
+    def add(self, x_ND: Tensor, added_ND: Tensor) -> tuple[Tensor, Tensor | None]:
+        return x_ND + added_ND, None  # one tensor a layer, where activations are computed again in backward
+
+
+class WholeTexts(TorchPass):
+    """Rows of whole texts, as in training. ``mask``: see ``attend``; ``position_BT`` where documents are packed."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        rope: Rope | None,
+        shape: tuple[int, int],
+        mask: Tensor | None,
+        position_BT: Tensor | None,
+    ) -> None:
+        super().__init__(config, rope)
+        self.shape, self.mask, self.position_BT = shape, mask, position_BT
+
+    def convolve(self, u_ND: Tensor, taps_JD: Tensor, layer: int) -> Tensor:
+        return convolve(u_ND.view(*self.shape, -1), taps_JD, self.position_BT).flatten(0, 1)
+
+    def attend(self, qkv_NE: Tensor, norms: Sequence[nn.RMSNorm | None], layer: int) -> Tensor:
+        return attend(*heads(qkv_NE.view(*self.shape, -1), self.config, norms, self.rope), self.mask).flatten(0, 1)
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """silu(gate) * up."""
+    gate, up = gate_up.chunk(2, -1)
+    return silu(gate) * up
+
+
+def heads(
+    qkv_BTE: Tensor, config: ModelConfig, norms: Sequence[nn.RMSNorm | None], rope: Rope | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries [H, B, T, K], keys and values [G, B, T, K], normed and rotated."""
+    B, T, _ = qkv_BTE.shape
+    return _rotated(qkv_BTE.view(B, T, -1, config.head_dim).permute(2, 0, 1, 3).contiguous(), config, norms, rope)
+
+
+def _rotated(
+    heads_MBTK: Tensor, config: ModelConfig, norms: Sequence[nn.RMSNorm | None], rope: Rope | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    H, G = config.heads, config.kv_heads
+    q_norm, k_norm = norms
+    if q_norm is not None and k_norm is not None:
+        q, k = q_norm(heads_MBTK[:H]), k_norm(heads_MBTK[H : H + G])
+        if rope is not None:
+            q, k = rotate(q, *rope), rotate(k, *rope)
+    elif rope is not None:
+        rotated = rotate(heads_MBTK[: H + G], *rope)
+        q, k = rotated[:H], rotated[H:]
+    else:
+        q, k = heads_MBTK[:H], heads_MBTK[H : H + G]
+    return q, k, heads_MBTK[H + G :]
 
 
 def written_up_to(dtype: torch.dtype) -> int:
@@ -137,3 +303,157 @@ def _scaled(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
     low, high, old = scaling.low_freq_factor, scaling.high_freq_factor, scaling.original_window
     blend = ((old / wavelengths - low) / (high - low)).clamp(0, 1)
     return (1 - blend) * frequencies / scaling.factor + blend * frequencies
+
+
+class CachedRows(TorchPass):
+    """T new tokens of every row of a cache.
+
+    ``start`` is the own length of every row when all agree (plain slices then); else None and flat indices:
+    ``places`` of keys [R*T*G], of convolution inputs [R*T] and of the window that the convolution looks at [R*(J+T)].
+    ``mask`` [R or 1, T, P + S].
+    """
+
+    def __init__(self, cache: Cache, T: int, rope: Rope | None) -> None:
+        own, readers = cache.lengths - cache.shared, cache.readers()
+        R, J = cache.rows, cache.config.conv
+        G, capacity = cache.config.kv_heads, cache.keys[0].shape[2]
+        self.cache, self.readers, self.T = cache, readers, T
+        self.S, self.P = _span(int(own.max(initial=0)) + T, T, cache), max((g.P for g in readers), default=0)
+        same = R == 0 or bool((own == own[0]).all())
+        self.start = (int(own[0]) if R else 0) if same else None
+        columns_RT = own[:, None] + np.arange(T)
+        positions = np.minimum(cache.shared[:, None] + columns_RT, cache.config.window - 1)
+        if not same:
+            row = np.arange(R)[:, None]
+            head_RTG = (row * G)[:, :, None] + np.arange(G)
+            self.places = to_device((head_RTG * capacity + columns_RT[:, :, None]).ravel(), cache.device)
+            if J:
+                self.input_places = to_device((row * (J + capacity) + J + columns_RT).ravel(), cache.device)
+                window = row * (J + capacity) + own[:, None] + np.arange(J + T)
+                self.window_places = to_device(window.ravel(), cache.device)
+        at = to_device(positions, cache.device)
+        self.mask = _mask(cache, own, (T, self.S, self.P), same)
+        super().__init__(cache.config, None if rope is None else (rope[0][at], rope[1][at]))
+
+    def convolve(self, u_ND: Tensor, taps_JD: Tensor, layer: int) -> Tensor:
+        """The short convolution, its past taken from the cache."""
+        stored = self.cache.inputs[layer]
+        J, R, D = taps_JD.shape[0], self.cache.rows, u_ND.shape[1]
+        x_RTD = u_ND.view(R, self.T, D)
+        if self.start is not None:
+            stored[:R, J + self.start : J + self.start + self.T] = x_RTD
+            past_RWD = stored[:R, self.start : self.start + J + self.T]
+        else:
+            flat = stored.view(-1, D)
+            flat.index_copy_(0, self.input_places, x_RTD.reshape(-1, D))
+            past_RWD = flat.index_select(0, self.window_places).view(R, J + self.T, D)
+        if self.T == 1:
+            return u_ND + (past_RWD[:, :J] * taps_JD.flip(0)).sum(1)
+        u_RTD = x_RTD.clone()
+        for j in range(1, J + 1):
+            u_RTD.addcmul_(past_RWD[:, J - j : J - j + self.T], taps_JD[j - 1])
+        return u_RTD.view(-1, D)
+
+    def attend(self, qkv_NE: Tensor, norms: Sequence[nn.RMSNorm | None], layer: int) -> Tensor:
+        """Store the new keys and values, then attend to all of the row."""
+        R, T, K = self.cache.rows, self.T, self.config.head_dim
+        q_HRTK, k_GRTK, v_GRTK = _rotated(qkv_NE.view(R, T, -1, K).permute(2, 0, 1, 3), self.config, norms, self.rope)
+        keys, values = self._stored(layer, k_GRTK, v_GRTK)
+        H, G = self.config.heads, self.config.kv_heads
+        g, scale = H // G, K**-0.5
+        if T == 1 and not self.readers and self.mask is None:  # the query heads of a key head as so many positions
+            q = q_HRTK.view(G, g, R, K).permute(2, 0, 1, 3)
+            return scaled_dot_product_attention(q, keys, values).reshape(R, H * K)
+        if not self.readers and T > 1 and R * H * T * self.S > WRITTEN:
+            mask = None if self.mask is None else self.mask[:, None]
+            q = q_HRTK.transpose(0, 1)
+            y = scaled_dot_product_attention(q, keys, values, attn_mask=mask, enable_gqa=g > 1)
+            return y.transpose(1, 2).reshape(R * T, H * K)
+        q = (q_HRTK * scale).view(G, g, R, T, K).permute(2, 0, 1, 3, 4).reshape(R, G, g * T, K)
+        own = torch.bmm(q.flatten(0, 1), keys.flatten(0, 1).mT).view(R, G, g * T, self.S)
+        scores = torch.cat((self._shared_scores(layer, q), own), -1) if self.readers else own
+        if self.mask is not None:
+            scores.view(R, G * g, T, -1).add_(self.mask[:, None])
+        weights = scores.softmax(-1)
+        y = torch.bmm(weights[..., self.P :].flatten(0, 1), values.flatten(0, 1)).view(R, G, g * T, K)
+        for group in self.readers:
+            self._add_shared(layer, group, weights, y)
+        return y.view(R, G * g, T, K).transpose(1, 2).reshape(R * T, H * K)
+
+    def _stored(self, layer: int, k_GRTK: Tensor, v_GRTK: Tensor) -> tuple[Tensor, Tensor]:
+        keys, values = self.cache.keys[layer], self.cache.values[layer]
+        R, K = k_GRTK.shape[1], k_GRTK.shape[3]
+        if self.start is not None:
+            span = slice(self.start, self.start + self.T)
+            keys[:R, :, span] = k_GRTK.transpose(0, 1)
+            values[:R, :, span] = v_GRTK.transpose(0, 1)
+        else:
+            keys.view(-1, K).index_copy_(0, self.places, k_GRTK.permute(1, 2, 0, 3).reshape(-1, K))
+            values.view(-1, K).index_copy_(0, self.places, v_GRTK.permute(1, 2, 0, 3).reshape(-1, K))
+        return keys[:R, :, : self.S], values[:R, :, : self.S]
+
+    def _shared_scores(self, layer: int, q_RGQK: Tensor) -> Tensor:
+        """[R, G, g*T, P]: every row's queries against the shared keys, all readers of a slot in one product."""
+        R, G, Q, K = q_RGQK.shape
+        whole = len(self.readers) == 1 and self.readers[0].rows is None
+        out = q_RGQK if whole else q_RGQK.new_full((R, G, Q, self.P), float("-inf"))
+        for group in self.readers:
+            keys = group.store.keys[layer][:, :, : group.P]
+            q = _by_store(group, q_RGQK).reshape(group.N * G, group.n * Q, K)
+            scores = torch.bmm(q, keys.reshape(group.N * G, group.P, K).mT)
+            back = _by_row(group, scores.view(group.N, G, group.n, Q, group.P))
+            if whole:
+                return back
+            assert group.P <= self.P
+            if group.rows is None:
+                out[..., : group.P] = back
+            else:
+                out[group.rows, ..., : group.P] = back
+        return out
+
+    def _add_shared(self, layer: int, group: Readers, weights_RGQC: Tensor, y_RGQK: Tensor) -> None:
+        _, G, Q, K = y_RGQK.shape
+        values = group.store.values[layer][:, :, : group.P]
+        w = _by_store(group, weights_RGQC[..., : group.P]).reshape(group.N * G, group.n * Q, group.P)
+        y = torch.bmm(w, values.reshape(group.N * G, group.P, K))
+        back = _by_row(group, y.view(group.N, G, group.n, Q, K))
+        if group.rows is None:
+            y_RGQK += back
+        else:
+            y_RGQK.index_add_(0, group.rows, back)
+
+
+def _span(needed: int, T: int, cache: Cache) -> int:
+    """Own positions to look at: a few unused ones too, where torch's kernel for the smallest products is slow."""
+    enough = -(-SMALLEST // cache.config.head_dim)
+    return min(enough, cache.keys[0].shape[2]) if T == 1 and needed < enough else needed
+
+
+def _mask(cache: Cache, own: Indices, sizes: tuple[int, int, int], same: bool) -> Tensor | None:
+    """[R or 1, T, P+S] to add to the scores, or None when every position may be seen."""
+    (T, S, P), readers = sizes, cache.readers()
+    ragged = any(group.rows is None and bool((group.lengths != group.P).any()) for group in readers)
+    partial = bool(readers) and (len(readers) > 1 or readers[0].rows is not None)
+    if T == 1 and same and not ragged and not partial and (cache.rows == 0 or own[0] + 1 == S):
+        return None
+    last = (own[:1] if same and not ragged and not partial else own)[:, None, None] + np.arange(T)[:, None]
+    seen = np.arange(S) <= last
+    if P:
+        shared = cache.shared if seen.shape[0] != 1 or cache.rows == 1 else np.full(1, P)
+        front = np.broadcast_to((np.arange(P) < shared[:, None])[:, None, :], (seen.shape[0], T, P))
+        seen = np.concatenate((front, seen), -1)
+    allowed = to_device(seen, cache.device)
+    zeros = torch.zeros(allowed.shape, dtype=cache.dtype, device=cache.device)
+    return zeros.masked_fill_(~allowed, float("-inf"))
+
+
+def _by_store(group: Readers, x_RGQC: Tensor) -> Tensor:
+    """Rows to their places: [N, G, n, Q, C]."""
+    x_PGQC = x_RGQC if group.row_of_place is None else x_RGQC.index_select(0, group.row_of_place)
+    return x_PGQC.view(group.N, group.n, *x_PGQC.shape[1:]).transpose(1, 2)
+
+
+def _by_row(group: Readers, x_NGnQC: Tensor) -> Tensor:
+    """Places back to rows: [rows, G, Q, C]."""
+    x_PGQC = x_NGnQC.transpose(1, 2).flatten(0, 1)
+    return x_PGQC if group.place_of_row is None else x_PGQC.index_select(0, group.place_of_row)

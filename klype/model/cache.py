@@ -1,32 +1,86 @@
 """What the model remembers of texts it has read: keys, values and convolution inputs, a length per row.
 
-A row's text is a *shared* part, stored once on a shelf and read by any number of rows, and an *own* part. Shapes:
-R rows, L layers, G key heads, g query heads a key head, S own positions, P shelf positions, N shelf slots,
+A row's text is a *shared* part, stored once in shared KV and read by any number of rows, and an *own* part. Shapes:
+R rows, L layers, G key heads, g query heads a key head, S own positions, P shared positions, N slots of shared KV,
 n rows a slot, T new tokens, K head width, D model width, J convolution taps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from klype.errors import KlypeError
-from klype.model.cached_attention import Pass, prepare
-from klype.model.compiled import Fused, OneMore, Tables, seated
 from klype.model.config import ModelConfig
-from klype.model.shelf import Groups, Shelf, group_rows, placed
-
-if TYPE_CHECKING:
-    from klype.model.transformer import Transformer
 
 Indices = npt.NDArray[np.int64]
 BLOCK = 32
 """Own positions are allocated in blocks of this many."""
+
+
+def to_device(array: npt.NDArray[Any], device: torch.device) -> Tensor:
+    """The array as a tensor where the model computes."""
+    return torch.from_numpy(array).to(device)
+
+
+@dataclass(frozen=True, eq=False)
+class SharedKV:
+    """Texts that many rows share: N slots, never written to again.
+
+    Per layer: keys and values [N, G, P, K]; inputs [N, J + P, D], J leading zeros (none without taps).
+    """
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    inputs: list[Tensor]
+    lengths: Indices
+
+    @property
+    def device(self) -> torch.device:
+        return self.keys[0].device
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.numel() * t.element_size() for t in (*self.keys, *self.values, *self.inputs))
+
+    def take(self, slots: Indices) -> SharedKV:
+        """A copy of some slots, cut to their longest."""
+        index, lengths = to_device(slots, self.device), self.lengths[slots]
+        P = int(lengths.max(initial=0))
+        lead = self.inputs[0].shape[1] - self.keys[0].shape[2] if self.inputs else 0
+        return SharedKV(
+            [k[:, :, :P].index_select(0, index) for k in self.keys],
+            [v[:, :, :P].index_select(0, index) for v in self.values],
+            [x[:, : lead + P].index_select(0, index) for x in self.inputs],
+            lengths,
+        )
+
+    def alike(self, other: SharedKV) -> bool:
+        """Same power of two of positions, and sizes within a factor of two: worth one store."""
+        long, short = sorted((int(self.lengths.max(initial=1)), int(other.lengths.max(initial=1))), reverse=True)
+        many, few = sorted((len(self.lengths), len(other.lengths)), reverse=True)
+        return long <= max(2 * short, 32) and many <= 2 * few
+
+    def joined(self, other: SharedKV) -> SharedKV:
+        """Both stores' slots, the other's last."""
+
+        def cat(a: Tensor, b: Tensor) -> Tensor:
+            length = max(a.shape[-2], b.shape[-2])
+            return torch.cat([pad(t, (0, 0, 0, length - t.shape[-2])) for t in (a, b)])
+
+        return SharedKV(
+            [cat(a, b) for a, b in zip(self.keys, other.keys, strict=True)],
+            [cat(a, b) for a, b in zip(self.values, other.values, strict=True)],
+            [cat(a, b) for a, b in zip(self.inputs, other.inputs, strict=True)],
+            np.concatenate((self.lengths, other.lengths)),
+        )
 
 
 class Cache:
@@ -44,22 +98,15 @@ class Cache:
         self.dtype = dtype
         self.device = device
         self.lengths: Indices = np.zeros(rows, np.int64)  # whole length of every row
-        self.shared: Indices = np.zeros(rows, np.int64)  # how much of it lies on a shelf
-        self.shelves: list[Shelf] = []
-        self.shelf_of: Indices = np.full(rows, -1, np.int64)
+        self.shared: Indices = np.zeros(rows, np.int64)  # how much of it is shared
+        self.stores: list[SharedKV] = []
+        self.store_of: Indices = np.full(rows, -1, np.int64)
         self.slot_of: Indices = np.zeros(rows, np.int64)
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
         self.inputs: list[Tensor] = []
-        self.groups: list[Groups] | None = None
-        self.tables: Tables | None = None
+        self.plans: dict[str, Any] = {}  # what backends have worked out of who reads what, until that changes
         self._allocate(rows, 0)
-
-    @staticmethod
-    def of(model: Transformer, rows: int = 0) -> Cache:
-        """Rows of no text, for this model: in its precision, where it computes."""
-        weight = model.embed.weight
-        return Cache(model.config, rows, dtype=weight.dtype, device=weight.device)
 
     @property
     def rows(self) -> int:
@@ -67,24 +114,24 @@ class Cache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held, shelves included (each once)."""
+        """Bytes held, shared KV included (each store once)."""
         own = sum(t.numel() * t.element_size() for t in (*self.keys, *self.values, *self.inputs))
-        return own + sum(shelf.nbytes for shelf in self.shelves)
+        return own + sum(store.nbytes for store in self.stores)
 
-    def join(self, shelf: Shelf, slots: Sequence[int], lengths: Sequence[int]) -> None:
+    def append(self, store: SharedKV, slots: Sequence[int], lengths: Sequence[int]) -> None:
         """Add rows that continue the first ``lengths`` tokens of these slots; only the last J inputs are copied."""
-        assert all(length <= shelf.lengths[slot] for slot, length in zip(slots, lengths, strict=True))
-        if not any(known is shelf for known in self.shelves):
-            self.shelves.append(shelf)
-        index = next(i for i, known in enumerate(self.shelves) if known is shelf)
+        assert all(length <= store.lengths[slot] for slot, length in zip(slots, lengths, strict=True))
+        if not any(known is store for known in self.stores):
+            self.stores.append(store)
+        index = next(i for i, known in enumerate(self.stores) if known is store)
         first, count = self.rows, len(slots)
         self.lengths = np.concatenate((self.lengths, np.asarray(lengths, np.int64)))
         self.shared = np.concatenate((self.shared, np.asarray(lengths, np.int64)))
-        self.shelf_of = np.concatenate((self.shelf_of, np.full(count, index, np.int64)))
+        self.store_of = np.concatenate((self.store_of, np.full(count, index, np.int64)))
         self.slot_of = np.concatenate((self.slot_of, np.asarray(slots, np.int64)))
         self._reserve(first + count, 0)
         self._lead(np.arange(first, first + count))
-        self._merge_shelves()
+        self._merge_stores()
         self._rearranged()
 
     def remove(self, ended: npt.NDArray[np.bool_]) -> Indices:
@@ -98,7 +145,7 @@ class Cache:
         movers = stays + np.flatnonzero(~ended[stays:])
         order[holes] = movers
         if len(holes):
-            to, source = placed(holes, self.device), placed(movers, self.device)
+            to, source = to_device(holes, self.device), to_device(movers, self.device)
             for store in (*self.keys, *self.values, *self.inputs):
                 store[to] = store[source]
         self._take(order)
@@ -108,13 +155,13 @@ class Cache:
         """A new cache of these rows, in this order; a row may be named several times (a fork)."""
         chosen = np.asarray(rows, np.int64)
         other = Cache(self.config, 0, dtype=self.dtype, device=self.device)
-        other.shelves = list(self.shelves)
-        index = placed(chosen, self.device)
+        other.stores = list(self.stores)
+        index = to_device(chosen, self.device)
         other.keys, other.values, other.inputs = (
             [store.index_select(0, index) for store in stores] for stores in (self.keys, self.values, self.inputs)
         )
         other.lengths, other.shared = self.lengths, self.shared
-        other.shelf_of, other.slot_of = self.shelf_of, self.slot_of
+        other.store_of, other.slot_of = self.store_of, self.slot_of
         other._take(chosen)
         return other
 
@@ -130,12 +177,12 @@ class Cache:
             self._lead(inside)
             self._rearranged()
 
-    def shelve(self) -> Shelf:
-        """These rows as a shelf that others share. Without shared parts no copy is made: do not continue this cache."""
+    def to_shared(self) -> SharedKV:
+        """These rows as shared KV. Without shared parts no copy is made: do not continue this cache."""
         if (self.shared == 0).all():
             P = int(self.lengths.max(initial=0))
             J = self.config.conv
-            return Shelf(
+            return SharedKV(
                 [k[: self.rows, :, :P] for k in self.keys],
                 [v[: self.rows, :, :P] for v in self.values],
                 [x[: self.rows, : J + P] for x in self.inputs],
@@ -143,92 +190,83 @@ class Cache:
             )
         return self._flattened()
 
-    def own(self) -> None:
-        """Copy what lies on shelves into the rows: one that nobody shares is then read in one piece, and faster."""
+    def unshare(self) -> None:
+        """Copy what is shared into the rows: one that nobody shares is then read in one piece, and faster."""
         whole = self._flattened()
         self.keys, self.values, self.inputs = whole.keys, whole.values, whole.inputs
-        self.shared, self.shelves = np.zeros_like(self.shared), []
-        self.shelf_of, self.slot_of = np.full_like(self.shelf_of, -1), np.zeros_like(self.slot_of)
+        self.shared, self.stores = np.zeros_like(self.shared), []
+        self.store_of, self.slot_of = np.full_like(self.store_of, -1), np.zeros_like(self.slot_of)
         self._rearranged()
 
     def share(self) -> None:
-        """The way back: the rows' texts go on a shelf, so that rows that join need not be as wide as the longest."""
-        whole = self.shelve()
+        """The way back: the texts become shared KV, so that rows that are added need not be as wide as the longest."""
+        whole = self.to_shared()
         self.lengths = self.shared = np.zeros(0, np.int64)
-        self.shelf_of, self.slot_of, self.shelves = np.zeros(0, np.int64), np.zeros(0, np.int64), []
+        self.store_of, self.slot_of, self.stores = np.zeros(0, np.int64), np.zeros(0, np.int64), []
         self._allocate(0, 0)
-        self.join(whole, range(len(whole.lengths)), whole.lengths.tolist())
+        self.append(whole, range(len(whole.lengths)), whole.lengths.tolist())
 
-    def begin(self, T: int) -> Pass:
-        """Make room for T more tokens a row and prepare what all layers need. Positions past the window are padding."""
+    def reserve(self, T: int) -> None:
+        """Make room for T more tokens a row. Positions past the window are padding. Raises KlypeError past it."""
         if self.rows and (self.lengths.min() + T > self.config.window or self.lengths.max() > self.config.window):
             raise KlypeError(f"The text has grown past the model's window of {self.config.window} tokens.")
-        own = self.lengths - self.shared
-        self._reserve(self.rows, int(own.max(initial=0)) + T)
-        if self.groups is None:
-            self.groups = group_rows(self.shelves, self.shelf_of, self.slot_of, self.shared)
-        return prepare(self, own, T)
+        self._reserve(self.rows, int((self.lengths - self.shared).max(initial=0)) + T)
 
-    def begin_one(self, fused: Fused, rope: tuple[Tensor, Tensor] | None) -> OneMore:
-        """As ``begin`` for one token, for C; no row fills the window yet."""
-        self._reserve(self.rows, int((self.lengths - self.shared).max()) + 1)
-        if self.tables is None:
-            self.tables = seated(self.shelves, np.where(self.shared > 0, self.shelf_of, -1), self.slot_of, self.config)
-        return OneMore(self, self.tables, fused, rope)
-
-    def extend(self, T: int) -> Tensor:
-        """Make room for T more tokens a row, which has nothing on a shelf; their positions [R, T]."""
-        assert not self.shared.any()
-        assert (self.lengths + T <= self.config.window).all()
-        self._reserve(self.rows, int(self.lengths.max(initial=0)) + T)
-        positions_RT = self.lengths[:, None] + np.arange(T)
+    def advance(self, T: int) -> None:
+        """The T tokens that were stored are part of every row from here on."""
         self.lengths = self.lengths + T
-        return torch.from_numpy(positions_RT)
+
+    def readers(self) -> list[Readers]:
+        """Who reads each store."""
+        if "readers" not in self.plans:
+            self.plans["readers"] = group_readers(self.stores, self.store_of, self.slot_of, self.shared)
+        found: list[Readers] = self.plans["readers"]
+        return found
 
     def _rearranged(self) -> None:
         """Who reads what has changed."""
-        self.groups = self.tables = None
+        self.plans = {}
 
     def _take(self, order: Indices) -> None:
         self.lengths, self.shared = self.lengths[order], self.shared[order]
-        self.shelf_of, self.slot_of = self.shelf_of[order], self.slot_of[order]
+        self.store_of, self.slot_of = self.store_of[order], self.slot_of[order]
         self._rearranged()
-        self._tidy_shelves()
+        self._tidy_stores()
 
-    def _tidy_shelves(self) -> None:
-        """Forget shelves nobody reads, and copy the living half of one that is mostly unread."""
-        kept: list[Shelf] = []
-        for index, shelf in enumerate(self.shelves):
-            readers = np.flatnonzero(self.shelf_of == index)
+    def _tidy_stores(self) -> None:
+        """Forget stores nobody reads, and copy the living half of one that is mostly unread."""
+        kept: list[SharedKV] = []
+        for index, store in enumerate(self.stores):
+            readers = np.flatnonzero(self.store_of == index)
             if not len(readers):
                 continue
             slots, renamed = np.unique(self.slot_of[readers], return_inverse=True)
-            if 2 * len(slots) <= len(shelf.lengths):
-                shelf = shelf.take(slots)
+            if 2 * len(slots) <= len(store.lengths):
+                store = store.take(slots)
                 self.slot_of[readers] = renamed
-            self.shelf_of[readers] = len(kept)
-            kept.append(shelf)
-        self.shelves = kept
+            self.store_of[readers] = len(kept)
+            kept.append(store)
+        self.stores = kept
 
-    def _merge_shelves(self) -> None:
-        """Put shelves of alike length and size together, so that a busy server has few of them, at amortised cost."""
-        index = len(self.shelves) - 1
+    def _merge_stores(self) -> None:
+        """Put stores of alike length and size together, so that a busy server has few of them, at amortised cost."""
+        index = len(self.stores) - 1
         while index > 0:
-            last = self.shelves[index]
-            alike = [i for i in range(index) if self.shelves[i].alike(last)]
+            last = self.stores[index]
+            alike = [i for i in range(index) if self.stores[i].alike(last)]
             if not alike:
                 return
             first = alike[-1]
-            moved = self.shelf_of == index
-            self.slot_of[moved] += len(self.shelves[first].lengths)
-            self.shelf_of[moved] = first
-            self.shelves[first] = self.shelves[first].joined(last)
-            self.shelves.pop()
+            moved = self.store_of == index
+            self.slot_of[moved] += len(self.stores[first].lengths)
+            self.store_of[moved] = first
+            self.stores[first] = self.stores[first].joined(last)
+            self.stores.pop()
             if first != index - 1:  # the merged one becomes the last, to be compared again
-                self.shelves[first], self.shelves[-1] = self.shelves[-1], self.shelves[first]
-                swap = np.arange(len(self.shelves))
+                self.stores[first], self.stores[-1] = self.stores[-1], self.stores[first]
+                swap = np.arange(len(self.stores))
                 swap[[first, index - 1]] = index - 1, first
-                self.shelf_of = np.where(self.shelf_of >= 0, swap[self.shelf_of], -1)
+                self.store_of = np.where(self.store_of >= 0, swap[self.store_of], -1)
             index -= 1
 
     def _lead(self, rows: Indices) -> None:
@@ -236,16 +274,16 @@ class Cache:
         J = self.config.conv
         if not J:
             return
-        for index, shelf in enumerate(self.shelves):
-            here = rows[self.shelf_of[rows] == index]
+        for index, store in enumerate(self.stores):
+            here = rows[self.store_of[rows] == index]
             if len(here):
-                slot = placed(self.slot_of[here, None], self.device)
-                column = placed(self.shared[here, None] + np.arange(J), self.device)
-                row = placed(here, self.device)
-                for mine, theirs in zip(self.inputs, shelf.inputs, strict=True):
+                slot = to_device(self.slot_of[here, None], self.device)
+                column = to_device(self.shared[here, None] + np.arange(J), self.device)
+                row = to_device(here, self.device)
+                for mine, theirs in zip(self.inputs, store.inputs, strict=True):
                     mine[row, :J] = theirs[slot, column]
 
-    def _flattened(self) -> Shelf:
+    def _flattened(self) -> SharedKV:
         J, P, R = self.config.conv, int(self.lengths.max(initial=0)), self.rows
         keys, values, inputs = [], [], []
         for layer in range(self.config.layers):
@@ -255,20 +293,20 @@ class Cache:
             for row in range(R):
                 shared, own = int(self.shared[row]), int(self.lengths[row] - self.shared[row])
                 if shared:
-                    shelf, slot = self.shelves[self.shelf_of[row]], int(self.slot_of[row])
-                    k[row, :, :shared] = shelf.keys[layer][slot, :, :shared]
-                    v[row, :, :shared] = shelf.values[layer][slot, :, :shared]
+                    store, slot = self.stores[self.store_of[row]], int(self.slot_of[row])
+                    k[row, :, :shared] = store.keys[layer][slot, :, :shared]
+                    v[row, :, :shared] = store.values[layer][slot, :, :shared]
                 k[row, :, shared : shared + own] = self.keys[layer][row, :, :own]
                 v[row, :, shared : shared + own] = self.values[layer][row, :, :own]
                 if J:
                     if shared:
-                        x[row, J : J + shared] = shelf.inputs[layer][slot, J : J + shared]
+                        x[row, J : J + shared] = store.inputs[layer][slot, J : J + shared]
                     x[row, J + shared : J + shared + own] = self.inputs[layer][row, J : J + own]
             keys.append(k)
             values.append(v)
             if J:
                 inputs.append(x)
-        return Shelf(keys, values, inputs, self.lengths.copy())
+        return SharedKV(keys, values, inputs, self.lengths.copy())
 
     def _allocate(self, rows: int, columns: int) -> None:
         c = self.config
@@ -293,3 +331,54 @@ class Cache:
                     a[:R, :, :S] = b
                 else:
                     a[:R, : b.shape[1]] = b
+
+
+@dataclass(frozen=True, eq=False)
+class Readers:
+    """Who reads one store: its N slots with room for n rows each, so that a slot's keys meet all its readers at once.
+
+    ``row_of_place`` [N*n] is the reader in each place (any row in an empty one); ``place_of_row`` the way back, for
+    ``rows`` (None: all rows). Both None when row i sits in place i.
+    """
+
+    store: SharedKV
+    P: int
+    N: int
+    n: int
+    rows: Tensor | None
+    row_of_place: Tensor | None
+    place_of_row: Tensor | None
+    lengths: Indices
+
+
+def group_readers(stores: Sequence[SharedKV], store_of: Indices, slot_of: Indices, shared: Indices) -> list[Readers]:
+    groups = []
+    for index, store in enumerate(stores):
+        rows = np.flatnonzero((store_of == index) & (shared > 0))
+        if not len(rows):
+            continue
+        slots = slot_of[rows]
+        N = len(store.lengths)
+        counts = np.bincount(slots, minlength=N)
+        n = int(counts.max())
+        order = np.argsort(slots, kind="stable")
+        starts = np.cumsum(counts) - counts
+        place = np.empty(len(rows), np.int64)
+        place[order] = slots[order] * n + np.arange(len(rows)) - starts[slots[order]]
+        everyone = len(rows) == len(store_of)
+        row_of_place = np.zeros(N * n, np.int64)
+        row_of_place[place] = rows
+        straight = everyone and N * n == len(rows) and bool((place == np.arange(len(rows))).all())
+        groups.append(
+            Readers(
+                store,
+                int(shared[rows].max()),
+                N,
+                n,
+                None if everyone else to_device(rows, store.device),
+                None if straight else to_device(row_of_place, store.device),
+                None if straight else to_device(place, store.device),
+                shared[rows],
+            )
+        )
+    return groups

@@ -1,36 +1,31 @@
-"""What lies between a layer's matrix products, each in one pass over memory, forward and backward (``train.c``).
+"""Attention compiled for the CPU: what lies between a layer's matrix products, each in one pass over memory.
 
-torch's own way is several passes, each with a table of its own and a call from Python; a tiny model's step is made of
-them. Nobody needs it: where there is no C compiler, or where a model's shape does not suit, torch computes.
+Packed texts, forward and backward, are ``train.c``'s; one new token of every row of a cache (fused decode) is
+``rows.c``'s. torch's own way is several passes, each with a table of its own and a call from Python; a tiny model's
+step is made of them. Nobody needs it: where there is no C compiler, or a shape is not supported, torch computes.
 
-Texts lie end to end, so that nothing is padded (packed.py). Shapes as in transformer.py; float32 or bfloat16, sums in
-float32.
+Shapes as in attention.py and cache.py; float32 or bfloat16, sums in float32.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from klype.model.attention import TORCH, AttentionPass, Backend, Rope
+from klype.model.cache import Cache, Indices, SharedKV
 from klype.model.compiler import library
 from klype.model.config import ModelConfig
-from klype.model.packed import Texts
-from klype.model.shelf import Shelf
+from klype.model.packed import PackedTexts
 
-if TYPE_CHECKING:
-    from klype.model.cache import Cache
-    from klype.model.transformer import Layer
-
-Indices = npt.NDArray[np.int64]
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("vectors.h", "train.c", "rows.c"))
 WIDTH = 16
 """Width and hidden width must be multiples of this, heads' width of half of it."""
@@ -65,52 +60,47 @@ class AttentionFields(ctypes.Structure):
     )
 
 
-def fused(folder: Path, announce: Callable[[], None] = lambda: None) -> Fused | None:
-    """Compiled now, or before (see compiler.library); None where it cannot be."""
+class RowsFields(ctypes.Structure):
+    """rows.c: Rows."""
+
+    _fields_ = (
+        *((name, POINTER) for name in ("in", "out", "q_norm", "k_norm", "cos", "sin", "keys", "values")),
+        *((name, POINTER) for name in ("own", "shared", "rows", "starts", "shared_keys", "shared_values", "strides")),
+        *((name, COUNT) for name in ("tables", "H", "G", "K", "S", "most", "longest", "widest")),
+        ("eps", ctypes.c_float),
+    )
+
+
+def compiled_backend(folder: Path, announce: Callable[[], None] = lambda: None) -> Backend:
+    """C, compiled now or before (see compiler.library); torch where it cannot be."""
     found = library(SOURCES, folder, announce)
-    return None if found is None else Fused(found)
+    return TORCH if found is None else CompiledBackend(found)
 
 
 @dataclass(frozen=True)
-class Fused:
+class CompiledBackend:
     """What was compiled."""
 
     library: ctypes.CDLL
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Fused:
+    def __deepcopy__(self, memo: dict[int, Any]) -> CompiledBackend:
         return self  # copies of a model share it
 
-    def suits(self, config: ModelConfig, longest: int, x: Tensor) -> bool:
-        """Whether it computes such a model on texts of at most so many tokens, in the dtype and on the device of x."""
-        return self.fits(config) and not config.qk_norm and longest <= LONGEST and self.takes(x)
+    def supports(self, config: ModelConfig, longest: int, weight: Tensor) -> bool:
+        return not config.qk_norm and longest <= LONGEST and _supports_widths(config) and self.supports_numbers(weight)
 
-    def fits(self, config: ModelConfig) -> bool:
-        """Whether widths are whole vectors."""
-        return not (config.width % WIDTH or config.hidden % WIDTH or config.head_dim % (WIDTH // 2))
-
-    def takes(self, x: Tensor) -> bool:
+    def supports_numbers(self, x: Tensor) -> bool:
         """Whether it computes with such numbers."""
         return x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
 
-    def norm(
-        self, x_ND: Tensor, delta_ND: Tensor | None, norm: torch.nn.RMSNorm, taps_JD: Tensor | None, texts: Texts
-    ) -> tuple[Tensor, Tensor]:
-        """x + delta, and its RMSNorm, convolved where there are taps (see attention.convolve)."""
-        rest = texts, norm.eps or 0.0, self
-        got: tuple[Tensor, Tensor] = _Norm.apply(x_ND, delta_ND, norm.weight, taps_JD, rest)  # type: ignore[no-untyped-call]
-        return got
+    def packed(self, config: ModelConfig, texts: PackedTexts, rope: Rope | None) -> AttentionPass:
+        return _PackedPass(self, config, texts, None if rope is None else (rope[0].float(), rope[1].float()))
 
-    def attention(
-        self, qkv_NE: Tensor, config: ModelConfig, rope: tuple[Tensor, Tensor] | None, texts: Texts
-    ) -> Tensor:
-        """Causal attention within each text, queries and keys rotated: [N, H * K]. A branch sees its stem."""
-        out: Tensor = _Attention.apply(qkv_NE, config, rope, texts, self)  # type: ignore[no-untyped-call]
-        return out
-
-    def swiglu(self, gate_up_NF: Tensor) -> Tensor:
-        """silu(gate) * up."""
-        out: Tensor = _SwiGLU.apply(gate_up_NF, self)  # type: ignore[no-untyped-call]
-        return out
+    def decode(self, cache: Cache, T: int, rope: Rope | None) -> AttentionPass:
+        fits = T == 1 and cache.rows and cache.lengths.max() < cache.config.window and _supports_widths(cache.config)
+        if not fits or torch.is_grad_enabled() or not self.supports_numbers(cache.keys[0]):
+            return TORCH.decode(cache, T, rope)
+        return _FusedDecode(self, cache, rope)
 
     def cross_entropy(self, logits_NV: Tensor, targets_N: Tensor, weights_N: Tensor) -> Tensor:
         """Σ w·(−log p(target)), float32. The logits are **overwritten** by their gradient: use them no more."""
@@ -118,9 +108,42 @@ class Fused:
         return total
 
     def call(self, name: str, *arguments: Any, like: Tensor) -> None:
+        """A function of the library, for numbers like this tensor's."""
         low = int(like.dtype == torch.bfloat16)
         if getattr(self.library, name)(*arguments, ctypes.c_int(low), ctypes.c_int(torch.get_num_threads())):
             raise MemoryError
+
+
+def _supports_widths(config: ModelConfig) -> bool:
+    """Whether widths are whole vectors."""
+    return not (config.width % WIDTH or config.hidden % WIDTH or config.head_dim % (WIDTH // 2))
+
+
+class _PackedPass:
+    """Packed texts. What is to be added to the stream stays beside it until the next norm adds it."""
+
+    def __init__(self, backend: CompiledBackend, config: ModelConfig, texts: PackedTexts, rope: Rope | None) -> None:
+        """``rope``: cos and sin [window, K], float32."""
+        self.backend, self.config, self.texts, self.rope = backend, config, texts, rope
+
+    def norm(
+        self, x_ND: Tensor, added_ND: Tensor | None, norm: nn.RMSNorm, taps_JD: Tensor | None = None, layer: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        rest = self.texts, norm.eps or 0.0, self.backend
+        got: tuple[Tensor, Tensor] = _Norm.apply(x_ND, added_ND, norm.weight, taps_JD, rest)  # type: ignore[no-untyped-call]
+        return got
+
+    def attend(self, qkv_NE: Tensor, norms: Sequence[nn.RMSNorm | None], layer: int) -> Tensor:
+        """Causal within each text, queries and keys rotated; a branch sees its prefix."""
+        out: Tensor = _Attention.apply(qkv_NE, self.config, self.rope, self.texts, self.backend)  # type: ignore[no-untyped-call]
+        return out
+
+    def swiglu(self, gate_up_NF: Tensor) -> Tensor:
+        out: Tensor = _SwiGLU.apply(gate_up_NF, self.backend)  # type: ignore[no-untyped-call]
+        return out
+
+    def add(self, x_ND: Tensor, added_ND: Tensor) -> tuple[Tensor, Tensor | None]:
+        return x_ND, added_ND
 
 
 class _Norm(torch.autograd.Function):
@@ -131,14 +154,9 @@ class _Norm(torch.autograd.Function):
         delta_ND: Tensor | None,
         weight_D: Tensor,
         taps_JD: Tensor | None,
-        rest: tuple[Texts, float, Fused],
+        rest: tuple[PackedTexts, float, CompiledBackend],
     ) -> tuple[Tensor, Tensor]:
-        texts, eps, fused = rest
-        sum_ND = x_ND if delta_ND is None else torch.empty_like(x_ND)
-        u_ND, scale_N = torch.empty_like(x_ND), x_ND.new_empty(len(x_ND), dtype=torch.float32)
-        fields = _norm_fields(x_ND, weight_D, taps_JD, texts, eps, scale_N)
-        fields.delta, fields.sum, fields.u = at(delta_ND), at(sum_ND), at(u_ND)
-        fused.call("klype_norm", ctypes.byref(fields), ctypes.c_int(0), like=x_ND)
+        sum_ND, u_ND, scale_N = _normed(x_ND, delta_ND, weight_D, taps_JD, rest)
         ctx.save_for_backward(sum_ND, weight_D, taps_JD, scale_N)
         ctx.set_materialize_grads(False)
         ctx.rest = *rest, delta_ND is not None
@@ -147,7 +165,7 @@ class _Norm(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, sum_gradient_ND: Tensor | None, u_gradient_ND: Tensor | None) -> tuple[Tensor | None, ...]:
-        texts, eps, fused, added = ctx.rest
+        texts, eps, backend, added = ctx.rest
         if u_gradient_ND is None:
             return (sum_gradient_ND, sum_gradient_ND if added else None, None, None, None)
         sum_ND, weight_D, taps_JD, scale_N = ctx.saved_tensors
@@ -158,20 +176,37 @@ class _Norm(torch.autograd.Function):
         kept = [None if g is None else g.contiguous() for g in (sum_gradient_ND, u_gradient_ND)]
         fields.sum_gradient, fields.u_gradient = map(at, kept)
         fields.x_gradient, fields.weight_gradient = at(gradient_ND), at(sums)
-        fused.call("klype_norm", ctypes.byref(fields), ctypes.c_int(1), like=sum_ND)
+        backend.call("klype_norm", ctypes.byref(fields), ctypes.c_int(1), like=sum_ND)
         low = sums[0].to(weight_D.dtype)
         return gradient_ND, gradient_ND if added else None, low[0], low[1:] if J else None, None
 
 
+def _normed(
+    x_ND: Tensor,
+    delta_ND: Tensor | None,
+    weight_D: Tensor,
+    taps_JD: Tensor | None,
+    rest: tuple[PackedTexts, float, CompiledBackend],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x + delta, its norm (convolved where there are taps), and what the norm scaled each row by."""
+    texts, eps, backend = rest
+    sum_ND = x_ND if delta_ND is None else torch.empty_like(x_ND)
+    u_ND, scale_N = torch.empty_like(x_ND), x_ND.new_empty(len(x_ND), dtype=torch.float32)
+    fields = _norm_fields(x_ND, weight_D, taps_JD, texts, eps, scale_N)
+    fields.delta, fields.sum, fields.u = at(delta_ND), at(sum_ND), at(u_ND)
+    backend.call("klype_norm", ctypes.byref(fields), ctypes.c_int(0), like=x_ND)
+    return sum_ND, u_ND, scale_N
+
+
 def _norm_fields(
-    x_ND: Tensor, weight_D: Tensor, taps_JD: Tensor | None, texts: Texts, eps: float, scale_N: Tensor
+    x_ND: Tensor, weight_D: Tensor, taps_JD: Tensor | None, texts: PackedTexts, eps: float, scale_N: Tensor
 ) -> NormFields:
     return NormFields(
         x=at(x_ND),
         weight=at(weight_D),
         taps=at(taps_JD),
         scale=at(scale_N),
-        starts=at(texts.starts),
+        starts=at(texts.cu_seqlens),
         trees=at(texts.trees),
         number=texts.number,
         D=x_ND.shape[1],
@@ -183,26 +218,26 @@ def _norm_fields(
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, qkv_NE: Tensor, config: ModelConfig, rope: tuple[Tensor, Tensor] | None, texts: Texts, fused: Fused
+        ctx: Any, qkv_NE: Tensor, config: ModelConfig, rope: Rope | None, texts: PackedTexts, backend: CompiledBackend
     ) -> Tensor:
         N = len(qkv_NE)
         out_NE = qkv_NE.new_empty(N, config.heads * config.head_dim)
         spread_NH = qkv_NE.new_empty(N, config.heads, dtype=torch.float32)
         fields = _attention_fields(qkv_NE, out_NE, spread_NH, config, rope, texts)
-        fused.call("klype_attention", ctypes.byref(fields), ctypes.c_int(0), like=qkv_NE)
+        backend.call("klype_attention", ctypes.byref(fields), ctypes.c_int(0), like=qkv_NE)
         ctx.save_for_backward(qkv_NE, out_NE, spread_NH)
-        ctx.rest = config, rope, texts, fused
+        ctx.rest = config, rope, texts, backend
         return out_NE
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient_NE: Tensor) -> tuple[Tensor | None, ...]:
         qkv_NE, out_NE, spread_NH = ctx.saved_tensors
-        config, rope, texts, fused = ctx.rest
+        config, rope, texts, backend = ctx.rest
         gradient_NE, qkv_gradient_NE = gradient_NE.contiguous(), torch.empty_like(qkv_NE)
         fields = _attention_fields(qkv_NE, out_NE, spread_NH, config, rope, texts)
         fields.out_gradient, fields.in_gradient = at(gradient_NE), at(qkv_gradient_NE)
-        fused.call("klype_attention", ctypes.byref(fields), ctypes.c_int(1), like=qkv_NE)
+        backend.call("klype_attention", ctypes.byref(fields), ctypes.c_int(1), like=qkv_NE)
         return qkv_gradient_NE, None, None, None, None
 
 
@@ -211,8 +246,8 @@ def _attention_fields(
     out_NE: Tensor,
     spread_NH: Tensor,
     config: ModelConfig,
-    rope: tuple[Tensor, Tensor] | None,
-    texts: Texts,
+    rope: Rope | None,
+    texts: PackedTexts,
 ) -> AttentionFields:
     cos, sin = rope if rope is not None else (None, None)
     return AttentionFields(
@@ -221,25 +256,22 @@ def _attention_fields(
         at(spread_NH),
         cos=at(cos),
         sin=at(sin),
-        starts=at(texts.starts),
+        starts=at(texts.cu_seqlens),
         trees=at(texts.trees),
         number=texts.number,
         H=config.heads,
         G=config.kv_heads,
         K=config.head_dim,
-        longest=texts.longest,
+        longest=texts.max_seqlen,
     )
 
 
 class _SwiGLU(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, gate_up_NF: Tensor, fused: Fused) -> Tensor:
+    def forward(ctx: Any, gate_up_NF: Tensor, backend: CompiledBackend) -> Tensor:
         ctx.save_for_backward(gate_up_NF)
-        ctx.fused = fused
-        N, F = len(gate_up_NF), gate_up_NF.shape[1] // 2
-        out_NF = gate_up_NF.new_empty(N, F)
-        fused.call("klype_swiglu", at(gate_up_NF), None, at(out_NF), COUNT(N), COUNT(F), like=gate_up_NF)
-        return out_NF
+        ctx.backend = backend
+        return _swiglu(gate_up_NF, backend)
 
     @staticmethod
     @once_differentiable
@@ -248,19 +280,26 @@ class _SwiGLU(torch.autograd.Function):
         gradient_NF, out_NF = gradient_NF.contiguous(), torch.empty_like(gate_up_NF)
         N, F = gradient_NF.shape
         pointers = at(gate_up_NF), at(gradient_NF), at(out_NF)
-        ctx.fused.call("klype_swiglu", *pointers, COUNT(N), COUNT(F), like=gate_up_NF)
+        ctx.backend.call("klype_swiglu", *pointers, COUNT(N), COUNT(F), like=gate_up_NF)
         return out_NF, None
+
+
+def _swiglu(gate_up_NF: Tensor, backend: CompiledBackend) -> Tensor:
+    N, F = len(gate_up_NF), gate_up_NF.shape[1] // 2
+    out_NF = gate_up_NF.new_empty(N, F)
+    backend.call("klype_swiglu", at(gate_up_NF), None, at(out_NF), COUNT(N), COUNT(F), like=gate_up_NF)
+    return out_NF
 
 
 class _Entropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits_NV: Tensor, targets_N: Tensor, weights_N: Tensor, fused: Fused) -> Tensor:
+    def forward(ctx: Any, logits_NV: Tensor, targets_N: Tensor, weights_N: Tensor, backend: CompiledBackend) -> Tensor:
         N, V = logits_NV.shape
         targets_N, weights_N = targets_N.contiguous(), weights_N.contiguous()
         loss_N = logits_NV.new_empty(N, dtype=torch.float32)
         pointers = at(logits_NV), at(targets_N), at(weights_N), at(loss_N)
         wants = ctypes.c_int(ctx.needs_input_grad[0])
-        fused.call("klype_entropy", *pointers, COUNT(N), COUNT(V), wants, like=logits_NV)
+        backend.call("klype_entropy", *pointers, COUNT(N), COUNT(V), wants, like=logits_NV)
         ctx.gradient_NV = logits_NV.detach()
         return loss_N.sum()
 
@@ -272,31 +311,12 @@ class _Entropy(torch.autograd.Function):
         return ctx.gradient_NV, None, None, None
 
 
-def at(tensor: Tensor | None) -> ctypes.c_void_p | None:
-    """Where its numbers lie."""
-    if tensor is None:
-        return None
-    assert tensor.is_contiguous()
-    return POINTER(tensor.data_ptr())
-
-
-class RowsFields(ctypes.Structure):
-    """rows.c: Rows."""
-
-    _fields_ = (
-        *((name, POINTER) for name in ("in", "out", "q_norm", "k_norm", "cos", "sin", "keys", "values")),
-        *((name, POINTER) for name in ("own", "shared", "rows", "starts", "shelf_keys", "shelf_values", "strides")),
-        *((name, COUNT) for name in ("tables", "H", "G", "K", "S", "most", "longest", "widest")),
-        ("eps", ctypes.c_float),
-    )
-
-
 @dataclass(frozen=True, eq=False)
 class Tables:
     """Who sits together: rows [R] in the order of seats, of which table t has ``starts[t]`` to ``starts[t + 1]``.
 
     ``keys`` and ``values`` [layers, tables] are where the text of each table lies, ``strides`` [tables] how many
-    numbers there are from one head to the next; 0 where nothing is shared. They hold as long as the shelves do.
+    numbers there are from one head to the next; 0 where nothing is shared. They hold as long as the stores do.
     """
 
     rows: Tensor
@@ -307,22 +327,22 @@ class Tables:
     strides: Tensor
 
 
-def seated(shelves: list[Shelf], shelf_of: Indices, slot_of: Indices, config: ModelConfig) -> Tables:
+def seated(stores: list[SharedKV], store_of: Indices, slot_of: Indices, config: ModelConfig) -> Tables:
     """Tables for these rows."""
-    R = len(shelf_of)
+    R = len(store_of)
     pieces = SHARES * torch.get_num_threads()
     most = max(1, min(SEATS, R * config.kv_heads // pieces))
-    rows = np.lexsort((slot_of, shelf_of))
-    shelf, slot = shelf_of[rows], slot_of[rows]
+    rows = np.lexsort((slot_of, store_of))
+    store, slot = store_of[rows], slot_of[rows]
     fresh = np.ones(R, bool)
-    fresh[1:] = (shelf[1:] != shelf[:-1]) | (slot[1:] != slot[:-1])
+    fresh[1:] = (store[1:] != store[:-1]) | (slot[1:] != slot[:-1])
     firsts = np.flatnonzero(fresh)
     seat = np.arange(R) - np.repeat(firsts, np.diff(firsts, append=R))
     starts = np.append(np.flatnonzero(seat % most == 0), R)
     heads = starts[:-1]
     keys, values, strides = (np.zeros((config.layers, len(heads)), np.int64) for _ in range(3))
-    for index, one in enumerate(shelves):
-        here = np.flatnonzero(shelf[heads] == index)
+    for index, one in enumerate(stores):
+        here = np.flatnonzero(store[heads] == index)
         for layer in range(config.layers if len(here) else 0):
             for to, stored in ((keys, one.keys[layer]), (values, one.values[layer])):
                 slots, positions, size = stored.stride(0), stored.stride(2), stored.element_size()
@@ -333,23 +353,23 @@ def seated(shelves: list[Shelf], shelf_of: Indices, slot_of: Indices, config: Mo
     return Tables(torch.from_numpy(rows), torch.from_numpy(starts), most, keys, values, torch.from_numpy(strides[0]))
 
 
-class OneMore:
-    """What all layers of a pass need."""
+class _FusedDecode(_PackedPass):
+    """One new token of every row of a cache: texts of one token each, which see what the cache holds."""
 
-    def __init__(self, cache: Cache, tables: Tables, fused: Fused, rope: tuple[Tensor, Tensor] | None) -> None:
+    def __init__(self, backend: CompiledBackend, cache: Cache, rope: Rope | None) -> None:
         """``rope``: cos and sin [window, K]."""
-        own = cache.lengths - cache.shared
-        self.cache = cache
-        self.fused = fused
-        self.tables = tables
-        self.own_R, shared_R = torch.from_numpy(own), torch.from_numpy(cache.shared)
+        c, own = cache.config, cache.lengths - cache.shared
+        super().__init__(backend, c, PackedTexts.single(cache.rows), None)
+        if "tables" not in cache.plans:
+            store_of = np.where(cache.shared > 0, cache.store_of, -1)
+            cache.plans["tables"] = seated(cache.stores, store_of, cache.slot_of, c)
+        self.cache, self.tables = cache, cache.plans["tables"]
         positions_R = torch.from_numpy(cache.lengths)
-        self.rope = None if rope is None else tuple(table[positions_R].float() for table in rope)
-        self.texts = Texts.alone(cache.rows)
-        c = cache.config
+        self._kept = [torch.from_numpy(own), torch.from_numpy(cache.shared)]  # pointers to them are in the fields
+        self._kept += [] if rope is None else [table[positions_R].float() for table in rope]
+        pointers = dict(zip(("own", "shared", "cos", "sin"), map(at, self._kept), strict=False))
         self.fields = RowsFields(
-            own=at(self.own_R),
-            shared=at(shared_R),
+            **pointers,
             rows=at(self.tables.rows),
             starts=at(self.tables.starts),
             strides=at(self.tables.strides),
@@ -363,40 +383,40 @@ class OneMore:
             widest=int(cache.shared.max()),
             eps=c.norm_eps,
         )
-        self._kept = shared_R
-        if self.rope is not None:
-            self.fields.cos, self.fields.sin = map(at, self.rope)
 
-    def end(self) -> None:
-        """The new tokens are part of every row from here on."""
-        self.cache.lengths = self.cache.lengths + 1
-
-    def convolve(self, index: int, x_RD: Tensor, taps_JD: Tensor) -> Tensor:
-        """The short convolution, its past taken from the cache."""
-        inputs, u_RD = self.cache.inputs[index], torch.empty_like(x_RD)
-        (R, D), J = x_RD.shape, len(taps_JD)
+    def norm(
+        self, x_ND: Tensor, added_ND: Tensor | None, norm: nn.RMSNorm, taps_JD: Tensor | None = None, layer: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        x_ND, u_ND, _ = _normed(x_ND, added_ND, norm.weight, None, (self.texts, norm.eps or 0.0, self.backend))
+        if taps_JD is None:
+            return x_ND, u_ND
+        inputs, out_ND = self.cache.inputs[layer], torch.empty_like(u_ND)
+        (R, D), J = u_ND.shape, len(taps_JD)
         sizes = COUNT(R), COUNT(J), COUNT(inputs.shape[1] - J), COUNT(D)
-        pointers = at(x_RD), at(taps_JD.detach()), at(inputs), at(u_RD), at(self.own_R)
-        self.fused.call("klype_rows_convolve", *pointers, *sizes, like=x_RD)
-        return u_RD
+        pointers = at(u_ND), at(taps_JD.detach()), at(inputs), at(out_ND), at(self._kept[0])
+        self.backend.call("klype_rows_convolve", *pointers, *sizes, like=u_ND)
+        return x_ND, out_ND
 
-    def attend(self, index: int, qkv_RE: Tensor, layer: Layer) -> Tensor:
-        """Stores the new keys and values, then attends to all of the row: [R, H * K]."""
-        fields, c = self.fields, self.cache.config
-        out_RE = qkv_RE.new_empty(len(qkv_RE), c.heads * c.head_dim)
-        norms = [None if norm is None else norm.weight.detach().float() for norm in (layer.q_norm, layer.k_norm)]
-        fields.q_norm, fields.k_norm = map(at, norms)
-        setattr(fields, "in", at(qkv_RE))
-        fields.out, fields.keys, fields.values = map(at, (out_RE, self.cache.keys[index], self.cache.values[index]))
-        fields.shelf_keys = self.tables.keys[index].ctypes.data
-        fields.shelf_values = self.tables.values[index].ctypes.data
-        self.fused.call("klype_rows_attend", ctypes.byref(fields), like=qkv_RE)
-        return out_RE
+    def attend(self, qkv_NE: Tensor, norms: Sequence[nn.RMSNorm | None], layer: int) -> Tensor:
+        """Stores the new keys and values, then attends to all of the row."""
+        fields, c = self.fields, self.config
+        out_NE = qkv_NE.new_empty(len(qkv_NE), c.heads * c.head_dim)
+        weights = [None if norm is None else norm.weight.detach().float() for norm in norms]
+        fields.q_norm, fields.k_norm = map(at, weights)
+        setattr(fields, "in", at(qkv_NE))
+        fields.out, fields.keys, fields.values = map(at, (out_NE, self.cache.keys[layer], self.cache.values[layer]))
+        fields.shared_keys = self.tables.keys[layer].ctypes.data
+        fields.shared_values = self.tables.values[layer].ctypes.data
+        self.backend.call("klype_rows_attend", ctypes.byref(fields), like=qkv_NE)
+        return out_NE
+
+    def swiglu(self, gate_up_NF: Tensor) -> Tensor:
+        return _swiglu(gate_up_NF, self.backend)
 
 
-def suits(fused: Fused, cache: Cache, x_RTD: Tensor) -> bool:
-    """Whether a pass is one token of rows that do not fill the window, of a model that C computes."""
-    c = cache.config
-    if x_RTD.shape[1] != 1 or not cache.rows or cache.lengths.max() >= c.window or torch.is_grad_enabled():
-        return False
-    return fused.fits(c) and fused.takes(x_RTD)
+def at(tensor: Tensor | None) -> ctypes.c_void_p | None:
+    """Where its numbers lie."""
+    if tensor is None:
+        return None
+    assert tensor.is_contiguous()
+    return POINTER(tensor.data_ptr())

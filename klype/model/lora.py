@@ -62,7 +62,7 @@ class AdaptedTransformer(Transformer):
         super(Transformer, self).__init__()
         shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
         self.__dict__.update(copy.deepcopy(model, shared).__dict__)
-        self.stepper = None
+        self.decoder = None
         for layer in self.layers:
             for name in MATRICES:
                 setattr(layer, name, Adapted(getattr(layer, name), settings))

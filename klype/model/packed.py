@@ -1,6 +1,7 @@
-"""Texts laid end to end, so that nothing is padded: piece s has the rows ``starts[s]`` to ``starts[s + 1]`` of N.
+"""Packed (varlen) texts: end to end, so that nothing is padded; text s has the rows from ``cu_seqlens[s]`` on, of N.
 
-A text is one piece, or a tree of them: a stem, such as a prompt, and branches that go on from it, such as its answers.
+With shared prefixes a text is a tree of pieces: a prefix, such as a prompt, and branches that go on from it, such as
+its answers.
 """
 
 from __future__ import annotations
@@ -16,81 +17,81 @@ as long as a tenth of the product. Texts of one token each, which nobody wants, 
 
 
 @dataclass(frozen=True)
-class Texts:
-    """Where pieces begin and end, [S + 1], and the length of the longest text: a stem's counts with each branch.
+class PackedTexts:
+    """Where pieces begin and end, [S + 1], and the length of the longest text: a prefix's counts with each branch.
 
-    ``trees``: tree i has the pieces ``trees[i]`` (its stem) to ``trees[i + 1]``; None: each piece is a text.
+    ``trees``: tree i has the pieces ``trees[i]`` (its prefix) to ``trees[i + 1]``; None: each piece is a text.
     """
 
-    starts: Tensor
-    longest: int
+    cu_seqlens: Tensor
+    max_seqlen: int
     trees: Tensor | None = None
 
     @staticmethod
-    def alone(rows: int) -> Texts:
+    def single(rows: int) -> PackedTexts:
         """So many texts of one token each."""
-        return Texts(torch.arange(rows + 1), 1)
+        return PackedTexts(torch.arange(rows + 1), 1)
 
     @property
     def number(self) -> int:
         """Of trees."""
-        return len(self.starts if self.trees is None else self.trees) - 1
+        return len(self.cu_seqlens if self.trees is None else self.trees) - 1
 
 
 @dataclass(frozen=True)
-class Laid:
-    """Texts laid end to end: their positions in the flattened rows, and which of those are wanted (None: all)."""
+class Packed:
+    """Texts packed from a batch: their positions in its flattened rows, and which of those are wanted (None: all)."""
 
-    texts: Texts
+    texts: PackedTexts
     rows: Tensor
     wanted: Tensor | None
 
 
 @dataclass(frozen=True)
-class Stems:
+class SharedPrefixes:
     """Rows come in groups of ``group``; those of group q begin with the same ``lengths[q]`` tokens."""
 
     group: int
     lengths: Tensor
 
 
-def laid_out(wanted_BT: Tensor, document_BT: Tensor | None = None) -> Laid:
+def pack(wanted_BT: Tensor, document_BT: Tensor | None = None) -> Packed:
     """The rows up to their last wanted position, cut where a document ends, and filled up to a round number."""
     T = wanted_BT.shape[1]
     lengths_B = _lengths(wanted_BT)
     used_BT = torch.arange(T) < lengths_B[:, None]
     rows = used_BT.flatten().nonzero()[:, 0]
     if document_BT is None:
-        starts = _starts(lengths_B[lengths_B > 0])
+        cu_seqlens = _cumulated(lengths_B[lengths_B > 0])
     else:
         first_BT = torch.ones_like(used_BT)
         first_BT[:, 1:] = document_BT[:, 1:] != document_BT[:, :-1]
         inside = first_BT.flatten()[rows].nonzero()[:, 0]
-        starts = torch.cat([inside, inside.new_tensor([len(rows)])])
-    longest = int(starts.diff().max()) if len(starts) > 1 else 0
+        cu_seqlens = torch.cat([inside, inside.new_tensor([len(rows)])])
+    longest = int(cu_seqlens.diff().max()) if len(cu_seqlens) > 1 else 0
     wanted = wanted_BT.flatten()[rows].nonzero()[:, 0]
-    return _filled(Texts(starts, longest), rows, wanted, len(wanted) == len(rows))
+    return _filled(PackedTexts(cu_seqlens, longest), rows, wanted, len(wanted) == len(rows))
 
 
-def grown(wanted_BT: Tensor, stems: Stems) -> Laid:
+def pack_branches(wanted_BT: Tensor, prefixes: SharedPrefixes) -> Packed:
     """The same, what rows of a group begin with only once. ``wanted`` is in the order of ``wanted_BT``."""
     B, T = wanted_BT.shape
-    G, Q = stems.group, len(stems.lengths)
+    G, Q = prefixes.group, len(prefixes.lengths)
     lengths_QG = _lengths(wanted_BT).view(Q, G)
-    stem_Q = torch.minimum(stems.lengths, lengths_QG.amax(1))
-    pieces_QE = torch.cat([stem_Q[:, None], (lengths_QG - stem_Q[:, None]).clamp(min=0)], 1)
-    starts, sizes = _starts(pieces_QE.flatten()), pieces_QE.flatten()
+    prefix_Q = torch.minimum(prefixes.lengths, lengths_QG.amax(1))
+    pieces_QE = torch.cat([prefix_Q[:, None], (lengths_QG - prefix_Q[:, None]).clamp(min=0)], 1)
+    cu_seqlens, sizes = _cumulated(pieces_QE.flatten()), pieces_QE.flatten()
     piece_N = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
     tree_N, branch_N = piece_N // (G + 1), piece_N % (G + 1) - 1
-    column_N = torch.arange(len(piece_N)) - starts[piece_N] + torch.where(branch_N >= 0, stem_Q[tree_N], 0)
+    column_N = torch.arange(len(piece_N)) - cu_seqlens[piece_N] + torch.where(branch_N >= 0, prefix_Q[tree_N], 0)
     rows = (tree_N * G + branch_N.clamp(min=0)) * T + column_N
     row_W, column_W = wanted_BT.nonzero(as_tuple=True)
     tree_W = row_W // G
-    beyond_W = column_W - stem_Q[tree_W]
+    beyond_W = column_W - prefix_Q[tree_W]
     at_W = tree_W * (G + 1) + torch.where(beyond_W >= 0, row_W % G + 1, 0)
-    wanted = starts[at_W] + torch.where(beyond_W >= 0, beyond_W, column_W)
-    longest = int((stem_Q + pieces_QE[:, 1:].amax(1)).max()) if B else 0
-    return _filled(Texts(starts, longest, torch.arange(0, Q * (G + 1) + 1, G + 1)), rows, wanted, False)
+    wanted = cu_seqlens[at_W] + torch.where(beyond_W >= 0, beyond_W, column_W)
+    longest = int((prefix_Q + pieces_QE[:, 1:].amax(1)).max()) if B else 0
+    return _filled(PackedTexts(cu_seqlens, longest, torch.arange(0, Q * (G + 1) + 1, G + 1)), rows, wanted, False)
 
 
 def _lengths(wanted_BT: Tensor) -> Tensor:
@@ -98,23 +99,23 @@ def _lengths(wanted_BT: Tensor) -> Tensor:
     return torch.where(wanted_BT, torch.arange(wanted_BT.shape[1]) + 1, 0).amax(1)
 
 
-def _starts(lengths: Tensor) -> Tensor:
-    starts = torch.zeros(len(lengths) + 1, dtype=torch.int64)
-    torch.cumsum(lengths, 0, out=starts[1:])
-    return starts
+def _cumulated(lengths: Tensor) -> Tensor:
+    cu_seqlens = torch.zeros(len(lengths) + 1, dtype=torch.int64)
+    torch.cumsum(lengths, 0, out=cu_seqlens[1:])
+    return cu_seqlens
 
 
-def _filled(texts: Texts, rows: Tensor, wanted: Tensor, every: bool) -> Laid:
+def _filled(texts: PackedTexts, rows: Tensor, wanted: Tensor, every: bool) -> Packed:
     """With texts of one token each, up to a round number; ``every``: all rows are wanted, in their order."""
-    spare = missing(len(rows))
+    spare = padding(len(rows))
     if not spare and every:
-        return Laid(texts, rows, None)
+        return Packed(texts, rows, None)
     more = torch.arange(1, spare + 1)
     trees = None if texts.trees is None else torch.cat([texts.trees, texts.trees[-1] + more])
-    starts = torch.cat([texts.starts, more + len(rows)])
-    return Laid(Texts(starts, texts.longest, trees), torch.cat([rows, rows.new_zeros(spare)]), wanted)
+    cu_seqlens = torch.cat([texts.cu_seqlens, more + len(rows)])
+    return Packed(PackedTexts(cu_seqlens, texts.max_seqlen, trees), torch.cat([rows, rows.new_zeros(spare)]), wanted)
 
 
-def missing(rows: int) -> int:
+def padding(rows: int) -> int:
     """How many more make a round number."""
     return -rows % ROUND

@@ -1,7 +1,7 @@
 """A model's matrices laid out for inference: oneDNN's own blocks in float32 and bfloat16, or 8-bit integers.
 
-A packed matrix takes the place of the one it was made from, so that memory holds one of them; only embeddings that
-are also the head are kept beside it. Packed models compute and do not learn; their weights never change.
+A prepacked matrix takes the place of the one it was made from, so that memory holds one of them; only embeddings that
+are also the head are kept beside it. Prepacked models compute and do not learn; their weights never change.
 
 With a C compiler, a pass over a few tokens is one call of C (``step.c``): torch's own way through a model is hundreds
 of calls a token, of 8 bits some 5,000. Nobody needs it: where there is none, or where a model's shape is not
@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
@@ -86,7 +87,7 @@ class Kernel:
     library: ctypes.CDLL
     block: int = BLOCK
 
-    def takes(self, x: Tensor) -> bool:
+    def supports(self, x: Tensor) -> bool:
         """Whether these are few rows."""
         return 0 < x.numel() <= FEW * x.shape[-1]
 
@@ -105,8 +106,8 @@ def kernel(folder: Path, announce: Callable[[], None] = lambda: None) -> Kernel 
     return None if found is None else Kernel(found)
 
 
-def suits(config: ModelConfig) -> bool:
-    """A convolution, or widths that are no multiples of 16, go through torch."""
+def decodes(config: ModelConfig) -> bool:
+    """Whether such models decode in C: a convolution, or widths that are no multiples of 16, go through torch."""
     return not config.conv and not any(size % WIDTH for size in (config.width, config.head_dim, config.hidden))
 
 
@@ -133,8 +134,8 @@ def matrix_at(address: int, weight_OI: Tensor, bias_O: Tensor | None = None, sca
     return Matrix(address, _address(scale_O), _address(bias_O), *weight_OI.shape, bits)
 
 
-class Stepper:
-    """A packed model's passes over at most ``FEW`` tokens, of rows that have nothing on shelves.
+class CompiledDecoder:
+    """A prepacked model's passes over at most ``FEW`` tokens, of rows that share nothing, each in one call of C.
 
     What lies between the matrices is computed in float32; only the cache is in the model's own precision.
     """
@@ -165,16 +166,15 @@ class Stepper:
             norm_eps=c.norm_eps,
         )
 
-    def takes(self, cache: Cache, T: int) -> bool:
-        """Whether T more tokens a row are few enough, and inside the window."""
+    def supports(self, cache: Cache, T: int) -> bool:
         few = 0 < T * cache.rows <= FEW and not cache.shared.any()
         return few and bool(cache.lengths.max() + T <= self.config.window)
 
     def hidden(self, x_BTD: Tensor, cache: Cache) -> Tensor:
-        """States after the last norm, [B, T, D], of embeddings, which are overwritten; the rows are T longer then."""
+        """States after the last norm, [B, T, D], of embeddings, which are overwritten."""
         B, T, _ = x_BTD.shape
         x, dtype = x_BTD.float().contiguous(), x_BTD.dtype
-        positions_BT = cache.extend(T)
+        positions_BT = torch.from_numpy(cache.lengths[:, None] + np.arange(T))
         rows_BT = torch.arange(B)[:, None].expand(B, T).contiguous()
         for fields, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
             fields.keys, fields.values = keys.data_ptr(), values.data_ptr()
@@ -226,7 +226,7 @@ class BlockedLinear(nn.Module):
         self.fields = matrix_at(address, weight, self.wide_bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.kernel is not None and self.kernel.takes(x):
+        if self.kernel is not None and self.kernel.supports(x):
             return self.kernel.product(self.fields, x)
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.matrix, self.bias, "none", [], "")
         return out
@@ -262,7 +262,7 @@ class Int8Linear(nn.Module):
         return wide.flatten(1)[:, : len(self.scale)]
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.kernel is not None and self.kernel.takes(x):
+        if self.kernel is not None and self.kernel.supports(x):
             return self.kernel.product(self.fields, x)
         rows_MI = x.reshape(-1, x.shape[-1])
         if self.in_blocks and rows_MI.shape[0] <= FEW_ROWS and self.kernel is None:
@@ -274,28 +274,27 @@ class Int8Linear(nn.Module):
         return out_MO.view(*x.shape[:-1], -1).to(x.dtype)
 
 
-def pack(model: Transformer, precision: Precision, kernel: Kernel | None = None) -> Transformer:
-    """The same model, changed in place, for inference in "float32", "bfloat16" or "int8".
+def prepack(model: Transformer, precision: Precision, kernel: Kernel | None = None) -> Transformer:
+    """The same model, its matrices changed in place, for inference in "float32", "bfloat16" or "int8".
 
     Matrices that are too small to gain, or on an accelerator, and machines without oneDNN, keep the plain ones. int8
     weights are read from the model as it is: load it in float32 so that they are rounded once. With a ``kernel``,
-    passes over few tokens are one call of C each where the model suits. Raises KlypeError for other names.
+    passes over few tokens are one call of C each where it decodes such models. Raises KlypeError for other names.
     """
     if precision not in PRECISIONS:
         raise KlypeError(f"A model cannot be packed as {precision!r}.", "Choose float32, bfloat16 or int8.")
-    if is_packed(model):
+    if is_prepacked(model):
         raise KlypeError("This model is packed already.", "Load it again to pack it otherwise.")
     model.requires_grad_(False)
-    kernel = kernel if suits(model.config) and model.embed.weight.device.type == "cpu" else None
+    kernel = kernel if decodes(model.config) and model.embed.weight.device.type == "cpu" else None
     with torch.no_grad():
         model.to(_stream(precision))
         for parent in [*model.layers, model]:
             for name, part in list(parent.named_children()):
                 if isinstance(part, nn.Linear):
                     setattr(parent, name, _packed(part, precision, kernel))
-    if kernel is not None and all(_compiled(part) for layer in model.layers for part in layer.children()):
-        model.stepper = Stepper(model, kernel)
-    return model
+    whole = kernel is not None and all(_compiled(part) for layer in model.layers for part in layer.children())
+    return model.using(model.backend, CompiledDecoder(model, kernel) if kernel is not None and whole else None)
 
 
 def _compiled(part: nn.Module) -> bool:
@@ -345,6 +344,6 @@ def _packed(layer: nn.Linear, precision: Precision, kernel: Kernel | None) -> nn
     return BlockedLinear(weight.to(dtype), None if bias is None else bias.to(dtype), kernel)
 
 
-def is_packed(model: Transformer) -> bool:
-    """Whether ``pack`` has been here: such a model can neither learn nor be saved."""
+def is_prepacked(model: Transformer) -> bool:
+    """Whether ``prepack`` has been here: such a model can neither learn nor be saved."""
     return any(isinstance(part, BlockedLinear | Int8Linear) for part in model.modules())

@@ -1,6 +1,6 @@
 /* One more token of every row of a cache, between the matrix products: klype.model.compiled calls it.
  *
- * A row's text is a part that it shares with others, on a shelf, and one of its own. Readers of one text sit at a table
+ * A row's text is a part that it shares with others (shared KV) and one of its own. Readers of one text sit at a table
  * together: its keys are laid across once for all of them, and their scores are products of small matrices. What comes out
  * for a row does not depend on who sits beside it, nor on the number of threads.
  *
@@ -15,14 +15,14 @@ typedef struct {
     void *keys, *values;          /* [R, G, S, K]: the new ones are stored */
     const int64_t *own, *shared;  /* [R]: positions so far */
     const int64_t *rows, *starts; /* [R]: who sits where; table t has the seats starts[t] .. starts[t + 1] */
-    const void *const *shelf_keys, *const *shelf_values; /* [tables]: [G, .., K] */
-    const int64_t *strides;       /* [tables]: numbers from a shelf's head to the next */
+    const void *const *shared_keys, *const *shared_values; /* [tables]: [G, .., K] */
+    const int64_t *strides;       /* [tables]: numbers from a head of shared KV to the next */
     int64_t tables, H, G, K, S, most, longest, widest; /* seats at a table, own positions (the new one too), shared ones */
     float eps;
 } Rows;
 
 typedef struct { /* all as float */
-    float *keys, *values, *across;             /* of the shelf: [P, KP], [P, KP], [KP, PP] */
+    float *keys, *values, *across;             /* of shared KV: [P, KP], [P, KP], [KP, PP] */
     float *own_keys, *own_values, *own_across; /* of a row: [O, KP], [O, KP], [KP, OP] */
     float *q, *out, *p;                        /* of all heads at the table: [M, KP], [M, KP], [M, PP + OP] */
     float *sums;                               /* [M] */
@@ -78,8 +78,8 @@ INLINE void table(const Rows *a, const Desk *d, int64_t t, int64_t g, int low) {
     int64_t PP = padded(P);
     if (P) {
         int64_t shift = size * g * a->strides[t];
-        fetch((const char *)a->shelf_keys[t] + shift, K, P, K, NULL, NULL, 1.f, d->keys, KP, low);
-        fetch((const char *)a->shelf_values[t] + shift, K, P, K, NULL, NULL, 1.f, d->values, KP, low);
+        fetch((const char *)a->shared_keys[t] + shift, K, P, K, NULL, NULL, 1.f, d->keys, KP, low);
+        fetch((const char *)a->shared_values[t] + shift, K, P, K, NULL, NULL, 1.f, d->values, KP, low);
         turned(d->keys, 0, P, K, KP, d->across, PP);
     }
     for (int64_t i = 0; i < heads; i++)

@@ -2,7 +2,7 @@
  * klype.model.compiled calls them and says what they compute.
  *
  * Texts lie end to end as N rows: piece s has the rows starts[s] .. starts[s+1]. A text is one piece, or a tree of them: a
- * stem, and branches that each go on from its end and do not see one another; tree i has the pieces trees[i] .. trees[i+1].
+ * prefix, and branches that each go on from its end and do not see one another; tree i has the pieces trees[i] .. trees[i+1].
  * Numbers in memory are float or (low) bfloat16, sums are always float. Shapes: D width, H query heads, G key heads, K head
  * width, F hidden width, J taps, V vocabulary, P positions of a text. D and F are multiples of 16, K of 8. Trees are divided
  * among threads by their number alone, and what threads sum is added in their order, so that equal calls give equal bits. */
@@ -13,7 +13,7 @@ typedef struct {
     int64_t number;                /* of trees */
 } Texts;
 
-typedef struct { int64_t first, T, before; } Piece; /* its first row, its rows, the positions of the stem before it */
+typedef struct { int64_t first, T, before; } Piece; /* its first row, its rows, the positions of the prefix before it */
 
 INLINE Span pieces(const Texts *t, int64_t tree) {
     Span alone = {tree, tree + 1}, own = {t->trees ? t->trees[tree] : 0, t->trees ? t->trees[tree + 1] : 0};
@@ -81,7 +81,7 @@ INLINE void norm_forward(const Norm *n, Span span, float *ring, int low) {
 }
 
 /* What the convolution hands back to row t, and to its taps, from the rows that follow it in the rows of its piece, and in
- * the branches where it is near the end of their stem. */
+ * the branches where it is near the end of their prefix. */
 INLINE Vec from_later(const Norm *n, Span tree, int64_t s, int64_t left, int64_t t, int64_t d, Vec normed, float *sums, int low) {
     int64_t D = n->D, J = n->J, taps = left < J ? left : J;
     Vec g = get(n->u_gradient, t * D + d, low);
@@ -227,8 +227,8 @@ int klype_entropy(void *logits, const int64_t *targets, const float *weights, fl
     return failed;
 }
 
-/* Causal attention of every text to itself: rows of q, k, v heads -> rows of mixed values. A piece stands behind its stem: the
- * stem's keys and values stay where they are while branch after branch takes the place behind them. */
+/* Causal attention of every text to itself: rows of q, k, v heads -> rows of mixed values. A piece stands behind its prefix: the
+ * prefix's keys and values stay where they are while branch after branch takes the place behind them. */
 
 typedef struct {
     const void *in;        /* [N, (H + 2 G) * K] */

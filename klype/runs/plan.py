@@ -21,6 +21,7 @@ from torch import nn
 
 from klype.device import gemm_gflops, trim_memory
 from klype.errors import Interrupted
+from klype.model.attention import TORCH
 from klype.train import parallel
 from klype.train.loop import Session, Settings, train
 from klype.train.objectives import Objective
@@ -106,7 +107,7 @@ def plan(
     taken, best = min(found, key=lambda row: row[0])
     left = max(0.0, seconds - (time.perf_counter() - began))
     steps = max(10, round(left / taken))
-    return Planned(steps, steps * taken, best, precision, getattr(model, "fused", None) is not None)
+    return Planned(steps, steps * taken, best, precision, getattr(model, "backend", TORCH) is not TORCH)
 
 
 def look(model: nn.Module, build: Build, training: Settings, seconds: float, cores: int, precision: Precision) -> float:

@@ -58,8 +58,7 @@ def _shaped(run: Run, look: Look) -> tuple[Recipe, str]:
     precision, most = precision_of(run, "pretrain"), tokens_a_step * enough_steps(run, "pretrain")
 
     def step_seconds(config: ModelConfig) -> float:
-        model = Transformer(config).to(run.device)
-        model.fused = run.fused
+        model = Transformer(config, run.backend).to(run.device)
         return look(model, lambda twin: (cross_entropy, late_text(run)), lesson.training, seconds, run.cores, precision)
 
     fits, limit = in_time(seconds, tokens_a_step, step_seconds), ""

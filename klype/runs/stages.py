@@ -18,7 +18,8 @@ from torch import nn
 from klype.data.pools import STEPS
 from klype.device import pick_device, usable_cores
 from klype.model import checkpoint
-from klype.model.compiled import Fused, fused
+from klype.model.attention import TORCH, Backend
+from klype.model.compiled import compiled_backend
 from klype.model.transformer import Transformer
 from klype.runs import ranking
 from klype.runs.adapting import learner, learnt
@@ -63,7 +64,6 @@ class Run:
             folder = self.folder / stage
             here = (folder / "model.safetensors").exists() or self.start is None
             self.models[stage] = self.load(folder) if here else self.started
-            self.models[stage].fused = self.fused
         return self.models[stage]
 
     @cached_property
@@ -74,7 +74,7 @@ class Run:
 
     def load(self, folder: Path) -> Transformer:
         """A checkpoint's model, where this run computes."""
-        return checkpoint.load(folder, device=self.device).model
+        return checkpoint.load(folder, device=self.device).model.using(self.backend)
 
     @cached_property
     def device(self) -> torch.device:
@@ -87,11 +87,12 @@ class Run:
         return max(1, usable_cores() // self.options.processes) if self.device.type == "cpu" else 1
 
     @cached_property
-    def fused(self) -> Fused | None:
-        """What is compiled for the CPU, where there is a compiler and a place to keep it."""
+    def backend(self) -> Backend:
+        """What computes: compiled code for the CPU, where there is a compiler and a place to keep it."""
         if self.options.cache is None or self.device.type != "cpu":
-            return None
-        return fused(self.options.cache, lambda: self.say.note("Compiling a part of klype once: some seconds."))
+            return TORCH
+        tell = lambda: self.say.note("Compiling a part of klype once: some seconds.")
+        return compiled_backend(self.options.cache, tell)
 
     def save(self, stage: str, model: Transformer, about: dict[str, Any]) -> None:
         full = {"stage": stage, "recipe": self.record.content["recipe"], "seed": self.options.seed, **about}
@@ -105,7 +106,7 @@ def pretrain(run: Run) -> None:
     torch.manual_seed(run.options.seed)
     if run.start is None:
         shape = model_config(run.recipe.model, run.subject.chat.tokenizer.vocab_size)
-        whole = Transformer(shape).to(run.device)  # drawn on the CPU: the same weights everywhere
+        whole = Transformer(shape, run.backend).to(run.device)  # drawn on the CPU: the same weights everywhere
     else:
         whole = run.load(run.start)
     model = learner(run.recipe, run.options.seed, whole)
@@ -181,25 +182,26 @@ def learn(
 ) -> Trained:
     """Plan (or replay the plan), train or resume, and tell how it goes. ``ready``: see Session."""
     model.train()
-    model.fused = run.fused
-    planned = _planned(run, stage, model, lambda twin: build(twin, None), training)
-    if planned.fused and model.fused is None:
+    trainee = model.using(run.backend)
+    planned = _planned(run, stage, trainee, lambda twin: build(twin, None), training)
+    if planned.fused and run.backend is TORCH:
         run.say.note("No compiled code is used any more: what follows is not bit for bit what it would have been.")
     if stage == "pretrain":
         training = run.recipe.pretraining(planned.steps, run.subject.tokens)
-    model.fused = run.fused if planned.fused else None
+    if not planned.fused:
+        trainee = model.using(TORCH)
     torch.set_num_threads(planned.crew.threads)
     run.say.stage_start(stage, planned.steps)
     known, at = run.record.content["plan"][stage], newest_step(run.folder / stage)
     pace = Pace(known, time.perf_counter(), run.record.save, at, enough_steps(run, stage))
 
     def start() -> tuple[Trained, int]:
-        objective, batches = build(model, pace.planned)
+        objective, batches = build(trainee, pace.planned)
         counted = _Counted(batches)
-        session = replace(session_of(run, stage, model, counted, pace), ready=ready)
+        session = replace(session_of(run, stage, trainee, counted, pace), ready=ready)
         try:
             settings = pace.planned.training(training)
-            return train(model, objective, counted, settings, run.folder / stage, session), counted.tokens
+            return train(trainee, objective, counted, settings, run.folder / stage, session), counted.tokens
         finally:
             end(batches)
 
@@ -209,7 +211,6 @@ def learn(
 
     trained, tokens = pace.follow(start, tell)
     model.eval()
-    model.fused = run.fused
     run.say.stage_end(f"{trained.steps} steps, {tokens:,} tokens in {trained.seconds:.0f} s")
     return trained
 
@@ -221,7 +222,7 @@ def _planned(run: Run, stage: str, model: nn.Module, build: Any, training: Setti
     steps, cores = getattr(run.options, "steps", None), run.cores
     if steps:
         crew = crews(cores, training.micro_batches)[-1]
-        planned = Planned(steps, 0.0, crew, fused=run.fused is not None)
+        planned = Planned(steps, 0.0, crew, fused=run.backend is not TORCH)
     else:
         fits = plan(model, build, training, seconds_for(run, stage), cores, precision_of(run, stage))
         if stage == "pretrain" and isinstance(run.options, RunOptions):

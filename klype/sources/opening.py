@@ -148,8 +148,9 @@ def _open_native(name: str, found: Found, precise: tuple[str, bool], device: tor
     from klype.device import pick_precision, set_threads
     from klype.engine.engine import Engine
     from klype.model import checkpoint
-    from klype.model.compiled import fused
-    from klype.model.prepacked import fastest_alone, pack, suits
+    from klype.model.attention import TORCH
+    from klype.model.compiled import compiled_backend
+    from klype.model.prepacked import decodes, fastest_alone, prepack
 
     set_threads()
     (precision, measured), on_cpu = precise, device.type == "cpu"
@@ -158,8 +159,9 @@ def _open_native(name: str, found: Found, precise: tuple[str, bool], device: tor
     chosen = pick_precision(precision, device)
     dtype = "float32" if chosen == "int8" else chosen
     loaded = checkpoint.load(found.folder, dtype=dtype, known=cache_folder(), device=device)
-    pack(loaded.model, chosen, compiled_pass() if on_cpu and suits(loaded.config) else None)
-    loaded.model.fused = fused(cache_folder(), _announce) if on_cpu else None
+    kernel = compiled_pass() if on_cpu and decodes(loaded.config) else None
+    backend = compiled_backend(cache_folder(), _announce) if on_cpu else TORCH
+    loaded = replace(loaded, model=prepack(loaded.model.using(backend), chosen, kernel))
     engine = Engine(loaded.model, decode_bytes=loaded.tokenizer.token_bytes, name=str(found.folder))
     return native(name, found, loaded, engine)
 

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from klype.model.packed import Stems, missing
+from klype.model.compiled import CompiledBackend
+from klype.model.packed import SharedPrefixes, padding
 from klype.model.transformer import Transformer
 from klype.values import Batch, Loss
 
@@ -36,8 +37,9 @@ def cross_entropy(model: nn.Module, batch: Batch) -> Loss:
     logits_NV, kept_N = learnt_logits(model, batch)
     targets_N = batch.targets_BT.flatten()[kept_N]
     weights_N = batch.weights_BT.flatten()[kept_N].to(wide_dtype(logits_NV))
-    if isinstance(model, Transformer) and model.fused is not None and model.fused.takes(logits_NV):
-        return Loss(model.fused.cross_entropy(logits_NV, targets_N, weights_N), weights_N.sum())
+    backend = model.backend if isinstance(model, Transformer) else None
+    if isinstance(backend, CompiledBackend) and backend.supports_numbers(logits_NV):
+        return Loss(backend.cross_entropy(logits_NV, targets_N, weights_N), weights_N.sum())
     total = _WeightedCrossEntropy.apply(logits_NV, targets_N, weights_N)  # type: ignore[no-untyped-call]
     return Loss(total, weights_N.sum())
 
@@ -107,9 +109,9 @@ def learnt_states(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.T
     weights_N = batch.weights_BT.flatten()
     if isinstance(model, Transformer) and not torch.compiler.is_compiling():
         kept_N = weights_N.nonzero()[:, 0]
-        spare = missing(len(kept_N)) if len(kept_N) < len(weights_N) else 0
-        wanted_BT, stems = batch.weights_BT != 0, stems_of(batch)
-        states_ND = model.states_at(batch.tokens_BT, wanted_BT, **_packed(batch), stems=stems, spare=spare)
+        spare = padding(len(kept_N)) if len(kept_N) < len(weights_N) else 0
+        wanted_BT, prefixes = batch.weights_BT != 0, prefixes_of(batch)
+        states_ND = model.states_at(batch.tokens_BT, wanted_BT, **_packed(batch), prefixes=prefixes, spare=spare)
         free = (weights_N == 0).int().argmax().expand(spare)
         return states_ND, torch.cat([kept_N, free]) if spare else kept_N
     hidden_ND = cast(LanguageModel, model).hidden(batch.tokens_BT, **_packed(batch)).flatten(0, 1)
@@ -160,10 +162,10 @@ def wide(logits: torch.Tensor) -> torch.Tensor:
     return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
 
-def stems_of(batch: Batch) -> Stems | None:
+def prefixes_of(batch: Batch) -> SharedPrefixes | None:
     """What groups of rows begin with: ``extra["group"]`` rows have one prompt, of ``extra["prompt_B"]`` tokens."""
     group = int(batch.extra.get("group", 1))
-    return Stems(group, batch.extra["prompt_B"][::group]) if group > 1 and "prompt_B" in batch.extra else None
+    return SharedPrefixes(group, batch.extra["prompt_B"][::group]) if group > 1 and "prompt_B" in batch.extra else None
 
 
 def _packed(batch: Batch) -> dict[str, Any]:

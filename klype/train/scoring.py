@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from klype.model.attention import attend, convolve
-from klype.model.packed import Stems
+from klype.model.attention import attend, convolve, heads, swiglu
+from klype.model.packed import SharedPrefixes
 from klype.model.transformer import Layer, Transformer
-from klype.train.objectives import LanguageModel, learnt_states, stems_of, wide
+from klype.train.objectives import LanguageModel, learnt_states, prefixes_of, wide
 from klype.values import Batch
 
 WORTH = 1.2  # positions saved that pay for attention written out: the speed-up is their ratio (1.2 to 4.8 measured)
@@ -40,7 +40,7 @@ def score_answers(model: nn.Module, batch: Batch) -> Scored:
 
     Scoring at another temperature than was drawn at would bias every ratio.
     """
-    if isinstance(model, Transformer) and not grows(model, batch.tokens_BT) and worth_sharing(batch):
+    if isinstance(model, Transformer) and not model.packs(batch.tokens_BT.shape[1]) and worth_sharing(batch):
         kept_N = batch.weights_BT.flatten().nonzero()[:, 0]
         states_ND = _shared(model, batch, kept_N)
     else:
@@ -60,16 +60,10 @@ def reference_logp(model: nn.Module, batch: Batch) -> Tensor:
 
 def worth_sharing(batch: Batch) -> bool:
     """Whether the rows are groups, with prompts long enough beside the answers."""
-    stems = stems_of(batch)
-    if stems is None:
+    prefixes = prefixes_of(batch)
+    if prefixes is None:
         return False
-    return saves(batch.tokens_BT.shape, stems.group, int(stems.lengths.max()) - 1, _longest(batch))
-
-
-def grows(model: Transformer, tokens_BT: Tensor) -> bool:
-    """Whether compiled code computes such rows, so that stems cost nothing."""
-    fused = model.fused
-    return fused is not None and fused.suits(model.config, tokens_BT.shape[1], model.embed.weight)
+    return saves(batch.tokens_BT.shape, prefixes.group, int(prefixes.lengths.max()) - 1, _longest(batch))
 
 
 def saves(shape: Sequence[int], group: int, shared: int, own: int) -> bool:
@@ -138,15 +132,16 @@ def _layer(
         before_BJD = _tail(u_QPD, shared_Q, J).repeat_interleave(len(v_BAD) // len(u_QPD), 0)
         v_BAD = convolve(torch.cat([before_BJD, v_BAD], 1), layer.taps, None)[:, J:]
         u_QPD = convolve(u_QPD, layer.taps, None)
-    q_HQPK, k_GQPK, v_GQPK = layer.heads(u_QPD, None if ropes is None else ropes[0])
-    own = layer.heads(v_BAD, None if ropes is None else ropes[1])
+    norms = layer.q_norm, layer.k_norm
+    q_HQPK, k_GQPK, v_GQPK = heads(layer.qkv(u_QPD), layer.config, norms, None if ropes is None else ropes[0])
+    own = heads(layer.qkv(v_BAD), layer.config, norms, None if ropes is None else ropes[1])
     y_BAD = y_BAD + layer.out(_attend_both(own, (k_GQPK, v_GQPK), seen_QP))
-    y_BAD = y_BAD + layer.mlp(y_BAD)
+    y_BAD = y_BAD + layer.down(swiglu(layer.gate_up(layer.mlp_norm(y_BAD))))
     if not last:
         P = x_QPD.shape[1]
         causal_PP = q_HQPK.new_full((P, P), float("-inf")).triu_(1)
         x_QPD = x_QPD + layer.out(attend(q_HQPK, k_GQPK, v_GQPK, causal_PP))
-        x_QPD = x_QPD + layer.mlp(x_QPD)
+        x_QPD = x_QPD + layer.down(swiglu(layer.gate_up(layer.mlp_norm(x_QPD))))
     return x_QPD, y_BAD
 
 
@@ -257,12 +252,12 @@ def _read(
     prompt_B, lengths_B = (torch.tensor([len(ids[i]) for i in chosen], device=device) for ids in (prompts, answers))
     own, shared = max(1, int(lengths_B.max())) + 1, int(prompt_B.max()) - 1
     at_BA = (prompt_B[:, None] - 1 + torch.arange(own, device=device)).clamp(max=width - 1)
-    if isinstance(trunk, Transformer) and grows(trunk, tokens_BT):
+    if isinstance(trunk, Transformer) and trunk.packs(tokens_BT.shape[1]):
         wanted_BA = torch.arange(own) <= lengths_B[:, None]
         wanted_BT = torch.zeros(tokens_BT.shape, dtype=torch.bool)
         wanted_BT[torch.arange(len(rows))[:, None].expand_as(at_BA)[wanted_BA], at_BA[wanted_BA]] = True
-        stems = Stems(group, prompt_B[::group]) if group > 1 else None
-        states_ND = trunk.states_at(tokens_BT, wanted_BT, stems=stems)
+        prefixes = SharedPrefixes(group, prompt_B[::group]) if group > 1 else None
+        states_ND = trunk.states_at(tokens_BT, wanted_BT, prefixes=prefixes)
         states_BAD = states_ND.new_zeros(*wanted_BA.shape, states_ND.shape[1])
         states_BAD[wanted_BA] = states_ND
     elif isinstance(trunk, Transformer) and saves(tokens_BT.shape, group, shared, own):

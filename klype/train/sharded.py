@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, Hu
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
 from klype.durable import hash_file
@@ -53,7 +53,6 @@ class Sharded:
             if compiles:
                 setattr(layer, "forward", torch.compile(layer.forward, dynamic=False))  # noqa: B010
             fully_shard(layer, mesh=self._mesh, mp_policy=policy)
-            register_fsdp_forward_method(layer, "laid")
         fully_shard(self._whole, mesh=self._mesh, mp_policy=policy)
         for module in self._whole.modules():
             if isinstance(module, FSDPModule):  # losses are sums, and so are their gradients

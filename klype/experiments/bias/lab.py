@@ -22,7 +22,8 @@ from klype.experiments.bias.targets import Target, target
 from klype.experiments.framework import Cell
 from klype.experiments.training import Curve, TrainedModel, TrainingHooks, TrainingSet, shape, train_model
 from klype.jsons import saved
-from klype.model.compiled import fused
+from klype.model.attention import TORCH
+from klype.model.compiled import compiled_backend
 from klype.model.transformer import Transformer
 
 WATCHED = 24  # test documents whose KL is seen while a model trains
@@ -59,7 +60,8 @@ class Lab(Cell):
         made = row.make(self)
         if isinstance(made, TrainingSet):
             tell = lambda curve: self._write(about, curve)
-            hooks = TrainingHooks(self._watch, tell, fused(self.compiled) if self.compiled else None)
+            backend = compiled_backend(self.compiled) if self.compiled else TORCH
+            hooks = TrainingHooks(self._watch, tell, backend)
             made = train_model(made, self.corpus, settings, mix(self.seed, member, 7), hooks)
         values = measure(made.model, self.test)
         about |= {"turned": made.turned, "flops": made.flops, "reads": made.reads, "values": values}

@@ -75,6 +75,7 @@ class Student(EngineSource):
     def __init__(self, model: Transformer, codec: WordCodec) -> None:
         super().__init__(Engine(model), codec)
         self.model = model
+        self.words = codec
         self._version = 0
 
     def refresh(self) -> None:

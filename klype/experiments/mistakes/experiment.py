@@ -32,7 +32,8 @@ from klype.experiments.mistakes.methods import BEFORE, CONTROL, METHODS, Method,
 from klype.experiments.plan import Choice, Plan, Speed
 from klype.experiments.training import TrainedModel, loop_settings, optimize
 from klype.jsons import saved
-from klype.model.compiled import fused
+from klype.model.attention import TORCH
+from klype.model.compiled import compiled_backend
 from klype.model.transformer import Transformer
 from klype.train.loop import Session
 from klype.train.optimizer import fused_parts
@@ -92,14 +93,13 @@ class SeedCell(Cell):
 
 def go_on(course: Course, row: Method, compiled: Path | None = None) -> float:
     """Trains the course's student by this method; FLOPs of it, what teachers and own texts took among them."""
-    model, settings = course.student.model, course.settings
-    code = fused(compiled) if compiled else None
-    model.fused = code
+    model = course.student.model.using(compiled_backend(compiled) if compiled else TORCH)
+    course, settings = replace(course, student=Student(model, course.student.words)), course.settings
     torch.manual_seed(mix(course.seed, 22) % 2**63)
     made = row.make(course)
     batches = Counted(made.batches)
     loop = loop_settings(settings, row.times * settings.steps, settings.again * made.rate)
-    optimize(model, made.objective, batches, loop, Session(parts=fused_parts(model.config), keeps=False), code)
+    optimize(model, made.objective, batches, loop, Session(parts=fused_parts(model.config), keeps=False))
     model.eval()
     return model.config.flops_per_token * (3.0 * batches.tokens + course.spent.tokens) + course.spent.teachers
 
