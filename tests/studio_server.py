@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +20,14 @@ from klype.preferences.records import Entry
 from klype.runs.ranking import open_store
 from klype.serve.guard import Rules
 from klype.serve.server import listen, server
+from klype.sources.find import Found
+from klype.sources.opening import Opened
 from klype.studio.app import app
-from klype.studio.studio import Model, Studio
-from klype.values import Distribution, Question, Request, Step, Trace
+from klype.studio.studio import SharedModel, Studio
+from klype.values import Distribution, Request, Step, Trace
 from tests.serve_toys import served
 from tests.studio_targets_toys import board
-from tests.studio_toys import Asked, model
+from tests.studio_toys import model
 from tests.toys import bigram
 
 HOSTILE = [
@@ -94,11 +95,12 @@ class Scripted:
         return Distribution(ids, np.log(p))
 
 
-def scripted(name: str, pieces: Sequence[bytes]) -> Model:
+def scripted(name: str, pieces: Sequence[bytes]) -> SharedModel:
     source = Scripted(pieces)
     size = len(pieces) + 1
-    ask = lambda text: Asked((0,), Question("q", text))
-    return Model(name, name, source, 4096, size, source.spell, lambda t: "<|end|>" if t == len(pieces) else None, ask)
+    control = lambda token: "<|end|>" if token == len(pieces) else None
+    found = Found(Path("nowhere"))
+    return SharedModel(name, name, Opened(name, found, source, 4096, size, source.spell, control, source.encode, True))
 
 
 def run_folder(folder: Path) -> Path:
@@ -132,7 +134,8 @@ def main() -> None:
     home = Path(sys.argv[1])
     (home / "run").mkdir()
     ranked_and_trained(home)
-    toy = replace(model("toy/align", 3), address=str(run_folder(home / "run")))
+    toy = model("toy/align", 3)
+    toy.address = str(run_folder(home / "run"))
     models = [scripted("hostile", HOSTILE), scripted("short", HOSTILE[:-1]), scripted("long", LONG), toy]
     asked = {"en": ["hvor gikk hun?"], "nb": ["hvor gikk hun?"]}
     studio = Studio(models, home, [sys.executable, "-m", "klype"], asked)

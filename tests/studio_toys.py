@@ -5,53 +5,53 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
 
-from klype.answers.tree import Meaning
 from klype.engine.engine import Engine
+from klype.serve.served import Served
+from klype.sources.find import Found
 from klype.sources.native import NativeSource
-from klype.studio.studio import Model, Studio
-from klype.values import Question
+from klype.sources.opening import Opened
+from klype.sources.source import Around, Source
+from klype.studio.studio import SharedModel, Studio
 from tests.serve_toys import served
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Asked:
-    prompt: tuple[int, ...]
-    question: Question
-    meaning: Meaning = field(default=lambda text: text[:1])
-    judge: str = "normalised match"
-    right: Callable[[str], bool | None] | None = None
-
-
-def model(name: str = "toy/align", seed: int = 0, **changes: Any) -> Model:
-    """Random weights behind klype's own engine; long work has an engine of its own."""
+def model(
+    name: str = "toy/align",
+    seed: int = 0,
+    own: bool = True,
+    engine: Engine | None = None,
+    batch: int = 64,
+    **changes: Any,
+) -> SharedModel:
+    """Random weights behind klype's own engine, or (``own`` False) behind a source that is any other."""
     toy = served("toy", seed, **changes)
-    codec = toy.source.codec
-    beside = Engine(toy.source.engine.model, decode_bytes=toy.token_bytes, name="toy")
-    return Model(
+    source = toy.source if engine is None else NativeSource(engine, toy.source.codec)
+    return SharedModel(name, "nowhere", opened(name, source if own else Around(source), toy), f"weights {seed}", batch)
+
+
+def opened(name: str, source: Source, toy: Served) -> Opened:
+    return Opened(
         name,
-        "nowhere",
-        NativeSource(beside, codec),
+        Found(Path("nowhere"), None, "align"),
+        source,
         toy.window,
         toy.vocab_size,
         toy.token_bytes,
         toy.tokenizer.name,
-        ask=lambda text: Asked(tuple(codec.prompt([{"role": "user", "content": text}])), Question("q", text)),
-        stage="align",
-        engine=toy.source.engine,
+        say=toy.tokenizer.encode,
+        template=True,
         flops_per_token=lambda context: 1000 + context,
-        identity=f"weights {seed}",
     )
 
 
-def studio(home: Path, *models: Model, command: tuple[str, ...] = ("false",)) -> Studio:
+def studio(home: Path, *models: SharedModel, command: tuple[str, ...] = ("false",)) -> Studio:
     return Studio(models or (model(),), home, command, {"en": ["Where is she?"], "nb": ["hvor gikk hun?"]})
 
 

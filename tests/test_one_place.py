@@ -289,7 +289,7 @@ from tests.studio_toys import model, studio, visiting
 from klype.studio.examinations import Order
 made = model()
 home = studio(Path("examining"), made)
-folder = home.examinations.folder / Order(made.address, made.identity, 60, 8).key
+folder = exam_folder(home, Order(made.address, made.identity, 60, 8))
 few = ["-n", "2", "--temperatures", "1", "--limit", "8", "--questions", "asked.jsonl", "--out", str(folder)]
 printed = json.loads(klype("examine", RUN, "--json", "--yes", *few))
 found = examine(RUN, "asked.jsonl", n=2, temperatures=[1.0], limit=8).figures["spoken"]

@@ -13,15 +13,16 @@ from hostile import Target, attack, damaged_json, damaged_lines, damaged_text
 
 from klype.cli.main import call
 from klype.errors import KlypeError
-from klype.jsons import steps
+from klype.jsons import saved, steps
 from klype.runs.folder import read_run
 from klype.runs.options import RunOptions
 from klype.runs.pipeline import as_begun
 from klype.runs.provenance import read_questions
 from klype.runs.recipe import read
 from klype.runs.record import Record, write_json
-from klype.studio.examinations import Examinations, ExamRequest
-from klype.studio.runs_list import document_of, run_info
+from klype.studio.divergence import ExamRequest, exam_document
+from klype.studio.runs_list import run_info
+from klype.studio.studio import Studio
 from klype.studio.work import MetricsTail
 
 FIGURE = {"value": 0.9, "low": 0.8, "high": 0.95, "n": 400, "unit": "share"}
@@ -74,8 +75,8 @@ def look(place: Path) -> str:
     tail.read()
     _ = [tail.curve(name) for name in tail.columns], tail.last("loss")
     list(steps((place / "pretrain" / "metrics.jsonl").read_bytes().splitlines()))
-    document_of(place)
-    Examinations(place, ["klype"]).found(ORDER)
+    saved(place / "align.json")
+    exam_document(Studio([], place, ["klype"]), ORDER)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         call(["runs", "list", "--folder", str(place.parent)])
         call(["runs", "list", "--folder", str(place.parent), "--json"])

@@ -8,7 +8,6 @@ import random
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from klype.serve.settings import ServeSettings
 from klype.serve.worker import Job, Worker
 from klype.sources.source import Source, answers
 from klype.studio.conversation import Answer, Branches, Conversation
-from klype.studio.studio import CancelledError, Model, SharedModel, begin, request_of, write
+from klype.studio.studio import CancelledError, SharedModel
 from klype.values import Request, Sampling
 from tests.serve_toys import post, running, served
 from tests.studio_toys import model
@@ -132,17 +131,17 @@ def test_five_hundred_come_and_go_and_leave_nothing(tmp_path: Path) -> None:
         process.wait(60)
 
 
-def drawn(voice: SharedModel, kind: int) -> tuple[Answer, int]:
+def drawn(one: SharedModel, kind: int) -> tuple[Answer, int]:
     """One of ``KINDS`` answers that are to be written, with its limit."""
     rng = random.Random(kind)
-    prompt = begin(voice.model, Conversation("k"), rng.choice(WORDS))
+    prompt = one.prompt_after(Conversation("k"), rng.choice(WORDS))
     return Branches("x").begin(prompt, Sampling(rng.choice([0.0, 0.7, 1.0])), kind), rng.choice([1, 9, 40, 80])
 
 
-async def visit_and_go(voice: SharedModel, visits: int, seed: int, own: Source) -> tuple[int, int]:
+async def visit_and_go(one: SharedModel, visits: int, seed: int, own: Source) -> tuple[int, int]:
     """As ``come_and_go``, for the studio's visitors; some draw whole trees beside, and lose patience."""
-    with_stop = [(answer, request_of(voice.model, answer, limit)) for answer, limit in
-                 (drawn(voice, kind) for kind in range(KINDS))]  # fmt: skip
+    with_stop = [(answer, one.rest_of(answer, limit)) for answer, limit in
+                 (drawn(one, kind) for kind in range(KINDS))]  # fmt: skip
     alone = [answers(own, [request])[0][0].tokens for _, request in with_stop]
     stayed = left = 0
 
@@ -155,8 +154,8 @@ async def visit_and_go(voice: SharedModel, visits: int, seed: int, own: Source) 
             for event in source.generate([with_stop[0][1], with_stop[1][1], with_stop[2][1]]):
                 if impatient and len(event.step.distribution.ids) > 0:  # type: ignore[union-attr]
                     raise CancelledError
-            settings = TreeSettings(Sampling(), 4, 8, "mass", 0.001, batch=4, vocabulary=voice.model.vocabulary)
-            grown = grow(source, with_stop[0][1].prompt, settings, voice.model.spell, lambda text: text, look)
+            settings = TreeSettings(Sampling(), 4, 8, "mass", 0.001, batch=4, vocabulary=one.vocabulary)
+            grown = grow(source, with_stop[0][1].prompt, settings, one.opened.spell, lambda text: text, look)
             return grown.unexplored
 
         return work
@@ -165,21 +164,21 @@ async def visit_and_go(voice: SharedModel, visits: int, seed: int, own: Source) 
         nonlocal stayed, left
         for _ in range(visits):
             kind, way = rng.randrange(KINDS), rng.random()
-            answer, limit = drawn(voice, kind)
+            answer, limit = drawn(one, kind)
             if way < 0.1:
                 impatient = rng.random() < 0.5
                 with suppress(CancelledError):
-                    assert await voice.beside(tree(impatient)) < 1
+                    assert await one.beside(tree(impatient)) < 1
                     assert not impatient
                 stayed += 1
                 continue
             if way < 0.5:
-                await write(voice, answer, limit)
+                await one.extend(answer, limit)
                 assert answer.tokens == alone[kind], kind
                 stayed += 1
                 continue
             left += 1
-            writing = asyncio.ensure_future(write(voice, answer, limit))
+            writing = asyncio.ensure_future(one.extend(answer, limit))
             await asyncio.sleep(rng.random() * 0.05)
             answer.running = False  # the button
             if way < 0.75:
@@ -190,33 +189,31 @@ async def visit_and_go(voice: SharedModel, visits: int, seed: int, own: Source) 
 
     async with asyncio.timeout(HANGS_S):
         await asyncio.gather(*(visitor(random.Random(seed + number)) for number in range(CLIENTS)))
-        while voice.worker is not None and voice.worker.load:
+        while one.worker is not None and one.worker.load:
             await asyncio.sleep(0.01)
     return stayed, left
 
 
-def visited(one: Model, own: Source, visits: int, seed: int) -> None:
+def visited(one: SharedModel, own: Source, visits: int, seed: int) -> None:
     """``own``: the same model, for each answer alone."""
-    voice = SharedModel(one, batch=5)
-    stayed, left = asyncio.run(visit_and_go(voice, visits, seed, own))
-    voice.stop()
+    stayed, left = asyncio.run(visit_and_go(one, visits, seed, own))
+    one.stop()
     assert stayed + left == CLIENTS * visits
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("own", [True, False], ids=["engine", "source"])
 def test_who_stays_in_the_studio_is_answered_as_if_alone(own: bool) -> None:
-    one = model(window=256)
-    visited(one if own else replace(one, engine=None), model(window=256).source, SHORT, 0)
+    visited(model(own=own, batch=5, window=256), model(window=256).source, SHORT, 0)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("own", [True, False], ids=["engine", "source"])
 def test_five_hundred_come_and_go_in_the_studio(own: bool) -> None:
-    one = model(window=256)
-    visited(one if own else replace(one, engine=None), one.source, LONG, 1000)
+    alone = model(window=256).source
+    visited(model(own=own, batch=5, window=256), alone, LONG, 1000)
     before = psutil.Process().memory_info().rss
-    visited(one if own else replace(one, engine=None), one.source, LONG, 2000)
+    visited(model(own=own, batch=5, window=256), alone, LONG, 2000)
     assert psutil.Process().memory_info().rss - before < GROWN
 
 
@@ -318,12 +315,12 @@ def test_an_engine_beyond_help_is_reported() -> None:
 
 def test_the_studio_says_that_an_engine_is_beyond_help() -> None:
     engine = frail()[1]
-    voice = SharedModel(replace(model(window=4096), engine=engine))
-    assert voice.worker is not None
+    one = model(window=4096, engine=engine)
+    assert one.worker is not None
 
     async def go() -> None:
         engine.frail = engine.ruined = True
-        stays, leaves = voice.write(Request((1, 2), limit=4000)), voice.write(Request((1, 2), limit=4000))
+        stays, leaves = one.events(Request((1, 2), limit=4000)), one.events(Request((1, 2), limit=4000))
         await anext(stays)
         await anext(leaves)
         await leaves.aclose()  # type: ignore[attr-defined]
@@ -331,10 +328,10 @@ def test_the_studio_says_that_an_engine_is_beyond_help() -> None:
             async for _ in stays:
                 pass
         with pytest.raises(ApiError, match="answers no more"):
-            await write(voice, Branches("x").begin([1, 2], Sampling(), 0), 5)
+            await one.extend(Branches("x").begin([1, 2], Sampling(), 0), 5)
 
     asyncio.run(asyncio.wait_for(go(), HANGS_S))
-    assert health({"toy": voice.worker}).status_code == 503
+    assert health({"toy": one.worker}).status_code == 503
 
 
 def test_what_waits_when_the_worker_is_stopped_is_told() -> None:

@@ -293,7 +293,7 @@ KINDS: dict[str, Callable[[RemoteSource, Path], Source]] = {
     "transformers": lambda remote, folder: gpt2(folder),
     "remote": lambda remote, folder: remote,
     "recorded": lambda remote, folder: Recorder(own(), "these", folder, lambda: 0.0),
-    "shared": lambda remote, folder: LockedSource(own(), threading.Lock()),
+    "shared": lambda remote, folder: LockedSource(own()),
     "remembered": lambda remote, folder: CachedSource(own(), {}),
 }
 

@@ -18,8 +18,8 @@ from klype.examine.say import visible
 from klype.serve.guard import COOKIE, Guard, Rules
 from klype.serve.sessions import Sessions
 from klype.studio.app import PAGES, SecurityHeaders
-from klype.studio.door import Door
 from klype.studio.fields import Check, Choice, Slider, Text
+from klype.studio.login import Login
 from klype.studio.tokens import Tokens
 from klype.words import words
 from tests.studio_toys import model, studio, visiting
@@ -196,7 +196,7 @@ def test_a_text_is_cut_into_its_tokens(place: Any) -> None:
     text = find(user, Text)[1]
     send(user, text._area, "input", "hvor gikk hun? <b>🙂")
     run(pressed(user, words("en", "studio_answer")("cut")))
-    ids = model().codec.encode("hvor gikk hun? <b>🙂")
+    ids = model().opened.plain("hvor gikk hun? <b>🙂")
     assert f"{len(ids)} tokens of 19 characters" in texts(user)
 
 
@@ -258,7 +258,7 @@ async def echo(request: Any) -> PlainTextResponse:
 
 
 def client(rules: Rules) -> httpx.AsyncClient:
-    app = Door.around(SecurityHeaders(Starlette(routes=[Route("/{path:path}", echo)])), rules, wait_s=0.01)
+    app = Login.around(SecurityHeaders(Starlette(routes=[Route("/{path:path}", echo)])), rules, wait_s=0.01)
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost")
 
 

@@ -29,11 +29,11 @@ def test_a_run_is_opened_with_all_its_stages(run: Path) -> None:
         ("mine/finetune", "finetune", False),
         ("other", "finetune", False),
     ]
-    assert all(m.identity and m.engine is not None and m.source is not m.engine for m in models)
+    assert all(m.identity and m.worker is not None and m.source is not m.opened.source for m in models)
     assert models[1].identity == models[2].identity
-    assert models[1].truth("hvor gikk hun 1?") is None  # no world
-    asked = models[1].ask("hvor gikk hun 1?")
-    assert asked.prompt[-1] == models[1].codec.prompt([{"role": "user", "content": "x"}])[-1]
+    assert models[1].truth("hvor gikk hun 1?", ()) is None  # no world
+    asked = models[1].ask_about("hvor gikk hun 1?")
+    assert asked.prompt[-1] == models[1].opened.put("x")[-1]
     assert first_questions(models)["en"][0].startswith("hvor gikk hun")
 
 

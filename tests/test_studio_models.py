@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import sys
 import threading
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,31 +17,28 @@ from klype.engine.engine import Event
 from klype.errors import KlypeError, UsageError
 from klype.sources.source import answers
 from klype.studio.conversation import Branches, Conversation, Turn
-from klype.studio.examinations import Examinations, ExamRequest
+from klype.studio.divergence import ExamRequest, exam_document, exam_work, start_exam
 from klype.studio.paths_search import PathSearch, PathSettings
-from klype.studio.studio import (
-    CachedSource,
-    CancelledError,
-    LockedSource,
-    Model,
-    SharedModel,
-    begin,
-    request_of,
-    speculated,
-    write,
-)
+from klype.studio.studio import CachedSource, CancelledError, LockedSource, SharedModel
 from klype.values import Request, Sampling, Trace
 from tests.studio_toys import model, studio
 
 
-def request(toy: Model, text: str = "hvor gikk hun?", **changes: object) -> Request:
-    prompt = tuple(toy.codec.prompt([{"role": "user", "content": text}]))
-    return replace(Request(prompt, limit=12, seed=5, stop=tuple(toy.codec.stop), top=toy.top), **changes)  # type: ignore[arg-type]
+def request(toy: SharedModel, text: str = "hvor gikk hun?", **changes: object) -> Request:
+    prompt = tuple(toy.opened.put(text))
+    return replace(Request(prompt, limit=12, seed=5, stop=toy.opened.stop, top=-1), **changes)  # type: ignore[arg-type]
 
 
-async def collect(voice: SharedModel, asked: Request) -> Trace:
+def until(true: Callable[[], bool], seconds: float = 60) -> None:
+    ends = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < ends
+        time.sleep(0.02)
+
+
+async def collect(toy: SharedModel, asked: Request) -> Trace:
     events: list[Event] = []
-    async for news in voice.write(asked):
+    async for news in toy.events(asked):
         events += news
     trace = events[-1].trace
     assert trace is not None
@@ -48,63 +48,60 @@ async def collect(voice: SharedModel, asked: Request) -> Trace:
 
 @pytest.mark.parametrize("own", [True, False], ids=["engine", "source"])
 def test_written_together_as_written_alone(own: bool) -> None:
-    toy = model() if own else replace(model(), engine=None)
+    toy = model(own=own)
     asked = [request(toy, text) for text in ("hvor gikk hun?", "jeg gikk en tur", "🫐")]
     alone = [group[0].tokens for group in answers(model().source, asked)]
-    voice = SharedModel(toy)
 
     async def all_of_them() -> list[Trace]:
-        return await asyncio.gather(*(collect(voice, one) for one in asked))
+        return await asyncio.gather(*(collect(toy, one) for one in asked))
 
     found = asyncio.run(all_of_them())
-    voice.stop()
+    toy.stop()
     assert [trace.tokens for trace in found] == alone
     assert all(step.distribution is not None and step.distribution.whole for trace in found for step in trace.steps)
 
 
 @pytest.mark.parametrize("own", [True, False], ids=["engine", "source"])
 def test_long_work_keeps_no_answer_waiting(own: bool) -> None:
-    toy = model() if own else replace(model(), engine=None)
-    voice, going = SharedModel(toy), threading.Event()
+    toy = model(own=own)
+    going = threading.Event()
 
     async def both() -> Trace:
-        work = asyncio.ensure_future(voice.beside(lambda source: (going.wait(20), source.next([(1,)]))))
+        work = asyncio.ensure_future(toy.beside(lambda source: (going.wait(20), source.next([(1,)]))))
         await asyncio.sleep(0.01)
-        trace = await asyncio.wait_for(collect(voice, request(toy)), 10)
+        trace = await asyncio.wait_for(collect(toy, request(toy)), 10)
         assert not work.done()
         going.set()
         await work
         return trace
 
     assert asyncio.run(both()).steps
-    voice.stop()
+    toy.stop()
 
 
 def test_who_leaves_ends_the_work() -> None:
     toy = model(window=512)
-    voice = SharedModel(toy)
 
     async def leave() -> None:
-        events = voice.write(request(toy, limit=400, stop=()))
+        events = toy.events(request(toy, limit=400, stop=()))
         async for _ in events:
             break
         await events.aclose()  # type: ignore[attr-defined]
         for _ in range(200):
-            if not toy.engine.busy:  # type: ignore[union-attr]
+            if not toy.worker.engine.busy:  # type: ignore[union-attr]
                 return
             await asyncio.sleep(0.01)
         raise AssertionError("the engine still writes")
 
     asyncio.run(leave())
-    voice.stop()
+    toy.stop()
 
 
 def test_what_fails_in_the_thread_is_told() -> None:
-    toy = replace(model(), engine=None)
-    voice = SharedModel(toy)
+    toy = model(own=False)
     with pytest.raises(KlypeError):
-        asyncio.run(collect(voice, request(toy, limit=0)))
-    voice.stop()
+        asyncio.run(collect(toy, request(toy, limit=0)))
+    toy.stop()
 
 
 def test_shared_and_remembered_sources_are_the_source() -> None:
@@ -113,7 +110,7 @@ def test_shared_and_remembered_sources_are_the_source() -> None:
     plain = toy.source.next(prefixes)
     known: dict = {}
     for source in (
-        LockedSource(toy.source, threading.Lock()),
+        LockedSource(toy.source),
         CachedSource(toy.source, known),
         CachedSource(toy.source, known),
     ):
@@ -125,7 +122,7 @@ def test_shared_and_remembered_sources_are_the_source() -> None:
     assert set(known) == {(1, 2), (1, 2, 3)}
 
     class Nothing:
-        codec, name = toy.codec, ""
+        codec, name = toy.source.codec, ""
 
         def next(self, prefixes: list, top: int = -1) -> list:
             raise AssertionError("asked again")
@@ -133,12 +130,11 @@ def test_shared_and_remembered_sources_are_the_source() -> None:
     assert len(CachedSource(Nothing(), known).next(prefixes)) == 3  # type: ignore[arg-type]
 
 
-def written(toy: Model, talk: Conversation, text: str, limit: int = 10) -> Branches:
-    branches, voice = Branches(toy.name), SharedModel(toy)
-    answer = branches.begin(begin(toy, talk, text), Sampling(), seed=11)
+def written(toy: SharedModel, talk: Conversation, text: str, limit: int = 10) -> Branches:
+    branches = Branches(toy.name)
+    answer = branches.begin(toy.prompt_after(talk, text), Sampling(), seed=11)
 
-    asyncio.run(write(voice, answer, limit))
-    voice.stop()
+    asyncio.run(toy.extend(answer, limit))
     return branches
 
 
@@ -152,14 +148,13 @@ def test_a_branch_with_the_same_noise_goes_on_as_it_was() -> None:
     fork = branches.fork(4, other, Sampling())
     again = branches.fork(4, first.steps[4].token, Sampling())
     assert again.tokens == first.tokens[:5]
-    voice = SharedModel(toy)
 
     async def go() -> None:
         for answer in (fork, again):
-            await write(voice, answer, 10)
+            await toy.extend(answer, 10)
 
     asyncio.run(go())
-    voice.stop()
+    toy.stop()
     assert fork.tokens[:5] == (*first.tokens[:4], other)
     assert again.tokens == first.tokens
     assert len(fork.steps) <= 10
@@ -168,10 +163,10 @@ def test_a_branch_with_the_same_noise_goes_on_as_it_was() -> None:
 def test_guessing_ahead_changes_no_word() -> None:
     toy = model()
     plain = written(toy, Conversation("k"), "hun gikk en tur").current
-    branches, voice = Branches(toy.name), SharedModel(toy)
+    branches = Branches(toy.name)
     answer = branches.begin(plain.prompt, Sampling(), seed=11)
-    asyncio.run(speculated(voice, answer, 10))
-    voice.stop()
+    asyncio.run(toy.extend_ahead(answer, 10))
+    toy.stop()
     assert answer.tokens == plain.tokens
     assert answer.accepted is not None
     assert answer.proposed is not None
@@ -187,17 +182,17 @@ def test_a_window_that_is_full_forgets_the_oldest_turns() -> None:
         answer = branches.begin([1], Sampling(), 0)
         talk.turns.append(Turn(f"jeg gikk en tur {i}", {toy.name: branches}))
         assert not answer.steps
-        prompt = begin(toy, talk, "hvor gikk hun?")
+        prompt = toy.prompt_after(talk, "hvor gikk hun?")
         assert len(prompt) + 40 <= 160
     with pytest.raises(UsageError, match="reads 160 at most"):
-        begin(toy, talk, "🙂" * 200)
+        toy.prompt_after(talk, "🙂" * 200)
     with pytest.raises(UsageError, match="no room"):
-        request_of(toy, Branches("x").begin([1] * 160, Sampling(), 0), 10)
+        toy.rest_of(Branches("x").begin([1] * 160, Sampling(), 0), 10)
 
 
 def test_shares_of_paths_are_those_of_the_answers() -> None:
     toy = model()
-    search = PathSearch(toy, toy.ask("hvor gikk hun?"))
+    search = PathSearch(toy, toy.ask_about("hvor gikk hun?"))
     settings = PathSettings(n=40, limit=4, budget=60, temperature=0.8)
     found = search.paths(toy.source, settings)
     assert sum(one.drawn for one in found.meant) == 40 == len(found.traces)
@@ -213,12 +208,12 @@ def test_shares_of_paths_are_those_of_the_answers() -> None:
 
 def test_paths_that_nobody_wants_end_at_once() -> None:
     toy = model()
-    search = PathSearch(toy, toy.ask("hvor gikk hun?"))
+    search = PathSearch(toy, toy.ask_about("hvor gikk hun?"))
     search.cancelled.set()
     with pytest.raises(CancelledError):
         search.paths(toy.source, PathSettings())
     tight = model(window=20)
-    asked = PathSearch(tight, tight.ask("jeg gikk en tur på fjellet " * 3))
+    asked = PathSearch(tight, tight.ask_about("jeg gikk en tur på fjellet " * 3))
     with pytest.raises(UsageError, match="reads 20 at most"):
         asked.paths(tight.source, PathSettings())
 
@@ -239,40 +234,34 @@ def test_an_examination_is_a_process_of_its_own(tmp_path: Path, address: str, st
     script = tmp_path / "klype.py"
     script.write_text(SCRIPT)
 
-    async def go() -> None:
-        kept = Examinations(tmp_path / "kept", [sys.executable, str(script)])
-        order = ExamRequest(address, "weights")
-        running = kept.start(order)
-        assert kept.start(order) is running
-        for _ in range(1000):
-            if running.part == "answers 0":
-                break
-            await asyncio.sleep(0.01)
-        if state == "cancelled":
-            kept.cancel(running)
-        while running.process is None or running.process.returncode is None or running.state == "running":
-            await asyncio.sleep(0.01)
-        assert running.state == state
-        assert (kept.found(order) is not None) is (state == "done")
-        assert running.why == ("It is broken. Mend it." if state == "failed" else "")
-
-    asyncio.run(asyncio.wait_for(go(), 20))
+    home = studio(tmp_path, command=(sys.executable, str(script)))
+    request = ExamRequest(address, "weights")
+    work = start_exam(home, request)
+    assert start_exam(home, request) == work == exam_work(home, request)
+    until(lambda: request.progress(work.told())[0] == "answers 0")
+    if state == "cancelled":
+        work.cancel()
+    until(lambda: work.state != "running")
+    assert work.state == state
+    assert (exam_document(home, request) is not None) is (state == "done")
+    assert state != "failed" or work.why() == "It is broken. Mend it."
+    if state == "done":
+        shutil.rmtree(tmp_path / "examinations")
+        again = start_exam(home, request)  # it is made anew
+        until(lambda: again.state == "done")
+        assert exam_document(home, request) is not None
 
 
 def test_a_command_that_cannot_be_started_is_told(tmp_path: Path) -> None:
-    async def go() -> None:
-        kept = Examinations(tmp_path, ["/nowhere/klype"])
-        running = kept.start(ExamRequest("x", "y"))
-        while running.state == "running":
-            await asyncio.sleep(0.01)
-        assert running.state == "failed"
-        assert "No such file" in running.why
-
-    asyncio.run(asyncio.wait_for(go(), 20))
+    home = studio(tmp_path, command=("/nowhere/klype",))
+    work = start_exam(home, ExamRequest("x", "y"))
+    until(lambda: work.state != "running")
+    assert work.state == "failed"
+    assert "No such file" in work.why()
 
 
 def test_two_models_need_two_names(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="Two models"):
         studio(tmp_path, model("a"), model("a"))
     with pytest.raises(UsageError, match="no model"):
-        studio(tmp_path).voice("<script>")
+        studio(tmp_path).model("<script>")

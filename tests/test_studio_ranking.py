@@ -26,7 +26,7 @@ from klype.preferences import formats
 from klype.preferences.records import Asked, Candidate
 from klype.preferences.store import Store
 from klype.runs.ranking import STORE, open_store
-from klype.studio.alignment import AlignRequest, newest_alignment, start_alignment
+from klype.studio.alignment import newest_alignment, start_alignment
 from klype.studio.annotators import AGAIN_EVERY, Annotators, AnnotatorSession, order_of
 from klype.studio.fields import Upload
 from klype.studio.ranking import RankingBoard
@@ -89,8 +89,8 @@ def place(tmp_path: Path) -> RankingStore:
 
 
 def first(desk: AnnotatorSession) -> list[list[int]]:
-    assert desk.turn is not None
-    return [[desk.turn.asked.candidates[0].id]]
+    assert desk.task is not None
+    return [[desk.task.asked.candidates[0].id]]
 
 
 def test_every_question_comes_once_with_repeats_and_nothing_is_kept_twice(place: RankingStore) -> None:
@@ -221,9 +221,9 @@ def test_places_are_runs_and_named_stores_and_nothing_that_a_browser_says(tmp_pa
     (tmp_path / STORES).write_text(f'[team]\nurl = "sqlite:///{tmp_path}/team.db"\nrun = "{run}"\n')
     found = ranking_stores(studio)
     assert [place.name for place in found] == ["toy", "team"]
-    assert ranking_store(studio, found[1].key) == found[1]
+    assert ranking_store(found, found[1].key) == found[1]
     for said in ("", "../../etc", str(run), "x" * 10_000):
-        assert ranking_store(studio, said) == found[0]
+        assert ranking_store(found, said) == found[0]
     with found[1].open() as store:
         store.add([ASKED])
     assert (tmp_path / "team.db").is_file()
@@ -261,7 +261,7 @@ def test_a_snapshot_holds_what_was_said_by_those_who_were_asked(place: RankingSt
         assert [entry.annotator for entry in copied.entries()] == ["Kari"]
     assert len(entries) == 1
     with pytest.raises(UsageError, match="1 rankings"):
-        start_alignment(Studio([], tmp_path, ["false"]), place, AlignRequest(("Kari",)))
+        start_alignment(Studio([], tmp_path, ["false"]), place, ("Kari",))
 
 
 @pytest.mark.slow
@@ -276,9 +276,9 @@ def test_learning_is_begun_once_and_says_why_it_failed(place: RankingStore, tmp_
         assert turn is not None
         desk.say(turn.number, "order", first(desk))
     desk.close()
-    seen = start_alignment(studio, place, AlignRequest(("Kari",)))
+    seen = start_alignment(studio, place, ("Kari",))
     with pytest.raises(UsageError, match="already"):
-        start_alignment(studio, place, AlignRequest(("Kari",)))
+        start_alignment(studio, place, ("Kari",))
     asyncio.run(until(lambda: seen.read() and seen.state == "failed", 20))
     again = newest_alignment(studio, place)
     assert again is not None

@@ -51,7 +51,7 @@ def test_an_empty_store_gets_the_run_s_questions_once_and_stands_first(tmp_path:
     for _ in range(2):
         fill_store(studio)
     place = ranking_stores(studio)[0]
-    assert (place.url, place.run, ranking_store(studio, "")) == (url, tmp_path / "runs" / "toy", place)
+    assert (place.url, place.run, ranking_store(ranking_stores(studio), "")) == (url, tmp_path / "runs" / "toy", place)
     assert place.can_align
     with place.open() as store:
         assert [len(asked.candidates) for asked in store.questions()] == [4] * 6

@@ -14,7 +14,7 @@ from klype.errors import KlypeError, UsageError
 from klype.experiments.bias.experiment import Board
 from klype.studio.runs_list import all_runs
 from klype.studio.studio import Studio
-from klype.studio.targets import ExperimentRequest, experiments, found_pictures, so_far, start_experiment
+from klype.studio.targets import experiments, found_pictures, so_far, start_experiment
 from klype.studio.work import INTERRUPTED
 from klype.words import words
 from tests.studio_targets_toys import KINDS, board
@@ -46,12 +46,12 @@ def left_behind(folder: Path, done: bool = True) -> Path:
 @pytest.mark.slow
 def test_one_is_begun_at_a_time_cancelled_and_gone_on_with(tmp_path: Path) -> None:
     studio = Studio([], tmp_path, [sys.executable, "-c", WAITS])
-    one = start_experiment(studio, ExperimentRequest(12.5, 7, "nb"))
+    one = start_experiment(studio, 12.5, 7, "nb")
     wait(lambda: (one.folder / "arguments").is_file())
     arguments = (one.folder / "arguments").read_text()
     assert arguments == f"bias --minutes 12.5 --seed 7 --lang nb --out {one.folder} --resume --json"
     with pytest.raises(UsageError, match="already"):
-        start_experiment(studio, ExperimentRequest(1))
+        start_experiment(studio, 1)
     assert all_runs(studio) == []  # it is no run
     assert one.work is not None
     one.work.cancel()
@@ -68,16 +68,16 @@ def test_those_of_the_command_line_are_found_and_what_runs_stands_first(tmp_path
     assert experiments(studio) == []
     old = left_behind(tmp_path / "runs" / "bias-1", done=False)
     left_behind(tmp_path / "runs" / "bias-2")
-    assert {(e.name, e.state) for e in experiments(studio)} == {("bias-1", "running"), ("bias-2", "done")}
+    assert {(e.folder.name, e.state) for e in experiments(studio)} == {("bias-1", "running"), ("bias-2", "done")}
     os.utime(old / Board.FILE, (1, 1))  # nothing was written for long
-    assert {(e.name, e.state) for e in experiments(studio)} == {("bias-1", "stopped"), ("bias-2", "done")}
-    begun = start_experiment(studio, ExperimentRequest(1))
+    assert {(e.folder.name, e.state) for e in experiments(studio)} == {("bias-1", "stopped"), ("bias-2", "done")}
+    begun = start_experiment(studio, 1)
     assert experiments(studio)[0].key == begun.key
     assert begun.work is not None
     begun.work.cancel()
     wait(lambda: begun.state == "cancelled")
     (tmp_path / "runs" / "bias-2" / Board.FILE).write_text("{")
-    broken = next(e for e in experiments(studio) if e.name == "bias-2")
+    broken = next(e for e in experiments(studio) if e.folder.name == "bias-2")
     with pytest.raises(KlypeError, match="damaged"):
         broken.board()
     assert broken.state == "failed"

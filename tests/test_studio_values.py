@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from klype.engine.sampling import shape
 from klype.errors import UsageError
 from klype.samplers import Seen
-from klype.studio.answer_panel import bars_of, drawn_from, surprise_bits
+from klype.studio.answer_panel import bars_of, drawn_from
 from klype.studio.charts import revived
 from klype.studio.conversation import Branches, Conversation, Conversations, Turn
-from klype.studio.divergence import clean, in_error, printed
-from klype.studio.examinations import Examination, Examinations, ExamRequest
+from klype.studio.divergence import ExamRequest, clean, exam_document, exam_folder, in_error, printed
 from klype.studio.frame import preferred, theme, to_csv
 from klype.studio.paths_search import FlowNode, leaves, merged, pruned
 from klype.values import Distribution, Sampling, Step
+from tests.studio_toys import studio
 
 SAMPLINGS = st.builds(
     Sampling,
@@ -109,10 +109,18 @@ def test_a_fork_begins_as_its_parent_and_keeps_the_rest() -> None:
 
 
 def test_a_model_hears_only_its_own_answers() -> None:
-    talk = Conversation("k", [Turn("one", {"a": Branches("a"), "b": Branches("b")}), Turn("two", {"b": Branches("b")})])
-    said = {(0, "a"): "A1", (0, "b"): "B1", (1, "b"): "B2"}
-    assert [m["content"] for m in talk.messages("a", "three", said)] == ["one", "A1", "three"]
-    assert [m["content"] for m in talk.messages("b", "three", said)] == ["one", "B1", "two", "B2", "three"]
+    def said(*names: str) -> dict[str, Branches]:
+        found = {name: Branches(name) for name in names}
+        for branches in found.values():
+            branches.begin([1], Sampling(), seed=0).steps.append(step(whole(ord(branches.model))))
+        return found
+
+    talk = Conversation("k", [Turn("one", said("a", "b")), Turn("two", said("b"))])
+    spoken = {name: str([int(whole(ord(name)).ids[0])]) for name in "ab"}
+    decode = lambda tokens: str(list(tokens))
+    assert [m["content"] for m in talk.messages("a", "three", decode)] == ["one", spoken["a"], "three"]
+    b = [m["content"] for m in talk.messages("b", "three", decode)]
+    assert b == ["one", spoken["b"], "two", spoken["b"], "three"]
 
 
 def test_conversations_are_found_again_and_have_an_end() -> None:
@@ -174,8 +182,6 @@ def test_the_formula_and_its_chain(s: float, n: int) -> None:
 def test_the_article_as_printed_and_corrected() -> None:
     assert clean(0.99999, 100) == pytest.approx(0.999, abs=1e-4)
     assert printed(0.99999, 100) < 1e-300
-    assert surprise_bits(0.25) == 2
-    assert surprise_bits(0) == math.inf
 
 
 @pytest.mark.parametrize(
@@ -210,28 +216,24 @@ def test_a_saved_table_starts_no_formula() -> None:
 
 
 def test_progress_is_heard_from_the_commands_own_lines() -> None:
-    heard = Examination(ExamRequest("run", "w"), Path("nowhere"))
-    shares = []
-    for line in ("Planned: 60 questions", "answers 0: 60 steps", "answers 0.7: 60 steps", "answers 0.7: (2.0 s)",
-                 "feedback 1: 60 steps", "trees: 16 steps", "forks: 12 steps"):  # fmt: skip
-        heard.hear(line)
-        shares.append(heard.share)
-    assert shares == sorted(shares)
-    assert heard.part == "forks"
-    assert 0 < shares[1] < shares[-1] < 1
+    request = ExamRequest("run", "w")
+    lines = ("Planned: 60 questions", "answers 0: 60 steps", "answers 0.7: 60 steps", "answers 0.7: (2.0 s)",
+             "feedback 1: 60 steps", "trees: 16 steps", "forks: 12 steps")  # fmt: skip
+    parts, shares = zip(*(request.progress(lines[:n]) for n in range(len(lines) + 1)), strict=True)
+    assert list(shares) == sorted(shares)
+    assert (parts[0], parts[-1]) == ("plan", "forks")
+    assert 0 == shares[0] < shares[2] < shares[-1] < 1
 
 
 def test_what_was_examined_is_found_by_its_weights_and_settings(tmp_path: Path) -> None:
-    kept = Examinations(tmp_path, ["klype"])
-    order = ExamRequest("runs/a", "weights")
-    assert kept.found(order) is None
-    folder = tmp_path / order.key
-    folder.mkdir()
+    home, request = studio(tmp_path), ExamRequest("runs/a", "weights")
+    assert exam_document(home, request) is None
+    folder = exam_folder(home, request)
+    folder.mkdir(parents=True)
     for broken in ("", "[1]", "{", '{"other": 1}'):
         (folder / "figures.json").write_text(broken)
-        assert kept.found(order) is None
+        assert exam_document(home, request) is None
     (folder / "figures.json").write_text(json.dumps({"figures": {}}))
-    assert kept.found(ExamRequest("elsewhere/a", "weights")) == {"figures": {}}
-    assert kept.found(ExamRequest("runs/a", "other weights")) is None
-    assert kept.found(ExamRequest("runs/a", "weights", samples=9)) is None
-    assert kept.arguments(order)[:3] == ["klype", "examine", "runs/a"]
+    assert exam_document(home, ExamRequest("elsewhere/a", "weights")) == {"figures": {}}
+    assert exam_document(home, ExamRequest("runs/a", "other weights")) is None
+    assert exam_document(home, ExamRequest("runs/a", "weights", samples=9)) is None

@@ -54,7 +54,6 @@ from klype.studio.ranking import habits
 from klype.values import Distribution, Figure, Question, Request, Sampling, Step, Trace
 from klype.words import LANGUAGES, catalogues, words
 from tests.report_facts import dictionary_facts, gate, text_facts, world_facts
-from tests.studio_toys import Asked
 from tests.test_examine_article import made
 from tests.test_runs_gates import run_of
 from tests.toy_sources import table_source
@@ -358,8 +357,8 @@ def paths(*drawn: int) -> FoundPaths:
     )
     trace = Trace((1,), (), Sampling(), 0, 0, "m", "stop", 1, 0.0)
     grown = grow(SOURCE, (1,), TreeSettings(), CODEC.spell)
-    asked: Any = Asked((1,), Question("q", "?"))
-    return FoundPaths("m", asked, PathSettings(), (trace,) * sum(drawn), grown, meant, trace)
+    asked = Asking(SOURCE, (1,), Question("q", "?"), lambda text: text[:1], "normalised match", None)
+    return FoundPaths(asked, PathSettings(), (trace,) * sum(drawn), grown, meant, trace, CODEC.decode)
 
 
 def flowing(*drawn: int) -> Told:

@@ -111,7 +111,7 @@ class AnnotatorSession:
     shown: int = SHOWN
     done: int = 0
     turns: int = 0
-    turn: RankingTask | None = None
+    task: RankingTask | None = None
     _ranked: set[int] = field(default_factory=set)
 
     @staticmethod
@@ -135,23 +135,23 @@ class AnnotatorSession:
     def say(self, number: object, kind: Kind, groups: object) -> bool:
         """Keeps an order (ids of answers, best first; those that are missing come last, tied), none, or a skip.
 
-        Durable when it returns. False when this turn has been answered already, here or in another window of the same
+        Durable when it returns. False when this task has been answered already, here or in another window of the same
         annotator: nothing is kept twice. UsageError for an order that is none.
         """
-        turn = self.turn
-        if turn is None or number != turn.number:
+        task = self.task
+        if task is None or number != task.number:
             return False
-        order = () if kind == "skip" else order_of(turn.asked, groups, allow_none=kind == "none")
+        order = () if kind == "skip" else order_of(task.asked, groups, allow_none=kind == "none")
         with _one_at_a_time(f"{self.store.place}\n{self.name}"):
             self._recount()
-            twice = not turn.again and turn.asked.id in self._ranked
+            twice = not task.again and task.asked.id in self._ranked
             if not twice:
-                seconds = round(max(0.0, time.monotonic() - turn.began), 2)
-                entry = Entry(turn.asked, order, self.name, kind, when=now(), seconds=seconds, again=turn.again)
+                seconds = round(max(0.0, time.monotonic() - task.began), 2)
+                entry = Entry(task.asked, order, self.name, kind, when=now(), seconds=seconds, again=task.again)
                 self.store.record(entry)
                 self.done += 1
-                self._ranked.add(turn.asked.id)
-        self.turn = None
+                self._ranked.add(task.asked.id)
+        self.task = None
         return not twice
 
     def undo(self) -> RankingTask | None:
@@ -163,24 +163,24 @@ class AnnotatorSession:
             return None
         shown = back.asked
         self.turns += 1
-        self.turn = RankingTask(self.turns, shown, back.again, time.monotonic())
-        return self.turn
+        self.task = RankingTask(self.turns, shown, back.again, time.monotonic())
+        return self.task
 
     def write(self, number: object, text: str) -> RankingTask | None:
         """One more answer, by this annotator; UsageError when it is none, or there is no room on the desk."""
-        turn = self.turn
-        if turn is None or number != turn.number:
+        task = self.task
+        if task is None or number != task.number:
             return None
         text = text.strip()
         if not text or len(text) > TEXT_MOST:
             raise UsageError(f"An answer has from 1 to {TEXT_MOST:,} characters.")
-        if len(turn.asked.candidates) >= KEYS:
+        if len(task.asked.candidates) >= KEYS:
             raise UsageError(f"There are {KEYS} answers at most.")
-        if any(text == candidate.text for candidate in turn.asked.candidates):
+        if any(text == candidate.text for candidate in task.asked.candidates):
             raise UsageError("This answer is there already.")
-        made = self.store.add_candidate(turn.asked.id, Candidate(text, author=self.name))
-        self.turn = replace(turn, asked=replace(turn.asked, candidates=(*turn.asked.candidates, made)))
-        return self.turn
+        made = self.store.add_candidate(task.asked.id, Candidate(text, author=self.name))
+        self.task = replace(task, asked=replace(task.asked, candidates=(*task.asked.candidates, made)))
+        return self.task
 
     def close(self) -> None:
         """Gives back what was not answered."""
@@ -200,14 +200,14 @@ class AnnotatorSession:
 
     def _lay(self, asked: Asked | None, again: bool) -> RankingTask | None:
         if asked is None:
-            self.turn = None
+            self.task = None
             return None
         mixed = list(asked.candidates) if again else differing(asked, self.name, self.shown)
         seed = mix(asked.id, int(again), *self.name.encode())
         random.Random(seed).shuffle(mixed)  # the same again after a reload, another one for others
         self.turns += 1
-        self.turn = RankingTask(self.turns, replace(asked, candidates=tuple(mixed)), again, time.monotonic())
-        return self.turn
+        self.task = RankingTask(self.turns, replace(asked, candidates=tuple(mixed)), again, time.monotonic())
+        return self.task
 
     def _recount(self) -> None:
         own = self.store.entries(annotators=(self.name,))

@@ -15,10 +15,10 @@ from klype.examine.charts import PROBABILITY_EDGES
 from klype.samplers import SAMPLERS, TEMPERATURE, Sampling
 from klype.studio.answer_panel import TokenPanel
 from klype.studio.conversation import Answer, Branches, Conversation, Turn
-from klype.studio.fields import Check, Number, Slider, Text
-from klype.studio.frame import Visit, button, card, text_of
-from klype.studio.studio import Model, begin, speculated, write
-from klype.studio.tokens import Tokens, rows_of, shown, spelled, tokenizer_view
+from klype.studio.fields import Check, Counts, Slider, Text
+from klype.studio.frame import Visit, box, button, card, examples, text_of
+from klype.studio.studio import SharedModel
+from klype.studio.tokens import Tokens, rows_of, shown, tokenizer_view
 
 EVERY_S = 0.05
 """New tokens are sent this often."""
@@ -29,13 +29,13 @@ SIDE_BY_SIDE = 4
 
 @dataclass
 class ShownAnswer:
-    """One model's answer on the page."""
+    """One model's answer on the page, in its box; ``turn`` is its turn's place."""
 
     turn: int
+    model: SharedModel
     branches: Branches
+    box: ui.element
     tokens: Tokens | None = None
-    costs: ui.element | None = None
-    box: ui.element | None = None
 
 
 @dataclass
@@ -51,20 +51,23 @@ class AnswerPage:
 
     def build(self) -> None:
         w = self.visit.words
-        with ui.element("div").classes("k-split"):
-            with ui.element("div"):
+        with box("k-split"):
+            with box():
                 self._settings()
-                self.turns = ui.element("div")
-                self.turns.props["aria-live"] = "off"
+                self.turns = box(aria_live="off")
                 with card():
                     self.text = Text(w("message"), 2, LONGEST, self.send, draft="message")
-                    with ui.element("div").classes("k-row").style("margin-top:8px"):
+                    with box("k-row").style("margin-top:8px"):
                         button(w("send"), self.send, "strong")
                         self.stop_button = button(w("stop"), self.stop)
                         button(w("new"), self.forget)
-                    self.window = ui.element("div")
-                self._examples()
-                self._tokenizer()
+                    self.window = box()
+                with box("k-chips").style("margin:-4px 0 14px") as self.examples:
+                    examples(self.visit, self._take)
+                questions = self.visit.studio.questions.get(self.visit.lang)
+                self.examples.set_visibility(bool(questions) and not self.conversation.turns)
+                if self.visit.studio.models:
+                    tokenizer_view(self.visit)
             with card("k-side") as side:
                 self.panel = TokenPanel(self.visit, side, self.sampling, self.fork)
         self.stop_button.set_visibility(False)
@@ -75,8 +78,8 @@ class AnswerPage:
         self._fill()
         self.text.restore()
         self.timer.activate()
-        if self.conversation.turns:
-            self._pick_first()
+        if self.said and self.said[-1].branches.current.steps:
+            self._look(self.said[-1], 0, opened=False)
 
     def sampling(self) -> Sampling:
         moved: dict[str, Any] = {name: slider.value for name, slider in self.sliders.items()}
@@ -92,24 +95,24 @@ class AnswerPage:
         turn, seed = Turn(question), randbits(48)
         self.sending = True
         try:
-            prompts = [await asyncio.to_thread(begin, self._named(name), self.conversation, question) for name in names]
+            for name in names:
+                model = self.visit.studio.model(name)
+                prompt = await asyncio.to_thread(model.prompt_after, self.conversation, question)
+                turn.branches[name] = Branches(name)
+                turn.branches[name].begin(prompt, self.sampling(), seed)
         except Exception as error:
             self.visit.tell(error)
             return
         finally:
             self.sending = False
-        begun: list[tuple[Branches, Answer]] = []
-        for name, prompt in zip(names, prompts, strict=True):
-            turn.branches[name] = branches = Branches(name)
-            begun.append((branches, branches.begin(prompt, self.sampling(), seed)))
         self.conversation.turns.append(turn)
         self.text.set("")
         self.examples.set_visibility(False)
         with self.turns:
             self._show(len(self.conversation.turns) - 1, turn)
         ui.run_javascript(f"history.replaceState(null, '', '/?c={self.conversation.key}')")
-        for branches, answer in begun:
-            self._run(branches, answer)
+        for branches in turn.branches.values():
+            self._run(branches, branches.current)
 
     def fork(self, branches: Branches, at: int, token: int) -> None:
         """Another way from here: the answer goes on after this token instead."""
@@ -131,17 +134,18 @@ class AnswerPage:
         self.stop()
         ui.navigate.to("/")
 
+    async def _take(self, text: str) -> None:
+        self.text.set(text)
+        await self.send()
+
     def _run(self, branches: Branches, answer: Answer) -> None:
         """The work belongs to the conversation: it goes on when the page is loaded anew."""
         ahead, limit = self.ahead.value, int(self.limit.value)
 
         async def work() -> None:
-            voice = self.visit.studio.voice(branches.model)
+            model = self.visit.studio.model(branches.model)
             try:
-                if ahead and voice.model.speculates:
-                    await speculated(voice, answer, limit)
-                else:
-                    await write(voice, answer, limit)
+                await (model.extend_ahead if ahead and model.speculates else model.extend)(answer, limit)
             except Exception as error:
                 answer.failed = self.visit.why(error)
             finally:
@@ -159,8 +163,7 @@ class AnswerPage:
             if said.tokens is None or not said.tokens.busy:
                 continue
             if answer.running:
-                first = len(said.tokens.rows)
-                said.tokens.add(rows_of(self._model(said.branches), answer.steps, first, self.visit.say.share))
+                said.tokens.add(rows_of(said.model, answer.steps, len(said.tokens.rows), self.visit.say.share))
             else:
                 self._draw(said)
         if self.stop_button.visible != busy:
@@ -169,75 +172,58 @@ class AnswerPage:
             self.timer.deactivate()
             self._fill()
 
-    def _of(self, branches: Branches) -> ShownAnswer | None:
-        return next((said for said in self.said if said.branches is branches), None)
-
-    def _model(self, branches: Branches) -> Model:
-        return self._named(branches.model)
-
-    def _named(self, name: str) -> Model:
-        return self.visit.studio.voice(name).model
-
     def _show(self, place: int, turn: Turn) -> None:
-        with ui.element("div").classes("k-turn"):
-            with ui.element("div").classes("k-asked"):
+        known = {model.name: model for model in self.visit.studio.models if model.name in turn.branches}
+        with box("k-turn"):
+            with box("k-asked"):
                 text_of("p", self.visit.say.text(turn.question))
-            self._warn(turn)
-            with ui.element("div").classes("k-columns"):
-                for name, branches in turn.branches.items():
-                    if name not in self.visit.studio.voices:
-                        continue
-                    with ui.element("article").classes(f"k-card k-said {self._model(branches).stage}") as box:
-                        pass
-                    said = ShownAnswer(place, branches, box=box)
-                    self.said.append(said)
-                    self._draw(said)
-
-    def _warn(self, turn: Turn) -> None:
-        """The words of a question that a model does not know, and which model that is."""
-        found: dict[str, list[str]] = {}
-        for model in (self._named(name) for name in turn.branches if name in self.visit.studio.voices):
-            said = model.reading.warning(turn.question, self.visit.lang) if model.reading is not None else ""
-            if said:
-                found.setdefault(said, []).append(model.name)
-        for said, names in found.items():
-            text_of("p", f"{', '.join(names)}: {self.visit.say.text(said)}", "k-small k-warn")
+            unknown: dict[
+                str, list[str]
+            ] = {}  # the words of a question that a model does not know: which model that is
+            for model in known.values():
+                if model.reading is not None and (text := model.reading.warning(turn.question, self.visit.lang)):
+                    unknown.setdefault(text, []).append(model.name)
+            for text, names in unknown.items():
+                text_of("p", f"{', '.join(names)}: {self.visit.say.text(text)}", "k-small k-warn")
+            with box("k-columns"):
+                for name in turn.branches:
+                    if name in known:
+                        article = box(f"k-card k-said {known[name].stage}", "article")
+                        self.said.append(ShownAnswer(place, known[name], turn.branches[name], article))
+                        self._draw(self.said[-1])
 
     def _redraw(self, branches: Branches) -> None:
-        said = self._of(branches)
-        if said is not None:
-            self._draw(said)
+        for said in self.said:
+            if said.branches is branches:
+                self._draw(said)
 
     def _draw(self, said: ShownAnswer) -> None:
-        assert said.box is not None
-        w, branches = self.visit.words, said.branches
-        model, answer = self._model(branches), branches.current
+        w, model, answer = self.visit.words, said.model, said.branches.current
         said.box.clear()
         with said.box:
-            with ui.element("header"):
+            with box(tag="header"):
                 text_of("h3", model.name)
                 text_of("span", self.visit.frame(f"stage_{model.stage}") if model.stage else "", "k-stage")
             rows = rows_of(model, answer.steps, 0, self.visit.say.share)
-            pick: Callable[[int], None] = lambda i: self.panel.look(model, said.branches, i, self._question(said))
-            said.tokens = Tokens(rows, w("answer_of", model=model.name), answer.running, pick)
+            said.tokens = Tokens(rows, w("answer_of", model=model.name), answer.running, partial(self._look, said))
             if answer.failed:
                 text_of("p", self.visit.say.text(answer.failed), "k-small k-warn")
             self._costs(model, answer)
-            self._ways(branches)
+            self._ways(model, said.branches)
 
-    def _question(self, said: ShownAnswer) -> str:
-        """The text whose truth may be known: a first message, and not in the middle of a conversation."""
+    def _look(self, said: ShownAnswer, at: int, opened: bool = True) -> None:
+        """At one token. The truth may be known after a first message, and not in the middle of a conversation."""
         turns = self.conversation.turns
-        first = all(said.branches.model not in turn.branches for turn in turns[: said.turn])
-        return turns[said.turn].question if first else ""
+        first = all(said.model.name not in turn.branches for turn in turns[: said.turn])
+        self.panel.look(said.model, said.branches, at, turns[said.turn].question if first else "", opened)
 
-    def _costs(self, model: Model, answer: Answer) -> None:
+    def _costs(self, model: SharedModel, answer: Answer) -> None:
         if answer.trace is None:
             return
         w, say, trace = self.visit.words, self.visit.say, answer.trace
         tokens = len(trace.steps)
         speed = tokens / trace.seconds if trace.seconds > 0 else 0.0
-        flops = model.flops(trace)
+        flops = model.opened.flops(trace)
         parts = [w("tokens", n=say.count(tokens)), w("passes", n=say.count(trace.passes))]
         parts += [w("speed", n=say.count(round(speed)))] if speed else []
         parts += [w("flops", n=say.big(flops))] if flops is not None else []
@@ -245,61 +231,53 @@ class AnswerPage:
         if answer.accepted is not None:
             parts.append(w("accepted", n=say.count(answer.accepted), of=say.count(answer.proposed or 0)))
         parts.append(w(f"ended_{trace.ended}"))
-        with ui.element("ul").classes("k-costs"):
+        with box("k-costs", "ul"):
             for part in parts:
                 text_of("li", part)
 
-    def _ways(self, branches: Branches) -> None:
+    def _ways(self, model: SharedModel, branches: Branches) -> None:
         """The tree of branches, each with the token that it took."""
         if len(branches.answers) < 2:
             return
-        w, model = self.visit.words, self._model(branches)
-        with ui.element("ul").classes("k-branches") as ways:
-            ways.props["aria-label"] = w("ways")
+        w = self.visit.words
+        with box("k-branches", "ul", aria_label=w("ways")):
             for answer in branches.answers:
                 if answer.parent is None:
                     name = w("first_way")
                 else:
-                    took = shown(spelled(model, answer.steps[answer.at].token))
+                    took = shown(model, answer.steps[answer.at].token)
                     name = w("way", n=answer.number + 1, of=answer.parent + 1, place=answer.at + 1, token=took)
-                with ui.element("li"):
-                    chosen = button(name, partial(self._go, branches, answer.number), "tiny")
-                    chosen.props["aria-pressed"] = "true" if answer.number == branches.shown else "false"
+                with box(tag="li"):
+                    pressed = "true" if answer.number == branches.shown else "false"
+                    button(name, partial(self._go, branches, answer.number), "tiny", aria_pressed=pressed)
 
     def _go(self, branches: Branches, number: int) -> None:
         branches.shown = number
         self._redraw(branches)
-
-    def _pick_first(self) -> None:
-        said = self.said[-1] if self.said else None
-        if said is not None and said.branches.current.steps:
-            self.panel.look(self._model(said.branches), said.branches, 0, self._question(said), opened=False)
 
     def _settings(self) -> None:
         w, say, models = self.visit.words, self.visit.say, self.visit.studio.models
         with card():
             if not models:
                 text_of("p", w("no_models"), "k-empty")
-            with ui.element("fieldset").classes("k-row k-models"):
+            with box("k-row k-models", "fieldset"):
                 text_of("legend", w("models"))
                 for i, model in enumerate(models):
                     self.chosen[model.name] = Check(model.name, i == len(models) - 1)
             for about in dict.fromkeys(model.reading.about(self.visit.lang) for model in models if model.reading):
-                text_of("p", self.visit.say.text(about), "k-small")
-            with ui.element("div").classes("k-sliders"):
+                text_of("p", say.text(about), "k-small")
+            with box("k-sliders"):
                 self._samplers(penalties=False)
-                self.limit = Slider(w("limit"), (8, 2048, 8), 64, lambda v: say.count(round(v)))
-            with ui.element("details").classes("k-fold"):
+                self.limit = Counts(self.visit, "limit", (8, 2048, 8), 64)
+            with box("k-fold", "details"):
                 text_of("summary", w("penalties"))
-                with ui.element("div").classes("k-sliders"):
+                with box("k-sliders"):
                     self._samplers(penalties=True)
             self.ahead = Check(w("ahead"), False)
-        with ui.element("div").classes("k-legend") as legend:
-            legend.props["role"] = "note"
+        with box("k-legend", role="note"):
             text_of("span", w("legend"))
-            ends = [1.0, *PROBABILITY_EDGES]
-            for i, edge in enumerate(ends):
-                text = f"≥ {say.share(ends[1])}" if i == 0 else f"< {say.share(edge)}"
+            for i, edge in enumerate([1.0, *PROBABILITY_EDGES]):
+                text = f"< {say.share(edge)}" if i else f"≥ {say.share(PROBABILITY_EDGES[0])}"
                 text_of("span", text, f"k-tok plain p{i}")
 
     def _samplers(self, penalties: bool) -> None:
@@ -307,48 +285,27 @@ class AnswerPage:
         say = self.visit.say
         for name, row in SAMPLERS.items():
             if (row.adjust is not None) == penalties:
-                shown: Number = (lambda v: say.count(round(v))) if row.whole else (lambda v: say.number(v, 2))
+                written: Callable[[float], str] = (
+                    (lambda v: say.count(round(v))) if row.whole else (lambda v: say.number(v, 2))
+                )
                 first = TEMPERATURE if name == "temperature" else row.off
-                slider = Slider(say.text(row.title), row.slider, first, shown)
+                slider = Slider(say.text(row.title), row.slider, first, written)
                 slider.props["title"] = say.text(row.help)
                 self.sliders[name] = slider.moved(lambda: self.panel.draw())
-
-    def _examples(self) -> None:
-        """Questions to begin with, of the run that the models came from."""
-        found = self.visit.studio.questions.get(self.visit.lang, ())[:3]
-        self.examples = ui.element("div").classes("k-chips").style("margin:-4px 0 14px")
-        self.examples.set_visibility(bool(found) and not self.conversation.turns)
-        with self.examples:
-            text_of("span", self.visit.words("try"), "k-small")
-            for question in found:
-                button(question, partial(self._take, question), "tiny")
-
-    async def _take(self, text: str) -> None:
-        self.text.set(text)
-        await self.send()
-
-    def _tokenizer(self) -> None:
-        if self.visit.studio.models:
-            tokenizer_view(self.visit)
 
     def _fill(self) -> None:
         """The context window as a bar that fills, a model a bar."""
         self.window.clear()
-        if not self.conversation.turns:
-            return
-        say, turn = self.visit.say, self.conversation.turns[-1]
         with self.window:
-            for name, branches in turn.branches.items():
-                if name not in self.visit.studio.voices:
+            for said in self.said:
+                if said.turn < self.said[-1].turn:
                     continue
-                model, answer = self._model(branches), branches.current
+                answer, of, say = said.branches.current, said.model.window, self.visit.say
                 used = len(answer.prompt) + len(answer.steps)
-                share = min(1.0, used / model.window)
-                shown_as = {"model": name, "n": say.count(used), "of": say.count(model.window)}
-                text_of("div", self.visit.words("window", **shown_as), "k-small")
-                with ui.element("div").classes("k-window full" if share >= 1 else "k-window") as bar:
-                    bar.props["aria-hidden"] = "true"
-                    ui.element("div").style(f"width:{100 * share:.1f}%")
+                counts = {"n": say.count(used), "of": say.count(of)}
+                text_of("div", self.visit.words("window", model=said.model.name, **counts), "k-small")
+                with box("k-window full" if used >= of else "k-window", aria_hidden="true"):
+                    box().style(f"width:{100 * min(1.0, used / of):.1f}%")
 
 
 def build(visit: Visit) -> None:

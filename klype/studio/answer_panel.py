@@ -17,13 +17,13 @@ from nicegui import ui
 
 from klype.answers import bounds
 from klype.engine.sampling import noise, shape_whole
-from klype.examine.charts import axis, bars
+from klype.examine.charts import Cell, Option, axis, bars
 from klype.examine.say import Say
 from klype.samplers import SAMPLERS, active
-from klype.studio.charts import Option, chart, redraw
+from klype.studio.charts import chart, redraw
 from klype.studio.conversation import Answer, Branches
-from klype.studio.frame import Visit, as_data, button, table, text_of
-from klype.studio.studio import Model
+from klype.studio.frame import Visit, as_data, box, button, retext, table, text_of
+from klype.studio.studio import SharedModel
 from klype.studio.tokens import shown, spelled
 from klype.values import Distribution, Floats, Sampling, Step
 from klype.words import Words
@@ -73,9 +73,8 @@ def bars_of(
     place = {int(token): i for i, token in enumerate(q.ids)}
     listed = [int(token) for i, token in enumerate(q.ids[:most]) if i < FEWEST or p_K[i] >= SEEN_P]
     truest = sorted(truth, key=lambda token: -truth[token])[:4] if truth else []
-    listed += [token for token in (step.token, *truest) if token not in listed]
     rows = []
-    for token in listed:
+    for token in dict.fromkeys([*listed, step.token, *truest]):
         i = place.get(token)
         p, drawn = (0.0, 0.0) if i is None else (float(p_K[i]), float(drawn_K[i]))
         rows.append(TokenBar(token, p, drawn, None if truth is None else truth.get(token, 0.0), token == step.token))
@@ -102,32 +101,30 @@ def drawn_from(q: Distribution, before: Before, sampling: Sampling, vocabulary: 
     return found_K
 
 
-def surprise_bits(p: float) -> float:
-    """How much a token of this probability says, in bits."""
-    return -math.log2(p) if p > 0 else math.inf
-
-
-Fork = Callable[[Branches, int, int], None]
-
-
 class TokenPanel:
     """Beside the conversation; it follows the token that was picked and the sliders."""
 
-    def __init__(self, visit: Visit, side: ui.element, sampling: Callable[[], Sampling], fork: Fork) -> None:
+    def __init__(
+        self,
+        visit: Visit,
+        side: ui.element,
+        sampling: Callable[[], Sampling],
+        fork: Callable[[Branches, int, int], None],
+    ) -> None:
         """``side`` is what holds it: on a narrow screen a sheet that opens with a token."""
         self.visit, self.side, self.sampling, self.fork = visit, side, sampling, fork
-        self.place: tuple[Model, Branches, int] | None = None
+        self.place: tuple[SharedModel, Branches, int] | None = None
         self.truth: Mapping[int, float] | None = None
-        close = button(visit.words("close"), lambda: side.classes(remove="open"), "tiny k-close")
-        close.props["aria-label"] = visit.words("close")
+        close = visit.words("close")
+        button(close, lambda: side.classes(remove="open"), "tiny k-close", aria_label=close)
         self.title = text_of("h2", visit.words("panel"))
         self.note = text_of("p", visit.words("panel_empty"), "k-small")
-        self.box = ui.element("div")
+        self.box = box()
         self.drawn: ui.echart | None = None
         self.ways: ui.element | None = None
         self.unfolded = False
 
-    def look(self, model: Model, branches: Branches, at: int, question: str, opened: bool = True) -> None:
+    def look(self, model: SharedModel, branches: Branches, at: int, question: str, opened: bool = True) -> None:
         """At token ``at`` of the shown answer. The truth comes a moment later, where somebody knows it."""
         if not 0 <= at < len(branches.current.steps):
             return
@@ -139,7 +136,7 @@ class TokenPanel:
             client, here = ui.context.client, self.place
 
             async def ask() -> None:
-                found = await asyncio.to_thread(_truth, model, question, branches.current.tokens[:at])
+                found = await asyncio.to_thread(model.truth, question, branches.current.tokens[:at])
                 if found is not None and self.place == here and not client.is_deleted:
                     with client:
                         self.truth = found
@@ -154,59 +151,50 @@ class TokenPanel:
             redraw(self.drawn, self._option(found), self.visit.lang)
             self._tell(found)
 
-    def _step(self) -> Step | None:
+    def _bars(self) -> TokenBars | None:
         if self.place is None:
             return None
-        _, branches, at = self.place
-        steps = branches.current.steps
-        return steps[at] if at < len(steps) else None
-
-    def _bars(self) -> TokenBars | None:
-        step = self._step()
-        if step is None or self.place is None:
-            return None
         model, branches, at = self.place
-        before = branches.current.prompt, branches.current.tokens[:at]
-        return bars_of(step, before, self.sampling(), model.vocabulary, self.truth)
+        answer = branches.current
+        if at >= len(answer.steps):
+            return None
+        before = answer.prompt, answer.tokens[:at]
+        return bars_of(answer.steps[at], before, self.sampling(), model.vocabulary, self.truth)
 
     def _build(self) -> None:
         """The chart stays the same element from token to token: a new one takes a browser three times as long."""
-        found, step = self._bars(), self._step()
+        found = self._bars()
         if found is None and self.drawn is not None:
             self.box.clear()
             self.drawn = self.ways = None
-        if self.place is None or step is None:
+        if self.place is None or self.place[2] >= len(self.place[1].current.steps):
             return
-        model, _, at = self.place
-        w = self.visit.words
-        said = shown(spelled(model, step.token))
-        self.title._text = w("panel_at", n=self.visit.say.count(at + 1), token=said)
-        self.title.update()
+        model, branches, at = self.place
+        w, said = self.visit.words, shown(model, branches.current.steps[at].token)
+        retext(self.title, w("panel_at", n=self.visit.say.count(at + 1), token=said))
         if found is None:
-            self.note._text = w("no_distribution")
-            self.note.update()
+            retext(self.note, w("no_distribution"))
             return
         self._tell(found)
-        height = 76 + len(found.bars) * (44 if self.truth is not None else 28)
-        label = w("chart_of", token=said)
+        height, label = 76 + len(found.bars) * (44 if self.truth is not None else 28), w("chart_of", token=said)
         if self.drawn is None:
-            self._lay(found, height, label)
+            with self.box:
+                self._lay(found, height, label, model.stage == "align")
         else:
             self.drawn.style(f"height: {height}px").props["aria-label"] = label
             redraw(self.drawn, self._option(found), self.visit.lang)
         self._list()
 
-    def _lay(self, found: TokenBars, height: int, label: str) -> None:
+    def _lay(self, found: TokenBars, height: int, label: str, aligned: bool) -> None:
         w = self.visit.words
-        with self.box:
-            self.drawn = chart(self._option(found), self.visit.lang, height, label)
-            aligned = self.place is not None and self.place[0].stage == "align"
-            text_of("p", " ".join([w("how_bars"), *([w("how_bars_aligned")] if aligned else [])]), "k-small")
-            with ui.element("details").classes("k-fold") as fold:
-                text_of("summary", w("others"))
-                self.ways = ui.element("div")
-            fold.on("toggle", lambda event: self._unfold(event.args is True), js_handler="(e) => emit(e.target.open)")
-            as_data(self.visit, "next-token", self._columns(), self._rows, self.drawn)
+        self.drawn = chart(self._option(found), self.visit.lang, height, label)
+        text_of("p", " ".join([w("how_bars"), *([w("how_bars_aligned")] if aligned else [])]), "k-small")
+        with box("k-fold", "details") as fold:
+            text_of("summary", w("others"))
+            self.ways = box()
+        fold.on("toggle", lambda event: self._unfold(event.args is True), js_handler="(e) => emit(e.target.open)")
+        columns = [w("token"), w("number"), w("model_p"), w("drawn_p", t=""), w("truth_p")]
+        as_data(self.visit, "next-token", columns, self._rows, self.drawn)
         self.unfolded = False
 
     def _unfold(self, unfolded: bool) -> None:
@@ -215,84 +203,55 @@ class TokenPanel:
 
     def _list(self) -> None:
         """The ways as a table, while somebody looks at it."""
-        found = self._bars()
+        found, w, say = self._bars(), self.visit.words, self.visit.say
         if self.ways is None or self.place is None or found is None:
             return
         self.ways.clear()
-        if self.unfolded:
-            with self.ways:
-                self._ways(*self.place, found)
+        if not self.unfolded:
+            return
+        (model, branches, at), known = self.place, self.truth is not None
+        rows = []
+        for bar in found.bars:
+            name = shown(model, bar.token)
+            cells: list[object] = [partial(text_of, "bdi", name), say.share(bar.p), say.share(bar.drawn)]
+            cells += [say.share(bar.truth or 0.0)] if known else []
+            take = partial(button, w("take"), partial(self.fork, branches, at, bar.token), "tiny",
+                           aria_label=w("take_named", token=name))  # fmt: skip
+            rows.append([*cells, w("said") if bar.chosen else take])
+        truth = [w("truth_p")] if known else []
+        names = [w("token"), w("model_short"), w("drawn_short"), *truth, w("way_from")]
+        with self.ways:
+            table(names, rows, numeric=range(1, len(names) - 1))
 
     def _tell(self, found: TokenBars) -> None:
         """What was drawn, and why."""
-        step = self._step()
-        assert step is not None
         assert self.place is not None
         _, branches, at = self.place
-        self.note._text = why_chosen(branches.current, at, found, self.visit.words, self.visit.say)
-        self.note.update()
+        retext(self.note, why_chosen(branches.current, at, found, self.visit.words, self.visit.say))
 
     def _option(self, found: TokenBars) -> Option:
         assert self.place is not None
-        w, say, model = self.visit.words, self.visit.say, self.place[0]
-        labels = [("▸ " if bar.chosen else "") + shown(spelled(model, bar.token)) for bar in found.bars]
-        t = say.plain(self.sampling().temperature)
-        option = bars(
-            labels,
-            {w("model_p"): ("aligned", [bar.p for bar in found.bars]),
-             w("drawn_p", t=t): ("aligned", [bar.drawn for bar in found.bars])},
-            axis(percent=True, min=0, max=1),
-        )  # fmt: skip
-        option["legend"]["itemGap"] = 14
+        w, model = self.visit.words, self.place[0]
+        labels = [("▸ " if bar.chosen else "") + shown(model, bar.token) for bar in found.bars]
+        t = self.visit.say.plain(self.sampling().temperature)
+        series = {w("model_p"): ("aligned", [bar.p for bar in found.bars]),
+                  w("drawn_p", t=t): ("aligned", [bar.drawn for bar in found.bars])}  # fmt: skip
         if self.truth is not None:
-            option["series"].append(
-                {"type": "bar", "name": w("truth_p"), "data": [bar.truth or 0.0 for bar in found.bars],
-                 "barMaxWidth": 13, "itemStyle": {"color": "$truth"}}
-            )  # fmt: skip
-        for series in option["series"]:
-            series["label"] = {"show": True, "position": "right", "color": "$muted", "fontSize": 11,
-                               "formatter": "fn:bar"}  # fmt: skip
-        option["grid"]["right"] = 52
-        return option
+            series[w("truth_p")] = ("truth", [bar.truth or 0.0 for bar in found.bars])
+        return bars(labels, series, axis(percent=True, min=0, max=1), numbers=True)
 
-    def _columns(self) -> list[str]:
-        w = self.visit.words
-        return [w("token"), w("number"), w("model_p"), w("drawn_p", t=""), w("truth_p")]
-
-    def _rows(self) -> list[list[str | float | int | None]]:
+    def _rows(self) -> list[list[Cell]]:
         found = self._bars()
         if found is None or self.place is None:
             return []
         return [[spelled(self.place[0], b.token), b.token, b.p, b.drawn, b.truth] for b in found.bars]
-
-    def _ways(self, model: Model, branches: Branches, at: int, found: TokenBars) -> None:
-        w, say = self.visit.words, self.visit.say
-        rows = []
-        for bar in found.bars:
-            name = shown(spelled(model, bar.token))
-            cells: list[object] = [partial(text_of, "bdi", name), say.share(bar.p), say.share(bar.drawn)]
-            cells += [say.share(bar.truth or 0.0)] if self.truth is not None else []
-            go = partial(self._go, branches, at, bar.token, name)
-            rows.append([*cells, w("said") if bar.chosen else go])
-        names = [
-            w("token"),
-            w("model_short"),
-            w("drawn_short"),
-            *([w("truth_p")] if self.truth is not None else []),
-            w("way_from"),
-        ]
-        table(names, rows, numeric=range(1, len(names) - 1))
-
-    def _go(self, branches: Branches, at: int, token: int, name: str) -> None:
-        made = button(self.visit.words("take"), lambda: self.fork(branches, at, token), "tiny")
-        made.props["aria-label"] = self.visit.words("take_named", token=name)
 
 
 def why_chosen(answer: Answer, at: int, found: TokenBars, w: Words, say: Say) -> str:
     """How probable a token was, how it came to stand there, and how many others could have."""
     step = answer.steps[at]
     p = min(1.0, math.exp(step.logp)) if step.logp > -math.inf else 0.0
-    parts = [w("was", p=say.share(p), bits=say.number(surprise_bits(p), 1) if p > 0 else "∞")]
+    parts = [w("was", p=say.share(p), bits=say.number(-math.log2(p), 1) if p > 0 else "∞")]
     if step.how in ("forced", "drafted"):
         parts.append(w(f"was_{step.how}"))
     elif answer.sampling.temperature == 0:
@@ -304,9 +263,3 @@ def why_chosen(answer: Answer, at: int, found: TokenBars, w: Words, say: Say) ->
         parts.append(w("was_drawn", p=say.share(drawn), u=say.number(u, 3), t=t))
     parts.append(w("kept" if found.exact else "partial", n=say.count(found.kept)))
     return " ".join(parts)
-
-
-def _truth(model: Model, question: str, tokens: tuple[int, ...]) -> Mapping[int, float] | None:
-    """What the world says comes next; None where it does not know, or where the answer has left its language."""
-    reader = model.truth(question)
-    return None if reader is None else reader.next(tokens)

@@ -16,22 +16,22 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from klype.serve.guard import Rules
 from klype.serve.metrics import health
 from klype.studio import answer, divergence, paths, ranking, runs, targets
-from klype.studio.door import Door
-from klype.studio.frame import LANGUAGE_COOKIE, THEME_COOKIE, THEMES, Page, Visit, framed, head
+from klype.studio.frame import LANGUAGE_COOKIE, THEME_COOKIE, THEMES, Page, Visit, framed, text_file, theme
+from klype.studio.login import Login
 from klype.studio.studio import Studio
-from klype.words import LANGUAGES, words
+from klype.words import LANGUAGES
 
+WORKING = ("look.css", "ranking.css", "work.css")
+"""Styles of the pages with long work on them."""
 PAGES = (
     Page("answer", "/", "forum", answer.build),
     Page("paths", "/paths", "account_tree", paths.build),
     Page("divergence", "/divergence", "timeline", divergence.build),
-    Page("targets", "/targets", "ads_click", targets.build),
-    Page("ranking", "/ranking", "format_list_numbered", ranking.build),
-    Page("runs", "/runs", "show_chart", runs.build),
+    Page("targets", "/targets", "ads_click", targets.build, WORKING),
+    Page("ranking", "/ranking", "format_list_numbered", ranking.build, WORKING),
+    Page("runs", "/runs", "show_chart", runs.build, WORKING),
 )
-
-
-DARK = {"auto": None, "light": False, "dark": True}
+"""In the order of the menu. A new page is a file, a catalogue in each language, and a row."""
 YEAR_S = 365 * 24 * 3600
 FAVICON = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32"><rect width="32" height="32" rx="7" fill="#0b5e6b"/>'
@@ -48,8 +48,7 @@ POLICY = (
 
 def app(studio: Studio, rules: Rules | None = None) -> ASGIApp:
     """The guarded app. NiceGUI has one app a process: make one studio only."""
-    rules = rules or Rules()
-    return Door.around(SecurityHeaders(pages(studio)), rules)
+    return Login.around(SecurityHeaders(pages(studio)), rules or Rules())
 
 
 def pages(studio: Studio) -> FastAPI:
@@ -66,18 +65,17 @@ def pages(studio: Studio) -> FastAPI:
     async def choose(request: Request, to: str = "/", lang: str = "", theme: str = "") -> Response:
         """Language and theme, kept in the browser, and back to where one was."""
         known = {page.route for page in PAGES}
-        answer = RedirectResponse(to if to.partition("?")[0] in known else "/", 303)
+        response = RedirectResponse(to if to.partition("?")[0] in known else "/", 303)
         if lang in LANGUAGES:
-            answer.set_cookie(LANGUAGE_COOKIE, lang, max_age=YEAR_S, samesite="strict", httponly=True)
+            response.set_cookie(LANGUAGE_COOKIE, lang, max_age=YEAR_S, samesite="strict", httponly=True)
         if theme in THEMES:
-            answer.set_cookie(THEME_COOKIE, theme, max_age=YEAR_S, samesite="strict", httponly=True)
-        return answer
+            response.set_cookie(THEME_COOKIE, theme, max_age=YEAR_S, samesite="strict", httponly=True)
+        return response
 
     @fast.get("/health")
     async def healthy() -> Response:
         """For who watches the studio: whether its models answer."""
-        workers = {name: voice.worker for name, voice in studio.voices.items() if voice.worker is not None}
-        return health(workers)
+        return health({model.name: model.worker for model in studio.models if model.worker is not None})
 
     for page in PAGES:
         ui.page(page.route, language="en-US")(_builder(studio, page))
@@ -105,11 +103,11 @@ def _builder(studio: Studio, page: Page) -> Callable[[Request, Client], Awaitabl
         visit = Visit.of(studio, page, request)
         client.page = copy.copy(client.page)  # shared by all visitors otherwise
         client.page.language = tag_of(visit.lang)
-        client.page.dark = DARK[visit.theme]
+        client.page.dark = {"auto": None, "light": False, "dark": True}[visit.theme]
         client.title = f"{visit.words('title')} · klype"
-        ui.add_head_html(head())
+        ui.add_head_html(f"<style>{theme()}\n{text_file(*page.styles)}</style>")
         client.page_container.default_slot.children[0].tag = "div"  # Quasar's page is a second <main> around ours
-        with framed(visit, PAGES, lambda other: words(visit.lang, f"studio_{other.name}")("title")):
+        with framed(visit, PAGES):
             made = page.build(visit)
             if made is not None:
                 await made

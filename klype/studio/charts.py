@@ -8,11 +8,10 @@ from typing import Any
 
 from nicegui import ui
 
-from klype.examine.charts import Cell, Picture
-from klype.studio.frame import MEANINGS, Visit, as_data, card, text_of
+from klype.examine.charts import Cell, Option, Picture
+from klype.studio.frame import MEANINGS, Visit, as_data, box, card, text_of
 from klype.words import LANGUAGES
 
-Option = dict[str, Any]
 FONT = "ui-sans-serif, system-ui, sans-serif"
 NUMBER = (
     "(v => typeof v === 'number' ? new Intl.NumberFormat('{locale}', {{maximumSignificantDigits: 4}}).format(v) : v)"
@@ -32,9 +31,8 @@ WHISKER = """((params, api) => {
 
 def chart(option: Option, lang: str, height: int, label: str) -> ui.echart:
     """An ECharts drawing of the report's kind; ``label`` is what a screen reader says instead of it."""
-    drawn = ui.echart(revived(option, lang), renderer="svg").classes("k-chart")
-    drawn.style(f"height: {height}px").props["role"] = "img"
-    drawn.props["aria-label"] = label
+    drawn = ui.echart(revived(option, lang), renderer="svg").classes("k-chart").style(f"height: {height}px")
+    drawn.props.update({"role": "img", "aria-label": label})
     return drawn
 
 
@@ -44,60 +42,64 @@ def redraw(drawn: ui.echart, option: Option, lang: str) -> None:
     drawn.update()
 
 
-def revived(option: Mapping[str, Any], lang: str) -> Option:
-    """``$ink`` becomes a variable of the theme, ``fn:percent`` a function (under a key that begins with a colon).
-
-    Only values of our own option dictionaries become functions; texts of models and users stay texts.
-    """
-    found: Option = {}
-    for key, value in option.items():
-        if isinstance(value, str) and value.startswith("fn:") and value[3:] in ("number", "percent", "bar", "whisker"):
-            found[f":{key}"] = _function(value[3:], lang)
-        elif not key.startswith(":"):
-            found[key] = _value(value, lang)
-    return found
-
-
-def meaning_colour(place: int) -> str:
-    """The colour of the so-manieth meaning; grey from the ninth on."""
-    return f"var(--k-m{place})" if 0 <= place < len(MEANINGS) else "var(--k-base)"
-
-
-def _value(value: Any, lang: str) -> Any:
-    if isinstance(value, Mapping):
-        return revived(value, lang)
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_value(one, lang) for one in value]
-    if value == "inherit":  # what the page has, by name: text is measured with it
-        return FONT
-    if isinstance(value, str) and re.fullmatch(r"\$[a-z0-9]+", value):
-        return f"var(--k-{value[1:]})"
-    return value
-
-
-def _function(name: str, lang: str) -> str:
-    locale = LANGUAGES[lang].tag
-    percent = PERCENT.format(locale=locale)
-    bar = f"(p => p.value < 0.0005 ? '' : ({percent})(p.value))"
-    return {"number": NUMBER.format(locale=locale), "percent": percent, "bar": bar, "whisker": WHISKER}[name]
+def panels(drawings: Sequence[tuple[str, Option, int]], lang: str, label: str = "") -> list[ui.echart]:
+    """Charts beside each other, each under its title: (title, option, height)."""
+    made = []
+    with box("k-panels"):
+        for title, option, height in drawings:
+            with box():
+                if title:
+                    text_of("h3", title)
+                made.append(chart(option, lang, height, f"{label} {title}".strip()))
+    return made
 
 
 def picture(
     visit: Visit, found: Picture, rows: Callable[[], Sequence[Sequence[Cell]]] | None = None
 ) -> list[ui.echart]:
-    """Its finding as the title, its panels, how to read it, its data; the charts of the panels, to be redrawn.
+    """A report's picture: its finding as the title, its panels, how to read it, its data. Returns the charts.
 
     ``rows`` tells the data as it is when asked for; None: it does not change.
     """
-    made = []
-    with card() as box:
+    with card() as drawn:
         text_of("h2", found.title)
-        with ui.element("div").classes("k-panels"):
-            for panel in found.panels:
-                with ui.element("div"):
-                    if panel.title:
-                        text_of("h3", panel.title)
-                    made.append(chart(panel.option, visit.lang, panel.height, f"{found.title} {panel.title}".strip()))
+        made = panels([(panel.title, panel.option, panel.height) for panel in found.panels], visit.lang, found.title)
         text_of("p", found.how, "k-small")
-        as_data(visit, found.id, found.columns, rows or (lambda: found.rows), box)
+        as_data(visit, found.id, found.columns, rows or (lambda: found.rows), drawn)
     return made
+
+
+def revived(option: Mapping[str, Any], lang: str) -> Option:
+    """``$ink`` becomes a variable of the theme, ``fn:percent`` a function (under a key that begins with a colon).
+
+    Only values of our own option dictionaries become functions; texts of models and users stay texts.
+    """
+    locale = LANGUAGES[lang].tag
+    number, percent = NUMBER.format(locale=locale), PERCENT.format(locale=locale)
+    bar = f"(p => p.value < 0.0005 ? '' : ({percent})(p.value))"
+    functions = {"fn:number": number, "fn:percent": percent, "fn:bar": bar, "fn:whisker": WHISKER}
+
+    def mapping(given: Mapping[str, Any]) -> Option:
+        found: Option = {}
+        for key, one in given.items():
+            if isinstance(one, str) and one in functions:
+                found[f":{key}"] = functions[one]
+            elif not key.startswith(":"):
+                found[key] = value(one)
+        return found
+
+    def value(given: Any) -> Any:
+        if isinstance(given, Mapping):
+            return mapping(given)
+        if isinstance(given, Sequence) and not isinstance(given, str):
+            return [value(one) for one in given]
+        if given == "inherit":  # what the page has, by name: text is measured with it
+            return FONT
+        return f"var(--k-{given[1:]})" if isinstance(given, str) and re.fullmatch(r"\$[a-z0-9]+", given) else given
+
+    return mapping(option)
+
+
+def meaning_colour(place: int) -> str:
+    """The colour of the so-manieth meaning; grey from the ninth on."""
+    return f"var(--k-m{place})" if 0 <= place < len(MEANINGS) else "var(--k-base)"

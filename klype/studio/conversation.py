@@ -6,7 +6,7 @@ A branch begins as another answer did, up to a token that was chosen instead; br
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import log
 from secrets import token_urlsafe
@@ -87,13 +87,13 @@ class Conversation:
     key: str
     turns: list[Turn] = field(default_factory=list)
 
-    def messages(self, model: str, question: str, said: dict[tuple[int, str], str]) -> list[Message]:
-        """The conversation as this model knows it; ``said``: its shown answers' texts by turn."""
+    def messages(self, model: str, question: str, decode: Callable[[Sequence[int]], str]) -> list[Message]:
+        """The conversation as this model knows it: its own answers, as they are shown."""
         out: list[Message] = []
-        for place, turn in enumerate(self.turns):
-            if model in turn.branches and (place, model) in said:
-                out += [{"role": "user", "content": turn.question},
-                        {"role": "assistant", "content": said[place, model]}]  # fmt: skip
+        for turn in self.turns:
+            if model in turn.branches:
+                out.append({"role": "user", "content": turn.question})
+                out.append({"role": "assistant", "content": decode(turn.branches[model].current.tokens)})
         return [*out, {"role": "user", "content": question}]
 
 

@@ -2,27 +2,267 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from nicegui import ui
 
+from klype.errors import KlypeError
 from klype.examine.answer_pictures import pictures
-from klype.examine.charts import Panel, axis, line, lines, whiskers
+from klype.examine.charts import Cell, Option, axis, formula_curves, whiskers
 from klype.examine.document import key as temperature_key
 from klype.examine.examination_report import measured, verdict
 from klype.examine.facts import FigureFacts
 from klype.examine.measures import KNOWN
-from klype.studio.charts import Option, chart, picture, redraw
-from klype.studio.examinations import Examination, ExamRequest
-from klype.studio.fields import Choice, Slider
-from klype.studio.frame import Visit, as_data, button, card, table, text_of
+from klype.jsons import saved
+from klype.studio.charts import chart, panels, picture, redraw
+from klype.studio.fields import Choice, Counts, Slider
+from klype.studio.frame import Progress, Visit, as_data, box, button, card, retext, status, table, text_of
+from klype.studio.studio import SharedModel, Studio
+from klype.studio.work import Work, WorkPlan, begin
 
 POINTS = 160
+"""Of the formula's curves."""
 FIRST = (2.0, 100)
 EXAMPLE = (5.0, 100)
 """The article's own: S = 0.99999, n = 100, on the slider's scale −log10(1 − S)."""
+SHOWN = ("survival", "feedback", "temperatures", "calibration")
+COMPARED = ("right", "s", "same_meaning", "repetition", "well_formed")
+COLOURS = ("accent", "finetuned", "aligned", "base")
+
+
+@dataclass(frozen=True, slots=True)
+class ExamRequest:
+    """What is examined: so many questions, answers to each, at these temperatures; ``budget`` forward passes at most
+    (what is examined becomes less until it keeps to that)."""
+
+    address: str
+    identity: str
+    questions: int = 100
+    samples: int = 8
+    temperatures: tuple[float, ...] = (0.0, 0.7, 1.0)
+    limit: int = 32
+    budget: int = 200_000
+
+    @property
+    def key(self) -> str:
+        """The same for the same weights and settings, so that nothing is computed twice."""
+        about = json.dumps([self.identity, self.questions, self.samples, self.temperatures, self.limit, self.budget])
+        return hashlib.sha256(about.encode()).hexdigest()[:20]
+
+    @property
+    def parts(self) -> list[str]:
+        """The parts of an examination in their order, as its progress names them."""
+        warm = [f"{t:g}" for t in self.temperatures if t > 0]
+        answers = [f"answers {t:g}" for t in self.temperatures]
+        return ["plan", *answers, *(f"feedback {t}" for t in warm), "trees", "forks"]
+
+    def progress(self, lines: Sequence[str]) -> tuple[str, float]:
+        """The part that the command's lines have come to, and which share of the parts is done."""
+        heard = dict.fromkeys(part for line in lines for part in self.parts if line.startswith(f"{part}:"))
+        last = next(reversed(heard), "plan")
+        return last, max(map(self.parts.index, heard), default=0) / len(self.parts)
+
+
+def exam_folder(studio: Studio, request: ExamRequest) -> Path:
+    return studio.home / "examinations" / request.key
+
+
+def exam_document(studio: Studio, request: ExamRequest) -> dict[str, Any] | None:
+    """The document of a finished examination."""
+    document = saved(exam_folder(studio, request) / "figures.json")
+    return document if document is not None and "figures" in document else None
+
+
+def exam_work(studio: Studio, request: ExamRequest) -> Work | None:
+    """The process that examines, or has examined."""
+    work = Work(studio.home / "work" / f"examine-{request.key}")
+    return work if work.folder.is_dir() else None
+
+
+def start_exam(studio: Studio, request: ExamRequest, lang: str = "en") -> Work:
+    """Begins ``klype examine``, or goes on where it was stopped; nothing happens while it runs."""
+    work = exam_work(studio, request)
+    if work is not None and work.state != "done":
+        work.go_on()
+        return work
+    if work is not None:  # and what it found is not there any more
+        shutil.rmtree(work.folder)
+    folder = exam_folder(studio, request)
+    folder.mkdir(parents=True, exist_ok=True)
+    options = {
+        "--most": request.questions,
+        "-n": request.samples,
+        "--temperatures": ",".join(f"{t:g}" for t in request.temperatures),
+        "--limit": request.limit,
+        "--budget": request.budget,
+        "--lang": lang,
+        "--device": studio.device,
+        "--out": folder,
+    }
+    given = [str(part) for option in options.items() for part in option]
+    command = [*studio.command, "examine", request.address, "--json", "--yes", *given]
+    return begin(studio.home, WorkPlan("examine", folder, [command], {}), f"examine-{request.key}")
+
+
+@dataclass
+class DivergencePage:
+    """The page as one visitor has it."""
+
+    visit: Visit
+    request: ExamRequest | None = None
+    drawn_for: str = ""
+    told: object = None
+
+    def build(self) -> None:
+        visit, w = self.visit, self.visit.words
+        self.formula = Formula(visit)
+        models = {model.name: model.name for model in visit.studio.models if model.identity}
+        if not models:
+            text_of("p", w("nobody"), "k-card k-empty")
+            return
+        with card():
+            text_of("h2", w("examine"))
+            with box("k-sliders"):
+                self.model = Choice(w("model"), models, list(models)[-1], self._choose)
+                self.questions = Counts(visit, "questions", (10, 200, 10), 60)
+                self.samples = Counts(visit, "samples", (2, 32, 2), 8)
+            for slider in (self.questions, self.samples):
+                slider.released(self._choose)
+            with box("k-row").style("margin-top:10px"):
+                self.go = button(w("go"), self.start, "strong")
+                self.stop = button(visit.frame("cancel"), self.cancel)
+            self.note = status()
+            self.progress = Progress()
+        self.box = box()
+        self._choose()
+        ui.timer(0.5, self._look)
+
+    def start(self) -> None:
+        if self.request is not None and exam_document(self.visit.studio, self.request) is None:
+            try:
+                start_exam(self.visit.studio, self.request, self.visit.lang)
+            except (KlypeError, OSError) as error:
+                self.visit.tell(error)
+        self._look()
+
+    def cancel(self) -> None:
+        work = exam_work(self.visit.studio, self.request) if self.request is not None else None
+        if work is not None:
+            work.cancel()
+        self._look()
+
+    def _choose(self) -> None:
+        model: SharedModel = self.visit.studio.model(self.model.value)
+        self.request = ExamRequest(model.address, model.identity, int(self.questions.value), int(self.samples.value))
+        self.told = None
+        self._look()
+
+    def _look(self) -> None:
+        """What has come of it: asked every half second, drawn when it has changed."""
+        request, studio = self.request, self.visit.studio
+        if request is None:
+            return
+        work = exam_work(studio, request)
+        state = work.state if work is not None else ""
+        busy = work is not None and state == "running"
+        lines, seconds = (work.told(1000, 1 << 18), int(work.seconds)) if work is not None and busy else ([], 0)
+        if (told := (request.key, state, lines[-1:], seconds)) == self.told:
+            return
+        self.told = told
+        document = None if busy else exam_document(studio, request)
+        part, share = request.progress(lines)
+        retext(self.note, self._sentence(work, state, (part, "".join(lines[:1])), document))
+        self.go.set_visibility(not busy and document is None)
+        self.stop.set_visibility(busy)
+        self.progress.fill(busy, max(0.03, share))
+        if document is None:
+            self.box.clear()
+            self.drawn_for = ""
+        elif self.drawn_for != request.key:
+            self.drawn_for = request.key
+            self._draw(document)
+
+    def _sentence(self, work: Work | None, state: str, now: tuple[str, str], document: Mapping[str, Any] | None) -> str:
+        """``now``: the part at work, and what it all costs in the command's words."""
+        w, say = self.visit.words, self.visit.say
+        if document is not None:
+            time = document["time"]
+            return w("done", seconds=say.seconds(time["seconds"]), passes=say.count(time["passes"]))
+        if work is None:
+            return w("not_yet")
+        if state != "running":
+            return w("cancelled" if state in ("cancelled", "stopped") else "failed", why=say.text(work.why()))
+        name, _, temperature = now[0].partition(" ")
+        called = w(f"part_{name}") + (f", τ = {say.plain(float(temperature))}" if temperature else "")
+        text = w("running", part=called, seconds=say.seconds(max(1.0, float(int(work.seconds)))))
+        return f"{text} {say.text(now[1])}".strip()
+
+    def _draw(self, document: dict[str, Any]) -> None:
+        say, name = self.visit.say, self.model.value
+        document = {**document, "model": name}
+        self.formula.know(document["figures"][document["main"]].get("s", {}).get("value"))
+        shown = pictures(document, say)
+        self.box.clear()
+        with self.box:
+            with card():
+                text_of("h2", self.visit.words("found", model=name))
+                for paragraph in verdict(document, say):
+                    text_of("p", paragraph)
+            for name in SHOWN:
+                if name in shown:
+                    picture(self.visit, shown[name])
+            if temperature_key(0.0) in document["figures"]:
+                self._greedy(document)
+            self._figures(document)
+
+    def _greedy(self, document: dict[str, Any]) -> None:
+        """The most probable word always, beside words that are drawn: a panel a measure, a row a temperature."""
+        w, say = self.visit.words, self.visit.say
+        drawn, data = [], list[list[Cell]]()
+        for name in COMPARED:
+            rows: list[tuple[str, FigureFacts, str, str]] = []
+            for (t, figures), colour in zip(document["figures"].items(), COLOURS * 4, strict=False):
+                if _has(figures, name):
+                    found: FigureFacts = figures[name]
+                    label = w("greedy") if t == "0" else f"τ = {say.plain(float(t))}"
+                    rows.append((label, found, say.figure(found, name), colour))
+                    ends = found.get("low"), found.get("high"), found.get("n")
+                    data.append([say.measure(name), t, found["value"], *ends])
+            if len(rows) > 1:
+                option = whiskers(rows, axis(percent=True, min=0, max=1))
+                drawn.append((say.measure(name), option, 70 + 46 * len(rows)))
+        if not drawn:
+            return
+        with card() as shown:
+            text_of("h2", w("greedy_title"))
+            panels(drawn, self.visit.lang, w("greedy_title"))
+            text_of("p", w("how_greedy"), "k-small")
+            names = ("column.measure", "axis.temperature", *(f"column.{c}" for c in ("value", "low", "high", "n")))
+            as_data(self.visit, "greedy", list(map(say, names)), lambda: data, shown)
+
+    def _figures(self, document: dict[str, Any]) -> None:
+        """A row a measure, a column a temperature."""
+        say, found = self.visit.say, document["figures"]
+        names = [(name, f" ({unit})" if (unit := say.unit(KNOWN[name].unit)) else "") for name in measured(document)]
+        rows = [
+            [say.measure(name) + unit, *(say.figure(f[name], name) if _has(f, name) else "–" for f in found.values())]
+            for name, unit in names
+        ]
+        columns = [say("column.measure"), *(f"τ = {say.plain(float(t))}" for t in found)]
+        with card():
+            text_of("h2", say("exam.figures"))
+            table(columns, rows, range(1, len(columns)), say("exam.figures"))
+
+
+def _has(figures: dict[str, Any], name: str) -> bool:
+    return figures.get(name, {}).get("value") is not None
 
 
 def clean(s: float, words: int) -> float:
@@ -44,35 +284,30 @@ def in_error(s: float, after: float, word: int) -> float:
 
 
 class Formula:
-    """Always on the page: it needs no model, and takes a model's own S when there is one."""
+    """The article's formula to play with: as printed, corrected, and with errors that bring the next. Always on the
+    page: it needs no model, and takes a model's own S when there is one."""
 
     def __init__(self, visit: Visit) -> None:
         self.visit = visit
         w, say = visit.words, visit.say
         self._known: float | None = None
-        with card() as box:
+        with card() as shown:
             text_of("h2", w("formula_title"))
-            with ui.element("div").classes("k-sliders"):
+            with box("k-sliders"):
                 self.s = Slider(w("formula_s"), (0.0, 6.0, 0.05), FIRST[0], lambda v: self._share(1 - 10**-v))
-                self.n = Slider(w("formula_n"), (1, 1000, 1), FIRST[1], lambda v: say.count(round(v)))
+                self.n = Counts(visit, "formula_n", (1, 1000, 1), FIRST[1])
                 self.after = Slider(w("formula_after"), (0.0, 0.99, 0.01), 0.3, lambda v: say.share(v))
             for slider in (self.s, self.n, self.after):
                 slider.moved(self._draw)
-            with ui.element("div").classes("k-chips").style("margin:8px 0"):
+            with box("k-chips").style("margin:8px 0"):
                 button(w("formula_example"), lambda: self._set(*EXAMPLE), "tiny")
                 self.own = button("", self._take_own, "tiny")
             self.own.set_visibility(False)
-            self.result = ui.element("div").classes("k-result")
-            self.result.props["aria-live"] = "polite"
+            self.result = box("k-result", aria_live="polite")
             self.drawn = chart(self._option(), visit.lang, 320, w("formula_title"))
             text_of("p", w("formula_how"), "k-small")
-            as_data(
-                visit,
-                "formula",
-                [w("words"), w("formula_right"), w("formula_printed"), w("formula_errors")],
-                self._rows,
-                box,
-            )
+            columns = [w("words"), w("formula_right"), w("formula_printed"), w("formula_errors")]
+            as_data(visit, "formula", columns, self._rows, shown)
         self._say()
 
     def know(self, s: float | None) -> None:
@@ -80,8 +315,7 @@ class Formula:
         self._known = s
         self.own.set_visibility(s is not None)
         if s is not None:
-            self.own._text = self.visit.words("formula_own", s=self._share(s))
-            self.own.update()
+            retext(self.own, self.visit.words("formula_own", s=self._share(s)))
 
     def _take_own(self) -> None:
         if self._known is not None:
@@ -107,16 +341,12 @@ class Formula:
         w, say = self.visit.words, self.visit.say
         s, n, after = self._values()
         half = max(1, math.ceil(math.log(0.5) / math.log(s))) if 0 < s < 1 else 1
-        told = (
-            (w("formula_right"), self._chance(clean(s, n))),
-            (w("formula_printed"), self._chance(printed(s, n))),
-            (w("formula_errors"), self._chance(in_error(s, after, n))),
-            (w("formula_half"), say.count(half)),
-        )
+        chances = {"right": clean(s, n), "printed": printed(s, n), "errors": in_error(s, after, n)}
+        told = {w(f"formula_{name}"): self._chance(p) for name, p in chances.items()}
         self.result.clear()
         with self.result:
-            for name, value in told:
-                with ui.element("span"):
+            for name, value in {**told, w("formula_half"): say.count(half)}.items():
+                with box(tag="span"):
                     text_of("span", name, "k-small")
                     text_of("b", value)
 
@@ -124,211 +354,20 @@ class Formula:
         say = self.visit.say
         return self.visit.words("practically_zero") if p < 1e-4 else say.share(p, 3 if p > 0.99 else 1)
 
-    def _places(self) -> list[int]:
-        n = round(self.n.value)
-        return sorted({round(1 + i * (n - 1) / max(1, min(n, POINTS) - 1)) for i in range(min(n, POINTS))})
+    def _rows(self) -> list[list[float]]:
+        """At some numbers of words: how many are right, as printed, in error."""
+        s, n, after = self._values()
+        steps = min(n, POINTS)
+        places = sorted({round(1 + i * (n - 1) / max(1, steps - 1)) for i in range(steps)})
+        return [[i, clean(s, i), printed(s, i), in_error(s, after, i)] for i in places]
 
     def _option(self) -> Option:
-        w = self.visit.words
-        s, n, after = self._values()
-        places = self._places()
-        dashed = {"lineStyle": {"color": "$bad", "type": "dashed", "width": 2}}
-        dotted = {"lineStyle": {"color": "$finetuned", "type": "dotted", "width": 2.5}}
-        drawn = lines(
-            axis(w("words"), min=1, max=max(2, n)),
-            axis(percent=True, min=0, max=1),
-            [
-                line(w("formula_right"), [(i, clean(s, i)) for i in places], "truth"),
-                line(w("formula_printed"), [(i, printed(s, i)) for i in places], "bad", **dashed),
-                line(w("formula_errors"), [(i, in_error(s, after, i)) for i in places], "finetuned", **dotted),
-            ],
-        )
-        drawn["tooltip"]["valueFormatter"] = "fn:percent"
+        w, rows = self.visit.words, self._rows()
+        names = ("formula_right", "formula_printed", "formula_errors")
+        curves = [(w(name), [(row[0], row[i]) for row in rows]) for i, name in enumerate(names, 1)]
+        drawn = formula_curves(axis(w("words"), min=1, max=max(2, round(self.n.value))), curves)
         drawn["legend"]["type"] = "scroll"
         return drawn
-
-    def _rows(self) -> list[list[float]]:
-        s, _, after = self._values()
-        return [[i, clean(s, i), printed(s, i), in_error(s, after, i)] for i in self._places()]
-
-
-COMPARED = ("right", "s", "same_meaning", "repetition", "well_formed")
-COLOURS = ("accent", "finetuned", "aligned", "base")
-
-
-def greedy(visit: Visit, document: dict[str, Any]) -> None:
-    """A panel a measure, a row a temperature."""
-    w, say = visit.words, visit.say
-    panels, table = [], []
-    for name in COMPARED:
-        rows: list[tuple[str, FigureFacts, str, str]] = []
-        for (t, figures), colour in zip(document["figures"].items(), COLOURS * 4, strict=False):
-            found: FigureFacts | None = figures.get(name)
-            if found is None or found["value"] is None:
-                continue
-            label = w("greedy") if t == "0" else f"τ = {say.plain(float(t))}"
-            rows.append((label, found, say.figure(found, name), colour))
-            table.append([say.measure(name), t, found["value"], found.get("low"), found.get("high"), found.get("n")])
-        if len(rows) > 1:
-            option = whiskers(rows, axis(percent=True, min=0, max=1))
-            panels.append(Panel(say.measure(name), option, 70 + 46 * len(rows)))
-    if not panels:
-        return
-    with card() as box:
-        text_of("h2", w("greedy_title"))
-        with ui.element("div").classes("k-panels"):
-            for panel in panels:
-                with ui.element("div"):
-                    text_of("h3", panel.title)
-                    chart(panel.option, visit.lang, panel.height, f"{w('greedy_title')} {panel.title}")
-        text_of("p", w("how_greedy"), "k-small")
-        columns = [
-            say("column.measure"),
-            say("axis.temperature"),
-            *(say(f"column.{c}") for c in ("value", "low", "high", "n")),
-        ]
-        as_data(visit, "greedy", columns, lambda: table, box)
-
-
-SHOWN = ("survival", "feedback", "temperatures", "calibration")
-
-
-@dataclass
-class DivergencePage:
-    """The page as one visitor has it."""
-
-    visit: Visit
-    order: ExamRequest | None = None
-    drawn_for: str = ""
-    told: str = ""
-
-    def build(self) -> None:
-        visit, w, say = self.visit, self.visit.words, self.visit.say
-        self.formula = Formula(visit)
-        models = {model.name: model.name for model in visit.studio.models if model.identity}
-        if not models:
-            text_of("p", w("nobody"), "k-card k-empty")
-            return
-        with card():
-            text_of("h2", w("examine"))
-            with ui.element("div").classes("k-sliders"):
-                self.model = Choice(w("model"), models, list(models)[-1], self._choose)
-                self.questions = Slider(w("questions"), (10, 200, 10), 60, lambda v: say.count(round(v)))
-                self.samples = Slider(w("samples"), (2, 32, 2), 8, lambda v: say.count(round(v)))
-            for slider in (self.questions, self.samples):
-                slider.released(self._choose)
-            with ui.element("div").classes("k-row").style("margin-top:10px"):
-                self.go = button(w("go"), self.start, "strong")
-                self.stop = button(visit.frame("cancel"), self.cancel)
-            self.note = text_of("p", "", "k-small")
-            self.note.props.update({"role": "status", "aria-live": "polite"})
-            self.progress = ui.element("div").classes("k-progress")
-            with self.progress:
-                self.bar = ui.element("div").style("width:0%")
-        self.box = ui.element("div")
-        self._choose()
-        ui.timer(0.5, self._look)
-
-    def start(self) -> None:
-        if self.order is not None and self.visit.studio.examinations.found(self.order) is None:
-            self.visit.studio.examinations.start(self.order, self.visit.lang)
-        self._look()
-
-    def cancel(self) -> None:
-        running = self._running()
-        if running is not None:
-            self.visit.studio.examinations.cancel(running)
-        self._look()
-
-    def _choose(self) -> None:
-        model = self.visit.studio.voice(self.model.value).model
-        self.order = ExamRequest(model.address, model.identity, int(self.questions.value), int(self.samples.value))
-        self.told = ""
-        self._look()
-
-    def _running(self) -> Examination | None:
-        return self.visit.studio.examinations.running.get(self.order.key) if self.order else None
-
-    def _look(self) -> None:
-        """What has come of it: asked every half second, drawn when it has changed."""
-        if self.order is None:
-            return
-        running = self._running()
-        busy = running is not None and running.state == "running"
-        state = running.state if running is not None else ""
-        now = (running.part, int(running.seconds)) if busy and running is not None else ()
-        told = f"{self.order.key} {state} {now}"
-        if told == self.told:
-            return
-        self.told = told
-        document = None if busy else self.visit.studio.examinations.found(self.order)
-        self._tell(running, document)
-        self.go.set_visibility(not busy and document is None)
-        self.stop.set_visibility(busy)
-        self.progress.set_visibility(busy)
-        if running is not None:
-            self.bar.style(f"width:{max(3.0, 100 * running.share):.0f}%")
-        if document is None:
-            self.box.clear()
-            self.drawn_for = ""
-        elif self.drawn_for != self.order.key:
-            self.drawn_for = self.order.key
-            self._draw(document)
-
-    def _tell(self, running: Examination | None, document: dict[str, Any] | None) -> None:
-        w, say = self.visit.words, self.visit.say
-        if document is not None:
-            text = w(
-                "done", seconds=say.seconds(document["time"]["seconds"]), passes=say.count(document["time"]["passes"])
-            )
-        elif running is None:
-            text = w("not_yet")
-        elif running.state == "running":
-            part, _, temperature = running.part.partition(" ")
-            name = w(f"part_{part}") + (f", τ = {say.plain(float(temperature))}" if temperature else "")
-            text = w("running", part=name, seconds=say.seconds(max(1.0, float(int(running.seconds)))))
-            text = f"{text} {say.text(running.plan)}".strip()
-        else:
-            text = w(running.state, why=say.text(running.why))
-        self.note._text = text
-        self.note.update()
-
-    def _draw(self, document: dict[str, Any]) -> None:
-        say, name = self.visit.say, self.model.value
-        document = {**document, "model": name}
-        self.formula.know(document["figures"][document["main"]].get("s", {}).get("value"))
-        shown = pictures(document, say)
-        self.box.clear()
-        with self.box:
-            with card():
-                text_of("h2", self.visit.words("found", model=name))
-                for paragraph in verdict(document, say):
-                    text_of("p", paragraph)
-            for name in SHOWN:
-                if name in shown:
-                    picture(self.visit, shown[name])
-            if temperature_key(0.0) in document["figures"]:
-                greedy(self.visit, document)
-            self._figures(document)
-
-    def _figures(self, document: dict[str, Any]) -> None:
-        """A row a measure, a column a temperature."""
-        say, found = self.visit.say, document["figures"]
-        names = [(name, f" ({unit})" if (unit := say.unit(KNOWN[name].unit)) else "") for name in measured(document)]
-        rows = [
-            [say.measure(name) + unit, *(say.figure(f[name], name) if _has(f, name) else "–" for f in found.values())]
-            for name, unit in names
-        ]
-        with card():
-            text_of("h2", say("exam.figures"))
-            with ui.element("div").classes("k-scroll") as scroll:
-                scroll.props.update({"tabindex": 0, "role": "region", "aria-label": say("exam.figures")})
-                columns = [say("column.measure"), *(f"τ = {say.plain(float(t))}" for t in found)]
-                table(columns, rows, range(1, len(columns)))
-
-
-def _has(figures: dict[str, Any], name: str) -> bool:
-    return figures.get(name, {}).get("value") is not None
 
 
 def build(visit: Visit) -> None:

@@ -11,7 +11,6 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from secrets import token_hex
 from typing import Any, Literal
@@ -21,40 +20,59 @@ from nicegui.events import GenericEventArguments
 
 from klype.errors import KlypeError, UsageError
 from klype.examine.say import visible
-from klype.studio.frame import Visit, text_of
+from klype.studio.frame import Visit, box, retext, text_of
 
-Number = Callable[[float], str]
 AT_FIRST = "^value"
 """An input's value as an attribute: as a property, Vue would set it again whenever anything on the page changes, and
 take back what was typed or moved since."""
+SEND_VALUE = "(e) => emit(e.target.value)"
+SLICE = 192 << 10
+"""Bytes of a file that come at once."""
+FILES_MOST = 40
+"""Files that wait in a home to be used; older ones make room."""
+OLD_S = 24 * 3600.0
 
 
-def fill(field: ui.element, value: float | str) -> None:
-    """Puts a value into an input, in place of what was typed or moved."""
-    field.props[AT_FIRST] = value
-    field.client.run_javascript(f"document.getElementById('{field.html_id}').value = {json.dumps(value)}")
+def nothing() -> None:
+    """What is done where nothing is to be done."""
 
 
-class Slider(ui.element):
+class Field(ui.element):
+    """A control with its label, and what is in it."""
+
+    def __init__(self, name: str, tag: str = "input", classes: str = "k-field", **props: Any) -> None:
+        super().__init__("label")
+        self.classes(classes)
+        with self:
+            self.title = text_of("span", name)
+            self.input = box("", tag)
+            if "value" in props:
+                props[AT_FIRST] = props.pop("value")
+            self.input.props.update(props)
+
+    def fill(self, value: float | str) -> None:
+        """Puts a value into the input, in place of what was typed or moved."""
+        self.input.props[AT_FIRST] = value
+        self.client.run_javascript(f"document.getElementById('{self.input.html_id}').value = {json.dumps(value)}")
+
+
+class Slider(Field):
     """A range with its value beside its name. Sent as it moves, ten times a second at most; ``released``: let go."""
 
-    def __init__(self, name: str, ends: tuple[float, float, float], value: float, shown: Number) -> None:
+    def __init__(
+        self, name: str, ends: tuple[float, float, float], value: float, shown: Callable[[float], str]
+    ) -> None:
         """``ends``: least, most and step."""
-        super().__init__("label")
-        self.classes("k-field")
         self.low, self.high, step = ends
-        self.value = value
-        self._shown = shown
+        super().__init__(name, type="range", min=self.low, max=self.high, step=step, value=value)
+        self.value, self._shown = value, shown
         self._moved: list[Callable[[], object]] = []
         self._released: list[Callable[[], object]] = []
         with self:
-            text_of("span", name)
             self._output = text_of("output", shown(value))
-            self._input = ui.element("input")
-            self._input.props.update({"type": "range", "min": self.low, "max": self.high, "step": step})
-            self._input.props[AT_FIRST] = value
-            self._input.on("input", self._moves, throttle=0.1, js_handler="(e) => emit(e.target.value)")
-            self._input.on("change", self._lets_go, js_handler="(e) => emit(e.target.value)")
+            self._output.move(target_index=1)
+        self.input.on("input", self._moves, throttle=0.1, js_handler=SEND_VALUE)
+        self.input.on("change", self._lets_go, js_handler=SEND_VALUE)
 
     def moved(self, act: Callable[[], object]) -> Slider:
         self._moved.append(act)
@@ -66,7 +84,7 @@ class Slider(ui.element):
 
     def set(self, value: float) -> None:
         self._take(value)
-        fill(self._input, self.value)
+        self.fill(self.value)
 
     def _moves(self, event: GenericEventArguments) -> None:
         self._take(event.args)
@@ -86,156 +104,126 @@ class Slider(ui.element):
             return
         if math.isfinite(value):
             self.value = min(self.high, max(self.low, value))
-            self._output._text = self._shown(self.value)
-            self._output.update()
+            retext(self._output, self._shown(self.value))
 
 
-class Choice(ui.element):
+class Minutes(Slider):
+    """How long something may take."""
+
+    def __init__(self, visit: Visit, ends: tuple[float, float, float], value: float) -> None:
+        super().__init__(visit.words("minutes"), ends, value, lambda v: f"{visit.say.plain(v)}{chr(0xA0)}min")
+
+
+class Counts(Slider):
+    """A whole number, written as the language does."""
+
+    def __init__(self, visit: Visit, key: str, ends: tuple[float, float, float], value: float) -> None:
+        super().__init__(visit.words(key), ends, value, lambda v: visit.say.count(round(v)))
+
+
+class Choice(Field):
     """One of several, by key."""
 
-    def __init__(self, name: str, options: Mapping[str, str], value: str, on_change: Callable[[], object]) -> None:
-        super().__init__("label")
-        self.classes("k-field")
-        self.options, self.value = dict(options), value
-        with self:
-            text_of("span", name)
-            self._select = ui.element("select")
-            self._select.on(
-                "change", lambda event: self._take(event, on_change), js_handler="(e) => emit(e.target.value)"
-            )
-            with self._select:
-                for key, text in options.items():
-                    option = text_of("option", text)
-                    option.props["value"] = key
-                    if key == value:
-                        option.props["selected"] = True
+    def __init__(
+        self, name: str, options: Mapping[str, str], value: str, on_change: Callable[[], object] = nothing
+    ) -> None:
+        super().__init__(name, "select")
+        self.options, self.value, self._on_change = dict(options), value, on_change
+        self.input.on("change", self._take, js_handler=SEND_VALUE)
+        with self.input:
+            for key, text in options.items():
+                text_of("option", text, value=key, selected=key == value)
 
-    def _take(self, event: GenericEventArguments, on_change: Callable[[], object]) -> object:
+    def _take(self, event: GenericEventArguments) -> object:
         if str(event.args) not in self.options:
             return None
         self.value = str(event.args)
-        return on_change()
+        return self._on_change()
 
 
-class Check(ui.element):
+class Check(Field):
     """On or off."""
 
-    def __init__(self, name: str, value: bool, on_change: Callable[[], object] = lambda: None) -> None:
-        super().__init__("label")
-        self.classes("k-check")
+    def __init__(self, name: str, value: bool) -> None:
+        super().__init__(name, classes="k-check", type="checkbox", checked=value)
         self.value = value
-        with self:
-            self._input = ui.element("input")
-            self._input.props.update({"type": "checkbox", "checked": value})
-            self._input.on(
-                "change", lambda event: self._take(event, on_change), js_handler="(e) => emit(e.target.checked)"
-            )
-            text_of("span", name)
+        self.title.move(target_index=1)
+        self.input.on("change", self._take, js_handler="(e) => emit(e.target.checked)")
 
-    def _take(self, event: GenericEventArguments, on_change: Callable[[], object]) -> None:
+    def _take(self, event: GenericEventArguments) -> None:
         self.value = event.args is True
-        on_change()
 
 
-class Text(ui.element):
-    """A text of one or more lines. Enter sends, Shift + Enter begins a line; ``draft`` names it in the browser, which
-    keeps what was not sent through reloads and the server's restarts."""
+class Typed(Field):
+    """A text that is typed in; ``_listen``: how much of it is taken, and what Enter does."""
 
-    def __init__(self, name: str, rows: int, most: int, on_send: Callable[[], object] | None = None, draft: str = ""):
-        super().__init__("label")
-        self.classes("k-field k-grow")
-        self.value, self._most, self._draft = "", most, draft
-        keep = f"sessionStorage.setItem('klype-{draft}', e.target.value); " if draft else ""
-        with self:
-            text_of("span", name)
-            self._area = ui.element("textarea")
-            self._area.props.update({"rows": rows, "maxlength": most})
-            self._area.on("input", self._take, js_handler=f"(e) => {{ {keep}emit(e.target.value) }}")
-            if on_send is not None:
-                self._area.on(
-                    "keydown",
-                    partial(self._send, on_send),
-                    js_handler="(e) => { if (e.key === 'Enter' && !e.shiftKey && !e.isComposing) "
-                    "{ e.preventDefault(); emit(e.target.value) } }",
-                )
+    value = ""
 
-    def _send(self, on_send: Callable[[], object], event: GenericEventArguments) -> object:
-        self._take(event)
-        return on_send()
-
-    def restore(self) -> None:
-        """What the browser still has of it is typed in again."""
-        if self._draft:
-            ui.run_javascript(
-                f"const a = document.getElementById('{self._area.html_id}');"
-                f" const d = sessionStorage.getItem('klype-{self._draft}');"
-                " if (a && d && !a.value) { a.value = d; a.dispatchEvent(new Event('input')); }"
-            )
-
-    def set(self, text: str) -> None:
-        self.value = text
-        forget = f"sessionStorage.removeItem('klype-{self._draft}');" if self._draft and not text else ""
-        ui.run_javascript(f"document.getElementById('{self._area.html_id}').value = {json.dumps(text)}; {forget}")
+    def _listen(self, most: int, on_send: Callable[[], object], keep: str = "", held: str = "") -> None:
+        """``keep`` is done in the browser with every key; ``held`` is what else Enter waits for there."""
+        self._most, self._on_send = most, on_send
+        self.input.on("input", self._take, js_handler=f"(e) => {{ {keep}emit(e.target.value) }}")
+        sends = f"if (e.key === 'Enter' && !e.isComposing{held}) {{ e.preventDefault(); emit(e.target.value) }}"
+        self.input.on("keydown", self._send, js_handler=f"(e) => {{ {sends} }}")
 
     def _take(self, event: GenericEventArguments) -> None:
         self.value = str(event.args or "")[: self._most]
 
+    def _send(self, event: GenericEventArguments) -> object:
+        self._take(event)
+        return self._on_send()
 
-class TextLine(ui.element):
+
+class TextLine(Typed):
     """A text of one line; Enter sends."""
 
     def __init__(
         self, name: str, most: int, on_send: Callable[[], object], kind: Literal["text", "password"] = "text"
-    ) -> None:  # fmt: skip
-        super().__init__("label")
-        self.classes("k-field")
-        self.value, self._most = "", most
-        with self:
-            text_of("span", name)
-            self.input = ui.element("input")
-            self.input.props.update({"type": kind, "maxlength": most, "autocomplete": "off", "spellcheck": "false"})
-            self.input.on("input", self._take, js_handler="(e) => emit(e.target.value)")
-            self.input.on(
-                "keydown",
-                lambda event: self._send(event, on_send),
-                js_handler="(e) => { if (e.key === 'Enter' && !e.isComposing) emit(e.target.value) }",
-            )
+    ) -> None:
+        super().__init__(name, type=kind, maxlength=most, autocomplete="off", spellcheck="false")
+        self._listen(most, on_send)
 
     def set(self, value: str) -> None:
         self.value = value[: self._most]
-        fill(self.input, self.value)
-
-    def _take(self, event: GenericEventArguments) -> None:
-        self.value = str(event.args or "")[: self._most]
-
-    def _send(self, event: GenericEventArguments, on_send: Callable[[], object]) -> object:
-        self._take(event)
-        return on_send()
+        self.fill(self.value)
 
 
-class WholeNumber(ui.element):
+class Text(Typed):
+    """A text of one or more lines. Enter sends, Shift + Enter begins a line; ``draft`` names it in the browser, which
+    keeps what was not sent through reloads and the server's restarts."""
+
+    def __init__(self, name: str, rows: int, most: int, on_send: Callable[[], object], draft: str = "") -> None:
+        super().__init__(name, "textarea", "k-field k-grow", rows=rows, maxlength=most)
+        self._draft = draft
+        keep = f"sessionStorage.setItem('klype-{draft}', e.target.value); " if draft else ""
+        self._listen(most, on_send, keep, " && !e.shiftKey")
+
+    def restore(self) -> None:
+        """What the browser still has of it is typed in again."""
+        ui.run_javascript(
+            f"const a = document.getElementById('{self.input.html_id}');"
+            f" const d = sessionStorage.getItem('klype-{self._draft}');"
+            " if (a && d && !a.value) { a.value = d; a.dispatchEvent(new Event('input')); }"
+        )
+
+    def set(self, text: str) -> None:
+        self.value = text
+        forget = f"sessionStorage.removeItem('klype-{self._draft}');" if self._draft and not text else ""
+        ui.run_javascript(f"document.getElementById('{self.input.html_id}').value = {json.dumps(text)}; {forget}")
+
+
+class WholeNumber(Field):
     """A whole number from ``low`` to ``high``; what is none leaves the last one."""
 
     def __init__(self, name: str, low: int, high: int, value: int) -> None:
-        super().__init__("label")
-        self.classes("k-field")
+        super().__init__(name, type="number", min=low, max=high, step=1, value=value)
         self.low, self.high, self.value = low, high, value
-        with self:
-            text_of("span", name)
-            self.input = ui.element("input")
-            self.input.props.update({"type": "number", "min": low, "max": high, "step": 1, AT_FIRST: value})
-            self.input.on("input", self._take, js_handler="(e) => emit(e.target.value)")
+        self.input.on("input", self._take, js_handler=SEND_VALUE)
 
     def _take(self, event: GenericEventArguments) -> None:
         text = str(event.args).strip()
         if text.isascii() and text.isdecimal() and len(text) < 20:
             self.value = min(self.high, max(self.low, int(text)))
-
-
-SLICE = 192 << 10
-FILES_MOST = 40
-"""Files that wait in a home to be used; older ones make room."""
-OLD_S = 24 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,13 +245,16 @@ class UploadedFile:
 
 @dataclass
 class Receiving:
+    """A file of which ``got`` bytes have come; ``number`` is the browser's for it."""
+
     given: UploadedFile
     number: int
     got: int = 0
 
 
 class Upload(ui.element, component="upload.js"):
-    """``on_given`` is called with a whole file, ``on_refused`` with why there is none."""
+    """A file from a browser: in slices over the page's own connection, limited here, under a name of our own.
+    ``on_given`` is called with it when it is whole."""
 
     def __init__(
         self, visit: Visit, label: str, limits: UploadLimits, on_given: Callable[[UploadedFile], Awaitable[None]]
@@ -324,10 +315,9 @@ class Upload(ui.element, component="upload.js"):
             raise UsageError(f"A file has from 1 byte to {limits.most >> 20} MiB.")
         self._folder.mkdir(parents=True, exist_ok=True)
         kept = sorted(self._folder.iterdir(), key=lambda file: file.stat().st_mtime)
-        for file in kept:
-            if len(kept) >= FILES_MOST or file.stat().st_mtime < time.time() - OLD_S:
+        for place, file in enumerate(kept):
+            if len(kept) - place >= FILES_MOST or file.stat().st_mtime < time.time() - OLD_S:
                 file.unlink(missing_ok=True)
-                kept = kept[1:]
         return UploadedFile(self._folder / f"{token_hex(8)}{suffix}", visible(name)[:120], size)
 
     def _drop(self) -> None:

@@ -18,7 +18,7 @@ from fastapi import Request
 from nicegui import ui
 
 from klype.errors import KlypeError
-from klype.examine.charts import DARK, LIGHT, probability_scale
+from klype.examine.charts import DARK, LIGHT, Cell, probability_scale
 from klype.examine.say import Say, visible
 from klype.serve.errors import ApiError
 from klype.serve.guard import COOKIE
@@ -27,9 +27,9 @@ from klype.words import LANGUAGES, Words, spoken, words
 if TYPE_CHECKING:
     from klype.studio.studio import Studio
 
-
 LANGUAGE_COOKIE, THEME_COOKIE = "klype_lang", "klype_theme"
-THEMES = ("auto", "light", "dark")
+THEMES = {"auto": ("dark", "brightness_auto"), "light": ("auto", "light_mode"), "dark": ("light", "dark_mode")}
+"""The theme after each, and its icon."""
 KEY_PAGE = "/key"
 MEANINGS = ("#0072b2", "#b85000", "#00735a", "#a3377c", "#7a6000", "#3f6fd1", "#8a3b12", "#5a4fa2")
 MEANINGS_DARK = ("#6cb8ea", "#f0a35e", "#4fc9a4", "#e79ac6", "#d9c25c", "#9db8ff", "#e8a184", "#bdb4f5")
@@ -44,6 +44,7 @@ class Page:
     route: str
     icon: str
     build: Callable[[Visit], Awaitable[None] | None]
+    styles: Sequence[str] = ("look.css",)
 
 
 @dataclass(frozen=True)
@@ -61,18 +62,9 @@ class Visit:
 
     @staticmethod
     def of(studio: Studio, page: Page, request: Request) -> Visit:
-        lang = language_of(request)
-        theme = request.cookies.get(THEME_COOKIE, "auto")
-        return Visit(
-            studio,
-            page,
-            lang,
-            theme if theme in THEMES else "auto",
-            words(lang, f"studio_{page.name}"),
-            words(lang, "studio_frame"),
-            Say(lang),
-            request,
-        )
+        lang, theme = language_of(request), request.cookies.get(THEME_COOKIE, "auto")
+        own, frame = words(lang, f"studio_{page.name}"), words(lang, "studio_frame")
+        return Visit(studio, page, lang, theme if theme in THEMES else "auto", own, frame, Say(lang), request)
 
     def tell(self, error: BaseException) -> None:
         ui.notify(self.why(error), type="negative", position="top", timeout=8000, multi_line=True)
@@ -88,9 +80,7 @@ class Visit:
 def language_of(request: Request) -> str:
     """The one that was switched to, else the first that the browser asks for and klype speaks."""
     chosen = request.cookies.get(LANGUAGE_COOKIE, "")
-    if chosen in LANGUAGES:
-        return chosen
-    return preferred(request.headers.get("accept-language", ""))
+    return chosen if chosen in LANGUAGES else preferred(request.headers.get("accept-language", ""))
 
 
 def preferred(header: str) -> str:
@@ -109,101 +99,94 @@ def preferred(header: str) -> str:
     return "en"
 
 
-def text_of(tag: str, text: Any, classes: str = "") -> ui.element:
+def text_of(tag: str, text: Any, classes: str = "", **props: Any) -> ui.element:
     """An element of this tag that holds a text: what it says is never parsed."""
-    element = ui.element(tag)
-    if classes:
-        element.classes(classes)
+    element = box(classes, tag, **props)
     element._text = str(text)
     return element
 
 
-Cell = str | float | int | None
+def retext(element: ui.element, text: str) -> None:
+    """Another text into an element that is there."""
+    element._text = text
+    element.update()
 
 
-def theme() -> str:
-    """The page's colours as CSS: light and dark from the same names."""
-    return (
-        f"body{{{_variables(LIGHT, False)}}}\nbody.body--dark{{{_variables(DARK, True)}}}\n"
-        f"html{{background:{LIGHT['paper']};color-scheme:light}}html:has(body.body--dark){{background:{DARK['paper']};color-scheme:dark}}\n"
-        f"@media(prefers-color-scheme:dark){{html:not(:has(body.body--light)){{background:{DARK['paper']}}}}}"
-    )
+def box(classes: str = "", tag: str = "div", **props: Any) -> ui.element:
+    """An element to be filled; underscores in the names of properties stand for hyphens."""
+    element = ui.element(tag).classes(classes)
+    element.props.update({name.replace("_", "-"): value for name, value in props.items()})
+    return element
 
 
-def _variables(colours: Mapping[str, str], dark: bool) -> str:
-    out = [f"--k-{name}:{value}" for name, value in colours.items()]
-    for i, (background, ink) in enumerate(probability_scale(dark)):
-        out += [f"--k-p{i}:{background}", f"--k-q{i}:{ink}"]
-    out += [f"--k-m{i}:{value}" for i, value in enumerate(MEANINGS_DARK if dark else MEANINGS)]
-    return ";".join(out)
+def card(classes: str = "") -> ui.element:
+    return box(f"k-card {classes}".strip(), "section")
 
 
-def head() -> str:
-    """The styles of all pages."""
-    return f"<style>{theme()}\n{_file('look.css')}</style>"
+def scroll(label: str, classes: str = "k-scroll") -> ui.element:
+    """What is too wide for a phone scrolls in it, by keys, too; ``label`` is its name."""
+    return box(classes, tabindex=0, role="region", aria_label=label)
 
 
-@contextmanager
-def framed(visit: Visit, pages: Sequence[Page], titles: Callable[[Page], str]) -> Iterator[None]:
-    """The page's content goes inside."""
-    with text_of("a", visit.frame("skip"), "k-skip") as skip:
-        skip.props["href"] = "#main"
-    with ui.element("header").classes("k-head"), ui.element("div").classes("k-bar"):
-        text_of("a", "klype", "k-brand").props["href"] = "/"
-        with ui.element("nav").classes("k-nav") as nav:
-            nav.props["aria-label"] = visit.frame("pages")
-            for page in pages:
-                with ui.element("a") as link:
-                    link.props["href"] = page.route
-                    if page.name == visit.page.name:
-                        link.props["aria-current"] = "page"
-                    ui.icon(page.icon)
-                    text_of("span", titles(page))
-        _switches(visit)
-    with ui.element("main").classes("k-main") as main:
-        main.props["id"] = "main"
-        main.props["tabindex"] = "-1"
-        text_of("h1", visit.words("heading"))
-        text_of("p", visit.words("lead"), "k-lead")
-        with ui.element("details").classes("k-how"):
-            text_of("summary", visit.frame("how"))
-            for key, text in visit.words.section("explain").items():
-                text_of("p", text, "k-formula" if key.startswith("formula") else "")
-        yield
-
-
-def _switches(visit: Visit) -> None:
-    here = quote(str(visit.request.url.path) + (f"?{visit.request.url.query}" if visit.request.url.query else ""))
-    following = {"auto": "dark", "dark": "light", "light": "auto"}[visit.theme]
-    icons = {"auto": "brightness_auto", "dark": "dark_mode", "light": "light_mode"}
-    with ui.element("div").classes("k-switches"):
-        for other, row in LANGUAGES.items():
-            if other != visit.lang:
-                link = text_of("a", row.name)
-                link.props["href"] = f"/choose?lang={other}&to={here}"
-                link.props["lang"] = other
-                link.props["hreflang"] = other
-        if COOKIE in visit.request.cookies:
-            text_of("a", visit.frame("leave")).props["href"] = KEY_PAGE
-        with ui.element("a") as toggle:
-            toggle.props["href"] = f"/choose?theme={following}&to={here}"
-            said = visit.frame(f"theme_{visit.theme}")
-            toggle.props["aria-label"] = said
-            toggle.props["title"] = said
-            ui.icon(icons[visit.theme])
-
-
-@contextmanager
-def card(classes: str = "") -> Iterator[ui.element]:
-    with ui.element("section").classes(f"k-card {classes}".strip()) as section:
-        yield section
-
-
-def button(text: str, on_click: Callable[[], Any], classes: str = "") -> ui.element:
-    made = text_of("button", text, f"k-button {classes}".strip())
-    made.props["type"] = "button"
+def button(text: str, on_click: Callable[[], Any], classes: str = "", **props: Any) -> ui.element:
+    made = text_of("button", text, f"k-button {classes}".strip(), type="button", **props)
     made.on("click", lambda _: on_click())
     return made
+
+
+def status() -> ui.element:
+    """A sentence that a screen reader says when it changes."""
+    return text_of("p", "", "k-small", role="status", aria_live="polite")
+
+
+class Progress(ui.element):
+    """A bar that fills."""
+
+    def __init__(self, classes: str = "") -> None:
+        super().__init__("div")
+        self.classes(f"k-progress {classes}".strip())
+        with self:
+            self._bar = box().style("width:0%")
+
+    def fill(self, shown: bool, share: float) -> None:
+        self.set_visibility(shown)
+        self._bar.style(f"width:{100 * share:.1f}%")
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], numeric: Sequence[int] = (), label: str = "") -> None:
+    """A table whose cells are texts, or functions that fill their cell; with a ``label`` it scrolls by itself."""
+    if label:
+        with scroll(label):
+            return table(columns, rows, numeric)
+    with box("k-table", "table"):
+        with box(tag="thead"), box(tag="tr"):
+            for i, column in enumerate(columns):
+                text_of("th", column, "num" if i in numeric else "", scope="col")
+        with box(tag="tbody"):
+            for row in rows:
+                with box(tag="tr"):
+                    for i, cell in enumerate(row):
+                        with box("num" if i in numeric else "", "td") as td:
+                            if callable(cell):
+                                cell()
+                            else:
+                                td._text = str(cell)
+
+
+def big_numbers(shown: Mapping[str, str]) -> None:
+    """Numbers beside each other, each over what it is: name → number."""
+    with box("r-numbers"):
+        for name, number in shown.items():
+            with box():
+                text_of("b", number)
+                text_of("span", name)
+
+
+def examples(visit: Visit, take: Callable[[str], Any]) -> None:
+    """Some of the models' own questions to begin with."""
+    text_of("span", visit.words("try"), "k-small")
+    for question in visit.studio.questions.get(visit.lang, ())[:3]:
+        button(question, partial(take, question), "tiny")
 
 
 def as_data(
@@ -224,16 +207,16 @@ def as_data(
         ui.download.content(text.encode(), f"{name}.json", "application/json")
 
     def save_png(drawn: ui.element) -> None:
-        script = _file("save.js").replace("ID", json.dumps(drawn.html_id)).replace("NAME", json.dumps(f"{name}.png"))
-        ui.run_javascript(script)
+        script = text_file("save.js").replace("ID", json.dumps(drawn.html_id))
+        ui.run_javascript(script.replace("NAME", json.dumps(f"{name}.png")))
 
     kinds: list[tuple[str, Callable[[], None]]] = [("CSV", save_csv), ("JSON", save_json)]
     if picture is not None:
         kinds.append(("PNG", partial(save_png, picture)))
-    with ui.element("div").classes("k-row k-data k-small"):
+    with box("k-row k-data k-small"):
         text_of("span", visit.frame("data"))
         for text, act in kinds:
-            button(text, act, "tiny").props["aria-label"] = f"{visit.frame('data')} {text}"
+            button(text, act, "tiny", aria_label=f"{visit.frame('data')} {text}")
 
 
 def to_csv(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> bytes:
@@ -241,35 +224,63 @@ def to_csv(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> bytes:
     out = io.StringIO()
     writer = csv.writer(out)
     for row in (columns, *rows):
-        writer.writerow([_safe(cell) for cell in row])
+        starts = [isinstance(cell, str) and cell[:1] in ("=", "+", "-", "@", "\t", "\r") for cell in row]
+        writer.writerow([f"'{cell}" if starting else cell for cell, starting in zip(row, starts, strict=True)])
     return out.getvalue().encode("utf-8-sig")
 
 
-def table(
-    columns: Sequence[str], rows: Sequence[Sequence[Any]], numeric: Sequence[int] = (), caption: str = ""
-) -> ui.element:
-    """A table whose cells are texts, or functions that fill their cell."""
-    with ui.element("table").classes("k-table") as made:
-        if caption:
-            text_of("caption", caption)
-        with ui.element("thead"), ui.element("tr"):
-            for i, column in enumerate(columns):
-                text_of("th", column, "num" if i in numeric else "").props["scope"] = "col"
-        with ui.element("tbody"):
-            for row in rows:
-                with ui.element("tr"):
-                    for i, cell in enumerate(row):
-                        with ui.element("td").classes("num" if i in numeric else "") as td:
-                            if callable(cell):
-                                cell()
-                            else:
-                                td._text = str(cell)
-    return made
+def text_file(*names: str) -> str:
+    """Scripts and styles of the studio's own, one after the other."""
+    return "".join((resources.files("klype.studio") / name).read_text(encoding="utf-8") for name in names)
 
 
-def _safe(cell: Cell) -> Cell:
-    return f"'{cell}" if isinstance(cell, str) and cell[:1] in ("=", "+", "-", "@", "\t", "\r") else cell
+def theme() -> str:
+    """The page's colours as CSS: light and dark from the same names."""
+    return (
+        f"body{{{_variables(LIGHT, False)}}}\nbody.body--dark{{{_variables(DARK, True)}}}\n"
+        f"html{{background:{LIGHT['paper']};color-scheme:light}}html:has(body.body--dark){{background:{DARK['paper']};color-scheme:dark}}\n"
+        f"@media(prefers-color-scheme:dark){{html:not(:has(body.body--light)){{background:{DARK['paper']}}}}}"
+    )
 
 
-def _file(name: str) -> str:
-    return (resources.files("klype.studio") / name).read_text(encoding="utf-8")
+def _variables(colours: Mapping[str, str], dark: bool) -> str:
+    out = [f"--k-{name}:{value}" for name, value in colours.items()]
+    for i, (background, ink) in enumerate(probability_scale(dark)):
+        out += [f"--k-p{i}:{background}", f"--k-q{i}:{ink}"]
+    out += [f"--k-m{i}:{value}" for i, value in enumerate(MEANINGS_DARK if dark else MEANINGS)]
+    return ";".join(out)
+
+
+@contextmanager
+def framed(visit: Visit, pages: Sequence[Page]) -> Iterator[None]:
+    """The page's content goes inside."""
+    text_of("a", visit.frame("skip"), "k-skip", href="#main")
+    with box("k-head", "header"), box("k-bar"):
+        text_of("a", "klype", "k-brand", href="/")
+        with box("k-nav", "nav", aria_label=visit.frame("pages")):
+            for page in pages:
+                with box(tag="a", href=page.route, **({"aria-current": "page"} if page is visit.page else {})):
+                    ui.icon(page.icon)
+                    text_of("span", words(visit.lang, f"studio_{page.name}")("title"))
+        _switches(visit)
+    with box("k-main", "main", id="main", tabindex="-1"):
+        text_of("h1", visit.words("heading"))
+        text_of("p", visit.words("lead"), "k-lead")
+        with box("k-how", "details"):
+            text_of("summary", visit.frame("how"))
+            for key, text in visit.words.section("explain").items():
+                text_of("p", text, "k-formula" if key.startswith("formula") else "")
+        yield
+
+
+def _switches(visit: Visit) -> None:
+    here = quote(str(visit.request.url.path) + (f"?{visit.request.url.query}" if visit.request.url.query else ""))
+    with box("k-switches"):
+        for other, row in LANGUAGES.items():
+            if other != visit.lang:
+                text_of("a", row.name, href=f"/choose?lang={other}&to={here}", lang=other, hreflang=other)
+        if COOKIE in visit.request.cookies:
+            text_of("a", visit.frame("leave"), href=KEY_PAGE)
+        (following, icon), said = THEMES[visit.theme], visit.frame(f"theme_{visit.theme}")
+        with box(tag="a", href=f"/choose?theme={following}&to={here}", aria_label=said, title=said):
+            ui.icon(icon)

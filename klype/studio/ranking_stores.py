@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,10 +50,10 @@ class RankingStore:
 def ranking_stores(studio: Studio) -> list[RankingStore]:
     """All of them: the one that the command names, those of the studio's models, the rest."""
     known = [run for run in run_folders(studio) if _has_rankings(run)]
-    named = (
-        [RankingStore(database.short(studio.store), known[0] if known else None, studio.store)] if studio.store else []
-    )
-    return [*named, *(RankingStore(run.name, run) for run in known), *_named(studio.home / STORES)]
+    stores = [*(RankingStore(run.name, run) for run in known), *_named(studio.home / STORES)]
+    if studio.store:
+        stores.insert(0, RankingStore(database.short(studio.store), known[0] if known else None, studio.store))
+    return stores
 
 
 def fill_store(studio: Studio) -> None:
@@ -74,10 +75,9 @@ def fill_store(studio: Studio) -> None:
             store.put(own.entries())
 
 
-def ranking_store(studio: Studio, key: str) -> RankingStore | None:
+def ranking_store(stores: Sequence[RankingStore], key: str) -> RankingStore | None:
     """By a key that a browser sent; the first when there is no such one."""
-    found = ranking_stores(studio)
-    return next((place for place in found if place.key == key), found[0] if found else None)
+    return next((store for store in stores if store.key == key), stores[0] if stores else None)
 
 
 def snapshot(place: RankingStore, folder: Path, annotators: tuple[str, ...]) -> list[Entry]:

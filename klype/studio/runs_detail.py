@@ -11,15 +11,15 @@ from typing import Any
 from nicegui import ui
 
 from klype.errors import KlypeError
-from klype.examine.charts import axis, line, lines
+from klype.examine.charts import Cell, Option, axis, line, lines
 from klype.examine.say import visible
 from klype.runs.overview import planned_steps
 from klype.runs.record import incomparable
 from klype.sources.find import NEWEST_FIRST
 from klype.sources.kinds import PATH, kind_of
-from klype.studio.charts import chart, redraw
+from klype.studio.charts import panels, redraw
 from klype.studio.fields import Choice
-from klype.studio.frame import Visit, as_data, button, card, table, text_of
+from klype.studio.frame import Progress, Visit, as_data, box, button, card, retext, status, table, text_of
 from klype.studio.runs_list import FIGURES, RunInfo
 from klype.studio.work import MetricsTail
 
@@ -30,189 +30,179 @@ DRAWN: Mapping[str, tuple[str, ...]] = {
     "align": ("reward", "kl"),
 }
 """What is drawn of a stage: curves by their name in metrics.jsonl."""
-OWN, OTHER = "aligned", "finetuned"
+COLOURS = ("aligned", "finetuned")
+"""Of the run's own curves, and of those of the run beside it."""
 
 
 @dataclass
 class RunDetail:
+    """One run on the page; ``read`` reads what is new, ``build`` lays it out, ``update`` tells what changes."""
+
     visit: Visit
-    told: RunInfo | None = None
+    run: RunInfo | None = None
     other: RunInfo | None = None
     tails: dict[tuple[str, str], MetricsTail] = field(default_factory=dict)
     charts: dict[tuple[str, str], ui.echart] = field(default_factory=dict)
     log: Sequence[str] = ()
     built: object = None
 
-    def read(self, told: RunInfo, other: RunInfo | None) -> bool:
+    @property
+    def both(self) -> list[RunInfo]:
+        return [run for run in (self.run, self.other) if run is not None]
+
+    def read(self, run: RunInfo, other: RunInfo | None) -> bool:
         """Whether anything is new (in a thread)."""
-        old, self.told = self.told, told
-        self.other = other if other is not None and other.key != told.key else None
+        old, self.run = self.run, run
+        self.other = other if other is not None and other.key != run.key else None
         news = False
-        for one in filter(None, (told, self.other)):
+        for one in self.both:
             for stage in DRAWN:
                 file = one.folder / stage / "metrics.jsonl"
                 if file.is_file():
                     news |= self.tails.setdefault((one.key, stage), MetricsTail(file)).read()
-        self.log = told.work.told(8) if told.work is not None and told.state == "running" else ()
-        return news or old is None or (old.state, old.seconds, old.stages) != (told.state, told.seconds, told.stages)
+        self.log = run.work.told(8) if run.work is not None and run.state == "running" else ()
+        return news or old is None or (old.state, old.seconds, old.stages) != (run.state, run.seconds, run.stages)
 
-    def built_for(self, told: RunInfo) -> bool:
+    def built_for(self, run: RunInfo) -> bool:
         """Whether what stands there is of this run, and of as much of it as there is now."""
-        return self.built == self._mark(told)
+        return self.built == self._mark(run)
 
-    def _mark(self, told: RunInfo) -> object:
+    def _mark(self, run: RunInfo) -> object:
         other = self.other.key if self.other is not None else ""
-        return told.key, other, told.state, told.stages, tuple(self._drawn()), bool(told.about.get("gates"))
+        return run.key, other, run.state, run.stages, tuple(self._drawn()), bool(run.about.get("gates"))
 
-    def build(self, told: RunInfo, runs: Sequence[RunInfo]) -> None:
-        self.built = self._mark(told)
+    def build(self, run: RunInfo, runs: Sequence[RunInfo]) -> None:
+        self.built = self._mark(run)
         self.charts = {}
         w = self.visit.words
         with card():
-            with ui.element("div").classes("k-row u-head"):
-                text_of("h2", visible(told.name))
-                text_of("span", w(f"state_{told.state}"), f"w-state {told.state}")
-            self.note = text_of("p", "", "k-small")
-            self.note.props.update({"role": "status", "aria-live": "polite"})
-            self.progress = ui.element("div").classes("k-progress")
-            with self.progress:
-                self.bar = ui.element("div")
-            self.told_log = text_of("div", "", "w-log")
-            self._acts(told)
+            with box("k-row u-head"):
+                text_of("h2", visible(run.name))
+                text_of("span", w(f"state_{run.state}"), f"w-state {run.state}")
+            self.note = status()
+            self.progress = Progress()
+            self.told_log = box("w-log")
+            self._acts(run)
             if len(runs) > 1:
-                names = {"": w("nothing"), **{one.key: visible(one.name) for one in runs if one.key != told.key}}
+                names = {"": w("nothing"), **{one.key: visible(one.name) for one in runs if one.key != run.key}}
                 chosen = self.other.key if self.other is not None else ""
-                with ui.element("div").classes("u-beside"):
+                with box("u-beside"):
                     self.choice = Choice(w("beside"), names, chosen, self._beside)
-        self._curves(told)
-        self._measures(told)
+        self._curves(run)
+        self._measures(run)
         self.update()
 
     def update(self) -> None:
         """What changes while it runs."""
-        told = self.told
-        if told is None or not self.built:
+        run = self.run
+        if run is None or not self.built:
             return
-        self.note._text = self._sentence(told)
-        self.note.update()
-        share = self._share(told)
-        self.progress.set_visibility(told.state == "running" and share is not None)
-        self.bar.style(f"width:{100 * (share or 0):.1f}%")
+        retext(self.note, self._sentence(run))
+        timed = run.seconds is not None and bool(run.planned_s)
+        share = min(0.99, (run.seconds or 0.0) / (run.planned_s or 1.0)) if timed else 0.0
+        self.progress.fill(run.state == "running" and timed, share)
         self.told_log.set_visibility(bool(self.log))
-        self.told_log._text = visible("\n".join(self.log))
-        self.told_log.update()
+        retext(self.told_log, visible("\n".join(self.log)))
         for (stage, name), drawn in self.charts.items():
             redraw(drawn, self._option(stage, name), self.visit.lang)
 
-    def _acts(self, told: RunInfo) -> None:
+    def _acts(self, run: RunInfo) -> None:
         w = self.visit.words
-        with ui.element("div").classes("k-row"):
-            loaded = [m.name for m in self.visit.studio.models if _belongs(m.address, told.folder)]
+        loaded = [m.name for m in self.visit.studio.models if _belongs(m.address, run.folder)]
+        with box("k-row"):
             if loaded:
-                text_of("a", w("open_answer", model=visible(loaded[-1])), "k-button").props["href"] = "/"
-            if (told.folder / "report.html").is_file():
+                text_of("a", w("open_answer", model=visible(loaded[-1])), "k-button", href="/")
+            if (run.folder / "report.html").is_file():
                 button(w("report"), self._report)
-            if told.work is not None and told.state == "running":
+            if run.work is not None and run.state == "running":
                 button(self.visit.frame("cancel"), self._cancel)
-            if told.work is not None and told.state in ("cancelled", "stopped", "failed"):
+            if run.work is not None and run.state in ("cancelled", "stopped", "failed"):
                 button(w("resume"), self._resume, "strong")
-        if not loaded and any(stage in told.stages for stage in NEWEST_FIRST):
-            with ui.element("p").classes("k-small"):
+        if not loaded and any(stage in run.stages for stage in NEWEST_FIRST):
+            with box("k-small", "p"):
                 text_of("span", w("open_with") + " ")
-                text_of("code", f"klype studio {visible(str(told.folder))}")
+                text_of("code", f"klype studio {visible(str(run.folder))}")
 
-    def _sentence(self, told: RunInfo) -> str:
+    def _sentence(self, run: RunInfo) -> str:
         w, say = self.visit.words, self.visit.say
-        if told.state == "unreadable" or (told.state == "failed" and told.why):
-            return w("why", why=visible(told.why))
-        parts = [visible(str(told.folder))]
-        if told.recipe:
-            parts.append(w("recipe_is", recipe=visible(told.recipe)))
-        if told.seconds is not None:
-            of = w("of", seconds=say.seconds(told.planned_s)) if told.planned_s and told.state == "running" else ""
-            parts.append(say.seconds(max(0.1, told.seconds)) + of)
-        if told.parameters:
-            parts.append(w("parameters", n=say.big(told.parameters)))
-        if told.bytes:
-            parts.append(w("megabytes", n=say.number(told.bytes / 1e6, 1)))
-        stage = self._now(told)
-        if told.state == "running" and stage:
-            tail, planned = self.tails.get((told.key, stage)), planned_steps(told.about, stage)
-            step = tail.steps[-1] if tail is not None and tail.steps else 0
+        if run.state == "unreadable" or (run.state == "failed" and run.why):
+            return w("why", why=visible(run.why))
+        parts = [visible(str(run.folder))]
+        if run.recipe:
+            parts.append(w("recipe_is", recipe=visible(run.recipe)))
+        if run.seconds is not None:
+            of = w("of", seconds=say.seconds(run.planned_s)) if run.planned_s and run.state == "running" else ""
+            parts.append(say.seconds(max(0.1, run.seconds)) + of)
+        if run.parameters:
+            parts.append(w("parameters", n=say.big(run.parameters)))
+        if run.bytes:
+            parts.append(w("megabytes", n=say.number(run.bytes / 1e6, 1)))
+        files = {stage: run.folder / stage / "metrics.jsonl" for stage in DRAWN}
+        written = [(file.stat().st_mtime, stage) for stage, file in files.items() if file.is_file()]
+        if run.state == "running" and written:
+            _, stage = max(written)
+            tail, planned = self.tails.get((run.key, stage)), planned_steps(run.about, stage)
+            step = say.count(tail.steps[-1] if tail is not None and tail.steps else 0)
             key = "at_step_of" if planned else "at_step"
-            parts.insert(0, w(key, stage=w(f"stage_{stage}"), step=say.count(step), of=say.count(planned or 0)))
+            parts.insert(0, w(key, stage=w(f"stage_{stage}"), step=step, of=say.count(planned or 0)))
         return " · ".join(parts)
-
-    def _now(self, told: RunInfo) -> str:
-        """The stage that wrote last."""
-        files = {stage: told.folder / stage / "metrics.jsonl" for stage in DRAWN}
-        there = [(file.stat().st_mtime, stage) for stage, file in files.items() if file.is_file()]
-        return max(there)[1] if there else ""
-
-    def _share(self, told: RunInfo) -> float | None:
-        return min(0.99, told.seconds / told.planned_s) if told.seconds is not None and told.planned_s else None
 
     def _drawn(self) -> list[tuple[str, str]]:
         """(stage, curve) of those that have points."""
-        keys = [one.key for one in (self.told, self.other) if one is not None]
         found = []
         for stage, names in DRAWN.items():
-            tails = [self.tails[key, stage] for key in keys if (key, stage) in self.tails]
+            tails = [self.tails[one.key, stage] for one in self.both if (one.key, stage) in self.tails]
             found += [(stage, name) for name in names if any(tail.last(name) is not None for tail in tails)]
         return found
 
-    def _curves(self, told: RunInfo) -> None:
-        w = self.visit.words
-        if not self._drawn():
+    def _curves(self, run: RunInfo) -> None:
+        w, drawn = self.visit.words, self._drawn()
+        if not drawn:
             return
-        with card() as box:
+        titles = [f"{w(f'stage_{stage}')}: {w(f'line_{name}')}" for stage, name in drawn]
+        shown = [
+            (title[:1].upper() + title[1:], self._option(*one), 230) for title, one in zip(titles, drawn, strict=True)
+        ]
+        with card() as curves:
             text_of("h2", w("curves"))
-            with ui.element("div").classes("k-panels"):
-                for stage, name in self._drawn():
-                    with ui.element("div"):
-                        title = f"{w(f'stage_{stage}')}: {w(f'line_{name}')}"
-                        text_of("h3", title[:1].upper() + title[1:])
-                        self.charts[stage, name] = chart(self._option(stage, name), self.visit.lang, 230, title)
+            self.charts = dict(zip(drawn, panels(shown, self.visit.lang), strict=True))
             text_of("p", w("how_curves"), "k-small")
-            as_data(self.visit, f"curves-{told.key}", ["run", "stage", "curve", "step", "value"], self._points, box)
+            as_data(self.visit, f"curves-{run.key}", ["run", "stage", "curve", "step", "value"], self._points, curves)
 
-    def _option(self, stage: str, name: str) -> dict[str, Any]:
+    def _option(self, stage: str, name: str) -> Option:
         series, most = [], 1.0
-        for one, colour in ((self.told, OWN), (self.other, OTHER)):
-            tail = self.tails.get((one.key, stage)) if one is not None else None
-            if one is not None and tail is not None and tail.steps:
-                most = max(
-                    most, tail.steps[-1], (planned_steps(one.about, stage) or 0) if one.state == "running" else 0
-                )
+        for one, colour in zip(self.both, COLOURS, strict=False):
+            tail = self.tails.get((one.key, stage))
+            if tail is not None and tail.steps:
+                planned = (planned_steps(one.about, stage) or 0) if one.state == "running" else 0
+                most = max(most, tail.steps[-1], planned)
                 series.append(line(visible(one.name), tail.curve(name), colour))
-        share = name == "pair_accuracy"
-        y = axis(min=0) if name in ("loss", "validation", "kl") else axis(scale=True)
-        if share:
-            y = axis(percent=True, max=1)
+        if name == "pair_accuracy":
+            y = axis(percent=True, min=0.5, max=1.0)
             y.pop("interval", None)
-            y["min"] = 0.5
+        else:
+            y = axis(min=0) if name in ("loss", "validation", "kl") else axis(scale=True)
         return lines(axis(self.visit.words("steps"), min=0, max=most), y, series)
 
-    def _points(self) -> list[list[Any]]:
+    def _points(self) -> list[list[Cell]]:
         return [
             [one.name, stage, name, step, value]
-            for one in (self.told, self.other)
-            if one is not None
+            for one in self.both
             for stage, name in self._drawn()
             if (one.key, stage) in self.tails
             for step, value in self.tails[one.key, stage].curve(name, most=1 << 30)
         ]
 
-    def _measures(self, told: RunInfo) -> None:
-        """A row a measure; a column a stage, or with another run beside it, the newest stage of both."""
+    def _measures(self, run: RunInfo) -> None:
+        """A row a measure; a column a stage of each run, named after both when there are two."""
         w, say = self.visit.words, self.visit.say
         columns: list[tuple[str, Mapping[str, Any]]] = []
-        both, notes = list(filter(None, (told, self.other))), []
-        for one, otherwise in zip(both, incomparable([one.about for one in both]), strict=True):
+        notes = []
+        for one, otherwise in zip(self.both, incomparable([one.about for one in self.both]), strict=True):
             for stage in FIGURES:
-                if one.figures(stage):
+                if figures := one.figures(stage):
                     name = w(f"stage_{stage}")
-                    shown = {name: f for name, f in one.figures(stage).items() if name not in otherwise}
+                    shown = {name: f for name, f in figures.items() if name not in otherwise}
                     columns.append((f"{visible(one.name)}: {name}" if self.other is not None else name, shown))
             if gone := [m for m in otherwise if any(m in one.figures(stage) for stage in FIGURES)]:
                 notes.append(w("otherwise", run=visible(one.name), measures=", ".join(map(say.measure, gone))))
@@ -224,39 +214,37 @@ class RunDetail:
             [say.measure(name), *(say.figure(f[name], name) if _known(f.get(name)) else "–" for _, f in columns)]
             for name in names
         ]
+        data = [[name, title, *((f.get(name) or {}).get(k) for k in ("value", "low", "high", "n"))]
+                for title, f in columns for name in names]  # fmt: skip
         with card():
             text_of("h2", w("measures"))
-            with ui.element("div").classes("k-scroll") as scroll:
-                scroll.props.update({"tabindex": 0, "role": "region", "aria-label": w("measures")})
-                table([w("measure"), *(title for title, _ in columns)], rows, range(1, len(columns) + 1))
-            for note in notes:
+            titles = [title for title, _ in columns]
+            table([w("measure"), *titles], rows, range(1, len(columns) + 1), w("measures"))
+            for note in [*notes, w("how_measures")]:
                 text_of("p", note, "k-small")
-            text_of("p", w("how_measures"), "k-small")
-            data = [[name, title, *((f.get(name) or {}).get(k) for k in ("value", "low", "high", "n"))]
-                    for title, f in columns for name in names]  # fmt: skip
-            as_data(self.visit, f"measures-{told.key}", ["measure", "model", "value", "low", "high", "n"], lambda: data)
+            as_data(self.visit, f"measures-{run.key}", ["measure", "model", "value", "low", "high", "n"], lambda: data)
 
     def _beside(self) -> None:
-        assert self.told is not None
+        assert self.run is not None
         beside = f"&with={self.choice.value}" if self.choice.value else ""
-        ui.navigate.to(f"{self.visit.page.route}?run={self.told.key}{beside}")
+        ui.navigate.to(f"{self.visit.page.route}?run={self.run.key}{beside}")
 
     async def _report(self) -> None:
-        assert self.told is not None
+        assert self.run is not None
         try:
-            data = await asyncio.to_thread((self.told.folder / "report.html").read_bytes)
+            data = await asyncio.to_thread((self.run.folder / "report.html").read_bytes)
         except OSError as error:
             self.visit.tell(KlypeError(f"The report cannot be read: {error.strerror or error}."))
             return
-        ui.download.content(data, f"{self.told.name}-report.html", "text/html;charset=utf-8")
+        ui.download.content(data, f"{self.run.name}-report.html", "text/html;charset=utf-8")
 
     async def _cancel(self) -> None:
-        if self.told is not None and self.told.work is not None:
-            await asyncio.to_thread(self.told.work.cancel)
+        if self.run is not None and self.run.work is not None:
+            await asyncio.to_thread(self.run.work.cancel)
 
     async def _resume(self) -> None:
-        if self.told is not None and self.told.work is not None:
-            await asyncio.to_thread(self.told.work.go_on)
+        if self.run is not None and self.run.work is not None:
+            await asyncio.to_thread(self.run.work.go_on)
 
 
 def _known(figure: object) -> bool:

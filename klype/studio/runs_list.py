@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from klype.errors import KlypeError
-from klype.jsons import saved
 from klype.runs.folder import RUNS, read_run
 from klype.runs.options import STAGES
 from klype.runs.overview import parameters, state_of
@@ -20,6 +19,8 @@ from klype.studio.work import Work, works
 
 FIGURES = {"pretrain": "base", "finetune": "finetuned", "align": "aligned"}
 """What run.json calls a stage's figures."""
+KEY_MOST = 20
+"""Characters of a key that a browser sends are read."""
 RunState = Literal["running", "done", "failed", "cancelled", "stopped", "unreadable"]
 
 
@@ -90,49 +91,44 @@ def all_runs(studio: Studio) -> list[RunInfo]:
         with suppress(KeyError, TypeError):
             if work.plan.kind in ("run", "align"):
                 begun.setdefault(work.plan.run.resolve(), work)
-    told = [run_info(folder, begun.pop(folder.resolve(), None)) for folder in run_folders(studio)]
-    told += [run_info(work.plan.run, work) for work in begun.values()]
-    return sorted(told, key=lambda run: run.changed, reverse=True)
-
-
-def find(studio: Studio, key: str) -> RunInfo | None:
-    """By a key that a browser sent."""
-    return next((run for run in all_runs(studio) if run.key == key), None)
+    found = [run_info(folder, begun.pop(folder.resolve(), None)) for folder in run_folders(studio)]
+    found += [run_info(work.plan.run, work) for work in begun.values()]
+    return sorted(found, key=lambda run: run.changed, reverse=True)
 
 
 def run_info(folder: Path, work: Work | None) -> RunInfo:
     """What is known of one run; a run.json that cannot be read says why."""
     known: dict[str, Any] = {"key": key_of(folder), "folder": folder, "name": folder.resolve().name, "work": work}
+    planned = work.plan.about.get("planned_s") if work is not None else None
     try:
         about = read_run(folder)
     except KlypeError as error:
-        state: RunState = "unreadable" if work is None else work.state
-        began = 0.0 if work is None else _changed(work.folder)
-        seconds = None if work is None else work.seconds
-        why = error.message if state == "unreadable" else _why(work, {})
-        planned = work.plan.about.get("planned_s") if work is not None else None
-        return RunInfo(**known, state=state, why=why, changed=began, seconds=seconds, planned_s=planned)
+        if work is None:
+            return RunInfo(**known, state="unreadable", why=error.message)
+        known |= {"changed": _changed(work.folder), "seconds": work.seconds, "planned_s": planned}
+        return RunInfo(**known, state=work.state, why=_why(work, {}))
     stages = tuple(stage for stage in STAGES if _reached(folder, stage))
-    last = next((stage for stage in NEWEST_FIRST if (folder / stage / "model.safetensors").is_file()), "")
-    changed = max((_changed(file) for file in (folder / "run.json", *folder.glob("*/metrics.jsonl"))), default=0.0)
-    state = _state(folder, about, work)
-    seconds = about.get("seconds", {}).get("total") if isinstance(about.get("seconds"), dict) else None
-    origin = about.get("asked", {}).get("from_") if isinstance(about.get("asked"), dict) else None
+    weights: dict[str, Path] = {stage: folder / stage / "model.safetensors" for stage in STAGES if stage != "rank"}
+    last = next((stage for stage in NEWEST_FIRST if weights[stage].is_file()), "")
+    found = state_of(folder, about)
+    state = found if work is None or (found == "done" and work.state != "running") else work.state
+    seconds, made = about.get("seconds"), about.get("asked")
+    total = seconds.get("total") if isinstance(seconds, dict) else None
+    origin = made.get("from_") if isinstance(made, dict) else None
     return RunInfo(
         **known,
         state=state,
         recipe=str(about.get("recipe") or ""),
-        seconds=work.seconds if work is not None and state == "running" else seconds,
-        planned_s=about.get("planned_s") or (work.plan.about.get("planned_s") if work is not None else None),
-        changed=changed,
+        seconds=work.seconds if work is not None and state == "running" else total,
+        planned_s=about.get("planned_s") or planned,
+        changed=max((_changed(file) for file in (folder / "run.json", *folder.glob("*/metrics.jsonl"))), default=0.0),
         stages=stages,
         parameters=parameters(folder / last) if last else None,
-        bytes=sum((folder / stage / "model.safetensors").stat().st_size for stage in stages if stage != "rank"
-                  and (folder / stage / "model.safetensors").is_file()),
+        bytes=sum(weights[stage].stat().st_size for stage in stages if stage in weights and weights[stage].is_file()),
         parent=_parent(str(origin)) if origin else "",
         why=_why(work, about) if state == "failed" else "",
         about=about,
-    )  # fmt: skip
+    )
 
 
 def family(runs: Sequence[RunInfo]) -> list[tuple[int, RunInfo]]:
@@ -162,11 +158,6 @@ def _reached(folder: Path, stage: str) -> bool:
     return (folder / stage / "config.json").is_file()
 
 
-def _state(folder: Path, about: Mapping[str, Any], work: Work | None) -> RunState:
-    found = state_of(folder, about)
-    return found if work is None or (found == "done" and work.state != "running") else work.state
-
-
 def _why(work: Work | None, about: Mapping[str, Any]) -> str:
     """What went wrong: in the words of the command that was begun here, or of the run itself."""
     return work.why() if work is not None and work.state == "failed" else str(about.get("failure") or "")
@@ -183,8 +174,3 @@ def _changed(file: Path) -> float:
         return file.stat().st_mtime
     except OSError:
         return 0.0
-
-
-def document_of(folder: Path) -> dict[str, Any]:
-    """What ``klype align`` left in its folder; {} when it is not there yet."""
-    return saved(folder / "align.json") or {}

@@ -24,6 +24,7 @@ import psutil
 
 from klype import jsons
 from klype.errors import KlypeError, UsageError
+from klype.examine.charts import thin
 from klype.jsons import steps
 from klype.runs.record import living, process_of, write_json
 
@@ -32,7 +33,7 @@ WORK, PROCESS, CHILD, ENDED = "work.json", "process.json", "child.json", "ended.
 SAMPLES, CANCEL = "samples.jsonl", "cancel"
 INTERRUPTED = 130
 AT_ONCE = 2
-"""Pieces of work that may run at the same time in one home."""
+"""Pieces of work that train may run at the same time in one home."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class WorkPlan:
     ``run`` is the folder that comes of it. ``about``: whatever the page wants to know of it later.
     """
 
-    kind: Literal["run", "align", "bias"]
+    kind: Literal["run", "align", "bias", "examine"]
     run: Path
     steps: Sequence[Sequence[str]]
     about: dict[str, Any]
@@ -90,12 +91,6 @@ class Work:
         earlier = float(about.get("earlier", 0.0))
         return earlier + (0.0 if process is None else max(0.0, _now() - process.create_time()))
 
-    def document(self, step: int = -1) -> dict[str, Any] | None:
-        """What a step's ``--json`` printed: the last one's, when none is named."""
-        place = step if step >= 0 else len(self.plan.steps) - 1
-        found = _read(self.folder / f"{place}.out")
-        return found if found and "error" not in found else None
-
     def why(self) -> str:
         """Why it failed, in the command's own sentence."""
         for file in (self.folder / f"{self.step}.out", self.folder / ENDED):
@@ -107,9 +102,9 @@ class Work:
         lines = tail(self.folder / f"{self.step}.err", 1)
         return lines[-1] if lines else ""
 
-    def told(self, lines: int = 12) -> list[str]:
-        """The last lines of its progress."""
-        return tail(self.folder / f"{self.step}.err", lines)
+    def told(self, lines: int = 12, most: int = 1 << 14) -> list[str]:
+        """The last lines of its progress, of so many bytes."""
+        return tail(self.folder / f"{self.step}.err", lines, most)
 
     def samples(self) -> list[dict[str, Any]]:
         """What the model in the making answered, oldest first: ``step`` and ``answers`` (see work_chain)."""
@@ -142,7 +137,8 @@ class Work:
 
 def begin(home: Path, plan: WorkPlan, name: str = "") -> Work:
     """Starts the work. UsageError when as much as may run at once does so already."""
-    if sum(work.state == "running" for work in works(home)) >= AT_ONCE:
+    training = (work for work in works(home) if work.plan.kind != "examine" and work.state == "running")
+    if plan.kind != "examine" and len(list(training)) >= AT_ONCE:
         raise UsageError(f"{AT_ONCE} pieces of work run already.", "Wait for one, or cancel it.")
     folder = home / "work" / (name or new_name(plan.kind))
     try:
@@ -254,13 +250,8 @@ class MetricsTail:
 
     def curve(self, name: str, most: int = CURVE_POINTS) -> list[list[float]]:
         """(step, value), each the mean of as many neighbours as it takes to be ``most`` points."""
-        known = [(s, v) for s, v in zip(self.steps, self.columns.get(name, []), strict=False) if not math.isnan(v)]
-        size = max(1, math.ceil(len(known) / most))
-        out = []
-        for start in range(0, len(known), size):
-            part = known[start : start + size]
-            out.append([float(part[-1][0]), sum(v for _, v in part) / len(part)])
-        return out
+        column = self.columns.get(name, [])
+        return thin([(float(s), v) for s, v in zip(self.steps, column, strict=False) if not math.isnan(v)], most)
 
     def _add(self, row: dict[str, float]) -> None:
         """Resumed training writes steps again that it had lost: the later row holds."""

@@ -1,4 +1,8 @@
-"""A few questions put to a checkpoint, or to a checkpoint with the weights of a state that training saved."""
+"""The process that does a piece of work: ``python -m klype.studio.work_chain FOLDER`` (see work.py).
+
+It runs the steps one after the other, hands an interruption on to the one that runs, and has the model that is being
+aligned answer a few questions whenever a new state of it lies on the disk.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +24,16 @@ from klype.runs.record import process_of, write_json
 from klype.studio.work import CANCEL, CHILD, ENDED, INTERRUPTED, PROCESS, SAMPLES, Work, rows_of
 from klype.words.plain import aside
 
+EVERY_S = 0.5
+PATIENCE_S = 120.0
+"""How long an interrupted step may take to save its state before it is ended."""
 TEMPERATURE = 0.7
 """That of the figures of a run."""
 
 
 def answers(folder: Path, weights: Path | None, questions: Sequence[str], limit: int) -> list[str]:
-    """One answer to each question, the same every time. Raises KlypeError and OSError for what cannot be read."""
+    """One answer of a checkpoint, or of one with the ``weights`` of a state that training saved, to each question: the
+    same every time. Raises KlypeError and OSError for what cannot be read."""
     from safetensors.torch import load
 
     from klype.device import set_threads
@@ -51,13 +59,10 @@ def answers(folder: Path, weights: Path | None, questions: Sequence[str], limit:
     return out
 
 
-EVERY_S = 0.5
-PATIENCE_S = 120.0
-"""How long an interrupted step may take to save its state before it is ended."""
-
-
 @dataclass
 class StepRunner:
+    """Runs the steps of a piece of work. ``sampled``: steps of the training at which the model was asked."""
+
     work: Work
     interrupted: bool = False
     child: subprocess.Popen[bytes] | None = None
@@ -128,7 +133,6 @@ class StepRunner:
         from safetensors import SafetensorError
 
         from klype.errors import KlypeError
-        from klype.studio.work_chain import answers
 
         self.sampled.add(step)
         try:

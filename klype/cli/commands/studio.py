@@ -6,9 +6,8 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
-from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,13 +21,9 @@ from klype.option import Option
 from klype.sources.kinds import kind_of, spelled
 
 if TYPE_CHECKING:
-    from klype.examine.truth import Reader
-    from klype.sources.opening import Opened
-    from klype.studio.studio import Model
+    from klype.studio.studio import SharedModel
 
 RUNS = Path("runs")
-READERS = 64
-"""Questions whose truth is remembered."""
 Models = Annotated[
     list[str] | None,
     Option(
@@ -77,7 +72,7 @@ def command(
     from klype.studio.studio import Studio
 
     command = [sys.executable, "-m", "klype"]
-    studio = Studio(opened, state_folder(), command, first_questions(opened), store, runs)
+    studio = Studio(opened, state_folder(), command, first_questions(opened), store, runs, device)
     fill_store(studio)
     rules = Rules.of(ServeSettings(), entrance.key, entrance.host, name or ())
     running = server(app(studio, rules), rules, grace=3)
@@ -106,12 +101,12 @@ def newest_run(base: Path) -> list[str]:
     return []
 
 
-def opened_models(names: list[str], precision: str, device: str = "auto") -> list[Model]:
+def opened_models(names: list[str], precision: str, device: str = "auto") -> list[SharedModel]:
     """Each of them; of a run, all its finished stages in their order."""
     return [model for text in names for model in _models(text, precision, device)]
 
 
-def first_questions(models: list[Model]) -> dict[str, list[str]]:
+def first_questions(models: list[SharedModel]) -> dict[str, list[str]]:
     """A few that the models' run kept back, by language: of different kinds, the shortest of each."""
     from klype.runs.provenance import read_questions
     from klype.sources.find import find_model
@@ -144,7 +139,7 @@ def open_browser(url: str) -> None:
     timer.start()
 
 
-def _models(text: str, precision: str, device: str) -> Iterator[Model]:
+def _models(text: str, precision: str, device: str) -> Iterator[SharedModel]:
     from klype.model.manifest import is_whole
     from klype.sources.find import NEWEST_FIRST
 
@@ -162,59 +157,12 @@ def _models(text: str, precision: str, device: str) -> Iterator[Model]:
     yield _model(name or kind_of(address).short(address), address, precision, device)
 
 
-def _model(name: str, address: str, precision: str, device: str) -> Model:
-    from klype.api.asking import asking, reading_from
+def _model(name: str, address: str, precision: str, device: str) -> SharedModel:
     from klype.api.examinee import identity
-    from klype.sources.native import NativeSource
     from klype.sources.opening import open_model
-    from klype.studio.studio import Model
+    from klype.studio.studio import SharedModel
 
     opened = open_model(address, precision, measured=True, device=device)
-    source, engine = opened.source, None
-    if isinstance(source, NativeSource):
-        engine = source.engine
-        source = NativeSource(engine.beside(), source.codec)
     run = opened.found.run
-    asked = run is not None and (run / "questions.jsonl").is_file()
-    return Model(
-        name,
-        address,
-        source,
-        opened.window,
-        opened.vocabulary,
-        opened.spell,
-        opened.control,
-        ask=lambda text: asking(opened, text, None),
-        truth=_truths(opened),
-        stage=opened.found.stage,
-        raw=opened.as_raw(None),
-        engine=engine,
-        flops_per_token=opened.flops_per_token,
-        identity=identity(opened) if asked else "",
-        reading=reading_from(opened),
-    )
-
-
-def _truths(opened: Opened) -> Callable[[str], Reader | None]:
-    """What is known to follow a text; asked from several threads, answered one after the other."""
-    lock = threading.Lock()
-    remembered = lru_cache(READERS)(partial(_reader, opened))
-
-    def truth(text: str) -> Reader | None:
-        with lock:
-            return remembered(text)
-
-    return truth
-
-
-def _reader(opened: Opened, text: str) -> Reader | None:
-    from klype.api.asking import world_of
-    from klype.api.examinee import reader_of
-    from klype.runs.provenance import find_question, read_questions
-
-    run = opened.found.run
-    if run is None or opened.native is None or opened.as_raw(None):
-        return None
-    question = find_question(read_questions(run / "questions.jsonl"), text)
-    world = world_of(opened) if question is not None else None
-    return None if question is None or world is None else reader_of(opened, world)(question)
+    examined = run is not None and (run / "questions.jsonl").is_file()
+    return SharedModel(name, address, opened, identity(opened) if examined else "")
