@@ -108,7 +108,6 @@ class AnnotatorSession:
     store: Store
     name: str
     sitting: str
-    shown: int = SHOWN
     done: int = 0
     turns: int = 0
     task: RankingTask | None = None
@@ -126,11 +125,15 @@ class AnnotatorSession:
 
     def next(self) -> RankingTask | None:
         """The next question; None when this annotator has ranked all there are."""
-        again = None
-        if self.done % AGAIN_EVERY == AGAIN_EVERY - 1:
-            again = self.store.claim_again(self.who)
-        found = again or self._claimed()
-        return self._lay(found, again is not None) if found is not None else self._lay(None, False)
+        self.task = None
+        again = self.store.claim_again(self.who) if self.done % AGAIN_EVERY == AGAIN_EVERY - 1 else None
+        asked = again or self._claimed()
+        if asked is None:
+            return None
+        mixed = list(again.candidates) if again else differing(asked, self.name, SHOWN)
+        seed = mix(asked.id, int(again is not None), *self.name.encode())
+        random.Random(seed).shuffle(mixed)  # the same again after a reload, another one for others
+        return self._lay(replace(asked, candidates=tuple(mixed)), again is not None)
 
     def say(self, number: object, kind: Kind, groups: object) -> bool:
         """Keeps an order (ids of answers, best first; those that are missing come last, tied), none, or a skip.
@@ -161,10 +164,7 @@ class AnnotatorSession:
             self._recount()
         if back is None:
             return None
-        shown = back.asked
-        self.turns += 1
-        self.task = RankingTask(self.turns, shown, back.again, time.monotonic())
-        return self.task
+        return self._lay(back.asked, back.again)
 
     def write(self, number: object, text: str) -> RankingTask | None:
         """One more answer, by this annotator; UsageError when it is none, or there is no room on the desk."""
@@ -198,15 +198,9 @@ class AnnotatorSession:
                 self.store.record(Entry(found, (), self.name, "skip", when=now()))  # one answer cannot be ranked
         return None
 
-    def _lay(self, asked: Asked | None, again: bool) -> RankingTask | None:
-        if asked is None:
-            self.task = None
-            return None
-        mixed = list(asked.candidates) if again else differing(asked, self.name, self.shown)
-        seed = mix(asked.id, int(again), *self.name.encode())
-        random.Random(seed).shuffle(mixed)  # the same again after a reload, another one for others
+    def _lay(self, asked: Asked, again: bool) -> RankingTask:
         self.turns += 1
-        self.task = RankingTask(self.turns, replace(asked, candidates=tuple(mixed)), again, time.monotonic())
+        self.task = RankingTask(self.turns, asked, again, time.monotonic())
         return self.task
 
     def _recount(self) -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -61,11 +60,11 @@ class SharedModel(Model):
         self.name, self.address, self.identity = name, address, identity
         self.stage, self.raw, self.reading = opened.found.stage, opened.as_raw(None), reading_from(opened)
         self.worker: Worker | None = None
+        self._locked = LockedSource(opened.source)
+        self.source: Source = self._locked
         if isinstance(opened.source, NativeSource):
             self.worker = Worker(opened.source.engine, batch, queue)
-            self.source: Source = NativeSource(opened.source.engine.beside(), opened.source.codec)
-        else:
-            self.source = LockedSource(opened.source)
+            self.source = NativeSource(opened.source.engine.beside(), opened.source.codec)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="klype studio")
         self._readers: dict[str, Reader | None] = {}
         self._reading = threading.Lock()
@@ -138,7 +137,7 @@ class SharedModel(Model):
     async def events(self, request: Request) -> AsyncIterator[list[Event]]:
         """Tokens as they come, those that came meanwhile together. Leaving the loop ends the work."""
         if self.worker is None:
-            async for event in _in_a_thread(self.source.generate([request])):
+            async for event in _in_a_thread(self._locked.generate([request])):
                 yield [event]
             return
         job = Job([request])
@@ -192,7 +191,7 @@ class LockedSource(Around):
         with self._lock:
             return super().score(prompts, answers, top)
 
-    def generate(self, requests: Sequence[Request]) -> Iterator[Event]:
+    def generate(self, requests: Sequence[Request]) -> Generator[Event, None, None]:
         with self._lock:
             yield from super().generate(requests)
 
@@ -218,35 +217,15 @@ class CancelledError(Exception):
     """Raised inside long work by its own progress when nobody wants it any more."""
 
 
-async def _in_a_thread(events: Iterator[Event]) -> AsyncIterator[Event]:
-    """What an iterator yields in a thread of its own, which ends when the loop is left."""
-    loop = asyncio.get_running_loop()
-    arrived: asyncio.Queue[Event | BaseException | None] = asyncio.Queue()
-    wanted = threading.Event()
-    wanted.set()
-
-    def tell(news: Event | BaseException | None) -> None:
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(arrived.put_nowait, news)
-
-    def run() -> None:
-        try:
-            for event in events:
-                if not wanted.is_set():
-                    return
-                tell(event)
-            tell(None)
-        except BaseException as error:
-            tell(error)
-
-    threading.Thread(target=run, name="klype answer", daemon=True).start()
+async def _in_a_thread(events: Generator[Event, None, None]) -> AsyncIterator[Event]:
+    """What a generator yields, in a thread of its own, where it is closed when the loop is left."""
+    pool, loop = ThreadPoolExecutor(1, thread_name_prefix="klype answer"), asyncio.get_running_loop()
     try:
-        while (event := await arrived.get()) is not None:
-            if isinstance(event, BaseException):
-                raise event
+        while (event := await loop.run_in_executor(pool, next, events, None)) is not None:
             yield event
     finally:
-        wanted.clear()
+        pool.submit(events.close)
+        pool.shutdown(wait=False)
 
 
 @dataclass(frozen=True)
