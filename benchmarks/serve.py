@@ -26,8 +26,7 @@ from klype.errors import KlypeError, UsageError
 from klype.model import checkpoint
 from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
-from klype.serve.opening import open_served
-from klype.serve.served import Served
+from klype.serve.served import Served, open_served
 from klype.sources.find import find_model
 from klype.text.chat import TEMPLATE
 from klype.text.tokenizer import Tokenizer

@@ -16,7 +16,7 @@ from klype.serve.app import app
 from klype.serve.guard import Rules
 from klype.serve.served import Served
 from klype.serve.server import listen, server
-from klype.sources.native import NativeSource
+from klype.sources.source import NativeSource
 from klype.text.chat import TEMPLATE, Chat
 from klype.text.tokenizer import Tokenizer
 from tests.toys import toy

@@ -13,9 +13,8 @@ import httpx
 from klype.engine.engine import Engine
 from klype.serve.served import Served
 from klype.sources.find import Found
-from klype.sources.native import NativeSource
 from klype.sources.opening import Opened
-from klype.sources.source import Around, Source
+from klype.sources.source import Around, NativeSource, Source
 from klype.studio.studio import SharedModel, Studio
 from tests.serve_toys import served
 

@@ -10,9 +10,9 @@ import pytest
 from klype.answers import checks
 from klype.answers.decoders import decide
 from klype.answers.decoding import Asked
-from klype.sources.offer import probe
+from klype.sources.capabilities import probe
+from klype.sources.http_client import HttpClient, RetryPolicy
 from klype.sources.remote import RemoteSource
-from klype.sources.wire import Patience, Wire
 from tests.test_sources_remote import ASKED, InProcess, own, served
 
 
@@ -20,7 +20,7 @@ from tests.test_sources_remote import ASKED, InProcess, own, served
 def remote() -> RemoteSource:
     pytest.importorskip("fastapi")
     client = httpx.Client(transport=InProcess(served()))
-    wire = Wire("http://localhost/v1", patience=Patience(client=client))
+    wire = HttpClient("http://localhost/v1", retry=RetryPolicy(client=client))
     return RemoteSource(wire, probe(wire))
 
 

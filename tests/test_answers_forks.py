@@ -14,8 +14,7 @@ from klype.answers.forks import ForkSettings, _continued, forks, permutation_tes
 from klype.answers.tree import TreeSettings, grow
 from klype.engine.engine import Event
 from klype.errors import UsageError
-from klype.sources.native import NativeSource
-from klype.sources.source import Around
+from klype.sources.source import Around, NativeSource
 from klype.values import Request, Trace
 from tests.toy_sources import random_table, table_source
 

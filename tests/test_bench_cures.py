@@ -100,7 +100,7 @@ def test_the_report_tells_it_in_both_languages(tmp_path: Path) -> None:
 def test_real_questions_are_apart(tmp_path: Path) -> None:
     texts = ["Question: What is 12 + 34?\nAnswer: 46\n\nRight? Yes No", "Which sentence is correct English?\nA: B: N/A"]
     tokenizer = Tokenizer.train(texts, 400)
-    from klype.sources.native import NativeSource
+    from klype.sources.source import NativeSource
 
     source = NativeSource.of(toy("llama", vocab_size=tokenizer.vocab_size), tokenizer)
     (tmp_path / "blimp-small").mkdir()

@@ -23,8 +23,7 @@ from klype.errors import KlypeError, UsageError
 from klype.model.attention import WRITTEN
 from klype.model.cache import Cache
 from klype.model.transformer import Transformer
-from klype.sources.native import EngineSource
-from klype.sources.source import answers
+from klype.sources.source import EngineSource, answers
 from klype.values import Request, Sampling, Trace
 from tests.toy_sources import ToyCodec
 from tests.toys import SHAPES, toy

@@ -9,8 +9,7 @@ import torch
 
 from klype.engine.engine import Engine
 from klype.errors import KlypeError, UsageError
-from klype.sources.native import NativeCodec, NativeSource
-from klype.sources.source import Source, answers
+from klype.sources.source import NativeCodec, NativeSource, Source, answers
 from klype.text.chat import TEMPLATE, Chat
 from klype.text.tokenizer import Tokenizer
 from klype.values import Request

@@ -9,7 +9,7 @@ import torch
 from klype.examine.feedback import InterventionOutcome, effect, outcomes
 from klype.examine.interventions import ARMS, Arm, Asked, FeedbackSettings, Intervention, interventions
 from klype.examine.truth import Reader
-from klype.sources.native import NativeSource
+from klype.sources.source import NativeSource
 from tests.toy_sources import table_source
 
 END, OK, ERR = 0, 1, 2

@@ -21,7 +21,7 @@ from klype.examine.interventions import (
     interventions,
 )
 from klype.examine.truth import Reader
-from klype.sources.native import NativeSource
+from klype.sources.source import NativeSource
 from tests.toy_sources import table_source
 
 END, START, LIKELY, RARE, WRONG = range(5)

@@ -181,7 +181,7 @@ ADDED: dict[str, Callable[[str], str]] = {
     "data/readers.py": file_format,
     "answers/decoders.py": decoder,
     "examine/measures.py": measure,
-    "sources/kinds.py": source,
+    "sources/find.py": source,
 }
 
 
@@ -236,9 +236,9 @@ told = [klype("next", RUN, "Hvem gikk?", "--temperature", "1", "--top-a", "1", "
 from klype import load
 from klype.serve.app import app
 from klype.serve.served import Served
-from klype.sources.offer import Offer
+from klype.sources.capabilities import Capabilities
 from klype.sources.remote import RemoteSource
-from klype.sources.wire import Wire
+from klype.sources.http_client import HttpClient
 from klype.values import Sampling
 from tests.serve_toys import post
 model = load(RUN)
@@ -247,7 +247,7 @@ server = app([Served.of("m", model.opened.source)])
 body = dict(model="m", messages=[dict(role="user", content="Hvem?")], max_tokens=8, temperature=1.0)
 said = [post(server, "/v1/chat/completions", json=body | dict(seed=seed, top_a=1.0)).json() for seed in range(3)]
 refused = post(server, "/v1/chat/completions", json=body | dict(top_a=1.5)).text
-other = RemoteSource(Wire("http://there/v1"), Offer("other", "m", ("m",), completions=True))
+other = RemoteSource(HttpClient("http://there/v1"), Capabilities("other", "m", ("m",), completions=True))
 told = [asked, [row["choices"][0]["message"]["content"] for row in said], refused, other._shaping(Sampling(top_a=0.5))]
 """)
     assert [text.rstrip("\ufffd") for text in asked] == [text.rstrip("\ufffd") for text in served]

@@ -29,7 +29,7 @@ from klype.runs.options import RunOptions
 from klype.runs.recipe import read
 from klype.runs.text_subject import TextSubject
 from klype.runs.world_subject import WorldSubject
-from klype.sources.native import NativeCodec, NativeSource
+from klype.sources.source import NativeCodec, NativeSource
 from klype.values import Sampling
 
 RECIPE = read("world", ("world=small", "model.width=16", "model.heads=2", "model.hidden=32", "model.layers=1"))

@@ -20,9 +20,9 @@ from klype.engine.engine import Engine, Event
 from klype.model import checkpoint
 from klype.serve.app import app
 from klype.serve.errors import ApiError
+from klype.serve.guard import ServeSettings
 from klype.serve.metrics import health
 from klype.serve.served import Served
-from klype.serve.settings import ServeSettings
 from klype.serve.worker import Job, Worker
 from klype.sources.source import Source, answers
 from klype.studio.conversation import Answer, Branches, Conversation

@@ -13,9 +13,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.types import Message
 from starlette.websockets import WebSocket
 
-from klype.serve.guard import COOKIE, Guard, Rules, is_loopback
-from klype.serve.sessions import Sessions
-from klype.serve.settings import ServeSettings
+from klype.serve.guard import COOKIE, Guard, Rules, ServeSettings, Sessions, is_loopback
 
 OWN = "localhost:8000"
 HOSTILE: list[dict[str, str]] = [

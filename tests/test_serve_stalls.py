@@ -13,7 +13,7 @@ import pytest
 
 from klype.serve.app import app
 from klype.serve.served import Served
-from klype.sources.native import NativeSource
+from klype.sources.source import NativeSource
 from klype.text.chat import Chat
 from tests.serve_toys import running, served
 

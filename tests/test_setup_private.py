@@ -16,7 +16,7 @@ import pytest
 from klype import durable
 from klype.cli.guard import guarded
 from klype.cli.main import call
-from klype.sources.kept import Kept
+from klype.sources.http_client import ResponseCache
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such bits")
 KLYPE = [sys.executable, "-m", "klype"]
@@ -46,7 +46,7 @@ def test_a_bugs_traceback_is_its_finders_alone(home: Path) -> None:
 
 
 def test_answers_of_servers_are_private_while_and_after_they_are_written(home: Path) -> None:
-    kept = Kept(home / "answers.sqlite")
+    kept = ResponseCache(home / "answers.sqlite")
     kept.keep("key", {"answer": "secret"})
     assert {p.name for p in home.iterdir()} == {"answers.sqlite", "answers.sqlite-wal", "answers.sqlite-shm"}
     assert readable(home.parent) == []

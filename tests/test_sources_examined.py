@@ -15,7 +15,7 @@ from klype.cli import guard
 from klype.cli.main import call
 from klype.cli.remote import split_budget
 from klype.errors import UsageError
-from klype.sources.kept import Kept
+from klype.sources.http_client import ResponseCache
 from klype.sources.opening import open_model
 from klype.values import Distribution
 from tests.test_cli_models import Captured, document, question, run, world
@@ -47,8 +47,8 @@ def test_a_part_bounds_the_whole(temperature: float) -> None:
 @pytest.mark.slow
 def test_examined_through_the_server_as_it_is_here(run: Path, capsys: Captured, tmp_path: Path) -> None:
     from klype.serve.app import app
+    from klype.serve.guard import ServeSettings
     from klype.serve.served import Served
-    from klype.serve.settings import ServeSettings
 
     questions = str(run / "questions.jsonl")
     mine = document(capsys, "examine", str(run), "--questions", questions, *SMALL, "--out", str(tmp_path / "here"))
@@ -71,8 +71,8 @@ def test_examined_through_the_server_as_it_is_here(run: Path, capsys: Captured, 
 def test_every_figure_is_the_models_own_or_bounds_it(run: Path, capsys: Captured, tmp_path: Path) -> None:
     """In chat, on the world's questions: judged by its grammar, beside its truth."""
     from klype.serve.app import app
+    from klype.serve.guard import ServeSettings
     from klype.serve.served import Served
-    from klype.serve.settings import ServeSettings
 
     asked = ("--questions", str(run / "questions.jsonl"), "--temperatures", "0.8,1", "-n", "4", "--limit", "8")
     mine = document(capsys, "examine", str(run), *asked, "--out", str(tmp_path / "here"))
@@ -107,8 +107,8 @@ def test_a_budget_is_of_passes_or_of_a_server() -> None:
 
 def test_a_killed_process_loses_no_answer_that_it_had(tmp_path: Path) -> None:
     code = (
-        "import itertools, sys; from pathlib import Path; from klype.sources.kept import Kept\n"
-        "kept = Kept(Path(sys.argv[1]))\n"
+        "import itertools, sys; from pathlib import Path; from klype.sources.http_client import Kept\n"
+        "kept = ResponseCache(Path(sys.argv[1]))\n"
         "for i in itertools.count():\n"
         "    kept.keep(str(i), {'said': i}); print(i, flush=True)"
     )
@@ -119,7 +119,7 @@ def test_a_killed_process_loses_no_answer_that_it_had(tmp_path: Path) -> None:
     process.kill()
     told += [int(line) for line in process.stdout.read().split("\n")[:-1] if line]
     process.wait()
-    again = Kept(file)
+    again = ResponseCache(file)
     assert [again.answer(str(i)) for i in told] == [{"said": i} for i in told]
     again.keep("after", {"said": -1})
     assert again.answer("after") == {"said": -1}

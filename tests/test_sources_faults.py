@@ -14,11 +14,11 @@ import pytest
 
 from klype.errors import KlypeError, UsageError
 from klype.samplers import OWN, SAMPLERS
+from klype.sources.capabilities import Capabilities, Kind, probe
 from klype.sources.dialect import choices
-from klype.sources.offer import Kind, Offer, probe
+from klype.sources.http_client import Budget, Call, HttpClient, RetryPolicy, retry_after
 from klype.sources.remote import RemoteSource
 from klype.sources.source import answers
-from klype.sources.wire import Budget, Call, Patience, Wire, retry_after
 from klype.values import Request, Sampling
 
 OPENAI_CHAT = {
@@ -105,7 +105,7 @@ OLLAMA = {
                                                             {"token": "Yo", "logprob": -2.0, "bytes": [89, 111]}]}]}}],
     "usage": {"prompt_tokens": 9, "completion_tokens": 2, "total_tokens": 11},
 }  # fmt: skip
-OFFER = Offer("other", "m", ("m",), chat=True, chat_top=2)
+OFFER = Capabilities("other", "m", ("m",), chat=True, chat_top=2)
 
 
 def changed(change: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
@@ -125,8 +125,8 @@ def source(*responses: httpx.Response | Exception, budget: Budget | None = None)
         return httpx.Response(now.status_code, headers=now.headers, content=now.content)
 
     client = httpx.Client(transport=httpx.MockTransport(handle))
-    patience = Patience(tries=4, client=client, sleep=slept.append)
-    return RemoteSource(Wire("http://there/v1", "key", budget=budget, patience=patience), OFFER), slept
+    retry = RetryPolicy(tries=4, client=client, sleep=slept.append)
+    return RemoteSource(HttpClient("http://there/v1", "key", budget=budget, retry=retry), OFFER), slept
 
 
 def ask(asked: RemoteSource, n: int = 2) -> Any:
@@ -160,8 +160,8 @@ def test_an_untold_part_of_a_character_costs_its_own_probabilities_only() -> Non
             return httpx.Response(200, json={"tokens": [26525, 224] if body["content"] == " 😂" else [1, 1]})
         return httpx.Response(200, json=MERGED)
 
-    wire = Wire("http://there/v1", patience=Patience(client=httpx.Client(transport=httpx.MockTransport(handle))))
-    asked = RemoteSource(wire, Offer("llama.cpp", "m", ("m",), completions=True, completion_top=2, ids=True))
+    http = HttpClient("http://there/v1", retry=RetryPolicy(client=httpx.Client(transport=httpx.MockTransport(handle))))
+    asked = RemoteSource(http, Capabilities("llama.cpp", "m", ("m",), completions=True, completion_top=2, ids=True))
     ((trace, _),) = answers(asked, [Request((1, 2), n=2, limit=4)])
     assert trace.tokens == (5, 26525, 224)
     assert [math.isnan(step.logp) for step in trace.steps] == [False, True, True]
@@ -192,11 +192,11 @@ def test_lm_studio_and_ollama_as_documented(owner: str, answer: dict[str, Any], 
         unknown = {"error": f"Unexpected endpoint or method. (POST {request.url.path})"}
         return httpx.Response(200 if owner == "organization_owner" else 404, json=unknown)
 
-    wire = Wire("http://there/v1", patience=Patience(client=httpx.Client(transport=httpx.MockTransport(handle))))
-    offer = probe(wire)
+    http = HttpClient("http://there/v1", retry=RetryPolicy(client=httpx.Client(transport=httpx.MockTransport(handle))))
+    offer = probe(http)
     assert (offer.kind, offer.chat, offer.completions, offer.ids, offer.n) == (kind, True, True, False, False)
     assert (offer.measures()["probability_of_drawn_tokens"], offer.measures()["tree"]) == (told, "unavailable")
-    asked = RemoteSource(wire, offer)
+    asked = RemoteSource(http, offer)
     prompt = tuple(asked.codec.prompt([{"role": "user", "content": "Hi"}]))
     ((one, two),) = answers(asked, [Request(prompt, n=2, limit=8)])
     said = answer["choices"][0]["message"]["content"]
@@ -228,7 +228,7 @@ def test_a_contradiction_is_not_used(change: Callable[[dict[str, Any]], object],
     asked, _ = source(httpx.Response(200, content=json.dumps(answer)))
     with pytest.raises(KlypeError, match=message):
         ask(asked)
-    assert asked.wire.kept._one("SELECT count(*) FROM answers", ()) == (0,)
+    assert asked.http.kept._one("SELECT count(*) FROM answers", ()) == (0,)
 
 
 def test_html_and_refusals_are_one_sentence() -> None:
@@ -256,15 +256,15 @@ def test_what_is_no_number_is_not_told(told: Any) -> None:
         usage = {**OPENAI_CHAT["usage"], "completion_tokens_details": told}  # type: ignore[dict-item]
         return httpx.Response(200, content=json.dumps({**OPENAI_CHAT, "usage": usage}))
 
-    wire = Wire("http://there/v1", patience=Patience(client=httpx.Client(transport=httpx.MockTransport(handle))))
-    offer = probe(wire)
+    http = HttpClient("http://there/v1", retry=RetryPolicy(client=httpx.Client(transport=httpx.MockTransport(handle))))
+    offer = probe(http)
     assert (offer.window, offer.vocabulary, offer.chat) == (0, 0, True)
 
 
 def test_a_server_that_lists_nothing_is_asked_for_a_name() -> None:
     client = httpx.Client(transport=httpx.MockTransport(lambda _: httpx.Response(200, json={"data": []})))
     with pytest.raises(UsageError, match="lists no model") as caught:
-        probe(Wire("http://there/v1", patience=Patience(client=client)))
+        probe(HttpClient("http://there/v1", retry=RetryPolicy(client=client)))
     assert caught.value.hint == "Name the one to ask: http://there/v1#MODEL."
 
 
@@ -316,10 +316,10 @@ def test_the_budget() -> None:
             Budget.parse(wrong)
     asked, _ = source(httpx.Response(200, json=OPENAI_CHAT), budget=Budget(tokens=20))
     for sample in range(2):
-        asked.wire.post(Call("chat/completions", {"a": sample}))
+        asked.http.post(Call("chat/completions", {"a": sample}))
     with pytest.raises(KlypeError, match="budget is spent"):
-        asked.wire.post(Call("chat/completions", {"a": 2}))
-    assert asked.wire.budget.asked == 2
+        asked.http.post(Call("chat/completions", {"a": 2}))
+    assert asked.http.budget.asked == 2
 
 
 def test_an_untold_token_is_no_end_where_the_limit_ended_the_answer() -> None:
@@ -339,8 +339,8 @@ def test_a_sampler_is_asked_for_in_the_servers_own_name_or_refused(kind: Kind) -
         choice = {"index": 0, "text": "Hi", "finish_reason": "stop", "logprobs": None}
         return httpx.Response(200, json={"choices": [choice]})
 
-    wire = Wire("http://there/v1", patience=Patience(client=httpx.Client(transport=httpx.MockTransport(handle))))
-    source = RemoteSource(wire, Offer(kind, "m", ("m",), completions=True, completion_top=2))
+    http = HttpClient("http://there/v1", retry=RetryPolicy(client=httpx.Client(transport=httpx.MockTransport(handle))))
+    source = RemoteSource(http, Capabilities(kind, "m", ("m",), completions=True, completion_top=2))
     prompt = tuple(source.codec.encode("Hi"))
     for name, row in SAMPLERS.items():
         value = row.slider[1] if row.slider[1] != row.off else row.slider[0]

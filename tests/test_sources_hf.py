@@ -21,8 +21,7 @@ from klype.cli.main import call
 from klype.errors import KlypeError, UsageError
 from klype.model.checkpoint import load, save
 from klype.sources.hf_open import fetch, open_hf, why_not_native
-from klype.sources.native import NativeCodec, NativeSource
-from klype.sources.source import answers
+from klype.sources.source import NativeCodec, NativeSource, answers
 from klype.text.chat import TEMPLATE, Chat
 from klype.text.tokenizer import Tokenizer
 from klype.values import Request, Sampling

@@ -20,9 +20,8 @@ from klype.engine.engine import Engine
 from klype.engine.hf_runner import HFRunner
 from klype.errors import UsageError
 from klype.serve.app import app
-from klype.serve.opening import open_served
-from klype.serve.served import Served
-from klype.serve.settings import ServeSettings
+from klype.serve.guard import ServeSettings
+from klype.serve.served import Served, open_served
 from klype.sources.hf_open import open_hf
 from klype.sources.opening import open_model
 from klype.sources.source import answers

@@ -17,23 +17,23 @@ import pytest
 from klype.cli import guard
 from klype.cli.main import call
 from klype.errors import KlypeError
-from klype.sources.offer import Offer
+from klype.sources.capabilities import Capabilities
+from klype.sources.http_client import HttpClient, RetryPolicy
 from klype.sources.remote import RemoteSource
 from klype.sources.source import answers
-from klype.sources.wire import Patience, Wire
 from klype.values import Request
 from tests.foreign_server import Handle, begin, foreign, say, send
 
 SECONDS = 0.5
 """The deadline of an answer in these tests; how long it then takes is bounded by MOST, with room for a busy machine."""
 MOST = 30.0
-OFFER = Offer("other", "m", ("m",), chat=True)
+OFFER = Capabilities("other", "m", ("m",), chat=True)
 DELTA = {"choices": [{"index": 0, "delta": {"content": "so "}, "logprobs": None, "finish_reason": None}]}
 FINE = {"choices": [{"index": 0, "message": {"content": "Oslo"}, "finish_reason": "stop"}]}
 
 
-def wire(address: str, seconds: float = SECONDS) -> Wire:
-    return Wire(address, "secret", patience=Patience(tries=2, first=0.01, seconds=seconds, per_token=0.0))
+def http(address: str, seconds: float = SECONDS) -> HttpClient:
+    return HttpClient(address, "secret", retry=RetryPolicy(tries=2, first=0.01, seconds=seconds, per_token=0.0))
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def bomb() -> bytes:
 
 
 def asked(address: str, seconds: float = SECONDS) -> str:
-    source = RemoteSource(wire(address, seconds), OFFER)
+    source = RemoteSource(http(address, seconds), OFFER)
     prompt = tuple(source.codec.prompt([{"role": "user", "content": "Hi"}]))
     return source.codec.decode(answers(source, [Request(prompt, limit=8)])[0][0].tokens)
 
@@ -126,7 +126,7 @@ def test_a_small_answer_cannot_become_a_large_one(status: int, bomb: bytes) -> N
         tracemalloc.start()
         try:
             with pytest.raises(KlypeError, match=r"more than 4 MiB|refused: status 400|in 2 tries"):
-                wire(address, MOST).get(f"{address}/models")
+                http(address, MOST).get(f"{address}/models")
             peak = tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
@@ -137,18 +137,18 @@ def test_an_honest_packed_answer_is_read() -> None:
     packed = gzip.compress(json.dumps(FINE | {"long": "Å" * 500_000}).encode())
     kind = {"content_type": "application/json", "content_encoding": "gzip"}
     with foreign(lambda request, path, body: send(request, packed, **kind)) as address:
-        assert wire(address, MOST).probe("chat/completions", {})["choices"] == FINE["choices"]
+        assert http(address, MOST).probe("chat/completions", {})["choices"] == FINE["choices"]
 
 
 def test_as_many_tries_are_told_as_were_made() -> None:
     """Waits that come to more than the longest end it before the last try."""
     waited: list[float] = []
-    patience = Patience(tries=9, first=10.0, most=30.0, longest=35.0, sleep=waited.append)
+    retry = RetryPolicy(tries=9, first=10.0, most=30.0, longest=35.0, sleep=waited.append)
     with (
         foreign(lambda request, path, body: say(request, {}, 503)) as address,
         pytest.raises(KlypeError, match=r"in 3 tries \(status 503\)"),
     ):
-        Wire(address, patience=patience).probe("chat/completions", {})
+        HttpClient(address, retry=retry).probe("chat/completions", {})
     assert waited == [10.0, 20.0]
 
 
@@ -175,10 +175,10 @@ def test_redirections_stay_where_they_are() -> None:
                 say(request, FINE)
 
         with foreign(handle) as address:
-            assert wire(address, MOST).probe("near", {"a": 1}) == FINE
+            assert http(address, MOST).probe("near", {"a": 1}) == FINE
             for path, message in (("far", "elsewhere"), ("circle", "in a circle"), ("scheme", "elsewhere|in 2 tries")):
                 with pytest.raises(KlypeError, match=message):
-                    wire(address, MOST).probe(path, {"a": 1})
+                    http(address, MOST).probe(path, {"a": 1})
     assert seen == []
 
 
@@ -204,7 +204,7 @@ def test_others_are_heard_meanwhile() -> None:
         for client in clients:
             client.start()
         for number in range(20):
-            assert wire(address, MOST).probe("chat/completions", {"a": number}) == FINE
+            assert http(address, MOST).probe("chat/completions", {"a": number}) == FINE
         for client in clients:
             client.join(MOST)
         assert len(ends) == 7

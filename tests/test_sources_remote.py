@@ -18,13 +18,11 @@ from klype.answers.tree import TreeSettings, grow
 from klype.cli import guard
 from klype.cli.main import call
 from klype.examine.recorder import Recorder
+from klype.sources.capabilities import probe
 from klype.sources.hf_open import open_hf
-from klype.sources.kept import Kept
-from klype.sources.native import NativeSource
-from klype.sources.offer import probe
+from klype.sources.http_client import Budget, BudgetSpentError, HttpClient, ResponseCache, RetryPolicy
 from klype.sources.remote import RemoteSource
-from klype.sources.source import Source, answers
-from klype.sources.wire import Budget, BudgetSpentError, Patience, Wire
+from klype.sources.source import NativeSource, Source, answers
 from klype.studio.studio import CachedSource, LockedSource
 from klype.text.chat import TEMPLATE, Chat
 from klype.text.tokenizer import Tokenizer
@@ -62,8 +60,8 @@ def own() -> NativeSource:
 
 def served() -> Any:
     from klype.serve.app import app
+    from klype.serve.guard import ServeSettings
     from klype.serve.served import Served
-    from klype.serve.settings import ServeSettings
 
     return app([Served.of("toy", own())], ServeSettings(completion_top=TOP))
 
@@ -77,8 +75,8 @@ def app() -> Any:
 @pytest.fixture(scope="module")
 def remote(app: Any) -> RemoteSource:
     client = httpx.Client(transport=InProcess(app))
-    wire = Wire("http://localhost/v1", patience=Patience(client=client))
-    return RemoteSource(wire, probe(wire))
+    http = HttpClient("http://localhost/v1", retry=RetryPolicy(client=client))
+    return RemoteSource(http, probe(http))
 
 
 def test_what_the_own_server_offers(remote: RemoteSource) -> None:
@@ -216,12 +214,12 @@ def serving(app: Any) -> Any:
 
 def test_kept_answers_survive_and_cost_nothing(app: Any, tmp_path: Path) -> None:
     def source(budget: Budget) -> RemoteSource:
-        patience = Patience(client=httpx.Client(transport=InProcess(app)))
-        wire = Wire("http://user:secret@localhost/v1", "", Kept(tmp_path / "kept.sqlite"), budget, patience)
-        return RemoteSource(wire, offer)
+        retry = RetryPolicy(client=httpx.Client(transport=InProcess(app)))
+        http = HttpClient("http://user:secret@localhost/v1", "", ResponseCache(tmp_path / "kept.sqlite"), budget, retry)
+        return RemoteSource(http, offer)
 
     client = httpx.Client(transport=InProcess(app))
-    offer = probe(Wire("http://localhost/v1", patience=Patience(client=client)))
+    offer = probe(HttpClient("http://localhost/v1", retry=RetryPolicy(client=client)))
     prompt = tuple(own().codec.prompt(ASKED))
     requests = [Request(prompt, n=2, limit=4, seed=seed) for seed in range(6)]
     first = source(Budget(requests=3))
@@ -229,11 +227,11 @@ def test_kept_answers_survive_and_cost_nothing(app: Any, tmp_path: Path) -> None
         answers(first, requests)
     again = source(Budget())
     whole = answers(again, requests)
-    assert again.wire.budget.kept > 0
+    assert again.http.budget.kept > 0
     assert [[t.tokens for t in g] for g in whole] == [[t.tokens for t in g] for g in answers(own(), requests)]
     third = source(Budget(requests=1))
     assert [[t.tokens for t in g] for g in answers(third, requests)] == [[t.tokens for t in g] for g in whole]
-    assert third.wire.budget.asked == 0
+    assert third.http.budget.asked == 0
     assert b"secret" not in (tmp_path / "kept.sqlite").read_bytes()
 
 
@@ -241,14 +239,14 @@ def test_kept_answers_survive_and_cost_nothing(app: Any, tmp_path: Path) -> None
 def test_a_spent_budget_shows_the_tree_so_far(app: Any, tmp_path: Path, requests: int) -> None:
     """What was paid for is in it, what was not is open still; the same with more goes on without paying again."""
     client = httpx.Client(transport=InProcess(app))
-    kept = Kept(tmp_path / "kept.sqlite")
-    offer = probe(Wire("http://localhost/v1", patience=Patience(client=client)))
+    kept = ResponseCache(tmp_path / "kept.sqlite")
+    offer = probe(HttpClient("http://localhost/v1", retry=RetryPolicy(client=client)))
     prompt = tuple(own().codec.prompt(ASKED))
     settings = TreeSettings(limit=4, budget=40, batch=4, vocabulary=TOKENIZER.vocab_size)
 
     def grown(budget: Budget) -> Any:
-        wire = Wire("http://localhost/v1", "", kept, budget, Patience(client=client, concurrency=1))
-        return grow(RemoteSource(wire, offer), prompt, settings)
+        http = HttpClient("http://localhost/v1", "", kept, budget, RetryPolicy(client=client, concurrency=1))
+        return grow(RemoteSource(http, offer), prompt, settings)
 
     part, budget = grown(Budget(requests=requests)), Budget()
     assert (part.stopped, part.expansions) == ("budget", requests)
@@ -259,7 +257,7 @@ def test_a_spent_budget_shows_the_tree_so_far(app: Any, tmp_path: Path, requests
     assert part.lost <= whole.lost + 1e-9  # nothing that is open counts as lost
     assert part.entropy[0] <= whole.entropy[1]
     assert whole.entropy[0] <= part.entropy[1]
-    spent = Wire("http://localhost/v1", "", None, Budget(requests=1, asked=1), Patience(client=client))
+    spent = HttpClient("http://localhost/v1", "", None, Budget(requests=1, asked=1), RetryPolicy(client=client))
     with pytest.raises(BudgetSpentError, match="budget is spent"):
         grow(RemoteSource(spent, offer), prompt, settings)
 

@@ -15,8 +15,7 @@ from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
 from klype.examine.say import visible
-from klype.serve.guard import COOKIE, Guard, Rules
-from klype.serve.sessions import Sessions
+from klype.serve.guard import COOKIE, Guard, Rules, Sessions
 from klype.studio.app import PAGES, SecurityHeaders
 from klype.studio.fields import Check, Choice, Slider, Text
 from klype.studio.login import Login

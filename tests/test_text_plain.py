@@ -15,7 +15,7 @@ import pytest
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Backend
 
-from klype.sources.native import NativeCodec
+from klype.sources.source import NativeCodec
 from klype.text.chat import TEMPLATE, Chat
 from klype.text.tokenizer import Tokenizer
 from tests.serve_toys import post
@@ -213,17 +213,17 @@ def test_every_way_to_a_model_reads_the_same(folder: Path) -> None:
     """--raw, a given answer, what decoders put together, the server's completions, and a client of that server."""
     from klype.cli.deciding import _joined
     from klype.serve.app import app
+    from klype.serve.guard import ServeSettings
     from klype.serve.served import Served
-    from klype.serve.settings import ServeSettings
-    from klype.sources.offer import probe
+    from klype.sources.capabilities import probe
+    from klype.sources.http_client import HttpClient, RetryPolicy
     from klype.sources.opening import open_model
     from klype.sources.remote import RemoteSource
-    from klype.sources.wire import Patience, Wire
 
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
     opened = open_model(str(folder))
     server = app([Served.of("qwen", opened.source)], ServeSettings(completion_top=5))  # type: ignore[arg-type]
-    wire = Wire("http://localhost/v1", patience=Patience(client=httpx.Client(transport=InProcess(server))))
+    wire = HttpClient("http://localhost/v1", retry=RetryPolicy(client=httpx.Client(transport=InProcess(server))))
     remote = RemoteSource(wire, probe(wire))
     for text in TEXTS[::5]:
         ids = theirs(text)["input_ids"]

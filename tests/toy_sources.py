@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from klype.engine.engine import Engine, Event
-from klype.sources.native import NativeSource
-from klype.sources.source import Message
+from klype.sources.source import Message, NativeSource
 from klype.values import Distribution, Request, Trace
 from tests.toys import bigram
 

@@ -23,8 +23,8 @@ from klype.answers.bounds import Reach, entropy_bounds
 from klype.engine.sampling import shape
 from klype.errors import UsageError
 from klype.samplers import PLAIN, needs_seen
+from klype.sources.http_client import BudgetSpentError
 from klype.sources.source import Source
-from klype.sources.wire import BudgetSpentError
 from klype.values import Distribution, Floats, Ints, Sampling
 
 Tokens = tuple[int, ...]

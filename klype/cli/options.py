@@ -18,7 +18,7 @@ from klype.errors import UsageError
 from klype.option import Option, Options, option_in, options_of
 from klype.samplers import SAMPLERS, TEMPERATURE
 from klype.samplers import Sampling as Sampling
-from klype.sources.kinds import PATH, kind_of, spelled
+from klype.sources.find import PATH, kind_of, spelled
 from klype.words import LANGUAGES
 from klype.words.plain import aside
 

@@ -15,7 +15,7 @@ def split_budget(text: str | None) -> tuple[int | None, str]:
     "300" → (300, ""); "500requests,20000tokens" → (None, the same); "300,500requests" both.
     """
     from klype.errors import UsageError
-    from klype.sources.wire import Budget
+    from klype.sources.http_client import Budget
 
     passes, asked = None, []
     for part in (text or "").replace(" ", "").split(","):
@@ -31,8 +31,8 @@ def split_budget(text: str | None) -> tuple[int | None, str]:
 
 def tell_cost(opened: Opened) -> None:
     """At a command's end: what a server was asked for, on stderr; nothing for models that are here."""
-    if opened.wire is not None:
-        from klype.sources.open_remote import cost
+    if opened.http is not None:
+        from klype.sources.capabilities import cost
         from klype.words.plain import aside
 
-        aside(f"{opened.name}: {cost(opened.wire.budget)}")
+        aside(f"{opened.name}: {cost(opened.http.budget)}")

@@ -22,7 +22,7 @@ from klype.errors import Interrupted, KlypeError, UsageError
 from klype.jsons import steps
 from klype.option import spelled
 from klype.runs.options import RunOptions, StageOptions
-from klype.sources.kinds import PATH, kind_of
+from klype.sources.find import PATH, kind_of
 
 Asked = TypeVar("Asked", RunOptions, StageOptions)
 FREE = frozenset(["out", "device", "cache", "processes", "program", "resume", "lang", "force", "human", "functions"])

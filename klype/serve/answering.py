@@ -11,8 +11,8 @@ from typing import Any
 from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
+from klype.serve.choices import Form
 from klype.serve.errors import ApiError, error_body
-from klype.serve.forms import Form
 from klype.serve.metrics import Metrics
 from klype.serve.plan import Plan
 from klype.serve.worker import AT_ONCE, Job, Scored, Worker

@@ -24,25 +24,28 @@ from starlette.types import ASGIApp
 import klype
 from klype.errors import UsageError
 from klype.serve.answering import Answering, Envelope
+from klype.serve.choices import ChatForm, CompletionForm
 from klype.serve.errors import ApiError, handle_errors
-from klype.serve.forms import ChatForm, CompletionForm
-from klype.serve.guard import Guard, Rules
+from klype.serve.guard import Guard, Rules, ServeSettings
 from klype.serve.metrics import Counted, Metrics, health
 from klype.serve.plan import chat_prompt, plan_chat, plan_completion
-from klype.serve.responses import (
+from klype.serve.schemas import (
     ChatCompletion,
+    ChatRequest,
     Completion,
+    CompletionRequest,
     Detokenized,
+    DetokenizeRequest,
     ErrorAnswer,
     Health,
     ModelCard,
     ModelList,
     ModelMeta,
     Tokenized,
+    TokenizeRequest,
+    plain,
 )
-from klype.serve.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest, plain
 from klype.serve.served import Served
-from klype.serve.settings import ServeSettings
 from klype.serve.worker import Worker
 from klype.sources.source import Message
 from klype.text.tokenizer import LONG_TEXT

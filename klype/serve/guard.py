@@ -11,7 +11,9 @@ import asyncio
 import hashlib
 import hmac
 import re
-from collections.abc import Iterable
+import secrets
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
 from ipaddress import ip_address
@@ -19,8 +21,6 @@ from ipaddress import ip_address
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from klype.serve.errors import ApiError, error_body
-from klype.serve.sessions import Sessions
-from klype.serve.settings import ServeSettings
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 OPEN = frozenset({"/health", "/metrics"})
@@ -277,3 +277,52 @@ async def _refuse(send: Send, error: ApiError) -> None:
 async def _close(send: Send) -> None:
     """Before it is accepted: the client sees 403."""
     await send({"type": "websocket.close", "code": 1008, "reason": ""})
+
+
+@dataclass(frozen=True, slots=True)
+class ServeSettings:
+    """Limits of the API. ``batch`` samples of a model run at once, ``queue`` more may wait; beyond that: 429.
+
+    ``n`` choices a prompt and ``samples`` a request at most. ``chat_top`` and ``completion_top`` are the alternatives
+    a token may list (OpenAI's own are 20 and 5). ``seconds`` a client may take to send a request's body.
+    """
+
+    batch: int = 64
+    queue: int = 256
+    n: int = 128
+    samples: int = 256
+    chat_top: int = 20
+    completion_top: int = 5
+    body_bytes: int = 1 << 20
+    header_bytes: int = 16 << 10
+    seconds: float = 8.0
+    concurrent: int = 512
+
+
+DAY_S = 24 * 3600
+MOST = 1000
+"""At once; the oldest ends for one more."""
+
+
+class Sessions:
+    """Kept as digests, in memory. ``clock`` is in seconds and runs while the machine sleeps."""
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._ends: dict[bytes, float] = {}  # in the order of their beginnings
+
+    def begin(self) -> str:
+        """A cookie's value."""
+        now = self._clock()
+        self._ends = {one: end for one, end in self._ends.items() if end > now}
+        while len(self._ends) >= MOST:
+            del self._ends[next(iter(self._ends))]
+        value = secrets.token_urlsafe(32)
+        self._ends[digest(value.encode("utf-8", "replace"))] = now + DAY_S
+        return value
+
+    def holds(self, value: str) -> bool:
+        return self._ends.get(digest(value.encode("utf-8", "replace")), 0.0) > self._clock()
+
+    def end(self, value: str) -> None:
+        self._ends.pop(digest(value.encode("utf-8", "replace")), None)

@@ -10,9 +10,9 @@ from typing import Any
 from klype.engine.requests import check_request
 from klype.errors import KlypeError, UsageError
 from klype.serve.errors import ApiError
+from klype.serve.guard import ServeSettings
 from klype.serve.schemas import Asked, ChatRequest, CompletionRequest
 from klype.serve.served import Served
-from klype.serve.settings import ServeSettings
 from klype.sources.source import Message
 from klype.values import Request
 

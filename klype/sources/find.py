@@ -1,14 +1,21 @@
-"""From what a user calls a MODEL to the checkpoint folder that is meant."""
+"""From what a user calls a MODEL to what it is: its kind, by how the name begins, and the files that are meant.
+
+A new kind is a row of KINDS and the function that opens it. Nothing heavy is imported: the command line reads the table
+before anything is computed.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from klype.errors import KlypeError, UsageError
-from klype.model.checkpoint import read_about
 from klype.model.manifest import is_whole
-from klype.sources.kinds import kind_of
+
+if TYPE_CHECKING:
+    from klype.sources.opening import Opened
 
 NEWEST_FIRST = ("align", "finetune", "pretrain")
 REWARD = "reward.json"  # lies in a reward model's folder, beside the weights of a language model
@@ -21,6 +28,43 @@ class Found:
     folder: Path
     run: Path | None = None
     stage: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenOptions:
+    """How a MODEL is opened, as ``open_model`` explains it."""
+
+    precision: str = "float32"
+    measured: bool = False
+    budget: str = ""
+    device: str = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelKind:
+    """A name that begins so is of this kind. ``help`` writes such a name.
+
+    ``short(name)``: what the studio calls the model. ``find(name)``: its files; None where it has none here, of which
+    errors say that it is ``where``.
+    """
+
+    begins: tuple[str, ...]
+    help: str
+    short: Callable[[str], str]
+    open: Callable[[str, OpenOptions], Opened]
+    find: Callable[[str], Found] | None = None
+    where: str = "elsewhere"
+
+
+def kind_of(name: str) -> ModelKind:
+    """By how the name begins; any other is a path."""
+    return next((kind for kind in KINDS if name.startswith(kind.begins)), PATH)
+
+
+def spelled(files: bool = False) -> str:
+    """The names of all kinds, or of those that have ``files``, for help."""
+    *first, last = (kind.help for kind in (PATH, *KINDS) if kind.find is not None or not files)
+    return f"{', '.join(first)} or {last}"
 
 
 def find_model(name: str) -> Found:
@@ -76,6 +120,8 @@ def _with_run(folder: Path) -> Found:
 
 def is_aligned(folder: Path) -> bool:
     """Whether alignment was the last to teach the model that lies here, whatever its folder is called."""
+    from klype.model.checkpoint import read_about
+
     return read_about(folder).get("stage") == "align"
 
 
@@ -85,3 +131,52 @@ def _what_exists(folder: Path) -> str:
         stages = [stage for stage in NEWEST_FIRST if is_whole(parent / stage)]
         return f"The run has: {', '.join(stages) or 'no finished stage'}."
     return "Make one with 'klype run', or list what there is with 'klype runs list'."
+
+
+def _open_files(name: str, how: OpenOptions) -> Opened:
+    from klype.sources.opening import open_files
+
+    return open_files(name, how)
+
+
+def _short_path(name: str) -> str:
+    path = Path(name)
+    return f"{path.resolve().parent.name}/{path.name}" if path.name in NEWEST_FIRST else path.name
+
+
+def _fetch(name: str) -> Found:
+    from klype.sources.hf_open import fetch
+
+    return Found(fetch(name.removeprefix("hf:")))
+
+
+def _open_server(name: str, how: OpenOptions) -> Opened:
+    from klype.sources.capabilities import open_remote
+
+    return open_remote(name, how.budget)
+
+
+PATH = ModelKind(
+    (),
+    "a run, one of its stages (RUN/finetune), a model's folder, a GGUF file",
+    short=_short_path,
+    open=_open_files,
+    find=find_path,
+)
+SERVER = ModelKind(
+    ("http://", "https://"),
+    "a server's http://host:port/v1#name",
+    short=lambda name: name.partition("#")[2] or name,
+    open=_open_server,
+    where="behind a server",
+)
+KINDS: tuple[ModelKind, ...] = (
+    ModelKind(
+        ("hf:",),
+        "hf:owner/name",
+        short=lambda name: name.rpartition("/")[2],
+        open=_open_files,
+        find=_fetch,
+    ),
+    SERVER,
+)

@@ -16,7 +16,7 @@ from klype.engine.hf_runner import HFRunner
 from klype.errors import KlypeError, UsageError
 from klype.model.checkpoint import DTYPES, read_config
 from klype.model.tensors import weight_files
-from klype.sources.native import NativeCodec, NativeSource
+from klype.sources.source import NativeCodec, NativeSource
 from klype.text.chat import Chat
 from klype.text.tokenizer import Tokenizer
 from klype.text.tokenizer_files import read_object, read_special_tokens

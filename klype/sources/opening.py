@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 from klype.environment import cache_folder, language
 from klype.errors import UsageError
-from klype.sources.kinds import OpenOptions, kind_of
+from klype.sources.find import OpenOptions, kind_of
 from klype.values import Request, Trace
 
 if TYPE_CHECKING:
@@ -20,9 +20,8 @@ if TYPE_CHECKING:
     from klype.model.checkpoint import Loaded
     from klype.model.prepacked import Kernel
     from klype.sources.find import Found
-    from klype.sources.native import NativeSource
-    from klype.sources.source import Source
-    from klype.sources.wire import Wire
+    from klype.sources.http_client import HttpClient
+    from klype.sources.source import NativeSource, Source
     from klype.text.chat import Message
 
 
@@ -40,7 +39,7 @@ class Opened:
 
     ``vocabulary`` 0: nobody knows. ``spell`` gives a token's bytes, ``control`` a control token's name, ``say`` the
     tokens of a given answer. ``native`` is there when klype computes the model itself;
-    ``exact``: tokens one by one spell what they spell together; ``wire``: the way to a server, which counts its cost;
+    ``exact``: tokens one by one spell what they spell together; ``http``: the way to a server, which counts its cost;
     ``spelling``: a text's tokens and no others, where klype's own server tells them. ``how`` it was opened.
     """
 
@@ -56,7 +55,7 @@ class Opened:
     flops_per_token: Callable[[int], int] | None = None
     native: Native | None = None
     exact: bool = True
-    wire: Wire | None = None
+    http: HttpClient | None = None
     spelling: Callable[[str], list[int]] | None = None
     how: OpenOptions = field(default_factory=OpenOptions)
 
@@ -67,7 +66,7 @@ class Opened:
     @property
     def engine(self) -> Engine:
         """What schedules a model that is computed on this machine."""
-        from klype.sources.native import EngineSource
+        from klype.sources.source import EngineSource
 
         return self.source.engine if isinstance(self.source, EngineSource) else self._own().engine
 
@@ -182,7 +181,7 @@ def _announce() -> None:
 
 def native(name: str, found: Found, loaded: Loaded, engine: Engine) -> Opened:
     """What klype computes itself, as a MODEL."""
-    from klype.sources.native import NativeCodec, NativeSource
+    from klype.sources.source import NativeCodec, NativeSource
 
     chat = loaded.chat if loaded.tokenizer.template else None
     return _here(name, found, NativeSource(engine, NativeCodec(loaded.tokenizer, chat)), Native(loaded, engine))

@@ -1,12 +1,11 @@
-"""A server that speaks OpenAI's protocol, as a source: as whole as what it tells, and never more.
-
-Where the server takes and tells token ids (klype, vLLM, llama.cpp), prompts go in as ids to completions. Elsewhere a
-token is its bytes, numbered by their hash, and a prompt is one such piece: a text or a conversation.
-"""
+"""Texts to a server's tokens and back: through its tokenizer, or with pieces of text standing for tokens."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,11 +15,177 @@ import numpy as np
 from klype.engine.engine import Event
 from klype.errors import KlypeError, UsageError
 from klype.samplers import OWN, SAMPLERS, active, needs_seen
-from klype.sources.dialect import LONGEST, Heard, Said, choice, choices
-from klype.sources.offer import CHAT, Offer
-from klype.sources.remote_codec import IdCodec, PieceCodec
-from klype.sources.wire import Call, Wire
+from klype.sources.capabilities import CHAT, Capabilities
+from klype.sources.dialect import ENDS, IDS, LONGEST, Heard, Key, Said, choice, choices
+from klype.sources.http_client import Call, HttpClient
+from klype.sources.source import Message
 from klype.values import Distribution, Request, Sampling, Step, Trace
+
+Tokens = tuple[int, ...]
+
+
+class IdCodec:
+    """The server's own token ids, by its ``/tokenize`` and ``/detokenize``."""
+
+    def __init__(self, http: HttpClient, offer: Capabilities) -> None:
+        self._http, self._offer = http, offer
+        self._texts: dict[Tokens, str] = {}
+        self.stop = self._ends()
+        self.end = self.stop[0] if self.stop else 0
+
+    def encode(self, text: str) -> list[int]:
+        return self._ask({"prompt": text}, {"content": text, "add_special": True})
+
+    def say(self, answer: str) -> list[int]:
+        """A given answer, as it goes on after a prompt: klype's own tokenizer begins it with a space."""
+        return self.spelling(f" {answer.strip()}" if self._spaced() else answer)
+
+    def spelling(self, text: str) -> list[int]:
+        """A text's tokens and no others."""
+        return self._ask({"prompt": text, "add_special_tokens": False}, {"content": text, "add_special": False})
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        plain = [dict(message) for message in messages]
+        if self._offer.kind != "llama.cpp":
+            return self._ask({"messages": plain}, {})
+        written = self._http.post(Call("/apply-template", {"messages": plain})).get("prompt", "")
+        return self._ask({}, {"content": written, "add_special": True, "parse_special": True})
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.text(tuple(ids)).removeprefix(" ")
+
+    def text(self, ids: Tokens) -> str:
+        """With the space that may lead it, without ends."""
+        ids = tuple(i for i in ids if i not in self.stop)
+        if ids and ids not in self._texts:
+            body: dict[str, Any] = {"tokens": list(ids)}
+            if self._offer.kind != "llama.cpp":
+                body["model"] = self._offer.model
+            answer = self._http.post(Call("/detokenize", body))
+            text = answer.get("prompt", answer.get("content"))
+            if not isinstance(text, str):
+                raise KlypeError(f"{self._http.base} does not say which text its tokens are.")
+            self._texts[ids] = text
+        return self._texts.get(ids, "")
+
+    def spell(self, token: int) -> bytes:
+        return self.text((token,)).encode()
+
+    def words(self, text: str) -> list[int]:
+        return self.say(text)
+
+    def number(self, key: Key) -> int:
+        if not isinstance(key, int):
+            raise KlypeError(f"{self._http.base} tells a token without its id.", "Nothing of it is used.")
+        return key
+
+    def asked(self, prompt: Tokens, limit: int) -> tuple[str, dict[str, Any]]:
+        return "completions", {"prompt": list(prompt), "max_tokens": limit}
+
+    def _ask(self, body: dict[str, Any], llama: dict[str, Any]) -> list[int]:
+        asked = llama if self._offer.kind == "llama.cpp" else {"model": self._offer.model, **body}
+        tokens = self._http.post(Call("/tokenize", asked)).get("tokens")
+        if not isinstance(tokens, list) or not all(isinstance(token, int) and 0 <= token < IDS for token in tokens):
+            raise KlypeError(f"{self._http.base} does not say which tokens its text is.")
+        return tokens
+
+    def _spaced(self) -> bool:
+        """Whether the model's tokenizer was trained by klype, which begins every text with a space."""
+        if self._offer.kind != "klype":
+            return False
+        bare, spaced = self.spelling("a"), self.spelling(" a")
+        return bare != spaced and self.encode("a")[-len(spaced) :] == spaced
+
+    def _ends(self) -> tuple[int, ...]:
+        """Tokens that end an answer: those whose name is one token, and klype's own."""
+        if self._offer.kind == "klype":
+            return self._end_of_klype()
+        found = []
+        for name in ENDS:
+            body = {"prompt": name, "add_special_tokens": False}
+            ids = self._ask(body, {"content": name, "add_special": False, "parse_special": True})
+            found += ids if len(ids) == 1 else []
+        return tuple(dict.fromkeys(found))
+
+    def _end_of_klype(self) -> tuple[int, ...]:
+        """What ends a message in its chat template, which text alone can never spell."""
+        body = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+        try:
+            ids = self._ask({**body, "messages": [*body["messages"], *body["messages"][:1]]}, {})
+        except KlypeError:
+            ids = self._ask({"prompt": "a"}, {})
+        silent = [i for i in dict.fromkeys(ids) if ids.count(i) == 3 and self._spelled(i) == ""]
+        return tuple(silent) or (2,)
+
+    def _spelled(self, token: int) -> str:
+        body = {"tokens": [token], "model": self._offer.model}
+        return str(self._http.post(Call("/detokenize", body)).get("prompt"))
+
+
+class PieceCodec:
+    """Pieces of text as tokens, numbered by their hash: the same in every process."""
+
+    def __init__(self, http: HttpClient, offer: Capabilities) -> None:
+        self._http, self._offer = http, offer
+        self._pieces: dict[int, tuple[str, bytes]] = {}
+        self.stop = tuple(self._number("token", name.encode()) for name in ("", *ENDS))
+        self.end = self.stop[0]
+
+    def encode(self, text: str) -> list[int]:
+        if not self._offer.completions:
+            raise KlypeError("This server only chats: it cannot go on with a text.", "Leave out --raw.")
+        return [self._number("text", text.encode())]
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        if not self._offer.chat:
+            raise KlypeError("This server does not chat.", "Use --raw to give it plain text.")
+        return [self._number("chat", json.dumps([dict(m) for m in messages], ensure_ascii=False).encode())]
+
+    def say(self, answer: str) -> list[int]:
+        return self.spelling(answer)
+
+    def spelling(self, text: str) -> list[int]:
+        raise KlypeError("This server does not tell its tokens, so that a given answer cannot be looked at.")
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return b"".join(map(self.spell, ids)).decode(errors="replace").removeprefix(" ")
+
+    def spell(self, token: int) -> bytes:
+        kind, data = self._piece(token)
+        return data if kind == "token" and token not in self.stop else b""
+
+    def words(self, text: str) -> list[int]:
+        return [self._number("token", word.encode()) for word in re.findall(r"\s*\S+\s*$|\s*\S+|\s+", text)]
+
+    def number(self, key: Key) -> int:
+        return key if isinstance(key, int) else self._number("token", key)
+
+    def asked(self, prompt: Tokens, limit: int) -> tuple[str, dict[str, Any]]:
+        (kind, data), said = self._piece(prompt[0]), b"".join(map(self.spell, prompt[1:]))
+        if kind == "chat":
+            if len(prompt) > 1:
+                raise KlypeError(
+                    f"{self._http.base} cannot be asked what follows the beginning of an answer.",
+                    "See what it offers: klype doctor ADDRESS.",
+                )
+            return CHAT, {"messages": json.loads(data), self._offer.limit_name: limit}
+        return "completions", {"prompt": (data + said).decode(errors="replace"), "max_tokens": limit}
+
+    def _number(self, kind: str, data: bytes) -> int:
+        digest = hashlib.blake2b(kind.encode() + b"\0" + data, digest_size=8).digest()
+        number = int.from_bytes(digest, "big") >> 2
+        if number not in self._pieces:
+            self._pieces[number] = (kind, data)
+            self._http.kept.keep_piece(number, kind, data)
+        return number
+
+    def _piece(self, number: int) -> tuple[str, bytes]:
+        found = self._pieces.get(number) or self._http.kept.piece(number)
+        if found is None:
+            raise KlypeError("A token of a server is not known here any more: its kept answers were deleted.")
+        self._pieces[number] = found
+        return found
+
 
 LEAST = 1e-9
 """Mass that a listed distribution leaves at least: whether it is whole is not known."""
@@ -31,21 +196,21 @@ DEFAULTING = ("klype", "vllm", "llama.cpp")
 class RemoteSource:
     """``vocabulary`` 0: not known. Errors of ``next`` and ``generate``: what the server cannot do, or did wrong."""
 
-    def __init__(self, wire: Wire, offer: Offer) -> None:
-        self.wire, self.offer = wire, offer
-        self.codec: IdCodec | PieceCodec = IdCodec(wire, offer) if offer.ids else PieceCodec(wire, offer)
+    def __init__(self, http: HttpClient, offer: Capabilities) -> None:
+        self.http, self.offer = http, offer
+        self.codec: IdCodec | PieceCodec = IdCodec(http, offer) if offer.ids else PieceCodec(http, offer)
 
     @property
     def name(self) -> str:
-        return f"{self.wire.base}#{self.offer.model}"
+        return f"{self.http.base}#{self.offer.model}"
 
     def next(self, prefixes: Sequence[Sequence[int]], top: int = -1) -> list[Distribution]:
         """One token is asked for at temperature 1; what it is does not matter."""
         asked = list(dict.fromkeys(tuple(prefix) for prefix in prefixes))
         calls = [self._call(Request(prefix, limit=1, top=-1), prefix, 1, 0) for prefix in asked]
         found = {}
-        for place, answer in self.wire.many(calls):
-            told = choices(answer, 1, self.wire.base, 1)[0].tokens
+        for place, answer in self.http.many(calls):
+            told = choices(answer, 1, self.http.base, 1)[0].tokens
             if not told or not told[0].top:
                 raise KlypeError(f"{self.name} tells no probabilities.", "See: klype doctor ADDRESS.")
             found[asked[place]] = self._distribution(told[0], top)
@@ -71,9 +236,9 @@ class RemoteSource:
     def _events(self, requests: Sequence[Request]) -> Iterator[Event]:
         parts = [(place, first, n) for place, request in enumerate(requests) for first, n in self._parts(request)]
         calls = [self._call(requests[place], requests[place].prompt, n, first) for place, first, n in parts]
-        for done, answer in self.wire.many(calls):
+        for done, answer in self.http.many(calls):
             place, first, n = parts[done]
-            for said in choices(answer, n, self.wire.base, requests[place].limit):
+            for said in choices(answer, n, self.http.base, requests[place].limit):
                 steps = self._steps(said, requests[place])
                 trace = self._trace(requests[place], steps, said.finish, first + said.index)
                 for i, step in enumerate(steps):
@@ -90,23 +255,23 @@ class RemoteSource:
         call = self._call(request, request.prompt, 1, request.first_sample)
         steps: list[Step] = []
         text, finish, sent = "", None, 0
-        for event in self.wire.stream(call):
+        for event in self.http.stream(call):
             rows = event.get("choices") or []
             if not isinstance(rows, list):
-                raise KlypeError(f"{self.wire.base} gave an answer that cannot be read.", "Nothing of it is used.")
+                raise KlypeError(f"{self.http.base} gave an answer that cannot be read.", "Nothing of it is used.")
             for row in rows:
-                piece = choice(row, self.wire.base)
+                piece = choice(row, self.http.base)
                 if piece.index or finish is not None:
-                    raise KlypeError(f"{self.wire.base} goes on after the end of its answer.", "Ask again.")
+                    raise KlypeError(f"{self.http.base} goes on after the end of its answer.", "Ask again.")
                 text, finish = text + piece.text, piece.finish
                 steps += self._heard(piece.tokens, request) if piece.tokens else ()
                 if len(steps) > request.limit or len(text) > LONGEST * request.limit:
-                    raise KlypeError(f"{self.wire.base} writes more than the {request.limit} tokens asked for.")
+                    raise KlypeError(f"{self.http.base} writes more than the {request.limit} tokens asked for.")
             while sent < len(steps) - 1:
                 yield Event(0, request.first_sample, steps[sent], None)
                 sent += 1
         if finish is None:
-            raise KlypeError(f"{self.wire.base} cut its answer off before its end.", "Ask again.")
+            raise KlypeError(f"{self.http.base} cut its answer off before its end.", "Ask again.")
         if not steps:
             steps = self._steps(Said(0, text, None, finish), request)
         steps = self._ended(steps, finish)
@@ -143,7 +308,7 @@ class RemoteSource:
         else:
             told = {"logprobs": offer.completion_top} if offer.completion_top else {}
             told |= {"return_tokens_as_token_ids": True} if offer.ids and offer.kind in ("klype", "vllm") else {}
-        return Call(path, {**body, **asked, **told}, first, lambda answer: choices(answer, n, self.wire.base))
+        return Call(path, {**body, **asked, **told}, first, lambda answer: choices(answer, n, self.http.base))
 
     def _shaping(self, sampling: Sampling) -> dict[str, Any]:
         """How to draw, in the server's own names; where it has defaults of its own (vLLM's come from the model,
@@ -211,11 +376,11 @@ class RemoteSource:
             for p, a in pairs
         ]  # fmt: skip
         found: list[list[Step]] = [[] for _ in pairs]
-        for place, answer in self.wire.many([Call("completions", body) for body in bodies]):
+        for place, answer in self.http.many([Call("completions", body) for body in bodies]):
             prompt, said = pairs[place]
-            told = choices(answer, 1, self.wire.base, echoed=len(prompt) + len(said))[0].tokens or ()
+            told = choices(answer, 1, self.http.base, echoed=len(prompt) + len(said))[0].tokens or ()
             if [heard.key for heard in told[: len(prompt) + len(said)]] != [*prompt, *said]:
-                raise KlypeError(f"{self.wire.base} echoes other tokens than it was given.", "Nothing of it is used.")
+                raise KlypeError(f"{self.http.base} echoes other tokens than it was given.", "Nothing of it is used.")
             found[place] = [
                 Step(token, heard.logp, heard.logp, "forced", self._distribution(heard))
                 for token, heard in zip(said, told[len(prompt) :], strict=False)

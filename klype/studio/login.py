@@ -16,8 +16,7 @@ from fastapi import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from klype.serve.guard import COOKIE, Guard, Rules, digest, is_encrypted
-from klype.serve.sessions import DAY_S, Sessions
+from klype.serve.guard import COOKIE, DAY_S, Guard, Rules, Sessions, digest, is_encrypted
 from klype.studio.frame import KEY_PAGE, language_of, text_file, theme
 from klype.words import Words, words
 

@@ -15,8 +15,7 @@ from klype.examine.charts import Cell, Option, axis, line, lines
 from klype.examine.say import visible
 from klype.runs.overview import planned_steps
 from klype.runs.record import incomparable
-from klype.sources.find import NEWEST_FIRST
-from klype.sources.kinds import PATH, kind_of
+from klype.sources.find import NEWEST_FIRST, PATH, kind_of
 from klype.studio.charts import panels, redraw
 from klype.studio.fields import Choice
 from klype.studio.frame import Progress, Visit, as_data, box, button, card, retext, status, table, text_of

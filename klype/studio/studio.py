@@ -24,9 +24,8 @@ from klype.preferences.records import Entry
 from klype.runs.provenance import find_question, read_questions
 from klype.runs.rankers import summary
 from klype.serve.worker import Job, Worker
-from klype.sources.native import NativeSource
 from klype.sources.opening import Opened
-from klype.sources.source import Around, Source
+from klype.sources.source import Around, NativeSource, Source
 from klype.studio.conversation import Answer, Conversation, Conversations
 from klype.values import Distribution, Request, Trace
 

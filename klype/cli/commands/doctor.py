@@ -44,13 +44,13 @@ def command(
 def endpoint(address: str) -> dict[str, Any]:
     """What a server offers, asked anew, and what is therefore whole, bounded or unavailable."""
     from klype.errors import UsageError
-    from klype.sources.kinds import SERVER, kind_of
-    from klype.sources.open_remote import offer_of, wire_of
+    from klype.sources.capabilities import capabilities_of, client_of
+    from klype.sources.find import SERVER, kind_of
 
     if kind_of(address) is not SERVER:
         raise UsageError(f"{address} is no address of a server.", "Write http://host:port/v1#model.")
-    wire, model = wire_of(address)
-    return {"address": wire.base, **offer_of(wire, model, again=True).json()}
+    http, model = client_of(address)
+    return {"address": http.base, **capabilities_of(http, model, again=True).json()}
 
 
 def show_endpoint(terminal: Terminal, found: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from klype.cli import options as o
 from klype.cli.listening import listening
 from klype.cli.terminal import Terminal
 from klype.option import Option
-from klype.sources.kinds import spelled
+from klype.sources.find import spelled
 
 Models = Annotated[
     list[str],
@@ -37,10 +37,9 @@ def command(
     entrance = listening(host, port, key_file, "API key")
     from klype.device import set_threads
     from klype.serve.app import app
-    from klype.serve.guard import Rules
-    from klype.serve.opening import open_served
+    from klype.serve.guard import Rules, ServeSettings
+    from klype.serve.served import open_served
     from klype.serve.server import server
-    from klype.serve.settings import ServeSettings
 
     set_threads()
     settings = ServeSettings(batch=batch, queue=queue, chat_top=max(20, logprobs), completion_top=logprobs)

@@ -18,7 +18,7 @@ from klype.cli.terminal import Terminal
 from klype.environment import state_folder
 from klype.errors import KlypeError, UsageError
 from klype.option import Option
-from klype.sources.kinds import kind_of, spelled
+from klype.sources.find import kind_of, spelled
 
 if TYPE_CHECKING:
     from klype.studio.studio import SharedModel
@@ -64,9 +64,8 @@ def command(
     with suppress(OSError):  # where nothing can be written nothing is to be hidden
         durable.private_folder(state_folder())
     opened = opened_models(models or newest_run(runs or RUNS), precision, device)
-    from klype.serve.guard import Rules, is_loopback
+    from klype.serve.guard import Rules, ServeSettings, is_loopback
     from klype.serve.server import server
-    from klype.serve.settings import ServeSettings
     from klype.studio.app import app
     from klype.studio.ranking_stores import fill_store
     from klype.studio.studio import Studio

@@ -16,8 +16,7 @@ from klype.examine.truth import Truth as KnownTruth
 from klype.experiments.corpus import Corpus, Ids
 from klype.experiments.training import LabSettings, TrainedModel
 from klype.model.transformer import Transformer
-from klype.sources.native import EngineSource
-from klype.sources.source import Message
+from klype.sources.source import EngineSource, Message
 from klype.train.objectives import Objective
 from klype.values import Batch
 

@@ -46,7 +46,7 @@ class Limits:
         return Limits(min(LARGEST, most), seconds + per_token * tokens)
 
 
-class Intake:
+class ResponseReader:
     """An answer that has begun. ``whole`` and ``lines`` raise KlypeError at a limit, httpx.HTTPError when it breaks."""
 
     def __init__(self, response: httpx.Response, limits: Limits, until: float, where: str) -> None:
@@ -153,7 +153,9 @@ class Exchange:
     auth: tuple[str, str] | None
     where: str
 
-    def begin(self, method: str, url: str, body: Mapping[str, Any] | None, limits: Limits, until: float) -> Intake:
+    def begin(
+        self, method: str, url: str, body: Mapping[str, Any] | None, limits: Limits, until: float
+    ) -> ResponseReader:
         """The answer's head. Raises KlypeError at the deadline, and for a redirection to another origin."""
         asked = {"Accept-Encoding": "gzip, identity", **self.headers}
         request = self.client.build_request(method, url, json=body, headers=asked)
@@ -161,7 +163,7 @@ class Exchange:
             response = self._headed(request, limits, until)
             again = response.next_request
             if again is None:
-                return Intake(response, limits, until, self.where)
+                return ResponseReader(response, limits, until, self.where)
             response.close()
             if _origin(again.url) != _origin(request.url) or again.method != request.method:
                 raise KlypeError(f"{self.where} sends its clients elsewhere.", "Give the address that it means.")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,14 +13,15 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from typing import Any
 
 import httpx
 
+from klype.durable import private, private_folder
 from klype.errors import KlypeError, UsageError
 from klype.jsons import parsed
-from klype.sources.intake import Exchange, Intake, Limits, too_slow
-from klype.sources.kept import Kept, key_of
+from klype.sources.exchange import Exchange, Limits, ResponseReader, too_slow
 
 PASSING = (408, 409, 425, 429, 500, 502, 503, 504)
 """Answers after which the same question may be asked again."""
@@ -86,7 +90,7 @@ class Budget:
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class RetryPolicy:
     """``tries`` of a request; the first wait in seconds, doubled each time up to ``most``, unless the server says;
     ``longest`` of all waits together.
 
@@ -115,16 +119,16 @@ class Call:
     check: Callable[[dict[str, Any]], object] = lambda answer: None
 
 
-class Wire:
+class HttpClient:
     """One server. ``key`` goes into the header and nowhere else."""
 
     def __init__(
         self,
         base: str,
         key: str = "",
-        kept: Kept | None = None,
+        kept: ResponseCache | None = None,
         budget: Budget | None = None,
-        patience: Patience | None = None,
+        retry: RetryPolicy | None = None,
     ) -> None:
         url = httpx.URL(base)
         if url.scheme not in ("http", "https") or not url.host:
@@ -133,11 +137,11 @@ class Wire:
         self.base = str(url.copy_with(username=None, password=None, fragment=None, query=None)).rstrip("/")
         self.root = self.base.removesuffix("/v1")
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self.patience = patience or Patience()
-        self._client = self.patience.client or httpx.Client(timeout=httpx.Timeout(120, connect=10))
+        self.retry = retry or RetryPolicy()
+        self._client = self.retry.client or httpx.Client(timeout=httpx.Timeout(120, connect=10))
         self._exchange = Exchange(self._client, self._headers, self._auth, self.base)
-        self.kept, self.budget = kept or Kept(), budget or Budget()
-        self._sleep = self.patience.sleep
+        self.kept, self.budget = kept or ResponseCache(), budget or Budget()
+        self._sleep = self.retry.sleep
         self._reached = False
 
     def get(self, url: str) -> dict[str, Any]:
@@ -169,11 +173,11 @@ class Wire:
     def many(self, calls: Sequence[Call]) -> Iterator[tuple[int, dict[str, Any]]]:
         """Places and answers as they come, so many at once; at the first fault nothing more is begun."""
         todo = iter(range(len(calls)))
-        with ThreadPoolExecutor(self.patience.concurrency) as pool:
+        with ThreadPoolExecutor(self.retry.concurrency) as pool:
             running: dict[Future[dict[str, Any]], int] = {}
             try:
                 while True:
-                    while len(running) < self.patience.concurrency and (place := next(todo, None)) is not None:
+                    while len(running) < self.retry.concurrency and (place := next(todo, None)) is not None:
                         running[pool.submit(self.post, calls[place])] = place
                     if not running:
                         return
@@ -222,22 +226,22 @@ class Wire:
 
     def _patiently(
         self, method: str, url: str, body: Mapping[str, Any] | None, whole: bool = True
-    ) -> tuple[Intake, bytes]:
+    ) -> tuple[ResponseReader, bytes]:
         """The answer, once the server has one, and unless it comes as a stream all of it.
 
         Raises RefusedError for what the server does not offer.
         """
-        wait_s, waited, tried, problem = self.patience.first, 0.0, 0, ""
-        limits = Limits.of(body, self.patience.seconds, self.patience.per_token)
+        wait_s, waited, tried, problem = self.retry.first, 0.0, 0, ""
+        limits = Limits.of(body, self.retry.seconds, self.retry.per_token)
         until = time.monotonic() + limits.seconds
-        for attempt in range(self.patience.tries):
+        for attempt in range(self.retry.tries):
             if attempt:
                 waited += wait_s
-                if waited > self.patience.longest:
+                if waited > self.retry.longest:
                     break
                 self._sleep(wait_s)
                 until += wait_s
-                wait_s = min(self.patience.most, wait_s * 2)
+                wait_s = min(self.retry.most, wait_s * 2)
             tried += 1
             try:
                 intake = self._exchange.begin(method, url, body, limits, until)
@@ -260,7 +264,7 @@ class Wire:
                 raise self._refusal(response.status_code, data)
             problem = f"status {response.status_code}"
             asked = retry_after(response.headers.get("retry-after", ""), datetime.now(UTC))
-            if asked is not None and asked > self.patience.longest:
+            if asked is not None and asked > self.retry.longest:
                 raise KlypeError(f"{self.base} asks to wait {asked:.0f} seconds.", "Try again then.")
             wait_s = wait_s if asked is None else asked
         raise KlypeError(f"{self.base} did not answer in {tried} tries ({problem}).", "Try again later.")
@@ -315,3 +319,66 @@ def count(value: Any) -> int:
 
 def _short(error: Exception) -> str:
     return (" ".join(str(error).split())[:120] or type(error).__name__).rstrip(".")
+
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, answer TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS pieces (id INTEGER PRIMARY KEY, kind TEXT NOT NULL, data BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS offers (address TEXT PRIMARY KEY, offer TEXT NOT NULL);
+"""
+
+
+class ResponseCache:
+    """``file`` None: in memory only. Errors: a place that cannot be written, a damaged file."""
+
+    def __init__(self, file: Path | None = None) -> None:
+        self.file, self._lock = file, threading.Lock()
+        try:
+            if file is not None:
+                private_folder(file.parent)
+                with open(file, "ab", opener=private):  # SQLite gives its other files what this one has
+                    pass
+            self._base = sqlite3.connect(file or ":memory:", check_same_thread=False, timeout=30, isolation_level=None)
+            self._base.execute("PRAGMA journal_mode=WAL")
+            self._base.executescript(SCHEMA)
+        except (sqlite3.Error, OSError) as error:
+            raise KlypeError(f"The answers kept in {file} cannot be used: {error}.", "Delete that file.") from None
+
+    def answer(self, key: str) -> dict[str, Any] | None:
+        row = self._one("SELECT answer FROM answers WHERE key = ?", (key,))
+        return None if row is None else dict(parsed(row[0]))
+
+    def keep(self, key: str, answer: Mapping[str, Any]) -> None:
+        self._one("INSERT OR REPLACE INTO answers VALUES (?, ?)", (key, json.dumps(answer)))
+
+    def piece(self, number: int) -> tuple[str, bytes] | None:
+        """What a text's number stands for: its kind and its bytes."""
+        row = self._one("SELECT kind, data FROM pieces WHERE id = ?", (number,))
+        return None if row is None else (str(row[0]), bytes(row[1]))
+
+    def keep_piece(self, number: int, kind: str, data: bytes) -> None:
+        self._one("INSERT OR IGNORE INTO pieces VALUES (?, ?, ?)", (number, kind, data))
+
+    def offer(self, address: str) -> dict[str, Any] | None:
+        row = self._one("SELECT offer FROM offers WHERE address = ?", (address,))
+        return None if row is None else dict(parsed(row[0]))
+
+    def keep_offer(self, address: str, offer: Mapping[str, Any]) -> None:
+        self._one("INSERT OR REPLACE INTO offers VALUES (?, ?)", (address, json.dumps(offer)))
+
+    def close(self) -> None:
+        self._base.close()
+
+    def _one(self, statement: str, values: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        with self._lock:
+            try:
+                row: tuple[Any, ...] | None = self._base.execute(statement, values).fetchone()
+            except sqlite3.Error as error:
+                raise KlypeError(f"The answers kept in {self.file} cannot be used: {error}.", "Delete it.") from None
+        return row
+
+
+def key_of(address: str, path: str, body: Mapping[str, Any], sample: int) -> str:
+    """``sample`` tells repetitions of one request apart."""
+    asked = json.dumps([address, path, body, sample], sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(asked.encode()).hexdigest()
