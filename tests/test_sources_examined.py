@@ -107,7 +107,7 @@ def test_a_budget_is_of_passes_or_of_a_server() -> None:
 
 def test_a_killed_process_loses_no_answer_that_it_had(tmp_path: Path) -> None:
     code = (
-        "import itertools, sys; from pathlib import Path; from klype.sources.http_client import Kept\n"
+        "import itertools, sys; from pathlib import Path; from klype.sources.http_client import ResponseCache\n"
         "kept = ResponseCache(Path(sys.argv[1]))\n"
         "for i in itertools.count():\n"
         "    kept.keep(str(i), {'said': i}); print(i, flush=True)"
