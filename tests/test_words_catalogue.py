@@ -14,7 +14,7 @@ from klype.words import LANGUAGES, catalogues, words
 
 CATALOGUES = sorted({name for name, _ in catalogues()})
 CLI = Path(__file__).resolve().parent.parent / "klype" / "cli"
-OPENING = sorted((CLI.parent / "sources").glob("open*.py"))
+OPENING = [CLI.parent / "sources" / name for name in ("opening.py", "capabilities.py")]
 """Opening a model tells what takes a while, in the same words."""
 
 
