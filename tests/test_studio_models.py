@@ -15,13 +15,20 @@ import pytest
 
 from klype.engine.engine import Event
 from klype.errors import KlypeError, UsageError
+from klype.preferences.records import Entry
 from klype.sources.source import answers
+from klype.studio.alignment import start_alignment
 from klype.studio.conversation import Branches, Conversation, Turn
 from klype.studio.divergence import ExamRequest, exam_document, exam_work, start_exam
 from klype.studio.paths_search import PathSearch, PathSettings
+from klype.studio.ranking_stores import RankingStore
+from klype.studio.runs import start_run
 from klype.studio.studio import CachedSource, CancelledError, LockedSource, SharedModel
+from klype.studio.targets import start_experiment
+from klype.studio.work import works
 from klype.values import Request, Sampling, Trace
 from tests.studio_toys import model, studio
+from tests.studio_work_toys import run_with_questions
 
 
 def request(toy: SharedModel, text: str = "hvor gikk hun?", **changes: object) -> Request:
@@ -258,6 +265,24 @@ def test_a_command_that_cannot_be_started_is_told(tmp_path: Path) -> None:
     until(lambda: work.state != "running")
     assert work.state == "failed"
     assert "No such file" in work.why()
+
+
+def test_what_the_studio_starts_computes_on_its_device(tmp_path: Path) -> None:
+    home = replace(studio(tmp_path), device="cpu")
+    source = run_with_questions(tmp_path)
+    store = RankingStore("toy", source)
+    with store.open() as opened:
+        opened.put([Entry(asked, ((0,), (1, 2, 3)), "Kari", when="2026-01-01") for asked in opened.questions()[:2]])
+    begun = [
+        start_exam(home, ExamRequest("x", "y")).plan,
+        start_run(home, "world", 1, "en", 0).plan,
+        start_alignment(home, store, ("Kari",)).work.plan,
+    ]
+    until(lambda: all(work.state == "failed" for work in works(tmp_path)))
+    begun.append(start_experiment(home, 1).work.plan)  # type: ignore[union-attr]
+    for command in (step for plan in begun for step in plan.steps):
+        assert command[command.index("--device") + 1] == "cpu"
+    until(lambda: all(work.state == "failed" for work in works(tmp_path)))
 
 
 def test_two_models_need_two_names(tmp_path: Path) -> None:

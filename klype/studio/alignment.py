@@ -136,14 +136,7 @@ def start_alignment(
         "ask": {"before": before, "after": after, "questions": held_out(source)},
     }
     common = ["--resume", "--json", "--lang", lang, "--seed", "0", "--device", studio.device]
-    align = [
-        str(judge),
-        "--out",
-        str(run),
-        "--minutes",
-        f"{minutes:g}",
-        *(["--force"] if force else []),
-    ]
+    align = [str(judge), "--out", str(run), "--minutes", f"{minutes:g}", *(["--force"] if force else [])]
     reward = ["reward", "--from", str(source.resolve()), "--out", str(judge), *common, *_inputs(source)]
     steps = [[*studio.command, "train", *reward], [*studio.command, "align", *align, *common]]
     return Alignment(begin(studio.home, WorkPlan("align", run, steps, about), name))
