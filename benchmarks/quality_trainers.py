@@ -42,9 +42,17 @@ class Klype:
         from klype.model.attention import TORCH
         from klype.model.config import ModelConfig
         from klype.model.transformer import Transformer
-        from klype.runs.pace import Pace
-        from klype.runs.plan import Cycle, best_precision, look, plan
-        from klype.runs.shape import fitting, in_time, model_config
+        from klype.planner import StepBudget
+        from klype.runs.probe import (
+            Cycle,
+            all_cores_seconds,
+            as_planned,
+            best_precision,
+            fitting,
+            fitting_steps,
+            in_time,
+            model_config,
+        )
         from klype.train.loop import Session, Trained, train
         from klype.train.objectives import Objective, cross_entropy
         from klype.train.optimizer import fused_parts
@@ -66,7 +74,7 @@ class Klype:
             return given.seconds - (time.perf_counter() - began)
 
         def step_seconds(config: ModelConfig) -> float:
-            return look(new(config), build, training, left(), given.threads, precision)
+            return all_cores_seconds(new(config), build, training, left(), given.threads, precision)
 
         def new(config: ModelConfig) -> Transformer:
             torch.manual_seed(given.seed)
@@ -74,24 +82,24 @@ class Klype:
 
         recipe = fitting(recipe, vocabulary, in_time(left(), rows * pieces * window, step_seconds))
         model = new(model_config(recipe.model, vocabulary))
-        planned = plan(model, build, training, left(), given.threads, precision)
-        crew = planned.crew
+        planned = fitting_steps(model, build, training, left(), given.threads, precision)
+        crew = planned.threading
         torch.set_num_threads(crew.threads)
-        pace = Pace(planned.json(), time.perf_counter())
+        budget = StepBudget(planned.json(), time.perf_counter())
         training = recipe.pretraining(planned.steps, int(documents.lengths.sum()))
 
         def start() -> Trained:
             session = Session(
-                resume=pace.resumes,
+                resume=budget.resumes,
                 parts=fused_parts(model.config),
                 workers=crew.workers,
-                on_step=lambda step, metrics: pace.watch(step, time.perf_counter()),
-                stop=lambda: pace.changed,
+                on_step=lambda step, metrics: budget.watch(step, time.perf_counter()),
+                stop=lambda: budget.changed,
             )
             batches = PackedBatches(documents, rows, window, given.seed)
-            return train(model, cross_entropy, batches, pace.planned.training(training), Path(given.folder), session)
+            return train(model, cross_entropy, batches, as_planned(training, budget.plan), Path(given.folder), session)
 
-        trained = pace.follow(start)
+        trained = budget.follow(start)
         torch.set_num_threads(given.threads)
         self._model = model.eval().using(TORCH)
         m = recipe.model

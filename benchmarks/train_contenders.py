@@ -47,7 +47,8 @@ class Klype:
         from klype.model.compiled import compiled_backend
         from klype.model.config import ModelConfig
         from klype.model.transformer import Transformer
-        from klype.runs.plan import Crew, best_precision, crews
+        from klype.planner import ThreadConfig
+        from klype.runs.probe import best_precision, thread_configs
 
         memory_policy()
         torch.set_num_threads(threads)
@@ -59,8 +60,8 @@ class Klype:
         sizes = {"hidden": shape.hidden, "window": shape.window, "conv": shape.conv, "rope_theta": rotation}
         backend = compiled_backend(Path(cache))
         self._model = Transformer(ModelConfig.parse({**fields, **sizes}), backend)
-        tried: dict[Crew, float] = {}
-        for crew in crews(threads, threads) * LOOKS:
+        tried: dict[ThreadConfig, float] = {}
+        for crew in thread_configs(threads, threads) * LOOKS:
             tried[crew] = min(self._run(crew, TRIED)["seconds"], tried.get(crew, math.inf))
             trim_memory()
         self._crew = min(tried, key=lambda crew: tried[crew])

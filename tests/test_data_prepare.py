@@ -15,7 +15,7 @@ from klype.data.prepare import BOOK, is_held_out, near_duplicates, prepare
 from klype.data.readers import BadRows, TextDocument, TextOptions, read_texts
 from klype.data.shards import ABOUT, Documents, ShardWriter, content_hash
 from klype.errors import KlypeError
-from klype.runs import pipeline
+from klype.runs import opening, pipeline
 from klype.runs.material import gather
 from klype.runs.options import StageOptions
 from klype.runs.recipe import read
@@ -159,7 +159,7 @@ def test_rows_that_are_skipped_are_said_and_stand_in_the_runs_record(tmp_path: P
     say, folder = Silent(), tmp_path / "run"
     folder.mkdir()
     asked = make(StageOptions, {**options, "out": folder})
-    pipeline.open_run(folder, asked, read("text", options["overrides"]), say, resumed=False)
+    opening.open_run(folder, asked, read("text", options["overrides"]), say, resumed=False)
     skipped = json.loads((folder / "run.json").read_text(encoding="utf-8"))["skipped"]
     assert skipped["rows"] == 2
     assert [place.split(" is ")[0].split("/")[-1] for place in skipped["first"]] == [

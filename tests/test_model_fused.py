@@ -19,7 +19,7 @@ from klype.model.compiled import CompiledBackend, compiled_backend
 from klype.model.lora import AdaptedTransformer, LoraSettings
 from klype.model.packed import ROUND, SharedPrefixes, pack, pack_branches
 from klype.model.transformer import Transformer
-from klype.runs.plan import Crew, Planned, Precision
+from klype.planner import Precision, StepPlan, ThreadConfig
 from klype.train.loop import Session, Settings, train
 from klype.train.objectives import cross_entropy
 from klype.train.optimizer import fused_parts
@@ -308,7 +308,7 @@ def test_without_a_place_for_it_there_is_none(tmp_path: Path) -> None:
 
 
 def test_whether_it_is_compiled_is_part_of_the_plan() -> None:
-    planned = Planned(10, 1.0, Crew(2, 1), "float32", fused=True)
-    assert Planned.parse(planned.json()) == planned
+    planned = StepPlan(10, 1.0, ThreadConfig(2, 1), "float32", fused=True)
+    assert StepPlan.parse(planned.json()) == planned
     old = {k: v for k, v in planned.json().items() if k != "fused"}
-    assert not Planned.parse(old).fused
+    assert not StepPlan.parse(old).fused

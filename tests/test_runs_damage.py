@@ -15,8 +15,8 @@ from klype.cli.main import call
 from klype.errors import KlypeError
 from klype.jsons import saved, steps
 from klype.runs.folder import read_run
+from klype.runs.opening import as_begun
 from klype.runs.options import RunOptions
-from klype.runs.pipeline import as_begun
 from klype.runs.provenance import read_questions
 from klype.runs.recipe import read
 from klype.runs.record import Record, write_json

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -23,10 +24,13 @@ from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
 from klype.preferences.records import Asked, Candidate
 from klype.preferences.store import Store
+from klype.runs import ranking
 from klype.runs.answering import answer_all
 from klype.runs.collecting import DrawSettings, draw_into
 from klype.runs.options import RunOptions
+from klype.runs.ranking import draw
 from klype.runs.recipe import read
+from klype.runs.say import Silent
 from klype.runs.text_subject import TextSubject
 from klype.runs.world_subject import WorldSubject
 from klype.sources.source import NativeCodec, NativeSource
@@ -55,6 +59,27 @@ def test_no_two_draws_of_a_run_share_their_noise() -> None:
                     assert key not in seen, f"{(run_seed, at, temperature)} is drawn as {seen[key]} was"
                     seen[key] = (run_seed, at, temperature)
     assert len(seen) == 2 * 6 * 2 * 2
+
+
+def test_candidates_drawn_in_two_portions_are_those_of_one() -> None:
+    subject = WorldSubject(RECIPE, 0)
+    model, questions = babbler(subject), subject.held_out[:6]
+    parts = draw(model, subject, questions[:2], 3) + draw(model, subject, questions[2:], 3, first=2)
+    whole = draw(model, subject, questions, 3)
+    assert [[c.text for c in group] for group in parts] == [[c.text for c in group] for group in whole]
+
+
+@pytest.mark.slow
+def test_rankings_are_as_many_as_there_is_time_for_and_a_hundred_at_least(tmp_path: Path) -> None:
+    sizes = {"questions": 130, "held_out": 4, "drawn": 1, "hot": 0, "limit": 6}
+    subject = WorldSubject(read("world", ("world=small", *(f"rank.{k}={v}" for k, v in sizes.items()))), 0)
+    model, found = babbler(subject), {}
+    for seconds in (0.0, math.inf):
+        ranking.make(model, subject, RunOptions(), tmp_path / str(seconds), Silent(), seconds)
+        with ranking.open_store(tmp_path / str(seconds)) as store:
+            found[seconds] = {e.asked.question.prompt: (e.order, e.asked.part) for e in store.entries()}
+    assert found[0.0].items() < found[math.inf].items()
+    assert 90 < sum(part == "train" for _, part in found[0.0].values()) <= 100 < len(found[math.inf]) - 4
 
 
 def test_answers_drawn_into_a_store_at_two_temperatures_are_no_twins(tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from klype.errors import KlypeError, UsageError
 from klype.examine.facts import read as read_facts
 from klype.runs import material, pipeline, recipe
 from klype.runs.options import RunOptions, StageOptions
+from klype.runs.probe import model_config
 from klype.runs.say import Silent
-from klype.runs.shape import model_config
 from klype.sources.find import find_model
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"

@@ -21,13 +21,12 @@ from klype.preferences.records import Candidate
 from klype.runs import ranking
 from klype.runs.aligning import ranked_by
 from klype.runs.folder import read_run
-from klype.runs.inherited import recipe_of
+from klype.runs.opening import recipe_of, start_of
 from klype.runs.options import StageOptions
-from klype.runs.pipeline import start_of
+from klype.runs.probe import model_config
 from klype.runs.recipe import read
 from klype.runs.rounds import align_rounds
 from klype.runs.say import Silent
-from klype.runs.shape import model_config
 from klype.runs.world_subject import WorldSubject
 from klype.train.rewards import Asked, WeightedRewards, by_text, digest, load_function, named, scores, typed
 from klype.values import Question

@@ -13,13 +13,12 @@ from klype.config import make
 from klype.errors import KlypeError, UsageError
 from klype.model import checkpoint
 from klype.model.transformer import Transformer
-from klype.runs.inherited import recipe_of
+from klype.runs.opening import recipe_of, start_of
 from klype.runs.options import StageOptions
-from klype.runs.pipeline import start_of
+from klype.runs.probe import model_config
 from klype.runs.recipe import read
 from klype.runs.rounds import align_rounds, overrides
 from klype.runs.say import Silent
-from klype.runs.shape import model_config
 from klype.runs.world_subject import WorldSubject
 
 TINY = (

@@ -17,15 +17,14 @@ from klype.errors import UsageError
 from klype.model.checkpoint import read_config
 from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
-from klype.runs import pipeline
+from klype.runs import opening, pipeline
 from klype.runs.adapting import suited
 from klype.runs.folder import read_run
 from klype.runs.options import RunOptions, Size, StageOptions
-from klype.runs.plan import look
-from klype.runs.promise import Look, settle
+from klype.runs.pipeline import Look, resolve_shape
+from klype.runs.probe import all_cores_seconds, enough_tokens, fitting, in_time, model_config
 from klype.runs.recipe import SHAPES, ModelSection, Recipe, read
 from klype.runs.say import Silent
-from klype.runs.shape import enough, fitting, in_time, model_config
 
 VOCABULARY = 2048
 SET = ("model.width=32", "model.layers=1", "model.heads=2", "model.hidden=32", "model.window=64")
@@ -38,7 +37,7 @@ def chosen(tokens: float) -> ModelConfig:
 
 
 def test_shapes_grow_and_need_more() -> None:
-    weights, needed = [c.parameters for c in CONFIGS], [enough(c) for c in CONFIGS]
+    weights, needed = [c.parameters for c in CONFIGS], [enough_tokens(c) for c in CONFIGS]
     assert weights == sorted(set(weights))
     assert needed == sorted(set(needed))
     for config in CONFIGS:  # compiled code computes them
@@ -53,8 +52,8 @@ def test_more_tokens_never_make_it_smaller(few: float, many: float) -> None:
 
 def test_it_is_the_largest_that_learns_from_enough() -> None:
     for smaller, larger in pairwise(CONFIGS):
-        assert chosen(enough(larger)) == larger
-        assert chosen(enough(larger) - 1) == smaller
+        assert chosen(enough_tokens(larger)) == larger
+        assert chosen(enough_tokens(larger) - 1) == smaller
     assert chosen(0.0) == CONFIGS[0]
 
 
@@ -107,18 +106,20 @@ def test_what_is_no_model_is_said_before_anything_is_read(settings: tuple[str, .
         assert "model.heads" in error.value.hint
 
 
-def settled(folder: Path, text: Path | None, look: Look = look, **asked: Any) -> tuple[ModelSection, list[str]]:
+def settled(
+    folder: Path, text: Path | None, look: Look = all_cores_seconds, **asked: Any
+) -> tuple[ModelSection, list[str]]:
     """The shape of a stage's model, and what was said of it."""
     say = Silent()
     values: dict[str, Any] = {"stage": "pretrain", "out": folder, "resume": text is None, **asked}
     values |= {"text": (str(text),), "overrides": (*FEW, *asked.get("overrides", ()))} if text else {}
     options = make(StageOptions, values)
     if text is None:
-        options, recipe = pipeline.as_begun(folder, options)
+        options, recipe = opening.as_begun(folder, options)
     else:
         recipe = read("text", options.overrides)
-    life = pipeline.open_run(folder, options, recipe, say, resumed=text is None)
-    settle(life, look)
+    life = opening.open_run(folder, options, recipe, say, resumed=text is None)
+    resolve_shape(life, look)
     return life.recipe.model, say.notes
 
 

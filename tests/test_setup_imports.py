@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "klype"
 # From the ground up: a room imports only rooms on its own level or on levels before it (docs/architecture.md).
 LEVELS = (
     ("errors", "samplers", "values", "durable", "jsons", "children", "option"),
-    ("config", "device", "environment", "words"),
+    ("config", "device", "environment", "planner", "words"),
     ("text",),
     ("world",),
     ("model", "hf"),

@@ -9,8 +9,8 @@ from klype.model import checkpoint
 from klype.model.lora import AdaptedTransformer
 from klype.model.transformer import Transformer
 from klype.runs.options import RunOptions, StageOptions
+from klype.runs.probe import possible
 from klype.runs.recipe import Recipe, Shape
-from klype.runs.shape import possible
 from klype.sources.find import Found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -18,16 +19,16 @@ from klype.examine.intervals import mean_by_question, paired
 from klype.examine.repetition import repeated
 from klype.model.lora import frozen
 from klype.model.transformer import Transformer
+from klype.planner import StepBudget, StepPlan, ThreadConfig
 from klype.runs import ranking
 from klype.runs.adapting import learner, learnt
 from klype.runs.answering import answer_all, said
 from klype.runs.judging import judge_the_judge, tau_ceiling
-from klype.runs.options import InputOptions
-from klype.runs.plan import Planned
+from klype.runs.options import InputOptions, RunOptions
 from klype.runs.recipe import Recipe
 from klype.runs.record import Record
 from klype.runs.say import Say
-from klype.runs.stages import Run, learn, precision_of, session_of
+from klype.runs.stages import Run, learn, precision_of, seconds_for, session_of
 from klype.runs.subject import Subject
 from klype.runs.validating import BestWeights
 from klype.train.objectives import Objective
@@ -183,6 +184,9 @@ def parted(seen: Sequence[Evaluation]) -> bool:
     return high is not None and high < 0
 
 
+SLACK = 1.5  # times its part of the time is what the reward model may take before it gets fewer steps
+
+
 def reward(run: Run) -> None:
     """A model that imitates the ranker; how well is measured on questions it has not seen."""
     trunk = run.model("finetune")
@@ -190,8 +194,18 @@ def reward(run: Run) -> None:
     useful = teaching(ranked.train)
     fit = run.recipe.reward.fit
     run.say.stage_start("reward", fit.steps)
-    session = session_of(run, "reward", None, None, None)
-    model = fit_reward(trunk, useful, fit, run.folder / "reward", session)
+    seconds = seconds_for(run, "reward") if isinstance(run.options, RunOptions) else 0.0
+    known = StepPlan(fit.steps, SLACK * seconds, ThreadConfig()).json()
+    budget = StepBudget(known, time.perf_counter(), most=fit.steps)
+    model = budget.follow(
+        lambda: fit_reward(
+            trunk,
+            useful,
+            fit.model_copy(update={"steps": budget.plan.steps}),
+            run.folder / "reward",
+            session_of(run, "reward", None, None, budget),
+        )
+    )
     run.save("reward", trunk, {"parent": "finetune", "what": "the trunk of a reward model; its head lies beside"})
     model.save(run.folder / "reward", {"annotator": ranked.annotator})
     run.models.pop("reward")
@@ -240,7 +254,7 @@ def align(run: Run) -> None:
     ranked, known = _ranked(run, rewards)
     watched: list[EvaluatedBatches] = []
 
-    def build(twin: nn.Module, planned: Planned | None) -> tuple[Objective, Batches]:
+    def build(twin: nn.Module, planned: StepPlan | None) -> tuple[Objective, Batches]:
         assert isinstance(twin, Transformer)
         batches = _batches(run, twin, reference, rewards, ranked)
         if planned is None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,6 +36,8 @@ BEFORE_STORES: tuple[tuple[str, Part], ...] = (
     ("rankings.jsonl", "train"),
     ("held-out.jsonl", "held-out"),
 )  # what older runs have in its place
+FEWEST = 100  # questions that are ranked however short the time, and by which it is measured
+SLACK = 1.5  # times their part of the time is what rankings may take before there are fewer
 BY_HAND = 40  # questions that a person is asked to rank
 
 
@@ -54,15 +58,23 @@ class RankedSets:
     noise: float | None
 
 
-def make(model: Transformer, subject: Subject, options: RunOptions | StageOptions, folder: Path, say: Say) -> Made:
-    """Fills the run's store; what is there already stays (a person's work goes on where it stopped)."""
+def make(
+    model: Transformer,
+    subject: Subject,
+    options: RunOptions | StageOptions,
+    folder: Path,
+    say: Say,
+    seconds: float = math.inf,
+) -> Made:
+    """Fills the run's store; what is there already stays (a person's work goes on where it stopped).
+    Simulated ones are as many as fit into ``seconds``."""
     with open_store(folder) as store:
         given = subject.given_rankings()
         if given:
             return _given(store, given)
         if options.human:
             return _by_hand(store, model, subject, options.seed, say)
-        return _simulated(store, model, subject, options.seed)
+        return _simulated(store, model, subject, options.seed, seconds)
 
 
 def open_store(folder: Path) -> Store:
@@ -101,19 +113,24 @@ def _by_hand(store: Store, model: Transformer, subject: Subject, seed: int, say:
     return Made(f"{len(done)} questions ranked by you; {held_out} of them are held out")
 
 
-def _simulated(store: Store, model: Transformer, subject: Subject, seed: int) -> Made:
+def _simulated(store: Store, model: Transformer, subject: Subject, seed: int, seconds: float) -> Made:
     section = subject.recipe.rank
     annotator = Scorer(subject.annotator_name, lambda question, answer: subject.judge(question, answer, True).score)
     entries: list[Entry] = []
     drawn = 0
     held_out = _each_once(subject.held_out[: section.held_out], [])
     questions = _each_once([subject.questions(1)(i) for i in range(section.questions)], held_out)
-    rounds: list[tuple[Part, Sequence[Question], float]] = [
-        ("train", questions, section.noise),
-        ("held-out", held_out, 0.0),
+    began = time.perf_counter()
+    drawn_first = draw(model, subject, questions[:FEWEST], seed)
+    a_question = (time.perf_counter() - began) / max(1, len(drawn_first))
+    fitting = SLACK * seconds / max(a_question, 1e-9) - len(held_out)
+    questions = questions[: max(FEWEST, round(min(fitting, len(questions))))]
+    drawn_first += draw(model, subject, questions[FEWEST:], seed, first=FEWEST)
+    rounds: list[tuple[Part, Sequence[Question], float, list[list[Candidate]]]] = [
+        ("train", questions, section.noise, drawn_first),
+        ("held-out", held_out, 0.0, draw(model, subject, held_out, seed + 1)),
     ]
-    for at, (part, asked, noise) in enumerate(rounds):
-        candidates = draw(model, subject, asked, seed + at)
+    for at, (part, asked, noise, candidates) in enumerate(rounds):
         rng = random.Random(mix(seed, at, 9))
         for one in _asked(asked, candidates, [part] * len(asked)):
             ranking = rank_simulated(annotator, one.question, [c.text for c in one.candidates], noise, rng)
@@ -140,11 +157,16 @@ def _asked(
 
 
 def draw(
-    model: Transformer, subject: Subject, questions: Sequence[Question], seed: int, name: str = "finetune"
+    model: Transformer,
+    subject: Subject,
+    questions: Sequence[Question],
+    seed: int,
+    name: str = "finetune",
+    first: int = 0,
 ) -> list[list[Candidate]]:
     """Different finished answers to each question: drawn, drawn hot, and wrong ones where the subject can make them.
 
-    ``name`` says which model answered.
+    ``name`` says which model answered; ``first``: the number of the first question.
     """
     section = subject.recipe.rank
     groups: list[list[Candidate]] = [[] for _ in questions]
@@ -158,7 +180,7 @@ def draw(
                 if trace.ended == "stop":
                     bare = replace(trace, steps=tuple(replace(s, distribution=None) for s in trace.steps), model=name)
                     answers.append(Candidate(said(subject, trace), name, temperature, trace=bare))
-    for i, (question, answers) in enumerate(zip(questions, groups, strict=True)):
+    for i, (question, answers) in enumerate(zip(questions, groups, strict=True), first):
         answers += [
             Candidate(text, "made wrong") for text in subject.wrong_answers(question, section.wrong, mix(seed, i))
         ]

@@ -15,9 +15,8 @@ from klype.runs.aligning import Evaluation, align, examined, reward
 from klype.runs.comparing import compare, verdict
 from klype.runs.folder import read_run
 from klype.runs.gates import against_aligning
-from klype.runs.inherited import recipe_of, with_inputs_of
+from klype.runs.opening import as_begun, bring, open_run, recipe_of, start_of, with_inputs_of
 from klype.runs.options import StageOptions
-from klype.runs.pipeline import as_begun, bring, open_run, start_of
 from klype.runs.recipe import Recipe
 from klype.runs.record import write_json
 from klype.runs.say import Say

@@ -17,19 +17,20 @@ from torch import nn
 
 from klype.data.pools import STEPS
 from klype.device import pick_device, usable_cores
+from klype.engine.engine import Engine
 from klype.model import checkpoint
 from klype.model.attention import TORCH, Backend
 from klype.model.compiled import compiled_backend
 from klype.model.transformer import Transformer
+from klype.planner import Precision, StepBudget, StepPlan, divide
 from klype.runs import ranking
 from klype.runs.adapting import learner, learnt
+from klype.runs.answering import examined_on
 from klype.runs.options import STAGES, RunOptions, StageOptions
-from klype.runs.pace import Pace
-from klype.runs.plan import Cycle, Planned, Precision, WithRehearsal, best_precision, crews, plan
+from klype.runs.probe import Cycle, as_planned, best_precision, fitting_steps, model_config, thread_configs
 from klype.runs.recipe import Recipe
 from klype.runs.record import Record
 from klype.runs.say import Say
-from klype.runs.shape import model_config
 from klype.runs.subject import Subject
 from klype.runs.validating import Validation
 from klype.train import parallel
@@ -37,15 +38,17 @@ from klype.train.loop import Measure, Session, Settings, Trained, train
 from klype.train.objectives import Objective, cross_entropy, with_rehearsal
 from klype.train.optimizer import fused_parts
 from klype.train.resume import newest_step, states
-from klype.values import Batch, Batches, Reward, end
+from klype.values import Batch, Batches, Request, Reward, end
 
 SPEAK_EVERY = 12.0  # seconds between two samples of what the model says
+TIMED = 64  # questions whose answers are timed before anything is learnt
 
 
 @dataclass
 class Run:
     """A run under way. ``start`` is a model's folder from outside that the first stage goes on from. ``settling_s``:
-    what it took to choose a shape. ``functions``: the recipe's rewards by name, without the reward model."""
+    what it took to choose a shape. ``functions``: the recipe's rewards by name, without the reward model. ``needs``:
+    seconds that the parts without steps of their own still take, by what was measured (``planner.divide``)."""
 
     folder: Path
     options: RunOptions | StageOptions
@@ -56,6 +59,7 @@ class Run:
     start: Path | None = None
     settling_s: float = 0.0
     functions: Mapping[str, Reward] = field(default_factory=dict)
+    needs: dict[str, float] = field(default_factory=dict)
     models: dict[str, Transformer] = field(default_factory=dict)
 
     def model(self, stage: str) -> Transformer:
@@ -111,8 +115,10 @@ def pretrain(run: Run) -> None:
         whole = run.load(run.start)
     model = learner(run.recipe, run.options.seed, whole)
     looks = _looks(run, "pretrain")
+    if isinstance(run.options, RunOptions) and not run.record.content["plan"]:
+        estimate_needs(run, whole)
 
-    def build(twin: nn.Module, planned: Planned | None) -> tuple[Objective, Batches]:
+    def build(twin: nn.Module, planned: StepPlan | None) -> tuple[Objective, Batches]:
         if planned is None:
             return cross_entropy, late_text(run)
         batches = run.subject.pretraining(planned.steps, background=True)
@@ -140,7 +146,7 @@ def finetune(run: Run) -> None:
     objective = with_rehearsal(cross_entropy, cross_entropy, lesson.rehearsal_weight)
     looks = _looks(run, "finetune")
 
-    def build(twin: nn.Module, planned: Planned | None) -> tuple[Objective, Batches]:
+    def build(twin: nn.Module, planned: StepPlan | None) -> tuple[Objective, Batches]:
         batches = run.subject.finetuning(background=planned is not None)
         if lesson.rehearsal_rows:
             pieces = lesson.training.micro_batches
@@ -165,7 +171,8 @@ def rank(run: Run) -> None:
     """Many answers to each question, in an annotator's order: given, a person's, or the simulated one's."""
     run.say.stage_start("rank", 0)
     folder = run.folder / "rank"
-    made = ranking.make(run.model("finetune"), run.subject, run.options, folder, run.say)
+    seconds = seconds_for(run, "rank") if isinstance(run.options, RunOptions) else math.inf
+    made = ranking.make(run.model("finetune"), run.subject, run.options, folder, run.say, seconds)
     run.say.stage_end(made.says)
 
 
@@ -176,7 +183,7 @@ def learn(
     run: Run,
     stage: str,
     model: Transformer,
-    build: Callable[[nn.Module, Planned | None], tuple[Objective, Batches]],
+    build: Callable[[nn.Module, StepPlan | None], tuple[Objective, Batches]],
     training: Settings,
     ready: Callable[[Measure], None] = lambda measure: None,
 ) -> Trained:
@@ -190,47 +197,47 @@ def learn(
         training = run.recipe.pretraining(planned.steps, run.subject.tokens)
     if not planned.fused:
         trainee = model.using(TORCH)
-    torch.set_num_threads(planned.crew.threads)
+    torch.set_num_threads(planned.threading.threads)
     run.say.stage_start(stage, planned.steps)
     known, at = run.record.content["plan"][stage], newest_step(run.folder / stage)
-    pace = Pace(known, time.perf_counter(), run.record.save, at, enough_steps(run, stage))
+    budget = StepBudget(known, time.perf_counter(), run.record.save, at, enough_steps(run, stage), parallel.from_first)
 
     def start() -> tuple[Trained, int]:
-        objective, batches = build(trainee, pace.planned)
+        objective, batches = build(trainee, budget.plan)
         counted = _Counted(batches)
-        session = replace(session_of(run, stage, trainee, counted, pace), ready=ready)
+        session = replace(session_of(run, stage, trainee, counted, budget), ready=ready)
         try:
-            settings = pace.planned.training(training)
+            settings = as_planned(training, budget.plan)
             return train(trainee, objective, counted, settings, run.folder / stage, session), counted.tokens
         finally:
             end(batches)
 
     def tell() -> None:
-        run.say.note(f"{stage}: {pace.planned.steps:,} steps fit, at the pace that it really goes.")
-        run.say.stage_start(stage, pace.planned.steps)
+        run.say.note(f"{stage}: {budget.plan.steps:,} steps fit, at the pace that it really goes.")
+        run.say.stage_start(stage, budget.plan.steps)
 
-    trained, tokens = pace.follow(start, tell)
+    trained, tokens = budget.follow(start, tell)
     model.eval()
     run.say.stage_end(f"{trained.steps} steps, {tokens:,} tokens in {trained.seconds:.0f} s")
     return trained
 
 
-def _planned(run: Run, stage: str, model: nn.Module, build: Any, training: Settings) -> Planned:
+def _planned(run: Run, stage: str, model: nn.Module, build: Any, training: Settings) -> StepPlan:
     known = run.record.content["plan"].get(stage)
     if known:
-        return Planned.parse(known)
+        return StepPlan.parse(known)
     steps, cores = getattr(run.options, "steps", None), run.cores
     if steps:
-        crew = crews(cores, training.micro_batches)[-1]
-        planned = Planned(steps, 0.0, crew, fused=run.backend is not TORCH)
+        threading = thread_configs(cores, training.micro_batches)[-1]
+        planned = StepPlan(steps, 0.0, threading, fused=run.backend is not TORCH)
     else:
-        fits = plan(model, build, training, seconds_for(run, stage), cores, precision_of(run, stage))
+        fits = fitting_steps(model, build, training, seconds_for(run, stage), cores, precision_of(run, stage))
         if stage == "pretrain" and isinstance(run.options, RunOptions):
             fits = fits.longer(_spare(run, fits))
         planned = fits.at_most(enough_steps(run, stage))
         if planned.steps < fits.steps and stage == "pretrain":
             _give_back(run, fits.seconds - planned.seconds)
-    planned = Planned.parse(parallel.from_first(planned.json()))
+    planned = StepPlan.parse(parallel.from_first(planned.json()))
     run.record.content["plan"][stage] = planned.json()
     run.record.save()
     return planned
@@ -256,7 +263,7 @@ def _give_back(run: Run, seconds: float) -> None:
         run.record.content["planned_s"] -= round(seconds, 1)
 
 
-def _spare(run: Run, pretraining: Planned) -> float:
+def _spare(run: Run, pretraining: StepPlan) -> float:
     """Seconds of fine-tuning's share that it will not need, a row of either stage taking as long."""
     if run.record.done("finetune"):
         return 0.0
@@ -269,7 +276,7 @@ def precision_of(run: Run, stage: str) -> Precision:
     """What a stage is or will be planned to compute in."""
     known, machine = run.record.content["plan"].get(stage), run.record.content["machine"]
     if known:
-        return Planned.parse(known).precision
+        return StepPlan.parse(known).precision
     if getattr(run.options, "steps", None):
         return "float32"
     if "precision" not in machine:
@@ -282,13 +289,35 @@ def seconds_for(run: Run, stage: str) -> float:
     """This stage's part of what is left of the time planned: by the shares of the stages still to come."""
     if isinstance(run.options, StageOptions):
         return max(1.0, 60 * (run.options.minutes or 5.0) - run.settling_s)
-    shares: dict[str, float] = {name: getattr(run.recipe, name).share for name in (*STAGES, "examine")}
-    to_come = sum(share for name, share in shares.items() if not run.record.done(name))
-    left: float = run.record.content["planned_s"] - run.record.elapsed
-    return max(1.0, left * shares[stage] / to_come)
+    to_come = {n: getattr(run.recipe, n).share for n in (*STAGES, "examine") if not run.record.done(n)}
+    needs = {name: seconds for name, seconds in run.needs.items() if name in to_come}
+    return max(1.0, divide(run.record.content["planned_s"] - run.record.elapsed, to_come, needs)[stage])
 
 
-def session_of(run: Run, stage: str, model: Transformer | None, counted: _Counted | None, pace: Pace | None) -> Session:
+def estimate_needs(run: Run, model: Transformer) -> None:
+    """Before anything is learnt: what examinations, the reward model and the rankings will take, by a few answers of
+    the model as it is, which are as long as the right ones."""
+    encode, section = run.subject.chat.tokenizer.encode_answer, run.recipe.rank
+    asked = [question for question in run.subject.held_out[:TIMED] if question.answers]
+    if not asked or parallel.ranks() > 1:
+        return
+    began = time.perf_counter()
+    requests = [
+        Request(tuple(run.subject.chat.prompt(q.messages())), 2, min(section.limit, 1 + len(encode(q.answers[0]))))
+        for q in asked
+    ]
+    Engine(model).run(requests)
+    an_answer = (time.perf_counter() - began) / (2 * len(asked))
+    rank = an_answer * (section.questions + section.held_out) * (section.drawn + section.hot)
+    # measured, world in five minutes and norsk in two: an examination takes six times as long as its answers, there are
+    # three and the report's, and the reward model takes three quarters of the rankings' time
+    examination = 6 * an_answer * len(examined_on(run.subject, run.options.minutes))
+    run.needs = {"examine": 4 * examination, "reward": 0.75 * rank, "rank": rank}
+
+
+def session_of(
+    run: Run, stage: str, model: Transformer | None, counted: _Counted | None, budget: StepBudget | None
+) -> Session:
     """What the loop reports to, and what may stop it."""
     began = spoken = time.perf_counter()
 
@@ -299,8 +328,8 @@ def session_of(run: Run, stage: str, model: Transformer | None, counted: _Counte
         if counted is not None:
             shown["tokens_per_second"] = counted.lately / max(1e-9, now - began)
         run.say.step(shown)
-        if pace is not None:
-            pace.watch(step, now)
+        if budget is not None:
+            budget.watch(step, now)
         if model is not None and parallel.ranks() == 1 and now - spoken > SPEAK_EVERY:  # in shards it cannot speak
             model.eval()
             run.say.sample(run.subject.speak(model, stage))
@@ -308,11 +337,11 @@ def session_of(run: Run, stage: str, model: Transformer | None, counted: _Counte
             spoken = time.perf_counter()
 
     return Session(
-        resume=bool(states(run.folder / stage)) and (run.options.resume or (pace is not None and pace.resumes)),
-        workers=pace.planned.crew.workers if pace is not None else 1,
+        resume=bool(states(run.folder / stage)) and (run.options.resume or (budget is not None and budget.resumes)),
+        workers=budget.plan.threading.workers if budget is not None else 1,
         parts=fused_parts(model.config) if model is not None else {},
         on_step=on_step,
-        stop=(lambda: pace.changed) if pace is not None else (lambda: False),
+        stop=(lambda: budget.changed) if budget is not None else (lambda: False),
         say=run.say.note,
     )
 
@@ -341,3 +370,30 @@ class _Counted:
     def restore(self, state: dict[str, Any]) -> None:
         self.tokens = state["tokens"]
         self._batches.restore(state["batches"])
+
+
+class WithRehearsal:
+    """Batches that bring rehearsal along: the main batch's ``extra["rehearsal"]``."""
+
+    def __init__(self, main: Batches, rehearsal: Batches) -> None:
+        self._main, self._rehearsal = main, rehearsal
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        batch = next(self._main)
+        return Batch(
+            batch.tokens_BT, batch.targets_BT, batch.weights_BT, {**batch.extra, "rehearsal": next(self._rehearsal)}
+        )
+
+    def state(self) -> dict[str, Any]:
+        return {"main": self._main.state(), "rehearsal": self._rehearsal.state()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._main.restore(state["main"])
+        self._rehearsal.restore(state["rehearsal"])
+
+    def close(self) -> None:
+        end(self._main)
+        end(self._rehearsal)

@@ -34,7 +34,7 @@ def command(terminal: Terminal, asked: AlignOptions) -> None:
     from klype.cli.progress import listener
     from klype.config import make
     from klype.runs import folder
-    from klype.runs.inputs import checked
+    from klype.runs.opening import checked
     from klype.runs.rounds import align_rounds, overrides
     from klype.train.rewards import typed
 

@@ -15,7 +15,7 @@ def command(terminal: Terminal, asked: RunOptions, reward: o.Reward = ()) -> Non
     Without --text: the demo world, a small language in Norwegian and English whose truth is known.
     """
     from klype.cli.team import working
-    from klype.runs.inputs import checked
+    from klype.runs.opening import checked
     from klype.train.rewards import as_settings, typed
 
     checked(asked)

@@ -9,7 +9,7 @@ from klype.runs.options import StageOptions
 def command(terminal: Terminal, asked: StageOptions) -> None:
     """Train one stage and save it as a checkpoint folder."""
     from klype.cli.team import working
-    from klype.runs.inputs import checked
+    from klype.runs.opening import checked
 
     checked(asked)
     with working(asked.stage, asked, terminal) as (placed, say):

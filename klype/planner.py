@@ -1,0 +1,149 @@
+"""What fits into the minutes that are asked for: training, rankings, examinations and experiments all ask here.
+
+Costs are measured, never guessed, and a plan is put right by what its first part really took.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar
+
+from klype.errors import Interrupted
+
+T = TypeVar("T")
+Precision = Literal["float32", "bfloat16"]
+
+MEASURED = (0.15, 0.3)  # the parts of a training's steps between which its pace is measured
+FEWEST_STEPS = 4  # of a stage, however short its time
+CHANGED = 0.04  # a plan that is less off than this is kept
+MOST_RESERVED = 0.5  # of the time that is left may be kept for what takes as long as it takes
+
+
+def first_that_fits(choices: Iterable[T], cost: Callable[[T], float], most: float) -> T:
+    """The first of the choices, the most wanted one leading, that costs ``most`` or less; the last where none does."""
+    for choice in choices:
+        if cost(choice) <= most:
+            break
+    return choice
+
+
+def divide(seconds: float, shares: Mapping[str, float], needs: Mapping[str, float]) -> dict[str, float]:
+    """Seconds for each of the parts to come, by their shares.
+
+    ``needs``: what parts without steps of their own (examinations, rankings) were measured to take, the most important
+    first. They get it where it is more than their share, up to ``MOST_RESERVED`` of all; the others share the rest.
+    """
+    total = sum(shares.values())
+    own = {name: seconds * share / total for name, share in shares.items()}
+    left = max(MOST_RESERVED * seconds, sum(own[name] for name in needs))
+    given: dict[str, float] = {}
+    for name, need in needs.items():
+        given[name] = min(max(own[name], need), left)
+        left -= given[name]
+    others = sum(share for name, share in shares.items() if name not in needs)
+    rest = seconds - sum(given.values())
+    return {name: given[name] if name in needs else rest * share / others for name, share in shares.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadConfig:
+    """Who computes: ``workers`` micro-batches side by side, with ``threads`` in each matrix product."""
+
+    workers: int = 1
+    threads: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """The steps of a training and how they are computed.
+
+    Threads, precision and compiled code (``fused``) belong to the plan: others add up to other weights. ``workers``,
+    micro-batches side by side, do not. ``seconds`` 0: the steps were asked for.
+    """
+
+    steps: int
+    seconds: float
+    threading: ThreadConfig
+    precision: Precision = "float32"
+    fused: bool = False
+
+    def json(self) -> dict[str, Any]:
+        planned: dict[str, Any] = {"steps": self.steps, "planned_s": round(self.seconds, 1)}
+        threading = {"workers": self.threading.workers, "threads": self.threading.threads}
+        return {**planned, "precision": self.precision, "fused": self.fused, **threading}
+
+    @staticmethod
+    def parse(known: Mapping[str, Any]) -> StepPlan:
+        """From what ``json`` gave."""
+        threading = ThreadConfig(known["workers"], known["threads"])
+        return StepPlan(known["steps"], known["planned_s"], threading, known["precision"], known.get("fused", False))
+
+    def longer(self, seconds: float) -> StepPlan:
+        """With so much more time at the same pace."""
+        more = max(0, int(self.steps * seconds / self.seconds)) if self.seconds else 0
+        return replace(self, steps=self.steps + more, seconds=self.seconds * (1 + more / self.steps))
+
+    def at_most(self, steps: int) -> StepPlan:
+        """Without the steps beyond."""
+        kept = min(steps, self.steps)
+        return replace(self, steps=kept, seconds=self.seconds * kept / self.steps)
+
+
+class StepBudget:
+    """A training's steps within its seconds, put right once, after three tenths of them, by how fast they really go.
+
+    Other work on the machine, or batches that are dear to make, are only seen then (and no rate or lesson changes
+    before). ``known`` is what the plan's ``json`` gave; the second plan is put beside the first there, and ``keep``
+    makes it last, so that a resumed run changes over at the same step. ``at``: the step that is gone on from.
+    ``most``: steps that are not passed. ``agree``: of several processes, what the first of them says.
+    """
+
+    def __init__(
+        self,
+        known: dict[str, Any],
+        now: float,
+        keep: Callable[[], None] = lambda: None,
+        at: int = -1,
+        most: int = sys.maxsize,
+        agree: Callable[[int], int] = lambda steps: steps,
+    ) -> None:
+        self._known, self._began, self._keep, self._agree = known, now, keep, agree
+        self.plan, self.changed, self.resumes = StepPlan.parse(known), False, False
+        self._from_step, self._check_at = (max(1, round(share * self.plan.steps)) for share in MEASURED)
+        self._measures = self.plan.seconds > 0 and self._check_at - self._from_step >= 5  # steps asked for are kept
+        self._from: float | None = None
+        self._most = max(most, self._check_at + 1)
+        if "then" in known and at >= known["then"]["at"]:
+            self._go_on()
+
+    def watch(self, step: int, now: float) -> None:
+        """After each step; ``changed`` then tells whether the loop is to stop, so that it goes on by another plan."""
+        if "then" in self._known:
+            self.changed = self.plan.steps != self._known["then"]["steps"] and step >= self._known["then"]["at"]
+        elif step == self._from_step:
+            self._from = now
+        elif step == self._check_at and self._measures and self._from is not None:
+            pace = (now - self._from) / (step - self._from_step)
+            left = self.plan.seconds - (now - self._began)
+            steps = self._agree(min(step + max(FEWEST_STEPS, round(left / pace)), self._most))
+            if abs(steps / self.plan.steps - 1) > CHANGED:
+                self._known["then"] = {"at": step, "steps": steps}
+                self._keep()
+                self.changed = True
+
+    def follow(self, train: Callable[[], T], tell: Callable[[], None] = lambda: None) -> T:
+        """What training by ``plan`` comes to. It is called again, to resume, when the plan has changed."""
+        while True:
+            try:
+                return train()
+            except Interrupted as stop:
+                if stop.asked or not self.changed:
+                    raise
+                self._go_on()
+                tell()
+
+    def _go_on(self) -> None:
+        self.plan = replace(self.plan, steps=self._known["then"]["steps"])
+        self.changed, self.resumes = False, True

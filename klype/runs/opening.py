@@ -1,0 +1,284 @@
+"""From what is asked for to a run that is ready to begin or to go on: its files, recipe, start and record."""
+
+from __future__ import annotations
+
+import codecs
+import glob
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from klype.config import make, overridden
+from klype.data.collection import Dataset, is_hub
+from klype.data.files import files_of
+from klype.data.readers import KINDS, BadRows
+from klype.device import pick_device
+from klype.durable import hash_file
+from klype.errors import KlypeError, UsageError
+from klype.model.checkpoint import load, read_tokenizer, save
+from klype.runs.adapting import dealt_out, suited
+from klype.runs.aligning import align, functions_of, reward
+from klype.runs.folder import MEND, read_run
+from klype.runs.gather import about
+from klype.runs.options import InputOptions, RunOptions, StageOptions, recipe_for
+from klype.runs.recipe import Recipe, read, saved
+from klype.runs.record import Asked, Record, resumed_options
+from klype.runs.say import Say
+from klype.runs.stages import Run, finetune, pretrain, rank
+from klype.runs.subject import Subject
+from klype.sources.find import Found, find_model, holds_weights
+from klype.text.tokenizer import Tokenizer
+from klype.train import parallel
+from klype.words import LANGUAGES
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """``before``: whose model it goes on from; ``needs``: whose findings lie in the run's folder, too. ``shared``:
+    several processes do it together; the others are one process's."""
+
+    do: Callable[[Run], None]
+    before: str = ""
+    needs: tuple[str, ...] = ()
+    shared: bool = False
+
+
+STAGES = {
+    "pretrain": Stage(pretrain, shared=True),
+    "finetune": Stage(finetune, "pretrain", shared=True),
+    "rank": Stage(rank, "finetune"),
+    "reward": Stage(reward, "finetune", ("rank",)),
+    "align": Stage(align, "finetune", ("rank", "reward")),
+}
+INPUTS = ("text", "instructions", "preferences", "data", "encoding", "text_field", "skip_bad")
+ANOTHER = "start another run with another --out"
+
+
+def open_life_cycle(options: RunOptions, say: Say) -> Run:
+    """A whole run in ``options.out``, new or to be resumed."""
+    assert options.out is not None
+    folder, resumed = options.out, (options.out / "run.json").exists()
+    if resumed:
+        options, recipe = as_begun(folder, options)
+    else:
+        recipe = read(options.recipe_name, options.overrides, options.size)
+        _check(options, recipe)
+    start = find_model(options.from_) if options.from_ else None
+    if not resumed:
+        recipe = dealt_out(suited(recipe, options, start), parallel.ranks())
+    return open_run(folder, options, recipe, say, resumed, start.folder if start else None)
+
+
+def open_stage(options: StageOptions, say: Say) -> Run:
+    """One stage's run in ``options.out``, new or to be resumed."""
+    assert options.out is not None
+    folder, resumed = options.out, (options.out / "run.json").exists()
+    start = start_of(options) if options.from_ else None
+    options, recipe = as_begun(folder, options) if resumed else _as_of(start, options)
+    if start is None and options.stage != "pretrain":
+        raise UsageError(f"The stage {options.stage} needs a model to start from.", "Give --from MODEL.")
+    if not resumed:
+        recipe = dealt_out(suited(recipe, options, start), parallel.ranks())
+    run = open_run(folder, options, recipe, say, resumed, start.folder if start else None)
+    if start is not None and STAGES[options.stage].before == "finetune":
+        bring(start, folder, options.stage, recipe)
+    return run
+
+
+def _check(options: RunOptions, recipe: Recipe) -> None:
+    if not options.recipe and options.recipe_name == "world" and options.preferences:
+        raise UsageError(
+            "Rankings alone (--preferences) are nothing to learn a language from: there is no --text.",
+            "Give text beside them: --text FILES, or --data FOLDER.",
+        )
+    if recipe.kind == "world" and (options.text or options.instructions or options.preferences):
+        raise UsageError(
+            f"The recipe {options.recipe_name} is about the demo world and takes no text of your own.",
+            "Leave --recipe out, or use --recipe text.",
+        )
+
+
+def open_run(
+    folder: Path, options: RunOptions | StageOptions, recipe: Recipe, say: Say, resumed: bool, start: Path | None = None
+) -> Run:
+    """The record on disk, and everything the stages need in memory. UsageError where a resumed run has other files."""
+    if resumed:
+        record = Record(folder, read_run(folder), parallel.is_first())
+        options = replace(options, resume=True)
+        if "inputs" not in record.content:
+            raise UsageError("This run was begun by an earlier klype.", "Start another one, with another --out.")
+        hashes = unchanged(options, record.content["inputs"])
+    else:
+        recipe = recipe.from_anywhere()
+        minutes = options.minutes or 0.0
+        name = options.recipe_name if isinstance(options, RunOptions) else recipe.kind
+        hashes = input_hashes(options)
+        made_by = {"recipe": name, "settings": recipe.model_dump(mode="json"), "planned_s": minutes * 60}
+        record = Record.start(folder, options, {**made_by, "inputs": hashes})
+    functions = functions_of(recipe, options, record, say)
+    known = start if start is not None else folder
+    there = known.is_file() or (known / "tokenizer.json").exists()
+    tokenizer = read_tokenizer(known) if there else None
+    bad = BadRows(skip=options.skip_bad)
+    subject = _subject(recipe, options, bad, tokenizer, hashes)
+    run = Run(folder, options, recipe, subject, record, say, start, functions=functions)
+    record.content["machine"]["device"] = str(parallel.device() if parallel.ranks() > 1 else run.device)
+    if bad.count:
+        record.content["skipped"] = {"rows": bad.count, "first": bad.shown}
+        say.note(bad.said())
+    if not resumed:
+        subject.chat.tokenizer.save(folder)
+        subject.save_inputs(folder)
+        record.content |= about(run)  # also the card of the first stage says whose data it was
+        record.save()
+    return run
+
+
+def _subject(
+    recipe: Recipe, options: InputOptions, bad: BadRows, tokenizer: Tokenizer | None, hashes: Mapping[str, str]
+) -> Subject:
+    if tokenizer is not None and tokenizer.template is None:
+        raise KlypeError(
+            "The model to start from has no chat template, which says how questions and answers are written.",
+            "Put one beside its weights, as chat_template.jinja (that of its maker's chat model, say).",
+        )
+    seed: int = getattr(options, "seed", 0)
+    if recipe.kind == "world":
+        from klype.runs.world_subject import WorldSubject
+
+        return WorldSubject(recipe, seed, tokenizer)
+    from klype.runs.text_subject import TextSubject
+
+    return TextSubject(recipe, seed, options, bad, tokenizer, hashes)
+
+
+def as_begun(folder: Path, options: Asked) -> tuple[Asked, Recipe]:
+    """What was asked for when the run began, and the recipe that it goes by."""
+    content = read_run(folder)
+    try:
+        return resumed_options(options, content["asked"]), Recipe.model_validate(saved(content["settings"]))
+    except (KeyError, ValidationError) as error:
+        raise KlypeError(f"{folder / 'run.json'} is damaged: it does not say what was asked for.", MEND) from error
+
+
+def bring(start: Found, folder: Path, stage: str, recipe: Recipe) -> None:
+    """Copy what the stage builds on: the fine-tuned model, rankings for a reward model, what alignment needs or finds.
+
+    So the new folder is a run of its own, which the next stage can start from.
+    """
+    for needed in STAGES[stage].needs:
+        if start.run is None or not (start.run / needed).is_dir():
+            if stage == "align" and needed not in recipe.align.needs:
+                continue
+            raise UsageError(
+                f"{start.run or start.folder} has no {needed}, which the stage {stage} needs.",
+                f"Do it first: klype train {needed} --from {start.run or start.folder}.",
+            )
+        _copy(start.run / needed, folder / needed)
+    _copy(start.folder, folder / "finetune")
+
+
+def _copy(source: Path, target: Path) -> None:
+    if source.is_file():  # a GGUF file becomes a folder like others
+        loaded = load(source)
+        save(target, loaded.model, loaded.tokenizer, {"stage": target.name, "from": source.name})
+        return
+    if not target.exists() and source.resolve() != target.resolve():
+        shutil.copytree(source, target, ignore=shutil.ignore_patterns("resume", "metrics.jsonl"))
+
+
+# the files that a run reads: a resumed run goes on with the same ones, or not at all
+
+
+def checked(asked: RunOptions | StageOptions) -> None:
+    """Every named file, folder, pattern and model leads to something, and the encoding has a decoder. UsageError,
+    before anything is made or started."""
+    pick_device(asked.device)
+    if asked.lang not in LANGUAGES:
+        raise UsageError(f"There is no language '{asked.lang}': use {' or '.join(LANGUAGES)}.")
+    try:
+        codecs.lookup(asked.encoding)
+    except LookupError:
+        raise UsageError(f"--encoding: there is no encoding '{asked.encoding}'.", "Try utf-8 or latin-1.") from None
+    for name in asked.text:
+        if not Path(name).expanduser().exists() and not glob.glob(name, recursive=True):
+            raise UsageError(f"--text: there is nothing at {name}.")
+    for option, file in (("--instructions", asked.instructions), ("--preferences", asked.preferences)):
+        if file is not None and not file.is_file():
+            raise UsageError(f"{option}: there is no file {file}.")
+    if asked.data is not None and is_hub(asked.data):
+        Dataset.parse(str(asked.data))
+    elif asked.data is not None and not asked.data.is_dir():
+        raise UsageError(f"--data: there is no folder {asked.data}.")
+    if asked.from_:
+        find_model(asked.from_)
+
+
+def input_hashes(options: InputOptions) -> dict[str, str]:
+    """SHA-256 of every file that is given, by its absolute path, for a run is gone on with from any folder. What was
+    fetched from the Hub lies in the run's own folder."""
+    given = [*options.text, options.instructions, options.preferences, options.data]
+    paths = [path for path in given if path is not None and not is_hub(path)]
+    return {os.path.abspath(file): hash_file(file) for file in files_of(paths, KINDS)}
+
+
+def unchanged(options: InputOptions, began: Mapping[str, str]) -> dict[str, str]:
+    """The hashes, which are those that the run began with. UsageError for a file that is missing, new or another."""
+    for name in began:
+        if not Path(name).is_file():
+            raise UsageError(f"{name} is missing, which this run began with.", f"Put the file back, or {ANOTHER}.")
+    now = input_hashes(options)
+    for name, digest in now.items():
+        if name not in began:
+            raise UsageError(f"{name} is new since this run began.", f"Take it away, or {ANOTHER}.")
+        if began[name] != digest:
+            raise UsageError(f"{name} has changed since this run began.", f"Put the old file back, or {ANOTHER}.")
+    return now
+
+
+# what a stage takes over from the run that it goes on from, where nothing else is given
+
+
+def start_of(options: StageOptions) -> Found:
+    """The model that the stage goes on from: of a whole run, the one that its own stage went on from."""
+    found = find_model(options.from_)
+    earlier = found.run / STAGES[options.stage].before if found.run else None
+    named_run = found.run is not None and Path(options.from_).resolve() == found.run.resolve()
+    if named_run and earlier is not None and holds_weights(earlier):
+        return Found(earlier, found.run, earlier.name)
+    return found
+
+
+def _as_of(start: Found | None, options: StageOptions) -> tuple[StageOptions, Recipe]:
+    """Gone on with as the run was made that is gone on from, where nothing else is given."""
+    own = with_inputs_of(start, options)
+    if start is None or own is options:
+        return options, read(recipe_for(options), options.overrides, options.size)
+    return own, recipe_of(start, options)
+
+
+def with_inputs_of(start: Found | None, options: StageOptions) -> StageOptions:
+    """With the texts, questions and rankings that the run was given, where none are given now."""
+    given = options.text or options.data or options.instructions or options.preferences
+    content = read_run(start.run) if start is not None and start.run is not None and not given else {}
+    if not {"settings", "asked"} <= content.keys():
+        return options
+    asked = {name: content["asked"][name] for name in INPUTS if name in content["asked"]}
+    return make(StageOptions, {**vars(options), **asked})
+
+
+def recipe_of(start: Found, options: StageOptions) -> Recipe:
+    """The run's own recipe, with what is overridden now. UsageError for a model without a run.
+
+    Its rewards are not taken over: code is run when it is named, not because a run's folder names it.
+    """
+    if start.run is None:
+        raise UsageError(f"{options.from_} is no run with a fine-tuned model.", "Give a run's folder.")
+    settings = read_run(start.run).get("settings")
+    if settings is None:
+        raise KlypeError(f"The run {start.run} does not say what recipe made it.")
+    return make(Recipe, overridden(saved(settings), ("align.rewards={}", *options.overrides)))
