@@ -11,6 +11,7 @@ from benchmarks import cures_command, quality_command
 from klype.cli import options as o
 from klype.cli.main import start
 from klype.cli.terminal import Terminal
+from klype.errors import UsageError
 from klype.option import Option
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def app() -> typer.Typer:
     bench.command("coverage")(o.expanded(coverage))
     bench.command("cures")(o.expanded(cures_command.command))
     bench.command("meaning")(o.expanded(meaning))
+    bench.command("minutes")(o.expanded(minutes))
     bench.command("quality")(o.expanded(quality_command.command))
     bench.command("rulings")(o.expanded(rulings))
     bench.command("serve")(o.expanded(serve))
@@ -121,6 +123,25 @@ def _ends(figure: dict[str, Any]) -> str:
     """ "0.83 [0.72, 0.91]", or the value alone where it has no interval."""
     value = "–" if figure["value"] is None else f"{figure['value']:.2f}"
     return value if figure["low"] is None else f"{value} [{figure['low']:.2f}, {figure['high']:.2f}]"
+
+
+def minutes(
+    terminal: Terminal,
+    recipes: Annotated[str, Option("Only these: world,norsk.", shown="all")] = "",
+    minutes: Annotated[str, Option("Those of each recipe: 1,2,5.")] = "1,2,5",
+    seed: o.Seed = 0,
+) -> None:
+    """Whether klype run takes the minutes that it is given, from its start to its end. Ends with 1 where not."""
+    from benchmarks.minutes import minutes as run
+
+    try:
+        sizes = [float(part) for part in minutes.split(",") if part.strip()]
+    except ValueError:
+        raise UsageError(f"--minutes does not understand “{minutes}”.", "Write numbers: 1,2,5.") from None
+    document = run([name for part in recipes.split(",") if (name := part.strip())], sizes, terminal.aside, seed)
+    terminal.document(document)
+    if not document["passed"]:
+        raise typer.Exit(1)
 
 
 def serve(
