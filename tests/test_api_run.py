@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import doctest
 import json
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
 
 import klype
+from klype.api.run import AlignOptions, RunPlaces
+from klype.cli.commands import align
 from klype.cli.main import call
 from klype.device import pick_device
+from klype.runs.options import RunOptions
 from tests import contract
 
 SMALL = {
@@ -147,3 +151,10 @@ def test_what_cannot_be_is_one_sentence(tmp_path: Path) -> None:
         with pytest.raises(klype.KlypeError, match=said):
             doing()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_python_may_tell_a_run_is_what_the_commands_take() -> None:
+    beside = {"set", "progress"}  # the commands' --set, and what they show
+    runs, alignments = ({field.name for field in fields(kind)} for kind in (RunOptions, align.AlignOptions))
+    assert RunPlaces.__annotations__.keys() - beside <= runs
+    assert AlignOptions.__annotations__.keys() - beside <= alignments

@@ -5,50 +5,24 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import date
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from klype.cli.terminal import Terminal, to_json, write
 from klype.environment import cache_folder
-from klype.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from klype.experiments.corpus import Source
     from klype.experiments.framework import B
+    from klype.experiments.options import BiasOptions, MistakesOptions
     from klype.experiments.report import Report
 
 PLAIN_EVERY_S = 15.0
-FEWEST = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Given:
-    """The options that the commands of experiments share; ``arms``: names with commas between."""
-
-    minutes: float
-    documents: tuple[int, ...]
-    seeds: int
-    arms: str
-    text: list[str]
-    encoding: str
-    setting: list[str]
-    out: Path | None
-    resume: bool
-    seed: int
-
-    def __post_init__(self) -> None:
-        if not self.minutes > 0:
-            raise UsageError(f"--minutes should be above 0 (it is {self.minutes:g}).")
-        if self.documents and min(self.documents) < FEWEST:
-            fewest = min(self.documents)
-            raise UsageError(f"--documents: {fewest} documents teach nothing; give at least {FEWEST}.")
-
-
-def conduct(report: Report[B], given: Given, terminal: Terminal) -> None:
+def conduct(report: Report[B], asked: BiasOptions | MistakesOptions, terminal: Terminal) -> None:
     """Plans the experiment, runs what of it is not finished, and shows what came of it."""
     from klype.config import load
     from klype.device import set_threads, usable_cores
@@ -59,10 +33,10 @@ def conduct(report: Report[B], given: Given, terminal: Terminal) -> None:
 
     experiment, lang = report.experiment, terminal.lang
     own, say = words(lang, experiment.name), Say(lang)
-    arms = experiment.called([name for part in given.arms.split(",") if (name := part.strip())], truth=not given.text)
-    settings = load(experiment.settings, overrides=given.setting)
-    request = PlanRequest(given.minutes, given.documents, given.seeds, given.seed, arms, settings)
-    source = open_source(given.text, given.encoding)
+    arms = experiment.called(asked.arms, truth=not asked.text)
+    settings = load(experiment.settings, overrides=asked.overrides)
+    request = PlanRequest(asked.minutes, asked.sizes, asked.seeds, asked.seed, arms, settings)
+    source = open_source(asked.text, asked.encoding)
     cores = usable_cores()
     set_threads(1)
 
@@ -77,7 +51,7 @@ def conduct(report: Report[B], given: Given, terminal: Terminal) -> None:
         done = own("progress", done=board.cells_done, all=board.cells)
         return "\n".join([done, *report.running(board, own)])
 
-    with folder.chosen(experiment.name, given.out, given.resume, date.today()) as place:
+    with folder.chosen(experiment.name, asked.out, asked.resume, date.today()) as place:
         plan = experiment.plan(source, place, request, cores, cache_folder())
         sizes = " / ".join(count(n, lang) for n in plan.documents)
         numbers = {"seeds": plan.seeds, f"{experiment.noun}s": len(plan.arms), "cores": cores}
@@ -95,7 +69,7 @@ def conduct(report: Report[B], given: Given, terminal: Terminal) -> None:
     terminal.document(made)
 
 
-def open_source(text: list[str], encoding: str) -> Source:
+def open_source(text: Sequence[str], encoding: str) -> Source:
     """The demo world, or the user's own text."""
     from klype.data.readers import TextOptions, read_texts
     from klype.experiments.corpus import TextSource, WorldSource

@@ -147,16 +147,6 @@ def a_device(name: str) -> str:
     return name
 
 
-def on_cores(name: str) -> str:
-    """The only device of an experiment that trains many models at a time."""
-    if name not in ("auto", "cpu"):
-        raise UsageError(
-            f"--device {name}: this experiment trains its models side by side, a core of the processor each.",
-            "Leave out --device.",
-        )
-    return name
-
-
 Json = Annotated[bool, Option("Print one JSON document on stdout; words go to stderr.", "--json")]
 Seed = Annotated[int, Option("Same seed, same result.")]
 OutFile = Annotated[Path | None, Option("Also write the JSON document to this file.")]
@@ -176,7 +166,6 @@ Device = Annotated[
     str,
     Option("auto (cuda or mps where there is one, else cpu), cpu, cuda, cuda:1 or mps.", check=a_device),
 ]
-Cores = Annotated[str, Option("auto or cpu: models are trained side by side, a core each.", check=on_cores)]
 Speculate = Annotated[
     str | None,
     Option("Guess ahead with lookup, ngram, ngram:FILE or a MODEL, beside plain decoding."),
@@ -191,9 +180,6 @@ Sure = Annotated[
     bool,
     Option("Say how sure it is of this answer: P(text), how many mean the same, what decided."),
 ]
-TextFiles = Annotated[list[str] | None, Option("Files, folders or globs of text. May be repeated.")]
-Encoding = Annotated[str, Option("Of the text files.")]
-Resume = Annotated[bool, Option("Go on where it stopped (or start, if nothing is there).")]
 Reward = Annotated[
     tuple[str, ...],
     Option(

@@ -1,0 +1,97 @@
+"""What a user may ask of an experiment: each option once, with its flag, help, default and bounds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from annotated_types import Gt
+
+from klype.errors import UsageError
+from klype.option import Option, Options
+
+FEWEST_DOCUMENTS = 8
+MINUTES = "Plans the documents and seeds that fit."
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentOptions(Options):
+    """What all experiments may be told. ``sizes``: numbers of documents, rising; ``arms``: names of what is compared;
+    none: what fits, and all."""
+
+    seeds: Annotated[int, Option("Instead: how many seeds (0: what fits).", least=0)] = 0
+    text: Annotated[tuple[str, ...], Option("Files, folders or globs of text. May be repeated.")] = ()
+    encoding: Annotated[str, Option("Of the text files.")] = "utf-8"
+    resume: Annotated[bool, Option("Go on where it stopped (or start, if nothing is there).")] = False
+    device: Annotated[str, Option("auto or cpu: models are trained side by side, a core each.")] = "auto"
+    seed: Annotated[int, Option("Same seed, same result.")] = 0
+
+    def __post_init__(self) -> None:
+        if self.device not in ("auto", "cpu"):
+            raise UsageError(
+                f"--device {self.device}: this experiment trains its models side by side, "
+                "a core of the processor each.",
+                "Leave out --device.",
+            )
+        if self.sizes and (fewest := self.sizes[0]) < FEWEST_DOCUMENTS:
+            raise UsageError(f"--documents: {fewest} documents teach nothing; give at least {FEWEST_DOCUMENTS}.")
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        raise NotImplementedError
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class BiasOptions(ExperimentOptions):
+    """``klype bias``."""
+
+    minutes: Annotated[float, Option(MINUTES), Gt(0)] = 10.0
+    documents: Annotated[str, Option("Instead: numbers of documents, 300,600,1200.")] = ""
+    targets: Annotated[str, Option("Only these, with one-hot: ensemble,oracle.")] = ""
+    overrides: Annotated[
+        tuple[str, ...], Option("Of the training: width=64, epochs=16. May be repeated.", "--set")
+    ] = ()
+    out: Annotated[Path | None, Option("Folder.", shown="runs/bias-DATE-N")] = None
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        try:
+            return tuple(sorted(set(map(int, listed(self.documents)))))
+        except ValueError:
+            why = f"--documents does not understand “{self.documents}”."
+            raise UsageError(why, "Write numbers: 300,600,1200.") from None
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        return listed(self.targets)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MistakesOptions(ExperimentOptions):
+    """``klype mistakes``."""
+
+    minutes: Annotated[float, Option(MINUTES), Gt(0)] = 20.0
+    documents: Annotated[int, Option("Instead: how many documents.", least=0)] = 0
+    methods: Annotated[str, Option("Only these, with the control: own-truth,backspace.")] = ""
+    overrides: Annotated[
+        tuple[str, ...], Option("Of the training: steps=300, rounds=8. May be repeated.", "--set")
+    ] = ()
+    out: Annotated[Path | None, Option("Folder.", shown="runs/mistakes-DATE-N")] = None
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return (self.documents,) if self.documents else ()
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        return listed(self.methods)
+
+
+def listed(text: str) -> tuple[str, ...]:
+    """The parts of a list with commas."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
