@@ -21,7 +21,7 @@ from klype.errors import KlypeError, UsageError
 from klype.examine.facts import read as read_facts
 from klype.model import checkpoint
 from klype.preferences.store import Store
-from klype.runs import pipeline
+from klype.runs import opening, pipeline
 from klype.runs.folder import read_run
 from klype.runs.options import RunOptions, StageOptions
 from klype.runs.recipe import read
@@ -90,7 +90,7 @@ def test_a_model_without_chat_template_is_told_how_to_get_one(tmp_path: Path) ->
     tokenizer.template = None
     recipe = read("world", WORLD)
     with pytest.raises(KlypeError, match=r"has no chat template.*as chat_template\.jinja"):
-        pipeline._subject(recipe, StageOptions(stage="finetune"), BadRows(), tokenizer, {})
+        opening.open_subject(recipe, StageOptions(stage="finetune"), BadRows(), tokenizer, {})
 
 
 def test_figures_in_the_report_are_those_in_run_json(world_run: tuple[Path, dict[str, object]]) -> None:

@@ -124,7 +124,7 @@ def open_run(
     there = known.is_file() or (known / "tokenizer.json").exists()
     tokenizer = read_tokenizer(known) if there else None
     bad = BadRows(skip=options.skip_bad)
-    subject = _subject(recipe, options, bad, tokenizer, hashes)
+    subject = open_subject(recipe, options, bad, tokenizer, hashes)
     run = Run(folder, options, recipe, subject, record, say, start, functions=functions)
     record.content["machine"]["device"] = str(parallel.device() if parallel.ranks() > 1 else run.device)
     if bad.count:
@@ -138,9 +138,10 @@ def open_run(
     return run
 
 
-def _subject(
+def open_subject(
     recipe: Recipe, options: InputOptions, bad: BadRows, tokenizer: Tokenizer | None, hashes: Mapping[str, str]
 ) -> Subject:
+    """What the run is about: the demo world, or somebody's own text."""
     if tokenizer is not None and tokenizer.template is None:
         raise KlypeError(
             "The model to start from has no chat template, which says how questions and answers are written.",

@@ -54,7 +54,7 @@ def fitting_steps(
     try:
         for threading in reversed(thread_configs(cores, training.micro_batches)):
             # all cores first: where steps are long beside the time there is, nothing else is tried
-            if found and parallel.any_rank(time.perf_counter() - began > 2 * PROBE * seconds):
+            if found and parallel.any_rank(time.perf_counter() - began > 3 * PROBE * seconds):
                 break
             tried = StepPlan(WARM + PROBED, 0.0, threading, precision)
             found.append((seconds_per_step(model, build, tried, training, cores, PROBE * seconds), threading))
