@@ -15,9 +15,8 @@ import torch
 from klype.answers import bounds
 from klype.errors import KlypeError, UsageError
 from klype.examine.compare import failed, parse
-from klype.examine.document import document
 from klype.examine.examination import Examined, Meters, examine, probe
-from klype.examine.examination_report import verdict
+from klype.examine.examination_report import document, verdict
 from klype.examine.from_traces import DistributionCache, answered, correctness
 from klype.examine.recorder import Shape
 from klype.examine.say import Say

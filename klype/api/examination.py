@@ -19,10 +19,9 @@ from klype.api.results import Row, data_frame, html_table
 from klype.data.rows import questions_from
 from klype.device import EnergyMeter
 from klype.errors import UsageError
-from klype.examine.document import document
 from klype.examine.examination import Examined, Meters, Progress, probe
 from klype.examine.examination import examine as run_examination
-from klype.examine.examination_report import render, verdict
+from klype.examine.examination_report import document, render, verdict
 from klype.examine.interventions import Intervention
 from klype.examine.say import Say
 from klype.examine.target import EvalTarget, ExamSettings, Plan, in_time, plan, within

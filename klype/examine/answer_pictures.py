@@ -23,13 +23,13 @@ from klype.examine.charts import (
     sankey,
     shares,
 )
-from klype.examine.document import CURVES
 from klype.examine.facts import FigureFacts, beyond
 from klype.examine.say import Say, visible
 
 Document = Mapping[str, Any]
 Curves = Mapping[str, Sequence[FigureFacts]]
 """By name (``CURVES``): a figure a position."""
+CURVES = ("survival", "would_survive", "by_position", "difference", "independent")
 Temperatures = Mapping[float, Mapping[str, FigureFacts]]
 """Figures by their names, from the lowest temperature."""
 LINES = (("survival", "r", "aligned", "solid"), ("would_survive", "k", "truth", "dashed"),

@@ -1,22 +1,248 @@
-"""``report.html`` of an examination: made to be read. One file, both languages, nothing fetched from the net."""
+"""What an examination found: one JSON document, a verdict in words, and ``report.html``.
+
+The document holds figures by temperature, curves, trees, forks, examples and cost. Two examinations with one seed
+differ in nothing but what stands under ``time`` and in measured seconds. Words and page say what is in the document.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-from klype.answers.tree import Tree
+from klype.answers.tree import Branch, Tree, branches
 from klype.examine import html
-from klype.examine.answer_pictures import flow, pictures
+from klype.examine.answer_pictures import CURVES, flow, pictures
 from klype.examine.answer_pictures import tree as tree_picture
-from klype.examine.document import drawn
-from klype.examine.evidence import OTHER_MANNERS
+from klype.examine.calibration import bins, risk_coverage
+from klype.examine.estimators import effect_of, sureness
+from klype.examine.evidence import OTHER_MANNERS, Evidence
+from klype.examine.examination import Examined
 from klype.examine.html import Block, Entry, Formula, Part, Section, Text, texts
+from klype.examine.measures import MEASURES, measure
 from klype.examine.say import Say, is_share
+from klype.examine.survival import Survival, survival_of
+from klype.judge.meaning import label
+from klype.values import Trace
 from klype.words import LANGUAGES
 
+TIMED = frozenset(["seconds", "joules", "joules_per_right"])
+"""Measured anew each time: they stand under ``time``, not among the figures."""
+EXAMPLES = 12
+TREES = 6
+CURVE = 50
+LONGEST = 40
+"""Positions that curves go to."""
+DRAWN = 0.005
+"""Answers that are less likely are not drawn; they belong to what is left."""
+
+Made = dict[str, Any]
 Document = Mapping[str, Any]
+
+
+def document(found: Examined) -> Made:
+    """The stable names are those of the JSON contract; the rest is what the report shows besides."""
+    target, settings = found.target, found.settings
+    measured = {t: measure(evidence) for t, evidence in found.evidence.items()}
+    after = _feedback(found)
+
+    def figures(timed: bool) -> Made:
+        return {
+            key(t): {name: f.json() for name, f in row.items() if (name in TIMED) == timed}
+            for t, row in measured.items()
+        }
+
+    return {
+        "model": target.name,
+        "questions": len(target.questions),
+        "figures": figures(timed=False),
+        **curves(found),
+        "feedback": {key(t): rows["difference"] for t, rows in after.items()},
+        "after_error": {key(t): rows for t, rows in after.items()},
+        "calibration": {key(t): reliability(evidence) for t, evidence in found.evidence.items() if honest(evidence)},
+        "selective": {key(t): kept(evidence) for t, evidence in found.evidence.items()},
+        "main": key(settings.main),
+        "skipped": target.skipped,
+        "judge": target.judge_name,
+        "settings": {
+            "temperatures": list(settings.temperatures),
+            "n": settings.n,
+            "limit": settings.limit,
+            "seed": settings.seed,
+            "trees": len(found.trees),
+            "forks": len(found.forks),
+        },
+        "trees": trees(found),
+        "examples": examples(found),
+        "missing": [row.name for row in MEASURES if row.name not in {*measured[settings.main], *TIMED}],
+        "time": {
+            "seconds": found.seconds,
+            "model_seconds": found.model_s,
+            "passes": found.passes,
+            "tokens": found.tokens,
+            "figures": figures(timed=True),
+        },
+    }
+
+
+def key(temperature: float) -> str:
+    """A temperature as it is typed: 0, 0.7, 1."""
+    return f"{temperature:g}"
+
+
+def curves(found: Examined) -> Made:
+    """R, K and their references by position and temperature, where errors are judged word by word."""
+    out: Made = {name: {} for name in CURVES}
+    for t, evidence in found.evidence.items():
+        if evidence.by_word:
+            for name, rows in along(survival_of(evidence), LONGEST).items():
+                out[name][key(t)] = rows
+    return out
+
+
+def honest(evidence: Evidence) -> bool:
+    """Whether what it says can be compared with how often it comes true."""
+    return bool(evidence.told) and not evidence.other_manners
+
+
+def along(curve: Survival, longest: int) -> dict[str, list[Made]]:
+    """R, K, Π(1 − h̄_t) and K less that (both empty where S is not known), and S̄^n, position by position."""
+    rows = (curve.r, curve.k, curve.by_position, curve.difference, curve.independent)
+    figures = dict(zip(CURVES, rows, strict=True))
+    return {
+        name: [{**f.json(), "t": at} for at, f in enumerate(row[:longest], 1)]
+        if name not in ("by_position", "difference") or any(f.value is not None for f in row)
+        else []
+        for name, row in figures.items()
+    }
+
+
+def reliability(evidence: Evidence) -> list[Made]:
+    """Equal-mass bins: probability said, how often it came true."""
+    said, true = [t.said for t in evidence.told], [t.true for t in evidence.told]
+    return [{"p": p, "observed": f.json()} for p, f in bins(said, true, [t.question for t in evidence.told])]
+
+
+def kept(evidence: Evidence) -> list[Made]:
+    """Share wrong among the answers that the model is surest of, by how many of them are kept: at most ``CURVE``
+    points."""
+    rows = sureness(evidence)
+    if not rows or len({right for _, right, _ in rows}) < 2:
+        return []
+    curve = risk_coverage([score for score, _, _ in rows], [right for _, right, _ in rows])
+    places = sorted({round(i * (len(curve) - 1) / CURVE) for i in range(CURVE + 1)})
+    return [{"kept": curve[i][0], "wrong": curve[i][1]} for i in places]
+
+
+def trees(found: Examined) -> list[Made]:
+    """The first few trees, their likeliest answers drawn as branches."""
+    out = []
+    decode = found.target.source.codec.decode
+    for question, tree in list(zip(found.target.questions, found.trees, strict=False))[:TREES]:
+        out.append(
+            {
+                "question": question.prompt,
+                "answers": [
+                    {"text": a.text, "low": a.low, "high": a.high, "meaning": label(a.meaning)}
+                    for a in tree.answers[:20]
+                ],
+                "meanings": [{"text": c.text, "low": c.low, "high": c.high} for c in tree.clusters[:8]],
+                "unexplored": tree.unexplored,
+                "expansions": tree.expansions,
+                "branches": drawn(tree, decode, 10),
+            }
+        )
+    return out
+
+
+def drawn(tree: Tree, decode: Callable[[Sequence[int]], str], most: int) -> Made:
+    """The likeliest answers as branches; a meaning goes by the likeliest answer that has it."""
+    names = {cluster.meaning: cluster.text for cluster in tree.clusters}
+    likely = sum(answer.low >= DRAWN for answer in tree.answers)
+    return _branch(branches(tree, decode, max(1, min(most, likely))), names)
+
+
+def _branch(one: Branch, names: Mapping[Hashable, str]) -> Made:
+    out: Made = {"text": one.text, "mass": one.mass, "children": [_branch(child, names) for child in one.children]}
+    if one.answer is not None:
+        out |= {"low": one.answer.low, "high": one.answer.high, "meaning": names[one.meaning]}
+    return out
+
+
+def examples(found: Examined) -> list[Made]:
+    """Answers at the main temperature, token by token with probability; with the fork of the first where it has one."""
+    target, t = found.target, found.settings.main
+    evidence = iter(found.evidence[t].answers)
+    out = []
+    for place, (question, traces) in enumerate(zip(target.questions, found.traces[t], strict=True)):
+        judged = [next(evidence) for _ in traces]
+        if place >= EXAMPLES:
+            break
+        forks = found.forks[place] if place < len(found.forks) else None
+        out.append(
+            {
+                "question": question.question,
+                "context": question.context,
+                "references": list(question.answers[:4]),
+                "answers": [
+                    {"text": target.source.codec.decode(trace.tokens), "right": a.right, "ended": trace.ended,
+                     "tokens": _tokens(found, trace)}
+                    for trace, a in list(zip(traces, judged, strict=True))[:3]
+                ],
+                "fork": None if forks is None else forks.fork,
+                "fork_p": None if forks is None else forks.p,
+                "own": None if forks is None else [forks.before[0], *(p.own for p in forks.positions)],
+                "others": [] if forks is None else [
+                    {"token": target.source.codec.decode([other.token]).strip(), "p": other.p,
+                     "meanings": [{"text": label(m), "share": share} for m, share in other.meanings[:3]]}
+                    for other in forks.others
+                ],
+            }
+        )  # fmt: skip
+    return out
+
+
+def _tokens(found: Examined, trace: Trace) -> list[Made]:
+    """Each with its leading space, where bytes are known."""
+    codec, spell = found.target.source.codec, found.target.spell
+    return [
+        {"text": f" {codec.decode([step.token])}" if spell is None else spell(step.token).decode("utf-8", "replace"),
+         "p": min(1.0, math.exp(step.logp))}
+        for step in trace.steps if step.token not in codec.stop
+    ]  # fmt: skip
+
+
+def _feedback(found: Examined) -> dict[float, Made]:
+    out: dict[float, Made] = {}
+    for t, evidence in found.evidence.items():
+        if not evidence.outcomes:
+            continue
+        shown = effect_of(evidence)
+        out[t] = {
+            name: [{**f.json(), "distance": d} for d, f in enumerate(getattr(shown, name), 1)]
+            for name in ("difference", "ratio", "beside_near", "cautious", "recovery", "moved")
+        }
+        out[t]["ended"] = [{"distance": d, **{arm: row[d - 1] for arm, row in shown.ended.items()}}
+                           for d in range(1, len(shown.difference) + 1)]  # fmt: skip
+        out[t]["further"] = {name: figure.json() for name, figure in shown.further.items()}
+        out[t]["pairs"] = pairs(evidence)
+    return out
+
+
+def pairs(evidence: Evidence) -> Made:
+    """How many pairs of a wrong word and a right one as rare there are, the places where there was none, and how many
+    times as likely as the wrong word the right one is: least, median, most; median before any matching."""
+    interventions = [one.intervention for one in evidence.outcomes]
+    ratios = [math.exp(intervention.rarity) for intervention in interventions if intervention.matched]
+    by_rule = [math.exp(intervention.rarity) for intervention in interventions if intervention.by_rule]
+    return {
+        "matched": len(ratios),
+        "dropped": evidence.dropped + sum(not intervention.matched for intervention in interventions),
+        "ratio": [min(ratios), median(ratios), max(ratios)] if ratios else None,
+        "ratio_by_rule": median(by_rule) if by_rule else None,
+    }
 
 
 def write(folder: Path, document: Document, lang: str = "en") -> Path:

@@ -15,9 +15,9 @@ import numpy as np
 
 from klype.examine import html
 from klype.examine.answer_pictures import pictures
-from klype.examine.document import along, document
 from klype.examine.evidence import Answered
 from klype.examine.examination import Examined
+from klype.examine.examination_report import along, document
 from klype.examine.feedback import FEW, InterventionOutcome
 from klype.examine.intervals import mean_by_question
 from klype.examine.rulings import ALPHA, Ruling, rulings

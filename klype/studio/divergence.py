@@ -16,7 +16,7 @@ from nicegui import ui
 from klype.errors import KlypeError
 from klype.examine.answer_pictures import pictures
 from klype.examine.charts import Cell, Option, axis, formula_curves, whiskers
-from klype.examine.document import key as temperature_key
+from klype.examine.examination_report import key as temperature_key
 from klype.examine.examination_report import measured, verdict
 from klype.examine.facts import FigureFacts
 from klype.examine.measures import KNOWN
