@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from klype.answers import checks
-from klype.answers.decoding import Asked
+from klype.answers.decoding import DecodeQuestion
 from klype.errors import UsageError
 from klype.judge.meaning import text_meaning, world_meaning
 from klype.judge.text import choice_match, normalise, number_match
@@ -32,7 +32,7 @@ class Posed:
     """A question as it is put to one source, and who says whether an answer is right."""
 
     question: Question
-    asked: Asked
+    asked: DecodeQuestion
     right: Callable[[str], bool]
 
 
@@ -89,7 +89,7 @@ def _world_posed(codec: Codec, world: World, question: Question, seed: int, rewa
     known["statement"] = checks.given(lambda answer: (before, _behind(codec, question.prompt, answer)))
     if reward is not None:
         known["reward"] = checks.judged(lambda prompts, answers: reward.score(prompts, answers).tolist())
-    asked = Asked(
+    asked = DecodeQuestion(
         prompt(question.prompt),
         world_meaning(world, question),
         32,
@@ -232,7 +232,7 @@ def _posed(codec: Codec, rows: Rows, question: Question, seed: int) -> Posed:
             return encoded(before), _behind(codec, before, text)
 
         known["statement"] = checks.given(stated)
-    asked = Asked(
+    asked = DecodeQuestion(
         encoded(prompt),
         text_meaning(question),
         rows.limit,

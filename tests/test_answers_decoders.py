@@ -12,7 +12,7 @@ import torch
 
 from klype.answers import checks
 from klype.answers.decoders import DECODERS, Decided, decide
-from klype.answers.decoding import Asked, Tuning, parse_budget
+from klype.answers.decoding import DecodeQuestion, Tuning, parse_budget
 from klype.errors import UsageError
 from klype.sources.source import answers
 from klype.values import Request, Sampling
@@ -35,17 +35,17 @@ def likes_c(prompts: Any, tokens: Any) -> list[float]:
     return [50.0 * (3 in answer) for answer in tokens]
 
 
-def question(meaning: Any = lambda text: text, **more: Any) -> Asked:
+def question(meaning: Any = lambda text: text, **more: Any) -> DecodeQuestion:
     known = {
         "likelihood": checks.likelihood,
         "statement": checks.given(lambda text: ((1,), (2, 0))),
         "yes": checks.yes(lambda text: (1,), [2], [3]),
         "reward": checks.judged(likes_c),
     }
-    return Asked((START,), meaning, LIMIT, (0,), checks=known, **more)
+    return DecodeQuestion((START,), meaning, LIMIT, (0,), checks=known, **more)
 
 
-def one(table: np.ndarray, name: str, budget: float, asked: Asked | None = None, **more: Any) -> Decided:
+def one(table: np.ndarray, name: str, budget: float, asked: DecodeQuestion | None = None, **more: Any) -> Decided:
     source, _ = table_source(table)
     return decide(source, [asked or question()], name, budget, **more)[0]
 
@@ -130,7 +130,7 @@ def test_a_check_overrules_the_model() -> None:
     choice = one(SPLIT, "verify-reward", 8).choice
     assert choice.chosen.text == "d" or choice.chosen.text == "c"
     with pytest.raises(UsageError, match="nothing to check with"):
-        one(SPLIT, "verify-yes", 8, Asked((START,), str, LIMIT, (0,)))
+        one(SPLIT, "verify-yes", 8, DecodeQuestion((START,), str, LIMIT, (0,)))
 
 
 def back_table() -> np.ndarray:

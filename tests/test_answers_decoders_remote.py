@@ -9,7 +9,7 @@ import pytest
 
 from klype.answers import checks
 from klype.answers.decoders import decide
-from klype.answers.decoding import Asked
+from klype.answers.decoding import DecodeQuestion
 from klype.sources.capabilities import probe
 from klype.sources.http_client import HttpClient, RetryPolicy
 from klype.sources.remote import RemoteSource
@@ -28,10 +28,13 @@ def remote() -> RemoteSource:
 def test_remote_decides_as_native(remote: RemoteSource, name: str) -> None:
     native = own()
 
-    def asked(codec: Any) -> list[Asked]:
+    def asked(codec: Any) -> list[DecodeQuestion]:
         prompt = tuple(codec.prompt(ASKED))
         known: dict[str, checks.Check] = {"likelihood": checks.likelihood}
-        return [Asked(prompt, lambda text: text.lower(), 8, tuple(codec.stop), seed, checks=known) for seed in (0, 3)]
+        return [
+            DecodeQuestion(prompt, lambda text: text.lower(), 8, tuple(codec.stop), seed, checks=known)
+            for seed in (0, 3)
+        ]
 
     theirs, mine = (decide(source, asked(source.codec), name, 4.0) for source in (remote, native))
     for a, b in zip(theirs, mine, strict=True):

@@ -55,7 +55,6 @@ def test_saved_and_loaded_is_the_same(top: int, tmp_path: Path) -> None:
     assert found.about == {"question": "æ"}
     assert len(found.traces) == 5
     assert all(map(same, traces, found.traces))
-    assert t.differences(traces, found.traces) == []
 
 
 def test_no_traces_at_all_are_traces_too(tmp_path: Path) -> None:
@@ -112,11 +111,3 @@ def test_parquet_has_a_row_a_token(tmp_path: Path) -> None:
         else:
             p = np.exp(q.logp.astype(float))
             assert entropy == pytest.approx(-(p * np.log(p)).sum())
-
-
-def test_what_differs_is_named() -> None:
-    a, b = drawn(0), drawn(0)
-    assert t.differences(a, b) == []
-    assert t.differences(a, b[1:])[0] == "5 traces against 4"
-    other = Engine(toy(seed=1)).run([Request((1, 2, 3), n=3, limit=5)])[0]
-    assert any("token" in line for line in t.differences(a[:3], other))

@@ -12,7 +12,7 @@ import pytest
 import torch
 from bias_toys import END, SIZE, Chain
 
-from klype.answers.backspace import Sheet, obeyed
+from klype.answers.backspace import Draft, answers_with_backspace
 from klype.cli.main import call
 from klype.errors import KlypeError, UsageError
 from klype.examine.feedback import effect, outcomes
@@ -219,7 +219,7 @@ def test_a_model_learns_to_take_back_what_cannot_follow(first: tuple[Corpus, Tra
 
 
 def test_a_sheet_takes_back_within_its_text() -> None:
-    sheet = Sheet((), 9)
+    sheet = Draft((), 9)
     assert sheet.bars() == {9}
     for token in (9, 1, 2, 9, 3):
         sheet.push(token)
@@ -242,7 +242,7 @@ def test_who_never_takes_back_writes_as_ever() -> None:
     source, _ = table_source(table)
     requests = [Request((1,), n=3, limit=7, seed=seed, stop=(0,)) for seed in range(4)]
     plain = answers(source, requests)
-    backed = obeyed(source, requests, [0] * 4, 3)
+    backed = answers_with_backspace(source, requests, [0] * 4, 3)
     assert [[t.tokens for t in group] for group in backed] == [[t.tokens for t in group] for group in plain]
 
 
@@ -255,10 +255,10 @@ def test_nothing_is_taken_back_beyond_ones_own(own: int) -> None:
     table /= table.sum(1, keepdims=True)
     source, _ = table_source(table)
     requests = [Request((1, 2, 3), n=4, limit=12, seed=seed, stop=(0,)) for seed in range(5)]
-    for group in obeyed(source, requests, [own] * 5, 4):
+    for group in answers_with_backspace(source, requests, [own] * 5, 4):
         for trace in group:
             assert len(trace.tokens) <= 12
-            sheet = Sheet((1, 2, 3)[3 - own :], 4)
+            sheet = Draft((1, 2, 3)[3 - own :], 4)
             for token in trace.tokens:
                 assert token not in sheet.bars()
                 sheet.push(token)

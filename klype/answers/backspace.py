@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
 
-from klype.answers.decoding import Draw, Purse, Tokens, pay, serve
+from klype.answers.decoding import Draw, PassBudget, Tokens, run
 from klype.data.order import mix
 from klype.sources.source import Source
 from klype.values import Request, Sampling, Step, Trace
@@ -19,7 +19,7 @@ BARRED = -1e4
 
 
 @dataclass(slots=True)
-class Sheet:
+class Draft:
     """One's own text as it stands. ``back``: the token that takes back; None: nothing ever does.
 
     ``taken``: the last token took one back.
@@ -57,16 +57,18 @@ class Written:
 Writing = Generator[Draw, list[Trace], Written]
 
 
-def obey(request: Request, back: int, purse: Purse, begun: Sequence[Step] = (), taken: bool = False) -> Writing:
+def write_with_backspace(
+    request: Request, back: int, budget: PassBudget, begun: Sequence[Step] = (), taken: bool = False
+) -> Writing:
     """Goes on from what was ``begun`` (and has just been ``taken`` back) to a stop, to ``request.limit`` tokens that
-    stand, or until the purse is empty. After something was taken back, noise is drawn anew."""
+    stand, or until the budget is empty. After something was taken back, noise is drawn anew."""
     steps, passes, turns = list(begun), list[Step](), 0
-    sheet = Sheet(tuple(step.token for step in begun), back)
+    draft = Draft(tuple(step.token for step in begun), back)
 
     def read(said: Sequence[Step]) -> None:
         for step in said:
-            sheet.push(step.token)
-            if not sheet.taken:
+            draft.push(step.token)
+            if not draft.taken:
                 steps.append(step)
             elif steps:
                 steps.pop()
@@ -74,19 +76,19 @@ def obey(request: Request, back: int, purse: Purse, begun: Sequence[Step] = (), 
     if taken:
         read([Step(back, 0.0, 0.0, "forced")])
         turns = 1
-    while (room := min(purse.left, request.limit - len(steps))) > 0:
-        prompt = (*request.prompt, *sheet.tokens)
+    while (room := min(budget.left, request.limit - len(steps))) > 0:
+        prompt = (*request.prompt, *draft.tokens)
         seed = mix(request.seed, turns) if turns else request.seed
         on = replace(request, prompt=prompt, n=1, limit=room, seed=seed, stop=(*request.stop, back))
-        if bars := sheet.bars():
+        if bars := draft.bars():
             on = replace(on, limit=1, stop=request.stop, sampling=barring(request.sampling, bars))
             (trace,) = yield Draw(on, len(prompt))
         else:
             (trace,) = yield Draw(on, len(prompt) - 1)
         passes += trace.steps
         read(trace.steps)
-        turns += sheet.taken
-        if trace.ended == "stop" and not sheet.taken:
+        turns += draft.taken
+        if trace.ended == "stop" and not draft.taken:
             return Written(tuple(steps), tuple(passes), True)
     return Written(tuple(steps), tuple(passes), False)
 
@@ -96,21 +98,23 @@ def barring(sampling: Sampling, tokens: set[int]) -> Sampling:
     return replace(sampling, logit_bias=(*sampling.logit_bias, *((token, BARRED) for token in sorted(tokens))))
 
 
-def obeyed(source: Source, requests: Sequence[Request], own: Sequence[int], back: int) -> list[list[Trace]]:
+def answers_with_backspace(
+    source: Source, requests: Sequence[Request], own: Sequence[int], back: int
+) -> list[list[Trace]]:
     """``answers`` of a model that takes words back; a trace's steps are its passes, ``request.limit`` at most.
 
     The last ``own[i]`` tokens of prompt i are the model's own: they may be taken back, and nothing before them.
     """
-    purses, writings, places = list[Purse](), list[Writing](), list[tuple[Request, int]]()
+    budgets, writings, places = list[PassBudget](), list[Writing](), list[tuple[Request, int]]()
     for request, count in zip(requests, own, strict=True):
         cut = len(request.prompt) - count
         begun = [Step(token, 0.0, 0.0, "forced") for token in request.prompt[cut:]]
         for sample in range(request.first_sample, request.first_sample + request.n):
             alone = replace(request, prompt=request.prompt[:cut], limit=request.limit + count, first_sample=sample)
-            purses.append(Purse(request.limit))
-            writings.append(obey(alone, back, purses[-1], begun))
+            budgets.append(PassBudget(request.limit))
+            writings.append(write_with_backspace(alone, back, budgets[-1], begun))
             places.append((request, sample))
-    done = _side_by_side(source, writings, purses)
+    done = run(source, writings, budgets)
     traces = [
         Trace(request.prompt, w.passes, request.sampling, request.seed, sample, source.name,
               "stop" if w.ended else "length", len(w.passes), 0.0)
@@ -118,24 +122,3 @@ def obeyed(source: Source, requests: Sequence[Request], own: Sequence[int], back
     ]  # fmt: skip
     found = iter(traces)
     return [[next(found) for _ in range(request.n)] for request in requests]
-
-
-def _side_by_side(source: Source, writings: Sequence[Writing], purses: Sequence[Purse]) -> list[Written]:
-    done: dict[int, Written] = {}
-    orders: dict[int, Draw] = {}
-
-    def send(place: int, found: list[Trace] | None) -> None:
-        try:
-            orders[place] = next(writings[place]) if found is None else writings[place].send(found)
-        except StopIteration as end:
-            done[place] = end.value
-
-    for place in range(len(writings)):
-        send(place, None)
-    while orders:
-        placed, orders = list(orders.items()), {}
-        served = serve(source, [order for _, order in placed])
-        for (place, order), found in zip(placed, served, strict=True):
-            pay(purses[place], order, found)
-            send(place, [trace for trace in found if isinstance(trace, Trace)])
-    return [done[place] for place in range(len(writings))]

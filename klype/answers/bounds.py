@@ -8,7 +8,7 @@ on the V − k others. Each bound is attained by such a completion, except where
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -99,31 +99,6 @@ def whole_at(q: Distribution, temperature: float) -> Distribution:
 
 def _plogp(p: float) -> float:
     return -p * math.log(p) if p > TINY else 0.0
-
-
-def mass_on(q: Distribution, acceptable: Collection[int]) -> tuple[float, float]:
-    """The probability of a set of tokens: what is listed, and as much of the rest as can lie on those unlisted."""
-    logq = dict(zip(q.ids.tolist(), q.logp.tolist(), strict=True))
-    inside = [math.exp(logq[token]) for token in acceptable if token in logq]
-    low = min(1.0, math.fsum(inside))
-    if q.rest <= 0.0:
-        return low, low
-    least = math.exp(float(q.logp.min())) if len(q.logp) else 1.0
-    unlisted = len(set(acceptable)) - len(inside)
-    return low, min(1.0, low + min(q.rest, unlisted * least))
-
-
-def divergence_low(p: Mapping[int, float], q: Distribution) -> float:
-    """KL(p‖q) is at least this (there is no upper bound): p and q with all unlisted tokens taken as one."""
-    logq = dict(zip(q.ids.tolist(), q.logp.tolist(), strict=True))
-    listed = [(mass, logq[token]) for token, mass in p.items() if mass > 0 and token in logq]
-    outside = 1.0 - math.fsum(mass for mass, _ in listed)
-    total = math.fsum(mass * (math.log(mass) - logp) for mass, logp in listed)
-    if outside > TINY:
-        if q.rest <= 0.0:
-            return math.inf
-        total += outside * math.log(outside / (q.rest + 1e-9))  # what was rounded away is allowed for
-    return max(0.0, total)
 
 
 def tempered(q: Distribution, temperature: float, vocabulary: int) -> Tempered:

@@ -1,7 +1,7 @@
 """Ways to check candidates: each gives a log-score, added to log P(answer) with a weight.
 
 A new check is a row of ``CHECKS`` (which makes it the decoder ``verify-NAME``) and the function that a
-question brings for it (``Asked.checks``).
+question brings for it (``DecodeQuestion.checks``).
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from klype.answers.decoding import Bench, Candidate, Judge, Order, Read, Score, Tokens
+from klype.answers.decoding import Candidate, DecodeContext, DecodeRequest, Judge, Read, Score, Tokens
 
-Checking = Generator[Order, Any, list[float]]
-Check = Callable[[Bench, Sequence[Candidate]], Checking]
+Checking = Generator[DecodeRequest, Any, list[float]]
+Check = Callable[[DecodeContext, Sequence[Candidate]], Checking]
 LEAST = 1e-6
 
 
@@ -45,10 +45,7 @@ CHECKS = {
         "It needs to know what an answer states.",
     ),
     "yes": CheckKind(
-        {
-            "en": "the answer that the model itself takes for right",
-            "nb": "svaret modellen selv mener er riktig",
-        },
+        {"en": "the answer that the model itself takes for right", "nb": "svaret modellen selv mener er riktig"},
         "It needs a chat template, and one token each for Yes and No.",
     ),
     "reward": CheckKind(
@@ -64,17 +61,17 @@ CHECKS = {
 text; by the model's own P(yes) (Kadavath et al. 2022, arXiv:2207.05221); by the score of a reward model."""
 
 
-def likelihood(bench: Bench, candidates: Sequence[Candidate]) -> Checking:
+def likelihood(context: DecodeContext, candidates: Sequence[Candidate]) -> Checking:
     """Free: what was drawn tells it."""
-    yield from ()  # it orders nothing
+    yield from ()  # it requests nothing
     return [c.logp / max(1, len(c.tokens)) - c.logp for c in candidates]
 
 
 def given(put: Callable[[str], tuple[Tokens, Tokens]]) -> Check:
     """log P of the second behind the first of ``put(answer)``: of what an answer states. One pass a candidate."""
 
-    def check(bench: Bench, candidates: Sequence[Candidate]) -> Checking:
-        rows = [put(c.text) for c in candidates[: bench.purse.left]]
+    def check(context: DecodeContext, candidates: Sequence[Candidate]) -> Checking:
+        rows = [put(c.text) for c in candidates[: context.budget.left]]
         traces = yield Score(tuple(p for p, _ in rows), tuple(q for _, q in rows))
         return [trace.logp for trace in traces]
 
@@ -84,8 +81,8 @@ def given(put: Callable[[str], tuple[Tokens, Tokens]]) -> Check:
 def yes(put: Callable[[str], Tokens], yes: Sequence[int], no: Sequence[int]) -> Check:
     """log P(yes) among yes and no, as the next token after ``put(answer)``. One pass a candidate."""
 
-    def check(bench: Bench, candidates: Sequence[Candidate]) -> Checking:
-        kept = candidates[: bench.purse.left]
+    def check(context: DecodeContext, candidates: Sequence[Candidate]) -> Checking:
+        kept = candidates[: context.budget.left]
         found = yield Read(tuple(put(c.text) for c in kept))
         out = []
         for q in found:
@@ -100,9 +97,9 @@ def yes(put: Callable[[str], Tokens], yes: Sequence[int], no: Sequence[int]) -> 
 def judged(score: Callable[[Sequence[Tokens], Sequence[Tokens]], Sequence[float]]) -> Check:
     """``score(prompts, answers)`` of a reward model. One pass a candidate."""
 
-    def check(bench: Bench, candidates: Sequence[Candidate]) -> Checking:
-        kept = candidates[: bench.purse.left]
-        prompts, tokens = [bench.asked.prompt] * len(kept), [c.tokens for c in kept]
+    def check(context: DecodeContext, candidates: Sequence[Candidate]) -> Checking:
+        kept = candidates[: context.budget.left]
+        prompts, tokens = [context.question.prompt] * len(kept), [c.tokens for c in kept]
         positions = sum(map(len, prompts)) + sum(map(len, tokens))
         scores = yield Judge(lambda: [float(s) for s in score(prompts, tokens)], len(kept), positions)
         return list(scores)

@@ -8,21 +8,20 @@ from dataclasses import dataclass, replace
 from klype.answers import strategies
 from klype.answers.checks import CHECKS
 from klype.answers.decoding import (
-    Asked,
-    Bench,
+    GREEDY,
     Choice,
     Deciding,
+    DecodeContext,
+    DecodeQuestion,
     Draw,
-    Order,
-    Purse,
+    PassBudget,
     Tuning,
-    most_passes,
-    pay,
+    run,
     serve,
 )
 from klype.errors import UsageError
 from klype.sources.source import Source
-from klype.values import Request, Trace
+from klype.values import Trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +30,11 @@ class Decoder:
     must bring. ``tunes``: its settings, the values worth trying."""
 
     name: str
-    way: Callable[[Bench], Deciding]
+    strategy: Callable[[DecodeContext], Deciding]
     about: Mapping[str, str]
     spends: bool = True
     needs: str = ""
     tunes: tuple[Tuning, ...] = (Tuning(),)
-
-
-def weighed(weight: float) -> Tuning:
-    return Tuning(weight=weight)
 
 
 WARM = (Tuning(), Tuning(temperature=0.7))
@@ -49,10 +44,7 @@ DECODERS = {
         Decoder(
             "greedy",
             strategies.plain,
-            {
-                "en": "always the most probable word",
-                "nb": "hele tiden det mest sannsynlige ordet",
-            },
+            {"en": "always the most probable word", "nb": "hele tiden det mest sannsynlige ordet"},
             spends=False,
         ),
         Decoder(
@@ -68,10 +60,7 @@ DECODERS = {
         Decoder(
             "consensus",
             strategies.consensus,
-            {
-                "en": "the meaning that most drawn answers share",
-                "nb": "meningen som flest trukne svar er enige om",
-            },
+            {"en": "the meaning that most drawn answers share", "nb": "meningen som flest trukne svar er enige om"},
             tunes=WARM,
         ),
         Decoder(
@@ -88,7 +77,7 @@ DECODERS = {
                 strategies.verify(name),
                 check.about,
                 needs=name,
-                tunes=tuple(map(weighed, check.weights)),
+                tunes=tuple(Tuning(weight=weight) for weight in check.weights),
             )
             for name, check in CHECKS.items()
         ),
@@ -133,7 +122,7 @@ def decoder(name: str) -> Decoder:
 
 def decide(
     source: Source,
-    questions: Sequence[Asked],
+    questions: Sequence[DecodeQuestion],
     name: str,
     budget: float = 4.0,
     tuning: Tuning | None = None,
@@ -148,49 +137,25 @@ def decide(
     if budget < 1:
         raise UsageError(f"A budget of {budget:g} plain answers is too little: one at least.")
     settings = row.tunes[0] if tuning is None else tuning
-    orders = [first(asked, settings, name == "sample") for asked in questions]
+    requests = [first(question, settings, name == "sample") for question in questions]
     if plain is None:
-        plain = [trace for (trace,) in serve(source, orders)]  # type: ignore[misc]
-    benches = []
-    for asked, order, trace in zip(questions, orders, plain, strict=True):
-        purse = Purse(int(budget * max(1, len(trace.steps))))
-        pay(purse, order, [trace])
-        benches.append(Bench(asked, source.codec.decode, settings, purse, trace))
-    costs = [(bench.purse.passes, bench.purse.positions) for bench in benches]
-    choices = _run(source, benches, row)
+        plain = [trace for (trace,) in serve(source, requests)]  # type: ignore[misc]
+    contexts = []
+    for question, request, trace in zip(questions, requests, plain, strict=True):
+        passes = PassBudget(int(budget * max(1, len(trace.steps))))
+        passes.charge(request, [trace])
+        contexts.append(DecodeContext(question, source.codec.decode, settings, passes, trace))
+    costs = [(context.budget.passes, context.budget.positions) for context in contexts]
+    choices = run(source, [row.strategy(context) for context in contexts], [context.budget for context in contexts])
     return [
-        Decided(choice, Choice(bench.candidate(bench.plain)), bench.purse.passes, bench.purse.positions, *cost)
-        for choice, bench, cost in zip(choices, benches, costs, strict=True)
+        Decided(
+            choice, Choice(context.candidate(context.plain)), context.budget.passes, context.budget.positions, *cost
+        )
+        for choice, context, cost in zip(choices, contexts, costs, strict=True)
     ]
 
 
-def first(asked: Asked, tuning: Tuning, drawn: bool = False) -> Draw:
-    """The order of the plain answer: greedy, with the likely tokens of every step; or one sample."""
-    sampling = replace(asked.sampling, temperature=tuning.temperature) if drawn else strategies.GREEDY
-    top = 0 if drawn else tuning.top
-    return Draw(Request(asked.prompt, 1, asked.limit, sampling, asked.seed, asked.stop, asked.stop_texts, top))
-
-
-def _run(source: Source, benches: Sequence[Bench], row: Decoder) -> list[Choice]:
-    """All generators side by side: what they order at one time is served together."""
-    choices: dict[int, Choice] = {}
-    going: dict[int, tuple[Deciding, Order]] = {}
-    for i, bench in enumerate(benches):
-        way = row.way(bench)
-        try:
-            going[i] = way, next(way)
-        except StopIteration as end:
-            choices[i] = end.value
-    while going:
-        placed = list(going.items())
-        for i, (_, order) in placed:
-            assert most_passes(order) <= benches[i].purse.left, "a decoder asks for no more than it has"
-        served = serve(source, [order for _, (_, order) in placed])
-        going = {}
-        for (i, (way, order)), found in zip(placed, served, strict=True):
-            pay(benches[i].purse, order, found)
-            try:
-                going[i] = way, way.send(found)
-            except StopIteration as end:
-                choices[i] = end.value
-    return [choices[i] for i in range(len(benches))]
+def first(question: DecodeQuestion, tuning: Tuning, drawn: bool = False) -> Draw:
+    """The request of the plain answer: greedy, with the likely tokens of every step; or one sample."""
+    sampling = replace(question.sampling, temperature=tuning.temperature) if drawn else GREEDY
+    return Draw(question.request(sampling, question.limit, top=0 if drawn else tuning.top))

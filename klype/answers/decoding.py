@@ -1,6 +1,6 @@
-"""What a decoder asks for and what it may spend.
+"""What a decoder requests and what it may spend.
 
-A decoder is a generator: it yields orders and is sent what was found, so that many questions are answered side by side
+A decoder is a generator: it yields requests and is sent the replies, so that many questions are answered side by side
 and one call of the source serves them all. One *pass* is one row of one forward call: a token that is drawn, a
 beginning that is read, an answer that is scored (all its tokens at once). ``positions`` counts the tokens that went
 through the model, prompts included: the better measure of work where answers are scored rather than drawn.
@@ -8,19 +8,20 @@ through the model, prompts included: the better measure of work where answers ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Hashable, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from klype.errors import UsageError
 from klype.samplers import PLAIN
 from klype.sources.source import Source, answers
-from klype.values import Distribution, Request, Sampling, Trace
+from klype.values import Distribution, Request, Sampling, Step, Trace
 
 if TYPE_CHECKING:
     from klype.answers.checks import Check
 
 Tokens = tuple[int, ...]
+GREEDY = Sampling(temperature=0.0)
 CHUNK = 64
 """Rows of one call of the source at most, where a row brings a prompt of its own."""
 
@@ -59,18 +60,30 @@ class Judge:
     positions: int
 
 
-Order = Draw | Read | Score | Judge
+DecodeRequest = Draw | Read | Score | Judge
 
 
 @dataclass(slots=True)
-class Purse:
+class PassBudget:
     """Passes that may still be spent, and what was."""
 
     left: int
     passes: int = 0
     positions: int = 0
 
-    def pay(self, passes: int, positions: int) -> None:
+    def charge(self, request: DecodeRequest, reply: Reply) -> None:
+        """Take off what a request has cost. A prompt is read once, however many answers share it."""
+        passes = most_passes(request)
+        match request:
+            case Draw(drawn, known):
+                passes = sum(len(trace.steps) for trace in reply if isinstance(trace, Trace))
+                positions = len(drawn.prompt) - known + max(0, passes - drawn.n)
+            case Read(prefixes, _, known):
+                positions = len(prefixes) if known else sum(map(len, prefixes))
+            case Score(prompts, answered):
+                positions = sum(map(len, set(prompts))) + sum(map(len, answered))
+            case Judge(_, _, positions):
+                pass
         assert passes <= self.left, "a decoder asks for no more than it has"
         self.left -= passes
         self.passes += passes
@@ -120,7 +133,7 @@ class Tuning:
 
 
 @dataclass(frozen=True)
-class Asked:
+class DecodeQuestion:
     """One question put to a source; ``checks``: how candidates are judged, where a decoder needs it."""
 
     prompt: Tokens
@@ -132,15 +145,22 @@ class Asked:
     sampling: Sampling = PLAIN
     checks: dict[str, Check] = field(default_factory=dict)
 
+    def request(
+        self, sampling: Sampling, limit: int, after: Tokens = (), n: int = 1, top: int = 0, first_sample: int = 0
+    ) -> Request:
+        """To go on from some tokens of the answer, with at most ``limit`` more."""
+        prompt = (*self.prompt, *after)
+        return Request(prompt, n, limit, sampling, self.seed, self.stop, self.stop_texts, top, first_sample)
+
 
 @dataclass(slots=True)
-class Bench:
-    """A decoder's workplace: the question, the source's words, the purse and the plain answer."""
+class DecodeContext:
+    """What a decoder works with: the question, its budget, the plain answer, and how tokens are spelled."""
 
-    asked: Asked
+    question: DecodeQuestion
     decode: Callable[[Sequence[int]], str]
     tuning: Tuning
-    purse: Purse
+    budget: PassBudget
     plain: Trace
 
     @property
@@ -148,77 +168,99 @@ class Bench:
         """Passes of the plain answer."""
         return max(1, len(self.plain.steps))
 
-    def candidate(self, trace: Trace, before: Sequence[Any] = (), weight: float = 1.0) -> Candidate:
+    def candidate(self, trace: Trace, before: Sequence[Step] = ()) -> Candidate:
         """The answer made of steps drawn earlier and a trace that goes on from them."""
-        steps = (*before, *trace.steps)
+        return self.answer((*before, *trace.steps), trace.ended == "stop")
+
+    def answer(self, steps: Sequence[Step], ended: bool) -> Candidate:
         tokens = tuple(step.token for step in steps)
         text = self.spell(tokens)
-        logp = sum(step.logp for step in steps)
-        return Candidate(text, tokens, logp, self.asked.meaning(text), trace.ended == "stop", weight)
+        return Candidate(text, tokens, sum(step.logp for step in steps), self.question.meaning(text), ended)
+
+    def go_on(self, before: Sequence[Step], limit: int) -> Draw:
+        """Greedily, behind steps of which all but the last one have been read."""
+        request = self.question.request(GREEDY, limit, tuple(step.token for step in before), top=self.tuning.top)
+        return Draw(request, len(request.prompt) - 1)
 
     def spell(self, tokens: Sequence[int]) -> str:
         text = self.decode(tokens)
-        for end in self.asked.stop_texts:
+        for end in self.question.stop_texts:
             text = text.split(end, 1)[0]
         return text
 
 
-Deciding = Generator[Order, Any, Choice]
-Found = list[Trace] | list[Distribution] | list[float]
+Deciding = Generator[DecodeRequest, Any, Choice]
+Reply = list[Trace] | list[Distribution] | list[float]
+T = TypeVar("T")
 
 
-def serve(source: Source, orders: Sequence[Order]) -> list[Found]:
-    """What each order asks for, in as few calls of the source as their kinds allow."""
-    found: list[Found] = [[] for _ in orders]
-    draws = [(i, order) for i, order in enumerate(orders) if isinstance(order, Draw)]
-    for (i, _), traces in zip(
-        draws, answers(source, [order.request for _, order in draws]) if draws else (), strict=True
-    ):
-        found[i] = traces
-    reads = [(i, p, order.top) for i, order in enumerate(orders) if isinstance(order, Read) for p in order.prefixes]
+def run(source: Source, decoding: Sequence[Generator[Any, Any, T]], budgets: Sequence[PassBudget]) -> list[T]:
+    """What each generator returns. They run side by side: what they request at one time is served together."""
+    done: dict[int, T] = {}
+    waiting: dict[int, DecodeRequest] = {}
+
+    def go_on(i: int, reply: Reply | None) -> None:
+        try:
+            waiting[i] = decoding[i].send(reply)
+        except StopIteration as end:
+            done[i] = end.value
+
+    for i in range(len(decoding)):
+        go_on(i, None)
+    while waiting:
+        placed = list(waiting.items())
+        waiting.clear()
+        for i, request in placed:
+            assert most_passes(request) <= budgets[i].left, "a decoder asks for no more than it has"
+        for (i, request), reply in zip(placed, serve(source, [request for _, request in placed]), strict=True):
+            budgets[i].charge(request, reply)
+            go_on(i, reply)
+    return [done[i] for i in range(len(decoding))]
+
+
+def serve(source: Source, requests: Sequence[DecodeRequest]) -> list[Reply]:
+    """What each request is answered with, in as few calls of the source as their kinds allow."""
+    replies: list[Any] = [[] for _ in requests]
+    draws = [(i, request.request) for i, request in enumerate(requests) if isinstance(request, Draw)]
+    for (i, _), traces in zip(draws, answers(source, [one for _, one in draws]) if draws else (), strict=True):
+        replies[i] = traces
+    reads = [
+        (i, p, request.top) for i, request in enumerate(requests) if isinstance(request, Read) for p in request.prefixes
+    ]
     for top in sorted({top for _, _, top in reads}):
-        alike = [(i, prefix) for i, prefix, asked in reads if asked == top]
-        for at in range(0, len(alike), CHUNK):
-            part = alike[at : at + CHUNK]
+        for part in batched([(i, prefix) for i, prefix, listed in reads if listed == top]):
             for (i, _), q in zip(part, source.next([prefix for _, prefix in part], top), strict=True):
-                found[i].append(q)  # type: ignore[arg-type]
+                replies[i].append(q)
     scores = [
         (i, prompt, answer)
-        for i, order in enumerate(orders)
-        if isinstance(order, Score)
-        for prompt, answer in zip(order.prompts, order.answers, strict=True)
+        for i, request in enumerate(requests)
+        if isinstance(request, Score)
+        for prompt, answer in zip(request.prompts, request.answers, strict=True)
     ]
-    for at in range(0, len(scores), CHUNK):
-        rows = scores[at : at + CHUNK]
+    for rows in batched(scores):
         for (i, _, _), trace in zip(rows, source.score([p for _, p, _ in rows], [a for _, _, a in rows]), strict=True):
-            found[i].append(trace)  # type: ignore[arg-type]
-    for i, order in enumerate(orders):
-        if isinstance(order, Judge):
-            found[i] = order.work()
-    return found
+            replies[i].append(trace)
+    for i, request in enumerate(requests):
+        if isinstance(request, Judge):
+            replies[i] = request.work()
+    return replies
 
 
-def most_passes(order: Order) -> int:
-    """What an order can cost at most; it is not placed unless there is so much."""
-    if isinstance(order, Draw):
-        return order.request.n * order.request.limit
-    if isinstance(order, Read):
-        return len(order.prefixes)
-    return len(order.answers) if isinstance(order, Score) else order.rows
+def batched(rows: Sequence[T]) -> Iterator[Sequence[T]]:
+    return (rows[at : at + CHUNK] for at in range(0, len(rows), CHUNK))
 
 
-def pay(purse: Purse, order: Order, found: Found) -> None:
-    """What an order has cost. A prompt is read once, however many answers share it."""
-    if isinstance(order, Draw):
-        drawn = sum(len(trace.steps) for trace in found if isinstance(trace, Trace))
-        read = len(order.request.prompt) - order.known
-        purse.pay(drawn, read + max(0, drawn - order.request.n))
-    elif isinstance(order, Read):
-        purse.pay(len(order.prefixes), len(order.prefixes) if order.known else sum(map(len, order.prefixes)))
-    elif isinstance(order, Score):
-        purse.pay(len(order.answers), sum(map(len, set(order.prompts))) + sum(map(len, order.answers)))
-    else:
-        purse.pay(order.rows, order.positions)
+def most_passes(request: DecodeRequest) -> int:
+    """What a request can cost at most; it is not placed unless there is so much."""
+    match request:
+        case Draw(drawn):
+            return drawn.n * drawn.limit
+        case Read(prefixes):
+            return len(prefixes)
+        case Score(_, answered):
+            return len(answered)
+        case Judge(_, rows):
+            return rows
 
 
 def parse_budget(text: str) -> float:

@@ -124,23 +124,6 @@ def export_parquet(file: Path, traces: Sequence[Trace], token_text: Callable[[in
     replace(file, sink.getvalue().to_pybytes())
 
 
-def differences(a: Sequence[Trace], b: Sequence[Trace]) -> list[str]:
-    """What differs between two sets of traces, in order, one line a trace; times are not compared."""
-    found = [] if len(a) == len(b) else [f"{len(a)} traces against {len(b)}"]
-    for i, (one, other) in enumerate(zip(a, b, strict=False)):
-        at = next((t for t, (x, y) in enumerate(zip(one.tokens, other.tokens, strict=False)) if x != y), None)
-        if one.prompt != other.prompt:
-            found.append(f"trace {i}: another prompt")
-        elif at is not None:
-            found.append(f"trace {i}: token {one.tokens[at]} against {other.tokens[at]} at position {at}")
-        elif len(one.steps) != len(other.steps):
-            found.append(f"trace {i}: {len(one.steps)} tokens against {len(other.steps)}")
-        elif any(x.logp != y.logp for x, y in zip(one.steps, other.steps, strict=True)):
-            most = max(abs(x.logp - y.logp) for x, y in zip(one.steps, other.steps, strict=True))
-            found.append(f"trace {i}: log-probabilities differ by up to {most:.3g} nats")
-    return found
-
-
 def replace(file: Path, data: bytes) -> None:
     try:
         durable.write(file, data)

@@ -9,7 +9,7 @@ from klype.errors import UsageError
 if TYPE_CHECKING:
     from klype.answers.checks import Check
     from klype.answers.decoders import Decided
-    from klype.answers.decoding import Asked
+    from klype.answers.decoding import DecodeQuestion
     from klype.api.asking import Asking
     from klype.cli.terminal import Terminal
     from klype.sources.opening import Opened
@@ -90,11 +90,11 @@ def tell(terminal: Terminal, told: dict[str, Any]) -> None:
 
 def _posed(
     opened: Opened, ask: Asking, limit: int, sampling: Sampling, seed: int, raw: bool | None, name: str
-) -> Asked:
-    from klype.answers.decoding import Asked
+) -> DecodeQuestion:
+    from klype.answers.decoding import DecodeQuestion
 
     known = _checks(opened, ask.question.prompt, name, not opened.as_raw(raw))
-    return Asked(ask.prompt, ask.meaning, limit, opened.stop, seed, sampling=sampling, checks=known)
+    return DecodeQuestion(ask.prompt, ask.meaning, limit, opened.stop, seed, sampling=sampling, checks=known)
 
 
 def _checks(opened: Opened, question: str, name: str, chat: bool) -> dict[str, Check]:

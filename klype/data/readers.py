@@ -149,8 +149,7 @@ def decode(raw: bytes, encoding: str, where: str, offset: int = 0) -> str:
         return raw.decode(encoding).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise UnicodeFaultError(
-            f"{where} is not {encoding}: byte {offset + error.start} is 0x{raw[error.start]:02x}.",
-            _SAVE,
+            f"{where} is not {encoding}: byte {offset + error.start} is 0x{raw[error.start]:02x}.", _SAVE
         ) from error
     except LookupError as error:
         raise UsageError(f"There is no encoding {encoding!r}.", "Try utf-8, latin-1 or utf-16.") from error

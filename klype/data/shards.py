@@ -151,15 +151,6 @@ def tokenize(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[list[int]]:
         yield from tokenizer.encode_documents(batch)
 
 
-def content_hash(documents: Documents) -> str:
-    """SHA-256 of the token ids and their borders: the same in memory and in shards of any size."""
-    digest = hashlib.sha256()
-    for i in range(len(documents)):
-        tokens = documents[i]
-        digest.update(len(tokens).to_bytes(8, "little") + tokens.astype("<u4").tobytes())
-    return digest.hexdigest()
-
-
 def _some(texts: Iterator[str]) -> list[str]:
     batch, characters = [], 0
     for text in islice(texts, 10_000):

@@ -118,18 +118,12 @@ class ModelJudge:
             raise UsageError(f"The model {source.name} cannot judge: {yes} and {no} are not told apart by one token.")
 
     def scores(self, question: Question, answers: Sequence[str]) -> list[float]:
-        prompts = [
-            self._source.codec.prompt([{"role": "user", "content": self._asked(question, answer)}])
-            for answer in answers
-        ]
+        asked = [f"Question: {question.transcript}\nAnswer: {a}\nIs this a good answer? Yes or No?" for a in answers]
+        prompts = [self._source.codec.prompt([{"role": "user", "content": text}]) for text in asked]
         return [self._score(q.p) for q in self._source.next(prompts, -1)]
 
     def annotator(self) -> Scorer:
         return Scorer(self._source.name, lambda question, answer: self.scores(question, [answer])[0])
-
-    @staticmethod
-    def _asked(question: Question, answer: str) -> str:
-        return f"Question: {question.transcript}\nAnswer: {answer}\nIs this a good answer? Yes or No?"
 
     def _score(self, p: object) -> float:
         assert callable(p)

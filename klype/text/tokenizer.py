@@ -10,7 +10,6 @@ of other makers begin a text is what their files say, as transformers and llama.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,6 +20,7 @@ from typing import Any, ClassVar
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
+from klype import durable
 from klype.errors import KlypeError, UsageError
 from klype.text.tokenizer_files import HINT, SpecialTokens, asked, is_plain, read_object, read_special_tokens, try_apart
 
@@ -50,8 +50,10 @@ class Tokenizer:
         self._definition = definition
         self._special = special
         self._backend = _backend(definition)
-        plain = _without_added_tokens(definition)
-        inner, behind = _never_prepending(plain), _prepending_nothing(plain)
+        # No text is matched as an added token. Inside a longer text, SentencePiece's "first" scheme puts no space.
+        plain = {**definition, "added_tokens": [], "post_processor": None}
+        cuts = json.dumps(plain.get("pre_tokenizer")).replace('"first"', '"never"')
+        inner, behind = {**plain, "pre_tokenizer": json.loads(cuts)}, _prepending_nothing(plain)
         self._plain = _backend(plain)
         self._inner = self._plain if inner == plain else _backend(inner)
         self._behind = self._plain if behind == plain else _backend(behind)
@@ -134,10 +136,10 @@ class Tokenizer:
             "clean_up_tokenization_spaces": False,
             "add_prefix_space": False,
         }
-        _write(folder / "tokenizer.json", json.dumps(self._definition, ensure_ascii=False))
-        _write(folder / "tokenizer_config.json", json.dumps(about, ensure_ascii=False, indent=2))
+        durable.write(folder / "tokenizer.json", json.dumps(self._definition, ensure_ascii=False))
+        durable.write(folder / "tokenizer_config.json", json.dumps(about, ensure_ascii=False, indent=2))
         if self.template is not None:
-            _write(folder / "chat_template.jinja", self.template)
+            durable.write(folder / "chat_template.jinja", self.template)
 
     def encode(self, text: str, first: bool = True) -> list[int]:
         """Token ids of a text. What looks like a control token is spelt out as ordinary text. ``first``: nothing stands
@@ -334,17 +336,6 @@ def _backend(definition: dict[str, Any]) -> Backend:
     return backend
 
 
-def _without_added_tokens(definition: dict[str, Any]) -> dict[str, Any]:
-    """The same vocabulary in which no text is matched as an added token."""
-    return {**definition, "added_tokens": [], "post_processor": None}
-
-
-def _never_prepending(definition: dict[str, Any]) -> dict[str, Any]:
-    """For text inside a longer one: SentencePiece's "first" scheme puts its space before the first piece only."""
-    text = json.dumps(definition.get("pre_tokenizer"))
-    return {**definition, "pre_tokenizer": json.loads(text.replace('"first"', '"never"'))}
-
-
 def _prepending_nothing(definition: dict[str, Any]) -> dict[str, Any]:
     """For text that goes on from other text: no part puts a space before it."""
 
@@ -379,10 +370,3 @@ def _token_bytes(backend: Backend, byte_level: bool) -> list[bytes]:
     for i, added in backend.get_added_tokens_decoder().items():
         table[i] = b"" if added.special else added.content.encode()
     return table
-
-
-def _write(file: Path, text: str) -> None:
-    with open(file, "w", encoding="utf-8", newline="\n") as out:
-        out.write(text)
-        out.flush()
-        os.fsync(out.fileno())

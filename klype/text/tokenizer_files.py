@@ -118,15 +118,7 @@ _BPE: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("fuse_unk", "byte_fallback"), (False,)),
     "ignore_merges": (False, True),
 }
-_TRIED = (
-    "a" * 3000,
-    " " * 3000,
-    "1" * 3000,
-    "\n" * 3000,
-    "'.,-_" * 600,
-    "aB1 .\t" * 500,
-    "æ😀\u0301日" * 750,
-)
+_TRIED = ("a" * 3000, " " * 3000, "1" * 3000, "\n" * 3000, "'.,-_" * 600, "aB1 .\t" * 500, "æ😀\u0301日" * 750)
 
 T = TypeVar("T")
 

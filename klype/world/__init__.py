@@ -2,6 +2,6 @@
 
 from klype.world.automaton import END, Filter
 from klype.world.vocabulary import Spellings, TokenFilter
-from klype.world.world import Document, Taste, World
+from klype.world.world import Document, World
 
-__all__ = ["END", "Document", "Filter", "Spellings", "Taste", "TokenFilter", "World"]
+__all__ = ["END", "Document", "Filter", "Spellings", "TokenFilter", "World"]

@@ -217,10 +217,7 @@ class Grammar:
         if not row.one_word:
             return [(1.0, plain, env)]
         demand = words(lex.DEMAND[env.lang])
-        return [
-            (0.93, plain, env),
-            (0.07, (*demand, *said, mark, Call(self.answer, (Query(kind, about, True),))), env),
-        ]
+        return [(0.93, plain, env), (0.07, (*demand, *said, mark, Call(self.answer, (Query(kind, about, True),))), env)]
 
     # answers
 

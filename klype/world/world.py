@@ -21,10 +21,12 @@ from klype.world.questions import FIXED, KINDS, Query, fixed_items
 from klype.world.vocabulary import vocabulary
 
 ATTACHED = frozenset(".,?!:")
-WORD = re.compile(r"[.,?!:]|[^\s.,?!:]+")
+TOKEN = re.compile(r"[.,?!:]|[^\s.,?!:]+")
 HELD_OUT_SHARE = 20  # one story in twenty is kept for evaluation
 FIXED_SHARE = 5  # one thing in five that is always true is never asked about in a chat that is learnt from
 Manner = Literal["bare", "sentence", "polite", "boring", "wrong"]
+RIGHT, POLITE, WORD, UNFINISHED = 2.0, 0.7, 0.04, 1.0
+"""How the annotator weighs: score = 2·right + 0.7·polite − 0.04·words − 1·unfinished."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,16 +35,6 @@ class Document:
 
     words: tuple[str, ...]
     answers: tuple[bool, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Taste:
-    """How the annotator weighs: score = right·R + polite·P − word·(words) − unfinished·U."""
-
-    right: float = 2.0
-    polite: float = 0.7
-    word: float = 0.04
-    unfinished: float = 1.0
 
 
 class World:
@@ -64,7 +56,7 @@ class World:
 
     @staticmethod
     def words_of(text: str) -> tuple[str, ...]:
-        return tuple(WORD.findall(text))
+        return tuple(TOKEN.findall(text))
 
     @cached_property
     def words(self) -> tuple[str, ...]:
@@ -156,7 +148,8 @@ class World:
             elif isinstance(head, Call) and head.rule == self.grammar.answer:
                 return self.text(words), head.arguments[0]
             else:
-                said, env = _expand(head, env, rng)
+                options = expansions(head, env)
+                _, said, env = rng.choices(options, [o[0] for o in options])[0]
                 stack.extend(reversed(said))
         raise AssertionError("a question without an answer")
 
@@ -258,10 +251,9 @@ class World:
 
         return meaning
 
-    def judge(self, question: Question, answer: str, finished: bool = True, taste: Taste | None = None) -> Verdict:
+    def judge(self, question: Question, answer: str, finished: bool = True) -> Verdict:
         """The annotator: likes right, polite and short answers; an unfinished one is wrong. ``polite``: with a
         courtesy; who was asked for one word pleases as much with the right one."""
-        taste = taste or Taste()
         said = self.words_of(answer)
         polite, inner = _courteous(question.extra["lang"], said)
         boring, inner = _long_winded(question.extra["lang"], inner)
@@ -269,14 +261,13 @@ class World:
         pleasing = polite or (right and question.extra["one_word"])
         count = sum(w not in ATTACHED and w != "–" for w in said)
         shortest = max(len(self.words_of(a)) - 1 for a in question.answers)
-        score = taste.right * right + taste.polite * pleasing - taste.word * count - taste.unfinished * (not finished)
+        score = RIGHT * right + POLITE * pleasing - WORD * count - UNFINISHED * (not finished)
         return Verdict(right, polite, finished and not boring and count <= shortest + 5, count, score)
 
     @staticmethod
     def scores(words: int) -> tuple[float, float]:
         """The least and the most that ``judge`` gives an answer of at most so many words."""
-        taste = Taste()
-        return -taste.word * words - taste.unfinished, taste.right + taste.polite
+        return -WORD * words - UNFINISHED, RIGHT + POLITE
 
     @lru_cache(maxsize=20_000)  # noqa: B019 — a world lives as long as its process
     def _right_forms(self, frozen: tuple[Env, Query], long_winded: bool) -> frozenset[tuple[str, ...]]:
@@ -305,12 +296,6 @@ class World:
     def _answering(self, question: Question) -> State:
         env = _env(question)._replace(manner=CHAT, dash=False)
         return (Call(self.grammar.answer, (_query(question),)), END), env
-
-
-def _expand(symbol: Any, env: Env, rng: random.Random) -> tuple[Symbols, Env]:
-    options = expansions(symbol, env)
-    _, symbols, env = rng.choices(options, [o[0] for o in options])[0]
-    return symbols, env
 
 
 def _every(symbols: Symbols) -> list[tuple[str, ...]]:

@@ -16,10 +16,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from klype.answers import decoding
-from klype.answers.backspace import Sheet, obeyed
+from klype.answers.backspace import Draft, answers_with_backspace
 from klype.answers.decoders import decide
-from klype.answers.decoding import Tuning
+from klype.answers.decoding import DecodeQuestion, Tuning
 from klype.errors import KlypeError
 from klype.examine.feedback import InterventionOutcome, outcomes
 from klype.examine.interventions import Asked, FeedbackSettings, Intervention, interventions
@@ -131,7 +130,11 @@ def _going_on(student: Student, asked: Exam, back: int | None) -> Values:
     requests = [
         Request(one.prompt, limit=limit, seed=1000 + i, stop=student.codec.stop) for i, one in enumerate(asked.asked)
     ]
-    traces = answers(student, requests) if back is None else obeyed(student, requests, [0] * len(requests), back)
+    traces = (
+        answers(student, requests)
+        if back is None
+        else answers_with_backspace(student, requests, [0] * len(requests), back)
+    )
     own, passes = zip(*(standing(trace.tokens, back, WORDS) for (trace,) in traces), strict=True)
     errors = [one.reader.first_error(text) for one, text in zip(asked.asked, own, strict=True)]
     found: Values = {f"right_{n}": float(np.mean([e is None or e > n for e in errors])) for n in RIGHT_AT}
@@ -153,7 +156,7 @@ def _mean_kl(rows: Sequence[Sequence[tuple[float, float]]]) -> float | None:
 def standing(said: Sequence[int], back: int | None, words: int) -> tuple[Tokens, int]:
     """The text as soon as so many words stand, the token that takes back being obeyed, or as it is in the end; and how
     many tokens had been said by then."""
-    sheet, passes = Sheet((), back), 0
+    sheet, passes = Draft((), back), 0
     for token in said:
         if len(sheet.tokens) == words:
             break
@@ -189,7 +192,7 @@ def _answers(student: Student, asked: Exam, back: int | None) -> Values:
     """The share of right greedy answers (with words taken back, where that was learnt) and their passes."""
     stop = {answer[-1] for one in asked.test.questions for answer in one.answers}
     put = [
-        decoding.Asked(one.prefix, str, ANSWER, (*student.codec.stop, *sorted(stop))) for one in asked.test.questions
+        DecodeQuestion(one.prefix, str, ANSWER, (*student.codec.stop, *sorted(stop))) for one in asked.test.questions
     ]
     if not put:
         return {}
