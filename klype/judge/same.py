@@ -12,10 +12,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Literal
-
-from scipy.cluster.hierarchy import fcluster, linkage
 
 from klype.judge.lexis import LANGUAGES, NEGATION, NO, YES
 from klype.judge.text import choices_named, normalise
@@ -120,14 +117,10 @@ class Sameness:
         return None if elsewhere or not (given.words or given.value is not None) else False
 
     def clusters(self, answers: Sequence[str], same: Callable[[str, str], bool | None] | None = None) -> list[int]:
-        """Each answer's meaning, numbered as they appear: average linkage, by these rules or by ``same``."""
-        if len(answers) < 2:
-            return [0] * len(answers)
-        apart = [0.0 if (same or self.same)(a, b) else 1.0 for a, b in combinations(answers, 2)]
-        # a group is joined while more than half of its pairs say the same
-        labels = fcluster(linkage(apart, "average"), 0.5 - 1e-9, "distance")
-        first = {label: n for n, label in enumerate(dict.fromkeys(labels))}
-        return [first[label] for label in labels]
+        """Each answer's meaning, numbered as they appear, by these rules or by ``same``."""
+        meaning = SharedMeaning(same or self.same)
+        first = {text: n for n, text in enumerate(dict.fromkeys(meaning(answer) for answer in answers))}
+        return [first[meaning(answer)] for answer in answers]
 
     def claim(self, answer: str) -> Claim:
         """What the answer claims, as far as these rules can tell."""
@@ -326,6 +319,25 @@ class Sameness:
             if word.endswith(suffix) and len(word) - len(suffix) >= 3:
                 return word[: -len(suffix)]
         return word
+
+
+class SharedMeaning:
+    """Text → the first text that said the same: a meaning is represented by how it was first put.
+
+    Being the same is no equivalence ("Henrik Ibsen" and "Henrik Wergeland" both agree with "Henrik"): a text joins the
+    first meaning whose representative it agrees with. On the labelled answers that finds the same clusters as average
+    linkage does.
+    """
+
+    def __init__(self, same: Callable[[str, str], bool | None]) -> None:
+        self._same = same
+        self._first: dict[str, str] = {}
+
+    def __call__(self, text: str) -> str:
+        if text not in self._first:
+            known = dict.fromkeys(self._first.values())
+            self._first[text] = next((first for first in known if self._same(first, text)), text)
+        return self._first[text]
 
 
 def words(text: str) -> list[str]:
