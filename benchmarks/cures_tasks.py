@@ -16,7 +16,7 @@ from typing import Any
 from klype.answers import checks
 from klype.answers.decoding import DecodeQuestion
 from klype.errors import UsageError
-from klype.judge.meaning import text_meaning, world_meaning
+from klype.judge.meaning import meaning_of, world_meaning
 from klype.judge.text import choice_match, normalise, number_match
 from klype.runs.provenance import read_questions
 from klype.sources.source import Codec, Source, tokens_of
@@ -234,7 +234,7 @@ def _posed(codec: Codec, rows: Rows, question: Question, seed: int) -> Posed:
         known["statement"] = checks.given(stated)
     asked = DecodeQuestion(
         encoded(prompt),
-        text_meaning(question),
+        meaning_of(question, None)[0],
         rows.limit,
         tuple(codec.stop),
         seed,

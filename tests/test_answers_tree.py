@@ -270,3 +270,16 @@ def test_trees_that_grow_together_are_those_that_grow_alone() -> None:
         np.testing.assert_allclose([a.low for a in together.answers], [a.low for a in alone.answers], rtol=1e-5)
         assert [c.meaning for c in together.clusters] == [c.meaning for c in alone.clusters]
         assert together.unexplored == pytest.approx(alone.unexplored, abs=1e-6)
+
+
+@pytest.mark.parametrize("length", [3, 12])
+def test_the_answer_of_a_peaked_model_is_found_within_twice_its_length_in_passes(length: int) -> None:
+    V = length + 1
+    table = np.full((V, V), 0.005 / length)
+    for token in range(1, V):
+        table[token, (token + 1) % V] = 0.995
+    source, codec = table_source(table / table.sum(axis=1, keepdims=True), letters=tuple(".abcdefghijkl"[:V]))
+    tree = grow(source, [1], TreeSettings(limit=2 * length, budget=2 * length, until="budget"), codec.spell)
+    assert tree.expansions <= 2 * length
+    assert tree.answers[0].low > 0.995 ** (length + 1)
+    assert tree.answers[0].text == "bcdefghijkl"[: length - 1]

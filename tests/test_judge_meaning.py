@@ -38,7 +38,7 @@ def test_plain_texts_mean_their_words_choices_and_numbers() -> None:
     choosing = text_meaning(Question("q", "?", choices=("red", "green")))
     assert choosing("It is red.") == choosing("A") == choosing("red")
     assert choosing("green") != choosing("red")
-    assert meaning_of(Question("q", "?"), None)[1] == "normalised match"
+    assert meaning_of(Question("q", "?"), None)[1] == "content of the answering sentence"
 
 
 def test_labels_do_not_depend_on_the_order_of_sets() -> None:

@@ -336,7 +336,8 @@ def fork_lines(decides: bool) -> Told:
 def sure(why: str = "", same: int = 20) -> Told:
     found = {
         "p": 0.5, "p_learnt": 0.4, "temperature": 1.0, "same": {**f(0.4, 0.8, 32), "value": same / 32,
-        "judge": "normalised match"}, "decided": {"token": "b", "index": 1, "before": 0.2, "after": 0.9}, "why": why,
+        "judge": "content of the answering sentence"}, "why": why,
+        "decided": {"token": "b", "index": 1, "before": 0.2, "after": 0.9},
     }  # fmt: skip
     if why:
         found["decided"] = None

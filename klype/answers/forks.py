@@ -99,7 +99,8 @@ def forks(
     labels_TN = np.array([[of_text[text] for text in row] for row in texts])
     variation_T, p = permutation_test(labels_TN, settings.permutations, settings.seed)
     at = int(np.argmax(_variation(labels_TN[None, :, 0::2])))
-    fork = at if p < settings.level else None
+    # a token whose gain may be nothing decided nothing, however unlike its neighbours' samples are
+    fork = at if p < settings.level and (strength(labels_TN, at).low or 0.0) > 0 else None
     rights = None if right is None else [_share([right(text) for text in row]) for row in texts]
     owns = (labels_TN == of_text[own]).mean(axis=1).tolist()
     positions = tuple(

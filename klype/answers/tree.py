@@ -35,6 +35,9 @@ WIDEST = 4096
 """Continuations of a beginning that are kept one by one; those after them are lost mass."""
 TIGHTENED = 256
 """So many of the most probable answers have an upper bound of their own; the others' is what is unexplored."""
+BESIDE = 0.5
+"""While the heaviest beginning may lead to a likelier answer than any found, only beginnings of at least this part of
+its mass are read along with it: the answer of a peaked model is reached in about as many passes as it has tokens."""
 GROWING = 24
 """A batch may be this part of what was read already: wide trees are read faster, narrow ones not past their end."""
 ROUNDING = 2e-6
@@ -188,7 +191,10 @@ class Growth:
     def heaviest(self, most: int) -> list[tuple[Tokens, float]]:
         """The next beginnings to read; they leave the frontier."""
         taken: list[tuple[Tokens, float]] = []
-        while self.heap and len(taken) < most:
+        heaviest = -self.heap[0][0] if self.heap else 0.0
+        best = max((found.low for found in self.sums.values()), default=0.0)
+        least = BESIDE * heaviest if heaviest > best else 0.0
+        while self.heap and len(taken) < most and -self.heap[0][0] >= least:
             mass, _, node = heapq.heappop(self.heap)
             taken.append(((*node.tokens, int(node.ids[node.taken])), -mass))
             node.taken += 1

@@ -106,4 +106,6 @@ def _share(p: float | None, lang: str) -> str:
 
 
 def _key(text: str) -> str:
-    return {"the world's grammar": "grammar", "normalised match": "match"}.get(text, text.replace(" ", "_"))
+    return {"the world's grammar": "grammar", "content of the answering sentence": "claim"}.get(
+        text, text.replace(" ", "_")
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 
+from klype.judge.same import JUDGE, Sameness, SharedMeaning
 from klype.judge.text import Judgement, choices_named, normalise, numbers
 from klype.sources.source import Source, tokens_of
 from klype.values import Question
@@ -23,7 +24,8 @@ def world_meaning(world: World, question: Question) -> Meaning:
 
 
 def text_meaning(question: Question | None = None) -> Meaning:
-    """The choice that is named, else the one number, else the words without case, punctuation and articles."""
+    """What is the same but for its wording's least details: the choice that is named, else the one number, else the
+    words without case, punctuation and articles. For candidates to be ranked, whose wording matters."""
 
     def meaning(text: str) -> Hashable:
         named = choices_named(question.choices, text) if question is not None and question.choices else set()
@@ -38,10 +40,11 @@ def text_meaning(question: Question | None = None) -> Meaning:
 
 
 def meaning_of(question: Question, world: World | None) -> tuple[Meaning, str]:
-    """The best meaning there is for a question, and its name, which stands beside every figure."""
+    """The best meaning there is for a question, and the judge's name, which stands beside every figure: the world's
+    grammar for its own questions, else what the answering sentence claims."""
     if world is not None and "kind" in question.extra:
         return world_meaning(world, question), "the world's grammar"
-    return text_meaning(question), "normalised match"
+    return SharedMeaning(Sameness(question).same), JUDGE
 
 
 def label(meaning: Hashable) -> str:
