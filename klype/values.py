@@ -162,13 +162,15 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What an annotator thinks of one answer; None: cannot decide. ``words`` counts no punctuation."""
+    """What an annotator thinks of one answer; None: cannot decide. ``words`` counts no punctuation; ``well_formed``: by
+    rules of form alone."""
 
     right: bool | None
     polite: bool | None
     concise: bool | None
     words: int
     score: float
+    well_formed: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

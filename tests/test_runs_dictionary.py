@@ -13,11 +13,15 @@ from hypothesis import strategies as st
 
 from klype.data.readers import BadRows, TextDocument
 from klype.errors import KlypeError
+from klype.examine.evidence import Answered, Evidence
+from klype.examine.measures import in_runs, measure
 from klype.runs.dictionary import (
+    JUDGE,
     Dictionary,
     DictionaryExam,
     WellFormed,
     Word,
+    dictionary_rows,
     inflected,
     is_right,
     questions,
@@ -160,25 +164,42 @@ def test_right_is_the_dictionarys_own_words() -> None:
     assert not is_right(asked("meaning"), "et bjeffende dyr", True)
 
 
+def answered(exam: DictionaryExam, *pairs: tuple[Question, str]) -> tuple[list[Question], list[str], Evidence]:
+    """Finished answers with the verdicts of an exam, as an examination hands them on."""
+    judged = [
+        Answered(
+            str(i),
+            tuple(text.split()),
+            "stop",
+            right=is_right(question, text, True),
+            well_formed=exam.well_formed(question, text, True),
+        )
+        for i, (question, text) in enumerate(pairs)
+    ]
+    return [q for q, _ in pairs], [text for _, text in pairs], Evidence(judged, judge=JUDGE)
+
+
 def test_figures_count_both_sides() -> None:
-    made = dictionary()
-    exam = DictionaryExam(made, [asked("meaning")], [TextDocument("et dyr som bjeffer", "t")], 0)
-    held = [(asked("meaning"), "et dyr", True), (asked("class"), "blurp", True)]
-    trained = [(asked("meaning"), "dyr som bjeffer", True), (asked("meaning"), "et dyr", True)]
-    rows = exam.rows(held, trained)
+    exam = DictionaryExam(dictionary(), [asked("meaning")], [TextDocument("et dyr som bjeffer", "t")], 0)
+    held = answered(exam, (asked("meaning"), "et dyr"), (asked("class"), "blurp"))
+    trained = answered(exam, (asked("meaning"), "dyr som bjeffer"), (asked("meaning"), "et dyr"))
+    rows = dictionary_rows({"held_out": held, "trained": trained})
     assert [row["kind"] for row in rows] == ["meaning", "class"]
-    figures = exam.figures(rows)
-    assert figures["well_formed"].value == 0.5
-    assert figures["right_trained"].value == 0.5
-    assert figures["right_trained"].low is not None
-    assert figures["right_trained"].judge.startswith("the dictionary")
+    assert rows[0]["held_out"]["well_formed"]["value"] == 1.0
+    assert rows[0]["trained"]["right"]["value"] == 0.5
     assert {s["trained"] for s in rows[0]["samples"]} == {True, False}
+    formed = measure(held[2], in_runs("stages"))["well_formed"]  # a measure like any other
+    assert (formed.value, formed.judge) == (0.5, "stated rules of form")
+    right = measure(trained[2], ("right",))["right"]
+    assert right.value == 0.5
+    assert right.low is not None
+    assert right.judge.startswith("the dictionary")
 
 
 def test_beside_an_answer_stands_the_one_of_the_dictionarys_that_it_gave() -> None:
     question = replace(asked("class"), answers=("substantiv", "verb"))
     exam = DictionaryExam(dictionary(), [question], [TextDocument("et dyr som bjeffer", "t")], 0)
-    samples = exam.rows([(question, "Verb.", True), (question, "adverb", True)], [])[0]["samples"]
+    samples = dictionary_rows({"held_out": answered(exam, (question, "Verb."), (question, "adverb"))})[0]["samples"]
     assert [(s["reference"], s["right"]) for s in samples] == [("verb", True), ("substantiv", False)]
 
 

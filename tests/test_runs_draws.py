@@ -25,16 +25,15 @@ from klype.model.transformer import Transformer
 from klype.preferences.records import Asked, Candidate
 from klype.preferences.store import Store
 from klype.runs import ranking
-from klype.runs.answering import answer_all
 from klype.runs.collecting import DrawSettings, draw_into
 from klype.runs.options import RunOptions
 from klype.runs.ranking import draw
 from klype.runs.recipe import read
 from klype.runs.say import Silent
+from klype.runs.task import Asking, draw_answers
 from klype.runs.text_subject import TextSubject
 from klype.runs.world_subject import WorldSubject
 from klype.sources.source import NativeCodec, NativeSource
-from klype.values import Sampling
 
 RECIPE = read("world", ("world=small", "model.width=16", "model.heads=2", "model.hidden=32", "model.layers=1"))
 
@@ -52,7 +51,7 @@ def test_no_two_draws_of_a_run_share_their_noise() -> None:
         subject = WorldSubject(RECIPE, run_seed)
         questions = list({q.prompt: q for q in subject.held_out}.values())[:6]
         for temperature in (1.0, 1.25):
-            groups = answer_all(babbler(subject), subject, questions, Sampling(temperature=temperature), n=2)
+            groups = draw_answers(subject, babbler(subject), questions, Asking(temperature, 2))
             for at, traces in enumerate(groups):
                 for trace in traces:
                     key = (trace.seed, trace.sample)

@@ -13,11 +13,11 @@ from klype.model import checkpoint
 from klype.model.transformer import Transformer
 from klype.preferences.annotators import Scorer, rank_simulated
 from klype.runs import ranking
-from klype.runs.answering import LEAST, examined_on
 from klype.runs.options import RunOptions
 from klype.runs.probe import model_config
 from klype.runs.recipe import read
 from klype.runs.say import Silent
+from klype.runs.task import LEAST, examined_on
 from klype.runs.world_subject import Turns, WorldSubject
 from klype.sources.find import is_aligned
 from klype.values import Question

@@ -19,11 +19,14 @@ from klype.examine.survival import survival, survival_of, weibull_shape
 from klype.examine.truth import divergence, s_corpus
 from klype.values import Figure
 
+BY_RULE = {"word_for_word": "word for word", "well_formed": "stated rules of form"}
+"""Verdicts that are not the judge's own."""
+
 
 def verdict(evidence: Evidence, name: str) -> Figure:
     """Share of answers with this verdict. Undecided ones count for neither side; ``undecided`` shows them."""
     decided = [(answer.question, value) for answer in evidence.answers if (value := getattr(answer, name)) is not None]
-    judge = "word for word" if name == "word_for_word" else evidence.judge
+    judge = BY_RULE.get(name, evidence.judge)
     return mean_by_question([float(v) for _, v in decided], [q for q, _ in decided], "share", judge)
 
 

@@ -34,6 +34,7 @@ class Answered:
     word_for_word: bool | None = None
     polite: bool | None = None
     concise: bool | None = None
+    well_formed: bool | None = None
     score: float | None = None
     first_error: int | None = None
     s: tuple[float, ...] = ()

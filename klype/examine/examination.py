@@ -80,7 +80,7 @@ class EvalContext:
 
     def reader(self, place: int) -> Reader | None:
         question = self.target.questions[place]
-        if self.target.reader is None:
+        if self.target.reader is None or self.settings.keeps == "answers":
             return None
         if question.id not in self.readers:
             self.readers[question.id] = self.target.reader(question)
@@ -98,19 +98,21 @@ class Meters:
 def examine(
     target: EvalTarget,
     settings: ExamSettings,
-    folder: Path,
+    folder: Path | None = None,
     progress: Progress = lambda part, done, of: None,
     given: Mapping[float, list[Intervention]] | None = None,
     meters: Meters | None = None,
 ) -> Examined:
-    """Traces land in ``folder/traces``; what is there from before, of the same weights, is not asked again.
+    """Asks, judges, and measures what the settings want. Traces land in ``folder/traces``, where there is a folder;
+    what is there from before, of the same weights, is not asked again.
 
     ``given``: another model's interventions by temperature; models are compared on the same beginnings and words.
     """
     settings.check()
     meters = meters or Meters()
     began = meters.clock()
-    source = Recorder(target.source, target.identity, folder / "traces", meters.clock, meters.joules)
+    kept = None if folder is None else folder / "traces"
+    source = Recorder(target.source, target.identity, kept, meters.clock, meters.joules)
     context = EvalContext(target, settings, source, progress)
     found = Examined(target, settings)
     true = _true_answers(context)
@@ -156,6 +158,12 @@ def probe(target: EvalTarget, settings: ExamSettings, clock: Callable[[], float]
     return Pace(tokens, speed, tree_speed, fork_tokens(traces))
 
 
+def draw(target: EvalTarget, settings: ExamSettings, temperature: float) -> list[list[Trace]]:
+    """``settings.drawn`` answers to each question, not judged."""
+    n = settings.drawn(temperature)
+    return answers(target.source, [_request(target, settings, i, temperature, n) for i in range(len(target.prompts))])
+
+
 def _request(target: EvalTarget, settings: ExamSettings, place: int, temperature: float, n: int) -> Request:
     return Request(
         target.prompts[place],
@@ -164,7 +172,7 @@ def _request(target: EvalTarget, settings: ExamSettings, place: int, temperature
         sampling=Sampling(temperature=temperature),
         seed=draw_seed(settings.seed, target.questions[place].prompt, temperature),
         stop=tuple(target.source.codec.stop),
-        top=-1 if target.whole or target.partial else 0,
+        top=-1 if settings.keeps != "answers" and (target.whole or target.partial) else 0,
     )
 
 
@@ -185,7 +193,7 @@ def _answers(context: EvalContext, temperature: float) -> list[list[Trace]]:
 def _true_answers(context: EvalContext) -> list[list[Trace]] | None:
     """One answer of the truth's own to each question, and what the model thinks of it token by token."""
     target = context.target
-    if target.reader is None or not target.whole:
+    if target.reader is None or not target.whole or context.settings.keeps != "truth":
         return None
     context.begin("truth", len(target.prompts))
     said = [_say(context, i) for i in range(len(target.prompts))]

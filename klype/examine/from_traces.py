@@ -14,7 +14,7 @@ from klype.examine.evidence import Answered, ByQuestion, Told
 from klype.examine.recorder import answer_bytes, answer_flops
 from klype.examine.repetition import copied
 from klype.examine.target import EvalTarget
-from klype.examine.truth import Point, Reader, Tokens, of, point, possible
+from klype.examine.truth import Point, Reader, Tokens, mass, of, point, possible
 from klype.judge.meaning import Meaning
 from klype.judge.text import word_for_word
 from klype.values import Distribution, Floats, Ints, Question, Trace
@@ -69,6 +69,7 @@ def _judged(
         word_for_word=word_for_word(question, text).right if question.answers else None,
         polite=verdict.polite,
         concise=verdict.concise,
+        well_formed=verdict.well_formed,
         score=verdict.score if math.isfinite(verdict.score) else None,
         first_error=first_error,
         s=s,
@@ -81,7 +82,7 @@ def _judged(
 
 
 class DistributionCache:
-    """One question's distributions at one temperature, each cache at once: answers share their beginnings."""
+    """One question's distributions at one temperature, each looked at once: answers share their beginnings."""
 
     def __init__(self, reader: Reader | None, temperature: float) -> None:
         self.reader = reader
@@ -94,15 +95,14 @@ class DistributionCache:
         return self._at(tokens, q)[0]
 
     def said(self, tokens: Tokens, q: Distribution) -> float:
-        """The probability of the likeliest token."""
-        return self._at(tokens, q)[1]
+        """The probability of the most likely token; at temperature 1 as the model tells it."""
+        return math.exp(q.logp[0]) if self.temperature == 1.0 else self._at(tokens, q)[1]
 
     def s(self, tokens: Tokens, q: Distribution) -> float:
         """The mass on what can follow a right beginning."""
         if tokens not in self._s:
             assert self.reader is not None
-            logq_A = self._logq(tokens, q, np.fromiter(self.reader.next(tokens), np.int64))
-            self._s[tokens] = min(1.0, float(np.exp(logq_A).sum()))
+            self._s[tokens] = mass(q, self.temperature, self.reader.next(tokens))
         return self._s[tokens]
 
     def kl(self, tokens: Tokens, q: Distribution) -> float:
@@ -120,7 +120,7 @@ class DistributionCache:
             return np.where(ids_A == q.ids[int(np.argmax(q.logp))], 0.0, -np.inf)
         with np.errstate(over="ignore"):
             logq_A: Floats = (of(q, ids_A) - float(q.logp.max())) / self.temperature
-        return logq_A + math.log(self.said(tokens, q))
+        return logq_A + math.log(self._at(tokens, q)[1])
 
     def _at(self, tokens: Tokens, q: Distribution) -> tuple[float, float]:
         """Entropy and the greatest probability."""

@@ -25,7 +25,7 @@ class Recorder(Around):
         self,
         source: Source,
         identity: str,
-        folder: Path,
+        folder: Path | None,
         clock: Callable[[], float],
         joules: Callable[[], float | None] = lambda: None,
     ) -> None:
@@ -67,7 +67,7 @@ class Recorder(Around):
     def _kept(self, kind: str, asked: str, ask: Callable[[], list[Trace]]) -> list[Trace]:
         about = {"identity": self._identity, "asked": hashlib.sha256(asked.encode()).hexdigest()}
         name = f"{kind}-{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]}"
-        found = store.saved(self._folder, name, about)
+        found = None if self._folder is None else store.saved(self._folder, name, about)
         if found is not None:
             self.remembered += len(found.traces)
             return list(found.traces)
@@ -76,7 +76,8 @@ class Recorder(Around):
         self.model_s += self._clock() - began
         traces = shared(traces, used, self._joules())
         self.finish()
-        self._saving = self._beside.submit(store.save, self._folder, name, traces, about)
+        if self._folder is not None:
+            self._saving = self._beside.submit(store.save, self._folder, name, traces, about)
         return traces
 
     def finish(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
@@ -84,7 +85,8 @@ class EvalTarget:
 class ExamSettings:
     """``n`` answers a question and temperature; ``trees`` and ``forks``: of how many questions; ``interventions``: how
     many questions the feedback experiment asks, ``pairs``: how many matched pairs it looks for. What has no question
-    left is not measured."""
+    left is not measured. ``keeps``: what is kept of the model's next-token distributions: none, those before every
+    token of an answer, or also those along answers drawn from the truth."""
 
     temperatures: tuple[float, ...] = (0.0, 0.7, 1.0, 1.3)
     n: int = 16
@@ -99,6 +101,7 @@ class ExamSettings:
     distances: int = 5
     pairs: int = 100
     chunk: int = 25
+    keeps: Literal["answers", "distributions", "truth"] = "truth"
 
     def check(self) -> None:
         if not self.temperatures or any(not 0 <= t < float("inf") for t in self.temperatures):

@@ -22,14 +22,13 @@ from klype.model.transformer import Transformer
 from klype.planner import StepBudget, StepPlan, ThreadConfig
 from klype.runs import ranking
 from klype.runs.adapting import learner, learnt
-from klype.runs.answering import answer_all, said
 from klype.runs.judging import judge_the_judge, tau_ceiling
 from klype.runs.options import InputOptions, RunOptions
 from klype.runs.recipe import Recipe
 from klype.runs.record import Record
 from klype.runs.say import Say
 from klype.runs.stages import Run, learn, precision_of, seconds_for, session_of
-from klype.runs.subject import Subject
+from klype.runs.task import Asking, Subject, draw_answers
 from klype.runs.validating import BestWeights
 from klype.train.objectives import Objective
 from klype.train.policy import ActorCritic, align_objective, method
@@ -47,7 +46,7 @@ from klype.train.rewards import (
 )
 from klype.train.rollout import RolloutBatches, RolloutSettings, kl_an_answer
 from klype.train.scoring import answers_batch, reference_logp
-from klype.values import Batch, Batches, Figure, Question, Reward, Sampling, end
+from klype.values import Batch, Batches, Figure, Question, Reward, end
 
 TIMES, ASKED = 10, 64
 
@@ -87,12 +86,12 @@ class Evaluator:
 
     @torch.no_grad()
     def look(self, model: Transformer, step: int) -> Evaluation:
-        groups = answer_all(model, self.subject, self.questions, Sampling(temperature=1.0))
+        groups = draw_answers(self.subject, model, self.questions, Asking(1.0))
         traces = [group[0] for group in groups]
         prompts, answers = [t.prompt for t in traces], [t.tokens for t in traces]
         batch = answers_batch(prompts, answers)
         own, reference = (reference_logp(m, batch) for m in (model, self.reference))
-        texts = [said(self.subject, t) for t in traces]
+        texts = [self.subject.chat.tokenizer.decode_answer(t.tokens) for t in traces]
         ended = [t.ended == "stop" for t in traces]
         judged = zip(self.questions, texts, ended, strict=True)
         worth = self.rewards or WeightedRewards({})

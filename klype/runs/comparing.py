@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
-import torch
-
-from klype.examine.calibration import calibration_error
-from klype.examine.evidence import OTHER_MANNERS, Answered
+from klype.examine.evidence import Answered
 from klype.examine.intervals import mean_by_question, paired
 from klype.examine.measures import measure
 from klype.model.transformer import Transformer
 from klype.runs.aligning import Evaluation, best
-from klype.runs.answering import answer_all, evidence_of, examined_on, judged
 from klype.runs.stages import Run
+from klype.runs.task import Asking, examine_model, examined_on
 from klype.sources.find import is_aligned
-from klype.values import Figure, Question, Sampling, Trace
+from klype.values import Figure
 from klype.words import number, words
 
 TRAITS = ("right", "polite", "concise", "score")
@@ -29,18 +26,18 @@ SEVERAL, DRAWN = 60, 4  # questions and answers to each for the measures of spre
 def compare(run: Run, before: Transformer, after: Transformer) -> dict[str, Any]:
     """Figures of both models, of each difference, the win rate, and how far apart the two are."""
     questions = examined_on(run.subject, run.options.minutes)
-    sampling = Sampling(temperature=run.recipe.examine.temperature)
-    answers = [
-        judged(run.subject, m.config, questions, answer_all(m, run.subject, questions, sampling))
-        for m in (before, after)
-    ]
-    aligned = (is_aligned(run.folder / "finetune"), True)
-    spread = [_spread(run, m, questions[:SEVERAL], of) for m, of in zip((before, after), aligned, strict=True)]
-    known = [run.subject.knowledge(m, few=True) for m in (before, after)]
-    sides = [
-        {k: f.json() for k, f in {**_means(a, run), **s, **k_}.items()}
-        for a, s, k_ in zip(answers, spread, known, strict=True)
-    ]
+    asking = Asking(run.recipe.examine.temperature)
+    aligned = is_aligned(run.folder / "finetune"), True
+    sides, answers = [], []
+    for model, other_manners in zip((before, after), aligned, strict=True):
+        evidence = examine_model(run.subject, model, questions, asking).evidence[asking.temperature]
+        several = examine_model(run.subject, model, questions[:SEVERAL], Asking(1.0, DRAWN, "distributions"))
+        spread = replace(several.evidence[1.0], other_manners=other_manners)
+        figures = measure(evidence, ("right", "polite", "concise", "annotator", "tokens"))
+        figures |= measure(spread, ("s", "repetition", "distinct", "same_text", "calibration"))
+        figures |= run.subject.knowledge(model, few=True)
+        sides.append({name: figure.json() for name, figure in figures.items()})
+        answers.append(evidence.answers)
     return {
         "before": sides[0],
         "after": sides[1],
@@ -97,46 +94,6 @@ def _fell(document: Mapping[str, Any], name: str, better: int) -> bool:
     if not a or not b or a["value"] is None or b["value"] is None or a["low"] is None or b["low"] is None:
         return False
     return bool(b["high"] < a["low"]) if better > 0 else bool(b["low"] > a["high"])
-
-
-def _means(answers: Sequence[Answered], run: Run) -> dict[str, Figure]:
-    evidence = evidence_of(run.subject, answers)
-    return measure(evidence, ("right", "polite", "concise", "annotator", "tokens"))
-
-
-@torch.no_grad()
-def _spread(run: Run, model: Transformer, questions: Sequence[Question], aligned: bool) -> dict[str, Figure]:
-    """Diversity, S, and calibration, at temperature 1, several answers to each question."""
-    groups = answer_all(model, run.subject, questions, Sampling(temperature=1.0), n=DRAWN, top=-1)
-    answers = judged(run.subject, model.config, questions, groups)
-    figures = measure(evidence_of(run.subject, answers))
-    found: dict[str, Figure] = {
-        k: figures[k] for k in ("answer_entropy", "distinct", "same_text", "s", "repetition") if k in figures
-    }
-    told = _told(run, questions, groups)
-    if told[0]:
-        found["calibration"] = Figure(None, why=OTHER_MANNERS) if aligned else calibration_error(*told)
-    return found
-
-
-def _told(
-    run: Run, questions: Sequence[Question], groups: Sequence[Sequence[Trace]]
-) -> tuple[list[float], list[float], list[str]]:
-    """The likeliest next token on right prefixes: how likely the model says it is, how likely it truly is."""
-    said, true, asked = [], [], []
-    for question, traces in zip(questions, groups, strict=True):
-        for trace in traces:
-            truth = run.subject.next_right(question)
-            if truth is None:
-                return [], [], []
-            for step in trace.steps:
-                assert step.distribution is not None
-                said.append(float(np.exp(step.distribution.logp[0])))
-                true.append(truth.next().get(int(step.distribution.ids[0]), 0.0))
-                asked.append(question.id)
-                if truth.push(step.token) == 0.0:
-                    break
-    return said, true, asked
 
 
 def _gains(before: Sequence[Answered], after: Sequence[Answered]) -> dict[str, Figure]:

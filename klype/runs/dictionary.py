@@ -15,7 +15,7 @@ import random
 import re
 import sqlite3
 import zlib
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -23,10 +23,11 @@ from typing import Any, Literal
 from klype.data.prepare import is_held_out
 from klype.data.readers import BadRows, TextDocument, TextOptions, place, read_rows
 from klype.errors import KlypeError
-from klype.examine.facts import DataFacts, DictionaryAnswerFacts, DictionaryFacts
-from klype.examine.intervals import mean_by_question
+from klype.examine.evidence import Evidence
+from klype.examine.facts import DataFacts, DictionaryFacts
+from klype.examine.measures import measure
 from klype.judge.text import normalised_match
-from klype.values import Figure, Question
+from klype.values import Question
 
 HELD_OUT = 0.05  # share of words
 IDIOM = "uttrykk"
@@ -322,7 +323,6 @@ def _closed(text: str) -> bool:
 
 
 JUDGE = "the dictionary’s own words"
-RULES = "stated rules of form"
 TASTE = {
     "en": "simulated by a rule: answers that are well-formed, in the dictionary’s own words, without repetition, short",
     "nb": "simulert etter en regel: svar som er velformede, lik ordbokas egne ord, uten gjentakelser, og korte",
@@ -343,52 +343,34 @@ class DictionaryExam:
         random.Random(seed).shuffle(mixed)
         self.trained = [q for kind in KINDS for q in [q for q in mixed if q.extra["kind"] == kind][:EXAMINED]]
 
-    def figures(self, rows: Sequence[DictionaryFacts]) -> dict[str, Figure]:
-        """Over all kinds of question: held-out words well-formed, trained words right."""
-        named = {"well_formed": ("held_out", "well_formed"), "right_trained": ("trained", "right")}
-        out = {}
-        for name, (side, what) in named.items():
-            figures = [row[side][what] for row in rows if side in row]  # type: ignore[literal-required]
-            hits = [(round((f["value"] or 0.0) * f["n"]), f["n"]) for f in figures if f.get("n")]
-            values = [float(i < k) for k, n in hits for i in range(n)]
-            asked = [str(i) for i in range(len(values))]
-            out[name] = mean_by_question(values, asked, "share", RULES if what == "well_formed" else JUDGE)
-        return out
 
-    def rows(
-        self, held_out: Sequence[tuple[Question, str, bool]], trained: Sequence[tuple[Question, str, bool]]
-    ) -> list[DictionaryFacts]:
-        """Of (question, answer, finished): one row a kind of question, with figures of both sides and some answers."""
-        rows: list[DictionaryFacts] = []
-        for kind in KINDS:
-            row: dict[str, Any] = {"kind": kind, "samples": []}
-            for side, answered in (("held_out", held_out), ("trained", trained)):
-                of_kind = [a for a in answered if a[0].extra.get("kind") == kind]
-                if of_kind:
-                    row[side] = self._side(of_kind)
-                    row["samples"] += [self._sample(*a, trained=side == "trained") for a in of_kind[:SHOWN]]
-            if len(row) > 2:
-                rows.append(row)  # type: ignore[arg-type]
-        return rows
-
-    def _side(self, answered: Sequence[tuple[Question, str, bool]]) -> dict[str, Any]:
-        asked = [question.id for question, _, _ in answered]
-        formed = [float(self.well_formed(*answer)) for answer in answered]
-        right = [float(is_right(question, text, finished)) for question, text, finished in answered]
-        return {
-            "well_formed": mean_by_question(formed, asked, "share", RULES).json(),
-            "right": mean_by_question(right, asked, "share", JUDGE).json(),
-        }
-
-    def _sample(self, question: Question, text: str, finished: bool, trained: bool) -> DictionaryAnswerFacts:
-        return {
-            "question": question.question,
-            "text": text,
-            "reference": _met(question, text),
-            "trained": trained,
-            "right": is_right(question, text, finished),
-            "well_formed": self.well_formed(question, text, finished),
-        }
+def dictionary_rows(sides: Mapping[str, tuple[Sequence[Question], Sequence[str], Evidence]]) -> list[DictionaryFacts]:
+    """One row a kind of question, with the figures of both sides and some answers. ``sides``: of ``held_out`` and
+    ``trained`` words the questions, one answer to each, and what is known of the answers."""
+    rows: list[DictionaryFacts] = []
+    for kind in KINDS:
+        row: dict[str, Any] = {"kind": kind, "samples": []}
+        for side, (questions, texts, evidence) in sides.items():
+            answered = zip(questions, texts, evidence.answers, strict=True)
+            of_kind = [one for one in answered if one[0].extra.get("kind") == kind]
+            if not of_kind:
+                continue
+            figures = measure(replace(evidence, answers=[a for _, _, a in of_kind]), ("well_formed", "right"))
+            row[side] = {name: figures[name].json() for name in ("well_formed", "right")}
+            row["samples"] += [
+                {
+                    "question": question.question,
+                    "text": text,
+                    "reference": _met(question, text),
+                    "trained": side == "trained",
+                    "right": answer.right,
+                    "well_formed": answer.well_formed,
+                }
+                for question, text, answer in of_kind[:SHOWN]
+            ]
+        if len(row) > 2:
+            rows.append(row)  # type: ignore[arg-type]
+    return rows
 
 
 def _met(question: Question, text: str) -> str:

@@ -22,14 +22,14 @@ from klype.errors import KlypeError, UsageError
 from klype.model.checkpoint import load, read_tokenizer, save
 from klype.runs.adapting import dealt_out, suited
 from klype.runs.aligning import align, functions_of, reward
+from klype.runs.examining import about
 from klype.runs.folder import MEND, read_run
-from klype.runs.gather import about
 from klype.runs.options import InputOptions, RunOptions, StageOptions, recipe_for
 from klype.runs.recipe import Recipe, read, saved
 from klype.runs.record import Asked, Record, resumed_options
 from klype.runs.say import Say
 from klype.runs.stages import Run, finetune, pretrain, rank
-from klype.runs.subject import Subject
+from klype.runs.task import Subject
 from klype.sources.find import Found, find_model, holds_weights
 from klype.text.tokenizer import Tokenizer
 from klype.train import parallel

@@ -13,8 +13,8 @@ from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
 from klype.runs.adapting import done_already
 from klype.runs.aligning import examined
+from klype.runs.examining import MODELS, gather, measure_stage
 from klype.runs.gates import against_aligning, figure_of, time_gate
-from klype.runs.gather import MODELS, gather, measure_stage
 from klype.runs.opening import STAGES, open_life_cycle, open_stage
 from klype.runs.options import RunOptions, StageOptions
 from klype.runs.probe import all_cores_seconds, fitting, in_time

@@ -21,15 +21,14 @@ from klype.preferences.annotators import Scorer, rank_simulated, ranks
 from klype.preferences.candidates import merge_near_duplicates
 from klype.preferences.records import SIMULATED, Asked, Candidate, Entry, Part, entry_of
 from klype.preferences.store import Store
-from klype.runs.answering import answer_all, said
 from klype.runs.options import RunOptions, StageOptions
 from klype.runs.rankers import Sitting, now, rank_by_hand
 from klype.runs.say import Say
-from klype.runs.subject import Subject
+from klype.runs.task import Asking, Subject, draw_answers
 from klype.text.chat import Chat
 from klype.train.preference import NothingTaughtError, Ranked
 from klype.train.reward_model import PairOutcomes, RewardModel, bias_audit, pair_outcomes
-from klype.values import Figure, Question, Ranking, Sampling
+from klype.values import Figure, Question, Ranking
 
 STORE = "rankings.db"  # of a run, in its folder rank/
 BEFORE_STORES: tuple[tuple[str, Part], ...] = (
@@ -174,12 +173,14 @@ def draw(
         if n == 0:
             continue
         for answers, traces in zip(
-            groups, answer_all(model, subject, questions, Sampling(temperature=temperature), n=n), strict=True
+            groups, draw_answers(subject, model, questions, Asking(temperature, n)), strict=True
         ):
             for trace in traces:
                 if trace.ended == "stop":
                     bare = replace(trace, steps=tuple(replace(s, distribution=None) for s in trace.steps), model=name)
-                    answers.append(Candidate(said(subject, trace), name, temperature, trace=bare))
+                    answers.append(
+                        Candidate(subject.chat.tokenizer.decode_answer(trace.tokens), name, temperature, trace=bare)
+                    )
     for i, (question, answers) in enumerate(zip(questions, groups, strict=True), first):
         answers += [
             Candidate(text, "made wrong") for text in subject.wrong_answers(question, section.wrong, mix(seed, i))

@@ -21,7 +21,7 @@ from klype.runs.recipe import Recipe
 from klype.runs.record import write_json
 from klype.runs.say import Say
 from klype.runs.stages import Run, rank
-from klype.runs.subject import Subject
+from klype.runs.task import Subject
 from klype.sources.find import Found
 from klype.train.policy import method
 from klype.train.reward_model import ABOUT

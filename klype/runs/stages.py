@@ -25,13 +25,12 @@ from klype.model.transformer import Transformer
 from klype.planner import Precision, StepBudget, StepPlan, divide
 from klype.runs import ranking
 from klype.runs.adapting import learner, learnt
-from klype.runs.answering import examined_on
 from klype.runs.options import STAGES, RunOptions, StageOptions
 from klype.runs.probe import Cycle, as_planned, best_precision, fitting_steps, model_config, thread_configs
 from klype.runs.recipe import Recipe
 from klype.runs.record import Record
 from klype.runs.say import Say
-from klype.runs.subject import Subject
+from klype.runs.task import Subject, examined_on
 from klype.runs.validating import Validation
 from klype.train import parallel
 from klype.train.loop import Measure, Session, Settings, Trained, train

@@ -22,7 +22,7 @@ from klype.data.shards import Documents
 from klype.data.tasks import language, make_tasks
 from klype.engine.engine import Engine
 from klype.errors import KlypeError
-from klype.examine.facts import DataFacts, NextFacts, TemperatureFacts, Text, TextFacts
+from klype.examine.facts import DataFacts, NextFacts, StageName, TemperatureFacts, Text, TextFacts
 from klype.judge.text import normalise, normalised_match
 from klype.model.transformer import Transformer
 from klype.runs import material
@@ -62,6 +62,8 @@ class TextSubject:
     hashes of files that have been computed.
     """
 
+    reader = None  # nobody knows the truth of somebody's own text
+
     def __init__(
         self,
         recipe: Recipe,
@@ -79,7 +81,6 @@ class TextSubject:
         self._notes = list(self._material.notes)
         self._learnt, self._conversations, kept = self._exercises()
         self._watched, self.held_out = _watched(kept)
-        self.held_out_fixed: list[Question] = []
         self.examples: int | None = len(self._conversations)
         self._rankings = self._preferences()
         dictionary = self._material.dictionary
@@ -246,8 +247,10 @@ class TextSubject:
         whole, repeated = finished and bool(own), 1 - len(set(own)) / len(own) if own else 1.0
         if self.exam is not None:
             right = is_right(question, answer, finished) if question.answers else None
-            liked = 1.5 * self.exam.well_formed(question, answer, finished)
+            formed = self.exam.well_formed(question, answer, finished)
+            liked = 1.5 * formed
         else:
+            formed = None
             right = normalised_match(question, answer).right if question.answers else None
             right = right and finished
             wanted = set(normalise(" ".join((question.prompt, *question.answers))).split())
@@ -256,7 +259,7 @@ class TextSubject:
         reference = max((len(a.split()) for a in question.answers), default=12)
         concise = whole and len(words) <= max(12, 2 * reference)
         polite = bool(POLITE.match(answer.strip())) if self.exam is None else None  # nobody is polite in a dictionary
-        return Verdict(right, polite, concise, len(words), score)
+        return Verdict(right, polite, concise, len(words), score, formed if "kind" in question.extra else None)
 
     def scores(self, words: int) -> tuple[float, float]:
         return -1.0 - 0.02 * words, 2.0 + (1.0 if self.exam is None else 1.5)
@@ -288,8 +291,9 @@ class TextSubject:
         is_word = self.exam.well_formed.is_word if self.exam else WellFormed(self.measures.vocabulary(), {}).is_word
         return self.measures.temperatures(model, self.recipe.examine.temperatures, is_word, self.seed % 2**20)
 
-    def next_right(self, question: Question) -> None:
-        return None
+    def asked_apart(self, model: StageName) -> dict[str, list[Question]]:
+        """Of a dictionary: words that were learnt from. Before fine-tuning no model knows how one answers."""
+        return {"right_trained": self.exam.trained} if self.exam is not None and model != "base" else {}
 
     def yardsticks(self) -> TextFacts | None:
         return self.measures.yardsticks()

@@ -16,9 +16,9 @@ from klype.data.batches import PaddedBatches
 from klype.data.order import mix
 from klype.data.pools import BLOCK, STEPS, Example, PoolSettings
 from klype.engine.engine import Engine
-from klype.examine.facts import DataFacts, NextFacts, NextTokenFacts, Text, TextFacts
+from klype.examine.facts import DataFacts, NextFacts, NextTokenFacts, StageName, Text, TextFacts
 from klype.examine.intervals import mean_by_question
-from klype.examine.truth import Read, point, s_and_kl
+from klype.examine.truth import Read, Reader, point, s_and_kl
 from klype.model.transformer import Transformer
 from klype.runs.recipe import Recipe
 from klype.text.chat import TEMPLATE, Chat
@@ -255,8 +255,12 @@ class WorldSubject:
             )
         return out
 
-    def next_right(self, question: Question) -> TokenFilter:
-        return TokenFilter(self.world.filter("chat", question), self.spellings)
+    def reader(self, question: Question) -> Reader:
+        return Reader(lambda: TokenFilter(self.world.filter("chat", question), self.spellings))
+
+    def asked_apart(self, model: StageName) -> dict[str, list[Question]]:
+        """About what is always true, which the text has told often."""
+        return {"right_fixed": self.held_out_fixed}
 
     def yardsticks(self) -> TextFacts | None:
         return None

@@ -1,16 +1,15 @@
-"""From a finished run to its facts: every figure of the report, measured once and put where the report reads it."""
+"""A run's models examined stage by stage, and all that its report shows, put where the report reads it."""
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from klype.examine.calibration import bins, calibration_error
-from klype.examine.evidence import Answered, Evidence
+from klype.examine.evidence import Evidence
+from klype.examine.examination import Examined, Meters
+from klype.examine.examination_report import reliability
 from klype.examine.facts import (
     AnswerFacts,
     CurveFacts,
@@ -19,20 +18,20 @@ from klype.examine.facts import (
     QuestionFacts,
     StageName,
 )
-from klype.examine.measures import measure
+from klype.examine.measures import in_runs, measure
 from klype.examine.recorder import WATTS_PER_CORE, Energy
-from klype.examine.survival import survival
+from klype.examine.survival import survival_of
 from klype.jsons import steps
 from klype.model import checkpoint
 from klype.model.transformer import Transformer
-from klype.runs.answering import answer_all, evidence_of, examined_on, judged, said
+from klype.runs.dictionary import dictionary_rows
 from klype.runs.gates import gains, gates, pair_threshold
 from klype.runs.stages import Run
+from klype.runs.task import Asking, Subject, draw_answers, examine_model, examined_on
 from klype.runs.text_subject import TextSubject
-from klype.values import Figure, Question, Sampling, Trace
+from klype.values import Question, Trace
 
 MODELS: dict[StageName, str] = {"base": "pretrain", "finetuned": "finetune", "aligned": "align"}
-MAIN = ("right", "word_for_word", "undecided", "polite", "concise", "annotator")
 TRAITS = {"right": "right", "polite": "polite", "annotator": "score"}
 """Measure → what is kept of every answer, for differences question by question."""
 SIDE_BY_SIDE = 8
@@ -41,26 +40,37 @@ CURVE_POINTS = 200
 
 def measure_stage(run: Run, name: StageName) -> dict[str, FigureFacts]:
     """What one model scores: chat answers at the recipe's temperature, and its knowledge of plain text."""
-    model = run.model(MODELS[name])
-    questions = examined_on(run.subject, run.options.minutes)
-    sampling = Sampling(temperature=run.recipe.examine.temperature)
-    groups = answer_all(model, run.subject, questions, sampling)
-    answers = judged(run.subject, model.config, questions, groups)
-    figures = measure(evidence_of(run.subject, answers), MAIN) if answers else {}
-    if fixed := run.subject.held_out_fixed:
-        known = judged(run.subject, model.config, fixed, answer_all(model, run.subject, fixed, sampling))
-        figures["right_fixed"] = measure(evidence_of(run.subject, known), ("right",))["right"]
-    figures |= run.subject.knowledge(model, few=(run.options.minutes or 5) < 3)
-    if isinstance(run.subject, TextSubject) and name != "base":
-        figures |= text_figures(run, run.subject, model, questions, groups)
-    if answers:
-        run.record.content.setdefault("costs", {})[name] = cost(run, model, answers)
-    run.record.content.setdefault("judged", {})[name] = {
-        trait: [None if (v := getattr(a, attribute)) is None else round(float(v), 3) for a in answers]
+    model, subject, content = run.model(MODELS[name]), run.subject, run.record.content
+    asking = Asking(run.recipe.examine.temperature)
+    found = examine_model(subject, model, examined_on(subject, run.options.minutes), asking)
+    evidence = found.evidence[asking.temperature]
+    figures = measure(evidence, in_runs("stages"))
+    apart = {k: examine_model(subject, model, q, asking) for k, q in subject.asked_apart(name).items() if q}
+    figures |= {k: measure(one.evidence[asking.temperature], ("right",))["right"] for k, one in apart.items()}
+    figures |= subject.knowledge(model, few=(run.options.minutes or 5) < 3)
+    if isinstance(subject, TextSubject) and name != "base":
+        sides = {"held_out": found, **({"trained": apart["right_trained"]} if "right_trained" in apart else {})}
+        answered = {side: _answered(subject, one) for side, one in sides.items()}
+        texts = answered["held_out"][1]
+        content["by_heart"] = subject.measures.by_heart(model, texts, run.options.seed, asking.temperature)
+        if subject.exam is not None:
+            content["dictionary"] = dictionary_rows(answered)
+    elif name == "base":
+        figures.pop("well_formed", None)  # before fine-tuning no model knows how a dictionary answers
+    if evidence.answers:
+        content.setdefault("costs", {})[name] = cost(run, model, evidence)
+    content.setdefault("judged", {})[name] = {
+        trait: [None if (v := getattr(a, attribute)) is None else round(float(v), 3) for a in evidence.answers]
         for trait, attribute in TRAITS.items()
     }
-    run.record.content |= about(run)
+    content |= about(run)
     return {k: f.json() for k, f in figures.items()}  # type: ignore[misc]
+
+
+def _answered(subject: Subject, found: Examined) -> tuple[Sequence[Question], list[str], Evidence]:
+    """The questions, the text of one answer to each, and what is known of the answers."""
+    t = found.settings.main
+    return found.target.questions, [_text(subject, trace) for (trace,) in found.traces[t]], found.evidence[t]
 
 
 def about(run: Run) -> dict[str, Any]:
@@ -69,33 +79,6 @@ def about(run: Run) -> dict[str, Any]:
     licences = list(dict.fromkeys(row["licence"] for row in data if row.get("licence")))
     languages = run.subject.languages if isinstance(run.subject, TextSubject) else ["nb", "en"]
     return {"data": data, "licences": licences, "language": languages}
-
-
-def text_figures(
-    run: Run, subject: TextSubject, model: Transformer, questions: Sequence[Question], groups: Sequence[Sequence[Trace]]
-) -> dict[str, Figure]:
-    """Of a dictionary: held-out words well-formed, trained words right. What the model has by heart is kept aside."""
-    temperature = run.recipe.examine.temperature
-    answered = _told(subject, questions, groups)
-    texts = [text for _, text, _ in answered]
-    run.record.content["by_heart"] = subject.measures.by_heart(model, texts, run.options.seed, temperature)
-    if subject.exam is None:
-        return {}
-    trained = subject.exam.trained
-    known = _told(subject, trained, answer_all(model, subject, trained, Sampling(temperature=temperature)))
-    rows = subject.exam.rows(answered, known)
-    run.record.content["dictionary"] = rows
-    return subject.exam.figures(rows)
-
-
-def _told(
-    subject: TextSubject, questions: Sequence[Question], groups: Sequence[Sequence[Trace]]
-) -> list[tuple[Question, str, bool]]:
-    """(question, answer, finished)."""
-    return [
-        (question, said(subject, traces[0]), traces[0].ended == "stop")
-        for question, traces in zip(questions, groups, strict=True)
-    ]
 
 
 def gather(run: Run) -> Facts:
@@ -171,11 +154,11 @@ def _mean(values: Sequence[float | None]) -> float | None:
 def side_by_side(run: Run) -> list[QuestionFacts]:
     """A few held-out questions with the answer of each model, token by token with its probability."""
     questions = run.subject.held_out[:SIDE_BY_SIDE]
-    sampling = Sampling(temperature=run.recipe.examine.temperature)
+    asking = Asking(run.recipe.examine.temperature)
     answers: dict[StageName, list[AnswerFacts]] = {}
     for name, stage in MODELS.items():
         if run.record.content["figures"].get(name):
-            groups = answer_all(run.model(stage), run.subject, questions, sampling)
+            groups = draw_answers(run.subject, run.model(stage), questions, asking)
             answers[name] = [_answer(run, q, g[0]) for q, g in zip(questions, groups, strict=True)]
     return [
         {
@@ -188,9 +171,13 @@ def side_by_side(run: Run) -> list[QuestionFacts]:
     ]
 
 
+def _text(subject: Subject, trace: Trace) -> str:
+    return subject.chat.tokenizer.decode_answer(trace.tokens)
+
+
 def _answer(run: Run, question: Question, trace: Trace) -> AnswerFacts:
     tokenizer = run.subject.chat.tokenizer
-    text = said(run.subject, trace)
+    text = _text(run.subject, trace)
     verdict = run.subject.judge(question, text, trace.ended == "stop")
     steps = [s for s in trace.steps if s.token not in tokenizer.ends]
     return {
@@ -209,24 +196,22 @@ def temperatures(run: Run, model: Transformer, stage: StageName) -> dict[str, An
     if isinstance(run.subject, TextSubject):
         written = run.subject.temperatures(run.model("pretrain"))
         return {"temperatures": {"stage": "base", "prompt": run.subject.measures.beginning(8).strip(), "rows": written}}
-    questions = run.subject.held_out[:200]
-    shown = run.subject.held_out[0]
+    questions, shown = run.subject.held_out[:200], run.subject.held_out[0]
     rows, curves_ = [], []
     for temperature in run.recipe.examine.temperatures:
-        sampling = Sampling(temperature=temperature)
-        groups = answer_all(model, run.subject, questions, sampling, n=2, top=-1)
-        answers = judged(run.subject, model.config, questions, groups)
-        figures = measure(evidence_of(run.subject, answers), ROW)
-        samples = answer_all(model, run.subject, [shown], sampling, n=4)[0]
+        evidence = examine_model(run.subject, model, questions, Asking(temperature, 2, "distributions")).evidence[
+            temperature
+        ]
+        (samples,) = draw_answers(run.subject, model, [shown], Asking(temperature, 4))
         rows.append(
             {
                 "temperature": temperature,
-                "figures": {k: f.json() for k, f in figures.items()},
-                "samples": [_answer(run, shown, t) for t in samples],
+                "figures": {k: f.json() for k, f in measure(evidence, in_runs("temperatures")).items()},
+                "samples": [_answer(run, shown, trace) for trace in samples],
             }
         )
         if temperature in (0.7, 1.0):
-            found = survival(answers)
+            found = survival_of(evidence)
             curves_.append(
                 {
                     "temperature": temperature,
@@ -246,61 +231,34 @@ def temperatures(run: Run, model: Transformer, stage: StageName) -> dict[str, An
     return out
 
 
-ROW = frozenset(["right", "word_for_word", "s", "repetition", "distinct", "same_text", "polite", "annotator"])
-
-
 def _calibration(run: Run, questions: Sequence[Question]) -> dict[str, Any] | None:
-    """The likeliest next token: how likely the model says it is, against the truth, on its own right prefixes. Of the
+    """The most likely next token: how likely the model says it is, against the truth, on its own right prefixes. Of the
     fine-tuned model: alignment teaches other manners than the truth has.
     """
     if not run.record.done("finetune"):
         return None
-    groups = answer_all(run.model("finetune"), run.subject, questions, Sampling(temperature=1.0), n=2, top=-1)
-    told: list[float] = []
-    true: list[float] = []
-    asked: list[str] = []
-    for question, traces in zip(questions, groups, strict=True):
-        for trace in traces:
-            truth = run.subject.next_right(question)
-            if truth is None:
-                return None
-            for step in trace.steps:
-                assert step.distribution is not None
-                p = truth.next()
-                told.append(float(math.exp(step.distribution.logp[0])))
-                true.append(p.get(int(step.distribution.ids[0]), 0.0))
-                asked.append(question.id)
-                if truth.push(step.token) == 0.0:
-                    break
-    if len(set(asked)) < 40:
+    asking = Asking(1.0, 2, "distributions")
+    evidence = examine_model(run.subject, run.model("finetune"), questions, asking).evidence[1.0]
+    if len({told.question for told in evidence.told}) < 40:
         return None
-    return {
-        "stage": "finetuned",
-        "bins": [{"p": p, "observed": observed.json()} for p, observed in bins(told, true, asked)],
-        "error": calibration_error(told, true, asked).json(),
-    }
+    error = measure(evidence, ("calibration",))["calibration"]
+    return {"stage": "finetuned", "bins": reliability(evidence), "error": error.json()}
 
 
 ALONE = 12  # questions asked one by one, as a person asks
 
 
-def cost(run: Run, model: Transformer, answers: Sequence[Answered]) -> dict[str, Any]:
+def cost(run: Run, model: Transformer, evidence: Evidence) -> dict[str, Any]:
     """Per answer: passes, tokens and FLOPs of all of them; seconds and joules of some that were asked alone.
 
     Joules by the processor's own counters where they can be read, else a stated number of watts for each busy core.
     """
-    questions = run.subject.held_out[:ALONE]
-    sampling = Sampling(temperature=run.recipe.examine.temperature)
-    answer_all(model, run.subject, questions[:1], sampling)  # warm
-    energy, alone = Energy(), []
-    for question in questions:
-        began, before = time.perf_counter(), energy.joules()
-        traces = answer_all(model, run.subject, [question], sampling)
-        seconds, joules = time.perf_counter() - began, energy.joules() - before
-        (answer,) = judged(run.subject, model.config, [question], [traces[0]])
-        alone.append(replace(answer, seconds=seconds, joules=joules))
-    figures = measure(Evidence(answers), ("passes", "tokens", "flops"))
-    figures |= measure(Evidence(alone), ("seconds", "joules"))
+    asking, questions = Asking(run.recipe.examine.temperature, at_once=1), run.subject.held_out[:ALONE]
+    draw_answers(run.subject, model, questions[:1], asking)  # warm
+    energy = Energy()
+    alone = examine_model(run.subject, model, questions, asking, Meters(joules=energy.joules))
+    figures = measure(evidence, ("passes", "tokens", "flops"))
+    figures |= measure(alone.evidence[asking.temperature], ("seconds", "joules"))
     out: dict[str, Any] = {
         "parameters": model.config.parameters,
         "figures": {name: figure.json() for name, figure in figures.items()},

@@ -1,0 +1,167 @@
+"""What a run is about, the demo world or somebody's own text, and how its models are examined on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from klype.examine.examination import Examined, Meters, draw, examine
+from klype.examine.facts import DataFacts, NextFacts, StageName, Text, TextFacts
+from klype.examine.recorder import Shape
+from klype.examine.target import EvalTarget, ExamSettings
+from klype.examine.truth import Reader
+from klype.model.transformer import Transformer
+from klype.runs.recipe import Recipe
+from klype.sources.source import NativeSource
+from klype.text.chat import Chat
+from klype.values import Batch, Batches, Figure, Question, Ranking, Trace, Verdict
+
+Asked = Callable[[int], Question]
+"""Question i of the training side, a pure function of i."""
+
+Judge = Callable[[Question, str, bool], Verdict]
+"""question, answer, finished → what the annotator thinks"""
+
+
+class Subject(Protocol):
+    """Everything that differs between the world and own text. Made once a run, from recipe and seed."""
+
+    recipe: Recipe
+    seed: int
+    chat: Chat
+    held_out: list[Question]
+    """None of these is in fine-tuning."""
+    tokens: int | None
+    """Of the text to pre-train on; None: it has no end."""
+    examples: int | None
+    """To fine-tune on; None: as many as are asked for."""
+    annotator: Text
+    annotator_name: str
+    judge_name: str
+
+    def pretraining(self, steps: int, background: bool) -> Batches: ...
+
+    def watched(self, stage: str) -> list[Batch]:
+        """What a model is measured on while a stage trains it, in the stage's micro-batches; none where nothing is met
+        twice, or too little is held out. No answers of ``held_out``: what the examination asks chooses no weights."""
+        ...
+
+    def late(self, steps: int) -> dict[str, Any]:
+        """A state of ``pretraining(steps)`` near its end."""
+        ...
+
+    def finetuning(self, background: bool) -> Batches: ...
+
+    def rehearsal(self, rows: int, pieces: int = 1) -> Batches:
+        """Pre-training text, ``rows`` a step in ``pieces`` micro-batches; its state is the number of the next one."""
+        ...
+
+    def questions(self, part: int) -> Asked: ...
+
+    def judge(self, question: Question, answer: str, finished: bool) -> Verdict: ...
+
+    def scores(self, words: int) -> tuple[float, float]:
+        """The least and the most that ``judge`` gives an answer of at most so many words."""
+        ...
+
+    def wrong_answers(self, question: Question, n: int, seed: int) -> list[str]: ...
+
+    def given_rankings(self) -> list[Ranking]: ...
+
+    def before_finetuning(self, model: Transformer) -> None: ...
+
+    def knowledge(self, model: Transformer, few: bool) -> dict[str, Figure]:
+        """What the model knows of plain text: against the truth, or in bits per byte."""
+        ...
+
+    def next_words(self, model: Transformer) -> list[NextFacts]: ...
+
+    @property
+    def reader(self) -> Callable[[Question], Reader] | None:
+        """The truth of a question's answers, token by token; None where nobody knows it."""
+        ...
+
+    def asked_apart(self, model: StageName) -> Mapping[str, Sequence[Question]]:
+        """Further questions of which it is told how many answers are right, by the name of that figure."""
+        ...
+
+    def yardsticks(self) -> TextFacts | None: ...
+
+    def data(self) -> list[DataFacts]: ...
+
+    def notes(self) -> list[Text]: ...
+
+    def speak(self, model: Transformer, trained: str) -> str:
+        """A line of what the model says now, for the one who waits."""
+        ...
+
+    def save_inputs(self, folder: Path) -> None: ...
+
+
+LEAST = 400
+"""Questions, however short the time."""
+
+
+def examined_on(subject: Subject, minutes: float | None) -> list[Question]:
+    """The held-out questions that there is time to ask: all of the recipe's in five minutes."""
+    most = subject.recipe.examine.questions
+    return subject.held_out[: min(most, max(LEAST, round(most * (minutes or 5) / 5)))]
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """How questions are put to a model: ``n`` answers to each at a temperature, ``at_once`` questions together (0: all
+    of them); ``keeps`` as of ExamSettings."""
+
+    temperature: float
+    n: int = 1
+    keeps: Literal["answers", "distributions"] = "answers"
+    at_once: int = 0
+
+    def settings(self, subject: Subject, questions: int) -> ExamSettings:
+        return ExamSettings(
+            (self.temperature,),
+            self.n,
+            subject.recipe.rank.limit,
+            subject.seed,
+            trees=0,
+            forks=0,
+            interventions=0,
+            chunk=self.at_once or max(1, questions),
+            keeps=self.keeps,
+        )
+
+
+def examine_model(
+    subject: Subject, model: Transformer, questions: Sequence[Question], asking: Asking, meters: Meters | None = None
+) -> Examined:
+    """The answers of a run's model through the chat template, with their verdicts and what they cost."""
+    return examine(target_of(subject, model, questions), asking.settings(subject, len(questions)), meters=meters)
+
+
+def draw_answers(
+    subject: Subject, model: Transformer, questions: Sequence[Question], asking: Asking
+) -> list[list[Trace]]:
+    """The same answers, not judged; sample k of a question is the same alone."""
+    return draw(target_of(subject, model, questions), asking.settings(subject, len(questions)), asking.temperature)
+
+
+def target_of(subject: Subject, model: Transformer, questions: Sequence[Question]) -> EvalTarget:
+    """A run's model, its questions, and who judges the answers."""
+    config = model.config
+    return EvalTarget(
+        source=NativeSource.of(model, subject.chat.tokenizer, subject.chat),
+        name="",
+        identity="",
+        vocabulary=config.vocab_size,
+        questions=tuple(questions),
+        prompts=tuple(tuple(subject.chat.prompt(question.messages())) for question in questions),
+        judge=subject.judge,
+        judge_name=subject.judge_name,
+        meaning=lambda question: lambda text: None,
+        reader=subject.reader,
+        shape=Shape(config.flops_per_token // 2, config.layers, config.heads * config.head_dim),
+        scores=subject.scores,
+    )
