@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
+from functools import partial
+from operator import attrgetter
 from statistics import fmean
 from typing import Literal
 
@@ -14,35 +16,60 @@ from klype.examine import repetition
 from klype.examine.calibration import best_temperature, calibration_error, excess_error, rejection_ratio
 from klype.examine.evidence import OTHER_MANNERS, Answered, Evidence
 from klype.examine.feedback import Effect, effect
-from klype.examine.intervals import clopper_pearson, mean_by_question, paired, proportion, ratio_of_means
+from klype.examine.intervals import Limits, clopper_pearson, mean_by_question, paired, proportion, ratio_of_means
 from klype.examine.survival import survival, survival_of, weibull_shape
 from klype.examine.truth import divergence, s_corpus
 from klype.values import Figure
 
+NOTHING = "nothing was measured"
+AT = 20
+"""Words: curves are told at this one, or where the longest answer ends."""
 BY_RULE = {"word_for_word": "word for word", "well_formed": "stated rules of form"}
 """Verdicts that are not the judge's own."""
 
 
+def nothing() -> Figure:
+    return Figure(None, why=NOTHING)
+
+
+def per_answer(
+    evidence: Evidence,
+    value: Callable[[Answered], float | None],
+    unit: str,
+    judge: str = "",
+    within: Limits | None = None,
+) -> Figure:
+    """The mean over questions of a number per answer; answers without one are left out."""
+    known = [(answer.question, found) for answer in evidence.answers if (found := value(answer)) is not None]
+    return mean_by_question([float(v) for _, v in known], [q for q, _ in known], unit, judge, within)
+
+
+def per_question(
+    evidence: Evidence, function: Callable[[list[Answered]], float | None], unit: str, judge: str = ""
+) -> Figure:
+    """The mean of a number per question, from all of its answers."""
+    groups: dict[str, list[Answered]] = {}
+    for answer in evidence.answers:
+        groups.setdefault(answer.question, []).append(answer)
+    values = {q: value for q, answers in groups.items() if (value := function(answers)) is not None}
+    return mean_by_question(list(values.values()), list(values), unit, judge)
+
+
 def verdict(evidence: Evidence, name: str) -> Figure:
     """Share of answers with this verdict. Undecided ones count for neither side; ``undecided`` shows them."""
-    decided = [(answer.question, value) for answer in evidence.answers if (value := getattr(answer, name)) is not None]
-    judge = BY_RULE.get(name, evidence.judge)
-    return mean_by_question([float(v) for _, v in decided], [q for q, _ in decided], "share", judge)
+    return per_answer(evidence, attrgetter(name), "share", BY_RULE.get(name, evidence.judge))
 
 
 def undecided(evidence: Evidence) -> Figure:
     """Share of answers that the judge could not decide, where it decided any."""
-    values = [float(answer.right is None) for answer in evidence.answers]
-    if all(values):
+    if all(answer.right is None for answer in evidence.answers):
         return nothing()
-    asked = [answer.question for answer in evidence.answers]
-    return mean_by_question(values, asked, "share", evidence.judge)
+    return per_answer(evidence, lambda a: a.right is None, "share", evidence.judge)
 
 
 def score(evidence: Evidence) -> Figure:
     """The annotator's mean score."""
-    scored = [(answer.question, answer.score) for answer in evidence.answers if answer.score is not None]
-    return mean_by_question([s for _, s in scored], [q for q, _ in scored], "points", evidence.judge, evidence.points)
+    return per_answer(evidence, attrgetter("score"), "points", evidence.judge, evidence.points)
 
 
 def s_own(evidence: Evidence) -> Figure:
@@ -73,20 +100,18 @@ def s_of_corpus(evidence: Evidence) -> Figure:
     return s_corpus(evidence.documents, evidence.words)
 
 
-def repeats(evidence: Evidence, n: int = 4) -> Figure:
+def repeats(evidence: Evidence) -> Figure:
     """seq-rep-4 of the answers long enough to have one."""
-    long = [(a.question, value) for a in evidence.answers if (value := repetition.repeated(a.words, n)) is not None]
-    figure = mean_by_question([v for _, v in long], [q for q, _ in long], "share of 4-grams")
-    return as_share(figure)
+    return per_answer(evidence, lambda a: repetition.repeated(a.words), "share of 4-grams")
 
 
-def repeats_beyond(evidence: Evidence, n: int = 4) -> Figure:
+def repeats_beyond(evidence: Evidence) -> Figure:
     """seq-rep-4 less that of the language's own answers to the same questions."""
     own: dict[str, list[float]] = {}
     for answer in evidence.answers:
-        if (value := repetition.repeated(answer.words, n)) is not None:
+        if (value := repetition.repeated(answer.words)) is not None:
             own.setdefault(answer.question, []).append(value)
-    language = {q: repetition.repeated(words, n) for q, words in (evidence.language or {}).items()}
+    language = {q: repetition.repeated(words) for q, words in (evidence.language or {}).items()}
     both = [(q, fmean(values), known) for q, values in own.items() if (known := language.get(q)) is not None]
     if not both:
         return nothing()
@@ -96,8 +121,9 @@ def repeats_beyond(evidence: Evidence, n: int = 4) -> Figure:
 
 def loops(evidence: Evidence) -> Figure:
     """Share of an answer's words, at its end, that only repeat the words just before them."""
-    said = [(a.question, repetition.loop(a.words) / len(a.words)) for a in evidence.answers if a.words]
-    return as_share(mean_by_question([v for _, v in said], [q for q, _ in said], "share of words"))
+    return per_answer(
+        evidence, lambda a: repetition.loop(a.words) / len(a.words) if a.words else None, "share of words"
+    )
 
 
 def distinct(evidence: Evidence) -> Figure:
@@ -112,8 +138,7 @@ def same_text(evidence: Evidence) -> Figure:
 
 def cost(evidence: Evidence, name: str, unit: str) -> Figure:
     """Mean per answer."""
-    known = [(answer.question, value) for answer in evidence.answers if (value := getattr(answer, name)) is not None]
-    return mean_by_question([float(v) for _, v in known], [q for q, _ in known], unit)
+    return per_answer(evidence, attrgetter(name), unit)
 
 
 def joules_per_right(evidence: Evidence) -> Figure:
@@ -133,55 +158,36 @@ def joules_per_right(evidence: Evidence) -> Figure:
     return ratio_of_means(energy, right, "J per right answer")
 
 
-NOTHING = "nothing was measured"
-AT = 20
-"""Words: curves are told at this one, or where the longest answer ends."""
-
-
-def nothing() -> Figure:
-    return Figure(None, why=NOTHING)
-
-
-def per_question(evidence: Evidence, function: Callable[[list[Answered]], float | None], unit: str) -> Figure:
-    """A number per question from all of its answers."""
-    groups: dict[str, list[Answered]] = {}
-    for answer in evidence.answers:
-        groups.setdefault(answer.question, []).append(answer)
-    values = [(q, value) for q, answers in groups.items() if (value := function(answers)) is not None]
-    return as_share(mean_by_question([v for _, v in values], [q for q, _ in values], unit))
-
-
-def as_share(figure: Figure) -> Figure:
-    """A share's interval does not leave 0 … 1."""
-    if figure.low is None or figure.high is None or not figure.unit.startswith("share"):
-        return figure
-    return replace(figure, low=max(0.0, figure.low), high=min(1.0, figure.high))
-
-
 def same_meaning(evidence: Evidence) -> Figure:
     """The chance that two different draws mean the same (U-statistic)."""
-    figure = per_question(evidence, lambda a: _of_meanings(a, repetition.agreement), "share of pairs")
-    return _judged(figure, evidence.judge)
+    return _over_meanings(evidence, repetition.agreement, "share of pairs")
 
 
 def meaning_entropy(evidence: Evidence) -> Figure:
     """Chao–Shen over draws."""
-    return _judged(per_question(evidence, lambda a: _of_meanings(a, repetition.chao_shen), "nats"), evidence.judge)
+    return _over_meanings(evidence, repetition.chao_shen, "nats")
 
 
-def _of_meanings(answers: list[Answered], function: Callable[[list[object]], float | None]) -> float | None:
-    known = [answer.meaning for answer in answers if answer.meaning is not None]
-    return function(known) if len(known) == len(answers) else None
+def _over_meanings(evidence: Evidence, function: Callable[[list[Hashable]], float | None], unit: str) -> Figure:
+    """Of the questions all of whose answers have a meaning."""
+
+    def found(answers: list[Answered]) -> float | None:
+        meanings = [answer.meaning for answer in answers]
+        return None if None in meanings else function(meanings)
+
+    return per_question(evidence, found, unit, evidence.judge)
 
 
 def answer_entropy(evidence: Evidence) -> Figure:
     """Mean of Σ_t H(q_t) over draws: unbiased for the entropy of token sequences."""
-    ends = [(a.question, a.entropy_bounds) for a in evidence.answers if a.entropy_bounds is not None]
-    if ends and len(ends) == len(evidence.answers):
-        low, high = (mean_by_question([e[i] for _, e in ends], [q for q, _ in ends], "nats") for i in (0, 1))
+    if evidence.answers and all(a.entropy_bounds is not None for a in evidence.answers):
+        low, high = (per_answer(evidence, partial(_bound, end), "nats") for end in (0, 1))
         return between(low, high)
-    known = [(a.question, a.entropy) for a in evidence.answers if a.entropy is not None]
-    return mean_by_question([v for _, v in known], [q for q, _ in known], "nats")
+    return per_answer(evidence, attrgetter("entropy"), "nats")
+
+
+def _bound(end: int, answer: Answered) -> float | None:
+    return answer.entropy_bounds[end] if answer.entropy_bounds else None
 
 
 def between(low: Figure, high: Figure) -> Figure:
@@ -277,9 +283,8 @@ def replaced(evidence: Evidence) -> Figure:
     if not evidence.replaced:
         return nothing()
     found = evidence.replaced
-    figure = paired([one.other for one in found], [one.own for one in found], [one.question for one in found],
-                    "difference of shares")  # fmt: skip
-    return _judged(figure, evidence.judge)
+    other, own, asked = zip(*((one.other, one.own, one.question) for one in found), strict=True)
+    return replace(paired(other, own, asked, "difference of shares"), judge=evidence.judge)
 
 
 def answer_mass(evidence: Evidence) -> Figure:
@@ -323,7 +328,7 @@ def selective(evidence: Evidence) -> Figure:
     if not known:
         return nothing()
     scores, rights, questions = zip(*known, strict=True)
-    return _judged(rejection_ratio(scores, rights, questions), evidence.judge)
+    return replace(rejection_ratio(scores, rights, questions), judge=evidence.judge)
 
 
 def sureness(evidence: Evidence) -> list[tuple[float, bool, str]]:
@@ -336,14 +341,9 @@ def sureness(evidence: Evidence) -> list[tuple[float, bool, str]]:
 
 
 def copied(evidence: Evidence) -> Figure:
-    known = [(a.question, a.copied) for a in evidence.answers if a.copied is not None]
-    return mean_by_question([v for _, v in known], [q for q, _ in known], "share of words")
+    return per_answer(evidence, attrgetter("copied"), "share of words")
 
 
 def _certain(low: Sequence[float], high: Sequence[float], unit: str) -> Figure:
     least, most = fmean(low), fmean(high)
     return Figure((least + most) / 2, least, most, len(low), unit, certain=True)
-
-
-def _judged(figure: Figure, judge: str) -> Figure:
-    return replace(figure, judge=judge)

@@ -20,7 +20,6 @@ from klype.data.order import draw_seed
 from klype.data.prepare import Split
 from klype.data.readers import TextDocument
 from klype.engine.engine import Engine
-from klype.examine.estimators import as_share
 from klype.examine.evidence import Answered, Evidence
 from klype.examine.facts import AnswerFacts, NextFacts, NextTokenFacts, TemperatureFacts, TextFacts
 from klype.examine.intervals import mean_by_question, ratio_of_means
@@ -208,12 +207,11 @@ def _real(answered: Sequence[Answered], is_word: Callable[[str], bool]) -> Figur
         told = tokens_of(" ".join(answer.words[:-1] if answer.ended == "length" else answer.words))
         if told:
             found.append((answer.question, sum(map(is_word, told)) / len(told)))
-    figure = mean_by_question([share for _, share in found], [name for name, _ in found], "share of words")
-    return as_share(figure)
+    return mean_by_question([share for _, share in found], [name for name, _ in found], "share of words")
 
 
 def _shares(texts: Sequence[str], index: Index) -> tuple[Figure, list[Copied]]:
     """The share of words in runs that stand in a training text; texts too short to tell are left out."""
     found = [(str(i), run) for i, text in enumerate(texts) if (run := copied(text, index)) is not None]
     runs = [run for _, run in found]
-    return as_share(mean_by_question([run.share for run in runs], [name for name, _ in found], "share of words")), runs
+    return mean_by_question([run.share for run in runs], [name for name, _ in found], "share of words"), runs
