@@ -286,6 +286,7 @@ def test_a_measure(place: Place) -> None:
     document, printed, figure, shown = place("""
 from klype import examine
 from tests.studio_toys import model, studio, visiting
+from klype.studio.examinations import Order
 made = model()
 home = studio(Path("examining"), made)
 folder = exam_folder(home, Order(made.address, made.identity, 60, 8))

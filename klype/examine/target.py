@@ -101,6 +101,7 @@ class ExamSettings:
     distances: int = 5
     pairs: int = 100
     chunk: int = 25
+    greedy: int = 1
     keeps: Literal["answers", "distributions", "truth"] = "truth"
 
     def check(self) -> None:
@@ -117,8 +118,8 @@ class ExamSettings:
         return 0.7 if 0.7 in self.temperatures else sorted(self.temperatures)[len(self.temperatures) // 2]
 
     def drawn(self, temperature: float) -> int:
-        """Answers a question: at temperature 0 all are equal, so one is drawn."""
-        return 1 if temperature == 0.0 else self.n
+        """Answers a question: at temperature 0 all are equal, so ``greedy`` are drawn."""
+        return self.greedy if temperature == 0.0 else self.n
 
 
 @dataclass(frozen=True, slots=True)

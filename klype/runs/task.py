@@ -130,6 +130,7 @@ class Asking:
             forks=0,
             interventions=0,
             chunk=self.at_once or max(1, questions),
+            greedy=self.n,
             keeps=self.keeps,
         )
 
