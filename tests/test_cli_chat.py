@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 
 from klype.api.model import Model
 from klype.api.model import tempered as as_drawn
-from klype.cli.commands.chat import Talk
-from klype.cli.commands.next_token import bar_of, visible
-from klype.cli.conversation import fit
+from klype.cli.commands.chat import Talk, fit
+from klype.cli.commands.look import bar_of, visible
 from klype.cli.terminal import Terminal
 from klype.engine.engine import Engine
 from klype.errors import UsageError

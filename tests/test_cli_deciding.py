@@ -12,7 +12,7 @@ from rich.console import Console
 
 from klype.answers.decoders import DECODERS
 from klype.api.asking import Asking
-from klype.cli import deciding
+from klype.cli.commands import ask as command
 from klype.errors import UsageError
 from klype.values import Question, Sampling
 from tests.toy_sources import table_source
@@ -25,8 +25,8 @@ def told(name: str, budget: float = 8.0) -> dict[str, Any]:
     merged = {"c": "x", "d": "x"}
     ask = Asking(source, (1,), Question("q", "a"), lambda text: merged.get(text, text), "text", None)
     opened = cast(Any, SimpleNamespace(source=source, stop=(0,), as_raw=lambda raw: True, plain=codec.encode))
-    found = deciding.decided(opened, ask, 4, Sampling(0.7), 1, name, budget, None)
-    return deciding.document(found, name, budget)
+    found = command.decided(opened, ask, 4, Sampling(0.7), 1, name, budget, None)
+    return command.decision(found, name, budget)
 
 
 def test_what_was_chosen_why_and_at_what_cost() -> None:
@@ -43,22 +43,22 @@ def test_what_was_chosen_why_and_at_what_cost() -> None:
 def test_every_decoder_has_words(lang: str) -> None:
     assert all(row.about[lang] for row in DECODERS.values())
     out = io.StringIO()
-    deciding.tell(cast(Any, SimpleNamespace(lang=lang, console=Console(file=out, width=200))), told("search"))
+    command.tell_decision(cast(Any, SimpleNamespace(lang=lang, console=Console(file=out, width=200))), told("search"))
     assert "60" in out.getvalue()
     assert "b" in out.getvalue()
 
 
 def test_budgets_for_decoders_and_for_servers() -> None:
-    assert deciding.split("consensus", "8×") == (8.0, "")
-    assert deciding.split("consensus", "8x,500requests") == (8.0, "500requests")
-    assert deciding.split("search", "") == (deciding.BUDGET, "")
-    assert deciding.split("", "500requests,20000tokens")[1] == "500requests,20000tokens"
+    assert command.split("consensus", "8×") == (8.0, "")
+    assert command.split("consensus", "8x,500requests") == (8.0, "500requests")
+    assert command.split("search", "") == (command.BUDGET, "")
+    assert command.split("", "500requests,20000tokens")[1] == "500requests,20000tokens"
     with pytest.raises(UsageError, match="for a decoder"):
-        deciding.split("", "8×")
+        command.split("", "8×")
     with pytest.raises(UsageError, match="no decoder"):
-        deciding.split("guess", "8×")
+        command.split("guess", "8×")
     with pytest.raises(UsageError, match="plain answers"):
-        deciding.split("search", "lots")
+        command.split("search", "lots")
     with pytest.raises(UsageError, match="nothing to check with"):
         told("verify-yes")
 
@@ -68,4 +68,4 @@ def test_a_model_without_one_token_for_yes_cannot_verify_by_it() -> None:
     letters = tuple(".YesNo yn")
     _, codec = table_source(np.eye(len(letters)), letters=letters)
     opened = cast(Any, SimpleNamespace(source=SimpleNamespace(codec=codec), say=codec.encode, prompt=codec.prompt))
-    assert deciding._yes(opened, "q") == {}
+    assert command._yes(opened, "q") == {}

@@ -21,9 +21,8 @@ import pytest
 from uvicorn.logging import AccessFormatter
 
 from klype.cli import guard
-from klype.cli.console import PlainConsole
 from klype.cli.main import call
-from klype.cli.terminal import to_json
+from klype.cli.terminal import plain_console, to_json
 from klype.text.chat import TEMPLATE
 from klype.text.tokenizer import Tokenizer
 from klype.words.plain import HarmlessRecord, harmless
@@ -244,9 +243,7 @@ def test_errors_of_a_models_own_files_are_harmless(folder: Path, capsys: pytest.
 def test_colours_stay_and_traps_go() -> None:
     """On a terminal rich's own codes are written, and none of a text's."""
     out = io.StringIO()
-    console = PlainConsole(
-        file=out, force_terminal=True, color_system="truecolor", width=200, markup=False, highlight=False
-    )
+    console = plain_console(file=out, force_terminal=True, color_system="truecolor", width=200)
     console.print(EVIL, style="bold red")
     console.rule(EVIL)
     told = out.getvalue()

@@ -10,8 +10,8 @@ import pytest
 import typer
 from annotated_types import Le
 
-from klype.cli.commands.align import AlignOptions
 from klype.cli.commands.rank import RankOptions
+from klype.cli.commands.train import AlignOptions
 from klype.cli.guard import guarded
 from klype.cli.main import app
 from klype.cli.options import expanded

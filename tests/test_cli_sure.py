@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from klype.api.asking import Asking
-from klype.cli.sure import _share, sure_of
+from klype.cli.beside import _share, sure_of
 from klype.sources.source import answers
 from klype.values import Question, Request, Sampling
 from tests.toy_sources import table_source

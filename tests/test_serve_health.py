@@ -22,7 +22,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from klype.cli.listening import Listening
+from klype.cli.commands.serve import Listening
 from klype.model import checkpoint
 from klype.serve.answering import _in_turns
 from klype.serve.app import LARGE, app

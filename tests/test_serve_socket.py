@@ -23,7 +23,7 @@ from starlette.types import Receive, Scope, Send
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from klype.cli.listening import listening
+from klype.cli.commands.serve import listening
 from klype.cli.main import call
 from klype.errors import KlypeError, UsageError
 from klype.model import checkpoint

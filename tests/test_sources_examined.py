@@ -13,7 +13,7 @@ import pytest
 from klype.answers import bounds
 from klype.cli import guard
 from klype.cli.main import call
-from klype.cli.remote import split_budget
+from klype.cli.terminal import split_budget
 from klype.errors import UsageError
 from klype.sources.http_client import ResponseCache
 from klype.sources.opening import open_model

@@ -20,9 +20,9 @@ import klype
 from klype.api.examination import prepare
 from klype.api.examinee import open_judge
 from klype.cli import guard
+from klype.cli.beside import make_draft
 from klype.cli.commands.studio import opened_models
 from klype.cli.main import call
-from klype.cli.speculating import make_draft
 from klype.data.rows import questions_from
 from klype.model import checkpoint
 from klype.model.attention import TORCH

@@ -18,11 +18,10 @@ from klype.answers.forks import ForkSettings, forks
 from klype.answers.tree import TreeSettings, grow
 from klype.api.asking import Asking
 from klype.api.results import AnswerForks
-from klype.cli.commands.forks import chart as forks_chart
+from klype.cli.beside import tell_sure
+from klype.cli.commands.ask import tell_decision as tell_decided
+from klype.cli.commands.look import forks_chart, tree_chart
 from klype.cli.commands.rank import tell_habits
-from klype.cli.commands.tree import chart as tree_chart
-from klype.cli.deciding import tell as tell_decided
-from klype.cli.sure import tell as tell_sure
 from klype.cli.terminal import Terminal
 from klype.examine.answer_pictures import pictures as examination_pictures
 from klype.examine.evidence import OTHER_MANNERS

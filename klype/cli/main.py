@@ -11,27 +11,7 @@ import typer
 
 from klype import __version__, durable
 from klype.cli import environment
-from klype.cli.commands import (
-    align,
-    article,
-    ask,
-    bias,
-    chat,
-    config,
-    doctor,
-    examine,
-    export,
-    forks,
-    mistakes,
-    next_token,
-    rank,
-    run,
-    runs,
-    serve,
-    studio,
-    train,
-    tree,
-)
+from klype.cli.commands import ask, chat, doctor, examine, experiments, export, look, rank, runs, serve, studio, train
 from klype.cli.guard import guarded
 from klype.cli.options import expanded
 from klype.cli.terminal import any_character
@@ -75,24 +55,24 @@ def app() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     klype.callback()(_options)
-    klype.command("run")(expanded(run.command))
+    klype.command("run")(expanded(train.run_command))
     klype.command("chat")(expanded(chat.command))
     klype.command("ask")(expanded(ask.command))
-    klype.command("next")(expanded(next_token.command))
-    klype.command("tree")(expanded(tree.command))
-    klype.command("forks")(expanded(forks.command))
+    klype.command("next")(expanded(look.next_command))
+    klype.command("tree")(expanded(look.tree_command))
+    klype.command("forks")(expanded(look.forks_command))
     klype.command("examine")(expanded(examine.command))
-    klype.command("article")(expanded(article.command))
-    klype.command("bias")(expanded(bias.command))
-    klype.command("mistakes")(expanded(mistakes.command))
-    klype.command("train")(expanded(train.command))
+    klype.command("article")(expanded(examine.article_command))
+    klype.command("bias")(expanded(experiments.bias_command))
+    klype.command("mistakes")(expanded(experiments.mistakes_command))
+    klype.command("train")(expanded(train.train_command))
     klype.command("rank")(expanded(rank.command))
-    klype.command("align")(expanded(align.command))
+    klype.command("align")(expanded(train.align_command))
     klype.add_typer(runs.app(), name="runs")
     klype.command("serve")(expanded(serve.command))
     klype.command("studio")(expanded(studio.command))
     klype.command("export")(expanded(export.command))
-    klype.add_typer(config.app(), name="config")
+    klype.add_typer(doctor.config_app(), name="config")
     klype.command("doctor")(expanded(doctor.command))
     return klype
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from klype.errors import KlypeError, UsageError
-from klype.model.manifest import is_whole
 
 if TYPE_CHECKING:
     from klype.sources.opening import Opened
@@ -77,6 +76,8 @@ def find_model(name: str) -> Found:
 
 def find_path(name: str) -> Found:
     """Of a run's folder (its newest stage), ``RUN/STAGE``, a checkpoint or Hugging Face folder, or a GGUF file."""
+    from klype.model.manifest import is_whole
+
     try:
         folder = Path(name).expanduser()
         there = folder.exists()
@@ -126,6 +127,8 @@ def is_aligned(folder: Path) -> bool:
 
 
 def _what_exists(folder: Path) -> str:
+    from klype.model.manifest import is_whole
+
     parent = folder.parent
     if (parent / "run.json").exists():
         stages = [stage for stage in NEWEST_FIRST if is_whole(parent / stage)]

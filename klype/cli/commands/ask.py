@@ -1,4 +1,4 @@
-"""``klype ask``: one question, one answer."""
+"""``klype ask``: one question, one answer; with --decoder what was chosen, what spoke for it, and what it cost."""
 
 from __future__ import annotations
 
@@ -14,10 +14,14 @@ from klype.words import plain
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from klype.answers.checks import Check
+    from klype.answers.decoders import Decided
+    from klype.answers.decoding import DecodeQuestion
+    from klype.api.asking import Asking
     from klype.api.model import Model
     from klype.api.results import Answer
     from klype.sources.opening import Opened
-    from klype.values import Request
+    from klype.values import Request, Sampling
 
 
 def command(
@@ -47,8 +51,7 @@ def command(
     model, text = o.asked(model, text)
     from klype.api.asking import asking, prompt_of, reading_from
     from klype.api.model import load
-    from klype.cli.deciding import split
-    from klype.cli.remote import tell_cost
+    from klype.cli.terminal import tell_cost
     from klype.device import EnergyMeter
 
     times, server = split(decoder, budget)
@@ -58,7 +61,7 @@ def command(
     opened = asked.opened
     request = asked.request(prompt_of(opened, text, raw), sampling, limit, seed)
     if speculate is not None:
-        from klype.cli.speculating import beside_plain, make_draft
+        from klype.cli.beside import beside_plain, make_draft
 
         draft = make_draft(opened, speculate)  # one that cannot be had is refused before anything is said
     reading = reading_from(opened)
@@ -98,11 +101,11 @@ def command(
         document["speculation"] = found = beside_plain(opened, request, speculate, draft)
         _tell(terminal, found)
     if sure:
-        from klype.cli.sure import sure_of, tell
+        from klype.cli.beside import sure_of, tell_sure
 
         document["sure"] = certainty = sure_of(opened, asking(opened, text, raw), trace, request.limit)
         if not terminal.as_json:
-            tell(terminal, certainty)
+            tell_sure(terminal, certainty)
     tell_cost(opened)
     terminal.document(document, out)
 
@@ -117,17 +120,16 @@ def _decide(
 ) -> None:
     """An answer that a decoder chose: the answer, why, and what it cost."""
     from klype.api.asking import asking
-    from klype.cli.deciding import decided, document, tell
-    from klype.cli.remote import tell_cost
+    from klype.cli.terminal import tell_cost
     from klype.device import EnergyMeter
 
     meter, started = EnergyMeter(), time.perf_counter()
     ask = asking(opened, *asked)
     found = decided(opened, ask, request.limit, request.sampling, request.seed, *decoder, asked[1])
-    told, chosen = document(found, *decoder), found.choice.chosen
+    told, chosen = decision(found, *decoder), found.choice.chosen
     if not terminal.as_json:
         plain.tell(chosen.text + ("" if chosen.ended else " …"))
-        tell(terminal, told)
+        tell_decision(terminal, told)
     tell_cost(opened)
     made = {"answer": chosen.text, "tokens": len(chosen.tokens), "passes": found.passes,
             "seconds": time.perf_counter() - started, "joules": meter.joules(), "decoder": told}  # fmt: skip
@@ -165,3 +167,125 @@ def _tell(terminal: Terminal, found: dict[str, Any]) -> None:
         speedup=said(found["speedup"]),
         predicted=said(found["predicted_speedup"]),
     )
+
+
+SHOWN = 5
+BUDGET = 4.0
+
+
+def split(decoder: str, budget: str) -> tuple[float, str]:
+    """``--budget`` as what a decoder may spend, and what a server may be asked for: "8×", "500requests", or both.
+
+    Errors: plain answers without a decoder, a decoder that does not exist.
+    """
+    parts = budget.split(",") if budget else []
+    server = [part for part in parts if part.strip().endswith(("requests", "tokens"))]
+    own = ",".join(part for part in parts if part not in server)
+    if not decoder:
+        if own.strip()[-1:] in ("×", "x", "X"):
+            raise UsageError(f"--budget {own} is for a decoder.", "Name one: --decoder consensus.")
+        return BUDGET, budget
+    from klype.answers.decoders import decoder as find
+    from klype.answers.decoding import parse_budget
+
+    find(decoder)
+    return (parse_budget(own) if own else BUDGET), ",".join(server)
+
+
+def decided(
+    opened: Opened, ask: Asking, limit: int, sampling: Sampling, seed: int, name: str, budget: float, raw: bool | None
+) -> Decided:
+    """One question decided. UsageError where the decoder needs what this model has not."""
+    from klype.answers.decoders import decide
+    from klype.answers.decoding import Tuning
+
+    tuning = Tuning(temperature=sampling.temperature or 1.0)
+    posed = _posed(opened, ask, limit, sampling, seed, raw, name)
+    return decide(opened.source, [posed], name, budget, tuning)[0]
+
+
+def decision(found: Decided, name: str, budget: float) -> dict[str, Any]:
+    """What ``--json`` tells of the choice."""
+    from klype.judge.meaning import label
+
+    return {
+        "name": name,
+        "budget": budget,
+        "plain": found.plain.chosen.text,
+        "changed": found.choice.chosen.meaning != found.plain.chosen.meaning,
+        "shares": [
+            {"text": share.text, "meaning": label(share.meaning), "share": share.share} for share in found.choice.shares
+        ],
+        "passes": found.passes,
+        "plain_passes": found.plain_passes,
+        "times": found.passes / max(1, found.plain_passes),
+        "positions": found.positions,
+        "plain_positions": found.plain_positions,
+    }
+
+
+def tell_decision(terminal: Terminal, told: dict[str, Any]) -> None:
+    """Why, and at what cost, in a few lines."""
+    from klype.answers.decoders import decoder
+    from klype.words import number, percent, words
+
+    w, lang = words(terminal.lang, "deciding"), terminal.lang
+    row = decoder(told["name"])
+    lines = [w("chosen", about=row.about.get(lang, row.about["en"]))]
+    if row.spends:
+        for share in told["shares"][:SHOWN]:
+            lines.append(w("share", share=percent(share["share"], lang), text=share["text"]))
+        lines.append(w("changed", plain=told["plain"]) if told["changed"] else w("same"))
+    shown = {key: told[key] for key in ("passes", "plain_passes", "positions", "plain_positions")}
+    lines.append(w("cost", times=number(told["times"], lang, 1), **shown))
+    for line in lines:
+        terminal.console.print(line, markup=False, highlight=False)
+
+
+def _posed(
+    opened: Opened, ask: Asking, limit: int, sampling: Sampling, seed: int, raw: bool | None, name: str
+) -> DecodeQuestion:
+    from klype.answers.decoding import DecodeQuestion
+
+    known = _checks(opened, ask.question.prompt, name, not opened.as_raw(raw))
+    return DecodeQuestion(ask.prompt, ask.meaning, limit, opened.stop, seed, sampling=sampling, checks=known)
+
+
+def _checks(opened: Opened, question: str, name: str, chat: bool) -> dict[str, Check]:
+    from klype.answers import checks
+
+    known: dict[str, Check] = {"likelihood": checks.likelihood}
+    if chat:
+        known |= _yes(opened, question)
+    if name == "verify-statement":
+        known["statement"] = checks.given(lambda answer: _joined(opened, question, answer))
+    if name == "verify-reward":
+        from klype.device import pick_device
+        from klype.train.reward_model import judge_of
+
+        judge = judge_of(opened.found, pick_device(opened.how.device))
+        known["reward"] = checks.judged(lambda prompts, answers: judge.score(prompts, answers).tolist())
+    return known
+
+
+def _joined(opened: Opened, first: str, then: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Two texts as one, with a space between them, cut where the second begins; of an empty one, a full stop."""
+    return tuple(opened.plain(first.strip() or ".")), tuple(opened.say(f" {then.strip() or '.'}"))
+
+
+def _yes(opened: Opened, question: str) -> dict[str, Check]:
+    """None where the model has not one token each for yes and no."""
+    from klype.answers import checks
+    from klype.sources.source import tokens_of
+
+    def put(answer: str) -> tuple[int, ...]:
+        text = f"{question}\nProposed answer: {answer}\nIs the proposed answer right? Yes or No?"
+        return tuple(opened.prompt([{"role": "user", "content": text}]))
+
+    def whole(word: str) -> list[int]:
+        said = [opened.say(spelled) for spelled in (word, f" {word}")]
+        firsts = {ids[0] for ids in said if opened.source.codec.decode(ids[:1]).strip() == word}
+        return sorted(firsts | tokens_of(opened.source.codec, word))
+
+    yes, no = whole("Yes"), whole("No")
+    return {"yes": checks.yes(put, yes, no)} if yes and no else {}

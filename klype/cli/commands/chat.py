@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from klype.words import plain
 from klype.words.plain import harmless
 
 if TYPE_CHECKING:
-    from klype.cli.speculating import Guessing
+    from klype.cli.beside import Guessing
     from klype.sources.opening import Opened
     from klype.text.chat import Message
     from klype.values import Sampling, Trace
@@ -46,7 +46,7 @@ def command(
     talk = Talk(terminal, opened, sampling, limit, seed)
     talk.sure = sure
     if speculate is not None:
-        from klype.cli.speculating import Guessing
+        from klype.cli.beside import Guessing
 
         talk.guessing = Guessing(opened, speculate)
     terminal.say("chat.hello", name=model)
@@ -123,7 +123,6 @@ class Talk:
 
     def _answer(self) -> None:
         from klype.api.model import AnswerStream
-        from klype.cli.conversation import fit
 
         window = self.opened.window
         fitting = fit(self.messages, self.opened.prompt, window, min(self.limit, window // 4))
@@ -177,13 +176,13 @@ class Talk:
 
     def _tell_sure(self, prompt: list[int], trace: Trace, limit: int) -> None:
         from klype.api.asking import asking
-        from klype.cli.sure import sure_of, tell
+        from klype.cli.beside import sure_of, tell_sure
 
         ask = replace(asking(self.opened, self.messages[-1]["content"], False), prompt=tuple(prompt))
         found = sure_of(self.opened, ask, trace, limit)
         self.certainties.append(found)
         if not self.terminal.as_json:
-            tell(self.terminal, found)
+            tell_sure(self.terminal, found)
 
     def _tell_dropped(self, dropped: int) -> None:
         if dropped > self._told:
@@ -220,7 +219,7 @@ class Talk:
         self.terminal.say("chat.set", what=name, value=self._number(value))
 
     def _probabilities(self) -> None:
-        from klype.cli.commands.next_token import visible
+        from klype.cli.commands.look import visible
         from klype.cli.progress import print_table
 
         if not self.traces:
@@ -250,7 +249,7 @@ def _weighed(trace: Trace, opened: Opened, lang: str) -> Iterator[tuple[int, str
     """Each token with its probability under the model at τ = 1, and the two likeliest others."""
     import math
 
-    from klype.cli.commands.next_token import visible
+    from klype.cli.commands.look import visible
     from klype.words import percent
 
     for step in trace.steps:
@@ -281,3 +280,23 @@ def _lines(terminal: Terminal) -> Iterator[str]:
         except KeyboardInterrupt:  # what was typed is given up, the conversation is not
             plain.tell("")
             terminal.say("chat.ends")
+
+
+def fit(
+    messages: Sequence[Message], prompt: Callable[[Sequence[Message]], list[int]], window: int, reserve: int
+) -> tuple[list[Message], list[int]] | None:
+    """The newest messages whose prompt leaves ``reserve`` tokens of the window, with that prompt.
+
+    A system message at the start stays; what remains begins with a user's message. None: the last message alone
+    does not fit.
+    """
+    head = list(messages[:1]) if messages and messages[0]["role"] == "system" else []
+    tail = list(messages[len(head) :])
+    while tail:
+        ids = prompt([*head, *tail])
+        if len(ids) + reserve <= window:
+            return [*head, *tail], ids
+        tail = tail[1:]
+        while tail and tail[0]["role"] != "user":
+            tail = tail[1:]
+    return None

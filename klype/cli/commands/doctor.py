@@ -1,4 +1,4 @@
-"""``klype doctor``: what is installed, what this machine can do, and what a server offers."""
+"""``klype doctor`` and ``config``: what is installed, what this machine can do, a server offers, can be set."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
+import typer
+
 from klype.cli import options as o
-from klype.cli.terminal import Terminal
+from klype.cli.terminal import Terminal, to_json
 from klype.option import Option
+from klype.words import plain
 
 PACKAGES = ("klype", "torch", "numpy", "scipy", "pydantic", "tokenizers", "safetensors", "nicegui")
 OPTIONAL = ("transformers", "gguf", "datasets", "ordb")
@@ -132,3 +135,26 @@ def show(terminal: Terminal, document: dict[str, Any]) -> None:
     terminal.console.print()
     installed = [[name, version or w("doctor.missing")] for name, version in document["versions"].items()]
     print_table(terminal.console, w("doctor.versions"), head, installed)
+
+
+def config_app() -> typer.Typer:
+    config = typer.Typer(help="What can be set.", no_args_is_help=True, pretty_exceptions_enable=False)
+    config.callback()(_group)
+    config.command("schema")(o.expanded(schema_command))
+    return config
+
+
+def _group() -> None:
+    """What can be set."""
+
+
+def schema_command(out: o.OutFile = None, as_json: o.Json = False) -> None:
+    """Print the JSON schema of recipes (klype run --recipe FILE.toml, --set KEY=VALUE)."""
+    from klype.config import schema
+    from klype.runs.recipe import Recipe
+
+    terminal = Terminal(as_json)
+    document = schema(Recipe)
+    if not terminal.as_json:
+        plain.tell(to_json(document))
+    terminal.document(document, out)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from klype import durable
 from klype.cli import options as o
-from klype.cli.listening import listening
+from klype.cli.commands.serve import listening
 from klype.cli.terminal import Terminal
 from klype.environment import state_folder
 from klype.errors import KlypeError, UsageError

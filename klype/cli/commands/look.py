@@ -1,0 +1,263 @@
+"""``klype next``, ``tree`` and ``forks``: what comes next, all whole answers, and where an answer was decided."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from klype.cli import options as o
+from klype.cli.terminal import Terminal, write
+from klype.errors import UsageError
+from klype.option import Option
+
+if TYPE_CHECKING:
+    from rich.tree import Tree as RichTree
+
+    from klype.answers.tree import Branch, Tree
+    from klype.api.asking import Asking
+    from klype.api.results import AnswerForks
+    from klype.words import Words
+
+
+EIGHTHS = " ▏▎▍▌▋▊▉█"
+
+
+def next_command(
+    terminal: Terminal,
+    sampling: o.Sampling,
+    model: o.AskedModel,
+    text: o.Text = None,
+    top: Annotated[int, Option("How many tokens are shown.", least=1)] = 12,
+    raw: o.Raw = None,
+    precision: o.Precision = "float32",
+    device: o.Device = "auto",
+    seed: o.Seed = 0,
+    out: o.OutFile = None,
+) -> None:
+    """Show the distribution of the next token after TEXT; for models of the demo world, beside the truth.
+
+    Nothing is drawn, so --seed changes nothing.
+    """
+    model, text = o.asked(model, text)
+    from klype.api.model import Model
+    from klype.sources.find import is_aligned
+    from klype.sources.opening import open_model
+
+    opened = open_model(model, precision, measured=True, device=device)
+    document = Model(opened).next(text, top, raw=raw, **asdict(sampling)).to_json()
+    if not terminal.as_json:
+        next_chart(terminal, document, text, sampling.temperature)
+        known = "truth" in document["tokens"][0]
+        if known and not opened.as_raw(raw) and is_aligned(opened.found.folder):
+            terminal.console.print(terminal.words("next.manners"), markup=False)
+    terminal.document(document, out)
+
+
+def visible(token: str) -> str:
+    """A token's text for a table: without the space before it, and with a sign for what is only white space."""
+    shown = "".join(c if c.isprintable() or c.isspace() else c.encode("unicode_escape").decode() for c in token)
+    return shown.strip() or shown.replace("\n", "↵").replace("\t", "⇥").replace(" ", "␣") or "∅"
+
+
+def next_chart(terminal: Terminal, document: dict[str, Any], text: str, temperature: float) -> None:
+    """Bars of one scale: p, p after temperature and, where it is known, the truth."""
+    from rich.text import Text
+
+    from klype.words import number, percent
+
+    console, w, lang = terminal.console, terminal.words, terminal.lang
+    rows = document["tokens"]
+    columns = [("p", w("next.p")), ("p_tempered", w("next.tempered", temperature=number(temperature, lang, 1)))]
+    columns += [("truth", w("next.truth"))] if "truth" in rows[0] else []
+    width = min(console.width, 100)
+    label = min(16, max(len(visible(row["token"])) for row in rows) + 1)
+    bar = (width - label) // len(columns) - 8
+    full = max(row[name] for row in rows for name, _ in columns) or 1.0
+    console.print(Text(w("next.title", text=text), style="bold"))
+    console.print(Text(" " * label + "".join(title[: bar + 7].ljust(bar + 8) for _, title in columns).rstrip()))
+    for row in rows:
+        line = Text(visible(row["token"])[: label - 1].ljust(label))
+        for name, _ in columns:
+            line.append(bar_of(row[name] / full, bar), style="blue" if name != "truth" else "green")
+            line.append(percent(row[name], lang, 1).rjust(7) + " ")
+        line.rstrip()
+        console.print(line)
+    console.print(w("next.rest", share=percent(document["rest"], lang, 1)), markup=False)
+
+
+def bar_of(share: float, width: int) -> str:
+    """A bar of ``width`` cells, filled to the eighth."""
+    eighths = round(max(0.0, min(1.0, share)) * width * 8)
+    return ("█" * (eighths // 8) + (EIGHTHS[eighths % 8] if eighths % 8 else "")).ljust(width)
+
+
+def tree_command(
+    terminal: Terminal,
+    sampling: o.Sampling,
+    model: o.AskedModel,
+    text: o.Text = None,
+    until: Annotated[str, Option("mode: the likeliest answer is certain; mass: nearly all is explored.")] = "mass",
+    eps: Annotated[float, Option("With mass: stop when less than this is unexplored.")] = 0.01,
+    budget: o.Budget = None,
+    limit: o.Limit = 32,
+    shown: Annotated[int, Option("How many answers are drawn.", "--show", least=1)] = 12,
+    sample: Annotated[int, Option("Also draw so many, none twice.", least=0)] = 0,
+    raw: o.Raw = None,
+    precision: o.Precision = "float32",
+    device: o.Device = "auto",
+    seed: o.Seed = 0,
+    out: Annotated[Path | None, Option("Also write this file: .html a page, else JSON.")] = None,
+) -> None:
+    """Show the distribution of whole answers to TEXT: what the model would say, how likely, and what it means.
+
+    The intervals are certain, not statistical: what was not explored is in them. --seed is for --sample only.
+    """
+    model, text = o.asked(model, text)
+    from klype.answers.gumbel import without_replacement
+    from klype.api.asking import asking
+    from klype.api.model import load
+    from klype.cli.terminal import split_budget, tell_cost
+    from klype.words import words
+
+    if not 0 < eps < 1:
+        raise UsageError(f"--eps should be between 0 and 1 (it is {eps}).")
+    passes, asked = split_budget(budget)
+    opened = load(model, precision, asked, device)
+    ask = asking(opened.opened, text, raw)
+    settings = opened.tree_settings(ask, sampling, limit, passes, until, eps)
+    found = opened.grow(ask, settings)
+    document = found.to_json()
+    if sample:
+        drawn = without_replacement(ask.source, ask.prompt, sample, settings, seed)
+        document["sampled"] = {
+            "answers": [{"text": ask.source.codec.decode(a.tokens), "p": a.p} for a in drawn.answers],
+            "unseen": drawn.unseen,
+        }
+    if not terminal.as_json:
+        tree_chart(terminal, words(terminal.lang, "examination"), found.tree, ask, shown)
+    if out is not None and out.suffix.lower() in (".html", ".htm"):
+        from klype.examine.examination_report import tree_page
+
+        write(out, tree_page(found.tree, ask.question.prompt, ask.source.codec.decode, terminal.lang))
+        out = None
+    tell_cost(opened.opened)
+    terminal.document(document, out)
+
+
+def tree_chart(terminal: Terminal, w: Words, tree: Tree, ask: Asking, shown: int) -> None:
+    """The branching tree, the meanings, and what is left."""
+    from rich.text import Text
+    from rich.tree import Tree as RichTree
+
+    from klype.answers.tree import branches
+    from klype.words import count, percent
+
+    console, lang = terminal.console, terminal.lang
+    console.print(Text(w("tree.title", question=ask.question.prompt), style="bold"))
+    root = branches(tree, ask.source.codec.decode, shown)
+    drawn = RichTree(_label(root, ask, lang, w), guide_style="dim")
+    _hang(drawn, root, ask, lang, w)
+    console.print(drawn)
+    if len(tree.answers) > shown:
+        console.print(w("tree.more", n=count(len(tree.answers) - shown, lang)), markup=False)
+    clusters = tree.clusters[:8]
+    if 0 < len(clusters) < len(tree.answers):
+        console.print(Text(w("tree.meanings", judge=ask.judge), style="bold"))
+        for cluster in clusters:
+            line = Text(bar_of(cluster.low, 20), style="blue")
+            line.append(f" {interval(cluster.low, cluster.high, lang)}  {cluster.text}", style="default")
+            console.print(line)
+    left = percent(tree.unexplored, lang, 2)
+    console.print(w(f"tree.{tree.stopped}", left=left, passes=count(tree.expansions, lang)), markup=False)
+
+
+def interval(low: float, high: float, lang: str) -> str:
+    """A certain interval in percent; one number when both ends read alike."""
+    from klype.words import percent
+
+    ends = [percent(end, lang, 1) for end in (low, high)]
+    return ends[0] if ends[0] == ends[1] else f"{ends[0].removesuffix('%').rstrip()}–{ends[1]}"
+
+
+def _hang(drawn: RichTree, branch: Branch, ask: Asking, lang: str, w: Words) -> None:
+    for child in branch.children:
+        _hang(drawn.add(_label(child, ask, lang, w)), child, ask, lang, w)
+
+
+def _label(branch: Branch, ask: Asking, lang: str, w: Words) -> Any:
+    from rich.text import Text
+
+    from klype.words import percent
+
+    said = branch.text.strip() or (w("tree.end") if branch.answer else "·")
+    if branch.answer is None:
+        return Text.assemble((said, "dim"), (f"  {percent(branch.mass, lang, 1)}", "blue"))
+    right = ask.right(branch.answer.text) if ask.right else None
+    mark = {True: " ✓", False: " ✗", None: ""}[right]
+    return Text.assemble(said, (f"  {interval(branch.answer.low, branch.answer.high, lang)}", "blue"), mark)
+
+
+def forks_command(
+    terminal: Terminal,
+    sampling: o.Sampling,
+    model: o.AskedModel,
+    text: o.Text = None,
+    samples: Annotated[int, Option("Continuations drawn at every word.", short="-n")] = 32,
+    limit: o.Limit = 32,
+    answer: Annotated[str | None, Option("Look at this answer.", shown="one that is drawn")] = None,
+    raw: o.Raw = None,
+    precision: o.Precision = "float32",
+    device: o.Device = "auto",
+    budget: o.ServerBudget = "",
+    seed: o.Seed = 0,
+    out: o.OutFile = None,
+) -> None:
+    """Draw one answer to TEXT and find the word at which its meaning was decided."""
+    model, text = o.asked(model, text)
+    from klype.api.asking import asking
+    from klype.api.model import load
+    from klype.cli.terminal import tell_cost
+    from klype.words import words
+
+    asked = load(model, precision, budget, device)
+    ask = asking(asked.opened, text, raw)
+    found = asked.decided(ask, sampling, (limit, samples, seed), answer)
+    if not terminal.as_json:
+        forks_chart(terminal, words(terminal.lang, "examination"), found, ask)
+    tell_cost(asked.opened)
+    terminal.document(found.to_json(), out)
+
+
+def forks_chart(terminal: Terminal, w: Words, forks: AnswerForks, ask: Asking) -> None:
+    """The answer word by word with the share of its own meaning, the deciding word marked; then what else could be."""
+    from rich.text import Text
+
+    from klype.judge.meaning import label
+    from klype.words import figure, number, percent
+
+    console, lang, found = terminal.console, terminal.lang, forks.found
+    console.print(Text(w("forks.title", answer=found.text), style="bold"))
+    rows = [
+        ("", found.before[0], None),
+        *((token, p.own, p.strength) for token, p in zip(forks.tokens, found.positions, strict=True)),
+    ]
+    width = min(20, max(len(visible(token)) for token, *_ in rows) + 1)
+    for i, (token, own, strength) in enumerate(rows, -1):
+        name = visible(token)[: width - 1] if token or i >= 0 else "…"
+        line = Text(f"{'▶' if i == found.fork else ' '} {name.ljust(width)}")
+        line.append(bar_of(own, 20), style="blue")
+        line.append(f" {percent(own, lang):>5}", style="blue")
+        if strength is not None:
+            line.append(f"   {figure(strength, lang)}")
+        console.print(line)
+    if found.fork is None:
+        console.print(w("forks.none", p=number(found.p, lang, 3)), markup=False)
+    else:
+        word = visible(forks.tokens[found.fork])
+        console.print(w("forks.found", word=word, n=found.fork + 1, p=number(found.p, lang, 3)), markup=False)
+        for token, other in zip(forks.others, found.others, strict=True):
+            meant = ", ".join(f"{label(m)} {percent(share, lang)}" for m, share in other.meanings[:3])
+            name = visible(token)
+            console.print(w("forks.other", word=name, p=percent(other.p, lang), meant=meant), markup=False)
+    console.print(w("forks.how", n=found.samples, judge=ask.judge), markup=False)
