@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_train_parallel import team
 from train_toys import FEW, NARROW, Seeded, random_batch, tiny_model
 
 from klype.data.readers import BadRows
@@ -22,8 +23,11 @@ from klype.runs.recipe import read
 from klype.runs.say import Silent
 from klype.runs.text_subject import TextSubject
 from klype.runs.validating import BestWeights, ValidatedBatches, every
-from klype.train.loop import Session, Settings, train
+from klype.train import parallel
+from klype.train.layout import weights_of
+from klype.train.loop import Measure, Session, Settings, Weights, train
 from klype.train.objectives import cross_entropy
+from klype.train.resume import states
 from klype.values import Batch, Loss
 
 HELD_OUT = random_batch(99)
@@ -42,7 +46,12 @@ def run(folder: Path, session: Session, steps: int = 12) -> tuple[torch.nn.Modul
         Seeded(lambda i: random_batch(i % 4)), [HELD_OUT], partial(cross_entropy, model), 2, BestWeights(model, folder)
     )
     settings = Settings(steps=steps, save_seconds=0.0, save_every=1)
-    train(model, cross_entropy, batches, settings, folder, session)
+
+    def ready(measure: Measure, weights: Weights) -> None:
+        batches.measure, batches.best.weights = measure, weights
+
+    train(model, cross_entropy, batches, settings, folder, replace(session, on_ready=ready))
+    batches.measure, batches.best.weights = partial(cross_entropy, model), partial(weights_of, model)
     return model, batches
 
 
@@ -108,26 +117,52 @@ def test_best_weights_that_are_gone_are_missed(tmp_path: Path) -> None:
         batches.finish()
 
 
-def test_what_several_processes_looked_at_has_no_weights_and_one_goes_on_from_there(tmp_path: Path) -> None:
-    """The least loss of theirs lies behind: the best is that of the looks to come."""
+def _by_some(folder: Path, stop_at: int, steps: int = 60) -> None:
+    """A life, or a part of one that is stopped or gone on with, on however many processes."""
+    asked = iter([False] * stop_at + [True])
+    stop = (lambda: next(asked)) if stop_at else (lambda: False)
+    session = Session(resume=bool(states(folder)), stop=stop)
+    try:
+        model, batches = run(folder, session, steps)
+    except Interrupted:
+        return
+    assert batches.finish()
+    assert batches.kept is not None
+    assert batches.kept[1] == pytest.approx(loss_of(model), rel=1e-5)
+    torch.save((batches.kept, model.state_dict()), folder / f"best-of-{parallel.rank()}.pt")
+
+
+@pytest.mark.slow
+def test_several_processes_keep_the_best_weights_as_one_does(tmp_path: Path) -> None:
+    """Straight by one and by two; begun by two, gone on with by one, and the other way round."""
+    for name, first, then in (("one", 1, 0), ("two", 2, 0), ("two-one", 2, 1), ("one-two", 1, 2)):
+        team(first, partial(_by_some, tmp_path / name, 30 if then else 0), tmp_path / name)
+        if then:
+            assert list((tmp_path / name).glob("best-*.safetensors"))  # after step 30 the best lies behind
+            team(then, partial(_by_some, tmp_path / name, 0), tmp_path / name)
+    (at, loss), straight = torch.load(tmp_path / "one" / "best-of-0.pt", weights_only=True)
+    assert at < 30
+    for file in ("two/best-of-0", "two/best-of-1", "two-one/best-of-0", "one-two/best-of-0", "one-two/best-of-1"):
+        (own_at, own_loss), own = torch.load(tmp_path / f"{file}.pt", weights_only=True)
+        assert (own_at, own_loss) == (at, pytest.approx(loss, rel=1e-4))
+        for name, weight in straight.items():
+            torch.testing.assert_close(own[name], weight, rtol=1e-3, atol=1e-4)
+
+
+def test_a_state_of_several_that_kept_no_weights_is_gone_on_with(tmp_path: Path) -> None:
+    """As earlier versions saved it: the least loss lies behind, and the best is that of the looks to come."""
     model = tiny_model()
     measure = partial(cross_entropy, model)
-    several = ValidatedBatches(Seeded(), [HELD_OUT], measure, 1, None)
-    several.restore({"drawn": 6, "seen": [[2, 0.001], [4, 0.5]], "kept": None, "batches": several.state()["batches"]})
-    next(several)
-    state = json.loads(json.dumps(several.state()))
-    alone = ValidatedBatches(Seeded(), [HELD_OUT], measure, 1, BestWeights(model, tmp_path))
-    alone.restore(state)
+    batches = ValidatedBatches(Seeded(), [HELD_OUT], measure, 1, BestWeights(model, tmp_path))
+    state = {"drawn": 6, "seen": [[2, 0.001], [4, 0.5]], "kept": None, "batches": batches.state()["batches"]}
+    batches.restore(json.loads(json.dumps(state)))
     before = copy.deepcopy(model.state_dict())
-    next(alone)
-    assert alone.kept == (7, pytest.approx(loss_of(model)))
+    next(batches)
+    assert batches.kept == (6, pytest.approx(loss_of(model)))
     for weight in model.parameters():
         weight.data.add_(torch.randn_like(weight))
-    assert alone.finish()
+    assert batches.finish()
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
-    several.restore(json.loads(json.dumps(alone.state())))  # and back
-    assert several.state()["kept"] is None
-    assert not several.finish()
 
 
 def test_the_last_two_best_weights_stay_after_a_million_steps(tmp_path: Path) -> None:
@@ -155,7 +190,7 @@ def test_held_out_tokens_are_measured_in_pieces_as_in_one(tmp_path: Path) -> Non
     model = tiny_model()
     whole = (HELD_OUT.tokens_BT, HELD_OUT.targets_BT, HELD_OUT.weights_BT)
     rows = [Batch(*(part[i : i + 1] for part in whole)) for i in range(len(whole[0]))]
-    batches = ValidatedBatches(Seeded(), rows, partial(cross_entropy, model), 1, None)
+    batches = ValidatedBatches(Seeded(), rows, partial(cross_entropy, model), 1, BestWeights(model, tmp_path))
     batches.look()
     assert len(rows) > 1
     assert batches.seen == [(0, pytest.approx(loss_of(model), rel=1e-6))]

@@ -33,7 +33,7 @@ from klype.runs.say import Say
 from klype.runs.task import Subject, examined_on
 from klype.runs.validating import Validation
 from klype.train import parallel
-from klype.train.loop import Measure, Session, Settings, Trained, train
+from klype.train.loop import Measure, Session, Settings, Trained, Weights, train
 from klype.train.objectives import Objective, cross_entropy, with_rehearsal
 from klype.train.optimizer import fused_parts
 from klype.train.resume import newest_step, states
@@ -123,7 +123,7 @@ def pretrain(run: Run) -> None:
         batches = run.subject.pretraining(planned.steps, background=True)
         return cross_entropy, looks.along(batches, twin, planned.steps, planned.seconds)
 
-    trained = learn(run, "pretrain", model, build, run.recipe.training("pretrain"), looks.ready)
+    trained = learn(run, "pretrain", model, build, run.recipe.training("pretrain"), looks.on_ready)
     with looks.finished(run.say.note) as validation:
         about = {"steps": trained.steps, "parameters": whole.config.parameters, **validation}
         run.save("pretrain", learnt(model, whole), about)
@@ -154,7 +154,7 @@ def finetune(run: Run) -> None:
             return objective, Cycle(batches, STEPS * lesson.training.micro_batches)
         return objective, looks.along(batches, twin, planned.steps, planned.seconds)
 
-    trained = learn(run, "finetune", model, build, run.recipe.training("finetune"), looks.ready)
+    trained = learn(run, "finetune", model, build, run.recipe.training("finetune"), looks.on_ready)
     with looks.finished(run.say.note) as validation:
         about = {"steps": trained.steps, "parent": "pretrain", **validation}
         run.save("finetune", learnt(model, whole), about)
@@ -184,9 +184,9 @@ def learn(
     model: Transformer,
     build: Callable[[nn.Module, StepPlan | None], tuple[Objective, Batches]],
     training: Settings,
-    ready: Callable[[Measure], None] = lambda measure: None,
+    on_ready: Callable[[Measure, Weights], None] = lambda measure, weights: None,
 ) -> Trained:
-    """Plan (or replay the plan), train or resume, and tell how it goes. ``ready``: see Session."""
+    """Plan (or replay the plan), train or resume, and tell how it goes. ``on_ready``: see Session."""
     model.train()
     trainee = model.using(run.backend)
     planned = _planned(run, stage, trainee, lambda twin: build(twin, None), training)
@@ -204,7 +204,7 @@ def learn(
     def start() -> tuple[Trained, int]:
         objective, batches = build(trainee, budget.plan)
         counted = _Counted(batches)
-        session = replace(session_of(run, stage, trainee, counted, budget), ready=ready)
+        session = replace(session_of(run, stage, trainee, counted, budget), on_ready=on_ready)
         try:
             settings = as_planned(training, budget.plan)
             return train(trainee, objective, counted, settings, run.folder / stage, session), counted.tokens

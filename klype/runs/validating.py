@@ -17,7 +17,8 @@ from torch import nn
 from klype import durable
 from klype.errors import KlypeError
 from klype.train import parallel
-from klype.train.loop import Measure
+from klype.train.layout import weights_of
+from klype.train.loop import Measure, Weights
 from klype.train.objectives import cross_entropy
 from klype.values import Batch, Batches, end
 
@@ -25,43 +26,52 @@ FILES = "best-*.safetensors"  # the number is that of the step
 
 
 class BestWeights:
-    """They are in memory; on the disk only beside a state to resume from, which would be of no use without them. The
-    last two stay there, as the last two states do: the older state's best may be the older one.
+    """They are in the first process's memory; on the disk only beside a state to resume from, which would be of no use
+    without them. The last two stay there, as the last two states do: the older state's best may be the older one.
+
+    ``weights()`` gives those of ``model``, or, while it is trained in shards, of all processes together.
     """
 
     def __init__(self, model: nn.Module, folder: Path) -> None:
         self._model, self._folder = model, folder
-        self._kept: dict[str, torch.Tensor] = {}
+        self.weights: Weights = partial(weights_of, model)
+        self._kept: dict[str, torch.Tensor] | None = None
 
     def keep(self) -> None:
         """The model's weights as they are now."""
-        weights = self._model.state_dict().items()
-        self._kept = {k: v.detach().to("cpu", torch.float32, copy=True) for k, v in weights}
+        self._kept = self.weights()
 
     def save(self, step: int) -> None:
         """Makes what was kept at this step durable, once. KlypeError when the disk says no."""
-        if not self._kept or (file := self._file(step)).exists():
+        if self._kept is None:
             return
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            durable.write(file, save({k: v.contiguous() for k, v in self._kept.items()}))
-            for old in sorted(self._folder.glob(FILES), key=_step)[:-2]:
-                old.unlink()
+            parallel.together(partial(self._write, self._file(step), self._kept))
         except OSError as error:
             raise KlypeError(
-                f"{file} cannot be written: {error.strerror or error}.", "Make room, then --resume."
+                f"{self._file(step)} cannot be written: {error.strerror or error}.", "Make room, then --resume."
             ) from error
 
-    def restore(self, step: int, again: str) -> None:
-        """The model is what it was at this step. KlypeError (with what to do then) when a resumed run's are gone."""
-        if self._kept:
-            self._model.load_state_dict(self._kept)
+    def _write(self, file: Path, kept: dict[str, torch.Tensor]) -> None:
+        if not parallel.is_first() or file.exists():
             return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        durable.write(file, save({k: v.contiguous() for k, v in kept.items()}))
+        for old in sorted(self._folder.glob(FILES), key=_step)[:-2]:
+            old.unlink()
+
+    def restore(self, step: int, again: str) -> None:
+        """The model is what it was at this step, on every process. KlypeError (with what to do then) when a resumed
+        run's are gone.
+        """
         file = self._file(step)
         try:
-            self._model.load_state_dict(load(file.read_bytes()))
+            kept = load(file.read_bytes()) if self._kept is None else self._kept
+            if kept:
+                self._model.load_state_dict(kept)
         except (OSError, SafetensorError) as error:
             raise KlypeError(f"{file}, the best weights so far, is missing or damaged.", again) from error
+        parallel.share_(self._model.state_dict().values())
 
     def forget(self) -> None:
         """Removes what was kept on the disk: nothing is left to resume."""
@@ -82,18 +92,18 @@ LOOKS, SECONDS = 10, 6.0  # looks in all; seconds of training between two, at le
 
 class ValidatedBatches:
     """A stage's batches; every so many of them the model is measured on ``held_out``, the same tokens each time, by
-    ``measure``. The best weights are kept in ``best``, if there is one.
+    ``measure``. The best weights are kept in ``best``.
 
     Each batch brings the newest figure along (metric ``validation``, nats a token).
     """
 
     def __init__(
-        self, batches: Batches, held_out: Sequence[Batch], measure: Measure, every: int, best: BestWeights | None
+        self, batches: Batches, held_out: Sequence[Batch], measure: Measure, every: int, best: BestWeights
     ) -> None:
         self._batches, self._held_out, self._every = batches, held_out, every
         self.seen: list[tuple[int, float]] = []  # (batches drawn, loss)
         self.kept: tuple[int, float] | None = None  # that with the least loss, the last of equals
-        self._best, self._drawn, self.measure = best, 0, measure
+        self.best, self._drawn, self.measure = best, 0, measure
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -114,28 +124,29 @@ class ValidatedBatches:
         with torch.no_grad():
             losses = [self.measure(batch) for batch in self._held_out]
         loss = float(sum(loss.total for loss in losses) / sum(loss.count for loss in losses))
+        loss = parallel.from_first(loss)  # what is kept is decided once for all
         self.seen.append((self._drawn, loss))
-        if self._best is not None and (self.kept is None or loss <= self.kept[1] or not math.isfinite(self.kept[1])):
-            self._best.keep()
+        if self.kept is None or loss <= self.kept[1] or not math.isfinite(self.kept[1]):
+            self.best.keep()
             self.kept = self.seen[-1]
 
     def finish(self) -> bool:
-        """A last look, at the trained model; it is put back to the best weights if those were better and are kept."""
+        """A last look, at the trained model; it is put back to the best weights if those were better."""
         self.look()
-        if self._best is None or self.kept is None or self.kept[0] == self._drawn:
+        if self.kept is None or self.kept[0] == self._drawn:
             return False
-        self._best.restore(self.kept[0], "Train again.")
+        self.best.restore(self.kept[0], "Train again.")
         return True
 
     def state(self) -> dict[str, Any]:
-        if self._best is not None and self.kept is not None:
-            self._best.save(self.kept[0])
+        if self.kept is not None:
+            self.best.save(self.kept[0])
         return {"drawn": self._drawn, "seen": self.seen, "kept": self.kept, "batches": self._batches.state()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Of a state that several processes saved, no weights are kept: the best is then that of the looks to come."""
+        """A state that several processes saved before they kept weights has none: the best is that of looks to come."""
         self._drawn, self.seen = state["drawn"], [(drawn, loss) for drawn, loss in state["seen"]]
-        self.kept = tuple(state["kept"]) if self._best is not None and state["kept"] else None
+        self.kept = tuple(state["kept"]) if state["kept"] else None
         self._batches.restore(state["batches"])
 
     def close(self) -> None:
@@ -145,27 +156,25 @@ class ValidatedBatches:
 class Validation:
     """The looks of one stage, from its first batch to its best weights; without held-out tokens, none.
 
-    ``what`` is held out, in words; ``micro_batches``: of a step. Several processes look together; the best weights are
-    kept by one that is alone.
+    ``what`` is held out, in words; ``micro_batches``: of a step. Several processes look together.
     """
 
     def __init__(self, held_out: Sequence[Batch], what: str, folder: Path, micro_batches: int) -> None:
         self._held_out, self._what, self._folder, self._micro_batches = held_out, what, folder, micro_batches
         self._validated: ValidatedBatches | None = None
 
-    def ready(self, measure: Measure) -> None:
-        """How the loop measures the model that it trains."""
+    def on_ready(self, measure: Measure, weights: Weights) -> None:
+        """How the loop measures the model that it trains, and where its weights are."""
         if self._validated is not None:
-            self._validated.measure = measure
+            self._validated.measure, self._validated.best.weights = measure, weights
 
     def along(self, batches: Batches, model: nn.Module, steps: int, seconds: float) -> Batches:
         """The batches of so many steps, with looks at the model between them."""
         if not self._held_out:
             return batches
         often = self._micro_batches * every(steps, seconds)
-        self._whole, self._best = partial(cross_entropy, model), BestWeights(model, self._folder)
-        best = self._best if parallel.ranks() == 1 else None
-        self._validated = ValidatedBatches(batches, self._held_out, self._whole, often, best)
+        self._whole, best = model, BestWeights(model, self._folder)
+        self._validated = ValidatedBatches(batches, self._held_out, partial(cross_entropy, model), often, best)
         return self._validated
 
     @contextmanager
@@ -175,7 +184,11 @@ class Validation:
         if validated is None:
             yield {}
             return
-        validated.measure = self._whole  # shards have been put together
+        # shards have been put together
+        validated.measure, validated.best.weights = (
+            partial(cross_entropy, self._whole),
+            partial(weights_of, self._whole),
+        )
         back = validated.finish()
         drawn, loss = validated.kept or validated.seen[-1]
         step = drawn // self._micro_batches
@@ -183,7 +196,7 @@ class Validation:
         note(f"On held-out {self._what} {loss:.3f} nats a token{kept}.")
         yield {"validation": loss}
         if parallel.is_first():
-            self._best.forget()  # nothing is left to resume
+            validated.best.forget()  # nothing is left to resume
 
 
 def every(steps: int, seconds: float) -> int:

@@ -179,6 +179,10 @@ class Layout(Protocol):
         """Lets the model have weights that were changed by others."""
         ...
 
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Those that the model computes with, whole, float32, on the CPU; on the first process only."""
+        ...
+
     def release(self) -> None:
         """Gives the model that was to be trained float32 weights of its own, and its buffers back."""
         ...
@@ -246,6 +250,9 @@ class Whole:
     def publish(self) -> None:
         self.change([(slice(0, len(self._master)), lambda at: None)])
 
+    def weights(self) -> dict[str, torch.Tensor]:
+        return weights_of(self.model)
+
     def release(self) -> None:
         for module, name, buffer in self._buffers:
             setattr(module, name, buffer)
@@ -276,6 +283,11 @@ class _Views:
                 if parameter.grad is not None:
                     own.copy_(parameter.grad)
                 parameter.grad = own
+
+
+def weights_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of the model's weights, float32, on the CPU."""
+    return {k: v.detach().to("cpu", torch.float32, copy=True) for k, v in model.state_dict().items()}
 
 
 def round_buffers(model: nn.Module, dtype: torch.dtype) -> list[tuple[nn.Module, str, torch.Tensor]]:

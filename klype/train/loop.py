@@ -62,19 +62,22 @@ class Settings(config.Settings):
 
 
 Measure = Callable[[Batch], Loss]
+Weights = Callable[[], dict[str, torch.Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
     """How this start goes: whether it resumes, what it reports to, and what may stop it between two steps.
 
-    ``ready`` is told, before the first step, what measures the cross-entropy of the model as it stands (by all ranks at
-    once, for each has but its shards). ``workers``: micro-batches side by side. ``keeps``: it can be resumed.
+    ``on_ready(measure, weights)``: called once before the first step. ``measure(batch)`` returns the cross-entropy of
+    the model as it stands, ``weights()`` its weights, whole, on the first process (of the others none); all processes
+    call them at once, for each has but its shards. ``workers``: micro-batches side by side. ``keeps``: it can be
+    resumed.
     """
 
     resume: bool = False
     parts: Parts = field(default_factory=dict)
-    ready: Callable[[Measure], None] = lambda measure: None
+    on_ready: Callable[[Measure, Weights], None] = lambda measure, weights: None
     on_step: Callable[[int, Metrics], None] = lambda step, metrics: None
     stop: Callable[[], bool] = lambda: False
     say: Callable[[str], None] = lambda message: None
@@ -109,7 +112,7 @@ def train(
     run = _Run(model, objective, batches, settings, folder, session)
     try:
         step = run.start()
-        session.ready(run.measure)
+        session.on_ready(run.measure, run.layout.weights)
         with run.metrics_from(step), interruptible() as asked:
             while step < settings.steps:
                 if parallel.any_rank(asked() or session.stop()):

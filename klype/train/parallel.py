@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -119,6 +119,13 @@ def from_all(value: Any) -> list[Any]:
 def from_first(value: Any) -> Any:
     """The first rank's value (JSON), on all ranks."""
     return value if ranks() == 1 else from_all(value if is_first() else None)[0]
+
+
+def share_(tensors: Iterable[torch.Tensor]) -> None:
+    """Replaces every process's tensors by the first one's."""
+    if ranks() > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, 0)
 
 
 def wait_for_all() -> None:

@@ -42,7 +42,7 @@ class Sharded:
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype, device: torch.device, compiles: bool = False) -> None:
-        self._lender, self._device, self.workers = model, device, Workers()
+        self._lender, self._device, self._dtype, self.workers = model, device, dtype, Workers()
         self._mesh = init_device_mesh(device.type, (dist.get_world_size(),))
         self.model = copy.deepcopy(model)
         round_buffers(self.model, dtype)
@@ -106,6 +106,14 @@ class Sharded:
     def publish(self) -> None:
         with torch.no_grad():
             _copy([self.own(p) for p in self._parameters], self._master)
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        found: dict[str, torch.Tensor] = {}
+        for name, tensor in self.model.state_dict().items():
+            whole = tensor.full_tensor().to(self._dtype) if isinstance(tensor, DTensor) else tensor
+            if parallel.is_first():
+                found[name] = whole.detach().to("cpu", torch.float32, copy=True)
+        return found
 
     def release(self) -> None:
         """Every process gives its model all weights back."""
