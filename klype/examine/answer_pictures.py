@@ -249,8 +249,8 @@ def flow(document: Document, say: Say) -> Picture | None:
         lineStyle={"color": "source", "opacity": 0.25}, label={"width": room - 8, "overflow": "truncate"},
     )  # fmt: skip
     drawn = canvas(series=[series], tooltip={"show": False})
-    height = 60 + 34 * max(_leaves(one["branches"]) + 1, len(meanings) + 1)
-    title = say("exam.flow", n=len(meanings), answers=_leaves(one["branches"]))
+    height = 60 + 34 * max(len(_ends(one["branches"])) + 1, len(meanings) + 1)
+    title = say("exam.flow", n=len(meanings), answers=len(_ends(one["branches"])))
     panel = Panel(_short(one["question"]), drawn, height)
     table = figure_table(say, say("exam.answer"), say("exam.question"), rows)
     return Picture("flow", title, say("exam.how_flow"), [panel], *table, wide=True)
@@ -273,9 +273,8 @@ def _flow_node(name: str, text: str, colour: str) -> Option:
 
 
 def _ends(branch: Document) -> list[Document]:
-    if not branch["children"]:
-        return [dict(branch)]
-    return [end for child in branch["children"] for end in _ends(child)]
+    """The leaves of a branch, which is one itself where it has no children."""
+    return [end for child in branch.get("children") or () for end in _ends(child)] or [branch]
 
 
 def tree(document: Document, say: Say) -> Picture | None:
@@ -283,7 +282,8 @@ def tree(document: Document, say: Say) -> Picture | None:
     panels = []
     rows: list[Row] = []
     for one in document["trees"]:
-        panels.append(Panel(_short(one["question"]), _tree(one["branches"], say), 60 + 30 * _leaves(one["branches"])))
+        root = one["branches"]
+        panels.append(Panel(_short(one["question"]), _tree(root, say), 60 + 30 * len(_ends(root))))
         rows += [
             (visible(one["question"]), visible(a["text"]), FigureFacts(value=a["low"], low=a["low"], high=a["high"]))
             for a in one["answers"]
@@ -321,7 +321,7 @@ def cost(document: Document, say: Say) -> Picture | None:
 def _tree(root: Document, say: Say) -> Option:
     drawn = _node(root, say)
     drawn["label"] = {"position": "top", "align": "left"}
-    room = _room(_names(drawn))
+    room = _room([end["name"] for end in _ends(drawn)])
     accent = {"color": "$accent", "borderColor": "$accent"}
     series = branching(
         drawn, left=12, right=room, symbolSize=7, itemStyle=accent, lineStyle={"color": "$muted"},
@@ -344,18 +344,7 @@ def _room(texts: Sequence[str]) -> int:
     return min(340, max(90, 20 + 7 * max(map(len, texts), default=0)))
 
 
-def _names(node: Option) -> list[str]:
-    """What stands at the leaves."""
-    if "children" not in node:
-        return [node["name"]]
-    return [name for child in node["children"] for name in _names(child)]
-
-
 def _short(question: str, most: int = 160) -> str:
     """A question's end, from a word on; the story before it stands in the table."""
     text = visible(" ".join(question.split()))
     return text if len(text) <= most else "… " + text[-most:].partition(" ")[2]
-
-
-def _leaves(branch: Document) -> int:
-    return sum(map(_leaves, branch["children"])) or 1

@@ -190,6 +190,8 @@ def render(documents: Sequence[Document], lang: str, title: str = "") -> str:
     environment.filters |= {"visible": visible, "step_of": step_of, "macro": _macro, "notes": _notes}
     by_lang = {one.say.lang: one for one in documents}
     charts = {code: {key: asdict(p) for key, p in one.pictures.items()} for code, one in by_lang.items()}
+    told: dict[str, dict[str, str]] = {"zero": {}, "half": {"n": "{n}"}}  # the script fills in n
+    words = {code: {key: one.say(f"formula.{key}", **told[key]) for key in told} for code, one in by_lang.items()}
     scripts = [echarts_script(), _page_file("page.js")]
     return environment.get_template("document.html.jinja").render(
         lang=lang,
@@ -200,7 +202,7 @@ def render(documents: Sequence[Document], lang: str, title: str = "") -> str:
         style=Markup(_theme() + _page_file("page.css")),
         scripts=[Markup(script) for script in scripts],
         policy=_policy(scripts),
-        data=_inert_json({"charts": charts, "words": {code: _script_words(one.say) for code, one in by_lang.items()}}),
+        data=_inert_json({"charts": charts, "words": words}),
     )
 
 
@@ -221,10 +223,6 @@ def _notes(answer: Mapping[str, Any], say: Say) -> list[str]:
         word = visible(rarest["text"].strip())
         return [" · ".join(found), say("answers.least", word=word, p=say.share(rarest["p"]))]
     return [" · ".join(found), ""]
-
-
-def _script_words(say: Say) -> dict[str, str]:
-    return {"zero": say("formula.zero"), "half": say("formula.half", n="{n}"), "save": say("tools.save")}
 
 
 def _theme() -> str:

@@ -54,22 +54,26 @@ def _page(facts: Facts, say: Say) -> Document:
         return Section(parts, say(f"section.{name}"), name)
 
     notes = [Text(say.text(note), "note") for note in facts.get("notes", [])]
-    copied = say("text.copied"), facts.get("copied_example", "")
+    held_out = say("text.held_out", bytes=say.count(facts["text"]["held_out_bytes"])) if "text" in facts else ""
+    passage = facts.get("copied_example", "")
+    copied: list[Part] = [Text(say("text.copied")), Text(passage, "quote")] if passage else []
     questions = [
         Block("question", {**one, "answers": {stage: one["answers"].get(stage) for stage in STAGES}})
         for one in facts.get("questions", [])
     ]
     answers: list[Part] = [Text(f"{say('answers.how')} {say('answers.how_more')}"), Block("legend"), *questions]
+    models = {say.stage(stage): found for stage in STAGES if (found := facts["stages"].get(stage))}
+    figures = html.figures([*models.values()], [*models], say)
     formula = Formula(shown["formula"], _model_s(facts))
     sections = [
         section("verdict", *texts(verdict(facts, say), "verdict"), _key_figures(facts, say), *notes),
         section("gates", *_gates(facts, say)),
         section("lifecycle", _stages(facts, say), shown.get("curves")),
         section("answers", *(answers if questions else [])),
-        section("scores", shown.get("stages"), shown.get("reward"), _rewards(facts, say), *_figures(facts, say)),
+        section("scores", shown.get("stages"), shown.get("reward"), _rewards(facts, say), *figures),
         section("words", *_dictionary(facts, say, shown.get("dictionary"))),
-        section("text", *_text(facts, say, shown.get("text"))),
-        section("heart", shown.get("copied"), *([Text(copied[0]), Text(copied[1], "quote")] if copied[1] else [])),
+        section("text", Text(held_out) if "text" in shown else None, shown.get("text")),
+        section("heart", shown.get("copied"), *copied),
         section("next", shown.get("next"), shown.get("truth")),
         section("temperature", *_temperatures(facts, say, shown.get("temperatures"))),
         section("divergence", formula, shown.get("survival"), shown.get("calibration")),
@@ -169,12 +173,6 @@ def _rewards(facts: Facts, say: Say) -> Part | None:
     return Table(say("rewards.caption"), columns, rows, numeric=range(1, 5)) if rows else None
 
 
-def _figures(facts: Facts, say: Say) -> list[Part]:
-    """Whatever was measured of the models, a column each."""
-    models = [stage for stage in STAGES if facts["stages"].get(stage)]
-    return html.figures([facts["stages"][stage] or {} for stage in models], [say.stage(stage) for stage in models], say)
-
-
 def _dictionary(facts: Facts, say: Say, picture: Picture | None) -> list[Part]:
     """Answers about a dictionary's words, by kind of question and by whether the words were learnt from."""
     columns = [say("exam.question"), say("exam.answer"), say("words.reference"), say("words.verdict")]
@@ -194,12 +192,6 @@ def _dictionary(facts: Facts, say: Say, picture: Picture | None) -> list[Part]:
                 tables.append(Table(f"{kind} – {say(f'words.{side}')}", columns, rows, "words"))
     answers = [Text(say("words.answers"), "heading"), *tables] if tables else []
     return [Text(say("words.how")), *([picture] if picture else []), *answers] if facts.get("dictionary") else []
-
-
-def _text(facts: Facts, say: Say, picture: Picture | None) -> list[Part]:
-    if picture is None or "text" not in facts:
-        return []
-    return [Text(say("text.held_out", bytes=say.count(facts["text"]["held_out_bytes"]))), picture]
 
 
 def _temperatures(facts: Facts, say: Say, picture: Picture | None) -> list[Part | None]:
