@@ -117,12 +117,12 @@ def test_a_question_is_answered_forked_and_looked_at(place: Any) -> None:
     run(user.open("/"))
     w = words("en", "studio_answer")
     for check in find(user, Check)[:2]:
-        send(user, check._input, "change", True)
+        send(user, check.input, "change", True)
     hostile = "<script>alert(1)</script> \u202e hvor gikk hun?"
     area = find(user, Text)[0]
 
     async def ask() -> None:
-        send(user, area._area, "keydown", hostile)
+        send(user, area.input, "keydown", hostile)
         await until(lambda: len(find(user, Tokens)) == 2 and not any(t._props["busy"] for t in find(user, Tokens)))
 
     run(ask())
@@ -141,7 +141,7 @@ def test_a_question_is_answered_forked_and_looked_at(place: Any) -> None:
     before = chart.options["series"][1]["data"]
     assert len(chart.options["series"]) == 2
     slider = find(user, Slider)[0]
-    send(user, slider._input, "input", "0")
+    send(user, slider.input, "input", "0")
     after = chart.options["series"][1]["data"]
     assert after != before
     assert sorted(after)[-1] == 1.0
@@ -169,13 +169,13 @@ def test_a_browser_may_send_anything(place: Any, sent: Any) -> None:
     run, user = place
     run(user.open("/"))
     for slider in find(user, Slider):
-        send(user, slider._input, "input", sent)
+        send(user, slider.input, "input", sent)
         assert slider.low <= slider.value <= slider.high
     for choice in find(user, Choice):
-        run(sent_to(user, choice._select, "change", sent))
+        run(sent_to(user, choice.input, "change", sent))
         assert choice.value in choice.options
     for text in find(user, Text):
-        send(user, text._area, "input", sent)
+        send(user, text.input, "input", sent)
         assert isinstance(text.value, str)
 
 
@@ -193,7 +193,7 @@ def test_a_text_is_cut_into_its_tokens(place: Any) -> None:
     run, user = place
     run(user.open("/"))
     text = find(user, Text)[1]
-    send(user, text._area, "input", "hvor gikk hun? <b>🙂")
+    send(user, text.input, "input", "hvor gikk hun? <b>🙂")
     run(pressed(user, words("en", "studio_answer")("cut")))
     ids = model().opened.plain("hvor gikk hun? <b>🙂")
     assert f"{len(ids)} tokens of 19 characters" in texts(user)
@@ -204,11 +204,11 @@ def test_paths_are_drawn_and_redrawn_at_another_temperature(place: Any) -> None:
     run(user.open("/paths"))
     w = words("en", "studio_paths")
     area, sliders = find(user, Text)[0], find(user, Slider)
-    send(user, sliders[0]._input, "input", "16")
-    send(user, sliders[2]._input, "input", "4")
+    send(user, sliders[0].input, "input", "16")
+    send(user, sliders[2].input, "input", "4")
 
     async def ask() -> None:
-        send(user, area._area, "keydown", "hvor gikk hun?")
+        send(user, area.input, "keydown", "hvor gikk hun?")
         await until(lambda: len(find(user, ui.echart)) == 2)
 
     run(ask())
@@ -219,7 +219,7 @@ def test_paths_are_drawn_and_redrawn_at_another_temperature(place: Any) -> None:
     first = find(user, ui.echart)[0]
 
     async def colder() -> None:
-        send(user, sliders[1]._input, "change", "0")
+        send(user, sliders[1].input, "change", "0")
         await until(lambda: find(user, ui.echart) and find(user, ui.echart)[0] is not first
                     and w("flow_one", n="16") in texts(user))  # fmt: skip
 
@@ -231,8 +231,8 @@ def test_the_formula_follows_its_sliders(place: Any) -> None:
     run(user.open("/divergence"))
     assert "99.900%" not in texts(user)
     chart, (s, n, _, *_) = find(user, ui.echart)[0], find(user, Slider)
-    send(user, s._input, "input", "2")
-    send(user, n._input, "input", "69")
+    send(user, s.input, "input", "2")
+    send(user, n.input, "input", "69")
     assert chart.options["series"][0]["data"][-1] == [69, pytest.approx(0.99**69)]
     assert "50.0%" in texts(user)
     press(user, words("en", "studio_divergence")("formula_example"))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -87,13 +88,13 @@ def exam_work(studio: Studio, request: ExamRequest) -> Work | None:
 
 
 def start_exam(studio: Studio, request: ExamRequest, lang: str = "en") -> Work:
-    """Begins ``klype examine``, or goes on where it was stopped; nothing happens while it runs."""
+    """Begins ``klype examine``, or goes on where it was stopped; nothing happens while it runs, or when it is done."""
     work = exam_work(studio, request)
-    if work is not None and work.state != "done":
-        work.go_on()
-        return work
-    if work is not None:  # and what it found is not there any more
-        shutil.rmtree(work.folder)
+    if work is not None:
+        if work.state != "done" or exam_document(studio, request) is not None:
+            work.go_on()
+            return work
+        shutil.rmtree(work.folder)  # what it found is not there any more
     folder = exam_folder(studio, request)
     folder.mkdir(parents=True, exist_ok=True)
     options = {
@@ -111,6 +112,16 @@ def start_exam(studio: Studio, request: ExamRequest, lang: str = "en") -> Work:
     return begin(studio.home, WorkPlan("examine", folder, [command], {}), f"examine-{request.key}")
 
 
+def _heard(work: Work | None) -> tuple[str, list[str], int]:
+    """How it stands; while it runs, its lines and for how many seconds it has."""
+    state = work.state if work is not None else ""
+    return (
+        (state, work.told(1000, 1 << 18), int(work.seconds))
+        if work is not None and state == "running"
+        else (state, [], 0)
+    )
+
+
 @dataclass
 class DivergencePage:
     """The page as one visitor has it."""
@@ -119,6 +130,7 @@ class DivergencePage:
     request: ExamRequest | None = None
     drawn_for: str = ""
     told: object = None
+    looking: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def build(self) -> None:
         visit, w = self.visit, self.visit.words
@@ -142,67 +154,68 @@ class DivergencePage:
             self.progress = Progress()
         self.box = box()
         self._choose()
-        ui.timer(0.5, self._look)
+        ui.timer(0.5, self.look)
 
-    def start(self) -> None:
-        if self.request is not None and exam_document(self.visit.studio, self.request) is None:
+    async def start(self) -> None:
+        if self.request is not None:
             try:
-                start_exam(self.visit.studio, self.request, self.visit.lang)
+                await asyncio.to_thread(start_exam, self.visit.studio, self.request, self.visit.lang)
             except (KlypeError, OSError) as error:
                 self.visit.tell(error)
-        self._look()
+        await self.look()
 
-    def cancel(self) -> None:
+    async def cancel(self) -> None:
         work = exam_work(self.visit.studio, self.request) if self.request is not None else None
         if work is not None:
-            work.cancel()
-        self._look()
+            await asyncio.to_thread(work.cancel)
+        await self.look()
 
     def _choose(self) -> None:
         model: SharedModel = self.visit.studio.model(self.model.value)
         self.request = ExamRequest(model.address, model.identity, int(self.questions.value), int(self.samples.value))
         self.told = None
-        self._look()
 
-    def _look(self) -> None:
-        """What has come of it: asked every half second, drawn when it has changed."""
+    async def look(self) -> None:
+        """What has come of it: read beside the page every half second, drawn when it has changed."""
         request, studio = self.request, self.visit.studio
-        if request is None:
+        if request is None or self.looking.locked():
             return
-        work = exam_work(studio, request)
-        state = work.state if work is not None else ""
-        busy = work is not None and state == "running"
-        lines, seconds = (work.told(1000, 1 << 18), int(work.seconds)) if work is not None and busy else ([], 0)
-        if (told := (request.key, state, lines[-1:], seconds)) == self.told:
-            return
-        self.told = told
-        document = None if busy else exam_document(studio, request)
-        part, share = request.progress(lines)
-        retext(self.note, self._sentence(work, state, (part, "".join(lines[:1])), document))
-        self.go.set_visibility(not busy and document is None)
-        self.stop.set_visibility(busy)
-        self.progress.fill(busy, max(0.03, share))
-        if document is None:
-            self.box.clear()
-            self.drawn_for = ""
-        elif self.drawn_for != request.key:
-            self.drawn_for = request.key
-            self._draw(document)
+        async with self.looking:
+            work = exam_work(studio, request)
+            state, lines, seconds = await asyncio.to_thread(_heard, work)
+            told = request.key, state, lines[-1:], seconds
+            if told == self.told or request != self.request or self.note.is_deleted:
+                return
+            self.told = told
+            busy = state == "running"
+            document = None if busy else exam_document(studio, request)
+            part, share = request.progress(lines)
+            why = work.why() if work is not None and state == "failed" else ""
+            retext(self.note, self._sentence(state, part, ("".join(lines[:1]), seconds, why), document))
+            self.go.set_visibility(not busy and document is None)
+            self.stop.set_visibility(busy)
+            self.progress.fill(busy, max(0.03, share))
+            if document is None:
+                self.box.clear()
+                self.drawn_for = ""
+            elif self.drawn_for != request.key:
+                self.drawn_for = request.key
+                self._draw(document)
 
-    def _sentence(self, work: Work | None, state: str, now: tuple[str, str], document: Mapping[str, Any] | None) -> str:
-        """``now``: the part at work, and what it all costs in the command's words."""
+    def _sentence(self, state: str, part: str, heard: tuple[str, int, str], document: Mapping[str, Any] | None) -> str:
+        """``heard``: what it all costs, in the command's words; for how many seconds it has run; why it failed."""
         w, say = self.visit.words, self.visit.say
+        plan, seconds, why = heard
         if document is not None:
             time = document["time"]
             return w("done", seconds=say.seconds(time["seconds"]), passes=say.count(time["passes"]))
-        if work is None:
+        if not state:
             return w("not_yet")
         if state != "running":
-            return w("cancelled" if state in ("cancelled", "stopped") else "failed", why=say.text(work.why()))
-        name, _, temperature = now[0].partition(" ")
+            return w("failed" if state == "failed" else "cancelled", why=say.text(why))
+        name, _, temperature = part.partition(" ")
         called = w(f"part_{name}") + (f", τ = {say.plain(float(temperature))}" if temperature else "")
-        text = w("running", part=called, seconds=say.seconds(max(1.0, float(int(work.seconds)))))
-        return f"{text} {say.text(now[1])}".strip()
+        return f"{w('running', part=called, seconds=say.seconds(max(1.0, float(seconds))))} {say.text(plan)}".strip()
 
     def _draw(self, document: dict[str, Any]) -> None:
         say, name = self.visit.say, self.model.value
@@ -370,6 +383,8 @@ class Formula:
         return drawn
 
 
-def build(visit: Visit) -> None:
+async def build(visit: Visit) -> None:
     """The page."""
-    DivergencePage(visit).build()
+    page = DivergencePage(visit)
+    page.build()
+    await page.look()

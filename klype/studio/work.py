@@ -137,8 +137,8 @@ class Work:
 
 def begin(home: Path, plan: WorkPlan, name: str = "") -> Work:
     """Starts the work. UsageError when as much as may run at once does so already."""
-    training = (work for work in works(home) if work.plan.kind != "examine" and work.state == "running")
-    if plan.kind != "examine" and len(list(training)) >= AT_ONCE:
+    training = [w for w in works(home) if w.state == "running" and _read(w.folder / WORK).get("kind") != "examine"]
+    if plan.kind != "examine" and len(training) >= AT_ONCE:
         raise UsageError(f"{AT_ONCE} pieces of work run already.", "Wait for one, or cancel it.")
     folder = home / "work" / (name or new_name(plan.kind))
     try:
