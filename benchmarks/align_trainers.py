@@ -34,8 +34,8 @@ class Clock:
 
 
 class Klype:
-    """klype's one loop. Of its crews (all threads in each product, or a micro-batch a core) the faster one works, as
-    its own plan would choose; a few steps of each are tried when it loads."""
+    """klype's one loop. Of its ways to use threads (all in each product, or a micro-batch a core) the faster one works,
+    as its own plan would choose; a few steps of each are tried when it loads."""
 
     def load(self, given: Given) -> None:
         from klype.device import memory_policy, set_threads
@@ -48,17 +48,17 @@ class Klype:
         loaded = checkpoint.load(Path(given.folder))
         backend = compiled_backend(Path(given.folder).parent / "compiled")  # as in a run; copies have it too
         self.loaded = replace(loaded, model=loaded.model.using(backend))
-        self.crews: dict[str, bool] = {}
-        self.scratch = Path(given.folder).parent / "crews"
+        self.thread_configs: dict[str, bool] = {}
+        self.scratch = Path(given.folder).parent / "thread_configs"
         for task in TASKS:
             if task != "reward" and given.threads > 1:
                 took = {apart: self._run(task, self.scratch, apart, 5)["seconds"] for apart in (False, True)}
-                self.crews[task] = took[True] < took[False]
+                self.thread_configs[task] = took[True] < took[False]
 
     def train(self, task: str, folder: Path) -> dict[str, Any]:
         if task == "reward":
             return self._reward(folder)
-        return self._run(task, folder, self.crews.get(task, False), self.given.sizes.steps)
+        return self._run(task, folder, self.thread_configs.get(task, False), self.given.sizes.steps)
 
     def _run(self, task: str, folder: Path, apart: bool, steps: int) -> dict[str, Any]:
         import torch

@@ -8,7 +8,7 @@ from typing import Any
 import psutil
 
 from benchmarks.task import PROMPT
-from klype.device import bandwidth_gbs, flops_per_token, gemm_gflops, memory_gib, processor, set_threads
+from klype.device import bandwidth_gbs, gemm_gflops, memory_gib, processor, set_threads
 from klype.model.config import ModelConfig
 
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "BF16": 2.0, "int8": 1.0, "Q4_0": 4.5 / 8, "GenAI": 5.0 / 8}
@@ -36,6 +36,6 @@ def roofline(config: ModelConfig, engine: str, limits: dict[str, Any]) -> dict[s
     dtype = "float32" if kind == "float32" else "bfloat16"
     return {
         "single": limits["bandwidth_gbs"] * 1e9 / size,
-        "many": limits["gflops"][dtype] * 1e9 / flops_per_token(config, PROMPT),
+        "many": limits["gflops"][dtype] * 1e9 / config.flops_at(PROMPT),
         "many_in": dtype,
     }

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 import psutil
 
@@ -202,39 +202,6 @@ class EnergyMeter:
             self._total += now - self._last[i] if now >= self._last[i] else now - self._last[i] + span
             self._last[i] = now
         return self._total / 1e6 if self._counters else None
-
-
-class Shape(Protocol):
-    """What of a model's configuration decides its cost."""
-
-    @property
-    def vocab_size(self) -> int: ...
-    @property
-    def width(self) -> int: ...
-    @property
-    def layers(self) -> int: ...
-    @property
-    def heads(self) -> int: ...
-    @property
-    def kv_heads(self) -> int: ...
-    @property
-    def head_dim(self) -> int: ...
-    @property
-    def hidden(self) -> int: ...
-    @property
-    def conv(self) -> int: ...
-
-
-def flops_per_token(shape: Shape, context: int) -> int:
-    """FLOP of one token's forward pass with ``context`` tokens to attend to (training costs about three times this).
-
-    Two per weight of the projections, SwiGLU and unembedding, four per attended position and head dimension
-    (scores and mixture), two per tap of the convolution (Kaplan et al. 2020, table 1, with gated units).
-    """
-    projections = shape.width * shape.head_dim * (2 * shape.heads + 2 * shape.kv_heads)
-    layer = 2 * (projections + 3 * shape.width * shape.hidden + shape.conv * shape.width)
-    attention = 4 * context * shape.heads * shape.head_dim
-    return shape.layers * (layer + attention) + 2 * shape.width * shape.vocab_size
 
 
 def _best(work: Callable[[], object], seconds: float, wait: Callable[[], None]) -> float:

@@ -24,7 +24,7 @@ EVERYWHERE = {kind: "" for kind in ("klype", "vllm", "llama.cpp", "lmstudio", "o
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class TokenCounts:
     """What penalties look at, [B, V]: uses of each token in prompt and answer together, and in the answer alone."""
 
     text: Tensor
@@ -51,7 +51,7 @@ class Sampler:
     above: bool = False
     served: tuple[float, float] | None = None
     shape: Callable[[Tensor, Any], Tensor] | None = None
-    adjust: Callable[[Tensor, Any, Seen], Tensor] | None = None
+    adjust: Callable[[Tensor, Any, TokenCounts], Tensor] | None = None
     servers: Mapping[str, str] = field(default_factory=lambda: OWN)
 
     @property
@@ -109,18 +109,18 @@ def typical(logp_BV: Tensor, p: float) -> Tensor:
     return _keep_first(logp_BV, (-logp_BV - entropy_B1).abs(), p)
 
 
-def repetition(logits_BV: Tensor, r: float, seen: Seen) -> Tensor:
+def repetition(logits_BV: Tensor, r: float, seen: TokenCounts) -> Tensor:
     """Divide positive and multiply negative logits of anything said (CTRL, Keskar et al. 2019, arXiv:1909.05858)."""
     punished_BV = (logits_BV / r).where(logits_BV > 0, logits_BV * r)
     return punished_BV.where(seen.text > 0, logits_BV)
 
 
-def presence(logits_BV: Tensor, penalty: float, seen: Seen) -> Tensor:
+def presence(logits_BV: Tensor, penalty: float, seen: TokenCounts) -> Tensor:
     """Subtract from the logits of the answer's tokens, once (OpenAI's API)."""
     return logits_BV - penalty * (seen.counts > 0).to(logits_BV.dtype)
 
 
-def frequency(logits_BV: Tensor, penalty: float, seen: Seen) -> Tensor:
+def frequency(logits_BV: Tensor, penalty: float, seen: TokenCounts) -> Tensor:
     """Subtract from the logits of the answer's tokens, per use (OpenAI's API)."""
     return logits_BV - penalty * seen.counts
 
@@ -278,7 +278,7 @@ def active(sampling: Sampling) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value != SAMPLERS[name].off}
 
 
-def needs_seen(sampling: Sampling) -> bool:
+def needs_counts(sampling: Sampling) -> bool:
     """Whether what was said before changes what is drawn from."""
     return any(SAMPLERS[name].adjust is not None for name in active(sampling))
 

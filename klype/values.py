@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.floating[Any]]
 Ints = npt.NDArray[np.integer[Any]]
-How = Literal["prompt", "forced", "drawn", "drafted"]
+StepSource = Literal["prompt", "forced", "drawn", "drafted"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +47,13 @@ class Distribution:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One token of an answer. ``logp`` under the model at temperature 1, ``drawn_logp`` under what was drawn from."""
+    """One token of an answer. ``logp`` under the model at temperature 1, ``sampling_logprob`` under what it was drawn
+    from; ``source``: where the token came from."""
 
     token: int
     logp: float
-    drawn_logp: float
-    how: How
+    sampling_logprob: float
+    source: StepSource
     distribution: Distribution | None = None
 
 

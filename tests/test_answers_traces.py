@@ -34,7 +34,7 @@ def same(a: Trace, b: Trace) -> bool:
     if any(getattr(a, name) != getattr(b, name) for name in plain) or len(a.steps) != len(b.steps):
         return False
     for x, y in zip(a.steps, b.steps, strict=True):
-        if (x.token, x.logp, x.drawn_logp, x.how) != (y.token, y.logp, y.drawn_logp, y.how):
+        if (x.token, x.logp, x.sampling_logprob, x.source) != (y.token, y.logp, y.sampling_logprob, y.source):
             return False
         if (x.distribution is None) != (y.distribution is None):
             return False

@@ -46,7 +46,7 @@ def the_same(device: torch.device, there: list[Trace], here: list[Trace]) -> Non
     assert [t.ended for t in there] == [t.ended for t in here]
     for ours, theirs in zip(there, here, strict=True):
         for one, other in zip(ours.steps, theirs.steps, strict=True):
-            assert (one.logp, one.drawn_logp) == pytest.approx((other.logp, other.drawn_logp), **within)
+            assert (one.logp, one.sampling_logprob) == pytest.approx((other.logp, other.sampling_logprob), **within)
             assert (one.distribution is None) == (other.distribution is None)
             if one.distribution is not None and other.distribution is not None:
                 alike(one.distribution, other.distribution, within)

@@ -184,7 +184,7 @@ def test_score_equals_what_generation_recorded() -> None:
         np.testing.assert_allclose([s.logp for s in forced.steps], [s.logp for s in trace.steps], atol=2e-5)
         assert forced.logp == pytest.approx(trace.logp, abs=1e-4)
         for a, b in zip(forced.steps, trace.steps, strict=True):
-            assert a.how == "forced"
+            assert a.source == "forced"
             assert a.distribution is not None
             assert a.distribution.p(a.token) == pytest.approx(math.exp(a.logp), rel=1e-4)
             if b.distribution is not None:
@@ -201,7 +201,7 @@ def test_logp_is_the_models_and_drawn_logp_that_of_the_distribution_drawn_from()
         assert math.exp(step.logp) == pytest.approx(step.distribution.p(step.token), rel=1e-4)
         weights = np.exp(np.asarray(step.distribution.logp[:4], np.float64) / 0.6)
         place = list(step.distribution.ids[:4]).index(step.token)
-        assert math.exp(step.drawn_logp) == pytest.approx(weights[place] / weights.sum(), rel=1e-4)
+        assert math.exp(step.sampling_logprob) == pytest.approx(weights[place] / weights.sum(), rel=1e-4)
 
 
 def test_penalties_count_the_prompt_and_the_answer() -> None:

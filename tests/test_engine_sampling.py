@@ -13,7 +13,7 @@ from scipy import stats
 
 from klype.engine.sampling import check_sampling, draw, noise, sample, shape
 from klype.errors import UsageError
-from klype.samplers import Seen, top_p
+from klype.samplers import TokenCounts, top_p
 from klype.values import Sampling
 
 LOGITS = st.lists(st.floats(-8, 8, width=32), min_size=2, max_size=40)
@@ -83,7 +83,7 @@ def test_typical_keeps_surprise_near_entropy(logits: list[float], mass: float) -
 
 def test_penalties_and_bias_are_their_formulas() -> None:
     logits = torch.tensor([[2.0, -1.0, 0.5, 3.0]])
-    seen = Seen(torch.tensor([[1.0, 1.0, 0.0, 2.0]]), torch.tensor([[0.0, 1.0, 0.0, 2.0]]))
+    seen = TokenCounts(torch.tensor([[1.0, 1.0, 0.0, 2.0]]), torch.tensor([[0.0, 1.0, 0.0, 2.0]]))
     sampling = Sampling(
         repetition_penalty=2.0, presence_penalty=0.3, frequency_penalty=0.1, logit_bias=((2, 1.5), (0, -1.0))
     )

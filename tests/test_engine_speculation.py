@@ -65,11 +65,13 @@ def test_chosen_guesses_leave_every_token_as_it_is(
     (fast,), report = speculate(engine, request, draft, gamma)
     assert (fast.tokens, fast.ended) == (plain.tokens, plain.ended)
     np.testing.assert_allclose([s.logp for s in fast.steps], [s.logp for s in plain.steps], atol=3e-5)
-    np.testing.assert_allclose([s.drawn_logp for s in fast.steps], [s.drawn_logp for s in plain.steps], atol=3e-5)
+    np.testing.assert_allclose(
+        [s.sampling_logprob for s in fast.steps], [s.sampling_logprob for s in plain.steps], atol=3e-5
+    )
     assert [list(s.distribution.ids) for s in fast.steps if s.distribution] == [
         list(s.distribution.ids) for s in plain.steps if s.distribution
     ]
-    assert report.accepted == sum(step.how == "drafted" for step in fast.steps)
+    assert report.accepted == sum(step.source == "drafted" for step in fast.steps)
     assert fast.passes == report.passes + 1 <= plain.passes
 
 

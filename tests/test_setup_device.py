@@ -6,13 +6,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from klype import device
 from klype.errors import UsageError
+from klype.model.config import ModelConfig
 
 
 def test_thread_policy_is_in_force_before_torch_and_keeps_the_users_choice() -> None:
@@ -103,7 +103,7 @@ def test_energy_counters_add_up_and_wrap(tmp_path: Path) -> None:
 
 
 def test_flops_are_twice_the_weights_and_the_attention() -> None:
-    shape = SimpleNamespace(vocab_size=100, width=8, layers=3, heads=4, kv_heads=2, head_dim=2, hidden=16, conv=0)
+    shape = ModelConfig(vocab_size=100, width=8, layers=3, heads=4, kv_heads=2, head_dim=2, hidden=16, conv=0)
     weights = 3 * (8 * 8 + 8 * 4 + 8 * 4 + 8 * 8 + 3 * 8 * 16) + 8 * 100  # q, k, v, o, gates and down; unembedding
-    assert device.flops_per_token(shape, 0) == 2 * weights
-    assert device.flops_per_token(shape, 10) - device.flops_per_token(shape, 0) == 3 * 4 * 10 * 8
+    assert shape.flops_at(0) == 2 * weights
+    assert shape.flops_at(10) - shape.flops_at(0) == 3 * 4 * 10 * 8

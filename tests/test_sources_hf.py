@@ -90,7 +90,7 @@ def test_equals_the_native_source(tmp_path: Path) -> None:
         for one, other in zip(own, theirs, strict=True):
             np.testing.assert_allclose([s.logp for s in one.steps], [s.logp for s in other.steps], atol=2e-4)
             np.testing.assert_allclose(
-                [s.drawn_logp for s in one.steps], [s.drawn_logp for s in other.steps], atol=5e-4
+                [s.sampling_logprob for s in one.steps], [s.sampling_logprob for s in other.steps], atol=5e-4
             )
             for a, b in zip(one.steps, other.steps, strict=True):
                 assert (a.distribution is None) == (b.distribution is None)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from klype.engine.sampling import shape
 from klype.errors import UsageError
-from klype.samplers import Seen
+from klype.samplers import TokenCounts
 from klype.studio.answer_panel import bars_of, drawn_from
 from klype.studio.charts import revived
 from klype.studio.conversation import Branches, Conversation, Conversations, Turn
@@ -64,7 +64,7 @@ def test_bars_are_of_the_tokens_that_were_biased_and_said() -> None:
     logits_1V[0, torch.from_numpy(q.ids)] = torch.from_numpy(q.logp)
     counts_1V = torch.zeros(1, 30).index_add(1, torch.tensor([5, 5, 7]), torch.ones(1, 3))
     uses_1V = counts_1V.index_add(1, torch.tensor([1]), torch.ones(1, 1))
-    engine_V = shape(logits_1V, sampling, Seen(uses_1V, counts_1V))[0].double().exp().numpy()
+    engine_V = shape(logits_1V, sampling, TokenCounts(uses_1V, counts_1V))[0].double().exp().numpy()
     np.testing.assert_allclose(drawn_from(q, ((1,), (5, 5, 7)), sampling, 30), engine_V[q.ids], atol=1e-6)
 
 
@@ -98,7 +98,7 @@ def test_a_fork_begins_as_its_parent_and_keeps_the_rest() -> None:
     made = branches.fork(1, other, Sampling(temperature=0.2))
     assert made.tokens == (int(q.ids[0]), other)
     assert (made.parent, made.at, made.seed, made.prompt) == (0, 1, 7, (1, 2))
-    assert made.steps[1].how == "forced"
+    assert made.steps[1].source == "forced"
     assert made.steps[1].logp == pytest.approx(float(q.logp[9]))
     assert branches.current is made
     assert len(first.steps) == 3

@@ -22,10 +22,10 @@ from safetensors.numpy import save as write_arrays
 from klype import durable
 from klype.errors import KlypeError
 from klype.jsons import parsed
-from klype.values import Distribution, How, Sampling, Step, Trace
+from klype.values import Distribution, Sampling, Step, StepSource, Trace
 
 Arrays = dict[str, npt.NDArray[Any]]
-HOWS: tuple[How, ...] = get_args(How)
+STEP_SOURCES: tuple[StepSource, ...] = get_args(StepSource)
 FORMAT = 1
 
 
@@ -108,8 +108,8 @@ def export_parquet(file: Path, traces: Sequence[Trace], token_text: Callable[[in
             "token": pa.array([step.token for *_, step in steps], pa.int64()),
             "text": pa.array([token_text(step.token) for *_, step in steps], pa.string()),
             "logp": pa.array([step.logp for *_, step in steps], pa.float64()),
-            "drawn_logp": pa.array([step.drawn_logp for *_, step in steps], pa.float64()),
-            "how": pa.array([step.how for *_, step in steps], pa.string()),
+            "drawn_logp": pa.array([step.sampling_logprob for *_, step in steps], pa.float64()),
+            "how": pa.array([step.source for *_, step in steps], pa.string()),
             "entropy": pa.array([_entropy(step.distribution) for *_, step in steps], pa.float64()),
             "unlisted": pa.array([step.distribution and step.distribution.rest for *_, step in steps], pa.float64()),
             "temperature": pa.array([trace.sampling.temperature for *_, trace, _ in steps], pa.float64()),
@@ -152,8 +152,8 @@ def _arrays(traces: Sequence[Trace]) -> tuple[Arrays, list[list[int]]]:
         "length": np.array([len(trace.steps) for trace in traces], np.int64),
         "token": np.array([step.token for step in steps], np.int64),
         "logp": np.array([step.logp for step in steps], np.float64),
-        "drawn_logp": np.array([step.drawn_logp for step in steps], np.float64),
-        "how": np.array([HOWS.index(step.how) for step in steps], np.uint8),
+        "drawn_logp": np.array([step.sampling_logprob for step in steps], np.float64),
+        "how": np.array([STEP_SOURCES.index(step.source) for step in steps], np.uint8),
         "listed": np.array(listed, np.int64),
         "q_length": np.array([len(q.ids) for q in kept], np.int64),
         "q_rest": np.array([q.rest for q in kept], np.float64),
@@ -177,7 +177,9 @@ def _traces(document: dict[str, Any], arrays: Arrays) -> list[Trace]:
     q_ids, q_logp, rest = arrays["q_ids"].astype(np.int64), arrays["q_logp"], arrays["q_rest"].tolist()
     listed = [Distribution(q_ids[a:b], q_logp[a:b], r) for a, b, r in zip(bounds, bounds[1:], rest, strict=False)]
     columns = [arrays[name].tolist() for name in ("token", "logp", "drawn_logp", "how", "listed")]
-    steps = [Step(v, p, d, HOWS[h], listed[q] if q >= 0 else None) for v, p, d, h, q in zip(*columns, strict=True)]
+    steps = [
+        Step(v, p, d, STEP_SOURCES[h], listed[q] if q >= 0 else None) for v, p, d, h, q in zip(*columns, strict=True)
+    ]
     samplings = [
         Sampling(**{**row, "logit_bias": tuple((int(i), float(x)) for i, x in row["logit_bias"])})
         for row in document["samplings"]

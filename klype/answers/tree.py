@@ -22,7 +22,7 @@ from klype.answers import bounds
 from klype.answers.bounds import Reach, entropy_bounds
 from klype.engine.sampling import shape
 from klype.errors import UsageError
-from klype.samplers import PLAIN, needs_seen
+from klype.samplers import PLAIN, needs_counts
 from klype.sources.http_client import BudgetSpentError
 from klype.sources.source import Source
 from klype.values import Distribution, Floats, Ints, Sampling
@@ -60,7 +60,7 @@ class TreeSettings:
     widest: int = 64
 
     def check(self) -> None:
-        if needs_seen(self.sampling):
+        if needs_counts(self.sampling):
             raise UsageError("The tree of answers cannot be grown with penalties on what was said before.")
         if self.limit < 1 or self.budget < 1 or self.batch < 1:
             raise UsageError("The tree needs a limit and a budget of at least 1.")

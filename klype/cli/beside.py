@@ -43,7 +43,7 @@ def sure_of(opened: Opened, ask: Asking, trace: Trace, limit: int) -> dict[str, 
     own = ask.meaning(ask.source.codec.decode(trace.tokens))
     same = proportion(sum(ask.meaning(text) == own for text in texts), len(texts), "share of answers", ask.judge)
     found: dict[str, Any] = {
-        "p": _p([step.drawn_logp for step in trace.steps]),
+        "p": _p([step.sampling_logprob for step in trace.steps]),
         "p_learnt": _p([step.logp for step in trace.steps]),
         "temperature": hot.temperature,
         "same": same.json(),

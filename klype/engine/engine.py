@@ -21,10 +21,10 @@ from klype.device import threads_for
 from klype.engine.prefix_cache import PrefixCache
 from klype.engine.requests import Ended, Job, Records, Rows, check_answer, check_prompt, check_request
 from klype.engine.runner import AnyRunner, NativeRunner, score
-from klype.engine.sampling import distributions, noise, sample, seen_of
+from klype.engine.sampling import count_tokens, distributions, noise, sample
 from klype.errors import KlypeError, UsageError
 from klype.model.transformer import Transformer
-from klype.samplers import needs_seen
+from klype.samplers import needs_counts
 from klype.values import Distribution, Request, Step, Trace
 
 
@@ -114,9 +114,9 @@ class Engine:
     def add(self, request: Request) -> int:
         """Queue a request; its samples join as soon as there is room. Returns its id."""
         self.check(request)
-        room = min(request.limit, self.runner.window - len(request.prompt) + 1)
+        max_new_tokens = min(request.limit, self.runner.window - len(request.prompt) + 1)
         self._next_id += 1
-        self._queue.append(Job(self._next_id, request, room, request.n))
+        self._queue.append(Job(self._next_id, request, max_new_tokens, request.n))
         return self._next_id
 
     def check(self, request: Request) -> None:
@@ -266,7 +266,7 @@ class Engine:
         stopped = (tokens[:, None] == self._rows.stop).any(1)
         if self._rows.special.any():
             self._look(logits_RV, tokens, stopped)
-        ended = stopped | (self._rows.counts >= self._rows.rooms)
+        ended = stopped | (self._rows.counts >= self._rows.max_new_tokens)
         self._last_R = tokens_R
         rows = self._rows
         drawn = Drawn(rows.jobs, rows.samples, rows.lines, rows.counts, {})
@@ -295,9 +295,9 @@ class Engine:
     ) -> tuple[Tensor, Tensor]:
         """As ``sample``, for rows that are all drawn alike."""
         seen, sampling = None, self._rows.samplings[self._rows.which[rows[0]]]
-        if needs_seen(sampling):
+        if needs_counts(sampling):
             said = [self._records.tokens[self._rows.lines[row], : self._rows.counts[row]] for row in rows]
-            seen = seen_of([self._rows.jobs[row].request.prompt for row in rows], said, logits_RV.shape[1])
+            seen = count_tokens([self._rows.jobs[row].request.prompt for row in rows], said, logits_RV.shape[1])
         return sample(logits_RV, sampling, noise_R, seen)
 
     def _look(self, logits_RV: Tensor, tokens: npt.NDArray[np.int64], stopped: npt.NDArray[np.bool_]) -> None:

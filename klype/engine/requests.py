@@ -16,7 +16,7 @@ import numpy.typing as npt
 from klype.engine.runner import ReadPrompt
 from klype.engine.sampling import check_sampling
 from klype.errors import UsageError
-from klype.values import Distribution, How, Request, Sampling, Step, Trace
+from klype.values import Distribution, Request, Sampling, Step, StepSource, Trace
 
 Indices = npt.NDArray[np.int64]
 Ended = Literal["stop", "length", "cancelled"]
@@ -70,7 +70,7 @@ class Job:
 
     id: int
     request: Request
-    room: int  # tokens an answer may have: the limit, or what the window leaves
+    max_new_tokens: int  # what was asked for, or what the window leaves
     waiting: int  # samples not started
     read: ReadPrompt | None = None
     started: float = 0.0
@@ -91,7 +91,7 @@ class Records:
     def __init__(self) -> None:
         self.tokens: npt.NDArray[np.int64] = np.zeros((0, 32), np.int64)
         self.logp: npt.NDArray[np.float64] = np.zeros((0, 32))
-        self.drawn_logp: npt.NDArray[np.float64] = np.zeros((0, 32))
+        self.sampling_logprob: npt.NDArray[np.float64] = np.zeros((0, 32))
         self.distributions: dict[int, list[Distribution]] = {}
         self.texts: dict[int, bytearray] = {}
         self._free: list[int] = []
@@ -118,32 +118,32 @@ class Records:
             self._grow(0, max(self.tokens.shape[1], last + 1 - self.tokens.shape[1]))
         self.tokens[lines, at] = tokens
         self.logp[lines, at] = logp[0]
-        self.drawn_logp[lines, at] = logp[1]
+        self.sampling_logprob[lines, at] = logp[1]
 
     def last(self, line: int, count: int) -> Step:
         """The newest of ``count`` steps."""
         at = count - 1
         listed = self.distributions.get(line)
-        token, logp, drawn = self.tokens[line, at], self.logp[line, at], self.drawn_logp[line, at]
+        token, logp, drawn = self.tokens[line, at], self.logp[line, at], self.sampling_logprob[line, at]
         return Step(int(token), float(logp), float(drawn), "drawn", listed[at] if listed else None)
 
     def steps(self, line: int, count: int) -> tuple[Step, ...]:
         tokens, logp = self.tokens[line, :count].tolist(), self.logp[line, :count].tolist()
-        drawn = self.drawn_logp[line, :count].tolist()
+        drawn = self.sampling_logprob[line, :count].tolist()
         listed: Sequence[Distribution | None] = self.distributions.get(line) or [None] * count
-        how: How = "drawn"
-        return tuple(Step(t, p, d, how, q) for t, p, d, q in zip(tokens, logp, drawn, listed, strict=True))
+        source: StepSource = "drawn"
+        return tuple(Step(t, p, d, source, q) for t, p, d, q in zip(tokens, logp, drawn, listed, strict=True))
 
     def _grow(self, lines: int, positions: int) -> None:
         more = ((0, lines), (0, positions))
         self.tokens = np.pad(self.tokens, more)
         self.logp = np.pad(self.logp, more)
-        self.drawn_logp = np.pad(self.drawn_logp, more)
+        self.sampling_logprob = np.pad(self.sampling_logprob, more)
 
 
 @dataclass
 class Rows:
-    """``offsets`` are prompt lengths, ``counts`` tokens drawn, ``rooms`` tokens at most.
+    """``offsets`` are prompt lengths, ``counts`` tokens drawn, ``max_new_tokens`` tokens at most.
 
     ``which`` indexes ``samplings``; ``lines`` are lines of the records; ``stop`` [R, S] holds stop tokens, -1 where a
     row has fewer; ``special`` rows want distributions or have stop texts.
@@ -154,7 +154,7 @@ class Rows:
     seeds: npt.NDArray[np.uint64]
     offsets: Indices
     counts: Indices
-    rooms: Indices
+    max_new_tokens: Indices
     which: Indices
     lines: Indices
     special: npt.NDArray[np.bool_]
@@ -187,7 +187,7 @@ class Rows:
             "seeds": np.full(count, request.seed & MASK, np.uint64),
             "offsets": np.full(count, len(request.prompt)),
             "counts": np.zeros(count, np.int64),
-            "rooms": np.full(count, job.room),
+            "max_new_tokens": np.full(count, job.max_new_tokens),
             "which": np.full(count, self._kind(request.sampling)),
             "lines": lines,
             "special": np.full(count, bool(request.top or request.stop_texts)),

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 import klype
-from klype.device import flops_per_token
 from klype.engine.prefix_cache import CachedPrefix, PrefixCache, Tokens, by_store
 from klype.engine.sampling import distributions
 from klype.model.cache import Cache
@@ -215,7 +214,7 @@ class NativeRunner:
         return numbers * self.model.embed.weight.element_size() * max(rows / 2, FETCHED)
 
     def flops_per_token(self, context: int) -> int:
-        return flops_per_token(self.model.config, context)
+        return self.model.config.flops_at(context)
 
     def beside(self) -> NativeRunner:
         return NativeRunner(self.model)

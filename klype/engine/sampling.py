@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from klype.errors import UsageError
-from klype.samplers import SAMPLERS, Sampling, Seen, active, needs_seen
+from klype.samplers import SAMPLERS, Sampling, TokenCounts, active, needs_counts
 from klype.values import Distribution
 
 Words = npt.NDArray[np.uint64]
@@ -38,16 +38,16 @@ def check_sampling(sampling: Sampling, vocab_size: int) -> None:
         _check(not math.isnan(bias) and bias < math.inf, "logit_bias", bias, "a number or minus infinity")
 
 
-def seen_of(prompts: Sequence[Tokens], answers: Sequence[Tokens], vocabulary: int) -> Seen:
+def count_tokens(prompts: Sequence[Tokens], answers: Sequence[Tokens], vocabulary: int) -> TokenCounts:
     """What penalties look at, [B, V], after these beginnings of answers, each with its prompt or all with the one."""
     uses, counts = (
         torch.from_numpy(np.stack([np.bincount(np.asarray(t, np.int64), minlength=vocabulary) for t in texts])).float()
         for texts in (prompts, answers)
     )
-    return Seen(uses + counts, counts)
+    return TokenCounts(uses + counts, counts)
 
 
-def shape(logits_BV: Tensor, sampling: Sampling, seen: Seen | None = None) -> Tensor:
+def shape(logits_BV: Tensor, sampling: Sampling, seen: TokenCounts | None = None) -> Tensor:
     """Log-probabilities [B, V] of what is drawn from: -inf for what cannot be.
 
     Order: bias and penalties on logits; temperature; then what cuts (top-k, top-p …), each on what the one before left
@@ -59,7 +59,7 @@ def shape(logits_BV: Tensor, sampling: Sampling, seen: Seen | None = None) -> Te
     for name, value in values.items():
         if (adjust := SAMPLERS[name].adjust) is not None:
             assert seen is not None, "penalties need to know what was said"
-            logits = adjust(logits, value, Seen(seen.text.to(logits.device), seen.counts.to(logits.device)))
+            logits = adjust(logits, value, TokenCounts(seen.text.to(logits.device), seen.counts.to(logits.device)))
     if sampling.temperature == 0:
         return one_hot(logits)
     logp = tempered(logits, sampling.temperature)
@@ -74,12 +74,12 @@ def shape_whole(q: Distribution, sampling: Sampling, before: tuple[Tokens, Token
     vocabulary = max(vocabulary, int(q.ids.max()) + 1)  # 0 where nobody knows it
     logits_1V = torch.full((1, vocabulary), -math.inf)
     logits_1V[0, torch.tensor(q.ids)] = torch.tensor(q.logp, dtype=torch.float32)
-    seen = seen_of(before[:1], before[1:], vocabulary) if needs_seen(sampling) else None
+    seen = count_tokens(before[:1], before[1:], vocabulary) if needs_counts(sampling) else None
     return shape(logits_1V, sampling, seen)[0]
 
 
 def sample(
-    logits_BV: Tensor, sampling: Sampling, noise_B: npt.NDArray[np.float64], seen: Seen | None = None
+    logits_BV: Tensor, sampling: Sampling, noise_B: npt.NDArray[np.float64], seen: TokenCounts | None = None
 ) -> tuple[Tensor, Tensor]:
     """Tokens [B] and their log-probabilities [2, B], on the CPU: under the model, and under what was drawn from.
 

@@ -23,12 +23,12 @@ from torch import Tensor
 from klype.engine.engine import Engine
 from klype.engine.prefix_cache import CachedPrefix
 from klype.engine.requests import Ended
-from klype.engine.sampling import distribution, draw, noise, seen_of, shape
+from klype.engine.sampling import count_tokens, distribution, draw, noise, shape
 from klype.errors import KlypeError
 from klype.model.cache import Cache
 from klype.model.transformer import Transformer
-from klype.samplers import needs_seen, unpenalised
-from klype.values import How, Request, Sampling, Step, Trace
+from klype.samplers import needs_counts, unpenalised
+from klype.values import Request, Sampling, Step, StepSource, Trace
 
 DRAFT_STREAM, ACCEPT_STREAM, RESIDUAL_STREAM = 1, 2, 3  # of noise: one for each use at a position
 
@@ -251,7 +251,7 @@ class _Answer:
         self.steps: list[Step] = []
         self.said = bytearray()
         self.ended: Ended | None = None
-        self.room = min(request.limit, engine.model.config.window - len(request.prompt) + 1)
+        self.max_new_tokens = min(request.limit, engine.model.config.window - len(request.prompt) + 1)
 
     def passes(self, draft: Draft, place: CachedPrefix) -> Iterator[tuple[Sequence[Step], Trace | None]]:
         started, counted = self.engine.clock(), 1
@@ -304,7 +304,7 @@ class _Answer:
         )
 
     def _proposed(self, draft: Draft, setting: Setting) -> Proposal:
-        count = min(self.counts.gamma, self.room - len(self.steps) - 1)
+        count = min(self.counts.gamma, self.max_new_tokens - len(self.steps) - 1)
         proposal = draft.propose(self.text, count, setting) if count else Proposal(())
         size = self.engine.model.config.vocab_size
         if len(proposal.tokens) > count or any(not 0 <= token < size for token in proposal.tokens):
@@ -344,21 +344,21 @@ class _Answer:
         return noise(self.request.seed, self.sample, np.array([len(self.text)]), stream)
 
     def _shaped(self, logits_TV: Tensor, proposal: Proposal) -> Tensor:
-        if not needs_seen(self.request.sampling):
+        if not needs_counts(self.request.sampling):
             return shape(logits_TV, self.request.sampling)
         said = [*self.text[len(self.request.prompt) :], *proposal.tokens]
         ends = range(len(said) - len(proposal.tokens), len(said) + 1)
-        seen = seen_of([self.request.prompt], [said[:end] for end in ends], logits_TV.shape[1])
+        seen = count_tokens([self.request.prompt], [said[:end] for end in ends], logits_TV.shape[1])
         return shape(logits_TV, self.request.sampling, seen)
 
     def _say(self, token: int, logp_V: Tensor, shaped_V: Tensor, drafted: bool) -> None:
         listed = distribution(logp_V, self.request.top) if self.request.top else None
-        how: How = "drafted" if drafted else "drawn"
-        self.steps.append(Step(token, float(logp_V[token]), float(shaped_V[token]), how, listed))
+        source: StepSource = "drafted" if drafted else "drawn"
+        self.steps.append(Step(token, float(logp_V[token]), float(shaped_V[token]), source, listed))
         self.text.append(token)
         if token in self.request.stop or self._stops(token):
             self.ended = "stop"
-        elif len(self.steps) >= self.room:
+        elif len(self.steps) >= self.max_new_tokens:
             self.ended = "length"
 
     def _stops(self, token: int) -> bool:

@@ -33,7 +33,7 @@ def answered(
             known[tokens, finished] = _judged(target, question, trace, cache, meaning)
         one, shape = known[tokens, finished], target.shape
         lengths = len(trace.prompt), len(tokens)
-        drawn_logp = told_sum([step.drawn_logp for step in trace.steps])
+        drawn_logp = told_sum([step.sampling_logprob for step in trace.steps])
         out.append(
             replace(
                 one,

@@ -160,7 +160,7 @@ def fork_tokens(traces: Sequence[Trace]) -> float:
     beyond_T = np.array([(lengths[lengths > t + 1] - t - 1).mean() for t in range(longest - 1)] + [0.0])
     drawn, rests = [], []
     for trace in traces:
-        logp_T = [step.logp if math.isnan(step.drawn_logp) else step.drawn_logp for step in trace.steps]
+        logp_T = [step.logp if math.isnan(step.sampling_logprob) else step.sampling_logprob for step in trace.steps]
         leaving_T = [1.0 if math.isnan(logp) else 1 - math.exp(logp) for logp in logp_T]
         after = [*rest_T[: len(leaving_T) - 1], (beyond_T if trace.ended == "stop" else rest_T)[len(leaving_T) - 1]]
         drawn.append(len(leaving_T) + float(np.dot(leaving_T, after)))

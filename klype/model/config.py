@@ -116,3 +116,13 @@ class ModelConfig(BaseModel):
         d = self.width
         layer = d * self.qkv_width + self.heads * self.head_dim * d + 3 * d * self.hidden
         return 2 * (self.layers * layer + d * self.vocab_size)
+
+    def flops_at(self, context: int) -> int:
+        """FLOP of one token's forward pass that attends to ``context`` tokens (training costs about three times this).
+
+        Beside the matrices four per attended position and head dimension (scores and mixture), two per tap of the
+        convolution (Kaplan et al. 2020, table 1, with gated units).
+        """
+        return self.flops_per_token + self.layers * (
+            4 * context * self.heads * self.head_dim + 2 * self.conv * self.width
+        )

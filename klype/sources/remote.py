@@ -14,7 +14,7 @@ import numpy as np
 
 from klype.engine.engine import Event
 from klype.errors import KlypeError, UsageError
-from klype.samplers import OWN, SAMPLERS, active, needs_seen
+from klype.samplers import OWN, SAMPLERS, active, needs_counts
 from klype.sources.capabilities import CHAT, Capabilities
 from klype.sources.dialect import ENDS, IDS, LONGEST, Heard, Key, Said, choice, choices
 from klype.sources.http_client import Call, HttpClient
@@ -321,7 +321,7 @@ class RemoteSource:
         }
         if kind == "vllm" and told["top_k"] == 0:
             told["top_k"] = -1
-        if kind == "llama.cpp" and needs_seen(sampling):
+        if kind == "llama.cpp" and needs_counts(sampling):
             told["repeat_last_n"] = -1  # the whole text, not its last 64 tokens
         if sampling.logit_bias:
             told["logit_bias"] = {str(token): value for token, value in sampling.logit_bias}
@@ -349,7 +349,7 @@ class RemoteSource:
                 continue
             listed = self._distribution(heard) if request.top and heard.top else None
             token = self.codec.number(heard.key)
-            out.append(Step(token, heard.logp, drawn_logp(heard.logp, request.sampling), "drawn", listed))
+            out.append(Step(token, heard.logp, sampling_logprob(heard.logp, request.sampling), "drawn", listed))
         return out
 
     def _several(self, heard: Heard) -> bool:
@@ -397,7 +397,7 @@ class RemoteSource:
         return steps
 
 
-def drawn_logp(logp: float, sampling: Sampling) -> float:
+def sampling_logprob(logp: float, sampling: Sampling) -> float:
     """Under what was drawn from: known where nothing was shaped, or nothing was left to chance; else NaN."""
     if sampling == Sampling():
         return logp

@@ -252,13 +252,13 @@ def why_chosen(answer: Answer, at: int, found: TokenBars, w: Words, say: Say) ->
     step = answer.steps[at]
     p = min(1.0, math.exp(step.logp)) if step.logp > -math.inf else 0.0
     parts = [w("was", p=say.share(p), bits=say.number(-math.log2(p), 1) if p > 0 else "∞")]
-    if step.how in ("forced", "drafted"):
-        parts.append(w(f"was_{step.how}"))
+    if step.source in ("forced", "drafted"):
+        parts.append(w(f"was_{step.source}"))
     elif answer.sampling.temperature == 0:
         parts.append(w("was_greedy"))
     else:
         u = float(noise(answer.seed, 0, len(answer.prompt) + at))
-        drawn = min(1.0, math.exp(step.drawn_logp)) if step.drawn_logp > -math.inf else 0.0
+        drawn = min(1.0, math.exp(step.sampling_logprob)) if step.sampling_logprob > -math.inf else 0.0
         t = say.plain(answer.sampling.temperature)
         parts.append(w("was_drawn", p=say.share(drawn), u=say.number(u, 3), t=t))
     parts.append(w("kept" if found.exact else "partial", n=say.count(found.kept)))

@@ -51,7 +51,7 @@ def rows_of(model: Model, steps: Sequence[Step], first: int, percent: Callable[[
         p = min(1.0, math.exp(step.logp)) if step.logp > -math.inf else 0.0
         shown_as = name if name is not None else visible(text) or "⋯"
         shown_as = shown_as.removeprefix(" ") if place == 0 else shown_as
-        how = step.how if step.how in ("drafted", "forced") else "control" if name else ""
+        how = step.source if step.source in ("drafted", "forced") else "control" if name else ""
         out.append([shown_as, step_of(p), how, percent(p)])
     return out
 

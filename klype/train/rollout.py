@@ -182,7 +182,7 @@ def kl_an_answer(logp_BT: torch.Tensor, reference_BT: torch.Tensor) -> float:
 
 def _drawn_logp(traces: Sequence[Trace], batch: Batch) -> torch.Tensor:
     """[B, T]: log-probabilities under the distribution that was drawn from, 0 outside answers."""
-    flat = torch.tensor([step.drawn_logp for trace in traces for step in trace.steps], dtype=torch.float32)
+    flat = torch.tensor([step.sampling_logprob for trace in traces for step in trace.steps], dtype=torch.float32)
     return torch.zeros_like(batch.weights_BT).masked_scatter(batch.weights_BT > 0, flat)
 
 
