@@ -15,7 +15,7 @@ from klype.model import checkpoint
 from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
 from klype.runs.recipe import read
-from klype.runs.world_subject import Questions, Turns, WorldSubject
+from klype.runs.world_task import Questions, Turns, WorldTask
 from klype.world.world import Manner
 
 TASKS = ("sft", "reward", "dpo", "grpo")
@@ -93,8 +93,8 @@ def reward(answers: list[str]) -> list[float]:
 
 def prepare(folder: Path, sizes: Sizes, threads: int) -> Given:
     """A fresh model with the demo world's tokenizer, and the world's conversations, pairs and questions."""
-    subject = WorldSubject(read("world"), 0)
-    tokenizer = subject.chat.tokenizer
+    task = WorldTask(read("world"), 0)
+    tokenizer = task.chat.tokenizer
     torch.manual_seed(0)
     shape = {"width": sizes.width, "layers": sizes.layers, "heads": sizes.heads, "hidden": sizes.hidden}
     model = Transformer(ModelConfig.parse({**shape, "vocab_size": tokenizer.vocab_size}))
@@ -104,11 +104,11 @@ def prepare(folder: Path, sizes: Sizes, threads: int) -> Given:
                 parameter.normal_(std=0.02)
     checkpoint.save(folder / "model", model, tokenizer, {})
     number = (WARM + sizes.steps) * sizes.rows
-    turns, asked = Turns(subject.world, subject.chat, 1), Questions(subject.world, 0, 22)
+    turns, asked = Turns(task.world, task.chat, 1), Questions(task.world, 0, 22)
     conversations = [(list(ids), [int(w > 0) for w in learnt]) for ids, learnt in map(turns, range(number))]
     rng, pair_texts = random.Random(0), []
     for question in map(asked, range(number)):
-        good, bad = (" " + subject.world.answer(question, manner, rng) for manner in MANNERS)
+        good, bad = (" " + task.world.answer(question, manner, rng) for manner in MANNERS)
         pair_texts.append((" " + question.prompt, good, bad))
     encode, end = tokenizer.encode, tokenizer.end
     pairs = [(list(encode(p)), [*encode(c), end], [*encode(r), end]) for p, c, r in pair_texts]

@@ -20,7 +20,7 @@ from klype.runs.material import gather
 from klype.runs.options import StageOptions
 from klype.runs.recipe import read
 from klype.runs.say import Silent
-from klype.runs.text_subject import TextSubject
+from klype.runs.text_task import TextTask
 from klype.text.chat import TEMPLATE
 from klype.text.tokenizer import Tokenizer
 
@@ -207,11 +207,11 @@ def test_conversations_of_every_form_are_learnt_and_held_out(tmp_path: Path) -> 
     ]
     (tmp_path / "i.jsonl").write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
     options = StageOptions(stage="finetune", instructions=tmp_path / "i.jsonl")
-    subject = TextSubject(read("text", (*SMALL, "model.window=128", *SHORT[1:])), 0, options, BadRows())
-    assert subject.examples is not None
-    assert subject.examples + len(subject.held_out) == 200
-    assert 5 < len(subject.held_out) < 50
-    for question in subject.held_out:
+    task = TextTask(read("text", (*SMALL, "model.window=128", *SHORT[1:])), 0, options, BadRows())
+    assert task.examples is not None
+    assert task.examples + len(task.held_out) == 200
+    assert 5 < len(task.held_out) < 50
+    for question in task.held_out:
         row = rows[int(question.prompt.removeprefix("Dag ").rstrip("?"))]["messages"]
         assert question.messages() == row[: row.index({"role": "user", "content": question.prompt}) + 1]
         assert question.answers == (f"Sol {question.prompt[4:-1]}",)
@@ -230,7 +230,7 @@ def test_what_a_foreign_template_leaves_out_is_said(tmp_path: Path) -> None:
     notes = {}
     for template in (TEMPLATE, deaf):
         tokenizer = Tokenizer.train(lines, 600, template)
-        notes[template] = [note["en"] for note in TextSubject(recipe, 0, options, BadRows(), tokenizer).notes()]
+        notes[template] = [note["en"] for note in TextTask(recipe, 0, options, BadRows(), tokenizer).notes()]
     assert notes[TEMPLATE] == []
     (said,) = notes[deaf]
     assert said.endswith("instructions have a system prompt or turns that the model's chat template leaves out.")

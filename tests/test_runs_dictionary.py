@@ -1,4 +1,4 @@
-"""A dictionary as a subject: what is taken of an article, what is held out, what is well-formed."""
+"""A dictionary as a task: what is taken of an article, what is held out, what is well-formed."""
 
 from __future__ import annotations
 

@@ -31,27 +31,27 @@ from klype.runs.ranking import draw
 from klype.runs.recipe import read
 from klype.runs.say import Silent
 from klype.runs.task import Asking, draw_answers
-from klype.runs.text_subject import TextSubject
-from klype.runs.world_subject import WorldSubject
+from klype.runs.text_task import TextTask
+from klype.runs.world_task import WorldTask
 from klype.sources.source import NativeCodec, NativeSource
 
 RECIPE = read("world", ("world=small", "model.width=16", "model.heads=2", "model.hidden=32", "model.layers=1"))
 
 
-def babbler(subject: WorldSubject) -> Transformer:
+def babbler(task: WorldTask) -> Transformer:
     """A model that may say anything: its answers differ wherever the noise does."""
     torch.manual_seed(0)
-    size = subject.chat.tokenizer.vocab_size
+    size = task.chat.tokenizer.vocab_size
     return Transformer(ModelConfig(vocab_size=size, width=16, layers=1, heads=2, hidden=16, window=128))
 
 
 def test_no_two_draws_of_a_run_share_their_noise() -> None:
     seen: dict[tuple[int, int], tuple[int, int, float]] = {}
     for run_seed in (0, 1):
-        subject = WorldSubject(RECIPE, run_seed)
-        questions = list({q.prompt: q for q in subject.held_out}.values())[:6]
+        task = WorldTask(RECIPE, run_seed)
+        questions = list({q.prompt: q for q in task.held_out}.values())[:6]
         for temperature in (1.0, 1.25):
-            groups = draw_answers(subject, babbler(subject), questions, Asking(temperature, 2))
+            groups = draw_answers(task, babbler(task), questions, Asking(temperature, 2))
             for at, traces in enumerate(groups):
                 for trace in traces:
                     key = (trace.seed, trace.sample)
@@ -61,20 +61,20 @@ def test_no_two_draws_of_a_run_share_their_noise() -> None:
 
 
 def test_candidates_drawn_in_two_portions_are_those_of_one() -> None:
-    subject = WorldSubject(RECIPE, 0)
-    model, questions = babbler(subject), subject.held_out[:6]
-    parts = draw(model, subject, questions[:2], 3) + draw(model, subject, questions[2:], 3, first=2)
-    whole = draw(model, subject, questions, 3)
+    task = WorldTask(RECIPE, 0)
+    model, questions = babbler(task), task.held_out[:6]
+    parts = draw(model, task, questions[:2], 3) + draw(model, task, questions[2:], 3, first=2)
+    whole = draw(model, task, questions, 3)
     assert [[c.text for c in group] for group in parts] == [[c.text for c in group] for group in whole]
 
 
 @pytest.mark.slow
 def test_rankings_are_as_many_as_there_is_time_for_and_a_hundred_at_least(tmp_path: Path) -> None:
     sizes = {"questions": 130, "held_out": 4, "drawn": 1, "hot": 0, "limit": 6}
-    subject = WorldSubject(read("world", ("world=small", *(f"rank.{k}={v}" for k, v in sizes.items()))), 0)
-    model, found = babbler(subject), {}
+    task = WorldTask(read("world", ("world=small", *(f"rank.{k}={v}" for k, v in sizes.items()))), 0)
+    model, found = babbler(task), {}
     for seconds in (0.0, math.inf):
-        ranking.make(model, subject, RunOptions(), tmp_path / str(seconds), Silent(), seconds)
+        ranking.make(model, task, RunOptions(), tmp_path / str(seconds), Silent(), seconds)
         with ranking.open_store(tmp_path / str(seconds)) as store:
             found[seconds] = {e.asked.question.prompt: (e.order, e.asked.part) for e in store.entries()}
     assert found[0.0].items() < found[math.inf].items()
@@ -82,12 +82,12 @@ def test_rankings_are_as_many_as_there_is_time_for_and_a_hundred_at_least(tmp_pa
 
 
 def test_answers_drawn_into_a_store_at_two_temperatures_are_no_twins(tmp_path: Path) -> None:
-    subject = WorldSubject(RECIPE, 0)
-    tokenizer = subject.chat.tokenizer
-    engine = Engine(babbler(subject), decode_bytes=tokenizer.token_bytes)
-    source = NativeSource(engine, NativeCodec(tokenizer, subject.chat))
+    task = WorldTask(RECIPE, 0)
+    tokenizer = task.chat.tokenizer
+    engine = Engine(babbler(task), decode_bytes=tokenizer.token_bytes)
+    source = NativeSource(engine, NativeCodec(tokenizer, task.chat))
     with Store.open(tmp_path / "rankings.db") as store:
-        store.add([Asked(question, (Candidate("Hm.", "made"),)) for question in subject.held_out[:5]])
+        store.add([Asked(question, (Candidate("Hm.", "made"),)) for question in task.held_out[:5]])
         settings = DrawSettings((1.0, 1.25), n=16, limit=60)  # one in ten or so ends by then, and is kept
         draw_into(store, "it", source, settings)
         seeds = {
@@ -139,11 +139,11 @@ def test_wrong_answers_are_not_right(tmp_path: Path) -> None:
     questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
     recipe = read("text", ("tokenizer.size=300",))
     options = RunOptions(text=(str(text),), instructions=questions, out=tmp_path / "run")
-    subject = TextSubject(recipe, 0, options, BadRows())
-    for seed, question in enumerate(subject.held_out[:4]):
-        wrong = subject.wrong_answers(question, 5, seed)
+    task = TextTask(recipe, 0, options, BadRows())
+    for seed, question in enumerate(task.held_out[:4]):
+        wrong = task.wrong_answers(question, 5, seed)
         assert len(wrong) == 5
-        assert not any(subject.judge(question, answer, True).right for answer in wrong)
+        assert not any(task.judge(question, answer, True).right for answer in wrong)
 
 
 SENTENCES = st.lists(st.integers(4, 14), min_size=40, max_size=700)

@@ -90,7 +90,7 @@ def test_a_model_without_chat_template_is_told_how_to_get_one(tmp_path: Path) ->
     tokenizer.template = None
     recipe = read("world", WORLD)
     with pytest.raises(KlypeError, match=r"has no chat template.*as chat_template\.jinja"):
-        opening.open_subject(recipe, StageOptions(stage="finetune"), BadRows(), tokenizer, {})
+        opening.open_task(recipe, StageOptions(stage="finetune"), BadRows(), tokenizer, {})
 
 
 def test_figures_in_the_report_are_those_in_run_json(world_run: tuple[Path, dict[str, object]]) -> None:

@@ -27,7 +27,7 @@ from klype.runs.probe import model_config
 from klype.runs.recipe import read
 from klype.runs.rounds import align_rounds
 from klype.runs.say import Silent
-from klype.runs.world_subject import WorldSubject
+from klype.runs.world_task import WorldTask
 from klype.train.rewards import Asked, WeightedRewards, by_text, digest, load_function, named, scores, typed
 from klype.values import Question
 from tests.test_runs_rounds import TINY, _quick  # noqa: F401
@@ -57,10 +57,10 @@ def babbler(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with a fine-tuned model that babbles, and some of its answers that nobody has ranked."""
     folder = tmp_path_factory.mktemp("rewards") / "run"
     recipe = read("world", LOUD)
-    subject = WorldSubject(recipe, 0)
+    task = WorldTask(recipe, 0)
     torch.manual_seed(0)
-    model = Transformer(model_config(recipe.model, subject.chat.tokenizer.vocab_size))
-    checkpoint.save(folder / "finetune", model, subject.chat.tokenizer, {"stage": "finetune"})
+    model = Transformer(model_config(recipe.model, task.chat.tokenizer.vocab_size))
+    checkpoint.save(folder / "finetune", model, task.chat.tokenizer, {"stage": "finetune"})
     (folder / "run.json").write_text(json.dumps({"settings": recipe.model_dump(mode="json")}))
     with ranking.open_store(folder / "rank") as store:
         answers = [[Candidate(text) for text in (f"aaa{i}", f"xyz{i}", f"kao{i}")] for i in range(6)]
@@ -143,10 +143,10 @@ def test_preference_methods_learn_the_order_that_a_reward_gives(
 
 @pytest.mark.slow
 def test_answers_are_ranked_by_their_rewards_and_equal_ones_are_tied(babbler: Path, mine: Path) -> None:
-    subject = WorldSubject(read("world", LOUD), 0, checkpoint.read_tokenizer(babbler / "finetune"))
-    found = ranking.unranked(subject, babbler / "rank")
+    task = WorldTask(read("world", LOUD), 0, checkpoint.read_tokenizer(babbler / "finetune"))
+    found = ranking.unranked(task, babbler / "rank")
     assert [one.ranks for _, one in found] == [(0, 0, 0)] * 6
-    vowels = WeightedRewards({"v": (by_text(load_function(f"{mine}:vowels"), subject.chat.tokenizer.decode_answer), 1)})
+    vowels = WeightedRewards({"v": (by_text(load_function(f"{mine}:vowels"), task.chat.tokenizer.decode_answer), 1)})
     assert [one.ranks for one in ranked_by(vowels, found)] == [(0, 2, 1)] * 6  # aaa, kao, xyz
     tied = WeightedRewards({"n": (by_text(load_function(f"{mine}:nothing"), str), 1)})
     assert [one.ranks for one in ranked_by(tied, found)] == [(0, 0, 0)] * 6

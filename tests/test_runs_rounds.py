@@ -19,7 +19,7 @@ from klype.runs.probe import model_config
 from klype.runs.recipe import read
 from klype.runs.rounds import align_rounds, overrides
 from klype.runs.say import Silent
-from klype.runs.world_subject import WorldSubject
+from klype.runs.world_task import WorldTask
 
 TINY = (
     "world=small",
@@ -60,10 +60,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with a fine-tuned model that babbles."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     recipe = read("world", TINY)
-    subject = WorldSubject(recipe, 0)
+    task = WorldTask(recipe, 0)
     torch.manual_seed(0)
-    model = Transformer(model_config(recipe.model, subject.chat.tokenizer.vocab_size))
-    checkpoint.save(folder / "finetune", model, subject.chat.tokenizer, {"stage": "finetune"})
+    model = Transformer(model_config(recipe.model, task.chat.tokenizer.vocab_size))
+    checkpoint.save(folder / "finetune", model, task.chat.tokenizer, {"stage": "finetune"})
     (folder / "run.json").write_text(json.dumps({"settings": recipe.model_dump(mode="json")}))
     return folder
 
@@ -71,7 +71,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is known of plain text has tests of its own, and takes a second a model."""
-    monkeypatch.setattr(WorldSubject, "knowledge", lambda self, model, few: {})
+    monkeypatch.setattr(WorldTask, "knowledge", lambda self, model, few: {})
 
 
 def options(run: Path, out: Path, **changes: object) -> StageOptions:

@@ -21,7 +21,7 @@ from klype.runs import pipeline
 from klype.runs.options import StageOptions
 from klype.runs.recipe import read
 from klype.runs.say import Silent
-from klype.runs.text_subject import TextSubject
+from klype.runs.text_task import TextTask
 from klype.runs.validating import BestWeights, ValidatedBatches, every
 from klype.train import parallel
 from klype.train.layout import weights_of
@@ -229,11 +229,11 @@ def test_instructions_are_validated_by_questions_that_nothing_else_asks(tmp_path
     given: dict[str, Any] = {"stage": "finetune", "text": (str(text),), "instructions": rows, "steps": 12}
     options = StageOptions(**given, from_="none", overrides=(*NARROW, *FEW, "finetune.rows=6"))
 
-    def subject(seed: int = 0, **more: Any) -> TextSubject:
+    def task(seed: int = 0, **more: Any) -> TextTask:
         asked = replace(options, **more, seed=seed)
-        return TextSubject(read("text", options.overrides), seed, asked, BadRows())
+        return TextTask(read("text", options.overrides), seed, asked, BadRows())
 
-    first = subject()
+    first = task()
     batches = first.watched("finetune")
     assert all(len(batch.tokens_BT) <= 6 for batch in batches)
     watched, asked = {q.prompt for q in first._watched}, {q.prompt for q in first.held_out}
@@ -242,20 +242,20 @@ def test_instructions_are_validated_by_questions_that_nothing_else_asks(tmp_path
     assert not watched & (asked | {q.prompt for q in first._learnt})
     answers = [row[kept].tolist() for b in batches for row, kept in zip(b.targets_BT, b.weights_BT > 0, strict=True)]
     assert {first.chat.tokenizer.decode(ids).strip() for ids in answers} == {q.answers[0] for q in first._watched}
-    assert {q.prompt for q in subject(seed=5)._watched} == watched  # another stage's seed mixes nothing
+    assert {q.prompt for q in task(seed=5)._watched} == watched  # another stage's seed mixes nothing
     # two answers to every question: both are watched, or asked
     twice = tmp_path / "to.jsonl"
     twice.write_text(rows.read_text() + rows.read_text().replace("Dag ", "Om natta "))
-    again = subject(instructions=twice)
+    again = task(instructions=twice)
     assert {q.prompt for q in again._watched} == watched
     assert {q.prompt for q in again.held_out} == asked
     # rankings of held-out questions are not learnt from
     ranked = tmp_path / "p.jsonl"
     pairs = [{"prompt": f"Hva så dyr {i}?", "chosen": "A.", "rejected": "B."} for i in range(400)]
     ranked.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
-    told = {r.question.prompt for r in subject(preferences=ranked).given_rankings()}
+    told = {r.question.prompt for r in task(preferences=ranked).given_rankings()}
     assert told == {q.prompt for q in first._learnt}
     few = tmp_path / "få.jsonl"
     few.write_text("".join(rows.read_text().splitlines(keepends=True)[:60]))
-    assert subject(instructions=few).watched("finetune") == []
-    assert subject(instructions=few).held_out
+    assert task(instructions=few).watched("finetune") == []
+    assert task(instructions=few).held_out

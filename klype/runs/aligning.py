@@ -28,7 +28,7 @@ from klype.runs.recipe import Recipe
 from klype.runs.record import Record
 from klype.runs.say import Say
 from klype.runs.stages import Run, learn, precision_of, seconds_for, session_of
-from klype.runs.task import Asking, Subject, draw_answers
+from klype.runs.task import Asking, Task, draw_answers
 from klype.runs.validating import BestWeights
 from klype.train.objectives import Objective
 from klype.train.policy import ActorCritic, align_objective, method
@@ -79,19 +79,19 @@ class RewardHacking(Exception):  # noqa: N818 - an end that was asked for
 class Evaluator:
     """Who is asked what, and who judges. ``rewards`` is None where nothing rewards an answer."""
 
-    subject: Subject
+    task: Task
     questions: Sequence[Question]
     reference: Transformer
     rewards: WeightedRewards | None
 
     @torch.no_grad()
     def look(self, model: Transformer, step: int) -> Evaluation:
-        groups = draw_answers(self.subject, model, self.questions, Asking(1.0))
+        groups = draw_answers(self.task, model, self.questions, Asking(1.0))
         traces = [group[0] for group in groups]
         prompts, answers = [t.prompt for t in traces], [t.tokens for t in traces]
         batch = answers_batch(prompts, answers)
         own, reference = (reference_logp(m, batch) for m in (model, self.reference))
-        texts = [self.subject.chat.tokenizer.decode_answer(t.tokens) for t in traces]
+        texts = [self.task.chat.tokenizer.decode_answer(t.tokens) for t in traces]
         ended = [t.ended == "stop" for t in traces]
         judged = zip(self.questions, texts, ended, strict=True)
         worth = self.rewards or WeightedRewards({})
@@ -99,7 +99,7 @@ class Evaluator:
         repeats = [r for text in texts if (r := repeated(tuple(text.split()))) is not None]
         return Evaluation(
             step,
-            tuple(self.subject.judge(q, text, done).score for q, text, done in judged),
+            tuple(self.task.judge(q, text, done).score for q, text, done in judged),
             float(worth.total(each).mean()) if each else 0.0,
             kl_an_answer(own.float(), reference.float()),
             float(np.mean([len(a) for a in answers])),
@@ -189,7 +189,7 @@ SLACK = 1.5  # times its part of the time is what the reward model may take befo
 def reward(run: Run) -> None:
     """A model that imitates the ranker; how well is measured on questions it has not seen."""
     trunk = run.model("finetune")
-    ranked = ranking.load(run.subject, run.folder / "rank")
+    ranked = ranking.load(run.task, run.folder / "rank")
     useful = teaching(ranked.train)
     fit = run.recipe.reward.fit
     run.say.stage_start("reward", fit.steps)
@@ -217,16 +217,16 @@ def reward(run: Run) -> None:
 def examined(run: Run) -> dict[str, Any]:
     """The figures of the run's reward model, for a run that brought it along."""
     model = RewardModel.load(run.folder / "reward", run.model("finetune"))
-    return _examined(run, model, ranking.load(run.subject, run.folder / "rank"))
+    return _examined(run, model, ranking.load(run.task, run.folder / "rank"))
 
 
 def _examined(run: Run, model: RewardModel, ranked: ranking.RankedSets) -> dict[str, Any]:
-    figures = ranking.agreement(model, ranked, run.subject, run.options.seed)
+    figures = ranking.agreement(model, ranked, run.task, run.options.seed)
     found: dict[str, Any] = {name: figure.json() for name, figure in figures.items()}
     found |= judge_the_judge(model, ranked.held_out)
 
     def score(question: Question, answer: str) -> float:
-        return run.subject.judge(question, answer, True).score
+        return run.task.judge(question, answer, True).score
 
     return found | {"tau_ceiling": tau_ceiling(ranked.exact, ranked.noise, score, run.options.seed).json()}
 
@@ -249,7 +249,7 @@ def align(run: Run) -> None:
         reference = whole
         start = copy.deepcopy(whole).requires_grad_(True)
         model = ActorCritic.of(start) if row.critic else start
-    watch = Evaluator(run.subject, [run.subject.questions(3)(i) for i in range(ASKED)], reference, rewards)
+    watch = Evaluator(run.task, [run.task.questions(3)(i) for i in range(ASKED)], reference, rewards)
     ranked, known = _ranked(run, rewards)
     watched: list[EvaluatedBatches] = []
 
@@ -312,7 +312,7 @@ def _rewards(run: Run, trunk: Transformer) -> WeightedRewards | None:
         if name == MODEL:
             reward = by_model(RewardModel.load(run.folder / "reward", trunk))
         else:
-            reward = by_text(run.functions[name], run.subject.chat.tokenizer.decode_answer, name)
+            reward = by_text(run.functions[name], run.task.chat.tokenizer.decode_answer, name)
         parts[name] = reward, weight
     return WeightedRewards(parts) if parts else None
 
@@ -322,11 +322,11 @@ def _ranked(run: Run, rewards: WeightedRewards | None) -> tuple[list[Ranked], bo
     by: the one whose rankings the reward model imitates, or the world's."""
     section = run.recipe.align
     directly = method(section.how.method).learns_from == "rankings"
-    given = None if section.replaces_model else ranking.load(run.subject, run.folder / "rank")
+    given = None if section.replaces_model else ranking.load(run.task, run.folder / "rank")
     ranked = given.train if given is not None else []
     if directly and section.rewards:
         assert rewards is not None
-        ranked = ranked_by(rewards, ranking.unranked(run.subject, run.folder / "rank"))
+        ranked = ranked_by(rewards, ranking.unranked(run.task, run.folder / "rank"))
     known = run.recipe.kind == "world" if given is None else given.noise is not None
     return ranked, known and rewards is not None
 
@@ -375,11 +375,11 @@ def _batches(
     run: Run, twin: Transformer, reference: Transformer, rewards: WeightedRewards | None, ranked: list[Ranked]
 ) -> RolloutBatches | RankingBatches:
     """What the method learns from: fresh answers and their rewards, or the rankings themselves."""
-    section, tokenizer = run.recipe.align, run.subject.chat.tokenizer
+    section, tokenizer = run.recipe.align, run.task.chat.tokenizer
     row, how = method(section.how.method), section.how
-    asked = run.subject.questions(2)
+    asked = run.task.questions(2)
     seed = run.options.seed % 2**20
-    rehearsed = run.subject.rehearsal(section.rehearsal_rows) if section.rehearsal_rows else None
+    rehearsed = run.task.rehearsal(section.rehearsal_rows) if section.rehearsal_rows else None
 
     def rehearsal(step: int) -> Batch:
         assert rehearsed is not None
@@ -388,7 +388,7 @@ def _batches(
 
     def ask(step: int) -> list[Asked]:
         questions = [asked(step * section.rows + i) for i in range(section.rows)]
-        return [Asked(tuple(run.subject.chat.prompt(q.messages())), q) for q in questions]
+        return [Asked(tuple(run.task.chat.prompt(q.messages())), q) for q in questions]
 
     beside = rehearsal if rehearsed else None
     if row.learns_from == "rankings":

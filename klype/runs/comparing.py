@@ -25,17 +25,17 @@ SEVERAL, DRAWN = 60, 4  # questions and answers to each for the measures of spre
 
 def compare(run: Run, before: Transformer, after: Transformer) -> dict[str, Any]:
     """Figures of both models, of each difference, the win rate, and how far apart the two are."""
-    questions = examined_on(run.subject, run.options.minutes)
+    questions = examined_on(run.task, run.options.minutes)
     asking = Asking(run.recipe.examine.temperature)
     aligned = is_aligned(run.folder / "finetune"), True
     sides, answers = [], []
     for model, other_manners in zip((before, after), aligned, strict=True):
-        evidence = examine_model(run.subject, model, questions, asking).evidence[asking.temperature]
-        several = examine_model(run.subject, model, questions[:SEVERAL], Asking(1.0, DRAWN, "distributions"))
+        evidence = examine_model(run.task, model, questions, asking).evidence[asking.temperature]
+        several = examine_model(run.task, model, questions[:SEVERAL], Asking(1.0, DRAWN, "distributions"))
         spread = replace(several.evidence[1.0], other_manners=other_manners)
         figures = measure(evidence, ("right", "polite", "concise", "annotator", "tokens"))
         figures |= measure(spread, ("s", "repetition", "distinct", "same_text", "calibration"))
-        figures |= run.subject.knowledge(model, few=True)
+        figures |= run.task.knowledge(model, few=True)
         sides.append({name: figure.json() for name, figure in figures.items()})
         answers.append(evidence.answers)
     return {

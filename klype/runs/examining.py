@@ -27,8 +27,8 @@ from klype.model.transformer import Transformer
 from klype.runs.dictionary import dictionary_rows
 from klype.runs.gates import gains, gates, pair_threshold
 from klype.runs.stages import Run
-from klype.runs.task import Asking, Subject, draw_answers, examine_model, examined_on
-from klype.runs.text_subject import TextSubject
+from klype.runs.task import Asking, Task, draw_answers, examine_model, examined_on
+from klype.runs.text_task import TextTask
 from klype.values import Question, Trace
 
 MODELS: dict[StageName, str] = {"base": "pretrain", "finetuned": "finetune", "aligned": "align"}
@@ -40,20 +40,20 @@ CURVE_POINTS = 200
 
 def measure_stage(run: Run, name: StageName) -> dict[str, FigureFacts]:
     """What one model scores: chat answers at the recipe's temperature, and its knowledge of plain text."""
-    model, subject, content = run.model(MODELS[name]), run.subject, run.record.content
+    model, task, content = run.model(MODELS[name]), run.task, run.record.content
     asking = Asking(run.recipe.examine.temperature)
-    found = examine_model(subject, model, examined_on(subject, run.options.minutes), asking)
+    found = examine_model(task, model, examined_on(task, run.options.minutes), asking)
     evidence = found.evidence[asking.temperature]
     figures = measure(evidence, in_runs("stages"))
-    apart = {k: examine_model(subject, model, q, asking) for k, q in subject.asked_apart(name).items() if q}
+    apart = {k: examine_model(task, model, q, asking) for k, q in task.asked_apart(name).items() if q}
     figures |= {k: measure(one.evidence[asking.temperature], ("right",))["right"] for k, one in apart.items()}
-    figures |= subject.knowledge(model, few=(run.options.minutes or 5) < 3)
-    if isinstance(subject, TextSubject) and name != "base":
+    figures |= task.knowledge(model, few=(run.options.minutes or 5) < 3)
+    if isinstance(task, TextTask) and name != "base":
         sides = {"held_out": found, **({"trained": apart["right_trained"]} if "right_trained" in apart else {})}
-        answered = {side: _answered(subject, one) for side, one in sides.items()}
+        answered = {side: _answered(task, one) for side, one in sides.items()}
         texts = answered["held_out"][1]
-        content["by_heart"] = subject.measures.by_heart(model, texts, run.options.seed, asking.temperature)
-        if subject.exam is not None:
+        content["by_heart"] = task.measures.by_heart(model, texts, run.options.seed, asking.temperature)
+        if task.exam is not None:
             content["dictionary"] = dictionary_rows(answered)
     elif name == "base":
         figures.pop("well_formed", None)  # before fine-tuning no model knows how a dictionary answers
@@ -67,17 +67,17 @@ def measure_stage(run: Run, name: StageName) -> dict[str, FigureFacts]:
     return {k: f.json() for k, f in figures.items()}  # type: ignore[misc]
 
 
-def _answered(subject: Subject, found: Examined) -> tuple[Sequence[Question], list[str], Evidence]:
+def _answered(task: Task, found: Examined) -> tuple[Sequence[Question], list[str], Evidence]:
     """The questions, the text of one answer to each, and what is known of the answers."""
     t = found.settings.main
-    return found.target.questions, [_text(subject, trace) for (trace,) in found.traces[t]], found.evidence[t]
+    return found.target.questions, [_text(task, trace) for (trace,) in found.traces[t]], found.evidence[t]
 
 
 def about(run: Run) -> dict[str, Any]:
     """What a model card says of the data: in run.json as soon as there is a model."""
-    data = run.subject.data()
+    data = run.task.data()
     licences = list(dict.fromkeys(row["licence"] for row in data if row.get("licence")))
-    languages = run.subject.languages if isinstance(run.subject, TextSubject) else ["nb", "en"]
+    languages = run.task.languages if isinstance(run.task, TextTask) else ["nb", "en"]
     return {"data": data, "licences": licences, "language": languages}
 
 
@@ -86,7 +86,7 @@ def gather(run: Run) -> Facts:
     content = run.record.content
     newest: StageName = "aligned" if run.record.done("align") else "finetuned"
     model = run.model(MODELS[newest])
-    yardsticks = run.subject.yardsticks()
+    yardsticks = run.task.yardsticks()
     content |= about(run)
     facts: dict[str, Any] = {
         "run": run.folder.name,
@@ -96,12 +96,12 @@ def gather(run: Run) -> Facts:
         "kind": run.recipe.kind,
         "planned_s": content["planned_s"],
         "stages": {name: content["figures"].get(name) for name in MODELS},
-        "annotator": run.subject.annotator,
+        "annotator": run.task.annotator,
         "curves": curves(run),
         "questions": side_by_side(run),
-        "next": run.subject.next_words(run.model("pretrain")),
+        "next": run.task.next_words(run.model("pretrain")),
         "cost": content["costs"],
-        "notes": run.subject.notes(),
+        "notes": run.task.notes(),
     }
     facts["gates"], facts["too_few"] = gates(run, yardsticks)
     if found := gains(run):
@@ -153,12 +153,12 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 def side_by_side(run: Run) -> list[QuestionFacts]:
     """A few held-out questions with the answer of each model, token by token with its probability."""
-    questions = run.subject.held_out[:SIDE_BY_SIDE]
+    questions = run.task.held_out[:SIDE_BY_SIDE]
     asking = Asking(run.recipe.examine.temperature)
     answers: dict[StageName, list[AnswerFacts]] = {}
     for name, stage in MODELS.items():
         if run.record.content["figures"].get(name):
-            groups = draw_answers(run.subject, run.model(stage), questions, asking)
+            groups = draw_answers(run.task, run.model(stage), questions, asking)
             answers[name] = [_answer(run, q, g[0]) for q, g in zip(questions, groups, strict=True)]
     return [
         {
@@ -171,14 +171,14 @@ def side_by_side(run: Run) -> list[QuestionFacts]:
     ]
 
 
-def _text(subject: Subject, trace: Trace) -> str:
-    return subject.chat.tokenizer.decode_answer(trace.tokens)
+def _text(task: Task, trace: Trace) -> str:
+    return task.chat.tokenizer.decode_answer(trace.tokens)
 
 
 def _answer(run: Run, question: Question, trace: Trace) -> AnswerFacts:
-    tokenizer = run.subject.chat.tokenizer
-    text = _text(run.subject, trace)
-    verdict = run.subject.judge(question, text, trace.ended == "stop")
+    tokenizer = run.task.chat.tokenizer
+    text = _text(run.task, trace)
+    verdict = run.task.judge(question, text, trace.ended == "stop")
     steps = [s for s in trace.steps if s.token not in tokenizer.ends]
     return {
         "text": text,
@@ -193,16 +193,16 @@ def _answer(run: Run, question: Question, trace: Trace) -> AnswerFacts:
 
 def temperatures(run: Run, model: Transformer, stage: StageName) -> dict[str, Any]:
     """The same questions at several temperatures: dull, lively, nonsense; with survival and calibration."""
-    if isinstance(run.subject, TextSubject):
-        written = run.subject.temperatures(run.model("pretrain"))
-        return {"temperatures": {"stage": "base", "prompt": run.subject.measures.beginning(8).strip(), "rows": written}}
-    questions, shown = run.subject.held_out[:200], run.subject.held_out[0]
+    if isinstance(run.task, TextTask):
+        written = run.task.temperatures(run.model("pretrain"))
+        return {"temperatures": {"stage": "base", "prompt": run.task.measures.beginning(8).strip(), "rows": written}}
+    questions, shown = run.task.held_out[:200], run.task.held_out[0]
     rows, curves_ = [], []
     for temperature in run.recipe.examine.temperatures:
-        evidence = examine_model(run.subject, model, questions, Asking(temperature, 2, "distributions")).evidence[
+        evidence = examine_model(run.task, model, questions, Asking(temperature, 2, "distributions")).evidence[
             temperature
         ]
-        (samples,) = draw_answers(run.subject, model, [shown], Asking(temperature, 4))
+        (samples,) = draw_answers(run.task, model, [shown], Asking(temperature, 4))
         rows.append(
             {
                 "temperature": temperature,
@@ -238,7 +238,7 @@ def _calibration(run: Run, questions: Sequence[Question]) -> dict[str, Any] | No
     if not run.record.done("finetune"):
         return None
     asking = Asking(1.0, 2, "distributions")
-    evidence = examine_model(run.subject, run.model("finetune"), questions, asking).evidence[1.0]
+    evidence = examine_model(run.task, run.model("finetune"), questions, asking).evidence[1.0]
     if len({told.question for told in evidence.told}) < 40:
         return None
     error = measure(evidence, ("calibration",))["calibration"]
@@ -253,10 +253,10 @@ def cost(run: Run, model: Transformer, evidence: Evidence) -> dict[str, Any]:
 
     Joules by the processor's own counters where they can be read, else a stated number of watts for each busy core.
     """
-    asking, questions = Asking(run.recipe.examine.temperature, at_once=1), run.subject.held_out[:ALONE]
-    draw_answers(run.subject, model, questions[:1], asking)  # warm
+    asking, questions = Asking(run.recipe.examine.temperature, at_once=1), run.task.held_out[:ALONE]
+    draw_answers(run.task, model, questions[:1], asking)  # warm
     energy = Energy()
-    alone = examine_model(run.subject, model, questions, asking, Meters(joules=energy.joules))
+    alone = examine_model(run.task, model, questions, asking, Meters(joules=energy.joules))
     figures = measure(evidence, ("passes", "tokens", "flops"))
     figures |= measure(alone.evidence[asking.temperature], ("seconds", "joules"))
     out: dict[str, Any] = {
@@ -269,7 +269,7 @@ def cost(run: Run, model: Transformer, evidence: Evidence) -> dict[str, Any]:
 def provenance(run: Run, model: Transformer) -> dict[str, Any]:
     content, config = run.record.content, model.config
     return {
-        "data": run.subject.data(),
+        "data": run.task.data(),
         "seed": run.options.seed,
         "versions": content["versions"],
         "machine": content["machine"],

@@ -29,7 +29,7 @@ from klype.runs.recipe import Recipe, read, saved
 from klype.runs.record import Asked, Record, resumed_options
 from klype.runs.say import Say
 from klype.runs.stages import Run, finetune, pretrain, rank
-from klype.runs.task import Subject
+from klype.runs.task import Task
 from klype.sources.find import Found, find_model, holds_weights
 from klype.text.tokenizer import Tokenizer
 from klype.train import parallel
@@ -124,23 +124,23 @@ def open_run(
     there = known.is_file() or (known / "tokenizer.json").exists()
     tokenizer = read_tokenizer(known) if there else None
     bad = BadRows(skip=options.skip_bad)
-    subject = open_subject(recipe, options, bad, tokenizer, hashes)
-    run = Run(folder, options, recipe, subject, record, say, start, functions=functions)
+    task = open_task(recipe, options, bad, tokenizer, hashes)
+    run = Run(folder, options, recipe, task, record, say, start, functions=functions)
     record.content["machine"]["device"] = str(parallel.device() if parallel.ranks() > 1 else run.device)
     if bad.count:
         record.content["skipped"] = {"rows": bad.count, "first": bad.shown}
         say.note(bad.said())
     if not resumed:
-        subject.chat.tokenizer.save(folder)
-        subject.save_inputs(folder)
+        task.chat.tokenizer.save(folder)
+        task.save_inputs(folder)
         record.content |= about(run)  # also the card of the first stage says whose data it was
         record.save()
     return run
 
 
-def open_subject(
+def open_task(
     recipe: Recipe, options: InputOptions, bad: BadRows, tokenizer: Tokenizer | None, hashes: Mapping[str, str]
-) -> Subject:
+) -> Task:
     """What the run is about: the demo world, or somebody's own text."""
     if tokenizer is not None and tokenizer.template is None:
         raise KlypeError(
@@ -149,12 +149,12 @@ def open_subject(
         )
     seed: int = getattr(options, "seed", 0)
     if recipe.kind == "world":
-        from klype.runs.world_subject import WorldSubject
+        from klype.runs.world_task import WorldTask
 
-        return WorldSubject(recipe, seed, tokenizer)
-    from klype.runs.text_subject import TextSubject
+        return WorldTask(recipe, seed, tokenizer)
+    from klype.runs.text_task import TextTask
 
-    return TextSubject(recipe, seed, options, bad, tokenizer, hashes)
+    return TextTask(recipe, seed, options, bad, tokenizer, hashes)
 
 
 def as_begun(folder: Path, options: Asked) -> tuple[Asked, Recipe]:

@@ -240,7 +240,7 @@ def resolve_shape(run: Run, look: Look = all_cores_seconds) -> None:
     began = time.perf_counter()
     recipe, limit = _shaped(run, look)
     if limit:
-        run.recipe = run.subject.recipe = recipe
+        run.recipe = run.task.recipe = recipe
         run.settling_s = time.perf_counter() - began
         run.record.content["settings"] = recipe.model_dump(mode="json")
         run.record.save()
@@ -261,7 +261,7 @@ def _shaped(run: Run, look: Look) -> tuple[Recipe, str]:
     recipe, lesson = run.recipe, run.recipe.pretrain
     if run.start is not None or not recipe.model.open:
         return recipe, ""
-    tokens_a_step, vocabulary = lesson.rows * recipe.model.window, run.subject.chat.tokenizer.vocab_size
+    tokens_a_step, vocabulary = lesson.rows * recipe.model.window, run.task.chat.tokenizer.vocab_size
     steps: int | None = getattr(run.options, "steps", None)
     if steps:
         return fitting(recipe, vocabulary, lambda smaller, larger: tokens_a_step * steps), f"{steps:,} steps"
@@ -285,7 +285,7 @@ def _shaped(run: Run, look: Look) -> tuple[Recipe, str]:
 
 
 def _promise(run: Run, limit: str) -> str:
-    vocabulary, asked = run.subject.chat.tokenizer.vocab_size, run.subject.chat.tokenizer.asked
+    vocabulary, asked = run.task.chat.tokenizer.vocab_size, run.task.chat.tokenizer.asked
     minutes = run.options.minutes or 0.0
     if run.start is not None:
         rank = run.recipe.lora.rank

@@ -24,7 +24,7 @@ from klype.preferences.store import Store
 from klype.runs.options import RunOptions, StageOptions
 from klype.runs.rankers import Sitting, now, rank_by_hand
 from klype.runs.say import Say
-from klype.runs.task import Asking, Subject, draw_answers
+from klype.runs.task import Asking, Task, draw_answers
 from klype.text.chat import Chat
 from klype.train.preference import NothingTaughtError, Ranked
 from klype.train.reward_model import PairOutcomes, RewardModel, bias_audit, pair_outcomes
@@ -59,7 +59,7 @@ class RankedSets:
 
 def make(
     model: Transformer,
-    subject: Subject,
+    task: Task,
     options: RunOptions | StageOptions,
     folder: Path,
     say: Say,
@@ -68,12 +68,12 @@ def make(
     """Fills the run's store; what is there already stays (a person's work goes on where it stopped).
     Simulated ones are as many as fit into ``seconds``."""
     with open_store(folder) as store:
-        given = subject.given_rankings()
+        given = task.given_rankings()
         if given:
             return _given(store, given)
         if options.human:
-            return _by_hand(store, model, subject, options.seed, say)
-        return _simulated(store, model, subject, options.seed, seconds)
+            return _by_hand(store, model, task, options.seed, say)
+        return _simulated(store, model, task, options.seed, seconds)
 
 
 def open_store(folder: Path) -> Store:
@@ -100,10 +100,10 @@ def _given(store: Store, given: Sequence[Ranking]) -> Made:
     return Made(f"{len(given)} rankings were given; {parts.count('held-out')} of them are held out")
 
 
-def _by_hand(store: Store, model: Transformer, subject: Subject, seed: int, say: Say) -> Made:
+def _by_hand(store: Store, model: Transformer, task: Task, seed: int, say: Say) -> Made:
     if not store.questions():
-        questions = _each_once([subject.questions(1)(i) for i in range(BY_HAND)], [])
-        store.add(_asked(questions, draw(model, subject, questions, seed), _parts(questions)))
+        questions = _each_once([task.questions(1)(i) for i in range(BY_HAND)], [])
+        store.add(_asked(questions, draw(model, task, questions, seed), _parts(questions)))
     rank_by_hand(store, Sitting("you"), say)
     done = store.entries(annotators=("you",))
     held_out = sum(e.asked.part == "held-out" for e in done)
@@ -112,22 +112,22 @@ def _by_hand(store: Store, model: Transformer, subject: Subject, seed: int, say:
     return Made(f"{len(done)} questions ranked by you; {held_out} of them are held out")
 
 
-def _simulated(store: Store, model: Transformer, subject: Subject, seed: int, seconds: float) -> Made:
-    section = subject.recipe.rank
-    annotator = Scorer(subject.annotator_name, lambda question, answer: subject.judge(question, answer, True).score)
+def _simulated(store: Store, model: Transformer, task: Task, seed: int, seconds: float) -> Made:
+    section = task.recipe.rank
+    annotator = Scorer(task.annotator_name, lambda question, answer: task.judge(question, answer, True).score)
     entries: list[Entry] = []
     drawn = 0
-    held_out = _each_once(subject.held_out[: section.held_out], [])
-    questions = _each_once([subject.questions(1)(i) for i in range(section.questions)], held_out)
+    held_out = _each_once(task.held_out[: section.held_out], [])
+    questions = _each_once([task.questions(1)(i) for i in range(section.questions)], held_out)
     began = time.perf_counter()
-    drawn_first = draw(model, subject, questions[:FEWEST], seed)
+    drawn_first = draw(model, task, questions[:FEWEST], seed)
     a_question = (time.perf_counter() - began) / max(1, len(drawn_first))
     fitting = SLACK * seconds / max(a_question, 1e-9) - len(held_out)
     questions = questions[: max(FEWEST, round(min(fitting, len(questions))))]
-    drawn_first += draw(model, subject, questions[FEWEST:], seed, first=FEWEST)
+    drawn_first += draw(model, task, questions[FEWEST:], seed, first=FEWEST)
     rounds: list[tuple[Part, Sequence[Question], float, list[list[Candidate]]]] = [
         ("train", questions, section.noise, drawn_first),
-        ("held-out", held_out, 0.0, draw(model, subject, held_out, seed + 1)),
+        ("held-out", held_out, 0.0, draw(model, task, held_out, seed + 1)),
     ]
     for at, (part, asked, noise, candidates) in enumerate(rounds):
         rng = random.Random(mix(seed, at, 9))
@@ -157,47 +157,41 @@ def _asked(
 
 def draw(
     model: Transformer,
-    subject: Subject,
+    task: Task,
     questions: Sequence[Question],
     seed: int,
     name: str = "finetune",
     first: int = 0,
 ) -> list[list[Candidate]]:
-    """Different finished answers to each question: drawn, drawn hot, and wrong ones where the subject can make them.
+    """Different finished answers to each question: drawn, drawn hot, and wrong ones where the task can make them.
 
     ``name`` says which model answered; ``first``: the number of the first question.
     """
-    section = subject.recipe.rank
+    section = task.recipe.rank
     groups: list[list[Candidate]] = [[] for _ in questions]
     for n, temperature in ((section.drawn, 1.0), (section.hot, section.hot_temperature)):
         if n == 0:
             continue
-        for answers, traces in zip(
-            groups, draw_answers(subject, model, questions, Asking(temperature, n)), strict=True
-        ):
+        for answers, traces in zip(groups, draw_answers(task, model, questions, Asking(temperature, n)), strict=True):
             for trace in traces:
                 if trace.ended == "stop":
                     bare = replace(trace, steps=tuple(replace(s, distribution=None) for s in trace.steps), model=name)
                     answers.append(
-                        Candidate(subject.chat.tokenizer.decode_answer(trace.tokens), name, temperature, trace=bare)
+                        Candidate(task.chat.tokenizer.decode_answer(trace.tokens), name, temperature, trace=bare)
                     )
     for i, (question, answers) in enumerate(zip(questions, groups, strict=True), first):
-        answers += [
-            Candidate(text, "made wrong") for text in subject.wrong_answers(question, section.wrong, mix(seed, i))
-        ]
-    return [different(subject, question, answers) for question, answers in zip(questions, groups, strict=True)]
+        answers += [Candidate(text, "made wrong") for text in task.wrong_answers(question, section.wrong, mix(seed, i))]
+    return [different(task, question, answers) for question, answers in zip(questions, groups, strict=True)]
 
 
-def different(subject: Subject, question: Question, answers: Sequence[Candidate]) -> list[Candidate]:
+def different(task: Task, question: Question, answers: Sequence[Candidate]) -> list[Candidate]:
     """Each answer once: near-duplicates that are as right are one; white space at the ends and blank answers go."""
     kept = [replace(c, text=text) for c in answers if (text := c.text.strip())]
-    merged = merge_near_duplicates(
-        [c.text for c in kept], meaning=lambda text: subject.judge(question, text, True).right
-    )
+    merged = merge_near_duplicates([c.text for c in kept], meaning=lambda text: task.judge(question, text, True).right)
     return [kept[one.members[0]] for one in merged]
 
 
-def load(subject: Subject, folder: Path, annotators: Sequence[str] = ()) -> RankedSets:
+def load(task: Task, folder: Path, annotators: Sequence[str] = ()) -> RankedSets:
     """The rankings that the rank stage left, as token ids: those of ``annotators``, or of all.
 
     Simulated annotators are a stand-in: when none are named, and somebody else ranked too, theirs are left out. Raises
@@ -210,7 +204,7 @@ def load(subject: Subject, folder: Path, annotators: Sequence[str] = ()) -> Rank
         parts = _parts([e.asked.question for e in entries])
         entries = [replace(e, asked=replace(e.asked, part=part)) for e, part in zip(entries, parts, strict=True)]
     train, held_out = (
-        _fitting(subject, [e.ranking() for e in entries if e.asked.part == part]) for part in ("train", "held-out")
+        _fitting(task, [e.ranking() for e in entries if e.asked.part == part]) for part in ("train", "held-out")
     )
     if not train:
         raise NothingTaughtError(
@@ -218,18 +212,18 @@ def load(subject: Subject, folder: Path, annotators: Sequence[str] = ()) -> Rank
             "Rank some answers first: klype rank MODEL.",
         )
     annotator = train[0].annotator
-    known = annotator.startswith(SIMULATED) and not subject.given_rankings()
-    noise = subject.recipe.rank.noise if known else None
+    known = annotator.startswith(SIMULATED) and not task.given_rankings()
+    noise = task.recipe.rank.noise if known else None
     return RankedSets(
-        [tokens(subject.chat, r) for r in train],
-        [tokens(subject.chat, r) for r in held_out],
+        [tokens(task.chat, r) for r in train],
+        [tokens(task.chat, r) for r in held_out],
         held_out,
         annotator,
         noise,
     )
 
 
-def unranked(subject: Subject, folder: Path) -> list[tuple[Question, Ranked]]:
+def unranked(task: Task, folder: Path) -> list[tuple[Question, Ranked]]:
     """The run's answers to the questions that are learnt from, as token ids, each question's all tied."""
     with open_store(folder) as store:
         asked = [one for one in store.questions("train") if len(one.candidates) > 1]
@@ -237,7 +231,7 @@ def unranked(subject: Subject, folder: Path) -> list[tuple[Question, Ranked]]:
         Ranking(one.question, tuple(c.text for c in one.candidates), (tuple(range(len(one.candidates))),), "")
         for one in asked
     ]
-    return [(ranking.question, tokens(subject.chat, ranking)) for ranking in _fitting(subject, tied)]
+    return [(ranking.question, tokens(task.chat, ranking)) for ranking in _fitting(task, tied)]
 
 
 def _entries(folder: Path, annotators: Sequence[str]) -> list[Entry]:
@@ -249,12 +243,12 @@ def _entries(folder: Path, annotators: Sequence[str]) -> list[Entry]:
     return [e for e in found if e.kind != "skip"]
 
 
-def agreement(model: RewardModel, ranked: RankedSets, subject: Subject, seed: int) -> dict[str, Figure]:
+def agreement(model: RewardModel, ranked: RankedSets, task: Task, seed: int) -> dict[str, Figure]:
     """Held-out pair accuracy, the annotator's agreement with itself, and what the reward leans on beside the taste."""
     outcomes = pair_outcomes(model, ranked.held_out) if ranked.held_out else None
-    figures = {"pair_accuracy": _accuracy(outcomes), "ceiling": _ceiling(ranked, subject, seed)}
+    figures = {"pair_accuracy": _accuracy(outcomes), "ceiling": _ceiling(ranked, task, seed)}
     if outcomes is not None:
-        figures |= _audit(model, ranked, subject)
+        figures |= _audit(model, ranked, task)
     return figures
 
 
@@ -267,11 +261,11 @@ def _accuracy(outcomes: PairOutcomes | None) -> Figure:
     return ratio_of_means(right, pairs, "share of pairs")
 
 
-def _ceiling(ranked: RankedSets, subject: Subject, seed: int) -> Figure:
+def _ceiling(ranked: RankedSets, task: Task, seed: int) -> Figure:
     if ranked.noise is None:
         return Figure(None, why="a person's own noise is known only from repeats")
     noise = ranked.noise
-    annotator = Scorer("ceiling", lambda question, answer: subject.judge(question, answer, True).score)
+    annotator = Scorer("ceiling", lambda question, answer: task.judge(question, answer, True).score)
     exact = ranked.exact
 
     def again(index: int, rng: random.Random) -> Ranking:
@@ -283,13 +277,13 @@ def _ceiling(ranked: RankedSets, subject: Subject, seed: int) -> Figure:
     return ratio_of_means([r for r, _ in found], [p for _, p in found], "share of pairs")
 
 
-def _audit(model: RewardModel, ranked: RankedSets, subject: Subject) -> dict[str, Figure]:
+def _audit(model: RewardModel, ranked: RankedSets, task: Task) -> dict[str, Figure]:
     """Partial correlations of the reward with length and politeness, given the annotator's score."""
     scores, quality, length, polite, groups = [], [], [], [], []
     for index, (tokens, ranking) in enumerate(zip(ranked.held_out, ranked.exact, strict=True)):
         scores += model.score([tokens.prompt] * len(tokens.answers), tokens.answers).tolist()
         for text in ranking.candidates:
-            verdict = subject.judge(ranking.question, text, True)
+            verdict = task.judge(ranking.question, text, True)
             quality.append(verdict.score)
             length.append(float(verdict.words))
             polite.append(float(bool(verdict.polite)))
@@ -305,11 +299,11 @@ def tokens(chat: Chat, ranking: Ranking) -> Ranked:
     return Ranked(tuple(chat.prompt(ranking.question.messages())), answers, ranks(ranking))
 
 
-def _fitting(subject: Subject, rankings: Sequence[Ranking]) -> list[Ranking]:
+def _fitting(task: Task, rankings: Sequence[Ranking]) -> list[Ranking]:
     """Rankings of the candidates that fit into the model's window behind their question, of two or more."""
-    window, kept = subject.recipe.model.window, []
+    window, kept = task.recipe.model.window, []
     for ranking in rankings:
-        read = tokens(subject.chat, ranking)
+        read = tokens(task.chat, ranking)
         fits = {i for i, answer in enumerate(read.answers) if len(read.prompt) + len(answer) <= window}
         place = {old: new for new, old in enumerate(sorted(fits))}
         order = tuple(group for g in ranking.order if (group := tuple(place[i] for i in g if i in fits)))

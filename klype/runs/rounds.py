@@ -21,7 +21,7 @@ from klype.runs.recipe import Recipe
 from klype.runs.record import write_json
 from klype.runs.say import Say
 from klype.runs.stages import Run, rank
-from klype.runs.task import Subject
+from klype.runs.task import Task
 from klype.sources.find import Found
 from klype.train.policy import method
 from klype.train.reward_model import ABOUT
@@ -41,17 +41,17 @@ def overrides(name: str, weights: Mapping[str, float], beta: float | None, targe
 
 
 class Tasted:
-    """A subject whose annotator has another taste while it ranks; what is measured stays with the true one."""
+    """A task whose annotator has another taste while it ranks; what is measured stays with the true one."""
 
-    def __init__(self, subject: Subject, taste: Taste) -> None:
-        self._subject, self._taste = subject, taste
+    def __init__(self, task: Task, taste: Taste) -> None:
+        self._task, self._taste = task, taste
         self.annotator_name = f"taste {taste}"
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._subject, name)
+        return getattr(self._task, name)
 
     def judge(self, question: Question, answer: str, finished: bool) -> Verdict:
-        verdict = self._subject.judge(question, answer, finished)
+        verdict = self._task.judge(question, answer, finished)
         return replace(verdict, score=self._taste.score(verdict, finished))
 
 
@@ -118,7 +118,7 @@ def one_round(
     folder.mkdir(parents=True, exist_ok=True)
     life = open_run(folder, replace(options, out=folder), recipe, say, resumed, start.folder)
     bring(start, folder, "rank" if anew else "align", recipe)
-    tasted = life if flaw is None else replace(life, subject=cast(Subject, Tasted(life.subject, flaw)))
+    tasted = life if flaw is None else replace(life, task=cast(Task, Tasted(life.task, flaw)))
     with life.record.under_way():
         for name, stage, own_life in (("rank", rank, tasted), ("reward", reward, life)):
             if anew and not life.record.done(name):

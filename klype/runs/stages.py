@@ -30,7 +30,7 @@ from klype.runs.probe import Cycle, as_planned, best_precision, fitting_steps, m
 from klype.runs.recipe import Recipe
 from klype.runs.record import Record
 from klype.runs.say import Say
-from klype.runs.task import Subject, examined_on
+from klype.runs.task import Task, examined_on
 from klype.runs.validating import Validation
 from klype.train import parallel
 from klype.train.loop import Measure, Session, Settings, Trained, Weights, train
@@ -52,7 +52,7 @@ class Run:
     folder: Path
     options: RunOptions | StageOptions
     recipe: Recipe
-    subject: Subject
+    task: Task
     record: Record
     say: Say
     start: Path | None = None
@@ -100,7 +100,7 @@ class Run:
     def save(self, stage: str, model: Transformer, about: dict[str, Any]) -> None:
         full = {"stage": stage, "recipe": self.record.content["recipe"], "seed": self.options.seed, **about}
         if parallel.is_first():
-            checkpoint.save(self.folder / stage, model, self.subject.chat.tokenizer, full)
+            checkpoint.save(self.folder / stage, model, self.task.chat.tokenizer, full)
         self.models[stage] = model
 
 
@@ -108,7 +108,7 @@ def pretrain(run: Run) -> None:
     """Next token, one-hot cross-entropy."""
     torch.manual_seed(run.options.seed)
     if run.start is None:
-        shape = model_config(run.recipe.model, run.subject.chat.tokenizer.vocab_size)
+        shape = model_config(run.recipe.model, run.task.chat.tokenizer.vocab_size)
         whole = Transformer(shape, run.backend).to(run.device)  # drawn on the CPU: the same weights everywhere
     else:
         whole = run.load(run.start)
@@ -120,7 +120,7 @@ def pretrain(run: Run) -> None:
     def build(twin: nn.Module, planned: StepPlan | None) -> tuple[Objective, Batches]:
         if planned is None:
             return cross_entropy, late_text(run)
-        batches = run.subject.pretraining(planned.steps, background=True)
+        batches = run.task.pretraining(planned.steps, background=True)
         return cross_entropy, looks.along(batches, twin, planned.steps, planned.seconds)
 
     trained = learn(run, "pretrain", model, build, run.recipe.training("pretrain"), looks.on_ready)
@@ -131,8 +131,8 @@ def pretrain(run: Run) -> None:
 
 def late_text(run: Run) -> Cycle:
     """For a probe: documents grow, and the pace that counts is that of the longest."""
-    late = run.subject.pretraining(1000, False)
-    late.restore(run.subject.late(1000))
+    late = run.task.pretraining(1000, False)
+    late.restore(run.task.late(1000))
     return Cycle(late, STEPS * run.recipe.pretrain.training.micro_batches)
 
 
@@ -140,16 +140,16 @@ def finetune(run: Run) -> None:
     """Answers only, with older text rehearsed beside."""
     lesson = run.recipe.finetune
     whole = copy.deepcopy(run.model("pretrain"))
-    run.subject.before_finetuning(whole)
+    run.task.before_finetuning(whole)
     model = learner(run.recipe, run.options.seed, whole)
     objective = with_rehearsal(cross_entropy, cross_entropy, lesson.rehearsal_weight)
     looks = _looks(run, "finetune")
 
     def build(twin: nn.Module, planned: StepPlan | None) -> tuple[Objective, Batches]:
-        batches = run.subject.finetuning(background=planned is not None)
+        batches = run.task.finetuning(background=planned is not None)
         if lesson.rehearsal_rows:
             pieces = lesson.training.micro_batches
-            batches = WithRehearsal(batches, run.subject.rehearsal(lesson.rehearsal_rows, pieces))
+            batches = WithRehearsal(batches, run.task.rehearsal(lesson.rehearsal_rows, pieces))
         if planned is None:
             return objective, Cycle(batches, STEPS * lesson.training.micro_batches)
         return objective, looks.along(batches, twin, planned.steps, planned.seconds)
@@ -163,7 +163,7 @@ def finetune(run: Run) -> None:
 def _looks(run: Run, stage: Literal["pretrain", "finetune"]) -> Validation:
     pieces = getattr(run.recipe, stage).training.micro_batches
     what = "text" if stage == "pretrain" else "answers"
-    return Validation(run.subject.watched(stage), what, run.folder / stage, pieces)
+    return Validation(run.task.watched(stage), what, run.folder / stage, pieces)
 
 
 def rank(run: Run) -> None:
@@ -171,7 +171,7 @@ def rank(run: Run) -> None:
     run.say.stage_start("rank", 0)
     folder = run.folder / "rank"
     seconds = seconds_for(run, "rank") if isinstance(run.options, RunOptions) else math.inf
-    made = ranking.make(run.model("finetune"), run.subject, run.options, folder, run.say, seconds)
+    made = ranking.make(run.model("finetune"), run.task, run.options, folder, run.say, seconds)
     run.say.stage_end(made.says)
 
 
@@ -193,7 +193,7 @@ def learn(
     if planned.fused and run.backend is TORCH:
         run.say.note("No compiled code is used any more: what follows is not bit for bit what it would have been.")
     if stage == "pretrain":
-        training = run.recipe.pretraining(planned.steps, run.subject.tokens)
+        training = run.recipe.pretraining(planned.steps, run.task.tokens)
     if not planned.fused:
         trainee = model.using(TORCH)
     torch.set_num_threads(planned.threading.threads)
@@ -244,11 +244,11 @@ def _planned(run: Run, stage: str, model: nn.Module, build: Any, training: Setti
 
 def enough_steps(run: Run, stage: str) -> int:
     """The steps after which everything has been met as often as it may be; sys.maxsize where there is no limit."""
-    subject, recipe = run.subject, run.recipe
-    if stage == "finetune" and recipe.finetune.passes and subject.examples:
-        return math.ceil(recipe.finetune.passes * subject.examples / recipe.finetune.rows)
-    if stage == "pretrain" and subject.tokens:
-        return math.ceil(recipe.pretrain.passes * subject.tokens / (recipe.pretrain.rows * recipe.model.window))
+    task, recipe = run.task, run.recipe
+    if stage == "finetune" and recipe.finetune.passes and task.examples:
+        return math.ceil(recipe.finetune.passes * task.examples / recipe.finetune.rows)
+    if stage == "pretrain" and task.tokens:
+        return math.ceil(recipe.pretrain.passes * task.tokens / (recipe.pretrain.rows * recipe.model.window))
     return sys.maxsize
 
 
@@ -296,13 +296,13 @@ def seconds_for(run: Run, stage: str) -> float:
 def estimate_needs(run: Run, model: Transformer) -> None:
     """Before anything is learnt: what examinations, the reward model and the rankings will take, by a few answers of
     the model as it is, which are as long as the right ones."""
-    encode, section = run.subject.chat.tokenizer.encode_answer, run.recipe.rank
-    asked = [question for question in run.subject.held_out[:TIMED] if question.answers]
+    encode, section = run.task.chat.tokenizer.encode_answer, run.recipe.rank
+    asked = [question for question in run.task.held_out[:TIMED] if question.answers]
     if not asked or parallel.ranks() > 1:
         return
     began = time.perf_counter()
     requests = [
-        Request(tuple(run.subject.chat.prompt(q.messages())), 2, min(section.limit, 1 + len(encode(q.answers[0]))))
+        Request(tuple(run.task.chat.prompt(q.messages())), 2, min(section.limit, 1 + len(encode(q.answers[0]))))
         for q in asked
     ]
     Engine(model).run(requests)
@@ -310,7 +310,7 @@ def estimate_needs(run: Run, model: Transformer) -> None:
     rank = an_answer * (section.questions + section.held_out) * (section.drawn + section.hot)
     # measured, world in five minutes and norsk in two: an examination takes six times as long as its answers, there are
     # three and the report's, and the reward model takes three quarters of the rankings' time
-    examination = 6 * an_answer * len(examined_on(run.subject, run.options.minutes))
+    examination = 6 * an_answer * len(examined_on(run.task, run.options.minutes))
     run.needs = {"examine": 4 * examination, "reward": 0.75 * rank, "rank": rank}
 
 
@@ -331,7 +331,7 @@ def session_of(
             budget.watch(step, now)
         if model is not None and parallel.ranks() == 1 and now - spoken > SPEAK_EVERY:  # in shards it cannot speak
             model.eval()
-            run.say.sample(run.subject.speak(model, stage))
+            run.say.sample(run.task.speak(model, stage))
             model.train()
             spoken = time.perf_counter()
 

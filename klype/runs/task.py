@@ -25,7 +25,7 @@ Judge = Callable[[Question, str, bool], Verdict]
 """question, answer, finished → what the annotator thinks"""
 
 
-class Subject(Protocol):
+class Task(Protocol):
     """Everything that differs between the world and own text. Made once a run, from recipe and seed."""
 
     recipe: Recipe
@@ -104,10 +104,10 @@ LEAST = 400
 """Questions, however short the time."""
 
 
-def examined_on(subject: Subject, minutes: float | None) -> list[Question]:
+def examined_on(task: Task, minutes: float | None) -> list[Question]:
     """The held-out questions that there is time to ask: all of the recipe's in five minutes."""
-    most = subject.recipe.examine.questions
-    return subject.held_out[: min(most, max(LEAST, round(most * (minutes or 5) / 5)))]
+    most = task.recipe.examine.questions
+    return task.held_out[: min(most, max(LEAST, round(most * (minutes or 5) / 5)))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,12 +120,12 @@ class Asking:
     keeps: Literal["answers", "distributions"] = "answers"
     at_once: int = 0
 
-    def settings(self, subject: Subject, questions: int) -> ExamSettings:
+    def settings(self, task: Task, questions: int) -> ExamSettings:
         return ExamSettings(
             (self.temperature,),
             self.n,
-            subject.recipe.rank.limit,
-            subject.seed,
+            task.recipe.rank.limit,
+            task.seed,
             trees=0,
             forks=0,
             interventions=0,
@@ -136,33 +136,31 @@ class Asking:
 
 
 def examine_model(
-    subject: Subject, model: Transformer, questions: Sequence[Question], asking: Asking, meters: Meters | None = None
+    task: Task, model: Transformer, questions: Sequence[Question], asking: Asking, meters: Meters | None = None
 ) -> Examined:
     """The answers of a run's model through the chat template, with their verdicts and what they cost."""
-    return examine(target_of(subject, model, questions), asking.settings(subject, len(questions)), meters=meters)
+    return examine(target_of(task, model, questions), asking.settings(task, len(questions)), meters=meters)
 
 
-def draw_answers(
-    subject: Subject, model: Transformer, questions: Sequence[Question], asking: Asking
-) -> list[list[Trace]]:
+def draw_answers(task: Task, model: Transformer, questions: Sequence[Question], asking: Asking) -> list[list[Trace]]:
     """The same answers, not judged; sample k of a question is the same alone."""
-    return draw(target_of(subject, model, questions), asking.settings(subject, len(questions)), asking.temperature)
+    return draw(target_of(task, model, questions), asking.settings(task, len(questions)), asking.temperature)
 
 
-def target_of(subject: Subject, model: Transformer, questions: Sequence[Question]) -> EvalTarget:
+def target_of(task: Task, model: Transformer, questions: Sequence[Question]) -> EvalTarget:
     """A run's model, its questions, and who judges the answers."""
     config = model.config
     return EvalTarget(
-        source=NativeSource.of(model, subject.chat.tokenizer, subject.chat),
+        source=NativeSource.of(model, task.chat.tokenizer, task.chat),
         name="",
         identity="",
         vocabulary=config.vocab_size,
         questions=tuple(questions),
-        prompts=tuple(tuple(subject.chat.prompt(question.messages())) for question in questions),
-        judge=subject.judge,
-        judge_name=subject.judge_name,
+        prompts=tuple(tuple(task.chat.prompt(question.messages())) for question in questions),
+        judge=task.judge,
+        judge_name=task.judge_name,
         meaning=lambda question: lambda text: None,
-        reader=subject.reader,
+        reader=task.reader,
         shape=Shape(config.flops_per_token // 2, config.layers, config.heads * config.head_dim),
-        scores=subject.scores,
+        scores=task.scores,
     )

@@ -94,7 +94,7 @@ def _different(draw: Callable[[], Question], n: int) -> list[Question]:
     return list(found.values())
 
 
-class WorldSubject:
+class WorldTask:
     """Documents without end, questions with known answers, an annotator with stated tastes."""
 
     tokens: int | None = None

@@ -55,7 +55,7 @@ MADE: Text = {
 }
 
 
-class TextSubject:
+class TextTask:
     """Own text in blocks or files, instructions given or made from it, preferences given or a stated rule.
 
     ``exam`` is there when a dictionary is part of the text. ``held_out``: questions never learnt from. ``known``:
