@@ -20,7 +20,7 @@ from klype.examine.examination_report import document, verdict
 from klype.examine.from_traces import DistributionCache, answered, correctness
 from klype.examine.recorder import Shape
 from klype.examine.say import Say
-from klype.examine.target import SHARE, EvalTarget, ExamSettings, Pace, in_time, plan, within
+from klype.examine.target import SHARE, EvalTarget, ExamSettings, ExamSpeed, in_time, plan, within
 from klype.examine.truth import Reader, Tokens, at_temperature
 from klype.judge.meaning import text_meaning
 from klype.values import Distribution, Figure, Question, Verdict
@@ -86,7 +86,7 @@ def examinee(q_VV: np.ndarray, n: int = 12) -> EvalTarget:
     )
 
 
-PACE = Pace(tokens=8.0, speed=1000.0, tree_speed=1000.0, fork_tokens=36.0)
+SPEED = ExamSpeed(tokens=8.0, speed=1000.0, tree_speed=1000.0, fork_tokens=36.0)
 SETTINGS = ExamSettings(
     (0.0, 1.0), n=6, limit=8, trees=2, tree_budget=60, forks=2, fork_samples=8, intervention_samples=2
 )
@@ -267,16 +267,16 @@ def test_values_that_are_not_numbers_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("budget", [60, 500, 5_000, 100_000])
 def test_a_budget_is_kept_to(budget: int) -> None:
-    settings, asked = within(budget, 200, ExamSettings(), PACE, True)
-    assert plan(asked, settings, PACE, True).total <= budget
+    settings, asked = within(budget, 200, ExamSettings(), SPEED, True)
+    assert plan(asked, settings, SPEED, True).total <= budget
     if budget == 100_000:
         assert asked == 200
     with pytest.raises(UsageError):
-        within(1, 200, ExamSettings(), PACE, True)
+        within(1, 200, ExamSettings(), SPEED, True)
 
 
 def test_minutes_are_kept_to_by_trees_and_forks_of_fewer_questions() -> None:
-    asked, slow = ExamSettings((0.7, 1.0)), replace(PACE, tree_speed=20.0)
+    asked, slow = ExamSettings((0.7, 1.0)), replace(SPEED, tree_speed=20.0)
     whole = plan(200, asked, slow, False)
     assert in_time(whole.seconds / SHARE + 1, 200, asked, slow, False) == asked
     fewer = in_time(whole.seconds * 0.8, 200, asked, slow, False)

@@ -24,7 +24,7 @@ from klype.examine.examination import examine as run_examination
 from klype.examine.examination_report import document, render, verdict
 from klype.examine.interventions import Intervention
 from klype.examine.say import Say
-from klype.examine.target import EvalTarget, ExamSettings, Plan, in_time, plan, within
+from klype.examine.target import EvalTarget, ExamPlan, ExamSettings, in_time, plan, within
 from klype.values import Figure, Question
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ class Exam:
 
     target: EvalTarget
     settings: ExamSettings
-    plan: Plan
+    plan: ExamPlan
 
     def measured(
         self,
@@ -150,15 +150,15 @@ class Exam:
 
 def planned(one: EvalTarget, settings: ExamSettings, minutes: float, budget: int | None) -> Exam:
     """After a look at the model's speed, made to fit the budget of passes, or else the minutes (0: as it is)."""
-    pace = probe(one, settings)
+    speed = probe(one, settings)
     known = one.reader is not None and one.whole
     asked = len(one.questions)
     if budget is not None:
-        settings, asked = within(budget, asked, settings, pace, known)
+        settings, asked = within(budget, asked, settings, speed, known)
         one = replace(one, questions=one.questions[:asked], prompts=one.prompts[:asked])
     elif minutes:
-        settings = in_time(60 * minutes, asked, settings, pace, known)
-    return Exam(one, settings, plan(asked, settings, pace, known))
+        settings = in_time(60 * minutes, asked, settings, speed, known)
+    return Exam(one, settings, plan(asked, settings, speed, known))
 
 
 def prepare(

@@ -26,7 +26,7 @@ from klype.examine.interventions import (
     interventions,
 )
 from klype.examine.recorder import Recorder
-from klype.examine.target import PER_PAIR, EvalTarget, ExamSettings, Pace, fork_tokens
+from klype.examine.target import PER_PAIR, EvalTarget, ExamSettings, ExamSpeed, fork_tokens
 from klype.examine.truth import Reader, Tokens
 from klype.sources.source import Source, answers
 from klype.values import Question, Request, Sampling, Trace
@@ -141,7 +141,7 @@ def examine(
     return found
 
 
-def probe(target: EvalTarget, settings: ExamSettings, clock: Callable[[], float] = time.perf_counter) -> Pace:
+def probe(target: EvalTarget, settings: ExamSettings, clock: Callable[[], float] = time.perf_counter) -> ExamSpeed:
     """A few questions answered, and trees begun as all will be, where klype computes the model itself."""
     few = range(min(PROBED, len(target.prompts)))
     requests = [_request(target, settings, i, settings.main, settings.drawn(settings.main)) for i in few]
@@ -155,7 +155,7 @@ def probe(target: EvalTarget, settings: ExamSettings, clock: Callable[[], float]
         began = clock()
         grown = _grown(target.source, target, replace(settings, tree_budget=settings.tree_budget // 4 or 1), places)
         tree_speed = sum(tree.expansions for tree in grown) / max(1e-6, clock() - began)
-    return Pace(tokens, speed, tree_speed, fork_tokens(traces))
+    return ExamSpeed(tokens, speed, tree_speed, fork_tokens(traces))
 
 
 def draw(target: EvalTarget, settings: ExamSettings, temperature: float) -> list[list[Trace]]:

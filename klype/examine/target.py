@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -15,6 +15,7 @@ from klype.examine.recorder import Shape
 from klype.examine.repetition import Index
 from klype.examine.truth import Reader
 from klype.judge.meaning import Meaning
+from klype.planner import first_that_fits
 from klype.sources.source import Source
 from klype.values import Question, Trace, Verdict
 
@@ -123,7 +124,7 @@ class ExamSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class ExamSpeed:
     """What a probe found out: ``tokens`` of an answer and those that forks draw for one sample of it, in the mean;
     ``speed``: passes a second of answers drawn together, ``tree_speed``: beginnings that trees read in a second."""
 
@@ -134,7 +135,7 @@ class Pace:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ExamPlan:
     """What an examination costs, in forward passes (one a token that is drawn) and seconds, part by part."""
 
     settings: ExamSettings
@@ -168,9 +169,9 @@ def fork_tokens(traces: Sequence[Trace]) -> float:
     return float(np.mean(drawn)) + OTHERS * float(np.mean(rests))
 
 
-def plan(questions: int, settings: ExamSettings, pace: Pace, truth: bool) -> Plan:
+def plan(questions: int, settings: ExamSettings, speed: ExamSpeed, truth: bool) -> ExamPlan:
     """``truth``: it is known which words can follow."""
-    tokens = pace.tokens
+    tokens = speed.tokens
     draws = sum(settings.drawn(t) for t in settings.temperatures)
     warm = sum(t > 0 for t in settings.temperatures)
     asked = min(settings.interventions, questions)
@@ -183,44 +184,56 @@ def plan(questions: int, settings: ExamSettings, pace: Pace, truth: bool) -> Pla
         "feedback": round(warm * (forced + matched) + cache),
         "truth": round(questions * tokens) if truth else 0,
         "trees": min(settings.trees, questions) * settings.tree_budget,
-        "forks": round(min(settings.forks, questions) * settings.fork_samples * pace.fork_tokens),
+        "forks": round(min(settings.forks, questions) * settings.fork_samples * speed.fork_tokens),
     }
     drawn = sum(passes.values()) - passes["trees"]
-    return Plan(
-        settings, questions, passes, drawn / max(pace.speed, 1e-9) + passes["trees"] / max(pace.tree_speed, 1e-9)
+    return ExamPlan(
+        settings, questions, passes, drawn / max(speed.speed, 1e-9) + passes["trees"] / max(speed.tree_speed, 1e-9)
     )
 
 
-def in_time(seconds: float, questions: int, settings: ExamSettings, pace: Pace, truth: bool) -> ExamSettings:
+def in_time(seconds: float, questions: int, settings: ExamSettings, speed: ExamSpeed, truth: bool) -> ExamSettings:
     """With trees and forks of fewer questions, two at least, where all of them would take longer."""
-    while plan(questions, settings, pace, truth).seconds > SHARE * seconds and max(settings.trees, settings.forks) > 2:
-        trees, forks = (count if count <= 2 else max(2, count * 3 // 4) for count in (settings.trees, settings.forks))
-        settings = replace(settings, trees=trees, forks=forks)
-    return settings
+
+    def smaller() -> Iterator[ExamSettings]:
+        now = settings
+        yield now
+        while max(now.trees, now.forks) > 2:
+            trees, forks = (count if count <= 2 else max(2, count * 3 // 4) for count in (now.trees, now.forks))
+            yield (now := replace(now, trees=trees, forks=forks))
+
+    return first_that_fits(smaller(), lambda one: plan(questions, one, speed, truth).seconds, SHARE * seconds)
 
 
-def within(budget: int, questions: int, settings: ExamSettings, pace: Pace, truth: bool) -> tuple[ExamSettings, int]:
+def within(
+    budget: int, questions: int, settings: ExamSettings, speed: ExamSpeed, truth: bool
+) -> tuple[ExamSettings, int]:
     """Smaller settings, and questions, whose plan keeps to a budget of passes.
 
     Forks, trees and interventions shrink first, then answers, then questions; at last only answers are left. Errors: a
-    budget that not even one question fits."""
-    asked = questions
-    while plan(asked, settings, pace, truth).total > budget:
-        if settings.forks > 2 or settings.trees > 2 or settings.interventions > 20:
-            settings = _fewer(settings, 2)
-        elif settings.n > 4:
-            settings = replace(settings, n=settings.n // 2)
-        elif asked > 20:
-            asked //= 2
-        elif settings.forks or settings.trees or settings.interventions:
-            settings = _fewer(settings, 1000)
-        elif settings.n > 1:
-            settings = replace(settings, n=settings.n // 2)
-        elif asked > 1:
-            asked //= 2
-        else:
-            raise UsageError(f"A budget of {budget} passes is too small to answer even one question.")
-    return settings, asked
+    budget that not even one question fits.
+    """
+
+    def smaller() -> Iterator[tuple[ExamSettings, int]]:
+        now, asked = settings, questions
+        while True:
+            yield now, asked
+            if now.forks > 2 or now.trees > 2 or now.interventions > 20:
+                now = _fewer(now, 2)
+            elif now.n > 4:
+                now = replace(now, n=now.n // 2)
+            elif asked > 20:
+                asked //= 2
+            elif now.forks or now.trees or now.interventions:
+                now = _fewer(now, 1000)
+            elif now.n > 1:
+                now = replace(now, n=now.n // 2)
+            elif asked > 1:
+                asked //= 2
+            else:
+                raise UsageError(f"A budget of {budget} passes is too small to answer even one question.")
+
+    return first_that_fits(smaller(), lambda one: plan(one[1], one[0], speed, truth).total, budget)
 
 
 def _fewer(settings: ExamSettings, part: int) -> ExamSettings:

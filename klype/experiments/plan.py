@@ -17,6 +17,7 @@ from klype.experiments.training import LabSettings, TrainingHooks, TrainingSet, 
 from klype.jsons import saved
 from klype.model.attention import TORCH
 from klype.model.compiled import compiled_backend
+from klype.planner import first_that_fits
 
 PROBED = 8  # steps that are timed
 
@@ -83,14 +84,13 @@ def fit(
     request: PlanRequest, choices: Sequence[Choice], arms: tuple[str, ...], cost: Callable[[Plan], tuple[int, float]]
 ) -> Plan:
     """The first of the choices that fits into the minutes; the last one when none does. ``cost``: steps and seconds."""
-    plan = Plan(documents=(), seeds=0, seed=request.seed, arms=arms, settings=request.settings)
-    for choice in choices:
-        plan = plan.model_copy(update=choice._asdict())
+
+    def planned(choice: Choice) -> Plan:
+        plan = Plan(**choice._asdict(), seed=request.seed, arms=arms, settings=request.settings)
         steps, seconds = cost(plan)
-        plan = plan.model_copy(update={"steps": steps, "seconds": round(seconds, 1)})
-        if plan.seconds <= 60 * request.minutes:
-            break
-    return plan
+        return plan.model_copy(update={"steps": steps, "seconds": round(seconds, 1)})
+
+    return first_that_fits(map(planned, choices), lambda plan: plan.seconds, 60 * request.minutes)
 
 
 def offered(source: Source, request: PlanRequest, choices: Sequence[Choice]) -> list[Choice]:

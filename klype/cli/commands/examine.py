@@ -21,7 +21,7 @@ from klype.words import plain
 if TYPE_CHECKING:
     from klype.examine.evidence import Answered
     from klype.examine.examination import Examined, Progress
-    from klype.examine.target import Plan
+    from klype.examine.target import ExamPlan
     from klype.experiments.documents import Writing
     from klype.sources.opening import Opened
     from klype.words import Words
@@ -153,7 +153,7 @@ def read_training(files: list[Path]) -> list[str]:
     return [document.text for document in read_texts(files)]
 
 
-def tell_plan(terminal: Terminal, w: Words, found: Plan) -> None:
+def tell_plan(terminal: Terminal, w: Words, found: ExamPlan) -> None:
     from klype.words import count, number
 
     counts = {
