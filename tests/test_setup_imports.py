@@ -177,3 +177,14 @@ def test_the_walk_sees_a_wrong_import() -> None:
     tree = ast.parse("def f():\n    from klype.cli import main\n")
     assert "klype.cli" in [name for _, name in imports(tree)]
     assert LEVEL["cli"] > LEVEL["engine"] > LEVEL["model"] > LEVEL["errors"]
+
+
+def test_model_and_engine_have_no_circles_between_their_files() -> None:
+    """Wherever the import stands: a file is understood by those before it."""
+    names = {name_of(module).removesuffix(".py").replace("/", "."): module for module in MODULES}
+    rooms = {f"klype.{name}": module for name, module in names.items() if room_of(module) in ("model", "engine")}
+    needs = {name: {to for _, to in imports(parse(module)) if to in rooms} for name, module in rooms.items()}
+    while free := [name for name, found in needs.items() if not found & needs.keys()]:
+        for name in free:
+            del needs[name]
+    assert not needs

@@ -26,12 +26,9 @@ PADDED = 8192
 """Tokens of a pass over given answers, padding included."""
 FEW = 8
 """Rows that are worth a copy of what they share, where that lets one call compute a step."""
-PRODUCTS = 4
-"""Of a layer."""
-FETCHED = 10
-"""Operations in the time that it takes to fetch a byte of a matrix from memory."""
-COPIED = 4096
-"""Tokens that such copies may hold."""
+PRODUCTS = 4  # matrix products per layer: qkv, out, gate+up, down
+FETCHED = 10  # operations in the time that it takes to fetch a byte of a matrix from memory
+COPIED = 4096  # tokens that such copies may hold
 ENTRIES = 1 << 23
 """Logits of forced answers held at a time."""
 

@@ -95,18 +95,11 @@ def save(folder: Path, model: Transformer, tokenizer: Tokenizer, about: dict[str
     manifest.put(folder, write)
 
 
-def load(
-    folder: Path,
-    weights: str = "",
-    dtype: str = "float32",
-    known: Path | None = None,
-    device: torch.device | None = None,
-) -> Loaded:
+def load(folder: Path, dtype: str = "float32", known: Path | None = None, device: torch.device | None = None) -> Loaded:
     """Read klype's own checkpoint, a Hugging Face directory (of one weights file or several) or a GGUF file.
 
-    ``weights`` names another .safetensors file of the folder; ``known``: see Tokenizer.load; ``device``: where the
-    model is to compute (None: the CPU). Raises KlypeError, in one sentence, for whatever is missing, damaged, of
-    another shape, or too large for the memory that is free.
+    ``known``: see Tokenizer.load; ``device``: where the model is to compute (None: the CPU). Raises KlypeError, in one
+    sentence, for whatever is missing, damaged, of another shape, or too large for the memory that is free.
     """
     folder = Path(folder)
     if dtype not in DTYPES:
@@ -118,7 +111,7 @@ def load(
     _check_whole(folder)
     config = config_from_hf(read_object(folder / "config.json"), str(folder / "config.json"))
     tokenizer = Tokenizer.load(folder, known)
-    files = TensorFiles(weight_files(folder, weights))
+    files = TensorFiles(weight_files(folder))
     _check_fit(folder, config, files.shapes, tokenizer)
     _check_memory(folder, config, DTYPES[dtype])
     about = read_about(folder)

@@ -121,13 +121,8 @@ def is_finite(weight: Tensor) -> bool:
     return weight.numel() == 0 or bool((torch.stack(weight.aminmax()).abs() <= MOST).all())
 
 
-def weight_files(folder: Path, weights: str = "") -> list[Path]:
-    """The named file, or model.safetensors, or the files that model.safetensors.index.json names."""
-    if weights:
-        file = folder / weights
-        if Path(weights).name != weights or not file.is_file():
-            raise KlypeError(f"There is no {weights} in {folder}.", "Name a .safetensors file of that folder.")
-        return [file]
+def weight_files(folder: Path) -> list[Path]:
+    """model.safetensors, or the files that model.safetensors.index.json names."""
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
     index = folder / "model.safetensors.index.json"
