@@ -95,7 +95,7 @@ def test_clusters_are_a_partition_and_two_hundred_are_no_matter() -> None:
     ("question", "reference", "answer", "right"),
     [
         ("What is the capital of France?", "Paris", "The capital of France is Paris.", True),
-        ("What is the capital of France?", "Paris", "It is not Paris.", None),
+        ("What is the capital of France?", "Paris", "It is not Paris.", False),
         ("What is the capital of France?", "Paris", "The capital of France is Lyon.", False),
         ("What is the capital of France?", "Paris", "The capital of France is Lyon. Paris is larger.", None),
         ("Who wrote Hamlet?", "William Shakespeare", "Hamlet was written by William Shakespeare.", True),

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from klype.judge.text import choice_match, first_decided, normalised_match, number_match, numbers, word_for_word
+from klype.judge.text import choice_match, normalised_match, number_match, numbers, word_for_word
 from klype.values import Question
 
 
@@ -81,12 +81,6 @@ def test_choice_match(answer: str, decision: str) -> None:
     question = ask("Bergen", choices=("Oslo", "Bergen", "Bergen sentrum"))
     assert choice_match(question, answer).decision == decision
     assert choice_match(ask("B", choices=question.choices), answer).decision == decision
-
-
-def test_the_first_judge_that_can_decide_is_named() -> None:
-    judge = first_decided(number_match, normalised_match)
-    assert judge(ask("7"), "8").judge == "number match"
-    assert judge(ask("Kari"), "kari").judge == "normalised match"
 
 
 @given(st.integers(-(10**6), 10**6))

@@ -234,20 +234,23 @@ def open_judge(model: str, embedding: Path | None, alike: float, how: tuple[str,
 
 
 def judged_by(judge: Judging | None) -> Callable[[Question, str, bool], Verdict]:
-    """By choice, number, then normalised match: the first that can decide. With a judge of meaning, these only say
-    what is right for certain, and it says the rest. What a token limit cut off is never right."""
-    from klype.judge.text import choice_match, first_decided, normalised_match, number_match
+    """By the choice that is named, else by what the answering sentence claims. A judge of meaning says the rest: all
+    but choices and answers that equal a reference. What a token limit cut off is never right."""
+    from klype.judge.same import Sameness
+    from klype.judge.text import choice_match, normalised_match
     from klype.values import Verdict
 
     known: dict[tuple[str, str], bool | None] = {}
 
     def decide(question: Question, answer: str) -> bool | None:
-        if judge is None:
-            judges = [choice_match] if question.choices else []
-            return first_decided(*judges, normalised_match, number_match)(question, answer).right
+        alike = normalised_match(question, answer).right
+        if alike:
+            return True
         if question.choices and (chosen := choice_match(question, answer).right) is not None:
             return chosen
-        return True if normalised_match(question, answer).right else judge(question, answer).right
+        if judge is not None:
+            return judge(question, answer).right
+        return alike if question.choices else Sameness(question).right(answer)
 
     def verdict(question: Question, answer: str, finished: bool) -> Verdict:
         if (question.id, answer) not in known:
@@ -261,4 +264,6 @@ def judged_by(judge: Judging | None) -> Callable[[Question, str, bool], Verdict]
 def judge_name(questions: list[Question], judge: Judging | None = None) -> str:
     if judge is not None:
         return judge.name
-    return "choice match" if all(q.choices for q in questions) else "normalised match"
+    from klype.judge.same import JUDGE
+
+    return "choice match" if all(q.choices for q in questions) else JUDGE

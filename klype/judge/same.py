@@ -114,7 +114,8 @@ class Sameness:
         if content and all(_among(stem, [word.stem for word in self._new(sentence)]) for stem in content):
             return True
         elsewhere = _stands_in(reference, answer) or any(_among(stem, given.words) for stem in content)
-        return None if elsewhere or not (given.words or given.value is not None) else False
+        # an explanation in other words altogether may be right; a name may not
+        return None if elsewhere or (self.kind != "name" and not given.words) else False
 
     def clusters(self, answers: Sequence[str], same: Callable[[str, str], bool | None] | None = None) -> list[int]:
         """Each answer's meaning, numbered as they appear, by these rules or by ``same``."""

@@ -92,17 +92,6 @@ def choice_match(question: Question, answer: str) -> Judgement:
     return Judgement("right" if named <= goal else "wrong", name)
 
 
-def first_decided(*judges: Judge) -> Judge:
-    """Asks each judge in turn; the first that can decide does."""
-
-    def judge(question: Question, answer: str) -> Judgement:
-        judgements = [ask(question, answer) for ask in judges]
-        return next((found for found in judgements if found.decision != "undecided"), judgements[-1])
-
-    assert judges
-    return judge
-
-
 def normalise(text: str, articles: bool = False) -> str:
     """Case-folded words without punctuation, and without articles unless asked for."""
     text = unicodedata.normalize("NFKC", text).casefold().replace("’", "'")
