@@ -116,7 +116,8 @@ def file_format(text: str) -> str:
 
 
 def decoder(text: str) -> str:
-    row = 'Decoder("blunt", ways.plain, {"en": "what comes without thinking", "nb": "det første"}, spends=False),\n'
+    about = '{"en": "what comes without thinking", "nb": "det første"}'
+    row = f'Decoder("blunt", strategies.plain, {about}, spends=False),\n'
     return before('        Decoder(\n            "sample",', f"        {row}")(text)
 
 
@@ -286,10 +287,10 @@ def test_a_measure(place: Place) -> None:
     document, printed, figure, shown = place("""
 from klype import examine
 from tests.studio_toys import model, studio, visiting
-from klype.studio.examinations import Order
+from klype.studio.divergence import ExamRequest, exam_folder
 made = model()
 home = studio(Path("examining"), made)
-folder = exam_folder(home, Order(made.address, made.identity, 60, 8))
+folder = exam_folder(home, ExamRequest(made.address, made.identity, 60, 8))
 few = ["-n", "2", "--temperatures", "1", "--limit", "8", "--questions", "asked.jsonl", "--out", str(folder)]
 printed = json.loads(klype("examine", RUN, "--json", "--yes", *few))
 found = examine(RUN, "asked.jsonl", n=2, temperatures=[1.0], limit=8).figures["spoken"]
