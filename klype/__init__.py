@@ -17,6 +17,7 @@ from klype.errors import KlypeError
 
 if TYPE_CHECKING:
     from klype.api.examination import Examination, examine
+    from klype.api.judging import Same, same
     from klype.api.model import AnswerStream, Model, load
     from klype.api.results import Answer, AnswerForks, AnswerTree, NextToken, NextTokens, Token
     from klype.api.run import Metrics, Rankings, Run, RunReport, train
@@ -38,11 +39,13 @@ __all__ = [
     "Rankings",
     "Run",
     "RunReport",
+    "Same",
     "Sampling",
     "Token",
     "__version__",
     "examine",
     "load",
+    "same",
     "train",
 ]
 _MODULES = {
@@ -53,8 +56,10 @@ _MODULES = {
     "Rankings": "run",
     "Run": "run",
     "RunReport": "run",
+    "Same": "judging",
     "examine": "examination",
     "load": "model",
+    "same": "judging",
     "train": "run",
 }
 

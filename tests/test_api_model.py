@@ -48,11 +48,13 @@ SURFACE = [
     "Rankings",
     "Run",
     "RunReport",
+    "Same",
     "Sampling",
     "Token",
     "__version__",
     "examine",
     "load",
+    "same",
     "train",
 ]
 """What users may rely on: a name that is added or goes is a change of the public surface, and is said in CHANGELOG."""

@@ -11,7 +11,21 @@ import typer
 
 from klype import __version__, durable
 from klype.cli import environment
-from klype.cli.commands import ask, chat, doctor, examine, experiments, export, look, rank, runs, serve, studio, train
+from klype.cli.commands import (
+    ask,
+    chat,
+    doctor,
+    examine,
+    experiments,
+    export,
+    judge,
+    look,
+    rank,
+    runs,
+    serve,
+    studio,
+    train,
+)
 from klype.cli.guard import guarded
 from klype.cli.options import expanded
 from klype.cli.terminal import any_character
@@ -63,6 +77,7 @@ def app() -> typer.Typer:
     klype.command("forks")(expanded(look.forks_command))
     klype.command("examine")(expanded(examine.command))
     klype.command("article")(expanded(examine.article_command))
+    klype.command("judge")(expanded(judge.command))
     klype.command("bias")(expanded(experiments.bias_command))
     klype.command("mistakes")(expanded(experiments.mistakes_command))
     klype.command("train")(expanded(train.train_command))

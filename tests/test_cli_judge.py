@@ -1,0 +1,92 @@
+"""klype judge and klype.same: rows in, verdicts out, with the judge's name and how often it errs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import klype
+from benchmarks.meaning import run
+from klype.api.judging import ERRORS, judged
+from klype.cli import guard
+from klype.cli.main import call
+from klype.errors import UsageError
+from klype.judge.same import JUDGE
+from klype.judge.text import Judgement
+from klype.values import Question
+from tests.test_cli_models import Captured, document
+
+ROWS = [
+    {"question": "What is the capital of France?", "a": "Paris", "b": "The capital of France is Paris."},
+    {"question": "What is the capital of France?", "a": "Paris", "b": "Lyon"},
+    {"question": "What is 12 times 4?", "answer": "12 * 4 = 48", "answers": ["48"]},
+    {"question": "Which?", "answer": "It is lead.", "answers": ["lead"], "choices": ["lead", "feathers"]},
+    {"question": "What is the capital of France?", "a": "", "b": "Paris"},
+]
+
+
+def test_rows_are_judged_in_order_and_the_judge_is_named() -> None:
+    document = judged(ROWS)
+    assert [row.get("same", row.get("right")) for row in document["rows"]] == [True, False, True, True, None]
+    assert [sorted(row) for row in document["rows"][1:3]] == [["judge", "same"], ["judge", "right"]]
+    assert {row["judge"] for row in document["rows"]} == {document["judge"]} == {JUDGE}
+    assert document["error_rate"]["low"] < document["error_rate"]["value"] < document["error_rate"]["high"]
+    both = judged([ROWS[0], {"question": "Hva er hovedstaden i Norge?", "a": "Oslo", "b": "Det er Oslo."}])
+    assert both["rows"][1]["same"] is True
+    assert both["error_rate"] is None
+
+
+def test_another_judge_is_asked_in_both_orders() -> None:
+    def first_is_best(question: Question, answer: str) -> Judgement:
+        return Judgement("right" if answer < question.answers[0] else "wrong", "toy")
+
+    document = judged(ROWS[:3], first_is_best, "toy")
+    assert [row.get("same", row.get("right")) for row in document["rows"]] == [None, None, True]
+    assert document["judge"] == "toy"
+    assert document["error_rate"] is None
+
+
+@pytest.mark.slow
+def test_the_error_that_is_told_is_what_the_benchmark_prints() -> None:
+    for row in run()["rows"]:
+        if row["judge"] == JUDGE and row["kind"] == "all":
+            told, accuracy = ERRORS[row["language"]], row["accuracy"]
+            assert told.value == pytest.approx(1 - accuracy["value"], abs=1e-3)
+            assert (told.low, told.high) == pytest.approx((1 - accuracy["high"], 1 - accuracy["low"]), abs=1e-3)
+            assert told.n == accuracy["n"]
+
+
+def test_same_is_public_and_says_who_judged() -> None:
+    found = klype.same("Hvor er Kari?", "På skolen.", "Kari er på skolen")
+    assert (found.same, found.judge, found.error_rate) == (True, JUDGE, ERRORS["nb"])
+    with pytest.raises(UsageError, match="a should be a text"):
+        klype.same("Where?", None, "there")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("rows", "why"),
+    [
+        ([], "no row"),
+        ([{"question": "?", "a": "x"}], "Row 1 has neither"),
+        ([{"question": "?", "a": 1, "b": "x"}], "Row 1: a should be a text"),
+        ([{"question": "?", "answer": "x", "answers": "x"}], "Row 1: answers should be a list"),
+    ],
+)
+def test_rows_of_neither_kind_are_refused(rows: list[dict[str, object]], why: str) -> None:
+    with pytest.raises(UsageError, match=why):
+        judged(rows)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lang", ["en", "nb"])
+def test_the_command_prints_verdicts_and_one_document(capsys: Captured, tmp_path: Path, lang: str) -> None:
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
+    assert document(capsys, "judge", str(file)) == judged(ROWS)
+    assert guard.guarded(call, ["judge", str(file), "--lang", lang]) == 0
+    told = capsys.readouterr().out
+    assert "Paris  =  The capital of France is Paris." in told
+    assert "Paris  ≠  Lyon" in told
+    assert ("undecided" if lang == "en" else "uavgjort") in told
