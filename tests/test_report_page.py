@@ -502,3 +502,18 @@ def test_a_figure_that_the_report_has_never_heard_of_is_shown(lang: str) -> None
     for place in places:
         place["cheerfulness_of_tone"] = figure
     assert Page(render(facts)).text(lang).count("cheerfulness of tone") == len(places)
+
+
+@pytest.mark.parametrize(("figure", "value", "below"), [
+    ({"value": 0.5, "low": 0.4, "high": 0.6}, "50%", "[40,\xa060]"),
+    ({"value": 0.5, "why": "too few errors"}, "50%", "(too few errors)"),
+    ({"value": 2e7, "why": "too few errors", "unit": "FLOPs"}, "20.0 million", "(too few errors)"),
+    ({"value": None, "why": "nothing was measured"}, "–", ""),
+])  # fmt: skip
+def test_a_cell_has_the_interval_or_its_absence_below(figure: dict[str, Any], value: str, below: str) -> None:
+    name = "flops" if figure.get("unit") else "right"
+    table = html.figures([{name: figure}], ["model"], Say("en"))[0]
+    assert isinstance(table, html.Table)
+    cell = table.rows[0][1]
+    assert isinstance(cell, html.Entry)
+    assert (cell.text, cell.below) == (value, below)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
@@ -25,7 +26,7 @@ from klype.errors import KlypeError, UsageError
 from klype.examine.charts import DARK, LIGHT, PROBABILITY_EDGES, Picture, echarts_script, probability_scale, step_of
 from klype.examine.facts import FigureFacts
 from klype.examine.measures import KNOWN
-from klype.examine.say import Say, visible
+from klype.examine.say import NBSP, Say, visible
 from klype.words import LANGUAGES
 
 
@@ -159,11 +160,14 @@ def figures(found: Sequence[Mapping[str, FigureFacts]], columns: Cells, say: Say
 
 
 def _value(figure: FigureFacts | None, name: str, say: Say) -> Entry:
-    """A figure, its interval on a line of its own, and n for whoever points at it."""
+    """A figure; its interval, or why there is none, on a line of its own; and n for whoever points at it."""
     if figure is None:
         return Entry("")
-    value, bracket, ends = (say.figure(figure, name) if figure["value"] is not None else "–").partition("[")
-    return Entry(value.strip(), bracket + ends, f"n = {say.count(figure['n'])}" if figure.get("n") else "")
+    text = say.figure(figure, name) if figure["value"] is not None else "–"
+    value, *rest = re.split(r" (?=[\[(])", text, maxsplit=1)
+    # why there is none may have several lines, an interval not
+    below = "".join(rest).replace(" ", NBSP) if "[" in text else "".join(rest)
+    return Entry(value, below, f"n = {say.count(figure['n'])}" if figure.get("n") else "")
 
 
 def write(file: Path, text: str) -> Path:
