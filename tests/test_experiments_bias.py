@@ -19,8 +19,7 @@ from klype.data.ngram import KneserNey
 from klype.errors import KlypeError, UsageError
 from klype.experiments.bias import report
 from klype.experiments.bias.experiment import BIAS, Board, board, cost, gaps
-from klype.experiments.bias.lab import Lab
-from klype.experiments.bias.measure import divergence, measure, right
+from klype.experiments.bias.lab import Lab, divergence, measure, right
 from klype.experiments.bias.targets import TARGETS, best_share, cross_fitted, hard
 from klype.experiments.corpus import WorldSource, targets
 from klype.experiments.framework import Standing, Written, over_seeds

@@ -24,9 +24,20 @@ from klype.experiments.corpus import Corpus, WorldSource
 from klype.experiments.mistakes.course import BACK, Course, CourseSettings, Student, WordCodec, joined
 from klype.experiments.mistakes.experiment import MISTAKES, Board, go_on, halves
 from klype.experiments.mistakes.measure import standing
-from klype.experiments.mistakes.methods import METHODS, documents, method, scheduled_sampling
+from klype.experiments.mistakes.methods import (
+    METHODS,
+    UNLIKELY,
+    ByTeachers,
+    ByTruth,
+    documents,
+    enriched,
+    method,
+    own_texts,
+    rounds,
+    scheduled,
+    scheduled_sampling,
+)
 from klype.experiments.mistakes.report import REPORT, verdict
-from klype.experiments.mistakes.texts import UNLIKELY, ByTeachers, ByTruth, enriched, own_texts, rounds, scheduled
 from klype.experiments.plan import Plan, PlanRequest
 from klype.experiments.training import LabelledBatches, LabSettings, TrainedModel, TrainingSet, rows, train_model
 from klype.sources.source import answers

@@ -27,6 +27,7 @@ from klype.values import Batch, Batches
 
 WARM, PROBED = 3, 10  # steps of a probe: those that warm up, and those that count
 PROBE, FEWEST = 0.05, 4  # the part of the time that one probe may take, with so many steps at least that count
+LONG = 2.0  # seconds of probes from which on not all threads are tried, where the time is short
 # tokens that a model of a million weights learns from, when it begins to be worth more than a smaller one, measured on
 # texts of a few megabytes (docs/log.md, "Width and depth by the time")
 TOKENS = 1.4e6
@@ -54,7 +55,7 @@ def fitting_steps(
     try:
         for threading in reversed(thread_configs(cores, training.micro_batches)):
             # all cores first: where steps are long beside the time there is, nothing else is tried
-            if found and parallel.any_rank(time.perf_counter() - began > 3 * PROBE * seconds):
+            if found and parallel.any_rank(time.perf_counter() - began > max(LONG, 3 * PROBE * seconds)):
                 break
             tried = StepPlan(WARM + PROBED, 0.0, threading, precision)
             found.append((seconds_per_step(model, build, tried, training, cores, PROBE * seconds), threading))

@@ -23,7 +23,7 @@ from klype.errors import KlypeError
 from klype.examine.feedback import InterventionOutcome, outcomes
 from klype.examine.interventions import Asked, FeedbackSettings, Intervention, interventions
 from klype.examine.truth import Reader, Tokens, point
-from klype.experiments.bias.measure import measure
+from klype.experiments.bias.lab import measure
 from klype.experiments.corpus import Ids, Test
 from klype.experiments.mistakes.course import Student, up_to_slips
 from klype.experiments.training import Mixture, predict
