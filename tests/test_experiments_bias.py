@@ -452,7 +452,7 @@ def test_unknown_targets_are_named() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--minutes", "0"], "--minutes should be greater than 0"),
+        (["--minutes", "0"], "minutes should be greater than 0"),
         (["--documents", "ten"], "does not understand"),
         (["--documents", "3"], "teach nothing"),
         (["--targets", "orakel"], "no targets called orakel"),

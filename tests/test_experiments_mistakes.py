@@ -433,7 +433,7 @@ def test_only_what_needs_no_truth_is_for_text() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--minutes", "0"], "--minutes should be greater than 0"),
+        (["--minutes", "0"], "minutes should be greater than 0"),
         (["--documents", "3"], "teach nothing"),
         (["--methods", "magic"], "no method called magic"),
         (["--set", "stpes=3"], "stpes"),
