@@ -25,19 +25,12 @@ class Klype:
         self.precision: Precision = precision
 
     def load(self, files: Files) -> None:
+        from klype.api.model import load
         from klype.device import memory_policy, set_threads
-        from klype.engine.engine import Engine
-        from klype.model import checkpoint
-        from klype.model.compiled import compiled_backend
-        from klype.model.prepacked import kernel, prepack
 
         memory_policy()
+        self.engine = load(files.folder, self.precision, device="cpu").opened.engine
         set_threads(files.threads)
-        dtype = "float32" if self.precision == "int8" else self.precision
-        loaded = checkpoint.load(Path(files.folder), dtype=dtype)
-        model = loaded.model.using(compiled_backend(Path(files.home)))
-        self.engine = Engine(prepack(model, self.precision, kernel(Path(files.home))))
-        del loaded, model
         gc.collect()
 
     def run(self, prompt: list[int], n: int, limit: int) -> list[int]:

@@ -159,6 +159,7 @@ def test_what_cannot_be_examined_is_one_sentence(run: Path, tmp_path: Path) -> N
         ({"training": [5]}, "training should be"),
         ({"device": "abacus"}, "no kind of device 'abacus'"),
         ({"limit": 0}, "^n and limit should be"),
+        ({"seed": -1}, "seed should be a number from 0 up"),
     ],
 )
 def test_wrong_options_are_one_sentence(run: Path, options: dict[str, Any], said: str) -> None:

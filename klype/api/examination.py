@@ -143,7 +143,7 @@ class Exam:
     ) -> Examined:
         """Asks the questions. In ``folder`` answers are kept as traces: those that are there already are not asked
         again. ``given``: the forced words of the model that this one is compared with."""
-        with TemporaryDirectory() if folder is None else nullcontext(folder) as place:
+        with TemporaryDirectory(ignore_cleanup_errors=True) if folder is None else nullcontext(folder) as place:
             meters = Meters(joules=EnergyMeter().joules)
             return run_examination(self.target, self.settings, Path(place), progress, given, meters)
 
@@ -177,6 +177,7 @@ def prepare(
     most, budget, training = options.get("most", 200), options.get("budget"), options.get("training", ())
     whole(most=most, budget=1 if budget is None else budget)
     number("most", most)
+    number("seed", seed)
     if isinstance(judge, str):
         judge = open_judge(judge, None, 0.8, ("float32", options.get("device", "auto")))
     elif judge is not None and not (callable(judge) and isinstance(getattr(judge, "name", None), str)):
