@@ -172,9 +172,9 @@ def test_a_served_model_is_computed_as_one_that_is_asked(precision: str, models:
     for kind in ("run", "stage", "checkpoint", "llama", "gguf"):
         asked: Opened = open_model(models[kind], precision)
         (shown, *_) = opened_models([models[kind]], precision)
-        assert shown.engine is not None
+        assert shown.opened.native is not None
         served = open_served(f"m={models[kind]}", precision).source.engine.model
-        assert kernels(served) == kernels(asked.engine.model) == kernels(shown.engine.model)
+        assert kernels(served) == kernels(asked.engine.model) == kernels(shown.opened.engine.model)
         loaded = klype.load(models[kind], precision).opened.engine.model
         assert kernels(loaded) == kernels(served)
         guessing: Any = make_draft(asked, models[kind])
