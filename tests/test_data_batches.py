@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -15,13 +16,22 @@ from hypothesis import strategies as st
 from klype.data.batches import Epochs, PackedBatches, PaddedBatches, conversation_batches, fit
 from klype.data.order import Permutation
 from klype.data.pools import BLOCK, Example, PoolSettings, make_pool
-from klype.data.shards import Documents, tokenize, write_shards
+from klype.data.shards import SHARD_TOKENS, Documents, ShardWriter, tokenize
 from klype.errors import KlypeError
 from klype.text.tokenizer import Tokenizer
 from klype.values import Batch
 
 SEEDS = st.integers(0, 2**40)
 LENGTHS = st.lists(st.integers(0, 60), min_size=1, max_size=12).filter(lambda ns: max(ns) > 1)
+
+
+def write_shards(
+    documents: Iterable[Sequence[int]], folder: Path, vocab_size: int, size: int = SHARD_TOKENS
+) -> Documents:
+    writer = ShardWriter(folder, vocab_size, size)
+    for document in documents:
+        writer.add(document)
+    return writer.finish()
 
 
 def numbered(lengths: list[int]) -> Documents:

@@ -76,10 +76,10 @@ def write_with_backspace(
     if taken:
         read([Step(back, 0.0, 0.0, "forced")])
         turns = 1
-    while (room := min(budget.left, request.limit - len(steps))) > 0:
+    while (limit := min(budget.left, request.limit - len(steps))) > 0:
         prompt = (*request.prompt, *draft.tokens)
         seed = mix(request.seed, turns) if turns else request.seed
-        on = replace(request, prompt=prompt, n=1, limit=room, seed=seed, stop=(*request.stop, back))
+        on = replace(request, prompt=prompt, n=1, limit=limit, seed=seed, stop=(*request.stop, back))
         if bars := draft.bars():
             on = replace(on, limit=1, stop=request.stop, sampling=barring(request.sampling, bars))
             (trace,) = yield Draw(on, len(prompt))

@@ -180,8 +180,8 @@ def _continued(source: Source, prompt: Sequence[int], answer: Sequence[int], set
     drawn = [(t, v, samples) for t, v, samples in leaving if v not in stop and settings.limit - t > 1]
     taken, requests = [0] * T, []
     for t, token, samples in drawn:
-        prefix, room = (*prompt, *answer[:t], token), settings.limit - t - 1
-        requests.append(_request(prefix, len(samples), room, settings, (t + 1, taken[t]), stop))
+        prefix, limit = (*prompt, *answer[:t], token), settings.limit - t - 1
+        requests.append(_request(prefix, len(samples), limit, settings, (t + 1, taken[t]), stop))
         taken[t] += len(samples)
     after = {(t, v): group for (t, v, _), group in zip(drawn, answers(source, requests), strict=True)}
     texts = [[decode(answer)] * settings.n]

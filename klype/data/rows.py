@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +26,11 @@ def read_instructions(paths: Paths, bad: BadRows | None = None, unpacked: int = 
     KlypeError for a row without an answer, naming file and row.
     """
     found: dict[tuple[tuple[str, str], ...], Conversation] = {}
-    for where, row, rows in _rows(paths, bad, unpacked):
+    bad = bad if bad is not None else BadRows()
+    for file, number, row in _rows(paths, bad, unpacked):
         conversation = conversation_of(row)
         if conversation is None or not _is_answered(conversation):
-            rows.add(f"{where} has no question with an answer.")
+            bad.add(f"{place(file, number)} has no question with an answer.")
         else:
             found.setdefault(tuple((m["role"], m["content"]) for m in conversation), conversation)
     if not found:
@@ -49,15 +49,16 @@ def read_preferences(
     nothing. ``annotator`` names who judged when the row does not.
     """
     found: dict[tuple[Any, ...], Ranking] = {}
-    for where, row, rows in _rows(paths, bad, unpacked):
+    bad = bad if bad is not None else BadRows()
+    for file, number, row in _rows(paths, bad, unpacked):
         if row.get("kind") == "skip":
             continue
-        ranking = ranking_of(row, str(where.number), annotator or where.file.name)
+        ranking = ranking_of(row, str(number), annotator or file.name)
         if not isinstance(ranking, str):
             texts = {text.strip() for text in ranking.candidates}
             ranking = "has no two answers to compare" if "" in texts else SAME if len(texts) == 1 else ranking
         if isinstance(ranking, str):
-            rows.add(f"{where} {ranking}.")
+            bad.add(f"{place(file, number)} {ranking}.")
         else:
             before = tuple((m["role"], m["content"]) for m in ranking.question.extra.get("before", ()))
             found.setdefault((before, ranking.question.prompt, ranking.candidates, ranking.order), ranking)
@@ -72,31 +73,33 @@ def read_questions(paths: Paths, bad: BadRows | None = None) -> list[Question]:
     What else a row has is the question's ``extra``, together with what a column of that name holds. Raises UsageError,
     naming file and row: a file of questions is always one that a user named.
     """
-    return _questions(_rows(paths, bad), names(paths))
+    bad = bad if bad is not None else BadRows()
+    return _questions(((place(file, n), n, row) for file, n, row in _rows(paths, bad)), bad, names(paths))
 
 
 def questions_from(rows: Sequence[str | Mapping[str, Any]]) -> list[Question]:
     """Questions that are texts, or rows as ``read_questions`` reads them. Raises UsageError, naming the place in the
     list."""
     as_rows = (dict(row) if isinstance(row, Mapping) else {"question": row} for row in rows)
-    numbered = enumerate(as_rows, 1)
-    return _questions(((_Listed(number), row, BadRows(skip=None)) for number, row in numbered), "the list")
+    numbered = ((f"Question {number}", number, row) for number, row in enumerate(as_rows, 1))
+    return _questions(numbered, BadRows(skip=None), "the list")
 
 
-def _questions(rows: _QuestionRows, source: str) -> list[Question]:
+def _questions(rows: Iterable[tuple[str, int, dict[str, Any]]], bad: BadRows, source: str) -> list[Question]:
+    """Of rows, each with what it is called and its number."""
     try:
-        return _read(rows, source)
+        return _read(rows, bad, source)
     except KlypeError as error:
         raise UsageError(error.message, error.hint) from None
 
 
-def _read(rows: _QuestionRows, source: str) -> list[Question]:
+def _read(rows: Iterable[tuple[str, int, dict[str, Any]]], bad: BadRows, source: str) -> list[Question]:
     found: dict[str, Question] = {}
-    for where, row, bad in rows:
+    for where, number, row in rows:
         text = row.get("question", row.get("instruction", row.get("prompt")))
         answers, choices = row.get("answers", row.get("answer", [])), row.get("choices") or []
         answers = [answers] if isinstance(answers, str) else answers or []
-        identity = str(row.get("id") or where.number)
+        identity = str(row.get("id") or number)
         context = row.get("context") or row.get("input") or ""
         if text is not None and not isinstance(text, str):
             bad.add(f"{where} has a question that is not text.")
@@ -107,15 +110,11 @@ def _read(rows: _QuestionRows, source: str) -> list[Question]:
         elif not _strings(answers) or not _strings(choices):
             bad.add(f"{where} has answers or choices that are not lists of text.")
         else:
-            identity = identity if identity not in found else f"{identity}-{where.number}"
+            identity = identity if identity not in found else f"{identity}-{number}"
             known = ("question", "context", "answers", "answer", "choices", "id", "extra")
             inner = row.get("extra")
-            extra = said_before(
-                {
-                    **(inner if isinstance(inner, dict) else {}),
-                    **{name: value for name, value in row.items() if name not in known},
-                }
-            )
+            rest = {name: value for name, value in row.items() if name not in known}
+            extra = said_before({**(inner if isinstance(inner, dict) else {}), **rest})
             if extra is None:
                 bad.add(f"{where} {NO_MESSAGES}.")
             else:
@@ -223,33 +222,10 @@ def ranking_of(row: Mapping[str, Any], identity: str, annotator: str) -> Ranking
     return Ranking(question, tuple(candidates), tuple(map(tuple, groups)), who, str(row.get("when") or ""))
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
-    file: Path
-    number: int
-
-    def __str__(self) -> str:
-        return place(self.file, self.number)
-
-
-@dataclass(frozen=True, slots=True)
-class _Listed:
-    number: int
-
-    def __str__(self) -> str:
-        return f"Question {self.number}"
-
-
-_QuestionRows = Iterable[tuple[_Place | _Listed, dict[str, Any], BadRows]]
-
-
-def _rows(
-    paths: Paths, bad: BadRows | None, unpacked: int = UNPACKED
-) -> Iterator[tuple[_Place, dict[str, Any], BadRows]]:
-    rows = bad if bad is not None else BadRows()
+def _rows(paths: Paths, bad: BadRows, unpacked: int = UNPACKED) -> Iterator[tuple[Path, int, dict[str, Any]]]:
     for file in files_of(paths, TABLES):
-        for number, row in read_rows(file, TextOptions(bad=rows, unpacked=unpacked)):
-            yield _Place(file, number), row, rows
+        for number, row in read_rows(file, TextOptions(bad=bad, unpacked=unpacked)):
+            yield file, number, row
 
 
 def _messages(value: Any) -> Conversation | None:

@@ -82,16 +82,6 @@ class Documents:
         return Documents(tuple(parts), tuple(ends), tuple(firsts))
 
 
-def write_shards(
-    documents: Iterable[Sequence[int]], folder: Path, vocab_size: int, size: int = SHARD_TOKENS
-) -> Documents:
-    """Write documents to shards of about ``size`` tokens; at most one shard is in memory. The folder must be new."""
-    writer = ShardWriter(folder, vocab_size, size)
-    for document in documents:
-        writer.add(document)
-    return writer.finish()
-
-
 class ShardWriter:
     """Documents come one by one; until ``finish`` the folder counts as unfinished. At most one shard is in memory.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,18 +12,11 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.floating[Any]]
 
 
-@dataclass(frozen=True, slots=True)
-class Merged:
-    """One candidate and the indices of all that were merged into it, its own first."""
-
-    text: str
-    members: tuple[int, ...]
-
-
 def merge_near_duplicates(
     candidates: Sequence[str], similar: float = 0.9, meaning: Callable[[str], Hashable] = lambda text: None
-) -> list[Merged]:
-    """Candidates in their order, each merged into the first earlier one that it nearly equals and that means the same.
+) -> list[tuple[int, ...]]:
+    """Indices of candidates in their order, each merged into the first earlier one that it nearly equals and that means
+    the same: one tuple for each that stays, its own index first.
 
     Nearly: the same words once case, punctuation and spaces are ignored, or a share of common character trigrams
     (Jaccard) of at least ``similar``. One other name in a long answer is a small difference to trigrams and a large one
@@ -42,7 +34,7 @@ def merge_near_duplicates(
                 break
         else:
             kept.append((plain, trigrams, means, [index]))
-    return [Merged(candidates[members[0]], tuple(members)) for *_, members in kept]
+    return [tuple(members) for *_, members in kept]
 
 
 def spread(meanings: Sequence[Hashable], most: int, worth: Sequence[float] | None = None) -> list[int]:

@@ -84,12 +84,13 @@ def by_name(annotator: str) -> By:
 
 
 def trace_row(trace: Trace) -> dict[str, Any]:
-    """Everything in a trace but distributions (they are the model's, and it can be asked again)."""
+    """Everything in a trace but distributions (they are the model's, and it can be asked again). A log-probability that
+    is not told, as servers do not always, is None."""
     return {
         "prompt": list(trace.prompt),
         "tokens": [step.token for step in trace.steps],
-        "logp": [_number(step.logp) for step in trace.steps],
-        "drawn_logp": [_number(step.sampling_logprob) for step in trace.steps],
+        "logp": [None if math.isnan(step.logp) else step.logp for step in trace.steps],
+        "drawn_logp": [None if math.isnan(step.sampling_logprob) else step.sampling_logprob for step in trace.steps],
         "how": [step.source for step in trace.steps],
         "sampling": {k: v for k, v in asdict(trace.sampling).items() if v != getattr(Sampling(), k)},
         "seed": trace.seed,
@@ -107,10 +108,10 @@ def trace_from(row: Mapping[str, Any]) -> Trace:
     sampling = dict(row["sampling"])
     if "logit_bias" in sampling:
         sampling["logit_bias"] = tuple((int(token), float(bias)) for token, bias in sampling["logit_bias"])
-    columns = zip(row["tokens"], row["logp"], row["drawn_logp"], row["how"], strict=True)
+    logp, drawn_logp = ([math.nan if p is None else p for p in row[name]] for name in ("logp", "drawn_logp"))
     return Trace(
         tuple(row["prompt"]),
-        tuple(Step(token, _told(logp), _told(drawn), how) for token, logp, drawn, how in columns),
+        tuple(Step(*columns) for columns in zip(row["tokens"], logp, drawn_logp, row["how"], strict=True)),
         Sampling(**sampling),
         row["seed"],
         row["sample"],
@@ -120,12 +121,3 @@ def trace_from(row: Mapping[str, Any]) -> Trace:
         row["seconds"],
         row["joules"],
     )
-
-
-def _number(logp: float) -> float | None:
-    """None where it is not told, as servers do not always."""
-    return None if math.isnan(logp) else logp
-
-
-def _told(logp: float | None) -> float:
-    return math.nan if logp is None else logp

@@ -173,7 +173,6 @@ def annotator_id(connection: Connection, who: Annotator, now: str) -> int:
 def added(connection: Connection, asked: Sequence[Asked]) -> list[Asked]:
     """The same with ids: questions by their digest, candidates by their text and how often it stands there."""
     marks = [digest(one.question) for one in asked]
-    known: dict[str, Asked] = {}
     ids = {row.digest: row.id for row in connection.execute(select(questions.c.id, questions.c.digest))}
     there = asked_by_id(connection, only=[ids[mark] for mark in set(marks) if mark in ids])
     known = {mark: there[ids[mark]] for mark in set(marks) if mark in ids}
@@ -185,8 +184,7 @@ def added(connection: Connection, asked: Sequence[Asked]) -> list[Asked]:
             known[mark] = replace(one, candidates=(), id=number)
     stored = {mark: list(one.candidates) for mark, one in known.items()}
     matched: list[list[int]] = []
-    missing: list[tuple[int, Candidate]] = []
-    slots: list[tuple[str, int]] = []
+    new_places: list[tuple[str, int]] = []
     for mark, one in zip(marks, asked, strict=True):
         used: set[int] = set()
         places = []
@@ -196,12 +194,12 @@ def added(connection: Connection, asked: Sequence[Asked]) -> list[Asked]:
             if place is None:
                 place = len(stored[mark])
                 stored[mark].append(candidate)
-                missing.append((known[mark].id, candidate))
-                slots.append((mark, place))
+                new_places.append((mark, place))
             used.add(place)
             places.append(place)
         matched.append(places)
-    for (mark, place), candidate in zip(slots, new_candidates(connection, missing), strict=True):
+    missing = [(known[mark].id, stored[mark][place]) for mark, place in new_places]
+    for (mark, place), candidate in zip(new_places, new_candidates(connection, missing), strict=True):
         stored[mark][place] = candidate
     return [
         replace(known[mark], candidates=tuple(stored[mark][place] for place in places))

@@ -80,7 +80,7 @@ def _new(asked: Asked, drawn: Sequence[Candidate]) -> tuple[Candidate, ...]:
     """Those that say something and are no near-duplicate of what is there or was drawn before them."""
     every = [*asked.candidates, *(c for c in drawn if c.text)]
     merged = merge_near_duplicates([c.text for c in every], meaning=text_meaning(asked.question))
-    return tuple(every[one.members[0]] for one in merged if one.members[0] >= len(asked.candidates))
+    return tuple(every[first] for first, *_ in merged if first >= len(asked.candidates))
 
 
 HEADS, STEPS = 8, 300

@@ -188,7 +188,7 @@ def different(task: Task, question: Question, answers: Sequence[Candidate]) -> l
     """Each answer once: near-duplicates that are as right are one; white space at the ends and blank answers go."""
     kept = [replace(c, text=text) for c in answers if (text := c.text.strip())]
     merged = merge_near_duplicates([c.text for c in kept], meaning=lambda text: task.judge(question, text, True).right)
-    return [kept[one.members[0]] for one in merged]
+    return [kept[first] for first, *_ in merged]
 
 
 def load(task: Task, folder: Path, annotators: Sequence[str] = ()) -> RankedSets:

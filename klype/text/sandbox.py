@@ -10,10 +10,9 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
@@ -26,8 +25,7 @@ WALL_SECONDS = 60
 """For machines that are busy, and for systems without the other limits."""
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(NamedTuple):
     """``seconds`` of processor time, ``memory`` bytes of address space."""
 
     seconds: int
