@@ -42,8 +42,8 @@ from klype.experiments.mistakes.report import verdict as mistakes_verdict
 from klype.preferences.records import Asked as Asked_
 from klype.preferences.records import Candidate, Entry
 from klype.runs.aligning import Evaluation
-from klype.runs.comparing import verdict as alignment_verdict
 from klype.runs.gates import against_aligning
+from klype.runs.gates import verdict as alignment_verdict
 from klype.runs.rankers import summary
 from klype.studio.answer_panel import bars_of, why_chosen
 from klype.studio.conversation import Answer

@@ -22,7 +22,7 @@ from klype.model.transformer import Transformer
 from klype.planner import StepBudget, StepPlan, ThreadConfig
 from klype.runs import ranking
 from klype.runs.adapting import learner, learnt
-from klype.runs.judging import judge_the_judge, tau_ceiling
+from klype.runs.judging import agreement, judge_the_judge, tau_ceiling
 from klype.runs.options import InputOptions, RunOptions
 from klype.runs.recipe import Recipe
 from klype.runs.record import Record
@@ -221,7 +221,7 @@ def examined(run: Run) -> dict[str, Any]:
 
 
 def _examined(run: Run, model: RewardModel, ranked: ranking.RankedSets) -> dict[str, Any]:
-    figures = ranking.agreement(model, ranked, run.task, run.options.seed)
+    figures = agreement(model, ranked, run.task, run.options.seed)
     found: dict[str, Any] = {name: figure.json() for name, figure in figures.items()}
     found |= judge_the_judge(model, ranked.held_out)
 

@@ -9,14 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from klype.data.order import mix
 from klype.errors import KlypeError
-from klype.examine.intervals import ratio_of_means
 from klype.model.transformer import Transformer
 from klype.preferences import formats
-from klype.preferences.agreement import with_itself
 from klype.preferences.annotators import Scorer, rank_simulated, ranks
 from klype.preferences.candidates import merge_near_duplicates
 from klype.preferences.records import SIMULATED, Asked, Candidate, Entry, Part, entry_of
@@ -27,8 +23,7 @@ from klype.runs.say import Say
 from klype.runs.task import Asking, Task, draw_answers
 from klype.text.chat import Chat
 from klype.train.preference import NothingTaughtError, Ranked
-from klype.train.reward_model import PairOutcomes, RewardModel, bias_audit, pair_outcomes
-from klype.values import Figure, Question, Ranking
+from klype.values import Question, Ranking
 
 STORE = "rankings.db"  # of a run, in its folder rank/
 BEFORE_STORES: tuple[tuple[str, Part], ...] = (
@@ -241,55 +236,6 @@ def _entries(folder: Path, annotators: Sequence[str]) -> list[Entry]:
     else:
         found = [e for e in _older(folder) if not annotators or e.annotator in annotators]
     return [e for e in found if e.kind != "skip"]
-
-
-def agreement(model: RewardModel, ranked: RankedSets, task: Task, seed: int) -> dict[str, Figure]:
-    """Held-out pair accuracy, the annotator's agreement with itself, and what the reward leans on beside the taste."""
-    outcomes = pair_outcomes(model, ranked.held_out) if ranked.held_out else None
-    figures = {"pair_accuracy": _accuracy(outcomes), "ceiling": _ceiling(ranked, task, seed)}
-    if outcomes is not None:
-        figures |= _audit(model, ranked, task)
-    return figures
-
-
-def _accuracy(outcomes: PairOutcomes | None) -> Figure:
-    if outcomes is None or not len(outcomes.right):
-        return Figure(None, why="no held-out pair is ordered")
-    questions = np.unique(outcomes.question)
-    right = [float(outcomes.right[outcomes.question == q].sum()) for q in questions]
-    pairs = [float((outcomes.question == q).sum()) for q in questions]
-    return ratio_of_means(right, pairs, "share of pairs")
-
-
-def _ceiling(ranked: RankedSets, task: Task, seed: int) -> Figure:
-    if ranked.noise is None:
-        return Figure(None, why="a person's own noise is known only from repeats")
-    noise = ranked.noise
-    annotator = Scorer("ceiling", lambda question, answer: task.judge(question, answer, True).score)
-    exact = ranked.exact
-
-    def again(index: int, rng: random.Random) -> Ranking:
-        return rank_simulated(annotator, exact[index].question, exact[index].candidates, noise, rng)
-
-    found = [(right, pairs) for right, pairs in with_itself(again, len(exact), seed, repeats=5) if pairs]
-    if not found:
-        return Figure(None, why="no held-out pair is ordered")
-    return ratio_of_means([r for r, _ in found], [p for _, p in found], "share of pairs")
-
-
-def _audit(model: RewardModel, ranked: RankedSets, task: Task) -> dict[str, Figure]:
-    """Partial correlations of the reward with length and politeness, given the annotator's score."""
-    scores, quality, length, polite, groups = [], [], [], [], []
-    for index, (tokens, ranking) in enumerate(zip(ranked.held_out, ranked.exact, strict=True)):
-        scores += model.score([tokens.prompt] * len(tokens.answers), tokens.answers).tolist()
-        for text in ranking.candidates:
-            verdict = task.judge(ranking.question, text, True)
-            quality.append(verdict.score)
-            length.append(float(verdict.words))
-            polite.append(float(bool(verdict.polite)))
-            groups.append(index)
-    found = bias_audit(scores, quality, {"length": length, "politeness": polite}, groups)
-    return {f"leans_on_{name}": figure for name, figure in found.items()}
 
 
 def tokens(chat: Chat, ranking: Ranking) -> Ranked:

@@ -12,9 +12,8 @@ from klype.errors import KlypeError, UsageError
 from klype.preferences.annotators import Taste
 from klype.preferences.annotators import taste as read_taste
 from klype.runs.aligning import Evaluation, align, examined, reward
-from klype.runs.comparing import compare, verdict
 from klype.runs.folder import read_run
-from klype.runs.gates import against_aligning
+from klype.runs.gates import against_aligning, compare, verdict
 from klype.runs.opening import as_begun, bring, open_run, recipe_of, start_of, with_inputs_of
 from klype.runs.options import StageOptions
 from klype.runs.recipe import Recipe
