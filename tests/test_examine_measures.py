@@ -316,7 +316,7 @@ def more_evidence() -> dict[str, Any]:
     sums = [ByQuestion(2.0 + i, 1.0 + i, tuple((scale * (1 + i)).tolist())) for i in range(9)]
     other = [Replaced(str(i), 0.9, i / 20) for i in range(9)]
     told = [Told(0.1 * (i % 10), float(i % 2), f"q{i % 9}") for i in range(90)]
-    return {"told": told, "sums": sums, "aftermaths": after, "trees": [tree], "forks": forks, "replaced": other}
+    return {"told": told, "sums": sums, "outcomes": after, "trees": [tree], "forks": forks, "replaced": other}
 
 
 def test_every_measure_is_explained_in_both_languages() -> None:
