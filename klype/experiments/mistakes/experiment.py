@@ -133,7 +133,7 @@ class Row(framework.Row):
     probable an error is after a wrong and a right one."""
 
     seconds: float
-    interventions: int | None = None
+    shocks: int | None = None
     feedback_by_distance: list[FigureFacts] | None = None
     beside_near_by_distance: list[FigureFacts] | None = None
     hazard_wrong: list[float] | None = None
