@@ -11,6 +11,7 @@ import tempfile
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -233,6 +234,26 @@ def test_the_steps_of_the_migrations_make_the_tables(new: New) -> None:
         columns = {c["name"]: bool(c["nullable"]) for c in made.get_columns(table.name)}
         assert columns == {c.name: bool(c.nullable) for c in table.columns}
     engine.dispose()
+
+
+@pytest.mark.parametrize("version", ["", "0001"])
+def test_many_open_a_new_store_or_an_older_one_at_once(new: New, version: str) -> None:
+    place = new()
+    if version:
+        engine = database.connect(place)
+        with database.writing(engine) as connection:
+            database.upgrade(connection, version)
+        engine.dispose()
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(lambda i: opened_and_added(place, i), range(6)))
+    with Store.open(place) as store:
+        assert {one.id for one in store.questions()} == set(found)
+    assert len(set(found)) == 6
+
+
+def opened_and_added(place: str | Path, i: int) -> int:
+    with Store.open(place) as store:
+        return store.add([asked(i)])[0]
 
 
 def test_an_older_store_is_migrated_and_keeps_what_it_held(new: New) -> None:
