@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from klype.examine.truth import mass
-from klype.experiments.documents import LEAST, Writing, after, judged, openings, write
+from klype.experiments.article import LEAST, Writing, after, judged, openings, write_texts
 from klype.sources.source import answers
 from klype.values import Request, Sampling
 from klype.world import END, Spellings, TokenFilter, World
@@ -52,7 +52,7 @@ def test_s_is_the_mass_on_what_can_follow_of_what_may_be_drawn(world: World) -> 
     q[:, 0] = 0.7
     source, _ = table_source(q, letters=[chr(0x4E00 + i) for i in range(size)])
     spellings = spelled(world)
-    found = write(source, world, spellings, 1, SETTINGS)
+    found = write_texts(source, world, spellings, 1, SETTINGS)
     assert len(found) == SETTINGS.number
     for one in found:
         assert one.ended == "length"
@@ -97,7 +97,7 @@ def test_where_nearly_all_is_the_end_s_can_be_told_too(world: World, temperature
     q = np.full((size, size), 0.01 / (size - 1))
     q[:, 0] = 0.99
     source, _ = table_source(q, letters=[chr(0x4E00 + i) for i in range(size)])
-    found = write(source, world, spellings, 1, Writing(number=1, words=1, temperature=temperature))
+    found = write_texts(source, world, spellings, 1, Writing(number=1, words=1, temperature=temperature))
     reader = world.filter("document")
     for word in next(openings(world, Writing(number=1, words=1))):
         reader.push(word)

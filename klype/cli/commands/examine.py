@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from klype.examine.evidence import Answered
     from klype.examine.examination import Examined, Progress
     from klype.examine.target import ExamPlan
-    from klype.experiments.documents import Writing
+    from klype.experiments.article import Writing
     from klype.sources.opening import Opened
     from klype.words import Words
 
@@ -264,9 +264,8 @@ def article_command(
     from klype.api.examination import planned
     from klype.api.examinee import examinee, questions_of
     from klype.examine.target import ExamSettings
-    from klype.experiments.article import article, sentences
+    from klype.experiments.article import Writing, article, sentences
     from klype.experiments.article import write as write_page
-    from klype.experiments.documents import Writing
     from klype.sources.opening import open_model
     from klype.words import words
 
@@ -309,7 +308,7 @@ def long_texts(
     from klype.api.asking import world_of
     from klype.api.examinee import spellings_of
     from klype.cli.progress import listener
-    from klype.experiments.documents import LEAST, write
+    from klype.experiments.article import LEAST, write_texts
     from klype.model.manifest import is_whole
     from klype.sources.opening import open_model
 
@@ -322,6 +321,6 @@ def long_texts(
     with listener(terminal) as say:
         say.stage_start("documents", writing.number)
         spelled, begin = spellings_of(base, world), base.loaded.tokenizer.begin
-        texts = write(base.source, world, spelled, begin, writing, lambda done: say.step({"step": done}))
+        texts = write_texts(base.source, world, spelled, begin, writing, lambda done: say.step({"step": done}))
         say.stage_end()
     return texts, base.name
