@@ -311,6 +311,34 @@ told = [(folder / "report.html").read_text(), printed["figures"]["1"]["spoken"],
         assert float(shown[lang][row + 1].replace(",", ".")) == pytest.approx(printed["value"], abs=0.01)
 
 
+def test_a_measure_of_a_run(place: Place) -> None:
+    """It stands among the figures of a stage, at each temperature, and in the report."""
+    figures, page = place("""
+import torch
+from klype.examine.measures import in_runs, measure
+from klype.examine.report import render
+from klype.model.config import ModelConfig
+from klype.model.transformer import Transformer
+from klype.runs.recipe import read
+from klype.runs.task import Asking, examine_model
+from klype.runs.world_task import WorldTask
+from tests.report_facts import text_facts
+task = WorldTask(read("world", ("world=small",)), 0)
+torch.manual_seed(0)
+shape = ModelConfig(vocab_size=task.chat.tokenizer.vocab_size, width=16, layers=1, heads=2, hidden=16, window=128)
+evidence = examine_model(task, Transformer(shape), task.held_out[:3], Asking(0.7)).evidence[0.7]
+figures = [measure(evidence, in_runs(part))["spoken"].json() for part in ("stages", "temperatures")]
+facts = text_facts()
+facts["stages"]["finetuned"]["spoken"] = figures[0]
+told = [figures, render(facts)]
+""")
+    assert figures[0] == figures[1]
+    assert figures[0]["unit"] == "spoken words"
+    assert figures[0]["value"] > 0
+    assert "Talkative" in page
+    assert "Pratsom" in page
+
+
 def test_a_source(place: Place) -> None:
     asked, refused, helped, loaded, shown = place("""
 from klype import load
