@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from train_toys import VOCAB, Seeded, part, pieces, random_batch, tiny_config, tiny_model
 
 from klype.errors import Interrupted, KlypeError, UsageError
-from klype.train.layout import Whole
+from klype.train.layout import Layout
 from klype.train.loop import Session, Settings, Trained, train
 from klype.train.objectives import cross_entropy, with_rehearsal
 from klype.train.optimizer import Optimizer, OptimizerSettings, factor, fused_parts
@@ -419,7 +419,7 @@ def test_rehearsal_adds_the_weighted_mean(tmp_path: Path) -> None:
     batch, trained = part(0, slice(0, 8)), tiny_model()
     train(trained, REHEARSED, Seeded(lambda i: batch), settings(1), tmp_path, Session(parts=PARTS))
     model = tiny_model()
-    optimizer = Optimizer(Whole(model), OptimizerSettings(), PARTS)
+    optimizer = Optimizer(Layout(model), OptimizerSettings(), PARTS)
     main, again = cross_entropy(model, batch), cross_entropy(model, batch.extra["rehearsal"])
     optimizer.home.backward(main.total / main.count + 0.3 * again.total / again.count)
     optimizer.collect([optimizer.home])

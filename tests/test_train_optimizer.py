@@ -12,7 +12,7 @@ from torch import nn
 from train_toys import random_batch, tiny_config, tiny_model
 
 from klype.errors import KlypeError
-from klype.train.layout import Whole
+from klype.train.layout import Layout
 from klype.train.objectives import cross_entropy
 from klype.train.optimizer import Optimizer, OptimizerSettings, Schedule, factor, fused_parts, is_matrix, orthogonalised
 
@@ -39,7 +39,7 @@ def test_orthogonalised_matrices_have_singular_values_near_one(shape: tuple[int,
 
 def test_a_zero_gradient_leaves_the_matrices_where_they_are() -> None:
     model = tiny_model()
-    optimizer = Optimizer(Whole(model), OptimizerSettings(), fused_parts(tiny_config()))
+    optimizer = Optimizer(Layout(model), OptimizerSettings(), fused_parts(tiny_config()))
     before = optimizer.master.clone()
     optimizer.zero_grad()
     optimizer.step()
@@ -66,8 +66,8 @@ def test_fused_parts_are_updated_as_if_they_were_matrices_of_their_own() -> None
     pieces = fused.qkv.weight.data.split([8, 4, 4])
     for module, piece in zip((apart.q, apart.k, apart.v), pieces, strict=True):
         module.weight.data = piece.clone()
-    one = Optimizer(Whole(fused), OptimizerSettings(), {"qkv.weight": (8, 4, 4)})
-    three = Optimizer(Whole(apart), OptimizerSettings())
+    one = Optimizer(Layout(fused), OptimizerSettings(), {"qkv.weight": (8, 4, 4)})
+    three = Optimizer(Layout(apart), OptimizerSettings())
     for _ in range(3):
         g = torch.randn(16, 8)
         fused.qkv.weight.grad.copy_(g)
@@ -77,10 +77,10 @@ def test_fused_parts_are_updated_as_if_they_were_matrices_of_their_own() -> None
         three.step()
     together = torch.cat([apart.q.weight, apart.k.weight, apart.v.weight])
     torch.testing.assert_close(fused.qkv.weight, together, rtol=0, atol=1e-6)
-    whole = Optimizer(Whole(Fused()), OptimizerSettings())
+    whole = Optimizer(Layout(Fused()), OptimizerSettings())
     assert whole.master.shape == one.master.shape  # without parts it is one matrix, which is another update
     with pytest.raises(KlypeError, match="do not add up"):
-        Optimizer(Whole(Fused()), OptimizerSettings(), {"qkv.weight": (8, 8, 8)})
+        Optimizer(Layout(Fused()), OptimizerSettings(), {"qkv.weight": (8, 8, 8)})
 
 
 def test_muon_follows_its_definition() -> None:
@@ -92,7 +92,7 @@ def test_muon_follows_its_definition() -> None:
     torch.manual_seed(1)
     model = Tall()
     weight, momentum = model.up.weight.detach().clone(), torch.zeros(12, 4)
-    optimizer = Optimizer(Whole(model), OptimizerSettings(matrix_rate=0.1, decay=0.01))
+    optimizer = Optimizer(Layout(model), OptimizerSettings(matrix_rate=0.1, decay=0.01))
     for _ in range(4):
         g = torch.randn(12, 4)
         model.up.weight.grad.copy_(g)
@@ -105,7 +105,7 @@ def test_muon_follows_its_definition() -> None:
 
 def test_adamw_alone_equals_torch() -> None:
     ours, theirs = tiny_model(), tiny_model()
-    optimizer = Optimizer(Whole(ours), OptimizerSettings(kind="adamw", rate=3e-3, decay=0.1))
+    optimizer = Optimizer(Layout(ours), OptimizerSettings(kind="adamw", rate=3e-3, decay=0.1))
     matrices = [p for p in theirs.parameters() if p.ndim >= 2]
     vectors = [p for p in theirs.parameters() if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
@@ -123,7 +123,7 @@ def test_adamw_alone_equals_torch() -> None:
 @pytest.mark.parametrize("count", [1, 1000])
 def test_clip_equals_torch_and_reports_the_norm(count: int) -> None:
     ours, theirs = tiny_model(), tiny_model()
-    optimizer = Optimizer(Whole(ours), OptimizerSettings())
+    optimizer = Optimizer(Layout(ours), OptimizerSettings())
     gradients(ours, optimizer, 0)
     cross_entropy(theirs, random_batch(0)).total.backward()
     norm = optimizer.clip(0.5, count)
@@ -146,7 +146,10 @@ def test_tables_go_to_adamw_and_the_inside_to_muon() -> None:
 def test_state_goes_round_and_rejects_another_shape() -> None:
     parts = fused_parts(tiny_config())
     one, two = tiny_model(0), tiny_model(1)
-    first, second = Optimizer(Whole(one), OptimizerSettings(), parts), Optimizer(Whole(two), OptimizerSettings(), parts)
+    first, second = (
+        Optimizer(Layout(one), OptimizerSettings(), parts),
+        Optimizer(Layout(two), OptimizerSettings(), parts),
+    )
     for seed in range(3):
         gradients(one, first, seed)
         first.step()
@@ -163,7 +166,7 @@ def test_state_goes_round_and_rejects_another_shape() -> None:
 
 def test_bfloat16_weights_follow_a_float32_master() -> None:
     model = tiny_model()
-    optimizer = Optimizer(Whole(model, torch.bfloat16), OptimizerSettings())
+    optimizer = Optimizer(Layout(model, torch.bfloat16), OptimizerSettings())
     assert all(p.dtype == torch.bfloat16 for p in model.parameters())
     for p in model.parameters():
         p.grad.fill_(0.25)
@@ -181,7 +184,7 @@ def test_coarse_iteration_is_close_to_the_fine_one() -> None:
     fine, coarse = tiny_model(), tiny_model()
     updates = []
     for model, rough in ((fine, False), (coarse, True)):
-        optimizer = Optimizer(Whole(model), OptimizerSettings(coarse=rough))
+        optimizer = Optimizer(Layout(model), OptimizerSettings(coarse=rough))
         before = model.layers[0].down.weight.detach().clone()
         gradients(model, optimizer, 0)
         optimizer.step()
@@ -192,7 +195,7 @@ def test_coarse_iteration_is_close_to_the_fine_one() -> None:
 
 def test_a_frozen_model_is_refused() -> None:
     with pytest.raises(KlypeError, match="frozen"):
-        Optimizer(Whole(tiny_model().requires_grad_(False)), OptimizerSettings())
+        Optimizer(Layout(tiny_model().requires_grad_(False)), OptimizerSettings())
 
 
 @given(st.floats(0, 1), st.floats(0, 0.3), st.floats(0, 1), st.floats(0, 1))

@@ -28,7 +28,7 @@ from klype.errors import Interrupted, KlypeError, UsageError
 from klype.model.compiled import compiled_backend
 from klype.model.lora import AdaptedTransformer, LoraSettings
 from klype.train import parallel
-from klype.train.layout import Whole
+from klype.train.layout import Layout
 from klype.train.loop import Session, Settings, train
 from klype.train.objectives import cross_entropy, with_rehearsal
 from klype.train.optimizer import Optimizer, OptimizerSettings, fused_parts
@@ -249,7 +249,7 @@ def _same_update(folder: Path) -> None:
         for i, (n, p) in enumerate(tiny_model().named_parameters())
     }
     whole, lent = tiny_model(), tiny_model()
-    one = Optimizer(Whole(whole), OptimizerSettings(decay=0.1), PARTS)
+    one = Optimizer(Layout(whole), OptimizerSettings(decay=0.1), PARTS)
     layout = Sharded(lent, torch.float32, torch.device("cpu"))
     many = Optimizer(layout, OptimizerSettings(decay=0.1), PARTS)
     assert lent.head.weight.numel() == 0

@@ -11,13 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from train_toys import Bigram, finite_differences, random_batch
 
-from klype.train.preference import PreferenceSettings, bradley_terry, davidson, pairs_right, plackett_luce, preference
+from klype.train.preference import PreferenceSettings, davidson, pairs_right, plackett_luce, preference
 from klype.train.scoring import score_answers
-from klype.values import Batch
+from klype.values import Batch, Loss
 
 torch.set_num_threads(1)
 V = 5
 RANKS = torch.tensor([[0, 1, 2, 3], [0, 0, 1, -1], [1, 1, 0, 1], [0, 0, 0, 0], [0, -1, -1, -1]])
+
+
+def bradley_terry(chosen_P: torch.Tensor, rejected_P: torch.Tensor, margin: float = 0.0) -> Loss:
+    """-log σ(chosen - rejected - margin), summed over P pairs."""
+    loss_P = -torch.nn.functional.logsigmoid(chosen_P - rejected_P - margin)
+    return Loss(loss_P.sum(), torch.tensor(float(loss_P.numel())))
 
 
 def scores(seed: int = 0) -> torch.Tensor:

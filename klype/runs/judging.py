@@ -16,7 +16,7 @@ from klype.preferences.annotators import Scorer, rank_simulated, ranks
 from klype.runs.ranking import RankedSets
 from klype.runs.task import Task
 from klype.train.preference import Ranked
-from klype.train.reward_model import PairOutcomes, RewardModel, bias_audit, pair_outcomes
+from klype.train.reward_model import RewardModel, bias_audit, pairs_by_ranking
 from klype.values import Figure, Question, Ranking
 
 BINS = 8
@@ -82,20 +82,17 @@ def pairs(scored: Sequence[tuple[Sequence[int], Sequence[float]]]) -> tuple[list
 
 def agreement(model: RewardModel, ranked: RankedSets, task: Task, seed: int) -> dict[str, Figure]:
     """Held-out pair accuracy, the annotator's agreement with itself, and what the reward leans on beside the taste."""
-    outcomes = pair_outcomes(model, ranked.held_out) if ranked.held_out else None
-    figures = {"pair_accuracy": _accuracy(outcomes), "ceiling": _ceiling(ranked, task, seed)}
-    if outcomes is not None:
+    pairs = [found for found in pairs_by_ranking(model, ranked.held_out) if found[1]]
+    figures = {"pair_accuracy": _share_right(pairs), "ceiling": _ceiling(ranked, task, seed)}
+    if ranked.held_out:
         figures |= _audit(model, ranked, task)
     return figures
 
 
-def _accuracy(outcomes: PairOutcomes | None) -> Figure:
-    if outcomes is None or not len(outcomes.right):
+def _share_right(pairs: Sequence[tuple[float, float]]) -> Figure:
+    if not pairs:
         return Figure(None, why="no held-out pair is ordered")
-    questions = np.unique(outcomes.question)
-    right = [float(outcomes.right[outcomes.question == q].sum()) for q in questions]
-    pairs = [float((outcomes.question == q).sum()) for q in questions]
-    return ratio_of_means(right, pairs, "share of pairs")
+    return ratio_of_means([right for right, _ in pairs], [of for _, of in pairs], "share of pairs")
 
 
 def _ceiling(ranked: RankedSets, task: Task, seed: int) -> Figure:
@@ -108,10 +105,7 @@ def _ceiling(ranked: RankedSets, task: Task, seed: int) -> Figure:
     def again(index: int, rng: random.Random) -> Ranking:
         return rank_simulated(annotator, exact[index].question, exact[index].candidates, noise, rng)
 
-    found = [(right, pairs) for right, pairs in with_itself(again, len(exact), seed, repeats=5) if pairs]
-    if not found:
-        return Figure(None, why="no held-out pair is ordered")
-    return ratio_of_means([r for r, _ in found], [p for _, p in found], "share of pairs")
+    return _share_right([found for found in with_itself(again, len(exact), seed, repeats=5) if found[1]])
 
 
 def _audit(model: RewardModel, ranked: RankedSets, task: Task) -> dict[str, Figure]:

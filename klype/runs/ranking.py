@@ -36,11 +36,6 @@ BY_HAND = 40  # questions that a person is asked to rank
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
-    says: str
-
-
-@dataclass(frozen=True, slots=True)
 class RankedSets:
     """Rankings as token ids; ``exact`` are the held-out ones with their texts. ``noise``: the ranker's known chance
     to err, None for people."""
@@ -59,7 +54,7 @@ def make(
     folder: Path,
     say: Say,
     seconds: float = math.inf,
-) -> Made:
+) -> str:
     """Fills the run's store; what is there already stays (a person's work goes on where it stopped).
     Simulated ones are as many as fit into ``seconds``."""
     with open_store(folder) as store:
@@ -88,14 +83,14 @@ def _older(folder: Path) -> list[Entry]:
     return found
 
 
-def _given(store: Store, given: Sequence[Ranking]) -> Made:
+def _given(store: Store, given: Sequence[Ranking]) -> str:
     parts = _parts([r.question for r in given])
     entries = [entry_of(r, part, "imported") for r, part in zip(given, parts, strict=True)]
     store.put(entries)
-    return Made(f"{len(given)} rankings were given; {parts.count('held-out')} of them are held out")
+    return f"{len(given)} rankings were given; {parts.count('held-out')} of them are held out"
 
 
-def _by_hand(store: Store, model: Transformer, task: Task, seed: int, say: Say) -> Made:
+def _by_hand(store: Store, model: Transformer, task: Task, seed: int, say: Say) -> str:
     if not store.questions():
         questions = _each_once([task.questions(1)(i) for i in range(BY_HAND)], [])
         store.add(_asked(questions, draw(model, task, questions, seed), _parts(questions)))
@@ -104,10 +99,10 @@ def _by_hand(store: Store, model: Transformer, task: Task, seed: int, say: Say) 
     held_out = sum(e.asked.part == "held-out" for e in done)
     if not done:
         raise KlypeError("Nothing was ranked.", "Rank at least one question, or let the simulated annotator do it.")
-    return Made(f"{len(done)} questions ranked by you; {held_out} of them are held out")
+    return f"{len(done)} questions ranked by you; {held_out} of them are held out"
 
 
-def _simulated(store: Store, model: Transformer, task: Task, seed: int, seconds: float) -> Made:
+def _simulated(store: Store, model: Transformer, task: Task, seed: int, seconds: float) -> str:
     section = task.recipe.rank
     annotator = Scorer(task.annotator_name, lambda question, answer: task.judge(question, answer, True).score)
     entries: list[Entry] = []
@@ -132,7 +127,7 @@ def _simulated(store: Store, model: Transformer, task: Task, seed: int, seconds:
             drawn += len(one.candidates) if part == "train" else 0
     store.put(entries)
     ranked = sum(e.asked.part == "train" for e in entries)
-    return Made(f"{ranked} questions, {drawn:,} answers, ranked by the simulated annotator")
+    return f"{ranked} questions, {drawn:,} answers, ranked by the simulated annotator"
 
 
 def _each_once(questions: Sequence[Question], but: Sequence[Question]) -> list[Question]:

@@ -172,7 +172,7 @@ def rank(run: Run) -> None:
     folder = run.folder / "rank"
     seconds = seconds_for(run, "rank") if isinstance(run.options, RunOptions) else math.inf
     made = ranking.make(run.model("finetune"), run.task, run.options, folder, run.say, seconds)
-    run.say.stage_end(made.says)
+    run.say.stage_end(made)
 
 
 # The loop, as all stages use it

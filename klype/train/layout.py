@@ -2,7 +2,7 @@
 
 The optimizer works on flat buffers in which every parameter has its place, so that gradients are collected, the
 momentum and AdamW moved in one sweep each, whatever the number of parameters: for a tiny model that is the difference
-between an optimizer that is noticed and one that is not. On one process (``Whole``) the parameters are views of such a
+between an optimizer that is noticed and one that is not. On one process (``Layout``) the parameters are views of such a
 buffer; on several (sharded.py) each process has its own rows of each parameter in it, and nothing of the others'.
 """
 
@@ -12,7 +12,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -113,14 +113,25 @@ class Places:
         ]
 
 
-class Home(Protocol):
-    """What ``backward`` leaves gradients in: a flat buffer that it adds to."""
+class Home:
+    """The gradients of a model's parameters: a flat buffer that ``backward`` adds to."""
 
-    gradient: torch.Tensor
+    def __init__(self, parameters: Sequence[nn.Parameter], places: Places, gradient: torch.Tensor) -> None:
+        self.gradient = gradient
+        self._owned = list(zip(parameters, places.views(gradient), strict=True))
 
     def backward(self, total: torch.Tensor) -> None:
         """Adds the gradient of ``total``; of a constant there is none."""
-        ...
+        if total.requires_grad:
+            total.backward()  # type: ignore[no-untyped-call]
+        for parameter, own in self._owned:
+            self._collect(parameter, own)
+
+    def _collect(self, parameter: nn.Parameter, own: torch.Tensor) -> None:
+        if parameter.grad is not own:  # somebody cleared or replaced it
+            if parameter.grad is not None:
+                own.copy_(parameter.grad)
+            parameter.grad = own
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,66 +146,11 @@ class WholeMatrices:
     scatter: Callable[[], None] = lambda: None
 
 
-class Layout(Protocol):
-    """``model`` is what computes. A parameter's *own* tensor is what of it is here."""
+class Layout:
+    """Where the weights are: one process has everything; of several, each has its shards (sharded.py).
 
-    model: nn.Module
-    workers: Workers
-
-    def objective(self, objective: Objective) -> Objective:
-        """The objective as ``model`` computes it."""
-        ...
-
-    def own(self, tensor: torch.Tensor) -> torch.Tensor: ...
-
-    def own_of(self, whole: torch.Tensor) -> torch.Tensor:
-        """What of a tensor that is whole would be here."""
-        ...
-
-    def named(self, parameter: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-        """A tensor of the parameter's shape of which ``own`` is what is here."""
-        ...
-
-    def bind(self, parameters: Sequence[nn.Parameter], places: Places, flat: tuple[torch.Tensor, torch.Tensor]) -> Home:
-        """Lets the model compute with the flat weights, and its gradient be added to the flat gradient."""
-        ...
-
-    def twin(self, parameters: Sequence[nn.Parameter]) -> Home:
-        """Lets a copy of the model use the same weights, with a buffer for gradients of its own."""
-        ...
-
-    def whole_matrices(self, named: Sequence[tuple[str, nn.Parameter]], own: Sequence[torch.Tensor]) -> WholeMatrices:
-        """Of these matrices, of which ``own`` is what is here, those that this process computes on."""
-        ...
-
-    def norm(self, gradient: torch.Tensor) -> torch.Tensor:
-        """Of the whole gradient, of which this is what is here."""
-        ...
-
-    def change(self, changes: Sequence[Change]) -> None:
-        """Changes the flat weights, region by region, and lets the model have them."""
-        ...
-
-    def publish(self) -> None:
-        """Lets the model have weights that were changed by others."""
-        ...
-
-    def weights(self) -> dict[str, torch.Tensor]:
-        """Those that the model computes with, whole, float32, on the CPU; on the first process only."""
-        ...
-
-    def release(self) -> None:
-        """Gives the model that was to be trained float32 weights of its own, and its buffers back."""
-        ...
-
-    def abandon(self) -> None:
-        """The same after an error, which may be one process's alone: nothing that needs the others."""
-        ...
-
-
-class Whole:
-    """One process has everything. With ``dtype`` bfloat16 the model computes with rounded weights, while a float32
-    master is what is updated and saved.
+    ``model`` is what computes. With ``dtype`` bfloat16 it does so with rounded weights, while a float32 master is what
+    is updated and saved. A parameter's *own* tensor is what of it is here.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype = torch.float32, workers: Workers | None = None) -> None:
@@ -204,38 +160,54 @@ class Whole:
         self._device = next(model.parameters()).device
 
     def objective(self, objective: Objective) -> Objective:
+        """The objective as ``model`` computes it."""
         return lambda model, batch: objective(model, batch.to(self._device))
 
     def own(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.data
 
     def own_of(self, whole: torch.Tensor) -> torch.Tensor:
+        """What of a tensor that is whole would be here."""
         return whole
 
     def named(self, parameter: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+        """A tensor of the parameter's shape of which ``own`` is what is here."""
         return own
 
     def bind(self, parameters: Sequence[nn.Parameter], places: Places, flat: tuple[torch.Tensor, torch.Tensor]) -> Home:
+        """Lets the model compute with the flat weights, and its gradient be added to the flat gradient."""
         self._buffers = round_buffers(self.model, self._dtype)
         self._parameters, self._places = parameters, places
         self._master, gradient = flat
         whole = self._dtype == torch.float32
         self._low = self._master if whole else self._master.to(self._dtype)
-        return _Views(parameters, places, self._low, gradient if whole else torch.zeros_like(self._low))
+        return self._home(parameters, gradient if whole else torch.zeros_like(self._low))
 
     def twin(self, parameters: Sequence[nn.Parameter]) -> Home:
-        return _Views(parameters, self._places, self._low, torch.zeros_like(self._low))
+        """Lets a copy of the model use the same weights, with a buffer for gradients of its own."""
+        return self._home(parameters, torch.zeros_like(self._low))
+
+    def _home(self, parameters: Sequence[nn.Parameter], gradient: torch.Tensor) -> Home:
+        """The parameters become views of the flat weights, their gradients of the flat gradient."""
+        places, low = self._places, self._low
+        for parameter, own, weight in zip(parameters, places.views(gradient), places.views(low), strict=True):
+            parameter.data, parameter.grad = weight, own
+        return Home(parameters, places, gradient)
 
     def whole_matrices(self, named: Sequence[tuple[str, nn.Parameter]], own: Sequence[torch.Tensor]) -> WholeMatrices:
+        """Of these matrices, of which ``own`` is what is here, those that this process computes on."""
         return WholeMatrices([name for name, _ in named], own)
 
     def norm(self, gradient: torch.Tensor) -> torch.Tensor:
+        """Of the whole gradient, of which this is what is here."""
         norms = self.workers.sweep(lambda at: torch.linalg.vector_norm(gradient[at]), slice(0, len(gradient)))
         norm: torch.Tensor = torch.linalg.vector_norm(torch.stack(norms))
         return norm
 
     def change(self, changes: Sequence[Change]) -> None:
-        """A stretch is rounded while it is in a core's cache. Torch knows that the weights changed (whoever caches can
+        """Changes the flat weights, region by region, and lets the model have them.
+
+        A stretch is rounded while it is in a core's cache. Torch knows that the weights changed (whoever caches can
         tell).
         """
 
@@ -248,12 +220,15 @@ class Whole:
         increment_version(self._parameters)
 
     def publish(self) -> None:
+        """Lets the model have weights that were changed by others."""
         self.change([(slice(0, len(self._master)), lambda at: None)])
 
     def weights(self) -> dict[str, torch.Tensor]:
+        """Those that the model computes with, whole, float32, on the CPU; on the first process only."""
         return weights_of(self.model)
 
     def release(self) -> None:
+        """Gives the model that was to be trained float32 weights of its own, and its buffers back."""
         for module, name, buffer in self._buffers:
             setattr(module, name, buffer)
         for parameter, view in zip(self._parameters, self._places.views(self._master), strict=True):
@@ -261,28 +236,8 @@ class Whole:
             parameter.data = view.clone()
 
     def abandon(self) -> None:
+        """The same after an error, which may be one process's alone: nothing that needs the others."""
         self.release()
-
-
-class _Views:
-    """The home of a model whose parameters are views of flat weights, and their gradients of a flat gradient."""
-
-    def __init__(
-        self, parameters: Sequence[nn.Parameter], places: Places, weights: torch.Tensor, gradient: torch.Tensor
-    ) -> None:
-        self.gradient = gradient
-        self._owned = list(zip(parameters, places.views(gradient), strict=True))
-        for (parameter, own), weight in zip(self._owned, places.views(weights), strict=True):
-            parameter.data, parameter.grad = weight, own
-
-    def backward(self, total: torch.Tensor) -> None:
-        if total.requires_grad:
-            total.backward()  # type: ignore[no-untyped-call]
-        for parameter, own in self._owned:
-            if parameter.grad is not own:  # somebody cleared or replaced it
-                if parameter.grad is not None:
-                    own.copy_(parameter.grad)
-                parameter.grad = own
 
 
 def weights_of(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -18,7 +18,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -33,7 +33,7 @@ from klype import config, durable
 from klype.errors import Interrupted, KlypeError, UsageError
 from klype.model.transformer import Transformer
 from klype.train import parallel
-from klype.train.layout import Layout, Parts, Replicas, Whole, Workers
+from klype.train.layout import Layout, Parts, Replicas, Workers
 from klype.train.objectives import Objective, cross_entropy
 from klype.train.optimizer import Optimizer, OptimizerSettings, Schedule, factor
 from klype.train.resume import Metrics, MetricsFile, State, read_newest, states, write_state
@@ -205,7 +205,7 @@ class _Run:
         if not parallel.is_first():
             return nullcontext()
         self._metrics = MetricsFile(self.folder / "metrics.jsonl", step)
-        return self._metrics
+        return closing(self._metrics)
 
     @torch.no_grad()
     def measure(self, batch: Batch) -> Loss:
@@ -382,7 +382,7 @@ class _Run:
 def _layout(model: nn.Module, settings: Settings, workers: int) -> Layout:
     dtype: torch.dtype = getattr(torch, settings.precision)
     if parallel.ranks() == 1:
-        return Whole(model, dtype, Workers(1 if settings.compile else workers))
+        return Layout(model, dtype, Workers(1 if settings.compile else workers))
     from klype.train.sharded import Sharded
 
     return Sharded(model, dtype, parallel.device(), settings.compile)

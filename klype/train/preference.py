@@ -13,7 +13,6 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 from torch import nn
-from torch.nn import functional
 
 from klype import config
 from klype.data.order import Permutation, mix
@@ -47,12 +46,6 @@ def plackett_luce(
     if weights_Q is None:
         return Loss(loss_Q.sum(), count_Q.sum())
     return Loss(loss_Q @ weights_Q, count_Q @ weights_Q)
-
-
-def bradley_terry(chosen_P: torch.Tensor, rejected_P: torch.Tensor, margin: float = 0.0) -> Loss:
-    """-log σ(chosen - rejected - margin), summed over P pairs."""
-    loss_P = -functional.logsigmoid(chosen_P - rejected_P - margin)
-    return Loss(loss_P.sum(), torch.tensor(float(loss_P.numel()), dtype=loss_P.dtype, device=loss_P.device))
 
 
 def davidson(

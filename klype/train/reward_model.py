@@ -31,17 +31,9 @@ from klype.train.loop import Session, Settings, train
 from klype.train.optimizer import OptimizerSettings, Schedule
 from klype.train.preference import Ranked, davidson, pairs_right, plackett_luce, teaching
 from klype.train.scoring import Ids, answer_features, feature_names
-from klype.values import Batch, Figure, Floats, Ints, Loss, Trace
+from klype.values import Batch, Figure, Floats, Loss, Trace
 
 WEIGHTS, ABOUT = "reward.safetensors", "reward.json"
-
-
-@dataclass(frozen=True, slots=True)
-class PairOutcomes:
-    """Each ordered pair of held-out rankings: its question's index, and 1 when the scores agree, .5 when equal."""
-
-    question: Ints
-    right: Floats
 
 
 class RewardSettings(Settings):
@@ -87,12 +79,6 @@ class RewardModel:
         """[N]: the mean over the heads, centred and scaled."""
         scores: Floats = self.scores(prompts, answers).mean(1)
         return scores
-
-    def uncertainty(self, prompts: Sequence[Ids], answers: Sequence[Ids]) -> Floats:
-        """[N]: the standard deviation between the heads, in units of ``score``; needs more than one head."""
-        assert self.head.out_features > 1, "one head cannot disagree with itself"
-        spread: Floats = self.scores(prompts, answers).std(1, ddof=1)
-        return spread
 
     def scores(self, prompts: Sequence[Ids], answers: Sequence[Ids]) -> Floats:
         """[N, H]: every head's score."""
@@ -219,21 +205,11 @@ def _ranked(scores_QK: torch.Tensor, ranks_QK: torch.Tensor, weights_Q: torch.Te
     return Loss(loss.total + settings.centre * share * (mean_Q**2) @ weights_Q, loss.count)
 
 
-def pair_outcomes(model: RewardModel, rankings: Sequence[Ranked]) -> PairOutcomes:
-    """Every ordered pair of the rankings, for pair accuracy with an interval that takes questions as clusters."""
-    scores = model.score(*_flat(rankings))
-    questions: list[int] = []
-    right: list[float] = []
-    position = 0
-    for index, ranking in enumerate(rankings):
-        own = scores[position : position + len(ranking.answers)]
-        position += len(ranking.answers)
-        for i, better in enumerate(ranking.ranks):
-            for j, worse in enumerate(ranking.ranks):
-                if better < worse:
-                    questions.append(index)
-                    right.append(1.0 if own[i] > own[j] else 0.5 if own[i] == own[j] else 0.0)
-    return PairOutcomes(np.array(questions, dtype=np.int64), np.array(right, dtype=np.float64))
+def pairs_by_ranking(model: RewardModel, rankings: Sequence[Ranked]) -> list[tuple[float, float]]:
+    """Of each ranking, how many ordered pairs the scores order the same way (equal ones: half), of how many."""
+    scores = iter(model.score(*_flat(rankings)).tolist() if rankings else [])
+    own = [torch.tensor([[next(scores) for _ in ranking.answers]], dtype=torch.float64) for ranking in rankings]
+    return [pairs_right(s_QK, torch.tensor([ranking.ranks])) for s_QK, ranking in zip(own, rankings, strict=True)]
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -31,12 +31,12 @@ from klype.durable import hash_file
 from klype.errors import KlypeError
 from klype.model.transformer import Transformer
 from klype.train import parallel
-from klype.train.layout import Change, Home, Places, WholeMatrices, Workers, round_buffers
+from klype.train.layout import Change, Home, Layout, Places, WholeMatrices, Workers, round_buffers
 from klype.train.objectives import LossBeside, Objective
 from klype.values import Batch, Loss
 
 
-class Sharded:
+class Sharded(Layout):
     """The layout of several processes. The model that is to be trained lends its weights until ``release``; a copy of
     it, in shards, computes. With ``dtype`` bfloat16 what is gathered is rounded; shards and sums are float32.
     """
@@ -83,11 +83,8 @@ class Sharded:
 
     def bind(self, parameters: Sequence[nn.Parameter], places: Places, flat: tuple[torch.Tensor, torch.Tensor]) -> Home:
         self._parameters = parameters
-        self._master = places.views(flat[0])
-        return _Shards(parameters, flat[1], places)
-
-    def twin(self, parameters: Sequence[nn.Parameter]) -> Home:
-        raise AssertionError("several processes have one model each")
+        self._masters = places.views(flat[0])
+        return _Shards(parameters, places, flat[1])
 
     def whole_matrices(self, named: Sequence[tuple[str, nn.Parameter]], own: Sequence[torch.Tensor]) -> WholeMatrices:
         return _whole_matrices(named, own)
@@ -105,7 +102,7 @@ class Sharded:
 
     def publish(self) -> None:
         with torch.no_grad():
-            _copy([self.own(p) for p in self._parameters], self._master)
+            _copy([self.own(p) for p in self._parameters], self._masters)
 
     def weights(self) -> dict[str, torch.Tensor]:
         found: dict[str, torch.Tensor] = {}
@@ -119,7 +116,7 @@ class Sharded:
         """Every process gives its model all weights back."""
         lent = [p for p in self._lender.parameters() if p.requires_grad]
         sharded = [p for p in self.model.parameters() if p.requires_grad]
-        masters = dict(zip(self._parameters, self._master, strict=True))
+        masters = dict(zip(self._parameters, self._masters, strict=True))
         for whole, parameter in zip(lent, sharded, strict=True):
             master = self.named(parameter, masters[parameter])
             assert isinstance(master, DTensor)
@@ -142,20 +139,13 @@ class _Objective(nn.Module):
         return loss, [loss.total, *([loss.beside.total] if isinstance(loss, LossBeside) else [])]
 
 
-class _Shards:
+class _Shards(Home):
     """The home of a sharded model: the rows of the gradient that are this process's, summed over all processes."""
 
-    def __init__(self, parameters: Sequence[nn.Parameter], gradient: torch.Tensor, places: Places) -> None:
-        self.gradient = gradient
-        self._owned = list(zip(parameters, places.views(gradient), strict=True))
-
-    def backward(self, total: torch.Tensor) -> None:
-        if total.requires_grad:
-            total.backward()  # type: ignore[no-untyped-call]
-        for parameter, own in self._owned:
-            if isinstance(parameter.grad, DTensor):
-                own.add_(parameter.grad.to_local())
-            parameter.grad = None
+    def _collect(self, parameter: nn.Parameter, own: torch.Tensor) -> None:
+        if isinstance(parameter.grad, DTensor):
+            own.add_(parameter.grad.to_local())
+        parameter.grad = None
 
 
 def _whole_matrices(named: Sequence[tuple[str, nn.Parameter]], own: Sequence[torch.Tensor]) -> WholeMatrices:
