@@ -32,20 +32,20 @@ class Asking:
 
 
 def asking(opened: Opened, text: str, raw: bool | None) -> Asking:
-    """The world's question where the text is one of the run's, else plain text with normalised meanings."""
+    """The world's question where its language has the text, else plain text judged by what answers claim."""
     from klype.judge.meaning import meaning_of
-    from klype.runs.provenance import find_question, read_questions
+    from klype.runs.provenance import question_in
     from klype.values import Question
 
     plain = opened.as_raw(raw)
     prompt = prompt_of(opened, text, raw)
     run = opened.found.run
-    found = find_question(read_questions(run / "questions.jsonl"), text) if run is not None and not plain else None
-    world = world_of(opened) if found is not None else None
+    world = world_of(opened) if not plain else None
+    found = question_in(world, run, text) if run is not None and not plain else None
     question = found or Question("asked", text)
     meaning, judge = meaning_of(question, world)
     right: Callable[[str], bool | None] | None = None
-    if world is not None:
+    if world is not None and found is not None:
         known = world
         right = lambda answer: known.judge(question, answer).right
     return Asking(opened.source, prompt, question, meaning, judge, right)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from klype.world.world import ATTACHED, World
 def next_truth(found: Found, tokenizer: Tokenizer, text: str, raw: bool) -> dict[int, float] | None:
     """{token: probability} after ``text`` as the start of a document (``raw``), or as a question put to the model.
 
-    None where there is no truth to know: another recipe, or a question that is not among the run's held-out ones.
+    None where there is no truth to know: another recipe, or a question that the world's language does not have.
     """
     settings = read_run(found.run).get("settings", {}) if found.run else {}
     if found.run is None or settings.get("kind") != "world":
@@ -29,7 +30,7 @@ def next_truth(found: Found, tokenizer: Tokenizer, text: str, raw: bool) -> dict
     world = World(settings.get("world", "full"))
     if raw:
         return after(world.filter("document"), tokenizer, text)
-    question = find_question(read_questions(found.run / "questions.jsonl"), text)
+    question = question_in(world, found.run, text)
     return None if question is None else after(world.filter("chat", question), tokenizer, "")
 
 
@@ -50,6 +51,14 @@ def met(words: Filter, text: str) -> set[str]:
         reader.push(word)
         known |= set(reader.next())
     return known
+
+
+def question_in(world: World | None, run: Path, text: str) -> Question | None:
+    """What a text asks in a run's world: any question that its language has; else one that the run kept back."""
+    if world is not None:
+        with suppress(KlypeError):
+            return world.parse(text)
+    return find_question(read_questions(run / "questions.jsonl"), text)
 
 
 def find_question(questions: Sequence[Question], text: str) -> Question | None:

@@ -21,7 +21,7 @@ from klype.engine.speculation import LookupDraft, speculate
 from klype.errors import UsageError
 from klype.examine.truth import Reader
 from klype.preferences.records import Entry
-from klype.runs.provenance import find_question, read_questions
+from klype.runs.provenance import question_in
 from klype.runs.rankers import summary
 from klype.serve.worker import Job, Worker
 from klype.sources.opening import Opened
@@ -165,8 +165,8 @@ class SharedModel(Model):
         run = self.opened.found.run
         if run is None or self.opened.native is None or self.raw:
             return None
-        question = find_question(read_questions(run / "questions.jsonl"), text)
-        world = world_of(self.opened) if question is not None else None
+        world = world_of(self.opened)
+        question = None if world is None else question_in(world, run, text)
         return None if question is None or world is None else reader_of(self.opened, world)(question)
 
     def stop(self) -> None:

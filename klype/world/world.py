@@ -174,6 +174,58 @@ class World:
         name = zlib.crc32(f"{env.lang} {story} {asked}".encode())
         return Question(f"w{name:08x}", asked, story, tuple(answers), extra=extra)
 
+    def parse(self, text: str) -> Question:
+        """The question that a text asks, with the story before it: whatever ``question`` could have drawn.
+
+        Raises KlypeError that names the first word which the language cannot say there.
+        """
+        words = self.words_of(text)
+        furthest = 0
+        for lang in lex.LANGUAGES:
+            found, read = self._read(words, Env(lang=lang, manner=CHAT, dash=False))
+            furthest = max(furthest, read)
+            if found:
+                start, env, query = min(found, key=str)
+                return self._question(env, query, self.text(words[:start]), self.text(words[start:]))
+        if furthest == len(words):
+            raise KlypeError("The text ends before its question does.", "End it with a question about what was told.")
+        raise KlypeError(
+            f"“{words[furthest]}” (word {furthest + 1}) is not what the demo world's language could say there.",
+            "It tells up to four facts and asks about one of them.",
+        )
+
+    def _read(self, words: tuple[str, ...], env: Env) -> tuple[set[tuple[int, Env, Query]], int]:
+        """Every way to read words as a story and a question: where the question begins, what was told, what is asked.
+        And how many of the words could be read."""
+        told = "<told>"  # a word that no text has: what can say it next has told a whole fact
+        stories: set[State] = {((Call(self.grammar.fact), told, END), env)}
+        asking: set[tuple[int, State]] = {
+            (0, (symbols, bound))
+            for kind in FIXED
+            for item in fixed_items(kind, self.lexicon)
+            for _, symbols, bound in self.grammar.put(env, kind, item)
+        }
+        for t, word in enumerate(words):
+            onward = branches(stories)
+            for _, known in onward.get(told, ()):
+                asking |= {(t, (symbols, bound)) for _, symbols, bound in self.grammar.ask(known)}
+                if len(known.facts) < 4:
+                    for said, after in branches([((Call(self.grammar.fact), told, END), known)]).items():
+                        onward.setdefault(said, set()).update(after)
+            stories = onward.get(word, set())
+            asking = {(start, after) for start, state in asking for after in branches([state]).get(word, ())}
+            if not stories and not asking:
+                return set(), t
+        found = set()
+        todo = list(asking)
+        while todo:
+            start, (stack, bound) = todo.pop()
+            if stack and isinstance(stack[0], Call) and stack[0].rule == self.grammar.answer:
+                found.add((start, bound, stack[0].arguments[0]))
+            elif stack and not isinstance(stack[0], str):
+                todo += [(start, ((*said, *stack[1:]), after)) for _, said, after in expansions(stack[0], bound)]
+        return found, len(words)
+
     def retrieval(
         self, rng: random.Random, manner: Literal["bare", "sentence"], hard: bool = True
     ) -> tuple[str, Question]:

@@ -1,0 +1,62 @@
+"""Whatever the world can ask is understood when somebody else types it."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from klype.errors import KlypeError
+from klype.runs.provenance import question_in
+from klype.values import Question
+from klype.world import World
+from klype.world.questions import KINDS
+
+
+def unnamed(question: Question) -> Question:
+    """Without the fact that it was drawn to be about: of two that are told alike either is meant."""
+    return replace(question, extra={name: value for name, value in question.extra.items() if name != "about"})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "n"), [("small", 3500), ("full", 1500)])
+def test_a_drawn_question_parses_to_what_it_was_drawn_from(size: str, n: int) -> None:
+    world, rng, kinds = World(size), random.Random(7), set()  # type: ignore[arg-type]
+    for i in range(n):
+        drawn = world.question(rng, heldout=i % 5 == 0, hard=i % 7 == 0)
+        parsed = world.parse(drawn.prompt)
+        assert unnamed(parsed) == unnamed(drawn)
+        facts = tuple(map(tuple, drawn.extra["facts"]))
+        row = KINDS[drawn.extra["kind"]]
+        rights = [row.right(tuple(q.extra["about"]), facts) for q in (parsed, drawn)]
+        assert rights[0] == rights[1]
+        kinds.add(drawn.extra["kind"])
+    assert kinds == {name for name, kind in KINDS.items() if kind.relation != "walk"}
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("Kari er på skolen. Hvor er Ola?", "“Ola” (word 8)"),
+        ("What is love?", "“love” (word 3)"),
+        ("Kari er på skolen. Hvor er", "ends before its question"),
+        ("", "ends before its question"),
+    ],
+)
+def test_what_it_cannot_say_names_the_first_word_at_which_it_fails(text: str, told: str) -> None:
+    with pytest.raises(KlypeError) as raised:
+        World().parse(text)
+    assert told in str(raised.value)
+
+
+def test_a_question_of_ones_own_has_a_judge_and_a_meaning_in_both_languages() -> None:
+    world = World()
+    asked = question_in(world, Path("nowhere"), "Kari er på skolen. Ola er i byen. Hvor er Ola?")
+    assert asked is not None
+    assert world.judge(asked, "I byen.").right
+    assert not world.judge(asked, "På skolen.").right
+    english = world.parse("Kari is at school. Ola is in town. Where is Ola?")
+    assert world.meaning(asked, "Ola er i byen.") == world.meaning(english, "In town.") != frozenset()
+    assert question_in(world, Path("nowhere"), "What is love?") is None
