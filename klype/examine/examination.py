@@ -165,6 +165,8 @@ def draw(target: EvalTarget, settings: ExamSettings, temperature: float) -> list
 
 
 def _request(target: EvalTarget, settings: ExamSettings, place: int, temperature: float, n: int) -> Request:
+    # A large vocabulary's distributions are kept only where they are asked for by name: each is megabytes an answer.
+    listed = settings.keeps == "distributions" or (settings.keeps == "truth" and (target.whole or target.partial))
     return Request(
         target.prompts[place],
         n=n,
@@ -172,7 +174,7 @@ def _request(target: EvalTarget, settings: ExamSettings, place: int, temperature
         sampling=Sampling(temperature=temperature),
         seed=draw_seed(settings.seed, target.questions[place].prompt, temperature),
         stop=tuple(target.source.codec.stop),
-        top=-1 if settings.keeps != "answers" and (target.whole or target.partial) else 0,
+        top=-1 if listed else 0,
     )
 
 
