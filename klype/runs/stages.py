@@ -196,6 +196,7 @@ def learn(
         training = run.recipe.pretraining(planned.steps, run.task.tokens)
     if not planned.fused:
         trainee = model.using(TORCH)
+    own = torch.get_num_threads()
     torch.set_num_threads(planned.threading.threads)
     run.say.stage_start(stage, planned.steps)
     known, at = run.record.content["plan"][stage], newest_step(run.folder / stage)
@@ -215,7 +216,11 @@ def learn(
         run.say.note(f"{stage}: {budget.plan.steps:,} steps fit, at the pace that it really goes.")
         run.say.stage_start(stage, budget.plan.steps)
 
-    trained, tokens = budget.follow(start, tell)
+    try:
+        trained, tokens = budget.follow(start, tell)
+    finally:
+        # what is measured afterwards must not depend, in its last bits, on the threads that suited training
+        torch.set_num_threads(own)
     model.eval()
     run.say.stage_end(f"{trained.steps} steps, {tokens:,} tokens in {trained.seconds:.0f} s")
     return trained
