@@ -184,7 +184,7 @@ def test_a_document_has_a_ratio_to_every_peer(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("asked", "says"),
     [
-        ({"seconds": 0.0}, "--seconds"),
+        ({"seconds": 0.0}, "seconds should be"),
         ({"only": ("litgpt",)}, "no trainer 'litgpt'"),
         ({"texts": ("bible",)}, "no text 'bible'"),
         ({}, "holds no tinyshakespeare/input.txt or norske-lover/lover.jsonl"),

@@ -82,7 +82,7 @@ def test_a_document_has_every_ratio_with_its_bounds() -> None:
     assert document["ratios"]["a_vs_hf_bf16"] == {"value": None, "why": "gone"}
 
 
-@pytest.mark.parametrize(("minutes", "only", "says"), [(0.0, (), "--minutes"), (1.0, ("c",), "no shape 'c'")])
+@pytest.mark.parametrize(("minutes", "only", "says"), [(0.0, (), "minutes should be"), (1.0, ("c",), "no shape 'c'")])
 def test_bad_input_is_one_sentence(minutes: float, only: tuple[str, ...], says: str) -> None:
     with pytest.raises(UsageError, match=says):
         train(minutes, lambda text: None, only)

@@ -109,6 +109,10 @@ def test_a_folder_without_its_manifest_is_unfinished(tmp_path: Path) -> None:
         load(folder)
 
 
+INSIDE = 3
+"""Renames inside the draft, of the tokenizer's files: the folder itself is what it was."""
+
+
 def is_ended(die_at: int, work: Callable[[], None]) -> bool:
     """Does it in a process that is killed before its k-th rename; whether it came to its end."""
     pid = os.fork()
@@ -147,16 +151,16 @@ def test_killed_at_any_step_the_old_or_the_new_one_loads(tmp_path: Path, beside:
             loaded = load(folder)
             seed = {"old": 1, "new": 2}[loaded.about["stage"]]
             assert torch.equal(loaded.model(TOKENS), model(seed=seed)(TOKENS))
-            assert loaded.about["stage"] == "new" or die_at == 0
+            assert loaded.about["stage"] == "new" or die_at <= INSIDE
         else:
             assert not beside
-            assert die_at == 0
+            assert die_at <= INSIDE
         save(folder, model(seed=3), TOKENIZER, {"stage": "next"})
         assert (folder / "metrics.jsonl").exists() == beside
         assert not [f for f in (*folder.iterdir(), *tmp_path.iterdir()) if f.name.startswith(".")]
         if ended:
             break
-    assert tried == (10 if beside else 1)
+    assert tried == INSIDE + (10 if beside else 1)
 
 
 def kill_inside_saves(folder: Path, times: int) -> int:

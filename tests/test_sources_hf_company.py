@@ -134,9 +134,8 @@ def test_who_stays_is_answered_by_the_server_as_if_alone(folders: dict[str, Path
 @pytest.mark.slow
 def test_the_studio_writes_them_in_company(folders: dict[str, Path]) -> None:
     (one,) = opened_models([str(folders["gpt2"])], "float32")
-    assert one.engine is not None
+    assert one.worker is not None
     assert not one.speculates
-    assert one.source is not one.engine
     visited(one, open_hf(folders["gpt2"]), SHORT // 2, 0)
 
 

@@ -147,8 +147,8 @@ def test_the_truth_lies_within_the_bounds(remote: RemoteSource, temperature: flo
         assert (at.low_K - 1e-6 <= hot_V[:TOP]).all()
         assert (hot_V[:TOP] <= at.high_K + 1e-6).all()
         some = set(whole.ids[2:9].tolist())
-        low, high = bounds.mass_on(q, some)
-        assert low - 1e-6 <= p_V[2:9].sum() <= high + 1e-6
+        low, high = bounds.mass_at(q, temperature, size, some)
+        assert low - 1e-6 <= hot_V[2:9].sum() <= high + 1e-6
     settings = TreeSettings(Sampling(temperature=temperature), limit=3, budget=60, vocabulary=size)
     whole_tree = grow(native, prompt, TreeSettings(Sampling(temperature=temperature), limit=3, budget=3000, eps=1e-9))
     part = grow(remote, prompt, settings)
