@@ -32,7 +32,11 @@ def test_rows_are_judged_in_order_and_the_judge_is_named() -> None:
     assert [row.get("same", row.get("right")) for row in document["rows"]] == [True, False, True, True, None]
     assert [sorted(row) for row in document["rows"][1:3]] == [["judge", "same"], ["judge", "right"]]
     assert {row["judge"] for row in document["rows"]} == {document["judge"]} == {JUDGE}
-    assert document["error_rate"]["low"] < document["error_rate"]["value"] < document["error_rate"]["high"]
+    assert document["error_rate"] is None  # it is known of pairs alone
+    error = judged(ROWS[:2])["error_rate"]
+    assert error["low"] < error["value"] < error["high"]
+    french = {"question": "Quelle est la capitale?", "a": "Paris", "b": "Lyon"}
+    assert judged([french])["error_rate"] is None
     both = judged([ROWS[0], {"question": "Hva er hovedstaden i Norge?", "a": "Oslo", "b": "Det er Oslo."}])
     assert both["rows"][1]["same"] is True
     assert both["error_rate"] is None
@@ -72,6 +76,7 @@ def test_same_is_public_and_says_who_judged() -> None:
         ([{"question": "?", "a": "x"}], "Row 1 has neither"),
         ([{"question": "?", "a": 1, "b": "x"}], "Row 1: a should be a text"),
         ([{"question": "?", "answer": "x", "answers": "x"}], "Row 1: answers should be a list"),
+        ([{"question": "?", "answer": "x", "answers": None}], "Row 1: answers should be a list"),
     ],
 )
 def test_rows_of_neither_kind_are_refused(rows: list[dict[str, object]], why: str) -> None:

@@ -55,6 +55,16 @@ def test_a_question_asks_for_one_kind_of_answer(question: str, kind: str) -> Non
         ("Is water heavier than oil?", "Water is lighter than oil.", "Yes.", False),
         ("Can penguins fly?", "Penguins are birds. They cannot fly.", "No.", True),
         ("Kan pingviner fly?", "Nei, men de svømmer.", "Ja, det kan de.", False),
+        ("What is 3 - 8?", "-5", "5", False),
+        ("Which language is it?", "C++", "C#", False),
+        ("What is your mood?", "😀", "😢", None),
+        ("When is the meeting?", "3 May 2024", "7 May 2024", False),
+        ("When is the meeting?", "On Monday.", "On Tuesday.", False),
+        ("How far is it?", "5 km", "5 miles", None),
+        ("How many moons has Earth?", "One", "1", True),
+        ("Is the door open or closed?", "It is open.", "It is closed.", False),
+        ("Why is the sky blue?", "Because light is scattered.", "Because light is not scattered.", False),
+        ("Can penguins fly?", "They live in the south.", "No.", None),
     ],
 )
 def test_what_is_claimed_is_compared(question: str, a: str, b: str, same: bool) -> None:
@@ -106,6 +116,9 @@ def test_clusters_are_a_partition_and_two_hundred_are_no_matter() -> None:
         ("Which colours has the flag of Norway?", "red, white and blue", "It is blue, white and red.", True),
         ("Which colours has the flag of Norway?", "red, white and blue", "It is blue and yellow.", None),
         ("What is 12 times 4?", "48", "12 * 4 = 44", False),
+        ("What is the capital of Australia?", "Canberra", "Canberra is not the capital.", False),
+        ("What is the capital of Australia?", "Canberra", "It might be Canberra or Sydney.", None),
+        ("What is 3 - 8?", "-5", "5", False),
     ],
 )
 def test_a_reference_is_found_in_the_sentence_that_answers(
@@ -132,7 +145,7 @@ def test_the_rules_agree_with_a_reader_and_equal_words_do_not() -> None:
     assert f1["identical words", "en"] < 0.1
     assert f1["identical words", "nb"] < 0.1
     assert all(row["ari"]["value"] > 0.6 for row in document["clusters"] if row["judge"] != "identical words")
-    assert all(row["decided"]["value"] >= 0.9 > 0.1 > row["wrongly"]["value"] for row in document["right"])
+    assert all(row["decided"]["value"] >= 0.85 > 0.1 > row["wrongly"]["value"] for row in document["right"])
 
 
 def test_the_adjusted_rand_index_is_one_for_equal_and_about_zero_for_no_clustering() -> None:

@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from klype.judge.lexis import LANGUAGES, NEGATION, NO, YES
-from klype.judge.text import choices_named, normalise
+from klype.judge.lexis import LANGUAGES, NEGATION, NO, YES, words_of
+from klype.judge.text import choices_named
 from klype.values import Question
 
 Kind = Literal["choice", "yes or no", "number", "name", "explanation"]
@@ -24,7 +24,14 @@ JUDGE = "content of the answering sentence"
 # the shared ones, each question judged by thresholds that were chosen without it.
 NAMES_AGREE = 2 / 3  # of the shorter claim
 EXPLANATIONS_AGREE = 0.14  # of both sentences' words
-_WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
+_WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*(?:[+#]+|-(?!\w))?")  # "C++" and "A-", too
+READ = 4000  # characters of an answer: a claim stands at its beginning, and time grows with their square
+# "day", "uke" and the like are left out: they belong to what was asked as often as to the answer
+UNITS = words_of(
+    "km m cm mm mile miles foot feet ft inch inches mil kg g gram grams pound pounds tonn percent prosent"
+    " dollar dollars euro euros kr kroner celsius fahrenheit kelvin hour hours minute minutes second seconds"
+    " timer minutter sekunder"
+)
 _NUMERAL = re.compile(r"(?<![\w.,])-?(?:\d{1,3}(?:[ \u00a0\u202f]\d{3})+|\d{1,3}(?:,\d{3})+|\d+)(?:[.,]\d+)*(?!\w)")
 _SENTENCE = re.compile(r"(?<=[.!?:])\s+|\n+")
 
@@ -44,6 +51,9 @@ class Claim:
     value: int | float | bool | None = None
     words: tuple[str, ...] = ()
     sentence: frozenset[str] = frozenset()
+    units: frozenset[str] = frozenset()
+    beside: frozenset[float] = frozenset()
+    """Of a date: the numbers beside the year."""
 
 
 class Sameness:
@@ -67,14 +77,23 @@ class Sameness:
         """None when one of the answers is empty, or when neither claims anything that could be compared."""
         if not a.strip() or not b.strip():
             return None
-        if normalise(a) == normalise(b):
+        if bare(a) == bare(b):
             return True
         one, other = self.claim(a), self.claim(b)
-        if self.kind in ("choice", "yes or no", "number"):
-            if one.value is None and other.value is None:
-                return None
-            return one.value == other.value
+        if self.kind in ("choice", "yes or no"):
+            return None if one.value is None or other.value is None else one.value == other.value
+        if self.kind == "number" and (one.value is not None or other.value is not None):
+            if one.value != other.value:
+                return False
+            # "5 km" and "5 miles", 3 May and 7 May of one year
+            apart = one.units and other.units and one.units != other.units
+            days = one.beside and other.beside and not one.beside & other.beside
+            return None if apart else not days
         if self.kind == "explanation":
+            if bool(NEGATION & {*words(self._answering(a[:READ]))}) != bool(
+                NEGATION & {*words(self._answering(b[:READ]))}
+            ):
+                return False
             common = sum(_among(w, other.sentence) for w in one.sentence)
             return common >= EXPLANATIONS_AGREE * max(1, len(one.sentence) + len(other.sentence) - common)
         if not one.words and not other.words:
@@ -96,8 +115,9 @@ class Sameness:
         return True if True in verdicts else None if None in verdicts else False
 
     def _agrees(self, answer: str, reference: str) -> bool | None:
-        if normalise(answer) == normalise(reference):
+        if bare(answer) == bare(reference):
             return True
+        answer = answer[:READ]
         given, wanted = self.claim(answer), self.claim(reference)
         if self.kind in ("choice", "yes or no") and wanted.value is not None:
             return None if given.value is None else given.value == wanted.value
@@ -108,12 +128,14 @@ class Sameness:
                 return None if numbers & said else False
             return numbers <= said if given.value in numbers else False
         sentence = self._answering(answer)
-        if _stands_in(reference, sentence):
-            return True
+        if {"or", "eller"} & {*words(sentence)} - {*words(reference)} - {*words(self._text)}:
+            return None  # "Canberra or Sydney" says neither
+        if (standing := _stands_in(reference, sentence)) is not None:
+            return standing
         content = [word.stem for word in self._new(reference)]
         if content and all(_among(stem, [word.stem for word in self._new(sentence)]) for stem in content):
             return True
-        elsewhere = _stands_in(reference, answer) or any(_among(stem, given.words) for stem in content)
+        elsewhere = _stands_in(reference, answer) is not None or any(_among(stem, given.words) for stem in content)
         # an explanation in other words altogether may be right; a name may not
         return None if elsewhere or (self.kind != "name" and not given.words) else False
 
@@ -130,6 +152,7 @@ class Sameness:
         return self._claims[answer]
 
     def _read(self, answer: str) -> Claim:
+        answer = answer[:READ]
         match self.kind:
             case "choice":
                 named = choices_named(self._choices, answer)
@@ -137,7 +160,11 @@ class Sameness:
             case "yes or no":
                 return Claim(self._polarity(answer))
             case "number":
-                return Claim(self._number(answer))
+                value = self._number(answer)
+                if value is not None:
+                    dated = bool(re.search(self._lexis.year, self._text))
+                    beside = {number for _, number in self._numerals(answer) if number < 1000} if dated else set()
+                    return Claim(value, units=UNITS & {*words(answer)} - {*words(self._text)}, beside=frozenset(beside))
         sentence = self._answering(answer)
         return Claim(
             words=tuple(dict.fromkeys(word.stem for word in self._core(sentence))),
@@ -148,6 +175,10 @@ class Sameness:
         lexis = self._lexis
         if self._choices:
             return "choice"
+        either = re.search(r"([^\W_]+),? (?:or|eller) (?:\w+ )??([^\W_]+)", question.casefold())
+        if either:  # what one may choose from is no word of the question's own
+            self._content -= {self._stem(either[1]), self._stem(either[2])}
+            return "name"
         asks = question.rstrip().endswith("?") and not lexis.interrogative & {*self._text.split()}
         if self._head and (self._head[0] in lexis.auxiliary or asks):
             return "yes or no"
@@ -213,6 +244,7 @@ class Sameness:
     def _numerals(self, text: str) -> list[tuple[int, float]]:
         """(where it begins, value) of every number; number words in the question's own language only."""
         found = []
+        short = len(text.split()) <= 2
         for match in re.finditer(rf"{_NUMERAL.pattern}|[^\W\d_]+", text):
             said = match.group()
             if said[-1].isdigit():
@@ -220,7 +252,7 @@ class Sameness:
                 if re.fullmatch(r"-?\d+(\.\d+)?", plain):
                     found.append((match.start(), float(plain)))
             # "to" and "one" are mostly not meant as numbers
-            elif (word := said.casefold()) in self._lexis.numerals and word not in ("to", "one"):
+            elif (word := said.casefold()) in self._lexis.numerals and (short or word not in ("to", "one")):
                 found.append((match.start(), float(self._lexis.numerals[word])))
         return found
 
@@ -341,6 +373,11 @@ class SharedMeaning:
         return self._first[text]
 
 
+def bare(text: str) -> str:
+    """A text but for case, space and the punctuation around it: signs and symbols stay."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split()).strip(" .,;:!?…\"'“”«»()")
+
+
 def words(text: str) -> list[str]:
     return [word.replace("’", "'") for word in _WORD.findall(unicodedata.normalize("NFKC", text).casefold())]
 
@@ -353,11 +390,21 @@ def language_of(question: str) -> str:
     return max(LANGUAGES, key=lambda name: len(spoken & (LANGUAGES[name].empty | LANGUAGES[name].interrogative)))
 
 
-def _stands_in(reference: str, text: str) -> bool:
-    """Whether a text has the reference as a whole phrase, and no negation in the three words before it."""
-    said, wanted = words(text), words(reference)
-    starts = [i for i in range(len(said) - len(wanted) + 1) if said[i : i + len(wanted)] == wanted]
-    return bool(wanted) and any(not NEGATION & {*said[max(0, i - 3) : i]} for i in starts)
+def is_known(question: str) -> bool:
+    """Whether a question has little words of a language whose rules are known."""
+    return any({*words(question)} & (lexis.empty | lexis.interrogative) for lexis in LANGUAGES.values())
+
+
+def _stands_in(reference: str, text: str) -> bool | None:
+    """Whether a text has the reference as a whole phrase, undenied: no negation in the three words before and after it,
+    within its clause ("Portuguese, not Spanish"). None where it does not stand there at all."""
+    wanted, undenied = words(reference), []
+    n = len(wanted)
+    for clause in re.split(r"[,.;:!?](?=\s|$)", text):
+        said = words(clause)
+        starts = [i for i in range(len(said) - n + 1) if said[i : i + n] == wanted]
+        undenied += [not NEGATION & {*said[max(0, i - 3) : i], *said[i + n : i + n + 3]} for i in starts]
+    return any(undenied) if wanted and undenied else None
 
 
 def _alike(a: str, b: str) -> bool:

@@ -9,7 +9,9 @@ from klype.cli import options as o
 from klype.cli.terminal import Terminal
 from klype.errors import UsageError
 from klype.option import Option
+from klype.words.plain import harmless
 
+LONGEST = 120
 SIGNS = {True: "=", False: "≠", None: "?"}
 
 
@@ -39,10 +41,17 @@ def command(
         verdicts = [found.get("same", found.get("right")) for found in document["rows"]]
         for row, verdict in zip(rows, verdicts, strict=True):
             said = (row["a"], row["b"]) if "a" in row else (row["answer"], " | ".join(row["answers"]))
-            terminal.console.print(f"{said[0]}  {SIGNS[verdict]}  {said[1]}", markup=False, highlight=False)
+            line = f"{short(said[0])}  {SIGNS[verdict]}  {short(said[1])}"
+            terminal.console.print(line, markup=False, highlight=False)
         counts = {name: verdicts.count(value) for name, value in (("yes", True), ("no", False), ("unsure", None))}
         terminal.console.print(w("counts", n=len(verdicts), **counts), markup=False, highlight=False)
         if (error := document["error_rate"]) is not None:
             ends = {key: percent(error[key], lang) for key in ("value", "low", "high")}
             terminal.console.print(w("error", **ends), markup=False, highlight=False)
     terminal.document(document, out)
+
+
+def short(text: str) -> str:
+    """A stranger's text on one line."""
+    line = " ".join(harmless(text).split())
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - 1]}…"
