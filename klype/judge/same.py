@@ -51,6 +51,7 @@ class Claim:
     value: int | float | bool | None = None
     words: tuple[str, ...] = ()
     sentence: frozenset[str] = frozenset()
+    denies: bool = False
     units: frozenset[str] = frozenset()
     beside: frozenset[float] = frozenset()
     """Of a date: the numbers beside the year."""
@@ -63,10 +64,9 @@ class Sameness:
         self._choices, self._references = question.choices, question.answers
         self._lexis = LANGUAGES[language_of(question.question)]
         spoken = words(question.question)
-        self._asked = [w for w in spoken if w not in self._lexis.interrogative]
-        self._content = frozenset(
-            self._stem(w) for w in self._asked if w not in self._lexis.empty or w in self._lexis.opposites
-        )
+        little = (self._lexis.empty - self._lexis.opposites.keys()) | self._lexis.interrogative
+        self._asked = [w for w in spoken if w not in little]
+        self._content = frozenset(self._stem(w) for w in self._asked)
         self._head = spoken[:3]
         self._text = " ".join(spoken)
         self._numbers = frozenset(value for _, value in self._numerals(question.question))
@@ -90,9 +90,7 @@ class Sameness:
             days = one.beside and other.beside and not one.beside & other.beside
             return None if apart else not days
         if self.kind == "explanation":
-            if bool(NEGATION & {*words(self._answering(a[:READ]))}) != bool(
-                NEGATION & {*words(self._answering(b[:READ]))}
-            ):
+            if one.denies != other.denies:
                 return False
             common = sum(_among(w, other.sentence) for w in one.sentence)
             return common >= EXPLANATIONS_AGREE * max(1, len(one.sentence) + len(other.sentence) - common)
@@ -169,6 +167,7 @@ class Sameness:
         return Claim(
             words=tuple(dict.fromkeys(word.stem for word in self._core(sentence))),
             sentence=frozenset(word.stem for word in self._new(sentence)),
+            denies=bool(NEGATION & {*words(sentence)}),
         )
 
     def _kind(self, question: str) -> Kind:
@@ -198,20 +197,19 @@ class Sameness:
         lead = told[1].casefold() if told else spoken[0]
         if lead in YES or lead in NO:
             return lead in YES
-        about = [w for w in self._asked if w not in lexis.empty or w in lexis.opposites]
-        compared = next((w for w in about if w in lexis.opposites), None)
+        compared = next((w for w in self._asked if w in lexis.opposites), None)
         for sentence in _SENTENCE.split(answer):
-            said = self._compared(sentence, about, compared) if compared else self._affirmed(sentence, about)
+            said = self._compared(sentence, compared) if compared else self._affirmed(sentence)
             if said is not None:
                 return said
         return None
 
-    def _compared(self, sentence: str, about: list[str], more: str) -> bool | None:
+    def _compared(self, sentence: str, more: str) -> bool | None:
         """ "Is A heavier than B?" answered by "B is lighter than A": whether that affirms it."""
         spoken = words(sentence)
         ends = {more, *(w for w, other in self._lexis.opposites.items() if other == more), self._lexis.opposites[more]}
         at = next((i for i, w in enumerate(spoken) if w in ends), None)
-        things = [self._stem(w) for w in about if w != more]
+        things = [self._stem(w) for w in self._asked if w != more]
         if at is None or len(things) < 2:
             return None
         before = [stem for w in spoken[:at] if (stem := self._stem(w)) in (things[0], things[-1])]
@@ -222,13 +220,13 @@ class Sameness:
         other_end = spoken[at] == self._lexis.opposites[more]
         return not (denied ^ turned ^ other_end)
 
-    def _affirmed(self, sentence: str, about: list[str]) -> bool | None:
+    def _affirmed(self, sentence: str) -> bool | None:
         """Whether a sentence affirms or denies what was asked; None when it is about something else."""
         spoken = [w.split("'")[0] if w not in NEGATION else w for w in words(sentence)]
         stems = [self._stem(w) for w in spoken]
-        if not about:
+        if not self._asked:
             return None
-        subject, predicate = self._stem(about[0]), self._stem(about[-1])
+        subject, predicate = self._stem(self._asked[0]), self._stem(self._asked[-1])
         stands_for = {*spoken} & {"it", "they", "these", "he", "she", "den", "det", "de", "han", "hun"}
         at = next((i for i, stem in enumerate(stems) if _alike(stem, predicate)), None)
         if at is None:
