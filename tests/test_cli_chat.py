@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from klype.api.asking import fit, suggestions
 from klype.api.model import Model
 from klype.api.model import tempered as as_drawn
-from klype.cli.commands.chat import Talk, fit
+from klype.cli.commands.chat import Talk
 from klype.cli.commands.look import bar_of, visible
 from klype.cli.terminal import Terminal
 from klype.engine.engine import Engine
@@ -26,7 +28,9 @@ from klype.sources.opening import Opened, Pieces, native, room, stream
 from klype.text.chat import TEMPLATE, Message
 from klype.text.tokenizer import Tokenizer
 from klype.values import Request, Sampling
+from klype.words import LANGUAGES
 from klype.words.plain import harmless
+from klype.world import World
 
 Captured = pytest.CaptureFixture[str]
 TEXTS = [
@@ -126,6 +130,37 @@ def test_the_same_seed_gives_the_same_conversation(opened: Opened, capsys: Captu
     assert [m["role"] for m in first.messages] == ["user", "assistant"] * 2
     assert said(first) != said(other)
     assert harmless(said(first)[0]) in capsys.readouterr().out
+
+
+def test_where_single_questions_were_taught_each_is_answered_as_if_it_came_first(
+    opened: Opened, tmp_path: Path, capsys: Captured
+) -> None:
+    (tmp_path / "run.json").write_text(json.dumps({"settings": {"kind": "world"}}))
+    of_world = replace(opened, found=Found(tmp_path / "align", tmp_path, "align"))
+    cold = Sampling(temperature=0)
+    alone = Talk(Terminal(lang="en"), of_world, cold, 8, 0)
+    alone.take("Kari?")
+    talk, other = Talk(Terminal(lang="en"), of_world, cold, 8, 0), Talk(Terminal(lang="en"), opened, cold, 8, 0)
+    for each in (talk, other):
+        for line in ("Hunden drakk?", "Kari?", "Kari?"):
+            each.take(line)
+        told = capsys.readouterr()
+        assert ("oldest messages" in told.out + told.err) == (each is other)  # only its window can be full
+    assert said(talk)[1:] == said(alone) * 2
+    assert [trace.prompt for trace in talk.traces[1:]] == [alone.traces[0].prompt] * 2
+    assert len(other.traces[1].prompt) > len(alone.traces[0].prompt)  # who was taught conversations sees them
+
+
+def test_questions_to_try_are_drawn_new_and_can_be_asked(opened: Opened, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(json.dumps({"settings": {"kind": "world"}}))
+    of_world, world = replace(opened, found=Found(tmp_path / "align", tmp_path, "align")), World()
+    for lang in LANGUAGES:
+        first, again, other = (suggestions(of_world, lang, seed=seed) for seed in (0, 0, 1))
+        assert first == again != other
+        asked = [world.parse(text) for text in first]
+        assert [question.extra["lang"] for question in asked] == [lang] * 3
+        assert len({question.extra["kind"] for question in asked}) == 3
+    assert suggestions(opened, "en") == []
 
 
 def test_again_answers_the_same_message_anew(opened: Opened) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 import sys
 import threading
@@ -16,6 +17,7 @@ import pytest
 from klype.engine.engine import Event
 from klype.errors import KlypeError, UsageError
 from klype.preferences.records import Entry
+from klype.sources.find import Found
 from klype.sources.source import answers
 from klype.studio.alignment import start_alignment
 from klype.studio.conversation import Branches, Conversation, Turn
@@ -195,6 +197,25 @@ def test_a_window_that_is_full_forgets_the_oldest_turns() -> None:
         toy.prompt_after(talk, "🙂" * 200)
     with pytest.raises(UsageError, match="no room"):
         toy.rest_of(Branches("x").begin([1] * 160, Sampling(), 0), 10)
+
+
+def test_where_single_questions_were_taught_the_second_is_answered_as_if_it_came_first(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(json.dumps({"settings": {"kind": "world"}}))
+    taught, other = model(seed=1), model(seed=1)
+    taught.opened = replace(taught.opened, found=Found(tmp_path / "align", tmp_path, "align"))
+    for toy in (taught, other):
+        talk, cold = Conversation("k"), Sampling(temperature=0)
+        answers = []
+        for text in ("jeg gikk en tur", "hvor gikk hun?", "hvor gikk hun?"):
+            branches = Branches(toy.name)
+            answers.append(branches.begin(toy.prompt_after(talk, text), cold, seed=11))
+            asyncio.run(toy.extend(answers[-1], 10))
+            talk.turns.append(Turn(text, {toy.name: branches}))
+        alone = Branches(toy.name).begin(toy.prompt_after(Conversation("k"), "hvor gikk hun?"), cold, seed=11)
+        asyncio.run(toy.extend(alone, 10))
+        same = [(answer.prompt, answer.tokens) == (alone.prompt, alone.tokens) for answer in answers]
+        assert same == ([False, True, True] if toy is taught else [False, False, False])
+        toy.stop()
 
 
 def test_shares_of_paths_are_those_of_the_answers() -> None:

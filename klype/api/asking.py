@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from klype.judge.meaning import Meaning
     from klype.runs.provenance import Reading
     from klype.sources.opening import Opened
-    from klype.sources.source import Source
+    from klype.sources.source import Message, Source
     from klype.values import Question
     from klype.world import World
 
@@ -93,3 +94,66 @@ def world_of(opened: Opened) -> World | None:
 
     settings = read_run(opened.found.run).get("settings", {}) if opened.found.run else {}
     return World(settings.get("world", "full")) if settings.get("kind") == "world" else None
+
+
+def is_single_turn(opened: Opened) -> bool:
+    """Whether the model was taught single questions only, each with its own story, as in the demo world: what was said
+    before one would only confuse it."""
+    return world_of(opened) is not None
+
+
+def prompt_after(opened: Opened, messages: Sequence[Message], reserve: int) -> tuple[list[Message], list[int]] | None:
+    """What the model is given of a conversation, and the prompt: as much as fits (see ``fit``); where it was taught
+    single questions the last message alone, so that a question is answered as if it had been asked first."""
+    given = messages[-1:] if is_single_turn(opened) else messages
+    return fit(given, opened.prompt, opened.window, reserve)
+
+
+def fit(
+    messages: Sequence[Message], prompt: Callable[[Sequence[Message]], list[int]], window: int, reserve: int
+) -> tuple[list[Message], list[int]] | None:
+    """The newest messages whose prompt leaves ``reserve`` tokens of the window, with that prompt.
+
+    A system message at the start stays; what remains begins with a user's message. None: the last message alone
+    does not fit.
+    """
+    head = list(messages[:1]) if messages and messages[0]["role"] == "system" else []
+    tail = list(messages[len(head) :])
+    while tail:
+        ids = prompt([*head, *tail])
+        if len(ids) + reserve <= window:
+            return [*head, *tail], ids
+        tail = tail[1:]
+        while tail and tail[0]["role"] != "user":
+            tail = tail[1:]
+    return None
+
+
+def introduction(opened: Opened, lang: str) -> str:
+    """What the model has read, and whether each question stands alone; empty where nobody knows."""
+    from klype.words import words
+
+    reading = reading_from(opened)
+    if reading is None:
+        return ""
+    return f"{reading.about(lang)} {words(lang, 'reading')('alone') if is_single_turn(opened) else ''}".rstrip()
+
+
+TRIED = 12  # questions that are drawn for the shortest of different kinds among them
+
+
+def suggestions(opened: Opened, lang: str, count: int = 3, seed: int | None = None) -> list[str]:
+    """A few questions that the model can be asked, in this language, of different kinds: drawn new from the demo
+    world's language, of another run from its held-out ones. None where nobody knows any."""
+    from klype.runs.provenance import read_questions
+
+    rng, world, run = random.Random(seed), world_of(opened), opened.found.run
+    if world is not None:
+        drawn = [q for q in (world.question(rng, heldout=True) for _ in range(3 * TRIED)) if q.extra["lang"] == lang]
+    else:
+        known = read_questions(run / "questions.jsonl") if run is not None else []
+        mine = [q for q in known if q.extra.get("lang", lang) == lang and "before" not in q.extra]
+        drawn = rng.sample(mine, min(TRIED, len(mine)))
+    drawn = sorted(drawn[:TRIED], key=lambda question: len(question.prompt))
+    kinds = {str(question.extra.get("kind", question.id)): question.prompt for question in reversed(drawn)}
+    return sorted(kinds.values(), key=len)[:count]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from klype.api.asking import Asking, asking, reading_from, world_of
+from klype.api.asking import Asking, asking, prompt_after, reading_from, world_of
 from klype.api.examinee import reader_of
 from klype.api.model import Model
 from klype.device import EnergyMeter
@@ -78,22 +78,19 @@ class SharedModel(Model):
         return asking(self.opened, text, None)
 
     def prompt_after(self, conversation: Conversation, question: str) -> list[int]:
-        """The prompt of a new turn. The oldest turns leave a window that is full; raises UsageError when even the last
-        message does not fit."""
-        reserve = min(64, self.window // 4)
+        """The prompt of a new turn. The oldest turns leave a window that is full, all of them a model that was taught
+        single questions; raises UsageError when even the last message does not fit."""
         if self.raw:
             prompt = self.opened.plain(question)
             if len(prompt) + 1 > self.window:
                 raise UsageError(f"The text has {len(prompt)} tokens, and {self.name} reads {self.window} at most.")
             return prompt
         messages = conversation.messages(self.name, question, self.opened.source.codec.decode)
-        while True:
-            prompt = self.opened.prompt(messages)
-            if len(prompt) + reserve <= self.window:
-                return prompt
-            if len(messages) == 1:
-                raise UsageError(f"The message has {len(prompt)} tokens, and {self.name} reads {self.window} at most.")
-            messages = messages[2:]
+        fitting = prompt_after(self.opened, messages, min(64, self.window // 4))
+        if fitting is None:
+            prompt = self.opened.prompt(messages[-1:])
+            raise UsageError(f"The message has {len(prompt)} tokens, and {self.name} reads {self.window} at most.")
+        return fitting[1]
 
     def rest_of(self, answer: Answer, limit: int) -> Request:
         """What is still to be written: after a fork the beginning belongs to the prompt. The same seed and place in the

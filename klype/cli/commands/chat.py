@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,7 @@ def command(
     With --json, messages are read from stdin, a line each, and the conversation is printed at the end.
     """
     model = model or o.newest_run()
+    from klype.api.asking import introduction
     from klype.api.model import load
     from klype.sources.opening import room
 
@@ -51,7 +52,7 @@ def command(
         talk.guessing = Guessing(opened, speculate)
     terminal.say("chat.hello", name=model)
     if talk.reading is not None:
-        terminal.aside(harmless(talk.reading.about(terminal.lang)))
+        terminal.aside(harmless(introduction(opened, terminal.lang)))
     for line in _lines(terminal):
         if not talk.take(line):
             break
@@ -62,7 +63,7 @@ class Talk:
     """The conversation's state: what was said, how answers are drawn, and the last answer's trace."""
 
     def __init__(self, terminal: Terminal, opened: Opened, sampling: Sampling, limit: int, seed: int) -> None:
-        from klype.api.asking import reading_from
+        from klype.api.asking import is_single_turn, reading_from
         from klype.api.model import Model
 
         self.terminal = terminal
@@ -74,7 +75,7 @@ class Talk:
         self.messages: list[Message] = []
         self.traces: list[Trace] = []
         self.sure = False
-        self.reading = reading_from(opened)
+        self.reading, self.alone = reading_from(opened), is_single_turn(opened)
         self.guessing: Guessing | None = None
         self.guesses: list[dict[str, Any]] = []
         self.certainties: list[dict[str, Any]] = []
@@ -122,16 +123,18 @@ class Talk:
         }
 
     def _answer(self) -> None:
+        from klype.api.asking import prompt_after
         from klype.api.model import AnswerStream
 
         window = self.opened.window
-        fitting = fit(self.messages, self.opened.prompt, window, min(self.limit, window // 4))
+        fitting = prompt_after(self.opened, self.messages, min(self.limit, window // 4))
         if fitting is None:
             self.messages.pop()
             self.terminal.say("chat.too_long", window=window)
             return
         kept, prompt = fitting
-        self._tell_dropped(len(self.messages) - len(kept))
+        if not self.alone:
+            self._tell_dropped(len(self.messages) - len(kept))
         limit = min(self.limit, window - len(prompt))
         request = self.model.request(tuple(prompt), self.sampling, limit, self.seed)
         request = replace(request, top=3, first_sample=self._answers)
@@ -280,23 +283,3 @@ def _lines(terminal: Terminal) -> Iterator[str]:
         except KeyboardInterrupt:  # what was typed is given up, the conversation is not
             plain.tell("")
             terminal.say("chat.ends")
-
-
-def fit(
-    messages: Sequence[Message], prompt: Callable[[Sequence[Message]], list[int]], window: int, reserve: int
-) -> tuple[list[Message], list[int]] | None:
-    """The newest messages whose prompt leaves ``reserve`` tokens of the window, with that prompt.
-
-    A system message at the start stays; what remains begins with a user's message. None: the last message alone
-    does not fit.
-    """
-    head = list(messages[:1]) if messages and messages[0]["role"] == "system" else []
-    tail = list(messages[len(head) :])
-    while tail:
-        ids = prompt([*head, *tail])
-        if len(ids) + reserve <= window:
-            return [*head, *tail], ids
-        tail = tail[1:]
-        while tail and tail[0]["role"] != "user":
-            tail = tail[1:]
-    return None
