@@ -1,16 +1,18 @@
 """One place for each kind of thing: what is added in one file of klype is seen by command line, API, server and studio.
 
-The additions are made to a copy of the package, for a table is read when klype starts.
+The additions are the worked examples of CONTRIBUTING.md, made to a copy of the package, for a table is read when klype
+starts.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,123 +79,23 @@ class Place:
         self.process.wait(30)
 
 
-def before(mark: str, new: str) -> Callable[[str], str]:
-    def edit(text: str) -> str:
-        assert text.count(mark) == 1, f"{mark!r} is there {text.count(mark)} times"
-        return text.replace(mark, new + mark)
-
-    return edit
-
-
-def sampler(text: str) -> str:
-    """top-a (the fork KoboldAI's): tokens of at least a · p_max²."""
-    function = """def top_a(logp_BV: Tensor, a: float) -> Tensor:
-    least_B1 = 2 * logp_BV.amax(-1, keepdim=True) + math.log(a)
-    return logp_BV.masked_fill(logp_BV < least_B1, -math.inf).log_softmax(-1)
-
-
-"""
-    declared = """    top_a: float = sampler(
-        0.0, least=0.0, most=1.0, slider=(0.0, 1.0, 0.1), shape=top_a, servers={"klype": "", "other": "topA"},
-        title={"en": "top-a", "nb": "top-a"}, help={"en": "At least a times the square.", "nb": "Minst a i annen."},
-    )
-"""
-    text = before("def typical(", function)(text)
-    text = before("    typical_p: float = sampler(", declared)(text)
-    return before("    typical_p: float\n", "    top_a: float\n")(text)
-
-
-def file_format(text: str) -> str:
-    """A line a row: a question, a bar, its answer."""
-    function = """def _barred(file: Path, options: TextOptions) -> Rows:
-    for number, line in enumerate(file.read_text().splitlines(), 1):
-        yield number, dict(zip(("question", "answer"), line.split("|"), strict=True))
-
-
-"""
-    text = before("TABLES: Mapping[str, Table] = {", function)(text)
-    return before('    ".jsonl": Table(', '    ".bar": Table(_barred, "line"),\n')(text)
-
-
-def decoder(text: str) -> str:
-    about = '{"en": "what comes without thinking", "nb": "det første"}'
-    row = f'Decoder("blunt", strategies.plain, {about}, spends=False),\n'
-    return before('        Decoder(\n            "sample",', f"        {row}")(text)
-
-
-def measure(text: str) -> str:
-    """How many words an answer has."""
-    function = """def spoken(evidence: Evidence) -> Figure:
-    return Figure(sum(len(one.words) for one in evidence.answers) / len(evidence.answers), unit="spoken words")
-
-
-"""
-    row = """    Measure("spoken", "spoken words", "neither", {"en": "Talkative", "nb": "Pratsom"},
-        {"en": "Its words, counted.", "nb": "Ordene, talt."}, spoken),
-"""
-    text = before("MEASURES: tuple", function)(text)
-    return before('    Measure("word_for_word"', row)(text)
-
-
-def source(text: str) -> str:
-    """A model of random weights that is made when it is opened."""
-    function = """def _open_toy(name: str, how: OpenOptions) -> Opened:
-    from klype.engine.engine import Engine
-    from klype.model import checkpoint
-    from klype.sources.find import Found
-    from klype.sources.opening import native
-
-    loaded = checkpoint.load(Path(name.removeprefix("toy:")), device=how.device.replace("auto", "cpu"))
-    return native(name, Found(Path(name)), loaded, Engine(loaded.model, decode_bytes=loaded.tokenizer.token_bytes))
-
-
-"""
-    row = """    ModelKind(("toy:",), "toy:NAME", lambda name: name.removeprefix("toy:"), _open_toy, where="but a toy"),
-"""
-    text = before("PATH = ModelKind(", function)(text)
-    return before('    ModelKind(\n        ("hf:",),', row)(text)
-
-
-LANGUAGE = """
-name = "Frysk"
-tag = "fy"
-also = ["fry"]
-reads = []
-decimal = ","
-group = "."
-grouped_from = 1000
-percent = " %"
-between = "; "
-hour = "u"
-quotes = ["'", "'"]
-[cli.next]
-rest = "al it oare: {share}"
-[studio_answer]
-heading = "Sjoch hoe't elk wurd keazen wurdt"
-[report.bar]
-language = "Taal"
-[report.measure]
-spoken = "Praatsk"
-"""
-
-ADDED: dict[str, Callable[[str], str]] = {
-    "words/fy.toml": lambda text: LANGUAGE,
-    "samplers.py": sampler,
-    "data/readers.py": file_format,
-    "answers/decoders.py": decoder,
-    "examine/measures.py": measure,
-    "sources/find.py": source,
-}
+def apply_examples(folder: Path) -> set[str]:
+    """Puts CONTRIBUTING's blocks where the line above each says; which files they are for."""
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"(?ms)^In `([^`]+)`(?:, before `([^`]+)`)?:\n\n```\w+\n(.*?)^```$", page)
+    for name, mark, new in blocks:
+        mark = mark.replace("\\n", "\n")
+        text = (folder / name).read_text(encoding="utf-8") if mark else ""
+        assert text.count(mark) == 1 or not mark, f"{mark!r} is {text.count(mark)} times in {name}"
+        (folder / name).write_text(text.replace(mark, new + mark), encoding="utf-8")
+    return {name for name, _, _ in blocks}
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     folder = tmp_path_factory.mktemp("place")
     shutil.copytree(ROOT / "klype", folder / "copy" / "klype")
-    for name, edit in ADDED.items():
-        file = folder / "copy" / "klype" / name
-        text = file.read_text(encoding="utf-8") if file.exists() else ""
-        file.write_text(edit(text), encoding="utf-8")
+    assert len(apply_examples(folder / "copy")) == 7
     tokenizer = Tokenizer.train(["Hvem gikk? Kari gikk til skolen. Hvor er Ola?"] * 3, 300, TEMPLATE)
     torch.manual_seed(2)
     config = ModelConfig(vocab_size=tokenizer.vocab_size, width=16, layers=1, heads=2, hidden=16, window=64)
@@ -269,6 +171,21 @@ told = [[[q.question, *q.answers] for q in read_questions("asked.bar")], [d.sour
     assert questions == [["Hvem gikk?", "Kari"], ["Hvor?", "hjemme"]]
     assert [Path(file).name for file in texts] == ["asked.bar"]
     assert ", .bar, " in pages["/runs en"]
+
+
+def test_a_reward(place: Place) -> None:
+    found, refused = place("""
+from klype.errors import UsageError
+from klype.train.rewards import load_function, scores
+found = list(scores(load_function("copy/brief.py:brief"), ["Hvor er Ola?"] * 2, ["Ola er i hagen.", "I hagen."]))
+try:
+    klype("align", RUN, "--reward", "copy/brief.py:long")
+except UsageError as error:
+    refused = error.message
+told = [found, refused]
+""")
+    assert found == [-4, -2]
+    assert "brief.py" in refused
 
 
 def test_a_decoder(place: Place) -> None:
