@@ -150,7 +150,7 @@ def test_questions_are_found_by_their_text(run: Path, question: Question) -> Non
     asked = read_questions(run / "questions.jsonl")
     assert [q.prompt for q in asked] == [question.prompt]
     assert find_question(asked, f" {question.prompt}\n") is asked[0]
-    assert find_question(asked, question.question) is asked[0]
+    assert find_question(asked, question.question) is None  # without its story it asks another thing
     assert find_question(asked, "Hva?") is None
     assert read_questions(run / "none.jsonl") == []
 

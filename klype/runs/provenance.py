@@ -62,10 +62,10 @@ def question_in(world: World | None, run: Path, text: str) -> Question | None:
 
 
 def find_question(questions: Sequence[Question], text: str) -> Question | None:
-    """The world's question with this text, or with this context and question."""
+    """The world's question with this text, context and all: the same words about another story ask another thing."""
     wanted = " ".join(text.split())
     for question in questions:
-        if question.extra and wanted in (" ".join(question.prompt.split()), " ".join(question.question.split())):
+        if question.extra and wanted == " ".join(question.prompt.split()):
             return question
     return None
 
