@@ -1,10 +1,10 @@
-# make setup | run | test | examples | bench | soak | screenshots | format | constraints | release | clean
+# make setup | run | test | examples | docs | bench | soak | screenshots | format | constraints | release | clean
 # PYTHON=python3.12 picks the interpreter, EXTRAS=bench adds an extra, ARGS passes options to `klype run`, FAST=1 tests less.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check examples bench soak screenshots format constraints release clean
+.PHONY: help setup run test check examples docs bench soak screenshots format constraints release clean
 
 PYTHON ?= python3
 EXTRAS ?=
@@ -17,7 +17,7 @@ SHOTS ?= screenshots
 
 comma := ,
 space := $(subst ,, )
-extras := dev$(comma)hf$(comma)data$(if $(strip $(EXTRAS)),$(comma)$(subst $(space),$(comma),$(strip $(EXTRAS))))
+extras := dev$(comma)hf$(comma)data$(comma)docs$(if $(strip $(EXTRAS)),$(comma)$(subst $(space),$(comma),$(strip $(EXTRAS))))
 stamp := .venv/ready-$(subst $(comma),-,$(extras))
 bin := .venv/bin
 # One thread a test worker, and waiting threads that sleep: several workers share the cores.
@@ -31,6 +31,7 @@ help:
 	@echo "make run          the whole life-cycle on the demo world (ARGS='--minutes 1' passes options)"
 	@echo "make test         all tests (FAST=1: what takes under two minutes)"
 	@echo "make examples     README's commands and the notebooks in examples/, in a fresh clone"
+	@echo "make docs         the documentation in both languages, in site/ (open site/index.html)"
 	@echo "make bench        a benchmark beside its peers (NAME=generate ARGS='--minutes 3'); which there are: make bench"
 	@echo "make soak         long fuzzing, and the coverage of all tests"
 	@echo "make screenshots  every page of the studio, with a run on it (RUN=runs/…), in SHOTS=screenshots; README's in docs/"
@@ -61,6 +62,9 @@ examples: setup
 	@$(smollm)
 	$(bin)/python scripts/examples.py
 
+docs: setup
+	$(bin)/python scripts/docs.py
+
 bench: setup
 	$(bin)/python -m benchmarks $(NAME) $(ARGS)
 
@@ -82,7 +86,7 @@ format: setup
 	$(bin)/ruff format .
 
 constraints: setup
-	$(bin)/python scripts/constraints.py dev hf data
+	$(bin)/python scripts/constraints.py dev hf data docs
 
 release: setup
 	rm -rf dist
@@ -90,4 +94,4 @@ release: setup
 	@ls -l dist
 
 clean:
-	rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv dist build site .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -27,7 +27,7 @@ Precision = Literal["float32", "bfloat16", "int8", "auto"]
 POLICY = (("OMP_WAIT_POLICY", "passive"), ("GOMP_SPINCOUNT", "1000"), ("KMP_BLOCKTIME", "0"))
 POWERCAP = Path("/sys/class/powercap")
 WAKING = 20e6
-"""Operations of a product in float32 that pay for a second thread (docs/log.md has what was measured)."""
+"""Operations of a product in float32 that pay for a second thread (docs/laboratory/log.md has what was measured)."""
 # glibc: malloc(3), mallopt(3)
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 

@@ -1,4 +1,4 @@
-"""Forty rankings typed at a terminal by somebody who knows no grammar, and what they change: docs/align.md.
+"""Forty rankings typed at a terminal by somebody who knows no grammar, and what they change: docs/how-to/align.md.
 
     python scripts/forty_rankings.py RUN OUT [--steps 40] [--seed 0]
 

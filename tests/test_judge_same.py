@@ -137,7 +137,7 @@ def test_choices_are_compared_by_what_is_chosen() -> None:
 
 @pytest.mark.slow
 def test_the_rules_agree_with_a_reader_and_equal_words_do_not() -> None:
-    """Floors of F1 and of the adjusted Rand index; what the benchmark prints is higher (docs/meaning.md)."""
+    """Floors of F1 and of the adjusted Rand index; what the benchmark prints is higher (docs/reference/judging.md)."""
     document = run()
     f1 = {(row["judge"], row["language"]): row["f1"]["value"] for row in document["rows"] if row["kind"] == "all"}
     assert f1["content of the answering sentence", "en"] > 0.75

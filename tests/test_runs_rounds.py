@@ -97,7 +97,7 @@ def test_rounds_stopped_anywhere_and_gone_on_with_are_straight(run: Path, tmp_pa
 
 @pytest.mark.slow
 def test_reward_hacking_is_a_matter_of_settings(run: Path, tmp_path: Path) -> None:
-    """As docs/align.md says: one flawed taste, the same rankings and reward model, with no KL penalty and with one."""
+    """As docs/how-to/align.md says: one flawed taste, the same rankings and reward model, with and without penalty."""
     found = {}
     for name, asked in (("free", {"beta": 0.0, "target_kl": None}), ("held", {"beta": None, "target_kl": 0.15})):
         settings = (*overrides("", {}, asked["beta"], asked["target_kl"]), "align.stops=false")

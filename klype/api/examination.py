@@ -206,7 +206,7 @@ def examine(
     ``questions``: a file (JSONL rows with question, and where known context, answers, choices, id), a list of texts,
     or a list of such rows; by default those that the model's run held out. ``n``: answers per question and temperature.
     ``minutes``: trees and forks are made for fewer questions where all would take longer (0: for all). The same seed
-    gives the same figures. How the measures are defined: docs/examination.md.
+    gives the same figures. How the measures are defined: docs/reference/examination.md.
 
     >>> model = klype.load(run)
     >>> found = klype.examine(model, [{"question": "Hvor er Kari?", "answers": ["Hjemme."]}], n=4, temperatures=[0.7])

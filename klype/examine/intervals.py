@@ -1,4 +1,4 @@
-"""95 % intervals whose coverage is measured on toys (``python -m benchmarks coverage``, docs/coverage.md).
+"""95 % intervals whose coverage is measured on toys (``python -m benchmarks coverage``, docs/laboratory/coverage.md).
 
 Questions are drawn at random, answers are drawn per question: answers to one question resemble each other, so the
 question is what varies. A sample may have missed rare questions that are far from the others, so every interval allows

@@ -29,7 +29,7 @@ WARM, PROBED = 3, 10  # steps of a probe: those that warm up, and those that cou
 PROBE, FEWEST = 0.05, 4  # the part of the time that one probe may take, with so many steps at least that count
 LONG = 2.0  # seconds of probes from which on not all threads are tried, where the time is short
 # tokens that a model of a million weights learns from, when it begins to be worth more than a smaller one, measured on
-# texts of a few megabytes (docs/log.md, "Width and depth by the time")
+# texts of a few megabytes (docs/laboratory/log.md, "Width and depth by the time")
 TOKENS = 1.4e6
 
 Build = Callable[[nn.Module], tuple[Objective, Batches]]
