@@ -20,7 +20,7 @@ from klype.train.reward_model import (
     bias_audit,
     fit_reward,
     pairs_by_ranking,
-    rank_features,
+    reward_loss,
 )
 from klype.train.scoring import answer_features, feature_names
 from klype.values import Batch
@@ -192,7 +192,7 @@ def test_a_margin_and_centring_do_what_they_say() -> None:
     head = torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.ones_(head.weight)
     plain, margin, centred = (
-        float(rank_features(head, batch, RewardSettings(**more)).total.detach())  # type: ignore[arg-type]
+        float(reward_loss(head, batch, RewardSettings(**more)).total.detach())  # type: ignore[arg-type]
         for more in ({}, {"margin": 0.5}, {"centre": 0.1})
     )
     assert plain == pytest.approx(np.log1p(np.exp(-1.0)))

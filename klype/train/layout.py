@@ -46,12 +46,14 @@ class Workers:
             return [work(item) for item in items]
         results: dict[int, R] = {}
         waiting = iter(enumerate(items))
+        records = torch.is_grad_enabled()  # which each thread has its own setting of
 
         def some() -> None:
-            for index, item in waiting:
-                results[index] = work(item)
+            with torch.set_grad_enabled(records):
+                for index, item in waiting:
+                    results[index] = work(item)
 
-        running = [self._pool.submit(_like(some)) for _ in range(min(self.number, len(items)))]
+        running = [self._pool.submit(some) for _ in range(min(self.number, len(items)))]
         for each in running:
             each.result()
         return [results[index] for index in range(len(items))]
@@ -65,17 +67,6 @@ class Workers:
         """End the threads."""
         if self._pool is not None:
             self._pool.shutdown()
-
-
-def _like(work: Callable[[], None]) -> Callable[[], None]:
-    """The same on another thread, with gradients recorded there if they are here."""
-    records = torch.is_grad_enabled()
-
-    def recorded() -> None:
-        with torch.set_grad_enabled(records):
-            work()
-
-    return recorded
 
 
 ALIGN = 16  # parameters start at multiples of 64 bytes, where vector instructions like them

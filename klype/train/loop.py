@@ -17,7 +17,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,6 +60,10 @@ class Settings(config.Settings):
     save_seconds: float = Field(default=30.0, ge=0)
     bad_limit: int = Field(default=10, ge=1)
 
+
+MAY_CHANGE = ("steps", "save_every", "save_seconds", "bad_limit", "recompute")
+"""Settings that a resumed run may have otherwise."""
+COMPILERS = ("c++", "g++", "clang++", "cl")
 
 Measure = Callable[[Batch], Loss]
 Weights = Callable[[], dict[str, torch.Tensor]]
@@ -149,10 +153,17 @@ class _Run:
         session: Session,
     ) -> None:
         self.model, self.batches, self.settings, self.folder, self.session = model, batches, settings, folder, session
-        if settings.compile:
-            _check_compiler()
+        if settings.compile and not (torch.cuda.is_available() or any(map(shutil.which, COMPILERS))):
+            raise KlypeError("Compiling the loss needs a C++ compiler, and none was found.", "Leave out compile.")
         alone = parallel.ranks() == 1
-        self.layout = _layout(model, settings, session.workers)
+        dtype: torch.dtype = getattr(torch, settings.precision)
+        self.layout: Layout
+        if alone:
+            self.layout = Layout(model, dtype, Workers(1 if settings.compile else session.workers))
+        else:
+            from klype.train.sharded import Sharded
+
+            self.layout = Sharded(model, dtype, parallel.device(), settings.compile)
         self._recompute(settings.recompute)
         if settings.compile and alone:  # in shards, where each layer is gathered apart, each is a graph of its own
             objective = torch.compile(objective, dynamic=False)
@@ -177,12 +188,27 @@ class _Run:
         state = read_newest(self.folder, self.session.say)
         if state is None:
             return 0
-        self._check_settings(state.about["settings"])
+        own_settings, saved_settings = self.settings.model_dump(mode="json"), state.about["settings"]
+        for name, value in own_settings.items():
+            if name not in MAY_CHANGE and value != saved_settings.get(name):
+                raise UsageError(
+                    f"The state in {self.folder} was made with {name} = {saved_settings.get(name)}, not {value}.",
+                    "Resume with the same settings, or choose another --out.",
+                )
         if state.shards is None:
             self.optimizer.load_state_dict(state.optimizer)
         else:
-            self._read_shards(state.shards)
-        self._load_untrained(state.model)
+            from klype.train.sharded import read_shards
+
+            read_shards(state.shards, self.optimizer.named_state())
+            self.layout.publish()
+        with torch.no_grad():
+            for name, tensor in self._untrained(self.model):
+                tensor.copy_(state.model[name])
+            if self.layout.model is not self.model:
+                for name, tensor in self._untrained(self.layout.model):
+                    own, saved = self.layout.own(tensor), state.model[name]
+                    own.copy_(saved if own.shape == saved.shape else self.layout.own_of(saved))
         try:
             self.batches.restore(state.about["batches"])
         except (KeyError, TypeError) as error:
@@ -222,7 +248,10 @@ class _Run:
         finite = math.isfinite(total) and math.isfinite(norm)
         if finite and (count or sums.get("rehearsal_count")):
             self.optimizer.step(factor_now)
-        self._watch(step, finite, drawn)
+        if finite:
+            self._skipped_in_a_row = 0
+        else:
+            self._skip(step, drawn)
         return {
             **means(sums, count),
             **shown,
@@ -318,16 +347,21 @@ class _Run:
             self.optimizer.gradient.add_(beside, alpha=weight)
         return sums, shown, drawn
 
-    def _watch(self, step: int, finite: bool, drawn: list[Batch]) -> None:
-        if finite:
-            self._skipped_in_a_row = 0
-            return
+    def _skip(self, step: int, drawn: list[Batch]) -> None:
+        """Counts a step whose loss was no number, and keeps its batches. KlypeError after too many on end."""
         self.skipped += 1
         self._skipped_in_a_row += 1
         place = self.folder / f"bad-step-{step + 1:06d}.safetensors"
         try:
             if parallel.is_first():  # which has drawn all of the step
-                durable.write(place, save(dict(_tensors(drawn))))
+                tensors: dict[str, torch.Tensor] = {}
+                for index, batch in enumerate(drawn):
+                    own = {"tokens": batch.tokens_BT, "targets": batch.targets_BT, "weights": batch.weights_BT}
+                    extra = {k: v for k, v in batch.extra.items() if isinstance(v, torch.Tensor)}
+                    for name, tensor in {**extra, **own}.items():
+                        copied = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+                        tensors[f"{index}.{name}"] = copied
+                durable.write(place, save(tensors))
         except OSError as error:
             raise KlypeError(
                 f"The loss of step {step + 1} is not a finite number, and its batch could not be written to {place}:"
@@ -342,32 +376,6 @@ class _Run:
                 "Look at the data, or start another run with lower learning rates and another --out.",
             )
 
-    def _check_settings(self, saved: Mapping[str, Any]) -> None:
-        own = self.settings.model_dump(mode="json")
-        free = {"steps", "save_every", "save_seconds", "bad_limit", "recompute"}
-        differing = [k for k in own if k not in free and own[k] != saved.get(k)]
-        if differing:
-            name = differing[0]
-            raise UsageError(
-                f"The state in {self.folder} was made with {name} = {saved.get(name)}, not {own[name]}.",
-                "Resume with the same settings, or choose another --out.",
-            )
-
-    def _read_shards(self, folder: Path) -> None:
-        from klype.train.sharded import read_shards
-
-        read_shards(folder, self.optimizer.named_state())
-        self.layout.publish()
-
-    @torch.no_grad()
-    def _load_untrained(self, saved: Mapping[str, torch.Tensor]) -> None:
-        for name, tensor in self._untrained(self.model):
-            tensor.copy_(saved[name])
-        if self.layout.model is not self.model:
-            for name, tensor in self._untrained(self.layout.model):
-                own = self.layout.own(tensor)
-                own.copy_(saved[name] if own.shape == saved[name].shape else self.layout.own_of(saved[name]))
-
     def _untrained(self, model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
         """Buffers, and parameters that are frozen."""
         named = self.model.named_parameters(remove_duplicate=False)
@@ -377,28 +385,6 @@ class _Run:
     def _recompute(self, wanted: bool) -> None:
         if isinstance(self.layout.model, Transformer):
             self.layout.model.recompute = wanted
-
-
-def _layout(model: nn.Module, settings: Settings, workers: int) -> Layout:
-    dtype: torch.dtype = getattr(torch, settings.precision)
-    if parallel.ranks() == 1:
-        return Layout(model, dtype, Workers(1 if settings.compile else workers))
-    from klype.train.sharded import Sharded
-
-    return Sharded(model, dtype, parallel.device(), settings.compile)
-
-
-def _check_compiler() -> None:
-    if not torch.cuda.is_available() and not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):
-        raise KlypeError("Compiling the loss needs a C++ compiler, and none was found.", "Leave out compile.")
-
-
-def _tensors(batches: list[Batch]) -> Iterator[tuple[str, torch.Tensor]]:
-    for index, batch in enumerate(batches):
-        own = {"tokens": batch.tokens_BT, "targets": batch.targets_BT, "weights": batch.weights_BT}
-        extra = {k: v for k, v in batch.extra.items() if isinstance(v, torch.Tensor)}
-        for name, tensor in {**extra, **own}.items():
-            yield f"{index}.{name}", tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
 def over_ranks(sums: Metrics) -> Metrics:

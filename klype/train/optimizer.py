@@ -67,12 +67,18 @@ class Optimizer:
         self._whole_places = Places.of(regions)
         first, second, end = self._places.ends
         self._muon_end = first
-        self._bind(end)
+        parameters = [p for _, p in self._named]
+        self.master = torch.zeros(end, dtype=torch.float32, device=self.layout.own(parameters[0]).device)
+        for parameter, view in zip(parameters, self._places.views(self.master), strict=True):
+            view.copy_(self.layout.own(parameter))
+        self.gradient = torch.zeros_like(self.master)
+        self._forgotten = False
+        self.home = self.layout.bind(parameters, self._places, (self.master, self.gradient))
         self.momentum = torch.zeros_like(self.master[:first])
         self._update = torch.zeros_like(self.momentum)
         views = self._places.views(self._update, slice(0, len(matrices)))
         self._whole = layout.whole_matrices(matrices, views)
-        self._groups = grouped(_apart(self._whole, parts or {}))
+        self._groups = grouped(_split_rows(self._whole, parts or {}))
         self.moment, self.square = (torch.zeros_like(self.master[first:]) for _ in range(2))
         self._taken = torch.zeros((), dtype=torch.float32, device=self.master.device)
         self._decays = [(slice(first, second), settings.decay), (slice(second, end), 0.0)]
@@ -222,18 +228,9 @@ class Optimizer:
     def _sweep(self, work: Callable[[slice], object]) -> None:
         self.layout.workers.sweep(work, slice(0, len(self.gradient)))
 
-    def _bind(self, size: int) -> None:
-        parameters = [p for _, p in self._named]
-        self.master = torch.zeros(size, dtype=torch.float32, device=self.layout.own(parameters[0]).device)
-        for parameter, view in zip(parameters, self._places.views(self.master), strict=True):
-            view.copy_(self.layout.own(parameter))
-        self.gradient = torch.zeros_like(self.master)
-        self._forgotten = False
-        self.home = self.layout.bind(parameters, self._places, (self.master, self.gradient))
 
-
-def _apart(whole: WholeMatrices, parts: Parts) -> list[torch.Tensor]:
-    """The stretches of rows that are made orthogonal apart."""
+def _split_rows(whole: WholeMatrices, parts: Parts) -> list[torch.Tensor]:
+    """The matrices, fused ones cut into the rows that are made orthogonal apart."""
     views: list[torch.Tensor] = []
     for name, matrix in zip(whole.names, whole.tensors, strict=True):
         rows = next((tuple(sizes) for end, sizes in parts.items() if name.endswith(end)), (matrix.shape[0],))
@@ -318,7 +315,13 @@ def grouped(matrices: Sequence[torch.Tensor]) -> list[Group]:
     for (rows, columns), alike in sorted(shapes.items(), key=lambda each: -operations(*each[0])):
         most = math.ceil(ENOUGH / operations(rows, columns))
         groups += [alike[at : at + most] for at in range(0, len(alike), most)]
-    return [Group(tuple(m.T if m.shape[0] > m.shape[1] else m for m in ms), _scales(ms)) for ms in groups]
+    found = []
+    for alike in groups:
+        # a tall matrix's update is as much larger as it has more rows than columns (Jordan et al. 2024, Muon)
+        scales = [max(1.0, m.shape[0] / m.shape[1]) ** 0.5 for m in alike]
+        scales_N11 = torch.tensor(scales, dtype=alike[0].dtype, device=alike[0].device)[:, None, None]
+        found.append(Group(tuple(m.T if m.shape[0] > m.shape[1] else m for m in alike), scales_N11))
+    return found
 
 
 def operations(rows: int, columns: int) -> float:
@@ -334,8 +337,3 @@ def orthogonalise_(groups: Sequence[Group], dtype: torch.dtype = torch.float32, 
         torch._foreach_copy_(group.lying, update_NRC.unbind())
 
     (workers or Workers()).each(one, groups)
-
-
-def _scales(matrices: Sequence[torch.Tensor]) -> torch.Tensor:
-    scales = [max(1.0, m.shape[0] / m.shape[1]) ** 0.5 for m in matrices]
-    return torch.tensor(scales, dtype=matrices[0].dtype, device=matrices[0].device)[:, None, None]

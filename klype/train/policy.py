@@ -113,7 +113,10 @@ def ppo(model: nn.Module, batch: Batch, settings: PolicySettings | None = None) 
     reward_BT = at_the_end(batch.extra["rewards_B"].to(logp_BT.dtype), mask_BT)
     raw_BT = gae(reward_BT, value_BT.detach(), mask_BT, settings.discount, settings.trace)
     target_BT = raw_BT + value_BT.detach()
-    gain_BT, ratio_BT, metrics = _clipped_gain(logp_BT, batch, mask_BT, _normalised(raw_BT, mask_BT), settings)
+    count = mask_BT.sum().clamp(min=1)
+    centred_BT = (raw_BT - (raw_BT * mask_BT).sum() / count) * mask_BT
+    advantage_BT = centred_BT / ((centred_BT**2).sum() / count).sqrt().clamp(min=1e-4)
+    gain_BT, ratio_BT, metrics = _clipped_gain(logp_BT, batch, mask_BT, advantage_BT, settings)
     pull_BT, measured = _kl_penalty(logp_BT, batch, mask_BT, ratio_BT, settings)
     miss_BT = 0.5 * (value_BT - target_BT) ** 2
     metrics |= {"value_loss": float((miss_BT.detach() * mask_BT).sum()), "value_loss_count": float(mask_BT.sum())}
@@ -176,13 +179,6 @@ def at_the_end(reward_B: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
 
 def _mask(batch: Batch, logp_BT: torch.Tensor) -> torch.Tensor:
     return (batch.weights_BT != 0).to(logp_BT.dtype)
-
-
-def _normalised(advantage_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
-    """Mean 0 and standard deviation 1 over answer tokens."""
-    count = mask_BT.sum().clamp(min=1)
-    centred_BT = (advantage_BT - (advantage_BT * mask_BT).sum() / count) * mask_BT
-    return centred_BT / ((centred_BT**2).sum() / count).sqrt().clamp(min=1e-4)
 
 
 def _clipped_gain(

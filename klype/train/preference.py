@@ -260,21 +260,15 @@ class RankingBatches:
     def _reference(self, i: int) -> torch.Tensor:
         """[K]: log-probabilities of ranking i's answers under the reference, computed once."""
         if i not in self._known:
-            self._compute(self._company(i))
+            # with whom it is computed: always with its first batch, so that it rounds the same when resumed
+            if not self._block:
+                self._block = {self._drawn(place): place // self._number for place in range(len(self.rankings))}
+            begin = self._block[i] * self._number
+            company = [self._drawn(place) for place in range(begin, min(begin + self._number, len(self.rankings)))]
+            logp_QK = reference_logp(self.reference, self._rows(company)).sum(1).view(len(company), -1)
+            for one, logp_K in zip(company, logp_QK, strict=True):
+                self._known[one] = logp_K[: len(self.rankings[one].answers)]
         return self._known[i]
-
-    def _company(self, i: int) -> list[int]:
-        """Whom ranking i is computed with: always its first batch, so that it rounds the same when resumed."""
-        if not self._block:
-            self._block = {self._drawn(place): place // self._number for place in range(len(self.rankings))}
-        begin = self._block[i] * self._number
-        return [self._drawn(place) for place in range(begin, min(begin + self._number, len(self.rankings)))]
-
-    def _compute(self, company: Sequence[int]) -> None:
-        batch = self._rows(company)
-        logp_QK = reference_logp(self.reference, batch).sum(1).view(len(company), -1)
-        for i, logp_K in zip(company, logp_QK, strict=True):
-            self._known[i] = logp_K[: len(self.rankings[i].answers)]
 
 
 def marks(ranks: Sequence[int]) -> list[int]:

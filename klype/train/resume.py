@@ -65,7 +65,11 @@ def write_state(folder: Path, state: State) -> Path:
         if parallel.ranks() == 1:
             files[OPTIMIZER] = save(_contiguous(state.optimizer))
         else:
-            sharded = _write_shards(draft, state.optimizer)
+            from klype.train.sharded import hashes, write_shards
+
+            write_shards(draft / SHARDS, state.optimizer)
+            of_file = hashes(sorted((draft / SHARDS).iterdir()))
+            sharded = {f"{SHARDS}/{name}": digest for name, digest in of_file.items()}
         parallel.together(partial(_finish, draft, place, files, sharded))
     except OSError as error:
         if parallel.is_first():
@@ -131,15 +135,6 @@ def _begin(draft: Path) -> None:
         draft.mkdir(parents=True)
 
 
-def _write_shards(draft: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """What each rank has of the tensors; the files' hashes, by their names in the state."""
-    from klype.train.sharded import hashes, write_shards
-
-    write_shards(draft / SHARDS, tensors)
-    files = sorted((draft / SHARDS).iterdir())
-    return {f"{SHARDS}/{name}": digest for name, digest in hashes(files).items()}
-
-
 def _finish(draft: Path, place: Path, files: dict[str, bytes], sharded: dict[str, str]) -> None:
     """What is common to all, then the manifest, then the name."""
     if not parallel.is_first():
@@ -153,7 +148,8 @@ def _finish(draft: Path, place: Path, files: dict[str, bytes], sharded: dict[str
         shutil.rmtree(place)
     draft.rename(place)
     sync_folder(place.parent)
-    _drop_old(place.parent)
+    for old in states(place.parent.parent)[:-KEPT]:
+        shutil.rmtree(old)
 
 
 def _read(place: Path, checked: bool = False) -> State:
@@ -164,7 +160,9 @@ def _read(place: Path, checked: bool = False) -> State:
         names = [MODEL, ABOUT] if sharded else [MODEL, OPTIMIZER, ABOUT]
         contents = {name: (place / name).read_bytes() for name in names}
         for name in () if checked else [*names, *sharded]:
-            if _digest(place / name, contents.get(name)) != manifest.get(name):
+            content = contents.get(name)
+            digest = hash_file(place / name) if content is None else hashlib.sha256(content).hexdigest()
+            if digest != manifest.get(name):
                 raise _TornError(f"{name} does not match its hash")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _TornError(f"{type(error).__name__}: {error}") from error
@@ -173,17 +171,8 @@ def _read(place: Path, checked: bool = False) -> State:
     return State(about.pop("step"), load(contents[MODEL]), optimizer, about, place / SHARDS if sharded else None)
 
 
-def _digest(file: Path, content: bytes | None) -> str:
-    return hash_file(file) if content is None else hashlib.sha256(content).hexdigest()
-
-
 def _contiguous(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-
-
-def _drop_old(parent: Path) -> None:
-    for place in states(parent.parent)[:-KEPT]:
-        shutil.rmtree(place)
 
 
 Metrics = dict[str, float]
@@ -197,7 +186,13 @@ class MetricsFile:
         self.path = path
         try:
             if path.exists():
-                _cut_back(path, step)
+                content = path.read_bytes()
+                lines = [line for line in content.splitlines(keepends=True) if line.endswith(b"\n")]
+                kept = b"".join(line for line in lines if any(row["step"] <= step for row in jsons.steps([line])))
+                if content.startswith(kept):
+                    os.truncate(path, len(kept))
+                else:
+                    durable.write(path, kept)
             self._file = path.open("a", encoding="utf-8")
         except OSError as error:
             raise self._failed(error) from error
@@ -223,13 +218,3 @@ class MetricsFile:
             f"{self.path} cannot be written: {error.strerror or error}.",
             "Make room or make the folder writable, then go on with --resume.",
         )
-
-
-def _cut_back(path: Path, step: int) -> None:
-    content = path.read_bytes()
-    lines = [line for line in content.splitlines(keepends=True) if line.endswith(b"\n")]
-    kept = b"".join(line for line in lines if any(row["step"] <= step for row in jsons.steps([line])))
-    if content.startswith(kept):
-        os.truncate(path, len(kept))
-    else:
-        durable.write(path, kept)

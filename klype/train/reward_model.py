@@ -69,7 +69,9 @@ class RewardModel:
     def __init__(self, trunk: nn.Module, heads: int = 1) -> None:
         learns = any(parameter.requires_grad for parameter in trunk.parameters())
         self.trunk = (copy.deepcopy(trunk).requires_grad_(False) if learns else trunk).eval()
-        size = _size(self.trunk)
+        with torch.no_grad():  # how wide its states are
+            some = torch.zeros(1, 1, dtype=torch.long, device=next(trunk.parameters()).device)
+            size = len(feature_names(self.trunk.hidden(some).shape[-1]))  # type: ignore[operator]
         self.head = nn.Linear(size, heads, bias=False)
         nn.init.zeros_(self.head.weight)
         self.mean_F, self.scale_F = torch.zeros(size), torch.ones(size)
@@ -168,41 +170,39 @@ def fit_heads(
     model.mean_F = features_NF.mean(0)
     model.scale_F = features_NF.std(0) + 1e-3
     batches = _RankingBatches(model._standardised(features_NF), useful, settings)
-    train(model.head, partial(rank_features, settings=settings), batches, settings, folder, session)
+    train(model.head, partial(reward_loss, settings=settings), batches, settings, folder, session)
     with torch.no_grad():
         raw_N = model.head(model._standardised(features_NF)).mean(1)
     model.centre, model.spread = float(raw_N.mean()), max(float(raw_N.std()), 1e-6)
     return model
 
 
-def rank_features(head: nn.Module, batch: Batch, settings: RewardSettings | None = None) -> Loss:
-    """How unlikely the rankings are under every head's scores, by the model of ties that the settings name.
+def reward_loss(head: nn.Module, batch: Batch, settings: RewardSettings | None = None) -> Loss:
+    """The reward model's loss: -log p of the rankings under the scores of each head, summed over the heads.
 
-    ``extra`` has ``features_QKF``, ``ranks_QK`` and ``weights_QH`` (the bootstrap).
+    Plackett-Luce or Davidson, as the settings say. ``extra`` has ``features_QKF``, ``ranks_QK`` and ``weights_QH`` (the
+    bootstrap).
     """
     settings = settings or RewardSettings()
     scores_QKH = head(batch.extra["features_QKF"])
     ranks_QK, weights_QH = batch.extra["ranks_QK"], batch.extra["weights_QH"]
-    losses = [_ranked(scores_QKH[..., h], ranks_QK, weights_QH[:, h], settings) for h in range(scores_QKH.shape[-1])]
+    totals, counts = [], []
+    for scores_QK, weights_Q in zip(scores_QKH.unbind(-1), weights_QH.unbind(1), strict=True):
+        if settings.ties == "davidson":
+            loss = davidson(scores_QK, ranks_QK, weights_Q, settings.tie_weight)
+        else:
+            loss = plackett_luce(scores_QK, ranks_QK, weights_Q, settings.margin)
+        total = loss.total
+        if settings.centre:
+            present_QK = ranks_QK >= 0
+            mean_Q = (scores_QK * present_QK).sum(1) / present_QK.sum(1).clamp(min=1)
+            share = loss.count / weights_Q.sum().clamp(min=1e-9)  # a mean over questions beside a mean over choices
+            total = total + settings.centre * share * (mean_Q**2) @ weights_Q
+        totals.append(total)
+        counts.append(loss.count)
     right, pairs = pairs_right(scores_QKH.detach().mean(-1), ranks_QK)
-    return Loss(
-        torch.stack([loss.total for loss in losses]).sum(),
-        torch.stack([loss.count for loss in losses]).sum(),
-        {"pair_accuracy": right, "pair_accuracy_count": pairs},
-    )
-
-
-def _ranked(scores_QK: torch.Tensor, ranks_QK: torch.Tensor, weights_Q: torch.Tensor, settings: RewardSettings) -> Loss:
-    if settings.ties == "davidson":
-        loss = davidson(scores_QK, ranks_QK, weights_Q, settings.tie_weight)
-    else:
-        loss = plackett_luce(scores_QK, ranks_QK, weights_Q, settings.margin)
-    if not settings.centre:
-        return loss
-    present_QK = ranks_QK >= 0
-    mean_Q = (scores_QK * present_QK).sum(1) / present_QK.sum(1).clamp(min=1)
-    share = loss.count / weights_Q.sum().clamp(min=1e-9)  # a mean over questions beside a mean over choices
-    return Loss(loss.total + settings.centre * share * (mean_Q**2) @ weights_Q, loss.count)
+    metrics = {"pair_accuracy": right, "pair_accuracy_count": pairs}
+    return Loss(torch.stack(totals).sum(), torch.stack(counts).sum(), metrics)
 
 
 def pairs_by_ranking(model: RewardModel, rankings: Sequence[Ranked]) -> list[tuple[float, float]]:
@@ -268,14 +268,6 @@ def _flat(rankings: Sequence[Ranked]) -> tuple[list[Ids], list[Ids]]:
     return prompts, answers
 
 
-@torch.no_grad()
-def _size(trunk: nn.Module) -> int:
-    """How many features the trunk gives."""
-    device = next(trunk.parameters()).device
-    hidden = trunk.hidden(torch.zeros(1, 1, dtype=torch.long, device=device))  # type: ignore[operator]
-    return len(feature_names(hidden.shape[-1]))
-
-
 def bias_audit(
     scores: Sequence[float],
     quality: Sequence[float],
@@ -292,12 +284,12 @@ def bias_audit(
     score, liked = _centred(scores, groups), _centred(quality, groups)
     free = len(groups) - int(groups.max(initial=-1) + 1) - 1
     return {
-        name: _figure(_residual(score, liked), _residual(_centred(trait, groups), liked), free)
+        name: _partial_correlation(_residual(score, liked), _residual(_centred(trait, groups), liked), free)
         for name, trait in traits.items()
     }
 
 
-def _figure(a: Floats, b: Floats, free: int) -> Figure:
+def _partial_correlation(a: Floats, b: Floats, free: int) -> Figure:
     length = float(np.linalg.norm(a) * np.linalg.norm(b))
     if length < 1e-12 or free < 4:
         return Figure(None, n=len(a), why="nothing varies within a question" if length < 1e-12 else "too few answers")
@@ -343,7 +335,7 @@ def judge_of(found: Found, device: torch.device | None = None) -> RewardModel:
             f"{found.folder} belongs to no run with a reward model, which the best of several answers needs.",
             "Give a run's folder, after: klype train reward --from RUN.",
         )
-    return RewardModel.load(found.run / "reward", checkpoint.load(_trunk(found.run), device=device).model)
+    return RewardModel.load(found.run / "reward", checkpoint.load(found.run / "reward", device=device).model)
 
 
 def pick(judge: RewardModel, traces: Sequence[Trace]) -> Best:
@@ -353,8 +345,3 @@ def pick(judge: RewardModel, traces: Sequence[Trace]) -> Best:
     if not all(map(math.isfinite, adjusted)):
         raise KlypeError("The reward model's score of an answer is not a finite number.", "Train it again.")
     return Best(max(range(len(adjusted)), key=lambda i: adjusted[i]), tuple(adjusted))
-
-
-def _trunk(run: Path) -> Path:
-    """The checkpoint that the heads were fitted on, which lies beside them."""
-    return run / "reward"

@@ -19,7 +19,7 @@ from klype.errors import KlypeError
 from klype.train.policy import Scaling, advantages, k3
 from klype.train.rewards import AnswerReward, Asked
 from klype.train.scoring import answers_batch, reference_logp
-from klype.values import Batch, Floats, Request, Sampling, Trace
+from klype.values import Batch, Request, Sampling, Trace
 
 Ask = Callable[[int], Sequence[Asked]]
 
@@ -112,38 +112,62 @@ class RolloutBatches:
     def __next__(self) -> Batch:
         round_, again = divmod(self.index, self.settings.updates)
         if not again or self._kept is None:
-            self._kept = self._fresh(round_)
+            self._kept = self._draw(round_)
         self.index += 1
         extra = self._kept.extra
         if self._rehearsal is not None:
             extra = {**extra, "rehearsal": self._rehearsal(self.index - 1)}
         return Batch(self._kept.tokens_BT, self._kept.targets_BT, self._kept.weights_BT, extra)
 
-    def _fresh(self, step: int) -> Batch:
+    def _draw(self, step: int) -> Batch:
+        """New answers to a step's questions, their rewards and advantages."""
         settings = self.settings
         asked = self._ask(step)
         self._engine.refresh(self.index)
-        groups = self._engine.run([self._request(a, step, i) for i, a in enumerate(asked)])
+        first = (settings.seed << 40) + (step << 16)  # of the requests' seeds
+        how: dict[str, Any] = {"n": settings.answers, "limit": settings.limit, "stop": settings.stop}
+        how["sampling"] = Sampling(temperature=settings.temperature)
+        groups = self._engine.run([Request(one.prompt, seed=first + i, **how) for i, one in enumerate(asked)])
         traces = [trace for group in groups for trace in group]
         of_each = [a for a, group in zip(asked, groups, strict=True) for _ in group]
         batch = answers_batch([t.prompt for t in traces], [t.tokens for t in traces], settings.answers)
+        # [B, T]: log-probabilities under the distribution that was drawn from, 0 outside answers
+        flat = torch.tensor([step.sampling_logprob for trace in traces for step in trace.steps], dtype=torch.float32)
         extra: dict[str, Any] = {
             **batch.extra,
             "temperature": settings.temperature,
-            "old_logp_BT": _drawn_logp(traces, batch),
+            "old_logp_BT": torch.zeros_like(batch.weights_BT).masked_scatter(batch.weights_BT > 0, flat),
         }
         if self._reference is not None:
             known = Batch(batch.tokens_BT, batch.targets_BT, batch.weights_BT, extra)
             extra["reference_logp_BT"] = reference_logp(self._reference, known)
             self.controller.update(kl_an_answer(extra["old_logp_BT"], extra["reference_logp_BT"]))
             extra["beta"] = self.controller.beta
-        rewards_N = _checked(self._reward(of_each, [t.tokens for t in traces]), len(traces))
-        adjusted_QG = self._adjusted(rewards_N, traces, extra).reshape(len(asked), settings.answers)
+        rewards_N = np.asarray(self._reward(of_each, [t.tokens for t in traces]), dtype=np.float64)
+        assert rewards_N.shape == (len(traces),), "a reward gives one number an answer"
+        bad = int((~np.isfinite(rewards_N)).sum())
+        if bad:
+            what = f"The reward of {bad} of {len(traces)} answers is not a finite number."
+            raise KlypeError(what, "Look at the reward.")
+        unfinished_N = np.array([trace.ended != "stop" for trace in traces])
+        adjusted_N = rewards_N + settings.unfinished * unfinished_N
+        if settings.kl_in_reward:
+            assert "reference_logp_BT" in extra, "KL in the reward needs a reference"
+            beyond_N = (extra["old_logp_BT"] - extra["reference_logp_BT"]).sum(1).double().numpy()
+            adjusted_N = adjusted_N - settings.kl_in_reward * beyond_N
+        adjusted_QG = adjusted_N.reshape(len(asked), settings.answers)
         advantages_QG = advantages(torch.from_numpy(adjusted_QG), settings.scaling).float()
         different_Q = torch.from_numpy(np.ptp(adjusted_QG, axis=1) > 1e-9)
         extra["advantages_B"] = (advantages_QG * different_Q[:, None]).flatten()
         extra["rewards_B"] = torch.from_numpy(adjusted_QG).float().flatten()
-        extra["metrics"] = {**_metrics(rewards_N, traces, different_Q), "beta": self.controller.beta}
+        extra["metrics"] = {
+            "reward": float(rewards_N.mean()),
+            "reward_std": float(rewards_N.std()),
+            "length": float(np.mean([len(trace.steps) for trace in traces])),
+            "finished": float(np.mean([trace.ended == "stop" for trace in traces])),
+            "groups_learnt": float(different_Q.double().mean()),
+            "beta": self.controller.beta,
+        }
         kept_B = different_Q.repeat_interleave(settings.answers)
         weights_BT = batch.weights_BT * kept_B[:, None] if settings.drop_equal else batch.weights_BT
         return Batch(batch.tokens_BT, batch.targets_BT, weights_BT, extra)
@@ -151,28 +175,12 @@ class RolloutBatches:
     def state(self) -> dict[str, Any]:
         """Where it is; between two updates on the same answers these, too: the weights that gave them are gone."""
         kept = self._kept if self.index % self.settings.updates else None
-        return {"index": self.index, "beta": self.controller.beta, "kept": None if kept is None else _packed(kept)}
+        return {"index": self.index, "beta": self.controller.beta, "kept": None if kept is None else _to_json(kept)}
 
     def restore(self, state: dict[str, Any]) -> None:
         self.index, kept = state["index"], state.get("kept")
         self.controller.beta = state.get("beta", self.controller.beta)
-        self._kept = None if kept is None else _unpacked(kept)
-
-    def _request(self, asked: Asked, step: int, number: int) -> Request:
-        s = self.settings
-        seed = (s.seed << 40) + (step << 16) + number
-        sampling = Sampling(temperature=s.temperature)
-        return Request(asked.prompt, n=s.answers, limit=s.limit, sampling=sampling, seed=seed, stop=s.stop)
-
-    def _adjusted(self, rewards_N: Floats, traces: Sequence[Trace], extra: dict[str, Any]) -> Floats:
-        """Rewards with what being unfinished and leaving the reference cost."""
-        unfinished_N = np.array([trace.ended != "stop" for trace in traces])
-        adjusted_N = rewards_N + self.settings.unfinished * unfinished_N
-        if self.settings.kl_in_reward:
-            assert "reference_logp_BT" in extra, "KL in the reward needs a reference"
-            beyond_N = (extra["old_logp_BT"] - extra["reference_logp_BT"]).sum(1).double().numpy()
-            adjusted_N = adjusted_N - self.settings.kl_in_reward * beyond_N
-        return np.asarray(adjusted_N)
+        self._kept = None if kept is None else _from_json(kept)
 
 
 def kl_an_answer(logp_BT: torch.Tensor, reference_BT: torch.Tensor) -> float:
@@ -180,13 +188,7 @@ def kl_an_answer(logp_BT: torch.Tensor, reference_BT: torch.Tensor) -> float:
     return float(k3(logp_BT, reference_BT).sum() / len(logp_BT))
 
 
-def _drawn_logp(traces: Sequence[Trace], batch: Batch) -> torch.Tensor:
-    """[B, T]: log-probabilities under the distribution that was drawn from, 0 outside answers."""
-    flat = torch.tensor([step.sampling_logprob for trace in traces for step in trace.steps], dtype=torch.float32)
-    return torch.zeros_like(batch.weights_BT).masked_scatter(batch.weights_BT > 0, flat)
-
-
-def _packed(batch: Batch) -> dict[str, Any]:
+def _to_json(batch: Batch) -> dict[str, Any]:
     """A batch as JSON can hold it: float32 and integers survive it exactly."""
     tensors = {"tokens": batch.tokens_BT, "targets": batch.targets_BT, "weights": batch.weights_BT}
     tensors |= {f"extra.{k}": v for k, v in batch.extra.items() if isinstance(v, torch.Tensor)}
@@ -194,26 +196,7 @@ def _packed(batch: Batch) -> dict[str, Any]:
     return {"tensors": {k: v.tolist() for k, v in tensors.items()}, "rest": rest}
 
 
-def _unpacked(packed: dict[str, Any]) -> Batch:
+def _from_json(packed: dict[str, Any]) -> Batch:
     tensors = {k: torch.tensor(v) for k, v in packed["tensors"].items()}
     extra = {k.removeprefix("extra."): v for k, v in tensors.items() if k.startswith("extra.")}
     return Batch(tensors["tokens"], tensors["targets"], tensors["weights"], {**extra, **packed["rest"]})
-
-
-def _checked(rewards: Floats, number: int) -> Floats:
-    array = np.asarray(rewards, dtype=np.float64)
-    assert array.shape == (number,), "a reward gives one number an answer"
-    bad = int(number - np.isfinite(array).sum())
-    if bad:
-        raise KlypeError(f"The reward of {bad} of {number} answers is not a finite number.", "Look at the reward.")
-    return array
-
-
-def _metrics(rewards_N: Floats, traces: Sequence[Trace], different_Q: torch.Tensor) -> dict[str, float]:
-    return {
-        "reward": float(rewards_N.mean()),
-        "reward_std": float(rewards_N.std()),
-        "length": float(np.mean([len(trace.steps) for trace in traces])),
-        "finished": float(np.mean([trace.ended == "stop" for trace in traces])),
-        "groups_learnt": float(different_Q.double().mean()),
-    }

@@ -42,7 +42,13 @@ def score_answers(model: nn.Module, batch: Batch) -> Scored:
     """
     if isinstance(model, Transformer) and not model.packs(batch.tokens_BT.shape[1]) and worth_sharing(batch):
         kept_N = batch.weights_BT.flatten().nonzero()[:, 0]
-        states_ND = _shared(model, batch, kept_N)
+        # the states at the learnt positions, out of each group's one prompt and its answers
+        prompt_B: Tensor = batch.extra["prompt_B"]
+        states_BAD = shared_states(model, batch.tokens_BT, prompt_B, int(batch.extra["group"]), _longest(batch))
+        width = batch.tokens_BT.shape[1]
+        row_N = kept_N // width
+        column_N = kept_N % width - (prompt_B[row_N] - 1)
+        states_ND = states_BAD.flatten(0, 1).index_select(0, row_N * states_BAD.shape[1] + column_N)
     else:
         states_ND, kept_N = learnt_states(model, batch)
     logits_NV = wide(cast(LanguageModel, model).unembed(states_ND)) / batch.extra.get("temperature", 1.0)
@@ -106,16 +112,6 @@ def shared_states(model: Transformer, tokens_BT: Tensor, prompt_B: Tensor, group
 Rope = tuple[Tensor, Tensor]
 
 
-def _shared(model: Transformer, batch: Batch, kept_N: Tensor) -> Tensor:
-    """The states at the learnt positions, out of each group's one prompt and its answers."""
-    prompt_B: Tensor = batch.extra["prompt_B"]
-    states_BAD = shared_states(model, batch.tokens_BT, prompt_B, int(batch.extra["group"]), _longest(batch))
-    width = batch.tokens_BT.shape[1]
-    row_N = kept_N // width
-    column_N = kept_N % width - (prompt_B[row_N] - 1)
-    return states_BAD.flatten(0, 1).index_select(0, row_N * states_BAD.shape[1] + column_N)
-
-
 def _layer(
     layer: Layer,
     streams: tuple[Tensor, Tensor],
@@ -129,7 +125,10 @@ def _layer(
     u_QPD, v_BAD = (layer.attention_norm(z) for z in streams)
     if layer.taps is not None:
         J = layer.taps.shape[0]
-        before_BJD = _tail(u_QPD, shared_Q, J).repeat_interleave(len(v_BAD) // len(u_QPD), 0)
+        # [Q, J, D]: the last J inputs before the answers begin, zeros before the text's start
+        at_QJ = shared_Q[:, None] - J + torch.arange(J, device=shared_Q.device)
+        taken = u_QPD.gather(1, at_QJ.clamp(min=0)[..., None].expand(-1, -1, u_QPD.shape[2]))
+        before_BJD = (taken * (at_QJ >= 0)[..., None]).repeat_interleave(len(v_BAD) // len(u_QPD), 0)
         v_BAD = convolve(torch.cat([before_BJD, v_BAD], 1), layer.taps, None)[:, J:]
         u_QPD = convolve(u_QPD, layer.taps, None)
     norms = layer.q_norm, layer.k_norm
@@ -143,13 +142,6 @@ def _layer(
         x_QPD = x_QPD + layer.out(attend(q_HQPK, k_GQPK, v_GQPK, causal_PP))
         x_QPD = x_QPD + layer.down(swiglu(layer.gate_up(layer.mlp_norm(x_QPD))))
     return x_QPD, y_BAD
-
-
-def _tail(u_QPD: Tensor, shared_Q: Tensor, J: int) -> Tensor:
-    """[Q, J, D]: the last J inputs before the answers begin, zeros before the text's start."""
-    at_QJ = shared_Q[:, None] - J + torch.arange(J, device=shared_Q.device)
-    taken = u_QPD.gather(1, at_QJ.clamp(min=0)[..., None].expand(-1, -1, u_QPD.shape[2]))
-    return taken * (at_QJ >= 0)[..., None]
 
 
 def _attend_both(own: tuple[Tensor, Tensor, Tensor], prompt: tuple[Tensor, Tensor], seen_QP: Tensor) -> Tensor:
