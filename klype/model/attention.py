@@ -318,7 +318,10 @@ class CachedRows(TorchPass):
         R, J = cache.rows, cache.config.conv
         G, capacity = cache.config.kv_heads, cache.keys[0].shape[2]
         self.cache, self.readers, self.T = cache, readers, T
-        self.S, self.P = _span(int(own.max(initial=0)) + T, T, cache), max((g.P for g in readers), default=0)
+        self.S, self.P = int(own.max(initial=0)) + T, max((g.P for g in readers), default=0)
+        enough = -(-SMALLEST // cache.config.head_dim)
+        if T == 1 and enough > self.S:  # a few unused ones too, where torch's kernel for the smallest products is slow
+            self.S = min(enough, capacity)
         same = R == 0 or bool((own == own[0]).all())
         self.start = (int(own[0]) if R else 0) if same else None
         columns_RT = own[:, None] + np.arange(T)
@@ -421,12 +424,6 @@ class CachedRows(TorchPass):
             y_RGQK += back
         else:
             y_RGQK.index_add_(0, group.rows, back)
-
-
-def _span(needed: int, T: int, cache: Cache) -> int:
-    """Own positions to look at: a few unused ones too, where torch's kernel for the smallest products is slow."""
-    enough = -(-SMALLEST // cache.config.head_dim)
-    return min(enough, cache.keys[0].shape[2]) if T == 1 and needed < enough else needed
 
 
 def _mask(cache: Cache, own: Indices, sizes: tuple[int, int, int], same: bool) -> Tensor | None:

@@ -105,10 +105,18 @@ def load(folder: Path, dtype: str = "float32", known: Path | None = None, device
     if dtype not in DTYPES:
         raise UsageError(f"There is no precision {dtype!r}.", f"Choose one of {', '.join(DTYPES)}.")
     if folder.is_file() and folder.suffix.lower() == ".gguf":
-        return _load_gguf(folder, DTYPES[dtype], known, device)
+        opened = open_gguf(folder, known)
+        _check_fit(folder, opened.config, opened.shapes, opened.tokenizer)
+        _check_memory(folder, opened.config, DTYPES[dtype])
+        model = _build(opened.config, opened.get, DTYPES[dtype]).to(device)
+        return Loaded(model, opened.tokenizer, opened.config, {}, folder)
     if not folder.is_dir():
         raise UsageError(f"There is no model folder {folder}.", "Give the folder of a checkpoint.")
-    _check_whole(folder)
+    manifest.finish(folder)
+    if manifest.is_whole(folder):
+        manifest.verify(folder)
+    elif "versions" in read_about(folder):
+        raise KlypeError(f"The checkpoint {folder} is unfinished: its manifest is missing.", "Use an earlier one.")
     config = config_from_hf(read_object(folder / "config.json"), str(folder / "config.json"))
     tokenizer = Tokenizer.load(folder, known)
     files = TensorFiles(weight_files(folder))
@@ -136,23 +144,6 @@ def read_about(folder: Path) -> dict[str, Any]:
     """What made a checkpoint, as ``save`` was told; {} for a GGUF file and for other makers' models."""
     file = folder / "run.json"
     return read_object(file) if file.is_file() else {}
-
-
-def _check_whole(folder: Path) -> None:
-    manifest.finish(folder)
-    if manifest.is_whole(folder):
-        manifest.verify(folder)
-    elif "versions" in read_about(folder):
-        raise KlypeError(f"The checkpoint {folder} is unfinished: its manifest is missing.", "Use an earlier one.")
-
-
-def _load_gguf(file: Path, dtype: torch.dtype, known: Path | None, device: torch.device | None) -> Loaded:
-
-    opened = open_gguf(file, known)
-    _check_fit(file, opened.config, opened.shapes, opened.tokenizer)
-    _check_memory(file, opened.config, dtype)
-    model = _build(opened.config, opened.get, dtype).to(device)
-    return Loaded(model, opened.tokenizer, opened.config, {}, file)
 
 
 def _check_fit(where: Path, config: ModelConfig, shapes: dict[str, tuple[int, ...]], tokenizer: Tokenizer) -> None:
@@ -262,7 +253,16 @@ def hub_card(config: ModelConfig, about: dict[str, Any], name: str) -> str:
     lines = [model_card(config, {"name": name.rpartition("/")[2], **plain}), "## Intended use", ""]
     lines += ["Study of how language models answer. Not for advice, decisions about people, or unattended use.", ""]
     lines += ["## Data and licences", "", *_told(run.get("data") or about.get("data")), ""]
-    lines += ["## Measures", "", *_measures(run), ""]
+    # A table of the run's figures with their intervals, by stage
+    rows = [
+        f"| {stage} | {name} | {figure['value']:.4g} | {figure['low']:.4g} to {figure['high']:.4g} | {figure['n']} |"
+        for stage, figures in (run.get("stages") or {}).items()
+        if isinstance(figures, dict)
+        for name, figure in figures.items()
+        if isinstance(figure, dict) and isinstance(figure.get("value"), int | float) and figure.get("low") is not None
+    ]
+    head = ["| stage | measure | value | 95 % interval | n |", "|---|---|---|---|---|"]
+    lines += ["## Measures", "", *([*head, *rows] if rows else ["The run has none."]), ""]
     energy = run.get("joules") or about.get("joules")
     seconds = (run.get("seconds") or {}).get("total")
     lines += ["## Energy", ""]
@@ -276,16 +276,3 @@ def _told(data: Any) -> list[str]:
         return ["The run does not say. Licence: see the header."]
     rows = data if isinstance(data, list) else [data]
     return [f"- {json.dumps(row, ensure_ascii=False, default=str) if isinstance(row, dict) else row}" for row in rows]
-
-
-def _measures(run: dict[str, Any]) -> list[str]:
-    """A table of the run's figures with their intervals, by stage."""
-    rows = [
-        f"| {stage} | {name} | {figure['value']:.4g} | {figure['low']:.4g} to {figure['high']:.4g} | {figure['n']} |"
-        for stage, figures in (run.get("stages") or {}).items()
-        if isinstance(figures, dict)
-        for name, figure in figures.items()
-        if isinstance(figure, dict) and isinstance(figure.get("value"), int | float) and figure.get("low") is not None
-    ]
-    head = ["| stage | measure | value | 95 % interval | n |", "|---|---|---|---|---|"]
-    return [*head, *rows] if rows else ["The run has none."]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from klype.errors import KlypeError
-from klype.model.config import ModelConfig, RopeScaling
+from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
 
 OWN = "klype"
@@ -65,8 +65,11 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
         "hidden_act": "silu",
         "klype_initial": {name: getattr(config, name) for name in _INITIAL},
     }
-    if config.rope_scaling is not None:
-        out["rope_scaling"] = _scaling_to_hf(config.rope_scaling)
+    if (scaling := config.rope_scaling) is not None:
+        out["rope_scaling"] = {"rope_type": scaling.kind, "factor": scaling.factor}
+        if scaling.kind == "llama3":
+            out["rope_scaling"] |= {n: getattr(scaling, n) for n in ("low_freq_factor", "high_freq_factor")}
+            out["rope_scaling"]["original_max_position_embeddings"] = scaling.original_window
     if kind == "llama":
         out |= {"attention_bias": False, "mlp_bias": False}
     if kind == "qwen2":
@@ -193,18 +196,6 @@ def _own_names(config: ModelConfig) -> Iterator[str]:
     yield "norm.weight"
     if not config.tie:
         yield "head.weight"
-
-
-def _scaling_to_hf(scaling: RopeScaling) -> dict[str, Any]:
-    if scaling.kind == "linear":
-        return {"rope_type": "linear", "factor": scaling.factor}
-    return {
-        "rope_type": "llama3",
-        "factor": scaling.factor,
-        "low_freq_factor": scaling.low_freq_factor,
-        "high_freq_factor": scaling.high_freq_factor,
-        "original_max_position_embeddings": scaling.original_window,
-    }
 
 
 def _scaling_from_hf(rope: dict[str, Any], where: str) -> dict[str, Any] | None:

@@ -185,7 +185,8 @@ class GGUFFile:
             raise KlypeError(f"{self.file} holds numbers that are not finite, in {name}.", _HINT)
         if self._permuted and re.search(r"self_attn\.[qk]_proj\.", name):
             heads = self.config.heads if "q_proj" in name else self.config.kv_heads
-            weight = _in_halves(weight, heads)
+            # from llama.cpp's order of rotated rows (pair by pair) to Hugging Face's (first halves, second halves)
+            weight = weight.reshape(heads, -1, 2, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
         return weight
 
 
@@ -311,8 +312,3 @@ def _their_name(name: str, file: Path) -> str:
         raise KlypeError(f"{file} holds {name:.60}, which klype cannot use.", _HINT)
     layer, part, last = match.groups()
     return f"model.layers.{layer}.{_NAMES[part]}.{last}" if layer is not None else f"{_NAMES[part]}.{last}"
-
-
-def _in_halves(weight: Tensor, heads: int) -> Tensor:
-    """Rows of rotated pairs from llama.cpp's order (pair by pair) to Hugging Face's (first halves, second halves)."""
-    return weight.reshape(heads, -1, 2, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)

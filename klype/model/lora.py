@@ -66,7 +66,13 @@ class AdaptedTransformer(Transformer):
         for layer in self.layers:
             for name in MATRICES:
                 setattr(layer, name, Adapted(getattr(layer, name), settings))
-        _freeze(self)
+        frozen: dict[int, Tensor] = {}  # a parameter that two modules share becomes one buffer of both
+        for module in self.modules():
+            for name, parameter in list(module._parameters.items()):
+                if parameter is not None and not isinstance(module, Adapted):
+                    del module._parameters[name]
+                    tensor = frozen.setdefault(id(parameter), parameter.detach())
+                    module.register_buffer(name, tensor, persistent=False)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> AdaptedTransformer:
         memo |= {id(buffer): buffer for buffer in self.buffers()}
@@ -91,16 +97,3 @@ def frozen(model: Transformer, dtype: torch.dtype) -> Transformer:
     """``model``, not to be trained, in ``dtype``: itself where it has that dtype already."""
     own = model if next(model.parameters()).dtype == dtype else copy.deepcopy(model).to(dtype)
     return own.requires_grad_(False)
-
-
-def _freeze(model: nn.Module) -> None:
-    """Parameters become buffers, but for those of adapters; a parameter that two modules share, one buffer of both."""
-    frozen: dict[int, Tensor] = {}
-    for module in model.modules():
-        if isinstance(module, Adapted):
-            continue
-        for name, parameter in list(module._parameters.items()):
-            if parameter is not None:
-                del module._parameters[name]
-                tensor = frozen.setdefault(id(parameter), parameter.detach())
-                module.register_buffer(name, tensor, persistent=False)

@@ -293,13 +293,10 @@ def prepack(model: Transformer, precision: Precision, kernel: Kernel | None = No
             for name, part in list(parent.named_children()):
                 if isinstance(part, nn.Linear):
                     setattr(parent, name, _packed(part, precision, kernel))
-    whole = kernel is not None and all(_compiled(part) for layer in model.layers for part in layer.children())
-    return model.using(model.backend, CompiledDecoder(model, kernel) if kernel is not None and whole else None)
-
-
-def _compiled(part: nn.Module) -> bool:
-    """Whether a layer's part is no matrix, or one that the kernel reads."""
-    return isinstance(part, nn.RMSNorm) or getattr(part, "kernel", None) is not None
+    parts = [part for layer in model.layers for part in layer.children() if not isinstance(part, nn.RMSNorm)]
+    if kernel is None or any(getattr(part, "kernel", None) is None for part in parts):  # it reads each, or none
+        return model.using(model.backend)
+    return model.using(model.backend, CompiledDecoder(model, kernel))
 
 
 def _stream(precision: Precision) -> torch.dtype:
@@ -317,21 +314,16 @@ def fastest_alone(seconds: float = 0.05, kernel: Kernel | None = None) -> Precis
         plain = nn.Linear(512, 8192, bias=False).requires_grad_(False)
         layer = _packed(plain.to(_stream(precision)), precision, kernel)
         row_MI = torch.randn(1, 512).to(_stream(precision))
-        took = _shortest(layer, row_MI, seconds)
+        took, end = math.inf, time.perf_counter() + seconds
+        with torch.inference_mode():
+            layer(row_MI)
+            while time.perf_counter() < end or took == math.inf:
+                start = time.perf_counter()
+                layer(row_MI)
+                took = min(took, time.perf_counter() - start)
         if took < 0.8 * best[1]:
             best = precision, took
     return best[0]
-
-
-def _shortest(layer: nn.Module, row_MI: Tensor, seconds: float) -> float:
-    shortest, end = math.inf, time.perf_counter() + seconds
-    with torch.inference_mode():
-        layer(row_MI)
-        while time.perf_counter() < end or shortest == math.inf:
-            start = time.perf_counter()
-            layer(row_MI)
-            shortest = min(shortest, time.perf_counter() - start)
-    return shortest
 
 
 def _packed(layer: nn.Linear, precision: Precision, kernel: Kernel | None) -> nn.Module:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from klype.durable import clear, draft_folder
 from klype.errors import KlypeError
@@ -45,7 +44,12 @@ def write_gguf(loaded: Loaded, file: Path) -> None:
             _describe(writer, loaded)
             _tokens(writer, loaded)
             for name, weight in weights_to_hf(loaded.model).items():
-                writer.add_tensor(_their_name(name), _array(name, weight, loaded, kind))
+                # in float32; llama.cpp's Llama rotates neighbouring rows, Hugging Face's the halves
+                array = weight.detach().float().cpu().numpy()
+                if kind == "llama" and re.search(r"self_attn\.[qk]_proj\.", name):
+                    heads = loaded.config.heads if "q_proj" in name else loaded.config.kv_heads
+                    array = array.reshape(heads, 2, -1, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
+                writer.add_tensor(_their_name(name), np.ascontiguousarray(array))
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_tensors_to_file()
@@ -110,15 +114,6 @@ def _pattern(definition: dict[str, Any], loaded: Loaded) -> str:
     if "ByteLevel" in text:
         return "gpt-2"
     raise KlypeError(f"{loaded.folder} has a tokenizer that llama.cpp has no name for.")
-
-
-def _array(name: str, weight: Tensor, loaded: Loaded, kind: str) -> Any:
-    """In float32; llama.cpp's Llama rotates neighbouring rows, Hugging Face's the halves."""
-    array = weight.detach().float().cpu().numpy()
-    if kind == "llama" and re.search(r"self_attn\.[qk]_proj\.", name):
-        heads = loaded.config.heads if "q_proj" in name else loaded.config.kv_heads
-        array = array.reshape(heads, 2, -1, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
-    return np.ascontiguousarray(array)
 
 
 def _their_name(name: str) -> str:
