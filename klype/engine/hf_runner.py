@@ -142,7 +142,12 @@ class HFRunner:
         longest, joining = [int(group.lengths.max()) for group in self._groups], dict[int, list[int]]()
         for place, prompt in enumerate(new):
             length = len(prompt.tokens)
-            number = next((i for i, other in enumerate(longest) if self._alike(length, other)), len(longest))
+            alike = (
+                i
+                for i, other in enumerate(longest)
+                if length == other or (self.able.pads and max(length, other) <= 2 * min(length, other) + 32)
+            )
+            number = next(alike, len(longest))
             longest[number : number + 1] = [max([length, *longest[number : number + 1]])]
             joining.setdefault(number, []).append(place)
         for number, places in sorted(joining.items()):
@@ -295,10 +300,6 @@ class HFRunner:
         with self._turn:
             out = self.model(input_ids=tokens_RT.to(self.model.device), **given)
         return out.logits, out[self.able.cache] if self.able.cache else None
-
-    def _alike(self, length: int, other: int) -> bool:
-        """Whether rows of such lengths are computed together."""
-        return max(length, other) <= 2 * min(length, other) + 32 if self.able.pads else length == other
 
     @torch.inference_mode()
     def _tried(self) -> Ability:

@@ -77,7 +77,9 @@ class PrefixIndex(Generic[Store]):
         tokens = np.array(text, np.int32)
         for blocks in range(len(hits), 0, -1):
             entry = hits[blocks - 1]
-            length = _common_length(tokens, entry.tokens)
+            size = min(len(tokens), len(entry.tokens))
+            differ = np.flatnonzero(tokens[:size] != entry.tokens[:size])
+            length = int(differ[0]) if len(differ) else size
             if length >= blocks * BLOCK:  # else a collision
                 return entry.store, entry.slot, length
         return None
@@ -91,15 +93,12 @@ class PrefixIndex(Generic[Store]):
         self._recent.append((entries, nbytes))
         self.nbytes += nbytes
         while self.nbytes > self.budget:
-            self._forget_oldest()
-
-    def _forget_oldest(self) -> None:
-        entries, nbytes = self._recent.popleft()
-        self.nbytes -= nbytes
-        for entry in entries:
-            for key in _keys(tuple(entry.tokens.tolist())):
-                if self._known.get(key) is entry:  # not replaced by a text that was read later
-                    del self._known[key]
+            oldest, freed = self._recent.popleft()
+            self.nbytes -= freed
+            for entry in oldest:
+                for key in _keys(tuple(entry.tokens.tolist())):
+                    if self._known.get(key) is entry:  # not replaced by a text that was read later
+                        del self._known[key]
 
 
 def shared_beginnings(texts: Sequence[Tokens]) -> list[Tokens]:
@@ -128,12 +127,6 @@ def _keys(text: Tokens) -> list[int]:
         key = hash((key, text[end - BLOCK : end]))
         keys.append(key)
     return keys
-
-
-def _common_length(a: npt.NDArray[np.int32], b: npt.NDArray[np.int32]) -> int:
-    size = min(len(a), len(b))
-    differ = np.flatnonzero(a[:size] != b[:size])
-    return int(differ[0]) if len(differ) else size
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,7 +201,7 @@ class PrefixCache:
             batch, starts = [batch[i] for i in order], [starts[i] for i in order]
             for _, group in groupby(starts, key=lambda start: id(start[0])):
                 store, slots, lengths = _living(list(group))
-                cache.append(store or _empty_store(self.model), slots, lengths)
+                cache.append(store or self.model.new_cache(1).to_shared(), slots, lengths)
         else:
             cache = self.model.new_cache(len(batch))
         begin = np.array([length for _, _, length in starts])
@@ -267,7 +260,3 @@ def _living(starts: Sequence[tuple[SharedKV | None, int, int]]) -> tuple[SharedK
     if len(slots) < len(store.lengths):
         return store.take(slots), renamed.tolist(), lengths
     return store, [slot for _, slot, _ in starts], lengths
-
-
-def _empty_store(model: Transformer) -> SharedKV:
-    return model.new_cache(1).to_shared()

@@ -239,9 +239,16 @@ def score(
     scored: list[Scored] = [[] for _ in prompts]
     for rows in _batches([len(answer) for answer in answers]):
         rows = [rows[i] for i in runner.order([read[row] for row in rows])]
-        batch = _score(runner, [read[row] for row in rows], [answers[row] for row in rows], top)
-        for row, found in zip(rows, batch, strict=True):
-            scored[row] = found
+        fed = [answers[row] for row in rows]
+        first_RV = torch.stack([read[row].logits for row in rows])
+        firsts = _read(first_RV, [answer[0] for answer in fed], top)
+        targets = [token for answer in fed for token in answer[1:]]
+        later: Scored = []
+        for logits_MV in runner.forced([read[row] for row in rows], [answer[:-1] for answer in fed]):
+            later += _read(logits_MV, targets[len(later) : len(later) + len(logits_MV)], top)
+        rest = iter(later)
+        for row, first, answer in zip(rows, firsts, fed, strict=True):
+            scored[row] = [first, *(next(rest) for _ in answer[1:])]
     traces = []
     for prompt, answer, found in zip(prompts, answers, scored, strict=True):
         steps = tuple(Step(token, logp, logp, "forced", q) for token, (logp, q) in zip(answer, found, strict=True))
@@ -258,17 +265,6 @@ def _batches(lengths: list[int]) -> list[list[int]]:
         else:
             batches.append([row])
     return batches
-
-
-def _score(runner: AnyRunner, prompts: list[ReadPrompt], answers: list[Sequence[int]], top: int) -> list[Scored]:
-    first_RV = torch.stack([prompt.logits for prompt in prompts])
-    firsts = _read(first_RV, [answer[0] for answer in answers], top)
-    targets = [token for answer in answers for token in answer[1:]]
-    later: Scored = []
-    for logits_MV in runner.forced(prompts, [answer[:-1] for answer in answers]):
-        later += _read(logits_MV, targets[len(later) : len(later) + len(logits_MV)], top)
-    rest = iter(later)
-    return [[first, *(next(rest) for _ in answer[1:])] for first, answer in zip(firsts, answers, strict=True)]
 
 
 def _read(logits_MV: Tensor, targets: Sequence[int], top: int) -> Scored:

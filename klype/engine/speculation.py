@@ -275,7 +275,12 @@ class _Answer:
     def _pass(self, draft: Draft, cache: Cache) -> None:
         clock, before = self.engine.clock, len(self.steps)
         begun = clock()
-        proposal = self._proposed(draft, Setting(self.request.sampling, self.request.seed, self.sample))
+        count = min(self.counts.gamma, self.max_new_tokens - len(self.steps) - 1)
+        setting = Setting(self.request.sampling, self.request.seed, self.sample)
+        proposal = draft.propose(self.text, count, setting) if count else Proposal(())
+        size = self.engine.model.config.vocab_size
+        if len(proposal.tokens) > count or any(not 0 <= token < size for token in proposal.tokens):
+            raise KlypeError(f"The draft guessed more than {count} tokens, or tokens the model does not know.")
         guessed = clock()
         fed = torch.tensor([[self.text[-1], *proposal.tokens]], device=cache.device)
         logits_TV = self.engine.model(fed, cache)[0]
@@ -302,14 +307,6 @@ class _Answer:
             passes=passes,
             seconds=self.engine.clock() - started,
         )
-
-    def _proposed(self, draft: Draft, setting: Setting) -> Proposal:
-        count = min(self.counts.gamma, self.max_new_tokens - len(self.steps) - 1)
-        proposal = draft.propose(self.text, count, setting) if count else Proposal(())
-        size = self.engine.model.config.vocab_size
-        if len(proposal.tokens) > count or any(not 0 <= token < size for token in proposal.tokens):
-            raise KlypeError(f"The draft guessed more than {count} tokens, or tokens the model does not know.")
-        return proposal
 
     def _check(self, logits_TV: Tensor, proposal: Proposal) -> None:
         """Accept guesses from the left; the first that fails is replaced, and after the last one more is drawn."""
@@ -356,14 +353,12 @@ class _Answer:
         source: StepSource = "drafted" if drafted else "drawn"
         self.steps.append(Step(token, float(logp_V[token]), float(shaped_V[token]), source, listed))
         self.text.append(token)
-        if token in self.request.stop or self._stops(token):
+        stopped = token in self.request.stop
+        if self.request.stop_texts:
+            assert self.engine.decode_bytes is not None
+            self.said += self.engine.decode_bytes(token)
+            stopped = stopped or any(stop.encode() in self.said for stop in self.request.stop_texts)
+        if stopped:
             self.ended = "stop"
         elif len(self.steps) >= self.max_new_tokens:
             self.ended = "length"
-
-    def _stops(self, token: int) -> bool:
-        if not self.request.stop_texts:
-            return False
-        assert self.engine.decode_bytes is not None
-        self.said += self.engine.decode_bytes(token)
-        return any(stop.encode() in self.said for stop in self.request.stop_texts)
