@@ -114,7 +114,7 @@ class PaddedBatches:
     def __next__(self) -> Batch:
         number, at = divmod(self._position, self._settings.batches)
         if self._pool is None or self._pool[0] != number:
-            self._pool = (number, self._make(number))
+            self._pool = (number, self._make_pool(number))
         self._position += 1
         return _batch(self._pool[1][at], {})
 
@@ -141,7 +141,7 @@ class PaddedBatches:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _make(self, number: int) -> list[Arrays]:
+    def _make_pool(self, number: int) -> list[Arrays]:
         if not self._background:
             return pool(self._sample, number, self._settings)
         if self._process is None or self._process[0] != number:

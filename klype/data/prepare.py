@@ -57,7 +57,7 @@ def split(documents: Iterable[TextDocument], share: float = HELD_OUT) -> Split:
 
 def is_held_out(text: str, share: float = HELD_OUT) -> bool:
     """Whether a document is held out: a function of its text alone (white space at its ends does not count)."""
-    return _hash(text) < share
+    return (int.from_bytes(_digest(text)[:8], "big") / 2**64) < share
 
 
 def is_sampled(text: str, share: float) -> bool:
@@ -127,10 +127,6 @@ def _by_rank(documents: list[TextDocument], share: float) -> tuple[list[TextDocu
 
 def _digest(text: str) -> bytes:
     return hashlib.blake2b(text.strip().encode("utf-8", "surrogatepass"), digest_size=16).digest()
-
-
-def _hash(text: str) -> float:
-    return int.from_bytes(_digest(text)[:8], "big") / 2**64
 
 
 SIDES = ("train", "held-out")

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 from klype.data.files import (
     LONGEST,
@@ -167,14 +167,14 @@ def _documents(file: Path, options: TextOptions) -> Iterator[TextDocument]:
                 yield TextDocument(text, str(file), number)
     else:
         try:
-            yield from _plain(file, options)
+            yield from _text_parts(file, options)
         except UsageError:
             raise
         except KlypeError as error:
             options.bad.add(error.message, error.hint)
 
 
-def _plain(file: Path, options: TextOptions) -> Iterator[TextDocument]:
+def _text_parts(file: Path, options: TextOptions) -> Iterator[TextDocument]:
     """The whole file; a large one in parts that end at a line's end, so that it is never all in memory."""
     encoding = options.encoding
     if _is_wide(encoding):
@@ -267,41 +267,36 @@ def _json_file(file: Path, options: TextOptions) -> Rows:
 
 def _csv(file: Path, options: TextOptions, delimiter: str = ",") -> Rows:
     """A byte that is no text is kept as half a character (surrogateescape) until the row that it stands in is known."""
+    encoding, header = options.encoding, list[str]()
     with open_stream(file, options.unpacked) as stream:
-        yield from _rows(separated(_separated_lines(stream, file, options.encoding), delimiter), file, options)
-
-
-def _separated_lines(stream: IO[bytes], file: Path, encoding: str) -> Iterator[str]:
-    if _is_wide(encoding):
-        return iter(io.StringIO(decode(read_bytes(file), encoding, str(file)), newline=""))
-    try:
-        return TextLines(stream, file, encoding)
-    except LookupError:
-        raise UsageError(f"There is no encoding {encoding!r}.", "Try utf-8, latin-1 or utf-16.") from None
-
-
-def _rows(table: Iterator[tuple[int, list[str] | csv.Error]], file: Path, options: TextOptions) -> Rows:
-    header: list[str] = []
-    for number, fields in table:
-        where = place(file, number)
-        strange = isinstance(fields, list) and re.search("[\udc80-\udcff]", "".join(fields))
-        if isinstance(fields, EndlessQuotesError):
-            raise KlypeError(f"{where} begins what cannot be read as a table: {fields}.", "Check its quotation marks.")
-        if isinstance(fields, csv.Error):
-            wrong, hint = f"{where} is not a row of a table: {fields}.", "Check its quotation marks."
-        elif strange:
-            wrong, hint = f"{where} is not {options.encoding}: it has the byte 0x{ord(strange[0]) - 0xDC00:02x}.", _SAVE
-        elif header and len(fields) != len(header):
-            wrong, hint = f"{where} has another number of fields than the header.", ""
-        elif header:
-            yield number, dict(zip(header, fields, strict=True))
-            continue
-        else:
-            header = fields
-            continue
-        if not header:
-            raise KlypeError(wrong, hint)  # without the header no row can be read
-        options.bad.add(wrong, hint)
+        try:
+            lines: Iterator[str] = (
+                io.StringIO(decode(read_bytes(file), encoding, str(file)), newline="")
+                if _is_wide(encoding)
+                else TextLines(stream, file, encoding)
+            )
+        except LookupError:
+            raise UsageError(f"There is no encoding {encoding!r}.", "Try utf-8, latin-1 or utf-16.") from None
+        for number, fields in separated(lines, delimiter):
+            where, quotes = place(file, number), "Check its quotation marks."
+            strange = isinstance(fields, list) and re.search("[\udc80-\udcff]", "".join(fields))
+            if isinstance(fields, EndlessQuotesError):
+                raise KlypeError(f"{where} begins what cannot be read as a table: {fields}.", quotes)
+            if isinstance(fields, csv.Error):
+                wrong, hint = f"{where} is not a row of a table: {fields}.", quotes
+            elif strange:
+                wrong, hint = f"{where} is not {encoding}: it has the byte 0x{ord(strange[0]) - 0xDC00:02x}.", _SAVE
+            elif header and len(fields) != len(header):
+                wrong, hint = f"{where} has another number of fields than the header.", ""
+            elif header:
+                yield number, dict(zip(header, fields, strict=True))
+                continue
+            else:
+                header = fields
+                continue
+            if not header:
+                raise KlypeError(wrong, hint)  # without the header no row can be read
+            options.bad.add(wrong, hint)
 
 
 def _columns(file: Path, options: TextOptions) -> Rows:

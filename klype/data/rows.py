@@ -88,40 +88,36 @@ def questions_from(rows: Sequence[str | Mapping[str, Any]]) -> list[Question]:
 def _questions(rows: Iterable[tuple[str, int, dict[str, Any]]], bad: BadRows, source: str) -> list[Question]:
     """Of rows, each with what it is called and its number."""
     try:
-        return _read(rows, bad, source)
+        found: dict[str, Question] = {}
+        for where, number, row in rows:
+            text = row.get("question", row.get("instruction", row.get("prompt")))
+            answers, choices = row.get("answers", row.get("answer", [])), row.get("choices") or []
+            answers = [answers] if isinstance(answers, str) else answers or []
+            identity = str(row.get("id") or number)
+            context = row.get("context") or row.get("input") or ""
+            if text is not None and not isinstance(text, str):
+                bad.add(f"{where} has a question that is not text.")
+            elif text is None or not text.strip():
+                bad.add(f"{where} has no question.")
+            elif not isinstance(context, str):
+                bad.add(f"{where} has a context that is not text.")
+            elif not _strings(answers) or not _strings(choices):
+                bad.add(f"{where} has answers or choices that are not lists of text.")
+            else:
+                identity = identity if identity not in found else f"{identity}-{number}"
+                known = ("question", "context", "answers", "answer", "choices", "id", "extra")
+                inner = row.get("extra")
+                rest = {name: value for name, value in row.items() if name not in known}
+                extra = said_before({**(inner if isinstance(inner, dict) else {}), **rest})
+                if extra is None:
+                    bad.add(f"{where} {NO_MESSAGES}.")
+                else:
+                    found[identity] = Question(identity, text.strip(), context, tuple(answers), tuple(choices), extra)
+        if not found:
+            raise KlypeError(f"There are no questions in {source}.", 'A row needs "question".')
+        return list(found.values())
     except KlypeError as error:
         raise UsageError(error.message, error.hint) from None
-
-
-def _read(rows: Iterable[tuple[str, int, dict[str, Any]]], bad: BadRows, source: str) -> list[Question]:
-    found: dict[str, Question] = {}
-    for where, number, row in rows:
-        text = row.get("question", row.get("instruction", row.get("prompt")))
-        answers, choices = row.get("answers", row.get("answer", [])), row.get("choices") or []
-        answers = [answers] if isinstance(answers, str) else answers or []
-        identity = str(row.get("id") or number)
-        context = row.get("context") or row.get("input") or ""
-        if text is not None and not isinstance(text, str):
-            bad.add(f"{where} has a question that is not text.")
-        elif text is None or not text.strip():
-            bad.add(f"{where} has no question.")
-        elif not isinstance(context, str):
-            bad.add(f"{where} has a context that is not text.")
-        elif not _strings(answers) or not _strings(choices):
-            bad.add(f"{where} has answers or choices that are not lists of text.")
-        else:
-            identity = identity if identity not in found else f"{identity}-{number}"
-            known = ("question", "context", "answers", "answer", "choices", "id", "extra")
-            inner = row.get("extra")
-            rest = {name: value for name, value in row.items() if name not in known}
-            extra = said_before({**(inner if isinstance(inner, dict) else {}), **rest})
-            if extra is None:
-                bad.add(f"{where} {NO_MESSAGES}.")
-            else:
-                found[identity] = Question(identity, text.strip(), context, tuple(answers), tuple(choices), extra)
-    if not found:
-        raise KlypeError(f"There are no questions in {source}.", 'A row needs "question".')
-    return list(found.values())
 
 
 def conversation_of(row: Mapping[str, Any]) -> Conversation | None:
@@ -185,7 +181,10 @@ def ranking_of(row: Mapping[str, Any], identity: str, annotator: str) -> Ranking
         chosen, rejected = [chosen], [rejected]  # ShareGPT: one message each
     said: Conversation = _messages(asked) or [] if isinstance(asked, list) else []
     if isinstance(chosen, list) and isinstance(rejected, list):
-        within, chosen, rejected = _split_pair(chosen, rejected)
+        # what two lists of messages share, and the answer that each of them ends in
+        good, poor = _messages(chosen) or [], _messages(rejected) or []
+        answers = [m[-1]["content"] if m and m[-1]["role"] == "assistant" else None for m in (good, poor)]
+        within, chosen, rejected = (good[:-1], answers[0], answers[1])
         said = said or within
     if said and said[-1]["role"] == "user":
         *before, last = said
@@ -210,7 +209,9 @@ def ranking_of(row: Mapping[str, Any], identity: str, annotator: str) -> Ranking
     named = [i for group in groups for i in group]
     if any(type(i) is not int for i in named) or sorted(named) != list(range(len(candidates))):
         return "has an order that does not name each candidate once"
-    asked = _without_speakers(asked)
+    # of a prompt in hh-rlhf's form ("Human: … Assistant:") the human's words when there is one turn
+    turn = re.fullmatch(r"\s*Human: (.*?)\s*Assistant:\s*", asked, re.DOTALL)
+    asked = turn.group(1) if turn and "\n\nAssistant:" not in turn.group(1) else asked
     context, text = ("", _asked(row, asked)) if "context" not in row else (str(row["context"]), asked)
     extra = said_before(row["extra"] if isinstance(row.get("extra"), dict) else {})
     if extra is None:
@@ -242,19 +243,6 @@ def _messages(value: Any) -> Conversation | None:
             return None
         messages.append({"role": str(role), "content": content})
     return messages or None
-
-
-def _split_pair(chosen: list[Any], rejected: list[Any]) -> tuple[Conversation, Any, Any]:
-    """What two lists of messages share, and the answer that each of them ends in."""
-    good, poor = _messages(chosen) or [], _messages(rejected) or []
-    answers = [m[-1]["content"] if m and m[-1]["role"] == "assistant" else None for m in (good, poor)]
-    return good[:-1], answers[0], answers[1]
-
-
-def _without_speakers(prompt: str) -> str:
-    """Of a prompt in hh-rlhf's form ("Human: … Assistant:") the human's words when there is one turn."""
-    turn = re.fullmatch(r"\s*Human: (.*?)\s*Assistant:\s*", prompt, re.DOTALL)
-    return turn.group(1) if turn and "\n\nAssistant:" not in turn.group(1) else prompt
 
 
 def _asked(row: Mapping[str, Any], asked: str) -> str:

@@ -11,7 +11,6 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from klype.text.tokenizer import Tokenizer
 
 SHARD_TOKENS = 2**24  # 32 MB of two-byte ids
 ABOUT = "shards.json"
-_BATCH_CHARACTERS = 2_000_000  # tokenized at a time, on all cores
+_BATCH_CHARACTERS, _BATCH_TEXTS = 2_000_000, 10_000  # tokenized at a time at most, on all cores
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +114,15 @@ class ShardWriter:
         return Documents.open(self.folder, verify=False)
 
     def _flush(self) -> None:
+        name = f"shard-{len(self._shards):05d}"
+        ends = np.cumsum([len(d) for d in self._pending], dtype="<u8")
+        flat = np.concatenate(self._pending) if self._pending else np.zeros(0, "<u2")
+        files: dict[str, bytes | memoryview] = {f"{name}.bin": flat.view(np.uint8).data, f"{name}.idx": ends.tobytes()}
         with self._writing():
-            self._shards.append(_write_shard(self.folder, len(self._shards), self._pending))
+            for file, content in files.items():
+                durable.write(self.folder / file, content)
+        digests = {file: hashlib.sha256(content).hexdigest() for file, content in files.items()}
+        self._shards.append({"name": name, "documents": len(ends), "tokens": len(flat), "sha256": digests})
         self._pending, self._tokens = [], 0
 
     @contextmanager
@@ -136,34 +142,15 @@ def is_finished(folder: Path) -> bool:
 
 def tokenize(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[list[int]]:
     """Documents' token ids, begin and end included, in order; memory stays flat, all cores work."""
-    source = iter(texts)
-    while batch := _some(source):
-        yield from tokenizer.encode_documents(batch)
-
-
-def _some(texts: Iterator[str]) -> list[str]:
-    batch, characters = [], 0
-    for text in islice(texts, 10_000):
+    batch, characters = list[str](), 0
+    for text in texts:
         batch.append(text)
         characters += len(text)
-        if characters >= _BATCH_CHARACTERS:
-            break
-    return batch
-
-
-def _write_shard(folder: Path, number: int, documents: list[npt.NDArray[np.integer[Any]]]) -> dict[str, object]:
-    name = f"shard-{number:05d}"
-    ends = np.cumsum([len(d) for d in documents], dtype="<u8")
-    flat = np.concatenate(documents) if documents else np.zeros(0, "<u2")
-    files: dict[str, bytes | memoryview] = {f"{name}.bin": flat.view(np.uint8).data, f"{name}.idx": ends.tobytes()}
-    for file, content in files.items():
-        durable.write(folder / file, content)
-    return {
-        "name": name,
-        "documents": len(documents),
-        "tokens": len(flat),
-        "sha256": {file: hashlib.sha256(content).hexdigest() for file, content in files.items()},
-    }
+        if characters >= _BATCH_CHARACTERS or len(batch) == _BATCH_TEXTS:
+            yield from tokenizer.encode_documents(batch)
+            batch, characters = [], 0
+    if batch:
+        yield from tokenizer.encode_documents(batch)
 
 
 def _about(folder: Path) -> Any:

@@ -93,7 +93,7 @@ def tell(name: str, room: str) -> None:
             for at in range(0, batch.num_rows, FEW):
                 _wind()
                 for row in batch.slice(at, FEW).to_pylist():
-                    out.write(f"{json.dumps([row], default=_plain)}\n")
+                    out.write(f"{json.dumps([row], default=lambda v: None if isinstance(v, bytes) else str(v))}\n")
         out.write('"end"\n')
     except MemoryError:
         raise  # nothing is said: that tells it
@@ -118,11 +118,6 @@ def _batches(file: Path) -> Iterator[Any]:
         return
     reader = pyarrow.ipc.open_file(source)
     yield from map(reader.get_batch, range(reader.num_record_batches))
-
-
-def _plain(value: Any) -> str | None:
-    """What JSON has no word for, as text; bytes are no text."""
-    return None if isinstance(value, bytes) else str(value)
 
 
 def _wind() -> None:
