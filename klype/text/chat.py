@@ -69,13 +69,13 @@ class Chat:
         return "".join(part.text for part in self._parts(messages, True))
 
     def _parts(self, messages: Sequence[Message], prompt: bool) -> list[_Part]:
-        roles = tuple(_role(message) for message in messages)
+        roles = tuple(_checked_role(message) for message in messages)
         if not messages:
             raise KlypeError("A conversation needs at least one message.", "Give a question.")
         contents = [checked(message["content"]) for message in messages]
         rendered = self._render(roles, prompt)
         borders = [] if prompt else self._answer_starts(roles, rendered)
-        parts = _cut(rendered, contents, [not prompt and role == "assistant" for role in roles], borders)
+        parts = _split(rendered, contents, [not prompt and role == "assistant" for role in roles], borders)
         if len(roles) - 1 not in {part.message for part in parts}:
             raise KlypeError("The chat template leaves out the last message.", "Use --raw to go without it.")
         return parts
@@ -173,8 +173,10 @@ class _Part:
     breaks: bool  # a prompt ends right before it, so no token may reach across
 
 
-def _cut(rendered: str, contents: Sequence[str], learnt: Sequence[bool], borders: list[tuple[int, int]]) -> list[_Part]:
-    """``learnt``: which messages are."""
+def _split(
+    rendered: str, contents: Sequence[str], learnt: Sequence[bool], borders: list[tuple[int, int]]
+) -> list[_Part]:
+    """The rendered text with the messages' contents in their places. ``learnt``: which messages are to be learnt."""
     slots = [(slot, int(slot.group(2))) for slot in _SLOT.finditer(rendered)]
     if any(message >= len(contents) for _, message in slots):
         raise KlypeError("The chat template writes a placeholder of klype's own.", "Use --raw to go without it.")
@@ -203,7 +205,7 @@ def _cut(rendered: str, contents: Sequence[str], learnt: Sequence[bool], borders
     return parts
 
 
-def _role(message: Message) -> str:
+def _checked_role(message: Message) -> str:
     role, content = message.get("role"), message.get("content")
     if not isinstance(role, str) or not re.fullmatch(r"[a-z_]{1,32}", role):
         raise KlypeError(f"A message has the role {role!r}.", "Use system, user or assistant.")

@@ -9,10 +9,12 @@ of other makers begin a text is what their files say, as transformers and llama.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,12 +24,15 @@ from tokenizers import Tokenizer as Backend
 
 from klype import durable
 from klype.errors import KlypeError, UsageError
-from klype.text.tokenizer_files import HINT, SpecialTokens, asked, is_plain, read_object, read_special_tokens, try_apart
+from klype.text.sandbox import Limits, apart
+from klype.text.tokenizer_files import HINT, SpecialTokens, asked, is_plain, read_object, read_special_tokens
 
 LONG_TEXT = 4_000  # characters that take milliseconds to be made tokens of
 LARGE_TEXT = 1_000_000  # characters; from here on, a word must occur twice to be given a token of its own
 LARGEST = 128 * 2**20  # bytes of a tokenizer.json; the largest one known has 35 million
 GAPS = 2**20  # ids that no token has
+HARD = ("a" * 3000, " " * 3000, "1" * 3000, "\n" * 3000, "'.,-_" * 600, "aB1 .\t" * 500, "æ😀\u0301日" * 750)
+"""Texts on which patterns that look back take longest."""
 TRAINING_TEXT = 64_000_000  # characters that a vocabulary is learnt from; more does not change it noticeably
 
 
@@ -90,7 +95,13 @@ class Tokenizer:
                 f"need {len(Tokenizer.CONTROL) + 256}.",
                 "Ask for a larger vocabulary.",
             )
-        kept = _some(texts)
+        kept, characters = [], 0
+        for text in texts:
+            if text:
+                kept.append(checked(_spaced(text)))
+                characters += len(text)
+            if characters >= TRAINING_TEXT:
+                break
         if not kept:
             raise KlypeError("There is no text to make a vocabulary from.", "Give a file that holds some text.")
         pad, begin, end = Tokenizer.CONTROL[:3]
@@ -112,7 +123,7 @@ class Tokenizer:
     def of_stranger(
         definition: dict[str, Any], special: SpecialTokens, where: str, known: Path | None = None
     ) -> Tokenizer:
-        """Of a definition that may be damaged or made to harm. ``known``: see opening.try_apart."""
+        """Of a definition that may be damaged or made to harm. ``known``: see try_apart."""
         try:
             if not is_plain(definition):
                 try_apart(definition, known)
@@ -222,6 +233,35 @@ class Tokenizer:
         return -1 if found is None else int(found)
 
 
+def try_apart(definition: dict[str, Any], known: Path | None) -> None:
+    """Open it in a process of its own. Raises KlypeError when that fails or takes too much. ``known``: a folder where
+    it is remembered that it went well."""
+    text = json.dumps(definition)
+    mark = known / "tokenizers" / hashlib.sha256(text.encode()).hexdigest() if known is not None else None
+    if mark is not None and mark.is_file():
+        return
+    limits = Limits(3 + len(text) // 2**19, 512 * 2**20 + 60 * len(text))
+    try:
+        apart(use, definition, limits)
+    except MemoryError:
+        raise KlypeError(
+            f"needs more than {limits.seconds} seconds or {limits.memory >> 20} MiB of memory to be opened.", HINT
+        ) from None
+    if mark is not None:
+        with suppress(OSError):  # where nothing may be written it is tried again each time
+            mark.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            mark.touch()
+
+
+def use(definition: dict[str, Any]) -> None:
+    """Opens it and encodes what is hard; the job of the process that tries it."""
+    tokenizer = Tokenizer(definition, SpecialTokens(None, None, None))
+    for text in (*HARD, json.dumps(definition.get("normalizer"))[:3000]):
+        for first in (True, False):
+            ids, _ = tokenizer.encode_with_offsets(text, first)
+            tokenizer.decode(ids)
+
+
 def _encoded(backend: Backend, text: str, offsets: bool = False) -> Any:
     """A long text is a batch of its own: only for batches does the library let Python's other threads go on, and what
     is not made, such as offsets, keeps nobody waiting when it is cleared away."""
@@ -249,17 +289,6 @@ def _spaced(text: str) -> str:
     return text if not text or text[0].isspace() else " " + text
 
 
-def _some(texts: Iterable[str]) -> list[str]:
-    kept, characters = [], 0
-    for text in texts:
-        if text:
-            kept.append(checked(_spaced(text)))
-            characters += len(text)
-        if characters >= TRAINING_TEXT:
-            break
-    return kept
-
-
 def _learn(texts: list[str], size: int) -> dict[str, Any]:
     """A tokenizer.json: control tokens 0…5, the 256 bytes in order, then words (most frequent first) and merges."""
     tokens = [*Tokenizer.CONTROL, *_byte_characters()]
@@ -267,8 +296,17 @@ def _learn(texts: list[str], size: int) -> dict[str, Any]:
     whole = words is not None
     tokens += words or []
     known = set(tokens)
+    learner = Backend(models.BPE())
+    learner.pre_tokenizer = _pieces()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=list(Tokenizer.CONTROL),
+        initial_alphabet=_byte_characters(),
+        show_progress=False,
+    )
+    learner.train_from_iterator(texts, trainer)
     merges = []
-    for left, right in _merges(texts, size):
+    for left, right in json.loads(learner.to_str())["model"]["merges"]:
         if left + right not in known:
             if len(tokens) == size:
                 break
@@ -303,19 +341,6 @@ def _parts(text: str, length: int = 100_000) -> Iterator[str]:
         yield text[start : cut.end()]
         start = cut.end()
     yield text[start:]
-
-
-def _merges(texts: list[str], size: int) -> list[tuple[str, str]]:
-    backend = Backend(models.BPE())
-    backend.pre_tokenizer = _pieces()
-    trainer = trainers.BpeTrainer(
-        vocab_size=size,
-        special_tokens=list(Tokenizer.CONTROL),
-        initial_alphabet=_byte_characters(),
-        show_progress=False,
-    )
-    backend.train_from_iterator(texts, trainer)
-    return [(left, right) for left, right in json.loads(backend.to_str())["model"]["merges"]]
 
 
 def _pieces() -> pre_tokenizers.ByteLevel:

@@ -1,23 +1,18 @@
 """A tokenizer's files, of any maker: its special tokens, and whether its tokenizer.json can be opened in this process.
 
-A stranger's may ask for any memory, never end, or end us. One that has only parts which klype writes itself, and tables
-that agree, is opened here. Any other is opened in a process of its own first, and used there a little; that it went
-well is remembered by its hash.
+A stranger's may ask for any memory, never end, or end us: only one that has only parts which klype writes itself, and
+tables that agree (``is_plain``), is opened here. Any other is tried in a process of its own first (tokenizer.py).
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from klype.errors import KlypeError
 from klype.jsons import parsed
-from klype.text.sandbox import Limits, apart
 
 HINT = "Fetch or save the model again."
 MOST = 16 * 2**20
@@ -118,7 +113,6 @@ _BPE: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("fuse_unk", "byte_fallback"), (False,)),
     "ignore_merges": (False, True),
 }
-_TRIED = ("a" * 3000, " " * 3000, "1" * 3000, "\n" * 3000, "'.,-_" * 600, "aB1 .\t" * 500, "æ😀\u0301日" * 750)
 
 T = TypeVar("T")
 
@@ -131,50 +125,24 @@ def is_plain(definition: dict[str, Any]) -> bool:
     vocabulary, merges = model.get("vocab"), model.get("merges")
     if not isinstance(vocabulary, dict) or not isinstance(merges, list):
         return False
+    cut = definition.get("pre_tokenizer")
+    cuts = cut.get("pretokenizers") if isinstance(cut, dict) and cut.get("type") == "Sequence" else [cut]
+    if not isinstance(cuts, list):
+        return False
     rest = {name: value for name, value in model.items() if name not in ("type", "vocab", "merges")}
     if not all(value in _BPE.get(name, ()) for name, value in rest.items()):
         return False
     return (
         definition.get("normalizer") in (None, {"type": "NFC"})
         and definition.get("post_processor") is None
-        and _cuts(definition.get("pre_tokenizer"))
+        and 0 < len(cuts) <= 3
+        and all(_is_cut(part) for part in cuts)
         and _is_simple(definition.get("decoder"), "ByteLevel")
         and all(type(i) is int for i in vocabulary.values())
         and set(vocabulary.values()) == set(range(len(vocabulary)))
         and all(_joins(merge, vocabulary) for merge in merges)
         and all(_is_added(token, len(vocabulary) + len(added)) for token in added)
     )
-
-
-def try_apart(definition: dict[str, Any], known: Path | None) -> None:
-    """Open it in a process of its own. Raises KlypeError when that fails or takes too much. ``known``: a folder where
-    it is remembered that it went well."""
-    text = json.dumps(definition)
-    mark = known / "tokenizers" / hashlib.sha256(text.encode()).hexdigest() if known is not None else None
-    if mark is not None and mark.is_file():
-        return
-    limits = Limits(3 + len(text) // 2**19, 512 * 2**20 + 60 * len(text))
-    try:
-        apart(use, definition, limits)
-    except MemoryError:
-        raise KlypeError(
-            f"needs more than {limits.seconds} seconds or {limits.memory >> 20} MiB of memory to be opened.", HINT
-        ) from None
-    if mark is not None:
-        with suppress(OSError):  # where nothing may be written it is tried again each time
-            mark.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            mark.touch()
-
-
-def use(definition: dict[str, Any]) -> None:
-    """Opens it and encodes what is hard for patterns that look back."""
-    from klype.text.tokenizer import Tokenizer
-
-    tokenizer = Tokenizer(definition, SpecialTokens(None, None, None))
-    for text in (*_TRIED, json.dumps(definition.get("normalizer"))[:3000]):
-        for first in (True, False):
-            ids, _ = tokenizer.encode_with_offsets(text, first)
-            tokenizer.decode(ids)
 
 
 def asked(call: Callable[..., T], *given: Any, **named: Any) -> T:
@@ -189,15 +157,8 @@ def asked(call: Callable[..., T], *given: Any, **named: Any) -> T:
         raise KlypeError(f"The model's tokenizer fails: {f'{error}':.200}.", HINT) from error
 
 
-def _cuts(part: Any) -> bool:
-    """Whether a pre-tokenizer is one that klype knows, or a few of them."""
-    if isinstance(part, dict) and part.get("type") == "Sequence":
-        inner = part.get("pretokenizers")
-        return isinstance(inner, list) and 0 < len(inner) <= 3 and all(_is_cut(one) for one in inner)
-    return _is_cut(part)
-
-
 def _is_cut(part: Any) -> bool:
+    """Whether a pre-tokenizer is one that klype knows."""
     if not isinstance(part, dict) or part.get("type") != "Split":
         return _is_simple(part, "ByteLevel") or _is_simple(part, "Digits")
     known = [{"Regex": pattern} for pattern in (LLAMA3, QWEN2)]
