@@ -145,18 +145,12 @@ def _coincidences(units: Sequence[Sequence[float]], values: Sequence[float]) -> 
 def _alpha(coincidence_VV: Array, values: Sequence[float], level: Level) -> float | None:
     count_V = coincidence_VV.sum(0)
     total = float(count_V.sum())
-    distance_VV = _distance(np.asarray(values, dtype=float), count_V, level)
+    if level == "nominal":
+        distance_VV: Array = 1 - np.eye(len(values))
+    else:  # squared; ordinal: how many ratings lie between, half of the ends
+        at_V = np.asarray(values, dtype=float) if level == "interval" else np.cumsum(count_V) - count_V / 2
+        distance_VV = (at_V[:, None] - at_V[None]) ** 2
     expected = float((np.outer(count_V, count_V) * distance_VV).sum())
     if total <= 1 or expected == 0:
         return None
     return 1 - (total - 1) * float((coincidence_VV * distance_VV).sum()) / expected
-
-
-def _distance(value_V: Array, count_V: Array, level: Level) -> Array:
-    """Squared distances between ratings."""
-    if level == "nominal":
-        return 1 - np.eye(len(value_V))
-    if level == "interval":
-        return np.asarray((value_V[:, None] - value_V[None]) ** 2)
-    upto_V = np.cumsum(count_V) - count_V / 2  # ordinal: how many ratings lie between, half of the ends
-    return np.asarray((upto_V[:, None] - upto_V[None]) ** 2)

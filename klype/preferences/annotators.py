@@ -120,17 +120,15 @@ class ModelJudge:
     def scores(self, question: Question, answers: Sequence[str]) -> list[float]:
         asked = [f"Question: {question.transcript}\nAnswer: {a}\nIs this a good answer? Yes or No?" for a in answers]
         prompts = [self._source.codec.prompt([{"role": "user", "content": text}]) for text in asked]
-        return [self._score(q.p) for q in self._source.next(prompts, -1)]
+        found = []
+        for q in self._source.next(prompts, -1):
+            yes, no = (sum(q.p(token) or 0.0 for token in tokens) for tokens in (self._yes, self._no))
+            sure = yes + no >= self._likely  # without an opinion: tied with all others like it
+            found.append(math.log(max(yes, 1e-9)) - math.log(max(no, 1e-9)) if sure else 0.0)
+        return found
 
     def annotator(self) -> Scorer:
         return Scorer(self._source.name, lambda question, answer: self.scores(question, [answer])[0])
-
-    def _score(self, p: object) -> float:
-        assert callable(p)
-        yes, no = (sum(p(token) or 0.0 for token in tokens) for tokens in (self._yes, self._no))
-        if yes + no < self._likely:
-            return 0.0  # no opinion: tied with all others like it
-        return math.log(max(yes, 1e-9)) - math.log(max(no, 1e-9))
 
 
 SURE = 1e-3  # a share of first places that chance makes rarer than this is a habit
@@ -169,17 +167,13 @@ def first_shown(entries: Sequence[Entry]) -> FirstShown:
     decided = [e for e in entries if e.kind == "order" and len(e.asked.candidates) > 1 and len(e.order[0]) == 1]
     chances = [1 / len(e.asked.candidates) for e in decided]
     times = sum(e.order[0] == (0,) for e in decided)
-    return FirstShown(times, len(decided), float(sum(chances)), _at_least(times, chances))
-
-
-def _at_least(times: int, chances: Sequence[float]) -> float:
-    """P(so many or more) of independent trials with these chances."""
+    # the Poisson binomial distribution, trial by trial
     chance_N = np.zeros(len(chances) + 1)
     chance_N[0] = 1.0
     for p in chances:
         chance_N[1:] = chance_N[1:] * (1 - p) + chance_N[:-1] * p
         chance_N[0] *= 1 - p
-    return min(1.0, float(chance_N[times:].sum()))
+    return FirstShown(times, len(decided), float(sum(chances)), min(1.0, float(chance_N[times:].sum())))
 
 
 def contradictions(rankings: Sequence[Ranking]) -> Contradictions:

@@ -24,12 +24,14 @@ def merge_near_duplicates(
     """
     kept: list[tuple[str, frozenset[str], Hashable, list[int]]] = []
     for index, text in enumerate(candidates):
-        plain, means = _plain(text), meaning(text)
-        trigrams = _trigrams(plain)
+        plain, means = " ".join(re.findall(r"\w+", text.casefold())), meaning(text)
+        padded = f"  {plain} "
+        trigrams = frozenset(padded[i : i + 3] for i in range(len(padded) - 2))
         for other, known, meant, members in kept:
             if means != meant:
                 continue
-            if plain == other or (bool(plain) and bool(other) and _jaccard(trigrams, known) >= similar):
+            both = len(trigrams & known) / len(trigrams | known) if plain and other else 0.0  # Jaccard
+            if plain == other or (plain and other and both >= similar):
                 members.append(index)
                 break
         else:
@@ -76,16 +78,3 @@ def most_informative(groups: Sequence[Floats]) -> list[int]:
 def _entropy(p: Floats) -> Floats:
     q = np.clip(p, 1e-12, 1 - 1e-12)
     return np.asarray(-(q * np.log(q) + (1 - q) * np.log(1 - q)))
-
-
-def _plain(text: str) -> str:
-    return " ".join(re.findall(r"\w+", text.casefold()))
-
-
-def _trigrams(plain: str) -> frozenset[str]:
-    padded = f"  {plain} "
-    return frozenset(padded[i : i + 3] for i in range(len(padded) - 2))
-
-
-def _jaccard(a: frozenset[str], b: frozenset[str]) -> float:
-    return len(a & b) / len(a | b)

@@ -158,7 +158,8 @@ def entry_from(row: Mapping[str, Any], identity: str, annotator: str = "") -> En
         return found
     if "id" not in row:  # the pairs of one question belong together
         texts = [*(m["content"] for m in found.question.extra.get("before", ())), found.question.prompt]
-        found = replace(found, question=replace(found.question, id=f"p{_short(chr(10).join(texts))}"))
+        digest = hashlib.sha256("\n".join(texts).encode("utf-8", "surrogatepass")).hexdigest()
+        found = replace(found, question=replace(found.question, id=f"p{digest[:8]}"))
     return entry_of(found)
 
 
@@ -207,10 +208,6 @@ def _candidate(text: str, source: Mapping[str, Any]) -> Candidate:
     return Candidate(
         text, str(source.get("model", "")), source.get("temperature"), str(source.get("author", "")), trace
     )
-
-
-def _short(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
 
 
 def _line(row: Row) -> str:

@@ -50,11 +50,8 @@ class Json(TypeDecorator[Any]):
 def dumps(value: Any) -> str:
     """JSON with letters as they are where they can be written."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-    return text if text.isascii() or not _surrogates(text) else json.dumps(value, allow_nan=False)
-
-
-def _surrogates(text: str) -> bool:
-    return any("\ud800" <= c <= "\udfff" for c in text)
+    surrogates = not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text)
+    return json.dumps(value, allow_nan=False) if surrogates else text
 
 
 METADATA = MetaData()
@@ -178,7 +175,12 @@ def added(connection: Connection, asked: Sequence[Asked]) -> list[Asked]:
     known = {mark: there[ids[mark]] for mark in set(marks) if mark in ids}
     new = {mark: one for mark, one in zip(marks, asked, strict=True) if mark not in known}
     if new:
-        rows = [_question_row(mark, one) for mark, one in new.items()]
+        rows = []
+        for mark, one in new.items():
+            q = one.question
+            about = {"id": q.id, "answers": list(q.answers), "choices": list(q.choices), "extra": q.extra}
+            row = {"digest": mark, "part": one.part, "question": q.question, "context": q.context, "about": about}
+            rows.append(sealed(questions, row))
         made = connection.execute(insert(questions).returning(questions.c.id, sort_by_parameter_order=True), rows)
         for (mark, one), (number,) in zip(list(new.items()), made, strict=True):
             known[mark] = replace(one, candidates=(), id=number)
@@ -205,13 +207,6 @@ def added(connection: Connection, asked: Sequence[Asked]) -> list[Asked]:
         replace(known[mark], candidates=tuple(stored[mark][place] for place in places))
         for mark, places in zip(marks, matched, strict=True)
     ]
-
-
-def _question_row(mark: str, asked: Asked) -> dict[str, Any]:
-    q = asked.question
-    about = {"id": q.id, "answers": list(q.answers), "choices": list(q.choices), "extra": q.extra}
-    row = {"digest": mark, "part": asked.part, "question": q.question, "context": q.context, "about": about}
-    return sealed(questions, row)
 
 
 def new_candidates(connection: Connection, rows: Sequence[tuple[int, Candidate]]) -> list[Candidate]:
