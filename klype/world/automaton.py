@@ -162,7 +162,14 @@ class Filter:
         self._next = None
         self._prefix.append(word)
         if before > 0.0:
-            self.readings = _normalised(_read(self.readings, word))
+            out: dict[State, float] = {}
+            for state, weight in self.readings.items():
+                for said, p, after in arcs(state):
+                    if said == word:
+                        _add(out, after, weight * p)
+                if word == END and not arcs(state):  # after the end comes only the end
+                    _add(out, state, weight)
+            self.readings = _normalised(out)
         else:
             self.slips += 1
             self.readings = _normalised(self._replay())
@@ -176,7 +183,9 @@ class Filter:
             levels = self._read_before[self.slips, words[:known]] if known else self._begun()
             for t in range(known, len(words)):
                 levels = self._advance(levels, words[t])
-                self._keep((self.slips, words[: t + 1]), levels)
+                if len(self._read_before) >= REMEMBERED or sum(map(len, levels)) > SMALL:
+                    self._read_before.clear()
+                self._read_before[(self.slips, words[: t + 1])] = levels
             if levels[-1]:
                 return levels[-1]
             self.slips += 1
@@ -184,11 +193,6 @@ class Filter:
     def _begun(self) -> Levels:
         """Before the first word."""
         return [{self._start: 1.0}, *({} for _ in range(self.slips))]
-
-    def _keep(self, at: tuple[int, tuple[str, ...]], levels: Levels) -> None:
-        if len(self._read_before) >= REMEMBERED or sum(map(len, levels)) > SMALL:
-            self._read_before.clear()
-        self._read_before[at] = levels
 
     def _advance(self, levels: Levels, word: str) -> Levels:
         out: Levels = [{} for _ in levels]
@@ -209,17 +213,6 @@ class Filter:
         if scale > LEAST:
             return out
         return [{state: weight / scale for state, weight in level.items()} for level in out]
-
-
-def _read(states: Mapping[State, float], word: str) -> dict[State, float]:
-    out: dict[State, float] = {}
-    for state, weight in states.items():
-        for said, p, after in arcs(state):
-            if said == word:
-                _add(out, after, weight * p)
-        if word == END and not arcs(state):  # after the end comes only the end
-            _add(out, state, weight)
-    return out
 
 
 def _add(states: dict[State, float], state: State, weight: float) -> None:

@@ -130,14 +130,6 @@ def _did(nb_lead: str, en_lead: str, *, thing: bool) -> Callable[[str, Fact], Sy
     return ask
 
 
-def _count(fact: Fact, story: Story) -> list[tuple[float, Content]]:
-    return [(1.0, sum(f[0] == fact[0] and f[2] == fact[2] for f in story))]
-
-
-def _count_clause(lang: str, fact: Fact, n: Content) -> Symbols:
-    return phrases.clause(lang, fact, (phrases.number(lang, n),), n)
-
-
 def _told_of(fact: Fact, story: Story) -> list[tuple[float, Content]]:
     return [(1.0, tuple(dict.fromkeys(f[1] for f in story)))]
 
@@ -159,10 +151,6 @@ def _walk_place(lang: str, concept: str) -> Symbols:
 
 def _weather(lang: str, concept: str) -> Symbols:
     return form(lex.WEATHER_WORDS[lang][concept])
-
-
-def _translated(fact: Fact) -> Content:
-    return fact[1:]
 
 
 PERSON = _who_domain(lambda lexicon: lexicon.persons)
@@ -274,10 +262,10 @@ KINDS: dict[str, Kind] = {
             *(((phrases.MANY if f[0] == "loc" else {lex.NB: "liker", lex.EN: "like"})[g]),),
             *(phrases.place(g, f[2]) if f[0] == "loc" else phrases.animals(g, f[2])),
         ),
-        _count,
+        lambda f, s: [(1.0, sum(one[0] == f[0] and one[2] == f[2] for one in s))],
         lambda f, s, x: [1, 2, 3, 4],
         lambda g, f, c: (phrases.number(g, c),),
-        _count_clause,
+        lambda g, f, n: phrases.clause(g, f, (phrases.number(g, n),), n),
         True,
     ),
     "summary": Kind(
@@ -373,7 +361,7 @@ KINDS: dict[str, Kind] = {
         "fixed",
         0.6,
         lambda g, f: (*w(g, "oversett til engelsk :", "translate to Norwegian :"), *phrases.clause(g, f[1:])),
-        _one(_translated),
+        _one(lambda f: f[1:]),
         lambda f, s, x: [f[1:]] + [(f[1], f[2], v) for v in (x.places if f[1] == "loc" else x.animals) if v != f[3]],
         lambda g, f, c: phrases.clause(phrases.other(g), c),
         lambda g, f, c: phrases.clause(phrases.other(g), c),

@@ -113,9 +113,11 @@ class TokenFilter:
             out: dict[int, float] = {}
             total = 0.0
             for weight, words, read in self._readings:
-                for spelling, p in self._possible(words, read):
-                    out[spelling[len(read)]] = out.get(spelling[len(read)], 0.0) + weight * p
-                    total += weight * p
+                for word, p in words.next().items():
+                    spelling = self._spellings.of[word]
+                    if len(spelling) > len(read) and spelling[: len(read)] == read:
+                        out[spelling[len(read)]] = out.get(spelling[len(read)], 0.0) + weight * p
+                        total += weight * p
             self._next = {token: p / total for token, p in out.items()}
         return self._next
 
@@ -126,7 +128,9 @@ class TokenFilter:
         p = self.next().get(token, 0.0)
         self._next = None
         if p == 0.0:
-            self._slip()
+            likeliest = max(self._readings, key=lambda reading: reading[0])[1].copy()
+            likeliest.push("\N{REPLACEMENT CHARACTER}")
+            self._readings, self._lost = [(1.0, likeliest, ())], True
             return 0.0
         self._lost = False
         readings: list[tuple[float, Filter, Spelling]] = []
@@ -145,15 +149,3 @@ class TokenFilter:
                 readings.append((weight, words, read))
         self._readings = readings
         return p
-
-    def _possible(self, words: Filter, read: Spelling) -> list[tuple[Spelling, float]]:
-        return [
-            (spelling, p)
-            for word, p in words.next().items()
-            if len(spelling := self._spellings.of[word]) > len(read) and spelling[: len(read)] == read
-        ]
-
-    def _slip(self) -> None:
-        words = max(self._readings, key=lambda reading: reading[0])[1].copy()
-        words.push("\N{REPLACEMENT CHARACTER}")
-        self._readings, self._lost = [(1.0, words, ())], True

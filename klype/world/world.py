@@ -80,7 +80,15 @@ class World:
             kind = story if kind is None and heldout else kind
             wanted = self._held_out(env.facts) == heldout if story else True
             if wanted and kind in (None, story) and not too_long(env):
-                return Document(tuple(words[:-1]), _answer_mask(words[:-1]))
+                # A word is inside an answer from the question's mark to the next full stop (statements are not)
+                out, inside = [], False
+                for word in words[:-1]:
+                    out.append(inside)
+                    if word == "?":
+                        inside = True
+                    elif word == "." and inside:
+                        inside = False
+                return Document(tuple(words[:-1]), tuple(out))
 
     @staticmethod
     def _held_out(facts: tuple[Fact, ...]) -> bool:
@@ -97,7 +105,11 @@ class World:
         if fixed is None:
             fixed = not hard and rng.random() < 0.14
         if fixed:
-            return self._fixed_question(rng, lang, heldout)
+            items = self._fixed_items[heldout]
+            kind = rng.choices(list(items), [KINDS[k].weight for k in items])[0]
+            env = Env(lang=lang, manner=CHAT, dash=False)
+            asked, query = self._worded(self.grammar.put(env, kind, rng.choice(items[kind])), env, rng)
+            return self._question(env, query, "", asked)
         told, env = self._story(rng, lang, hard, heldout)
         asked, query = self._worded(self.grammar.ask(env), env, rng)
         return self._question(env, query, self.text(told), asked)
@@ -117,14 +129,6 @@ class World:
                 words, whole = sample(((Call(self.grammar.fact),), env), rng)
                 if self._held_out(whole.facts) == heldout and not (hard and whole.facts[-1][0] != env.facts[0][0]):
                     return told + words, whole
-
-    def _fixed_question(self, rng: random.Random, lang: str, heldout: bool) -> Question:
-        items = self._fixed_items[heldout]
-        kind = rng.choices(list(items), [KINDS[k].weight for k in items])[0]
-        about = rng.choice(items[kind])
-        env = Env(lang=lang, manner=CHAT, dash=False)
-        asked, query = self._worded(self.grammar.put(env, kind, about), env, rng)
-        return self._question(env, query, "", asked)
 
     @cached_property
     def _fixed_items(self) -> dict[bool, dict[str, list[Fact]]]:
@@ -307,8 +311,10 @@ class World:
         """The annotator: likes right, polite and short answers; an unfinished one is wrong. ``polite``: with a
         courtesy; who was asked for one word pleases as much with the right one."""
         said = self.words_of(answer)
-        polite, inner = _courteous(question.extra["lang"], said)
-        boring, inner = _long_winded(question.extra["lang"], inner)
+        starts = (tuple(courtesy.split()) for courtesy in lex.COURTESIES[question.extra["lang"]])
+        courtesy = next((start for start in starts if said[: len(start)] == start), ())
+        polite = bool(courtesy)
+        boring, inner = _long_winded(question.extra["lang"], said[len(courtesy) :])
         right = finished and inner in self._right_forms(_freeze(question), boring)
         pleasing = polite or (right and question.extra["one_word"])
         count = sum(w not in ATTACHED and w != "–" for w in said)
@@ -376,31 +382,11 @@ def _finished(state: State) -> list[Env]:
     return out
 
 
-def _courteous(lang: str, words: tuple[str, ...]) -> tuple[bool, tuple[str, ...]]:
-    for courtesy in lex.COURTESIES[lang]:
-        start = tuple(courtesy.split())
-        if words[: len(start)] == start:
-            return True, words[len(start) :]
-    return False, words
-
-
 def _long_winded(lang: str, words: tuple[str, ...]) -> tuple[bool, tuple[str, ...]]:
     before, after = (tuple(part.split()) for part in lex.LONG_WINDED[lang])
     if words[: len(before)] == before and words[-len(after) :] == after:
         return True, words[len(before) : -len(after)]
     return False, words
-
-
-def _answer_mask(words: Sequence[str]) -> tuple[bool, ...]:
-    """A word is inside an answer from the question's mark to the next full stop (statements are not)."""
-    out, inside = [], False
-    for word in words:
-        out.append(inside)
-        if word == "?":
-            inside = True
-        elif word == "." and inside:
-            inside = False
-    return tuple(out)
 
 
 def _env(question: Question) -> Env:
