@@ -350,7 +350,7 @@ def test_a_teacher_nobody_asked_for_is_not_in_the_report(tmp_path: Path) -> None
 
 def test_what_costs_more_and_leaves_more_is_not_worth_it() -> None:
     rows = [("dear", 5.0, 0.3), ("base", 1.0, 1.0), ("same", 1.0, 1.2), ("worse", 2.0, 1.0), ("good", 2.0, 0.4)]
-    assert report._worth_it(rows) == {"base", "good", "dear"}
+    assert report.pareto(rows) == {"base", "good", "dear"}
 
 
 def test_the_report_tells_it_in_both_languages(ran: tuple[Path, Board]) -> None:

@@ -176,19 +176,16 @@ def _how(claim: Claim, made: Document, say: Say) -> str:
     return " ".join(out)
 
 
-def _plain(value: str | float, say: Say) -> str:
-    if isinstance(value, str):
-        return value
-    return say.count(value) if isinstance(value, int) else say.plain(value)
-
-
 def _row(claim: Claim, made: Document, say: Say, drawn: Mapping[str, Any]) -> dict[str, Any]:
     own = words(say.lang, "article")
     values = {key: say.figure(figure, name) for key, (name, figure) in claim.shown.items()}  # type: ignore[arg-type]
     values |= say.apart(
         {key: figure["value"] for key, (_, figure) in claim.shown.items() if figure.keys() <= {"value", "unit"}}
     )
-    plain = {key: _plain(value, say) for key, value in claim.plain.items()}
+    plain = {
+        key: value if isinstance(value, str) else say.count(value) if isinstance(value, int) else say.plain(value)
+        for key, value in claim.plain.items()
+    }
     key = f"{claim.name}.{claim.ruling}"
     text = own(key, **values, **plain) if claim.shown or claim.plain else own("unmeasured")
     return {
@@ -284,16 +281,13 @@ def judged(name: str, trace: Trace, truth: Truth, temperature: float, end: int) 
         if not possible:
             break
         assert step.distribution is not None
-        s.append(mass(_without(step.distribution, end), temperature, possible))
+        # what is drawn from where the end is not: taking its share off would leave nothing, where it is nearly all
+        going_on_K = step.distribution.ids != end
+        going_on = Distribution(step.distribution.ids[going_on_K], step.distribution.logp[going_on_K])
+        s.append(mass(going_on, temperature, possible))
         if step.token not in possible:
             error = len(s)
             break
         truth.push(step.token)
     words = tuple(str(token) for token in trace.tokens[: len(s)])
     return Answered(name, words, "length", first_error=error, s=tuple(s))
-
-
-def _without(q: Distribution, end: int) -> Distribution:
-    """What is drawn from where the end is not: taking its share off would leave nothing, where it is nearly all."""
-    going_on_K = q.ids != end
-    return Distribution(q.ids[going_on_K], q.logp[going_on_K])

@@ -65,8 +65,8 @@ class Claim:
 def claims(made: Document) -> list[Claim]:
     """In the order of the article."""
     rules: list[Callable[[Document], Claim]] = [
-        _not_likeliest, _greedy, _diverse, _seldom_same, _both_ways, _direction, _formula, _constant, _independent,
-        _meaning, _feedback, _grows, _no_way_back, _exponential, _passes, _targets,
+        not_likeliest, greedy, diverse, seldom_same, both_ways, direction, formula, constant, independent,
+        meaning, feedback, grows, no_way_back, exponential, passes, targets,
     ]  # fmt: skip
     return [rule(made) for rule in rules]
 
@@ -91,7 +91,7 @@ def _tested(made: Document, name: str, shown: Shown, plain: Mapping[str, str | f
     return Claim(name, _ruled(made, name)[0], "test", shown, plain, (name,), picture)
 
 
-def _not_likeliest(made: Document) -> Claim:
+def not_likeliest(made: Document) -> Claim:
     """Not always the most probable word is taken: one that is not is enough."""
     figure = made["extra"]["not_likeliest"]
     if figure["value"] is None:
@@ -100,7 +100,7 @@ def _not_likeliest(made: Document) -> Claim:
     return Claim("not_likeliest", ruling, "example", {"share": ("right", figure)}, {"t": float(made["main"])})
 
 
-def _greedy(made: Document) -> Claim:
+def greedy(made: Document) -> Claim:
     """Temperature 0 gives low quality and repetition: both."""
     cold, warm = _figure(made, "right", "0"), _figure(made, "right")
     loops, warm_loops = _figure(made, "repetition", "0"), _figure(made, "repetition")
@@ -113,7 +113,7 @@ def _greedy(made: Document) -> Claim:
     return Claim("greedy", ruling, "test", shown, {"t": float(made["main"])}, names, "temperatures")
 
 
-def _diverse(made: Document) -> Claim:
+def diverse(made: Document) -> Claim:
     """Above 1, answers are more diverse."""
     hottest = max(made["figures"], key=float)
     low, high = _figure(made, "answer_entropy"), _figure(made, "answer_entropy", hottest)
@@ -123,7 +123,7 @@ def _diverse(made: Document) -> Claim:
     return _tested(made, "diverse", {"low": ("answer_entropy", low), "high": ("answer_entropy", high)}, plain)
 
 
-def _seldom_same(made: Document) -> Claim:
+def seldom_same(made: Document) -> Claim:
     """Word for word the same answer is seldom given twice."""
     figure = _figure(made, "same_text")
     if figure is None:
@@ -131,7 +131,7 @@ def _seldom_same(made: Document) -> Claim:
     return _tested(made, "seldom_same", {"same": ("same_text", figure)}, {"t": float(made["main"])})
 
 
-def _both_ways(made: Document) -> Claim:
+def both_ways(made: Document) -> Claim:
     """Wrong once, right when asked again: one question is enough."""
     figure = made["extra"]["both_ways"]
     if figure["value"] is None:
@@ -141,7 +141,7 @@ def _both_ways(made: Document) -> Claim:
     return Claim("both_ways", ruling, "example", {"share": ("right", figure)}, plain, (), "tree")
 
 
-def _direction(made: Document) -> Claim:
+def direction(made: Document) -> Claim:
     """Another word changes where the text goes, by more than two texts that go on from one word differ; where nobody
     knows what can follow, the meaning of answers that go on from it."""
     parted, less = made["extra"]["parted"], _figure(made, "feedback_meaning")
@@ -154,7 +154,7 @@ def _direction(made: Document) -> Claim:
     return _tested(made, "direction_meaning", {"less": ("feedback_meaning", less)}, {"n": less["n"]})
 
 
-def _formula(made: Document) -> Claim:
+def formula(made: Document) -> Claim:
     """(1 − S)^n: the slip, and what holds."""
     s = _figure(made, "s")
     if s is None:
@@ -172,7 +172,7 @@ def _power(value: float, low: float | None, high: float | None, n: int, words: i
     return Figure(value**words, least, most, n).json()
 
 
-def _constant(made: Document) -> Claim:
+def constant(made: Document) -> Claim:
     """Every word is right with the same probability, wherever it stands."""
     found = made["dependence"]
     if found is None or not found["stretches"]:
@@ -181,7 +181,7 @@ def _constant(made: Document) -> Claim:
     return _tested(made, "constant", shown, {"n": found["n"], "texts": found["texts"]}, _curve(found))
 
 
-def _independent(made: Document) -> Claim:
+def independent(made: Document) -> Claim:
     """Errors are independent: given the position, no texts err more than others."""
     found = made["dependence"]
     if found is None:
@@ -195,7 +195,7 @@ def _curve(found: Document) -> str:
     return "documents" if found["of"] == "documents" else "survival"
 
 
-def _meaning(made: Document) -> Claim:
+def meaning(made: Document) -> Claim:
     """By meaning, being right is much likelier than word for word."""
     right, same = _figure(made, "right"), _figure(made, "word_for_word")
     gain = made["extra"]["meaning_gain"]
@@ -205,7 +205,7 @@ def _meaning(made: Document) -> Claim:
     return _tested(made, "meaning", shown, {})
 
 
-def _feedback(made: Document) -> Claim:
+def feedback(made: Document) -> Claim:
     """An error makes the next likelier than a right word as rare does; errors by edit distance."""
     found = made["after_error"].get(made["main"])
     if found is None or found["cautious"][0]["value"] is None:
@@ -218,7 +218,7 @@ def _feedback(made: Document) -> Claim:
     return _tested(made, "feedback", shown, plain, "feedback")
 
 
-def _grows(made: Document) -> Claim:
+def grows(made: Document) -> Claim:
     """The word after that is likelier still to be wrong: the slope of the effect over all distances."""
     growth = made["extra"]["growth"]
     if growth["value"] is None:
@@ -228,7 +228,7 @@ def _grows(made: Document) -> Claim:
     return _tested(made, "grows", shown, {"m": len(rows)}, "feedback")
 
 
-def _no_way_back(made: Document) -> Claim:
+def no_way_back(made: Document) -> Claim:
     """There is no way back after an error: the word stays, by construction; how much of what follows is wrong is told
     beside the same after a right word."""
     figure, beside, ended = _figure(made, "recovery"), made["extra"]["clean_beside"], made["extra"]["ended"]
@@ -238,7 +238,7 @@ def _no_way_back(made: Document) -> Claim:
     return Claim("no_way_back", "supports", "construction", shown, {"m": RECOVERED}, (), "feedback")
 
 
-def _exponential(made: Document) -> Claim:
+def exponential(made: Document) -> Claim:
     """The chance of being right falls exponentially with length: by the same share at every word, for all texts."""
     found = made["dependence"]
     if found is None or found["shape"]["value"] is None:
@@ -248,7 +248,7 @@ def _exponential(made: Document) -> Claim:
     return Claim("exponential", ruling, "above", shown, {"n": found["n"]}, ("constant", "independent"), _curve(found))
 
 
-def _passes(made: Document) -> Claim:
+def passes(made: Document) -> Claim:
     """The whole model is used for every word."""
     passes, tokens = _figure(made, "passes"), _figure(made, "tokens")
     if passes is None or tokens is None:
@@ -259,7 +259,7 @@ def _passes(made: Document) -> Claim:
     )
 
 
-def _targets(made: Document) -> Claim:
+def targets(made: Document) -> Claim:
     """Training towards one right word biases the probabilities: what is seen here cannot tell the cause."""
     figure = _figure(made, "calibration")
     shown: Shown = {} if figure is None else {"gap": ("calibration", figure)}
@@ -328,8 +328,9 @@ def of_figures(made: Document) -> dict[str, Outcome | None]:
         return found
 
     less = figure("feedback_meaning")
+    same = from_interval(figure("same_text"), SELDOM)  # the claim is that it is less: the sides change places
     out: dict[str, Outcome | None] = {
-        "seldom_same": _below(from_interval(figure("same_text"), SELDOM)),
+        "seldom_same": same and replace(same, supports=same.against, against=same.supports),
         "meaning": from_interval(made["extra"]["meaning_gain"], MUCH),
         "direction_meaning": from_interval(less if less.get("n", 0) >= FEW else none, PARTED),
     }
@@ -339,8 +340,3 @@ def of_figures(made: Document) -> dict[str, Outcome | None]:
         out["greedy_poor"] = more(figure("right"), figure("right", "0"), POOR)
         out["greedy_repeats"] = more(figure("repetition", "0"), figure("repetition"), POOR)
     return out
-
-
-def _below(tested: Outcome | None) -> Outcome | None:
-    """The claim that it is less."""
-    return tested and replace(tested, supports=tested.against, against=tested.supports)

@@ -139,10 +139,6 @@ def _gap(own: list[Result], control: list[Result], truth: list[Result]) -> Figur
     return gaps(*([one["values"]["kl"] for one in group] for group in (control, own, truth)))
 
 
-def _compute(own: list[Result], control: list[Result]) -> Figure:
-    return ratio_over_seeds([one["flops"] for one in own], [one["flops"] for one in control], "times one-hot's")
-
-
 def _best(stand: Standing[Board]) -> Iterator[Best]:
     """Chosen on one half of the test, told by the other: a winner's own luck is not counted for it."""
     by = {
@@ -210,7 +206,12 @@ BIAS = Experiment[Board](
         "right": Measure(SHARE, most=1.0),
         "bits_per_byte": Measure("bits a byte"),
         "loss": Measure("nats a token"),
-        "compute": Measure(paired=_compute, beside=(CONTROL,)),
+        "compute": Measure(
+            paired=lambda own, control: ratio_over_seeds(
+                [one["flops"] for one in own], [one["flops"] for one in control], "times one-hot's"
+            ),
+            beside=(CONTROL,),
+        ),
         "gap": Measure(paired=_gap, beside=(CONTROL, TRUTH)),
     },
     settings=LabSettings,

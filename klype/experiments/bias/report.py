@@ -8,7 +8,6 @@ from dataclasses import replace
 from klype.examine.charts import Cell, Option, Panel, Picture, axis, bars, curve_with_band, line, lines
 from klype.examine.facts import FigureFacts, beyond, clearly
 from klype.examine.say import Say
-from klype.experiments import framework
 from klype.experiments.bias.experiment import BIAS, CONTROL, TRUTH, Best, Board
 from klype.experiments.report import Report, Telling
 from klype.words import Words
@@ -55,7 +54,7 @@ def running(board: Board, own: Words, count: Callable[[int], str] = str) -> list
 def pictures(board: Board, say: Say, own: Words) -> list[Picture]:
     """All of which there is something to show."""
     tell = _telling(say, own)
-    made = [draw(board, tell) for draw in (_gap, _bars, _documents, _compute, _training)]
+    made = [draw(board, tell) for draw in PICTURES]
     return [picture for picture in made if picture is not None]
 
 
@@ -69,14 +68,14 @@ def _best(best: Best, found: dict[str, dict[str, FigureFacts]], tell: Telling) -
     return tell.own(key, target=tell.name(best.target), gap=gap, compute=compute)
 
 
-def _gap(board: Board, tell: Telling) -> Picture | None:
+def gap_picture(board: Board, tell: Telling) -> Picture | None:
     gaps = {name: figures["gap"] for name, figures in board.figures().items() if "gap" in figures}
     rows = [(name, gap) for name, gap in gaps.items() if name not in (CONTROL, TRUTH) and gap["value"] is not None]
     rows.sort(key=lambda row: -(row[1]["value"] or 0.0))
     return tell.whiskers("gap", rows, axis(tell.own("picture.axis_gap"), percent=True), 0.0, "right")
 
 
-def _bars(board: Board, tell: Telling) -> Picture | None:
+def bars_picture(board: Board, tell: Telling) -> Picture | None:
     shown, own = board.bars, tell.own
     if shown is None or not shown.targets:
         return None
@@ -95,7 +94,7 @@ def _bars(board: Board, tell: Telling) -> Picture | None:
     return tell.picture("bars", panels, columns, table, own("picture.bars", text=shown.text, count=len(panels)))
 
 
-def _documents(board: Board, tell: Telling) -> Picture | None:
+def documents_picture(board: Board, tell: Telling) -> Picture | None:
     world, own = board.source == "world", tell.own
     key = "kl" if world else "bits_per_byte"
     series: list[Option] = []
@@ -116,7 +115,7 @@ def _documents(board: Board, tell: Telling) -> Picture | None:
     return replace(made, id="documents")
 
 
-def _compute(board: Board, tell: Telling) -> Picture | None:
+def compute_picture(board: Board, tell: Telling) -> Picture | None:
     rows = [
         (name, times, kl)
         for name, figures in board.figures().items()
@@ -126,7 +125,7 @@ def _compute(board: Board, tell: Telling) -> Picture | None:
     ]
     if not rows:
         return None
-    named = _worth_it([row for row in rows if board.kinds[row[0]] != "truth"])
+    named = pareto([row for row in rows if board.kinds[row[0]] != "truth"])
     named |= {name for name, _, _ in rows if board.kinds[name] in ("baseline", "truth")}
     series = []
     for name, times, kl in rows:
@@ -140,8 +139,8 @@ def _compute(board: Board, tell: Telling) -> Picture | None:
     return tell.picture("compute", [Panel("", option, 380)], [tell.column("compute"), tell.column("kl")], table)
 
 
-def _worth_it(rows: Sequence[tuple[str, float, float]]) -> set[str]:
-    """Of (name, compute, KL): those that leave less than all that cost less."""
+def pareto(rows: Sequence[tuple[str, float, float]]) -> set[str]:
+    """The Pareto front of (name, compute, KL): those that leave less than all that cost less."""
     found, least = set(), float("inf")
     for name, _, kl in sorted(rows, key=lambda row: row[1:]):
         if kl < least:
@@ -150,7 +149,7 @@ def _worth_it(rows: Sequence[tuple[str, float, float]]) -> set[str]:
     return found
 
 
-def _training(board: Board, tell: Telling) -> Picture | None:
+def training_picture(board: Board, tell: Telling) -> Picture | None:
     """The way of one seed's models: KL where it is known, else held-out loss."""
     at, y = (2, "kl") if board.source == "world" else (1, "loss")
     chosen = [c for c in board.curves if c.documents == board.documents[-1] and c.member == 0 and c.target in COLOURS]
@@ -165,20 +164,18 @@ def _training(board: Board, tell: Telling) -> Picture | None:
     return tell.picture("training", [Panel("", lines(x, y_axis, series), 320)], columns, table)
 
 
-def _times(row: framework.Row, tell: Telling) -> str:
-    return tell.own("compute_unit", times=tell.say.plain(round(row.figures["compute"]["value"] or 0.0, 1)))
-
-
-def _closed(row: framework.Row, tell: Telling) -> str:
-    return "" if row.arm in (CONTROL, TRUTH) else tell.say.figure(row.figures["gap"], "right")
-
-
+PICTURES = (gap_picture, bars_picture, documents_picture, compute_picture, training_picture)
 REPORT = Report[Board](
     BIAS,
     verdict,
     pictures,
     notes=("interval", "how_turned"),
     last=("turned", lambda row: f"{row.turned}/{row.seeds}"),
-    special={"compute": _times, "gap": _closed},
+    special={
+        "compute": lambda row, tell: tell.own(
+            "compute_unit", times=tell.say.plain(round(row.figures["compute"]["value"] or 0.0, 1))
+        ),
+        "gap": lambda row, tell: "" if row.arm in (CONTROL, TRUTH) else tell.say.figure(row.figures["gap"], "right"),
+    },
     running=running,
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ import torch
 from klype.data.ngram import KneserNey
 from klype.data.order import mix
 from klype.engine.engine import Engine
-from klype.experiments.corpus import Ids, targets
+from klype.experiments.corpus import Corpus, Ids, targets
 from klype.experiments.training import (
     LabSettings,
     Mixture,
@@ -33,8 +33,18 @@ from klype.experiments.training import (
 from klype.model.transformer import Transformer
 from klype.values import Floats, Request
 
-if TYPE_CHECKING:
-    from klype.experiments.bias.lab import Lab
+
+class Lab(Protocol):
+    """What a target is made from: the cell's documents, and models trained on other targets when asked for."""
+
+    @property
+    def corpus(self) -> Corpus: ...
+    @property
+    def settings(self) -> LabSettings: ...
+    @property
+    def seed(self) -> int: ...
+    def trained(self, name: str, member: int = 0) -> TrainedModel: ...
+
 
 SMOOTHED, MIXED = 0.05, 0.3
 ORDER, FOLDS = 4, 8

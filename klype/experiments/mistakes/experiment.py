@@ -65,7 +65,10 @@ class SeedCell(Cell):
         teachers: Callable[[], list[TrainedModel]] = lambda: [
             models.trained("one-hot", k) for k in range(1, 1 + self.settings.teachers)
         ]
-        asked = self._exam(Student(first, codec))
+        asked: Exam | None = None
+        if self.test.truth is not None:
+            feedback = replace(FEEDBACK, seed=self.seed)
+            asked = exam(self.test, partial(reader, self.beginning), Student(first, codec), feedback, corpus.size - 1)
         for name in left:
             began = time.perf_counter()
             student = Student(copy.deepcopy(first), codec)
@@ -82,13 +85,6 @@ class SeedCell(Cell):
 
     def _file(self, name: str) -> Path:
         return self.folder / f"{name}.json"
-
-    def _exam(self, student: Student) -> Exam | None:
-        if self.test.truth is None:
-            return None
-        settings = replace(FEEDBACK, seed=self.seed)
-        back = student.model.config.vocab_size - 1
-        return exam(self.test, lambda prompt: reader(self.beginning, prompt), student, settings, back)
 
 
 def go_on(course: Course, row: Method, compiled: Path | None = None) -> float:
