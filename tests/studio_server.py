@@ -137,8 +137,7 @@ def main() -> None:
     toy = model("toy/align", 3)
     toy.address = str(run_folder(home / "run"))
     models = [scripted("hostile", HOSTILE), scripted("short", HOSTILE[:-1]), scripted("long", LONG), toy]
-    asked = {"en": ["hvor gikk hun?"], "nb": ["hvor gikk hun?"]}
-    studio = Studio(models, home, [sys.executable, "-m", "klype"], asked)
+    studio = Studio(models, home, [sys.executable, "-m", "klype"], opens=True)
     socket, rules = listen("127.0.0.1", 0), Rules()
     running = server(app(studio, rules), rules, grace=2)
     print(f"http://127.0.0.1:{socket.getsockname()[1]}", flush=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -51,7 +51,15 @@ def opened(name: str, source: Source, toy: Served) -> Opened:
 
 
 def studio(home: Path, *models: SharedModel, command: tuple[str, ...] = ("false",)) -> Studio:
-    return Studio(models or (model(),), home, command, {"en": ["Where is she?"], "nb": ["hvor gikk hun?"]})
+    return Studio(models or (model(),), home, command)
+
+
+def opened_models(names: Sequence[str], precision: str = "float32") -> list[SharedModel]:
+    """What ``klype studio NAMES`` shows."""
+    made = Studio([], Path("nowhere"), ["false"], precision=precision)
+    for name in names:
+        made.open(name)
+    return list(made.models)
 
 
 @contextmanager

@@ -23,7 +23,6 @@ import klype
 from klype.api import examination as api_examination
 from klype.api import model as api_model
 from klype.cli import guard
-from klype.cli.commands.studio import opened_models
 from klype.cli.main import call
 from klype.model import checkpoint
 from klype.model.config import ModelConfig
@@ -32,6 +31,7 @@ from klype.serve.served import open_served
 from klype.text.chat import TEMPLATE
 from klype.text.tokenizer import Tokenizer
 from klype.values import Sampling
+from tests.studio_toys import opened_models
 
 SURFACE = [
     "Answer",

@@ -259,7 +259,7 @@ told = [figures, render(facts)]
 def test_a_source(place: Place) -> None:
     asked, refused, helped, loaded, shown = place("""
 from klype import load
-from klype.cli.commands.studio import opened_models
+from tests.studio_toys import opened_models
 from klype.errors import UsageError
 from tests.studio_toys import studio, visiting
 def error(*arguments):

@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from klype.cli.commands.studio import opened_models
 from klype.cli.main import call
 from klype.runs.provenance import Reading, reading_of
 from klype.sources.find import Found, find_model
@@ -21,6 +20,7 @@ from klype.text.chat import TEMPLATE
 from klype.text.tokenizer import Tokenizer
 from klype.words import LANGUAGES
 from tests.studio_server import run_folder
+from tests.studio_toys import opened_models
 
 TEXT = "Kari er på hytta. Ola bor i Molde, og fjorden er blå."
 WORDS = Tokenizer.train([TEXT], 400, TEMPLATE)

@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from klype.cli.beside import make_draft
-from klype.cli.commands.studio import opened_models
 from klype.engine import hf_runner
 from klype.engine.engine import Engine
 from klype.engine.hf_runner import HFRunner
@@ -27,6 +26,7 @@ from klype.sources.opening import open_model
 from klype.sources.source import answers
 from klype.values import Request, Sampling, Trace
 from tests.serve_toys import post, running
+from tests.studio_toys import opened_models
 from tests.test_serve_company import CLIENTS, SHORT, come_and_go, visited
 from tests.test_serve_socket import start
 from tests.test_sources_hf import V, folder_of

@@ -23,7 +23,6 @@ from klype.api.examination import prepare
 from klype.api.examinee import open_judge
 from klype.cli import guard
 from klype.cli.beside import make_draft
-from klype.cli.commands.studio import opened_models
 from klype.cli.main import call
 from klype.data.rows import questions_from
 from klype.model import checkpoint
@@ -35,6 +34,7 @@ from klype.serve.served import open_served
 from klype.sources.opening import Opened, open_model
 from klype.text.chat import TEMPLATE
 from klype.text.tokenizer import Tokenizer
+from tests.studio_toys import opened_models
 
 pytestmark = pytest.mark.slow
 transformers = pytest.importorskip("transformers")

@@ -17,7 +17,7 @@ from starlette.types import Message, Receive, Scope, Send
 from klype.examine.say import visible
 from klype.serve.guard import COOKIE, Guard, Rules, Sessions
 from klype.studio.app import PAGES, SecurityHeaders
-from klype.studio.fields import Check, Choice, Slider, Text
+from klype.studio.fields import Check, Select, Slider, Text
 from klype.studio.login import Login
 from klype.studio.tokens import Tokens
 from klype.words import words
@@ -171,7 +171,7 @@ def test_a_browser_may_send_anything(place: Any, sent: Any) -> None:
     for slider in find(user, Slider):
         send(user, slider.input, "input", sent)
         assert slider.low <= slider.value <= slider.high
-    for choice in find(user, Choice):
+    for choice in find(user, Select):
         run(sent_to(user, choice.input, "change", sent))
         assert choice.value in choice.options
     for text in find(user, Text):

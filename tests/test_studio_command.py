@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from klype.cli.commands.studio import first_questions, newest_run, opened_models
+from klype.cli.commands.studio import newest_run
 from klype.cli.main import call
 from klype.errors import UsageError
+from klype.studio.studio import Studio
 from tests.studio_server import run_folder
 
 
@@ -23,7 +24,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_is_opened_with_all_its_stages(run: Path) -> None:
-    models = opened_models([str(run), f"other={run / 'finetune'}"], "float32")
+    studio = Studio([], run.parent, ["false"])
+    models = [*studio.open(str(run)), *studio.open(f"other={run.parent / 'mine' / '.' / 'finetune'}/")]
     assert [(m.name, m.stage, m.raw) for m in models] == [
         ("mine/pretrain", "pretrain", True),
         ("mine/finetune", "finetune", False),
@@ -34,12 +36,21 @@ def test_a_run_is_opened_with_all_its_stages(run: Path) -> None:
     assert models[1].truth("hvor gikk hun 1?", ()) is None  # no world
     asked = models[1].ask_about("hvor gikk hun 1?")
     assert asked.prompt[-1] == models[1].opened.put("x")[-1]
-    assert first_questions(models)["en"][0].startswith("hvor gikk hun")
+    assert all(text.startswith("hvor gikk hun") for text in studio.suggestions("en"))
+    assert len(studio.suggestions("nb")) == 3
+    assert studio.open(str(run)) == models[:2]  # nothing is opened twice
+    assert studio.models == models
+    with pytest.raises(UsageError, match="Two models are called 'other'"):
+        studio.open(f"other={run / 'pretrain'}/")
+    for nowhere in ("/nowhere", "x" * 5000, "a\0b", "~nobody-here/x", "x=" * 400):
+        with pytest.raises(UsageError, match="There is no model"):
+            studio.open(nowhere)
+    studio.stop()
 
 
 def test_without_a_model_the_newest_run_is_meant(run: Path, elsewhere: Path) -> None:
     assert newest_run(Path("runs")) == []
-    assert first_questions([]) == {}
+    assert Studio([], run.parent, ["false"]).suggestions("en") == []
     (elsewhere / "runs").symlink_to(run.parent)
     unfinished = run.parent / "unfinished"
     unfinished.mkdir()

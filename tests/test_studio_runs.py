@@ -236,7 +236,8 @@ def test_a_run_is_begun_on_text_under_our_own_names(tmp_path: Path) -> None:
     assert [f.read_text() for f in (folder / "upload").iterdir()] == ["en tekst"]
     assert not file.exists()
     arguments = eval(said.read_text())
-    assert arguments[arguments.index("--text") + 1] == str(folder / "upload" / "text-1.txt")
+    assert arguments[arguments.index("--data") + 1] == str(folder / "upload")
+    assert [f.name for f in (folder / "upload").iterdir()] == ["text-1.txt"]
     assert "evil" not in said.read_text()
     told = {run.key: run for run in all_runs(studio)}[key_of(folder)]
     assert told is not None

@@ -19,7 +19,7 @@ from klype.runs.folder import read_run
 from klype.runs.overview import planned_steps
 from klype.runs.provenance import read_questions
 from klype.studio.charts import panels, redraw
-from klype.studio.fields import Check, Choice, Minutes
+from klype.studio.fields import Check, Minutes, Select
 from klype.studio.frame import Progress, Visit, as_data, big_numbers, box, button, card, retext, status, table, text_of
 from klype.studio.ranking_stores import RankingStore, snapshot
 from klype.studio.runs_list import home_of_runs, key_of
@@ -179,7 +179,7 @@ class AlignCard:
     looking: asyncio.Lock = field(default_factory=asyncio.Lock)
     charts: dict[str, ui.echart] = field(default_factory=dict)
     people: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    whose: Choice | None = None
+    whose: Select | None = None
 
     def build(self) -> None:
         w = self.visit.words
@@ -222,7 +222,7 @@ class AlignCard:
             before = "" if self.whose is None else self.whose.value
             self.whose_box.clear()
             with self.whose_box:
-                self.whose = Choice(w("whose"), shown, before if before in shown else next(iter(shown)))
+                self.whose = Select(w("whose"), shown, before if before in shown else next(iter(shown)))
         self.people = {key: names for key, (_, names) in choices.items()}
 
     async def begin(self) -> None:

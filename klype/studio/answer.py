@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain, groupby
 from secrets import randbits
 from typing import Any
 
 from nicegui import background_tasks, ui
 
+from klype.api.asking import introduction
 from klype.examine.charts import PROBABILITY_EDGES
 from klype.samplers import SAMPLERS, TEMPERATURE, Sampling
 from klype.studio.answer_panel import TokenPanel
 from klype.studio.conversation import Answer, Branches, Conversation, Turn
 from klype.studio.fields import Check, Counts, Slider, Text
-from klype.studio.frame import Visit, box, button, card, examples, text_of
+from klype.studio.frame import PAGE_BEGINS, Visit, box, button, card, examples, text_of
+from klype.studio.opening import first_steps, open_fold
 from klype.studio.studio import SharedModel
 from klype.studio.tokens import Tokens, rows_of, shown, tokenizer_view
 
@@ -40,10 +44,13 @@ class ShownAnswer:
 
 @dataclass
 class AnswerPage:
-    """The page as one visitor has it."""
+    """The page as one visitor has it. ``introductions``: what was read, and the names of the models that read it;
+    ``tries``: questions to begin with."""
 
     visit: Visit
     conversation: Conversation
+    introductions: Mapping[str, Sequence[str]]
+    tries: Sequence[str]
     chosen: dict[str, Check] = field(default_factory=dict)
     sliders: dict[str, Slider] = field(default_factory=dict)
     said: list[ShownAnswer] = field(default_factory=list)
@@ -53,21 +60,20 @@ class AnswerPage:
         w = self.visit.words
         with box("k-split"):
             with box():
-                self._settings()
+                self._who()
                 self.turns = box(aria_live="off")
-                with card():
+                with card() as message:
+                    message.props.update(id=PAGE_BEGINS, tabindex="-1")
                     self.text = Text(w("message"), 2, LONGEST, self.send, draft="message")
                     with box("k-row").style("margin-top:8px"):
                         button(w("send"), self.send, "strong")
                         self.stop_button = button(w("stop"), self.stop)
                         button(w("new"), self.forget)
                     self.window = box()
-                with box("k-chips").style("margin:-4px 0 14px") as self.examples:
-                    examples(self.visit, self._take)
-                questions = self.visit.studio.questions.get(self.visit.lang)
-                self.examples.set_visibility(bool(questions) and not self.conversation.turns)
-                if self.visit.studio.models:
-                    tokenizer_view(self.visit)
+                    examples(w("try"), self.tries, self._take)
+                self._settings()
+                tokenizer_view(self.visit)
+                open_fold(self.visit)
             with card("k-side") as side:
                 self.panel = TokenPanel(self.visit, side, self.sampling, self.fork)
         self.stop_button.set_visibility(False)
@@ -107,7 +113,6 @@ class AnswerPage:
             self.sending = False
         self.conversation.turns.append(turn)
         self.text.set("")
-        self.examples.set_visibility(False)
         with self.turns:
             self._show(len(self.conversation.turns) - 1, turn)
         ui.run_javascript(f"history.replaceState(null, '', '/?c={self.conversation.key}')")
@@ -174,16 +179,16 @@ class AnswerPage:
 
     def _show(self, place: int, turn: Turn) -> None:
         known = {model.name: model for model in self.visit.studio.models if model.name in turn.branches}
+        unknown = {name: m.reading.unknown(turn.question) for name, m in known.items() if m.reading is not None}
         with box("k-turn"):
-            with box("k-asked"):
-                text_of("p", self.visit.say.text(turn.question))
-            unknown: dict[
-                str, list[str]
-            ] = {}  # the words of a question that a model does not know: which model that is
-            for model in known.values():
-                if model.reading is not None and (text := model.reading.warning(turn.question, self.visit.lang)):
-                    unknown.setdefault(text, []).append(model.name)
-            for text, names in unknown.items():
+            with box("k-asked"), box(tag="p"):
+                for text, strange in split_at(turn.question, set(chain(*unknown.values()))):
+                    text_of("u" if strange else "span", self.visit.say.text(text), "k-strange" if strange else "")
+            warnings: dict[str, list[str]] = {}
+            for name in unknown:
+                if text := known[name].reading.warning(turn.question, self.visit.lang):  # type: ignore[union-attr]
+                    warnings.setdefault(text, []).append(name)
+            for text, names in warnings.items():
                 text_of("p", f"{', '.join(names)}: {self.visit.say.text(text)}", "k-small k-warn")
             with box("k-columns"):
                 for name in turn.branches:
@@ -222,10 +227,10 @@ class AnswerPage:
             return
         w, say, trace = self.visit.words, self.visit.say, answer.trace
         tokens = len(trace.steps)
-        speed = tokens / trace.seconds if trace.seconds > 0 else 0.0
+        speed = tokens / answer.seconds if answer.seconds > 0 else 0.0
         flops = model.opened.flops(trace)
         parts = [w("tokens", n=say.count(tokens)), w("passes", n=say.count(trace.passes))]
-        parts += [w("speed", n=say.count(round(speed)))] if speed else []
+        parts += [say.seconds(answer.seconds), w("speed", n=say.count(round(speed)))] if speed else []
         parts += [w("flops", n=say.big(flops))] if flops is not None else []
         parts += [w("joules", n=say.number(answer.joules))] if answer.joules is not None else []
         if answer.accepted is not None:
@@ -255,17 +260,26 @@ class AnswerPage:
         branches.shown = number
         self._redraw(branches)
 
-    def _settings(self) -> None:
-        w, say, models = self.visit.words, self.visit.say, self.visit.studio.models
+    def _who(self) -> None:
+        w, models = self.visit.words, self.visit.studio.models
         with card():
-            if not models:
-                text_of("p", w("no_models"), "k-empty")
             with box("k-row k-models", "fieldset"):
                 text_of("legend", w("models"))
                 for i, model in enumerate(models):
                     self.chosen[model.name] = Check(model.name, i == len(models) - 1)
-            for about in dict.fromkeys(model.reading.about(self.visit.lang) for model in models if model.reading):
-                text_of("p", say.text(about), "k-small")
+            for about, names in self.introductions.items():
+                whose = "" if len(names) == len(models) else f"{', '.join(names)}: "
+                text_of("p", self.visit.say.text(f"{whose}{about}"), "k-small")
+        with box("k-legend", role="note"):
+            text_of("span", w("legend"))
+            for i, edge in enumerate([1.0, *PROBABILITY_EDGES]):
+                share = self.visit.say.share(edge if i else PROBABILITY_EDGES[0])
+                text = f"< {share}" if i else f"≥ {share}"
+                text_of("span", text, f"k-tok plain p{i}")
+
+    def _settings(self) -> None:
+        w = self.visit.words
+        with card():
             with box("k-sliders"):
                 self._samplers(penalties=False)
                 self.limit = Counts(self.visit, "limit", (8, 2048, 8), 64)
@@ -274,11 +288,6 @@ class AnswerPage:
                 with box("k-sliders"):
                     self._samplers(penalties=True)
             self.ahead = Check(w("ahead"), False)
-        with box("k-legend", role="note"):
-            text_of("span", w("legend"))
-            for i, edge in enumerate([1.0, *PROBABILITY_EDGES]):
-                text = f"< {say.share(edge)}" if i else f"≥ {say.share(PROBABILITY_EDGES[0])}"
-                text_of("span", text, f"k-tok plain p{i}")
 
     def _samplers(self, penalties: bool) -> None:
         """A slider for each sampler: those that look at what was said before, or the others."""
@@ -308,6 +317,25 @@ class AnswerPage:
                     box().style(f"width:{100 * min(1.0, used / of):.1f}%")
 
 
-def build(visit: Visit) -> None:
+def split_at(text: str, words: set[str]) -> list[tuple[str, bool]]:
+    """The text in pieces: whole words that are among these (True), and what lies between them."""
+    pieces = [(piece, piece in words) for piece in re.split(r"([^\W_]+)", text) if piece]
+    return [("".join(piece for piece, _ in group), strange) for strange, group in groupby(pieces, lambda p: p[1])]
+
+
+async def build(visit: Visit) -> None:
     """The page."""
-    AnswerPage(visit, visit.studio.conversations.get(visit.request.query_params.get("c", "")[:64])).build()
+    studio = visit.studio
+    if not studio.models:
+        first_steps(visit, visit.frame("no_models"))
+        return
+
+    def known() -> tuple[dict[str, list[str]], list[str]]:
+        told: dict[str, list[str]] = {}
+        for model in studio.models:
+            if about := introduction(model.opened, visit.lang):
+                told.setdefault(about, []).append(model.name)
+        return told, studio.suggestions(visit.lang)
+
+    conversation = studio.conversations.get(visit.request.query_params.get("c", "")[:64])
+    AnswerPage(visit, conversation, *await asyncio.to_thread(known)).build()

@@ -24,8 +24,8 @@ from klype.words import LANGUAGES
 WORKING = ("look.css", "ranking.css", "work.css")
 """Styles of the pages with long work on them."""
 PAGES = (
-    Page("answer", "/", "forum", answer.build),
-    Page("paths", "/paths", "account_tree", paths.build),
+    Page("answer", "/", "forum", answer.build, skips=True),
+    Page("paths", "/paths", "account_tree", paths.build, skips=True),
     Page("divergence", "/divergence", "timeline", divergence.build),
     Page("targets", "/targets", "ads_click", targets.build, WORKING),
     Page("ranking", "/ranking", "format_list_numbered", ranking.build, WORKING),

@@ -19,7 +19,8 @@ from klype.values import Sampling, Step, Trace
 @dataclass
 class Answer:
     """One way to answer, finished or not. ``steps`` include those it shares with its ``parent`` (the first ``at``) and
-    the one that was forced there. ``trace`` is what the model wrote itself, once it has ended."""
+    the one that was forced there. ``trace`` is what the model wrote itself, once it has ended; ``joules`` are those of
+    these ``seconds``, of all programs together."""
 
     number: int
     prompt: tuple[int, ...]
@@ -31,6 +32,7 @@ class Answer:
     trace: Trace | None = None
     accepted: int | None = None
     proposed: int | None = None
+    seconds: float = 0.0
     joules: float | None = None
     failed: str = ""
     running: bool = True

@@ -23,8 +23,9 @@ from klype.examine.facts import FigureFacts
 from klype.examine.measures import KNOWN
 from klype.jsons import saved
 from klype.studio.charts import chart, panels, picture, redraw
-from klype.studio.fields import Choice, Counts, Slider
+from klype.studio.fields import Counts, Select, Slider
 from klype.studio.frame import Progress, Visit, as_data, box, button, card, retext, status, table, text_of
+from klype.studio.opening import first_steps
 from klype.studio.studio import SharedModel, Studio
 from klype.studio.work import Work, WorkPlan, begin
 
@@ -137,12 +138,12 @@ class DivergencePage:
         self.formula = Formula(visit)
         models = {model.name: model.name for model in visit.studio.models if model.identity}
         if not models:
-            text_of("p", w("nobody"), "k-card k-empty")
+            first_steps(visit, w("nobody") if visit.studio.models else visit.frame("no_models"))
             return
         with card():
             text_of("h2", w("examine"))
             with box("k-sliders"):
-                self.model = Choice(w("model"), models, list(models)[-1], self._choose)
+                self.model = Select(w("model"), models, list(models)[-1], self._choose)
                 self.questions = Counts(visit, "questions", (10, 200, 10), 60)
                 self.samples = Counts(visit, "samples", (2, 32, 2), 8)
             for slider in (self.questions, self.samples):

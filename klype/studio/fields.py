@@ -121,7 +121,7 @@ class Counts(Slider):
         super().__init__(visit.words(key), ends, value, lambda v: visit.say.count(round(v)))
 
 
-class Choice(Field):
+class Select(Field):
     """One of several, by key."""
 
     def __init__(
@@ -213,17 +213,24 @@ class Text(Typed):
 
 
 class WholeNumber(Field):
-    """A whole number from ``low`` to ``high``; what is none leaves the last one."""
+    """A whole number from ``low`` to ``high``; ``value`` raises UsageError for what is none, in the page's language."""
 
-    def __init__(self, name: str, low: int, high: int, value: int) -> None:
-        super().__init__(name, type="number", min=low, max=high, step=1, value=value)
-        self.low, self.high, self.value = low, high, value
+    def __init__(self, visit: Visit, key: str, low: int, high: int, value: int) -> None:
+        self._name = visit.words(key)
+        super().__init__(self._name, type="number", min=low, max=high, step=1, value=value)
+        self._visit, self._low, self._high, self._given = visit, low, high, str(value)
         self.input.on("input", self._take, js_handler=SEND_VALUE)
 
+    @property
+    def value(self) -> int:
+        text = self._given
+        if text.isascii() and text.isdecimal() and len(text) < 20 and self._low <= int(text) <= self._high:
+            return int(text)
+        about = {"name": self._name, "low": str(self._low), "high": str(self._high), "given": visible(text)}
+        raise UsageError(self._visit.frame("whole_number", **about))
+
     def _take(self, event: GenericEventArguments) -> None:
-        text = str(event.args).strip()
-        if text.isascii() and text.isdecimal() and len(text) < 20:
-            self.value = min(self.high, max(self.low, int(text)))
+        self._given = str(event.args if event.args is not None else "").strip()[:40]
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,8 @@ LANGUAGE_COOKIE, THEME_COOKIE = "klype_lang", "klype_theme"
 THEMES = {"auto": ("dark", "brightness_auto"), "light": ("auto", "light_mode"), "dark": ("light", "dark_mode")}
 """The theme after each, and its icon."""
 KEY_PAGE = "/key"
+PAGE_BEGINS = "message"
+"""The element in which one writes to a model."""
 MEANINGS = ("#0072b2", "#b85000", "#00735a", "#a3377c", "#7a6000", "#3f6fd1", "#8a3b12", "#5a4fa2")
 MEANINGS_DARK = ("#6cb8ea", "#f0a35e", "#4fc9a4", "#e79ac6", "#d9c25c", "#9db8ff", "#e8a184", "#bdb4f5")
 """Told apart by colour-blind readers too (after Okabe and Ito); text beside them says the same."""
@@ -38,13 +40,15 @@ MEANINGS_DARK = ("#6cb8ea", "#f0a35e", "#4fc9a4", "#e79ac6", "#d9c25c", "#9db8ff
 
 @dataclass(frozen=True)
 class Page:
-    """``name`` is that of its catalogue (``studio_<name>``), which holds its title, lead and explanation."""
+    """``name`` is that of its catalogue (``studio_<name>``), which holds its title, lead and explanation. ``skips``:
+    where a model is there, the first link leads past whatever stands before ``PAGE_BEGINS``."""
 
     name: str
     route: str
     icon: str
     build: Callable[[Visit], Awaitable[None] | None]
     styles: Sequence[str] = ("look.css",)
+    skips: bool = False
 
 
 @dataclass(frozen=True)
@@ -182,11 +186,13 @@ def big_numbers(shown: Mapping[str, str]) -> None:
                 text_of("span", name)
 
 
-def examples(visit: Visit, take: Callable[[str], Any]) -> None:
-    """Some of the models' own questions to begin with."""
-    text_of("span", visit.words("try"), "k-small")
-    for question in visit.studio.questions.get(visit.lang, ())[:3]:
-        button(question, partial(take, question), "tiny")
+def examples(title: str, questions: Sequence[str], take: Callable[[str], Any]) -> None:
+    """Questions to begin with, each a button; nothing where there are none."""
+    if questions:
+        with box("k-chips"):
+            text_of("span", title, "k-small")
+            for question in questions:
+                button(question, partial(take, question), "tiny")
 
 
 def as_data(
@@ -254,7 +260,10 @@ def _variables(colours: Mapping[str, str], dark: bool) -> str:
 @contextmanager
 def framed(visit: Visit, pages: Sequence[Page]) -> Iterator[None]:
     """The page's content goes inside."""
-    text_of("a", visit.frame("skip"), "k-skip", href="#main")
+    skips = visit.page.skips and visit.studio.models
+    text_of(
+        "a", visit.frame("skip_message" if skips else "skip"), "k-skip", href=f"#{PAGE_BEGINS if skips else 'main'}"
+    )
     with box("k-head", "header"), box("k-bar"):
         text_of("a", "klype", "k-brand", href="/")
         with box("k-nav", "nav", aria_label=visit.frame("pages")):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -14,8 +14,21 @@ from klype.examine.charts import Cell, Option
 from klype.examine.facts import FigureFacts
 from klype.examine.say import Say
 from klype.studio.charts import chart, meaning_colour, redraw
-from klype.studio.fields import Choice, Counts, Slider, Text
-from klype.studio.frame import Progress, Visit, as_data, box, button, card, examples, scroll, table, text_of
+from klype.studio.fields import Counts, Select, Slider, Text
+from klype.studio.frame import (
+    PAGE_BEGINS,
+    Progress,
+    Visit,
+    as_data,
+    box,
+    button,
+    card,
+    examples,
+    scroll,
+    table,
+    text_of,
+)
+from klype.studio.opening import first_steps
 from klype.studio.paths_search import Flow, FoundPaths, PathSearch, PathSettings, exact
 from klype.studio.studio import CancelledError
 from klype.studio.tokens import shown
@@ -33,6 +46,7 @@ class PathsPage:
     """The page as one visitor has it."""
 
     visit: Visit
+    tries: Sequence[str]
     search: PathSearch | None = None
     found: FoundPaths | None = None
     forks: Forks | None = None
@@ -40,15 +54,13 @@ class PathsPage:
 
     def build(self) -> None:
         visit, w, say = self.visit, self.visit.words, self.visit.say
-        if not visit.studio.models:
-            text_of("p", visit.frame("no_models"), "k-card k-empty")
-            return
         names = {model.name: model.name for model in visit.studio.models}
-        with card():
+        with card() as asking:
+            asking.props.update(id=PAGE_BEGINS, tabindex="-1")
             with box("k-row"):
                 self.text = Text(w("question"), 2, LONGEST, self.start, draft="paths")
             with box("k-sliders").style("margin-top:10px"):
-                self.model = Choice(w("model"), names, visit.studio.models[-1].name, self.start)
+                self.model = Select(w("model"), names, visit.studio.models[-1].name, self.start)
                 self.n = Counts(visit, "answers", (8, 256, 8), 64).released(self.again)
                 self.temperature = Slider(w("temperature"), (0.0, 2.0, 0.05), 0.7, lambda v: say.number(v, 2))
                 self.temperature.released(self.again)
@@ -57,9 +69,7 @@ class PathsPage:
                 button(w("ask"), self.start, "strong")
                 self.cancel_button = button(visit.frame("cancel"), self.cancel)
                 self.progress = Progress("k-grow")
-            if visit.studio.questions.get(visit.lang):
-                with box("k-chips").style("margin-top:10px"):
-                    examples(visit, self._take)
+            examples(w("try"), self.tries, self._take)
         self.cancel_button.set_visibility(False)
         self.progress.set_visibility(False)
         self.box = box()
@@ -258,6 +268,9 @@ def facts(figure: Figure) -> FigureFacts:
     return FigureFacts(value=figure.value, low=figure.low, high=figure.high, n=figure.n)
 
 
-def build(visit: Visit) -> None:
+async def build(visit: Visit) -> None:
     """The page."""
-    PathsPage(visit).build()
+    if visit.studio.models:
+        PathsPage(visit, await asyncio.to_thread(visit.studio.suggestions, visit.lang)).build()
+    else:
+        first_steps(visit, visit.frame("no_models"))

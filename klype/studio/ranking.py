@@ -18,8 +18,9 @@ from klype.preferences import formats
 from klype.preferences.records import KINDS
 from klype.studio.alignment import AlignCard
 from klype.studio.annotators import KEY_MOST, NAME_MOST, Annotators, AnnotatorSession, RankingTask
-from klype.studio.fields import Choice, TextLine, Upload, UploadedFile, UploadLimits
+from klype.studio.fields import Select, TextLine, Upload, UploadedFile, UploadLimits
 from klype.studio.frame import Visit, as_data, big_numbers, box, button, card, retext, table, text_of
+from klype.studio.opening import first_steps
 from klype.studio.ranking_stores import RankingStore, ranking_store, ranking_stores
 from klype.studio.studio import StoreSummary
 from klype.words import Words
@@ -80,7 +81,7 @@ class RankingPage:
                 if len(stores) > 1:
                     to = f"{self.visit.page.route}?store="
                     names = {store.key: store.name for store in stores}
-                    choice = Choice(w("store"), names, self.store.key, lambda: ui.navigate.to(to + choice.value))
+                    choice = Select(w("store"), names, self.store.key, lambda: ui.navigate.to(to + choice.value))
                 self.name = TextLine(w("name"), NAME_MOST, self.enter)
                 self.key = TextLine(w("key"), KEY_MOST, self.enter, kind="password")
                 with box():
@@ -97,7 +98,7 @@ class RankingPage:
         with card():
             text_of("h2", w("in_out"))
             with box("k-row"):
-                self.form = Choice(w("format"), {f: w(f"form_{f}") for f in formats.FORMATS}, "ranked")
+                self.form = Select(w("format"), {f: w(f"form_{f}") for f in formats.FORMATS}, "ranked")
                 button(w("export"), self.export)
                 Upload(self.visit, w("import"), IMPORT, self.bring)
             text_of("p", w("in_out_note"), "k-small")
@@ -318,6 +319,6 @@ async def build(visit: Visit) -> None:
         return
     store = ranking_store(found, visit.request.query_params.get("store", ""))
     if store is None:
-        text_of("p", visit.words("no_store"), "k-card k-empty")
+        first_steps(visit, visit.words("no_store"))
         return
     RankingPage(visit, store).build(found)

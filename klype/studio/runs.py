@@ -6,6 +6,7 @@ import asyncio
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 from nicegui import ui
 
@@ -13,43 +14,70 @@ from klype.data.readers import KINDS
 from klype.errors import KlypeError, UsageError
 from klype.examine.charts import Cell
 from klype.examine.say import visible
-from klype.studio.fields import Choice, Minutes, Upload, UploadedFile, UploadLimits, WholeNumber
-from klype.studio.frame import Visit, as_data, box, button, card, retext, text_of
+from klype.studio.fields import Minutes, Select, Upload, UploadedFile, UploadLimits, WholeNumber
+from klype.studio.frame import Visit, as_data, box, button, card, retext, status, text_of
 from klype.studio.runs_detail import RunDetail
 from klype.studio.runs_list import KEY_MOST, RunInfo, all_runs, family, home_of_runs, key_of
 from klype.studio.studio import Studio
 from klype.studio.work import Work, WorkPlan, begin, new_name
+from klype.words import LANGUAGES
 
 LOOK_S = 1.5
 TEXTS = UploadLimits(32 << 20, KINDS)
 FILES = 8
-RECIPES = ("world", "text")
 SEED_MOST = 2**32 - 1
+RANK = 8
+
+
+class Needs(NamedTuple):
+    """What a recipe takes: ``files`` of one's own, and a ``model`` to go on from. ``minutes``: what it is made for."""
+
+    files: Literal["none", "optional", "needed"]
+    minutes: float
+    model: bool = False
+
+
+RECIPES = {
+    "world": Needs("none", 5),
+    "text": Needs("needed", 10),
+    "norsk": Needs("optional", 20),
+    "english": Needs("needed", 20),
+    "lora": Needs("needed", 10, model=True),
+}
 
 
 def start_run(
-    studio: Studio, recipe: str, minutes: float, lang: str, seed: int, files: Sequence[UploadedFile] = ()
+    studio: Studio,
+    recipe: str,
+    minutes: float,
+    lang: str,
+    seed: int,
+    files: Sequence[UploadedFile] = (),
+    model: str = "",
 ) -> Work:
-    """Begins ``klype run``, on ``files`` where it is not of the demo world: they lie in the run's own folder,
-    under names of ours, and stay with the form when nothing was begun. UsageError for what cannot be."""
-    if recipe == "text" and not files:
+    """Begins ``klype run``, on ``files`` where the recipe takes any: they lie in the run's own folder, under names of
+    ours, and stay with the form when nothing was begun. ``model``: the address of the one that it goes on from.
+    UsageError for what cannot be."""
+    needs = RECIPES[recipe]
+    if needs.files == "needed" and not files:
         raise UsageError("There is no text to learn from.", "Add a file first.")
+    if needs.model and not model:
+        raise UsageError("There is no model to go on from.", "Open one first.")
     name = new_name("run")
     folder = home_of_runs(studio) / name
     upload = folder / "upload"
-    moved = {given: upload / f"text-{i}{given.file.suffix}" for i, given in enumerate(files, 1)}
-    texts: list[str] = []
-    if recipe == "text":
-        upload.mkdir(parents=True)
-        for given, file in moved.items():
-            shutil.move(given.file, file)
-            texts += ["--text", str(file)]
+    taken = files if needs.files != "none" else ()
+    moved = {given: upload / f"text-{i}{given.file.suffix}" for i, given in enumerate(taken, 1)}
+    for given, file in moved.items():
+        upload.mkdir(parents=True, exist_ok=True)
+        shutil.move(given.file, file)
     command = [
         *studio.command, "run", "--recipe", recipe, "--minutes", f"{minutes:g}",
         "--seed", str(seed), "--lang", lang, "--device", studio.device, "--out", str(folder),
-        "--resume", "--json", *texts,
+        "--resume", "--json", *(["--data", str(upload)] if moved else []),
+        *(["--from", model, "--lora", str(RANK)] if needs.model else []),
     ]  # fmt: skip
-    about = {"planned_s": 60 * minutes, "files": [given.name for given in files]}
+    about = {"planned_s": 60 * minutes, "files": [given.name for given in taken]}
     try:
         return begin(studio.home, WorkPlan("run", folder, [command], about), name)
     except KlypeError:
@@ -62,7 +90,7 @@ def start_run(
 
 @dataclass
 class RunForm:
-    """A run begun from the page: on the demo world, or on text that a visitor gives."""
+    """A run begun from the page, by any recipe."""
 
     visit: Visit
     files: list[UploadedFile] = field(default_factory=list)
@@ -70,14 +98,17 @@ class RunForm:
 
     def build(self) -> None:
         w, say = self.visit.words, self.visit.say
-        with card():
+        trainable = {m.address: m.name for m in self.visit.studio.models if m.opened.native is not None}
+        with box("k-card", "section", id="start"):
             text_of("h2", w("new"))
             with box("r-setup"):
                 recipes = {name: w(f"recipe_{name}") for name in RECIPES}
-                self.recipe = Choice(w("recipe"), recipes, "world", self._show)
+                self.recipe = Select(w("recipe"), recipes, "world", self._show)
+                self.model = Select(w("from"), trainable or {"": w("nothing")}, next(iter(trainable), ""))
                 self.minutes = Minutes(self.visit, (1, 60, 1), 5)
-                self.lang = Choice(w("language"), {"nb": "norsk bokmål", "en": "English"}, self.visit.lang)
-                self.seed = WholeNumber(w("seed"), 0, SEED_MOST, 0)
+                self.lang = Select(w("language"), {lang: row.name for lang, row in LANGUAGES.items()}, self.visit.lang)
+                self.seed = WholeNumber(self.visit, "seed", 0, SEED_MOST, 0)
+            self.needs = status()
             with box() as self.texts:
                 Upload(self.visit, w("upload"), TEXTS, self._given)
                 self.list = text_of("p", "", "k-small")
@@ -87,9 +118,15 @@ class RunForm:
                 button(w("start"), self.start, "strong")
             text_of("p", w("start_note"), "k-small")
         self._show()
+        ui.run_javascript("if (location.hash === '#start') document.getElementById('start')?.scrollIntoView()")
 
     def _show(self) -> None:
-        self.texts.set_visibility(self.recipe.value == "text")
+        """What the chosen recipe needs."""
+        needs = RECIPES[self.recipe.value]
+        retext(self.needs, self.visit.words(f"needs_{self.recipe.value}"))
+        self.texts.set_visibility(needs.files != "none")
+        self.model.set_visibility(needs.model)
+        self.minutes.set(needs.minutes)
 
     async def _given(self, given: UploadedFile) -> None:
         if len(self.files) >= FILES:
@@ -104,9 +141,10 @@ class RunForm:
         if self.starting:
             return
         self.starting = True
-        wanted = self.recipe.value, self.minutes.value, self.lang.value, self.seed.value, tuple(self.files)
         try:
-            work = await asyncio.to_thread(start_run, self.visit.studio, *wanted)
+            wanted = self.recipe.value, self.minutes.value, self.lang.value, self.seed.value
+            given = tuple(self.files), self.model.value
+            work = await asyncio.to_thread(start_run, self.visit.studio, *wanted, *given)
         except (KlypeError, OSError) as error:
             self.visit.tell(error)
             return

@@ -17,8 +17,9 @@ from klype.runs.overview import planned_steps
 from klype.runs.record import incomparable
 from klype.sources.find import NEWEST_FIRST, PATH, kind_of
 from klype.studio.charts import panels, redraw
-from klype.studio.fields import Choice
+from klype.studio.fields import Select
 from klype.studio.frame import Progress, Visit, as_data, box, button, card, retext, status, table, text_of
+from klype.studio.opening import ask_button
 from klype.studio.runs_list import FIGURES, RunInfo
 from klype.studio.work import MetricsTail
 
@@ -86,7 +87,7 @@ class RunDetail:
                 names = {"": w("nothing"), **{one.key: visible(one.name) for one in runs if one.key != run.key}}
                 chosen = self.other.key if self.other is not None else ""
                 with box("u-beside"):
-                    self.choice = Choice(w("beside"), names, chosen, self._beside)
+                    self.choice = Select(w("beside"), names, chosen, self._beside)
         self._curves(run)
         self._measures(run)
         self.update()
@@ -117,10 +118,8 @@ class RunDetail:
                 button(self.visit.frame("cancel"), self._cancel)
             if run.work is not None and run.state in ("cancelled", "stopped", "failed"):
                 button(w("resume"), self._resume, "strong")
-        if not loaded and any(stage in run.stages for stage in NEWEST_FIRST):
-            with box("k-small", "p"):
-                text_of("span", w("open_with") + " ")
-                text_of("code", f"klype studio {visible(str(run.folder))}")
+            if not loaded and any(stage in run.stages for stage in NEWEST_FIRST):
+                ask_button(self.visit, str(run.folder), self.note)
 
     def _sentence(self, run: RunInfo) -> str:
         w, say = self.visit.words, self.visit.say

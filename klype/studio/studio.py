@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from klype.api.asking import Asking, asking, prompt_after, reading_from, world_of
-from klype.api.examinee import reader_of
+from klype.api.asking import Asking, asking, prompt_after, reading_from, suggestions, world_of
+from klype.api.examinee import identity, reader_of
 from klype.api.model import Model
 from klype.device import EnergyMeter
 from klype.engine.engine import Event
@@ -20,11 +20,13 @@ from klype.engine.runner import NativeRunner
 from klype.engine.speculation import LookupDraft, speculate
 from klype.errors import UsageError
 from klype.examine.truth import Reader
+from klype.model.manifest import is_whole
 from klype.preferences.records import Entry
 from klype.runs.provenance import question_in
 from klype.runs.rankers import summary
 from klype.serve.worker import Job, Worker
-from klype.sources.opening import Opened
+from klype.sources.find import NEWEST_FIRST, kind_of
+from klype.sources.opening import Opened, open_model
 from klype.sources.source import Around, NativeSource, Source
 from klype.studio.conversation import Answer, Conversation, Conversations
 from klype.values import Distribution, Request, Trace
@@ -104,15 +106,14 @@ class SharedModel(Model):
 
     async def extend(self, answer: Answer, limit: int) -> None:
         """Appends to the answer's steps as they come; ``answer.running`` made false ends it."""
-        meter = EnergyMeter()
+        meter, began = EnergyMeter(), time.monotonic()
         async for events in self.events(self.rest_of(answer, limit)):
             for event in events:
                 answer.steps.append(event.step)
                 answer.trace = event.trace or answer.trace
             if not answer.running:
                 break
-        if answer.trace is not None:
-            answer.joules = meter.joules() if answer.trace.joules is None else answer.trace.joules
+        answer.seconds, answer.joules = time.monotonic() - began, meter.joules()
 
     async def extend_ahead(self, answer: Answer, limit: int) -> None:
         """The same answer written with guesses ahead (looked up in the text so far), checked several a pass."""
@@ -120,12 +121,12 @@ class SharedModel(Model):
 
         def work(source: Source) -> None:
             assert isinstance(source, NativeSource), "klype's own engine speculates"
-            meter = EnergyMeter()
+            meter, began = EnergyMeter(), time.monotonic()
             traces, counts = speculate(source.engine, replace(request, top=0), LookupDraft())
             (scored,) = source.score([request.prompt], [traces[0].tokens], request.top)
             for step, seen in zip(traces[0].steps, scored.steps, strict=True):
                 answer.steps.append(replace(step, distribution=seen.distribution))
-            answer.trace, answer.joules = traces[0], meter.joules()
+            answer.trace, answer.seconds, answer.joules = traces[0], time.monotonic() - began, meter.joules()
             answer.accepted, answer.proposed = counts.accepted, counts.proposed
 
         await self.beside(work)
@@ -257,24 +258,47 @@ class SummaryCache:
 @dataclass
 class Studio:
     """``home`` is klype's own folder: results of long work are kept there. ``command`` starts ``klype``, on ``device``.
-    ``questions`` are some to begin with, by language. ``store``: a file or url where rankings are kept instead of each
-    run's own place; ``runs``: where runs are looked for and made, when it is neither ``runs`` nor ``home``."""
+    ``store``: a file or url where rankings are kept instead of each run's own place; ``runs``: where runs are looked
+    for and made, when it is neither ``runs`` nor ``home``. ``opens``: visitors may open any model that the user of this
+    machine could; the studio's own runs they always may."""
 
     models: Sequence[SharedModel]
     home: Path
     command: Sequence[str]
-    questions: Mapping[str, Sequence[str]] = field(default_factory=dict)
     store: str = ""
     runs: Path | None = None
     device: str = "auto"
+    precision: str = "float32"
+    opens: bool = False
     conversations: Conversations = field(default_factory=Conversations)
     summaries: SummaryCache = field(default_factory=SummaryCache)
+    _opening: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        names = [model.name for model in self.models]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice is not None:
-            raise UsageError(f"Two models are called '{twice}'.", "Give one another name: NAME=MODEL.")
+        given, self.models = self.models, []
+        for model in given:
+            self._add(model)
+
+    def _add(self, model: SharedModel) -> None:
+        if any(model.name == other.name for other in self.models):
+            raise UsageError(f"Two models are called '{model.name}'.", "Give one another name: NAME=MODEL.")
+        self.models = [*self.models, model]
+
+    def open(self, text: str) -> list[SharedModel]:
+        """A MODEL beside the others, or those of them that it is; of a run all finished stages, in their order. Call it
+        in a thread. KlypeError when there is no such model, or another one has its name."""
+        with self._opening:
+            known = {model.address: model for model in self.models}
+            named = stages_of(text)
+            for name, address in named:
+                if address not in known:
+                    known[address] = shared_model(name, address, self.precision, self.device)
+                    self._add(known[address])
+        return [known[address] for _, address in named]
+
+    def suggestions(self, lang: str) -> list[str]:
+        """Questions to begin with, drawn new for the last model that knows any. Call it in a thread."""
+        return next(filter(None, (suggestions(model.opened, lang) for model in reversed(self.models))), [])
 
     def model(self, name: str) -> SharedModel:
         """By a name that a browser sent."""
@@ -286,3 +310,28 @@ class Studio:
     def stop(self) -> None:
         for model in self.models:
             model.stop()
+
+
+def stages_of(text: str) -> list[tuple[str, str]]:
+    """(name, address) of a MODEL, which NAME=MODEL gives another name; of a run those of all its finished stages."""
+    given, separator, rest = text.partition("=")
+    try:
+        named = bool(separator) and given.replace("-", "").replace("_", "").isalnum() and not Path(text).exists()
+        name, address = (given, rest) if named else ("", text)
+        folder = Path(address).expanduser()
+        if (folder / "run.json").is_file() and not (folder / "config.json").is_file():
+            short = name or folder.resolve().name
+            stages = [stage for stage in reversed(NEWEST_FIRST) if is_whole(folder / stage)]
+            if stages:
+                return [(f"{short}/{stage}", str(folder / stage)) for stage in stages]
+        return [(name or kind_of(address).short(address), address)]
+    except (OSError, RuntimeError, ValueError):  # a name that is too long, has a NUL, or is of a user who has no home
+        raise UsageError(f"There is no model {text[:200]!a}.") from None
+
+
+def shared_model(name: str, address: str, precision: str, device: str) -> SharedModel:
+    """Found, checked and loaded. KlypeError when there is no such model, or it is damaged."""
+    opened = open_model(address, precision, measured=True, device=device)
+    run = opened.found.run
+    examined = run is not None and (run / "questions.jsonl").is_file()
+    return SharedModel(name, address, opened, identity(opened) if examined else "")

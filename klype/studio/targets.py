@@ -19,7 +19,7 @@ from klype.experiments.bias.experiment import Board
 from klype.runs.folder import RUNS
 from klype.runs.overview import QUIET_S
 from klype.studio.charts import picture, redraw
-from klype.studio.fields import Choice, Minutes, WholeNumber
+from klype.studio.fields import Minutes, Select, WholeNumber
 from klype.studio.frame import Progress, Visit, as_data, box, button, card, retext, status, table, text_of
 from klype.studio.runs_list import KEY_MOST, key_of
 from klype.studio.studio import Studio
@@ -167,7 +167,7 @@ class TargetsPage:
             text_of("h2", w("begin"))
             with box("r-setup") as self.form:
                 self.minutes = Minutes(self.visit, (2, 120, 1), 10)
-                self.seed = WholeNumber(w("seed"), 0, SEED_MOST, 0)
+                self.seed = WholeNumber(self.visit, "seed", 0, SEED_MOST, 0)
                 with box():
                     button(w("go"), self.begin, "strong")
             text_of("p", w("begin_note"), "k-small")
@@ -183,8 +183,8 @@ class TargetsPage:
         self._show()
 
     async def begin(self) -> None:
-        wanted = self.minutes.value, self.seed.value, self.visit.lang
         try:
+            wanted = self.minutes.value, self.seed.value, self.visit.lang
             begun = await asyncio.to_thread(start_experiment, self.visit.studio, *wanted)
         except (KlypeError, OSError) as error:
             self.visit.tell(error)
@@ -231,7 +231,7 @@ class TargetsPage:
             names = {e.key: visible(e.folder.resolve().name) for e in known}
             to = f"{self.visit.page.route}?experiment="
             with self.choices:
-                choice = Choice(self.visit.words("which"), names, one.key, lambda: ui.navigate.to(to + choice.value))
+                choice = Select(self.visit.words("which"), names, one.key, lambda: ui.navigate.to(to + choice.value))
 
     def _show(self, why: str = "") -> None:
         one, board = self.one, self.board

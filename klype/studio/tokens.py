@@ -13,7 +13,7 @@ from nicegui.events import GenericEventArguments
 from klype.api.model import Model
 from klype.examine.charts import step_of
 from klype.examine.say import visible
-from klype.studio.fields import Choice, Text
+from klype.studio.fields import Select, Text
 from klype.studio.frame import Visit, box, button, table, text_of
 from klype.values import Step
 
@@ -94,7 +94,7 @@ def tokenizer_view(visit: Visit) -> None:
         text_of("p", w("tokenizer_how"), "k-small")
         with box("k-row"):
             names = {model.name: model.name for model in visit.studio.models}
-            choice = Choice(w("model"), names, next(iter(names)), cut)
+            choice = Select(w("model"), names, next(iter(names)), cut)
             text = Text(w("any_text"), 2, LONGEST_TEXT, cut)
         button(w("cut"), cut)
         found = box().style("margin-top:10px")
