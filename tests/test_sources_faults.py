@@ -293,10 +293,11 @@ def test_cut_streams() -> None:
         rows = (e if isinstance(e, str) else json.dumps(e) for e in events)
         return "".join(f"data: {row}\n\n" for row in rows).encode()
 
-    asked, _ = source(httpx.Response(200, headers=kind, content=body(chunk, end, "[DONE]")))
-    (trace,) = ask(asked, 1)[0]
-    assert (asked.codec.decode(trace.tokens), trace.ended) == ("Hello", "stop")
-    assert math.isnan(trace.logp)
+    for events in ((chunk, end, "[DONE]"), (chunk, end)):  # transformers' server leaves [DONE] out
+        asked, _ = source(httpx.Response(200, headers=kind, content=body(*events)))
+        (trace,) = ask(asked, 1)[0]
+        assert (asked.codec.decode(trace.tokens), trace.ended) == ("Hello", "stop")
+        assert math.isnan(trace.logp)
     for events, message in (
         ((chunk,), "cut its answer off"),
         ((chunk, "[DONE]"), "cut its answer off"),
@@ -322,11 +323,46 @@ def test_the_budget() -> None:
     assert asked.http.budget.asked == 2
 
 
+def test_each_try_is_paid_for() -> None:
+    fine = httpx.Response(200, json=OPENAI_CHAT)
+    asked, _ = source(httpx.Response(503), httpx.Response(503), fine, budget=Budget(requests=3))
+    asked.http.post(Call("chat/completions", {"a": 0}))
+    assert asked.http.budget.asked == 3
+    asked, _ = source(httpx.Response(503), budget=Budget(requests=2))
+    with pytest.raises(KlypeError, match="budget is spent: 2 requests"):
+        asked.http.post(Call("chat/completions", {"a": 0}))
+
+
+def test_an_echo_that_contradicts_itself_is_none() -> None:
+    """llama.cpp's server ignores ``echo``: it tells the one token that it wrote, and counts one."""
+    told = {"id": 5, "token": "x", "bytes": [120], "logprob": -0.5,
+            "top_logprobs": [{"id": 5, "token": "x", "bytes": [120], "logprob": -0.5}]}  # fmt: skip
+    said = {"index": 0, "text": "x", "finish_reason": "length", "logprobs": {"content": [told]}}
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        if request.method == "GET":
+            return httpx.Response(200, json={"data": [{"id": "m", "owned_by": "llamacpp"}]})
+        if request.url.path == "/tokenize":
+            return httpx.Response(200, json={"tokens": [1, 2]})
+        if request.url.path.startswith("/v1/chat"):
+            return httpx.Response(404, json={"error": {"message": "no"}})
+        n = json.loads(request.content).get("n", 1)
+        rows = [{**said, "index": i} for i in range(n)]
+        return httpx.Response(200, json={"choices": rows, "usage": {"completion_tokens": n, "prompt_tokens": 2}})
+
+    client = httpx.Client(transport=httpx.MockTransport(handle))
+    offer = probe(HttpClient("http://there/v1", retry=RetryPolicy(client=client)))
+    assert (offer.echo, offer.ids, offer.completion_top) == (False, True, 1)
+
+
 def test_an_untold_token_is_no_end_where_the_limit_ended_the_answer() -> None:
     answer = json.loads(json.dumps(LLAMA))
     answer["usage"]["completion_tokens"] = 2
     with pytest.raises(KlypeError, match="says that it wrote 2 tokens and tells 1"):
         choices(answer, 1, "there")
+    row = answer["choices"][0]
+    row["text"] = row.get("text", "") + "\ufffd"  # … unless it came within a character
+    assert len(choices(answer, 1, "there")) == 1
 
 
 @pytest.mark.parametrize("kind", get_args(Kind))

@@ -1,8 +1,9 @@
 """What a partial distribution (the k most probable tokens) or an unfinished tree says for certain. Nats.
 
-Any completion of a distribution is allowed that gives no unlisted token more than the least listed one: its mass r lies
-on the V − k others. Each bound is attained by such a completion, except where a function says otherwise. ``vocabulary``
-0: unknown, hence unbounded. Of a tree: what of its open mass can still become a given text, and the entropy of all.
+Any completion of a distribution is allowed that gives no unlisted token more than the least listed one: its mass r
+lies on the V − k others; where no token is listed, nothing is known. Each bound is attained by such a completion,
+except where a function says otherwise. ``vocabulary`` 0: unknown, hence unbounded. Of a tree: what of its open mass
+can still become a given text, and the entropy of all.
 """
 
 from __future__ import annotations
@@ -35,9 +36,11 @@ class Tempered:
 
 def entropy(q: Distribution, vocabulary: int) -> tuple[float, float]:
     """H(q): least when the rest is on as few tokens as may be, most when it is spread evenly."""
+    if not q.ids.size:
+        return 0.0, math.log(vocabulary) if vocabulary else math.inf
     p_K = np.exp(q.logp[np.isfinite(q.logp)].astype(np.float64))
     listed = float(-(p_K * np.log(p_K)).sum())
-    if q.rest <= 0.0 or not p_K.size:
+    if q.rest <= 0.0:
         return listed, listed
     least, r = float(p_K.min()), q.rest
     full, left = _packed(r, least)
@@ -55,8 +58,8 @@ def entropy_at(q: Distribution, temperature: float, vocabulary: int) -> tuple[fl
     """
     if temperature == 0.0:
         return 0.0, 0.0
-    if temperature == 1.0 or q.rest <= 0.0:
-        return entropy(q if temperature == 1.0 else whole_at(q, temperature), vocabulary)
+    if temperature == 1.0 or q.rest <= 0.0 or not q.ids.size:
+        return entropy(q if temperature == 1.0 or q.rest > 0.0 else whole_at(q, temperature), vocabulary)
     at = tempered(q, temperature, vocabulary)
     share_K = np.exp(relative(q, temperature))
     share_K /= share_K.sum()
@@ -74,6 +77,8 @@ def entropy_at(q: Distribution, temperature: float, vocabulary: int) -> tuple[fl
 
 def mass_at(q: Distribution, temperature: float, vocabulary: int, acceptable: Collection[int]) -> tuple[float, float]:
     """The probability of a set of tokens at a temperature."""
+    if not q.ids.size:
+        return 0.0, 1.0
     at = tempered(q, temperature, vocabulary)
     inside_K = np.isin(q.ids, list(acceptable))
     low = min(1.0, float(at.low_K[inside_K].sum()))
@@ -104,6 +109,8 @@ def _plogp(p: float) -> float:
 def tempered(q: Distribution, temperature: float, vocabulary: int) -> Tempered:
     """The listed tokens at a temperature: the unlisted ones' share of the normaliser is known between bounds only."""
     logp_K = q.logp.astype(np.float64)
+    if not logp_K.size:
+        return Tempered(logp_K, logp_K, 1.0)
     if temperature == 0.0:
         p_K = np.zeros(len(logp_K))
         p_K[int(np.argmax(logp_K))] = 1.0

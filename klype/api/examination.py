@@ -150,6 +150,8 @@ class Exam:
 
 def planned(one: EvalTarget, settings: ExamSettings, minutes: float, budget: int | None) -> Exam:
     """After a look at the model's speed, made to fit the budget of passes, or else the minutes (0: as it is)."""
+    if not one.goes_on:
+        settings = replace(settings, trees=0, forks=0, interventions=0)
     speed = probe(one, settings)
     known = one.reader is not None and one.whole
     asked = len(one.questions)

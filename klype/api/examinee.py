@@ -87,6 +87,7 @@ def examinee(
         shape=shape_of(opened),
         training=Index(list(training)) if training else None,
         skipped=len(questions) - len(fitting),
+        goes_on=opened.goes_on,
         other_manners=world is not None and is_aligned(opened.found.folder),
         scores=world.scores if world is not None else None,
     )

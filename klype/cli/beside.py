@@ -49,6 +49,8 @@ def sure_of(opened: Opened, ask: Asking, trace: Trace, limit: int) -> dict[str, 
         "same": same.json(),
         "decided": None,
     }
+    if not opened.goes_on:
+        return {**found, "why": "server"}
     if not 1 < len(trace.steps) <= LONGEST:
         return {**found, "why": "too short" if len(trace.steps) < 2 else "too long"}
     decided = forks(

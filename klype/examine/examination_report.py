@@ -65,6 +65,7 @@ def document(found: Examined) -> Made:
         "selective": {key(t): kept(evidence) for t, evidence in found.evidence.items()},
         "main": key(settings.main),
         "skipped": target.skipped,
+        "goes_on": target.goes_on,
         "judge": target.judge_name,
         "settings": {
             "temperatures": list(settings.temperatures),
@@ -287,6 +288,8 @@ def verdict(document: Document, say: Say) -> list[str]:
     out = [say("exam.asked" if n != 1 else "exam.asked_one", n=n, t=t)]
     if document.get("skipped"):
         out.insert(0, say("exam.skipped", n=document["skipped"]))
+    if document.get("goes_on") is False:
+        out.insert(0, say("exam.no_beginnings"))
     if "right" in figures:
         out.append(say("exam.right", right=said("right"), judge=say.judge(document["judge"])))
     if "word_for_word" in figures:

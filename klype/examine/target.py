@@ -36,11 +36,13 @@ SHARE = 0.9
 @dataclass(frozen=True)
 class EvalTarget:
     """``identity`` names the weights (traces of others are not used again). ``judge(question, text, finished)`` and
-    ``meaning`` are named by ``judge_name``. ``reader`` knows the truth of a question's answers; None: nobody does.
-    ``vocabulary`` 0: nobody knows; ``partial``: only the most probable tokens are told. ``skipped``: questions that
-    were too long to be asked. ``other_manners``: see Evidence. ``edits``: as ``reader``, with mistakes counted by edit
-    distance; ``scores``: the least and the most that the judge gives an answer of so many words, where that is known;
-    ``another``: a further question and its prompt, by number, where questions can be made."""
+    ``meaning`` are named by ``judge_name``. ``reader`` knows the truth of a question's answers; None: nobody
+    does. ``vocabulary`` 0: nobody knows; ``partial``: only the most probable tokens are told. ``skipped``:
+    questions that were too long to be asked. ``goes_on``: it can be asked what follows the beginning of an
+    answer; else there are no trees, no forks and no replaced words. ``other_manners``: see Evidence. ``edits``:
+    as ``reader``, with mistakes counted by edit distance; ``scores``: the least and the most that the judge
+    gives an answer of so many words, where that is known; ``another``: a further question and its prompt, by
+    number, where questions can be made."""
 
     source: Source
     name: str
@@ -59,6 +61,7 @@ class EvalTarget:
     training: Index | None = None
     partial: bool = False
     skipped: int = 0
+    goes_on: bool = True
     other_manners: bool = False
     scores: Callable[[int], tuple[float, float]] | None = None
 

@@ -140,8 +140,11 @@ def _completions(http: HttpClient, model: str, prompt: list[int] | None) -> dict
             break
     if found.get("ids") and prompt:
         answer = _tried(http, "completions", {**as_ids, "logprobs": 1, "echo": True})
-        told = choices(answer, 1, http.base, echoed=len(prompt))[0].tokens if answer else None
-        found["echo"] = told is not None and [heard.key for heard in told[: len(prompt)]] == prompt
+        try:
+            told = choices(answer or {}, 1, http.base, echoed=len(prompt))[0].tokens or ()
+        except KlypeError:  # llama.cpp ignores echo and tells its one token: what contradicts itself is no echo
+            told = ()
+        found["echo"] = [heard.key for heard in told[: len(prompt)]] == prompt
     answer = _tried(http, "completions", {**plain, "n": 2})
     found["n"] = answer is not None and isinstance(answer.get("choices"), list) and len(answer["choices"]) == 2
     return found | {"seed": _repeats(http, "completions", {**plain, "max_tokens": 8})}

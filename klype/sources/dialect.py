@@ -21,6 +21,8 @@ UNLIKELY = -9999.0
 """What stands for "less likely than anything listed" (OpenAI's own convention), or for no number at all."""
 IDS = 1 << 63
 """Ids of tokens are below."""
+UNTOLD = "\ufffd"
+"""Bytes that are no character yet; llama.cpp tells their tokens only together with the one that ends it."""
 LONGEST = 512
 """Characters of a token, at most: tokenizers hold runs of spaces and of signs."""
 ENDS = (
@@ -82,6 +84,7 @@ def choices(answer: dict[str, Any], n: int, where: str, most: int = 0, echoed: i
     told = [said.tokens for said in found_ if said.tokens is not None]
     if len(told) == n:
         silent = sum(said.finish == "stop" for said in found_) + sum(h.hidden for tokens in told for h in tokens)
+        silent += 3 * sum(said.text.endswith(UNTOLD) for said in found_)  # the limit came within a character
         counted(sum(map(len, told)) - n * echoed, silent, answer.get("usage"), where)
     return found_
 

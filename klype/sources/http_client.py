@@ -149,11 +149,9 @@ class HttpClient:
 
     def probe(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """Asked now, whatever is kept."""
-        if path.startswith("/"):  # tokenizers and templates: nothing is computed
-            return self._json("POST", self._url(path), body)
-        self.budget.take()
         answer = self._json("POST", self._url(path), body)
-        self.budget.pay(answer.get("usage"))
+        if path.endswith("completions"):
+            self.budget.pay(answer.get("usage"))
         return answer
 
     def post(self, call: Call) -> dict[str, Any]:
@@ -189,8 +187,8 @@ class HttpClient:
                     future.cancel()
 
     def stream(self, call: Call) -> Iterator[dict[str, Any]]:
-        """Server-sent events. Errors: a stream that ends before its [DONE], or holds anything but JSON."""
-        self.budget.take()
+        """Server-sent events up to [DONE], which some servers leave out, or to the stream's end (whether the answer has
+        one says its finish reason). Errors: a stream that is cut off, or holds anything but JSON."""
         body = {**call.body, "stream": True, "stream_options": {"include_usage": True}}
         intake, _ = self._patiently("POST", self._url(call.path), body, whole=False)
         try:
@@ -207,7 +205,6 @@ class HttpClient:
             raise KlypeError(f"{self.base} cut its answer off: {_short(error)}.", "Ask again.") from None
         finally:
             intake.close()
-        raise KlypeError(f"{self.base} cut its answer off before its end.", "Ask again.")
 
     def _event(self, data: str) -> dict[str, Any]:
         try:
@@ -227,13 +224,15 @@ class HttpClient:
     def _patiently(
         self, method: str, url: str, body: Mapping[str, Any] | None, whole: bool = True
     ) -> tuple[ResponseReader, bytes]:
-        """The answer, once the server has one, and unless it comes as a stream all of it.
+        """The answer, once the server has one, and unless it comes as a stream all of it. Each try is paid for: the
+        server may have computed an answer that did not arrive.
 
         Raises RefusedError for what the server does not offer.
         """
         wait_s, waited, tried, problem = self.retry.first, 0.0, 0, ""
         limits = Limits.of(body, self.retry.seconds, self.retry.per_token)
         until = time.monotonic() + limits.seconds
+        computes = url.endswith("completions")  # tokenizers and templates cost nothing
         for attempt in range(self.retry.tries):
             if attempt:
                 waited += wait_s
@@ -242,6 +241,8 @@ class HttpClient:
                 self._sleep(wait_s)
                 until += wait_s
                 wait_s = min(self.retry.most, wait_s * 2)
+            if computes:
+                self.budget.take()
             tried += 1
             try:
                 intake = self._exchange.begin(method, url, body, limits, until)

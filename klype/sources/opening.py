@@ -71,6 +71,15 @@ class Opened:
         return self.source.engine if isinstance(self.source, EngineSource) else self._own().engine
 
     @property
+    def goes_on(self) -> bool:
+        """Whether it can be asked what follows the beginning of an answer; some servers cannot."""
+        if self.http is None:
+            return True
+        from klype.sources.remote import RemoteSource
+
+        return isinstance(self.source, RemoteSource) and self.source.offer.goes_on
+
+    @property
     def stop(self) -> tuple[int, ...]:
         """Tokens that end an answer."""
         return tuple(self.source.codec.stop)

@@ -16,7 +16,7 @@ from klype.engine.engine import Event
 from klype.errors import KlypeError, UsageError
 from klype.samplers import OWN, SAMPLERS, active, needs_counts
 from klype.sources.capabilities import CHAT, Capabilities
-from klype.sources.dialect import ENDS, IDS, LONGEST, Heard, Key, Said, choice, choices
+from klype.sources.dialect import ENDS, IDS, LONGEST, UNTOLD, Heard, Key, Said, choice, choices
 from klype.sources.http_client import Call, HttpClient
 from klype.sources.source import Message
 from klype.values import Distribution, Request, Sampling, Step, Trace
@@ -97,7 +97,8 @@ class IdCodec:
         return bare != spaced and self.encode("a")[-len(spaced) :] == spaced
 
     def _ends(self) -> tuple[int, ...]:
-        """Tokens that end an answer: those whose name is one token, and klype's own."""
+        """Tokens that end an answer: those whose name is one token, first the one that the chat template writes behind
+        a message; and klype's own."""
         if self._offer.kind == "klype":
             return self._end_of_klype()
         found = []
@@ -105,7 +106,11 @@ class IdCodec:
             body = {"prompt": name, "add_special_tokens": False}
             ids = self._ask(body, {"content": name, "add_special": False, "parse_special": True})
             found += ids if len(ids) == 1 else []
-        return tuple(dict.fromkeys(found))
+        try:
+            written = self.prompt([{"role": role, "content": "a"} for role in ("user", "assistant", "user")])
+        except KlypeError:  # no template
+            written = []
+        return tuple(sorted(dict.fromkeys(found), key=lambda token: -written.count(token)))
 
     def _end_of_klype(self) -> tuple[int, ...]:
         """What ends a message in its chat template, which text alone can never spell."""
@@ -191,6 +196,8 @@ LEAST = 1e-9
 """Mass that a listed distribution leaves at least: whether it is whole is not known."""
 MASK = 0x7FFFFFFF
 DEFAULTING = ("klype", "vllm", "llama.cpp")
+MANY = ("klype", "vllm")
+"""Take any number of answers in one request; llama.cpp no more than it has slots, and others' limit nobody tells."""
 
 
 class RemoteSource:
@@ -205,15 +212,19 @@ class RemoteSource:
         return f"{self.http.base}#{self.offer.model}"
 
     def next(self, prefixes: Sequence[Sequence[int]], top: int = -1) -> list[Distribution]:
-        """One token is asked for at temperature 1; what it is does not matter."""
+        """One token is asked for at temperature 1; what it is does not matter, unless it leaves a character unfinished:
+        of such a one llama.cpp tells nothing, and the distribution lists no token."""
         asked = list(dict.fromkeys(tuple(prefix) for prefix in prefixes))
         calls = [self._call(Request(prefix, limit=1, top=-1), prefix, 1, 0) for prefix in asked]
         found = {}
         for place, answer in self.http.many(calls):
-            told = choices(answer, 1, self.http.base, 1)[0].tokens
-            if not told or not told[0].top:
+            said = choices(answer, 1, self.http.base, 1)[0]
+            if said.tokens and said.tokens[0].top:
+                found[asked[place]] = self._distribution(said.tokens[0], top)
+            elif self.offer.ids and UNTOLD in said.text:
+                found[asked[place]] = Distribution(np.array([], np.int64), np.array([], np.float64), 1.0)
+            else:
                 raise KlypeError(f"{self.name} tells no probabilities.", "See: klype doctor ADDRESS.")
-            found[asked[place]] = self._distribution(told[0], top)
         return [found[tuple(prefix)] for prefix in prefixes]
 
     def score(self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], top: int = 0) -> list[Trace]:
@@ -246,7 +257,7 @@ class RemoteSource:
 
     def _parts(self, request: Request) -> list[tuple[int, int]]:
         """(first sample, how many) of each HTTP request."""
-        if self.offer.n and self.offer.kind != "openai":
+        if self.offer.n and self.offer.kind in MANY:
             return [(request.first_sample, request.n)]
         return [(request.first_sample + i, 1) for i in range(request.n)]
 
