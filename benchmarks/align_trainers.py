@@ -63,7 +63,7 @@ class Klype:
     def _run(self, task: str, folder: Path, apart: bool, steps: int) -> dict[str, Any]:
         import torch
 
-        from klype.train.loop import Session, Settings, train
+        from klype.train.loop import TrainSession, TrainSettings, train
         from klype.train.optimizer import OptimizerSettings, Schedule
 
         shutil.rmtree(folder, ignore_errors=True)
@@ -72,7 +72,7 @@ class Klype:
         model = copy.deepcopy(self.loaded.model)
         objective, batches = getattr(self, f"_{task}")(model, crew)
         counted = _Counted(batches, WARM * crew)
-        settings = Settings(
+        settings = TrainSettings(
             steps=WARM + steps,
             optimizer=OptimizerSettings(kind="adamw", rate=RATE),
             schedule=Schedule(warmup=0.0, flat=1.0),
@@ -85,7 +85,7 @@ class Klype:
             clock.step(number)
             losses.append(metrics["loss"])
 
-        train(model, objective, counted, settings, folder, Session(on_step=on_step, workers=crew))
+        train(model, objective, counted, settings, folder, TrainSession(on_step=on_step, workers=crew))
         how = f"{crew} micro-batches side by side" if crew > 1 else f"{self.given.threads} threads"
         tokens, completions = counted.tokens, counted.rows
         return {**clock.read(), "tokens": tokens, "completions": completions, "loss": _mean(losses), "how": how}
@@ -115,15 +115,15 @@ class Klype:
 
         from klype.engine.engine import Engine
         from klype.train.policy import PolicySettings, grpo
-        from klype.train.rewards import Asked, by_text
+        from klype.train.rewards import QuestionPrompt, by_text
         from klype.train.rollout import RolloutBatches, RolloutSettings
 
         sizes, prompts = self.given.sizes, self.given.prompts
         each = sizes.questions // crew
 
-        def ask(step: int) -> list[Asked]:
+        def ask(step: int) -> list[QuestionPrompt]:
             chosen = [prompts[(step * each + i) % len(prompts)] for i in range(each)]
-            return [Asked(tuple(ids), Question(text, text)) for text, ids in chosen]
+            return [QuestionPrompt(tuple(ids), Question(text, text)) for text, ids in chosen]
 
         scored = by_text(lambda questions, answers: reward(list(answers)), self.loaded.tokenizer.decode)
         settings = RolloutSettings(answers=sizes.answers, limit=sizes.limit, unfinished=0.0, beta=LEASH)
@@ -149,9 +149,9 @@ class Klype:
         return {**clock.read(), "tokens": tokens, "completions": 2 * len(ranked), "loss": None, "how": how}
 
     def _ranked(self) -> list[Any]:
-        from klype.train.preference import Ranked
+        from klype.train.preference import RankedAnswers
 
-        return [Ranked(tuple(p), (tuple(c), tuple(r)), (0, 1)) for p, c, r in self.given.pairs]
+        return [RankedAnswers(tuple(p), (tuple(c), tuple(r)), (0, 1)) for p, c, r in self.given.pairs]
 
 
 class Trl:

@@ -78,7 +78,7 @@ def _entrant(name: str, sizes: Sizes, data: Path | None, precision: str, only: l
     from klype.api.asking import world_of
     from klype.errors import KlypeError
     from klype.sources.opening import open_model
-    from klype.train.reward_model import judge_of
+    from klype.train.reward_model import open_reward_model
 
     opened = open_model(name, precision, measured=True)
     world, run = world_of(opened), opened.found.run
@@ -92,7 +92,7 @@ def _entrant(name: str, sizes: Sizes, data: Path | None, precision: str, only: l
     if only:
         raise UsageError("--task is for models of no run: a run is asked its own questions.")
     try:
-        reward = judge_of(opened.found)
+        reward = open_reward_model(opened.found)
     except KlypeError:  # what needs it is told as not run
         reward = None
     return Entrant(name, opened.source, (world_task(opened.source, run, world, sizes, reward),))

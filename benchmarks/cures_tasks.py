@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from klype.answers import checks
-from klype.answers.decoding import DecodeQuestion
+from klype.answers.decoding import Check, DecodeQuestion
 from klype.errors import UsageError
 from klype.judge.meaning import meaning_of, world_meaning
 from klype.judge.text import choice_match, normalise, number_match
@@ -84,7 +84,7 @@ def _world_posed(codec: Codec, world: World, question: Question, seed: int, rewa
     def prompt(text: str) -> tuple[int, ...]:
         return tuple(codec.prompt([{"role": "user", "content": text}]))
 
-    known: dict[str, checks.Check] = {"likelihood": checks.likelihood}
+    known: dict[str, Check] = {"likelihood": checks.likelihood}
     before = tuple(codec.encode(question.prompt))  # as the stories that it was pre-trained on ask and answer
     known["statement"] = checks.given(lambda answer: (before, _behind(codec, question.prompt, answer)))
     if reward is not None:
@@ -220,7 +220,7 @@ def _posed(codec: Codec, rows: Rows, question: Question, seed: int) -> Posed:
         ]
         return encoded("\n\n".join([*shots, f"{ask}: {question.prompt}\n{say}: {answer}\nRight?"]))
 
-    known: dict[str, checks.Check] = {
+    known: dict[str, Check] = {
         "likelihood": checks.likelihood,
         "yes": checks.yes(checked, *(_whole(codec, word) for word in ("Yes", "No"))),
     }

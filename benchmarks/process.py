@@ -13,7 +13,7 @@ from typing import IO, Any
 
 import psutil
 
-from klype.children import bound
+from klype.child_processes import bound
 from klype.device import without_thread_policy
 
 Say = Callable[[str], None]

@@ -12,8 +12,7 @@ from benchmarks.train_task import Shape
 from klype.data.prepare import units
 from klype.data.readers import TextDocument
 from klype.data.shards import Documents
-from klype.runs.recipe import SHAPES, Recipe, read
-from klype.runs.recipe import Shape as ModelShape
+from klype.runs.recipe import SHAPES, ModelShape, Recipe, read
 from klype.text.chat import TEMPLATE
 from klype.text.tokenizer import Tokenizer
 

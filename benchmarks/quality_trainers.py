@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.quality_reading import Characters, Reading, Tokens
 from benchmarks.quality_task import Array, Given, Learnt, Trainer
-from klype.runs.recipe import Shape, read
+from klype.runs.recipe import ModelShape, read
 
 BATCHES = 8  # of klype's probe
 TRIED = 8  # steps of the Trainer's probe, of which half warm up
@@ -53,7 +53,7 @@ class Klype:
             in_time,
             model_config,
         )
-        from klype.train.loop import Session, Trained, train
+        from klype.train.loop import TrainResult, TrainSession, train
         from klype.train.objectives import Objective, cross_entropy
         from klype.train.optimizer import fused_parts
         from klype.values import Batches
@@ -61,7 +61,7 @@ class Klype:
         began = time.perf_counter()
         recipe, self._text = self._recipe, Tokens(given, self._recipe)
         if given.shape:
-            recipe = recipe.model_copy(update={"model": recipe.model.filled(Shape(*given.shape))})
+            recipe = recipe.model_copy(update={"model": recipe.model.filled(ModelShape(*given.shape))})
         documents, vocabulary = self._text.documents, self._text.shape.vocab
         training, pieces = recipe.pretrain.training, recipe.pretrain.training.micro_batches
         rows, window = recipe.pretrain.micro_rows, recipe.model.window
@@ -88,8 +88,8 @@ class Klype:
         budget = StepBudget(planned.json(), time.perf_counter())
         training = recipe.pretraining(planned.steps, int(documents.lengths.sum()))
 
-        def start() -> Trained:
-            session = Session(
+        def start() -> TrainResult:
+            session = TrainSession(
                 resume=budget.resumes,
                 parts=fused_parts(model.config),
                 workers=crew.workers,

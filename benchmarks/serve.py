@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from benchmarks.figures import median
-from klype.children import bound
+from klype.child_processes import bound
 from klype.device import processor, usable_cores
 from klype.engine.sampling import noise
 from klype.errors import KlypeError, UsageError

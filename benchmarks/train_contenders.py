@@ -75,12 +75,12 @@ class Klype:
     def _run(self, crew: Any, steps: int) -> dict[str, Any]:
         import torch
 
-        from klype.train.loop import Session, Settings, train
+        from klype.train.loop import TrainSession, TrainSettings, train
         from klype.train.objectives import cross_entropy
         from klype.train.optimizer import OptimizerSettings, Schedule, fused_parts
 
         torch.set_num_threads(crew.threads)
-        settings = Settings(
+        settings = TrainSettings(
             steps=WARM + steps,
             optimizer=OptimizerSettings(kind="adamw", rate=RATE),
             schedule=Schedule(warmup=0.0, flat=1.0),
@@ -95,7 +95,7 @@ class Klype:
             losses.append(metrics["loss"])
 
         with tempfile.TemporaryDirectory() as folder:
-            session = Session(parts=fused_parts(self._model.config), on_step=on_step, workers=crew.workers)
+            session = TrainSession(parts=fused_parts(self._model.config), on_step=on_step, workers=crew.workers)
             train(self._model, cross_entropy, _Rows(self._shape, crew.workers), settings, Path(folder), session)
         return clock.read(losses[-1])
 

@@ -6,8 +6,8 @@ import random
 
 import numpy as np
 
-from klype.data.order import mix
-from klype.experiments.corpus import Corpus, Ids, Question, Test, Truth
+from klype.data.seeds import mix
+from klype.experiments.corpus import Corpus, CorpusQuestion, Ids, SparseTruth, Test
 
 SIZE, END = 10, 1  # 0 begins, 1 ends, 2 … 9 are words
 
@@ -27,7 +27,7 @@ class Chain:
 
     def test(self, documents: int = 30) -> Test:
         found = self.documents(mix(0, 3), documents)
-        asked = tuple(Question((0, word), ((self.after(word)[0],),)) for word in range(2, 6))
+        asked = tuple(CorpusQuestion((0, word), ((self.after(word)[0],),)) for word in range(2, 6))
         shown = ((0, 2), dict(zip(self.after(2), (0.6, 0.3, 0.1), strict=True)))
         return Test(found, self.truth(found), asked, shown)
 
@@ -57,8 +57,8 @@ class Chain:
             out.append(tuple(ids))
         return tuple(out)
 
-    def truth(self, documents: tuple[Ids, ...]) -> Truth:
-        return Truth.of([self.next(word) for document in documents for word in document[:-1]])
+    def truth(self, documents: tuple[Ids, ...]) -> SparseTruth:
+        return SparseTruth.of([self.next(word) for document in documents for word in document[:-1]])
 
 
 class ChainTruth:

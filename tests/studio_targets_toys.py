@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from klype.examine.facts import FigureFacts
-from klype.experiments.bias.experiment import Bars, Best, Board, Curve, Row
+from klype.experiments.bias.experiment import Bars, Best, BiasBoard, BiasRow, Curve
 
 KINDS = {"one-hot": "baseline", "ensemble": "cure", "oracle": "truth"}
 DOCUMENTS = (50, 100)
@@ -14,12 +14,12 @@ def figure(value: float, unit: str = "nats a token") -> FigureFacts:
     return FigureFacts(value=value, low=value * 0.9, high=value * 1.1, n=2, unit=unit)
 
 
-def board(done: bool = True, epochs: int = 4) -> Board:
+def board(done: bool = True, epochs: int = 4) -> BiasBoard:
     """``done`` False: only the fewest documents are finished, and the others are at ``epochs``."""
     finished = DOCUMENTS if done else DOCUMENTS[:1]
     kl = {"one-hot": 0.8, "ensemble": 0.5, "oracle": 0.2}
     rows = [
-        Row(
+        BiasRow(
             arm=name,
             documents=count,
             seeds=2,
@@ -40,7 +40,7 @@ def board(done: bool = True, epochs: int = 4) -> Board:
         for count in DOCUMENTS
         for name in (KINDS if count in finished else ["one-hot"])
     ]  # fmt: skip
-    return Board(
+    return BiasBoard(
         source="world",
         documents=DOCUMENTS,
         seeds=2,

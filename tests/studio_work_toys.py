@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from klype.device import set_threads
-from klype.preferences.records import Asked, Candidate
+from klype.preferences.records import Candidate, RankingItem
 from klype.runs.ranking import open_store
 from klype.serve.guard import Rules
 from klype.serve.server import listen, server
@@ -32,11 +32,11 @@ def run_with_questions(home: Path, questions: int = 8, hostile: bool = False) ->
         "".join(json.dumps({"step": i, "loss": 2 / i}) + "\n" for i in range(1, 400))
     )
     rows = [
-        Asked(Question(f"q{i}", f"Where is number {i}?"), tuple(Candidate(f"It is at {i}{c}.") for c in "abcd"))
+        RankingItem(Question(f"q{i}", f"Where is number {i}?"), tuple(Candidate(f"It is at {i}{c}.") for c in "abcd"))
         for i in range(questions)
     ]
     if hostile:
-        rows.insert(0, Asked(Question("h", f"Why {HOSTILE[0]}?"), tuple(map(Candidate, HOSTILE))))
+        rows.insert(0, RankingItem(Question("h", f"Why {HOSTILE[0]}?"), tuple(map(Candidate, HOSTILE))))
     with open_store(folder / "rank") as store:
         store.add(rows)
     return folder

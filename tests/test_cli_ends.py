@@ -20,7 +20,7 @@ from klype.cli import guard
 from klype.cli.main import app, call
 from klype.config import load
 from klype.errors import KlypeError, UsageError
-from klype.experiments.mistakes.course import CourseSettings
+from klype.experiments.mistakes.context import MistakesSettings
 from klype.experiments.training import LabSettings
 from klype.runs import recipe
 from klype.text.chat import TEMPLATE
@@ -122,7 +122,7 @@ def test_without_a_command_there_is_help_and_nothing_else(argv: list[str], capsy
         ("run", lambda given: recipe.read("world", given)),
         ("train", lambda given: recipe.read("text", given)),
         ("bias", lambda given: load(LabSettings, overrides=given)),
-        ("mistakes", lambda given: load(CourseSettings, overrides=given)),
+        ("mistakes", lambda given: load(MistakesSettings, overrides=given)),
     ],
 )
 def test_examples_of_settings_work(command: str, read: Callable[[tuple[str, ...]], object]) -> None:

@@ -15,10 +15,10 @@ from klype.cli.environment import wants_json
 from klype.cli.progress import Live, LossCurve, Plain, listener, print_table
 from klype.cli.terminal import Terminal, to_json
 from klype.environment import language, state_folder
-from klype.runs.say import Say, Silent
+from klype.runs.say import RunListener, Silent
 
 
-def tell(say: Say) -> None:
+def tell(say: RunListener) -> None:
     """A run in small."""
     say.note("a note with [brackets]")
     say.stage_start("pretrain", 100)

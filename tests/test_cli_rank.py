@@ -16,7 +16,7 @@ from klype.cli.main import call
 from klype.model import checkpoint
 from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
-from klype.preferences.records import Asked, Candidate
+from klype.preferences.records import Candidate, RankingItem
 from klype.preferences.store import Store
 from klype.runs.rankers import Wrong, parse_order
 from klype.text.chat import TEMPLATE
@@ -42,7 +42,7 @@ def run(tmp_path: Path) -> Path:
         for _ in range(QUESTIONS):
             question = world.question(rng)
             said = {world.answer(question, manner, rng) for manner in ("bare", "polite", "boring", "wrong")}
-            store.add([Asked(question, tuple(Candidate(text, "finetune") for text in sorted(said)))])
+            store.add([RankingItem(question, tuple(Candidate(text, "finetune") for text in sorted(said)))])
     return folder
 
 
@@ -233,8 +233,8 @@ def test_all_tied_and_one_candidate_only_teach_nothing_and_say_so(run: Path, cap
     place = tmp_path / "tied.db"
     question = World("small").question(random.Random(5))
     with Store.open(place) as store:
-        store.add([Asked(question, (Candidate("ja"), Candidate("nei")))])
-        store.add([Asked(World("small").question(random.Random(6)), (Candidate("alene"),))])
+        store.add([RankingItem(question, (Candidate("ja"), Candidate("nei")))])
+        store.add([RankingItem(World("small").question(random.Random(6)), (Candidate("alene"),))])
     told = document(capsys, "rank", run, "--simulate", "--taste", "right=0,polite=0,word=0", "--store", place)
     assert told["new"] in (1, 2)  # the lone one is passed over; a tenth is ranked twice
     assert klype("rank", run, "--simulate", "--active", "--store", place) == 1

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from klype.data.batches import Epochs, PackedBatches, PaddedBatches, conversation_batches, fit
-from klype.data.order import Permutation
 from klype.data.pools import BLOCK, Example, PoolSettings, make_pool
+from klype.data.seeds import Permutation
 from klype.data.shards import SHARD_TOKENS, Documents, ShardWriter, tokenize
 from klype.errors import KlypeError
 from klype.text.tokenizer import Tokenizer

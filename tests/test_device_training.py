@@ -19,18 +19,18 @@ from klype.model import checkpoint
 from klype.model.lora import AdaptedTransformer, LoraSettings
 from klype.model.transformer import Transformer
 from klype.text.tokenizer import Tokenizer
-from klype.train.loop import Session, Settings, train
+from klype.train.loop import TrainSession, TrainSettings, train
 from klype.train.objectives import cross_entropy, with_rehearsal
 from klype.train.optimizer import OptimizerSettings
-from klype.train.policy import METHODS, ActorCritic, AlignSettings, Method, align_objective
-from klype.train.preference import Ranked, RankingBatches, RankingSettings
+from klype.train.policy import METHODS, ActorCritic, AlignMethod, AlignSettings, align_objective
+from klype.train.preference import RankedAnswers, RankingBatches, RankingSettings
 from klype.train.reward_model import RewardModel, RewardSettings, fit_reward
 from klype.train.rollout import Asked, RolloutBatches, RolloutSettings
 from klype.train.scoring import answer_features, score_answers, worth_sharing
 from klype.values import Batches, Floats
 
 pytestmark = pytest.mark.slow
-STEPS = Settings(steps=2, micro_batches=2, save_seconds=0)
+STEPS = TrainSettings(steps=2, micro_batches=2, save_seconds=0)
 NEAR = {"rtol": 1e-4, "atol": 1e-5}
 
 
@@ -52,7 +52,7 @@ def test_steps_are_the_same_steps(kind: str, precision: str, device: torch.devic
     shown: list[list[dict[str, Any]]] = [[], []]
     for model, rows, place in zip(models, shown, ("here", "there"), strict=True):
         objective = with_rehearsal(cross_entropy, cross_entropy, 0.5)
-        session = Session(on_step=lambda step, metrics, rows=rows: rows.append(dict(metrics)))
+        session = TrainSession(on_step=lambda step, metrics, rows=rows: rows.append(dict(metrics)))
         train(model, objective, pieces(4), settings, tmp_path / place, session)
         assert next(model.parameters()).device == (device if model is models[1] else torch.device("cpu"))
     for here, there in zip(*shown, strict=True):
@@ -69,10 +69,10 @@ def test_what_one_began_the_other_ends(first: str, device: torch.device, tmp_pat
     begun, ended = tiny_model(), tiny_model(1)
     begun, ended = (begun.to(device), ended) if first == "there" else (begun, ended.to(device))
     seen: list[int] = []
-    session = Session(on_step=lambda step, metrics: seen.append(step), stop=lambda: len(seen) == 1)
+    session = TrainSession(on_step=lambda step, metrics: seen.append(step), stop=lambda: len(seen) == 1)
     with pytest.raises(Interrupted):
         train(begun, cross_entropy, pieces(4), settings, tmp_path / "parted", session)
-    train(ended, cross_entropy, pieces(4), settings, tmp_path / "parted", Session(resume=True))
+    train(ended, cross_entropy, pieces(4), settings, tmp_path / "parted", TrainSession(resume=True))
     alike(ended, straight)
 
 
@@ -116,7 +116,10 @@ def test_answers_are_scored_and_looked_at_alike(device: torch.device) -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
-RANKED = [Ranked((3, 4, 5), ((6, 2), (7, 2), (8, 9, 2)), (0, 1, 1)), Ranked((5, 3), ((9, 2), (10, 2)), (1, 0))]
+RANKED = [
+    RankedAnswers((3, 4, 5), ((6, 2), (7, 2), (8, 9, 2)), (0, 1, 1)),
+    RankedAnswers((5, 3), ((9, 2), (10, 2)), (1, 0)),
+]
 
 
 def test_a_reward_model_is_fitted_and_read_alike(device: torch.device, tmp_path: Path) -> None:
@@ -139,7 +142,7 @@ def likes(asked: Sequence[Asked], answers: Sequence[Sequence[int]]) -> Floats:
 
 
 @pytest.mark.parametrize("row", METHODS, ids=lambda row: row.name)
-def test_every_way_to_align_runs(row: Method, device: torch.device, tmp_path: Path) -> None:
+def test_every_way_to_align_runs(row: AlignMethod, device: torch.device, tmp_path: Path) -> None:
     found = []
     for place in (torch.device("cpu"), device):
         start, reference = lively(conv=0).to(place), lively(conv=0).to(place)
@@ -153,7 +156,7 @@ def test_every_way_to_align_runs(row: Method, device: torch.device, tmp_path: Pa
             rollouts = RolloutSettings(answers=3, limit=3, stop=(2,), scaling=row.scaling, kl_in_reward=0.1)
             batches = RolloutBatches(rollouts, ask, Engine(model), likes, reference)
         how = AlignSettings(method=row.name)
-        train(model, align_objective(how), batches, Settings(steps=2, save_seconds=0), tmp_path / place.type)
+        train(model, align_objective(how), batches, TrainSettings(steps=2, save_seconds=0), tmp_path / place.type)
         found.append(model.actor() if isinstance(model, ActorCritic) else model)
         assert found[-1].embed.weight.device == place
     alike(found[1], found[0])

@@ -14,12 +14,20 @@ from scipy import stats
 
 from klype.engine.engine import Engine
 from klype.engine.sampling import shape
-from klype.engine.speculation import LookupDraft, ModelDraft, NgramDraft, Proposal, Setting, expected_tokens, speculate
+from klype.engine.speculation import (
+    DraftSampling,
+    LookupDraft,
+    ModelDraft,
+    NgramDraft,
+    Proposal,
+    expected_tokens,
+    speculate,
+)
 from klype.errors import KlypeError, UsageError
 from klype.values import Request, Sampling
 from tests.toys import bigram, toy
 
-SETTING = Setting(Sampling())
+SETTING = DraftSampling(Sampling())
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +43,7 @@ class Oracle:
     def __init__(self, truth: Sequence[int], wrong: frozenset[int] = frozenset()) -> None:
         self.truth, self.wrong = list(truth), wrong
 
-    def propose(self, text: Sequence[int], count: int, setting: Setting) -> Proposal:
+    def propose(self, text: Sequence[int], count: int, setting: DraftSampling) -> Proposal:
         ahead = range(len(text), min(len(text) + count, len(self.truth)))
         return Proposal(tuple((self.truth[i] + (i in self.wrong)) % 23 for i in ahead))
 

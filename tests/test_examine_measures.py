@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from klype.answers.forks import Forks
-from klype.answers.tree import Found, Tree, TreeSettings
+from klype.answers.tree import Tree, TreeAnswer, TreeSettings
 from klype.examine.calibration import TEMPERATURES, bins, calibration_error
 from klype.examine.evidence import Answered, ByQuestion, Evidence, Told
 from klype.examine.feedback import InterventionOutcome, Replaced
@@ -309,7 +309,7 @@ def more_evidence() -> dict[str, Any]:
         InterventionOutcome(dataclasses.replace(intervention, question=str(i)), arm, arm, arm, (0.3,) * 3)
         for i, arm in enumerate(arms)
     ]
-    found = Found("a", 0.4, 0.5, "m", (1, 0), 0.4)
+    found = TreeAnswer("a", 0.4, 0.5, "m", (1, 0), 0.4)
     tree = Tree((found,), (), 0.1, 0.0, 9, (0.1, 0.9), (0.1, 0.5), "budget", TreeSettings())
     forks = [Forks("a", (), (0.5, None), i % 4 if i % 3 else None, 0.01, (), None, 8) for i in range(12)]
     scale = np.log(np.array(TEMPERATURES)) ** 2

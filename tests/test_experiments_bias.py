@@ -18,12 +18,12 @@ from klype.cli.main import call
 from klype.data.ngram import KneserNey
 from klype.errors import KlypeError, UsageError
 from klype.experiments.bias import report
-from klype.experiments.bias.experiment import BIAS, Board, board, cost, gaps
+from klype.experiments.bias.experiment import BIAS, BiasBoard, board, cost, gaps
 from klype.experiments.bias.lab import Lab, divergence, measure, right
 from klype.experiments.bias.targets import TARGETS, best_share, cross_fitted, hard
 from klype.experiments.corpus import WorldSource, targets
-from klype.experiments.framework import Standing, Written, over_seeds
-from klype.experiments.plan import Choice, Plan, PlanRequest, Speed, fit
+from klype.experiments.framework import Progress, ResultFiles, over_seeds
+from klype.experiments.planning import ExperimentPlan, PlanChoice, PlanRequest, Speed, fit
 from klype.experiments.training import (
     Averaged,
     LabelledBatches,
@@ -46,7 +46,7 @@ from klype.values import Batch
 from tests import contract
 
 SETTINGS = LabSettings(width=16, layers=1, rows=8, epochs=3, patience=3, teachers=2)
-PLAN = Plan(documents=(12, 24), seeds=2, arms=tuple(row.name for row in TARGETS), settings=SETTINGS)
+PLAN = ExperimentPlan(documents=(12, 24), seeds=2, arms=tuple(row.name for row in TARGETS), settings=SETTINGS)
 
 
 def cell(folder: Path, documents: int = 24, seed: int = 0, settings: LabSettings = SETTINGS) -> Lab:
@@ -55,7 +55,7 @@ def cell(folder: Path, documents: int = 24, seed: int = 0, settings: LabSettings
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Board]:
+def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, BiasBoard]:
     folder = tmp_path_factory.mktemp("bias")
     return folder, BIAS.run(Chain(), PLAN, folder, lambda board: None, workers=2)
 
@@ -312,9 +312,9 @@ def test_gap_and_intervals() -> None:
 # the experiment
 
 
-def test_the_experiment_is_whole_and_its_file_can_be_read(ran: tuple[Path, Board]) -> None:
+def test_the_experiment_is_whole_and_its_file_can_be_read(ran: tuple[Path, BiasBoard]) -> None:
     folder, board = ran
-    assert board == Board.read(folder)
+    assert board == BiasBoard.read(folder)
     assert board.done
     assert board.cells_done == board.cells == len(TARGETS) * 4
     assert {(r.arm, r.documents) for r in board.rows} == {(t.name, n) for t in TARGETS for n in (12, 24)}
@@ -340,8 +340,8 @@ def test_a_teacher_nobody_asked_for_is_not_in_the_report(tmp_path: Path) -> None
     place.mkdir(parents=True)
     own = cell(place, 12)
     own.run(plan.arms)
-    found, _ = Written(tmp_path / "cells").read()
-    made = board(Standing(BIAS, plan, found, own.test, Chain.vocabulary, done=True))
+    found, _ = ResultFiles(tmp_path / "cells").read()
+    made = board(Progress(BIAS, plan, found, own.test, Chain.vocabulary, done=True))
     assert made.bars is not None
     assert set(made.bars.targets) == {row.arm for row in made.rows} == set(plan.arms)
     assert (made.cells_done, made.cells) == (2, 2)
@@ -353,7 +353,7 @@ def test_what_costs_more_and_leaves_more_is_not_worth_it() -> None:
     assert report.pareto(rows) == {"base", "good", "dear"}
 
 
-def test_the_report_tells_it_in_both_languages(ran: tuple[Path, Board]) -> None:
+def test_the_report_tells_it_in_both_languages(ran: tuple[Path, BiasBoard]) -> None:
     folder, board = ran
     page = report.REPORT.write(folder, board, "nb").read_text(encoding="utf-8")
     for text in ("Lukket av gapet", "Gap closed", "Jeg gikk en tur på", "default-src"):
@@ -362,7 +362,9 @@ def test_the_report_tells_it_in_both_languages(ran: tuple[Path, Board]) -> None:
 
 
 @pytest.mark.slow
-def test_finished_cells_are_kept_and_equal_seeds_give_equal_figures(ran: tuple[Path, Board], tmp_path: Path) -> None:
+def test_finished_cells_are_kept_and_equal_seeds_give_equal_figures(
+    ran: tuple[Path, BiasBoard], tmp_path: Path
+) -> None:
     folder, board = ran
     before = {f: f.stat().st_mtime_ns for f in (folder / "cells").glob("*/*.json")}
     assert BIAS.run(Chain(), PLAN, folder, lambda board: None, workers=1).rows == board.rows
@@ -386,7 +388,7 @@ def test_of_what_cells_write_only_the_new_is_read(tmp_path: Path) -> None:
     place = tmp_path / "12-0"
     place.mkdir()
     (place / "one-hot.0.json").write_text('{"epoch": 1}')
-    written = Written(tmp_path)
+    written = ResultFiles(tmp_path)
     assert written.read() == ([{"epoch": 1}], True)
     (place / "oracle.0.json").write_text('{"epoch": 1}')
     found, new = written.read()
@@ -403,10 +405,10 @@ def test_of_what_cells_write_only_the_new_is_read(tmp_path: Path) -> None:
 
 def test_a_board_that_is_missing_or_damaged_says_so(tmp_path: Path) -> None:
     with pytest.raises(KlypeError, match=r"no targets\.json"):
-        Board.read(tmp_path)
-    (tmp_path / Board.FILE).write_text('{"version": 1}')
+        BiasBoard.read(tmp_path)
+    (tmp_path / BiasBoard.FILE).write_text('{"version": 1}')
     with pytest.raises(KlypeError, match="damaged"):
-        Board.read(tmp_path)
+        BiasBoard.read(tmp_path)
 
 
 # the world
@@ -433,7 +435,7 @@ def test_the_world_gives_its_truth_and_its_answers() -> None:
 
 def test_a_plan_takes_what_fits() -> None:
     names = BIAS.called((), truth=True)
-    choices = [Choice((300, 600), 5), Choice((100, 200), 3)]
+    choices = [PlanChoice((300, 600), 5), PlanChoice((100, 200), 3)]
     takes = lambda plan: cost(plan, Speed(0.01, 0.02), True, 2)
     roomy, tight = (fit(PlanRequest(minutes), choices, names, takes) for minutes in (1e6, 1e-6))
     assert (roomy.documents, roomy.seeds) == choices[0][:2]

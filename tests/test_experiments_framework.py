@@ -14,8 +14,8 @@ from bias_toys import Chain
 from klype.errors import KlypeError, UsageError
 from klype.experiments import framework
 from klype.experiments.corpus import Corpus
-from klype.experiments.framework import Cell, Experiment, Measure, Result, Row, Standing, over_seeds
-from klype.experiments.plan import Choice, Plan, PlanRequest
+from klype.experiments.framework import BoardMeasure, Cell, Experiment, Progress, Result, Row, over_seeds
+from klype.experiments.planning import ExperimentPlan, PlanChoice, PlanRequest
 from klype.experiments.training import LabSettings
 from klype.values import Figure
 
@@ -59,7 +59,7 @@ def less(own: list[Result], control: list[Result]) -> Figure:
     return over_seeds([a["values"]["heads"] - b["values"]["heads"] for a, b in zip(own, control, strict=True)], "heads")
 
 
-def board(stand: Standing[Tossed]) -> Tossed:
+def board(stand: Progress[Tossed]) -> Tossed:
     return Tossed(**stand.common(), rows=stand.rows(Row, lambda results: {}))
 
 
@@ -70,12 +70,12 @@ COINS = Experiment[Tossed](
     arms=(Coin("fair", "control"), Coin("loaded"), Coin("known", needs_truth=True)),
     control="fair",
     measures={
-        "heads": Measure("share", most=0.065),
-        "mean": Measure("tosses", of="tosses"),
-        "less": Measure(paired=less, beside=("fair",)),
+        "heads": BoardMeasure("share", most=0.065),
+        "mean": BoardMeasure("tosses", of="tosses"),
+        "less": BoardMeasure(paired=less, beside=("fair",)),
     },
     settings=LabSettings,
-    choices=(Choice((8, 16), 4), Choice((8,), 2)),
+    choices=(PlanChoice((8, 16), 4), PlanChoice((8,), 2)),
     cost=lambda plan, speed, knows, cores: (plan.seeds, 60.0 * plan.seeds),
     cell=Tosses,
     board=board,
@@ -105,20 +105,20 @@ def test_figures_are_summed_over_seeds_and_paired_with_the_control(tmp_path: Pat
     assert figures["less"]["low"] == pytest.approx(0.02)
 
 
-def tossed(experiment: Experiment[Tossed], plan: Plan, folder: Path) -> Tossed:
+def tossed(experiment: Experiment[Tossed], plan: ExperimentPlan, folder: Path) -> Tossed:
     """The board, with all cells run in this process."""
     for seed in range(plan.seeds):
         place = folder / "cells" / f"{plan.documents[-1]}-{seed}"
         place.mkdir(parents=True, exist_ok=True)
         corpus = Chain().corpus(seed, plan.documents[-1], 8)
         Tosses(corpus, Chain().test(), plan.settings, plan.documents[-1], seed, place).run(plan.arms)
-    found, _ = framework.Written(folder / "cells").read()
-    return board(Standing(experiment, plan, found, Chain().test(), done=True))
+    found, _ = framework.ResultFiles(folder / "cells").read()
+    return board(Progress(experiment, plan, found, Chain().test(), done=True))
 
 
 @pytest.mark.slow
 def test_what_is_finished_is_kept_and_the_rest_is_run(tmp_path: Path) -> None:
-    plan = Plan(documents=(8,), seeds=2, arms=("fair", "loaded"))
+    plan = ExperimentPlan(documents=(8,), seeds=2, arms=("fair", "loaded"))
     whole = tossed(COINS, plan, tmp_path)
     kept, lost = (tmp_path / "cells" / f"8-{seed}" / "loaded.0.json" for seed in (0, 1))
     before = kept.stat().st_mtime_ns
@@ -128,7 +128,7 @@ def test_what_is_finished_is_kept_and_the_rest_is_run(tmp_path: Path) -> None:
 
 
 def test_a_damaged_result_is_not_counted(tmp_path: Path) -> None:
-    plan = Plan(documents=(8,), seeds=2, arms=("fair", "loaded"))
+    plan = ExperimentPlan(documents=(8,), seeds=2, arms=("fair", "loaded"))
     tossed(COINS, plan, tmp_path)
     (tmp_path / "cells" / "8-1" / "loaded.0.json").write_text("{")
     half = tossed(COINS, plan, tmp_path)
@@ -138,10 +138,10 @@ def test_a_damaged_result_is_not_counted(tmp_path: Path) -> None:
 
 
 def test_a_new_arm_and_a_new_measure_are_rows(tmp_path: Path) -> None:
-    measures = {**COINS.measures, "tails": Measure("share", of="heads")}
+    measures = {**COINS.measures, "tails": BoardMeasure("share", of="heads")}
     more = replace(COINS, arms=(*COINS.arms, Coin("bent")), measures=measures)
     assert more.called(("bent",), truth=False) == ("fair", "bent")
-    figures = tossed(more, Plan(documents=(8,), seeds=1, arms=("fair", "bent")), tmp_path).figures()
+    figures = tossed(more, ExperimentPlan(documents=(8,), seeds=1, arms=("fair", "bent")), tmp_path).figures()
     assert figures["bent"]["tails"]["value"] == figures["bent"]["heads"]["value"] == pytest.approx(0.04)
 
 
@@ -153,15 +153,15 @@ def test_arms_that_need_a_truth_are_refused_where_there_is_none() -> None:
 
 def test_plans_of_both_kinds_are_read_back_and_damaged_ones_are_named(tmp_path: Path) -> None:
     file = tmp_path / "plan.json"
-    assert Plan.read(file, "coin", LabSettings) is None
-    plan = Plan(documents=(8,), questions=4, seeds=2, arms=("fair",), seconds=1.5)
+    assert ExperimentPlan.read(file, "coin", LabSettings) is None
+    plan = ExperimentPlan(documents=(8,), questions=4, seeds=2, arms=("fair",), seconds=1.5)
     file.write_text(json.dumps(plan.document("coin", one_size=True)))
     assert json.loads(file.read_text())["documents"] == 8
-    assert Plan.read(file, "coin", LabSettings) == plan
+    assert ExperimentPlan.read(file, "coin", LabSettings) == plan
     several = plan.model_copy(update={"documents": (8, 16), "questions": 0, "steps": 9})
     file.write_text(json.dumps(several.document("coin", one_size=False)))
-    assert Plan.read(file, "coin", LabSettings) == several
+    assert ExperimentPlan.read(file, "coin", LabSettings) == several
     for text in ("{", "{}", '{"coins": ["fair"], "documents": [8], "seeds": "many", "settings": {}}'):
         file.write_text(text)
         with pytest.raises(KlypeError, match="damaged"):
-            Plan.read(file, "coin", LabSettings)
+            ExperimentPlan.read(file, "coin", LabSettings)

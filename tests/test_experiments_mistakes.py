@@ -12,7 +12,7 @@ import pytest
 import torch
 from bias_toys import END, SIZE, Chain
 
-from klype.answers.backspace import Draft, answers_with_backspace
+from klype.answers.backspace import EditableText, answers_with_backspace
 from klype.cli.main import call
 from klype.errors import KlypeError, UsageError
 from klype.examine.feedback import effect, outcomes
@@ -21,14 +21,14 @@ from klype.examine.interventions import FeedbackSettings, interventions
 from klype.examine.say import Say
 from klype.examine.truth import Reader
 from klype.experiments.corpus import Corpus, WorldSource
-from klype.experiments.mistakes.course import BACK, Course, CourseSettings, Student, WordCodec, joined
-from klype.experiments.mistakes.experiment import MISTAKES, Board, go_on, halves
+from klype.experiments.mistakes.context import BACK, MistakesSettings, Student, TrainingContext, WordCodec, joined
+from klype.experiments.mistakes.experiment import MISTAKES, MistakesBoard, go_on, halves
 from klype.experiments.mistakes.measure import standing
 from klype.experiments.mistakes.methods import (
     METHODS,
     UNLIKELY,
-    ByTeachers,
-    ByTruth,
+    TeacherLabels,
+    TruthLabels,
     documents,
     enriched,
     method,
@@ -38,7 +38,7 @@ from klype.experiments.mistakes.methods import (
     scheduled_sampling,
 )
 from klype.experiments.mistakes.report import REPORT, verdict
-from klype.experiments.plan import Plan, PlanRequest
+from klype.experiments.planning import ExperimentPlan, PlanRequest
 from klype.experiments.training import LabelledBatches, LabSettings, TrainedModel, TrainingSet, rows, train_model
 from klype.sources.source import answers
 from klype.train.objectives import cross_entropy, reverse_divergence, soft_cross_entropy
@@ -48,7 +48,7 @@ from tests import contract
 from tests.test_examine_feedback import Always, chain
 from tests.toy_sources import table_source
 
-SETTINGS = CourseSettings(width=16, layers=1, rows=8, epochs=2, teachers=1, steps=4, rounds=2, own=8)
+SETTINGS = MistakesSettings(width=16, layers=1, rows=8, epochs=2, teachers=1, steps=4, rounds=2, own=8)
 BACKED = SIZE  # the token that takes back: the last of the vocabulary
 
 
@@ -68,14 +68,14 @@ def _lab() -> dict[str, int]:
     return {"width": 16, "layers": 1, "rows": 8, "epochs": 6}
 
 
-def course(first: tuple[Corpus, TrainedModel], **settings: object) -> Course:
+def course(first: tuple[Corpus, TrainedModel], **settings: object) -> TrainingContext:
     corpus, learnt = first
     student = Student(copy.deepcopy(learnt.model), WordCodec(corpus.vocabulary, END, (0, BACKED)))  # type: ignore[arg-type]
     own = SETTINGS.model_copy(update=settings)
-    return Course(corpus, own, 5, student, Chain().beginning, lambda: [learnt])
+    return TrainingContext(corpus, own, 5, student, Chain().beginning, lambda: [learnt])
 
 
-def weights(one: Course) -> torch.Tensor:
+def weights(one: TrainingContext) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in one.student.model.parameters()])
 
 
@@ -100,7 +100,7 @@ def test_scheduled_sampling_replaces_words_but_not_what_follows(first: tuple[Cor
     assert scheduled_sampling(own).objective is cross_entropy
 
 
-@pytest.mark.parametrize("by", [ByTruth, ByTeachers])
+@pytest.mark.parametrize("by", [TruthLabels, TeacherLabels])
 def test_labels_of_own_texts_are_distributions(first: tuple[Corpus, TrainedModel], by: type) -> None:
     own = course(first)
     batches = rounds(own, by(own))
@@ -110,12 +110,12 @@ def test_labels_of_own_texts_are_distributions(first: tuple[Corpus, TrainedModel
         torch.testing.assert_close(said_NV.sum(-1), torch.ones(len(said_NV)), atol=2e-3, rtol=0)
         assert float(said_NV.min()) >= 0
     assert own.spent.tokens > 0
-    assert (own.spent.teachers > 0) == (by is ByTeachers)
+    assert (own.spent.teachers > 0) == (by is TeacherLabels)
 
 
 def test_own_texts_are_labelled_by_the_truth_also_after_mistakes(first: tuple[Corpus, TrainedModel]) -> None:
     own = course(first, own=24)
-    labeller = ByTruth(own)
+    labeller = TruthLabels(own)
     texts = own_texts(own, labeller, 0)
     kept, table_NV = labeller.label(texts)
     assert len(table_NV) == sum(len(text) - 1 for text in kept)
@@ -172,7 +172,7 @@ def test_enriched_documents_teach_to_take_back_and_never_the_wrong_word(
     first: tuple[Corpus, TrainedModel], late: int
 ) -> None:
     own = course(first, late=late)
-    batches, seen = enriched(own, ByTruth(own)), 0
+    batches, seen = enriched(own, TruthLabels(own)), 0
     for _ in range(6):
         batch = next(batches)
         for tokens_T, targets_T, weights_T in zip(batch.tokens_BT, batch.targets_BT, batch.weights_BT, strict=True):
@@ -195,7 +195,7 @@ def test_teachers_may_say_what_is_to_be_taken_back(first: tuple[Corpus, TrainedM
     """What they hold for impossible."""
     own = course(first)
     _, learnt = first
-    teachers = ByTeachers(own)
+    teachers = TeacherLabels(own)
     assert teachers.impossible == UNLIKELY
     teachers.impossible = 0.04  # so small a teacher is sure of nothing
     batches, seen = enriched(own, teachers), 0
@@ -230,7 +230,7 @@ def test_a_model_learns_to_take_back_what_cannot_follow(first: tuple[Corpus, Tra
 
 
 def test_a_sheet_takes_back_within_its_text() -> None:
-    sheet = Draft((), 9)
+    sheet = EditableText((), 9)
     assert sheet.bars() == {9}
     for token in (9, 1, 2, 9, 3):
         sheet.push(token)
@@ -269,7 +269,7 @@ def test_nothing_is_taken_back_beyond_ones_own(own: int) -> None:
     for group in answers_with_backspace(source, requests, [own] * 5, 4):
         for trace in group:
             assert len(trace.tokens) <= 12
-            sheet = Draft((1, 2, 3)[3 - own :], 4)
+            sheet = EditableText((1, 2, 3)[3 - own :], 4)
             for token in trace.tokens:
                 assert token not in sheet.bars()
                 sheet.push(token)
@@ -315,13 +315,13 @@ NAMES = ("documents", "own-truth", "own-teachers-reverse", "backspace", "outcome
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Plan, Board]:
+def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ExperimentPlan, MistakesBoard]:
     folder = tmp_path_factory.mktemp("mistakes")
-    plan = Plan(documents=(24,), questions=20, seeds=2, arms=NAMES, settings=SETTINGS)
+    plan = ExperimentPlan(documents=(24,), questions=20, seeds=2, arms=NAMES, settings=SETTINGS)
     return folder, plan, MISTAKES.run(Chain(), plan, folder, lambda found: None, workers=1)
 
 
-def test_the_experiment_tells_every_method_beside_its_control(ran: tuple[Path, Plan, Board]) -> None:
+def test_the_experiment_tells_every_method_beside_its_control(ran: tuple[Path, ExperimentPlan, MistakesBoard]) -> None:
     folder, _, board = ran
     found = board.document()
     assert found["done"]
@@ -340,13 +340,13 @@ def test_the_experiment_tells_every_method_beside_its_control(ran: tuple[Path, P
         if name != "backspace":
             assert figures["standing"]["value"] == 1
             assert figures["passes"]["value"] == pytest.approx(1)
-    assert json.loads((folder / Board.FILE).read_text()) == found
+    assert json.loads((folder / MistakesBoard.FILE).read_text()) == found
     json.dumps(found, allow_nan=False)
 
 
 @pytest.mark.slow
 def test_resumed_is_straight_and_equal_seeds_give_equal_figures(
-    ran: tuple[Path, Plan, Board],
+    ran: tuple[Path, ExperimentPlan, MistakesBoard],
     tmp_path: Path,
 ) -> None:
     folder, plan, found = ran
@@ -363,7 +363,7 @@ def test_resumed_is_straight_and_equal_seeds_give_equal_figures(
         assert straight["flops"] == again["flops"]
 
 
-def test_the_report_tells_it_in_both_languages(ran: tuple[Path, Plan, Board]) -> None:
+def test_the_report_tells_it_in_both_languages(ran: tuple[Path, ExperimentPlan, MistakesBoard]) -> None:
     folder, _, board = ran
     page = REPORT.write(folder, board, "nb").read_text(encoding="utf-8")
     for text in ("Tilbakevirkning", "Feedback", "tilbaketasten", "default-src"):
@@ -380,7 +380,9 @@ def test_halving_asks_for_both_intervals() -> None:
     assert not told(0.4, 0.4, "beside")
 
 
-def test_a_token_that_takes_back_costs_kl_and_the_verdict_says_how_much(ran: tuple[Path, Plan, Board]) -> None:
+def test_a_token_that_takes_back_costs_kl_and_the_verdict_says_how_much(
+    ran: tuple[Path, ExperimentPlan, MistakesBoard],
+) -> None:
     found = ran[2].document()
     for row in found["methods"].values():
         figures = row["figures"]

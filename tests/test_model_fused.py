@@ -20,7 +20,7 @@ from klype.model.lora import AdaptedTransformer, LoraSettings
 from klype.model.packed import ROUND, SharedPrefixes, pack, pack_branches
 from klype.model.transformer import Transformer
 from klype.planner import Precision, StepPlan, ThreadConfig
-from klype.train.loop import Session, Settings, train
+from klype.train.loop import TrainSession, TrainSettings, train
 from klype.train.objectives import cross_entropy
 from klype.train.optimizer import fused_parts
 from klype.train.scoring import answers_batch
@@ -287,13 +287,13 @@ def test_resumed_is_straight_and_two_side_by_side_are_one_after_another(
     def trained(folder: Path, workers: int, cuts: bool) -> dict[str, torch.Tensor]:
         model = toy("conv", **WIDE)
         model = model.using(compiled)
-        asked = Settings(steps=6, micro_batches=2, precision=precision, save_seconds=0.0)
+        asked = TrainSettings(steps=6, micro_batches=2, precision=precision, save_seconds=0.0)
         parts, stops = fused_parts(model.config), iter([False, False, True])
         try:
-            session = Session(parts=parts, workers=workers, stop=lambda: cuts and next(stops))
+            session = TrainSession(parts=parts, workers=workers, stop=lambda: cuts and next(stops))
             train(model, cross_entropy, Seeded(ragged), asked, folder, session)
         except Interrupted:
-            train(model, cross_entropy, Seeded(ragged), asked, folder, Session(True, parts, workers=workers))
+            train(model, cross_entropy, Seeded(ragged), asked, folder, TrainSession(True, parts, workers=workers))
         return dict(model.state_dict())
 
     expected = trained(tmp_path / "one", 1, cuts=False)

@@ -17,7 +17,7 @@ from klype.model.config import ModelConfig
 from klype.model.lora import AdaptedTransformer, LoraSettings, frozen
 from klype.model.transformer import Transformer
 from klype.train.layout import round_buffers
-from klype.train.loop import Session, Settings, train
+from klype.train.loop import TrainSession, TrainSettings, train
 from klype.train.objectives import cross_entropy
 from klype.train.optimizer import OptimizerSettings
 from klype.train.resume import read_newest, states
@@ -31,9 +31,9 @@ def batches() -> Seeded:
     return Seeded(lambda i: random_batch(i, vocab=23))
 
 
-def settings(steps: int = 6, **changes: object) -> Settings:
+def settings(steps: int = 6, **changes: object) -> TrainSettings:
     rates = OptimizerSettings(kind="adamw", rate=0.02)
-    return Settings.model_validate({"steps": steps, "save_seconds": 0.0, "optimizer": rates, **changes})
+    return TrainSettings.model_validate({"steps": steps, "save_seconds": 0.0, "optimizer": rates, **changes})
 
 
 def adapted(base: Transformer, learnt: bool = False) -> AdaptedTransformer:
@@ -122,11 +122,11 @@ def test_resumed_is_straight_and_the_state_holds_adapters_only(precision: str, t
         asked, model = iter(stops), adapted(toy())
         folder = tmp_path / name
         try:
-            session = Session(stop=lambda asked=asked: next(asked, False))  # type: ignore[misc]
+            session = TrainSession(stop=lambda asked=asked: next(asked, False))  # type: ignore[misc]
             train(model, cross_entropy, batches(), settings(precision=precision), folder, session)
         except Interrupted:
             model = adapted(toy())
-            train(model, cross_entropy, batches(), settings(precision=precision), folder, Session(resume=True))
+            train(model, cross_entropy, batches(), settings(precision=precision), folder, TrainSession(resume=True))
         results.append(weights(model))
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
     state = read_newest(tmp_path / "straight", print)
@@ -148,7 +148,7 @@ def test_workers_share_frozen_weights_bit_for_bit(tmp_path: Path) -> None:
     results = []
     for workers in (1, 2):
         model = adapted(toy())
-        session = Session(workers=workers)
+        session = TrainSession(workers=workers)
         train(model, cross_entropy, batches(), settings(4, micro_batches=2), tmp_path / str(workers), session)
         results.append(weights(model))
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
@@ -168,6 +168,6 @@ def test_a_higher_rank_learns_a_batch(tmp_path: Path) -> None:
     batch = random_batch(0, rows=2, vocab=23)
     model = AdaptedTransformer(toy(), LoraSettings(rank=16))
     losses: list[float] = []
-    session = Session(on_step=lambda step, metrics: losses.append(metrics["loss"]))
+    session = TrainSession(on_step=lambda step, metrics: losses.append(metrics["loss"]))
     train(model, cross_entropy, Seeded(lambda i: batch), settings(60), tmp_path, session)
     assert losses[-1] < 0.3 * losses[0]

@@ -14,7 +14,7 @@ from klype.errors import UsageError
 from klype.preferences.agreement import Level, alpha, krippendorff
 from klype.preferences.annotators import Scorer, Taste, contradictions, first_shown, rank_simulated, taste
 from klype.preferences.candidates import information, merge_near_duplicates, most_informative, spread
-from klype.preferences.records import Asked, Candidate, Entry
+from klype.preferences.records import Candidate, Entry, RankingItem
 from klype.values import Question, Ranking, Verdict
 
 # Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability", section D: four observers, twelve units, gaps.
@@ -71,7 +71,7 @@ def test_alpha_of_rankings_is_one_for_twins_and_near_zero_for_strangers() -> Non
 
 def entry(order: tuple[tuple[int, ...], ...]) -> Entry:
     n = sum(map(len, order))
-    return Entry(Asked(Question("q", "?"), tuple(Candidate(str(i)) for i in range(n))), order, "me")
+    return Entry(RankingItem(Question("q", "?"), tuple(Candidate(str(i)) for i in range(n))), order, "me")
 
 
 def test_who_always_picks_the_first_is_flagged_and_who_picks_by_taste_is_not() -> None:

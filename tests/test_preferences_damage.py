@@ -18,7 +18,7 @@ from klype.cli.main import call
 from klype.errors import KlypeError
 from klype.preferences import database, formats
 from klype.preferences.database import DamagedError
-from klype.preferences.records import Asked, Entry
+from klype.preferences.records import Entry, RankingItem
 from klype.preferences.store import Store, whole_entries
 
 N = 12
@@ -30,7 +30,7 @@ def fill(place: Path | str) -> None:
         store.undo(KARI)
 
 
-def held(place: Path | str) -> tuple[list[Entry], list[Asked]]:
+def held(place: Path | str) -> tuple[list[Entry], list[RankingItem]]:
     with Store.open(place) as store:
         return store.entries(), store.questions()
 

@@ -14,7 +14,7 @@ from klype.data import collection
 from klype.data.rows import read_preferences
 from klype.errors import KlypeError, UsageError
 from klype.preferences import formats
-from klype.preferences.records import Asked, Candidate, Entry, by_name
+from klype.preferences.records import Candidate, Entry, RankingItem, by_name
 from klype.preferences.store import Store
 from klype.values import Question, Sampling, Step, Trace
 
@@ -53,7 +53,7 @@ def entries(draw: st.DrawFn, unequal: bool = False) -> Entry:
     question = Question(
         draw(text), draw(spoken), draw(text), draw(words), draw(words), draw(st.dictionaries(text, text, max_size=2))
     )
-    asked = Asked(question, tuple(answers), draw(st.sampled_from(["train", "held-out"])))
+    asked = RankingItem(question, tuple(answers), draw(st.sampled_from(["train", "held-out"])))
     name = draw(spoken | spoken.map("simulated: {}".format))
     by = draw(st.sampled_from(["person", "model", "imported", by_name(name)]))
     order = () if kind == "skip" else tuple(map(tuple, groups))
@@ -76,7 +76,9 @@ def test_ranked_lists_go_round_whole(tmp_path: Path, said: list[Entry]) -> None:
 def test_answers_of_a_server_that_tells_no_probabilities_go_round(tmp_path: Path) -> None:
     steps = (Step(2, -0.5, math.nan, "drawn"), Step(3, math.nan, math.nan, "drawn"))
     untold = Trace((1,), steps, Sampling(), 0, 0, "m", "stop", 2, 0.5)
-    entry = Entry(Asked(Question("q", "Hva?"), (Candidate("a", trace=untold), Candidate("b"))), ((0,), (1,)), "me")
+    entry = Entry(
+        RankingItem(Question("q", "Hva?"), (Candidate("a", trace=untold), Candidate("b"))), ((0,), (1,)), "me"
+    )
     file = tmp_path / "ranked.jsonl"
     formats.export(file, [entry], "ranked")
     written = file.read_text()
@@ -107,7 +109,9 @@ def test_pairs_stay_the_same_pairs(tmp_path: Path, form: formats.Format, said: l
 
 def simple(order: tuple[tuple[int, ...], ...]) -> Entry:
     return Entry(
-        Asked(Question("q", "Hvem?", "Per kom."), (Candidate("Per"), Candidate("Kari"), Candidate("Ola"))), order, "me"
+        RankingItem(Question("q", "Hvem?", "Per kom."), (Candidate("Per"), Candidate("Kari"), Candidate("Ola"))),
+        order,
+        "me",
     )
 
 
@@ -135,7 +139,7 @@ def asked_behind(draw: st.DrawFn) -> Entry:
     extra = {"before": [*system, *earlier]} if system or earlier else {}
     answers = draw(st.lists(whole, min_size=2, max_size=4, unique_by=str.strip))
     order = tuple((i,) for i in draw(st.permutations(range(len(answers)))))
-    asked = Asked(Question("q", draw(whole).strip(), extra=extra), tuple(map(Candidate, answers)))
+    asked = RankingItem(Question("q", draw(whole).strip(), extra=extra), tuple(map(Candidate, answers)))
     kind = draw(st.sampled_from(["order", "none", "skip"]))
     return Entry(asked, () if kind == "skip" else order, "me", kind)
 
@@ -165,7 +169,9 @@ def test_whoever_reads_an_export_finds_the_conversation_and_its_pairs(
 def test_a_conversation_that_alpaca_cannot_hold_is_said(tmp_path: Path) -> None:
     before = [{"role": "assistant", "content": "Hei!"}]
     entry = Entry(
-        Asked(Question("q", "Hva?", extra={"before": before}), (Candidate("a"), Candidate("b"))), ((0,), (1,)), "me"
+        RankingItem(Question("q", "Hva?", extra={"before": before}), (Candidate("a"), Candidate("b"))),
+        ((0,), (1,)),
+        "me",
     )
     with pytest.raises(UsageError, match=r"cannot hold the messages before .Hva"):
         formats.export(tmp_path / "out.jsonl", [entry], "alpaca")

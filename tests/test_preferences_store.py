@@ -23,9 +23,9 @@ from hypothesis import strategies as st
 
 from klype.errors import KlypeError, UsageError
 from klype.preferences import database
-from klype.preferences.records import Asked, Candidate, Entry
+from klype.preferences.records import Candidate, Entry, RankingItem
+from klype.preferences.schema import METADATA, Annotator
 from klype.preferences.store import Store
-from klype.preferences.tables import METADATA, Annotator
 from klype.values import Question, Sampling, Step, Trace
 
 TRACE = Trace((1, 2), (Step(3, -0.5, -0.25, "drawn"),), Sampling(0.7, top_k=5), 4, 1, "finetune", "stop", 1, 0.5)
@@ -33,13 +33,13 @@ KARI, OLA = Annotator("kari", session="a"), Annotator("ola", session="b")
 New = Callable[[], str]
 
 
-def asked(number: int = 0, n: int = 3) -> Asked:
+def asked(number: int = 0, n: int = 3) -> RankingItem:
     extra = {"lang": "nb", "fixed": False}
     question = Question(f"q{number}", f"Hvor bor Per {number}?", "Per bor i Å.", ("Å", "i Å"), ("Å", "Bø"), extra)
-    return Asked(question, tuple(Candidate(f"svar {i}", "finetune", 0.7, "", TRACE) for i in range(n)))
+    return RankingItem(question, tuple(Candidate(f"svar {i}", "finetune", 0.7, "", TRACE) for i in range(n)))
 
 
-def said(one: Asked, name: str = "kari", order: tuple[tuple[int, ...], ...] = ((2,), (0, 1))) -> Entry:
+def said(one: RankingItem, name: str = "kari", order: tuple[tuple[int, ...], ...] = ((2,), (0, 1))) -> Entry:
     return Entry(one, order, name, when="2026-01-01", seconds=2.5)
 
 
@@ -216,7 +216,9 @@ def goes_in_and_out(new: New, said: Said) -> None:
     new.place = place  # type: ignore[attr-defined]
     candidates = tuple(Candidate(a, text, hot, name) for a in answers)
     entry = Entry(
-        Asked(Question(name, text, text, (text,), (), {text: name}), candidates), (tuple(range(len(answers))),), name
+        RankingItem(Question(name, text, text, (text,), (), {text: name}), candidates),
+        (tuple(range(len(answers))),),
+        name,
     )
     with Store.open(place) as store:
         store.put([entry])
@@ -389,7 +391,7 @@ def test_what_is_no_store_is_named(tmp_path: Path) -> None:
 
 KILLED = """
 from klype.preferences.records import Asked, Candidate, Entry
-from klype.preferences.tables import Annotator
+from klype.preferences.schema import Annotator
 from klype.preferences.store import Store
 from klype.values import Question
 answers = tuple(Candidate(f"svar {{i}}") for i in range(3))

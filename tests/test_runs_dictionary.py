@@ -19,8 +19,8 @@ from klype.runs.dictionary import (
     JUDGE,
     Dictionary,
     DictionaryExam,
+    Headword,
     WellFormed,
-    Word,
     dictionary_rows,
     inflected,
     is_right,
@@ -204,5 +204,5 @@ def test_beside_an_answer_stands_the_one_of_the_dictionarys_that_it_gave() -> No
 
 
 def test_a_word_in_its_own_article_is_found_again() -> None:
-    word = Word("fjord", ["substantiv"], ["lang vik"], ["en blå fjord", "er det en fjord?"])
+    word = Headword("fjord", ["substantiv"], ["lang vik"], ["en blå fjord", "er det en fjord?"])
     assert re.findall(r"[^.?]+[.?]", word.text().split("Eksempler: ")[1]) == ["En blå fjord.", " Er det en fjord?"]

@@ -15,14 +15,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from klype.data.order import draw_seed
 from klype.data.prepare import split
 from klype.data.readers import BadRows, TextDocument
+from klype.data.seeds import draw_seed
 from klype.engine.engine import Engine
 from klype.examine.recorder import Energy
 from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
-from klype.preferences.records import Asked, Candidate
+from klype.preferences.records import Candidate, RankingItem
 from klype.preferences.store import Store
 from klype.runs import ranking
 from klype.runs.collecting import DrawSettings, draw_into
@@ -30,7 +30,7 @@ from klype.runs.options import RunOptions
 from klype.runs.ranking import draw
 from klype.runs.recipe import read
 from klype.runs.say import Silent
-from klype.runs.task import Asking, draw_answers
+from klype.runs.task import AnswerSettings, draw_answers
 from klype.runs.text_task import TextTask
 from klype.runs.world_task import WorldTask
 from klype.sources.source import NativeCodec, NativeSource
@@ -51,7 +51,7 @@ def test_no_two_draws_of_a_run_share_their_noise() -> None:
         task = WorldTask(RECIPE, run_seed)
         questions = list({q.prompt: q for q in task.held_out}.values())[:6]
         for temperature in (1.0, 1.25):
-            groups = draw_answers(task, babbler(task), questions, Asking(temperature, 2))
+            groups = draw_answers(task, babbler(task), questions, AnswerSettings(temperature, 2))
             for at, traces in enumerate(groups):
                 for trace in traces:
                     key = (trace.seed, trace.sample)
@@ -87,7 +87,7 @@ def test_answers_drawn_into_a_store_at_two_temperatures_are_no_twins(tmp_path: P
     engine = Engine(babbler(task), decode_bytes=tokenizer.token_bytes)
     source = NativeSource(engine, NativeCodec(tokenizer, task.chat))
     with Store.open(tmp_path / "rankings.db") as store:
-        store.add([Asked(question, (Candidate("Hm.", "made"),)) for question in task.held_out[:5]])
+        store.add([RankingItem(question, (Candidate("Hm.", "made"),)) for question in task.held_out[:5]])
         settings = DrawSettings((1.0, 1.25), n=16, limit=60)  # one in ten or so ends by then, and is kept
         draw_into(store, "it", source, settings)
         seeds = {

@@ -19,7 +19,7 @@ from klype.planner import FEWEST_STEPS, MOST_RESERVED, StepBudget, StepPlan, Thr
 from klype.runs.probe import seconds_per_step, thread_configs
 from klype.runs.recipe import read
 from klype.runs.stages import WithRehearsal
-from klype.train.loop import Session, Settings, train
+from klype.train.loop import TrainSession, TrainSettings, train
 from klype.train.objectives import Objective, cross_entropy
 from klype.train.resume import states
 from klype.values import Batch, Batches
@@ -80,8 +80,8 @@ def test_ctrl_c_while_the_plan_is_changed_stops(tmp_path: Path) -> None:
 
     def start() -> None:
         starts.append(budget.plan.steps)
-        session = Session(on_step=lambda step, metrics: budget.watch(step, 0.0), stop=lambda: budget.changed)
-        train(tiny_model(), cross_entropy, Late(), Settings(steps=8), tmp_path, session)
+        session = TrainSession(on_step=lambda step, metrics: budget.watch(step, 0.0), stop=lambda: budget.changed)
+        train(tiny_model(), cross_entropy, Late(), TrainSettings(steps=8), tmp_path, session)
 
     with pytest.raises(Interrupted) as stopped:
         budget.follow(start)
@@ -186,7 +186,7 @@ def test_ctrl_c_while_it_tries_out_how_long_a_step_takes_is_heard(at: int) -> No
 
     model, before = tiny_model(), torch.get_rng_state()
     with pytest.raises(KeyboardInterrupt):
-        seconds_per_step(model, build, StepPlan(20, 0.0, ThreadConfig()), Settings(steps=20), cores=1)
+        seconds_per_step(model, build, StepPlan(20, 0.0, ThreadConfig()), TrainSettings(steps=20), cores=1)
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -197,7 +197,10 @@ def test_a_probe_ends_by_itself_when_it_takes_too_long() -> None:
         return cross_entropy, Seeded(lambda number: drawn.append(number) or random_batch(number))
 
     assert (
-        seconds_per_step(tiny_model(), build, StepPlan(50, 0.0, ThreadConfig()), Settings(steps=50), 1, longest=0.0) > 0
+        seconds_per_step(
+            tiny_model(), build, StepPlan(50, 0.0, ThreadConfig()), TrainSettings(steps=50), 1, longest=0.0
+        )
+        > 0
     )
     assert len(drawn) < 20
 

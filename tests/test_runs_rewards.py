@@ -16,8 +16,8 @@ from klype.config import make
 from klype.errors import KlypeError, UsageError
 from klype.model import checkpoint
 from klype.model.transformer import Transformer
-from klype.preferences.records import Asked as AskedQuestion
 from klype.preferences.records import Candidate
+from klype.preferences.records import QuestionPrompt as AskedQuestion
 from klype.runs import ranking
 from klype.runs.aligning import ranked_by
 from klype.runs.folder import read_run
@@ -28,7 +28,7 @@ from klype.runs.recipe import read
 from klype.runs.rounds import align_rounds
 from klype.runs.say import Silent
 from klype.runs.world_task import WorldTask
-from klype.train.rewards import Asked, WeightedRewards, by_text, digest, load_function, named, scores, typed
+from klype.train.rewards import QuestionPrompt, WeightedRewards, by_text, digest, load_function, named, scores, typed
 from klype.values import Question
 from tests.test_runs_rounds import TINY, _quick  # noqa: F401
 
@@ -154,7 +154,7 @@ def test_answers_are_ranked_by_their_rewards_and_equal_ones_are_tied(babbler: Pa
 
 
 def test_rewards_are_added_by_their_weights() -> None:
-    asked = [Asked((1,), Question("a", "Hva?", extra={"before": [{"role": "user", "content": "Hei"}]}))] * 2
+    asked = [QuestionPrompt((1,), Question("a", "Hva?", extra={"before": [{"role": "user", "content": "Hei"}]}))] * 2
     heard: list[str] = []
 
     def listens(questions: Sequence[str], answers: Sequence[str]) -> list[float]:

@@ -25,7 +25,7 @@ from klype.runs.text_task import TextTask
 from klype.runs.validating import BestWeights, ValidatedBatches, every
 from klype.train import parallel
 from klype.train.layout import weights_of
-from klype.train.loop import Measure, Session, Settings, Weights, train
+from klype.train.loop import Measure, TrainSession, TrainSettings, Weights, train
 from klype.train.objectives import cross_entropy
 from klype.train.resume import states
 from klype.values import Batch, Loss
@@ -39,13 +39,13 @@ def loss_of(model: torch.nn.Module) -> float:
     return float(loss.total / loss.count)
 
 
-def run(folder: Path, session: Session, steps: int = 12) -> tuple[torch.nn.Module, ValidatedBatches]:
+def run(folder: Path, session: TrainSession, steps: int = 12) -> tuple[torch.nn.Module, ValidatedBatches]:
     """On four batches over and over, which are learnt by heart: held-out text becomes worse."""
     model = tiny_model()
     batches = ValidatedBatches(
         Seeded(lambda i: random_batch(i % 4)), [HELD_OUT], partial(cross_entropy, model), 2, BestWeights(model, folder)
     )
-    settings = Settings(steps=steps, save_seconds=0.0, save_every=1)
+    settings = TrainSettings(steps=steps, save_seconds=0.0, save_every=1)
 
     def ready(measure: Measure, weights: Weights) -> None:
         batches.measure, batches.best.weights = measure, weights
@@ -63,7 +63,7 @@ def test_what_was_seen_is_the_loss_of_the_model_as_it_was(tmp_path: Path) -> Non
         batch = next(batches)
     assert batches.seen == [(3, pytest.approx(before))]
     assert batch.extra["metrics"] == {"validation": pytest.approx(before)}
-    lines = run(tmp_path / "trained", Session())[1].seen
+    lines = run(tmp_path / "trained", TrainSession())[1].seen
     assert [drawn for drawn, _ in lines] == [2, 4, 6, 8, 10]
     told = [json.loads(line) for line in (tmp_path / "trained" / "metrics.jsonl").read_text().splitlines()]
     assert "validation" not in told[1]
@@ -71,8 +71,8 @@ def test_what_was_seen_is_the_loss_of_the_model_as_it_was(tmp_path: Path) -> Non
 
 
 def test_looking_changes_nothing_that_is_learnt(tmp_path: Path) -> None:
-    model, plain = run(tmp_path / "looked", Session())[0], tiny_model()
-    settings = Settings(steps=12, save_seconds=0.0)
+    model, plain = run(tmp_path / "looked", TrainSession())[0], tiny_model()
+    settings = TrainSettings(steps=12, save_seconds=0.0)
     train(plain, cross_entropy, Seeded(lambda i: random_batch(i % 4)), settings, tmp_path / "plain")
     for a, b in zip(model.parameters(), plain.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -84,8 +84,8 @@ def test_the_best_weights_come_back_straight_or_resumed(tmp_path: Path, stopped:
     if stopped:
         asked = iter([False] * 7 + [True])
         with pytest.raises(Interrupted):
-            run(tmp_path, Session(stop=lambda: next(asked)), 60)
-    model, batches = run(tmp_path, Session(resume=stopped), 60)
+            run(tmp_path, TrainSession(stop=lambda: next(asked)), 60)
+    model, batches = run(tmp_path, TrainSession(resume=stopped), 60)
     seen = batches.seen
     batches.look()
     assert batches.finish()  # learnt by heart: the last is not the best
@@ -101,7 +101,7 @@ def test_where_the_last_is_the_best_it_stays(tmp_path: Path) -> None:
     batches = ValidatedBatches(
         Seeded(lambda i: HELD_OUT), [HELD_OUT], partial(cross_entropy, model), 2, BestWeights(model, tmp_path)
     )
-    train(model, cross_entropy, batches, Settings(steps=20, save_seconds=0.0), tmp_path)
+    train(model, cross_entropy, batches, TrainSettings(steps=20, save_seconds=0.0), tmp_path)
     after = loss_of(model)
     assert not batches.finish()
     assert batches.kept == (20, pytest.approx(after))
@@ -109,10 +109,10 @@ def test_where_the_last_is_the_best_it_stays(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_best_weights_that_are_gone_are_missed(tmp_path: Path) -> None:
-    run(tmp_path, Session(), 60)
+    run(tmp_path, TrainSession(), 60)
     for file in tmp_path.glob("best-*"):
         file.unlink()
-    batches = run(tmp_path, Session(resume=True), 60)[1]
+    batches = run(tmp_path, TrainSession(resume=True), 60)[1]
     with pytest.raises(KlypeError, match=r"best-\d+.safetensors, the best weights so far, is missing"):
         batches.finish()
 
@@ -121,7 +121,7 @@ def _by_some(folder: Path, stop_at: int, steps: int = 60) -> None:
     """A life, or a part of one that is stopped or gone on with, on however many processes."""
     asked = iter([False] * stop_at + [True])
     stop = (lambda: next(asked)) if stop_at else (lambda: False)
-    session = Session(resume=bool(states(folder)), stop=stop)
+    session = TrainSession(resume=bool(states(folder)), stop=stop)
     try:
         model, batches = run(folder, session, steps)
     except Interrupted:

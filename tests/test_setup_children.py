@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from klype.children import bound
+from klype.child_processes import bound
 from klype.studio.work import CHILD, PROCESS, WorkPlan, begin
 
 SLEEPS = [sys.executable, "-m", "timeit", "-n1", "-r1", "-s", "import time", "time.sleep(600)"]
@@ -32,7 +32,7 @@ if __name__ == "__main__":
 """
 COMMAND = f"""
 import subprocess
-from klype.children import bound
+from klype.child_processes import bound
 subprocess.run(bound({SLEEPS!r}))
 """
 

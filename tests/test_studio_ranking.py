@@ -23,7 +23,7 @@ from nicegui.events import GenericEventArguments, handle_event
 
 from klype.errors import KlypeError, UsageError
 from klype.preferences import formats
-from klype.preferences.records import Asked, Candidate
+from klype.preferences.records import Candidate, RankingItem
 from klype.preferences.store import Store
 from klype.runs.ranking import STORE, open_store
 from klype.studio.alignment import newest_alignment, start_alignment
@@ -49,7 +49,7 @@ slow = [
 
 # orders
 
-ASKED = Asked(Question("q", "?"), tuple(Candidate(f"answer {i}", id=10 + i) for i in range(5)), id=1)
+ASKED = RankingItem(Question("q", "?"), tuple(Candidate(f"answer {i}", id=10 + i) for i in range(5)), id=1)
 
 
 @given(st.permutations(range(5)), st.lists(st.booleans(), min_size=5, max_size=5), st.integers(1, 5))

@@ -11,7 +11,7 @@ import pytest
 from nicegui import ElementFilter, ui
 
 from klype.errors import KlypeError, UsageError
-from klype.experiments.bias.experiment import Board
+from klype.experiments.bias.experiment import BiasBoard
 from klype.studio.runs_list import all_runs
 from klype.studio.studio import Studio
 from klype.studio.targets import experiments, found_pictures, so_far, start_experiment
@@ -69,14 +69,14 @@ def test_those_of_the_command_line_are_found_and_what_runs_stands_first(tmp_path
     old = left_behind(tmp_path / "runs" / "bias-1", done=False)
     left_behind(tmp_path / "runs" / "bias-2")
     assert {(e.folder.name, e.state) for e in experiments(studio)} == {("bias-1", "running"), ("bias-2", "done")}
-    os.utime(old / Board.FILE, (1, 1))  # nothing was written for long
+    os.utime(old / BiasBoard.FILE, (1, 1))  # nothing was written for long
     assert {(e.folder.name, e.state) for e in experiments(studio)} == {("bias-1", "stopped"), ("bias-2", "done")}
     begun = start_experiment(studio, 1)
     assert experiments(studio)[0].key == begun.key
     assert begun.work is not None
     begun.work.cancel()
     wait(lambda: begun.state == "cancelled")
-    (tmp_path / "runs" / "bias-2" / Board.FILE).write_text("{")
+    (tmp_path / "runs" / "bias-2" / BiasBoard.FILE).write_text("{")
     broken = next(e for e in experiments(studio) if e.folder.name == "bias-2")
     with pytest.raises(KlypeError, match="damaged"):
         broken.board()
@@ -118,7 +118,7 @@ def test_the_page_shows_what_there_is_and_grows(tmp_path: Path, lang: str) -> No
         board().write(folder)
         run(until(lambda: w("found") in texts(user).splitlines()))
         assert "50" in texts(user)
-        (folder / Board.FILE).write_text("{")
+        (folder / BiasBoard.FILE).write_text("{")
         run(until(lambda: "damaged" in texts(user)))
 
 

@@ -19,13 +19,13 @@ from klype.model.compiled import compiled_backend
 from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
 from klype.train import scoring
-from klype.train.loop import Session, Settings, train
+from klype.train.loop import TrainSession, TrainSettings, train
 from klype.train.optimizer import OptimizerSettings, Schedule
 from klype.train.policy import (
     METHODS,
     ActorCritic,
+    AlignMethod,
     AlignSettings,
-    Method,
     PolicySettings,
     advantages,
     align_objective,
@@ -34,8 +34,8 @@ from klype.train.policy import (
     grpo,
     ppo,
 )
-from klype.train.preference import PreferenceSettings, Ranked, RankingBatches, RankingSettings, marks, preference
-from klype.train.rewards import Asked
+from klype.train.preference import PreferenceSettings, RankedAnswers, RankingBatches, RankingSettings, marks, preference
+from klype.train.rewards import QuestionPrompt
 from klype.train.rollout import KLController, RolloutBatches, RolloutSettings
 from klype.train.scoring import answers_batch, score_answers
 from klype.values import Batch, Batches, Floats
@@ -197,11 +197,11 @@ def test_the_leash_is_led_to_its_target_and_a_fixed_one_stays() -> None:
     assert fixed.beta == 0.1
 
 
-def ask(step: int) -> list[Asked]:
-    return [Asked((1, 3 + (step + i) % 4, 5)) for i in range(4)]
+def ask(step: int) -> list[QuestionPrompt]:
+    return [QuestionPrompt((1, 3 + (step + i) % 4, 5)) for i in range(4)]
 
 
-def likes(asked: Sequence[Asked], answers: Sequence[Sequence[int]]) -> Floats:
+def likes(asked: Sequence[QuestionPrompt], answers: Sequence[Sequence[int]]) -> Floats:
     return np.array([float(LIKED in answer) for answer in answers])
 
 
@@ -209,20 +209,20 @@ def likes(asked: Sequence[Asked], answers: Sequence[Sequence[int]]) -> Floats:
 @pytest.mark.parametrize("updates", [1, 3])
 def test_resumed_is_straight_between_updates_on_the_same_answers(updates: int, tmp_path: Path) -> None:
     rollouts = RolloutSettings(answers=4, limit=4, stop=(STOP,), updates=updates, target_kl=0.5)
-    training = Settings(steps=8, optimizer=OptimizerSettings(kind="adamw", rate=1e-2), save_seconds=0.0)
+    training = TrainSettings(steps=8, optimizer=OptimizerSettings(kind="adamw", rate=1e-2), save_seconds=0.0)
 
-    def go(folder: Path, session: Session) -> tuple[dict[str, torch.Tensor], float]:
+    def go(folder: Path, session: TrainSession) -> tuple[dict[str, torch.Tensor], float]:
         model = tiny_model()
         batches = RolloutBatches(rollouts, ask, Engine(model), likes, tiny_model())
         train(model, align_objective(AlignSettings()), batches, training, folder, session)
         return {n: p.detach().clone() for n, p in model.named_parameters()}, batches.controller.beta
 
     ratios: list[float] = []
-    straight = go(tmp_path / "a", Session(on_step=lambda s, m: ratios.append(m["ratio"])))
+    straight = go(tmp_path / "a", TrainSession(on_step=lambda s, m: ratios.append(m["ratio"])))
     count = iter(range(99))
     with pytest.raises(Interrupted):
-        go(tmp_path / "b", Session(stop=lambda: next(count) == 4))
-    again = go(tmp_path / "b", Session(resume=True))
+        go(tmp_path / "b", TrainSession(stop=lambda: next(count) == 4))
+    again = go(tmp_path / "b", TrainSession(resume=True))
     assert straight[1] == again[1] != RolloutSettings().beta
     assert all(torch.equal(straight[0][n], again[0][n]) for n in straight[0])
     assert ratios[0] == pytest.approx(1, abs=1e-5)
@@ -245,9 +245,9 @@ def test_a_leash_with_a_target_starts_where_the_best_answers_are_about_so_far_aw
 # Rankings as batches
 
 
-def rankings() -> list[Ranked]:
+def rankings() -> list[RankedAnswers]:
     return [
-        Ranked((1, 3 + i % 4, 5), ((LIKED, STOP), (8, STOP), (9, 10, STOP))[: 2 + i % 2], (0, 1, 1)[: 2 + i % 2])
+        RankedAnswers((1, 3 + i % 4, 5), ((LIKED, STOP), (8, STOP), (9, 10, STOP))[: 2 + i % 2], (0, 1, 1)[: 2 + i % 2])
         for i in range(9)
     ]
 
@@ -294,17 +294,17 @@ def test_marks_are_above_and_below_the_middle() -> None:
 
 def test_rankings_all_tied_are_refused_in_one_sentence() -> None:
     with pytest.raises(KlypeError, match="teach nothing"):
-        RankingBatches([Ranked((1,), ((2,), (3,)), (0, 0))], tiny_model(), RankingSettings())
+        RankingBatches([RankedAnswers((1,), ((2,), (3,)), (0, 0))], tiny_model(), RankingSettings())
 
 
 # Every method
 
 
-def bandit_batches(row: Method, model: Transformer) -> Batches:
+def bandit_batches(row: AlignMethod, model: Transformer) -> Batches:
     """One token is an answer; LIKED is best, by reward or by ranking."""
     arms = (LIKED, 8, 9, 10)
     if row.learns_from == "rankings":
-        ranked = [Ranked((1, 3 + i, 5), tuple((arm,) for arm in arms), (0, 1, 1, 1)) for i in range(4)]
+        ranked = [RankedAnswers((1, 3 + i, 5), tuple((arm,) for arm in arms), (0, 1, 1, 1)) for i in range(4)]
         return RankingBatches(ranked, tiny_model(), RankingSettings(questions=4, marks=row.name == "kto"))
     assert row.scaling is not None
     settings = RolloutSettings(answers=16, limit=1, scaling=row.scaling, unfinished=0.0, beta=0.0)
@@ -313,9 +313,9 @@ def bandit_batches(row: Method, model: Transformer) -> Batches:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("row", METHODS, ids=lambda row: row.name)
-def test_a_bandit_with_a_known_optimum_is_found_by_every_method(row: Method, tmp_path: Path) -> None:
+def test_a_bandit_with_a_known_optimum_is_found_by_every_method(row: AlignMethod, tmp_path: Path) -> None:
     model: Transformer = ActorCritic.of(tiny_model()) if row.critic else tiny_model()
-    training = Settings(
+    training = TrainSettings(
         steps=120,
         optimizer=OptimizerSettings(kind="adamw", rate=1e-2),
         schedule=Schedule(warmup=0.0, flat=1.0),

@@ -23,7 +23,7 @@ from train_toys import VOCAB, Seeded, part, pieces, random_batch, tiny_config, t
 
 from klype.errors import Interrupted, KlypeError, UsageError
 from klype.train.layout import Layout
-from klype.train.loop import Session, Settings, Trained, train
+from klype.train.loop import TrainResult, TrainSession, TrainSettings, train
 from klype.train.objectives import cross_entropy, with_rehearsal
 from klype.train.optimizer import Optimizer, OptimizerSettings, factor, fused_parts
 from klype.train.resume import State, newest_step, read_newest, states, write_state
@@ -33,8 +33,8 @@ torch.set_num_threads(1)
 PARTS = fused_parts(tiny_config())
 
 
-def settings(steps: int = 8, **changes: Any) -> Settings:
-    return Settings(steps=steps, **{"save_seconds": 0.0, **changes})
+def settings(steps: int = 8, **changes: Any) -> TrainSettings:
+    return TrainSettings(steps=steps, **{"save_seconds": 0.0, **changes})
 
 
 def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -55,14 +55,14 @@ def without_time(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def straight(folder: Path, **changes: Any) -> dict[str, torch.Tensor]:
     model = tiny_model()
-    train(model, cross_entropy, Seeded(), settings(**changes), folder, Session(parts=PARTS))
+    train(model, cross_entropy, Seeded(), settings(**changes), folder, TrainSession(parts=PARTS))
     return weights(model)
 
 
 @pytest.mark.slow
 def test_overfits_one_batch(tmp_path: Path) -> None:
     batch = random_batch(0, rows=2)
-    train(tiny_model(), cross_entropy, Seeded(lambda i: batch), settings(150), tmp_path, Session(parts=PARTS))
+    train(tiny_model(), cross_entropy, Seeded(lambda i: batch), settings(150), tmp_path, TrainSession(parts=PARTS))
     assert lines(tmp_path)[-1]["loss"] < 0.01
 
 
@@ -70,11 +70,13 @@ def test_overfits_one_batch(tmp_path: Path) -> None:
 def test_resumed_is_straight_bit_for_bit(tmp_path: Path, precision: str) -> None:
     expected = straight(tmp_path / "straight", precision=precision)
     asked = iter([False] * 3 + [True])
-    first = Session(parts=PARTS, stop=lambda: next(asked))
+    first = TrainSession(parts=PARTS, stop=lambda: next(asked))
     with pytest.raises(Interrupted, match="after step 3 of 8"):
         train(tiny_model(), cross_entropy, Seeded(), settings(precision=precision), tmp_path / "cut", first)
     again = tiny_model(seed=5)  # whatever it held before, the state replaces it
-    done = train(again, cross_entropy, Seeded(), settings(precision=precision), tmp_path / "cut", Session(True, PARTS))
+    done = train(
+        again, cross_entropy, Seeded(), settings(precision=precision), tmp_path / "cut", TrainSession(True, PARTS)
+    )
     assert done.steps == 8
     assert same(expected, weights(again))
     assert without_time(lines(tmp_path / "straight")) == without_time(lines(tmp_path / "cut"))
@@ -88,14 +90,19 @@ def test_a_flipped_bit_in_the_metrics_costs_a_row_and_not_the_training(tmp_path:
     asked = iter([False] * 3 + [True])
     with pytest.raises(Interrupted):
         train(
-            tiny_model(), cross_entropy, Seeded(), settings(), tmp_path, Session(parts=PARTS, stop=lambda: next(asked))
+            tiny_model(),
+            cross_entropy,
+            Seeded(),
+            settings(),
+            tmp_path,
+            TrainSession(parts=PARTS, stop=lambda: next(asked)),
         )
     file = tmp_path / "metrics.jsonl"
     whole = file.read_bytes()
     at = whole.index(flipped)
     file.write_bytes(whole[:at] + bytes([whole[at] ^ 0x80]) + whole[at + 1 :])
     again = tiny_model(seed=5)
-    train(again, cross_entropy, Seeded(), settings(), tmp_path, Session(True, PARTS))
+    train(again, cross_entropy, Seeded(), settings(), tmp_path, TrainSession(True, PARTS))
     assert same(expected, weights(again))
     lost = 2 if flipped == b"\n" else 1
     assert without_time(lines(tmp_path)) == without_time(lines(tmp_path / "straight"))[lost:]
@@ -110,21 +117,21 @@ def test_noise_of_the_global_generator_is_part_of_the_state(tmp_path: Path) -> N
     for name, stops in (("a", []), ("b", [False, False, True])):
         torch.manual_seed(7)
         asked = iter(stops)
-        folder, session = tmp_path / name, Session(parts=PARTS, stop=lambda asked=asked: next(asked, False))
+        folder, session = tmp_path / name, TrainSession(parts=PARTS, stop=lambda asked=asked: next(asked, False))
         model = tiny_model()
         torch.manual_seed(7)
         try:
             train(model, noisy, Seeded(), settings(), folder, session)
         except Interrupted:
             torch.manual_seed(99)
-            train(model, noisy, Seeded(), settings(), folder, Session(True, PARTS))
+            train(model, noisy, Seeded(), settings(), folder, TrainSession(True, PARTS))
         results.append(weights(model))
     assert same(*results)
 
 
 def _life(folder: Path, steps: int) -> None:
     """One life of a training process, slow enough to be killed anywhere in a step or while it saves."""
-    session = Session(True, PARTS, on_step=lambda step, metrics: time.sleep(0.01))
+    session = TrainSession(True, PARTS, on_step=lambda step, metrics: time.sleep(0.01))
     train(tiny_model(), cross_entropy, Seeded(), settings(steps, save_every=3, save_seconds=0.05), folder, session)
 
 
@@ -161,7 +168,7 @@ def killed_is_straight(folder: Path, steps: int, moments: Sequence[float]) -> No
     expected = straight(folder / "straight", steps=steps)
     assert killed(folder / "killed", steps, moments) == len(moments)
     model = tiny_model(seed=3)
-    train(model, cross_entropy, Seeded(), settings(steps), folder / "killed", Session(True, PARTS))
+    train(model, cross_entropy, Seeded(), settings(steps), folder / "killed", TrainSession(True, PARTS))
     assert same(expected, weights(model))
     assert [row["step"] for row in lines(folder / "killed")] == list(range(1, steps + 1))
     assert without_time(lines(folder / "killed")) == without_time(lines(folder / "straight"))
@@ -186,7 +193,7 @@ def test_a_signal_saves_between_two_steps(tmp_path: Path, number: signal.Signals
 
     before = signal.getsignal(number)
     with pytest.raises(Interrupted):
-        train(tiny_model(), cross_entropy, Seeded(), settings(), tmp_path, Session(on_step=at_three))
+        train(tiny_model(), cross_entropy, Seeded(), settings(), tmp_path, TrainSession(on_step=at_three))
     assert signal.getsignal(number) is before
     assert [place.name for place in states(tmp_path)] == ["step-000003"]
 
@@ -196,7 +203,7 @@ def test_keyboard_interrupt_in_a_callback_saves(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(Interrupted, match="after step 1"):
-        train(tiny_model(), cross_entropy, Seeded(), settings(), tmp_path, Session(on_step=raising))
+        train(tiny_model(), cross_entropy, Seeded(), settings(), tmp_path, TrainSession(on_step=raising))
     assert states(tmp_path)
 
 
@@ -224,7 +231,7 @@ def test_a_torn_state_is_named_and_the_one_before_is_used(tmp_path: Path, name: 
     assert newest_step(folder) == 6
     said: list[str] = []
     model = tiny_model()
-    train(model, cross_entropy, Seeded(), settings(), folder, Session(True, PARTS, say=said.append))
+    train(model, cross_entropy, Seeded(), settings(), folder, TrainSession(True, PARTS, say=said.append))
     assert any("step-000008 is damaged" in message for message in said)
     assert same(expected, weights(model))
 
@@ -234,7 +241,7 @@ def test_when_all_states_are_torn_it_says_so(tmp_path: Path) -> None:
     for place in states(tmp_path):
         (place / "manifest.json").write_text("{")
     with pytest.raises(KlypeError, match="damaged"):
-        train(tiny_model(), cross_entropy, Seeded(), settings(), tmp_path, Session(True, PARTS))
+        train(tiny_model(), cross_entropy, Seeded(), settings(), tmp_path, TrainSession(True, PARTS))
 
 
 def test_a_folder_with_a_state_is_not_overwritten_and_settings_are_compared(tmp_path: Path) -> None:
@@ -242,15 +249,15 @@ def test_a_folder_with_a_state_is_not_overwritten_and_settings_are_compared(tmp_
     with pytest.raises(UsageError, match="already holds"):
         straight(tmp_path)
     with pytest.raises(UsageError, match="clip = "):
-        train(tiny_model(), cross_entropy, Seeded(), settings(clip=0.123), tmp_path, Session(True, PARTS))
-    done = train(tiny_model(), cross_entropy, Seeded(), settings(save_every=1), tmp_path, Session(True, PARTS))
+        train(tiny_model(), cross_entropy, Seeded(), settings(clip=0.123), tmp_path, TrainSession(True, PARTS))
+    done = train(tiny_model(), cross_entropy, Seeded(), settings(save_every=1), tmp_path, TrainSession(True, PARTS))
     assert done.steps == 8
-    assert train(tiny_model(), cross_entropy, Seeded(), settings(9), tmp_path, Session(True, PARTS)).steps == 9
+    assert train(tiny_model(), cross_entropy, Seeded(), settings(9), tmp_path, TrainSession(True, PARTS)).steps == 9
 
 
 def test_resume_with_nothing_to_resume_starts_fresh(tmp_path: Path) -> None:
     model = tiny_model()
-    assert train(model, cross_entropy, Seeded(), settings(), tmp_path, Session(True, PARTS)).steps == 8
+    assert train(model, cross_entropy, Seeded(), settings(), tmp_path, TrainSession(True, PARTS)).steps == 8
     assert same(weights(model), straight(tmp_path / "other"))
 
 
@@ -269,7 +276,7 @@ def test_a_loss_that_is_no_number_changes_nothing_and_is_counted(tmp_path: Path)
     said: list[str] = []
     after: list[dict[str, torch.Tensor]] = []
     model = tiny_model()
-    session = Session(parts=PARTS, on_step=lambda s, m: after.append(weights(model)), say=said.append)
+    session = TrainSession(parts=PARTS, on_step=lambda s, m: after.append(weights(model)), say=said.append)
     done = train(model, spoiled({2, 5}), Seeded(), settings(), tmp_path, session)
     assert done.skipped == 2
     assert same(after[1], after[2])
@@ -291,7 +298,7 @@ def test_among_bad_losses_no_state_is_saved(tmp_path: Path) -> None:
         train(tiny_model(), spoiled(set(range(4, 99))), Seeded(), settings(9, bad_limit=5, save_every=1), tmp_path)
     assert [place.name for place in states(tmp_path)] == ["step-000003", "step-000004"]
     assert "another run with lower learning rates and another --out" in error.value.hint
-    again = Session(True)
+    again = TrainSession(True)
     with pytest.raises(KlypeError, match="5 steps on end, up to step 9"):  # the same streak, from its beginning
         train(tiny_model(), spoiled(set(range(99))), Seeded(), settings(9, bad_limit=5, save_every=1), tmp_path, again)
     assert [place.name for place in states(tmp_path)] == ["step-000003", "step-000004"]
@@ -299,18 +306,18 @@ def test_among_bad_losses_no_state_is_saved(tmp_path: Path) -> None:
 
 def test_after_bad_losses_the_end_is_saved_and_resumed_is_straight(tmp_path: Path) -> None:
     how = settings(save_every=1)
-    train(tiny_model(), spoiled({3, 4, 7}), Seeded(), how, tmp_path / "straight", Session(parts=PARTS))
+    train(tiny_model(), spoiled({3, 4, 7}), Seeded(), how, tmp_path / "straight", TrainSession(parts=PARTS))
     assert newest_step(tmp_path / "straight") == 8
 
     def killed(step: int, metrics: object) -> None:
         if step == 5:
             raise RuntimeError("killed")
 
-    cut = Session(parts=PARTS, on_step=killed)
+    cut = TrainSession(parts=PARTS, on_step=killed)
     with pytest.raises(RuntimeError, match="killed"):
         train(tiny_model(), spoiled({3, 4, 7}), Seeded(), how, tmp_path / "cut", cut)
     assert newest_step(tmp_path / "cut") == 3
-    train(tiny_model(seed=5), spoiled({0, 1, 4}), Seeded(), how, tmp_path / "cut", Session(True, PARTS))
+    train(tiny_model(seed=5), spoiled({0, 1, 4}), Seeded(), how, tmp_path / "cut", TrainSession(True, PARTS))
     assert without_time(lines(tmp_path / "straight")) == without_time(lines(tmp_path / "cut"))
     ends = [load_file(states(tmp_path / name)[-1] / "model.safetensors") for name in ("straight", "cut")]
     assert same(*ends)
@@ -325,9 +332,9 @@ def test_bad_losses_are_counted_across_a_restart(tmp_path: Path) -> None:
             Seeded(),
             settings(bad_limit=3),
             tmp_path,
-            Session(stop=lambda: next(asked)),
+            TrainSession(stop=lambda: next(asked)),
         )
-    rest = Session(resume=True)
+    rest = TrainSession(resume=True)
     with pytest.raises(KlypeError, match="3 steps on end, up to step 7"):
         train(tiny_model(), spoiled(set(range(99))), Seeded(), settings(bad_limit=3), tmp_path, rest)
 
@@ -349,10 +356,10 @@ def test_where_nothing_is_kept_nothing_is_left(tmp_path: Path) -> None:
             Seeded(),
             settings(save_every=1),
             tmp_path,
-            Session(keeps=False, stop=lambda: next(asked)),
+            TrainSession(keeps=False, stop=lambda: next(asked)),
         )
     assert not (tmp_path / "resume").exists()
-    train(tiny_model(), cross_entropy, Seeded(), settings(), tmp_path / "whole", Session(keeps=False))
+    train(tiny_model(), cross_entropy, Seeded(), settings(), tmp_path / "whole", TrainSession(keeps=False))
     assert not (tmp_path / "whole" / "resume").exists()
 
 
@@ -361,7 +368,7 @@ def test_a_batch_without_anything_to_learn_changes_nothing(tmp_path: Path) -> No
     empty = Batch(empty.tokens_BT, empty.targets_BT, torch.zeros_like(empty.weights_BT))
     model = tiny_model()
     before = weights(model)
-    done = train(model, cross_entropy, Seeded(lambda i: empty), settings(3), tmp_path, Session(parts=PARTS))
+    done = train(model, cross_entropy, Seeded(lambda i: empty), settings(3), tmp_path, TrainSession(parts=PARTS))
     assert done.skipped == 0
     assert same(before, weights(model))
 
@@ -378,10 +385,12 @@ def test_a_full_disk_keeps_the_last_good_state(tmp_path: Path, full_at: str) -> 
             return random_batch(i)
 
         with pytest.raises(KlypeError, match="File too large"):
-            train(tiny_model(), cross_entropy, Seeded(fills), settings(save_every=2), tmp_path, Session(parts=PARTS))
+            train(
+                tiny_model(), cross_entropy, Seeded(fills), settings(save_every=2), tmp_path, TrainSession(parts=PARTS)
+            )
     assert [place.name for place in states(tmp_path)] == ["step-000002"]
     model = tiny_model()
-    train(model, cross_entropy, Seeded(), settings(), tmp_path, Session(True, PARTS))
+    train(model, cross_entropy, Seeded(), settings(), tmp_path, TrainSession(True, PARTS))
     assert same(weights(model), straight(tmp_path / "other"))
 
 
@@ -394,14 +403,14 @@ def test_a_folder_that_cannot_be_made_is_said_clearly(tmp_path: Path) -> None:
 REHEARSED = with_rehearsal(cross_entropy, cross_entropy, 0.3)
 
 
-def slow(micro_batches: int) -> Settings:
+def slow(micro_batches: int) -> TrainSettings:
     rates = OptimizerSettings(matrix_rate=1e-3, rate=1e-3)
     return settings(4, micro_batches=micro_batches, optimizer=rates)
 
 
 def summed(folder: Path, rows_each: int) -> dict[str, torch.Tensor]:
     model = tiny_model()
-    train(model, REHEARSED, pieces(rows_each), slow(8 // rows_each), folder, Session(parts=PARTS))
+    train(model, REHEARSED, pieces(rows_each), slow(8 // rows_each), folder, TrainSession(parts=PARTS))
     return weights(model)
 
 
@@ -417,7 +426,7 @@ def test_one_by_eight_is_eight_by_one(tmp_path: Path) -> None:
 
 def test_rehearsal_adds_the_weighted_mean(tmp_path: Path) -> None:
     batch, trained = part(0, slice(0, 8)), tiny_model()
-    train(trained, REHEARSED, Seeded(lambda i: batch), settings(1), tmp_path, Session(parts=PARTS))
+    train(trained, REHEARSED, Seeded(lambda i: batch), settings(1), tmp_path, TrainSession(parts=PARTS))
     model = tiny_model()
     optimizer = Optimizer(Layout(model), OptimizerSettings(), PARTS)
     main, again = cross_entropy(model, batch), cross_entropy(model, batch.extra["rehearsal"])
@@ -441,7 +450,7 @@ def test_side_by_side_is_one_after_the_other_bit_for_bit(tmp_path: Path, precisi
     made = {}
     for n in (1, workers):
         model = tiny_model()
-        session = Session(parts=PARTS, workers=n)
+        session = TrainSession(parts=PARTS, workers=n)
         train(
             model, REHEARSED, Seeded(lambda i: part(i // 5, slice(i % 5, i % 5 + 2))), asked, tmp_path / str(n), session
         )
@@ -466,7 +475,7 @@ def test_an_error_of_one_worker_is_the_error_of_the_step(tmp_path: Path) -> None
             Seeded(lambda i: batches[i]),
             settings(4, micro_batches=2),
             tmp_path,
-            Session(parts=PARTS, workers=2),
+            TrainSession(parts=PARTS, workers=2),
         )
     assert len(lines(tmp_path)) == 2
 
@@ -481,7 +490,7 @@ def test_metrics_of_the_objective_and_of_the_batch_reach_the_caller(tmp_path: Pa
         return Batch(batch.tokens_BT, batch.targets_BT, batch.weights_BT, {"metrics": {"reward": float(index % 2)}})
 
     rows: list[dict[str, float]] = []
-    session = Session(on_step=lambda step, metrics: rows.append(metrics))
+    session = TrainSession(on_step=lambda step, metrics: rows.append(metrics))
     train(tiny_model(), objective, Seeded(make), settings(3, micro_batches=2), tmp_path, session)
     for row in rows:
         assert row["double"] == pytest.approx(2.0)
@@ -493,8 +502,8 @@ def test_a_uniform_model_has_loss_ln_v(tmp_path: Path) -> None:
     model = tiny_model()
     torch.nn.init.zeros_(model.head.weight)
     rows: list[float] = []
-    session = Session(on_step=lambda step, metrics: rows.append(metrics["loss"]))
-    assert train(model, cross_entropy, Seeded(), settings(1), tmp_path, session) == Trained(
+    session = TrainSession(on_step=lambda step, metrics: rows.append(metrics["loss"]))
+    assert train(model, cross_entropy, Seeded(), settings(1), tmp_path, session) == TrainResult(
         1, pytest.approx(0, abs=60), 0
     )
     assert rows[0] == pytest.approx(math.log(VOCAB), rel=1e-6)

@@ -10,7 +10,7 @@ from train_toys import random_batch, tiny_model
 
 from klype import config
 from klype.errors import UsageError
-from klype.train.loop import Settings
+from klype.train.loop import TrainSettings
 from klype.train.policy import METHODS, ActorCritic, AlignSettings, Scaling, advantages, align_objective, method
 from klype.values import Batch
 
@@ -54,7 +54,7 @@ def test_every_method_has_a_gradient_and_an_objective_of_its_own() -> None:
 
 
 class Recipe(config.Settings):
-    pretrain: Settings = Settings(steps=0)
+    pretrain: TrainSettings = TrainSettings(steps=0)
     align: AlignSettings = AlignSettings()
 
 

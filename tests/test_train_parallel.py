@@ -29,7 +29,7 @@ from klype.model.compiled import compiled_backend
 from klype.model.lora import AdaptedTransformer, LoraSettings
 from klype.train import parallel
 from klype.train.layout import Layout
-from klype.train.loop import Session, Settings, train
+from klype.train.loop import TrainSession, TrainSettings, train
 from klype.train.objectives import cross_entropy, with_rehearsal
 from klype.train.optimizer import Optimizer, OptimizerSettings, fused_parts
 from klype.train.resume import read_newest, states
@@ -67,18 +67,18 @@ def _member(rank: int, ranks: int, work: Callable[[], None], folder: Path) -> No
     parallel.leave()
 
 
-def settings(steps: int = STEPS, **changes: Any) -> Settings:
+def settings(steps: int = STEPS, **changes: Any) -> TrainSettings:
     """Eight micro-batches of one row a step, and rates at which rounding stays rounding."""
     rates = OptimizerSettings(matrix_rate=1e-3, rate=1e-3, decay=0.1)
-    return Settings(steps=steps, **{"save_seconds": 0.0, "micro_batches": 8, "optimizer": rates, **changes})
+    return TrainSettings(steps=steps, **{"save_seconds": 0.0, "micro_batches": 8, "optimizer": rates, **changes})
 
 
 def learn(
-    folder: Path, asked: Settings, make: Callable[[], nn.Module] = tiny_model, session: Session | None = None
+    folder: Path, asked: TrainSettings, make: Callable[[], nn.Module] = tiny_model, session: TrainSession | None = None
 ) -> None:
     """Trains, on however many processes, and leaves the weights of each in ``folder``."""
     model = make()
-    train(model, REHEARSED, pieces(1), asked, folder, session or Session(parts=PARTS))
+    train(model, REHEARSED, pieces(1), asked, folder, session or TrainSession(parts=PARTS))
     torch.save(model.state_dict(), folder / f"weights-{parallel.rank()}.pt")
 
 
@@ -131,7 +131,7 @@ def _lives(folder: Path, kinds: Sequence[str], cut: Sequence[int] = (), goes_on:
     for other in cut:
         learn(folder / f"{ranks}-{other}", settings(3))
     for other in goes_on:
-        learn(folder / f"{other}-{ranks}", settings(6), partial(tiny_model, 9), Session(True, PARTS))
+        learn(folder / f"{other}-{ranks}", settings(6), partial(tiny_model, 9), TrainSession(True, PARTS))
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +185,7 @@ def _one_wants_to_stop(folder: Path) -> None:
     stop = (lambda: next(asked)) if parallel.rank() == 1 else (lambda: False)
     model = tiny_model()
     with pytest.raises(Interrupted, match="after step 2"):
-        train(model, REHEARSED, pieces(1), settings(), folder, Session(parts=PARTS, stop=stop))
+        train(model, REHEARSED, pieces(1), settings(), folder, TrainSession(parts=PARTS, stop=stop))
     assert model.head.weight.shape == (24, 16)  # it has its weights back
 
 
@@ -201,12 +201,12 @@ def _one_has_no_room(folder: Path) -> None:
 
         make, batches.make = batches.make, fills
         with pytest.raises(KlypeError, match="File too large"):
-            train(tiny_model(), REHEARSED, batches, settings(save_every=2), folder, Session(parts=PARTS))
+            train(tiny_model(), REHEARSED, batches, settings(save_every=2), folder, TrainSession(parts=PARTS))
 
 
 def _troubles(folder: Path) -> None:
     _one_wants_to_stop(folder / "stopped")
-    learn(folder / "stopped", settings(), partial(tiny_model, 5), Session(True, PARTS))
+    learn(folder / "stopped", settings(), partial(tiny_model, 5), TrainSession(True, PARTS))
     _one_has_no_room(folder / "full")
     learn(folder / "damaged", settings(save_every=2))
 
@@ -291,7 +291,7 @@ def _one_is_killed(folder: Path, port: int) -> None:
             os._exit(0)  # as by kill -9, but that ``team`` takes it for an end
 
     with pytest.raises(KlypeError, match="Process 0 of 2 has lost another one"), parallel.joined(mine):
-        learn(folder, settings(save_every=2), session=Session(parts=PARTS, on_step=on_step))
+        learn(folder, settings(save_every=2), session=TrainSession(parts=PARTS, on_step=on_step))
     assert parallel.ranks() == 1
 
 
@@ -315,9 +315,9 @@ def test_a_launcher_is_known_by_its_variables() -> None:
     told = {"RANK": "3", "WORLD_SIZE": "8", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
     assert environment.team({}) is None
     assert environment.team({**told, "WORLD_SIZE": "1"}) is None
-    assert environment.team(told) == parallel.Team(3, 8, 3, 8, 0)
+    assert environment.team(told) == parallel.ProcessRank(3, 8, 3, 8, 0)
     own = {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RESTART_COUNT": "4"}
-    assert environment.team({**told, **own}) == parallel.Team(3, 8, 1, 2, 4)
+    assert environment.team({**told, **own}) == parallel.ProcessRank(3, 8, 1, 2, 4)
     assert environment.speaks(["train", "pretrain"], {})
     assert environment.speaks(["ask", "model"], told)
     assert not environment.speaks(["train", "pretrain"], told)
@@ -370,7 +370,7 @@ def test_recomputed_activations_give_the_same_bits_and_keep_less(tmp_path: Path)
                 return cross_entropy(model, batch)
 
         model = tiny_model()
-        train(model, weighed, Seeded(random_batch), settings(recompute=recompute), folder, Session(parts=PARTS))
+        train(model, weighed, Seeded(random_batch), settings(recompute=recompute), folder, TrainSession(parts=PARTS))
         assert not model.recompute
         torch.save(model.state_dict(), folder / "weights-0.pt")
         kept[recompute] = count[0]

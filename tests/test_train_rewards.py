@@ -11,8 +11,8 @@ import torch
 from train_toys import VOCAB, tiny_model
 
 from klype.errors import Interrupted, KlypeError
-from klype.train.loop import Session
-from klype.train.preference import Ranked
+from klype.train.loop import TrainSession
+from klype.train.preference import RankedAnswers
 from klype.train.reward_model import (
     ABOUT,
     RewardModel,
@@ -37,14 +37,14 @@ def taste(answer: tuple[int, ...]) -> int:
     return 4 * (3 in answer) - len(answer)
 
 
-def rankings(number: int, seed: int) -> list[Ranked]:
+def rankings(number: int, seed: int) -> list[RankedAnswers]:
     draw = random.Random(seed)
     out = []
     for _ in range(number):
         answers = tuple(tuple(draw.choices(range(1, 9), k=draw.randint(1, 5))) for _ in range(draw.randint(2, 5)))
         values = sorted({taste(a) for a in answers}, reverse=True)
         prompt = tuple(draw.choices(range(VOCAB), k=draw.randint(1, 6)))
-        out.append(Ranked(prompt, answers, tuple(values.index(taste(a)) for a in answers)))
+        out.append(RankedAnswers(prompt, answers, tuple(values.index(taste(a)) for a in answers)))
     return out
 
 
@@ -144,21 +144,21 @@ def test_fitting_resumed_is_straight(tmp_path: Path) -> None:
     whole = fit_reward(tiny_model(), rows, quick(heads=2), tmp_path / "whole")
     count = iter(range(1000))
     with pytest.raises(Interrupted):
-        fit_reward(tiny_model(), rows, quick(heads=2), tmp_path / "cut", Session(stop=lambda: next(count) == 70))
-    again = fit_reward(tiny_model(), rows, quick(heads=2), tmp_path / "cut", Session(resume=True))
+        fit_reward(tiny_model(), rows, quick(heads=2), tmp_path / "cut", TrainSession(stop=lambda: next(count) == 70))
+    again = fit_reward(tiny_model(), rows, quick(heads=2), tmp_path / "cut", TrainSession(resume=True))
     assert torch.equal(whole.head.weight, again.head.weight)
 
 
 def test_rankings_that_teach_nothing_are_refused(tmp_path: Path) -> None:
-    single, tied = Ranked((1,), ((2,),), (0,)), Ranked((1,), ((2,), (3,)), (0, 0))
+    single, tied = RankedAnswers((1,), ((2,),), (0,)), RankedAnswers((1,), ((2,), (3,)), (0, 0))
     for rows in ([], [single], [tied, single]):
         with pytest.raises(KlypeError, match="teach nothing"):
             fit_reward(tiny_model(), rows, quick(), tmp_path)
 
 
 def test_contradictions_meet_in_the_middle(tmp_path: Path) -> None:
-    a, b = Ranked((1,), ((2,), (3,)), (0, 1)), Ranked((1,), ((2,), (3,)), (1, 0))
-    other = [Ranked((4,), ((5,), (6,)), (0, 1))] * 2
+    a, b = RankedAnswers((1,), ((2,), (3,)), (0, 1)), RankedAnswers((1,), ((2,), (3,)), (1, 0))
+    other = [RankedAnswers((4,), ((5,), (6,)), (0, 1))] * 2
     settings = quick(questions=400)
     model = fit_reward(tiny_model(), [a, b, *other], settings, tmp_path)
     clear = np.diff(model.score([(4,)] * 2, [(5,), (6,)]))

@@ -13,12 +13,12 @@ from train_toys import Bigram, random_batch, tiny_model
 
 from klype.engine.engine import Engine
 from klype.errors import Interrupted, KlypeError
-from klype.train.loop import Session, Settings, train
+from klype.train.loop import TrainSession, TrainSettings, train
 from klype.train.objectives import cross_entropy, with_rehearsal
 from klype.train.optimizer import OptimizerSettings
 from klype.train.policy import PolicySettings, grpo, rloo
 from klype.train.reward_model import RewardModel
-from klype.train.rewards import Asked, by_model, by_text
+from klype.train.rewards import QuestionPrompt, by_model, by_text
 from klype.train.rollout import RolloutBatches, RolloutSettings
 from klype.train.scoring import answers_batch, score_answers
 from klype.values import Batch, Floats, Question
@@ -28,11 +28,11 @@ STOP, LIKED = 2, 7
 SETTINGS = RolloutSettings(answers=8, limit=6, stop=(STOP,))
 
 
-def ask(step: int) -> list[Asked]:
-    return [Asked((1, 3 + (step + i) % 4, 5)) for i in range(4)]
+def ask(step: int) -> list[QuestionPrompt]:
+    return [QuestionPrompt((1, 3 + (step + i) % 4, 5)) for i in range(4)]
 
 
-def likes(asked: Sequence[Asked], answers: Sequence[Sequence[int]]) -> Floats:
+def likes(asked: Sequence[QuestionPrompt], answers: Sequence[Sequence[int]]) -> Floats:
     return np.array([float(LIKED in answer) for answer in answers])
 
 
@@ -85,7 +85,7 @@ def test_unfinished_answers_are_punished() -> None:
 
 
 def test_groups_with_equal_rewards_teach_nothing_or_are_dropped() -> None:
-    def uneven(asked: Sequence[Asked], answers: Sequence[Sequence[int]]) -> Floats:
+    def uneven(asked: Sequence[QuestionPrompt], answers: Sequence[Sequence[int]]) -> Floats:
         return np.arange(len(answers)) * (np.arange(len(answers)) >= 8)  # the first group all equal
 
     settings = SETTINGS.model_copy(update={"unfinished": 0.0})
@@ -109,7 +109,7 @@ def test_kl_in_the_reward_takes_what_the_answers_cost() -> None:
 
 
 def test_a_reward_that_is_no_number_is_said_clearly() -> None:
-    def broken(asked: Sequence[Asked], answers: Sequence[Sequence[int]]) -> Floats:
+    def broken(asked: Sequence[QuestionPrompt], answers: Sequence[Sequence[int]]) -> Floats:
         return np.array([np.nan, *[0.0] * (len(answers) - 1)])
 
     with pytest.raises(KlypeError, match="1 of 32 answers"):
@@ -117,7 +117,7 @@ def test_a_reward_that_is_no_number_is_said_clearly() -> None:
 
 
 def test_models_and_plain_functions_are_rewards() -> None:
-    asked = [Asked((1, 2), Question("a", "Hva?")), Asked((3,), Question("b", "Hvem?"))]
+    asked = [QuestionPrompt((1, 2), Question("a", "Hva?")), QuestionPrompt((3,), Question("b", "Hvem?"))]
     model = RewardModel(tiny_model())
     torch.nn.init.ones_(model.head.weight)
     answers = [(4, 5), (6,)]
@@ -129,11 +129,11 @@ def test_models_and_plain_functions_are_rewards() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", [grpo, rloo])
 def test_the_reward_is_climbed_and_resumed_is_straight(objective: object, tmp_path: Path) -> None:
-    settings = Settings(steps=25, optimizer=OptimizerSettings(kind="adamw", rate=3e-2), save_seconds=0.0)
+    settings = TrainSettings(steps=25, optimizer=OptimizerSettings(kind="adamw", rate=3e-2), save_seconds=0.0)
     scaling = "rloo" if objective is rloo else "batch"
     rewards: list[float] = []
 
-    def go(folder: Path, session: Session) -> dict[str, torch.Tensor]:
+    def go(folder: Path, session: TrainSession) -> dict[str, torch.Tensor]:
         model = tiny_model()
         learnt = with_rehearsal(partial(objective, settings=PolicySettings(beta=0.01)), cross_entropy, 0.1)
         rehearsal = partial(random_batch, rows=2)
@@ -142,12 +142,12 @@ def test_the_reward_is_climbed_and_resumed_is_straight(objective: object, tmp_pa
         train(model, learnt, batches, settings, folder, session)
         return {name: p.detach().clone() for name, p in model.named_parameters()}
 
-    straight = go(tmp_path / "straight", Session(on_step=lambda s, m: rewards.append(m["reward"])))
+    straight = go(tmp_path / "straight", TrainSession(on_step=lambda s, m: rewards.append(m["reward"])))
     assert np.mean(rewards[-3:]) > np.mean(rewards[:3]) + 0.3
     asked = iter([False] * 9 + [True])
     with pytest.raises(Interrupted):
-        go(tmp_path / "cut", Session(stop=lambda: next(asked)))
-    resumed = go(tmp_path / "cut", Session(resume=True))
+        go(tmp_path / "cut", TrainSession(stop=lambda: next(asked)))
+    resumed = go(tmp_path / "cut", TrainSession(resume=True))
     assert all(torch.equal(straight[name], resumed[name]) for name in straight)
 
 

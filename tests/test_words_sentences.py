@@ -32,15 +32,15 @@ from klype.examine.say import Say
 from klype.examine.training_pictures import pictures
 from klype.examine.verdict import verdict
 from klype.experiments.article import sentences
-from klype.experiments.bias.experiment import Best, Board, Row
+from klype.experiments.bias.experiment import Best, BiasBoard, BiasRow
 from klype.experiments.bias.report import verdict as bias_verdict
 from klype.experiments.claims import of_figures
-from klype.experiments.mistakes.experiment import Board as MistakesBoard
-from klype.experiments.mistakes.experiment import Row as MethodRow
+from klype.experiments.mistakes.experiment import BiasBoard as MistakesBoard
+from klype.experiments.mistakes.experiment import BiasRow as MethodRow
 from klype.experiments.mistakes.experiment import halves
 from klype.experiments.mistakes.report import verdict as mistakes_verdict
-from klype.preferences.records import Asked as Asked_
 from klype.preferences.records import Candidate, Entry
+from klype.preferences.records import RankingItem as Asked_
 from klype.runs.aligning import Evaluation
 from klype.runs.gates import against_aligning
 from klype.runs.gates import verdict as alignment_verdict
@@ -246,13 +246,15 @@ def bias(
         known = {"kl": f(0.4, 0.5), "compute": f(2.0, 2.0)}
         ends = {"one-hot": (2.0, 2.1), "kneser-ney": (1.8, text)}
         rows = [
-            Row(arm=name, documents=300, seeds=5, turned=0,
+            BiasRow(arm=name, documents=300, seeds=5, turned=0,
                 figures={"bits_per_byte": f(*ends[name])} if text else known)  # type: ignore[dict-item]
             for name in (ends if text else {*names, "kneser-ney"})
         ]  # fmt: skip
         best = [] if gap is None else [Best(target="kneser-ney", within=within, gap=f(*gap))]  # type: ignore[arg-type]
         source: Any = "text" if text else "world"
-        board = Board(source=source, documents=(300,), seeds=5, kinds=KINDS, steps=9, epochs=9, rows=rows, best=best)
+        board = BiasBoard(
+            source=source, documents=(300,), seeds=5, kinds=KINDS, steps=9, epochs=9, rows=rows, best=best
+        )
         return "\n".join(bias_verdict(board, Say(lang), words(lang, "bias")))
 
     return told

@@ -8,18 +8,18 @@ from collections import Counter
 
 import pytest
 
-from klype.world.automaton import END, Call, Choice, Filter, arcs, branches, capital, form, sample
+from klype.world.automaton import END, Filter, RuleCall, WordChoice, arcs, branches, capital, form, sample
 
-A_OR_B = Choice(((0.75, ("a",)), (0.25, ("b",))))
+A_OR_B = WordChoice(((0.75, ("a",)), (0.25, ("b",))))
 
 
 def again(env: int) -> list[tuple[float, tuple[object, ...], int]]:
     """Up to three more letters; the environment counts them."""
     stop = [(0.5 if env < 3 else 1.0, (), env)]
-    return stop + ([(0.5, (A_OR_B, Call(again)), env + 1)] if env < 3 else [])  # type: ignore[list-item]
+    return stop + ([(0.5, (A_OR_B, RuleCall(again)), env + 1)] if env < 3 else [])  # type: ignore[list-item]
 
 
-START = ((A_OR_B, Call(again), END), 0)
+START = ((A_OR_B, RuleCall(again), END), 0)
 
 
 def texts() -> dict[tuple[str, ...], float]:
@@ -108,9 +108,9 @@ def test_a_copy_goes_its_own_way_from_what_both_have_seen() -> None:
 
 
 def test_forms_and_capitals() -> None:
-    assert form("på stranda|.5 stranden|.5") == ("på", Choice(((0.5, ("stranda",)), (0.5, ("stranden",)))))
+    assert form("på stranda|.5 stranden|.5") == ("på", WordChoice(((0.5, ("stranda",)), (0.5, ("stranden",)))))
     assert capital(("åpen", "dør")) == ("Åpen", "dør")
-    assert capital(form("boka|.6 boken|.4"))[0] == Choice(((0.6, ("Boka",)), (0.4, ("Boken",))))
+    assert capital(form("boka|.6 boken|.4"))[0] == WordChoice(((0.6, ("Boka",)), (0.4, ("Boken",))))
 
 
 def test_what_follows_a_word_is_what_the_arcs_say() -> None:

@@ -11,7 +11,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
 
 from klype.answers.decoding import Draw, PassBudget, Tokens, run
-from klype.data.order import mix
+from klype.data.seeds import mix
 from klype.sources.source import Source
 from klype.values import Request, Sampling, Step, Trace
 
@@ -19,7 +19,7 @@ BARRED = -1e4
 
 
 @dataclass(slots=True)
-class Draft:
+class EditableText:
     """One's own text as it stands. ``back``: the token that takes back; None: nothing ever does.
 
     ``taken``: the last token took one back.
@@ -46,7 +46,7 @@ class Draft:
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class BackspaceAnswer:
     """``steps``: the text as it stands; ``passes``: all that was said for it; ``ended``: by a stop."""
 
     steps: tuple[Step, ...]
@@ -54,7 +54,7 @@ class Written:
     ended: bool
 
 
-Writing = Generator[Draw, list[Trace], Written]
+Writing = Generator[Draw, list[Trace], BackspaceAnswer]
 
 
 def write_with_backspace(
@@ -63,7 +63,7 @@ def write_with_backspace(
     """Goes on from what was ``begun`` (and has just been ``taken`` back) to a stop, to ``request.limit`` tokens that
     stand, or until the budget is empty. After something was taken back, noise is drawn anew."""
     steps, passes, turns = list(begun), list[Step](), 0
-    draft = Draft(tuple(step.token for step in begun), back)
+    draft = EditableText(tuple(step.token for step in begun), back)
 
     def read(said: Sequence[Step]) -> None:
         for step in said:
@@ -89,8 +89,8 @@ def write_with_backspace(
         read(trace.steps)
         turns += draft.taken
         if trace.ended == "stop" and not draft.taken:
-            return Written(tuple(steps), tuple(passes), True)
-    return Written(tuple(steps), tuple(passes), False)
+            return BackspaceAnswer(tuple(steps), tuple(passes), True)
+    return BackspaceAnswer(tuple(steps), tuple(passes), False)
 
 
 def barring(sampling: Sampling, tokens: set[int]) -> Sampling:

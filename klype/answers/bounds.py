@@ -2,8 +2,8 @@
 
 Any completion of a distribution is allowed that gives no unlisted token more than the least listed one: its mass r
 lies on the V − k others; where no token is listed, nothing is known. Each bound is attained by such a completion,
-except where a function says otherwise. ``vocabulary`` 0: unknown, hence unbounded. Of a tree: what of its open mass
-can still become a given text, and the entropy of all.
+except where a function says otherwise. ``vocabulary`` 0: unknown, hence unbounded. Of a tree: the entropy of all its
+answers.
 """
 
 from __future__ import annotations
@@ -11,15 +11,11 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from klype.errors import UsageError
 from klype.values import Distribution, Floats, Sampling
-
-if TYPE_CHECKING:
-    from klype.answers.tree import Growth, Node
 
 TINY = 1e-12
 ROUNDING = 1e-7
@@ -190,55 +186,3 @@ def _levelled(masses: Sequence[float], water: float, classes: int) -> list[float
 
 def _entropy(masses: Sequence[float]) -> float:
     return math.fsum(-mass * math.log(mass) for mass in masses if mass > 0)
-
-
-class Reach:
-    """How much open mass can still become a given text."""
-
-    def __init__(self, growth: Growth) -> None:
-        self._nodes: dict[bytes, list[Node]] = {}
-        self._tokens: dict[bytes, list[int]] = {}
-        self._unread: dict[bytes, float] = {}
-        self._masses: dict[tuple[bytes, bytes], float] = {}
-        self._longest = 0
-        self._known = growth.spell is not None
-        if growth.spell is None:
-            return
-        for tokens, mass in growth.unread:
-            spelled = b"".join(map(growth.spell, tokens))
-            self._unread[spelled] = self._unread.get(spelled, 0.0) + mass
-        for node in growth.nodes:
-            self._nodes.setdefault(node.spelled, []).append(node)
-        for token in np.unique(np.concatenate([node.ids[node.taken :] for node in growth.nodes])).tolist():
-            spelled = growth.spell(token)
-            self._tokens.setdefault(spelled, []).append(token)
-            self._longest = max(self._longest, len(spelled))
-
-    def of(self, text: bytes) -> float:
-        """An upper bound; the text may have been led by a space."""
-        if not self._known:
-            return math.inf
-        whole = [b" " + text] + ([text] if text[:1] != b" " else [])
-        return math.fsum(mass for raw in whole for mass in self._from(raw))
-
-    def _from(self, raw: bytes) -> list[float]:
-        total = []
-        for at in range(len(raw) + 1):
-            begin = raw[:at]
-            total.append(self._unread.get(begin, 0.0))
-            if begin in self._nodes:
-                total += [node.tail for node in self._nodes[begin]]
-                ends = range(at, min(at + self._longest, len(raw)) + 1)
-                total += [self._into(begin, raw[at:to]) for to in ends if raw[at:to] in self._tokens]
-        return total
-
-    def _into(self, begin: bytes, spelled: bytes) -> float:
-        """Open mass that goes on from a beginning with so many bytes; many texts share it."""
-        if (begin, spelled) not in self._masses:
-            found = []
-            for node in self._nodes[begin]:
-                ids = node.ids[node.taken :]
-                places = np.flatnonzero(np.logical_or.reduce([ids == token for token in self._tokens[spelled]]))
-                found += [node.mass * float(node.p_K[node.taken + place]) for place in places.tolist()]
-            self._masses[begin, spelled] = math.fsum(found)
-        return self._masses[begin, spelled]

@@ -7,16 +7,22 @@ question brings for it (``DecodeQuestion.checks``).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from klype.answers.decoding import Candidate, DecodeContext, DecodeRequest, Judge, Read, Score, Tokens
+from klype.answers.decoding import (
+    Check,
+    Checking,
+    DecodeContext,
+    DecodedAnswer,
+    Judge,
+    ReadNext,
+    Score,
+    Tokens,
+)
 
-Checking = Generator[DecodeRequest, Any, list[float]]
-Check = Callable[[DecodeContext, Sequence[Candidate]], Checking]
 LEAST = 1e-6
 
 
@@ -61,7 +67,7 @@ CHECKS = {
 text; by the model's own P(yes) (Kadavath et al. 2022, arXiv:2207.05221); by the score of a reward model."""
 
 
-def likelihood(context: DecodeContext, candidates: Sequence[Candidate]) -> Checking:
+def likelihood(context: DecodeContext, candidates: Sequence[DecodedAnswer]) -> Checking:
     """Free: what was drawn tells it."""
     yield from ()  # it requests nothing
     return [c.logp / max(1, len(c.tokens)) - c.logp for c in candidates]
@@ -70,7 +76,7 @@ def likelihood(context: DecodeContext, candidates: Sequence[Candidate]) -> Check
 def given(put: Callable[[str], tuple[Tokens, Tokens]]) -> Check:
     """log P of the second behind the first of ``put(answer)``: of what an answer states. One pass a candidate."""
 
-    def check(context: DecodeContext, candidates: Sequence[Candidate]) -> Checking:
+    def check(context: DecodeContext, candidates: Sequence[DecodedAnswer]) -> Checking:
         rows = [put(c.text) for c in candidates[: context.budget.left]]
         traces = yield Score(tuple(p for p, _ in rows), tuple(q for _, q in rows))
         return [trace.logp for trace in traces]
@@ -81,9 +87,9 @@ def given(put: Callable[[str], tuple[Tokens, Tokens]]) -> Check:
 def yes(put: Callable[[str], Tokens], yes: Sequence[int], no: Sequence[int]) -> Check:
     """log P(yes) among yes and no, as the next token after ``put(answer)``. One pass a candidate."""
 
-    def check(context: DecodeContext, candidates: Sequence[Candidate]) -> Checking:
+    def check(context: DecodeContext, candidates: Sequence[DecodedAnswer]) -> Checking:
         kept = candidates[: context.budget.left]
-        found = yield Read(tuple(put(c.text) for c in kept))
+        found = yield ReadNext(tuple(put(c.text) for c in kept))
         out = []
         for q in found:
             p = np.exp(np.asarray(q.logp, dtype=float))
@@ -97,7 +103,7 @@ def yes(put: Callable[[str], Tokens], yes: Sequence[int], no: Sequence[int]) -> 
 def judged(score: Callable[[Sequence[Tokens], Sequence[Tokens]], Sequence[float]]) -> Check:
     """``score(prompts, answers)`` of a reward model. One pass a candidate."""
 
-    def check(context: DecodeContext, candidates: Sequence[Candidate]) -> Checking:
+    def check(context: DecodeContext, candidates: Sequence[DecodedAnswer]) -> Checking:
         kept = candidates[: context.budget.left]
         prompts, tokens = [context.question.prompt] * len(kept), [c.tokens for c in kept]
         positions = sum(map(len, prompts)) + sum(map(len, tokens))

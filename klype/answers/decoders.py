@@ -9,8 +9,8 @@ from klype.answers import strategies
 from klype.answers.checks import CHECKS
 from klype.answers.decoding import (
     GREEDY,
-    Choice,
     Deciding,
+    Decision,
     DecodeContext,
     DecodeQuestion,
     Draw,
@@ -106,8 +106,8 @@ DECODERS = {
 class Decided:
     """``passes`` and ``positions`` in all, the plain answer included; ``plain_passes``: of that alone."""
 
-    choice: Choice
-    plain: Choice
+    choice: Decision
+    plain: Decision
     passes: int
     positions: int
     plain_passes: int
@@ -149,7 +149,7 @@ def decide(
     choices = run(source, [row.strategy(context) for context in contexts], [context.budget for context in contexts])
     return [
         Decided(
-            choice, Choice(context.candidate(context.plain)), context.budget.passes, context.budget.positions, *cost
+            choice, Decision(context.candidate(context.plain)), context.budget.passes, context.budget.positions, *cost
         )
         for choice, context, cost in zip(choices, contexts, costs, strict=True)
     ]

@@ -10,15 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from klype.errors import UsageError
 from klype.samplers import PLAIN
 from klype.sources.source import Source, answers
 from klype.values import Distribution, Request, Sampling, Step, Trace
-
-if TYPE_CHECKING:
-    from klype.answers.checks import Check
 
 Tokens = tuple[int, ...]
 GREEDY = Sampling(temperature=0.0)
@@ -35,7 +32,7 @@ class Draw:
 
 
 @dataclass(frozen=True, slots=True)
-class Read:
+class ReadNext:
     """Answered with the next-token distribution after each prefix; ``known``: read before but for its last."""
 
     prefixes: tuple[Tokens, ...]
@@ -60,7 +57,7 @@ class Judge:
     positions: int
 
 
-DecodeRequest = Draw | Read | Score | Judge
+DecodeRequest = Draw | ReadNext | Score | Judge
 
 
 @dataclass(slots=True)
@@ -78,7 +75,7 @@ class PassBudget:
             case Draw(drawn, known):
                 passes = sum(len(trace.steps) for trace in reply if isinstance(trace, Trace))
                 positions = len(drawn.prompt) - known + max(0, passes - drawn.n)
-            case Read(prefixes, _, known):
+            case ReadNext(prefixes, _, known):
                 positions = len(prefixes) if known else sum(map(len, prefixes))
             case Score(prompts, answered):
                 positions = sum(map(len, set(prompts))) + sum(map(len, answered))
@@ -91,7 +88,7 @@ class PassBudget:
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class DecodedAnswer:
     """One answer. ``logp``: its log-probability at temperature 1; ``weight``: what it counts for its meaning."""
 
     text: str
@@ -112,10 +109,10 @@ class Share:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class Decision:
     """What a decoder decided; ``shares``: most first."""
 
-    chosen: Candidate
+    chosen: DecodedAnswer
     shares: tuple[Share, ...] = ()
 
 
@@ -168,14 +165,14 @@ class DecodeContext:
         """Passes of the plain answer."""
         return max(1, len(self.plain.steps))
 
-    def candidate(self, trace: Trace, before: Sequence[Step] = ()) -> Candidate:
+    def candidate(self, trace: Trace, before: Sequence[Step] = ()) -> DecodedAnswer:
         """The answer made of steps drawn earlier and a trace that goes on from them."""
         return self.answer((*before, *trace.steps), trace.ended == "stop")
 
-    def answer(self, steps: Sequence[Step], ended: bool) -> Candidate:
+    def answer(self, steps: Sequence[Step], ended: bool) -> DecodedAnswer:
         tokens = tuple(step.token for step in steps)
         text = self.spell(tokens)
-        return Candidate(text, tokens, sum(step.logp for step in steps), self.question.meaning(text), ended)
+        return DecodedAnswer(text, tokens, sum(step.logp for step in steps), self.question.meaning(text), ended)
 
     def go_on(self, before: Sequence[Step], limit: int) -> Draw:
         """Greedily, behind steps of which all but the last one have been read."""
@@ -189,7 +186,10 @@ class DecodeContext:
         return text
 
 
-Deciding = Generator[DecodeRequest, Any, Choice]
+Deciding = Generator[DecodeRequest, Any, Decision]
+Checking = Generator[DecodeRequest, Any, list[float]]
+Check = Callable[[DecodeContext, Sequence[DecodedAnswer]], Checking]
+"""A log-score of each candidate (checks.py)."""
 Reply = list[Trace] | list[Distribution] | list[float]
 T = TypeVar("T")
 
@@ -225,7 +225,10 @@ def serve(source: Source, requests: Sequence[DecodeRequest]) -> list[Reply]:
     for (i, _), traces in zip(draws, answers(source, [one for _, one in draws]) if draws else (), strict=True):
         replies[i] = traces
     reads = [
-        (i, p, request.top) for i, request in enumerate(requests) if isinstance(request, Read) for p in request.prefixes
+        (i, p, request.top)
+        for i, request in enumerate(requests)
+        if isinstance(request, ReadNext)
+        for p in request.prefixes
     ]
     for top in sorted({top for _, _, top in reads}):
         for part in batched([(i, prefix) for i, prefix, listed in reads if listed == top]):
@@ -255,7 +258,7 @@ def most_passes(request: DecodeRequest) -> int:
     match request:
         case Draw(drawn):
             return drawn.n * drawn.limit
-        case Read(prefixes):
+        case ReadNext(prefixes):
             return len(prefixes)
         case Score(_, answered):
             return len(answered)

@@ -18,13 +18,13 @@ from klype.answers.backspace import write_with_backspace
 from klype.answers.checks import CHECKS
 from klype.answers.decoding import (
     GREEDY,
-    Candidate,
-    Choice,
     Deciding,
+    Decision,
     DecodeContext,
+    DecodedAnswer,
     DecodeRequest,
     Draw,
-    Read,
+    ReadNext,
     Share,
     Tokens,
 )
@@ -35,13 +35,13 @@ LEAST = 1e-4
 """Beginnings less probable than this are not gone to."""
 MOST = 256
 """Samples drawn in one request."""
-Drawing = Generator[DecodeRequest, Any, list[Candidate]]
+Drawing = Generator[DecodeRequest, Any, list[DecodedAnswer]]
 
 
 def plain(context: DecodeContext) -> Deciding:
     """The plain answer as it is."""
     yield from ()  # it requests nothing
-    return Choice(context.candidate(context.plain))
+    return Decision(context.candidate(context.plain))
 
 
 def consensus(context: DecodeContext) -> Deciding:
@@ -53,7 +53,7 @@ def consensus(context: DecodeContext) -> Deciding:
 
 def samples(context: DecodeContext, most: int) -> Drawing:
     """Whole samples within so many passes. Those cut short are gone on with from what the short ones have left."""
-    question, done, number, left = context.question, list[Candidate](), 0, most
+    question, done, number, left = context.question, list[DecodedAnswer](), 0, most
     sampling = replace(question.sampling, temperature=context.tuning.temperature)
     begun: list[tuple[int, tuple[Step, ...]]] = []
 
@@ -91,7 +91,7 @@ def branches(context: DecodeContext, most: int) -> Drawing:
 
     Cf. Wang & Zhou 2024 (arXiv:2402.10200), who branch at the first token; here wherever the mass is.
     """
-    question, found, left, number = context.question, list[Candidate](), most, count()
+    question, found, left, number = context.question, list[DecodedAnswer](), most, count()
     heap: list[tuple[float, int, tuple[Step, ...]]] = []  # beginnings, heaviest first
 
     def close(steps: Sequence[Step], ended: bool, since: int) -> None:
@@ -132,7 +132,7 @@ def search(context: DecodeContext) -> Deciding:
     return vote([replace(c, weight=math.exp(c.logp)) for c in found])
 
 
-def _settled(found: Iterable[Candidate]) -> bool:
+def _settled(found: Iterable[DecodedAnswer]) -> bool:
     """No meaning can catch up with the first, whatever the mass that is left belongs to."""
     sums: dict[Any, float] = {}
     for c in found:
@@ -148,7 +148,7 @@ def best_first(context: DecodeContext) -> Drawing:
     not list are not gone to.
     """
     question, stops = context.question, set(context.question.stop)
-    found: dict[Tokens, Candidate] = {}
+    found: dict[Tokens, DecodedAnswer] = {}
     heap: list[tuple[float, int, Tokens]] = []
     number = count()
 
@@ -157,7 +157,7 @@ def best_first(context: DecodeContext) -> Drawing:
             whole = (*tokens, int(token))
             if int(token) in stops or _ends_in_text(context, whole):
                 text = context.spell(whole)
-                found[whole] = Candidate(text, whole, logp + more, question.meaning(text), True)
+                found[whole] = DecodedAnswer(text, whole, logp + more, question.meaning(text), True)
             elif len(whole) < question.limit:
                 heapq.heappush(heap, (-(logp + more), next(number), whole))
 
@@ -177,7 +177,7 @@ def best_first(context: DecodeContext) -> Drawing:
         if q is None:
             if context.budget.left < 1 or -cost < math.log(LEAST) or _settled(found.values()):
                 break
-            (q,) = yield Read(((*question.prompt, *tokens),), context.tuning.top, True)
+            (q,) = yield ReadNext(((*question.prompt, *tokens),), context.tuning.top, True)
         possible = np.isfinite(q.logp[: context.tuning.top])
         opened(tokens, -cost, *(row[: context.tuning.top][possible].tolist() for row in (q.ids, q.logp)))
     return list(found.values())
@@ -223,7 +223,7 @@ def backtrack(context: DecodeContext) -> Deciding:
         surer = other.logp / len(other.tokens) > best.logp / max(1, len(best.tokens))
         if surer and (other.ended or not best.ended):
             best, steps = other, [*head, *trace.steps]
-    return Choice(best, vote([replace(c, weight=math.exp(c.logp / max(1, len(c.tokens)))) for c in seen]).shares)
+    return Decision(best, vote([replace(c, weight=math.exp(c.logp / max(1, len(c.tokens)))) for c in seen]).shares)
 
 
 def backspace(context: DecodeContext) -> Deciding:
@@ -239,10 +239,10 @@ def backspace(context: DecodeContext) -> Deciding:
         )
     plain = context.plain.tokens
     if back not in plain:
-        return Choice(context.candidate(context.plain))
+        return Decision(context.candidate(context.plain))
     request, begun = question.request(GREEDY, question.limit), context.plain.steps[: plain.index(back)]
     written = yield from write_with_backspace(request, back, context.budget, begun, taken=True)
-    return Choice(context.answer(written.steps, written.ended))
+    return Decision(context.answer(written.steps, written.ended))
 
 
 def verify(name: str) -> Callable[[DecodeContext], Deciding]:
@@ -259,7 +259,7 @@ def verify(name: str) -> Callable[[DecodeContext], Deciding]:
         mine = context.candidate(context.plain)
         known = [mine, *(c for c in known if c.tokens != mine.tokens)]
         if len({c.meaning for c in known}) < 2 or context.budget.left < 2:
-            return Choice(mine, vote([replace(c, weight=math.exp(c.logp)) for c in known]).shares)
+            return Decision(mine, vote([replace(c, weight=math.exp(c.logp)) for c in known]).shares)
         scores = yield from check(context, known)
         kept = known[: len(scores)]
         total = np.array([c.logp + context.tuning.weight * s for c, s in zip(kept, scores, strict=True)])
@@ -269,7 +269,7 @@ def verify(name: str) -> Callable[[DecodeContext], Deciding]:
     return strategy
 
 
-def vote(candidates: Sequence[Candidate]) -> Choice:
+def vote(candidates: Sequence[DecodedAnswer]) -> Decision:
     """The meaning that weighs most, by its most probable answer; of equals the one that came first."""
     sums: dict[Any, float] = {}
     for c in candidates:
@@ -277,4 +277,4 @@ def vote(candidates: Sequence[Candidate]) -> Choice:
     total = sum(sums.values()) or 1.0
     order = sorted(sums, key=lambda meaning: -sums[meaning])
     stands = {m: max((c for c in candidates if c.meaning == m), key=lambda c: (c.ended, c.logp)) for m in order}
-    return Choice(stands[order[0]], tuple(Share(m, stands[m].text, sums[m] / total) for m in order))
+    return Decision(stands[order[0]], tuple(Share(m, stands[m].text, sums[m] / total) for m in order))

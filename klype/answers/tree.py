@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from klype.answers import bounds
-from klype.answers.bounds import Reach, entropy_bounds
+from klype.answers.bounds import entropy_bounds
 from klype.engine.sampling import shape
 from klype.errors import UsageError
 from klype.samplers import PLAIN, needs_counts
@@ -69,7 +69,7 @@ class TreeSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class TreeAnswer:
     """A whole answer: its probability is in [low, high]; ``tokens``: its most probable spelling, the end included."""
 
     text: str
@@ -95,7 +95,7 @@ class Cluster:
 class Tree:
     """``answers`` and ``clusters`` most probable first; entropies (nats) as certain bounds. ``stopped``: why."""
 
-    answers: tuple[Found, ...]
+    answers: tuple[TreeAnswer, ...]
     clusters: tuple[Cluster, ...]
     unexplored: float
     lost: float
@@ -322,17 +322,69 @@ def canonical(spelled: bytes) -> bytes:
     return spelled[1:] if spelled[:1] == b" " else spelled
 
 
+class _ReachableMass:
+    """How much open mass can still become a given text."""
+
+    def __init__(self, growth: Growth) -> None:
+        self._nodes: dict[bytes, list[Node]] = {}
+        self._tokens: dict[bytes, list[int]] = {}
+        self._unread: dict[bytes, float] = {}
+        self._masses: dict[tuple[bytes, bytes], float] = {}
+        self._longest = 0
+        self._known = growth.spell is not None
+        if growth.spell is None:
+            return
+        for tokens, mass in growth.unread:
+            spelled = b"".join(map(growth.spell, tokens))
+            self._unread[spelled] = self._unread.get(spelled, 0.0) + mass
+        for node in growth.nodes:
+            self._nodes.setdefault(node.spelled, []).append(node)
+        for token in np.unique(np.concatenate([node.ids[node.taken :] for node in growth.nodes])).tolist():
+            spelled = growth.spell(token)
+            self._tokens.setdefault(spelled, []).append(token)
+            self._longest = max(self._longest, len(spelled))
+
+    def of(self, text: bytes) -> float:
+        """An upper bound; the text may have been led by a space."""
+        if not self._known:
+            return math.inf
+        whole = [b" " + text] + ([text] if text[:1] != b" " else [])
+        return math.fsum(mass for raw in whole for mass in self._from(raw))
+
+    def _from(self, raw: bytes) -> list[float]:
+        total = []
+        for at in range(len(raw) + 1):
+            begin = raw[:at]
+            total.append(self._unread.get(begin, 0.0))
+            if begin in self._nodes:
+                total += [node.tail for node in self._nodes[begin]]
+                ends = range(at, min(at + self._longest, len(raw)) + 1)
+                total += [self._into(begin, raw[at:to]) for to in ends if raw[at:to] in self._tokens]
+        return total
+
+    def _into(self, begin: bytes, spelled: bytes) -> float:
+        """Open mass that goes on from a beginning with so many bytes; many texts share it."""
+        if (begin, spelled) not in self._masses:
+            found = []
+            for node in self._nodes[begin]:
+                ids = node.ids[node.taken :]
+                places = np.flatnonzero(np.logical_or.reduce([ids == token for token in self._tokens[spelled]]))
+                found += [node.mass * float(node.p_K[node.taken + place]) for place in places.tolist()]
+            self._masses[begin, spelled] = math.fsum(found)
+        return self._masses[begin, spelled]
+
+
 def _finished(growth: Growth, meaning: Meaning) -> Tree:
     unexplored = growth.unexplored
-    reach = Reach(growth)
-    answers: list[Found] = []
+    reachable = _ReachableMass(growth)
+    answers: list[TreeAnswer] = []
     for spelled, found in sorted(growth.sums.items(), key=lambda item: (-item[1].low, item[0])):
         text = spelled.decode("utf-8", errors="replace")
         error = ROUNDING * (found.longest + 1)
         left = unexplored + growth.error
-        high = found.low + (min(left, reach.of(spelled)) if len(answers) < TIGHTENED else left)
+        high = found.low + (min(left, reachable.of(spelled)) if len(answers) < TIGHTENED else left)
         low, high = max(0.0, found.low * (1 - error)), min(1.0, high * (1 + error))
-        answers.append(Found(text, low, high, meaning(text), found.tokens, found.mass))
+        answers.append(TreeAnswer(text, low, high, meaning(text), found.tokens, found.mass))
     clusters = _clusters(answers, unexplored + growth.error)
     opened = _opened(growth)
     return Tree(
@@ -348,8 +400,8 @@ def _finished(growth: Growth, meaning: Meaning) -> Tree:
     )
 
 
-def _clusters(answers: Sequence[Found], unexplored: float) -> tuple[Cluster, ...]:
-    groups: dict[Hashable, list[Found]] = {}
+def _clusters(answers: Sequence[TreeAnswer], unexplored: float) -> tuple[Cluster, ...]:
+    groups: dict[Hashable, list[TreeAnswer]] = {}
     for answer in answers:
         groups.setdefault(answer.meaning, []).append(answer)
     clusters = []
@@ -385,7 +437,7 @@ class Branch:
     text: str
     mass: float
     children: tuple[Branch, ...]
-    answer: Found | None = None
+    answer: TreeAnswer | None = None
     meaning: Hashable = None
 
 
@@ -394,7 +446,7 @@ def branches(tree: Tree, spell: Callable[[tuple[int, ...]], str], most: int = 12
     return _branch([(answer, answer.tokens) for answer in tree.answers[:most]], spell)
 
 
-def _branch(rows: list[tuple[Found, tuple[int, ...]]], spell: Callable[[tuple[int, ...]], str]) -> Branch:
+def _branch(rows: list[tuple[TreeAnswer, tuple[int, ...]]], spell: Callable[[tuple[int, ...]], str]) -> Branch:
     mass = math.fsum(answer.low for answer, _ in rows)
     kept: tuple[int, ...] = ()
     while len(rows) > 1 and all(len(left) > len(kept) for _, left in rows):
@@ -405,7 +457,7 @@ def _branch(rows: list[tuple[Found, tuple[int, ...]]], spell: Callable[[tuple[in
     if len(rows) == 1:
         answer, left = rows[0]
         return Branch(spell(left), mass, (), answer, answer.meaning)
-    groups: dict[int, list[tuple[Found, tuple[int, ...]]]] = {}
+    groups: dict[int, list[tuple[TreeAnswer, tuple[int, ...]]]] = {}
     for answer, left in rows:
         groups.setdefault(left[len(kept)], []).append((answer, left[len(kept) :]))
     children = [_branch(group, spell) for group in groups.values()]

@@ -26,7 +26,7 @@ from klype.preferences.annotators import taste
 from klype.runs import folder, opening, pipeline, rankers, ranking
 from klype.runs.options import STAGES, RunOptions, StageOptions
 from klype.runs.rounds import align_rounds, overrides
-from klype.runs.say import Say, Silent
+from klype.runs.say import RunListener, Silent
 from klype.sources.find import NEWEST_FIRST, holds_weights
 from klype.train.rewards import as_settings, name_of, named
 from klype.values import Reward
@@ -44,7 +44,7 @@ class TrainOptions(TypedDict, total=False):
     instructions, preferences: JSONL files. from_: a MODEL to go on from. size: tiny … large. lora: rank of adapters.
     resume: go on with the run in ``out``. force: align to a weak reward model, too. device: see ``klype.load``. lang:
     the report's language, "en" or "nb". set: settings of the recipe, {"pretrain.rows": 32}. progress: what is told of
-    it (an object with the methods of ``klype.runs.say.Say``); by default nothing.
+    it (an object with the methods of ``klype.runs.say.RunListener``); by default nothing.
     """
 
     instructions: str | Path
@@ -57,7 +57,7 @@ class TrainOptions(TypedDict, total=False):
     device: str
     lang: str
     set: Mapping[str, object]
-    progress: Say
+    progress: RunListener
 
 
 class AlignOptions(TypedDict, total=False):
@@ -75,7 +75,7 @@ class AlignOptions(TypedDict, total=False):
     force: bool
     device: str
     set: Mapping[str, object]
-    progress: Say
+    progress: RunListener
 
 
 @dataclass(frozen=True)
@@ -366,11 +366,11 @@ def _path(name: str, value: object) -> Path:
     return Path(value)
 
 
-def _listener(progress: Say | None) -> Say:
+def _listener(progress: RunListener | None) -> RunListener:
     if progress is None:
         return Silent()
     if not callable(getattr(progress, "note", None)):
-        raise UsageError("progress should be an object with the methods of klype.runs.say.Say.")
+        raise UsageError("progress should be an object with the methods of klype.runs.say.RunListener.")
     return progress
 
 

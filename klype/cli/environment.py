@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING
 from klype.errors import UsageError
 
 if TYPE_CHECKING:
-    from klype.train.parallel import Team
+    from klype.train.parallel import ProcessRank
 
 
-def team(environ: Mapping[str, str] = os.environ) -> Team | None:
+def team(environ: Mapping[str, str] = os.environ) -> ProcessRank | None:
     """The processes among which torchrun, or a launcher that sets the same, started this one; None: it is alone."""
     if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= environ.keys() or environ["WORLD_SIZE"] == "1":
         return None
-    from klype.train.parallel import Team
+    from klype.train.parallel import ProcessRank
 
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT")
     defaults = {"LOCAL_RANK": environ["RANK"], "LOCAL_WORLD_SIZE": environ["WORLD_SIZE"]}
     try:
-        return Team(*(int(environ.get(name, defaults.get(name, "0"))) for name in names))
+        return ProcessRank(*(int(environ.get(name, defaults.get(name, "0"))) for name in names))
     except ValueError:
         told = " ".join(f"{name}={environ[name]}" for name in names if name in environ)
         raise UsageError(f"The launcher's variables should be numbers ({told}).", "Start with torchrun.") from None

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from klype.experiments.corpus import Source
+    from klype.experiments.experiment_options import BiasOptions, MistakesOptions
+    from klype.experiments.experiment_report import Report
     from klype.experiments.framework import B
-    from klype.experiments.options import BiasOptions, MistakesOptions
-    from klype.experiments.report import Report
 
 PLAIN_EVERY_S = 15.0
 
@@ -27,7 +27,7 @@ def conduct(report: Report[B], asked: BiasOptions | MistakesOptions, terminal: T
     from klype.config import load
     from klype.device import set_threads, usable_cores
     from klype.examine.say import Say
-    from klype.experiments.plan import PlanRequest
+    from klype.experiments.planning import PlanRequest
     from klype.runs import folder
     from klype.words import count, number, words
 

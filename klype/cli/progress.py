@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from klype.cli.terminal import Terminal
-    from klype.runs.say import Say
+    from klype.runs.say import RunListener
 
 PLAIN_EVERY_S = 15.0
 CURVE = 24  # columns of the loss curve
 
 
 @contextmanager
-def listener(terminal: Terminal, asks: bool = False) -> Iterator[Say]:
+def listener(terminal: Terminal, asks: bool = False) -> Iterator[RunListener]:
     """The listener that suits this terminal; the bars are gone when the block is left, however it is left.
 
     ``asks``: somebody is asked to type meanwhile, over whose line a bar would be drawn.

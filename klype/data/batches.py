@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from klype.data.order import Permutation, mix
-from klype.data.pools import Arrays, Example, Kept, PoolProcess, PoolSettings, Sample, padded, pool
+from klype.data.pools import Arrays, Example, ExampleCache, PoolProcess, PoolSettings, Sample, padded, pool
+from klype.data.seeds import Permutation, mix
 from klype.data.shards import Documents
 from klype.errors import KlypeError
 from klype.values import Batch
@@ -103,7 +103,7 @@ class PaddedBatches:
     """
 
     def __init__(self, sample: Sample, settings: PoolSettings, background: bool = False) -> None:
-        self._sample, self._settings, self._background = Kept(sample), settings, background
+        self._sample, self._settings, self._background = ExampleCache(sample), settings, background
         self._position = 0
         self._pool: tuple[int, list[Arrays]] | None = None
         self._process: tuple[int, PoolProcess] | None = None  # the pool it gives next

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from klype.children import alone, end_with
-from klype.data.order import Permutation, mix
+from klype.child_processes import alone, end_with
+from klype.data.seeds import Permutation, mix
 from klype.errors import KlypeError
 
 Example = tuple[Sequence[int], Sequence[float]]
@@ -90,7 +90,7 @@ def _indices(number: int, settings: PoolSettings) -> list[int]:
     return [first + order(i) for i in places]
 
 
-class Kept:
+class ExampleCache:
     """``sample``, with the examples of the last blocks remembered: what is met again is not made again."""
 
     def __init__(self, sample: Sample) -> None:
@@ -108,7 +108,7 @@ class Kept:
             del self._kept[index]
 
 
-def pool(kept: Kept, number: int, settings: PoolSettings) -> list[Arrays]:
+def pool(kept: ExampleCache, number: int, settings: PoolSettings) -> list[Arrays]:
     """As ``make_pool``, remembering what will be met again."""
     if settings.passes == 1:
         return make_pool(kept.sample, number, settings)
@@ -170,7 +170,7 @@ class PoolProcess:
 def _work(out: Any, sample: Sample, first: int, settings: PoolSettings, parent: int) -> None:
     end_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process
-    number, kept = first, Kept(sample)
+    number, kept = first, ExampleCache(sample)
     while True:
         try:
             made: Any = pool(kept, number, settings)

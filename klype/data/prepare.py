@@ -134,7 +134,7 @@ PERMUTATIONS, SHINGLE = 64, 5  # of MinHash; words of a shingle
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class TrainAndHeldOut:
     """Both sides as shards, and how many texts were left out because they were near one that was there."""
 
     train: Documents
@@ -147,7 +147,7 @@ IsNew = Callable[[str], bool]
 
 def prepare(
     documents: Iterable[TextDocument], tokenizer: Tokenizer, folder: Path, is_new: IsNew = lambda text: True
-) -> Prepared:
+) -> TrainAndHeldOut:
     """Shards under ``folder``/train and ``folder``/held-out; those that are whole already are opened and not made anew.
 
     ``documents`` come from ``read_texts``, which leaves out empty ones and exact repetitions; ``is_new`` (see
@@ -155,7 +155,7 @@ def prepare(
     """
     if all(is_finished(folder / side) for side in SIDES):
         train, held_out = (Documents.open(folder / side) for side in SIDES)
-        return Prepared(train, held_out)
+        return TrainAndHeldOut(train, held_out)
     near = 0
     sides: deque[bool] = deque()  # of texts that are being tokenized
 
@@ -175,7 +175,7 @@ def prepare(
     for ids in tokenize(kept(), tokenizer):
         writers[sides.popleft()].add(ids)
     train, held_out = (writer.finish() for writer in writers)
-    return Prepared(train, held_out, near)
+    return TrainAndHeldOut(train, held_out, near)
 
 
 def near_duplicates(threshold: float = 0.8) -> IsNew:

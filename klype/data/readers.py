@@ -32,7 +32,7 @@ from klype.data.files import (
     read_bytes,
     readable,
 )
-from klype.data.tables import EndlessQuotesError, rows_of, separated
+from klype.data.table_rows import EndlessQuotesError, rows_of, separated
 from klype.errors import KlypeError, UsageError
 from klype.jsons import parsed
 
@@ -104,7 +104,7 @@ Rows = Iterator[tuple[int, dict[str, Any]]]
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class TableFormat:
     """A format of rows: how a file is read, and what its rows are numbered by (line: the one that a row begins on)."""
 
     read: Callable[[Path, TextOptions], Rows]
@@ -303,14 +303,14 @@ def _columns(file: Path, options: TextOptions) -> Rows:
     yield from enumerate(rows_of(file, options.unpacked), 1)
 
 
-TABLES: Mapping[str, Table] = {
-    ".jsonl": Table(_json_lines, "line"),
-    ".ndjson": Table(_json_lines, "line"),
-    ".json": Table(_json_file),
-    ".csv": Table(_csv, "line"),
-    ".tsv": Table(partial(_csv, delimiter="\t"), "line"),
-    ".parquet": Table(_columns),
-    ".arrow": Table(_columns),
+TABLES: Mapping[str, TableFormat] = {
+    ".jsonl": TableFormat(_json_lines, "line"),
+    ".ndjson": TableFormat(_json_lines, "line"),
+    ".json": TableFormat(_json_file),
+    ".csv": TableFormat(_csv, "line"),
+    ".tsv": TableFormat(partial(_csv, delimiter="\t"), "line"),
+    ".parquet": TableFormat(_columns),
+    ".arrow": TableFormat(_columns),
 }
 """By a file's ending: what ``klype run``, its questions, instructions and preferences, and the studio's upload read."""
 KINDS = (*PLAIN, *TABLES)

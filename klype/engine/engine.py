@@ -19,7 +19,7 @@ from torch import Tensor
 
 from klype.device import threads_for
 from klype.engine.prefix_cache import PrefixCache
-from klype.engine.requests import Ended, Job, Records, Rows, check_answer, check_prompt, check_request
+from klype.engine.requests import Ended, QueuedRequest, Records, Rows, check_answer, check_prompt, check_request
 from klype.engine.runner import AnyRunner, NativeRunner, score
 from klype.engine.sampling import count_tokens, distributions, noise, sample
 from klype.errors import KlypeError, UsageError
@@ -39,7 +39,7 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
+class StepResult:
     """What one step did: the row's job, sample and token, and the traces of rows that ended (by row)."""
 
     jobs: npt.NDArray[np.object_]
@@ -70,7 +70,7 @@ class Engine:
         self.version: int | str = 0
         self._fingerprint = self.runner.weights.changes()
         self._next_id = 0
-        self._queue: deque[Job] = deque()
+        self._queue: deque[QueuedRequest] = deque()
         self._records = Records()
         self._clear_rows()
 
@@ -116,7 +116,7 @@ class Engine:
         self.check(request)
         max_new_tokens = min(request.limit, self.runner.window - len(request.prompt) + 1)
         self._next_id += 1
-        self._queue.append(Job(self._next_id, request, max_new_tokens, request.n))
+        self._queue.append(QueuedRequest(self._next_id, request, max_new_tokens, request.n))
         return self._next_id
 
     def check(self, request: Request) -> None:
@@ -214,17 +214,17 @@ class Engine:
         model = f"The model {self.label}" if self.label else "The model"
         return KlypeError(f"{model} returns values that are not numbers: it is damaged, or its training diverged.")
 
-    def _advance(self) -> Drawn:
+    def _advance(self) -> StepResult:
         self._check_fresh()
         with torch.inference_mode():
             joining = self._schedule()
             if not joining and not len(self._rows):
-                return Drawn(self._rows.jobs, self._rows.samples, self._rows.lines, self._rows.counts, {})
+                return StepResult(self._rows.jobs, self._rows.samples, self._rows.lines, self._rows.counts, {})
             with threads_for(self.runner.operations(len(self._rows))):
                 logits_RV = self._run(joining)
                 return self._postprocess(logits_RV)
 
-    def _schedule(self) -> list[tuple[Job, int]]:
+    def _schedule(self) -> list[tuple[QueuedRequest, int]]:
         """Which samples join: (job, how many), first come first served, as far as there is room."""
         room, joining = self.max_batch - len(self._rows), []
         while room > 0 and self._queue:
@@ -243,7 +243,7 @@ class Engine:
                 job.read, job.started = prompt, now
         return joining
 
-    def _run(self, joining: list[tuple[Job, int]]) -> Tensor:
+    def _run(self, joining: list[tuple[QueuedRequest, int]]) -> Tensor:
         """Logits [R, V] of the next token of every row: those that go on, then those that join."""
         parts = [self.runner.decode(self._last_R)] if len(self._rows) else []
         if joining:
@@ -256,7 +256,7 @@ class Engine:
             self.runner.append(prompts, counts)
         return torch.cat(parts)
 
-    def _postprocess(self, logits_RV: Tensor) -> Drawn:
+    def _postprocess(self, logits_RV: Tensor) -> StepResult:
         tokens_R, logp_2R = self._draw(logits_RV)
         if np.isnan(logp_2R).any():
             raise self.not_numbers()
@@ -269,7 +269,7 @@ class Engine:
         ended = stopped | (self._rows.counts >= self._rows.max_new_tokens)
         self._last_R = tokens_R
         rows = self._rows
-        drawn = Drawn(rows.jobs, rows.samples, rows.lines, rows.counts, {})
+        drawn = StepResult(rows.jobs, rows.samples, rows.lines, rows.counts, {})
         for row in np.flatnonzero(ended).tolist():
             drawn.ended[row] = self._trace(row, "stop" if stopped[row] else "length")
         if drawn.ended:

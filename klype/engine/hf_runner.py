@@ -62,7 +62,7 @@ class KeyValues:
 
 
 @dataclass(frozen=True, eq=False)
-class Past:
+class CachedText:
     """The first ``length`` tokens of a text whose keys and values were computed; none: length 0."""
 
     store: KeyValues | None
@@ -75,12 +75,12 @@ class ReadText:
     """A prompt that has been read."""
 
     tokens: Tokens
-    past: Past
+    past: CachedText
     logits: Tensor
 
 
 @dataclass(eq=False)
-class Group:
+class RowGroup:
     """Running rows that are computed together: their numbers, their lengths, and transformers' cache of what they
     have read, padded on the left to the longest."""
 
@@ -101,7 +101,7 @@ class HFRunner:
         self._turn = threading.Lock()  # some architectures keep what they computed last (dynamic rotary tables)
         self.able = Ability("", False, frozenset(inspect.signature(model.forward).parameters))
         self.index: PrefixIndex[KeyValues] = PrefixIndex(REMEMBERED)
-        self._groups: list[Group] = []
+        self._groups: list[RowGroup] = []
         self._texts: list[list[int]] = []  # of the running rows, where nothing else is kept of them
         self.able = self._tried()
 
@@ -154,7 +154,7 @@ class HFRunner:
             rows, lengths = np.array(places) + first, np.array([len(new[place].tokens) for place in places])
             layers = gathered([new[place].past for place in places])
             if number == len(self._groups):
-                self._groups.append(Group(rows, lengths, cache_of(layers)))
+                self._groups.append(RowGroup(rows, lengths, cache_of(layers)))
                 continue
             group = self._groups[number]
             group.rows, group.lengths = np.append(group.rows, rows), np.append(group.lengths, lengths)
@@ -214,15 +214,15 @@ class HFRunner:
         other.clear()
         return other
 
-    def _past(self, prompt: Tokens) -> Past:
+    def _past(self, prompt: Tokens) -> CachedText:
         """What of the prompt is remembered; its last token is left to be read."""
         known = self.index.find(prompt) if self.able.cache else None
         if known is None or min(known[2], len(prompt) - 1) < BLOCK:
-            return Past(None, 0, 0)
-        return Past(known[0], known[1], min(known[2], len(prompt) - 1))
+            return CachedText(None, 0, 0)
+        return CachedText(known[0], known[1], min(known[2], len(prompt) - 1))
 
     def _batches(
-        self, texts: Sequence[Sequence[int]], pasts: Sequence[Past], neighbours: bool = False
+        self, texts: Sequence[Sequence[int]], pasts: Sequence[CachedText], neighbours: bool = False
     ) -> Iterator[list[int]]:
         """Indices of texts that share a pass: as many as there is room for their logits, with as much to be read, and
         after equally much where nothing can be padded."""
@@ -241,7 +241,7 @@ class HFRunner:
         if batch:
             yield batch
 
-    def _read(self, texts: Sequence[Tokens], pasts: Sequence[Past]) -> list[ReadText]:
+    def _read(self, texts: Sequence[Tokens], pasts: Sequence[CachedText]) -> list[ReadText]:
         lengths = [past.length for past in pasts]
         last = [torch.empty(0)] * len(texts)
         cache: Any = None
@@ -252,19 +252,21 @@ class HFRunner:
                 if 0 <= at < logits_RTV.shape[1]:
                     last[row] = logits_RTV[row, at].clone()
         if not self.able.cache:
-            return [ReadText(text, Past(None, 0, 0), logits_V) for text, logits_V in zip(texts, last, strict=True)]
+            return [
+                ReadText(text, CachedText(None, 0, 0), logits_V) for text, logits_V in zip(texts, last, strict=True)
+            ]
         store = KeyValues(
             [(layer.keys, layer.values) for layer in cache.layers], [max(lengths) - length for length in lengths]
         )
         self.index.add(store, texts, store.nbytes)
         return [
-            ReadText(text, Past(store, slot, len(text)), logits_V)
+            ReadText(text, CachedText(store, slot, len(text)), logits_V)
             for slot, (text, logits_V) in enumerate(zip(texts, last, strict=True))
         ]
 
     def _whole(self, texts: Sequence[Sequence[int]]) -> Tensor:
         """Logits [R, V] after texts of which nothing is kept."""
-        nothing = [Past(None, 0, 0)] * len(texts)
+        nothing = [CachedText(None, 0, 0)] * len(texts)
         found = [torch.empty(0)] * len(texts)
         for batch in self._batches(texts, nothing):
             for _, logits_RTV, _ in self._pieces([texts[i] for i in batch], [nothing[i] for i in batch]):
@@ -272,7 +274,7 @@ class HFRunner:
                     found[i] = logits_RTV[row, len(texts[i]) - 1].clone()
         return torch.stack(found)
 
-    def _pieces(self, texts: Sequence[Sequence[int]], pasts: Sequence[Past]) -> Iterator[tuple[int, Tensor, Any]]:
+    def _pieces(self, texts: Sequence[Sequence[int]], pasts: Sequence[CachedText]) -> Iterator[tuple[int, Tensor, Any]]:
         """Logits [R, T, V] of what has not been read of the texts, padded on the right (what comes later changes
         nothing before it), and transformers' cache of all. A lone long text comes in pieces, each with the number of
         tokens before it, lest the logits of all its tokens be held at a time."""
@@ -324,7 +326,7 @@ class HFRunner:
         return Ability("", False, names)
 
 
-def gathered(pasts: Sequence[Past]) -> list[tuple[Tensor, Tensor]]:
+def gathered(pasts: Sequence[CachedText]) -> list[tuple[Tensor, Tensor]]:
     """Per layer keys and values [R, G, W, K] of what was read, padded on the left; [] when nothing was."""
     distinct: dict[tuple[KeyValues | None, int, int], int] = {}
     which = [distinct.setdefault((past.store, past.slot, past.length), len(distinct)) for past in pasts]

@@ -65,7 +65,7 @@ def check_answer(prompt: Sequence[int], answer: Sequence[int], window: int, voca
 
 
 @dataclass(eq=False)
-class Job:
+class QueuedRequest:
     """A request on its way: which samples are still to be started and which are done."""
 
     id: int
@@ -173,7 +173,7 @@ class Rows:
     def __len__(self) -> int:
         return len(self.jobs)
 
-    def append(self, job: Job, lines: Indices) -> None:
+    def append(self, job: QueuedRequest, lines: Indices) -> None:
         """Add the job's next samples, one for each line of the records."""
         request, count = job.request, len(lines)
         jobs = np.empty(count, object)

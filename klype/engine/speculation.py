@@ -42,7 +42,7 @@ class Proposal:
 
 
 @dataclass(frozen=True)
-class Setting:
+class DraftSampling:
     """For whom is guessed: how tokens are drawn, and the noise's seed and sample."""
 
     sampling: Sampling
@@ -58,7 +58,7 @@ class Draft(Protocol):
         """None: knows no vocabulary of its own."""
         ...
 
-    def propose(self, text: Sequence[int], count: int, setting: Setting) -> Proposal: ...
+    def propose(self, text: Sequence[int], count: int, setting: DraftSampling) -> Proposal: ...
 
 
 class LookupDraft:
@@ -70,7 +70,7 @@ class LookupDraft:
         assert longest > 0
         self.longest = longest
 
-    def propose(self, text: Sequence[int], count: int, setting: Setting) -> Proposal:
+    def propose(self, text: Sequence[int], count: int, setting: DraftSampling) -> Proposal:
         tokens = np.asarray(text, np.int64)
         for n in range(min(self.longest, len(tokens) - 1), 0, -1):
             windows = np.lib.stride_tricks.sliding_window_view(tokens[:-1], n)
@@ -93,7 +93,7 @@ class NgramDraft:
         rows = list(texts)
         self._tables = [_commonest(rows, vocab_size, length) for length in range(order, 1, -1)]
 
-    def propose(self, text: Sequence[int], count: int, setting: Setting) -> Proposal:
+    def propose(self, text: Sequence[int], count: int, setting: DraftSampling) -> Proposal:
         recent = list(text[-self.order + 1 :])
         guessed: list[int] = []
         while len(guessed) < count:
@@ -128,7 +128,7 @@ class ModelDraft:
         self._fed: list[int] = []
 
     @torch.inference_mode()
-    def propose(self, text: Sequence[int], count: int, setting: Setting) -> Proposal:
+    def propose(self, text: Sequence[int], count: int, setting: DraftSampling) -> Proposal:
         if len(text) + count > self.model.config.window:
             return Proposal(())
         same = next((i for i, (a, b) in enumerate(zip(self._fed, text, strict=False)) if a != b), len(self._fed))
@@ -276,7 +276,7 @@ class _Answer:
         clock, before = self.engine.clock, len(self.steps)
         begun = clock()
         count = min(self.counts.gamma, self.max_new_tokens - len(self.steps) - 1)
-        setting = Setting(self.request.sampling, self.request.seed, self.sample)
+        setting = DraftSampling(self.request.sampling, self.request.seed, self.sample)
         proposal = draft.propose(self.text, count, setting) if count else Proposal(())
         size = self.engine.model.config.vocab_size
         if len(proposal.tokens) > count or any(not 0 <= token < size for token in proposal.tokens):

@@ -12,7 +12,7 @@ import numpy as np
 
 from klype.answers.forks import Forks, ForkSettings, forks
 from klype.answers.tree import Tree, TreeSettings, grow_together
-from klype.data.order import draw_seed
+from klype.data.seeds import draw_seed
 from klype.examine.evidence import Answered, Evidence, Told
 from klype.examine.feedback import InterventionOutcome, Replaced, Right, outcomes, replaced
 from klype.examine.from_traces import DistributionCache, answered, compared, crossings, pieces, sums, told

@@ -23,7 +23,7 @@ from zlib import crc32
 
 import numpy as np
 
-from klype.answers.backspace import Draft, answers_with_backspace
+from klype.answers.backspace import EditableText, answers_with_backspace
 from klype.examine.intervals import ratio_of_means
 from klype.examine.interventions import ARMS, AS_RARE, LEAST, Arm, Asked, FeedbackSettings, Intervention
 from klype.examine.truth import Reader, Tokens, at_temperature, mass
@@ -131,7 +131,7 @@ def _followed(
 ) -> tuple[list[float], list[float], list[float], list[float]]:
     """At each distance: error mass; whether it had ended; whether there was no error so far; whether one stands."""
     errors, ended, clean, standing = [], [], [], []
-    sheet, open_, fine = Draft(before, settings.back), True, True
+    sheet, open_, fine = EditableText(before, settings.back), True, True
     for d in range(settings.distances):
         if open_ and d < len(trace.steps):
             step = trace.steps[d]
@@ -149,7 +149,7 @@ def _followed(
     return errors, ended, clean, standing
 
 
-def _error_mass(q: Distribution, temperature: float, possible: Mapping[int, float], sheet: Draft) -> float:
+def _error_mass(q: Distribution, temperature: float, possible: Mapping[int, float], sheet: EditableText) -> float:
     """The probability of what cannot follow, of what is not barred; taking back is no error."""
     bars = sheet.bars()
     fine = {*possible, *(() if sheet.back is None else (sheet.back,))} - bars

@@ -28,7 +28,7 @@ from klype.examine.survival import survival
 from klype.examine.truth import Tokens, Truth, mass
 from klype.experiments.claims import (
     RECOVERED,
-    Claim,
+    ArticleClaim,
     Document,
     after_forced,
     along_texts,
@@ -159,7 +159,7 @@ def sentences(made: Document, lang: str) -> list[tuple[str, str, str, str]]:
     return [(row["says"], row["ruled"], row["found"], row["how"]) for row in rows]
 
 
-def _how(claim: Claim, made: Document, say: Say) -> str:
+def _how(claim: ArticleClaim, made: Document, say: Say) -> str:
     """How it was ruled: each test with its statistic, n, and both probabilities."""
     own = words(say.lang, "article")
     if claim.how != "test":
@@ -176,7 +176,7 @@ def _how(claim: Claim, made: Document, say: Say) -> str:
     return " ".join(out)
 
 
-def _row(claim: Claim, made: Document, say: Say, drawn: Mapping[str, Any]) -> dict[str, Any]:
+def _row(claim: ArticleClaim, made: Document, say: Say, drawn: Mapping[str, Any]) -> dict[str, Any]:
     own = words(say.lang, "article")
     values = {key: say.figure(figure, name) for key, (name, figure) in claim.shown.items()}  # type: ignore[arg-type]
     values |= say.apart(

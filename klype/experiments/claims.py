@@ -49,7 +49,7 @@ POOR = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class ArticleClaim:
     """``name`` finds its words, which hold ``shown`` and ``plain``; ``how`` it is ruled, by which ``tests`` where by
     tests; ``picture``: the picture that belongs to it. Shown figures that have no interval are compared shares."""
 
@@ -62,9 +62,9 @@ class Claim:
     picture: str = ""
 
 
-def claims(made: Document) -> list[Claim]:
+def claims(made: Document) -> list[ArticleClaim]:
     """In the order of the article."""
-    rules: list[Callable[[Document], Claim]] = [
+    rules: list[Callable[[Document], ArticleClaim]] = [
         not_likeliest, greedy, diverse, seldom_same, both_ways, direction, formula, constant, independent,
         meaning, feedback, grows, no_way_back, exponential, passes, targets,
     ]  # fmt: skip
@@ -87,61 +87,63 @@ def _all(rulings: list[Ruling]) -> Ruling:
     return "supports" if set(rulings) == {"supports"} else "undetermined"
 
 
-def _tested(made: Document, name: str, shown: Shown, plain: Mapping[str, str | float], picture: str = "") -> Claim:
-    return Claim(name, _ruled(made, name)[0], "test", shown, plain, (name,), picture)
+def _tested(
+    made: Document, name: str, shown: Shown, plain: Mapping[str, str | float], picture: str = ""
+) -> ArticleClaim:
+    return ArticleClaim(name, _ruled(made, name)[0], "test", shown, plain, (name,), picture)
 
 
-def not_likeliest(made: Document) -> Claim:
+def not_likeliest(made: Document) -> ArticleClaim:
     """Not always the most probable word is taken: one that is not is enough."""
     figure = made["extra"]["not_likeliest"]
     if figure["value"] is None:
-        return Claim("not_likeliest", "undetermined")
+        return ArticleClaim("not_likeliest", "undetermined")
     ruling: Ruling = "supports" if figure["value"] > 0 else "undetermined"
-    return Claim("not_likeliest", ruling, "example", {"share": ("right", figure)}, {"t": float(made["main"])})
+    return ArticleClaim("not_likeliest", ruling, "example", {"share": ("right", figure)}, {"t": float(made["main"])})
 
 
-def greedy(made: Document) -> Claim:
+def greedy(made: Document) -> ArticleClaim:
     """Temperature 0 gives low quality and repetition: both."""
     cold, warm = _figure(made, "right", "0"), _figure(made, "right")
     loops, warm_loops = _figure(made, "repetition", "0"), _figure(made, "repetition")
     if cold is None or warm is None or loops is None or warm_loops is None or made["main"] == "0":
-        return Claim("greedy", "undetermined")
+        return ArticleClaim("greedy", "undetermined")
     names = ("greedy_poor", "greedy_repeats")
     shown: Shown = {"cold": ("right", cold), "warm": ("right", warm), "loops": ("repetition", loops),
                     "warm_loops": ("repetition", warm_loops)}  # fmt: skip
     ruling = _all(_ruled(made, *names))
-    return Claim("greedy", ruling, "test", shown, {"t": float(made["main"])}, names, "temperatures")
+    return ArticleClaim("greedy", ruling, "test", shown, {"t": float(made["main"])}, names, "temperatures")
 
 
-def diverse(made: Document) -> Claim:
+def diverse(made: Document) -> ArticleClaim:
     """Above 1, answers are more diverse."""
     hottest = max(made["figures"], key=float)
     low, high = _figure(made, "answer_entropy"), _figure(made, "answer_entropy", hottest)
     if low is None or high is None or hottest == made["main"]:
-        return Claim("diverse", "undetermined")
+        return ArticleClaim("diverse", "undetermined")
     plain = {"t": float(made["main"]), "hot": float(hottest)}
     return _tested(made, "diverse", {"low": ("answer_entropy", low), "high": ("answer_entropy", high)}, plain)
 
 
-def seldom_same(made: Document) -> Claim:
+def seldom_same(made: Document) -> ArticleClaim:
     """Word for word the same answer is seldom given twice."""
     figure = _figure(made, "same_text")
     if figure is None:
-        return Claim("seldom_same", "undetermined")
+        return ArticleClaim("seldom_same", "undetermined")
     return _tested(made, "seldom_same", {"same": ("same_text", figure)}, {"t": float(made["main"])})
 
 
-def both_ways(made: Document) -> Claim:
+def both_ways(made: Document) -> ArticleClaim:
     """Wrong once, right when asked again: one question is enough."""
     figure = made["extra"]["both_ways"]
     if figure["value"] is None:
-        return Claim("both_ways", "undetermined")
+        return ArticleClaim("both_ways", "undetermined")
     plain = {"n": made["settings"]["n"], "t": float(made["main"])}
     ruling: Ruling = "supports" if figure["value"] > 0 else "undetermined"
-    return Claim("both_ways", ruling, "example", {"share": ("right", figure)}, plain, (), "tree")
+    return ArticleClaim("both_ways", ruling, "example", {"share": ("right", figure)}, plain, (), "tree")
 
 
-def direction(made: Document) -> Claim:
+def direction(made: Document) -> ArticleClaim:
     """Another word changes where the text goes, by more than two texts that go on from one word differ; where nobody
     knows what can follow, the meaning of answers that go on from it."""
     parted, less = made["extra"]["parted"], _figure(made, "feedback_meaning")
@@ -150,21 +152,21 @@ def direction(made: Document) -> Claim:
         shown: Shown = {"parted": ("", parted), "moved": ("moved", moved)}
         return _tested(made, "direction", shown, {})
     if less is None:
-        return Claim("direction", "undetermined")
+        return ArticleClaim("direction", "undetermined")
     return _tested(made, "direction_meaning", {"less": ("feedback_meaning", less)}, {"n": less["n"]})
 
 
-def formula(made: Document) -> Claim:
+def formula(made: Document) -> ArticleClaim:
     """(1 − S)^n: the slip, and what holds."""
     s = _figure(made, "s")
     if s is None:
         plain = {"s": "S", "right": "Sⁿ", "printed": "(1 − S)ⁿ"}
-        return Claim("formula", "does_not_support", "arithmetic", {}, plain, (), "formula")
+        return ArticleClaim("formula", "does_not_support", "arithmetic", {}, plain, (), "formula")
     low, high = s.get("low"), s.get("high")
     share = _power(s["value"], low, high, s["n"])
     wrong = _power(1 - s["value"], None if high is None else 1 - high, None if low is None else 1 - low, s["n"])
     shown: Shown = {"s": ("s", s), "right": ("right", share), "printed": ("right", wrong)}
-    return Claim("formula", "does_not_support", "arithmetic", shown, {}, (), "formula")
+    return ArticleClaim("formula", "does_not_support", "arithmetic", shown, {}, (), "formula")
 
 
 def _power(value: float, low: float | None, high: float | None, n: int, words: int = 100) -> dict[str, Any]:
@@ -172,20 +174,20 @@ def _power(value: float, low: float | None, high: float | None, n: int, words: i
     return Figure(value**words, least, most, n).json()
 
 
-def constant(made: Document) -> Claim:
+def constant(made: Document) -> ArticleClaim:
     """Every word is right with the same probability, wherever it stands."""
     found = made["dependence"]
     if found is None or not found["stretches"]:
-        return Claim("constant", "undetermined")
+        return ArticleClaim("constant", "undetermined")
     shown: Shown = {f"h{i}": ("", {"value": h, "unit": "share"}) for i, h in enumerate(found["stretches"], 1)}
     return _tested(made, "constant", shown, {"n": found["n"], "texts": found["texts"]}, _curve(found))
 
 
-def independent(made: Document) -> Claim:
+def independent(made: Document) -> ArticleClaim:
     """Errors are independent: given the position, no texts err more than others."""
     found = made["dependence"]
     if found is None:
-        return Claim("independent", "undetermined")
+        return ArticleClaim("independent", "undetermined")
     shown: Shown = {"k": ("survival", found["k"]), "reference": ("survival", found["reference"]),
                     "difference": ("", found["difference"])}  # fmt: skip
     return _tested(made, "independent", shown, {"n": found["n"], "texts": found["texts"]}, _curve(found))
@@ -195,21 +197,21 @@ def _curve(found: Document) -> str:
     return "documents" if found["of"] == "documents" else "survival"
 
 
-def meaning(made: Document) -> Claim:
+def meaning(made: Document) -> ArticleClaim:
     """By meaning, being right is much likelier than word for word."""
     right, same = _figure(made, "right"), _figure(made, "word_for_word")
     gain = made["extra"]["meaning_gain"]
     if right is None or same is None or gain["value"] is None:
-        return Claim("meaning", "undetermined")
+        return ArticleClaim("meaning", "undetermined")
     shown: Shown = {"right": ("right", right), "same": ("word_for_word", same), "gain": ("", gain)}
     return _tested(made, "meaning", shown, {})
 
 
-def feedback(made: Document) -> Claim:
+def feedback(made: Document) -> ArticleClaim:
     """An error makes the next likelier than a right word as rare does; errors by edit distance."""
     found = made["after_error"].get(made["main"])
     if found is None or found["cautious"][0]["value"] is None:
-        return Claim("feedback", "undetermined")
+        return ArticleClaim("feedback", "undetermined")
     pairs = found["pairs"]
     shown: Shown = {"near": ("", found["cautious"][0]), "up": ("", found["difference"][0])}
     plain = {"n": pairs["matched"], "dropped": pairs["dropped"], "ratio": pairs["ratio"][1]}
@@ -218,52 +220,54 @@ def feedback(made: Document) -> Claim:
     return _tested(made, "feedback", shown, plain, "feedback")
 
 
-def grows(made: Document) -> Claim:
+def grows(made: Document) -> ArticleClaim:
     """The word after that is likelier still to be wrong: the slope of the effect over all distances."""
     growth = made["extra"]["growth"]
     if growth["value"] is None:
-        return Claim("grows", "undetermined")
+        return ArticleClaim("grows", "undetermined")
     rows = made["after_error"][made["main"]]["cautious"]
     shown: Shown = {"first": ("", rows[0]), "last": ("", rows[-1]), "growth": ("", growth)}
     return _tested(made, "grows", shown, {"m": len(rows)}, "feedback")
 
 
-def no_way_back(made: Document) -> Claim:
+def no_way_back(made: Document) -> ArticleClaim:
     """There is no way back after an error: the word stays, by construction; how much of what follows is wrong is told
     beside the same after a right word."""
     figure, beside, ended = _figure(made, "recovery"), made["extra"]["clean_beside"], made["extra"]["ended"]
     if figure is None or beside["value"] is None:
-        return Claim("no_way_back", "undetermined")
+        return ArticleClaim("no_way_back", "undetermined")
     shown: Shown = {"share": ("recovery", figure), "beside": ("recovery", beside), "ended": ("recovery", ended)}
-    return Claim("no_way_back", "supports", "construction", shown, {"m": RECOVERED}, (), "feedback")
+    return ArticleClaim("no_way_back", "supports", "construction", shown, {"m": RECOVERED}, (), "feedback")
 
 
-def exponential(made: Document) -> Claim:
+def exponential(made: Document) -> ArticleClaim:
     """The chance of being right falls exponentially with length: by the same share at every word, for all texts."""
     found = made["dependence"]
     if found is None or found["shape"]["value"] is None:
-        return Claim("exponential", "undetermined")
+        return ArticleClaim("exponential", "undetermined")
     shown: Shown = {"shape": ("weibull_shape", found["shape"]), "k": ("survival", found["k"])}
     ruling = _all(_ruled(made, "constant", "independent"))
-    return Claim("exponential", ruling, "above", shown, {"n": found["n"]}, ("constant", "independent"), _curve(found))
+    return ArticleClaim(
+        "exponential", ruling, "above", shown, {"n": found["n"]}, ("constant", "independent"), _curve(found)
+    )
 
 
-def passes(made: Document) -> Claim:
+def passes(made: Document) -> ArticleClaim:
     """The whole model is used for every word."""
     passes, tokens = _figure(made, "passes"), _figure(made, "tokens")
     if passes is None or tokens is None:
-        return Claim("passes", "undetermined")
+        return ArticleClaim("passes", "undetermined")
     ruling: Ruling = "supports" if abs(passes["value"] - tokens["value"]) < 1e-9 else "does_not_support"
-    return Claim(
+    return ArticleClaim(
         "passes", ruling, "count", {"passes": ("passes", passes), "tokens": ("tokens", tokens)}, {}, (), "cost"
     )
 
 
-def targets(made: Document) -> Claim:
+def targets(made: Document) -> ArticleClaim:
     """Training towards one right word biases the probabilities: what is seen here cannot tell the cause."""
     figure = _figure(made, "calibration")
     shown: Shown = {} if figure is None else {"gap": ("calibration", figure)}
-    return Claim("targets", "undetermined", "nothing", shown, {}, (), "calibration")
+    return ArticleClaim("targets", "undetermined", "nothing", shown, {}, (), "calibration")
 
 
 # what they are tested on

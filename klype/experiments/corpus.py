@@ -13,9 +13,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from klype.data.order import mix
 from klype.data.prepare import split
 from klype.data.readers import TextDocument
+from klype.data.seeds import mix
 from klype.errors import KlypeError
 from klype.text.tokenizer import Tokenizer
 from klype.world import Filter, World
@@ -32,7 +32,7 @@ SHARE = 0.1  # of a text held out to stop by, and as much again to test on
 
 
 @dataclass(frozen=True, slots=True)
-class Truth:
+class SparseTruth:
     """p at each of N positions, sparse: position k has ``ids[starts[k]:starts[k + 1]]`` with their ``p``."""
 
     starts: npt.NDArray[np.int64]
@@ -40,19 +40,19 @@ class Truth:
     p: npt.NDArray[np.float32]
 
     @staticmethod
-    def of(rows: Sequence[dict[int, float]]) -> Truth:
+    def of(rows: Sequence[dict[int, float]]) -> SparseTruth:
         starts = np.cumsum([0, *map(len, rows)])
         ids = np.array([i for row in rows for i in row], np.int64)
-        return Truth(starts, ids, np.array([p for row in rows for p in row.values()], np.float32))
+        return SparseTruth(starts, ids, np.array([p for row in rows for p in row.values()], np.float32))
 
-    def first(self, positions: int) -> Truth:
+    def first(self, positions: int) -> SparseTruth:
         """The truth at the first positions only."""
         end = int(self.starts[positions])
-        return Truth(self.starts[: positions + 1], self.ids[:end], self.p[:end])
+        return SparseTruth(self.starts[: positions + 1], self.ids[:end], self.p[:end])
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class CorpusQuestion:
     """A text that ends in a question mark, and every right answer, each up to its full stop."""
 
     prefix: Ids
@@ -67,8 +67,8 @@ class Test:
     """
 
     documents: tuple[Ids, ...]
-    truth: Truth | None = None
-    questions: tuple[Question, ...] = ()
+    truth: SparseTruth | None = None
+    questions: tuple[CorpusQuestion, ...] = ()
     shown: tuple[Ids, dict[int, float]] | None = None
     bytes: int = 0
 
@@ -81,7 +81,7 @@ class Corpus:
     end: int
     train: tuple[Ids, ...]
     held_out: tuple[Ids, ...]
-    truth: Truth | None = None
+    truth: SparseTruth | None = None
 
     def first(self, documents: int) -> Corpus:
         """With the first documents only to learn from."""
@@ -165,16 +165,16 @@ class WorldSource:
             words.push(self.vocabulary[i])
         return words
 
-    def _truth(self, documents: Sequence[Ids]) -> Truth:
+    def _truth(self, documents: Sequence[Ids]) -> SparseTruth:
         rows = []
         for document in documents:
             words = Filter(self._start)
             for i in document[1:]:
                 rows.append({self._id[word]: p for word, p in words.next().items()})
                 words.push(self.vocabulary[i])
-        return Truth.of(rows)
+        return SparseTruth.of(rows)
 
-    def _question(self, document: Ids) -> Question | None:
+    def _question(self, document: Ids) -> CorpusQuestion | None:
         """The document's last question that leaves room for an answer; None without one."""
         mark = self._id["?"]
         places = [t for t, i in enumerate(document[: self._longest - 12]) if i == mark]
@@ -195,7 +195,7 @@ class WorldSource:
                     answers.append(now)
                 else:
                     todo.append((now, after))
-        return Question(prefix, tuple(answers)) if 0 < len(answers) <= ANSWERS else None
+        return CorpusQuestion(prefix, tuple(answers)) if 0 < len(answers) <= ANSWERS else None
 
 
 class TextSource:

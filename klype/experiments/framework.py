@@ -23,14 +23,14 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SerializeAsAny
 
 from klype import config
 from klype.answers.traces import replace
-from klype.children import end_with
+from klype.child_processes import end_with
 from klype.device import memory_policy, set_threads, thread_policy
 from klype.errors import KlypeError, UsageError
 from klype.examine.facts import FigureFacts
 from klype.examine.intervals import student
 from klype.examine.truth import Truth
 from klype.experiments.corpus import Corpus, Source, Test
-from klype.experiments.plan import Choice, Plan, PlanRequest, Speed, fit, offered, probe
+from klype.experiments.planning import ExperimentPlan, PlanChoice, PlanRequest, Speed, fit, offered, probe
 from klype.experiments.training import LabSettings
 from klype.jsons import saved
 from klype.values import Figure
@@ -56,7 +56,7 @@ class Arm(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Measure:
+class BoardMeasure:
     """A column: the mean over seeds of a value (``of``: its name, where it is another; the mean of a list counts), in
     an interval that ends at ``least`` and ``most``.
 
@@ -96,13 +96,13 @@ def over_seeds(values: Sequence[float], unit: str, most: float = math.inf, least
     return Figure(mean, max(least, low), min(most, high), n, unit)
 
 
-class Part(BaseModel):
+class BoardPart(BaseModel):
     """A part of a board."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class Row(Part):
+class Row(BoardPart):
     """One arm at one number of documents, over the seeds that are finished."""
 
     arm: str = Field(validation_alias=AliasChoices("arm", "target"))
@@ -111,7 +111,7 @@ class Row(Part):
     figures: dict[str, FigureFacts]
 
 
-class Board(Part):
+class Board(BoardPart):
     """How an experiment stands, kept in ``FILE`` in its folder, whole at any moment. ``kinds`` by arm, in the table's
     order; ``steps`` of training at most."""
 
@@ -171,11 +171,11 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing(Generic[B]):
+class Progress(Generic[B]):
     """What there is of an experiment so far: ``found``, its results; ``names``, the arms whose results are told."""
 
     experiment: Experiment[B]
-    plan: Plan
+    plan: ExperimentPlan
     found: Sequence[Result]
     test: Test
     vocabulary: Sequence[str] = ()
@@ -237,13 +237,13 @@ class Experiment(Generic[B]):
     unknown: str
     arms: Sequence[Arm]
     control: str
-    measures: Mapping[str, Measure]
+    measures: Mapping[str, BoardMeasure]
     settings: type[LabSettings]
-    choices: Sequence[Choice]
-    cost: Callable[[Plan, Speed, bool, int], tuple[int, float]]
+    choices: Sequence[PlanChoice]
+    cost: Callable[[ExperimentPlan, Speed, bool, int], tuple[int, float]]
     cell: type[Cell]
-    board: Callable[[Standing[B]], B]
-    steps: Callable[[Plan], int] = lambda plan: plan.steps
+    board: Callable[[Progress[B]], B]
+    steps: Callable[[ExperimentPlan], int] = lambda plan: plan.steps
     first: tuple[str, ...] = ()
     one_size: bool = False
 
@@ -260,10 +260,10 @@ class Experiment(Generic[B]):
 
     def plan(
         self, source: Source, folder: Path, request: PlanRequest, cores: int, compiled: Path | None = None
-    ) -> Plan:
+    ) -> ExperimentPlan:
         """The folder's plan, when an earlier start has left one; else a new one, which is kept there."""
         file = folder / "plan.json"
-        if (before := Plan.read(file, self.noun, self.settings)) is not None:
+        if (before := ExperimentPlan.read(file, self.noun, self.settings)) is not None:
             return before
         arms, choices = self.called(request.arms, source.knows), offered(source, request, self.choices)
         speed = probe(source, request, compiled)
@@ -274,7 +274,7 @@ class Experiment(Generic[B]):
     def run(
         self,
         source: Source,
-        plan: Plan,
+        plan: ExperimentPlan,
         folder: Path,
         tell: Callable[[B], None],
         workers: int = 2,
@@ -295,14 +295,14 @@ class Experiment(Generic[B]):
             seeds = sorted({seed for _, seed in left})
             drawn = {seed: pool.submit(source.corpus, seed, plan.documents[-1], HELD_OUT) for seed in seeds}
             test = drawing.result()
-            written = Written(folder / "cells")
+            written = ResultFiles(folder / "cells")
             last: B | None = None
 
             def look(done: bool = False) -> B:
                 nonlocal last
                 found, new = written.read()
                 if new or done or last is None:
-                    last = self.board(Standing(self, plan, found, test, source.vocabulary, done))
+                    last = self.board(Progress(self, plan, found, test, source.vocabulary, done))
                 last.write(folder)  # in any case: what was written just now goes on
                 tell(last)
                 return last
@@ -325,7 +325,7 @@ class Experiment(Generic[B]):
         return all("values" in (saved(file) or {}) for file in files)
 
 
-class Written:
+class ResultFiles:
     """What cells have written under a folder; a file is read again only when it is another one than before."""
 
     def __init__(self, folder: Path) -> None:

@@ -17,13 +17,13 @@ from torch import nn
 
 from klype import config
 from klype.data import pools
-from klype.data.order import Permutation, mix
+from klype.data.seeds import Permutation, mix
 from klype.errors import Interrupted
-from klype.experiments.corpus import Corpus, Ids, Truth, targets
+from klype.experiments.corpus import Corpus, Ids, SparseTruth, targets
 from klype.model.attention import TORCH, Backend
 from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
-from klype.train.loop import Session, Settings, train
+from klype.train.loop import TrainSession, TrainSettings, train
 from klype.train.objectives import Objective, cross_entropy, soft_cross_entropy
 from klype.train.optimizer import OptimizerSettings, Schedule, fused_parts
 from klype.values import Batch, Batches, Floats
@@ -234,7 +234,7 @@ def train_model(
     every = batches.steps_per_epoch
     seen = _EarlyStopping(learner, mean, corpus.held_out, hooks, every, settings.patience)
     objective = cross_entropy if data.soft is None else soft_cross_entropy
-    session = Session(parts=fused_parts(model.config), on_step=seen.step, stop=seen.stop, keeps=False)
+    session = TrainSession(parts=fused_parts(model.config), on_step=seen.step, stop=seen.stop, keeps=False)
     try:
         loop = loop_settings(settings, (data.epochs or settings.epochs) * every)
         optimize(learner, objective, batches, loop, session)
@@ -247,15 +247,17 @@ def train_model(
     return TrainedModel(model.eval(), seen.curve, seen.since_best() > 0, data.flops + 3 * reads * read, reads)
 
 
-def loop_settings(settings: LabSettings, steps: int, rate: float = 1.0) -> Settings:
+def loop_settings(settings: LabSettings, steps: int, rate: float = 1.0) -> TrainSettings:
     """The loop's, with ``rate`` times the rates."""
     matrix_rate, others = rate * settings.matrix_rate, rate * settings.rate
     optimizer = OptimizerSettings(matrix_rate=matrix_rate, rate=others, decay=settings.decay)
     schedule = Schedule(warmup=0.05, flat=0.1, floor=0.05)
-    return Settings(steps=steps, optimizer=optimizer, schedule=schedule, save_seconds=0.0)
+    return TrainSettings(steps=steps, optimizer=optimizer, schedule=schedule, save_seconds=0.0)
 
 
-def optimize(model: Transformer, objective: Objective, batches: Batches, settings: Settings, session: Session) -> None:
+def optimize(
+    model: Transformer, objective: Objective, batches: Batches, settings: TrainSettings, session: TrainSession
+) -> None:
     """Trains the model in place by the one loop; nothing is left on the disk."""
     with tempfile.TemporaryDirectory(prefix="klype-experiment-") as folder:
         train(model, objective, batches, settings, Path(folder), session)
@@ -300,7 +302,7 @@ def mixed(first: Soft, second: Soft, share: float) -> Soft:
     return lambda positions: torch.lerp(first(positions), second(positions), share)
 
 
-def true(truth: Truth, size: int) -> Soft:
+def true(truth: SparseTruth, size: int) -> Soft:
     starts, ids, p = map(torch.from_numpy, (truth.starts, truth.ids, truth.p))
 
     def soft(positions: torch.Tensor) -> torch.Tensor:

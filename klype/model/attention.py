@@ -72,7 +72,7 @@ class Backend(Protocol):
         ...
 
 
-class Decoder(Protocol):
+class FusedDecoder(Protocol):
     """Computes whole passes over few tokens of a cache, layers and all."""
 
     def supports(self, cache: Cache, T: int) -> bool:

@@ -26,7 +26,7 @@ HEADER = 16 * 2**20
 
 
 @dataclass(frozen=True)
-class Entry:
+class TensorEntry:
     """Where a weight lies in its file: its type as safetensors names it, its shape, and its first and last byte."""
 
     file: Path
@@ -40,7 +40,7 @@ class TensorFiles:
     """The weights of one folder by name, from one file or several. Every header is checked when it is opened."""
 
     def __init__(self, files: list[Path]) -> None:
-        self._entries: dict[str, Entry] = {}
+        self._entries: dict[str, TensorEntry] = {}
         for file in files:
             for name, entry in checked_header(file).items():
                 if name in self._entries:
@@ -65,7 +65,7 @@ class TensorFiles:
         return tensor
 
 
-def checked_header(file: Path) -> dict[str, Entry]:
+def checked_header(file: Path) -> dict[str, TensorEntry]:
     """What is where. Raises KlypeError for a file that is cut, overlapping, ambiguous or not of floats."""
     try:
         size = file.stat().st_size
@@ -104,7 +104,7 @@ def checked_header(file: Path) -> dict[str, Entry]:
         raise KlypeError(f"{file} is {size:,} bytes long but should be {8 + length + end:,}.", _HINT)
     first = 8 + length
     return {
-        name: Entry(
+        name: TensorEntry(
             file,
             entry["dtype"],
             tuple(entry["shape"]),

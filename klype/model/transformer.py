@@ -17,7 +17,7 @@ from klype.model.attention import (
     TORCH,
     AttentionPass,
     Backend,
-    Decoder,
+    FusedDecoder,
     Rope,
     WholeTexts,
     document_mask,
@@ -45,7 +45,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.backend = backend
-        self.decoder: Decoder | None = None
+        self.decoder: FusedDecoder | None = None
         self.embed = nn.Embedding(config.vocab_size, config.width)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.norm = nn.RMSNorm(config.width, config.norm_eps)
@@ -60,7 +60,7 @@ class Transformer(nn.Module):
         self.register_buffer("sin", sin, persistent=False)
         self.recompute = False  # whether a layer's activations are computed again in backward instead of kept
 
-    def using(self, backend: Backend, decoder: Decoder | None = None) -> Self:
+    def using(self, backend: Backend, decoder: FusedDecoder | None = None) -> Self:
         """The same weights (not a copy of them), computed by another backend. ``decoder``: what computes passes over
         few tokens of a cache as a whole."""
         other = copy.copy(self)

@@ -23,9 +23,9 @@ from klype.preferences.records import (
     BYS,
     KINDS,
     PARTS,
-    Asked,
     Candidate,
     Entry,
+    RankingItem,
     by_name,
     entry_of,
     trace_from,
@@ -191,7 +191,7 @@ def _ranked(row: Mapping[str, Any], identity: str, annotator: str) -> Entry | st
         return "has sources that do not fit its candidates"
     context = str(row.get("context") or "")
     question = Question(str(row.get("id", identity)), row["question"], context, tuple(answers), tuple(choices), extra)
-    asked = Asked(question, candidates, row.get("part", "train"))
+    asked = RankingItem(question, candidates, row.get("part", "train"))
     entry = Entry(asked, tuple(tuple(group) for group in groups), who, kind, by, str(row.get("when") or ""))
     return replace(entry, seconds=seconds, again=bool(row.get("again")))
 

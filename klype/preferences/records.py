@@ -35,7 +35,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class RankingItem:
     """A question and the candidates that answer it."""
 
     question: Question
@@ -52,7 +52,7 @@ class Entry:
     (the order still counts: all tied when nothing else was said); "skip": no order. ``seconds``: how long it took.
     """
 
-    asked: Asked
+    asked: RankingItem
     order: tuple[tuple[int, ...], ...]
     annotator: str
     kind: Kind = "order"
@@ -72,7 +72,7 @@ class Entry:
 def entry_of(ranking: Ranking, part: Part = "train", by: By | None = None) -> Entry:
     """A ranking as an entry; who made it is read from the name when ``by`` is not given."""
     candidates = tuple(Candidate(text) for text in ranking.candidates)
-    asked = Asked(ranking.question, candidates, part)
+    asked = RankingItem(ranking.question, candidates, part)
     return Entry(asked, ranking.order, ranking.annotator, by=by or by_name(ranking.annotator), when=ranking.when)
 
 

@@ -19,8 +19,8 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from klype.errors import KlypeError
 from klype.preferences import database
 from klype.preferences.database import DamagedError
-from klype.preferences.records import Asked, Candidate, Entry
-from klype.preferences.tables import (
+from klype.preferences.records import Candidate, Entry, RankingItem
+from klype.preferences.schema import (
     Annotator,
     Row,
     added,
@@ -85,7 +85,7 @@ class Store:
 
     # questions and candidates
 
-    def add(self, asked: Sequence[Asked]) -> list[int]:
+    def add(self, asked: Sequence[RankingItem]) -> list[int]:
         """Questions with their candidates; what is there already is not doubled. The questions' ids."""
         with self._writing() as connection:
             return [found.id for found in added(connection, asked)]
@@ -95,7 +95,7 @@ class Store:
         with self._writing() as connection:
             return new_candidates(connection, [(question, candidate)])[0]
 
-    def questions(self, part: str = "") -> list[Asked]:
+    def questions(self, part: str = "") -> list[RankingItem]:
         """All questions with all their candidates, in the order added."""
         with self._reading() as connection:
             return list(asked_by_id(connection, part).values())
@@ -109,7 +109,7 @@ class Store:
 
     # ranking
 
-    def claim(self, who: Annotator, part: str = "", each: int = 1, lease_s: float = LEASE_S) -> Asked | None:
+    def claim(self, who: Annotator, part: str = "", each: int = 1, lease_s: float = LEASE_S) -> RankingItem | None:
         """The next question for this annotator, kept from others for a while; None when nothing is left.
 
         A question is wanted until ``each`` annotators of this kind have ranked or skipped it. One that another
@@ -128,7 +128,7 @@ class Store:
             connection.execute(insert(claims), [row])
             return asked_by_id(connection, only=[found])[found]
 
-    def claim_again(self, who: Annotator) -> Asked | None:
+    def claim_again(self, who: Annotator) -> RankingItem | None:
         """A question that this annotator ranked some time ago and has not ranked twice; with the candidates shown then.
 
         None while there is none that lies ``APART`` rankings back.
@@ -283,7 +283,7 @@ def whole_entries(place: str | Path) -> tuple[list[Entry], int]:
     groups: dict[int, dict[int, Candidate]] = {}
     for row in tables["candidates"]:
         _kept(groups.setdefault(row["question_id"], {}), row, candidate_of)
-    asked: dict[int, Asked] = {}
+    asked: dict[int, RankingItem] = {}
     for row in tables["questions"]:
         _kept(asked, row, lambda row: asked_of(row, list(groups.get(row["id"], {}).values())))
     entries: dict[int, Entry | None] = {}

@@ -10,7 +10,7 @@ from klype.model.lora import AdaptedTransformer
 from klype.model.transformer import Transformer
 from klype.runs.options import RunOptions, StageOptions
 from klype.runs.probe import possible
-from klype.runs.recipe import Recipe, Shape
+from klype.runs.recipe import ModelShape, Recipe
 from klype.sources.find import Found
 
 
@@ -41,7 +41,7 @@ def suited(recipe: Recipe, options: RunOptions | StageOptions, start: Found | No
         possible(recipe.model, 1)
         return recipe
     own = checkpoint.read_config(start.folder)
-    shape = {name: getattr(own, name) for name in Shape._fields}
+    shape = {name: getattr(own, name) for name in ModelShape._fields}
     window = min(recipe.model.window, own.window)
     return recipe.model_copy(update={"model": recipe.model.model_copy(update={**shape, "window": window})})
 

@@ -26,18 +26,18 @@ from klype.runs.judging import agreement, judge_the_judge, tau_ceiling
 from klype.runs.options import InputOptions, RunOptions
 from klype.runs.recipe import Recipe
 from klype.runs.record import Record
-from klype.runs.say import Say
+from klype.runs.say import RunListener
 from klype.runs.stages import Run, learn, precision_of, seconds_for, session_of
-from klype.runs.task import Asking, Task, draw_answers
+from klype.runs.task import AnswerSettings, Task, draw_answers
 from klype.runs.validating import BestWeights
 from klype.train.objectives import Objective
 from klype.train.policy import ActorCritic, align_objective, method
-from klype.train.preference import Ranked, RankingBatches, RankingSettings, teaching
+from klype.train.preference import RankedAnswers, RankingBatches, RankingSettings, informative
 from klype.train.reward_model import ABOUT, RewardModel, fit_reward
 from klype.train.rewards import (
     MODEL,
     AnswerReward,
-    Asked,
+    QuestionPrompt,
     WeightedRewards,
     by_model,
     by_text,
@@ -86,7 +86,7 @@ class Evaluator:
 
     @torch.no_grad()
     def look(self, model: Transformer, step: int) -> Evaluation:
-        groups = draw_answers(self.task, model, self.questions, Asking(1.0))
+        groups = draw_answers(self.task, model, self.questions, AnswerSettings(1.0))
         traces = [group[0] for group in groups]
         prompts, answers = [t.prompt for t in traces], [t.tokens for t in traces]
         batch = answers_batch(prompts, answers)
@@ -95,7 +95,7 @@ class Evaluator:
         ended = [t.ended == "stop" for t in traces]
         judged = zip(self.questions, texts, ended, strict=True)
         worth = self.rewards or WeightedRewards({})
-        each = worth.each([Asked(p, q) for p, q in zip(prompts, self.questions, strict=True)], answers)
+        each = worth.each([QuestionPrompt(p, q) for p, q in zip(prompts, self.questions, strict=True)], answers)
         repeats = [r for text in texts if (r := repeated(tuple(text.split()))) is not None]
         return Evaluation(
             step,
@@ -190,7 +190,7 @@ def reward(run: Run) -> None:
     """A model that imitates the ranker; how well is measured on questions it has not seen."""
     trunk = run.model("finetune")
     ranked = ranking.load(run.task, run.folder / "rank")
-    useful = teaching(ranked.train)
+    useful = informative(ranked.train)
     fit = run.recipe.reward.fit
     run.say.stage_start("reward", fit.steps)
     seconds = seconds_for(run, "reward") if isinstance(run.options, RunOptions) else 0.0
@@ -282,7 +282,7 @@ def align(run: Run) -> None:
     watched[-1].forget()
 
 
-def functions_of(recipe: Recipe, options: InputOptions, record: Record, say: Say) -> dict[str, Reward]:
+def functions_of(recipe: Recipe, options: InputOptions, record: Record, say: RunListener) -> dict[str, Reward]:
     """The recipe's rewards that are functions; run.json says which source they had, and a change is told."""
     found: dict[str, Reward] = {}
     for name in recipe.align.rewards:
@@ -317,7 +317,7 @@ def _rewards(run: Run, trunk: Transformer) -> WeightedRewards | None:
     return WeightedRewards(parts) if parts else None
 
 
-def _ranked(run: Run, rewards: WeightedRewards | None) -> tuple[list[Ranked], bool]:
+def _ranked(run: Run, rewards: WeightedRewards | None) -> tuple[list[RankedAnswers], bool]:
     """The rankings that are learnt from (for methods that do), and whether an annotator is known to judge the reward
     by: the one whose rankings the reward model imitates, or the world's."""
     section = run.recipe.align
@@ -331,9 +331,9 @@ def _ranked(run: Run, rewards: WeightedRewards | None) -> tuple[list[Ranked], bo
     return ranked, known and rewards is not None
 
 
-def ranked_by(rewards: AnswerReward, found: Sequence[tuple[Question, Ranked]]) -> list[Ranked]:
+def ranked_by(rewards: AnswerReward, found: Sequence[tuple[Question, RankedAnswers]]) -> list[RankedAnswers]:
     """Answers in the order of their rewards, equal ones tied."""
-    asked = [Asked(one.prompt, question) for question, one in found for _ in one.answers]
+    asked = [QuestionPrompt(one.prompt, question) for question, one in found for _ in one.answers]
     worth = iter(rewards(asked, [answer for _, one in found for answer in one.answers]).tolist() if asked else [])
     ranked = []
     for _, one in found:
@@ -372,7 +372,7 @@ def _row(seen: Evaluation) -> tuple[str, ...]:
 
 
 def _batches(
-    run: Run, twin: Transformer, reference: Transformer, rewards: WeightedRewards | None, ranked: list[Ranked]
+    run: Run, twin: Transformer, reference: Transformer, rewards: WeightedRewards | None, ranked: list[RankedAnswers]
 ) -> RolloutBatches | RankingBatches:
     """What the method learns from: fresh answers and their rewards, or the rankings themselves."""
     section, tokenizer = run.recipe.align, run.task.chat.tokenizer
@@ -386,9 +386,9 @@ def _batches(
         rehearsed.restore({"position": step})
         return next(rehearsed)
 
-    def ask(step: int) -> list[Asked]:
+    def ask(step: int) -> list[QuestionPrompt]:
         questions = [asked(step * section.rows + i) for i in range(section.rows)]
-        return [Asked(tuple(run.task.chat.prompt(q.messages())), q) for q in questions]
+        return [QuestionPrompt(tuple(run.task.chat.prompt(q.messages())), q) for q in questions]
 
     beside = rehearsal if rehearsed else None
     if row.learns_from == "rankings":

@@ -9,18 +9,18 @@ from pathlib import Path
 
 import torch
 
-from klype.data.order import draw_seed
+from klype.data.seeds import draw_seed
 from klype.errors import KlypeError
 from klype.judge.meaning import text_meaning
 from klype.model import checkpoint
 from klype.model.transformer import Transformer
 from klype.preferences.candidates import merge_near_duplicates, most_informative
-from klype.preferences.records import Asked, Candidate, Entry
+from klype.preferences.records import Candidate, Entry, RankingItem
 from klype.preferences.store import Store
 from klype.runs.ranking import tokens
 from klype.sources.source import Source, answers
 from klype.text.chat import Chat
-from klype.train.preference import Ranked
+from klype.train.preference import RankedAnswers
 from klype.train.reward_model import RewardSettings, fit_reward
 from klype.values import Ranking, Request, Sampling, Trace
 
@@ -57,7 +57,7 @@ def draw_into(store: Store, name: str, source: Source, settings: DrawSettings) -
     return added
 
 
-def _requests(source: Source, part: Sequence[Asked], temperature: float, settings: DrawSettings) -> list[Request]:
+def _requests(source: Source, part: Sequence[RankingItem], temperature: float, settings: DrawSettings) -> list[Request]:
     return [
         Request(
             tuple(source.codec.prompt(one.question.messages())),
@@ -76,7 +76,7 @@ def _candidate(source: Source, name: str, trace: Trace, temperature: float) -> C
     return Candidate(source.codec.decode(trace.tokens).strip(), name, temperature, trace=bare)
 
 
-def _new(asked: Asked, drawn: Sequence[Candidate]) -> tuple[Candidate, ...]:
+def _new(asked: RankingItem, drawn: Sequence[Candidate]) -> tuple[Candidate, ...]:
     """Those that say something and are no near-duplicate of what is there or was drawn before them."""
     every = [*asked.candidates, *(c for c in drawn if c.text)]
     merged = merge_near_duplicates([c.text for c in every], meaning=text_meaning(asked.question))
@@ -87,20 +87,20 @@ HEADS, STEPS = 8, 300
 
 
 @dataclass(frozen=True, slots=True)
-class Reader:
+class TrunkReader:
     """A run's fine-tuned model, as the trunk of a reward model."""
 
     trunk: Transformer
     chat: Chat
 
     @staticmethod
-    def of(run: Path, device: torch.device | None = None) -> Reader:
+    def of(run: Path, device: torch.device | None = None) -> TrunkReader:
         loaded = checkpoint.load(run / "finetune", device=device)
         if loaded.chat is None:
             raise KlypeError(f"The model in {run / 'finetune'} has no chat template.")
-        return Reader(loaded.model, loaded.chat)
+        return TrunkReader(loaded.model, loaded.chat)
 
-    def ranked(self, rankings: Sequence[Ranking]) -> list[Ranked]:
+    def ranked(self, rankings: Sequence[Ranking]) -> list[RankedAnswers]:
         """Those of two answers or more that all fit the model's window."""
         found = [tokens(self.chat, ranking) for ranking in rankings if len(ranking.candidates) > 1]
         return [r for r in found if len(r.prompt) + max(map(len, r.answers)) <= self.trunk.config.window]
@@ -111,7 +111,7 @@ def prioritise(store: Store, run: Path, seed: int, device: torch.device | None =
 
     Raises KlypeError when there are no rankings yet that an ensemble could be fitted to.
     """
-    reader = Reader.of(run, device)
+    reader = TrunkReader.of(run, device)
     entries = [e for e in store.entries() if e.kind != "skip"]
     known = by_people(entries)
     settings = RewardSettings(heads=HEADS, steps=STEPS, seed=seed)
@@ -135,6 +135,6 @@ def by_people(entries: Sequence[Entry]) -> list[Entry]:
     return others or list(entries)
 
 
-def _all_tied(asked: Asked) -> Ranking:
+def _all_tied(asked: RankingItem) -> Ranking:
     texts = tuple(c.text for c in asked.candidates)
     return Ranking(asked.question, texts, (tuple(range(len(texts))),), "")

@@ -51,7 +51,7 @@ _INFLECTS = frozenset(
 
 
 @dataclass(slots=True)
-class Word:
+class Headword:
     """A headword with all that its articles say. ``forms``: its inflections, small letters."""
 
     lemma: str
@@ -80,7 +80,7 @@ class Dictionary:
     """Words by their lemma, in the order of the articles."""
 
     def __init__(self) -> None:
-        self.words: dict[str, Word] = {}
+        self.words: dict[str, Headword] = {}
         self.sources: list[DataFacts] = []
 
     def add(
@@ -91,7 +91,7 @@ class Dictionary:
         kept = [clean for text in definitions if (clean := _definition(text))]
         if not lemma or named is None or not kept:
             return
-        word = self.words.setdefault(lemma, Word(lemma))
+        word = self.words.setdefault(lemma, Headword(lemma))
         if named not in word.classes:
             word.classes.append(named)
         word.definitions += [d for d in dict.fromkeys(kept) if d not in word.definitions]
@@ -117,7 +117,7 @@ class Dictionary:
         return {part for word in self.words.values() for form in word.forms for part in form.split()}
 
 
-def questions(word: Word) -> Iterator[Question]:
+def questions(word: Headword) -> Iterator[Question]:
     """What is asked about a word, with every answer that the dictionary gives."""
     meanings = tuple(d for d in word.definitions if len(d) <= _LONGEST)
     shown = tuple(e for e in word.examples if len(e) <= _LONGEST)
@@ -132,7 +132,7 @@ def questions(word: Word) -> Iterator[Question]:
         )
 
 
-def _question(kind: QuestionKind, asked: str, answers: tuple[str, ...], word: Word) -> Question:
+def _question(kind: QuestionKind, asked: str, answers: tuple[str, ...], word: Headword) -> Question:
     name = hashlib.sha256(asked.encode()).hexdigest()[:12]
     return Question(name, asked, answers=answers, extra={"kind": kind, "lemma": word.lemma})
 

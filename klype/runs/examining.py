@@ -27,7 +27,7 @@ from klype.model.transformer import Transformer
 from klype.runs.dictionary import dictionary_rows
 from klype.runs.gates import gains, gates, pair_threshold
 from klype.runs.stages import Run
-from klype.runs.task import Asking, Task, draw_answers, examine_model, examined_on
+from klype.runs.task import AnswerSettings, Task, draw_answers, examine_model, examined_on
 from klype.runs.text_task import TextTask
 from klype.values import Question, Trace
 
@@ -41,7 +41,7 @@ CURVE_POINTS = 200
 def measure_stage(run: Run, name: StageName) -> dict[str, FigureFacts]:
     """What one model scores: chat answers at the recipe's temperature, and its knowledge of plain text."""
     model, task, content = run.model(MODELS[name]), run.task, run.record.content
-    asking = Asking(run.recipe.examine.temperature)
+    asking = AnswerSettings(run.recipe.examine.temperature)
     found = examine_model(task, model, examined_on(task, run.options.minutes), asking)
     evidence = found.evidence[asking.temperature]
     figures = measure(evidence, in_runs("stages"))
@@ -154,7 +154,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 def side_by_side(run: Run) -> list[QuestionFacts]:
     """A few held-out questions with the answer of each model, token by token with its probability."""
     questions = run.task.held_out[:SIDE_BY_SIDE]
-    asking = Asking(run.recipe.examine.temperature)
+    asking = AnswerSettings(run.recipe.examine.temperature)
     answers: dict[StageName, list[AnswerFacts]] = {}
     for name, stage in MODELS.items():
         if run.record.content["figures"].get(name):
@@ -199,10 +199,10 @@ def temperatures(run: Run, model: Transformer, stage: StageName) -> dict[str, An
     questions, shown = run.task.held_out[:200], run.task.held_out[0]
     rows, curves_ = [], []
     for temperature in run.recipe.examine.temperatures:
-        evidence = examine_model(run.task, model, questions, Asking(temperature, 2, "distributions")).evidence[
+        evidence = examine_model(run.task, model, questions, AnswerSettings(temperature, 2, "distributions")).evidence[
             temperature
         ]
-        (samples,) = draw_answers(run.task, model, [shown], Asking(temperature, 4))
+        (samples,) = draw_answers(run.task, model, [shown], AnswerSettings(temperature, 4))
         rows.append(
             {
                 "temperature": temperature,
@@ -237,7 +237,7 @@ def _calibration(run: Run, questions: Sequence[Question]) -> dict[str, Any] | No
     """
     if not run.record.done("finetune"):
         return None
-    asking = Asking(1.0, 2, "distributions")
+    asking = AnswerSettings(1.0, 2, "distributions")
     evidence = examine_model(run.task, run.model("finetune"), questions, asking).evidence[1.0]
     if len({told.question for told in evidence.told}) < 40:
         return None
@@ -253,7 +253,7 @@ def cost(run: Run, model: Transformer, evidence: Evidence) -> dict[str, Any]:
 
     Joules by the processor's own counters where they can be read, else a stated number of watts for each busy core.
     """
-    asking, questions = Asking(run.recipe.examine.temperature, at_once=1), run.task.held_out[:ALONE]
+    asking, questions = AnswerSettings(run.recipe.examine.temperature, at_once=1), run.task.held_out[:ALONE]
     draw_answers(run.task, model, questions[:1], asking)  # warm
     energy = Energy()
     alone = examine_model(run.task, model, questions, asking, Meters(joules=energy.joules))

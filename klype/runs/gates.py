@@ -14,7 +14,7 @@ from klype.examine.say import Say
 from klype.model.transformer import Transformer
 from klype.runs.aligning import Evaluation, best
 from klype.runs.stages import Run
-from klype.runs.task import Asking, examine_model, examined_on
+from klype.runs.task import AnswerSettings, examine_model, examined_on
 from klype.sources.find import is_aligned
 from klype.values import Figure
 from klype.words import LANGUAGES, number, percent, words
@@ -180,12 +180,12 @@ SEVERAL, DRAWN = 60, 4  # questions and answers to each for the measures of spre
 def compare(run: Run, before: Transformer, after: Transformer) -> dict[str, Any]:
     """Figures of both models, of each difference, the win rate, and how far apart the two are."""
     questions = examined_on(run.task, run.options.minutes)
-    asking = Asking(run.recipe.examine.temperature)
+    asking = AnswerSettings(run.recipe.examine.temperature)
     aligned = is_aligned(run.folder / "finetune"), True
     sides, answers = [], []
     for model, other_manners in zip((before, after), aligned, strict=True):
         evidence = examine_model(run.task, model, questions, asking).evidence[asking.temperature]
-        several = examine_model(run.task, model, questions[:SEVERAL], Asking(1.0, DRAWN, "distributions"))
+        several = examine_model(run.task, model, questions[:SEVERAL], AnswerSettings(1.0, DRAWN, "distributions"))
         spread = replace(several.evidence[1.0], other_manners=other_manners)
         figures = measure(evidence, ("right", "polite", "concise", "annotator", "tokens"))
         figures |= measure(spread, ("s", "repetition", "distinct", "same_text", "calibration"))

@@ -15,7 +15,7 @@ from klype.preferences.agreement import with_itself
 from klype.preferences.annotators import Scorer, rank_simulated, ranks
 from klype.runs.ranking import RankedSets
 from klype.runs.task import Task
-from klype.train.preference import Ranked
+from klype.train.preference import RankedAnswers
 from klype.train.reward_model import RewardModel, bias_audit, pairs_by_ranking
 from klype.values import Figure, Question, Ranking
 
@@ -24,7 +24,7 @@ TAU = (-1.0, 1.0)  # what Kendall's τ-b can be
 AGAIN = 5  # how often the annotator ranks twice
 
 
-def judge_the_judge(model: RewardModel, held_out: Sequence[Ranked]) -> dict[str, Any]:
+def judge_the_judge(model: RewardModel, held_out: Sequence[RankedAnswers]) -> dict[str, Any]:
     """``tau`` (Kendall's τ-b a question), ``calibration`` (bins of σ(Δs) beside the observed rate of winning) and
     ``calibration_error``: the root mean square gap between the two."""
     scored = [(r, model.scores([r.prompt] * len(r.answers), r.answers) * model.spread) for r in held_out]

@@ -27,7 +27,7 @@ from klype.runs.folder import MEND, read_run
 from klype.runs.options import InputOptions, RunOptions, StageOptions, recipe_for
 from klype.runs.recipe import Recipe, read, saved
 from klype.runs.record import Asked, Record, resumed_options
-from klype.runs.say import Say
+from klype.runs.say import RunListener
 from klype.runs.stages import Run, finetune, pretrain, rank
 from klype.runs.task import Task
 from klype.sources.find import Found, find_model, holds_weights
@@ -58,7 +58,7 @@ INPUTS = ("text", "instructions", "preferences", "data", "encoding", "text_field
 ANOTHER = "start another run with another --out"
 
 
-def open_life_cycle(options: RunOptions, say: Say) -> Run:
+def open_life_cycle(options: RunOptions, say: RunListener) -> Run:
     """A whole run in ``options.out``, new or to be resumed."""
     assert options.out is not None
     folder, resumed = options.out, (options.out / "run.json").exists()
@@ -73,7 +73,7 @@ def open_life_cycle(options: RunOptions, say: Say) -> Run:
     return open_run(folder, options, recipe, say, resumed, start.folder if start else None)
 
 
-def open_stage(options: StageOptions, say: Say) -> Run:
+def open_stage(options: StageOptions, say: RunListener) -> Run:
     """One stage's run in ``options.out``, new or to be resumed."""
     assert options.out is not None
     folder, resumed = options.out, (options.out / "run.json").exists()
@@ -103,7 +103,12 @@ def _check(options: RunOptions, recipe: Recipe) -> None:
 
 
 def open_run(
-    folder: Path, options: RunOptions | StageOptions, recipe: Recipe, say: Say, resumed: bool, start: Path | None = None
+    folder: Path,
+    options: RunOptions | StageOptions,
+    recipe: Recipe,
+    say: RunListener,
+    resumed: bool,
+    start: Path | None = None,
 ) -> Run:
     """The record on disk, and everything the stages need in memory. UsageError where a resumed run has other files."""
     if resumed:

@@ -20,12 +20,12 @@ from klype.runs.options import RunOptions, StageOptions
 from klype.runs.probe import all_cores_seconds, fitting, in_time
 from klype.runs.recipe import Recipe
 from klype.runs.record import MEANING, meant_otherwise
-from klype.runs.say import Say
+from klype.runs.say import RunListener
 from klype.runs.stages import Run, enough_steps, late_text, precision_of, seconds_for
 from klype.sources.find import find_model
 from klype.train import parallel
 from klype.train.objectives import cross_entropy
-from klype.train.preference import NothingTaughtError
+from klype.train.preference import NoPreferencesError
 from klype.words import figure as number_figure
 
 MEASURED = {stage: name for name, stage in MODELS.items()}
@@ -37,7 +37,7 @@ Look = Callable[..., float]
 """Like ``klype.runs.probe.all_cores_seconds``."""
 
 
-def run(options: RunOptions, say: Say) -> dict[str, Any]:
+def run(options: RunOptions, say: RunListener) -> dict[str, Any]:
     """The whole life-cycle in ``options.out`` (empty, or to be resumed). Returns the JSON contract of a run.
 
     Several processes do what can be shared together, then the first goes on alone, and the others return nothing.
@@ -61,7 +61,7 @@ def run(options: RunOptions, say: Say) -> dict[str, Any]:
             began = time.perf_counter()
             try:
                 stage.do(run)
-            except NothingTaughtError:
+            except NoPreferencesError:
                 if name == "align" or not run.recipe.align.replaces_model:
                     _nothing_to_imitate(run)
                 continue
@@ -76,7 +76,7 @@ def _go_on_alone(run: Run) -> None:
     run.options = replace(run.options, processes=1)
 
 
-def train_stage(options: StageOptions, say: Say) -> dict[str, Any]:
+def train_stage(options: StageOptions, say: RunListener) -> dict[str, Any]:
     """One stage in a run folder of its own: ``out/STAGE`` is its checkpoint. Of several processes, the first tells."""
     stage = STAGES[options.stage]
     if not stage.shared and parallel.ranks() > 1:

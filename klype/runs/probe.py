@@ -21,7 +21,7 @@ from klype.model.config import ModelConfig
 from klype.planner import FEWEST_STEPS, Precision, StepPlan, ThreadConfig
 from klype.runs.recipe import SHAPES, ModelSection, Recipe
 from klype.train import parallel
-from klype.train.loop import Session, Settings, train
+from klype.train.loop import TrainSession, TrainSettings, train
 from klype.train.objectives import Objective
 from klype.values import Batch, Batches
 
@@ -45,7 +45,7 @@ def thread_configs(cores: int, micro_batches: int) -> list[ThreadConfig]:
 
 
 def fitting_steps(
-    model: nn.Module, build: Build, training: Settings, seconds: float, cores: int, precision: Precision
+    model: nn.Module, build: Build, training: TrainSettings, seconds: float, cores: int, precision: Precision
 ) -> StepPlan:
     """The steps that fit into ``seconds`` (the probes' own time is part of them) with the fastest threads, for the
     model as it is: with compiled code or without.
@@ -68,14 +68,14 @@ def fitting_steps(
     return StepPlan(steps, steps * taken, best, precision, getattr(model, "backend", TORCH) is not TORCH)
 
 
-def as_planned(settings: Settings, plan: StepPlan) -> Settings:
+def as_planned(settings: TrainSettings, plan: StepPlan) -> TrainSettings:
     """A stage's settings with the plan's steps and precision. Muon's iteration is coarse where the rest is."""
     coarse = settings.optimizer.model_copy(update={"coarse": plan.precision == "bfloat16"})
     return settings.model_copy(update={"steps": plan.steps, "precision": plan.precision, "optimizer": coarse})
 
 
 def all_cores_seconds(
-    model: nn.Module, build: Build, training: Settings, seconds: float, cores: int, precision: Precision
+    model: nn.Module, build: Build, training: TrainSettings, seconds: float, cores: int, precision: Precision
 ) -> float:
     """How long a step takes on all cores (seconds), by a short probe: of a training that may take ``seconds``."""
     tried = StepPlan(WARM + PROBED, 0.0, thread_configs(cores, training.micro_batches)[-1], precision)
@@ -93,7 +93,7 @@ def best_precision(device: torch.device | None = None) -> Precision:
 
 
 def seconds_per_step(
-    model: nn.Module, build: Build, tried: StepPlan, training: Settings, cores: int, longest: float = math.inf
+    model: nn.Module, build: Build, tried: StepPlan, training: TrainSettings, cores: int, longest: float = math.inf
 ) -> float:
     """The mean of a few steps of the real loop on a copy, the fastest and the slowest left out; of fewer steps when
     they take longer than ``longest`` seconds.
@@ -113,7 +113,7 @@ def seconds_per_step(
 
     settings = as_planned(training, tried)
     with tempfile.TemporaryDirectory() as folder:
-        session = Session(
+        session = TrainSession(
             on_step=lambda step, metrics: stamps.append(time.perf_counter()),
             stop=enough,
             workers=tried.threading.workers,

@@ -12,18 +12,18 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from klype.data.order import mix
+from klype.data.seeds import mix
 from klype.errors import KlypeError, UsageError
 from klype.examine.intervals import mean_by_question
 from klype.judge.meaning import text_meaning
 from klype.preferences.agreement import alpha, kendall_tau_b
 from klype.preferences.annotators import ModelJudge, Scorer, Taste, contradictions, first_shown, rank_simulated
 from klype.preferences.candidates import spread
-from klype.preferences.records import MODEL, SIMULATED, Asked, By, Candidate, Entry
+from klype.preferences.records import MODEL, SIMULATED, By, Candidate, Entry, RankingItem
+from klype.preferences.schema import Annotator
 from klype.preferences.store import Store
-from klype.preferences.tables import Annotator
 from klype.runs.folder import read_run
-from klype.runs.say import Say
+from klype.runs.say import RunListener
 from klype.train.rewards import scores
 from klype.values import Figure, Question, Ranking, Reward, Verdict
 from klype.words import Words, words
@@ -60,7 +60,7 @@ class Wrong:
     values: dict[str, object]
 
 
-def rank_by_hand(store: Store, sitting: Sitting, say: Say, ask: Callable[[str], str] = input) -> int:
+def rank_by_hand(store: Store, sitting: Sitting, say: RunListener, ask: Callable[[str], str] = input) -> int:
     """Asks for an order of the next question's answers until the annotator stops or nothing is left; how many.
 
     Answers come in an order of chance, blind to where they come from. Ctrl-C ends it as q does, and is passed on.
@@ -84,7 +84,7 @@ def rank_by_hand(store: Store, sitting: Sitting, say: Say, ask: Callable[[str], 
     return found - before
 
 
-def _next(store: Store, sitting: Sitting, done: int) -> tuple[Asked | None, bool]:
+def _next(store: Store, sitting: Sitting, done: int) -> tuple[RankingItem | None, bool]:
     """The next question, and whether it is one ranked before: now and then, to see how far one agrees with oneself."""
     who = sitting.annotator
     if sitting.again_every and done % sitting.again_every == sitting.again_every - 1:
@@ -96,7 +96,10 @@ def _next(store: Store, sitting: Sitting, done: int) -> tuple[Asked | None, bool
 
 
 def _ask_order(
-    store: Store, sitting: Sitting, what: tuple[Asked, bool], talk: tuple[Say, Words, Callable[[str], str]]
+    store: Store,
+    sitting: Sitting,
+    what: tuple[RankingItem, bool],
+    talk: tuple[RunListener, Words, Callable[[str], str]],
 ) -> tuple[int, bool]:
     """One question, asked until it has an answer. How many more are ranked now, and whether to go on."""
     asked, again = what
@@ -133,7 +136,7 @@ def _ask_order(
         return 1, True
 
 
-def _typed_entry(asked: Asked, reply: str, name: str) -> Entry | Wrong:
+def _typed_entry(asked: RankingItem, reply: str, name: str) -> Entry | Wrong:
     n = len(asked.candidates)
     if reply == "s":
         return Entry(asked, (), name, "skip")
@@ -165,21 +168,21 @@ def parse_order(reply: str, n: int) -> tuple[tuple[int, ...], ...] | Wrong:
     return tuple(map(tuple, [*groups, rest] if rest else groups))
 
 
-def differing(asked: Asked, name: str, most: int) -> list[Candidate]:
+def differing(asked: RankingItem, name: str, most: int) -> list[Candidate]:
     """At most ``most`` answers that differ the most in meaning; what others wrote themselves is theirs alone."""
     own = [c for c in asked.candidates if not c.author or c.author == name]
     meaning = text_meaning(asked.question)
     return [own[i] for i in spread([meaning(c.text) for c in own], min(most, KEYS))]
 
 
-def _shown(asked: Asked, sitting: Sitting, again: bool, number: int) -> list[Candidate]:
+def _shown(asked: RankingItem, sitting: Sitting, again: bool, number: int) -> list[Candidate]:
     """The answers that differ the most, in an order of chance; what is asked again is shown whole."""
     out = list(asked.candidates) if again else differing(asked, sitting.name, sitting.shown)
     random.Random(mix(number, *sitting.name.encode(), *asked.question.prompt.encode())).shuffle(out)
     return out
 
 
-def _show(say: Say, told: Words, asked: Asked, number: int) -> None:
+def _show(say: RunListener, told: Words, asked: RankingItem, number: int) -> None:
     rows = [(str(i), _line(c.text)) for i, c in enumerate(asked.candidates, 1)]
     say.note("\n" + told("title", number=number, question=_line(asked.question.transcript)))
     say.table("", ("", told("answer")), rows)
@@ -277,7 +280,7 @@ def rank_all(store: Store, rank: Rank, by: By, most: int, seed: int, first: Sequ
     return written + len(store.record_all(ranked))
 
 
-def _entry(asked: Asked, rank: Rank, by: By, rng: random.Random) -> Entry:
+def _entry(asked: RankingItem, rank: Rank, by: By, rng: random.Random) -> Entry:
     ranking = rank(asked.question, [c.text for c in asked.candidates], rng)
     return Entry(asked, ranking.order, ranking.annotator, by=by, when=now())
 

@@ -9,20 +9,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from klype.data.order import mix
+from klype.data.seeds import mix
 from klype.errors import KlypeError
 from klype.model.transformer import Transformer
 from klype.preferences import formats
 from klype.preferences.annotators import Scorer, rank_simulated, ranks
 from klype.preferences.candidates import merge_near_duplicates
-from klype.preferences.records import SIMULATED, Asked, Candidate, Entry, Part, entry_of
+from klype.preferences.records import SIMULATED, Candidate, Entry, Part, RankingItem, entry_of
 from klype.preferences.store import Store
 from klype.runs.options import RunOptions, StageOptions
 from klype.runs.rankers import Sitting, now, rank_by_hand
-from klype.runs.say import Say
-from klype.runs.task import Asking, Task, draw_answers
+from klype.runs.say import RunListener
+from klype.runs.task import AnswerSettings, Task, draw_answers
 from klype.text.chat import Chat
-from klype.train.preference import NothingTaughtError, Ranked
+from klype.train.preference import NoPreferencesError, RankedAnswers
 from klype.values import Question, Ranking
 
 STORE = "rankings.db"  # of a run, in its folder rank/
@@ -40,8 +40,8 @@ class RankedSets:
     """Rankings as token ids; ``exact`` are the held-out ones with their texts. ``noise``: the ranker's known chance
     to err, None for people."""
 
-    train: list[Ranked]
-    held_out: list[Ranked]
+    train: list[RankedAnswers]
+    held_out: list[RankedAnswers]
     exact: list[Ranking]
     annotator: str
     noise: float | None
@@ -52,7 +52,7 @@ def make(
     task: Task,
     options: RunOptions | StageOptions,
     folder: Path,
-    say: Say,
+    say: RunListener,
     seconds: float = math.inf,
 ) -> str:
     """Fills the run's store; what is there already stays (a person's work goes on where it stopped).
@@ -90,7 +90,7 @@ def _given(store: Store, given: Sequence[Ranking]) -> str:
     return f"{len(given)} rankings were given; {parts.count('held-out')} of them are held out"
 
 
-def _by_hand(store: Store, model: Transformer, task: Task, seed: int, say: Say) -> str:
+def _by_hand(store: Store, model: Transformer, task: Task, seed: int, say: RunListener) -> str:
     if not store.questions():
         questions = _each_once([task.questions(1)(i) for i in range(BY_HAND)], [])
         store.add(_asked(questions, draw(model, task, questions, seed), _parts(questions)))
@@ -139,10 +139,10 @@ def _each_once(questions: Sequence[Question], but: Sequence[Question]) -> list[Q
 
 def _asked(
     questions: Sequence[Question], candidates: Sequence[Sequence[Candidate]], parts: Sequence[Part]
-) -> list[Asked]:
+) -> list[RankingItem]:
     """Questions with two answers or more: one answer cannot be ranked."""
     rows = zip(questions, candidates, parts, strict=True)
-    return [Asked(question, tuple(answers), part) for question, answers, part in rows if len(answers) > 1]
+    return [RankingItem(question, tuple(answers), part) for question, answers, part in rows if len(answers) > 1]
 
 
 def draw(
@@ -162,7 +162,9 @@ def draw(
     for n, temperature in ((section.drawn, 1.0), (section.hot, section.hot_temperature)):
         if n == 0:
             continue
-        for answers, traces in zip(groups, draw_answers(task, model, questions, Asking(temperature, n)), strict=True):
+        for answers, traces in zip(
+            groups, draw_answers(task, model, questions, AnswerSettings(temperature, n)), strict=True
+        ):
             for trace in traces:
                 if trace.ended == "stop":
                     bare = replace(trace, steps=tuple(replace(s, distribution=None) for s in trace.steps), model=name)
@@ -185,7 +187,7 @@ def load(task: Task, folder: Path, annotators: Sequence[str] = ()) -> RankedSets
     """The rankings that the rank stage left, as token ids: those of ``annotators``, or of all.
 
     Simulated annotators are a stand-in: when none are named, and somebody else ranked too, theirs are left out. Raises
-    NothingTaughtError.
+    NoPreferencesError.
     """
     entries = _entries(folder, annotators)
     if not annotators and any(e.by != "simulated" for e in entries):
@@ -197,7 +199,7 @@ def load(task: Task, folder: Path, annotators: Sequence[str] = ()) -> RankedSets
         _fitting(task, [e.ranking() for e in entries if e.asked.part == part]) for part in ("train", "held-out")
     )
     if not train:
-        raise NothingTaughtError(
+        raise NoPreferencesError(
             f"There are no rankings in {folder} that fit the model's window.",
             "Rank some answers first: klype rank MODEL.",
         )
@@ -213,7 +215,7 @@ def load(task: Task, folder: Path, annotators: Sequence[str] = ()) -> RankedSets
     )
 
 
-def unranked(task: Task, folder: Path) -> list[tuple[Question, Ranked]]:
+def unranked(task: Task, folder: Path) -> list[tuple[Question, RankedAnswers]]:
     """The run's answers to the questions that are learnt from, as token ids, each question's all tied."""
     with open_store(folder) as store:
         asked = [one for one in store.questions("train") if len(one.candidates) > 1]
@@ -233,11 +235,11 @@ def _entries(folder: Path, annotators: Sequence[str]) -> list[Entry]:
     return [e for e in found if e.kind != "skip"]
 
 
-def tokens(chat: Chat, ranking: Ranking) -> Ranked:
+def tokens(chat: Chat, ranking: Ranking) -> RankedAnswers:
     """A ranking as a reward model reads it."""
     tokenizer = chat.tokenizer
     answers = tuple((*tokenizer.encode_answer(text), tokenizer.end) for text in ranking.candidates)
-    return Ranked(tuple(chat.prompt(ranking.question.messages())), answers, ranks(ranking))
+    return RankedAnswers(tuple(chat.prompt(ranking.question.messages())), answers, ranks(ranking))
 
 
 def _fitting(task: Task, rankings: Sequence[Ranking]) -> list[Ranking]:

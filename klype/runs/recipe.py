@@ -13,7 +13,7 @@ from klype.config import Settings, load, nearest
 from klype.errors import UsageError
 from klype.model.lora import LoraSettings
 from klype.runs.options import Size
-from klype.train.loop import Settings as Training
+from klype.train.loop import TrainSettings as Training
 from klype.train.optimizer import OptimizerSettings, Schedule
 from klype.train.policy import AlignSettings, method
 from klype.train.reward_model import RewardSettings
@@ -55,7 +55,7 @@ class DataSection(Settings):
     near: float = Field(default=0.0, ge=0, lt=1)
 
 
-class Shape(NamedTuple):
+class ModelShape(NamedTuple):
     """How large a transformer is."""
 
     width: int
@@ -64,13 +64,13 @@ class Shape(NamedTuple):
     hidden: int
 
 
-SHAPES: dict[str, Shape] = {
-    "tiny": Shape(96, 2, 4, 256),
-    "mini": Shape(128, 3, 4, 352),
-    "small": Shape(192, 4, 4, 512),
-    "medium": Shape(256, 5, 4, 704),
-    "base": Shape(384, 6, 6, 1024),
-    "large": Shape(512, 8, 8, 1376),
+SHAPES: dict[str, ModelShape] = {
+    "tiny": ModelShape(96, 2, 4, 256),
+    "mini": ModelShape(128, 3, 4, 352),
+    "small": ModelShape(192, 4, 4, 512),
+    "medium": ModelShape(256, 5, 4, 704),
+    "base": ModelShape(384, 6, 6, 1024),
+    "large": ModelShape(512, 8, 8, 1376),
 }
 """Shapes that are asked for by name, or chosen by the time (see shape)."""
 
@@ -93,15 +93,15 @@ class ModelSection(Settings):
     embed_std: float = Field(default=0.5, gt=0)
 
     @property
-    def shape(self) -> Shape:
-        return Shape(self.width, self.layers, self.heads, self.hidden)
+    def shape(self) -> ModelShape:
+        return ModelShape(self.width, self.layers, self.heads, self.hidden)
 
     @property
     def open(self) -> bool:
         """Whether some of its shape is to be chosen."""
         return not all(self.shape)
 
-    def filled(self, shape: Shape) -> ModelSection:
+    def filled(self, shape: ModelShape) -> ModelSection:
         """With this shape where it is open."""
         return self.model_copy(update={k: getattr(self, k) or v for k, v in shape._asdict().items()})
 

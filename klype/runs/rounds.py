@@ -18,7 +18,7 @@ from klype.runs.opening import as_begun, bring, open_run, recipe_of, start_of, w
 from klype.runs.options import StageOptions
 from klype.runs.recipe import Recipe
 from klype.runs.record import write_json
-from klype.runs.say import Say
+from klype.runs.say import RunListener
 from klype.runs.stages import Run, rank
 from klype.runs.task import Task
 from klype.sources.find import Found
@@ -54,7 +54,7 @@ class Tasted:
         return replace(verdict, score=self._taste.score(verdict, finished))
 
 
-def align_rounds(options: StageOptions, rounds: int, taste: str, say: Say) -> dict[str, Any]:
+def align_rounds(options: StageOptions, rounds: int, taste: str, say: RunListener) -> dict[str, Any]:
     """Aligns the run named by ``options.from_`` and returns the JSON document of the command.
 
     More than one round, a taste, or ``options.human``: the newest model's answers are ranked anew first, by the
@@ -103,7 +103,7 @@ def timed(options: StageOptions) -> StageOptions:
 
 
 def one_round(
-    start: Found, folder: Path, how: tuple[StageOptions, Recipe], ranking: tuple[Taste | None, bool], say: Say
+    start: Found, folder: Path, how: tuple[StageOptions, Recipe], ranking: tuple[Taste | None, bool], say: RunListener
 ) -> dict[str, Any]:
     """One round in a folder of its own; a finished one is not done again.
 

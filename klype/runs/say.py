@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 
-class Say(Protocol):
+class RunListener(Protocol):
     """A listener. Nothing it does may change the run: no return values, no exceptions of its own."""
 
     def stage_start(self, name: str, total_steps: int) -> None:

@@ -29,11 +29,11 @@ from klype.runs.options import STAGES, RunOptions, StageOptions
 from klype.runs.probe import Cycle, as_planned, best_precision, fitting_steps, model_config, thread_configs
 from klype.runs.recipe import Recipe
 from klype.runs.record import Record
-from klype.runs.say import Say
+from klype.runs.say import RunListener
 from klype.runs.task import Task, examined_on
 from klype.runs.validating import Validation
 from klype.train import parallel
-from klype.train.loop import Measure, Session, Settings, Trained, Weights, train
+from klype.train.loop import Measure, TrainResult, TrainSession, TrainSettings, Weights, train
 from klype.train.objectives import Objective, cross_entropy, with_rehearsal
 from klype.train.optimizer import fused_parts
 from klype.train.resume import newest_step, states
@@ -54,7 +54,7 @@ class Run:
     recipe: Recipe
     task: Task
     record: Record
-    say: Say
+    say: RunListener
     start: Path | None = None
     settling_s: float = 0.0
     functions: Mapping[str, Reward] = field(default_factory=dict)
@@ -183,9 +183,9 @@ def learn(
     stage: str,
     model: Transformer,
     build: Callable[[nn.Module, StepPlan | None], tuple[Objective, Batches]],
-    training: Settings,
+    training: TrainSettings,
     on_ready: Callable[[Measure, Weights], None] = lambda measure, weights: None,
-) -> Trained:
+) -> TrainResult:
     """Plan (or replay the plan), train or resume, and tell how it goes. ``on_ready``: see Session."""
     model.train()
     trainee = model.using(run.backend)
@@ -202,7 +202,7 @@ def learn(
     known, at = run.record.content["plan"][stage], newest_step(run.folder / stage)
     budget = StepBudget(known, time.perf_counter(), run.record.save, at, enough_steps(run, stage), parallel.from_first)
 
-    def start() -> tuple[Trained, int]:
+    def start() -> tuple[TrainResult, int]:
         objective, batches = build(trainee, budget.plan)
         counted = _Counted(batches)
         session = replace(session_of(run, stage, trainee, counted, budget), on_ready=on_ready)
@@ -226,7 +226,7 @@ def learn(
     return trained
 
 
-def _planned(run: Run, stage: str, model: nn.Module, build: Any, training: Settings) -> StepPlan:
+def _planned(run: Run, stage: str, model: nn.Module, build: Any, training: TrainSettings) -> StepPlan:
     known = run.record.content["plan"].get(stage)
     if known:
         return StepPlan.parse(known)
@@ -321,7 +321,7 @@ def estimate_needs(run: Run, model: Transformer) -> None:
 
 def session_of(
     run: Run, stage: str, model: Transformer | None, counted: _Counted | None, budget: StepBudget | None
-) -> Session:
+) -> TrainSession:
     """What the loop reports to, and what may stop it."""
     began = spoken = time.perf_counter()
 
@@ -340,7 +340,7 @@ def session_of(
             model.train()
             spoken = time.perf_counter()
 
-    return Session(
+    return TrainSession(
         resume=bool(states(run.folder / stage)) and (run.options.resume or (budget is not None and budget.resumes)),
         workers=budget.plan.threading.workers if budget is not None else 1,
         parts=fused_parts(model.config) if model is not None else {},

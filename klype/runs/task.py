@@ -111,7 +111,7 @@ def examined_on(task: Task, minutes: float | None) -> list[Question]:
 
 
 @dataclass(frozen=True, slots=True)
-class Asking:
+class AnswerSettings:
     """How questions are put to a model: ``n`` answers to each at a temperature, ``at_once`` questions together (0: all
     of them); ``keeps`` as of ExamSettings."""
 
@@ -136,13 +136,15 @@ class Asking:
 
 
 def examine_model(
-    task: Task, model: Transformer, questions: Sequence[Question], asking: Asking, meters: Meters | None = None
+    task: Task, model: Transformer, questions: Sequence[Question], asking: AnswerSettings, meters: Meters | None = None
 ) -> Examined:
     """The answers of a run's model through the chat template, with their verdicts and what they cost."""
     return examine(target_of(task, model, questions), asking.settings(task, len(questions)), meters=meters)
 
 
-def draw_answers(task: Task, model: Transformer, questions: Sequence[Question], asking: Asking) -> list[list[Trace]]:
+def draw_answers(
+    task: Task, model: Transformer, questions: Sequence[Question], asking: AnswerSettings
+) -> list[list[Trace]]:
     """The same answers, not judged; sample k of a question is the same alone."""
     return draw(target_of(task, model, questions), asking.settings(task, len(questions)), asking.temperature)
 

@@ -16,9 +16,9 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from klype.data.ngram import ngram_bits_per_byte, xz_bits_per_byte
-from klype.data.order import draw_seed
 from klype.data.prepare import Split
 from klype.data.readers import TextDocument
+from klype.data.seeds import draw_seed
 from klype.engine.engine import Engine
 from klype.examine.evidence import Answered, Evidence
 from klype.examine.facts import AnswerFacts, NextFacts, NextTokenFacts, TemperatureFacts, TextFacts

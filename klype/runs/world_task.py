@@ -13,8 +13,8 @@ from typing import Any, Literal
 import torch
 
 from klype.data.batches import PaddedBatches
-from klype.data.order import mix
 from klype.data.pools import BLOCK, STEPS, Example, PoolSettings
+from klype.data.seeds import mix
 from klype.engine.engine import Engine
 from klype.examine.facts import DataFacts, NextFacts, NextTokenFacts, StageName, Text, TextFacts
 from klype.examine.intervals import mean_by_question
@@ -24,7 +24,7 @@ from klype.runs.recipe import Recipe
 from klype.text.chat import TEMPLATE, Chat
 from klype.text.tokenizer import Tokenizer
 from klype.values import Batch, Batches, Figure, Question, Ranking, Request, Sampling, Verdict
-from klype.world import Document, Filter, Spellings, TokenFilter, World
+from klype.world import Filter, Spellings, TokenFilter, World, WorldDocument
 from klype.world.world import ATTACHED
 
 TASTE: Text = {
@@ -53,7 +53,7 @@ class _Reading:
     """Documents drawn from the language, with stories that no stage has read, and the truth before every token: dear to
     make, and kept."""
 
-    def __init__(self, world: World, spellings: Spellings, lesson: Documents, seed: int) -> None:
+    def __init__(self, world: World, spellings: Spellings, lesson: WorldSamples, seed: int) -> None:
         self._world, self._spellings, self._lesson, self._rng = world, spellings, lesson, random.Random(seed)
         self._made: list[Read] = []
 
@@ -122,8 +122,8 @@ class WorldTask:
 
     # data
 
-    def _documents(self, part: int, styled_from: int = 0, easy_until: int = 0) -> Documents:
-        return Documents(
+    def _documents(self, part: int, styled_from: int = 0, easy_until: int = 0) -> WorldSamples:
+        return WorldSamples(
             self.world,
             self.spellings,
             self.chat.tokenizer.begin,
@@ -309,7 +309,7 @@ def spell(world: World, chat: Chat) -> Spellings:
 
 
 @dataclass(frozen=True)
-class Documents:
+class WorldSamples:
     """Pre-training documents: plain manners before example ``styled_from``, all manners after.
 
     Before example ``easy_until`` some stories have two facts at most: all at first, then fewer and fewer.
@@ -329,7 +329,7 @@ class Documents:
         easy = rng.random() * self.easy_until > index
         return self.example(self.world.document(rng, index >= self.styled_from, most_facts=2 if easy else None))
 
-    def example(self, document: Document) -> Example:
+    def example(self, document: WorldDocument) -> Example:
         tokens, weights = [self.begin], [0.0]
         for word, inside in zip((*document.words, "</s>"), (*document.answers, False), strict=True):
             spelling = self.spellings.of[word]

@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from klype.serve.choices import Form
 from klype.serve.errors import ApiError, error_body
-from klype.serve.metrics import Metrics
+from klype.serve.metrics import ServerMetrics
 from klype.serve.plan import Plan
 from klype.serve.worker import AT_ONCE, Job, Scored, Worker
 from klype.values import Step, Trace
@@ -37,7 +37,7 @@ class Envelope:
     with_usage: bool
 
 
-class Choice:
+class AnswerChoice:
     """One of the answers: what has been said, and how it is written."""
 
     def __init__(self, form: Form) -> None:
@@ -64,10 +64,10 @@ class Answering(Response):
     """An ASGI response that asks the worker when it is called, and takes its work back when the client has gone."""
 
     def __init__(
-        self, plan: Plan, envelope: Envelope, form: Callable[[Plan, int], Form], worker: Worker, metrics: Metrics
+        self, plan: Plan, envelope: Envelope, form: Callable[[Plan, int], Form], worker: Worker, metrics: ServerMetrics
     ) -> None:
         self.plan, self.envelope, self.worker, self.metrics = plan, envelope, worker, metrics
-        self.choices = [Choice(form(plan, index)) for index in range(plan.choices)]
+        self.choices = [AnswerChoice(form(plan, index)) for index in range(plan.choices)]
         self.status_code, self.background = 200, None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

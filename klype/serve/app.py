@@ -27,7 +27,7 @@ from klype.serve.answering import Answering, Envelope
 from klype.serve.choices import ChatForm, CompletionForm
 from klype.serve.errors import ApiError, handle_errors
 from klype.serve.guard import Guard, Rules, ServeSettings
-from klype.serve.metrics import Counted, Metrics, health
+from klype.serve.metrics import Counted, ServerMetrics, health
 from klype.serve.plan import chat_prompt, plan_chat, plan_completion
 from klype.serve.schemas import (
     ChatCompletion,
@@ -114,7 +114,7 @@ class _Server:
             name: Worker(served.source.engine, settings.batch, settings.queue, chance.clock)
             for name, served in self.models.items()
         }
-        self.metrics = Metrics(self.workers, chance.clock)
+        self.metrics = ServerMetrics(self.workers, chance.clock)
         self._words = ThreadPoolExecutor(2, "klype words")
         self._bodies = ThreadPoolExecutor(1, "klype bodies")
         self._templates = {name: ThreadPoolExecutor(1, "klype template") for name in self.models}

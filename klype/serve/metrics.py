@@ -25,7 +25,7 @@ def health(workers: Mapping[str, Worker]) -> Response:
     return Response(b'{"status":"ok"}', media_type="application/json")
 
 
-class Metrics:
+class ServerMetrics:
     """Counters and histograms by model; what runs and waits is read from the workers when asked. Every app has its own
     registry."""
 
@@ -58,7 +58,7 @@ class Metrics:
 class Counted:
     """ASGI: counts every answer by its route and status."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: ServerMetrics) -> None:
         self.app, self.metrics = app, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

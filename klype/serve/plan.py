@@ -11,7 +11,7 @@ from klype.engine.requests import check_request
 from klype.errors import KlypeError, UsageError
 from klype.serve.errors import ApiError
 from klype.serve.guard import ServeSettings
-from klype.serve.schemas import Asked, ChatRequest, CompletionRequest
+from klype.serve.schemas import ChatRequest, CompletionRequest, GenerationRequest
 from klype.serve.served import Served
 from klype.sources.source import Message
 from klype.values import Request
@@ -97,7 +97,7 @@ def chat_prompt(served: Served, messages: Sequence[Message]) -> tuple[int, ...]:
 
 
 def _requests(
-    body: Asked,
+    body: GenerationRequest,
     served: Served,
     prompts: Sequence[tuple[int, ...]],
     limit: int | None,
@@ -179,7 +179,7 @@ def _text(prompt: str | list[int], served: Served) -> str:
     return served.text(prompt)
 
 
-def _bias(body: Asked, served: Served) -> tuple[tuple[int, float], ...]:
+def _bias(body: GenerationRequest, served: Served) -> tuple[tuple[int, float], ...]:
     pairs = []
     if len(body.logit_bias or {}) > BIASES:
         raise ApiError(f"logit_bias may name {BIASES} tokens at most.", 400, "logit_bias")

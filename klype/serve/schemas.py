@@ -47,7 +47,7 @@ def _sampler(row: Sampler) -> Any:
 Sampled: Any = create_model("Sampled", __base__=Body, **{name: _sampler(row) for name, row in SAMPLERS.items()})
 
 
-class Asked(Sampled):  # type: ignore[misc]
+class GenerationRequest(Sampled):  # type: ignore[misc]
     """What chat and completions have in common."""
 
     model: Name
@@ -81,7 +81,7 @@ class Asked(Sampled):  # type: ignore[misc]
         return bool(self.stream_options and self.stream_options.include_usage)
 
 
-class CompletionRequest(Asked):
+class CompletionRequest(GenerationRequest):
     prompt: str | Texts | Tokens | TokenLists
     logprobs: int | None = Field(None, ge=0)
     echo: bool | None = None
@@ -112,7 +112,7 @@ def plain(messages: list[ChatMessage]) -> list[dict[str, str]]:
 Messages = Annotated[list[ChatMessage], Field(fail_fast=True, min_length=1, max_length=1024)]
 
 
-class ChatRequest(Asked):
+class ChatRequest(GenerationRequest):
     messages: Messages
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0)

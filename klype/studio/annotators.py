@@ -14,13 +14,13 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
-from klype.data.order import mix
+from klype.data.seeds import mix
 from klype.durable import private_folder
 from klype.errors import KlypeError, UsageError
 from klype.jsons import finite
-from klype.preferences.records import MODEL, SIMULATED, Asked, Candidate, Entry, Kind
+from klype.preferences.records import MODEL, SIMULATED, Candidate, Entry, Kind, RankingItem
+from klype.preferences.schema import Annotator
 from klype.preferences.store import Store
-from klype.preferences.tables import Annotator
 from klype.runs.rankers import HELD_OUT_EVERY, KEYS, SHOWN, differing, now
 from klype.runs.record import write_json
 
@@ -91,7 +91,7 @@ class RankingTask:
     """What lies on the desk: a question, and its answers in the order shown. ``number`` tells turns apart."""
 
     number: int
-    asked: Asked
+    asked: RankingItem
     again: bool
     began: float
 
@@ -187,7 +187,7 @@ class AnnotatorSession:
         self.store.release(self.who)
         self.store.close()
 
-    def _claimed(self) -> Asked | None:
+    def _claimed(self) -> RankingItem | None:
         """Now and then one that is kept for measuring, or one that others rank as well; at last whatever is left."""
         part = "held-out" if self.done % HELD_OUT_EVERY == HELD_OUT_EVERY - 1 else "train"
         each = 2 if self.done % SHARED_EVERY == SHARED_EVERY - 2 else 1
@@ -198,7 +198,7 @@ class AnnotatorSession:
                 self.store.record(Entry(found, (), self.name, "skip", when=now()))  # one answer cannot be ranked
         return None
 
-    def _lay(self, asked: Asked, again: bool) -> RankingTask:
+    def _lay(self, asked: RankingItem, again: bool) -> RankingTask:
         self.turns += 1
         self.task = RankingTask(self.turns, asked, again, time.monotonic())
         return self.task
@@ -208,7 +208,7 @@ class AnnotatorSession:
         self.done, self._ranked = len(own), {entry.asked.id for entry in own}
 
 
-def order_of(asked: Asked, groups: object, allow_none: bool = False) -> tuple[tuple[int, ...], ...]:
+def order_of(asked: RankingItem, groups: object, allow_none: bool = False) -> tuple[tuple[int, ...], ...]:
     """Places in ``asked.candidates``, best first, from ids that a browser sent. UsageError for what is no order."""
     places = {candidate.id: i for i, candidate in enumerate(asked.candidates)}
     if not isinstance(groups, list) or not all(isinstance(group, list) and group for group in groups):

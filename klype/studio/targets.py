@@ -15,7 +15,7 @@ from klype.errors import KlypeError, UsageError
 from klype.examine.charts import Picture
 from klype.examine.say import Say, visible
 from klype.experiments.bias import report
-from klype.experiments.bias.experiment import Board
+from klype.experiments.bias.experiment import BiasBoard
 from klype.runs.folder import RUNS
 from klype.runs.overview import QUIET_S
 from klype.studio.charts import picture, redraw
@@ -58,9 +58,9 @@ class Experiment:
             return "done"
         return "running" if time.time() - self.changed < QUIET_S else "stopped"
 
-    def board(self) -> Board | None:
+    def board(self) -> BiasBoard | None:
         """As it stands; None when nothing has been written yet. KlypeError when the file is damaged."""
-        return Board.read(self.folder) if (self.folder / Board.FILE).is_file() else None
+        return BiasBoard.read(self.folder) if (self.folder / BiasBoard.FILE).is_file() else None
 
 
 def experiments(studio: Studio) -> list[Experiment]:
@@ -72,7 +72,7 @@ def experiments(studio: Studio) -> list[Experiment]:
             begun.setdefault(plan.run.resolve(), work)
     places = dict.fromkeys(begun)
     for base in (studio.home / "targets", studio.runs or RUNS):
-        places.update(dict.fromkeys(file.parent.resolve() for file in base.glob(f"*/{Board.FILE}")))
+        places.update(dict.fromkeys(file.parent.resolve() for file in base.glob(f"*/{BiasBoard.FILE}")))
     found = [Experiment(folder, begun.get(folder), _changed(folder, begun.get(folder))) for folder in places]
     return sorted(found, key=lambda e: (e.work is not None and e.work.state == "running", e.changed), reverse=True)
 
@@ -95,13 +95,13 @@ def start_experiment(studio: Studio, minutes: float, seed: int = 0, lang: str = 
 
 
 def _changed(folder: Path, work: Work | None) -> float:
-    for file in (folder / Board.FILE, work.folder / "work.json" if work is not None else folder):
+    for file in (folder / BiasBoard.FILE, work.folder / "work.json" if work is not None else folder):
         with suppress(OSError):
             return file.stat().st_mtime
     return 0.0
 
 
-def found_pictures(board: Board, say: Say, own: Words) -> list[Picture]:
+def found_pictures(board: BiasBoard, say: Say, own: Words) -> list[Picture]:
     """The pictures of what there is: of each, the most documents that have been trained on so far."""
     rows = so_far(board, [row.documents for row in board.rows])
     curves = so_far(board, [curve.documents for curve in board.curves])
@@ -111,7 +111,7 @@ def found_pictures(board: Board, say: Say, own: Words) -> list[Picture]:
     return [made[name] for name in ORDER if name in made]
 
 
-def so_far(board: Board, documents: Sequence[int]) -> Board | None:
+def so_far(board: BiasBoard, documents: Sequence[int]) -> BiasBoard | None:
     """The board as if these had been all numbers of documents; None when there is none."""
     known = tuple(sorted(set(documents)))
     return board.model_copy(update={"documents": known}) if known else None
@@ -155,7 +155,7 @@ class TargetsPage:
     chosen: str = ""
     known: Sequence[Experiment] = ()
     one: Experiment | None = None
-    board: Board | None = None
+    board: BiasBoard | None = None
     told: object = None
     looking: asyncio.Lock = field(default_factory=asyncio.Lock)
     own: Words = field(init=False)
@@ -219,7 +219,7 @@ class TargetsPage:
             self.known, self.one, self.board = known, one, board
             self._show(why)
 
-    def _read(self, one: Experiment | None) -> Board | None:
+    def _read(self, one: Experiment | None) -> BiasBoard | None:
         """What was read before, while nothing new has been written."""
         same = one is not None and self.one is not None and (one.key, one.changed) == (self.one.key, self.one.changed)
         return self.board if same or one is None else one.board()
@@ -287,7 +287,7 @@ class TargetsPage:
                         text_of("dt", self.own(f"target.{name}"))
                         text_of("dd", self.own(f"what.{name}"))
 
-    def _table(self, board: Board, count: int) -> None:
+    def _table(self, board: BiasBoard, count: int) -> None:
         """All figures, of the most documents of which there are any."""
         own, say = self.own, self.visit.say
         columns, cells = report.REPORT.table(board, count, say, own)

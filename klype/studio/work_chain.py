@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from klype.children import bound
+from klype.child_processes import bound
 from klype.jsons import finite
 from klype.runs.record import process_of, write_json
 from klype.studio.work import CANCEL, CHILD, ENDED, INTERRUPTED, PROCESS, SAMPLES, Work, rows_of

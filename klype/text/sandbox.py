@@ -25,14 +25,14 @@ WALL_SECONDS = 60
 """For machines that are busy, and for systems without the other limits."""
 
 
-class Limits(NamedTuple):
+class ProcessLimits(NamedTuple):
     """``seconds`` of processor time, ``memory`` bytes of address space."""
 
     seconds: int
     memory: int
 
 
-def apart(function: Callable[[Any], Any], job: Any, limits: Limits) -> Any:
+def apart(function: Callable[[Any], Any], job: Any, limits: ProcessLimits) -> Any:
     """What a module's function returns for a job, both as JSON. MemoryError when it took too much, or ended the
     process; what it raises is a KlypeError."""
     root = str(Path(__file__).resolve().parents[2])
@@ -58,7 +58,7 @@ def apart(function: Callable[[Any], Any], job: Any, limits: Limits) -> Any:
 
 def answer(function: Callable[[Any], Any], seconds: int, memory: int) -> None:
     """Read a job as JSON from standard input, write its result as JSON to standard output."""
-    bound(Limits(seconds, memory))
+    bound(ProcessLimits(seconds, memory))
     job = json.load(sys.stdin)
     try:
         found = {"value": function(job)}
@@ -67,7 +67,7 @@ def answer(function: Callable[[Any], Any], seconds: int, memory: int) -> None:
     json.dump(found, sys.stdout)
 
 
-def bound(limits: Limits) -> None:
+def bound(limits: ProcessLimits) -> None:
     """Bound this process; where the system has no such limits, the parent's clock remains."""
     try:
         import resource
@@ -82,7 +82,7 @@ def bound(limits: Limits) -> None:
             continue
 
 
-LIMITS = Limits(seconds=2, memory=512 * 2**20)
+LIMITS = ProcessLimits(seconds=2, memory=512 * 2**20)
 OUTPUT = 1_000_000  # characters
 SHOWN = 300  # of what a template says when it fails
 

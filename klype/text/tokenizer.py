@@ -24,7 +24,7 @@ from tokenizers import Tokenizer as Backend
 
 from klype import durable
 from klype.errors import KlypeError, UsageError
-from klype.text.sandbox import Limits, apart
+from klype.text.sandbox import ProcessLimits, apart
 from klype.text.tokenizer_files import HINT, SpecialTokens, asked, is_plain, read_object, read_special_tokens
 
 LONG_TEXT = 4_000  # characters that take milliseconds to be made tokens of
@@ -240,7 +240,7 @@ def try_apart(definition: dict[str, Any], known: Path | None) -> None:
     mark = known / "tokenizers" / hashlib.sha256(text.encode()).hexdigest() if known is not None else None
     if mark is not None and mark.is_file():
         return
-    limits = Limits(3 + len(text) // 2**19, 512 * 2**20 + 60 * len(text))
+    limits = ProcessLimits(3 + len(text) // 2**19, 512 * 2**20 + 60 * len(text))
     try:
         apart(use, definition, limits)
     except MemoryError:

@@ -78,7 +78,7 @@ Change = tuple[slice, Callable[[slice], object]]
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
+class FlatOffsets:
     """Where each of so many tensors lies in a flat buffer, region after region; where each region ends."""
 
     shapes: tuple[torch.Size, ...]
@@ -86,14 +86,14 @@ class Places:
     ends: tuple[int, ...]
 
     @staticmethod
-    def of(regions: Sequence[Sequence[torch.Tensor]]) -> Places:
+    def of(regions: Sequence[Sequence[torch.Tensor]]) -> FlatOffsets:
         offsets, ends, position = [], [], 0
         for region in regions:
             for tensor in region:
                 offsets.append(position)
                 position += -(-tensor.numel() // ALIGN) * ALIGN
             ends.append(position)
-        return Places(tuple(t.shape for region in regions for t in region), tuple(offsets), tuple(ends))
+        return FlatOffsets(tuple(t.shape for region in regions for t in region), tuple(offsets), tuple(ends))
 
     def views(self, flat: torch.Tensor, which: slice = slice(None)) -> list[torch.Tensor]:
         """The tensors (or some on end) in a buffer that begins with the first of them."""
@@ -104,10 +104,10 @@ class Places:
         ]
 
 
-class Home:
+class GradientBuffer:
     """The gradients of a model's parameters: a flat buffer that ``backward`` adds to."""
 
-    def __init__(self, parameters: Sequence[nn.Parameter], places: Places, gradient: torch.Tensor) -> None:
+    def __init__(self, parameters: Sequence[nn.Parameter], places: FlatOffsets, gradient: torch.Tensor) -> None:
         self.gradient = gradient
         self._owned = list(zip(parameters, places.views(gradient), strict=True))
 
@@ -165,7 +165,9 @@ class Layout:
         """A tensor of the parameter's shape of which ``own`` is what is here."""
         return own
 
-    def bind(self, parameters: Sequence[nn.Parameter], places: Places, flat: tuple[torch.Tensor, torch.Tensor]) -> Home:
+    def bind(
+        self, parameters: Sequence[nn.Parameter], places: FlatOffsets, flat: tuple[torch.Tensor, torch.Tensor]
+    ) -> GradientBuffer:
         """Lets the model compute with the flat weights, and its gradient be added to the flat gradient."""
         self._buffers = round_buffers(self.model, self._dtype)
         self._parameters, self._places = parameters, places
@@ -174,16 +176,16 @@ class Layout:
         self._low = self._master if whole else self._master.to(self._dtype)
         return self._home(parameters, gradient if whole else torch.zeros_like(self._low))
 
-    def twin(self, parameters: Sequence[nn.Parameter]) -> Home:
+    def twin(self, parameters: Sequence[nn.Parameter]) -> GradientBuffer:
         """Lets a copy of the model use the same weights, with a buffer for gradients of its own."""
         return self._home(parameters, torch.zeros_like(self._low))
 
-    def _home(self, parameters: Sequence[nn.Parameter], gradient: torch.Tensor) -> Home:
+    def _home(self, parameters: Sequence[nn.Parameter], gradient: torch.Tensor) -> GradientBuffer:
         """The parameters become views of the flat weights, their gradients of the flat gradient."""
         places, low = self._places, self._low
         for parameter, own, weight in zip(parameters, places.views(gradient), places.views(low), strict=True):
             parameter.data, parameter.grad = weight, own
-        return Home(parameters, places, gradient)
+        return GradientBuffer(parameters, places, gradient)
 
     def whole_matrices(self, named: Sequence[tuple[str, nn.Parameter]], own: Sequence[torch.Tensor]) -> WholeMatrices:
         """Of these matrices, of which ``own`` is what is here, those that this process computes on."""
@@ -253,7 +255,7 @@ def round_buffers(model: nn.Module, dtype: torch.dtype) -> list[tuple[nn.Module,
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class MicroBatchResult:
     """What one micro-batch gave: sums (``loss``, ``loss_count``, …), and the gradient of the loss beside, if any.
 
     The gradient of the main loss is in the buffer of the home that computed it.
@@ -262,7 +264,7 @@ class Part:
     sums: dict[str, float]
     beside: torch.Tensor | None
     weight: float
-    home: Home
+    home: GradientBuffer
 
 
 class Replicas:
@@ -271,14 +273,14 @@ class Replicas:
     ``settle`` gives a copy the model's weights. With one worker there is no copy.
     """
 
-    def __init__(self, layout: Layout, home: Home, settle: Callable[[nn.Module], Home]) -> None:
+    def __init__(self, layout: Layout, home: GradientBuffer, settle: Callable[[nn.Module], GradientBuffer]) -> None:
         self._workers = layout.workers
         self._models = [(layout.model, home)]
         for _ in range(self._workers.number - 1):
             twin = copy.deepcopy(layout.model)
             self._models.append((twin, settle(twin)))
 
-    def run(self, objective: Objective, batches: Sequence[Batch]) -> Iterator[list[Part]]:
+    def run(self, objective: Objective, batches: Sequence[Batch]) -> Iterator[list[MicroBatchResult]]:
         """The parts of the micro-batches, in order, as many at a time as there are workers. They must be collected
         before the next ones are asked for.
         """
@@ -287,16 +289,16 @@ class Replicas:
             yield self._workers.each(lambda one: _part(objective, *one[0], one[1]), wave)
 
 
-def _part(objective: Objective, model: nn.Module, home: Home, batch: Batch) -> Part:
+def _part(objective: Objective, model: nn.Module, home: GradientBuffer, batch: Batch) -> MicroBatchResult:
     loss = objective(model, batch)
     home.backward(loss.total)
     sums = {"loss": float(loss.total.detach()), "loss_count": float(loss.count), **loss.metrics}
     if not isinstance(loss, LossBeside):
-        return Part(sums, None, 0.0, home)
+        return MicroBatchResult(sums, None, 0.0, home)
     sums["rehearsal"], sums["rehearsal_count"] = float(loss.beside.total.detach()), float(loss.beside.count)
     kept = home.gradient.clone()
     home.gradient.zero_()
     home.backward(loss.beside.total)
     beside = home.gradient.clone()
     home.gradient.copy_(kept)
-    return Part(sums, beside, loss.weight, home)
+    return MicroBatchResult(sums, beside, loss.weight, home)

@@ -7,7 +7,7 @@ step and computes its part of them. Nothing else differs, so that what N process
 
 Straight = killed and resumed, bit for bit on one machine: the state holds weights, optimizer, step, the position in the
 data and torch's generator; noise elsewhere is a function of (seed, step). What tells one run from another is in
-``Settings``; what differs from one start to the next is in ``Session``.
+``TrainSettings``; what differs from one start to the next is in ``TrainSession``.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from klype.train.resume import Metrics, MetricsFile, State, read_newest, states,
 from klype.values import Batch, Batches, Loss
 
 
-class Settings(config.Settings):
+class TrainSettings(config.Settings):
     """What makes a training run what it is. Resuming asks for the same, but for ``steps``, how often it saves, when
     it gives up, and ``recompute``.
 
@@ -70,7 +70,7 @@ Weights = Callable[[], dict[str, torch.Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
-class Session:
+class TrainSession:
     """How this start goes: whether it resumes, what it reports to, and what may stop it between two steps.
 
     ``on_ready(measure, weights)``: called once before the first step. ``measure(batch)`` returns the cross-entropy of
@@ -91,7 +91,7 @@ class Session:
 
 
 @dataclass(frozen=True, slots=True)
-class Trained:
+class TrainResult:
     """What came of it: ``seconds`` with those of earlier starts, ``skipped`` steps whose loss was no number."""
 
     steps: int
@@ -103,16 +103,16 @@ def train(
     model: nn.Module,
     objective: Objective,
     batches: Batches,
-    settings: Settings,
+    settings: TrainSettings,
     folder: Path,
-    session: Session | None = None,
-) -> Trained:
+    session: TrainSession | None = None,
+) -> TrainResult:
     """Trains ``model`` in place for ``settings.steps`` steps and leaves metrics.jsonl and resume/ in ``folder``.
 
     Raises Interrupted when stopped (resumable), UsageError when the folder holds a state that is not resumed or that
     belongs to other settings, KlypeError when the disk fails or too many losses are not finite.
     """
-    session = session or Session()
+    session = session or TrainSession()
     run = _Run(model, objective, batches, settings, folder, session)
     try:
         step = run.start()
@@ -137,7 +137,7 @@ def train(
         run.close(run.layout.abandon)
         raise
     run.close(run.layout.release)
-    return Trained(step, run.seconds(), run.skipped)
+    return TrainResult(step, run.seconds(), run.skipped)
 
 
 class _Run:
@@ -148,9 +148,9 @@ class _Run:
         model: nn.Module,
         objective: Objective,
         batches: Batches,
-        settings: Settings,
+        settings: TrainSettings,
         folder: Path,
-        session: Session,
+        session: TrainSession,
     ) -> None:
         self.model, self.batches, self.settings, self.folder, self.session = model, batches, settings, folder, session
         if settings.compile and not (torch.cuda.is_available() or any(map(shutil.which, COMPILERS))):

@@ -18,7 +18,7 @@ from torch import nn
 from klype import config
 from klype.errors import KlypeError
 from klype.model.config import ModelConfig
-from klype.train.layout import Change, Home, Layout, Parts, Places, WholeMatrices, Workers
+from klype.train.layout import Change, FlatOffsets, GradientBuffer, Layout, Parts, WholeMatrices, Workers
 
 # Not the inside of the model: a matrix by shape, but a table of vectors by use.
 TABLES = ("embed", "head", "taps", "norm")
@@ -49,7 +49,7 @@ class Optimizer:
     ``master`` and ``gradient`` are the flat float32 buffers.
     """
 
-    home: Home
+    home: GradientBuffer
 
     def __init__(self, layout: Layout, settings: OptimizerSettings, parts: Parts | None = None) -> None:
         named = [(n, p) for n, p in layout.model.named_parameters() if p.requires_grad]
@@ -63,8 +63,8 @@ class Optimizer:
         self._named = [*matrices, *decayed, *others]
         self._matrices = len(matrices)
         regions = [[p for _, p in region] for region in (matrices, decayed, others)]
-        self._places = Places.of([[layout.own(p) for p in region] for region in regions])
-        self._whole_places = Places.of(regions)
+        self._places = FlatOffsets.of([[layout.own(p) for p in region] for region in regions])
+        self._whole_places = FlatOffsets.of(regions)
         first, second, end = self._places.ends
         self._muon_end = first
         parameters = [p for _, p in self._named]
@@ -90,7 +90,7 @@ class Optimizer:
         if not self._forgotten:
             self._sweep(lambda at: self.gradient[at].zero_())
 
-    def collect(self, homes: Sequence[Home]) -> None:
+    def collect(self, homes: Sequence[GradientBuffer]) -> None:
         """Adds what ``backward`` left there to the gradient, in this order. Needed after every backward."""
         elsewhere = [home.gradient for home in homes if home.gradient is not self.gradient]
         forgotten, self._forgotten = self._forgotten, self._forgotten and not elsewhere
@@ -106,7 +106,7 @@ class Optimizer:
         if elsewhere:
             self._sweep(move)
 
-    def settle(self, twin: nn.Module) -> Home:
+    def settle(self, twin: nn.Module) -> GradientBuffer:
         """Lets a copy of the model use the same weights, with a buffer for gradients of its own."""
         named = dict(twin.named_parameters())
         return self.layout.twin([named[name] for name, _ in self._named])
@@ -294,7 +294,7 @@ def orthogonalised(x_NRC: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class MatrixGroup:
     """Matrices that are of one shape once the tall ones lie down: views of one buffer, and what each is scaled with."""
 
     lying: tuple[torch.Tensor, ...]
@@ -305,7 +305,7 @@ ENOUGH = 8e8
 """Operations of a group: so many take longer than the calls that ask for them, and one matrix at a time is slow."""
 
 
-def grouped(matrices: Sequence[torch.Tensor]) -> list[Group]:
+def grouped(matrices: Sequence[torch.Tensor]) -> list[MatrixGroup]:
     """Groups of equal shape, for one batched iteration each, dearest first. ``matrices`` are views into a buffer."""
     shapes: dict[tuple[int, int], list[torch.Tensor]] = {}
     for matrix in matrices:
@@ -320,7 +320,7 @@ def grouped(matrices: Sequence[torch.Tensor]) -> list[Group]:
         # a tall matrix's update is as much larger as it has more rows than columns (Jordan et al. 2024, Muon)
         scales = [max(1.0, m.shape[0] / m.shape[1]) ** 0.5 for m in alike]
         scales_N11 = torch.tensor(scales, dtype=alike[0].dtype, device=alike[0].device)[:, None, None]
-        found.append(Group(tuple(m.T if m.shape[0] > m.shape[1] else m for m in alike), scales_N11))
+        found.append(MatrixGroup(tuple(m.T if m.shape[0] > m.shape[1] else m for m in alike), scales_N11))
     return found
 
 
@@ -329,10 +329,12 @@ def operations(rows: int, columns: int) -> float:
     return len(COEFFICIENTS) * 2.0 * rows * rows * (2 * columns + rows)
 
 
-def orthogonalise_(groups: Sequence[Group], dtype: torch.dtype = torch.float32, workers: Workers | None = None) -> None:
+def orthogonalise_(
+    groups: Sequence[MatrixGroup], dtype: torch.dtype = torch.float32, workers: Workers | None = None
+) -> None:
     """Replaces every matrix of the groups by its orthogonalised, scaled self, in place; computed in ``dtype``."""
 
-    def one(group: Group) -> None:
+    def one(group: MatrixGroup) -> None:
         update_NRC = orthogonalised(torch.stack(group.lying).to(dtype)) * group.scales
         torch._foreach_copy_(group.lying, update_NRC.unbind())
 

@@ -27,7 +27,7 @@ LONGEST = timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True)
-class Team:
+class ProcessRank:
     """What a launcher such as torchrun tells a process of its job: ``local`` counts the processes of this machine."""
 
     rank: int
@@ -38,7 +38,7 @@ class Team:
 
 
 @contextmanager
-def joined(team: Team | None) -> Iterator[None]:
+def joined(team: ProcessRank | None) -> Iterator[None]:
     """Within it, this process is one of the team's. The address to meet at is where torch looks for it."""
     if team is None or team.ranks == 1:
         yield

@@ -267,7 +267,7 @@ class AlignSettings(config.Settings):
 
 
 @dataclass(frozen=True, slots=True)
-class Method:
+class AlignMethod:
     """One way to align: by policy gradients on fresh rollouts whose rewards are scaled so, or (``policy`` None) by the
     preference loss of its name, on rankings that are there already.
 
@@ -287,18 +287,18 @@ class Method:
 
 # The ways to align, as a table: a new one is a new row.
 METHODS = (
-    Method("grpo", grpo, "batch", stale=True),
-    Method("rloo", rloo, "rloo"),
-    Method("ppo", ppo, "none", stale=True, critic=True),
+    AlignMethod("grpo", grpo, "batch", stale=True),
+    AlignMethod("rloo", rloo, "rloo"),
+    AlignMethod("ppo", ppo, "none", stale=True, critic=True),
     # the best answer of each group is imitated, again and again: best-of-n made a habit
-    Method("expert", rloo, "best"),
-    Method("dpo"),
-    Method("ipo"),
-    Method("kto"),
+    AlignMethod("expert", rloo, "best"),
+    AlignMethod("dpo"),
+    AlignMethod("ipo"),
+    AlignMethod("kto"),
 )
 
 
-def method(name: str) -> Method:
+def method(name: str) -> AlignMethod:
     """The row of this name; UsageError for a name there is none of."""
     for row in METHODS:
         if row.name == name:

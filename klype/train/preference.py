@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import nn
 
 from klype import config
-from klype.data.order import Permutation, mix
+from klype.data.seeds import Permutation, mix
 from klype.errors import KlypeError
 from klype.train.scoring import Ids, answers_batch, reference_logp, score_answers
 from klype.values import Batch, Loss
@@ -147,7 +147,7 @@ def _logsumexp(scores_QKK: torch.Tensor, mask_QKK: torch.Tensor) -> torch.Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class Ranked:
+class RankedAnswers:
     """Answers to one prompt as token ids; ``ranks``: 0 best, equal numbers tied."""
 
     prompt: tuple[int, ...]
@@ -155,15 +155,15 @@ class Ranked:
     ranks: tuple[int, ...]
 
 
-class NothingTaughtError(KlypeError):
+class NoPreferencesError(KlypeError):
     """Rankings from which nothing can be learnt."""
 
 
-def teaching(rankings: Iterable[Ranked]) -> list[Ranked]:
-    """Those of two candidates or more. Raises NothingTaughtError when in none of them one is liked better."""
+def informative(rankings: Iterable[RankedAnswers]) -> list[RankedAnswers]:
+    """Those of two candidates or more. Raises NoPreferencesError when in none of them one is liked better."""
     found = [ranking for ranking in rankings if len(ranking.answers) > 1]
     if not any(len(set(ranking.ranks)) > 1 for ranking in found):
-        raise NothingTaughtError(
+        raise NoPreferencesError(
             "The rankings teach nothing: each has one candidate only, or all of its candidates are tied.",
             "Rank questions whose candidates differ.",
         )
@@ -184,12 +184,12 @@ class RankingBatches:
 
     def __init__(
         self,
-        rankings: Sequence[Ranked],
+        rankings: Sequence[RankedAnswers],
         reference: nn.Module,
         settings: RankingSettings,
         rehearsal: Callable[[int], Batch] | None = None,
     ) -> None:
-        self.rankings = [r for r in teaching(rankings) if len(set(r.ranks)) > 1]
+        self.rankings = [r for r in informative(rankings) if len(set(r.ranks)) > 1]
         self.reference, self.settings, self.rehearsal, self.index = reference, settings, rehearsal, 0
         self._number = min(settings.questions, len(self.rankings))
         self._known: dict[int, torch.Tensor] = {}

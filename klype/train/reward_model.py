@@ -27,16 +27,16 @@ from klype.errors import KlypeError, UsageError
 from klype.jsons import finite
 from klype.model import checkpoint
 from klype.sources.find import Found
-from klype.train.loop import Session, Settings, train
+from klype.train.loop import TrainSession, TrainSettings, train
 from klype.train.optimizer import OptimizerSettings, Schedule
-from klype.train.preference import Ranked, davidson, pairs_right, plackett_luce, teaching
+from klype.train.preference import RankedAnswers, davidson, informative, pairs_right, plackett_luce
 from klype.train.scoring import Ids, answer_features, feature_names
 from klype.values import Batch, Figure, Floats, Loss, Trace
 
 WEIGHTS, ABOUT = "reward.safetensors", "reward.json"
 
 
-class RewardSettings(Settings):
+class RewardSettings(TrainSettings):
     """How the heads are fitted. ``questions`` rankings make a batch; ``heads`` disagree where the model is unsure.
 
     ``ties``: Plackett-Luce with ties in Efron's form, or Davidson's over all pairs, where a tie is an outcome of its
@@ -144,26 +144,26 @@ class RewardModel:
 
 def fit_reward(
     trunk: nn.Module,
-    rankings: Sequence[Ranked],
+    rankings: Sequence[RankedAnswers],
     settings: RewardSettings,
     folder: Path,
-    session: Session | None = None,
+    session: TrainSession | None = None,
 ) -> RewardModel:
     """Fits heads on ``trunk`` (copied, frozen) to the rankings by the common loop; metrics and states in ``folder``.
 
-    Rankings of fewer than two candidates are left out. Raises NothingTaughtError: see ``teaching``.
+    Rankings of fewer than two candidates are left out. Raises NoPreferencesError: see ``informative``.
     """
-    useful = teaching(rankings)
+    useful = informative(rankings)
     return fit_heads(trunk, answer_features(trunk, *_flat(useful)), useful, settings, folder, session)
 
 
 def fit_heads(
     trunk: nn.Module,
     features_NF: torch.Tensor,
-    useful: Sequence[Ranked],
+    useful: Sequence[RankedAnswers],
     settings: RewardSettings,
     folder: Path,
-    session: Session | None = None,
+    session: TrainSession | None = None,
 ) -> RewardModel:
     """The same when the features of all answers, ranking by ranking, are known; each ranking has two or more."""
     model = RewardModel(trunk, settings.heads)
@@ -205,7 +205,7 @@ def reward_loss(head: nn.Module, batch: Batch, settings: RewardSettings | None =
     return Loss(torch.stack(totals).sum(), torch.stack(counts).sum(), metrics)
 
 
-def pairs_by_ranking(model: RewardModel, rankings: Sequence[Ranked]) -> list[tuple[float, float]]:
+def pairs_by_ranking(model: RewardModel, rankings: Sequence[RankedAnswers]) -> list[tuple[float, float]]:
     """Of each ranking, how many ordered pairs the scores order the same way (equal ones: half), of how many."""
     scores = iter(model.score(*_flat(rankings)).tolist() if rankings else [])
     own = [torch.tensor([[next(scores) for _ in ranking.answers]], dtype=torch.float64) for ranking in rankings]
@@ -224,7 +224,7 @@ def fingerprint(model: nn.Module) -> str:
 class _RankingBatches:
     """Rankings padded to the longest; batch number i is drawn by a generator seeded with (seed, i)."""
 
-    def __init__(self, features_NF: torch.Tensor, rankings: Sequence[Ranked], settings: RewardSettings) -> None:
+    def __init__(self, features_NF: torch.Tensor, rankings: Sequence[RankedAnswers], settings: RewardSettings) -> None:
         most = max(len(r.answers) for r in rankings)
         self.features_QKF = torch.zeros(len(rankings), most, features_NF.shape[1], device=features_NF.device)
         self.ranks_QK = torch.full((len(rankings), most), -1, device=features_NF.device)
@@ -262,7 +262,7 @@ class _RankingBatches:
         self.index = state["index"]
 
 
-def _flat(rankings: Sequence[Ranked]) -> tuple[list[Ids], list[Ids]]:
+def _flat(rankings: Sequence[RankedAnswers]) -> tuple[list[Ids], list[Ids]]:
     prompts: list[Ids] = [r.prompt for r in rankings for _ in r.answers]
     answers: list[Ids] = [a for r in rankings for a in r.answers]
     return prompts, answers
@@ -315,7 +315,7 @@ UNFINISHED = -1.0  # added to the score of an answer that did not end, as alignm
 
 
 @dataclass(frozen=True, slots=True)
-class Best:
+class BestOfN:
     """Which of the answers (its index), every one's score, and the most that choosing can move the answers from what
     the model says: KL ≤ log n - (n - 1)/n nats an answer (Beirami et al. 2024, arXiv:2401.01879)."""
 
@@ -328,7 +328,7 @@ class Best:
         return math.log(n) - (n - 1) / n
 
 
-def judge_of(found: Found, device: torch.device | None = None) -> RewardModel:
+def open_reward_model(found: Found, device: torch.device | None = None) -> RewardModel:
     """The reward model of the run that a model belongs to, computed on ``device``. UsageError when there is none."""
     if found.run is None or not (found.run / "reward" / ABOUT).exists():
         raise UsageError(
@@ -338,10 +338,10 @@ def judge_of(found: Found, device: torch.device | None = None) -> RewardModel:
     return RewardModel.load(found.run / "reward", checkpoint.load(found.run / "reward", device=device).model)
 
 
-def pick(judge: RewardModel, traces: Sequence[Trace]) -> Best:
+def best_of_n(judge: RewardModel, traces: Sequence[Trace]) -> BestOfN:
     """The answer with the highest score; the first of equals."""
     scores = judge.score([t.prompt for t in traces], [t.tokens for t in traces]).tolist()
     adjusted = [s + UNFINISHED * (t.ended != "stop") for s, t in zip(scores, traces, strict=True)]
     if not all(map(math.isfinite, adjusted)):
         raise KlypeError("The reward model's score of an answer is not a finite number.", "Train it again.")
-    return Best(max(range(len(adjusted)), key=lambda i: adjusted[i]), tuple(adjusted))
+    return BestOfN(max(range(len(adjusted)), key=lambda i: adjusted[i]), tuple(adjusted))

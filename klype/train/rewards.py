@@ -33,14 +33,14 @@ MODEL = "model"
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class QuestionPrompt:
     """A question and its prompt as token ids."""
 
     prompt: tuple[int, ...]
     question: Question | None = None
 
 
-AnswerReward = Callable[[Sequence[Asked], Sequence[Ids]], Floats]
+AnswerReward = Callable[[Sequence[QuestionPrompt], Sequence[Ids]], Floats]
 """A reward as training calls it: [N] numbers for N answers in token ids."""
 
 
@@ -50,10 +50,10 @@ class WeightedRewards:
 
     parts: Mapping[str, tuple[AnswerReward, float]]
 
-    def __call__(self, asked: Sequence[Asked], answers: Sequence[Ids]) -> Floats:
+    def __call__(self, asked: Sequence[QuestionPrompt], answers: Sequence[Ids]) -> Floats:
         return self.total(self.each(asked, answers))
 
-    def each(self, asked: Sequence[Asked], answers: Sequence[Ids]) -> dict[str, Floats]:
+    def each(self, asked: Sequence[QuestionPrompt], answers: Sequence[Ids]) -> dict[str, Floats]:
         """Every part by itself, without its weight."""
         return {name: reward(asked, answers) for name, (reward, _) in self.parts.items()}
 
@@ -70,7 +70,7 @@ def by_model(model: RewardModel) -> AnswerReward:
 def by_text(reward: Reward, decode: Callable[[Ids], str], name: str = "") -> AnswerReward:
     """A plain function as reward; ``decode`` spells an answer. KlypeError, with the place, for what is no reward."""
 
-    def rewarded(asked: Sequence[Asked], answers: Sequence[Ids]) -> Floats:
+    def rewarded(asked: Sequence[QuestionPrompt], answers: Sequence[Ids]) -> Floats:
         questions = [a.question for a in asked]
         known = [q.transcript for q in questions if q is not None]
         assert len(known) == len(questions), "a reward on words needs the questions"

@@ -17,11 +17,11 @@ from torch import nn
 from klype import config
 from klype.errors import KlypeError
 from klype.train.policy import Scaling, advantages, k3
-from klype.train.rewards import AnswerReward, Asked
+from klype.train.rewards import AnswerReward, QuestionPrompt
 from klype.train.scoring import answers_batch, reference_logp
 from klype.values import Batch, Request, Sampling, Trace
 
-Ask = Callable[[int], Sequence[Asked]]
+Ask = Callable[[int], Sequence[QuestionPrompt]]
 
 
 class Answerer(Protocol):

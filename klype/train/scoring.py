@@ -26,7 +26,7 @@ WORTH = 1.2  # positions saved that pay for attention written out: the speed-up 
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class AnswerScores:
     """``logp_BT``: of the targets, nats, 0 where nothing is learnt. ``states_ND``: what the learnt ones came from, and
     perhaps others, in the order of ``kept_N``, their indices in the flattened batch."""
 
@@ -35,7 +35,7 @@ class Scored:
     kept_N: Tensor
 
 
-def score_answers(model: nn.Module, batch: Batch) -> Scored:
+def score_answers(model: nn.Module, batch: Batch) -> AnswerScores:
     """Log-probabilities of the batch's targets at ``extra["temperature"]``, the one that they were drawn at.
 
     Scoring at another temperature than was drawn at would bias every ratio.
@@ -55,7 +55,7 @@ def score_answers(model: nn.Module, batch: Batch) -> Scored:
     logp_N = -functional.cross_entropy(logits_NV, batch.targets_BT.flatten()[kept_N], reduction="none")
     flat = torch.zeros(batch.targets_BT.numel(), dtype=logp_N.dtype, device=logp_N.device)
     logp_BT = flat.index_copy(0, kept_N, logp_N).view(batch.targets_BT.shape) * (batch.weights_BT != 0)
-    return Scored(logp_BT, states_ND, kept_N)
+    return AnswerScores(logp_BT, states_ND, kept_N)
 
 
 @torch.no_grad()

@@ -31,7 +31,7 @@ from klype.durable import hash_file
 from klype.errors import KlypeError
 from klype.model.transformer import Transformer
 from klype.train import parallel
-from klype.train.layout import Change, Home, Layout, Places, WholeMatrices, Workers, round_buffers
+from klype.train.layout import Change, FlatOffsets, GradientBuffer, Layout, WholeMatrices, Workers, round_buffers
 from klype.train.objectives import LossBeside, Objective
 from klype.values import Batch, Loss
 
@@ -81,7 +81,9 @@ class Sharded(Layout):
         named: torch.Tensor = DTensor.from_local(own, self._mesh, (Shard(0),), run_check=False, **like)
         return named
 
-    def bind(self, parameters: Sequence[nn.Parameter], places: Places, flat: tuple[torch.Tensor, torch.Tensor]) -> Home:
+    def bind(
+        self, parameters: Sequence[nn.Parameter], places: FlatOffsets, flat: tuple[torch.Tensor, torch.Tensor]
+    ) -> GradientBuffer:
         self._parameters = parameters
         self._masters = places.views(flat[0])
         return _Shards(parameters, places, flat[1])
@@ -139,7 +141,7 @@ class _Objective(nn.Module):
         return loss, [loss.total, *([loss.beside.total] if isinstance(loss, LossBeside) else [])]
 
 
-class _Shards(Home):
+class _Shards(GradientBuffer):
     """The home of a sharded model: the rows of the gradient that are this process's, summed over all processes."""
 
     def _collect(self, parameter: nn.Parameter, own: torch.Tensor) -> None:

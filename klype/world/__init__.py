@@ -2,6 +2,6 @@
 
 from klype.world.automaton import END, Filter
 from klype.world.vocabulary import Spellings, TokenFilter
-from klype.world.world import Document, World
+from klype.world.world import World, WorldDocument
 
-__all__ = ["END", "Document", "Filter", "Spellings", "TokenFilter", "World"]
+__all__ = ["END", "Filter", "Spellings", "TokenFilter", "World", "WorldDocument"]

@@ -1,7 +1,7 @@
 """A lazy weighted automaton: a language whose next-word distribution is known exactly.
 
 A *state* is ``(stack, env)``: the symbols still to be said, and what is bound so far. A symbol is a word, a
-``Choice`` of word sequences, or a ``Call`` of a rule. A rule maps the environment to weighted right-hand sides
+``WordChoice`` of word sequences, or a ``RuleCall`` of a rule. A rule maps the environment to weighted right-hand sides
 ``[(probability, symbols, environment)]``: nothing is bound before a word depends on it, so few states stay alive.
 """
 
@@ -17,20 +17,20 @@ from klype.errors import KlypeError
 END = "</s>"
 
 
-class Choice(NamedTuple):
+class WordChoice(NamedTuple):
     """One of several word sequences, with probabilities that sum to one."""
 
     options: tuple[tuple[float, tuple[str, ...]], ...]
 
 
-class Call(NamedTuple):
+class RuleCall(NamedTuple):
     """A rule still to be applied."""
 
     rule: Callable[..., list[Expansion]]
     arguments: tuple[Any, ...] = ()
 
 
-Symbol = str | Choice | Call
+Symbol = str | WordChoice | RuleCall
 Symbols = tuple[Symbol, ...]
 Env = Any
 Expansion = tuple[float, Symbols, Env]
@@ -43,8 +43,8 @@ REMEMBERED, SMALL = 2000, 5000
 """So many prefixes with slips are remembered; none of more states than ``SMALL`` beside others."""
 
 
-def expansions(symbol: Choice | Call, env: Env) -> list[Expansion]:
-    if isinstance(symbol, Choice):
+def expansions(symbol: WordChoice | RuleCall, env: Env) -> list[Expansion]:
+    if isinstance(symbol, WordChoice):
         return [(p, words, env) for p, words in symbol.options]
     return symbol.rule(env, *symbol.arguments)
 
@@ -241,7 +241,7 @@ def form(text: str) -> Symbols:
             continue
         options.append((float(p), (word,)))
         if abs(sum(q for q, _ in options) - 1) < 1e-9:
-            symbols.append(Choice(tuple(options)))
+            symbols.append(WordChoice(tuple(options)))
             options = []
     assert not options, f"probabilities do not sum to one: {text}"
     return tuple(symbols)
@@ -252,8 +252,8 @@ def capital(symbols: Iterable[Symbol]) -> Symbols:
     first, *rest = symbols
     if isinstance(first, str):
         return (first[:1].upper() + first[1:], *rest)
-    assert type(first) is Choice
-    return (Choice(tuple((p, (w[0][:1].upper() + w[0][1:], *w[1:])) for p, w in first.options)), *rest)
+    assert type(first) is WordChoice
+    return (WordChoice(tuple((p, (w[0][:1].upper() + w[0][1:], *w[1:])) for p, w in first.options)), *rest)
 
 
 class EditFilter(Filter):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from klype.world import lexicon as lex
 from klype.world import phrases
-from klype.world.automaton import END, Call, Expansion, State, Symbols, capital, form, words
+from klype.world.automaton import END, Expansion, RuleCall, State, Symbols, capital, form, words
 from klype.world.lexicon import Lexicon
 from klype.world.phrases import Fact
 from klype.world.questions import FIXED, KINDS, Query, fixed_items, w
@@ -49,19 +49,19 @@ class Grammar:
     # documents
 
     def document(self, styled: bool = True) -> State:
-        return ((Call(self.language, (styled,)), END), Env())
+        return ((RuleCall(self.language, (styled,)), END), Env())
 
     def language(self, env: Env, styled: bool) -> list[Expansion]:
         kinds = ((0.75, self.story), (0.13, self.knowledge), (0.08, self.walk), (0.04, self.proverb))
         manner = "" if styled else "plain"
         return [
-            (0.5 * p, (Call(kind),), env._replace(lang=lang, manner=manner))
+            (0.5 * p, (RuleCall(kind),), env._replace(lang=lang, manner=manner))
             for lang in lex.LANGUAGES
             for p, kind in kinds
         ]
 
     def story(self, env: Env) -> list[Expansion]:
-        return [(1.0, (Call(self.fact), Call(self.after_fact)), env)]
+        return [(1.0, (RuleCall(self.fact), RuleCall(self.after_fact)), env)]
 
     def after_fact(self, env: Env) -> list[Expansion]:
         """Tell on, ask in between, or go over to the questions."""
@@ -71,11 +71,11 @@ class Grammar:
         ways = ((0.7, False), (0.3, True)) if env.between is None else ((1.0, env.between),)
         for p, between in ways:
             bound = env._replace(between=between)
-            ask: Symbols = (Call(self.ask),) if between else ()
+            ask: Symbols = (RuleCall(self.ask),) if between else ()
             if more > 0:
-                out.append((p * more, (*ask, Call(self.fact), Call(self.after_fact)), bound))
+                out.append((p * more, (*ask, RuleCall(self.fact), RuleCall(self.after_fact)), bound))
             if more < 1:
-                out.append((p * (1 - more), (*ask, Call(self.questions)), bound))
+                out.append((p * (1 - more), (*ask, RuleCall(self.questions)), bound))
         return out
 
     def questions(self, env: Env) -> list[Expansion]:
@@ -83,7 +83,7 @@ class Grammar:
         low, high = QUESTIONS[env.manner if env.manner in QUESTIONS else ""]
         inside = 1 / (high - env.answered + 1) if low <= env.answered <= high else float(env.answered > high)
         stop = min(0.85, max(0.03, inside)) if env.answered else 0.0
-        more: Expansion = (1 - stop, (Call(self.ask), Call(self.questions)), env)
+        more: Expansion = (1 - stop, (RuleCall(self.ask), RuleCall(self.questions)), env)
         return [more, (stop, (), env)] if stop else [more]
 
     # facts
@@ -92,23 +92,23 @@ class Grammar:
         if len(env.facts) == 1:
             only = env.facts[0][0]
             return [
-                (0.72, (Call(self.tell, (only,)),), env._replace(same=True)),
-                *((0.28 * p, (Call(self.tell, (r,)),), env._replace(same=False)) for p, r in RELATIONS),
+                (0.72, (RuleCall(self.tell, (only,)),), env._replace(same=True)),
+                *((0.28 * p, (RuleCall(self.tell, (r,)),), env._replace(same=False)) for p, r in RELATIONS),
             ]
         if env.same:
-            return [(1.0, (Call(self.tell, (env.facts[0][0],)),), env)]
-        return [(p, (Call(self.tell, (r,)),), env) for p, r in RELATIONS]
+            return [(1.0, (RuleCall(self.tell, (env.facts[0][0],)),), env)]
+        return [(p, (RuleCall(self.tell, (r,)),), env) for p, r in RELATIONS]
 
     def tell(self, env: Env, relation: str) -> list[Expansion]:
         if relation == "did":
-            return [(0.85, (Call(self.event),), env), (0.15, (Call(self.event_inverted),), env)]
+            return [(0.85, (RuleCall(self.event),), env), (0.15, (RuleCall(self.event_inverted),), env)]
         known = {f[1] for f in env.facts}
         taken = {f[1] for f in env.facts if f[0] == relation}
         favour = {name: 0.0 if name in taken else 3.0 for name in known if name in self.lexicon.persons}
         verbs = {"loc": phrases.ONE[env.lang], "has": phrases.HAS[env.lang][0], "like": phrases.LIKES[env.lang][0]}
         verb = verbs[relation]
         return [
-            (p, (name, verb, Call(self.value, (relation, name)), "."), env)
+            (p, (name, verb, RuleCall(self.value, (relation, name)), "."), env)
             for p, name in weighted(self.lexicon.persons, favour)
         ]
 
@@ -123,7 +123,7 @@ class Grammar:
             animals = weighted(x.animals, dict.fromkeys(taken, 0.5))
             return [(p, phrases.animals(g, v), _told(env, ("like", person, v))) for p, v in animals]
         objects = weighted(x.objects, dict.fromkeys(taken, 0.0))
-        return [(p, (Call(self.owned, (person, o)),), env) for p, o in objects]
+        return [(p, (RuleCall(self.owned, (person, o)),), env) for p, o in objects]
 
     def owned(self, env: Env, person: str, noun: str) -> list[Expansion]:
         return [
@@ -133,15 +133,17 @@ class Grammar:
 
     def event(self, env: Env) -> list[Expansion]:
         agents = self.lexicon.event("agent", taken=_agents(env))
-        return [(p, (*capital(phrases.agent(env.lang, a)), Call(self.event_act, (a,)), "."), env) for p, a in agents]
+        return [
+            (p, (*capital(phrases.agent(env.lang, a)), RuleCall(self.event_act, (a,)), "."), env) for p, a in agents
+        ]
 
     def event_act(self, env: Env, agent: str) -> list[Expansion]:
         acts = self.lexicon.event("act", agent)
-        return [(p, (*phrases.act(env.lang, a), Call(self.event_thing, (agent, a))), env) for p, a in acts]
+        return [(p, (*phrases.act(env.lang, a), RuleCall(self.event_thing, (agent, a))), env) for p, a in acts]
 
     def event_thing(self, env: Env, agent: str, act: str) -> list[Expansion]:
         things = self.lexicon.event("thing", agent, act)
-        return [(p, (*phrases.thing(env.lang, t), Call(self.event_place, (agent, act, t))), env) for p, t in things]
+        return [(p, (*phrases.thing(env.lang, t), RuleCall(self.event_place, (agent, act, t))), env) for p, t in things]
 
     def event_place(self, env: Env, agent: str, act: str, thing: str) -> list[Expansion]:
         return [
@@ -154,7 +156,11 @@ class Grammar:
         return [
             (
                 p,
-                (*w(env.lang, "Den som", "The one who"), *phrases.act(env.lang, a), Call(self.inverted_thing, (a,))),
+                (
+                    *w(env.lang, "Den som", "The one who"),
+                    *phrases.act(env.lang, a),
+                    RuleCall(self.inverted_thing, (a,)),
+                ),
                 env,
             )
             for p, a in self.lexicon.event("act", taken=_agents(env))
@@ -164,7 +170,8 @@ class Grammar:
         things = self.lexicon.event("thing", act=act, taken=_agents(env))
         was = phrases.pick(env.lang, "var", "was")
         return [
-            (p, (*phrases.thing(env.lang, t), was, Call(self.inverted_agent, (act, t)), "."), env) for p, t in things
+            (p, (*phrases.thing(env.lang, t), was, RuleCall(self.inverted_agent, (act, t)), "."), env)
+            for p, t in things
         ]
 
     def inverted_agent(self, env: Env, act: str, thing: str) -> list[Expansion]:
@@ -187,13 +194,14 @@ class Grammar:
         weights = [p * (0.1 if (name, i) in env.asked else 1.0) for p, name, i in choices]
         total = sum(weights)
         return [
-            (p / total, (Call(self.about, (name, i)),), env) for p, (_, name, i) in zip(weights, choices, strict=True)
+            (p / total, (RuleCall(self.about, (name, i)),), env)
+            for p, (_, name, i) in zip(weights, choices, strict=True)
         ]
 
     def about(self, env: Env, name: str, i: int) -> list[Expansion]:
         bound = env._replace(asked=env.asked | {(name, i)})
         abouts = self._yes_no_about(env, i) if name == "yes-no" else [(1.0, env.facts[i])]
-        return [(p, (Call(self.put, (name, about)),), bound) for p, about in abouts]
+        return [(p, (RuleCall(self.put, (name, about)),), bound) for p, about in abouts]
 
     def _yes_no_about(self, env: Env, i: int) -> list[tuple[float, Fact]]:
         """Half of the time what is true, else what is true of another (or of nobody)."""
@@ -213,11 +221,14 @@ class Grammar:
         row = KINDS[kind]
         said = row.ask(env.lang, about)
         mark = "." if kind == "translate" else "?"
-        plain: Symbols = (*capital(said), mark, Call(self.answer, (Query(kind, about),)))
+        plain: Symbols = (*capital(said), mark, RuleCall(self.answer, (Query(kind, about),)))
         if not row.one_word:
             return [(1.0, plain, env)]
         demand = words(lex.DEMAND[env.lang])
-        return [(0.93, plain, env), (0.07, (*demand, *said, mark, Call(self.answer, (Query(kind, about, True),))), env)]
+        return [
+            (0.93, plain, env),
+            (0.07, (*demand, *said, mark, RuleCall(self.answer, (Query(kind, about, True),))), env),
+        ]
 
     # answers
 
@@ -228,7 +239,7 @@ class Grammar:
         return [
             (
                 p * q,
-                (*(("–",) if dash else ()), Call(self.right, (query,))),
+                (*(("–",) if dash else ()), RuleCall(self.right, (query,))),
                 env._replace(manner=manner, dash=dash, answered=env.answered + 1),
             )
             for p, manner in manners
@@ -239,7 +250,9 @@ class Grammar:
         styles = ANSWERS.get(env.manner, ((1.0, env.manner),))
         contents = KINDS[query.kind].right(query.about, env.facts)
         return [
-            (p * q, (Call(self.said, (query, content, style)),), env) for p, style in styles for q, content in contents
+            (p * q, (RuleCall(self.said, (query, content, style)),), env)
+            for p, style in styles
+            for q, content in contents
         ]
 
     def said(self, env: Env, query: Query, content: object, style: str) -> list[Expansion]:
@@ -251,7 +264,7 @@ class Grammar:
         styles = (BARE, SENTENCE, POLITE, BORING)
         share = 1 / (len(contents) * len(styles))
         return [
-            (share, (*self.say(env.lang, query, content, style, strict=False), Call(_keep, (content, style))), env)
+            (share, (*self.say(env.lang, query, content, style, strict=False), RuleCall(_keep, (content, style))), env)
             for content in contents
             for style in styles
         ]
@@ -265,7 +278,7 @@ class Grammar:
         if style == SENTENCE:
             return (*capital(sentence), ".")
         if style == POLITE:
-            return (Call(courtesy, (lang,)), *capital(sentence), ".")
+            return (RuleCall(courtesy, (lang,)), *capital(sentence), ".")
         assert style == BORING
         before, after = lex.LONG_WINDED[lang]
         inner = (*w(lang, "svaret er", "the answer is"), *bare) if query.kind == "yes-no" else sentence
@@ -276,38 +289,38 @@ class Grammar:
     # other documents
 
     def knowledge(self, env: Env) -> list[Expansion]:
-        return [(1.0, (Call(self.known), Call(self.known_more, (1,))), env)]
+        return [(1.0, (RuleCall(self.known), RuleCall(self.known_more, (1,))), env)]
 
     def known_more(self, env: Env, said: int) -> list[Expansion]:
         """Three to five things, uniformly."""
         stop = {1: 0.0, 2: 0.0, 3: 1 / 3, 4: 1 / 2, 5: 1.0}[said]
-        more = (Call(self.known), Call(self.known_more, (said + 1,)))
+        more = (RuleCall(self.known), RuleCall(self.known_more, (said + 1,)))
         return [(p, symbols, env) for p, symbols in ((1 - stop, more), (stop, ())) if p > 0]
 
     def known(self, env: Env) -> list[Expansion]:
         """Something that is always true, told or asked."""
         total = sum(KINDS[k].weight for k in FIXED)
-        return [(KINDS[k].weight / total, (Call(self.known_of, (k,)),), env) for k in FIXED]
+        return [(KINDS[k].weight / total, (RuleCall(self.known_of, (k,)),), env) for k in FIXED]
 
     def known_of(self, env: Env, kind: str) -> list[Expansion]:
         if kind == "translate":
             demand = w(env.lang, "Oversett til engelsk :", "Translate to Norwegian :")
-            return [(1.0, (*demand, Call(self.translate_person)), env)]
+            return [(1.0, (*demand, RuleCall(self.translate_person)), env)]
         items = fixed_items(kind, self.lexicon)
-        return [(1 / len(items), (Call(self.known_item, (kind, item)),), env) for item in items]
+        return [(1 / len(items), (RuleCall(self.known_item, (kind, item)),), env) for item in items]
 
     def known_item(self, env: Env, kind: str, item: Fact) -> list[Expansion]:
         row = KINDS[kind]
         content = row.right(item, ())[0][1]
         return [
             (0.35, (*capital(row.sentence(env.lang, item, content)), "."), env),
-            (0.65, (Call(self.put, (kind, item)),), env),
+            (0.65, (RuleCall(self.put, (kind, item)),), env),
         ]
 
     def translate_person(self, env: Env) -> list[Expansion]:
         verbs = (("loc", phrases.ONE[env.lang]), ("like", phrases.LIKES[env.lang][0]))
         return [
-            (p / 2, (person, verb, Call(self.translate_value, (relation, person))), env)
+            (p / 2, (person, verb, RuleCall(self.translate_value, (relation, person))), env)
             for p, person in uniform(self.lexicon.persons)
             for relation, verb in verbs
         ]
@@ -318,7 +331,7 @@ class Grammar:
         out: list[Expansion] = []
         for p, value in uniform(values):
             query = Query("translate", ("translate", relation, person, value))
-            out.append((p, (*said(env.lang, value), ".", Call(self.answer, (query,))), env))
+            out.append((p, (*said(env.lang, value), ".", RuleCall(self.answer, (query,))), env))
         return out
 
     def walk(self, env: Env) -> list[Expansion]:
@@ -326,19 +339,19 @@ class Grammar:
         g = env.lang
         went = form(lex.WENT[g])
         tour = ("en", "tur") if g == lex.NB else ()
-        return [(1.0, ("Jeg" if g == lex.NB else "I", *went, *tour, Call(self.walk_place)), env)]
+        return [(1.0, ("Jeg" if g == lex.NB else "I", *went, *tour, RuleCall(self.walk_place)), env)]
 
     def walk_place(self, env: Env) -> list[Expansion]:
         g = env.lang
         when = ((0.6, ()), *((p, words(said)) for p, said in lex.WHEN[g]))
         return [
-            (p * q, (*form(said), *time, ".", Call(self.season, (place,))), env)
+            (p * q, (*form(said), *time, ".", RuleCall(self.season, (place,))), env)
             for place, said, p in lex.WALKS[g]
             for q, time in when
         ]
 
     def season(self, env: Env, place: str) -> list[Expansion]:
-        return [(p, (Call(self.weather, (place, season)),), env) for season, p in lex.SEASONS.items()]
+        return [(p, (RuleCall(self.weather, (place, season)),), env) for season, p in lex.SEASONS.items()]
 
     def weather(self, env: Env, place: str, season: str) -> list[Expansion]:
         said, worn = lex.WEATHER_WORDS[env.lang], lex.WEAR[env.lang][season]
@@ -347,7 +360,7 @@ class Grammar:
         for weather, p in lex.WEATHER[season].items():
             about = ("walk", place, weather)
             bound = env._replace(facts=(about,))
-            first, second = (Call(self.put, (name, about)) for name in ("walk-where", "weather"))
+            first, second = (RuleCall(self.put, (name, about)) for name in ("walk-where", "weather"))
             for q, tail in ((0.3, wore), (0.25, (first,)), (0.25, (second,)), (0.2, (first, second))):
                 out.append((p * q, (*capital(form(said[weather])), ".", *tail), bound))
         return out

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from klype.world import lexicon as lex
 from klype.world import phrases
-from klype.world.automaton import END, Call, Choice, Filter, Symbols, capital, form, sample
+from klype.world.automaton import END, Filter, RuleCall, Symbols, WordChoice, capital, form, sample
 from klype.world.grammar import Grammar
 from klype.world.lexicon import Lexicon
 from klype.world.phrases import Fact
@@ -67,10 +67,10 @@ def _words(*said: Symbols) -> set[str]:
     found: set[str] = set()
     for symbols in said:
         for symbol in (*symbols, *capital(symbols[:1])):
-            if isinstance(symbol, Choice):
+            if isinstance(symbol, WordChoice):
                 found |= {word for _, words in symbol.options for word in words}
             else:
-                assert not isinstance(symbol, Call)
+                assert not isinstance(symbol, RuleCall)
                 found.add(symbol)
     return found
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from klype.errors import KlypeError
 from klype.values import Question, Verdict
 from klype.world import lexicon as lex
-from klype.world.automaton import END, Call, EditFilter, Filter, State, Symbols, arcs, branches, expansions, sample
+from klype.world.automaton import END, EditFilter, Filter, RuleCall, State, Symbols, arcs, branches, expansions, sample
 from klype.world.grammar import ANSWERS, BORING, CHAT, Env, Grammar
 from klype.world.lexicon import Lexicon
 from klype.world.phrases import Fact, key
@@ -30,7 +30,7 @@ RIGHT, POLITE, WORD, UNFINISHED = 2.0, 0.7, 0.04, 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Document:
+class WorldDocument:
     """A text of the language, as words without the end mark; ``answers`` marks the words inside answers."""
 
     words: tuple[str, ...]
@@ -67,7 +67,7 @@ class World:
 
     def document(
         self, rng: random.Random, styled: bool = True, heldout: bool = False, most_facts: int | None = None
-    ) -> Document:
+    ) -> WorldDocument:
         """One document. ``heldout``: as many are stories as the language has, and those no other document tells."""
 
         def too_long(env: Env) -> bool:
@@ -88,7 +88,7 @@ class World:
                         inside = True
                     elif word == "." and inside:
                         inside = False
-                return Document(tuple(words[:-1]), tuple(out))
+                return WorldDocument(tuple(words[:-1]), tuple(out))
 
     @staticmethod
     def _held_out(facts: tuple[Fact, ...]) -> bool:
@@ -121,12 +121,12 @@ class World:
             env = Env(lang=lang, manner=CHAT, dash=False)
             told: list[str] = []
             for _ in range((4 if hard else rng.choice((2, 3, 4))) - 1):
-                words, env = sample(((Call(self.grammar.fact),), env), rng)
+                words, env = sample(((RuleCall(self.grammar.fact),), env), rng)
                 told += words
             if hard and len({fact[0] for fact in env.facts}) > 1:
                 continue
             for _ in range(4 * HELD_OUT_SHARE):
-                words, whole = sample(((Call(self.grammar.fact),), env), rng)
+                words, whole = sample(((RuleCall(self.grammar.fact),), env), rng)
                 if self._held_out(whole.facts) == heldout and not (hard and whole.facts[-1][0] != env.facts[0][0]):
                     return told + words, whole
 
@@ -149,7 +149,7 @@ class World:
             head = stack.pop()
             if isinstance(head, str):
                 words.append(head)
-            elif isinstance(head, Call) and head.rule == self.grammar.answer:
+            elif isinstance(head, RuleCall) and head.rule == self.grammar.answer:
                 return self.text(words), head.arguments[0]
             else:
                 options = expansions(head, env)
@@ -202,7 +202,7 @@ class World:
         """Every way to read words as a story and a question: where the question begins, what was told, what is asked.
         And how many of the words could be read."""
         told = "<told>"  # a word that no text has: what can say it next has told a whole fact
-        stories: set[State] = {((Call(self.grammar.fact), told, END), env)}
+        stories: set[State] = {((RuleCall(self.grammar.fact), told, END), env)}
         asking: set[tuple[int, State]] = {
             (0, (symbols, bound))
             for kind in FIXED
@@ -214,7 +214,7 @@ class World:
             for _, known in onward.get(told, ()):
                 asking |= {(t, (symbols, bound)) for _, symbols, bound in self.grammar.ask(known)}
                 if len(known.facts) < 4:
-                    for said, after in branches([((Call(self.grammar.fact), told, END), known)]).items():
+                    for said, after in branches([((RuleCall(self.grammar.fact), told, END), known)]).items():
                         onward.setdefault(said, set()).update(after)
             stories = onward.get(word, set())
             asking = {(start, after) for start, state in asking for after in branches([state]).get(word, ())}
@@ -224,7 +224,7 @@ class World:
         todo = list(asking)
         while todo:
             start, (stack, bound) = todo.pop()
-            if stack and isinstance(stack[0], Call) and stack[0].rule == self.grammar.answer:
+            if stack and isinstance(stack[0], RuleCall) and stack[0].rule == self.grammar.answer:
                 found.add((start, bound, stack[0].arguments[0]))
             elif stack and not isinstance(stack[0], str):
                 todo += [(start, ((*said, *stack[1:]), after)) for _, said, after in expansions(stack[0], bound)]
@@ -289,7 +289,7 @@ class World:
     def meanings(self, question: Question) -> Callable[[str], frozenset[Any]]:
         """``meaning`` for many answers to one question: beginnings that answers share are read once."""
         start: State = (
-            (Call(self.grammar.free_answer, (_query(question),)), END),
+            (RuleCall(self.grammar.free_answer, (_query(question),)), END),
             _env(question)._replace(content=None),
         )
         onward: dict[tuple[str, ...], dict[str, set[State]]] = {}
@@ -353,7 +353,7 @@ class World:
 
     def _answering(self, question: Question) -> State:
         env = _env(question)._replace(manner=CHAT, dash=False)
-        return (Call(self.grammar.answer, (_query(question),)), END), env
+        return (RuleCall(self.grammar.answer, (_query(question),)), END), env
 
 
 def _every(symbols: Symbols) -> list[tuple[str, ...]]:
@@ -377,7 +377,7 @@ def _finished(state: State) -> list[Env]:
         stack, env = todo.pop()
         if stack[0] == END:
             out.append(env)
-        elif isinstance(stack[0], Call):
+        elif isinstance(stack[0], RuleCall):
             todo += [((*symbols, *stack[1:]), bound) for _, symbols, bound in stack[0].rule(env, *stack[0].arguments)]
     return out
 

@@ -14,9 +14,8 @@ from klype.words import plain
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from klype.answers.checks import Check
     from klype.answers.decoders import Decided
-    from klype.answers.decoding import DecodeQuestion
+    from klype.answers.decoding import Check, DecodeQuestion
     from klype.api.asking import Asking
     from klype.api.model import Model
     from klype.api.results import Answer
@@ -141,11 +140,11 @@ def _best_of(model: Model, request: Request, n: int) -> tuple[Answer, dict[str, 
     from dataclasses import replace
 
     from klype.device import pick_device
-    from klype.train.reward_model import judge_of, pick
+    from klype.train.reward_model import best_of_n, open_reward_model
 
-    judge = judge_of(model.opened.found, pick_device(model.opened.how.device))
+    judge = open_reward_model(model.opened.found, pick_device(model.opened.how.device))
     found = model.drawn(replace(request, n=n))
-    best = pick(judge, [answer.trace for answer in found])
+    best = best_of_n(judge, [answer.trace for answer in found])
     scores = {"score": best.scores[best.chosen], "scores": list(best.scores), "kl_most": best.kl_most}
     return found[best.chosen], {"n": n, "tokens": sum(len(one.trace.steps) for one in found), **scores}
 
@@ -261,9 +260,9 @@ def _checks(opened: Opened, question: str, name: str, chat: bool) -> dict[str, C
         known["statement"] = checks.given(lambda answer: _joined(opened, question, answer))
     if name == "verify-reward":
         from klype.device import pick_device
-        from klype.train.reward_model import judge_of
+        from klype.train.reward_model import open_reward_model
 
-        judge = judge_of(opened.found, pick_device(opened.how.device))
+        judge = open_reward_model(opened.found, pick_device(opened.how.device))
         known["reward"] = checks.judged(lambda prompts, answers: judge.score(prompts, answers).tolist())
     return known
 

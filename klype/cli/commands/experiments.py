@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from klype.cli.experimenting import conduct
 from klype.cli.terminal import Terminal
-from klype.experiments.options import BiasOptions, MistakesOptions
+from klype.experiments.experiment_options import BiasOptions, MistakesOptions
 
 
 def bias_command(terminal: Terminal, asked: BiasOptions) -> None:

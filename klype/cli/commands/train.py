@@ -20,7 +20,7 @@ from klype.option import Option
 from klype.runs.options import RunOptions, StageOptions, WorkOptions
 
 if TYPE_CHECKING:
-    from klype.runs.say import Say
+    from klype.runs.say import RunListener
 
 
 def run_command(terminal: Terminal, asked: RunOptions, reward: o.Reward = ()) -> None:
@@ -94,7 +94,7 @@ Asked = TypeVar("Asked", "RunOptions", "StageOptions")
 
 
 @contextmanager
-def working(recipe: str, asked: Asked, terminal: Terminal) -> Iterator[tuple[Asked, Say]]:
+def working(recipe: str, asked: Asked, terminal: Terminal) -> Iterator[tuple[Asked, RunListener]]:
     """Within it this process does its part: what is asked, with its folder, and the listener.
 
     Of several processes the first chooses the folder and is the one to be heard. Started again after one of them died,

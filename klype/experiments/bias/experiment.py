@@ -17,8 +17,8 @@ from klype.experiments import framework
 from klype.experiments.bias.lab import Lab
 from klype.experiments.bias.targets import TARGETS, WRITTEN, members, one_hot, target
 from klype.experiments.corpus import SHOWN
-from klype.experiments.framework import SHARE, Experiment, Measure, Part, Result, Standing, facts
-from klype.experiments.plan import Choice, Plan, Speed
+from klype.experiments.framework import SHARE, BoardMeasure, BoardPart, Experiment, Progress, Result, facts
+from klype.experiments.planning import ExperimentPlan, PlanChoice, Speed
 from klype.experiments.training import LabSettings
 from klype.values import Figure
 
@@ -29,13 +29,13 @@ ENDED = 0.8  # of all steps are usually taken before held-out loss has turned fo
 OTHER = 1.3  # times the training: truth, labels, measures
 
 
-class Row(framework.Row):
+class BiasRow(framework.Row):
     """``turned``: in so many of the seeds held-out loss rose before the end."""
 
     turned: int
 
 
-class Curve(Part):
+class Curve(BoardPart):
     """One model's way: (epoch, held-out loss, KL to the truth), nats a token. ``done``: it has been measured."""
 
     target: str
@@ -46,7 +46,7 @@ class Curve(Part):
     points: list[tuple[int, float, float | None]]
 
 
-class Bars(Part):
+class Bars(BoardPart):
     """What may follow ``text``: the truth, and each target's model (mean over finished seeds, most documents)."""
 
     text: str
@@ -55,7 +55,7 @@ class Bars(Part):
     targets: dict[str, list[float]]
 
 
-class Best(Part):
+class Best(BoardPart):
     """The cure with the least KL on the half of the test that no figure comes from, of those within a compute."""
 
     target: str
@@ -63,12 +63,12 @@ class Best(Part):
     gap: FigureFacts
 
 
-class Board(framework.Board):
+class BiasBoard(framework.Board):
     """All that a page needs to show the experiment while it runs and afterwards. ``epochs`` of a model at most."""
 
     FILE = "targets.json"
     epochs: int
-    rows: Sequence[Row] = ()
+    rows: Sequence[BiasRow] = ()
     curves: Sequence[Curve] = ()
     bars: Bars | None = None
     best: Sequence[Best] = ()
@@ -94,20 +94,20 @@ class Board(framework.Board):
         }
 
     @staticmethod
-    def read(folder: Path) -> Board:
+    def read(folder: Path) -> BiasBoard:
         """KlypeError when there is none, or it is not one."""
-        file = folder / Board.FILE
+        file = folder / BiasBoard.FILE
         try:
-            return Board.model_validate_json(file.read_bytes())
+            return BiasBoard.model_validate_json(file.read_bytes())
         except FileNotFoundError:
-            raise KlypeError(f"There is no {Board.FILE} in {folder}.", "Make one with klype bias --out.") from None
+            raise KlypeError(f"There is no {BiasBoard.FILE} in {folder}.", "Make one with klype bias --out.") from None
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
             raise KlypeError(f"{file} is damaged: {where}: {first['msg']}.", "Run klype bias again.") from None
 
 
-def board(stand: Standing[Board]) -> Board:
+def board(stand: Progress[BiasBoard]) -> BiasBoard:
     """How it stands."""
     curves = [
         Curve(
@@ -116,10 +116,10 @@ def board(stand: Standing[Board]) -> Board:
         for one in stand.found
         if one["curve"]
     ]
-    return Board(
+    return BiasBoard(
         **stand.common(),
         epochs=stand.plan.settings.epochs,
-        rows=stand.rows(Row, lambda results: {"turned": sum(one["turned"] for one in results)}),
+        rows=stand.rows(BiasRow, lambda results: {"turned": sum(one["turned"] for one in results)}),
         curves=curves,
         bars=_bars(stand),
         best=list(_best(stand)),
@@ -139,7 +139,7 @@ def _gap(own: list[Result], control: list[Result], truth: list[Result]) -> Figur
     return gaps(*([one["values"]["kl"] for one in group] for group in (control, own, truth)))
 
 
-def _best(stand: Standing[Board]) -> Iterator[Best]:
+def _best(stand: Progress[BiasBoard]) -> Iterator[Best]:
     """Chosen on one half of the test, told by the other: a winner's own luck is not counted for it."""
     by = {
         name: [results[seed] for seed in sorted(results)]
@@ -160,7 +160,7 @@ def _best(stand: Standing[Board]) -> Iterator[Best]:
             yield Best(target=name, within=within, gap=facts(_gap(by[name], by[CONTROL], by[TRUTH])))
 
 
-def _bars(stand: Standing[Board]) -> Bars | None:
+def _bars(stand: Progress[BiasBoard]) -> Bars | None:
     if stand.test.shown is None:
         return None
     measured = [by for count in stand.plan.documents if (by := stand.by(count))]
@@ -185,44 +185,44 @@ def steps(documents: int, targets: Sequence[str], settings: LabSettings) -> tupl
     return hard * once, soft * once
 
 
-def cost(plan: Plan, speed: Speed, knows: bool, cores: int) -> tuple[int, float]:
+def cost(plan: ExperimentPlan, speed: Speed, knows: bool, cores: int) -> tuple[int, float]:
     """Steps at most, and seconds."""
     both = [steps(count, plan.arms, plan.settings) for count in plan.documents]
     hard, soft = (plan.seeds * sum(part) for part in zip(*both, strict=True))
     return hard + soft, OTHER * ENDED * (hard * speed.hard + soft * speed.soft) / cores
 
 
-BIAS = Experiment[Board](
+BIAS = Experiment[BiasBoard](
     name="bias",
     noun="target",
     unknown="--targets: there are no targets",
     arms=TARGETS,
     control=CONTROL,
     measures={
-        "kl": Measure("nats a token"),
-        "reverse_kl": Measure("nats a token"),
-        "s": Measure("share a token", most=1.0),
-        "calibration": Measure("probability", most=1.0),
-        "right": Measure(SHARE, most=1.0),
-        "bits_per_byte": Measure("bits a byte"),
-        "loss": Measure("nats a token"),
-        "compute": Measure(
+        "kl": BoardMeasure("nats a token"),
+        "reverse_kl": BoardMeasure("nats a token"),
+        "s": BoardMeasure("share a token", most=1.0),
+        "calibration": BoardMeasure("probability", most=1.0),
+        "right": BoardMeasure(SHARE, most=1.0),
+        "bits_per_byte": BoardMeasure("bits a byte"),
+        "loss": BoardMeasure("nats a token"),
+        "compute": BoardMeasure(
             paired=lambda own, control: ratio_over_seeds(
                 [one["flops"] for one in own], [one["flops"] for one in control], "times one-hot's"
             ),
             beside=(CONTROL,),
         ),
-        "gap": Measure(paired=_gap, beside=(CONTROL, TRUTH)),
+        "gap": BoardMeasure(paired=_gap, beside=(CONTROL, TRUTH)),
     },
     settings=LabSettings,
     choices=(
-        Choice((300, 600, 1200), 5),
-        Choice((200, 400, 800), 5),
-        Choice((150, 300, 600), 5),
-        Choice((150, 300, 600), 3),
-        Choice((100, 200, 400), 3),
-        Choice((75, 150, 300), 3),
-        Choice((50, 100, 200), 2),
+        PlanChoice((300, 600, 1200), 5),
+        PlanChoice((200, 400, 800), 5),
+        PlanChoice((150, 300, 600), 5),
+        PlanChoice((150, 300, 600), 3),
+        PlanChoice((100, 200, 400), 3),
+        PlanChoice((75, 150, 300), 3),
+        PlanChoice((50, 100, 200), 2),
     ),
     cost=cost,
     cell=Lab,

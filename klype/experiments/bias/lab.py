@@ -19,10 +19,10 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from klype.answers.traces import replace
-from klype.data.order import mix
+from klype.data.seeds import mix
 from klype.examine.calibration import calibration_error
 from klype.experiments.bias.targets import Target, target
-from klype.experiments.corpus import Ids, Question, Test, Truth, targets
+from klype.experiments.corpus import CorpusQuestion, Ids, SparseTruth, Test, targets
 from klype.experiments.framework import Cell
 from klype.experiments.training import Curve, TrainedModel, TrainingHooks, TrainingSet, predict, shape, train_model
 from klype.jsons import saved
@@ -139,14 +139,14 @@ def measure(model: nn.Module, test: Test) -> Values:
     }
 
 
-def divergence(model: nn.Module, documents: Sequence[Ids], truth: Truth) -> float:
+def divergence(model: nn.Module, documents: Sequence[Ids], truth: SparseTruth) -> float:
     """KL(p‖q), nats a token."""
     row_A, ids_A, p_A = _points(truth)
     logq_A = predict(model, documents)[row_A, ids_A].double()
     return float((p_A * (p_A.log() - logq_A)).sum()) / (len(truth.starts) - 1)
 
 
-def against(logp_NV: torch.Tensor, best_N: torch.Tensor, truth: Truth) -> tuple[np.ndarray, ...]:
+def against(logp_NV: torch.Tensor, best_N: torch.Tensor, truth: SparseTruth) -> tuple[np.ndarray, ...]:
     """At each position: KL(p‖q), KL(q within the language‖p), the mass on possible words S, and p of the likeliest."""
     row_A, ids_A, p_A = _points(truth)
     logq_A = logp_NV[row_A, ids_A].double()
@@ -161,7 +161,7 @@ def against(logp_NV: torch.Tensor, best_N: torch.Tensor, truth: Truth) -> tuple[
 
 
 @torch.no_grad()
-def right(model: nn.Module, questions: Sequence[Question]) -> float:
+def right(model: nn.Module, questions: Sequence[CorpusQuestion]) -> float:
     """P(right answer): the mass of all right answers to a question, summed exactly; the mean over questions."""
     texts = [(*question.prefix, *answer) for question in questions for answer in question.answers]
     logp_NV = predict(model, texts)
@@ -184,7 +184,7 @@ def bars(model: nn.Module, prefix: Ids, words: Sequence[int]) -> list[float]:
     return [float(q_V[word]) for word in words]
 
 
-def _points(truth: Truth) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _points(truth: SparseTruth) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     row_A = torch.from_numpy(np.repeat(np.arange(len(truth.starts) - 1), np.diff(truth.starts)))
     return row_A, torch.from_numpy(truth.ids), torch.from_numpy(truth.p).double()
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 from klype.examine.charts import Cell, Option, Panel, Picture, axis, bars, curve_with_band, line, lines
 from klype.examine.facts import FigureFacts, beyond, clearly
 from klype.examine.say import Say
-from klype.experiments.bias.experiment import BIAS, CONTROL, TRUTH, Best, Board
-from klype.experiments.report import Report, Telling
+from klype.experiments.bias.experiment import BIAS, CONTROL, TRUTH, Best, BiasBoard
+from klype.experiments.experiment_report import ArmNames, Report
 from klype.words import Words
 
 COLOURS = {"one-hot": "base", "label-smoothing": "bad", "kneser-ney": "finetuned", "oracle": "truth",
@@ -17,7 +17,7 @@ COLOURS = {"one-hot": "base", "label-smoothing": "bad", "kneser-ney": "finetuned
 """The targets that have curves; all are in the tables."""
 
 
-def verdict(board: Board, say: Say, own: Words) -> list[str]:
+def verdict(board: BiasBoard, say: Say, own: Words) -> list[str]:
     """What was found, in words; nothing is said that was not measured."""
     tell, found = _telling(say, own), board.figures()
     if board.source == "text":
@@ -41,7 +41,7 @@ def verdict(board: Board, say: Say, own: Words) -> list[str]:
     return said
 
 
-def running(board: Board, own: Words, count: Callable[[int], str] = str) -> list[str]:
+def running(board: BiasBoard, own: Words, count: Callable[[int], str] = str) -> list[str]:
     """Which models are being trained, each in a sentence. ``count`` writes a number of documents."""
     return [
         own("running", target=own(f"target.{c.target}"), documents=count(c.documents), seed=c.seed,
@@ -51,31 +51,31 @@ def running(board: Board, own: Words, count: Callable[[int], str] = str) -> list
     ]  # fmt: skip
 
 
-def pictures(board: Board, say: Say, own: Words) -> list[Picture]:
+def pictures(board: BiasBoard, say: Say, own: Words) -> list[Picture]:
     """All of which there is something to show."""
     tell = _telling(say, own)
     made = [draw(board, tell) for draw in PICTURES]
     return [picture for picture in made if picture is not None]
 
 
-def _telling(say: Say, own: Words) -> Telling:
-    return Telling("target", say, own, COLOURS)
+def _telling(say: Say, own: Words) -> ArmNames:
+    return ArmNames("target", say, own, COLOURS)
 
 
-def _best(best: Best, found: dict[str, dict[str, FigureFacts]], tell: Telling) -> str:
+def _best(best: Best, found: dict[str, dict[str, FigureFacts]], tell: ArmNames) -> str:
     key = f"best{'' if best.within is None else '_within'}{'' if beyond(best.gap, 0.0) > 0 else '_open'}"
     gap, compute = tell.say.figure(best.gap, "right"), tell.say.value(found[best.target]["compute"])
     return tell.own(key, target=tell.name(best.target), gap=gap, compute=compute)
 
 
-def gap_picture(board: Board, tell: Telling) -> Picture | None:
+def gap_picture(board: BiasBoard, tell: ArmNames) -> Picture | None:
     gaps = {name: figures["gap"] for name, figures in board.figures().items() if "gap" in figures}
     rows = [(name, gap) for name, gap in gaps.items() if name not in (CONTROL, TRUTH) and gap["value"] is not None]
     rows.sort(key=lambda row: -(row[1]["value"] or 0.0))
     return tell.whiskers("gap", rows, axis(tell.own("picture.axis_gap"), percent=True), 0.0, "right")
 
 
-def bars_picture(board: Board, tell: Telling) -> Picture | None:
+def bars_picture(board: BiasBoard, tell: ArmNames) -> Picture | None:
     shown, own = board.bars, tell.own
     if shown is None or not shown.targets:
         return None
@@ -94,7 +94,7 @@ def bars_picture(board: Board, tell: Telling) -> Picture | None:
     return tell.picture("bars", panels, columns, table, own("picture.bars", text=shown.text, count=len(panels)))
 
 
-def documents_picture(board: Board, tell: Telling) -> Picture | None:
+def documents_picture(board: BiasBoard, tell: ArmNames) -> Picture | None:
     world, own = board.source == "world", tell.own
     key = "kl" if world else "bits_per_byte"
     series: list[Option] = []
@@ -115,7 +115,7 @@ def documents_picture(board: Board, tell: Telling) -> Picture | None:
     return replace(made, id="documents")
 
 
-def compute_picture(board: Board, tell: Telling) -> Picture | None:
+def compute_picture(board: BiasBoard, tell: ArmNames) -> Picture | None:
     rows = [
         (name, times, kl)
         for name, figures in board.figures().items()
@@ -149,7 +149,7 @@ def pareto(rows: Sequence[tuple[str, float, float]]) -> set[str]:
     return found
 
 
-def training_picture(board: Board, tell: Telling) -> Picture | None:
+def training_picture(board: BiasBoard, tell: ArmNames) -> Picture | None:
     """The way of one seed's models: KL where it is known, else held-out loss."""
     at, y = (2, "kl") if board.source == "world" else (1, "loss")
     chosen = [c for c in board.curves if c.documents == board.documents[-1] and c.member == 0 and c.target in COLOURS]
@@ -165,7 +165,7 @@ def training_picture(board: Board, tell: Telling) -> Picture | None:
 
 
 PICTURES = (gap_picture, bars_picture, documents_picture, compute_picture, training_picture)
-REPORT = Report[Board](
+REPORT = Report[BiasBoard](
     BIAS,
     verdict,
     pictures,

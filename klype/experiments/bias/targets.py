@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from klype.data.ngram import KneserNey
-from klype.data.order import mix
+from klype.data.seeds import mix
 from klype.engine.engine import Engine
 from klype.experiments.corpus import Corpus, Ids, targets
 from klype.experiments.training import (

@@ -19,23 +19,23 @@ import numpy as np
 import torch
 
 from klype.answers.traces import replace as write
-from klype.data.order import mix
+from klype.data.seeds import mix
 from klype.examine.facts import FigureFacts
 from klype.examine.intervals import ratio_of_means, ratio_over_seeds
 from klype.examine.interventions import FeedbackSettings
 from klype.experiments import framework
 from klype.experiments.bias.lab import Lab
-from klype.experiments.framework import SHARE, Cell, Experiment, Measure, Result, Standing, facts, over_seeds
-from klype.experiments.mistakes.course import BACK, Course, CourseSettings, Student, WordCodec, reader
-from klype.experiments.mistakes.measure import Exam, exam, look, text_values
+from klype.experiments.framework import SHARE, BoardMeasure, Cell, Experiment, Progress, Result, facts, over_seeds
+from klype.experiments.mistakes.context import BACK, MistakesSettings, Student, TrainingContext, WordCodec, reader
+from klype.experiments.mistakes.measure import MistakesExam, exam, look, text_values
 from klype.experiments.mistakes.methods import BEFORE, CONTROL, METHODS, Method, method
-from klype.experiments.plan import Choice, Plan, Speed
+from klype.experiments.planning import ExperimentPlan, PlanChoice, Speed
 from klype.experiments.training import TrainedModel, loop_settings, optimize
 from klype.jsons import saved
 from klype.model.attention import TORCH
 from klype.model.compiled import compiled_backend
 from klype.model.transformer import Transformer
-from klype.train.loop import Session
+from klype.train.loop import TrainSession
 from klype.train.optimizer import fused_parts
 from klype.values import Batch, Figure
 
@@ -49,7 +49,7 @@ DIFFERENCE, TIMES = "difference of probabilities", "times the control's"
 class SeedCell(Cell):
     """``test.documents``: as many as the feedback experiment is to have questions."""
 
-    settings: CourseSettings
+    settings: MistakesSettings
 
     def run(self, names: Sequence[str]) -> None:
         left = [name for name in (BEFORE, *names) if saved(self._file(name)) is None]
@@ -65,19 +65,19 @@ class SeedCell(Cell):
         teachers: Callable[[], list[TrainedModel]] = lambda: [
             models.trained("one-hot", k) for k in range(1, 1 + self.settings.teachers)
         ]
-        asked: Exam | None = None
+        asked: MistakesExam | None = None
         if self.test.truth is not None:
             feedback = replace(FEEDBACK, seed=self.seed)
             asked = exam(self.test, partial(reader, self.beginning), Student(first, codec), feedback, corpus.size - 1)
         for name in left:
             began = time.perf_counter()
             student = Student(copy.deepcopy(first), codec)
-            course = Course(corpus, self.settings, mix(self.seed, 21), student, self.beginning, teachers)
+            context = TrainingContext(corpus, self.settings, mix(self.seed, 21), student, self.beginning, teachers)
             row = None if name == BEFORE else method(name)
-            flops = 0.0 if row is None else go_on(course, row, self.compiled)
+            flops = 0.0 if row is None else go_on(context, row, self.compiled)
             student.refresh()
             if asked is None:
-                values = text_values(student, self.test, [one.model for one in teachers()], course.back)
+                values = text_values(student, self.test, [one.model for one in teachers()], context.back)
             else:
                 values = look(student, asked, row is not None and row.back)
             about = {"method": name, "seed": self.seed, "flops": flops, "seconds": time.perf_counter() - began}
@@ -87,20 +87,20 @@ class SeedCell(Cell):
         return self.folder / f"{name}.json"
 
 
-def go_on(course: Course, row: Method, compiled: Path | None = None) -> float:
-    """Trains the course's student by this method; FLOPs of it, what teachers and own texts took among them."""
-    model = course.student.model.using(compiled_backend(compiled) if compiled else TORCH)
-    course, settings = replace(course, student=Student(model, course.student.words)), course.settings
-    torch.manual_seed(mix(course.seed, 22) % 2**63)
-    made = row.make(course)
-    batches = Counted(made.batches)
+def go_on(context: TrainingContext, row: Method, compiled: Path | None = None) -> float:
+    """Trains the context's student by this method; FLOPs of it, what teachers and own texts took among them."""
+    model = context.student.model.using(compiled_backend(compiled) if compiled else TORCH)
+    context, settings = replace(context, student=Student(model, context.student.words)), context.settings
+    torch.manual_seed(mix(context.seed, 22) % 2**63)
+    made = row.make(context)
+    batches = CountedBatches(made.batches)
     loop = loop_settings(settings, row.times * settings.steps, settings.again * made.rate)
-    optimize(model, made.objective, batches, loop, Session(parts=fused_parts(model.config), keeps=False))
+    optimize(model, made.objective, batches, loop, TrainSession(parts=fused_parts(model.config), keeps=False))
     model.eval()
-    return model.config.flops_per_token * (3.0 * batches.tokens + course.spent.tokens) + course.spent.teachers
+    return model.config.flops_per_token * (3.0 * batches.tokens + context.spent.tokens) + context.spent.teachers
 
 
-class Counted:
+class CountedBatches:
     """A method's batches, and how many tokens they brought. It is taught whole or not at all: what is resumed is the
     experiment, method by method."""
 
@@ -124,7 +124,7 @@ class Counted:
         raise AssertionError("a method is taught in one go")
 
 
-class Row(framework.Row):
+class MistakesRow(framework.Row):
     """``seconds`` of a seed; by distance from a forced word: ``feedback`` and the same beside a matched word, and how
     probable an error is after a wrong and a right one."""
 
@@ -136,12 +136,12 @@ class Row(framework.Row):
     hazard_right: list[float] | None = None
 
 
-class Board(framework.Board):
+class MistakesBoard(framework.Board):
     """``questions``: documents that the world's models are tested on; ``halved``: the cures that halve feedback."""
 
     FILE = "figures.json"
     questions: int = 0
-    rows: Sequence[Row] = ()
+    rows: Sequence[MistakesRow] = ()
     halved: Sequence[str] = ()
 
     def document(self) -> dict[str, Any]:
@@ -176,11 +176,11 @@ def halves(kind: str, figures: dict[str, FigureFacts]) -> bool:
     return kind == "cure" and all(high is not None and high < 0.5 for high in highs)
 
 
-def board(stand: Standing[Board]) -> Board:
+def board(stand: Progress[MistakesBoard]) -> MistakesBoard:
     """How it stands."""
-    common, rows = stand.common(), stand.rows(Row, _more)
+    common, rows = stand.common(), stand.rows(MistakesRow, _more)
     halved = [row.arm for row in rows if halves(common["kinds"][row.arm], row.figures)]
-    return Board(**common, questions=stand.plan.questions, rows=rows, halved=halved)
+    return MistakesBoard(**common, questions=stand.plan.questions, rows=rows, halved=halved)
 
 
 def _more(results: list[Result]) -> dict[str, Any]:
@@ -238,10 +238,10 @@ def _ratio_by_question(own: list[Result], control: list[Result]) -> Figure | Non
     return ratio_of_means([tops[q] for q in unders], list(unders.values()), TIMES)
 
 
-def cost(plan: Plan, speed: Speed, knows: bool, cores: int) -> tuple[int, float]:
+def cost(plan: ExperimentPlan, speed: Speed, knows: bool, cores: int) -> tuple[int, float]:
     """Of training the first model and the teachers, of every method's steps, of measuring."""
     settings, rows = plan.settings, [method(name) for name in plan.arms]
-    assert isinstance(settings, CourseSettings)
+    assert isinstance(settings, MistakesSettings)
     first = settings.epochs * -(-plan.documents[-1] // settings.rows) * speed.hard * ENDED
     teachers = settings.teachers if not knows or any(row.knows == "teachers" for row in rows) else 0
     steps = sum(row.times for row in rows) * settings.steps
@@ -251,15 +251,15 @@ def cost(plan: Plan, speed: Speed, knows: bool, cores: int) -> tuple[int, float]
     return 0, plan.seeds * seconds / max(1, min(cores, plan.seeds))
 
 
-def _steps(plan: Plan) -> int:
+def _steps(plan: ExperimentPlan) -> int:
     """Of each method."""
-    assert isinstance(plan.settings, CourseSettings)
+    assert isinstance(plan.settings, MistakesSettings)
     return plan.settings.steps
 
 
-_share = Measure(SHARE, most=1.0)
-_kl = Measure("nats a word")
-MISTAKES = Experiment[Board](
+_share = BoardMeasure(SHARE, most=1.0)
+_kl = BoardMeasure("nats a word")
+MISTAKES = Experiment[MistakesBoard](
     name="mistakes",
     noun="method",
     unknown="--methods: there is no method",
@@ -269,31 +269,31 @@ MISTAKES = Experiment[Board](
     # themselves (a method that makes mistakes everywhere lowers the difference, too); changes are from the control's,
     # of KL as drawn: with the mass on the token that takes a word back, at least ``alarm`` nats
     measures={
-        "feedback": Measure(DIFFERENCE, least=-inf),
-        "ratio": Measure(paired=_ratio, beside=(CONTROL,)),
-        "ratio_by_question": Measure(paired=_ratio_by_question, beside=(CONTROL,)),
+        "feedback": BoardMeasure(DIFFERENCE, least=-inf),
+        "ratio": BoardMeasure(paired=_ratio, beside=(CONTROL,)),
+        "ratio_by_question": BoardMeasure(paired=_ratio_by_question, beside=(CONTROL,)),
         "after_wrong": replace(_share, of="hazard_wrong"),
         "after_right": replace(_share, of="hazard_right"),
         "kl": _kl,
         "kl_drawn": _kl,
-        "kl_change": Measure(paired=partial(_change, key="kl_drawn", unit="nats a word"), beside=(CONTROL,)),
+        "kl_change": BoardMeasure(paired=partial(_change, key="kl_drawn", unit="nats a word"), beside=(CONTROL,)),
         **dict.fromkeys(("s_own", "s", "right_5", "right_10", "right_20", "right", "right_greedy"), _share),
-        "excess_error": Measure("% more", least=-inf),
+        "excess_error": BoardMeasure("% more", least=-inf),
         **dict.fromkeys(("recovery", "standing", "alarm"), _share),
-        "calibration": Measure("probability"),
-        "bits_per_byte": Measure("bits a byte"),
-        "bits_change": Measure(paired=partial(_change, key="bits_per_byte", unit=DIFFERENCE), beside=(CONTROL,)),
-        **dict.fromkeys(("teacher_kl", "teacher_kl_own"), Measure("nats a token")),
-        **dict.fromkeys(("passes", "passes_greedy"), Measure("passes a word")),
-        "compute": Measure(paired=_compute, beside=(CONTROL,)),
+        "calibration": BoardMeasure("probability"),
+        "bits_per_byte": BoardMeasure("bits a byte"),
+        "bits_change": BoardMeasure(paired=partial(_change, key="bits_per_byte", unit=DIFFERENCE), beside=(CONTROL,)),
+        **dict.fromkeys(("teacher_kl", "teacher_kl_own"), BoardMeasure("nats a token")),
+        **dict.fromkeys(("passes", "passes_greedy"), BoardMeasure("passes a word")),
+        "compute": BoardMeasure(paired=_compute, beside=(CONTROL,)),
     },
-    settings=CourseSettings,
+    settings=MistakesSettings,
     choices=(
-        Choice((3000,), 5, 200),
-        Choice((3000,), 3, 160),
-        Choice((2000,), 3, 120),
-        Choice((1000,), 3, 80),
-        Choice((600,), 2, 60),
+        PlanChoice((3000,), 5, 200),
+        PlanChoice((3000,), 3, 160),
+        PlanChoice((2000,), 3, 120),
+        PlanChoice((1000,), 3, 80),
+        PlanChoice((600,), 2, 60),
     ),
     cost=cost,
     cell=SeedCell,

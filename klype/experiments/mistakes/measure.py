@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from klype.answers.backspace import Draft, answers_with_backspace
+from klype.answers.backspace import EditableText, answers_with_backspace
 from klype.answers.decoders import decide
 from klype.answers.decoding import DecodeQuestion, Tuning
 from klype.errors import KlypeError
@@ -25,7 +25,7 @@ from klype.examine.interventions import Asked, FeedbackSettings, Intervention, i
 from klype.examine.truth import Reader, Tokens, point
 from klype.experiments.bias.lab import measure
 from klype.experiments.corpus import Ids, Test
-from klype.experiments.mistakes.course import Student, up_to_slips
+from klype.experiments.mistakes.context import Student, up_to_slips
 from klype.experiments.training import Mixture, predict
 from klype.sources.source import answers
 from klype.values import Distribution, Request
@@ -54,7 +54,7 @@ class WithoutBack(nn.Module):
 
 
 @dataclass(frozen=True, slots=True)
-class Exam:
+class MistakesExam:
     """What all models of a seed are asked. ``asked``: beginnings of test documents with their truth, ``rest`` how they
     went on; ``forced``: the feedback experiment's interventions, of the model that all start from."""
 
@@ -66,7 +66,9 @@ class Exam:
     back: int
 
 
-def exam(test: Test, reader: Callable[[Ids], Reader], student: Student, settings: FeedbackSettings, back: int) -> Exam:
+def exam(
+    test: Test, reader: Callable[[Ids], Reader], student: Student, settings: FeedbackSettings, back: int
+) -> MistakesExam:
     """The beginnings, and the interventions of this model. ``reader(prompt)`` is the truth after a prompt."""
     long = [d for d in test.documents if len(d) > OPENING + 1]
     asked = tuple(Asked(str(i), d[: OPENING + 1], reader(d[: OPENING + 1])) for i, d in enumerate(long))
@@ -76,10 +78,10 @@ def exam(test: Test, reader: Callable[[Ids], Reader], student: Student, settings
         raise KlypeError(
             f"After none of {len(asked)} beginnings could a mistake be forced.", "Ask for more documents to learn from."
         )
-    return Exam(test, asked, tuple(d[OPENING + 1 :] for d in long), tuple(forced), settings, back)
+    return MistakesExam(test, asked, tuple(d[OPENING + 1 :] for d in long), tuple(forced), settings, back)
 
 
-def look(student: Student, asked: Exam, takes_back: bool) -> Values:
+def look(student: Student, asked: MistakesExam, takes_back: bool) -> Values:
     """World: all of it. ``feedback`` and the arms' hazards are lists, a row an intervention, over distances."""
     back = asked.back if takes_back else None
     found: Values = dict(measure(WithoutBack(student.model, asked.back), asked.test))
@@ -124,7 +126,7 @@ def _after(found: Sequence[InterventionOutcome]) -> Values:
     }
 
 
-def _going_on(student: Student, asked: Exam, back: int | None) -> Values:
+def _going_on(student: Student, asked: MistakesExam, back: int | None) -> Values:
     """One text a beginning at temperature 1: P(no error in the first n words), S, and excess error."""
     limit = WORDS if back is None else round(SPENDS * WORDS)
     requests = [
@@ -156,7 +158,7 @@ def _mean_kl(rows: Sequence[Sequence[tuple[float, float]]]) -> float | None:
 def standing(said: Sequence[int], back: int | None, words: int) -> tuple[Tokens, int]:
     """The text as soon as so many words stand, the token that takes back being obeyed, or as it is in the end; and how
     many tokens had been said by then."""
-    sheet, passes = Draft((), back), 0
+    sheet, passes = EditableText((), back), 0
     for token in said:
         if len(sheet.tokens) == words:
             break
@@ -165,7 +167,7 @@ def standing(said: Sequence[int], back: int | None, words: int) -> tuple[Tokens,
     return sheet.tokens, passes
 
 
-def _along(student: Student, asked: Exam, texts: Sequence[Tokens]) -> list[list[tuple[float, float]]]:
+def _along(student: Student, asked: MistakesExam, texts: Sequence[Tokens]) -> list[list[tuple[float, float]]]:
     """(KL(p‖q), S) at every place of each text behind its beginning, up to its third error; q given that a word is
     said."""
     read = [up_to_slips(one.reader, text) for one, text in zip(asked.asked, texts, strict=True)]
@@ -188,7 +190,7 @@ def words_only(q: Distribution, back: int) -> Distribution:
     return Distribution(q.ids, logp - np.logaddexp.reduce(logp))
 
 
-def _answers(student: Student, asked: Exam, back: int | None) -> Values:
+def _answers(student: Student, asked: MistakesExam, back: int | None) -> Values:
     """The share of right greedy answers (with words taken back, where that was learnt) and their passes."""
     stop = {answer[-1] for one in asked.test.questions for answer in one.answers}
     put = [

@@ -1,6 +1,6 @@
 """How a model goes on learning, as rows of one table: a new method is one function and one row.
 
-A row is a function (course) → training. ``knows`` says what the method must be told beside documents: nothing, what
+A row is a function (context) → training. ``knows`` says what the method must be told beside documents: nothing, what
 teachers say, which words the language allows, or the true probabilities.
 """
 
@@ -17,11 +17,11 @@ from typing import Literal
 import numpy as np
 import torch
 
-from klype.data.order import mix
+from klype.data.seeds import mix
 from klype.examine.interventions import Asked, FeedbackSettings, interventions
 from klype.examine.truth import Reader
 from klype.experiments.corpus import Ids
-from klype.experiments.mistakes.course import Course, Training, joined, up_to_slips
+from klype.experiments.mistakes.context import Training, TrainingContext, joined, up_to_slips
 from klype.experiments.training import LabelledBatches, Mixture, Soft, TrainingSet, average, rows, true
 from klype.sources.source import answers
 from klype.train import rewards
@@ -43,13 +43,13 @@ UNLIKELY = 1e-3
 """What teachers hold for less probable than this they hold for impossible."""
 
 
-class ByTruth:
+class TruthLabels:
     """p itself, exact also after mistakes. ``impossible``: what is no more probable than this cannot follow."""
 
     impossible = 0.0
 
-    def __init__(self, course: Course) -> None:
-        self._course = course
+    def __init__(self, context: TrainingContext) -> None:
+        self._course = context
 
     def documents(self) -> Soft:
         """What follows at every position of the documents to learn from."""
@@ -75,23 +75,23 @@ class ByTruth:
         return kept, table_NV
 
 
-class ByTeachers:
+class TeacherLabels:
     """The mean of what several models say that were trained as the student was: no truth is needed."""
 
     impossible = UNLIKELY
 
-    def __init__(self, course: Course) -> None:
-        self._course = course
-        self._models = [one.model for one in course.teachers()]
-        self._reads = sum(one.reads for one in course.teachers())
-        course.spent.teachers += sum(one.flops for one in course.teachers())
+    def __init__(self, context: TrainingContext) -> None:
+        self._course = context
+        self._models = [one.model for one in context.teachers()]
+        self._reads = sum(one.reads for one in context.teachers())
+        context.spent.teachers += sum(one.flops for one in context.teachers())
 
     def documents(self) -> Soft:
         return rows(self._said(self._course.corpus.train))
 
     def reader(self, prompt: Ids) -> Reader:
         mixture = Mixture(self._models)
-        return Reader(lambda: Held(mixture, prompt))
+        return Reader(lambda: ModelTruth(mixture, prompt))
 
     def label(self, texts: Sequence[Ids]) -> tuple[list[Ids], torch.Tensor]:
         return list(texts), self._said(texts)
@@ -101,11 +101,11 @@ class ByTeachers:
         return average(self._models, texts)
 
 
-Labeller = ByTruth | ByTeachers
+Labeller = TruthLabels | TeacherLabels
 """Who says what follows."""
 
 
-class Held:
+class ModelTruth:
     """What a model holds for possible: a truth as far as it goes. A shallow copy is a snapshot."""
 
     def __init__(self, model: torch.nn.Module, text: Ids) -> None:
@@ -123,50 +123,50 @@ class Held:
         return p
 
 
-def own_texts(course: Course, labeller: Labeller, round_: int) -> list[Ids]:
+def own_texts(context: TrainingContext, labeller: Labeller, round_: int) -> list[Ids]:
     """``settings.own`` texts that the model writes at temperature 1, fewer where no error could be forced."""
-    rng = random.Random(mix(course.seed, 11, round_))
+    rng = random.Random(mix(context.seed, 11, round_))
     begun = [document[: rng.randint(1, min(OPENING, len(document) - 1))]
-             for document in rng.choices(course.corpus.train, k=course.settings.own)]  # fmt: skip
+             for document in rng.choices(context.corpus.train, k=context.settings.own)]  # fmt: skip
     half = len(begun) // 2
     asked = [Asked(f"{round_} {i}", begun[i], labeller.reader(begun[i])) for i in range(half, len(begun))]
-    settings = FeedbackSettings(positions=PLACES, seed=mix(course.seed, 12, round_) % 2**31)
-    forced, _ = interventions(course.student, asked, settings, course.is_word)
+    settings = FeedbackSettings(positions=PLACES, seed=mix(context.seed, 12, round_) % 2**31)
+    forced, _ = interventions(context.student, asked, settings, context.is_word)
     by_name = {one.question: one.prompt for one in asked}
     erring = [
         (*by_name[intervention.question], *intervention.before, intervention.tokens[0]) for intervention in forced
     ]
-    course.spent.tokens += sum(map(len, erring))
-    return gone_on(course, [*begun[:half], *erring], mix(course.seed, 13, round_) % 2**31)
+    context.spent.tokens += sum(map(len, erring))
+    return gone_on(context, [*begun[:half], *erring], mix(context.seed, 13, round_) % 2**31)
 
 
-def gone_on(course: Course, prompts: Sequence[Ids], seed: int) -> list[Ids]:
+def gone_on(context: TrainingContext, prompts: Sequence[Ids], seed: int) -> list[Ids]:
     """Each prompt with what the model writes after it, no longer than the longest document."""
-    end = course.corpus.end
+    end = context.corpus.end
     requests = [
-        Request(prompt, limit=max(1, course.longest - len(prompt)), seed=seed + i, stop=(end,))
+        Request(prompt, limit=max(1, context.longest - len(prompt)), seed=seed + i, stop=(end,))
         for i, prompt in enumerate(prompts)
     ]
-    texts = [(*trace.prompt, *trace.tokens) for (trace,) in answers(course.student, requests)]
-    course.spent.tokens += sum(map(len, texts))
+    texts = [(*trace.prompt, *trace.tokens) for (trace,) in answers(context.student, requests)]
+    context.spent.tokens += sum(map(len, texts))
     return texts
 
 
-def rounds(course: Course, labeller: Labeller) -> Iterator[Batch]:
+def rounds(context: TrainingContext, labeller: Labeller) -> Iterator[Batch]:
     """Half documents, half the student's own texts, all labelled; own ones are added round by round (DAgger: Ross,
     Gordon & Bagnell 2011, arXiv:1011.0686)."""
-    settings = course.settings
+    settings = context.settings
     half = settings.rows // 2
-    data = TrainingSet(course.corpus.train, labeller.documents())
-    documents = LabelledBatches(data, settings.rows - half, mix(course.seed, 14))
+    data = TrainingSet(context.corpus.train, labeller.documents())
+    documents = LabelledBatches(data, settings.rows - half, mix(context.seed, 14))
     texts, tables = list[Ids](), list[torch.Tensor]()
     for round_ in itertools.count():
-        course.student.refresh()
-        more, table_NV = labeller.label(own_texts(course, labeller, round_))
+        context.student.refresh()
+        more, table_NV = labeller.label(own_texts(context, labeller, round_))
         texts += more
         tables.append(table_NV)
         data = TrainingSet(tuple(texts), rows(torch.cat(tables)))
-        own = LabelledBatches(data, half, mix(course.seed, 15, round_))
+        own = LabelledBatches(data, half, mix(context.seed, 15, round_))
         for _ in range(-(-settings.steps // settings.rounds)):
             yield joined(next(documents), next(own))
 
@@ -174,44 +174,44 @@ def rounds(course: Course, labeller: Labeller) -> Iterator[Batch]:
 # documents, altered as they are learnt
 
 
-def scheduled(course: Course) -> Iterator[Batch]:
+def scheduled(context: TrainingContext) -> Iterator[Batch]:
     """Scheduled sampling (Bengio et al. 2015, arXiv:1506.03099) in two passes (Mihaylova & Martins 2019,
     arXiv:1906.07651): words of a document are replaced by what the student would have said in their place, more and
     more of them; what is to follow stays the document's word, which is why it is biased (Huszár 2015,
     arXiv:1511.05101)."""
-    batches = LabelledBatches(TrainingSet(course.corpus.train), course.settings.rows, mix(course.seed, 14))
+    batches = LabelledBatches(TrainingSet(context.corpus.train), context.settings.rows, mix(context.seed, 14))
     for position, batch in enumerate(batches):
-        rate = course.settings.replaced * position / course.settings.steps
+        rate = context.settings.replaced * position / context.settings.steps
         if rate == 0:
             yield batch
             continue
-        drawing = torch.Generator().manual_seed(mix(course.seed, 16, position + 1) % 2**63)
-        said_BT = drawn(said(course, batch), drawing)
+        drawing = torch.Generator().manual_seed(mix(context.seed, 16, position + 1) % 2**63)
+        said_BT = drawn(said(context, batch), drawing)
         tokens_BT = batch.tokens_BT.clone()
         chosen_BT = torch.rand(tokens_BT[:, 1:].shape, generator=drawing) < rate
         tokens_BT[:, 1:] = torch.where(chosen_BT, said_BT[:, :-1], tokens_BT[:, 1:])
         yield Batch(tokens_BT, batch.targets_BT, batch.weights_BT)
 
 
-def enriched(course: Course, labeller: Labeller) -> Iterator[Batch]:
+def enriched(context: TrainingContext, labeller: Labeller) -> Iterator[Batch]:
     """The documents as they are, and beside them half as many with a word somewhere that the student might say there
     and that cannot follow, as the labeller has it. What should come then is the token that takes back, also ``late``,
     when words of the document stand between. Nobody learns to say the wrong word."""
-    train, half = course.corpus.train, course.settings.rows // 2
-    plain = LabelledBatches(TrainingSet(train), course.settings.rows, mix(course.seed, 14))
-    labelled = LabelledBatches(TrainingSet(train, labeller.documents()), half, mix(course.seed, 17))
+    train, half = context.corpus.train, context.settings.rows // 2
+    plain = LabelledBatches(TrainingSet(train), context.settings.rows, mix(context.seed, 14))
+    labelled = LabelledBatches(TrainingSet(train, labeller.documents()), half, mix(context.seed, 17))
     for position in itertools.count(1):
-        drawing = torch.Generator().manual_seed(mix(course.seed, 18, position) % 2**63)
-        yield joined(next(plain), broken(course, next(labelled), labeller.impossible, drawing))
+        drawing = torch.Generator().manual_seed(mix(context.seed, 18, position) % 2**63)
+        yield joined(next(plain), broken(context, next(labelled), labeller.impossible, drawing))
 
 
-def broken(course: Course, batch: Batch, impossible: float, drawing: torch.Generator) -> Batch:
+def broken(context: TrainingContext, batch: Batch, impossible: float, drawing: torch.Generator) -> Batch:
     """Each row up to some place, a wrong word and the token that takes it back, there and later; whole where nothing
     wrong is likely."""
-    q_BTV = said(course, batch)
+    q_BTV = said(context, batch)
     wrong_BTV = q_BTV * (batch.extra["soft_BTV"] <= impossible)
     wrong_BTV.scatter_(-1, batch.targets_BT[..., None], 0.0)  # teachers may think it impossible
-    wrong_BTV[..., [i for i in range(course.corpus.size) if not course.is_word(i)]] = 0
+    wrong_BTV[..., [i for i in range(context.corpus.size) if not context.is_word(i)]] = 0
     tokens_BT, targets_BT, weights_BT = (t.clone() for t in (batch.tokens_BT, batch.targets_BT, batch.weights_BT))
     for row, weight_T in enumerate(batch.weights_BT):
         targets = int(weight_T.sum())
@@ -219,18 +219,18 @@ def broken(course: Course, batch: Batch, impossible: float, drawing: torch.Gener
         if targets < 2 or float(wrong_BTV[row, at].sum()) < LEAST:
             continue
         tokens_BT[row, at + 1] = torch.multinomial(wrong_BTV[row, at], 1, generator=drawing)[0]
-        until = min(at + 2 + course.settings.late, targets)
-        targets_BT[row, at + 1 : until] = course.back
+        until = min(at + 2 + context.settings.late, targets)
+        targets_BT[row, at + 1 : until] = context.back
         weights_BT[row, at] = 0
         weights_BT[row, until:] = 0
     return Batch(tokens_BT, targets_BT, weights_BT)
 
 
 @torch.no_grad()
-def said(course: Course, batch: Batch) -> torch.Tensor:
+def said(context: TrainingContext, batch: Batch) -> torch.Tensor:
     """The model's next-word distributions, [B, T, V]."""
-    course.spent.tokens += int(batch.weights_BT.sum())
-    q_BTV: torch.Tensor = course.student.model(batch.tokens_BT).softmax(-1)
+    context.spent.tokens += int(batch.weights_BT.sum())
+    q_BTV: torch.Tensor = context.student.model(batch.tokens_BT).softmax(-1)
     return q_BTV
 
 
@@ -255,7 +255,7 @@ class Method:
     from texts of its own that the truth must be told of."""
 
     name: str
-    make: Callable[[Course], Training]
+    make: Callable[[TrainingContext], Training]
     kind: Kind = "cure"
     knows: Knows = "nothing"
     times: int = 1
@@ -270,62 +270,64 @@ class Method:
 # the rows
 
 
-def documents(course: Course) -> Training:
+def documents(context: TrainingContext) -> Training:
     """The documents again, one-hot."""
-    return Training(_documents(course, TrainingSet(course.corpus.train)), cross_entropy)
+    return Training(_documents(context, TrainingSet(context.corpus.train)), cross_entropy)
 
 
-def scheduled_sampling(course: Course) -> Training:
+def scheduled_sampling(context: TrainingContext) -> Training:
     """Words of the documents replaced by the model's own; one-hot."""
-    return Training(scheduled(course), cross_entropy)
+    return Training(scheduled(context), cross_entropy)
 
 
-def labelled(course: Course, by: Callable[[Course], Labeller]) -> Training:
+def labelled(context: TrainingContext, by: Callable[[TrainingContext], Labeller]) -> Training:
     """The documents with whole distributions: what labels do without own texts."""
-    return Training(_documents(course, TrainingSet(course.corpus.train, by(course).documents())), soft_cross_entropy)
+    return Training(_documents(context, TrainingSet(context.corpus.train, by(context).documents())), soft_cross_entropy)
 
 
-def own(course: Course, by: Callable[[Course], Labeller], objective: Objective) -> Training:
+def own(context: TrainingContext, by: Callable[[TrainingContext], Labeller], objective: Objective) -> Training:
     """Documents and own texts with whole distributions."""
-    return Training(rounds(course, by(course)), objective)
+    return Training(rounds(context, by(context)), objective)
 
 
-def backspace(course: Course, by: Callable[[Course], Labeller]) -> Training:
+def backspace(context: TrainingContext, by: Callable[[TrainingContext], Labeller]) -> Training:
     """Documents, and some with a wrong word of the model's own and the token that takes it back; one-hot."""
-    return Training(enriched(course, by(course)), cross_entropy)
+    return Training(enriched(context, by(context)), cross_entropy)
 
 
-def outcome(course: Course) -> Training:
+def outcome(context: TrainingContext) -> Training:
     """Continuations rewarded when the language allows every word of them (a policy gradient), and documents beside."""
     settings = RolloutSettings(
-        answers=GROUP, limit=WORDS, unfinished=0.0, seed=mix(course.seed, 19) % 2**20, stop=(course.corpus.end,)
+        answers=GROUP, limit=WORDS, unfinished=0.0, seed=mix(context.seed, 19) % 2**20, stop=(context.corpus.end,)
     )
-    half = max(GROUP, course.settings.rows // 2)
-    plain = LabelledBatches(TrainingSet(course.corpus.train), course.settings.rows - half or half, mix(course.seed, 14))
-    train, readers = course.corpus.train, dict[Ids, Reader]()
+    half = max(GROUP, context.settings.rows // 2)
+    plain = LabelledBatches(
+        TrainingSet(context.corpus.train), context.settings.rows - half or half, mix(context.seed, 14)
+    )
+    train, readers = context.corpus.train, dict[Ids, Reader]()
 
-    def ask(step: int) -> Sequence[rewards.Asked]:
-        chosen = [mix(course.seed, 20, step, k) for k in range(half // GROUP)]
+    def ask(step: int) -> Sequence[rewards.QuestionPrompt]:
+        chosen = [mix(context.seed, 20, step, k) for k in range(half // GROUP)]
         found = [train[number % len(train)] for number in chosen]
-        return [rewards.Asked(d[: 1 + n // 7 % (len(d) - 1)]) for d, n in zip(found, chosen, strict=True)]
+        return [rewards.QuestionPrompt(d[: 1 + n // 7 % (len(d) - 1)]) for d, n in zip(found, chosen, strict=True)]
 
-    def reward(asked: Sequence[rewards.Asked], said: Sequence[Sequence[int]]) -> Floats:
+    def reward(asked: Sequence[rewards.QuestionPrompt], said: Sequence[Sequence[int]]) -> Floats:
         readers.clear()
-        course.spent.tokens += 2 * sum(len(a.prompt) + len(t) for a, t in zip(asked, said, strict=True))
+        context.spent.tokens += 2 * sum(len(a.prompt) + len(t) for a, t in zip(asked, said, strict=True))
         out = []
         for one, tokens in zip(asked, said, strict=True):
             if one.prompt not in readers:
-                readers[one.prompt] = course.reader(one.prompt)
+                readers[one.prompt] = context.reader(one.prompt)
             out.append(float(readers[one.prompt].first_error(tuple(tokens)) is None))
         return np.array(out)
 
     def rehearsal(step: int) -> Batch:
         return next(plain)
 
-    reference = copy.deepcopy(course.student.model).eval()
+    reference = copy.deepcopy(context.student.model).eval()
     objective = with_rehearsal(partial(grpo, settings=PolicySettings()), cross_entropy, 1.0)
     return Training(
-        RolloutBatches(settings, ask, course.student.engine, reward, reference, rehearsal), objective, rate=0.2
+        RolloutBatches(settings, ask, context.student.engine, reward, reference, rehearsal), objective, rate=0.2
     )
 
 
@@ -333,13 +335,13 @@ METHODS = (
     Method("documents", documents, "control"),
     Method("longer", documents, "control", times=2),
     Method("scheduled-sampling", scheduled_sampling, "baseline"),
-    Method("truth", partial(labelled, by=ByTruth), "beside", "truth"),
-    Method("own-truth", partial(own, by=ByTruth, objective=soft_cross_entropy), knows="truth", own=True),
-    Method("teachers", partial(labelled, by=ByTeachers), "beside", "teachers"),
-    Method("own-teachers", partial(own, by=ByTeachers, objective=soft_cross_entropy), knows="teachers"),
-    Method("own-teachers-reverse", partial(own, by=ByTeachers, objective=reverse_divergence), knows="teachers"),
-    Method("backspace", partial(backspace, by=ByTruth), knows="language", back=True),
-    Method("backspace-teachers", partial(backspace, by=ByTeachers), knows="teachers", back=True),
+    Method("truth", partial(labelled, by=TruthLabels), "beside", "truth"),
+    Method("own-truth", partial(own, by=TruthLabels, objective=soft_cross_entropy), knows="truth", own=True),
+    Method("teachers", partial(labelled, by=TeacherLabels), "beside", "teachers"),
+    Method("own-teachers", partial(own, by=TeacherLabels, objective=soft_cross_entropy), knows="teachers"),
+    Method("own-teachers-reverse", partial(own, by=TeacherLabels, objective=reverse_divergence), knows="teachers"),
+    Method("backspace", partial(backspace, by=TruthLabels), knows="language", back=True),
+    Method("backspace-teachers", partial(backspace, by=TeacherLabels), knows="teachers", back=True),
     Method("outcome", outcome, knows="language", own=True),
 )
 CONTROL = "documents"
@@ -352,5 +354,5 @@ def method(name: str) -> Method:
     return next(row for row in METHODS if row.name == name)
 
 
-def _documents(course: Course, data: TrainingSet) -> LabelledBatches:
-    return LabelledBatches(data, course.settings.rows, mix(course.seed, 14))
+def _documents(context: TrainingContext, data: TrainingSet) -> LabelledBatches:
+    return LabelledBatches(data, context.settings.rows, mix(context.seed, 14))

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from klype.examine.charts import Panel, Picture, axis, line, lines
 from klype.examine.facts import FigureFacts, beyond
 from klype.examine.say import Say
-from klype.experiments.mistakes.experiment import MISTAKES, Board
+from klype.experiments.experiment_report import ArmNames, Report
+from klype.experiments.mistakes.experiment import MISTAKES, MistakesBoard
 from klype.experiments.mistakes.methods import BEFORE, CONTROL, METHODS
-from klype.experiments.report import Report, Telling
 from klype.words import Words
 
 COLOURS = {BEFORE: "muted", CONTROL: "base", "scheduled-sampling": "bad", "own-truth": "truth",
@@ -17,9 +17,9 @@ COLOURS = {BEFORE: "muted", CONTROL: "base", "scheduled-sampling": "bad", "own-t
 Figures = Mapping[str, FigureFacts]
 
 
-def verdict(board: Board, say: Say, own: Words) -> list[str]:
+def verdict(board: MistakesBoard, say: Say, own: Words) -> list[str]:
     """What was found, in words; nothing is said that was not measured."""
-    tell, figures = Telling("method", say, own), board.figures()
+    tell, figures = ArmNames("method", say, own), board.figures()
     cures = [name for name in figures if board.kinds[name] == "cure"]
     if board.source == "text":
         if not cures or CONTROL not in figures:
@@ -47,20 +47,20 @@ def verdict(board: Board, say: Say, own: Words) -> list[str]:
     return said
 
 
-def pictures(board: Board, say: Say, own: Words) -> list[Picture]:
+def pictures(board: MistakesBoard, say: Say, own: Words) -> list[Picture]:
     """All of which there is something to show."""
-    tell = Telling("method", say, own, COLOURS)
+    tell = ArmNames("method", say, own, COLOURS)
     made = [_whiskers(board, tell, "ratio", 0.5), _distance(board, tell), _whiskers(board, tell, "kl_change", 0.0)]
     return [picture for picture in made if picture is not None]
 
 
-def _whiskers(board: Board, tell: Telling, key: str, at: float) -> Picture | None:
+def _whiskers(board: MistakesBoard, tell: ArmNames, key: str, at: float) -> Picture | None:
     found = board.figures()
     rows = [(name, found[name][key]) for name in found if name != CONTROL and _value(found[name], key) is not None]
     return tell.whiskers(key, rows, axis(tell.column(key)), at)
 
 
-def _distance(board: Board, tell: Telling) -> Picture | None:
+def _distance(board: MistakesBoard, tell: ArmNames) -> Picture | None:
     by = {row.arm: [*enumerate(row.feedback_by_distance, 1)] for row in board.rows if row.feedback_by_distance}
     if not by:
         return None
@@ -87,7 +87,7 @@ def _told(arm: str, own: Words) -> str:
     return f" ({own(f'knows.{knows}')})"
 
 
-REPORT = Report[Board](
+REPORT = Report[MistakesBoard](
     MISTAKES,
     verdict,
     pictures,

@@ -44,8 +44,9 @@ def rows_of(file: Path, unpacked: int = UNPACKED) -> Iterator[dict[str, Any]]:
     holds more than a packed file may."""
     root, most = str(Path(__file__).resolve().parents[2]), most_unpacked(file, unpacked)
     start = (
-        f"import sys; sys.path.insert(0, {root!r}); from klype.children import end_with; end_with({os.getpid()}); "
-        "from klype.data.tables import tell; tell(*sys.argv[1:])"
+        f"import sys; sys.path.insert(0, {root!r}); "
+        f"from klype.child_processes import end_with; end_with({os.getpid()}); "
+        "from klype.data.table_rows import tell; tell(*sys.argv[1:])"
     )
     child = subprocess.Popen(
         [sys.executable, "-I", "-c", start, str(file), str(2 * unpacked)],

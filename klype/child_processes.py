@@ -1,4 +1,4 @@
-"""Child processes that end with their parent, also when that is killed without a word.
+"""Child processes that end when their parent ends, even when it is killed.
 
 A thread of the child looks, in the same way on every system. (Linux could be asked for a signal, but sends it when the
 *thread* ends that began the child.)
@@ -39,11 +39,11 @@ def bound(command: Sequence[str]) -> list[str]:
     """``python -m MODULE …`` so that it ends with this process; any other command as it is."""
     if list(command[:2]) != [sys.executable, "-m"]:
         return list(command)
-    return [sys.executable, "-m", "klype.children", str(os.getpid()), *command[2:]]
+    return [sys.executable, "-m", "klype.child_processes", str(os.getpid()), *command[2:]]
 
 
 def main() -> None:
-    """``python -m klype.children PARENT MODULE …``"""
+    """``python -m klype.child_processes PARENT MODULE …``"""
     end_with(int(sys.argv[1]))
     sys.argv = sys.argv[2:]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

@@ -19,7 +19,7 @@ OTHER = "muted"
 
 
 @dataclass(frozen=True, slots=True)
-class Telling:
+class ArmNames:
     """One language's words for an experiment. ``colours``: of the arms that have curves; all are in the tables."""
 
     noun: str
@@ -80,7 +80,7 @@ class Report(Generic[B]):
     pictures: Callable[[B, Say, Words], list[Picture]]
     notes: Sequence[str]
     last: tuple[str, Callable[[Any], str]]
-    special: Mapping[str, Callable[[Row, Telling], str]] = field(default_factory=dict)
+    special: Mapping[str, Callable[[Row, ArmNames], str]] = field(default_factory=dict)
     narrow: Sequence[str] = ()
     running: Callable[[B, Words], list[str]] = lambda board, own: []
     told: Callable[[str, Words], str] = lambda arm, own: ""
@@ -98,7 +98,7 @@ class Report(Generic[B]):
         self, board: B, documents: int, say: Say, own: Words, only: Sequence[str] = ()
     ) -> tuple[list[str], list[list[str]]]:
         """Columns and rows of all figures (or of ``only`` these) at one number of documents."""
-        tell = Telling(self.experiment.noun, say, own)
+        tell = ArmNames(self.experiment.noun, say, own)
         rows = [row for row in board.rows if row.documents == documents]
         kept = [key for key in only or self.experiment.measures if any(key in row.figures for row in rows)]
         columns = [tell.column(tell.noun), *map(tell.column, kept)] + ([] if only else [own(self.last[0])])
@@ -107,7 +107,7 @@ class Report(Generic[B]):
             for row in rows
         ]
 
-    def _cell(self, row: Row, key: str, tell: Telling) -> str:
+    def _cell(self, row: Row, key: str, tell: ArmNames) -> str:
         text = tell.figure(row.figures, key)
         return self.special[key](row, tell) if text and key in self.special else text
 
@@ -115,7 +115,7 @@ class Report(Generic[B]):
         lead = own("lead", seeds=board.seeds, steps=say.count(board.steps))
         tables = [Table(own("table", documents=say.count(n)), *self.table(board, n, say, own))
                   for n in reversed(board.documents)]  # fmt: skip
-        name = Telling(self.experiment.noun, say, own).name
+        name = ArmNames(self.experiment.noun, say, own).name
         arms = Glossary([(name(arm), own(f"what.{arm}") + self.told(arm, own)) for arm in board.kinds])
         found: list[Part] = [*texts(self.verdict(board, say, own), "verdict"), *self.pictures(board, say, own)]
         measured: list[Part] = [*tables, Text(" ".join(map(own, self.notes)), "small"), arms]

@@ -27,7 +27,7 @@ SLIPS = 2
 """A text is read up to its next slip: with each one the truth becomes ten times as dear to compute."""
 
 
-class CourseSettings(LabSettings):
+class MistakesSettings(LabSettings):
     """How the model is trained first, and how it goes on: ``steps`` of ``rows`` texts with ``again`` times the rates.
 
     Methods that learn from the model's own texts have ``own`` of them drawn at the beginning of each of ``rounds``, by
@@ -84,7 +84,7 @@ class Student(EngineSource):
 
 
 @dataclass(slots=True)
-class Spent:
+class ExtraCompute:
     """Tokens that went once through the model beside its training (drawn, or read), and FLOPs of teachers."""
 
     tokens: int = 0
@@ -92,17 +92,17 @@ class Spent:
 
 
 @dataclass(frozen=True, slots=True)
-class Course:
-    """``beginning``: the truth at the beginning of a document; None where nobody knows it. ``teachers``: trained when
-    first asked for."""
+class TrainingContext:
+    """What a method is made from. ``beginning``: the truth at the beginning of a document; None where nobody knows it.
+    ``teachers``: trained when first asked for."""
 
     corpus: Corpus
-    settings: CourseSettings
+    settings: MistakesSettings
     seed: int
     student: Student
     beginning: Callable[[], KnownTruth | None]
     teachers: Callable[[], list[TrainedModel]]
-    spent: Spent = field(default_factory=Spent)
+    spent: ExtraCompute = field(default_factory=ExtraCompute)
 
     @property
     def back(self) -> int:

@@ -22,7 +22,7 @@ from klype.planner import first_that_fits
 PROBED = 8  # steps that are timed
 
 
-class Choice(NamedTuple):
+class PlanChoice(NamedTuple):
     """What may be planned. ``questions``: documents to test on, 0: as many as usual."""
 
     documents: tuple[int, ...]
@@ -42,7 +42,7 @@ class PlanRequest:
     settings: LabSettings = field(default_factory=LabSettings)
 
 
-class Plan(config.Settings):
+class ExperimentPlan(config.Settings):
     """``steps``: of training, over all cells at most (0 where they are a setting); ``seconds``: about so long."""
 
     documents: tuple[int, ...]
@@ -60,7 +60,7 @@ class Plan(config.Settings):
         return {**made, f"{noun}s": self.arms} | ({"documents": self.documents[-1]} if one_size else {})
 
     @staticmethod
-    def read(file: Path, noun: str, settings: type[LabSettings]) -> Plan | None:
+    def read(file: Path, noun: str, settings: type[LabSettings]) -> ExperimentPlan | None:
         """The plan that an earlier start has left there; None where it is the first. KlypeError for a damaged one."""
         if not file.is_file():
             return None
@@ -68,7 +68,7 @@ class Plan(config.Settings):
             made = saved(file) or {}
             sizes = made.pop("documents")
             about = {"documents": sizes if isinstance(sizes, list) else (sizes,), "arms": made.pop(f"{noun}s")}
-            return Plan(**made | about | {"settings": settings.model_validate(made["settings"])})
+            return ExperimentPlan(**made | about | {"settings": settings.model_validate(made["settings"])})
         except (KeyError, ValueError):
             raise KlypeError(f"{file} is damaged.", "Choose another --out.") from None
 
@@ -81,19 +81,22 @@ class Speed(NamedTuple):
 
 
 def fit(
-    request: PlanRequest, choices: Sequence[Choice], arms: tuple[str, ...], cost: Callable[[Plan], tuple[int, float]]
-) -> Plan:
+    request: PlanRequest,
+    choices: Sequence[PlanChoice],
+    arms: tuple[str, ...],
+    cost: Callable[[ExperimentPlan], tuple[int, float]],
+) -> ExperimentPlan:
     """The first of the choices that fits into the minutes; the last one when none does. ``cost``: steps and seconds."""
 
-    def planned(choice: Choice) -> Plan:
-        plan = Plan(**choice._asdict(), seed=request.seed, arms=arms, settings=request.settings)
+    def planned(choice: PlanChoice) -> ExperimentPlan:
+        plan = ExperimentPlan(**choice._asdict(), seed=request.seed, arms=arms, settings=request.settings)
         steps, seconds = cost(plan)
         return plan.model_copy(update={"steps": steps, "seconds": round(seconds, 1)})
 
     return first_that_fits(map(planned, choices), lambda plan: plan.seconds, 60 * request.minutes)
 
 
-def offered(source: Source, request: PlanRequest, choices: Sequence[Choice]) -> list[Choice]:
+def offered(source: Source, request: PlanRequest, choices: Sequence[PlanChoice]) -> list[PlanChoice]:
     """The choices that the source and the request leave. UsageError for more documents than the source has."""
     wanted = request.documents
     if wanted and (most := source.within(wanted)) != wanted:
@@ -101,7 +104,9 @@ def offered(source: Source, request: PlanRequest, choices: Sequence[Choice]) -> 
             f"--documents: the text has only {most[-1]} pieces to draw from.", f"Ask for {most[-1]} at most."
         )
     sizes = [wanted or source.within(documents)[-len(documents) :] for documents, _, _ in choices]
-    found = [Choice(size, request.seeds or one.seeds, one.questions) for size, one in zip(sizes, choices, strict=True)]
+    found = [
+        PlanChoice(size, request.seeds or one.seeds, one.questions) for size, one in zip(sizes, choices, strict=True)
+    ]
     return list(dict.fromkeys(found))
 
 

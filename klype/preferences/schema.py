@@ -32,7 +32,7 @@ from sqlalchemy import (
 from sqlalchemy.types import TypeDecorator
 
 from klype.preferences.database import DamagedError
-from klype.preferences.records import Asked, By, Candidate, Entry, trace_from, trace_row
+from klype.preferences.records import By, Candidate, Entry, RankingItem, trace_from, trace_row
 from klype.values import Question
 
 
@@ -167,7 +167,7 @@ def annotator_id(connection: Connection, who: Annotator, now: str) -> int:
     )
 
 
-def added(connection: Connection, asked: Sequence[Asked]) -> list[Asked]:
+def added(connection: Connection, asked: Sequence[RankingItem]) -> list[RankingItem]:
     """The same with ids: questions by their digest, candidates by their text and how often it stands there."""
     marks = [digest(one.question) for one in asked]
     ids = {row.digest: row.id for row in connection.execute(select(questions.c.id, questions.c.digest))}
@@ -257,7 +257,7 @@ def recorded(connection: Connection, entries: Sequence[Entry], now: str) -> list
     return [int(number) for (number,) in made]
 
 
-def asked_by_id(connection: Connection, part: str = "", only: Sequence[int] | None = None) -> dict[int, Asked]:
+def asked_by_id(connection: Connection, part: str = "", only: Sequence[int] | None = None) -> dict[int, RankingItem]:
     chosen = select(questions).order_by(questions.c.id)
     answers = select(candidates).order_by(candidates.c.id)
     if only is not None and len(only) < 500:
@@ -283,14 +283,14 @@ def entries_of(connection: Connection, part: str, names: Sequence[str]) -> list[
     return [entry for entry in said(rows, asked, people) if part in ("", entry.asked.part)]
 
 
-def said(rows: Sequence[Row], asked: Mapping[int, Asked], people: Mapping[int, Annotator]) -> list[Entry]:
+def said(rows: Sequence[Row], asked: Mapping[int, RankingItem], people: Mapping[int, Annotator]) -> list[Entry]:
     """The entries of rows of rankings, without those that others of the rows take back."""
     found = [entry_of_row(row, asked, people) for row in rows]
     undone = {row["undoes"] for row in rows}
     return [entry for entry in found if entry is not None and entry.id not in undone]
 
 
-def entry_of_row(row: Row, asked: Mapping[int, Asked], people: Mapping[int, Annotator]) -> Entry | None:
+def entry_of_row(row: Row, asked: Mapping[int, RankingItem], people: Mapping[int, Annotator]) -> Entry | None:
     """None for one that takes another back."""
     with _checked(rankings, row):
         question, who = asked[row["question_id"]], people[row["annotator_id"]]
@@ -305,11 +305,11 @@ def entry_of_row(row: Row, asked: Mapping[int, Asked], people: Mapping[int, Anno
         return Entry(question, order, who.name, row["kind"], who.by, **rest)
 
 
-def asked_of(row: Row, answers: Sequence[Candidate]) -> Asked:
+def asked_of(row: Row, answers: Sequence[Candidate]) -> RankingItem:
     with _checked(questions, row):
         a, text, context = (json.loads(row[name]) for name in ("about", "question", "context"))
         question = Question(a["id"], text, context, tuple(a["answers"]), tuple(a["choices"]), a["extra"])
-        return Asked(question, tuple(answers), row["part"], row["id"])
+        return RankingItem(question, tuple(answers), row["part"], row["id"])
 
 
 def candidate_of(row: Row) -> Candidate:
