@@ -16,7 +16,8 @@ from typing import Any
 from klype.answers import checks
 from klype.answers.decoding import Check, DecodeQuestion
 from klype.errors import UsageError
-from klype.judge.meaning import meaning_of, world_meaning
+from klype.judge.meaning import WorldJudge
+from klype.judge.same import Rules
 from klype.judge.text import choice_match, normalise, number_match
 from klype.runs.provenance import read_questions
 from klype.sources.source import Codec, Source, tokens_of
@@ -91,7 +92,7 @@ def _world_posed(codec: Codec, world: World, question: Question, seed: int, rewa
         known["reward"] = checks.judged(lambda prompts, answers: reward.score(prompts, answers).tolist())
     asked = DecodeQuestion(
         prompt(question.prompt),
-        world_meaning(world, question),
+        WorldJudge(world).meaning(question),
         32,
         tuple(codec.stop),
         seed,
@@ -234,7 +235,7 @@ def _posed(codec: Codec, rows: Rows, question: Question, seed: int) -> Posed:
         known["statement"] = checks.given(stated)
     asked = DecodeQuestion(
         encoded(prompt),
-        meaning_of(question, None)[0],
+        Rules().meaning(question),
         rows.limit,
         tuple(codec.stop),
         seed,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import comb
@@ -20,12 +20,12 @@ from typing import Any
 
 from klype.device import usable_cores
 from klype.examine.intervals import ratio_of_means
-from klype.judge.same import JUDGE, Sameness
+from klype.judge.judge import Judge
+from klype.judge.same import Rules
 from klype.judge.text import normalise
 from klype.values import Figure, Question
 
 LABELLED = Path(__file__).parent / "meaning.jsonl"
-Same = Callable[[str, str], bool | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,35 +38,32 @@ class Pair:
     lang: str
 
 
-def rules(question: str) -> Same:
-    """klype's default judge."""
-    return Sameness(Question("", question)).same
-
-
-def identical(question: str) -> Same:
+class IdenticalWords(Judge):
     """Equal words, whatever their case and punctuation."""
-    return lambda a, b: normalise(a) == normalise(b)
 
+    name = "identical words"
 
-JUDGES: dict[str, Callable[[str], Same]] = {JUDGE: rules, "identical words": identical}
+    def compare(self, question: Question, a: str, b: str) -> bool | None:
+        return normalise(a) == normalise(b)
 
 
 def run(more: Sequence[Path] = ()) -> dict[str, Any]:
     """Every judge on every file: pairs (``{"question", "a", "b", "same"}``) or answers with clusters."""
     rows = [json.loads(line) for file in (LABELLED, *more) for line in file.read_text(encoding="utf-8").splitlines()]
     pairs = [pair for row in rows for pair in pairs_of(row)]
+    judges = (Rules(), IdenticalWords())
     judged: list[dict[str, Any]] = []
-    for name, judge in JUDGES.items():
+    for judge in judges:
         for lang in sorted({pair.lang for pair in pairs}):
             spoken = [pair for pair in pairs if pair.lang == lang]
             for kind in ("all", *sorted({pair.kind for pair in spoken})):
                 chosen = [pair for pair in spoken if kind in ("all", pair.kind)]
-                judged.append({"judge": name, "language": lang, "kind": kind, **scores(judge, chosen)})
+                judged.append({"judge": judge.name, "language": lang, "kind": kind, **scores(judge, chosen)})
     return {
         "machine": {"processor": platform.processor() or platform.machine(), "cores": usable_cores()},
         "rows": judged,
-        "clusters": [found for name, judge in JUDGES.items() for found in clustered(name, judge, rows)],
-        "right": [found for lang in ("en", "nb") for found in references(rows, lang)],
+        "clusters": [found for judge in judges for found in clustered(judge, rows)],
+        "right": [found for judge in judges for lang in ("en", "nb") for found in references(judge, rows, lang)],
         "ratios": {},
     }
 
@@ -82,16 +79,15 @@ def pairs_of(row: dict[str, Any]) -> list[Pair]:
     return [Pair(row["question"], a, b, x == y, kind, lang) for (a, x), (b, y) in combinations(known, 2)]
 
 
-def scores(judge: Callable[[str], Same], pairs: Iterable[Pair]) -> dict[str, Any]:
+def scores(judge: Judge, pairs: Iterable[Pair]) -> dict[str, Any]:
     """Precision, recall and F1 of "same", the share judged as labelled and the share decided; by question."""
     by_question: dict[str, list[Pair]] = {}
     for pair in pairs:
         by_question.setdefault(pair.question, []).append(pair)
     hit, false, missed, agreed, decided, n = ([0.0] * len(by_question) for _ in range(6))
     for i, (question, asked) in enumerate(by_question.items()):
-        same = judge(question)
         for pair in asked:
-            said = same(pair.a, pair.b)
+            said = judge.same(Question("", question), pair.a, pair.b)
             hit[i] += said is True and pair.same
             false[i] += said is True and not pair.same
             missed[i] += said is not True and pair.same
@@ -107,6 +103,7 @@ def scores(judge: Callable[[str], Same], pairs: Iterable[Pair]) -> dict[str, Any
         "recall": share(hit, [h + m for h, m in zip(hit, missed, strict=True)]),
         "f1": share(both, [b + f + m for b, f, m in zip(both, false, missed, strict=True)]),
         "accuracy": share(agreed, n),
+        "wrongly": share([k - a for k, a in zip(n, agreed, strict=True)], n),
         "decided": share(decided, n),
     }
 
@@ -122,7 +119,7 @@ def as_json(figure: Figure) -> dict[str, Any]:
     )
 
 
-def clustered(name: str, judge: Callable[[str], Same], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def clustered(judge: Judge, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Mean adjusted Rand index over the questions that have two answers with a shared meaning, by language."""
     found = []
     for lang in sorted({row.get("lang", "en") for row in rows if "clusters" in row}):
@@ -132,23 +129,22 @@ def clustered(name: str, judge: Callable[[str], Same], rows: list[dict[str, Any]
             if row.get("lang", "en") != lang or len(truth) < 2 or len(set(truth)) == len(truth):
                 continue
             known = [a for a, c in zip(row["answers"], row["clusters"], strict=True) if c is not None]
-            question = Sameness(Question("", row["question"]))
-            indices.append(adjusted_rand(truth, question.clusters(known, judge(row["question"]))))
+            indices.append(adjusted_rand(truth, judge.clusters(Question("", row["question"]), known)))
         if indices:
             figure = ratio_of_means(indices, [1.0] * len(indices), "adjusted Rand index")
-            found.append({"judge": name, "language": lang, "questions": len(indices), "ari": as_json(figure)})
+            found.append({"judge": judge.name, "language": lang, "questions": len(indices), "ari": as_json(figure)})
     return found
 
 
-def references(rows: list[dict[str, Any]], lang: str) -> list[dict[str, Any]]:
+def references(judge: Judge, rows: list[dict[str, Any]], lang: str) -> list[dict[str, Any]]:
     """Of the answers to questions with a reference: how many are decided, and how many of those wrongly."""
     n, decided, wrong = ([] for _ in range(3))  # type: tuple[list[float], list[float], list[float]]
     for row in rows:
         if row.get("lang") != lang or "reference" not in row:
             continue
-        judge = Sameness(Question("", row["question"], answers=(row["reference"],)))
+        question = Question("", row["question"], answers=(row["reference"],))
         said = [
-            (judge.right(a), c == row["right"])
+            (judge.right(question, a), c == row["right"])
             for a, c in zip(row["answers"], row["clusters"], strict=True)
             if c is not None
         ]
@@ -159,7 +155,7 @@ def references(rows: list[dict[str, Any]], lang: str) -> list[dict[str, Any]]:
         return []
     return [
         {
-            "judge": JUDGE,
+            "judge": judge.name,
             "language": lang,
             "questions": len(n),
             "answers": int(sum(n)),

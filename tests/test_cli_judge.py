@@ -9,12 +9,12 @@ import pytest
 
 import klype
 from benchmarks.meaning import run
-from klype.api.judging import ERRORS, judged
+from klype.api.judging import judged
 from klype.cli import guard
 from klype.cli.main import call
 from klype.errors import UsageError
-from klype.judge.same import JUDGE
-from klype.judge.text import Judgement
+from klype.judge.judge import Judge
+from klype.judge.same import Rules
 from klype.values import Question
 from tests.test_cli_models import Captured, document
 
@@ -31,10 +31,12 @@ def test_rows_are_judged_in_order_and_the_judge_is_named() -> None:
     document = judged(ROWS)
     assert [row.get("same", row.get("right")) for row in document["rows"]] == [True, False, True, True, None]
     assert [sorted(row) for row in document["rows"][1:3]] == [["judge", "same"], ["judge", "right"]]
-    assert {row["judge"] for row in document["rows"]} == {document["judge"]} == {JUDGE}
-    assert document["error_rate"] is None  # it is known of pairs alone
-    error = judged(ROWS[:2])["error_rate"]
-    assert error["low"] < error["value"] < error["high"]
+    assert {row["judge"] for row in document["rows"]} == {document["judge"]} == {Rules.name}
+    assert document["error_rate"] is None  # pairs and references have each their own
+    for rows in (ROWS[:2], ROWS[2:3]):
+        error = judged(rows)["error_rate"]
+        assert error["low"] < error["value"] < error["high"]
+    assert judged(ROWS[3:4])["error_rate"] is None  # choices were not measured
     french = {"question": "Quelle est la capitale?", "a": "Paris", "b": "Lyon"}
     assert judged([french])["error_rate"] is None
     both = judged([ROWS[0], {"question": "Hva er hovedstaden i Norge?", "a": "Oslo", "b": "Det er Oslo."}])
@@ -42,29 +44,40 @@ def test_rows_are_judged_in_order_and_the_judge_is_named() -> None:
     assert both["error_rate"] is None
 
 
-def test_another_judge_is_asked_in_both_orders() -> None:
-    def first_is_best(question: Question, answer: str) -> Judgement:
-        return Judgement("right" if answer < question.answers[0] else "wrong", "toy")
+class Longer(Judge):
+    """One of a user's own: texts of equal length say the same."""
 
-    document = judged(ROWS[:3], first_is_best, "toy")
-    assert [row.get("same", row.get("right")) for row in document["rows"]] == [None, None, True]
-    assert document["judge"] == "toy"
+    name = "length"
+
+    def compare(self, question: Question, a: str, b: str) -> bool | None:
+        return len(a) == len(b)
+
+
+def test_a_judge_of_ones_own_rules_on_pairs_and_references() -> None:
+    document = judged(ROWS[:3], Longer())
+    assert [row.get("same", row.get("right")) for row in document["rows"]] == [False, False, False]
+    assert judged([{"question": "?", "answer": "Oslo", "answers": ["Roma"]}], Longer())["rows"][0]["right"] is True
+    assert document["judge"] == "length"
     assert document["error_rate"] is None
 
 
 @pytest.mark.slow
 def test_the_error_that_is_told_is_what_the_benchmark_prints() -> None:
-    for row in run()["rows"]:
-        if row["judge"] == JUDGE and row["kind"] == "all":
-            told, accuracy = ERRORS[row["language"]], row["accuracy"]
-            assert told.value == pytest.approx(1 - accuracy["value"], abs=1e-3)
-            assert (told.low, told.high) == pytest.approx((1 - accuracy["high"], 1 - accuracy["low"]), abs=1e-3)
-            assert told.n == accuracy["n"]
+    document, rules = run(), Rules()
+    pairs = [row for row in document["rows"] if row["kind"] == "all"]
+    for kind, rows in (("same", pairs), ("right", document["right"])):
+        for row in (row for row in rows if row["judge"] == rules.name):
+            told, printed = rules.error_rate(kind, row["language"]), row["wrongly"]  # type: ignore[arg-type]
+            assert told is not None
+            assert (told.value, told.low, told.high) == pytest.approx(
+                (printed["value"], printed["low"], printed["high"]), abs=1e-4
+            )
+            assert (told.n, told.unit) == (printed["n"], printed["unit"])
 
 
 def test_same_is_public_and_says_who_judged() -> None:
     found = klype.same("Hvor er Kari?", "På skolen.", "Kari er på skolen")
-    assert (found.same, found.judge, found.error_rate) == (True, JUDGE, ERRORS["nb"])
+    assert (found.same, found.judge, found.error_rate) == (True, Rules.name, Rules().error_rate("same", "nb"))
     with pytest.raises(UsageError, match="a should be a text"):
         klype.same("Where?", None, "there")  # type: ignore[arg-type]
 

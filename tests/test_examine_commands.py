@@ -204,7 +204,9 @@ def test_a_suite_is_a_file_or_a_folder_of_them(run: Path, capsys: Captured, tmp_
 def test_another_model_judges_and_is_named(run: Path, capsys: Captured, tmp_path: Path) -> None:
     file = asked(tmp_path / "q.jsonl", [{"question": "Hvem?", "answers": ["Kari"]}, {"question": "Hvor?"}])
     judge = str(run / "finetune")
-    found = examined(capsys, run, tmp_path / "out", "--questions", str(file), "--judge", judge)
+    found = examined(
+        capsys, run, tmp_path / "out", "--questions", str(file), "--judge", judge, "--limit", "3", "-n", "2"
+    )
     assert found["judge"].startswith("judge model")
     assert found["figures"]["1"].get("undecided", {"value": 1})["value"] > 0  # weights at random decide nothing
     for wrong in (["--judge", judge, "--embedding", str(tmp_path)], ["--embedding", str(tmp_path)], ["--judge", "no"]):

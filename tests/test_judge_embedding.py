@@ -55,11 +55,13 @@ def test_it_decides_between_its_thresholds_and_says_when_it_cannot() -> None:
     places = {"a": [1.0, 0.0], "same": [0.9, 0.19**0.5], "between": [0.7, 0.51**0.5], "other": [0.0, 1.0]}
     judge = EmbeddingJudge(lambda texts: np.array([places[text] for text in texts]), "toy")
     question = Question("q", "?", answers=("a",))
-    found = {text: judge(question, text).decision for text in ("same", "between", "other")}
-    assert found == {"same": "right", "between": "undecided", "other": "wrong"}
-    assert judge(question, " ").decision == "wrong"
-    assert judge(Question("q", "?"), "same").decision == "undecided"
-    assert judge(question, "same").judge == "sentence embedding toy at 0.8"
+    for rule in (judge.right, lambda question, answer: judge.same(question, "a", answer)):
+        assert [rule(question, text) for text in ("same", "between", "other")] == [True, None, False]
+    assert judge.right(question, " ") is False
+    assert judge.right(Question("q", "?"), "same") is None
+    assert judge.clusters(question, ["a", "other", "same", "A."]) == [0, 1, 0, 0]
+    assert judge.name == "sentence embedding toy at 0.8"
+    assert judge.error_rate("same", "en") is None
     with pytest.raises(UsageError):
         EmbeddingJudge(lambda texts: np.zeros((1, 1)), "toy", alike=0.2, unlike=0.5)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from klype.errors import UsageError
-from klype.judge.meaning import JudgeModel, label, meaning_of, text_meaning, world_meaning
+from klype.judge.meaning import JudgeModel, WorldJudge, judge_of, label, text_meaning
 from klype.preferences.annotators import ModelJudge
 from klype.sources.source import tokens_of
 from klype.values import Distribution, Question
@@ -20,13 +20,17 @@ def test_in_the_world_manners_differ_and_meaning_does_not() -> None:
     differ = 0
     for _ in range(20):
         question = world.question(rng)
-        meaning = world_meaning(world, question)
+        meaning = WorldJudge(world).meaning(question)
         bare, sentence = (world.answer(question, manner, rng) for manner in ("bare", "sentence"))  # type: ignore[arg-type]
         wrong = world.answer(question, "wrong", rng)
         differ += meaning(bare) != meaning(wrong)
         assert meaning(bare) == meaning(bare)
         assert meaning(f"{sentence} {sentence} tull") != meaning("annet tull")
-        assert meaning_of(question, world)[1] == "the world's grammar"
+        judge = judge_of(question, world)
+        assert judge.name == "the world's grammar"
+        for other in (sentence, wrong):
+            assert judge.same(question, bare, other) is (meaning(bare) == meaning(other))
+        assert [judge.right(question, text) for text in (bare, sentence, wrong)] == [True, True, False]
     assert differ >= 15
 
 
@@ -38,7 +42,7 @@ def test_plain_texts_mean_their_words_choices_and_numbers() -> None:
     choosing = text_meaning(Question("q", "?", choices=("red", "green")))
     assert choosing("It is red.") == choosing("A") == choosing("red")
     assert choosing("green") != choosing("red")
-    assert meaning_of(Question("q", "?"), None)[1] == "content of the answering sentence"
+    assert judge_of(Question("q", "?"), None).name == "content of the answering sentence"
 
 
 def test_labels_do_not_depend_on_the_order_of_sets() -> None:
@@ -84,18 +88,38 @@ def test_the_last_piece_of_a_word_is_no_evidence_of_it() -> None:
     assert tokens_of(Says(0.1, 0.1), "Yes") == {0, 3}  # type: ignore[arg-type]
     piece = InPieces(0.0, 0.0)
     piece.p = [0.0, 0.0, 0.1, 0.0, 0.0, 0.0, 0.9]
-    assert JudgeModel(piece)(Question("q", "Who?", answers=("Kari",)), "Kari").decision == "undecided"  # type: ignore[arg-type]
+    assert JudgeModel(piece).compare(Question("q", "Who?"), "Kari", "It is Kari") is None  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="one token"):
         ModelJudge(piece)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
-    ("yes", "no", "decision"),
-    [(0.7, 0.1, "right"), (0.1, 0.7, "wrong"), (0.4, 0.4, "undecided"), (0.05, 0.01, "undecided")],
+    ("yes", "no", "ruling"), [(0.7, 0.1, True), (0.1, 0.7, False), (0.4, 0.4, None), (0.05, 0.01, None)]
 )
-def test_a_judge_model_decides_by_the_probability_of_its_word(yes: float, no: float, decision: str) -> None:
+def test_a_judge_model_decides_by_the_probability_of_its_word(yes: float, no: float, ruling: bool | None) -> None:
     judge = JudgeModel(Says(yes, no))  # type: ignore[arg-type]
     question = Question("q", "Who?", answers=("Kari",))
-    assert judge(question, "Kari").decision == decision
-    assert judge(question, "Kari").judge == "judge model toy"
-    assert judge(Question("q", "Who?"), "Kari").decision == "undecided"
+    assert judge.right(question, "It is Kari") is judge.same(question, "Ola", "Kari") is ruling
+    assert judge.right(question, "kari.") is True
+    assert judge.right(Question("q", "Who?"), "Kari") is None
+    assert judge.name == "judge model toy"
+    assert judge.error_rate("right", "en") is None
+
+
+class LikesTheFirst(Says):
+    """Says yes when the answer that stands first is one of these letters."""
+
+    def prompt(self, messages: object) -> list[int]:
+        return [ord(str(messages).split("One answer: ")[1][0])]
+
+    def next(self, prefixes: object, top: int = -1) -> list[Distribution]:
+        likes = [[0.9, 0.1, 0.0] if chr(prompt[0]) in "ab" else [0.1, 0.9, 0.0] for prompt in prefixes]  # type: ignore[attr-defined]
+        return [Distribution(np.arange(3), np.log(np.array(p) + 1e-12)) for p in likes]
+
+
+def test_a_judge_model_is_asked_in_both_orders() -> None:
+    judge, question = JudgeModel(LikesTheFirst(0, 0)), Question("q", "Who?")  # type: ignore[arg-type]
+    assert [judge.same(question, *pair) for pair in (("a", "b"), ("a", "c"), ("c", "a"), ("c", "d"))] == [
+        True, None, None, False,
+    ]  # fmt: skip
+    assert judge.clusters(question, ["c", "a", "b", "", "A.", "d"]) == [0, 1, 1, 2, 1, 3]

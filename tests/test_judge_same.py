@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.meaning import LABELLED, adjusted_rand, run
-from klype.judge.same import Sameness
+from klype.judge.same import Rules, Sameness
 from klype.values import Question
 
+RULES = Rules()
 ROWS = [json.loads(line) for line in LABELLED.read_text(encoding="utf-8").splitlines()]
 ANSWERS = [(row["question"], answer) for row in ROWS for answer in row["answers"]]
 
 
-def judge(question: str, *references: str, choices: tuple[str, ...] = ()) -> Sameness:
-    return Sameness(Question("q", question, answers=references, choices=choices))
+class Asked:
+    """The rules about one question."""
+
+    def __init__(self, question: str, *references: str, choices: tuple[str, ...] = ()) -> None:
+        asked = Question("q", question, answers=references, choices=choices)
+        self.same, self.right, self.clusters = (
+            partial(rule, asked) for rule in (RULES.same, RULES.right, RULES.clusters)
+        )
 
 
 @pytest.mark.parametrize(
@@ -34,7 +42,7 @@ def judge(question: str, *references: str, choices: tuple[str, ...] = ()) -> Sam
     ],
 )
 def test_a_question_asks_for_one_kind_of_answer(question: str, kind: str) -> None:
-    assert judge(question).kind == kind
+    assert Sameness(question).kind == kind
 
 
 @pytest.mark.parametrize(
@@ -68,8 +76,8 @@ def test_a_question_asks_for_one_kind_of_answer(question: str, kind: str) -> Non
     ],
 )
 def test_what_is_claimed_is_compared(question: str, a: str, b: str, same: bool) -> None:
-    assert judge(question).same(a, b) is same
-    assert judge(question).same(b, a) is same
+    assert Asked(question).same(a, b) is same
+    assert Asked(question).same(b, a) is same
 
 
 @given(st.sampled_from(ANSWERS), st.sampled_from(ANSWERS))
@@ -77,7 +85,7 @@ def test_sameness_is_symmetric_and_sees_through_case_and_punctuation(
     one: tuple[str, str], other: tuple[str, str]
 ) -> None:
     (question, a), (_, b) = one, other
-    same = judge(question)
+    same = Asked(question)
     assert same.same(a, b) == same.same(b, a)
     assert same.same(a, a.upper() + "!") is True
 
@@ -85,7 +93,7 @@ def test_sameness_is_symmetric_and_sees_through_case_and_punctuation(
 @pytest.mark.slow
 @given(st.text(max_size=60), st.text(max_size=60), st.text(max_size=60))
 def test_any_text_is_judged_without_an_error(question: str, a: str, b: str) -> None:
-    same = judge(question, b)
+    same = Asked(question, b)
     assert same.same(a, b) in (True, False, None)
     assert same.right(a) in (True, False, None)
     assert same.same(a, "") is None
@@ -93,7 +101,7 @@ def test_any_text_is_judged_without_an_error(question: str, a: str, b: str) -> N
 
 
 def test_clusters_are_a_partition_and_two_hundred_are_no_matter() -> None:
-    same = judge("What is the capital of France?")
+    same = Asked("What is the capital of France?")
     said = ["Paris", "It is Paris.", "Lyon", "The capital of France is Paris, of course.", "Lyon!"]
     assert same.clusters(said) == [0, 0, 1, 0, 1]
     assert same.clusters(said * 40) == [0, 0, 1, 0, 1] * 40
@@ -124,15 +132,19 @@ def test_clusters_are_a_partition_and_two_hundred_are_no_matter() -> None:
 def test_a_reference_is_found_in_the_sentence_that_answers(
     question: str, reference: str, answer: str, right: bool | None
 ) -> None:
-    assert judge(question, reference).right(answer) is right
+    assert Asked(question, reference).right(answer) is right
 
 
 def test_choices_are_compared_by_what_is_chosen() -> None:
-    same = judge("Which is heavier?", "lead", choices=("lead", "feathers"))
+    same = Asked("Which is heavier?", "lead", choices=("lead", "feathers"))
     assert same.same("It is lead.", "A") is True
     assert same.same("A", "feathers") is False
     assert same.right("B") is False
     assert same.right("Both lead and feathers.") is None
+    assert same.right("It is not lead.") is None
+    assert same.right("I think B, as it is soft.") is None
+    assert same.right("Gold.") is False
+    assert Asked("Is it?", "no", choices=("yes", "no")).right("No.") is True
 
 
 @pytest.mark.slow
@@ -145,7 +157,8 @@ def test_the_rules_agree_with_a_reader_and_equal_words_do_not() -> None:
     assert f1["identical words", "en"] < 0.1
     assert f1["identical words", "nb"] < 0.1
     assert all(row["ari"]["value"] > 0.6 for row in document["clusters"] if row["judge"] != "identical words")
-    assert all(row["decided"]["value"] >= 0.85 > 0.1 > row["wrongly"]["value"] for row in document["right"])
+    for row in (row for row in document["right"] if row["judge"] != "identical words"):
+        assert row["decided"]["value"] >= 0.85 > 0.1 > row["wrongly"]["value"]
 
 
 def test_the_adjusted_rand_index_is_one_for_equal_and_about_zero_for_no_clustering() -> None:

@@ -6,13 +6,14 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from numbers import Integral, Real
 from typing import TYPE_CHECKING
 
 from klype.errors import UsageError
 
 if TYPE_CHECKING:
-    from klype.judge.meaning import Meaning
+    from klype.judge.judge import Judge, Meaning
     from klype.runs.provenance import Reading
     from klype.sources.opening import Opened
     from klype.sources.source import Message, Source
@@ -32,9 +33,10 @@ class Asking:
     right: Callable[[str], bool | None] | None
 
 
-def asking(opened: Opened, text: str, raw: bool | None) -> Asking:
-    """The world's question where its language has the text, else plain text judged by what answers claim."""
-    from klype.judge.meaning import meaning_of
+def asking(opened: Opened, text: str, raw: bool | None, judge: Judge | None = None) -> Asking:
+    """The world's question where its language has the text, else plain text judged by what answers claim; ``judge``:
+    another that says what they mean."""
+    from klype.judge.meaning import judge_of
     from klype.runs.provenance import question_in
     from klype.values import Question
 
@@ -44,12 +46,9 @@ def asking(opened: Opened, text: str, raw: bool | None) -> Asking:
     world = world_of(opened) if not plain else None
     found = question_in(world, run, text) if run is not None and not plain else None
     question = found or Question("asked", text)
-    meaning, judge = meaning_of(question, world)
-    right: Callable[[str], bool | None] | None = None
-    if world is not None and found is not None:
-        known = world
-        right = lambda answer: known.judge(question, answer).right
-    return Asking(opened.source, prompt, question, meaning, judge, right)
+    ruling = judge_of(question, world, judge)
+    right = partial(ruling.right, question) if world is not None and found is not None else None
+    return Asking(opened.source, prompt, question, ruling.meaning(question), ruling.name, right)
 
 
 def not_empty(text: str) -> str:

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from klype.api.asking import number, whole
-from klype.api.examinee import Judging, examinee, open_judge, questions_of
+from klype.api.examinee import examinee, open_judge, questions_of
 from klype.api.model import Model, load
 from klype.api.results import Row, data_frame, html_table
 from klype.data.rows import questions_from
@@ -25,6 +25,7 @@ from klype.examine.examination_report import document, render, verdict
 from klype.examine.interventions import Intervention
 from klype.examine.say import Say
 from klype.examine.target import EvalTarget, ExamPlan, ExamSettings, in_time, plan, within
+from klype.judge.judge import Judge
 from klype.values import Figure, Question
 
 if TYPE_CHECKING:
@@ -40,8 +41,8 @@ class ExamineOptions(TypedDict, total=False):
 
     temperatures: those at which answers are drawn; by default 0, 0.7, 1 and 1.3. limit: tokens of an answer at most
     (32). budget: forward passes at most; fewer answers and questions where they would be more. most: questions at most
-    (200; 0: all). raw: as for ``Model.ask``. judge: a MODEL, or a callable with a name, that says which answers mean
-    the same and are right where no rule can. training: texts that answers may have been copied from. device: what opens
+    (200; 0: all). raw: as for ``Model.ask``. judge: a MODEL, or a Judge, that says which answers mean the same and are
+    right. training: texts that answers may have been copied from. device: what opens
     models that are given by name, as for ``klype.load``.
     """
 
@@ -50,7 +51,7 @@ class ExamineOptions(TypedDict, total=False):
     budget: int | None
     most: int
     raw: bool | None
-    judge: str | Judging | None
+    judge: str | Judge | None
     training: Sequence[str]
     device: str
 
@@ -182,8 +183,8 @@ def prepare(
     number("seed", seed)
     if isinstance(judge, str):
         judge = open_judge(judge, None, 0.8, ("float32", options.get("device", "auto")))
-    elif judge is not None and not (callable(judge) and isinstance(getattr(judge, "name", None), str)):
-        raise UsageError("judge should be a MODEL's name, or a callable with a name.")
+    elif judge is not None and not isinstance(judge, Judge):
+        raise UsageError("judge should be a MODEL's name, or a Judge.")
     if (
         isinstance(training, str)
         or not isinstance(training, Iterable)

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from klype.errors import UsageError
 
@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     from klype.examine.recorder import Shape
     from klype.examine.target import EvalTarget
     from klype.examine.truth import Reader
-    from klype.judge.meaning import Meaning
-    from klype.judge.text import Judgement
+    from klype.judge.judge import Judge, Meaning
     from klype.sources.opening import Opened
     from klype.values import Question, Verdict
     from klype.world import Spellings, World
@@ -26,23 +25,15 @@ UNDECIDED = 0.2
 """So much less alike than what counts as the same, an answer is wrong; between them nobody can say."""
 
 
-class Judging(Protocol):
-    """A judge of meaning with a name: ``JudgeModel``, ``EmbeddingJudge``."""
-
-    name: str
-
-    def __call__(self, question: Question, answer: str) -> Judgement: ...
-
-
 def examinee(
     opened: Opened,
     questions: list[Question],
     raw: bool | None = None,
     training: Sequence[str] = (),
-    judge: Judging | None = None,
+    judge: Judge | None = None,
     limit: int = 8,
 ) -> EvalTarget:
-    """``judge`` decides what no rule can; the demo world's grammar needs none.
+    """``judge``: another than the demo world's grammar for its own questions, and the rules for all others.
 
     Questions that leave no room for an answer of ``limit`` tokens in the model's window are skipped and counted; that
     none is left is an error.
@@ -50,6 +41,8 @@ def examinee(
     from klype.api.asking import world_of
     from klype.examine.repetition import Index
     from klype.examine.target import EvalTarget
+    from klype.judge.meaning import WorldJudge
+    from klype.judge.same import Rules
     from klype.sources.find import is_aligned
 
     of_world = [q for q in questions if {"kind", "lang", "fixed"} <= q.extra.keys()]
@@ -64,11 +57,7 @@ def examinee(
             fitting.append((question, tuple(prompt)))
     if questions and not fitting:
         raise UsageError(f"No question leaves room for {limit} tokens of answer: the model reads {opened.window}.")
-    if world is not None:
-        decide: Callable[[Question, str, bool], Verdict] = world.judge
-        name = "the world's grammar"
-    else:
-        decide, name = judged_by(judge), judge_name([q for q, _ in fitting], judge)
+    deciding = judge or (WorldJudge(world) if world is not None else Rules())
     return EvalTarget(
         source=opened.source,
         name=opened.name,
@@ -76,9 +65,10 @@ def examinee(
         vocabulary=opened.vocabulary,
         questions=tuple(question for question, _ in fitting),
         prompts=tuple(prompt for _, prompt in fitting),
-        judge=decide,
-        judge_name=name,
-        meaning=meanings(world),
+        judge=world.judge if world is not None and judge is None else judged_by(deciding),
+        judge_name=deciding.name,
+        deciding=deciding,
+        meaning=meanings(deciding),
         reader=reader_of(opened, world) if world is not None and not plain else None,
         edits=reader_of(opened, world, edits=True) if world is not None and not plain else None,
         another=partial(another, opened, world, raw) if world is not None and not plain else None,
@@ -102,15 +92,13 @@ def served_world(opened: Opened, of_world: Sequence[Question]) -> World | None:
     return World("small" if of_world[0].extra.get("world") == "small" else "full")
 
 
-def meanings(world: World | None) -> Callable[[Question], Meaning]:
-    """Each question's meaning, made once: it remembers the beginnings that it has read."""
-    from klype.judge.meaning import meaning_of
-
+def meanings(judge: Judge) -> Callable[[Question], Meaning]:
+    """Each question's meaning, made once: it remembers what it has read."""
     known: dict[str, Meaning] = {}
 
     def meaning(question: Question) -> Meaning:
         if question.id not in known:
-            known[question.id] = meaning_of(question, world)[0]
+            known[question.id] = judge.meaning(question)
         return known[question.id]
 
     return meaning
@@ -212,7 +200,7 @@ def identity(opened: Opened) -> str:
     return digest.hexdigest()
 
 
-def open_judge(model: str, embedding: Path | None, alike: float, how: tuple[str, str]) -> Judging | None:
+def open_judge(model: str, embedding: Path | None, alike: float, how: tuple[str, str]) -> Judge | None:
     """The judge that is asked for: another MODEL, or an encoder's folder. Errors: both; it cannot be opened; ``alike``
     is no cosine. ``how``: a model's precision and device."""
     if not -1 <= alike <= 1:
@@ -234,37 +222,16 @@ def open_judge(model: str, embedding: Path | None, alike: float, how: tuple[str,
     return EmbeddingJudge(open_embedding(embedding), embedding.name, alike, alike - UNDECIDED)
 
 
-def judged_by(judge: Judging | None) -> Callable[[Question, str, bool], Verdict]:
-    """By the choice that is named, else by what the answering sentence claims. A judge of meaning says the rest: all
-    but choices and answers that equal a reference. What a token limit cut off is never right."""
-    from klype.judge.same import Sameness
-    from klype.judge.text import choice_match, normalised_match
+def judged_by(judge: Judge) -> Callable[[Question, str, bool], Verdict]:
+    """A judge's ruling as an annotator's verdict. What a token limit cut off is never right."""
     from klype.values import Verdict
 
     known: dict[tuple[str, str], bool | None] = {}
 
-    def decide(question: Question, answer: str) -> bool | None:
-        alike = normalised_match(question, answer).right
-        if alike:
-            return True
-        if question.choices and (chosen := choice_match(question, answer).right) is not None:
-            return chosen
-        if judge is not None:
-            return judge(question, answer).right
-        return alike if question.choices else Sameness(question).right(answer)
-
     def verdict(question: Question, answer: str, finished: bool) -> Verdict:
         if (question.id, answer) not in known:
-            known[question.id, answer] = decide(question, answer)
+            known[question.id, answer] = judge.right(question, answer)
         right = known[question.id, answer]
         return Verdict(right if finished or right is not True else None, None, None, len(answer.split()), float("nan"))
 
     return verdict
-
-
-def judge_name(questions: list[Question], judge: Judging | None = None) -> str:
-    if judge is not None:
-        return judge.name
-    from klype.judge.same import JUDGE
-
-    return "choice match" if all(q.choices for q in questions) else JUDGE

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from klype.errors import UsageError
-from klype.judge.same import JUDGE, Sameness, bare, is_known, language_of
-from klype.judge.text import Judgement, choice_match
+from klype.judge.judge import Judge, Ruling
+from klype.judge.same import Rules
 from klype.values import Figure, Question
 
-Judge = Callable[[Question, str], Judgement]
 PAIR, ANSWER = frozenset({"question", "a", "b"}), frozenset({"question", "answer", "answers"})
-# Share of labelled pairs that the rules judge otherwise than a reader, with intervals over questions:
-# python -m benchmarks meaning, 2026-11-30, 373 English and 211 Norwegian pairs (a test holds them to what it prints).
-ERRORS = {
-    "en": Figure(0.0429, 0.0173, 0.2231, 18, "share of pairs", judge=JUDGE),
-    "nb": Figure(0.0758, 0.0342, 0.2333, 20, "share of pairs", judge=JUDGE),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,35 +38,31 @@ def same(question: str, a: str, b: str) -> Same:
     for name, text in (("question", question), ("a", a), ("b", b)):
         if not isinstance(text, str):
             raise UsageError(f"{name} should be a text (it is of type {type(text).__name__}).")
-    return Same(Sameness(Question("", question)).same(a, b), JUDGE, _error_rate({question}))
+    judge, asked = Rules(), Question("", question)
+    return Same(judge.same(asked, a, b), judge.name, judge.error_over("same", [asked]))
 
 
-def judged(rows: Iterable[Mapping[str, Any]], judge: Judge | None = None, name: str = JUDGE) -> dict[str, Any]:
+def judged(rows: Iterable[Mapping[str, Any]], judge: Judge | None = None) -> dict[str, Any]:
     """``klype judge``'s document. A row has ``question``, ``a`` and ``b`` (are they the same?) or ``question``,
     ``answer`` and ``answers``, perhaps with ``choices`` (is it right?). ``judge``: another than the rules.
 
     Errors: a row of neither kind, none at all.
     """
+    judge = judge or Rules()
     found: list[dict[str, Any]] = []
-    asked: set[str] = set()
+    asked: list[Question] = []
+    kinds: set[Ruling] = set()
     for number, row in enumerate(rows, 1):
         question = _question(row, number)
-        asked.add(question.question)
-        if row.keys() >= PAIR:
-            found.append({"same": _same(question, row["a"], row["b"], judge), "judge": name})
-        else:
-            found.append({"right": _right(question, row["answer"], judge), "judge": name})
+        asked.append(question)
+        kind: Ruling = "same" if row.keys() >= PAIR else "right"
+        kinds.add(kind)
+        ruling = judge.same(question, row["a"], row["b"]) if kind == "same" else judge.right(question, row["answer"])
+        found.append({kind: ruling, "judge": judge.name})
     if not found:
         raise UsageError("There is no row to judge.", "Give JSONL rows with question, a and b.")
-    pairs = all("same" in row for row in found)
-    error = _error_rate(asked) if judge is None and pairs else None
-    return {"rows": found, "judge": name, "error_rate": None if error is None else error.json()}
-
-
-def _error_rate(questions: set[str]) -> Figure | None:
-    """Of pairs whose questions are all of one language, and of one that was measured."""
-    languages = {language_of(question) if is_known(question) else "" for question in questions}
-    return ERRORS.get(languages.pop()) if len(languages) == 1 else None
+    error = judge.error_over(kinds.pop(), asked) if len(kinds) == 1 else None
+    return {"rows": found, "judge": judge.name, "error_rate": None if error is None else error.json()}
 
 
 def _question(row: Mapping[str, Any], number: int) -> Question:
@@ -91,24 +80,3 @@ def _question(row: Mapping[str, Any], number: int) -> Question:
     return Question(
         str(number), row["question"], answers=tuple(lists.get("answers", ())), choices=tuple(lists.get("choices", ()))
     )
-
-
-def _same(question: Question, a: str, b: str, judge: Judge | None) -> bool | None:
-    if judge is None:
-        return Sameness(question).same(a, b)
-    if bare(a) == bare(b):
-        return True
-    # asked in both orders: a model that prefers what stands first or last cannot tell
-    orders = {
-        judge(Question(question.id, question.question, answers=(one,), choices=question.choices), other).right
-        for one, other in ((a, b), (b, a))
-    }
-    return orders.pop() if len(orders) == 1 else None
-
-
-def _right(question: Question, answer: str, judge: Judge | None) -> bool | None:
-    if judge is not None:
-        return judge(question, answer).right
-    if question.choices and (chosen := choice_match(question, answer).right) is not None:
-        return chosen
-    return Sameness(question).right(answer)

@@ -15,7 +15,7 @@ from klype.examine.recorder import answer_bytes, answer_flops
 from klype.examine.repetition import copied
 from klype.examine.target import EvalTarget
 from klype.examine.truth import Point, Reader, Tokens, mass, of, point, possible
-from klype.judge.meaning import Meaning
+from klype.judge.judge import Meaning
 from klype.judge.text import word_for_word
 from klype.values import Distribution, Floats, Ints, Question, Trace
 

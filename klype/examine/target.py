@@ -14,7 +14,7 @@ from klype.examine.feedback import LOOKS
 from klype.examine.recorder import Shape
 from klype.examine.repetition import Index
 from klype.examine.truth import Reader
-from klype.judge.meaning import Meaning
+from klype.judge.judge import Judge, Meaning
 from klype.planner import first_that_fits
 from klype.sources.source import Source
 from klype.values import Question, Trace, Verdict
@@ -36,13 +36,13 @@ SHARE = 0.9
 @dataclass(frozen=True)
 class EvalTarget:
     """``identity`` names the weights (traces of others are not used again). ``judge(question, text, finished)`` and
-    ``meaning`` are named by ``judge_name``. ``reader`` knows the truth of a question's answers; None: nobody
-    does. ``vocabulary`` 0: nobody knows; ``partial``: only the most probable tokens are told. ``skipped``:
-    questions that were too long to be asked. ``goes_on``: it can be asked what follows the beginning of an
-    answer; else there are no trees, no forks and no replaced words. ``other_manners``: see Evidence. ``edits``:
-    as ``reader``, with mistakes counted by edit distance; ``scores``: the least and the most that the judge
-    gives an answer of so many words, where that is known; ``another``: a further question and its prompt, by
-    number, where questions can be made."""
+    ``meaning`` are named by ``judge_name``; ``deciding`` tells how often that judge errs. ``reader`` knows the truth of
+    a question's answers; None: nobody does. ``vocabulary`` 0: nobody knows; ``partial``: only the most probable tokens
+    are told. ``skipped``: questions that were too long to be asked. ``goes_on``: it can be asked what follows the
+    beginning of an answer; else there are no trees, no forks and no replaced words. ``other_manners``: see Evidence.
+    ``edits``: as ``reader``, with mistakes counted by edit distance; ``scores``: the least and the most that the judge
+    gives an answer of so many words, where that is known; ``another``: a further question and its prompt, by number,
+    where questions can be made."""
 
     source: Source
     name: str
@@ -53,6 +53,7 @@ class EvalTarget:
     judge: Callable[[Question, str, bool], Verdict]
     judge_name: str
     meaning: Callable[[Question], Meaning]
+    deciding: Judge | None = None
     reader: Callable[[Question], Reader] | None = None
     edits: Callable[[Question], Reader] | None = None
     another: Callable[[int], tuple[Question, tuple[int, ...]]] | None = None

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from klype.errors import KlypeError, UsageError
-from klype.judge.text import Judgement
+from klype.judge.judge import Judge
 from klype.values import Floats, Question
 
 Embed = Callable[[Sequence[str]], Floats]
@@ -19,8 +19,8 @@ INSTALL = "Install it: pip install 'klype[hf]'."
 TOGETHER = 32
 
 
-class EmbeddingJudge:
-    """Right: cosine with a reference at least ``alike``; wrong: with none above ``unlike``; between: undecided.
+class EmbeddingJudge(Judge):
+    """The same: a cosine of at least ``alike``; not: at most ``unlike``; between: it cannot tell.
 
     The thresholds are the encoder's own business: encoders differ in how near unrelated texts are.
     """
@@ -31,16 +31,10 @@ class EmbeddingJudge:
         self._embed, self._alike, self._unlike = embed, alike, unlike
         self.name = f"sentence embedding {name} at {alike:g}"
 
-    def __call__(self, question: Question, answer: str) -> Judgement:
-        if not question.answers:
-            return Judgement("undecided", self.name)
-        if not answer.strip():
-            return Judgement("wrong", self.name)
-        vectors_NW = self._embed([answer, *question.answers])
-        nearest = float((vectors_NW[1:] @ vectors_NW[0]).max())
-        if nearest >= self._alike:
-            return Judgement("right", self.name)
-        return Judgement("wrong" if nearest <= self._unlike else "undecided", self.name)
+    def compare(self, question: Question, a: str, b: str) -> bool | None:
+        one, other = self._embed([a, b])
+        likeness = float(one @ other)
+        return True if likeness >= self._alike else False if likeness <= self._unlike else None
 
 
 def open_embedding(folder: Path) -> Embed:

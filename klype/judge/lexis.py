@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from klype.judge.text import words
+
 
 def words_of(text: str) -> frozenset[str]:
     return frozenset(text.split())
@@ -124,3 +126,12 @@ LANGUAGES = {"en": ENGLISH, "nb": NORWEGIAN}
 YES, NO, NEGATION = (
     frozenset().union(*(getattr(lexis, name) for lexis in LANGUAGES.values())) for name in ("yes", "no", "negation")
 )
+
+
+def language_of(question: str) -> str:
+    """The language whose little words a question has most of; "" when it has none of either."""
+    if set("æøåÆØÅ") & set(question):
+        return "nb"
+    spoken = set(words(question))
+    found = {name: len(spoken & (lexis.empty | lexis.interrogative)) for name, lexis in LANGUAGES.items()}
+    return max(found, key=lambda name: found[name]) if any(found.values()) else ""

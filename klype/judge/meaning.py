@@ -1,26 +1,41 @@
-"""What an answer means, as a value: two answers mean the same when their values are equal.
-
-A ``Meaning`` maps a text to anything hashable. Texts without a meaning of their own (not of the language, not one of
-the choices) mean themselves, so that different nonsense does not count as agreement.
-"""
+"""What answers mean, and whose judgement it is: the world's grammar, the rules, or another model's."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 
-from klype.judge.same import JUDGE, Sameness, SharedMeaning
-from klype.judge.text import Judgement, choices_named, normalise, numbers
-from klype.sources.source import Source, tokens_of
-from klype.values import Question
+from klype.judge.judge import Judge, Meaning, Ruling
+from klype.judge.same import Rules
+from klype.judge.text import bare, choices_named, normalise, numbers
+from klype.sources.source import Message, Source, tokens_of
+from klype.values import Figure, Question
 from klype.world import World
 
-Meaning = Callable[[str], Hashable]
+COMPARED = 4
+"""Meanings that a model is asked to compare a new answer with."""
 
 
-def world_meaning(world: World, question: Question) -> Meaning:
-    """The contents that the grammar reads in an answer; exact, and the same in both languages."""
-    read = world.meanings(question)
-    return lambda text: read(text) or f"? {text.strip()}"
+class WorldJudge(Judge):
+    """The demo world's grammar, which reads its own questions' answers; exact, and the same in both languages."""
+
+    name = "the world's grammar"
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def compare(self, question: Question, a: str, b: str) -> bool | None:
+        meaning = self.meaning(question)
+        return meaning(a) == meaning(b)
+
+    def right(self, question: Question, answer: str) -> bool | None:
+        return self._world.judge(question, answer).right
+
+    def meaning(self, question: Question) -> Meaning:
+        read = self._world.meanings(question)
+        return lambda text: read(text) or f"? {text.strip()}"
+
+    def error_rate(self, ruling: Ruling, language: str) -> Figure | None:
+        return Figure(0.0, 0.0, 0.0, unit="share of answers", certain=True, judge=self.name)
 
 
 def text_meaning(question: Question | None = None) -> Meaning:
@@ -39,12 +54,11 @@ def text_meaning(question: Question | None = None) -> Meaning:
     return meaning
 
 
-def meaning_of(question: Question, world: World | None) -> tuple[Meaning, str]:
-    """The best meaning there is for a question, and the judge's name, which stands beside every figure: the world's
-    grammar for its own questions, else what the answering sentence claims."""
-    if world is not None and "kind" in question.extra:
-        return world_meaning(world, question), "the world's grammar"
-    return SharedMeaning(Sameness(question).same), JUDGE
+def judge_of(question: Question, world: World | None, named: Judge | None = None) -> Judge:
+    """The judge that is named; else the best there is: the world's grammar for its own questions, else the rules."""
+    if named is not None:
+        return named
+    return WorldJudge(world) if world is not None and "kind" in question.extra else Rules()
 
 
 def label(meaning: Hashable) -> str:
@@ -56,11 +70,14 @@ def label(meaning: Hashable) -> str:
     return str(meaning)
 
 
-class JudgeModel:
-    """Another model says whether an answer means what a reference means: P(yes) against P(no) as its next token.
+class JudgeModel(Judge):
+    """Another model says whether two answers say the same: P(yes) against P(no) as its next token.
 
-    Undecided where neither is likely (together below ``least``) or neither clearly likelier (``margin``).
+    It is asked in both orders, as one that prefers what stands first or last cannot tell. Undecided where it
+    contradicts itself, neither word is likely (together below ``least``) or neither clearly likelier (``margin``).
     """
+
+    most = 100  # of a tree's hundreds the likeliest
 
     def __init__(self, source: Source, yes: str = "Yes", no: str = "No", least: float = 0.2, margin: float = 0.6):
         self.source = source
@@ -68,19 +85,29 @@ class JudgeModel:
         self._words = (yes, no)
         self._least, self._margin = least, margin
 
-    def __call__(self, question: Question, answer: str) -> Judgement:
-        if not question.answers:
-            return Judgement("undecided", self.name)
-        asked = (
-            f"Question: {question.transcript}\nRight answer: {question.answers[0]}\nGiven answer: {answer}\n"
-            f"Does the given answer mean the same as the right answer? {self._words[0]} or {self._words[1]}?"
-        )
-        prompt = self.source.codec.prompt([{"role": "user", "content": asked}])
-        q = self.source.next([prompt], -1)[0]
-        yes, no = (self._mass(q.p, word) for word in self._words)
-        if yes + no < self._least or max(yes, no) < self._margin * (yes + no):
-            return Judgement("undecided", self.name)
-        return Judgement("right" if yes > no else "wrong", self.name)
+    def compare(self, question: Question, a: str, b: str) -> bool | None:
+        said = set(self._asked(question, [(a, b), (b, a)]))
+        return said.pop() if len(said) == 1 else None
 
-    def _mass(self, p: Callable[[int], float | None], word: str) -> float:
-        return sum(p(token) or 0.0 for token in tokens_of(self.source.codec, word))
+    def among(self, question: Question, text: str, known: Sequence[str]) -> str:
+        """Of the first COMPARED, so that the cost grows with the answers and not with their square; asked together."""
+        equal = next((other for other in known if bare(other) == bare(text)), None)
+        if equal is not None or not text.strip():
+            return equal or text
+        known = [other for other in known if other.strip()][:COMPARED]
+        said = self._asked(question, [pair for other in known for pair in ((other, text), (text, other))])
+        both = zip(known, said[::2], said[1::2], strict=True)
+        return next((other for other, one, turned in both if one and turned), text)
+
+    def _asked(self, question: Question, pairs: Sequence[tuple[str, str]]) -> list[bool | None]:
+        prompts = [self.source.codec.prompt([self._message(question, *pair)]) for pair in pairs]
+        return [self._said(found.p) for found in self.source.next(prompts, -1)] if prompts else []
+
+    def _message(self, question: Question, one: str, other: str) -> Message:
+        yes, no = self._words
+        asked = f"Question: {question.transcript}\nOne answer: {one}\nAnother answer: {other}\n"
+        return {"role": "user", "content": f"{asked}Do the two answers say the same? {yes} or {no}?"}
+
+    def _said(self, p: Callable[[int], float | None]) -> bool | None:
+        yes, no = (sum(p(token) or 0.0 for token in tokens_of(self.source.codec, word)) for word in self._words)
+        return yes > no if yes + no >= self._least and max(yes, no) >= self._margin * (yes + no) else None

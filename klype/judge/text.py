@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,6 +21,7 @@ ARTICLES = frozenset(["a", "an", "the", "en", "ei", "et"])
 _NUMBER_EN = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 _NUMBER_NB = ["null", "én", "to", "tre", "fire", "fem", "seks", "sju", "åtte", "ni", "ti", "elleve", "tolv"]
 _SPACE = r"[\u0020\u00a0\u202f]"
+WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*(?:[+#]+|-(?!\w))?")  # "C++" and "A-", too
 _NUMERAL = re.compile(rf"(?<![\w.,])[-\u2212]?(?:\d{{1,3}}(?:{_SPACE}\d{{3}})+|\d+)(?:[.,]\d+)*(?!\w)")
 
 
@@ -36,9 +36,6 @@ class Judgement:
     def right(self) -> bool | None:
         """None when undecided."""
         return None if self.decision == "undecided" else self.decision == "right"
-
-
-Judge = Callable[[Question, str], Judgement]
 
 
 def word_for_word(question: Question, answer: str) -> Judgement:
@@ -97,6 +94,16 @@ def normalise(text: str, articles: bool = False) -> str:
     text = unicodedata.normalize("NFKC", text).casefold().replace("’", "'")
     words = re.findall(r"[^\W_]+(?:['-][^\W_]+)*", text)
     return " ".join(word for word in words if articles or word not in ARTICLES)
+
+
+def words(text: str) -> list[str]:
+    """A text's words in lower case."""
+    return [word.replace("’", "'") for word in WORD.findall(unicodedata.normalize("NFKC", text).casefold())]
+
+
+def bare(text: str) -> str:
+    """A text but for case, space and the punctuation around it: signs and symbols stay."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split()).strip(" .,;:!?…\"'“”«»()")
 
 
 def numbers(text: str) -> list[frozenset[float]]:

@@ -35,7 +35,7 @@ def command(
         raise UsageError(f"There is no file {file}.", "Give JSONL rows with question, a and b.")
     other = open_judge(judge, embedding, alike, (precision, device))
     rows = [row for _, row in read_rows(file)]
-    document = judged(rows) if other is None else judged(rows, other, other.name)
+    document = judged(rows, other)
     if not terminal.as_json:
         w, lang = words(terminal.lang, "judge"), terminal.lang
         verdicts = [found.get("same", found.get("right")) for found in document["rows"]]
