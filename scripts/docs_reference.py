@@ -205,18 +205,19 @@ def measures_page(lang: str) -> str:
         parts.append(f"## {written['headings'][heading][lang]}")
         for row in rows:
             about = written["measures"][row.name]
-            more = [
-                [f"**{unit}**", cell(measures.UNITS.get(row.unit, {}).get(lang, row.unit))],
-                [f"**{better}**", written["better"][row.better][lang]],
-                [f"**{definition}**", about["is"].replace("|", "\\|")],
-                [f"**{estimator}**", written["estimators"][about["estimator"]][lang]],
-                [f"**{interval}**", written["intervals"][about["interval"]][lang]],
-                [f"**{undefined}**", written["undefined"][about["undefined"]][lang]],
-            ]
+            more = {
+                unit: cell((measures.UNITS.get(row.unit) or written["units"].get(row.unit, {})).get(lang, row.unit)),
+                better: written["better"][row.better][lang],
+                definition: cell(about["is"]),
+                estimator: written["estimators"][about["estimator"]][lang],
+                interval: written["intervals"][about["interval"]][lang],
+                undefined: written["undefined"][about["undefined"]][lang],
+            }
             if row.judge:
-                more.append([f"**{judged}**", written["judges"][row.judge][lang]])
+                more[judged] = written["judges"][row.judge][lang]
             said = f"{row.help[lang]}\n\n" if row.help else ""
-            parts.append(f"### {row.title[lang]} · `{row.name}` {{ #{row.name} }}\n\n{said}{table(['', ''], more)}")
+            told = "\n".join(f"- **{name}**: {value}" for name, value in more.items()) + "\n"
+            parts.append(f"### {row.title[lang]} · `{row.name}` {{ #{row.name} }}\n\n{said}{told}")
     return "\n\n".join(parts) + "\n"
 
 

@@ -78,6 +78,23 @@ def test_pages_are_short_outside_the_laboratory() -> None:
     assert long == {}
 
 
+def test_explanation_is_short_and_in_both_languages() -> None:
+    assert len((DOCS / "architecture.md").read_text(encoding="utf-8").splitlines()) <= 120
+    for page in (DOCS / "explanation").glob("*.md"):
+        assert len(page.read_text(encoding="utf-8").splitlines()) <= 120, page
+        other = page.with_name(
+            re.sub(r"(?:\.nb)?\.md$", "" if page.name.endswith(".nb.md") else ".nb", page.name) + ".md"
+        )
+        assert other.exists(), other
+
+
+@pytest.mark.parametrize("page", sorted((DOCS / "laboratory").glob("*.md")), ids=lambda page: page.stem)
+def test_laboratory_opens_with_five_findings(page: Path) -> None:
+    if page.stem in ("index", "decisions"):
+        pytest.skip("nothing is measured there")
+    assert re.match(r"# .+\n\n(?:- .+\n){5}\n", page.read_text(encoding="utf-8"))
+
+
 def test_every_measure_is_defined() -> None:
     written = tomllib.loads((DOCS / "reference" / "measures.toml").read_text(encoding="utf-8"))
     assert set(written["measures"]) == set(KNOWN)
