@@ -1,4 +1,5 @@
-"""The wheel holds the whole package and works where only it is installed; the Makefile says what is wrong."""
+"""The wheel holds the whole package and works where only it and what it asks for is installed, with and without a
+compiler; the Makefile says what is wrong."""
 
 from __future__ import annotations
 
@@ -6,22 +7,31 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
-import sysconfig
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
+import httpx
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def run(*command: str | Path, cwd: Path, **environ: str) -> subprocess.CompletedProcess[str]:
+def alone(**environ: str) -> dict[str, str]:
+    """Of no checkout."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | environ
+
+
+def run(*command: str | Path, cwd: Path, typed: str = "", **environ: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [str(word) for word in command],
         cwd=cwd,
-        env={**os.environ, **environ},
+        env=alone(**environ),
+        input=typed,
         capture_output=True,
         text=True,
         timeout=300,
@@ -56,28 +66,95 @@ def test_the_wheel_holds_every_file_of_the_package_and_nothing_else(wheel: Path)
     assert any(name.endswith("licenses/NOTICE") for name in inside)
 
 
-@pytest.mark.slow
-def test_the_wheel_works_in_an_environment_of_its_own(wheel: Path, tmp_path: Path) -> None:
-    """The dependencies are lent by this environment: its folder is on the path, its .pth files are not read."""
-    assert run(sys.executable, "-m", "venv", "--without-pip", "own", cwd=tmp_path).returncode == 0
-    python = tmp_path / "own" / "bin" / "python"
-    site = Path(
-        run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=tmp_path).stdout.strip()
-    )
-    (site / "lent.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
-    pip = run(
-        sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", wheel, cwd=tmp_path
-    )
+def needed(name: str) -> set[str]:
+    """The distributions that one asks for, with those that they ask for, on this machine and without extras."""
+    found: set[str] = set()
+    todo = [Requirement(name)]
+    while todo:
+        asked = todo.pop()
+        for text in metadata.requires(asked.name) or []:
+            one = Requirement(text)
+            wanted = one.marker is None or any(one.marker.evaluate({"extra": e}) for e in asked.extras or {""})
+            if wanted and f"{one.name}{sorted(one.extras)}" not in found:
+                found.add(f"{one.name}{sorted(one.extras)}")
+                todo.append(one)
+    return {text.partition("[")[0] for text in found}
+
+
+@pytest.fixture(scope="module")
+def own(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The programs' folder of a new environment with the wheel and what it asks for, which this environment lends: pip
+    is told of no index. There is no klype but the wheel's, and nothing of what tests and other extras need."""
+    place = tmp_path_factory.mktemp("own")
+    assert run(sys.executable, "-m", "venv", "--without-pip", "own", cwd=place).returncode == 0
+    python = place / "own" / "bin" / "python"
+    site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=place).stdout.strip())
+    for name in needed("klype"):
+        lent = metadata.distribution(name)
+        for part in {file.parts[0] for file in lent.files or ()} - {"..", "__pycache__"}:
+            if not (site / part).exists():
+                (site / part).symlink_to(lent.locate_file(part))
+    pip = run(sys.executable, "-m", "pip", "--python", python, "install", "--no-index", wheel, cwd=place)
     assert pip.returncode == 0, pip.stderr
-    where = run(python, "-c", "import klype; print(klype.__file__)", cwd=tmp_path).stdout
-    assert where.startswith(str(site))
-    klype = tmp_path / "own" / "bin" / "klype"
+    assert run(python, "-c", "import klype; print(klype.__file__)", cwd=place).stdout.startswith(str(site))
+    assert run(python, "-c", "import pytest", cwd=place).returncode == 1
+    return python.parent
+
+
+@pytest.mark.slow
+def test_the_wheel_works_in_an_environment_of_its_own(own: Path, tmp_path: Path) -> None:
+    klype = own / "klype"
     assert run(klype, "--version", cwd=tmp_path).stdout.startswith("klype 0.")
     schema = run(klype, "config", "schema", cwd=tmp_path)
     assert schema.returncode == 0, schema.stderr
     assert json.loads(schema.stdout)["additionalProperties"] is False
     listed = run(klype, "runs", "list", "--lang", "nb", cwd=tmp_path)
     assert "Lag en med klype run." in listed.stdout
+
+
+@pytest.mark.slow
+def test_the_first_minute_after_an_installation(own: Path, tmp_path: Path) -> None:
+    """What klype names when it is called alone, with the model that comes along."""
+    klype = own / "klype"
+    chat = run(klype, "chat", cwd=tmp_path, typed="Kari er i hagen. Hvor er Kari?\n/probs\n/quit\n")
+    assert (chat.returncode, "Traceback" in chat.stderr) == (0, False), chat.stderr
+    assert "i hagen." in chat.stdout
+    assert re.search(r"hagen +\d+%", chat.stdout)
+    assert chat.stderr.startswith("Model: demo (it comes with klype).\n")
+    shown = run(klype, "next", "demo/pretrain", "Jeg gikk en tur på", cwd=tmp_path)
+    assert re.search(r"stien +█", shown.stdout), shown.stderr
+    row = {"question": "Hvor er Kari?", "a": "I hagen.", "b": "Hun er i hagen."}
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    judged = run(klype, "judge", "pairs.jsonl", "--json", cwd=tmp_path)
+    assert json.loads(judged.stdout)["rows"][0]["same"] is True
+
+
+@pytest.mark.slow
+def test_without_a_compiler_it_answers_the_same(own: Path, tmp_path: Path) -> None:
+    answers = []
+    for name, path in (("compiled", os.environ["PATH"]), ("plain", str(own))):
+        argv = ("ask", "Kari er i hagen. Hvor er Kari?", "--temperature", "0", "--json")
+        told = run(own / "klype", *argv, cwd=tmp_path, KLYPE_HOME=str(tmp_path / name), PATH=path)
+        answers.append(json.loads(told.stdout)["answer"])
+        assert ("Compiling" in told.stderr) == (name == "compiled") == any((tmp_path / name).glob("cache/*.so"))
+    assert answers[0] == answers[1] == "Gjerne! Kari er i hagen."
+
+
+@pytest.mark.slow
+def test_the_studio_of_an_installation_is_served(own: Path, tmp_path: Path) -> None:
+    command = [str(own / "klype"), "studio", "--no-open", "--port", "0", "--json"]
+    pipe = subprocess.PIPE
+    studio = subprocess.Popen(command, cwd=tmp_path, env=alone(), stdout=pipe, stderr=pipe, text=True)
+    try:
+        assert studio.stdout is not None
+        document = json.loads("".join(iter(studio.stdout.readline, "}\n")) + "}")
+        assert document["models"] == ["demo/pretrain", "demo/finetune", "demo/align"]
+        assert "demo/align" in httpx.get(document["url"], timeout=120, trust_env=False).text
+        studio.send_signal(signal.SIGINT)
+        assert studio.wait(60) == 0
+    finally:
+        studio.kill()
+        studio.communicate()
 
 
 @pytest.mark.parametrize(
@@ -103,7 +180,6 @@ def test_every_dependency_is_pinned_with_hashes_and_without_a_host() -> None:
     """name==version and SHA-256, one for each requirement of the project and of the extras that tests need."""
     import tomllib
 
-    from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
     from packaging.version import Version
 
