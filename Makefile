@@ -1,10 +1,10 @@
-# make setup | run | test | examples | docs | bench | soak | screenshots | format | constraints | release | clean
+# make setup | run | test | examples | docs | bench | soak | screenshots | format | constraints | bundle | release | clean
 # PYTHON=python3.12 picks the interpreter, EXTRAS=bench adds an extra, ARGS passes options to `klype run`, FAST=1 tests less.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check examples docs bench soak screenshots format constraints release clean
+.PHONY: help setup run test check examples docs bench soak screenshots format constraints bundle release clean
 
 PYTHON ?= python3
 EXTRAS ?=
@@ -38,6 +38,7 @@ help:
 	@echo "make soak         long fuzzing, and the coverage of all tests"
 	@echo "make screenshots  every page of the studio, with a run on it (RUN=runs/…), in SHOTS=screenshots; README's in docs/"
 	@echo "make format       format the code; make constraints: pin the installed versions anew, with hashes"
+	@echo "make bundle       the demo model that comes with klype, of a finished run (RUN=runs/…)"
 	@echo "make release      wheel and source archive in dist/"
 
 setup: $(stamp)
@@ -89,6 +90,9 @@ format: setup
 
 constraints: setup
 	$(bin)/python scripts/constraints.py dev hf data docs
+
+bundle: setup
+	$(bin)/python scripts/bundle.py $(RUN)
 
 release: setup
 	rm -rf dist

@@ -203,11 +203,6 @@ assert importlib.reload(klype).train is pickle.loads(pickle.dumps(klype.train)) 
 
 
 def test_without_a_name_the_newest_run_with_a_model_is_opened(run: Path, elsewhere: Path, capsys: Captured) -> None:
-    for argv in (["ask", "Hvem?"], ["chat"], ["examine"]):
-        assert guard.guarded(call, [*argv, "--json"]) == 2
-        assert "no finished run in runs" in json.loads(capsys.readouterr().out)["error"]["message"]
-    with pytest.raises(klype.KlypeError, match="no finished run in runs"):
-        klype.load()
     (elsewhere / "runs").mkdir()
     for name, at in (("b", 2), ("a", 5), ("c", 1)):
         (elsewhere / "runs" / name).mkdir()
@@ -219,10 +214,11 @@ def test_without_a_name_the_newest_run_with_a_model_is_opened(run: Path, elsewhe
     (elsewhere / "runs" / "begun").mkdir()
     (elsewhere / "runs" / "begun" / "run.json").write_text("{}")
     assert klype.load().name == str(Path("runs/a"))
+    assert capsys.readouterr().err == f"Model: {Path('runs/a')} (the newest run).\n"
     assert document(capsys, "ask", "Hvem?", "--limit", "5") | {"seconds": 0, "joules": 0} == document(
         capsys, "ask", "runs/a", "Hvem?", "--limit", "5"
     ) | {"seconds": 0, "joules": 0}
     for alone in ("runs/b", "hf:owner/name", "http://127.0.0.1:9/v1"):
         assert guard.guarded(call, ["ask", alone, "--json"]) == 2
-        assert "no text" in json.loads(capsys.readouterr().out)["error"]["message"]
+        assert "is a model; what should it be asked?" in json.loads(capsys.readouterr().out)["error"]["message"]
     assert questions_of(klype.load().opened, None, "", 1)[0].prompt

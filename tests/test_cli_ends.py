@@ -108,7 +108,18 @@ def test_too_little_memory_to_start_is_said(gigabytes: float, tmp_path: Path) ->
     assert (done.returncode, done.stderr) == (1, f"klype: There is not enough memory for this. {limit}\n")
 
 
-@pytest.mark.parametrize("argv", [[], ["runs"], ["config"]])
+def test_alone_it_names_what_can_be_done_now(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    for lang, begun in (("en", "klype trains"), ("nb", "klype trener")):
+        monkeypatch.setenv("KLYPE_LANG", lang)
+        assert klype() == 0
+        said = capsys.readouterr()
+        assert said.out.startswith(begun)
+        named = ("next demo/pretrain", "chat", "studio", "run", "--help")
+        assert [name for name in named if f" {name} " not in said.out] == []
+        assert said.err == ""
+
+
+@pytest.mark.parametrize("argv", [["runs"], ["config"]])
 def test_without_a_command_there_is_help_and_nothing_else(argv: list[str], capsys: Captured) -> None:
     assert klype(*argv) == 2
     said = capsys.readouterr()

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from klype.cli.commands.studio import newest_run
 from klype.cli.main import call
 from klype.errors import UsageError
 from klype.studio.studio import Studio
@@ -46,17 +45,6 @@ def test_a_run_is_opened_with_all_its_stages(run: Path) -> None:
         with pytest.raises(UsageError, match="There is no model"):
             studio.open(nowhere)
     studio.stop()
-
-
-def test_without_a_model_the_newest_run_is_meant(run: Path, elsewhere: Path) -> None:
-    assert newest_run(Path("runs")) == []
-    assert Studio([], run.parent, ["false"]).suggestions("en") == []
-    (elsewhere / "runs").symlink_to(run.parent)
-    unfinished = run.parent / "unfinished"
-    unfinished.mkdir()
-    (unfinished / "run.json").write_text("{}")
-    assert newest_run(Path("runs")) == ["runs/mine"]
-    assert newest_run(run.parent) == [str(run)]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from klype.words import LANGUAGES, catalogues, words
 
 CATALOGUES = sorted({name for name, _ in catalogues()})
 CLI = Path(__file__).resolve().parent.parent / "klype" / "cli"
-OPENING = [CLI.parent / "sources" / name for name in ("opening.py", "capabilities.py")]
+OPENING = [CLI.parent / name for name in ("sources/opening.py", "sources/capabilities.py", "runs/folder.py")]
 """Opening a model tells what takes a while, in the same words."""
 
 

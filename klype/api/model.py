@@ -15,10 +15,12 @@ from klype.answers.tree import TreeSettings, grow
 from klype.api.asking import Asking, asking, prompt_of, whole
 from klype.api.results import Answer, AnswerForks, AnswerTree, NextToken, NextTokens, Token
 from klype.engine.sampling import check_sampling
+from klype.environment import language
 from klype.errors import UsageError
-from klype.runs.folder import newest
+from klype.runs.folder import default_model
 from klype.runs.provenance import next_truth
 from klype.samplers import SamplingOptions
+from klype.sources.bundled import located
 from klype.sources.opening import Opened, open_model, room, stream
 from klype.sources.source import Message, answers
 from klype.values import Distribution, Request, Sampling, Trace
@@ -352,8 +354,9 @@ def load(
     name: str | PathLike[str] | Model | None = None, precision: str = "float32", budget: str = "", device: str = "auto"
 ) -> Model:
     """Opens a MODEL: a run's folder (its newest stage), ``RUN/finetune`` for an earlier one, a checkpoint or Hugging
-    Face folder, ``hf:owner/name``, a GGUF file, or a server's ``http://host:port/v1#model``; without a name the newest
-    run in ``runs``. A ``Run`` is its folder; a ``Model`` is opened already.
+    Face folder, ``hf:owner/name``, a GGUF file, or a server's ``http://host:port/v1#model``; ``demo`` is the one
+    that comes with klype. Without a name it is the newest run in ``runs``, else ``demo``, which is told on stderr. A
+    ``Run`` is its folder; a ``Model`` is opened already.
 
     ``precision``: float32, bfloat16, int8 or auto. ``budget``: what a server may be asked for at most, such as
     "500requests,20000tokens". ``device``: auto (what is there: cuda, mps, else cpu), cpu, cuda, cuda:1 or mps. Raises
@@ -361,8 +364,8 @@ def load(
     """
     if isinstance(name, Model):
         return name
-    name = newest() if name is None else name
+    name = default_model(language()) if name is None else name
     for what, value in (("A model's name", name), ("budget", budget), ("device", device)):
         if not isinstance(value, str) and not (value is name and isinstance(value, PathLike)):
             raise UsageError(f"{what} should be a string (it is {value!r}).")
-    return Model(open_model(str(fspath(name)), precision, budget=budget, device=device))
+    return Model(open_model(located(str(fspath(name))), precision, budget=budget, device=device))

@@ -30,7 +30,8 @@ from klype.cli.guard import guarded
 from klype.cli.options import expanded
 from klype.cli.terminal import any_character
 from klype.device import memory_policy, thread_policy
-from klype.environment import state_folder
+from klype.environment import language, state_folder
+from klype.words import words
 from klype.words.plain import harmless_log, tell
 
 
@@ -63,12 +64,11 @@ def app() -> typer.Typer:
     klype = typer.Typer(
         name="klype",
         help="Train a small language model through all its stages, and see and reduce the divergence of its answers.",
-        no_args_is_help=True,
         add_completion=True,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    klype.callback()(_options)
+    klype.callback(invoke_without_command=True)(_options)
     klype.command("run")(expanded(train.run_command))
     klype.command("chat")(expanded(chat.command))
     klype.command("ask")(expanded(ask.command))
@@ -93,11 +93,14 @@ def app() -> typer.Typer:
 
 
 def _options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=lambda v: _version(v))
     ] = False,
 ) -> None:
     """Train a small language model through all its stages, and see and reduce the divergence of its answers."""
+    if context.invoked_subcommand is None:
+        tell(words(language())("first.steps", program=environment.program()))
 
 
 def _version(asked: bool) -> None:

@@ -18,9 +18,9 @@ from klype.errors import UsageError
 from klype.option import Option, Options, option_in, options_of
 from klype.samplers import SAMPLERS, TEMPERATURE
 from klype.samplers import Sampling as Sampling
+from klype.sources.bundled import located
 from klype.sources.find import PATH, kind_of, spelled
 from klype.words import LANGUAGES
-from klype.words.plain import aside
 
 
 def checked(name: str, value: Any) -> Any:
@@ -120,22 +120,21 @@ def _make(kind: Any, values: dict[str, Any]) -> Any:
     return make(kind, values)
 
 
-def asked(model: str, text: str | None) -> tuple[str, str]:
-    """MODEL and TEXT as they are meant: one argument alone is the text, for the newest run. Errors: it is a MODEL."""
+def asked(terminal: Terminal, model: str, text: str | None) -> tuple[str, str]:
+    """MODEL and TEXT as they are meant: one argument alone is the text. Errors: it is a MODEL."""
+    known = located(model)
     if text is not None:
-        return model, not_empty(text)
-    if os.path.exists(os.path.expanduser(model)) or kind_of(model) is not PATH:
-        not_empty("")
-    return newest_run(), not_empty(model)
+        return known, not_empty(text)
+    if os.path.exists(os.path.expanduser(known)) or kind_of(known) is not PATH:
+        raise UsageError(f"{model} is a model; what should it be asked?", "Write the text behind it, in quotes.")
+    return default_model(terminal), not_empty(model)
 
 
-def newest_run() -> str:
+def default_model(terminal: Terminal) -> str:
     """The MODEL where none is named, which is told."""
-    from klype.runs.folder import newest
+    from klype.runs.folder import default_model
 
-    found = str(newest())
-    aside(found)
-    return found
+    return default_model(terminal.lang)
 
 
 def a_device(name: str) -> str:
@@ -152,9 +151,10 @@ Seed = Annotated[int, Option("Same seed, same result.")]
 OutFile = Annotated[Path | None, Option("Also write the JSON document to this file.")]
 Lang = Annotated[str | None, Option(f"{' or '.join(LANGUAGES)}.", shown="by the locale")]
 MODEL = f"A model: {spelled()}."
-Model = Annotated[str, Option(f"A model: {spelled(files=True)}.", argument=True)]
-AnyModel = Annotated[str | None, Option(MODEL, argument=True, shown="the newest run")]
-AskedModel = Annotated[str, Option(f"{MODEL} Left out: the newest run.", argument=True)]
+DEFAULT = "the newest run, or demo"
+Model = Annotated[str, Option(f"A model: {spelled(files=True)}.", argument=True, check=located)]
+AnyModel = Annotated[str | None, Option(MODEL, argument=True, shown=DEFAULT)]
+AskedModel = Annotated[str, Option(f"{MODEL} Left out: {DEFAULT}.", argument=True)]
 Text = Annotated[str | None, Option("The question, or the text to go on from.", argument=True)]
 Limit = Annotated[int, Option("Tokens of an answer at most.")]
 Raw = Annotated[

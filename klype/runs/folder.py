@@ -17,7 +17,10 @@ from klype import durable
 from klype.errors import KlypeError, UsageError
 from klype.jsons import finite
 from klype.model.manifest import is_whole
+from klype.sources.bundled import DEMO, located
 from klype.sources.find import NEWEST_FIRST
+from klype.words import words
+from klype.words.plain import aside
 
 RUNS = Path("runs")
 LOCK = ".lock"
@@ -97,12 +100,16 @@ def plan(recipe: str, out: Path | None, resume: bool, today: date, base: Path = 
     return folder
 
 
-def newest(base: Path = RUNS) -> Path:
-    """The run that was written to last, of those that have a finished stage. Raises UsageError where there is none."""
-    for file in sorted(base.glob("*/run.json"), key=lambda file: file.stat().st_mtime_ns, reverse=True):
+def default_model(lang: str, *bases: Path) -> str:
+    """The MODEL where none is named, which is told: the run in these folders (in ``runs``) that was written to last, of
+    those that have a finished stage; else the demo model that comes with klype."""
+    w, files = words(lang), (file for base in bases or (RUNS,) for file in base.glob("*/run.json"))
+    for file in sorted(files, key=lambda file: file.stat().st_mtime_ns, reverse=True):
         if any(is_whole(file.parent / stage) for stage in NEWEST_FIRST):
-            return file.parent
-    raise UsageError(f"No MODEL is named, and there is no finished run in {base}.", "Make one with 'klype run'.")
+            aside(w("model.newest", name=file.parent))
+            return str(file.parent)
+    aside(w("model.demo", name=DEMO))
+    return located(DEMO)
 
 
 def read_run(folder: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, get_args
 from annotated_types import Ge, Gt, Le, Lt
 
 from klype.option import Option, Options
+from klype.sources.bundled import located
 
 Stage = Literal["pretrain", "finetune", "rank", "reward", "align"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -50,7 +51,8 @@ class InputOptions(WorkOptions):
     """What is learnt from, how strictly the files are read, and the model to start from."""
 
     from_: Annotated[
-        str, Option("The MODEL to start from: a run, a folder (Hugging Face's too), a GGUF file.", "--from")
+        str,
+        Option("The MODEL to start from: a run, a folder (Hugging Face's too), a GGUF file.", "--from", check=located),
     ] = ""
     lora: Annotated[
         int | None,

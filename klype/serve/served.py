@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from klype.errors import UsageError
+from klype.sources.bundled import located
 from klype.sources.find import Found
 from klype.sources.opening import open_model
 from klype.sources.source import NativeSource
@@ -70,7 +71,7 @@ def open_served(text: str, precision: str = "float32", device: str = "auto") -> 
     engine knows it by its name (a path is nobody's business). Raises UsageError when another server computes it."""
     given, separator, rest = text.partition("=")
     named = bool(separator) and NAME.fullmatch(given) is not None and not Path(text).exists()
-    address = rest if named else text
+    address = located(rest if named else text)
     opened = open_model(address, precision, device=device)
     found, engine = opened.found, opened.engine
     assert isinstance(opened.source, NativeSource), "what has an engine has a tokenizer"

@@ -25,6 +25,7 @@ from klype.preferences.records import Entry
 from klype.runs.provenance import question_in
 from klype.runs.rankers import summary
 from klype.serve.worker import Job, Worker
+from klype.sources.bundled import located
 from klype.sources.find import NEWEST_FIRST, kind_of
 from klype.sources.opening import Opened, open_model
 from klype.sources.source import Around, NativeSource, Source
@@ -317,7 +318,7 @@ def stages_of(text: str) -> list[tuple[str, str]]:
     given, separator, rest = text.partition("=")
     try:
         named = bool(separator) and given.replace("-", "").replace("_", "").isalnum() and not Path(text).exists()
-        name, address = (given, rest) if named else ("", text)
+        name, address = (given, located(rest)) if named else ("", located(text))
         folder = Path(address).expanduser()
         if (folder / "run.json").is_file() and not (folder / "config.json").is_file():
             short = name or folder.resolve().name

@@ -47,7 +47,7 @@ def command(
     out: o.OutFile = None,
 ) -> None:
     """Ask MODEL one thing."""
-    model, text = o.asked(model, text)
+    model, text = o.asked(terminal, model, text)
     from klype.api.asking import asking, prompt_of, reading_from
     from klype.api.model import load
     from klype.cli.terminal import tell_cost

@@ -11,6 +11,7 @@ from klype.cli import options as o
 from klype.cli.terminal import Terminal
 from klype.errors import KlypeError
 from klype.samplers import SAMPLERS
+from klype.sources.find import kind_of
 from klype.words import plain
 from klype.words.plain import harmless
 
@@ -37,7 +38,7 @@ def command(
 
     With --json, messages are read from stdin, a line each, and the conversation is printed at the end.
     """
-    model = model or o.newest_run()
+    model = model or o.default_model(terminal)
     from klype.api.asking import introduction
     from klype.api.model import load
     from klype.sources.opening import room
@@ -50,7 +51,7 @@ def command(
         from klype.cli.beside import Guessing
 
         talk.guessing = Guessing(opened, speculate)
-    terminal.say("chat.hello", name=model)
+    terminal.say("chat.hello", name=kind_of(model).short(model))
     if talk.reading is not None:
         terminal.aside(harmless(introduction(opened, terminal.lang)))
     for line in _lines(terminal):

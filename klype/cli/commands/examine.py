@@ -35,7 +35,7 @@ def command(
     terminal: Terminal,
     models: Annotated[
         list[str] | None,
-        Option("One; with --compare two.", argument=True, metavar="MODEL…", shown="the newest run"),
+        Option("One; with --compare two.", argument=True, metavar="MODEL…", shown=o.DEFAULT),
     ] = None,
     questions: Annotated[Path | None, Option("JSONL: question, context, answers, choices.")] = None,
     suite: Annotated[str, Option("world, or a JSONL file, or a folder of them.")] = "",
@@ -71,7 +71,7 @@ def command(
     from klype.examine.target import ExamSettings
     from klype.words import words
 
-    models = models or [o.newest_run()]
+    models = models or [o.default_model(terminal)]
     if len(models) != 1 + compare:
         raise UsageError("Give one MODEL, or two with --compare.")
     passes, asked = split_budget(budget)

@@ -39,7 +39,7 @@ def next_command(
 
     Nothing is drawn, so --seed changes nothing.
     """
-    model, text = o.asked(model, text)
+    model, text = o.asked(terminal, model, text)
     from klype.api.model import Model
     from klype.sources.find import is_aligned
     from klype.sources.opening import open_model
@@ -113,7 +113,7 @@ def tree_command(
 
     The intervals are certain, not statistical: what was not explored is in them. --seed is for --sample only.
     """
-    model, text = o.asked(model, text)
+    model, text = o.asked(terminal, model, text)
     from klype.answers.gumbel import without_replacement
     from klype.api.asking import asking
     from klype.api.model import load
@@ -214,7 +214,7 @@ def forks_command(
     out: o.OutFile = None,
 ) -> None:
     """Draw one answer to TEXT and find the word at which its meaning was decided."""
-    model, text = o.asked(model, text)
+    model, text = o.asked(terminal, model, text)
     from klype.api.asking import asking
     from klype.api.model import load
     from klype.cli.terminal import tell_cost

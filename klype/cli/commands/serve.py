@@ -21,14 +21,19 @@ if TYPE_CHECKING:
 
 
 Models = Annotated[
-    list[str],
-    Option(f"Each {spelled(files=True)}; NAME=MODEL gives one another name.", argument=True, metavar="MODEL…"),
+    list[str] | None,
+    Option(
+        f"Each {spelled(files=True)}; NAME=MODEL gives one another name.",
+        argument=True,
+        metavar="[MODEL…]",
+        shown=o.DEFAULT,
+    ),
 ]
 
 
 def command(
     terminal: Terminal,
-    models: Models,
+    models: Models = None,
     host: Annotated[str, Option("Where to listen; beyond loopback a key is needed.")] = "127.0.0.1",
     port: Annotated[int, Option("0: any free port.")] = 8000,
     key_file: Annotated[Path | None, Option("Holds the API key.", shown="KLYPE_API_KEY")] = None,
@@ -52,7 +57,7 @@ def command(
 
     set_threads()
     settings = ServeSettings(batch=batch, queue=queue, chat_top=max(20, logprobs), completion_top=logprobs)
-    served = [open_served(model, precision, device) for model in models]
+    served = [open_served(model, precision, device) for model in models or [o.default_model(terminal)]]
     rules = Rules.of(settings, entrance.key, entrance.host, name or ())
     running = server(app(served, settings, rules), rules)
     url = f"{entrance.url}v1"

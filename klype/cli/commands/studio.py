@@ -15,18 +15,17 @@ from klype.cli import options as o
 from klype.cli.commands.serve import listening
 from klype.cli.terminal import Terminal
 from klype.environment import state_folder
-from klype.errors import KlypeError, UsageError
+from klype.errors import UsageError
 from klype.option import Option
 from klype.sources.find import spelled
 
-RUNS = Path("runs")
 Models = Annotated[
     list[str] | None,
     Option(
         f"Each {spelled()}; of a run all stages are shown. NAME=MODEL gives one another name.",
         argument=True,
         metavar="[MODEL…]",
-        shown="the newest of runs/",
+        shown=o.DEFAULT,
     ),
 ]
 
@@ -59,6 +58,7 @@ def command(
     os.umask(0o077)  # what is asked, uploaded and trained here, also by the studio's processes, is for this user alone
     with suppress(OSError):  # where nothing can be written nothing is to be hidden
         durable.private_folder(state_folder())
+    from klype.runs.folder import RUNS, default_model
     from klype.serve.guard import Rules, ServeSettings, is_loopback
     from klype.serve.server import server
     from klype.studio.app import app
@@ -67,7 +67,7 @@ def command(
 
     command = [sys.executable, "-m", "klype"]
     studio = Studio([], state_folder(), command, store, runs, device, precision)
-    for model in models or newest_run(runs or RUNS, state_folder() / "runs"):
+    for model in models or [default_model(terminal.lang, runs or RUNS, state_folder() / "runs")]:
         terminal.say("studio.opening", model=model)
         studio.open(model)
     studio.opens = is_loopback(entrance.host) and not name  # who comes from elsewhere is not the user of this machine
@@ -83,20 +83,6 @@ def command(
     warnings.filterwarnings("ignore", message=".*reduce_op.*")  # NiceGUI looks at every object there is
     if entrance.run(running):
         terminal.say("studio.ended")
-
-
-def newest_run(*bases: Path) -> list[str]:
-    """The run in these folders that was changed last and has a finished stage; none is no error."""
-    from klype.sources.find import find_model
-
-    found = sorted((f for base in bases for f in base.glob("*/run.json")), key=lambda file: -file.stat().st_mtime)
-    for file in found:
-        try:
-            find_model(str(file.parent))
-        except KlypeError:
-            continue
-        return [str(file.parent)]
-    return []
 
 
 def open_browser(url: str) -> None:
