@@ -25,7 +25,8 @@ from klype.train.optimizer import OptimizerSettings
 from klype.train.policy import METHODS, ActorCritic, AlignMethod, AlignSettings, align_objective
 from klype.train.preference import RankedAnswers, RankingBatches, RankingSettings
 from klype.train.reward_model import RewardModel, RewardSettings, fit_reward
-from klype.train.rollout import Asked, RolloutBatches, RolloutSettings
+from klype.train.rewards import QuestionPrompt
+from klype.train.rollout import RolloutBatches, RolloutSettings
 from klype.train.scoring import answer_features, score_answers, worth_sharing
 from klype.values import Batches, Floats
 
@@ -133,11 +134,11 @@ def test_a_reward_model_is_fitted_and_read_alike(device: torch.device, tmp_path:
     assert again.score(prompts, answers) == pytest.approx(there.score(prompts, answers), abs=1e-4)
 
 
-def ask(step: int) -> list[Asked]:
-    return [Asked((3, 4, 5, 6, 3 + step % 2)), Asked((5,))]
+def ask(step: int) -> list[QuestionPrompt]:
+    return [QuestionPrompt((3, 4, 5, 6, 3 + step % 2)), QuestionPrompt((5,))]
 
 
-def likes(asked: Sequence[Asked], answers: Sequence[Sequence[int]]) -> Floats:
+def likes(asked: Sequence[QuestionPrompt], answers: Sequence[Sequence[int]]) -> Floats:
     return np.array([float(sum(token < 12 for token in answer)) for answer in answers])
 
 

@@ -16,8 +16,7 @@ from klype.config import make
 from klype.errors import KlypeError, UsageError
 from klype.model import checkpoint
 from klype.model.transformer import Transformer
-from klype.preferences.records import Candidate
-from klype.preferences.records import QuestionPrompt as AskedQuestion
+from klype.preferences.records import Candidate, RankingItem
 from klype.runs import ranking
 from klype.runs.aligning import ranked_by
 from klype.runs.folder import read_run
@@ -64,7 +63,7 @@ def babbler(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "run.json").write_text(json.dumps({"settings": recipe.model_dump(mode="json")}))
     with ranking.open_store(folder / "rank") as store:
         answers = [[Candidate(text) for text in (f"aaa{i}", f"xyz{i}", f"kao{i}")] for i in range(6)]
-        store.add([AskedQuestion(Question(str(i), f"Hvem {i}?"), tuple(a), "train") for i, a in enumerate(answers)])
+        store.add([RankingItem(Question(str(i), f"Hvem {i}?"), tuple(a), "train") for i, a in enumerate(answers)])
     return folder
 
 

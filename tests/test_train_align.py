@@ -124,7 +124,7 @@ def test_shared_is_separate(seed: int, questions: int, group: int, conv: int, ro
         model.zero_grad()
         kept_N = batch.weights_BT.flatten().nonzero()[:, 0]
         separate = None if worth else model.hidden(batch.tokens_BT).flatten(0, 1)[kept_N]
-        states = scoring._shared(model, batch, kept_N) if separate is None else separate
+        states = scoring.states_of_groups(model, batch, kept_N) if separate is None else separate
         states.square().sum().backward()
         found.append(states.detach())
         grads.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))

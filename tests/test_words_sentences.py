@@ -35,12 +35,9 @@ from klype.experiments.article import sentences
 from klype.experiments.bias.experiment import Best, BiasBoard, BiasRow
 from klype.experiments.bias.report import verdict as bias_verdict
 from klype.experiments.claims import of_figures
-from klype.experiments.mistakes.experiment import BiasBoard as MistakesBoard
-from klype.experiments.mistakes.experiment import BiasRow as MethodRow
-from klype.experiments.mistakes.experiment import halves
+from klype.experiments.mistakes.experiment import MistakesBoard, MistakesRow, halves
 from klype.experiments.mistakes.report import verdict as mistakes_verdict
-from klype.preferences.records import Candidate, Entry
-from klype.preferences.records import RankingItem as Asked_
+from klype.preferences.records import Candidate, Entry, RankingItem
 from klype.runs.aligning import Evaluation
 from klype.runs.gates import against_aligning
 from klype.runs.gates import verdict as alignment_verdict
@@ -213,7 +210,7 @@ def mistakes(
             **more,
         }
         rows = [
-            MethodRow(arm=name, documents=300, seeds=5, seconds=1.0, figures=row["figures"])
+            MistakesRow(arm=name, documents=300, seeds=5, seconds=1.0, figures=row["figures"])
             for name, row in methods.items()
         ]
         kinds = {name: row["kind"] for name, row in methods.items()}
@@ -385,7 +382,7 @@ def chosen(how: Any = "drawn", temperature: float = 1.0, rest: float = 0.0) -> T
 
 def first_on_top(times: int, of: int) -> list[dict[str, Any]]:
     """What a summary says of somebody who put the first of four on top so many times."""
-    asked = Asked_(Question("q", "?"), tuple(Candidate(text) for text in "abcd"))
+    asked = RankingItem(Question("q", "?"), tuple(Candidate(text) for text in "abcd"))
     orders: list[Any] = [((0,), (1, 2, 3))] * times + [((1,), (0, 2, 3))] * (of - times)
     found: list[dict[str, Any]] = summary([Entry(asked, order, "me") for order in orders])["annotators"]
     return found

@@ -42,13 +42,7 @@ def score_answers(model: nn.Module, batch: Batch) -> AnswerScores:
     """
     if isinstance(model, Transformer) and not model.packs(batch.tokens_BT.shape[1]) and worth_sharing(batch):
         kept_N = batch.weights_BT.flatten().nonzero()[:, 0]
-        # the states at the learnt positions, out of each group's one prompt and its answers
-        prompt_B: Tensor = batch.extra["prompt_B"]
-        states_BAD = shared_states(model, batch.tokens_BT, prompt_B, int(batch.extra["group"]), _longest(batch))
-        width = batch.tokens_BT.shape[1]
-        row_N = kept_N // width
-        column_N = kept_N % width - (prompt_B[row_N] - 1)
-        states_ND = states_BAD.flatten(0, 1).index_select(0, row_N * states_BAD.shape[1] + column_N)
+        states_ND = states_of_groups(model, batch, kept_N)
     else:
         states_ND, kept_N = learnt_states(model, batch)
     logits_NV = wide(cast(LanguageModel, model).unembed(states_ND)) / batch.extra.get("temperature", 1.0)
@@ -107,6 +101,16 @@ def shared_states(model: Transformer, tokens_BT: Tensor, prompt_B: Tensor, group
         x_QPD, y_BAD = _layer(layer, (x_QPD, y_BAD), ropes, (shared_Q, seen_QP), index == last)
     states_BAD: Tensor = model.norm(y_BAD)
     return states_BAD
+
+
+def states_of_groups(model: Transformer, batch: Batch, kept_N: Tensor) -> Tensor:
+    """The states at the learnt positions, out of each group's one prompt and its answers."""
+    prompt_B: Tensor = batch.extra["prompt_B"]
+    states_BAD = shared_states(model, batch.tokens_BT, prompt_B, int(batch.extra["group"]), _longest(batch))
+    width = batch.tokens_BT.shape[1]
+    row_N = kept_N // width
+    column_N = kept_N % width - (prompt_B[row_N] - 1)
+    return states_BAD.flatten(0, 1).index_select(0, row_N * states_BAD.shape[1] + column_N)
 
 
 Rope = tuple[Tensor, Tensor]
