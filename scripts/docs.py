@@ -51,7 +51,7 @@ def page_of(file: Path, lang: str) -> Path | None:
 def text_of(file: Path, lang: str) -> str:
     """A page's text; links to Norwegian pages lead to where those stand in the Norwegian site."""
     text = file.read_text(encoding="utf-8")
-    if lang == "nb" and not file.name.endswith(".nb.md") and file.parent != PAGES / "reference":
+    if lang == "nb" and not file.name.endswith(".nb.md"):
         text = re.sub(r"(?m)^(# .*\n+)", lambda title: title[0] + ONLY_ENGLISH, text, count=1)
     return re.sub(r"\.nb\.md(?=[)#])", ".md", text)
 

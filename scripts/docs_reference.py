@@ -105,6 +105,14 @@ def _argument(parameter: Any) -> str:
 # The Python API
 
 
+KEYWORDS = (
+    "klype.samplers.SamplingOptions",
+    "klype.api.examination.ExamineOptions",
+    "klype.api.run.TrainOptions",
+    "klype.api.run.AlignOptions",
+)
+
+
 def python(lang: str) -> str:
     title = {"en": "From Python", "nb": "Fra Python"}[lang]
     lead = {
@@ -114,12 +122,15 @@ def python(lang: str) -> str:
         "engelsk, som koden.",
     }[lang]
     names = [name for name in klype.__all__ if not name.startswith("_")]
-    first = sorted(names, key=lambda name: (inspect.isclass(getattr(klype, name)), names.index(name)))
-    found = [getattr(klype, name) for name in first]
-    entries = [
-        f"::: {one.__module__}.{one.__qualname__}\n    options:\n      show_root_full_path: false" for one in found
-    ]
+    found = sorted((getattr(klype, name) for name in names), key=inspect.isclass)  # functions first
+    entries = [_entry(f"{one.__module__}.{one.__qualname__}") for one in found]
+    options = {"en": "Options by keyword", "nb": "Valg som nøkkelord"}[lang]
+    entries += [f"## {options}", *(_entry(one, "      show_if_no_docstring: true\n") for one in KEYWORDS)]
     return f"# {title}\n\n{lead}\n\n" + "\n\n".join(entries) + "\n"
+
+
+def _entry(path: str, more: str = "") -> str:
+    return f"::: {path}\n    options:\n      show_root_full_path: false\n{more}"
 
 
 # Recipes
