@@ -22,7 +22,7 @@ def sure(temperature: float) -> tuple[dict[str, Any], Any]:
     request = Request(prompt, limit=6, sampling=Sampling(temperature=temperature), stop=tuple(source.codec.stop))
     trace = answers(source, [request])[0][0]
     ask = Asking(source, prompt, Question("q", "a"), str, "text", None)
-    opened = cast(Any, SimpleNamespace(spelled=lambda token: codec.spell(token).decode()))
+    opened = cast(Any, SimpleNamespace(goes_on=True, spelled=lambda token: codec.spell(token).decode()))
     return sure_of(opened, ask, trace, 6), trace
 
 

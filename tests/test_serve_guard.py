@@ -13,7 +13,10 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.types import Message
 from starlette.websockets import WebSocket
 
+from klype.errors import UsageError
+from klype.serve.app import app
 from klype.serve.guard import COOKIE, Guard, Rules, ServeSettings, Sessions, is_loopback
+from tests.serve_toys import ask, post, served
 
 OWN = "localhost:8000"
 HOSTILE: list[dict[str, str]] = [
@@ -105,6 +108,36 @@ def test_beyond_loopback_addresses_and_given_names_are_its_own() -> None:
     assert status({"host": "klype.example", **bearer}, rules) == 200
     assert status({"host": "evil.example", **bearer}, rules) == 403
     assert status({"host": "klype.example"}, rules) == 401
+
+
+def test_pages_of_sites_that_are_let_in_may_ask() -> None:
+    rules = Rules.of(ServeSettings(), "key", origins=["https://Notes.example", "http://localhost:9000/"])
+    guarded_app = app([served()], rules=rules)
+    body = {"model": "toy", "prompt": "hvor", "max_tokens": 1, "user": "Kari"}
+    key = {"authorization": "Bearer key", "sec-fetch-site": "cross-site"}
+    for origin in ("https://notes.example", "http://localhost:9000"):
+        sent = {"origin": origin, **key}
+        wanted = {"origin": origin, "access-control-request-method": "POST",
+                  "access-control-request-headers": "authorization,content-type"}  # fmt: skip
+        before = ask(guarded_app, "OPTIONS", "/v1/completions", headers=wanted)  # browsers send no key with it
+        assert before.status_code == 200
+        assert before.headers["access-control-allow-origin"] == origin
+        for stream in (False, True):
+            said = post(guarded_app, "/v1/completions", json={**body, "stream": stream}, headers=sent)
+            assert (said.status_code, said.headers["access-control-allow-origin"]) == (200, origin)
+            assert said.headers["warning"] == '299 klype "not used: user"'
+        refused = post(guarded_app, "/v1/completions", json=body, headers={"origin": origin})
+        assert (refused.status_code, refused.headers["access-control-allow-origin"]) == (401, origin)  # readable there
+    for headers in HOSTILE:
+        if headers.get("origin") != "http://localhost:9000":
+            said = post(guarded_app, "/v1/completions", json=body, headers={**headers, **key})
+            assert said.status_code == 403
+            assert "access-control-allow-origin" not in said.headers
+    other = {"origin": "http://evil.example", "access-control-request-method": "POST"}
+    assert ask(guarded_app, "OPTIONS", "/v1/completions", headers=other).status_code == 400
+    for everybody in ("*", "null", "notes.example", "https://*"):
+        with pytest.raises(UsageError, match="allow_origin does not understand"):
+            Rules.of(ServeSettings(), origins=[everybody])
 
 
 def test_keys() -> None:

@@ -35,7 +35,10 @@ LEVELS = (
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 MAY_BE_LONG: dict[str, str] = {}
 MAY_ACT = {"hf.py": "importing it is how transformers is told about klype's model type"}
-MAY_TAKE_MANY = {"api/model.py:forks": "the options of the other methods, and what only forks have"}
+MAY_TAKE_MANY = {
+    "api/model.py:forks": "the options of the other methods, and what only forks have",
+    "studio/runs.py:start_run": "the fields of the form",
+}
 MAY_PRINT = {
     "words/plain.py": "what is harmless to print is made there",
     "benchmarks/worker.py": "a pipe to another process",

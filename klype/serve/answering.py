@@ -68,7 +68,7 @@ class Answering(Response):
     ) -> None:
         self.plan, self.envelope, self.worker, self.metrics = plan, envelope, worker, metrics
         self.choices = [AnswerChoice(form(plan, index)) for index in range(plan.choices)]
-        self.status_code, self.background = 200, None
+        self.status_code, self.background, self.raw_headers = 200, None, []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         plan = self.plan
@@ -94,7 +94,7 @@ class Answering(Response):
                 found[index].append(piece)
         body = await asyncio.to_thread(self._body, found)  # all alternatives of a hundred choices take long
         length = (b"content-length", str(len(body)).encode())
-        headers = [(b"content-type", b"application/json"), length]
+        headers = [(b"content-type", b"application/json"), length, *self.raw_headers]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
@@ -115,7 +115,9 @@ class Answering(Response):
         try:
             async for pieces in self._pieces(job):
                 if not started:
-                    await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
+                    await send(
+                        {"type": "http.response.start", "status": 200, "headers": [*STREAM_HEADERS, *self.raw_headers]}
+                    )
                     started = True
                 events = [f'data: {about}, "choices": [{_json(piece)}]{usage}\n\n' for _, piece in pieces]
                 if events:

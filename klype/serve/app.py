@@ -19,6 +19,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 import klype
@@ -30,6 +31,7 @@ from klype.serve.guard import Guard, Rules, ServeSettings
 from klype.serve.metrics import Counted, ServerMetrics, health
 from klype.serve.plan import chat_prompt, plan_chat, plan_completion
 from klype.serve.schemas import (
+    UNUSED,
     ChatCompletion,
     ChatRequest,
     Completion,
@@ -72,7 +74,12 @@ class Chance:
 def app(models: Sequence[Served], settings: ServeSettings | None = None, rules: Rules | None = None) -> ASGIApp:
     """The guarded app. In process, call it as http://localhost: other hosts are refused."""
     settings = settings or ServeSettings()
-    return Guard(api(models, settings), rules or Rules.of(settings))
+    rules = rules or Rules.of(settings)
+    guarded = Guard(api(models, settings), rules)
+    if not rules.origins:
+        return guarded
+    told = ("retry-after", "warning")  # headers that a page's script may read
+    return CORSMiddleware(guarded, sorted(rules.origins), ("GET", "POST"), ("*",), expose_headers=told)
 
 
 def api(models: Sequence[Served], settings: ServeSettings | None = None, chance: Chance | None = None) -> FastAPI:
@@ -266,10 +273,15 @@ def _written(answer: Tokenized | Detokenized) -> Response:
 class _Request(Request):
     asked: Any
     """The form of its body."""
+    unused: tuple[str, ...] = ()
+    """Fields of the body that change nothing."""
 
     async def json(self) -> Any:
         read = partial(_read, await self.body(), self.asked)
-        return await self.app.state.reading(read) if len(read.args[0]) >= LARGE else read()
+        found = await self.app.state.reading(read) if len(read.args[0]) >= LARGE else read()
+        given = found.model_fields_set if isinstance(found, BaseModel) else found
+        self.unused = tuple(sorted(UNUSED & set(given)))
+        return found
 
 
 def _read(body: bytes, form: type[BaseModel]) -> Any:
@@ -304,6 +316,9 @@ class _Route(APIRoute):
         async def strict(request: Request) -> Response:
             strictly = _Request(request.scope, request.receive)
             strictly.asked = asked
-            return await handle(strictly)
+            response = await handle(strictly)
+            if strictly.unused:
+                response.headers["Warning"] = f'299 klype "not used: {", ".join(strictly.unused)}"'
+            return response
 
         return strict

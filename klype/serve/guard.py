@@ -20,6 +20,7 @@ from ipaddress import ip_address
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from klype.errors import UsageError
 from klype.serve.errors import ApiError, error_body
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -39,12 +40,14 @@ PROXIES = re.compile(
 @dataclass(frozen=True, slots=True)
 class Rules:
     """``hosts`` are the names that the server answers to; ``addresses``: also to any IP address (which no foreign
-    name can be made to be). ``key`` None: no key is needed (on loopback only). ``seconds`` a body may take.
+    name can be made to be). ``key`` None: no key is needed (on loopback only). ``origins``: other sites whose pages may
+    ask, as browsers write them (https://site:port). ``seconds`` a body may take.
     """
 
     hosts: frozenset[str] = LOOPBACK
     addresses: bool = False
     key: str | None = None
+    origins: frozenset[str] = frozenset()
     body_bytes: int = 1 << 20
     header_bytes: int = 16 << 10
     seconds: float = 8.0
@@ -52,12 +55,16 @@ class Rules:
 
     @staticmethod
     def of(
-        settings: ServeSettings, key: str | None = None, host: str = "127.0.0.1", names: Iterable[str] = ()
+        settings: ServeSettings,
+        key: str | None = None,
+        host: str = "127.0.0.1",
+        names: Iterable[str] = (),
+        origins: Iterable[str] = (),
     ) -> Rules:
         """For a server bound to ``host`` that is also reached under ``names``."""
         hosts = LOOPBACK | {name.lower() for name in (host, *names)}
         limits = (settings.body_bytes, settings.header_bytes, settings.seconds, settings.concurrent)
-        return Rules(hosts, not is_loopback(host), key, *limits)
+        return Rules(hosts, not is_loopback(host), key, frozenset(map(checked_origin, origins)), *limits)
 
 
 class Guard:
@@ -93,7 +100,8 @@ class Guard:
         if sum(len(name) + len(value) + 4 for name, value in headers) > self.rules.header_bytes:
             raise ApiError(f"The headers are larger than {self.rules.header_bytes} bytes.", 431)
         self._check_host(headers)
-        _check_origin(scope, headers)
+        if not self._is_allowed(headers):
+            _check_origin(scope, headers)
         self._check_key(scope, headers)
         if self.inside >= self.rules.concurrent:
             raise _busy()
@@ -105,6 +113,11 @@ class Guard:
         host = _authority(_values(headers, b"host"))
         if host is None or not (host[0] in self.rules.hosts or (self.rules.addresses and _is_address(host[0]))):
             raise ApiError("This host name is not one of the server's own.", 403)
+
+    def _is_allowed(self, headers: list[tuple[bytes, bytes]]) -> bool:
+        """Whether a page of a site that is let in asks."""
+        origins = _values(headers, b"origin")
+        return len(origins) == 1 and origins[0].decode("latin-1") in self.rules.origins
 
     def _while_allowed(self, scope: Scope, receive: Receive) -> Receive:
         """A websocket ends with its session: by the next message, and a browser sends one every few seconds."""
@@ -186,6 +199,14 @@ def is_loopback(host: str) -> bool:
         return ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
+
+
+def checked_origin(text: str) -> str:
+    """A site as browsers write it. UsageError for anything else: "*" and "null" would be everybody."""
+    scheme, found, rest = text.lower().rstrip("/").partition("://")
+    if scheme not in ("http", "https") or not found or AUTHORITY.fullmatch(rest) is None:
+        raise UsageError(f"--allow-origin does not understand “{text}”.", "Write a site: https://example.org:8080.")
+    return f"{scheme}://{rest.removesuffix(f':{PORTS[scheme]}')}"
 
 
 def _check_origin(scope: Scope, headers: list[tuple[bytes, bytes]]) -> None:

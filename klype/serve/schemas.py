@@ -17,6 +17,7 @@ STOPS = 4
 PARTS = 16
 """Of a message's text; with more, a body of a thousand messages would take long to be checked."""
 SEED = 2**63
+NOT_USED = "Accepted and not used."
 
 Name = Annotated[str, Field(max_length=200)]
 Token = Annotated[int, Field(ge=0, lt=2**31)]
@@ -60,7 +61,7 @@ class GenerationRequest(Sampled):  # type: ignore[misc]
     stream_options: StreamOptions | None = None
     ignore_eos: bool | None = Field(None, description="Go on after an end token.")
     return_tokens_as_token_ids: bool | None = Field(None, description='Spell tokens as "token_id:7".')
-    user: Any = Field(None, description="Accepted and not used.")
+    user: Any = Field(None, description=NOT_USED)
 
     def sampling(self, bias: tuple[tuple[int, float], ...]) -> Sampling:
         """What is not given is as OpenAI has it: nothing shaped, temperature 1."""
@@ -126,14 +127,19 @@ class ChatRequest(GenerationRequest):
     response_format: Any = Field(None, description='Only {"type": "text"}.')
     modalities: Any = Field(None, description='Only ["text"].')
     audio: Any = Field(None, description="Not supported.")
-    prediction: Any = Field(None, description="Accepted and not used.")
-    reasoning_effort: Any = Field(None, description="Accepted and not used.")
-    verbosity: Any = Field(None, description="Accepted and not used.")
-    metadata: Any = Field(None, description="Accepted and not used.")
-    store: Any = Field(None, description="Accepted and not used.")
-    service_tier: Any = Field(None, description="Accepted and not used.")
-    prompt_cache_key: Any = Field(None, description="Accepted and not used.")
-    safety_identifier: Any = Field(None, description="Accepted and not used.")
+    prediction: Any = Field(None, description=NOT_USED)
+    reasoning_effort: Any = Field(None, description=NOT_USED)
+    verbosity: Any = Field(None, description=NOT_USED)
+    metadata: Any = Field(None, description=NOT_USED)
+    store: Any = Field(None, description=NOT_USED)
+    service_tier: Any = Field(None, description=NOT_USED)
+    prompt_cache_key: Any = Field(None, description=NOT_USED)
+    prompt_cache_retention: Any = Field(None, description=NOT_USED)
+    safety_identifier: Any = Field(None, description=NOT_USED)
+
+
+UNUSED = frozenset(name for name, field in ChatRequest.model_fields.items() if field.description == NOT_USED)
+"""Fields of OpenAI's that are accepted and change nothing here; the answer's ``Warning`` header names them."""
 
 
 class TokenizeRequest(Body):

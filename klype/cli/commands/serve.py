@@ -40,6 +40,9 @@ def command(
     name: Annotated[
         list[str] | None, Option("A name under which it is reached. May be repeated.", "--host-name")
     ] = None,
+    allow_origin: Annotated[
+        list[str] | None, Option("A site whose pages may ask, as https://example.org. May be repeated.")
+    ] = None,
     batch: Annotated[int, Option("Answers written at once.", least=1, most=4096)] = 64,
     queue: Annotated[int, Option("Answers that may wait.", least=0, most=65536)] = 256,
     logprobs: Annotated[int, Option("Alternatives that a completion may list.", least=5, most=1000)] = 5,
@@ -58,7 +61,7 @@ def command(
     set_threads()
     settings = ServeSettings(batch=batch, queue=queue, chat_top=max(20, logprobs), completion_top=logprobs)
     served = [open_served(model, precision, device) for model in models or [o.default_model(terminal)]]
-    rules = Rules.of(settings, entrance.key, entrance.host, name or ())
+    rules = Rules.of(settings, entrance.key, entrance.host, name or (), allow_origin or ())
     running = server(app(served, settings, rules), rules)
     url = f"{entrance.url}v1"
     names = [model.name for model in served]
