@@ -143,7 +143,7 @@ def test_an_existing_run_stops_the_command(tmp_path: Path, capsys: Captured) -> 
     for argv in (["run", "--out", str(run)], ["train", "pretrain", "--steps", "1", "--text", ".", "--out", str(run)]):
         assert guard.guarded(call, argv) == 2
         assert capsys.readouterr().err == (
-            f"klype: {run} exists already. Add --resume to go on with it, or choose another --out.\n"
+            f"klype: {run} exists already. Add --resume to continue it, or choose another --out.\n"
         )
     assert [p.name for p in run.iterdir()] == ["run.json"]
 

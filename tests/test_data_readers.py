@@ -362,7 +362,7 @@ def test_questions(tmp_path: Path) -> None:
     for row, wrong in (({"question": 5}, "question"), ({"question": "x", "context": ["y"]}, "context")):
         with pytest.raises(KlypeError, match=f"line 1 has a {wrong} that is not text") as caught:
             read_questions(lines(tmp_path / "r.jsonl", row))
-        assert caught.value.hint == "Mend it."  # there is nothing to leave rows out with, as there is for training
+        assert caught.value.hint == "Fix it."  # there is nothing to leave rows out with, as there is for training
     with pytest.raises(KlypeError, match=r"no questions in \S+/n\.jsonl, \S+/n\.jsonl\."):
         read_questions([lines(tmp_path / "n.jsonl")] * 2)
     with pytest.raises(KlypeError) as caught:

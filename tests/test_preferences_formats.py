@@ -181,8 +181,8 @@ def test_a_conversation_that_alpaca_cannot_hold_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("[1]", "is no JSON object"),
-        ("{", "is no JSON object"),
+        ("[1]", "is not a JSON object"),
+        ("{", "is not a JSON object"),
         ('{"question": "?", "candidates": ["a", "b"], "order": [0, 0]}', "does not name each candidate once"),
         ('{"question": "?", "candidates": [], "order": []}', "not a list of texts"),
         ('{"question": "?", "candidates": ["a"], "order": [0], "kind": "odd"}', "not known"),

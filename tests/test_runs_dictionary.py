@@ -115,7 +115,7 @@ def test_articles_of_a_folder_add_words_and_change_none(tmp_path: Path) -> None:
     assert made.words["hund"].definitions == ["firbeint husdyr"]
     assert set(made.words) == {"hund", "løpe"}
     assert bad.count == 1
-    with pytest.raises(KlypeError, match="line 3 is no dictionary article"):
+    with pytest.raises(KlypeError, match="line 3 is not a dictionary article"):
         read_articles(file, made, BadRows())
 
 

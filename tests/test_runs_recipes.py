@@ -218,7 +218,7 @@ def test_a_net_that_breaks_is_one_sentence_and_leaves_nothing_to_be_taken_for_wh
 
 @pytest.mark.parametrize("spec", ["hf:name", "hf:", "hf:a/b/c", "hf:a/../b", "hf:a/b:c:d"])
 def test_what_is_no_name_of_a_data_set_is_refused(spec: str) -> None:
-    with pytest.raises(UsageError, match="is no data set of the Hub"):
+    with pytest.raises(UsageError, match="is not a data set of the Hub"):
         collection.Dataset.parse(spec)
 
 

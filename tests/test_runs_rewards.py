@@ -176,7 +176,7 @@ def fails(questions: Sequence[str], answers: Sequence[str]) -> list[float]:
     ("reward", "said"),
     [
         (lambda q, a: [1.0], r"test_runs_rewards.py, line \d+\) gave 1 numbers for 2 answers"),
-        (lambda q, a: ["1", 2], r"line \d+\) gave '1' for the answer “ja”: 1 of 2 are no finite numbers"),
+        (lambda q, a: ["1", 2], r"line \d+\) gave '1' for the answer “ja”: 1 of 2 are not finite numbers"),
         (lambda q, a: [1.0, float("nan")], r"gave nan for the answer “”: 1 of 2"),
         (lambda q, a: [None, None], r"gave None .*: 2 of 2"),
         (lambda q, a: 3, r"failed .*TypeError"),

@@ -165,7 +165,7 @@ def test_the_truth_lies_within_the_bounds(remote: RemoteSource, temperature: flo
 )
 def test_what_is_no_address_is_not_asked(address: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert guard.guarded(call, ["doctor", address, "--json"]) == 2
-    assert "is no address of a server" in json.loads(capsys.readouterr().out)["error"]["message"]
+    assert "is not the address of a server" in json.loads(capsys.readouterr().out)["error"]["message"]
 
 
 @pytest.mark.slow

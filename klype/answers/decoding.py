@@ -275,6 +275,6 @@ def parse_budget(text: str) -> float:
     if not 1 <= value <= 10_000:
         raise UsageError(
             f"--budget {text}: it should be a number of plain answers from 1 up, such as 8× (or 8x).",
-            "What a server may be asked for at most is written 500requests or 20000tokens.",
+            "Limits for a server are written 500requests or 20000tokens.",
         )
     return value

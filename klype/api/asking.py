@@ -56,7 +56,7 @@ def not_empty(text: str) -> str:
     if not isinstance(text, str):
         raise UsageError(f"The text should be a string (it is of type {type(text).__name__}).")
     if not text.strip():
-        raise UsageError("There is no text.", "Give a question, or a text to go on from.")
+        raise UsageError("There is no text.", "Give a question, or a text to continue.")
     return text
 
 

@@ -33,7 +33,7 @@ def same(question: str, a: str, b: str) -> Same:
     >>> klype.same("Where is Kari?", "At school.", "She is at home.").same
     False
 
-    Errors: a question or an answer that is no text.
+    Errors: a question or an answer that is not text.
     """
     for name, text in (("question", question), ("a", a), ("b", b)):
         if not isinstance(text, str):

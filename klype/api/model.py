@@ -358,7 +358,7 @@ def load(
     that comes with klype. Without a name it is the newest run in ``runs``, else ``demo``, which is told on stderr. A
     ``Run`` is its folder; a ``Model`` is opened already.
 
-    ``precision``: float32, bfloat16, int8 or auto. ``budget``: what a server may be asked for at most, such as
+    ``precision``: float32, bfloat16, int8 or auto. ``budget``: a server's limits, such as
     "500requests,20000tokens". ``device``: auto (what is there: cuda, mps, else cpu), cpu, cuda, cuda:1 or mps. Raises
     KlypeError when there is no such model or device, or the model is damaged.
     """

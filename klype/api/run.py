@@ -233,7 +233,7 @@ class Run:
             return RunReport(page, {"finetuned": aligned["before"], "aligned": aligned["after"]}, aligned)
         if figures := {k: f for k, f in about.get("figures", {}).items() if f}:
             return RunReport(page, figures, {"stages": figures})
-        raise KlypeError(f"Nothing has been measured of {self.path} yet.", "Go on with it: resume=True.")
+        raise KlypeError(f"Nothing has been measured of {self.path} yet.", "Resume it: resume=True.")
 
     def rank(
         self, by: Reward | str | Path | None = None, n: int = 0, noise: float = 0.1, name: str = "", seed: int = 0

@@ -7,10 +7,13 @@ import shlex
 import shutil
 import sys
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from klype.environment import language
 from klype.errors import UsageError
+from klype.words import LANGUAGES
 
 if TYPE_CHECKING:
     from klype.train.parallel import ProcessRank
@@ -44,6 +47,15 @@ def speaks(argv: list[str], environ: Mapping[str, str] = os.environ) -> bool:
 def api_key(environ: Mapping[str, str] = os.environ) -> str | None:
     """What clients of klype's server must know: KLYPE_API_KEY; None when it is not set."""
     return environ.get("KLYPE_API_KEY")
+
+
+def speech(argv: list[str]) -> str:
+    """The language of --lang where there is one that klype speaks, also when the rest cannot be understood; else the
+    environment's."""
+    options = argv[: argv.index("--")] if "--" in argv else argv
+    pairs = [*pairwise(options), *(option.split("=", 1) for option in options if "=" in option)]
+    given = [value for name, value in pairs if name == "--lang" and value in LANGUAGES]
+    return given[-1] if given else language()
 
 
 def wants_json(argv: list[str]) -> bool:

@@ -15,12 +15,13 @@ from pathlib import Path
 import typer
 
 from klype import durable
-from klype.cli.environment import is_launched, speaks, wants_json
+from klype.cli.environment import is_launched, speaks, speech, wants_json
 from klype.cli.terminal import silence_stdout, to_json
 from klype.environment import state_folder
 from klype.errors import KlypeError
 from klype.words import plain
 from klype.words.plain import aside
+from klype.words.sentences import Sentences
 
 INTERRUPTED = 130
 NO_MEMORY = (
@@ -40,16 +41,17 @@ of libraries' loaders on Linux and on Windows; oneDNN's."""
 def guarded(command: Callable[[list[str]], object], argv: list[str], name: str = "klype") -> int:
     """Run the command ``name``; return its exit code, having told what went wrong if something did."""
     as_json = wants_json(argv) and not is_launched(argv)  # started again, it has a result yet: stdout is for that
-    tell = partial(_tell, as_json, speaks(argv))
+    tell = partial(_tell, as_json, speaks(argv), Sentences("en" if as_json else speech(argv)))
     try:
         code = command(argv)
     except KlypeError as error:
         return tell(error.message, error.hint, error.exit_code)
     except typer.TyperException as error:
         message = error.format_message()
-        return (
-            tell(message, f"See: {name} --help", error.exit_code) if message else error.exit_code
-        )  # help is out already
+        if not message:  # help is out already
+            return error.exit_code
+        where = getattr(error, "ctx", None)
+        return tell(message, f"See: {where.command_path if where else name} --help", error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except BrokenPipeError:
@@ -65,7 +67,9 @@ def guarded(command: Callable[[list[str]], object], argv: list[str], name: str =
     return code if isinstance(code, int) else 0
 
 
-def _tell(as_json: bool, speaks: bool, message: str, hint: str, code: int) -> int:
+def _tell(as_json: bool, speaks: bool, said: Sentences, message: str, hint: str, code: int) -> int:
+    """Programs are told in English, whatever language the terminal speaks."""
+    message, hint = said(message), said(hint)
     message = message if message.endswith((".", "?", "!", ")")) else f"{message}."
     if not speaks:  # of several processes one speaks for all; of the others only what is their own trouble is told
         if code == 1:

@@ -27,6 +27,7 @@ from klype.cli.commands import (
     train,
 )
 from klype.cli.guard import guarded
+from klype.cli.help import HELP, spoken
 from klype.cli.options import expanded
 from klype.cli.terminal import any_character
 from klype.device import memory_policy, thread_policy
@@ -56,7 +57,7 @@ def start(command: Callable[[list[str]], object], name: str = "klype") -> None:
 
 def call(argv: list[str]) -> object:
     """One command; its exceptions come out, and typer's own exits are returned as a number."""
-    return app()(argv, prog_name="klype", standalone_mode=False)
+    return spoken(app(), environment.speech(argv))(argv, prog_name="klype", standalone_mode=False)
 
 
 def app() -> typer.Typer:
@@ -66,7 +67,7 @@ def app() -> typer.Typer:
         help="Train a small language model through all its stages, and see and reduce the divergence of its answers.",
         add_completion=True,
         pretty_exceptions_enable=False,
-        context_settings={"help_option_names": ["-h", "--help"]},
+        context_settings={"help_option_names": HELP},
     )
     klype.callback(invoke_without_command=True)(_options)
     klype.command("run")(expanded(train.run_command))

@@ -154,9 +154,9 @@ MODEL = f"A model: {spelled()}."
 DEFAULT = "the newest run, or demo"
 Model = Annotated[str, Option(f"A model: {spelled(files=True)}.", argument=True, check=located)]
 AnyModel = Annotated[str | None, Option(MODEL, argument=True, shown=DEFAULT)]
-AskedModel = Annotated[str, Option(f"{MODEL} Left out: {DEFAULT}.", argument=True)]
-Text = Annotated[str | None, Option("The question, or the text to go on from.", argument=True)]
-Limit = Annotated[int, Option("Tokens of an answer at most.")]
+AskedModel = Annotated[str, Option(f"{MODEL} If left out: {DEFAULT}.", argument=True)]
+Text = Annotated[str | None, Option("The question, or the text to continue.", argument=True)]
+Limit = Annotated[int, Option("Max tokens per answer.")]
 Raw = Annotated[
     bool | None,
     Option("The text as it is, or as a user's message.", "--raw/--chat-template", shown="by the stage"),
@@ -168,17 +168,17 @@ Device = Annotated[
 ]
 Speculate = Annotated[
     str | None,
-    Option("Guess ahead with lookup, ngram, ngram:FILE or a MODEL, beside plain decoding."),
+    Option("Speculative decoding with lookup, ngram, ngram:FILE or a MODEL, compared with plain decoding."),
 ]
-SpeculateChat = Annotated[str | None, Option("Guess ahead with lookup, ngram, ngram:FILE or a MODEL.")]
-ServerBudget = Annotated[str, Option("A server is asked for at most so much: 500requests,20000tokens.")]
+SpeculateChat = Annotated[str | None, Option("Speculative decoding with lookup, ngram, ngram:FILE or a MODEL.")]
+ServerBudget = Annotated[str, Option("Limits for a server: 500requests,20000tokens.")]
 Budget = Annotated[
     str | None,
-    Option("Forward passes at most; of a server also 500requests,20000tokens."),
+    Option("Max forward passes; for a server also 500requests,20000tokens."),
 ]
 Sure = Annotated[
     bool,
-    Option("Say how sure it is of this answer: P(text), how many mean the same, what decided."),
+    Option("Say how sure it is of this answer: its probability, how many others mean the same, which word decided."),
 ]
 Reward = Annotated[
     tuple[str, ...],

@@ -142,7 +142,7 @@ class Dataset:
         found = _NAME.fullmatch(spec)
         if found is None:
             raise UsageError(
-                f"{spec} is no data set of the Hub.", "Write hf:owner/name, hf:owner/name:config or …@split."
+                f"{spec} is not a data set of the Hub.", "Write hf:owner/name, hf:owner/name:config or …@split."
             )
         return Dataset(found["name"], found["config"], found["split"] or "train")
 

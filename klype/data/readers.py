@@ -76,7 +76,7 @@ class BadRows:
 
     def add(self, message: str, hint: str = "") -> None:
         if not self.skip:
-            mend = "Mend it." if self.skip is None else "Mend it, or leave such rows out with --skip-bad."
+            mend = "Fix it." if self.skip is None else "Fix it, or leave such rows out with --skip-bad."
             raise KlypeError(message, hint or mend)
         self.count += 1
         if len(self.shown) < _SHOWN:
@@ -134,7 +134,7 @@ def read_rows(file: Path, options: TextOptions | None = None) -> Rows:
     """Rows of a table: number from 1 (in .jsonl and .csv the line's) and fields. KlypeError for a broken file."""
     table = TABLES.get(kind_of(file))
     if table is None:
-        raise UsageError(f"{file} is no table of rows.", readable(TABLES))
+        raise UsageError(f"{file} is not a table of rows.", readable(TABLES))
     yield from table.read(file, options or TextOptions())
 
 
@@ -187,7 +187,9 @@ def _text_parts(file: Path, options: TextOptions) -> Iterator[TextDocument]:
             rest += block
             cut = rest.rfind(b"\n") + 1 if len(block) == options.block else len(rest)
             if not cut and len(rest) >= LONGEST and not (cut := rest.rfind(b" ") + 1):
-                raise KlypeError(f"{file} has {LONGEST >> 20} MiB without a space: that is no text.", "Check the file.")
+                raise KlypeError(
+                    f"{file} has {LONGEST >> 20} MiB without a space: that is not text.", "Check the file."
+                )
             if cut:
                 text = decode(rest[:cut], encoding, str(file), offset)
                 part += 1

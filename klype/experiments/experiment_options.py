@@ -20,10 +20,10 @@ class ExperimentOptions(Options):
     """What all experiments may be told. ``sizes``: numbers of documents, rising; ``arms``: names of what is compared;
     none: what fits, and all."""
 
-    seeds: Annotated[int, Option("Instead: how many seeds (0: what fits).", least=0)] = 0
+    seeds: Annotated[int, Option("Instead: number of seeds (0: as many as fit).", least=0)] = 0
     text: Annotated[tuple[str, ...], Option("Files, folders or globs of text. May be repeated.")] = ()
-    encoding: Annotated[str, Option("Of the text files.")] = "utf-8"
-    resume: Annotated[bool, Option("Go on where it stopped (or start, if nothing is there).")] = False
+    encoding: Annotated[str, Option("The encoding of the text files.")] = "utf-8"
+    resume: Annotated[bool, Option("Resume where it stopped (or start, if nothing is there).")] = False
     device: Annotated[str, Option("auto or cpu: models are trained side by side, a core each.")] = "auto"
     seed: Annotated[int, Option("Same seed, same result.")] = 0
 
@@ -54,7 +54,7 @@ class BiasOptions(ExperimentOptions):
     documents: Annotated[str, Option("Instead: numbers of documents, 300,600,1200.")] = ""
     targets: Annotated[str, Option("Only these, with one-hot: ensemble,oracle.")] = ""
     overrides: Annotated[
-        tuple[str, ...], Option("Of the training: width=64, epochs=16. May be repeated.", "--set")
+        tuple[str, ...], Option("A setting of the training: width=64, epochs=16. May be repeated.", "--set")
     ] = ()
     out: Annotated[Path | None, Option("Folder.", shown="runs/bias-DATE-N")] = None
 
@@ -76,10 +76,10 @@ class MistakesOptions(ExperimentOptions):
     """``klype mistakes``."""
 
     minutes: Annotated[float, Option(MINUTES), Gt(0)] = 20.0
-    documents: Annotated[int, Option("Instead: how many documents.", least=0)] = 0
+    documents: Annotated[int, Option("Instead: number of documents.", least=0)] = 0
     methods: Annotated[str, Option("Only these, with the control: own-truth,backspace.")] = ""
     overrides: Annotated[
-        tuple[str, ...], Option("Of the training: steps=300, rounds=8. May be repeated.", "--set")
+        tuple[str, ...], Option("A setting of the training: steps=300, rounds=8. May be repeated.", "--set")
     ] = ()
     out: Annotated[Path | None, Option("Folder.", shown="runs/mistakes-DATE-N")] = None
 

@@ -75,7 +75,7 @@ def read_header(file: Path) -> tuple[dict[str, Any], dict[str, Placed]]:
     except OSError as error:
         raise KlypeError(f"{file} cannot be read: {error}.", "Check its name.") from error
     except (ValueError, struct.error) as error:
-        raise KlypeError(f"{file} is damaged or no GGUF file: {error}.", _HINT) from error
+        raise KlypeError(f"{file} is damaged or not a GGUF file: {error}.", _HINT) from error
 
 
 class _Reader:

@@ -72,7 +72,7 @@ def checked_header(file: Path) -> dict[str, TensorEntry]:
         with open(file, "rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             if size < 8 or length > min(size - 8, HEADER):
-                raise KlypeError(f"{file} is cut short or no safetensors file.", _HINT)
+                raise KlypeError(f"{file} is cut short or not a safetensors file.", _HINT)
             header = json.loads(stream.read(length), object_pairs_hook=_once)
     except OSError as error:
         raise KlypeError(f"{file} cannot be read: {error.strerror}.", _HINT) from error

@@ -99,7 +99,7 @@ def taste(text: str) -> Taste:
         except ValueError:
             number = math.nan
         if name not in known or not math.isfinite(number):
-            raise UsageError(f"--taste: {part!r} is no taste.", f"Give NAME=NUMBER with {', '.join(known)}.")
+            raise UsageError(f"--taste: {part!r} is not a taste.", f"Give NAME=NUMBER with {', '.join(known)}.")
         values[name] = number
     return Taste(**values)
 

@@ -162,7 +162,9 @@ def _url(place: str | Path) -> URL:
     try:
         url = make_url(place)
     except (ArgumentError, ValueError) as error:
-        raise UsageError(f"{place} is no url of a store.", "Give a file, or postgresql://user@host/name.") from error
+        raise UsageError(
+            f"{place} is not the url of a store.", "Give a file, or postgresql://user@host/name."
+        ) from error
     if url.drivername in POSTGRES:
         return url.set(drivername="postgresql+psycopg")
     if url.drivername != "sqlite" or not url.database or url.database == ":memory:":

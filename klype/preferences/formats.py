@@ -70,9 +70,11 @@ def read(path: Path, annotator: str = "") -> list[Entry]:
         except ValueError:
             if number == len(lines) and number > 1:
                 break
-        entry = entry_from(row, str(number), annotator or path.name) if isinstance(row, dict) else "is no JSON object"
+        entry = (
+            entry_from(row, str(number), annotator or path.name) if isinstance(row, dict) else "is not a JSON object"
+        )
         if isinstance(entry, str):
-            raise KlypeError(f"{path} line {number} {entry}.", "Mend or remove the line.")
+            raise KlypeError(f"{path} line {number} {entry}.", "Fix or remove the line.")
         found.append(entry)
     return found
 

@@ -202,7 +202,7 @@ def read_articles(file: Path, dictionary: Dictionary, bad: BadRows) -> None:
     for number, row in read_rows(file, TextOptions(bad=bad)):
         lemma, definitions, examples = row.get("lemma"), _strings(row.get("definitions")), _strings(row.get("examples"))
         if not isinstance(lemma, str) or definitions is None or examples is None:
-            bad.add(f"{place(file, number)} is no dictionary article.")
+            bad.add(f"{place(file, number)} is not a dictionary article.")
         elif lemma not in known:
             forms = _strings(row.get("forms")) or ()
             dictionary.add(lemma, str(row.get("word_class", "")), definitions, examples, forms)

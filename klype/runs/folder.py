@@ -96,7 +96,7 @@ def plan(recipe: str, out: Path | None, resume: bool, today: date, base: Path = 
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file, not a folder for a run.", "Choose another --out.")
     if not resume and folder.is_dir() and any(file.name != LOCK for file in folder.iterdir()):
-        raise UsageError(f"{folder} exists already.", "Add --resume to go on with it, or choose another --out.")
+        raise UsageError(f"{folder} exists already.", "Add --resume to continue it, or choose another --out.")
     return folder
 
 

@@ -283,7 +283,7 @@ def recipe_of(start: Found, options: StageOptions) -> Recipe:
     Its rewards are not taken over: code is run when it is named, not because a run's folder names it.
     """
     if start.run is None:
-        raise UsageError(f"{options.from_} is no run with a fine-tuned model.", "Give a run's folder.")
+        raise UsageError(f"{options.from_} is not a run with a fine-tuned model.", "Give a run's folder.")
     settings = read_run(start.run).get("settings")
     if settings is None:
         raise KlypeError(f"The run {start.run} does not say what recipe made it.")

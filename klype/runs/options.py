@@ -29,7 +29,7 @@ class WorkOptions(Options):
     """
 
     out: Annotated[Path | None, Option("Where to write.", shown="runs/RECIPE-DATE-N")] = None
-    resume: Annotated[bool, Option("Go on where it stopped (or start, if nothing is there).")] = False
+    resume: Annotated[bool, Option("Resume where it stopped (or start, if nothing is there).")] = False
     device: Annotated[str, Option("auto (cuda or mps where there is one, else cpu), cpu, cuda, cuda:1 or mps.")] = (
         "auto"
     )
@@ -72,9 +72,9 @@ class InputOptions(WorkOptions):
     instructions: Annotated[Path | None, Option("JSONL: messages, or questions with answers.")] = None
     preferences: Annotated[Path | None, Option("JSONL: chosen and rejected, or ranked lists.")] = None
     data: Annotated[Path | None, Option("A folder of texts, questions and rankings, or hf:OWNER/NAME.")] = None
-    encoding: Annotated[str, Option("Of the text files.")] = "utf-8"
+    encoding: Annotated[str, Option("The encoding of the text files.")] = "utf-8"
     text_field: Annotated[str, Option("The field of a row that holds the text.", shown="found out")] = ""
-    skip_bad: Annotated[bool, Option("Leave broken rows out, name the first, and go on.")] = False
+    skip_bad: Annotated[bool, Option("Skip bad rows, and name the first of them.")] = False
 
     def __post_init__(self) -> None:
         if self.size is not None and self.from_:
@@ -85,7 +85,7 @@ class InputOptions(WorkOptions):
 class RunOptions(InputOptions):
     """A whole life-cycle (``klype run``); without a recipe "world", or "text" when text or data are given."""
 
-    minutes: Annotated[float, Option("How long it may take, all in all."), Gt(0), Le(MONTH)] = 5.0
+    minutes: Annotated[float, Option("Minutes it may take in all."), Gt(0), Le(MONTH)] = 5.0
     recipe: Annotated[str, Option("A recipe's name or TOML file.", shown="world, or text")] = ""
 
     @property
@@ -98,8 +98,8 @@ class StageOptions(InputOptions):
     """One stage (``klype train STAGE``)."""
 
     stage: Annotated[Stage, Option("pretrain, finetune, rank, reward or align.", argument=True)]
-    steps: Annotated[int | None, Option("How many steps."), Gt(0)] = None
-    minutes: Annotated[float | None, Option("How long, instead of --steps."), Gt(0), Le(MONTH)] = None
+    steps: Annotated[int | None, Option("Number of steps."), Gt(0)] = None
+    minutes: Annotated[float | None, Option("Minutes, instead of --steps."), Gt(0), Le(MONTH)] = None
 
     def __post_init__(self) -> None:
         if self.steps is not None and self.minutes is not None:

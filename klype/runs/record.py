@@ -152,7 +152,7 @@ def resumed_options(options: Asked, saved: dict[str, Any]) -> Asked:
             then, now = (_typed(spelled(kind, name), given) for given in (saved.get(name), value))
             raise UsageError(
                 f"This run was started {then}, not {now}.",
-                "Leave the option out to go on with it, or choose another --out.",
+                "Leave the option out to continue it, or choose another --out.",
             )
     return make(kind, {**saved, **{name: getattr(options, name) for name in FREE}})
 

@@ -201,7 +201,7 @@ def client_of(address: str, budget: Budget | None = None) -> tuple[HttpClient, s
     except httpx.InvalidURL:
         url = httpx.URL()
     if not url.host or not 0 < (url.port or 80) < 1 << 16:
-        raise UsageError(f"{base} is no address of a server.", "Write http://host:port/v1#model.")
+        raise UsageError(f"{base} is not the address of a server.", "Write http://host:port/v1#model.")
     kept = ResponseCache(state_folder() / "answers.sqlite")
     return HttpClient(base, server_key(url.host), kept, budget), model
 

@@ -78,9 +78,9 @@ def choices(answer: dict[str, Any], n: int, where: str, most: int = 0, echoed: i
             raise KlypeError(f"{where} gave an answer without saying why it ended.", "Nothing of it is used.")
         _spells(said, where)
         if most and said.tokens is not None and len(said.tokens) > most:
-            raise KlypeError(f"{where} told {len(said.tokens)} tokens where {most} were asked for at most.")
+            raise KlypeError(f"{where} told {len(said.tokens)} tokens, more than the {most} asked for.")
         if most and len(said.text) > LONGEST * most:
-            raise KlypeError(f"{where} wrote {len(said.text)} characters where {most} tokens were asked for at most.")
+            raise KlypeError(f"{where} wrote {len(said.text)} characters, too many for the {most} tokens asked for.")
     told = [said.tokens for said in found_ if said.tokens is not None]
     if len(told) == n:
         silent = sum(said.finish == "stop" for said in found_) + sum(h.hidden for tokens in told for h in tokens)

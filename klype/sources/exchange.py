@@ -92,7 +92,9 @@ class ResponseReader:
         for chunk in self._decoded():
             size += len(chunk)
             if size > most:
-                raise KlypeError(f"{self.where} answers with more than {most >> 20} MiB: that is no answer.", _UNUSED)
+                raise KlypeError(
+                    f"{self.where} answers with more than {most >> 20} MiB: that is not an answer.", _UNUSED
+                )
             self.check_time()
             yield chunk
         self.check_time()  # the end may be one that the deadline made

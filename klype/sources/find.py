@@ -100,9 +100,7 @@ def find_path(name: str) -> Found:
         for stage in NEWEST_FIRST:
             if is_whole(folder / stage):
                 return Found(folder / stage, folder, stage)
-        raise KlypeError(
-            f"The run {name} has no finished stage yet.", f"Go on with it: klype run --out {name} --resume"
-        )
+        raise KlypeError(f"The run {name} has no finished stage yet.", f"Resume it: klype run --out {name} --resume")
     raise UsageError(f"{name} is not a model: it has no config.json with model.safetensors, and no run.json.")
 
 

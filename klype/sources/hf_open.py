@@ -23,7 +23,7 @@ from klype.text.tokenizer_files import read_object, read_special_tokens
 
 INSTALL = "Install it: pip install 'klype[hf]'."
 BATCH = 64
-"""Answers written at once."""
+"""Answers written at the same time."""
 WANTED = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
 """Files of a hub repository that are fetched: no pickles, no code."""
 SIZE = re.compile(
@@ -47,7 +47,7 @@ def fetch(name: str) -> Path:
     """The folder of ``owner/name`` (``owner/name@revision``) in the hub's local cache, fetched when it is not there."""
     repository, _, revision = name.partition("@")
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", repository):
-        raise UsageError(f"hf:{name} is no name of a model on the hub.", "Write hf:owner/name.")
+        raise UsageError(f"hf:{name} is not the name of a model on the hub.", "Write hf:owner/name.")
     try:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError

@@ -76,7 +76,7 @@ class Budget:
             spent = self.spent
             if (self.requests and self.asked >= self.requests) or (self.tokens and spent >= self.tokens):
                 raise BudgetSpentError(
-                    f"The budget is spent: {self.asked} requests, {spent} tokens.",
+                    f"The budget is used up: {self.asked} requests, {spent} tokens.",
                     "What was answered is kept; the same command with a larger --budget goes on from there.",
                 )
             self.asked += 1
@@ -132,7 +132,7 @@ class HttpClient:
     ) -> None:
         url = httpx.URL(base)
         if url.scheme not in ("http", "https") or not url.host:
-            raise UsageError(f"{base} is no address of a server.", "Write http://host:port/v1#model.")
+            raise UsageError(f"{base} is not the address of a server.", "Write http://host:port/v1#model.")
         self._auth = (url.username, url.password) if url.username else None
         self.base = str(url.copy_with(username=None, password=None, fragment=None, query=None)).rstrip("/")
         self.root = self.base.removesuffix("/v1")
@@ -210,9 +210,9 @@ class HttpClient:
         try:
             event = parsed(data)
         except ValueError:
-            raise KlypeError(f"{self.base} streams something that is no JSON: {data[:80]!r}.") from None
+            raise KlypeError(f"{self.base} streams something that is not JSON: {data[:80]!r}.") from None
         if not isinstance(event, dict):
-            raise KlypeError(f"{self.base} streams something that is no JSON object: {data[:80]!r}.")
+            raise KlypeError(f"{self.base} streams something that is not a JSON object: {data[:80]!r}.")
         if "error" in event:
             raise KlypeError(f"{self.base} broke off: {_message(event)}.")
         self.budget.pay(event.get("usage"))

@@ -128,7 +128,7 @@ def open_model(
     for a server's model, of which precision and device are the server's.
 
     ``measured``: its probabilities are looked at, for which "auto" never chooses int8. ``budget``: what a server may
-    be asked for at most, "500requests" or "20000tokens". Architectures that klype does not compute go to transformers.
+    be allowed at most, "500requests" or "20000tokens". Architectures that klype does not compute go to transformers.
     """
     how = OpenOptions(precision, measured, budget, device)
     return replace(kind_of(name).open(name, how), how=how)
@@ -137,7 +137,7 @@ def open_model(
 def open_files(name: str, how: OpenOptions) -> Opened:
     """A MODEL that has files here. Errors: a server's budget is given."""
     if how.budget:
-        said = f"--budget {how.budget}: {name} is no server's model."
+        said = f"--budget {how.budget}: {name} is not a server's model."
         raise UsageError(said, "Requests and tokens are counted there.")
     from klype.device import pick_device
     from klype.sources.find import find_model
@@ -243,7 +243,7 @@ def room(opened: Opened, prompt: Sequence[int], limit: int) -> int:
     if limit < 1:
         raise UsageError(f"--limit should be at least 1 (it is {limit}).")
     if not prompt:
-        raise UsageError("There is no text to go on from.")
+        raise UsageError("There is no text to continue.")
     left = opened.window - len(prompt)
     if left < 1:
         raise UsageError(

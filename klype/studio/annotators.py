@@ -63,7 +63,7 @@ class Annotators:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:
-            raise KlypeError(f"{file} cannot be read: {error}.", "Mend or remove it.") from error
+            raise KlypeError(f"{file} cannot be read: {error}.", "Fix or remove it.") from error
         return {str(name): str(kept) for name, kept in found.items()} if isinstance(found, dict) else {}
 
     def _write(self, known: dict[str, str]) -> None:
@@ -212,7 +212,7 @@ def order_of(asked: RankingItem, groups: object, allow_none: bool = False) -> tu
     """Places in ``asked.candidates``, best first, from ids that a browser sent. UsageError for what is no order."""
     places = {candidate.id: i for i, candidate in enumerate(asked.candidates)}
     if not isinstance(groups, list) or not all(isinstance(group, list) and group for group in groups):
-        raise UsageError("This is no order of the answers.")
+        raise UsageError("This is not an order of the answers.")
     named = [number for group in groups for number in group]
     if any(type(number) is not int or number not in places for number in named) or len(set(named)) < len(named):
         raise UsageError("This order names answers that are not there, or one twice.")

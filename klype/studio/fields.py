@@ -293,7 +293,7 @@ class Upload(ui.element, component="upload.js"):
     def _keep(self, sent: Mapping[str, Any]) -> Receiving | None:
         number, at, size, data = (sent.get(key) for key in ("number", "at", "size", "data"))
         if type(number) is not int or type(at) is not int or type(size) is not int or not isinstance(data, str):
-            raise UsageError("This is no part of a file.")
+            raise UsageError("This is not part of a file.")
         if at == 0:
             self._drop()
             self._now = Receiving(self._new(str(sent.get("name", "")), size), number)
@@ -305,7 +305,7 @@ class Upload(ui.element, component="upload.js"):
         try:
             piece = base64.b64decode(data, validate=True)
         except (binascii.Error, ValueError):
-            raise UsageError("This is no part of a file.") from None
+            raise UsageError("This is not part of a file.") from None
         if not piece or receiving.got + len(piece) > receiving.given.size:
             raise UsageError("The file is not as large as it said.")
         with receiving.given.file.open("ab") as file:

@@ -132,10 +132,10 @@ class Tokenizer:
             raise
         except KlypeError as error:
             raise KlypeError(
-                f"{where} is no tokenizer that can be read: {error.message}", error.hint or HINT
+                f"{where} is not a tokenizer that can be read: {error.message}", error.hint or HINT
             ) from error
         except Exception as error:  # of whatever else is not as it should be
-            raise KlypeError(f"{where} is no tokenizer that can be read: {error!r:.200}.", HINT) from error
+            raise KlypeError(f"{where} is not a tokenizer that can be read: {error!r:.200}.", HINT) from error
 
     def save(self, folder: Path) -> None:
         """Write tokenizer.json, tokenizer_config.json and, where there is one, chat_template.jinja."""

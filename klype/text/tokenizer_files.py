@@ -87,7 +87,7 @@ def read_bounded(file: Path, most: int = MOST) -> bytes:
     except OSError as error:
         raise KlypeError(f"{file} is missing or cannot be read.", "Give the folder of a checkpoint.") from error
     if len(content) > most:
-        raise KlypeError(f"{file} is larger than {most >> 20} MiB, which no such file is.", HINT)
+        raise KlypeError(f"{file} is larger than {most >> 20} MiB: too large for such a file.", HINT)
     return content
 
 

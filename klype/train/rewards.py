@@ -68,7 +68,7 @@ def by_model(model: RewardModel) -> AnswerReward:
 
 
 def by_text(reward: Reward, decode: Callable[[Ids], str], name: str = "") -> AnswerReward:
-    """A plain function as reward; ``decode`` spells an answer. KlypeError, with the place, for what is no reward."""
+    """A plain function as reward; ``decode`` spells an answer. KlypeError, with the place, for what is not a reward."""
 
     def rewarded(asked: Sequence[QuestionPrompt], answers: Sequence[Ids]) -> Floats:
         questions = [a.question for a in asked]
@@ -113,7 +113,7 @@ def load_function(name: str) -> Reward:
         raise UsageError(f"There is no file {file or name} with a reward.", "Give FILE.py:FUNCTION, or model.")
     spec = importlib.util.spec_from_file_location(f"klype_reward_{path.stem}", path)
     if spec is None or spec.loader is None:
-        raise UsageError(f"{file} is no Python file with a reward.", "Give FILE.py:FUNCTION, or model.")
+        raise UsageError(f"{file} is not a Python file with a reward.", "Give FILE.py:FUNCTION, or model.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # what dataclasses look themselves up in
     try:
@@ -159,7 +159,7 @@ def named(rewards: Iterable[Reward] | Mapping[Reward | str, float]) -> tuple[dic
     functions: dict[str, Reward] = {}
     for reward, weight in weights.items():
         if not isinstance(reward, str) and not callable(reward):
-            raise UsageError(f"{reward!r} is no reward.", "Give functions (questions, answers) -> list of floats.")
+            raise UsageError(f"{reward!r} is not a reward.", "Give functions (questions, answers) -> list of floats.")
         name = reward if isinstance(reward, str) else name_of(reward)
         if isinstance(weight, bool) or not isinstance(weight, Real) or not math.isfinite(weight):
             raise UsageError(f"The weight of the reward {name} should be a number (it is {weight!r}).")
@@ -181,7 +181,7 @@ def typed(options: Sequence[str]) -> dict[str, float]:
         try:
             number = float(weight)
         except ValueError:
-            raise UsageError(f"--reward {option}: the weight {weight} is no number.", "For example …=0.5.") from None
+            raise UsageError(f"--reward {option}: the weight {weight} is not a number.", "For example …=0.5.") from None
         if name != MODEL and ":" not in name:
             raise UsageError(f"--reward {option}: that names no function.", "Give FILE.py:FUNCTION, or model.")
         if name in found:

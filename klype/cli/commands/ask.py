@@ -34,14 +34,14 @@ def command(
     device: o.Device = "auto",
     speculate: o.Speculate = None,
     sure: o.Sure = False,
-    best_of: Annotated[int, Option("Draw so many answers; the run's reward model picks one.", least=1, most=256)] = 1,
+    best_of: Annotated[int, Option("Draw this many answers; the run's reward model picks one.", least=1, most=256)] = 1,
     decoder: Annotated[
         str,
         Option("Spend more passes on an answer: consensus, search, verify-statement …"),
     ] = "",
     budget: Annotated[
         str,
-        Option("With --decoder: 8× a plain answer's passes. Of a server: 500requests,20000tokens."),
+        Option("With --decoder: 8× the passes of a plain answer. For a server: 500requests,20000tokens."),
     ] = "",
     seed: o.Seed = 0,
     out: o.OutFile = None,

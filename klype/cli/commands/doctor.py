@@ -51,7 +51,7 @@ def endpoint(address: str) -> dict[str, Any]:
     from klype.sources.find import SERVER, kind_of
 
     if kind_of(address) is not SERVER:
-        raise UsageError(f"{address} is no address of a server.", "Write http://host:port/v1#model.")
+        raise UsageError(f"{address} is not the address of a server.", "Write http://host:port/v1#model.")
     http, model = client_of(address)
     return {"address": http.base, **capabilities_of(http, model, again=True).json()}
 

@@ -35,22 +35,24 @@ def command(
     terminal: Terminal,
     models: Annotated[
         list[str] | None,
-        Option("One; with --compare two.", argument=True, metavar="MODEL…", shown=o.DEFAULT),
+        Option("One MODEL; with --compare two.", argument=True, metavar="MODEL…", shown=o.DEFAULT),
     ] = None,
     questions: Annotated[Path | None, Option("JSONL: question, context, answers, choices.")] = None,
     suite: Annotated[str, Option("world, or a JSONL file, or a folder of them.")] = "",
-    most: Annotated[int, Option("Questions at most (0: all).", least=0, shown="200")] = 200,
+    most: Annotated[int, Option("Max questions (0: all).", least=0, shown="200")] = 200,
     temperatures: Annotated[str, Option("A list: 0,0.7,1,1.3")] = "0,0.7,1,1.3",
-    samples: Annotated[int, Option("Answers a question and temperature.", short="-n")] = 16,
+    samples: Annotated[int, Option("Answers per question and temperature.", short="-n")] = 16,
     limit: o.Limit = 32,
     budget: o.Budget = None,
-    minutes: Annotated[float, Option("Trees and forks of fewer questions to keep to it (0: of all).", least=0)] = 6.0,
-    fail_if: Annotated[list[str] | None, Option('Exit 1 when so: "right<0.8", "kl@1>0.3". May be repeated.')] = None,
+    minutes: Annotated[
+        float, Option("Minutes to stay within, with trees and forks of fewer questions (0: of all).", least=0)
+    ] = 6.0,
+    fail_if: Annotated[list[str] | None, Option('Exit with 1 if: "right<0.8", "kl@1>0.3". May be repeated.')] = None,
     compare: Annotated[bool, Option("Two MODELs on the same questions, paired.")] = False,
-    judge: Annotated[str, Option("Says what means the same.", metavar="MODEL")] = "",
-    embedding: Annotated[Path | None, Option("The same by an encoder's folder (Hugging Face).")] = None,
-    alike: Annotated[float, Option("With it: cosine from which two mean the same.")] = 0.8,
-    training: Annotated[list[Path] | None, Option("Text that may be copied.")] = None,
+    judge: Annotated[str, Option("A model that decides which answers mean the same.", metavar="MODEL")] = "",
+    embedding: Annotated[Path | None, Option("The same, with an encoder's folder (Hugging Face).")] = None,
+    alike: Annotated[float, Option("With it: the cosine from which two answers mean the same.")] = 0.8,
+    training: Annotated[list[Path] | None, Option("Training text, to find what is copied from it.")] = None,
     parquet: Annotated[bool, Option("Also write every token to answers.parquet.")] = False,
     yes: Annotated[bool, Option("Do not ask before a long examination.")] = False,
     raw: o.Raw = None,
@@ -61,7 +63,7 @@ def command(
 ) -> None:
     """Examine MODEL: is it right, how often would it say the same, does one error bring the next, where was it decided?
 
-    What was drawn is kept in the folder's traces: the same command again goes on where it stopped.
+    What was drawn is kept in the folder's traces: the same command resumes where it stopped.
     """
     from klype.api.examination import prepare
     from klype.api.examinee import open_judge, questions_of
@@ -248,12 +250,12 @@ def article_command(
     terminal: Terminal,
     model: o.Model,
     questions: Annotated[Path | None, Option("JSONL: question, answers, choices.")] = None,
-    most: Annotated[int, Option("Questions at most (0: all).", least=0)] = 60,
-    samples: Annotated[int, Option("Answers a question and temperature.", short="-n")] = 8,
+    most: Annotated[int, Option("Max questions (0: all).", least=0)] = 60,
+    samples: Annotated[int, Option("Answers per question and temperature.", short="-n")] = 8,
     temperatures: Annotated[str, Option("A list: 0,0.7,1.3")] = "0,0.7,1.3",
     limit: o.Limit = 32,
     documents: Annotated[int, Option("Long texts that the base model writes (demo world).", least=0)] = 1000,
-    budget: Annotated[int, Option("Forward passes at most (0: as planned).", least=0)] = 0,
+    budget: Annotated[int, Option("Max forward passes (0: as planned).", least=0)] = 0,
     raw: o.Raw = None,
     precision: o.Precision = "float32",
     device: o.Device = "auto",

@@ -8,7 +8,7 @@ from klype.experiments.experiment_options import BiasOptions, MistakesOptions
 
 
 def bias_command(terminal: Terminal, asked: BiasOptions) -> None:
-    """What is lost by training towards one right word at a time, and how much of it each cure wins back.
+    """What is lost by training towards one right word at a time, and how much of it each remedy wins back.
 
     Without --text: in the demo world, whose true probabilities are known.
     """
@@ -18,7 +18,7 @@ def bias_command(terminal: Terminal, asked: BiasOptions) -> None:
 
 
 def mistakes_command(terminal: Terminal, asked: MistakesOptions) -> None:
-    """Whether a mistake makes the next one likelier, and how much of that each way of training takes away.
+    """Does a mistake make the next one more likely, and how much of that does each way of training remove?
 
     Without --text: in the demo world, whose true probabilities are known, also after mistakes.
     """

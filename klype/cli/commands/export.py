@@ -55,7 +55,7 @@ def to_hub(loaded: Loaded, run: Path | None, name: str, folder: Path | None) -> 
     import re
 
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name):
-        raise UsageError(f"--hub {name} is no name on the hub.", "Write owner/name.")
+        raise UsageError(f"--hub {name} is not a name on the hub.", "Write owner/name.")
     if folder is not None:
         if folder.exists():
             raise UsageError(f"{folder} is there already.", "Choose another --out.")
@@ -75,7 +75,7 @@ def write_repository(loaded: Loaded, run: Path | None, name: str, folder: Path) 
     from klype.model.manifest import put
 
     if not loaded.folder.is_dir():
-        raise UsageError(f"{loaded.folder} is no checkpoint folder.", "Only those are pushed.")
+        raise UsageError(f"{loaded.folder} is not a checkpoint folder.", "Only those are pushed.")
 
     def copy(to: Path) -> None:
         for file in loaded.folder.iterdir():

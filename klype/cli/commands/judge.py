@@ -20,7 +20,7 @@ def command(
     file: Annotated[Path, Option("JSONL: question, a, b; or question, answer, answers.", argument=True)],
     judge: Annotated[str, Option("Another judge: a model that is asked.", metavar="MODEL")] = "",
     embedding: Annotated[Path | None, Option("Another judge: an encoder's folder (Hugging Face).")] = None,
-    alike: Annotated[float, Option("With it: cosine from which two mean the same.")] = 0.8,
+    alike: Annotated[float, Option("With it: the cosine from which two answers mean the same.")] = 0.8,
     precision: o.Precision = "float32",
     device: o.Device = "auto",
     out: o.OutFile = None,

@@ -97,12 +97,14 @@ def tree_command(
     sampling: o.Sampling,
     model: o.AskedModel,
     text: o.Text = None,
-    until: Annotated[str, Option("mode: the likeliest answer is certain; mass: nearly all is explored.")] = "mass",
+    until: Annotated[
+        str, Option("mode: until the most probable answer is certain; mass: until nearly everything is explored.")
+    ] = "mass",
     eps: Annotated[float, Option("With mass: stop when less than this is unexplored.")] = 0.01,
     budget: o.Budget = None,
     limit: o.Limit = 32,
     shown: Annotated[int, Option("How many answers are drawn.", "--show", least=1)] = 12,
-    sample: Annotated[int, Option("Also draw so many, none twice.", least=0)] = 0,
+    sample: Annotated[int, Option("Also draw this many, none twice.", least=0)] = 0,
     raw: o.Raw = None,
     precision: o.Precision = "float32",
     device: o.Device = "auto",

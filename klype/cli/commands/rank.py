@@ -34,8 +34,8 @@ class RankOptions(Options):
     judge: Annotated[str, Option("A MODEL that ranks, instead of you.")] = ""
     from_: Annotated[tuple[str, ...], Option("First add answers of this MODEL. May be repeated.")] = ()
     temperature: Annotated[tuple[float, ...], Option("Of --from's answers. May be repeated.")] = ()
-    n: Annotated[int, Option("How many answers of --from a temperature.", "-n")] = 4
-    active: Annotated[bool, Option("First the questions on which a reward model is the least sure.")] = False
+    n: Annotated[int, Option("How many answers of --from per temperature.", "-n")] = 4
+    active: Annotated[bool, Option("Start with the questions a reward model is least sure about.")] = False
     store: Annotated[str, Option("A file or postgresql:// url.", shown="RUN's own")] = ""
     annotator: Annotated[str, Option("Who ranks.", shown="you")] = ""
     steps: Annotated[int, Option("How many questions (0: all).")] = 0

@@ -59,7 +59,7 @@ def compare(
 
 def tensorboard(
     terminal: Terminal,
-    run: Annotated[Path, Option("A run, finished or under way.", argument=True)],
+    run: Annotated[Path, Option("A run, finished or in progress.", argument=True)],
 ) -> None:
     """Write a run's metrics as TensorBoard's event files, into its folder tensorboard."""
     from klype.runs.folder import read_run

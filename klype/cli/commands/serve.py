@@ -38,14 +38,14 @@ def command(
     port: Annotated[int, Option("0: any free port.")] = 8000,
     key_file: Annotated[Path | None, Option("Holds the API key.", shown="KLYPE_API_KEY")] = None,
     name: Annotated[
-        list[str] | None, Option("A name under which it is reached. May be repeated.", "--host-name")
+        list[str] | None, Option("A host name under which it is reached. May be repeated.", "--host-name")
     ] = None,
     allow_origin: Annotated[
         list[str] | None, Option("A site whose pages may ask, as https://example.org. May be repeated.")
     ] = None,
-    batch: Annotated[int, Option("Answers written at once.", least=1, most=4096)] = 64,
+    batch: Annotated[int, Option("Answers written at the same time.", least=1, most=4096)] = 64,
     queue: Annotated[int, Option("Answers that may wait.", least=0, most=65536)] = 256,
-    logprobs: Annotated[int, Option("Alternatives that a completion may list.", least=5, most=1000)] = 5,
+    logprobs: Annotated[int, Option("Max alternatives that a completion lists.", least=5, most=1000)] = 5,
     precision: o.Precision = "float32",
     device: o.Device = "auto",
     no_open: Annotated[bool, Option("", hidden=True)] = False,  # as studio's; serve opens nothing

@@ -37,7 +37,7 @@ def command(
     port: Annotated[int, Option("0: any free port.")] = 8080,
     key_file: Annotated[Path | None, Option("Holds the key.", shown="KLYPE_API_KEY")] = None,
     name: Annotated[
-        list[str] | None, Option("A name under which it is reached. May be repeated.", "--host-name")
+        list[str] | None, Option("A host name under which it is reached. May be repeated.", "--host-name")
     ] = None,
     store: Annotated[
         str,
@@ -54,7 +54,7 @@ def command(
     """
     entrance = listening(host, port, key_file, "key")
     if runs is not None and runs.exists() and not runs.is_dir():
-        raise UsageError(f"{runs} is no folder.", "--runs names the folder in which runs lie.")
+        raise UsageError(f"{runs} is not a folder.", "--runs names the folder in which runs lie.")
     os.umask(0o077)  # what is asked, uploaded and trained here, also by the studio's processes, is for this user alone
     with suppress(OSError):  # where nothing can be written nothing is to be hidden
         durable.private_folder(state_folder())

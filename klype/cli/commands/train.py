@@ -61,14 +61,14 @@ class AlignOptions(WorkOptions):
     model: o.Model
     method: Annotated[str, Option("grpo, rloo, ppo, expert, dpo, ipo or kto.", shown="grpo")] = ""
     reward: o.Reward = ()
-    rounds: Annotated[int, Option("How often to rank, train and rank again.")] = 1
+    rounds: Annotated[int, Option("How many rounds of ranking and training.")] = 1
     target_kl: Annotated[
-        float | None, Option("How far the answers may go, in nats an answer: the KL penalty adapts to it.")
+        float | None, Option("How far the answers may go, in nats per answer; the KL penalty adapts to it.")
     ] = None
     beta: Annotated[float | None, Option("A fixed KL penalty: what each nat costs.")] = None
-    taste: Annotated[str, Option("Rank anew with another taste: word=-0.1 loves length.")] = ""
-    steps: Annotated[int | None, Option("How many steps a round.")] = None
-    minutes: Annotated[float | None, Option("How long a round, instead of --steps.")] = None
+    taste: Annotated[str, Option("Rank again with another taste: word=-0.1 likes long answers.")] = ""
+    steps: Annotated[int | None, Option("Steps per round.")] = None
+    minutes: Annotated[float | None, Option("Minutes per round, instead of --steps.")] = None
 
 
 def align_command(terminal: Terminal, asked: AlignOptions) -> None:

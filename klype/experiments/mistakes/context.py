@@ -58,7 +58,7 @@ class WordCodec:
     def encode(self, text: str) -> list[int]:
         unknown = next((word for word in text.split() if word not in self._ids), None)
         if unknown is not None:
-            raise KlypeError(f"“{unknown}” is no word of this language.")
+            raise KlypeError(f"“{unknown}” is not a word of this language.")
         return [self._ids[word] for word in text.split()]
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
