@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from klype.words import LANGUAGES, count, number
+from klype.words.sentences import Sentences
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -42,9 +43,10 @@ class _Printer:
     def __init__(self, console: Console, lang: str) -> None:
         self.console = console
         self.lang = lang
+        self.said = Sentences(lang, "progress")
 
     def note(self, text: str) -> None:
-        self.console.print(text, markup=False)
+        self.console.print("\n".join(map(self.said, text.split("\n"))), markup=False)
 
     def sample(self, text: str) -> None:
         from rich.text import Text
@@ -54,7 +56,18 @@ class _Printer:
         self.console.print(shown)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        print_table(self.console, title, columns, rows)
+        name = self.said.name
+        print_table(self.console, name(title), [*map(name, columns)], [[*map(name, row)] for row in rows])
+
+    def measures(self, metrics: Mapping[str, float], fewest: bool = False) -> str:
+        """ "loss 2.31  12,345 tok/s  kl 0.02": the loss and the speed by their own units, the rest by name."""
+        said, lang = self.said, self.lang
+        parts = [f"{said('loss')} {number(metrics['loss'], lang, 3)}"] if "loss" in metrics else []
+        if "tokens_per_second" in metrics:
+            parts.append(f"{count(round(metrics['tokens_per_second']), lang)} tok/s")
+        rest = [name for name in metrics if name not in ("step", "loss", "tokens_per_second")]
+        parts += [f"{said(name)} {number(metrics[name], lang, 3)}" for name in (rest[:1] if fewest else rest)]
+        return "  ".join(parts)
 
 
 class Live(_Printer):
@@ -81,7 +94,7 @@ class Live(_Printer):
     def stage_start(self, name: str, total_steps: int) -> None:
         self.stage_end()
         self._total = total_steps or None
-        self._task = self.progress.add_task(name, total=self._total, numbers="", curve="")
+        self._task = self.progress.add_task(self.said(name), total=self._total, numbers="", curve="")
         self._curve = LossCurve()
 
     def step(self, metrics: Mapping[str, float]) -> None:
@@ -90,7 +103,7 @@ class Live(_Printer):
         if self._task is not None:
             if "loss" in metrics:
                 self._curve.add(metrics["loss"])
-            numbers, curve = _measures(metrics, self.lang, fewest=True), self._curve.drawn(self._room())
+            numbers, curve = self.measures(metrics, fewest=True), self._curve.drawn(self._room())
             self.progress.update(self._task, completed=metrics.get("step"), numbers=numbers, curve=curve)
 
     def _room(self) -> int:
@@ -122,10 +135,10 @@ class Plain(_Printer):
 
     def stage_start(self, name: str, total_steps: int) -> None:
         self.stage_end()
-        self._name, self._total = name, total_steps
+        self._name, self._total = self.said(name), total_steps
         self._began = self._told = self._clock()
         self._last = {}
-        self.note(f"{name}: {count(total_steps, self.lang)} steps" if total_steps else name)
+        self.note(f"{self._name}: {count(total_steps, self.lang)} {self.said('steps')}" if total_steps else self._name)
 
     def step(self, metrics: Mapping[str, float]) -> None:
         now, done = self._clock(), metrics.get("step", 0.0)
@@ -137,14 +150,14 @@ class Plain(_Printer):
         self._told = now
         gone = done - self._first[0]
         left = (now - self._first[1]) * (self._total - done) / gone if gone and self._total else None
-        eta = f", {left:.0f} s left" if left is not None else ""
+        eta = f", {left:.0f} {self.said('s left')}" if left is not None else ""
         of = f"/{self._total}" if self._total else ""
-        self.note(f"{self._name} {done:.0f}{of}: {_measures(metrics, self.lang)}{eta}")
+        self.note(f"{self._name} {done:.0f}{of}: {self.measures(metrics)}{eta}")
 
     def stage_end(self, summary: str = "") -> None:
         if self._name and self._last:
             seconds = number(self._clock() - self._began, self.lang, 1)
-            self.note(f"{self._name}: {_measures(self._last, self.lang)} ({seconds} s)")
+            self.note(f"{self._name}: {self.measures(self._last)} ({seconds} s)")
         self._name, self._last = "", {}
         if summary:
             self.note(summary)
@@ -198,16 +211,6 @@ def print_table(console: Console, title: str, columns: Sequence[str], rows: Sequ
     for row in rows:
         table.add_row(*[Text(cell) for cell in row])
     console.print(table)
-
-
-def _measures(metrics: Mapping[str, float], lang: str, fewest: bool = False) -> str:
-    """ "loss 2.31  12,345 tokens/s  kl 0.02": the loss and the speed by their own units, the rest by name."""
-    parts = [f"loss {number(metrics['loss'], lang, 3)}"] if "loss" in metrics else []
-    if "tokens_per_second" in metrics:
-        parts.append(f"{count(round(metrics['tokens_per_second']), lang)} tok/s")
-    rest = [name for name in metrics if name not in ("step", "loss", "tokens_per_second")]
-    parts += [f"{name} {number(metrics[name], lang, 3)}" for name in (rest[:1] if fewest else rest)]
-    return "  ".join(parts)
 
 
 def _quoted(text: str, lang: str) -> str:

@@ -271,12 +271,12 @@ def align(run: Run) -> None:
         stopped = True
         watched[-1].back_to_the_best()
         steps = best(watched[-1].seen).step
-        run.say.stage_end(f"stopped: reward and annotator part; back to step {steps}")
+        run.say.stage_end(f"stopped: reward rose while the annotator's score fell; restored step {steps}")
     model.eval()
     seen = watched[-1].seen
     run.record.content["watch"] = {"stopped": stopped, "seen": [s.json() for s in seen]}
     run.record.content["rewards"] = _worth(run, seen[0], best(seen) if stopped else seen[-1])
-    run.say.table("while it aligned", COLUMNS, [_row(s) for s in seen])
+    run.say.table("during alignment", COLUMNS, [_row(s) for s in seen])
     aligned = model.actor() if isinstance(model, ActorCritic) else learnt(model, whole)
     run.save("align", aligned, {"steps": steps, "parent": "finetune", "method": row.name})
     watched[-1].forget()

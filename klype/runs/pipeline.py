@@ -9,12 +9,13 @@ from typing import Any
 
 from klype.errors import UsageError
 from klype.examine import report
+from klype.examine.say import Say as Words
 from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
 from klype.runs.adapting import done_already
 from klype.runs.aligning import examined
 from klype.runs.examining import MODELS, gather, measure_stage
-from klype.runs.gates import against_aligning, figure_of, time_gate
+from klype.runs.gates import against_aligning, time_gate
 from klype.runs.opening import STAGES, open_life_cycle, open_stage
 from klype.runs.options import RunOptions, StageOptions
 from klype.runs.probe import all_cores_seconds, fitting, in_time
@@ -26,12 +27,9 @@ from klype.sources.find import find_model
 from klype.train import parallel
 from klype.train.objectives import cross_entropy
 from klype.train.preference import NoPreferencesError
-from klype.words import figure as number_figure
 
 MEASURED = {stage: name for name, stage in MODELS.items()}
 SHORTEST = 1  # minutes of a run that ends in time
-SHOWN = {"passed": "passed", "within": "within the uncertainty", "missed": "missed"}
-"""Of a gate."""
 
 Look = Callable[..., float]
 """Like ``klype.runs.probe.all_cores_seconds``."""
@@ -111,7 +109,7 @@ def _leave_out(run: Run, stages: tuple[str, ...]) -> None:
     """Stages that the model from outside has behind it; it is measured as the last of them left it."""
     if MEASURED[stages[-1]] in run.record.content["figures"]:
         return
-    run.say.note(f"The model has behind it: {', '.join(stages)}. It goes on from there.")
+    run.say.note(f"The model has already been through: {', '.join(stages)}. It continues from there.")
     for stage in stages:
         run.record.finish(stage, 0.0, brought=str(run.start))
     _measured(run, stages[-1])
@@ -125,7 +123,7 @@ def _may_start(run: Run, stage: str) -> bool:
         return False
     why = against_aligning(run)
     if why is not None and run.options.force:
-        run.say.note(f"{why['en']} It was given.")
+        run.say.note(f"{why[run.options.lang]} (--force)")
     return why is None or run.options.force or _refused(run, why["en"], why["nb"])
 
 
@@ -144,7 +142,7 @@ def _refused(run: Run, en: str, nb: str) -> bool:
     """Says why, now and in the report."""
     run.record.content["refused"] = {"en": en, "nb": nb}
     run.record.save()
-    run.say.note(en)
+    run.say.note({"en": en, "nb": nb}.get(run.options.lang, en))
     return False
 
 
@@ -158,7 +156,9 @@ def _measured(run: Run, stage: str) -> None:
     # as long again for each model that is left, and for the report
     run.needs["examine"] = took * (1 + sum(not run.record.done(stage) for stage in MEASURED))
     run.record.save()
-    run.say.table(f"{name} model", ("measure", "figure"), _rows(run.record.content["figures"][name]))
+    words = Words(run.options.lang)
+    rows = [(words.measure(m), words.figure(f, m)) for m, f in run.record.content["figures"][name].items()]
+    run.say.table(words.stage(name), (words("column.measure"), words("column.value")), rows)
 
 
 def _measure_as_now(run: Run) -> None:
@@ -172,13 +172,6 @@ def _measure_as_now(run: Run) -> None:
     if otherwise and content.get("reward"):
         content["reward"] = examined(run)
     content["meaning"] = MEANING
-
-
-def _rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
-    from klype.examine.say import Say as Words
-
-    words = Words("en")
-    return [(name, words.figure(figure, name)) for name, figure in figures.items()]
 
 
 def _report(run: Run) -> dict[str, Any]:
@@ -195,20 +188,12 @@ def _report(run: Run) -> dict[str, Any]:
     content = run.record.content
     content["state"], content["gates"] = "done", facts["gates"]
     run.record.save()
-    run.say.table(
-        "gates",
-        ("", "gate", "value", "threshold"),
-        [
-            (
-                SHOWN[g["status"]],
-                g["name"],
-                "–" if g["value"] is None else number_figure(figure_of({"gate": g}, "gate"), "en"),
-                f"{'≤' if g.get('below') else '≥'} {g['threshold']:g}",
-            )
-            for g in content["gates"]
-        ]
-        + [("too few", few["name"], f"n = {few['n']}", "") for few in facts["too_few"]],
-    )
+    words = Words(run.options.lang)
+    rows = [report.gate_row(gate, words) for gate in content["gates"]]
+    columns = [words(f"gates.{key}") for key in ("name", "value", "threshold", "result")]
+    run.say.table(words("section.gates"), columns, [(*rest, result.text) for *rest, result in rows])
+    if few := report.too_few(facts, words):
+        run.say.note(few)
     run.say.note(f"The report: {path}\nTalk to the model: {run.options.program} chat {report.quoted(str(run.folder))}")
     document: dict[str, Any] = {
         "run": str(run.folder),
@@ -247,7 +232,7 @@ def resolve_shape(run: Run, look: Look = all_cores_seconds) -> None:
     if isinstance(run.options, StageOptions):
         if limit:
             m = recipe.model
-            run.say.note(f"A model of {m.layers} layers, {m.width} wide: the largest that {limit} can teach.")
+            run.say.note(f"A model with {m.layers} layers, {m.width} wide: the largest that {limit} can teach.")
         return
     run.say.note(_promise(run, limit))
     if (run.options.minutes or 0.0) < SHORTEST:
@@ -287,14 +272,15 @@ def _shaped(run: Run, look: Look) -> tuple[Recipe, str]:
 def _promise(run: Run, limit: str) -> str:
     vocabulary, asked = run.task.chat.tokenizer.vocab_size, run.task.chat.tokenizer.asked
     minutes = run.options.minutes or 0.0
+    noun = "minute" if minutes == 1 else "minutes"
     if run.start is not None:
         rank = run.recipe.lora.rank
         how = f", by adapters of rank {rank}" if rank else ""
-        return f"{minutes:g} minutes for all stages that are left{how}, in {run.folder}."
+        return f"{minutes:g} {noun} for all stages that are left{how}, in {run.folder}."
     m = run.recipe.model
     fewer = f" (the text supports no more of the {asked} asked for)" if vocabulary < asked else ""
     largest = f" (the largest that {limit} can teach)" if limit else ""
     return (
-        f"{minutes:g} minutes for all stages: a model of {m.layers} layers, {m.width} wide{largest}, and a vocabulary "
+        f"{minutes:g} {noun} for all stages: a model with {m.layers} layers, {m.width} wide{largest}, and a vocabulary "
         f"of {vocabulary} tokens{fewer}, in {run.folder}."
     )

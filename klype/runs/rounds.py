@@ -149,7 +149,7 @@ def _check(life: Run) -> None:
     ]
     life.say.table("the reward model, on held-out rankings", ("measure", "figure"), shown)
     if MODEL in life.recipe.align.weights and not life.options.force and (why := against_aligning(life)) is not None:
-        raise KlypeError(why["en"])
+        raise KlypeError(why[life.options.lang])
 
 
 def _figure(figure: dict[str, Any]) -> str:

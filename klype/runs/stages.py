@@ -94,7 +94,7 @@ class Run:
         """What computes: compiled code for the CPU, where there is a compiler and a place to keep it."""
         if self.options.cache is None or self.device.type != "cpu":
             return TORCH
-        tell = lambda: self.say.note("Compiling a part of klype once: some seconds.")
+        tell = lambda: self.say.note("Compiling klype's training code for this processor, once; it takes some seconds.")
         return compiled_backend(self.options.cache, tell)
 
     def save(self, stage: str, model: Transformer, about: dict[str, Any]) -> None:
@@ -191,7 +191,7 @@ def learn(
     trainee = model.using(run.backend)
     planned = _planned(run, stage, trainee, lambda twin: build(twin, None), training)
     if planned.fused and run.backend is TORCH:
-        run.say.note("No compiled code is used any more: what follows is not bit for bit what it would have been.")
+        run.say.note("Compiled code is no longer used: what follows is not bit for bit what it would have been.")
     if stage == "pretrain":
         training = run.recipe.pretraining(planned.steps, run.task.tokens)
     if not planned.fused:
@@ -213,7 +213,7 @@ def learn(
             end(batches)
 
     def tell() -> None:
-        run.say.note(f"{stage}: {budget.plan.steps:,} steps fit, at the pace that it really goes.")
+        run.say.note(f"{stage}: {budget.plan.steps:,} steps fit at the measured pace.")
         run.say.stage_start(stage, budget.plan.steps)
 
     try:
@@ -260,8 +260,8 @@ def enough_steps(run: Run, stage: str) -> int:
 def _give_back(run: Run, seconds: float) -> None:
     """Time that nothing is to be learnt in is not taken."""
     run.say.note(
-        f"After {run.recipe.pretrain.passes} times through this text it would be learnt by heart: {seconds:.0f} s of "
-        "pre-training are left out. More text would use them (--set pretrain.passes=… to go on all the same)."
+        f"After {run.recipe.pretrain.passes} passes through this text it would be learnt by heart: {seconds:.0f} s of "
+        "pre-training are left out. More text would use them (--set pretrain.passes=… to train longer anyway)."
     )
     if isinstance(run.options, RunOptions):
         run.record.content["planned_s"] -= round(seconds, 1)

@@ -192,8 +192,8 @@ class Validation:
         back = validated.finish()
         drawn, loss = validated.kept or validated.seen[-1]
         step = drawn // self._micro_batches
-        kept = f": the best was after step {step}, and those weights are kept" if back else ""
-        note(f"On held-out {self._what} {loss:.3f} nats a token{kept}.")
+        kept = f"; the weights of step {step}, the best, are kept" if back else ""
+        note(f"On held-out {self._what}: {loss:.3f} nats per token{kept}.")
         yield {"validation": loss}
         if parallel.is_first():
             validated.best.forget()  # nothing is left to resume

@@ -1,4 +1,4 @@
-"""Sentences that stand in the code in English, in the reader's language: errors, and the command line's help.
+"""Sentences that stand in the code in English, in the reader's language: errors, help, and how a run goes.
 
 As with gettext, the English sentence is the key, with ``{}`` where a value stands in it; one file a language. A
 sentence that has no translation is said in English.
@@ -10,21 +10,28 @@ import re
 import tomllib
 from importlib import resources
 
+from klype.words import LANGUAGES, count
+
 HOLE = "{}"
 
 
 class Sentences:
-    """The sentences of one language: ``Sentences("nb")("There is no model x.")``."""
+    """One language's sentences of some tables of its file: ``Sentences("nb")("There is no model x.")``."""
 
-    def __init__(self, lang: str) -> None:
+    def __init__(self, lang: str, *names: str) -> None:
         file = resources.files(__name__) / f"{lang}.toml"
         tables = tomllib.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        self._values = tables.pop("values", {})
-        self._known = {english: text for table in tables.values() for english, text in table.items()}
+        self._lang, self._values, self._told = lang, tables.get("values", {}), tables.get("progress", {})
+        known = (tables.get(name, {}) for name in names or ("errors", "help"))
+        self._known: dict[str, str] = {english: text for table in known for english, text in table.items()}
 
     def __call__(self, text: str) -> str:
         """The sentence as this language says it; the values in it that are words, too."""
         return self._said(text, self._known)
+
+    def name(self, text: str) -> str:
+        """The text where it is a name that this language has a word for; any other is somebody's own."""
+        return self._known.get(text, text)
 
     def _said(self, text: str, known: dict[str, str]) -> str:
         if text in known:
@@ -32,5 +39,12 @@ class Sentences:
         # The most particular first: of those that fit, the one that says the most itself.
         for english in sorted((e for e in known if HOLE in e), key=lambda e: e.count(HOLE) - len(e)):
             if found := re.fullmatch("(.*)".join(map(re.escape, english.split(HOLE))), text, re.DOTALL):
-                return known[english].format(*(self._said(value, self._values) for value in found.groups()))
+                values = (self._said(value, self._values) for value in found.groups())
+                return known[english].format(*(self._number(v) if english in self._told else v for v in values))
         return text
+
+    def _number(self, value: str) -> str:
+        """A number that klype counted, as it is written in this language; what was typed stays as it was typed."""
+        if re.fullmatch(r"\d{1,3}(,\d{3})+", value):
+            return count(int(value.replace(",", "")), self._lang)
+        return value.replace(".", LANGUAGES[self._lang].decimal) if re.fullmatch(r"\d+\.\d+", value) else value
