@@ -11,7 +11,11 @@ from xml.etree import ElementTree
 import pytest
 from report_facts import dictionary_facts, hostile_facts, smallest_facts, text_facts, world_facts
 
+from klype.examine.answer_pictures import tree
+from klype.examine.html import Document, Section, render
 from klype.examine.report import write
+from klype.examine.say import Say
+from klype.words import LANGUAGES
 from scripts.chromium import CHROMIUM, QUIET
 from tests.test_studio_browser import axe, serious
 
@@ -41,9 +45,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: write(tmp_path_factory.mktemp(name), facts()) for name, facts in FACTS.items()}
 
 
-def opened(browser: Any, path: Path, width: int, theme: str) -> tuple[Any, list[str]]:
+def opened(browser: Any, path: Path, width: int, theme: str, locale: str = "en-GB") -> tuple[Any, list[str]]:
     """The page, and all that it should not have done so far (and later: the list grows)."""
-    page = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=theme).new_page()
+    size = {"width": width, "height": 900}
+    page = browser.new_context(viewport=size, color_scheme=theme, locale=locale).new_page()
     faults: list[str] = []
     page.on("console", lambda message: faults.append(f"console: {message.text}"))
     page.on("pageerror", lambda error: faults.append(f"error: {error}"))
@@ -72,6 +77,52 @@ def test_it_opens_in_both_languages_without_a_fault(
     paper = page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
     page.click(".view:visible [data-toggle-theme]")
     assert page.evaluate("getComputedStyle(document.documentElement).backgroundColor") != paper
+    assert faults == []
+    page.context.close()
+
+
+def test_it_opens_in_the_browsers_language_and_keeps_what_is_chosen(browser: Any, folders: dict[str, Path]) -> None:
+    for locale, expected in (("nb-NO", "nb"), ("da-DK", "nb"), ("en-US", "en"), ("fr-FR", "en")):
+        page, faults = opened(browser, folders["smallest"], 1440, "light", locale)
+        assert page.get_attribute("html", "lang") == expected
+        other = "en" if expected == "nb" else "nb"
+        page.click(f".view:visible [data-set-lang={other}]")
+        page.reload()
+        page.wait_for_selector("html[data-ready]", state="attached", timeout=20_000)
+        assert page.get_attribute("html", "lang") == other
+        assert page.locator(f".view[data-view={other}]").is_visible()
+        assert faults == []
+        page.context.close()
+
+
+def grown(*names: str) -> dict[str, Any]:
+    """A branch with these further ones below it, the last of which branches on."""
+    ends = [{"text": name, "mass": 0.1, "children": []} for name in names]
+    return {"text": "Gjerne! Reven drakk vann i", "mass": 0.9, "children": ends}
+
+
+@pytest.mark.parametrize("width", [390, 1440])
+def test_labels_of_a_tree_never_meet(browser: Any, tmp_path: Path, width: int) -> None:
+    root = grown("hagen.", "skogen ved elva og den gamle låven.")
+    root["children"] += [grown("parken.", "byen.", "bilen."), grown("båten til bestemor og bestefar.")]
+    root["children"][-1]["children"].append(grown("kjøkkenet.", "stua."))
+    told = {"trees": [{"question": "Hvor drakk reven vann?", "branches": root, "answers": [], "unexplored": 0.1}]}
+    documents = [Document(say, "t", "l", [Section([tree(told, say)])]) for say in map(Say, LANGUAGES)]
+    (file := tmp_path / "tree.html").write_text(render(documents, "en"), encoding="utf-8")
+    page, faults = opened(browser, file, width, "light")
+    found = page.locator(".view:visible .chart svg text").evaluate_all(
+        "texts => texts.filter((t) => t.textContent.trim()).map((t) => t.getBoundingClientRect().toJSON())"
+    )
+    assert len(found) >= 10
+    meet = [
+        (a, b)
+        for i, a in enumerate(found)
+        for b in found[:i]
+        if a["left"] < b["right"] and b["left"] < a["right"] and a["top"] < b["bottom"] and b["top"] < a["bottom"]
+    ]
+    assert not meet
+    cut = page.locator(".view:visible .panel").evaluate("box => getComputedStyle(box, '::before').content")
+    assert ("Scroll sideways" in cut) == (width == 390)  # a phone says that it shows a part
     assert faults == []
     page.context.close()
 

@@ -3,7 +3,7 @@ divides. Their titles say what was found. A run's report, an examination's, the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from klype.examine.charts import (
@@ -283,7 +283,7 @@ def tree(document: Document, say: Say) -> Picture | None:
     rows: list[Row] = []
     for one in document["trees"]:
         root = one["branches"]
-        panels.append(Panel(_short(one["question"]), _tree(root, say), 60 + 30 * len(_ends(root))))
+        panels.append(_tree(_short(one["question"]), root, say))
         rows += [
             (visible(one["question"]), visible(a["text"]), FigureFacts(value=a["low"], low=a["low"], high=a["high"]))
             for a in one["answers"]
@@ -318,16 +318,43 @@ def cost(document: Document, say: Say) -> Picture | None:
     return Picture("cost", title, say("exam.how_cost"), [Panel("", drawn, 70 + 34 * len(points))], *table)
 
 
-def _tree(root: Document, say: Say) -> Option:
-    drawn = _node(root, say)
-    drawn["label"] = {"position": "top", "align": "left"}
-    room = _room([end["name"] for end in _ends(drawn)])
+def _tree(title: str, root: Document, say: Say) -> Panel:
+    """No label meets another: those on the way stand above their node and are no wider than from one node to the next
+    (the root's, which begins at its node, half of that), and all ends stand in one column, a row each."""
+    drawn = _level(_node(root, say))
+    ends = [end["name"] for end in _ends(drawn)]
+    room, step = _room(ends), min(220, max(64, *(16 + 7 * len(name) for name in (*_names(drawn), ""))))
+    drawn["label"] = {"position": "top", "align": "left", "width": step // 2 - 8, "overflow": "truncate"}
     accent = {"color": "$accent", "borderColor": "$accent"}
     series = branching(
         drawn, left=12, right=room, symbolSize=7, itemStyle=accent, lineStyle={"color": "$muted"},
         leaves={"width": room - 12, "overflow": "truncate"},
     )  # fmt: skip
-    return canvas(series=[series], tooltip={"show": False})
+    series["label"] |= {"width": step - 8, "overflow": "truncate"}
+    option = canvas(series=[series], tooltip={"show": False})
+    return Panel(title, option, 60 + 30 * len(ends), 12 + step * _depth(drawn) + room)
+
+
+def _level(node: Option, depth: int | None = None) -> Option:
+    """With its ends equally deep, by nodes that nothing is seen of."""
+    depth = _depth(node) if depth is None else depth
+    if not depth:
+        return node
+    below = node["children"] if node.get("children") else [{key: node[key] for key in ("name", "value")}]
+    unseen = {} if node.get("children") else {"name": "", "symbolSize": 0}
+    return {**node, **unseen, "children": [_level(child, depth - 1) for child in below]}
+
+
+def _names(node: Option) -> Iterator[str]:
+    """Of the nodes on the way."""
+    if node.get("children"):
+        yield node["name"]
+        for child in node["children"]:
+            yield from _names(child)
+
+
+def _depth(node: Option) -> int:
+    return max((1 + _depth(child) for child in node.get("children", ())), default=0)
 
 
 def _node(branch: Document, say: Say) -> Option:

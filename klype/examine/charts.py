@@ -46,11 +46,13 @@ _EXPORT = re.compile(r"export\s*\{([^}]*)\};?\s*(?://#[^\n]*\s*)?$")
 
 @dataclass(frozen=True)
 class Panel:
-    """One drawing. ``height`` in px; ``title`` may be empty when the picture has one panel only."""
+    """One drawing. ``height`` and the least ``width`` in px (in less room it is scrolled); ``title`` may be empty when
+    the picture has one panel only."""
 
     title: str
     option: Option
     height: int = 260
+    width: int = 0
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,13 @@ def line(name: str, points: Sequence[Sequence[float | None]], colour: str, **mor
         "connectNulls": False,
     }
     return {**found, **more}
+
+
+def events(happened: Sequence[tuple[int, str]]) -> Option:
+    """Of a line: a dashed one upwards at each step, with what happened there written along it."""
+    label = {"position": "insideEndTop", "color": "$muted", "fontSize": 11}
+    return {"symbol": "none", "silent": True, "lineStyle": {"color": "$muted", "type": "dashed"},
+            "data": [{"xAxis": x, "label": {**label, "formatter": what}} for x, what in happened]}  # fmt: skip
 
 
 def rule(name: str, points: Sequence[Sequence[float | None]]) -> Option:

@@ -101,6 +101,13 @@ class FewFacts(TypedDict):
     n: int
 
 
+class EventFacts(TypedDict):
+    """What changed at a step of a training, so that its curve jumps there."""
+
+    step: int
+    what: Text
+
+
 class CurveFacts(TypedDict):
     """A stage's training: ``step`` and every series have one length. Series: ``loss`` (required in practice),
     ``held_out``, ``reward``, ``score``, ``kl``, ``right``, ``polite``; None where nothing was measured."""
@@ -110,6 +117,7 @@ class CurveFacts(TypedDict):
     series: dict[str, list[float | None]]
     units: NotRequired[dict[str, str]]
     tokens_per_second: NotRequired[float]
+    events: NotRequired[list[EventFacts]]
 
 
 class TokenFacts(TypedDict):
@@ -171,6 +179,7 @@ class TemperatureFacts(TypedDict):
 class TemperaturesFacts(TypedDict):
     stage: StageName
     prompt: NotRequired[str]  # what all samples answer or continue
+    chosen_of: NotRequired[int]  # the questions of which this one's answers differ most
     rows: list[TemperatureFacts]
 
 

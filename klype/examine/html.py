@@ -196,6 +196,7 @@ def render(documents: Sequence[Document], lang: str, title: str = "") -> str:
     charts = {code: {key: asdict(p) for key, p in one.pictures.items()} for code, one in by_lang.items()}
     told: dict[str, dict[str, str]] = {"zero": {}, "half": {"n": "{n}"}}  # the script fills in n
     words = {code: {key: one.say(f"formula.{key}", **told[key]) for key in told} for code, one in by_lang.items()}
+    spoken = {wish: code for code, row in LANGUAGES.items() for wish in (code, *row.also, *row.reads)}
     scripts = [echarts_script(), _page_file("page.js")]
     return environment.get_template("document.html.jinja").render(
         lang=lang,
@@ -206,7 +207,7 @@ def render(documents: Sequence[Document], lang: str, title: str = "") -> str:
         style=Markup(_theme() + _page_file("page.css")),
         scripts=[Markup(script) for script in scripts],
         policy=_policy(scripts),
-        data=_inert_json({"charts": charts, "words": words}),
+        data=_inert_json({"charts": charts, "words": words, "spoken": spoken}),
     )
 
 

@@ -97,7 +97,7 @@ MEASURES: tuple[Measure, ...] = (
         partial(estimators.surviving, curve="r"), "truth", runs=NOT_IN_RUNS),
     Measure("would_survive", "share of answers", "more",
         {"en": "Without error, had they gone on", "nb": "Uten feil, hadde de fortsatt"},
-        {"en": "The same had no answer ended before; the measure “K beside independence” compares it with what "
+        {"en": "The same had no answer ended before; the measure “K compared with independence” compares it with what "
                "errors that depend on the position only would leave.",
          "nb": "Det samme om ingen svar hadde sluttet før; målet «K mot uavhengighet» sammenligner det med det som "
                "feil ville latt være igjen om de bare avhang av plassen."},
@@ -109,7 +109,7 @@ MEASURES: tuple[Measure, ...] = (
         estimators.s_of_corpus, "truth", runs=NOT_IN_RUNS),
     Measure("kl", "nats a word", "less",
         {"en": "KL to the truth", "nb": "KL til fasiten"},
-        {"en": "Nats a word that are lost by believing the model instead of the truth, on what the truth itself "
+        {"en": "Nats per word lost by believing the model instead of the truth, on what the truth itself "
                "says; 0 is perfect.",
          "nb": "Så mange nat per ord taper en på å tro på modellen i stedet for fasiten, målt på det fasiten selv "
                "sier; 0 er perfekt."},
@@ -151,7 +151,7 @@ MEASURES: tuple[Measure, ...] = (
         estimators.loops, runs=NOT_IN_RUNS),
     Measure("repetition_beyond", "difference of shares", "less",
         {"en": "Repetition beyond the language’s", "nb": "Gjentakelse ut over språkets"},
-        {"en": "That share less the one in answers of the language itself to the same questions; 0 is as the "
+        {"en": "The difference from that share in the language’s own answers to the same questions; 0: as the "
                "language does.",
          "nb": "Den andelen minus andelen i språkets egne svar på de samme spørsmålene; 0 er slik språket selv gjør."},
         estimators.repeats_beyond, "truth", runs=NOT_IN_RUNS),
@@ -162,7 +162,7 @@ MEASURES: tuple[Measure, ...] = (
         estimators.distinct, runs=AT_TEMPERATURES),
     Measure("same_text", "share of pairs", "neither",
         {"en": "Same text twice", "nb": "Samme tekst to ganger"},
-        {"en": "Probability that two answers to one question are equal to the letter.",
+        {"en": "Probability that two answers to one question are identical.",
          "nb": "Sannsynligheten for at to svar på samme spørsmål er bokstavelig like."},
         estimators.same_text, runs=AT_TEMPERATURES),
     Measure("same_meaning", "share of pairs", "neither",
@@ -182,7 +182,7 @@ MEASURES: tuple[Measure, ...] = (
         estimators.answer_entropy, runs=NOT_IN_RUNS),
     Measure("meaning_entropy", "nats", "neither",
         {"en": "Entropy of meanings", "nb": "Meningenes entropi"},
-        {"en": "How uncertain the meaning is, in nats, estimated from draws with what they missed allowed for.",
+        {"en": "How uncertain the meaning is, in nats, estimated from draws and corrected for what they missed.",
          "nb": "Hvor usikker meningen er, i nat, anslått fra trekninger med tillegg for det de ikke viste."},
         estimators.meaning_entropy, "meaning", runs=NOT_IN_RUNS),
     Measure("unseen", "share", "less",
@@ -191,7 +191,7 @@ MEASURES: tuple[Measure, ...] = (
          "nb": "Sannsynligheten for svarene som ingen av trekningene viste."},
         estimators.unseen, runs=NOT_IN_RUNS),
     Measure("answer_mass", "share", "neither",
-        {"en": "The likeliest answer", "nb": "Det mest sannsynlige svaret"},
+        {"en": "The most probable answer", "nb": "Det mest sannsynlige svaret"},
         {"en": "Probability of the most probable whole answer, between certain bounds.",
          "nb": "Sannsynligheten for det mest sannsynlige hele svaret, mellom sikre grenser."},
         estimators.answer_mass, runs=NOT_IN_RUNS),
@@ -206,21 +206,21 @@ MEASURES: tuple[Measure, ...] = (
          "nb": "Hvor usikker meningen er, i nat, mellom sikre grenser fra treet av svar."},
         estimators.tree_entropy, "meaning", runs=NOT_IN_RUNS),
     Measure("independence", "difference of shares", "neither",
-        {"en": "K beside independence", "nb": "K mot uavhengighet"},
-        {"en": "K less what it would be with each position’s own share of errors and no other dependence: above 0, "
-               "some answers err more than others do at the same word; 0 is independence.",
+        {"en": "K compared with independence", "nb": "K mot uavhengighet"},
+        {"en": "K minus what it would be if errors depended on the position only: above 0, some answers err more "
+               "than others at the same word; 0 is independence.",
          "nb": "K minus det den ville vært med hver plass’ egen feilandel og ingen annen avhengighet: Over 0 tar "
                "noen svar oftere feil enn andre ved samme ord; 0 er uavhengighet."},
         partial(estimators.surviving, curve="difference"), "truth", runs=NOT_IN_RUNS),
     Measure("weibull_shape", "shape", "neither",
         {"en": "Shape of the error curve", "nb": "Feilkurvens form"},
-        {"en": "1: an error is as likely at every word; below 1: likeliest at the start; above 1: later.",
+        {"en": "1: an error is as likely at every word; below 1: more likely at the start; above 1: later.",
          "nb": "1: feil er like sannsynlig ved hvert ord; under 1: mest sannsynlig i starten; over 1: senere."},
         estimators.shape, "truth", runs=NOT_IN_RUNS),
     Measure("feedback", "difference of shares", "less",
         {"en": "Feedback of an error", "nb": "Tilbakevirkning av en feil"},
-        {"en": "How much likelier an error is right after a forced error than after a forced right word, which is "
-               "mostly much likelier itself.",
+        {"en": "How much more likely an error is right after a forced error than after a forced right word, which "
+               "is usually much more likely itself.",
          "nb": "Hvor mye mer sannsynlig en feil er rett etter en påtvunget feil enn etter et påtvunget riktig ord, "
                "som oftest selv er mye mer sannsynlig."},
         partial(estimators.feedback, part="difference"), "truth", runs=NOT_IN_RUNS),
@@ -230,8 +230,8 @@ MEASURES: tuple[Measure, ...] = (
          "nb": "Hvor mange ganger så sannsynlig en feil er rett etter en påtvunget feil."},
         partial(estimators.feedback, part="ratio"), "truth", runs=NOT_IN_RUNS),
     Measure("feedback_rare", "difference of shares", "less",
-        {"en": "… beside a right word as rare", "nb": "… mot et like sjeldent riktig ord"},
-        {"en": "The same beside a right word whose probability is within a factor of 3 of the wrong one’s, errors "
+        {"en": "… compared with an equally rare right word", "nb": "… mot et like sjeldent riktig ord"},
+        {"en": "The same, compared with a right word about as likely (within a factor of 3), errors "
                "counted by edit distance: the cautious figure.",
          "nb": "Det samme mot et riktig ord med sannsynlighet innenfor en faktor på 3 av det gales, der feil telles "
                "etter redigeringsavstand: det forsiktige tallet."},
@@ -284,13 +284,13 @@ MEASURES: tuple[Measure, ...] = (
          "nb": "Andelen av det som skrives, som står ordrett i treningsteksten."},
         estimators.copied, "text", runs=NOT_IN_RUNS),
     Measure("passes", "passes", "less",
-        {"en": "Passes through the model", "nb": "Kjøringer gjennom modellen"},
+        {"en": "Passes through the model", "nb": "Gjennomløp av modellen"},
         {"en": "How often the whole model is run for an answer.",
-         "nb": "Hvor mange ganger hele modellen kjøres for ett svar."},
+         "nb": "Hvor mange ganger hele modellen gjennomløpes for ett svar."},
         partial(estimators.cost, name="passes", unit="passes"), runs=NOT_IN_RUNS),
     Measure("tokens", "tokens", "neither",
-        {"en": "Tokens", "nb": "Token"},
-        {"en": "Length of an answer in tokens.", "nb": "Lengden av et svar i token."},
+        {"en": "Tokens", "nb": "Tokener"},
+        {"en": "Length of an answer in tokens.", "nb": "Lengden av et svar i tokener."},
         partial(estimators.cost, name="tokens", unit="tokens"), runs=NOT_IN_RUNS),
     Measure("flops", "FLOPs", "less",
         {"en": "FLOPs", "nb": "FLOP"},
@@ -298,9 +298,9 @@ MEASURES: tuple[Measure, ...] = (
         partial(estimators.cost, name="flops", unit="FLOPs"), runs=NOT_IN_RUNS),
     Measure("bytes_moved", "bytes", "less",
         {"en": "Bytes moved", "nb": "Byte flyttet"},
-        {"en": "Read and written by the model for an answer alone: its weights once a pass, and what it remembers of "
+        {"en": "Read and written by the model for an answer alone: its weights once per pass, and what it remembers of "
                "every token.",
-         "nb": "Lest og skrevet av modellen for ett svar alene: vektene én gang per kjøring, og det den husker av "
+         "nb": "Lest og skrevet av modellen for ett svar alene: vektene én gang per gjennomløp, og det den husker av "
                "hvert token."},
         partial(estimators.cost, name="bytes_moved", unit="bytes"), runs=NOT_IN_RUNS),
     Measure("seconds", "s", "less",
@@ -340,9 +340,9 @@ OF_RUNS: tuple[Measure, ...] = (
 KNOWN: Mapping[str, Measure] = {row.name: row for row in (*MEASURES, *OF_RUNS)}
 UNITS: Mapping[str, Mapping[str, str]] = {
     "points": {"nb": "poeng"},
-    "share a word": {"nb": "andel per ord"},
+    "share a word": {"en": "share per word", "nb": "andel per ord"},
     "share of answers": {"nb": "andel av svarene"},
-    "nats a word": {"nb": "nat per ord"},
+    "nats a word": {"en": "nats per word", "nb": "nat per ord"},
     "squared probability": {"nb": "sannsynlighet i andre"},
     "share of 4-grams": {"en": "share of word sequences", "nb": "andel av ordrekkene"},
     "share of words": {"nb": "andel av ordene"},
@@ -359,8 +359,8 @@ UNITS: Mapping[str, Mapping[str, str]] = {
     "temperature": {"nb": "temperatur"},
     "share of what knowing gains": {"nb": "andel av det viten ville gitt"},
     "word": {"nb": "ord"},
-    "passes": {"nb": "kjøringer"},
-    "tokens": {"nb": "token"},
+    "passes": {"nb": "gjennomløp"},
+    "tokens": {"nb": "tokener"},
     "FLOPs": {"nb": "FLOP"},
     "bytes": {"nb": "byte"},
     "J per right answer": {"nb": "J per riktig svar"},

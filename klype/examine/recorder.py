@@ -73,8 +73,9 @@ class Recorder(Around):
             return list(found.traces)
         began, used = self._clock(), self._joules()
         traces = ask()
-        self.model_s += self._clock() - began
-        traces = shared(traces, used, self._joules())
+        took = self._clock() - began
+        self.model_s += took
+        traces = shared(traces, used, self._joules(), took)
         self.finish()
         if self._folder is not None:
             self._saving = self._beside.submit(store.save, self._folder, name, traces, about)
@@ -87,12 +88,17 @@ class Recorder(Around):
             self._saving = None
 
 
-def shared(traces: list[Trace], before: float | None, after: float | None) -> list[Trace]:
-    """The energy of answers that were made together, shared out by their passes; as they are where it is not known."""
-    passes = sum(trace.passes for trace in traces)
+def shared(traces: list[Trace], before: float | None, after: float | None, took: float) -> list[Trace]:
+    """The energy of answers that were made together, shared out by their passes; as they are where it is not known.
+
+    It was read over ``took`` seconds. Of answers that were made one at a time, it counts for their own seconds only, so
+    that time and energy are of one span.
+    """
+    passes, seconds = sum(trace.passes for trace in traces), sum(trace.seconds for trace in traces)
     if before is None or after is None or not passes:
         return traces
-    return [replace(trace, joules=(after - before) * trace.passes / passes) for trace in traces]
+    spent = (after - before) * (min(1.0, seconds / took) if took > 0 else 1.0)
+    return [replace(trace, joules=spent * trace.passes / passes) for trace in traces]
 
 
 WATTS_PER_CORE = 10.0

@@ -28,6 +28,7 @@ from klype.words import LANGUAGES
 OF_THE_BASE = ("s", "kl", "bits_per_byte")
 KEY_FIGURES = ("right", "right_fixed", "well_formed", "right_trained", "polite", "annotator", *OF_THE_BASE)
 TRAINING = {"base": "pretrain", "finetuned": "finetune", "aligned": "align"}
+NEXT_TO_NOTHING = 0.05
 STEPS = ("pretrain", "finetune", "rank", "reward", "align", "examine", "total")
 
 
@@ -61,7 +62,8 @@ def _page(facts: Facts, say: Say) -> Document:
         Block("question", {**one, "answers": {stage: one["answers"].get(stage) for stage in STAGES}})
         for one in facts.get("questions", [])
     ]
-    answers: list[Part] = [Text(f"{say('answers.how')} {say('answers.how_more')}"), Block("legend"), *questions]
+    base = _base(facts, say)
+    answers: list[Part] = [Text(f"{say('answers.how')} {say('answers.how_more')}"), *base, Block("legend"), *questions]
     models = {say.stage(stage): found for stage in STAGES if (found := facts["stages"].get(stage))}
     figures = html.figures([*models.values()], [*models], say)
     formula = Formula(shown["formula"], _model_s(facts))
@@ -70,7 +72,7 @@ def _page(facts: Facts, say: Say) -> Document:
         section("gates", *_gates(facts, say)),
         section("lifecycle", _stages(facts, say), shown.get("curves")),
         section("answers", *(answers if questions else [])),
-        section("scores", shown.get("stages"), shown.get("reward"), _rewards(facts, say), *figures),
+        section("scores", shown.get("stages"), *base, shown.get("reward"), _rewards(facts, say), *figures),
         section("words", *_dictionary(facts, say, shown.get("dictionary"))),
         section("text", Text(held_out) if "text" in shown else None, shown.get("text")),
         section("heart", shown.get("copied"), *copied),
@@ -83,6 +85,16 @@ def _page(facts: Facts, say: Say) -> Document:
     ]  # fmt: skip
     lead = say("lead", run=facts["run"], recipe=facts["recipe"])
     return Document(say, say("title"), lead, sections, contents=True, foot=say("provenance.figures"))
+
+
+def _base(facts: Facts, say: Say) -> list[Part]:
+    """Why a model that has only read answers next to nothing right, and what it does know."""
+    figures = figures_of(facts, "base")
+    right, retrieval = figures.get("right"), figures.get("retrieval_hard")
+    if right is None or right["value"] is None or right["value"] >= NEXT_TO_NOTHING:
+        return []
+    knows = [say("answers.base_knows", share=say.figure(retrieval, "retrieval_hard"))] if retrieval else []
+    return [Text(" ".join([say("answers.base", right=say.value(right, "right")), *knows]), "note")]
 
 
 def _key_figures(facts: Facts, say: Say) -> Part | None:
@@ -209,6 +221,8 @@ def _temperatures(facts: Facts, say: Say, picture: Picture | None) -> list[Part 
         ]
         title = f"τ = {say.plain(row['temperature'])}"
         cards.append((title, row["samples"][:4], Glossary(figures, "pairs")))
+    if "chosen_of" in found:
+        how += f" {say('temperature.chosen', n=say.count(found['chosen_of']))}"
     return [Text(f"{how} {asked}".strip()), Block("temperatures", cards), picture]
 
 

@@ -14,6 +14,7 @@ from klype.examine.charts import (
     Picture,
     axis,
     bars,
+    events,
     line,
     lines,
     thin,
@@ -25,6 +26,7 @@ from klype.examine.facts import (
     Facts,
     FigureFacts,
     NextFacts,
+    NextTokenFacts,
     beyond,
     by_stage,
     changed,
@@ -36,6 +38,8 @@ from klype.examine.say import Say, is_share, visible
 CURVE_COLOURS = {"loss": "accent", "held_out": "aligned", "reward": "finetuned", "score": "accent", "kl": "bad",
                  "right": "aligned", "polite": "truth"}  # fmt: skip
 MOST_POINTS = 240
+LEAST_SHOWN = 0.0005
+"""Less than this reads 0.0 %."""
 
 
 def pictures(facts: Facts, say: Say) -> dict[str, Picture]:
@@ -75,7 +79,7 @@ def of_answers(facts: Facts, say: Say) -> list[Picture | None]:
 
 def curves(facts: Facts, say: Say) -> Picture | None:
     """One panel for each stage of training: its loss, or its reward and leash."""
-    panels, rows = [], list[list[Cell]]()
+    panels, rows, told = [], list[list[Cell]](), [say("how.curves")]
     for curve in facts.get("curves", []):
         stage = say(f"train.{curve['stage']}")
         shown = {name: values for name, values in curve["series"].items() if any(v is not None for v in values)}
@@ -89,12 +93,16 @@ def curves(facts: Facts, say: Say) -> Picture | None:
             few: Option = {"showSymbol": True, "symbolSize": 6} if len(known) < len(values) / 2 else {}
             series.append(line(_series_name(name, say), points, CURVE_COLOURS.get(name, "muted"), **few))
             rows += [[stage, _series_name(name, say), x, y] for x, y in points]
+        happened = [(one["step"], say.text(one["what"])) for one in curve.get("events", [])]
+        series[0]["markLine"] = events(happened)
+        told += [say("how.event", step=say.count(step), what=what) for step, what in happened]
         drawn = lines(axis(say("axis.step")), axis(scale="loss" in shown and len(shown) == 1), series)
         panels.append(Panel(f"{stage} – {_change(curve, say)}", drawn, 250))
     if not panels:
         return None
     columns = [say("column.stage"), say("column.series"), say("axis.step"), say("column.value")]
-    return Picture("curves", _curves_title(facts, say), say("how.curves"), panels, columns, rows)
+    told += [say("how.curves_kl")] if any("kl" in curve["series"] for curve in facts.get("curves", [])) else []
+    return Picture("curves", _curves_title(facts, say), " ".join(told), panels, columns, rows)
 
 
 def stages(facts: Facts, say: Say) -> Picture | None:
@@ -142,7 +150,7 @@ def next_words(facts: Facts, say: Say) -> Picture | None:
         return None
     ordered = sorted(prompts, key=lambda n: n.get("lang", say.lang) != say.lang)
     rows: list[list[Cell]] = [
-        [visible(n["prompt"]), visible(t["token"]), t["p"], t.get("truth")] for n in ordered for t in n["tokens"]
+        [visible(n["prompt"]), visible(t["token"]), t["p"], t.get("truth")] for n in ordered for t in _told(n, say)
     ]
     columns = [say("column.beginning"), say("column.word"), say("column.model"), say("column.truth")]
     known = any("truth" in t for t in ordered[0]["tokens"])
@@ -217,7 +225,7 @@ def _from_none_to_all(name: str, say: Say) -> Option:
 
 
 def _next_panel(prompt: NextFacts, say: Say) -> Panel:
-    tokens = prompt["tokens"][:10]
+    tokens = _told(prompt, say)
     series: dict[str, tuple[str, Sequence[float]]] = {say("column.model"): ("accent", [t["p"] for t in tokens])}
     if any("truth" in t for t in tokens):
         series[say("column.truth")] = ("ink", [t.get("truth", 0.0) for t in tokens])
@@ -225,6 +233,15 @@ def _next_panel(prompt: NextFacts, say: Say) -> Panel:
         [visible(t["token"].strip()) or "␣" for t in tokens], series, axis(say("axis.probability"), percent=True, min=0)
     )
     return Panel(say("panel.next", prompt=visible(prompt["prompt"])), drawn, 70 + 34 * len(tokens))
+
+
+def _told(prompt: NextFacts, say: Say) -> list[NextTokenFacts]:
+    """The words that are drawn, and all others as one; what would read 0.0 % is one of those."""
+    shown = [t for t in prompt["tokens"][:10] if max(t["p"], t.get("truth", 0.0)) >= LEAST_SHOWN]
+    rest = NextTokenFacts(token=say("panel.rest"), p=max(0.0, 1 - sum(t["p"] for t in shown)))
+    if any("truth" in t for t in shown):
+        rest["truth"] = max(0.0, 1 - sum(t.get("truth", 0.0) for t in shown))
+    return [*shown, rest] if max(rest["p"], rest.get("truth", 0.0)) >= LEAST_SHOWN else shown
 
 
 def _next_title(prompt: NextFacts, say: Say) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import Literal
 
@@ -26,7 +27,7 @@ def verdict(facts: Facts, say: Say) -> list[str]:
     """Paragraphs: what was made and how it answers; what it knows of its language; what to make of it."""
     paragraphs = [
         [_made(facts, say), *_answers(facts, say)],
-        [*_language(facts, say), *_hot(facts, say)],
+        [*_language(facts, say), *_hot(facts, say), *_sure(facts, say)],
         _gates(facts, say),
         caution(facts, say),
     ]
@@ -110,6 +111,25 @@ def _hot(facts: Facts, say: Say) -> list[str]:
     (t0, right0), (t, right) = known[0], known[-1]
     shown = {"right0": say.figure(right0, "right"), "right": say.figure(right, "right")}
     return [say("verdict.hot", t0=say.plain(t0), t=say.plain(t), **shown)]
+
+
+def _sure(facts: Facts, say: Say) -> list[str]:
+    """Where what a model says how likely it is comes true less often, or more often, than it says: of ten bins, the one
+    that is furthest off, when it is so by more than twice the interval's half-width (some bin always is a little)."""
+    for found in facts.get("calibration", []):
+        bins = [(b["p"], b["observed"]) for b in found["bins"]]
+        off = [(p, o, o["value"] - p) for p, o in bins if o["value"] is not None and abs(o["value"] - p) > _width(o)]
+        if off:
+            said, observed, gap = max(off, key=lambda one: abs(one[2]))
+            shown = {"said": say.share(said), "observed": say.figure(observed, "right")}
+            model = say.stage(found["stage"]).lower()
+            return [say("verdict.overconfident" if gap < 0 else "verdict.underconfident", model=model, **shown)]
+    return []
+
+
+def _width(figure: FigureFacts) -> float:
+    low, high = figure.get("low"), figure.get("high")
+    return high - low if low is not None and high is not None else math.inf
 
 
 def _gates(facts: Facts, say: Say) -> list[str]:

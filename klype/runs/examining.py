@@ -17,6 +17,7 @@ from klype.examine.facts import (
     FigureFacts,
     QuestionFacts,
     StageName,
+    Text,
 )
 from klype.examine.measures import in_runs, measure
 from klype.examine.recorder import WATTS_PER_CORE, Energy
@@ -125,6 +126,9 @@ def gather(run: Run) -> Facts:
     return result
 
 
+MANNERS: Text = {"en": "answers in every manner from here on", "nb": "svar på alle måter herfra"}
+
+
 def curves(run: Run) -> list[CurveFacts]:
     """The loss (and reward) of every stage, thinned to a few hundred points."""
     out: list[CurveFacts] = []
@@ -143,6 +147,8 @@ def curves(run: Run) -> list[CurveFacts]:
             if any(line.get(name) is not None for line in lines)
         }
         out.append({"stage": stage, "step": [group[-1]["step"] for group in groups], "series": series})
+        if stage == "pretrain" and run.recipe.kind == "world" and 0 < run.recipe.pretrain.plain < 1:
+            out[-1]["events"] = [{"step": round(run.recipe.pretrain.plain * lines[-1]["step"]), "what": MANNERS}]
     return out
 
 
@@ -193,15 +199,19 @@ def _answer(run: Run, question: Question, trace: Trace) -> AnswerFacts:
 
 def temperatures(run: Run, model: Transformer, stage: StageName) -> dict[str, Any]:
     """The same questions at several temperatures: dull, lively, nonsense; with survival and calibration."""
+    # The answers that are shown are of the question whose answers change most: of another, all may be the same.
     if isinstance(run.task, TextTask):
         written = run.task.temperatures(run.model("pretrain"))
         return {"temperatures": {"stage": "base", "prompt": run.task.measures.beginning(8).strip(), "rows": written}}
-    questions, shown = run.task.held_out[:200], run.task.held_out[0]
+    questions = run.task.held_out[:200]
+    found_at = {
+        t: examine_model(run.task, model, questions, AnswerSettings(t, 2, "distributions"))
+        for t in run.recipe.examine.temperatures
+    }
+    shown = _liveliest(run, questions, [found.traces[t] for t, found in found_at.items()])
     rows, curves_ = [], []
-    for temperature in run.recipe.examine.temperatures:
-        evidence = examine_model(run.task, model, questions, AnswerSettings(temperature, 2, "distributions")).evidence[
-            temperature
-        ]
+    for temperature, examined in found_at.items():
+        evidence = examined.evidence[temperature]
         (samples,) = draw_answers(run.task, model, [shown], AnswerSettings(temperature, 4))
         rows.append(
             {
@@ -223,12 +233,25 @@ def temperatures(run: Run, model: Transformer, stage: StageName) -> dict[str, An
                     },
                 }
             )
-    out: dict[str, Any] = {"temperatures": {"stage": stage, "prompt": shown.prompt, "rows": rows}}
+    chosen = {"prompt": shown.prompt, "chosen_of": len(questions)}
+    out: dict[str, Any] = {"temperatures": {"stage": stage, **chosen, "rows": rows}}
     if curves_:
         out["survival"] = curves_
     if calibration := _calibration(run, questions):
         out["calibration"] = [calibration]
     return out
+
+
+def _liveliest(run: Run, questions: Sequence[Question], drawn: Sequence[Sequence[Sequence[Trace]]]) -> Question:
+    """The question with the most different answers at all temperatures together, of those that are answered right at
+    the lowest; of several, the first. ``drawn``: by temperature, then by question."""
+
+    def different(place: int) -> tuple[bool, int]:
+        cold = drawn[0][place][0]
+        right = run.task.judge(questions[place], _text(run.task, cold), cold.ended == "stop").right
+        return right is True, len({_text(run.task, trace) for groups in drawn for trace in groups[place]})
+
+    return questions[max(range(len(questions)), key=different)]
 
 
 def _calibration(run: Run, questions: Sequence[Question]) -> dict[str, Any] | None:

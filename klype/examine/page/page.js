@@ -56,10 +56,30 @@ function draw(figure) {
 const visiblePictures = () => [...document.querySelectorAll(`.view[data-view="${lang()}"] [data-picture]`)];
 const drawAll = () => visiblePictures().forEach(draw);
 
+// The language is kept where this browser lets a page keep something, and in the address, which a reload keeps: a file
+// opened from disk may have no storage of its own.
 function setLanguage(code) {
-  root.dataset.lang = code;
-  root.lang = code;
+  root.dataset.lang = root.lang = code;
   drawAll();
+  mark();
+}
+
+function keepLanguage(code) {
+  const place = location.hash.match(/^#(section-.*)-/);
+  history.replaceState(null, "", `#${place ? `${place[1]}-` : ""}${code}`);
+  try { localStorage.setItem("klype-language", code); } catch { /* the address has it */ }
+}
+
+function wantedLanguage() {
+  let kept = null;
+  try { kept = localStorage.getItem("klype-language"); } catch { /* nothing is kept here */ }
+  const wishes = navigator.languages.map((wish) => data.spoken[wish.toLowerCase().split("-")[0]]);
+  return [location.hash.split(/[#-]/).pop(), kept, ...wishes].find((code) => code in data.charts) ?? lang();
+}
+
+// What is wider than its box says so: a phone shows a part of a table or of a tree.
+function mark() {
+  document.querySelectorAll(".scroll, .panel").forEach((box) => box.classList.toggle("cut", box.scrollWidth > box.clientWidth + 1));
 }
 
 // ---- the article's formula ------------------------------------------------------------------------------------
@@ -169,7 +189,7 @@ const savers = {
 document.addEventListener("click", async (event) => {
   const button = event.target.closest("button");
   if (!button) return;
-  if (button.dataset.setLang) setLanguage(button.dataset.setLang);
+  if (button.dataset.setLang) { setLanguage(button.dataset.setLang); keepLanguage(button.dataset.setLang); }
   if ("toggleTheme" in button.dataset) { root.dataset.theme = dark() ? "light" : "dark"; drawAll(); }
   if ("print" in button.dataset) window.print();
   if (button.dataset.save) {
@@ -197,8 +217,9 @@ addEventListener("afterprint", () => {
 let resizing;
 addEventListener("resize", () => {
   clearTimeout(resizing);
-  resizing = setTimeout(() => drawn.forEach((chart, element) => { if (element.clientWidth) chart.resize(); }), 120);
+  resizing = setTimeout(() => { drawn.forEach((chart, element) => { if (element.clientWidth) chart.resize(); }); mark(); }, 120);
 });
 
-drawAll();
+document.addEventListener("toggle", mark, true);
+setLanguage(wantedLanguage());
 root.dataset.ready = "true";
