@@ -192,7 +192,7 @@ class Sampling:
         title={"en": "min-p", "nb": "min-p"},
         help={
             "en": "Draw only tokens at least this probable, relative to the most probable one.",
-            "nb": "Trekk bare token som er minst så sannsynlige, målt mot det mest sannsynlige.",
+            "nb": "Trekk bare tokener som er minst så sannsynlige, målt mot det mest sannsynlige.",
         },
         shape=min_p,
         servers={**OWN, "llama.cpp": ""},
@@ -220,7 +220,7 @@ class Sampling:
         title={"en": "Repetition penalty", "nb": "Straff for gjentakelse"},
         help={
             "en": "Make tokens of prompt and answer less probable: their logits are divided by this (1: off).",
-            "nb": "Gjør token fra spørsmål og svar mindre sannsynlige: Logitene deles på dette (1: av).",
+            "nb": "Gjør tokener fra spørsmål og svar mindre sannsynlige: Logitene deles på dette (1: av).",
         },
         adjust=repetition,
         servers={**OWN, "llama.cpp": "repeat_penalty", "lmstudio": "repeat_penalty"},
@@ -229,7 +229,7 @@ class Sampling:
         0.0,
         served=(-2.0, 2.0),
         slider=(-2.0, 2.0, 0.1),
-        title={"en": "Presence penalty", "nb": "Straff for token som er brukt"},
+        title={"en": "Presence penalty", "nb": "Straff for tokener som er brukt"},
         help={
             "en": "Subtract this from the logit of every token that the answer has used.",
             "nb": "Trekk dette fra logiten til hvert token som svaret alt har brukt.",

@@ -138,7 +138,7 @@ def test_what_cannot_be_is_one_sentence(tmp_path: Path) -> None:
         (lambda: klype.train(rewards={"none.py:f": 1}, out=tmp_path / "out"), r"no file .*none\.py"),
         (lambda: klype.train(set={"align.rows": -1}, out=tmp_path / "out"), "align.rows"),
         (lambda: klype.train(rewards=len, out=tmp_path / "out"), "rewards should be a list of functions"),  # type: ignore[arg-type]
-        (lambda: klype.train(rewards=[5], out=tmp_path / "out"), "5 is no reward"),  # type: ignore[list-item]
+        (lambda: klype.train(rewards=[5], out=tmp_path / "out"), "5 is not a reward"),  # type: ignore[list-item]
         (lambda: klype.train(rewards={len: "0.5"}, out=tmp_path / "out"), "weight of the reward len should"),
         (lambda: klype.train(None, out=tmp_path / "out"), "text should be a file"),  # type: ignore[arg-type]
         (lambda: klype.train(device="abacus", out=tmp_path / "out"), "no kind of device 'abacus'"),

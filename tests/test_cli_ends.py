@@ -44,7 +44,7 @@ def raising(error: BaseException) -> Callable[[list[str]], object]:
 @pytest.mark.parametrize(
     ("error", "code", "sentence"),
     [
-        (KlypeError("It broke.", "Fix it."), 1, "klype: It broke. Mend it."),
+        (KlypeError("It broke.", "Fix it."), 1, "klype: It broke. Fix it."),
         (UsageError("That is wrong."), 2, "klype: That is wrong."),
         (KeyboardInterrupt(), 130, "klype: Interrupted. What was saved stays; --resume goes on from there."),
         (typer.Abort(), 130, "klype: Interrupted."),

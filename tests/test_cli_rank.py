@@ -157,7 +157,7 @@ def test_by_hand_in_a_terminal_with_undo_ties_a_better_answer_and_going_on_later
     [
         (["--format", "xml"], "there is no format xml"),
         (["--noise", ".9"], "noise should be"),
-        (["--taste", "kind=3", "--simulate"], "is no taste"),
+        (["--taste", "kind=3", "--simulate"], "is not a taste"),
         (["--simulate", "--judge", "x"], "not both"),
         (["--import", "nowhere.jsonl"], "cannot be read"),
         (["--store", "mysql://host/x"], "cannot be kept in mysql"),

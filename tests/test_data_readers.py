@@ -202,7 +202,7 @@ def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(packed(os.urandom(999), name)[:500])
         with pytest.raises(KlypeError, match=rf"{re.escape(name)} cannot be read"):
             texts(tmp_path / name)
-    with pytest.raises(UsageError, match="no table of rows"):
+    with pytest.raises(UsageError, match="not a table of rows"):
         list(read_rows(tmp_path / "empty.txt"))
 
 

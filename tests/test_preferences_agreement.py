@@ -110,7 +110,7 @@ def test_tastes_are_read_and_refused_by_name() -> None:
     assert taste("") == Taste()
     assert taste(str(Taste(polite=3, concise=1))) == Taste(polite=3, concise=1)
     for bad in ("rigth=1", "right", "right=much", "right=nan", "right=inf"):
-        with pytest.raises(UsageError, match="is no taste"):
+        with pytest.raises(UsageError, match="is not a taste"):
             taste(bad)
     verdict = Verdict(True, False, True, 5, 0.0)
     assert Taste(right=2, word=0.1, concise=1).score(verdict) == pytest.approx(2.5)

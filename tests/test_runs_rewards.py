@@ -205,7 +205,7 @@ def test_the_line_of_a_failure_is_where_it_was_raised() -> None:
         ("broken.py:f", r"broken.py cannot be run \(line 2\): ZeroDivisionError"),
         ("spelled.py:f", r"spelled.py cannot be run \(line 1\): SyntaxError"),
         ("ends.py:f", "ends.py cannot be run .line 1.: SystemExit: 3"),
-        ("text.txt:f", "no Python file"),
+        ("text.txt:f", "not a Python file"),
     ],
 )
 def test_a_file_or_function_that_is_not_there_is_one_sentence(name: str, said: str, mine: Path, tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_a_file_or_function_that_is_not_there_is_one_sentence(name: str, said: s
 
 def test_a_reward_is_typed_with_or_without_its_weight() -> None:
     assert typed(["model=1", "a/b.py:f", "c=d.py:g=-0.5"]) == {"model": 1, "a/b.py:f": 1, "c=d.py:g": -0.5}
-    for wrong, said in ((["f"], "names no function"), (["a.py:f=much"], "no number"), (["model", "model"], "twice")):
+    for wrong, said in ((["f"], "names no function"), (["a.py:f=much"], "not a number"), (["model", "model"], "twice")):
         with pytest.raises(UsageError, match=said):
             typed(wrong)
 

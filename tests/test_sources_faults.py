@@ -301,7 +301,7 @@ def test_cut_streams() -> None:
     for events, message in (
         ((chunk,), "cut its answer off"),
         ((chunk, "[DONE]"), "cut its answer off"),
-        ((chunk, "{"), "no JSON"),
+        ((chunk, "{"), "not JSON"),
         ((chunk, end, chunk, "[DONE]"), "goes on after the end"),
         ((chunk, {"error": {"message": "overloaded"}}), "broke off: overloaded"),
     ):
@@ -318,7 +318,7 @@ def test_the_budget() -> None:
     asked, _ = source(httpx.Response(200, json=OPENAI_CHAT), budget=Budget(tokens=20))
     for sample in range(2):
         asked.http.post(Call("chat/completions", {"a": sample}))
-    with pytest.raises(KlypeError, match="budget is spent"):
+    with pytest.raises(KlypeError, match="budget is used up"):
         asked.http.post(Call("chat/completions", {"a": 2}))
     assert asked.http.budget.asked == 2
 

@@ -223,7 +223,7 @@ def test_kept_answers_survive_and_cost_nothing(app: Any, tmp_path: Path) -> None
     prompt = tuple(own().codec.prompt(ASKED))
     requests = [Request(prompt, n=2, limit=4, seed=seed) for seed in range(6)]
     first = source(Budget(requests=3))
-    with pytest.raises(Exception, match="budget is spent"):
+    with pytest.raises(Exception, match="budget is used up"):
         answers(first, requests)
     again = source(Budget())
     whole = answers(again, requests)
@@ -258,7 +258,7 @@ def test_a_spent_budget_shows_the_tree_so_far(app: Any, tmp_path: Path, requests
     assert part.entropy[0] <= whole.entropy[1]
     assert whole.entropy[0] <= part.entropy[1]
     spent = HttpClient("http://localhost/v1", "", None, Budget(requests=1, asked=1), RetryPolicy(client=client))
-    with pytest.raises(BudgetSpentError, match="budget is spent"):
+    with pytest.raises(BudgetSpentError, match="budget is used up"):
         grow(RemoteSource(spent, offer), prompt, settings)
 
 

@@ -16,7 +16,8 @@ import typer
 from klype.cli.guard import guarded
 from klype.cli.help import spoken
 from klype.cli.main import app, call
-from klype.words import LANGUAGES
+from klype.examine.measures import KNOWN
+from klype.words import LANGUAGES, catalogues, words
 from klype.words.sentences import HOLE, Sentences
 
 KLYPE = Path(__file__).resolve().parent.parent / "klype"
@@ -142,3 +143,51 @@ def test_errors_are_told_in_the_language_asked_for(
     assert guarded(call, [*argv, "--lang", "nb", "--json"]) == 2
     assert norwegian not in (out := capsys.readouterr().out)  # programs are told in English
     assert "message" in out
+
+
+ENGLISH = [
+    (r"nats a (word|token|answer)", "nats per word"),
+    (r"likelie(r|st)|commonest", "more likely, most common"),
+    (r"in the mean\b", "on average"),
+    (r"threesome", "triples"),
+    (r"[Gg]uess(ed|ing)? ahead", "speculative decoding"),
+    (r"\bat most\"", "max"),
+    (r"\b[Mm]end(ed)?\b", "fix"),
+    (r"That cannot be\b", "not possible"),
+    (r"gone on with|[Gg]o on with it\b", "resume"),
+    (r"\bshare a (word|token)", "share per word"),
+    (r"\bis no (address|folder|file|name|taste|reward|number)\b", "is not a"),
+]
+"""What is not written, as a pattern, and what is instead."""
+NORWEGIAN = [
+    (r"\bparameter(e|ne)\b", "parametre"),
+    (r"\} token\b", "tokener"),
+    (r"gjennomkjøring", "gjennomløp"),
+    (r"sammenlikn", "sammenligner"),
+    (r"\bfeilet\b|gikk ikke[.:]", "mislyktes"),
+    (r"[Rr]angereren", "den som rangerer"),
+    (r"trekløver|\bstø\b|enda både|tidligere jeg|[Bb]otemid", "selvmotsigende, stabil, selv om, tiltak"),
+    (r"\brådene?\b|\bet råd\b|Hvilket råd", "tiltak"),
+    (r"Terminalen sier|ikke nøkkelen", "Se terminalen, feil nøkkel"),
+    (r"normalised|word_for_word", "normalisert, ord for ord"),
+]
+CHOSEN = {"nb": NORWEGIAN, "en": ENGLISH}
+
+
+@pytest.mark.parametrize("lang", CHOSEN)
+def test_one_term_for_each_thing(lang: str) -> None:
+    """In what a person reads: both catalogues, help, and the READMEs."""
+    said = {f"{name}.{key}": text for name, _ in catalogues() for key, text in words(lang, name).messages.items()}
+    said |= {text: text for text in help_of(spoken(app(), lang))}
+    said |= {row.name: row.title[lang] + row.help.get(lang, "") for row in KNOWN.values()}
+    if lang != "en":
+        said |= {english: text for table in tables(lang).values() for english, text in table.items()}
+    readme = KLYPE.parent / ("README.md" if lang == "en" else f"README.{lang}.md")
+    said |= {f"{readme.name}:{i}": line for i, line in enumerate(readme.read_text(encoding="utf-8").splitlines(), 1)}
+    wrong = [
+        f"{where}: “{found[0]}”, which is {instead}"
+        for where, text in said.items()
+        for pattern, instead in CHOSEN[lang]
+        if (found := re.search(pattern, text))
+    ]
+    assert not wrong, "\n".join(wrong)

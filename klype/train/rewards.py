@@ -81,7 +81,7 @@ def by_text(reward: Reward, decode: Callable[[Ids], str], name: str = "") -> Ans
 
 def scores(reward: Reward, questions: Sequence[str], answers: Sequence[str], name: str = "") -> Floats:
     """[N]: what a function says that answers are worth. KlypeError of one sentence, with file and line, when it fails
-    or gives anything but one finite number an answer."""
+    or gives anything but one finite number per answer."""
     name = name or name_of(reward)
     try:
         found: list[Any] = list(reward(questions, answers))
@@ -91,16 +91,16 @@ def scores(reward: Reward, questions: Sequence[str], answers: Sequence[str], nam
     if len(found) != len(answers):
         raise KlypeError(
             f"The reward {name} ({where}) gave {len(found)} numbers for {len(answers)} answers.",
-            "Return a list with one number an answer.",
+            "Return a list with one number per answer.",
         )
     numbers = np.array([_number(value) for value in found], dtype=np.float64)
     bad = np.flatnonzero(~np.isfinite(numbers))
     if bad.size:
         first, answer = repr(found[bad[0]])[:60], " ".join(answers[bad[0]].split())[:60]
         raise KlypeError(
-            f"The reward {name} ({where}) gave {first} for the answer “{answer}”: {bad.size} of {len(answers)} are no "
+            f"The reward {name} ({where}) gave {first} for the answer “{answer}”: {bad.size} of {len(answers)} are not "
             "finite numbers.",
-            "Return a list with one finite number an answer.",
+            "Return a list with one finite number per answer.",
         )
     return numbers
 
