@@ -22,7 +22,7 @@ from klype.words.sentences import HOLE, Sentences
 
 KLYPE = Path(__file__).resolve().parent.parent / "klype"
 ERRORS = re.compile(
-    r"(.*\.)?(KlypeError|UsageError|Interrupted|DamagedError|NothingTaughtError|BusyError|BudgetSpentError|bad\.add)"
+    r"(.*\.)?(KlypeError|UsageError|Interrupted|DamagedError|NoPreferencesError|BusyError|BudgetSpentError|bad\.add)"
 )
 COMPOSED = {
     "A model: {}. If left out: the newest run.",
