@@ -216,7 +216,7 @@ def test_commands(opened: Opened, capsys: Captured) -> None:
         assert (talk.sampling.temperature, talk.sampling.top_p) == (0.5, 0.9)
     shown = capsys.readouterr().out
     assert "/temperature needs a number" in shown
-    assert "That cannot be: --top-p should be above 0" in shown
+    assert "Not possible: --top-p should be above 0" in shown
     talk.take("/help")
     assert "Now 0.5." in capsys.readouterr().out
     talk.take("/dance")

@@ -320,10 +320,10 @@ def test_the_verdict_does_not_call_noise_a_change() -> None:
         facts["stages"][name]["polite"] = {"value": 0.0, "low": 0.0, "high": 0.01, "n": 400}
     assert "polite" not in " ".join(verdict(facts, Say("en")))
     assert "høflig" not in pictures(facts, Say("nb"))["stages"].title
-    assert "have become worse" not in " ".join(verdict(facts, Say("en")))
+    assert "answers got worse" not in " ".join(verdict(facts, Say("en")))
     facts["stages"]["finetuned"]["annotator"] = {"value": 1.10, "low": 1.06, "high": 1.15, "n": 119}
     facts["stages"]["aligned"]["annotator"] = {"value": 0.62, "low": 0.57, "high": 0.67, "n": 119}
-    assert "have become worse, from 1.10 [1.06, 1.15] to 0.62 [0.57, 0.67]" in " ".join(verdict(facts, Say("en")))
+    assert "the answers got worse, from 1.10 [1.06, 1.15] to 0.62 [0.57, 0.67]" in " ".join(verdict(facts, Say("en")))
     assert "Etter de poengene er den finjusterte modellen bedre" in " ".join(verdict(facts, Say("nb")))
 
 

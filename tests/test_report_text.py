@@ -20,7 +20,7 @@ def test_the_paragraph_is_chosen_by_the_figures() -> None:
     facts, say = dictionary_facts(), Say("en")
     said = " ".join(caution(facts, say))
     assert "It has the form in more than half of its answers about unknown words: 84% [70, 90]" in said
-    assert "never seen it gets right 80% [70, 90] of the time" in said
+    assert "never seen right 80% [70, 90] of the time" in said
     assert "Of its explanations of such words only 2% [0, 6]" in said
     assert "repeats more of the training text" in said
     assert "0.09 bits per byte below" in said

@@ -218,7 +218,7 @@ def test_a_text_of_ones_own_is_validated(tmp_path: Path) -> None:
     pipeline.train_stage(StageOptions(**options, overrides=(*NARROW, *FEW)), Heard())
     rows = [json.loads(line) for line in (tmp_path / "run/pretrain/metrics.jsonl").read_text().splitlines()]
     assert {"validation"} <= rows[-1].keys()
-    assert any("On held-out text" in line and "nats a token" in line for line in said)
+    assert any("On held-out text" in line and "nats per token" in line for line in said)
     assert not list((tmp_path / "run" / "pretrain").glob("best-*"))
 
 

@@ -454,6 +454,11 @@ NO_RIGHT_HOT = {f"temperatures.rows.{i}.figures.right": GONE for i in range(5)}
 LESS_HOT = {"temperatures.rows.4.figures.right": f(0.9, 0.97)}
 
 
+def told_and_true(said: float, low: float, high: float) -> Told:
+    """Of a run whose last model said ``said``, and it came true so often."""
+    return report(world_facts, {"calibration.1.bins": [{"p": said, "observed": f(low, high)}]})
+
+
 def said_of_runs(*rows: tuple[str, str, Told, str, Told]) -> list[Sentence]:
     return [Sentence("report", *row) for row in rows]
 
@@ -487,6 +492,10 @@ ALIGNED = said_of_runs(
     ("the ranker's own agreement is known", "verdict.reward", WORLD, "verdict.reward_alone",
      report(world_facts, {"reward.ceiling": {"value": None}})),
     ("the intervals do not overlap", "verdict.hot", WORLD, "", report(world_facts, LESS_HOT)),
+    ("what it gave much came true less often, by more than twice the half-width", "verdict.overconfident",
+     told_and_true(0.5, 0.44, 0.47), "", told_and_true(0.5, 0.44, 0.51)),
+    ("what it gave little came true more often, by more than twice the half-width", "verdict.underconfident",
+     told_and_true(0.4, 0.44, 0.47), "", told_and_true(0.44, 0.44, 0.5)),
     ("all passed", "verdict.gates_all", judged((0.95, 0.93)), "verdict.gates_within",
      judged((0.95, 0.93), (0.94, 0.93))),
     ("one is missed", "verdict.gates_some", judged((0.95, 0.93), (0.9, 0.93)), "verdict.gates_within",

@@ -116,7 +116,7 @@ def _hot(facts: Facts, say: Say) -> list[str]:
 def _sure(facts: Facts, say: Say) -> list[str]:
     """Where what a model says how likely it is comes true less often, or more often, than it says: of ten bins, the one
     that is furthest off, when it is so by more than twice the interval's half-width (some bin always is a little)."""
-    for found in facts.get("calibration", []):
+    for found in facts.get("calibration", [])[-1:]:
         bins = [(b["p"], b["observed"]) for b in found["bins"]]
         off = [(p, o, o["value"] - p) for p, o in bins if o["value"] is not None and abs(o["value"] - p) > _width(o)]
         if off:
