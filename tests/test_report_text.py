@@ -32,7 +32,7 @@ def test_the_paragraph_is_chosen_by_the_figures() -> None:
     said = " ".join(caution(worse, say))
     assert "does not have the form yet: only 20%" in said
     assert "needs 0.19 bits per byte less" in said
-    assert "Most of the explanations" in said
+    assert "remembers most of the explanations" in said
     assert "It is uncertain whether it repeats more of the training text" in said
 
 

@@ -25,7 +25,7 @@ ERRORS = re.compile(
     r"(.*\.)?(KlypeError|UsageError|Interrupted|DamagedError|NoPreferencesError|BusyError|BudgetSpentError|bad\.add)"
 )
 COMPOSED = {
-    "A model: {}. If left out: the newest run.",
+    "A model: {}. If left out: the newest run, or demo.",
     "Missing argument {}.",
     "Missing option {}.",
     "No such option: {} (Possible options: {})",
