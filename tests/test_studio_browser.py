@@ -166,6 +166,65 @@ def test_every_page(browser: Any, base: str, axe: str, name: str, lang: str, wid
     visitor.end()
 
 
+COLLISIONS = """() => [...document.querySelectorAll('.k-scroll .k-chart svg')].map(svg => {
+  const frame = svg.getBoundingClientRect(), found = [];
+  const shown = [...svg.querySelectorAll('text')].filter(text => text.textContent.trim());
+  const boxes = shown.map(text => [text.textContent, text.getBoundingClientRect()]);
+  boxes.forEach(([a, r], i) => {
+    if (r.left < frame.left - 1 || r.right > frame.right + 1 || r.top < frame.top - 1 || r.bottom > frame.bottom + 1)
+      found.push(`${a} is cut off`);
+    boxes.slice(i + 1).forEach(([b, s]) => {
+      const wide = Math.min(r.right, s.right) - Math.max(r.left, s.left);
+      if (wide > 1 && Math.min(r.bottom, s.bottom) - Math.max(r.top, s.top) > 1) found.push(`${a} on ${b}`);
+    });
+  });
+  return {labels: boxes.length, found};
+})"""
+
+
+@pytest.mark.parametrize("width", [390, 820, 1440])
+def test_labels_of_trees_never_collide_and_a_phone_says_what_is_cut_off(browser: Any, base: str, width: int) -> None:
+    visitor = Visitor(browser, base, "nb", width)
+    labels = 0
+    for name, warmer in (("toy/align", 0), ("toy/align", 10), ("short", 0)):
+        page = visitor.go("/paths")
+        page.locator("select").select_option(name)
+        page.locator("input[type=range]").nth(1).focus()
+        for _ in range(warmer):
+            page.keyboard.press("ArrowRight")
+        page.locator("textarea").first.fill(f"hvor gikk hun {warmer}?")
+        page.keyboard.press("Enter")
+        page.wait_for_selector(".k-chart svg >> nth=1", timeout=60_000)
+        page.wait_for_timeout(400)
+        trees = page.evaluate(COLLISIONS)
+        assert [tree["found"] for tree in trees] == [[], []]
+        labels += sum(tree["labels"] for tree in trees)
+        assert (page.locator(".k-cut").count() > 0) == page.evaluate(
+            "[...document.querySelectorAll('.k-scroll')].some(box => box.scrollWidth > box.clientWidth + 2)"
+        )
+        if width == 390:
+            assert "Lenger til høyre: resten av bildet" in page.inner_text("main")
+    assert labels > 60  # the trees are no single words
+    visitor.end()
+
+
+@pytest.mark.parametrize("route", ["/", "/paths"])
+def test_the_message_is_a_few_keys_away(browser: Any, base: str, route: str) -> None:
+    visitor = Visitor(browser, base)
+    page = visitor.go(route)
+    page.wait_for_selector("textarea")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "k-skip"
+    page.keyboard.press("Enter")
+    for _ in range(7):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.tagName") == "TEXTAREA":
+            break
+    else:
+        raise AssertionError("the message is more than eight keys away")
+    visitor.end()
+
+
 def serious(page: Any, axe: str) -> list[str]:
     """What axe-core finds serious or critical; nothing where it is not installed."""
     if not axe:

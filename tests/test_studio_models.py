@@ -24,7 +24,7 @@ from klype.studio.conversation import Branches, Conversation, Turn
 from klype.studio.divergence import ExamRequest, exam_document, exam_work, start_exam
 from klype.studio.paths_search import PathSearch, PathSettings
 from klype.studio.ranking_stores import RankingStore
-from klype.studio.runs import start_run
+from klype.studio.runs import RunRequest, start_run
 from klype.studio.studio import CachedSource, CancelledError, LockedSource, SharedModel
 from klype.studio.targets import start_experiment
 from klype.studio.work import works
@@ -296,7 +296,7 @@ def test_what_the_studio_starts_computes_on_its_device(tmp_path: Path) -> None:
         opened.put([Entry(asked, ((0,), (1, 2, 3)), "Kari", when="2026-01-01") for asked in opened.questions()[:2]])
     begun = [
         start_exam(home, ExamRequest("x", "y")).plan,
-        start_run(home, "world", 1, "en", 0).plan,
+        start_run(home, RunRequest("world", 1, "en")).plan,
         start_alignment(home, store, ("Kari",)).work.plan,
     ]
     until(lambda: all(work.state == "failed" for work in works(tmp_path)))

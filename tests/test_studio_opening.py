@@ -11,7 +11,7 @@ import pytest
 from klype.runs import recipe
 from klype.studio.app import PAGES
 from klype.studio.fields import Select, TextLine, WholeNumber
-from klype.studio.runs import RECIPES, start_run
+from klype.studio.runs import RECIPES, RunRequest, start_run
 from klype.studio.studio import Studio
 from klype.studio.work import works
 from klype.words import words
@@ -136,4 +136,4 @@ def test_a_run_speaks_the_page_s_language_and_starts_from_a_model_where_it_needs
     given = eval(said.read_text())
     assert [given[given.index(f"--{option}") + 1] for option in ("recipe", "lang", "minutes")] == ["norsk", "nb", "20"]
     with pytest.raises(Exception, match="no model to go on from"):
-        start_run(Studio([], tmp_path, command), "lora", 1, "nb", 0, [given])  # type: ignore[list-item]
+        start_run(Studio([], tmp_path, command), RunRequest("lora", 1, "nb", 0, [given]))  # type: ignore[list-item]

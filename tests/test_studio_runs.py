@@ -22,7 +22,7 @@ from klype.jsons import saved
 from klype.runs.overview import parameters
 from klype.runs.record import MEANING
 from klype.studio.fields import UploadedFile
-from klype.studio.runs import start_run
+from klype.studio.runs import RunRequest, start_run
 from klype.studio.runs_list import all_runs, family, key_of, run_folders
 from klype.studio.studio import Studio
 from klype.studio.work import PROCESS, MetricsTail, Work, WorkPlan, begin, works
@@ -225,11 +225,11 @@ def test_a_run_is_begun_on_text_under_our_own_names(tmp_path: Path) -> None:
         [], tmp_path, [sys.executable, "-c", f"import sys; open({str(said)!r}, 'w').write(repr(sys.argv[1:]))"]
     )
     with pytest.raises(UsageError, match="no text"):
-        start_run(studio, "text", 1, "nb", 0)
+        start_run(studio, RunRequest("text", 1, "nb"))
     (tmp_path / "uploads").mkdir()
     file = tmp_path / "uploads" / "0123.txt"
     file.write_text("en tekst")
-    work = start_run(studio, "text", 2, "nb", 7, [UploadedFile(file, "../../evil.txt", 8)])
+    work = start_run(studio, RunRequest("text", 2, "nb", 7, [UploadedFile(file, "../../evil.txt", 8)]))
     until(lambda: work.state == "done")
     folder = work.plan.run
     assert folder.parent == tmp_path / "runs"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +16,16 @@ from hypothesis import strategies as st
 from klype.engine.sampling import shape
 from klype.errors import UsageError
 from klype.samplers import TokenCounts
+from klype.studio.answer import split_at
 from klype.studio.answer_panel import bars_of, drawn_from
 from klype.studio.charts import revived
 from klype.studio.conversation import Branches, Conversation, Conversations, Turn
 from klype.studio.divergence import ExamRequest, clean, exam_document, exam_folder, in_error, printed
 from klype.studio.frame import preferred, theme, to_csv
 from klype.studio.paths_search import FlowNode, leaves, merged, pruned
+from klype.studio.tokens import pieces, shown
 from klype.values import Distribution, Sampling, Step
-from tests.studio_toys import studio
+from tests.studio_toys import model, studio
 
 SAMPLINGS = st.builds(
     Sampling,
@@ -87,6 +90,26 @@ def test_bars_of_a_partial_distribution_promise_no_more_than_is_certain(seed: in
     assert np.all(least <= drawn_from(q, ((), ()), sampling, 30)[:8] + 1e-6)
     cut = drawn_from(part, ((), ()), Sampling(temperature=temperature, top_p=0.5), 30)
     assert cut.sum() == pytest.approx(1) or np.array_equal(cut, least)
+
+
+def test_a_letter_of_several_tokens_is_shown_as_that_letter() -> None:
+    toy = model()
+    lead, trail = (next(t for t in range(toy.vocabulary) if toy.opened.spell(t) == byte) for byte in (b"\xc3", b"\xa5"))
+    assert pieces(toy, [lead, trail]) == ["⋯", "å"]
+    assert shown(toy, trail, [lead]) == "å"
+    assert shown(toy, lead) == "⋯ (C3)"
+    assert "\\x" not in shown(toy, lead) + shown(toy, trail, [lead])
+    assert shown(toy, trail) == "\\xa5"  # no letter at all
+    toy.stop()
+
+
+@given(st.text(max_size=30))
+def test_words_that_are_underlined_leave_the_text_as_it_is(text: str) -> None:
+    words = set(text.split()[::2])
+    found = split_at(text, words)
+    assert "".join(piece for piece, _ in found) == text
+    assert all(strange != other for (_, strange), (_, other) in pairwise(found))
+    assert split_at("Hei, Kari! Hei.", {"Hei"}) == [("Hei", True), (", Kari! ", False), ("Hei", True), (".", False)]
 
 
 def test_a_fork_begins_as_its_parent_and_keeps_the_rest() -> None:

@@ -336,7 +336,7 @@ class AlignCard:
             [visible(question), *(visible(str(row["answers"][i])) if i < len(row["answers"]) else "" for row in shown)]
             for i, question in enumerate(seen.about.get("ask", {}).get("questions", []))
         ]
-        table([w("sample_question"), *columns], rows, label=w("samples"))
+        table(self.visit, [w("sample_question"), *columns], rows, label=w("samples"))
 
     def _compared(self, document: Mapping[str, Any]) -> None:
         w, say = self.visit.words, self.visit.say
@@ -357,7 +357,7 @@ class AlignCard:
             ends = [(figure or {}).get(k) for figure in (before, after, change) for k in ("value", "low", "high")]
             data.append([name, *ends])
         columns = [w(f"column_{key}") for key in ("measure", "before", "after", "change")]
-        table(columns, rows, (1, 2, 3), w("before_after"))
+        table(self.visit, columns, rows, (1, 2, 3), w("before_after"))
         text_of("p", w("how_compared"), "k-small")
         names = [f"{side}{end}" for side in ("before", "after", "change") for end in ("", "_low", "_high")]
         as_data(self.visit, "before-after", ["measure", *names], lambda: data)

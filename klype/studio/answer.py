@@ -250,7 +250,7 @@ class AnswerPage:
                 if answer.parent is None:
                     name = w("first_way")
                 else:
-                    took = shown(model, answer.steps[answer.at].token)
+                    took = shown(model, answer.tokens[answer.at], answer.tokens[: answer.at])
                     name = w("way", n=answer.number + 1, of=answer.parent + 1, place=answer.at + 1, token=took)
                 with box(tag="li"):
                     pressed = "true" if answer.number == branches.shown else "false"

@@ -18,20 +18,20 @@ from nicegui import ui
 from klype.answers import bounds
 from klype.engine.sampling import noise, shape_whole
 from klype.examine.charts import Cell, Option, axis, bars
-from klype.examine.say import Say
+from klype.examine.say import Say, visible
 from klype.samplers import SAMPLERS, active
 from klype.studio.charts import chart, redraw
 from klype.studio.conversation import Answer, Branches
 from klype.studio.frame import Visit, as_data, box, button, retext, table, text_of
 from klype.studio.studio import SharedModel
-from klype.studio.tokens import shown, spelled
+from klype.studio.tokens import shown
 from klype.values import Distribution, Floats, Sampling, Step
 from klype.words import Words
 
 Before = tuple[Sequence[int], Sequence[int]]
 """The prompt, and what of its answer stands before a token."""
 FEWEST, SEEN_P = 5, 5e-4
-"""So many bars at least; the others only when they can be seen."""
+"""So many of the most probable tokens are listed at least; of the others, and as bars, those that can be seen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +148,13 @@ class TokenPanel:
         """The bars anew after a slider has moved: from the trace, without the model."""
         found = self._bars()
         if found is not None and self.drawn is not None:
-            redraw(self.drawn, self._option(found), self.visit.lang)
+            self._redraw(self.drawn, found)
             self._tell(found)
+
+    def _redraw(self, drawn: ui.echart, found: TokenBars) -> None:
+        option, height = self._chart(found)
+        drawn.style(f"height: {height}px")
+        redraw(drawn, option, self.visit.lang)
 
     def _bars(self) -> TokenBars | None:
         if self.place is None:
@@ -170,24 +175,25 @@ class TokenPanel:
         if self.place is None or self.place[2] >= len(self.place[1].current.steps):
             return
         model, branches, at = self.place
-        w, said = self.visit.words, shown(model, branches.current.steps[at].token)
+        w, said = self.visit.words, shown(model, branches.current.tokens[at], branches.current.tokens[:at])
         retext(self.title, w("panel_at", n=self.visit.say.count(at + 1), token=said))
         if found is None:
             retext(self.note, w("no_distribution"))
             return
         self._tell(found)
-        height, label = 76 + len(found.bars) * (44 if self.truth is not None else 28), w("chart_of", token=said)
+        label = w("chart_of", token=said)
         if self.drawn is None:
             with self.box:
-                self._lay(found, height, label, model.stage == "align")
+                self._lay(found, label, model.stage == "align")
         else:
-            self.drawn.style(f"height: {height}px").props["aria-label"] = label
-            redraw(self.drawn, self._option(found), self.visit.lang)
+            self.drawn.props["aria-label"] = label
+            self._redraw(self.drawn, found)
         self._list()
 
-    def _lay(self, found: TokenBars, height: int, label: str, aligned: bool) -> None:
+    def _lay(self, found: TokenBars, label: str, aligned: bool) -> None:
         w = self.visit.words
-        self.drawn = chart(self._option(found), self.visit.lang, height, label)
+        option, height = self._chart(found)
+        self.drawn = chart(option, self.visit.lang, height, label)
         text_of("p", " ".join([w("how_bars"), *([w("how_bars_aligned")] if aligned else [])]), "k-small")
         with box("k-fold", "details") as fold:
             text_of("summary", w("others"))
@@ -210,18 +216,19 @@ class TokenPanel:
         if not self.unfolded:
             return
         (model, branches, at), known = self.place, self.truth is not None
+        before = branches.current.tokens[:at]
         rows = []
         for bar in found.bars:
-            name = shown(model, bar.token)
-            cells: list[object] = [partial(text_of, "bdi", name), say.share(bar.p), say.share(bar.drawn)]
-            cells += [say.share(bar.truth or 0.0)] if known else []
+            name = shown(model, bar.token, before)
+            p, drawn, true = (least(say, share or 0.0) for share in (bar.p, bar.drawn, bar.truth))
+            cells: list[object] = [partial(text_of, "bdi", name), p, drawn, *([true] if known else [])]
             take = partial(button, w("take"), partial(self.fork, branches, at, bar.token), "tiny",
                            aria_label=w("take_named", token=name))  # fmt: skip
             rows.append([*cells, w("said") if bar.chosen else take])
         truth = [w("truth_p")] if known else []
         names = [w("token"), w("model_short"), w("drawn_short"), *truth, w("way_from")]
         with self.ways:
-            table(names, rows, numeric=range(1, len(names) - 1))
+            table(self.visit, names, rows, numeric=range(1, len(names) - 1))
 
     def _tell(self, found: TokenBars) -> None:
         """What was drawn, and why."""
@@ -229,22 +236,36 @@ class TokenPanel:
         _, branches, at = self.place
         retext(self.note, why_chosen(branches.current, at, found, self.visit.words, self.visit.say))
 
-    def _option(self, found: TokenBars) -> Option:
+    def _chart(self, found: TokenBars) -> tuple[Option, int]:
+        """The bars, with one for all tokens together that would be shown as 0 %; and how high they are."""
         assert self.place is not None
-        w, model = self.visit.words, self.place[0]
-        labels = [("▸ " if bar.chosen else "") + shown(model, bar.token) for bar in found.bars]
+        w, (model, branches, at) = self.visit.words, self.place
+        seen = [b for b in found.bars if b.chosen or max(b.p, b.drawn, b.truth or 0.0) >= SEEN_P]
+        labels = [("▸ " if bar.chosen else "") + shown(model, bar.token, branches.current.tokens[:at]) for bar in seen]
         t = self.visit.say.plain(self.sampling().temperature)
-        series = {w("model_p"): ("aligned", [bar.p for bar in found.bars]),
-                  w("drawn_p", t=t): ("aligned", [bar.drawn for bar in found.bars])}  # fmt: skip
+        series = {w("model_p"): ("aligned", [bar.p for bar in seen]),
+                  w("drawn_p", t=t): ("aligned", [bar.drawn for bar in seen])}  # fmt: skip
         if self.truth is not None:
-            series[w("truth_p")] = ("truth", [bar.truth or 0.0 for bar in found.bars])
-        return bars(labels, series, axis(percent=True, min=0, max=1), numbers=True)
+            series[w("truth_p")] = ("truth", [bar.truth or 0.0 for bar in seen])
+        rest = [1 - sum(values) for _, values in series.values()]
+        rest[1] *= found.exact  # of how the others are drawn nothing is certain where they are not known
+        if max(rest) >= SEEN_P:
+            labels.append(w("rest"))
+            for (_, values), share in zip(series.values(), rest, strict=True):
+                values.append(max(0.0, share))
+        height = 76 + len(labels) * (44 if self.truth is not None else 28)
+        return bars(labels, series, axis(percent=True, min=0, max=1), numbers=True), height
 
     def _rows(self) -> list[list[Cell]]:
         found = self._bars()
         if found is None or self.place is None:
             return []
-        return [[spelled(self.place[0], b.token), b.token, b.p, b.drawn, b.truth] for b in found.bars]
+        return [[visible(self.place[0].opened.spelled(b.token)), b.token, b.p, b.drawn, b.truth] for b in found.bars]
+
+
+def least(say: Say, share: float) -> str:
+    """A share; one that is there and would be shown as nothing is "< 0.05 %"."""
+    return f"< {say.share(SEEN_P, 2)}" if 0 < share < SEEN_P else say.share(share)
 
 
 def why_chosen(answer: Answer, at: int, found: TokenBars, w: Words, say: Say) -> str:

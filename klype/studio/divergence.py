@@ -272,7 +272,7 @@ class DivergencePage:
         columns = [say("column.measure"), *(f"τ = {say.plain(float(t))}" for t in found)]
         with card():
             text_of("h2", say("exam.figures"))
-            table(columns, rows, range(1, len(columns)), say("exam.figures"))
+            table(self.visit, columns, rows, range(1, len(columns)), say("exam.figures"))
 
 
 def _has(figures: dict[str, Any], name: str) -> bool:

@@ -127,9 +127,13 @@ def card(classes: str = "") -> ui.element:
     return box(f"k-card {classes}".strip(), "section")
 
 
-def scroll(label: str, classes: str = "k-scroll") -> ui.element:
-    """What is too wide for a phone scrolls in it, by keys, too; ``label`` is its name."""
-    return box(classes, tabindex=0, role="region", aria_label=label)
+class Scroll(ui.element, component="scroll.js"):
+    """What is too wide for a phone scrolls in it, by keys, too, and it says what is cut off; ``label`` is its name."""
+
+    def __init__(self, visit: Visit, label: str) -> None:
+        super().__init__()
+        further, picture = visit.frame("cut", rest="{rest}"), visit.frame("cut_picture")
+        self._props.update(label=label, further=further, picture=picture)
 
 
 def button(text: str, on_click: Callable[[], Any], classes: str = "", **props: Any) -> ui.element:
@@ -157,12 +161,15 @@ class Progress(ui.element):
         self._bar.style(f"width:{100 * share:.1f}%")
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], numeric: Sequence[int] = (), label: str = "") -> None:
-    """A table whose cells are texts, or functions that fill their cell; with a ``label`` it scrolls by itself."""
-    if label:
-        with scroll(label):
-            return table(columns, rows, numeric)
-    with box("k-table", "table"):
+def table(
+    visit: Visit,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    numeric: Sequence[int] = (),
+    label: str = "",
+) -> None:
+    """A table whose cells are texts, or functions that fill their cell; ``label``: its name, else its columns'."""
+    with Scroll(visit, label or ", ".join(columns)), box("k-table", "table"):
         with box(tag="thead"), box(tag="tr"):
             for i, column in enumerate(columns):
                 text_of("th", column, "num" if i in numeric else "", scope="col")

@@ -51,7 +51,7 @@ def open_form(visit: Visit) -> None:
         go = button(visit.frame("open"), opened, "strong")
     note = text_of("p", "", "k-small", role="status", aria_live="polite")
     with box("k-small k-kinds", "ul"):
-        for kind in ("folder", "hub", "gguf", "server"):
+        for kind in ("demo", "folder", "hub", "gguf", "server"):
             with box(tag="li"):
                 text_of("span", visit.frame(f"open_{kind}"))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,13 +19,15 @@ from klype.studio.fields import Counts, Select, Slider, Text
 from klype.studio.frame import (
     PAGE_BEGINS,
     Progress,
+    Scroll,
     Visit,
     as_data,
     box,
     button,
     card,
     examples,
-    scroll,
+    retext,
+    status,
     table,
     text_of,
 )
@@ -69,6 +72,7 @@ class PathsPage:
                 button(w("ask"), self.start, "strong")
                 self.cancel_button = button(visit.frame("cancel"), self.cancel)
                 self.progress = Progress("k-grow")
+            self.note = status()
             examples(w("try"), self.tries, self._take)
         self.cancel_button.set_visibility(False)
         self.progress.set_visibility(False)
@@ -138,8 +142,14 @@ class PathsPage:
         if self.cancel_button.visible != busy:
             self.cancel_button.set_visibility(busy)
             self.progress.set_visibility(busy)
+            retext(self.note, "")
         if busy and self.search is not None:
             self.progress.fill(True, self.search.done)
+            w, say, done = self.visit.words, self.visit.say, self.search.done
+            time_s = say.seconds(float(round(time.monotonic() - self.search.began)))
+            said = w("looking", time=time_s) if done >= 1 else w("reading", share=say.share(done), time=time_s)
+            if time.monotonic() - self.search.began > 1 and self.note._text != said:
+                retext(self.note, said)
 
     def _draw(self, found: FoundPaths) -> None:
         self.box.clear()
@@ -160,23 +170,25 @@ class PathsPage:
         with self.fork_card:
             self._fork(found)
 
-    def _flow_option(self, found: FoundPaths) -> tuple[Option, int]:
-        """The flow's drawing and its height."""
+    def _flow_option(self, found: FoundPaths) -> tuple[Option, int, int]:
+        """The flow's drawing, its height and its least width."""
         w, say = self.visit.words, self.visit.say
         rest = lambda n: w("rest", n=say.count(n)) if n else w("end")
-        return Flow(found, say, self.forks.fork if self.forks is not None else None, rest).drawn()
+        flow = Flow(found, say, self.forks.fork if self.forks is not None else None, rest)
+        return *flow.drawn(), flow.width
 
     def _flow(self, found: FoundPaths) -> None:
         """All drawn answers, under how many meanings they have."""
         w, say = self.visit.words, self.visit.say
-        option, height = self._flow_option(found)
+        option, height, width = self._flow_option(found)
         rows: list[list[Cell]] = [
             [found.asking.question.prompt, found.spell(t.tokens), t.logp, t.ended] for t in found.traces
         ]
         with card() as drawn:
             text_of("h2", flow_title(found, w, say))
-            with scroll(w("flow_region")):
-                self.flow_chart = chart(option, self.visit.lang, height, w("flow_region")).style("min-width:680px")
+            with Scroll(self.visit, w("flow_region")):
+                drawing = chart(option, self.visit.lang, height, w("flow_region"))
+                self.flow_chart = drawing.style(f"min-width:{width}px")
             text_of("p", w("how_flow"), "k-small")
             as_data(self.visit, "answers", [w("question"), w("answer"), "log p", w("ended")], lambda: rows, drawn)
 
@@ -190,7 +202,7 @@ class PathsPage:
             bounds = high if ends[0] == ends[1] else f"{ends[0]}–{high}"  # one number where both ends read alike
             rows.append([partial(self._meant, found, place), say.figure(facts(one.share), "right"), bounds])
         text_of("h2", w("meanings"))
-        table([w("meaning"), w("drawn_share"), w("certain_share")], rows, numeric=(1, 2))
+        table(self.visit, [w("meaning"), w("drawn_share"), w("certain_share")], rows, numeric=(1, 2))
         if len(listed) > LISTED:
             text_of("p", w("more", n=say.count(len(listed) - LISTED)), "k-small")
         left = say.share(found.tree.unexplored, 1)
@@ -211,14 +223,14 @@ class PathsPage:
         if forks is None or self.search is None:
             text_of("p", decision(found, None, "", w, say), "k-small")
             return
-        model = self.search.model
+        model, ids = self.search.model, [position.token for position in forks.positions]
         with box("k-words"):
             for i, position in enumerate(forks.positions):
-                name = shown(model, position.token)
+                name = shown(model, position.token, ids[:i])
                 with box("w fork" if i == forks.fork else "w", "span"):
                     text_of("span", f"▶ {name}" if i == forks.fork else name)
                     text_of("small", say.share(position.own))
-        word = "" if forks.fork is None else shown(model, forks.positions[forks.fork].token)
+        word = "" if forks.fork is None else shown(model, ids[forks.fork], ids[: forks.fork])
         text_of("p", decision(found, forks, word, w, say))
         if forks.fork is None:
             return
@@ -230,18 +242,24 @@ class PathsPage:
                 name = f"«{say.text(found.meant[place].text)}»" if place >= 0 else w("other_meaning")
                 named[name] = named.get(name, 0.0) + share
             then = ", ".join(f"{say.share(share)} {name}" for name, share in named.items())
-            rows.append([partial(text_of, "bdi", shown(model, other.token), "k-word"), say.share(other.p), then])
-        table([w("word"), w("p"), w("then")], rows, numeric=(1,))
+            rows.append(
+                [
+                    partial(text_of, "bdi", shown(model, other.token, ids[: forks.fork]), "k-word"),
+                    say.share(other.p),
+                    then,
+                ]
+            )
+        table(self.visit, [w("word"), w("p"), w("then")], rows, numeric=(1,))
         text_of("p", w("how_fork", n=forks.samples), "k-small")
 
     def _exact(self, found: FoundPaths) -> None:
         w, say, tree = self.visit.words, self.visit.say, found.tree
-        option, height = exact(found, say, w("end"))
+        option, height, width = exact(found, say, w)
         rows: list[list[Cell]] = [[a.text, a.low, a.high] for a in tree.answers[:200]]
         with card() as drawn:
             text_of("h2", w("exact", left=say.share(tree.unexplored, 1), n=say.count(tree.expansions)))
-            with scroll(w("exact_region")):
-                chart(option, self.visit.lang, height, w("exact_region")).style("min-width:680px")
+            with Scroll(self.visit, w("exact_region")):
+                chart(option, self.visit.lang, height, w("exact_region")).style(f"min-width:{width}px")
             text_of("p", w("how_exact"), "k-small")
             as_data(self.visit, "exact-answers", [w("answer"), w("low"), w("high")], lambda: rows, drawn)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from itertools import pairwise
+from math import fsum
 
 from klype.answers.forks import Forks
 from klype.answers.tree import Branch, Tree, branches
@@ -19,11 +21,16 @@ from klype.sources.source import Source
 from klype.studio.charts import meaning_colour
 from klype.studio.studio import CachedSource, CancelledError, SharedModel
 from klype.values import Distribution, Figure, Sampling, Trace
+from klype.words import Words
 
 Tokens = tuple[int, ...]
 SAMPLES = 24
 """Continuations that are drawn at every word to find the one that decided."""
-LONG = 28
+NARROWEST, LEAST_LEFT, LEFT, RIGHT, COLUMN, ROW, SHARE = 680, 4, 80, 230, 150, 28, 54
+"""Of a drawing, in pixels: its least width, the room beside a flow, that of a tree's first and last labels, a column, a
+row, and what a share needs behind a text."""
+SHOWN_ANSWERS, SEEN = 16, 0.0005
+"""So many of the most probable answers are shown, but for those whose probability would be shown as 0.0 %."""
 LEAVES = 40
 """Leaves of a flow that are drawn one by one; the rarest of each branching flow together after that."""
 
@@ -87,6 +94,7 @@ class PathSearch:
     asking: Asking
     known: dict[Tokens, Distribution] = field(default_factory=dict)
     cancelled: threading.Event = field(default_factory=threading.Event)
+    began: float = field(default_factory=time.monotonic)
     done: float = 0.0
 
     def paths(self, source: Source, settings: PathSettings) -> FoundPaths:
@@ -105,10 +113,11 @@ class PathSearch:
         how = model.tree_settings(ask, sampling, settings.limit, settings.budget, "mass", eps=0.001)
 
         def told(expansions: int, unexplored: float) -> None:
-            self.done = 0.5 + 0.5 * max(1 - unexplored, expansions / settings.budget)
+            self.done = 0.5 + 0.49 * max(1 - unexplored, expansions / settings.budget)
             self._look()
 
         tree = model.grow(ask, how, told).tree
+        self.done = 1.0
         decode = model.opened.source.codec.decode
         meant, common = self._meant([decode(t.tokens) for t in traces], tree), self._common(traces, decode)
         return FoundPaths(self.asking, settings, traces, tree, meant, common, decode)
@@ -220,20 +229,24 @@ class Flow:
     rest: Callable[[int], str]
     nodes: list[Option] = field(default_factory=list)
     links: list[Option] = field(default_factory=list)
+    width: int = 0
+    depth: int = 0
 
     def drawn(self) -> tuple[Option, int]:
-        """The drawing, and its height."""
+        """The drawing, and its height; ``width`` is the least in which its labels have room."""
         paths = self.paths
         meaning = paths.asking.meaning
         root = pruned(merged([(trace.tokens, meaning(paths.spell(trace.tokens))) for trace in paths.traces]))
+        self.depth = max(1, depth_of(root))
+        self.width = max(NARROWEST, LEAST_LEFT + RIGHT + COLUMN * self.depth)
         self._add(root, 0, ())
         if not self.links:  # one answer only: a flow needs a second place to have a width
             self.nodes.append({"name": "end", "depth": 1, "itemStyle": {"opacity": 0}, "label": {"show": False}})
             self.links.append({"source": self.nodes[0]["name"], "target": "end", "value": self.nodes[0]["value"]})
         series = sankey(
-            self.nodes, self.links, left=4, right=150, nodeGap=7, layoutIterations=0, emphasis={"focus": "trajectory"},
-            lineStyle={"color": "target", "opacity": 0.34, "curveness": 0.5}, label={"position": "right"},
-            labelLayout={"hideOverlap": True},
+            self.nodes, self.links, left=LEAST_LEFT, right=RIGHT, nodeGap=18, layoutIterations=0,
+            emphasis={"focus": "trajectory"}, lineStyle={"color": "target", "opacity": 0.34, "curveness": 0.5},
+            label={"position": "right", "overflow": "truncate"},
         )  # fmt: skip
         tooltip = {**canvas()["tooltip"], "valueFormatter": "fn:percent"}
         return canvas(series=[series], tooltip=tooltip), max(180, 40 + 27 * leaves(root))
@@ -246,14 +259,16 @@ class Flow:
         common = paths.common.tokens if paths.common is not None else ()
         decided = self.fork is not None and common[: len(path)] == path and len(before) <= self.fork < len(path)
         share, name = node.count / max(1, len(paths.traces)), f"{len(self.nodes)}"
-        shown = self.rest(node.merged) if node.merged else _short(text) or ("" if node.children else self.rest(0))
+        room = (RIGHT if depth == self.depth else (self.width - LEAST_LEFT - RIGHT) // self.depth) - 24
+        short = _short(text, room - SHARE)
+        shown = self.rest(node.merged) if node.merged else short or ("" if node.children else self.rest(0))
         plain = node.meaning is None or node.merged
         item: Option = {
             "name": name,
             "value": share,
             "depth": depth,
             "itemStyle": {"color": "$base" if plain else paths.colour_of(node.meaning), "borderWidth": 0},
-            "label": {"formatter": _plain(f"{'▶ ' if decided else ''}{shown}  {say.share(share)}")},
+            "label": {"formatter": _plain(f"{'▶ ' if decided else ''}{shown}  {say.share(share)}"), "width": room},
             "tooltip": {"formatter": _plain(f"{text or shown}  {say.share(share, 1)}")},
         }
         if decided:
@@ -266,24 +281,60 @@ class Flow:
         return name
 
 
-def exact(paths: FoundPaths, say: Say, end: str) -> tuple[Option, int]:
-    """The most probable whole answers as a tree, and its height; a line is as thick as it is probable."""
+def exact(paths: FoundPaths, say: Say, w: Words) -> tuple[Option, int, int]:
+    """The most probable whole answers as a tree, its height, and the least width in which its labels have room; a line
+    is as thick as it is probable."""
+    root = most_probable(paths.tree, paths.spell, w("together"), w("everything"))
+    depth = max(1, depth_of(root))
+    width = max(NARROWEST, LEFT + RIGHT + COLUMN * depth)
+    rows: list[Branch] = []  # of each leaf what it hangs on at the last level
 
-    def node(branch: Branch) -> dict[str, Any]:
-        text = _short(visible(branch.text.strip())) or (end if not branch.children else "…")
+    def node(branch: Branch, level: int, above: Branch) -> Option:
+        room = (min(2 * LEFT, (width - LEFT - RIGHT) // depth) if branch.children else RIGHT) - 16
+        text = _short(visible(branch.text.strip()), room - SHARE) or ("…" if branch.children else w("end"))
         colour = paths.colour_of(branch.meaning) if branch.answer is not None else "$base"
+        label: Option = {"width": room, "overflow": "truncate"}
+        if not branch.children:
+            rows.append(above if level == depth else branch)
+            label |= {"position": "right", "align": "left", "verticalAlign": "middle"}
+        below = [node(child, level + 1, branch) for child in branch.children] or unseen(level)
         line = {"color": colour, "width": 1 + 13 * branch.mass, "opacity": 0.6, "curveness": 0.5}
-        below = {"children": [node(child) for child in branch.children]} if branch.children else {}
-        return {"name": f"{text}  {say.share(branch.mass, 1)}", "value": branch.mass, "lineStyle": line,
-                "itemStyle": {"color": colour, "borderColor": colour}, **below}  # fmt: skip
+        style = {"color": colour, "borderColor": colour}
+        name = f"{text}  {say.share(branch.mass, 1)}"
+        return {"name": name, "lineStyle": line, "label": label, "itemStyle": style, "children": below}
 
-    root = branches(paths.tree, paths.spell, 16)
-    series = branching({**node(root), "label": {"align": "left"}}, left=14, right=230, symbolSize=8)
-    return canvas(series=[series], tooltip={"show": False}), 60 + 30 * leaves(root)
+    def unseen(level: int) -> list[Option]:
+        """Down to the last level: a leaf keeps its row for itself, so that no other's label comes into it."""
+        none = {"opacity": 0, "width": 0}
+        hidden = {"name": "", "symbolSize": 0, "label": {"show": False}, "lineStyle": none, "itemStyle": {"opacity": 0}}
+        return [] if level == depth else [{**hidden, "children": unseen(level + 1)}]
+
+    series = branching(node(root, 0, root), left=LEFT, right=RIGHT, symbolSize=8)
+    apart = sum(1 if one is other else 2 for one, other in pairwise(rows))  # as ECharts sets leaves apart
+    return canvas(series=[series], tooltip={"show": False}), 80 + ROW * apart, width
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= LONG else text[: LONG - 1].rstrip() + "…"
+def most_probable(tree: Tree, spell: Callable[[Sequence[int]], str], rest: str, everything: str) -> Branch:
+    """The answers that can be seen; all others together are one beside them, where even that can be seen."""
+    listed = [answer for answer in tree.answers[:SHOWN_ANSWERS] if answer.low >= SEEN] or list(tree.answers[:1])
+    root, total = (
+        branches(replace(tree, answers=tuple(listed)), spell, SHOWN_ANSWERS),
+        fsum(a.low for a in tree.answers),
+    )
+    if total - root.mass < SEEN:
+        return root
+    return Branch(everything, total, (root, Branch(rest, total - root.mass, ())))
+
+
+def depth_of(branch: FlowNode | Branch) -> int:
+    """Branchings one after the other."""
+    return max((1 + depth_of(child) for child in branch.children), default=0)
+
+
+def _short(text: str, width: int) -> str:
+    """As much of a text as has room in so many pixels; the share that stands behind it is left to be seen."""
+    most = max(3, width // 7)
+    return text if len(text) <= most else text[: most - 1].rstrip() + "…"
 
 
 def _plain(text: str) -> str:

@@ -290,7 +290,7 @@ def agreement(visit: Visit, summary: Mapping[str, Any]) -> None:
         text_of("h2", w("agreement"))
         big_numbers({w(key): shown for key, shown in numbers.items()})
         columns = [w(f"column_{key}") for key in ("who", "rankings", "none", "skipped", "seconds", "self")]
-        table(columns, rows, range(1, 6), w("agreement"))
+        table(visit, columns, rows, range(1, 6), w("agreement"))
         for text in habits(people, w, say):
             text_of("p", text, "k-warn")
         for pair in summary["between"][:LISTED_PEOPLE]:

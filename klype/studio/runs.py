@@ -46,22 +46,26 @@ RECIPES = {
 }
 
 
-def start_run(
-    studio: Studio,
-    recipe: str,
-    minutes: float,
-    lang: str,
-    seed: int,
-    files: Sequence[UploadedFile] = (),
-    model: str = "",
-) -> Work:
-    """Begins ``klype run``, on ``files`` where the recipe takes any: they lie in the run's own folder, under names of
-    ours, and stay with the form when nothing was begun. ``model``: the address of the one that it goes on from.
-    UsageError for what cannot be."""
+@dataclass(frozen=True)
+class RunRequest:
+    """A run to be begun. ``model``: the address of the one that it goes on from, where the recipe needs one."""
+
+    recipe: str
+    minutes: float
+    lang: str
+    seed: int = 0
+    files: Sequence[UploadedFile] = ()
+    model: str = ""
+
+
+def start_run(studio: Studio, request: RunRequest) -> Work:
+    """Begins ``klype run``, on the files where the recipe takes any: they lie in the run's own folder, under names of
+    ours, and stay with the form when nothing was begun. UsageError for what cannot be."""
+    recipe, files = request.recipe, request.files
     needs = RECIPES[recipe]
     if needs.files == "needed" and not files:
         raise UsageError("There is no text to learn from.", "Add a file first.")
-    if needs.model and not model:
+    if needs.model and not request.model:
         raise UsageError("There is no model to go on from.", "Open one first.")
     name = new_name("run")
     folder = home_of_runs(studio) / name
@@ -72,12 +76,12 @@ def start_run(
         upload.mkdir(parents=True, exist_ok=True)
         shutil.move(given.file, file)
     command = [
-        *studio.command, "run", "--recipe", recipe, "--minutes", f"{minutes:g}",
-        "--seed", str(seed), "--lang", lang, "--device", studio.device, "--out", str(folder),
+        *studio.command, "run", "--recipe", recipe, "--minutes", f"{request.minutes:g}",
+        "--seed", str(request.seed), "--lang", request.lang, "--device", studio.device, "--out", str(folder),
         "--resume", "--json", *(["--data", str(upload)] if moved else []),
-        *(["--from", model, "--lora", str(RANK)] if needs.model else []),
+        *(["--from", request.model, "--lora", str(RANK)] if needs.model else []),
     ]  # fmt: skip
-    about = {"planned_s": 60 * minutes, "files": [given.name for given in taken]}
+    about = {"planned_s": 60 * request.minutes, "files": [given.name for given in taken]}
     try:
         return begin(studio.home, WorkPlan("run", folder, [command], about), name)
     except KlypeError:
@@ -143,8 +147,8 @@ class RunForm:
         self.starting = True
         try:
             wanted = self.recipe.value, self.minutes.value, self.lang.value, self.seed.value
-            given = tuple(self.files), self.model.value
-            work = await asyncio.to_thread(start_run, self.visit.studio, *wanted, *given)
+            request = RunRequest(*wanted, tuple(self.files), self.model.value)
+            work = await asyncio.to_thread(start_run, self.visit.studio, request)
         except (KlypeError, OSError) as error:
             self.visit.tell(error)
             return

@@ -217,7 +217,7 @@ class RunDetail:
         with card():
             text_of("h2", w("measures"))
             titles = [title for title, _ in columns]
-            table([w("measure"), *titles], rows, range(1, len(columns) + 1), w("measures"))
+            table(self.visit, [w("measure"), *titles], rows, range(1, len(columns) + 1), w("measures"))
             for note in [*notes, w("how_measures")]:
                 text_of("p", note, "k-small")
             as_data(self.visit, f"measures-{run.key}", ["measure", "model", "value", "low", "high", "n"], lambda: data)

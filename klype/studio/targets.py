@@ -305,7 +305,7 @@ class TargetsPage:
         ]
         with card():
             text_of("h2", f"{own('measured')}: {own('table', documents=say.count(count)).lower()}")
-            table(columns, cells, range(1, len(columns)), own("measured"))
+            table(self.visit, columns, cells, range(1, len(columns)), own("measured"))
             text_of("p", f"{own('interval')} {own('how_turned')}", "k-small")
             as_data(self.visit, "targets", names, lambda: data)
 

@@ -19,6 +19,8 @@ from klype.values import Step
 
 Row = list[str | int]
 """Text, step of the probability scale, class of how it came, tooltip."""
+MOST_OF_A_CHARACTER = 3
+"""Bytes, and so tokens, that stand before the last one of a character."""
 LONGEST_TEXT, SHOWN_TOKENS, LISTED_TOKENS = 20_000, 2000, 40
 
 
@@ -38,34 +40,39 @@ class Tokens(ui.element, component="tokens.js"):
             self.run_method("put", start, list(rows))
 
 
-def rows_of(model: Model, steps: Sequence[Step], first: int, percent: Callable[[float], str]) -> list[Row]:
-    """Rows of the steps from ``first`` on. A character of several tokens stands at the last of them (⋯ before)."""
+def pieces(model: Model, ids: Sequence[int]) -> list[str]:
+    """Each token's text. A character of several tokens stands at the last of them (⋯ before)."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors="backslashreplace")
-    opened = model.opened
-    out: list[Row] = []
-    for place, step in enumerate(steps):
-        name = opened.control(step.token)
-        text = decoder.decode(b"" if name is not None else opened.spell(step.token))
-        if place < first:
-            continue
-        p = min(1.0, math.exp(step.logp)) if step.logp > -math.inf else 0.0
-        shown_as = name if name is not None else visible(text) or "⋯"
-        shown_as = shown_as.removeprefix(" ") if place == 0 else shown_as
-        how = step.source if step.source in ("drafted", "forced") else "control" if name else ""
-        out.append([shown_as, step_of(p), how, percent(p)])
+    out = []
+    for token in ids:
+        name = model.opened.control(token)
+        text = decoder.decode(b"" if name is not None else model.opened.spell(token))
+        out.append(name if name is not None else visible(text) or "⋯")
     return out
 
 
-def spelled(model: Model, token: int) -> str:
-    """A token's text: a control token's name, hidden characters and broken bytes made visible."""
-    name = model.opened.control(token)
-    return name if name is not None else visible(model.opened.spelled(token))
+def rows_of(model: Model, steps: Sequence[Step], first: int, percent: Callable[[float], str]) -> list[Row]:
+    """Rows of the steps from ``first`` on."""
+    out: list[Row] = []
+    texts = pieces(model, [step.token for step in steps])
+    for place, (step, text) in enumerate(zip(steps, texts, strict=True)):
+        if place < first:
+            continue
+        p = min(1.0, math.exp(step.logp)) if step.logp > -math.inf else 0.0
+        control = "control" if model.opened.control(step.token) is not None else ""
+        how = step.source if step.source in ("drafted", "forced") else control
+        out.append([text.removeprefix(" ") if place == 0 else text, step_of(p), how, percent(p)])
+    return out
 
 
-def shown(model: Model, token: int) -> str:
-    """A token's text where its white space matters: as a sign."""
-    text = spelled(model, token)
-    return text.strip(" ").replace("\n", "↵").replace("\t", "⇥") or ("␣" * len(text) if text else "∅")
+def shown(model: Model, token: int, before: Sequence[int] = ()) -> str:
+    """A token's text where its white space matters: as a sign. What it completes of the tokens ``before`` it is one
+    character, and a token that only begins one is ⋯ with its bytes."""
+    text = pieces(model, [*before[-MOST_OF_A_CHARACTER:], token])[-1]
+    if text == "⋯":
+        data = model.opened.spell(token).hex(" ").upper()
+        return f"⋯ ({data})" if data else "∅"
+    return text.strip(" ").replace("\n", "↵").replace("\t", "⇥") or "␣" * len(text)
 
 
 def tokenizer_view(visit: Visit) -> None:
@@ -79,15 +86,21 @@ def tokenizer_view(visit: Visit) -> None:
         except Exception as error:
             visit.tell(error)
             return
+        texts = pieces(model, ids[:SHOWN_TOKENS])
         found.clear()
         with found:
             text_of("p", w("cut_into", n=say.count(len(ids)), characters=say.count(len(text.value))), "k-small")
             with box("k-answer"):
-                for i, token in enumerate(ids[:SHOWN_TOKENS]):
+                for i, (token, piece) in enumerate(zip(ids[:SHOWN_TOKENS], texts, strict=False)):
                     classes = "k-tok plain even" if i % 2 else "k-tok plain"
-                    text_of("span", spelled(model, token), classes, title=str(token))
-            rows = [[str(t), shown(model, t), model.opened.spell(t).hex(" ")] for t in ids[:LISTED_TOKENS]]
-            table([w("number"), w("token"), w("bytes")], rows)
+                    text_of("span", piece, classes, title=str(token))
+            rows = [
+                [str(t), text, model.opened.spell(t).hex(" ")]
+                for t, text in zip(ids[:LISTED_TOKENS], texts, strict=False)
+            ]
+            with box("k-fold", "details"):
+                text_of("summary", w("as_bytes"))
+                table(visit, [w("number"), w("token"), w("bytes")], rows)
 
     with box("k-fold k-card", "details"):
         text_of("summary", w("tokenizer"))
