@@ -12,7 +12,9 @@ from scipy import special
 from benchmarks.coverage_toys import Array, Case, Rng, Told, Toy, of_values, one
 from klype.answers.forks import strength
 from klype.examine.calibration import TEMPERATURES, best_temperature, calibration_error, rejection_ratio
-from klype.examine.evidence import Answered
+from klype.examine.evidence import Answered, Evidence
+from klype.examine.intervals import ratio_of_means
+from klype.examine.judged import verdict
 from klype.examine.repetition import good_turing
 from klype.examine.survival import survival, weibull_shape
 from klype.values import Figure
@@ -98,6 +100,12 @@ def _first(true_MST: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
     return found
 
 
+def _rest(favours: bool) -> float:
+    """How many of the answers that are judged as they are, are right, for .6 of all to be."""
+    apart = 0.1 + 0.9 * 0.08
+    return (0.6 - (0.0 if favours else apart)) / (1 - apart)
+
+
 def _others() -> list[Case]:
     def honest(rng: Rng, n: int) -> Told:
         said = rng.random(n)
@@ -141,6 +149,29 @@ def _others() -> list[Case]:
         before = np.where(rng.random(n) < 0.25, after, rng.random(n) < 0.4 / 3)
         return one(strength(np.stack([before, after]).astype(np.int64), 0), 0.5)
 
+    def misjudged(favours: bool) -> Toy:
+        """.6 of all answers are right; a tenth is undecided, and .08 of the others is misjudged, all on one side. The
+        error rate is known from 30 other questions, four answers each."""
+
+        def toy(rng: Rng, n: int) -> Told:
+            drawn = rng.random((n, 3))
+            undecided = drawn < 0.1
+            wrongly = (drawn >= 0.1) & (drawn < 0.1 + 0.9 * 0.08)
+            right = np.where(undecided | wrongly, not favours, rng.random((n, 3)) < _rest(favours))
+            said = np.where(wrongly, favours, right)
+            answers = [
+                Answered(str(q), ("a",), "stop", right=None if undecided[q, i] else bool(said[q, i]))
+                for q in range(n)
+                for i in range(3)
+            ]
+            labelled = rng.binomial(4, 0.08, 30).tolist()
+            error = ratio_of_means(labelled, [4.0] * 30, "share of answers")
+            figure = verdict(Evidence(answers, judge="one", errors={"right": error, "same": error}), "right")
+            assert figure.bounds is not None
+            return one(replace(figure, low=figure.bounds[0], high=figure.bounds[1]), 0.6)
+
+        return toy
+
     zipf = 1 / np.arange(1.0, 2001.0) ** 1.5
     return [
         Case("calibration error, honest", honest, True),
@@ -152,6 +183,8 @@ def _others() -> list[Case]:
         Case("unseen mass, Dirichlet(.3) on 400", unseen(np.random.default_rng(5).dirichlet(np.full(400, 0.3))), True),
         Case("unseen mass, Zipf", unseen(zipf / zipf.sum()), True),
         Case("unseen mass, all differ", unseen(np.full(20_000, 1 / 20_000)), True),
+        Case("right, a judge that errs in its favour", misjudged(True), True),
+        Case("right, a judge that errs against it", misjudged(False), True),
         Case("strength of a fork", fork, True, sizes=(64,)),
         Case("strength of a fork, a quarter of its samples shared", shared, True, sizes=(64,)),
     ]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
@@ -187,7 +187,12 @@ class Ranking:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A number with its uncertainty: a 95 % interval that contains it, or certain bounds, or why there is none."""
+    """A number with its uncertainty: a 95 % interval that contains it, or certain bounds, or why there is none.
+
+    ``judge`` says whose judgement it rests on, ``error_rate`` how often that errs (without a value where it was not
+    measured; None where it cannot err), and ``bounds`` between what the figure lies when the judge's errors and what it
+    left undecided are allowed for (None: without an end).
+    """
 
     value: float | None
     low: float | None = None
@@ -197,17 +202,32 @@ class Figure:
     certain: bool = False
     why: str = ""
     judge: str = ""
+    error_rate: Figure | None = None
+    bounds: tuple[float | None, float | None] | None = None
+
+    @staticmethod
+    def of(row: Mapping[str, Any]) -> Figure:
+        """From its ``json``; what else stands there is left out."""
+        found = {one.name: row[one.name] for one in fields(Figure) if one.name in row}
+        if "error_rate" in found:
+            found["error_rate"] = Figure.of(row["error_rate"])
+        if "bounds" in found:
+            found["bounds"] = (row["bounds"]["low"], row["bounds"]["high"])
+        return Figure(**found)
 
     def json(self) -> dict[str, Any]:
+        out: dict[str, Any]
         if self.value is None or not math.isfinite(self.value):
-            return {"value": None, "why": self.why or "not finite"}
-        out: dict[str, Any] = {"value": self.value, "low": self.low, "high": self.high, "n": self.n, "unit": self.unit}
-        if self.low is None and self.why:
-            out["why"] = self.why
-        if self.certain:
-            out["certain"] = True
-        if self.judge:
-            out["judge"] = self.judge
+            out = {"value": None, "why": self.why or "not finite"}
+        else:
+            out = {"value": self.value, "low": self.low, "high": self.high, "n": self.n, "unit": self.unit}
+            out |= {"why": self.why} if self.low is None and self.why else {}
+            out |= {"certain": True} if self.certain else {}
+            out |= {"judge": self.judge} if self.judge else {}
+        if self.error_rate is not None:
+            out |= {"judge": self.judge, "error_rate": self.error_rate.json()}
+        if self.bounds is not None:
+            out["bounds"] = dict(zip(("low", "high"), self.bounds, strict=True))
         return out
 
 

@@ -159,7 +159,8 @@ def test_plain_questions_without_a_truth_are_examined_too(run: Path, capsys: Cap
     assert found["questions"] == 3
     assert found["survival"] == {}
     assert "s" in found["missing"]
-    assert found["figures"]["1"]["undecided"]["value"] > 0
+    figures = found["figures"]["1"]
+    assert figures["decided"]["n"] == figures["undecided"]["n"] < figures["passes"]["n"]  # of what has a reference
     page = Path(found["report"]).read_text(encoding="utf-8")
     assert "Hvor?" in page
 

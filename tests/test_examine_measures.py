@@ -22,7 +22,7 @@ from klype.examine.repetition import agreement, distinct, loop, repeated
 from klype.examine.say import Say
 from klype.examine.survival import survival
 from klype.examine.truth import Read, divergence, point, s_and_kl, s_corpus
-from klype.values import Distribution
+from klype.values import Distribution, Figure
 from klype.words import LANGUAGES
 
 simplex = st.lists(st.integers(0, 1000), min_size=2, max_size=12).filter(lambda w: sum(w) > 0)
@@ -291,7 +291,9 @@ def test_every_measure_is_left_out_or_has_a_value_inside_its_interval(samples: i
     ]  # fmt: skip
     documents = [[point(truth([2, 1, 1]), distribution([3, 2, 1]))] * 4] * 5
     language = {f"q{i}": ("a", "b", "c", "d", "e") for i in range(10)}
-    figures = measure(Evidence(answers, documents, judge="meaning", language=language, **more_evidence()))
+    errors = {"right": Figure(0.04, 0.01, 0.26), "same": Figure(0.05, 0.02, 0.2)}
+    more = {"errors": errors, "language": language, **more_evidence()}
+    figures = measure(Evidence(answers, documents, judge="meaning", **more))
     names = {row.name for row in MEASURES}
     alone = {"same_text", "same_meaning", "common_prefix", "meaning_entropy"}  # need two draws
     assert set(figures) == (names if samples > 1 else names - alone)

@@ -20,7 +20,7 @@ from klype.words import count, figure, interval_decimals, number, percent, short
         (Figure(1234.0, 1100.0, 1400.0), "1234 [1100, 1400]", "1234 [1100; 1400]"),
         (Figure(-0.1, -0.2, 0.001), "−0.10 [−0.20, 0.00]", "−0,10 [−0,20; 0,00]"),
         (Figure(0.5), "0.50", "0,50"),
-        (Figure(1.0, 1.0, 1.0, certain=True), "1.00 [1.00, 1.00]", "1,00 [1,00; 1,00]"),
+        (Figure(1.0, 1.0, 1.0, certain=True), "1.00", "1,00"),
         (Figure(None, why="no answers"), "– (no answers)", "– (no answers)"),
         (Figure(float("nan")), "–", "–"),
     ],

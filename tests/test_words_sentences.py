@@ -17,7 +17,7 @@ from benchmarks.cures_report import verdict as cures_verdict
 from klype.answers.forks import ForkSettings, forks
 from klype.answers.tree import TreeSettings, grow
 from klype.api.asking import Asking
-from klype.api.results import AnswerForks
+from klype.api.results import AnswerForks, AnswerTree
 from klype.cli.beside import tell_sure
 from klype.cli.commands.ask import tell_decision as tell_decided
 from klype.cli.commands.look import forks_chart, tree_chart
@@ -304,7 +304,7 @@ SOURCE, CODEC = table_source(np.array([[1.0, 0, 0], [0.6, 0, 0.4], [1.0, 0, 0]])
 def tree(until: Any, eps: float, budget: int, limit: int = 8) -> Told:
     def told(lang: str) -> str:
         settings = TreeSettings(limit=limit, until=until, eps=eps, budget=budget, batch=1, widest=1)
-        found = grow(SOURCE, (1,), settings, CODEC.spell)
+        found = AnswerTree(grow(SOURCE, (1,), settings, CODEC.spell), "same meaning")
         ask = Asking(SOURCE, (1,), Question("q", "?"), str, "same meaning", None)
         return printed(lang, lambda terminal: tree_chart(terminal, words(lang, "examination"), found, ask, 9))
 
@@ -325,13 +325,12 @@ def fork_lines(decides: bool) -> Told:
         found = forked(decides)
         texts = tuple("." for _ in found.positions)
         answer = AnswerForks(found, texts, tuple("." for _ in found.others), "same meaning")
-        ask = Asking(SOURCE, (1,), Question("q", "?"), str, "same meaning", None)
-        return printed(lang, lambda terminal: forks_chart(terminal, words(lang, "examination"), answer, ask))
+        return printed(lang, lambda terminal: forks_chart(terminal, words(lang, "examination"), answer))
 
     return told
 
 
-def sure(why: str = "", same: int = 20) -> Told:
+def sure(why: str = "", same: int = 20, errs: dict[str, Any] | None = None) -> Told:
     found = {
         "p": 0.5, "p_learnt": 0.4, "temperature": 1.0, "same": {**f(0.4, 0.8, 32), "value": same / 32,
         "judge": "content of the answering sentence"}, "why": why,
@@ -339,6 +338,7 @@ def sure(why: str = "", same: int = 20) -> Told:
     }  # fmt: skip
     if why:
         found["decided"] = None
+    found["same"] |= errs or {}  # type: ignore[operator]
     return lambda lang: printed(lang, lambda terminal: tell_sure(terminal, found))
 
 
@@ -472,6 +472,9 @@ MADE = said_of_runs(
     ("its size is not known", "verdict.made_3_plain", report(world_facts, UNKNOWN_SIZE), "verdict.made_3", WORLD),
     ("stories and facts are told apart", "verdict.right_stories", WORLD, "verdict.right",
      report(world_facts, {"stages.aligned.right_fixed": GONE})),
+    ("some could not be decided", "verdict.decided",
+     report(world_facts, {"stages.aligned.right_fixed": GONE, "stages.aligned.decided": f(0.9, 0.95)}),
+     "verdict.right", report(world_facts, {"stages.aligned.right_fixed": GONE})),
     ("a dictionary's words were asked", "verdict.words", WORDS, "",
      report(dictionary_facts, {"stages.finetuned.right_trained": GONE})),
     ("alignment was refused", "verdict.missing", TEXT, "", report(text_facts, {"missing": GONE})),
@@ -584,6 +587,10 @@ REST = said_of_runs(
 LINE = [{"kept": 0.5, "wrong": 0.1}, {"kept": 1.0, "wrong": 0.2}]
 
 
+ERRS = {"judge": "a judge", "error_rate": f(0.02, 0.2), "bounds": {"low": 0.4, "high": 0.9}}
+NOT_KNOWN = {"error_rate": {"value": None, "why": "the judge's error was not measured"}}
+
+
 def measured(name: str, key: str) -> Sentence:
     figures = {name: f(0.1, 0.6)} | ({"fork": f(0.1, 0.2)} if name == "fork_word" else {})
     return Sentence("report", f"{name} was measured", f"exam.{key}", exam(figures), "", exam())
@@ -591,9 +598,16 @@ def measured(name: str, key: str) -> Sentence:
 
 EXAMINED = [
     *(measured(name, key) for name, key in (("right", "right"), ("word_for_word", "word_for_word"),
-      ("undecided", "undecided"), ("same_meaning", "same"), ("fork", "forks"), ("fork_word", "fork_word"), ("s", "s"),
+      ("same_meaning", "same"), ("fork", "forks"), ("fork_word", "fork_word"), ("s", "s"),
       ("best_temperature", "best"))),
     *said_of_runs(
+        ("some could not be decided", "exam.decided", exam({"right": f(0.7, 0.8), "decided": f(0.9, 0.95)}),
+         "exam.right", exam({"right": f(0.7, 0.8)})),
+        ("the judge can err", "exam.bounds", exam({"right": f(0.7, 0.8) | ERRS}), "", exam({"right": f(0.7, 0.8)})),
+        ("its error was measured", "exam.bounds", exam({"right": f(0.7, 0.8) | ERRS}),
+         "exam.bounds_unmeasured", exam({"right": f(0.7, 0.8) | ERRS | NOT_KNOWN})),
+        ("its error was measured", "exam.same_bounds", exam({"same_meaning": f(0.7, 0.8) | ERRS}),
+         "exam.same_unmeasured", exam({"same_meaning": f(0.7, 0.8) | ERRS | NOT_KNOWN})),
         ("questions were left out", "exam.skipped", exam(skipped=3), "", exam()),
         ("there was one question", "exam.asked_one", exam(questions=1), "", exam()),
         ("a figure has no interval", "exam.without",
@@ -760,6 +774,7 @@ ASKED = [
         Sentence("sure", *row)
         for row in (
             ("a word moved the meaning", "decided", sure(), "undecided.by_chance", sure("by chance")),
+            ("the judge can err", "allowing", sure(errs=ERRS), "", sure()),
             ("the answer is one token", "undecided.too_short", sure("too short"), "undecided.too_long",
              sure("too long")),
             ("all others mean the same", "undecided.all_the_same", sure("all the same", 32), "undecided.by_chance",
@@ -811,7 +826,7 @@ RULES = {
     "bias": r"(best.*|hard|not_longer|steadily|text_.*)",
     "align": r".*",
     "examination": r"(tree|forks)\..*",
-    "sure": r"(undecided\..*|decided|same|p)",
+    "sure": r"(undecided\..*|decided|same|p|allowing)",
     "deciding": r"(changed|same)",
     "studio_paths": r"(flow|fork).*",
     "studio_answer": r"(was.*|kept|partial|no_distribution)",
@@ -821,7 +836,7 @@ LABELS = {
     "report": (
         r"picture\.formula|exam\.(title|tree_title|figures|figures_how|explained|asked_each|by_truth|not_measured|trees"
         r"|answers|answers_how|fork_here|formula|question|answer|asked|at_random|kept|wrong|others|distance|row_.*|how_.*"
-        r"|flops_right|mflops|time)|gates\.(name|value|threshold|result|how|least|most|unreached)"
+        r"|flops_right|mflops|time|allowing|allowing_row)|gates\.(name|value|threshold|result|how|least|most|unreached)"
         r"|cost\.(lead|column|flops|alone)"
     ),
     "article": r"ruling\..*",

@@ -17,13 +17,14 @@ if TYPE_CHECKING:
     from klype.runs.provenance import Reading
     from klype.sources.opening import Opened
     from klype.sources.source import Message, Source
-    from klype.values import Question
+    from klype.values import Figure, Question
     from klype.world import World
 
 
 @dataclass(frozen=True, slots=True)
 class Asking:
-    """``right`` is None where nobody knows; ``judge`` names who says what an answer means."""
+    """``right`` is None where nobody knows; ``judge`` names who says what an answer means, and ``error_rate`` how often
+    it errs about that (without a value where that was not measured; None where it cannot)."""
 
     source: Source
     prompt: tuple[int, ...]
@@ -31,6 +32,7 @@ class Asking:
     meaning: Meaning
     judge: str
     right: Callable[[str], bool | None] | None
+    error_rate: Figure | None = None
 
 
 def asking(opened: Opened, text: str, raw: bool | None, judge: Judge | None = None) -> Asking:
@@ -48,7 +50,8 @@ def asking(opened: Opened, text: str, raw: bool | None, judge: Judge | None = No
     question = found or Question("asked", text)
     ruling = judge_of(question, world, judge)
     right = partial(ruling.right, question) if world is not None and found is not None else None
-    return Asking(opened.source, prompt, question, ruling.meaning(question), ruling.name, right)
+    error = ruling.errs("same", [question])
+    return Asking(opened.source, prompt, question, ruling.meaning(question), ruling.name, right, error)
 
 
 def not_empty(text: str) -> str:

@@ -32,7 +32,18 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Questions = str | Path | Sequence[str | Mapping[str, Any]]
-MAIN = ("right", "word_for_word", "s", "survival", "same_meaning", "unseen", "feedback_rare", "recovery", "fork")
+MAIN = (
+    "decided",
+    "right",
+    "word_for_word",
+    "s",
+    "survival",
+    "same_meaning",
+    "unseen",
+    "feedback_rare",
+    "recovery",
+    "fork",
+)
 """Measures that are shown where there is no room for all."""
 
 
@@ -96,7 +107,7 @@ class Examination:
         return self._at(key)
 
     def _at(self, key: str) -> dict[str, Figure]:
-        return {name: Figure(**row) for name, row in self.document["figures"][key].items()}
+        return {name: Figure.of(row) for name, row in self.document["figures"][key].items()}
 
     def to_json(self) -> Row:
         """As ``klype examine --json`` prints; ``report`` is None: nothing was written."""

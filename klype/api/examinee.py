@@ -223,15 +223,14 @@ def open_judge(model: str, embedding: Path | None, alike: float, how: tuple[str,
 
 
 def judged_by(judge: Judge) -> Callable[[Question, str, bool], Verdict]:
-    """A judge's ruling as an annotator's verdict. What a token limit cut off is never right."""
+    """A judge's ruling as an annotator's verdict, on what was said, whether or not a token limit cut it off."""
     from klype.values import Verdict
 
     known: dict[tuple[str, str], bool | None] = {}
 
     def verdict(question: Question, answer: str, finished: bool) -> Verdict:
-        if (question.id, answer) not in known:
-            known[question.id, answer] = judge.right(question, answer)
-        right = known[question.id, answer]
-        return Verdict(right if finished or right is not True else None, None, None, len(answer.split()), float("nan"))
+        if (place := (question.id, answer)) not in known:
+            known[place] = judge.right(question, answer)
+        return Verdict(known[place], None, None, len(answer.split()), float("nan"))
 
     return verdict

@@ -304,7 +304,8 @@ class Model:
     ) -> AnswerTree:
         """The tree of a question's answers. ``progress``: beginnings that were read, and what is unexplored."""
         spell = self.opened.spell if self.opened.exact else None
-        return AnswerTree(grow(ask.source, ask.prompt, settings, spell, ask.meaning, progress), ask.judge)
+        tree = grow(ask.source, ask.prompt, settings, spell, ask.meaning, progress)
+        return AnswerTree(tree, ask.judge, ask.error_rate)
 
     def decided(
         self, ask: Asking, sampling: Sampling, size: tuple[int, int, int], answer: str | Trace | None
@@ -323,7 +324,8 @@ class Model:
         settings = ForkSettings(sampling, max(limit, len(trace.steps)), samples, seed)
         found = forks(ask.source, trace, settings, ask.meaning, ask.right)
         tokens = tuple(self.opened.spelled(position.token) for position in found.positions)
-        return AnswerForks(found, tokens, tuple(self.opened.spelled(other.token) for other in found.others), ask.judge)
+        others = tuple(self.opened.spelled(other.token) for other in found.others)
+        return AnswerForks(found, tokens, others, ask.judge, ask.error_rate)
 
 
 def tempered(

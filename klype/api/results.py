@@ -13,12 +13,17 @@ from klype.answers.tree import Tree
 from klype.errors import KlypeError
 from klype.examine.charts import probability_scale, step_of
 from klype.judge.meaning import label
-from klype.values import Trace
+from klype.values import Figure, Trace
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Row = dict[str, Any]
+
+
+def judged(judge: str, error_rate: Figure | None) -> Row:
+    """Who says what means the same, and where it can err, how often it does."""
+    return {"judge": judge} | ({} if error_rate is None else {"error_rate": error_rate.json()})
 
 
 def data_frame(rows: Sequence[Row]) -> pd.DataFrame:
@@ -142,6 +147,8 @@ class AnswerTree:
     tree: Tree
     judge: str
     """Who says which answers mean the same."""
+    error_rate: Figure | None = None
+    """How often it errs about that: without a value where that was not measured, None where it cannot."""
 
     def __repr__(self) -> str:
         first = self.tree.answers[0] if self.tree.answers else None
@@ -177,6 +184,7 @@ class AnswerTree:
             ],
             "entropy": ends(tree.entropy),
             "meaning_entropy": ends(tree.meaning_entropy),
+            **judged(self.judge, self.error_rate),
         }
 
     def to_pandas(self) -> pd.DataFrame:
@@ -197,6 +205,7 @@ class AnswerForks:
     tokens: tuple[str, ...]
     others: tuple[str, ...]
     judge: str
+    error_rate: Figure | None = None
 
     def __repr__(self) -> str:
         at = "nowhere" if self.fork is None else f"at {self.tokens[self.fork]!r}"
@@ -235,6 +244,7 @@ class AnswerForks:
                 for token, other in zip(self.others, found.others, strict=True)
             ],
             "samples": found.samples,
+            **judged(self.judge, self.error_rate),
         }
 
     def to_pandas(self) -> pd.DataFrame:

@@ -31,7 +31,7 @@ def sure_of(opened: Opened, ask: Asking, trace: Trace, limit: int) -> dict[str, 
     have shown as much; ``why`` there is none. Tokens whose probability the model does not tell: p is null.
     """
     from klype.answers.forks import ForkSettings, forks
-    from klype.examine.intervals import proportion
+    from klype.examine.intervals import allowing, ends, proportion
     from klype.sources.source import answers
     from klype.values import Request
 
@@ -42,6 +42,9 @@ def sure_of(opened: Opened, ask: Asking, trace: Trace, limit: int) -> dict[str, 
     texts = [ask.source.codec.decode(other.tokens) for other in answers(ask.source, [request])[0]]
     own = ask.meaning(ask.source.codec.decode(trace.tokens))
     same = proportion(sum(ask.meaning(text) == own for text in texts), len(texts), "share of answers", ask.judge)
+    if (error := ask.error_rate) is not None:  # of equal texts nobody doubts it
+        alike = ends(proportion(texts.count(ask.source.codec.decode(trace.tokens)), len(texts)))[0]
+        same = allowing(same, error, *((alike, 1.0) if error.value is None else ends(same)), within=(alike, 1.0))
     found: dict[str, Any] = {
         "p": _p([step.sampling_logprob for step in trace.steps]),
         "p_learnt": _p([step.logp for step in trace.steps]),
@@ -72,6 +75,7 @@ def sure_of(opened: Opened, ask: Asking, trace: Trace, limit: int) -> dict[str, 
 def tell_sure(terminal: Terminal, found: dict[str, Any]) -> None:
     """Three plain sentences."""
     from klype.cli.commands.look import visible
+    from klype.examine.say import Say
     from klype.values import Figure
     from klype.words import percent, short, words
 
@@ -82,14 +86,16 @@ def tell_sure(terminal: Terminal, found: dict[str, Any]) -> None:
     shown = {
         "share": percent(figure.value or 0.0, lang),
         "ends": ends,
-        "judge": w(f"judge.{_key(same.get('judge', ''))}"),
+        "judge": Say(lang).judged(same),
     }
     said.append(
         w("same", n=same["n"], k=round((figure.value or 0.0) * same["n"]), t=short(found["temperature"], lang), **shown)
     )
+    if bounds := Say(lang).bounds(same):
+        said.append(w("allowing", bounds=bounds))
     decided = found["decided"]
     if decided is None:
-        said.append(w(f"undecided.{_key(found['why'])}", longest=LONGEST))
+        said.append(w(f"undecided.{found['why'].replace(' ', '_')}", longest=LONGEST))
     else:
         token = visible(decided["token"]).strip()
         shares = {name: percent(decided[name], lang) for name in ("before", "after")}
@@ -112,12 +118,6 @@ def _share(p: float | None, lang: str) -> str:
     if p >= 0.001 or p == 0.0:
         return percent(p, lang, 1 if p < 0.1 else 0)
     return f"1 : {count(round(1 / p), lang)}" if p > 1e-9 else f"10^{math.log10(p):.0f}".replace("-", "\u2212")
-
-
-def _key(text: str) -> str:
-    return {"the world's grammar": "grammar", "content of the answering sentence": "claim"}.get(
-        text, text.replace(" ", "_")
-    )
 
 
 DOCUMENTS = 2000

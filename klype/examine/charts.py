@@ -281,7 +281,7 @@ def figure_table(say: Say, what: str, place: str, rows: Sequence[Row]) -> tuple[
     judged = any(figure.get("judge") for _, _, figure in rows)
     columns = [what, place, *(say(f"column.{key}") for key in ("value", "low", "high", "n", "judge")[: 4 + judged])]
     return columns, [
-        [name, at, f["value"], f.get("low"), f.get("high"), f.get("n"), *([say.judge(f.get("judge", ""))] * judged)]
+        [name, at, f["value"], f.get("low"), f.get("high"), f.get("n"), *([say.judged(f)] * judged)]
         for name, at, f in rows
     ]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from klype.config import nearest
@@ -13,7 +13,7 @@ from klype.errors import KlypeError, UsageError
 from klype.examine.evidence import Answered, Evidence
 from klype.examine.examination import Examined
 from klype.examine.feedback import InterventionOutcome
-from klype.examine.intervals import mcnemar, paired
+from klype.examine.intervals import allowing, ends, mcnemar, paired
 from klype.examine.measures import MEASURES
 
 PAIRED = ("right", "word_for_word", "polite", "concise", "score", "tokens", "entropy")
@@ -54,6 +54,8 @@ def differences(a: Evidence, b: Evidence) -> dict[str, Any]:
         questions, before, after = zip(*known, strict=True)
         within = a.points if name == "score" else None
         figure = paired(before, after, questions, UNITS.get(name, "difference of shares"), within)
+        if name == "right" and a.errors is not None:
+            figure = allowing(replace(figure, judge=a.judge), a.errors["right"], *ends(figure), 2, (-1.0, 1.0))
         out[name] = figure.json()
         if len(set(questions)) == len(questions) and set(before) | set(after) <= {0.0, 1.0}:
             out[name]["p"] = mcnemar(before, after)

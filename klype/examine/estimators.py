@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from operator import attrgetter
@@ -13,10 +13,14 @@ from typing import Literal
 import numpy as np
 
 from klype.examine import repetition
-from klype.examine.calibration import best_temperature, calibration_error, excess_error, rejection_ratio
+from klype.examine.calibration import best_temperature, calibration_error, excess_error
 from klype.examine.evidence import OTHER_MANNERS, Answered, Evidence
 from klype.examine.feedback import Effect, effect
-from klype.examine.intervals import Limits, clopper_pearson, mean_by_question, paired, proportion, ratio_of_means
+from klype.examine.intervals import (
+    Limits,
+    mean_by_question,
+    paired,
+)
 from klype.examine.survival import survival, survival_of, weibull_shape
 from klype.examine.truth import divergence, s_corpus
 from klype.values import Figure
@@ -24,8 +28,6 @@ from klype.values import Figure
 NOTHING = "nothing was measured"
 AT = 20
 """Words: curves are told at this one, or where the longest answer ends."""
-BY_RULE = {"word_for_word": "word for word", "well_formed": "stated rules of form"}
-"""Verdicts that are not the judge's own."""
 
 
 def nothing() -> Figure:
@@ -53,23 +55,6 @@ def per_question(
         groups.setdefault(answer.question, []).append(answer)
     values = {q: value for q, answers in groups.items() if (value := function(answers)) is not None}
     return mean_by_question(list(values.values()), list(values), unit, judge)
-
-
-def verdict(evidence: Evidence, name: str) -> Figure:
-    """Share of answers with this verdict. Undecided ones count for neither side; ``undecided`` shows them."""
-    return per_answer(evidence, attrgetter(name), "share", BY_RULE.get(name, evidence.judge))
-
-
-def undecided(evidence: Evidence) -> Figure:
-    """Share of answers that the judge could not decide, where it decided any."""
-    if all(answer.right is None for answer in evidence.answers):
-        return nothing()
-    return per_answer(evidence, lambda a: a.right is None, "share", evidence.judge)
-
-
-def score(evidence: Evidence) -> Figure:
-    """The annotator's mean score."""
-    return per_answer(evidence, attrgetter("score"), "points", evidence.judge, evidence.points)
 
 
 def s_own(evidence: Evidence) -> Figure:
@@ -139,43 +124,6 @@ def same_text(evidence: Evidence) -> Figure:
 def cost(evidence: Evidence, name: str, unit: str) -> Figure:
     """Mean per answer."""
     return per_answer(evidence, attrgetter(name), unit)
-
-
-def joules_per_right(evidence: Evidence) -> Figure:
-    """Σ energy / Σ right. None right: no figure, but a lower bound in ``why``."""
-    known = [a for a in evidence.answers if a.joules is not None and a.right is not None]
-    if not known:
-        return nothing()
-    groups: dict[str, list[float]] = {}
-    for answer in known:
-        total = groups.setdefault(answer.question, [0.0, 0.0])
-        total[0] += answer.joules or 0.0
-        total[1] += float(bool(answer.right))
-    if not any(right for _, right in groups.values()):
-        least = sum(j for j, _ in groups.values()) / (len(known) * clopper_pearson(0, len(groups))[1])
-        return Figure(None, n=len(known), unit="J", why=f"none was right: at least {least:.3g} J")
-    energy, right = [j for j, _ in groups.values()], [r for _, r in groups.values()]
-    return ratio_of_means(energy, right, "J per right answer")
-
-
-def same_meaning(evidence: Evidence) -> Figure:
-    """The chance that two different draws mean the same (U-statistic)."""
-    return _over_meanings(evidence, repetition.agreement, "share of pairs")
-
-
-def meaning_entropy(evidence: Evidence) -> Figure:
-    """Chao–Shen over draws."""
-    return _over_meanings(evidence, repetition.chao_shen, "nats")
-
-
-def _over_meanings(evidence: Evidence, function: Callable[[list[Hashable]], float | None], unit: str) -> Figure:
-    """Of the questions all of whose answers have a meaning."""
-
-    def found(answers: list[Answered]) -> float | None:
-        meanings = [answer.meaning for answer in answers]
-        return None if None in meanings else function(meanings)
-
-    return per_question(evidence, found, unit, evidence.judge)
 
 
 def answer_entropy(evidence: Evidence) -> Figure:
@@ -278,72 +226,23 @@ def feedback(
     return figures[min(distance, len(figures)) - 1]
 
 
-def replaced(evidence: Evidence) -> Figure:
-    """How much rarer right answers are when one of their words was replaced by another as rare."""
-    if not evidence.replaced:
-        return nothing()
-    found = evidence.replaced
-    other, own, asked = zip(*((one.other, one.own, one.question) for one in found), strict=True)
-    return replace(paired(other, own, asked, "difference of shares"), judge=evidence.judge)
-
-
 def answer_mass(evidence: Evidence) -> Figure:
     """P(the most probable answer), mean of its certain intervals over the questions whose tree was grown."""
     modes = [tree.answers[0] for tree in evidence.trees if tree.answers]
     if not modes:
         return nothing()
-    return _certain([mode.low for mode in modes], [mode.high for mode in modes], "share")
+    return certain([mode.low for mode in modes], [mode.high for mode in modes], "share")
 
 
 def unexplored(evidence: Evidence) -> Figure:
     left = [tree.unexplored for tree in evidence.trees]
-    return _certain(left, left, "share") if left else nothing()
-
-
-def tree_entropy(evidence: Evidence) -> Figure:
-    """Entropy over meanings, mean of its certain bounds."""
-    bounds = [tree.meaning_entropy for tree in evidence.trees]
-    if not bounds or not all(math.isfinite(high) for _, high in bounds):
-        return nothing()
-    return _certain([low for low, _ in bounds], [high for _, high in bounds], "nats")
-
-
-def forked(evidence: Evidence) -> Figure:
-    """Share of answers whose meaning was decided at one word, by the permutation test; one answer a question."""
-    if not evidence.forks:
-        return nothing()
-    return proportion(sum(one.fork is not None for one in evidence.forks), len(evidence.forks), "share of answers")
-
-
-def fork_word(evidence: Evidence) -> Figure:
-    """Which word decided, where one did: its mean position."""
-    places = [one.fork + 1 for one in evidence.forks if one.fork is not None]
-    figure = mean_by_question([float(p) for p in places], list(range(len(places))), "word")
-    return figure if figure.low is None else replace(figure, low=max(1.0, figure.low))  # no word comes before the first
-
-
-def selective(evidence: Evidence) -> Figure:
-    """Prediction–rejection ratio of the answer's own log-probability a token."""
-    known = sureness(evidence)
-    if not known:
-        return nothing()
-    scores, rights, questions = zip(*known, strict=True)
-    return replace(rejection_ratio(scores, rights, questions), judge=evidence.judge)
-
-
-def sureness(evidence: Evidence) -> list[tuple[float, bool, str]]:
-    """Of every decided answer: nats a token that it cost the model to say it, whether it is right, its question."""
-    return [
-        (-a.drawn_logp / max(1, a.tokens or len(a.words)), a.right, a.question)
-        for a in evidence.answers
-        if a.drawn_logp is not None and a.right is not None
-    ]
+    return certain(left, left, "share") if left else nothing()
 
 
 def copied(evidence: Evidence) -> Figure:
     return per_answer(evidence, attrgetter("copied"), "share of words")
 
 
-def _certain(low: Sequence[float], high: Sequence[float], unit: str) -> Figure:
+def certain(low: Sequence[float], high: Sequence[float], unit: str) -> Figure:
     least, most = fmean(low), fmean(high)
     return Figure((least + most) / 2, least, most, len(low), unit, certain=True)

@@ -10,8 +10,13 @@ from klype.answers.forks import Forks
 from klype.answers.tree import Tree
 from klype.examine.feedback import InterventionOutcome, Replaced
 from klype.examine.truth import Point
+from klype.judge.judge import Ruling
+from klype.values import Figure
 
 Found = TypeVar("Found")
+Errors = Mapping[Ruling, Figure]
+"""Of the answers that a judge decides, the share decided wrongly, and of pairs, the share whose sameness it judges
+otherwise than a reader; no value where that was not measured."""
 OTHER_MANNERS = "alignment gave it other manners than the truth has, which is that of the fine-tuning examples"
 
 
@@ -25,6 +30,7 @@ class Answered:
     ``s_bounds`` and ``entropy_bounds`` (low, high) stand for them where only the most probable tokens are told.
     ``meaning`` is what it means (None: nobody can say); ``entropy`` is Σ_t H(q_t) of the distributions drawn from, and
     ``drawn_logp`` the answer's log-probability under them (nats); ``copied`` is the share found in the training text.
+    ``asked``: whether the judge had anything to say whether it is right by.
     """
 
     question: str
@@ -50,6 +56,7 @@ class Answered:
     s_bounds: tuple[tuple[float, float], ...] = ()
     entropy_bounds: tuple[float, float] | None = None
     copied: float | None = None
+    asked: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +84,9 @@ class Evidence:
 
     ``documents``: each held-out document's prefixes, compared with the truth (``truth.point``). ``words``: how
     many words each document has when a word may be several tokens (else every prefix is a word's). ``judge`` names
-    who said right or wrong. ``other_manners``: the model was taught other manners than the truth has, so that how near
-    its probabilities are to the truth's says nothing; which words can follow is the same.
+    who said right or wrong, ``errors`` how often it errs (None: it cannot). ``other_manners``: the model was taught
+    other manners than the truth has, so that how near its probabilities are to the truth's says nothing; which words
+    can follow is the same.
     ``points``: the least and the most that the annotator's score can be, where that is known.
     ``dropped``: beginnings of the feedback experiment at which no right word was as rare as the wrong one.
     """
@@ -87,6 +95,7 @@ class Evidence:
     documents: Sequence[Sequence[Point]] = ()
     words: Sequence[int] | None = None
     judge: str = ""
+    errors: Errors | None = None
     told: Sequence[Told] = ()
     sums: Sequence[ByQuestion] = ()
     outcomes: Sequence[InterventionOutcome] = ()

@@ -239,6 +239,7 @@ def _evidence(
         judged,
         documents,
         judge=target.judge_name,
+        errors=target.errors,
         told=said,
         sums=by_question,
         language=context.language,

@@ -17,10 +17,11 @@ from klype.examine import html
 from klype.examine.answer_pictures import CURVES, flow, pictures
 from klype.examine.answer_pictures import tree as tree_picture
 from klype.examine.calibration import bins, risk_coverage
-from klype.examine.estimators import effect_of, sureness
+from klype.examine.estimators import effect_of
 from klype.examine.evidence import OTHER_MANNERS, Evidence
 from klype.examine.examination import Examined
 from klype.examine.html import Block, Entry, Formula, Part, Section, Text, texts
+from klype.examine.judged import sureness
 from klype.examine.measures import MEASURES, measure
 from klype.examine.say import Say, is_share
 from klype.examine.survival import Survival, survival_of
@@ -290,15 +291,23 @@ def verdict(document: Document, say: Say) -> list[str]:
         out.insert(0, say("exam.skipped", n=document["skipped"]))
     if document.get("goes_on") is False:
         out.insert(0, say("exam.no_beginnings"))
-    if "right" in figures:
-        out.append(say("exam.right", right=said("right"), judge=say.judge(document["judge"])))
+    right: Any = {"judge": document["judge"], **figures["right"]} if "right" in figures else None
+    if right is not None and "decided" in figures:
+        asked = {"decided": said("decided"), "n": say.count(figures["decided"]["n"])}
+        out.append(say("exam.decided", **asked, right=said("right"), judge=say.judged(right)))
+    elif right is not None:
+        out.append(say("exam.right", right=said("right"), judge=say.judged(right)))
     if "word_for_word" in figures:
         out.append(say("exam.word_for_word", same=said("word_for_word")))
     out[-1] = _ended(out[-1])
-    if figures.get("undecided", {}).get("value"):
-        out.append(say("exam.undecided", share=said("undecided")))
-    if "same_meaning" in figures:
+    if right is not None:
+        out += say.allowed(right)
+    if (same := figures.get("same_meaning")) is not None:
         out.append(say("exam.same", same=said("same_meaning")))
+        if bounds := say.bounds(same, "same_meaning"):
+            known_error = same["error_rate"]["value"] is not None
+            error = {"error": say.figure(same["error_rate"])} if known_error else {}
+            out.append(say(f"exam.same_{'bounds' if known_error else 'unmeasured'}", bounds=bounds, **error))
     second = []
     second += feedback(document, say)
     if "fork" in figures:
@@ -356,7 +365,7 @@ def _page(document: Document, say: Say) -> html.Document:
     seconds = say("exam.time", seconds=say.seconds(time["seconds"]), passes=say.count(time["passes"]))
     measured: list[Part | None] = [
         Text(say("exam.figures_how")),
-        *html.figures(list(figures.values()), asked, say, document["judge"]),
+        *html.figures(list(figures.values()), asked, say),
         Text(say("exam.not_measured", names=missing), "small") if missing else None,
         shown.get("temperatures"),
     ]

@@ -27,6 +27,13 @@ StageName = Literal["base", "finetuned", "aligned"]
 STAGES: tuple[StageName, ...] = ("base", "finetuned", "aligned")
 
 
+class BoundsFacts(TypedDict):
+    """Where a figure lies when its judge's errors and what was left undecided are allowed for; None: without an end."""
+
+    low: float | None
+    high: float | None
+
+
 class FigureFacts(TypedDict):
     """``klype.values.Figure.json()``: ``value`` None needs ``why``; ``t`` and ``distance`` place it on an axis."""
 
@@ -37,6 +44,8 @@ class FigureFacts(TypedDict):
     unit: NotRequired[str]
     certain: NotRequired[bool]
     judge: NotRequired[str]
+    error_rate: NotRequired[FigureFacts]
+    bounds: NotRequired[BoundsFacts]
     why: NotRequired[str]
     t: NotRequired[int]
     distance: NotRequired[int]

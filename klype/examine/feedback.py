@@ -287,11 +287,13 @@ Right = Callable[[str, bool], bool | None]
 
 @dataclass(frozen=True, slots=True)
 class Replaced:
-    """One question: the share of right answers with its own word kept, and with another in its place."""
+    """One question: the share of right answers with its own word kept, and with another in its place;
+    ``undecided``: the shares of those that could not be decided, added."""
 
     question: str
     own: float
     other: float
+    undecided: float = 0.0
 
 
 def replaced(
@@ -317,13 +319,14 @@ def replaced(
     groups = iter(answers(source, requests))
     out = []
     for (question, trace, judge, at), other in kept:
-        shares = []
+        shares, undecided = [], 0.0
         for token in (trace.tokens[at], other):
             said = [((*trace.tokens[:at], token, *one.tokens), one.ended == "stop") for one in next(groups)]
             known = [r for text, done in said if (r := judge(source.codec.decode(text), done)) is not None]
             shares.append(sum(known) / len(known) if known else None)
+            undecided += 1 - len(known) / len(said)
         if shares[0] is not None and shares[1] is not None:
-            out.append(Replaced(question, shares[0], shares[1]))
+            out.append(Replaced(question, shares[0], shares[1], undecided))
     return out
 
 

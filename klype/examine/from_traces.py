@@ -66,6 +66,7 @@ def _judged(
         words=pieces(target, trace) if s or s_bounds else tuple(text.split()),
         ended=trace.ended,
         right=verdict.right,
+        asked=target.errors is None or bool(question.answers),
         word_for_word=word_for_word(question, text).right if question.answers else None,
         polite=verdict.polite,
         concise=verdict.concise,

@@ -136,9 +136,8 @@ def measures_of(found: Sequence[Mapping[str, FigureFacts]]) -> list[str]:
     return [*(name for name in KNOWN if name in names), *(name for name in names if name not in KNOWN)]
 
 
-def figures(found: Sequence[Mapping[str, FigureFacts]], columns: Cells, say: Say, judge: str = "") -> list[Part]:
-    """A row for each measure, a column for each of ``found``; then, folded, what the measures mean, and who judged:
-    ``judge`` where a measure goes by meaning."""
+def figures(found: Sequence[Mapping[str, FigureFacts]], columns: Cells, say: Say) -> list[Part]:
+    """A row for each measure, a column for each of ``found``; then, folded, what the measures mean, and who judged."""
     names = measures_of(found)
     if not names:
         return []
@@ -150,8 +149,10 @@ def figures(found: Sequence[Mapping[str, FigureFacts]], columns: Cells, say: Say
         unit = unit if unit.casefold() != title.casefold() else ""
         rows.append([Entry(title, unit, explained), *(_value(one.get(name), name, say) for one in found)])
         if known and explained:
-            judged = {"truth": say("exam.by_truth"), "text": say.judge("word for word"), "meaning": say.judge(judge)}
-            by = judged.get(known.judge, "")
+            told = (figure for one in found if (figure := one.get(name)) is not None and "judge" in figure)
+            by = say.judged(next(told, FigureFacts(value=None))) or (
+                say("exam.by_truth") if known.judge == "truth" else ""
+            )
             meanings.append((Entry(title, f"({by})" if by else ""), explained))
     return [
         Table("", [say("column.measure"), *columns], rows, "figures", range(1, 1 + len(columns))),
@@ -167,6 +168,7 @@ def _value(figure: FigureFacts | None, name: str, say: Say) -> Entry:
     value, *rest = re.split(r" (?=[\[(])", text, maxsplit=1)
     # why there is none may have several lines, an interval not
     below = "".join(rest).replace(" ", NBSP) if "[" in text else "".join(rest)
+    below = " ".join(part for part in (below, say.allowing(figure, name)) if part)
     return Entry(value, below, f"n = {say.count(figure['n'])}" if figure.get("n") else "")
 
 
@@ -217,13 +219,13 @@ def _macro(part: Part) -> str:
 
 
 def _notes(answer: Mapping[str, Any], say: Say) -> list[str]:
-    """What stands below an answer; last the least likely word, so that colours are not the only place that says so."""
+    """What stands below an answer; last the least likely word that is coloured, so that not only colours say so."""
     found = [say(f"answers.{trait}") for trait in ("polite", "concise") if answer.get(trait)]
     if answer.get("score") is not None:
         found.append(say("answers.score", score=say.number(answer["score"], 1)))
     if answer.get("ended") == "length":
         found.append(say("answers.cut"))
-    if tokens := [token for token in answer.get("tokens", []) if token["text"].strip()]:
+    if tokens := [t for t in answer.get("tokens", []) if t["text"].strip() and step_of(t["p"])]:
         rarest = min(tokens, key=lambda token: token["p"])
         word = visible(rarest["text"].strip())
         return [" · ".join(found), say("answers.least", word=word, p=say.share(rarest["p"]))]

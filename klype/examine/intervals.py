@@ -19,6 +19,7 @@ same.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,23 @@ FURTHER = 2.0
 """Times as far out as the farthest question seen lies the further one, where values have no bounds. Once as far covers
 .88 where 8 % of thirty documents are five times as bad, three times is wider by a quarter."""
 NORMAL = float(special.ndtri(0.975))
+
+
+def ends(figure: Figure) -> Limits:
+    """Its interval, or where it has none its value."""
+    value = figure.value or 0.0
+    return value if figure.low is None else figure.low, value if figure.high is None else figure.high
+
+
+def allowing(
+    figure: Figure, error: Figure, least: float, most: float, times: float = 1.0, within: Limits = SHARES
+) -> Figure:
+    """The figure with its judge's error rate, and bounds: from ``least`` to ``most``, farther by ``times`` the upper
+    end of that rate, as if all errors were on one side (Horowitz & Manski 1995); nothing farther where it was not
+    measured."""
+    farther = times * ends(error)[1]
+    least, most = (edge(end, figure.value or 0.0) for edge, end in ((min, least), (max, most)))
+    return replace(figure, error_rate=error, bounds=(max(within[0], least - farther), min(within[1], most + farther)))
 
 
 def proportion(k: int, n: int, unit: str = "", judge: str = "") -> Figure:

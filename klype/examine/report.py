@@ -106,7 +106,7 @@ def _key_figures(facts: Facts, say: Say) -> Part | None:
             value, bracket, interval = say.figure(figure, name).partition(" [")
             count = f"n{NBSP}={NBSP}{say.count(figure['n'])}" if figure.get("n") else ""
             details = [part for part in (f"[{interval}" if bracket else "", count) if part]
-            model = [part for part in (say.stage(stage), say.judge(figure.get("judge", ""))) if part]
+            model = [part for part in (say.stage(stage), say.judged(figure), say.allowing(figure, name)) if part]
             found.append((say.measure(name), value, [", ".join(details), " · ".join(model)]))
     return Block("keys", found) if found else None
 

@@ -54,8 +54,10 @@ class Say:
             decimals = min(2, interval_decimals(100 * low, 100 * high)) if 0 < high - low < 0.02 else 0
             if 0 < value < 1 and round(100 * value) in (0, 100):  # neither none nor all
                 decimals = max(1, decimals)
-            ends = LANGUAGES[self.lang].between.join(self.number(100 * x, decimals) for x in (low, high))
-            return f"{percent(value, self.lang, decimals)} [{ends}]"
+            ends = [self.number(100 * x, decimals) for x in (low, high)]
+            if {*ends} == {self.number(100 * value, decimals)}:  # it is known more exactly than it is written
+                return percent(value, self.lang, decimals)
+            return f"{percent(value, self.lang, decimals)} [{LANGUAGES[self.lang].between.join(ends)}]"
         if abs(value) >= 10_000:
             return self.big(value)
         if abs(value) >= 10 and low is None:
@@ -130,6 +132,37 @@ class Say:
                 return self(f"judge.{named}", name=visible(judge.removeprefix(prefix)))
         key = f"judge.{_slug(judge)}"
         return self(key) if self.has(key) else visible(judge)
+
+    def judged(self, figure: Mapping[str, Any]) -> str:
+        """Who judged it, and how often that judge errs."""
+        judge, error = self.judge(figure.get("judge", "")), figure.get("error_rate")
+        if not judge or error is None:
+            return judge
+        if error["value"] is None:
+            return self("judge.unmeasured", judge=judge)
+        return self("judge.errs", judge=judge, share=self.figure(error))
+
+    def bounds(self, figure: FigureFacts, name: str = "") -> str:
+        """Between what it lies when its judge's errors and what was left undecided are allowed for; "" where there is
+        nothing to allow for."""
+        found = figure.get("bounds")
+        if found is None:
+            return ""
+        low, high = ("∞" if end is None else self.value(FigureFacts(value=end, unit=figure.get("unit", "")), name)
+                     for end in (found["low"], found["high"]))  # fmt: skip
+        return f"{low}–{high}"
+
+    def allowing(self, figure: FigureFacts, name: str = "") -> str:
+        """The same as a phrase."""
+        bounds = self.bounds(figure, name)
+        return self("exam.allowing", bounds=bounds) if bounds else ""
+
+    def allowed(self, right: FigureFacts) -> list[str]:
+        """How many answers are right when the judge's errors and those that it left undecided are allowed for."""
+        if not (bounds := self.bounds(right, "right")):
+            return []
+        known = right["error_rate"]["value"] is not None
+        return [self(f"exam.{'bounds' if known else 'bounds_unmeasured'}", bounds=bounds)]
 
     def measure(self, name: str) -> str:
         """Its title: the catalogue's, where a language has its own, else the table's."""

@@ -10,11 +10,12 @@ from typing import Literal
 import numpy as np
 
 from klype.errors import UsageError
+from klype.examine.evidence import Errors
 from klype.examine.feedback import LOOKS
 from klype.examine.recorder import Shape
 from klype.examine.repetition import Index
 from klype.examine.truth import Reader
-from klype.judge.judge import Judge, Meaning
+from klype.judge.judge import RULINGS, Judge, Meaning
 from klype.planner import first_that_fits
 from klype.sources.source import Source
 from klype.values import Question, Trace, Verdict
@@ -65,6 +66,14 @@ class EvalTarget:
     goes_on: bool = True
     other_manners: bool = False
     scores: Callable[[int], tuple[float, float]] | None = None
+
+    @property
+    def errors(self) -> Errors | None:
+        """How often its judge errs about these questions; None where it cannot, or nobody judges what is meant."""
+        if self.deciding is None:
+            return None
+        right, same = (self.deciding.errs(ruling, self.questions) for ruling in RULINGS)
+        return None if right is None or same is None else {"right": right, "same": same}
 
     @property
     def whole(self) -> bool:

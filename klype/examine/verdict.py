@@ -51,6 +51,11 @@ def _answers(facts: Facts, say: Say) -> list[str]:
     if {"well_formed", "right_trained"} <= set(last):
         shown = {name: say.figure(last[name], name) for name in ("well_formed", "right_trained")}
         sentences.append(say("verdict.words", **shown))
+    elif "right" in last and "decided" in last:
+        shown = {name: say.figure(last[name], name) for name in ("decided", "right")}
+        asked_of = say.count(last["decided"].get("n", 0))
+        sentences.append(say("verdict.decided", n=asked_of, judge=say.judged(last["right"]), **shown))
+        sentences += say.allowed(last["right"])
     elif "right" in last:
         shown = {name: say.figure(last[name], "right") for name in ("right", "right_fixed") if name in last}
         key = "verdict.right_stories" if "right_fixed" in last else "verdict.right"

@@ -14,9 +14,12 @@ from klype.values import Figure, Question
 
 Meaning = Callable[[str], Hashable]
 """Two answers mean the same when their values are equal; what has no meaning of its own means itself."""
-Ruling = Literal["same", "right"]
+Ruling = Literal["right", "same"]
+RULINGS: tuple[Ruling, ...] = ("right", "same")
 Errors = Mapping[tuple[Ruling, str], Figure]
 """By what is ruled and the language ("en", "nb") of the question."""
+
+UNMEASURED = Figure(None, why="the judge's error was not measured")
 
 
 class Judge(ABC):
@@ -90,3 +93,13 @@ class Judge(ABC):
         """The same for free questions that are all in one language which was measured."""
         languages = {"" if question.choices else language_of(question.question) for question in questions}
         return self.error_rate(ruling, languages.pop()) if len(languages) == 1 else None
+
+    def errs(self, ruling: Ruling, questions: Iterable[Question]) -> Figure | None:
+        """How often it errs about any questions: as in the language in which it does most. No value where that was not
+        measured for all of them; None where it cannot err."""
+        known = [self.error_over(ruling, [question]) for question in questions]
+        measured = [error for error in known if error is not None]
+        if not measured or None in known:
+            return UNMEASURED
+        most = max(measured, key=lambda error: (error.high or 0.0, error.value or 0.0))
+        return None if most.certain and not most.value else most

@@ -49,7 +49,17 @@ def meant_otherwise(about: Mapping[str, Any]) -> tuple[str, ...]:
 def incomparable(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     """Of each run.json, the measures that mean something else than in another of them."""
     found = [meant_otherwise(about) for about in runs]
-    return found if len(set(found)) > 1 else [()] * len(found)
+    found = found if len(set(found)) > 1 else [()] * len(found)
+    judges = {judge for about in runs if (judge := _judge_of_right(about))}
+    return [(*names, "right") if len(judges) > 1 and "right" not in names else names for names in found]
+
+
+def _judge_of_right(about: Mapping[str, Any]) -> str:
+    """Who said which answers are right; "" where nobody did."""
+    figures = about.get("figures")
+    stages = figures.values() if isinstance(figures, Mapping) else ()
+    rights = [stage.get("right") for stage in stages if isinstance(stage, Mapping)]
+    return next((str(right["judge"]) for right in rights if isinstance(right, Mapping) and right.get("judge")), "")
 
 
 class Record:

@@ -12,6 +12,7 @@ from klype.examine.facts import DataFacts, NextFacts, StageName, Text, TextFacts
 from klype.examine.recorder import Shape
 from klype.examine.target import EvalTarget, ExamSettings
 from klype.examine.truth import Reader
+from klype.judge.judge import Judge as Judging
 from klype.model.transformer import Transformer
 from klype.runs.recipe import Recipe
 from klype.sources.source import NativeSource
@@ -77,6 +78,11 @@ class Task(Protocol):
         ...
 
     def next_words(self, model: Transformer) -> list[NextFacts]: ...
+
+    @property
+    def deciding(self) -> Judging | None:
+        """Who says what is right, where that can err."""
+        ...
 
     @property
     def reader(self) -> Callable[[Question], Reader] | None:
@@ -161,6 +167,7 @@ def target_of(task: Task, model: Transformer, questions: Sequence[Question]) -> 
         prompts=tuple(tuple(task.chat.prompt(question.messages())) for question in questions),
         judge=task.judge,
         judge_name=task.judge_name,
+        deciding=task.deciding,
         meaning=lambda question: lambda text: None,
         reader=task.reader,
         shape=Shape(config.flops_per_token // 2, config.layers, config.heads * config.head_dim),

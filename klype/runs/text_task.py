@@ -23,7 +23,8 @@ from klype.data.tasks import language, make_tasks
 from klype.engine.engine import Engine
 from klype.errors import KlypeError
 from klype.examine.facts import DataFacts, NextFacts, StageName, TemperatureFacts, Text, TextFacts
-from klype.judge.text import normalise, normalised_match
+from klype.judge.same import Rules
+from klype.judge.text import normalise
 from klype.model.transformer import Transformer
 from klype.runs import material
 from klype.runs.dictionary import JUDGE, TASTE, DictionaryExam, WellFormed, is_right
@@ -49,9 +50,9 @@ RULE: Text = {
 }
 MADE: Text = {
     "en": "No instructions were given: the questions were made from the text itself (what comes next, which word is "
-    "missing), and an answer counts as right only when it is the text's own.",
+    "missing), and an answer counts as right when it says what the text says.",
     "nb": "Ingen instruksjoner ble gitt: Spørsmålene er laget av teksten selv (hva kommer nå, hvilket ord mangler), og "
-    "et svar regnes som riktig bare når det er tekstens eget.",
+    "et svar regnes som riktig når det sier det samme som teksten.",
 }
 
 
@@ -86,7 +87,8 @@ class TextTask:
         dictionary = self._material.dictionary
         asked = [q for q in self._learnt if "kind" in q.extra]
         self.exam = DictionaryExam(dictionary, asked, self._split.train, seed) if dictionary is not None else None
-        self.judge_name = JUDGE if self.exam else "normalised match with the reference"
+        self.deciding = None if self.exam else Rules()
+        self.judge_name = JUDGE if self.deciding is None else self.deciding.name
         self.annotator_name = TASTE["en"] if self.exam else OVERLAP
         rows = str(options.preferences or options.data)
         given: Text = {"en": f"the rows of {rows}", "nb": f"radene i {rows}"}
@@ -242,17 +244,17 @@ class TextTask:
         return _Asked(self._learnt, part)
 
     def judge(self, question: Question, answer: str, finished: bool) -> Verdict:
-        """Right: the reference after normalising. The score rewards what the rule says, and nothing else."""
+        """Right: what the reference says. The score rewards what the rule says, and nothing else."""
         words, own = answer.split(), normalise(answer, articles=True).split()
         whole, repeated = finished and bool(own), 1 - len(set(own)) / len(own) if own else 1.0
-        if self.exam is not None:
+        if self.deciding is None:
+            assert self.exam is not None
             right = is_right(question, answer, finished) if question.answers else None
             formed = self.exam.well_formed(question, answer, finished)
             liked = 1.5 * formed
         else:
             formed = None
-            right = normalised_match(question, answer).right if question.answers else None
-            right = right and finished
+            right = self.deciding.right(question, answer)
             wanted = set(normalise(" ".join((question.prompt, *question.answers))).split())
             liked = sum(word in wanted for word in own) / len(own) if own else 0.0
         score = 1.0 * whole + liked - 1.0 * repeated - 0.02 * len(words) + 1.0 * bool(right)

@@ -101,6 +101,7 @@ class WorldTask:
     examples: int | None = None
     annotator_name = "likes right, polite and short answers"
     judge_name = "the world's grammar"
+    deciding = None  # the grammar does not err
 
     def __init__(self, recipe: Recipe, seed: int, tokenizer: Tokenizer | None = None) -> None:
         self.recipe, self.seed, self.annotator = recipe, seed, TASTE

@@ -11,6 +11,7 @@ from functools import partial
 from nicegui import background_tasks, ui
 
 from klype.answers.forks import Forks
+from klype.api.results import judged
 from klype.examine.charts import Cell, Option
 from klype.examine.facts import FigureFacts
 from klype.examine.say import Say
@@ -206,7 +207,8 @@ class PathsPage:
         if len(listed) > LISTED:
             text_of("p", w("more", n=say.count(len(listed) - LISTED)), "k-small")
         left = say.share(found.tree.unexplored, 1)
-        text_of("p", w("how_meanings", judge=say.judge(found.asking.judge), left=left), "k-small")
+        judge = say.judged(judged(found.asking.judge, found.asking.error_rate))
+        text_of("p", w("how_meanings", judge=judge, left=left), "k-small")
 
     def _meant(self, found: FoundPaths, place: int) -> None:
         one = found.meant[place]

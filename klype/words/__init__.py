@@ -139,8 +139,10 @@ def figure(value: Figure, lang: str, unit: bool = False) -> str:
     if value.low is None or value.high is None:
         return number(value.value, lang) + tail + (f" ({value.why})" if value.why else "")
     decimals = interval_decimals(value.low, value.high)
-    ends = LANGUAGES[lang].between.join(number(end, lang, decimals) for end in (value.low, value.high))
-    return f"{number(value.value, lang, decimals)} [{ends}]{tail}"
+    ends, said = [number(end, lang, decimals) for end in (value.low, value.high)], number(value.value, lang, decimals)
+    if {*ends} == {said}:  # it is known more exactly than it is written
+        return said + tail
+    return f"{said} [{LANGUAGES[lang].between.join(ends)}]{tail}"
 
 
 def interval_decimals(low: float, high: float) -> int:

@@ -119,13 +119,14 @@ def _decide(
 ) -> None:
     """An answer that a decoder chose: the answer, why, and what it cost."""
     from klype.api.asking import asking
+    from klype.api.results import judged
     from klype.cli.terminal import tell_cost
     from klype.device import EnergyMeter
 
     meter, started = EnergyMeter(), time.perf_counter()
     ask = asking(opened, *asked)
     found = decided(opened, ask, request.limit, request.sampling, request.seed, *decoder, asked[1])
-    told, chosen = decision(found, *decoder), found.choice.chosen
+    told, chosen = decision(found, *decoder) | judged(ask.judge, ask.error_rate), found.choice.chosen
     if not terminal.as_json:
         plain.tell(chosen.text + ("" if chosen.ended else " …"))
         tell_decision(terminal, told)
@@ -226,6 +227,7 @@ def decision(found: Decided, name: str, budget: float) -> dict[str, Any]:
 def tell_decision(terminal: Terminal, told: dict[str, Any]) -> None:
     """Why, and at what cost, in a few lines."""
     from klype.answers.decoders import decoder
+    from klype.examine.say import Say
     from klype.words import number, percent, words
 
     w, lang = words(terminal.lang, "deciding"), terminal.lang
@@ -235,6 +237,7 @@ def tell_decision(terminal: Terminal, told: dict[str, Any]) -> None:
         for share in told["shares"][:SHOWN]:
             lines.append(w("share", share=percent(share["share"], lang), text=share["text"]))
         lines.append(w("changed", plain=told["plain"]) if told["changed"] else w("same"))
+        lines += [w("judged", judge=Say(lang).judged(told))] if "judge" in told else []
     shown = {key: told[key] for key in ("passes", "plain_passes", "positions", "plain_positions")}
     lines.append(w("cost", times=number(told["times"], lang, 1), **shown))
     for line in lines:

@@ -231,10 +231,13 @@ def show(terminal: Terminal, w: Words, made: dict[str, Any]) -> None:
     for paragraph in verdict(made, say):
         terminal.console.print(paragraph, markup=False)
     columns = list(made["figures"])
-    known = [name for name in MAIN if any(name in made["figures"][t] for t in columns)]
-    rows = [
-        [say.measure(name), *(shown(made["figures"][t].get(name), terminal.lang) for t in columns)] for name in known
-    ]
+    rows: list[list[str]] = []
+    for name in MAIN:
+        found = [made["figures"][t].get(name) for t in columns]
+        if any(found):
+            rows.append([say.measure(name), *(shown(figure, terminal.lang) for figure in found)])
+        if any(bounds := [say.bounds(figure, name) if figure else "" for figure in found]):
+            rows.append([say("exam.allowing_row"), *bounds])
     print_table(terminal.console, "", [w("examine.measure"), *(f"τ = {t}" for t in columns)], rows)
     spent = made["time"]
     share = 1 - spent["model_seconds"] / max(spent["seconds"], 1e-9)

@@ -14,9 +14,9 @@ from klype.option import Option
 if TYPE_CHECKING:
     from rich.tree import Tree as RichTree
 
-    from klype.answers.tree import Branch, Tree
+    from klype.answers.tree import Branch
     from klype.api.asking import Asking
-    from klype.api.results import AnswerForks
+    from klype.api.results import AnswerForks, AnswerTree
     from klype.words import Words
 
 
@@ -137,7 +137,7 @@ def tree_command(
             "unseen": drawn.unseen,
         }
     if not terminal.as_json:
-        tree_chart(terminal, words(terminal.lang, "examination"), found.tree, ask, shown)
+        tree_chart(terminal, words(terminal.lang, "examination"), found, ask, shown)
     if out is not None and out.suffix.lower() in (".html", ".htm"):
         from klype.examine.examination_report import tree_page
 
@@ -147,7 +147,7 @@ def tree_command(
     terminal.document(document, out)
 
 
-def tree_chart(terminal: Terminal, w: Words, tree: Tree, ask: Asking, shown: int) -> None:
+def tree_chart(terminal: Terminal, w: Words, found: AnswerTree, ask: Asking, shown: int) -> None:
     """The branching tree, the meanings, and what is left."""
     from rich.text import Text
     from rich.tree import Tree as RichTree
@@ -155,7 +155,7 @@ def tree_chart(terminal: Terminal, w: Words, tree: Tree, ask: Asking, shown: int
     from klype.answers.tree import branches
     from klype.words import count, percent
 
-    console, lang = terminal.console, terminal.lang
+    console, lang, tree = terminal.console, terminal.lang, found.tree
     console.print(Text(w("tree.title", question=ask.question.prompt), style="bold"))
     root = branches(tree, ask.source.codec.decode, shown)
     drawn = RichTree(_label(root, ask, lang, w), guide_style="dim")
@@ -165,13 +165,21 @@ def tree_chart(terminal: Terminal, w: Words, tree: Tree, ask: Asking, shown: int
         console.print(w("tree.more", n=count(len(tree.answers) - shown, lang)), markup=False)
     clusters = tree.clusters[:8]
     if 0 < len(clusters) < len(tree.answers):
-        console.print(Text(w("tree.meanings", judge=ask.judge), style="bold"))
+        console.print(Text(w("tree.meanings", judge=who(found, lang)), style="bold"))
         for cluster in clusters:
             line = Text(bar_of(cluster.low, 20), style="blue")
             line.append(f" {interval(cluster.low, cluster.high, lang)}  {cluster.text}", style="default")
             console.print(line)
     left = percent(tree.unexplored, lang, 2)
     console.print(w(f"tree.{tree.stopped}", left=left, passes=count(tree.expansions, lang)), markup=False)
+
+
+def who(found: AnswerTree | AnswerForks, lang: str) -> str:
+    """Who says what means the same, and how often that judge errs."""
+    from klype.api.results import judged
+    from klype.examine.say import Say
+
+    return Say(lang).judged(judged(found.judge, found.error_rate))
 
 
 def interval(low: float, high: float, lang: str) -> str:
@@ -226,12 +234,12 @@ def forks_command(
     ask = asking(asked.opened, text, raw)
     found = asked.decided(ask, sampling, (limit, samples, seed), answer)
     if not terminal.as_json:
-        forks_chart(terminal, words(terminal.lang, "examination"), found, ask)
+        forks_chart(terminal, words(terminal.lang, "examination"), found)
     tell_cost(asked.opened)
     terminal.document(found.to_json(), out)
 
 
-def forks_chart(terminal: Terminal, w: Words, forks: AnswerForks, ask: Asking) -> None:
+def forks_chart(terminal: Terminal, w: Words, forks: AnswerForks) -> None:
     """The answer word by word with the share of its own meaning, the deciding word marked; then what else could be."""
     from rich.text import Text
 
@@ -262,4 +270,4 @@ def forks_chart(terminal: Terminal, w: Words, forks: AnswerForks, ask: Asking) -
             meant = ", ".join(f"{label(m)} {percent(share, lang)}" for m, share in other.meanings[:3])
             name = visible(token)
             console.print(w("forks.other", word=name, p=percent(other.p, lang), meant=meant), markup=False)
-    console.print(w("forks.how", n=found.samples, judge=ask.judge), markup=False)
+    console.print(w("forks.how", n=found.samples, judge=who(forks, lang)), markup=False)
