@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import pairwise, permutations
 
 import numpy as np
 import pytest
 import torch
 
-from klype.answers.forks import ForkSettings, _continued, forks, permutation_test, strength
+from klype.answers.forks import ForkSettings, _continued, _moved, forks, permutation_test, strength
 from klype.answers.tree import TreeSettings, grow
 from klype.engine.engine import Event
 from klype.errors import UsageError
@@ -103,14 +104,29 @@ def test_permutations_counted_together_are_those_counted_one_by_one() -> None:
     rng = np.random.default_rng(2)
     labels_TN = rng.integers(0, 5, (6, 10))
 
+    def agree(a: np.ndarray, b: np.ndarray) -> float:
+        """The share of pairs of different samples that mean the same."""
+        return float(np.mean([a[i] == b[j] for i, j in permutations(range(len(a)), 2)]))
+
     def greatest(rows_TN: np.ndarray) -> float:
-        shares = np.array([[(row == label).mean() for label in range(5)] for row in rows_TN])
-        return float(np.abs(np.diff(shares, axis=0)).sum(axis=1).max() / 2)
+        return max(agree(a, a) + agree(b, b) - 2 * agree(a, b) for a, b in pairwise(rows_TN))
 
     drawn = np.random.default_rng(7)
     again = [greatest(drawn.permuted(labels_TN.ravel()).reshape(labels_TN.shape)) for _ in range(100)]
     as_great = sum(value >= greatest(labels_TN) - 1e-12 for value in again)
     assert permutation_test(labels_TN, 100, 7)[1] == (1 + as_great) / 101
+
+
+def test_the_token_that_moved_the_meaning_is_found_among_answers_that_all_differ() -> None:
+    """What does not mean the same as this answer means nothing twice: such samples are never alike, which is not a
+    fork. Only the fourth token decides: from then on all mean the same."""
+    found = []
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        own_TN = rng.random((7, 32)) < np.array([0.2, 0.3, 0.25, 0.45, 1.0, 1.0, 1.0])[:, None]
+        labels_TN = np.where(own_TN, 0, np.arange(own_TN.size).reshape(own_TN.shape) + 1)
+        found.append((int(np.argmax(_moved(labels_TN[None, :, 0::2]))), permutation_test(labels_TN, 199, seed)[1]))
+    assert np.mean([at == 3 and p < 0.05 for at, p in found]) > 0.9
 
 
 def test_what_cannot_be_asked_is_refused() -> None:

@@ -1,10 +1,12 @@
 """Forks: the word at which an answer's meaning was decided (after Bigelow et al. 2024, arXiv:2412.07961).
 
 o_t is the distribution over meanings of the answers that begin with this answer's first t tokens; the strength of token
-t is how far it moves o. The total variation of two samples is never zero, so it is not the strength: the meanings B
-that gain at t are chosen on one half of the samples, and o_t(B) − o_{t−1}(B) is measured on the other half, without
-bias. Whether there is a fork at all is a permutation test of the greatest total variation over all tokens. Neighbours
-have samples in common (see ``_continued``): chance shows less than the test allows for, which errs on the careful side.
+t is how far it moves o. The total variation of two samples is never zero, least of all where nearly every answer is a
+meaning of its own, so it is not the strength: the meanings B that gain at t are chosen on one half of the samples, and
+o_t(B) − o_{t−1}(B) is measured on the other half, without bias. The token that may have decided is the one that moves o
+farthest in the squared distance ‖o_t − o_{t−1}‖², which is estimated without bias, on the half that chooses; whether
+there is a fork at all is a permutation test of the greatest such distance over all tokens. Neighbours have samples in
+common (see ``_continued``): chance shows less than the test allows for, which errs on the careful side.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from klype.sources.source import Source, answers
 from klype.values import Figure, Request, Sampling, Trace
 
 Labels = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
 TOGETHER = 32
 """Permutations that are counted in one go."""
 
@@ -98,7 +101,7 @@ def forks(
     of_text = {text: place.setdefault(meaning(text), len(place)) for text in dict.fromkeys([own, *_flat(texts)])}
     labels_TN = np.array([[of_text[text] for text in row] for row in texts])
     variation_T, p = permutation_test(labels_TN, settings.permutations, settings.seed)
-    at = int(np.argmax(_variation(labels_TN[None, :, 0::2])))
+    at = int(np.argmax(_moved(labels_TN[None, :, 0::2])))
     # a token whose gain may be nothing decided nothing, however unlike its neighbours' samples are
     fork = at if p < settings.level and (strength(labels_TN, at).low or 0.0) > 0 else None
     rights = None if right is None else [_share([right(text) for text in row]) for row in texts]
@@ -137,25 +140,36 @@ def strength(labels_TN: Labels, at: int) -> Figure:
     return Figure(value, min(low, value), max(high, value), int(x0.size), "share of answers")
 
 
-def permutation_test(labels_TN: Labels, permutations: int, seed: int) -> tuple[npt.NDArray[np.float64], float]:
-    """Total variation between neighbouring rows, and how often rows that differ by chance only show as great a one."""
-    variation_T = _variation(labels_TN[None])[0]
+def permutation_test(labels_TN: Labels, permutations: int, seed: int) -> tuple[Floats, float]:
+    """Total variation between neighbouring rows, and how often rows that differ by chance only are as far apart."""
     rng = np.random.default_rng(seed)
-    flat, greatest, as_great = labels_TN.ravel(), float(variation_T.max()), 0
+    flat, greatest, as_great = labels_TN.ravel(), float(_moved(labels_TN[None]).max()), 0
     for first in range(0, permutations, TOGETHER):
         drawn = rng.permuted(np.tile(flat, (min(TOGETHER, permutations - first), 1)), axis=1)
-        variation_BT = _variation(drawn.reshape(-1, *labels_TN.shape))
-        as_great += int((variation_BT.max(axis=1) >= greatest - 1e-12).sum())
+        moved_BT = _moved(drawn.reshape(-1, *labels_TN.shape))
+        as_great += int((moved_BT.max(axis=1) >= greatest - 1e-12).sum())
+    count_TC = _counts(labels_TN[None])[0]
+    variation_T = np.abs(np.diff(count_TC, axis=0)).sum(axis=1) / (2 * labels_TN.shape[1])
     return variation_T, (1 + as_great) / (1 + permutations)
 
 
-def _variation(labels_BTN: Labels) -> npt.NDArray[np.float64]:
-    """Total variation between neighbouring rows of each table, [B, T − 1]."""
+def _moved(labels_BTN: Labels) -> Floats:
+    """The squared distance between neighbouring rows' distributions over meanings, without bias, [B, T − 1]: how much
+    oftener two different samples agree within a row than across. Sample i of both is a pair and does not count."""
+    n, count_BTC = labels_BTN.shape[2], _counts(labels_BTN)
+    within_BT = (count_BTC * (count_BTC - 1)).sum(axis=2)
+    pairs_BT = (labels_BTN[:, 1:] == labels_BTN[:, :-1]).sum(axis=2)
+    across_BT = (count_BTC[:, 1:] * count_BTC[:, :-1]).sum(axis=2) - pairs_BT
+    found: Floats = (within_BT[:, 1:] + within_BT[:, :-1] - 2 * across_BT) / (n * (n - 1))
+    return found
+
+
+def _counts(labels_BTN: Labels) -> Floats:
+    """How often each row of each table has each meaning, [B, T, C]."""
     tables, rows, n = labels_BTN.shape
     classes = int(labels_BTN.max()) + 1
     index = (np.arange(tables * rows)[:, None] * classes + labels_BTN.reshape(-1, n)).ravel()
-    share_BTC = np.bincount(index, minlength=tables * rows * classes).reshape(tables, rows, classes) / n
-    found: npt.NDArray[np.float64] = np.abs(np.diff(share_BTC, axis=1)).sum(axis=2) / 2
+    found: Floats = np.bincount(index, minlength=tables * rows * classes).reshape(tables, rows, classes).astype(float)
     return found
 
 
