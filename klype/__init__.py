@@ -17,7 +17,7 @@ from klype.errors import KlypeError
 
 if TYPE_CHECKING:
     from klype.api.examination import Examination, examine
-    from klype.api.judging import Same, same
+    from klype.api.judging import Judge, Same, same
     from klype.api.model import AnswerStream, Model, load
     from klype.api.results import Answer, AnswerForks, AnswerTree, NextToken, NextTokens, Token
     from klype.api.run import Metrics, Rankings, Run, RunReport, train
@@ -31,6 +31,7 @@ __all__ = [
     "AnswerTree",
     "Examination",
     "Figure",
+    "Judge",
     "KlypeError",
     "Metrics",
     "Model",
@@ -51,6 +52,7 @@ __all__ = [
 _MODULES = {
     "AnswerStream": "model",
     "Examination": "examination",
+    "Judge": "judging",
     "Metrics": "run",
     "Model": "model",
     "Rankings": "run",

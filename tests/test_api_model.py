@@ -40,6 +40,7 @@ SURFACE = [
     "AnswerTree",
     "Examination",
     "Figure",
+    "Judge",
     "KlypeError",
     "Metrics",
     "Model",

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 import klype
-from benchmarks.meaning import run
-from klype.api.judging import judged
+from benchmarks import meaning
+from klype.api.judging import judged, open_judge
 from klype.cli import guard
 from klype.cli.main import call
 from klype.errors import UsageError
 from klype.judge.judge import Judge
 from klype.judge.same import Rules
 from klype.values import Question
+from tests.test_api_model import run as run
 from tests.test_cli_models import Captured, document
 
 ROWS = [
@@ -63,7 +65,7 @@ def test_a_judge_of_ones_own_rules_on_pairs_and_references() -> None:
 
 @pytest.mark.slow
 def test_the_error_that_is_told_is_what_the_benchmark_prints() -> None:
-    document, rules = run(), Rules()
+    document, rules = meaning.run(), Rules()
     pairs = [row for row in document["rows"] if row["kind"] == "all"]
     for kind, rows in (("same", pairs), ("right", document["right"])):
         for row in (row for row in rows if row["judge"] == rules.name):
@@ -108,3 +110,31 @@ def test_the_command_prints_verdicts_and_one_document(capsys: Captured, tmp_path
     assert "Paris  =  The capital of France is Paris." in told
     assert "Paris  ≠  Lyon" in told
     assert ("undecided" if lang == "en" else "uavgjort") in told
+
+
+def test_a_named_judge_groups_in_every_command(capsys: Captured, run: Path) -> None:
+    """World's question or not: who is named decides, and is named."""
+    at, asked = str(run), ["Kari er på skolen. Hvor er Kari?", "--limit", "4"]
+    grammar = document(capsys, "ask", at, *asked, "--sure")["sure"]["same"]["judge"]
+    named = document(capsys, "ask", at, *asked, "--sure", "--judge", "rules")["sure"]["same"]["judge"]
+    assert (grammar, named) == ("the world's grammar", Rules.name)
+    model = klype.load(run)
+    assert model.tree(asked[0], budget=5, limit=3).judge == "the world's grammar"
+    assert model.tree(asked[0], budget=5, limit=3, judge=Longer()).judge == "length"
+    assert model.forks(asked[0], samples=4, limit=2, judge="self").judge.startswith("judge model")
+    for command in ("tree", "forks"):
+        document(capsys, command, at, asked[0], "--limit", "2", "--judge", "self")
+    assert document(capsys, "ask", at, *asked, "--decoder", "consensus", "--judge", "rules")["decoder"]["shares"]
+
+
+def test_judges_have_names_and_what_is_none_is_one_sentence(tmp_path: Path) -> None:
+    rules = open_judge("rules")
+    assert isinstance(rules, Rules)
+    assert (open_judge(None), open_judge(""), open_judge(rules)) == (None, None, rules)
+    assert klype.same("?", "ab", "cd", judge=Longer()) == klype.Same(True, "length", None)
+    for name, why in (("self", "judge itself"), (str(tmp_path), "is not a model"), (5, "name or a Judge")):
+        with pytest.raises(UsageError, match=why):
+            open_judge(name)  # type: ignore[arg-type]
+    if find_spec("all_minilm_l6_v2") is None:
+        with pytest.raises(klype.KlypeError, match="needs the package"):
+            klype.same("?", "ab", "cd", judge="minilm")

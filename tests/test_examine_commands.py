@@ -67,7 +67,8 @@ def test_forks_keeps_its_contract(run: Path, capsys: Captured) -> None:
         ["examine", "RUN", "--fail-if", "rigth<0.8"],
         ["examine", "RUN", "--fail-if", "right is low"],
         ["examine", "RUN", "--fail-if", "right@5<0.8"],
-        ["examine", "RUN", "--alike", "7"],
+        ["examine", "RUN", "--judge", "none@0.7"],
+        ["ask", "RUN", "Hvem?", "--judge", "rules"],
         ["examine", "RUN", "--temperatures", "warm"],
         ["examine", "RUN", "--temperatures", "1,1"],
         ["examine", "RUN", "--suite", "trivia"],
@@ -210,7 +211,7 @@ def test_another_model_judges_and_is_named(run: Path, capsys: Captured, tmp_path
     )
     assert found["judge"].startswith("judge model")
     assert found["figures"]["1"].get("undecided", {"value": 1})["value"] > 0  # weights at random decide nothing
-    for wrong in (["--judge", judge, "--embedding", str(tmp_path)], ["--embedding", str(tmp_path)], ["--judge", "no"]):
+    for wrong in (["--judge", str(tmp_path)], ["--judge", "no"]):
         argv = ["examine", str(run), "--questions", str(file), "--out", str(tmp_path / "x"), *wrong, "--json"]
         assert guard.guarded(call, argv) in (1, 2)
         assert json.loads(capsys.readouterr().out)["error"]["message"]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
 import torch
 
+from klype.api.judging import open_judge
 from klype.errors import KlypeError, UsageError
 from klype.judge.embedding import EmbeddingJudge, open_embedding
 from klype.values import Question
@@ -72,3 +74,27 @@ def test_what_is_no_encoder_is_one_sentence(encoder: Path, tmp_path: Path) -> No
     (tmp_path / "config.json").write_text('{"model_type": "nonsense"}', encoding="utf-8")
     with pytest.raises(KlypeError, match="cannot be opened"):
         open_embedding(tmp_path)
+
+
+def test_an_encoder_is_a_judge_by_its_folder(encoder: Path) -> None:
+    judge = open_judge(f"{encoder}@0.95")
+    assert isinstance(judge, EmbeddingJudge)
+    assert judge.name == f"sentence embedding {encoder.name} at 0.95"
+    assert open_judge(str(encoder)).name.endswith("at 0.8")  # type: ignore[union-attr]
+    assert judge.same(Question("q", "?"), "Kari har en hund", "kari HAR en hund!") is True
+
+
+def test_the_packaged_encoder_is_found_and_its_module_not_imported(
+    encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "all_minilm_l6_v2"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise AssertionError('imported')\n")
+    with ZipFile(package / "model.zip", "w") as packed:
+        for file in encoder.iterdir():
+            packed.write(file, file.name)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    judge = open_judge("minilm")
+    assert judge is not None
+    assert judge.name == "sentence embedding minilm at 0.8"
+    assert judge.same(Question("q", "?"), "Kari har en hund", "Kari har hund en") is True

@@ -72,7 +72,7 @@ class Says:
         return "".join({0: "Yes", 1: "No", 3: "yes", 4: "no", 5: "Y", 6: "es", 7: "N", 2: "o"}.get(i, "") for i in ids)
 
     def next(self, prefixes: object, top: int = -1) -> list[Distribution]:
-        return [Distribution(np.arange(len(self.p)), np.log(np.array(self.p) + 1e-12))]
+        return [Distribution(np.arange(len(self.p)), np.log(np.array(self.p) + 1e-12))] * len(list(prefixes))  # type: ignore[call-overload]
 
 
 class InPieces(Says):
@@ -123,3 +123,4 @@ def test_a_judge_model_is_asked_in_both_orders() -> None:
         True, None, None, False,
     ]  # fmt: skip
     assert judge.clusters(question, ["c", "a", "b", "", "A.", "d"]) == [0, 1, 1, 2, 1, 3]
+    assert JudgeModel(LikesTheFirst(0, 0), window=0).same(question, "a", "b") is None  # type: ignore[arg-type]

@@ -37,6 +37,7 @@ MAY_BE_LONG: dict[str, str] = {}
 MAY_ACT = {"hf.py": "importing it is how transformers is told about klype's model type"}
 MAY_TAKE_MANY = {
     "api/model.py:forks": "the options of the other methods, and what only forks have",
+    "api/model.py:tree": "the same",
     "studio/runs.py:start_run": "the fields of the form",
 }
 MAY_PRINT = {

@@ -20,7 +20,7 @@ import klype
 from benchmarks.contenders import Klype
 from benchmarks.task import Files
 from klype.api.examination import prepare
-from klype.api.examinee import open_judge
+from klype.api.judging import open_judge
 from klype.cli import guard
 from klype.cli.beside import make_draft
 from klype.cli.main import call
@@ -129,7 +129,7 @@ PLACES: dict[str, tuple[Way, dict[str, str]]] = {
     "forks": (command("forks", "{m}", "Hvem?", "--limit", "2", "-n", "4"), {}),
     "chat": (command("chat", "{m}", "--limit", "2"), {}),
     "examine": (opening(examined), {}),
-    "judge": (opening(lambda model: open_judge(model, None, 0.8, ("float32", "auto"))), {}),
+    "judge": (opening(lambda model: open_judge(model)), {}),
     "load": (opening(lambda model: klype.load(model).ask("Hvem?", limit=2)), {}),
     "studio": (opening(lambda model: opened_models([model], "float32")), {}),
     "serve": (opening(open_served), THEIRS),

@@ -17,7 +17,7 @@ from klype.answers.decoding import (
     Checking,
     DecodeContext,
     DecodedAnswer,
-    Judge,
+    OtherScore,
     ReadNext,
     Score,
     Tokens,
@@ -107,7 +107,7 @@ def judged(score: Callable[[Sequence[Tokens], Sequence[Tokens]], Sequence[float]
         kept = candidates[: context.budget.left]
         prompts, tokens = [context.question.prompt] * len(kept), [c.tokens for c in kept]
         positions = sum(map(len, prompts)) + sum(map(len, tokens))
-        scores = yield Judge(lambda: [float(s) for s in score(prompts, tokens)], len(kept), positions)
+        scores = yield OtherScore(lambda: [float(s) for s in score(prompts, tokens)], len(kept), positions)
         return list(scores)
 
     return check

@@ -49,7 +49,7 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True)
-class Judge:
+class OtherScore:
     """Work of another model than the source: answered with what ``work`` returns; a pass a row all the same."""
 
     work: Callable[[], list[float]]
@@ -57,7 +57,7 @@ class Judge:
     positions: int
 
 
-DecodeRequest = Draw | ReadNext | Score | Judge
+DecodeRequest = Draw | ReadNext | Score | OtherScore
 
 
 @dataclass(slots=True)
@@ -79,7 +79,7 @@ class PassBudget:
                 positions = len(prefixes) if known else sum(map(len, prefixes))
             case Score(prompts, answered):
                 positions = sum(map(len, set(prompts))) + sum(map(len, answered))
-            case Judge(_, _, positions):
+            case OtherScore(_, _, positions):
                 pass
         assert passes <= self.left, "a decoder asks for no more than it has"
         self.left -= passes
@@ -244,7 +244,7 @@ def serve(source: Source, requests: Sequence[DecodeRequest]) -> list[Reply]:
         for (i, _, _), trace in zip(rows, source.score([p for _, p, _ in rows], [a for _, _, a in rows]), strict=True):
             replies[i].append(trace)
     for i, request in enumerate(requests):
-        if isinstance(request, Judge):
+        if isinstance(request, OtherScore):
             replies[i] = request.work()
     return replies
 
@@ -262,7 +262,7 @@ def most_passes(request: DecodeRequest) -> int:
             return len(prefixes)
         case Score(_, answered):
             return len(answered)
-        case Judge(_, rows):
+        case OtherScore(_, rows):
             return rows
 
 

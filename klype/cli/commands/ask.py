@@ -34,6 +34,7 @@ def command(
     device: o.Device = "auto",
     speculate: o.Speculate = None,
     sure: o.Sure = False,
+    judge: o.JudgeName = "",
     best_of: Annotated[int, Option("Draw this many answers; the run's reward model picks one.", least=1, most=256)] = 1,
     decoder: Annotated[
         str,
@@ -49,6 +50,7 @@ def command(
     """Ask MODEL one thing."""
     model, text = o.asked(terminal, model, text)
     from klype.api.asking import asking, prompt_of, reading_from
+    from klype.api.judging import open_judge
     from klype.api.model import load
     from klype.cli.terminal import tell_cost
     from klype.device import EnergyMeter
@@ -56,8 +58,11 @@ def command(
     times, server = split(decoder, budget)
     if decoder and (best_of > 1 or speculate is not None or sure):
         raise UsageError("--decoder decides by itself: leave out --best-of, --speculate and --sure.")
+    if judge and not (sure or decoder):
+        raise UsageError("--judge is for --sure and --decoder: a single answer is compared with nothing.")
     asked = load(model, precision, server, device)
     opened = asked.opened
+    ruling = open_judge(judge, opened, (precision, device))
     request = asked.request(prompt_of(opened, text, raw), sampling, limit, seed)
     if speculate is not None:
         from klype.cli.beside import beside_plain, make_draft
@@ -68,7 +73,7 @@ def command(
         plain.aside(f"{reading.about(terminal.lang)} {reading.warning(text, terminal.lang)}".strip())
     picked, meter = None, EnergyMeter()
     if decoder:
-        _decide(terminal, opened, request, (text, raw), (decoder, times), out)
+        _decide(terminal, opened, request, asking(opened, text, raw, ruling), (decoder, times, raw), out)
         return
     if best_of > 1:
         answer, picked = _best_of(asked, request, best_of)
@@ -102,7 +107,7 @@ def command(
     if sure:
         from klype.cli.beside import sure_of, tell_sure
 
-        document["sure"] = certainty = sure_of(opened, asking(opened, text, raw), trace, request.limit)
+        document["sure"] = certainty = sure_of(opened, asking(opened, text, raw, ruling), trace, request.limit)
         if not terminal.as_json:
             tell_sure(terminal, certainty)
     tell_cost(opened)
@@ -113,20 +118,18 @@ def _decide(
     terminal: Terminal,
     opened: Opened,
     request: Request,
-    asked: tuple[str, bool | None],
-    decoder: tuple[str, float],
+    ask: Asking,
+    decoder: tuple[str, float, bool | None],
     out: Path | None,
 ) -> None:
     """An answer that a decoder chose: the answer, why, and what it cost."""
-    from klype.api.asking import asking
     from klype.api.results import judged
     from klype.cli.terminal import tell_cost
     from klype.device import EnergyMeter
 
     meter, started = EnergyMeter(), time.perf_counter()
-    ask = asking(opened, *asked)
-    found = decided(opened, ask, request.limit, request.sampling, request.seed, *decoder, asked[1])
-    told, chosen = decision(found, *decoder) | judged(ask.judge, ask.error_rate), found.choice.chosen
+    found = decided(opened, ask, request.limit, request.sampling, request.seed, *decoder)
+    told, chosen = decision(found, *decoder[:2]) | judged(ask.judge, ask.error_rate), found.choice.chosen
     if not terminal.as_json:
         plain.tell(chosen.text + ("" if chosen.ended else " …"))
         tell_decision(terminal, told)

@@ -49,9 +49,7 @@ def command(
     ] = 6.0,
     fail_if: Annotated[list[str] | None, Option('Exit with 1 if: "right<0.8", "kl@1>0.3". May be repeated.')] = None,
     compare: Annotated[bool, Option("Two MODELs on the same questions, paired.")] = False,
-    judge: Annotated[str, Option("A model that decides which answers mean the same.", metavar="MODEL")] = "",
-    embedding: Annotated[Path | None, Option("The same, with an encoder's folder (Hugging Face).")] = None,
-    alike: Annotated[float, Option("With it: the cosine from which two answers mean the same.")] = 0.8,
+    judge: o.JudgeName = "",
     training: Annotated[list[Path] | None, Option("Training text, to find what is copied from it.")] = None,
     parquet: Annotated[bool, Option("Also write every token to answers.parquet.")] = False,
     yes: Annotated[bool, Option("Do not ask before a long examination.")] = False,
@@ -66,7 +64,8 @@ def command(
     What was drawn is kept in the folder's traces: the same command resumes where it stopped.
     """
     from klype.api.examination import prepare
-    from klype.api.examinee import open_judge, questions_of
+    from klype.api.examinee import questions_of
+    from klype.api.judging import open_judge
     from klype.api.model import load
     from klype.cli.terminal import split_budget, tell_cost
     from klype.examine.compare import failed, parse
@@ -84,7 +83,7 @@ def command(
         condition.check([f"{t:g}" for t in settings.temperatures])
     w = words(terminal.lang, "examination")
     texts = read_training(training or [])
-    deciding = open_judge(judge, embedding, alike, (precision, device))
+    deciding = judge if judge == "self" else open_judge(judge, how=(precision, device))
     folder = out or Path("examinations") / "-".join(Path(name).name or "model" for name in models)
     check_place(folder)
     found: list[Examined] = []

@@ -18,22 +18,19 @@ SIGNS = {True: "=", False: "≠", None: "?"}
 def command(
     terminal: Terminal,
     file: Annotated[Path, Option("JSONL: question, a, b; or question, answer, answers.", argument=True)],
-    judge: Annotated[str, Option("Another judge: a model that is asked.", metavar="MODEL")] = "",
-    embedding: Annotated[Path | None, Option("Another judge: an encoder's folder (Hugging Face).")] = None,
-    alike: Annotated[float, Option("With it: the cosine from which two answers mean the same.")] = 0.8,
+    judge: o.JudgeName = "",
     precision: o.Precision = "float32",
     device: o.Device = "auto",
     out: o.OutFile = None,
 ) -> None:
     """Judge answers: do two say the same, is one right? By rules over what each claims, or by another judge."""
-    from klype.api.examinee import open_judge
-    from klype.api.judging import judged
+    from klype.api.judging import judged, open_judge
     from klype.data.readers import read_rows
     from klype.words import percent, words
 
     if not file.is_file():
         raise UsageError(f"There is no file {file}.", "Give JSONL rows with question, a and b.")
-    other = open_judge(judge, embedding, alike, (precision, device))
+    other = open_judge(judge, how=(precision, device))
     rows = [row for _, row in read_rows(file)]
     document = judged(rows, other)
     if not terminal.as_json:

@@ -105,6 +105,7 @@ def tree_command(
     limit: o.Limit = 32,
     shown: Annotated[int, Option("How many answers are drawn.", "--show", least=1)] = 12,
     sample: Annotated[int, Option("Also draw this many, none twice.", least=0)] = 0,
+    judge: o.JudgeName = "",
     raw: o.Raw = None,
     precision: o.Precision = "float32",
     device: o.Device = "auto",
@@ -118,6 +119,7 @@ def tree_command(
     model, text = o.asked(terminal, model, text)
     from klype.answers.gumbel import without_replacement
     from klype.api.asking import asking
+    from klype.api.judging import open_judge
     from klype.api.model import load
     from klype.cli.terminal import split_budget, tell_cost
     from klype.words import words
@@ -126,7 +128,7 @@ def tree_command(
         raise UsageError(f"--eps should be between 0 and 1 (it is {eps}).")
     passes, asked = split_budget(budget)
     opened = load(model, precision, asked, device)
-    ask = asking(opened.opened, text, raw)
+    ask = asking(opened.opened, text, raw, open_judge(judge, opened.opened, (precision, device)))
     settings = opened.tree_settings(ask, sampling, limit, passes, until, eps)
     found = opened.grow(ask, settings)
     document = found.to_json()
@@ -216,6 +218,7 @@ def forks_command(
     samples: Annotated[int, Option("Continuations drawn at every word.", short="-n")] = 32,
     limit: o.Limit = 32,
     answer: Annotated[str | None, Option("Look at this answer.", shown="one that is drawn")] = None,
+    judge: o.JudgeName = "",
     raw: o.Raw = None,
     precision: o.Precision = "float32",
     device: o.Device = "auto",
@@ -226,12 +229,13 @@ def forks_command(
     """Draw one answer to TEXT and find the word at which its meaning was decided."""
     model, text = o.asked(terminal, model, text)
     from klype.api.asking import asking
+    from klype.api.judging import open_judge
     from klype.api.model import load
     from klype.cli.terminal import tell_cost
     from klype.words import words
 
     asked = load(model, precision, budget, device)
-    ask = asking(asked.opened, text, raw)
+    ask = asking(asked.opened, text, raw, open_judge(judge, asked.opened, (precision, device)))
     found = asked.decided(ask, sampling, (limit, samples, seed), answer)
     if not terminal.as_json:
         forks_chart(terminal, words(terminal.lang, "examination"), found)
