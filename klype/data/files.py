@@ -50,7 +50,8 @@ def files_of(paths: Paths, kinds: Collection[str]) -> list[Path]:
             matches = [path]
         elif path.is_dir():
             inside = (p for p in path.rglob("*") if kind_of(p) in kinds and p.is_file())
-            data = (p for p in inside if not _NO_DATA.match(p.name) and not _hidden(p, path) and not _beside_rows(p))
+            shown = (p for p in inside if not any(part.startswith(".") for part in p.relative_to(path).parts))
+            data = (p for p in shown if not _NO_DATA.match(p.name) and not _beside_rows(p))
             matches = sorted(p for p in data if not runs.wrote(p, path))
         else:
             matches = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
@@ -64,10 +65,6 @@ def files_of(paths: Paths, kinds: Collection[str]) -> list[Path]:
 def kind_of(file: Path) -> str:
     """A file's kind by its ending, .gz or .zst apart: ".jsonl"."""
     return (Path(file.stem) if file.suffix in PACKED else file).suffix.lower()
-
-
-def _hidden(file: Path, folder: Path) -> bool:
-    return any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
 def _beside_rows(file: Path) -> bool:
@@ -195,7 +192,13 @@ class _Unpacked(io.RawIOBase):
 
     def __init__(self, file: Path, most: int) -> None:
         self._file, self._most, self._count = file, most, 0
-        self._inner: Any = gzip.GzipFile(file) if file.suffix == ".gz" else _zstandard(file)
+        self._inner: Any
+        if file.suffix == ".gz":
+            self._inner = gzip.GzipFile(file)
+        else:  # pyarrow notices when the end is missing; the package zstandard takes what is there for the whole
+            import pyarrow
+
+            self._inner = pyarrow.input_stream(str(file), compression="zstd")
 
     def readable(self) -> bool:
         return True
@@ -215,10 +218,3 @@ class _Unpacked(io.RawIOBase):
         if not self.closed:
             self._inner.close()
         super().close()
-
-
-def _zstandard(file: Path) -> Any:
-    """By pyarrow, which notices when the end is missing; the package zstandard takes what is there for the whole."""
-    import pyarrow
-
-    return pyarrow.input_stream(str(file), compression="zstd")

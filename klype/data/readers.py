@@ -207,7 +207,7 @@ def _is_wide(encoding: str) -> bool:
         return False  # decode will say so
 
 
-def _json_lines(file: Path, options: TextOptions) -> Rows:
+def read_json_lines(file: Path, options: TextOptions) -> Rows:
     for number, line in _decoded_lines(file, options):
         try:
             row = _json(line) if line.strip() else None
@@ -254,7 +254,7 @@ def _json(text: str) -> Any:
     return content
 
 
-def _json_file(file: Path, options: TextOptions) -> Rows:
+def read_json(file: Path, options: TextOptions) -> Rows:
     try:
         content = _json(decode(read_bytes(file), options.encoding, str(file)))
     except ValueError as error:
@@ -267,7 +267,7 @@ def _json_file(file: Path, options: TextOptions) -> Rows:
             options.bad.add(f"{file} entry {number} is not a JSON object.")
 
 
-def _csv(file: Path, options: TextOptions, delimiter: str = ",") -> Rows:
+def read_csv(file: Path, options: TextOptions, delimiter: str = ",") -> Rows:
     """A byte that is no text is kept as half a character (surrogateescape) until the row that it stands in is known."""
     encoding, header = options.encoding, list[str]()
     with open_stream(file, options.unpacked) as stream:
@@ -301,18 +301,18 @@ def _csv(file: Path, options: TextOptions, delimiter: str = ",") -> Rows:
             options.bad.add(wrong, hint)
 
 
-def _columns(file: Path, options: TextOptions) -> Rows:
+def read_columns(file: Path, options: TextOptions) -> Rows:
     yield from enumerate(rows_of(file, options.unpacked), 1)
 
 
 TABLES: Mapping[str, TableFormat] = {
-    ".jsonl": TableFormat(_json_lines, "line"),
-    ".ndjson": TableFormat(_json_lines, "line"),
-    ".json": TableFormat(_json_file),
-    ".csv": TableFormat(_csv, "line"),
-    ".tsv": TableFormat(partial(_csv, delimiter="\t"), "line"),
-    ".parquet": TableFormat(_columns),
-    ".arrow": TableFormat(_columns),
+    ".jsonl": TableFormat(read_json_lines, "line"),
+    ".ndjson": TableFormat(read_json_lines, "line"),
+    ".json": TableFormat(read_json),
+    ".csv": TableFormat(read_csv, "line"),
+    ".tsv": TableFormat(partial(read_csv, delimiter="\t"), "line"),
+    ".parquet": TableFormat(read_columns),
+    ".arrow": TableFormat(read_columns),
 }
 """By a file's ending: what ``klype run``, its questions, instructions and preferences, and the studio's upload read."""
 KINDS = (*PLAIN, *TABLES)

@@ -29,7 +29,9 @@ def read_instructions(paths: Paths, bad: BadRows | None = None, unpacked: int = 
     bad = bad if bad is not None else BadRows()
     for file, number, row in _rows(paths, bad, unpacked):
         conversation = conversation_of(row)
-        if conversation is None or not _is_answered(conversation):
+        roles = [m["role"] for m in conversation or () if m["role"] != "system" and m["content"].strip()]
+        # an answer before every question is to nothing
+        if conversation is None or "user" not in roles or "assistant" not in roles[roles.index("user") :]:
             bad.add(f"{place(file, number)} has no question with an answer.")
         else:
             found.setdefault(tuple((m["role"], m["content"]) for m in conversation), conversation)
@@ -252,12 +254,6 @@ def _asked(row: Mapping[str, Any], asked: str) -> str:
     if isinstance(row.get("input"), str) and row["input"].strip():
         return f"{asked.strip()}\n{row['input'].strip()}"
     return asked.strip()
-
-
-def _is_answered(conversation: Conversation) -> bool:
-    """Whether some user is answered: an answer before every question is to nothing."""
-    roles = [m["role"] for m in conversation if m["role"] != "system" and m["content"].strip()]
-    return "user" in roles and "assistant" in roles[roles.index("user") :]
 
 
 def _strings(value: Any) -> bool:

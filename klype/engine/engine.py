@@ -257,7 +257,17 @@ class Engine:
         return torch.cat(parts)
 
     def _postprocess(self, logits_RV: Tensor) -> StepResult:
-        tokens_R, logp_2R = self._draw(logits_RV)
+        noise_R = noise(self._rows.seeds, self._rows.samples, self._rows.offsets + self._rows.counts)
+        kinds = np.unique(self._rows.which)
+        if len(kinds) == 1:
+            tokens_R, logps_2R = self._sample(logits_RV, noise_R, np.arange(len(self._rows.which)))
+        else:
+            tokens_R, logps_2R = torch.empty(len(noise_R), dtype=torch.int64), torch.empty(2, len(noise_R))
+            for kind in kinds:
+                alike = np.flatnonzero(self._rows.which == kind)
+                index = torch.from_numpy(alike)
+                tokens_R[index], logps_2R[:, index] = self._sample(logits_RV[index], noise_R[alike], alike)
+        logp_2R = logps_2R.double().numpy()  # the model's, and those of the distribution drawn from
         if np.isnan(logp_2R).any():
             raise self.not_numbers()
         tokens = tokens_R.numpy()
@@ -275,20 +285,6 @@ class Engine:
         if drawn.ended:
             self._leave(ended)
         return drawn
-
-    def _draw(self, logits_RV: Tensor) -> tuple[Tensor, npt.NDArray[np.float64]]:
-        """Tokens [R] and log-probabilities [2, R]: the model's, and those of the distribution drawn from."""
-        noise_R = noise(self._rows.seeds, self._rows.samples, self._rows.offsets + self._rows.counts)
-        kinds = np.unique(self._rows.which)
-        if len(kinds) == 1:
-            tokens_R, logp_2R = self._sample(logits_RV, noise_R, np.arange(len(self._rows.which)))
-        else:
-            tokens_R, logp_2R = torch.empty(len(noise_R), dtype=torch.int64), torch.empty(2, len(noise_R))
-            for kind in kinds:
-                rows = np.flatnonzero(self._rows.which == kind)
-                index = torch.from_numpy(rows)
-                tokens_R[index], logp_2R[:, index] = self._sample(logits_RV[index], noise_R[rows], rows)
-        return tokens_R, logp_2R.double().numpy()
 
     def _sample(
         self, logits_RV: Tensor, noise_R: npt.NDArray[np.float64], rows: npt.NDArray[np.int64]

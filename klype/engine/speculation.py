@@ -255,21 +255,17 @@ class _Answer:
 
     def passes(self, draft: Draft, place: CachedPrefix) -> Iterator[tuple[Sequence[Step], Trace | None]]:
         started, counted = self.engine.clock(), 1
-        cache = self._begin(place)
+        with torch.inference_mode():
+            cache = self.engine.model.new_cache()
+            cache.append(place.store, [place.slot], [place.length])
+            cache.unshare()
+            self._check(place.logits[None], Proposal(()))
         yield tuple(self.steps), self._trace(counted, started)
         while self.ended is None:
             before = len(self.steps)
             self._pass(draft, cache)
             counted += 1
             yield tuple(self.steps[before:]), self._trace(counted, started)
-
-    @torch.inference_mode()
-    def _begin(self, place: CachedPrefix) -> Cache:
-        cache = self.engine.model.new_cache()
-        cache.append(place.store, [place.slot], [place.length])
-        cache.unshare()
-        self._check(place.logits[None], Proposal(()))
-        return cache
 
     @torch.inference_mode()
     def _pass(self, draft: Draft, cache: Cache) -> None:
@@ -311,7 +307,12 @@ class _Answer:
     def _check(self, logits_TV: Tensor, proposal: Proposal) -> None:
         """Accept guesses from the left; the first that fails is replaced, and after the last one more is drawn."""
         logits_TV = logits_TV.float().cpu()  # a few rows, of which single numbers are looked at
-        logp_TV, shaped_TV = logits_TV.log_softmax(-1), self._shaped(logits_TV, proposal)
+        seen = None
+        if needs_counts(self.request.sampling):
+            said = [*self.text[len(self.request.prompt) :], *proposal.tokens]
+            ends = range(len(said) - len(proposal.tokens), len(said) + 1)
+            seen = count_tokens([self.request.prompt], [said[:end] for end in ends], logits_TV.shape[1])
+        logp_TV, shaped_TV = logits_TV.log_softmax(-1), shape(logits_TV, self.request.sampling, seen)
         if torch.isnan(logp_TV).any() or torch.isnan(shaped_TV).any():
             raise self.engine.not_numbers()
         for t, guess in enumerate(proposal.tokens):
@@ -339,14 +340,6 @@ class _Answer:
 
     def _noise(self, stream: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
         return noise(self.request.seed, self.sample, np.array([len(self.text)]), stream)
-
-    def _shaped(self, logits_TV: Tensor, proposal: Proposal) -> Tensor:
-        if not needs_counts(self.request.sampling):
-            return shape(logits_TV, self.request.sampling)
-        said = [*self.text[len(self.request.prompt) :], *proposal.tokens]
-        ends = range(len(said) - len(proposal.tokens), len(said) + 1)
-        seen = count_tokens([self.request.prompt], [said[:end] for end in ends], logits_TV.shape[1])
-        return shape(logits_TV, self.request.sampling, seen)
 
     def _say(self, token: int, logp_V: Tensor, shaped_V: Tensor, drafted: bool) -> None:
         listed = distribution(logp_V, self.request.top) if self.request.top else None

@@ -102,14 +102,12 @@ class Report(Generic[B]):
         rows = [row for row in board.rows if row.documents == documents]
         kept = [key for key in only or self.experiment.measures if any(key in row.figures for row in rows)]
         columns = [tell.column(tell.noun), *map(tell.column, kept)] + ([] if only else [own(self.last[0])])
-        return columns, [
-            [tell.name(row.arm), *(self._cell(row, key, tell) for key in kept)] + ([] if only else [self.last[1](row)])
-            for row in rows
-        ]
-
-    def _cell(self, row: Row, key: str, tell: ArmNames) -> str:
-        text = tell.figure(row.figures, key)
-        return self.special[key](row, tell) if text and key in self.special else text
+        cells = []
+        for row in rows:
+            texts = {key: tell.figure(row.figures, key) for key in kept}
+            texts |= {key: more(row, tell) for key, more in self.special.items() if texts.get(key)}
+            cells.append([tell.name(row.arm), *texts.values()] + ([] if only else [self.last[1](row)]))
+        return columns, cells
 
     def _page(self, board: B, say: Say, own: Words) -> Document:
         lead = own("lead", seeds=board.seeds, steps=say.count(board.steps))

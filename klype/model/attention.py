@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention, silu
 
 from klype.model.cache import Cache, Indices, Readers, to_device
-from klype.model.config import ModelConfig, RopeScaling
+from klype.model.config import ModelConfig
 from klype.model.packed import PackedTexts
 
 Rope = tuple[Tensor, Tensor]
@@ -197,7 +197,11 @@ def attend(q_HBTK: Tensor, k_GBTK: Tensor, v_GBTK: Tensor, mask: Tensor | None) 
     """
     H, B, T, K = q_HBTK.shape
     if mask is None or written_up_to(q_HBTK.dtype) < T:
-        y_HBTK = _fused(q_HBTK, k_GBTK, v_GBTK, mask)
+        q, k, v = (z.transpose(0, 1) for z in (q_HBTK, k_GBTK, v_GBTK))
+        added = mask if mask is None or mask.dim() == 2 else mask[:, None]
+        gqa = q.shape[1] != k.shape[1]
+        y = scaled_dot_product_attention(q, k, v, attn_mask=added, is_causal=mask is None, enable_gqa=gqa)
+        y_HBTK = y.transpose(0, 1)
     elif k_GBTK.shape[0] == H:
         y_HBTK = _written(q_HBTK, k_GBTK, v_GBTK, mask)
     else:
@@ -268,23 +272,19 @@ def _written(q_NBTK: Tensor, k_NBTK: Tensor, v_NBTK: Tensor, mask: Tensor) -> Te
     return torch.bmm(weights, v).view(N, B, T, K)
 
 
-def _fused(q_HBTK: Tensor, k_GBTK: Tensor, v_GBTK: Tensor, mask: Tensor | None) -> Tensor:
-    q, k, v = (z.transpose(0, 1) for z in (q_HBTK, k_GBTK, v_GBTK))
-    gqa = q.shape[1] != k.shape[1]
-    if mask is None:
-        y = scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa)
-    else:
-        added = mask if mask.dim() == 2 else mask[:, None]
-        y = scaled_dot_product_attention(q, k, v, attn_mask=added, enable_gqa=gqa)
-    return y.transpose(0, 1)
-
-
 def rope_table(config: ModelConfig) -> tuple[Tensor, Tensor]:
     """cos_PH and sin_PH, P positions up to the window, H head_dim; the sign of ``rotate``'s first half is in sin."""
     half = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
     frequencies = 1.0 / (config.rope_theta**half)
     if config.rope_scaling is not None:
-        frequencies = _scaled(frequencies, config.rope_scaling)
+        scaling = config.rope_scaling
+        if scaling.kind == "linear":
+            frequencies = frequencies / scaling.factor
+        else:
+            wavelengths = 2 * math.pi / frequencies
+            low, high, old = scaling.low_freq_factor, scaling.high_freq_factor, scaling.original_window
+            blend = ((old / wavelengths - low) / (high - low)).clamp(0, 1)
+            frequencies = (1 - blend) * frequencies / scaling.factor + blend * frequencies
     angles_PF = torch.outer(torch.arange(config.window, dtype=torch.float32), frequencies)
     cos, sin = angles_PF.cos(), angles_PF.sin()
     return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
@@ -294,15 +294,6 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the last dimension by its position's angles; cos and sin broadcast against x."""
     half = x.shape[-1] // 2
     return torch.addcmul(x * cos, torch.cat((x[..., half:], x[..., :half]), -1), sin)
-
-
-def _scaled(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
-    if scaling.kind == "linear":
-        return frequencies / scaling.factor
-    wavelengths = 2 * math.pi / frequencies
-    low, high, old = scaling.low_freq_factor, scaling.high_freq_factor, scaling.original_window
-    blend = ((old / wavelengths - low) / (high - low)).clamp(0, 1)
-    return (1 - blend) * frequencies / scaling.factor + blend * frequencies
 
 
 class CachedRows(TorchPass):
@@ -380,7 +371,13 @@ class CachedRows(TorchPass):
         weights = scores.softmax(-1)
         y = torch.bmm(weights[..., self.P :].flatten(0, 1), values.flatten(0, 1)).view(R, G, g * T, K)
         for group in self.readers:
-            self._add_shared(layer, group, weights, y)
+            shared = group.store.values[layer][:, :, : group.P].reshape(group.N * G, group.P, K)
+            w = _by_store(group, weights[..., : group.P]).reshape(group.N * G, group.n * g * T, group.P)
+            back = _by_row(group, torch.bmm(w, shared).view(group.N, G, group.n, g * T, K))
+            if group.rows is None:
+                y += back
+            else:
+                y.index_add_(0, group.rows, back)
         return y.view(R, G * g, T, K).transpose(1, 2).reshape(R * T, H * K)
 
     def _stored(self, layer: int, k_GRTK: Tensor, v_GRTK: Tensor) -> tuple[Tensor, Tensor]:
@@ -413,17 +410,6 @@ class CachedRows(TorchPass):
             else:
                 out[group.rows, ..., : group.P] = back
         return out
-
-    def _add_shared(self, layer: int, group: Readers, weights_RGQC: Tensor, y_RGQK: Tensor) -> None:
-        _, G, Q, K = y_RGQK.shape
-        values = group.store.values[layer][:, :, : group.P]
-        w = _by_store(group, weights_RGQC[..., : group.P]).reshape(group.N * G, group.n * Q, group.P)
-        y = torch.bmm(w, values.reshape(group.N * G, group.P, K))
-        back = _by_row(group, y.view(group.N, G, group.n, Q, K))
-        if group.rows is None:
-            y_RGQK += back
-        else:
-            y_RGQK.index_add_(0, group.rows, back)
 
 
 def _mask(cache: Cache, own: Indices, sizes: tuple[int, int, int], same: bool) -> Tensor | None:

@@ -252,7 +252,11 @@ def hub_card(config: ModelConfig, about: dict[str, Any], name: str) -> str:
     plain = {key: value for key, value in about.items() if key != "run"}
     lines = [model_card(config, {"name": name.rpartition("/")[2], **plain}), "## Intended use", ""]
     lines += ["Study of how language models answer. Not for advice, decisions about people, or unattended use.", ""]
-    lines += ["## Data and licences", "", *_told(run.get("data") or about.get("data")), ""]
+    data = run.get("data") or about.get("data") or []
+    named = [json.dumps(d, ensure_ascii=False, default=str) if isinstance(d, dict) else str(d)
+             for d in (data if isinstance(data, list) else [data])]  # fmt: skip
+    told = [f"- {name}" for name in named] or ["The run does not say. Licence: see the header."]
+    lines += ["## Data and licences", "", *told, ""]
     # A table of the run's figures with their intervals, by stage
     rows = [
         f"| {stage} | {name} | {figure['value']:.4g} | {figure['low']:.4g} to {figure['high']:.4g} | {figure['n']} |"
@@ -269,10 +273,3 @@ def hub_card(config: ModelConfig, about: dict[str, Any], name: str) -> str:
     lines += [f"{energy:,.0f} J, measured by the processor's own counter." if energy else "Not measured."]
     lines += [f"Trained in {seconds:,.0f} seconds."] if isinstance(seconds, int | float) else []
     return "\n".join(lines) + "\n"
-
-
-def _told(data: Any) -> list[str]:
-    if not data:
-        return ["The run does not say. Licence: see the header."]
-    rows = data if isinstance(data, list) else [data]
-    return [f"- {json.dumps(row, ensure_ascii=False, default=str) if isinstance(row, dict) else row}" for row in rows]

@@ -40,7 +40,11 @@ def library(
     if compiler is None or sys.platform == "win32":
         return None
     texts = [source.read_text(encoding="utf-8") for source in sources]
-    about = (*texts, compiler, *FLAGS, platform.platform(), _instructions())
+    instructions = platform.processor()  # what it can do: a home folder may be shared by machines
+    if sys.platform == "linux":
+        cpus = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        instructions = next((line for line in cpus if line.startswith(("flags", "Features"))), "")
+    about = (*texts, compiler, *FLAGS, platform.platform(), instructions)
     name = f"{sources[-1].stem}-{hashlib.sha256(repr(about).encode()).hexdigest()[:16]}"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -95,11 +99,3 @@ def _open_to_others(folder: Path) -> bool:
     about = folder.stat()
     anybody = about.st_mode & stat.S_IWOTH and not about.st_mode & stat.S_ISVTX
     return bool(anybody) or about.st_uid not in (0, os.getuid(), NOBODY)
-
-
-def _instructions() -> str:
-    """What the processor can do: a home folder may be shared by machines."""
-    if sys.platform != "linux":
-        return platform.processor()
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    return next((line for line in lines if line.startswith(("flags", "Features"))), "")

@@ -7,6 +7,7 @@ the convolution, without rotation, or with both biases and normed queries has mo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Any
 
 import torch
@@ -166,7 +167,11 @@ def restore_buffers(model: Transformer) -> None:
 
 def _pieces(config: ModelConfig) -> Iterator[tuple[str, list[str], list[int]]]:
     """Our name, the names in a file that it is made of (in the order of rows), and their rows."""
-    names = _own_names(config)
+    layer = ["attention_norm.weight", "qkv.weight", "out.weight", "mlp_norm.weight", "gate_up.weight", "down.weight"]
+    layer += ["qkv.bias"] * config.qkv_bias + ["q_norm.weight", "k_norm.weight"] * config.qk_norm
+    layer += ["taps"] * bool(config.conv)
+    numbered = (f"layers.{number}.{name}" for number in range(config.layers) for name in layer)
+    names = chain(["embed.weight"], numbered, ["norm.weight"], [] if config.tie else ["head.weight"])
     if model_type(config) == OWN:
         yield from ((name, [PREFIX + name], [0]) for name in names)
         return
@@ -184,18 +189,6 @@ def _pieces(config: ModelConfig) -> Iterator[tuple[str, list[str], list[int]]]:
             yield name, [f"{at}mlp.{p}_proj.{last}" for p in ("gate", "up")], [config.hidden] * 2
         else:
             yield name, [at + _NAMES[rest]], [0]
-
-
-def _own_names(config: ModelConfig) -> Iterator[str]:
-    yield "embed.weight"
-    layer = ["attention_norm.weight", "qkv.weight", "out.weight", "mlp_norm.weight", "gate_up.weight", "down.weight"]
-    layer += ["qkv.bias"] * config.qkv_bias + ["q_norm.weight", "k_norm.weight"] * config.qk_norm
-    layer += ["taps"] * bool(config.conv)
-    for number in range(config.layers):
-        yield from (f"layers.{number}.{name}" for name in layer)
-    yield "norm.weight"
-    if not config.tie:
-        yield "head.weight"
 
 
 def _scaling_from_hf(rope: dict[str, Any], where: str) -> dict[str, Any] | None:

@@ -255,12 +255,18 @@ def _tokenizer(metadata: dict[str, Any], file: Path, known: Path | None) -> Toke
     begin: int = metadata.get("tokenizer.ggml.bos_token_id", -1)
     # The default is llama.cpp's. Its add_space_prefix is for tokenizers of the kind "llama" alone.
     begins = metadata.get("tokenizer.ggml.add_bos_token", pattern == "llama-bpe") and begin >= 0
+    post: dict[str, Any] | None = None
+    if begins:
+        name = str(tokens[begin])
+        pieces = [{"SpecialToken": {"id": name, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+        special_tokens = {name: {"id": name, "ids": [begin], "tokens": [name]}}
+        post = {"type": "TemplateProcessing", "single": pieces, "pair": pieces, "special_tokens": special_tokens}
     definition = {
         "version": "1.0",
         "added_tokens": added,
         "normalizer": {"type": "NFC"} if pattern == "qwen2" else None,
         "pre_tokenizer": _pieces(pattern, file),
-        "post_processor": _begins_with(str(tokens[begin]), begin) if begins else None,
+        "post_processor": post,
         "decoder": {**_BYTES, "use_regex": True},
         "model": {
             "type": "BPE",
@@ -282,13 +288,6 @@ def _tokenizer(metadata: dict[str, Any], file: Path, known: Path | None) -> Toke
         raise TypeError("its chat template")
     special = SpecialTokens(token("bos"), token("eos"), token("padding"), ends, template)
     return Tokenizer.of_stranger(definition, special, str(file), known)
-
-
-def _begins_with(token: str, i: int) -> dict[str, Any]:
-    """The post-processor that puts a token before a text."""
-    begin, text = {"SpecialToken": {"id": token, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
-    known = {token: {"id": token, "ids": [i], "tokens": [token]}}
-    return {"type": "TemplateProcessing", "single": [begin, text], "pair": [begin, text], "special_tokens": known}
 
 
 def _pieces(pattern: str, file: Path) -> dict[str, Any]:

@@ -49,7 +49,9 @@ def write_gguf(loaded: Loaded, file: Path) -> None:
                 if kind == "llama" and re.search(r"self_attn\.[qk]_proj\.", name):
                     heads = loaded.config.heads if "q_proj" in name else loaded.config.kv_heads
                     array = array.reshape(heads, 2, -1, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
-                writer.add_tensor(_their_name(name), np.ascontiguousarray(array))
+                *parts, last = name.removeprefix("model.layers.").split(".")
+                layer = f"blk.{parts.pop(0)}." if name.startswith("model.layers.") else ""
+                writer.add_tensor(f"{layer}{THEIRS['.'.join(parts)]}.{last}", np.ascontiguousarray(array))
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_tensors_to_file()
@@ -114,10 +116,3 @@ def _pattern(definition: dict[str, Any], loaded: Loaded) -> str:
     if "ByteLevel" in text:
         return "gpt-2"
     raise KlypeError(f"{loaded.folder} has a tokenizer that llama.cpp has no name for.")
-
-
-def _their_name(name: str) -> str:
-    parts = name.split(".")
-    if parts[:2] == ["model", "layers"]:
-        return f"blk.{parts[2]}.{THEIRS['.'.join(parts[3:-1])]}.{parts[-1]}"
-    return f"{THEIRS['.'.join(parts[:-1])]}.{parts[-1]}"

@@ -50,7 +50,7 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.norm = nn.RMSNorm(config.width, config.norm_eps)
         self.head = nn.Linear(config.width, config.vocab_size, bias=False)
-        self._initialise()
+        self.reset_parameters()
         if config.tie:
             self.head.weight = self.embed.weight
         side = min(config.window, MATERIALISED)
@@ -165,7 +165,8 @@ class Transformer(nn.Module):
             raise KlypeError(f"A text of {length} tokens is longer than the model's window of {self.config.window}.")
 
     @torch.no_grad()
-    def _initialise(self) -> None:
+    def reset_parameters(self) -> None:
+        """Draw the first weights."""
         nn.init.normal_(self.embed.weight, std=self.config.embed_std)
         nn.init.zeros_(self.head.weight)
         for layer in self.layers:

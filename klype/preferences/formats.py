@@ -188,7 +188,16 @@ def _ranked(row: Mapping[str, Any], identity: str, annotator: str) -> Entry | st
     if by not in BYS or not (seconds is None or isinstance(seconds, int | float)):
         return "has a kind of annotator or a time that is not known"
     try:
-        candidates = tuple(_candidate(text, source) for text, source in zip(texts, sources, strict=True))
+        candidates = tuple(
+            Candidate(
+                text,
+                str(source.get("model", "")),
+                source.get("temperature"),
+                str(source.get("author", "")),
+                trace_from(source["trace"]) if source.get("trace") else None,
+            )
+            for text, source in zip(texts, sources, strict=True)
+        )
     except (KeyError, TypeError, ValueError, AttributeError):
         return "has sources that do not fit its candidates"
     context = str(row.get("context") or "")
@@ -203,13 +212,6 @@ def _source(candidate: Candidate) -> Row:
     row = {"model": candidate.model, "author": candidate.author, "trace": trace}
     kept = {name: value for name, value in row.items() if value}
     return kept | ({} if candidate.temperature is None else {"temperature": candidate.temperature})
-
-
-def _candidate(text: str, source: Mapping[str, Any]) -> Candidate:
-    trace = trace_from(source["trace"]) if source.get("trace") else None
-    return Candidate(
-        text, str(source.get("model", "")), source.get("temperature"), str(source.get("author", "")), trace
-    )
 
 
 def _line(row: Row) -> str:

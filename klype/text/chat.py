@@ -74,7 +74,11 @@ class Chat:
             raise KlypeError("A conversation needs at least one message.", "Give a question.")
         contents = [checked(message["content"]) for message in messages]
         rendered = self._render(roles, prompt)
-        borders = [] if prompt else self._answer_starts(roles, rendered)
+        borders = []  # each answer's message, and where a prompt for it would have ended (when it is a prefix)
+        for i in (i for i, role in enumerate(roles) if role == "assistant" and i > 0 and not prompt):
+            before = self._render(roles[:i], True)
+            if rendered.startswith(before):
+                borders.append((len(before), i))
         parts = _split(rendered, contents, [not prompt and role == "assistant" for role in roles], borders)
         if len(roles) - 1 not in {part.message for part in parts}:
             raise KlypeError("The chat template leaves out the last message.", "Use --raw to go without it.")
@@ -105,15 +109,6 @@ class Chat:
         if isinstance(known, KlypeError):
             raise KlypeError(known.message, known.hint)
         return known
-
-    def _answer_starts(self, roles: tuple[str, ...], rendered: str) -> list[tuple[int, int]]:
-        """Per answer: its message and where in ``rendered`` a prompt for it would have ended (when it is a prefix)."""
-        starts = []
-        for i in (i for i, role in enumerate(roles) if role == "assistant" and i > 0):
-            before = self._render(roles[:i], True)
-            if rendered.startswith(before):
-                starts.append((len(before), i))
-        return starts
 
     def _encode(self, parts: Sequence[_Part]) -> tuple[list[int], list[int]]:
         """Encode runs of text between control tokens; a token is learnt when any of its characters is."""

@@ -25,7 +25,7 @@ from tokenizers import Tokenizer as Backend
 from klype import durable
 from klype.errors import KlypeError, UsageError
 from klype.text.sandbox import ProcessLimits, apart
-from klype.text.tokenizer_files import HINT, SpecialTokens, asked, is_plain, read_object, read_special_tokens
+from klype.text.tokenizer_files import HINT, SpecialTokens, call_library, is_plain, read_object, read_special_tokens
 
 LONG_TEXT = 4_000  # characters that take milliseconds to be made tokens of
 LARGE_TEXT = 1_000_000  # characters; from here on, a word must occur twice to be given a token of its own
@@ -76,7 +76,11 @@ class Tokenizer:
         self.pad = self.pad if self.pad >= 0 else max(self.end, 0)
         self.ends = tuple(sorted({i for i in (self.end, *special.ends) if 0 <= i < self.vocab_size}))
         self._own = {text: i for i, text in enumerate(self.CONTROL)}.items() <= self.control_ids().items()
-        self.lead = self._lead()
+        self.lead = [i for i in (self.begin,) if i >= 0]
+        if not self._own:  # as transformers has it since version 5: the post-processor decides, whatever files say
+            begun = call_library(self._backend.encode, "a")
+            special_first = takewhile(lambda pair: pair[1], zip(begun.ids, begun.special_tokens_mask, strict=True))
+            self.lead = [i for i, _ in special_first]
         beyond = next((i for i in self.lead if i >= self.vocab_size), None)
         if beyond is not None:
             raise KlypeError(f"it begins a text with the token {beyond:,}, and has {self.vocab_size:,}.")
@@ -183,14 +187,15 @@ class Tokenizer:
         """`encode_document` of many texts, on all cores."""
         spaced, end = [checked(self._spaced(t)) for t in texts], [i for i in (self.end,) if i >= 0]
         return [
-            [*self.lead, *e.ids, *end] for e in asked(self._plain.encode_batch_fast, spaced, add_special_tokens=False)
+            [*self.lead, *e.ids, *end]
+            for e in call_library(self._plain.encode_batch_fast, spaced, add_special_tokens=False)
         ]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids; control tokens are left out; bytes that are no UTF-8 become U+FFFD."""
         if self._byte_level:
             return b"".join([self.token_bytes(i) for i in ids]).decode("utf-8", errors="replace")
-        return str(asked(self._backend.decode, list(ids), skip_special_tokens=True))
+        return str(call_library(self._backend.decode, list(ids), skip_special_tokens=True))
 
     def decode_answer(self, ids: Sequence[int]) -> str:
         """The text of an answer: without the one space that leads it."""
@@ -217,13 +222,6 @@ class Tokenizer:
     def name(self, token: int) -> str | None:
         """A control token's spelling; None for any other token."""
         return next((text for text, i in self.control_ids().items() if i == token), None)
-
-    def _lead(self) -> list[int]:
-        """As transformers has it since version 5: the post-processor decides, whatever else the files say."""
-        if self._own:
-            return [i for i in (self.begin,) if i >= 0]
-        begun = asked(self._backend.encode, "a")
-        return [i for i, _ in takewhile(lambda pair: pair[1], zip(begun.ids, begun.special_tokens_mask, strict=True))]
 
     def _spaced(self, text: str) -> str:
         return _spaced(text) if self._own else text
@@ -266,9 +264,9 @@ def _encoded(backend: Backend, text: str, offsets: bool = False) -> Any:
     """A long text is a batch of its own: only for batches does the library let Python's other threads go on, and what
     is not made, such as offsets, keeps nobody waiting when it is cleared away."""
     if len(checked(text)) < LONG_TEXT:
-        return asked(backend.encode, text, add_special_tokens=False)
+        return call_library(backend.encode, text, add_special_tokens=False)
     encode = backend.encode_batch if offsets else backend.encode_batch_fast
-    return asked(encode, [text], add_special_tokens=False)[0]
+    return call_library(encode, [text], add_special_tokens=False)[0]
 
 
 def checked(text: str) -> str:
@@ -355,7 +353,7 @@ def _byte_characters() -> list[str]:
 
 
 def _backend(definition: dict[str, Any]) -> Backend:
-    backend: Backend = asked(Backend.from_str, json.dumps(definition))
+    backend: Backend = call_library(Backend.from_str, json.dumps(definition))
     backend.no_truncation()
     backend.no_padding()
     return backend

@@ -145,7 +145,7 @@ def is_plain(definition: dict[str, Any]) -> bool:
     )
 
 
-def asked(call: Callable[..., T], *given: Any, **named: Any) -> T:
+def call_library(call: Callable[..., T], *given: Any, **named: Any) -> T:
     """What the tokenizers' library returns; that it fails, in whatever way, is a KlypeError."""
     try:
         return call(*given, **named)

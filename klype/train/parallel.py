@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -51,7 +52,8 @@ def joined(team: ProcessRank | None) -> Iterator[None]:
         dist.init_process_group(backend, store=life, rank=rank, world_size=ranks, timeout=LONGEST)
         yield
     except RuntimeError as error:
-        if not _is_lost_peer(error):
+        lost = isinstance(error, dist.DistError) or re.search("gloo|Gloo|NCCL|nccl", str(error))
+        if not lost:
             raise
         raise KlypeError(
             f"Process {team.rank} of {team.ranks} has lost another one, which ended or cannot be reached.",
@@ -165,7 +167,3 @@ def dealt(batches: Sequence[Batch], rank: int, ranks: int) -> list[Batch]:
 def _idle(batch: Batch) -> Batch:
     extra = {name: _idle(value) if isinstance(value, Batch) else value for name, value in batch.extra.items()}
     return replace(batch, weights_BT=torch.zeros_like(batch.weights_BT), extra=extra)
-
-
-def _is_lost_peer(error: RuntimeError) -> bool:
-    return isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "Gloo", "NCCL", "nccl"))

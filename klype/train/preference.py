@@ -99,7 +99,9 @@ def preference(model: nn.Module, batch: Batch, settings: PreferenceSettings | No
     if settings.kind == "dpo":
         loss = plackett_luce(settings.beta * ratio_QK, ranks_QK)
     else:
-        loss = _ipo(ratio_QK, ranks_QK, settings.beta)
+        difference_P = (ratio_QK[:, :, None] - ratio_QK[:, None, :])[_better(ranks_QK)]
+        loss_P = (difference_P - 1 / (2 * settings.beta)) ** 2
+        loss = Loss(loss_P.sum(), loss_P.new_tensor(float(loss_P.numel())))
     right, pairs = pairs_right(ratio_QK.detach(), ranks_QK)
     return Loss(loss.total, loss.count, {"pair_accuracy": right, "pair_accuracy_count": pairs})
 
@@ -116,12 +118,6 @@ def _better(ranks_QK: torch.Tensor) -> torch.Tensor:
     """[Q, K, K]: whether candidate i is placed before candidate j, both present."""
     present_QK = ranks_QK >= 0
     return (ranks_QK[:, :, None] < ranks_QK[:, None, :]) & present_QK[:, :, None] & present_QK[:, None, :]
-
-
-def _ipo(ratio_QK: torch.Tensor, ranks_QK: torch.Tensor, beta: float) -> Loss:
-    difference_P = (ratio_QK[:, :, None] - ratio_QK[:, None, :])[_better(ranks_QK)]
-    loss_P = (difference_P - 1 / (2 * beta)) ** 2
-    return Loss(loss_P.sum(), torch.tensor(float(loss_P.numel()), dtype=loss_P.dtype, device=loss_P.device))
 
 
 def _kto(ratio_B: torch.Tensor, batch: Batch, model: nn.Module, settings: PreferenceSettings) -> Loss:

@@ -89,7 +89,36 @@ class Sharded(Layout):
         return _Shards(parameters, places, flat[1])
 
     def whole_matrices(self, named: Sequence[tuple[str, nn.Parameter]], own: Sequence[torch.Tensor]) -> WholeMatrices:
-        return _whole_matrices(named, own)
+        """Each matrix whole on one process: its rows go there, and back, in one exchange for all matrices."""
+        ranks, rank = dist.get_world_size(), dist.get_rank()
+        # who makes which orthogonal: the dearest first, each to whoever has least to do
+        costs = [p.numel() * min(p.shape) for _, p in named]
+        owners, busy = [0] * len(named), [0] * ranks
+        for i in sorted(range(len(named)), key=lambda i: -costs[i]):
+            owners[i] = busy.index(min(busy))
+            busy[owners[i]] += costs[i]
+        order = sorted(range(len(named)), key=lambda i: owners[i])
+        shards = [own[i] for i in order]
+        sent = [sum(own[i].numel() for i in order if owners[i] == r) for r in range(ranks)]
+        jobs = [named[i] for i in order if owners[i] == rank]
+        device = own[0].device if own else None
+        whole = [torch.empty(parameter.shape, device=device) for _, parameter in jobs]
+        by_rank = [[matrix[_rows(len(matrix), r)] for matrix in whole] for r in range(ranks)]
+        received = [sum(rows.numel() for rows in each) for each in by_rank]
+        rows = [piece for each in by_rank for piece in each]
+        outgoing, incoming = torch.empty(sum(sent), device=device), torch.empty(sum(received), device=device)
+
+        def gather() -> None:
+            _copy(_cut(outgoing, shards), shards)
+            dist.all_to_all_single(incoming, outgoing, received, sent)
+            _copy(rows, _cut(incoming, rows))
+
+        def scatter() -> None:
+            _copy(_cut(incoming, rows), rows)
+            dist.all_to_all_single(outgoing, incoming, sent, received)
+            _copy(shards, _cut(outgoing, shards))
+
+        return WholeMatrices([name for name, _ in jobs], whole, gather, scatter)
 
     def norm(self, gradient: torch.Tensor) -> torch.Tensor:
         square = torch.linalg.vector_norm(gradient).square()
@@ -150,34 +179,6 @@ class _Shards(GradientBuffer):
         parameter.grad = None
 
 
-def _whole_matrices(named: Sequence[tuple[str, nn.Parameter]], own: Sequence[torch.Tensor]) -> WholeMatrices:
-    """Each matrix whole on one process: its rows go there, and back, in one exchange for all matrices."""
-    ranks, rank = dist.get_world_size(), dist.get_rank()
-    owners = _fair([p.shape for _, p in named], ranks)
-    order = sorted(range(len(named)), key=lambda i: owners[i])
-    shards = [own[i] for i in order]
-    sent = [sum(own[i].numel() for i in order if owners[i] == r) for r in range(ranks)]
-    jobs = [named[i] for i in order if owners[i] == rank]
-    device = own[0].device if own else None
-    whole = [torch.empty(parameter.shape, device=device) for _, parameter in jobs]
-    by_rank = [[matrix[_rows(len(matrix), r)] for matrix in whole] for r in range(ranks)]
-    received = [sum(rows.numel() for rows in each) for each in by_rank]
-    rows = [piece for each in by_rank for piece in each]
-    outgoing, incoming = torch.empty(sum(sent), device=device), torch.empty(sum(received), device=device)
-
-    def gather() -> None:
-        _copy(_cut(outgoing, shards), shards)
-        dist.all_to_all_single(incoming, outgoing, received, sent)
-        _copy(rows, _cut(incoming, rows))
-
-    def scatter() -> None:
-        _copy(_cut(incoming, rows), rows)
-        dist.all_to_all_single(outgoing, incoming, sent, received)
-        _copy(shards, _cut(outgoing, shards))
-
-    return WholeMatrices([name for name, _ in jobs], whole, gather, scatter)
-
-
 def _copy(into: Sequence[torch.Tensor], tensors: Sequence[torch.Tensor]) -> None:
     if into:
         torch._foreach_copy_(list(into), list(tensors))
@@ -187,16 +188,6 @@ def _cut(flat: torch.Tensor, like: Sequence[torch.Tensor]) -> list[torch.Tensor]
     """A flat buffer as tensors of these shapes, one after the other."""
     pieces = torch.split(flat, [tensor.numel() for tensor in like])
     return [piece.view(tensor.shape) for piece, tensor in zip(pieces, like, strict=True)]
-
-
-def _fair(shapes: Sequence[torch.Size], ranks: int) -> list[int]:
-    """Who makes which matrix orthogonal: the dearest first, each to whoever has least to do."""
-    costs = [shape.numel() * min(shape) for shape in shapes]
-    owners, busy = [0] * len(shapes), [0] * ranks
-    for index in sorted(range(len(shapes)), key=lambda i: -costs[i]):
-        owners[index] = busy.index(min(busy))
-        busy[owners[index]] += costs[index]
-    return owners
 
 
 def _rows(length: int, rank: int) -> slice:

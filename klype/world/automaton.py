@@ -95,20 +95,18 @@ def sample(start: State, rng: random.Random, unless: Callable[[Env], bool] | Non
             words.append(head)
             continue
         options = expansions(head, env)
-        _, symbols, env = options[0] if len(options) == 1 else _draw(options, rng)
+        chosen = options[0]
+        if len(options) > 1:
+            u = rng.random()  # the probabilities of a rule sum to one
+            for chosen in options:
+                u -= chosen[0]
+                if u < 0:
+                    break
+        _, symbols, env = chosen
         stack.extend(reversed(symbols))
         if unless is not None and unless(env):
             break
     return words, env
-
-
-def _draw(options: list[Expansion], rng: random.Random) -> Expansion:
-    u = rng.random()  # the probabilities of a rule sum to one
-    for option in options:
-        u -= option[0]
-        if u < 0:
-            return option
-    return options[-1]
 
 
 class Filter:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from klype.examine.charts import Cell, Option, Panel, Picture, axis, bars, curve_with_band, line, lines
-from klype.examine.facts import FigureFacts, beyond, clearly
+from klype.examine.facts import beyond, clearly
 from klype.examine.say import Say
-from klype.experiments.bias.experiment import BIAS, CONTROL, TRUTH, Best, BiasBoard
+from klype.experiments.bias.experiment import BIAS, CONTROL, TRUTH, BiasBoard
 from klype.experiments.experiment_report import ArmNames, Report
 from klype.words import Words
 
@@ -33,7 +33,10 @@ def verdict(board: BiasBoard, say: Say, own: Words) -> list[str]:
     said = []
     if {CONTROL, TRUTH} <= kl.keys():
         said.append(own("hard", kl=kl[CONTROL], oracle=kl[TRUTH]))
-    said += [_best(best, found, tell) for best in board.best]
+    for best in board.best:
+        key = f"best{'' if best.within is None else '_within'}{'' if beyond(best.gap, 0.0) > 0 else '_open'}"
+        gap, compute = say.figure(best.gap, "right"), say.value(found[best.target]["compute"])
+        said.append(own(key, target=tell.name(best.target), gap=gap, compute=compute))
     if "best-of-five" in kl:
         said.append(own("not_longer", kl=kl["best-of-five"]))
     if {"steady", "oracle-steady"} <= kl.keys():
@@ -60,12 +63,6 @@ def pictures(board: BiasBoard, say: Say, own: Words) -> list[Picture]:
 
 def _telling(say: Say, own: Words) -> ArmNames:
     return ArmNames("target", say, own, COLOURS)
-
-
-def _best(best: Best, found: dict[str, dict[str, FigureFacts]], tell: ArmNames) -> str:
-    key = f"best{'' if best.within is None else '_within'}{'' if beyond(best.gap, 0.0) > 0 else '_open'}"
-    gap, compute = tell.say.figure(best.gap, "right"), tell.say.value(found[best.target]["compute"])
-    return tell.own(key, target=tell.name(best.target), gap=gap, compute=compute)
 
 
 def gap_picture(board: BiasBoard, tell: ArmNames) -> Picture | None:

@@ -192,7 +192,7 @@ def _more(results: list[Result]) -> dict[str, Any]:
     for key in ("feedback", "beside_near"):
         if all(v[key] for v in values):
             at_SD = np.array([np.mean(v[key], axis=0) for v in values])
-            told[f"{key}_by_distance"] = [facts(_difference(at_S.tolist())) for at_S in at_SD.T]
+            told[f"{key}_by_distance"] = [facts(difference(at_S.tolist())) for at_S in at_SD.T]
     for key in ("hazard_wrong", "hazard_right"):
         told[key] = np.mean([np.mean(v[key], axis=0) for v in values], axis=0).tolist()
     return told
@@ -201,32 +201,32 @@ def _more(results: list[Result]) -> dict[str, Any]:
 # measured beside the control, paired by seed
 
 
-def _difference(values: Sequence[float], unit: str = DIFFERENCE) -> Figure:
+def difference(values: Sequence[float], unit: str = DIFFERENCE) -> Figure:
     return over_seeds(values, unit, least=-inf)
 
 
-def _change(own: list[Result], control: list[Result], key: str, unit: str) -> Figure | None:
+def change(own: list[Result], control: list[Result], key: str, unit: str) -> Figure | None:
     """None for cells of an earlier klype, which know the KL of words alone."""
     both = [[one["values"].get(key) for one in group] for group in (own, control)]
     if any(value is None for group in both for value in group):
         return None
-    return _difference([a - b for a, b in zip(*both, strict=True)], unit)
+    return difference([a - b for a, b in zip(*both, strict=True)], unit)
 
 
-def _compute(own: list[Result], control: list[Result]) -> Figure | None:
+def compute(own: list[Result], control: list[Result]) -> Figure | None:
     if own[0]["method"] == BEFORE:
         return None
     return ratio_over_seeds([one["flops"] for one in own], [one["flops"] for one in control], TIMES)
 
 
-def _ratio(own: list[Result], control: list[Result]) -> Figure | None:
+def ratio(own: list[Result], control: list[Result]) -> Figure | None:
     if "feedback" not in own[0]["values"]:
         return None
     means = [[float(np.mean(one["values"]["feedback"])) for one in group] for group in (own, control)]
     return ratio_over_seeds(means[0], means[1], TIMES)
 
 
-def _ratio_by_question(own: list[Result], control: list[Result]) -> Figure | None:
+def ratio_by_question(own: list[Result], control: list[Result]) -> Figure | None:
     """By question over all seeds."""
     if "feedback" not in own[0]["values"]:
         return None
@@ -251,7 +251,7 @@ def cost(plan: ExperimentPlan, speed: Speed, knows: bool, cores: int) -> tuple[i
     return 0, plan.seeds * seconds / max(1, min(cores, plan.seeds))
 
 
-def _steps(plan: ExperimentPlan) -> int:
+def steps(plan: ExperimentPlan) -> int:
     """Of each method."""
     assert isinstance(plan.settings, MistakesSettings)
     return plan.settings.steps
@@ -270,22 +270,22 @@ MISTAKES = Experiment[MistakesBoard](
     # of KL as drawn: with the mass on the token that takes a word back, at least ``alarm`` nats
     measures={
         "feedback": BoardMeasure(DIFFERENCE, least=-inf),
-        "ratio": BoardMeasure(paired=_ratio, beside=(CONTROL,)),
-        "ratio_by_question": BoardMeasure(paired=_ratio_by_question, beside=(CONTROL,)),
+        "ratio": BoardMeasure(paired=ratio, beside=(CONTROL,)),
+        "ratio_by_question": BoardMeasure(paired=ratio_by_question, beside=(CONTROL,)),
         "after_wrong": replace(_share, of="hazard_wrong"),
         "after_right": replace(_share, of="hazard_right"),
         "kl": _kl,
         "kl_drawn": _kl,
-        "kl_change": BoardMeasure(paired=partial(_change, key="kl_drawn", unit="nats a word"), beside=(CONTROL,)),
+        "kl_change": BoardMeasure(paired=partial(change, key="kl_drawn", unit="nats a word"), beside=(CONTROL,)),
         **dict.fromkeys(("s_own", "s", "right_5", "right_10", "right_20", "right", "right_greedy"), _share),
         "excess_error": BoardMeasure("% more", least=-inf),
         **dict.fromkeys(("recovery", "standing", "alarm"), _share),
         "calibration": BoardMeasure("probability"),
         "bits_per_byte": BoardMeasure("bits a byte"),
-        "bits_change": BoardMeasure(paired=partial(_change, key="bits_per_byte", unit=DIFFERENCE), beside=(CONTROL,)),
+        "bits_change": BoardMeasure(paired=partial(change, key="bits_per_byte", unit=DIFFERENCE), beside=(CONTROL,)),
         **dict.fromkeys(("teacher_kl", "teacher_kl_own"), BoardMeasure("nats a token")),
         **dict.fromkeys(("passes", "passes_greedy"), BoardMeasure("passes a word")),
-        "compute": BoardMeasure(paired=_compute, beside=(CONTROL,)),
+        "compute": BoardMeasure(paired=compute, beside=(CONTROL,)),
     },
     settings=MistakesSettings,
     choices=(
@@ -298,7 +298,7 @@ MISTAKES = Experiment[MistakesBoard](
     cost=cost,
     cell=SeedCell,
     board=board,
-    steps=_steps,
+    steps=steps,
     first=(BEFORE,),
     one_size=True,
 )

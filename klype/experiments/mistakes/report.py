@@ -81,7 +81,7 @@ def _value(figures: Figures, key: str) -> float | None:
     return None if figure is None else figure["value"]
 
 
-def _told(arm: str, own: Words) -> str:
+def told_of(arm: str, own: Words) -> str:
     """What the method must be told beside documents."""
     knows = next((row.knows for row in METHODS if row.name == arm), "nothing")
     return f" ({own(f'knows.{knows}')})"
@@ -94,5 +94,5 @@ REPORT = Report[MistakesBoard](
     notes=("notes",),
     last=("column.seeds", lambda row: str(row.seeds)),
     narrow=("ratio", "after_wrong", "after_right", "kl_change", "bits_per_byte", "teacher_kl_own"),
-    told=_told,
+    told=told_of,
 )
