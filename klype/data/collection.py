@@ -23,9 +23,9 @@ from klype.data.rows import Conversation, conversation_of
 from klype.data.tasks import language
 from klype.errors import KlypeError, UsageError
 
+# articles: lemma, definitions; endings: a beginning and its accepted endings; pairs: good and bad sentences side by
+# side, which test a model but must not be trained on
 Kind = Literal["text", "instructions", "preferences", "articles", "endings", "pairs"]
-"""``articles``: lemma, definitions. ``endings``: a beginning and its accepted endings. ``pairs``: good and bad
-sentences side by side, which test a model and teach it nothing good."""
 
 _ENDING = {"nb": "Hvordan fortsetter uttrykket «{start} …»?", "en": "How does the saying “{start} …” go on?"}
 _CODES = {"nb": "nb", "nob": "nb", "no": "nb", "en": "en", "eng": "en"}
@@ -151,8 +151,8 @@ class Dataset:
         return "--".join([*self.name.split("/"), *([self.config] if self.config else [])])
 
 
+# a data set's rows as a stream, and its licence ("": its page names none)
 Load = Callable[[Dataset], tuple[Rows, str]]
-"""The rows of a data set, as they come, and its licence ("": its page names none)."""
 
 
 def is_hub(path: str | Path) -> bool:

@@ -21,14 +21,14 @@ from klype.jsons import parsed
 PLAIN = (".txt", ".md", ".text", ".markdown")
 PACKED = (".gz", ".zst")
 
+# most bytes of a line, or characters of a row: parsed, it may take thirty times as much memory
 LONGEST = 32 * 2**20
-"""Bytes of one line, or characters of one row: parsed, it may take thirty times as much memory."""
+# most bytes of a packed file that has to be read as a whole
 WHOLE = 64 * 2**20
-"""Bytes that a packed file may hold where it has to be read as a whole."""
+# default limit on the bytes that a packed file holds, however small it is
 UNPACKED = 256_000_000
-"""Bytes that a packed file may hold, however small it is, where nobody says how many."""
+# a packed file may always hold this many times its size: texts compress to a fifth, tables to a twentieth
 RATIO = 50
-"""So many times its own size a packed file may always hold: texts are packed to a fifth, tables to a twentieth."""
 _FAULTS = (OSError, EOFError, zlib.error)
 
 _NO_DATA = re.compile(r"(licen[cs]e|copying|readme)\b|dataset_dict\.json$", re.IGNORECASE)

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+# n-grams, each packed into one integer, last token in the lowest bits
 Codes = npt.NDArray[np.uint64]
-"""n-grams, each in one integer, its last token lowest."""
 Counts = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 

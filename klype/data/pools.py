@@ -21,19 +21,19 @@ from klype.child_processes import alone, end_with
 from klype.data.seeds import Permutation, mix
 from klype.errors import KlypeError
 
+# token ids and the loss weight of each as a target (the first token is never one)
 Example = tuple[Sequence[int], Sequence[float]]
-"""Token ids and, for each, the weight with which it is learnt as a target (the first is never one)."""
 
 Sample = Callable[[int], Example]
 
+# steps whose examples are sorted by length together: half the padding of eight, and still well mixed
 STEPS = 16
-"""Steps whose examples are sorted by length together: half as much padding as with eight, and still mixed."""
 
+# examples are repeated in blocks of this many pools: far enough apart, and few enough to keep in memory
 BLOCK = 8
-"""Pools whose examples are met again together: far enough apart, few enough to be kept."""
 
+# tokens_BT, targets_BT, weights_BT
 Arrays = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]
-"""tokens_BT, targets_BT, weights_BT"""
 
 
 @dataclass(frozen=True, slots=True)

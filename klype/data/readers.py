@@ -99,8 +99,8 @@ class TextOptions:
     block: int = BLOCK
 
 
+# (row number from 1, fields)
 Rows = Iterator[tuple[int, dict[str, Any]]]
-"""Each row's number, from 1, and its fields."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,6 +305,7 @@ def read_columns(file: Path, options: TextOptions) -> Rows:
     yield from enumerate(rows_of(file, options.unpacked), 1)
 
 
+# by file ending: what klype run, its questions, instructions and preferences, and the studio's upload can read
 TABLES: Mapping[str, TableFormat] = {
     ".jsonl": TableFormat(read_json_lines, "line"),
     ".ndjson": TableFormat(read_json_lines, "line"),
@@ -314,9 +315,8 @@ TABLES: Mapping[str, TableFormat] = {
     ".parquet": TableFormat(read_columns),
     ".arrow": TableFormat(read_columns),
 }
-"""By a file's ending: what ``klype run``, its questions, instructions and preferences, and the studio's upload read."""
+# file endings that hold texts
 KINDS = (*PLAIN, *TABLES)
-"""The endings of all files that hold texts."""
 
 
 def row_text(row: dict[str, Any], name: str = "") -> str | None:

@@ -12,8 +12,8 @@ from klype.data.readers import TABLES, BadRows, TextOptions, place, read_rows
 from klype.errors import KlypeError, UsageError
 from klype.values import Question, Ranking
 
+# messages with role (system, user, assistant) and content; the last is an answer
 Conversation = list[dict[str, str]]
-"""Messages: role (system, user, assistant) and content; the last one is an answer."""
 
 _SPEAKERS = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "prompter": "user"}
 

@@ -23,20 +23,20 @@ from klype.data.files import PACKED, UNPACKED, kind_of, lines, most_unpacked, re
 from klype.errors import KlypeError
 from klype.jsons import parsed
 
+# rows converted at a time
 FEW = 64
-"""Rows that are made at a time."""
+# processor time that FEW rows may take
 SECONDS = 5
-"""Of processor time, which so many rows may take."""
+# bytes counted per row in addition to its content
 OVERHEAD = 64
-"""Bytes that a row takes besides what it holds."""
 _LIMIT = threading.Lock()  # csv keeps the longest field it takes in a global of its own
 _LONGEST = 2**31 - 1
+# most characters of a row
 ROW = 32 * 2**20
-"""Characters of a row."""
+# most characters read again because a quotation mark before them was never closed
 AGAIN = 64 * 2**20
-"""Characters that are read again because a quotation mark before them was never closed."""
+# a line costs as much time and memory as this many characters, in addition to its own
 LINE = 64
-"""Characters whose time and memory a line takes besides its own."""
 
 
 def rows_of(file: Path, unpacked: int = UNPACKED) -> Iterator[dict[str, Any]]:

@@ -27,16 +27,16 @@ from klype.engine.runner import Weights
 from klype.model.cache import to_device
 
 Indices = npt.NDArray[np.int64]
+# most logits held at a time
 ENTRIES = 1 << 25
-"""Logits held at a time."""
+# most texts per pass
 ROWS = 64
-"""Texts of a pass at most."""
+# bytes of keys and values kept for later prompts
 REMEMBERED = 256 << 20
-"""Bytes of keys and values of prompts that are kept for later ones."""
+# the window assumed for architectures that state none
 ENDLESS = 1 << 20
-"""The window of an architecture that names none."""
+# how far a trial's logits may differ, as a share of their range: in float32, and in shorter formats
 TRIED = 2e-3, 5e-2
-"""What the logits of a trial may differ, as a share of their spread: in float32, and in shorter numbers."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,19 +18,19 @@ from klype.model.transformer import Transformer
 
 Tokens = tuple[int, ...]
 Store = TypeVar("Store")
+# prefixes are found at multiples of this many tokens; shorter ones are cheaper to read again
 BLOCK = 16
-"""Prefixes are found at multiples of this many tokens; shorter ones are cheaper to read again."""
+# prompts in one call that share at least this many first tokens have them read once
 WORTH = 32
-"""Prompts of one call that begin with at least this many equal tokens have them read once."""
+# memory per block: its dictionary entry (about 100 bytes when fullest) and its 64-bit key
 ENTRY_BYTES = 160
-"""What one block costs: a place in the dictionary (about 100 bytes when it is fullest) and its 64-bit key."""
 CHUNK = 512
+# most tokens per pass, padding included
 PADDED = 8192
-"""Tokens a pass, padding included."""
+# at most one token of padding for this many tokens read, in addition to SPARE
 PADDING = 4
-"""At most one token of padding for so many that are read, beside what is spare."""
+# multiply-adds per layer that may be spent on padding instead of one more pass (and one more store in all later steps)
 SPARE = 120_000_000
-"""Multiply-adds a layer that may go to padding rather than to one more pass, and one more store in all later steps."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -21,8 +21,8 @@ from klype.values import Distribution, Request, Sampling, Step, StepSource, Trac
 Indices = npt.NDArray[np.int64]
 Ended = Literal["stop", "length", "cancelled"]
 MASK = 0xFFFFFFFFFFFFFFFF
+# with more distinct samplings than this, the unused ones are dropped
 KINDS = 64
-"""More different samplings than this and the unused ones are forgotten."""
 
 
 def check_request(request: Request, window: int, vocab_size: int, decodes: bool) -> None:

@@ -22,15 +22,15 @@ from klype.values import Distribution, Sampling, Step, Trace
 
 Indices = npt.NDArray[np.int64]
 Scored = list[tuple[float, Distribution | None]]
+# most tokens per pass over given answers, padding included
 PADDED = 8192
-"""Tokens of a pass over given answers, padding included."""
+# up to this many rows get their own copy of the shared KV when that lets one call compute a step
 FEW = 8
-"""Rows that are worth a copy of what they share, where that lets one call compute a step."""
 PRODUCTS = 4  # matrix products per layer: qkv, out, gate+up, down
 FETCHED = 10  # operations in the time that it takes to fetch a byte of a matrix from memory
 COPIED = 4096  # tokens that such copies may hold
+# most logits of forced answers held at a time
 ENTRIES = 1 << 23
-"""Logits of forced answers held at a time."""
 
 
 class ReadPrompt(Protocol):

@@ -21,8 +21,8 @@ from klype.values import Distribution
 
 Words = npt.NDArray[np.uint64]
 Tokens = Sequence[int] | npt.NDArray[np.int64]
+# wide vocabularies are searched in two levels: first the block of this many tokens, then the token in it
 BLOCK = 64
-"""Wide vocabularies are searched in two levels: the block of this many tokens first, then the token in it."""
 
 
 def check_sampling(sampling: Sampling, vocab_size: int) -> None:

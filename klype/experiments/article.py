@@ -42,8 +42,8 @@ from klype.values import Distribution, Figure, Request, Sampling, Trace
 from klype.words import LANGUAGES, words
 from klype.world import Spellings, TokenFilter, World
 
+# words of a long text that are plotted
 LONGEST = 100
-"""Words of a long text that are shown."""
 
 
 def article(found: Examined, texts: Sequence[Answered] = (), writer: str = "") -> dict[str, Any]:
@@ -207,10 +207,10 @@ def _row(claim: ArticleClaim, made: Document, say: Say, drawn: Mapping[str, Any]
 # Long texts that a base model of the demo world writes, judged word by word: the article speaks of a hundred words.
 
 
+# only documents of at least this many words lend their first sentence
 LEAST = 80
-"""Words of the documents whose first sentences are given."""
+# texts written at a time: their distributions are too large to keep
 CHUNK = 50
-"""Texts that are written at once: their distributions are not kept."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,25 +27,25 @@ from klype.examine.survival import (
 from klype.values import Figure
 
 Document = Mapping[str, Any]
+# placeholder in the sentence → (name of the measure, figure)
 Shown = dict[str, tuple[str, Mapping[str, Any]]]
-"""placeholder → (measure's name, figure)"""
 How = Literal["test", "count", "example", "arithmetic", "construction", "above", "nothing"]
+# an answer has recovered if nothing else is wrong within this many words
 RECOVERED = 3
-"""Words within which nothing more may be wrong."""
+# an error is made more likely if its probability rises by more than this
 LIKELIER = 0.05
-"""An error is made likelier when its probability rises by more than this."""
+# the effect grows if its slope per word exceeds this
 GROWTH = 0.01
-"""The effect grows when it does by more than this a word."""
+# the direction changes when more than this share of words (beyond chance), or of answers' meanings, differ
 PARTED = 0.05
-"""The direction changes when more than this share of the words differ, beyond chance, or so many answers' meaning."""
+# a share of pairs below this is rare
 SELDOM = 0.2
-"""A share of pairs below it is seldom."""
+# share of answers from which a gain counts as large
 MUCH = 0.1
-"""Share of answers from which on a gain is a great one."""
+# answers are more diverse when their entropy is higher by at least this many nats
 DIVERSE = 0.1
-"""Nats from which on answers are more diverse."""
+# by at least this share, fewer answers must be right, or more repeat
 POOR = 0.05
-"""Share from which on fewer answers are right, or more of them repeats."""
 
 
 @dataclass(frozen=True, slots=True)

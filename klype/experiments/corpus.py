@@ -22,12 +22,12 @@ from klype.world import Filter, World
 from klype.world.automaton import END, sample
 
 Ids = tuple[int, ...]
+# most tokens per document: longer ones are cut off (world) or cut into pieces (text), so that many fit
 LONGEST = 32
-"""Tokens of a document at most: of longer ones the beginning (the world) or pieces (text), so that many fit."""
 BEGIN = "<s>"
 SHOWN = "Jeg gikk en tur på"
+# documents to test on; questions taken from them; questions with more right answers than this are skipped
 TEST, QUESTIONS, ANSWERS = 160, 60, 16
-"""Documents to test on; questions in them that are asked; a question with more right answers is left out."""
 SHARE = 0.1  # of a text held out to stop by, and as much again to test on
 
 
@@ -246,5 +246,5 @@ class TextSource:
         return out
 
 
+# where an experiment's documents come from
 Source = WorldSource | TextSource
-"""Where documents come from."""

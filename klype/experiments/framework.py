@@ -35,12 +35,12 @@ from klype.experiments.training import LabSettings
 from klype.jsons import saved
 from klype.values import Figure
 
+# what a cell writes for an arm: name, seed, flops, seconds, and values once it has been measured
 Result = dict[str, Any]
-"""What a cell writes of an arm: its name, ``seed``, ``flops``, ``seconds``, and ``values`` once it is measured."""
+# arm → seed → result
 Results = dict[str, dict[int, Result]]
-"""Arm → seed → result."""
+# documents held out for early stopping
 HELD_OUT = 150
-"""Documents to stop by."""
 SHARE = "share"
 
 

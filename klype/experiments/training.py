@@ -31,10 +31,10 @@ from klype.values import Batch, Batches, Floats
 UNPADDED = pools.PoolSettings(rows=1, multiple=1)  # no wider than the longest document
 PORTION = 64  # documents that teachers read at a time
 HEAD = 16  # width of a head; compiled code wants a multiple of eight
+# (epoch, held-out loss, KL to the truth where it is known), nats per token
 Curve = list[tuple[int, float, float | None]]
-"""(epoch, held-out loss, KL to the truth where it is watched), nats a token."""
+# positions [n] among all targets of a training set → distributions [n, V], each summing to one
 Soft = Callable[[torch.Tensor], torch.Tensor]
-"""Positions [n] among all targets of a training set's documents → distributions [n, V], each summing to one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,15 +20,14 @@ from klype.model.cache import Cache, Indices, Readers, to_device
 from klype.model.config import ModelConfig
 from klype.model.packed import PackedTexts
 
+# cos and sin for every position [window, K], or gathered so that they broadcast against heads
 Rope = tuple[Tensor, Tensor]
-"""cos and sin, of every position [window, K], or gathered to broadcast against heads."""
+# masks of up to this many positions are kept in memory
 MATERIALISED = 512
-"""Up to this many positions a mask of scores is kept at hand."""
+# up to this many scores per layer decoding writes them out; above, torch's fused kernel is used unless KV is shared
 WRITTEN = 1 << 24
-"""Up to this many scores a layer they are written out in decoding; above, torch's fused kernel is used where nothing is
-shared."""
+# torch 2.13 computes products with fewer multiplications per matrix than this in a plain loop, three times slower
 SMALLEST = 400
-"""Products of fewer multiplications than this a matrix go to a plain loop in torch, three times slower (2.13)."""
 
 
 class AttentionPass(Protocol):

@@ -21,8 +21,8 @@ from klype.errors import KlypeError
 from klype.model.config import ModelConfig
 
 Indices = npt.NDArray[np.int64]
+# each row's own positions are allocated in blocks of this size
 BLOCK = 32
-"""Own positions are allocated in blocks of this many."""
 
 
 def to_device(array: npt.NDArray[Any], device: torch.device) -> Tensor:

@@ -42,8 +42,8 @@ from klype.text.tokenizer_files import read_object
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
+# memory should have room for a text of this many tokens (the window, where that is shorter)
 LONG = 4096
-"""Tokens of a text that memory should have room for, where the model's window is longer."""
 
 
 @dataclass(frozen=True)

@@ -27,15 +27,15 @@ from klype.model.config import ModelConfig
 from klype.model.packed import PackedTexts
 
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("vectors.h", "train.c", "rows.c"))
+# width and hidden must be multiples of this, head_dim a multiple of half of it
 WIDTH = 16
-"""Width and hidden width must be multiples of this, heads' width of half of it."""
+# attention scores are written out, so texts may have at most this many positions
 LONGEST = 512
-"""Scores of a text are written out, up to this many positions squared."""
 POINTER, COUNT = ctypes.c_void_p, ctypes.c_int64
+# at most this many readers of one shared text are computed together
 SEATS = 32
-"""Most readers of one text that sit at a table."""
+# pieces of work per thread at least, so that no thread waits long for another
 SHARES = 4
-"""So many pieces of work a thread, or more, so that none waits long for another."""
 
 
 class NormFields(ctypes.Structure):

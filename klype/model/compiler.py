@@ -18,11 +18,11 @@ from klype import durable
 from klype.durable import hash_file
 
 COMPILERS = ("cc", "gcc", "clang")
+# flags for the processor's own instructions and threads, tried in this order until the compiler accepts some
 TUNED = (("-march=native", "-fopenmp"), ("-mcpu=native", "-fopenmp"), ("-fopenmp",), ("-march=native",), ())
-"""The processor's own instructions and threads, as far as this compiler knows them."""
 FLAGS = ("-O3", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
+# inside a container, the owner shown for files that belong to users outside it
 NOBODY = 65534
-"""Who owns, seen from inside a container, what belongs to users outside it."""
 
 
 def library(

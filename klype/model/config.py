@@ -8,8 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from klype.errors import KlypeError
 
+# largest table of positions (window × head_dim): a million tokens with heads of width 128
 TABLE = 2**27
-"""Numbers in a table of positions, window times head_dim: of a million tokens for heads as wide as 128."""
 
 
 class RopeScaling(BaseModel):

@@ -26,11 +26,10 @@ from klype.model.tensors import is_finite
 from klype.text.tokenizer import Tokenizer
 from klype.text.tokenizer_files import LLAMA3, QWEN2, SpecialTokens
 
+# most bytes of metadata: a vocabulary of a million tokens has about forty million
 MOST = 256 * 2**20
-"""Bytes of metadata: vocabularies of a million tokens have some forty million."""
+# most entries in all lists together, at about sixty bytes each: a vocabulary of a million tokens has four million
 VALUES = 2**23
-"""Numbers and texts in lists, each of which may take sixty bytes of memory: vocabularies of a million tokens have four
-million."""
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 _HINT = "Fetch the file again, or use the model's Hugging Face directory."

@@ -20,8 +20,9 @@ from torch.nn.functional import linear
 from klype import config
 from klype.model.transformer import Transformer
 
+# the matrices of each layer that get adapters: with all of them LoRA learns as well as full training, with attention's
+# alone it does not
 MATRICES = ("qkv", "out", "gate_up", "down")
-"""Of every layer: adapters beside all of them learn as full training does, beside attention's alone less."""
 
 
 class LoraSettings(config.Settings):

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+# the number of rows is rounded up to this: oneDNN compiles a kernel for each new number of rows, which takes a tenth of
+# the product's time; one-token texts that nobody reads fill the gap
 ROUND = 128
-"""Rows are laid out by so many: oneDNN makes a kernel for every number of rows that it has not met before, which takes
-as long as a tenth of the product. Texts of one token each, which nobody wants, fill them up."""
 
 
 @dataclass(frozen=True)

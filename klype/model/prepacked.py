@@ -31,18 +31,18 @@ from klype.model.transformer import Transformer
 
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "int8")
 SOURCE = Path(__file__).with_name("step.c")
+# up to this many tokens per pass the C code is as fast as torch or faster
 FEW = 16
-"""Up to this many tokens a pass, C is as fast as torch or faster."""
+# every width of the model must be a multiple of this
 WIDTH = 16
-"""All of a model's widths must be multiples of this."""
+# must equal BLOCK in step.c
 BLOCK = 64
-"""step.c: BLOCK."""
+# matrices with fewer elements gain nothing from prepacking
 SMALL = 1 << 14
-"""Matrices of fewer numbers gain nothing."""
+# torch 2.13's int8 product reads past the end of matrices whose sides are not multiples of this
 INT8_BLOCK = 32
-"""torch's 8-bit product (2.13) reads past the end of matrices of other sizes."""
+# up to this many rows torch's int8 product is bound by memory; above, matrices are converted to float32 once per pass
 FEW_ROWS = 16
-"""Up to this many rows torch's 8-bit product is bound by memory; above, matrices are widened once a pass."""
 
 
 class Matrix(ctypes.Structure):

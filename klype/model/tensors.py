@@ -18,11 +18,11 @@ from klype.text.tokenizer_files import read_object
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 _TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _HINT = "Fetch or save the model again."
+# no weight is larger: one flipped bit can make it so, and squared in the next norm it overflows, after which no
+# probability is a number
 MOST = 1e15
-"""No weight is larger. One flipped bit can make it so; squared in the next norm it would overflow, and then no
-probability is a number."""
+# most bytes of a header, enough for a hundred thousand weights; parsed, it may take thirty times as much memory
 HEADER = 16 * 2**20
-"""Bytes of a header: of a hundred thousand weights. Parsed, it may take thirty times as much memory."""
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ POSTGRES = ("postgresql", "postgres", "postgresql+psycopg")
 SAVED = (
     "klype rank with --export FILE writes what is whole: put the store away, and take it in again with --import FILE."
 )
+# parts of a database's messages that say its file was changed by something else
 BROKEN = ("malformed", "could not decode", "no such ", "already exists", "syntax error", "duplicate column", "too big")
-"""What a database says of a file that it made and somebody else has changed."""
 
 
 def connect(place: str | Path, busy_s: float = 10.0, read_only: bool = False) -> Engine:

@@ -138,8 +138,8 @@ def sealed(table: Table, row: Mapping[str, Any]) -> dict[str, Any]:
     return {**values, "checksum": checksum(table.name, stored)}
 
 
+# a row of a table as it is stored
 Row = Mapping[Any, Any]
-"""Of a table, as it is stored."""
 
 
 @dataclass(frozen=True, slots=True)

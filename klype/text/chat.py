@@ -15,17 +15,17 @@ from klype.errors import KlypeError
 from klype.text.sandbox import OUTPUT, render, render_apart
 from klype.text.tokenizer import Tokenizer, checked
 
+# role (system, user, assistant …) and content
 Message = Mapping[str, str]
-"""``role`` (system, user, assistant …) and ``content``."""
 
+# klype's own: <|begin|><|user|> question<|end|><|assistant|> answer<|end|>
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{{ '<|' + message['role'] + '|> ' + message['content'] + '<|end|>' }}"
     "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-"""klype's own: <|begin|><|user|> question<|end|><|assistant|> answer<|end|>"""
 
+# rendered role sequences that are kept: a server meets new ones without end
 KEPT = 256
-"""Sequences of roles whose rendering is kept; a server meets them without end."""
 _PAD = "\u205f"  # white space that a trimming template strips from a placeholder as it would from a message
 _SLOT = re.compile(f"({_PAD}?)klypeSlot([0-9]{{1,9}})End({_PAD}?)")
 

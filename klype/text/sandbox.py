@@ -21,8 +21,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from klype.errors import KlypeError
 
+# generous, for busy machines; the only limit on systems without the others
 WALL_SECONDS = 60
-"""For machines that are busy, and for systems without the other limits."""
 
 
 class ProcessLimits(NamedTuple):

@@ -31,8 +31,8 @@ LONG_TEXT = 4_000  # characters that take milliseconds to be made tokens of
 LARGE_TEXT = 1_000_000  # characters; from here on, a word must occur twice to be given a token of its own
 LARGEST = 128 * 2**20  # bytes of a tokenizer.json; the largest one known has 35 million
 GAPS = 2**20  # ids that no token has
+# texts on which patterns with look-back are slowest
 HARD = ("a" * 3000, " " * 3000, "1" * 3000, "\n" * 3000, "'.,-_" * 600, "aB1 .\t" * 500, "æ😀\u0301日" * 750)
-"""Texts on which patterns that look back take longest."""
 TRAINING_TEXT = 64_000_000  # characters that a vocabulary is learnt from; more does not change it noticeably
 
 

@@ -15,8 +15,8 @@ from klype.errors import KlypeError
 from klype.jsons import parsed
 
 HINT = "Fetch or save the model again."
+# most bytes of a settings file; parsed, it may take thirty times as much memory
 MOST = 16 * 2**20
-"""Bytes of a file of settings; parsed, they may take thirty times as much memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +104,8 @@ LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
 )
+# patterns that split text in time linear in its length
 QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
-"""Patterns that cut text into pieces in time that grows with its length."""
 
 _BPE: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("dropout", "unk_token"), (None,)),

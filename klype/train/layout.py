@@ -21,10 +21,10 @@ from torch.autograd.graph import increment_version
 from klype.train.objectives import LossBeside, Objective
 from klype.values import Batch
 
+# elements processed at a time: small enough for several passes to stay in one core's cache
 STRETCH = 1 << 17
-"""Numbers of a buffer that are worked on at once: some passes over so many stay in a core's cache."""
+# below this many chunks the work is done before another thread has woken up
 FEW = 8
-"""So many stretches are done before another thread has woken."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -73,8 +73,8 @@ ALIGN = 16  # parameters start at multiples of 64 bytes, where vector instructio
 
 Parts = Mapping[str, Sequence[int]]
 
+# a region of the flat weights, and the function that updates a slice of it
 Change = tuple[slice, Callable[[slice], object]]
-"""A region of the flat weights, and what changes a stretch of it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,8 +61,8 @@ class TrainSettings(config.Settings):
     bad_limit: int = Field(default=10, ge=1)
 
 
+# settings that may differ when a run is resumed
 MAY_CHANGE = ("steps", "save_every", "save_seconds", "bad_limit", "recompute")
-"""Settings that a resumed run may have otherwise."""
 COMPILERS = ("c++", "g++", "clang++", "cl")
 
 Measure = Callable[[Batch], Loss]

@@ -301,8 +301,8 @@ class MatrixGroup:
     scales: torch.Tensor  # [N, 1, 1]
 
 
+# operations per group: enough to outweigh the cost of the calls; one matrix at a time would be slower
 ENOUGH = 8e8
-"""Operations of a group: so many take longer than the calls that ask for them, and one matrix at a time is slow."""
 
 
 def grouped(matrices: Sequence[torch.Tensor]) -> list[MatrixGroup]:

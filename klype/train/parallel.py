@@ -23,8 +23,8 @@ from klype.device import rank_device
 from klype.errors import KlypeError
 from klype.values import Batch
 
+# how long a rank waits for the others: the first may be preparing data; one that dies is noticed at once
 LONGEST = timedelta(days=1)
-"""How long a rank waits for the others: the first may be preparing data. One that dies is noticed at once."""
 
 
 @dataclass(frozen=True, slots=True)

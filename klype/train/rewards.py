@@ -28,8 +28,8 @@ from klype.train.reward_model import RewardModel
 from klype.train.scoring import Ids
 from klype.values import Floats, Question, Reward
 
+# what the reward model is called in a list of rewards
 MODEL = "model"
-"""The name of the reward model among rewards."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +40,8 @@ class QuestionPrompt:
     question: Question | None = None
 
 
+# a reward as training calls it: questions and N answers as token ids to N numbers
 AnswerReward = Callable[[Sequence[QuestionPrompt], Sequence[Ids]], Floats]
-"""A reward as training calls it: [N] numbers for N answers in token ids."""
 
 
 @dataclass(frozen=True, slots=True)

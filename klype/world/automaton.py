@@ -35,12 +35,12 @@ Symbols = tuple[Symbol, ...]
 Env = Any
 Expansion = tuple[float, Symbols, Env]
 State = tuple[Symbols, Env]
+# live states by number of slips
 Levels = list[dict[State, float]]
-"""Live states by number of slips."""
+# weights below this are scaled up before rounding loses them
 LEAST = 1e-150
-"""Weights below it are scaled up, before they are lost to rounding."""
+# most prefixes with slips that are remembered; one with more states than SMALL is not kept beside others
 REMEMBERED, SMALL = 2000, 5000
-"""So many prefixes with slips are remembered; none of more states than ``SMALL`` beside others."""
 
 
 def expansions(symbol: WordChoice | RuleCall, env: Env) -> list[Expansion]:

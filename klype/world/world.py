@@ -25,8 +25,8 @@ TOKEN = re.compile(r"[.,?!:]|[^\s.,?!:]+")
 HELD_OUT_SHARE = 20  # one story in twenty is kept for evaluation
 FIXED_SHARE = 5  # one thing in five that is always true is never asked about in a chat that is learnt from
 Manner = Literal["bare", "sentence", "polite", "boring", "wrong"]
+# the annotator's weights: score = 2·right + 0.7·polite − 0.04·words − 1·unfinished
 RIGHT, POLITE, WORD, UNFINISHED = 2.0, 0.7, 0.04, 1.0
-"""How the annotator weighs: score = 2·right + 0.7·polite − 0.04·words − 1·unfinished."""
 
 
 @dataclass(frozen=True, slots=True)

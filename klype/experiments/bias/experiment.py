@@ -23,8 +23,9 @@ from klype.experiments.training import LabSettings
 from klype.values import Figure
 
 CONTROL, TRUTH = "one-hot", "oracle"
+# winners are named without a limit on compute, and within about three times that of one-hot (3.2, since early stopping
+# makes it vary)
 WITHIN = (None, 3.2)
-"""Winners: at any compute, and at three times that of one-hot (early stopping makes it vary a little)."""
 ENDED = 0.8  # of all steps are usually taken before held-out loss has turned for long enough
 OTHER = 1.3  # times the training: truth, labels, measures
 

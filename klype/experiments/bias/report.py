@@ -12,9 +12,9 @@ from klype.experiments.bias.experiment import BIAS, CONTROL, TRUTH, BiasBoard
 from klype.experiments.experiment_report import ArmNames, Report
 from klype.words import Words
 
+# the arms that have curves; the tables show all
 COLOURS = {"one-hot": "base", "label-smoothing": "bad", "kneser-ney": "finetuned", "oracle": "truth",
            "ensemble": "aligned", "steady": "accent"}  # fmt: skip
-"""The targets that have curves; all are in the tables."""
 
 
 def verdict(board: BiasBoard, say: Say, own: Words) -> list[str]:

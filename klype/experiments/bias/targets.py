@@ -47,13 +47,13 @@ class Lab(Protocol):
 
 
 SMOOTHED, MIXED = 0.05, 0.3
+# order of the n-grams; folds for cross-fitting, each labelled by the others
 ORDER, FOLDS = 4, 8
-"""Of n-grams; parts of the documents, each labelled by the others."""
+# compute of a pair of teachers and their student relative to one-hot; least epochs of the student
 TIMES, FEWEST = 3.0, 4
-"""The compute of a pair and its student, times that of one-hot; and the epochs that the student has in any case."""
 DECAYED = 10.0  # times the weight decay
+# a steady model: share of context hidden, decay of the weight average, and how many times the usual epochs
 BLANKS, AVERAGE, LONGER = 0.3, 0.98, 2
-"""Of a steady model: the share of hidden context, what the mean of weights keeps, and its epochs, times the others'."""
 STEADY = 3  # steady teachers
 WRITTEN = 2  # times the documents there are
 

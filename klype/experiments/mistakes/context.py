@@ -20,11 +20,11 @@ from klype.sources.source import EngineSource, Message
 from klype.train.objectives import Objective
 from klype.values import Batch
 
+# the backspace token: last in every model's vocabulary, and in no document
 BACK = "⌫"
-"""The token that takes the last word back: the last of every model's vocabulary, and in no document."""
 
+# texts are read up to this many wrong words: each makes the truth about ten times as expensive to compute
 SLIPS = 2
-"""A text is read up to its next slip: with each one the truth becomes ten times as dear to compute."""
 
 
 class MistakesSettings(LabSettings):

@@ -30,12 +30,12 @@ from klype.experiments.training import Mixture, predict
 from klype.sources.source import answers
 from klype.values import Distribution, Request
 
+# words of a test document that the model continues; words it then writes; words over which KL is summed
 OPENING, WORDS, EXCESS = 6, 20, 10
-"""Words of a test document that its model goes on from; words it then says; words over which KL is summed."""
+# passes that a model with backspace may use, relative to the number of words
 SPENDS = 1.5
-"""Passes that a model which takes back may use, times the words."""
+# passes allowed per question, relative to the plain answer's
 BUDGET = 3.0
-"""The same for answers to questions, times those of the plain answer."""
 ANSWER = 10
 RIGHT_AT = (5, 10, 20)
 Values = dict[str, Any]

@@ -34,13 +34,13 @@ from klype.values import Batch, Floats, Request
 # on from there; a text begins as a document does, with a few words of one
 
 
+# most words of a document that the model's own text starts from
 OPENING = 8
-"""Words of a document that a text of one's own begins with, at most."""
+# an error is forced at one of this many first words of the model's own text
 PLACES = 8
-"""An error is forced at one of so many first words of one's own."""
 LEAST = 1e-9  # words that are together less likely than this are none
+# words that the teachers give less than this count as impossible
 UNLIKELY = 1e-3
-"""What teachers hold for less probable than this they hold for impossible."""
 
 
 class TruthLabels:
@@ -101,8 +101,8 @@ class TeacherLabels:
         return average(self._models, texts)
 
 
+# what says what should follow a text
 Labeller = TruthLabels | TeacherLabels
-"""Who says what follows."""
 
 
 class ModelTruth:
@@ -244,8 +244,8 @@ def drawn(p_BTV: torch.Tensor, drawing: torch.Generator) -> torch.Tensor:
 
 Kind = Literal["control", "baseline", "beside", "cure"]
 Knows = Literal["nothing", "teachers", "language", "truth"]
+# answers per beginning that are compared with each other; words of each
 GROUP, WORDS = 8, 12
-"""Answers to a beginning that are compared with each other; words of each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,8 +345,8 @@ METHODS = (
     Method("outcome", outcome, knows="language", own=True),
 )
 CONTROL = "documents"
+# the model before any method, which all of them start from
 BEFORE = "before"
-"""The model as it was, which every method starts from."""
 
 
 def method(name: str) -> Method:
