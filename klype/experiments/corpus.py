@@ -1,4 +1,4 @@
-"""What the experiment is about: documents to learn from, to stop by and to test on, with the truth where it is known.
+"""Documents of an experiment: to train on, for early stopping, and to test on, with the truth where it is known.
 
 Shapes: N all target positions of some documents in order, V vocabulary. A document of n tokens has n − 1 targets.
 """

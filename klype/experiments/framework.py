@@ -72,7 +72,7 @@ class BoardMeasure:
     beside: tuple[str, ...] = ()
 
     def figure(self, key: str, name: str, by: Results) -> Figure | None:
-        """Of this arm; None where it has none."""
+        """The arm's figure; None if it has none."""
         if self.paired is not None:
             groups = [by.get(arm, {}) for arm in (name, *self.beside)]
             seeds = sorted(set.intersection(*map(set, groups)))
@@ -112,8 +112,8 @@ class Row(BoardPart):
 
 
 class Board(BoardPart):
-    """How an experiment stands, kept in ``FILE`` in its folder, whole at any moment. ``kinds`` by arm, in the table's
-    order; ``steps`` of training at most."""
+    """Results of an experiment so far, kept in ``FILE`` in its folder, written atomically. ``kinds`` by arm, in the
+    table's order; ``steps`` of training at most."""
 
     FILE: ClassVar[str]
     version: Literal[1] = 1
@@ -136,7 +136,7 @@ class Board(BoardPart):
         raise NotImplementedError
 
     def text(self) -> str:
-        """What stands in its file."""
+        """The content of its file."""
         return self.model_dump_json()
 
     def write(self, folder: Path) -> None:
@@ -172,7 +172,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Progress(Generic[B]):
-    """What there is of an experiment so far: ``found``, its results; ``names``, the arms whose results are told."""
+    """Progress of an experiment: ``found``, its results so far; ``names``, the arms that are reported."""
 
     experiment: Experiment[B]
     plan: ExperimentPlan
@@ -207,7 +207,7 @@ class Progress(Generic[B]):
         return rows
 
     def common(self) -> dict[str, Any]:
-        """What every board has but its rows."""
+        """The fields that every board has, without its rows."""
         plan, kinds = self.plan, {row.name: row.kind for row in self.experiment.arms}
         measured = [self.by(documents) for documents in plan.documents]
         return {
@@ -326,7 +326,7 @@ class Experiment(Generic[B]):
 
 
 class ResultFiles:
-    """What cells have written under a folder; a file is read again only when it is another one than before."""
+    """Result files of cells under a folder; a file is read again only after it has changed."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

@@ -1,4 +1,4 @@
-"""What fits into the minutes: documents, questions and seeds; kept, so that a resumed experiment is the same."""
+"""The plan of an experiment: documents, questions and seeds that fit into the minutes; saved for resuming."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PROBED = 8  # steps that are timed
 
 
 class PlanChoice(NamedTuple):
-    """What may be planned. ``questions``: documents to test on, 0: as many as usual."""
+    """One plan to choose from. ``questions``: documents to test on, 0: as many as usual."""
 
     documents: tuple[int, ...]
     seeds: int

@@ -1,4 +1,4 @@
-"""Models trained by the one loop on whatever targets they are given, and stopped when held-out loss has turned."""
+"""Small models trained on arbitrary targets by the common loop, with early stopping on held-out loss."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class TrainingSet:
 
 
 class LabSettings(config.Settings):
-    """How every model is trained, whatever its targets.
+    """Settings shared by all models of an experiment.
 
     ``blanks``: the share of context tokens that are hidden while it learns; ``average``: what a running mean of the
     weights keeps at every step (0: the weights as they are).
@@ -161,7 +161,7 @@ def held_out_loss(model: nn.Module, documents: Sequence[Ids]) -> float:
 
 
 class Averaged:
-    """A twin of a model whose weights are a running mean of the model's (Polyak and Juditsky 1992)."""
+    """A copy of a model whose weights are a running mean of the model's (Polyak and Juditsky 1992)."""
 
     def __init__(self, model: Transformer, keep: float) -> None:
         self.twin = copy.deepcopy(model)
@@ -177,7 +177,7 @@ class Averaged:
 
 @dataclass(frozen=True, slots=True)
 class TrainingHooks:
-    """What goes on beside a training: ``watch`` measures the model once an epoch, ``tell`` gets the curve so far.
+    """Callbacks of a training: ``watch`` measures the model once an epoch, ``tell`` gets the curve so far.
 
     ``backend``: what computes the training.
     """

@@ -31,7 +31,7 @@ SMALLEST = 400
 
 
 class AttentionPass(Protocol):
-    """Attention metadata: what all layers of one forward pass need, and what they compute between matrix products.
+    """Attention metadata of one forward pass, and what its layers compute between matrix products.
 
     States are [N, D]: the tokens of all texts one after the other.
     """
@@ -56,7 +56,7 @@ class AttentionPass(Protocol):
 
 
 class Backend(Protocol):
-    """What computes attention: chosen when a model is opened, and passed to it."""
+    """Computes attention; chosen when a model is opened, and passed to it."""
 
     def supports(self, config: ModelConfig, longest: int, weight: Tensor) -> bool:
         """Whether it computes packed texts of at most ``longest`` tokens, in this weight's dtype and on its device."""
@@ -103,7 +103,7 @@ TORCH = TorchBackend()
 
 
 class TorchPass:
-    """What whole texts and rows of a cache have in common in torch."""
+    """Base of the two passes in torch."""
 
     def __init__(self, config: ModelConfig, rope: Rope | None) -> None:
         """``rope``: gathered at the tokens' positions."""
@@ -181,7 +181,7 @@ def _rotated(
 
 
 def written_up_to(dtype: torch.dtype) -> int:
-    """Up to how many positions the scores are written out, forward and backward being faster than a fused kernel's.
+    """Largest number of positions for which written-out scores are faster, forward and backward, than a fused kernel.
 
     Measured on a CPU with AVX-512 (torch 2.13, widths 64 to 384): in float32 only the shortest texts; in bfloat16 the
     fused kernel's backward is 1.6 times (512 positions) to 3 times (75) slower.
@@ -242,7 +242,8 @@ def convolve(x_BTD: Tensor, taps_JD: Tensor, position_BT: Tensor | None) -> Tens
 
 
 class _Convolution(torch.autograd.Function):
-    """Fused by hand: autograd through pads and sums takes three times as many kernels, which rule at this size."""
+    """The convolution with a hand-written gradient: autograd needs three times as many kernels, which dominate at this
+    size."""
 
     @staticmethod
     def forward(ctx: Any, x_BTD: Tensor, taps_JD: Tensor) -> Tensor:

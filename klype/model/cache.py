@@ -1,4 +1,4 @@
-"""What the model remembers of texts it has read: keys, values and convolution inputs, a length per row.
+"""The KV cache: keys, values and convolution inputs of the texts read so far, with a length per row.
 
 A row's text is a *shared* part, stored once in shared KV and read by any number of rows, and an *own* part. Shapes:
 R rows, L layers, G key heads, g query heads a key head, S own positions, P shared positions, N slots of shared KV,
@@ -32,7 +32,7 @@ def to_device(array: npt.NDArray[Any], device: torch.device) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class SharedKV:
-    """Texts that many rows share: N slots, never written to again.
+    """KV of texts that many rows share: N slots, read-only.
 
     Per layer: keys and values [N, G, P, K]; inputs [N, J + P, D], J leading zeros (none without taps).
     """
@@ -217,14 +217,14 @@ class Cache:
         self.lengths = self.lengths + T
 
     def readers(self) -> list[Readers]:
-        """Who reads each store."""
+        """Readers of each store."""
         if "readers" not in self.plans:
             self.plans["readers"] = group_readers(self.stores, self.store_of, self.slot_of, self.shared)
         found: list[Readers] = self.plans["readers"]
         return found
 
     def _rearranged(self) -> None:
-        """Who reads what has changed."""
+        """Drop the backends' plans: rows or stores have changed."""
         self.plans = {}
 
     def _take(self, order: Indices) -> None:
@@ -335,7 +335,8 @@ class Cache:
 
 @dataclass(frozen=True, eq=False)
 class Readers:
-    """Who reads one store: its N slots with room for n rows each, so that a slot's keys meet all its readers at once.
+    """Rows that read one store, n places for each of its N slots, so that a slot's keys meet all their rows in one
+    product.
 
     ``row_of_place`` [N*n] is the reader in each place (any row in an empty one); ``place_of_row`` the way back, for
     ``rows`` (None: all rows). Both None when row i sits in place i.

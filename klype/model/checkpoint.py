@@ -1,4 +1,4 @@
-"""A checkpoint folder that answers for itself, and is a Hugging Face directory as it is. No pickle, no remote code.
+"""Self-contained checkpoint folders, which are also Hugging Face directories. No pickle, no remote code.
 
 config.json, model.safetensors, tokenizer.json, tokenizer_config.json, chat_template.jinja, generation_config.json,
 README.md (model card), run.json (what made it), manifest.json (SHA-256 of the others, written last).
@@ -141,7 +141,7 @@ def read_tokenizer(folder: Path) -> Tokenizer:
 
 
 def read_about(folder: Path) -> dict[str, Any]:
-    """What made a checkpoint, as ``save`` was told; {} for a GGUF file and for other makers' models."""
+    """run.json as ``save`` wrote it; {} for a GGUF file and for other makers' models."""
     file = folder / "run.json"
     return read_object(file) if file.is_file() else {}
 

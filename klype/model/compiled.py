@@ -1,4 +1,4 @@
-"""Attention compiled for the CPU: what lies between a layer's matrix products, each in one pass over memory.
+"""The compiled CPU backend: all that lies between a layer's matrix products, each in one pass over memory.
 
 Packed texts, forward and backward, are ``train.c``'s; one new token of every row of a cache (fused decode) is
 ``rows.c``'s. torch's own way is several passes, each with a table of its own and a call from Python; a tiny model's
@@ -79,7 +79,7 @@ def compiled_backend(folder: Path, announce: Callable[[], None] = lambda: None) 
 
 @dataclass(frozen=True)
 class CompiledBackend:
-    """What was compiled."""
+    """The backend in C."""
 
     library: ctypes.CDLL
 
@@ -313,7 +313,8 @@ class _Entropy(torch.autograd.Function):
 
 @dataclass(frozen=True, eq=False)
 class Tables:
-    """Who sits together: rows [R] in the order of seats, of which table t has ``starts[t]`` to ``starts[t + 1]``.
+    """Rows grouped by the shared text that they read: group t has rows ``starts[t]`` to ``starts[t + 1]`` of ``rows``
+    [R].
 
     ``keys`` and ``values`` [layers, tables] are where the text of each table lies, ``strides`` [tables] how many
     numbers there are from one head to the next; 0 where nothing is shared. They hold as long as the stores do.
@@ -415,7 +416,7 @@ class _FusedDecode(_PackedPass):
 
 
 def at(tensor: Tensor | None) -> ctypes.c_void_p | None:
-    """Where its numbers lie."""
+    """Pointer to a contiguous tensor's data."""
     if tensor is None:
         return None
     assert tensor.is_contiguous()

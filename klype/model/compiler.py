@@ -1,4 +1,4 @@
-"""C compiled once for the machine at hand, and kept where nobody else can write."""
+"""C code compiled once per machine, and cached where nobody else can write."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def library(
 
 
 def _kept(folder: Path, name: str) -> Path | None:
-    """What was compiled before, when it is still what its name says; damaged files are removed."""
+    """The cached library if its hash is still the one in its name; damaged files are removed."""
     for file in folder.glob(f"{name}-*.so"):
         if file.is_symlink() or not _mine(file):
             continue

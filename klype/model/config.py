@@ -1,4 +1,4 @@
-"""What a model looks like: one strict, validated description."""
+"""The model's configuration, strictly validated."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class ModelConfig(BaseModel):
 
     @staticmethod
     def parse(data: dict[str, Any], where: str = "the model's configuration") -> ModelConfig:
-        """From plain data (TOML, JSON); what is wrong is said in one sentence as a KlypeError."""
+        """A configuration from plain data (TOML, JSON); KlypeError, in one sentence, for what is wrong."""
         try:
             return ModelConfig.model_validate(data)
         except ValidationError as error:

@@ -47,7 +47,7 @@ def model_type(config: ModelConfig) -> str:
 
 
 def config_to_hf(config: ModelConfig) -> dict[str, Any]:
-    """What stands in config.json."""
+    """The content of config.json."""
     kind = model_type(config)
     out: dict[str, Any] = {
         "architectures": [ARCHITECTURES[kind]],

@@ -78,7 +78,7 @@ def read_header(file: Path) -> tuple[dict[str, Any], dict[str, Placed]]:
 
 
 class _Reader:
-    """Goes through the metadata; nothing is taken that is not there."""
+    """Reads the metadata, never beyond its end."""
 
     def __init__(self, content: mmap.mmap) -> None:
         self._content, self._most = content, min(len(content), MOST)

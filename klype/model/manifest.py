@@ -1,4 +1,4 @@
-"""A folder that is either whole or not there: files are written apart, hashed, and put in place at once.
+"""Atomic directory writes: files are written aside, hashed, fsynced, and renamed into place.
 
 Into an empty place the new folder is moved by one rename. Beside files that stay (metrics, states to resume from), the
 new files first arrive as one sub-folder, by one rename, and then move up one by one, the manifest last; `finish` goes

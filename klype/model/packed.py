@@ -29,12 +29,12 @@ class PackedTexts:
 
     @staticmethod
     def single(rows: int) -> PackedTexts:
-        """So many texts of one token each."""
+        """``rows`` texts of one token each."""
         return PackedTexts(torch.arange(rows + 1), 1)
 
     @property
     def number(self) -> int:
-        """Of trees."""
+        """Number of trees."""
         return len(self.cu_seqlens if self.trees is None else self.trees) - 1
 
 
@@ -74,7 +74,7 @@ def pack(wanted_BT: Tensor, document_BT: Tensor | None = None) -> Packed:
 
 
 def pack_branches(wanted_BT: Tensor, prefixes: SharedPrefixes) -> Packed:
-    """The same, what rows of a group begin with only once. ``wanted`` is in the order of ``wanted_BT``."""
+    """``pack`` with each group's shared prefix laid out only once. ``wanted`` is in the order of ``wanted_BT``."""
     B, T = wanted_BT.shape
     G, Q = prefixes.group, len(prefixes.lengths)
     lengths_QG = _lengths(wanted_BT).view(Q, G)
@@ -106,7 +106,7 @@ def _cumulated(lengths: Tensor) -> Tensor:
 
 
 def _filled(texts: PackedTexts, rows: Tensor, wanted: Tensor, every: bool) -> Packed:
-    """With texts of one token each, up to a round number; ``every``: all rows are wanted, in their order."""
+    """Padded with one-token texts to a multiple of ROUND; ``every``: all rows are wanted, in their order."""
     spare = padding(len(rows))
     if not spare and every:
         return Packed(texts, rows, None)
@@ -117,5 +117,5 @@ def _filled(texts: PackedTexts, rows: Tensor, wanted: Tensor, every: bool) -> Pa
 
 
 def padding(rows: int) -> int:
-    """How many more make a round number."""
+    """Rows missing to a multiple of ROUND."""
     return -rows % ROUND

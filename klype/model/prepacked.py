@@ -82,7 +82,7 @@ class ModelFields(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Kernel:
-    """What was compiled, and how many rows of a matrix lie side by side for it."""
+    """The compiled library, and how many rows of a matrix it reads side by side."""
 
     library: ctypes.CDLL
     block: int = BLOCK
@@ -129,7 +129,7 @@ def lies_in_blocks(weight_OI: Tensor, address: int, size: int, block: int) -> bo
 
 
 def matrix_at(address: int, weight_OI: Tensor, bias_O: Tensor | None = None, scale_O: Tensor | None = None) -> Matrix:
-    """What ``step.c`` is told of a matrix in blocks. The float32 bias and scale must be kept alive beside it."""
+    """The ``Matrix`` struct for a matrix in blocks. The float32 bias and scale must be kept alive beside it."""
     bits = 8 * weight_OI.element_size()
     return Matrix(address, _address(scale_O), _address(bias_O), *weight_OI.shape, bits)
 
@@ -275,7 +275,7 @@ class Int8Linear(nn.Module):
 
 
 def prepack(model: Transformer, precision: Precision, kernel: Kernel | None = None) -> Transformer:
-    """The same model, its matrices changed in place, for inference in "float32", "bfloat16" or "int8".
+    """Prepack a model's matrices in place for inference in "float32", "bfloat16" or "int8".
 
     Matrices that are too small to gain, or on an accelerator, and machines without oneDNN, keep the plain ones. int8
     weights are read from the model as it is: load it in float32 so that they are rounded once. With a ``kernel``,
@@ -300,7 +300,7 @@ def prepack(model: Transformer, precision: Precision, kernel: Kernel | None = No
 
 
 def _stream(precision: Precision) -> torch.dtype:
-    """Of what is between the matrices: with int8, attention in float32 is both faster and more exact."""
+    """Dtype between the matrices: with int8, attention in float32 is both faster and more exact."""
     return torch.bfloat16 if precision == "bfloat16" else torch.float32
 
 

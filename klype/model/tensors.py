@@ -1,4 +1,4 @@
-"""safetensors files, read with suspicion: header, offsets, shapes and values are checked first."""
+"""safetensors files from untrusted sources: header, offsets, shapes and values are checked."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class TensorFiles:
 
 
 def checked_header(file: Path) -> dict[str, TensorEntry]:
-    """What is where. Raises KlypeError for a file that is cut, overlapping, ambiguous or not of floats."""
+    """Entries by name. Raises KlypeError for a file that is cut, overlapping, ambiguous or not of floats."""
     try:
         size = file.stat().st_size
         with open(file, "rb") as stream:

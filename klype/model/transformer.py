@@ -61,7 +61,7 @@ class Transformer(nn.Module):
         self.recompute = False  # whether a layer's activations are computed again in backward instead of kept
 
     def using(self, backend: Backend, decoder: FusedDecoder | None = None) -> Self:
-        """The same weights (not a copy of them), computed by another backend. ``decoder``: what computes passes over
+        """The same weights (not copied) computed by another backend. ``decoder``: computes passes over
         few tokens of a cache as a whole."""
         other = copy.copy(self)
         other.backend, other.decoder = backend, decoder

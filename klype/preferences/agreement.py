@@ -21,7 +21,7 @@ from klype.values import Figure, Ranking
 
 
 def pair_agreement(judge: Ranking, other: Ranking) -> tuple[float, int]:
-    """Of the pairs that ``judge`` orders, how many ``other`` orders the same way (a tie: half), and how many pairs."""
+    """(pairs that ``other`` orders as ``judge`` does, a tie counting half; all pairs that ``judge`` orders)."""
     a, b = _places(judge, other)
     right, pairs = 0.0, 0
     for i, place in enumerate(a):
@@ -48,7 +48,7 @@ def kendall_tau_b(one: Ranking, two: Ranking) -> float | None:
 def with_itself(
     rank: Callable[[int, random.Random], Ranking], questions: int, seed: int, repeats: int = 20
 ) -> list[tuple[float, float]]:
-    """How two rankings of one annotator who errs agree, question by question: (right, pairs), means of ``repeats``.
+    """Self-agreement of a noisy annotator, per question: (pairs ordered alike, pairs), means of ``repeats``.
 
     ``rank(question's index, rng)`` ranks once more, with errors. No bound for an imitator: held-out rankings without
     errors can be met by more, and even those with errors by whoever has the taste and does not err.

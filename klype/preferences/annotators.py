@@ -1,4 +1,4 @@
-"""Who ranks: people's habits, tastes that can be tuned, and models as judges, whose names say that no person ranked."""
+"""Annotators: statistics of people's habits, simulated tastes, and models as judges, which are named as such."""
 
 from __future__ import annotations
 

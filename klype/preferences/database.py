@@ -50,7 +50,7 @@ def connect(place: str | Path, busy_s: float = 10.0, read_only: bool = False) ->
 
 
 def name_of(place: str | Path) -> str:
-    """Where a store is, for a message: without a password."""
+    """A store's place for messages, without its password."""
     return str(place) if isinstance(place, Path) else _url(place).render_as_string(hide_password=True)
 
 
@@ -74,7 +74,7 @@ class DamagedError(KlypeError):
 
 @contextmanager
 def plainly(place: str) -> Iterator[None]:
-    """What a database refuses, as one sentence."""
+    """Context that turns database errors into one-sentence KlypeErrors."""
     try:
         yield
     except (DBAPIError, OSError) as error:

@@ -168,7 +168,7 @@ def annotator_id(connection: Connection, who: Annotator, now: str) -> int:
 
 
 def added(connection: Connection, asked: Sequence[RankingItem]) -> list[RankingItem]:
-    """The same with ids: questions by their digest, candidates by their text and how often it stands there."""
+    """The items with ids, inserted if new: questions are matched by digest, candidates by text and count."""
     marks = [digest(one.question) for one in asked]
     ids = {row.digest: row.id for row in connection.execute(select(questions.c.id, questions.c.digest))}
     there = asked_by_id(connection, only=[ids[mark] for mark in set(marks) if mark in ids])
@@ -291,7 +291,7 @@ def said(rows: Sequence[Row], asked: Mapping[int, RankingItem], people: Mapping[
 
 
 def entry_of_row(row: Row, asked: Mapping[int, RankingItem], people: Mapping[int, Annotator]) -> Entry | None:
-    """None for one that takes another back."""
+    """The entry of a row; None for an undo."""
     with _checked(rankings, row):
         question, who = asked[row["question_id"]], people[row["annotator_id"]]
         if row["kind"] == "undo":

@@ -1,4 +1,4 @@
-"""The store of preferences: what was acknowledged is on the disk, and nothing is ever taken out, only taken back.
+"""The preference store, append-only: what was acknowledged is on disk, and entries are undone, never deleted.
 
 What is whole in a store that is damaged is read row by row, from both ends, and nothing is changed in it.
 """
@@ -186,7 +186,7 @@ class Store:
         return [entry.ranking() for entry in self.entries(part, annotators) if entry.kind != "skip"]
 
     def mark(self) -> tuple[int, int]:
-        """What grows whenever something is said or taken back, or a question is added: read in no time."""
+        """A cheap change counter: grows with every ranking, undo and question."""
         with self._reading() as connection:
             newest = select(sa.func.max(rankings.c.id)), select(sa.func.max(questions.c.id))
             said, asked = (int(connection.execute(query).scalar() or 0) for query in newest)

@@ -65,7 +65,7 @@ class Chat:
         return self.template == TEMPLATE or (tuple(message["role"] for message in messages), True) in self._rendered
 
     def text(self, messages: Sequence[Message]) -> str:
-        """What the model is given, as text to be shown (never to be encoded)."""
+        """The prompt as text, for display only (never encode it)."""
         return "".join(part.text for part in self._parts(messages, True))
 
     def _parts(self, messages: Sequence[Message], prompt: bool) -> list[_Part]:

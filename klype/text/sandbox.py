@@ -1,4 +1,4 @@
-"""What a stranger wrote, run in a process of its own that has a limit of time and of memory: chat templates above all.
+"""Untrusted code, chat templates above all, run in a process with limits on time and memory.
 
 A template comes with a checkpoint and is a stranger's program. Jinja's immutable sandbox keeps it from Python's
 attributes; loops without end and giant strings are stopped by the process's limits, whatever trick makes them.

@@ -78,7 +78,7 @@ def read_object(file: Path, most: int = MOST) -> dict[str, Any]:
 
 
 def read_bounded(file: Path, most: int = MOST) -> bytes:
-    """What a regular file holds. Raises KlypeError when there is none, or more than ``most`` bytes."""
+    """Content of a regular file. Raises KlypeError when there is none, or more than ``most`` bytes."""
     try:
         if not file.is_file():  # a pipe or a device would never end
             raise FileNotFoundError
@@ -146,7 +146,7 @@ def is_plain(definition: dict[str, Any]) -> bool:
 
 
 def call_library(call: Callable[..., T], *given: Any, **named: Any) -> T:
-    """What the tokenizers' library returns; that it fails, in whatever way, is a KlypeError."""
+    """Call the tokenizers library; any failure becomes a KlypeError."""
     try:
         return call(*given, **named)
     except MemoryError:

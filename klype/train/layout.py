@@ -1,4 +1,4 @@
-"""Where the trained weights of a model live while they are trained, chosen once for a run.
+"""Memory layout of the trained weights: flat buffers on one process, shards on several.
 
 The optimizer works on flat buffers in which every parameter has its place, so that gradients are collected, the
 momentum and AdamW moved in one sweep each, whatever the number of parameters: for a tiny model that is the difference
@@ -31,7 +31,8 @@ R = TypeVar("R")
 
 
 class Workers:
-    """So many threads, each with as many of torch's own as whoever made them. One alone is the caller's thread."""
+    """A pool of ``number`` threads, each with the creator's number of torch threads; with one, the caller's thread does
+    the work."""
 
     def __init__(self, number: int = 1) -> None:
         self.number = number
@@ -79,7 +80,7 @@ Change = tuple[slice, Callable[[slice], object]]
 
 @dataclass(frozen=True, slots=True)
 class FlatOffsets:
-    """Where each of so many tensors lies in a flat buffer, region after region; where each region ends."""
+    """Offsets of tensors in a flat buffer, region after region, and where each region ends."""
 
     shapes: tuple[torch.Size, ...]
     offsets: tuple[int, ...]
@@ -105,7 +106,7 @@ class FlatOffsets:
 
 
 class GradientBuffer:
-    """The gradients of a model's parameters: a flat buffer that ``backward`` adds to."""
+    """The flat buffer that a model's gradients are added to by ``backward``."""
 
     def __init__(self, parameters: Sequence[nn.Parameter], places: FlatOffsets, gradient: torch.Tensor) -> None:
         self.gradient = gradient
@@ -138,7 +139,7 @@ class WholeMatrices:
 
 
 class Layout:
-    """Where the weights are: one process has everything; of several, each has its shards (sharded.py).
+    """The layout of one process, which has all weights; ``Sharded`` is that of several (sharded.py).
 
     ``model`` is what computes. With ``dtype`` bfloat16 it does so with rounded weights, while a float32 master is what
     is updated and saved. A parameter's *own* tensor is what of it is here.
@@ -158,7 +159,7 @@ class Layout:
         return tensor.data
 
     def own_of(self, whole: torch.Tensor) -> torch.Tensor:
-        """What of a tensor that is whole would be here."""
+        """This process's part of a whole tensor."""
         return whole
 
     def named(self, parameter: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
@@ -188,11 +189,11 @@ class Layout:
         return GradientBuffer(parameters, places, gradient)
 
     def whole_matrices(self, named: Sequence[tuple[str, nn.Parameter]], own: Sequence[torch.Tensor]) -> WholeMatrices:
-        """Of these matrices, of which ``own`` is what is here, those that this process computes on."""
+        """The matrices that this process orthogonalises; ``own`` are its parts of all of them."""
         return WholeMatrices([name for name, _ in named], own)
 
     def norm(self, gradient: torch.Tensor) -> torch.Tensor:
-        """Of the whole gradient, of which this is what is here."""
+        """Norm of the whole gradient, from this process's part."""
         norms = self.workers.sweep(lambda at: torch.linalg.vector_norm(gradient[at]), slice(0, len(gradient)))
         norm: torch.Tensor = torch.linalg.vector_norm(torch.stack(norms))
         return norm
@@ -229,7 +230,7 @@ class Layout:
             parameter.data = view.clone()
 
     def abandon(self) -> None:
-        """The same after an error, which may be one process's alone: nothing that needs the others."""
+        """Like ``release``, after an error in perhaps one process: nothing here may need the others."""
         self.release()
 
 
@@ -256,7 +257,7 @@ def round_buffers(model: nn.Module, dtype: torch.dtype) -> list[tuple[nn.Module,
 
 @dataclass(frozen=True, slots=True)
 class MicroBatchResult:
-    """What one micro-batch gave: sums (``loss``, ``loss_count``, …), and the gradient of the loss beside, if any.
+    """The result of one micro-batch: sums (``loss``, ``loss_count``, …), and the gradient of the loss beside, if any.
 
     The gradient of the main loss is in the buffer of the home that computed it.
     """

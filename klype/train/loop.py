@@ -41,7 +41,7 @@ from klype.values import Batch, Batches, Loss
 
 
 class TrainSettings(config.Settings):
-    """What makes a training run what it is. Resuming asks for the same, but for ``steps``, how often it saves, when
+    """Settings of a training run. Resuming asks for the same, but for ``steps``, how often it saves, when
     it gives up, and ``recompute``.
 
     ``micro_batches``: of a step, on all processes together. ``recompute``: the activations of a layer are computed
@@ -71,7 +71,7 @@ Weights = Callable[[], dict[str, torch.Tensor]]
 
 @dataclass(frozen=True, slots=True)
 class TrainSession:
-    """How this start goes: whether it resumes, what it reports to, and what may stop it between two steps.
+    """One start of a run: whether it resumes, its callbacks, and what may stop it between two steps.
 
     ``on_ready(measure, weights)``: called once before the first step. ``measure(batch)`` returns the cross-entropy of
     the model as it stands, ``weights()`` its weights, whole, on the first process (of the others none); all processes
@@ -92,7 +92,7 @@ class TrainSession:
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """What came of it: ``seconds`` with those of earlier starts, ``skipped`` steps whose loss was no number."""
+    """Result of a training: ``seconds`` include earlier starts; ``skipped`` steps had a loss that was not finite."""
 
     steps: int
     seconds: float
@@ -141,7 +141,7 @@ def train(
 
 
 class _Run:
-    """What one call of ``train`` holds together."""
+    """State of one call of ``train``."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""What is learnt: functions (model, batch) -> Loss. Sums, so that they can be divided once after all micro-batches.
+"""Training objectives: functions (model, batch) -> Loss, as sums that are divided once after all micro-batches.
 
 A model here has ``hidden(tokens) -> hidden_BTD`` and ``unembed(hidden) -> logits``. Metrics are sums too: one with a
 partner ``NAME_count`` is divided by it, any other by the loss's count.
@@ -68,7 +68,8 @@ def reverse_divergence(model: nn.Module, batch: Batch) -> Loss:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossBeside(Loss):
-    """A loss with another beside it, each over its own count: total/count + weight · beside.total/beside.count."""
+    """A loss plus a weighted second one, each a mean over its own count: total/count + weight ·
+    beside.total/beside.count."""
 
     beside: Loss
     weight: float
@@ -163,7 +164,7 @@ def wide(logits: torch.Tensor) -> torch.Tensor:
 
 
 def prefixes_of(batch: Batch) -> SharedPrefixes | None:
-    """What groups of rows begin with: ``extra["group"]`` rows have one prompt, of ``extra["prompt_B"]`` tokens."""
+    """The prompts that rows share: ``extra["group"]`` rows have one prompt, of ``extra["prompt_B"]`` tokens."""
     group = int(batch.extra.get("group", 1))
     return SharedPrefixes(group, batch.extra["prompt_B"][::group]) if group > 1 and "prompt_B" in batch.extra else None
 

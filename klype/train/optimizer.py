@@ -25,7 +25,7 @@ TABLES = ("embed", "head", "taps", "norm")
 
 
 class OptimizerSettings(config.Settings):
-    """Learning rates and their like. ``matrix_rate`` is Muon's (unused when ``kind`` is adamw), ``rate`` AdamW's.
+    """Learning rates, momentum, decay. ``matrix_rate`` is Muon's (unused when ``kind`` is adamw), ``rate`` AdamW's.
 
     ``coarse`` runs Muon's iteration in bfloat16: 1.7 to 3.5 times as fast where the processor has instructions for it.
     """
@@ -201,7 +201,8 @@ class Optimizer:
             yield region, move
 
     def _adamw(self, factor: float) -> Iterator[Change]:
-        """As torch.optim.AdamW(fused=True), whose import alone takes longer than a tiny model's first hundred steps."""
+        """AdamW as torch.optim.AdamW(fused=True) has it, whose import alone takes longer than a tiny model's first
+        hundred steps."""
         settings, first = self.settings, self._muon_end
         for region, decay in self._decays:
 
@@ -260,7 +261,7 @@ class Schedule(config.Settings):
 
 
 def factor(schedule: Schedule, fraction: float) -> float:
-    """What the learning rates are multiplied with at ``fraction`` (0 first step, 1 end) of the run; in (0, 1].
+    """Factor on the learning rates at ``fraction`` (0 first step, 1 end) of the run; in (0, 1].
 
     The first step already moves: warm-up starts at a thousandth of the way, not at zero.
     """
@@ -295,7 +296,7 @@ def orthogonalised(x_NRC: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True, slots=True)
 class MatrixGroup:
-    """Matrices that are of one shape once the tall ones lie down: views of one buffer, and what each is scaled with."""
+    """Matrices of one shape (tall ones transposed), as views of a buffer, and the scale of each update."""
 
     lying: tuple[torch.Tensor, ...]
     scales: torch.Tensor  # [N, 1, 1]

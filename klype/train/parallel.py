@@ -29,7 +29,7 @@ LONGEST = timedelta(days=1)
 
 @dataclass(frozen=True, slots=True)
 class ProcessRank:
-    """What a launcher such as torchrun tells a process of its job: ``local`` counts the processes of this machine."""
+    """Rank and world size as torchrun gives them; ``local`` is the number of processes on this machine."""
 
     rank: int
     ranks: int
@@ -40,7 +40,7 @@ class ProcessRank:
 
 @contextmanager
 def joined(team: ProcessRank | None) -> Iterator[None]:
-    """Within it, this process is one of the team's. The address to meet at is where torch looks for it."""
+    """Context in which this process belongs to the process group, whose address torch finds where it looks for it."""
     if team is None or team.ranks == 1:
         yield
         return
@@ -64,7 +64,7 @@ def joined(team: ProcessRank | None) -> Iterator[None]:
 
 
 def device() -> torch.device:
-    """Where this rank of several computes."""
+    """Device of this rank."""
     if "nccl" in str(dist.get_backend_config()):
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")
@@ -105,7 +105,7 @@ def any_rank(flag: bool) -> bool:
 
 
 def from_all(value: Any) -> list[Any]:
-    """What every rank gives (JSON), in their order."""
+    """All ranks' values (JSON), in rank order."""
     if ranks() == 1:
         return [value]
     text = json.dumps(value).encode()

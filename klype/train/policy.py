@@ -125,7 +125,7 @@ def ppo(model: nn.Module, batch: Batch, settings: PolicySettings | None = None) 
 
 
 class ActorCritic(Transformer):
-    """A language model with a value head: how much reward is to be expected from here on."""
+    """A language model with a value head, which predicts the reward to come."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
@@ -135,7 +135,7 @@ class ActorCritic(Transformer):
 
     @staticmethod
     def of(model: Transformer) -> ActorCritic:
-        """The same weights, and a head that expects nothing yet."""
+        """An actor with these weights and a value head of zeros."""
         actor = ActorCritic(model.config)
         actor.load_state_dict(model.state_dict(), strict=False)
         return actor.to(model.embed.weight.device)
@@ -209,7 +209,7 @@ def _kl_penalty(
     ratio_BT: torch.Tensor,
     settings: PolicySettings,
 ) -> tuple[torch.Tensor, dict[str, float]]:
-    """What leaving the reference costs, token by token, and how far it was left; nothing without a reference."""
+    """KL penalty per token, and metrics of the measured KL; zero without a reference."""
     if "reference_logp_BT" not in batch.extra:
         return torch.zeros_like(logp_BT), {}
     reference_BT = batch.extra["reference_logp_BT"].to(logp_BT.dtype) * mask_BT
@@ -249,7 +249,7 @@ MethodName = Literal["grpo", "rloo", "ppo", "expert", "dpo", "ipo", "kto"]
 
 
 class AlignSettings(config.Settings):
-    """Which method aligns, and what each kind of method takes.
+    """The alignment method and its settings.
 
     ``target_kl`` (nats an answer): the KL penalty is led so that the model stays about so far from where it was; 0
     keeps it as ``policy.beta`` says. ``updates``: steps on the same answers, for methods that weigh how stale they are.

@@ -73,7 +73,7 @@ def davidson(
 
 
 class PreferenceSettings(config.Settings):
-    """``beta``: how dear it is to leave the reference. The two weights are KTO's for good and bad answers."""
+    """``beta``: strength of the KL penalty to the reference. The two weights are KTO's for good and bad answers."""
 
     kind: Literal["dpo", "ipo", "kto"] = "dpo"
     beta: float = Field(default=0.1, gt=0)
@@ -107,7 +107,7 @@ def preference(model: nn.Module, batch: Batch, settings: PreferenceSettings | No
 
 
 def pairs_right(scores_QK: torch.Tensor, ranks_QK: torch.Tensor) -> tuple[float, float]:
-    """How many ordered pairs the scores order the same way (equal scores: half), of how many."""
+    """(ordered pairs that the scores order correctly, equal scores counting half; all ordered pairs)."""
     better_QKK = _better(ranks_QK)
     difference_QKK = scores_QK[:, :, None] - scores_QK[:, None, :]
     right = ((difference_QKK > 0) + 0.5 * (difference_QKK == 0))[better_QKK].sum()
@@ -175,8 +175,8 @@ class RankingSettings(config.Settings):
 
 
 class RankingBatches:
-    """Batch number i: the next rankings (each once, then all anew in another order), with the reference's opinion of
-    every answer."""
+    """Endless batches of rankings, each once an epoch in a new order, with the reference's log-probability of each
+    answer."""
 
     def __init__(
         self,

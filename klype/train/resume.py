@@ -1,4 +1,4 @@
-"""Training states that survive anything: written beside, fsynced, named last, checked by hash when read.
+"""Training states, written atomically: beside, fsynced, renamed last, and checked by hash when read.
 
 ``FOLDER/resume/step-000123/`` holds model.safetensors, optimizer.safetensors, state.json and, written last,
 manifest.json with the SHA-256 of the others. The last two are kept; a torn one is skipped, and that is said.
@@ -36,7 +36,7 @@ MODEL, OPTIMIZER, ABOUT = "model.safetensors", "optimizer.safetensors", "state.j
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What training goes on from after ``step`` steps. ``about`` is JSON: batches, settings, seconds, skipped.
+    """Everything needed to resume after ``step`` steps. ``about`` is JSON: batches, settings, seconds, skipped.
 
     ``shards``: the folder that holds the optimizer's tensors, where several processes wrote them.
     """
@@ -111,7 +111,7 @@ def _newest_whole(folder: Path, say: Callable[[str], None]) -> State | None:
 
 
 def newest_step(folder: Path) -> int:
-    """Of the newest whole state under ``folder/resume``; -1 where there is none."""
+    """Step of the newest intact state under ``folder/resume``; -1 if there is none."""
     for place in reversed(states(folder)):
         with suppress(_TornError):
             return _read(place).step
@@ -136,7 +136,7 @@ def _begin(draft: Path) -> None:
 
 
 def _finish(draft: Path, place: Path, files: dict[str, bytes], sharded: dict[str, str]) -> None:
-    """What is common to all, then the manifest, then the name."""
+    """Write the files common to all ranks, then the manifest, then rename."""
     if not parallel.is_first():
         return
     manifest = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()} | sharded

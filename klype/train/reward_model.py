@@ -1,4 +1,4 @@
-"""The reward model: it imitates whoever ranked. A frozen copy of the language model, and linear heads on its features.
+"""The reward model, which predicts the annotator's rankings: linear heads on features of a frozen language model.
 
 It is trained with Plackett-Luce on whole rankings, ties included. Several heads, each on a bootstrap of the questions,
 tell by their disagreement how sure the model is.
@@ -37,7 +37,8 @@ WEIGHTS, ABOUT = "reward.safetensors", "reward.json"
 
 
 class RewardSettings(TrainSettings):
-    """How the heads are fitted. ``questions`` rankings make a batch; ``heads`` disagree where the model is unsure.
+    """Settings for fitting the heads. ``questions`` rankings make a batch; ``heads`` disagree where the model is
+    unsure.
 
     ``ties``: Plackett-Luce with ties in Efron's form, or Davidson's over all pairs, where a tie is an outcome of its
     own, of weight ``tie_weight``. ``margin``: how far (in raw score) a better answer must be above; not for Davidson.
@@ -165,7 +166,8 @@ def fit_heads(
     folder: Path,
     session: TrainSession | None = None,
 ) -> RewardModel:
-    """The same when the features of all answers, ranking by ranking, are known; each ranking has two or more."""
+    """``fit_reward`` when the features of all answers are known, ranking by ranking; each ranking has two answers or
+    more."""
     model = RewardModel(trunk, settings.heads)
     model.mean_F = features_NF.mean(0)
     model.scale_F = features_NF.std(0) + 1e-3
@@ -206,7 +208,7 @@ def reward_loss(head: nn.Module, batch: Batch, settings: RewardSettings | None =
 
 
 def pairs_by_ranking(model: RewardModel, rankings: Sequence[RankedAnswers]) -> list[tuple[float, float]]:
-    """Of each ranking, how many ordered pairs the scores order the same way (equal ones: half), of how many."""
+    """For each ranking: (pairs that the scores order correctly, equal ones counting half; all ordered pairs)."""
     scores = iter(model.score(*_flat(rankings)).tolist() if rankings else [])
     own = [torch.tensor([[next(scores) for _ in ranking.answers]], dtype=torch.float64) for ranking in rankings]
     return [pairs_right(s_QK, torch.tensor([ranking.ranks])) for s_QK, ranking in zip(own, rankings, strict=True)]
@@ -316,7 +318,7 @@ UNFINISHED = -1.0  # added to the score of an answer that did not end, as alignm
 
 @dataclass(frozen=True, slots=True)
 class BestOfN:
-    """Which of the answers (its index), every one's score, and the most that choosing can move the answers from what
+    """The best of n answers (its index), all scores, and the most that best-of-n can move the answers from what
     the model says: KL ≤ log n - (n - 1)/n nats an answer (Beirami et al. 2024, arXiv:2401.01879)."""
 
     chosen: int

@@ -1,4 +1,4 @@
-"""What answers are worth: plain functions of questions and answers, and the reward model, each with its weight.
+"""Rewards: plain functions of questions and answers, and the reward model, each with a weight.
 
 A reward is ``(questions, answers) -> list of floats``: what a user asked and what the model answered, as texts; one
 number an answer, higher is better. By name it is ``file.py:function``.
@@ -142,7 +142,7 @@ def digest(reward: Reward) -> str:
 
 
 def name_of(reward: Reward) -> str:
-    """What a function is called."""
+    """Name of a reward function."""
     return str(getattr(reward, "__name__", type(reward).__name__))
 
 

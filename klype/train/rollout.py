@@ -1,4 +1,4 @@
-"""Rollouts are just another source of batches: ask, let the engine answer, reward, and hand out what to learn from.
+"""Rollouts as a source of batches: draw answers with the engine, reward them, and return what to learn from.
 
 Everything random is a function of (seed, step), so that the step's number is the whole state: resumed = straight.
 """
@@ -25,7 +25,7 @@ Ask = Callable[[int], Sequence[QuestionPrompt]]
 
 
 class Answerer(Protocol):
-    """What is asked of an engine: answers, and to forget everything computed with older weights."""
+    """The engine's part: answers, and dropping everything computed with older weights."""
 
     def run(self, requests: Sequence[Request]) -> list[list[Trace]]: ...
     def refresh(self, version: int) -> None: ...
@@ -61,7 +61,7 @@ TIGHTEN, LOOSEN = 0.2, 0.02  # at most, a step
 
 @dataclass
 class KLController:
-    """How dear it is to leave the reference: fixed, or led so that the KL (nats an answer) stays near a target.
+    """The KL coefficient ``beta``: fixed, or adapted so that the KL (nats per answer) stays near a target.
 
     Each step's measured KL moves ``beta``, in proportion to how far off it is (after Ziegler et al. 2019,
     arXiv:1909.08593): quickly when the answers are too far, slowly when they are near. Trained steps lag behind, so
@@ -173,7 +173,7 @@ class RolloutBatches:
         return Batch(batch.tokens_BT, batch.targets_BT, weights_BT, extra)
 
     def state(self) -> dict[str, Any]:
-        """Where it is; between two updates on the same answers these, too: the weights that gave them are gone."""
+        """Position; between two updates on the same answers those too, since the weights that drew them are gone."""
         kept = self._kept if self.index % self.settings.updates else None
         return {"index": self.index, "beta": self.controller.beta, "kept": None if kept is None else _to_json(kept)}
 

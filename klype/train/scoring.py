@@ -235,7 +235,7 @@ def _chunks(prompts: Sequence[Ids], answers: Sequence[Ids], at_once: int) -> lis
 def _read(
     trunk: nn.Module, prompts: Sequence[Ids], answers: Sequence[Ids], groups: list[list[int]]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What the trunk makes of groups of equally many answers to one prompt each, row by row.
+    """The trunk's states for groups of answers, one prompt per group and equally many answers each.
 
     States [B, 1 + A, D], first the one at the prompt's last token, the answers' tokens [B, A], padded with 0, and their
     numbers [B].

@@ -37,7 +37,7 @@ from klype.values import Batch, Loss
 
 
 class Sharded(Layout):
-    """The layout of several processes. The model that is to be trained lends its weights until ``release``; a copy of
+    """Layout of several processes. The model that is to be trained lends its weights until ``release``; a copy of
     it, in shards, computes. With ``dtype`` bfloat16 what is gathered is rounded; shards and sums are float32.
     """
 
@@ -158,7 +158,7 @@ class Sharded(Layout):
 
 
 class _Objective(nn.Module):
-    """An objective as a module around its model: what of the model is in no layer is whole for as long as it takes."""
+    """An objective as a module, so that FSDP gathers the parameters outside the layers while it runs."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -171,7 +171,7 @@ class _Objective(nn.Module):
 
 
 class _Shards(GradientBuffer):
-    """The home of a sharded model: the rows of the gradient that are this process's, summed over all processes."""
+    """Gradient buffer of a sharded model: this process's rows, summed over all processes."""
 
     def _collect(self, parameter: nn.Parameter, own: torch.Tensor) -> None:
         if isinstance(parameter.grad, DTensor):
@@ -227,7 +227,7 @@ def hashes(files: list[Path]) -> dict[str, str]:
 
 
 def _present(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Without those of which this process has no rows: there is nothing to write, or to read into."""
+    """The tensors of which this process has rows: the others have nothing to write or to read."""
     return {
         name: tensor.detach()
         for name, tensor in tensors.items()
@@ -236,7 +236,7 @@ def _present(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _disk(error: CheckpointException) -> BaseException:
-    """What went wrong, where it was the disk of any process."""
+    """The OSError behind it if any process had one, else the error itself."""
     found = [cause for cause, _ in error.failures.values()]
     disk = next((cause for cause in found if isinstance(cause, OSError)), None)
     return disk or error

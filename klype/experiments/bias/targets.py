@@ -1,4 +1,4 @@
-"""What a model is trained towards, as rows of one table: a new target is one function and one row.
+"""Training targets, one row each: a new target is one function and one row.
 
 A row is a function (lab) → training set, or → a trained model. ``lab`` has the documents, and gives models trained on
 other rows when asked. Only ``oracle`` looks at the truth.

@@ -1,4 +1,4 @@
-"""What a method trains with: a student that has been trained on documents, the documents, and who may be asked."""
+"""Context of a training method: the pre-trained student, its documents, the truth and the teachers."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ class TrainingContext:
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """What the loop is given. ``rate``: times the rates of going on."""
+    """Batches and objective for the loop. ``rate``: times the rates of going on."""
 
     batches: Iterator[Batch]
     objective: Objective

@@ -1,4 +1,4 @@
-"""How a model goes on learning, as rows of one table: a new method is one function and one row.
+"""Training methods, one row each: a new method is one function and one row.
 
 A row is a function (context) → training. ``knows`` says what the method must be told beside documents: nothing, what
 teachers say, which words the language allows, or the true probabilities.
@@ -106,7 +106,7 @@ Labeller = TruthLabels | TeacherLabels
 
 
 class ModelTruth:
-    """What a model holds for possible: a truth as far as it goes. A shallow copy is a snapshot."""
+    """The words that a model considers possible, in the shape of a truth. A shallow copy is a snapshot."""
 
     def __init__(self, model: torch.nn.Module, text: Ids) -> None:
         self._model, self._text = model, text
