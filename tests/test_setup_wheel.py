@@ -141,16 +141,24 @@ def test_without_a_compiler_it_answers_the_same(own: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_the_studio_of_an_installation_is_served(own: Path, tmp_path: Path) -> None:
-    command = [str(own / "klype"), "studio", "--no-open", "--port", "0", "--json"]
-    pipe = subprocess.PIPE
-    studio = subprocess.Popen(command, cwd=tmp_path, env=alone(), stdout=pipe, stderr=pipe, text=True)
+def test_the_studio_of_an_installation_is_served_as_the_container_does(own: Path, tmp_path: Path) -> None:
+    """Containerfile's command and health check, at another port."""
+    steps = (ROOT / "Containerfile").read_text(encoding="utf-8").replace("\\\n", "")
+    entry, command, health = (json.loads(re.findall(rf"(?m)^{name} (?:--.*CMD )?(\[.*\])$", steps)[0])
+                              for name in ("ENTRYPOINT", "CMD", "HEALTHCHECK"))  # fmt: skip
+    words = [str(own / entry[0]), *(word.replace("8080", "0") for word in command), "--json"]
+    pipe, key = subprocess.PIPE, "of-the-container"
+    studio = subprocess.Popen(words, cwd=tmp_path, env=alone(KLYPE_API_KEY=key), stdout=pipe, stderr=pipe, text=True)
     try:
         assert studio.stdout is not None
         document = json.loads("".join(iter(studio.stdout.readline, "}\n")) + "}")
         assert document["models"] == ["demo/pretrain", "demo/finetune", "demo/align"]
-        assert "demo/align" in httpx.get(document["url"], timeout=120, trust_env=False).text
-        studio.send_signal(signal.SIGINT)
+        url = document["url"].replace("0.0.0.0", "127.0.0.1")
+        port = url.rstrip("/").rpartition(":")[2]
+        assert run(own / health[0], *(word.replace("8080", port) for word in health[1:]), cwd=tmp_path).returncode == 0
+        page = httpx.get(url, headers={"Authorization": f"Bearer {key}"}, timeout=120, trust_env=False)
+        assert "demo/align" in page.text
+        studio.send_signal(signal.SIGTERM)
         assert studio.wait(60) == 0
     finally:
         studio.kill()
