@@ -39,7 +39,7 @@ help:
 	@echo "make screenshots  every page of the studio, with a run on it (RUN=runs/…), in SHOTS=screenshots; README's in docs/"
 	@echo "make format       format the code; make constraints: pin the installed versions anew, with hashes"
 	@echo "make bundle       the demo model that comes with klype, of a finished run (RUN=runs/…)"
-	@echo "make release      wheel and source archive in dist/"
+	@echo "make release      wheel and source archive in dist/, checked and tried in an empty environment; what it needs, with licences"
 
 setup: $(stamp)
 
@@ -95,9 +95,7 @@ bundle: setup
 	$(bin)/python scripts/bundle.py $(RUN)
 
 release: setup
-	rm -rf dist
-	$(bin)/python -m build
-	@ls -l dist
+	$(bin)/python scripts/release.py
 
 clean:
 	rm -rf .venv dist build site .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from klype.api.run import Metrics, Rankings, Run, RunReport, train
     from klype.values import Figure, Sampling
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "Answer",
     "AnswerForks",
