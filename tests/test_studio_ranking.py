@@ -31,7 +31,9 @@ from klype.studio.annotators import AGAIN_EVERY, Annotators, AnnotatorSession, o
 from klype.studio.fields import Upload
 from klype.studio.ranking import RankingBoard
 from klype.studio.ranking_stores import STORES, RankingStore, ranking_store, ranking_stores, snapshot
+from klype.studio.runs_list import all_runs
 from klype.studio.studio import RECOUNT_S, Studio, SummaryCache
+from klype.studio.work import without_options
 from klype.values import Question
 from klype.words import words
 from scripts.chromium import CHROMIUM, QUIET
@@ -262,6 +264,56 @@ def test_a_snapshot_holds_what_was_said_by_those_who_were_asked(place: RankingSt
     assert len(entries) == 1
     with pytest.raises(UsageError, match="1 rankings"):
         start_alignment(Studio([], tmp_path, ["false"]), place, ("Kari",))
+
+
+def test_one_s_own_language_comes_first_and_then_the_rest(tmp_path: Path) -> None:
+    place = RankingStore("few", None, str(tmp_path / "few.db"))
+    with place.open() as store:
+        store.add(
+            [
+                RankingItem(Question(f"q{i}", f"{lang} {i}", extra={"lang": lang}), (Candidate("a"), Candidate("b")))
+                for i, lang in enumerate(["en", "nb", "en", "nb", "en", "nb"])
+            ]
+        )
+    for lang in ("nb", "en", ""):
+        desk, languages = AnnotatorSession.at(place.open(), f"Kari {lang}", "tab", lang), []
+        while (turn := desk.next()) is not None:
+            languages.append(turn.asked.question.extra["lang"])
+            desk.say(turn.number, "order", first(desk))
+        assert len(languages) == 6
+        assert languages[:3] == [lang] * 3 or not lang
+        desk.close()
+
+
+def test_what_is_begun_here_leaves_no_half_made_run_in_a_menu(place: RankingStore, tmp_path: Path) -> None:
+    studio = Studio([], tmp_path, ["false"])
+    menus = [store.name for store in ranking_stores(studio)]
+    with pytest.raises(UsageError, match="0 rankings"):
+        start_alignment(studio, place, ("Kari",))
+    desk = AnnotatorSession.at(place.open(), "Kari", "tab")
+    for _ in range(2):
+        desk.next()
+        desk.say(desk.turns, "order", first(desk))
+    desk.close()
+    seen = start_alignment(studio, place, ("Kari",))
+    asyncio.run(until(lambda: seen.read() and seen.state == "failed", 20))
+    judge = Path(seen.about["judge"])
+    (judge / "run.json").write_text("{}")  # as its training would have left it
+    assert [store.name for store in ranking_stores(studio)] == menus
+    assert {run.folder.resolve() for run in all_runs(studio)} == {place.run.resolve(), seen.run.resolve()}  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("It is weak. More rankings help; --force aligns anyway.", "It is weak. More rankings help."),
+        ("This recipe needs text. Give --text FILES or --data FOLDER.", "This recipe needs text."),
+        ("No. Try.", "No. Try."),
+        ("It agrees on 61.5% of pairs - few.", "It agrees on 61.5% of pairs - few."),
+    ],
+)
+def test_a_page_names_no_option_of_the_command_line(said: str, shown: str) -> None:
+    assert without_options(said) == shown
 
 
 @pytest.mark.slow

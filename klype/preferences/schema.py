@@ -144,11 +144,13 @@ Row = Mapping[Any, Any]
 
 @dataclass(frozen=True, slots=True)
 class Annotator:
-    """Who ranks, in which sitting: two sittings never hold the same question while others are left."""
+    """Who ranks, in which sitting: two sittings never hold the same question while others are left. Questions that are
+    marked as of the language ``lang`` come first."""
 
     name: str
     by: By = "person"
     session: str = ""
+    lang: str = ""
 
 
 def digest(question: Question) -> str:

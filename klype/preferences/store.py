@@ -252,11 +252,13 @@ def _next(connection: Connection, mine: int, who: Annotator, wanted: tuple[str, 
         claims.c.session != who.session,
         claims.c.until >= now,
     )
+    about = sa.type_coerce(questions.c.about, sa.Text)
+    own_language = about.contains(f'"lang": "{who.lang}"', autoescape=True) if who.lang else sa.false()
     enough = sa.exists().where(candidates.c.question_id == questions.c.id)
     query = (
         select(questions.c.id)
         .where(questions.c.id.not_in(own), taken < each, enough)
-        .order_by(sa.case((elsewhere, 1), else_=0), questions.c.priority.desc(), questions.c.id)
+        .order_by(sa.case((elsewhere, 1), (own_language, -1), else_=0), questions.c.priority.desc(), questions.c.id)
         .limit(1)
     )
     if part:

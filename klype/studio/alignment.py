@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from klype.jsons import saved
 from klype.runs.folder import read_run
 from klype.runs.overview import planned_steps
 from klype.runs.provenance import read_questions
+from klype.studio.annotators import named
 from klype.studio.charts import panels, redraw
 from klype.studio.fields import Check, Minutes, Select
 from klype.studio.frame import Progress, Visit, as_data, big_numbers, box, button, card, retext, status, table, text_of
@@ -118,16 +120,17 @@ def start_alignment(
     if source is None or not store.can_align:
         raise UsageError(f"The run {store.name} has no fine-tuned model that could be aligned.")
     name = new_name("align")
-    run = home_of_runs(studio) / name
-    judge = run.with_name(f"{name}-judge")
+    run, judge = home_of_runs(studio) / name, studio.home / "judges" / name  # half a run, which no menu offers
     entries = snapshot(store, judge / "rank", annotators)
     ordered = sum(entry.kind != "skip" for entry in entries)
     if ordered < FEWEST:
-        raise UsageError(f"There are {ordered} rankings: {FEWEST} at least are needed, and a hundred teach better.")
+        shutil.rmtree(judge)
+        raise UsageError(f"There are {ordered} rankings: {FEWEST} at least are needed.")
     before, after = str((source / "finetune").resolve()), str(run / "align")
     about = {
         "place": store.key,
         "from": store.name,
+        "source": str(source.resolve()),
         "rankings": ordered,
         "annotators": list(annotators),
         "minutes": minutes,
@@ -186,6 +189,7 @@ class AlignCard:
         with card() as self.box:
             text_of("h2", w("learn"))
             text_of("p", w("learn_lead"), "k-small")
+            text_of("p", w("learn_needs"), "k-small")
             with box("r-setup") as self.form:
                 self.whose_box = box()
                 self.minutes = Minutes(self.visit, (0.5, 10, 0.5), 1.0)
@@ -216,7 +220,7 @@ class AlignCard:
             choices["people"] = w("whose_people", n=say.count(sum(count[name] for name in people))), people
         for name in count:
             if name in simulated or len(people) > 1:
-                choices[f"one:{name}"] = w("whose_one", name=visible(name), n=say.count(count[name])), (name,)
+                choices[f"one:{name}"] = w("whose_one", name=named(name, w), n=say.count(count[name])), (name,)
         shown = {key: label for key, (label, _) in choices.items()} or {"": w("whose_nobody")}
         if self.whose is None or shown != self.whose.options:
             before = "" if self.whose is None else self.whose.value

@@ -17,15 +17,23 @@ from pathlib import Path
 from klype.data.seeds import mix
 from klype.durable import private_folder
 from klype.errors import KlypeError, UsageError
+from klype.examine.say import visible
 from klype.jsons import finite
 from klype.preferences.records import MODEL, SIMULATED, Candidate, Entry, Kind, RankingItem
 from klype.preferences.schema import Annotator
 from klype.preferences.store import Store
 from klype.runs.rankers import HELD_OUT_EVERY, KEYS, SHOWN, differing, now
 from klype.runs.record import write_json
+from klype.words import Words
 
 FILE = "annotators.json"
+USUAL = f"{SIMULATED}likes right, polite and short answers"
 NAME_MOST, KEY_MOST, PEOPLE_MOST = 60, 200, 10_000
+
+
+def named(annotator: str, w: Words) -> str:
+    """An annotator's name; the demo world's own in the page's language."""
+    return w("simulated") if annotator == USUAL else visible(annotator)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,25 +111,27 @@ class RankingTask:
 
 @dataclass
 class AnnotatorSession:
-    """``done``: how many this annotator has ranked or skipped in all. ``sitting`` is the browser tab's own mark."""
+    """``done``: how many this annotator has ranked or skipped in all. ``sitting`` is the browser tab's own mark.
+    Questions in the language ``lang`` come first."""
 
     store: Store
     name: str
     sitting: str
+    lang: str = ""
     done: int = 0
     turns: int = 0
     task: RankingTask | None = None
     _ranked: set[int] = field(default_factory=set)
 
     @staticmethod
-    def at(store: Store, name: str, sitting: str) -> AnnotatorSession:
-        desk = AnnotatorSession(store, name, sitting)
+    def at(store: Store, name: str, sitting: str, lang: str = "") -> AnnotatorSession:
+        desk = AnnotatorSession(store, name, sitting, lang)
         desk._recount()
         return desk
 
     @property
     def who(self) -> Annotator:
-        return Annotator(self.name, "person", self.sitting)
+        return Annotator(self.name, "person", self.sitting, self.lang)
 
     def next(self) -> RankingTask | None:
         """The next question; None when this annotator has ranked all there are."""

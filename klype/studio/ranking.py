@@ -17,7 +17,7 @@ from klype.examine.say import Say, visible
 from klype.preferences import formats
 from klype.preferences.records import KINDS
 from klype.studio.alignment import AlignCard
-from klype.studio.annotators import KEY_MOST, NAME_MOST, Annotators, AnnotatorSession, RankingTask
+from klype.studio.annotators import KEY_MOST, NAME_MOST, Annotators, AnnotatorSession, RankingTask, named
 from klype.studio.fields import Select, TextLine, Upload, UploadedFile, UploadLimits
 from klype.studio.frame import Visit, as_data, big_numbers, box, button, card, retext, table, text_of
 from klype.studio.opening import first_steps
@@ -138,7 +138,7 @@ class RankingPage:
 
     def _sit(self, name: str, key: str) -> AnnotatorSession:
         known = Annotators(self.visit.studio.home).enter(name, key)
-        return AnnotatorSession.at(self.store.open(), known, self.sitting or known)
+        return AnnotatorSession.at(self.store.open(), known, self.sitting or known, self.visit.lang)
 
     async def _leave(self) -> None:
         session, self.session = self.session, None
@@ -279,7 +279,7 @@ def agreement(visit: Visit, summary: Mapping[str, Any]) -> None:
         done = one["rankings"] + one["skipped"]
         pace = "–" if not one["seconds"] or not done else say.seconds(one["seconds"] / done)
         counts = [say.count(one[key]) for key in ("rankings", "none_good", "skipped")]
-        rows.append([visible(one["name"]), *counts, pace, figure(one["with_oneself"])])
+        rows.append([named(one["name"], w), *counts, pace, figure(one["with_oneself"])])
     names = ["annotator", "by", "rankings", "none_good", "skipped", "seconds", "tau_b", "low", "high", "n"]
     data = [
         [one["name"], *(one[key] for key in names[1:6]),
@@ -295,7 +295,7 @@ def agreement(visit: Visit, summary: Mapping[str, Any]) -> None:
             text_of("p", text, "k-warn")
         for pair in summary["between"][:LISTED_PEOPLE]:
             if pair["tau_b"]["value"] is not None:
-                a, b = map(visible, pair["annotators"])
+                a, b = (named(name, w) for name in pair["annotators"])
                 text_of("p", w("between", a=a, b=b, tau=figure(pair["tau_b"])), "k-small")
         text_of("p", w("how_agreement"), "k-small")
         as_data(visit, "agreement", names, lambda: data)
@@ -304,7 +304,7 @@ def agreement(visit: Visit, summary: Mapping[str, Any]) -> None:
 def habits(people: Sequence[Mapping[str, Any]], w: Words, say: Say) -> list[str]:
     """Who puts what is shown first on top more often than chance explains, and mostly, in a sentence each."""
     return [
-        w("habit", who=visible(one["name"]), **{key: say.count(one["first_shown"][key]) for key in ("times", "of")})
+        w("habit", who=named(one["name"], w), **{key: say.count(one["first_shown"][key]) for key in ("times", "of")})
         for one in people
         if one["always_first"]
     ]

@@ -115,6 +115,8 @@ def run_info(folder: Path, work: Work | None) -> RunInfo:
     seconds, made = about.get("seconds"), about.get("asked")
     total = seconds.get("total") if isinstance(seconds, dict) else None
     origin = made.get("from_") if isinstance(made, dict) else None
+    if work is not None and work.plan.about.get("source"):  # aligned here: its reward model's run is none of these
+        origin = work.plan.about["source"]
     return RunInfo(
         **known,
         state=state,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -92,11 +93,12 @@ class Work:
         return earlier + (0.0 if process is None else max(0.0, _now() - process.create_time()))
 
     def why(self) -> str:
-        """Why it failed, in the command's own sentence."""
+        """Why it failed, in the command's own sentences, but for what they say of its options: who reads this is at a
+        page."""
         for file in (self.folder / f"{self.step}.out", self.folder / ENDED):
             error = _read(file).get("error")
             if isinstance(error, dict):
-                return f"{error.get('message', '')} {error.get('hint', '')}".strip()
+                return without_options(f"{error.get('message', '')} {error.get('hint', '')}")
             if isinstance(error, str):
                 return error
         lines = tail(self.folder / f"{self.step}.err", 1)
@@ -181,6 +183,12 @@ def tail(file: Path, lines: int, most: int = 1 << 14) -> list[str]:
     except OSError:
         return []
     return [line.rstrip() for line in text.splitlines() if line.strip()][-lines:]
+
+
+def without_options(text: str) -> str:
+    """The text without its sentences, or parts behind a semicolon, that name an option of the command line."""
+    left = re.sub(r"[;:]?[^.;:!?]*(?<!\S)--[a-z][^.;!?]*", "", text)
+    return re.sub(r"(?<=[.!?])\s*\.", "", left).strip()
 
 
 def _launch(folder: Path, earlier: float) -> None:
