@@ -1,18 +1,28 @@
 """Figures that rest on a judge say how often it errs, and hold the truth whichever way it erred."""
 
+import json
 from collections import Counter
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from klype.data.readers import BadRows
 from klype.examine.evidence import Answered, Errors, Evidence
 from klype.examine.feedback import Replaced
 from klype.examine.judged import WITHHELD
 from klype.examine.measures import measure
 from klype.examine.say import Say
 from klype.judge.judge import UNMEASURED
+from klype.judge.same import Rules
+from klype.model.config import ModelConfig
+from klype.model.transformer import Transformer
+from klype.runs.options import RunOptions
+from klype.runs.recipe import read
+from klype.runs.task import AnswerSettings, examine_model
+from klype.runs.text_task import TextTask
 from klype.values import Figure
 from tests.test_examine_measures import more_evidence
 
@@ -111,3 +121,22 @@ def test_bounds_are_written_in_both_languages(lang: str, range_: str) -> None:
     figure = Figure(0.7, 0.6, 0.8, 40, "share", judge="a judge", error_rate=error, bounds=(0.33, 0.93))
     assert range_ in Say(lang).allowing(figure.json(), "right").replace("\u00a0", " ")  # type: ignore[arg-type]
     assert Say(lang).allowing(Figure(0.7, 0.6, 0.8).json(), "right") == ""  # type: ignore[arg-type]
+
+
+def test_a_run_about_text_is_judged_by_the_same_rules(tmp_path: Path) -> None:
+    """An answer in other words is right; the figures name the judge and its error in the language of the questions."""
+    text, questions = tmp_path / "text.txt", tmp_path / "questions.jsonl"
+    text.write_text("".join(f"Reven gikk over isen for {i}. gang.\n\n" for i in range(99)), encoding="utf-8")
+    rows = [{"question": f"Er {i} et partall?", "answers": ["ja" if i % 2 == 0 else "nei"]} for i in range(80)]
+    questions.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    options = RunOptions(text=(str(text),), instructions=questions, out=tmp_path / "run")
+    task = TextTask(read("text", ("tokenizer.size=300", "model.width=16")), 0, options, BadRows())
+    even = next(question for question in task.held_out if question.answers == ("ja",))
+    assert [task.judge(even, said, True).right for said in ("Ja, det er det.", "Nei.", "ja")] == [True, False, True]
+    config = ModelConfig(vocab_size=task.chat.tokenizer.vocab_size, width=16, layers=1, heads=2, hidden=16, window=128)
+    found = examine_model(task, Transformer(config), task.held_out[:8], AnswerSettings(0.7))
+    assert found.target.errors == {ruling: Rules().error_rate(ruling, "nb") for ruling in ("right", "same")}
+    figures = measure(found.evidence[0.7])
+    assert figures["decided"].n == len(task.held_out[:8])
+    assert figures["decided"].judge == figures["undecided"].judge == Rules.name
+    assert all(figures[name].judge == "stated rules of form" for name in ("polite", "concise", "annotator"))

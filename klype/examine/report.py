@@ -216,7 +216,7 @@ def _temperatures(facts: Facts, say: Say, picture: Picture | None) -> list[Part 
     cards = []
     for row in found["rows"]:
         figures = [
-            (say.measure(name).split(",")[0], say.figure(row["figures"][name], name))
+            (say.measure(name).split(",")[0], say.told(row["figures"][name], name))
             for name in html.measures_of([row["figures"]])
         ]
         title = f"τ = {say.plain(row['temperature'])}"

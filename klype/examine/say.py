@@ -157,6 +157,10 @@ class Say:
         bounds = self.bounds(figure, name)
         return self("exam.allowing", bounds=bounds) if bounds else ""
 
+    def told(self, figure: FigureFacts, name: str = "") -> str:
+        """The figure, and its bounds where it has some."""
+        return " ".join(part for part in (self.figure(figure, name), self.allowing(figure, name)) if part)
+
     def allowed(self, right: FigureFacts) -> list[str]:
         """How many answers are right when the judge's errors and those that it left undecided are allowed for."""
         if not (bounds := self.bounds(right, "right")):

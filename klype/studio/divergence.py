@@ -266,7 +266,7 @@ class DivergencePage:
         say, found = self.visit.say, document["figures"]
         names = [(name, f" ({unit})" if (unit := say.unit(KNOWN[name].unit)) else "") for name in measured(document)]
         rows = [
-            [say.measure(name) + unit, *(say.figure(f[name], name) if _has(f, name) else "–" for f in found.values())]
+            [say.measure(name) + unit, *(say.told(f[name], name) if _has(f, name) else "–" for f in found.values())]
             for name, unit in names
         ]
         columns = [say("column.measure"), *(f"τ = {say.plain(float(t))}" for t in found)]

@@ -209,7 +209,7 @@ class RunDetail:
         names = [name for name in dict.fromkeys(name for _, figures in columns for name in figures)
                  if any(_known(figures.get(name)) for _, figures in columns)]  # fmt: skip
         rows = [
-            [say.measure(name), *(say.figure(f[name], name) if _known(f.get(name)) else "–" for _, f in columns)]
+            [say.measure(name), *(say.told(f[name], name) if _known(f.get(name)) else "–" for _, f in columns)]
             for name in names
         ]
         data = [[name, title, *((f.get(name) or {}).get(k) for k in ("value", "low", "high", "n"))]
