@@ -23,7 +23,7 @@ from klype.runs.options import RunOptions
 from klype.runs.recipe import read
 from klype.runs.task import AnswerSettings, examine_model
 from klype.runs.text_task import TextTask
-from klype.values import Figure
+from klype.values import Figure, Question
 from tests.test_examine_measures import more_evidence
 
 
@@ -140,3 +140,23 @@ def test_a_run_about_text_is_judged_by_the_same_rules(tmp_path: Path) -> None:
     assert figures["decided"].n == len(task.held_out[:8])
     assert figures["decided"].judge == figures["undecided"].judge == Rules.name
     assert all(figures[name].judge == "stated rules of form" for name in ("polite", "concise", "annotator"))
+
+
+@pytest.mark.parametrize("file", ["facts", "meaning"])
+def test_the_error_is_that_of_the_language_that_is_asked_in(file: str) -> None:
+    """Languages that were not measured share little words with those that were."""
+    rows = [json.loads(line) for line in Path(f"benchmarks/{file}.jsonl").read_text(encoding="utf-8").splitlines()]
+    for lang in {row.get("lang", "en") for row in rows}:
+        asked = [Question("", row["question"]) for row in rows if row.get("lang", "en") == lang]
+        assert Rules().errs("right", asked) == Rules().error_rate("right", lang)
+    both = [Question("", "What is the capital of France?"), Question("", "Hva er hovedstaden i Frankrike?")]
+    assert Rules().errs("right", both) == Rules().error_rate("right", "en")  # whose upper end is higher
+    others = """¿Cuál es la capital de Francia?
+        Was ist die Hauptstadt von Frankreich?
+        Vad heter Sveriges huvudstad?
+        Quelle est la capitale de la France?
+        Wat is de hoofdstad van Frankrijk?
+        Qui a peint la Joconde?"""
+    for text in others.splitlines():
+        assert Rules().errs("right", [Question("", text)]) == UNMEASURED
+        assert Rules().errs("same", [*both, Question("", text)]) == UNMEASURED

@@ -608,6 +608,7 @@ EXAMINED = [
          "exam.bounds_unmeasured", exam({"right": f(0.7, 0.8) | ERRS | NOT_KNOWN})),
         ("its error was measured", "exam.same_bounds", exam({"same_meaning": f(0.7, 0.8) | ERRS}),
          "exam.same_unmeasured", exam({"same_meaning": f(0.7, 0.8) | ERRS | NOT_KNOWN})),
+        ("a server does not go on from a beginning", "exam.no_beginnings", exam(goes_on=False), "", exam()),
         ("questions were left out", "exam.skipped", exam(skipped=3), "", exam()),
         ("there was one question", "exam.asked_one", exam(questions=1), "", exam()),
         ("a figure has no interval", "exam.without",
@@ -774,6 +775,8 @@ ASKED = [
         Sentence("sure", *row)
         for row in (
             ("a word moved the meaning", "decided", sure(), "undecided.by_chance", sure("by chance")),
+            ("a server does not go on from a beginning", "undecided.server", sure("server"), "undecided.by_chance",
+             sure("by chance")),
             ("the judge can err", "allowing", sure(errs=ERRS), "", sure()),
             ("the answer is one token", "undecided.too_short", sure("too short"), "undecided.too_long",
              sure("too long")),
@@ -896,7 +899,9 @@ ALLOWED = {
     ("cli", "runs.unreadable"): "a file",
     ("mistakes", "lead_world"): "what the world's language does not allow",
     ("mistakes", "what.backspace-teachers"): "what other models say",
+    ("report", "exam.no_beginnings"): "what a server does not offer",
     ("report", "how.calibration_finetuned"): "two things cannot be told apart",
+    ("sure", "undecided.server"): "what a server does not offer",
 }
 """Where a strong word claims nothing about what was measured, and why."""
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Literal
 
-from klype.judge.lexis import language_of
+from klype.judge.lexis import surely
 from klype.judge.text import bare
 from klype.values import Figure, Question
 
@@ -91,15 +91,15 @@ class Judge(ABC):
 
     def error_over(self, ruling: Ruling, questions: Iterable[Question]) -> Figure | None:
         """The same for free questions that are all in one language which was measured."""
-        languages = {"" if question.choices else language_of(question.question) for question in questions}
+        languages = {"" if question.choices else surely(question.question) for question in questions}
         return self.error_rate(ruling, languages.pop()) if len(languages) == 1 else None
 
     def errs(self, ruling: Ruling, questions: Iterable[Question]) -> Figure | None:
         """How often it errs about any questions: as in the language in which it does most. No value where that was not
-        measured for all of them; None where it cannot err."""
+        measured for nine of ten; None where it cannot err."""
         known = [self.error_over(ruling, [question]) for question in questions]
         measured = [error for error in known if error is not None]
-        if not measured or None in known:
+        if not measured or 10 * len(measured) < 9 * len(known):
             return UNMEASURED
         most = max(measured, key=lambda error: (error.high or 0.0, error.value or 0.0))
         return None if most.certain and not most.value else most

@@ -135,3 +135,15 @@ def language_of(question: str) -> str:
     spoken = set(words(question))
     found = {name: len(spoken & (lexis.empty | lexis.interrogative)) for name, lexis in LANGUAGES.items()}
     return max(found, key=lambda name: found[name]) if any(found.values()) else ""
+
+
+def surely(question: str) -> str:
+    """``language_of``, but "" where its little words are so few that the question may be in another language: it begins
+    with no word that asks, and a third of its words are others."""
+    if not (language := language_of(question)):
+        return ""
+    lexis, spoken = LANGUAGES[language], words(question)
+    little = 3 * len({*spoken} & (lexis.empty | lexis.interrogative))
+    asks = bool(lexis.interrogative & {*spoken[:3]})
+    known = asks or little > len({*spoken}) or (spoken[0] in lexis.auxiliary and little == len({*spoken}))
+    return language if known else ""
