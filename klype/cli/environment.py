@@ -58,6 +58,11 @@ def speech(argv: list[str]) -> str:
     return given[-1] if given else language()
 
 
+def speak(lang: str) -> None:
+    """This process and those that it starts speak it, whatever the locale says."""
+    os.environ["KLYPE_LANG"] = lang
+
+
 def wants_json(argv: list[str]) -> bool:
     """Whether --json is among the options (before a lone ``--``), also when the rest cannot be understood."""
     options = argv[: argv.index("--")] if "--" in argv else argv

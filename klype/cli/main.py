@@ -50,6 +50,7 @@ def start(command: Callable[[list[str]], object], name: str = "klype") -> None:
     memory_policy()
     any_character()
     harmless_log()
+    environment.speak(environment.speech(environment.arguments()))
     with suppress(RuntimeError):  # a user who has no home has nothing there
         durable.tighten(state_folder())
     sys.exit(guarded(command, environment.arguments(), name))

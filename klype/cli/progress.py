@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from klype.words import LANGUAGES, count, number
+from klype.words.plain import aside
 from klype.words.sentences import Sentences
 
 if TYPE_CHECKING:
@@ -35,6 +37,18 @@ def listener(terminal: Terminal, asks: bool = False) -> Iterator[RunListener]:
             yield live
     else:
         yield Plain(terminal.console, terminal.lang, time.monotonic)
+
+
+@contextmanager
+def patiently(text: str, seconds: float = 1.0) -> Iterator[None]:
+    """What is being done within is told on stderr once it has taken longer than a moment."""
+    timer = threading.Timer(seconds, aside, (text,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 class _Printer:

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,9 +39,13 @@ class Terminal:
         """A message of the catalogue, as plain text."""
         self.console.print(self.words(key, **values), markup=False)
 
-    def aside(self, text: str) -> None:
-        """How it goes, for whoever waits."""
-        self.console.print(text, markup=False, style="dim")
+    def aside(self, text: str, underlined: Sequence[str] = ()) -> None:
+        """How it goes, for whoever waits; some of its words may be underlined."""
+        from rich.text import Text
+
+        shown = Text(text, "dim")
+        shown.highlight_words(underlined, "underline")
+        self.console.print(shown)
 
     def document(self, document: dict[str, Any], out: Path | None = None) -> None:
         """The result for programs: on stdout with --json, and in a file when one is named."""

@@ -95,7 +95,10 @@ class Run:
         if self.options.cache is None or self.device.type != "cpu":
             return TORCH
         tell = lambda: self.say.note("Compiling klype's training code for this processor, once; it takes some seconds.")
-        return compiled_backend(self.options.cache, tell)
+        found = compiled_backend(self.options.cache, tell)
+        if found is TORCH:
+            self.say.note("No C compiler works here, or none in time: training goes on without compiled code, slower.")
+        return found
 
     def save(self, stage: str, model: Transformer, about: dict[str, Any]) -> None:
         full = {"stage": stage, "recipe": self.record.content["recipe"], "seed": self.options.seed, **about}

@@ -6,7 +6,8 @@ import codecs
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from klype.environment import cache_folder, language
 from klype.errors import UsageError
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
     from klype.sources.http_client import HttpClient
     from klype.sources.source import NativeSource, Source
     from klype.text.chat import Message
+
+
+Made = TypeVar("Made")
+LARGE = 30_000_000
+"""Bytes of weights from which opening a model takes long enough to be told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +149,9 @@ def open_files(name: str, how: OpenOptions) -> Opened:
     from klype.sources.find import find_model
 
     device, found = pick_device(how.device), find_model(name)
+    weights = [found.folder] if found.folder.is_file() else found.folder.glob("*.safetensors")
+    if (size := sum(file.stat().st_size for file in weights)) > LARGE:
+        _tell("model.opening", name=name, size=f"{size / 1e6:.0f} MB")
     if found.folder.is_dir():
         from klype.sources.hf_open import why_not_native
 
@@ -168,7 +177,7 @@ def _open_native(name: str, found: Found, precise: tuple[str, bool], device: tor
     dtype = "float32" if chosen == "int8" else chosen
     loaded = checkpoint.load(found.folder, dtype=dtype, known=cache_folder(), device=device)
     kernel = compiled_pass() if on_cpu and decodes(loaded.config) else None
-    backend = compiled_backend(cache_folder(), _announce) if on_cpu else TORCH
+    backend = _compiled(compiled_backend) if on_cpu else TORCH
     loaded = replace(loaded, model=prepack(loaded.model.using(backend), chosen, kernel))
     engine = Engine(loaded.model, decode_bytes=loaded.tokenizer.token_bytes, name=str(found.folder))
     return native(name, found, loaded, engine)
@@ -178,14 +187,30 @@ def compiled_pass() -> Kernel | None:
     """The pass over few tokens in C; the first time it is compiled, which is told."""
     from klype.model.prepacked import kernel
 
-    return kernel(cache_folder(), _announce)
+    return _compiled(kernel)
 
 
-def _announce() -> None:
+def _compiled(make: Callable[[Path, Callable[[], None]], Made]) -> Made:
+    """What is compiled the first time, which is told; and so it is where that fails."""
+    from klype.model.attention import TORCH
+
+    told: list[str] = []
+
+    def announce() -> None:
+        told.append("model.compiling")
+        _tell(told[-1], folder=cache_folder())
+
+    made = make(cache_folder(), announce)
+    if told and made in (None, TORCH):
+        _tell("model.uncompiled")
+    return made
+
+
+def _tell(key: str, **values: object) -> None:
     from klype.words import words
     from klype.words.plain import aside
 
-    aside(words(language())("model.compiling", folder=cache_folder()))
+    aside(words(language())(key, **values))
 
 
 def native(name: str, found: Found, loaded: Loaded, engine: Engine) -> Opened:

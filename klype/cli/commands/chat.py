@@ -39,7 +39,7 @@ def command(
     With --json, messages are read from stdin, a line each, and the conversation is printed at the end.
     """
     model = model or o.default_model(terminal)
-    from klype.api.asking import introduction
+    from klype.api.asking import introduction, suggestions
     from klype.api.model import load
     from klype.sources.opening import room
 
@@ -54,6 +54,8 @@ def command(
     terminal.say("chat.hello", name=kind_of(model).short(model))
     if talk.reading is not None:
         terminal.aside(harmless(introduction(opened, terminal.lang)))
+        if tried := suggestions(opened, terminal.lang):
+            terminal.aside(harmless("\n  ".join([terminal.words("chat.try"), *tried])))
     for line in _lines(terminal):
         if not talk.take(line):
             break
@@ -89,7 +91,7 @@ class Talk:
             if line.strip():
                 self.messages.append({"role": "user", "content": line})
                 if self.reading is not None and (warning := self.reading.warning(line, self.terminal.lang)):
-                    self.terminal.aside(harmless(warning))
+                    self.terminal.aside(harmless(warning), underlined=self.reading.unknown(line))
                 self._answer()
             return True
         name, _, value = line.partition(" ")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from klype.cli import options as o
+from klype.cli.progress import patiently
 from klype.cli.terminal import Terminal, write
 from klype.errors import UsageError
 from klype.option import Option
@@ -130,7 +131,8 @@ def tree_command(
     opened = load(model, precision, asked, device)
     ask = asking(opened.opened, text, raw, open_judge(judge, opened.opened, (precision, device)))
     settings = opened.tree_settings(ask, sampling, limit, passes, until, eps)
-    found = opened.grow(ask, settings)
+    with patiently(words(terminal.lang, "examination")("tree.growing", passes=settings.budget)):
+        found = opened.grow(ask, settings)
     document = found.to_json()
     if sample:
         drawn = without_replacement(ask.source, ask.prompt, sample, settings, seed)
@@ -236,7 +238,8 @@ def forks_command(
 
     asked = load(model, precision, budget, device)
     ask = asking(asked.opened, text, raw, open_judge(judge, asked.opened, (precision, device)))
-    found = asked.decided(ask, sampling, (limit, samples, seed), answer)
+    with patiently(words(terminal.lang, "examination")("forks.looking", n=samples)):
+        found = asked.decided(ask, sampling, (limit, samples, seed), answer)
     if not terminal.as_json:
         forks_chart(terminal, words(terminal.lang, "examination"), found)
     tell_cost(asked.opened)
