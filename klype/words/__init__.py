@@ -1,7 +1,7 @@
 """The words klype says, in every language, and numbers as they are written there.
 
 One TOML file a language, and one per catalogue of it (``cli_nb.toml``). A new language is one file,
-``klype/words/xx.toml``: whatever it does not say is English.
+``klype/words/xx.toml``: whatever it does not say is English. (Errors and help: ``sentences``.)
 """
 
 from __future__ import annotations

@@ -68,7 +68,9 @@ def next_chart(terminal: Terminal, document: dict[str, Any], text: str, temperat
     from klype.words import number, percent
 
     console, w, lang = terminal.console, terminal.words, terminal.lang
-    rows = document["tokens"]
+    named = document["tokens"]
+    rows = [row for i, row in enumerate(named) if not i or max(row["p"], row.get("truth", 0.0)) >= LEAST_SHOWN]
+    rest = document["rest"] + sum(row["p"] for row in named if row not in rows)
     columns = [("p", w("next.p")), ("p_tempered", w("next.tempered", temperature=number(temperature, lang, 1)))]
     columns += [("truth", w("next.truth"))] if "truth" in rows[0] else []
     width = min(console.width, 100)
@@ -84,7 +86,11 @@ def next_chart(terminal: Terminal, document: dict[str, Any], text: str, temperat
             line.append(percent(row[name], lang, 1).rjust(7) + " ")
         line.rstrip()
         console.print(line)
-    console.print(w("next.rest", share=percent(document["rest"], lang, 1)), markup=False)
+    console.print(w("next.rest", share=percent(rest, lang, 1)), markup=False)
+
+
+LEAST_SHOWN = 0.0005
+"""What would read 0.0 % is one of all others."""
 
 
 def bar_of(share: float, width: int) -> str:
@@ -160,6 +166,7 @@ def tree_chart(terminal: Terminal, w: Words, found: AnswerTree, ask: Asking, sho
     from klype.words import count, percent
 
     console, lang, tree = terminal.console, terminal.lang, found.tree
+    shown = min(shown, max(1, sum(answer.low >= LEAST_SHOWN for answer in tree.answers)))
     console.print(Text(w("tree.title", question=ask.question.prompt), style="bold"))
     root = branches(tree, ask.source.codec.decode, shown)
     drawn = RichTree(_label(root, ask, lang, w), guide_style="dim")
@@ -167,7 +174,7 @@ def tree_chart(terminal: Terminal, w: Words, found: AnswerTree, ask: Asking, sho
     console.print(drawn)
     if len(tree.answers) > shown:
         console.print(w("tree.more", n=count(len(tree.answers) - shown, lang)), markup=False)
-    clusters = tree.clusters[:8]
+    clusters = [c for i, c in enumerate(tree.clusters[:8]) if not i or c.low >= LEAST_SHOWN]
     if 0 < len(clusters) < len(tree.answers):
         console.print(Text(w("tree.meanings", judge=who(found, lang)), style="bold"))
         for cluster in clusters:
@@ -181,7 +188,6 @@ def tree_chart(terminal: Terminal, w: Words, found: AnswerTree, ask: Asking, sho
 def who(found: AnswerTree | AnswerForks, lang: str) -> str:
     """Who says what means the same, and how often that judge errs."""
     from klype.api.results import judged
-    from klype.examine.say import Say
 
     return Say(lang).judged(judged(found.judge, found.error_rate))
 
