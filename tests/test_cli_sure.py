@@ -39,6 +39,6 @@ def test_p_is_that_of_the_tokens(temperature: float) -> None:
 
 def test_small_probabilities_are_said_as_one_in_so_many() -> None:
     assert _share(0.25, "en") == "25%"
-    assert _share(0.0002, "en") == "1 : 5,000"
+    assert (_share(0.0002, "en"), _share(1 / 86_982_543, "en")) == ("1 in 5,000", "1 in 87.0 million")
     assert _share(1e-12, "en") == "10^−12"
     assert _share(None, "nb") == "–"

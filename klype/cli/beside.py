@@ -111,13 +111,16 @@ def _p(logps: list[float]) -> float | None:
 
 def _share(p: float | None, lang: str) -> str:
     """In percent; what is rarer than one in a thousand as one in so many."""
-    from klype.words import count, percent
+    from klype.examine.say import Say
+    from klype.words import percent, words
 
     if p is None:
         return "–"
     if p >= 0.001 or p == 0.0:
         return percent(p, lang, 1 if p < 0.1 else 0)
-    return f"1 : {count(round(1 / p), lang)}" if p > 1e-9 else f"10^{math.log10(p):.0f}".replace("-", "\u2212")
+    if p <= 1e-9:
+        return f"10^{math.log10(p):.0f}".replace("-", "\u2212")
+    return words(lang, "sure")("one_in", n=Say(lang).big(1 / p))
 
 
 DOCUMENTS = 2000

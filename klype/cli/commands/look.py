@@ -188,6 +188,7 @@ def tree_chart(terminal: Terminal, w: Words, found: AnswerTree, ask: Asking, sho
 def who(found: AnswerTree | AnswerForks, lang: str) -> str:
     """Who says what means the same, and how often that judge errs."""
     from klype.api.results import judged
+    from klype.examine.say import Say
 
     return Say(lang).judged(judged(found.judge, found.error_rate))
 
