@@ -18,7 +18,7 @@ import pytest
 import typer
 
 from benchmarks.__main__ import app as benchmarks_app
-from klype.cli.main import app
+from klype.cli.main import app, call
 from klype.config import schema
 from klype.runs.recipe import Recipe
 
@@ -128,6 +128,17 @@ def is_setting(key: str) -> bool:
 @pytest.mark.parametrize("page", [page for page in PAGES if name(page) not in OF_THEIR_TIME], ids=name)
 def test_commands_are_known(page: Path) -> None:
     assert [fault for line in lines(page.read_text(encoding="utf-8")) for fault in faults(line)] == []
+
+
+@pytest.mark.slow
+def test_the_ideas_can_be_seen(capsys: pytest.CaptureFixture[str]) -> None:
+    """Quick commands of the explanation pages, with the model that comes with klype."""
+    pages = [page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "explanation").glob("*[!b].md")]
+    asked = {line for text in pages for line in lines(text) if re.match(r"klype (next|ask) demo", line)}
+    assert len(asked) > 5
+    for line in asked:
+        assert call(shlex.split(line, comments=True)[1:]) in (None, 0), line
+        assert capsys.readouterr().out, line
 
 
 def test_unknown_commands_are_found() -> None:
