@@ -114,7 +114,7 @@ def test_alone_it_names_what_can_be_done_now(capsys: Captured, monkeypatch: pyte
         assert klype() == 0
         said = capsys.readouterr()
         assert said.out.startswith(begun)
-        named = ("next demo/pretrain", "chat", "studio", "run", "--help")
+        named = ("next", "chat", "studio", "run", "--help")
         assert [name for name in named if f" {name} " not in said.out] == []
         assert said.err == ""
 

@@ -121,7 +121,7 @@ def test_the_first_minute_after_an_installation(own: Path, tmp_path: Path) -> No
     assert "i hagen." in chat.stdout
     assert re.search(r"hagen +\d+%", chat.stdout)
     assert chat.stderr.startswith("Model: demo (it comes with klype).\n")
-    shown = run(klype, "next", "demo/pretrain", "Jeg gikk en tur på", cwd=tmp_path)
+    shown = run(klype, "next", "Jeg gikk en tur på", cwd=tmp_path)
     assert re.search(r"stien +█", shown.stdout), shown.stderr
     row = {"question": "Hvor er Kari?", "a": "I hagen.", "b": "Hun er i hagen."}
     (tmp_path / "pairs.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")

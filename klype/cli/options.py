@@ -120,21 +120,22 @@ def _make(kind: Any, values: dict[str, Any]) -> Any:
     return make(kind, values)
 
 
-def asked(terminal: Terminal, model: str, text: str | None) -> tuple[str, str]:
-    """MODEL and TEXT as they are meant: one argument alone is the text. Errors: it is a MODEL."""
+def asked(terminal: Terminal, model: str, text: str | None, stage: str = "") -> tuple[str, str]:
+    """MODEL and TEXT as they are meant: one argument alone is the text, for that ``stage`` of the MODEL that is taken
+    then. Errors: it is a MODEL."""
     known = located(model)
     if text is not None:
         return known, not_empty(text)
     if os.path.exists(os.path.expanduser(known)) or kind_of(known) is not PATH:
         raise UsageError(f"{model} is a model; what should it be asked?", "Write the text behind it, in quotes.")
-    return default_model(terminal), not_empty(model)
+    return default_model(terminal, stage), not_empty(model)
 
 
-def default_model(terminal: Terminal) -> str:
+def default_model(terminal: Terminal, stage: str = "") -> str:
     """The MODEL where none is named, which is told."""
     from klype.runs.folder import default_model
 
-    return default_model(terminal.lang)
+    return default_model(terminal.lang, stage=stage)
 
 
 def a_device(name: str) -> str:

@@ -100,16 +100,18 @@ def plan(recipe: str, out: Path | None, resume: bool, today: date, base: Path = 
     return folder
 
 
-def default_model(lang: str, *bases: Path) -> str:
+def default_model(lang: str, *bases: Path, stage: str = "") -> str:
     """The MODEL where none is named, which is told: the run in these folders (in ``runs``) that was written to last, of
-    those that have a finished stage; else the demo model that comes with klype."""
+    those that have a finished stage; else the demo model that comes with klype. ``stage``: of it, where it has that."""
     w, files = words(lang), (file for base in bases or (RUNS,) for file in base.glob("*/run.json"))
     for file in sorted(files, key=lambda file: file.stat().st_mtime_ns, reverse=True):
-        if any(is_whole(file.parent / stage) for stage in NEWEST_FIRST):
-            aside(w("model.newest", name=file.parent))
-            return str(file.parent)
-    aside(w("model.demo", name=DEMO))
-    return located(DEMO)
+        if any(is_whole(file.parent / name) for name in NEWEST_FIRST):
+            found = file.parent / stage if stage and is_whole(file.parent / stage) else file.parent
+            aside(w("model.newest", name=found))
+            return str(found)
+    name = f"{DEMO}/{stage}".removesuffix("/")
+    aside(w("model.demo", name=name))
+    return located(name)
 
 
 def read_run(folder: Path) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def next_command(
 
     Nothing is drawn, so --seed changes nothing.
     """
-    model, text = o.asked(terminal, model, text)
+    model, text = o.asked(terminal, model, text, "pretrain")  # the base model continues a text, beside the truth
     from klype.api.model import Model
     from klype.sources.find import is_aligned
     from klype.sources.opening import open_model
