@@ -122,7 +122,7 @@ async def long_answer(browser: Any, base: str) -> dict[str, list[float]]:
     await tab.wait_for_selector(".k-models .k-check")
     for box in await tab.locator(".k-models .k-check").all():
         await box.locator("input").set_checked((await box.inner_text()).strip() == "long")
-    await tab.locator(".k-field", has_text="Tokens at most").locator("input").focus()
+    await tab.locator(".k-field", has_text="Max tokens").locator("input").focus()
     await tab.keyboard.press("End")
     await tab.locator("textarea").first.fill("hvor gikk hun?")
     await tab.keyboard.press("Enter")

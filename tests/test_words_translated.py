@@ -153,7 +153,7 @@ ENGLISH = [
     (r"[Gg]uess(ed|ing)? ahead", "speculative decoding"),
     (r"\bat most\"", "max"),
     (r"\b[Mm]end(ed)?\b", "fix"),
-    (r"That cannot be\b", "not possible"),
+    (r"That cannot be[:.]", "not possible"),
     (r"gone on with|[Gg]o on with it\b", "resume"),
     (r"\bshare a (word|token)", "share per word"),
     (r"\bis no (address|folder|file|name|taste|reward|number)\b", "is not a"),
@@ -176,14 +176,16 @@ CHOSEN = {"nb": NORWEGIAN, "en": ENGLISH}
 
 @pytest.mark.parametrize("lang", CHOSEN)
 def test_one_term_for_each_thing(lang: str) -> None:
-    """In what a person reads: both catalogues, help, and the READMEs."""
+    """In what a person reads: both catalogues, help, errors, and the pages but for the laboratory's notes."""
     said = {f"{name}.{key}": text for name, _ in catalogues() for key, text in words(lang, name).messages.items()}
     said |= {text: text for text in help_of(spoken(app(), lang))}
     said |= {row.name: row.title[lang] + row.help.get(lang, "") for row in KNOWN.values()}
     if lang != "en":
         said |= {english: text for table in tables(lang).values() for english, text in table.items()}
-    readme = KLYPE.parent / ("README.md" if lang == "en" else f"README.{lang}.md")
-    said |= {f"{readme.name}:{i}": line for i, line in enumerate(readme.read_text(encoding="utf-8").splitlines(), 1)}
+    for page in (*KLYPE.parent.glob("README*.md"), *(KLYPE.parent / "docs").rglob("*.md")):
+        if (".nb." in page.name) == (lang == "nb") and "laboratory" not in page.parts:
+            lines = page.read_text(encoding="utf-8").splitlines()
+            said |= {f"{page.name}:{i}": line for i, line in enumerate(lines, 1)}
     wrong = [
         f"{where}: “{found[0]}”, which is {instead}"
         for where, text in said.items()
