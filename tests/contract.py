@@ -11,12 +11,19 @@ from typing_extensions import TypedDict
 
 
 def contained(figure: Known) -> Known:
-    """The interval contains the value."""
+    """The interval contains the value, and so do the bounds that allow for the judge's errors."""
     low, high = figure["low"], figure["high"]
     assert (low is None) == (high is None)
-    assert low is None or high is None or low <= figure["value"] <= high
+    for end in (figure, figure.get("bounds", {})):
+        assert end.get("low") is None or end["low"] <= figure["value"]  # type: ignore[typeddict-item]
+        assert end.get("high") is None or figure["value"] <= end["high"]  # type: ignore[typeddict-item]
     assert math.isfinite(figure["value"])
     return figure
+
+
+class Bounds(TypedDict):
+    low: float | None
+    high: float | None
 
 
 class Known(TypedDict):
@@ -28,6 +35,8 @@ class Known(TypedDict):
     unit: str
     certain: NotRequired[Literal[True]]
     judge: NotRequired[str]
+    error_rate: NotRequired[Known | Unknown]
+    bounds: NotRequired[Bounds]
     why: NotRequired[str]
     t: NotRequired[int]
     distance: NotRequired[int]
@@ -35,6 +44,7 @@ class Known(TypedDict):
 
 
 class Unknown(TypedDict):
+    __pydantic_config__ = ConfigDict(extra="ignore")  # type: ignore[misc]
     value: None
     why: str
 
