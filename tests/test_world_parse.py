@@ -5,10 +5,11 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from klype.errors import KlypeError
+from klype.errors import KlypeError, UsageError
 from klype.runs.provenance import question_in
 from klype.values import Question
 from klype.world import World
@@ -43,12 +44,22 @@ def test_a_drawn_question_parses_to_what_it_was_drawn_from(size: str, n: int) ->
         ("What is love?", "“love” (word 3)"),
         ("Kari er på skolen. Hvor er", "ends before its question"),
         ("", "ends before its question"),
+        ("Kari er på Skolen. Hvor er Kari?", "it says “skolen”"),
+        ("hvor er Kari?", "“hvor” (word 1)"),
+        ("kari er på skolen. Hvor er Kari?", "it says “Kari”"),
+        (f"Kari er på {'y' * 500}.", f"“{'y' * 39}…” (word 4)"),
     ],
 )
 def test_what_it_cannot_say_names_the_first_word_at_which_it_fails(text: str, told: str) -> None:
     with pytest.raises(KlypeError) as raised:
         World().parse(text)
-    assert told in str(raised.value)
+    assert told in f"{raised.value} {raised.value.hint}"
+
+
+@pytest.mark.parametrize("text", [None, 5, b"Hvor er Kari?", ["Hvor er Kari?"]])
+def test_what_is_no_text_is_one_sentence(text: Any) -> None:
+    with pytest.raises(UsageError, match="The text should be a string"):
+        World().parse(text)
 
 
 def test_a_question_of_ones_own_has_a_judge_and_a_meaning_in_both_languages() -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, Literal
 
-from klype.errors import KlypeError
+from klype.errors import KlypeError, UsageError
 from klype.values import Question, Verdict
 from klype.world import lexicon as lex
 from klype.world.automaton import END, EditFilter, Filter, RuleCall, State, Symbols, arcs, branches, expansions, sample
@@ -183,19 +183,28 @@ class World:
 
         Raises KlypeError that names the first word which the language cannot say there.
         """
+        if not isinstance(text, str):
+            raise UsageError(f"The text should be a string (it is of type {type(text).__name__}).")
         words = self.words_of(text)
+        starts = [Env(lang=lang, manner=CHAT, dash=False) for lang in lex.LANGUAGES]
         furthest = 0
-        for lang in lex.LANGUAGES:
-            found, read = self._read(words, Env(lang=lang, manner=CHAT, dash=False))
+        for begun in starts:
+            found, read = self._read(words, begun)
             furthest = max(furthest, read)
             if found:
                 start, env, query = min(found, key=str)
                 return self._question(env, query, self.text(words[:start]), self.text(words[start:]))
         if furthest == len(words):
             raise KlypeError("The text ends before its question does.", "End it with a question about what was told.")
+        word, before = words[furthest], words[:furthest]
+        told = word if len(word) <= 40 else f"{word[:39]}…"
+        cased = [own for own in self.words if own.casefold() == word.casefold()]
+        known = next((own for own in cased if any(self._read((*before, own), env)[1] > furthest for env in starts)), "")
         raise KlypeError(
-            f"“{words[furthest]}” (word {furthest + 1}) is not what the demo world's language could say there.",
-            "It tells up to four facts and asks about one of them.",
+            f"“{told}” (word {furthest + 1}) is not what the demo world's language could say there.",
+            f"Capital letters count: it says “{known}”."
+            if known
+            else "It tells up to four facts and asks about one of them.",
         )
 
     def _read(self, words: tuple[str, ...], env: Env) -> tuple[set[tuple[int, Env, Query]], int]:
