@@ -8,6 +8,7 @@ pairs labelled by reading.
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from functools import lru_cache
 from typing import Literal
 
 from klype.judge.judge import Judge, Ruling
-from klype.judge.lexis import LANGUAGES, NEGATION, NO, YES, language_of, words_of
+from klype.judge.lexis import LANGUAGES, NEGATION, NO, YES, language_of
 from klype.judge.text import WORD, choices_named, words
 from klype.values import Figure, Question
 
@@ -28,12 +29,31 @@ NAMES_AGREE = 2 / 3  # of the shorter claim
 EXPLANATIONS_AGREE = 0.14  # of both sentences' words
 KEPT = 256  # questions, each with what its answers claim
 READ = 4000  # characters of an answer: a claim stands at its beginning, and time grows with their square
-# "day", "uke" and the like are left out: they belong to what was asked as often as to the answer
-UNITS = words_of(
-    "km m cm mm mile miles foot feet ft inch inches mil kg g gram grams pound pounds tonn percent prosent"
-    " dollar dollars euro euros kr kroner celsius fahrenheit kelvin hour hours minute minutes second seconds"
-    " timer minutter sekunder"
-)
+# "day", "uke" and the like are left out: they belong to what was asked as often as to the answer.
+UNITS: dict[str, tuple[str, float]] = {
+    name: (quantity, size)
+    for quantity, size, names in (
+        ("length", 0.001, "mm millimetre millimetres"),
+        ("length", 0.01, "cm centimetre centimetres"),
+        ("length", 0.0254, "inch inches"),
+        ("length", 0.3048, "foot feet ft"),
+        ("length", 1, "m metre metres meter meters"),
+        ("length", 1000, "km kilometre kilometres kilometer kilometers"),
+        ("length", 1609.344, "mile miles"),
+        ("length", 10000, "mil"),
+        ("mass", 1, "g gram grams"),
+        ("mass", 453.59237, "pound pounds"),
+        ("mass", 1000, "kg kilo kilos kilogram kilograms"),
+        ("mass", 1e6, "tonn"),
+        ("duration", 1, "second seconds sekund sekunder"),
+        ("duration", 60, "minute minutes minutt minutter"),
+        ("duration", 3600, "hour hours timer"),
+        *((one.split()[0], 1, one) for one in ("percent prosent", "dollar dollars", "euro euros", "kr kroner")),
+        *((one, 1, one) for one in ("celsius", "fahrenheit", "kelvin")),
+    )
+    for name in names.split()
+}
+"""What is measured, and how much of it."""
 _NUMERAL = re.compile(r"(?<![\w.,])-?(?:\d{1,3}(?:[ \u00a0\u202f]\d{3})+|\d{1,3}(?:,\d{3})+|\d+)(?:[.,]\d+)*(?!\w)")
 _SENTENCE = re.compile(r"(?<=[.!?:])\s+|\n+")
 
@@ -72,6 +92,7 @@ class Sameness:
         self._head = spoken[:3]
         self._text = " ".join(spoken)
         self._numbers = frozenset(value for _, value in self._numerals(question))
+        self._several = len(re.findall(self._lexis.quantity, self._text)) > 1
         self._claims: dict[str, Claim] = {}
         self.kind: Kind = self._kind(question)
 
@@ -81,9 +102,15 @@ class Sameness:
         if self.kind in ("choice", "yes or no"):
             return None if one.value is None or other.value is None else one.value == other.value
         if self.kind == "number" and (one.value is not None or other.value is not None):
+            if self._several:
+                return one.beside == other.beside
+            if len(one.units) == len(other.units) == 1 and one.units != other.units and one.value and other.value:
+                (measured, size), (other_measured, other_size) = (UNITS[unit] for unit in (*one.units, *other.units))
+                if measured == other_measured:  # 5 km and 5,000 m
+                    return math.isclose(one.value * size, other.value * other_size, rel_tol=1e-6)
             if one.value != other.value:
                 return False
-            # "5 km" and "5 miles", 3 May and 7 May of one year
+            # 5 kg and 5 km, 3 May and 7 May of one year
             apart = one.units and other.units and one.units != other.units
             days = one.beside and other.beside and not one.beside & other.beside
             return None if apart else not days
@@ -116,6 +143,8 @@ class Sameness:
             said = {value for _, value in self._numerals(answer)}
             if given.value is None:
                 return None if numbers & said else False
+            if given.units and wanted.units and given.units != wanted.units:
+                return self.same(answer, reference)
             return numbers <= said if given.value in numbers else False
         sentence = self._answering(answer)
         if {"or", "eller"} & {*words(sentence)} - {*words(reference)} - {*words(self._text)}:
@@ -148,8 +177,10 @@ class Sameness:
                 value = self._number(answer)
                 if value is not None:
                     dated = bool(re.search(self._lexis.year, self._text))
-                    beside = {number for _, number in self._numerals(answer) if number < 1000} if dated else set()
-                    return Claim(value, units=UNITS & {*words(answer)} - {*words(self._text)}, beside=frozenset(beside))
+                    said = {number for _, number in self._numerals(answer)}
+                    beside = said if self._several else {number for number in said if number < 1000} if dated else set()
+                    units = UNITS.keys() & {*words(answer)} - {*words(self._text)}
+                    return Claim(value, units=frozenset(units), beside=frozenset(beside))
         sentence = self._answering(answer)
         return Claim(
             words=tuple(dict.fromkeys(word.stem for word in self._core(sentence))),
@@ -304,9 +335,14 @@ class Sameness:
     def _first_clause(self, text: str) -> list[Word]:
         """The content words up to the first clause that no longer answers."""
         ends = "|".join(sorted(self._lexis.clause))
+        again = "|".join(sorted(map(re.escape, self._content)))  # ", capital of …": who or what it is besides
         for match in re.finditer(
-            rf"[.!?;](?:\s|$)|\n|\(|,? \b(?:{ends})\b|, (?:and|their|in|with|the|known|made)\b", text
+            rf"[.!?;](?:\s|$)|\n|\(|,? \b(?:{ends})\b|, (?:and|their|in|with|the|known|made)\b"
+            + (rf"|, (?:(?i:{again}))" if again else ""),
+            text,
         ):
+            if match.group().strip(" ,") in ("and", "og") and "," in text[: match.start()]:
+                continue  # the last of several things
             if words_before := self._new(text[: match.start()]):
                 return words_before
         return self._new(text)
