@@ -100,21 +100,28 @@ def meaning(
     pairs: Annotated[
         list[Path] | None, Option("A file of labelled pairs or clusters besides. May be repeated.")
     ] = None,
+    judge: Annotated[list[str] | None, Option("Another judge besides, as for klype judge. May be repeated.")] = None,
 ) -> None:
     """How often the judges of sameness agree with a reader."""
-    from benchmarks.meaning import run
+    from importlib.util import find_spec
 
-    document = run(pairs or ())
+    from benchmarks.meaning import SHARES, run
+    from klype.api.judging import open_judge
+
+    names = [*(["minilm"] if find_spec("all_minilm_l6_v2") else []), *(judge or [])]
+    document = run(pairs or (), [other for name in dict.fromkeys(names) if (other := open_judge(name)) is not None])
     if not terminal.as_json:
         for row in document["rows"]:
             counts = f"{row['same']} of {row['pairs']} pairs the same"
-            line = f"{row['language']}  {row['kind']:12} F1 {_ends(row['f1'])}  {counts}  {row['judge']}"
+            shares = ", ".join(f"{name} {_ends(row[key])}" for name, key in SHARES.items())
+            line = f"{row['language']}  {row['kind']:12} {shares}  {counts}  {row['judge']}"
             terminal.console.print(line, markup=False, highlight=False)
         for row in document["clusters"]:
             line = f"{row['language']}  clusters     adjusted Rand {_ends(row['ari'])}  {row['judge']}"
             terminal.console.print(line, markup=False, highlight=False)
         for row in document["right"]:
             line = f"{row['language']}  references   decided {_ends(row['decided'])}, wrongly {_ends(row['wrongly'])}"
+            line += f"  {row['judge']}"
             terminal.console.print(line, markup=False, highlight=False)
     terminal.document(document)
 

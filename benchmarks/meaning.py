@@ -25,6 +25,7 @@ from klype.judge.same import Rules
 from klype.judge.text import normalise
 from klype.values import Figure, Question
 
+SHARES = {"precision": "precision", "recall": "recall", "F1": "f1", "accuracy": "accuracy"}
 LABELLED = Path(__file__).parent / "meaning.jsonl"
 
 
@@ -47,11 +48,11 @@ class IdenticalWords(Judge):
         return normalise(a) == normalise(b)
 
 
-def run(more: Sequence[Path] = ()) -> dict[str, Any]:
+def run(more: Sequence[Path] = (), others: Sequence[Judge] = ()) -> dict[str, Any]:
     """Every judge on every file: pairs (``{"question", "a", "b", "same"}``) or answers with clusters."""
     rows = [json.loads(line) for file in (LABELLED, *more) for line in file.read_text(encoding="utf-8").splitlines()]
     pairs = [pair for row in rows for pair in pairs_of(row)]
-    judges = (Rules(), IdenticalWords())
+    judges = (Rules(), IdenticalWords(), *others)
     judged: list[dict[str, Any]] = []
     for judge in judges:
         for lang in sorted({pair.lang for pair in pairs}):

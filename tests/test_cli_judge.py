@@ -14,6 +14,7 @@ from klype.api.judging import judged, open_judge
 from klype.cli import guard
 from klype.cli.main import call
 from klype.errors import UsageError
+from klype.judge.embedding import minilm
 from klype.judge.judge import Judge
 from klype.judge.same import Rules
 from klype.values import Question
@@ -65,16 +66,18 @@ def test_a_judge_of_ones_own_rules_on_pairs_and_references() -> None:
 
 @pytest.mark.slow
 def test_the_error_that_is_told_is_what_the_benchmark_prints() -> None:
-    document, rules = meaning.run(), Rules()
+    judges: list[Judge] = [Rules(), *([minilm()] if find_spec("all_minilm_l6_v2") else [])]
+    document = meaning.run(others=judges[1:])
     pairs = [row for row in document["rows"] if row["kind"] == "all"]
-    for kind, rows in (("same", pairs), ("right", document["right"])):
-        for row in (row for row in rows if row["judge"] == rules.name):
-            told, printed = rules.error_rate(kind, row["language"]), row["wrongly"]  # type: ignore[arg-type]
-            assert told is not None
-            assert (told.value, told.low, told.high) == pytest.approx(
-                (printed["value"], printed["low"], printed["high"]), abs=1e-4
-            )
-            assert (told.n, told.unit) == (printed["n"], printed["unit"])
+    for judge in judges:
+        for kind, rows in (("same", pairs), ("right", document["right"])):
+            for row in (row for row in rows if row["judge"] == judge.name):
+                told, printed = judge.error_rate(kind, row["language"]), row["wrongly"]  # type: ignore[arg-type]
+                assert told is not None
+                assert (told.value, told.low, told.high) == pytest.approx(
+                    (printed["value"], printed["low"], printed["high"]), abs=1e-4
+                )
+                assert (told.n, told.unit, told.judge) == (printed["n"], printed["unit"], judge.name)
 
 
 def test_same_is_public_and_says_who_judged() -> None:
