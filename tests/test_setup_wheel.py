@@ -113,31 +113,26 @@ def test_the_wheel_works_in_an_environment_of_its_own(own: Path, tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_the_first_minute_after_an_installation(own: Path, tmp_path: Path) -> None:
-    """What klype names when it is called alone, with the model that comes along."""
-    klype = own / "klype"
-    chat = run(klype, "chat", cwd=tmp_path, typed="Kari er i hagen. Hvor er Kari?\n/probs\n/quit\n")
+def test_the_first_minute_after_an_installation(own: Path, home: Path, tmp_path: Path) -> None:
+    """What klype names when it is called alone, with the model that comes along; without a compiler, too."""
+    klype, compiled = own / "klype", {"KLYPE_HOME": str(home / "own")}
+    plain = {"KLYPE_HOME": str(home / "plain"), "PATH": str(own)}
+    typed = "Kari er i hagen. Hvor er Kari?\n/probs\n/quit\n"
+    chat = run(klype, "chat", "--temperature", "0", cwd=tmp_path, typed=typed, **compiled)
     assert (chat.returncode, "Traceback" in chat.stderr) == (0, False), chat.stderr
-    assert "i hagen." in chat.stdout
+    assert "Gjerne! Kari er i hagen.\n" in chat.stdout
     assert re.search(r"hagen +\d+%", chat.stdout)
     assert chat.stderr.startswith("Model: demo (it comes with klype).\n")
-    shown = run(klype, "next", "Jeg gikk en tur på", cwd=tmp_path)
+    asked = run(klype, "ask", "Kari er i hagen. Hvor er Kari?", "--temperature", "0", "--json", cwd=tmp_path, **plain)
+    assert json.loads(asked.stdout)["answer"] == "Gjerne! Kari er i hagen."
+    assert any(home.glob("own/cache/*.so"))
+    assert not any(home.glob("plain/cache/*.so"))
+    shown = run(klype, "next", "Jeg gikk en tur på", cwd=tmp_path, **plain)
     assert re.search(r"stien +█", shown.stdout), shown.stderr
     row = {"question": "Hvor er Kari?", "a": "I hagen.", "b": "Hun er i hagen."}
     (tmp_path / "pairs.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
-    judged = run(klype, "judge", "pairs.jsonl", "--json", cwd=tmp_path)
+    judged = run(klype, "judge", "pairs.jsonl", "--json", cwd=tmp_path, **plain)
     assert json.loads(judged.stdout)["rows"][0]["same"] is True
-
-
-@pytest.mark.slow
-def test_without_a_compiler_it_answers_the_same(own: Path, tmp_path: Path) -> None:
-    answers = []
-    for name, path in (("compiled", os.environ["PATH"]), ("plain", str(own))):
-        argv = ("ask", "Kari er i hagen. Hvor er Kari?", "--temperature", "0", "--json")
-        told = run(own / "klype", *argv, cwd=tmp_path, KLYPE_HOME=str(tmp_path / name), PATH=path)
-        answers.append(json.loads(told.stdout)["answer"])
-        assert ("Compiling" in told.stderr) == (name == "compiled") == any((tmp_path / name).glob("cache/*.so"))
-    assert answers[0] == answers[1] == "Gjerne! Kari er i hagen."
 
 
 @pytest.mark.slow

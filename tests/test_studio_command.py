@@ -50,7 +50,7 @@ def test_a_run_is_opened_with_all_its_stages(run: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "why"),
     [(["--host", "0.0.0.0"], "other machines"), (["/nowhere"], "no model"), (["--port", "70000"], "0 to 65535"),
-     (["--key-file", "/nowhere"], "cannot be read"), (["--runs", "/dev/null"], "no folder")],
+     (["--key-file", "/nowhere"], "cannot be read"), (["--runs", "/dev/null"], "not a folder")],
 )  # fmt: skip
 def test_what_it_refuses(words: list[str], why: str) -> None:
     port = [] if "--port" in words else ["--port", "0"]
