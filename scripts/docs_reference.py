@@ -12,12 +12,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import typer
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import klype  # noqa: E402
+from klype.cli.help import spoken  # noqa: E402
 from klype.cli.main import app  # noqa: E402
 from klype.config import schema  # noqa: E402
 from klype.examine import measures  # noqa: E402
@@ -80,11 +79,9 @@ def commands(lang: str) -> str:
     }[lang]
     title, takes, options, *head = words
     parts = [f"# {title}\n\n{EDITED[lang]}"]
-    if lang == "nb":
-        parts[0] += " Hjelpen i terminalen er på engelsk; svar og rapporter kan være på norsk (`--lang nb`)."
-    for name, command in leaves(typer.main.get_command(app()), "klype"):
+    for name, command in leaves(spoken(app(), lang), "klype"):
         arguments = [one for one in command.params if one.param_type_name == "argument"]
-        usage = " ".join([name, *(_argument(one) for one in arguments), "[OPTIONS]"])
+        usage = " ".join([name, *(_argument(one) for one in arguments), command.options_metavar])
         parts.append(f"## {name}\n\n{html.escape(inspect.cleandoc(command.help or ''), quote=False)}\n\n`{usage}`")
         if arguments:
             rows = [[f"`{one.name.upper()}`", cell(default_of(one)), cell(one.help or "")] for one in arguments]

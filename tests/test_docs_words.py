@@ -187,13 +187,15 @@ def misspelled(text: str, dictionaries: Iterable[str], own: Path) -> set[str]:
 
 
 def said(norwegian: bool) -> str:
-    """All prose in a language: pages, catalogues, and (in English) the help of every command."""
-    files = [*PAGES, *sorted((ROOT / "klype" / "words").glob("*.toml"))]
-    parts = [] if norwegian else [docs_reference.commands("en")]
-    for file in files:
+    """All prose in a language: pages, catalogues, sentences of the code (keys in English), and every command's help."""
+    words = ROOT / "klype" / "words"
+    parts = [docs_reference.commands("nb" if norwegian else "en")]
+    for file in [*PAGES, *sorted(words.glob("*.toml"))]:
         if bool(NORWEGIAN.search(file.name)) == norwegian and file.name != "glossary.md":
             text = file.read_text(encoding="utf-8")
             parts.append(text if file.suffix == ".md" else "\n".join(texts(tomllib.loads(text))))
+    for table in tomllib.loads((words / "sentences" / "nb.toml").read_text(encoding="utf-8")).values():
+        parts += table.values() if norwegian else table
     return "\n\n".join(parts)
 
 
