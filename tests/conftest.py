@@ -31,7 +31,7 @@ DEAR = {
     "test_experiments_bias": {"ran"},
     "test_experiments_mistakes": {"ran"},
     "test_bench_align": {"given"},
-    "test_studio_browser": {"base", "browser", "axe"},
+    "test_studio_browser": {"base", "empty", "browser", "axe"},
     "test_report_browser": {"browser", "folders"},
     "test_studio_app": {"place"},
 }

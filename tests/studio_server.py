@@ -129,14 +129,19 @@ def ranked_and_trained(home: Path) -> None:
     board().write(home / "targets" / "toy")
 
 
-def main() -> None:
-    set_threads(1)
-    home = Path(sys.argv[1])
-    (home / "run").mkdir()
-    ranked_and_trained(home)
+def shown(home: Path) -> list[SharedModel]:
     toy = model("toy/align", 3)
     toy.address = str(run_folder(home / "run"))
-    models = [scripted("hostile", HOSTILE), scripted("short", HOSTILE[:-1]), scripted("long", LONG), toy]
+    return [scripted("hostile", HOSTILE), scripted("short", HOSTILE[:-1]), scripted("long", LONG), toy]
+
+
+def main() -> None:
+    set_threads(1)
+    home, empty = Path(sys.argv[1]), len(sys.argv) > 2
+    if not empty:
+        (home / "run").mkdir()
+        ranked_and_trained(home)
+    models = [] if empty else shown(home)
     studio = Studio(models, home, [sys.executable, "-m", "klype"], opens=True)
     socket, rules = listen("127.0.0.1", 0), Rules()
     running = server(app(studio, rules), rules, grace=2)

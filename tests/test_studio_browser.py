@@ -8,6 +8,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,10 @@ LOCALES = {"nb": "nb-NO", "en": "en-GB"}
 KINDS = [(lang, width, theme) for lang in LOCALES for width in (390, 1440) for theme in ("light", "dark")]
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """One server for all."""
-    home = tmp_path_factory.mktemp("studio")
+@contextmanager
+def served(home: Path, *more: str) -> Iterator[str]:
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.studio_server", str(home)],
+        [sys.executable, "-m", "tests.studio_server", str(home), *more],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
@@ -43,6 +42,20 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     yield process.stdout.readline().strip()
     process.terminate()
     assert process.wait(20) in (0, -15)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """One server for all."""
+    with served(tmp_path_factory.mktemp("studio")) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A studio without a model or a run."""
+    with served(tmp_path_factory.mktemp("studio"), "empty") as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
@@ -222,6 +235,25 @@ def test_the_message_is_a_few_keys_away(browser: Any, base: str, route: str) -> 
             break
     else:
         raise AssertionError("the message is more than eight keys away")
+    visitor.end()
+
+
+@pytest.mark.parametrize(("lang", "width", "theme"), [KINDS[0], KINDS[-1]])
+def test_every_page_without_anything(browser: Any, empty: str, axe: str, lang: str, width: int, theme: str) -> None:
+    visitor = Visitor(browser, empty, lang, width, theme)
+    for one in PAGES:
+        page = visitor.go(one.route)
+        page.wait_for_timeout(300)
+        assert page.inner_text("h1") == visitor.w(one.name, "heading")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert "klype run" not in page.inner_text("main")
+        assert serious(page, axe) == []
+    page = visitor.go("/")
+    page.get_by_label(visitor.w("frame", "open_what"), exact=True).fill("/nowhere")
+    page.keyboard.press("Enter")
+    page.get_by_text("There is no model /nowhere.").wait_for(timeout=60_000)
+    page.get_by_role("link", name=visitor.w("frame", "train_one")).click()
+    page.locator("#start button.strong").wait_for()
     visitor.end()
 
 
