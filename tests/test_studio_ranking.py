@@ -121,6 +121,23 @@ def test_one_is_asked_again_after_some_time_with_the_same_answers(tmp_path: Path
     desk.close()
 
 
+def test_who_sits_down_after_another_finds_no_half_made_order_of_theirs(place: RankingStore) -> None:
+    drafts: dict[str, set[str]] = {}
+    for name in ("Kari", "Ola"):
+        desk = AnnotatorSession.at(place.open(), name, name)
+        drafts[name] = set()
+        while (turn := desk.next()) is not None:
+            drafts[name].add(turn.draft)
+            desk.say(turn.number, "order", first(desk))
+            again = desk.undo()
+            assert again is not None
+            assert again.draft == turn.draft  # what is taken back lies there as it was
+            desk.say(again.number, "order", first(desk))
+        desk.close()
+    assert len(drafts["Kari"]) == len(drafts["Ola"]) > 3
+    assert drafts["Kari"].isdisjoint(drafts["Ola"])
+
+
 def test_what_is_undone_lies_there_again_and_can_be_kept_anew(place: RankingStore) -> None:
     desk = AnnotatorSession.at(place.open(), "Kari", "tab")
     assert desk.undo() is None
@@ -538,7 +555,7 @@ class TestBrowsers:
                     while keep(page):
                         acknowledged[name] += 1
                 for page in (kari, ola):
-                    assert "7 of 7" in page.locator(".r-progress").inner_text()
+                    page.locator(".r-progress", has_text="7 of 7").wait_for(timeout=20_000)
                     assert not [c for c in page.complaints if "ERR_CONNECTION" not in c and "WebSocket" not in c]
                     assert page.evaluate("window.hacked") is None
         with open_store(tmp_path / "runs" / "toy" / "rank") as store:

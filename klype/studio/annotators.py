@@ -96,17 +96,14 @@ EVERYBODY = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class RankingTask:
-    """What lies on the desk: a question, and its answers in the order shown. ``number`` tells turns apart."""
+    """What lies on the desk: a question, and its answers in the order shown. ``number`` tells turns apart; ``draft``
+    names what is half done in the browser, where others may sit after this annotator."""
 
     number: int
     asked: RankingItem
     again: bool
     began: float
-
-    @property
-    def draft(self) -> str:
-        """Names what is half done in the browser."""
-        return f"{self.asked.id}{'+' if self.again else ''}"
+    draft: str
 
 
 @dataclass
@@ -210,7 +207,8 @@ class AnnotatorSession:
 
     def _lay(self, asked: RankingItem, again: bool) -> RankingTask:
         self.turns += 1
-        self.task = RankingTask(self.turns, asked, again, time.monotonic())
+        draft = f"{asked.id}{'+' if again else ''}-{hashlib.sha256(self.name.encode()).hexdigest()[:12]}"
+        self.task = RankingTask(self.turns, asked, again, time.monotonic(), draft)
         return self.task
 
     def _recount(self) -> None:

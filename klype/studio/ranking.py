@@ -113,7 +113,8 @@ class RankingPage:
         """A browser that has been here: its name is there already, and in the same tab the work goes on at once."""
         self.sitting = re.sub(r"[^0-9a-zA-Z-]", "", str(sent.get("sitting", "")))[:64]
         who = str(sent.get("who", ""))
-        self.name.set(str(sent.get("name", "") or who)[:NAME_MOST])
+        if name := str(sent.get("name", "") or who)[:NAME_MOST]:  # else what is being typed stays
+            self.name.set(name)
         if who and self.session is None:
             self.name.set(who)
             await self.enter(quietly=True)
