@@ -114,7 +114,15 @@ class PaddedBatches:
     def __next__(self) -> Batch:
         number, at = divmod(self._position, self._settings.batches)
         if self._pool is None or self._pool[0] != number:
-            self._pool = (number, self._make_pool(number))
+            if not self._background:
+                self._pool = (number, pool(self._sample, number, self._settings))
+            else:
+                if self._process is None or self._process[0] != number:
+                    self.close()
+                    self._process = (number, PoolProcess(self._sample.sample, number, self._settings))
+                process = self._process[1]
+                self._process = (number + 1, process)
+                self._pool = (number, process.get())
         self._position += 1
         return _batch(self._pool[1][at], {})
 
@@ -140,16 +148,6 @@ class PaddedBatches:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _make_pool(self, number: int) -> list[Arrays]:
-        if not self._background:
-            return pool(self._sample, number, self._settings)
-        if self._process is None or self._process[0] != number:
-            self.close()
-            self._process = (number, PoolProcess(self._sample.sample, number, self._settings))
-        process = self._process[1]
-        self._process = (number + 1, process)
-        return process.get()
 
 
 @dataclass(frozen=True, slots=True)

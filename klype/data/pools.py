@@ -70,24 +70,19 @@ class PoolSettings:
 def make_pool(sample: Sample, number: int, settings: PoolSettings) -> list[Arrays]:
     """The batches of one pool, in a seeded order."""
     assert settings.batches % settings.pieces == 0
-    examples = [sample(i) for i in _indices(number, settings)]
+    turn, place = divmod(number % (BLOCK * settings.passes), BLOCK)
+    first, indices = settings.block(number), range(place * settings.size, (place + 1) * settings.size)
+    if turn == 0:  # at the first pass in their order, later in a seeded one
+        examples = [sample(first + i) for i in indices]
+    else:
+        repeated = Permutation(BLOCK * settings.size, mix(settings.seed, first, turn))
+        examples = [sample(first + repeated(i)) for i in indices]
     examples.sort(key=lambda example: len(example[0]))  # stable: ties stay in their order
     steps = settings.batches // settings.pieces
     order = Permutation(steps, settings.seed * 1_000_003 + number)
     together = settings.rows * settings.pieces
     groups = [examples[order(s) * together : (order(s) + 1) * together] for s in range(steps)]
     return [padded(group[piece :: settings.pieces], settings) for group in groups for piece in range(settings.pieces)]
-
-
-def _indices(number: int, settings: PoolSettings) -> list[int]:
-    """Which examples pool ``number`` holds: at the first pass in their order, later in a seeded one."""
-    turn, place = divmod(number % (BLOCK * settings.passes), BLOCK)
-    first, size = settings.block(number), settings.size
-    places = range(place * size, (place + 1) * size)
-    if turn == 0:
-        return [first + i for i in places]
-    order = Permutation(BLOCK * size, mix(settings.seed, first, turn))
-    return [first + order(i) for i in places]
 
 
 class ExampleCache:
@@ -137,7 +132,7 @@ class PoolProcess:
         context = multiprocessing.get_context("spawn")  # forking a process with threads may deadlock
         self._queue: Any = context.Queue(maxsize=ahead)
         self._process = context.Process(
-            target=_work, args=(self._queue, sample, first, settings, os.getpid()), daemon=True
+            target=make_pools, args=(self._queue, sample, first, settings, os.getpid()), daemon=True
         )
         with alone():
             self._process.start()
@@ -167,7 +162,8 @@ class PoolProcess:
         self._queue.cancel_join_thread()
 
 
-def _work(out: Any, sample: Sample, first: int, settings: PoolSettings, parent: int) -> None:
+def make_pools(out: Any, sample: Sample, first: int, settings: PoolSettings, parent: int) -> None:
+    """The job of the process: pools from ``first`` on, or at last what went wrong, as text."""
     end_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process
     number, kept = first, ExampleCache(sample)

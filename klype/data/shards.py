@@ -68,7 +68,12 @@ class Documents:
     @staticmethod
     def open(folder: Path, verify: bool = True) -> Documents:
         """Memory-mapped. ``verify`` reads every file once and compares its hash. KlypeError for a damaged one."""
-        about = _about(folder)
+        try:
+            about = parsed((folder / ABOUT).read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise KlypeError(f"{folder} holds no finished shards.", "Delete the folder and make it again.") from error
+        except ValueError as error:
+            raise KlypeError(f"{folder / ABOUT} is damaged.", "Delete the folder and make it again.") from error
         parts, ends, firsts = [], [], [0]
         for shard in about["shards"]:
             for name, digest in shard["sha256"].items():
@@ -151,15 +156,6 @@ def tokenize(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[list[int]]:
             batch, characters = [], 0
     if batch:
         yield from tokenizer.encode_documents(batch)
-
-
-def _about(folder: Path) -> Any:
-    try:
-        return parsed((folder / ABOUT).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise KlypeError(f"{folder} holds no finished shards.", "Delete the folder and make it again.") from error
-    except ValueError as error:
-        raise KlypeError(f"{folder / ABOUT} is damaged.", "Delete the folder and make it again.") from error
 
 
 def _mapped(file: Path, dtype: str) -> npt.NDArray[Any]:

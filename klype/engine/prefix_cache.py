@@ -200,8 +200,14 @@ class PrefixCache:
             order = sorted(range(len(batch)), key=numbered([store for store, _, _ in starts]).__getitem__)
             batch, starts = [batch[i] for i in order], [starts[i] for i in order]
             for _, group in groupby(starts, key=lambda start: id(start[0])):
-                store, slots, lengths = _living(list(group))
-                cache.append(store or self.model.new_cache(1).to_shared(), slots, lengths)
+                alike = list(group)
+                start, slots, lengths = alike[0][0], [slot for _, slot, _ in alike], [length for *_, length in alike]
+                if start is None:
+                    start = self.model.new_cache(1).to_shared()
+                elif len(used := np.unique(slots)) < len(start.lengths):
+                    # only what is read is kept: attention goes over all that a store holds
+                    start, slots = start.take(used), np.searchsorted(used, slots).tolist()
+                cache.append(start, slots, lengths)
         else:
             cache = self.model.new_cache(len(batch))
         begin = np.array([length for _, _, length in starts])
@@ -249,14 +255,3 @@ def by_store(places: Sequence[CachedPrefix]) -> list[int]:
     """Indices that bring prompts of one store together, by slot."""
     number = numbered([place.store for place in places])
     return sorted(range(len(places)), key=lambda i: (number[i], places[i].slot))
-
-
-def _living(starts: Sequence[tuple[SharedKV | None, int, int]]) -> tuple[SharedKV | None, list[int], list[int]]:
-    """Slots and lengths on one store, of which only what is read is kept: attention goes over all that it holds."""
-    store, lengths = starts[0][0], [length for _, _, length in starts]
-    if store is None:
-        return None, [0] * len(starts), lengths
-    slots, renamed = np.unique([slot for _, slot, _ in starts], return_inverse=True)
-    if len(slots) < len(store.lengths):
-        return store.take(slots), renamed.tolist(), lengths
-    return store, [slot for _, slot, _ in starts], lengths

@@ -176,6 +176,11 @@ class Rows:
     def append(self, job: QueuedRequest, lines: Indices) -> None:
         """Add the job's next samples, one for each line of the records."""
         request, count = job.request, len(lines)
+        if request.sampling not in self.samplings:
+            if len(self.samplings) >= KINDS:
+                used, self.which = np.unique(self.which, return_inverse=True)
+                self.samplings = [self.samplings[kind] for kind in used]
+            self.samplings.append(request.sampling)
         jobs = np.empty(count, object)
         jobs[:] = job
         stop = np.full((count, max(self.stop.shape[1], len(request.stop))), -1, np.int64)
@@ -188,7 +193,7 @@ class Rows:
             "offsets": np.full(count, len(request.prompt)),
             "counts": np.zeros(count, np.int64),
             "max_new_tokens": np.full(count, job.max_new_tokens),
-            "which": np.full(count, self._kind(request.sampling)),
+            "which": np.full(count, self.samplings.index(request.sampling)),
             "lines": lines,
             "special": np.full(count, bool(request.top or request.stop_texts)),
             "stop": stop,
@@ -203,12 +208,3 @@ class Rows:
         for entry in fields(self):
             if entry.name != "samplings":
                 setattr(self, entry.name, getattr(self, entry.name)[order])
-
-    def _kind(self, sampling: Sampling) -> int:
-        if sampling in self.samplings:
-            return self.samplings.index(sampling)
-        if len(self.samplings) >= KINDS:
-            used, self.which = np.unique(self.which, return_inverse=True)
-            self.samplings = [self.samplings[kind] for kind in used]
-        self.samplings.append(sampling)
-        return len(self.samplings) - 1

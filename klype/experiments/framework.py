@@ -312,7 +312,7 @@ class Experiment(Generic[B]):
             for count, seed in left:
                 corpus, place = drawn[seed].result().first(count), self._place(folder, count, seed)
                 cell = self.cell(corpus, test, plan.settings, count, seed, place, compiled, source.beginning)
-                running.append(pool.submit(_run, cell, plan.arms))
+                running.append(pool.submit(run_cell, cell, plan.arms))
             follow(running, look)
         return look(done=True)
 
@@ -349,7 +349,7 @@ class ResultFiles:
 def side_by_side(workers: int) -> Iterator[ProcessPoolExecutor]:
     """Processes for the cells. KlypeError when one of them ends unasked; what has not begun is then left out."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_alone, initargs=(os.getpid(),)) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=start_process, initargs=(os.getpid(),)) as pool:
         try:
             yield pool
         except BrokenProcessPool:
@@ -375,14 +375,16 @@ def follow(running: Iterable[Future[Any]], look: Callable[[], object]) -> None:
 # in the processes
 
 
-def _alone(parent: int) -> None:
+def start_process(parent: int) -> None:
+    """A cell's process ends with its parent, and computes on one core."""
     end_with(parent)
     thread_policy()
     memory_policy()
     set_threads(1)
 
 
-def _run(cell: Cell, names: Sequence[str]) -> None:
+def run_cell(cell: Cell, names: Sequence[str]) -> None:
+    """A cell, from which only the results stay."""
     cell.folder.mkdir(parents=True, exist_ok=True)
     cell.run(names)
     for file in cell.folder.rglob("*.safetensors"):  # they were kept for resuming within the cell

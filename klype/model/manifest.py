@@ -36,7 +36,16 @@ def put(folder: Path, write: Callable[[Path], None]) -> None:
             clear(place)
         with draft_folder(folder.name, folder if beside else folder.parent) as draft:
             write(draft)
-            _write_manifest(draft)
+            hashes = {}
+            for file in sorted(draft.iterdir()):
+                with open(file, "rb+") as stream:
+                    os.fsync(stream.fileno())
+                hashes[file.name] = hash_file(file)
+            with open(draft / MANIFEST, "wb") as out:
+                out.write(_text(hashes))
+                out.flush()
+                os.fsync(out.fileno())
+            sync_folder(draft)
             if beside:
                 os.rename(draft, folder / _ARRIVED)
                 sync_folder(folder)
@@ -94,19 +103,6 @@ def verify(folder: Path) -> None:
                 f"{folder / name} is damaged: its hash is not the one in {MANIFEST}.",
                 "Use an earlier checkpoint, or save it again.",
             )
-
-
-def _write_manifest(folder: Path) -> None:
-    hashes = {}
-    for file in sorted(folder.iterdir()):
-        with open(file, "rb+") as stream:
-            os.fsync(stream.fileno())
-        hashes[file.name] = hash_file(file)
-    with open(folder / MANIFEST, "wb") as out:
-        out.write(_text(hashes))
-        out.flush()
-        os.fsync(out.fileno())
-    sync_folder(folder)
 
 
 def _text(hashes: dict[str, str]) -> bytes:

@@ -92,12 +92,16 @@ def render(template: str, variables: dict[str, Any], today: date | None = None) 
 
     Raises KlypeError when the template is wrong, refuses these messages or asks for too much.
     """
+
+    def refuse(message: str) -> None:
+        raise KlypeError(f"The chat template refuses these messages: {message[:SHOWN]}", _HINT)
+
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
     )
     environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
     environment.globals = {"range": environment.globals["range"], "namespace": environment.globals["namespace"]}
-    environment.globals |= {"dict": dict, "raise_exception": _refuse}
+    environment.globals |= {"dict": dict, "raise_exception": refuse}
     if today is not None:
         environment.globals["strftime_now"] = today.strftime
     try:
@@ -135,10 +139,6 @@ def render_job(job: dict[str, Any]) -> str:
 
 
 _HINT = "Use --raw to go without it."
-
-
-def _refuse(message: str) -> None:
-    raise KlypeError(f"The chat template refuses these messages: {message[:SHOWN]}", _HINT)
 
 
 class _Generation(Extension):

@@ -59,8 +59,15 @@ def write_state(folder: Path, state: State) -> Path:
         MODEL: save(_contiguous(state.model)),
         ABOUT: json.dumps({"step": state.step, **state.about}).encode(),
     }
+
+    def begin() -> None:
+        if parallel.is_first():  # which also clears away what whoever was killed while saving has left
+            for abandoned in draft.parent.glob(f".step-*{durable.DRAFT}"):
+                shutil.rmtree(abandoned, ignore_errors=True)
+            draft.mkdir(parents=True)
+
     try:
-        parallel.together(partial(_begin, draft))
+        parallel.together(begin)
         sharded: dict[str, str] = {}
         if parallel.ranks() == 1:
             files[OPTIMIZER] = save(_contiguous(state.optimizer))
@@ -125,14 +132,6 @@ def states(folder: Path) -> list[Path]:
 
 class _TornError(Exception):
     """A state that is not what its manifest says."""
-
-
-def _begin(draft: Path) -> None:
-    """Also clears away what whoever was killed while saving has left."""
-    if parallel.is_first():
-        for abandoned in draft.parent.glob(f".step-*{durable.DRAFT}"):
-            shutil.rmtree(abandoned, ignore_errors=True)
-        draft.mkdir(parents=True)
 
 
 def _finish(draft: Path, place: Path, files: dict[str, bytes], sharded: dict[str, str]) -> None:

@@ -170,10 +170,10 @@ class Filter:
             self.readings = _normalised(out)
         else:
             self.slips += 1
-            self.readings = _normalised(self._replay())
+            self.readings = _normalised(self._fewest_slips())
         return before
 
-    def _replay(self) -> dict[State, float]:
+    def _fewest_slips(self) -> dict[State, float]:
         """Read the prefix anew, keeping readings by number of slips, with as many slips as it takes."""
         words = tuple(self._prefix)
         while True:

@@ -43,7 +43,7 @@ def w(lang: str, nb: str, en: str) -> Symbols:
     return words(phrases.pick(lang, nb, en))
 
 
-def _subjects(fact: Fact, story: Story) -> list[tuple[float, Content]]:
+def subjects(fact: Fact, story: Story) -> list[tuple[float, Content]]:
     """Who it is true of: any one of them, or all in the order of the story."""
     same = [f[1] for f in story if f[0] == fact[0] and f[2] == fact[2] and (f[0] != "did" or f[3] == fact[3])]
     found = tuple(dict.fromkeys(same))
@@ -61,16 +61,16 @@ def _who_domain(names: Callable[[Lexicon], tuple[str, ...]]) -> Callable[[Fact, 
     return domain
 
 
-def _persons(lang: str, names: tuple[str, ...]) -> Symbols:
+def persons(lang: str, names: tuple[str, ...]) -> Symbols:
     return phrases.listed(lang, [(name,) for name in names])
 
 
-def _agents(lang: str, names: tuple[str, ...]) -> Symbols:
+def agents(lang: str, names: tuple[str, ...]) -> Symbols:
     return phrases.listed(lang, [phrases.agent(lang, name) for name in names])
 
 
-def _who_clause(lang: str, fact: Fact, names: tuple[str, ...]) -> Symbols:
-    subject = _agents(lang, names) if fact[0] == "did" else _persons(lang, names)
+def who_clause(lang: str, fact: Fact, names: tuple[str, ...]) -> Symbols:
+    subject = agents(lang, names) if fact[0] == "did" else persons(lang, names)
     return phrases.clause(lang, fact, subject, len(names), where=False)
 
 
@@ -78,15 +78,15 @@ def _one(value: Callable[[Fact], Content]) -> Callable[[Fact, Story], list[tuple
     return lambda fact, story: [(1.0, value(fact))]
 
 
-def _yes_no(fact: Fact, story: Story) -> list[tuple[float, Content]]:
+def yes_no(fact: Fact, story: Story) -> list[tuple[float, Content]]:
     """Yes, or no with what is true instead."""
     if fact in story or any(f[:4] == fact[:4] for f in story if f[0] == "did"):
         return [(1.0, ("yes", fact))]
     return [(1.0, ("no", next(f for f in story if f[:2] == fact[:2])))]
 
 
-def _yes_no_domain(fact: Fact, story: Story, lexicon: Lexicon) -> list[Content]:
-    true = _yes_no(fact, story)[0][1]
+def yes_no_domain(fact: Fact, story: Story, lexicon: Lexicon) -> list[Content]:
+    true = yes_no(fact, story)[0][1]
     instead = [f for f in story if f[0] == fact[0]] if true[0] == "no" else []
     moved = {tuple([fact[0], fact[1], *f[2:]]) for f in instead}
     return (
@@ -96,17 +96,17 @@ def _yes_no_domain(fact: Fact, story: Story, lexicon: Lexicon) -> list[Content]:
     )
 
 
-def _yes_no_bare(lang: str, fact: Fact, content: Content) -> Symbols:
+def yes_no_bare(lang: str, fact: Fact, content: Content) -> Symbols:
     return w(lang, "ja", "yes") if content[0] == "yes" else w(lang, "nei", "no")
 
 
-def _yes_no_sentence(lang: str, fact: Fact, content: Content) -> Symbols:
+def yes_no_sentence(lang: str, fact: Fact, content: Content) -> Symbols:
     if not content[1]:
-        return _yes_no_bare(lang, fact, content)
-    return (*_yes_no_bare(lang, fact, content), ",", *phrases.clause(lang, content[1], where=False))
+        return yes_no_bare(lang, fact, content)
+    return (*yes_no_bare(lang, fact, content), ",", *phrases.clause(lang, content[1], where=False))
 
 
-def _ask_yes_no(lang: str, f: Fact) -> Symbols:
+def ask_yes_no(lang: str, f: Fact) -> Symbols:
     if f[0] == "loc":
         return (phrases.ONE[lang], f[1], *phrases.place(lang, f[2]))
     if f[0] == "has":
@@ -118,7 +118,7 @@ def _ask_yes_no(lang: str, f: Fact) -> Symbols:
     return ("did", *phrases.agent(lang, f[1]), lex.ACTS[f[2]][2], *phrases.thing(lang, f[3]))
 
 
-def _did(nb_lead: str, en_lead: str, *, thing: bool) -> Callable[[str, Fact], Symbols]:
+def did(nb_lead: str, en_lead: str, *, thing: bool) -> Callable[[str, Fact], Symbols]:
     """``hva drakk hunden`` · ``where did the dog drink water``"""
 
     def ask(lang: str, f: Fact) -> Symbols:
@@ -130,26 +130,26 @@ def _did(nb_lead: str, en_lead: str, *, thing: bool) -> Callable[[str, Fact], Sy
     return ask
 
 
-def _told_of(fact: Fact, story: Story) -> list[tuple[float, Content]]:
+def told_of(fact: Fact, story: Story) -> list[tuple[float, Content]]:
     return [(1.0, tuple(dict.fromkeys(f[1] for f in story)))]
 
 
-def _told_domain(fact: Fact, story: Story, lexicon: Lexicon) -> list[Content]:
+def told_domain(fact: Fact, story: Story, lexicon: Lexicon) -> list[Content]:
     """Every order-preserving part of the story's subjects, and anybody else alone."""
-    names = _told_of(fact, story)[0][1]
+    names = told_of(fact, story)[0][1]
     parts = [tuple(n for k, n in enumerate(names) if mask >> k & 1) for mask in range(1, 1 << len(names))]
     return parts + [(n,) for n in (*lexicon.persons, *lexicon.agents) if n not in names]
 
 
-def _anyone(lang: str, names: tuple[str, ...]) -> Symbols:
+def anyone(lang: str, names: tuple[str, ...]) -> Symbols:
     return phrases.listed(lang, [phrases.agent(lang, n) if n in lex.AGENTS else (n,) for n in names])
 
 
-def _walk_place(lang: str, concept: str) -> Symbols:
+def walk_place(lang: str, concept: str) -> Symbols:
     return form(next(said for name, said, _ in lex.WALKS[lang] if name == concept))
 
 
-def _weather(lang: str, concept: str) -> Symbols:
+def weather(lang: str, concept: str) -> Symbols:
     return form(lex.WEATHER_WORDS[lang][concept])
 
 
@@ -171,10 +171,10 @@ KINDS: dict[str, Kind] = {
         "loc",
         1.0,
         lambda g, f: (*w(g, "hvem er", "who is"), *phrases.place(g, f[2])),
-        _subjects,
+        subjects,
         PERSON,
-        lambda g, f, c: _persons(g, c),
-        _who_clause,
+        lambda g, f, c: persons(g, c),
+        who_clause,
         True,
     ),
     "what-has": Kind(
@@ -190,10 +190,10 @@ KINDS: dict[str, Kind] = {
         "has",
         1.0,
         lambda g, f: (*w(g, "hvem har", "who has"), *phrases.the_object(g, f[2])),
-        _subjects,
+        subjects,
         PERSON,
-        lambda g, f, c: _persons(g, c),
-        lambda g, f, c: (*_persons(g, c), phrases.HAS[g][len(c) > 1], *phrases.the_object(g, f[2])),
+        lambda g, f, c: persons(g, c),
+        lambda g, f, c: (*persons(g, c), phrases.HAS[g][len(c) > 1], *phrases.the_object(g, f[2])),
         True,
     ),
     "colour": Kind(
@@ -220,25 +220,25 @@ KINDS: dict[str, Kind] = {
         "like",
         1.0,
         lambda g, f: (*w(g, "hvem liker", "who likes"), *phrases.animals(g, f[2])),
-        _subjects,
+        subjects,
         PERSON,
-        lambda g, f, c: _persons(g, c),
-        _who_clause,
+        lambda g, f, c: persons(g, c),
+        who_clause,
         True,
     ),
     "who-did": Kind(
         "did",
         1.0,
         lambda g, f: (*w(g, "hvem", "who"), *phrases.act(g, f[2]), *phrases.thing(g, f[3])),
-        _subjects,
+        subjects,
         AGENT,
-        lambda g, f, c: _agents(g, c),
-        _who_clause,
+        lambda g, f, c: agents(g, c),
+        who_clause,
     ),
     "what-did": Kind(
         "did",
         1.0,
-        _did("hva", "what", thing=False),
+        did("hva", "what", thing=False),
         _one(lambda f: f[3]),
         lambda f, s, x: list(lex.ACTS[f[2]][4]),
         lambda g, f, c: phrases.thing(g, c),
@@ -247,13 +247,13 @@ KINDS: dict[str, Kind] = {
     "where-did": Kind(
         "did",
         0.8,
-        _did("hvor", "where", thing=True),
+        did("hvor", "where", thing=True),
         _one(lambda f: f[4]),
         lambda f, s, x: [p for p in x.event_places if p],
         lambda g, f, c: phrases.place(g, c),
         lambda g, f, c: phrases.clause(g, (*f[:4], c)),
     ),
-    "yes-no": Kind("any", 0.25, _ask_yes_no, _yes_no, _yes_no_domain, _yes_no_bare, _yes_no_sentence, True),
+    "yes-no": Kind("any", 0.25, ask_yes_no, yes_no, yes_no_domain, yes_no_bare, yes_no_sentence, True),
     "how-many": Kind(
         "loc like",
         0.2,
@@ -272,10 +272,10 @@ KINDS: dict[str, Kind] = {
         "story",
         0.35,
         lambda g, f: w(g, "hvem handler historien om", "who is the story about"),
-        _told_of,
-        _told_domain,
-        lambda g, f, c: _anyone(g, c),
-        lambda g, f, c: (*w(g, "historien handler om", "the story is about"), *_anyone(g, c)),
+        told_of,
+        told_domain,
+        lambda g, f, c: anyone(g, c),
+        lambda g, f, c: (*w(g, "historien handler om", "the story is about"), *anyone(g, c)),
     ),
     # world knowledge
     "capital": Kind(
@@ -373,8 +373,8 @@ KINDS: dict[str, Kind] = {
         lambda g, f: w(g, "hvor gikk du", "where did you walk"),
         _one(lambda f: f[1]),
         lambda f, s, x: [name for name, _, _ in lex.WALKS[lex.NB]],
-        lambda g, f, c: _walk_place(g, c),
-        lambda g, f, c: (*w(g, "jeg gikk", "I walked"), *_walk_place(g, c)),
+        lambda g, f, c: walk_place(g, c),
+        lambda g, f, c: (*w(g, "jeg gikk", "I walked"), *walk_place(g, c)),
     ),
     "weather": Kind(
         "walk",
@@ -382,8 +382,8 @@ KINDS: dict[str, Kind] = {
         lambda g, f: w(g, "hvordan var været", "how was the weather"),
         _one(lambda f: f[2]),
         lambda f, s, x: list(lex.WEATHER_WORDS[lex.NB]),
-        lambda g, f, c: _weather(g, c),
-        lambda g, f, c: _weather(g, c),
+        lambda g, f, c: weather(g, c),
+        lambda g, f, c: weather(g, c),
     ),
 }
 
