@@ -304,7 +304,7 @@ def test_controls_cannot_be_written() -> None:
     assert codec.encode("a b") == [2, 3]
     assert codec.decode([2, BACKED, 3, END]) == "a b"
     for text in (BACK, "</s>", "<s>", "zebra"):
-        with pytest.raises(KlypeError, match="no word"):
+        with pytest.raises(KlypeError, match="not a word"):
             codec.encode(text)
 
 
