@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from report_facts import dictionary_facts, text_facts, world_facts
 
-from klype.examine.facts import read
+from klype.examine.facts import read, token_facts
 from klype.examine.report import render, write
 from klype.examine.say import Say
 from klype.examine.training_pictures import pictures
@@ -78,3 +78,23 @@ def test_figures_json_is_what_the_page_was_made_of_and_both_may_move(tmp_path: P
     page = (moved / "report.html").read_text(encoding="utf-8")
     assert str(tmp_path) not in page
     assert page == render(read(moved / "figures.json"))
+
+
+def test_tokens_that_are_one_character_together_are_shown_as_that_character() -> None:
+    pieces = [
+        (b" p", 0.5),
+        (b"\xc3", 0.5),
+        (b"\xa5", 0.25),
+        (b" \xf0\x9f", 0.5),
+        (b"\x90\xb6", 1.0),
+        (b"\xff", 0.1),
+        (b"!", 1.0),
+    ]
+    found = token_facts(pieces)
+    assert [one["text"] for one in found] == [" p", "å", "", " 🐶", "", "\ufffd", "!"]
+    assert (found[1]["p"], found[1]["bytes"], found[3]["bytes"]) == (0.125, "C3 A5", "20 F0 9F 90 B6")
+    assert "bytes" not in found[0]
+    assert [one["text"] for one in token_facts([(b"\xc3", 1.0)])] == ["\ufffd"]
+    facts = world_facts()
+    next(filter(None, facts["questions"][0]["answers"].values()))["tokens"] = found
+    assert re.search(r'title="12[.]?5?%[^"]* · C3 A5">å<', render(facts))

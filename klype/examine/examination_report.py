@@ -20,6 +20,7 @@ from klype.examine.calibration import bins, risk_coverage
 from klype.examine.estimators import effect_of
 from klype.examine.evidence import OTHER_MANNERS, Evidence
 from klype.examine.examination import Examined
+from klype.examine.facts import token_facts
 from klype.examine.html import Block, Entry, Formula, Part, Section, Text, texts
 from klype.examine.judged import sureness
 from klype.examine.measures import MEASURES, measure
@@ -209,11 +210,10 @@ def examples(found: Examined) -> list[Made]:
 def _tokens(found: Examined, trace: Trace) -> list[Made]:
     """Each with its leading space, where bytes are known."""
     codec, spell = found.target.source.codec, found.target.spell
-    return [
-        {"text": f" {codec.decode([step.token])}" if spell is None else spell(step.token).decode("utf-8", "replace"),
-         "p": min(1.0, math.exp(step.logp))}
-        for step in trace.steps if step.token not in codec.stop
-    ]  # fmt: skip
+    said = [(step.token, min(1.0, math.exp(step.logp))) for step in trace.steps if step.token not in codec.stop]
+    if spell is None:
+        return [{"text": f" {codec.decode([token])}", "p": p} for token, p in said]
+    return [{**one} for one in token_facts((spell(token), p) for token, p in said)]
 
 
 def _feedback(found: Examined) -> dict[float, Made]:

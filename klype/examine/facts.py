@@ -12,7 +12,7 @@ A *figure* is what ``klype.values.Figure.json()`` returns. A model is named afte
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NotRequired
 
@@ -134,6 +134,31 @@ class TokenFacts(TypedDict):
 
     text: str
     p: float
+    bytes: NotRequired[str]  # where several tokens are one character: theirs, in hexadecimal
+
+
+def token_facts(pieces: Iterable[tuple[bytes, float]]) -> list[TokenFacts]:
+    """An answer's tokens, of their bytes and probabilities. Those that are one character together stand at the first of
+    them, with the probability of all; the others are empty, so that every token keeps its place."""
+    found: list[TokenFacts] = []
+    begun, first, likely = b"", 0, 1.0
+    for data, p in pieces:
+        if not begun:
+            first, likely = len(found), 1.0
+        begun, likely = begun + data, likely * p
+        found.append({"text": "", "p": p})
+        try:
+            text = begun.decode("utf-8")
+        except UnicodeDecodeError as error:
+            text = begun.decode("utf-8", "replace")
+            whole = error.end < len(begun) or error.reason != "unexpected end of data"
+        else:
+            whole = True
+        found[first] = {"text": text, "p": likely}
+        if len(found) > first + 1:
+            found[first]["bytes"] = begun.hex(" ").upper()
+        begun = b"" if whole else begun
+    return found
 
 
 class AnswerFacts(TypedDict):

@@ -18,6 +18,7 @@ from klype.examine.facts import (
     QuestionFacts,
     StageName,
     Text,
+    token_facts,
 )
 from klype.examine.measures import in_runs, measure
 from klype.examine.recorder import WATTS_PER_CORE, Energy
@@ -188,7 +189,7 @@ def _answer(run: Run, question: Question, trace: Trace) -> AnswerFacts:
     steps = [s for s in trace.steps if s.token not in tokenizer.ends]
     return {
         "text": text,
-        "tokens": [{"text": tokenizer.decode([s.token]), "p": min(1.0, math.exp(s.logp))} for s in steps],
+        "tokens": token_facts((tokenizer.token_bytes(s.token), min(1.0, math.exp(s.logp))) for s in steps),
         "right": verdict.right,
         "polite": verdict.polite,
         "concise": verdict.concise,

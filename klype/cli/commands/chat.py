@@ -14,6 +14,7 @@ from klype.samplers import SAMPLERS
 from klype.sources.find import kind_of
 from klype.words import plain
 from klype.words.plain import harmless
+from klype.words.sentences import Sentences
 
 if TYPE_CHECKING:
     from klype.cli.beside import Guessing
@@ -219,7 +220,7 @@ class Talk:
         try:
             value = o.checked(name, int(given) if whole else given)
         except KlypeError as error:
-            self.terminal.say("chat.refused", why=error.message)
+            self.terminal.say("chat.refused", why=Sentences(self.terminal.lang)(error.message))
             return
         self.sampling = replace(self.sampling, **{name: value})
         self.terminal.say("chat.set", what=name, value=self._number(value))

@@ -11,6 +11,7 @@ from klype.cli import options as o
 from klype.cli.terminal import Terminal
 from klype.errors import UsageError
 from klype.option import Option
+from klype.words.sentences import Sentences
 
 Folder = Annotated[Path, Option("Where the runs are.")]
 STAGES = ("base", "finetuned", "aligned")
@@ -94,7 +95,7 @@ def show_list(terminal: Terminal, folder: Path, found: list[dict[str, Any]]) -> 
     print_table(terminal.console, w("runs.title", folder=folder), columns, rows)
     for run in found:
         if why := run.get("why") or run.get("failure"):
-            terminal.say("runs.because", run=Path(run["run"]).name, why=why)
+            terminal.say("runs.because", run=Path(run["run"]).name, why=Sentences(terminal.lang)(why))
 
 
 def _cell(terminal: Terminal, run: dict[str, Any], key: str) -> str:
