@@ -10,7 +10,6 @@ Made on another machine, or of another run, it is another model: the hashes are 
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import sys
 import tempfile
@@ -70,9 +69,10 @@ def measured_again(run: Path) -> dict[str, dict[str, float]]:
         for name, had in read_run(run)["figures"].items():
             found: dict[str, Any] = measure_stage(opened, name)
             again[name] = {key: round(one["value"], 6) for key, one in found.items() if one["value"] is not None}
-            for key, one in had.items():
-                if one["value"] is not None and not one["low"] <= again[name].get(key, math.inf) <= one["high"]:
-                    beyond.append(f"{name}, {key}: {again[name].get(key)}, and the run {one}")
+            for key, value in again[name].items():  # an older run may lack a measure, or have one more
+                one = had.get(key) or {"value": None}
+                if one["value"] is not None and not one["low"] <= value <= one["high"]:
+                    beyond.append(f"{name}, {key}: {value}, and the run {one}")
     if beyond:
         sys.exit("\n".join(["Rounded to float16, the model is another one:", *beyond]))
     return again
@@ -85,9 +85,17 @@ def main(run: Path) -> None:
     missed = [gate["name"] for gate in about.get("gates", []) if not gate["passed"]]
     if about.get("recipe") != "world" or about.get("state") != "done" or missed:
         sys.exit(f"{run} is no finished run of the demo world that passed every gate. {', '.join(missed)}")
-    shutil.rmtree(PLACE, ignore_errors=True)
-    demo = PLACE / DEMO
-    demo.mkdir(parents=True)
+    with tempfile.TemporaryDirectory() as place:
+        demo = Path(place) / DEMO
+        demo.mkdir()
+        told = bundled(run, about, demo)
+        shutil.rmtree(PLACE, ignore_errors=True)  # what was there stays where a figure or the size is refused
+        shutil.copytree(place, PLACE)
+    print(f"{told}, are in {PLACE.relative_to(Path.cwd())}.")
+
+
+def bundled(run: Path, about: dict[str, Any], demo: Path) -> str:
+    """Fills the folder, and lists its files beside it; how many, and of how many bytes."""
     for stage in (*MODELS.values(), "reward"):
         rounded(run / stage, demo / stage)
     reward(run / "reward", demo / "reward")
@@ -110,8 +118,8 @@ def main(run: Path) -> None:
     if (size := sum(len(zlib.compress(file.read_bytes())) for file in files.values())) > MOST:
         sys.exit(f"The files have {size:,} bytes in a wheel, and {MOST:,} are the most.")
     listed = {"sha256": {name: hash_file(p) for name, p in files.items()}}
-    (PLACE / FILES).write_text(json.dumps(listed, indent=1) + "\n", encoding="utf-8")
-    print(f"{len(files)} files, {size:,} bytes in a wheel, are in {PLACE.relative_to(Path.cwd())}.")
+    (demo.parent / FILES).write_text(json.dumps(listed, indent=1) + "\n", encoding="utf-8")
+    return f"{len(files)} files, {size:,} bytes in a wheel"
 
 
 if __name__ == "__main__":

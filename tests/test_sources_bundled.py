@@ -75,7 +75,8 @@ def test_rounding_moved_no_figure_beyond_its_interval() -> None:
     measured = about["bundled"]["measured_again"]
     assert measured.keys() == about["figures"].keys()
     for stage, figures in about["figures"].items():
-        known = {name: figure for name, figure in figures.items() if figure["value"] is not None}
+        assert {"right", "s", "kl"} <= measured[stage].keys()
+        known = {name: f for name, f in figures.items() if name in measured[stage] and f["value"] is not None}
         assert {name for name, f in known.items() if not f["low"] <= measured[stage][name] <= f["high"]} == set()
 
 
