@@ -171,7 +171,7 @@ def studio(run: Path, home: Path, command: list[str] | None = None) -> Iterator[
         yield address(process)
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(120)  # a busy machine takes its time to end what pages still wait for
 
 
 def address(process: subprocess.Popen[str]) -> str:
