@@ -19,14 +19,14 @@ from pathlib import Path
 
 from forty_rankings import liking
 
-from klype.preferences.records import Asked, Entry
+from klype.preferences.records import Entry, RankingItem
 from klype.runs.rankers import now
 from klype.studio.alignment import Alignment, start_alignment
 from klype.studio.ranking_stores import RankingStore
 from klype.studio.studio import Studio
 
 
-def ranked(asked: Asked) -> Entry:
+def ranked(asked: RankingItem) -> Entry:
     """The best first; answers that are liked alike are tied."""
     liked = [liking(candidate.text) for candidate in asked.candidates]
     places = sorted(range(len(liked)), key=lambda i: -liked[i])
@@ -34,7 +34,7 @@ def ranked(asked: Asked) -> Entry:
     return Entry(asked, order, "Kari", when=now())
 
 
-def aligned(run: Path, questions: list[Asked], minutes: float) -> Alignment:
+def aligned(run: Path, questions: list[RankingItem], minutes: float) -> Alignment:
     """The finished alignment from these questions' rankings; it lies in a folder of its own."""
     home = Path(tempfile.mkdtemp())
     store = RankingStore("few", run, str(home / "rankings.db"))
