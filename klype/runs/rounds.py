@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from klype.errors import KlypeError, UsageError
+from klype.examine.say import Say as Words
 from klype.preferences.annotators import Taste
 from klype.preferences.annotators import taste as read_taste
 from klype.runs.aligning import Evaluation, align, examined, reward
@@ -144,41 +145,37 @@ def _check(life: Run) -> None:
     if found is None:
         found = life.record.content["reward"] = examined(life)
         life.record.save()
-    shown = [
-        (name, _figure(figure)) for name, figure in found.items() if isinstance(figure, dict) and "value" in figure
-    ]
+    named: dict[str, Any] = {n: f for n, f in found.items() if isinstance(f, dict) and "value" in f}
+    words = Words(life.options.lang)
+    shown = [(words.measure(name), words.figure(figure, name)) for name, figure in named.items()]
     life.say.table("the reward model, on held-out rankings", ("measure", "figure"), shown)
     if MODEL in life.recipe.align.weights and not life.options.force and (why := against_aligning(life)) is not None:
         raise KlypeError(why[life.options.lang])
 
 
-def _figure(figure: dict[str, Any]) -> str:
-    if figure["value"] is None:
-        return str(figure.get("why", "–"))
-    if figure.get("low") is None:
-        return f"{figure['value']:.3f}"
-    return f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
-
-
 def _compared(life: Run) -> dict[str, Any]:
-    watched = life.record.content["watch"]
+    watched, words = life.record.content["watch"], Words(life.options.lang)
     document = compare(life, life.model("finetune"), life.model("align"))
     seen = [Evaluation(**{**s, "truth": (s["truth"],), "rewards": {}}) for s in watched["seen"]]
     says = {lang: verdict(document, seen, watched["stopped"], lang) for lang in LANGUAGES}
     life.say.table(
         "before and after",
         ("measure", "before", "after"),
-        [(k, _figure(f), _figure(document["after"].get(k, f))) for k, f in document["before"].items()],
+        [
+            (words.measure(k), words.figure(f, k), words.figure(document["after"].get(k, f), k))
+            for k, f in document["before"].items()
+        ],
     )
     life.say.table(
         "rewards",
         ("reward", "weight", "before", "after"),
         [
-            (name, f"{r['weight']:g}", _figure(r["before"]), _figure(r["after"]))
+            (name, words.plain(r["weight"]), words.figure(r["before"], "reward"), words.figure(r["after"], "reward"))
             for name, r in life.record.content["rewards"].items()
         ],
     )
-    life.say.table("wins", ("", ""), [("win rate", _figure(document["win_rate"])), ("ties", _figure(document["ties"]))])
+    wins = [("win rate", words.figure(document["win_rate"])), ("ties", words.figure(document["ties"]))]
+    life.say.table("wins", ("", ""), wins)
     life.say.note(says[life.options.lang])
     out = {
         "run": str(life.folder),
