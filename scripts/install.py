@@ -53,7 +53,11 @@ def main(extras: list[str]) -> None:
     torch = torch_lock()
     pip("--require-hashes", "--no-deps", "-r", LOCK, "-r", torch)
     pip("--no-deps", "--no-build-isolation", "-e", ".")  # pip checks no hash of a folder
-    if subprocess.run([sys.executable, "-m", "pip", "check"], check=False).returncode != 0:
+    pinned = {"klype", *re.findall(r"(?m)^([^#\s=\[]+)", lock + torch.read_text(encoding="utf-8"))}
+    said = subprocess.run([sys.executable, "-m", "pip", "check"], capture_output=True, text=True, check=False).stdout
+    # of what tests install besides, without its needs, nothing is asked
+    if missing := [line for line in said.splitlines() if line.split(" ")[0].lower() in pinned]:
+        print("\n".join(missing), file=sys.stderr)
         sys.exit(f"klype: {LOCK.name} is not whole. Write it anew: make constraints")
     further = [extra for extra in extras if extra not in known]
     if further:
