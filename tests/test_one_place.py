@@ -278,7 +278,7 @@ with visiting(studio(Path("shown"), *shown)) as (run, user):
 told = [asked, refused, helped, load(toy).ask("Hvem?", temperature=0, limit=8)[0].text, [m.name for m in shown]]
 """)
     assert asked == [loaded, loaded]
-    assert refused[0] == refused[1]  # it is a MODEL, to which there is no text
+    assert refused[0] == f"toy:{refused[1]}"  # it is a MODEL, to which there is no text
     assert refused[2] == "toy:run/finetune is but a toy, and this needs the model's own files."
     assert ["toy:NAME" in text for text in helped] == [True, True, False]
     assert shown == ["run/finetune"]

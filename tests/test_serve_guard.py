@@ -14,7 +14,7 @@ from starlette.types import Message
 from starlette.websockets import WebSocket
 
 from klype.errors import UsageError
-from klype.serve.app import app
+from klype.serve.app import app as serving
 from klype.serve.guard import COOKIE, Guard, Rules, ServeSettings, Sessions, is_loopback
 from tests.serve_toys import ask, post, served
 
@@ -112,7 +112,7 @@ def test_beyond_loopback_addresses_and_given_names_are_its_own() -> None:
 
 def test_pages_of_sites_that_are_let_in_may_ask() -> None:
     rules = Rules.of(ServeSettings(), "key", origins=["https://Notes.example", "http://localhost:9000/"])
-    guarded_app = app([served()], rules=rules)
+    guarded_app = serving([served()], rules=rules)
     body = {"model": "toy", "prompt": "hvor", "max_tokens": 1, "user": "Kari"}
     key = {"authorization": "Bearer key", "sec-fetch-site": "cross-site"}
     for origin in ("https://notes.example", "http://localhost:9000"):

@@ -56,7 +56,7 @@ def test_examined_through_the_server_as_it_is_here(run: Path, capsys: Captured, 
     with serving(guarded_app) as address:
         argv = ["examine", address, "--questions", questions, *SMALL, "--out", str(tmp_path / "there"), "--json"]
         assert guard.guarded(call, [*argv, "--budget", "1requests"]) == 1
-        assert "budget is spent" in capsys.readouterr().out
+        assert "budget is used up" in capsys.readouterr().out
         assert guard.guarded(call, argv) == 0
         said = capsys.readouterr()
     assert "requests" in said.err

@@ -329,7 +329,7 @@ def test_each_try_is_paid_for() -> None:
     asked.http.post(Call("chat/completions", {"a": 0}))
     assert asked.http.budget.asked == 3
     asked, _ = source(httpx.Response(503), budget=Budget(requests=2))
-    with pytest.raises(KlypeError, match="budget is spent: 2 requests"):
+    with pytest.raises(KlypeError, match="budget is used up: 2 requests"):
         asked.http.post(Call("chat/completions", {"a": 0}))
 
 

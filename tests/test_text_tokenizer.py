@@ -112,7 +112,7 @@ def test_a_missing_or_broken_file_is_named(tmp_path) -> None:
     with pytest.raises(KlypeError, match=r"no tokenizer\.json"):
         Tokenizer.load(tmp_path)
     (tmp_path / "tokenizer.json").write_text('{"model": 3}')
-    with pytest.raises(KlypeError, match=r"tokenizer\.json is no tokenizer"):
+    with pytest.raises(KlypeError, match=r"tokenizer\.json is not a tokenizer"):
         Tokenizer.load(tmp_path)
 
 

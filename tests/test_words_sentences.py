@@ -846,7 +846,7 @@ LABELS = {
     "studio_ranking": "between|part_reward_at|work_.*",
     "cli": r"rank\.(drawn|who|rankings|with_oneself|between|exported)",
     "cures": "plain",
-    "examination": r"tree\.(title|end|more|meanings)|forks\.(title|other|how)",
+    "examination": r"tree\.(growing|title|end|more|meanings)|forks\.(looking|title|other|how)",
     "sure": "same|p",
     "studio_paths": r"flow_region|fork|fork_wait",
     "studio_answer": "was|no_distribution",
