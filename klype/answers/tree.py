@@ -431,8 +431,8 @@ def _opened(growth: Growth) -> tuple[Floats, Floats]:
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """``text``: the words from the branching before it to the next one; ``mass``: of the answers shown below it, a
-    lower bound; ``answer``: the answer that ends here."""
+    """``text``: the words from the branching before it to the next one; ``mass``: of all answers found that begin
+    so, shown or not, a lower bound; ``answer``: the answer that ends here."""
 
     text: str
     mass: float
@@ -441,13 +441,18 @@ class Branch:
     meaning: Hashable = None
 
 
+Spelled = tuple[TreeAnswer, tuple[int, ...]]
+"""An answer and the tokens of it that are left."""
+
+
 def branches(tree: Tree, spell: Callable[[tuple[int, ...]], str], most: int = 12) -> Branch:
     """The ``most`` likeliest answers by their likeliest spelling."""
-    return _branch([(answer, answer.tokens) for answer in tree.answers[:most]], spell)
+    rows = [(answer, answer.tokens) for answer in tree.answers]
+    return _branch(rows[:most], rows, spell)
 
 
-def _branch(rows: list[tuple[TreeAnswer, tuple[int, ...]]], spell: Callable[[tuple[int, ...]], str]) -> Branch:
-    mass = math.fsum(answer.low for answer, _ in rows)
+def _branch(rows: list[Spelled], every: list[Spelled], spell: Callable[[tuple[int, ...]], str]) -> Branch:
+    """``rows`` are shown, ``every`` answer counts; both without what stands before this branch."""
     kept: tuple[int, ...] = ()
     while len(rows) > 1 and all(len(left) > len(kept) for _, left in rows):
         following = {left[len(kept)] for _, left in rows}
@@ -456,9 +461,15 @@ def _branch(rows: list[tuple[TreeAnswer, tuple[int, ...]]], spell: Callable[[tup
         kept = (*kept, next(iter(following)))
     if len(rows) == 1:
         answer, left = rows[0]
-        return Branch(spell(left), mass, (), answer, answer.meaning)
-    groups: dict[int, list[tuple[TreeAnswer, tuple[int, ...]]]] = {}
+        return Branch(spell(left), answer.low, (), answer, answer.meaning)
+    at = len(kept)
+    groups: dict[int, tuple[list[Spelled], list[Spelled]]] = {left[at]: ([], []) for _, left in rows}
     for answer, left in rows:
-        groups.setdefault(left[len(kept)], []).append((answer, left[len(kept) :]))
-    children = [_branch(group, spell) for group in groups.values()]
+        groups[left[at]][0].append((answer, left[at:]))
+    begun = [(answer, left) for answer, left in every if left[:at] == kept]
+    for answer, left in begun:
+        if left[at : at + 1] and left[at] in groups:
+            groups[left[at]][1].append((answer, left[at:]))
+    mass = math.fsum(answer.low for answer, _ in begun)
+    children = [_branch(shown, all_, spell) for shown, all_ in groups.values()]
     return Branch(spell(kept), mass, tuple(sorted(children, key=lambda child: -child.mass)))

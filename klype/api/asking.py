@@ -10,7 +10,7 @@ from functools import partial
 from numbers import Integral, Real
 from typing import TYPE_CHECKING
 
-from klype.errors import UsageError
+from klype.errors import KlypeError, UsageError
 
 if TYPE_CHECKING:
     from klype.judge.judge import Judge, Meaning
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class Asking:
     """``right`` is None where nobody knows; ``judge`` names who says what an answer means, and ``error_rate`` how often
-    it errs about that (without a value where that was not measured; None where it cannot)."""
+    it errs about that (without a value where that was not measured; None where it cannot). ``unread``: why the demo
+    world's grammar does not know the question of a model that was made of it."""
 
     source: Source
     prompt: tuple[int, ...]
@@ -33,6 +34,7 @@ class Asking:
     judge: str
     right: Callable[[str], bool | None] | None
     error_rate: Figure | None = None
+    unread: str = ""
 
 
 def asking(opened: Opened, text: str, raw: bool | None, judge: Judge | None = None) -> Asking:
@@ -51,7 +53,13 @@ def asking(opened: Opened, text: str, raw: bool | None, judge: Judge | None = No
     ruling = judge_of(question, world, judge)
     right = partial(ruling.right, question) if world is not None and found is not None else None
     error = ruling.errs("same", [question])
-    return Asking(opened.source, prompt, question, ruling.meaning(question), ruling.name, right, error)
+    unread = ""
+    if world is not None and found is None:
+        try:
+            world.parse(text)
+        except KlypeError as why:
+            unread = why.message
+    return Asking(opened.source, prompt, question, ruling.meaning(question), ruling.name, right, error, unread)
 
 
 def not_empty(text: str) -> str:

@@ -59,6 +59,7 @@ def open_judge(
     """
     from klype.judge.embedding import EmbeddingJudge, is_encoder, minilm, open_embedding
     from klype.judge.meaning import JudgeModel
+    from klype.sources.bundled import located
     from klype.sources.find import find_model, kind_of
     from klype.sources.opening import open_model
 
@@ -70,6 +71,7 @@ def open_judge(
         return Rules() if name else None
     if name == "minilm":
         return minilm()
+    name = located(name)
     encoder, at, alike = name.rpartition("@") if re.search(r"@-?[01](\.\d+)?$", name) else (name, "", "")
     if kind_of(encoder).find is not None and name != "self":
         folder = Path(encoder) if is_encoder(Path(encoder)) else find_model(encoder).folder

@@ -148,7 +148,7 @@ def a_device(name: str) -> str:
 
 
 Json = Annotated[bool, Option("Print one JSON document on stdout; words go to stderr.", "--json")]
-Seed = Annotated[int, Option("Same seed, same result.")]
+Seed = Annotated[int, Option("Same seed, same result.", least=0)]
 OutFile = Annotated[Path | None, Option("Also write the JSON document to this file.")]
 Lang = Annotated[str | None, Option(f"{' or '.join(LANGUAGES)}.", shown="by the locale")]
 MODEL = f"A model: {spelled()}."

@@ -124,7 +124,7 @@ class ExamSettings:
         if len(set(self.temperatures)) < len(self.temperatures):
             raise UsageError("--temperatures names one of them twice.")
         if self.n < 1 or self.limit < 1:
-            raise UsageError("-n and --limit should be at least 1.")
+            raise UsageError("The answers per question (-n, --samples) and --limit should be at least 1.")
 
     @property
     def main(self) -> float:

@@ -22,13 +22,18 @@ from klype.world.world import ATTACHED, World
 def next_truth(found: Found, tokenizer: Tokenizer, text: str, raw: bool) -> dict[int, float] | None:
     """{token: probability} after ``text`` as the start of a document (``raw``), or as a question put to the model.
 
-    None where there is no truth to know: another recipe, or a question that the world's language does not have.
+    None where there is no truth to know: another recipe, or a text or question that the world's language does not have.
     """
     settings = read_run(found.run).get("settings", {}) if found.run else {}
     if found.run is None or settings.get("kind") != "world":
         return None
     world = World(settings.get("world", "full"))
     if raw:
+        reader = world.filter("document")
+        for word in World.words_of(text):
+            reader.push(word)
+            if reader.slips:
+                return None
         return after(world.filter("document"), tokenizer, text)
     question = question_in(world, found.run, text)
     return None if question is None else after(world.filter("chat", question), tokenizer, "")

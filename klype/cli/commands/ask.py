@@ -52,6 +52,7 @@ def command(
     from klype.api.asking import asking, prompt_of, reading_from
     from klype.api.judging import open_judge
     from klype.api.model import load
+    from klype.cli.beside import tell_unread
     from klype.cli.terminal import tell_cost
     from klype.device import EnergyMeter
 
@@ -71,6 +72,8 @@ def command(
     reading = reading_from(opened)
     if reading is not None:
         plain.aside(f"{reading.about(terminal.lang)} {reading.warning(text, terminal.lang)}".strip())
+        if not reading.unknown(text):
+            tell_unread(terminal, asking(opened, text, raw))
     picked, meter = None, EnergyMeter()
     if decoder:
         _decide(terminal, opened, request, asking(opened, text, raw, ruling), (decoder, times, raw), out)

@@ -41,6 +41,7 @@ def next_command(
     Nothing is drawn, so --seed changes nothing.
     """
     model, text = o.asked(terminal, model, text, "pretrain")  # the base model continues a text, beside the truth
+    from klype.api.asking import is_single_turn
     from klype.api.model import Model
     from klype.sources.find import is_aligned
     from klype.sources.opening import open_model
@@ -52,6 +53,8 @@ def next_command(
         known = "truth" in document["tokens"][0]
         if known and not opened.as_raw(raw) and is_aligned(opened.found.folder):
             terminal.console.print(terminal.words("next.manners"), markup=False)
+        if not known and is_single_turn(opened):
+            terminal.console.print(terminal.words("next.not_said"), markup=False)
     terminal.document(document, out)
 
 
@@ -128,6 +131,7 @@ def tree_command(
     from klype.api.asking import asking
     from klype.api.judging import open_judge
     from klype.api.model import load
+    from klype.cli.beside import tell_unread
     from klype.cli.terminal import split_budget, tell_cost
     from klype.words import words
 
@@ -136,6 +140,7 @@ def tree_command(
     passes, asked = split_budget(budget)
     opened = load(model, precision, asked, device)
     ask = asking(opened.opened, text, raw, open_judge(judge, opened.opened, (precision, device)))
+    tell_unread(terminal, ask)
     settings = opened.tree_settings(ask, sampling, limit, passes, until, eps)
     with patiently(words(terminal.lang, "examination")("tree.growing", passes=settings.budget)):
         found = opened.grow(ask, settings)
@@ -240,11 +245,13 @@ def forks_command(
     from klype.api.asking import asking
     from klype.api.judging import open_judge
     from klype.api.model import load
+    from klype.cli.beside import tell_unread
     from klype.cli.terminal import tell_cost
     from klype.words import words
 
     asked = load(model, precision, budget, device)
     ask = asking(asked.opened, text, raw, open_judge(judge, asked.opened, (precision, device)))
+    tell_unread(terminal, ask)
     with patiently(words(terminal.lang, "examination")("forks.looking", n=samples)):
         found = asked.decided(ask, sampling, (limit, samples, seed), answer)
     if not terminal.as_json:

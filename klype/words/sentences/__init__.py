@@ -39,7 +39,10 @@ class Sentences:
         # The most particular first: of those that fit, the one that says the most itself.
         for english in sorted((e for e in known if HOLE in e), key=lambda e: e.count(HOLE) - len(e)):
             if found := re.fullmatch("(.*)".join(map(re.escape, english.split(HOLE))), text, re.DOTALL):
-                values = (self._said(value, self._values) for value in found.groups())
+                flags = [part.endswith("--") for part in english.split(HOLE)]  # a flag is typed as it is
+                values = (
+                    v if flag else self._said(v, self._values) for v, flag in zip(found.groups(), flags, strict=False)
+                )
                 return known[english].format(*(self._number(v) if english in self._told else v for v in values))
         return text
 
