@@ -15,6 +15,7 @@ from klype.studio.runs import RECIPES, RunRequest, start_run
 from klype.studio.studio import Studio
 from klype.studio.work import works
 from klype.words import words
+from klype.words.sentences import Sentences
 from tests.studio_server import run_folder
 from tests.studio_toys import model, visiting
 from tests.test_studio_app import find, press, send, texts, until
@@ -43,7 +44,9 @@ def test_an_empty_studio_opens_a_run_by_itself(tmp_path: Path, lang: str) -> Non
             await asyncio.sleep(0)
 
         run(opened("/nowhere"))
-        run(until(lambda: "There is no model /nowhere." in texts(user)))
+        refused = Sentences(lang)("There is no model /nowhere.")
+        assert (lang == "en") == (refused == "There is no model /nowhere.")
+        run(until(lambda: refused in texts(user)))
         assert made.models == []
         made.open(str(tmp_path / "mine"))  # what was loaded once is loaded soon
         made.stop()

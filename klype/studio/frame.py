@@ -23,6 +23,7 @@ from klype.examine.say import Say, visible
 from klype.serve.errors import ApiError
 from klype.serve.guard import COOKIE
 from klype.words import LANGUAGES, Words, spoken, words
+from klype.words.sentences import Sentences
 
 if TYPE_CHECKING:
     from klype.studio.studio import Studio
@@ -75,7 +76,10 @@ class Visit:
 
     def why(self, error: BaseException) -> str:
         """What went wrong, in one sentence; klype's own fault is said to be one, and the log has the rest."""
-        if isinstance(error, KlypeError | ApiError):
+        if isinstance(error, KlypeError):
+            said = Sentences(self.lang)
+            return visible(str(KlypeError(said(error.message), said(error.hint))))
+        if isinstance(error, ApiError):
             return visible(str(error))
         logging.getLogger("klype.studio").error("The studio failed.", exc_info=error)
         return self.frame("fault", name=type(error).__name__)
