@@ -187,7 +187,7 @@ def test_hub_names_come_from_the_local_cache(folders: dict[str, Path], tmp_path:
     assert fetched == str(snapshot)
     assert refused.startswith("hf:owner/other is not on this machine, and the hub cannot be reached")
     assert json.loads(told)["tokens"]
-    with pytest.raises(UsageError, match="no name of a model"):
+    with pytest.raises(UsageError, match="is not the name of a model"):
         fetch("../secrets")
 
 

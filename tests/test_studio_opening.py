@@ -25,7 +25,7 @@ LANGS = pytest.mark.parametrize("lang", ["en", "nb"])
 
 @pytest.mark.slow
 @LANGS
-def test_an_empty_studio_opens_a_run_by_itself(tmp_path: Path, lang: str) -> None:
+def test_an_empty_studio_opens_a_run_by_itself(tmp_path: Path, elsewhere: Path, lang: str) -> None:
     (tmp_path / "mine").mkdir()
     run_folder(tmp_path / "mine")
     made, w = Studio([], tmp_path / "home", ["false"], opens=True), words(lang, "studio_frame")
