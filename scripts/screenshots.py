@@ -144,7 +144,7 @@ def runs(page: Any) -> None:
 
 RANKED = 11  # the tenth comes again, so that agreement with oneself is seen
 WARMER = 12  # steps of a slider, to τ = 1.3: a good model says one thing only when it is cool
-SHOWN, COLOURS = ("answer", "paths", "targets", "ranking"), 96
+SHOWN, COLOURS = ("answer", "ranking"), 96
 """What the README shows."""
 SCENES: dict[str, Callable[[Any], None]] = {
     "answer": answer,
