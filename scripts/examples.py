@@ -301,13 +301,14 @@ def environment(home: Path, lang: str = "en") -> dict[str, Any]:
 
 
 def prepare(folder: Path) -> None:
-    """The reader's texts, questions and rankings."""
+    """The reader's texts, questions and rankings, as they are when a page is begun: another may have files of these
+    names."""
     people, rooms = ("Kari", "Ola", "Anna", "Lars", "Ingrid", "Per"), ("kitchen", "garden", "school", "forest", "town")
     things = {"book": "ei bok", "boat": "en båt", "ball": "en ball", "cake": "ei kake", "lamp": "en lampe"}
     met = [(one, other) for one in people for other in people if one != other]
     facts = [(*pair, rooms[i % 5], [*things][i * 3 % 5]) for i, pair in enumerate(met)]
     told = [f"{a} møtte {b} på vei hjem. Der fant {a} {things[what]}, og {b} ble glad.\n" for a, b, _, what in facts]
-    (folder / "my-texts").mkdir()
+    (folder / "my-texts").mkdir(exist_ok=True)
     for i in range(8):
         file = folder / "my-texts" / f"fortelling-{i}.{'md' if i % 2 else 'txt'}"
         file.write_text("\n".join([*told[i:], *told[:i]] * 3), encoding="utf-8")
@@ -318,7 +319,7 @@ def prepare(folder: Path) -> None:
         "questions": [{"question": question, "answers": [good]} for question, good, _ in asked],
         "ranked": [{"prompt": question, "chosen": good, "rejected": poor} for question, good, poor in asked],
     }
-    (folder / "my-data").mkdir()
+    (folder / "my-data").mkdir(exist_ok=True)
     shutil.copy(folder / "book.txt", folder / "my-data")
     for name, found in rows.items():
         for place in (folder, folder / "my-data"):
@@ -390,7 +391,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="klype-examples-") as place:
         folder = Path(place) / "klype"
         subprocess.run(["git", "clone", "--quiet", ROOT, folder], check=True)
-        prepare(folder)
         environ = environment(Path(place) / "home")
         reading = Reading(folder, environ | {"PYTHONPATH": str(folder)} if "README.md" not in texts else environ)
         if "README.md" not in texts:
@@ -402,6 +402,7 @@ def main() -> None:
             print(f"{why} Lines with path/to/ are skipped.")
             texts = {name: without_model(text) for name, text in texts.items()}
         for text in texts.values():
+            prepare(folder)
             reading.page(text)
         for notebook in sorted((folder / "examples").glob("*.ipynb")) if texts.keys() == {*PAGES} else ():
             command = f".venv/bin/jupyter-execute --timeout={PATIENCE_S} {notebook.relative_to(folder)}"
