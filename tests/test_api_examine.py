@@ -158,7 +158,7 @@ def test_what_cannot_be_examined_is_one_sentence(run: Path, tmp_path: Path) -> N
         ({"training": "text"}, "training should be"),
         ({"training": [5]}, "training should be"),
         ({"device": "abacus"}, "no kind of device 'abacus'"),
-        ({"limit": 0}, "^n and limit should be"),
+        ({"limit": 0}, "^The answers per question \\(n, samples\\) and limit"),
         ({"seed": -1}, "seed should be a number from 0 up"),
     ],
 )

@@ -117,7 +117,9 @@ def test_a_negative_seed_is_an_error_in_the_page_s_language(tmp_path: Path, lang
     assert works(tmp_path) == []
 
 
-def test_a_run_speaks_the_page_s_language_and_starts_from_a_model_where_it_needs_one(tmp_path: Path) -> None:
+def test_a_run_speaks_the_page_s_language_and_starts_from_a_model_where_it_needs_one(
+    tmp_path: Path, elsewhere: Path
+) -> None:
     said = tmp_path / "said"
     command = [sys.executable, "-c", f"import sys; open({str(said)!r}, 'w').write(repr(sys.argv[1:]))"]
     with visiting(Studio([], tmp_path, command)) as (run, user):
