@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from klype.errors import KlypeError, UsageError
 from klype.values import Request, Trace
-from klype.words.plain import harmless
-from klype.words.sentences import Sentences
 
 if TYPE_CHECKING:
     from klype.api.asking import Asking
@@ -23,12 +21,6 @@ if TYPE_CHECKING:
 
 SAMPLES = 32  # answers drawn at every word
 LONGEST = 64  # tokens: of a longer answer it is not looked for where it was decided
-
-
-def tell_unread(terminal: Terminal, ask: Asking) -> None:
-    """Where the demo world's grammar stops reading a question, of which nobody knows the truth then."""
-    if ask.unread and not terminal.as_json:
-        terminal.aside(harmless(Sentences(terminal.lang)(ask.unread)))
 
 
 def sure_of(opened: Opened, ask: Asking, trace: Trace, limit: int) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from klype.words.plain import escaped, harmless, tell
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from klype.api.asking import Asking
     from klype.sources.opening import Opened
 
 
@@ -99,6 +100,14 @@ def split_budget(text: str | None) -> tuple[int | None, str]:
             asked.append(part)
     Budget.parse(",".join(asked))
     return passes, ",".join(asked)
+
+
+def tell_unread(terminal: Terminal, ask: Asking) -> None:
+    """Where the demo world's grammar stops reading a question, of which nobody knows the truth then."""
+    if ask.unread and not terminal.as_json:
+        from klype.words.sentences import Sentences
+
+        terminal.aside(harmless(Sentences(terminal.lang)(ask.unread)))
 
 
 def tell_cost(opened: Opened) -> None:

@@ -52,8 +52,7 @@ def command(
     from klype.api.asking import asking, prompt_of, reading_from
     from klype.api.judging import open_judge
     from klype.api.model import load
-    from klype.cli.beside import tell_unread
-    from klype.cli.terminal import tell_cost
+    from klype.cli.terminal import tell_cost, tell_unread
     from klype.device import EnergyMeter
 
     times, server = split(decoder, budget)

@@ -131,8 +131,7 @@ def tree_command(
     from klype.api.asking import asking
     from klype.api.judging import open_judge
     from klype.api.model import load
-    from klype.cli.beside import tell_unread
-    from klype.cli.terminal import split_budget, tell_cost
+    from klype.cli.terminal import split_budget, tell_cost, tell_unread
     from klype.words import words
 
     if not 0 < eps < 1:
@@ -245,8 +244,7 @@ def forks_command(
     from klype.api.asking import asking
     from klype.api.judging import open_judge
     from klype.api.model import load
-    from klype.cli.beside import tell_unread
-    from klype.cli.terminal import tell_cost
+    from klype.cli.terminal import tell_cost, tell_unread
     from klype.words import words
 
     asked = load(model, precision, budget, device)
