@@ -19,7 +19,7 @@ from klype.cli.main import call
 from klype.model import checkpoint
 from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
-from klype.runs.provenance import after, find_question, read_questions
+from klype.runs.provenance import after, begins, find_question, read_questions
 from klype.text.chat import TEMPLATE
 from klype.text.tokenizer import Tokenizer
 from klype.values import Question
@@ -126,6 +126,13 @@ def test_next_knows_the_truth_of_a_held_out_question(run: Path, question: Questi
     rows = document(capsys, "next", str(run), question.prompt, "--top", "3")["tokens"]
     assert sum(row["truth"] for row in rows) > 0.2
     assert "truth" not in document(capsys, "next", str(run), "Hva er det?")["tokens"][0]
+
+
+def test_the_truth_of_a_text_is_known_where_the_world_says_it(world: World) -> None:
+    for text in ("", SENTENCE, "Jeg gikk en t", f"{SENTENCE} stien"):  # also within a word
+        assert begins(world.filter("document"), text), text
+    for text in ("Xyz", f"{SENTENCE} xyz", f"{SENTENCE} xyz abc", "president", f"{SENTENCE} gikk"):
+        assert not begins(world.filter("document"), text), text
 
 
 def test_a_model_without_a_run_has_no_truth(run: Path, tmp_path: Path, capsys: Captured) -> None:

@@ -10,7 +10,7 @@ from functools import partial
 from numbers import Integral, Real
 from typing import TYPE_CHECKING
 
-from klype.errors import KlypeError, UsageError
+from klype.errors import UsageError
 
 if TYPE_CHECKING:
     from klype.judge.judge import Judge, Meaning
@@ -48,17 +48,11 @@ def asking(opened: Opened, text: str, raw: bool | None, judge: Judge | None = No
     prompt = prompt_of(opened, text, raw)
     run = opened.found.run
     world = world_of(opened) if not plain else None
-    found = question_in(world, run, text) if run is not None and not plain else None
+    found, unread = question_in(world, run, text) if run is not None and not plain else (None, "")
     question = found or Question("asked", text)
     ruling = judge_of(question, world, judge)
     right = partial(ruling.right, question) if world is not None and found is not None else None
     error = ruling.errs("same", [question])
-    unread = ""
-    if world is not None and found is None:
-        try:
-            world.parse(text)
-        except KlypeError as why:
-            unread = why.message
     return Asking(opened.source, prompt, question, ruling.meaning(question), ruling.name, right, error, unread)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,14 +28,21 @@ def next_truth(found: Found, tokenizer: Tokenizer, text: str, raw: bool) -> dict
         return None
     world = World(settings.get("world", "full"))
     if raw:
-        reader = world.filter("document")
-        for word in World.words_of(text):
-            reader.push(word)
-            if reader.slips:
-                return None
-        return after(world.filter("document"), tokenizer, text)
-    question = question_in(world, found.run, text)
+        filter_ = world.filter("document")
+        return after(filter_, tokenizer, text) if begins(filter_, text) else None
+    question, _ = question_in(world, found.run, text)
     return None if question is None else after(world.filter("chat", question), tokenizer, "")
+
+
+def begins(words: Filter, text: str) -> bool:
+    """Whether a text begins what the language says; its last word may be unfinished."""
+    reader = words.copy()
+    *whole, last = World.words_of(text) or ("",)
+    for word in whole:
+        reader.push(word)
+        if reader.slips:
+            return False
+    return any(word.startswith(last) for word in reader.next())
 
 
 def after(words: Filter, tokenizer: Tokenizer, text: str) -> dict[int, float]:
@@ -58,12 +64,17 @@ def met(words: Filter, text: str) -> set[str]:
     return known
 
 
-def question_in(world: World | None, run: Path, text: str) -> Question | None:
-    """What a text asks in a run's world: any question that its language has; else one that the run kept back."""
+def question_in(world: World | None, run: Path, text: str) -> tuple[Question | None, str]:
+    """What a text asks in a run's world: any question that its language has; else one that the run kept back; else why
+    its language does not have it."""
+    unread = ""
     if world is not None:
-        with suppress(KlypeError):
-            return world.parse(text)
-    return find_question(read_questions(run / "questions.jsonl"), text)
+        try:
+            return world.parse(text), ""
+        except KlypeError as error:
+            unread = error.message
+    kept = find_question(read_questions(run / "questions.jsonl"), text)
+    return kept, unread if kept is None else ""
 
 
 def find_question(questions: Sequence[Question], text: str) -> Question | None:

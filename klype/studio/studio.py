@@ -165,7 +165,7 @@ class SharedModel(Model):
         if run is None or self.opened.native is None or self.raw:
             return None
         world = world_of(self.opened)
-        question = None if world is None else question_in(world, run, text)
+        question = None if world is None else question_in(world, run, text)[0]
         return None if question is None or world is None else reader_of(self.opened, world)(question)
 
     def stop(self) -> None:

@@ -68,14 +68,15 @@ def command(
         from klype.cli.beside import beside_plain, make_draft
 
         draft = make_draft(opened, speculate)  # one that cannot be had is refused before anything is said
+    ask = asking(opened, text, raw, ruling)
     reading = reading_from(opened)
     if reading is not None:
         plain.aside(f"{reading.about(terminal.lang)} {reading.warning(text, terminal.lang)}".strip())
         if not reading.unknown(text):
-            tell_unread(terminal, asking(opened, text, raw))
+            tell_unread(terminal, ask)
     picked, meter = None, EnergyMeter()
     if decoder:
-        _decide(terminal, opened, request, asking(opened, text, raw, ruling), (decoder, times, raw), out)
+        _decide(terminal, opened, request, ask, (decoder, times, raw), out)
         return
     if best_of > 1:
         answer, picked = _best_of(asked, request, best_of)
@@ -109,7 +110,7 @@ def command(
     if sure:
         from klype.cli.beside import sure_of, tell_sure
 
-        document["sure"] = certainty = sure_of(opened, asking(opened, text, raw, ruling), trace, request.limit)
+        document["sure"] = certainty = sure_of(opened, ask, trace, request.limit)
         if not terminal.as_json:
             tell_sure(terminal, certainty)
     tell_cost(opened)
