@@ -41,7 +41,7 @@ of libraries' loaders on Linux and on Windows; oneDNN's."""
 def guarded(command: Callable[[list[str]], object], argv: list[str], name: str = "klype") -> int:
     """Run the command ``name``; return its exit code, having told what went wrong if something did."""
     as_json = wants_json(argv) and not is_launched(argv)  # started again, it has a result yet: stdout is for that
-    tell = partial(_tell, as_json, speaks(argv), Sentences("en" if as_json else speech(argv)))
+    tell = partial(_tell, as_json, speaks(argv), "en" if as_json else speech(argv))
     try:
         code = command(argv)
     except KlypeError as error:
@@ -67,8 +67,9 @@ def guarded(command: Callable[[list[str]], object], argv: list[str], name: str =
     return code if isinstance(code, int) else 0
 
 
-def _tell(as_json: bool, speaks: bool, said: Sentences, message: str, hint: str, code: int) -> int:
+def _tell(as_json: bool, speaks: bool, lang: str, message: str, hint: str, code: int) -> int:
     """Programs are told in English, whatever language the terminal speaks."""
+    said = Sentences(lang)  # read where something went wrong, not at every start
     message, hint = said(message), said(hint)
     message = message if message.endswith((".", "?", "!", ")")) else f"{message}."
     if not speaks:  # of several processes one speaks for all; of the others only what is their own trouble is told
