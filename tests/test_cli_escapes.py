@@ -26,7 +26,7 @@ from klype.cli.terminal import plain_console, to_json
 from klype.text.chat import TEMPLATE
 from klype.text.tokenizer import Tokenizer
 from klype.words.plain import HarmlessRecord, harmless
-from tests.foreign_server import begin, foreign, say, send
+from tests.foreign_server import begin, foreign, free_port, say, send
 from tests.test_cli_models import save
 
 OSC, CSI, C1, BIDI = (
@@ -279,9 +279,7 @@ def test_a_logs_record_is_harmless_whoever_formats_it() -> None:
 @pytest.mark.slow
 def test_a_pages_navigation_cannot_reach_the_studios_log(folder: Path, home: Path, tmp_path: Path) -> None:
     """The studio as a process: paths, queries and headers of a web page."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "klype", "studio", str(folder), "--no-open", "--port", str(port)]
     log = tmp_path / "log"
     with log.open("wb") as to:

