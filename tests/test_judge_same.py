@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from functools import partial
+from itertools import combinations
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.meaning import LABELLED, adjusted_rand, run
-from klype.judge.same import Rules, Sameness
-from klype.values import Question
+from klype.judge.same import ERRORS, Rules, Sameness
+from klype.values import Figure, Question
 
 RULES = Rules()
 ROWS = [json.loads(line) for line in LABELLED.read_text(encoding="utf-8").splitlines()]
@@ -160,6 +162,13 @@ def test_choices_are_compared_by_what_is_chosen() -> None:
     assert Asked("Is it?", "no", choices=("yes", "no")).right("No.") is True
 
 
+def test_sameness_of_all_labelled_answers_is_symmetric() -> None:
+    for row in ROWS:
+        rules = Sameness(row["question"])
+        for a, b in combinations(row["answers"], 2):
+            assert rules.same(a, b) is rules.same(b, a), (row["question"], a, b)
+
+
 @pytest.mark.slow
 def test_the_rules_agree_with_a_reader_and_equal_words_do_not() -> None:
     """Floors of F1 and of the adjusted Rand index; what the benchmark prints is higher (docs/reference/judging.md)."""
@@ -172,6 +181,16 @@ def test_the_rules_agree_with_a_reader_and_equal_words_do_not() -> None:
     assert all(row["ari"]["value"] > 0.6 for row in document["clusters"] if row["judge"] != "identical words")
     for row in (row for row in document["right"] if row["judge"] != "identical words"):
         assert row["decided"]["value"] >= 0.85 > 0.1 > row["wrongly"]["value"]
+        assert told(ERRORS["right", row["language"]]) == pytest.approx(told(row["wrongly"]), abs=5e-4)
+    for row in document["rows"]:
+        if row["kind"] == "all" and row["judge"] != "identical words":
+            assert told(ERRORS["same", row["language"]]) == pytest.approx(told(row["wrongly"]), abs=5e-4)
+
+
+def told(figure: Figure | dict[str, Any]) -> list[Any]:
+    if isinstance(figure, Figure):
+        return [figure.value, figure.low, figure.high, figure.n]
+    return [figure[name] for name in ("value", "low", "high", "n")]
 
 
 def test_the_adjusted_rand_index_is_one_for_equal_and_about_zero_for_no_clustering() -> None:

@@ -16,6 +16,7 @@ import pytest
 
 from klype.studio.app import PAGES
 from klype.words import words
+from klype.words.sentences import Sentences
 from scripts.chromium import CHROMIUM, QUIET
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -251,7 +252,7 @@ def test_every_page_without_anything(browser: Any, empty: str, axe: str, lang: s
     page = visitor.go("/")
     page.get_by_label(visitor.w("frame", "open_what"), exact=True).fill("/nowhere")
     page.keyboard.press("Enter")
-    page.get_by_text("There is no model /nowhere.").wait_for(timeout=60_000)
+    page.get_by_text(Sentences(lang)("There is no model /nowhere.")).wait_for(timeout=60_000)
     page.get_by_role("link", name=visitor.w("frame", "train_one")).click()
     page.locator("#start button.strong").wait_for()
     visitor.end()

@@ -64,10 +64,13 @@ def test_what_is_no_text_is_one_sentence(text: Any) -> None:
 
 def test_a_question_of_ones_own_has_a_judge_and_a_meaning_in_both_languages() -> None:
     world = World()
-    asked = question_in(world, Path("nowhere"), "Kari er på skolen. Ola er i byen. Hvor er Ola?")
+    asked, unread = question_in(world, Path("nowhere"), "Kari er på skolen. Ola er i byen. Hvor er Ola?")
     assert asked is not None
+    assert not unread
     assert world.judge(asked, "I byen.").right
     assert not world.judge(asked, "På skolen.").right
     english = world.parse("Kari is at school. Ola is in town. Where is Ola?")
     assert world.meaning(asked, "Ola er i byen.") == world.meaning(english, "In town.") != frozenset()
-    assert question_in(world, Path("nowhere"), "What is love?") is None
+    asked, unread = question_in(world, Path("nowhere"), "What is love?")
+    assert asked is None
+    assert "love" in unread

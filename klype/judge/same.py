@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -117,12 +117,12 @@ class Sameness:
         if self.kind == "explanation":
             if one.denies != other.denies:
                 return False
-            common = sum(_among(w, other.sentence) for w in one.sentence)
+            common = _common(one.sentence, other.sentence)
             return common >= EXPLANATIONS_AGREE * max(1, len(one.sentence) + len(other.sentence) - common)
         if not one.words and not other.words:
             return None
-        fewer, more = sorted((one.words, other.words), key=len)
-        return bool(fewer) and sum(_among(w, more) for w in fewer) >= NAMES_AGREE * len(fewer)
+        fewer = min(len(one.words), len(other.words))
+        return fewer > 0 and _common(one.words, other.words) >= NAMES_AGREE * fewer
 
     def agrees(self, answer: str, reference: str) -> bool | None:
         """Whether the answer says what the reference says.
@@ -379,7 +379,7 @@ class Sameness:
 # English and 211 Norwegian pairs, and the answers to questions with a reference (a test holds them to what it prints).
 PAIRS, DECIDED = "share of pairs", "share of decided answers"
 ERRORS: dict[tuple[Ruling, str], Figure] = {
-    ("same", "en"): Figure(0.0429, 0.0173, 0.2231, 18, PAIRS, judge=JUDGE),
+    ("same", "en"): Figure(0.0402, 0.0155, 0.2214, 18, PAIRS, judge=JUDGE),
     ("same", "nb"): Figure(0.0758, 0.0342, 0.2333, 20, PAIRS, judge=JUDGE),
     ("right", "en"): Figure(0.0435, 0.0093, 0.2587, 15, DECIDED, judge=JUDGE),
     ("right", "nb"): Figure(0.0127, 0.0004, 0.2147, 16, DECIDED, judge=JUDGE),
@@ -419,5 +419,11 @@ def _alike(a: str, b: str) -> bool:
     return a == b or (min(len(a), len(b)) >= 4 and (a.startswith(b) or b.startswith(a)))
 
 
-def _among(stem: str, others: Sequence[str] | frozenset[str] | set[str]) -> bool:
+def _common(one: Collection[str], other: Collection[str]) -> int:
+    """How many words both have. One word may be like several ("bridge": "bridge", "bridges"): the fewer of both counts,
+    which is the same in either order."""
+    return min(sum(_among(w, other) for w in one), sum(_among(w, one) for w in other))
+
+
+def _among(stem: str, others: Collection[str]) -> bool:
     return any(_alike(stem, other) for other in others)
