@@ -44,8 +44,8 @@ BAD = ("Traceback", "bug in klype", "command not found")
 READY, NEVER = r"examples\[(\d+)\]> ", r"(?!)"
 
 TUTORIALS = [f"docs/tutorials/{name}.md" for name in ("next-word", "own-text", "rank-align", "own-model", "endpoint")]
-HOW_TO = [f"docs/how-to/{name}.md" for name in ("data", "rewards", "decoders", "gguf")]
-PAGES = ["README.md", *TUTORIALS, *HOW_TO]
+HOW_TO = ("data", "rewards", "decoders", "gguf", "train", "scale", "servers", "serve", "studio")
+PAGES = ["README.md", *TUTORIALS, *(f"docs/how-to/{name}.md" for name in HOW_TO)]
 OWN = {"my-texts/", "my-data/", "book.txt", "questions.jsonl", "ranked.jsonl"}
 OWN |= {"path/to/SmolLM2-135M", "path/to/model.gguf", "runs/first"}
 """What pages take as the reader's own; ``prepare`` and ``real_model`` put it there."""
@@ -99,8 +99,10 @@ class Driven(NamedTuple):
 
 
 def visit(window: Window, url: str) -> None:
-    """Looks at a page of this machine (anything but 200 is an error), then Ctrl-C."""
+    """Looks at a page of this machine (anything but 200 is an error), with the key that lies there, then Ctrl-C."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    if (key := Path(window.shell.cwd) / "key").exists():
+        opener.addheaders.append(("Authorization", f"Bearer {key.read_text(encoding='utf-8').strip()}"))
     opener.open(f"{url}/models" if url.endswith("/v1") else url, timeout=60).close()
     window.shell.sendintr()
 
@@ -109,8 +111,9 @@ ALONE = Driven(NEVER, ("",))
 CHAT = Driven("(?:you|du)> ", ("Hei!", "Hvor er Kari?", "/quit"))  # before /quit comes what the line's comment names
 RANK = Driven("(?:order|rekkefølge): ", ("1", "21", "1=2", "12", "n", "2", "1", "2=1", "q"))  # the seventh is held out
 LISTENS = Driven(r"http://[\w.]+:\d+/(?:v1)?", (visit,))
+OTHER = ("make run", "make test", "source .venv/bin/activate", "curl -sf", "python -c", "torchrun --nproc-per-node")
 COMMANDS = {
-    **dict.fromkeys(("make run", "make test", "source .venv/bin/activate"), ALONE),
+    **dict.fromkeys(OTHER, ALONE),
     **{f"klype {name}": ALONE for name in ("align", "ask", "doctor", "export", "forks", "next", "run", "tree")},
     "klype chat": CHAT,
     "klype examine": Driven(r"\[y/N\]", ("y",)),  # where it would take long
@@ -149,11 +152,12 @@ def unknown(found: Sequence[Line], own: Collection[str] = ()) -> list[str]:
         words = shlex.split(command)
         if " ".join(words[:2]) not in COMMANDS:
             wrong.append(f"“{command}” is not known: say in COMMANDS of scripts/examples.py how it is typed.")
-        named = {word for word in words[2:] if re.search(r"/|#|\.[a-z]", word) and " " not in word}
+        given = [re.sub(r"^\w=", "", word) for word in words[2:]]  # a=MODEL: a model by another name
+        named = {word for word in given if re.search(r"/|#|\.[a-z]", word) and not re.search(r" |\.example$", word)}
         wrong += [
             f"“{command}”: there is no {name}; say in OWN or FOUND of scripts/examples.py where it comes from."
             for name in sorted(named - OWN - FOUND - made)
-            if not name.startswith(tuple(own))
+            if not name.startswith((f"{SERVER}/", *own))
         ]
     return wrong
 
@@ -229,8 +233,11 @@ class Reading:
         for name, content in files(text).items():
             (self.folder / name).write_text(content, encoding="utf-8")
         asking = [line for line in found if SERVER in line.command]
+        serving = Line("klype serve demo")
+        if asking and serving.command not in [line.command for line in found]:
+            found.insert(0, serving)
         for line in found:
-            if line.command.startswith("klype serve"):
+            if line.command == serving.command and asking:
                 second = Window(self.folder, self.environ)
                 second.type("source .venv/bin/activate")
 
