@@ -237,7 +237,7 @@ def contract(lang: str) -> str:
     lead = {
         "en": "`--json` prints one document to standard output and nothing else; progress goes to standard error. "
         "The keys below are always there; there may be more. A number that was measured is a *figure*: its value, the "
-        "95 % interval, how many it was measured on, and its unit; `certain` marks bounds that hold without chance; "
+        "95% interval, how many it was measured on, and its unit; `certain` marks bounds that hold without chance; "
         "a value that is `null` says `why`. On failure the document is an `Error`, and the exit code is 2 for wrong "
         "use, 1 for anything else.",
         "nb": "`--json` skriver ett dokument til standard ut og ingenting annet; framdriften går til standard feil. "

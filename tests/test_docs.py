@@ -90,9 +90,23 @@ def test_explanation_is_short_and_in_both_languages() -> None:
 
 @pytest.mark.parametrize("page", sorted((DOCS / "laboratory").glob("*.md")), ids=lambda page: page.stem)
 def test_laboratory_opens_with_five_findings(page: Path) -> None:
-    if page.stem in ("index", "decisions"):
+    if page.stem in ("index", "index.nb", "decisions"):
         pytest.skip("nothing is measured there")
     assert re.match(r"# .+\n\n(?:- .+\n){5}\n", page.read_text(encoding="utf-8"))
+
+
+def test_findings_have_the_same_figures_in_norwegian() -> None:
+    """The Norwegian index tells what each page opens with."""
+    index = (DOCS / "laboratory" / "index.nb.md").read_text(encoding="utf-8")
+    told = dict(re.findall(r"(?m)^## \[[^\]]+\]\((\w+)\.md\)\n\n((?:- .+\n){5})", index))
+    pages = {page.stem for page in (DOCS / "laboratory").glob("*.md")} - {"index", "index.nb", "decisions", "log"}
+    assert told.keys() == pages
+    for name, norwegian in told.items():
+        text = (DOCS / "laboratory" / f"{name}.md").read_text(encoding="utf-8")
+        english = "".join(re.findall(r"(?m)^- .+\n", text)[:5]).replace(",", "")  # 1,024: 1024 in Norwegian
+        english = re.sub(r"(?<!\d)\.(?=\d)", "0.", english)
+        norwegian = re.sub(r"(?<=\d) (?=\d{3}\b)", "", norwegian).replace(",", ".")
+        assert sorted(re.findall(r"\d+(?:\.\d+)?", norwegian)) == sorted(re.findall(r"\d+(?:\.\d+)?", english)), name
 
 
 def test_every_measure_is_defined() -> None:
