@@ -88,6 +88,18 @@ def test_explanation_is_short_and_in_both_languages() -> None:
         assert other.exists(), other
 
 
+def test_the_glossaries_have_the_same_terms() -> None:
+    english, norwegian = (
+        [
+            tuple(part.strip() for part in row.split("|")[1:3])
+            for row in re.findall(r"(?m)^\|(?! (?:English|norsk)).*", text)
+        ]
+        for text in ((DOCS / "explanation" / f"glossary{of}.md").read_text(encoding="utf-8") for of in ("", ".nb"))
+    )
+    assert len(english) > 50
+    assert sorted(english) == sorted((theirs, ours) for ours, theirs in norwegian)
+
+
 @pytest.mark.parametrize("page", sorted((DOCS / "laboratory").glob("*.md")), ids=lambda page: page.stem)
 def test_laboratory_opens_with_five_findings(page: Path) -> None:
     if page.stem in ("index", "index.nb", "decisions"):

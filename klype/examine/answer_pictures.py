@@ -29,6 +29,8 @@ from klype.examine.say import Say, visible
 Document = Mapping[str, Any]
 Curves = Mapping[str, Sequence[FigureFacts]]
 """By name (``CURVES``): a figure a position."""
+BETWEEN = 200
+"""The width of a word or an answer between two columns of the flow."""
 CURVES = ("survival", "would_survive", "by_position", "difference", "independent")
 Temperatures = Mapping[float, Mapping[str, FigureFacts]]
 """Figures by their names, from the lowest temperature."""
@@ -243,10 +245,13 @@ def flow(document: Document, say: Say) -> Picture | None:
         nodes.append(_flow_node("others", f"{say('exam.others')}  {say.share(others, 1)}", "muted"))
         links.append({"source": "q", "target": "others", "value": others})
         rows.append((say("exam.others"), visible(one["question"]), FigureFacts(value=others)))
-    room = _room([node["label"]["formatter"] for node in nodes if node["itemStyle"]["color"] != "$accent"])
+    ends = [node["label"] for node in nodes if node["itemStyle"]["color"] != "$accent"]
+    room = _room([label["formatter"] for label in ends])
+    for label in ends:
+        label["width"] = room - 8
     series = sankey(
         nodes, links, left=12, right=room, nodeGap=12, emphasis={"disabled": True},
-        lineStyle={"color": "source", "opacity": 0.25}, label={"width": room - 8, "overflow": "truncate"},
+        lineStyle={"color": "source", "opacity": 0.25}, label={"width": BETWEEN, "overflow": "truncate"},
     )  # fmt: skip
     drawn = canvas(series=[series], tooltip={"show": False})
     height = 60 + 34 * max(len(_ends(one["branches"])) + 1, len(meanings) + 1)
