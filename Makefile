@@ -17,7 +17,7 @@ SHOTS ?= screenshots
 
 comma := ,
 space := $(subst ,, )
-extras := dev$(comma)hf$(comma)data$(comma)docs$(if $(strip $(EXTRAS)),$(comma)$(subst $(space),$(comma),$(strip $(EXTRAS))))
+extras := dev$(comma)hf$(comma)data$(comma)json$(comma)docs$(if $(strip $(EXTRAS)),$(comma)$(subst $(space),$(comma),$(strip $(EXTRAS))))
 stamp := .venv/ready-$(subst $(comma),-,$(extras))
 bin := .venv/bin
 # One thread a test worker, and waiting threads that sleep: several workers share the cores.
@@ -89,7 +89,7 @@ format: setup
 	$(bin)/ruff format .
 
 constraints: setup
-	$(bin)/python scripts/constraints.py dev hf data docs
+	$(bin)/python scripts/constraints.py dev hf data json docs
 
 bundle: setup
 	$(bin)/python scripts/bundle.py $(RUN)

@@ -57,12 +57,25 @@ class Step:
     distribution: Distribution | None = None
 
 
+class Constraint(Protocol):
+    """What one answer may say, token by token."""
+
+    def allowed(self) -> npt.NDArray[np.bool_] | None:
+        """Which tokens may come next, [V]; None: nothing may, though the answer is not complete."""
+        ...
+
+    def accept(self, token: int) -> bool:
+        """Take the next token; whether the answer is complete with it."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """``n`` answers to one prompt. ``stop`` are token ids that end an answer and are kept as its last step.
 
     ``stop_texts`` end it at their first appearance in the decoded text. ``top`` asks for the distribution of every
     step: 0 none, k the k most probable, -1 whole. ``first_sample`` numbers the samples (noise depends on it).
+    ``constraint`` makes what restricts a sample: all probabilities are then those over the tokens that are allowed.
     """
 
     prompt: tuple[int, ...]
@@ -74,14 +87,15 @@ class Request:
     stop_texts: tuple[str, ...] = ()
     top: int = 0
     first_sample: int = 0
+    constraint: Callable[[], Constraint] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Trace:
     """One answer: everything a measure needs, so that the model is never asked twice.
 
-    ``ended`` is "stop" (a stop token or text), "length" (the limit) or "cancelled". ``model`` names the weights
-    (path and version). ``passes`` counts forward passes of the model that this answer needed.
+    ``ended`` is "stop" (a stop token or text, or a constraint's end), "length" (the limit) or "cancelled". ``model``
+    names the weights (path and version). ``passes`` counts forward passes of the model that this answer needed.
     """
 
     prompt: tuple[int, ...]

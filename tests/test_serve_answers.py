@@ -215,7 +215,7 @@ def test_what_cannot_be_is_refused_in_openais_shape() -> None:
         {"stream_options": {"include_usage": True}}, {"nonsense": 1}, {"messages": "hei"}, {"messages": []},
         {"messages": [{"role": "tool", "content": "x"}]}, {"messages": [{"role": "user", "content": None}]},
         {"messages": [{"role": "user", "content": "x" * 5000}]}, {"top_logprobs": 2},
-        {"logprobs": True, "top_logprobs": 21}, {"tools": [{}]}, {"response_format": {"type": "json_object"}},
+        {"logprobs": True, "top_logprobs": 21}, {"tools": [{}]}, {"response_format": {"type": "xml"}},
     ]  # fmt: skip
     for change in wrong:
         got = post(guarded, "/v1/chat/completions", json={**CHAT, **change})

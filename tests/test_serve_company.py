@@ -353,8 +353,9 @@ def test_what_waits_when_the_worker_is_stopped_is_told() -> None:
                     pass
         assert worker.load == 0
 
+    before = threading.active_count()
     asyncio.run(asyncio.wait_for(go(), HANGS_S))
-    assert threading.active_count() < 50
+    assert threading.active_count() <= before
 
 
 def test_a_thread_that_cannot_be_had_is_no_thread() -> None:

@@ -6,6 +6,7 @@ sample of a request; rows join a running batch and leave it at once. What is com
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -257,6 +258,7 @@ class Engine:
         return torch.cat(parts)
 
     def _postprocess(self, logits_RV: Tensor) -> StepResult:
+        stuck = self._constrain(logits_RV)
         noise_R = noise(self._rows.seeds, self._rows.samples, self._rows.offsets + self._rows.counts)
         kinds = np.unique(self._rows.which)
         if len(kinds) == 1:
@@ -276,15 +278,28 @@ class Engine:
         stopped = (tokens[:, None] == self._rows.stop).any(1)
         if self._rows.special.any():
             self._look(logits_RV, tokens, stopped)
-        ended = stopped | (self._rows.counts >= self._rows.max_new_tokens)
+        for row in np.flatnonzero(self._rows.constraints).tolist():
+            stopped[row] |= self._rows.constraints[row].accept(int(tokens[row]))
+        ended = stopped | stuck | (self._rows.counts >= self._rows.max_new_tokens)
         self._last_R = tokens_R
         rows = self._rows
         drawn = StepResult(rows.jobs, rows.samples, rows.lines, rows.counts, {})
         for row in np.flatnonzero(ended).tolist():
-            drawn.ended[row] = self._trace(row, "stop" if stopped[row] else "length")
+            why: Ended = "cancelled" if stuck[row] else "stop" if stopped[row] else "length"
+            drawn.ended[row] = self._trace(row, why)
         if drawn.ended:
             self._leave(ended)
         return drawn
+
+    def _constrain(self, logits_RV: Tensor) -> npt.NDArray[np.bool_]:
+        """Leaves each constrained row only the tokens that are allowed; which rows have none."""
+        stuck = np.zeros(len(logits_RV), bool)
+        for row in np.flatnonzero(self._rows.constraints).tolist():
+            allowed = self._rows.constraints[row].allowed()
+            stuck[row] = allowed is None
+            if allowed is not None:
+                logits_RV[row].masked_fill_(torch.from_numpy(~allowed).to(logits_RV.device), -math.inf)
+        return stuck
 
     def _sample(
         self, logits_RV: Tensor, noise_R: npt.NDArray[np.float64], rows: npt.NDArray[np.int64]

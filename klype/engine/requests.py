@@ -146,7 +146,7 @@ class Rows:
     """``offsets`` are prompt lengths, ``counts`` tokens drawn, ``max_new_tokens`` tokens at most.
 
     ``which`` indexes ``samplings``; ``lines`` are lines of the records; ``stop`` [R, S] holds stop tokens, -1 where a
-    row has fewer; ``special`` rows want distributions or have stop texts.
+    row has fewer; ``special`` rows want distributions or have stop texts; ``constraints``: None where all is allowed.
     """
 
     jobs: npt.NDArray[np.object_]
@@ -159,6 +159,7 @@ class Rows:
     lines: Indices
     special: npt.NDArray[np.bool_]
     stop: Indices
+    constraints: npt.NDArray[np.object_]
     samplings: list[Sampling]
 
     @staticmethod
@@ -167,8 +168,8 @@ class Rows:
             return np.zeros(0, np.int64)
 
         jobs, seeds, special = np.empty(0, object), np.zeros(0, np.uint64), np.zeros(0, bool)
-        stop = np.zeros((0, 1), np.int64)
-        return Rows(jobs, empty(), seeds, empty(), empty(), empty(), empty(), empty(), special, stop, [])
+        stop, free = np.zeros((0, 1), np.int64), np.empty(0, object)
+        return Rows(jobs, empty(), seeds, empty(), empty(), empty(), empty(), empty(), special, stop, free, [])
 
     def __len__(self) -> int:
         return len(self.jobs)
@@ -183,6 +184,9 @@ class Rows:
             self.samplings.append(request.sampling)
         jobs = np.empty(count, object)
         jobs[:] = job
+        constraints = np.empty(count, object)
+        if request.constraint is not None:
+            constraints[:] = [request.constraint() for _ in range(count)]
         stop = np.full((count, max(self.stop.shape[1], len(request.stop))), -1, np.int64)
         stop[:, : len(request.stop)] = request.stop
         more = stop.shape[1] - self.stop.shape[1]
@@ -197,6 +201,7 @@ class Rows:
             "lines": lines,
             "special": np.full(count, bool(request.top or request.stop_texts)),
             "stop": stop,
+            "constraints": constraints,
         }
         self.stop = np.pad(self.stop, ((0, 0), (0, more)), constant_values=-1)
         for name, value in new.items():

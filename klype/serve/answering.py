@@ -23,6 +23,7 @@ STREAM_HEADERS = [
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 ]
+STUCK = "An answer could not be gone on with: the schema is too complex, or the model has no token that it allows."
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +158,8 @@ class Answering(Response):
                 data = plan.served.token_bytes(update.step.token)
                 steps.setdefault(index, []).append((update.step, data))
                 if update.trace is not None:
+                    if update.trace.ended == "cancelled":
+                        raise ApiError(STUCK, 400, "response_format")
                     reasons[index] = "stop" if update.trace.ended == "stop" else "length"
             scoring = plan.echoes is not None and plan.top is not None
             for index, said in steps.items():

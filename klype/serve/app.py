@@ -187,8 +187,9 @@ def _add_answers(fast: FastAPI, server: _Server) -> None:
         """An answer to a conversation."""
         served, seed = server.model(body.model), server.chance.seed()
         messages = plain(body.messages)
+        length = LONG_TEXT if body.response_format else _length(messages)  # a schema takes long to be read, too
         plan = await server.spelled(
-            served, _length(messages), messages, lambda: plan_chat(body, messages, served, server.settings, seed)
+            served, length, messages, lambda: plan_chat(body, messages, served, server.settings, seed)
         )
         kinds = ("chat.completion", "chat.completion.chunk")
         envelope = server.envelope("chatcmpl", kinds, body.stream, body.with_usage)

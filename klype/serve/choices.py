@@ -97,7 +97,8 @@ def alternatives(step: Step, top: int) -> list[tuple[int, float]]:
     if found is None or not top:
         return []
     pairs = zip(found.ids[:top].tolist(), found.logp[:top].tolist(), strict=True)
-    return [(token, finite(step.logp if token == step.token else logp)) for token, logp in pairs]
+    # under a constraint fewer may be possible than are asked for
+    return [(token, finite(step.logp if token == step.token else logp)) for token, logp in pairs if logp > -math.inf]
 
 
 def chat_entries(steps: Sequence[Step], spelling: Spelling, top: int) -> list[dict[str, Any]]:
@@ -168,6 +169,7 @@ class ChatForm:
         self.spoken = Spoken(plan.stops, lead=True)
         self._top = plan.top
         self._spelling = Spelling(plan.served, plan.as_ids)
+        self._constraint = {"constraint": plan.constraint} if plan.constraint else {}
 
     def open(self, prompt: Trace | None) -> list[dict[str, Any]]:
         return [self._chunk({"role": "assistant", "content": "", "refusal": None}, None, None)]
@@ -175,7 +177,7 @@ class ChatForm:
     def piece(self, text: str, steps: Sequence[Step], reason: str | None) -> dict[str, Any]:
         logprobs = None
         if self._top is not None and steps:
-            logprobs = {"content": chat_entries(steps, self._spelling, self._top), "refusal": None}
+            logprobs = self._logprobs(chat_entries(steps, self._spelling, self._top))
         return self._chunk({"content": text} if text or logprobs else {}, logprobs, reason)
 
     def whole(self, pieces: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -184,9 +186,12 @@ class ChatForm:
         return {
             "index": self.index,
             "message": {"role": "assistant", "content": text, "refusal": None},
-            "logprobs": None if self._top is None else {"content": entries, "refusal": None},
+            "logprobs": None if self._top is None else self._logprobs(entries),
             "finish_reason": pieces[-1]["finish_reason"],
         }
+
+    def _logprobs(self, entries: list[dict[str, Any]]) -> dict[str, Any]:
+        return {"content": entries, "refusal": None, **self._constraint}
 
     def _chunk(self, delta: dict[str, Any], logprobs: dict[str, Any] | None, reason: str | None) -> dict[str, Any]:
         return {"index": self.index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}

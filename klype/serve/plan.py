@@ -11,7 +11,7 @@ from klype.engine.requests import check_request
 from klype.errors import KlypeError, UsageError
 from klype.serve.errors import ApiError
 from klype.serve.guard import ServeSettings
-from klype.serve.schemas import ChatRequest, CompletionRequest, GenerationRequest
+from klype.serve.schemas import ChatRequest, CompletionRequest, GenerationRequest, ResponseFormat
 from klype.serve.served import Served
 from klype.sources.source import Message
 from klype.values import Request
@@ -28,6 +28,7 @@ class Plan:
 
     ``requests`` is empty when nothing is to be generated. ``top`` alternatives a token; None: no log-probabilities.
     ``echoes`` are the texts that are repeated before the answers (one a prompt), with the ids that are scored.
+    ``constraint``: the response_format that restricts the answers.
     """
 
     served: Served
@@ -38,6 +39,7 @@ class Plan:
     stops: tuple[str, ...]
     echoes: tuple[str, ...] | None = None
     as_ids: bool = False
+    constraint: str = ""
 
     @property
     def prompt_tokens(self) -> int:
@@ -62,8 +64,20 @@ def plan_chat(
     limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     top = (body.top_logprobs or 0) if body.logprobs else None
     requests = _requests(body, served, [prompt], limit, top, seed)
-    ids = bool(body.return_tokens_as_token_ids)
-    return Plan(served, (prompt,), requests, body.n or 1, top, body.stops, as_ids=ids)
+    ids, constraint = bool(body.return_tokens_as_token_ids), ""
+    if (asked := body.response_format) is not None and asked.type != "text":
+        constraint = asked.type
+        following = served.json.following(_schema(asked))
+        requests = tuple(replace(request, constraint=following) for request in requests)
+    return Plan(served, (prompt,), requests, body.n or 1, top, body.stops, as_ids=ids, constraint=constraint)
+
+
+def _schema(asked: ResponseFormat) -> dict[str, Any]:
+    if asked.type == "json_object":
+        return {"type": "object"}
+    if asked.json_schema is None:
+        raise ApiError("A response_format of type json_schema needs json_schema.", 400, "response_format.json_schema")
+    return asked.json_schema.schema_
 
 
 def plan_completion(body: CompletionRequest, served: Served, settings: ServeSettings, seed: int) -> Plan:
@@ -202,8 +216,6 @@ def _refuse_chat(body: ChatRequest) -> None:
         raise ApiError("tool_choice is not supported by this server.", 400, "tool_choice")
     if body.function_call not in (None, "none", "auto"):
         raise ApiError("function_call is not supported by this server.", 400, "function_call")
-    if body.response_format not in (None, {"type": "text"}):
-        raise ApiError('The only response_format of this server is {"type": "text"}.', 400, "response_format")
     if body.modalities not in (None, ["text"]):
         raise ApiError('The only modality of this server is "text".', 400, "modalities")
 

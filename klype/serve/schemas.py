@@ -113,6 +113,18 @@ def plain(messages: list[ChatMessage]) -> list[dict[str, str]]:
 Messages = Annotated[list[ChatMessage], Field(fail_fast=True, min_length=1, max_length=1024)]
 
 
+class JsonSchema(BaseModel):
+    model_config = ConfigDict(extra="ignore", strict=True)
+    name: Annotated[str, Field(pattern="^[A-Za-z0-9_-]{1,64}$")]
+    schema_: dict[str, Any] = Field({}, alias="schema")
+
+
+class ResponseFormat(BaseModel):
+    model_config = ConfigDict(extra="ignore", strict=True)
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
 class ChatRequest(GenerationRequest):
     messages: Messages
     logprobs: bool | None = None
@@ -124,7 +136,7 @@ class ChatRequest(GenerationRequest):
     parallel_tool_calls: Any = Field(None, description="Not supported.")
     functions: Any = Field(None, description="Not supported.")
     function_call: Any = Field(None, description="Not supported.")
-    response_format: Any = Field(None, description='Only {"type": "text"}.')
+    response_format: ResponseFormat | None = None
     modalities: Any = Field(None, description='Only ["text"].')
     audio: Any = Field(None, description="Not supported.")
     prediction: Any = Field(None, description=NOT_USED)
@@ -190,6 +202,9 @@ class TokenLogprob(Alternative):
 class ChatLogprobs(Answer):
     content: list[TokenLogprob]
     refusal: None
+    constraint: Literal["json_object", "json_schema"] | None = Field(
+        None, description="Probabilities are those over the tokens that this response_format allows."
+    )
 
 
 class AssistantMessage(Answer):

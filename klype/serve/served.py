@@ -6,9 +6,11 @@ import re
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from klype.errors import UsageError
+from klype.serve.json_answers import JsonAnswers
 from klype.sources.bundled import located
 from klype.sources.find import Found
 from klype.sources.opening import open_model
@@ -29,6 +31,7 @@ class Served:
     """What each of the model's tokens adds to a text: nothing for control tokens and for rows without a spelling."""
     longest: int
     """Bytes of the longest token."""
+    json: JsonAnswers
     created: int = 0
 
     def __post_init__(self) -> None:
@@ -44,7 +47,8 @@ class Served:
         tokenizer, runner = source.codec.tokenizer, source.engine.runner
         spellings = tuple(map(tokenizer.token_bytes, range(runner.vocab_size)))
         source.engine.decode_bytes = tokenizer.token_bytes
-        return Served(name, source, runner.weights.fingerprint(), spellings, max(map(len, spellings)), created)
+        json = JsonAnswers(spellings, source.codec.stop, partial(tokenizer.encode, first=False))
+        return Served(name, source, runner.weights.fingerprint(), spellings, max(map(len, spellings)), json, created)
 
     @property
     def tokenizer(self) -> Tokenizer:
