@@ -22,7 +22,7 @@ from schemathesis.specs.openapi.checks import (
 from klype.serve.app import api, app
 from tests.serve_toys import running, served
 
-PATHS = ("/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize")
+PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/tokenize", "/detokenize")
 CHECKS = [not_a_server_error, content_type_conformance, response_schema_conformance, status_code_conformance]
 CASES = 15  # an operation, in the suite; 1,500 in the soak
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from klype.device import threads_for
 from klype.engine.prefix_cache import PrefixCache
 from klype.engine.requests import Ended, QueuedRequest, Records, Rows, check_answer, check_prompt, check_request
-from klype.engine.runner import AnyRunner, NativeRunner, score
+from klype.engine.runner import AnyRunner, NativeRunner, batches, score
 from klype.engine.sampling import count_tokens, distributions, noise, sample
 from klype.errors import KlypeError, UsageError
 from klype.model.transformer import Transformer
@@ -199,6 +199,19 @@ class Engine:
         if any(np.isnan(step.logp) for trace in traces for step in trace.steps):
             raise self.not_numbers()
         return traces
+
+    def mean_states(self, texts: Sequence[Sequence[int]]) -> list[npt.NDArray[np.float32]]:
+        """The mean of the last layer's states over each text's tokens, [D]."""
+        for text in texts:
+            check_prompt(text, self.runner.window, self.runner.vocab_size)
+        self._check_fresh()
+        found: dict[int, npt.NDArray[np.float32]] = {}
+        for rows in batches([len(text) for text in texts]):
+            states = self.runner.states([tuple(texts[row]) for row in rows])
+            found |= {row: own_TD.float().mean(0).cpu().numpy() for row, own_TD in zip(rows, states, strict=True)}
+        if any(np.isnan(mean_D).any() for mean_D in found.values()):
+            raise self.not_numbers()
+        return [found[row] for row in range(len(texts))]
 
     def refresh(self, version: int | str) -> None:
         """The weights have changed: forget everything computed with the old ones."""

@@ -205,6 +205,15 @@ class HFRunner:
                     start = len(prompts[row].tokens) - pasts[row].length - read
                     yield logits_TV[max(start, 0) : max(start + len(fed[row]), 0)]
 
+    @torch.inference_mode()
+    def states(self, texts: Sequence[Tokens]) -> list[Tensor]:
+        """Padded on the right: what comes later changes nothing before it."""
+        longest, given = max(map(len, texts)), {"use_cache": False} if "use_cache" in self.able.names else {}
+        tokens_RT = torch.tensor([[*text, *(0,) * (longest - len(text))] for text in texts])
+        with self._turn:
+            out = self.model.base_model(input_ids=tokens_RT.to(self.model.device), **given)
+        return [states_TD[: len(text)] for states_TD, text in zip(out[0], texts, strict=True)]
+
     def operations(self, rows: int) -> float:
         return math.inf  # torch decides
 

@@ -99,6 +99,10 @@ class ModelRunner(Protocol[P]):
         """Logits [m, V] after each of the tokens that are fed behind the prompts: one row after the other, in parts."""
         ...
 
+    def states(self, texts: Sequence[Tokens]) -> list[Tensor]:
+        """The last layer's states [T, D], after the last norm, of each text's tokens."""
+        ...
+
     def operations(self, rows: int) -> float:
         """Of the mean matrix product in a step of so many rows: few of them are not worth a second thread."""
         ...
@@ -203,6 +207,14 @@ class NativeRunner:
         for part_MD in torch.split(hidden_MD, max(1, ENTRIES // self.vocab_size)):
             yield self.model.unembed(part_MD)
 
+    @torch.inference_mode()
+    def states(self, texts: Sequence[Tokens]) -> list[Tensor]:
+        lengths = [len(text) for text in texts]
+        wanted_RT = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+        tokens_RT = torch.tensor([[*text, *(0,) * (max(lengths) - len(text))] for text in texts])
+        device = self._cache.device
+        return list(torch.split(self.model.states_at(tokens_RT.to(device), wanted_RT.to(device)), lengths))
+
     def operations(self, rows: int) -> float:
         """In float32: numbers of half the size take half as long, and few rows wait for the matrix to come from
         memory."""
@@ -237,7 +249,7 @@ def score(
     """Traces of forced answers. Equal prompts are read once; answers of alike length share a pass."""
     read = runner.prefill([tuple(prompt) for prompt in prompts])
     scored: list[Scored] = [[] for _ in prompts]
-    for rows in _batches([len(answer) for answer in answers]):
+    for rows in batches([len(answer) for answer in answers]):
         rows = [rows[i] for i in runner.order([read[row] for row in rows])]
         fed = [answers[row] for row in rows]
         first_RV = torch.stack([read[row].logits for row in rows])
@@ -256,15 +268,16 @@ def score(
     return traces
 
 
-def _batches(lengths: list[int]) -> list[list[int]]:
-    batches: list[list[int]] = []
+def batches(lengths: list[int]) -> list[list[int]]:
+    """Indices of texts that share a pass: of alike length, and not too many tokens in all."""
+    found: list[list[int]] = []
     for row in sorted((r for r, length in enumerate(lengths) if length), key=lambda r: lengths[r]):
-        shortest = lengths[batches[-1][0]] if batches else 0
-        if batches and lengths[row] <= shortest * 5 // 4 + 8 and (len(batches[-1]) + 1) * lengths[row] <= PADDED:
-            batches[-1].append(row)
+        shortest = lengths[found[-1][0]] if found else 0
+        if found and lengths[row] <= shortest * 5 // 4 + 8 and (len(found[-1]) + 1) * lengths[row] <= PADDED:
+            found[-1].append(row)
         else:
-            batches.append([row])
-    return batches
+            found.append([row])
+    return found
 
 
 def _read(logits_MV: Tensor, targets: Sequence[int], top: int) -> Scored:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from klype.serve.choices import Form
 from klype.serve.errors import ApiError, error_body
 from klype.serve.metrics import ServerMetrics
 from klype.serve.plan import Plan
-from klype.serve.worker import AT_ONCE, Job, Scored, Worker
+from klype.serve.worker import AT_ONCE, Embedded, Job, Scored, Worker
 from klype.values import Step, Trace
 
 STREAM_HEADERS = [
@@ -74,19 +74,8 @@ class Answering(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         plan = self.plan
         scored = plan.prompts if plan.echoes is not None and plan.top is not None else ()
-        job = Job(plan.requests, scored, plan.top or 0)
-        self.worker.submit(job)
         answer = self._stream if self.envelope.stream else self._whole
-        tasks = [asyncio.ensure_future(answer(job, send)), asyncio.ensure_future(_gone(receive))]
-        try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            if tasks[0].done():
-                tasks[0].result()
-        finally:
-            self.worker.cancel(job)
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        await work(self.worker, Job(plan.requests, scored, plan.top or 0), receive, lambda job: answer(job, send))
 
     async def _whole(self, job: Job, send: Send) -> None:
         found: list[list[Any]] = [[] for _ in self.choices]
@@ -94,10 +83,7 @@ class Answering(Response):
             for index, piece in pieces:
                 found[index].append(piece)
         body = await asyncio.to_thread(self._body, found)  # all alternatives of a hundred choices take long
-        length = (b"content-length", str(len(body)).encode())
-        headers = [(b"content-type", b"application/json"), length, *self.raw_headers]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+        await send_json(send, body, self.raw_headers)
 
     def _body(self, found: Sequence[list[Any]]) -> bytes:
         """Empties what it has written: to clear all of it away at once would take long, too."""
@@ -147,6 +133,7 @@ class Answering(Response):
             reasons: dict[int, str] = {}
             ready: list[tuple[int, Any]] = []
             for update in updates:
+                assert not isinstance(update, Embedded), "of which nothing was asked"
                 if isinstance(update, Scored):
                     prompts[update.place] = update.trace
                     for index in range(update.place * n, update.place * n + n):
@@ -180,7 +167,8 @@ class Answering(Response):
                 first = False
                 self.metrics.first_token.labels(plan.served.name).observe(clock() - begun)
             yield ready
-        self.metrics.answered(plan, sum(choice.said for choice in self.choices), clock() - begun)
+        total = sum(choice.said for choice in self.choices)
+        self.metrics.answered(plan.served.name, plan.prompt_tokens, total, clock() - begun)
 
     def _about(self, kind: str) -> dict[str, Any]:
         served, envelope = self.plan.served, self.envelope
@@ -195,6 +183,28 @@ class Answering(Response):
     def _usage(self) -> dict[str, int]:
         prompt, said = self.plan.prompt_tokens, sum(choice.said for choice in self.choices)
         return {"prompt_tokens": prompt, "completion_tokens": said, "total_tokens": prompt + said}
+
+
+async def work(worker: Worker, job: Job, receive: Receive, answer: Callable[[Job], Coroutine[Any, Any, None]]) -> None:
+    """Have it done and answered; when the client has gone, or with an error, it is taken back."""
+    worker.submit(job)
+    tasks = [asyncio.ensure_future(answer(job)), asyncio.ensure_future(_gone(receive))]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if tasks[0].done():
+            tasks[0].result()
+    finally:
+        worker.cancel(job)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def send_json(send: Send, body: bytes, more: Sequence[tuple[bytes, bytes]]) -> None:
+    """With further headers."""
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *more]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
 
 
 async def _gone(receive: Receive) -> None:

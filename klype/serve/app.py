@@ -26,10 +26,11 @@ import klype
 from klype.errors import UsageError
 from klype.serve.answering import Answering, Envelope
 from klype.serve.choices import ChatForm, CompletionForm
+from klype.serve.embedding import Embedding
 from klype.serve.errors import ApiError, handle_errors
 from klype.serve.guard import Guard, Rules, ServeSettings
 from klype.serve.metrics import Counted, ServerMetrics, health
-from klype.serve.plan import chat_prompt, plan_chat, plan_completion
+from klype.serve.plan import chat_prompt, plan_chat, plan_completion, plan_embedding
 from klype.serve.schemas import (
     UNUSED,
     ChatCompletion,
@@ -38,6 +39,8 @@ from klype.serve.schemas import (
     CompletionRequest,
     Detokenized,
     DetokenizeRequest,
+    EmbeddingRequest,
+    Embeddings,
     ErrorAnswer,
     Health,
     ModelCard,
@@ -204,6 +207,15 @@ def _add_answers(fast: FastAPI, server: _Server) -> None:
         kinds = ("text_completion", "text_completion")
         envelope = server.envelope("cmpl", kinds, body.stream, body.with_usage)
         return Answering(plan, envelope, CompletionForm, server.workers[served.name], server.metrics)
+
+    @fast.post("/v1/embeddings", response_model=Embeddings)
+    async def embeddings(body: EmbeddingRequest) -> Response:
+        """Texts as vectors: the mean of the last layer's states."""
+        served = server.model(body.model)
+        length = len(body.input) if isinstance(body.input, str) else LONG_TEXT
+        texts = await server.spelled(served, length, (), lambda: plan_embedding(body, served))
+        packed = body.encoding_format == "base64"
+        return Embedding(served, texts, packed, server.workers[served.name], server.metrics)
 
 
 def _add_tokens(fast: FastAPI, server: _Server) -> None:

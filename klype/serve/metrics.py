@@ -11,7 +11,6 @@ from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from klype.serve.errors import ApiError, error_response
-from klype.serve.plan import Plan
 from klype.serve.worker import Worker
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -40,10 +39,11 @@ class ServerMetrics:
         ProcessCollector(registry=self.registry)
         self.registry.register(_Workers(workers))
 
-    def answered(self, plan: Plan, said: int, seconds: float) -> None:
-        self._prompts.labels(plan.served.name).inc(plan.prompt_tokens)
-        self._said.labels(plan.served.name).inc(said)
-        self._seconds.labels(plan.served.name).observe(seconds)
+    def answered(self, model: str, prompt: int, said: int, seconds: float) -> None:
+        """Tokens of prompt and answer."""
+        self._prompts.labels(model).inc(prompt)
+        self._said.labels(model).inc(said)
+        self._seconds.labels(model).observe(seconds)
 
     def text(self) -> bytes:
         return generate_latest(self.registry)

@@ -11,7 +11,7 @@ from klype.engine.requests import check_request
 from klype.errors import KlypeError, UsageError
 from klype.serve.errors import ApiError
 from klype.serve.guard import ServeSettings
-from klype.serve.schemas import ChatRequest, CompletionRequest, GenerationRequest, ResponseFormat
+from klype.serve.schemas import ChatRequest, CompletionRequest, EmbeddingRequest, GenerationRequest, ResponseFormat
 from klype.serve.served import Served
 from klype.sources.source import Message
 from klype.values import Request
@@ -87,7 +87,7 @@ def plan_completion(body: CompletionRequest, served: Served, settings: ServeSett
     if body.suffix:
         raise ApiError("suffix is not supported by this server.", 400, "suffix")
     _at_most(body.logprobs, settings.completion_top, "logprobs")
-    asked = _prompts(body)
+    asked = _prompts(body.prompt)
     _few_enough(body.n or 1, len(asked), settings)
     for prompt in asked:
         _short_enough(prompt, served)
@@ -97,6 +97,25 @@ def plan_completion(body: CompletionRequest, served: Served, settings: ServeSett
     echoes = tuple(_text(prompt, served) for prompt in asked) if body.echo else None
     ids = bool(body.return_tokens_as_token_ids)
     return Plan(served, tuple(prompts), requests, body.n or 1, body.logprobs, body.stops, echoes, ids)
+
+
+def plan_embedding(body: EmbeddingRequest, served: Served) -> list[tuple[int, ...]]:
+    """The texts' tokens. Raises ApiError when it cannot be answered."""
+    if body.dimensions is not None:
+        raise ApiError("dimensions is not supported by this server.", 400, "dimensions")
+    found = []
+    try:
+        for text in _prompts(body.input):
+            if not text:
+                raise ApiError("The input is empty.", 400)
+            _short_enough(text, served)
+            found.append(_ids(text, served))
+            if len(found[-1]) > served.window:
+                raise _too_long(served, len(found[-1]), None)
+    except ApiError as error:
+        error.param = "input"
+        raise
+    return found
 
 
 def chat_prompt(served: Served, messages: Sequence[Message]) -> tuple[int, ...]:
@@ -167,11 +186,11 @@ def _too_long(served: Served, length: int, limit: int | None) -> ApiError:
     )
 
 
-def _prompts(body: CompletionRequest) -> list[str | list[int]]:
-    if isinstance(body.prompt, str):
-        return [body.prompt]
-    alone: Any = body.prompt if isinstance(body.prompt[0], int) else None
-    return [alone] if alone is not None else [part for part in body.prompt if isinstance(part, str | list)]
+def _prompts(given: str | list[str] | list[int] | list[list[int]]) -> list[str | list[int]]:
+    if isinstance(given, str):
+        return [given]
+    alone: Any = given if isinstance(given[0], int) else None
+    return [alone] if alone is not None else [part for part in given if isinstance(part, str | list)]
 
 
 def _ids(prompt: str | list[int], served: Served) -> tuple[int, ...]:

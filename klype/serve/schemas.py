@@ -90,6 +90,14 @@ class CompletionRequest(GenerationRequest):
     suffix: Any = Field(None, description="Not supported.")
 
 
+class EmbeddingRequest(Body):
+    model: Name
+    input: str | Texts | Tokens | TokenLists
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Any = Field(None, description="Not supported.")
+    user: Any = Field(None, description=NOT_USED)
+
+
 class Part(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
     type: Literal["text"]
@@ -252,6 +260,26 @@ class Completion(Answer):
     system_fingerprint: str
     choices: list[CompletionChoice]
     usage: Usage
+
+
+class Vector(Answer):
+    index: int
+    object: Literal["embedding"]
+    embedding: list[float] | str
+
+
+class EmbeddingUsage(Answer):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class Embeddings(Answer):
+    object: Literal["list"]
+    model: str
+    system_fingerprint: str
+    pooling: str = Field(description="What the vectors are.")
+    data: list[Vector]
+    usage: EmbeddingUsage
 
 
 class ModelMeta(Answer):

@@ -11,6 +11,9 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+import numpy.typing as npt
+
 from klype.engine.engine import Engine, Event
 from klype.serve.errors import ApiError, BusyError, as_api_error
 from klype.values import Request, Trace
@@ -31,20 +34,31 @@ class Scored:
     trace: Trace
 
 
-Update = Event | Scored
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """The mean of a given text's states, [D]."""
+
+    place: int
+    vector: npt.NDArray[np.float32]
+
+
+Update = Event | Scored | Embedded
 """``Event.request`` is the request's place in the job."""
 
 
 class Job:
-    """What one client asked: answers to ``requests``, and the probabilities of ``texts`` (``top`` beside each token).
+    """What one client asked: answers to ``requests``, and of ``texts`` the probabilities (``top`` beside each token) or
+    the mean states (``embeds``).
 
     Made on the event loop that waits for it. ``size`` counts answers and texts.
     """
 
-    def __init__(self, requests: Sequence[Request], texts: Sequence[Sequence[int]] = (), top: int = 0) -> None:
+    def __init__(
+        self, requests: Sequence[Request], texts: Sequence[Sequence[int]] = (), top: int = 0, embeds: bool = False
+    ) -> None:
         self.requests = tuple(requests)
         self.texts = deque(enumerate(tuple(text) for text in texts))
-        self.top = top
+        self.top, self.embeds = top, embeds
         self.at_once = max(1, AT_ONCE // (1 + max([top, *(request.top for request in requests)])))
         self.size = sum(request.n for request in requests) + len(texts)
         self.left = self.size
@@ -77,7 +91,7 @@ class Job:
 
 def ends(update: Update) -> bool:
     """Whether an answer or a text is complete with it."""
-    return isinstance(update, Scored) or update.trace is not None
+    return isinstance(update, Scored | Embedded) or update.trace is not None
 
 
 class Worker:
@@ -227,24 +241,30 @@ class Worker:
         self._rate += (done / took - self._rate) * min(1.0, took / 10)
 
     def _score(self) -> int:
-        """The texts that have waited longest and list equally many alternatives, in one call of the engine."""
-        top, batch, tokens = self._scoring[0].top, list[tuple[Job, int, tuple[int, ...]]](), 0
-        while self._scoring and self._scoring[0].top == top and tokens < SCORED:
+        """The texts that have waited longest and of which the same is asked, in one call of the engine."""
+        first, batch, tokens = self._scoring[0], list[tuple[Job, int, tuple[int, ...]]](), 0
+        asked = first.top, first.embeds
+        while self._scoring and (self._scoring[0].top, self._scoring[0].embeds) == asked and tokens < SCORED:
             job = self._scoring[0]
             place, text = job.texts.popleft()
             batch.append((job, place, text))
             tokens += len(text)
             if not job.texts:
                 self._scoring.popleft()
+        texts, found = [text for *_, text in batch], list[Update]()
         try:
-            traces = self.engine.score([text[:1] for *_, text in batch], [text[1:] for *_, text in batch], top)
+            if first.embeds:
+                found += map(Embedded, [place for _, place, _ in batch], self.engine.mean_states(texts))
+            else:
+                traces = self.engine.score([text[:1] for text in texts], [text[1:] for text in texts], first.top)
+                found += map(Scored, [place for _, place, _ in batch], traces)
         except Exception as error:
             LOG.exception("Scoring failed.")
             for job in {job for job, *_ in batch}:
                 self._fail(job, error)
             return 0
-        for (job, place, _), trace in zip(batch, traces, strict=True):
-            self._report(job, Scored(place, trace))
+        for (job, *_), update in zip(batch, found, strict=True):
+            self._report(job, update)
         return len(batch)
 
     def _report(self, job: Job, update: Update) -> None:
