@@ -109,8 +109,13 @@ def is_single_turn(opened: Opened) -> bool:
 def prompt_after(opened: Opened, messages: Sequence[Message], reserve: int) -> tuple[list[Message], list[int]] | None:
     """What the model is given of a conversation, and the prompt: as much as fits (see ``fit``); where it was taught
     single questions the last message alone, so that a question is answered as if it had been asked first."""
-    given = messages[-1:] if is_single_turn(opened) else messages
-    return fit(given, opened.prompt, opened.window, reserve)
+    return fit(read_of(messages, is_single_turn(opened)), opened.prompt, opened.window, reserve)
+
+
+def read_of(messages: Sequence[Message], single_turn: bool) -> Sequence[Message]:
+    """What a model reads of a conversation: all of it, or with ``single_turn`` the last question alone."""
+    users = [i for i, message in enumerate(messages) if message["role"] == "user"]
+    return messages[users[-1] :] if single_turn and users else messages
 
 
 def fit(

@@ -12,7 +12,7 @@ import numpy as np
 
 from klype.answers.forks import ForkSettings, forks
 from klype.answers.tree import TreeSettings, grow
-from klype.api.asking import Asking, asking, prompt_of, whole
+from klype.api.asking import Asking, asking, is_single_turn, prompt_of, read_of, whole
 from klype.api.judging import open_judge
 from klype.api.results import Answer, AnswerForks, AnswerTree, NextToken, NextTokens, Token
 from klype.engine.sampling import check_sampling
@@ -141,14 +141,15 @@ class Model:
     ) -> Answer:
         """The next turn of a conversation, through the model's chat template.
 
-        ``messages`` have a ``role`` (system, user or assistant) and a ``content``; the last is the user's.
+        ``messages`` have a ``role`` (system, user or assistant) and a ``content``; the last is the user's. A
+        model that was taught single questions, as the demo world's, reads that one alone.
         """
         listed = isinstance(messages, Sequence) and not isinstance(messages, str)
         if not listed or not all(isinstance(message, Mapping) for message in messages):
             raise UsageError("A conversation is a list of messages, each with a role and a content.")
         if not messages or messages[-1].get("role") != "user":
             raise UsageError("A conversation ends with a user's message.")
-        prompt = tuple(self.opened.prompt(messages))
+        prompt = tuple(self.opened.prompt(read_of(messages, is_single_turn(self.opened))))
         return self.drawn(self.request(prompt, _sampling(temperature, sampling), limit, seed))[0]
 
     def next(

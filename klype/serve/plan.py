@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from klype.api.asking import read_of
 from klype.engine.requests import check_request
 from klype.errors import KlypeError, UsageError
 from klype.serve.errors import ApiError
@@ -119,9 +120,10 @@ def plan_embedding(body: EmbeddingRequest, served: Served) -> list[tuple[int, ..
 
 
 def chat_prompt(served: Served, messages: Sequence[Message]) -> tuple[int, ...]:
-    """A conversation through the model's template; what users write never becomes a control token."""
+    """A conversation through the model's template, as much of it as the model was taught to read; what users write
+    never becomes a control token."""
     try:
-        return tuple(served.source.codec.prompt(messages))
+        return tuple(served.source.codec.prompt(read_of(messages, served.single_turn)))
     except KlypeError as error:
         if served.source.codec.chat is None:
             message = f"The model {served.name} has no chat template: ask it at /v1/completions."

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from klype.api.asking import is_single_turn
 from klype.errors import UsageError
 from klype.serve.json_answers import JsonAnswers
 from klype.sources.bundled import located
@@ -33,6 +34,8 @@ class Served:
     """Bytes of the longest token."""
     json: JsonAnswers
     created: int = 0
+    single_turn: bool = False
+    """Whether it was taught single questions, so that what was said before is not for it."""
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
@@ -81,7 +84,8 @@ def open_served(text: str, precision: str = "float32", device: str = "auto") -> 
     assert isinstance(opened.source, NativeSource), "what has an engine has a tokenizer"
     engine.name = name = given if named else name_of(found, address)
     created = int(found.folder.stat().st_mtime)
-    return Served.of(name, opened.source, min(created, int(time.time())))
+    served = Served.of(name, opened.source, min(created, int(time.time())))
+    return replace(served, single_turn=is_single_turn(opened))
 
 
 def name_of(found: Found, text: str) -> str:
