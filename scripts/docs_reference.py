@@ -81,10 +81,10 @@ def commands(lang: str) -> str:
     parts = [f"# {title}\n\n{EDITED[lang]}"]
     for name, command in leaves(spoken(app(), lang), "klype"):
         arguments = [one for one in command.params if one.param_type_name == "argument"]
-        usage = " ".join([name, *(_argument(one) for one in arguments), command.options_metavar])
+        usage = " ".join([name, *(one.metavar for one in arguments), command.options_metavar])
         parts.append(f"## {name}\n\n{html.escape(inspect.cleandoc(command.help or ''), quote=False)}\n\n`{usage}`")
         if arguments:
-            rows = [[f"`{one.name.upper()}`", cell(default_of(one)), cell(one.help or "")] for one in arguments]
+            rows = [[f"`{one.metavar}`", cell(default_of(one)), cell(one.help or "")] for one in arguments]
             parts.append(f"**{takes}**\n\n" + table([head[0], head[2], head[3]], rows))
         panels: dict[str, list[list[str]]] = {}
         for one in command.params:
@@ -92,11 +92,6 @@ def commands(lang: str) -> str:
                 panels.setdefault(one.rich_help_panel or options, []).append(option_row(one))
         parts += [f"**{panel}**\n\n{table(head, rows)}" for panel, rows in panels.items()]
     return "\n\n".join(parts) + "\n"
-
-
-def _argument(parameter: Any) -> str:
-    name = parameter.name.upper() + ("…" if parameter.nargs != 1 else "")
-    return name if parameter.required else f"[{name}]"
 
 
 # The Python API

@@ -231,6 +231,28 @@ def test_commands(opened: Opened, capsys: Captured) -> None:
     assert talk.take("/quit") is False
 
 
+def test_tokens_within_a_character_stand_together(opened: Opened, capsys: Captured) -> None:
+    talk, text = talk_to(opened), "Ås, é og 🐕!"
+    talk.take("Hunden?")
+    last = talk.traces[-1]
+    tokens = opened.say(text)
+    talk.traces[-1] = replace(last, steps=tuple(replace(last.steps[0], token=t, logp=-0.1) for t in tokens))
+    halves = sum(not opened.spell(token).decode(errors="ignore") for token in tokens)
+    assert halves > 4
+    capsys.readouterr()
+    talk.take("/probs")
+    whole = capsys.readouterr().out
+    for character in "Åé🐕":
+        assert character in whole
+    shares = [line.split() for line in whole.splitlines()]
+    assert any("🐕" in line[0] and "67%" in line for line in shares if line)  # four tokens of e^-0.1
+    talk.take("/probs bytes")
+    listed = capsys.readouterr().out
+    assert "\\xf0" in listed
+    assert listed.count("90%") == len(tokens)
+    assert "\\x" not in "".join(line[0] for line in shares if line)
+
+
 def test_no_escape_code_reaches_the_terminal() -> None:
     assert harmless("a\x1b[31mb\x07\x9b\tc\næ🐕") == "a\ufffd[31mb\ufffd\ufffd\tc\næ🐕"
     assert [visible(t) for t in (" hund", " ", "\n", "\x1b[2J", "")] == ["hund", "␣", "↵", "\\x1b[2J", "∅"]

@@ -329,7 +329,7 @@ def test_beyond_loopback_a_key_is_needed(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_port_that_is_taken_is_said(folder: Path) -> None:
-    with listen("127.0.0.1", 0) as taken, pytest.raises(KlypeError, match="cannot be listened at"):
+    with listen("127.0.0.1", 0) as taken, pytest.raises(KlypeError, match="is in use already"):
         call(["serve", str(folder), "--port", str(taken.getsockname()[1])])
     with pytest.raises(UsageError, match="no model"):
         call(["serve", str(folder / "none"), "--port", "0"])

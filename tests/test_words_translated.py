@@ -25,7 +25,6 @@ ERRORS = re.compile(
     r"(.*\.)?(KlypeError|UsageError|Interrupted|DamagedError|NoPreferencesError|BusyError|BudgetSpentError|bad\.add)"
 )
 COMPOSED = {
-    "A model: {}. If left out: the newest run, or demo.",
     "Missing argument {}.",
     "Missing option {}.",
     "No such option: {} (Possible options: {})",
@@ -165,7 +164,9 @@ NORWEGIAN = [
     (r"gjennomkjøring", "gjennomløp"),
     (r"sammenlikn", "sammenligner"),
     (r"\bfeilet\b|gikk ikke[.:]", "mislyktes"),
-    (r"[Rr]angereren", "den som rangerer"),
+    (r"[Rr]angereren|[Aa]nnotat(ør|or)", "den som rangerer"),
+    (r"\b[Tt]jener(e|en|ne|s)?\b", "server"),
+    (r"[Ee]ksaminasjon", "undersøkelse"),
     (r"trekløver|\bstø\b|enda både|tidligere jeg|[Bb]otemid", "selvmotsigende, stabil, selv om, tiltak"),
     (r"\brådene?\b|\bet råd\b|Hvilket råd", "tiltak"),
     (r"Terminalen sier|ikke nøkkelen", "Se terminalen, feil nøkkel"),

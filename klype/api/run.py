@@ -23,7 +23,7 @@ from klype.examine.say import Say as Words
 from klype.jsons import steps
 from klype.preferences import formats
 from klype.preferences.annotators import taste
-from klype.runs import folder, opening, pipeline, rankers, ranking
+from klype.runs import checks, folder, pipeline, rankers, ranking
 from klype.runs.options import STAGES, RunOptions, StageOptions
 from klype.runs.rounds import align_rounds, overrides
 from klype.runs.say import RunListener, Silent
@@ -286,7 +286,7 @@ class Run:
         asked["overrides"] = (*how, *_settings(asked.pop("set", {})))
         out, say = _path("out", out) if out is not None else None, _listener(asked.pop("progress", None))
         checked = make(StageOptions, asked)
-        opening.checked(checked)
+        checks.checked(checked)
         with folder.chosen("align", out, checked.resume, date.today()) as place, _undisturbed():
             align_rounds(replace(checked, out=place), rounds, flaw, say)
         return Run(place if rounds == 1 else place / f"round-{rounds}")
@@ -340,7 +340,7 @@ def train(
     if "from_" in asked:
         asked["from_"] = str(asked["from_"] if isinstance(asked["from_"], str) else _path("from_", asked["from_"]))
     checked = make(RunOptions, asked)
-    opening.checked(checked)
+    checks.checked(checked)
     with folder.chosen(checked.recipe_name, out, checked.resume, date.today()) as place, _undisturbed():
         pipeline.run(replace(checked, out=place), say)
     return Run(place)

@@ -15,6 +15,7 @@ HELP = ["-h", "--help"]
 def spoken(app: typer.Typer, lang: str) -> Any:
     """The commands, with all that their help says in this language."""
     command = typer.main.get_command(app)
+    _name_arguments(command)
     if lang != "en":
         from typer import rich_utils
 
@@ -23,6 +24,16 @@ def spoken(app: typer.Typer, lang: str) -> Any:
         rich_utils.REQUIRED_LONG_STRING = said(rich_utils.REQUIRED_LONG_STRING)
         _translate(command, said, {row.help["en"]: row.help.get(lang, "") for row in SAMPLERS.values()})
     return command
+
+
+def _name_arguments(command: Any) -> None:
+    """In usage lines and lists arguments are called as they say themselves: [MODEL] may be left out."""
+    for param in command.params:
+        if param.param_type_name == "argument":
+            param.get_usage_pieces = lambda ctx, name=param.metavar: [name]
+            param.display_type_rich = lambda ctx: None
+    for inner in getattr(command, "commands", {}).values():
+        _name_arguments(inner)
 
 
 def _translate(command: Any, said: Sentences, samplers: dict[str, str]) -> None:

@@ -29,10 +29,10 @@ from klype.cli.commands import (
 from klype.cli.guard import guarded
 from klype.cli.help import HELP, spoken
 from klype.cli.options import expanded
-from klype.cli.terminal import any_character
+from klype.cli.terminal import Terminal, any_character
 from klype.device import memory_policy, thread_policy
-from klype.environment import language, state_folder
-from klype.words import words
+from klype.environment import state_folder
+from klype.words import LANGUAGES
 from klype.words.plain import harmless_log, tell
 
 
@@ -99,10 +99,15 @@ def _options(
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=lambda v: _version(v))
     ] = False,
+    lang: Annotated[
+        str | None,
+        typer.Option("--lang", help=f"{' or '.join(LANGUAGES)}.", show_default="by the locale"),
+    ] = None,
 ) -> None:
     """Train a small language model through all its stages, and see and reduce the divergence of its answers."""
-    if context.invoked_subcommand is None:
-        tell(words(language())("first.steps", program=environment.program()))
+    terminal = Terminal(lang=lang) if lang or context.invoked_subcommand is None else None
+    if terminal and context.invoked_subcommand is None:
+        tell(terminal.words("first.steps", program=environment.program()))
 
 
 def _version(asked: bool) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
+import shlex
 from collections.abc import Callable
 from dataclasses import MISSING, fields
 from functools import wraps
@@ -13,13 +15,14 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import typer
 
 from klype.api.asking import not_empty
+from klype.cli.environment import program
 from klype.cli.terminal import Terminal
 from klype.errors import UsageError
 from klype.option import Option, Options, option_in, options_of
 from klype.samplers import SAMPLERS, TEMPERATURE
 from klype.samplers import Sampling as Sampling
-from klype.sources.bundled import located
-from klype.sources.find import PATH, kind_of, spelled
+from klype.sources.bundled import DEMO, located
+from klype.sources.find import PATH, find_path, is_bare, kind_of, near, spelled
 from klype.words import LANGUAGES
 
 
@@ -90,7 +93,7 @@ def _declared(name: str, kind: Any, option: Option) -> Any:
     about: dict[str, Any] = {
         "help": option.help,
         "show_default": True if option.shown is None else option.shown,
-        "metavar": option.metavar,
+        "metavar": option.metavar or (name.upper() if option.argument else None),
         "min": option.least,
         "max": option.most,
         "hidden": option.hidden,
@@ -120,15 +123,57 @@ def _make(kind: Any, values: dict[str, Any]) -> Any:
     return make(kind, values)
 
 
-def asked(terminal: Terminal, model: str, text: str | None, stage: str = "") -> tuple[str, str]:
+def asked(
+    terminal: Terminal, command: str, model: str | None, text: list[str] | None, stage: str = ""
+) -> tuple[str, str]:
     """MODEL and TEXT as they are meant: one argument alone is the text, for that ``stage`` of the MODEL that is taken
-    then. Errors: it is a MODEL."""
-    known = located(model)
-    if text is not None:
-        return known, not_empty(text)
-    if os.path.exists(os.path.expanduser(known)) or kind_of(known) is not PATH:
+    then. Errors: it is a MODEL, or nearly; there is no text, or it is not in quotes. They name the line to type."""
+    typed = f"{program()} {command}"
+    if model is None:
+        line = f"{typed} {quoted(terminal.words('example.text' if stage else 'example.question'))}"
+        raise UsageError("There is no text.", f"For example: {line}")
+    there, meant = _is_model(model), near(model)
+    line = f"{typed} {quoted(' '.join([model, *(text or [])]))}"
+    if text and len(text) > 1:
+        line = f"{typed} {model} {quoted(' '.join(text))}" if there else line
+        raise UsageError("The text should be in quotes.", f"Type: {line}")
+    if text:
+        if not_empty(text[0]) and not there and (meant or is_bare(model)):
+            whole = f"If it begins the text, put all of it in quotes: {line}"
+            raise UsageError(f"There is no model {model[:200]}.", f"Did you mean {meant}?" if meant else whole)
+        return a_model(model), text[0]
+    if there:
         raise UsageError(f"{model} is a model; what should it be asked?", "Write the text behind it, in quotes.")
+    if meant or not is_bare(model):
+        line = f"{typed} {meant or DEMO} {quoted(model)}"
+        as_text = f"If it is the text: {line}"
+        as_model = f"Did you mean {meant}? If it is the text: {line}"
+        raise UsageError(f"There is no model {model[:200]}.", as_model if meant else as_text)
     return default_model(terminal, stage), not_empty(model)
+
+
+def a_model(name: str) -> str:
+    """Where it is. Errors: none that lies here is called so; nothing is loaded to find that out."""
+    known = located(name)
+    if kind_of(known) is PATH:
+        find_path(known)
+    return known
+
+
+def a_file(option: str, file: Path | None) -> None:
+    """Errors: there is none. It is told before anything is loaded."""
+    if file is not None and not file.is_file():
+        raise UsageError(f"{option}: there is no file {file}.")
+
+
+def _is_model(name: str) -> bool:
+    known = located(name)
+    return os.path.exists(os.path.expanduser(known)) or kind_of(known) is not PATH
+
+
+def quoted(text: str) -> str:
+    """As a shell takes it: in double quotes, where it has none of what they let through."""
+    return shlex.quote(text) if re.search(r'["$`\\!]', text) else f'"{text}"'
 
 
 def default_model(terminal: Terminal, stage: str = "") -> str:
@@ -153,10 +198,11 @@ OutFile = Annotated[Path | None, Option("Also write the JSON document to this fi
 Lang = Annotated[str | None, Option(f"{' or '.join(LANGUAGES)}.", shown="by the locale")]
 MODEL = f"A model: {spelled()}."
 DEFAULT = "the newest run, or demo"
-Model = Annotated[str, Option(f"A model: {spelled(files=True)}.", argument=True, check=located)]
-AnyModel = Annotated[str | None, Option(MODEL, argument=True, shown=DEFAULT)]
-AskedModel = Annotated[str, Option(f"{MODEL} If left out: {DEFAULT}.", argument=True)]
-Text = Annotated[str | None, Option("The question, or the text to continue.", argument=True)]
+Model = Annotated[str, Option(f"A model: {spelled(files=True)}.", argument=True, check=a_model)]
+AnyModel = Annotated[str | None, Option(MODEL, argument=True, metavar="[MODEL]", shown=DEFAULT)]
+Text = Annotated[
+    list[str] | None, Option("The question, or the text to continue, in quotes.", argument=True, metavar="TEXT")
+]
 Limit = Annotated[int, Option("Max tokens per answer.")]
 Raw = Annotated[
     bool | None,

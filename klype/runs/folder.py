@@ -19,10 +19,10 @@ from klype.jsons import finite
 from klype.model.manifest import is_whole
 from klype.sources.bundled import DEMO, located
 from klype.sources.find import NEWEST_FIRST
+from klype.sources.find import RUNS as RUNS
 from klype.words import words
 from klype.words.plain import aside
 
-RUNS = Path("runs")
 LOCK = ".lock"
 MEND = "Bring it back from a copy."
 

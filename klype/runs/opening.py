@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
-import glob
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -13,10 +11,9 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from klype.config import make, overridden
-from klype.data.collection import Dataset, is_hub
+from klype.data.collection import is_hub
 from klype.data.files import files_of
 from klype.data.readers import KINDS, BadRows
-from klype.device import pick_device
 from klype.durable import hash_file
 from klype.errors import KlypeError, UsageError
 from klype.model.checkpoint import load, read_tokenizer, save
@@ -30,10 +27,10 @@ from klype.runs.record import Asked, Record, resumed_options
 from klype.runs.say import RunListener
 from klype.runs.stages import Run, finetune, pretrain, rank
 from klype.runs.task import Task
+from klype.sources.bundled import called
 from klype.sources.find import Found, find_model, holds_weights
 from klype.text.tokenizer import Tokenizer
 from klype.train import parallel
-from klype.words import LANGUAGES
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +80,12 @@ def open_stage(options: StageOptions, say: RunListener) -> Run:
         raise UsageError(f"The stage {options.stage} needs a model to start from.", "Give --from MODEL.")
     if not resumed:
         recipe = dealt_out(suited(recipe, options, start), parallel.ranks())
+    builds_on = start if STAGES[options.stage].before == "finetune" else None
+    if builds_on is not None:
+        lacks_nothing(builds_on, options.stage, recipe)
     run = open_run(folder, options, recipe, say, resumed, start.folder if start else None)
-    if start is not None and STAGES[options.stage].before == "finetune":
-        bring(start, folder, options.stage, recipe)
+    if builds_on is not None:
+        bring(builds_on, folder, options.stage)
     return run
 
 
@@ -171,20 +171,29 @@ def as_begun(folder: Path, options: Asked) -> tuple[Asked, Recipe]:
         raise KlypeError(f"{folder / 'run.json'} is damaged: it does not say what was asked for.", MEND) from error
 
 
-def bring(start: Found, folder: Path, stage: str, recipe: Recipe) -> None:
+def lacks_nothing(start: Found, stage: str, recipe: Recipe) -> None:
+    """UsageError, before anything is made, where the model's run has not what the stage builds on."""
+    for needed in STAGES[stage].needs:
+        there = start.run is not None and (start.run / needed).is_dir()
+        if there or (stage == "align" and needed not in recipe.align.needs):
+            continue
+        name = called(start.run or start.folder)
+        if stage == "align":
+            hint = f"Have answers ranked first: klype align {name} --taste right=2,polite=0.7 (simulated), or --human."
+        else:
+            hint = f"Do it first: klype train {needed} --from {name}."
+        what = {"rank": "rankings", "reward": "reward model"}[needed]
+        raise UsageError(f"{name} has no {what}, which the stage {stage} needs.", hint)
+
+
+def bring(start: Found, folder: Path, stage: str) -> None:
     """Copy what the stage builds on: the fine-tuned model, rankings for a reward model, what alignment needs or finds.
 
     So the new folder is a run of its own, which the next stage can start from.
     """
     for needed in STAGES[stage].needs:
-        if start.run is None or not (start.run / needed).is_dir():
-            if stage == "align" and needed not in recipe.align.needs:
-                continue
-            raise UsageError(
-                f"{start.run or start.folder} has no {needed}, which the stage {stage} needs.",
-                f"Do it first: klype train {needed} --from {start.run or start.folder}.",
-            )
-        _copy(start.run / needed, folder / needed)
+        if start.run is not None and (start.run / needed).is_dir():
+            _copy(start.run / needed, folder / needed)
     _copy(start.folder, folder / "finetune")
 
 
@@ -198,30 +207,6 @@ def _copy(source: Path, target: Path) -> None:
 
 
 # the files that a run reads: a resumed run goes on with the same ones, or not at all
-
-
-def checked(asked: RunOptions | StageOptions) -> None:
-    """Every named file, folder, pattern and model leads to something, and the encoding has a decoder. UsageError,
-    before anything is made or started."""
-    pick_device(asked.device)
-    if asked.lang not in LANGUAGES:
-        raise UsageError(f"There is no language '{asked.lang}': use {' or '.join(LANGUAGES)}.")
-    try:
-        codecs.lookup(asked.encoding)
-    except LookupError:
-        raise UsageError(f"--encoding: there is no encoding '{asked.encoding}'.", "Try utf-8 or latin-1.") from None
-    for name in asked.text:
-        if not Path(name).expanduser().exists() and not glob.glob(name, recursive=True):
-            raise UsageError(f"--text: there is nothing at {name}.")
-    for option, file in (("--instructions", asked.instructions), ("--preferences", asked.preferences)):
-        if file is not None and not file.is_file():
-            raise UsageError(f"{option}: there is no file {file}.")
-    if asked.data is not None and is_hub(asked.data):
-        Dataset.parse(str(asked.data))
-    elif asked.data is not None and not asked.data.is_dir():
-        raise UsageError(f"--data: there is no folder {asked.data}.")
-    if asked.from_:
-        find_model(asked.from_)
 
 
 def input_hashes(options: InputOptions) -> dict[str, str]:

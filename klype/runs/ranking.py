@@ -66,6 +66,11 @@ def make(
         return _simulated(store, model, task, options.seed, seconds)
 
 
+def has_store(folder: Path) -> bool:
+    """Whether answers lie in a run's folder ``rank``, to be ranked or ranked already."""
+    return any((folder / name).is_file() for name in (STORE, *(name for name, _ in BEFORE_STORES)))
+
+
 def open_store(folder: Path) -> Store:
     """The store of a run's folder ``rank``, made when it is missing; an older run's files of rankings go into it."""
     new = not (folder / STORE).exists()

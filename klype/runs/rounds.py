@@ -15,7 +15,7 @@ from klype.preferences.annotators import taste as read_taste
 from klype.runs.aligning import Evaluation, align, examined, reward
 from klype.runs.folder import read_run
 from klype.runs.gates import against_aligning, compare, verdict
-from klype.runs.opening import as_begun, bring, open_run, recipe_of, start_of, with_inputs_of
+from klype.runs.opening import as_begun, bring, lacks_nothing, open_run, recipe_of, start_of, with_inputs_of
 from klype.runs.options import StageOptions
 from klype.runs.recipe import Recipe
 from klype.runs.record import write_json
@@ -115,9 +115,11 @@ def one_round(
     resumed = (folder / "run.json").exists()
     if resumed and (known := read_run(folder)).get("aligned"):
         return cast(dict[str, Any], known["aligned"])
+    goal = "rank" if anew else "align"
+    lacks_nothing(start, goal, recipe)
     folder.mkdir(parents=True, exist_ok=True)
     life = open_run(folder, replace(options, out=folder), recipe, say, resumed, start.folder)
-    bring(start, folder, "rank" if anew else "align", recipe)
+    bring(start, folder, goal)
     tasted = life if flaw is None else replace(life, task=cast(Task, Tasted(life.task, flaw)))
     with life.record.under_way():
         for name, stage, own_life in (("rank", rank, tasted), ("reward", reward, life)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import socket
 import sys
@@ -34,7 +35,12 @@ def listen(host: str, port: int) -> socket.socket:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         return socket.create_server(address, family=family, backlog=512)
     except (OSError, UnicodeError) as error:
-        why = getattr(error, "strerror", None) or str(error)
+        if getattr(error, "errno", None) == errno.EADDRINUSE:
+            raise KlypeError(
+                f"Port {port} is in use already, by another klype or another program.",
+                "Choose another one, or any that is free: --port 0.",
+            ) from None
+        why = (getattr(error, "strerror", None) or str(error)).partition(" (while")[0]  # Python's own addition
         raise KlypeError(f"{host} port {port} cannot be listened at: {why}.", "Choose another --port.") from None
 
 

@@ -23,6 +23,14 @@ def located(name: str) -> str:
     return str(demo_run() / stage) if first == DEMO and not Path(first).exists() else name
 
 
+def called(path: str | Path) -> str:
+    """As a user calls it: ``demo`` again where it is the bundled run's path."""
+    path = Path(path)
+    if DEMO not in path.parts or not path.is_relative_to(demo_run()):
+        return str(path)
+    return str(DEMO / path.relative_to(demo_run()))
+
+
 def demo_run() -> Path:
     """The bundled run as a folder of this user's own, in KLYPE_HOME: a run like others, which may be written to.
 

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from klype.errors import KlypeError, UsageError
+from klype.sources.bundled import DEMO
 
 if TYPE_CHECKING:
     from klype.sources.opening import Opened
 
+RUNS = Path("runs")
 NEWEST_FIRST = ("align", "finetune", "pretrain")
 REWARD = "reward.json"  # lies in a reward model's folder, beside the weights of a language model
 
@@ -84,7 +86,7 @@ def find_path(name: str) -> Found:
     except (OSError, RuntimeError):  # a name that is too long, or of a user who has no home
         there = False
     if not name or not there:
-        raise UsageError(f"There is no model {name[:200]}.", _what_exists(Path(name)))
+        raise UsageError(f"There is no model {name[:200]}.", _what_exists(name))
     if folder.is_file() and folder.suffix.lower() == ".gguf":
         return Found(folder)
     if not folder.is_dir():
@@ -124,13 +126,32 @@ def is_aligned(folder: Path) -> bool:
     return read_about(folder).get("stage") == "align"
 
 
-def _what_exists(folder: Path) -> str:
+def is_bare(name: str) -> bool:
+    """Whether the name is a word, or several, rather than a path."""
+    return " " in name or not (set("/\\") & {*name} or name.lower().endswith((".gguf", ".safetensors")))
+
+
+def near(name: str) -> str:
+    """The MODEL that is here and whose name this one resembles; "" where none does."""
+    from difflib import get_close_matches
+
+    runs = [run.parent for run in RUNS.glob("*/run.json")]
+    known = {path: path for run in (DEMO, *map(str, runs)) for path in (run, *(f"{run}/{s}" for s in NEWEST_FIRST))}
+    known |= {run.name: str(run) for run in runs} | {stage: f"{DEMO}/{stage}" for stage in NEWEST_FIRST}
+    found = get_close_matches(name.rstrip("/").lower(), known, n=1, cutoff=0.75)
+    return known[found[0]] if found else ""
+
+
+def _what_exists(name: str) -> str:
+    """What to do about a MODEL that is not there."""
     from klype.model.manifest import is_whole
 
-    parent = folder.parent
+    parent = Path(name).parent
     if (parent / "run.json").exists():
         stages = [stage for stage in NEWEST_FIRST if is_whole(parent / stage)]
         return f"The run has: {', '.join(stages) or 'no finished stage'}."
+    if meant := near(name):
+        return f"Did you mean {meant}?"
     return "Make one with 'klype run', or list what there is with 'klype runs list'."
 
 

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 def command(
     terminal: Terminal,
     sampling: o.Sampling,
-    model: o.AskedModel,
-    text: o.Text = None,
+    model: o.AnyModel = None,
+    typed: o.Text = None,
     limit: o.Limit = 128,
     raw: o.Raw = None,
     precision: o.Precision = "float32",
@@ -48,7 +48,7 @@ def command(
     out: o.OutFile = None,
 ) -> None:
     """Ask MODEL one thing."""
-    model, text = o.asked(terminal, model, text)
+    model, text = o.asked(terminal, "ask", model, typed)
     from klype.api.asking import asking, prompt_of, reading_from
     from klype.api.judging import open_judge
     from klype.api.model import load

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from klype.cli.beside import Guessing
     from klype.sources.opening import Opened
     from klype.text.chat import Message
-    from klype.values import Sampling, Trace
+    from klype.values import Sampling, Step, Trace
 
 
 def command(
@@ -39,7 +40,7 @@ def command(
 
     With --json, messages are read from stdin, a line each, and the conversation is printed at the end.
     """
-    model = model or o.default_model(terminal)
+    model = o.a_model(model) if model else o.default_model(terminal)
     from klype.api.asking import introduction, suggestions
     from klype.api.model import load
     from klype.sources.opening import room
@@ -106,7 +107,7 @@ class Talk:
             case "/again":
                 self._again()
             case "/probs":
-                self._probabilities()
+                self._probabilities(as_bytes=value.strip() == "bytes")
             case "/reset":
                 self.messages, self.traces, self._told = [], [], 0
                 self.terminal.say("chat.forgotten")
@@ -225,22 +226,15 @@ class Talk:
         self.sampling = replace(self.sampling, **{name: value})
         self.terminal.say("chat.set", what=name, value=self._number(value))
 
-    def _probabilities(self) -> None:
-        from klype.cli.commands.look import visible
+    def _probabilities(self, as_bytes: bool) -> None:
         from klype.cli.progress import print_table
 
         if not self.traces:
             self.terminal.say("chat.nothing")
             return
-        print_table(
-            self.terminal.console,
-            "",
-            [self.terminal.words(f"probs.{column}") for column in ("token", "p", "instead")],
-            [
-                [visible(self.opened.spelled(token)), p, instead]
-                for token, p, instead in _weighed(self.traces[-1], self.opened, self.terminal.lang)
-            ],
-        )
+        columns = [self.terminal.words(f"probs.{column}") for column in ("token", "p", "instead")]
+        rows = list(_weighed(self.traces[-1], self.opened, self.terminal.lang, as_bytes))
+        print_table(self.terminal.console, "", columns, rows)
 
     def _number(self, value: float) -> str:
         from klype.words import short
@@ -252,23 +246,37 @@ class Talk:
             plain.tell(text, end="")
 
 
-def _weighed(trace: Trace, opened: Opened, lang: str) -> Iterator[tuple[int, str, str]]:
-    """Each token with its probability under the model at τ = 1, and the two likeliest others."""
+def _weighed(trace: Trace, opened: Opened, lang: str, as_bytes: bool) -> Iterator[tuple[str, str, str]]:
+    """Each token with its probability under the model at τ = 1, and the two most probable others. Tokens that spell one
+    character together stand as that, unless ``as_bytes``: each has its line then, and its bytes."""
     import math
 
     from klype.cli.commands.look import visible
     from klype.words import percent
 
+    def cut(tokens: Sequence[int]) -> bool:
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        decoder.decode(b"".join(opened.spell(token) for token in tokens if opened.control(token) is None))
+        return not as_bytes and bool(decoder.getstate()[0])
+
+    group: list[Step] = []
     for step in trace.steps:
-        others: list[str] = []
-        if step.distribution is not None:
-            pairs = zip(step.distribution.ids.tolist(), step.distribution.logp.tolist(), strict=True)
+        group.append(step)
+        tokens = [one.token for one in group]
+        if cut(tokens) and step is not trace.steps[-1]:
+            continue
+        others, first = [], group[0].distribution
+        if first is not None:
+            pairs = zip(first.ids.tolist(), first.logp.tolist(), strict=True)
             others = [
                 f"{visible(opened.spelled(token))} {percent(math.exp(logp), lang)}"
                 for token, logp in pairs
-                if token != step.token
+                if token != tokens[0] and not cut([token])
             ]
-        yield step.token, percent(math.exp(step.logp), lang), ", ".join(others[:2])
+        whole = b"".join(map(opened.spell, tokens)).decode("utf-8", "backslashreplace")
+        said = whole if len(group) > 1 else opened.spelled(tokens[0])
+        yield visible(said), percent(math.exp(sum(one.logp for one in group)), lang), ", ".join(others[:2])
+        group = []
 
 
 def _lines(terminal: Terminal) -> Iterator[str]:

@@ -63,10 +63,10 @@ def show_endpoint(terminal: Terminal, found: dict[str, Any]) -> None:
     said = {"True": w("doctor.yes"), "False": w("doctor.no")}
     shown = {name: value for name, value in found.items() if name not in ("address", "measures")}
     texts = {name: ", ".join(value) if isinstance(value, list) else str(value) for name, value in shown.items()}
-    rows = [[name, said.get(text, text)] for name, text in texts.items()]
+    rows = [[w(f"endpoint.{name}"), said.get(text, text)] for name, text in texts.items()]
     print_table(terminal.console, found["address"], [w("doctor.what"), w("doctor.value")], rows)
     terminal.console.print()
-    rows = [[name.replace("_", " "), w(f"doctor.{how}")] for name, how in found["measures"].items()]
+    rows = [[w(f"endpoint.{name}"), w(f"doctor.{how}")] for name, how in found["measures"].items()]
     print_table(terminal.console, "", [w("doctor.measure"), w("doctor.therefore")], rows)
 
 

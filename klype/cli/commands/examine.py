@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from klype.cli import options as o
-from klype.cli.terminal import Terminal, to_json, write
+from klype.cli.terminal import Terminal, split_budget, to_json, write
 from klype.errors import UsageError
 from klype.option import Option
 from klype.words import plain
@@ -35,7 +35,7 @@ def command(
     terminal: Terminal,
     models: Annotated[
         list[str] | None,
-        Option("One MODEL; with --compare two.", argument=True, metavar="MODEL…", shown=o.DEFAULT),
+        Option("One MODEL; with --compare two.", argument=True, metavar="[MODEL…]", shown=o.DEFAULT),
     ] = None,
     questions: Annotated[Path | None, Option("JSONL: question, context, answers, choices.")] = None,
     suite: Annotated[str, Option("world, or a JSONL file, or a folder of them.")] = "",
@@ -63,19 +63,26 @@ def command(
 
     What was drawn is kept in the folder's traces: the same command resumes where it stopped.
     """
+    o.a_file("--questions", questions)
+    for file in training or []:
+        if not file.exists():
+            raise UsageError(f"--training: there is nothing at {file}.")
+    from klype.api.examinee import questions_of, suite_files
+
+    if suite not in ("", "world"):
+        suite_files(suite)
+    passes, asked = split_budget(budget)
+    models = [o.a_model(model) for model in models or ()] or [o.default_model(terminal)]
+    if len(models) != 1 + compare:
+        raise UsageError("Give one MODEL, or two with --compare.")
     from klype.api.examination import prepare
-    from klype.api.examinee import questions_of
     from klype.api.judging import open_judge
     from klype.api.model import load
-    from klype.cli.terminal import split_budget, tell_cost
+    from klype.cli.terminal import tell_cost
     from klype.examine.compare import failed, parse
     from klype.examine.target import ExamSettings
     from klype.words import words
 
-    models = models or [o.default_model(terminal)]
-    if len(models) != 1 + compare:
-        raise UsageError("Give one MODEL, or two with --compare.")
-    passes, asked = split_budget(budget)
     conditions = [parse(text) for text in fail_if or []]
     settings = ExamSettings(parse_temperatures(temperatures), samples, limit, seed)
     settings.check()
@@ -144,9 +151,6 @@ def parse_temperatures(text: str) -> tuple[float, ...]:
 
 
 def read_training(files: list[Path]) -> list[str]:
-    for file in files:
-        if not file.exists():
-            raise UsageError(f"--training: there is nothing at {file}.")
     if not files:
         return []
     from klype.data.readers import read_texts
@@ -265,6 +269,7 @@ def article_command(
     out: Annotated[Path | None, Option("Folder.", shown="examinations/MODEL")] = None,
 ) -> None:
     """Each claim of the article “Hvordan svarer KIen?”: does this model support it? With figures and tests."""
+    o.a_file("--questions", questions)
     from klype.api.examination import planned
     from klype.api.examinee import examinee, questions_of
     from klype.examine.target import ExamSettings

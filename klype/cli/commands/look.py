@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from klype.cli import options as o
 from klype.cli.progress import patiently
-from klype.cli.terminal import Terminal, write
+from klype.cli.terminal import Terminal, split_budget, write
 from klype.errors import UsageError
 from klype.option import Option
 
@@ -27,8 +27,8 @@ EIGHTHS = " ▏▎▍▌▋▊▉█"
 def next_command(
     terminal: Terminal,
     sampling: o.Sampling,
-    model: o.AskedModel,
-    text: o.Text = None,
+    model: o.AnyModel = None,
+    typed: o.Text = None,
     top: Annotated[int, Option("How many tokens are shown.", least=1)] = 12,
     raw: o.Raw = None,
     precision: o.Precision = "float32",
@@ -40,7 +40,7 @@ def next_command(
 
     Nothing is drawn, so --seed changes nothing.
     """
-    model, text = o.asked(terminal, model, text, "pretrain")  # the base model continues a text, beside the truth
+    model, text = o.asked(terminal, "next", model, typed, "pretrain")  # the base model continues a text
     from klype.api.asking import is_single_turn
     from klype.api.model import Model
     from klype.sources.find import is_aligned
@@ -105,8 +105,8 @@ def bar_of(share: float, width: int) -> str:
 def tree_command(
     terminal: Terminal,
     sampling: o.Sampling,
-    model: o.AskedModel,
-    text: o.Text = None,
+    model: o.AnyModel = None,
+    typed: o.Text = None,
     until: Annotated[
         str, Option("mode: until the most probable answer is certain; mass: until nearly everything is explored.")
     ] = "mass",
@@ -126,17 +126,17 @@ def tree_command(
 
     The intervals are certain, not statistical: what was not explored is in them. --seed is for --sample only.
     """
-    model, text = o.asked(terminal, model, text)
+    if not 0 < eps < 1:
+        raise UsageError(f"--eps should be between 0 and 1 (it is {eps}).")
+    passes, asked = split_budget(budget)
+    model, text = o.asked(terminal, "tree", model, typed)
     from klype.answers.gumbel import without_replacement
     from klype.api.asking import asking
     from klype.api.judging import open_judge
     from klype.api.model import load
-    from klype.cli.terminal import split_budget, tell_cost, tell_unread
+    from klype.cli.terminal import tell_cost, tell_unread
     from klype.words import words
 
-    if not 0 < eps < 1:
-        raise UsageError(f"--eps should be between 0 and 1 (it is {eps}).")
-    passes, asked = split_budget(budget)
     opened = load(model, precision, asked, device)
     ask = asking(opened.opened, text, raw, open_judge(judge, opened.opened, (precision, device)))
     tell_unread(terminal, ask)
@@ -226,8 +226,8 @@ def _label(branch: Branch, ask: Asking, lang: str, w: Words) -> Any:
 def forks_command(
     terminal: Terminal,
     sampling: o.Sampling,
-    model: o.AskedModel,
-    text: o.Text = None,
+    model: o.AnyModel = None,
+    typed: o.Text = None,
     samples: Annotated[int, Option("Continuations drawn at every word.", short="-n")] = 32,
     limit: o.Limit = 32,
     answer: Annotated[str | None, Option("Look at this answer.", shown="one that is drawn")] = None,
@@ -240,7 +240,7 @@ def forks_command(
     out: o.OutFile = None,
 ) -> None:
     """Draw one answer to TEXT and find the word at which its meaning was decided."""
-    model, text = o.asked(terminal, model, text)
+    model, text = o.asked(terminal, "forks", model, typed)
     from klype.api.asking import asking
     from klype.api.judging import open_judge
     from klype.api.model import load

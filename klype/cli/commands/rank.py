@@ -49,10 +49,12 @@ class RankOptions(Options):
 
 def command(terminal: Terminal, asked: RankOptions) -> None:
     """Rank the answers in a run's store (or bring rankings in and out), and see how well the rankers agree."""
+    o.a_file("--import", asked.import_)
     from klype.preferences.database import DamagedError
     from klype.preferences.formats import FORMATS
     from klype.preferences.store import Store
     from klype.runs import rankers, ranking
+    from klype.sources.bundled import called
     from klype.sources.find import find_model
 
     if asked.form not in FORMATS:
@@ -67,6 +69,11 @@ def command(terminal: Terminal, asked: RankOptions) -> None:
     found = find_model(asked.run)
     if found.run is None and not asked.store:
         raise UsageError(f"{asked.run} belongs to no run, so that it has no store.", "Name one with --store.")
+    if not asked.store and asked.import_ is None and not ranking.has_store(_folder(found)):
+        name = called(_folder(found).parent)
+        raise KlypeError(
+            f"{name} has no answers to rank.", f"Make a run that has some: klype train rank --from {name}."
+        )
     try:
         with Store.open(asked.store) if asked.store else ranking.open_store(_folder(found)) as opened:
             done = 0

@@ -37,7 +37,7 @@ def list_runs(terminal: Terminal, folder: Folder = Path("runs"), out: o.OutFile 
 
 def compare(
     terminal: Terminal,
-    runs: Annotated[list[Path], Option("Two runs or more.", argument=True)],
+    runs: Annotated[list[Path], Option("Two runs or more.", argument=True, metavar="RUN…")],
     out: o.OutFile = None,
 ) -> None:
     """Compare what runs reached, stage by stage, with intervals."""

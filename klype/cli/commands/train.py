@@ -28,10 +28,11 @@ def run_command(terminal: Terminal, asked: RunOptions, reward: o.Reward = ()) ->
 
     Without --text: the demo world, a small language in Norwegian and English whose truth is known.
     """
-    from klype.runs.opening import checked
-    from klype.train.rewards import as_settings, typed
+    from klype.runs.checks import checked
 
     checked(asked)
+    from klype.train.rewards import as_settings, typed
+
     asked = replace(asked, overrides=(*as_settings(typed(reward)), *asked.overrides))
     with working(asked.recipe_name, asked, terminal) as (placed, say):
         from klype.runs import pipeline
@@ -43,7 +44,7 @@ def run_command(terminal: Terminal, asked: RunOptions, reward: o.Reward = ()) ->
 
 def train_command(terminal: Terminal, asked: StageOptions) -> None:
     """Train one stage and save it as a checkpoint folder."""
-    from klype.runs.opening import checked
+    from klype.runs.checks import checked
 
     checked(asked)
     with working(asked.stage, asked, terminal) as (placed, say):
@@ -76,7 +77,7 @@ def align_command(terminal: Terminal, asked: AlignOptions) -> None:
     from klype.cli.progress import listener
     from klype.config import make
     from klype.runs import folder
-    from klype.runs.opening import checked
+    from klype.runs.checks import checked
     from klype.runs.rounds import align_rounds, overrides
     from klype.train.rewards import typed
 
