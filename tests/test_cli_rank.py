@@ -159,7 +159,7 @@ def test_by_hand_in_a_terminal_with_undo_ties_a_better_answer_and_going_on_later
         (["--noise", ".9"], "noise should be"),
         (["--taste", "kind=3", "--simulate"], "is not a taste"),
         (["--simulate", "--judge", "x"], "not both"),
-        (["--import", "nowhere.jsonl"], "cannot be read"),
+        (["--import", "nowhere.jsonl"], "--import: there is no file nowhere.jsonl."),
         (["--store", "mysql://host/x"], "cannot be kept in mysql"),
         (["--steps", "-1"], "should be 0 or more"),
     ],

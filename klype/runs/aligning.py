@@ -47,6 +47,7 @@ from klype.train.rewards import (
 from klype.train.rollout import RolloutBatches, RolloutSettings, kl_an_answer
 from klype.train.scoring import answers_batch, reference_logp
 from klype.values import Batch, Batches, Figure, Question, Reward, end
+from klype.words import number, percent
 
 TIMES, ASKED = 10, 64
 
@@ -210,7 +211,7 @@ def reward(run: Run) -> None:
     run.models.pop("reward")
     run.record.content["reward"] = _examined(run, model, ranked)
     accuracy = run.record.content["reward"]["pair_accuracy"]["value"]
-    share = "none" if accuracy is None else f"{100 * accuracy:.0f} %"
+    share = "none" if accuracy is None else percent(accuracy, "en")
     run.say.stage_end(f"agrees with the ranker on {share} of held-out pairs")
 
 
@@ -276,7 +277,7 @@ def align(run: Run) -> None:
     seen = watched[-1].seen
     run.record.content["watch"] = {"stopped": stopped, "seen": [s.json() for s in seen]}
     run.record.content["rewards"] = _worth(run, seen[0], best(seen) if stopped else seen[-1])
-    run.say.table("during alignment", COLUMNS, [_row(s) for s in seen])
+    run.say.table("during alignment", COLUMNS, [_row(s, run.options.lang) for s in seen])
     aligned = model.actor() if isinstance(model, ActorCritic) else learnt(model, whole)
     run.save("align", aligned, {"steps": steps, "parent": "finetune", "method": row.name})
     watched[-1].forget()
@@ -366,9 +367,9 @@ def _mean(each: Sequence[float]) -> Figure:
 COLUMNS = ("step", "annotator", "reward", "KL", "tokens", "repeated")
 
 
-def _row(seen: Evaluation) -> tuple[str, ...]:
+def _row(seen: Evaluation, lang: str) -> tuple[str, ...]:
     shown = seen.json()
-    return (str(seen.step), *(f"{shown[k]:.2f}" for k in ("truth", "reward", "kl", "length", "repetition")))
+    return (str(seen.step), *(number(shown[k], lang) for k in ("truth", "reward", "kl", "length", "repetition")))
 
 
 def _batches(

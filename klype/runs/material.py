@@ -229,7 +229,7 @@ def _sampled(share: float, section: DataSection) -> Text:
     megabytes, percent = f"{section.memory_megabytes:g}", f"{100 * share:.0f}"
     return {
         "en": f"The text is larger than the {megabytes} MB that are held in memory: all of it is trained on, from "
-        f"shards on the disk; vocabulary, tasks and measures are of a sample of {percent} %.",
+        f"shards on the disk; vocabulary, tasks and measures are of a sample of {percent}%.",
         "nb": f"Teksten er større enn de {megabytes} MB som holdes i minnet: Alt trenes det på, fra filer på disken; "
         f"ordforråd, oppgaver og mål er fra et utvalg på {percent} %.",
     }

@@ -209,17 +209,25 @@ def compared(terminal: Terminal, w: Words, found: list[Examined], folder: Path) 
     from klype.cli.commands.runs import shown
     from klype.cli.progress import print_table
     from klype.examine.compare import compare
+    from klype.examine.say import Say
 
+    say = Say(terminal.lang)
     made = compare(found[0], found[1])
     write(folder / "compared.json", to_json(made) + "\n")
     rows = [
-        [f"{name}, τ = {t}", shown(figure, terminal.lang), f"{figure['p']:.3g}" if "p" in figure else ""]
+        [f"{say.measure(name)}, τ = {say.plain(float(t))}", shown(figure, terminal.lang), p_of(figure, terminal.lang)]
         for t, figures in made["differences"].items()
         for name, figure in figures.items()
     ]
     title = w("examine.compared", a=found[0].target.name, b=found[1].target.name)
     print_table(terminal.console, title, [w("examine.measure"), w("examine.difference"), "p"], rows)
     return made
+
+
+def p_of(figure: dict[str, Any], lang: str) -> str:
+    from klype.words import short
+
+    return short(float(f"{figure['p']:.3g}"), lang) if "p" in figure else ""
 
 
 def show(terminal: Terminal, w: Words, made: dict[str, Any]) -> None:
@@ -229,6 +237,7 @@ def show(terminal: Terminal, w: Words, made: dict[str, Any]) -> None:
     from klype.cli.progress import print_table
     from klype.examine.examination_report import verdict
     from klype.examine.say import Say
+    from klype.words import count, number, percent
 
     say = Say(terminal.lang)
     for paragraph in verdict(made, say):
@@ -241,13 +250,13 @@ def show(terminal: Terminal, w: Words, made: dict[str, Any]) -> None:
             rows.append([say.measure(name), *(shown(figure, terminal.lang) for figure in found)])
         if any(bounds := [say.bounds(figure, name) if figure else "" for figure in found]):
             rows.append([say("exam.allowing_row"), *bounds])
-    print_table(terminal.console, "", [w("examine.measure"), *(f"τ = {t}" for t in columns)], rows)
+    print_table(terminal.console, "", [w("examine.measure"), *(f"τ = {say.plain(float(t))}" for t in columns)], rows)
     spent = made["time"]
     share = 1 - spent["model_seconds"] / max(spent["seconds"], 1e-9)
     speed = spent["tokens"] / max(spent["seconds"], 1e-9)
     terminal.console.print(
-        w("examine.done", seconds=f"{spent['seconds']:.0f}", passes=spent["passes"], speed=f"{speed:.0f}",
-          share=f"{100 * share:.0f}", report=made["report"]),
+        w("examine.done", seconds=number(spent["seconds"], say.lang, 0), passes=count(spent["passes"], say.lang),
+          speed=count(round(speed), say.lang), share=percent(share, say.lang), report=made["report"]),
         markup=False,
     )  # fmt: skip
 

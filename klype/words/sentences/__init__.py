@@ -50,4 +50,7 @@ class Sentences:
         """A number that klype counted, as it is written in this language; what was typed stays as it was typed."""
         if re.fullmatch(r"\d{1,3}(,\d{3})+", value):
             return count(int(value.replace(",", "")), self._lang)
-        return value.replace(".", LANGUAGES[self._lang].decimal) if re.fullmatch(r"\d+\.\d+", value) else value
+        if re.fullmatch(r"\d+(\.\d+)?%?", value):
+            row = LANGUAGES[self._lang]
+            return value.replace(".", row.decimal).replace("%", row.percent)
+        return value
