@@ -204,6 +204,23 @@ def test_what_cannot_be_loaded_is_one_sentence(tmp_path: Path, capsys: pytest.Ca
         open_hf(tmp_path, dtype="float4")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["Bert", "Roberta", "Electra"])
+def test_an_encoder_is_refused(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """transformers builds one as a language model, with a warning: its words would depend on what comes after them."""
+    torch.manual_seed(3)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    sizes["initializer_range"] = 0.4
+    config = getattr(transformers, f"{kind}Config")(vocab_size=V, max_position_embeddings=64, **sizes)
+    transformers.AutoModelForMaskedLM.from_config(config).save_pretrained(tmp_path)
+    TOKENIZER.save(tmp_path)
+    assert guard.guarded(call, ["ask", str(tmp_path), "hei", "--raw"]) == 1
+    assert "it is an encoder" in " ".join(capsys.readouterr().err.split())
+    decoder = getattr(transformers, f"{kind}Config")(vocab_size=V, max_position_embeddings=64, is_decoder=True, **sizes)
+    transformers.AutoModelForCausalLM.from_config(decoder).save_pretrained(tmp_path)
+    assert open_hf(tmp_path).engine.runner.is_causal()
+
+
 def test_impossible_requests_are_refused_before_anything_is_read(folders: dict[str, Path]) -> None:
     asked, passes = open_hf(folders["gpt2"]), []
     asked.engine.runner.model.register_forward_pre_hook(lambda *_: passes.append(1))

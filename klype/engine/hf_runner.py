@@ -313,6 +313,15 @@ class HFRunner:
         return out.logits, out[self.able.cache] if self.able.cache else None
 
     @torch.inference_mode()
+    def is_causal(self) -> bool:
+        """Whether a token's logits are the same whatever comes after it, which an encoder's are not."""
+        tokens_RT = torch.tensor([[1, 3, 2, last] for last in (0, 1, 4)]) % self.vocab_size
+        logits_RTV, _ = self._forward(tokens_RT, None, np.zeros(3, np.int64))
+        before = logits_RTV[:, :-1].float()
+        most = TRIED[self.model.dtype != torch.float32]
+        return bool((before - before[:1]).abs().max() <= most * (before.max() - before.min()))
+
+    @torch.inference_mode()
     def _tried(self) -> Ability:
         """The most that leaves the logits of a short and a longer text as they are when each is read whole."""
         names = self.able.names

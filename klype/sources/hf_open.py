@@ -73,7 +73,7 @@ def fetch(name: str) -> Path:
 
 def open_hf(folder: Path, name: str = "", dtype: str = "float32", device: torch.device | None = None) -> NativeSource:
     """transformers' model of this folder under klype's engine. Errors: no transformers, code that would have to be run,
-    weights that are pickled, missing or damaged, an architecture that is no causal language model."""
+    weights that are pickled, missing or damaged, an architecture that is no causal language model, such as an encoder."""
     if dtype not in DTYPES:
         raise UsageError(f"There is no precision {dtype!r}.", f"Choose one of {', '.join(DTYPES)}.")
     about = read_object(folder / "config.json")
@@ -112,6 +112,12 @@ def open_hf(folder: Path, name: str = "", dtype: str = "float32", device: torch.
     model.train(False)
     model.requires_grad_(False).to(device)
     runner, spell = HFRunner(model), tokenizer.token_bytes
+    if not runner.is_causal():
+        raise KlypeError(
+            f"{name or folder} (architecture {kind!r}) reads a word by what comes after it, too: it is an encoder, and"
+            " writes no answers.",
+            "Give a causal language model.",
+        )
     engine = Engine(runner, decode_bytes=spell, name=name or str(folder), max_batch=BATCH)
     return NativeSource(engine, NativeCodec(tokenizer, chat))
 
