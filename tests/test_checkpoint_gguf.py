@@ -1,6 +1,7 @@
 """A GGUF file gives the weights, the tokenizer and the template that went into it."""
 
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,13 @@ TENSORS = {
 }
 
 
-def model(kind: str) -> Transformer:
-    shape = {"qkv_bias": True} if kind == "qwen2" else {}
-    return toys.toy("llama", vocab_size=MERGES.vocab_size, width=32, hidden=64, heads=4, kv_heads=2, **shape)
+Vocabulary = Sequence[tuple[str, float, int]]
+"""Tokens of SentencePiece with their scores and types."""
+
+
+def model(kind: str, **shape: Any) -> Transformer:
+    shape = {"vocab_size": MERGES.vocab_size, "width": 32, "hidden": 64, "heads": 4, "kv_heads": 2, **shape}
+    return toys.toy("llama", **shape, **({"qkv_bias": True} if kind == "qwen2" else {}))
 
 
 def tensor_name(name: str) -> str:
@@ -55,9 +60,10 @@ def pair_by_pair(weight: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, An
     return np.stack([per_head[:, 0], per_head[:, 1]], axis=2).reshape(weight.shape)
 
 
-def written(file: Path, kind: str = "llama", quantised: bool = False, **changes: Any) -> Path:
-    """A GGUF file of the toy model; ``changes`` replace fields of its metadata."""
-    ours = model(kind)
+def written(file: Path, kind: str = "llama", ours: Transformer | None = None, **changes: Any) -> Path:
+    """A GGUF file of the toy model; ``changes`` replace fields of its metadata. ``pack`` writes matrices, ``pieces``
+    are SentencePiece's vocabulary."""
+    ours = model(kind) if ours is None else ours
     config = ours.config
     writer = gguf.GGUFWriter(file, changes.get("architecture", kind))
     for field, value in (
@@ -67,32 +73,40 @@ def written(file: Path, kind: str = "llama", quantised: bool = False, **changes:
         ("feed_forward_length", config.hidden),
         ("attention.head_count", config.heads),
         ("attention.head_count_kv", config.kv_heads),
+        *changes.get("fields", {}).items(),
     ):
         writer.add_uint32(f"{kind}.{field}", value)
     writer.add_float32(f"{kind}.attention.layer_norm_rms_epsilon", config.norm_eps)
     writer.add_float32(f"{kind}.rope.freq_base", config.rope_theta)
     if "scaling" in changes:
         writer.add_string(f"{kind}.rope.scaling.type", changes["scaling"])
-    vocabulary = MERGES._definition["model"]["vocab"]
-    writer.add_tokenizer_model(changes.get("tokenizer", "gpt2"))
-    writer.add_tokenizer_pre(changes.get("pre", "gpt-2"))
-    writer.add_token_list(sorted(vocabulary, key=vocabulary.get))
-    writer.add_token_types([3] * 6 + [1] * (len(vocabulary) - 6))
-    writer.add_token_merges([" ".join(m) for m in MERGES._definition["model"]["merges"]])
+    if "pieces" in changes:
+        tokens, scores, types = zip(*changes["pieces"], strict=True)
+        writer.add_tokenizer_model("llama")
+        writer.add_token_scores(list(scores))
+        writer.add_add_space_prefix(changes.get("spaced", True))
+    else:
+        vocabulary = MERGES._definition["model"]["vocab"]
+        tokens, types = sorted(vocabulary, key=vocabulary.get), [3] * 6 + [1] * (len(vocabulary) - 6)
+        writer.add_tokenizer_model(changes.get("tokenizer", "gpt2"))
+        writer.add_tokenizer_pre(changes.get("pre", "gpt-2"))
+        writer.add_token_merges([" ".join(m) for m in MERGES._definition["model"]["merges"]])
+    writer.add_token_list(list(tokens))
+    writer.add_token_types(list(types))
     for add, i in ((writer.add_bos_token_id, 1), (writer.add_eos_token_id, 2), (writer.add_pad_token_id, 0)):
         add(i)
-    writer.add_chat_template(TEMPLATE)
+    writer.add_chat_template(changes.get("template", TEMPLATE))
     for name, tensor in weights_to_hf(ours).items():
         weight = tensor.numpy()
         if kind == "llama" and ("q_proj" in name or "k_proj" in name):
             weight = pair_by_pair(weight, config.heads if "q_proj" in name else config.kv_heads)
-        if quantised and weight.ndim == 2:
-            raw = gguf.quantize(weight, gguf.GGMLQuantizationType.Q8_0)
-            writer.add_tensor(tensor_name(name), raw, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+        if "pack" in changes and weight.ndim == 2:
+            raw, packed_as = changes["pack"](weight)
+            writer.add_tensor(tensor_name(name), raw, raw_dtype=packed_as)
         else:
             writer.add_tensor(tensor_name(name), np.ascontiguousarray(weight))
-    for extra in changes.get("extra", ()):
-        writer.add_tensor(extra, np.ones(4, np.float32))
+    for extra, values in changes.get("extra", {}).items():
+        writer.add_tensor(extra, np.array(values, np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -100,12 +114,16 @@ def written(file: Path, kind: str = "llama", quantised: bool = False, **changes:
     return file
 
 
+def q8_0(weight: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], gguf.GGMLQuantizationType]:
+    return gguf.quantize(weight, gguf.GGMLQuantizationType.Q8_0), gguf.GGMLQuantizationType.Q8_0
+
+
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
 def test_logits_are_those_of_the_model(tmp_path: Path, kind: str) -> None:
     loaded = load(written(tmp_path / "m.gguf", kind))
     with torch.no_grad():
         torch.testing.assert_close(loaded.model(TOKENS), model(kind)(TOKENS), atol=1e-5, rtol=0)
-        coarse = load(written(tmp_path / "q.gguf", kind, quantised=True)).model(TOKENS)
+        coarse = load(written(tmp_path / "q.gguf", kind, pack=q8_0)).model(TOKENS)
         assert 0 < (coarse - model(kind)(TOKENS)).abs().max() < 0.3
 
 
@@ -124,10 +142,16 @@ def test_the_tokenizer_is_rebuilt(tmp_path: Path) -> None:
     [
         ({"architecture": "gpt2"}, "architecture 'gpt2'"),
         ({"scaling": "yarn"}, "'yarn'"),
-        ({"tokenizer": "llama"}, "tokenizer of the kind 'llama'"),
+        ({"tokenizer": "bert"}, "tokenizer of the kind 'bert'"),
+        ({"tokenizer": "llama"}, "scores"),
         ({"pre": "klingon"}, "pattern 'klingon'"),
-        ({"extra": ["rope_freqs.weight"]}, "holds rope_freqs"),
-        ({"extra": ["blk.7.attn_norm.weight"]}, "knows nothing of"),
+        ({"extra": {"rope_freqs.weight": [1, 8, 1, 1]}}, "by rope_freqs.weight, in a way"),
+        ({"extra": {"rope_freqs.weight": [1, 1]}}, "by rope_freqs.weight, in a way"),
+        ({"extra": {"rope_freqs.weight": [1, 0, 1, 1]}}, r"rope_freqs\.weight"),
+        ({"extra": {"blk.7.attn_norm.weight": [1]}}, "knows nothing of"),
+        ({"extra": {"blk.0.attn_rot_embd.weight": [1]}}, "holds blk.0.attn_rot_embd"),
+        ({"fields": {"rope.dimension_count": 4}}, "rope.dimension_count is 4"),
+        ({"fields": {"attention.causal": 0}}, "attention.causal is 0"),
     ],
 )
 def test_what_cannot_be_expressed_is_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

@@ -274,6 +274,13 @@ def _written(q_NBTK: Tensor, k_NBTK: Tensor, v_NBTK: Tensor, mask: Tensor) -> Te
 
 def rope_table(config: ModelConfig) -> tuple[Tensor, Tensor]:
     """cos_PH and sin_PH, P positions up to the window, H head_dim; the sign of ``rotate``'s first half is in sin."""
+    angles_PF = torch.outer(torch.arange(config.window, dtype=torch.float32), rope_frequencies(config))
+    cos, sin = angles_PF.cos(), angles_PF.sin()
+    return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
+
+
+def rope_frequencies(config: ModelConfig) -> Tensor:
+    """Radians a position, of each pair of a head's dimensions."""
     half = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
     frequencies = 1.0 / (config.rope_theta**half)
     if config.rope_scaling is not None:
@@ -285,9 +292,7 @@ def rope_table(config: ModelConfig) -> tuple[Tensor, Tensor]:
             low, high, old = scaling.low_freq_factor, scaling.high_freq_factor, scaling.original_window
             blend = ((old / wavelengths - low) / (high - low)).clamp(0, 1)
             frequencies = (1 - blend) * frequencies / scaling.factor + blend * frequencies
-    angles_PF = torch.outer(torch.arange(config.window, dtype=torch.float32), frequencies)
-    cos, sin = angles_PF.cos(), angles_PF.sin()
-    return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
+    return frequencies
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

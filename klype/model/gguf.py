@@ -1,7 +1,7 @@
 """GGUF files (llama.cpp's format) of Llama, Qwen2 and Qwen3 shapes: weights, configuration, tokenizer, chat template.
 
-Quantised weights are expanded to float32 by the `gguf` package. Its tokenizer is rebuilt from the file's metadata; the
-patterns that cut text into pieces are those of llama.cpp's llama-vocab.cpp, by their names there.
+Quantised weights are expanded to float32 by the `gguf` package. Its tokenizer is rebuilt from the file's metadata
+(klype/text/tokenizer_gguf.py).
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ import torch
 from torch import Tensor
 
 from klype.errors import KlypeError
+from klype.model.attention import rope_frequencies
 from klype.model.config import ModelConfig
 from klype.model.convert import config_from_hf
 from klype.model.tensors import is_finite
 from klype.text.tokenizer import Tokenizer
-from klype.text.tokenizer_files import LLAMA3, QWEN2, SpecialTokens
+from klype.text.tokenizer_gguf import HINT, tokenizer_of
 
 # most bytes of metadata: a vocabulary of a million tokens has about forty million
 MOST = 256 * 2**20
@@ -32,9 +33,8 @@ MOST = 256 * 2**20
 VALUES = 2**23
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
-_HINT = "Fetch the file again, or use the model's Hugging Face directory."
+ROPE = "rope_freqs.weight"
 _KINDS = ("llama", "qwen2", "qwen3")
-_CONTROL, _USER_DEFINED = 3, 4  # token types
 _NAMES = {
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",
@@ -51,7 +51,6 @@ _NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-_BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +73,7 @@ def read_header(file: Path) -> tuple[dict[str, Any], dict[str, Placed]]:
     except OSError as error:
         raise KlypeError(f"{file} cannot be read: {error}.", "Check its name.") from error
     except (ValueError, struct.error) as error:
-        raise KlypeError(f"{file} is damaged or not a GGUF file: {error}.", _HINT) from error
+        raise KlypeError(f"{file} is damaged or not a GGUF file: {error}.", HINT) from error
 
 
 class _Reader:
@@ -158,6 +157,20 @@ def _placed(entries: dict[str, tuple[tuple[int, ...], int, int]], first: int, si
     return placed
 
 
+def _expanded(file: Path, name: str, entry: Placed) -> Tensor:
+    import gguf
+
+    try:
+        raw = np.fromfile(file, np.uint8, entry.stop - entry.start, offset=entry.start)
+        expanded = gguf.dequantize(raw.reshape(*entry.shape[:-1], -1), gguf.GGMLQuantizationType(entry.kind))
+        weight = torch.from_numpy(expanded).float().reshape(entry.shape)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, NotImplementedError) as error:
+        raise KlypeError(f"{file} holds {name} in a form that cannot be read: {error}.", HINT) from error
+    if not is_finite(weight):
+        raise KlypeError(f"{file} holds numbers that are not finite, in {name}.", HINT)
+    return weight
+
+
 @dataclass(frozen=True)
 class GGUFFile:
     """An opened file: configuration, tokenizer, shapes by Hugging Face's names, and `get` for the weights."""
@@ -171,17 +184,7 @@ class GGUFFile:
 
     def get(self, name: str) -> Tensor:
         """A weight in float32, as Hugging Face's checkpoint has it. KlypeError when it is damaged or not finite."""
-        import gguf
-
-        entry = self._placed[name]
-        try:
-            raw = np.fromfile(self.file, np.uint8, entry.stop - entry.start, offset=entry.start)
-            expanded = gguf.dequantize(raw.reshape(*entry.shape[:-1], -1), gguf.GGMLQuantizationType(entry.kind))
-            weight = torch.from_numpy(expanded).float().reshape(entry.shape)
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, NotImplementedError) as error:
-            raise KlypeError(f"{self.file} holds {name} in a form that cannot be read: {error}.", _HINT) from error
-        if not is_finite(weight):
-            raise KlypeError(f"{self.file} holds numbers that are not finite, in {name}.", _HINT)
+        weight = _expanded(self.file, name, self._placed[name])
         if self._permuted and re.search(r"self_attn\.[qk]_proj\.", name):
             heads = self.config.heads if "q_proj" in name else self.config.kv_heads
             # from llama.cpp's order of rotated rows (pair by pair) to Hugging Face's (first halves, second halves)
@@ -195,13 +198,16 @@ def open_gguf(file: Path, known: Path | None = None) -> GGUFFile:
     if importlib.util.find_spec("gguf") is None:
         raise KlypeError("GGUF files need the package gguf.", "Install it: pip install 'klype[hf]'.")
     metadata, weights = read_header(file)
+    slowing = weights.pop(ROPE, None)
     placed = {_their_name(name, file): entry for name, entry in weights.items()}
     shapes = {name: entry.shape for name, entry in placed.items()}
     try:
         config = _config(metadata, shapes, file)
-        tokenizer = _tokenizer(metadata, file, known)
-    except (KeyError, TypeError, IndexError, AttributeError, ValueError, ZeroDivisionError) as error:
-        raise KlypeError(f"{file} lacks or misspells {error}.", _HINT) from error
+        if slowing is not None:
+            config = _slowed(config, _expanded(file, ROPE, slowing), file)
+        tokenizer = tokenizer_of(metadata, file, known)
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError, ArithmeticError) as error:
+        raise KlypeError(f"{file} lacks or misspells {error}.", HINT) from error
     return GGUFFile(file, config, tokenizer, shapes, placed, metadata["general.architecture"] == "llama")
 
 
@@ -217,11 +223,14 @@ def _config(metadata: dict[str, Any], shapes: dict[str, tuple[int, ...]], file: 
 
     scaling = of("rope.scaling.type", "none")
     if scaling not in ("none", "linear"):
-        raise KlypeError(
-            f"{file} stretches its positions by {scaling!r:.60}, which klype cannot read from GGUF.", _HINT
-        )
+        raise KlypeError(f"{file} stretches its positions by {scaling!r:.60}, which klype cannot read from GGUF.", HINT)
     stretched = {"rope_type": "linear", "factor": of("rope.scaling.factor")} if scaling == "linear" else None
     heads, width = metadata[f"{kind}.attention.head_count"], metadata[f"{kind}.embedding_length"]
+    head_dim = of("attention.key_length") or width // heads
+    plain = {"rope.dimension_count": head_dim, "attention.value_length": head_dim, "attention.causal": True}
+    for name, value in plain.items():
+        if of(name, value) != value:
+            raise KlypeError(f"{file} says {name} is {of(name)!r:.60}, which klype cannot compute.", HINT)
     fields = {
         "model_type": kind,
         "vocab_size": shapes["model.embed_tokens.weight"][0],
@@ -229,7 +238,7 @@ def _config(metadata: dict[str, Any], shapes: dict[str, tuple[int, ...]], file: 
         "num_hidden_layers": metadata[f"{kind}.block_count"],
         "num_attention_heads": heads,
         "num_key_value_heads": of("attention.head_count_kv", heads),
-        "head_dim": of("attention.key_length") or width // heads,
+        "head_dim": head_dim,
         "intermediate_size": metadata[f"{kind}.feed_forward_length"],
         "max_position_embeddings": metadata[f"{kind}.context_length"],
         "rope_theta": of("rope.freq_base", 10_000.0),
@@ -240,73 +249,27 @@ def _config(metadata: dict[str, Any], shapes: dict[str, tuple[int, ...]], file: 
     return config_from_hf(fields, str(file))
 
 
-def _tokenizer(metadata: dict[str, Any], file: Path, known: Path | None) -> Tokenizer:
-    kind, pattern = metadata["tokenizer.ggml.model"], metadata.get("tokenizer.ggml.pre", "default")
-    if kind != "gpt2":
-        raise KlypeError(f"{file} has a tokenizer of the kind {kind!r:.60}, which klype cannot rebuild.", _HINT)
-    tokens, types = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
-    added = [
-        {"id": i, "content": t, "special": types[i] == _CONTROL, "normalized": False}
-        | dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
-        for i, t in enumerate(tokens)
-        if types[i] in (_CONTROL, _USER_DEFINED)
-    ]
-    begin: int = metadata.get("tokenizer.ggml.bos_token_id", -1)
-    # The default is llama.cpp's. Its add_space_prefix is for tokenizers of the kind "llama" alone.
-    begins = metadata.get("tokenizer.ggml.add_bos_token", pattern == "llama-bpe") and begin >= 0
-    post: dict[str, Any] | None = None
-    if begins:
-        name = str(tokens[begin])
-        pieces = [{"SpecialToken": {"id": name, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
-        special_tokens = {name: {"id": name, "ids": [begin], "tokens": [name]}}
-        post = {"type": "TemplateProcessing", "single": pieces, "pair": pieces, "special_tokens": special_tokens}
-    definition = {
-        "version": "1.0",
-        "added_tokens": added,
-        "normalizer": {"type": "NFC"} if pattern == "qwen2" else None,
-        "pre_tokenizer": _pieces(pattern, file),
-        "post_processor": post,
-        "decoder": {**_BYTES, "use_regex": True},
-        "model": {
-            "type": "BPE",
-            "vocab": {t: i for i, t in enumerate(tokens)},
-            "merges": [m.split(" ", 1) for m in metadata["tokenizer.ggml.merges"]],
-            "ignore_merges": pattern == "llama-bpe",
-        },
-    }
-
-    def token(name: str) -> str | None:
-        i = metadata.get(f"tokenizer.ggml.{name}_token_id")
-        return None if i is None else str(tokens[i % 2**32])
-
-    ends = tuple(
-        metadata[f"tokenizer.ggml.{n}_token_id"] for n in ("eos", "eot") if f"tokenizer.ggml.{n}_token_id" in metadata
-    )
-    template = metadata.get("tokenizer.chat_template")
-    if template is not None and not isinstance(template, str):
-        raise TypeError("its chat template")
-    special = SpecialTokens(token("bos"), token("eos"), token("padding"), ends, template)
-    return Tokenizer.of_stranger(definition, special, str(file), known)
-
-
-def _pieces(pattern: str, file: Path) -> dict[str, Any]:
-    """The pre-tokenizer that a pattern's name stands for."""
-    if pattern in ("gpt-2", "default"):
-        return {**_BYTES, "use_regex": True}
-    if pattern in ("smollm", "starcoder", "refact", "command-r"):  # digits one by one
-        digits = {"type": "Digits", "individual_digits": True}
-        return {"type": "Sequence", "pretokenizers": [digits, {**_BYTES, "use_regex": True}]}
-    if pattern in ("llama-bpe", "qwen2"):
-        regex = LLAMA3 if pattern == "llama-bpe" else QWEN2
-        split = {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
-        return {"type": "Sequence", "pretokenizers": [split, {**_BYTES, "use_regex": False}]}
-    raise KlypeError(f"{file} cuts text by the pattern {pattern!r:.60}, which klype does not know.", _HINT)
+def _slowed(config: ModelConfig, slowing_F: Tensor, file: Path) -> ModelConfig:
+    """With Llama 3's scaling of positions, of which llama.cpp's converter leaves by how much it divides each frequency:
+    by the factor below one turn in the window that was first trained, by nothing above four, and the share in between
+    rises evenly with the turns, as in every Llama 3. That window is found from those in between."""
+    turns_F, factor, first = rope_frequencies(config) / (2 * math.pi), float(slowing_F.max()), 8192
+    if slowing_F.shape == turns_F.shape:
+        between_F = (slowing_F > 1) & (slowing_F < factor)
+        share = (1 / slowing_F - 1 / factor)[between_F] / (1 - 1 / factor)
+        first = round(float(((1 + 3 * share) / turns_F[between_F]).mean())) if len(share) else first
+        found = {"kind": "llama3", "factor": factor, "original_window": first}
+        slowed = ModelConfig.parse({**config.model_dump(), "rope_scaling": found}, str(file))
+        off_F = rope_frequencies(config) / rope_frequencies(slowed) / slowing_F - 1
+        if config.rope_scaling is None and bool((off_F.abs() < 1e-3).all()):
+            return slowed
+    raise KlypeError(f"{file} stretches its positions by {ROPE}, in a way that klype does not know.", HINT)
 
 
 def _their_name(name: str, file: Path) -> str:
     """Hugging Face's name of a tensor."""
     match = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)", name)
     if match is None or match.group(2) not in _NAMES:
-        raise KlypeError(f"{file} holds {name:.60}, which klype cannot use.", _HINT)
+        raise KlypeError(f"{file} holds {name:.60}, which klype cannot use.", HINT)
     layer, part, last = match.groups()
     return f"model.layers.{layer}.{_NAMES[part]}.{last}" if layer is not None else f"{_NAMES[part]}.{last}"

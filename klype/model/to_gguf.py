@@ -13,11 +13,12 @@ import numpy as np
 
 from klype.durable import clear, draft_folder
 from klype.errors import KlypeError
+from klype.model.attention import rope_frequencies
 from klype.model.checkpoint import Loaded
 from klype.model.convert import OWN, model_type, weights_to_hf
-from klype.model.gguf import _CONTROL, _NAMES
+from klype.model.gguf import _NAMES, ROPE
+from klype.text.tokenizer_gguf import CONTROL, NORMAL
 
-NORMAL = 1
 THEIRS = {name: short for short, name in _NAMES.items()}
 
 
@@ -34,8 +35,6 @@ def write_gguf(loaded: Loaded, file: Path) -> None:
             f"{loaded.folder} cannot be written as GGUF: it has {what}, which llama.cpp cannot compute.",
             "Serve it with klype serve, or train with --set model.conv=0.",
         )
-    if config.rope_scaling is not None:
-        raise KlypeError(f"{loaded.folder} stretches its positions, which klype does not write to GGUF.")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         clear(file.parent)
@@ -52,6 +51,9 @@ def write_gguf(loaded: Loaded, file: Path) -> None:
                 *parts, last = name.removeprefix("model.layers.").split(".")
                 layer = f"blk.{parts.pop(0)}." if name.startswith("model.layers.") else ""
                 writer.add_tensor(f"{layer}{THEIRS['.'.join(parts)]}.{last}", np.ascontiguousarray(array))
+            if config.rope_scaling is not None and config.rope_scaling.kind == "llama3":
+                plain = config.model_copy(update={"rope_scaling": None})
+                writer.add_tensor(ROPE, (rope_frequencies(plain) / rope_frequencies(config)).numpy())
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_tensors_to_file()
@@ -62,6 +64,8 @@ def write_gguf(loaded: Loaded, file: Path) -> None:
 
 
 def _describe(writer: Any, loaded: Loaded) -> None:
+    import gguf
+
     config = loaded.config
     writer.add_name(str(loaded.about.get("name") or loaded.folder.name))
     writer.add_block_count(config.layers)
@@ -76,6 +80,9 @@ def _describe(writer: Any, loaded: Loaded) -> None:
     writer.add_layer_norm_rms_eps(config.norm_eps)
     writer.add_rope_freq_base(config.rope_theta)
     writer.add_vocab_size(config.vocab_size)
+    if config.rope_scaling is not None and config.rope_scaling.kind == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(config.rope_scaling.factor)
 
 
 def _tokens(writer: Any, loaded: Loaded) -> None:
@@ -91,7 +98,7 @@ def _tokens(writer: Any, loaded: Loaded) -> None:
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(_pattern(definition, loaded))
     writer.add_token_list([names.get(i, f"[unused {i}]") for i in range(size)])
-    writer.add_token_types([_CONTROL if i in control or i not in names else NORMAL for i in range(size)])
+    writer.add_token_types([CONTROL if i in control or i not in names else NORMAL for i in range(size)])
     writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in merges])
     ids = (
         (writer.add_bos_token_id, tokenizer.begin),

@@ -73,7 +73,7 @@ def fetch(name: str) -> Path:
 
 def open_hf(folder: Path, name: str = "", dtype: str = "float32", device: torch.device | None = None) -> NativeSource:
     """transformers' model of this folder under klype's engine. Errors: no transformers, code that would have to be run,
-    weights that are pickled, missing or damaged, an architecture that is no causal language model, such as an encoder."""
+    weights that are pickled, missing or damaged, an architecture that is no causal language model (an encoder)."""
     if dtype not in DTYPES:
         raise UsageError(f"There is no precision {dtype!r}.", f"Choose one of {', '.join(DTYPES)}.")
     about = read_object(folder / "config.json")
