@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,26 @@ def test_what_it_cannot_say_names_the_first_word_at_which_it_fails(text: str, to
     with pytest.raises(KlypeError) as raised:
         World().parse(text)
     assert told in f"{raised.value} {raised.value.hint}"
+
+
+def test_the_word_that_is_named_can_be_said_there() -> None:
+    """And every word of the world need not be known for it."""
+    world, rng, named = World(), random.Random(3), 0
+    for _ in range(30):
+        words = list(world.words_of(world.question(rng).prompt))
+        place = rng.randrange(len(words))
+        words[place] = words[place].swapcase()
+        try:
+            world.parse(world.text(words))
+        except KlypeError as error:
+            if (known := re.search(r"it says “(.+)”", error.hint)) is None:
+                continue
+            named += 1
+            assert known[1].casefold() == words[place].casefold()
+            with pytest.raises(KlypeError, match=r"ends before"):
+                world.parse(world.text([*words[:place], known[1]]))
+    assert named > 5
+    assert "words" not in vars(world)
 
 
 @pytest.mark.parametrize("text", [None, 5, b"Hvor er Kari?", ["Hvor er Kari?"]])

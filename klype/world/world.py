@@ -187,19 +187,20 @@ class World:
             raise UsageError(f"The text should be a string (it is of type {type(text).__name__}).")
         words = self.words_of(text)
         starts = [Env(lang=lang, manner=CHAT, dash=False) for lang in lex.LANGUAGES]
-        furthest = 0
+        reached = []
         for begun in starts:
-            found, read = self._read(words, begun)
-            furthest = max(furthest, read)
+            found, read, sayable = self._read(words, begun)
+            reached.append((read, sayable))
             if found:
                 start, env, query = min(found, key=str)
                 return self._question(env, query, self.text(words[:start]), self.text(words[start:]))
+        furthest = max(read for read, _ in reached)
         if furthest == len(words):
             raise KlypeError("The text ends before its question does.", "End it with a question about what was told.")
-        word, before = words[furthest], words[:furthest]
+        word = words[furthest]
         told = word if len(word) <= 40 else f"{word[:39]}…"
-        cased = [own for own in self.words if own.casefold() == word.casefold()]
-        known = next((own for own in cased if any(self._read((*before, own), env)[1] > furthest for env in starts)), "")
+        cased = {own for read, sayable in reached if read == furthest for own in sayable}
+        known = min((own for own in cased if own.casefold() == word.casefold()), default="")
         raise KlypeError(
             f"“{told}” (word {furthest + 1}) is not what the demo world's language could say there.",
             f"Capital letters count: it says “{known}”."
@@ -207,9 +208,9 @@ class World:
             else "It tells up to four facts and asks about one of them.",
         )
 
-    def _read(self, words: tuple[str, ...], env: Env) -> tuple[set[tuple[int, Env, Query]], int]:
+    def _read(self, words: tuple[str, ...], env: Env) -> tuple[set[tuple[int, Env, Query]], int, set[str]]:
         """Every way to read words as a story and a question: where the question begins, what was told, what is asked.
-        And how many of the words could be read."""
+        And how many of the words could be read, and what could be said in the place of the next."""
         told = "<told>"  # a word that no text has: what can say it next has told a whole fact
         stories: set[State] = {((RuleCall(self.grammar.fact), told, END), env)}
         asking: set[tuple[int, State]] = {
@@ -225,10 +226,11 @@ class World:
                 if len(known.facts) < 4:
                     for said, after in branches([((RuleCall(self.grammar.fact), told, END), known)]).items():
                         onward.setdefault(said, set()).update(after)
+            put = [(start, branches([state])) for start, state in asking]
             stories = onward.get(word, set())
-            asking = {(start, after) for start, state in asking for after in branches([state]).get(word, ())}
+            asking = {(start, after) for start, said in put for after in said.get(word, ())}
             if not stories and not asking:
-                return set(), t
+                return set(), t, set(onward).union(*(said for _, said in put)) - {told, END}
         found = set()
         todo = list(asking)
         while todo:
@@ -237,7 +239,7 @@ class World:
                 found.add((start, bound, stack[0].arguments[0]))
             elif stack and not isinstance(stack[0], str):
                 todo += [(start, ((*said, *stack[1:]), after)) for _, said, after in expansions(stack[0], bound)]
-        return found, len(words)
+        return found, len(words), set()
 
     def retrieval(
         self, rng: random.Random, manner: Literal["bare", "sentence"], hard: bool = True
