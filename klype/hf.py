@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
-from klype.model.convert import OWN, config_from_hf, restore_buffers
+from klype.model.convert import OWN, config_from_hf
 from klype.model.transformer import Transformer
 
 
@@ -66,7 +66,7 @@ class KlypeForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-unt
     def _init_weights(self, module: torch.nn.Module) -> None:
         """Called after loading: the tables are not in the file."""
         if isinstance(module, Transformer):
-            restore_buffers(module)
+            module.set_tables()
 
 
 def register() -> None:

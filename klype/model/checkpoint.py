@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 import klype
 from klype.errors import KlypeError, UsageError
@@ -29,7 +30,6 @@ from klype.model.convert import (
     config_to_hf,
     hf_shapes,
     model_type,
-    restore_buffers,
     weights_from_hf,
     weights_to_hf,
 )
@@ -185,8 +185,15 @@ def _check_memory(folder: Path, config: ModelConfig, dtype: torch.dtype) -> None
         )
 
 
+class _Undrawn(TorchFunctionMode):
+    """Weights are not drawn: they will be read, and to draw them without memory torch would load its compiler."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return None if getattr(func, "__module__", "") == "torch.nn.init" else func(*args, **(kwargs or {}))
+
+
 def _build(config: ModelConfig, get: Callable[[str], Tensor], dtype: torch.dtype) -> Transformer:
-    with torch.device("meta"):
+    with torch.device("meta"), _Undrawn():
         model = Transformer(config)
     state = {name: w.to(dtype) for name, w in weights_from_hf(config, get)}
     if config.tie:
@@ -194,7 +201,6 @@ def _build(config: ModelConfig, get: Callable[[str], Tensor], dtype: torch.dtype
     model.load_state_dict(state, assign=True)
     if config.tie:
         model.head.weight = model.embed.weight
-    restore_buffers(model)
     return model.to(dtype).requires_grad_(True).eval()
 
 

@@ -157,14 +157,6 @@ def hf_shapes(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
             yield their, shape if len(theirs) == 1 else (count, *shape[1:])
 
 
-def restore_buffers(model: Transformer) -> None:
-    """Give a model made without memory (torch's meta device) its tables, those of a model one unit wide."""
-    thin = model.config.model_copy(update={"vocab_size": 1, "width": 1, "hidden": 1, "layers": 1})
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        for name, table in Transformer(thin).named_buffers():
-            model.register_buffer(name, table, persistent=False)
-
-
 def _pieces(config: ModelConfig) -> Iterator[tuple[str, list[str], list[int]]]:
     """Our name, the names in a file that it is made of (in the order of rows), and their rows."""
     layer = ["attention_norm.weight", "qkv.weight", "out.weight", "mlp_norm.weight", "gate_up.weight", "down.weight"]

@@ -53,11 +53,7 @@ class Transformer(nn.Module):
         self.reset_parameters()
         if config.tie:
             self.head.weight = self.embed.weight
-        side = min(config.window, MATERIALISED)
-        self.register_buffer("causal", torch.full((side, side), float("-inf")).triu_(1), persistent=False)
-        cos, sin = rope_table(config) if config.rope_theta else (torch.empty(0), torch.empty(0))
-        self.register_buffer("cos", cos, persistent=False)
-        self.register_buffer("sin", sin, persistent=False)
+        self.set_tables()
         self.recompute = False  # whether a layer's activations are computed again in backward instead of kept
 
     def using(self, backend: Backend, decoder: FusedDecoder | None = None) -> Self:
@@ -163,6 +159,16 @@ class Transformer(nn.Module):
     def _check_length(self, length: int) -> None:
         if length > self.config.window:
             raise KlypeError(f"A text of {length} tokens is longer than the model's window of {self.config.window}.")
+
+    def set_tables(self) -> None:
+        """What no file holds: the mask and the positions. They are real where weights are made without memory, too
+        (torch's meta device, for whose operations it would load its compiler)."""
+        side = min(self.config.window, MATERIALISED)
+        with torch.device("cpu"):
+            causal = torch.full((side, side), float("-inf")).triu_(1)
+            cos, sin = rope_table(self.config) if self.config.rope_theta else (torch.empty(0), torch.empty(0))
+        for name, table in (("causal", causal), ("cos", cos), ("sin", sin)):
+            self.register_buffer(name, table, persistent=False)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
