@@ -32,6 +32,10 @@ class UsageError(KlypeError):
     exit_code = 2
 
 
+class BudgetSpentError(KlypeError):
+    """What a server may be asked for has been asked for; what was answered is kept."""
+
+
 class Interrupted(KlypeError):  # noqa: N818 - it is no error but an end that was asked for
     """Stopped between two steps of training, with the state saved: the same command with --resume goes on.
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from klype.answers.tree import TreeSettings, grow
-from klype.sources.http_client import BudgetSpentError
+from klype.errors import BudgetSpentError
 from klype.values import Distribution
 from tests.test_answers_tree import LETTERS, by_text
 from tests.toy_sources import Partial, random_table, table_source

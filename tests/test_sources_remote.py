@@ -17,10 +17,11 @@ from klype.answers import bounds
 from klype.answers.tree import TreeSettings, grow
 from klype.cli import guard
 from klype.cli.main import call
+from klype.errors import BudgetSpentError
 from klype.examine.recorder import Recorder
 from klype.sources.capabilities import probe
 from klype.sources.hf_open import open_hf
-from klype.sources.http_client import Budget, BudgetSpentError, HttpClient, ResponseCache, RetryPolicy
+from klype.sources.http_client import Budget, HttpClient, ResponseCache, RetryPolicy
 from klype.sources.remote import RemoteSource
 from klype.sources.source import NativeSource, Source, answers
 from klype.studio.studio import CachedSource, LockedSource

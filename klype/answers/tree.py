@@ -21,9 +21,8 @@ import torch
 from klype.answers import bounds
 from klype.answers.bounds import entropy_bounds
 from klype.engine.sampling import shape
-from klype.errors import UsageError
+from klype.errors import BudgetSpentError, UsageError
 from klype.samplers import PLAIN, needs_counts
-from klype.sources.http_client import BudgetSpentError
 from klype.sources.source import Source
 from klype.values import Distribution, Floats, Ints, Sampling
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from klype.answers.forks import Forks
 from klype.answers.tree import Tree
 from klype.errors import KlypeError
-from klype.examine.charts import probability_scale, step_of
 from klype.judge.meaning import label
 from klype.values import Figure, Trace
 
@@ -87,6 +86,8 @@ class Answer:
         return data_frame(self.to_json()["tokens"])
 
     def _repr_html_(self) -> str:
+        from klype.examine.charts import probability_scale, step_of
+
         scale = probability_scale(dark=False)
         parts = []
         for token in self.tokens:

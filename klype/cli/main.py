@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -48,6 +49,7 @@ def start(command: Callable[[list[str]], object], name: str = "klype") -> None:
     """
     thread_policy()
     memory_policy()
+    gc.set_threshold(10_000)  # what is imported stays: at Python's own 700 a fifth of a start is looking for garbage
     any_character()
     harmless_log()
     environment.speak(environment.speech(environment.arguments()))

@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 
 from klype.durable import private, private_folder
-from klype.errors import KlypeError, UsageError
+from klype.errors import BudgetSpentError, KlypeError, UsageError
 from klype.jsons import parsed
 from klype.sources.exchange import Exchange, Limits, ResponseReader, too_slow
 
@@ -29,10 +29,6 @@ PASSING = (408, 409, 425, 429, 500, 502, 503, 504)
 
 class RefusedError(KlypeError):
     """The server understood and said no: what was asked is not offered."""
-
-
-class BudgetSpentError(KlypeError):
-    """What may be asked for has been asked for; what was answered is kept."""
 
 
 @dataclass
