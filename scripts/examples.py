@@ -235,7 +235,7 @@ class Reading:
         asking = [line for line in found if SERVER in line.command]
         serving = Line("klype serve demo")
         if asking and serving.command not in [line.command for line in found]:
-            found.insert(0, serving)
+            found.insert(found.index(asking[0]), serving)
         for line in found:
             if line.command == serving.command and asking:
                 second = Window(self.folder, self.environ)
