@@ -110,7 +110,7 @@ def visit(window: Window, url: str) -> None:
 ALONE = Driven(NEVER, ("",))
 CHAT = Driven("(?:you|du)> ", ("Hei!", "Hvor er Kari?", "/quit"))  # before /quit comes what the line's comment names
 RANK = Driven("(?:order|rekkefølge): ", ("1", "21", "1=2", "12", "n", "2", "1", "2=1", "q"))  # the seventh is held out
-LISTENS = Driven(r"http://[\w.]+:\d+/(?:v1)?", (visit,))
+LISTENS = Driven(r"http://[\w.]+:\d+/(?:v1)?", (visit, ""))  # with --json it says where twice
 OTHER = ("make run", "make test", "source .venv/bin/activate", "curl -sf", "python -c", "torchrun --nproc-per-node")
 COMMANDS = {
     **dict.fromkeys(OTHER, ALONE),
