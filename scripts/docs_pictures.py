@@ -22,6 +22,7 @@ from playwright.sync_api import Browser, sync_playwright
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import klype  # noqa: E402
 from klype.text.tokenizer import Tokenizer  # noqa: E402
 
 OUT = ROOT / "docs" / "pictures"
@@ -121,13 +122,15 @@ def passes_picture(figures: dict[str, Any], lang: str) -> str:
 
 def main(run: Path, folder: Path) -> None:
     OUT.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     figures = json.loads((run / "figures.json").read_text(encoding="utf-8"))
     for lang in LANGUAGES:
         (OUT / f"tokens-{lang}.svg").write_text(tokens_picture(run, lang), encoding="utf-8")
         (OUT / f"autoregression-{lang}.svg").write_text(passes_picture(figures, lang), encoding="utf-8")
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        saved_charts(browser, run / "report.html", OF_RUN)
+        (folder / "run.html").write_text(klype.Run(run).report.to_html(), encoding="utf-8")  # in today's words
+        saved_charts(browser, folder / "run.html", OF_RUN)
         for name, (command, report, named) in COMMANDS.items():
             if not (folder / name / report).exists():
                 asked = [*command.format(run=run).split(), "--out", str(folder / name)]

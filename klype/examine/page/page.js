@@ -142,7 +142,7 @@ function svgOf(figure) {
   let y = 28;
   const font = `font-family="sans-serif" fill="${colour("ink")}"`;
   const parts = [];
-  for (const line of lines(figure.querySelector("h3").textContent, (width - 32) / 9)) {
+  for (const line of lines(figure.querySelector("h3").textContent, (width - 32) / 10)) {
     parts.push(`<text x="16" y="${y}" ${font} font-size="15" font-weight="600">${escape(line)}</text>`);
     y += 20;
   }
