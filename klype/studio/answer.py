@@ -60,7 +60,7 @@ class AnswerPage:
         w = self.visit.words
         with box("k-split"):
             with box():
-                self._who()
+                self._about()
                 self.turns = box(aria_live="off")
                 with card() as message:
                     message.props.update(id=PAGE_BEGINS, tabindex="-1")
@@ -69,6 +69,7 @@ class AnswerPage:
                         button(w("send"), self.send, "strong")
                         self.stop_button = button(w("stop"), self.stop)
                         button(w("new"), self.forget)
+                    self._who()
                     self.window = box()
                     examples(w("try"), self.tries, self._take)
                 self._settings()
@@ -207,7 +208,7 @@ class AnswerPage:
         said.box.clear()
         with said.box:
             with box(tag="header"):
-                text_of("h3", model.name)
+                text_of("h2", model.name)
                 text_of("span", self.visit.frame(f"stage_{model.stage}") if model.stage else "", "k-stage")
             rows = rows_of(model, answer.steps, 0, self.visit.say.share)
             said.tokens = Tokens(rows, w("answer_of", model=model.name), answer.running, partial(self._look, said))
@@ -262,14 +263,17 @@ class AnswerPage:
 
     def _who(self) -> None:
         w, models = self.visit.words, self.visit.studio.models
-        with card():
-            with box("k-row k-models", "fieldset"):
-                text_of("legend", w("models"))
-                for i, model in enumerate(models):
-                    self.chosen[model.name] = Check(model.name, i == len(models) - 1)
-            for about, names in self.introductions.items():
-                whose = "" if len(names) == len(models) else f"{', '.join(names)}: "
-                text_of("p", self.visit.say.text(f"{whose}{about}"), "k-small")
+        with box("k-row k-models", "fieldset"):
+            text_of("legend", w("models"))
+            for i, model in enumerate(models):
+                self.chosen[model.name] = Check(model.name, i == len(models) - 1)
+
+    def _about(self) -> None:
+        """What the models have read, and what a token's colour says."""
+        w, models = self.visit.words, self.visit.studio.models
+        for about, names in self.introductions.items():
+            whose = "" if len(names) == len(models) else f"{', '.join(names)}: "
+            text_of("p", self.visit.say.text(f"{whose}{about}"), "k-small")
         with box("k-legend", role="note"):
             text_of("span", w("legend"))
             for i, edge in enumerate([1.0, *PROBABILITY_EDGES]):

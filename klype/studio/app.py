@@ -7,10 +7,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, get_args
 
+import nicegui
 from fastapi import FastAPI, Request, Response
+from fastapi.exception_handlers import http_exception_handler
 from fastapi.responses import RedirectResponse
 from nicegui import Client, ui
 from nicegui.language import Language
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from klype.serve.guard import Rules
@@ -18,6 +21,7 @@ from klype.serve.metrics import health
 from klype.studio import answer, divergence, paths, ranking, runs, targets
 from klype.studio.frame import LANGUAGE_COOKIE, THEME_COOKIE, THEMES, Page, Visit, framed, text_file, theme
 from klype.studio.login import Login
+from klype.studio.opening import way_back
 from klype.studio.studio import Studio
 from klype.words import LANGUAGES
 
@@ -32,6 +36,10 @@ PAGES = (
     Page("runs", "/runs", "show_chart", runs.build, WORKING),
 )
 """In the order of the menu. A new page is a file, a catalogue in each language, and a row."""
+MISSING = Page("missing", "", "", way_back)
+"""What stands at any other address."""
+PATIENCE_S = 60.0
+"""What a page may take to be made: a busy machine is slow, not broken."""
 YEAR_S = 365 * 24 * 3600
 FAVICON = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32"><rect width="32" height="32" rx="7" fill="#0b5e6b"/>'
@@ -78,7 +86,17 @@ def pages(studio: Studio) -> FastAPI:
         return health({model.name: model.worker for model in studio.models if model.worker is not None})
 
     for page in PAGES:
-        ui.page(page.route, language="en-US")(_builder(studio, page))
+        ui.page(page.route, language="en-US", response_timeout=PATIENCE_S)(_builder(studio, page))
+
+    @nicegui.app.exception_handler(404)
+    async def missing(request: Request, error: HTTPException) -> Response:
+        """A person is led back, a program is told."""
+        if "text/html" not in request.headers.get("accept", ""):
+            return await http_exception_handler(request, error)
+        with Client(ui.page(""), request=request) as client:
+            await _builder(studio, MISSING)(request, client)
+        return client.build_response(request, 404)
+
     ui.run_with(
         fast,
         title="klype",

@@ -32,6 +32,18 @@ LANGUAGE_COOKIE, THEME_COOKIE = "klype_lang", "klype_theme"
 THEMES = {"auto": ("dark", "brightness_auto"), "light": ("auto", "light_mode"), "dark": ("light", "dark_mode")}
 """The theme after each, and its icon."""
 KEY_PAGE = "/key"
+LONGEST_FIGURE = 24
+"""In a table a number stands in one line, one that says why it is uncertain in several."""
+ARROWS = """(e) => {
+  const links = [...e.currentTarget.querySelectorAll("a")], last = links.length - 1;
+  const at = links.indexOf(document.activeElement);
+  const to = {ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: last}[e.key];
+  if (to === undefined) return;
+  e.preventDefault();
+  links.forEach((link) => { link.tabIndex = -1; });
+  Object.assign(links[Math.min(last, Math.max(0, to))], {tabIndex: 0}).focus();
+}"""
+"""In a toolbar, which is one stop for the Tab key: from link to link."""
 PAGE_BEGINS = "message"
 """The element in which one writes to a model."""
 MEANINGS = ("#0072b2", "#b85000", "#00735a", "#a3377c", "#7a6000", "#3f6fd1", "#8a3b12", "#5a4fa2")
@@ -181,7 +193,8 @@ def table(
             for row in rows:
                 with box(tag="tr"):
                     for i, cell in enumerate(row):
-                        with box("num" if i in numeric else "", "td") as td:
+                        long = " long" if isinstance(cell, str) and len(cell) > LONGEST_FIGURE else ""
+                        with box(f"num{long}" if i in numeric else "", "td") as td:
                             if callable(cell):
                                 cell()
                             else:
@@ -277,19 +290,23 @@ def framed(visit: Visit, pages: Sequence[Page]) -> Iterator[None]:
     )
     with box("k-head", "header"), box("k-bar"):
         text_of("a", "klype", "k-brand", href="/")
-        with box("k-nav", "nav", aria_label=visit.frame("pages")):
+        stop = visit.page if visit.page in pages else pages[0]
+        nav, bar = box(tag="nav", aria_label=visit.frame("pages")), {"aria_label": visit.frame("pages_by_arrows")}
+        with nav, box("k-nav", role="toolbar", **bar).on("keydown", js_handler=ARROWS):
             for page in pages:
-                with box(tag="a", href=page.route, **({"aria-current": "page"} if page is visit.page else {})):
+                here = {"aria-current": "page"} if page is visit.page else {}
+                with box(tag="a", href=page.route, tabindex=0 if page is stop else -1, **here):
                     ui.icon(page.icon)
                     text_of("span", words(visit.lang, f"studio_{page.name}")("title"))
         _switches(visit)
     with box("k-main", "main", id="main", tabindex="-1"):
         text_of("h1", visit.words("heading"))
         text_of("p", visit.words("lead"), "k-lead")
-        with box("k-how", "details"):
-            text_of("summary", visit.frame("how"))
-            for key, text in visit.words.section("explain").items():
-                text_of("p", text, "k-formula" if key.startswith("formula") else "")
+        if explained := visit.words.section("explain"):
+            with box("k-how", "details"):
+                text_of("summary", visit.frame("how"))
+                for key, text in explained.items():
+                    text_of("p", text, "k-formula" if key.startswith("formula") else "")
         yield
 
 

@@ -76,6 +76,11 @@ def first_steps(visit: Visit, why: str) -> None:
             open_form(visit)
 
 
+def way_back(visit: Visit) -> None:
+    """From an address where there is nothing."""
+    text_of("a", visit.words("back"), "k-button strong", href="/")
+
+
 def ask_button(visit: Visit, run: str, note: ui.element) -> None:
     """Opens a run that the studio knows, and leads to where it is asked."""
     button(visit.frame("ask_it"), partial(open_model, visit, run, note, "/"), "strong")
