@@ -34,6 +34,7 @@ from klype.examine.report import render, write
 from klype.examine.say import Say, visible
 from klype.examine.training_pictures import pictures, reward
 from klype.examine.verdict import verdict
+from klype.studio.charts import FORMATS
 from klype.words import LANGUAGES
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)></style></title>\u202egnp.exe{{7*7}}{0}\x00"
@@ -110,7 +111,7 @@ def test_what_a_user_can_do_wrong_is_said_in_one_sentence(tmp_path: Path) -> Non
 @pytest.mark.parametrize("name", KINDS)
 def test_nothing_in_the_page_fetches_or_acts(name: str, pages: dict[str, Page]) -> None:
     scripts = [attrs for tag, attrs in pages[name].elements if tag == "script"]
-    assert [s.get("type") for s in scripts] == ["application/json", "module", "module"]
+    assert [s.get("type") for s in scripts] == ["application/json", "module", "module", "module"]
     for tag, attrs in pages[name].elements:
         assert tag not in ("img", "iframe", "object", "embed", "base", "form", "link") or attrs.get("href") == "data:,"
         assert not [key for key in attrs if key.startswith("on") or key in ("src", "srcset", "action", "formaction")]
@@ -125,7 +126,7 @@ def test_the_policy_allows_exactly_the_scripts_that_are_there() -> None:
     hashes = {base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts}
     allowed = policy[1].replace("&#39;", "'")
     assert set(re.findall(r"'sha256-([^']+)'", allowed)) == hashes
-    assert len(hashes) == 2
+    assert len(hashes) == 3
     assert "default-src 'none'" in allowed
     assert "connect-src" not in allowed
     assert "unsafe-inline" not in allowed.split("script-src")[1].split(";")[0]
@@ -193,7 +194,7 @@ def test_every_picture_says_its_finding_and_how_to_read_it(lang: str) -> None:
             assert re.search(r"\d|ⁿ", picture.title)
         for panel in picture.panels:
             for name in strings(panel.option):
-                assert not name.startswith("fn:") or name in ("fn:number", "fn:percent", "fn:whisker")
+                assert not name.startswith("fn:") or name.removeprefix("fn:") in FORMATS
                 assert not re.fullmatch(r"\$[a-z]+", name) or name[1:] in LIGHT
             for key in ("xAxis", "yAxis"):
                 assert panel.option[key]["type"] in ("value", "category")

@@ -1,7 +1,7 @@
 """Charts as ECharts options, in the report's two themes, and the script that draws them.
 
-Colours are ``$names`` of the theme; ``fn:`` names a function of the page's script (number formats in the reader's
-language, the shape of a whisker), so that an option is plain JSON. Report and studio draw from the same options.
+Colours are ``$names`` of the theme; ``fn:`` names a function of ``page/formats.js`` (numbers in the reader's language,
+the shape of a whisker), so that an option is plain JSON. Report and studio draw from the same options.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from klype.errors import KlypeError
@@ -24,6 +26,8 @@ Row = tuple[str, str, FigureFacts]
 """Of a table below a picture: what was measured, of what, and the figure."""
 NARROW_PX = 330
 """The width of a drawing on a phone: a legend's rows are counted for it."""
+TOWERING, MOST_SPIKES = 3, 8
+"""A spike is so many times as high as what is usual; so many of them can be told apart on a phone."""
 MARKS = {"base": "circle", "finetuned": "diamond", "aligned": "rect"}
 COLOURS = {
     "paper": ("#faf8f3", "#14171a"),
@@ -88,9 +92,9 @@ def axis(name: str = "", kind: str = "value", percent: bool = False, **more: Any
         "type": kind,
         "name": name,
         "nameLocation": "middle",
-        "nameGap": 26,
+        "nameGap": 28,
         "nameTextStyle": {"color": "$muted", "fontSize": 12},
-        "axisLabel": {"color": "$muted", "fontSize": 12, "hideOverlap": True},
+        "axisLabel": {"color": "$muted", "fontSize": 12, "hideOverlap": True, "margin": 10},
         "axisLine": {"show": False},
         "axisTick": {"show": False},
         "splitLine": {"show": kind != "category", "lineStyle": {"color": "$line"}},
@@ -99,6 +103,7 @@ def axis(name: str = "", kind: str = "value", percent: bool = False, **more: Any
         found["axisLabel"]["formatter"] = "fn:percent" if percent else "fn:number"
         found["splitNumber"] = 4
     if percent and more.get("max") == 1:
+        found["axisLabel"]["showMaxLabel"] = True  # in little room another one gives way
         found["interval"] = 0.25 if more.get("min", 0) == 0 else 0.1
     return {**found, **more}
 
@@ -129,19 +134,19 @@ def whiskers(rows: Sequence[tuple[str, FigureFacts, str, str]], x: Option, at: f
         for colour, size, height in (("$ink", 13, 18), ("$muted", 12, 16))
     )
     y = axis(kind="category", data=labels, inverse=True)
-    y["axisLabel"] = {"interval": 0, "rich": {"name": name, "figure": below}}
+    y["axisLabel"] = {"interval": 0, "margin": 13, "rich": {"name": name, "figure": below}}
     grid = {"left": 156, "right": 22, "top": 6, "bottom": 50, "containLabel": False}
     return canvas(xAxis=x, yAxis=y, series=series, grid=grid)
 
 
-def lines(x: Option, y: Option, series: Sequence[Option], values: str = "number") -> Option:
-    """Lines, with a legend when there is more than one (bands have no name of their own in it). ``values``: number or
-    percent, as what stands beside the pointer."""
+def lines(x: Option, y: Option, series: Sequence[Option], values: str = "value") -> Option:
+    """Lines, with a legend when there is more than one (bands have no name of their own in it). ``values``: value or
+    share, as what stands beside the pointer."""
     names = [s["name"] for s in series if s.get("type") == "line" and not s.get("stack")]
     rows = math.ceil(sum(34 + 7 * len(name) for name in names) / NARROW_PX) if len(names) > 1 else 0
     return canvas(
         xAxis=x,
-        yAxis=y,
+        yAxis={**y, "nameGap": 42},
         series=list(series),
         tooltip={"trigger": "axis", "valueFormatter": f"fn:{values}"},
         legend={"show": len(names) > 1, "data": names, "top": 0, "left": 0, "textStyle": {"color": "$ink"},
@@ -152,7 +157,7 @@ def lines(x: Option, y: Option, series: Sequence[Option], values: str = "number"
 
 def shares(x: Option, series: Sequence[Option], **y: Any) -> Option:
     """Lines whose values are shares, from none to all where ``y`` (more of the axis) does not say otherwise."""
-    return lines(x, axis(percent=True, **(y or {"min": 0, "max": 1})), series, "percent")
+    return lines(x, axis(percent=True, **(y or {"min": 0, "max": 1})), series, "share")
 
 
 def line(name: str, points: Sequence[Sequence[float | None]], colour: str, **more: Any) -> Option:
@@ -175,6 +180,25 @@ def events(happened: Sequence[tuple[int, str]]) -> Option:
     label = {"position": "insideEndTop", "color": "$muted", "fontSize": 11}
     return {"symbol": "none", "silent": True, "lineStyle": {"color": "$muted", "type": "dashed"},
             "data": [{"xAxis": x, "label": {**label, "formatter": what}} for x, what in happened]}  # fmt: skip
+
+
+def spikes(points: Sequence[Sequence[float]], say: Say) -> Option:
+    """Of a line: the single points that tower over the rest of it, each with its value; of neighbours the highest."""
+    if not points:
+        return {"data": []}
+    usual, span = median(y for _, y in points), points[-1][0] - points[0][0]
+    high = sorted((point for point in points if point[1] > TOWERING * usual), key=lambda point: -point[1])
+    chosen: list[Sequence[float]] = []
+    for point in high[:MOST_SPIKES]:
+        if all(abs(point[0] - other[0]) > span / MOST_SPIKES for other in chosen):
+            chosen.append(point)
+    label = {"position": "top", "color": "$muted", "fontSize": 11}
+    return {
+        "symbol": "circle",
+        "symbolSize": 5,
+        "silent": True,
+        "data": [{"coord": [*point], "label": {**label, "formatter": say.number(point[1], 1)}} for point in chosen],
+    }
 
 
 def rule(name: str, points: Sequence[Sequence[float | None]]) -> Option:
@@ -248,7 +272,7 @@ def bars(
         series=drawn,
         legend={"show": several, "top": 0, "left": 0, "textStyle": {"color": "$ink"}, "itemWidth": 12,
                 "itemHeight": 12, "itemGap": 14 if numbers else 10},
-        tooltip={"trigger": "axis", "valueFormatter": "fn:percent"},
+        tooltip={"trigger": "axis", "valueFormatter": "fn:share"},
         grid={"left": 8, "right": 52 if numbers else 20, "top": 34 if several else 8, "bottom": 30,
               "containLabel": True},
     )  # fmt: skip
@@ -332,6 +356,11 @@ def luminance(colour: str) -> float:
 
 def _gamma(c: float) -> float:
     return 12.92 * c if c <= 0.0031308 else 1.055 * c ** (1 / 2.4) - 0.055
+
+
+def page_file(name: str) -> str:
+    """A style or a script of the report's page; the studio has its ``formats.js``, too."""
+    return (resources.files("klype.examine") / "page" / name).read_text(encoding="utf-8")
 
 
 def echarts_script() -> str:

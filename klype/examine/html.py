@@ -14,7 +14,6 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,16 @@ from markupsafe import Markup
 
 from klype import durable
 from klype.errors import KlypeError, UsageError
-from klype.examine.charts import DARK, LIGHT, PROBABILITY_EDGES, Picture, echarts_script, probability_scale, step_of
+from klype.examine.charts import (
+    DARK,
+    LIGHT,
+    PROBABILITY_EDGES,
+    Picture,
+    echarts_script,
+    page_file,
+    probability_scale,
+    step_of,
+)
 from klype.examine.facts import FigureFacts
 from klype.examine.measures import KNOWN
 from klype.examine.say import NBSP, Say, visible
@@ -199,14 +207,14 @@ def render(documents: Sequence[Document], lang: str, title: str = "") -> str:
     told: dict[str, dict[str, str]] = {"zero": {}, "half": {"n": "{n}"}}  # the script fills in n
     words = {code: {key: one.say(f"formula.{key}", **told[key]) for key in told} for code, one in by_lang.items()}
     spoken = {wish: code for code, row in LANGUAGES.items() for wish in (code, *row.also, *row.reads)}
-    scripts = [echarts_script(), _page_file("page.js")]
+    scripts = [echarts_script(), page_file("formats.js"), page_file("page.js")]
     return environment.get_template("document.html.jinja").render(
         lang=lang,
         names={code: row.name for code, row in LANGUAGES.items()},
         documents=documents,
         title=title or by_lang[lang].title,
         edges=PROBABILITY_EDGES,
-        style=Markup(_theme() + _page_file("page.css")),
+        style=Markup(_theme() + page_file("page.css")),
         scripts=[Markup(script) for script in scripts],
         policy=_policy(scripts),
         data=_inert_json({"charts": charts, "words": words, "spoken": spoken}),
@@ -264,7 +272,3 @@ def _inert_json(value: Any) -> Markup:
     for char in "<>&\u2028\u2029":
         text = text.replace(char, f"\\u{ord(char):04x}")
     return Markup(text)
-
-
-def _page_file(name: str) -> str:
-    return (resources.files("klype.examine") / "page" / name).read_text(encoding="utf-8")

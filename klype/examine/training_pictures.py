@@ -17,6 +17,7 @@ from klype.examine.charts import (
     events,
     line,
     lines,
+    spikes,
     thin,
     whisker_picture,
 )
@@ -90,8 +91,10 @@ def curves(facts: Facts, say: Say) -> Picture | None:
             known = [(x, y) for x, y in zip(curve["step"], values, strict=True) if y is not None]
             points = thin(known, MOST_POINTS)
             # marks on what was measured now and then
-            few: Option = {"showSymbol": True, "symbolSize": 6} if len(known) < len(values) / 2 else {}
-            series.append(line(_series_name(name, say), points, CURVE_COLOURS.get(name, "muted"), **few))
+            more: Option = {"showSymbol": True, "symbolSize": 6} if len(known) < len(values) / 2 else {}
+            if name == "kl":
+                more["markPoint"] = spikes(points, say)
+            series.append(line(_series_name(name, say), points, CURVE_COLOURS.get(name, "muted"), **more))
             rows += [[stage, _series_name(name, say), x, y] for x, y in points]
         happened = [(one["step"], say.text(one["what"])) for one in curve.get("events", [])]
         series[0]["markLine"] = events(happened)

@@ -13,7 +13,7 @@ from typing import Any
 from nicegui import ui
 
 from klype.errors import KlypeError, UsageError
-from klype.examine.charts import Option, axis, line, lines
+from klype.examine.charts import Option, axis, line, lines, spikes
 from klype.examine.say import visible
 from klype.jsons import saved
 from klype.runs.folder import read_run
@@ -321,6 +321,8 @@ class AlignCard:
     def _option(self, seen: Alignment, name: str) -> Option:
         w = self.visit.words
         series = [line(w(f"line_{key}"), seen.align.curve(key), colour) for key, colour in CURVES[name]]
+        if name == "kl":
+            series[0]["markPoint"] = spikes(seen.align.curve("kl"), self.visit.say)
         return lines(axis(w("steps"), min=0, max=max(seen.planned or 0, seen.at)), axis(scale=name != "kl"), series)
 
     def _rows(self) -> list[list[float | None]]:

@@ -253,7 +253,7 @@ class TokenPanel:
             labels.append(w("rest"))
             for (_, values), share in zip(series.values(), rest, strict=True):
                 values.append(max(0.0, share))
-        height = 76 + len(labels) * (44 if self.truth is not None else 28)
+        height = 76 + len(labels) * (54 if self.truth is not None else 36)
         return bars(labels, series, axis(percent=True, min=0, max=1), numbers=True), height
 
     def _rows(self) -> list[list[Cell]]:
@@ -264,15 +264,15 @@ class TokenPanel:
 
 
 def least(say: Say, share: float) -> str:
-    """A share; one that is there and would be shown as nothing is "< 0.05 %"."""
-    return f"< {say.share(SEEN_P, 2)}" if 0 < share < SEEN_P else say.share(share)
+    """A share; one that is there and would be shown as nothing is "< 0.1 %"."""
+    return f"< {say.share(0.001, 1)}" if 0 < share < SEEN_P else say.share(share, 1)
 
 
 def why_chosen(answer: Answer, at: int, found: TokenBars, w: Words, say: Say) -> str:
     """How probable a token was, how it came to stand there, and how many others could have."""
     step = answer.steps[at]
     p = min(1.0, math.exp(step.logp)) if step.logp > -math.inf else 0.0
-    parts = [w("was", p=say.share(p), bits=say.number(-math.log2(p), 1) if p > 0 else "∞")]
+    parts = [w("was", p=say.share(p, 1), bits=say.number(-math.log2(p), 1) if p > 0 else "∞")]
     if step.source in ("forced", "drafted"):
         parts.append(w(f"was_{step.source}"))
     elif answer.sampling.temperature == 0:
@@ -281,6 +281,6 @@ def why_chosen(answer: Answer, at: int, found: TokenBars, w: Words, say: Say) ->
         u = float(noise(answer.seed, 0, len(answer.prompt) + at))
         drawn = min(1.0, math.exp(step.sampling_logprob)) if step.sampling_logprob > -math.inf else 0.0
         t = say.plain(answer.sampling.temperature)
-        parts.append(w("was_drawn", p=say.share(drawn), u=say.number(u, 3), t=t))
+        parts.append(w("was_drawn", p=say.share(drawn, 1), u=say.number(u, 3), t=t))
     parts.append(w("kept" if found.exact else "partial", n=say.count(found.kept)))
     return " ".join(parts)

@@ -16,6 +16,7 @@ from nicegui.language import Language
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from klype.examine.charts import page_file
 from klype.serve.guard import Rules
 from klype.serve.metrics import health
 from klype.studio import answer, divergence, paths, ranking, runs, targets
@@ -123,6 +124,7 @@ def _builder(studio: Studio, page: Page) -> Callable[[Request, Client], Awaitabl
         client.page.language = tag_of(visit.lang)
         client.page.dark = {"auto": None, "light": False, "dark": True}[visit.theme]
         client.title = f"{visit.words('title')} · klype"
+        ui.add_head_html(f"<script>{page_file('formats.js')}</script>")
         ui.add_head_html(f"<style>{theme()}\n{text_file(*page.styles)}</style>")
         client.page_container.default_slot.children[0].tag = "div"  # Quasar's page is a second <main> around ours
         with framed(visit, PAGES):

@@ -13,20 +13,8 @@ from klype.studio.frame import MEANINGS, Visit, as_data, box, card, text_of
 from klype.words import LANGUAGES
 
 FONT = "ui-sans-serif, system-ui, sans-serif"
-NUMBER = (
-    "(v => typeof v === 'number' ? new Intl.NumberFormat('{locale}', {{maximumSignificantDigits: 4}}).format(v) : v)"
-)
-PERCENT = (
-    "(v => typeof v === 'number' ? new Intl.NumberFormat('{locale}', {{style: 'percent', maximumFractionDigits: "
-    "Math.abs(v) < 0.01 || (v > 0.99 && v < 1) ? 2 : 1}}).format(v) : v)"
-)
-WHISKER = """((params, api) => {
-  const [low, y] = api.coord([api.value(0), api.value(2)]), [high] = api.coord([api.value(1), api.value(2)]);
-  const style = {stroke: api.visual('color'), lineWidth: 2, opacity: 0.75};
-  const stroke = (x1, y1, x2, y2) => ({type: 'line', shape: {x1, y1, x2, y2}, style});
-  return {type: 'group', children: [stroke(low, y, high, y),
-    stroke(low, y - 5, low, y + 5), stroke(high, y - 5, high, y + 5)]};
-})"""
+FORMATS = ("number", "percent", "value", "share", "bar", "whisker")
+"""Functions of the report's ``formats.js``, which every page has."""
 
 
 def chart(option: Option, lang: str, height: int, label: str) -> ui.echart:
@@ -74,10 +62,7 @@ def revived(option: Mapping[str, Any], lang: str) -> Option:
 
     Only values of our own option dictionaries become functions; texts of models and users stay texts.
     """
-    locale = LANGUAGES[lang].tag
-    number, percent = NUMBER.format(locale=locale), PERCENT.format(locale=locale)
-    bar = f"(p => p.value < 0.0005 ? '' : ({percent})(p.value))"
-    functions = {"fn:number": number, "fn:percent": percent, "fn:bar": bar, "fn:whisker": WHISKER}
+    functions = {f"fn:{name}": f"klypeFormats('{LANGUAGES[lang].tag}').{name}" for name in FORMATS}
 
     def mapping(given: Mapping[str, Any]) -> Option:
         found: Option = {}

@@ -264,10 +264,14 @@ class DivergencePage:
     def _figures(self, document: dict[str, Any]) -> None:
         """A row a measure, a column a temperature."""
         say, found = self.visit.say, document["figures"]
-        names = [(name, f" ({unit})" if (unit := say.unit(KNOWN[name].unit)) else "") for name in measured(document)]
+        names = [(name, say.measure(name), say.unit(KNOWN[name].unit)) for name in measured(document)]
         rows = [
-            [say.measure(name) + unit, *(say.told(f[name], name) if _has(f, name) else "–" for f in found.values())]
-            for name, unit in names
+            [
+                title if unit.lower() in title.lower() else f"{title} ({unit})",
+                *(say.told(f[name], name) if _has(f, name) else "–" for f in found.values()),
+            ]
+            for name, title, unit in names
+            if any(_has(figures, name) for figures in found.values())
         ]
         columns = [say("column.measure"), *(f"τ = {say.plain(float(t))}" for t in found)]
         with card():
@@ -379,9 +383,7 @@ class Formula:
         w, rows = self.visit.words, self._rows()
         names = ("formula_right", "formula_printed", "formula_errors")
         curves = [(w(name), [(row[0], row[i]) for row in rows]) for i, name in enumerate(names, 1)]
-        drawn = formula_curves(axis(w("words"), min=1, max=max(2, round(self.n.value))), curves)
-        drawn["legend"]["type"] = "scroll"
-        return drawn
+        return formula_curves(axis(w("words"), min=1, max=max(2, round(self.n.value))), curves)
 
 
 async def build(visit: Visit) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from nicegui import ui
 
 from klype.errors import KlypeError
-from klype.examine.charts import Cell, Option, axis, line, lines
+from klype.examine.charts import Cell, Option, axis, line, lines, spikes
 from klype.examine.say import visible
 from klype.runs.overview import planned_steps
 from klype.runs.record import incomparable
@@ -174,7 +174,9 @@ class RunDetail:
             if tail is not None and tail.steps:
                 planned = (planned_steps(one.about, stage) or 0) if one.state == "running" else 0
                 most = max(most, tail.steps[-1], planned)
-                series.append(line(visible(one.name), tail.curve(name), colour))
+                points = tail.curve(name)
+                high = {"markPoint": spikes(points, self.visit.say)} if name == "kl" else {}
+                series.append(line(visible(one.name), points, colour, **high))
         if name == "pair_accuracy":
             y = axis(percent=True, min=0.5, max=1.0)
             y.pop("interval", None)

@@ -6,22 +6,8 @@ const drawn = new Map();                       // element of a chart -> ECharts 
 const lang = () => root.dataset.lang;
 const dark = () => root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
 const colour = (name) => getComputedStyle(root).getPropertyValue("--" + name).trim();
-const format = (value, options) => new Intl.NumberFormat(lang() === "en" ? "en-GB" : lang(), options).format(value);
-const number = (value) => typeof value === "number" ? format(value, { maximumSignificantDigits: 4 }) : value;
-const percent = (value) => typeof value === "number"
-  ? format(value, { style: "percent", maximumFractionDigits: Math.abs(value) < 0.01 || (value > 0.99 && value < 1) ? 2 : 1 })
-  : value;
-
-// A 95 % interval: from low to high at a row, with short caps. Data: [low, high, row].
-function whisker(params, api) {
-  const [low, y] = api.coord([api.value(0), api.value(2)]);
-  const [high] = api.coord([api.value(1), api.value(2)]);
-  const style = { stroke: api.visual("color"), lineWidth: 2, opacity: 0.75 };
-  const stroke = (x1, y1, x2, y2) => ({ type: "line", shape: { x1, y1, x2, y2 }, style });
-  return { type: "group", children: [stroke(low, y, high, y), stroke(low, y - 5, low, y + 5), stroke(high, y - 5, high, y + 5)] };
-}
-
-const functions = { number, percent, whisker };
+const formats = () => klypeFormats(lang() === "en" ? "en-GB" : lang());
+const format = (value, options) => formats().format(value, options);
 
 function revive(value) {
   if (Array.isArray(value)) return value.map(revive);
@@ -29,7 +15,7 @@ function revive(value) {
   if (typeof value !== "string") return value;
   // ECharts writes the family into an attribute as it is: double quotes would end it.
   if (value === "inherit") return getComputedStyle(document.body).fontFamily.replace(/"/g, "'");
-  if (value.startsWith("fn:") && functions[value.slice(3)]) return functions[value.slice(3)];
+  if (value.startsWith("fn:") && formats()[value.slice(3)]) return formats()[value.slice(3)];
   return /^\$[a-z]+$/.test(value) ? colour(value.slice(1)) || value : value;
 }
 
