@@ -17,7 +17,7 @@ from klype.examine.report import write
 from klype.examine.say import Say
 from klype.words import LANGUAGES
 from scripts.chromium import CHROMIUM, QUIET
-from tests.test_studio_browser import axe, serious
+from tests.test_studio_browser import axe, say_without, serious
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")]
@@ -132,6 +132,7 @@ def test_it_is_accessible(browser: Any, folders: dict[str, Path], axe: str, name
     page, _ = opened(browser, folders[name], width, theme)
     assert serious(page, axe) == []
     page.context.close()
+    say_without(axe)
 
 
 def test_pictures_and_their_data_can_be_saved(browser: Any, folders: dict[str, Path], tmp_path: Path) -> None:

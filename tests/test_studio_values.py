@@ -13,8 +13,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from klype.answers.tree import Branch, Tree, TreeAnswer, TreeSettings
 from klype.engine.sampling import shape
 from klype.errors import UsageError
+from klype.examine.charts import spikes
+from klype.examine.say import Say
 from klype.samplers import TokenCounts
 from klype.studio.answer import split_at
 from klype.studio.answer_panel import bars_of, drawn_from
@@ -22,7 +25,7 @@ from klype.studio.charts import revived
 from klype.studio.conversation import Branches, Conversation, Conversations, Turn
 from klype.studio.divergence import ExamRequest, clean, exam_document, exam_folder, in_error, printed
 from klype.studio.frame import preferred, theme, to_csv
-from klype.studio.paths_search import FlowNode, leaves, merged, pruned
+from klype.studio.paths_search import FlowNode, leaves, merged, most_probable, pruned
 from klype.studio.tokens import pieces, shown
 from klype.values import Distribution, Sampling, Step
 from tests.studio_toys import model, studio
@@ -220,8 +223,45 @@ def test_only_our_own_functions_become_code() -> None:
     hostile = {"name": "fn:alert(1)", ":formatter": "alert(1)", "data": ["$ink", "$(x)", "fn:percent", {":a": "b"}]}
     found = revived(hostile, "en")
     assert found == {"name": "fn:alert(1)", "data": ["var(--k-ink)", "$(x)", "fn:percent", {}]}
-    (key,) = revived({"formatter": "fn:percent"}, "nb")
-    assert key == ":formatter"
+    assert revived({"formatter": "fn:percent"}, "nb") == {":formatter": "klypeFormats('nb-NO').percent"}
+
+
+@given(st.dictionaries(st.text("abc", min_size=1, max_size=4), st.floats(0.001, 1), min_size=2, max_size=60))
+def test_a_beginnings_share_is_that_of_all_answers_that_begin_so(masses: dict[str, float]) -> None:
+    whole = sum(masses.values())
+    answers = tuple(
+        TreeAnswer(text, p / whole, p / whole, text, (*map(ord, text), 0), p / whole)
+        for text, p in sorted(masses.items(), key=lambda row: -row[1])
+    )
+    tree = Tree(answers, (), 0.0, 0.0, 1, (0.0, 0.0), (0.0, 0.0), "whole", TreeSettings())
+    spell = lambda tokens: "".join(map(chr, tokens)).replace("\0", ".")
+    root = most_probable(tree, spell, "all others", "all answers")
+
+    def look(branch: Branch, before: str) -> None:
+        begun = before + branch.text
+        assert branch.mass == pytest.approx(sum(a.low for a in answers if f"{a.text}.".startswith(begun)))
+        for child in branch.children:
+            look(child, begun)
+
+    if root.text != "all answers":
+        look(root, "")
+        return
+    assert root.mass == pytest.approx(sum(child.mass for child in root.children)) == pytest.approx(1.0)
+    *ways, rest = root.children
+    assert rest.text == "all others"
+    for way in ways:
+        look(way, "")
+
+
+def test_spikes_of_one_step_are_labelled_and_an_even_curve_is_not() -> None:
+    even = [(step, 1.0 + step % 3) for step in range(0, 600, 3)]
+    high = [(step, {300: 12.23, 303: 9.0, 501: 8.07}.get(step, y)) for step, y in even]
+    assert spikes([], Say("en"))["data"] == spikes(even, Say("en"))["data"] == []
+    for lang, texts in (("en", ["12.2", "8.1"]), ("nb", ["12,2", "8,1"])):
+        found = spikes(high, Say(lang))["data"]  # of neighbours the highest
+        assert [(one["coord"][0], one["label"]["formatter"]) for one in found] == list(
+            zip((300, 501), texts, strict=True)
+        )
 
 
 def test_both_themes_have_every_colour() -> None:

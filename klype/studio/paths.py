@@ -231,7 +231,7 @@ class PathsPage:
                 name = shown(model, position.token, ids[:i])
                 with box("w fork" if i == forks.fork else "w", "span"):
                     text_of("span", f"▶ {name}" if i == forks.fork else name)
-                    text_of("small", say.share(position.own))
+                    text_of("small", say.share(position.own, 1))
         word = "" if forks.fork is None else shown(model, ids[forks.fork], ids[: forks.fork])
         text_of("p", decision(found, forks, word, w, say))
         if forks.fork is None:
@@ -243,11 +243,11 @@ class PathsPage:
                 place = found.place_of(meaning)
                 name = f"«{say.text(found.meant[place].text)}»" if place >= 0 else w("other_meaning")
                 named[name] = named.get(name, 0.0) + share
-            then = ", ".join(f"{say.share(share)} {name}" for name, share in named.items())
+            then = ", ".join(f"{say.share(share, 1)} {name}" for name, share in named.items())
             rows.append(
                 [
                     partial(text_of, "bdi", shown(model, other.token, ids[: forks.fork]), "k-word"),
-                    say.share(other.p),
+                    say.share(other.p, 1),
                     then,
                 ]
             )

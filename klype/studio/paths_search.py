@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from math import fsum
@@ -19,16 +19,27 @@ from klype.examine.say import Say, visible
 from klype.judge.meaning import label
 from klype.sources.source import Source
 from klype.studio.charts import meaning_colour
-from klype.studio.studio import CachedSource, CancelledError, SharedModel
+from klype.studio.studio import CachedSource, CancelledError, SharedModel, WatchedSource
 from klype.values import Distribution, Figure, Sampling, Trace
 from klype.words import Words
 
 Tokens = tuple[int, ...]
 SAMPLES = 24
 """Continuations that are drawn at every word to find the one that decided."""
-NARROWEST, LEAST_LEFT, LEFT, RIGHT, COLUMN, ROW, SHARE = 680, 4, 80, 230, 150, 28, 54
-"""Of a drawing, in pixels: its least width, the room beside a flow, that of a tree's first and last labels, a column, a
-row, and what a share needs behind a text."""
+NARROWEST, LEAST_LEFT, LEFT, RIGHT, COLUMN, ROW, SHARE, APART, LETTER = (
+    680,
+    4,
+    80,
+    (230, 420),
+    (150, 240),
+    28,
+    54,
+    24,
+    7,
+)
+"""Of a drawing, in pixels: its least width, the room beside a flow, that of a tree's first labels, the least and the
+most room for its last labels and for a column, a row, what a share needs behind a text, what is left free, and a
+letter."""
 SHOWN_ANSWERS, SEEN = 16, 0.0005
 """So many of the most probable answers are shown, but for those whose probability would be shown as 0.0 %."""
 LEAVES = 40
@@ -99,7 +110,7 @@ class PathSearch:
 
     def paths(self, source: Source, settings: PathSettings) -> FoundPaths:
         """Draws and grows. Raises CancelledError when it is not wanted any more."""
-        self._look()
+        source = WatchedSource(source, self._look)
         model, sampling = self.model, settings.sampling
         request = replace(model.request(self.asking.prompt, sampling, settings.limit, settings.seed), n=settings.n)
         drawn: list[Trace] = []
@@ -107,14 +118,12 @@ class PathSearch:
             if event.trace is not None:
                 drawn.append(event.trace)
                 self.done = 0.5 * len(drawn) / settings.n
-            self._look()
         traces = tuple(sorted(drawn, key=lambda trace: trace.sample))
         ask = replace(self.asking, source=CachedSource(source, self.known))
         how = model.tree_settings(ask, sampling, settings.limit, settings.budget, "mass", eps=0.001)
 
         def told(expansions: int, unexplored: float) -> None:
             self.done = 0.5 + 0.49 * max(1 - unexplored, expansions / settings.budget)
-            self._look()
 
         tree = model.grow(ask, how, told).tree
         self.done = 1.0
@@ -124,12 +133,11 @@ class PathSearch:
 
     def fork(self, source: Source, trace: Trace, settings: PathSettings) -> Forks:
         """The word at which this answer was decided."""
-        self._look()
-        size = settings.limit, SAMPLES, settings.seed
+        size, source = (settings.limit, SAMPLES, settings.seed), WatchedSource(source, self._look)
         return self.model.decided(replace(self.asking, source=source), settings.sampling, size, trace).found
 
     def _look(self) -> None:
-        if self.cancelled.is_set():
+        if self.cancelled.is_set() or self.model.stopped.is_set():
             raise CancelledError
 
     def _meant(self, texts: Sequence[str], tree: Tree) -> tuple[MeaningShare, ...]:
@@ -229,26 +237,33 @@ class Flow:
     rest: Callable[[int], str]
     nodes: list[Option] = field(default_factory=list)
     links: list[Option] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
     width: int = 0
-    depth: int = 0
 
     def drawn(self) -> tuple[Option, int]:
         """The drawing, and its height; ``width`` is the least in which its labels have room."""
         paths = self.paths
         meaning = paths.asking.meaning
         root = pruned(merged([(trace.tokens, meaning(paths.spell(trace.tokens))) for trace in paths.traces]))
-        self.depth = max(1, depth_of(root))
-        self.width = max(NARROWEST, LEAST_LEFT + RIGHT + COLUMN * self.depth)
+        depth = max(1, depth_of(root))
         self._add(root, 0, ())
+        last = [item["depth"] == depth for item in self.nodes]
+        right = room([text for text, ends in zip(self.texts, last, strict=True) if ends], RIGHT)
+        column = room([text for text, ends in zip(self.texts, last, strict=True) if not ends], COLUMN)
+        self.width = max(NARROWEST, LEAST_LEFT + right + column * depth)
+        for item, text, ends in zip(self.nodes, self.texts, last, strict=True):
+            width = (right if ends else (self.width - LEAST_LEFT - right) // depth) - APART
+            shown = f"{_short(text, width - SHARE)}  {self.say.share(item['value'], 1)}".strip()
+            item["label"] |= {"formatter": _plain(shown), "width": width}
         if not self.links:  # one answer only: a flow needs a second place to have a width
             self.nodes.append({"name": "end", "depth": 1, "itemStyle": {"opacity": 0}, "label": {"show": False}})
             self.links.append({"source": self.nodes[0]["name"], "target": "end", "value": self.nodes[0]["value"]})
         series = sankey(
-            self.nodes, self.links, left=LEAST_LEFT, right=RIGHT, nodeGap=18, layoutIterations=0,
+            self.nodes, self.links, left=LEAST_LEFT, right=right, nodeGap=18, layoutIterations=0,
             emphasis={"focus": "trajectory"}, lineStyle={"color": "target", "opacity": 0.34, "curveness": 0.5},
             label={"position": "right", "overflow": "truncate"},
         )  # fmt: skip
-        tooltip = {**canvas()["tooltip"], "valueFormatter": "fn:percent"}
+        tooltip = {**canvas()["tooltip"], "valueFormatter": "fn:share"}
         return canvas(series=[series], tooltip=tooltip), max(180, 40 + 27 * leaves(root))
 
     def _add(self, node: FlowNode, depth: int, before: Tokens) -> str:
@@ -259,16 +274,15 @@ class Flow:
         common = paths.common.tokens if paths.common is not None else ()
         decided = self.fork is not None and common[: len(path)] == path and len(before) <= self.fork < len(path)
         share, name = node.count / max(1, len(paths.traces)), f"{len(self.nodes)}"
-        room = (RIGHT if depth == self.depth else (self.width - LEAST_LEFT - RIGHT) // self.depth) - 24
-        short = _short(text, room - SHARE)
-        shown = self.rest(node.merged) if node.merged else short or ("" if node.children else self.rest(0))
+        shown = self.rest(node.merged) if node.merged else text or ("" if node.children else self.rest(0))
+        self.texts.append(f"▶ {shown}" if decided else shown)
         plain = node.meaning is None or node.merged
         item: Option = {
             "name": name,
             "value": share,
             "depth": depth,
             "itemStyle": {"color": "$base" if plain else paths.colour_of(node.meaning), "borderWidth": 0},
-            "label": {"formatter": _plain(f"{'▶ ' if decided else ''}{shown}  {say.share(share)}"), "width": room},
+            "label": {},
             "tooltip": {"formatter": _plain(f"{text or shown}  {say.share(share, 1)}")},
         }
         if decided:
@@ -286,14 +300,19 @@ def exact(paths: FoundPaths, say: Say, w: Words) -> tuple[Option, int, int]:
     is as thick as it is probable."""
     root = most_probable(paths.tree, paths.spell, w("together"), w("everything"))
     depth = max(1, depth_of(root))
-    width = max(NARROWEST, LEFT + RIGHT + COLUMN * depth)
+    texts = {id(one): visible(one.text.strip()) or ("…" if one.children else w("end")) for one in all_of(root)}
+    right = room([texts[id(one)] for one in all_of(root) if not one.children], RIGHT)
+    column = room([texts[id(one)] for one in all_of(root) if one.children], COLUMN)
+    width = max(NARROWEST, LEFT + right + column * depth)
     rows: list[Branch] = []  # of each leaf what it hangs on at the last level
 
     def node(branch: Branch, level: int, above: Branch) -> Option:
-        room = (min(2 * LEFT, (width - LEFT - RIGHT) // depth) if branch.children else RIGHT) - 16
-        text = _short(visible(branch.text.strip()), room - SHARE) or ("…" if branch.children else w("end"))
+        step = (width - LEFT - right) // depth
+        inner = min(2 * LEFT, step) if branch is root else step
+        free = (inner if branch.children else right + step * (depth - level)) - 16
+        text = _short(texts[id(branch)], free - SHARE)
         colour = paths.colour_of(branch.meaning) if branch.answer is not None else "$base"
-        label: Option = {"width": room, "overflow": "truncate"}
+        label: Option = {"width": free, "overflow": "truncate"}
         if not branch.children:
             rows.append(above if level == depth else branch)
             label |= {"position": "right", "align": "left", "verticalAlign": "middle"}
@@ -309,21 +328,19 @@ def exact(paths: FoundPaths, say: Say, w: Words) -> tuple[Option, int, int]:
         hidden = {"name": "", "symbolSize": 0, "label": {"show": False}, "lineStyle": none, "itemStyle": {"opacity": 0}}
         return [] if level == depth else [{**hidden, "children": unseen(level + 1)}]
 
-    series = branching(node(root, 0, root), left=LEFT, right=RIGHT, symbolSize=8)
+    series = branching(node(root, 0, root), left=LEFT, right=right, symbolSize=8)
     apart = sum(1 if one is other else 2 for one, other in pairwise(rows))  # as ECharts sets leaves apart
     return canvas(series=[series], tooltip={"show": False}), 80 + ROW * apart, width
 
 
 def most_probable(tree: Tree, spell: Callable[[Sequence[int]], str], rest: str, everything: str) -> Branch:
-    """The answers that can be seen; all others together are one beside them, where even that can be seen."""
-    listed = [answer for answer in tree.answers[:SHOWN_ANSWERS] if answer.low >= SEEN] or list(tree.answers[:1])
-    root, total = (
-        branches(replace(tree, answers=tuple(listed)), spell, SHOWN_ANSWERS),
-        fsum(a.low for a in tree.answers),
-    )
-    if total - root.mass < SEEN:
-        return root
-    return Branch(everything, total, (root, Branch(rest, total - root.mass, ())))
+    """The answers that can be seen, where a beginning's share is that of all answers found that begin so; those that
+    begin otherwise are one beside them, where even that can be seen."""
+    seen = sum(answer.low >= SEEN for answer in tree.answers[:SHOWN_ANSWERS]) or 1
+    root, total = branches(tree, spell, seen), fsum(a.low for a in tree.answers)
+    ways = root.children if root.children and not root.text else (root,)
+    left = total - fsum(way.mass for way in ways)
+    return root if left < SEEN else Branch(everything, total, (*ways, Branch(rest, left, ())))
 
 
 def depth_of(branch: FlowNode | Branch) -> int:
@@ -331,9 +348,22 @@ def depth_of(branch: FlowNode | Branch) -> int:
     return max((1 + depth_of(child) for child in branch.children), default=0)
 
 
+def all_of(branch: Branch) -> Iterator[Branch]:
+    """It and all below it."""
+    yield branch
+    for child in branch.children:
+        yield from all_of(child)
+
+
+def room(texts: Sequence[str], ends: tuple[int, int]) -> int:
+    """Pixels that the longest of these texts needs, with its share, from the least to the most that there may be."""
+    least, most = ends
+    return min(most, max(least, APART + SHARE + LETTER * max(map(len, texts), default=0)))
+
+
 def _short(text: str, width: int) -> str:
     """As much of a text as has room in so many pixels; the share that stands behind it is left to be seen."""
-    most = max(3, width // 7)
+    most = max(3, width // LETTER)
     return text if len(text) <= most else text[: most - 1].rstrip() + "…"
 
 

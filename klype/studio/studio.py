@@ -67,6 +67,7 @@ class SharedModel(Model):
         if isinstance(opened.source, NativeSource):
             self.worker = Worker(opened.source.engine, batch, queue)
             self.source = NativeSource(opened.source.engine.beside(), opened.source.codec)
+        self.stopped = threading.Event()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="klype studio")
         self._readers: dict[str, Reader | None] = {}
         self._reading = threading.Lock()
@@ -169,6 +170,8 @@ class SharedModel(Model):
         return None if question is None or world is None else reader_of(self.opened, world)(question)
 
     def stop(self) -> None:
+        """Long work ends where it next asks; Python's end would wait for it."""
+        self.stopped.set()
         if self.worker is not None:
             self.worker.stop()
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -213,6 +216,27 @@ class CachedSource(Around):
 
 class CancelledError(Exception):
     """Raised inside long work by its own progress when nobody wants it any more."""
+
+
+class WatchedSource(Around):
+    """A source that asks ``look`` before each answer and at each token, so that long work can be ended by it."""
+
+    def __init__(self, source: Source, look: Callable[[], None]) -> None:
+        super().__init__(source)
+        self._look = look
+
+    def next(self, prefixes: Sequence[Sequence[int]], top: int = -1) -> list[Distribution]:
+        self._look()
+        return super().next(prefixes, top)
+
+    def score(self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], top: int = 0) -> list[Trace]:
+        self._look()
+        return super().score(prompts, answers, top)
+
+    def generate(self, requests: Sequence[Request]) -> Generator[Event, None, None]:
+        for event in super().generate(requests):
+            self._look()
+            yield event
 
 
 async def _in_a_thread(events: Generator[Event, None, None]) -> AsyncIterator[Event]:
