@@ -71,6 +71,7 @@ def test_it_opens_in_both_languages_without_a_fault(
         assert page.get_attribute("html", "lang") == lang
         charts = page.locator(f".view[data-view={lang}] .chart")
         assert charts.count() > 0
+        assert "This is a chart" not in charts.first.get_attribute("aria-label")  # ECharts' own words, in English
         assert page.locator(f".view[data-view={lang}] .chart svg path").count() >= charts.count()
         assert page.evaluate("document.documentElement.scrollWidth") == width
         assert page.locator(".view:visible").count() == 1

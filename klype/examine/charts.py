@@ -81,7 +81,6 @@ def canvas(**more: Any) -> Option:
         "textStyle": {"fontFamily": "inherit", "color": "$ink"},
         "grid": {"left": 8, "right": 16, "top": 34, "bottom": 30, "containLabel": True},
         "tooltip": {**tooltip, **more.pop("tooltip", {})},
-        "aria": {"enabled": True},
     }
     return {**option, **more}
 
