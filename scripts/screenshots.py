@@ -157,7 +157,7 @@ SCENES: dict[str, Callable[[Any], None]] = {
 
 
 @contextmanager
-def studio(run: Path, home: Path, command: list[str] | None = None) -> Iterator[str]:
+def studio(run: Path, home: Path, command: list[str] | None = None, patience_s: float = 60) -> Iterator[str]:
     """The real command on a free port; yields its address."""
     arguments = command or [sys.executable, "-m", "klype"]
     process = subprocess.Popen(
@@ -171,7 +171,11 @@ def studio(run: Path, home: Path, command: list[str] | None = None) -> Iterator[
         yield address(process)
     finally:
         process.terminate()
-        process.wait(120)  # a busy machine takes its time to end what pages still wait for
+        try:
+            process.wait(patience_s)
+        except subprocess.TimeoutExpired:  # the pictures are taken: how long a busy machine needs to end is no failure
+            process.kill()
+            process.wait()
 
 
 def address(process: subprocess.Popen[str]) -> str:
