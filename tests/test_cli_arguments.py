@@ -69,6 +69,8 @@ def test_a_text_without_quotes_is_told_how_to_be_typed(elsewhere: Path, capsys: 
             ("demo/pretrian hi", "Did you mean demo/pretrain?"),
         ):
             assert refused(capsys, command, *typed.split()).endswith(f"{line}\n")
+        told = refused(capsys, command, "Jeg gikk en tur på", "demo/pretrain")
+        assert told.endswith(f'Type: {program()} {command} demo/pretrain "Jeg gikk en tur på"\n')
 
 
 @pytest.mark.parametrize("text", ['He said "no"', "it's", "costs $5 `x`", "back\\slash", "plain", "Oh!"])

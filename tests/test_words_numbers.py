@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from klype.examine.say import Say
+from klype.runs.aligning import Evaluation, _row
 from klype.values import Figure
-from klype.words import count, figure, interval_decimals, number, percent, short
+from klype.words import catalogues, count, figure, interval_decimals, number, percent, short, words
+from klype.words.sentences import Sentences
 
 
 @pytest.mark.parametrize(
@@ -75,3 +79,14 @@ def test_shares_that_differ_by_a_thousandth_of_a_percent_or_more_read_differentl
     said = Say("en").apart({str(i): share for i, share in enumerate(shares)})
     assert len({*said.values()}) == len({*shares})
     assert len({len(text.partition(".")[2]) for text in said.values()}) == 1
+
+
+def test_percents_stand_in_sentences_as_each_language_writes_them() -> None:
+    """47% in English, 47 % in Norwegian, no .5 for 0.5: in every message, and of numbers that a run tells."""
+    wrong = {"en": r"\d[ \u00a0\u202f]%|(?<![\d…])\.\d", "nb": r"\d%|(?<![\d…,=])\.\d"}
+    for lang, pattern in wrong.items():
+        said = [(name, key, t) for name, _ in catalogues() for key, t in words(lang, name).messages.items()]
+        assert [row for row in said if re.search(pattern, row[2])] == []
+    told = Sentences("nb", "progress")
+    assert told("agrees with the ranker on 91.5% of held-out pairs").split(" i ")[1].startswith("91,5\u00a0% av")
+    assert _row(Evaluation(4, (1.9,), -4.92, 0.0, 6.0, 0.04, 0.0), "nb")[1:3] == ("1,90", "−4,92")

@@ -164,7 +164,7 @@ NORWEGIAN = [
     (r"gjennomkjøring", "gjennomløp"),
     (r"sammenlikn", "sammenligner"),
     (r"\bfeilet\b|gikk ikke[.:]", "mislyktes"),
-    (r"[Rr]angereren|[Aa]nnotat(ør|or)", "den som rangerer"),
+    (r"[Rr]angereren|[Aa]nnotat(ør|orer|oren)", "den som rangerer"),
     (r"\b[Tt]jener(e|en|ne|s)?\b", "server"),
     (r"[Ee]ksaminasjon", "undersøkelse"),
     (r"trekløver|\bstø\b|enda både|tidligere jeg|[Bb]otemid", "selvmotsigende, stabil, selv om, tiltak"),

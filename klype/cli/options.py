@@ -138,6 +138,9 @@ def asked(
         line = f"{typed} {model} {quoted(' '.join(text))}" if there else line
         raise UsageError("The text should be in quotes.", f"Type: {line}")
     if text:
+        if not there and _is_model(text[0]):
+            line = f"{typed} {text[0]} {quoted(model)}"
+            raise UsageError("The model stands before the text.", f"Type: {line}")
         if not_empty(text[0]) and not there and (meant or is_bare(model)):
             whole = f"If it begins the text, put all of it in quotes: {line}"
             raise UsageError(f"There is no model {model[:200]}.", f"Did you mean {meant}?" if meant else whole)

@@ -252,7 +252,7 @@ def _weighed(trace: Trace, opened: Opened, lang: str, as_bytes: bool) -> Iterato
     import math
 
     from klype.cli.commands.look import visible
-    from klype.words import percent
+    from klype.words import percent, words
 
     def cut(tokens: Sequence[int]) -> bool:
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
@@ -271,12 +271,17 @@ def _weighed(trace: Trace, opened: Opened, lang: str, as_bytes: bool) -> Iterato
             others = [
                 f"{visible(opened.spelled(token))} {percent(math.exp(logp), lang)}"
                 for token, logp in pairs
-                if token != tokens[0] and not cut([token])
+                if token != tokens[0] and math.exp(logp) >= LEAST_SHOWN and not cut([token])
             ]
         whole = b"".join(map(opened.spell, tokens)).decode("utf-8", "backslashreplace")
         said = whole if len(group) > 1 else opened.spelled(tokens[0])
+        said = words(lang)("chat.token_end") if tokens[0] in opened.stop else said
         yield visible(said), percent(math.exp(sum(one.logp for one in group)), lang), ", ".join(others[:2])
         group = []
+
+
+LEAST_SHOWN = 0.005
+"""What would read 0% is no alternative worth a word."""
 
 
 def _lines(terminal: Terminal) -> Iterator[str]:
