@@ -15,14 +15,16 @@ from typing import Any, ClassVar, get_args, get_type_hints
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """``flag`` is --the-name where it is empty; ``shown``: what the help says in place of the default. ``least`` and
-    ``most`` are refused beyond and shown; ``check`` is called with the value before the command begins."""
+    """``flag`` is --the-name where it is empty, ``also`` another spelling; ``shown``: what the help says in place of
+    the default. ``commas``: its values are typed as one text, such as 1,2,3. ``least`` and ``most`` are refused beyond
+    and shown; ``check`` is called with the value before the command begins."""
 
     help: str
     flag: str = ""
-    short: str = ""
+    also: str = ""
     shown: str | None = None
     argument: bool = False
+    commas: bool = False
     least: int | None = None
     most: int | None = None
     metavar: str | None = None

@@ -130,7 +130,7 @@ def test_what_cannot_be_examined_is_one_sentence(run: Path, tmp_path: Path) -> N
         (tmp_path / "none.jsonl", {}, "no file"),
         (["Hvem? " * 300], {}, "leaves room"),
         (ROWS, {"temperatures": ()}, "temperatures"),
-        (ROWS, {"n": 0}, "at least 1"),
+        (ROWS, {"n": 0}, "n should be greater than or equal to 1"),
         (ROWS, {"budget": 1}, "too small"),
         (ROWS, {"judge": str(tmp_path / "none")}, "no model"),
     ):
@@ -158,8 +158,8 @@ def test_what_cannot_be_examined_is_one_sentence(run: Path, tmp_path: Path) -> N
         ({"training": "text"}, "training should be"),
         ({"training": [5]}, "training should be"),
         ({"device": "abacus"}, "no kind of device 'abacus'"),
-        ({"limit": 0}, "^The answers per question \\(n, samples\\) and limit"),
-        ({"seed": -1}, "seed should be a number from 0 up"),
+        ({"limit": 0}, "^limit should be greater than or equal to 1"),
+        ({"seed": -1}, "seed should be greater than or equal to 0"),
     ],
 )
 def test_wrong_options_are_one_sentence(run: Path, options: dict[str, Any], said: str) -> None:

@@ -10,6 +10,7 @@ import pytest
 import typer
 from annotated_types import Le
 
+from klype.cli.commands.examine import ArticleOptions, ExaminationOptions
 from klype.cli.commands.rank import RankOptions
 from klype.cli.commands.train import AlignOptions
 from klype.cli.guard import guarded
@@ -18,6 +19,8 @@ from klype.cli.options import expanded
 from klype.cli.terminal import Terminal
 from klype.config import make
 from klype.errors import UsageError
+from klype.examine.settings import ArticleSettings, ExamSettings
+from klype.experiments.experiment_options import BiasOptions, MistakesOptions
 from klype.option import Option, Options, option_in, options_of, spelled
 from klype.runs.options import RunOptions, StageOptions
 
@@ -64,20 +67,46 @@ def test_a_new_option_is_one_field(capsys: Captured) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "kind"), [("run", RunOptions), ("train", StageOptions), ("align", AlignOptions), ("rank", RankOptions)]
+    ("command", "kinds"),
+    [
+        ("run", (RunOptions,)),
+        ("train", (StageOptions,)),
+        ("align", (AlignOptions,)),
+        ("rank", (RankOptions,)),
+        ("examine", (ExamSettings, ExaminationOptions)),
+        ("article", (ArticleSettings, ArticleOptions)),
+        ("bias", (BiasOptions,)),
+        ("mistakes", (MistakesOptions,)),
+    ],
 )
-def test_settings_and_commands_agree(command: str, kind: type[Options]) -> None:
+def test_settings_and_commands_agree(command: str, kinds: tuple[type[Options], ...]) -> None:
     """Every field with a help text is an option of that name, help and default, and the command has no others."""
     declared, beside = parameters(app(), command), {"--lang", "--json", *(["--reward"] if command == "run" else [])}
-    names = {spelled(kind, name): name for name in options_of(kind)}
+    names = {spelled(kind, name).split("/")[0]: (kind, name) for kind in kinds for name in options_of(kind)}
     assert declared.keys() == names.keys() | beside
-    defaults = {field.name: field.default for field in fields(kind)}
-    for flag, name in names.items():
-        option = option_in(options_of(kind)[name])
+    for flag, (kind, name) in names.items():
+        option, default = option_in(options_of(kind)[name]), {field.name: field.default for field in fields(kind)}[name]
         assert option is not None
         assert declared[flag].help.startswith(option.help)
-        assert declared[flag].required == (defaults[name] is MISSING)
-        assert declared[flag].default in (None, defaults[name])
+        assert declared[flag].required == (default is MISSING)
+        if option.commas:
+            assert declared[flag].default == ",".join(f"{value:g}" for value in default)
+        else:
+            assert declared[flag].default in (None, default)
+
+
+def test_a_list_with_commas_is_one_option() -> None:
+    seen: list[tuple[float, ...]] = []
+
+    def command(terminal: Terminal, asked: ExamSettings) -> None:
+        """Ask."""
+        seen.append(asked.temperatures)
+
+    typed = typer.Typer()
+    typed.command()(expanded(command))
+    for argv in ([], ["--temperatures", " 1, 0.5,"]):
+        typed(argv, standalone_mode=False)
+    assert seen == [ExamSettings().temperatures, (1.0, 0.5)]
 
 
 @pytest.mark.parametrize("kind", [RunOptions, StageOptions])

@@ -20,7 +20,8 @@ from klype.examine.examination_report import document, verdict
 from klype.examine.from_traces import DistributionCache, answered, correctness
 from klype.examine.recorder import Shape
 from klype.examine.say import Say
-from klype.examine.target import SHARE, EvalTarget, ExamSettings, ExamSpeed, in_time, plan, within
+from klype.examine.settings import ExamSettings
+from klype.examine.target import SHARE, EvalTarget, ExamSpeed, in_time, plan, within
 from klype.examine.truth import Reader, Tokens, at_temperature
 from klype.judge.meaning import text_meaning
 from klype.values import Distribution, Figure, Question, Verdict

@@ -455,7 +455,7 @@ def test_unknown_targets_are_named() -> None:
     ("arguments", "said"),
     [
         (["--minutes", "0"], "minutes should be greater than 0"),
-        (["--documents", "ten"], "does not understand"),
+        (["--documents", "ten"], "documents should be integer"),
         (["--documents", "3"], "teach nothing"),
         (["--targets", "orakel"], "no targets called orakel"),
         (["--set", "widht=3"], "widht"),

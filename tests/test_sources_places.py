@@ -25,6 +25,7 @@ from klype.cli import guard
 from klype.cli.beside import make_draft
 from klype.cli.main import call
 from klype.data.rows import questions_from
+from klype.examine.settings import ExamSettings
 from klype.model import checkpoint
 from klype.model.attention import TORCH
 from klype.model.config import ModelConfig
@@ -111,7 +112,7 @@ def opening(way: Callable[..., Any]) -> Way:
 def examined(model: str) -> Any:
     """All but the examination: the model is opened, its speed is looked at, and it is planned."""
     questions = questions_from([{"question": "Hvor er Ola?", "answers": ["Ola er hjemme."]}])
-    return prepare(klype.load(model), questions, 0.01, 2, 0, temperatures=[1.0], limit=2)
+    return prepare(klype.load(model), questions, ExamSettings((1.0,), n=2, limit=2), 0.01)
 
 
 def draft(model: str, target: str) -> Any:

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from html import escape
-from numbers import Real
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,6 +16,7 @@ from klype.api.examinee import examinee, questions_of
 from klype.api.judging import open_judge
 from klype.api.model import Model, load
 from klype.api.results import Row, data_frame, html_table
+from klype.config import make
 from klype.data.rows import questions_from
 from klype.device import EnergyMeter
 from klype.errors import UsageError
@@ -25,7 +25,8 @@ from klype.examine.examination import examine as run_examination
 from klype.examine.examination_report import document, render, verdict
 from klype.examine.interventions import Intervention
 from klype.examine.say import Say
-from klype.examine.target import EvalTarget, ExamPlan, ExamSettings, in_time, plan, within
+from klype.examine.settings import ExamSettings
+from klype.examine.target import EvalTarget, ExamPlan, in_time, plan, within
 from klype.judge.judge import Judge
 from klype.values import Figure, Question
 
@@ -177,31 +178,19 @@ def planned(one: EvalTarget, settings: ExamSettings, minutes: float, budget: int
 
 
 def prepare(
-    model: Model, questions: list[Question], minutes: float, n: int, seed: int, **options: Unpack[ExamineOptions]
+    model: Model, questions: list[Question], settings: ExamSettings, minutes: float, **options: Unpack[ExamineOptions]
 ) -> Exam:
     """What ``examine`` does before it asks: it puts the questions as the model reads them, and plans."""
-    if unknown := options.keys() - ExamineOptions.__annotations__.keys():
-        raise UsageError(f"klype.examine has no option {sorted(unknown)[0]}.")
-    whole(n=n, seed=seed, limit=(limit := options.get("limit", 32)))
-    judge = options.get("judge")
-    temperatures = options.get("temperatures", (0.0, 0.7, 1.0, 1.3))
-    if not all(isinstance(t, Real) for t in (temperatures if isinstance(temperatures, Iterable) else [None])):
-        raise UsageError(f"temperatures should be a list of numbers (it is {temperatures!r}).")
-    settings = ExamSettings(tuple(map(float, temperatures)), n, limit, seed)
-    settings.check()
-    most, budget, training = options.get("most", 200), options.get("budget"), options.get("training", ())
-    whole(most=most, budget=1 if budget is None else budget)
-    number("most", most)
-    number("seed", seed)
-    judge = open_judge(judge, model.opened, ("float32", options.get("device", "auto")))
+    judge = open_judge(options.get("judge"), model.opened, ("float32", options.get("device", "auto")))
+    training = options.get("training", ())
     if (
         isinstance(training, str)
         or not isinstance(training, Iterable)
         or not all(isinstance(text, str) for text in training)
     ):
         raise UsageError("training should be a list of texts.")
-    one = examinee(model.opened, questions[: most or None], options.get("raw"), training, judge, limit)
-    return planned(one, settings, number("minutes", minutes), budget)
+    one = examinee(model.opened, questions, options.get("raw"), training, judge, settings.limit)
+    return planned(one, settings, number("minutes", minutes), options.get("budget"))
 
 
 def examine(
@@ -229,6 +218,15 @@ def examine(
     """
     if model is None:
         raise UsageError("model should be a MODEL's name, or what klype.load returned (it is None).")
+    if unknown := options.keys() - ExamineOptions.__annotations__.keys():
+        raise UsageError(f"klype.examine has no option {sorted(unknown)[0]}.")
+    most, budget = options.get("most", 200), options.get("budget")
+    given: dict[str, Any] = {"n": n, "limit": options.get("limit", 32), "seed": seed}
+    whole(**given, most=most, budget=1 if budget is None else budget)
+    number("most", most)
+    if "temperatures" in options:
+        given["temperatures"] = options["temperatures"]
+    settings = make(ExamSettings, given)
     model = load(model, device=options.get("device", "auto"))
     if questions is None or isinstance(questions, str | Path):
         asked = questions_of(model.opened, None if questions is None else Path(questions), "", 0)
@@ -236,4 +234,4 @@ def examine(
         raise UsageError("questions should be a file, or a list of texts or rows.")
     else:
         asked = questions_from(questions)
-    return Examination.of(prepare(model, asked, minutes, n, seed, **options).measured())
+    return Examination.of(prepare(model, asked[: most or None], settings, minutes, **options).measured())

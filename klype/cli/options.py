@@ -78,15 +78,19 @@ def _options(asked: inspect.Parameter) -> list[inspect.Parameter]:
 
 def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     """Lists are None where nothing is given, which typer shows as no default."""
-    default = inspect.Parameter.empty if default is MISSING else None if default == () else default
     option = option_in(annotation)
+    if option is not None and option.commas:
+        default = ",".join(f"{value:g}" for value in default)
+    default = inspect.Parameter.empty if default is MISSING else None if default == () else default
     declared = annotation if option is None else _declared(name, get_args(annotation)[0], option)
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=declared)
 
 
 def _declared(name: str, kind: Any, option: Option) -> Any:
     """An option as typer knows it, which takes any word where pydantic knows which there are."""
-    if get_origin(kind) is tuple:
+    if option.commas:
+        kind = str
+    elif get_origin(kind) is tuple:
         kind = list[get_args(kind)[0]] | None  # type: ignore[misc]
     elif any(get_origin(one) is Literal for one in (kind, *get_args(kind))):
         kind = str | None if type(None) in get_args(kind) else str
@@ -101,7 +105,7 @@ def _declared(name: str, kind: Any, option: Option) -> Any:
     }
     if option.argument:
         return Annotated[kind, typer.Argument(**about)]
-    return Annotated[kind, typer.Option(*filter(None, (option.short, option.spelled(name))), **about)]
+    return Annotated[kind, typer.Option(*filter(None, (option.spelled(name), option.also)), **about)]
 
 
 def _sampler(name: str) -> Any:
@@ -120,7 +124,10 @@ def _make(kind: Any, values: dict[str, Any]) -> Any:
         return kind(**values)
     from klype.config import make
 
-    return make(kind, values)
+    options = {name: option_in(annotation) for name, annotation in options_of(kind).items()}
+    parts = {name: [part.strip() for part in value.split(",") if part.strip()]
+             for name, value in values.items() if (option := options[name]) and option.commas}  # fmt: skip
+    return make(kind, values | parts)
 
 
 def asked(

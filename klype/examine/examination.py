@@ -26,7 +26,8 @@ from klype.examine.interventions import (
     interventions,
 )
 from klype.examine.recorder import Recorder
-from klype.examine.target import PER_PAIR, EvalTarget, ExamSettings, ExamSpeed, fork_tokens
+from klype.examine.settings import ExamSettings
+from klype.examine.target import PER_PAIR, EvalTarget, ExamSpeed, fork_tokens
 from klype.examine.truth import Reader, Tokens
 from klype.sources.source import Source, answers
 from klype.values import Question, Request, Sampling, Trace
@@ -108,7 +109,6 @@ def examine(
 
     ``given``: another model's interventions by temperature; models are compared on the same beginnings and words.
     """
-    settings.check()
     meters = meters or Meters()
     began = meters.clock()
     kept = None if folder is None else folder / "traces"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from klype.examine.evidence import Errors
 from klype.examine.feedback import LOOKS
 from klype.examine.recorder import Shape
 from klype.examine.repetition import Index
+from klype.examine.settings import ExamSettings
 from klype.examine.truth import Reader
 from klype.judge.judge import RULINGS, Judge, Meaning
 from klype.planner import first_that_fits
@@ -93,47 +93,6 @@ class EvalTarget:
     def is_word(self, token: int) -> bool:
         """A token that says something: not a control token."""
         return self.spell is None or self.spell(token) != b""
-
-
-@dataclass(frozen=True, slots=True)
-class ExamSettings:
-    """``n`` answers a question and temperature; ``trees`` and ``forks``: of how many questions; ``interventions``: how
-    many questions the feedback experiment asks, ``pairs``: how many matched pairs it looks for. What has no question
-    left is not measured. ``keeps``: what is kept of the model's next-token distributions: none, those before every
-    token of an answer, or also those along answers drawn from the truth."""
-
-    temperatures: tuple[float, ...] = (0.0, 0.7, 1.0, 1.3)
-    n: int = 16
-    limit: int = 32
-    seed: int = 0
-    trees: int = 16
-    tree_budget: int = 300
-    forks: int = 12
-    fork_samples: int = 32
-    interventions: int = 120
-    intervention_samples: int = 2
-    distances: int = 5
-    pairs: int = 100
-    chunk: int = 25
-    greedy: int = 1
-    keeps: Literal["answers", "distributions", "truth"] = "truth"
-
-    def check(self) -> None:
-        if not self.temperatures or any(not 0 <= t < float("inf") for t in self.temperatures):
-            raise UsageError("--temperatures should be numbers from 0 up, such as 0,0.7,1.")
-        if len(set(self.temperatures)) < len(self.temperatures):
-            raise UsageError("--temperatures names one of them twice.")
-        if self.n < 1 or self.limit < 1:
-            raise UsageError("The answers per question (-n, --samples) and --limit should be at least 1.")
-
-    @property
-    def main(self) -> float:
-        """The temperature that trees, forks and the verdict are about: 0.7 if asked for, else the middle one."""
-        return 0.7 if 0.7 in self.temperatures else sorted(self.temperatures)[len(self.temperatures) // 2]
-
-    def drawn(self, temperature: float) -> int:
-        """Answers a question: at temperature 0 all are equal, so ``greedy`` are drawn."""
-        return self.greedy if temperature == 0.0 else self.n
 
 
 @dataclass(frozen=True, slots=True)

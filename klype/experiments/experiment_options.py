@@ -51,8 +51,8 @@ class BiasOptions(ExperimentOptions):
     """``klype bias``."""
 
     minutes: Annotated[float, Option(MINUTES), Gt(0)] = 10.0
-    documents: Annotated[str, Option("Instead: numbers of documents, 300,600,1200.")] = ""
-    targets: Annotated[str, Option("Only these, with one-hot: ensemble,oracle.")] = ""
+    documents: Annotated[tuple[int, ...], Option("Instead: numbers of documents, 300,600,1200.", commas=True)] = ()
+    targets: Annotated[tuple[str, ...], Option("Only these, with one-hot: ensemble,oracle.", commas=True)] = ()
     overrides: Annotated[
         tuple[str, ...], Option("A setting of the training: width=64, epochs=16. May be repeated.", "--set")
     ] = ()
@@ -60,15 +60,11 @@ class BiasOptions(ExperimentOptions):
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        try:
-            return tuple(sorted(set(map(int, listed(self.documents)))))
-        except ValueError:
-            why = f"--documents does not understand “{self.documents}”."
-            raise UsageError(why, "Write numbers: 300,600,1200.") from None
+        return tuple(sorted(set(self.documents)))
 
     @property
     def arms(self) -> tuple[str, ...]:
-        return listed(self.targets)
+        return self.targets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +73,7 @@ class MistakesOptions(ExperimentOptions):
 
     minutes: Annotated[float, Option(MINUTES), Gt(0)] = 20.0
     documents: Annotated[int, Option("Instead: number of documents.", least=0)] = 0
-    methods: Annotated[str, Option("Only these, with the control: own-truth,backspace.")] = ""
+    methods: Annotated[tuple[str, ...], Option("Only these, with the control: own-truth,backspace.", commas=True)] = ()
     overrides: Annotated[
         tuple[str, ...], Option("A setting of the training: steps=300, rounds=8. May be repeated.", "--set")
     ] = ()
@@ -89,9 +85,4 @@ class MistakesOptions(ExperimentOptions):
 
     @property
     def arms(self) -> tuple[str, ...]:
-        return listed(self.methods)
-
-
-def listed(text: str) -> tuple[str, ...]:
-    """The parts of a list with commas."""
-    return tuple(part.strip() for part in text.split(",") if part.strip())
+        return self.methods

@@ -10,7 +10,8 @@ from typing import Any, Literal, Protocol
 from klype.examine.examination import Examined, Meters, draw, examine
 from klype.examine.facts import DataFacts, NextFacts, StageName, Text, TextFacts
 from klype.examine.recorder import Shape
-from klype.examine.target import EvalTarget, ExamSettings
+from klype.examine.settings import ExamSettings
+from klype.examine.target import EvalTarget
 from klype.examine.truth import Reader
 from klype.judge.judge import Judge as Judging
 from klype.model.transformer import Transformer

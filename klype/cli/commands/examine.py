@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +15,8 @@ import typer
 from klype.cli import options as o
 from klype.cli.terminal import Terminal, split_budget, to_json, write
 from klype.errors import UsageError
-from klype.option import Option
+from klype.examine.settings import ArticleSettings, ExamSettings
+from klype.option import Option, Options
 from klype.words import plain
 
 if TYPE_CHECKING:
@@ -31,90 +32,93 @@ LONG_S = 180.0
 """A plan longer than this is asked about, where somebody can answer."""
 
 
-def command(
-    terminal: Terminal,
+@dataclass(frozen=True, kw_only=True)
+class QuestionOptions(Options):
+    """Who is asked, and where what was found is put."""
+
+    raw: o.Raw = None
+    precision: o.Precision = "float32"
+    device: o.Device = "auto"
+    out: Annotated[Path | None, Option("Folder.", shown="examinations/MODEL")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExaminationOptions(QuestionOptions):
+    """``klype examine``, beside how many answers are drawn."""
+
     models: Annotated[
-        list[str] | None,
+        tuple[str, ...],
         Option("One MODEL; with --compare two.", argument=True, metavar="[MODEL…]", shown=o.DEFAULT),
-    ] = None,
-    questions: Annotated[Path | None, Option("JSONL: question, context, answers, choices.")] = None,
-    suite: Annotated[str, Option("world, or a JSONL file, or a folder of them.")] = "",
-    most: Annotated[int, Option("Max questions (0: all).", least=0, shown="200")] = 200,
-    temperatures: Annotated[str, Option("A list: 0,0.7,1,1.3")] = "0,0.7,1,1.3",
-    samples: Annotated[int, Option("Answers per question and temperature.", short="-n")] = 16,
-    limit: o.Limit = 32,
-    budget: o.Budget = None,
+    ] = ()
+    questions: Annotated[Path | None, Option("JSONL: question, context, answers, choices.")] = None
+    suite: Annotated[str, Option("world, or a JSONL file, or a folder of them.")] = ""
+    most: Annotated[int, Option("Max questions (0: all).", least=0, shown="200")] = 200
+    budget: o.Budget = None
     minutes: Annotated[
         float, Option("Minutes to stay within, with trees and forks of fewer questions (0: of all).", least=0)
-    ] = 6.0,
-    fail_if: Annotated[list[str] | None, Option('Exit with 1 if: "right<0.8", "kl@1>0.3". May be repeated.')] = None,
-    compare: Annotated[bool, Option("Two MODELs on the same questions, paired.")] = False,
-    judge: o.JudgeName = "",
-    training: Annotated[list[Path] | None, Option("Training text, to find what is copied from it.")] = None,
-    parquet: Annotated[bool, Option("Also write every token to answers.parquet.")] = False,
-    yes: Annotated[bool, Option("Do not ask before a long examination.")] = False,
-    raw: o.Raw = None,
-    precision: o.Precision = "float32",
-    device: o.Device = "auto",
-    seed: o.Seed = 0,
-    out: Annotated[Path | None, Option("Folder.", shown="examinations/MODEL")] = None,
-) -> None:
+    ] = 6.0
+    fail_if: Annotated[tuple[str, ...], Option('Exit with 1 if: "right<0.8", "kl@1>0.3". May be repeated.')] = ()
+    compare: Annotated[bool, Option("Two MODELs on the same questions, paired.")] = False
+    judge: o.JudgeName = ""
+    training: Annotated[tuple[Path, ...], Option("Training text, to find what is copied from it.")] = ()
+    parquet: Annotated[bool, Option("Also write every token to answers.parquet.")] = False
+    yes: Annotated[bool, Option("Do not ask before a long examination.")] = False
+
+
+def command(terminal: Terminal, settings: ExamSettings, asked: ExaminationOptions) -> None:
     """Examine MODEL: is it right, how often would it say the same, does one error bring the next, where was it decided?
 
     What was drawn is kept in the folder's traces: the same command resumes where it stopped.
     """
-    o.a_file("--questions", questions)
-    for file in training or []:
+    o.a_file("--questions", asked.questions)
+    for file in asked.training:
         if not file.exists():
             raise UsageError(f"--training: there is nothing at {file}.")
     from klype.api.examinee import questions_of, suite_files
 
-    if suite not in ("", "world"):
-        suite_files(suite)
-    passes, asked = split_budget(budget)
-    models = [o.a_model(model) for model in models or ()] or [o.default_model(terminal)]
-    if len(models) != 1 + compare:
+    if asked.suite not in ("", "world"):
+        suite_files(asked.suite)
+    passes, limits = split_budget(asked.budget)
+    models = [o.a_model(model) for model in asked.models] or [o.default_model(terminal)]
+    if len(models) != 1 + asked.compare:
         raise UsageError("Give one MODEL, or two with --compare.")
     from klype.api.examination import prepare
     from klype.api.judging import open_judge
     from klype.api.model import load
     from klype.cli.terminal import tell_cost
     from klype.examine.compare import failed, parse
-    from klype.examine.target import ExamSettings
     from klype.words import words
 
-    conditions = [parse(text) for text in fail_if or []]
-    settings = ExamSettings(parse_temperatures(temperatures), samples, limit, seed)
-    settings.check()
+    conditions = [parse(text) for text in asked.fail_if]
     for condition in conditions:
         condition.check([f"{t:g}" for t in settings.temperatures])
     w = words(terminal.lang, "examination")
-    texts = read_training(training or [])
-    deciding = judge if judge == "self" else open_judge(judge, how=(precision, device))
-    folder = out or Path("examinations") / "-".join(Path(name).name or "model" for name in models)
+    texts = read_training(asked.training)
+    judge = asked.judge if asked.judge == "self" else open_judge(asked.judge, how=(asked.precision, asked.device))
+    folder = asked.out or Path("examinations") / "-".join(Path(name).name or "model" for name in models)
     check_place(folder)
     found: list[Examined] = []
     documents: list[dict[str, Any]] = []
-    for name, place in zip(models, apart(folder, models) if compare else [folder], strict=True):
-        model = load(name, precision, asked, device)
+    for name, place in zip(models, apart(folder, models) if asked.compare else [folder], strict=True):
+        model = load(name, asked.precision, limits, asked.device)
+        questions = questions_of(model.opened, asked.questions, asked.suite, asked.most)
         exam = prepare(
-            model, questions_of(model.opened, questions, suite, most), minutes, samples, seed, most=0,
-            temperatures=settings.temperatures, limit=limit, budget=passes, raw=raw, judge=deciding, training=texts,
-        )  # fmt: skip
+            model, questions, settings, asked.minutes, budget=passes, raw=asked.raw, judge=judge, training=texts
+        )
         tell_plan(terminal, w, exam.plan)
-        if exam.plan.seconds > LONG_S and passes is None and not yes and sys.stdin.isatty():
+        if exam.plan.seconds > LONG_S and passes is None and not asked.yes and sys.stdin.isatty():
             typer.confirm(w("examine.ask"), abort=True, err=True)
         with watched(terminal) as progress:
             found.append(exam.measured(place, progress, found[0].interventions if found else None))
-        documents.append(written(terminal, found[-1], place, parquet))
+        documents.append(written(terminal, found[-1], place, asked.parquet))
         tell_cost(model.opened)
-    if compare:
+    if asked.compare:
         shown = compared(terminal, w, found, folder)
     else:
         shown = documents[0]
         show(terminal, w, shown)
     reasons = [
-        f"{document['model']}: {why}" if compare else why
+        f"{document['model']}: {why}" if asked.compare else why
         for condition in conditions
         for document in documents
         if (why := failed(condition, document))
@@ -136,21 +140,14 @@ def check_place(folder: Path) -> None:
         raise UsageError(f"--out {folder}: nothing may be written in {there}.")
 
 
-def apart(folder: Path, models: list[str]) -> list[Path]:
+def apart(folder: Path, models: Sequence[str]) -> list[Path]:
     """A folder for each model; those that are called alike are numbered."""
     names = [Path(model).name or "model" for model in models]
     alike = len(set(names)) < len(names)
     return [folder / (f"{name}-{number}" if alike else name) for number, name in enumerate(names, 1)]
 
 
-def parse_temperatures(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(",") if part.strip())
-    except ValueError:
-        raise UsageError(f"--temperatures does not understand “{text}”.", "Write numbers: 0,0.7,1.") from None
-
-
-def read_training(files: list[Path]) -> list[str]:
+def read_training(files: Sequence[Path]) -> list[str]:
     if not files:
         return []
     from klype.data.readers import read_texts
@@ -261,46 +258,40 @@ def show(terminal: Terminal, w: Words, made: dict[str, Any]) -> None:
     )  # fmt: skip
 
 
-def article_command(
-    terminal: Terminal,
-    model: o.Model,
-    questions: Annotated[Path | None, Option("JSONL: question, answers, choices.")] = None,
-    most: Annotated[int, Option("Max questions (0: all).", least=0)] = 60,
-    samples: Annotated[int, Option("Answers per question and temperature.", short="-n")] = 8,
-    temperatures: Annotated[str, Option("A list: 0,0.7,1.3")] = "0,0.7,1.3",
-    limit: o.Limit = 32,
-    documents: Annotated[int, Option("Long texts that the base model writes (demo world).", least=0)] = 1000,
-    budget: Annotated[int, Option("Max forward passes (0: as planned).", least=0)] = 0,
-    raw: o.Raw = None,
-    precision: o.Precision = "float32",
-    device: o.Device = "auto",
-    seed: o.Seed = 0,
-    out: Annotated[Path | None, Option("Folder.", shown="examinations/MODEL")] = None,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class ArticleOptions(QuestionOptions):
+    """``klype article``, beside how many answers are drawn."""
+
+    model: o.Model
+    questions: Annotated[Path | None, Option("JSONL: question, answers, choices.")] = None
+    most: Annotated[int, Option("Max questions (0: all).", least=0)] = 60
+    documents: Annotated[int, Option("Long texts that the base model writes (demo world).", least=0)] = 1000
+    budget: Annotated[int, Option("Max forward passes (0: as planned).", least=0)] = 0
+
+
+def article_command(terminal: Terminal, settings: ArticleSettings, asked: ArticleOptions) -> None:
     """Each claim of the article “Hvordan svarer KIen?”: does this model support it? With figures and tests."""
-    o.a_file("--questions", questions)
+    o.a_file("--questions", asked.questions)
     from klype.api.examination import planned
     from klype.api.examinee import examinee, questions_of
-    from klype.examine.target import ExamSettings
     from klype.experiments.article import Writing, article, sentences
     from klype.experiments.article import write as write_page
     from klype.sources.opening import open_model
     from klype.words import words
 
-    settings = ExamSettings(parse_temperatures(temperatures), samples, limit, seed, trees=4, forks=0)
-    settings.check()
     w = words(terminal.lang, "examination")
-    opened = open_model(model, precision, device=device)
-    one = examinee(opened, questions_of(opened, questions, "", most), raw, limit=limit)
-    writing = Writing(documents, temperature=settings.main, seed=seed)
-    if budget:  # a quarter of the passes at most are for long texts
-        writing = replace(writing, number=min(documents, budget // (4 * writing.words)))
-    exam = planned(one, settings, 0, budget - writing.passes if budget else None)
+    opened = open_model(asked.model, asked.precision, device=asked.device)
+    questions = questions_of(opened, asked.questions, "", asked.most)
+    one = examinee(opened, questions, asked.raw, limit=settings.limit)
+    writing = Writing(asked.documents, temperature=settings.main, seed=settings.seed)
+    if asked.budget:  # a quarter of the passes at most are for long texts
+        writing = replace(writing, number=min(writing.number, asked.budget // (4 * writing.words)))
+    exam = planned(one, settings, 0, asked.budget - writing.passes if asked.budget else None)
     tell_plan(terminal, w, exam.plan)
-    folder = out or Path("examinations") / Path(model).name
+    folder = asked.out or Path("examinations") / Path(asked.model).name
     with watched(terminal) as progress:
         found = exam.measured(folder, progress)
-    texts, writer = long_texts(terminal, opened, writing, (precision, device))
+    texts, writer = long_texts(terminal, opened, writing, asked)
     made = article(found, texts, writer)
     made["report"] = str(write_page(folder, made, terminal.lang))
     write(folder / "article.json", to_json(made) + "\n")
@@ -317,12 +308,9 @@ def article_command(
 
 
 def long_texts(
-    terminal: Terminal, opened: Opened, writing: Writing, how: tuple[str, str]
+    terminal: Terminal, opened: Opened, writing: Writing, how: QuestionOptions
 ) -> tuple[list[Answered], str]:
-    """What the base model of a run of the demo world writes, judged word by word, and its name; else nothing.
-
-    ``how``: its precision and its device.
-    """
+    """What the base model of a run of the demo world writes, judged word by word, and its name; else nothing."""
     from klype.api.asking import world_of
     from klype.api.examinee import spellings_of
     from klype.cli.progress import listener
@@ -333,7 +321,11 @@ def long_texts(
     run, world = opened.found.run, world_of(opened)
     if world is None or run is None or not is_whole(run / "pretrain") or not writing.number or not writing.temperature:
         return [], ""
-    base = opened if opened.found.stage == "pretrain" else open_model(str(run / "pretrain"), how[0], device=how[1])
+    base = (
+        opened
+        if opened.found.stage == "pretrain"
+        else open_model(str(run / "pretrain"), how.precision, device=how.device)
+    )
     if base.window < writing.words + LEAST:
         return [], ""
     with listener(terminal) as say:

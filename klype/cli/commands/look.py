@@ -228,7 +228,7 @@ def forks_command(
     sampling: o.Sampling,
     model: o.AnyModel = None,
     typed: o.Text = None,
-    samples: Annotated[int, Option("Continuations drawn at every word.", short="-n")] = 32,
+    samples: Annotated[int, Option("Continuations drawn at every word.", also="-n")] = 32,
     limit: o.Limit = 32,
     answer: Annotated[str | None, Option("Look at this answer.", shown="one that is drawn")] = None,
     judge: o.JudgeName = "",

@@ -1,0 +1,64 @@
+"""How much an examination asks: what a user may ask of it, and what is left to the plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Ge
+
+from klype.errors import UsageError
+from klype.option import Option, Options
+
+
+@dataclass(frozen=True)
+class ExamSettings(Options):
+    """``n`` answers a question and temperature; ``trees`` and ``forks``: of how many questions; ``interventions``: how
+    many questions the feedback experiment asks, ``pairs``: how many matched pairs it looks for. What has no question
+    left is not measured. ``keeps``: what is kept of the model's next-token distributions: none, those before every
+    token of an answer, or also those along answers drawn from the truth."""
+
+    temperatures: Annotated[tuple[Annotated[float, Ge(0)], ...], Option("A list: 0,0.7,1,1.3", commas=True)] = (
+        0.0, 0.7, 1.0, 1.3,
+    )  # fmt: skip
+    n: Annotated[int, Option("Answers per question and temperature.", "-n", also="--samples"), Ge(1)] = 16
+    limit: Annotated[int, Option("Max tokens per answer."), Ge(1)] = 32
+    seed: Annotated[int, Option("Same seed, same result.", least=0), Ge(0)] = 0
+    trees: int = 16
+    tree_budget: int = 300
+    forks: int = 12
+    fork_samples: int = 32
+    interventions: int = 120
+    intervention_samples: int = 2
+    distances: int = 5
+    pairs: int = 100
+    chunk: int = 25
+    greedy: int = 1
+    keeps: Literal["answers", "distributions", "truth"] = "truth"
+
+    def __post_init__(self) -> None:
+        if not self.temperatures:
+            raise UsageError("--temperatures should be numbers from 0 up, such as 0,0.7,1.")
+        if len(set(self.temperatures)) < len(self.temperatures):
+            raise UsageError("--temperatures names one of them twice.")
+
+    @property
+    def main(self) -> float:
+        """The temperature that trees, forks and the verdict are about: 0.7 if asked for, else the middle one."""
+        return 0.7 if 0.7 in self.temperatures else sorted(self.temperatures)[len(self.temperatures) // 2]
+
+    def drawn(self, temperature: float) -> int:
+        """Answers a question: at temperature 0 all are equal, so ``greedy`` are drawn."""
+        return self.greedy if temperature == 0.0 else self.n
+
+
+@dataclass(frozen=True)
+class ArticleSettings(ExamSettings):
+    """Those of ``klype article``, whose claims need few trees and no forks."""
+
+    temperatures: Annotated[tuple[Annotated[float, Ge(0)], ...], Option("A list: 0,0.7,1.3", commas=True)] = (
+        0.0, 0.7, 1.3,
+    )  # fmt: skip
+    n: Annotated[int, Option("Answers per question and temperature.", "-n", also="--samples"), Ge(1)] = 8
+    trees: int = 4
+    forks: int = 0
