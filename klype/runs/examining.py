@@ -292,13 +292,18 @@ def cost(run: Run, model: Transformer, evidence: Evidence) -> dict[str, Any]:
 
 def provenance(run: Run, model: Transformer) -> dict[str, Any]:
     content, config = run.record.content, model.config
+    # Those behind the stage's weights: a plan is put right on the way, and an alignment may go back to its best.
     return {
         "data": run.task.data(),
         "seed": run.options.seed,
         "versions": content["versions"],
         "machine": content["machine"],
         "plan": [
-            {"stage": stage, "steps": _steps(run, stage, p["steps"]), "planned_s": p["planned_s"]}
+            {
+                "stage": stage,
+                "steps": int(checkpoint.read_about(run.folder / stage).get("steps", p["steps"])),
+                "planned_s": p["planned_s"],
+            }
             for stage, p in content["plan"].items()
         ],
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -311,8 +316,3 @@ def provenance(run: Run, model: Transformer) -> dict[str, Any]:
             "convolution": config.conv,
         },
     }
-
-
-def _steps(run: Run, stage: str, planned: int) -> int:
-    """Those behind the stage's weights: a plan is put right on the way, and an alignment may go back to its best."""
-    return int(checkpoint.read_about(run.folder / stage).get("steps", planned))

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import date
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,11 @@ def plan(recipe: str, out: Path | None, resume: bool, today: date, base: Path = 
     recipe = Path(recipe).stem
     if out is None:
         old = _numbered(base, recipe) if resume else []
-        folder = old[-1] if old else _fresh(base, recipe, today)
+        folder = (
+            old[-1]
+            if old
+            else next(new for n in count(1) if not (new := base / f"{recipe}-{today.isoformat()}-{n}").exists())
+        )
     else:
         folder = out
     if folder.exists() and not folder.is_dir():
@@ -150,13 +155,6 @@ def _is_date(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _fresh(base: Path, recipe: str, today: date) -> Path:
-    n = 1
-    while (base / f"{recipe}-{today.isoformat()}-{n}").exists():
-        n += 1
-    return base / f"{recipe}-{today.isoformat()}-{n}"
 
 
 def _writable(folder: Path) -> Path:

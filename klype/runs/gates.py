@@ -116,8 +116,10 @@ def against_aligning(run: Run) -> dict[str, str] | None:
     """
     pairs, threshold = run.record.content["reward"]["pair_accuracy"], pair_threshold(run)
     figure = figure_of(run.record.content["reward"], "pair_accuracy")
-    people = by_people(run)
-    may = figure.low is not None and figure.low > CHANCE if people else _not_missed(figure, threshold)
+    if people := by_people(run):
+        may = figure.low is not None and figure.low > CHANCE
+    else:
+        may = figure.low is None or status(figure, threshold) != "missed"
     if figure.value is None or may:
         return None
     shown = {
@@ -125,10 +127,6 @@ def against_aligning(run: Run) -> dict[str, str] | None:
         for lang in LANGUAGES
     }
     return {lang: words(lang, "align")("like_chance" if people else "too_weak", **shown[lang]) for lang in LANGUAGES}
-
-
-def _not_missed(figure: Figure, threshold: float) -> bool:
-    return figure.low is None or status(figure, threshold) != "missed"
 
 
 def _row(name: str, figure: Figure, threshold: float, below: bool) -> GateFacts:
@@ -192,12 +190,14 @@ def compare(run: Run, before: Transformer, after: Transformer) -> dict[str, Any]
         figures |= run.task.knowledge(model, few=True)
         sides.append({name: figure.json() for name, figure in figures.items()})
         answers.append(evidence.answers)
+    first, last = map(_scores, answers)
+    equal = [float(a == b) for a, b in zip(first, last, strict=True)]
     return {
         "before": sides[0],
         "after": sides[1],
         "gain": {name: f.json() for name, f in _gains(*answers).items()},
-        "win_rate": win_rate(_scores(answers[0]), _scores(answers[1])).json(),
-        "ties": _ties(_scores(answers[0]), _scores(answers[1])).json(),
+        "win_rate": win_rate(first, last).json(),
+        "ties": mean_by_question(equal, range(len(equal)), "share of questions").json(),
     }
 
 
@@ -268,8 +268,3 @@ def _gains(before: Sequence[Answered], after: Sequence[Answered]) -> dict[str, F
 
 def _scores(answers: Sequence[Answered]) -> list[float]:
     return [a.score if a.score is not None else 0.0 for a in answers]
-
-
-def _ties(before: Sequence[float], after: Sequence[float]) -> Figure:
-    equal = [float(a == b) for a, b in zip(before, after, strict=True)]
-    return mean_by_question(equal, range(len(equal)), "share of questions")

@@ -35,6 +35,9 @@ def overview(run: Path) -> dict[str, Any]:
     rows = {name: _last_row(run / name / "metrics.jsonl") for name in STAGES}
     gates = [gate for gate in about.get("gates") or [] if isinstance(gate, dict)]
     trained = [float(row["seconds"]) for row in rows.values() if isinstance(row.get("seconds"), int | float)]
+    figures = _table(about, "figures")
+    newest: dict[str, Any] = next((figures[name] for name in ("aligned", "finetuned", "base") if figures.get(name)), {})
+    told = [k for k in FIGURES if isinstance(newest.get(k), dict) and newest[k].get("value") is not None]
     return {
         "run": str(run),
         "recipe": about.get("recipe"),
@@ -46,7 +49,7 @@ def overview(run: Path) -> dict[str, Any]:
         "trained_s": round(sum(trained), 2),
         "parent": _table(about, "asked").get("from_") or about.get("parent") or None,
         "stages": [name for name in STAGES if (run / name / "config.json").is_file()],
-        "figures": _figures(about),
+        "figures": {name: newest[name] for name in told[:2]},
         "parameters": next(filter(None, (parameters(run / name) for name in reversed(STAGES))), None),
         "bytes": sum(_size(file) for file in run.rglob("*")),
         "gates_passed": sum(bool(gate.get("passed")) for gate in gates),
@@ -67,14 +70,6 @@ def state_of(run: Path, about: Mapping[str, Any]) -> State:
     return "running" if written and time.time() - max(written) < QUIET_S else "stopped"
 
 
-def _figures(about: Mapping[str, Any]) -> dict[str, Any]:
-    """Of the newest model that was measured."""
-    figures = _table(about, "figures")
-    newest: dict[str, Any] = next((figures[name] for name in ("aligned", "finetuned", "base") if figures.get(name)), {})
-    known = {k: newest[k] for k in FIGURES if isinstance(newest.get(k), dict) and newest[k].get("value") is not None}
-    return dict(list(known.items())[:2])
-
-
 def planned_steps(about: Mapping[str, Any], stage: str) -> int | None:
     """How many steps a stage will take, when it is planned."""
     planned = _table(about, "plan").get(stage)
@@ -85,11 +80,11 @@ def planned_steps(about: Mapping[str, Any], stage: str) -> int | None:
     return steps if isinstance(steps, int) else None
 
 
-def _last_row(file: Path, most: int = 1 << 14) -> dict[str, Any]:
+def _last_row(file: Path) -> dict[str, Any]:
     """The newest whole line of a metrics.jsonl that may be growing."""
     try:
         with file.open("rb") as opened:
-            opened.seek(max(0, file.stat().st_size - most))
+            opened.seek(max(0, file.stat().st_size - (1 << 14)))
             lines = opened.read().split(b"\n")
     except OSError:
         return {}

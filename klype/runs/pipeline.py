@@ -55,7 +55,8 @@ def run(options: RunOptions, say: RunListener) -> dict[str, Any]:
             if not stage.shared and parallel.ranks() > 1:
                 if not parallel.is_first():
                     return {}
-                _go_on_alone(run)
+                parallel.leave()
+                run.options = replace(run.options, processes=1)
             began = time.perf_counter()
             try:
                 stage.do(run)
@@ -67,11 +68,6 @@ def run(options: RunOptions, say: RunListener) -> dict[str, Any]:
             if name in MEASURED and parallel.is_first():
                 _measured(run, name)
         return _report(run) if parallel.is_first() else {}
-
-
-def _go_on_alone(run: Run) -> None:
-    parallel.leave()
-    run.options = replace(run.options, processes=1)
 
 
 def train_stage(options: StageOptions, say: RunListener) -> dict[str, Any]:

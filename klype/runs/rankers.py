@@ -105,7 +105,9 @@ def _ask_order(
     asked, again = what
     say, told, ask = talk
     number = len(store.entries(annotators=(sitting.name,))) + 1
-    shown = _shown(asked, sitting, again, number)
+    # The answers that differ the most, in an order of chance; what is asked again is shown whole.
+    shown = list(asked.candidates) if again else differing(asked, sitting.name, sitting.shown)
+    random.Random(mix(number, *sitting.name.encode(), *asked.question.prompt.encode())).shuffle(shown)
     began = time.perf_counter()
     _show(say, told, replace(asked, candidates=tuple(shown)), number)
     while True:
@@ -173,13 +175,6 @@ def differing(asked: RankingItem, name: str, most: int) -> list[Candidate]:
     own = [c for c in asked.candidates if not c.author or c.author == name]
     meaning = text_meaning(asked.question)
     return [own[i] for i in spread([meaning(c.text) for c in own], min(most, KEYS))]
-
-
-def _shown(asked: RankingItem, sitting: Sitting, again: bool, number: int) -> list[Candidate]:
-    """The answers that differ the most, in an order of chance; what is asked again is shown whole."""
-    out = list(asked.candidates) if again else differing(asked, sitting.name, sitting.shown)
-    random.Random(mix(number, *sitting.name.encode(), *asked.question.prompt.encode())).shuffle(out)
-    return out
 
 
 def _show(say: RunListener, told: Words, asked: RankingItem, number: int) -> None:
@@ -290,7 +285,7 @@ def summary(entries: Sequence[Entry]) -> dict[str, Any]:
     names = list(dict.fromkeys(e.annotator for e in entries))
     own = {name: [e for e in entries if e.annotator == name] for name in names}
     ranked = [e for e in entries if e.kind != "skip"]
-    found = contradictions([e.ranking() for e in ranked if _unlike(e)])
+    found = contradictions([r for e in ranked if len({*(r := e.ranking()).candidates}) == len(r.candidates)])
     return {
         "annotators": [_annotator_summary(name, own[name]) for name in names],
         "between": [
@@ -307,20 +302,6 @@ def summary(entries: Sequence[Entry]) -> dict[str, Any]:
 def _annotator_summary(name: str, entries: Sequence[Entry]) -> dict[str, Any]:
     habit = first_shown(entries)
     times = [e.seconds for e in entries if e.seconds is not None]
-    return {
-        "name": name,
-        "by": entries[0].by,
-        "rankings": sum(e.kind != "skip" for e in entries),
-        "none_good": sum(e.kind == "none" for e in entries),
-        "skipped": sum(e.kind == "skip" for e in entries),
-        "seconds": sum(times) if times else None,
-        "with_oneself": _with_oneself(entries).json(),
-        "first_shown": {"times": habit.times, "of": habit.rankings, "expected": habit.expected, "p": habit.p},
-        "always_first": habit.flagged,
-    }
-
-
-def _with_oneself(entries: Sequence[Entry]) -> Figure:
     first: dict[int, Entry] = {}
     pairs = []
     for entry in entries:
@@ -328,7 +309,17 @@ def _with_oneself(entries: Sequence[Entry]) -> Figure:
             pairs.append((first[entry.asked.id], entry))
         elif entry.kind != "skip":
             first.setdefault(entry.asked.id, entry)
-    return _tau(pairs)
+    return {
+        "name": name,
+        "by": entries[0].by,
+        "rankings": sum(e.kind != "skip" for e in entries),
+        "none_good": sum(e.kind == "none" for e in entries),
+        "skipped": sum(e.kind == "skip" for e in entries),
+        "seconds": sum(times) if times else None,
+        "with_oneself": _tau(pairs).json(),
+        "first_shown": {"times": habit.times, "of": habit.rankings, "expected": habit.expected, "p": habit.p},
+        "always_first": habit.flagged,
+    }
 
 
 def _between(a: Sequence[Entry], b: Sequence[Entry]) -> Figure:
@@ -357,11 +348,6 @@ def _shared(entries: Sequence[Entry]) -> list[list[Ranking]]:
 def _same(a: Entry, b: Entry) -> bool:
     texts = [c.text for c in a.asked.candidates]
     return len(set(texts)) == len(texts) and sorted(texts) == sorted(c.text for c in b.asked.candidates)
-
-
-def _unlike(entry: Entry) -> bool:
-    texts = [c.text for c in entry.asked.candidates]
-    return len(set(texts)) == len(texts)
 
 
 def _share(k: int, n: int) -> dict[str, Any]:

@@ -60,9 +60,22 @@ def make(
     with open_store(folder) as store:
         given = task.given_rankings()
         if given:
-            return _given(store, given)
+            parts = _parts([r.question for r in given])
+            entries = [entry_of(r, part, "imported") for r, part in zip(given, parts, strict=True)]
+            store.put(entries)
+            return f"{len(given)} rankings were given; {parts.count('held-out')} of them are held out"
         if options.human:
-            return _by_hand(store, model, task, options.seed, say)
+            if not store.questions():
+                questions = _each_once([task.questions(1)(i) for i in range(BY_HAND)], [])
+                store.add(_asked(questions, draw(model, task, questions, options.seed), _parts(questions)))
+            rank_by_hand(store, Sitting("you"), say)
+            done = store.entries(annotators=("you",))
+            held_out = sum(e.asked.part == "held-out" for e in done)
+            if not done:
+                raise KlypeError(
+                    "Nothing was ranked.", "Rank at least one question, or let the simulated annotator do it."
+                )
+            return f"{len(done)} questions ranked by you; {held_out} of them are held out"
         return _simulated(store, model, task, options.seed, seconds)
 
 
@@ -86,25 +99,6 @@ def _older(folder: Path) -> list[Entry]:
         if (folder / name).is_file():
             found += [replace(e, asked=replace(e.asked, part=part)) for e in formats.read(folder / name)]
     return found
-
-
-def _given(store: Store, given: Sequence[Ranking]) -> str:
-    parts = _parts([r.question for r in given])
-    entries = [entry_of(r, part, "imported") for r, part in zip(given, parts, strict=True)]
-    store.put(entries)
-    return f"{len(given)} rankings were given; {parts.count('held-out')} of them are held out"
-
-
-def _by_hand(store: Store, model: Transformer, task: Task, seed: int, say: RunListener) -> str:
-    if not store.questions():
-        questions = _each_once([task.questions(1)(i) for i in range(BY_HAND)], [])
-        store.add(_asked(questions, draw(model, task, questions, seed), _parts(questions)))
-    rank_by_hand(store, Sitting("you"), say)
-    done = store.entries(annotators=("you",))
-    held_out = sum(e.asked.part == "held-out" for e in done)
-    if not done:
-        raise KlypeError("Nothing was ranked.", "Rank at least one question, or let the simulated annotator do it.")
-    return f"{len(done)} questions ranked by you; {held_out} of them are held out"
 
 
 def _simulated(store: Store, model: Transformer, task: Task, seed: int, seconds: float) -> str:
@@ -194,7 +188,12 @@ def load(task: Task, folder: Path, annotators: Sequence[str] = ()) -> RankedSets
     Simulated annotators are a stand-in: when none are named, and somebody else ranked too, theirs are left out. Raises
     NoPreferencesError.
     """
-    entries = _entries(folder, annotators)
+    if (folder / STORE).exists():
+        with Store.open(folder / STORE, read_only=True) as store:
+            found = store.entries(annotators=annotators)
+    else:
+        found = [e for e in _older(folder) if not annotators or e.annotator in annotators]
+    entries = [e for e in found if e.kind != "skip"]
     if not annotators and any(e.by != "simulated" for e in entries):
         entries = [e for e in entries if e.by != "simulated"]
     if entries and not any(e.asked.part == "held-out" for e in entries):
@@ -229,15 +228,6 @@ def unranked(task: Task, folder: Path) -> list[tuple[Question, RankedAnswers]]:
         for one in asked
     ]
     return [(ranking.question, tokens(task.chat, ranking)) for ranking in _fitting(task, tied)]
-
-
-def _entries(folder: Path, annotators: Sequence[str]) -> list[Entry]:
-    if (folder / STORE).exists():
-        with Store.open(folder / STORE, read_only=True) as store:
-            found = store.entries(annotators=annotators)
-    else:
-        found = [e for e in _older(folder) if not annotators or e.annotator in annotators]
-    return [e for e in found if e.kind != "skip"]
 
 
 def tokens(chat: Chat, ranking: Ranking) -> RankedAnswers:

@@ -243,7 +243,14 @@ def _planned(run: Run, stage: str, model: nn.Module, build: Any, training: Train
             fits = fits.longer(_spare(run, fits))
         planned = fits.at_most(enough_steps(run, stage))
         if planned.steps < fits.steps and stage == "pretrain":
-            _give_back(run, fits.seconds - planned.seconds)
+            spared = fits.seconds - planned.seconds  # time that nothing is to be learnt in is not taken
+            run.say.note(
+                f"After {run.recipe.pretrain.passes} passes through this text it would be learnt by heart: "
+                f"{spared:.0f} s of pre-training are left out. More text would use them (--set pretrain.passes=… to "
+                "train longer anyway)."
+            )
+            if isinstance(run.options, RunOptions):
+                run.record.content["planned_s"] -= round(spared, 1)
     planned = StepPlan.parse(parallel.from_first(planned.json()))
     run.record.content["plan"][stage] = planned.json()
     run.record.save()
@@ -258,16 +265,6 @@ def enough_steps(run: Run, stage: str) -> int:
     if stage == "pretrain" and task.tokens:
         return math.ceil(recipe.pretrain.passes * task.tokens / (recipe.pretrain.rows * recipe.model.window))
     return sys.maxsize
-
-
-def _give_back(run: Run, seconds: float) -> None:
-    """Time that nothing is to be learnt in is not taken."""
-    run.say.note(
-        f"After {run.recipe.pretrain.passes} passes through this text it would be learnt by heart: {seconds:.0f} s of "
-        "pre-training are left out. More text would use them (--set pretrain.passes=… to train longer anyway)."
-    )
-    if isinstance(run.options, RunOptions):
-        run.record.content["planned_s"] -= round(seconds, 1)
 
 
 def _spare(run: Run, pretraining: StepPlan) -> float:

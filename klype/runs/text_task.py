@@ -77,8 +77,17 @@ class TextTask:
         self.recipe, self.seed, self.options, self._bad = recipe, seed, options, bad
         self._material = material.gather(options, recipe.data, bad, known)
         self._split = self._material.split
-        self._check_length()
-        self.chat = Chat(tokenizer or self._tokenizer())
+        length = sum(len(d.text) for d in self._split.train)
+        if length < 2 * self.recipe.model.window:
+            raise KlypeError(
+                f"The text is too short to learn from: {length} characters, and a window of the model holds "
+                f"{self.recipe.model.window} tokens.",
+                "Give more text.",
+            )
+        if tokenizer is None:
+            texts = (d.text for d in self._split.train)
+            tokenizer = Tokenizer.train(texts, recipe.tokenizer.tokens(length), TEMPLATE)
+        self.chat = Chat(tokenizer)
         self._notes = list(self._material.notes)
         self._learnt, self._conversations, kept = self._exercises()
         self._watched, self.held_out = _watched(kept)
@@ -98,19 +107,6 @@ class TextTask:
         self.tokens: int | None = int(self._train_shards.lengths.sum())
 
     # input
-
-    def _check_length(self) -> None:
-        length = sum(len(d.text) for d in self._split.train)
-        if length < 2 * self.recipe.model.window:
-            raise KlypeError(
-                f"The text is too short to learn from: {length} characters, and a window of the model holds "
-                f"{self.recipe.model.window} tokens.",
-                "Give more text.",
-            )
-
-    def _tokenizer(self) -> Tokenizer:
-        size = self.recipe.tokenizer.tokens(sum(len(d.text) for d in self._split.train))
-        return Tokenizer.train((d.text for d in self._split.train), size, TEMPLATE)
 
     def _tokens(self, documents: Sequence[TextDocument]) -> Documents:
         return Documents.of(self.chat.tokenizer.encode_documents([d.text for d in documents]))

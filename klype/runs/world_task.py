@@ -61,22 +61,19 @@ class _Reading:
         collects = gc.isenabled()
         gc.disable()  # nothing here is garbage, and to look through all that is remembered takes half of the time
         try:
-            self._make(n)
+            while len(self._made) < n:
+                document = self._world.document(self._rng, heldout=True)
+                tokens, _ = self._lesson.example(document)
+                truth = TokenFilter(self._world.filter(), self._spellings)
+                following = []
+                for token in tokens[1:]:
+                    following.append(truth.next())
+                    truth.push(token)
+                self._made.append(Read.of(tokens, following, len(document.words) + 1))
         finally:
             if collects:
                 gc.enable()
         return self._made[:n]
-
-    def _make(self, n: int) -> None:
-        while len(self._made) < n:
-            document = self._world.document(self._rng, heldout=True)
-            tokens, _ = self._lesson.example(document)
-            truth = TokenFilter(self._world.filter(), self._spellings)
-            following = []
-            for token in tokens[1:]:
-                following.append(truth.next())
-                truth.push(token)
-            self._made.append(Read.of(tokens, following, len(document.words) + 1))
 
 
 FIXED_ASKED = 100  # questions of what is always true, which there are not many more of
@@ -106,7 +103,12 @@ class WorldTask:
     def __init__(self, recipe: Recipe, seed: int, tokenizer: Tokenizer | None = None) -> None:
         self.recipe, self.seed, self.annotator = recipe, seed, TASTE
         self.world = World(recipe.world)
-        self.chat = Chat(tokenizer or self._tokenizer())
+        if tokenizer is None:
+            rng = random.Random(mix(seed, 0, 2))
+            texts = [" " + self.world.text(self.world.document(rng).words) for _ in range(2000)]
+            every_word = " ".join(self.world.words)  # so that the rarest has its token too
+            tokenizer = Tokenizer.train([*texts, " " + every_word], recipe.tokenizer.size, TEMPLATE)
+        self.chat = Chat(tokenizer)
         self.spellings = spell(self.world, self.chat)
         rng = random.Random(mix(seed, 0, 1))
         self._retrievals = {hard: _Retrievals(self.world, mix(seed, int(hard), 7), hard) for hard in (True, False)}
@@ -114,12 +116,6 @@ class WorldTask:
         most = max(recipe.examine.questions, recipe.rank.held_out)
         self.held_out = _different(lambda: self.world.question(rng, heldout=True, fixed=False), most)
         self.held_out_fixed = _different(lambda: self.world.question(rng, heldout=True, fixed=True), FIXED_ASKED)
-
-    def _tokenizer(self) -> Tokenizer:
-        rng = random.Random(mix(self.seed, 0, 2))
-        texts = [" " + self.world.text(self.world.document(rng).words) for _ in range(2000)]
-        every_word = " ".join(self.world.words)  # so that the rarest has its token too
-        return Tokenizer.train([*texts, " " + every_word], self.recipe.tokenizer.size, TEMPLATE)
 
     # data
 
@@ -215,14 +211,12 @@ class WorldTask:
         answers = Engine(model).run(requests)
         right = []
         for (_, question), (trace,) in zip(asked, answers, strict=True):
-            right.append(bool(self.world.judge(question, self._undashed(tokenizer.decode(trace.tokens))).right))
+            right.append(
+                bool(self.world.judge(question, tokenizer.decode(trace.tokens).strip().removeprefix("–")).right)
+            )
         return mean_by_question(
             [float(r) for r in right], [str(i) for i in range(len(right))], "share", self.judge_name
         )
-
-    @staticmethod
-    def _undashed(text: str) -> str:
-        return text.strip().removeprefix("–")
 
     def next_words(self, model: Transformer) -> list[NextFacts]:
         """The article's example and an English one: the model's bars beside the truth's."""
