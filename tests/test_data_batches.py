@@ -65,14 +65,14 @@ def test_each_target_is_learnt_once_per_epoch(lengths: list[int], rows: int, win
     batches = PackedBatches(documents, rows, window, seed)
     wanted = Counter(t for i in range(len(documents)) for t in documents[i][1:].tolist())
     stream: list[int] = []
-    while len(stream) < 3 * batches.tokens_per_epoch:
+    n = wanted.total()
+    while len(stream) < 3 * n:
         batch = next(batches)
         assert batch.tokens_BT.shape == (rows, window)
         assert torch.equal(batch.targets_BT, batch.tokens_BT + 1)  # numbered: the next token, never another document's
         assert bool((batch.weights_BT == 1).all())
         stream += batch.targets_BT.flatten().tolist()
     for epoch in range(3):
-        n = batches.tokens_per_epoch
         assert Counter(stream[epoch * n : (epoch + 1) * n]) == wanted
 
 

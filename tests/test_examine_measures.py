@@ -17,7 +17,7 @@ from klype.examine.evidence import Answered, ByQuestion, Evidence, Told
 from klype.examine.feedback import InterventionOutcome, Replaced
 from klype.examine.interventions import Intervention
 from klype.examine.measures import MEASURES, OF_RUNS, measure
-from klype.examine.recorder import Shape, answer_bytes, answer_flops, token_flops
+from klype.examine.recorder import Shape, answer_bytes, answer_flops
 from klype.examine.repetition import agreement, distinct, loop, repeated
 from klype.examine.say import Say
 from klype.examine.survival import survival
@@ -257,7 +257,8 @@ def test_agreement_is_the_share_of_equal_pairs(answers: list[str]) -> None:
 @given(st.integers(1, 40), st.integers(1, 40))
 def test_flops_add_up_token_by_token_and_a_cache_saves_all_but_the_first_pass(prompt: int, answer: int) -> None:
     shape = Shape(matrices=1000, layers=2, width=8)
-    assert answer_flops(shape, prompt, answer) == sum(token_flops(shape, i + 1) for i in range(prompt + answer - 1))
+    matrices, attention = 2 * shape.matrices, 4 * shape.layers * shape.width  # of a token; of a token of its context
+    assert answer_flops(shape, prompt, answer) == sum(matrices + attention * i for i in range(1, prompt + answer))
     assert answer_flops(shape, prompt, answer, cached=False) >= answer_flops(shape, prompt, answer)
     assert answer_flops(shape, prompt, 1, cached=False) == answer_flops(shape, prompt, 1)
 

@@ -34,11 +34,6 @@ class PackedBatches:
         self._shift, self._firsts, self._order = self._plan()
 
     @property
-    def tokens_per_epoch(self) -> int:
-        """Targets that one epoch holds."""
-        return int(self._targets_D.sum())
-
-    @property
     def epoch(self) -> int:
         """Epochs that have been completed."""
         return self._epoch

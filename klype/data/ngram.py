@@ -138,9 +138,9 @@ def xz_bits_per_byte(text: bytes) -> float:
     return 8 * len(lzma.compress(text, preset=6 | lzma.PRESET_EXTREME)) / max(1, len(text))
 
 
-def ngram_bits_per_byte(train: bytes, text: bytes, order: int = 5) -> float:
-    """Cross-entropy in bits per byte of ``text`` under a byte n-gram of ``train``."""
-    return float(ngram_bits(train, text, order).mean()) if text else 0.0
+def ngram_bits_per_byte(train: bytes, text: bytes) -> float:
+    """Cross-entropy in bits per byte of ``text`` under a byte 5-gram of ``train``."""
+    return float(ngram_bits(train, text).mean()) if text else 0.0
 
 
 def ngram_bits(train: bytes, text: bytes, order: int = 5) -> npt.NDArray[np.float64]:

@@ -40,22 +40,20 @@ def read_instructions(paths: Paths, bad: BadRows | None = None, unpacked: int = 
     return list(found.values())
 
 
-def read_preferences(
-    paths: Paths, bad: BadRows | None = None, annotator: str = "", unpacked: int = UNPACKED
-) -> list[Ranking]:
+def read_preferences(paths: Paths, bad: BadRows | None = None) -> list[Ranking]:
     """Rankings from rows of any of these shapes; exact duplicates are left out.
 
     prompt, chosen, rejected (text or messages, with or without the prompt in them) · conversations, chosen, rejected
     (ShareGPT) · instruction, input, chosen, rejected · question or prompt with candidates and order (or candidates
     best first). A system prompt and earlier turns are the question's ``extra["before"]``. What somebody skipped ranks
-    nothing. ``annotator`` names who judged when the row does not.
+    nothing. The file is named as who judged when the row does not say.
     """
     found: dict[tuple[Any, ...], Ranking] = {}
     bad = bad if bad is not None else BadRows()
-    for file, number, row in _rows(paths, bad, unpacked):
+    for file, number, row in _rows(paths, bad):
         if row.get("kind") == "skip":
             continue
-        ranking = ranking_of(row, str(number), annotator or file.name)
+        ranking = ranking_of(row, str(number), file.name)
         if not isinstance(ranking, str):
             texts = {text.strip() for text in ranking.candidates}
             ranking = "has no two answers to compare" if "" in texts else SAME if len(texts) == 1 else ranking

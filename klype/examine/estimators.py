@@ -174,13 +174,13 @@ def common_prefix(evidence: Evidence) -> Figure:
     return per_question(evidence, lambda a: repetition.common_prefix([x.words for x in a]), "words")
 
 
-def surviving(evidence: Evidence, curve: Literal["r", "k", "difference"], at: int = AT) -> Figure:
+def surviving(evidence: Evidence, curve: Literal["r", "k", "difference"]) -> Figure:
     """R, K or K − Π(1 − h̄_t) at one word, or at the last before it that is told, where errors are judged by word."""
     if not evidence.by_word:
         return nothing()
     found = survival_of(evidence)
     figures = {"r": found.r, "k": found.k, "difference": found.difference}[curve]
-    return next((figure for figure in figures[:at][::-1] if figure.value is not None), figures[0])
+    return next((figure for figure in figures[:AT][::-1] if figure.value is not None), figures[0])
 
 
 def shape(evidence: Evidence) -> Figure:

@@ -136,11 +136,6 @@ class Shape:
     cache_bytes: int = 0
 
 
-def token_flops(shape: Shape, context: int) -> int:
-    """One token behind a context of so many (itself included): matrices once, attention's scores and values."""
-    return 2 * shape.matrices + 4 * shape.layers * shape.width * context
-
-
 def answer_flops(shape: Shape, prompt: int, answer: int, cached: bool = True) -> int:
     """A prompt and an answer of so many tokens; the last token is drawn, not fed. Uncached: all again for each word."""
     if answer == 0:

@@ -145,11 +145,11 @@ def padded(documents: Sequence[Ids]) -> tuple[torch.Tensor, torch.Tensor, torch.
 
 
 @torch.no_grad()
-def predict(model: nn.Module, documents: Sequence[Ids], rows: int = 64) -> torch.Tensor:
+def predict(model: nn.Module, documents: Sequence[Ids]) -> torch.Tensor:
     """Log-probabilities at every target of the documents, in order: [N, V] in nats."""
     found = []
-    for at in range(0, len(documents), rows):
-        tokens_BT, _, weights_BT = padded(documents[at : at + rows])
+    for at in range(0, len(documents), 64):
+        tokens_BT, _, weights_BT = padded(documents[at : at + 64])
         found.append(model(tokens_BT)[weights_BT > 0].log_softmax(-1))
     return torch.cat(found)
 

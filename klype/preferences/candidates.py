@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -10,16 +11,17 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.floating[Any]]
+SIMILAR = 0.9
 
 
 def merge_near_duplicates(
-    candidates: Sequence[str], similar: float = 0.9, meaning: Callable[[str], Hashable] = lambda text: None
+    candidates: Sequence[str], meaning: Callable[[str], Hashable] = lambda text: None
 ) -> list[tuple[int, ...]]:
     """Indices of candidates in their order, each merged into the first earlier one that it nearly equals and that means
     the same: one tuple for each that stays, its own index first.
 
     Nearly: the same words once case, punctuation and spaces are ignored, or a share of common character trigrams
-    (Jaccard) of at least ``similar``. One other name in a long answer is a small difference to trigrams and a large one
+    (Jaccard) of at least SIMILAR. One other name in a long answer is a small difference to trigrams and a large one
     to the truth: give ``meaning`` where it is known.
     """
     kept: list[tuple[str, frozenset[str], Hashable, list[int]]] = []
@@ -31,7 +33,7 @@ def merge_near_duplicates(
             if means != meant:
                 continue
             both = len(trigrams & known) / len(trigrams | known) if plain and other else 0.0  # Jaccard
-            if plain == other or (plain and other and both >= similar):
+            if plain == other or (plain and other and both >= SIMILAR):
                 members.append(index)
                 break
         else:
@@ -39,18 +41,15 @@ def merge_near_duplicates(
     return [tuple(members) for *_, members in kept]
 
 
-def spread(meanings: Sequence[Hashable], most: int, worth: Sequence[float] | None = None) -> list[int]:
-    """Which ``most`` candidates to show: each meaning once before any twice, those of more ``worth`` first.
-
-    Indices in ascending order. Without ``worth`` the earlier ones come first.
-    """
-    value = worth if worth is not None else [0.0] * len(meanings)
-    turn: dict[Hashable, int] = {}
+def spread(meanings: Sequence[Hashable], most: int) -> list[int]:
+    """Which ``most`` candidates to show: each meaning once before any twice, earlier ones first. Indices in
+    ascending order."""
+    turn = Counter[Hashable]()
     rounds = []
-    for index in sorted(range(len(meanings)), key=lambda i: -value[i]):
-        turn[meanings[index]] = turn.get(meanings[index], -1) + 1
-        rounds.append((turn[meanings[index]], index))
-    return sorted(index for _, index in sorted(rounds, key=lambda r: r[0])[:most])
+    for index, meaning in enumerate(meanings):
+        turn[meaning] += 1
+        rounds.append((turn[meaning], index))
+    return sorted(index for _, index in sorted(rounds)[:most])
 
 
 def information(scores_KH: Floats) -> Floats:
