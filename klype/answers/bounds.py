@@ -118,7 +118,11 @@ def tempered(q: Distribution, temperature: float, vocabulary: int) -> Tempered:
     if temperature == 1.0:
         p_K = np.exp(logp_K)
         return Tempered(p_K, p_K, max(0.0, 1.0 - float(p_K.sum())))
-    least, most = _unlisted(q, temperature, vocabulary, float(logp_K.max()))
+    # Σ over unlisted tokens of (p / e^top)^(1/τ): between packed on few tokens and spread over all, or the reverse. The
+    # rest is 1 less a sum of rounded numbers: it may be off by ROUNDING, which matters above temperature 1.
+    top = float(logp_K.max())
+    ends = [_ends(max(0.0, q.rest + off), q, temperature, vocabulary, top) for off in (-ROUNDING, ROUNDING)]
+    least, most = min(ends[0]), max(ends[1])
     low_K, high_K = weight_K / (listed + most), weight_K / (listed + least)
     return Tempered(low_K, np.minimum(1.0, high_K), max(0.0, 1.0 - float(low_K.sum())))
 
@@ -128,15 +132,6 @@ def drawn_from(q: Distribution, sampling: Sampling, vocabulary: int) -> Tempered
     if sampling != Sampling(temperature=sampling.temperature):
         raise UsageError("This model tells only its most probable tokens: nothing but a temperature can be applied.")
     return tempered(q, sampling.temperature, vocabulary)
-
-
-def _unlisted(q: Distribution, temperature: float, vocabulary: int, top: float) -> tuple[float, float]:
-    """Σ over unlisted tokens of (p / e^top)^(1/τ): between packed on few tokens and spread over all, or the reverse.
-
-    The rest is 1 less a sum of rounded numbers: it may be off by ROUNDING, which matters above temperature 1.
-    """
-    ends = [_ends(max(0.0, q.rest + off), q, temperature, vocabulary, top) for off in (-ROUNDING, ROUNDING)]
-    return min(ends[0]), max(ends[1])
 
 
 def _ends(rest: float, q: Distribution, temperature: float, vocabulary: int, top: float) -> tuple[float, float]:

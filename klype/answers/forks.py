@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -98,7 +99,9 @@ def forks(
     texts = _continued(source, trace.prompt, answer, settings)
     own = texts[-1][0]
     place: dict[Hashable, int] = {}
-    of_text = {text: place.setdefault(meaning(text), len(place)) for text in dict.fromkeys([own, *_flat(texts)])}
+    of_text = {
+        text: place.setdefault(meaning(text), len(place)) for text in dict.fromkeys([own, *chain.from_iterable(texts)])
+    }
     labels_TN = np.array([[of_text[text] for text in row] for row in texts])
     variation_T, p = permutation_test(labels_TN, settings.permutations, settings.seed)
     at = int(np.argmax(_moved(labels_TN[None, :, 0::2])))
@@ -252,10 +255,6 @@ def _others(
         shares = sorted(((m, c / len(ends)) for m, c in counts.items()), key=lambda item: -item[1])
         out.append(Other(token, p, tuple(shares)))
     return tuple(out)
-
-
-def _flat(rows: Sequence[Sequence[str]]) -> list[str]:
-    return [text for row in rows for text in row]
 
 
 def _share(decided: Sequence[bool | None]) -> float | None:

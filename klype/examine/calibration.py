@@ -139,7 +139,7 @@ def rejection_ratio(uncertainty: Sequence[float], right: Sequence[bool], questio
     """
     score_N, wrong_N = np.asarray(uncertainty, dtype=float), 1.0 - np.asarray(right, dtype=float)
     n, unit = len(wrong_N), "share of what knowing gains"
-    value = _ratio(score_N, wrong_N)
+    value = Ranked.of(score_N, wrong_N, np.zeros(len(score_N), int)).ratio(np.ones(1, int))
     if value is None:
         return Figure(None, n=n, unit=unit, why="all answers are right, or all are wrong")
     place: dict[Hashable, int] = {}
@@ -156,10 +156,6 @@ def rejection_ratio(uncertainty: Sequence[float], right: Sequence[bool], questio
     if limits is None:
         return Figure(value, None, None, n, unit, why=FEW)
     return Figure(value, min(limits[0], value), min(1.0, max(limits[1], value)), n, unit)
-
-
-def _ratio(score_N: Array, wrong_N: Array) -> float | None:
-    return Ranked.of(score_N, wrong_N, np.zeros(len(score_N), int)).ratio(np.ones(1, int))
 
 
 @dataclass(frozen=True, slots=True)

@@ -305,7 +305,7 @@ def _replaced(
     for question, traces in zip(target.questions, groups, strict=True):
         rights = [trace for trace, answer in [(t, next(judged)) for t in traces] if answer.right]
         if rights and len(rows) < context.settings.interventions:
-            rows.append((question.id, rights[0], partial(_judged, target, question)))
+            rows.append((question.id, rights[0], partial(_right, target, question)))
     settings = FeedbackSettings(temperature, samples=context.settings.intervention_samples, seed=context.settings.seed)
     context.begin(f"feedback {temperature:g}", len(rows))
     out = replaced(context.source, rows, settings, context.settings.limit)
@@ -356,9 +356,5 @@ def _forks(context: EvalContext, groups: Sequence[Sequence[Trace]]) -> list[Fork
     return out
 
 
-def _judged(target: EvalTarget, question: Question, text: str, finished: bool) -> bool | None:
+def _right(target: EvalTarget, question: Question, text: str, finished: bool = True) -> bool | None:
     return target.judge(question, text, finished).right
-
-
-def _right(target: EvalTarget, question: Question, text: str) -> bool | None:
-    return target.judge(question, text, True).right

@@ -88,7 +88,7 @@ def mean_by_question(
     if (why := _unknown(value_N)) is not None:
         return Figure(None, n=value_N.size, unit=unit, judge=judge, why=why)
     mean_M = means(value_N, questions)
-    if (not unit and _trials(value_N)) or _share(unit, value_N, np.ones_like(value_N)):
+    if (not unit and np.isin(value_N, (0.0, 1.0)).all()) or _share(unit, value_N, np.ones_like(value_N)):
         within = SHARES
     return figure_of(mean_M, np.ones_like(mean_M), value_N.size, unit, judge, within)
 
@@ -294,10 +294,6 @@ def _no_ratio(top_M: Array, under_M: Array) -> str | None:
     if not np.isfinite(top_M).all():
         return "infinite: a possible word was given no probability"
     return "a ratio over nothing" if top_M.size == 0 or under_M.sum() == 0 else None
-
-
-def _trials(value_N: Array) -> bool:
-    return bool(np.isin(value_N, (0.0, 1.0)).all())
 
 
 def _share(unit: str, top_M: Array, under_M: Array) -> bool:

@@ -134,18 +134,15 @@ def render(made: Document, lang: str) -> str:
     return html.render([_page(made, Say(code)) for code in LANGUAGES], lang, made["model"])
 
 
-def _judged(made: Document) -> dict[str, Any]:
-    """Who judges, and how often that judge errs about what is right."""
-    return {"judge": made["judge"], **made["figures"].get(made["main"], {}).get("right", {})}
-
-
 def _page(made: Document, say: Say) -> html.Document:
     """A section a claim; a picture stands at the first that it is shown to."""
     own, drawn = words(say.lang, "article"), pictures(made, say)
     rows = [_row(claim, made, say, drawn) for claim in claims(made)]
     counts = {ruling: sum(row["ruling"] == ruling for row in rows) for ruling in get_args(Ruling)}
     asked = {"questions": made["questions"], "samples": made["settings"]["n"], "t": say.plain(float(made["main"]))}
-    lead = own("lead", model=made["model"], n=len(rows), judge=say.judged(_judged(made)), alpha=say.share(ALPHA),
+    # who judges, and how often that judge errs about what is right
+    judged = {"judge": made["judge"], **made["figures"].get(made["main"], {}).get("right", {})}
+    lead = own("lead", model=made["model"], n=len(rows), judge=say.judged(judged), alpha=say.share(ALPHA),
                **asked, **counts)  # fmt: skip
     formula, sections = html.Formula(drawn["formula"]), []
     for row in rows:
