@@ -36,6 +36,8 @@ class CheckKind:
     weights: tuple[float, ...] = (0.5, 1.0)
 
 
+# By the mean log-probability a token, so that length does not count; by how probable what an answer states is as plain
+# text; by the model's own P(yes) (Kadavath et al. 2022, arXiv:2207.05221); by the score of a reward model.
 CHECKS = {
     "likelihood": CheckKind(
         {
@@ -63,8 +65,6 @@ CHECKS = {
         (1.0, 3.0),
     ),
 }
-"""By the mean log-probability a token, so that length does not count; by how probable what an answer states is as plain
-text; by the model's own P(yes) (Kadavath et al. 2022, arXiv:2207.05221); by the score of a reward model."""
 
 
 def likelihood(context: DecodeContext, candidates: Sequence[DecodedAnswer]) -> Checking:

@@ -19,8 +19,7 @@ from klype.values import Distribution, Request, Sampling, Step, Trace
 
 Tokens = tuple[int, ...]
 GREEDY = Sampling(temperature=0.0)
-CHUNK = 64
-"""Rows of one call of the source at most, where a row brings a prompt of its own."""
+CHUNK = 64  # rows of one call of the source at most, where a row brings a prompt of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,8 +187,7 @@ class DecodeContext:
 
 Deciding = Generator[DecodeRequest, Any, Decision]
 Checking = Generator[DecodeRequest, Any, list[float]]
-Check = Callable[[DecodeContext, Sequence[DecodedAnswer]], Checking]
-"""A log-score of each candidate (checks.py)."""
+Check = Callable[[DecodeContext, Sequence[DecodedAnswer]], Checking]  # A log-score of each candidate (checks.py)
 Reply = list[Trace] | list[Distribution] | list[float]
 T = TypeVar("T")
 

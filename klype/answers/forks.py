@@ -27,8 +27,7 @@ from klype.values import Figure, Request, Sampling, Trace
 
 Labels = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
-TOGETHER = 32
-"""Permutations that are counted in one go."""
+TOGETHER = 32  # permutations that are counted in one go
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,8 +20,7 @@ from klype.engine.sampling import noise
 from klype.sources.source import Source
 from klype.values import Floats, Ints
 
-STREAM = 7
-"""Of the noise: apart from the stream that answers are drawn with."""
+STREAM = 7  # of the noise: apart from the stream that answers are drawn with
 
 
 @dataclass(frozen=True, slots=True)

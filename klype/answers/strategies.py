@@ -31,10 +31,8 @@ from klype.answers.decoding import (
 from klype.errors import UsageError
 from klype.values import Step, Trace
 
-LEAST = 1e-4
-"""Beginnings less probable than this are not gone to."""
-MOST = 256
-"""Samples drawn in one request."""
+LEAST = 1e-4  # beginnings less probable than this are not gone to
+MOST = 256  # samples drawn in one request
 Drawing = Generator[DecodeRequest, Any, list[DecodedAnswer]]
 
 

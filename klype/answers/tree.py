@@ -30,17 +30,15 @@ Tokens = tuple[int, ...]
 Spell = Callable[[int], bytes]
 Meaning = Callable[[str], Hashable]
 Stopped = Literal["mode", "mass", "budget", "whole"]
-WIDEST = 4096
-"""Continuations of a beginning that are kept one by one; those after them are lost mass."""
+WIDEST = 4096  # continuations of a beginning that are kept one by one; those after them are lost mass
+# So many of the most probable answers have an upper bound of their own; the others' is what is unexplored.
 TIGHTENED = 256
-"""So many of the most probable answers have an upper bound of their own; the others' is what is unexplored."""
+# While the heaviest beginning may lead to a likelier answer than any found, only beginnings of at least this part of
+# its mass are read along with it: the answer of a peaked model is reached in about as many passes as it has tokens.
 BESIDE = 0.5
-"""While the heaviest beginning may lead to a likelier answer than any found, only beginnings of at least this part of
-its mass are read along with it: the answer of a peaked model is reached in about as many passes as it has tokens."""
+# A batch may be this part of what was read already: wide trees are read faster, narrow ones not past their end.
 GROWING = 24
-"""A batch may be this part of what was read already: wide trees are read faster, narrow ones not past their end."""
-ROUNDING = 2e-6
-"""Relative error of one probability in float32; an interval is widened by it for every token."""
+ROUNDING = 2e-6  # relative error of one probability in float32; an interval is widened by it for every token
 
 
 @dataclass(frozen=True, slots=True)
@@ -440,8 +438,7 @@ class Branch:
     meaning: Hashable = None
 
 
-Spelled = tuple[TreeAnswer, tuple[int, ...]]
-"""An answer and the tokens of it that are left."""
+Spelled = tuple[TreeAnswer, tuple[int, ...]]  # an answer and the tokens of it that are left
 
 
 def branches(tree: Tree, spell: Callable[[tuple[int, ...]], str], most: int = 12) -> Branch:

@@ -27,13 +27,10 @@ from klype.examine.facts import FigureFacts, beyond
 from klype.examine.say import Say, visible
 
 Document = Mapping[str, Any]
-Curves = Mapping[str, Sequence[FigureFacts]]
-"""By name (``CURVES``): a figure a position."""
-BETWEEN = 200
-"""The width of a word or an answer between two columns of the flow."""
+Curves = Mapping[str, Sequence[FigureFacts]]  # by name (CURVES): a figure a position
+BETWEEN = 200  # the width of a word or an answer between two columns of the flow
 CURVES = ("survival", "would_survive", "by_position", "difference", "independent")
-Temperatures = Mapping[float, Mapping[str, FigureFacts]]
-"""Figures by their names, from the lowest temperature."""
+Temperatures = Mapping[float, Mapping[str, FigureFacts]]  # figures by their names, from the lowest temperature
 LINES = (("survival", "r", "aligned", "solid"), ("would_survive", "k", "truth", "dashed"),
          ("by_position", "by_position", "muted", "dotted"))  # fmt: skip
 SWEEP = (("right", "aligned", "solid"), ("s", "truth", "dashed"), ("real_words", "aligned", "solid"),

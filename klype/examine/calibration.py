@@ -29,10 +29,8 @@ from klype.examine.intervals import (
 from klype.examine.truth import of, possible
 from klype.values import Distribution, Figure
 
-IN_A_BIN = 10
-"""Questions, for each bin: there are no more bins than this allows."""
-PLAIN = 5000.0
-"""Squared gaps beside chance's part of them, beyond which their root is as good as normal."""
+IN_A_BIN = 10  # questions, for each bin: there are no more bins than this allows
+PLAIN = 5000.0  # squared gaps beside chance's part of them, beyond which their root is as good as normal
 
 
 def bins(
@@ -116,11 +114,10 @@ def _limits(seen: float, chance_KK: Array, freedom: int) -> Limits:
     return low, high
 
 
+# Questions are left out in so many groups, two or more at a time: the surest answers weigh much, which leaving out one
+# question after another takes for too little (fifty random scores covered .92).
 GROUPS = 20
-"""Questions are left out in so many groups, two or more at a time: the surest answers weigh much, which leaving out
-one question after another takes for too little (fifty random scores covered .92)."""
-LEAST = 10
-"""Right answers, and wrong ones: from fewer there is no interval."""
+LEAST = 10  # right answers, and wrong ones: from fewer there is no interval
 FEW = "too few: fewer than ten answers are right, or fewer are wrong"
 
 

@@ -22,12 +22,10 @@ from klype.examine.say import Say
 
 Option = dict[str, Any]
 Cell = str | float | int | None
-Row = tuple[str, str, FigureFacts]
-"""Of a table below a picture: what was measured, of what, and the figure."""
-NARROW_PX = 330
-"""The width of a drawing on a phone: a legend's rows are counted for it."""
+Row = tuple[str, str, FigureFacts]  # of a table below a picture: what was measured, of what, and the figure
+NARROW_PX = 330  # the width of a drawing on a phone: a legend's rows are counted for it
+# a spike is so many times as high as what is usual; so many of them can be told apart on a phone
 TOWERING, MOST_SPIKES = 3, 8
-"""A spike is so many times as high as what is usual; so many of them can be told apart on a phone."""
 MARKS = {"base": "circle", "finetuned": "diamond", "aligned": "rect"}
 COLOURS = {
     "paper": ("#faf8f3", "#14171a"),
@@ -43,8 +41,8 @@ COLOURS = {
     "bad": ("#a62f4c", "#f08ba2"),
 }
 LIGHT, DARK = ({name: pair[theme] for name, pair in COLOURS.items()} for theme in (0, 1))
+# A token's step is how many of these its probability is below: 0 (nearly certain, pale) to 5 (a surprise, strong).
 PROBABILITY_EDGES = (0.9, 0.7, 0.5, 0.3, 0.1)
-"""A token's step is how many of these its probability is below: 0 (nearly certain, pale) to 5 (a surprise, strong)."""
 _EXPORT = re.compile(r"export\s*\{([^}]*)\};?\s*(?://#[^\n]*\s*)?$")
 
 

@@ -26,8 +26,7 @@ from klype.examine.truth import divergence, s_corpus
 from klype.values import Figure
 
 NOTHING = "nothing was measured"
-AT = 20
-"""Words: curves are told at this one, or where the longest answer ends."""
+AT = 20  # words: curves are told at this one, or where the longest answer ends
 
 
 def nothing() -> Figure:

@@ -14,9 +14,9 @@ from klype.judge.judge import Ruling
 from klype.values import Figure
 
 Found = TypeVar("Found")
+# Of the answers that a judge decides, the share decided wrongly, and of pairs, the share whose sameness it judges
+# otherwise than a reader; no value where that was not measured.
 Errors = Mapping[Ruling, Figure]
-"""Of the answers that a judge decides, the share decided wrongly, and of pairs, the share whose sameness it judges
-otherwise than a reader; no value where that was not measured."""
 OTHER_MANNERS = "alignment gave it other manners than the truth has, which is that of the fine-tuning examples"
 
 

@@ -32,12 +32,9 @@ from klype.examine.truth import Reader, Tokens
 from klype.sources.source import Source, answers
 from klype.values import Question, Request, Sampling, Trace
 
-AT_ONCE = 100
-"""Further questions that are asked at once in search of matched pairs."""
-PROBED = 8
-"""Questions from whose answers the time is estimated."""
-Progress = Callable[[str, int, int], None]
-"""part, done (0: it begins), of how many"""
+AT_ONCE = 100  # further questions that are asked at once in search of matched pairs
+PROBED = 8  # questions from whose answers the time is estimated
+Progress = Callable[[str, int, int], None]  # part, done (0: it begins), of how many
 
 
 @dataclass

@@ -30,15 +30,13 @@ from klype.judge.meaning import label
 from klype.values import Trace
 from klype.words import LANGUAGES
 
+# Measured anew each time: they stand under time, not among the figures.
 TIMED = frozenset(["seconds", "joules", "joules_per_right"])
-"""Measured anew each time: they stand under ``time``, not among the figures."""
 EXAMPLES = 12
 TREES = 6
 CURVE = 50
-LONGEST = 40
-"""Positions that curves go to."""
-DRAWN = 0.005
-"""Answers that are less likely are not drawn; they belong to what is left."""
+LONGEST = 40  # positions that curves go to
+DRAWN = 0.005  # answers that are less likely are not drawn; they belong to what is left
 
 Made = dict[str, Any]
 Document = Mapping[str, Any]

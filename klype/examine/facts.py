@@ -51,16 +51,13 @@ class FigureFacts(TypedDict):
     distance: NotRequired[int]
 
 
+# What one model scored, by measure. World: right, right_fixed, word_for_word, polite, concise, annotator, s, kl,
+# kl_reference, retrieval_hard, retrieval_text. Own text: bits_per_byte; with a dictionary well_formed (held-out words)
+# and right_trained (words learnt from). Others may be added. right, polite (with a courtesy), concise, annotator: chat
+# template, temperature .7, one answer a question; in the world about stories, no two alike, and right_fixed about what
+# is always true. s and kl: the next word of documents drawn from the language whose stories no stage has read, at
+# temperature 1; retrieval_hard: right on stories with four facts of one relation.
 StageFacts = dict[str, FigureFacts]
-"""What one model scored, by measure. World: right, right_fixed, word_for_word, polite, concise, annotator, s, kl,
-kl_reference, retrieval_hard, retrieval_text. Own text: bits_per_byte; with a dictionary well_formed (held-out words)
-and right_trained (words learnt from). Others may be added.
-
-right, polite (with a courtesy), concise, annotator: chat template, temperature .7, one answer a question; in the world
-about stories, no two alike, and right_fixed about what is always true. s and kl: the next word of documents drawn from
-the language whose stories no stage has read, at temperature 1; retrieval_hard: right on stories with four facts of one
-relation.
-"""
 
 
 class RewardFacts(TypedDict):

@@ -192,8 +192,7 @@ def variation(a: Distribution, b: Distribution, temperature: float) -> float:
     return float(np.abs(p_2V[0] - p_2V[1]).sum() / 2)
 
 
-FEW = 30
-"""Fewer matched pairs than this are too few for a figure."""
+FEW = 30  # fewer matched pairs than this are too few for a figure
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,10 +278,8 @@ def _within(figure: Figure, most: float = 1.0) -> Figure:
     return Figure(figure.value, max(0.0, figure.low), min(most, figure.high), figure.n, figure.unit)
 
 
-LOOKS = 8
-"""Positions of an answer that are looked at."""
-Right = Callable[[str, bool], bool | None]
-"""(text, finished) → right, wrong, or None: undecided."""
+LOOKS = 8  # positions of an answer that are looked at
+Right = Callable[[str, bool], bool | None]  # (text, finished) → right, wrong, or None: undecided
 
 
 @dataclass(frozen=True, slots=True)

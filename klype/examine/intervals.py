@@ -35,13 +35,11 @@ ONE = "one question only: nothing is known about others"
 SAME = "too few: nearly all values are the same"
 UNDERNEATH = "too few: what it is divided by may be nothing"
 MISSED = "too few: rare ones far from the others may be missing"
-FEWEST = 30
-"""Questions; with fewer, values that have no bounds get no interval."""
-DISTINCT = 5
-"""So many values at least must differ from the commonest one, where two agree."""
+FEWEST = 30  # questions; with fewer, values that have no bounds get no interval
+DISTINCT = 5  # so many values at least must differ from the commonest one, where two agree
+# Times as far out as the farthest question seen lies the further one, where values have no bounds. Once as far covers
+# .88 where 8 % of thirty documents are five times as bad, three times is wider by a quarter.
 FURTHER = 2.0
-"""Times as far out as the farthest question seen lies the further one, where values have no bounds. Once as far covers
-.88 where 8 % of thirty documents are five times as bad, three times is wider by a quarter."""
 NORMAL = float(special.ndtri(0.975))
 
 

@@ -29,12 +29,10 @@ Arm = Literal["wrong", "right", "near"]
 ARMS: tuple[Arm, ...] = ("wrong", "right", "near")
 
 
-LEAST = 1e-12
-"""Words that are together less likely than this are none."""
+LEAST = 1e-12  # words that are together less likely than this are none
 
 
-AS_RARE = math.log(3)
-"""|Δ log q| up to which a right word is as rare as a wrong one."""
+AS_RARE = math.log(3)  # |Δ log q| up to which a right word is as rare as a wrong one
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,10 +31,9 @@ from klype.judge.judge import Ruling
 from klype.values import Figure
 
 FORM = "stated rules of form"
+# Verdicts that are not the judge's own; where the judge may err, politeness and the like are not its own, too.
 BY_RULE = {"word_for_word": "word for word", "well_formed": FORM}
-"""Verdicts that are not the judge's own; where the judge may err, politeness and the like are not its own, too."""
-MOST_ERRORS = 0.1
-"""With more, what has no bounds for a judge's errors is withheld."""
+MOST_ERRORS = 0.1  # with more, what has no bounds for a judge's errors is withheld
 WITHHELD = "the judge errs in more than one in ten"
 
 

@@ -321,6 +321,7 @@ MEASURES: tuple[Measure, ...] = (
         {"en": "All energy divided by the number of right answers.", "nb": "All energi delt på antall riktige svar."},
         judged.joules_per_right, "meaning", runs=NOT_IN_RUNS),
 )  # fmt: skip
+# What only a run knows of its own models.
 OF_RUNS: tuple[Measure, ...] = (
     Measure("right_fixed", "share", "more",
         {"en": "Right about what is always true", "nb": "Riktige om det som alltid er sant"}),
@@ -341,8 +342,8 @@ OF_RUNS: tuple[Measure, ...] = (
         {"en": "Right about practised words", "nb": "Riktige svar om innøvde ord"}),
     Measure("real_words", "share of words", "more", {"en": "Real words", "nb": "Ord som finnes"}),
 )  # fmt: skip
-"""What only a run knows of its own models."""
 KNOWN: Mapping[str, Measure] = {row.name: row for row in (*MEASURES, *OF_RUNS)}
+# Their words by language, where they are not the unit itself.
 UNITS: Mapping[str, Mapping[str, str]] = {
     "points": {"nb": "poeng"},
     "share a word": {"en": "share per word", "nb": "andel per ord"},
@@ -370,4 +371,3 @@ UNITS: Mapping[str, Mapping[str, str]] = {
     "bytes": {"nb": "byte"},
     "J per right answer": {"nb": "J per riktig svar"},
 }
-"""Their words by language, where they are not the unit itself."""

@@ -101,8 +101,7 @@ def shared(traces: list[Trace], before: float | None, after: float | None, took:
     return [replace(trace, joules=spent * trace.passes / passes) for trace in traces]
 
 
-WATTS_PER_CORE = 10.0
-"""Where energy cannot be read: about what a core at work takes, its share of the rest included."""
+WATTS_PER_CORE = 10.0  # where energy cannot be read: about what a core at work takes, its share of the rest included
 
 
 class Energy:

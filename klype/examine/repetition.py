@@ -102,8 +102,7 @@ def shared(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
 
 
 WORD = re.compile(r"\w+|[^\w\s]")
-SHORTEST = 5
-"""Words: shorter runs are the language's, not the text's."""
+SHORTEST = 5  # words: shorter runs are the language's, not the text's
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 Hashes = npt.NDArray[np.uint64]

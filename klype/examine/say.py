@@ -14,8 +14,7 @@ from klype.words import LANGUAGES, Words, count, interval_decimals, number, perc
 from klype.words import figure as figure_text
 
 NBSP = "\u00a0"
-EXACT = "share a word"
-"""The unit of shares so near to one that they are written as numbers: 0.974."""
+EXACT = "share a word"  # the unit of shares so near to one that they are written as numbers: 0.974
 
 
 class Say:

@@ -38,8 +38,7 @@ from klype.examine.intervals import (
 from klype.examine.rulings import Outcome
 from klype.values import Figure
 
-FEWEST_AT_RISK = 10
-"""Questions still right and open: K, and what it is compared with, stop where there are fewer."""
+FEWEST_AT_RISK = 10  # questions still right and open: K, and what it is compared with, stop where there are fewer
 FEW = "fewer than ten questions were still right and open"
 SHARES = "share of answers"
 
@@ -108,8 +107,7 @@ def survival_of(evidence: Evidence) -> Survival:
 
 COLUMNS = 6
 AT_RISK, ERRED, CLEAN, ENDED, WEIGHT, WEIGHED = range(COLUMNS)
-LEAST_S = 1e-6
-"""Who survives a smaller chance stands for as many as one who survived this one."""
+LEAST_S = 1e-6  # who survives a smaller chance stands for as many as one who survived this one
 
 
 def hazards(answers: Sequence[Answered]) -> Array:
@@ -173,14 +171,10 @@ def _ratio(top: Array, under: Array) -> Array:
 
 
 UNIT = "shape"
-GROUPS = 100
-"""Questions are left out in so many groups at most: every one is a fit."""
-FEWEST_ERRORS = 10.0
-"""Errors; from fewer there is no interval."""
-ROUNDS, NEAR = 200, 1e-7
-"""Steps of a fit, and a step so small that it is the last."""
-WIDEST = 3.0
-"""ln k lies within ± this; a step is never longer."""
+GROUPS = 100  # questions are left out in so many groups at most: every one is a fit
+FEWEST_ERRORS = 10.0  # errors; from fewer there is no interval
+ROUNDS, NEAR = 200, 1e-7  # steps of a fit, and a step so small that it is the last
+WIDEST = 3.0  # ln k lies within ± this; a step is never longer
 
 
 def weibull_shape(answers: Sequence[Answered]) -> Figure:
@@ -265,16 +259,12 @@ def _step(at_B2: Array, erred_BT: Array, risk_BT: Array, damping_B: Array) -> Ar
     return step_B2
 
 
-FEWEST_THERE = 30
-"""Questions that are still at risk at the last position looked at."""
-LEFT = 0.7
-"""Share without an error down to which positions are looked at: beyond it too few stand for too many."""
-STRETCHES = 4
-"""Positions are compared in so many stretches."""
+FEWEST_THERE = 30  # questions that are still at risk at the last position looked at
+LEFT = 0.7  # share without an error down to which positions are looked at: beyond it too few stand for too many
+STRETCHES = 4  # positions are compared in so many stretches
+# A hazard is constant when no stretch's is more than so many times the mean's, or less than one part of so many.
 TIMES = 1.25
-"""A hazard is constant when no stretch's is more than so many times the mean's, or less than one part of so many."""
-PART = 0.05
-"""Errors are independent when the share with an error is what independence gives, within this part of it."""
+PART = 0.05  # errors are independent when the share with an error is what independence gives, within this part of it
 
 
 def last_position(table_MTE: Array) -> int:

@@ -20,18 +20,12 @@ from klype.planner import first_that_fits
 from klype.sources.source import Source
 from klype.values import Question, Trace, Verdict
 
-WIDE = 4096
-"""Vocabularies up to this size have whole distributions in every trace."""
-ROOM = 128 << 20
-"""Bytes for the beginnings that one call reads."""
-TREES = 16
-"""Trees that are grown at once at most."""
-OTHERS = 3.0
-"""About how many other words are followed where an answer forks."""
-PER_PAIR = 10
-"""Answers that are drawn at most to find a matched pair."""
-SHARE = 0.9
-"""A plan is made for this part of the time allowed: probes are short."""
+WIDE = 4096  # vocabularies up to this size have whole distributions in every trace
+ROOM = 128 << 20  # bytes for the beginnings that one call reads
+TREES = 16  # trees that are grown at once at most
+OTHERS = 3.0  # about how many other words are followed where an answer forks
+PER_PAIR = 10  # answers that are drawn at most to find a matched pair
+SHARE = 0.9  # A plan is made for this part of the time allowed: probes are short
 
 
 @dataclass(frozen=True)

@@ -39,8 +39,7 @@ from klype.examine.say import Say, is_share, visible
 CURVE_COLOURS = {"loss": "accent", "held_out": "aligned", "reward": "finetuned", "score": "accent", "kl": "bad",
                  "right": "aligned", "polite": "truth"}  # fmt: skip
 MOST_POINTS = 240
-LEAST_SHOWN = 0.0005
-"""Less than this reads 0.0 %."""
+LEAST_SHOWN = 0.0005  # less than this reads 0.0 %
 
 
 def pictures(facts: Facts, say: Say) -> dict[str, Picture]:
