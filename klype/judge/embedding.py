@@ -18,13 +18,11 @@ from klype.judge.judge import Errors, Judge
 from klype.judge.same import DECIDED, PAIRS
 from klype.values import Figure, Floats, Question
 
-Embed = Callable[[Sequence[str]], Floats]
-"""Texts → vectors_NW of length 1."""
+Embed = Callable[[Sequence[str]], Floats]  # texts → vectors_NW of length 1
 INSTALL = "Install it: pip install 'klype[hf]'."
 TOGETHER = 32
 MINILM = "sentence embedding minilm at 0.8"
-UNDECIDED = 0.2
-"""So much less alike than what counts as the same, nobody can say."""
+UNDECIDED = 0.2  # so much less alike than what counts as the same, nobody can say
 
 # As for the rules; it reads English, and in Norwegian it is wrong about every third pair.
 MINILM_ERRORS: Errors = {

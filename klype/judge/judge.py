@@ -12,12 +12,11 @@ from klype.judge.lexis import surely
 from klype.judge.text import bare
 from klype.values import Figure, Question
 
+# Two answers mean the same when their values are equal; what has no meaning of its own means itself.
 Meaning = Callable[[str], Hashable]
-"""Two answers mean the same when their values are equal; what has no meaning of its own means itself."""
 Ruling = Literal["right", "same"]
 RULINGS: tuple[Ruling, ...] = ("right", "same")
-Errors = Mapping[tuple[Ruling, str], Figure]
-"""By what is ruled and the language ("en", "nb") of the question."""
+Errors = Mapping[tuple[Ruling, str], Figure]  # by what is ruled and the language ("en", "nb") of the question
 
 UNMEASURED = Figure(None, why="the judge's error was not measured")
 
@@ -30,8 +29,7 @@ class Judge(ABC):
 
     name: str
     errors: Errors = MappingProxyType({})
-    most: float = math.inf
-    """So many different answers to a question are compared; the rest mean themselves."""
+    most: float = math.inf  # so many different answers to a question are compared; the rest mean themselves
 
     @abstractmethod
     def compare(self, question: Question, a: str, b: str) -> bool | None: ...

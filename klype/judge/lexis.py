@@ -27,16 +27,12 @@ class Lexis:
     yes: frozenset[str]
     no: frozenset[str]
     empty: frozenset[str]
-    clause: frozenset[str]
-    """What begins a clause that no longer answers: "Paris, which …", "Oslo, but …"."""
-    speech: frozenset[str]
-    """Words about the answer itself: "The answer to this classic question lies …"."""
-    quantity: str
-    """Questions that a number answers, as a regular expression over lower-case words."""
+    clause: frozenset[str]  # what begins a clause that no longer answers: "Paris, which …", "Oslo, but …"
+    speech: frozenset[str]  # words about the answer itself: "The answer to this classic question lies …"
+    quantity: str  # questions that a number answers, as a regular expression over lower-case words
     year: str
     explain: frozenset[str]
-    agent: str
-    """Before the name of who made it."""
+    agent: str  # before the name of who made it
     place: frozenset[str]
     numerals: Mapping[str, int]
     opposites: Mapping[str, str]

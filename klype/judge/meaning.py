@@ -12,8 +12,7 @@ from klype.sources.source import Message, Source, tokens_of
 from klype.values import Figure, Question
 from klype.world import World
 
-COMPARED = 4
-"""Meanings that a model is asked to compare a new answer with."""
+COMPARED = 4  # meanings that a model is asked to compare a new answer with
 
 
 class WorldJudge(Judge):

@@ -30,6 +30,7 @@ EXPLANATIONS_AGREE = 0.14  # of both sentences' words
 KEPT = 256  # questions, each with what its answers claim
 READ = 4000  # characters of an answer: a claim stands at its beginning, and time grows with their square
 # "day", "uke" and the like are left out: they belong to what was asked as often as to the answer.
+# What is measured, and how much of it.
 UNITS: dict[str, tuple[str, float]] = {
     name: (quantity, size)
     for quantity, size, names in (
@@ -53,7 +54,6 @@ UNITS: dict[str, tuple[str, float]] = {
     )
     for name in names.split()
 }
-"""What is measured, and how much of it."""
 _NUMERAL = re.compile(r"(?<![\w.,])-?(?:\d{1,3}(?:[ \u00a0\u202f]\d{3})+|\d{1,3}(?:,\d{3})+|\d+)(?:[.,]\d+)*(?!\w)")
 _SENTENCE = re.compile(r"(?<=[.!?:])\s+|\n+")
 
@@ -75,8 +75,7 @@ class Claim:
     sentence: frozenset[str] = frozenset()
     denies: bool = False
     units: frozenset[str] = frozenset()
-    beside: frozenset[float] = frozenset()
-    """Of a date: the numbers beside the year."""
+    beside: frozenset[float] = frozenset()  # of a date: the numbers beside the year
 
 
 class Sameness:

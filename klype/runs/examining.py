@@ -34,8 +34,8 @@ from klype.runs.text_task import TextTask
 from klype.values import Question, Trace
 
 MODELS: dict[StageName, str] = {"base": "pretrain", "finetuned": "finetune", "aligned": "align"}
+# Measure → what is kept of every answer, for differences question by question.
 TRAITS = {"right": "right", "polite": "polite", "annotator": "score"}
-"""Measure → what is kept of every answer, for differences question by question."""
 SIDE_BY_SIDE = 8
 CURVE_POINTS = 200
 

@@ -19,12 +19,9 @@ from klype.sources.find import is_aligned
 from klype.values import Figure
 from klype.words import LANGUAGES, number, percent, words
 
-FEWEST = 30
-"""Cases; what fewer say is no gate."""
-KNOWS = 0.5
-"""A story tells of two to four: who picks one of them by chance is right in no more than half."""
-CHANCE = 0.5
-"""Of pairs: what nobody's order at all would agree on."""
+FEWEST = 30  # cases; what fewer say is no gate
+KNOWS = 0.5  # A story tells of two to four: who picks one of them by chance is right in no more than half
+CHANCE = 0.5  # of pairs: what nobody's order at all would agree on
 WORLD = (
     ("base", "retrieval_hard", "retrieval_hard", 0.93),
     ("base", "s", "s", 0.97),
@@ -170,8 +167,8 @@ def gains(run: Run) -> dict[str, Figure]:
 
 
 TRAITS = ("right", "polite", "concise", "score")
+# What is known of plain text, and whether more of it is better.
 KNOWLEDGE = {"retrieval_text": 1, "retrieval_hard": 1, "kl": -1, "bits_per_byte": -1}
-"""What is known of plain text, and whether more of it is better."""
 SEVERAL, DRAWN = 60, 4  # questions and answers to each for the measures of spread
 
 

@@ -16,10 +16,8 @@ from klype.runs.folder import read_run
 from klype.runs.options import STAGES
 from klype.runs.record import living
 
-FIGURES = ("right", "bits_per_byte", "s", "kl")
-"""Those that a list shows: the first two that the newest model has."""
-QUIET_S = 90.0
-"""A run without a process of its own that has not written for so long was stopped."""
+FIGURES = ("right", "bits_per_byte", "s", "kl")  # those that a list shows: the first two that the newest model has
+QUIET_S = 90.0  # A run without a process of its own that has not written for so long was stopped
 State = Literal["done", "running", "stopped", "failed"]
 
 

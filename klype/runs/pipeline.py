@@ -31,8 +31,7 @@ from klype.train.preference import NoPreferencesError
 MEASURED = {stage: name for name, stage in MODELS.items()}
 SHORTEST = 1  # minutes of a run that ends in time
 
-Look = Callable[..., float]
-"""Like ``klype.runs.probe.all_cores_seconds``."""
+Look = Callable[..., float]  # like klype.runs.probe.all_cores_seconds
 
 
 def run(options: RunOptions, say: RunListener) -> dict[str, Any]:

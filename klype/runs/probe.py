@@ -32,8 +32,8 @@ LONG = 2.0  # seconds of probes from which on not all threads are tried, where t
 # texts of a few megabytes (docs/laboratory/log.md, "Width and depth by the time")
 TOKENS = 1.4e6
 
+# A stage's objective and fresh batches for a model (a copy, in a probe).
 Build = Callable[[nn.Module], tuple[Objective, Batches]]
-"""A stage's objective and fresh batches for a model (a copy, in a probe)."""
 
 
 def thread_configs(cores: int, micro_batches: int) -> list[ThreadConfig]:
@@ -161,8 +161,8 @@ class Cycle:
 # The shape of a new model, where its recipe leaves it open: the largest that the time can teach. In the same time a
 # larger model learns from fewer tokens; it is worth more than a smaller one from so many tokens on.
 
+# (smaller, larger): how many tokens the larger one would learn from, when the smaller one can be tried out.
 Learns = Callable[[ModelConfig, ModelConfig], float]
-"""(smaller, larger): how many tokens the larger one would learn from, when the smaller one can be tried out."""
 
 
 def fitting(recipe: Recipe, vocabulary: int, learns: Learns) -> Recipe:

@@ -64,6 +64,7 @@ class ModelShape(NamedTuple):
     hidden: int
 
 
+# Shapes that are asked for by name, or chosen by the time (see shape).
 SHAPES: dict[str, ModelShape] = {
     "tiny": ModelShape(96, 2, 4, 256),
     "mini": ModelShape(128, 3, 4, 352),
@@ -72,7 +73,6 @@ SHAPES: dict[str, ModelShape] = {
     "base": ModelShape(384, 6, 6, 1024),
     "large": ModelShape(512, 8, 8, 1376),
 }
-"""Shapes that are asked for by name, or chosen by the time (see shape)."""
 
 
 class ModelSection(Settings):

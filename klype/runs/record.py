@@ -25,15 +25,14 @@ from klype.runs.options import RunOptions, StageOptions
 from klype.sources.find import PATH, kind_of
 
 Asked = TypeVar("Asked", RunOptions, StageOptions)
+# Options that may differ when a run is resumed.
 FREE = frozenset(["out", "device", "cache", "processes", "program", "resume", "lang", "force", "human", "functions"])
-"""Options that may differ when a run is resumed."""
 PLACES = frozenset(["text", "instructions", "preferences", "data", "from_"])
 
-MEANING = 2
-"""Of figures in a run.json; those without it are of before."""
+MEANING = 2  # of figures in a run.json; those without it are of before
+# What meant something else before: right and polite were of stories and of what is always true together, a right answer
+# of one word was polite, S and KL were of other documents, and the ranker's other ranking was free of errors.
 OTHERWISE = ("right", "polite", "s", "kl", "ceiling")
-"""What meant something else before: right and polite were of stories and of what is always true together, a right
-answer of one word was polite, S and KL were of other documents, and the ranker's other ranking was free of errors."""
 
 
 def meant_otherwise(about: Mapping[str, Any]) -> tuple[str, ...]:

@@ -29,8 +29,7 @@ from klype.train.rewards import MODEL, as_settings
 from klype.values import Question, Verdict
 from klype.words import LANGUAGES
 
-METHOD = "grpo"
-"""Where none is asked for."""
+METHOD = "grpo"  # where none is asked for
 
 
 def overrides(name: str, weights: Mapping[str, float], beta: float | None, target_kl: float | None) -> tuple[str, ...]:

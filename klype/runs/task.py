@@ -20,11 +20,9 @@ from klype.sources.source import NativeSource
 from klype.text.chat import Chat
 from klype.values import Batch, Batches, Figure, Question, Ranking, Trace, Verdict
 
-Asked = Callable[[int], Question]
-"""Question i of the training side, a pure function of i."""
+Asked = Callable[[int], Question]  # question i of the training side, a pure function of i
 
-Judge = Callable[[Question, str, bool], Verdict]
-"""question, answer, finished → what the annotator thinks"""
+Judge = Callable[[Question, str, bool], Verdict]  # question, answer, finished → what the annotator thinks
 
 
 class Task(Protocol):
@@ -33,12 +31,9 @@ class Task(Protocol):
     recipe: Recipe
     seed: int
     chat: Chat
-    held_out: list[Question]
-    """None of these is in fine-tuning."""
-    tokens: int | None
-    """Of the text to pre-train on; None: it has no end."""
-    examples: int | None
-    """To fine-tune on; None: as many as are asked for."""
+    held_out: list[Question]  # none of these is in fine-tuning
+    tokens: int | None  # of the text to pre-train on; None: it has no end
+    examples: int | None  # to fine-tune on; None: as many as are asked for
     annotator: Text
     annotator_name: str
     judge_name: str
@@ -107,8 +102,7 @@ class Task(Protocol):
     def save_inputs(self, folder: Path) -> None: ...
 
 
-LEAST = 400
-"""Questions, however short the time."""
+LEAST = 400  # questions, however short the time
 
 
 def examined_on(task: Task, minutes: float | None) -> list[Question]:

@@ -122,8 +122,7 @@ class Filter:
         self._max_states = max_states
         self._prefix: list[str] = []
         self.slips = 0
-        self.readings: Mapping[State, float] = {start: 1.0}
-        """The live states and their probabilities."""
+        self.readings: Mapping[State, float] = {start: 1.0}  # the live states and their probabilities
         self._next: Mapping[str, float] | None = None
         self._read_before: dict[tuple[int, tuple[str, ...]], Levels] = {}  # shared by copies: their texts begin alike
 
