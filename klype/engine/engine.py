@@ -142,6 +142,7 @@ class Engine:
             events.append(Event(job.id, int(drawn.samples[row]), last, trace))
         return events
 
+    # rows that leave move others in the cache, whose tensors belong to inference mode
     @torch.inference_mode()
     def cancel(self, request_id: int) -> list[Trace]:
         """Stop a request at once; returns what its running samples had said. An unknown or finished id is no error."""
@@ -234,6 +235,7 @@ class Engine:
             joining = self._schedule()
             if not joining and not len(self._rows):
                 return StepResult(self._rows.jobs, self._rows.samples, self._rows.lines, self._rows.counts, {})
+            # a step of a small model is one thread's: waking another takes longer than it saves
             with threads_for(self.runner.operations(len(self._rows))):
                 logits_RV = self._run(joining)
                 return self._postprocess(logits_RV)
@@ -261,6 +263,7 @@ class Engine:
         """Logits [R, V] of the next token of every row: those that go on, then those that join."""
         parts = [self.runner.decode(self._last_R)] if len(self._rows) else []
         if joining:
+            # prompts that lie in one store are added in one call
             order = self.runner.order([job.prompt() for job, _ in joining])
             joining = [joining[i] for i in order]
             prompts, counts = [job.prompt() for job, _ in joining], [count for _, count in joining]
@@ -274,6 +277,7 @@ class Engine:
         stuck = self._constrain(logits_RV)
         noise_R = noise(self._rows.seeds, self._rows.samples, self._rows.offsets + self._rows.counts)
         kinds = np.unique(self._rows.which)
+        # where all rows are drawn alike none need be gathered and put back
         if len(kinds) == 1:
             tokens_R, logps_2R = self._sample(logits_RV, noise_R, np.arange(len(self._rows.which)))
         else:
@@ -343,6 +347,7 @@ class Engine:
                 text += added
                 for stop in request.stop_texts:
                     sought = stop.encode()
+                    # only what the new token can have completed: an earlier one had ended the answer
                     stopped[row] |= sought in text[-len(sought) - len(added) :]
 
     def _top_of(self, row: int) -> int:
@@ -371,6 +376,7 @@ class Engine:
         if ended.all():
             self._clear_rows()
             return
+        # rows from the end take the places of those that left
         order = self.runner.remove(ended)
         self._last_R = self._last_R[torch.from_numpy(order)]
         self._rows.take(order)

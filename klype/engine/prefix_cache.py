@@ -157,6 +157,7 @@ class PrefixCache:
     @torch.inference_mode()
     def read(self, prompts: Sequence[Tokens]) -> list[CachedPrefix]:
         """What is known of every prompt, in order. Prompts that begin another are read with it."""
+        # sorted, a text stands right before those that it begins, and common beginnings are neighbours
         distinct = sorted(set(prompts))
         host: dict[Tokens, Tokens] = {}
         for prompt, after in zip(reversed(distinct), [(), *reversed(distinct)], strict=False):

@@ -101,6 +101,7 @@ class Records:
         missing = count - len(self._free)
         if missing > 0:
             used = len(self.tokens)
+            # by half at least: one answer more at a time would copy all records each time
             grown = max(missing, used // 2)
             self._free.extend(range(used + grown - 1, used - 1, -1))
             self._grow(grown, 0)

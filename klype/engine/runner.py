@@ -126,6 +126,7 @@ class Weights:
         """``config``: what else decides the answers, as JSON."""
         self.model = model
         self.config = config
+        # tensors of inference mode have no count of what is written to them
         self._counted = [p for p in model.parameters() if not p.is_inference()]
 
     def changes(self) -> int:
@@ -273,6 +274,7 @@ def batches(lengths: list[int]) -> list[list[int]]:
     found: list[list[int]] = []
     for row in sorted((r for r, length in enumerate(lengths) if length), key=lambda r: lengths[r]):
         shortest = lengths[found[-1][0]] if found else 0
+        # little of a pass is padding: a text is at most a quarter and 8 tokens longer than the shortest
         if found and lengths[row] <= shortest * 5 // 4 + 8 and (len(found[-1]) + 1) * lengths[row] <= PADDED:
             found[-1].append(row)
         else:

@@ -195,6 +195,7 @@ def noise(
         state = _mix(state ^ (_word(sample) * np.uint64(0xD1342543DE82EF95) + np.uint64(0x632BE59BD9B4E019)))
         state = _mix(state ^ (_word(position) * np.uint64(0xAF251AF3B0F025B5) + np.uint64(stream)))
         state = _mix(state + np.uint64(0x9E3779B97F4A7C15))
+    # 52 bits and a half: never 0, and never rounded up to 1
     uniform: npt.NDArray[np.float64] = ((state >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
     return uniform
 

@@ -86,6 +86,7 @@ class NgramDraft:
 
     def __init__(self, texts: Iterable[Sequence[int]], vocab_size: int, order: int = 4) -> None:
         """``order`` tokens, the guessed one included, are looked at."""
+        # a context is one number of 64 bits, so that all are found in one sorted array
         if order < 2 or vocab_size ** (order - 1) >= 2**63:
             raise KlypeError(f"An n-gram draft of order {order} over {vocab_size} tokens cannot be counted.")
         self.vocab_size: int | None = vocab_size
@@ -132,8 +133,10 @@ class ModelDraft:
         if len(text) + count > self.model.config.window:
             return Proposal(())
         same = next((i for i, (a, b) in enumerate(zip(self._fed, text, strict=False)) if a != b), len(self._fed))
+        # the last token is read again: what follows it is drawn from its logits
         same = min(same, len(text) - 1)
         self._cache.truncate([same])
+        # whatever a draft draws from, the check leaves the answer's distribution what it is
         sampling = unpenalised(setting.sampling)
         text, new, logq = list(text), list(text[same:]), []
         start = len(text)
@@ -271,6 +274,7 @@ class _Answer:
     def _pass(self, draft: Draft, cache: Cache) -> None:
         clock, before = self.engine.clock, len(self.steps)
         begun = clock()
+        # a pass says one token more than were guessed
         count = min(self.counts.gamma, self.max_new_tokens - len(self.steps) - 1)
         setting = DraftSampling(self.request.sampling, self.request.seed, self.sample)
         proposal = draft.propose(self.text, count, setting) if count else Proposal(())
@@ -281,6 +285,7 @@ class _Answer:
         fed = torch.tensor([[self.text[-1], *proposal.tokens]], device=cache.device)
         logits_TV = self.engine.model(fed, cache)[0]
         self._check(logits_TV, proposal)
+        # guesses that failed leave the cache; the last token is read with the next ones
         cache.truncate([len(self.text) - 1])
         self.counts.passes += 1
         self.counts.proposed += len(proposal.tokens)
