@@ -15,6 +15,7 @@ from klype.data.seeds import mix
 from klype.sources.source import Source
 from klype.values import Request, Sampling, Step, Trace
 
+# added to a logit: no probability is left in float32
 BARRED = -1e4
 
 
@@ -78,9 +79,11 @@ def write_with_backspace(
         turns = 1
     while (limit := min(budget.left, request.limit - len(steps))) > 0:
         prompt = (*request.prompt, *draft.tokens)
+        # else what is written anew at a place would have the noise of what stood there
         seed = mix(request.seed, turns) if turns else request.seed
         on = replace(request, prompt=prompt, n=1, limit=limit, seed=seed, stop=(*request.stop, back))
         if bars := draft.bars():
+            # bars hold for one place: one token, then without them
             on = replace(on, limit=1, stop=request.stop, sampling=barring(request.sampling, bars))
             (trace,) = yield Draw(on, len(prompt))
         else:

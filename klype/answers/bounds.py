@@ -17,7 +17,9 @@ import numpy as np
 from klype.errors import UsageError
 from klype.values import Distribution, Floats, Sampling
 
+# masses below this are rounding
 TINY = 1e-12
+# of float32: by so much a sum of its probabilities may be off
 ROUNDING = 1e-7
 
 
@@ -63,10 +65,12 @@ def entropy_at(q: Distribution, temperature: float, vocabulary: int) -> tuple[fl
     most = min(1.0, max(0.0, at.rest))
     least = min(most, max(0.0, 1.0 - float(at.high_K.sum())))
     rarest = -math.log(max(float(at.high_K.min()), TINY))
+    # concave in R, it is least at one of the ends
     low = min(_plogp(1 - r) + (1 - r) * listed + r * rarest for r in (least, most))
     others = vocabulary - len(q.ids) if vocabulary else 0
     if others <= 0:
         return low, math.inf
+    # where the derivative in R is 0, or the end nearest to there
     best = min(most, max(least, others / (others + math.exp(listed))))
     return low, max(low, _plogp(best) + _plogp(1 - best) + (1 - best) * listed + best * math.log(others))
 
@@ -79,6 +83,7 @@ def mass_at(q: Distribution, temperature: float, vocabulary: int, acceptable: Co
     inside_K = np.isin(q.ids, list(acceptable))
     low = min(1.0, float(at.low_K[inside_K].sum()))
     unlisted = len(set(acceptable)) - int(inside_K.sum())
+    # none of the unlisted has more than the least listed token
     spare = unlisted * float(at.high_K.min()) if q.rest > 0.0 else 0.0
     high = min(float(at.high_K[inside_K].sum()) + spare, 1.0 - float(at.low_K[~inside_K].sum()))
     return low, min(1.0, max(low, high))
@@ -140,12 +145,14 @@ def _ends(rest: float, q: Distribution, temperature: float, vocabulary: int, top
     packed = full * (most * scale) ** power + (left * scale) ** power
     others = vocabulary - len(q.ids) if vocabulary else 0
     if others <= 0:
+        # nobody knows how many tokens: spread over endlessly many, x^power sums to 0 above power 1, to infinity below
         return (0.0, packed) if power > 1 else (packed, math.inf)
     return packed, others * (rest / others * scale) ** power
 
 
 def _packed(rest: float, least: float) -> tuple[int, float]:
     """The rest on as few tokens as may be, none above ``least``: so many full ones, and what is left for one more."""
+    # a rest that is a whole number of them is not rounded down to one fewer
     full = math.floor(rest / least + TINY)
     return full, max(0.0, rest - full * least)
 
@@ -159,6 +166,7 @@ def entropy_bounds(
     else the entropy of classes and open parts together, and what each part (``opened``: masses, nats) can add.
     """
     masses = sorted((mass for mass in low if mass > 0), reverse=True)
+    # entropy is Schur-concave: the more uneven, the less
     least = _entropy([(masses[0] if masses else 0.0) + unexplored, *masses[1:]])
     if most:
         return least, max(least, min(math.log(most), _entropy(_levelled(masses, unexplored, most))))

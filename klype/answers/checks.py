@@ -70,6 +70,7 @@ CHECKS = {
 def likelihood(context: DecodeContext, candidates: Sequence[DecodedAnswer]) -> Checking:
     """Free: what was drawn tells it."""
     yield from ()  # it requests nothing
+    # less log P, which the verifier adds: at weight 1 the mean a token is all that is left
     return [c.logp / max(1, len(c.tokens)) - c.logp for c in candidates]
 
 
@@ -94,6 +95,7 @@ def yes(put: Callable[[str], Tokens], yes: Sequence[int], no: Sequence[int]) -> 
         for q in found:
             p = np.exp(np.asarray(q.logp, dtype=float))
             good, bad = (float(p[np.isin(q.ids, list(ids))].sum()) for ids in (yes, no))
+            # where neither is listed nobody has said anything: even chances
             out.append(math.log(max(LEAST, good / (good + bad))) if good + bad > 0 else math.log(0.5))
         return out
 

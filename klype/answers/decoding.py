@@ -209,6 +209,7 @@ def run(source: Source, decoding: Sequence[Generator[Any, Any, T]], budgets: Seq
         placed = list(waiting.items())
         waiting.clear()
         for i, request in placed:
+            # before anything is asked: a budget is never exceeded
             assert most_passes(request) <= budgets[i].left, "a decoder asks for no more than it has"
         for (i, request), reply in zip(placed, serve(source, [request for _, request in placed]), strict=True):
             budgets[i].charge(request, reply)
@@ -228,6 +229,7 @@ def serve(source: Source, requests: Sequence[DecodeRequest]) -> list[Reply]:
         if isinstance(request, ReadNext)
         for p in request.prefixes
     ]
+    # one call lists equally many tokens for all its prefixes
     for top in sorted({top for _, _, top in reads}):
         for part in batched([(i, prefix) for i, prefix, listed in reads if listed == top]):
             for (i, _), q in zip(part, source.next([prefix for _, prefix in part], top), strict=True):

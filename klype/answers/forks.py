@@ -135,6 +135,7 @@ def strength(labels_TN: Labels, at: int) -> Figure:
     gained = np.bincount(after, minlength=classes) > np.bincount(before, minlength=classes)
     x0, x1 = gained[labels_TN[at, 1::2]], gained[labels_TN[at + 1, 1::2]]
     value = float(x1.mean() - x0.mean())
+    # Agresti & Min add half a pair to each of the four cells
     won, lost, n = int((x1 & ~x0).sum()), int((x0 & ~x1).sum()), x0.size + 2
     middle = (won - lost) / n
     spread = 1.959964 * math.sqrt((won + lost + 1) / n - middle**2) / math.sqrt(n)
@@ -149,9 +150,11 @@ def permutation_test(labels_TN: Labels, permutations: int, seed: int) -> tuple[F
     for first in range(0, permutations, TOGETHER):
         drawn = rng.permuted(np.tile(flat, (min(TOGETHER, permutations - first), 1)), axis=1)
         moved_BT = _moved(drawn.reshape(-1, *labels_TN.shape))
+        # the greatest of all positions: one test, however many words the answer has; equals differ by rounding
         as_great += int((moved_BT.max(axis=1) >= greatest - 1e-12).sum())
     count_TC = _counts(labels_TN[None])[0]
     variation_T = np.abs(np.diff(count_TC, axis=0)).sum(axis=1) / (2 * labels_TN.shape[1])
+    # the order that was observed is one of the permutations
     return variation_T, (1 + as_great) / (1 + permutations)
 
 
@@ -238,6 +241,7 @@ def _others(
             n=settings.n,
             limit=settings.limit - len(kept) - 1,
             sampling=settings.sampling,
+            # apart from the seeds of _request, which lie above
             seed=settings.seed * 1_000_003 - token - 1,
             stop=stop,
         )

@@ -75,6 +75,7 @@ def without_replacement(
             number = _number(beam.tokens)
             logp_K = beam.logp + np.log(p_K)
             key_K = _below(beam.key, logp_K + _gumbel(seed ^ number, depth + 1, ids))
+            # one more than answers: the last key is the threshold of the weights
             for at in np.argsort(-key_K)[: k + 1].tolist():
                 token = int(ids[at])
                 ended = token in source.codec.stop
@@ -97,6 +98,7 @@ def _below(key: float, free_K: Floats) -> Floats:
 
 
 def _weighed(beam: Beam, threshold: float) -> Unique:
+    # the chance that an answer's key exceeds the threshold; exp() overflows beyond 709
     included = 1.0 if threshold == -math.inf else -math.expm1(-math.exp(min(700.0, beam.logp - threshold)))
     p = math.exp(beam.logp)
     return Unique(beam.tokens, p, p / included, beam.ended)

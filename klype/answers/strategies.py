@@ -72,9 +72,11 @@ def samples(context: DecodeContext, most: int) -> Drawing:
             left -= len(trace.steps)
             keep(trace, steps)
             continue
+        # what is left would hold less than half an answer
         if left < (context.unit + 1) // 2:
             break
         count = min(max(1, left // context.unit), MOST)
+        # sample 0 is the plain answer's where that is drawn, too
         traces = yield draw((), count, min(question.limit, left // count), number + 1)
         number += count
         left -= sum(len(trace.steps) for trace in traces)
@@ -175,6 +177,7 @@ def best_first(context: DecodeContext) -> Drawing:
         if q is None:
             if context.budget.left < 1 or -cost < math.log(LEAST) or _settled(found.values()):
                 break
+            # all but the last token has been read with what it branches off from
             (q,) = yield ReadNext(((*question.prompt, *tokens),), context.tuning.top, True)
         possible = np.isfinite(q.logp[: context.tuning.top])
         opened(tokens, -cost, *(row[: context.tuning.top][possible].tolist() for row in (q.ids, q.logp)))
@@ -218,7 +221,9 @@ def backtrack(context: DecodeContext) -> Deciding:
         (trace,) = yield context.go_on(head, limit)
         other = context.candidate(trace, head)
         seen.append(other)
+        # a token's mean: else the shorter answer would win
         surer = other.logp / len(other.tokens) > best.logp / max(1, len(best.tokens))
+        # an answer that was cut off never takes the place of a whole one
         if surer and (other.ended or not best.ended):
             best, steps = other, [*head, *trace.steps]
     return Decision(best, vote([replace(c, weight=math.exp(c.logp / max(1, len(c.tokens)))) for c in seen]).shares)
@@ -256,11 +261,13 @@ def verify(name: str) -> Callable[[DecodeContext], Deciding]:
         known = sorted(best.values(), key=lambda c: -c.logp)
         mine = context.candidate(context.plain)
         known = [mine, *(c for c in known if c.tokens != mine.tokens)]
+        # one meaning alone needs no check, and a check of one answer compares nothing
         if len({c.meaning for c in known}) < 2 or context.budget.left < 2:
             return Decision(mine, vote([replace(c, weight=math.exp(c.logp)) for c in known]).shares)
         scores = yield from check(context, known)
         kept = known[: len(scores)]
         total = np.array([c.logp + context.tuning.weight * s for c, s in zip(kept, scores, strict=True)])
+        # the greatest is 1: nothing overflows, and shares are what they were
         weights = np.exp(total - total.max())
         return vote([replace(c, weight=float(w)) for c, w in zip(kept, weights, strict=True)])
 
@@ -274,5 +281,6 @@ def vote(candidates: Sequence[DecodedAnswer]) -> Decision:
         sums[c.meaning] = sums.get(c.meaning, 0.0) + c.weight
     total = sum(sums.values()) or 1.0
     order = sorted(sums, key=lambda meaning: -sums[meaning])
+    # a whole answer stands for its meaning before one that was cut off
     stands = {m: max((c for c in candidates if c.meaning == m), key=lambda c: (c.ended, c.logp)) for m in order}
     return Decision(stands[order[0]], tuple(Share(m, stands[m].text, sums[m] / total) for m in order))

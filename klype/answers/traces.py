@@ -41,6 +41,7 @@ def save(folder: Path, name: str, traces: Sequence[Trace], about: dict[str, Any]
     """Both files, whole or not at all. ``about`` is anything JSON can hold. Errors: an unwritable folder."""
     arrays, prompts = _arrays(traces)
     data = write_arrays(arrays)
+    # each sampling once: thousands of traces share a handful
     samplings = list(dict.fromkeys(trace.sampling for trace in traces))
     document = {
         "format": FORMAT,

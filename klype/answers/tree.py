@@ -190,6 +190,7 @@ class Growth:
         taken: list[tuple[Tokens, float]] = []
         heaviest = -self.heap[0][0] if self.heap else 0.0
         best = max((found.low for found in self.sums.values()), default=0.0)
+        # nothing open can beat the best answer found: from there on mass is all that counts
         least = BESIDE * heaviest if heaviest > best else 0.0
         while self.heap and len(taken) < most and -self.heap[0][0] >= least:
             mass, _, node = heapq.heappop(self.heap)
@@ -207,6 +208,7 @@ class Growth:
             return "mass"
         if self.settings.until == "mode":
             best = [*heapq.nlargest(2, (found.low for found in self.sums.values())), 0.0, 0.0]
+            # all that is unexplored may be the second answer's, and rounding may have favoured the first
             if best[0] * (1 - self.error) > best[1] * (1 + self.error) + unexplored + self.error:
                 return "mode"
         return "budget" if self.expansions >= self.settings.budget else None
@@ -219,6 +221,7 @@ class Growth:
         ids, p_K = ids[~ends_K], p_K[~ends_K]
         if len(ids) > WIDEST:
             tail += float(p_K[WIDEST:].sum())
+            # copies: a view would keep the whole distribution in memory
             ids, p_K = ids[:WIDEST].copy(), p_K[:WIDEST].copy()
         last = len(tokens) + 1 >= self.settings.limit
         node = Node(tokens, spelled, mass, ids, p_K, last, mass * tail)
@@ -275,6 +278,7 @@ def grow_together(
         try:
             found = iter(source.next(wanted, -1))
         except BudgetSpentError:
+            # a tree of which not even the first words were read says nothing
             if not all(growth.expansions for growth in growths):
                 raise
             for growth, batch in zip(growing, batches, strict=True):
@@ -299,12 +303,14 @@ def continuations(found: Sequence[Distribution], settings: TreeSettings) -> list
         if (p_K[1:] > p_K[:-1]).any():  # a temperature keeps the order
             order = np.argsort(-p_K, kind="stable")
             ids, p_K = ids[order], p_K[order]
+        # sorted, so that what a sampling cut off stands at the end
         possible = int(np.count_nonzero(p_K))
         out.append((ids[:possible], p_K[:possible], tail))
     return out
 
 
 def _shaped(q: Distribution, sampling: Sampling) -> Floats:
+    # a temperature alone needs no tensor over the vocabulary
     if sampling.temperature > 0 and sampling == Sampling(temperature=sampling.temperature):
         return bounds.tempered(q, sampling.temperature, len(q.ids)).low_K
     logits_1V = torch.full((1, int(q.ids.max()) + 1), -math.inf)
