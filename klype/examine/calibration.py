@@ -73,8 +73,10 @@ def calibration_error(
     n_K, gap_K, true_K = table_MKC.sum(axis=0).T
     gap_K, true_K, weight_K = gap_K / n_K, true_K / n_K, n_K / n_K.sum()
     off_MK = (table_MKC[:, :, 1] - gap_K * table_MKC[:, :, 0]) / n_K
+    # covariances as well: one question's answers may lie in several bins
     chance_KK = off_MK.T @ off_MK * len(place) / max(1, len(place) - 1)
     seen = float(weight_K @ gap_K**2)
+    # a calibrated model shows gaps, too: those that chance makes are taken off
     value = float(np.sqrt(max(0.0, seen - float(weight_K @ np.diag(chance_KK)))))
     if len(place) == 1:
         return Figure(value, None, None, said_N.size, "probability", why=ONE)
@@ -97,6 +99,7 @@ def _bins(most: int, questions: int) -> int:
 
 def _limits(seen: float, chance_KK: Array, freedom: int) -> Limits:
     """Of √Σ w g², from Σ w ĝ² and w · cov(ĝ); ``freedom``: of what is known of cov(ĝ), as Student's t allows for it."""
+    # cov(ĝ) is estimated from so many questions only
     wider = float(special.stdtrit(freedom, 0.975) / NORMAL) ** 2
     mean, square = wider * float(np.trace(chance_KK)), wider**2 * float((chance_KK * chance_KK.T).sum())
     scale, degrees = square / mean, mean**2 / square
@@ -109,6 +112,7 @@ def _limits(seen: float, chance_KK: Array, freedom: int) -> Limits:
         none = special.chdtr(degrees, ratio) <= tail
         return 0.0 if none else float(special.chndtrinc(ratio, degrees, tail))
 
+    # the upper end is never below what a calibrated model shows in the mean
     ratios = (seen / scale, 0.975), (max(seen / scale, degrees), 0.025)
     low, high = (float(np.sqrt(scale * inverse(ratio, tail))) for ratio, tail in ratios)
     return low, high
@@ -143,6 +147,7 @@ def rejection_ratio(uncertainty: Sequence[float], right: Sequence[bool], questio
     index_N = np.array([place.setdefault(question, len(place)) for question in questions])
     if len(place) == 1:
         return Figure(value, None, None, n, unit, why=ONE)
+    # two questions or more a group, as far as ten groups allow
     groups = min(len(place), GROUPS, max(10, len(place) // 2))
     ranked = Ranked.of(score_N, wrong_N, index_N % groups)
     without = [again for again in map(ranked.ratio, 1 - np.eye(groups, dtype=int)) if again is not None]
@@ -171,6 +176,7 @@ class Ranked:
     def of(score_N: Array, wrong_N: Array, question_N: npt.NDArray[np.int64]) -> Ranked:
         order = np.argsort(score_N, kind="stable")
         sorted_N = score_N[order]
+        # equal scores are one group: their order is nobody's knowledge
         starts = np.flatnonzero(np.r_[True, sorted_N[1:] != sorted_N[:-1]])
         return Ranked(question_N[order], wrong_N[order], starts)
 
@@ -183,6 +189,7 @@ class Ranked:
         if errors in (0.0, float(n)):
             return None
         base = errors / n
+        # who knows keeps all that is right first
         best = _mean_risk(np.array([n - round(errors), round(errors)]), np.array([0.0, errors]))
         return (base - _mean_risk(kept_G, wrong_G)) / (base - best)
 
@@ -192,6 +199,7 @@ def _mean_risk(kept_G: npt.NDArray[np.int64], wrong_G: Array) -> float:
     kept_G, wrong_G = kept_G[there], wrong_G[there]
     end_G, rate_G = np.cumsum(kept_G), wrong_G / kept_G
     begin_G, before_G = end_G - kept_G, np.cumsum(wrong_G) - wrong_G
+    # H(n) = ψ(n + 1) + γ: sums of 1 / j without a loop
     harmonic = special.digamma(end_G + 1.0) - special.digamma(begin_G + 1.0)
     return float((rate_G * kept_G + (before_G - rate_G * begin_G) * harmonic).sum() / end_G[-1])
 

@@ -57,11 +57,13 @@ def differences(a: Evidence, b: Evidence) -> dict[str, Any]:
         if name == "right" and a.errors is not None:
             figure = allowing(replace(figure, judge=a.judge), a.errors["right"], *ends(figure), 2, (-1.0, 1.0))
         out[name] = figure.json()
+        # McNemar's test is of independent pairs: one answer a question
         if len(set(questions)) == len(questions) and set(before) | set(after) <= {0.0, 1.0}:
             out[name]["p"] = mcnemar(before, after)
     mine, theirs = (
         {one.intervention.question: one for one in side.outcomes if one.intervention.by_rule} for side in (a, b)
     )
+    # after other words the two effects are not of the same thing
     intervened = [q for q in mine if q in theirs and mine[q].intervention.tokens == theirs[q].intervention.tokens]
     if intervened:
         effects = [[_effect(side[q]) for q in intervened] for side in (mine, theirs)]

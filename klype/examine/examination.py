@@ -126,6 +126,7 @@ def examine(
                 found.evidence[temperature], outcomes=after, dropped=context.matching.dropped
             )
         elif target.reader is None and temperature > 0 and settings.interventions:
+            # where nobody knows which words can follow, whole answers are judged
             replacing = _replaced(context, temperature, found.traces[temperature], found.evidence[temperature])
             found.evidence[temperature] = replace(found.evidence[temperature], replaced=replacing)
     found.trees = _trees(context)
@@ -145,11 +146,13 @@ def probe(target: EvalTarget, settings: ExamSettings, clock: Callable[[], float]
     answers(target.source, requests[:1])  # the first call is slower
     began = clock()
     traces = [trace for group in answers(target.source, requests) for trace in group]
+    # a clock may be too coarse for a tiny model
     speed = sum(len(trace.steps) for trace in traces) / max(1e-6, clock() - began)
     tokens, tree_speed = float(np.mean([len(trace.steps) for trace in traces])), speed
     if settings.trees and target.shape is not None:
         places = range(min(target.trees_together(settings.limit), settings.trees, len(target.prompts)))
         began = clock()
+        # as all will be grown, many in one batch, to a quarter: what a beginning costs is much the same
         grown = _grown(target.source, target, replace(settings, tree_budget=settings.tree_budget // 4 or 1), places)
         tree_speed = sum(tree.expansions for tree in grown) / max(1e-6, clock() - began)
     return ExamSpeed(tokens, speed, tree_speed, fork_tokens(traces))
@@ -228,6 +231,7 @@ def _evidence(
         judged += answered(target, question, traces, cache)
         said += told(question.id, traces, cache)
         if reader is not None and true is not None and temperature > 0:
+            # they are of the truth's answers, the same at every temperature
             if place not in context.crossed:
                 context.crossed[place] = crossings(true[place], reader)
             by_question.append(sums(traces[:4], true[place], cache, context.crossed[place]))
@@ -274,6 +278,7 @@ def _feedback(
 def _matching(context: EvalContext, asked: Sequence[Asked]) -> MatchedPairs:
     """Matched pairs, in answers to questions that were not given where such can be made, else in further answers."""
     target, settings = context.target, context.settings
+    # else every round asks the same questions, and draws other answers
     at_once = len(asked) if target.another is None else AT_ONCE
     rounds = max(1, settings.pairs * PER_PAIR // at_once)
     cache = MatchedSearch(settings.main or 1.0, settings.pairs, rounds, settings.limit, settings.seed)
@@ -342,6 +347,7 @@ def _forks(context: EvalContext, groups: Sequence[Sequence[Trace]]) -> list[Fork
     context.begin("forks", asked)
     for place in range(asked):
         question, trace = target.questions[place], groups[place][0]
+        # an empty answer has no word at which it was decided
         if not trace.steps:
             continue
         chosen = ForkSettings(

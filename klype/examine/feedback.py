@@ -67,6 +67,7 @@ def outcomes(
             n=settings.samples,
             limit=settings.distances,
             sampling=Sampling(temperature=settings.temperature),
+            # crc32, for Python's hash of a text differs from process to process
             seed=crc32(f"{settings.seed} {intervention.question} {arm}".encode()),
             stop=tuple(source.codec.stop),
             top=-1,
@@ -77,6 +78,7 @@ def outcomes(
     groups = iter(_gone_on(source, requests, forced, settings.back))
     drawn = [{arm: next(groups) for arm in ARMS} for _ in forced]
     nothing: list[tuple[float | None, ...]] = [(None,) * settings.distances] * len(forced)
+    # what was taken back is no longer before the next word: nothing to compare
     moved = nothing if settings.back is not None else _moved(source, by_name, forced, drawn, settings)
     out = []
     for intervention, arms, change in zip(forced, drawn, moved, strict=True):
@@ -122,6 +124,7 @@ def parted(one_ND: Ints, other_ND: Ints) -> float | None:
     def differing(a_ND: Ints, b_ND: Ints) -> float:
         return float((a_ND[:, None] != b_ND[None]).mean(axis=-1).sum())
 
+    # a sample agrees with itself: n (n − 1) pairs, the diagonal adding nothing
     within = [differing(a_ND, a_ND) / (len(a_ND) * (len(a_ND) - 1)) for a_ND in (one_ND, other_ND)]
     return differing(one_ND, other_ND) / (len(one_ND) * len(other_ND)) - sum(within) / 2
 
@@ -154,6 +157,7 @@ def _error_mass(q: Distribution, temperature: float, possible: Mapping[int, floa
     bars = sheet.bars()
     fine = {*possible, *(() if sheet.back is None else (sheet.back,))} - bars
     left = 1.0 - (mass(q, temperature, tuple(bars)) if bars else 0.0)
+    # a share of what may be drawn: what is barred is on neither side
     return max(0.0, 1.0 - mass(q, temperature, tuple(fine)) / left) if left > LEAST else 0.0
 
 
@@ -170,6 +174,7 @@ def _moved(
         (*by_name[intervention.question].prompt, *intervention.before, intervention.tokens[ARMS.index("wrong")])
         for intervention in forced
     ]
+    # the same words follow both: what differs is what the model makes of the forced one
     again = source.score(prompts, [trace.tokens for trace in said], -1)
     out: list[tuple[float | None, ...]] = []
     for right, wrong in zip(said, again, strict=True):
@@ -227,6 +232,7 @@ def effect(found: Sequence[InterventionOutcome], weights: Literal["intervention"
         weight_N = np.array([1.0 if weights == "intervention" else 1.0 - one.intervention.s for one in rows])
         index_N = np.array([place[one.intervention.question] for one in rows], dtype=int)
         above, below = (np.zeros(len(questions)) for _ in range(2))
+        # questions are what varies: several beginnings of one are one cluster
         np.add.at(above, index_N, weight_N * np.asarray(top))
         np.add.at(below, index_N, weight_N * np.asarray(under))
         return replace(ratio_of_means(above, below, unit), n=len(rows))

@@ -97,6 +97,7 @@ class DistributionCache:
 
     def said(self, tokens: Tokens, q: Distribution) -> float:
         """The probability of the most likely token; at temperature 1 as the model tells it."""
+        # listed most probable first; as told it is not rounded again
         return math.exp(q.logp[0]) if self.temperature == 1.0 else self._at(tokens, q)[1]
 
     def s(self, tokens: Tokens, q: Distribution) -> float:
@@ -132,6 +133,7 @@ class DistributionCache:
 
 def _normalised(q: Distribution, temperature: float) -> tuple[float, float]:
     z_K = bounds.relative(q, temperature)
+    # 0 · −∞ is not 0 to a computer
     z_K = z_K[np.isfinite(z_K)]
     weight_K = np.exp(z_K)
     total = float(weight_K.sum())
@@ -232,6 +234,7 @@ def _kl(trace: Trace, cache: DistributionCache) -> float | None:
     """Σ over open beginnings, also after mistakes; None when not finite."""
     total, tokens = 0.0, trace.tokens
     for t, step in enumerate(trace.steps):
+        # at temperature 0 KL is infinite wherever the truth leaves a choice
         if step.distribution is None or not step.distribution.whole or cache.temperature == 0:
             return None
         total += cache.kl(tokens[:t], step.distribution)

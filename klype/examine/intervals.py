@@ -132,6 +132,7 @@ def mcnemar(a: Sequence[float] | Array, b: Sequence[float] | Array) -> float:
     gained, lost = int((b_N > a_N).sum()), int((b_N < a_N).sum())
     if gained + lost == 0:
         return 1.0
+    # pairs that agree say nothing: those that differ are a fair coin's throws
     return float(min(1.0, 2 * special.bdtr(min(gained, lost), gained + lost, 0.5)))
 
 
@@ -203,6 +204,7 @@ def share_limits(top_M: Array, under_M: Array, size: float = 0.0) -> Limits:
     for right, tail in ((0.0, 0.025), (1.0, 0.975)):
         share = float((top_M.sum() / mean + right * size) / (m + size))
         off = float(((top_M - share * under_M) ** 2).sum()) / mean**2 + (size * (right - share)) ** 2
+        # of equal weights off / ((m + 1) (m + 2)), the variance under Dirichlet(1, …, 1)
         variance = off / (m + size) ** 2 * (m + 1) / (m + 2)
         ends.append(_beta(share, variance, tail))
     return ends[0], ends[1]
@@ -220,6 +222,7 @@ def difference_limits(change_M: Array, size: float = 1.0) -> Limits:
 def few_differ(value_M: Array, scale: float = 1.0) -> bool:
     """Whether values agree (to a millionth of ``scale``) and fewer than ``DISTINCT`` are others: what else there
     is was not seen."""
+    # floats that should be equal differ in their last bits
     rounded_M = np.round(value_M / (scale or 1.0), 6)
     most = int(np.unique(rounded_M, return_counts=True)[1].max(initial=0))
     return most > 1 and value_M.size - most < DISTINCT
@@ -228,10 +231,12 @@ def few_differ(value_M: Array, scale: float = 1.0) -> bool:
 def ratio_limits(top_M: Array, under_M: Array) -> Limits | None:
     """Of Σ top / Σ under: Fieller's limits with one further question at that end, of typical weight (root mean square)
     and ``FURTHER`` times as far out as the farthest of mean weight. None: there is no end to them."""
+    # the further question weighs more than 0: so must the others
     if under_M.sum() < 0:
         return ratio_limits(-top_M, -under_M)
     ratio = float(top_M.sum() / under_M.sum())
     weight = float(np.sqrt((under_M**2).mean()))
+    # how far each question is from the common ratio, by its weight
     rest_M, weight_M = top_M - ratio * under_M, np.append(under_M, weight)
     out = FURTHER * weight / float(under_M.mean())
     low, high = (
@@ -245,6 +250,7 @@ def fieller(top_M: Array, under_M: Array) -> Limits | None:
     interval of a mean. None: there is no end to them."""
     m, top, under = top_M.size, float(top_M.mean()), float(under_M.mean())
     part = float(special.stdtrit(m - 1, 0.975)) ** 2 / (m - 1)
+    # the denominator's own interval: where it holds 0, any ratio is possible
     square = under**2 - part * float(under_M.var())
     if square <= 0:
         return None
@@ -302,6 +308,7 @@ def _beta(mean: float, variance: float, tail: float) -> float:
     """A quantile of the Beta distribution with this mean and variance."""
     if mean <= 0.0 or mean >= 1.0 or variance <= 0.0:
         return min(1.0, max(0.0, mean))
+    # a + b of the Beta distribution; a mean's variance cannot exceed mean (1 − mean)
     weight = max(mean * (1 - mean) / variance - 1, 1e-9)
     return float(special.betaincinv(mean * weight, (1 - mean) * weight, tail))
 

@@ -92,6 +92,7 @@ def interventions(
     word_V = words_among(listed, stop, is_word)
     found = []
     for i, q in zip(places, listed, strict=True):
+        # each question its own: another question more changes no other's words
         rng = np.random.default_rng([settings.seed, crc32(asked[i].question.encode())])
         intervention = force(asked[i], begun[i] or (), q, word_V, rng)
         if intervention is not None:
@@ -104,6 +105,7 @@ def interventions(
 def _beginnings(source: Source, asked: Sequence[Asked], settings: FeedbackSettings) -> list[Tokens | None]:
     """The first i mod ``positions`` tokens of an answer to each question; None: an error or the end is among them."""
     stop = tuple(source.codec.stop)
+    # by the question's number, so that no answer decides where it is looked at
     lengths = [i % settings.positions for i in range(len(asked))]
     requests = [
         Request(
@@ -155,6 +157,7 @@ def force(
         wrong = np.where(_paired(wrong, right), wrong, 0.0)
         if wrong.sum() <= LEAST:
             return None
+    # drawn, not the most likely: errors as the model makes them
     w = int(rng.choice(len(p_K), p=wrong / wrong.sum()))
     r = int(rng.choice(len(p_K), p=right / right.sum()))
     with np.errstate(divide="ignore"):
@@ -166,6 +169,7 @@ def force(
 
 def _paired(wrong_K: Floats, right_K: Floats) -> npt.NDArray[np.bool_]:
     """Which wrong tokens have a right one as rare."""
+    # sorted once and bisected: vocabularies have thousands of words of either kind
     rights = np.sort(np.log(right_K[right_K > LEAST]))
     logs_K = np.log(np.maximum(wrong_K, LEAST))
     first_K, after_K = np.searchsorted(rights, logs_K - AS_RARE), np.searchsorted(rights, logs_K + AS_RARE, "right")
@@ -212,6 +216,7 @@ def find_matched(
         for one, trace in zip(questions, drawn, strict=True):
             rng = np.random.default_rng([settings.seed, crc32(one.question.encode()), 1 + round_])
             for before, q in _right(one, trace):
+                # answers to one question share their beginnings
                 if (one.question, before) in seen:
                     continue
                 seen.add((one.question, before))

@@ -88,6 +88,7 @@ def joules_per_right(evidence: Evidence) -> Figure:
         total[0] += answer.joules or 0.0
         total[1] += float(bool(answer.right))
     if not any(right for _, right in groups.values()):
+        # with 0 of n right, at most so many are (Clopper–Pearson)
         least = sum(j for j, _ in groups.values()) / (len(known) * clopper_pearson(0, len(groups))[1])
         return Figure(None, n=len(known), unit="J", why=f"none was right: at least {least:.3g} J")
     energy, rights = [j for j, _ in groups.values()], [r for _, r in groups.values()]
@@ -107,6 +108,7 @@ def same_meaning(evidence: Evidence) -> Figure:
     if evidence.errors is None or figure.value is None:
         return figure
     error, alike = evidence.errors["same"], ends(same_text(evidence))[0]
+    # nothing is known of the judge: from what equal texts show to all
     least, most = (alike, 1.0) if error.value is None else ends(figure)
     return allowing(figure, error, least, most, within=(alike, 1.0))
 
@@ -125,6 +127,7 @@ def _entropy_bounds(
     if evidence.errors is None or figure.value is None or same is None:
         return figure
     low, high = ends(figure)
+    # Rényi's entropy of order 2 is never above Shannon's
     least = max(0.0, -math.log(min(1.0, same[1] or 1.0)))
     most = max(high, texts) if math.isfinite(texts) and texts > 0 else None
     return replace(figure, error_rate=evidence.errors["same"], bounds=(min(low, least), most))

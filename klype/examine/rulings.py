@@ -48,6 +48,7 @@ def rulings(tests: Mapping[str, Outcome], family: int = 0) -> dict[str, Ruling]:
     number = max(family, len(hypotheses))
     rejected: set[tuple[str, str]] = set()
     for i, (p, name, side) in enumerate(sorted(hypotheses)):
+        # Holm: at the first that is not rejected all greater ones stay, too
         if p > ALPHA / (number - i):
             break
         rejected.add((name, side))

@@ -73,12 +73,14 @@ def survival(answers: Sequence[Answered]) -> Survival:
     def figure(name: str, t: int, unit: str, at_risk: int = 0) -> Figure:
         """``at_risk``: how many questions a product of hazards rests on at the last; 0: on all of them."""
         value, n = float(curves[name][0, t]), len(answers)
+        # a hazard of 0 where nobody is left would keep the product too high
         if 0 < at_risk < FEWEST_AT_RISK:
             return Figure(None, n=n, unit=unit, why=FEW)
         if name in ("by_position", "difference") and not known:
             return Figure(None, n=n, unit=unit, why="S is not known")
         if questions == 1:
             return Figure(value, None, None, n, unit, why=ONE)
+        # where few are still at risk a further question would weigh as much as one of them
         part_M, size = weighed[name][:, t], questions / (at_risk or questions)
         if unit.startswith("difference"):
             low, high = difference_limits(part_M, size)
@@ -128,6 +130,7 @@ def hazards(answers: Sequence[Answered]) -> Array:
         if answer.s:
             assert len(answer.s) == positions, "S must be known at every right and open prefix, or at none"
             s_T = np.array(answer.s)
+            # who got so far right by chance stands for all who could have
             stands_for_T = 1 / np.cumprod(np.concatenate([[1.0], np.maximum(s_T[:-1], LEAST_S)]))
             table_MTE[m, :positions, ERRED] += 1 - s_T
             table_MTE[m, :positions, WEIGHT] += stands_for_T
@@ -147,6 +150,7 @@ def _positions(answer: Answered) -> int:
 def _curves(counts_BTE: Array) -> dict[str, Array]:
     hazard_BT = _ratio(counts_BTE[..., ERRED], counts_BTE[..., AT_RISK])
     ending_BT = _ratio(counts_BTE[..., ENDED], counts_BTE[..., CLEAN])
+    # an answer that ended right cannot err any more: a competing event, not a censored one
     open_BT = np.cumprod((1 - hazard_BT) * (1 - ending_BT), axis=1)
     before_BT = np.concatenate([np.ones_like(open_BT[:, :1]), open_BT[:, :-1]], axis=1)
     risk_B1 = counts_BTE[..., AT_RISK].sum(axis=1, keepdims=True)
@@ -196,6 +200,7 @@ def weibull_shape(answers: Sequence[Answered]) -> Figure:
         return Figure(value, None, None, len(answers), UNIT, why=ONE)
     grouped = np.zeros((min(questions, GROUPS), *counts_TE.shape))
     np.add.at(grouped, np.arange(questions) % len(grouped), table_MTE)
+    # of ln k: its interval holds no negative shape
     part_G = pseudo_values(np.log(value), np.log(_fit(without_each(grouped))))
     limits = None
     if questions >= FEWEST and counts_TE[:, ERRED].sum() >= FEWEST_ERRORS and not few_differ(part_G):
@@ -209,6 +214,7 @@ def weibull_shape(answers: Sequence[Answered]) -> Figure:
 def _fit(counts_BTE: Array) -> Array:
     """k of every table, by Fisher's scoring with Levenberg's damping in (ln λ, ln k), all tables at once."""
     erred_BT, risk_BT = counts_BTE[..., ERRED], counts_BTE[..., AT_RISK]
+    # a share of those at risk: damping and the last step mean the same for few and many
     scale_B1 = np.maximum(1e-9, risk_BT.sum(axis=1, keepdims=True))
     erred_BT, risk_BT = erred_BT / scale_B1, risk_BT / scale_B1
     at_B2 = np.stack([np.log(np.maximum(1e-6, erred_BT.sum(axis=1))), np.zeros(len(erred_BT))], axis=1)
@@ -221,6 +227,7 @@ def _fit(counts_BTE: Array) -> Array:
         there_B = _unlikely(next_B2, erred_BT, risk_BT)
         better_B = there_B <= here_B
         at_B2[better_B], here_B[better_B] = next_B2[better_B], there_B[better_B]
+        # Levenberg: towards Newton's step while it helps, towards a short downhill one where it does not
         damping_B = np.clip(np.where(better_B, damping_B / 5, damping_B * 10), 1e-12, 1e12)
         if np.abs(step_B2).max() < NEAR:
             break
@@ -239,6 +246,7 @@ def _unlikely(at_B2: Array, erred_BT: Array, risk_BT: Array) -> Array:
 def _cumulated(at_B2: Array, positions: int) -> tuple[Array, Array]:
     """u = (λt)^k, and its logarithm."""
     log_BT = np.exp(at_B2[:, 1:]) * (at_B2[:, :1] + np.log(np.arange(1, positions + 1)))
+    # exp(60) is far beyond any hazard, and its square is still a number
     log_BT = np.clip(log_BT, -60, 60)
     return np.exp(log_BT), log_BT
 
@@ -271,6 +279,7 @@ def last_position(table_MTE: Array) -> int:
     """The last position up to which ``FEWEST_THERE`` questions and ``LEFT`` of what can be left are there; 0: none."""
     questions_T = (table_MTE[:, :, AT_RISK] > 0).sum(axis=0)
     total_TE = table_MTE.sum(axis=0)
+    # nobody at risk: 0, not nothing divided by nothing
     hazard_T = total_TE[:, ERRED] / np.maximum(total_TE[:, AT_RISK], 1e-300)
     fine_T = (questions_T >= FEWEST_THERE) & (np.cumprod(1 - hazard_T) >= LEFT)
     return int(np.argmin(fine_T)) if not fine_T.all() else len(fine_T)
@@ -298,6 +307,7 @@ def _alike(pseudo_MS: Array, most: float, margin: float) -> Outcome | None:
         return None
     freedom, t_S = texts - 1, (mean_S - most) / error_S
     beyond_S = special.stdtr(freedom, -t_S) + special.stdtr(freedom, -(mean_S + most) / error_S)
+    # all must lie within: the least certain of them decides
     inside = float(special.stdtr(freedom, t_S).max())
     return Outcome("jackknife t", float(t_S.max()), texts, inside, min(1.0, columns * float(beyond_S.min())), margin)
 

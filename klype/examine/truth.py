@@ -64,6 +64,7 @@ class Reader:
         while tokens[:known] not in self._truths:
             known -= 1
         for t in range(known, len(tokens)):
+            # a snapshot: other answers go on from the same beginning with other words
             truth = copy.copy(self._truths[tokens[:t]])
             self._right[tokens[: t + 1]] = truth.push(tokens[t]) > 0.0
             self._truths[tokens[: t + 1]] = truth
@@ -133,6 +134,7 @@ def point(p: Mapping[int, float], q: Distribution) -> Point:
         return Point(s, min(1.0, s + min(q.rest, unlisted * smallest)), None, None, None, None, None, None)
     cross = float(-(p_A * logq_A).sum())
     log_p_A = np.log(p_A)
+    # of two nearly equal ones the difference of sums may be just below 0
     kl = max(0.0, cross + float((p_A * log_p_A).sum()))
     within = q_A[q_A > 0] / s if s > 0 else q_A[:0]
     kl_acceptable = float((within * (np.log(within) - log_p_A[q_A > 0])).sum()) if s > 0 else math.inf
@@ -155,6 +157,7 @@ def point(p: Mapping[int, float], q: Distribution) -> Point:
 def possible(p: Mapping[int, float]) -> tuple[Ints, Floats]:
     """Tokens that can follow, and how likely they are."""
     ids_A, p_A = np.fromiter(p.keys(), np.int64, len(p)), np.fromiter(p.values(), float, len(p))
+    # a copy only where there is something to leave out
     return (ids_A, p_A) if p_A.min(initial=1.0) > 0.0 else (ids_A[p_A > 0], p_A[p_A > 0])
 
 
@@ -167,6 +170,7 @@ def of(q: Distribution, ids_A: Ints) -> Floats:
         known_A = ids_A < len(q.ids)
         logq_A[known_A] = logq_V[ids_A[known_A]]
         return logq_A
+    # a partial distribution lists a few of many ids
     place = {token: k for k, token in enumerate(q.ids.tolist())}
     at_A = np.array([place.get(token, -1) for token in ids_A.tolist()], int)
     logq_A[at_A >= 0] = q.logp[at_A[at_A >= 0]]
