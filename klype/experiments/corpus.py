@@ -183,6 +183,7 @@ class WorldSource:
         prefix = document[: places[-1] + 1]
         answers: list[Ids] = []
         todo: list[tuple[Ids, Filter]] = [((), self._filter(prefix))]
+        # one answer too many is enough to know that it is skipped
         while todo and len(answers) <= ANSWERS:
             said, words = todo.pop()
             if len(prefix) + len(said) > self._longest:
@@ -221,6 +222,7 @@ class TextSource:
 
     def within(self, documents: tuple[int, ...]) -> tuple[int, ...]:
         """Numbers of pieces that there are; three quarters of all at most, so that seeds differ."""
+        # of all pieces every seed would learn the same
         most = max(8, 3 * len(self._train) // 4)
         return documents if documents[-1] <= most else (most // 4, most // 2, most)
 
@@ -240,6 +242,7 @@ class TextSource:
     def _pieces(self, texts: Sequence[TextDocument]) -> list[Ids]:
         begin, out = self._tokenizer.begin, []
         for ids in self._tokenizer.encode_documents([d.text for d in texts]):
+            # every piece begins with the begin token, not only a text's first
             inside = ids[1:]
             cuts = range(0, len(inside), self._longest - 1)
             out += [(begin, *inside[at : at + self._longest - 1]) for at in cuts if len(inside) - at > 1]

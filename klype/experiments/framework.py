@@ -337,6 +337,7 @@ class ResultFiles:
         found: dict[Path, tuple[tuple[int, int, int], Result]] = {}
         for file in sorted(self._folder.glob("*/*.json")):
             about = file.stat()
+            # a file that was replaced has another number, also within one tick of the clock
             stamp = (about.st_ino, about.st_mtime_ns, about.st_size)
             before = self._known.get(file)
             found[file] = before if before is not None and before[0] == stamp else (stamp, saved(file) or {})
@@ -348,6 +349,7 @@ class ResultFiles:
 @contextmanager
 def side_by_side(workers: int) -> Iterator[ProcessPoolExecutor]:
     """Processes for the cells. KlypeError when one of them ends unasked; what has not begun is then left out."""
+    # forking a process with threads may deadlock
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=start_process, initargs=(os.getpid(),)) as pool:
         try:
@@ -380,6 +382,7 @@ def start_process(parent: int) -> None:
     end_with(parent)
     thread_policy()
     memory_policy()
+    # cells run side by side, a core each
     set_threads(1)
 
 

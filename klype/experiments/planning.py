@@ -112,10 +112,12 @@ def offered(source: Source, request: PlanRequest, choices: Sequence[PlanChoice])
 
 def probe(source: Source, request: PlanRequest, compiled: Path | None) -> Speed:
     """Seconds a step on a few documents, either way, after one that warms up."""
+    # one epoch of it is so many steps
     corpus = source.corpus(request.seed, PROBED * request.settings.rows, 8)
     once = request.settings.model_copy(update={"epochs": 1})
     hooks = TrainingHooks(backend=compiled_backend(compiled) if compiled else TORCH)
     found = []
+    # the first warms up and does not count
     for soft in (None, None, uniform(corpus.size)):
         began = time.perf_counter()
         train_model(TrainingSet(corpus.train, soft), corpus, once, 0, hooks)

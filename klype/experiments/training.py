@@ -91,6 +91,7 @@ class Mixture(nn.Module):
 
     def forward(self, tokens_BT: torch.Tensor) -> torch.Tensor:
         said = torch.stack([model(tokens_BT).log_softmax(-1) for model in self.models])
+        # the log of the mean of probabilities, not the mean of logs
         return said.logsumexp(0) - math.log(len(self.models))
 
 
@@ -122,10 +123,12 @@ class LabelledBatches:
         if self._blanks:
             noise = torch.Generator().manual_seed(mix(self._seed, 10, self._position))
             hidden_BT = torch.rand(tokens_BT.shape, generator=noise) < self._blanks
+            # every document's first token is the begin mark
             tokens_BT = tokens_BT.masked_fill(hidden_BT, self._data.documents[0][0])
         if self._data.soft is None:
             return Batch(tokens_BT, targets_BT, weights_BT)
         where_BT = torch.from_numpy(self._starts[drawn])[:, None] + torch.arange(tokens_BT.shape[1])
+        # padding asks for the first place's: its weight is 0
         where_BT = torch.where(weights_BT > 0, where_BT, 0)
         soft_BTV = self._data.soft(where_BT.flatten()).view(*where_BT.shape, -1)
         return Batch(tokens_BT, targets_BT, weights_BT, {"soft_BTV": soft_BTV})

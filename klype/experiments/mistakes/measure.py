@@ -50,6 +50,7 @@ class WithoutBack(nn.Module):
 
     def forward(self, tokens_BT: torch.Tensor) -> torch.Tensor:
         logits_BTV: torch.Tensor = self.model(tokens_BT)
+        # not -inf: its log-probability times 0 would be no number
         return logits_BTV.index_fill(-1, torch.tensor([self.back]), -1e4)
 
 
