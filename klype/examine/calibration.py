@@ -127,9 +127,15 @@ FEW = "too few: fewer than ten answers are right, or fewer are wrong"
 
 def risk_coverage(uncertainty: Sequence[float], right: Sequence[bool]) -> list[tuple[float, float]]:
     """(share kept, share wrong among them), the most certain first; equal uncertainties share their risk."""
-    score, wrong = np.asarray(uncertainty, dtype=float), 1.0 - np.asarray(right, dtype=float)
-    risks = _risks(score, wrong)
-    return [((i + 1) / len(risks), float(risk)) for i, risk in enumerate(risks)]
+    score_N, wrong_N = np.asarray(uncertainty, dtype=float), 1.0 - np.asarray(right, dtype=float)
+    order = np.argsort(score_N, kind="stable")
+    score_N, wrong_N = score_N[order], wrong_N[order]
+    starts = np.flatnonzero(np.r_[True, score_N[1:] != score_N[:-1]])
+    sizes = np.diff(np.r_[starts, len(score_N)])
+    # within a group of equal scores errors are spread evenly
+    spread_N = np.repeat(np.add.reduceat(wrong_N, starts) / sizes, sizes)
+    risk_N = np.cumsum(spread_N) / np.arange(1, len(score_N) + 1)
+    return [((i + 1) / len(risk_N), float(risk)) for i, risk in enumerate(risk_N)]
 
 
 def rejection_ratio(uncertainty: Sequence[float], right: Sequence[bool], questions: Sequence[Hashable]) -> Figure:
@@ -202,17 +208,6 @@ def _mean_risk(kept_G: npt.NDArray[np.int64], wrong_G: Array) -> float:
     # H(n) = ψ(n + 1) + γ: sums of 1 / j without a loop
     harmonic = special.digamma(end_G + 1.0) - special.digamma(begin_G + 1.0)
     return float((rate_G * kept_G + (before_G - rate_G * begin_G) * harmonic).sum() / end_G[-1])
-
-
-def _risks(score_N: Array, wrong_N: Array) -> Array:
-    """Share wrong among the first i + 1; within a group of equal scores errors are spread evenly."""
-    order = np.argsort(score_N, kind="stable")
-    score_N, wrong_N = score_N[order], wrong_N[order]
-    starts = np.flatnonzero(np.r_[True, score_N[1:] != score_N[:-1]])
-    sizes = np.diff(np.r_[starts, len(score_N)])
-    spread_N = np.repeat(np.add.reduceat(wrong_N, starts) / sizes, sizes)
-    risks: Array = np.cumsum(spread_N) / np.arange(1, len(score_N) + 1)
-    return risks
 
 
 TEMPERATURES = tuple(float(t) for t in np.exp(np.linspace(math.log(0.25), math.log(4.0), 49)))

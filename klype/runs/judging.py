@@ -85,7 +85,18 @@ def agreement(model: RewardModel, ranked: RankedSets, task: Task, seed: int) -> 
     pairs = [found for found in pairs_by_ranking(model, ranked.held_out) if found[1]]
     figures = {"pair_accuracy": _share_right(pairs), "ceiling": _ceiling(ranked, task, seed)}
     if ranked.held_out:
-        figures |= _audit(model, ranked, task)
+        # partial correlations of the reward with length and politeness, given the annotator's score
+        scores, quality, length, polite, groups = [], [], [], [], []
+        for index, (tokens, ranking) in enumerate(zip(ranked.held_out, ranked.exact, strict=True)):
+            scores += model.score([tokens.prompt] * len(tokens.answers), tokens.answers).tolist()
+            for text in ranking.candidates:
+                verdict = task.judge(ranking.question, text, True)
+                quality.append(verdict.score)
+                length.append(float(verdict.words))
+                polite.append(float(bool(verdict.polite)))
+                groups.append(index)
+        found = bias_audit(scores, quality, {"length": length, "politeness": polite}, groups)
+        figures |= {f"leans_on_{name}": figure for name, figure in found.items()}
     return figures
 
 
@@ -106,18 +117,3 @@ def _ceiling(ranked: RankedSets, task: Task, seed: int) -> Figure:
         return rank_simulated(annotator, exact[index].question, exact[index].candidates, noise, rng)
 
     return _share_right([found for found in with_itself(again, len(exact), seed, repeats=5) if found[1]])
-
-
-def _audit(model: RewardModel, ranked: RankedSets, task: Task) -> dict[str, Figure]:
-    """Partial correlations of the reward with length and politeness, given the annotator's score."""
-    scores, quality, length, polite, groups = [], [], [], [], []
-    for index, (tokens, ranking) in enumerate(zip(ranked.held_out, ranked.exact, strict=True)):
-        scores += model.score([tokens.prompt] * len(tokens.answers), tokens.answers).tolist()
-        for text in ranking.candidates:
-            verdict = task.judge(ranking.question, text, True)
-            quality.append(verdict.score)
-            length.append(float(verdict.words))
-            polite.append(float(bool(verdict.polite)))
-            groups.append(index)
-    found = bias_audit(scores, quality, {"length": length, "politeness": polite}, groups)
-    return {f"leans_on_{name}": figure for name, figure in found.items()}

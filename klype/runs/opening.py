@@ -63,7 +63,16 @@ def open_life_cycle(options: RunOptions, say: RunListener) -> Run:
         options, recipe = as_begun(folder, options)
     else:
         recipe = read(options.recipe_name, options.overrides, options.size)
-        _check(options, recipe)
+        if not options.recipe and options.recipe_name == "world" and options.preferences:
+            raise UsageError(
+                "Rankings alone (--preferences) are nothing to learn a language from: there is no --text.",
+                "Give text beside them: --text FILES, or --data FOLDER.",
+            )
+        if recipe.kind == "world" and (options.text or options.instructions or options.preferences):
+            raise UsageError(
+                f"The recipe {options.recipe_name} is about the demo world and takes no text of your own.",
+                "Leave --recipe out, or use --recipe text.",
+            )
     start = find_model(options.from_) if options.from_ else None
     if not resumed:
         recipe = dealt_out(suited(recipe, options, start), parallel.ranks())
@@ -87,19 +96,6 @@ def open_stage(options: StageOptions, say: RunListener) -> Run:
     if builds_on is not None:
         bring(builds_on, folder, options.stage)
     return run
-
-
-def _check(options: RunOptions, recipe: Recipe) -> None:
-    if not options.recipe and options.recipe_name == "world" and options.preferences:
-        raise UsageError(
-            "Rankings alone (--preferences) are nothing to learn a language from: there is no --text.",
-            "Give text beside them: --text FILES, or --data FOLDER.",
-        )
-    if recipe.kind == "world" and (options.text or options.instructions or options.preferences):
-        raise UsageError(
-            f"The recipe {options.recipe_name} is about the demo world and takes no text of your own.",
-            "Leave --recipe out, or use --recipe text.",
-        )
 
 
 def open_run(
