@@ -244,6 +244,7 @@ class _Run:
         self.optimizer.zero_grad()
         sums, shown, drawn = self._accumulate()
         total, count = sums["loss"], sums["loss_count"]
+        # gradients are of sums: the norm that is clipped is that of the mean
         norm = float(self.optimizer.clip(self.settings.clip, count or 1.0))
         finite = math.isfinite(total) and math.isfinite(norm)
         if finite and (count or sums.get("rehearsal_count")):
@@ -297,6 +298,7 @@ class _Run:
             "skipped_in_a_row": self._skipped_in_a_row,
         }
         if self._metrics is not None:
+            # lines first: a state must not be ahead of the metrics that it is resumed with
             self._metrics.sync()
         if parallel.ranks() == 1:
             state = State(step, self.model.state_dict(), self.optimizer.state_dict(), about)
@@ -343,6 +345,7 @@ class _Run:
                     beside = part.beside.float() if beside is None else beside.add_(part.beside)
         sums = over_ranks(sums)
         if beside is not None:
+            # all is divided by the main loss's count at the end, so that the other's mean is scaled up to it
             weight *= (sums["loss_count"] or 1.0) / (sums["rehearsal_count"] or 1.0)
             self.optimizer.gradient.add_(beside, alpha=weight)
         return sums, shown, drawn
@@ -391,6 +394,7 @@ def over_ranks(sums: Metrics) -> Metrics:
     """The sums of all ranks together."""
     if parallel.ranks() == 1:
         return sums
+    # in float64, for counts of tokens are larger than float32 counts exactly
     values = torch.tensor(list(sums.values()), dtype=torch.float64)
     parallel.sum_over_ranks_(values)
     return dict(zip(sums, values.tolist(), strict=True))

@@ -113,6 +113,7 @@ def learnt_states(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.T
         spare = padding(len(kept_N)) if len(kept_N) < len(weights_N) else 0
         wanted_BT, prefixes = batch.weights_BT != 0, prefixes_of(batch)
         states_ND = model.states_at(batch.tokens_BT, wanted_BT, **_packed(batch), prefixes=prefixes, spare=spare)
+        # the same position of weight 0 again and again: it adds nothing
         free = (weights_N == 0).int().argmax().expand(spare)
         return states_ND, torch.cat([kept_N, free]) if spare else kept_N
     hidden_ND = cast(LanguageModel, model).hidden(batch.tokens_BT, **_packed(batch)).flatten(0, 1)
@@ -141,6 +142,7 @@ class _WeightedCrossEntropy(torch.autograd.Function):
             loss_N[tiny_N] = -rows.gather(1, at_N1[tiny_N])[:, 0]
         if ctx.needs_input_grad[0]:
             p_NV.scatter_add_(1, at_N1, p_NV.new_full((1, 1), -1.0).expand_as(at_N1))
+            # in place: the table is the largest tensor of the step
             ctx.save_for_backward(p_NV.mul_(weights_N[:, None]).to(logits_NV.dtype))
         return loss_N @ weights_N
 
@@ -150,6 +152,7 @@ class _WeightedCrossEntropy(torch.autograd.Function):
         return gradient_NV * gradient.to(gradient_NV.dtype), None, None
 
 
+# well above 1.2e-38, below which float32 loses digits
 TINY = 1e-30
 FLOOR = 1e-6
 

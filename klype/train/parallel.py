@@ -99,6 +99,7 @@ def any_rank(flag: bool) -> bool:
     """Whether it is so on any rank."""
     if ranks() == 1:
         return flag
+    # a sum says it to all; no rank can go on before it has heard from every other
     count = torch.tensor([int(flag)])
     dist.all_reduce(count)
     return bool(count)
@@ -111,6 +112,7 @@ def from_all(value: Any) -> list[Any]:
     text = json.dumps(value).encode()
     lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(ranks())]
     dist.all_gather(lengths, torch.tensor([len(text)]))
+    # all ranks exchange tensors of one size: shorter texts are padded with spaces, which JSON allows
     longest = max(int(length) for length in lengths)
     padded = torch.frombuffer(bytearray(text.ljust(longest)), dtype=torch.uint8)
     texts = [torch.empty_like(padded) for _ in range(ranks())]
@@ -152,6 +154,7 @@ def together(work: Callable[[], None]) -> None:
     except OSError as error:
         failed = error
     if any_rank(failed is not None):
+        # all ranks leave together: one that went on alone would wait for the others for ever
         raise failed or OSError(errno.EIO, "another process could not")
 
 

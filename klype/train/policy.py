@@ -91,6 +91,7 @@ def rloo(model: nn.Module, batch: Batch, settings: PolicySettings | None = None)
     ``advantages_B`` made with scaling "rloo"; the penalty is k2, which is what fresh answers need. With scaling "best"
     it is expert iteration: the best of each group is imitated.
     """
+    # there is no ratio for k3 to be weighted with
     settings = (settings or PolicySettings()).model_copy(update={"kl": "k2"})
     logp_BT = score_answers(model, batch).logp_BT
     mask_BT = _mask(batch, logp_BT)
@@ -110,6 +111,7 @@ def ppo(model: nn.Module, batch: Batch, settings: PolicySettings | None = None) 
     logp_BT, mask_BT = scored.logp_BT, _mask(batch, scored.logp_BT)
     value_N = cast(ActorCritic, model).values_of(scored.states_ND).to(logp_BT.dtype)
     value_BT = torch.zeros_like(logp_BT).flatten().index_copy(0, scored.kept_N, value_N).view(logp_BT.shape) * mask_BT
+    # an answer is judged whole: no word of it has a reward of its own
     reward_BT = at_the_end(batch.extra["rewards_B"].to(logp_BT.dtype), mask_BT)
     raw_BT = gae(reward_BT, value_BT.detach(), mask_BT, settings.discount, settings.trace)
     target_BT = raw_BT + value_BT.detach()
@@ -130,6 +132,7 @@ class ActorCritic(Transformer):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         self.value_head = nn.Linear(config.width, 1)
+        # a head of noise would push the policy before it has seen a reward
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
 
@@ -161,6 +164,7 @@ def gae(
     """
     advantage_BT = torch.zeros_like(reward_BT)
     ahead_B = next_B = torch.zeros_like(reward_BT[:, 0])
+    # backwards: what follows a token is known when it is reached
     for t in range(reward_BT.shape[1] - 1, -1, -1):
         inside_B = mask_BT[:, t]
         delta_B = reward_BT[:, t] + discount * next_B - value_BT[:, t]
@@ -189,8 +193,10 @@ def _clipped_gain(
     settings: PolicySettings,
 ) -> tuple[torch.Tensor, torch.Tensor, dict[str, float]]:
     """min(ρA, clip(ρ)A), the ratio ρ to what the answers were drawn from, and metrics of both."""
+    # outside answers both are 0 and the ratio is 1
     ratio_BT = (logp_BT - batch.extra["old_logp_BT"].to(logp_BT.dtype) * mask_BT).exp()
     clipped_BT = ratio_BT.clamp(1 - settings.clip_low, 1 + settings.clip_high)
+    # the smaller: clipping takes away gain only, never the way back
     gain_BT = torch.minimum(ratio_BT * advantage_BT, clipped_BT * advantage_BT)
     fresh_BT, tokens = ratio_BT.detach(), float(mask_BT.sum())
     metrics = {
@@ -233,6 +239,7 @@ def kl_loss(
 def k3(logp: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     """KL(π‖π_ref) by an estimate that has no bias and is never negative, for tokens drawn from π."""
     r = logp - reference
+    # expm1: near the reference exp(-r) - 1 would lose all its digits
     return torch.expm1(-r) + r
 
 

@@ -31,6 +31,7 @@ def plackett_luce(
     two, that is Bradley-Terry with a margin. total: Σ over questions; count: Σ (candidates - 1), both weighted.
     """
     present_QK = ranks_QK >= 0
+    # each stands in its own denominators: an absent one's logarithm is then finite, and is left out later
     itself_KK = torch.eye(ranks_QK.shape[1], dtype=torch.bool, device=ranks_QK.device)
     pair_QKK = present_QK[:, :, None] & present_QK[:, None, :]
     left_QKK = (pair_QKK & (ranks_QK[:, None, :] >= ranks_QK[:, :, None])) | itself_KK
@@ -40,6 +41,7 @@ def plackett_luce(
     log_tied_QK = _logsumexp(scores_QK[:, None, :], tied_QKK)
     earlier_QK = (tied_QKK & itself_KK.new_ones(itself_KK.shape).tril(-1)).sum(-1)
     share_QK = earlier_QK.to(scores_QK.dtype) / tied_QKK.sum(-1)
+    # the tied weight is at most all that is left, and share below 1: the logarithm is of something positive
     log_rest_QK = log_left_QK + torch.log1p(-share_QK * (log_tied_QK - log_left_QK).exp())
     loss_Q = ((log_rest_QK - scores_QK) * present_QK).sum(1)
     count_Q = (present_QK.sum(1) - 1).clamp(min=0).to(scores_QK.dtype)
@@ -124,6 +126,7 @@ def _kto(ratio_B: torch.Tensor, batch: Batch, model: nn.Module, settings: Prefer
     other: Batch | None = batch.extra.get("mismatched")
     with torch.no_grad():
         zero = ratio_B.new_zeros(())
+        # KTO's reference point: KL is not negative, its estimate may be
         baseline = zero if other is None else _log_ratio(model, other).mean().clamp(min=0)
     good_B = batch.extra["good_B"]
     sign_B = torch.where(good_B, 1.0, -1.0).to(ratio_B.dtype)

@@ -29,6 +29,7 @@ from klype.errors import KlypeError
 from klype.jsons import finite, parsed
 from klype.train import parallel
 
+# a torn one still has one before it
 KEPT = 2
 MANIFEST, SHARDS = "manifest.json", "shards"
 MODEL, OPTIMIZER, ABOUT = "model.safetensors", "optimizer.safetensors", "state.json"
@@ -127,6 +128,7 @@ def newest_step(folder: Path) -> int:
 
 def states(folder: Path) -> list[Path]:
     """The states under ``folder/resume``, oldest first."""
+    # by number: beyond a million steps names are not in that order
     return sorted((folder / "resume").glob("step-*"), key=lambda place: int(place.name.removeprefix("step-")))
 
 
@@ -147,6 +149,7 @@ def _finish(draft: Path, place: Path, files: dict[str, bytes], sharded: dict[str
         shutil.rmtree(place)
     draft.rename(place)
     sync_folder(place.parent)
+    # after the new one is there under its name
     for old in states(place.parent.parent)[:-KEPT]:
         shutil.rmtree(old)
 

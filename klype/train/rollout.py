@@ -81,6 +81,7 @@ class KLController:
         if self.target:
             off = min(1.0, max(-1.0, kl / self.target - 1))
             self.beta *= 1 + (TIGHTEN if off > 0 else LOOSEN) * off
+            # from 0 no factor would ever lead back
             self.beta = min(max(self.beta, 1e-4), 100.0)
 
 
@@ -123,7 +124,9 @@ class RolloutBatches:
         """New answers to a step's questions, their rewards and advantages."""
         settings = self.settings
         asked = self._ask(step)
+        # the engine remembers prompts read with older weights
         self._engine.refresh(self.index)
+        # each request of each step has a seed of its own, up to 65,536 a step
         first = (settings.seed << 40) + (step << 16)  # of the requests' seeds
         how: dict[str, Any] = {"n": settings.answers, "limit": settings.limit, "stop": settings.stop}
         how["sampling"] = Sampling(temperature=settings.temperature)
@@ -157,6 +160,7 @@ class RolloutBatches:
             adjusted_N = adjusted_N - settings.kl_in_reward * beyond_N
         adjusted_QG = adjusted_N.reshape(len(asked), settings.answers)
         advantages_QG = advantages(torch.from_numpy(adjusted_QG), settings.scaling).float()
+        # rewards that are equal but for rounding give nothing to choose between
         different_Q = torch.from_numpy(np.ptp(adjusted_QG, axis=1) > 1e-9)
         extra["advantages_B"] = (advantages_QG * different_Q[:, None]).flatten()
         extra["rewards_B"] = torch.from_numpy(adjusted_QG).float().flatten()
@@ -174,6 +178,7 @@ class RolloutBatches:
 
     def state(self) -> dict[str, Any]:
         """Position; between two updates on the same answers those too, since the weights that drew them are gone."""
+        # else the next batch is drawn anew from the step's number alone
         kept = self._kept if self.index % self.settings.updates else None
         return {"index": self.index, "beta": self.controller.beta, "kept": None if kept is None else _to_json(kept)}
 
