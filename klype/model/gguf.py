@@ -96,7 +96,7 @@ class _Reader:
         return int(self.numbers(kind)[0])
 
     def text(self) -> str:
-        return self.take(self.number("Q")).decode("utf-8")
+        return self.take(int.from_bytes(self.take(8), "little")).decode("utf-8")
 
     def value(self, kind: int) -> Any:
         if kind == _STRING:

@@ -59,9 +59,9 @@ class Tokenizer:
         plain = {**definition, "added_tokens": [], "post_processor": None}
         cuts = json.dumps(plain.get("pre_tokenizer")).replace('"first"', '"never"')
         inner, behind = {**plain, "pre_tokenizer": json.loads(cuts)}, _prepending_nothing(plain)
-        self._plain = _backend(plain)
-        self._inner = self._plain if inner == plain else _backend(inner)
-        self._behind = self._plain if behind == plain else _backend(behind)
+        self._plain = _backend(plain, self._backend)
+        self._inner = self._plain if inner == plain else _backend(inner, self._backend)
+        self._behind = self._plain if behind == plain else _backend(behind, self._backend)
         self._byte_level = "ByteLevel" in json.dumps([definition.get("pre_tokenizer"), definition.get("decoder")])
         self._bytes = _token_bytes(self._backend, self._byte_level)
         self.vocab_size = len(self._bytes)
@@ -352,8 +352,13 @@ def _byte_characters() -> list[str]:
     return [chr(b) if b in shown else chr(next(hidden)) for b in range(256)]
 
 
-def _backend(definition: dict[str, Any]) -> Backend:
+def _backend(definition: dict[str, Any], like: Backend | None = None) -> Backend:
+    """``like``: shares the vocabulary and merges of this one, most of a definition's size."""
+    if like is not None:
+        definition = {**definition, "model": {"type": "BPE", "vocab": {}, "merges": []}}
     backend: Backend = call_library(Backend.from_str, json.dumps(definition))
+    if like is not None:
+        backend.model = like.model
     backend.no_truncation()
     backend.no_padding()
     return backend
@@ -382,14 +387,16 @@ def _token_bytes(backend: Backend, byte_level: bool) -> list[bytes]:
     if last > 2 * len(vocabulary) + GAPS:
         raise KlypeError(f"it has {len(vocabulary):,} tokens and gives one of them the id {last:,}.")
     table = [b""] * (last + 1)
-    byte_of = {c: b for b, c in enumerate(_byte_characters())}
+    # each stand-in to its byte, which Latin-1 writes; no other character to any
+    byte_of = {**dict.fromkeys(range(256), 256), **{ord(c): b for b, c in enumerate(_byte_characters())}}
     for token, i in vocabulary.items():
         if not byte_level and len(token) == 6 and token.startswith("<0x"):
             table[i] = bytes([int(token[3:5], 16)])
-        elif byte_level and all(c in byte_of for c in token):
-            table[i] = bytes(byte_of[c] for c in token)
-        else:
-            table[i] = token.replace("▁", " ").encode()
+            continue
+        table[i] = token.replace("▁", " ").encode()
+        if byte_level:
+            with suppress(UnicodeEncodeError):  # it is not spelt in stand-ins
+                table[i] = token.translate(byte_of).encode("latin-1")
     for i, added in backend.get_added_tokens_decoder().items():
         table[i] = b"" if added.special else added.content.encode()
     return table
