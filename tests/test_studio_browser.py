@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -192,6 +193,8 @@ def test_every_page(browser: Any, base: str, axe: str, name: str, lang: str, wid
     assert page.get_attribute("html", "lang") == LOCALES[lang]
     fill(visitor, name)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    shares = [cell for cell in page.locator("td.num").all_inner_texts() if "%" in cell]
+    assert [cell for cell in shares if not re.search(r"\d[.,]\d(?!\d)", cell)] == []  # 47.8%, not 48% or 47.83%
     charts = page.locator("[role=img]").evaluate_all("all => all.map(one => one.ariaLabel)")
     assert not [said for said in charts if said.startswith("This is a chart")]  # ECharts' own words, in English
     assert [label for one in page.evaluate(COLLISIONS, ".k-chart svg") for label in one["found"]] == []

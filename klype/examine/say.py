@@ -18,10 +18,11 @@ EXACT = "share a word"  # the unit of shares so near to one that they are writte
 
 
 class Say:
-    """The report's words in one language."""
+    """The report's words in one language. ``decimals`` of every figure that is a share, where a page has many of them
+    below each other; by default each has as many as its interval deserves."""
 
-    def __init__(self, lang: str) -> None:
-        self.lang = lang
+    def __init__(self, lang: str, decimals: int | None = None) -> None:
+        self.lang, self.decimals = lang, decimals
         self.words: Words = words(lang, "report")
 
     def __call__(self, key: str, **values: object) -> str:
@@ -49,10 +50,11 @@ class Say:
             return f"{self.value(figure, name)} ({self.why(figure.get('why', ''))})"
         if is_share(figure, name) and _unit(name) != EXACT:
             if low is None or high is None:
-                return self.share(value)
+                return self.share(value, self.decimals)
             decimals = min(2, interval_decimals(100 * low, 100 * high)) if 0 < high - low < 0.02 else 0
             if 0 < value < 1 and round(100 * value) in (0, 100):  # neither none nor all
                 decimals = max(1, decimals)
+            decimals = decimals if self.decimals is None else self.decimals
             ends = [self.number(100 * x, decimals) for x in (low, high)]
             if {*ends} == {self.number(100 * value, decimals)}:  # it is known more exactly than it is written
                 return percent(value, self.lang, decimals)

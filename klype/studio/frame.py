@@ -81,7 +81,9 @@ class Visit:
     def of(studio: Studio, page: Page, request: Request) -> Visit:
         lang, theme = language_of(request), request.cookies.get(THEME_COOKIE, "auto")
         own, frame = words(lang, f"studio_{page.name}"), words(lang, "studio_frame")
-        return Visit(studio, page, lang, theme if theme in THEMES else "auto", own, frame, Say(lang), request)
+        return Visit(
+            studio, page, lang, theme if theme in THEMES else "auto", own, frame, Say(lang, decimals=1), request
+        )
 
     def tell(self, error: BaseException) -> None:
         ui.notify(self.why(error), type="negative", position="top", timeout=8000, multi_line=True)
