@@ -15,7 +15,7 @@ def requantised(file: Path, kind: str, folder: Path) -> Path:
     import numpy as np
 
     target = gguf.GGMLQuantizationType[kind]
-    file_type = {"Q4_0": gguf.LlamaFileType.MOSTLY_Q4_0, "BF16": gguf.LlamaFileType.MOSTLY_BF16}[kind]
+    file_type = gguf.LlamaFileType[f"MOSTLY_{kind}"]
     out = folder / f"model-{kind}.gguf"
     try:
         reader = gguf.GGUFReader(file)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -109,13 +110,16 @@ def shape_of(opened: Opened) -> Shape | None:
     if opened.native is None:
         return None
     from klype.model.prepacked import Int8Linear
+    from klype.model.quantised import QuantisedLinear
 
     config, model = opened.native.loaded.config, opened.native.loaded.model
     matrices = config.flops_per_token // 2
-    number = model.embed.weight.element_size()
+    number = model.dtype.itemsize
     weight = 1 if any(isinstance(part, Int8Linear) for part in model.modules()) else number
+    stored = [part for part in model.modules() if isinstance(part, QuantisedLinear)]
+    spared = sum(math.prod(part.shape) * number - part.size for part in stored)
     cached = 2 * config.layers * config.kv_heads * config.head_dim * number
-    return Shape(matrices, config.layers, config.heads * config.head_dim, matrices * weight, cached)
+    return Shape(matrices, config.layers, config.heads * config.head_dim, matrices * weight - spared, cached)
 
 
 def questions_of(opened: Opened, file: Path | None, suite: str, most: int) -> list[Question]:

@@ -206,7 +206,7 @@ def make_draft(opened: Opened, name: str) -> Draft:
         return NgramDraft(_texts(opened, name.partition(":")[2]), own.config.vocab_size)
     from klype.sources.opening import open_model
 
-    loaded = open_model(name, opened.how.precision, device=str(own.model.embed.weight.device)).loaded
+    loaded = open_model(name, opened.how.precision, device=str(own.model.device)).loaded
     if loaded.config.vocab_size != own.config.vocab_size or not loaded.tokenizer.agrees(own.tokenizer):
         raise UsageError(
             f"The draft {name} and {opened.name} do not share a tokenizer: {loaded.config.vocab_size} tokens and"

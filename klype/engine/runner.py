@@ -221,7 +221,7 @@ class NativeRunner:
         memory."""
         config = self.model.config
         numbers = config.flops_per_token / 2 / (PRODUCTS * config.layers + 1)
-        return numbers * self.model.embed.weight.element_size() * max(rows / 2, FETCHED)
+        return numbers * self.model.dtype.itemsize * max(rows / 2, FETCHED)
 
     def flops_per_token(self, context: int) -> int:
         return self.model.config.flops_at(context)

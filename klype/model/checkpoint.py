@@ -7,10 +7,12 @@ README.md (model card), run.json (what made it), manifest.json (SHA-256 of the o
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import psutil
@@ -33,7 +35,9 @@ from klype.model.convert import (
     weights_from_hf,
     weights_to_hf,
 )
-from klype.model.gguf import open_gguf
+from klype.model.gguf import StoredWeights, open_gguf
+from klype.model.prepacked import Kernel
+from klype.model.quantised import put_quantised, quantised_weights
 from klype.model.tensors import TensorFiles, is_finite, weight_files
 from klype.model.transformer import Transformer
 from klype.text.chat import Chat
@@ -95,10 +99,17 @@ def save(folder: Path, model: Transformer, tokenizer: Tokenizer, about: dict[str
     manifest.put(folder, write)
 
 
-def load(folder: Path, dtype: str = "float32", known: Path | None = None, device: torch.device | None = None) -> Loaded:
+def load(
+    folder: Path,
+    dtype: str = "float32",
+    known: Path | None = None,
+    device: torch.device | None = None,
+    kernel: Kernel | None = None,
+) -> Loaded:
     """Read klype's own checkpoint, a Hugging Face directory (of one weights file or several) or a GGUF file.
 
-    ``known``: see Tokenizer.load; ``device``: where the model is to compute (None: the CPU). Raises KlypeError, in one
+    ``known``: see Tokenizer.load; ``device``: where the model is to compute (None: the CPU); ``kernel``: computes with
+    the quantised matrices of a GGUF file as they lie there, and the model cannot learn. Raises KlypeError, in one
     sentence, for whatever is missing, damaged, of another shape, or too large for the memory that is free.
     """
     folder = Path(folder)
@@ -107,8 +118,12 @@ def load(folder: Path, dtype: str = "float32", known: Path | None = None, device
     if folder.is_file() and folder.suffix.lower() == ".gguf":
         opened = open_gguf(folder, known)
         _check_fit(folder, opened.config, opened.shapes, opened.tokenizer)
-        _check_memory(folder, opened.config, DTYPES[dtype])
-        model = _build(opened.config, opened.get, DTYPES[dtype]).to(device)
+        quantised = {} if kernel is None else quantised_weights(opened)
+        _check_memory(folder, opened.config, DTYPES[dtype], quantised)
+        model = _build(opened.config, opened.get, DTYPES[dtype], quantised)
+        if kernel is not None:
+            put_quantised(model, quantised, kernel)
+        model.to(device)
         return Loaded(model, opened.tokenizer, opened.config, {}, folder)
     if not folder.is_dir():
         raise UsageError(f"There is no model folder {folder}.", "Give the folder of a checkpoint.")
@@ -168,16 +183,22 @@ def _check_fit(where: Path, config: ModelConfig, shapes: dict[str, tuple[int, ..
         )
 
 
-def memory_needed(config: ModelConfig, dtype: torch.dtype) -> int:
+def memory_needed(config: ModelConfig, dtype: torch.dtype, quantised: StoredWeights = MappingProxyType({})) -> int:
     """Bytes of the weights, of the head's copy while it is packed (it stays where it is tied), of one long text's keys
-    and values, and of the positions' tables."""
+    and values, and of the positions' tables. ``quantised`` weights stay as they are."""
     text = min(config.window, LONG) * 2 * config.layers * config.kv_heads * config.head_dim
     tables = 2 * config.window * config.head_dim if config.rope_theta else 0
-    return (config.parameters + config.vocab_size * config.width + text + tables) * dtype.itemsize
+    packed = ("embed.weight" if config.tie else "head.weight") not in quantised
+    stored = list(chain(*quantised.values()))
+    numbers = config.parameters + packed * config.vocab_size * config.width + text + tables
+    numbers -= sum(len(weight.blocks) * weight.columns for weight in stored)
+    return numbers * dtype.itemsize + sum(weight.blocks.numel() for weight in stored)
 
 
-def _check_memory(folder: Path, config: ModelConfig, dtype: torch.dtype) -> None:
-    needed, free = memory_needed(config, dtype), int(psutil.virtual_memory().available)
+def _check_memory(
+    folder: Path, config: ModelConfig, dtype: torch.dtype, quantised: StoredWeights = MappingProxyType({})
+) -> None:
+    needed, free = memory_needed(config, dtype, quantised), int(psutil.virtual_memory().available)
     if needed > free:
         raise KlypeError(
             f"{folder} needs {needed / 2**30:.1f} GiB of memory and {free / 2**30:.1f} GiB is free.",
@@ -192,14 +213,18 @@ class _Undrawn(TorchFunctionMode):
         return None if getattr(func, "__module__", "") == "torch.nn.init" else func(*args, **(kwargs or {}))
 
 
-def _build(config: ModelConfig, get: Callable[[str], Tensor], dtype: torch.dtype) -> Transformer:
+def _build(
+    config: ModelConfig, get: Callable[[str], Tensor], dtype: torch.dtype, without: Collection[str] = ()
+) -> Transformer:
+    """``without``: weights that get a place of another kind later."""
     with torch.device("meta"), _Undrawn():
         model = Transformer(config)
-    state = {name: w.to(dtype) for name, w in weights_from_hf(config, get)}
-    if config.tie:
+    state = {name: w.to(dtype) for name, w in weights_from_hf(config, get, without)}
+    tied = config.tie and "embed.weight" in state
+    if tied:
         state["head.weight"] = state["embed.weight"]
-    model.load_state_dict(state, assign=True)
-    if config.tie:
+    model.load_state_dict(state, assign=True, strict=not without)
+    if tied:
         model.head.weight = model.embed.weight
     return model.to(dtype).requires_grad_(True).eval()
 

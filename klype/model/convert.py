@@ -6,7 +6,7 @@ the convolution, without rotation, or with both biases and normed queries has mo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from itertools import chain
 from typing import Any
 
@@ -129,7 +129,7 @@ def weights_to_hf(model: Transformer) -> dict[str, Tensor]:
     if model_type(config) == OWN:
         return {PREFIX + name: p.contiguous() for name, p in own.items()}
     out: dict[str, Tensor] = {}
-    for name, theirs, rows in _pieces(config):
+    for name, theirs, rows in pieces(config):
         start = 0
         for their, count in zip(theirs, rows, strict=True):
             piece = own[name][start : start + count] if len(theirs) > 1 else own[name]
@@ -137,10 +137,13 @@ def weights_to_hf(model: Transformer) -> dict[str, Tensor]:
     return out
 
 
-def weights_from_hf(config: ModelConfig, get: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Our names and weights, one at a time, from a function that gives Hugging Face's by name."""
-    for name, theirs, _ in _pieces(config):
-        yield name, get(theirs[0]) if len(theirs) == 1 else torch.cat([get(t) for t in theirs])
+def weights_from_hf(
+    config: ModelConfig, get: Callable[[str], Tensor], without: Collection[str] = ()
+) -> Iterator[tuple[str, Tensor]]:
+    """Our names and weights, one at a time, from a function that gives Hugging Face's by name, ``without`` some."""
+    for name, theirs, _ in pieces(config):
+        if name not in without:
+            yield name, get(theirs[0]) if len(theirs) == 1 else torch.cat([get(t) for t in theirs])
 
 
 def hf_shapes(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -150,14 +153,14 @@ def hf_shapes(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     part = {"embed": (config.vocab_size, D), "head": (config.vocab_size, D), "norm": (D,)}
     part |= {"attention_norm": (D,), "mlp_norm": (D,), "q_norm": (K,), "k_norm": (K,), "taps": (config.conv, D)}
     part |= {"qkv": (Q, D), "out": (D, config.heads * K), "gate_up": (2 * H, D), "down": (D, H)}
-    for name, theirs, rows in _pieces(config):
+    for name, theirs, rows in pieces(config):
         own = name.removesuffix(".weight").removesuffix(".bias").rpartition(".")[2]
         shape = part[own][:1] if name.endswith(".bias") else part[own]
         for their, count in zip(theirs, rows, strict=True):
             yield their, shape if len(theirs) == 1 else (count, *shape[1:])
 
 
-def _pieces(config: ModelConfig) -> Iterator[tuple[str, list[str], list[int]]]:
+def pieces(config: ModelConfig) -> Iterator[tuple[str, list[str], list[int]]]:
     """Our name, the names in a file that it is made of (in the order of rows), and their rows."""
     layer = ["attention_norm.weight", "qkv.weight", "out.weight", "mlp_norm.weight", "gate_up.weight", "down.weight"]
     layer += ["qkv.bias"] * config.qkv_bias + ["q_norm.weight", "k_norm.weight"] * config.qk_norm

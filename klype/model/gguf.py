@@ -11,11 +11,14 @@ import math
 import mmap
 import re
 import struct
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -34,6 +37,8 @@ VALUES = 2**23
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 ROPE = "rope_freqs.weight"
+_Q4_1 = 3
+_INFINITE = 0x7C00  # bits that a float16 has all set when it is infinite or no number
 _KINDS = ("llama", "qwen2", "qwen3")
 _NAMES = {
     "token_embd": "model.embed_tokens",
@@ -172,6 +177,21 @@ def _expanded(file: Path, name: str, entry: Placed) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Stored:
+    """A matrix as the file holds it: its type by GGUF's number, its columns, and its rows as bytes, mapped. ``paired``:
+    rows of a head, where those that are rotated together lie side by side; 0 where all lie in Hugging Face's order."""
+
+    kind: int
+    columns: int
+    blocks: Tensor
+    paired: int
+
+
+StoredWeights = Mapping[str, Sequence[Stored]]
+"""By our name of a weight: what a file has of it, one below the other."""
+
+
+@dataclass(frozen=True)
 class GGUFFile:
     """An opened file: configuration, tokenizer, shapes by Hugging Face's names, and `get` for the weights."""
 
@@ -185,11 +205,36 @@ class GGUFFile:
     def get(self, name: str) -> Tensor:
         """A weight in float32, as Hugging Face's checkpoint has it. KlypeError when it is damaged or not finite."""
         weight = _expanded(self.file, name, self._placed[name])
-        if self._permuted and re.search(r"self_attn\.[qk]_proj\.", name):
+        if self._is_permuted(name):
             heads = self.config.heads if "q_proj" in name else self.config.kv_heads
             # from llama.cpp's order of rotated rows (pair by pair) to Hugging Face's (first halves, second halves)
             weight = weight.reshape(heads, -1, 2, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
         return weight
+
+    def kind(self, name: str) -> int:
+        """A weight's type by GGUF's number; -1 of what is not a matrix."""
+        entry = self._placed[name]
+        return entry.kind if len(entry.shape) == 2 else -1
+
+    def stored(self, name: str) -> Stored:
+        """A matrix of blocks that begin with their scales in float16, as it lies. Errors as of ``get``."""
+        import gguf
+
+        entry = self._placed[name]
+        raw = self._mapped[entry.start : entry.stop]
+        _, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(entry.kind)]
+        scales = raw.reshape(-1, size)[:, : 4 if entry.kind == _Q4_1 else 2].view(np.uint16)
+        if (scales & _INFINITE == _INFINITE).any():
+            raise KlypeError(f"{self.file} holds numbers that are not finite, in {name}.", HINT)
+        blocks = torch.from_numpy(raw).view(entry.shape[0], -1)
+        return Stored(entry.kind, entry.shape[1], blocks, self.config.head_dim if self._is_permuted(name) else 0)
+
+    @cached_property
+    def _mapped(self) -> npt.NDArray[np.uint8]:
+        return np.memmap(self.file, np.uint8, "c")
+
+    def _is_permuted(self, name: str) -> bool:
+        return self._permuted and re.search(r"self_attn\.[qk]_proj\.", name) is not None
 
 
 def open_gguf(file: Path, known: Path | None = None) -> GGUFFile:

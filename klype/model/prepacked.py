@@ -55,6 +55,7 @@ class Matrix(ctypes.Structure):
         ("rows", ctypes.c_int64),
         ("columns", ctypes.c_int64),
         ("bits", ctypes.c_int64),
+        ("rows_of_file", ctypes.c_void_p),
     )
 
 
@@ -95,7 +96,7 @@ class Kernel:
         """Rows [..., in] times one matrix, computed in float32, returned as they came."""
         rows, out = x.float().contiguous(), torch.empty(*x.shape[:-1], matrix.rows)
         threads, M = ctypes.c_int(torch.get_num_threads()), ctypes.c_int64(x.numel() // x.shape[-1])
-        if self.library.klype_product(ctypes.byref(matrix), _pointer(rows), _pointer(out), M, threads):
+        if self.library.klype_product(ctypes.byref(matrix), pointer_to(rows), pointer_to(out), M, threads):
             raise MemoryError
         return out.to(x.dtype)
 
@@ -131,7 +132,7 @@ def lies_in_blocks(weight_OI: Tensor, address: int, size: int, block: int) -> bo
 def matrix_at(address: int, weight_OI: Tensor, bias_O: Tensor | None = None, scale_O: Tensor | None = None) -> Matrix:
     """The ``Matrix`` struct for a matrix in blocks. The float32 bias and scale must be kept alive beside it."""
     bits = 8 * weight_OI.element_size()
-    return Matrix(address, _address(scale_O), _address(bias_O), *weight_OI.shape, bits)
+    return Matrix(address, address_of(scale_O), address_of(bias_O), *weight_OI.shape, bits)
 
 
 class CompiledDecoder:
@@ -181,7 +182,7 @@ class CompiledDecoder:
         self.fields.positions = cache.keys[0].shape[2]
         self.fields.kept_bits = 8 * cache.keys[0].element_size()
         out_BTD = torch.empty_like(x)
-        pointers = [_pointer(tensor) for tensor in (x, out_BTD, rows_BT, positions_BT)]
+        pointers = [pointer_to(tensor) for tensor in (x, out_BTD, rows_BT, positions_BT)]
         threads = ctypes.c_int(torch.get_num_threads())
         run = self.kernel.library.klype_pass
         if run(ctypes.byref(self.fields), *pointers, ctypes.c_int64(B * T), threads):
@@ -193,7 +194,8 @@ class CompiledDecoder:
         return self.kept[-1].data_ptr()
 
 
-def _address(tensor: Tensor | None) -> int | None:
+def address_of(tensor: Tensor | None) -> int | None:
+    """Where a float32 tensor lies."""
     if tensor is None:
         return None
     assert tensor.is_contiguous()
@@ -201,7 +203,8 @@ def _address(tensor: Tensor | None) -> int | None:
     return tensor.data_ptr()
 
 
-def _pointer(tensor: Tensor) -> ctypes.c_void_p:
+def pointer_to(tensor: Tensor) -> ctypes.c_void_p:
+    """The same for C, of whatever numbers."""
     assert tensor.is_contiguous()
     return ctypes.c_void_p(tensor.data_ptr())
 
@@ -286,7 +289,7 @@ def prepack(model: Transformer, precision: Precision, kernel: Kernel | None = No
     if is_prepacked(model):
         raise KlypeError("This model is packed already.", "Load it again to pack it otherwise.")
     model.requires_grad_(False)
-    kernel = kernel if decodes(model.config) and model.embed.weight.device.type == "cpu" else None
+    kernel = kernel if decodes(model.config) and model.device.type == "cpu" else None
     with torch.no_grad():
         model.to(_stream(precision))
         for parent in [*model.layers, model]:

@@ -1,5 +1,5 @@
-/* A decoder's pass over a few new tokens, matrices of 8-bit integers, bfloat16 or float32, the cache bfloat16 or float32,
- * all that is computed float32: klype.model.prepacked builds it.
+/* A decoder's pass over a few new tokens, matrices of 8-bit integers, bfloat16 or float32, or as a GGUF file has them, the
+ * cache bfloat16 or float32, all that is computed float32: klype.model.prepacked and klype.model.quantised build it.
  *
  * Every token has a row of the cache and a position in it; the row's keys and values up to there are read, its own
  * are stored. Threads are OpenMP's, which torch computes with too (two pools would wait for each other's cores), but
@@ -7,7 +7,8 @@
  *
  * Matrices lie as oneDNN reads them: blocks of 64 rows, in a block column after column (bfloat16: two columns at a time),
  * in a column row after row, the last block filled up. So a matrix is read from its beginning to its end, and a token's
- * sums are added in the same order however many tokens and threads there are.
+ * sums are added in the same order however many tokens and threads there are. In a GGUF file they lie row after row,
+ * in blocks of 32 numbers with a scale each, which become float32 in registers: for them the same holds.
  *
  * Shapes: M tokens, D width, H query heads, G key heads, K head width, F hidden width, S positions of the cache. All
  * widths are multiples of 16. */
@@ -25,35 +26,58 @@
 #define TOGETHER 4 /* tokens that meet a matrix's rows at once */
 #define BLOCK 64   /* rows of a matrix that lie side by side */
 #define UNIT 16    /* rows that a thread takes at least */
+#define ROWS 8     /* rows of a matrix in a GGUF file that lie at equal distances */
+#define TOLD 32    /* numbers that are expanded together, most types' block */
+#define SUMS 16    /* that are computed together, in registers */
+#define SOON 16    /* rows from now one is asked for, which a processor does not foresee */
+#define NEAR 256   /* rows that a core's cache has room for */
 #define PATIENCE 2000 /* looks before a waiting thread gives its core to others */
 
 #if defined(__AVX512F__)
 #include <immintrin.h>
 #define W 16
 #define WIDENED(w) ((Vec)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(w)))))
+#define BYTES(w) ((Ints)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(w))))
+#define SIXTEEN ((Vec){0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15})
+#define LOW_BITS(i, ...) ((Vec)_mm512_permutexvar_ps((__m512i)(i), (__m512)scaled(SIXTEEN, __VA_ARGS__))) /* looked up */
 #elif defined(__AVX2__)
 #include <immintrin.h>
 #define W 8
 #define WIDENED(w) ((Vec)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(w)))))
+#define BYTES(w) ((Ints)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(w))))
 #else
 #define W 8
 typedef int8_t Bytes __attribute__((vector_size(W), aligned(1), may_alias));
-#define WIDENED(w) __builtin_convertvector(*(const Bytes *)(w), Vec)
+typedef uint8_t Unsigned __attribute__((vector_size(W), aligned(1), may_alias));
+typedef int16_t Shorts __attribute__((vector_size(2 * W))); /* GCC widens to twice the bits in vectors, to more one by one */
+#define BYTES(w) __builtin_convertvector(__builtin_convertvector(*(const Unsigned *)(w), Shorts), Ints)
+#define WIDENED(w) __builtin_convertvector( \
+    __builtin_convertvector(__builtin_convertvector(*(const Bytes *)(w), Shorts), Ints), Vec)
+#endif
+#if !defined(LOW_BITS)
+#define LOW_BITS(i, ...) scaled(__builtin_convertvector((i) & 15, Vec), __VA_ARGS__)
 #endif
 
 typedef float Vec __attribute__((vector_size(4 * W)));
 typedef float Loose __attribute__((vector_size(4 * W), aligned(4), may_alias)); /* at any address */
+typedef float Four __attribute__((vector_size(16)));
+typedef int32_t Ints __attribute__((vector_size(4 * W)));
 typedef uint32_t Words __attribute__((vector_size(4 * W)));
 typedef uint32_t LooseWords __attribute__((vector_size(4 * W), aligned(4), may_alias));
 typedef uint16_t LooseHalves __attribute__((vector_size(2 * W), aligned(2), may_alias));
 
 enum { INT8 = 8, BFLOAT16 = 16, FLOAT32 = 32 };
+enum { Q4_0 = 2, Q4_1 = 3, Q8_0 = 8 }; /* GGUF's own numbers */
+
+/* ROWS rows as they lie in a GGUF file: the first, bytes from one to the next, and the type of their blocks. */
+typedef struct { const char *first; int64_t step, type; } Rows;
 
 typedef struct {
     const char *weight; /* [out / 64, in, 64], bfloat16 [out / 64, in / 2, 64, 2] */
     const float *scale; /* [out] or NULL */
     const float *bias;  /* [out] or NULL */
     int64_t out, in, bits;
+    const Rows *rows; /* [out / 8] where there is no weight */
 } Matrix;
 
 typedef struct {
@@ -191,8 +215,121 @@ static inline __attribute__((always_inline)) void tile_of_bits(
     else tile_of_rows(w, x, m->in, bits, UNIT, T, sums);
 }
 
+/* A block's first two float16: its scale and, of some types, its least number. */
+static inline __attribute__((always_inline)) void halves(const char *at, float *scale, float *least) {
+#if defined(__F16C__)
+    Four both = (Four)_mm_cvtph_ps(_mm_loadl_epi64((const __m128i *)at));
+    *scale = both[0], *least = both[1];
+#else
+    float *const to[] = {scale, least};
+    for (int i = 0; i < 2; i++) {
+        uint16_t bits;
+        memcpy(&bits, at + 2 * i, 2);
+        union { uint32_t u; float f; } x = {(bits & 0x7fffu) << 13};
+        x.f *= 0x1p112f; /* exact, of the smallest too */
+        x.u |= (bits & 0x8000u) << 16;
+        *to[i] = x.f;
+    }
+#endif
+}
+
+/* What four bits stand for. */
+static inline __attribute__((always_inline)) Vec scaled(Vec bits, const int type, float scale, float least) {
+    return type == Q4_0 ? (bits - 8) * scale : bits * scale + least;
+}
+
+static inline __attribute__((always_inline)) int64_t block_bytes(const int type) {
+    return type == Q8_0 ? 34 : type == Q4_1 ? 20 : 18;
+}
+
+/* The n-th TOLD numbers of a row as it lies in a GGUF file. */
+static inline __attribute__((always_inline)) void expanded(const char *row, int64_t n, const int type, Vec *x) {
+    float scale, least;
+    row += n * block_bytes(type);
+    halves(row, &scale, &least);
+    row += type == Q4_1 ? 4 : 2;
+    if (type == Q8_0)
+#pragma GCC unroll 4
+        for (int i = 0; i < TOLD / W; i++) x[i] = WIDENED(row + i * W) * scale;
+    else
+#pragma GCC unroll 2
+        for (int i = 0; i < TOLD / 2 / W; i++) {
+            Ints two = BYTES(row + i * W);
+            x[i] = LOW_BITS(two, type, scale, least);
+            x[i + TOLD / 2 / W] = LOW_BITS(two >> 4, type, scale, least);
+        }
+}
+
+/* out[t, r] of R rows, of which ``used`` are there, times T tokens. Type, R and T are constants where it is called, so
+ * that the sums stay in registers. */
+static inline __attribute__((always_inline)) void dots(
+    Rows rows, int64_t used, const float *x, int64_t in, const int type, const int R, const int T, float *out, int64_t stride) {
+    Vec sum[SUMS];
+#pragma GCC unroll 16
+    for (int i = 0; i < R * T; i++) sum[i] = (Vec){0};
+    for (int64_t n = 0; n < in / TOLD; n++) {
+        Vec own[ROWS][TOLD / W];
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++) {
+            expanded(rows.first + r * rows.step, n, type, own[r]);
+            __builtin_prefetch(rows.first + (r + SOON) * rows.step + n * block_bytes(type));
+        }
+#pragma GCC unroll 8
+        for (int t = 0; t < T; t++)
+#pragma GCC unroll 4
+            for (int i = 0; i < TOLD / W; i++) {
+                Vec one = load(x + t * in + n * TOLD + i * W);
+#pragma GCC unroll 8
+                for (int r = 0; r < R; r++) sum[t * R + r] += own[r][i] * one;
+            }
+    }
+#pragma GCC unroll 8
+    for (int t = 0; t < T; t++)
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++)
+            if (r < used) out[t * stride + r] = total(sum[t * R + r]);
+}
+
+/* ROWS rows: the more tokens, the fewer rows at once, and the more products of what has been expanded. */
+static inline __attribute__((always_inline)) void dots_of(
+    const int type, Rows rows, int64_t used, const float *x, int64_t in, int64_t T, float *out, int64_t stride) {
+    const int R = T == 1 ? 8 : T == 8 ? 2 : 4;
+    for (int64_t r = 0; r < used; r += R, rows.first += R * rows.step, out += R)
+        if (T == 1) dots(rows, used - r, x, in, type, 8, 1, out, stride);
+        else if (T == 2) dots(rows, used - r, x, in, type, 4, 2, out, stride);
+        else if (T == 4) dots(rows, used - r, x, in, type, 4, 4, out, stride);
+        else dots(rows, used - r, x, in, type, 2, 8, out, stride);
+}
+
+/* As product, of a matrix that lies in a file. A few rows stay near while all tokens meet them. */
+static void product_of_rows(const Matrix *m, const float *x, int64_t M, int64_t from, int64_t to, float *out, int64_t stride) {
+    for (int64_t near = from; near < to; near += NEAR)
+        for (int64_t t = 0, T; t < M; t += T) {
+            T = M - t >= 8 ? 8 : M - t >= 4 ? 4 : M - t >= 2 ? 2 : 1;
+            for (int64_t o = near; o < to && o < near + NEAR; o += ROWS) {
+                Rows rows = m->rows[o / ROWS];
+                const float *in = x + t * m->in;
+                float *own = out + t * stride + o - from;
+                int64_t used = to - o < ROWS ? to - o : ROWS;
+                switch (rows.type) {
+#define CASE(type) case type: dots_of(type, rows, used, in, m->in, T, own, stride); break
+                    CASE(Q4_0);
+                    CASE(Q4_1);
+                    CASE(Q8_0);
+#undef CASE
+                }
+                for (int64_t i = 0; m->bias && i < T; i++)
+                    for (int64_t r = 0; r < used; r++) own[i * stride + r] += m->bias[o + r];
+            }
+        }
+}
+
 /* out[m, o - from] of rows from..to, scaled, with bias; ``stride`` between tokens of out. ``from`` is whole units. */
 static void product(const Matrix *m, const float *x, int64_t M, int64_t from, int64_t to, float *out, int64_t stride) {
+    if (m->rows) {
+        product_of_rows(m, x, M, from, to, out, stride);
+        return;
+    }
     float sums[BLOCK * TOGETHER];
     for (int64_t o = from, rows; o < to; o += rows) {
         rows = o % BLOCK == 0 && to - o >= BLOCK ? BLOCK : UNIT;
@@ -354,6 +491,21 @@ int klype_pass(const Model *c, float *x, float *out, const int64_t *rows, const 
     int failed = run(&job, threads);
     free(between);
     return failed;
+}
+
+/* out [M, in]: rows of a matrix that lies in a file. */
+void klype_expand(const Matrix *m, const int64_t *ids, int64_t M, float *out) {
+    for (int64_t t = 0; t < M; t++) {
+        Rows rows = m->rows[ids[t] / ROWS];
+        const char *row = rows.first + ids[t] % ROWS * rows.step;
+        for (int64_t n = 0; n < m->in / TOLD; n++) {
+            Vec x[TOLD / W];
+            if (rows.type == Q4_0) expanded(row, n, Q4_0, x);
+            else if (rows.type == Q4_1) expanded(row, n, Q4_1, x);
+            else expanded(row, n, Q8_0, x);
+            memcpy(out + t * m->in + n * TOLD, x, sizeof x);
+        }
+    }
 }
 
 /* out [M, out] = in [M, in] times the matrix. */

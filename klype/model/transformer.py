@@ -63,14 +63,23 @@ class Transformer(nn.Module):
         other.backend, other.decoder = backend, decoder
         return other
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of all that lies between the matrices."""
+        return self.norm.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.norm.weight.device
+
     def new_cache(self, rows: int = 0) -> Cache:
         """Rows of no text, in this model's precision, where it computes."""
-        weight = self.embed.weight
-        return Cache(self.config, rows, dtype=weight.dtype, device=weight.device)
+        return Cache(self.config, rows, dtype=self.dtype, device=self.device)
 
     def packs(self, longest: int) -> bool:
         """Whether texts of at most so many tokens are packed, and shared prefixes computed once."""
-        return self.backend.supports(self.config, longest, self.embed.weight)
+        return self.backend.supports(self.config, longest, self.norm.weight)
 
     def hidden(self, tokens_BT: Tensor, cache: Cache | None = None, document_BT: Tensor | None = None) -> Tensor:
         """States after the last norm, [B, T, D].
@@ -144,11 +153,11 @@ class Transformer(nn.Module):
         mask: Tensor | None
         if document_BT is None:
             self._check_length(T)
-            written = min(self.causal.shape[0], written_up_to(self.embed.weight.dtype))
+            written = min(self.causal.shape[0], written_up_to(self.dtype))
             positions, mask = None, self.causal[:T, :T] if written >= T else None
             rope = (self.cos[:T], self.sin[:T]) if self.config.rope_theta else None
         else:
-            positions, mask = document_positions(document_BT), document_mask(document_BT, self.embed.weight.dtype)
+            positions, mask = document_positions(document_BT), document_mask(document_BT, self.dtype)
             self._check_length(int(positions.max()) + 1)
             rope = (self.cos[positions], self.sin[positions]) if self.config.rope_theta else None
         return WholeTexts(self.config, rope, (B, T), mask, positions)

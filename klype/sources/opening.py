@@ -171,12 +171,17 @@ def _open_native(name: str, found: Found, precise: tuple[str, bool], device: tor
 
     set_threads()
     (precision, measured), on_cpu = precise, device.type == "cpu"
+    as_stored = on_cpu and found.folder.suffix.lower() == ".gguf"
+    if precision == "auto" and as_stored:
+        precision = "float32"  # of the file's own numbers, than which nothing is faster
     if precision == "auto" and on_cpu and not measured:
         precision = fastest_alone(kernel=compiled_pass())
     chosen = pick_precision(precision, device)
     dtype = "float32" if chosen == "int8" else chosen
-    loaded = checkpoint.load(found.folder, dtype=dtype, known=cache_folder(), device=device)
-    kernel = compiled_pass() if on_cpu and decodes(loaded.config) else None
+    kernel = compiled_pass() if as_stored and chosen == "float32" else None
+    loaded = checkpoint.load(found.folder, dtype=dtype, known=cache_folder(), device=device, kernel=kernel)
+    if kernel is None and on_cpu and decodes(loaded.config):
+        kernel = compiled_pass()
     backend = _compiled(compiled_backend) if on_cpu else TORCH
     loaded = replace(loaded, model=prepack(loaded.model.using(backend), chosen, kernel))
     engine = Engine(loaded.model, decode_bytes=loaded.tokenizer.token_bytes, name=str(found.folder))
