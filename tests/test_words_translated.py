@@ -17,6 +17,9 @@ from klype.cli.guard import guarded
 from klype.cli.help import spoken
 from klype.cli.main import app, call
 from klype.examine.measures import KNOWN
+from klype.experiments.bias.experiment import BIAS
+from klype.experiments.framework import Experiment
+from klype.experiments.mistakes.experiment import MISTAKES
 from klype.words import LANGUAGES, catalogues, words
 from klype.words.sentences import HOLE, Sentences
 
@@ -76,6 +79,14 @@ def test_every_error_is_said_in_every_language() -> None:
         known = tables(lang)["errors"]
         missing = {f"{file}: {text}" for text, file in raised() if text not in known}
         assert not missing, f"klype/words/sentences/{lang}.toml lacks:\n" + "\n".join(sorted(missing))
+
+
+@pytest.mark.parametrize("lang", OTHERS)
+@pytest.mark.parametrize("one", [BIAS, MISTAKES], ids=["bias", "mistakes"])
+def test_an_arm_that_is_not_there_is_said_in_every_language(lang: str, one: Experiment[Any]) -> None:
+    sentence = f"{one.unknown} called x."
+    assert "there" in sentence
+    assert "there" not in Sentences(lang)(sentence)
 
 
 @pytest.mark.parametrize("lang", OTHERS)
