@@ -86,6 +86,7 @@ def command(terminal: Terminal, settings: ExamSettings, asked: ExaminationOption
     from klype.api.judging import open_judge
     from klype.api.model import load
     from klype.cli.terminal import tell_cost
+    from klype.data.readers import read_texts
     from klype.examine.compare import failed, parse
     from klype.words import words
 
@@ -93,7 +94,7 @@ def command(terminal: Terminal, settings: ExamSettings, asked: ExaminationOption
     for condition in conditions:
         condition.check([f"{t:g}" for t in settings.temperatures])
     w = words(terminal.lang, "examination")
-    texts = read_training(asked.training)
+    texts = [document.text for document in read_texts(asked.training)] if asked.training else []
     judge = asked.judge if asked.judge == "self" else open_judge(asked.judge, how=(asked.precision, asked.device))
     folder = asked.out or Path("examinations") / "-".join(Path(name).name or "model" for name in models)
     check_place(folder)
@@ -145,14 +146,6 @@ def apart(folder: Path, models: Sequence[str]) -> list[Path]:
     names = [Path(model).name or "model" for model in models]
     alike = len(set(names)) < len(names)
     return [folder / (f"{name}-{number}" if alike else name) for number, name in enumerate(names, 1)]
-
-
-def read_training(files: Sequence[Path]) -> list[str]:
-    if not files:
-        return []
-    from klype.data.readers import read_texts
-
-    return [document.text for document in read_texts(files)]
 
 
 def tell_plan(terminal: Terminal, w: Words, found: ExamPlan) -> None:
