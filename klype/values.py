@@ -263,3 +263,9 @@ def end(batches: Batches) -> None:
 
 Reward = Callable[[Sequence[str], Sequence[str]], Sequence[float] | Floats]
 """What answers to questions are worth, in words: one number an answer, higher is better."""
+
+
+def mean_of_known(values: Sequence[float | None]) -> float | None:
+    """Of those that are not None; None where there are none."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

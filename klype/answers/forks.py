@@ -23,7 +23,7 @@ from klype.answers.tree import TreeSettings, continuations
 from klype.errors import UsageError
 from klype.samplers import PLAIN
 from klype.sources.source import Source, answers
-from klype.values import Figure, Request, Sampling, Trace
+from klype.values import Figure, Request, Sampling, Trace, mean_of_known
 
 Labels = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -106,7 +106,7 @@ def forks(
     at = int(np.argmax(_moved(labels_TN[None, :, 0::2])))
     # a token whose gain may be nothing decided nothing, however unlike its neighbours' samples are
     fork = at if p < settings.level and (strength(labels_TN, at).low or 0.0) > 0 else None
-    rights = None if right is None else [_share([right(text) for text in row]) for row in texts]
+    rights = None if right is None else [mean_of_known([right(text) for text in row]) for row in texts]
     owns = (labels_TN == of_text[own]).mean(axis=1).tolist()
     positions = tuple(
         Position(token, strength(labels_TN, t), float(variation_T[t]), owns[t + 1], rights[t + 1] if rights else None)
@@ -258,8 +258,3 @@ def _others(
         shares = sorted(((m, c / len(ends)) for m, c in counts.items()), key=lambda item: -item[1])
         out.append(Other(token, p, tuple(shares)))
     return tuple(out)
-
-
-def _share(decided: Sequence[bool | None]) -> float | None:
-    known = [value for value in decided if value is not None]
-    return sum(known) / len(known) if known else None

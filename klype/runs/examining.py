@@ -31,7 +31,7 @@ from klype.runs.gates import gains, gates, pair_threshold
 from klype.runs.stages import Run
 from klype.runs.task import AnswerSettings, Task, draw_answers, examine_model, examined_on
 from klype.runs.text_task import TextTask
-from klype.values import Question, Trace
+from klype.values import Question, Trace, mean_of_known
 
 MODELS: dict[StageName, str] = {"base": "pretrain", "finetuned": "finetune", "aligned": "align"}
 # Measure → what is kept of every answer, for differences question by question.
@@ -143,7 +143,7 @@ def curves(run: Run) -> list[CurveFacts]:
         every = max(1, len(lines) // CURVE_POINTS)
         groups = [lines[i : i + every] for i in range(0, len(lines), every)]
         series = {
-            name: [_mean([line.get(name) for line in group]) for group in groups]
+            name: [mean_of_known([line.get(name) for line in group]) for group in groups]
             for name in ("loss", "reward", "kl")
             if any(line.get(name) is not None for line in lines)
         }
@@ -151,11 +151,6 @@ def curves(run: Run) -> list[CurveFacts]:
         if stage == "pretrain" and run.recipe.kind == "world" and 0 < run.recipe.pretrain.plain < 1:
             out[-1]["events"] = [{"step": round(run.recipe.pretrain.plain * lines[-1]["step"]), "what": MANNERS}]
     return out
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [v for v in values if v is not None]
-    return sum(known) / len(known) if known else None
 
 
 def side_by_side(run: Run) -> list[QuestionFacts]:
