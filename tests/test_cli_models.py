@@ -23,6 +23,7 @@ from klype.runs.provenance import after, begins, find_question, read_questions
 from klype.text.chat import TEMPLATE
 from klype.text.tokenizer import Tokenizer
 from klype.values import Question
+from klype.words import words
 from klype.world.world import World
 
 Captured = pytest.CaptureFixture[str]
@@ -214,6 +215,11 @@ def test_what_cannot_be_asked(run: Path, argv: list[str], code: int, sentence: s
     assert told.startswith(f"klype: {sentence.replace('RUN', str(run))}")
 
 
+def told(err: str) -> str:
+    """What was said of the end; on a busy machine it is said before that something begins."""
+    return err.removeprefix(f"{words('en')('model.starting')}\n")
+
+
 def test_a_damaged_checkpoint_is_one_sentence(run: Path, tmp_path: Path, capsys: Captured) -> None:
     save(tmp_path / "model", Tokenizer.load(run / "pretrain"))
     weights = tmp_path / "model" / "model.safetensors"
@@ -223,7 +229,7 @@ def test_a_damaged_checkpoint_is_one_sentence(run: Path, tmp_path: Path, capsys:
     assert guard.guarded(call, ["ask", str(tmp_path / "model"), "Hvem?"]) == 1
     said = capsys.readouterr()
     assert said.out == ""
-    assert said.err.count("\n") == 1
+    assert told(said.err).count("\n") == 1
     assert "bug" not in said.err
 
 
@@ -244,8 +250,8 @@ def test_a_truncated_or_missing_file_is_one_sentence(
         assert guard.guarded(call, ["ask", str(folder), "Hvem?"]) in (1, 2)
         said = capsys.readouterr()
         assert said.out == ""
-        assert said.err.count("\n") == 1
-        assert said.err.startswith("klype: ")
+        assert told(said.err).count("\n") == 1
+        assert told(said.err).startswith("klype: ")
         assert "bug" not in said.err
 
 

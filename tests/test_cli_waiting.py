@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from klype.cli.guard import guarded
+from klype.cli.main import call
 from klype.cli.progress import patiently
+from klype.model import checkpoint
 from klype.words import LANGUAGES, words
 
 
@@ -39,3 +44,24 @@ def test_what_takes_longer_than_a_moment_is_told(capsys: pytest.CaptureFixture[s
         while "later" not in (said := capsys.readouterr().err):
             time.sleep(0.001)
     assert said == "later\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "lang"), [("ask", "nb"), ("next", "en"), ("tree", "nb"), ("forks", "en"), ("chat", "nb")]
+)
+def test_a_model_that_opens_slowly_is_waited_for_with_a_word(
+    command: str, lang: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def slowly(*given: Any, **named: Any) -> checkpoint.Loaded:
+        time.sleep(1.5)
+        return opened(*given, **named)
+
+    opened = checkpoint.load
+    monkeypatch.setattr(checkpoint, "load", slowly)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    texts = [] if command == "chat" else ["Hvor er Kari?"]
+    assert guarded(call, [command, "demo", *texts, "--json", "--lang", lang]) == 0
+    said = capsys.readouterr()
+    assert said.err.splitlines()[0] == words(lang)("model.starting")
+    json.loads(said.out)

@@ -6,7 +6,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -49,6 +49,11 @@ def patiently(text: str, seconds: float = 1.0) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
+
+
+def starting(terminal: Terminal) -> AbstractContextManager[None]:
+    """Around what a command imports and opens before its first word."""
+    return patiently(terminal.words("model.starting"))
 
 
 class _Printer:

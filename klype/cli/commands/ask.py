@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, Annotated, Any
 
 from klype.cli import options as o
+from klype.cli.progress import starting
 from klype.cli.terminal import Terminal
 from klype.errors import UsageError
 from klype.option import Option
@@ -49,18 +50,19 @@ def command(
 ) -> None:
     """Ask MODEL one thing."""
     model, text = o.asked(terminal, "ask", model, typed)
-    from klype.api.asking import asking, prompt_of, reading_from
-    from klype.api.judging import open_judge
-    from klype.api.model import load
-    from klype.cli.terminal import tell_cost, tell_unread
-    from klype.device import EnergyMeter
-
-    times, server = split(decoder, budget)
     if decoder and (best_of > 1 or speculate is not None or sure):
         raise UsageError("--decoder decides by itself: leave out --best-of, --speculate and --sure.")
     if judge and not (sure or decoder):
         raise UsageError("--judge is for --sure and --decoder: a single answer is compared with nothing.")
-    asked = load(model, precision, server, device)
+    with starting(terminal):
+        from klype.api.asking import asking, prompt_of, reading_from
+        from klype.api.judging import open_judge
+        from klype.api.model import load
+        from klype.cli.terminal import tell_cost, tell_unread
+        from klype.device import EnergyMeter
+
+        times, server = split(decoder, budget)
+        asked = load(model, precision, server, device)
     opened = asked.opened
     ruling = open_judge(judge, opened, (precision, device))
     request = asked.request(prompt_of(opened, text, raw), sampling, limit, seed)

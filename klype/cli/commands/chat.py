@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from klype.cli import options as o
+from klype.cli.progress import starting
 from klype.cli.terminal import Terminal
 from klype.errors import KlypeError
 from klype.samplers import SAMPLERS
@@ -41,11 +42,12 @@ def command(
     With --json, messages are read from stdin, a line each, and the conversation is printed at the end.
     """
     model = o.a_model(model) if model else o.default_model(terminal)
-    from klype.api.asking import introduction, suggestions
-    from klype.api.model import load
-    from klype.sources.opening import room
+    with starting(terminal):
+        from klype.api.asking import introduction, suggestions
+        from klype.api.model import load
+        from klype.sources.opening import room
 
-    opened = load(model, precision, device=device).opened
+        opened = load(model, precision, device=device).opened
     room(opened, opened.prompt([{"role": "user", "content": ""}]), limit)
     talk = Talk(terminal, opened, sampling, limit, seed)
     talk.sure = sure

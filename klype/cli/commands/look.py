@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from klype.cli import options as o
-from klype.cli.progress import patiently
+from klype.cli.progress import patiently, starting
 from klype.cli.terminal import Terminal, split_budget, write
 from klype.errors import UsageError
 from klype.option import Option
@@ -41,12 +41,13 @@ def next_command(
     Nothing is drawn, so --seed changes nothing.
     """
     model, text = o.asked(terminal, "next", model, typed, "pretrain")  # the base model continues a text
-    from klype.api.asking import is_single_turn
-    from klype.api.model import Model
-    from klype.sources.find import is_aligned
-    from klype.sources.opening import open_model
+    with starting(terminal):
+        from klype.api.asking import is_single_turn
+        from klype.api.model import Model
+        from klype.sources.find import is_aligned
+        from klype.sources.opening import open_model
 
-    opened = open_model(model, precision, measured=True, device=device)
+        opened = open_model(model, precision, measured=True, device=device)
     document = Model(opened).next(text, top, raw=raw, **asdict(sampling)).to_json()
     if not terminal.as_json:
         next_chart(terminal, document, text, sampling.temperature)
@@ -130,15 +131,16 @@ def tree_command(
         raise UsageError(f"--eps should be between 0 and 1 (it is {eps}).")
     passes, asked = split_budget(budget)
     model, text = o.asked(terminal, "tree", model, typed)
-    from klype.answers.gumbel import without_replacement
-    from klype.api.asking import asking
-    from klype.api.judging import open_judge
-    from klype.api.model import load
-    from klype.cli.terminal import tell_cost, tell_unread
-    from klype.words import words
+    with starting(terminal):
+        from klype.answers.gumbel import without_replacement
+        from klype.api.asking import asking
+        from klype.api.judging import open_judge
+        from klype.api.model import load
+        from klype.cli.terminal import tell_cost, tell_unread
+        from klype.words import words
 
-    opened = load(model, precision, asked, device)
-    ask = asking(opened.opened, text, raw, open_judge(judge, opened.opened, (precision, device)))
+        opened = load(model, precision, asked, device)
+        ask = asking(opened.opened, text, raw, open_judge(judge, opened.opened, (precision, device)))
     tell_unread(terminal, ask)
     settings = opened.tree_settings(ask, sampling, limit, passes, until, eps)
     with patiently(words(terminal.lang, "examination")("tree.growing", passes=settings.budget)):
@@ -241,14 +243,15 @@ def forks_command(
 ) -> None:
     """Draw one answer to TEXT and find the word at which its meaning was decided."""
     model, text = o.asked(terminal, "forks", model, typed)
-    from klype.api.asking import asking
-    from klype.api.judging import open_judge
-    from klype.api.model import load
-    from klype.cli.terminal import tell_cost, tell_unread
-    from klype.words import words
+    with starting(terminal):
+        from klype.api.asking import asking
+        from klype.api.judging import open_judge
+        from klype.api.model import load
+        from klype.cli.terminal import tell_cost, tell_unread
+        from klype.words import words
 
-    asked = load(model, precision, budget, device)
-    ask = asking(asked.opened, text, raw, open_judge(judge, asked.opened, (precision, device)))
+        asked = load(model, precision, budget, device)
+        ask = asking(asked.opened, text, raw, open_judge(judge, asked.opened, (precision, device)))
     tell_unread(terminal, ask)
     with patiently(words(terminal.lang, "examination")("forks.looking", n=samples)):
         found = asked.decided(ask, sampling, (limit, samples, seed), answer)
