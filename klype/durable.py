@@ -24,7 +24,7 @@ def write(file: Path, content: str | bytes | memoryview) -> None:
     beside = file.with_name(f".{file.name}.{os.getpid()}-{threading.get_ident()}{DRAFT}")
     try:
         with beside.open("wb") as stream:
-            _hold(stream.fileno())
+            hold(stream.fileno())
             stream.write(content.encode() if isinstance(content, str) else content)
             stream.flush()
             os.fsync(stream.fileno())
@@ -75,7 +75,7 @@ def draft_folder(name: str, place: Path) -> Iterator[Path]:
     handle = os.open(draft, os.O_RDONLY) if os.name == "posix" else None
     try:
         if handle is not None:
-            _hold(handle)
+            hold(handle)
         draft.chmod(0o755)
         yield draft
     finally:
@@ -93,7 +93,7 @@ def clear(folder: Path) -> None:
             handle = os.open(draft, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)  # a pipe keeps nobody waiting
             try:
                 # An empty one may be so new that its writer does not hold it yet.
-                if _hold(handle, wait=False):
+                if hold(handle, wait=False):
                     if not draft.is_dir():
                         draft.unlink() if draft.stat().st_size else None
                     elif any(draft.iterdir()):
@@ -102,7 +102,7 @@ def clear(folder: Path) -> None:
                 os.close(handle)
 
 
-def _hold(handle: int, wait: bool = True) -> bool:
+def hold(handle: int, wait: bool = True) -> bool:
     """Locks what is open for as long as this process has it open; False where the system or the disk has no locks."""
     if sys.platform == "win32":
         return False

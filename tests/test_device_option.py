@@ -12,7 +12,7 @@ from klype.cli.main import app, call
 from klype.device import pick_device
 from klype.errors import UsageError
 
-WITHOUT = {"config", "doctor", "export", "runs"}
+WITHOUT = {"config", "doctor", "export", "pull", "runs"}
 """Commands that compute nothing with a model."""
 
 

@@ -20,7 +20,8 @@ from klype.cli import guard
 from klype.cli.main import call
 from klype.errors import KlypeError, UsageError
 from klype.model.checkpoint import load, save
-from klype.sources.hf_open import fetch, open_hf, why_not_native
+from klype.sources.hf_open import open_hf, why_not_native
+from klype.sources.hub import fetch
 from klype.sources.source import NativeCodec, NativeSource, answers
 from klype.text.chat import TEMPLATE, Chat
 from klype.text.tokenizer import Tokenizer
@@ -172,7 +173,7 @@ def test_hub_names_come_from_the_local_cache(folders: dict[str, Path], tmp_path:
     code = """if True:
         from klype.cli.main import call
         from klype.errors import KlypeError
-        from klype.sources.hf_open import fetch
+        from klype.sources.hub import fetch
 
         print(fetch("owner/name"))
         try:

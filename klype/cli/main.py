@@ -21,6 +21,7 @@ from klype.cli.commands import (
     export,
     judge,
     look,
+    pull,
     rank,
     runs,
     serve,
@@ -90,6 +91,7 @@ def app() -> typer.Typer:
     klype.add_typer(runs.app(), name="runs")
     klype.command("serve")(expanded(serve.command))
     klype.command("studio")(expanded(studio.command))
+    klype.command("pull")(expanded(pull.command))
     klype.command("export")(expanded(export.command))
     klype.add_typer(doctor.config_app(), name="config")
     klype.command("doctor")(expanded(doctor.command))

@@ -12,15 +12,20 @@ from pathlib import Path
 from klype import durable
 from klype.environment import state_folder
 from klype.errors import KlypeError
+from klype.sources.names import find_named
 
 DEMO = "demo"
 FILES = "files.json"  # the SHA-256 of each
 
 
 def located(name: str) -> str:
-    """A MODEL's name, where ``demo`` and ``demo/STAGE`` are the bundled run's path, unless such a path lies here."""
+    """A MODEL's name, where ``demo`` and ``demo/STAGE`` are the bundled run's path, and short names those of what was
+    fetched, unless such a path lies here."""
     first, _, stage = name.partition("/")
-    return str(demo_run() / stage) if first == DEMO and not Path(first).exists() else name
+    if first == DEMO:
+        return name if Path(first).exists() else str(demo_run() / stage)
+    found = find_named(name)
+    return name if found is None or Path(name).exists() else str(found)
 
 
 def called(path: str | Path) -> str:

@@ -135,9 +135,12 @@ def near(name: str) -> str:
     """The MODEL that is here and whose name this one resembles; "" where none does."""
     from difflib import get_close_matches
 
+    from klype.sources.names import models_here
+
     runs = [run.parent for run in RUNS.glob("*/run.json")]
     known = {path: path for run in (DEMO, *map(str, runs)) for path in (run, *(f"{run}/{s}" for s in NEWEST_FIRST))}
     known |= {run.name: str(run) for run in runs} | {stage: f"{DEMO}/{stage}" for stage in NEWEST_FIRST}
+    known |= {model.lower(): model for model in models_here()}
     found = get_close_matches(name.rstrip("/").lower(), known, n=1, cutoff=0.75)
     return known[found[0]] if found else ""
 
@@ -145,13 +148,18 @@ def near(name: str) -> str:
 def _what_exists(name: str) -> str:
     """What to do about a MODEL that is not there."""
     from klype.model.manifest import is_whole
+    from klype.sources.names import to_fetch
 
     parent = Path(name).parent
     if (parent / "run.json").exists():
         stages = [stage for stage in NEWEST_FIRST if is_whole(parent / stage)]
         return f"The run has: {', '.join(stages) or 'no finished stage'}."
+    if (fetched := to_fetch(name)) == name:
+        return f"Fetch it: klype pull {name}"
     if meant := near(name):
         return f"Did you mean {meant}?"
+    if fetched:
+        return f"Did you mean {fetched}? Fetch it: klype pull {fetched}"
     return "Make one with 'klype run', or list what there is with 'klype runs list'."
 
 
@@ -167,7 +175,7 @@ def _short_path(name: str) -> str:
 
 
 def _fetch(name: str) -> Found:
-    from klype.sources.hf_open import fetch
+    from klype.sources.hub import fetch
 
     return Found(fetch(name.removeprefix("hf:")))
 

@@ -16,16 +16,14 @@ from klype.engine.hf_runner import HFRunner
 from klype.errors import KlypeError, UsageError
 from klype.model.checkpoint import DTYPES, read_config
 from klype.model.tensors import weight_files
+from klype.sources.hub import INSTALL, short_error
 from klype.sources.source import NativeCodec, NativeSource
 from klype.text.chat import Chat
 from klype.text.tokenizer import Tokenizer
 from klype.text.tokenizer_files import read_object, read_special_tokens
 
-INSTALL = "Install it: pip install 'klype[hf]'."
 BATCH = 64
 """Answers written at the same time."""
-WANTED = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
-"""Files of a hub repository that are fetched: no pickles, no code."""
 SIZE = re.compile(
     r"layers?$|^vocab_size$|(hidden|intermediate|expert)\w*_size$|^n_(embd|inner|head)$|^d_(model|ff)$|_dim$|_heads$|experts$"
 )
@@ -41,34 +39,6 @@ def why_not_native(folder: Path) -> str:
     except KlypeError as error:
         return error.message
     return ""
-
-
-def fetch(name: str) -> Path:
-    """The folder of ``owner/name`` (``owner/name@revision``) in the hub's local cache, fetched when it is not there."""
-    repository, _, revision = name.partition("@")
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", repository):
-        raise UsageError(f"hf:{name} is not the name of a model on the hub.", "Write hf:owner/name.")
-    try:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
-    except ImportError:
-        raise KlypeError("Models by hub name need the package huggingface_hub.", INSTALL) from None
-    asked: dict[str, Any] = {"revision": revision or None, "allow_patterns": list(WANTED)}
-    try:
-        return Path(snapshot_download(repository, local_files_only=True, **asked))
-    except (LocalEntryNotFoundError, OSError, ValueError):
-        pass  # not here yet
-    try:
-        return Path(snapshot_download(repository, **asked))
-    except GatedRepoError:
-        raise KlypeError(f"hf:{name} is only for those who accepted its terms.", "Accept them, then log in.") from None
-    except RepositoryNotFoundError:
-        raise UsageError(f"There is no model {repository} on the hub, or it is private.", "Check its name.") from None
-    except Exception as error:  # offline, refused, out of disk: the client raises many kinds
-        raise KlypeError(
-            f"hf:{name} is not on this machine, and the hub cannot be reached ({_short(error)}).",
-            "Go online once, or give the folder of a model that is here.",
-        ) from None
 
 
 def open_hf(folder: Path, name: str = "", dtype: str = "float32", device: torch.device | None = None) -> NativeSource:
@@ -98,7 +68,7 @@ def open_hf(folder: Path, name: str = "", dtype: str = "float32", device: torch.
         raise
     except Exception as error:  # transformers raises many kinds for what is missing or unknown
         raise KlypeError(
-            f"transformers cannot load {name or folder} (architecture {kind!r}): {_short(error)}.",
+            f"transformers cannot load {name or folder} (architecture {kind!r}): {short_error(error)}.",
             "It must be a causal language model in safetensors, and need no code of its own.",
         ) from None
     model, told = loaded
@@ -132,7 +102,7 @@ def check_sizes(folder: Path, about: Mapping[str, Any]) -> None:
                 for key in weights.keys():  # noqa: SIM118 - no mapping
                     tensors, numbers = tensors + 1, numbers + math.prod(weights.get_slice(key).get_shape())
     except (SafetensorError, OSError) as error:
-        raise KlypeError(f"The weights in {folder} are damaged: {_short(error)}.", "Fetch it again.") from None
+        raise KlypeError(f"The weights in {folder} are damaged: {short_error(error)}.", "Fetch it again.") from None
     for name, value in _sizes(about):
         most = tensors if "layer" in name else numbers
         if not 0 <= value <= max(most, SMALL):
@@ -164,10 +134,7 @@ def tokenizer_of(folder: Path) -> Tokenizer:
         theirs = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         definition = json.loads(theirs.backend_tokenizer.to_str())
     except Exception as error:
-        raise KlypeError(f"{folder} has no tokenizer that can be read: {_short(error)}.", "Fetch it again.") from None
+        raise KlypeError(
+            f"{folder} has no tokenizer that can be read: {short_error(error)}.", "Fetch it again."
+        ) from None
     return Tokenizer.of_stranger(definition, read_special_tokens(folder, definition), str(folder))
-
-
-def _short(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return (text[0][:160].rstrip(" .:") if text else "") or type(error).__name__

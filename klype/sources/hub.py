@@ -1,0 +1,165 @@
+"""The Hugging Face hub: repositories by name, in its client's cache or in klype's own folder. No pickles, no code."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from klype import durable
+from klype.errors import KlypeError, UsageError
+from klype.sources.names import HUB, find_named, hint, models_folder
+
+INSTALL = "Install it: pip install 'klype[hf]'."
+REPOSITORY = r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?"
+WANTED = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
+"""Files of a hub repository that are fetched: no pickles, no code."""
+CARD = ("README.md", "LICENSE*")  # what it is, and on what terms
+ABOUT = "pulled.json"
+
+
+def fetch(name: str) -> Path:
+    """The folder of ``owner/name`` (``owner/name@revision``) in the hub's local cache, fetched when it is not there."""
+    repository, _, revision = name.partition("@")
+    if not re.fullmatch(REPOSITORY, repository):
+        raise UsageError(f"hf:{name} is not the name of a model on the hub.", "Write hf:owner/name.")
+    with _asking(name):
+        from huggingface_hub import snapshot_download
+
+        asked: dict[str, Any] = {"revision": revision or None, "allow_patterns": list(WANTED)}
+        with suppress(OSError, ValueError):  # not here yet
+            return Path(snapshot_download(repository, local_files_only=True, **asked))
+        return Path(snapshot_download(repository, **asked))
+
+
+@dataclass(frozen=True, slots=True)
+class Download:
+    """A model on its way into klype's folder. ``files``: the bytes of each; ``hashes``: SHA-256 of those whose the hub
+    knows."""
+
+    name: str
+    repository: str
+    revision: str
+    files: dict[str, int]
+    hashes: dict[str, str]
+
+    @property
+    def size(self) -> int:
+        return sum(self.files.values())
+
+    @property
+    def draft(self) -> Path:
+        return models_folder() / f".{self.name}-{self.revision[:12]}.part"
+
+    def done(self) -> int:
+        """Bytes that have come, those of an earlier attempt too."""
+        found = (self.draft / file for file in self.files)
+        return sum(file.stat().st_size for file in found if file.is_file())
+
+    def run(self) -> Path:
+        """The model's folder, which is whole or not there. What has come stays when it is stopped, and is gone on
+        from (the hub's own client begins anew)."""
+        folder = models_folder() / self.name
+        durable.private_folder(folder.parent)
+        with open(folder.parent / ".lock", "w") as lock, _asking(self.repository):
+            durable.hold(lock.fileno())
+            if folder.is_dir():  # another process was first
+                return folder
+            self.draft.mkdir(exist_ok=True)
+            for file in self.files:
+                self._fetch(file)
+            about = {"repository": self.repository, "revision": self.revision, "bytes": self.size}
+            durable.write(self.draft / ABOUT, json.dumps(about, indent=2))
+            os.rename(self.draft, folder)
+            durable.sync_folder(folder.parent)
+            for stale in folder.parent.glob(f".{self.name}-*.part"):  # of older revisions
+                shutil.rmtree(stale)
+        return folder
+
+    def _fetch(self, file: str) -> None:
+        from huggingface_hub import hf_hub_url
+        from huggingface_hub.file_download import http_get
+        from huggingface_hub.utils._headers import build_hf_headers
+        from huggingface_hub.utils.tqdm import disable_progress_bars
+
+        disable_progress_bars()
+        url, size = hf_hub_url(self.repository, file, revision=self.revision), self.files[file]
+        with open(self.draft / file, "ab") as stream:
+            http_get(url, stream, resume_size=stream.tell(), headers=build_hf_headers(), expected_size=size)
+            stream.flush()
+            os.fsync(stream.fileno())
+        if self.hashes.get(file, "") not in ("", durable.hash_file(self.draft / file)):
+            (self.draft / file).unlink()
+            raise KlypeError(f"{file} of {self.repository} came damaged.", "Fetch it again.")
+
+
+def look_up(name: str) -> Download:
+    """What ``klype pull`` fetches for a short name or ``owner/name``, as the hub says."""
+    known = HUB.get(name)
+    repository = known.repository if known else name.removeprefix("hf:")
+    if "/" not in repository or not re.fullmatch(REPOSITORY, repository):
+        raise UsageError(
+            f"There is no model called {name[:200]} to fetch.", hint(name) or "See what there is: klype pull"
+        )
+    with _asking(repository):
+        from huggingface_hub import HfApi
+
+        told = HfApi().model_info(repository, files_metadata=True)
+    wanted = [
+        file
+        for file in told.siblings or ()
+        if "/" not in file.rfilename and any(Path(file.rfilename).match(pattern) for pattern in (*WANTED, *CARD))
+    ]
+    files = {file.rfilename: file.size or 0 for file in wanted}
+    hashes = {file.rfilename: file.lfs.sha256 for file in wanted if file.lfs is not None}
+    if "config.json" not in files or not any(file.endswith(".safetensors") for file in files):
+        raise KlypeError(f"{repository} has no config.json with weights as safetensors.", "Name another repository.")
+    short = name if known else repository.rpartition("/")[2]
+    return Download(short, repository, str(told.sha), files, hashes)
+
+
+def pulled(name: str) -> Path | None:
+    """Where a model lies that was fetched before. Errors: the name is another repository's."""
+    repository = name.removeprefix("hf:")
+    folder = find_named(name if name in HUB else repository.rpartition("/")[2])
+    if folder is None or folder.is_file():  # a package's
+        return folder
+    there = str(json.loads((folder / ABOUT).read_text(encoding="utf-8"))["repository"])
+    if name not in HUB and there != repository:
+        raise UsageError(f"The name {folder.name} is taken by {there}.", f"Remove {folder} first.")
+    return folder
+
+
+@contextmanager
+def _asking(name: str) -> Iterator[None]:
+    """What goes wrong with the hub, in one sentence."""
+    try:
+        from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+    except ImportError:
+        raise KlypeError("Models by hub name need the package huggingface_hub.", INSTALL) from None
+    try:
+        yield
+    except KlypeError:
+        raise
+    except GatedRepoError:
+        raise KlypeError(f"hf:{name} is only for those who accepted its terms.", "Accept them, then log in.") from None
+    except RepositoryNotFoundError:
+        raise UsageError(
+            f"There is no model {name.partition('@')[0]} on the hub, or it is private.", "Check its name."
+        ) from None
+    except Exception as error:  # offline, refused, out of disk: the client raises many kinds
+        raise KlypeError(
+            f"hf:{name} is not on this machine, and the hub cannot be reached ({short_error(error)}).",
+            "Go online once, or give the folder of a model that is here.",
+        ) from None
+
+
+def short_error(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return (text[0][:160].rstrip(" .:") if text else "") or type(error).__name__
