@@ -188,7 +188,7 @@ def test_offline_it_says_so_in_one_sentence(lang: str) -> None:
 
 def test_names_that_there_are_not(capsys: Captured, elsewhere: Path) -> None:
     for name, told in (("smolm2", "Did you mean smollm2"), ("gtp2", "Did you mean gpt2? Fetch it: klype pull gpt2"),
-                       ("dmeo", "Did you mean demo?"), ("xyzzy", "Make one with")):  # fmt: skip
+                       ("dmeo", "Did you mean demo?"), ("xyzzy", "There is no model xyzzy. If it")):  # fmt: skip
         assert guarded(call, ["ask", name, "hei"]) == 2
         assert told in capsys.readouterr().err
     assert guarded(call, ["pull", "smolm2"]) == 2

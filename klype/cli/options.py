@@ -23,6 +23,7 @@ from klype.samplers import SAMPLERS, TEMPERATURE
 from klype.samplers import Sampling as Sampling
 from klype.sources.bundled import DEMO, located
 from klype.sources.find import PATH, find_path, is_bare, kind_of, near, spelled
+from klype.sources.names import to_fetch
 from klype.words import LANGUAGES
 
 
@@ -148,7 +149,7 @@ def asked(
         if not there and _is_model(text[0]):
             line = f"{typed} {text[0]} {quoted(model)}"
             raise UsageError("The model stands before the text.", f"Type: {line}")
-        if not_empty(text[0]) and not there and (meant or is_bare(model)):
+        if not_empty(text[0]) and not there and (meant or is_bare(model)) and not to_fetch(model):
             whole = f"If it begins the text, put all of it in quotes: {line}"
             raise UsageError(f"There is no model {model[:200]}.", f"Did you mean {meant}?" if meant else whole)
         return a_model(model), text[0]

@@ -14,7 +14,7 @@ from typing import Any
 
 from klype import durable
 from klype.errors import KlypeError, UsageError
-from klype.sources.names import HUB, find_named, hint, models_folder
+from klype.sources.names import HUB, find_named, models_folder, to_fetch
 
 INSTALL = "Install it: pip install 'klype[hf]'."
 REPOSITORY = r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?"
@@ -104,8 +104,10 @@ def look_up(name: str) -> Download:
     known = HUB.get(name)
     repository = known.repository if known else name.removeprefix("hf:")
     if "/" not in repository or not re.fullmatch(REPOSITORY, repository):
+        meant = to_fetch(name)
         raise UsageError(
-            f"There is no model called {name[:200]} to fetch.", hint(name) or "See what there is: klype pull"
+            f"There is no model called {name[:200]} to fetch.",
+            f"Did you mean {meant}?" if meant else "See what there is: klype pull",
         )
     with _asking(repository):
         from huggingface_hub import HfApi
