@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import shutil
+import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -17,7 +23,7 @@ import pytest
 import klype
 from klype.cli import guard
 from klype.cli.main import call
-from tests.foreign_server import free_port
+from tests.foreign_server import foreign, free_port, send
 from tests.test_cli_models import Captured, document
 
 pytestmark = pytest.mark.slow
@@ -119,6 +125,69 @@ def test_llama_cpp_with_every_command(llama_cpp: str, capsys: Captured, tmp_path
     # in another folder every answer is known from before: nothing is asked twice
     again = document(capsys, *argv, "--out", str(tmp_path / "again"), "--budget", "150,1requests")
     assert again["figures"] == found["figures"]
+
+
+class Proxy:
+    """Before a server: ``answered`` are the bodies that it answered; more than ``most`` never reach it."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address.removesuffix("/v1")
+        self.answered: list[dict[str, Any]] = []
+        self.most = 1 << 30
+        self.turn = threading.Lock()
+
+    def handle(self, request: BaseHTTPRequestHandler, path: str, body: dict[str, Any]) -> None:
+        with self.turn:
+            asks = request.command == "POST"
+            if asks and len(self.answered) >= self.most:
+                request.close_connection = True
+                return
+            got = httpx.request(request.command, self.address + path, json=body or None, timeout=60)
+            if asks:
+                self.answered.append(body)
+        send(request, got.content, got.status_code, **{"content-type": got.headers["content-type"]})
+
+
+def test_an_examination_killed_in_the_middle_asks_nothing_twice(llama_cpp: str, tmp_path: Path) -> None:
+    proxy = Proxy(llama_cpp)
+    asked = ["--questions", questions(tmp_path), "--limit", "4", "-n", "3", "--temperatures", "1", "--budget", "60"]
+    with foreign(proxy.handle) as address:
+
+        def begun(command: str, home: str, *argv: str) -> subprocess.Popen[str]:
+            environ = os.environ | {"KLYPE_HOME": str(tmp_path / home)}
+            line = [sys.executable, "-m", "klype", command, address, *argv, "--json"]
+            return subprocess.Popen(line, env=environ, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+        def examined(home: str) -> dict[str, Any]:
+            process = begun("examine", home, *asked, "--out", str(tmp_path / home / "out"))
+            found: dict[str, Any] = json.loads(process.communicate(timeout=300)[0])["figures"]
+            return found
+
+        def kept() -> int:
+            with closing(sqlite3.connect(tmp_path / "cut" / "answers.sqlite")) as store:
+                return int(store.execute("SELECT count(*) FROM answers").fetchone()[0])
+
+        assert begun("doctor", "whole").wait(120) == 0  # what the server offers is known from here on
+        shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+        proxy.answered.clear()
+        figures = examined("whole")
+        expected = len(proxy.answered)
+        assert expected > 4
+        proxy.answered.clear()
+        proxy.most = expected // 2
+        before = kept()
+        first = begun("examine", "cut", *asked, "--out", str(tmp_path / "cut" / "out"))
+        until = time.monotonic() + 120
+        while kept() < before + proxy.most:
+            assert time.monotonic() < until
+            assert first.poll() is None, "it ended before it could be killed"
+            time.sleep(0.05)
+        first.kill()
+        first.wait()
+        assert len(proxy.answered) == proxy.most
+        proxy.most = 1 << 30
+        assert examined("cut") == figures
+    assert len(proxy.answered) == expected
 
 
 def test_llama_cpp_within_a_character(llama_cpp: str, capsys: Captured) -> None:
