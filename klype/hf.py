@@ -6,7 +6,10 @@ the plain shape load without. No remote code: this module is what a user imports
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
@@ -20,12 +23,23 @@ class KlypeConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     """transformers' view of a klype shape: the fields of config.json, as they stand there."""
 
     model_type = OWN
+    auto_map: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {}
+    )  # TRL asks for it; the class has it, so that no folder names code
+
+
+@dataclass
+class KlypeOutput(CausalLMOutput):
+    """With the states that logits are made of, for trainers that make them in pieces (TRL)."""
+
+    last_hidden_state: torch.Tensor | None = None
 
 
 class KlypeForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-untyped-call]
     """A klype model behind transformers' interface; generation goes without a cache."""
 
     config_class = KlypeConfig
+    supports_gradient_checkpointing = True
     _tied_weights_keys = {"transformer.head.weight": "transformer.embed.weight"}  # noqa: RUF012 (transformers' own)
 
     def __init__(self, config: KlypeConfig) -> None:
@@ -39,18 +53,23 @@ class KlypeForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-unt
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         **_: Any,
-    ) -> CausalLMOutput:
+    ) -> KlypeOutput:
         """Logits [B, T, V]. Padding (0 in ``attention_mask``) is kept apart as a document of its own."""
         padded = attention_mask is not None and not bool(attention_mask.all())
-        logits = self.transformer(input_ids, document_BT=attention_mask if padded else None)
+        states = self.transformer.hidden(input_ids, document_BT=attention_mask if padded else None)
+        logits = self.transformer.unembed(states)
         loss = None
         if labels is not None:
             loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
-        return CausalLMOutput(loss=loss, logits=logits)
+        return KlypeOutput(loss=loss, logits=logits, last_hidden_state=states)
 
     def prepare_inputs_for_generation(self, input_ids: torch.Tensor, **kwargs: Any) -> dict[str, Any]:
         """The whole text at every step."""
         return {"input_ids": input_ids, "attention_mask": kwargs.get("attention_mask")}
+
+    def _set_gradient_checkpointing(self, enable: bool = True, *_: Any, **__: Any) -> None:
+        """As trainers ask for it, TRL's unasked."""
+        self.transformer.recompute = enable
 
     def get_input_embeddings(self) -> torch.nn.Module:
         return self.transformer.embed

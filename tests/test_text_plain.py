@@ -184,6 +184,38 @@ def test_an_answer_goes_on_where_the_text_stopped(tmp_path: Path, kind: str) -> 
         assert b"".join(map(tokenizer.token_bytes, tokenizer.encode_answer(text))) == text.encode()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["qwen", "llama2", "llama3"])
+def test_a_given_answer_is_spelled_as_the_template_spells_it(tmp_path: Path, kind: str) -> None:
+    """Prompt and answer are the beginning of the conversation with that answer; its own end is the last token."""
+    folder = written(tmp_path / kind, kind)
+    codec = codec_of(Tokenizer.load(folder))
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    for text in TEXTS[::6]:
+        talk = [{"role": "user", "content": "Hva heter hovedstaden?"}, {"role": "assistant", "content": text}]
+        whole = theirs(theirs.apply_chat_template(talk, tokenize=False), add_special_tokens=False)["input_ids"]
+        ids = [*codec.prompt(talk[:1]), *codec.answer(talk[:1], text)]
+        assert ids == whole[: len(ids)], text
+        assert codec.tokenizer.name(ids[-1]) in ("</s>", "<|im_end|>")
+        assert codec.decode(codec.answer(talk[:1], text)[:-1]) == text
+
+
+@pytest.mark.slow
+def test_a_given_answer_to_plain_text_is_spelled_as_the_model_would(folder: Path) -> None:
+    """Of the two spellings, with a space and without, the more probable one; only where none of them is said."""
+    import klype
+
+    model = klype.load(folder)
+    for text, answer in (("Hovedstaden i Norge er", "Oslo"), ("Hva er 2 + 2?", "fire"), ("Nor", "ge"), ("x", "y")):
+        prompt = tuple(model.opened.plain(text))
+        spelled = [[*model.opened.say(said), 2] for said in (answer, f" {answer}")]
+        likely = [sum(step.logp for step in trace.steps) for trace in model.opened.source.score([prompt] * 2, spelled)]
+        assert model.given(text, answer, raw=True) == spelled[likely[1] > likely[0]]
+        assert model.score(text, answer, raw=True).text == answer
+    for text, answer in (("Norge er ", "Oslo"), ("Norge er", " Oslo"), ("Norge er", "\nOslo")):
+        assert model.given(text, answer, raw=True) == [*model.opened.say(answer), 2]
+
+
 def test_klypes_own_begins_with_a_space_as_ever() -> None:
     own = Tokenizer.train(TEXTS, 600, TEMPLATE)
     assert own.lead == [own.begin] == [1]

@@ -24,7 +24,7 @@ from klype.runs.provenance import next_truth
 from klype.samplers import SamplingOptions
 from klype.sources.bundled import located
 from klype.sources.opening import Opened, open_model, room, stream
-from klype.sources.source import Message, answers
+from klype.sources.source import Message, NativeCodec, answers
 from klype.values import Distribution, Request, Sampling, Trace
 
 MOST_ANSWERS = 10_000  # each has its own row and record: a slip of the hand would fill the memory
@@ -178,8 +178,8 @@ class Model:
     def score(self, text: str, answer: str, raw: bool | None = None) -> Answer:
         """A given answer, token by token with its probability under the model; nothing is drawn. The end is scored,
         too, where the model has a token for it."""
-        said = self._given(answer)
         prompt = prompt_of(self.opened, text, raw)
+        said = self.given(text, answer, raw)
         if len(said) > room(self.opened, prompt, len(said)):
             raise UsageError(f"The answer has {len(said)} tokens: more than the window of {self.window} leaves.")
         (trace,) = self.opened.source.score([prompt], [said])
@@ -225,7 +225,8 @@ class Model:
         """
         whole(limit=limit, samples=samples, seed=seed)
         ask = asking(self.opened, text, raw, open_judge(judge, self.opened))
-        return self.decided(ask, _sampling(temperature, sampling), (limit, samples, seed), answer)
+        said = None if answer is None else self.given(text, answer, raw)
+        return self.decided(ask, _sampling(temperature, sampling), (limit, samples, seed), said)
 
     # what command line, server and studio need beside
 
@@ -237,11 +238,24 @@ class Model:
             prompt, limit=room(self.opened, prompt, limit), sampling=sampling, seed=seed, stop=self.opened.stop
         )
 
-    def _given(self, answer: str) -> list[int]:
-        """A given answer as tokens, its end included."""
+    def given(self, text: str, answer: str, raw: bool | None = None) -> list[int]:
+        """A given answer as tokens, its end included, spelled as the model would: as its template writes answers;
+        behind plain text with a space or without, whichever it finds more probable."""
         if not isinstance(answer, str):
             raise UsageError(f"The answer should be a string (it is of type {type(answer).__name__}).")
-        return [*self.opened.say(answer), *self.opened.stop[:1]]
+        opened, codec = self.opened, self.opened.source.codec
+        if not isinstance(codec, NativeCodec):  # a server's own tokens
+            return [*opened.say(answer), *opened.stop[:1]]
+        if not opened.as_raw(raw):
+            return codec.answer([{"role": "user", "content": text}], answer)
+        bare, spaced = (codec.ended(opened.say(spelled)) for spelled in (answer, f" {answer}"))
+        if bare == spaced or not answer or (text[-1:] + answer[:1]).split() != [text[-1:] + answer[:1]]:
+            return bare
+        prompt = prompt_of(opened, text, raw)
+        room(opened, prompt, 1)
+        found = opened.source.score([prompt] * 2, [said[: opened.window - len(prompt)] for said in (bare, spaced)])
+        likely = [sum(step.logp for step in trace.steps) for trace in found]
+        return spaced if likely[1] > likely[0] else bare
 
     def drawn(self, request: Request) -> list[Answer]:
         """The answers to a request, all at once."""
@@ -315,10 +329,10 @@ class Model:
         return AnswerTree(tree, ask.judge, ask.error_rate)
 
     def decided(
-        self, ask: Asking, sampling: Sampling, size: tuple[int, int, int], answer: str | Trace | None
+        self, ask: Asking, sampling: Sampling, size: tuple[int, int, int], answer: list[int] | Trace | None
     ) -> AnswerForks:
-        """The forks of a question's answer: of a text, of what was drawn before, or of one that is drawn. ``size``:
-        tokens at most, samples at every token, seed."""
+        """The forks of a question's answer: of given tokens, of what was drawn before, or of one that is drawn.
+        ``size``: tokens at most, samples at every token, seed."""
         limit, samples, seed = size
         limit = room(self.opened, ask.prompt, limit)
         if isinstance(answer, Trace):
@@ -326,8 +340,7 @@ class Model:
         elif answer is None:
             trace = answers(ask.source, [self.request(ask.prompt, sampling, limit, seed)])[0][0]
         else:
-            said = self._given(answer)
-            trace = ask.source.score([ask.prompt], [said[:limit]])[0]
+            trace = ask.source.score([ask.prompt], [answer[:limit]])[0]
         settings = ForkSettings(sampling, max(limit, len(trace.steps)), samples, seed)
         found = forks(ask.source, trace, settings, ask.meaning, ask.right)
         tokens = tuple(self.opened.spelled(position.token) for position in found.positions)

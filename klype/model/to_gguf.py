@@ -1,4 +1,4 @@
-"""A checkpoint as one GGUF file in float32, as llama.cpp reads it; the counterpart of gguf.py.
+"""A checkpoint as one GGUF file in float32 or float16, as llama.cpp reads it; the counterpart of gguf.py.
 
 Llama's and Qwen's shapes only: llama.cpp has no architecture with a convolution before attention, nor without rotation.
 """
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from klype.durable import clear, draft_folder
 from klype.errors import KlypeError
@@ -23,7 +24,9 @@ THEIRS = {name: short for short, name in _NAMES.items()}
 
 
 def write_gguf(loaded: Loaded, file: Path) -> None:
-    """Written beside, then renamed. Errors: a shape or a tokenizer that llama.cpp has no name for; a full disk."""
+    """Written beside, then renamed; matrices of a model loaded in float16 stay so.
+
+    Errors: a shape or a tokenizer that llama.cpp has no name for; a full disk."""
     try:
         import gguf
     except ImportError:
@@ -43,8 +46,9 @@ def write_gguf(loaded: Loaded, file: Path) -> None:
             _describe(writer, loaded)
             _tokens(writer, loaded)
             for name, weight in weights_to_hf(loaded.model).items():
-                # in float32; llama.cpp's Llama rotates neighbouring rows, Hugging Face's the halves
-                array = weight.detach().float().cpu().numpy()
+                # llama.cpp's Llama rotates neighbouring rows, Hugging Face's the halves
+                half = weight.dtype == torch.float16 and weight.dim() == 2
+                array = (weight if half else weight.float()).detach().cpu().numpy()
                 if kind == "llama" and re.search(r"self_attn\.[qk]_proj\.", name):
                     heads = loaded.config.heads if "q_proj" in name else loaded.config.kv_heads
                     array = array.reshape(heads, 2, -1, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
@@ -68,6 +72,8 @@ def _describe(writer: Any, loaded: Loaded) -> None:
 
     config = loaded.config
     writer.add_name(str(loaded.about.get("name") or loaded.folder.name))
+    kinds, half = gguf.LlamaFileType, loaded.model.embed.weight.dtype == torch.float16
+    writer.add_file_type(kinds.MOSTLY_F16 if half else kinds.ALL_F32)  # OpenVINO GenAI opens no file without
     writer.add_block_count(config.layers)
     writer.add_context_length(config.window)
     writer.add_embedding_length(config.width)

@@ -126,6 +126,21 @@ class NativeCodec:
             raise KlypeError("This model has no chat template.", "Use --raw to give it plain text.")
         return self.chat.prompt(messages)
 
+    def answer(self, messages: Sequence[Message], answer: str) -> list[int]:
+        """A given answer as the chat template writes it behind its prompt, with what ends it there."""
+        if self.chat is None or self.tokenizer.user >= 0:  # one trained here is always spoken to alike
+            return self.ended(self.tokenizer.encode_answer(answer))
+        prompt = self.prompt(messages)
+        ids, learnt = self.chat.conversation([*messages, {"role": "assistant", "content": answer}])
+        if ids[: len(prompt)] != prompt or 1 not in learnt[len(prompt) :]:
+            return self.ended(self.tokenizer.encode_answer(answer))
+        return self.ended(ids[len(prompt) : len(learnt) - learnt[::-1].index(1)])
+
+    def ended(self, ids: list[int]) -> list[int]:
+        """With the end, where it is not there and the model has one."""
+        said = bool(ids) and ids[-1] in self.stop
+        return ids if said or self.tokenizer.end < 0 else [*ids, self.tokenizer.end]
+
     def decode(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode_answer(ids)
 

@@ -148,6 +148,7 @@ class Tokenizer:
         about = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             **{name: token for name, token in names.items() if token is not None},
+            "unk_token": self._definition["model"].get("unk_token"),  # unsaid, Qwen2's class adds one
             "clean_up_tokenization_spaces": False,
             "add_prefix_space": False,
         }

@@ -23,6 +23,7 @@ def command(
     terminal: Terminal,
     model: o.Model,
     gguf: Annotated[Path | None, Option("Write one GGUF file (llama.cpp's format).")] = None,
+    half: Annotated[bool, Option("With --gguf: in float16, half as large.")] = False,
     hub: Annotated[str | None, Option("Push to owner/name on the Hugging Face hub.")] = None,
     dry_run: Annotated[bool, Option("With --hub: only write the folder (--out).")] = False,
     out: Annotated[Path | None, Option("With --dry-run: where.", shown="NAME")] = None,
@@ -37,7 +38,7 @@ def command(
     if gguf is not None:
         from klype.model.to_gguf import write_gguf
 
-        loaded = load(found.folder)
+        loaded = load(found.folder, dtype="float16" if half else "float32")
         write_gguf(loaded, gguf)
         document: dict[str, Any] = {"model": model, "gguf": str(gguf), "bytes": gguf.stat().st_size}
     else:

@@ -254,7 +254,8 @@ def forks_command(
         ask = asking(asked.opened, text, raw, open_judge(judge, asked.opened, (precision, device)))
     tell_unread(terminal, ask)
     with patiently(words(terminal.lang, "examination")("forks.looking", n=samples)):
-        found = asked.decided(ask, sampling, (limit, samples, seed), answer)
+        said = None if answer is None else asked.given(text, answer, raw)
+        found = asked.decided(ask, sampling, (limit, samples, seed), said)
     if not terminal.as_json:
         forks_chart(terminal, words(terminal.lang, "examination"), found)
     tell_cost(asked.opened)
