@@ -36,6 +36,7 @@ MOST = 256 * 2**20
 VALUES = 2**23
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
+_CUT = "it is cut short, or a length in it is wrong"
 ROPE = "rope_freqs.weight"
 _Q4_1 = 3
 _INFINITE = 0x7C00  # bits that a float16 has all set when it is infinite or no number
@@ -90,7 +91,7 @@ class _Reader:
 
     def take(self, size: int) -> bytes:
         if size > self._most - self.at:
-            raise ValueError("it is cut short, or a length in it is wrong")
+            raise ValueError(_CUT)
         self.at += size
         return self._content[self.at - size : self.at]
 
@@ -100,8 +101,19 @@ class _Reader:
     def number(self, kind: str) -> int:
         return int(self.numbers(kind)[0])
 
+    def texts(self, count: int) -> list[str]:
+        content, at, found = self._content, self.at, []
+        for _ in range(count):  # a vocabulary and its merges: a hundred thousand
+            start = at + 8
+            at = start + int.from_bytes(content[at:start], "little")
+            if at > self._most:
+                raise ValueError(_CUT)
+            found.append(content[start:at].decode("utf-8"))
+        self.at = at
+        return found
+
     def text(self) -> str:
-        return self.take(int.from_bytes(self.take(8), "little")).decode("utf-8")
+        return self.texts(1)[0]
 
     def value(self, kind: int) -> Any:
         if kind == _STRING:
@@ -114,7 +126,7 @@ class _Reader:
             if inner in _NUMBERS:
                 return list(self.numbers(_NUMBERS[inner], count))
             if inner == _STRING:
-                return [self.text() for _ in range(count)]
+                return self.texts(count)
             raise ValueError("it has lists of a kind that is unknown")
         if kind not in _NUMBERS:
             raise ValueError("it has values of a kind that is unknown")

@@ -174,9 +174,9 @@ def _is_simple(part: Any, kind: str) -> bool:
 
 def _joins(merge: Any, vocabulary: dict[str, int]) -> bool:
     pair = merge.split(" ") if isinstance(merge, str) else merge
-    if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(half, str) for half in pair):
+    if not isinstance(pair, list) or len(pair) != 2 or not isinstance(pair[0], str) or not isinstance(pair[1], str):
         return False
-    return pair[0] in vocabulary and pair[1] in vocabulary and "".join(pair) in vocabulary
+    return pair[0] in vocabulary and pair[1] in vocabulary and pair[0] + pair[1] in vocabulary
 
 
 def _is_added(token: Any, most: int) -> bool:
