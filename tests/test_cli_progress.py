@@ -80,7 +80,7 @@ def test_the_live_bar_shows_loss_speed_and_time_left() -> None:
         live.stage_start("pretrain", 100)
         live.step({"step": 40, "loss": 1.5, "tokens_per_second": 23456.0, "kl": 0.25, "right": 0.5})
         assert live.progress.tasks[0].completed == 40
-        assert live.progress.tasks[0].fields["numbers"] == "tap 1,500  23\u202f456 tok/s  kl 0,250"
+        assert live.progress.tasks[0].fields["numbers"] == "tap 1,500  23\u202f456 tok/s  KL 0,250"
         tell(live)
     assert all(task.completed == task.total for task in live.progress.tasks if task.total)
     assert isinstance(console.file, io.StringIO)
