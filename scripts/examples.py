@@ -38,7 +38,14 @@ import pexpect
 
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE_S = 600
-ONCE = ("Compiling klype's kernel", "Kompilerer klypes kjerne", "Exploring answers", "Utforsker svar")
+ONCE = (
+    "Compiling klype's kernel",
+    "Kompilerer klypes kjerne",
+    "Exploring answers",
+    "Utforsker svar",
+    "Starting …",
+    "Starter …",
+)
 """What is said once, or where it takes long: not on a page."""
 BAD = ("Traceback", "bug in klype", "command not found")
 READY, NEVER = r"examples\[(\d+)\]> ", r"(?!)"
