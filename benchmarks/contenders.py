@@ -19,17 +19,18 @@ if TYPE_CHECKING:
 
 
 class Klype:
-    """klype's own engine, in one precision."""
+    """klype's own engine, in one precision, or with the matrices of a GGUF file as they lie in it."""
 
-    def __init__(self, precision: Precision) -> None:
+    def __init__(self, precision: Precision, kind: str = "") -> None:
         self.precision: Precision = precision
+        self.kind = kind
 
     def load(self, files: Files) -> None:
         from klype.api.model import load
         from klype.device import memory_policy, set_threads
 
         memory_policy()
-        self.engine = load(files.folder, self.precision, device="cpu").opened.engine
+        self.engine = load(files.ggufs.get(self.kind, files.folder), self.precision, device="cpu").opened.engine
         set_threads(files.threads)
         gc.collect()
 
@@ -73,11 +74,10 @@ class Klype:
         """Logits [T, V] of a text that is read as answers are written: few tokens a pass, which are compiled."""
         import torch
 
-        from klype.model.cache import Cache
         from klype.model.prepacked import FEW
 
         model, found = self.engine.model, []
-        cache = Cache(model.config, 1, dtype=model.embed.weight.dtype)
+        cache = model.new_cache(1)
         for at in range(0, len(text), FEW):
             found.append(model(torch.tensor([text[at : at + FEW]]), cache)[0])
         return torch.cat(found)
@@ -239,9 +239,14 @@ CONTENDERS: dict[str, tuple[Callable[[], Contender], str, str]] = {
     "klype float32": (lambda: Klype("float32"), "klype", ""),
     "klype bfloat16": (lambda: Klype("bfloat16"), "klype", ""),
     "klype int8": (lambda: Klype("int8"), "klype", ""),
+    "klype Q4_0": (lambda: Klype("float32", "Q4_0"), "klype", "Q4_0"),
+    "klype Q4_1": (lambda: Klype("float32", "Q4_1"), "klype", "Q4_1"),
+    "klype Q8_0": (lambda: Klype("float32", "Q8_0"), "klype", "Q8_0"),
     "transformers float32": (lambda: Transformers("float32"), "transformers", ""),
     "transformers bfloat16": (lambda: Transformers("bfloat16"), "transformers", ""),
     "llama.cpp Q4_0": (lambda: LlamaCpp("Q4_0"), "xllamacpp", "Q4_0"),
+    "llama.cpp Q4_1": (lambda: LlamaCpp("Q4_1"), "xllamacpp", "Q4_1"),
+    "llama.cpp Q8_0": (lambda: LlamaCpp("Q8_0"), "xllamacpp", "Q8_0"),
     "llama.cpp BF16": (lambda: LlamaCpp("BF16"), "xllamacpp", "BF16"),
     "OpenVINO GenAI": (lambda: OpenVino("given"), "openvino-genai", "given"),
     "CTranslate2 int8": (lambda: CTranslate2("int8"), "ctranslate2", ""),

@@ -20,6 +20,10 @@ RATIOS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...], float, float]] = 
     "n256_vs_transformers_bf16": ("n256", ("EXACT",), ("transformers bfloat16",), 5.8, 8.0),
     "n256_vs_llama_cpp": ("n256", ("EXACT",), ("llama.cpp Q4_0", "llama.cpp BF16"), 3.0, 4.0),
     "n256_vs_openvino": ("n256", ("EXACT",), ("OpenVINO GenAI",), 0.95, 1.2),
+    **{
+        f"single_{kind.lower()}_vs_llama_cpp": ("single", (f"klype {kind}",), (f"llama.cpp {kind}",), 0.9, 1.1)
+        for kind in ("Q4_0", "Q4_1", "Q8_0")
+    },
     "single_best_vs_llama_cpp": (
         "single",
         ("klype float32", "klype bfloat16", "klype int8"),

@@ -31,6 +31,8 @@ MODEL = "SmolLM2-135M-Instruct"
 SHARES = {"single": 0.25, "n64": 0.45, "n256": 1.0}
 """When a measurement's rounds must end, as a share of the minutes."""
 ROUNDS = {"single": 7, "n64": 5, "n256": 5}
+SINGLE_ONLY = frozenset({"klype Q4_0", "klype Q4_1", "klype Q8_0", "llama.cpp Q4_1", "llama.cpp Q8_0"})
+"""Compared with each other where they answer once."""
 SLOW = frozenset({"transformers float32", "CTranslate2 int8"})
 """Left out of the largest batch, where nothing is compared with them and a round would take minutes."""
 GROWTH = 4.0
@@ -109,7 +111,7 @@ def prepare(model: str | None, folder: Path, results: Results, say: Say) -> Subj
             try:
                 ggufs[kind] = str(requantised(source, kind, folder))
             except KlypeError as error:
-                results.why[f"llama.cpp {kind}"] = error.message
+                results.why |= dict.fromkeys((f"llama.cpp {kind}", f"klype {kind}"), error.message)
     ids = loaded.tokenizer.encode(plain_text())
     need = PROMPT + SINGLE
     if loaded.config.window < need or len(ids) < need:
@@ -158,7 +160,7 @@ class _Bench:
     def _round(self, what: str, n: int) -> None:
         left_out = self._left_out() if what == "n256" else frozenset()
         for name in self.team.workers:
-            if name in left_out or (what == "n256" and not self._fits(name)):
+            if name in left_out or (n > 1 and name in SINGLE_ONLY) or (what == "n256" and not self._fits(name)):
                 continue
             if n == 1:
                 self._timed(name, "prefill", 1, 1)

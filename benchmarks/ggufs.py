@@ -6,7 +6,7 @@ from pathlib import Path
 
 from klype.errors import KlypeError
 
-KINDS = ("Q4_0", "BF16")
+KINDS = ("Q4_0", "Q4_1", "Q8_0", "BF16")
 
 
 def requantised(file: Path, kind: str, folder: Path) -> Path:

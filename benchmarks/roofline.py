@@ -11,7 +11,10 @@ from benchmarks.task import PROMPT
 from klype.device import bandwidth_gbs, gemm_gflops, memory_gib, processor, set_threads
 from klype.model.config import ModelConfig
 
-BYTES = {"float32": 4.0, "bfloat16": 2.0, "BF16": 2.0, "int8": 1.0, "Q4_0": 4.5 / 8, "GenAI": 5.0 / 8}
+BYTES = {
+    **{"float32": 4.0, "bfloat16": 2.0, "BF16": 2.0, "int8": 1.0},
+    **{"Q8_0": 8.5 / 8, "Q4_1": 5.0 / 8, "Q4_0": 4.5 / 8, "GenAI": 5.0 / 8},
+}
 """Bytes a weight, by the last word of an engine's name (OpenVINO reads the file that is given: Q4_1)."""
 
 
