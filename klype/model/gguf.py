@@ -38,7 +38,8 @@ _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
 _STRING, _ARRAY = 8, 9
 _CUT = "it is cut short, or a length in it is wrong"
 ROPE = "rope_freqs.weight"
-_Q4_1 = 3
+# GGUF's numbers of the types of blocks that step.c reads, Q4_0, Q4_1, Q8_0, Q4_K and Q6_K: where their float16 lie
+SCALES = {2: (0,), 3: (0, 2), 8: (0,), 12: (0, 2), 14: (208,)}
 _INFINITE = 0x7C00  # bits that a float16 has all set when it is infinite or no number
 _KINDS = ("llama", "qwen2", "qwen3")
 _NAMES = {
@@ -229,14 +230,14 @@ class GGUFFile:
         return entry.kind if len(entry.shape) == 2 else -1
 
     def stored(self, name: str) -> Stored:
-        """A matrix of blocks that begin with their scales in float16, as it lies. Errors as of ``get``."""
+        """A matrix of one of the types in ``SCALES``, as it lies. Errors as of ``get``."""
         import gguf
 
         entry = self._placed[name]
         raw = self._mapped[entry.start : entry.stop]
         _, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(entry.kind)]
-        scales = raw.reshape(-1, size)[:, : 4 if entry.kind == _Q4_1 else 2].view(np.uint16)
-        if (scales & _INFINITE == _INFINITE).any():
+        scales = (raw.reshape(-1, size)[:, at : at + 2].view(np.uint16) for at in SCALES[entry.kind])
+        if any((scale & _INFINITE == _INFINITE).any() for scale in scales):
             raise KlypeError(f"{self.file} holds numbers that are not finite, in {name}.", HINT)
         blocks = torch.from_numpy(raw).view(entry.shape[0], -1)
         return Stored(entry.kind, entry.shape[1], blocks, self.config.head_dim if self._is_permuted(name) else 0)

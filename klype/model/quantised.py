@@ -16,12 +16,10 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from klype.model.convert import pieces
-from klype.model.gguf import GGUFFile, Stored, StoredWeights
+from klype.model.gguf import SCALES, GGUFFile, Stored, StoredWeights
 from klype.model.prepacked import Kernel, Matrix, address_of, decodes, pointer_to
 from klype.model.transformer import Transformer
 
-# GGUF's numbers of the types of blocks that step.c reads: Q4_0, Q4_1, Q8_0
-TYPES = frozenset({2, 3, 8})
 # must equal ROWS in step.c
 ROWS = 8
 
@@ -90,7 +88,7 @@ def quantised_weights(opened: GGUFFile) -> StoredWeights:
     return {
         name: [opened.stored(one) for one in their]
         for name, their in theirs.items()
-        if all(opened.kind(one) in TYPES for one in their)
+        if all(opened.kind(one) in SCALES for one in their)
     }
 
 

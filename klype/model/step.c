@@ -67,7 +67,7 @@ typedef uint32_t LooseWords __attribute__((vector_size(4 * W), aligned(4), may_a
 typedef uint16_t LooseHalves __attribute__((vector_size(2 * W), aligned(2), may_alias));
 
 enum { INT8 = 8, BFLOAT16 = 16, FLOAT32 = 32 };
-enum { Q4_0 = 2, Q4_1 = 3, Q8_0 = 8 }; /* GGUF's own numbers */
+enum { Q4_0 = 2, Q4_1 = 3, Q8_0 = 8, Q4_K = 12, Q6_K = 14 }; /* GGUF's own numbers */
 
 /* ROWS rows as they lie in a GGUF file: the first, bytes from one to the next, and the type of their blocks. */
 typedef struct { const char *first; int64_t step, type; } Rows;
@@ -215,16 +215,16 @@ static inline __attribute__((always_inline)) void tile_of_bits(
     else tile_of_rows(w, x, m->in, bits, UNIT, T, sums);
 }
 
-/* A block's first two float16: its scale and, of some types, its least number. */
-static inline __attribute__((always_inline)) void halves(const char *at, float *scale, float *least) {
+/* Of four float16 the one at ``first``, a block's scale, and the next, of some types the least number. */
+static inline __attribute__((always_inline)) void halves(const char *at, const int first, float *scale, float *least) {
 #if defined(__F16C__)
-    Four both = (Four)_mm_cvtph_ps(_mm_loadl_epi64((const __m128i *)at));
-    *scale = both[0], *least = both[1];
+    Four all = (Four)_mm_cvtph_ps(_mm_loadl_epi64((const __m128i *)at));
+    *scale = all[first], *least = all[(first + 1) % 4];
 #else
     float *const to[] = {scale, least};
     for (int i = 0; i < 2; i++) {
         uint16_t bits;
-        memcpy(&bits, at + 2 * i, 2);
+        memcpy(&bits, at + 2 * ((first + i) % 4), 2);
         union { uint32_t u; float f; } x = {(bits & 0x7fffu) << 13};
         x.f *= 0x1p112f; /* exact, of the smallest too */
         x.u |= (bits & 0x8000u) << 16;
@@ -238,23 +238,41 @@ static inline __attribute__((always_inline)) Vec scaled(Vec bits, const int type
     return type == Q4_0 ? (bits - 8) * scale : bits * scale + least;
 }
 
-static inline __attribute__((always_inline)) int64_t block_bytes(const int type) {
-    return type == Q8_0 ? 34 : type == Q4_1 ? 20 : 18;
+/* Where the block begins that holds the n-th TOLD numbers of a row. */
+static inline __attribute__((always_inline)) int64_t block_at(int64_t n, const int type) {
+    if (type == Q4_K || type == Q6_K) return n / 8 * (type == Q4_K ? 144 : 210);
+    return n * (type == Q8_0 ? 34 : type == Q4_1 ? 20 : 18);
 }
 
 /* The n-th TOLD numbers of a row as it lies in a GGUF file. */
 static inline __attribute__((always_inline)) void expanded(const char *row, int64_t n, const int type, Vec *x) {
     float scale, least;
-    row += n * block_bytes(type);
-    halves(row, &scale, &least);
-    row += type == Q4_1 ? 4 : 2;
+    const uint8_t *block = (const uint8_t *)row + block_at(n, type);
+    if (type == Q6_K) halves((const char *)block + 202, 3, &scale, &least); /* it ends with its scale */
+    else halves((const char *)block, 0, &scale, &least);
+    int part = n % 8, half = part / 4, quarter = part % 4;
     if (type == Q8_0)
 #pragma GCC unroll 4
-        for (int i = 0; i < TOLD / W; i++) x[i] = WIDENED(row + i * W) * scale;
-    else
+        for (int i = 0; i < TOLD / W; i++) x[i] = WIDENED(block + 2 + i * W) * scale;
+    else if (type == Q4_K) { /* eight scales and least numbers of six bits, which lie in twelve bytes */
+        const uint8_t *six = block + 4 + part;
+        scale *= part < 4 ? six[0] & 63 : (six[4] & 15) | six[-4] >> 6 << 4;
+        least *= -(float)(part < 4 ? six[4] & 63 : six[4] >> 4 | six[0] >> 6 << 4);
+#pragma GCC unroll 4
+        for (int i = 0; i < TOLD / W; i++)
+            x[i] = LOW_BITS(BYTES(block + 16 + part / 2 * TOLD + i * W) >> part % 2 * 4, type, scale, least);
+    } else if (type == Q6_K) { /* four bits and two, and a scale for sixteen numbers */
+        const uint8_t *low = block + half * 64 + quarter % 2 * TOLD, *high = block + 128 + half * TOLD;
+        const int8_t *scales = (const int8_t *)block + 192 + part * 2;
+#pragma GCC unroll 4
+        for (int i = 0; i < TOLD / W; i++) {
+            Ints bits = (BYTES(low + i * W) >> quarter / 2 * 4 & 15) | (BYTES(high + i * W) >> quarter * 2 & 3) << 4;
+            x[i] = __builtin_convertvector(bits - 32, Vec) * (scale * scales[i * W / 16]);
+        }
+    } else
 #pragma GCC unroll 2
         for (int i = 0; i < TOLD / 2 / W; i++) {
-            Ints two = BYTES(row + i * W);
+            Ints two = BYTES(block + (type == Q4_0 ? 2 : 4) + i * W);
             x[i] = LOW_BITS(two, type, scale, least);
             x[i + TOLD / 2 / W] = LOW_BITS(two >> 4, type, scale, least);
         }
@@ -272,7 +290,7 @@ static inline __attribute__((always_inline)) void dots(
 #pragma GCC unroll 8
         for (int r = 0; r < R; r++) {
             expanded(rows.first + r * rows.step, n, type, own[r]);
-            __builtin_prefetch(rows.first + (r + SOON) * rows.step + n * block_bytes(type));
+            __builtin_prefetch(rows.first + (r + SOON) * rows.step + block_at(n, type));
         }
 #pragma GCC unroll 8
         for (int t = 0; t < T; t++)
@@ -316,6 +334,8 @@ static void product_of_rows(const Matrix *m, const float *x, int64_t M, int64_t 
                     CASE(Q4_0);
                     CASE(Q4_1);
                     CASE(Q8_0);
+                    CASE(Q4_K);
+                    CASE(Q6_K);
 #undef CASE
                 }
                 for (int64_t i = 0; m->bias && i < T; i++)
@@ -500,9 +520,15 @@ void klype_expand(const Matrix *m, const int64_t *ids, int64_t M, float *out) {
         const char *row = rows.first + ids[t] % ROWS * rows.step;
         for (int64_t n = 0; n < m->in / TOLD; n++) {
             Vec x[TOLD / W];
-            if (rows.type == Q4_0) expanded(row, n, Q4_0, x);
-            else if (rows.type == Q4_1) expanded(row, n, Q4_1, x);
-            else expanded(row, n, Q8_0, x);
+            switch (rows.type) {
+#define CASE(type) case type: expanded(row, n, type, x); break
+                CASE(Q4_0);
+                CASE(Q4_1);
+                CASE(Q8_0);
+                CASE(Q4_K);
+                CASE(Q6_K);
+#undef CASE
+            }
             memcpy(out + t * m->in + n * TOLD, x, sizeof x);
         }
     }
