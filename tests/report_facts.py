@@ -101,7 +101,7 @@ def text_facts() -> Facts:
             },
             "missing": {
                 "aligned": {
-                    "en": "the reward model agrees with the ranker on 64% of pairs, and 75% are required.",
+                    "en": "the reward model agrees with the annotator on 64% of pairs, and 75% are required.",
                     "nb": "belønningsmodellen er enig med den som rangerte, i 64 % av parene, og kravet er 75 %.",
                 }
             },

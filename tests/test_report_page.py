@@ -272,9 +272,9 @@ def test_the_formulas_sliders_take_the_s_that_the_curves_beside_them_are_made_of
     assert f'data-model-s="{of_text}"' in render(facts)
 
 
-def test_a_rankers_agreement_with_itself_is_no_bound_and_not_told_where_nobody_knows_it() -> None:
+def test_an_annotators_agreement_with_itself_is_no_bound_and_not_told_where_nobody_knows_it() -> None:
     facts = world_facts()
-    assert "two rankings of the ranker’s own agree on" in " ".join(verdict(facts, Say("en")))
+    assert "two rankings of the annotator’s own agree on" in " ".join(verdict(facts, Say("en")))
     for lang, bound, beside in (
         ("en", r"most one can hope|\bceiling\b", "That is no bound"),
         ("nb", r"\btaket\b", "Det er ingen øvre grense"),
@@ -284,8 +284,8 @@ def test_a_rankers_agreement_with_itself_is_no_bound_and_not_told_where_nobody_k
         assert not re.search(bound, f"{shown.title} {shown.how}")
         assert beside in shown.how
     facts["reward"]["ceiling"] = {"value": None, "low": None, "high": None, "n": 0}
-    assert "agrees with the ranker on" in (said := " ".join(verdict(facts, Say("en"))))
-    assert "rankings of the ranker" not in said
+    assert "agrees with the annotator on" in (said := " ".join(verdict(facts, Say("en"))))
+    assert "rankings of the annotator" not in said
     picture = reward(facts, Say("nb"))
     assert picture is not None
     assert "samme rangerer" not in f"{picture.title} {picture.how}"
@@ -438,7 +438,7 @@ def test_a_gate_is_shown_with_its_interval_and_its_three_states(lang: str, told:
         "en": (
             "94.6% [93.1, 96.1], n\xa0=\xa01,500",
             "fewer than 30",
-            "reward model: agreement with the ranker (n\xa0=\xa03)",
+            "reward model: agreement with the annotator (n\xa0=\xa03)",
         ),
         "nb": (
             "94,6\xa0% [93,1; 96,1], n\xa0=\xa01500",

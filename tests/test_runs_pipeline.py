@@ -155,7 +155,7 @@ def test_a_weak_reward_model_stops_alignment_and_says_why(tmp_path: Path) -> Non
     stages = document["stages"]
     assert isinstance(stages, dict)
     assert stages["aligned"] is None
-    assert "reward model agrees with its ranker" in str(document["why"])
+    assert "reward model agrees with its annotator" in str(document["why"])
     assert not (tmp_path / "weak" / "align").exists()
     assert (tmp_path / "weak" / "report.html").is_file()
     forced = life(tmp_path / "weak", resume=True, force=True, overrides=overrides)

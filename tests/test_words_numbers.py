@@ -88,5 +88,5 @@ def test_percents_stand_in_sentences_as_each_language_writes_them() -> None:
         said = [(name, key, t) for name, _ in catalogues() for key, t in words(lang, name).messages.items()]
         assert [row for row in said if re.search(pattern, row[2])] == []
     told = Sentences("nb", "progress")
-    assert told("agrees with the ranker on 91.5% of held-out pairs").split(" i ")[1].startswith("91,5\u00a0% av")
+    assert told("agrees with the annotator on 91.5% of held-out pairs").split(" i ")[1].startswith("91,5\u00a0% av")
     assert _row(Evaluation(4, (1.9,), -4.92, 0.0, 6.0, 0.04, 0.0), "nb")[1:3] == ("1,90", "−4,92")

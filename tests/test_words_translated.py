@@ -165,8 +165,9 @@ ENGLISH = [
     (r"\b[Mm]end(ed)?\b", "fix"),
     (r"That cannot be[:.]", "not possible"),
     (r"gone on with|[Gg]o on with it\b", "resume"),
-    (r"\bshare a (word|token)", "share per word"),
-    (r"\bis no (address|folder|file|name|taste|reward|number)\b", "is not a"),
+    (r"\bshare a (word|token)\b", "share per word"),
+    (r"\b[Rr]ankers?\b", "annotator"),
+    (r"(?<![Tt]here )\bis no (address|folder|file|name|taste|reward|number)\b", "is not a"),
 ]
 """What is not written, as a pattern, and what is instead."""
 NORWEGIAN = [
@@ -188,12 +189,12 @@ CHOSEN = {"nb": NORWEGIAN, "en": ENGLISH}
 
 @pytest.mark.parametrize("lang", CHOSEN)
 def test_one_term_for_each_thing(lang: str) -> None:
-    """In what a person reads: both catalogues, help, errors, and the pages but for the laboratory's notes."""
+    """In what a person reads: both catalogues, help, errors and the pages but for the laboratory's notes."""
     said = {f"{name}.{key}": text for name, _ in catalogues() for key, text in words(lang, name).messages.items()}
     said |= {text: text for text in help_of(spoken(app(), lang))}
     said |= {row.name: row.title[lang] + row.help.get(lang, "") for row in KNOWN.values()}
-    if lang != "en":
-        said |= {english: text for table in tables(lang).values() for english, text in table.items()}
+    for table in (table for other in OTHERS for table in tables(other).values()):
+        said |= {english: english for english in table} if lang == "en" else table
     for page in (*KLYPE.parent.glob("README*.md"), *(KLYPE.parent / "docs").rglob("*.md")):
         if (".nb." in page.name) == (lang == "nb") and "laboratory" not in page.parts:
             lines = page.read_text(encoding="utf-8").splitlines()

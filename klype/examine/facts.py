@@ -61,8 +61,8 @@ StageFacts = dict[str, FigureFacts]
 
 
 class RewardFacts(TypedDict):
-    """Pair accuracy against the ranker; ``ceiling``: how often two rankings of the ranker's own agree, which is no
-    bound where held-out rankings are free of its noise; ``threshold``: what is aimed at."""
+    """Pair accuracy against the annotator; ``ceiling``: how often two rankings of the annotator's own agree, which is
+    no bound where held-out rankings are free of its noise; ``threshold``: what is aimed at."""
 
     pair_accuracy: FigureFacts
     ceiling: FigureFacts

@@ -327,7 +327,7 @@ OF_RUNS: tuple[Measure, ...] = (
         {"en": "Right about what is always true", "nb": "Riktige om det som alltid er sant"}),
     Measure("kl_reference", "nats a word", "less", {"en": "KL to the starting point", "nb": "KL til utgangspunktet"}),
     Measure("pair_accuracy", "share of pairs", "more", {"en": "Reward model", "nb": "Belønningsmodell"}),
-    Measure("ceiling", "share of pairs", "neither", {"en": "Ranker itself", "nb": "Den som rangerer"}),
+    Measure("ceiling", "share of pairs", "neither", {"en": "Annotator itself", "nb": "Den som rangerer"}),
     Measure("retrieval_hard", "share", "more", {"en": "Hard stories", "nb": "Vanskelige historier"}),
     Measure("retrieval_text", "share", "more", {"en": "Retrieval from text", "nb": "Gjenfinning i tekst"}),
     Measure("bits_per_byte", "bits per byte", "less", {"en": "Bits per byte", "nb": "Bit per byte"}),

@@ -118,7 +118,7 @@ def stages(facts: Facts, say: Say) -> Picture | None:
 
 
 def reward(facts: Facts, say: Say) -> Picture | None:
-    """How often the reward model prefers the answer that the ranker prefers."""
+    """How often the reward model prefers the answer that the annotator prefers."""
     found = facts.get("reward")
     if not found or found["pair_accuracy"]["value"] is None:
         return None

@@ -1,4 +1,4 @@
-"""The last two stages: a model that imitates the ranker, and answers that please it, held near what they were."""
+"""The last two stages: a model that imitates the annotator, and answers that please it, held near what they were."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ SLACK = 1.5  # times its part of the time is what the reward model may take befo
 
 
 def reward(run: Run) -> None:
-    """A model that imitates the ranker; how well is measured on questions it has not seen."""
+    """A model that imitates the annotator; how well is measured on questions it has not seen."""
     trunk = run.model("finetune")
     ranked = ranking.load(run.task, run.folder / "rank")
     useful = informative(ranked.train)
@@ -212,7 +212,7 @@ def reward(run: Run) -> None:
     run.record.content["reward"] = _examined(run, model, ranked)
     accuracy = run.record.content["reward"]["pair_accuracy"]["value"]
     share = "none" if accuracy is None else percent(accuracy, "en")
-    run.say.stage_end(f"agrees with the ranker on {share} of held-out pairs")
+    run.say.stage_end(f"agrees with the annotator on {share} of held-out pairs")
 
 
 def examined(run: Run) -> dict[str, Any]:
@@ -233,7 +233,7 @@ def _examined(run: Run, model: RewardModel, ranked: ranking.RankedSets) -> dict[
 
 
 def align(run: Run) -> None:
-    """The model learns to answer as the ranker likes, held near what it was, and watched while it does."""
+    """The model learns to answer as the annotator likes, held near what it was, and watched while it does."""
     section = run.recipe.align
     row = method(section.how.method)
     if section.how.updates > 1 and not row.stale:

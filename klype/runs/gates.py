@@ -96,12 +96,12 @@ def kept(before: Figure, after: Figure) -> Figure:
 
 
 def pair_threshold(run: Run) -> float:
-    """Of a ranker whose own noise is known, what the recipe aims at; of people, that it is better than chance."""
+    """Of an annotator whose own noise is known, what the recipe aims at; of people, that it is better than chance."""
     return CHANCE if by_people(run) else run.recipe.reward.gate
 
 
 def by_people(run: Run) -> bool:
-    """Whether nobody knows how often the ranker errs."""
+    """Whether nobody knows how often the annotator errs."""
     reward = run.record.content.get("reward")
     return reward is not None and figure_of(reward, "ceiling").value is None
 

@@ -111,7 +111,7 @@ def _leave_out(run: Run, stages: tuple[str, ...]) -> None:
 
 
 def _may_start(run: Run, stage: str) -> bool:
-    """Nothing is aligned to a bad imitation of the ranker, or without one."""
+    """Nothing is aligned to a bad imitation of the annotator, or without one."""
     if stage != "align" or run.recipe.align.replaces_model:
         return True
     if not run.record.done("reward"):
@@ -125,7 +125,7 @@ def _may_start(run: Run, stage: str) -> bool:
 def _nothing_to_imitate(run: Run) -> None:
     _refused(
         run,
-        "No question has two different answers of which the ranker likes one better: there is nothing to imitate, "
+        "No question has two different answers of which the annotator likes one better: there is nothing to imitate, "
         "and nothing to align to. More questions to rank help, or a longer run, whose answers differ.",
         "Ikke noe spørsmål har to ulike svar der den som rangerer, liker det ene bedre: Det er ingenting å "
         "etterligne og ingenting å rette modellen etter. Flere spørsmål å rangere hjelper, eller en lengre "

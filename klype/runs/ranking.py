@@ -37,7 +37,7 @@ BY_HAND = 40  # questions that a person is asked to rank
 
 @dataclass(frozen=True, slots=True)
 class RankedSets:
-    """Rankings as token ids; ``exact`` are the held-out ones with their texts. ``noise``: the ranker's known chance
+    """Rankings as token ids; ``exact`` are the held-out ones with their texts. ``noise``: the annotator's known chance
     to err, None for people."""
 
     train: list[RankedAnswers]

@@ -31,12 +31,12 @@ PLACES = frozenset(["text", "instructions", "preferences", "data", "from_"])
 
 MEANING = 2  # of figures in a run.json; those without it are of before
 # What meant something else before: right and polite were of stories and of what is always true together, a right answer
-# of one word was polite, S and KL were of other documents, and the ranker's other ranking was free of errors.
+# of one word was polite, S and KL were of other documents, and the annotator's other ranking was free of errors.
 OTHERWISE = ("right", "polite", "s", "kl", "ceiling")
 
 
 def meant_otherwise(about: Mapping[str, Any]) -> tuple[str, ...]:
-    """Measures of this run.json that mean something else than today's; outside the world only the ranker's own."""
+    """Measures of this run.json that mean something else than today's; outside the world only the annotator's own."""
     figures, settings = about.get("figures"), about.get("settings")
     stages = figures.values() if isinstance(figures, Mapping) else ()
     if about.get("meaning") == MEANING or any(isinstance(s, Mapping) and "right_fixed" in s for s in stages):

@@ -107,7 +107,7 @@ def one_round(
 ) -> dict[str, Any]:
     """One round in a folder of its own; a finished one is not done again.
 
-    ``ranking``: the ranker's taste, where it is another than the annotator's, and whether answers are ranked anew.
+    ``ranking``: the annotator's taste, where it is another than the annotator's, and whether answers are ranked anew.
     """
     options, recipe = how
     flaw, anew = ranking
@@ -126,7 +126,7 @@ def one_round(
                 began = time.perf_counter()
                 stage(own_life)
                 life.record.finish(name, time.perf_counter() - began)
-        if flaw is not None:  # the ranker's own ceiling is that of the taste it ranked by
+        if flaw is not None:  # the annotator's own ceiling is that of the taste it ranked by
             own = examined(tasted)
             life.record.content.setdefault("reward", own).update(
                 {name: own[name] for name in ("ceiling", "tau_ceiling")}

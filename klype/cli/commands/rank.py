@@ -48,7 +48,7 @@ class RankOptions(Options):
 
 
 def command(terminal: Terminal, asked: RankOptions) -> None:
-    """Rank the answers in a run's store (or bring rankings in and out), and see how well the rankers agree."""
+    """Rank the answers in a run's store (or bring rankings in and out), and see how well the annotators agree."""
     o.a_file("--import", asked.import_)
     from klype.preferences.database import DamagedError
     from klype.preferences.formats import FORMATS
