@@ -86,8 +86,23 @@ def test_the_live_bar_shows_loss_speed_and_time_left() -> None:
     assert isinstance(console.file, io.StringIO)
     shown = console.file.getvalue()
     assert "«Hunden drakk vann.»" in shown
+    assert "100\u00a0%" in shown
     assert "Gates" in shown
     assert "done" in shown
+
+
+def test_the_parts_of_an_examination_are_told_in_norwegian() -> None:
+    console = Console(file=io.StringIO(), width=80)
+    plain = Plain(console, "nb", Clock(1.0))
+    plain.stage_start("answers 0.7", 200)
+    plain.step({"step": 0})
+    plain.stage_start("feedback 1.3", 3)
+    assert isinstance(console.file, io.StringIO)
+    assert re.fullmatch(
+        r"svar ved temperatur 0,7: 200 steg\nsvar ved temperatur 0,7: \(\S+ s\)\n"
+        r"påtvungne feil ved temperatur 1,3: 3 steg\n",
+        console.file.getvalue(),
+    )
 
 
 def curve(losses: Iterable[float], columns: int) -> str:

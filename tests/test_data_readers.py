@@ -133,7 +133,7 @@ def test_encodings(tmp_path: Path) -> None:
 
 
 BROKEN = {
-    "a.jsonl": (b'{"text": "a"}\n{"text": \n{"text": "b"}\n', "line 2 is not JSON", 2),
+    "a.jsonl": (b'{"text": "a"}\n{"text": \n{"text": "b"}\n', "line 2 is not JSON: see character 1", 2),
     "b.jsonl": (b'{"text": "a"}\n[1]\n', "line 2 is not a JSON object", 1),
     "c.jsonl": (b'{"text": "a"}\n{"text": "\xe5"}\n', r"line 2 is not utf-8: byte 24 is 0xe5", 1),
     "g.jsonl": (b'{"text": "a"}\n{"text": "x\\ud83d"}\n', "line 2 is not JSON: an escape is half a character", 1),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -13,9 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 from klype.cli import guard
+from klype.cli.commands.examine import agree
 from klype.cli.main import call
+from klype.words import words
 from tests.test_cli_models import Captured, document, question, run, world
 
 __all__ = ["question", "run", "world"]
@@ -273,3 +277,16 @@ def test_killed_and_gone_on_is_straight_to_the_byte(run: Path, tmp_path: Path) -
             os.kill(process.pid, signal.SIGKILL)
         process.communicate()
     assert finish(killed) == straight
+
+
+@pytest.mark.parametrize("lang", ["en", "nb"])
+def test_a_long_examination_is_agreed_to_in_ones_own_language(lang: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    w = words(lang, "examination")
+    for answer in ("j", " Ja", "y", "YES"):
+        monkeypatch.setattr("sys.stdin", io.StringIO(f"{answer}\n"))
+        agree(w)
+    for answer in ("", "n", "nei"):
+        monkeypatch.setattr("sys.stdin", io.StringIO(f"{answer}\n"))
+        with pytest.raises(typer.Abort):
+            agree(w)
+    assert w("examine.ask").endswith({"en": "[y/N]:", "nb": "[j/N]:"}[lang])

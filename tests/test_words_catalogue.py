@@ -64,7 +64,7 @@ def test_reports_use_every_message() -> None:
 
 
 def test_a_message_takes_its_values() -> None:
-    assert words("nb")("chat.set", what="temperature", value="0,5") == "temperature er nå 0,5."
+    assert words("nb")("chat.set", what="temperature", value="0,5") == "/temperature er nå 0,5."
     assert words("en").section("probs") == {"token": "token", "p": "p", "instead": "instead"}
     with pytest.raises(KeyError):
         words("en")("chat.set", what="temperature")

@@ -330,6 +330,16 @@ def fork_lines(decides: bool) -> Told:
     return told
 
 
+@pytest.mark.parametrize(("lang", "end"), [("en", "(end)"), ("nb", "(slutt)")])
+def test_the_token_that_ends_an_answer_is_named_as_in_the_tree(lang: str, end: str) -> None:
+    found = forked(True)
+    texts = tuple(f"<|{p.token}|>" for p in found.positions)
+    answer = AnswerForks(found, texts, tuple(f"<|{o.token}|>" for o in found.others), "same meaning")
+    shown = printed(lang, lambda terminal: forks_chart(terminal, words(lang, "examination"), answer, (0,)))
+    assert end in shown
+    assert "<|0|>" not in shown
+
+
 def sure(why: str = "", same: int = 20, errs: dict[str, Any] | None = None) -> Told:
     found = {
         "p": 0.5, "p_learnt": 0.4, "temperature": 1.0, "same": {**f(0.4, 0.8, 32), "value": same / 32,

@@ -95,3 +95,4 @@ def test_a_question_of_ones_own_has_a_judge_and_a_meaning_in_both_languages() ->
     asked, unread = question_in(world, Path("nowhere"), "What is love?")
     assert asked is None
     assert "love" in unread
+    assert "up to four facts" in unread

@@ -31,7 +31,8 @@ def checked(name: str, value: Any) -> Any:
     """The value of the sampler ``name``, or one sentence about what is wrong with it."""
     row = SAMPLERS[name]
     if not row.supports(value):
-        raise UsageError(f"--{name.replace('_', '-')} should be {row.range} (it is {value}).")
+        given = f"{value:g}" if isinstance(value, float) else value
+        raise UsageError(f"--{name.replace('_', '-')} should be {row.range} (it is {given}).")
     return value
 
 

@@ -102,7 +102,7 @@ class Live(_Printer):
         self.progress: Progress = Progress(
             TextColumn("{task.description:<9}"),
             BarColumn(bar_width=None),
-            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.percentage:>3.0f}" + LANGUAGES[lang].percent),
             TextColumn("{task.fields[numbers]}"),
             TextColumn("{task.fields[curve]}", style="cyan"),
             TimeRemainingColumn(compact=True),
@@ -176,7 +176,8 @@ class Plain(_Printer):
     def stage_end(self, summary: str = "") -> None:
         if self._name and self._last:
             seconds = number(self._clock() - self._began, self.lang, 1)
-            self.note(f"{self._name}: {self.measures(self._last)} ({seconds} s)")
+            measured = self.measures(self._last)
+            self.note(f"{self._name}: {measured}{' ' if measured else ''}({seconds} s)")
         self._name, self._last = "", {}
         if summary:
             self.note(summary)

@@ -94,7 +94,7 @@ def split_budget(text: str | None) -> tuple[int | None, str]:
     for part in (text or "").replace(" ", "").split(","):
         if re.fullmatch(r"[0-9]*[1-9][0-9]*", part):
             passes = int(part)
-        elif re.fullmatch(r"[-+]?[0-9.]+", part):
+        elif part and not part.casefold().endswith(("requests", "tokens")):
             raise UsageError(f"--budget should be a whole number of passes from 1 up (it is {part}).")
         elif part:
             asked.append(part)
@@ -107,7 +107,8 @@ def tell_unread(terminal: Terminal, ask: Asking) -> None:
     if ask.unread and not terminal.as_json:
         from klype.words.sentences import Sentences
 
-        terminal.aside(harmless(Sentences(terminal.lang)(ask.unread)))
+        said = Sentences(terminal.lang)
+        terminal.aside(harmless(" ".join(map(said, ask.unread.split("\n")))))
 
 
 def tell_cost(opened: Opened) -> None:

@@ -245,7 +245,10 @@ def _decoded_lines(file: Path, options: TextOptions) -> Iterator[tuple[int, str]
 
 def _json(text: str) -> Any:
     """Parsed JSON; an escape that is half a character (a lone surrogate) is refused, for it is no text."""
-    content = parsed(text)
+    try:
+        content = parsed(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"see character {error.pos + 1}") from None
     if "\\ud" in text or "\\uD" in text:
         try:
             json.dumps(content, ensure_ascii=False).encode("utf-8")

@@ -98,7 +98,7 @@ def _questions(rows: Iterable[tuple[str, int, dict[str, Any]]], bad: BadRows, so
             if text is not None and not isinstance(text, str):
                 bad.add(f"{where} has a question that is not text.")
             elif text is None or not text.strip():
-                bad.add(f"{where} has no question.")
+                bad.add(f"{where} has no question.", 'A row needs "question".')
             elif not isinstance(context, str):
                 bad.add(f"{where} has a context that is not text.")
             elif not _strings(answers) or not _strings(choices):

@@ -72,7 +72,7 @@ def question_in(world: World | None, run: Path, text: str) -> tuple[Question | N
         try:
             return world.parse(text), ""
         except KlypeError as error:
-            unread = error.message
+            unread = f"{error.message}\n{error.hint}"
     kept = find_question(read_questions(run / "questions.jsonl"), text)
     return kept, unread if kept is None else ""
 

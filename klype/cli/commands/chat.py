@@ -100,7 +100,7 @@ class Talk:
             return True
         name, _, value = line.partition(" ")
         match name:
-            case "/quit":
+            case "/quit" | "/exit":
                 return False
             case "/help":
                 self._help()

@@ -38,7 +38,10 @@ def command(
     from klype.device import seed_everything
 
     seed_everything(seed)
-    document = {"versions": versions(), "machine": machine()}
+    from klype.cli.progress import patiently
+
+    with patiently(terminal.words("doctor.measuring")):
+        document = {"versions": versions(), "machine": machine()}
     if not terminal.as_json:
         show(terminal, document)
     terminal.document(document, out)

@@ -108,7 +108,7 @@ def command(terminal: Terminal, settings: ExamSettings, asked: ExaminationOption
         )
         tell_plan(terminal, w, exam.plan)
         if exam.plan.seconds > LONG_S and passes is None and not asked.yes and sys.stdin.isatty():
-            typer.confirm(w("examine.ask"), abort=True, err=True)
+            agree(w)
         with watched(terminal) as progress:
             found.append(exam.measured(place, progress, found[0].interventions if found else None))
         documents.append(written(terminal, found[-1], place, asked.parquet))
@@ -146,6 +146,13 @@ def apart(folder: Path, models: Sequence[str]) -> list[Path]:
     names = [Path(model).name or "model" for model in models]
     alike = len(set(names)) < len(names)
     return [folder / (f"{name}-{number}" if alike else name) for number, name in enumerate(names, 1)]
+
+
+def agree(w: Words) -> None:
+    """Asks whether to go on, in the reader's language, which typer's own question is not. Errors: Abort, if not."""
+    answer = typer.prompt(w("examine.ask"), default="", show_default=False, prompt_suffix=" ", err=True)
+    if not answer.strip().casefold().startswith(("y", "j")):
+        raise typer.Abort
 
 
 def tell_plan(terminal: Terminal, w: Words, found: ExamPlan) -> None:

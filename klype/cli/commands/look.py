@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -257,28 +258,32 @@ def forks_command(
         said = None if answer is None else asked.given(text, answer, raw)
         found = asked.decided(ask, sampling, (limit, samples, seed), said)
     if not terminal.as_json:
-        forks_chart(terminal, words(terminal.lang, "examination"), found)
+        forks_chart(terminal, words(terminal.lang, "examination"), found, asked.opened.stop)
     tell_cost(asked.opened)
     terminal.document(found.to_json(), out)
 
 
-def forks_chart(terminal: Terminal, w: Words, forks: AnswerForks) -> None:
-    """The answer word by word with the share of its own meaning, the deciding word marked; then what else could be."""
+def forks_chart(terminal: Terminal, w: Words, forks: AnswerForks, stop: Collection[int] = ()) -> None:
+    """The answer word by word with the share of its own meaning, the deciding word marked; then what else could be.
+    ``stop``: the tokens that end an answer."""
     from rich.text import Text
 
     from klype.judge.meaning import label
     from klype.words import figure, number, percent
 
     console, lang, found = terminal.console, terminal.lang, forks.found
+
+    def named(token: int, text: str) -> str:
+        return w("tree.end") if token in stop else visible(text)
+
     console.print(Text(w("forks.title", answer=found.text), style="bold"))
     rows = [
-        ("", found.before[0], None),
-        *((token, p.own, p.strength) for token, p in zip(forks.tokens, found.positions, strict=True)),
+        ("…", found.before[0], None),
+        *((named(p.token, text), p.own, p.strength) for text, p in zip(forks.tokens, found.positions, strict=True)),
     ]
-    width = min(20, max(len(visible(token)) for token, *_ in rows) + 1)
-    for i, (token, own, strength) in enumerate(rows, -1):
-        name = visible(token)[: width - 1] if token or i >= 0 else "…"
-        line = Text(f"{'▶' if i == found.fork else ' '} {name.ljust(width)}")
+    width = min(20, max(len(name) for name, *_ in rows) + 1)
+    for i, (name, own, strength) in enumerate(rows, -1):
+        line = Text(f"{'▶' if i == found.fork else ' '} {name[: width - 1].ljust(width)}")
         line.append(bar_of(own, 20), style="blue")
         line.append(f" {percent(own, lang):>5}", style="blue")
         if strength is not None:
@@ -287,10 +292,10 @@ def forks_chart(terminal: Terminal, w: Words, forks: AnswerForks) -> None:
     if found.fork is None:
         console.print(w("forks.none", p=number(found.p, lang, 3)), markup=False)
     else:
-        word = visible(forks.tokens[found.fork])
+        word = named(found.positions[found.fork].token, forks.tokens[found.fork])
         console.print(w("forks.found", word=word, n=found.fork + 1, p=number(found.p, lang, 3)), markup=False)
-        for token, other in zip(forks.others, found.others, strict=True):
+        for text, other in zip(forks.others, found.others, strict=True):
             meant = ", ".join(f"{label(m)} {percent(share, lang)}" for m, share in other.meanings[:3])
-            name = visible(token)
+            name = named(other.token, text)
             console.print(w("forks.other", word=name, p=percent(other.p, lang), meant=meant), markup=False)
     console.print(w("forks.how", n=found.samples, judge=who(forks, lang)), markup=False)
