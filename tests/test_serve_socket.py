@@ -317,6 +317,23 @@ def test_what_runs_is_finished_when_it_is_told_to_end(folder: Path, ending: sign
         client.models.list()
 
 
+@pytest.mark.slow
+def test_who_asks_twice_does_not_wait_and_reads_no_traceback(folder: Path) -> None:
+    process, url = start(folder, KLYPE_API_KEY="hemmelig")
+    stream = openai.OpenAI(base_url=url, api_key="hemmelig", max_retries=0).completions.create(
+        model="en-modell", prompt="hun", n=32, max_tokens=1500, stream=True, extra_body={"ignore_eos": True}
+    )
+    next(iter(stream))
+    process.send_signal(signal.SIGINT)
+    with contextlib.suppress(ConnectionError):  # refused: the first one was heard
+        while True:
+            socket.create_connection(("127.0.0.1", httpx.URL(url).port or 0), 1).close()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 130
+    assert process.stderr is not None
+    assert "Traceback" not in process.stderr.read()
+
+
 def test_beyond_loopback_a_key_is_needed(folder: Path, tmp_path: Path) -> None:
     for host in ("0.0.0.0", "::", "192.0.2.1", "example.org"):
         with pytest.raises(UsageError, match="no API key"):

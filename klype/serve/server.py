@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import errno
 import gc
+import os
 import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -56,7 +58,16 @@ def server(app: ASGIApp, rules: Rules, grace: int = GRACE) -> uvicorn.Server:
         timeout_graceful_shutdown=grace,
         ws_max_size=rules.body_bytes,
     )
-    return uvicorn.Server(config)
+    return Server(config)
+
+
+class Server(uvicorn.Server):
+    """Ends at a second Ctrl-C at once, as a command that is interrupted does."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        super().handle_exit(sig, frame)
+        if self.force_exit:
+            os._exit(130)  # what is broken off would tell of it in tracebacks, and threads that compute would abort
 
 
 @contextmanager
