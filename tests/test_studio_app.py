@@ -20,7 +20,7 @@ from klype.studio.app import PAGES, SecurityHeaders
 from klype.studio.fields import Check, Select, Slider, Text
 from klype.studio.login import Login
 from klype.studio.tokens import Tokens
-from klype.words import words
+from klype.words import LANGUAGES, words
 from tests.studio_toys import model, studio, visiting
 
 
@@ -90,6 +90,28 @@ def test_every_page_opens_in_both_languages(place: Any, page: Any, lang: str) ->
     assert [e.tag for e in user.client.elements.values() if e.tag in ("main", "q-page")] == ["main"]
     html = run(user.http_client.get(page.route)).text
     assert f'lang="{"nb-NO" if lang == "nb" else "en-GB"}"' in html
+
+
+@pytest.mark.parametrize("lang", LANGUAGES)
+def test_a_page_that_cannot_be_made_says_so_in_the_readers_language(
+    place: Any, monkeypatch: pytest.MonkeyPatch, lang: str
+) -> None:
+    run, user = place
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("secret")
+
+    monkeypatch.setattr("klype.studio.targets.card", fail)
+
+    async def get() -> httpx.Response:
+        transport = httpx.ASGITransport(user.http_client._transport.app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            return await client.get("/targets", headers={"accept-language": lang})
+
+    answer = run(get())
+    assert answer.status_code == 500
+    assert words(lang, "studio_broken")("heading") in answer.text
+    assert "secret" not in answer.text
 
 
 def test_who_watches_the_studio_is_told_of_its_models(place: Any) -> None:

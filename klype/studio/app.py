@@ -39,6 +39,8 @@ PAGES = (
 """In the order of the menu. A new page is a file, a catalogue in each language, and a row."""
 MISSING = Page("missing", "", "", way_back)
 """What stands at any other address."""
+BROKEN = Page("broken", "", "", way_back)
+"""What stands where a page could not be made."""
 PATIENCE_S = 60.0
 """What a page may take to be made: a busy machine is slow, not broken."""
 YEAR_S = 365 * 24 * 3600
@@ -94,9 +96,19 @@ def pages(studio: Studio) -> FastAPI:
         """A person is led back, a program is told."""
         if "text/html" not in request.headers.get("accept", ""):
             return await http_exception_handler(request, error)
+        return await instead(request, MISSING, 404)
+
+    @nicegui.app.exception_handler(Exception)
+    async def broken(request: Request, error: Exception) -> Response:
+        """As NiceGUI has it, in the reader's language; uvicorn tells the traceback."""
+        if not request.scope.get("nicegui_page_path"):
+            raise error
+        return await instead(request, BROKEN, 500)
+
+    async def instead(request: Request, page: Page, status: int) -> Response:
         with Client(ui.page(""), request=request) as client:
-            await _builder(studio, MISSING)(request, client)
-        return client.build_response(request, 404)
+            await _builder(studio, page)(request, client)
+        return client.build_response(request, status)
 
     ui.run_with(
         fast,
