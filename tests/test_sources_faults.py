@@ -17,9 +17,11 @@ from klype.samplers import OWN, SAMPLERS
 from klype.sources.capabilities import Capabilities, Kind, probe
 from klype.sources.dialect import choices
 from klype.sources.http_client import Budget, Call, HttpClient, RetryPolicy, retry_after
+from klype.sources.hub import short_error
 from klype.sources.remote import RemoteSource
 from klype.sources.source import answers
 from klype.values import Request, Sampling
+from klype.words.sentences import Sentences
 
 OPENAI_CHAT = {
     "choices": [
@@ -245,6 +247,21 @@ def test_html_and_refusals_are_one_sentence() -> None:
             ask(asked)
         assert "key" not in str(caught.value).replace("KLYPE_API_KEY", "").replace("wants a key", "")
         assert slept == []
+
+
+@pytest.mark.parametrize(
+    ("why", "nb"),
+    [
+        ("[Errno 111] Connection refused", "Tilkoblingen ble avvist"),
+        ("[Errno -2] Name or service not known", "Navnet er ikke kjent"),
+    ],
+)
+def test_why_no_server_answers_is_said_in_the_readers_language(why: str, nb: str) -> None:
+    asked, _ = source(httpx.ConnectError(why))
+    with pytest.raises(KlypeError) as caught:
+        ask(asked)
+    assert Sentences("nb")(caught.value.message) == f"Ingen server svarer på {asked.http.base} ({nb})."
+    assert short_error(OSError(f"Got: ConnectError: {why}")) == why.partition("] ")[2]
 
 
 @pytest.mark.parametrize("told", [math.nan, math.inf, "many", [5], {"a": 1}, -3, None])

@@ -315,7 +315,8 @@ def count(value: Any) -> int:
 
 
 def _short(error: Exception) -> str:
-    return (" ".join(str(error).split())[:120] or type(error).__name__).rstrip(".")
+    text = re.sub(r"^\[Errno -?\d+\] ", "", " ".join(str(error).split()))
+    return (text[:120] or type(error).__name__).rstrip(".")
 
 
 SCHEMA = """

@@ -163,5 +163,6 @@ def _asking(name: str) -> Iterator[None]:
 
 
 def short_error(error: Exception) -> str:
-    text = str(error).strip().splitlines()
+    """Another program's words in one line, without its classes and numbers."""
+    text = re.sub(r"^(Got: \w+: )?(\[Errno -?\d+\] )?", "", str(error).strip()).splitlines()
     return (text[0][:160].rstrip(" .:") if text else "") or type(error).__name__
