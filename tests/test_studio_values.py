@@ -14,10 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from klype.answers.tree import Branch, Tree, TreeAnswer, TreeSettings
+from klype.cli.commands.examine import tell_plan
+from klype.cli.terminal import Terminal
 from klype.engine.sampling import shape
 from klype.errors import UsageError
 from klype.examine.charts import spikes
 from klype.examine.say import Say
+from klype.examine.settings import ExamSettings
+from klype.examine.target import ExamPlan
 from klype.samplers import TokenCounts
 from klype.studio.answer import split_at
 from klype.studio.answer_panel import bars_of, drawn_from
@@ -28,6 +32,7 @@ from klype.studio.frame import preferred, theme, to_csv
 from klype.studio.paths_search import FlowNode, leaves, merged, most_probable, pruned
 from klype.studio.tokens import pieces, shown
 from klype.values import Distribution, Sampling, Step
+from klype.words import LANGUAGES, words
 from tests.studio_toys import model, studio
 
 SAMPLINGS = st.builds(
@@ -286,6 +291,13 @@ def test_progress_is_heard_from_the_commands_own_lines() -> None:
     assert list(shares) == sorted(shares)
     assert (parts[0], parts[-1]) == ("plan", "forks")
     assert 0 == shares[0] < shares[2] < shares[-1] < 1
+
+
+@pytest.mark.parametrize("lang", LANGUAGES)
+def test_what_is_planned_is_one_line_for_the_page(lang: str, capsys: pytest.CaptureFixture[str]) -> None:
+    found = ExamPlan(ExamSettings(), 60, {"feedback": 30_000, "trees": 12_687}, 99.0)
+    tell_plan(Terminal(lang=lang), words(lang, "examination"), found)
+    assert len(capsys.readouterr().out.splitlines()) == 1
 
 
 def test_what_was_examined_is_found_by_its_weights_and_settings(tmp_path: Path) -> None:

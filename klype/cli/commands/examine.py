@@ -165,7 +165,8 @@ def tell_plan(terminal: Terminal, w: Words, found: ExamPlan) -> None:
         "passes": found.total,
     }
     shown = {name: count(value, terminal.lang) for name, value in counts.items()}
-    terminal.console.print(w("examine.plan", **shown, seconds=number(found.seconds, terminal.lang, 0)), markup=False)
+    told = w("examine.plan", **shown, seconds=number(found.seconds, terminal.lang, 0))
+    terminal.console.print(told, markup=False, soft_wrap=True)  # the studio shows it as one line
 
 
 @contextmanager
