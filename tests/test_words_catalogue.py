@@ -82,3 +82,10 @@ def test_every_reason_for_a_missing_figure_is_told_in_both_languages() -> None:
                     unknown.append(f"{module.name}: {reason}")
     assert not unknown
     assert say.why("fewer than 30 matched pairs") == "færre enn 30 par som passer sammen"
+
+
+@pytest.mark.parametrize(("lang", "others"), [("en", "«»"), ("nb", "“”")])
+def test_each_language_has_its_own_quotes(lang: str, others: str) -> None:
+    for catalogue in CATALOGUES:
+        for key, text in words(lang, catalogue).messages.items():
+            assert not set(others) & set(text), f"{catalogue}: {key}"

@@ -241,7 +241,7 @@ class PathsPage:
             named: dict[str, float] = {}
             for meaning, share in other.meanings[:3]:
                 place = found.place_of(meaning)
-                name = f"«{say.text(found.meant[place].text)}»" if place >= 0 else w("other_meaning")
+                name = w("quoted", text=say.text(found.meant[place].text)) if place >= 0 else w("other_meaning")
                 named[name] = named.get(name, 0.0) + share
             then = ", ".join(f"{say.share(share, 1)} {name}" for name, share in named.items())
             rows.append(
