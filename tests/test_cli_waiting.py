@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,11 @@ def test_what_takes_longer_than_a_moment_is_told(capsys: pytest.CaptureFixture[s
     ("command", "lang"), [("ask", "nb"), ("next", "en"), ("tree", "nb"), ("forks", "en"), ("chat", "nb")]
 )
 def test_a_model_that_opens_slowly_is_waited_for_with_a_word(
-    command: str, lang: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: str,
+    lang: str,
+    monkeypatch: pytest.MonkeyPatch,
+    typed: Callable[[str], None],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def slowly(*given: Any, **named: Any) -> checkpoint.Loaded:
         time.sleep(1.5)
@@ -59,7 +63,7 @@ def test_a_model_that_opens_slowly_is_waited_for_with_a_word(
 
     opened = checkpoint.load
     monkeypatch.setattr(checkpoint, "load", slowly)
-    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    typed("")
     texts = [] if command == "chat" else ["Hvor er Kari?"]
     assert guarded(call, [command, "demo", *texts, "--json", "--lang", lang]) == 0
     said = capsys.readouterr()

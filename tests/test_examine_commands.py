@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
@@ -10,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -280,13 +280,13 @@ def test_killed_and_gone_on_is_straight_to_the_byte(run: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("lang", ["en", "nb"])
-def test_a_long_examination_is_agreed_to_in_ones_own_language(lang: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_examination_is_agreed_to_in_ones_own_language(lang: str, typed: Callable[[str], None]) -> None:
     w = words(lang, "examination")
     for answer in ("j", " Ja", "y", "YES"):
-        monkeypatch.setattr("sys.stdin", io.StringIO(f"{answer}\n"))
+        typed(f"{answer}\n")
         agree(w)
     for answer in ("", "n", "nei"):
-        monkeypatch.setattr("sys.stdin", io.StringIO(f"{answer}\n"))
+        typed(f"{answer}\n")
         with pytest.raises(typer.Abort):
             agree(w)
     assert w("examine.ask").endswith({"en": "[y/N]:", "nb": "[j/N]:"}[lang])

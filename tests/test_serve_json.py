@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -197,13 +196,6 @@ def test_an_answer_that_cannot_be_gone_on_with_ends_alone() -> None:
     got = post(app([blind]), "/v1/chat/completions", json=asked({"type": "string", "pattern": "^[ab]\\u00e6$"}))
     assert got.status_code == 400
     assert "could not be gone on with" in got.json()["error"]["message"]
-
-
-def test_the_package_is_named_where_it_is_missing(toy: ASGIApp, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "llguidance", None)
-    got = post(toy, "/v1/chat/completions", json=asked(CAT))
-    assert got.status_code == 400
-    assert "pip install 'klype[json]'" in got.json()["error"]["message"]
 
 
 def test_the_official_client_parses_it() -> None:

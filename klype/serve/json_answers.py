@@ -40,8 +40,8 @@ class JsonAnswers:
         try:
             from llguidance import LLMatcher
         except ImportError:
-            message = "A response_format of JSON needs the package llguidance: pip install 'klype[json]' on the server."
-            raise ApiError(message, 400, PARAM) from None
+            message = "A response_format of JSON needs the package llguidance, which is not installed here: "
+            raise ApiError(message + "pip install 'klype[json]' on the server.", 400, PARAM) from None
         written = json.dumps(schema, ensure_ascii=False)
         if lacking := {*ASCII, *written.encode()} - self._alone.keys():
             raise ApiError(f"This model cannot write JSON: it has no token {bytes([min(lacking)])!r}.", 400, PARAM)
