@@ -193,7 +193,7 @@ def test_a_bug_is_told_even_where_no_file_can_be_written(home: Path, capsys: Cap
         (["forks", "nowhere", ""], "There is no text."),
         (["tree", "nowhere", "hi", "--budget", "0"], "--budget should be a whole number of passes from 1 up (it is 0)"),
         (["examine", "nowhere", "--budget", "00"], "--budget should be a whole number of passes from 1 up (it is 00)"),
-        (["ask", "nowhere", "hi", "--temperature", "-1"], "--temperature should be a number from 0 up (it is -1.0)."),
+        (["ask", "nowhere", "hi", "--temperature", "-1"], "--temperature should be a number from 0 up (it is -1)."),
         (["ask", "nowhere", "hi", "--temperature", "nan"], "--temperature should be a number from 0 up"),
         (["ask", "nowhere", "hi", "--top-p", "0"], "--top-p should be above 0 and at most 1"),
         (["next", "nowhere", "hi", "--top", "0"], "Invalid value for '--top'"),

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import traceback
 from collections.abc import Callable
 from datetime import datetime
@@ -37,12 +38,17 @@ NO_MEMORY = (
 """What errors say, in small letters: torch's own on Linux and macOS, the system's, Windows', a GPU's, C++'s; those
 of libraries' loaders on Linux and on Windows; oneDNN's."""
 
+# torch maps more than this; where OpenMP finds no room for a thread it ends the process without a word of ours.
+LEAST = 1e9
+
 
 def guarded(command: Callable[[list[str]], object], argv: list[str], name: str = "klype") -> int:
     """Run the command ``name``; return its exit code, having told what went wrong if something did."""
     as_json = wants_json(argv) and not is_launched(argv)  # started again, it has a result yet: stdout is for that
     tell = partial(_tell, as_json, speaks(argv), "en" if as_json else speech(argv))
     try:
+        if _limit() < LEAST:
+            raise MemoryError
         code = command(argv)
     except KlypeError as error:
         return tell(error.message, error.hint, error.exit_code)
@@ -96,14 +102,20 @@ def _lacks_memory(error: Exception) -> bool:
 def _memory_hint() -> str:
     """Names the limit on this process, where somebody has set one: then it is not other programs that take the room."""
     smaller = "Close other programs or choose a smaller model."
+    most = _limit()
+    if math.isinf(most):
+        return smaller
+    return f"This process may use {most / 1e9:.1f} GB (ulimit -v), which is too little: raise that limit."
+
+
+def _limit() -> float:
+    """Bytes that this process may map; infinity where nobody has set a limit."""
     try:
         import resource
     except ImportError:  # Windows
-        return smaller
+        return math.inf
     most = resource.getrlimit(resource.RLIMIT_AS)[0]
-    if most == resource.RLIM_INFINITY:
-        return smaller
-    return f"This process may use {most / 1e9:.1f} GB (ulimit -v), which is too little: raise that limit."
+    return math.inf if most == resource.RLIM_INFINITY else most
 
 
 def _explain(error: OSError) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -125,8 +126,10 @@ def compute_picture(board: BiasBoard, tell: ArmNames) -> Picture | None:
     named = pareto([row for row in rows if board.kinds[row[0]] != "truth"])
     named |= {name for name, _, _ in rows if board.kinds[name] in ("baseline", "truth")}
     series = []
+    middle = math.sqrt(min(times for _, times, _ in rows) * max(times for _, times, _ in rows))  # of a log axis
     for name, times, kl in rows:
-        label = {"show": name in named, "formatter": tell.name(name), "color": "$ink", "position": "right"}
+        side = "left" if times > middle else "right"  # towards the middle, where there is room
+        label = {"show": name in named, "formatter": tell.name(name), "color": "$ink", "position": side}
         point = {"showSymbol": True, "symbolSize": 11, "label": label}
         series.append(line(tell.name(name), [(times, kl)], tell.colour(name), **point))
     x, y = axis(tell.own("picture.axis_compute"), kind="log"), axis(tell.own("picture.axis_kl"), scale=True)
