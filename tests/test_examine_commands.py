@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 
 from klype.cli import guard
 from klype.cli.commands.examine import agree
 from klype.cli.main import call
+from klype.errors import KlypeError
 from klype.words import words
 from tests.test_cli_models import Captured, document, question, run, world
 
@@ -287,6 +287,6 @@ def test_a_long_examination_is_agreed_to_in_ones_own_language(lang: str, typed: 
         agree(w)
     for answer in ("", "n", "nei"):
         typed(f"{answer}\n")
-        with pytest.raises(typer.Abort):
+        with pytest.raises(KlypeError, match="Nothing was begun"):
             agree(w)
     assert w("examine.ask").endswith({"en": "[y/N]:", "nb": "[j/N]:"}[lang])

@@ -14,7 +14,7 @@ import typer
 
 from klype.cli import options as o
 from klype.cli.terminal import Terminal, split_budget, to_json, write
-from klype.errors import UsageError
+from klype.errors import KlypeError, UsageError
 from klype.examine.settings import ArticleSettings, ExamSettings
 from klype.option import Option, Options
 from klype.words import plain
@@ -149,10 +149,10 @@ def apart(folder: Path, models: Sequence[str]) -> list[Path]:
 
 
 def agree(w: Words) -> None:
-    """Asks whether to go on, in the reader's language, which typer's own question is not. Errors: Abort, if not."""
+    """Asks whether to go on, in the reader's language, which typer's own question is not. Errors: if not."""
     answer = typer.prompt(w("examine.ask"), default="", show_default=False, prompt_suffix=" ", err=True)
     if not answer.strip().casefold().startswith(("y", "j")):
-        raise typer.Abort
+        raise KlypeError("Nothing was begun.")
 
 
 def tell_plan(terminal: Terminal, w: Words, found: ExamPlan) -> None:
