@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from klype.cli import options as o
+from klype.cli.progress import patiently, starting
 from klype.cli.terminal import Terminal, split_budget, to_json, write
 from klype.errors import KlypeError, UsageError
 from klype.examine.settings import ArticleSettings, ExamSettings
@@ -74,7 +75,15 @@ def command(terminal: Terminal, settings: ExamSettings, asked: ExaminationOption
     for file in asked.training:
         if not file.exists():
             raise UsageError(f"--training: there is nothing at {file}.")
-    from klype.api.examinee import questions_of, suite_files
+    with starting(terminal):
+        from klype.api.examination import prepare
+        from klype.api.examinee import questions_of, suite_files
+        from klype.api.judging import open_judge
+        from klype.api.model import load
+        from klype.cli.terminal import tell_cost
+        from klype.data.readers import read_texts
+        from klype.examine.compare import failed, parse
+        from klype.words import words
 
     if asked.suite not in ("", "world"):
         suite_files(asked.suite)
@@ -82,14 +91,6 @@ def command(terminal: Terminal, settings: ExamSettings, asked: ExaminationOption
     models = [o.a_model(model) for model in asked.models] or [o.default_model(terminal)]
     if len(models) != 1 + asked.compare:
         raise UsageError("Give one MODEL, or two with --compare.")
-    from klype.api.examination import prepare
-    from klype.api.judging import open_judge
-    from klype.api.model import load
-    from klype.cli.terminal import tell_cost
-    from klype.data.readers import read_texts
-    from klype.examine.compare import failed, parse
-    from klype.words import words
-
     conditions = [parse(text) for text in asked.fail_if]
     for condition in conditions:
         condition.check([f"{t:g}" for t in settings.temperatures])
@@ -101,11 +102,12 @@ def command(terminal: Terminal, settings: ExamSettings, asked: ExaminationOption
     found: list[Examined] = []
     documents: list[dict[str, Any]] = []
     for name, place in zip(models, apart(folder, models) if asked.compare else [folder], strict=True):
-        model = load(name, asked.precision, limits, asked.device)
-        questions = questions_of(model.opened, asked.questions, asked.suite, asked.most)
-        exam = prepare(
-            model, questions, settings, asked.minutes, budget=passes, raw=asked.raw, judge=judge, training=texts
-        )
+        with patiently(w("examine.planning", model=Path(name).name or name)):
+            model = load(name, asked.precision, limits, asked.device)
+            questions = questions_of(model.opened, asked.questions, asked.suite, asked.most)
+            exam = prepare(
+                model, questions, settings, asked.minutes, budget=passes, raw=asked.raw, judge=judge, training=texts
+            )
         tell_plan(terminal, w, exam.plan)
         if exam.plan.seconds > LONG_S and passes is None and not asked.yes and sys.stdin.isatty():
             agree(w)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from klype.cli import options as o
 from klype.cli.guard import INTERRUPTED
+from klype.cli.progress import starting
 from klype.cli.terminal import Terminal
 from klype.errors import KlypeError, UsageError
 from klype.option import Option, Options
@@ -50,12 +51,13 @@ class RankOptions(Options):
 def command(terminal: Terminal, asked: RankOptions) -> None:
     """Rank the answers in a run's store (or bring rankings in and out), and see how well the annotators agree."""
     o.a_file("--import", asked.import_)
-    from klype.preferences.database import DamagedError
-    from klype.preferences.formats import FORMATS
-    from klype.preferences.store import Store
-    from klype.runs import rankers, ranking
-    from klype.sources.bundled import called
-    from klype.sources.find import find_model
+    with starting(terminal):
+        from klype.preferences.database import DamagedError
+        from klype.preferences.formats import FORMATS
+        from klype.preferences.store import Store
+        from klype.runs import rankers, ranking
+        from klype.sources.bundled import called
+        from klype.sources.find import find_model
 
     if asked.form not in FORMATS:
         raise UsageError(f"--format: there is no format {asked.form}.", f"Use {', '.join(FORMATS)}.")

@@ -13,7 +13,7 @@ import typer
 
 from klype.cli import environment
 from klype.cli import options as o
-from klype.cli.progress import listener
+from klype.cli.progress import listener, starting
 from klype.cli.terminal import Terminal
 from klype.environment import cache_folder
 from klype.option import Option
@@ -74,12 +74,12 @@ class AlignOptions(WorkOptions):
 
 def align_command(terminal: Terminal, asked: AlignOptions) -> None:
     """Align a run's fine-tuned model with its rankings, and say what came of it."""
-    from klype.cli.progress import listener
-    from klype.config import make
-    from klype.runs import folder
-    from klype.runs.checks import checked
-    from klype.runs.rounds import align_rounds, overrides
-    from klype.train.rewards import typed
+    with starting(terminal):
+        from klype.config import make
+        from klype.runs import folder
+        from klype.runs.checks import checked
+        from klype.runs.rounds import align_rounds, overrides
+        from klype.train.rewards import typed
 
     how = (*overrides(asked.method, typed(asked.reward), asked.beta, asked.target_kl), *asked.overrides)
     common = {field.name: getattr(asked, field.name) for field in fields(WorkOptions)}
